@@ -12,6 +12,9 @@ import (
 // retry is the time until a failed change is tried again.
 const retry = time.Second
 
+// destroyLater is the time until a round goes on destroying sets. Each such round does so for some 20 ms.
+const destroyLater = retry / 10
+
 // round is the state of one reconcile.
 type round struct {
 	*agent
@@ -231,10 +234,10 @@ func (r *round) walkConnections(context.Context) bool {
 	return true
 }
 
-// retryLeftSets asks for another round if the kernel still uses sets that the ruleset no longer has.
+// retryLeftSets asks for another round if sets that the ruleset no longer has are still to be destroyed.
 func (r *round) retryLeftSets(context.Context) bool {
 	if len(r.applied.Left) > 0 {
-		r.next = sooner(r.next, retry)
+		r.next = sooner(r.next, destroyLater)
 	}
 	return true
 }

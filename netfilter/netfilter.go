@@ -39,8 +39,9 @@ type Result struct {
 	Closed []netip.Addr
 	// Rules is true if rules were changed, and not only sets.
 	Rules bool
-	// Left has sets that the ruleset no longer has, but that the kernel still uses: it is still deleting a rule that
-	// names them. The next apply tries again to destroy these sets.
+	// Left has sets that the ruleset no longer has, and that are to be destroyed. Destroying a set takes the kernel
+	// milliseconds, so it waits for an apply that has nothing else to do. The kernel may also still be deleting a rule
+	// that names the set.
 	Left []string
 	// Strays has the addresses in the sets of all pods that are assigned to no pod. Applying a ruleset leaves these
 	// addresses in the sets.

@@ -11,8 +11,6 @@ import (
 	"strings"
 	"sync/atomic"
 
-	"github.com/vishvananda/netlink/nl"
-
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/ipset"
@@ -31,6 +29,8 @@ type Driver struct {
 	have *state
 	// settled is the last ruleset; nil unless the kernel is known to have all of it and nothing else.
 	settled *ruleset.Ruleset
+	// left are the sets that the last Apply left to be destroyed.
+	left    []string
 	refresh *refresh // nil if none has begun
 	// fresh is true if have was read and nothing was changed since.
 	fresh    bool
@@ -260,9 +260,13 @@ func (d *Driver) changeRules(ctx context.Context, p plan) error {
 func (d *Driver) prepare(ctx context.Context, p plan, have state, want *lowered) error {
 	refused := ruleset.Refused{}
 	for _, s := range p.create {
+		var foreign error
+		if _, ok := have.sets[s.Name]; ok {
+			foreign = d.destroyForeign(s.Name)
+		}
 		made, err := d.make(s, refused)
 		if err != nil {
-			return err
+			return errors.Join(foreign, err)
 		}
 		if made != nil {
 			have.sets[s.Name] = *made
@@ -302,17 +306,11 @@ func (d *Driver) carryOut(ctx context.Context, p plan, have state, want *lowered
 	if err := changeSets(p.after, want, refused); err != nil {
 		return nil, nil, err
 	}
-	for _, name := range p.destroy {
-		err := d.sets.Destroy(name)
-		// nf_tables frees a deleted rule some time after the transaction is over. Until then the rule still uses the
-		// set.
-		if errors.Is(err, nl.IPSetError(nl.IPSET_ERR_BUSY)) {
-			left = append(left, name)
-		} else if err != nil {
-			return nil, nil, err
-		}
+	if p.changes() {
+		return p.destroy, refused, nil
 	}
-	return left, refused, nil
+	left, err = d.destroy(p.destroy)
+	return left, refused, err
 }
 
 // restore carries out the families' commands, one family after the other. Doing both at once would take longer,

@@ -471,7 +471,8 @@ func TestWithoutIP6tables(t *testing.T) {
 		}
 		mustApply(t, d, policy.Compile(dual), netfilter.Trust)
 		out := nodetest.Run(t, "ip6tables", "-t", "mangle", "-S", "FORWARD")
-		if !strings.HasPrefix(out, "-P FORWARD ACCEPT\n-A FORWARD -m comment") || strings.Count(out, "-j WEIR-FORWARD") != 1 {
+		if !strings.HasPrefix(out, "-P FORWARD ACCEPT\n-A FORWARD -j WEIR-FORWARD") ||
+			strings.Count(out, "-j WEIR-FORWARD") != 1 {
 			t.Errorf("weir's rule isn't first:\n%s", out)
 		}
 		for _, hook := range []string{"mangle INPUT", "filter FORWARD", "nat POSTROUTING"} {

@@ -11,8 +11,8 @@ import (
 // settle remembers the ruleset that the kernel has now, so that applyEntries can compare the next one with it. It
 // forgets the ruleset if the kernel has anything else, or if something about the kernel is unknown.
 func (d *Driver) settle(r ruleset.Ruleset, result netfilter.Result, err error) {
-	d.settled = nil
-	if err == nil && len(result.Left) == 0 {
+	d.settled, d.left = nil, result.Left
+	if err == nil {
 		d.settled = &r
 	}
 }
@@ -54,7 +54,7 @@ func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done 
 		have.sets[s.Name] = held
 	}
 	d.have, d.fresh = have, false
-	result = netfilter.Result{Changed: len(dels)+len(adds)-len(refused) > 0, Closes: len(dels) > 0}
+	result = netfilter.Result{Changed: len(dels)+len(adds)-len(refused) > 0, Closes: len(dels) > 0, Left: d.left}
 	if len(adds) == 0 {
 		result.Closed = addressesOf(dels)
 	}
@@ -99,7 +99,8 @@ func (d *Driver) changedEntries(r ruleset.Ruleset) (changed []ruleset.Set, ok bo
 		}
 		changed = append(changed, s)
 	}
-	return changed, true
+	// If nothing has changed, there is time to destroy the sets that are left.
+	return changed, len(changed) > 0 || len(d.left) == 0
 }
 
 // sameChains reports whether the chains are the same. It takes no time if the two share their memory.

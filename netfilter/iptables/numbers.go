@@ -3,6 +3,7 @@ package iptables
 import (
 	"cmp"
 	"fmt"
+	"hash/fnv"
 	"maps"
 	"slices"
 	"strconv"
@@ -19,7 +20,7 @@ import (
 //
 // A class keeps its number for as long as it exists. The number of a class that is gone goes to the class that has all
 // of its pods now: a changed policy changes rules, and no pod's number. No other class gets a number that a pod in the
-// kernel has.
+// kernel has, and hardly ever one that another class had before (see free).
 
 // The bits of a packet's mark that have the number of a class. In all other bits weir leaves what others have written.
 const (
@@ -59,6 +60,9 @@ var dispatches = map[string]dispatch{
 
 // returns is in place of a chain for the pods that no policy isolates: their packets leave the chain.
 const returns = "RETURN"
+
+// closedClass ends the names of the chains for pods whose policies let nothing through. These two classes always exist.
+var closedClass = strings.ToUpper(conf.NoneClass)
 
 // class is a class as the rule that leads to it describes it.
 type class struct {
@@ -116,12 +120,12 @@ func assign(was *numbering, members ruleset.Entries, classes []class) (now *numb
 		was:       was, members: members, classes: classes,
 	}
 	a.keep()
-	for _, c := range slices.Backward(classes) { // so that the classes that always exist have the lowest numbers
+	for _, c := range slices.Backward(classes) {
 		if a.of[c.target] != 0 {
 			continue
 		}
-		n := a.free()
-		if n > maxNumber {
+		n := a.free(c.target)
+		if n == 0 {
 			return nil, false
 		}
 		a.leaves[n], a.of[c.target] = c.target, n
@@ -141,7 +145,6 @@ type assignment struct {
 	members ruleset.Entries
 	classes []class
 	held    map[int][]ruleset.Element // the members by number; nil if it isn't known yet
-	last    int                       // the last number that free has returned
 }
 
 // keep takes over numbers that the kernel's rules and pods have.
@@ -223,16 +226,26 @@ func (a *assignment) successor(number int) (target string) {
 	return target
 }
 
-// free returns the lowest number that neither the rules nor a pod have, and that it hasn't returned before. It may be
-// greater than maxNumber.
-func (a *assignment) free() int {
+// free returns a number for the class that neither the rules nor a pod have; 0 if there is none. The search begins at a
+// hash of the chain's name. So a class that comes again nearly always gets the number that it had, and no other class
+// gets it meanwhile: rules that another program has saved and restores lead pods to their own class. The classes that
+// always exist get the lowest number.
+func (a *assignment) free(target string) int {
 	held := a.holders()
-	for n := max(a.last, openClass) + 1; ; n++ {
+	const first, count = openClass + 1, maxNumber - openClass
+	begin := uint32(0)
+	if target != conf.IngressClassChains+closedClass && target != conf.EgressClassChains+closedClass {
+		h := fnv.New32a()
+		_, _ = h.Write([]byte(target)) // never fails
+		begin = h.Sum32() % count
+	}
+	for i := range uint32(count) {
+		n := first + int((begin+i)%count)
 		if a.leaves[n] == "" && a.was.leaves[n] == "" && len(held[n]) == 0 {
-			a.last = n
 			return n
 		}
 	}
+	return 0
 }
 
 // classWith returns the first of the classes that has the element; nil if none has it.

@@ -90,6 +90,20 @@ func inShort(changes []change) (all []string) {
 	return all
 }
 
+// numberOf returns the number that a class gets if nobody has it.
+func numberOf(chain string) int {
+	a := assignment{numbering: numbering{leaves: leaves{}}, was: &numbering{}}
+	return a.free(chain)
+}
+
+// gets returns the change, as inShort does, by which the pod gets the number of the class.
+func gets(set, addr, chain string) string { return fmt.Sprint(set, " ", addr, " ", numberOf(chain)) }
+
+// byNumber returns the beginning of the rule for packets with the number of the class.
+func byNumber(chain string) string {
+	return "--mark " + markText(uint32(numberOf(chain)), allBits) + " "
+}
+
 // TestNumbers: a change of classes changes the numbers of as few pods as it can. A pod's number changes in one step
 // if one number can lead to the right class before and after the change of rules.
 func TestNumbers(t *testing.T) {
@@ -102,34 +116,35 @@ func TestNumbers(t *testing.T) {
 	}{
 		"an edited policy": {
 			have: egress(pods{a: "WEIR-EG-80", b: "WEIR-EG-80"}), want: egress(pods{a: "WEIR-EG-443", b: "WEIR-EG-443"}),
-			rules: "--mark 0x20000/0x1fff0000 -g WEIR-EG-443",
+			rules: byNumber("WEIR-EG-80") + "-g WEIR-EG-443",
 		},
 		"a first policy": {
 			have: egress(pods{a: returns, b: returns}), want: egress(pods{a: "WEIR-EG-80", b: returns}),
-			before: []string{"weir-eg 10.0.0.1 2"},
+			before: []string{gets("weir-eg", a, "WEIR-EG-80")},
 		},
 		"a policy that others stay under goes": {
 			have: egress(pods{a: "WEIR-EG-80-443", b: "WEIR-EG-80"}), want: egress(pods{a: "WEIR-EG-80", b: "WEIR-EG-80"}),
-			before: []string{"weir-eg 10.0.0.1 3"}, rules: "--mark 0x20000/0x1fff0000 -m comment",
+			before: []string{gets("weir-eg", a, "WEIR-EG-80")}, rules: byNumber("WEIR-EG-80-443") + "-m comment",
 		},
 		"the last policy goes": {
 			have: egress(pods{a: "WEIR-EG-80", b: returns}), want: egress(pods{a: returns, b: returns}),
-			after: []string{"weir-eg 10.0.0.1 1"}, rules: "--mark 0x20000/0x1fff0000 -m comment --comment \"" + formerComment,
+			after: []string{"weir-eg 10.0.0.1 1"}, rules: byNumber("WEIR-EG-80") + "-m comment --comment \"" + formerComment,
 		},
 		"a policy more": {
 			have:  egress(pods{a: "WEIR-EG-80", b: "WEIR-EG-80"}),
 			want:  egress(pods{a: "WEIR-EG-80-443", b: "WEIR-EG-80"}),
-			after: []string{"weir-eg 10.0.0.1 3"}, rules: "--mark 0x30000/0x1fff0000 -g WEIR-EG-80-443",
+			after: []string{gets("weir-eg", a, "WEIR-EG-80-443")}, rules: byNumber("WEIR-EG-80-443") + "-g WEIR-EG-80-443",
 		},
 		"another class, no rules": {
 			have:   egress(pods{a: "WEIR-EG-80", b: "WEIR-EG-443", c: "WEIR-EG-80"}),
 			want:   egress(pods{a: "WEIR-EG-443", b: "WEIR-EG-443", c: "WEIR-EG-80"}),
-			before: []string{"weir-eg 10.0.0.1 3"},
+			before: []string{gets("weir-eg", a, "WEIR-EG-443")},
 		},
 		"another class, and rules": {
 			have:   egress(pods{a: "WEIR-EG-80", b: "WEIR-EG-443", c: "WEIR-EG-80"}),
 			want:   egress(pods{a: "WEIR-EG-443", b: "WEIR-EG-443", c: "WEIR-EG-80", "10.0.0.4": "WEIR-EG-1"}),
-			before: []string{"-weir-eg 10.0.0.1"}, after: []string{"weir-eg 10.0.0.1 3", "weir-eg 10.0.0.4 4"},
+			before: []string{"-weir-eg 10.0.0.1"},
+			after:  []string{gets("weir-eg", a, "WEIR-EG-443"), gets("weir-eg", "10.0.0.4", "WEIR-EG-1")},
 		},
 		"two pods that cross in both directions": {
 			have: both(oneDirection("ingress", pods{a: "WEIR-IN-1", b: "WEIR-IN-2"}),
@@ -137,11 +152,14 @@ func TestNumbers(t *testing.T) {
 			want: both(oneDirection("ingress", pods{a: "WEIR-IN-2", b: "WEIR-IN-1"}),
 				egress(pods{a: "WEIR-EG-2", b: "WEIR-EG-1"})),
 			before: []string{"-weir-eg 10.0.0.1", "-weir-eg 10.0.0.2", "-weir-in 10.0.0.1", "-weir-in 10.0.0.2"},
-			after:  []string{"weir-eg 10.0.0.1 2", "weir-eg 10.0.0.2 3", "weir-in 10.0.0.1 2", "weir-in 10.0.0.2 3"},
+			after: []string{
+				gets("weir-eg", a, "WEIR-EG-2"), gets("weir-eg", b, "WEIR-EG-1"),
+				gets("weir-in", a, "WEIR-IN-2"), gets("weir-in", b, "WEIR-IN-1"),
+			},
 		},
 		"two pods that cross in one direction": {
 			have: egress(pods{a: "WEIR-EG-1", b: "WEIR-EG-2"}), want: egress(pods{a: "WEIR-EG-2", b: "WEIR-EG-1"}),
-			before: []string{"weir-eg 10.0.0.1 2", "weir-eg 10.0.0.2 3"},
+			before: []string{gets("weir-eg", a, "WEIR-EG-2"), gets("weir-eg", b, "WEIR-EG-1")},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -163,16 +181,43 @@ func TestNumbers(t *testing.T) {
 func TestNumbersAreNotReused(t *testing.T) {
 	have := stateOf(oneDirection("egress", pods{"10.0.0.1": returns}))
 	s := have.sets[conf.EgressMap]
-	for n, addr := range []string{2: "10.0.0.2", 3: "10.0.0.3"} {
-		if addr != "" {
-			e := ruleset.Element{Prefix: netip.MustParsePrefix(addr + "/32")}
-			s.entries = s.entries.With(ruleset.Entry{Element: e, Comment: numbered(n, "ns/ended")})
-		}
+	first := numberOf("WEIR-EG-80")
+	for i, addr := range []string{"10.0.0.2", "10.0.0.3"} {
+		e := ruleset.Element{Prefix: netip.MustParsePrefix(addr + "/32")}
+		s.entries = s.entries.With(ruleset.Entry{Element: e, Comment: numbered(first+i, "ns/ended")})
 	}
 	have.sets[conf.EgressMap] = s
 	l := lowerOnto(have, oneDirection("egress", pods{"10.0.0.1": "WEIR-EG-80"}))
-	if got := l.numbers[conf.IPv4][conf.EgressChain].of["WEIR-EG-80"]; got != 4 {
-		t.Errorf("the class has number %d", got)
+	if got := l.numbers[conf.IPv4][conf.EgressChain].of["WEIR-EG-80"]; got != first+2 {
+		t.Errorf("the class has number %d, want %d", got, first+2)
+	}
+}
+
+// TestAClassGetsItsNumberAgain: rules of an earlier state that another program has saved and restores must lead to the
+// same class. So a class whose pods left and come again gets its number again, and no class that came meanwhile has it.
+func TestAClassGetsItsNumberAgain(t *testing.T) {
+	m := newModel(t)
+	number := func(chain string) int {
+		t.Helper()
+		for _, now := range []pods{{"10.0.0.2": returns}, {"10.0.0.1": chain, "10.0.0.2": returns}} {
+			m.plan(makePlan(m.state, lowerOnto(m.state, oneDirection("egress", now))), func(string) {})
+		}
+		for n, target := range numberingOf(m.state.tables[conf.IPv4][checks].rules, conf.EgressChain).leaves {
+			if target == chain {
+				return n
+			}
+		}
+		t.Fatalf("%s has no number", chain)
+		return 0
+	}
+	first := number("WEIR-EG-80")
+	for i := range 20 {
+		if n := number(fmt.Sprint("WEIR-EG-", 1000+i)); n == first {
+			t.Errorf("another class has number %d", n)
+		}
+	}
+	if again := number("WEIR-EG-80"); again != first {
+		t.Errorf("the class had number %d, and has %d", first, again)
 	}
 }
 

@@ -24,8 +24,9 @@ type plan struct {
 	restore [len(conf.Families)]string // for each family's iptables-restore --noflush
 	// blind has the commands for tables whose rules neither iptables-save nor the kernel shows. Each element is tried
 	// by itself.
-	blind   []blind
-	after   []change
+	blind []blind
+	after []change
+	// destroy has sets that no rule uses any more. They are destroyed by an Apply that has nothing else to do.
 	destroy []string
 	// strays are entries in the sets of all pods that belong to no known attachment. The plan doesn't remove strays:
 	// such an address may be assigned to an attachment that has just begun. Only the code that ends an attachment
@@ -60,8 +61,11 @@ type change struct {
 	del bool
 }
 
-func (p plan) empty() bool {
-	return len(p.create)+len(p.before)+len(p.across)+len(p.after)+len(p.destroy) == 0 && !p.restores()
+func (p plan) empty() bool { return len(p.destroy) == 0 && !p.changes() }
+
+// changes reports whether the plan has anything to do but to destroy sets.
+func (p plan) changes() bool {
+	return len(p.create)+len(p.before)+len(p.across)+len(p.after) > 0 || p.restores()
 }
 
 // restores reports whether the plan changes any family's rules.

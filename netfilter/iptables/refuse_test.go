@@ -142,13 +142,16 @@ func TestRefusedByTheKernel(t *testing.T) {
 			errors.As(err, new(*netfilter.RefusedError)) {
 			t.Errorf("a type that there isn't, of a set that must be: %v", err)
 		}
+		// A rule uses the set, so the driver can't replace it.
 		nodetest.Run(t, "ipset", "create", "weir-x", "list:set")
+		nodetest.Run(t, fmt.Sprintf("iptables-%s", f), "-A", "INPUT", "-m", "set", "--match-set", "weir-x", "src")
 		if got := refused(with(ruleset.Set{Name: "weir-x", Kind: ruleset.Addresses, Opens: true})); got[ruleset.Refusal{
 			Set: "weir-x",
 		}] == "" {
 			t.Errorf("a set of another type: %v", got)
 		}
-		nodetest.Run(t, "ipset", "destroy", "weir-x")
+		nodetest.Run(t, fmt.Sprintf("iptables-%s", f), "-F", "INPUT")
+		nodetest.Run(t, "sh", "-c", "until ipset destroy weir-x; do :; done") // nf_tables frees rules later
 		bad := base
 		bad.Chains = append(slices.Clone(base.Chains), ruleset.Chain{Name: "WEIR-IN-X", Rules: []ruleset.Rule{
 			{Policies: []string{"a/np"}, Action: ruleset.Return, Comment: "weir: a"},

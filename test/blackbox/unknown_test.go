@@ -203,7 +203,7 @@ func TestALegacyTableThatIptablesCantPrint(t *testing.T) {
 	undo := withoutMatch(t, "statistic")
 	n, a, b := denied(t)
 	n.Reach(a, b.IP+":80", false)
-	if out := sh(t, "iptables-legacy-save -t mangle"); !strings.Contains(out, "-A FORWARD -m comment") {
+	if out := sh(t, "iptables-legacy-save -t mangle"); !strings.Contains(out, "-A FORWARD -j WEIR-FORWARD") {
 		t.Fatalf("weir's rules aren't in iptables-legacy:\n%s", out)
 	}
 	const rule = "FORWARD -m statistic --mode random --probability 0.5"

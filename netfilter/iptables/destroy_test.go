@@ -1,0 +1,85 @@
+package iptables
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/test/golden"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// walkthrough returns the ruleset of a story of test/golden.
+func walkthrough(t *testing.T, name string) (r ruleset.Ruleset) {
+	t.Helper()
+	golden.Each(t, "../..", func(_ *testing.T, story string, s policy.State) {
+		if story == name {
+			r = policy.Compile(s)
+		}
+	})
+	return r
+}
+
+// TestSetsAreDestroyedLater: an Apply that changes anything leaves sets that it no longer needs, and an Apply with
+// nothing else to do destroys them. A set that is needed again before that is used again, with its new entries.
+func TestSetsAreDestroyedLater(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	d := driver(t, NFT)
+	with, without := walkthrough(t, "walkthrough-3-allow"), walkthrough(t, "walkthrough-1-none")
+	sets := func() []string { return strings.Fields(nodetest.Run(t, "ipset", "list", "-name")) }
+	mustApply(t, d, with, netfilter.Trust)
+	needed := sets()
+	r := mustApply(t, d, without, netfilter.Trust)
+	if len(r.Left) == 0 || len(sets()) != len(needed) {
+		t.Errorf("a change of rules destroyed sets: left %q, there are %q", r.Left, sets())
+	}
+	if r := mustApply(t, d, with, netfilter.Trust); len(r.Left) > 0 {
+		t.Errorf("sets that are needed again are to be destroyed: %q", r.Left)
+	}
+	if r := mustApply(t, driver(t, NFT), with, netfilter.All); r.Changed {
+		t.Error("sets that are needed again have not their entries")
+	}
+	mustApply(t, d, without, netfilter.Trust)
+	for range 100 { // one Apply destroys sets for 20 ms at most, and nf_tables may still use a set
+		if r = mustApply(t, d, without, netfilter.Trust); len(r.Left) == 0 {
+			break
+		}
+	}
+	if now := sets(); slices.ContainsFunc(now, func(s string) bool { return strings.HasPrefix(s, "weir-sel") }) {
+		t.Errorf("a set that no rule uses is left: %q", now)
+	}
+}
+
+// TestForeignSetUnderAName: another program makes a set under the name of one of weir's, of another type. The driver
+// replaces it, unless a rule uses it: then the error says what to do.
+func TestForeignSetUnderAName(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	want := walkthrough(t, "walkthrough-3-allow")
+	nodetest.RunEach(t, "ipset create weir-in hash:net", "ipset add weir-in 10.0.0.0/8",
+		"iptables-nft -A INPUT -m set --match-set weir-in src -j DROP")
+	d := driver(t, NFT)
+	if _, err := d.Apply(t.Context(), want, netfilter.Trust); err == nil || !strings.Contains(err.Error(), "delete the rule") {
+		t.Errorf("while a rule uses it: %v", err)
+	}
+	nodetest.Run(t, "iptables-nft", "-F", "INPUT")
+	var err error
+	for range 1000 { // nf_tables may still use the set
+		if _, err = d.Apply(t.Context(), want, netfilter.Trust); err == nil {
+			break
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out := nodetest.Run(t, "ipset", "list", conf.IngressMap); !strings.Contains(out, "skbmark 0x1") {
+		t.Errorf("weir-in is:\n%s", out)
+	}
+}
