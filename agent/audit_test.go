@@ -1,9 +1,11 @@
 package agent
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/weir-net/weir/agent/drops"
@@ -72,4 +74,42 @@ func flowOf(p ruleset.Packet) nflog.Flow {
 	}
 	f.Proto = map[ruleset.Protocol]uint8{ruleset.TCP: 6, ruleset.UDP: 17, ruleset.SCTP: 132, "1": 1, "58": 58}[p.Proto]
 	return f
+}
+
+// TestAuditSumsAreBounded: a namespace with many kinds of connections takes no room from others, and no connection is
+// lost from the counts.
+func TestAuditSumsAreBounded(t *testing.T) {
+	s := newAuditSums()
+	sent := uint64(0)
+	send := func(namespace string, port int) {
+		sent++
+		s.add(&drops.Entry{Drop: &agentapi.Drop{
+			Count: 1, Direction: "ingress", Protocol: "tcp",
+			Destination: agentapi.DropEnd{Pod: namespace + "/p", Port: uint16(port)},
+		}}, wouldDrop{policies: []string{namespace + "/np" + fmt.Sprint(port%7)}})
+	}
+	const namespaces = maxAudited/maxAuditedEach + 2
+	for port := range 2 * maxAuditedEach {
+		for n := range namespaces {
+			send(fmt.Sprint("ns", n), port)
+		}
+	}
+	for port := range 5 {
+		send("quiet", port)
+	}
+	r := s.report("", func(*agentapi.AuditedTraffic) bool { return true })
+	count, quiet := r.More, 0
+	for _, d := range r.Dropped {
+		if count += d.Count; strings.HasPrefix(d.Policies[0], "quiet/") {
+			quiet++
+		}
+	}
+	if count != sent || quiet != 5 || len(s.kinds) > maxAudited || len(s.series) > maxDropSeries {
+		t.Errorf("%d of %d connections, %d of 5 kinds of a quiet namespace, %d kinds, %d series", count, sent, quiet,
+			len(s.kinds), len(s.series))
+	}
+	s.report("", func(*agentapi.AuditedTraffic) bool { return false })
+	if len(s.kinds)+len(s.each) != 0 {
+		t.Errorf("%d kinds and %d namespaces are left", len(s.kinds), len(s.each))
+	}
 }

@@ -22,8 +22,9 @@ import (
 )
 
 const (
-	// maxAudited bounds the kinds of connections that are summed up, and maxAuditedEach those of the same policies.
-	// maxAuditedEach also bounds the lists of policies for which further connections are counted apart.
+	// maxAudited bounds the kinds of connections that are summed up, and maxAuditedEach those of one namespace. If there
+	// is no more room, the namespace with the most kinds loses one. maxAuditedEach also bounds the lists of policies for
+	// which further connections are counted apart.
 	maxAudited     = 8192
 	maxAuditedEach = 1024
 )
@@ -33,7 +34,7 @@ type auditSums struct {
 	mu    sync.Mutex
 	since time.Time
 	kinds map[auditKind]*agentapi.AuditedTraffic
-	each  map[string]int    // how many kinds there are, by the policies
+	each  map[string]int    // how many kinds there are, by namespace
 	more  map[string]uint64 // connections beyond the bounds, by the policies
 	// series counts for the metric. It has at most maxDropSeries elements.
 	series   map[auditSeries]uint64
@@ -42,7 +43,7 @@ type auditSums struct {
 
 // auditKind is what connections of one kind have in common.
 type auditKind struct {
-	direction, policies string
+	direction, policies string // all policies of a kind are in one namespace
 	local, peer         string // namespace and labels of pods, or an address
 	protocol            string
 	port                uint16
@@ -93,14 +94,53 @@ func (s *auditSums) add(e *drops.Entry, w wouldDrop) {
 	case known != nil:
 		known.Count += e.Count
 		known.Last, known.Pod, known.Peer = e.Time, t.Pod, t.Peer
-	case len(s.kinds) >= maxAudited || s.each[by] >= maxAuditedEach:
-		if _, ok := s.more[by]; !ok && len(s.more) >= maxAuditedEach {
-			by = ""
-		}
-		s.more[by] += e.Count
+	case s.each[kind.namespace()] >= maxAuditedEach || len(s.kinds) >= maxAudited && !s.makeRoom(kind.namespace()):
+		s.countMore(by, e.Count)
 	default:
 		s.kinds[kind] = &t
-		s.each[by]++
+		s.each[kind.namespace()]++
+	}
+}
+
+// namespace returns the namespace of the policies.
+func (k auditKind) namespace() string {
+	namespace, _, _ := strings.Cut(k.policies, "/")
+	return namespace
+}
+
+// countMore counts connections that are in no kind.
+func (s *auditSums) countMore(policies string, count uint64) {
+	if _, ok := s.more[policies]; !ok && len(s.more) >= maxAuditedEach {
+		policies = ""
+	}
+	s.more[policies] += count
+}
+
+// makeRoom forgets a kind of the namespace that has the most. It returns false if that is the given namespace.
+func (s *auditSums) makeRoom(wanting string) bool {
+	most := wanting
+	for namespace, n := range s.each {
+		if n > s.each[most] {
+			most = namespace
+		}
+	}
+	if most == wanting {
+		return false
+	}
+	for kind, t := range s.kinds {
+		if kind.namespace() == most {
+			s.forget(kind)
+			s.countMore(kind.policies, t.Count)
+			return true
+		}
+	}
+	return false
+}
+
+func (s *auditSums) forget(kind auditKind) {
+	delete(s.kinds, kind)
+	if s.each[kind.namespace()]--; s.each[kind.namespace()] == 0 {
+		delete(s.each, kind.namespace())
 	}
 }
 
@@ -124,10 +164,7 @@ func (s *auditSums) report(name string, still func(*agentapi.AuditedTraffic) boo
 	for kind, t := range s.kinds {
 		switch {
 		case !still(t):
-			delete(s.kinds, kind)
-			if s.each[kind.policies]--; s.each[kind.policies] == 0 {
-				delete(s.each, kind.policies)
-			}
+			s.forget(kind)
 		case name == "" || slices.Contains(t.Policies, name):
 			r.Dropped = append(r.Dropped, *t)
 		}
