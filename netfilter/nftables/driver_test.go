@@ -1,7 +1,11 @@
 package nftables
 
 import (
+	"cmp"
+	"context"
 	"math/rand/v2"
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -162,5 +166,159 @@ func TestDriftIsRepaired(t *testing.T) {
 		if r := mustApply(t, driver(t), want, netfilter.All); r.Changed {
 			t.Errorf("after %q was repaired, another driver changed something", drift)
 		}
+	}
+}
+
+// TestPluginBeside: between a driver's changes the plugin takes an ended pod's addresses out of the sets, and puts a new
+// pod's addresses into the set of all pods. Apply, which doesn't know of it, changes the rest all the same, and takes no
+// address out of the set of all pods. Reread tells what the plugin has changed.
+func TestPluginBeside(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	d := driver(t)
+	s := dualStack()
+	mustApply(t, d, policy.Compile(s), netfilter.All)
+	gone := s.Endpoints[0]
+	var addrs []netip.Addr
+	for _, a := range gone.Addresses {
+		addrs = append(addrs, a.Addr)
+	}
+	stranger := netip.MustParseAddr("203.0.113.9")
+	for name, layout := range map[string]nftnl.Layout{"weir-pods": nftnl.Address, "weir-in": nftnl.Verdicts} {
+		for f := range conf.Families {
+			set := nftnl.Set{Name: conf.Family(f).Set(name), Layout: layout}
+			for _, a := range addrs {
+				if conf.FamilyOf(a) == conf.Family(f) {
+					var b nftnl.Batch
+					b.DeleteElements(tables[f], set, []nftnl.Element{{Prefix: netip.PrefixFrom(a, a.BitLen())}})
+					if err := b.Commit(); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+		}
+	}
+	nodetest.Run(t, "nft", "add element ip weir weir-pods { 203.0.113.9 }")
+	less := s
+	less.Endpoints = s.Endpoints[1:]
+	r := mustApply(t, d, policy.Compile(less), netfilter.Trust)
+	if !slices.Contains(r.Strays, stranger) {
+		t.Errorf("strays: %v", r.Strays)
+	}
+	if r := mustApply(t, driver(t), policy.Compile(less), netfilter.All); r.Changed {
+		t.Error("another driver changed something")
+	}
+	if !strings.Contains(listed(t), "203.0.113.9") {
+		t.Error("the address of an unknown pod was removed from the set of all pods")
+	}
+	if d.Reread(stranger) {
+		t.Error("Reread tells of a change that the driver knows")
+	}
+	nodetest.Run(t, "nft", "delete element ip weir weir-pods { 203.0.113.9 }")
+	if !d.Reread(stranger) || d.Reread(stranger) {
+		t.Error("Reread doesn't tell once that the plugin has changed the set of all pods")
+	}
+	nodetest.Run(t, "nft", "add element ip weir weir-pods { 203.0.113.9 }")
+	if !d.Reread(stranger) {
+		t.Error("Reread doesn't tell of an address that the plugin has added")
+	}
+}
+
+// TestKeepClosed: complete chains stay as they are, also those of another version. If a chain is missing or empty, the
+// ruleset without members is applied.
+func TestKeepClosed(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	d := driver(t)
+	full, closed := policy.Compile(dualStack()), policy.Compile(policy.State{})
+	keep := func(changes bool, after string) {
+		t.Helper()
+		before := listed(t)
+		if after != "" {
+			nodetest.Run(t, "nft", after)
+		}
+		changed, err := driver(t).KeepClosed(t.Context(), closed)
+		if err != nil || changed != changes {
+			t.Errorf("after %q: changed: %v, want %v; %v", after, changed, changes, err)
+		}
+		if !changes && after == "" && listed(t) != before {
+			t.Errorf("after %q:\n%s", after, listed(t))
+		}
+		mustApply(t, d, full, netfilter.All)
+	}
+	keep(true, "")
+	keep(false, "")
+	keep(false, `insert rule ip weir WEIR-INPUT ip saddr 192.0.2.1 return`)
+	class := ""
+	for e := range d.have[conf.IPv4].sets[conf.IngressMap].entries.All() {
+		class = cmp.Or(class, target(e.Comment))
+	}
+	for _, drift := range []string{
+		"flush ruleset", "flush chain ip weir WEIR-FORWARD", "flush chain ip weir WEIR-INGRESS",
+		"flush chain ip weir " + class, "add rule ip weir WEIR-EGRESS return", "add table ip weir { flags dormant; }",
+	} {
+		keep(true, drift)
+	}
+}
+
+// TestKnows: the driver distinguishes its own changes of rules from those of other programs, and changes of elements are
+// reported as no concern.
+func TestKnows(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	type generation struct {
+		number    uint32
+		concerned bool
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	heard, done := make(chan generation, 1000), make(chan error, 1)
+	d := driver(t)
+	go func() { done <- d.Watch(ctx, func(g uint32, concerned bool) { heard <- generation{g, concerned} }) }()
+	<-heard
+	// until returns whether the driver knows all generations up to the present one, and whether one was of concern.
+	until := func() (knows, concerned bool) {
+		t.Helper()
+		last, err := d.Generation()
+		if err != nil {
+			t.Fatal(err)
+		}
+		knows = true
+		for {
+			g := <-heard
+			if g.concerned {
+				knows, concerned = d.Knows(g.number) && knows, true
+			}
+			if g.number == last {
+				return knows, concerned
+			}
+		}
+	}
+	s := dualStack()
+	mustApply(t, d, policy.Compile(s), netfilter.All)
+	if knows, concerned := until(); !knows || !concerned {
+		t.Errorf("of its own first change: knows %v, concerned %v", knows, concerned)
+	}
+	nodetest.Run(t, "nft", "add table ip somebody { chain x { type filter hook input priority 0; }; }")
+	if _, concerned := until(); concerned {
+		t.Error("concerned by another program's table")
+	}
+	nodetest.Run(t, "nft", "add element ip weir weir-pods { 203.0.113.9 }")
+	if _, concerned := until(); concerned {
+		t.Error("concerned by an element")
+	}
+	nodetest.Run(t, "nft", "flush chain ip weir WEIR-EGRESS")
+	if knows, concerned := until(); knows || !concerned {
+		t.Errorf("of a stranger's change: knows %v, concerned %v", knows, concerned)
+	}
+	mustApply(t, d, policy.Compile(s), netfilter.All)
+	if knows, concerned := until(); !knows || !concerned {
+		t.Errorf("of its repair: knows %v, concerned %v", knows, concerned)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }

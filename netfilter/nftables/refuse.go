@@ -1,11 +1,8 @@
 package nftables
 
 import (
-	"errors"
 	"fmt"
 	"slices"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter/nftnl"
@@ -46,7 +43,7 @@ func (l lowered) refusedParts(refused *nftnl.RefusedError) (parts ruleset.Refuse
 				parts[refusal] = fmt.Sprintf("%s in the set %s: %s", e, of.set.Name, r.Err)
 			}
 		case aRule:
-			if about.allows() && !(errors.Is(r.Err, unix.ENOENT) && about.uses(missing)) {
+			if about.allows() && !about.uses(missing) {
 				parts[about.refusal()] = fmt.Sprintf("the rule: %s", r.Err)
 			}
 		}

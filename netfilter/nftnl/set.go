@@ -269,6 +269,16 @@ func (l Layout) keyOf(e Element) []byte {
 	return key
 }
 
+// Element returns the element whose key the registers of a rule begin with; ok is false if no element of the layout has
+// such a key.
+func (l Layout) Element(family uint8, registers []byte) (e Element, ok bool) {
+	_, length, _ := l.key(family)
+	if len(registers) < int(length) {
+		return e, false
+	}
+	return l.parse(family, registers[:length])
+}
+
 // parse returns the element with this key; ok is false if no element of the layout has it.
 func (l Layout) parse(family uint8, key []byte) (e Element, ok bool) {
 	_, length, _ := l.key(family)

@@ -17,12 +17,13 @@ import (
 )
 
 // TestPacketsIPv4 carries out each step of each test case on a node, and sends every packet of the step's probes from
-// pod to pod. A packet arrives if Cyclonus allows it, or if a pod sends it to itself; other packets don't arrive.
+// pod to pod. A packet arrives if Cyclonus allows it, or if a pod sends it to itself; other packets don't arrive. It does
+// so with each backend.
 func TestPacketsIPv4(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	testPackets(t, "ipv4", ipv4)
+	bothBackends(t, "ipv4", ipv4)
 }
 
 // TestPacketsIPv6 does the same as TestPacketsIPv4, over IPv6.
@@ -30,13 +31,24 @@ func TestPacketsIPv6(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	testPackets(t, "ipv6", ipv6)
+	bothBackends(t, "ipv6", ipv6)
 }
 
-func testPackets(t *testing.T, family string, in addresses) {
+func bothBackends(t *testing.T, family string, in addresses) {
+	t.Helper()
 	node := packettest.NewNode(t, []endpoint.Address{{Subnet: in.subnet, Gateway: in.gateway}}, 80, 81)
-	passed, packets := 0, 0
 	attached := map[string]netip.Addr{}
+	testPackets(t, node, attached, "cyclonus-packets-"+family, in)
+	node.Use(packettest.Nftables)
+	testPackets(t, node, attached, "cyclonus-packets-nftables-"+family, in)
+}
+
+// testPackets prints its result behind the title. attached has the pods that the node has.
+func testPackets(
+	t *testing.T, node *packettest.Node, attached map[string]netip.Addr, title string, in addresses,
+) {
+	t.Helper()
+	passed, packets := 0, 0
 	cases := newWorld(t, in).cases()
 	for i, c := range cases {
 		w := newWorld(t, in)
@@ -57,7 +69,7 @@ func testPackets(t *testing.T, family string, in addresses) {
 		}
 	}
 	t.Logf("%d packets", packets)
-	fmt.Printf("cyclonus-packets-%s: %d/%d\n", family, passed, len(cases))
+	fmt.Printf("%s: %d/%d\n", title, passed, len(cases))
 }
 
 // attach attaches and detaches pods until the node has exactly the pods of the cluster.

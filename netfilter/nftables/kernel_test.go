@@ -1,0 +1,288 @@
+package nftables
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/attrs"
+	"github.com/weir-net/weir/netfilter/nftnl"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// model is a kernel in memory: it carries out the expressions of rules, as the kernel gets them, for the first packets
+// of connections.
+type model struct {
+	of lowered
+	// rules are the expressions of each rule of a chain.
+	rules [len(conf.Families)]map[string][][]byte
+	sets  [len(conf.Families)]map[string]set
+}
+
+func newModel(l lowered) *model {
+	m := &model{of: l}
+	for f, table := range l {
+		m.rules[f], m.sets[f] = map[string][][]byte{}, map[string]set{}
+		if table == nil {
+			continue
+		}
+		for _, c := range table.chains {
+			for _, r := range c.rules {
+				written, _ := r.write(conf.Family(f))
+				m.rules[f][c.Name] = append(m.rules[f][c.Name], written.Expressions)
+			}
+		}
+		for _, s := range table.sets {
+			m.sets[f][s.Name] = s
+		}
+	}
+	return m
+}
+
+// allows reports whether the packet passes the chains at its hook.
+func (m *model) allows(p ruleset.Packet) bool {
+	f := conf.FamilyOf(p.Dst)
+	hook := uint32(unix.NF_INET_FORWARD)
+	if p.Out == "" {
+		hook = unix.NF_INET_LOCAL_IN
+	}
+	if m.of[f] == nil {
+		return true
+	}
+	for _, c := range m.of[f].chains {
+		if c.Hook != nil && c.Hook.Number == hook {
+			w := walk{model: m, Packet: p, family: f}
+			w.network, w.transport = headers(p)
+			if verdict := w.chain(c.Name); verdict == unix.NFT_RETURN || verdict == 1 {
+				continue
+			}
+			return false
+		}
+	}
+	return true
+}
+
+// headers returns the packet's IP header, and the header that follows it: a TCP SYN, a UDP header or an ICMP echo
+// request.
+func headers(p ruleset.Packet) (network, transport []byte) {
+	proto := numberOf(p.Proto)
+	if p.Dst.Is4() {
+		network = make([]byte, 20)
+		network[0], network[8], network[9] = 0x45, 64, proto
+		copy(network[12:], p.Src.AsSlice())
+		copy(network[16:], p.Dst.AsSlice())
+	} else {
+		network = make([]byte, 40)
+		network[0], network[6], network[7] = 0x60, proto, 64
+		copy(network[8:], p.Src.AsSlice())
+		copy(network[24:], p.Dst.AsSlice())
+	}
+	transport = make([]byte, 64)
+	switch proto {
+	case unix.IPPROTO_ICMP:
+		transport[0] = 8
+	case unix.IPPROTO_ICMPV6:
+		transport[0] = 128
+	default:
+		binary.BigEndian.PutUint16(transport, 40000)
+		binary.BigEndian.PutUint16(transport[2:], p.Port)
+		transport[13] = 0x02 // SYN
+	}
+	return network, transport
+}
+
+// walk is a packet on its way through the rules.
+type walk struct {
+	*model
+	ruleset.Packet
+	family             conf.Family
+	network, transport []byte
+	registers          [64]byte
+}
+
+// goesOn is no verdict: the packet goes on with the next expression.
+const goesOn = 1000
+
+// chain runs the packet through the chain. It returns 0 if a rule drops it, 1 if a rule accepts it, and NFT_RETURN
+// otherwise.
+func (w *walk) chain(name string) int32 {
+	rules, ok := w.rules[w.family][name]
+	if !ok {
+		panic(fmt.Sprintf("there is no chain %s", name))
+	}
+	for _, expressions := range rules {
+		verdict, chain := w.rule(expressions)
+		switch verdict {
+		case goesOn, unix.NFT_BREAK:
+		case unix.NFT_GOTO:
+			return w.chain(chain)
+		case unix.NFT_JUMP:
+			if v := w.chain(chain); v != unix.NFT_RETURN {
+				return v
+			}
+		default:
+			return verdict
+		}
+	}
+	return unix.NFT_RETURN
+}
+
+// fields returns the values of attributes by their types.
+func fields(data []byte) map[uint16][]byte {
+	all := map[uint16][]byte{}
+	for kind, value := range attrs.In(data) {
+		all[kind] = value
+	}
+	return all
+}
+
+func (w *walk) rule(expressions []byte) (verdict int32, chain string) {
+	for _, one := range attrs.In(expressions) {
+		e := fields(one)
+		name := string(bytes.TrimRight(e[unix.NFTA_EXPR_NAME], "\x00"))
+		if verdict, chain = w.expression(name, fields(e[unix.NFTA_EXPR_DATA])); verdict != goesOn {
+			return verdict, chain
+		}
+	}
+	return goesOn, ""
+}
+
+func number(value []byte) uint32 { return binary.BigEndian.Uint32(value) }
+
+// at returns where the register of that number begins.
+func at(register []byte) int {
+	if n := number(register); n < unix.NFT_REG32_00 {
+		return int(n-unix.NFT_REG_1) * 16
+	}
+	return int(number(register)-unix.NFT_REG32_00) * 4
+}
+
+func dataIn(value []byte) []byte { return fields(value)[unix.NFTA_DATA_VALUE] }
+
+// load writes the value to the register, and fills the register's last word with zeros.
+func (w *walk) load(register, value []byte) (int32, string) {
+	to := w.registers[at(register):]
+	copy(to, value)
+	for i := len(value); i%4 != 0; i++ {
+		to[i] = 0
+	}
+	return goesOn, ""
+}
+
+func when(matches bool) (int32, string) {
+	if matches {
+		return goesOn, ""
+	}
+	return unix.NFT_BREAK, ""
+}
+
+// expression carries out an expression.
+func (w *walk) expression(name string, a map[uint16][]byte) (int32, string) {
+	switch name {
+	case "meta":
+		return w.load(a[unix.NFTA_META_DREG], w.meta(number(a[unix.NFTA_META_KEY])))
+	case "ct":
+		return w.load(a[unix.NFTA_CT_DREG], w.ct(number(a[unix.NFTA_CT_KEY])))
+	case "payload":
+		header := w.network
+		if number(a[unix.NFTA_PAYLOAD_BASE]) == unix.NFT_PAYLOAD_TRANSPORT_HEADER {
+			header = w.transport
+		}
+		from, length := number(a[unix.NFTA_PAYLOAD_OFFSET]), number(a[unix.NFTA_PAYLOAD_LEN])
+		return w.load(a[unix.NFTA_PAYLOAD_DREG], header[from:from+length])
+	case "cmp":
+		data := dataIn(a[unix.NFTA_CMP_DATA])
+		c := bytes.Compare(w.registers[at(a[unix.NFTA_CMP_SREG]):][:len(data)], data)
+		return when(map[uint32]bool{
+			unix.NFT_CMP_EQ: c == 0, unix.NFT_CMP_NEQ: c != 0, unix.NFT_CMP_LT: c < 0, unix.NFT_CMP_LTE: c <= 0,
+			unix.NFT_CMP_GT: c > 0, unix.NFT_CMP_GTE: c >= 0,
+		}[number(a[unix.NFTA_CMP_OP])])
+	case "bitwise":
+		mask := dataIn(a[unix.NFTA_BITWISE_MASK])
+		value := slices.Clone(w.registers[at(a[unix.NFTA_BITWISE_SREG]):][:len(mask)])
+		for i := range value {
+			value[i] &= mask[i]
+		}
+		return w.load(a[unix.NFTA_BITWISE_DREG], value)
+	case "lookup":
+		return w.lookup(a)
+	case "immediate":
+		v := fields(fields(a[unix.NFTA_IMMEDIATE_DATA])[unix.NFTA_DATA_VERDICT])
+		return int32(number(v[unix.NFTA_VERDICT_CODE])), string(bytes.TrimRight(v[unix.NFTA_VERDICT_CHAIN], "\x00"))
+	case "match": // physdev
+		return when(string(bytes.TrimRight(a[unix.NFTA_MATCH_INFO][:unix.IFNAMSIZ], "\x00")) == w.InPort)
+	case "counter", "log":
+		return goesOn, ""
+	}
+	panic(fmt.Sprintf("unknown expression %s", name))
+}
+
+func (w *walk) meta(key uint32) []byte {
+	link := func(name string) []byte { return append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...) }
+	switch key {
+	case unix.NFT_META_L4PROTO:
+		return []byte{numberOf(w.Proto)}
+	case unix.NFT_META_IIFNAME:
+		return link(w.In)
+	case unix.NFT_META_OIFNAME:
+		return link(w.Out)
+	}
+	panic(fmt.Sprintf("unknown property %d", key))
+}
+
+// ct returns a property of a new connection.
+func (w *walk) ct(key uint32) []byte {
+	const stateNew = 1 << 3
+	switch key {
+	case unix.NFT_CT_STATE:
+		return u32(stateNew)
+	case unix.NFT_CT_STATUS:
+		if w.Translated {
+			return u32(statusDNAT)
+		}
+		return u32(0)
+	case unix.NFT_CT_LABELS:
+		return make([]byte, 16)
+	}
+	panic(fmt.Sprintf("unknown property %d of connections", key))
+}
+
+func (w *walk) lookup(a map[uint16][]byte) (int32, string) {
+	name := string(bytes.TrimRight(a[unix.NFTA_LOOKUP_SET], "\x00"))
+	s, ok := w.sets[w.family][name]
+	if !ok {
+		panic(fmt.Sprintf("there is no set %s", name))
+	}
+	entry, found := s.has(w.registers[at(a[unix.NFTA_LOOKUP_SREG]):], w.family)
+	if a[unix.NFTA_LOOKUP_DREG] != nil && found {
+		v, _ := verdictIn(entry.Comment)
+		return v.Code, v.Chain
+	}
+	not := a[unix.NFTA_LOOKUP_FLAGS] != nil && number(a[unix.NFTA_LOOKUP_FLAGS])&unix.NFT_LOOKUP_F_INV != 0
+	return when(found != not)
+}
+
+// has returns the set's entry with the key that the registers begin with.
+func (s set) has(registers []byte, f conf.Family) (ruleset.Entry, bool) {
+	e, ok := s.Layout.Element(tables[f].Family, registers)
+	if !ok {
+		return ruleset.Entry{}, false
+	}
+	key := entryOf(s.Layout, e).Element
+	if s.Layout != nftnl.Network {
+		words, ok := s.entries.Get(key)
+		return ruleset.Entry{Element: key, Comment: words}, ok
+	}
+	for bits := key.Prefix.Bits(); bits >= 0; bits-- {
+		key.Prefix = netip.PrefixFrom(key.Prefix.Addr(), bits).Masked()
+		if words, ok := s.entries.Get(key); ok {
+			return ruleset.Entry{Element: key, Comment: words}, true
+		}
+	}
+	return ruleset.Entry{}, false
+}
