@@ -85,6 +85,9 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer func() { _ = lock.Close() }()
+	if err := o.beginMove(); err != nil {
+		return err
+	}
 	backend, err := o.NewBackend(ctx)
 	if err != nil {
 		return err

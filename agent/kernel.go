@@ -177,13 +177,13 @@ func (a *agent) takeApplied(p applied, well bool) {
 	a.reaper.offer(p.Strays)
 }
 
-// cleanOther removes weir's rules from the iptables flavour that the node doesn't use. It tries that only when
-// everything was read from the kernel, until it has succeeded once.
+// cleanOther removes weir's rules from the iptables flavour that the node doesn't use, and from the other backend. It
+// tries that only when everything was read from the kernel, until it has succeeded once.
 func (a *agent) cleanOther(ctx context.Context, verify netfilter.Verify) {
 	if a.kernel.tidy || verify != netfilter.All {
 		return
 	}
-	err := a.backend.CleanOtherFlavour(ctx)
+	err := errors.Join(a.backend.CleanOtherFlavour(ctx), a.endMove(ctx))
 	a.kernel.tidy = err == nil
 	a.faults.set(partLeftovers, err)
 }

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/overlay"
 )
 
@@ -14,7 +15,11 @@ type Options struct {
 	Source Source
 	// NewBackend connects to the kernel's packet filter. Run calls it once, after it has the agent's lock.
 	NewBackend func(context.Context) (Backend, error)
-	Log        *slog.Logger
+	// BackendName is the backend's name for the plugin; empty if the plugin needn't know it.
+	BackendName endpoint.Backend
+	// RemoveOthers removes the sets and rules of all other backends; nil if there are none.
+	RemoveOthers func(context.Context) error
+	Log          *slog.Logger
 	// HealthAddress is the host:port at which /healthz, /readyz and /metrics are served; if it is empty, they aren't
 	// served.
 	HealthAddress string

@@ -13,11 +13,7 @@
 //     before it takes the lock. Under the lock, a DEL also ends the attachments whose DELs wait for the lock.
 package attachment
 
-import (
-	"net/netip"
-
-	"github.com/weir-net/weir/netfilter/ipset"
-)
+import "net/netip"
 
 // Node makes, checks and ends the attachments of the node that the process runs on.
 type Node struct {
@@ -25,7 +21,7 @@ type Node struct {
 }
 
 // NewNode returns the node that the process runs on. No other function chooses an implementation of PodSets.
-func NewNode() Node { return Node{Sets: ipset.PodSets{}} }
+func NewNode() Node { return Node{Sets: podSets{}} }
 
 // PodSets are the packet filter's sets of this node's pods. If a pod is in the set of all pods, the rules drop its new
 // connections unless the pod's class allows them. The agent fills most sets. Package attachment writes to the sets

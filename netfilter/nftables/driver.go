@@ -207,7 +207,7 @@ func closing(f conf.Family, have held, want *table, sets bool) *nftnl.Batch {
 	if have.exists && have.mustBeMadeAnew(want) {
 		b.DeleteTable(t)
 	}
-	b.AddTable(t, tableComment)
+	b.AddTable(t, nftnl.WeirTableComment)
 	var drops []rule
 	pods, ok := want.find(f.Set(conf.PodsSet))
 	if sets && ok {

@@ -75,7 +75,7 @@ func (p *plan) table(have held, want *table) {
 	next := held{exists: true, sets: make(map[string]heldSet, len(want.sets)),
 		chains: make(map[string]nftnl.Rules, len(want.chains))}
 	if !have.exists || have.off {
-		p.batch.AddTable(at, tableComment)
+		p.batch.AddTable(at, nftnl.WeirTableComment)
 		p.rules, p.closes, p.only = true, true, false
 	}
 	for _, s := range want.sets {

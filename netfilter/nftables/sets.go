@@ -72,7 +72,7 @@ func layoutOf(s ruleset.Set) nftnl.Layout {
 
 // setComments are the comments of sets, by the beginnings of their names. The first that fits counts.
 var setComments = []struct{ name, words string }{
-	{conf.PodsSet, "weir: this node's pods"},
+	{conf.PodsSet, nftnl.PodsComment},
 	{conf.NetworksSet, "weir: the networks of all pods"},
 	{conf.ChainedSet, "weir: pods whose network another plugin made"},
 	{conf.LinksSet, "weir: links that another plugin made for one pod each"},

@@ -3,21 +3,16 @@ package nftables
 import (
 	"slices"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter/nftnl"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // tableName is the name of weir's tables: one of the family ip, and one of ip6.
-const tableName = "weir"
-
-const tableComment = "weir: network policies of this node's pods"
+var tableName = nftnl.WeirTable(conf.IPv4).Name
 
 var tables = [len(conf.Families)]nftnl.Table{
-	conf.IPv4: {Family: unix.NFPROTO_IPV4, Name: tableName},
-	conf.IPv6: {Family: unix.NFPROTO_IPV6, Name: tableName},
+	conf.IPv4: nftnl.WeirTable(conf.IPv4), conf.IPv6: nftnl.WeirTable(conf.IPv6),
 }
 
 // held is what the kernel has of a table.

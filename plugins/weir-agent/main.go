@@ -25,10 +25,10 @@ import (
 	"github.com/weir-net/weir/agent"
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/internal/version"
 	"github.com/weir-net/weir/netfilter/flowlog"
-	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/source/kube"
 	"github.com/weir-net/weir/source/manifests"
@@ -47,8 +47,6 @@ var (
 	_ agent.Source = (*manifests.Dir)(nil)
 	_ agent.Files  = (*manifests.Dir)(nil)
 	_ agent.Viewer = (*manifests.Dir)(nil)
-
-	_ agent.Backend = (*iptables.Driver)(nil)
 )
 
 func main() { os.Exit(run()) }
@@ -91,13 +89,12 @@ func bounded(_ []string, a slog.Attr) slog.Attr {
 }
 
 func runCommand() *cobra.Command {
-	var source, kubeconfig, encapsulation string
+	var source, kubeconfig, encapsulation, backend string
 	var ignoreBroken, drops bool
 	var within []string
 	o := agent.Options{
 		Log:    slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{ReplaceAttr: bounded})),
 		Resync: 10 * time.Second, EnrolWait: 5 * time.Second,
-		NewBackend: func(ctx context.Context) (agent.Backend, error) { return iptables.New(ctx) },
 	}
 	cmd := &cobra.Command{
 		Use:   "run",
@@ -123,6 +120,9 @@ func runCommand() *cobra.Command {
 			if o.Source, err = newSource(source, kubeconfig, o.Node.Name, ignoreBroken, o.Log); err != nil {
 				return err
 			}
+			if err := setBackend(&o, backend); err != nil {
+				return err
+			}
 			o.NoDrops = !drops
 			return agent.Run(cmd.Context(), o)
 		},
@@ -130,6 +130,8 @@ func runCommand() *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVar(&source, "source", "kubernetes",
 		"where policies, pods, namespaces and nodes come from: kubernetes, or dir:PATH, a directory of manifests")
+	flags.StringVar(&backend, "backend", string(endpoint.Iptables),
+		"where policies are enforced: iptables (with ipset), or nftables, which needs neither and is new")
 	flags.BoolVar(&ignoreBroken, "ignore-broken", false,
 		"with --source dir:PATH: start although a file that may hold a policy can't be read; the policy's pods may be open")
 	flags.StringVar(&kubeconfig, "kubeconfig", "",
@@ -226,12 +228,7 @@ func cleanupCommand() *cobra.Command {
 			if err := errors.Join(overlay.New(links).Remove(), bridge.RemoveGuard(), flowlog.Remove()); err != nil {
 				return err
 			}
-			driver, err := iptables.New(cmd.Context())
-			if err != nil {
-				return err
-			}
-			defer driver.Close()
-			return driver.Remove(cmd.Context())
+			return errors.Join(removeIptables(cmd.Context()), removeNftables(cmd.Context()))
 		},
 	}
 	cmd.Flags().StringVar(&conflist, "conflist", "",

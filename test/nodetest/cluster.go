@@ -154,7 +154,7 @@ func (n *ClusterNode) SpawnAgent(flags ...string) {
 	}
 	n.agent = n.Command(filepath.Join(t.Bin, "weir-agent"),
 		append([]string{"run", "--source", "dir:" + t.Manifests, "--node-name", n.Name, "--conflist", n.Conflist},
-			flags...)...)
+			withBackend(flags)...)...)
 	n.agent.Stderr = log
 	err = errors.Join(n.agent.Start(), log.Close())
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -189,6 +190,18 @@ func (n *Node) Ctl(args ...string) (string, error) {
 	return string(out), err
 }
 
+// backendEnv is the variable that names the backend of agents that a test starts without naming one.
+const backendEnv = "WEIR_BACKEND"
+
+// withBackend returns the agent's flags with the backend that the variable names.
+func withBackend(flags []string) []string {
+	named := slices.ContainsFunc(flags, func(f string) bool { return strings.HasPrefix(f, "--backend") })
+	if b := os.Getenv(backendEnv); b != "" && !named {
+		return append(slices.Clip(flags), "--backend="+b)
+	}
+	return flags
+}
+
 // SpawnAgent starts weir-agent and doesn't wait. Without flags the agent reads the node's manifests. The agent is
 // killed when the test ends, and a data race in it fails the test.
 func (n *Node) SpawnAgent(flags ...string) {
@@ -201,7 +214,7 @@ func (n *Node) SpawnAgent(flags ...string) {
 		n.Fatal(err)
 	}
 	n.agentLog = log
-	n.agent = exec.Command(filepath.Join(n.Bin, "weir-agent"), append([]string{"run"}, flags...)...)
+	n.agent = exec.Command(filepath.Join(n.Bin, "weir-agent"), append([]string{"run"}, withBackend(flags)...)...)
 	n.agent.Stderr = log
 	n.agent.Env = append(os.Environ(), "GORACE=halt_on_error=1")
 	if err := n.agent.Start(); err != nil {

@@ -1,0 +1,143 @@
+package attachment
+
+import (
+	"errors"
+	"net/netip"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/netfilter/ipset"
+	"github.com/weir-net/weir/netfilter/nftnl"
+)
+
+// podSets are the sets of the backend that the agent uses. While the agent hasn't said which one that is, because none
+// has run since the node was started or because it is moving from one to the other, they are the sets of both: a pod is
+// denied in both, and no address stays in either.
+type podSets struct{}
+
+// used returns the implementations for the backends that may be in use.
+func (podSets) used() ([]PodSets, error) {
+	backend, err := endpoint.ReadBackend()
+	if err != nil {
+		return nil, err
+	}
+	switch backend {
+	case endpoint.Iptables:
+		return []PodSets{ipset.PodSets{}}, nil
+	case endpoint.Nftables:
+		return []PodSets{nftnl.PodSets{}}, nil
+	}
+	return []PodSets{ipset.PodSets{}, nftnl.PodSets{}}, nil
+}
+
+// each calls do for each implementation. If there are two, the kernel may lack what one of them needs: then the agent
+// can't use that one.
+func (s podSets) each(do func(PodSets) error) error {
+	used, err := s.used()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	lacking := 0
+	for _, one := range used {
+		err := do(one)
+		if lacks(err) {
+			lacking++
+		}
+		errs = append(errs, err)
+	}
+	if lacking < len(used) {
+		for i, err := range errs {
+			if lacks(err) {
+				errs[i] = nil
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// lacks reports whether the error says that the kernel has no ipset or no nf_tables, or not the kind of set.
+func lacks(err error) bool {
+	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) ||
+		errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, nl.IPSetError(nl.IPSET_ERR_FIND_TYPE))
+}
+
+func (s podSets) Name(addr netip.Addr) (name string) {
+	_ = s.each(func(one PodSets) error {
+		if name != "" {
+			name += " and "
+		}
+		name += one.Name(addr)
+		return nil
+	})
+	return name
+}
+
+func (s podSets) Deny(pod string, addrs ...netip.Addr) error {
+	return s.each(func(one PodSets) error { return one.Deny(pod, addrs...) })
+}
+
+func (s podSets) Remove(addrs ...netip.Addr) error {
+	return s.each(func(one PodSets) error {
+		if err := one.Remove(addrs...); !errors.Is(err, ipset.ErrNotExist) {
+			return err
+		}
+		return nil
+	})
+}
+
+func (s podSets) Purge(addrs ...netip.Addr) error {
+	return s.each(func(one PodSets) error { return one.Purge(addrs...) })
+}
+
+// Holds reports whether one of the sets holds the address.
+func (s podSets) Holds(addr netip.Addr) (held bool, err error) {
+	err = s.each(func(one PodSets) error {
+		yes, err := one.Holds(addr)
+		if held = held || yes; errors.Is(err, ipset.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+	return held, err
+}
+
+// InUse reports whether a rule looks addresses up in one of the sets.
+func (s podSets) InUse(addr netip.Addr) (used bool, err error) {
+	err = s.each(func(one PodSets) error {
+		yes, err := one.InUse(addr)
+		if used = used || yes; errors.Is(err, ipset.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+	return used, err
+}
+
+// Check returns nil if the sets of one backend hold all that they should.
+func (s podSets) Check(addrs ...netip.Addr) error {
+	used, err := s.used()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, one := range used {
+		err := one.Check(addrs...)
+		if err == nil {
+			return nil
+		}
+		errs = append(errs, err)
+	}
+	return errs[0] // of ipset, if the backend is unknown: two reports of one fault help nobody
+}
+
+func (s podSets) Addresses() (all []netip.Addr, err error) {
+	err = s.each(func(one PodSets) error {
+		addrs, err := one.Addresses()
+		all = append(all, addrs...)
+		return err
+	})
+	return all, err
+}

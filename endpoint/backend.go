@@ -1,0 +1,67 @@
+package endpoint
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// Backend is the name of the backend with which the agent enforces policies on this node. It is empty while the agent
+// hasn't said it.
+type Backend string
+
+// The backends.
+const (
+	Iptables Backend = "iptables"
+	Nftables Backend = "nftables"
+)
+
+// ReadBackend returns the backend that the agent has written into the file of the node's lock. Every ADD opens that
+// file anyway. A reboot removes it.
+//
+// Equivalent to: cat /run/weir/lock
+func ReadBackend() (Backend, error) {
+	f, err := os.Open(filepath.Join(Dir, "lock"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("read which backend the agent uses: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	var name [16]byte
+	n, _ := f.Read(name[:]) // at the file's end, nothing is read
+	switch b := Backend(name[:n]); b {
+	case Iptables, Nftables:
+		return b, nil
+	}
+	return "", nil
+}
+
+// WriteBackend writes the backend's name for ReadBackend. While the agent moves from one backend to another, the name
+// is empty.
+//
+// Equivalent to: echo -n NAME >/run/weir/lock
+func WriteBackend(b Backend) error {
+	if now, err := ReadBackend(); err == nil && now == b {
+		return nil
+	}
+	unlock, err := Lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	// The file stays the same file: other processes have locked it. A name that was only written in part counts as
+	// empty.
+	f, err := os.OpenFile(filepath.Join(Dir, "lock"), os.O_RDWR, 0o600)
+	if err == nil {
+		_, err = f.WriteAt([]byte(b), 0)
+		err = errors.Join(err, f.Truncate(int64(len(b))), f.Close())
+	}
+	if err != nil {
+		return fmt.Errorf("write which backend the agent uses: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,42 @@
+package endpoint
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// TestBackend: what the agent writes is read, also while another process holds the node's lock; anything else in the
+// file counts as unknown.
+func TestBackend(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	read := func(want Backend) {
+		t.Helper()
+		if got, err := ReadBackend(); got != want || err != nil {
+			t.Errorf("read %q, %v; want %q", got, err, want)
+		}
+	}
+	read("")
+	for _, b := range []Backend{Iptables, Nftables, Iptables, "", Nftables} {
+		if err := WriteBackend(b); err != nil {
+			t.Fatal(err)
+		}
+		unlock, err := Lock()
+		if err != nil {
+			t.Fatal(err)
+		}
+		read(b)
+		unlock()
+		read(b)
+	}
+	for _, wrong := range []string{"nftablesX", "iptabl", "\x00", "a long text that is no backend's name"} {
+		if err := os.WriteFile(filepath.Join(Dir, "lock"), []byte(wrong), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		read("")
+	}
+}

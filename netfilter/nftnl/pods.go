@@ -1,0 +1,266 @@
+package nftnl
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+
+	netattrs "github.com/weir-net/weir/internal/attrs"
+)
+
+// PodSets implements attachment.PodSets with the sets of weir's tables "ip weir" and "ip6 weir". Each method opens its
+// own connection to the kernel.
+type PodSets struct{}
+
+// WeirTable returns the family's table with weir's rules.
+func WeirTable(f conf.Family) Table {
+	return Table{Family: [...]uint8{conf.IPv4: unix.NFPROTO_IPV4, conf.IPv6: unix.NFPROTO_IPV6}[f], Name: "weir"}
+}
+
+const (
+	// WeirTableComment is the comment of weir's tables.
+	WeirTableComment = "weir: network policies of this node's pods"
+	// PodsComment is the comment of the sets of all pods.
+	PodsComment = "weir: this node's pods"
+)
+
+func podsSet(f conf.Family) Set {
+	return Set{Name: f.Set(conf.PodsSet), Layout: Address, Comment: PodsComment}
+}
+
+// element returns the address as an element of a set of addresses.
+func element(a netip.Addr) Element { return Element{Prefix: netip.PrefixFrom(a, a.BitLen())} }
+
+// Name returns the name of the set of all pods of the address's family, as messages give it.
+func (PodSets) Name(addr netip.Addr) string {
+	return "set " + podsSet(conf.FamilyOf(addr)).Name + " of nftables"
+}
+
+// Deny adds the addresses to the sets of all pods, with the pod's name as the comment. If such a set doesn't exist,
+// because no agent has run since the node was started, Deny makes it.
+//
+// Equivalent to: nft add element ip weir weir-pods { ADDR comment "POD" } (ip6 and weir-pods6 for IPv6)
+func (PodSets) Deny(pod string, addrs ...netip.Addr) error {
+	err := denyBatch(pod, addrs, false).Commit()
+	if errors.Is(err, unix.ENOENT) {
+		err = denyBatch(pod, addrs, true).Commit()
+	}
+	return wrap(err, "add %v to the sets of all pods of nftables", addrs)
+}
+
+func denyBatch(pod string, addrs []netip.Addr, missing bool) *Batch {
+	b := &Batch{}
+	for _, a := range addrs {
+		t, s := WeirTable(conf.FamilyOf(a)), podsSet(conf.FamilyOf(a))
+		if missing {
+			b.AddTable(t, WeirTableComment)
+			b.AddSet(t, s, nil)
+		}
+		e := element(a)
+		e.Comment = Comment(conf.Comment(pod))
+		b.AddElements(t, s, []Element{e}, nil, false)
+	}
+	return b
+}
+
+// Remove takes the addresses out of the sets of all pods.
+//
+// Equivalent to: nft delete element ip weir weir-pods { ADDR } (ip6 and weir-pods6 for IPv6)
+func (PodSets) Remove(addrs ...netip.Addr) error {
+	var errs []error
+	for _, a := range addrs { // each alone: the kernel refuses all of a transaction if an element is missing
+		var b Batch
+		b.DeleteElements(WeirTable(conf.FamilyOf(a)), podsSet(conf.FamilyOf(a)), []Element{element(a)})
+		if err := b.Commit(); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("take %s out of set %s: %w", a, podsSet(conf.FamilyOf(a)).Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// triesOfAPurge is how often Purge looks for the addresses again if the agent has taken one out of a set meanwhile.
+const triesOfAPurge = 5
+
+// Purge deletes the addresses from every set and map that holds pods.
+//
+// Equivalent to: for each set of nft list sets ip (ip6 for IPv6): nft delete element ip weir SET { ADDR }
+func (PodSets) Purge(addrs ...netip.Addr) error {
+	r := NewReader()
+	defer r.Close()
+	var errs []error
+	for _, f := range conf.Families {
+		var own []netip.Addr
+		for _, a := range addrs {
+			if conf.FamilyOf(a) == f {
+				own = append(own, a)
+			}
+		}
+		var err error
+		for range triesOfAPurge {
+			if err = r.purge(f, own); !errors.Is(err, unix.ENOENT) {
+				break
+			}
+		}
+		errs = append(errs, wrap(err, "take %v out of the sets of nftables", own))
+	}
+	return errors.Join(errs...)
+}
+
+func (r *Reader) purge(f conf.Family, addrs []netip.Addr) error {
+	if len(addrs) == 0 {
+		return nil
+	}
+	t := WeirTable(f)
+	sets, err := r.Sets(t)
+	if errors.Is(err, ErrNotExist) || errors.Is(err, unix.EINVAL) { // EINVAL: the kernel has no nf_tables
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var b Batch
+	var questions []Question
+	for _, s := range sets {
+		switch {
+		case !s.Known || !conf.HoldsPods(s.Name) || s.Layout == Network || s.Layout == Link || s.Layout == Port:
+		case s.Layout == AddressPort || s.Layout == AddressLink: // an address may have many elements
+			found, err := r.elementsOf(t, s.Set, addrs)
+			if err != nil {
+				return err
+			}
+			b.DeleteElements(t, s.Set, found)
+		default:
+			for _, a := range addrs {
+				questions = append(questions, Question{t, s.Set, element(a)})
+			}
+		}
+	}
+	found, err := Find(questions)
+	if err != nil {
+		return err
+	}
+	for i, q := range questions {
+		if found[i] != nil {
+			b.DeleteElements(t, q.Set, []Element{*found[i]})
+		}
+	}
+	return b.Commit()
+}
+
+// elementsOf returns the set's elements with one of the addresses.
+func (r *Reader) elementsOf(t Table, s Set, addrs []netip.Addr) (found []Element, err error) {
+	is := map[netip.Addr]bool{}
+	for _, a := range addrs {
+		is[a] = true
+	}
+	_, err = r.Each(t, s, func() { found = nil }, func(e Element) bool {
+		if is[e.Prefix.Addr()] {
+			found = append(found, e)
+		}
+		return true
+	})
+	if errors.Is(err, ErrNotExist) { // deleted since it was listed
+		return nil, nil
+	}
+	return found, err
+}
+
+// Holds reports whether the address is in the set of all pods. If there is no such set, it is not.
+//
+// Equivalent to: nft get element ip weir weir-pods { ADDR } (ip6 and weir-pods6 for IPv6)
+func (PodSets) Holds(addr netip.Addr) (bool, error) { return in(podsSet(conf.FamilyOf(addr)), addr) }
+
+// in reports whether the address is in the set.
+func in(s Set, addr netip.Addr) (bool, error) {
+	found, err := Find([]Question{{WeirTable(conf.FamilyOf(addr)), s, element(addr)}})
+	return err == nil && found[0] != nil, err
+}
+
+// InUse reports whether a rule looks addresses up in the set of all pods of this address's family.
+//
+// Equivalent to: nft list table ip weir | grep @weir-pods (ip6 and weir-pods6 for IPv6)
+func (PodSets) InUse(addr netip.Addr) (used bool, err error) {
+	r := NewReader()
+	defer r.Close()
+	t, name := WeirTable(conf.FamilyOf(addr)), podsSet(conf.FamilyOf(addr)).Name
+	body := attrs{}.text(unix.NFTA_RULE_TABLE, t.Name)
+	err = r.list(unix.NFT_MSG_GETRULE, t, body, func() { used = false }, func(answer []byte) bool {
+		for kind, value := range netattrs.In(answer) {
+			if kind == unix.NFTA_RULE_EXPRESSIONS {
+				used = used || looksUp(value, name)
+			}
+		}
+		return !used
+	})
+	if errors.Is(err, ErrNotExist) {
+		return false, nil
+	}
+	return used, wrap(err, "look for rules with set %s", name)
+}
+
+// looksUp reports whether one of the expressions is a look-up in the set.
+func looksUp(expressions []byte, set string) (yes bool) {
+	for _, e := range netattrs.In(expressions) {
+		name := ""
+		for kind, value := range netattrs.In(e) {
+			switch kind {
+			case unix.NFTA_EXPR_NAME:
+				name = textOf(value)
+			case unix.NFTA_EXPR_DATA:
+				for kind, value := range netattrs.In(value) {
+					yes = yes || name == "lookup" && kind == unix.NFTA_LOOKUP_SET && textOf(value) == set
+				}
+			}
+		}
+	}
+	return yes
+}
+
+// Check returns an error that names each set that should hold one of the addresses and does not: the set of all pods,
+// and the map with the pods' classes for each direction.
+func (PodSets) Check(addrs ...netip.Addr) error {
+	var errs []error
+	for _, a := range addrs {
+		f := conf.FamilyOf(a)
+		if held, err := in(podsSet(f), a); err != nil || !held {
+			errs = append(errs, errors.Join(fmt.Errorf("%s is not in set %s of nftables", a, podsSet(f).Name), err))
+		}
+		for _, name := range []string{conf.IngressMap, conf.EgressMap} {
+			if held, err := in(Set{Name: f.Set(name), Layout: Verdicts}, a); err != nil || !held {
+				errs = append(errs, errors.Join(fmt.Errorf(
+					"%s is in no class (map %s of nftables): its new connections are dropped until weir-agent enrols the pod",
+					a, f.Set(name)), err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Addresses returns the addresses in the sets that have only pods of this node: the sets of all pods, and the maps of
+// the pods in classes.
+//
+// Equivalent to: nft list set ip weir weir-pods; nft list map ip weir weir-in; nft list map ip weir weir-eg (ip6 etc.)
+func (PodSets) Addresses() (all []netip.Addr, err error) {
+	r := NewReader()
+	defer r.Close()
+	for _, f := range conf.Families {
+		for _, s := range []Set{
+			podsSet(f), {Name: f.Set(conf.IngressMap), Layout: Verdicts}, {Name: f.Set(conf.EgressMap), Layout: Verdicts},
+		} {
+			var some []netip.Addr
+			_, err := r.Each(WeirTable(f), s, func() { some = nil }, func(e Element) bool {
+				some = append(some, e.Prefix.Addr())
+				return true
+			})
+			if err != nil && !errors.Is(err, ErrNotExist) && !errors.Is(err, unix.EINVAL) {
+				return nil, err
+			}
+			all = append(all, some...)
+		}
+	}
+	return all, nil
+}
