@@ -16,7 +16,8 @@ import (
 // Equivalent to: nft --stateless list table FAMILY weir
 func (t *table) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "table %s %s {\n\tcomment %q\n", (&statement{family: t.family}).ip(), tableName, nftnl.WeirTableComment)
+	ip := (&statement{family: t.family}).ip()
+	fmt.Fprintf(&b, "table %s %s {\n\tcomment %q\n", ip, tableName, nftnl.WeirTableComment)
 	for _, s := range t.sets {
 		s.print(&b, t.family)
 		b.WriteString("\n")

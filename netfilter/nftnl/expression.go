@@ -2,8 +2,8 @@ package nftnl
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/binary"
+	"hash/maphash"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -17,8 +17,11 @@ type Rule struct {
 	Comment     string
 }
 
-// Sum identifies a rule's expressions and comment.
-type Sum [16]byte
+// Sum identifies a rule's expressions and comment, in this process. Rules that differ have the same Sum with a
+// probability of 1 in 2^64.
+type Sum uint64
+
+var seed = maphash.MakeSeed()
 
 // Sum returns the same for two rules with the same expressions and the same comment, also if one of them is as the
 // kernel prints it. It ignores what counters have counted.
@@ -27,7 +30,6 @@ func (r Rule) Sum() Sum { return sum(r.Expressions, comment(commentOfAnObject, r
 // sum hashes the expressions. The kernel may print an attribute that was left out, with its default 0, and the
 // attributes in another order.
 func sum(expressions, data []byte) Sum {
-	h := sha256.New()
 	var all []byte
 	number := func(n int) { all = binary.BigEndian.AppendUint32(all, uint32(n)) }
 	for _, e := range netattrs.In(expressions) {
@@ -63,10 +65,8 @@ func sum(expressions, data []byte) Sum {
 			all = append(all, a.value...)
 		}
 	}
-	h.Write(all)
-	h.Write([]byte{0})
-	h.Write(data)
-	return Sum(h.Sum(nil)[:16])
+	number(len(all)) // so that the data can't be taken for expressions
+	return Sum(maphash.Bytes(seed, append(all, data...)))
 }
 
 // Expressions are the expressions of a rule, in the form in which the kernel prints them. The methods append one. A

@@ -82,8 +82,8 @@ func TestPodSets(t *testing.T) {
 	}
 	got := nodetest.Run(t, "nft", "list", "table", "ip", "weir")
 	for _, gone := range []string{
-		`10.88.0.2 comment "x/y"`, "10.88.0.2 : return, ", "10.88.0.2 : goto X", "10.88.0.2 . 10.88.0.2", "10.88.0.2 . tcp . 80",
-		"10.88.0.2 . udp . 53", `10.88.0.2 . "veth1"`,
+		`10.88.0.2 comment "x/y"`, "10.88.0.2 : return, ", "10.88.0.2 : goto X", "10.88.0.2 . 10.88.0.2",
+		"10.88.0.2 . tcp . 80", "10.88.0.2 . udp . 53", `10.88.0.2 . "veth1"`,
 	} {
 		if strings.Contains(got, gone) {
 			t.Errorf("after Purge, %q is left in\n%s", gone, got)
@@ -110,8 +110,9 @@ func TestBatchIsAllOrNothing(t *testing.T) {
 	var b Batch
 	b.AddTable(table, "")
 	b.AddSet(table, Set{Name: "s", Layout: Address}, "the set")
-	b.AddElements(table, Set{Name: "s", Layout: Address}, []Element{element(netip.MustParseAddr("10.0.0.1"))}, "good", false)
-	b.AddElements(table, Set{Name: "s", Layout: Address}, []Element{
+	s := Set{Name: "s", Layout: Address}
+	b.AddElements(table, s, []Element{element(netip.MustParseAddr("10.0.0.1"))}, "good", false)
+	b.AddElements(table, s, []Element{
 		element(netip.MustParseAddr("10.0.0.2")), element(netip.MustParseAddr("fd00::1")),
 	}, "bad", true)
 	b.AddRule(table, "missing", Rule{Expressions: Expressions{}.Verdict(Verdict{})}, "a rule")

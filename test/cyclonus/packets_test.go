@@ -17,8 +17,8 @@ import (
 )
 
 // TestPacketsIPv4 carries out each step of each test case on a node, and sends every packet of the step's probes from
-// pod to pod. A packet arrives if Cyclonus allows it, or if a pod sends it to itself; other packets don't arrive. It does
-// so with each backend.
+// pod to pod. A packet arrives if Cyclonus allows it, or if a pod sends it to itself; other packets don't arrive.
+// It does so with each backend.
 func TestPacketsIPv4(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
