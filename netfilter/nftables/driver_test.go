@@ -169,9 +169,9 @@ func TestDriftIsRepaired(t *testing.T) {
 	}
 }
 
-// TestPluginBeside: between a driver's changes the plugin takes an ended pod's addresses out of the sets, and puts a new
-// pod's addresses into the set of all pods. Apply, which doesn't know of it, changes the rest all the same, and takes no
-// address out of the set of all pods. Reread tells what the plugin has changed.
+// TestPluginBeside: between a driver's changes the plugin takes an ended pod's addresses out of the sets, and puts a
+// new pod's addresses into the set of all pods. Apply, which doesn't know of it, changes the rest all the same, and
+// takes no address out of the set of all pods. Reread tells what the plugin has changed.
 func TestPluginBeside(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -263,8 +263,8 @@ func TestKeepClosed(t *testing.T) {
 	}
 }
 
-// TestKnows: the driver distinguishes its own changes of rules from those of other programs, and changes of elements are
-// reported as no concern.
+// TestKnows: the driver distinguishes its own changes of rules from those of other programs, and changes of elements
+// are reported as no concern.
 func TestKnows(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
