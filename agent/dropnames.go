@@ -31,6 +31,12 @@ func (a *agent) reportDrops(ctx context.Context) {
 	var judge auditJudge
 	file := dropFile{path: a.DropsFile, most: maxDropFile}
 	defer file.close()
+	events := a.newDropEvents()
+	if events.to != nil {
+		sending, stop := context.WithCancel(ctx)
+		defer stop()
+		go a.sendDropEvents(sending, events)
+	}
 	for lines := range a.drops.lines {
 		view.load(a.snapshots.target.Load())
 		lines = judge.only(ctx, a, lines)
@@ -46,6 +52,7 @@ func (a *agent) reportDrops(ctx context.Context) {
 		a.metrics.drops.count(entries)
 		a.drops.ring.Add(entries)
 		a.drops.hub.Publish(entries)
+		events.note(entries, view.of)
 		file.write(entries, a.Log)
 	}
 }

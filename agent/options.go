@@ -31,6 +31,8 @@ type Options struct {
 	NoDrops bool
 	// DropsFile is the path of a file to which dropped packets are written as JSON; empty for none.
 	DropsFile string
+	// DropEvents is true to make events on pods whose packets were dropped, if the source can make them.
+	DropEvents bool
 	// Flows is true to record allowed connections all the time. Otherwise the agent does so only when somebody asks for
 	// it.
 	Flows bool

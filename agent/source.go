@@ -11,8 +11,8 @@ import (
 )
 
 // Source gives the agent the cluster's objects. A source may also implement Lookup, Publisher, Contact, Files,
-// Announcer, Positioner and Viewer. The agent asks for each by type assertion, so the program that makes the source
-// asserts at compile time which of them it implements.
+// Announcer, PodAnnouncer, Positioner and Viewer. The agent asks for each by type assertion, so the program that makes
+// the source asserts at compile time which of them it implements.
 type Source interface {
 	// Run calls update with each change of the objects until ctx ends. A nil delta means that no object has changed. The
 	// first delta that isn't nil means that there is a usable state, even if the delta is empty. The error says what is
@@ -52,6 +52,13 @@ type Files interface {
 type Announcer interface {
 	// Announce makes a warning event with the reason (CamelCase) and the message. It doesn't wait.
 	Announce(ctx context.Context, reason, message string)
+}
+
+// PodAnnouncer is a Source that can show events on pods.
+type PodAnnouncer interface {
+	// AnnounceOnPod makes the event, or counts it in the object that an earlier one with the same key has made. It waits
+	// for the server, but not for long. It is for one goroutine.
+	AnnounceOnPod(ctx context.Context, e agentapi.PodEvent) error
 }
 
 // Positioner is a Source that numbers its deltas, and knows how far its watches have come.

@@ -44,6 +44,8 @@ var (
 	_ agent.Announcer = (*kube.Source)(nil)
 	_ agent.Viewer    = (*kube.Source)(nil)
 
+	_ agent.PodAnnouncer = (*kube.Source)(nil)
+
 	_ agent.Source = (*manifests.Dir)(nil)
 	_ agent.Files  = (*manifests.Dir)(nil)
 	_ agent.Viewer = (*manifests.Dir)(nil)
@@ -140,6 +142,8 @@ func runCommand() *cobra.Command {
 		"host:port where /healthz, /readyz and /metrics are answered")
 	flags.BoolVar(&drops, "drops", true,
 		"report dropped packets (weirctl drops, metrics); with --drops=false another program can read NFLOG group 88")
+	flags.BoolVar(&o.DropEvents, "drop-events", false,
+		"make events on pods whose packets were dropped; needs --source kubernetes")
 	flags.BoolVar(&o.Flows, "flows", false,
 		"record allowed connections all the time; without it, weirctl flows --record does so for a while")
 	flags.StringVar(&o.DropsFile, "drops-file", "",

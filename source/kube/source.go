@@ -2,7 +2,7 @@
 // keeps only what policy needs of them. It also writes to the API server:
 //
 //   - pods' addresses into their status (Publish)
-//   - events about this node (Announce)
+//   - events about this node (Announce) and its pods (AnnounceOnPod)
 package kube
 
 import (
@@ -38,6 +38,7 @@ type Source struct {
 
 	contact    contact
 	published  published
+	eventNames map[string]string // of the events on pods, by their keys
 	announcing sync.Once
 	recorder   record.EventRecorder
 }

@@ -1,0 +1,148 @@
+package drops
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/weir-net/weir/agentapi"
+)
+
+// Bounds of Events. An API server keeps an event for an hour by default, and each costs it a write.
+const (
+	maxNoticed = 2048      // kinds of drops that are remembered
+	noticeFor  = time.Hour // how long a kind of drops is remembered after the last of them
+	retell     = 5 * time.Minute
+	podBurst   = 5           // notices about one pod at once
+	podEvery   = time.Minute // one more notice about the pod
+	allBurst   = 30          // notices about all pods at once
+	allEvery   = 2 * time.Second
+)
+
+// Notice is what an event on a pod says: that packets were dropped, of one kind.
+type Notice struct {
+	// Key is equal for notices of the same kind of drops.
+	Key string
+	Pod string // the pod whose policies dropped the packets, or that sent what it may not send
+	// Note says in words what was dropped, and why.
+	Note string
+	// Count is the number of packets since First.
+	Count       uint64
+	First, Last time.Time
+}
+
+// Events chooses the drops that are worth an event: one for each kind, and another one that counts after some minutes.
+// It is for one goroutine.
+type Events struct {
+	noticed map[string]*notice
+	pods    map[string]*bucket
+	all     bucket
+	swept   time.Time
+}
+
+type notice struct {
+	Notice
+	told time.Time
+}
+
+// bucket is a token bucket.
+type bucket struct {
+	tokens  float64
+	counted time.Time
+}
+
+// take takes a token, unless there is none.
+func (b *bucket) take(now time.Time, burst float64, every time.Duration) bool {
+	if b.counted.IsZero() {
+		b.tokens = burst
+	} else {
+		b.tokens = min(burst, b.tokens+now.Sub(b.counted).Seconds()/every.Seconds())
+	}
+	b.counted = now
+	if b.tokens < 1 {
+		return false
+	}
+	b.tokens--
+	return true
+}
+
+// NewEvents returns Events that have seen no drop.
+func NewEvents() *Events { return &Events{noticed: map[string]*notice{}, pods: map[string]*bucket{}} }
+
+// Add returns the notice of an event that is due because of the drop; false if none is.
+func (e *Events) Add(d *agentapi.Drop, now time.Time) (Notice, bool) {
+	local, _ := d.Local()
+	certain := local.Pod != "" && !strings.Contains(local.Pod, ",")
+	if d.Kind != agentapi.DropShown || d.Reason == agentapi.ByAudit || !certain {
+		return Notice{}, false
+	}
+	e.sweep(now)
+	key := keyOf(d)
+	n := e.noticed[key]
+	if n == nil {
+		if len(e.noticed) >= maxNoticed {
+			return Notice{}, false
+		}
+		n = &notice{Notice: Notice{Key: key, Pod: local.Pod, Note: noteOf(d), First: d.Time}}
+		e.noticed[key] = n
+	}
+	n.Count, n.Last = n.Count+d.Count, d.Time
+	if !n.told.IsZero() && now.Sub(n.told) < retell {
+		return Notice{}, false
+	}
+	of := e.pods[local.Pod]
+	if of == nil {
+		of = &bucket{}
+		e.pods[local.Pod] = of
+	}
+	if !of.take(now, podBurst, podEvery) || !e.all.take(now, allBurst, allEvery) {
+		return Notice{}, false
+	}
+	n.told = now
+	return n.Notice, true
+}
+
+// sweep forgets old kinds of drops.
+func (e *Events) sweep(now time.Time) {
+	if now.Sub(e.swept) < time.Minute {
+		return
+	}
+	e.swept = now
+	for key, n := range e.noticed {
+		if now.Sub(n.Last) > noticeFor {
+			delete(e.noticed, key)
+		}
+	}
+	for pod, b := range e.pods {
+		if now.Sub(b.counted) > podBurst*podEvery {
+			delete(e.pods, pod)
+		}
+	}
+}
+
+// keyOf returns a text that is equal for drops of the same kind: of one pod, with one peer and port, for one reason.
+func keyOf(d *agentapi.Drop) string {
+	name := func(e agentapi.DropEnd) string {
+		if e.Pod != "" {
+			return e.Pod
+		}
+		return e.Address.String()
+	}
+	return fmt.Sprintf("%s %s %s %s %s %d", d.Direction, d.Reason, name(d.Source), name(d.Destination), d.Protocol,
+		d.Destination.Port)
+}
+
+// maxNote is the longest note that an API server accepts.
+const maxNote = 1024
+
+func noteOf(d *agentapi.Drop) string {
+	why := agentapi.ReasonMeans(d.Reason)
+	if d.Reason == agentapi.ByPolicy && len(d.Policies) > 0 {
+		why = "isolated by " + strings.Join(d.Policies, ", ")
+	}
+	source := d.Source
+	source.Port = 0 // another one for each connection
+	note := agentapi.OneLine(fmt.Sprintf("dropped %s from %s to %s: %s",
+		strings.TrimSpace(strings.ToUpper(d.Protocol)+" "+d.ICMP), source, d.Destination, why))
+	return note[:min(len(note), maxNote)]
+}

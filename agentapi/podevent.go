@@ -1,0 +1,16 @@
+package agentapi
+
+import (
+	"time"
+
+	"github.com/weir-net/weir/endpoint"
+)
+
+// PodEvent is a warning event on a pod of this node. Events with the same Key are one object of the API, which counts.
+type PodEvent struct {
+	Key          string
+	Pod          endpoint.Pod
+	Reason, Note string // Reason is in CamelCase
+	Count        uint64
+	First, Last  time.Time
+}

@@ -1,0 +1,58 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	eventsv1 "k8s.io/api/events/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/weir-net/weir/agentapi"
+)
+
+// maxEventNames bounds the events that are counted in their objects. Beyond it, an event makes a new object.
+const maxEventNames = 4096
+
+// AnnounceOnPod makes a warning event on the pod, or counts the event in the object that an earlier one has made. It
+// waits for the API server, at most requestTimeout. It is for one goroutine.
+//
+// To see it: kubectl describe pod POD; kubectl get events.events.k8s.io -n NAMESPACE
+func (s *Source) AnnounceOnPod(ctx context.Context, e agentapi.PodEvent) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	events := s.Client.EventsV1().Events(e.Pod.Namespace)
+	if name := s.eventNames[e.Key]; name != "" {
+		patch, err := json.Marshal(map[string]any{"series": eventsv1.EventSeries{
+			Count: int32(min(e.Count, 1<<31-1)), LastObservedTime: metav1.NewMicroTime(e.Last),
+		}})
+		if err != nil {
+			return err
+		}
+		_, err = events.Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
+		if err == nil || !apierrors.IsNotFound(err) { // an API server forgets events after an hour
+			return err
+		}
+	}
+	pod := e.Pod.Name[:min(len(e.Pod.Name), 200)]
+	made, err := events.Create(ctx, &eventsv1.Event{
+		ObjectMeta: metav1.ObjectMeta{Namespace: e.Pod.Namespace, Name: fmt.Sprintf("%s.%x", pod, time.Now().UnixNano())},
+		EventTime:  metav1.NewMicroTime(e.First), ReportingController: "weir.io/weir-agent", ReportingInstance: s.Node,
+		Action: "Drop", Reason: e.Reason, Type: corev1.EventTypeWarning, Note: e.Note,
+		Regarding: corev1.ObjectReference{
+			APIVersion: "v1", Kind: "Pod", Namespace: e.Pod.Namespace, Name: e.Pod.Name, UID: types.UID(e.Pod.UID),
+		},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return err
+	}
+	if s.eventNames == nil || len(s.eventNames) >= maxEventNames {
+		s.eventNames = map[string]string{}
+	}
+	s.eventNames[e.Key] = made.Name
+	return nil
+}
