@@ -28,6 +28,8 @@ type Facts struct {
 	NFT    bool     `json:"nft"`
 	// Portmap is the version of the plugin portmap, such as 1.9.0; empty if it is missing.
 	Portmap string `json:"portmap,omitempty"`
+	// NoPlugins is true if the directory of the CNI plugins is missing, as it is in the agent's container.
+	NoPlugins bool `json:"noPlugins,omitempty"`
 	// ProxyMode is the mode of kube-proxy; empty if none answers.
 	ProxyMode string `json:"proxyMode,omitempty"`
 	// Agent is true if an agent's socket is on the node.

@@ -242,6 +242,9 @@ func neighbours(f Facts) []Finding {
 func portmap(f Facts) []Finding {
 	used := slices.ContainsFunc(f.Conflists, func(c Conflist) bool { return slices.Contains(c.Plugins, "portmap") })
 	switch {
+	case f.NoPlugins && used:
+		return finding(Unknown, "run weirctl check as root on the node itself",
+			"the directory /opt/cni/bin isn't here, so portmap's version is unknown")
 	case f.Portmap == "" && used:
 		return finding(Broken, "install the CNI plugins 1.9.0 or newer in /opt/cni/bin",
 			"the network configuration names portmap, and /opt/cni/bin doesn't have it: no pod can start")

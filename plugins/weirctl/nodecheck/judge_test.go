@@ -149,6 +149,10 @@ func TestJudge(t *testing.T) {
 			"old portmap", func(f *Facts) { f.Portmap = "v1.6.2" },
 			[]string{"warning", "portmap v1.6.2", "1.9.0 or newer"},
 		},
+		{
+			"in a container", func(f *Facts) { f.Portmap, f.NoPlugins = "", true },
+			[]string{"unknown", "portmap's version", "on the node itself"},
+		},
 		{"no portmap", func(f *Facts) { f.Portmap = "" }, []string{"BROKEN", "names portmap", "/opt/cni/bin"}},
 		{
 			"IPVS", func(f *Facts) { f.ProxyMode = "ipvs" },

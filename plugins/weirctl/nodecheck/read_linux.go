@@ -2,6 +2,7 @@ package nodecheck
 
 import (
 	"context"
+	"debug/buildinfo"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -198,9 +199,17 @@ func output(ctx context.Context, program string) (string, error) {
 
 var portmapVersion = regexp.MustCompile(`portmap (?:plugin )?(?:version )?v?(\d+\.\d+\S*)`)
 
-// readPortmap asks the plugin for its version: without the variables of CNI it prints a line about itself.
+// pluginDir is where the runtime finds the CNI plugins.
+const pluginDir = "/opt/cni/bin"
+
+// readPortmap asks the plugin for its version: without the variables of CNI it prints a line about itself. A plugin
+// that was built without a version has that of its module.
 func (f *Facts) readPortmap(ctx context.Context) {
-	const path = "/opt/cni/bin/portmap"
+	if _, err := os.Stat(pluginDir); err != nil {
+		f.NoPlugins = true
+		return
+	}
+	path := filepath.Join(pluginDir, "portmap")
 	if _, err := os.Stat(path); err != nil {
 		return
 	}
@@ -209,9 +218,28 @@ func (f *Facts) readPortmap(ctx context.Context) {
 		f.Portmap = found[1]
 		return
 	}
+	if f.Portmap = moduleVersion(path); f.Portmap != "" {
+		return
+	}
 	if f.Portmap = "of an unknown version"; err != nil {
 		f.unread("the version of "+path, err)
 	}
+}
+
+// moduleVersion returns the version of the CNI plugins' module that the program was built from; empty if it has none.
+//
+// Equivalent to: go version -m PATH
+func moduleVersion(path string) string {
+	info, err := buildinfo.ReadFile(path)
+	if err != nil {
+		return ""
+	}
+	for _, m := range append(info.Deps, &info.Main) {
+		if m.Path == "github.com/containernetworking/plugins" && strings.HasPrefix(m.Version, "v") {
+			return strings.TrimPrefix(m.Version, "v")
+		}
+	}
+	return ""
 }
 
 // proxyMode asks kube-proxy for its mode. It returns nothing if none answers.
