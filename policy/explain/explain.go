@@ -127,6 +127,7 @@ type Rule struct {
 // Reason is why a side allows or drops a connection.
 type Reason string
 
+// The reasons.
 const (
 	// Isolated: policies isolate the pod, and one of their rules must allow the connection.
 	Isolated Reason = "isolated"

@@ -173,7 +173,7 @@ func conflists(f Facts) (all []Finding) {
 	for n, c := range f.Conflists {
 		switch {
 		case isWeir(c):
-			if n == i && n == 0 {
+			if n == 0 {
 				all = append(all, Finding{OK, "the runtime uses weir: " + c.File + " is the first of its files", ""})
 			}
 		case c.Error != "":
