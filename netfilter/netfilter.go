@@ -39,7 +39,7 @@ type Result struct {
 	Closed []netip.Addr
 	// Rules is true if rules were changed, and not only sets.
 	Rules bool
-	// Left has sets that the ruleset no longer has, and that are to be destroyed. Destroying a set takes the kernel
+	// Left has sets that the ruleset no longer has, and that are to be destroyed. Destroying a set may take the kernel
 	// milliseconds, so it waits for an apply that has nothing else to do. The kernel may also still be deleting a rule
 	// that names the set.
 	Left []string

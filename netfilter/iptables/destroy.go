@@ -12,7 +12,7 @@ import (
 const destroySlice = 20 * time.Millisecond
 
 // destroy destroys sets until all are gone or destroySlice is over, and returns the sets that are left. No rule uses
-// the sets, so they can wait: the kernel takes milliseconds for each, and an ADD or a change of policy would wait
+// the sets, so they can wait: some kernels take milliseconds for each, and an ADD or a change of policy would wait
 // meanwhile.
 func (d *Driver) destroy(names []string) (left []string, err error) {
 	began := time.Now()

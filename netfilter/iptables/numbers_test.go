@@ -258,6 +258,42 @@ func TestTree(t *testing.T) {
 	}
 }
 
+// TestTreeIsFlat: a packet meets few of the tree's rules, and the tree is no deeper than stand follows it.
+func TestTreeIsFlat(t *testing.T) {
+	for n, most := range map[int]float64{10: 6, 250: 12, 3000: 17} {
+		classes := pods{"10.255.0.0": returns}
+		for i := 1; i < n; i++ {
+			classes[fmt.Sprintf("10.1.%d.%d", i/256, i%256)] = fmt.Sprint("WEIR-EG-", i)
+		}
+		m := newModel(t)
+		l := lowerOnto(m.state, oneDirection("egress", classes))
+		m.plan(makePlan(m.state, l), func(string) {})
+		rules, met := m.state.tables[conf.IPv4][checks].rules, 0
+		all := numberingOf(rules, conf.EgressChain).leaves
+		for number := range all {
+			if number == openClass {
+				continue
+			}
+			for chain := conf.EgressChain; chain != all[number]; {
+				for _, line := range rules[chain] {
+					var value, mask uint32
+					_, err := fmt.Sscanf(line, "-m mark --mark 0x%x/0x%x ", &value, &mask)
+					if met++; err == nil && uint32(number)<<markShift&mask == value {
+						chain = split(line).target
+						break
+					}
+				}
+			}
+		}
+		if each := float64(met) / float64(len(all)-1); each > most+3 { // three rules come before the tree
+			t.Errorf("%d classes: a packet meets %.1f rules, want %.0f at most beside three", n, each, most)
+		}
+		if !m.state.tables[conf.IPv4][checks].stands(conf.IPv4, l) {
+			t.Errorf("with %d classes the rules count as incomplete", n)
+		}
+	}
+}
+
 // TestPodsInNoClassAreLogged: however many classes there are, a packet of a pod in no class reaches the rules for such
 // packets, in both directions.
 func TestPodsInNoClassAreLogged(t *testing.T) {

@@ -1,9 +1,9 @@
 package iptables
 
 import (
-	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/weir-net/weir/conf"
@@ -58,14 +58,16 @@ func lowerDispatch(c ruleset.Chain, classes []class, n *numbering) []chain {
 		top.lines = append(top.lines, d.clears(),
 			"-j SET --map-set "+c.Family.Set(d.set)+" "+flags[by]+" --map-mark", t.leaf(openClass))
 		numbers := slices.DeleteFunc(slices.Sorted(maps.Keys(n.leaves)), func(n int) bool { return n == openClass })
-		top.lines = append(top.lines, t.lines(numbers, t.top(numbers))...)
+		top.lines = append(top.lines, t.lines(numbers, numberBits)...)
 	}
 	top.lines = append(top.lines, t.rest...)
 	last := chain{family: c.Family, table: checks, name: d.last, lines: []string{"-j " + c.Name, clearMark}}
 	return append([]chain{top, last}, t.chains...)
 }
 
-// tree makes the chains that lead from a number to the chain of a class. Each of them compares one digit of the number.
+// tree makes the chains that lead from a number to the chain of a class. A chain with many numbers compares one digit
+// of them: it goes to another chain for each value of the digit but the lowest, and then continues itself with the
+// numbers that have the lowest. So among 250 classes a packet meets ten of these rules on average.
 type tree struct {
 	dispatch
 	*numbering
@@ -75,51 +77,51 @@ type tree struct {
 	chains []chain
 }
 
-// digit is how many bits of a number one chain compares.
-const digit = 4
+const (
+	// numberBits is how many bits a number has.
+	numberBits = 12
+	// digit is how many bits of a number one chain compares. With fewer, a packet would pass more chains than stand
+	// follows (maxDepth).
+	digit = 2
+	// few is how many numbers a chain compares one by one.
+	few = 4
+)
 
-// top returns the place, in bits, of the highest digit that one of the numbers has; 0 if they have at most one digit.
-// The numbers are in order.
-func (t *tree) top(numbers []int) (shift int) {
-	for len(numbers) > 0 && numbers[len(numbers)-1]>>(shift+digit) > 0 {
-		shift += digit
-	}
-	return shift
-}
-
-// lines returns the rules for the numbers, which are in order and equal but for the digits from shift down.
+// lines returns the rules for the numbers, which are in order and equal but for the bits below shift.
 func (t *tree) lines(numbers []int, shift int) (lines []string) {
-	for len(numbers) > 0 {
-		first := numbers[0] >> shift
-		same := slices.IndexFunc(numbers, func(n int) bool { return n>>shift != first })
-		if same < 0 {
-			same = len(numbers)
+	if len(numbers) <= few {
+		for _, n := range numbers {
+			lines = append(lines, t.leaf(n))
 		}
-		if some := numbers[:same]; len(some) == 1 {
+		return lines
+	}
+	lowest, highest := numbers[0], numbers[len(numbers)-1]
+	for shift -= digit; lowest>>shift == highest>>shift; {
+		shift -= digit
+	}
+	for first := highest >> shift; first > lowest>>shift; first-- {
+		from, _ := slices.BinarySearch(numbers, first<<shift)
+		switch some := numbers[from:]; len(some) {
+		case 0:
+		case 1:
 			lines = append(lines, t.leaf(some[0]))
-		} else {
+		default:
 			lines = append(lines, t.node(some, first, shift))
 		}
-		numbers = numbers[same:]
+		numbers = numbers[:from]
 	}
-	return lines
+	return append(lines, t.lines(numbers, shift)...)
 }
 
-// node makes the chain for the numbers that begin with the digits first, and returns the rule that leads to it. If a
-// number has no class, its packets are logged and dropped.
+// node makes the chain for the numbers that begin with the bits first, and returns the rule that leads to it. The bits
+// are not all 0, so no packet without a number comes to the chain. If a number has no class, its packets are logged and
+// dropped. The chain's name has first in digits from 0 to 3, and an x for each digit that isn't compared yet.
 func (t *tree) node(numbers []int, first, shift int) string {
-	name := t.prefix + fmt.Sprintf("%0*X", (12-shift)/digit, first)
-	for range shift / digit {
-		name += "x"
-	}
-	at := len(t.chains)
-	t.chains = append(t.chains, chain{family: t.family, table: checks, name: name})
-	lines, rest := t.lines(numbers, shift-digit), []string{t.logs(), "-j DROP"}
-	if t.bit|uint32(first) == 0 { // the mark of a packet without a number leads here too
-		rest = t.rest
-	}
-	lines = append(lines, rest...)
-	t.chains[at].lines = lines
+	digits := strconv.FormatInt(int64(first), 1<<digit)
+	known := (numberBits - shift) / digit
+	name := t.prefix + strings.Repeat("0", known-len(digits)) + digits + strings.Repeat("x", shift/digit)
+	lines := append(t.lines(numbers, shift), t.logs(), "-j DROP")
+	t.chains = append(t.chains, chain{family: t.family, table: checks, name: name, lines: lines})
 	mask := allBits &^ (1<<shift - 1)
 	return "-m mark --mark " + markText(t.bit|uint32(first<<shift), mask) + " -g " + name
 }
