@@ -67,7 +67,7 @@ func (l *flowLog) left() time.Duration {
 	return time.Until(l.until)
 }
 
-// answer returns the flows that were seen within the last while; all if d is 0.
+// answer returns the flows that were seen within the time d until now; all if d is 0.
 func (l *flowLog) answer(d time.Duration) agentapi.Flows {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -215,7 +215,8 @@ func flowLinks(s *snapshot) []string {
 	return slices.Compact(links)
 }
 
-// take adds the lines to the table, with the names and labels that their ends have now.
+// take adds the lines to the table, with the names and labels that their ends have now. Packets whose addresses are not
+// known only count as unknown.
 func (r *recording) take(ctx context.Context, lines []drops.Line) {
 	if len(lines) == 0 {
 		return
@@ -238,7 +239,8 @@ func (r *recording) take(ctx context.Context, lines []drops.Line) {
 	}
 }
 
-// end returns what is known of the address.
+// end returns the address with its Node and the names of its pods. It has labels only if it is certain which pod has
+// the address.
 func (r *recording) end(address netip.Addr, state policy.State) agentapi.FlowEnd {
 	end := agentapi.FlowEnd{Address: address, Pod: r.view.pods[address], Node: r.view.nodes[address]}
 	var found []*policy.Pod
@@ -265,7 +267,7 @@ func (r *recording) end(address netip.Addr, state policy.State) agentapi.FlowEnd
 	return end
 }
 
-// serve answers GET and POST /v1/flows.
+// serveFlows answers GET and POST /v1/flows.
 func (a *agent) serveFlows(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodPost {
 		var order agentapi.FlowsOrder

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// FlowsPath is the path at which the agent answers GET with Flows, and POST of a FlowsOrder by recording flows, or by
-// recording none any more.
+// FlowsPath is the path at which the agent answers GET and POST with Flows. A POST has a FlowsOrder, which the agent
+// first carries out.
 const FlowsPath = "/v1/flows"
 
 // FlowsOrder says for how long the agent shall record flows. Zero ends the recording.
@@ -15,7 +15,8 @@ type FlowsOrder struct {
 	For time.Duration `json:"for"`
 }
 
-// FlowsQuery returns the path and query for the flows that were seen within the last while; all if since is 0.
+// FlowsQuery returns the path and query for the flows that were seen within the time since until now; all if since is
+// 0.
 func FlowsQuery(since time.Duration) string {
 	if since == 0 {
 		return FlowsPath

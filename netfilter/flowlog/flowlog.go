@@ -22,7 +22,8 @@
 //	}
 //
 // Priority -149 comes directly after -150, where policies are enforced. Packets that they drop don't get there. The
-// limit bounds what a flood of connections costs, and the counter has the packets beyond it.
+// limit bounds what a flood of connections costs, and the counter has the packets beyond it. Packets that the node
+// itself sends to its pods pass neither chain.
 package flowlog
 
 import (
@@ -113,6 +114,8 @@ func chains(set *nftables.Set) []nft.Chain {
 }
 
 // Beyond returns how many packets the limit has left out since the table was made, and whether the table is there.
+//
+// Equivalent to: nft list chain inet weir-flows log
 func Beyond() (packets uint64, there bool, err error) {
 	conn, err := nftables.New()
 	if err != nil {
