@@ -59,7 +59,7 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 	alone := false
 	var all netfilter.Result
 	for try := 1; ; try++ {
-		r, err := d.apply(l, alone)
+		r, p, err := d.apply(l, alone)
 		all.Strays = append(all.Strays, r.Strays...)
 		r.Strays = all.Strays
 		var refused *nftnl.RefusedError
@@ -78,6 +78,7 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 			return r, &netfilter.RefusedError{Refused: parts}
 		case someElement && !alone:
 			alone = true
+		case try < triesOfAChange && d.forgetMissing(p):
 		case try == triesOfAChange:
 			return r, errors.Join(fmt.Errorf("change the tables %s of nf_tables: %w", tableName, err), d.closeAll(ctx, l))
 		default:
@@ -89,26 +90,26 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 }
 
 // apply commits the transaction from the known state to the ruleset, if there is anything to change.
-func (d *Driver) apply(want lowered, alone bool) (r netfilter.Result, err error) {
+func (d *Driver) apply(want lowered, alone bool) (r netfilter.Result, p *plan, err error) {
 	for _, f := range conf.Families {
 		if want[f] != nil {
 			d.have[f].share(want[f])
 		}
 	}
-	p := makePlan(*d.have, want, alone)
+	p = makePlan(*d.have, want, alone)
 	if d.fresh {
 		r.Strays = p.strays
 	}
 	if p.batch.Empty() {
 		d.fresh, d.have = false, &p.next
-		return r, nil
+		return r, p, nil
 	}
 	before, _ := nftnl.Generation()
 	if err := p.batch.Commit(); err != nil {
 		if !errors.As(err, new(*nftnl.RefusedError)) { // otherwise the kernel has what it had
 			d.have, d.knownAt = nil, 0
 		}
-		return r, err
+		return r, p, err
 	}
 	d.fresh, d.have = false, &p.next
 	after, _ := nftnl.Generation()
@@ -119,7 +120,28 @@ func (d *Driver) apply(want lowered, alone bool) (r netfilter.Result, err error)
 		d.knownAt = 0
 	}
 	r.Changed, r.Rules, r.Closes, r.Closed = true, p.rules, p.closes, p.closed
-	return r, nil
+	return r, p, nil
+}
+
+// forgetMissing forgets the elements that the refused plan deletes and that the kernel doesn't have any more: the plugin
+// takes an ended pod's addresses out of all sets. It returns true if there are such elements. Reading everything again
+// would show changes of the plugin that are newer than the ruleset, and the next try would undo them.
+func (d *Driver) forgetMissing(p *plan) (any bool) {
+	found, err := nftnl.Find(p.deletes)
+	if err != nil {
+		return false
+	}
+	for i, q := range p.deletes {
+		for f := range tables {
+			s, ok := d.have[f].sets[q.Set.Name]
+			if found[i] != nil || q.Table != tables[f] || !ok {
+				continue
+			}
+			s.entries, any = s.entries.Without(entryOf(s.layout, q.Element).Element), true
+			d.have[f].sets[q.Set.Name] = s
+		}
+	}
+	return any
 }
 
 // KeepClosed protects the pods while no ruleset can be compiled yet. If weir's chains are complete, they stay as they

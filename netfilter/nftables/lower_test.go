@@ -13,6 +13,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/test/golden"
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -112,4 +113,23 @@ func sorted(text string) string {
 	}
 	slices.Sort(all)
 	return strings.Join(all, "\n\n")
+}
+
+// TestWithoutPorts: if the kernel can't match the ports of bridges, no rule for a port allows anything, and all rules
+// for ports that drop are there.
+func TestWithoutPorts(t *testing.T) {
+	port := func(r ruleset.Rule) ruleset.Rule { r.InPort = "veth1"; return r }
+	c := ruleset.Chain{Name: conf.PortsChain, Rules: []ruleset.Rule{
+		port(ruleset.Rule{Action: ruleset.Return}), port(ruleset.Rule{Action: ruleset.Drop}),
+		port(ruleset.Rule{Action: ruleset.GoTo, To: "WEIR-X"}), {Action: ruleset.Return},
+	}}
+	var text []string
+	rules, _ := lowerRules(c, nil, false)
+	for _, r := range rules {
+		_, words := r.write(conf.IPv4)
+		text = append(text, words)
+	}
+	if want := []string{"counter drop", "goto WEIR-X", "return"}; !slices.Equal(text, want) {
+		t.Errorf("got %q, want %q", text, want)
+	}
 }

@@ -25,7 +25,9 @@ type plan struct {
 	// strays are addresses in the sets of all pods that belong to no known attachment. They stay: only the code that
 	// ends an attachment removes its addresses.
 	strays []netip.Addr
-	next   state
+	// deletes are the elements that the plan deletes. The kernel refuses the plan if one of them is missing.
+	deletes []nftnl.Question
+	next    state
 }
 
 // Names of the parts of a plan, for refusals.
@@ -175,6 +177,9 @@ func (p *plan) elements(
 				adds = append(adds, s.elementOf(e))
 			}
 		}
+	}
+	for _, e := range dels {
+		p.deletes = append(p.deletes, nftnl.Question{Table: at, Set: s.Set, Element: e})
 	}
 	p.batch.DeleteElements(at, s.Set, dels)
 	p.batch.AddElements(at, s.Set, adds, elements{aSet{want.family, s}}, p.alone)

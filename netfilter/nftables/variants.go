@@ -58,7 +58,8 @@ func variants(r rule, f conf.Family, ports bool) []rule {
 }
 
 // byPort returns the rule for packets from a port of another plugin's bridge. If ports is false, the kernel can't match
-// the port. Then a rule that allows something is left out, and a rule that drops doesn't ask for the port.
+// the port. Then a rule that returns, which allows something, is left out, and other rules, which drop, don't ask for the
+// port.
 func byPort(r rule, ports bool) []rule {
 	port := r.InPort
 	r.InPort = ""
@@ -67,7 +68,7 @@ func byPort(r rule, ports bool) []rule {
 		r.Match = append(r.Match, condition{"xt match physdev", func(e nftnl.Expressions) nftnl.Expressions {
 			return e.InPort(port)
 		}})
-	case r.Action != ruleset.Drop:
+	case r.Action == ruleset.Return:
 		return nil
 	}
 	return []rule{r}
