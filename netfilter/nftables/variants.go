@@ -58,8 +58,8 @@ func variants(r rule, f conf.Family, ports bool) []rule {
 }
 
 // byPort returns the rule for packets from a port of another plugin's bridge. If ports is false, the kernel can't match
-// the port. Then a rule that returns, which allows something, is left out, and other rules, which drop, don't ask for the
-// port.
+// the port. Then a rule that returns, which allows something, is left out, and other rules, which drop, don't ask for
+// the port.
 func byPort(r rule, ports bool) []rule {
 	port := r.InPort
 	r.InPort = ""
