@@ -40,11 +40,14 @@ type cutting struct {
 	pause    *time.Timer
 }
 
-// shortestPeriod is the shortest period of a walk. If changes follow one another closely, two walks begin in a second,
-// which take two per cent of a processor if the table is empty. The period of a long walk is twice the time that the
-// walk takes, so walks run at most half of the time. One walk may begin within the period of the walk before, so a
-// single change needn't wait.
-const shortestPeriod = 500 * time.Millisecond
+// shortestPeriod is the shortest period of a walk. If changes follow one another closely for long, two walks begin in a
+// second, which take two per cent of a processor if the table is empty. The period of a long walk is twice the time
+// that the walk takes, so walks run at most half of the time. A walk may begin up to borrowed of the shortest periods
+// early, so the first few changes needn't wait. After a long walk, one walk may begin within that walk's period.
+const (
+	shortestPeriod = 500 * time.Millisecond
+	borrowed       = 4
+)
 
 // lazyPeriods is the least time from the beginning of the last walk to that of a lazy one, in units of shortestPeriod.
 // A lazy walk is only for pods elsewhere that don't exist any more, and such pods end all the time in a large cluster.
@@ -143,6 +146,9 @@ func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 		c.next = w.began
 	}
 	c.paid = c.next.Add(max(c.shortest, 2*w.took))
+	if soon := c.paid.Add(-borrowed * c.shortest); soon.Before(c.next) {
+		c.next = soon
+	}
 	a.stats.Cut += w.Cut
 	if n := w.Cut + w.Restored; n > 0 {
 		a.Log.Info("connections evaluated anew", "cut", w.Cut, "restored", w.Restored,

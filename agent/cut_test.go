@@ -184,18 +184,23 @@ func TestChangesShareAWalk(t *testing.T) {
 	want("ten changes while a walk runs", true, true)
 	s.takeWalk(<-s.cutting.results)
 	want("the walk has ended", true, false)
+	for range borrowed - 1 {
+		change()
+		s.takeWalk(<-s.cutting.results)
+		want("a few walks have ended", true, false)
+	}
 	change()
 	s.takeWalk(<-s.cutting.results)
-	want("two walks have ended", false, true)
+	want("more walks have ended", false, true)
 	change()
 	want("a change within the pause", false, true)
-	wantPause("after two walks", time.Minute)
+	wantPause("after five walks", time.Minute)
 	end()
 	want("the pause has ended", true, false)
 	w := <-s.cutting.results
 	w.took = time.Hour
 	s.takeWalk(w)
-	wantPause("after three walks", 2*time.Minute)
+	wantPause("after six walks", 5*time.Minute)
 	s.cutting.next = time.Time{}
 	change()
 	s.takeWalk(<-s.cutting.results)
