@@ -50,8 +50,13 @@ func (s loweredMembers) next(classes []class, n *numbering) loweredMembers {
 			}
 		}
 	}
+	const few = 4
+	with := func(e ruleset.Element) *class { return classWith(e, classes) }
+	if len(changed) > few {
+		with = finder(classes)
+	}
 	for _, e := range changed {
-		if c := classWith(e, classes); c == nil {
+		if c := with(e); c == nil {
 			now.to = now.to.Without(e)
 		} else {
 			comment, _ := c.pods.Get(e)

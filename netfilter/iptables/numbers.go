@@ -117,7 +117,11 @@ const formerComment = "weir: by the number of a class that is gone"
 func assign(was *numbering, members ruleset.Entries, classes []class) (now *numbering, ok bool) {
 	a := assignment{
 		numbering: numbering{leaves{openClass: returns}, map[string]int{returns: openClass}, map[int]bool{}},
-		was:       was, members: members, classes: classes,
+		was:       was, members: members, classes: classes, with: finder(classes), next: map[int]string{},
+		wanted: map[string]bool{},
+	}
+	for _, c := range classes {
+		a.wanted[c.target] = true
 	}
 	a.keep()
 	for _, c := range slices.Backward(classes) {
@@ -145,6 +149,9 @@ type assignment struct {
 	members ruleset.Entries
 	classes []class
 	held    map[int][]ruleset.Element // the members by number; nil if it isn't known yet
+	with    func(ruleset.Element) *class
+	wanted  map[string]bool // the chains of the classes
+	next    map[int]string  // the results of successor
 }
 
 // keep takes over numbers that the kernel's rules and pods have.
@@ -210,12 +217,21 @@ func (a *assignment) holders() map[int][]ruleset.Element {
 // successor returns the chain that the number leads to now: the same chain as before if it is still wanted. Otherwise
 // it is the chain of the class that has all of the number's pods now; empty if there is no such class. If the rules
 // with the number were flushed, it leads to the same class again.
-func (a *assignment) successor(number int) (target string) {
-	if slices.ContainsFunc(a.classes, func(c class) bool { return c.target == a.was.leaves[number] }) {
-		return a.was.leaves[number]
+func (a *assignment) successor(number int) string {
+	target, ok := a.next[number]
+	if !ok {
+		target = a.findSuccessor(number)
+		a.next[number] = target
+	}
+	return target
+}
+
+func (a *assignment) findSuccessor(number int) (target string) {
+	if was := a.was.leaves[number]; a.wanted[was] {
+		return was
 	}
 	for _, e := range a.holders()[number] {
-		switch c := classWith(e, a.classes); {
+		switch c := a.with(e); {
 		case c == nil: // the pod has ended, or is closed
 		case target != "" && target != c.target:
 			return ""
@@ -256,6 +272,23 @@ func classWith(e ruleset.Element, classes []class) *class {
 		}
 	}
 	return nil
+}
+
+// finder returns a function that does what classWith does, but takes no longer if there are many classes. Its first
+// call looks at all pods.
+func finder(classes []class) func(ruleset.Element) *class {
+	var by map[ruleset.Element]*class
+	return func(e ruleset.Element) *class {
+		if by == nil {
+			by = map[ruleset.Element]*class{}
+			for i := range slices.Backward(classes) { // of several classes with an element, the first one stays
+				for pod := range classes[i].pods.All() {
+					by[pod.Element] = &classes[i]
+				}
+			}
+		}
+		return by[e]
+	}
 }
 
 // numbered returns the text that an entry of a set with numbers has in place of its comment.
