@@ -93,7 +93,6 @@ type nodeFollower struct {
 	state  followState
 	recent map[string]time.Time // the drops of the last seconds, with the time at which they came
 	heard  time.Time            // of the node's last value; zero if it has not told anything yet
-	toldBy string               // the pod that has told of drops last
 }
 
 type followState int
@@ -273,13 +272,10 @@ func (f *follower) tells(n *nodeFollower, agent Agent) {
 		return
 	}
 	if n.state == failing && f.started {
-		missing := ""
-		if n.toldBy != agent.Pod {
-			missing = "; earlier ones may be missing"
-		}
-		f.told.say("%s: tells of its drops again%s", agent.Node, missing)
+		f.told.say("%s: tells of its drops again; if its agent has restarted, those of the time between are missing",
+			agent.Node)
 	}
-	n.state, n.toldBy = telling, agent.Pod
+	n.state = telling
 	f.start()
 }
 
