@@ -163,8 +163,9 @@ func (a *agent) recordFlows(ctx context.Context) (err error) {
 		case <-time.After(dropsPause):
 		}
 	}
+	_, err = r.countBeyond()
 	r.take(ctx, r.sums.Rest())
-	return nil
+	return err
 }
 
 // recording is what a recording of flows has counted.
@@ -189,18 +190,27 @@ func (r *recording) count(p *nflog.Packet) {
 // check makes the kernel's rules if they are missing or for other links, and counts the packets that they left out.
 func (r *recording) check() error {
 	r.checked = time.Now()
-	beyond, there, err := flowlog.Beyond()
+	there, err := r.countBeyond()
 	if err != nil {
 		return err
 	}
-	r.sums.Lost(beyond - min(beyond, r.beyond))
-	r.beyond = beyond
 	links := flowLinks(r.snapshots.target.Load())
 	if there && slices.Equal(links, r.links) {
 		return nil
 	}
 	r.links, r.beyond = links, 0
 	return flowlog.Make(links)
+}
+
+// countBeyond counts the packets that the kernel's limit has left out since the last call. there is false if the kernel
+// has no rules that log flows.
+func (r *recording) countBeyond() (there bool, err error) {
+	beyond, there, err := flowlog.Beyond()
+	if err == nil {
+		r.sums.Lost(beyond - min(beyond, r.beyond))
+		r.beyond = beyond
+	}
+	return there, err
 }
 
 // flowLinks returns the links by which packets from this node's pods come in: weir0, and those of chained attachments.

@@ -1,0 +1,88 @@
+package drops_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// TestFlowsUnderFlood: while flows are recorded, a pod sends allowed packets to all ports of another, as many as it
+// can. The agent takes little time for it, and says how many packets it doesn't know. A flow of another pod shows.
+func TestFlowsUnderFlood(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := newNode(t)
+	quiet, flood := n.sendFrom(n.quiet), n.sendFrom(n.flood)
+	flood.to, quiet.to = [4]byte(net.ParseIP(n.quiet.IP).To4()), [4]byte(net.ParseIP(n.flood.IP).To4())
+	if _, err := n.Ctl("flows", "--record", "1h"); err != nil {
+		t.Fatal(err)
+	}
+	seen := func() (flows agentapi.Flows) {
+		t.Helper()
+		text, err := n.Ctl("flows", "-o", "json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var all []agentapi.Flows
+		if err := json.Unmarshal([]byte(text), &all); err != nil || len(all) != 1 {
+			t.Fatalf("%v\n%s", err, text)
+		}
+		return all[0]
+	}
+	n.Eventually("flows are recorded", func() error {
+		if !seen().Recording {
+			return fmt.Errorf("they aren't")
+		}
+		return nil
+	})
+	began, used := time.Now(), processorTime(t, n.AgentPID())
+	end := flood.flood(*rate)
+	n.Eventually("the quiet pod's flow shows", func() error {
+		if err := quiet.send(7); err != nil {
+			return err
+		}
+		for _, f := range seen().Flows {
+			if f.Source.Pod == "shop/quiet" && f.Port == 7 {
+				return nil
+			}
+		}
+		return fmt.Errorf("no flow")
+	})
+	n.Eventually("a flood of some seconds", func() error {
+		if time.Since(began) < 3*time.Second {
+			return fmt.Errorf("not yet")
+		}
+		return nil
+	})
+	end()
+	took := time.Since(began)
+	used = processorTime(t, n.AgentPID()) - used
+	if _, err := n.Ctl("flows", "--stop"); err != nil {
+		t.Fatal(err)
+	}
+	n.Eventually("the recording ends", func() error {
+		if seen().Recording {
+			return fmt.Errorf("it goes on")
+		}
+		return nil
+	})
+	f, counted := seen(), uint64(0)
+	for _, one := range f.Flows {
+		counted += one.Count
+	}
+	t.Logf("flows-flood: %d packets, %.0f a second: %d flows with %d packets, %d packets of no known flow; agent: "+
+		"%.1f %% of a core, %d MiB", flood.sent.Load(), float64(flood.sent.Load())/took.Seconds(), len(f.Flows), counted,
+		f.Unknown, 100*used.Seconds()/took.Seconds(), memory(t, n.AgentPID()))
+	if share := used.Seconds() / took.Seconds(); share > 0.05 {
+		t.Errorf("%.1f %% of a core", 100*share)
+	}
+	if f.Unknown == 0 {
+		t.Error("no packet is unknown: the test shows nothing")
+	}
+}

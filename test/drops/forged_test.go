@@ -1,0 +1,75 @@
+package drops_test
+
+import (
+	"fmt"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// TestFloodOfForgedSenders: one pod sends as many packets under an address that isn't its own. The guard drops them,
+// and each single denied packet of another pod shows within a second. The lines stand for exactly the packets that were
+// sent.
+func TestFloodOfForgedSenders(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := newNode(t)
+	nodetest.RunEach(t, "ip -n "+filepath.Base(n.flood.Netns)+" addr add 10.88.0.77/32 dev eth0")
+	live := n.reader()
+	quiet, flood := n.sendFrom(n.quiet), n.sendFrom(n.flood)
+	if err := unix.Bind(flood.fd, &unix.SockaddrInet4{Addr: [4]byte{10, 88, 0, 77}}); err != nil {
+		t.Fatal(err)
+	}
+	n.Eventually("the reader gets lines", func() error {
+		if err := quiet.send(1); err != nil {
+			return err
+		}
+		if _, ok := live.saw(1); !ok {
+			return fmt.Errorf("no line")
+		}
+		return nil
+	})
+	began, used := time.Now(), processorTime(t, n.AgentPID())
+	end := flood.flood(*rate)
+	slowest := time.Duration(0)
+	for i := range *rounds {
+		port := uint16(1000 + i)
+		at := time.Now()
+		if err := quiet.send(port); err != nil {
+			t.Fatal(err)
+		}
+		n.Eventually(fmt.Sprintf("packet %d of the quiet pod shows", i), func() error {
+			if _, ok := live.saw(port); !ok {
+				return fmt.Errorf("no line")
+			}
+			return nil
+		})
+		seen, _ := live.saw(port)
+		slowest = max(slowest, seen.Sub(at))
+	}
+	end()
+	took := time.Since(began)
+	used = processorTime(t, n.AgentPID()) - used
+	each := used / time.Duration(max(flood.sent.Load(), 1))
+	t.Logf("drops-forged: %d packets, %.0f a second; the slowest of %d single packets shows after %d ms; agent: %.2f µs "+
+		"for each packet, %.1f %% of a core, %d MiB", flood.sent.Load(), float64(flood.sent.Load())/took.Seconds(), *rounds,
+		slowest.Milliseconds(), float64(each.Nanoseconds())/1000, 100*used.Seconds()/took.Seconds(),
+		memory(t, n.AgentPID()))
+	if slowest > within || each > mostTime {
+		t.Errorf("the slowest packet after %v, %v for each packet", slowest, each)
+	}
+	n.Eventually("the lines stand for the packets that were sent", func() error {
+		if err := quiet.send(2); err != nil { // a lost packet shows with the next packet
+			return err
+		}
+		if shown, sent := live.count.Load(), quiet.sent.Load()+flood.sent.Load(); shown+1 < sent || shown > sent {
+			return fmt.Errorf("%d packets in lines, %d were sent", shown, sent)
+		}
+		return nil
+	})
+}
