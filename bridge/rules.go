@@ -168,16 +168,11 @@ func guardChains(sets map[string]*nftables.Set) []nft.Chain {
 	}
 }
 
-// withoutLog returns the chains without statements that log, and without rules that do nothing else.
+// withoutLog returns the chains without statements that log.
 func withoutLog(chains []nft.Chain) []nft.Chain {
 	quiet := slices.Clone(chains)
-	for i := range quiet {
-		quiet[i].Rules = nil
-		for _, r := range chains[i].Rules {
-			if r = r.WithoutLog(); len(r.Exprs) > 0 {
-				quiet[i].Rules = append(quiet[i].Rules, r)
-			}
-		}
+	for i, c := range chains {
+		quiet[i] = c.WithoutLog()
 	}
 	return quiet
 }

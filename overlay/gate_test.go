@@ -127,6 +127,29 @@ func TestGateIsKept(t *testing.T) {
 	}
 }
 
+// TestGateThatCannotLog: on a kernel that can't log, the gate without statements that log is the right one. With
+// another rule it isn't.
+func TestGateThatCannotLog(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	g := NewGate(gatePlan(Always), nil)
+	if err := g.replaceQuietly(); err != nil {
+		t.Fatal(err)
+	}
+	if text := nodetest.Run(t, "nft", "list", "table", "inet", "weir-tunnel"); strings.Contains(text, "log prefix") ||
+		!strings.Contains(text, "drop") {
+		t.Errorf("the quiet gate is\n%s", text)
+	}
+	if replaced, _, err := g.Apply(); err != nil || replaced {
+		t.Errorf("the quiet gate is replaced: %v, %v", replaced, err)
+	}
+	nodetest.RunEach(t, "nft insert rule inet weir-tunnel input accept")
+	if replaced, _, err := g.Apply(); err != nil || !replaced {
+		t.Errorf("a gate with another rule stays: %v, %v", replaced, err)
+	}
+}
+
 // TestGateOfManyNodes: one transaction makes the table of a cluster with as many nodes as Kubernetes supports. Apply
 // also succeeds when 2,000 of the nodes have left.
 func TestGateOfManyNodes(t *testing.T) {

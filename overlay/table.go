@@ -57,7 +57,10 @@ func (g Gate) Apply() (replaced bool, t Traffic, err error) {
 		return false, t, err
 	}
 	if have == nil || g.countStale(have) > maxDeletions {
-		err = g.replace(conn)
+		err = g.replace(conn, true)
+		if err != nil && g.replaceQuietly() == nil {
+			err = nil
+		}
 	} else {
 		err = g.updateElements(conn, have)
 	}
@@ -111,8 +114,8 @@ func (s gateSet) kernel() *nftables.Set {
 	}
 }
 
-// replace deletes the kernel's table and makes the gate, in one transaction.
-func (g Gate) replace(conn *nftables.Conn) error {
+// replace deletes the kernel's table and makes the gate, in one transaction. If logs is false, its rules log nothing.
+func (g Gate) replace(conn *nftables.Conn, logs bool) error {
 	conn.AddTable(gateTable()) // deleting a table that is absent would fail
 	conn.DelTable(gateTable())
 	conn.AddTable(gateTable())
@@ -129,10 +132,23 @@ func (g Gate) replace(conn *nftables.Conn) error {
 	}
 	var chains []nft.Chain
 	for _, c := range g.chains {
-		chains = append(chains, c.kernel())
+		chain := c.kernel()
+		if !logs {
+			chain = chain.WithoutLog()
+		}
+		chains = append(chains, chain)
 	}
 	nft.AddChains(conn, chains)
 	return conn.Flush()
+}
+
+// replaceQuietly makes the gate without statements that log, for a kernel that can't log in nftables.
+func (g Gate) replaceQuietly() error {
+	conn, err := openTransaction()
+	if err != nil {
+		return err
+	}
+	return g.replace(conn, false)
 }
 
 // gateElements are the elements of the kernel's sets, by the name of the set and by elementKey.
@@ -226,7 +242,10 @@ func readGate(conn *nftables.Conn, g Gate) (gateElements, Traffic, error) {
 		return nil, Traffic{}, err
 	}
 	t := trafficOf(chains)
-	differs := func(c gateChain) bool { return !c.kernel().Same(chains[c.name]) }
+	differs := func(c gateChain) bool {
+		want, has := c.kernel(), chains[c.name]
+		return !want.Same(has) && !want.WithoutLog().Same(has)
+	}
 	if len(chains) != len(g.chains) || slices.ContainsFunc(g.chains, differs) {
 		return nil, t, nil
 	}

@@ -29,6 +29,18 @@ func (r Rule) WithoutLog() Rule {
 	return r
 }
 
+// WithoutLog returns the chain without statements that log, and without rules that do nothing else.
+func (want Chain) WithoutLog() Chain {
+	rules := want.Rules
+	want.Rules = nil
+	for _, r := range rules {
+		if r = r.WithoutLog(); len(r.Exprs) > 0 {
+			want.Rules = append(want.Rules, r)
+		}
+	}
+	return want
+}
+
 // Verdict returns a verdict statement; chain is the chain to which a jump or goto leads.
 func Verdict(kind expr.VerdictKind, chain string) []expr.Any {
 	return []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}
