@@ -236,7 +236,7 @@ var (
 		"by direction, namespace of the pod, and the audited policies that would isolate it.",
 		"direction", "namespace", "policy")
 	unjudgedDesc = desc("weir_audit_unjudged_total", "Connections that the rules of audited policies logged, and that "+
-		"the agent could not judge: too many came at once.")
+		"the agent could not judge: too many came at once, or the agent's loop was busy.")
 )
 
 func (s *auditSums) Describe(ch chan<- *prometheus.Desc) {

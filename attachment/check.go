@@ -68,7 +68,7 @@ func (n Node) Check(e *endpoint.Endpoint, want Expected) error {
 func checkGuard(p bridge.Port) error {
 	ok, err := bridge.SenderAllowed(p.Sender())
 	if err == nil && !ok {
-		return fmt.Errorf("the spoof guard does not let %s send as %s", p.HostIf, p.MAC)
+		return fmt.Errorf("the guard does not let %s send as %s", p.HostIf, p.MAC)
 	}
 	return err
 }

@@ -45,6 +45,7 @@ var (
 	_ agent.Viewer    = (*kube.Source)(nil)
 
 	_ agent.PodAnnouncer = (*kube.Source)(nil)
+	_ agent.Positioner   = (*kube.Source)(nil)
 
 	_ agent.Source = (*manifests.Dir)(nil)
 	_ agent.Files  = (*manifests.Dir)(nil)

@@ -177,7 +177,7 @@ func TestResultOfBothFamilies(t *testing.T) {
 		{"ip -n ns-1.busybox addr del " + p.IP6 + "/128 dev eth0", p.IP6},
 		{"ip neigh del " + p.IP6 + " dev weir0", p.IP6},
 		{"ip -n ns-1.busybox -6 route del default", "default route via fd00:10:88::1"},
-		{"nft flush set bridge weir senders6", "spoof guard"},
+		{"nft flush set bridge weir senders6", "the guard"},
 	} {
 		f := strings.Fields(tc.breakIt)
 		nodetest.Run(t, f[0], f[1:]...)

@@ -331,7 +331,7 @@ func TestFault5AFlushIsRepaired(t *testing.T) {
 	forged, node := netip.MustParseAddr("10.88.0.77"), netip.MustParseAddr("10.88.0.1")
 	frame := ipv4(bridge.MAC(node), bridge.MAC(netip.MustParseAddr(client.IP)), forged, node)
 	if passes(t, client.Netns, conf.Bridge, frame) {
-		t.Error("the spoof guard was not repaired")
+		t.Error("the guard was not repaired")
 	}
 	data, err := os.ReadFile("/proc/sys/net/ipv4/conf/all/send_redirects")
 	if err != nil || strings.TrimSpace(string(data)) != "0" {

@@ -77,12 +77,6 @@ func newPacketNode(t *testing.T, name string, guard bool) *packetNode {
 		}
 		return nil
 	})
-	// A client that keeps its closed connections takes longer to find a free port for the next. The denominator's client
-	// makes more connections than the others, so it must keep none.
-	// sysctl -w net.ipv4.tcp_max_tw_buckets=0
-	nodetest.In(t, n.client, func() error {
-		return os.WriteFile("/proc/sys/net/ipv4/tcp_max_tw_buckets", []byte("0"), 0)
-	})
 	for _, path := range []string{n.client, n.server} {
 		nodetest.In(t, path, forgetClosed)
 	}

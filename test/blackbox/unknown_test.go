@@ -267,7 +267,7 @@ func TestAGuardThatCantBeMadeIsNotForgotten(t *testing.T) {
 	sh(t, `nft 'delete table bridge weir; add table bridge weir; add set bridge weir senders4 { type ipv4_addr; }'`)
 	guarded := func() error {
 		if out := sh(t, "nft list table bridge weir"); !strings.Contains(out, "drop") {
-			return errors.New("the spoof guard isn't there:\n" + out)
+			return errors.New("the guard isn't there:\n" + out)
 		}
 		return nil
 	}
@@ -279,7 +279,7 @@ func TestAGuardThatCantBeMadeIsNotForgotten(t *testing.T) {
 	})
 	stays(n, 3*time.Second, func() error {
 		if out, err := n.Ctl("status"); err == nil && guarded() != nil {
-			return fmt.Errorf("the node is ready without a spoof guard:\n%s", out)
+			return fmt.Errorf("the node is ready without the guard:\n%s", out)
 		}
 		return nil
 	})

@@ -145,7 +145,8 @@ func auditLimits(line printLine, a *AuditOfNodes) {
 		line("%d more connections are not listed: there are too many different ones.", a.More)
 	}
 	if a.Unjudged > 0 {
-		line("%d connections could not be judged: too many came at once. Some of them may be would-drops.", a.Unjudged)
+		line("%d connections could not be judged: too many came at once, or the agent was busy. "+
+			"Some of them may be would-drops.", a.Unjudged)
 	}
 	for _, t := range a.Troubles {
 		line("No packets are read: %s", agentapi.OneLine(t))

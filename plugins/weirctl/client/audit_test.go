@@ -54,7 +54,7 @@ ingress    shop/db-0  192.0.2.9     icmp      1      `+clock+`  `+clock+`
 ingress    shop/db-0  tools/backup  tcp 5432  1      `+clock+`  `+clock+`
 
 Counted since `+later+`.
-7 connections could not be judged: too many came at once. Some of them may be would-drops.
+7 connections could not be judged: too many came at once, or the agent was busy. Some of them may be would-drops.
 No packets are read: n2: no group
 
 # These rules, added to shop/db, allow all of that. Remove those that you don't want.
@@ -93,7 +93,7 @@ shop/db   10 connections  4      `+later+`
 shop/new  0 connections   0      -
 
 Counted since `+later+`.
-7 connections could not be judged: too many came at once. Some of them may be would-drops.
+7 connections could not be judged: too many came at once, or the agent was busy. Some of them may be would-drops.
 No packets are read: n2: no group
 `, b.String()); diff != "" {
 		t.Error(diff)
