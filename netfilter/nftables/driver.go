@@ -124,8 +124,8 @@ func (d *Driver) apply(want lowered, alone bool) (r netfilter.Result, p *plan, e
 }
 
 // forgetMissing forgets the elements that the refused plan deletes and that the kernel doesn't have any more: the
-// plugin takes an ended pod's addresses out of all sets. It returns true if there are such elements. Reading everything again
-// would show changes of the plugin that are newer than the ruleset, and the next try would undo them.
+// plugin takes an ended pod's addresses out of all sets. It returns true if there are such elements. Reading everything
+// again would show changes of the plugin that are newer than the ruleset, and the next try would undo them.
 func (d *Driver) forgetMissing(p *plan) (any bool) {
 	found, err := nftnl.Find(p.deletes)
 	if err != nil {
