@@ -201,8 +201,10 @@ func (d *Driver) Remove(context.Context) error {
 //	nft add rule ip weir WEIR-FORWARD iifname weir0 counter drop
 //	nft add rule ip weir WEIR-FORWARD oifname weir0 counter drop
 func (d *Driver) closeAll(ctx context.Context, want lowered) error {
-	if d.have == nil && d.Read(ctx) != nil {
-		return nil // the kernel's state is unknown; the caller has the error
+	if d.have == nil {
+		if err := d.Read(ctx); err != nil {
+			return err
+		}
 	}
 	have := *d.have
 	d.have, d.knownAt = nil, 0

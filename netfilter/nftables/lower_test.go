@@ -121,7 +121,8 @@ func TestWithoutPorts(t *testing.T) {
 	port := func(r ruleset.Rule) ruleset.Rule { r.InPort = "veth1"; return r }
 	c := ruleset.Chain{Name: conf.PortsChain, Rules: []ruleset.Rule{
 		port(ruleset.Rule{Action: ruleset.Return}), port(ruleset.Rule{Action: ruleset.Drop}),
-		port(ruleset.Rule{Action: ruleset.GoTo, To: "WEIR-X"}), {Action: ruleset.Return},
+		port(ruleset.Rule{Action: ruleset.GoTo, To: "WEIR-X"}),
+		{Action: ruleset.Return},
 	}}
 	var text []string
 	rules, _ := lowerRules(c, nil, false)

@@ -74,8 +74,10 @@ func (p *plan) table(have held, want *table) {
 	if !have.exists {
 		have = newHeld() // whatever was in it
 	}
-	next := held{exists: true, sets: make(map[string]heldSet, len(want.sets)),
-		chains: make(map[string]nftnl.Rules, len(want.chains))}
+	next := held{
+		exists: true, sets: make(map[string]heldSet, len(want.sets)),
+		chains: make(map[string]nftnl.Rules, len(want.chains)),
+	}
 	if !have.exists || have.off {
 		p.batch.AddTable(at, nftnl.WeirTableComment)
 		p.rules, p.closes, p.only = true, true, false
@@ -166,7 +168,7 @@ func (p *plan) elements(
 		}
 		denies := d.Had && !d.Has
 		if s.role == ruleset.Members {
-			denies = d.Had && !(d.Has && within(have, want, target(d.Was), target(d.Now)))
+			denies = d.Had && (!d.Has || !within(have, want, target(d.Was), target(d.Now)))
 		}
 		p.note(s.role, d.Key, denies && !ended[d.Key.Prefix.Addr()], d.Had && !d.Has)
 	}

@@ -118,7 +118,9 @@ func (d *Driver) readTable(f conf.Family) (h held, err error) {
 			return h, err
 		}
 		for _, name := range names {
-			h.chains[name] = h.chains[name]
+			if _, ok := h.chains[name]; !ok {
+				h.chains[name] = nftnl.Rules{}
+			}
 		}
 	}
 	for name := range h.chains {
@@ -192,9 +194,7 @@ func (d *Driver) readSet(f conf.Family, name string, s, before heldSet) (heldSet
 
 // refresh is a Refresh that has not read everything yet.
 type refresh struct {
-	sets   []key // that are still to be read
-	at     uint32
-	before state
+	sets []key // that are still to be read
 }
 
 // Refresh does the same as Read in parts. It calls pause after each part, and if pause returns true, Refresh returns

@@ -1,6 +1,7 @@
 package nftnl
 
 import (
+	"errors"
 	"net/netip"
 	"slices"
 
@@ -39,7 +40,7 @@ func Find(questions []Question) ([]*Element, error) {
 				put(unix.NFTA_SET_ELEM_LIST_ELEMENTS, attrs{}.put(unix.NFTA_LIST_ELEM, key))
 			step := b.Add(request(unix.NFT_MSG_GETSETELEM, 0, q.Table, a), "look up an element of set %s", q.Set.Name)
 			step.MapError = func(err error) error {
-				if notExist(err) == ErrNotExist {
+				if errors.Is(err, unix.ENOENT) {
 					has[i], err = false, nil
 				}
 				return err
@@ -82,11 +83,9 @@ func (q Question) answer(reply []byte) *Element {
 // between returns the network from the address first up to the one before behind, or up to the last address if behind
 // is zero. ok is false if this is no single network.
 func between(first, behind netip.Addr) (p netip.Prefix, ok bool) {
-	last := behind
+	last := netipx.PrefixLastIP(netip.PrefixFrom(first, 0))
 	if behind.IsValid() {
 		last = behind.Prev()
-	} else {
-		last = netipx.PrefixLastIP(netip.PrefixFrom(first, 0))
 	}
 	return netipx.IPRangeFrom(first, last).Prefix()
 }
