@@ -16,21 +16,22 @@ import (
 // it has unlocked: later waits for the kernel.
 //
 // If a step fails, another attachment may be the reason. Then endWaiting ends x alone, and leaves the others to their
-// own DELs.
+// own DELs. It also ends x alone if the record of x was damaged while the DEL waited.
 func (n Node) endWaiting(x *ending) (later func(), err error) {
 	later = func() {}
 	ids, err := endpoint.Unattended()
 	if err == nil && slices.Contains(ids, x.id) && (len(ids) > 1 || !x.forbidden) {
 		var all []*ending
+		has := false
 		for _, id := range ids {
 			// Another process repairs or reports a broken record.
 			if e, isEnding, err := endpoint.LoadAny(id); err == nil && isEnding {
 				other := &ending{id: id}
 				other.setRecord(e)
-				all = append(all, other)
+				all, has = append(all, other), has || id == x.id
 			}
 		}
-		if later, err = n.detachAll(all); err == nil {
+		if later, err = n.detachAll(all); err == nil && has {
 			return later, nil
 		}
 	}

@@ -128,3 +128,32 @@ func TestEndTogetherInOrder(t *testing.T) {
 		n.must(m.Close())
 	}
 }
+
+// TestEndTogetherWithDamagedRecord: while a DEL waits for the node's lock, its record is damaged. The DEL still ends
+// the attachment: it doesn't say that it succeeded while the address is assigned and in the sets.
+func TestEndTogetherWithDamagedRecord(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := newNode(t)
+	for _, name := range []string{"c1", "c2", "c3"} {
+		n.add(name, "weir")
+	}
+	mark, other := n.waiting("c1"), n.waiting("c2")
+	x := &ending{id: "c1:eth0", busy: true}
+	e, err := endpoint.MarkEnding(x.id)
+	n.must(err)
+	x.setRecord(e)
+	x.begun = true
+	n.must(os.WriteFile(record("c1", ".ending"), []byte("{"), 0o600))
+	unlock, err := endpoint.Lock()
+	n.must(err)
+	later, err := NewNode().endWaiting(x)
+	unlock()
+	later()
+	n.must(err)
+	n.must(NewNode().End("c2:eth0"))
+	n.want("c1 and c2 ended", map[string][]string{"c3": whole})
+	n.must(mark.Close())
+	n.must(other.Close())
+}
