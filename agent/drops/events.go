@@ -79,24 +79,24 @@ func (e *Events) Add(d *agentapi.Drop, now time.Time) (Notice, bool) {
 	e.sweep(now)
 	key := keyOf(d)
 	n := e.noticed[key]
-	if n == nil {
-		if len(e.noticed) >= maxNoticed {
+	if n != nil {
+		if n.Count, n.Last = n.Count+d.Count, d.Time; now.Sub(n.told) < retell {
 			return Notice{}, false
 		}
-		n = &notice{Notice: Notice{Key: key, Pod: local.Pod, Note: noteOf(d), First: d.Time}}
-		e.noticed[key] = n
-	}
-	n.Count, n.Last = n.Count+d.Count, d.Time
-	if !n.told.IsZero() && now.Sub(n.told) < retell {
-		return Notice{}, false
 	}
 	of := e.pods[local.Pod]
 	if of == nil {
 		of = &bucket{}
 		e.pods[local.Pod] = of
 	}
-	if !of.take(now, podBurst, podEvery) || !e.all.take(now, allBurst, allEvery) {
+	// A kind without an event isn't remembered: a pod with many kinds of drops must not take the room of others.
+	if !of.take(now, podBurst, podEvery) || n == nil && len(e.noticed) >= maxNoticed ||
+		!e.all.take(now, allBurst, allEvery) {
 		return Notice{}, false
+	}
+	if n == nil {
+		n = &notice{Notice: Notice{Key: key, Pod: local.Pod, Note: noteOf(d), Count: d.Count, First: d.Time, Last: d.Time}}
+		e.noticed[key] = n
 	}
 	n.told = now
 	return n.Notice, true

@@ -64,6 +64,9 @@ func TestEvents(t *testing.T) {
 	if k := count(func(int) string { return "shop/scanned" }); k != podBurst {
 		t.Errorf("%d events of one pod", k)
 	}
+	if n, ok := add(dropped("lab/calm", "shop/batch", 5432)); !ok || n.Count != 2 {
+		t.Errorf("after one pod's many kinds of drops, another pod's gets no event: %v, %+v", ok, n)
+	}
 	now = now.Add(time.Hour + time.Minute)
 	if k := count(func(i int) string { return fmt.Sprint("shop/", i) }); k != allBurst {
 		t.Errorf("%d events of all pods", k)
