@@ -1,7 +1,9 @@
 package iptables
 
 import (
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	networkingv1 "k8s.io/api/networking/v1"
@@ -11,8 +13,8 @@ import (
 	"github.com/weir-net/weir/policy/policytest"
 )
 
-// TestAuditingDropsNothing: a policy that comes as an audited one, changes and goes again drops no packet at any step
-// of the plans.
+// TestAuditingDropsNothing: a policy that comes as an audited one, changes, selects more or fewer pods and goes again
+// drops no packet at any step of the plans, whether the kernel supports numbers of classes or not.
 func TestAuditingDropsNothing(t *testing.T) {
 	var open policy.State
 	for seed := uint64(0); len(open.Endpoints) < 3; seed++ {
@@ -36,26 +38,51 @@ func TestAuditingDropsNothing(t *testing.T) {
 	some.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{
 		{PodSelector: &metav1.LabelSelector{}},
 	}}}
-	m := newModel(t)
-	m.plan(makePlan(m.state, lowerOnto(m.state, policy.Compile(open))), func(string) {})
-	before := simulator(t, policy.Compile(open))
-	for i, s := range []policy.State{audited(none), audited(some), audited(none), open} {
-		p := makePlan(m.state, lowerOnto(m.state, policy.Compile(s)))
-		if p.empty() {
-			t.Fatalf("step %d changes nothing", i)
-		}
-		passed := 0
-		m.plan(p, func(step string) {
-			for _, packet := range policytest.Packets(open) {
-				if before.Allows(packet) && !m.allowsWith(0, packet) {
-					t.Fatalf("change %d: after %q %+v is dropped", i, step, packet)
-				} else if before.Allows(packet) {
-					passed++
-				}
+	labelled := func(pods int) policy.State { // the audited policy selects that many pods
+		spec := none
+		spec.PodSelector.MatchLabels = map[string]string{"trial": "yes"}
+		s := audited(spec)
+		s.Pods = slices.Clone(open.Pods)
+		for i := range s.Pods[:pods] {
+			s.Pods[i].Labels = maps.Clone(s.Pods[i].Labels)
+			if s.Pods[i].Labels == nil {
+				s.Pods[i].Labels = map[string]string{}
 			}
-		})
-		if passed == 0 {
-			t.Error("no packet passes")
+			s.Pods[i].Labels["trial"] = "yes"
+		}
+		return s
+	}
+	states := []policy.State{
+		audited(none), audited(some), audited(none), open, labelled(3), labelled(1), labelled(3), open,
+	}
+	before := simulator(t, policy.Compile(open))
+	for _, plain := range []bool{false, true} {
+		m := newModel(t)
+		onto := func(s policy.State) *lowered {
+			if plain {
+				return lower(policy.Compile(s))
+			}
+			return lowerOnto(m.state, policy.Compile(s))
+		}
+		m.plan(makePlan(m.state, onto(open)), func(string) {})
+		for i, s := range states {
+			p := makePlan(m.state, onto(s))
+			if p.empty() {
+				t.Fatalf("step %d changes nothing", i)
+			}
+			passed := 0
+			m.plan(p, func(step string) {
+				for _, packet := range policytest.Packets(open) {
+					if before.Allows(packet) && !m.allowsWith(0, packet) {
+						t.Fatalf("change %d (without numbers: %v): after %q %+v is dropped", i, plain, step, packet)
+					} else if before.Allows(packet) {
+						passed++
+					}
+				}
+			})
+			if passed == 0 {
+				t.Error("no packet passes")
+			}
 		}
 	}
 }

@@ -160,6 +160,47 @@ func within(x, y string, lines func(chain string) []string) bool {
 	return len(of) > 0
 }
 
+// openClasses finds class sets whose pods may be in two of them: those that lead to no rule that drops packets.
+type openClasses struct {
+	old           map[string][]string // the rules of the table's chains before the change
+	want          *lowered
+	family        conf.Family
+	chain         string // the dispatch chain
+	before, after map[string]bool
+}
+
+// both reports whether a pod may be in both class sets before and after the change of rules: the old rules lead from
+// the first set to a class, the new rules lead from the second, and none of these rules drops a packet of either set.
+func (o *openClasses) both(from, to string) bool {
+	if from == "" || to == "" {
+		return false
+	}
+	if o.before == nil {
+		o.before = openIn(o.old[o.chain], func(chain string) []string { return o.old[chain] })
+		o.after = openIn(o.want.chain(o.family, checks, o.chain).lines, func(chain string) []string {
+			return o.want.chain(o.family, checks, chain).lines
+		})
+	}
+	free := func(in map[string]bool, set string) bool {
+		opens, used := in[set]
+		return opens || !used
+	}
+	return o.before[from] && o.after[to] && free(o.before, to) && free(o.after, from)
+}
+
+// openIn returns for each set that the dispatch chain's rules match whether all of its packets are surely allowed.
+func openIn(dispatch []string, lines func(chain string) []string) map[string]bool {
+	open := map[string]bool{}
+	for _, l := range dispatch {
+		r := split(l)
+		for _, name := range r.sets {
+			opens, known := open[name]
+			open[name] = (opens || !known) && (r.target == returns || allowsAll(lines(r.target)))
+		}
+	}
+	return open
+}
+
 // allowsAll reports whether the chain surely allows every packet, as the chain of a class of audited policies does: one
 // of its rules returns every packet, and the rules before it return or log packets.
 func allowsAll(lines []string) bool {

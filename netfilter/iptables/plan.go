@@ -172,7 +172,8 @@ func endedIn(have state, want *lowered) map[netip.Addr]bool {
 // both pods change their classes. If one pod's change allowed more before the other pod's change denied more, a packet
 // could pass that neither the old nor the new state allows. So a pod should change its class in the same transaction
 // that changes the rules. That works only if the order of the rules in the chain allows it. Otherwise moves removes
-// the pod from its old class before the transaction and adds it to the new class after the transaction.
+// the pod from its old class before the transaction and adds it to the new class after the transaction. Between two
+// classes that allow everything, a pod is in both while the rules change: a policy that is only audited drops nothing.
 func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lowered) (before, after []change) {
 	newOrder, oldOrder := want.chain(f, checks, chain).dispatch, dispatchOf(have.tables[f][checks].rules[chain])
 	unknown := have.tables[f][checks].unknown != nil
@@ -192,6 +193,7 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 			target[e.Element] = name
 		}
 	}
+	open := openClasses{old: have.tables[f][checks].rules, want: want, family: f, chain: chain}
 	for _, s := range sets {
 		held, exists := have.sets[s.Name]
 		if !exists {
@@ -203,7 +205,7 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 			// The change of rules removes the old class's rule, which until then comes before this class's rule.
 			atOnce := from != "" && !slices.Contains(newOrder, from) &&
 				slices.Index(oldOrder, from) < slices.Index(oldOrder, s.Name)
-			if atOnce || from == s.Name {
+			if atOnce || from == s.Name || open.both(from, s.Name) {
 				before = append(before, c)
 			} else {
 				after = append(after, c)
@@ -214,7 +216,7 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 			_, toExists := have.sets[to]
 			// The change of rules adds the new class's rule, which comes before this class's rule.
 			atOnce := !unknown && to != "" && !toExists && slices.Index(newOrder, to) < slices.Index(newOrder, s.Name)
-			if atOnce {
+			if atOnce || s.Name == old[c.Element] && open.both(s.Name, to) {
 				after = append(after, c)
 			} else {
 				before = append(before, c)
