@@ -47,13 +47,16 @@ func (f *dropFile) append(entries []drops.Entry) error {
 			return err
 		}
 	}
-	if f.file != nil && f.size+int64(lines.Len()) > f.most {
+	if f.file == nil {
+		if err := f.open(); err != nil {
+			return err
+		}
+	}
+	if f.size > 0 && f.size+int64(lines.Len()) > f.most { // also a file that an earlier agent has left, or that stayed
 		f.close()
 		if err := os.Rename(f.path, f.path+".1"); err != nil {
 			return err
 		}
-	}
-	if f.file == nil {
 		if err := f.open(); err != nil {
 			return err
 		}

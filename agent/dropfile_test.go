@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -14,7 +15,8 @@ import (
 )
 
 // TestDropFile: the file has a JSON value for each drop, without the packet. When it is full, it becomes the earlier
-// file, and a new one begins. If a file can't be written twice in a row, the log has one line about it.
+// file, and a new one begins. If it can't become the earlier file, it grows no more. If a file can't be written twice
+// in a row, the log has one line about it.
 func TestDropFile(t *testing.T) {
 	log := &bytes.Buffer{}
 	logger := slog.New(slog.NewTextHandler(log, nil))
@@ -47,12 +49,24 @@ func TestDropFile(t *testing.T) {
 		t.Errorf("%d and %d", earlier, now)
 	}
 	f.close()
+	if err := errors.Join(os.Remove(path+".1"), os.MkdirAll(path+".1/x", 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	for i := range uint64(40) { // there is no earlier file to make
+		write(i)
+	}
+	if info, err := os.Stat(path); err != nil || info.Size() > 1000 {
+		t.Errorf("the file grows to %d bytes: %v", info.Size(), err)
+	}
+	log.Reset()
+	f.close()
 	if err := os.Remove(path); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Symlink("/etc/passwd", path); err != nil {
 		t.Fatal(err)
 	}
+	f.failed = false
 	write(1)
 	write(2)
 	if got := bytes.Count(log.Bytes(), []byte("\n")); got != 1 {
