@@ -1,0 +1,62 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/weir-net/weir/plugins/weirctl/client"
+)
+
+// flowsOfAPod is a file of flows whose pod, labels and protocol have control characters and words of YAML.
+const flowsOfAPod = `[{"node": "n1", "since": "2026-11-28T19:00:00Z", "flows": [{
+	"source": {"pod": "shop/x\u009b\n---\nkind: Secret", "labels": {"app": "x\n---\nkind: Secret"}, "address": "10.0.0.9"},
+	"destination": {"pod": "shop/db", "labels": {"app": "db"}, "address": "10.0.0.3"}, "protocol": "tcp", "port": 80
+}, {
+	"source": {"pod": "shop/db", "labels": {"app": "db"}, "address": "10.0.0.3"},
+	"destination": {"address": "fd00::9"}, "protocol": "u\u001b[2Jdp", "port": 80
+}]}]`
+
+// TestSuggestBadInput: wrong arguments are one line that says what to do, with the exit code. Names in flows can't become
+// objects of the output, or control a terminal.
+func TestSuggestBadInput(t *testing.T) {
+	dir := t.TempDir()
+	flows, none := filepath.Join(dir, "flows.json"), filepath.Join(dir, "none.json")
+	objects := "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n"
+	for file, text := range map[string]string{flows: flowsOfAPod, none: "[]", filepath.Join(dir, "m.yaml"): objects} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run := func(args ...string) (code int, message, out string) {
+		cmd := suggestCommand()
+		var b strings.Builder
+		cmd.SilenceErrors, cmd.SilenceUsage = true, true
+		cmd.SetOut(&b)
+		cmd.SetArgs(append(args, "--source", "dir:"+dir))
+		code, message = client.Code(cmd.ExecuteContext(t.Context()))
+		return code, message, b.String()
+	}
+	for _, tc := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{nil, client.ExitUsage, "name the namespace"},
+		{[]string{"-n", "shop", "--since", "-1s"}, client.ExitUsage, "must not be negative"},
+		{[]string{"-n", "shop", "--since", "1h", "--flows", flows}, client.ExitUsage, "exclude each other"},
+		{[]string{"-n", "lab", "--flows", flows}, client.ExitUsage, "neither pods nor flows"},
+		{[]string{"-n", "shop", "--flows", none}, client.ExitError, "no flows were recorded"},
+	} {
+		if code, text, _ := run(tc.args...); code != tc.code || !strings.Contains(text, tc.want) ||
+			strings.Contains(text, "\n") {
+			t.Errorf("%q: %d, %q", tc.args, code, text)
+		}
+	}
+	code, text, out := run("-n", "shop", "--flows", flows)
+	if code != 0 || strings.ContainsAny(out, "\x1b\u009b") || strings.Count(out, "\n---\n") != 3 ||
+		strings.Contains(out, "\nkind: Secret") || !strings.Contains(out, "name: allow-db") {
+		t.Errorf("%d, %s\n%s", code, text, out)
+	}
+}
