@@ -115,6 +115,7 @@ func tell(r *rand.Rand, e *policy.Engine, was, now policy.State) {
 		func() { e.SetRefused(now.Refused) },
 	}
 	r.Shuffle(len(parts), func(i, j int) { parts[i], parts[j] = parts[j], parts[i] })
+	var late *policy.Unparsed // parsed before the next events, and taken after them
 	for _, part := range parts {
 		part()
 		switch r.IntN(4) {
@@ -122,7 +123,22 @@ func tell(r *rand.Rand, e *policy.Engine, was, now policy.State) {
 			e.Changed()
 		case 1:
 			e.Ruleset()
+		case 2: // large sets and policies are half made when the next event comes
+			for range 1 + r.IntN(3) {
+				e.SliceOf(float64(1 + r.IntN(4)))
+			}
 		}
+		if late != nil && r.IntN(2) == 0 {
+			e.TakeParsed(late)
+			late = nil
+		}
+		if next := e.NextUnparsed(); late == nil && next != nil {
+			next.Parse()
+			late = next
+		}
+	}
+	if late != nil {
+		e.TakeParsed(late)
 	}
 }
 

@@ -121,6 +121,68 @@ func TestLargeSetsComeInPieces(t *testing.T) {
 	}
 }
 
+// TestChangingPolicyHoldsUpNoOther: one tenant's large policy changes each time while it is parsed. Another tenant's
+// larger policy is parsed all the same.
+func TestChangingPolicyHoldsUpNoOther(t *testing.T) {
+	e, all := city(300)
+	e.Apply(all)
+	e.Ruleset()
+	e.Apply(policies(hostilePolicy(0, 0, 900, equals)))
+	for i := 0; ; i++ {
+		e.Apply(policies(hostilePolicy(1, 0, 300, equals)))
+		next := e.NextUnparsed()
+		next.Parse()
+		e.Apply(policies(hostilePolicy(1, 0, 300, equals)))
+		for e.HasSlice() {
+			e.Slice(nil)
+		}
+		if e.TakeParsed(next); e.HasSlice() { // only the policy that doesn't change is taken
+			return
+		}
+		if i > 20 {
+			t.Fatal("the policy that doesn't change isn't parsed")
+		}
+	}
+}
+
+// TestAbandonedSetsAreForgotten: while a set comes in pieces, it grows beyond what a set can have. Then the engine keeps
+// no entries for it.
+func TestAbandonedSetsAreForgotten(t *testing.T) {
+	e, all := city(300)
+	e.Apply(all)
+	e.Ruleset()
+	defer policy.SmallRoom(1<<15, 1<<13, 1<<20, 7)() // large is what has more than one entry
+	peers := func(first, n int) *policy.Delta {
+		d := policy.NewDelta()
+		for i := range n {
+			p := cityPod(2, 50+first+i, 2)
+			p.Name, p.Labels = fmt.Sprint("peer", first+i), map[string]string{"x": "0"}
+			d.Pods[policy.Name{Namespace: p.Namespace, Name: p.Name}] = []*policy.Pod{p}
+		}
+		return d
+	}
+	e.Apply(peers(0, 5))
+	e.Apply(policies(hostilePolicy(0, 0, 1, equals)))
+	begun := func() (n int) {
+		for _, s := range e.SliceOf(1).Sets {
+			if strings.HasPrefix(s.Name, "weir-sel-") && s.Entries.Len() < 5 {
+				n = max(n, s.Entries.Len())
+			}
+		}
+		return n
+	}
+	for i := 0; begun() < 2; i++ {
+		if i > 100 {
+			t.Fatal("the set doesn't come in pieces")
+		}
+	}
+	e.Apply(peers(5, 5))
+	e.Ruleset()
+	for _, wrong := range e.Unsound() {
+		t.Error(wrong)
+	}
+}
+
 func denied(r ruleset.Ruleset, name string) bool {
 	for _, c := range r.Classes {
 		if strings.Contains(strings.Join(c.Policies, " "), name) && len(c.Pods) > 0 {

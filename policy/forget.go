@@ -35,7 +35,7 @@ func (e *Engine) dropSome(unwanted []*supply) {
 		needed := false
 		for f, name := range l.names {
 			now := e.compiler.supplies[name]
-			if needed = needed || now != nil; now == nil || now.granting == 0 {
+			if needed = needed || now != nil; now == nil || now.granting+now.beginning == 0 {
 				l.sets[f] = liveSet{}
 			}
 		}

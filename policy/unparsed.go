@@ -14,6 +14,7 @@ import (
 type Unparsed struct {
 	name     Name
 	policies []*networkingv1.NetworkPolicy
+	effort   float64
 	parsed   []parsedPolicy
 }
 
@@ -33,7 +34,7 @@ func (e *Engine) NextUnparsed() *Unparsed {
 	var u Unparsed
 	for name := range e.unparsed {
 		if u.policies == nil || first(name, u.name) < 0 {
-			u = Unparsed{name: name, policies: e.policiesOf(name)}
+			u = Unparsed{name: name, policies: e.policiesOf(name), effort: e.unparsed[name]}
 		}
 	}
 	return &u
@@ -47,13 +48,13 @@ func (u *Unparsed) Parse() {
 	}
 }
 
-// TakeParsed takes the parsed policies, unless the engine has been told of other policies of that name since.
+// TakeParsed takes the parsed policies, unless the engine has been told of other policies of that name since. The work
+// counts for the namespace in both cases: otherwise a policy that changes all the time would always come first.
 func (e *Engine) TakeParsed(u *Unparsed) {
-	effort, ok := e.unparsed[u.name]
-	if !ok || !slices.Equal(e.policiesOf(u.name), u.policies) {
+	e.compiler.work.add(u.name.Namespace, u.effort)
+	if _, ok := e.unparsed[u.name]; !ok || !slices.Equal(e.policiesOf(u.name), u.policies) {
 		return
 	}
-	e.compiler.work.add(u.name.Namespace, effort)
 	delete(e.unparsed, u.name)
 	s, local := e.space(u.name.Namespace), e.isLocal(u.name.Namespace)
 	var problems []ruleset.Problem

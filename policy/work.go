@@ -176,6 +176,7 @@ func (c *compiler) abandon(sets []*supply) {
 		if s.beginning--; s.beginning == 0 && s.granting == 0 {
 			c.sets.Remove(&s.Set)
 			s.source, s.Entries = ruleset.Entries{}, ruleset.Entries{}
+			c.unwanted = append(c.unwanted, s)
 		}
 	}
 }
