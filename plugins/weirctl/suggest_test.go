@@ -11,15 +11,17 @@ import (
 
 // flowsOfAPod is a file of flows whose pod, labels and protocol have control characters and words of YAML.
 const flowsOfAPod = `[{"node": "n1", "since": "2026-11-28T19:00:00Z", "flows": [{
-	"source": {"pod": "shop/x\u009b\n---\nkind: Secret", "labels": {"app": "x\n---\nkind: Secret"}, "address": "10.0.0.9"},
+	"source": {
+		"pod": "shop/x\u009b\n---\nkind: Secret", "labels": {"app": "x\n---\nkind: Secret"}, "address": "10.0.0.9"
+	},
 	"destination": {"pod": "shop/db", "labels": {"app": "db"}, "address": "10.0.0.3"}, "protocol": "tcp", "port": 80
 }, {
 	"source": {"pod": "shop/db", "labels": {"app": "db"}, "address": "10.0.0.3"},
 	"destination": {"address": "fd00::9"}, "protocol": "u\u001b[2Jdp", "port": 80
 }]}]`
 
-// TestSuggestBadInput: wrong arguments are one line that says what to do, with the exit code. Names in flows can't become
-// objects of the output, or control a terminal.
+// TestSuggestBadInput: wrong arguments are one line that says what to do, with the exit code. Names in flows can't
+// become objects of the output, or control a terminal.
 func TestSuggestBadInput(t *testing.T) {
 	dir := t.TempDir()
 	flows, none := filepath.Join(dir, "flows.json"), filepath.Join(dir, "none.json")
