@@ -145,8 +145,8 @@ func TestChangingPolicyHoldsUpNoOther(t *testing.T) {
 	}
 }
 
-// TestAbandonedSetsAreForgotten: while a set comes in pieces, it grows beyond what a set can have. Then the engine keeps
-// no entries for it.
+// TestAbandonedSetsAreForgotten: while a set comes in pieces, it grows beyond what a set can have. Then the engine
+// keeps no entries for it.
 func TestAbandonedSetsAreForgotten(t *testing.T) {
 	e, all := city(300)
 	e.Apply(all)
