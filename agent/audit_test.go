@@ -108,6 +108,22 @@ func TestAuditSumsAreBounded(t *testing.T) {
 		t.Errorf("%d of %d connections, %d of 5 kinds of a quiet namespace, %d kinds, %d series", count, sent, quiet,
 			len(s.kinds), len(s.series))
 	}
+	var still *agentapi.AuditedTraffic
+	s.report("", func(of *agentapi.AuditedTraffic) bool {
+		if !s.mu.TryLock() {
+			t.Fatal("nothing can be counted while a report evaluates the connections anew")
+		}
+		s.mu.Unlock()
+		if still == nil && strings.HasPrefix(of.Policies[0], "quiet/") {
+			still = of
+			send("quiet", int(of.Port))
+		}
+		return false
+	})
+	if r := s.report("", func(*agentapi.AuditedTraffic) bool { return true }); len(r.Dropped) != 1 ||
+		r.Dropped[0].Port != still.Port || r.Dropped[0].Count != still.Count+1 {
+		t.Errorf("connections that came while a report was made are forgotten: %+v", r.Dropped)
+	}
 	s.report("", func(*agentapi.AuditedTraffic) bool { return false })
 	if len(s.kinds)+len(s.each) != 0 {
 		t.Errorf("%d kinds and %d namespaces are left", len(s.kinds), len(s.each))

@@ -154,18 +154,28 @@ func auditedEnd(e agentapi.DropEnd, p *policy.Pod) agentapi.AuditedEnd {
 }
 
 // report returns what the policy would have dropped; of all policies if the name is empty. still reports whether an
-// audited policy would still drop such connections: those of which it returns false are forgotten.
+// audited policy would still drop such connections: those of which it returns false are forgotten. Others may add
+// connections meanwhile, as still takes its time for thousands of kinds.
 func (s *auditSums) report(name string, still func(*agentapi.AuditedTraffic) bool) agentapi.AuditReport {
+	all := s.copyKinds()
+	var ended []auditKind
+	for kind, t := range all {
+		if !still(&t) {
+			ended = append(ended, kind)
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := agentapi.AuditReport{
 		Since: s.since, Audited: []string{}, Dropped: []agentapi.AuditedTraffic{}, Unjudged: s.unjudged,
 	}
-	for kind, t := range s.kinds {
-		switch {
-		case !still(t):
+	for _, kind := range ended {
+		if t := s.kinds[kind]; t != nil && t.Count == all[kind].Count { // no connection was added meanwhile
 			s.forget(kind)
-		case name == "" || slices.Contains(t.Policies, name):
+		}
+	}
+	for _, t := range s.kinds {
+		if name == "" || slices.Contains(t.Policies, name) {
 			r.Dropped = append(r.Dropped, *t)
 		}
 	}
@@ -176,6 +186,16 @@ func (s *auditSums) report(name string, still func(*agentapi.AuditedTraffic) boo
 	}
 	slices.SortFunc(r.Dropped, agentapi.CompareAudited)
 	return r
+}
+
+func (s *auditSums) copyKinds() map[auditKind]agentapi.AuditedTraffic {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := make(map[auditKind]agentapi.AuditedTraffic, len(s.kinds))
+	for kind, t := range s.kinds {
+		all[kind] = *t
+	}
+	return all
 }
 
 // addresses returns the addresses of the examples of all kinds.
