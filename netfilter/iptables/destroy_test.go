@@ -1,6 +1,8 @@
 package iptables
 
 import (
+	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -53,6 +55,40 @@ func TestSetsAreDestroyedLater(t *testing.T) {
 	}
 	if now := sets(); slices.ContainsFunc(now, func(s string) bool { return strings.HasPrefix(s, "weir-sel") }) {
 		t.Errorf("a set that no rule uses is left: %q", now)
+	}
+}
+
+// TestLeftSetsAreBounded: while each Apply changes something, no Apply has time to destroy sets. Still it leaves no
+// more sets and entries than mostLeft allows. Otherwise one tenant's changes could use up the kernel's room for sets, or
+// the node's memory.
+func TestLeftSetsAreBounded(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	defer func(most struct{ sets, entries int }) { mostLeft = most }(mostLeft)
+	base := walkthrough(t, "walkthrough-1-none")
+	with := func(name string) ruleset.Ruleset {
+		s := ruleset.Set{Name: name, Family: conf.IPv4, Kind: ruleset.Addresses, Role: ruleset.Peers, Opens: true}
+		for i := range byte(4) {
+			addr := netip.AddrFrom4([4]byte{10, 0, 0, i})
+			s.Entries = s.Entries.With(ruleset.Entry{Element: ruleset.Element{Prefix: netip.PrefixFrom(addr, 32)}})
+		}
+		r := base
+		r.Sets = append(slices.Clone(base.Sets), s)
+		slices.SortFunc(r.Sets, func(a, b ruleset.Set) int { return strings.Compare(a.Name, b.Name) })
+		return r
+	}
+	d := driver(t, NFT)
+	mustApply(t, d, with("weir-sel-0"), netfilter.Trust)
+	for most, want := range map[struct{ sets, entries int }]int{{3, 100}: 3, {100, 11}: 2} {
+		mostLeft = most
+		for i := range 6 {
+			name := fmt.Sprint("weir-sel-", want, i)
+			r := mustApply(t, d, with(name), netfilter.Trust)
+			if len(r.Left) > want || i > want && len(r.Left) < want {
+				t.Errorf("%+v: after %d changes %q are left, want %d sets", most, i, r.Left, want)
+			}
+		}
 	}
 }
 

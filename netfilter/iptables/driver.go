@@ -306,10 +306,7 @@ func (d *Driver) carryOut(ctx context.Context, p plan, have state, want *lowered
 	if err := changeSets(p.after, want, refused); err != nil {
 		return nil, nil, err
 	}
-	if p.changes() {
-		return p.destroy, refused, nil
-	}
-	left, err = d.destroy(p.destroy)
+	left, err = d.destroy(p.destroy, have, p.changes())
 	return left, refused, err
 }
 
