@@ -59,8 +59,8 @@ func TestSetsAreDestroyedLater(t *testing.T) {
 }
 
 // TestLeftSetsAreBounded: while each Apply changes something, no Apply has time to destroy sets. Still it leaves no
-// more sets and entries than mostLeft allows. Otherwise one tenant's changes could use up the kernel's room for sets, or
-// the node's memory.
+// more sets and entries than mostLeft allows. Otherwise one tenant's changes could use up the kernel's room for sets,
+// or the node's memory.
 func TestLeftSetsAreBounded(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
