@@ -156,6 +156,56 @@ func TestAudit(t *testing.T) {
 	}
 }
 
+// TestAuditSetWithoutAgent: the annotation is set and removed while no agent runs, with an established connection that
+// the policy doesn't allow. The next agent cuts the connection, or lets it go on, and an agent that was killed at once
+// changes nothing about that. The policy of another namespace, with the same name and labels, stays enforced.
+func TestAuditSetWithoutAgent(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	enforced := strings.ReplaceAll(auditedShop, `annotations: {weir.io/audit: "true"}`, "")
+	n.Manifest("shop.yaml", auditedShop)
+	n.Manifest("lab.yaml", strings.ReplaceAll(enforced, "namespace: shop", "namespace: lab"))
+	n.StartAgent()
+	db, batch, other := n.AddPod("shop", "db"), n.AddPod("shop", "batch"), n.AddPod("lab", "db")
+	n.Serve(db.Netns, "tcp", ":5432")
+	n.Serve(other.Netns, "tcp", ":5432")
+	n.Reach(batch, other.IP+":5432", false)
+	lives, err := nodetest.Dial(t, batch.Netns, "tcp", db.IP+":5432")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = lives.Close() }()
+	for round := range 2 {
+		n.KillAgent()
+		n.Manifest("shop.yaml", enforced)
+		n.StartAgent()
+		if round == 1 { // it may have changed the rules, and not the connections
+			n.KillAgent()
+			n.StartAgent()
+		}
+		n.Eventually("the enforced policy cuts", func() error {
+			if answers(lives) {
+				return fmt.Errorf("the connection lives")
+			}
+			return nil
+		})
+		n.Reach(batch, db.IP+":5432", false)
+		n.KillAgent()
+		n.Manifest("shop.yaml", auditedShop)
+		n.StartAgent()
+		n.Eventually("the audited policy lets it go on", func() error {
+			if !answers(lives) {
+				return fmt.Errorf("the connection is cut")
+			}
+			return nil
+		})
+		n.Reach(batch, db.IP+":5432", true)
+		n.Reach(batch, other.IP+":5432", false)
+	}
+}
+
 // unanswered sends UDP datagrams of one connection to an address where nobody listens or answers.
 func unanswered(t *testing.T, from *nodetest.Pod, address string, count int) {
 	t.Helper()
