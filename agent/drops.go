@@ -55,14 +55,14 @@ func (a *agent) watchDrops(ctx context.Context) error {
 	open := func() (logReader, error) { return nflog.Open(conf.LogGroup) }
 	for last := ""; ; {
 		err := a.readDrops(ctx, counted, open)
-		if err != nil && err.Error() != last && ctx.Err() == nil {
-			last = err.Error()
-			a.Log.Warn("dropped packets aren't reported", "error", err)
-		}
 		if ctx.Err() != nil {
 			counted.end()
 			<-done
 			return nil
+		}
+		if err != nil && err.Error() != last {
+			last = err.Error()
+			a.Log.Warn("dropped packets aren't reported", "error", err)
 		}
 		a.drops.fail(last)
 		counted.keepReporting(ctx, dropsRetry)

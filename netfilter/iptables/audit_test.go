@@ -1,16 +1,23 @@
 package iptables
 
 import (
+	"errors"
 	"maps"
 	"math/rand/v2"
 	"slices"
+	"strconv"
+	"strings"
 	"testing"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/test/golden"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // TestAuditingDropsNothing: a policy that comes as an audited one, changes, selects more or fewer pods and goes again
@@ -85,4 +92,44 @@ func TestAuditingDropsNothing(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestAuditedClassesStand: while the wanted ruleset is unknown, the chains of audited policies stay as they are, with
+// iptables that can print the rules and with one that can't. A chain that ends in RETURN without the rule that logs is
+// no chain of audited policies: KeepClosed applies the ruleset closed.
+func TestAuditedClassesStand(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	golden.Each(t, "../..", func(t *testing.T, name string, s policy.State) {
+		if name != "audit" {
+			return
+		}
+		want, closed := policy.Compile(s), policy.Compile(policy.State{Endpoints: s.Endpoints})
+		audited := want.Classes[slices.IndexFunc(want.Classes, func(c ruleset.Class) bool { return len(c.Audited) > 0 })]
+		mustApply(t, driver(t, NFT), want, netfilter.All)
+		keep := func(changes bool) {
+			t.Helper()
+			changed, err := driver(t, NFT).KeepClosed(t.Context(), closed)
+			if unprintable := errors.As(err, new(*netfilter.UnknownError)); err != nil && !unprintable || changed != changes {
+				t.Errorf("changed: %v, %v; want %v\n%s", changed, err, changes, listing(t))
+			}
+		}
+		keep(false)
+		const foreign = "ip mangle WEIR-TEST"
+		nodetest.Run(t, "nft", "add chain "+foreign)
+		nodetest.Run(t, "nft", "add rule "+foreign+" ip saddr . ip daddr { 192.0.2.1 . 192.0.2.2 } numgen inc mod 3 0 accept")
+		keep(false)
+		nodetest.Run(t, "nft", "delete chain "+foreign)
+		rules := strings.Fields(nodetest.Run(t, "sh", "-c", "iptables -t mangle -S "+audited.Chain+" | grep -c -- '^-A'"))
+		last, err := strconv.Atoi(rules[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			last--
+			nodetest.Run(t, "iptables", "-t", "mangle", "-D", audited.Chain, strconv.Itoa(last))
+		}
+		keep(true)
+	})
 }

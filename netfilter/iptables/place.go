@@ -68,6 +68,7 @@ type parts struct {
 	conditions []string
 	target     string
 	goes       bool     // the rule has -g, not -j
+	audits     bool     // the rule logs what audited policies would drop
 	sets       []string // the sets in the conditions that are not negated
 }
 
@@ -109,6 +110,7 @@ func split(rule string) parts {
 			words = words[4:]
 		case len(words) > 1 && (words[0] == "-j" || words[0] == "-g"):
 			r.target, r.goes = words[1], words[0] == "-g"
+			r.audits = slices.ContainsFunc(words, func(w string) bool { return strings.HasPrefix(w, conf.AuditLogPrefix) })
 			return r
 		case len(words) > 1 && words[0] == "--match-set":
 			if !negated(r.conditions) {

@@ -22,16 +22,23 @@ import (
 // seen is a rule as nf_tables shows it. The kernel shows every rule in this form, also one that iptables can't print.
 type seen struct {
 	handle uint64
-	// target is the chain that the rule jumps or goes to, or DROP; empty for all other rules.
+	// target is the chain that the rule jumps or goes to, DROP or RETURN; empty for all other rules.
 	target string
+	audits bool // the rule logs what audited policies would drop
 	// always is true if the rule has no condition.
 	always bool
 	sum    []byte // hash of the rule without its counters
 }
 
-// parts returns the rule's target. The conditions are not known.
+// parts returns the rule's target. A rule with a condition has an empty one, because the kernel's form is not known.
 func (s seen) parts() parts {
-	return parts{target: s.target, goes: s.target != "" && s.target != "DROP"}
+	p := parts{
+		target: s.target, goes: s.target != "" && s.target != "DROP" && s.target != returns, audits: s.audits,
+	}
+	if !s.always {
+		p.conditions = []string{""}
+	}
+	return p
 }
 
 // jumpsTo reports whether the rule sends every packet to the chain.
@@ -178,6 +185,8 @@ func readRule(expressions []byte) seen {
 			r.target = targetOf(data)
 		case "match":
 			r.always = r.always && text(attributes(data)[unix.NFTA_MATCH_NAME]) == "comment"
+		case "log", "target": // newer versions of iptables-nft write NFLOG as log
+			r.audits, r.always = r.audits || bytes.Contains(data, []byte(conf.AuditLogPrefix)), false
 		default:
 			r.always = false
 		}
@@ -186,12 +195,18 @@ func readRule(expressions []byte) seen {
 	return r
 }
 
-// targetOf returns the target of an immediate expression; empty if the expression neither drops nor leads to a chain.
+// targetOf returns the target of an immediate expression; empty if the expression neither drops, returns nor leads to a
+// chain.
 func targetOf(immediate []byte) string {
 	verdict := attributes(attributes(attributes(immediate)[unix.NFTA_IMMEDIATE_DATA])[unix.NFTA_DATA_VERDICT])
 	code, chain := verdict[unix.NFTA_VERDICT_CODE], text(verdict[unix.NFTA_VERDICT_CHAIN])
-	if chain == "" && len(code) == 4 && binary.BigEndian.Uint32(code) == 0 { // NF_DROP
-		return "DROP"
+	if chain == "" && len(code) == 4 {
+		switch int32(binary.BigEndian.Uint32(code)) {
+		case 0: // NF_DROP
+			return "DROP"
+		case unix.NFT_RETURN:
+			return returns
+		}
 	}
 	return chain
 }

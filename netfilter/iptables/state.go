@@ -82,7 +82,8 @@ var tablesUsed = []string{"mangle", "filter", "nat"}
 
 // stands reports whether no packet of a pod can pass the mangle table without a check by weir's chains. It requires
 // that weir's first chains exist, that the chains that send packets to classes and the classes' chains end in DROP,
-// and that no rule leads to an empty chain. It doesn't compare the other rules: another version's rules may differ,
+// and that no rule leads to an empty chain. The chain of a class of audited policies may end in RETURN behind a rule
+// that logs what the policies would drop. It doesn't compare the other rules: another version's rules may differ,
 // and may lack chains of the ruleset. If iptables can't print the table, stands uses the rules that the kernel shows.
 // If the kernel shows no rules, stands returns false.
 func (t table) stands(f conf.Family, want *lowered) bool {
@@ -104,11 +105,14 @@ func (t table) stands(f conf.Family, want *lowered) bool {
 
 // stand reports the same as table.stands. The map chains has the rules of each chain.
 func stand(chains map[string][]parts, f conf.Family, want *lowered) bool {
-	// drops reports whether the chain, and each that it goes to, ends in DROP.
+	// drops reports whether the chain, and each that it goes to, ends in DROP or is one of audited policies.
 	var drops func(chain string, depth int) bool
 	drops = func(chain string, depth int) bool {
 		rules := chains[chain]
-		return depth > 0 && len(rules) > 0 && rules[len(rules)-1].target == "DROP" &&
+		n := len(rules)
+		audited := depth < maxDepth && n > 1 && rules[n-1].target == returns && len(rules[n-1].conditions) == 0 &&
+			rules[n-2].audits
+		return depth > 0 && n > 0 && (audited || rules[n-1].target == "DROP") &&
 			!slices.ContainsFunc(rules, func(r parts) bool { return r.goes && !drops(r.target, depth-1) })
 	}
 	for _, j := range want.jumps {

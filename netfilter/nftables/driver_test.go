@@ -15,6 +15,7 @@ import (
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/test/golden"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -223,6 +224,30 @@ func TestPluginBeside(t *testing.T) {
 	if !d.Reread(stranger) {
 		t.Error("Reread doesn't tell of an address that the plugin has added")
 	}
+}
+
+// TestAuditedClassesStand: while the wanted ruleset is unknown, the chains of audited policies stay as they are. A chain
+// that ends in return without the rule that logs is no chain of audited policies: KeepClosed applies the ruleset closed.
+func TestAuditedClassesStand(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	golden.Each(t, "../..", func(t *testing.T, name string, s policy.State) {
+		if name != "audit" {
+			return
+		}
+		want, closed := policy.Compile(s), policy.Compile(policy.State{})
+		audited := want.Classes[slices.IndexFunc(want.Classes, func(c ruleset.Class) bool { return len(c.Audited) > 0 })]
+		mustApply(t, driver(t), want, netfilter.All)
+		if changed, err := driver(t).KeepClosed(t.Context(), closed); err != nil || changed {
+			t.Errorf("changed: %v, %v", changed, err)
+		}
+		nodetest.Run(t, "nft", "flush chain ip weir "+audited.Chain)
+		nodetest.Run(t, "nft", "add rule ip weir "+audited.Chain+" return")
+		if changed, err := driver(t).KeepClosed(t.Context(), closed); err != nil || !changed {
+			t.Errorf("after the rule that logs is gone: changed: %v, %v", changed, err)
+		}
+	})
 }
 
 // TestKeepClosed: complete chains stay as they are, also those of another version. If a chain is missing or empty, the

@@ -9,6 +9,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter/batch"
 
 	netattrs "github.com/weir-net/weir/internal/attrs"
@@ -178,6 +179,9 @@ type Rules struct {
 	To []string
 	// Drops is true if the last rule drops every packet that reaches its verdict.
 	Drops bool
+	// Audits is true if the last rule returns every packet, and the rule before it logs what audited policies would drop.
+	Audits bool
+	logs   bool // the last rule logs what audited policies would drop
 }
 
 // Rules returns the rules of each chain of the table. Chains without rules are not among them.
@@ -214,7 +218,8 @@ func (r *Reader) Rules(t Table) (chains map[string]Rules, err error) {
 func (c *Rules) Add(r Rule) { c.add(r.Sum(), r.Expressions) }
 
 func (c *Rules) add(s Sum, expressions []byte) {
-	c.Sums, c.Drops = append(c.Sums, s), false
+	logged, others, returns := c.logs, 0, false
+	c.Sums, c.Drops, c.logs = append(c.Sums, s), false, false
 	for _, e := range netattrs.In(expressions) {
 		var name string
 		var immediate []byte
@@ -227,6 +232,8 @@ func (c *Rules) add(s Sum, expressions []byte) {
 			}
 		}
 		if name != "immediate" {
+			c.logs = c.logs || name == "log" && bytes.Contains(immediate, []byte(conf.AuditLogPrefix))
+			others++
 			continue
 		}
 		to, data := uint32(1), []byte(nil)
@@ -242,8 +249,10 @@ func (c *Rules) add(s Sum, expressions []byte) {
 			c.To = append(c.To, v.Chain)
 		} else {
 			c.Drops = to == unix.NFT_REG_VERDICT && v.Code == 0
+			returns = to == unix.NFT_REG_VERDICT && v.Code == unix.NFT_RETURN
 		}
 	}
+	c.Audits = logged && returns && others == 0
 }
 
 // Generation returns the number of the last change of nf_tables in this network namespace. It returns an error if the

@@ -40,8 +40,8 @@ func Policy(r *rand.Rand, i int) *networkingv1.NetworkPolicy {
 // choice depends on the policy alone.
 func audit(np *networkingv1.NetworkPolicy) {
 	h := fnv.New32a()
-	fmt.Fprint(h, np.Namespace, np.Name, np.Spec.String())
-	value := ""
+	_, _ = fmt.Fprint(h, np.Namespace, np.Name, np.Spec.String())
+	var value string
 	switch n := h.Sum32() % 300; {
 	case n < 50:
 		value = "true"
