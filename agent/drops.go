@@ -53,20 +53,19 @@ func (a *agent) watchDrops(ctx context.Context) error {
 	}()
 	counted := newDropCounter(a.drops.lines)
 	open := func() (logReader, error) { return nflog.Open(conf.LogGroup) }
-	for last := ""; ; {
-		err := a.readDrops(ctx, counted, open)
-		if ctx.Err() != nil {
-			counted.end()
-			<-done
-			return nil
-		}
-		if err != nil && err.Error() != last {
+	for last := ""; ctx.Err() == nil; {
+		if err := a.readDrops(ctx, counted, open); err != nil && err.Error() != last && ctx.Err() == nil {
 			last = err.Error()
 			a.Log.Warn("dropped packets aren't reported", "error", err)
 		}
-		a.drops.fail(last)
-		counted.keepReporting(ctx, dropsRetry)
+		if ctx.Err() == nil {
+			a.drops.fail(last)
+			counted.keepReporting(ctx, dropsRetry)
+		}
 	}
+	counted.end()
+	<-done
+	return nil
 }
 
 func (l *dropLog) fail(why string) { l.trouble.Store(&why) }

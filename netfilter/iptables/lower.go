@@ -192,10 +192,10 @@ func (l *lowered) has(f conf.Family) bool {
 	return slices.ContainsFunc(l.chains, func(c chain) bool { return c.family == f })
 }
 
-// chain returns the chain of that family, table and name; an empty one if there is none.
-func (l *lowered) chain(f conf.Family, table, name string) chain {
+// check returns the chain of that name in the family's table that drops packets; an empty one if there is none.
+func (l *lowered) check(f conf.Family, name string) chain {
 	for _, c := range l.chains {
-		if c.family == f && c.table == table && c.name == name {
+		if c.family == f && c.table == checks && c.name == name {
 			return c
 		}
 	}

@@ -99,7 +99,7 @@ func numbersBefore(have state, f conf.Family, s ruleset.Set, want *lowered) numb
 	d := numberChange{
 		known:    t.unknown == nil || t.numbers != nil,
 		oldLines: func(chain string) []string { return t.rules[chain] },
-		newLines: func(chain string) []string { return want.chain(f, checks, chain).lines },
+		newLines: func(chain string) []string { return want.check(f, chain).lines },
 	}
 	if n := t.numbers[s.Dispatch]; n != nil {
 		d.old = n.leaves
@@ -177,8 +177,8 @@ func (o *openClasses) both(from, to string) bool {
 	}
 	if o.before == nil {
 		o.before = openIn(o.old[o.chain], func(chain string) []string { return o.old[chain] })
-		o.after = openIn(o.want.chain(o.family, checks, o.chain).lines, func(chain string) []string {
-			return o.want.chain(o.family, checks, chain).lines
+		o.after = openIn(o.want.check(o.family, o.chain).lines, func(chain string) []string {
+			return o.want.check(o.family, chain).lines
 		})
 	}
 	free := func(in map[string]bool, set string) bool {

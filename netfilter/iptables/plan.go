@@ -175,7 +175,7 @@ func endedIn(have state, want *lowered) map[netip.Addr]bool {
 // the pod from its old class before the transaction and adds it to the new class after the transaction. Between two
 // classes that allow everything, a pod is in both while the rules change: a policy that is only audited drops nothing.
 func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lowered) (before, after []change) {
-	newOrder, oldOrder := want.chain(f, checks, chain).dispatch, dispatchOf(have.tables[f][checks].rules[chain])
+	newOrder, oldOrder := want.check(f, chain).dispatch, dispatchOf(have.tables[f][checks].rules[chain])
 	unknown := have.tables[f][checks].unknown != nil
 	old := map[ruleset.Element]string{} // by address: the class set that matches it first now
 	for _, name := range slices.Backward(oldOrder) {

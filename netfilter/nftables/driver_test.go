@@ -226,8 +226,9 @@ func TestPluginBeside(t *testing.T) {
 	}
 }
 
-// TestAuditedClassesStand: while the wanted ruleset is unknown, the chains of audited policies stay as they are. A chain
-// that ends in return without the rule that logs is no chain of audited policies: KeepClosed applies the ruleset closed.
+// TestAuditedClassesStand: while the wanted ruleset is unknown, the chains of audited policies stay as they are. A
+// chain that ends in return without the rule that logs is no chain of audited policies: KeepClosed applies the ruleset
+// closed.
 func TestAuditedClassesStand(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -59,8 +59,9 @@ func (h held) share(want *table) {
 
 // stands reports whether no packet of a pod can pass the table without a check. It requires that the chains at hooks
 // have rules, that no rule leads to an empty chain, that the chains that send packets to classes end in a rule that
-// drops, and so do all chains that the maps lead to, or they are those of audited policies, which end in a return behind
-// a rule that logs what the policies would drop. It doesn't compare the other rules: another version's rules may differ.
+// drops, and so do all chains that the maps lead to. The chain of audited policies may instead end in a return behind a
+// rule that logs what the policies would drop. stands doesn't compare the other rules: another version's rules may
+// differ.
 func (h held) stands(want *table) bool {
 	if !h.exists || h.off || len(h.misplaced) > 0 {
 		return false
