@@ -150,7 +150,7 @@ func printRecording(out io.Writer, all []agentapi.Flows) error {
 	for _, f := range all {
 		of, until := "", "flows are not recorded"
 		if f.Node != "" {
-			of = f.Node + ": "
+			of = agentapi.OneLine(f.Node) + ": "
 		}
 		if left := time.Until(f.Until); left > 0 {
 			until = "flows are recorded until " + f.Until.Local().Format(time.DateTime)
@@ -192,7 +192,7 @@ func printFlows(out io.Writer, format client.Format, all []agentapi.Flows, names
 				Pod: f.Destination.Pod, Node: f.Destination.Node, Address: f.Destination.Address, Port: f.Port,
 			}
 			line("%s\t%d\t%s\t%s\t%s\t%s", f.Last.Local().Format(time.TimeOnly), f.Count, agentapi.OneLine(f.Source.String()),
-				agentapi.OneLine(to.String()), f.Protocol, n.Node)
+				agentapi.OneLine(to.String()), agentapi.OneLine(f.Protocol), agentapi.OneLine(n.Node))
 		}
 	}
 	if err := w.Flush(); err != nil {
@@ -200,7 +200,7 @@ func printFlows(out io.Writer, format client.Format, all []agentapi.Flows, names
 	}
 	for _, n := range all {
 		for _, note := range gaps(n) {
-			_, _ = fmt.Fprintln(os.Stderr, "weirctl: note:", note)
+			_, _ = fmt.Fprintln(os.Stderr, "weirctl: note:", agentapi.OneLine(note))
 		}
 	}
 	return nil

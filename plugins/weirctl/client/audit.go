@@ -161,11 +161,11 @@ func auditTraffic(line printLine, a *AuditOfNodes, name string) {
 	}
 	line("DIRECTION\tPOD\tPEER\tPORT\tCOUNT\tFIRST\tLAST")
 	for _, t := range a.Dropped {
-		port := t.Protocol
+		port := agentapi.OneLine(t.Protocol)
 		if t.Port != 0 {
-			port = fmt.Sprintf("%s %d", t.Protocol, t.Port)
+			port += fmt.Sprintf(" %d", t.Port)
 		}
-		line("%s\t%s\t%s\t%s\t%d\t%s\t%s", t.Direction, agentapi.OneLine(t.Pod.String()), agentapi.OneLine(t.Peer.String()),
+		line("%s\t%s\t%s\t%s\t%d\t%s\t%s", agentapi.OneLine(t.Direction), agentapi.OneLine(t.Pod.String()), agentapi.OneLine(t.Peer.String()),
 			port, t.Count, clock(t.First), clock(t.Last))
 	}
 	auditLimits(line, a)
@@ -213,7 +213,7 @@ func rulesText(all []agentapi.AuditedTraffic, name string) (string, error) {
 	}
 	if slices.Sort(without); len(without) > 0 {
 		fmt.Fprintf(&b, "# No port of a policy can be of %s: only a rule without ports allows that, and it allows all "+
-			"ports.\n", excerpt.List(slices.Compact(without), ", "))
+			"ports.\n", agentapi.OneLine(excerpt.List(slices.Compact(without), ", ")))
 	}
 	return b.String(), nil
 }

@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -97,5 +98,22 @@ Counted since `+later+`.
 No packets are read: n2: no group
 `, b.String()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestPrintAuditEscapes: texts from an agent can't control a terminal.
+func TestPrintAuditEscapes(t *testing.T) {
+	const bad = "x\x1b[2J\u009b\n\u202ey"
+	end := agentapi.AuditedEnd{Namespace: bad, Name: bad, Address: netip.MustParseAddr("10.88.0.2")}
+	var sum AuditOfNodes
+	sum.Add(agentapi.AuditReport{Node: bad, Audited: []string{bad}, Trouble: bad, Dropped: []agentapi.AuditedTraffic{
+		{Direction: bad, Policies: []string{bad}, Pod: end, Peer: end, Protocol: bad, Count: 1},
+		{Direction: "ingress", Policies: []string{bad}, Pod: end, Peer: end, Protocol: bad, Port: 80, Count: 1},
+	}}, time.Time{})
+	for _, name := range []string{"", bad} {
+		b := &bytes.Buffer{}
+		if err := PrintAudit(b, Text, &sum, name); err != nil || strings.ContainsAny(b.String(), "\x1b\u009b\u202e") {
+			t.Errorf("%v: %q", err, b)
+		}
 	}
 }
