@@ -165,8 +165,8 @@ func auditTraffic(line printLine, a *AuditOfNodes, name string) {
 		if t.Port != 0 {
 			port += fmt.Sprintf(" %d", t.Port)
 		}
-		line("%s\t%s\t%s\t%s\t%d\t%s\t%s", agentapi.OneLine(t.Direction), agentapi.OneLine(t.Pod.String()), agentapi.OneLine(t.Peer.String()),
-			port, t.Count, clock(t.First), clock(t.Last))
+		line("%s\t%s\t%s\t%s\t%d\t%s\t%s", agentapi.OneLine(t.Direction), agentapi.OneLine(t.Pod.String()),
+			agentapi.OneLine(t.Peer.String()), port, t.Count, clock(t.First), clock(t.Last))
 	}
 	auditLimits(line, a)
 }
