@@ -43,13 +43,15 @@ const (
 var maxBulk = 1 << 6
 
 // bulk returns a measure of the time that the policy's rules take to parse: the number of their peers, ports and
-// excepts, and about a sixteenth of the number of values in the peers' selectors.
+// excepts, about a sixteenth of the number of values in the peers' selectors, and about an eighth of the number of
+// labels and expressions in them.
 func bulk(np *networkingv1.NetworkPolicy) (n int) {
 	add := func(peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) {
 		n += len(peers) + len(ports)
 		for i := range peers {
 			for _, s := range [...]*metav1.LabelSelector{peers[i].PodSelector, peers[i].NamespaceSelector} {
 				if s != nil {
+					n += (len(s.MatchLabels) + len(s.MatchExpressions)) / 8
 					for _, e := range s.MatchExpressions {
 						n += len(e.Values) / 16
 					}

@@ -121,6 +121,33 @@ func TestLargeSetsComeInPieces(t *testing.T) {
 	}
 }
 
+// TestLargeSelectorsAreParsedLater: a policy with a single peer whose selector has many labels, expressions or values is
+// parsed beside the loop.
+func TestLargeSelectorsAreParsedLater(t *testing.T) {
+	const many = 2000
+	labels, values := map[string]string{}, []string{}
+	var expressions []metav1.LabelSelectorRequirement
+	for i := range many {
+		key := fmt.Sprint("x", i)
+		labels[key], values = "y", append(values, key)
+		exists := metav1.LabelSelectorRequirement{Key: key, Operator: metav1.LabelSelectorOpExists}
+		expressions = append(expressions, exists)
+	}
+	for name, s := range map[string]*metav1.LabelSelector{
+		"labels": {MatchLabels: labels}, "expressions": {MatchExpressions: expressions},
+		"values": {MatchExpressions: []metav1.LabelSelectorRequirement{
+			{Key: "x", Operator: metav1.LabelSelectorOpNotIn, Values: values},
+		}},
+	} {
+		np := hostilePolicy(0, 0, 1, equals)
+		np.Spec.Ingress[0].From[0].PodSelector = s
+		e := policy.NewEngine("n0")
+		if e.Apply(policies(np)); e.NextUnparsed() == nil {
+			t.Errorf("%d %s are parsed at once", many, name)
+		}
+	}
+}
+
 // TestChangingPolicyHoldsUpNoOther: one tenant's large policy changes each time while it is parsed. Another tenant's
 // larger policy is parsed all the same.
 func TestChangingPolicyHoldsUpNoOther(t *testing.T) {
