@@ -121,8 +121,8 @@ func TestLargeSetsComeInPieces(t *testing.T) {
 	}
 }
 
-// TestLargeSelectorsAreParsedLater: a policy with a single peer whose selector has many labels, expressions or values is
-// parsed beside the loop.
+// TestLargeSelectorsAreParsedLater: a policy with a single peer is parsed beside the loop if the peer's selector has
+// many labels, expressions or values.
 func TestLargeSelectorsAreParsedLater(t *testing.T) {
 	const many = 2000
 	labels, values := map[string]string{}, []string{}
