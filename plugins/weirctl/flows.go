@@ -212,6 +212,9 @@ func gaps(f agentapi.Flows) (notes []string) {
 	if f.Node != "" {
 		of = f.Node + ": "
 	}
+	if f.Since.IsZero() {
+		notes = append(notes, of+"no flows were recorded")
+	}
 	if f.Why != "" {
 		notes = append(notes, of+"flows aren't recorded: "+f.Why)
 	}

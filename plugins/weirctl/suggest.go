@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"slices"
 	"strings"
@@ -69,6 +70,7 @@ func suggestCommand() *cobra.Command {
 				return err
 			}
 			flows, notes := seenFlows(recorded, c.Pods)
+			notes = append(notes, notRecorded(namespace, recorded, c.Pods)...)
 			about := func(e suggest.End) bool { return e.Namespace == namespace }
 			if !slices.ContainsFunc(c.Pods, func(p policy.Pod) bool { return p.Namespace == namespace }) &&
 				!slices.ContainsFunc(flows, func(f suggest.Flow) bool { return about(f.From) || about(f.To) }) {
@@ -134,6 +136,27 @@ func seenFlows(recorded []agentapi.Flows, pods []policy.Pod) (flows []suggest.Fl
 	}
 	slices.SortStableFunc(flows, func(a, b suggest.Flow) int { return cmp.Compare(b.Count, a.Count) })
 	return flows, notes
+}
+
+// notRecorded returns a note if pods of the namespace are on nodes that have recorded no flows: the policies deny what
+// these pods need.
+func notRecorded(namespace string, recorded []agentapi.Flows, pods []policy.Pod) (notes []string) {
+	nodes := map[string]bool{"": true} // of files, the nodes of pods are not known
+	for _, f := range recorded {
+		nodes[f.Node] = nodes[f.Node] || !f.Since.IsZero()
+	}
+	missing := map[string]bool{}
+	count := 0
+	for i := range pods {
+		if p := &pods[i]; p.Namespace == namespace && !p.HostNetwork && !p.Finished && !nodes[p.NodeName] {
+			missing[p.NodeName], count = true, count+1
+		}
+	}
+	if count > 0 {
+		notes = append(notes, fmt.Sprintf("there are no flows of %d pods of the namespace, on nodes that were not asked or "+
+			"have not recorded: %s", count, excerpt.List(slices.Sorted(maps.Keys(missing)), ", ")))
+	}
+	return notes
 }
 
 // endOf returns the end; false if it is uncertain which pod it is.

@@ -21,11 +21,13 @@ const flowsOfAPod = `[{"node": "n1", "since": "2026-11-28T19:00:00Z", "flows": [
 }]}]`
 
 // TestSuggestBadInput: wrong arguments are one line that says what to do, with the exit code. Names in flows can't
-// become objects of the output, or control a terminal.
+// become objects of the output, or control a terminal. A note names the node without flows.
 func TestSuggestBadInput(t *testing.T) {
 	dir := t.TempDir()
 	flows, none := filepath.Join(dir, "flows.json"), filepath.Join(dir, "none.json")
-	objects := "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n"
+	const objects = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\n" +
+		"apiVersion: v1\nkind: Pod\nmetadata: {name: db, namespace: shop}\nspec: {nodeName: n1}\n---\n" +
+		"apiVersion: v1\nkind: Pod\nmetadata: {name: far, namespace: shop}\nspec: {nodeName: n2}\n"
 	for file, text := range map[string]string{flows: flowsOfAPod, none: "[]", filepath.Join(dir, "m.yaml"): objects} {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -60,5 +62,9 @@ func TestSuggestBadInput(t *testing.T) {
 	if code != 0 || strings.ContainsAny(out, "\x1b\u009b") || strings.Count(out, "\n---\n") != 3 ||
 		strings.Contains(out, "\nkind: Secret") || !strings.Contains(out, "name: allow-db") {
 		t.Errorf("%d, %s\n%s", code, text, out)
+	}
+	const note = "no flows of 1 pods of the namespace, on nodes that were not asked or have not recorded: n2\n"
+	if !strings.Contains(out, note) {
+		t.Errorf("no %q in\n%s", note, out)
 	}
 }
