@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/weir-net/weir/bridge"
@@ -156,4 +157,28 @@ func TestEndTogetherWithDamagedRecord(t *testing.T) {
 	n.want("c1 and c2 ended", map[string][]string{"c3": whole})
 	n.must(mark.Close())
 	n.must(other.Close())
+}
+
+// TestEndTogetherAfterKill: a DEL was killed after it had released another attachment's address, and the address was
+// assigned anew. The next DEL removes the record that is left, and nothing of the new attachment.
+func TestEndTogetherAfterKill(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := newNode(t)
+	released := n.add("c1", "weir").Addresses[0].Addr
+	n.add("c2", "weir")
+	n.must(n.waiting("c1").Close())
+	n.must(ipam.Release("c1:eth0", released))
+	n.must(ipam.AssignExternal("c3:eth0", released))
+	n.must(NewNode().End("c2:eth0"))
+	if owner, err := ipam.AssignedTo(released); owner != "c3:eth0" || err != nil {
+		t.Errorf("%s is assigned to %q: %v", released, owner, err)
+	}
+	if sets := nodetest.Run(t, "ipset", "save"); strings.Count(sets, released.String()+" ") != 3 {
+		t.Errorf("the new attachment's address left sets:\n%s", sets)
+	}
+	if endpoint.Exists("c1:eth0") {
+		t.Error("the old record is left")
+	}
 }
