@@ -35,12 +35,20 @@ func endKey(e agentapi.FlowEnd) string {
 	return cmp.Or(e.Pod, e.Address.String())
 }
 
-// add counts the connections of the flow.
+// add counts the connections of the flow. Its ends are as they were last known.
 func (t *flowTable) add(f agentapi.Flow) {
 	key := flowKey{endKey(f.Source), endKey(f.Destination), f.Protocol, f.Port}
 	if same := t.flows[key]; same != nil {
 		same.Count += f.Count
 		same.Last = f.Last
+		// The agent may learn a pod's labels only later, and another pod of the same name may have others.
+		for was, now := range map[*agentapi.FlowEnd]agentapi.FlowEnd{
+			&same.Source: f.Source, &same.Destination: f.Destination,
+		} {
+			if now.Labels != nil {
+				*was = now
+			}
+		}
 		return
 	}
 	if len(t.flows) >= t.most {

@@ -24,6 +24,16 @@ func TestFlowTable(t *testing.T) {
 	first := flow("a", "b")
 	table.add(first)
 	table.add(flow("a", "b"))
+	for _, labels := range []map[string]string{nil, {"app": "a"}, nil} {
+		f := flow("a", "c")
+		f.Source.Labels = labels
+		table.add(f)
+	}
+	if f := table.since(at)[0]; f.Source.Labels["app"] != "a" || f.Count != 3 {
+		t.Errorf("labels that became known later are not there: %+v", f)
+	}
+	delete(table.flows, flowKey{"a", "c", "tcp", 80})
+	delete(table.by["a"], flowKey{"a", "c", "tcp", 80})
 	for i := range 500 {
 		table.add(flow("scan", fmt.Sprint(i)))
 	}
