@@ -26,6 +26,8 @@ type kernelView struct {
 	// refreshing is true while a resync reads the kernel part by part. refreshed is true if it has read everything, and
 	// the next reconcile needn't.
 	refreshing, refreshed bool
+	// left has the sets that the last round left to be destroyed.
+	left []string
 	// closed is true if KeepClosed has succeeded while there is no usable state yet.
 	closed bool
 	// tidy is true if weir has no rules left in the iptables flavour that the node doesn't use.

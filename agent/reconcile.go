@@ -234,11 +234,18 @@ func (r *round) walkConnections(context.Context) bool {
 	return true
 }
 
-// retryLeftSets asks for another round if sets that the ruleset no longer has are still to be destroyed.
+// retryLeftSets asks for another round if sets that the ruleset no longer has are still to be destroyed. If the last
+// round left the same sets, a rule of another program may use them, and then the kernel refuses to destroy them.
 func (r *round) retryLeftSets(context.Context) bool {
-	if len(r.applied.Left) > 0 {
+	left := r.applied.Left
+	switch {
+	case len(left) == 0:
+	case slices.Equal(left, r.kernel.left):
+		r.next = sooner(r.next, retry)
+	default:
 		r.next = sooner(r.next, destroyLater)
 	}
+	r.kernel.left = left
 	return true
 }
 

@@ -1,0 +1,31 @@
+package agent
+
+import (
+	"testing"
+	"time"
+
+	"github.com/weir-net/weir/netfilter"
+)
+
+// TestLeftSetsAreRetried: while rounds destroy sets, the next round comes soon. If a round could destroy none of them,
+// the agent waits as long as after any other failure.
+func TestLeftSetsAreRetried(t *testing.T) {
+	a := &agent{}
+	for i, tc := range []struct {
+		left []string
+		next time.Duration
+	}{
+		{[]string{"x", "y"}, destroyLater},
+		{[]string{"y"}, destroyLater},
+		{[]string{"y"}, retry},
+		{[]string{"y"}, retry},
+		{[]string{"y", "z"}, destroyLater},
+		{nil, 0},
+		{[]string{"y"}, destroyLater},
+	} {
+		r := &round{agent: a, applied: applied{Result: netfilter.Result{Left: tc.left}}}
+		if r.retryLeftSets(t.Context()); r.next != tc.next {
+			t.Errorf("%d: with %q left the next round comes in %v, want %v", i, tc.left, r.next, tc.next)
+		}
+	}
+}
