@@ -36,8 +36,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// agent is the reconciler. Each part of its state has a type of its own. If the part has invariants, the comment of its
-// type states them.
+// agent is the reconciler. Each part of its state has a type of its own.
 type agent struct {
 	Options
 	backend Backend

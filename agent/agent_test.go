@@ -81,7 +81,6 @@ func (j *journal) Write(p []byte) (int, error) {
 	return j.b.Write(p)
 }
 
-// count returns how many lines contain all the words.
 func (j *journal) count(words ...string) int {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -106,8 +105,7 @@ func (j *journal) String() string {
 
 const healthAddress = "127.0.0.1:6786"
 
-// running is an agent on a node that only this test uses. The agent's Node is named self and has the address of the
-// node's uplink.
+// running is an agent on a node that only this test uses. The agent's Node is named self.
 type running struct {
 	*testing.T
 	*cluster
@@ -120,8 +118,6 @@ func start(t *testing.T) *running {
 	return startWith(t, c, Options{Source: c, Resync: 50 * time.Millisecond, EnrolWait: 100 * time.Millisecond})
 }
 
-// startWith starts an agent with the options on a node that only this test uses. The options' source contains the
-// cluster.
 func startWith(t *testing.T, c *cluster, o Options) *running {
 	t.Helper()
 	nodetest.Outside(t)
@@ -233,8 +229,7 @@ func (r *running) rounds() {
 	})
 }
 
-// pod returns a pod of namespace shop: on node peer if the address is in 10.88.1.0/24, otherwise on this node. An empty
-// address means that the pod has none.
+// pod returns a pod of namespace shop. It is on node peer if the address is in 10.88.1.0/24, otherwise on this node.
 func pod(name, address string) policy.Pod {
 	p := policy.Pod{Namespace: "shop", Name: name, NodeName: "self"}
 	if address != "" {
@@ -257,7 +252,7 @@ func node(name, address string, cidrs ...string) policy.Node {
 	return n
 }
 
-// attach writes the record of a pod of namespace shop, as the plugin does, and returns the attachment's ID.
+// attach writes the record of a pod of namespace shop, and returns the attachment's ID.
 func (r *running) attach(name, address string) string {
 	r.Helper()
 	return r.attachUID(name, "", address)

@@ -12,25 +12,23 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// auditJudge finds out which of the packets that the rules of audited policies have logged these policies would drop.
-// The kernel knows one end of a connection. It logs also packets that the policies of the other end drop, and packets
-// that the audited policies allow by rules that the kernel doesn't have yet. So the evaluator decides, which knows both
-// ends and all policies. It knows them as they are now, some 0.2 seconds after the packet.
+// auditJudge decides which logged packets the audited policies would drop. The rule that logs them can't decide it:
+// the kernel knows only one end of the connection. The evaluator knows both ends, but as they are now, not at the
+// time of the packet.
 type auditJudge struct {
 	cache verdict.Cache
-	// found are the would-drops among the lines that only has returned, by their indexes.
+	// found has the would-drops by their indexes in the result of only.
 	found map[int]wouldDrop
 }
 
-// wouldDrop is what is known of the ends of connections that audited policies would drop.
 type wouldDrop struct {
 	policies []string // those that would isolate the pod
-	// local is the pod that they would isolate, and peer the pod at the other end. Each is nil if there is no such pod.
+	// local is the pod that they would isolate, and peer the pod at the other end. Each may be nil.
 	local, peer *policy.Pod
 }
 
-// only leaves out some of the lines of audited policies: those of connections that none of these policies would drop,
-// and those on which it can't decide. It counts the latter. It returns all other lines.
+// only leaves out the lines of audited policies that are no would-drops. It also leaves out lines that it can't
+// judge, and counts them.
 func (j *auditJudge) only(ctx context.Context, a *agent, lines []drops.Line) []drops.Line {
 	j.found = nil
 	isAudit := func(l drops.Line) bool { return l.Prefix != nil && l.Reason == agentapi.ByAudit }
@@ -62,7 +60,6 @@ func (j *auditJudge) only(ctx context.Context, a *agent, lines []drops.Line) []d
 	return rest
 }
 
-// addressesOf returns the addresses of the lines for which of returns true.
 func addressesOf(lines []drops.Line, of func(drops.Line) bool) (addresses []netip.Addr) {
 	seen := map[netip.Addr]bool{}
 	for _, l := range lines {
@@ -76,7 +73,7 @@ func addressesOf(lines []drops.Line, of func(drops.Line) bool) (addresses []neti
 	return addresses
 }
 
-// judged evaluates a connection. ok is false if no audited policy would drop it in the direction of the line.
+// judged evaluates a connection in the line's direction. ok is false if no audited policy would drop it.
 func judged(by *verdict.Evaluator, state policy.State, l drops.Line) (w wouldDrop, ok bool) {
 	v := by.Evaluate(verdict.Packet{
 		Src: l.Flow.Source(), Dst: l.Flow.Destination(), Proto: ruleset.Protocol(protocolName(l.Flow.Proto)),
@@ -101,8 +98,8 @@ func judged(by *verdict.Evaluator, state policy.State, l drops.Line) (w wouldDro
 	return w, true
 }
 
-// podAt returns the pod with the address; nil if none has it, or several do. Pods that use their node's network don't
-// count.
+// podAt returns the pod with the address. It returns nil if none has it, or several do. Pods of the host network
+// don't count.
 func podAt(s policy.State, a netip.Addr) *policy.Pod {
 	var found *policy.Pod
 	for i := range s.Pods {

@@ -17,9 +17,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// TestAuditsReportWouldDrops: on random clusters, the agent reports exactly those of the packets that the rules log
-// which audited policies would drop. It leaves out the others: the policies of the other end, on this node or another
-// one, drop them.
+// TestAuditsReportWouldDrops: on random clusters, the agent reports a logged packet if and only if an audited policy
+// would drop it.
 func TestAuditsReportWouldDrops(t *testing.T) {
 	reported, left := 0, 0
 	for seed := range uint64(2000) {

@@ -22,26 +22,23 @@ import (
 )
 
 const (
-	// maxAudited bounds the kinds of connections that are summed up, and maxAuditedEach those of one namespace. If there
-	// is no more room, the namespace with the most kinds loses one. maxAuditedEach also bounds the lists of policies for
-	// which further connections are counted apart.
+	// maxAudited bounds the kinds of connections that are summed up. maxAuditedEach bounds those of one namespace.
+	// Connections beyond a bound count in more.
 	maxAudited     = 8192
 	maxAuditedEach = 1024
 )
 
 // auditSums sums up what audited policies would have dropped. Any goroutine may use it.
 type auditSums struct {
-	mu    sync.Mutex
-	since time.Time
-	kinds map[auditKind]*agentapi.AuditedTraffic
-	each  map[string]int    // how many kinds there are, by namespace
-	more  map[string]uint64 // connections beyond the bounds, by the policies
-	// series counts for the metric. It has at most maxDropSeries elements.
+	mu       sync.Mutex
+	since    time.Time
+	kinds    map[auditKind]*agentapi.AuditedTraffic
+	each     map[string]int    // how many kinds there are, by namespace
+	more     map[string]uint64 // connections beyond the bounds, by the policies
 	series   map[auditSeries]uint64
 	unjudged uint64
 }
 
-// auditKind is what connections of one kind have in common.
 type auditKind struct {
 	direction, policies string // all policies of a kind are in one namespace
 	local, peer         string // namespace and labels of pods, or an address
@@ -116,7 +113,8 @@ func (s *auditSums) countMore(policies string, count uint64) {
 	s.more[policies] += count
 }
 
-// makeRoom forgets a kind of the namespace that has the most. It returns false if that is the given namespace.
+// makeRoom forgets one kind of the namespace with the most kinds, and counts its connections in more. If no other
+// namespace has more kinds than wanting, it forgets nothing and returns false.
 func (s *auditSums) makeRoom(wanting string) bool {
 	most := wanting
 	for namespace, n := range s.each {
@@ -144,7 +142,7 @@ func (s *auditSums) forget(kind auditKind) {
 	}
 }
 
-// auditedEnd returns the end, with the pod at it if there is one.
+// auditedEnd adds the pod's labels to the end. p may be nil.
 func auditedEnd(e agentapi.DropEnd, p *policy.Pod) agentapi.AuditedEnd {
 	end := agentapi.AuditedEnd{Node: e.Node, Address: e.Address}
 	if p != nil {
@@ -153,9 +151,8 @@ func auditedEnd(e agentapi.DropEnd, p *policy.Pod) agentapi.AuditedEnd {
 	return end
 }
 
-// report returns what the policy would have dropped; of all policies if the name is empty. still reports whether an
-// audited policy would still drop such connections: those of which it returns false are forgotten. Others may add
-// connections meanwhile, as still takes its time for thousands of kinds.
+// report returns what the policy would have dropped. An empty name means all policies. report forgets a kind if
+// still returns false for it. The lock is free while still runs.
 func (s *auditSums) report(name string, still func(*agentapi.AuditedTraffic) bool) agentapi.AuditReport {
 	all := s.copyKinds()
 	var ended []auditKind
@@ -212,7 +209,7 @@ func (s *auditSums) addresses() []netip.Addr {
 // errBusy is the answer if the loop doesn't answer in time.
 var errBusy = errors.New("the agent is busy with a large change; ask again")
 
-// serveAudit answers GET /v1/audit. It judges the connections anew, so that those are gone that a policy now allows.
+// serveAudit answers GET /v1/audit. It judges the connections anew: a policy may allow them by now.
 func (a *agent) serveAudit(ctx context.Context, w http.ResponseWriter, r *http.Request) {
 	if !a.explainer.begin(r.Context()) {
 		return
@@ -235,8 +232,8 @@ func (a *agent) serveAudit(ctx context.Context, w http.ResponseWriter, r *http.R
 	writeJSON(w, http.StatusOK, report)
 }
 
-// stillDropped reports whether audited policies would still drop the connections. It returns true if that is unknown,
-// because one of the pods is gone.
+// stillDropped reports whether audited policies would still drop the connections. If a pod is gone, nobody can know:
+// it returns true.
 func stillDropped(by *verdict.Evaluator, s policy.State, t *agentapi.AuditedTraffic) bool {
 	for _, e := range [...]*agentapi.AuditedEnd{&t.Pod, &t.Peer} {
 		now := podAt(s, e.Address)

@@ -26,14 +26,12 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// memory is a Backend that writes nothing to the kernel. It records which methods the agent calls. The test sets the
-// errors that Apply returns.
+// memory is a Backend that writes nothing to the kernel. It records the agent's calls.
 type memory struct {
 	calls []string
 	// fails are the errors of the next calls of Apply.
-	fails []error
-	last  ruleset.Ruleset
-	// interrupted is true if an event comes during the next Refresh.
+	fails       []error
+	last        ruleset.Ruleset
 	interrupted bool
 }
 
@@ -52,7 +50,7 @@ func (m *memory) Close()                                  {}
 func (m *memory) CleanOtherFlavour(context.Context) error { m.call("CleanOtherFlavour"); return nil }
 func (m *memory) Read(context.Context) error              { m.call("Read"); return nil }
 
-// Refresh reads two parts. After the first part it waits for an event if the test says so.
+// Refresh reads two parts. If interrupted is true, it waits for an event after the first.
 func (m *memory) Refresh(_ context.Context, pause func() bool) (bool, error) {
 	m.call("part")
 	if m.interrupted {
@@ -110,8 +108,7 @@ func remembering(t *testing.T) (*agent, *memory, *running) {
 	return newAgent(Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}, m, links), m, &running{T: t}
 }
 
-// TestReconcileAndItsBackend checks which methods of a backend the agent calls, in which order, and what the agent
-// then answers to plugins.
+// TestReconcileAndItsBackend checks the order of the agent's calls to a backend, and the answers to plugins.
 func TestReconcileAndItsBackend(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -179,8 +176,7 @@ func TestReconcileAndItsBackend(t *testing.T) {
 		t.Errorf("the plugin was answered %+v", r)
 	}
 
-	// A plugin that asks while a resync reads the kernel is answered before the resync goes on. What the resync has read
-	// isn't read again.
+	// A plugin asks while a resync reads the kernel. It is answered before the resync goes on.
 	waits = &enrolment{id: id, deadline: time.Now().Add(time.Minute), answer: make(chan answer, 1)}
 	m.interrupted, m.calls = true, nil
 	go a.send(t.Context(), enrolRequest{t.Context(), waits})
@@ -192,8 +188,8 @@ func TestReconcileAndItsBackend(t *testing.T) {
 	reconcile(netfilter.All, "Read", "Apply")
 }
 
-// TestLargePoliciesTakeSeveralRounds: the agent applies a part of the sets of large policies in each round, and asks
-// for the next round at once until the kernel has all. Its first ruleset is whole.
+// TestLargePoliciesTakeSeveralRounds: each round applies a part of the sets of large policies. The agent continues
+// at once until the kernel has all. Its first ruleset is whole.
 func TestLargePoliciesTakeSeveralRounds(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -24,8 +24,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// large returns a cluster of 5,000 pods in 500 namespaces on 100 nodes, with this number of policies, and the endpoints
-// of the 50 pods on this node.
+// large returns a cluster of 5,000 pods on 100 nodes, and the endpoints of the 50 pods on this node.
 func large(policies int) (*policy.Objects, map[string]endpoint.Endpoint) {
 	o, endpoints := &policy.Objects{}, map[string]endpoint.Endpoint{}
 	for i := range 500 {
@@ -78,7 +77,7 @@ func large(policies int) (*policy.Objects, map[string]endpoint.Endpoint) {
 	return o, endpoints
 }
 
-// BenchmarkPodEvent measures the agent's work when a pod begins or ends on another node, and policies of this node
+// BenchmarkPodEvent measures the agent's work when a pod on another node begins or ends. Policies of this node
 // select that pod. The benchmark needs root. Run it as: go test ./agent -run - -bench .
 func BenchmarkPodEvent(b *testing.B) {
 	for _, policies := range []int{1000, 10000} {
@@ -128,7 +127,8 @@ func BenchmarkPodEvent(b *testing.B) {
 	}
 }
 
-// BenchmarkEventOfNoConcern measures the agent's work when a pod changes that no policy of this node selects.
+// BenchmarkEventOfNoConcern measures the agent's work when another node's pod changes. No policy of this node
+// selects that pod.
 func BenchmarkEventOfNoConcern(b *testing.B) {
 	objects, endpoints := large(1000)
 	o := Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}

@@ -6,8 +6,8 @@ import (
 	"github.com/weir-net/weir/overlay"
 )
 
-// TestBlocked: if the gate accepts several tunnel packets and none is delivered, a host firewall is reported. If the
-// counters have become smaller, they count from 0 again, so the earlier values are ignored.
+// TestBlocked: if the gate accepts several tunnel packets and none is delivered, a host firewall is reported. A
+// smaller counter has begun again at 0.
 func TestBlocked(t *testing.T) {
 	for _, tc := range []struct {
 		before, now overlay.Traffic

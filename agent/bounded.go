@@ -6,8 +6,8 @@ import (
 	"sync"
 )
 
-// bounded is a listener with a bounded number of connections. When a client opens one more, the oldest connection is
-// closed, so a client with many connections doesn't keep other clients out.
+// bounded is a listener with a bounded number of connections. One connection more closes the oldest. So a client
+// with many connections doesn't keep other clients out.
 type bounded struct {
 	net.Listener
 	most int
@@ -21,7 +21,7 @@ type boundedConn struct {
 	listener *bounded
 }
 
-// Accept waits for a connection. If more than the largest number of connections are open then, it closes the oldest.
+// Accept waits for a connection. If too many are open then, it closes the oldest.
 func (b *bounded) Accept() (net.Conn, error) {
 	conn, err := b.Listener.Accept()
 	if err != nil {

@@ -29,15 +29,14 @@ type clusterView struct {
 	workloads  []policy.Workload
 	unenforced []policy.Unenforced
 	nodes      nodeClaims
-	// parsing is true while a goroutine parses a large policy.
-	parsing bool
+	parsing    bool
 }
 
-// lookup is the source's answer about a pod that its objects didn't include, so that the agent asked for it.
+// lookup is the source's answer about a pod that its objects didn't have.
 type lookup struct {
 	pod *policy.Pod
-	// namesake is the UID of the pod of the same name that the source's objects had when the agent asked; empty if they
-	// had none.
+	// namesake is the UID of the pod of the same name that the source's objects had then. It is empty if they had
+	// none.
 	namesake string
 }
 
@@ -47,8 +46,7 @@ func newClusterView(node string) clusterView {
 	}
 }
 
-// update takes the changes of the source's objects. As long as a lookup counts, the engine doesn't get the source's
-// pods of the looked-up name; they are put into hidden.
+// update takes the changes of the source's objects. Pods of a looked-up name go into hidden instead of the engine.
 func (c *clusterView) update(d *policy.Delta, endpoints map[string]endpoint.Endpoint) {
 	c.known, c.delta = true, d.Number
 	if d.Workloads != nil {
@@ -67,7 +65,7 @@ func (c *clusterView) update(d *policy.Delta, endpoints map[string]endpoint.Endp
 	c.dropLookups(endpoints)
 }
 
-// addLookup stores the answer to a Lookup. Earlier answers about another pod of the same name don't count any more.
+// addLookup stores the answer to a Lookup. It replaces earlier answers about pods of the same name.
 func (c *clusterView) addLookup(id string, l lookup, endpoints map[string]endpoint.Endpoint) {
 	name := policy.Name{Namespace: l.pod.Namespace, Name: l.pod.Name}
 	if _, ok := c.hidden[name]; !ok {
@@ -81,8 +79,8 @@ func (c *clusterView) addLookup(id string, l lookup, endpoints map[string]endpoi
 	c.dropLookups(endpoints)
 }
 
-// dropLookups removes the lookup of an endpoint that has ended. It also removes a lookup if the source's objects now
-// have a pod of that name that they didn't have when the agent asked. Such a pod is the looked-up one, or a newer one.
+// dropLookups removes the lookups of ended endpoints. It also removes a lookup if the source has reported another
+// pod of that name since. That pod is the looked-up one, or a newer one.
 func (c *clusterView) dropLookups(endpoints map[string]endpoint.Endpoint) {
 	for id, l := range c.lookups {
 		name := policy.Name{Namespace: l.pod.Namespace, Name: l.pod.Name}
@@ -95,7 +93,7 @@ func (c *clusterView) dropLookups(endpoints map[string]endpoint.Endpoint) {
 	}
 }
 
-// show gives the engine the pods of a looked-up name: the looked-up pod or, if no lookup is left, those of the source.
+// show gives the engine the looked-up pod of that name. Without a lookup, it gives the source's pods.
 func (c *clusterView) show(name policy.Name) {
 	pods, hidden := c.hidden[name], false
 	for _, id := range slices.Sorted(maps.Keys(c.lookups)) {
@@ -111,9 +109,8 @@ func (c *clusterView) show(name policy.Name) {
 	c.engine.Apply(d)
 }
 
-// knows reports whether the endpoint's pod can be put into its classes. It can if enforcement is off for the pod, or
-// if the objects have a pod of this name with the same UID. If they have no pod of this name, it can if a workload
-// makes such pods.
+// knows reports whether the endpoint's pod can be put into its classes. Enforcement may be off, or the objects may
+// have the pod with the same UID. Without a pod of this name, a workload that makes such pods is enough.
 func (c *clusterView) knows(e endpoint.Endpoint) bool {
 	if e.Enforcement == conf.Off {
 		return true
@@ -133,8 +130,8 @@ func (c *clusterView) uid(p endpoint.Pod) (string, bool) {
 	return pods[0].UID, true
 }
 
-// namesake returns the UID of the pod of that name that the source's objects have; empty if they have none. It isn't
-// the UID of a looked-up pod, which engine has in the place of that pod.
+// namesake returns the UID of the source's pod of that name. It is empty if the source has none. A looked-up pod
+// doesn't count.
 func (c *clusterView) namesake(p endpoint.Pod) string {
 	if pods, ok := c.hidden[policy.Name{Namespace: p.Namespace, Name: p.Name}]; ok {
 		if len(pods) == 0 {
@@ -155,9 +152,8 @@ func (a *agent) runSource(ctx context.Context) error {
 	return nil
 }
 
-// takeUpdate takes the changes of the source's objects. d is nil if nothing has changed, or if the source has no usable
-// state yet. It returns the work that remains: most changes in a large cluster concern no pod of this node, and leave
-// no work.
+// takeUpdate takes the changes of the source's objects. d is nil if nothing has changed, or if there is no usable
+// state yet. It returns the work that remains. In a large cluster most changes leave none.
 func (a *agent) takeUpdate(d *policy.Delta, err error) work {
 	remaining := work{reconcile: d == nil || !a.cluster.known || d.Nodes != nil}
 	if d != nil {
@@ -187,9 +183,8 @@ func (a *agent) takeParsed(p *policy.Unparsed) work {
 	return work{}
 }
 
-// lookup asks the source for an endpoint's pod that the source's objects don't have. The endpoint's plugin waits for
-// an answer, but the loop doesn't: the answer comes as an event (podLookedUp). No event comes if the source can't
-// look up pods, has no such pod, or fails. A failure is only logged.
+// lookup asks the source for an endpoint's pod that its objects don't have. The loop doesn't wait: the answer comes
+// as an event (podLookedUp). Without an answer, no event comes.
 func (a *agent) lookup(ctx context.Context, e endpoint.Endpoint) {
 	source, ok := a.Source.(Lookup)
 	if !ok {

@@ -8,15 +8,13 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// conflist is the agent's knowledge of the network configuration with which the runtime calls the plugin.
 type conflist struct {
 	mtu int // the MTU of pods' links in the configuration that was last written; 0: none was written yet
 }
 
-// writeConflist writes the runtime's network configuration, unless the file has it already. This is the last step of an
-// agent's start: a node without the configuration isn't ready, so no pod starts before policy is enforced. The file is
-// renamed into place, so the runtime never reads a part of it. writeConflist does nothing if the options name no file,
-// or while this node's address or MTU isn't known.
+// writeConflist writes the runtime's network configuration, unless the file has it already. It comes last in an
+// agent's start: the runtime starts no pod before the file exists. It does nothing while this node's address or MTU
+// isn't known.
 func (a *agent) writeConflist() error {
 	plan := a.ways.plan
 	if a.Node.Conflist == "" || !plan.NodeAddress.IsValid() || plan.MTU == 0 {

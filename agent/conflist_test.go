@@ -16,8 +16,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestConflist: a runtime that lists the directory finds either the whole configuration or none, even after the agent
-// has failed to write the file.
+// TestConflist: a runtime finds either the whole configuration or none, even after a failed write.
 func TestConflist(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -55,7 +54,7 @@ func TestConflist(t *testing.T) {
 		}
 		return names
 	}
-	// A directory has the file's name: the temporary file can be written, but not renamed.
+	// A directory has the file's name. So the temporary file can be written, but not renamed.
 	if err := os.Mkdir(path, 0o700); err != nil {
 		t.Fatal(err)
 	}

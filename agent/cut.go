@@ -18,17 +18,14 @@ import (
 )
 
 // cutting cuts connections that the rules no longer allow, and restores cut connections that the rules allow again.
-// For that it walks through all connections. A walk takes a quarter of a second with 200,000 connections. With no
-// connection it takes ten milliseconds, because the kernel goes through every bucket of its table. A walk runs beside
-// the loop, so no pod's start and no policy waits for it. It runs only when it may find something. Changes that follow
-// one another share a walk. Invariants:
-//   - At most one walk runs. While a walk runs, walking is true, and the walk will send its result to results.
-//   - If due is false and no walk runs, all connections are as the rules require: none must be cut or restored.
-//   - A walk that is due begins at next, or lazyPeriods after the last one began if lazy is true. If that is later,
-//     pause fires then.
+// A walk goes through all connections. It takes a quarter of a second for 200,000, and ten milliseconds for none. So
+// it runs beside the loop, only when it may find something, and several changes share it. Invariants:
+//
+//   - At most one walk runs. While a walk runs, walking is true.
+//   - If due is false and no walk runs, all connections are as the rules require.
 type cutting struct {
 	due bool
-	// lazy is true if the walk that is due is only for connections of pods elsewhere that don't exist any more.
+	// lazy is true if the due walk is only for connections of pods elsewhere that are gone.
 	lazy     bool
 	last     time.Time // when the last walk began
 	standing int       // how many connections were cut when the last walk ended
@@ -40,21 +37,17 @@ type cutting struct {
 	pause    *time.Timer
 }
 
-// shortestPeriod is the shortest period of a walk. If changes follow one another closely for long, two walks begin in a
-// second, which take two per cent of a processor if the table is empty. The period of a long walk is twice the time
-// that the walk takes, so walks run at most half of the time. A walk may begin up to borrowed of the shortest periods
-// early, so the first few changes needn't wait. After a long walk, one walk may begin within that walk's period.
+// shortestPeriod is the shortest period of a walk. A long walk's period is twice its time, so walks run at most half
+// of the time. A walk may begin early by up to borrowed times shortestPeriod, so the first few changes needn't wait.
 const (
 	shortestPeriod = 500 * time.Millisecond
 	borrowed       = 4
 )
 
-// lazyPeriods is the least time from the beginning of the last walk to that of a lazy one, in units of shortestPeriod.
-// A lazy walk is only for pods elsewhere that don't exist any more, and such pods end all the time in a large cluster.
-// The walk may wait, because nobody sends from the address of such a pod until another pod gets the address.
+// lazyPeriods is the least period of a lazy walk, in units of shortestPeriod. Such a walk may wait: nobody sends
+// from a gone pod's address until another pod gets it. In a large cluster pods end all the time.
 const lazyPeriods = 4
 
-// walkResult is what a walk sends to cutting.results. The time that the walk took sets the time of the next walk.
 type walkResult struct {
 	cut.Result
 	began time.Time
@@ -81,11 +74,10 @@ func (s *snapshot) links() map[netip.Addr]ruleset.Link {
 	return all
 }
 
-// note makes a walk due if the change of the kernel requires one: the change may deny established connections, or it
-// repaired sets or rules. A change that only allows more requires a walk if connections are cut, or if a walk is
-// running, which may cut some.
+// note makes a walk due if the change of the kernel requires one. A change that may deny connections does, and a
+// repair. A change that only allows more matters only if connections are cut, or may be cut by a running walk.
 //
-// gone is true if the change only denies addresses that no pod has any more: then the walk may be later.
+// gone is true if the change only denies addresses of no pod. Then the walk may be later.
 func (c *cutting) note(r netfilter.Result, verify netfilter.Verify, gone bool) {
 	opens := r.Changed && !gone && (c.standing > 0 || c.walking)
 	// While the repaired sets or rules were missing, connections may have begun.
@@ -97,15 +89,14 @@ func (c *cutting) note(r netfilter.Result, verify netfilter.Verify, gone bool) {
 	c.demand(r.Closes || opens || repaired)
 }
 
-// demand makes a walk due, at the next possible time, if yes is true.
 func (c *cutting) demand(yes bool) {
 	if yes {
 		c.due, c.lazy = true, false
 	}
 }
 
-// walk starts a walk if one is due and none is running, or lets the pause fire when the walk may begin. It is called
-// when the kernel has the target's rules.
+// walk starts a walk if one is due and none is running. If it is too early, it sets the pause. The kernel must have
+// the target's rules.
 func (a *agent) walk() {
 	c := &a.cutting
 	if !c.due || c.walking {
@@ -135,9 +126,8 @@ func (a *agent) endPause() {
 	}
 }
 
-// takeWalk takes the result of a walk. If another walk has become due meanwhile, takeWalk starts it, unless the kernel
-// has a fault or the walk failed: then the next reconcile starts it. takeWalk returns true if an earlier walk failed
-// and this one succeeded. The loop must then reconcile now, because no pod was enrolled since the failure.
+// takeWalk takes the result of a walk. reconcile is true if an earlier walk failed and this one succeeded: no pod
+// was enrolled since the failure.
 func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	defer a.publishStatus()
 	c := &a.cutting
@@ -164,7 +154,7 @@ func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	return unknown
 }
 
-// listed returns a text of the connections, with the names of this node's pods, and of how many more there are.
+// listed returns a text of the connections, with the names of this node's pods.
 func (a *agent) listed(connections []cut.Example, more int) string {
 	names := map[netip.Addr]string{}
 	for _, e := range a.records.endpoints {
@@ -191,8 +181,8 @@ func (a *agent) listed(connections []cut.Example, more int) string {
 	return strings.Join(list, ", ")
 }
 
-// walkConnections evaluates all connections with the snapshot's ruleset, which the kernel has at the beginning. It
-// doesn't change a connection on which a newer target has another verdict: another walk is due for that target.
+// walkConnections evaluates all connections with the snapshot's ruleset. If a newer target has another verdict on a
+// connection, it leaves that connection to the next walk.
 func walkConnections(by *snapshot, target *atomic.Pointer[snapshot]) (cut.Result, error) {
 	own, err := ownAddresses()
 	if err != nil {

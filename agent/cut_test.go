@@ -19,8 +19,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestConnectionsAreWalkedWhereSomethingIsToBeFound checks that the agent walks through connections only when it may
-// have to cut one, or to restore one that was cut.
+// TestConnectionsAreWalkedWhereSomethingIsToBeFound: the agent walks only when it may have to cut or restore a
+// connection.
 func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -100,8 +100,8 @@ func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	wantCut("an agent has started", 4)
 }
 
-// TestAWalkIsOvertaken: if the rules change during a walk, the walk neither cuts nor restores a connection on which the
-// old and the new rules disagree. If the kernel's state is unknown at the end of a walk, the walk stays due.
+// TestAWalkIsOvertaken: if the rules change during a walk, it leaves connections alone on which old and new rules
+// disagree. If the kernel's state is unknown at the end, the walk stays due.
 func TestAWalkIsOvertaken(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -146,8 +146,8 @@ func TestAWalkIsOvertaken(t *testing.T) {
 	}
 }
 
-// TestChangesShareAWalk: changes that follow one another share a walk, and long walks don't follow one another at once.
-// While the kernel has a fault, no walk begins.
+// TestChangesShareAWalk: close changes share a walk, and long walks leave a pause. While the kernel has a fault, no
+// walk begins.
 func TestChangesShareAWalk(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -211,8 +211,8 @@ func TestChangesShareAWalk(t *testing.T) {
 	want("the kernel has a fault", false, true)
 }
 
-// TestAWalkForPodsThatAreGoneWaits: a walk that is only for pods that don't exist any more begins lazyPeriods after the
-// last walk. The walk for another change doesn't wait that long, whether the pods end before or after the change.
+// TestAWalkForPodsThatAreGoneWaits: a walk that is only for gone pods waits lazyPeriods. The walk for any other
+// change doesn't.
 func TestAWalkForPodsThatAreGoneWaits(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -253,8 +253,8 @@ func TestAWalkForPodsThatAreGoneWaits(t *testing.T) {
 	}
 }
 
-// TestConnectionsAreListed: the text about connections has the names of this node's pods, the addresses of all others,
-// and the number of connections that it doesn't show.
+// TestConnectionsAreListed: the text names this node's pods, and has the addresses of all others. It says how many
+// connections it leaves out.
 func TestConnectionsAreListed(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

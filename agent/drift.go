@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// drift collects the kernel's messages about changes of rules, by any program. Collecting a message never waits for
-// the loop, because the kernel drops messages that aren't read in time. Any goroutine may use a drift.
+// drift collects the kernel's messages about changes of rules, by any program. Collecting never waits for the loop:
+// the kernel drops unread messages. Any goroutine may use a drift.
 type drift struct {
 	news chan struct{} // has room for one; full while generations isn't empty
 
@@ -19,8 +19,7 @@ type drift struct {
 
 func newDrift() *drift { return &drift{news: make(chan struct{}, 1), more: make(chan struct{})} }
 
-// hear takes note of a generation that the kernel has reported. concerned is true if the generation changed something
-// that weir uses: only then must the loop look at it.
+// hear notes a generation that the kernel has reported. The loop must look at it only if it is concerned.
 func (d *drift) hear(generation uint32, concerned bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -49,8 +48,7 @@ func (d *drift) take() []uint32 {
 // hearing bounds the wait for messages that the kernel has sent already.
 const hearing = 20 * time.Millisecond
 
-// none reports whether no other program has changed weir's rules: the kernel has reported every generation up to the
-// newest, and the backend knows all that concern weir. It returns false if this can't be found out in time.
+// none reports whether no other program has changed weir's rules. It returns false if it can't find out in time.
 func (d *drift) none(ctx context.Context, backend Backend) bool {
 	now, err := backend.Generation()
 	if err != nil {

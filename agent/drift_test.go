@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestOwnChangesAreNotReadAgain: the kernel announces the agent's changes like those of other programs. The agent reads
-// the tables again only after another program's change.
+// TestOwnChangesAreNotReadAgain: the kernel announces the agent's own changes too. The agent reads the tables again
+// only after another program's change.
 func TestOwnChangesAreNotReadAgain(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -54,8 +54,8 @@ func TestOwnChangesAreNotReadAgain(t *testing.T) {
 	}
 }
 
-// TestEnrolmentReadsNothing: a new pod doesn't wait until the tables are read, because reading takes longer than the
-// rest of an enrolment. If another program has changed the tables, they are repaired before the pod is enrolled.
+// TestEnrolmentReadsNothing: a new pod doesn't wait until the tables are read. If another program has changed them,
+// they are repaired first.
 func TestEnrolmentReadsNothing(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -95,8 +95,7 @@ func TestEnrolmentReadsNothing(t *testing.T) {
 	}
 }
 
-// countReads returns a function that says how often table mangle was read since countReads was called. The other tables
-// are read as often.
+// countReads returns a function: how often table mangle was read since. The other tables are read as often.
 func countReads(t *testing.T) (reads func() int) {
 	t.Helper()
 	dir, calls := t.TempDir(), "/run/calls"

@@ -9,18 +9,16 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// maxEventsWaiting bounds the events that wait for the source. Further ones are lost: events are no account.
 const maxEventsWaiting = 64
 
-// dropEvents makes events on pods whose packets were dropped. The goroutine that reports drops calls note, which never
-// waits.
+// dropEvents makes events on pods whose packets were dropped. note never waits.
 type dropEvents struct {
 	to     PodAnnouncer // nil: no events are made
 	events *drops.Events
 	queue  chan agentapi.PodEvent
 }
 
-// newDropEvents returns dropEvents that make no events if the agent wasn't told to, or its source can't.
+// newDropEvents returns dropEvents. They make no events if the agent wasn't told to, or its source can't.
 func (a *agent) newDropEvents() *dropEvents {
 	e := &dropEvents{events: drops.NewEvents(), queue: make(chan agentapi.PodEvent, maxEventsWaiting)}
 	if to, ok := a.Source.(PodAnnouncer); ok && a.DropEvents {
@@ -55,7 +53,7 @@ func (e *dropEvents) note(entries []drops.Entry, s *snapshot) {
 	}
 }
 
-// send sends the queued events until ctx ends. It logs an error only if the event before had none.
+// sendDropEvents sends the queued events until ctx ends. It logs an error only if the event before had none.
 func (a *agent) sendDropEvents(ctx context.Context, e *dropEvents) {
 	failed := false
 	for {

@@ -27,8 +27,8 @@ func (p podAnnouncer) AnnounceOnPod(_ context.Context, e agentapi.PodEvent) erro
 	return errors.New("the server is away")
 }
 
-// TestDropEvents: if the agent is told to, a drop makes an event on the pod of this node, with the pod's UID. Drops of
-// other nodes' pods make none, and errors of the source are logged only.
+// TestDropEvents: a drop makes an event on this node's pod, with the pod's UID. Other nodes' pods get none. The
+// source's errors are only logged.
 func TestDropEvents(t *testing.T) {
 	source := podAnnouncer{Source: newCluster(), events: make(chan agentapi.PodEvent, 10)}
 	for _, on := range []bool{false, true} {

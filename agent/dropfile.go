@@ -15,8 +15,8 @@ import (
 // maxDropFile is the size in bytes at which the file of drops becomes FILE.1, and a new one begins.
 const maxDropFile = 16 << 20
 
-// dropFile writes drops to a file, as JSON values one a line. The space on disk is bounded: one earlier file is kept.
-// If an error occurs, only lines of the file are lost: the next write tries again.
+// dropFile writes drops to a file, as one JSON value a line. The file and one earlier file are kept. After an error
+// the next write tries again.
 type dropFile struct {
 	path   string // empty: nothing is written
 	most   int64

@@ -14,9 +14,8 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// TestDropFile: the file has a JSON value for each drop, without the packet. When it is full, it becomes the earlier
-// file, and a new one begins. If it can't become the earlier file, it grows no more. If a file can't be written twice
-// in a row, the log has one line about it.
+// TestDropFile: the file has a JSON value for each drop, without the packet. A full file becomes the earlier file.
+// If it can't, it grows no more. Failures in a row are logged once.
 func TestDropFile(t *testing.T) {
 	log := &bytes.Buffer{}
 	logger := slog.New(slog.NewTextHandler(log, nil))

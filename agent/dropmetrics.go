@@ -59,8 +59,7 @@ func (c *dropCounts) count(entries []drops.Entry) {
 	}
 }
 
-// policyLabel returns the names of the policies without their namespace, which is that of the pod. A long list is
-// shortened (excerpt.List).
+// policyLabel returns the policies' names without the namespace. A long list is shortened.
 func policyLabel(policies []string) string {
 	names := make([]string, len(policies))
 	for i, p := range policies {

@@ -23,9 +23,8 @@ const (
 	namesAtOnce = 1024
 )
 
-// reportDrops finds the names of those whose packets were dropped, or would be by audited policies (auditJudge). It
-// hands the drops to the metrics, the ring, the hub and the file, until no more lines come. After ctx has ended, it
-// asks for no names.
+// reportDrops finds the names of the ends of dropped packets, and hands the drops on. It ends when no more lines
+// come. After ctx has ended, it asks for no names.
 func (a *agent) reportDrops(ctx context.Context) {
 	var view dropView
 	var judge auditJudge
@@ -57,8 +56,8 @@ func (a *agent) reportDrops(ctx context.Context) {
 	}
 }
 
-// names asks the loop for the names of the pods with these addresses. It returns nil if the loop is too busy to answer
-// within namesWait, or if ctx ends.
+// names asks the loop for the names of the pods with these addresses. It returns nil if there is no answer within
+// namesWait.
 func (a *agent) names(ctx context.Context, addresses []netip.Addr) map[netip.Addr]string {
 	if len(addresses) == 0 {
 		return nil
@@ -68,8 +67,7 @@ func (a *agent) names(ctx context.Context, addresses []netip.Addr) map[netip.Add
 	return names
 }
 
-// askLoop sends the question to the loop, and returns the answer that comes over the channel. ok is false if the loop
-// is too busy to answer within namesWait, or if ctx ends.
+// askLoop sends the question to the loop, and returns the answer. ok is false if there is none within namesWait.
 func askLoop[T any](ctx context.Context, a *agent, question event, answer <-chan T) (reply T, ok bool) {
 	ctx, cancel := context.WithTimeout(ctx, namesWait)
 	defer cancel()
@@ -84,7 +82,6 @@ func askLoop[T any](ctx context.Context, a *agent, question event, answer <-chan
 	}
 }
 
-// namesOf returns the names of the pods with these addresses. It has no entry for an address of no pod.
 func (c *clusterView) namesOf(addresses []netip.Addr) map[netip.Addr]string {
 	names := map[netip.Addr]string{}
 	for _, a := range addresses {
@@ -95,7 +92,7 @@ func (c *clusterView) namesOf(addresses []netip.Addr) map[netip.Addr]string {
 	return names
 }
 
-// dropView has the names that a snapshot gives to what is in dropped packets: pods, Nodes and policies.
+// dropView has the names of a snapshot's pods, Nodes and policies, to name what is in dropped packets.
 type dropView struct {
 	of *snapshot
 	// pods are this node's pods by their addresses, and nodes the Nodes by theirs.
@@ -112,11 +109,10 @@ type podSide struct {
 	pod string
 }
 
-// maxEarlier bounds the chains of earlier snapshots whose policies are remembered.
 const maxEarlier = 256
 
-// load fills the view from the snapshot. It remembers the chains of the last snapshot: packets that they dropped may
-// still come.
+// load fills the view from the snapshot. It keeps the earlier chains, because packets that they dropped may still
+// come.
 func (v *dropView) load(s *snapshot) {
 	if v.of == s {
 		return
@@ -154,7 +150,7 @@ func (v *dropView) load(s *snapshot) {
 	}
 }
 
-// unknown returns addresses of the lines that are neither this node's pods' nor Nodes', at most namesAtOnce.
+// unknown returns the lines' addresses of neither this node's pods nor Nodes, at most namesAtOnce.
 func (v *dropView) unknown(lines []drops.Line) (addresses []netip.Addr) {
 	seen := map[netip.Addr]bool{}
 	for _, l := range lines {
@@ -169,8 +165,7 @@ func (v *dropView) unknown(lines []drops.Line) (addresses []netip.Addr) {
 	return addresses
 }
 
-// drop returns the drop that the line describes, with the names of its ends and the policies. names has the pods that
-// the view doesn't know.
+// drop returns the line as a drop, with names. names has the pods that the view doesn't know.
 func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) *agentapi.Drop {
 	d := &agentapi.Drop{
 		Kind: l.Kind, Time: l.Time, Count: l.Count, Node: node, Reason: l.Reason, Direction: string(l.Direction),
@@ -208,8 +203,8 @@ func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) 
 	return d
 }
 
-// direction returns the direction of packets whose rule is for both: egress if a pod of this node has sent them, and
-// ingress if one would have received them.
+// direction returns the direction of packets whose rule is for both. It is egress if a pod of this node is the
+// sender.
 func (v *dropView) direction(l drops.Line) string {
 	switch {
 	case l.Reason != agentapi.ByWay && v.pods[l.Flow.Source()] != "": // by another way, the source is forged
@@ -258,9 +253,8 @@ func (v *dropView) podBehind(index uint32) string {
 	return pod
 }
 
-// policies returns the policies of the chain's class, also if only an earlier snapshot had the chain. If several
-// classes share the chain, or the view doesn't know it, policies returns those that isolate the pod now; nil if there
-// are none.
+// policies returns the policies of the chain's class. The class may be that of an earlier snapshot. If the class
+// isn't certain, it returns the policies that isolate the pod now.
 func (v *dropView) policies(d ruleset.Direction, chain, pod string) []string {
 	if c := v.chains[chain]; c != nil && !v.shared[chain] {
 		return c.Policies
@@ -274,8 +268,7 @@ func (v *dropView) policies(d ruleset.Direction, chain, pod string) []string {
 	return nil
 }
 
-// protocolName returns the name of the protocol above IP that has IANA's number; for less common ones the number as
-// text.
+// protocolName returns the name of the protocol with IANA's number. Less common ones have the number as text.
 func protocolName(number uint8) string {
 	switch number {
 	case 1:

@@ -13,8 +13,7 @@ import (
 )
 
 const (
-	// dropsPause is the time between two looks for dropped packets. It bounds how often a flood wakes the agent, and with
-	// the bounds of nflog.Reader.Read how many packets the agent reads in a second.
+	// dropsPause is the time between two looks for dropped packets. It bounds the work that a flood causes.
 	dropsPause = 50 * time.Millisecond
 	// dropsWait is how long the agent waits for packets while lines about earlier packets are still to come.
 	dropsWait = 250 * time.Millisecond
@@ -24,9 +23,9 @@ const (
 	dropsRetry = 5 * time.Second
 )
 
-// dropLog reads the packets that the kernel has dropped, and reports them. Two goroutines do this. The first one reads
-// and counts. The second one finds names, and hands the drops to all that want them. Neither uses the loop's state, and
-// nobody waits for them: if they are too slow, the kernel drops copies of packets and says how many.
+// dropLog reads and reports the packets that the kernel has dropped. One goroutine reads and counts. The other finds
+// names, and hands the drops on. Nobody waits for them: if they are too slow, the kernel says how many packets it
+// left out.
 type dropLog struct {
 	ring    *drops.Ring
 	hub     *drops.Hub
@@ -38,8 +37,8 @@ func newDropLog() dropLog {
 	return dropLog{ring: drops.NewRing(), hub: drops.NewHub(), lines: make(chan []drops.Line, 1)}
 }
 
-// watchDrops reads dropped packets until ctx ends. If they can't be read, it logs why and tries again. It never returns
-// an error: enforcement doesn't need it. With Options.NoDrops it reads nothing.
+// watchDrops reads dropped packets until ctx ends. On failure it logs why and tries again. It never returns an
+// error: enforcement doesn't need it.
 func (a *agent) watchDrops(ctx context.Context) error {
 	if a.NoDrops {
 		a.drops.fail("the agent runs with --drops=false")
@@ -119,7 +118,6 @@ func (a *agent) readDrops(ctx context.Context, c *dropCounter, open func() (logR
 	return nil
 }
 
-// dropCounter counts the packets of all readers of the log group, one after the other.
 type dropCounter struct {
 	sums  *drops.Sums
 	known podNetworks
@@ -133,8 +131,8 @@ func newDropCounter(to chan<- []drops.Line) *dropCounter {
 	return c
 }
 
-// report hands the lines that are due to the reporter, unless it is busy: then the packets that come meanwhile are
-// counted. It reports whether it must be called again although no packet comes.
+// report hands the due lines to the reporter. If the reporter is busy, packets are counted on. more is true if
+// report must be called again even if no packet comes.
 func (c *dropCounter) report() (more bool) {
 	if len(c.lines) == 0 {
 		c.lines, more = c.sums.Lines(nil)
@@ -208,7 +206,7 @@ func (n *podNetworks) load(s *snapshot) {
 	n.of = s
 }
 
-// contains reports whether the address is that of a pod of this node, or within an accepted podCIDR of any Node.
+// contains reports whether a pod may have the address: one of this node, or of any accepted podCIDR.
 func (n *podNetworks) contains(a netip.Addr) bool {
 	if n.pods[a] {
 		return true

@@ -28,8 +28,7 @@ func (brokenLog) Read(_ context.Context, _ time.Duration, each func(*nflog.Packe
 	return 3, errLogGone
 }
 
-// TestLogErrorLosesNoCount: what was counted before the log fails is reported while the agent waits to read it again,
-// and the rest when the agent ends.
+// TestLogErrorLosesNoCount: if the log fails, what was counted before is reported all the same.
 func TestLogErrorLosesNoCount(t *testing.T) {
 	a := newAgent(Options{Log: slog.New(slog.DiscardHandler)}, &iptables.Driver{}, netlinksafe.Handle{})
 	c := newDropCounter(a.drops.lines)

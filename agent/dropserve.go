@@ -11,10 +11,8 @@ import (
 )
 
 const (
-	// readerWait bounds how long a reader of drops may take to accept one drop.
 	readerWait = 5 * time.Second
-	// lifeSign is how often a reader gets an empty value if there is nothing else. It shows the agent whether the reader
-	// still lives.
+	// lifeSign is how often an idle reader gets an empty value. So the agent notices that a reader is gone.
 	lifeSign = 15 * time.Second
 )
 
@@ -74,12 +72,12 @@ type dropWriter struct {
 	json  *json.Encoder
 	conn  *http.ResponseController
 	query agentapi.DropsQuery
-	// written has the drops that were written from the ring: the queue may have some of them too.
+	// written has the drops that were written from the ring. The queue may have some of them too.
 	written map[*agentapi.Drop]bool
 }
 
-// write writes those drops of the list that match the client's query and aren't written yet. If the list is empty, it
-// writes an empty value (lifeSign).
+// write writes the drops that match the query and aren't written yet. For an empty list it writes an empty value
+// (lifeSign).
 func (w *dropWriter) write(drops []*agentapi.Drop) error {
 	wait := func() error { return w.conn.SetWriteDeadline(time.Now().Add(readerWait)) }
 	if err := wait(); err != nil {

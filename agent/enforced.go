@@ -13,21 +13,19 @@ import (
 	"github.com/weir-net/weir/policy/enforced"
 )
 
-// errNoPosition is the reason why the agent can't say which versions of the objects it enforces.
 var errNoPosition = errors.New("this agent doesn't know which resourceVersions it enforces: it doesn't watch an API " +
 	"server, or has not read all of its objects yet")
 
 const (
-	// longestEnforcedWait bounds how long an answer waits until the agent enforces the versions in the question.
-	// enforcedLook is how often it checks that meanwhile. Nothing could wake the answer instead, because most changes of
-	// objects end in the source and never reach the loop.
+	// longestEnforcedWait bounds how long an answer waits for the question's versions. enforcedLook is how often it
+	// looks meanwhile. It must look: most changes of objects never reach the loop.
 	longestEnforcedWait = 10 * time.Second
 	enforcedLook        = 10 * time.Millisecond
 )
 
-// enforcedNow returns how far the source's objects are enforced, and the status of the agent at that time. ok is false
-// if changes that the source knows of aren't enforced yet, or if this agent has applied no ruleset yet. err is not nil
-// if the source doesn't know how far its own watches have come; s is nil if the source can't ever know.
+// enforcedNow returns how far the source's objects are enforced, and the agent's status then. ok is false if newer
+// changes aren't enforced yet, or nothing is. err is not nil if the source doesn't know how far its watches are. s
+// is nil if it never can.
 func (a *agent) enforcedNow() (at enforced.Position, s *status, ok bool, err error) {
 	source, is := a.Source.(Positioner)
 	if !is {
@@ -42,9 +40,8 @@ func (a *agent) enforcedNow() (at enforced.Position, s *status, ok bool, err err
 	return at, s, s.delta >= delta && len(s.enforced.ruleset.Sets) > 0, nil
 }
 
-// serveEnforced answers POST /v1/enforced with what the kernel holds for the pods of some namespaces. It waits until
-// the versions in the question are enforced. If they aren't when the question's wait is over, it answers with what is
-// enforced then, or with an error if the source doesn't know how far its watches have come.
+// serveEnforced answers POST /v1/enforced with what is enforced on the pods of some namespaces. It waits until the
+// question's versions are enforced, or the question's wait is over.
 func (a *agent) serveEnforced(w http.ResponseWriter, r *http.Request) {
 	var q enforced.Question
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxQuestion)).Decode(&q); err != nil {
@@ -82,8 +79,8 @@ func (a *agent) serveEnforced(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// enforcedAnswer returns what the status says is enforced. It answers one question at a time, because a digest of large
-// sets takes time that pods' starts need too. If ctx ends before it is the question's turn, the answer has no contents.
+// enforcedAnswer returns what the status says is enforced. It answers one question at a time, because pods' starts
+// need the processor too. If ctx ends first, the answer has no contents.
 func (a *agent) enforcedAnswer(
 	ctx context.Context, q enforced.Question, at enforced.Position, s *status,
 ) enforced.Answer {

@@ -8,13 +8,11 @@ import (
 	"github.com/weir-net/weir/policy/enforced"
 )
 
-// positionCollector turns the enforced position into metrics. While newer changes aren't enforced yet, the metrics keep
-// the last position that was enforced.
+// positionCollector turns the enforced position into metrics. While that is unknown, they keep the last known one.
 type positionCollector struct {
 	mu   sync.Mutex
 	last enforced.Position
-	// now returns what is enforced; false if that isn't known, or newer changes aren't enforced yet.
-	now func() (enforced.Position, bool)
+	now  func() (enforced.Position, bool)
 }
 
 var positionDesc = desc("weir_enforced_resource_version",

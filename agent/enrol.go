@@ -17,12 +17,10 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// errNotSynced is the reason why no pod is enrolled before the agent has a usable state from its source and has read
-// the endpoint records.
 var errNotSynced = errors.New("the agent has no good state of the policies yet (weirctl status says why)")
 
-// enrolments has the plugins that wait for an answer, and the endpoints that are enrolled. Invariant: each waiting
-// plugin gets exactly one answer, and gets it at its deadline at the latest.
+// enrolments has the plugins that wait for an answer, and the enrolled endpoints. Each plugin gets exactly one
+// answer, at its deadline at the latest.
 type enrolments struct {
 	waiting []*enrolment
 	done    map[string]bool // by endpoint ID
@@ -50,8 +48,8 @@ func (e *enrolments) waits(id string) bool {
 	return slices.ContainsFunc(e.waiting, func(w *enrolment) bool { return w.id == id })
 }
 
-// answer sends each waiting plugin the answer that decide returns, as soon as that answer is final or the plugin's
-// deadline is over. It returns the time until the next deadline; 0 if no plugin waits any more.
+// answer sends the answers of decide to the waiting plugins: final ones at once, others at the plugin's deadline. It
+// returns the time until the next deadline, or 0 if no plugin waits.
 func (e *enrolments) answer(
 	decide func(id string) (r answer, final bool), podOf func(id string) endpoint.Pod,
 ) time.Duration {
@@ -71,8 +69,8 @@ func (e *enrolments) answer(
 	return next
 }
 
-// takeEnrolment reads the endpoint's record, and reads which sets contain its addresses: the plugin has changed both.
-// It looks the pod up if the source's objects don't have it yet.
+// takeEnrolment reads the endpoint's record and sets, because the plugin has changed both. It looks the pod up if
+// the source doesn't have it yet.
 func (a *agent) takeEnrolment(ctx context.Context, e *enrolment) {
 	walk := a.records.read(e.id)
 	a.cutting.demand(walk)
@@ -92,9 +90,8 @@ func (a *agent) takeEnrolment(ctx context.Context, e *enrolment) {
 	}
 }
 
-// chainsToVerify returns how much of the kernel must be read before a pod is enrolled, so that the chains that check
-// its packets are known to exist. Reading the tables takes most of an enrolment's time. The agent needn't read them if
-// the kernel reports every change of rules and has reported no change by another program.
+// chainsToVerify returns how much of the kernel must be read before a pod is enrolled. Reading the tables takes most
+// of an enrolment's time. It isn't needed if the kernel reports all changes and has reported none by others.
 func (a *agent) chainsToVerify(ctx context.Context) netfilter.Verify {
 	if a.backend.TellsOfChanges() && a.drift.none(ctx, a.backend) {
 		return netfilter.Trust
@@ -102,9 +99,7 @@ func (a *agent) chainsToVerify(ctx context.Context) netfilter.Verify {
 	return netfilter.Rules
 }
 
-// answer sends each waiting plugin the answer from answerFor, as soon as that answer is final or the plugin's deadline
-// is over. If err is not nil, no pod is enrolled. It returns the time until the next deadline; 0 if no plugin waits
-// any more.
+// answer answers the waiting plugins (enrolments.answer). If err is not nil, no pod is enrolled.
 func (a *agent) answer(err error) time.Duration {
 	return a.enrolments.answer(
 		func(id string) (answer, bool) { return a.answerFor(id, err) },
@@ -139,8 +134,8 @@ func (c *clusterView) whyUnknown(e endpoint.Endpoint) string {
 	return fmt.Sprintf("the source knows no pod %s", e.Pod)
 }
 
-// serveEnrol answers POST /v1/endpoints. The request is {"id": "CONTAINER:IFNAME"}, and the endpoint's record is on
-// disk.
+// serveEnrol answers POST /v1/endpoints. The request is {"id": "CONTAINER:IFNAME"}. The endpoint's record is on disk
+// by then.
 func (a *agent) serveEnrol(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	answer := a.enrol(w, r)

@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// TestAnswerLooksAgainAtTheFirstDeadline: the agent must answer each plugin by that plugin's own deadline. So answer
-// returns the time until the first deadline of all waiting plugins, and 0 if none waits.
+// TestAnswerLooksAgainAtTheFirstDeadline: answer returns the time until the first deadline of all waiting plugins,
+// and 0 if none waits.
 func TestAnswerLooksAgainAtTheFirstDeadline(t *testing.T) {
 	for _, waits := range [][]time.Duration{
 		{time.Minute, time.Hour},

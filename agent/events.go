@@ -11,12 +11,10 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// event is a message from another goroutine to the loop. Each kind of event has a type. The method handle updates the
-// agent's state from the event.
+// event is a message from another goroutine to the loop.
 type event interface{ isEvent() }
 
 type (
-	// sourceUpdate has the changes of the source's objects; nil if there are none.
 	sourceUpdate struct {
 		*policy.Delta
 		err  error
@@ -24,8 +22,7 @@ type (
 	}
 	// recordsChanged has the endpoint records that were written or removed.
 	recordsChanged struct{ dirwatch.Change }
-	// enrolRequest is a plugin's request to enrol its pod.
-	enrolRequest struct {
+	enrolRequest   struct {
 		ctx context.Context // the context of the plugin's HTTP request
 		*enrolment
 	}
@@ -43,15 +40,15 @@ type (
 		differences []bridge.Difference
 		err         error
 	}
-	// straysEvicted means that the reaper removed another program's addresses from the sets of all pods.
+	// straysEvicted means that the reaper removed addresses of other programs from the sets of all pods.
 	straysEvicted struct{}
-	// namesWanted asks for the names of the pods with these addresses. The answer has room for one.
+	// namesWanted asks for the names of the pods with these addresses. The channel has room for one answer.
 	namesWanted struct {
 		addresses []netip.Addr
 		answer    chan<- map[netip.Addr]string
 	}
-	// stateWanted asks for the part of the cluster that decides on packets between these addresses. The answer has room
-	// for one.
+	// stateWanted asks for the part of the cluster that decides on packets between these addresses. The channel has
+	// room for one answer.
 	stateWanted struct {
 		addresses []netip.Addr
 		answer    chan<- policy.State
@@ -76,7 +73,6 @@ type work struct {
 	verify netfilter.Verify
 }
 
-// and returns the work that two events require together.
 func (w work) and(o work) work {
 	return work{w.reconcile || o.reconcile, max(w.verify, o.verify)}
 }
@@ -91,8 +87,7 @@ func (a *agent) send(ctx context.Context, e event) bool {
 	}
 }
 
-// handleAll handles the event and all other events that wait, so that one reconcile is enough for all of them. A new
-// pod's enrolment may depend on another waiting event.
+// handleAll handles the event and all other waiting events. So one reconcile is enough for all.
 func (a *agent) handleAll(e event) work {
 	remaining := a.handle(e)
 	for {
@@ -105,7 +100,6 @@ func (a *agent) handleAll(e event) work {
 	}
 }
 
-// handle updates the agent's state from the event, and returns the work that remains.
 func (a *agent) handle(e event) work {
 	switch e := e.(type) {
 	case sourceUpdate:

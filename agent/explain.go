@@ -13,30 +13,28 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// explainer answers what the policies and the kernel do with a connection. It uses the source's objects and the loop's
-// snapshots, so that the loop never waits for it. It answers one question at a time: an answer reads the name of every
-// pod of the cluster, and pods' starts need the processor too.
+// explainer answers what the policies and the kernel do with a connection. It needs no loop. It answers one question
+// at a time, because pods' starts need the processor too.
 type explainer struct {
 	source    Source
 	backend   Backend
 	snapshots *snapshots
 	node      string
 	one       chan struct{} // has room for one: the question that is being answered
-	// sending has room for one: the answer with all objects that is being sent. It may have a hundred megabytes.
+	// sending has room for one answer with all objects. Such an answer may have a hundred megabytes.
 	sending chan struct{}
 }
 
 var errNoView = errors.New("this agent's source can't show its objects")
 
-// refuse answers with the reason why a question has no answer.
 func refuse(w http.ResponseWriter, status int, err error) {
 	writeJSON(w, status, struct {
 		Error string `json:"error"`
 	}{err.Error()})
 }
 
-// begin waits until no other question is being answered. If it returns true, the caller must call end once the answer
-// is known. It returns false if the client has gone.
+// begin waits until no other question is being answered. If it returns true, the caller must call end. It returns
+// false if the client has gone.
 func (x *explainer) begin(ctx context.Context) bool {
 	select {
 	case x.one <- struct{}{}:
@@ -48,8 +46,8 @@ func (x *explainer) begin(ctx context.Context) bool {
 
 func (x *explainer) end() { <-x.one }
 
-// cluster returns the cluster as this node's rules see it: the source's objects with the Nodes' accepted claims, this
-// node's attachments, and the pods that were looked up. Of the pods it has only those that keep returns true for.
+// cluster returns the cluster as this node's rules see it. Of the pods it has only those for which keep returns
+// true.
 func (x *explainer) cluster(ctx context.Context, keep func(*policy.Pod) bool) (explain.Cluster, error) {
 	source, ok := x.source.(Viewer)
 	if !ok {
@@ -74,8 +72,8 @@ func (x *explainer) cluster(ctx context.Context, keep func(*policy.Pod) bool) (e
 	return explain.Cluster{Objects: objects, Endpoints: by.endpoints, Node: x.node, Services: services}, nil
 }
 
-// serveObjects answers POST /v1/objects with all objects that the agent knows. It sends one answer at a time. Meanwhile
-// other questions are answered.
+// serveObjects answers POST /v1/objects with all objects that the agent knows. It sends one answer at a time. Other
+// questions needn't wait.
 func (x *explainer) serveObjects(w http.ResponseWriter, r *http.Request) {
 	select {
 	case x.sending <- struct{}{}:
@@ -121,8 +119,8 @@ func (x *explainer) serveExplain(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// explain answers a question. It asks the source only for the pods that the question concerns. It asks for all pods if
-// a name in the question is wrong, so that the error names the nearest ones.
+// explain answers a question. It asks the source only for the pods that the question concerns. If a name is wrong,
+// it asks for all, to suggest the nearest names.
 func (x *explainer) explain(ctx context.Context, question explain.Question) (explain.Explanation, error) {
 	q, err := explain.Parse(question.From, question.To, question.Namespace)
 	if err != nil {
@@ -157,8 +155,8 @@ func (x *explainer) explain(ctx context.Context, question explain.Question) (exp
 	return e, nil
 }
 
-// addKernel adds what the kernel holds. If the agent applies another ruleset meanwhile, or the kernel differs from the
-// ruleset, it looks again, three times in all.
+// addKernel adds what the kernel holds. If the rules change meanwhile, or the kernel differs, it looks again, three
+// times in all.
 func (x *explainer) addKernel(ctx context.Context, e *explain.Explanation) {
 	const tries = 3
 	for range tries {

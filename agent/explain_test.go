@@ -24,8 +24,7 @@ func (viewer) View(context.Context, func(*policy.Pod) bool) (policy.Objects, []p
 	return o, nil, nil
 }
 
-// TestStoppedClient: a client that asks for all objects and doesn't read them, such as a stopped weirctl, keeps nobody
-// else waiting.
+// TestStoppedClient: a client that asks for all objects and doesn't read them keeps nobody else waiting.
 func TestStoppedClient(t *testing.T) {
 	x := explainer{
 		source: viewer{newCluster()}, snapshots: &snapshots{}, one: make(chan struct{}, 1), sending: make(chan struct{}, 1),

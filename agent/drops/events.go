@@ -31,8 +31,8 @@ type Notice struct {
 	First, Last time.Time
 }
 
-// Events chooses the drops that are worth an event: one for each kind, and another one that counts after some minutes.
-// It is for one goroutine.
+// Events chooses the drops that are worth an event. A kind of drops gets one at once, and some minutes later another
+// with the count. It is for one goroutine.
 type Events struct {
 	noticed map[string]*notice
 	pods    map[string]*bucket
@@ -69,7 +69,7 @@ func (b *bucket) take(now time.Time, burst float64, every time.Duration) bool {
 // NewEvents returns Events that have seen no drop.
 func NewEvents() *Events { return &Events{noticed: map[string]*notice{}, pods: map[string]*bucket{}} }
 
-// Add returns the notice of an event that is due because of the drop; false if none is.
+// Add takes a drop. It returns the notice that is due now, or false.
 func (e *Events) Add(d *agentapi.Drop, now time.Time) (Notice, bool) {
 	local, _ := d.Local()
 	certain := local.Pod != "" && !strings.Contains(local.Pod, ",")
@@ -120,7 +120,6 @@ func (e *Events) sweep(now time.Time) {
 	}
 }
 
-// keyOf returns a text that is equal for drops of the same kind: of one pod, with one peer and port, for one reason.
 func keyOf(d *agentapi.Drop) string {
 	name := func(e agentapi.DropEnd) string {
 		if e.Pod != "" {

@@ -19,8 +19,8 @@ func dropped(pod, peer string, port uint16) *agentapi.Drop {
 	}
 }
 
-// TestEvents: drops of one kind give one event at once, and a next one that counts all of them after some minutes. A
-// pod, and all pods together, give only so many events, however many kinds there are.
+// TestEvents: drops of one kind give one event at once, and some minutes later one with the count. The events of a
+// pod, and of all pods together, are bounded.
 func TestEvents(t *testing.T) {
 	e, now := NewEvents(), time.Unix(1e9, 0)
 	add := func(d *agentapi.Drop) (Notice, bool) {

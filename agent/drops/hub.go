@@ -15,8 +15,8 @@ const (
 	queued = 4096
 )
 
-// Hub hands drops to readers. It never waits for one: a reader that is too slow misses drops, and learns how many
-// packets it has missed. Any goroutine may use it.
+// Hub hands drops to readers. It never waits: a slow reader misses drops, and learns how many packets. Any goroutine
+// may use it.
 type Hub struct {
 	mu      sync.Mutex
 	readers map[*Subscription]bool
@@ -78,8 +78,8 @@ func (h *Hub) Publish(entries []Entry) {
 	}
 }
 
-// Next waits for drops and returns all that are queued. If the reader has missed some, the last value returned says how
-// many packets. Next returns nothing if ctx ends before any drop comes, or if none comes within wait.
+// Next waits for drops and returns all that are queued. If the reader has missed some, the last value says how many
+// packets. Next returns nothing if no drop comes within wait, or before ctx ends.
 func (s *Subscription) Next(ctx context.Context, wait time.Duration) []*agentapi.Drop {
 	timeout := time.NewTimer(wait)
 	defer timeout.Stop()

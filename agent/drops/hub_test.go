@@ -16,8 +16,8 @@ func entries(n int, port uint16) (all []Entry) {
 	return all
 }
 
-// TestHub: a reader that doesn't read keeps nobody waiting, and its queue is bounded. Later it learns how many packets
-// it has missed. A reader gets only the drops that it has asked for. There are at most maxReaders readers.
+// TestHub: a reader that doesn't read keeps nobody waiting. Its queue is bounded, and it learns how many packets it
+// has missed.
 func TestHub(t *testing.T) {
 	h := NewHub()
 	all, some := h.Subscribe(agentapi.DropsQuery{}), h.Subscribe(agentapi.DropsQuery{Port: 80})

@@ -14,13 +14,12 @@ type Prefix struct {
 	Chain     string
 	Direction ruleset.Direction
 	Reason    string
-	// ByLink is true if the packet's link tells its sender, and the packet's addresses may be forged. Forged is true if
-	// nothing tells the sender.
+	// ByLink is true if only the packet's link tells its sender. Forged is true if nothing tells the sender.
 	ByLink, Forged bool
 }
 
-// chains says what is known of a packet by the chain of the rule that logged it. texts says the same by the whole text,
-// for the rules of the guard and the gate. If there is no direction, only the packet's addresses tell it.
+// chains says what the logging rule's chain tells about a packet. texts has whole texts, for the rules of the guard
+// and the gate. Without a direction, only the packet's addresses tell it.
 var (
 	chains = map[string]Prefix{
 		conf.IngressChain:   {Direction: ruleset.Ingress, Reason: agentapi.ByClosed},

@@ -21,8 +21,8 @@ type Entry struct {
 	Sender uint64
 }
 
-// Ring keeps the last drops. If there is no more room, the sender with the most entries loses its oldest one: so a
-// sender of many entries can't push out those of others. Any goroutine may use it.
+// Ring keeps the last drops. Without room, the sender with the most entries loses its oldest one. So it can't push
+// out entries of others. Any goroutine may use it.
 type Ring struct {
 	mu      sync.Mutex
 	senders map[uint64]*kept

@@ -7,8 +7,8 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// TestRing: the ring keeps the last entries of a sender of many, and all entries of the others. Large packets don't
-// take more than ringBytes.
+// TestRing: a sender of many keeps its last entries, and the others keep all. Large packets don't take more than
+// ringBytes.
 func TestRing(t *testing.T) {
 	r := NewRing()
 	at := time.Unix(1000, 0)

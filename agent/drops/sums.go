@@ -18,23 +18,20 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Bounds of Sums. Each sender may have as many different lines a second as people can read, and no sender can take the
-// room of the others.
+// Bounds of Sums. Each sender gets as many lines a second as people can read. No sender takes the room of others.
 const (
 	burst     = 50 // lines of one sender at once
 	perSecond = 20 // lines of one sender, over time
-	// maxFlows bounds the lines of all senders at a time. Once half of the room is taken, a sender gets a line only if it
-	// has none.
+	// maxFlows bounds the lines of all senders. Once half are taken, a sender gets a line only if it has none.
 	maxFlows = 16384
-	// maxSenders bounds the senders with an account of their own. Senders that aren't pods, and pods beyond the bound,
-	// share the accounts in shared.
+	// maxSenders bounds the pods and links with an account of their own. All other senders share the accounts in shared.
 	maxSenders = 8192
 	shared     = 256
-	// maxRests bounds the accounts of packets that were left out. Beyond it, packets are counted by rule alone.
-	// maxPrefixes bounds the parsed prefixes that are kept.
+	// maxRests bounds the accounts of left-out packets. Beyond it, packets are counted by rule alone. maxPrefixes
+	// bounds the parsed prefixes that are kept.
 	maxRests    = 1024
 	maxPrefixes = 4096
-	// repeatAfter is the least time from one line to the next of the same kind, which counts the packets since the first.
+	// repeatAfter is the least time between two lines of the same kind.
 	repeatAfter = time.Second
 )
 
@@ -44,8 +41,8 @@ type Line struct {
 	Time  time.Time
 	Count uint64
 	*Prefix
-	// Flow has the packets' addresses and ports. If Kind is DropMore, it has at most two addresses: that of the pod
-	// whose policies dropped the packets, and that of the sender if the sender is a pod.
+	// Flow has the packets' addresses and ports. If Kind is DropMore, it has at most two addresses. One is that of
+	// the pod whose policies dropped the packets. The other is the sender's, if that is a pod.
 	Flow nflog.Flow
 	// Port is the index of the pod's link, if Prefix.ByLink is true; otherwise 0.
 	Port uint32
@@ -75,7 +72,6 @@ type Sums struct {
 	swept    time.Time
 }
 
-// flowKey has what the packets of a line have in common.
 type flowKey struct {
 	*Prefix
 	nflog.Flow        // without the source port
@@ -100,7 +96,7 @@ type sender struct {
 	tokens  float64
 	counted time.Time // the time for which tokens was computed
 	flows   int
-	// last is where the sender's last packet that was left out was counted; nil if there is none since the last sweep.
+	// last is where the sender's last left-out packet was counted. It is nil if there is none since the last sweep.
 	last   *rest
 	lastOf restKey
 }
@@ -131,8 +127,7 @@ func (s *Sums) At(now time.Time) { s.now = now }
 // Lost counts packets of which nothing else is known.
 func (s *Sums) Lost(count uint64) { s.lost += count }
 
-// Add counts the packet: with the others of its line, or in a new line if its sender may have one, or among those that
-// are left out.
+// Add counts the packet: in its line, in a new line, or among the left-out packets.
 func (s *Sums) Add(p *nflog.Packet) {
 	f, _ := nflog.FlowOf(p.EtherType, p.Payload)
 	port := f.SrcPort
@@ -186,9 +181,8 @@ func (s *Sums) prefix(text []byte) *Prefix {
 	return p
 }
 
-// sender returns the account of the packet's sender. It makes an account for a pod, or for the link of a packet with
-// Prefix.ByLink, if there is none yet and there is room. All other senders, and those of packets with Prefix.Forged,
-// share the accounts in others.
+// sender returns the account of the packet's sender. A pod gets its own, and so does a link if Prefix.ByLink is true,
+// while there is room. All other senders share the accounts in others.
 func (s *Sums) sender(f flowKey) *sender {
 	by := f.Src
 	if f.link != 0 { // the address is forged
@@ -270,9 +264,9 @@ func (s *Sums) leaveOut(k flowKey, from *sender) {
 	from.last, from.lastOf = r, key
 }
 
-// Lines appends the lines that are due to the list: those of new flows at once, those of known flows a second after
-// their last line, and once a second those of sweep. It reports whether it must be called again although no packet
-// comes.
+// Lines appends to list the lines that are due. A new flow's line is due at once, a known flow's line one second
+// after its last. Once a second come the lines about left-out and lost packets. waiting is true if the caller must
+// call Lines again even if no further packet comes.
 func (s *Sums) Lines(list []Line) (lines []Line, waiting bool) {
 	still := s.due[:0]
 	for _, f := range s.due {
@@ -304,8 +298,7 @@ func (s *Sums) Rest() []Line {
 	return lines
 }
 
-// sweep appends lines about the packets that were left out and those that were lost, and forgets flows and senders
-// without packets.
+// sweep appends lines about left-out and lost packets. It forgets flows and senders without packets.
 func (s *Sums) sweep(list []Line) []Line {
 	for key, r := range s.rests {
 		list = append(list, r.Line)
@@ -338,8 +331,7 @@ func (s *Sums) sweep(list []Line) []Line {
 	return list
 }
 
-// empty replaces a map that has entries by a new one. clear would keep the memory of a map that was large once, and the
-// time that each look through it takes.
+// empty replaces a map that has entries by a new one. clear would keep the memory of a map that was once large.
 func empty[K comparable, V any](m *map[K]V) {
 	if len(*m) > 0 {
 		*m = map[K]V{}

@@ -41,8 +41,8 @@ func total(lines []Line) (n uint64) {
 	return n
 }
 
-// TestFirstAtOnce: the first packet makes a line at once, and those of the second after it make one together. Flows
-// and senders without packets are forgotten.
+// TestFirstAtOnce: the first packet makes a line at once, and those of the next second make one together. Idle flows
+// and senders are forgotten.
 func TestFirstAtOnce(t *testing.T) {
 	s, tick := sums()
 	send := func() { s.Add(udp("weir drop WEIR-IN-X", "10.0.0.1", "10.0.0.2", 53)) }
@@ -72,9 +72,8 @@ func TestFirstAtOnce(t *testing.T) {
 	}
 }
 
-// TestFairAndExact: a pod, hosts outside the cluster, and the pods of 16 other nodes send packets to random addresses
-// and ports, as many as they can. The single packet of another pod always gets a line of its own, at the next look.
-// Memory stays bounded, and the lines' counts together are the packets.
+// TestFairAndExact: many senders flood Sums with random packets. The single packet of another pod still gets its
+// line. Memory stays bounded, and the counts add up to all packets.
 func TestFairAndExact(t *testing.T) {
 	s, tick := sums()
 	random := rand.New(rand.NewPCG(1, 2))
