@@ -2,6 +2,7 @@ package verdict
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -102,30 +103,38 @@ func New(s policy.State) *Evaluator {
 }
 
 // Cache makes Evaluators of states that share policies. It keeps the policies' selectors and rules, so that each policy
-// is parsed once. A policy must not change while the Cache is in use. The zero value is ready to use, by one goroutine.
+// is parsed once. Of policies of the same name, it keeps as many as the last state with that name had: a policy that
+// changes all the time takes no memory. A policy must not change while the Cache is in use. The zero value is ready to
+// use, by one goroutine.
 type Cache struct {
-	parsed map[*networkingv1.NetworkPolicy]isolating
+	parsed map[string][]isolating // by NAMESPACE/NAME
 }
 
-// maxCached bounds the policies that a Cache keeps from one Evaluator to the next.
+// maxCached bounds the policies' names that a Cache keeps from one Evaluator to the next.
 const maxCached = 1 << 11
 
 // New is like the function New.
 func (c *Cache) New(s policy.State) *Evaluator {
 	if len(c.parsed) > maxCached || c.parsed == nil {
-		c.parsed = map[*networkingv1.NetworkPolicy]isolating{}
+		c.parsed = map[string][]isolating{}
 	}
 	namespaces := byName(s.Namespaces)
 	e := &Evaluator{ends: ends(s, namespaces), namespaces: namespaces}
+	now := map[string][]isolating{}
 	for _, np := range s.Policies {
-		p, ok := c.parsed[np]
-		if !ok {
-			audited := np.Annotations[policy.AuditAnnotation] == "true"
-			p = isolating{np, np.Namespace + "/" + np.Name, audited, subjects(np), rules(np)}
-			c.parsed[np] = p
+		name := np.Namespace + "/" + np.Name
+		known := c.parsed[name]
+		i := slices.IndexFunc(known, func(p isolating) bool { return p.NetworkPolicy == np })
+		var p isolating
+		if i >= 0 {
+			p = known[i]
+		} else {
+			p = isolating{np, name, np.Annotations[policy.AuditAnnotation] == "true", subjects(np), rules(np)}
 		}
+		now[name] = append(now[name], p)
 		e.policies = append(e.policies, p)
 	}
+	maps.Copy(c.parsed, now)
 	return e
 }
 
