@@ -9,13 +9,13 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// addressBook has, for each address, this node's endpoints that have it and the pods elsewhere whose status states
+// addressBook has the pods of each address: this node's endpoints with the address, and pods elsewhere that state
 // it.
 type addressBook struct {
 	one  map[netip.Addr]*pod   // an address of one pod
 	more map[netip.Addr][]*pod // an address of several pods
-	// taken is how many endpoints of this node have an address. A pod elsewhere may state such an address: it was the
-	// address of an earlier pod, which is being deleted. Policy uses the address only for the endpoint.
+	// taken is how many endpoints of this node have an address. A pod elsewhere may still state the address: it is an
+	// earlier pod that is being deleted. Policy then uses the address only for the endpoint.
 	taken map[netip.Addr]int
 }
 
@@ -63,8 +63,8 @@ func (b *addressBook) all(a netip.Addr) []*pod {
 	return nil
 }
 
-// uses reports whether policy uses the address for the pod, which has it or states it: for a pod elsewhere only while
-// no endpoint of this node has it.
+// uses reports whether policy uses the address for the pod. While an endpoint of this node has an address, policy
+// doesn't use it for pods elsewhere.
 func (b *addressBook) uses(p *pod, a netip.Addr) bool { return p.here || b.taken[a] == 0 }
 
 func (b *addressBook) users(a netip.Addr) []*pod {
@@ -81,7 +81,7 @@ func (b *addressBook) users(a netip.Addr) []*pod {
 	return here
 }
 
-// names returns the names of the pods for which policy uses the address; nil unless several pods have or state it.
+// names returns nil if fewer than two pods have or state the address.
 func (b *addressBook) names(a netip.Addr) (names []string) {
 	if b.more[a] == nil {
 		return nil
@@ -92,21 +92,19 @@ func (b *addressBook) names(a netip.Addr) (names []string) {
 	return names
 }
 
-// standing has the sets of live selectors and named ports that have an address as entry.
+// standing has the sets that have an address as an entry: those of live selectors and of named ports.
 type standing struct {
 	selectors []*live // by ID
 	ports     []portAt
 	of        *Pod // the pod in the entry's comment
 }
 
-// portAt is the set of a named port, and the port's number at an address.
 type portAt struct {
 	*live
 	port NamedPort
 }
 
-// at returns which sets have the address. A set has an address that several pods share if it would have the address for
-// each of them alone.
+// at returns the sets that have the address. If several pods share it, each of them alone must put it into the set.
 func (e *Engine) at(a netip.Addr) (s standing) {
 	users := e.addresses.users(a)
 	if len(users) == 0 {
@@ -139,8 +137,8 @@ func (e *Engine) at(a netip.Addr) (s standing) {
 
 func comment(p *Pod) string { return p.Namespace + "/" + p.Name }
 
-// moving is what has changed and isn't settled yet. Whether a set has an address depends on all pods with the address
-// together, so the entries of sets are changed only when all pods have been.
+// moving is what has changed and isn't settled yet. A shared address depends on all of its pods, so sets change only
+// after all pods have.
 type moving struct {
 	addresses map[netip.Addr]standing // which sets had the address before
 	crowds    map[*crowd]bool         // lost their last pod
@@ -155,15 +153,14 @@ func newMoving() moving {
 	}
 }
 
-// touch must be called before anything changes that the entries for the address depend on.
+// touch must be called before any change that concerns the address.
 func (e *Engine) touch(a netip.Addr) {
 	if _, ok := e.moving.addresses[a]; !ok {
 		e.moving.addresses[a] = e.at(a)
 	}
 }
 
-// settleSome settles if 4,096 addresses or more have changed. It must not be called between withdraw and admit of a
-// pod.
+// settleSome settles if many addresses have changed. It must not be called between withdraw and admit of a pod.
 func (e *Engine) settleSome() {
 	const many = 1 << 12
 	if len(e.moving.addresses) >= many {
@@ -171,8 +168,7 @@ func (e *Engine) settleSome() {
 	}
 }
 
-// settle brings the entries of filled sets and the problems of shared addresses up to date, and forgets crowds
-// without pods.
+// settle updates the entries of filled sets and the problems of shared addresses. It forgets crowds without pods.
 func (e *Engine) settle() {
 	for a, was := range e.moving.addresses {
 		now := e.at(a)
@@ -189,8 +185,7 @@ func (e *Engine) settle() {
 	empty(&e.moving.crowds)
 }
 
-// empty empties the map. It replaces a map of many entries by a new one: clear would leave such a map large, and then
-// each look through it would take long.
+// empty empties the map. A large map is replaced: clear would leave it large, and slow to iterate.
 func empty[K comparable, V any](m *map[K]V) {
 	if len(*m) > 64 {
 		*m = map[K]V{}
@@ -199,8 +194,8 @@ func empty[K comparable, V any](m *map[K]V) {
 	clear(*m)
 }
 
-// moveSelectors deletes the address from the selector sets that don't have it any more, and puts it into those that
-// have it now. If the pod in the comment is another one, it replaces the entries in all sets.
+// moveSelectors updates the address's entries in selector sets. If another pod is named in the comment now, it
+// replaces all of these entries.
 func (e *Engine) moveSelectors(a netip.Addr, was, now standing) {
 	renamed := was.of != now.of && was.of != nil && now.of != nil && comment(was.of) != comment(now.of)
 	if !renamed && slices.Equal(was.selectors, now.selectors) {
@@ -218,8 +213,6 @@ func (e *Engine) moveSelectors(a netip.Addr, was, now standing) {
 	}
 }
 
-// movePorts deletes the address from the sets of named ports that don't have it any more, and puts it into those that
-// have it now.
 func (e *Engine) movePorts(a netip.Addr, was, now standing) {
 	for _, p := range was.ports {
 		if !slices.Contains(now.ports, p) {
@@ -231,17 +224,15 @@ func (e *Engine) movePorts(a netip.Addr, was, now standing) {
 	}
 }
 
-// move is a change of the entries of a set. Sets that share their memory still share it after the same change.
+// move is a change of a set's entries. If two sets share memory and change in the same way, they still share it.
 type move struct {
 	was, now ruleset.Entries
 	entry    ruleset.Entry
 	with     bool // the entry was put, else deleted
 }
 
-// put puts the entry for the address into the set, if the set is filled.
 func (e *Engine) put(l *live, a netip.Addr, entry ruleset.Entry) { e.change(l, a, entry, true) }
 
-// delete deletes the element for the address from the set, if the set is filled.
 func (e *Engine) delete(l *live, a netip.Addr, element ruleset.Element) {
 	e.change(l, a, ruleset.Entry{Element: element}, false)
 }

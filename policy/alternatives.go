@@ -6,15 +6,15 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// alternatives are lists of the policies that isolate an endpoint in one direction. An endpoint that may be one of
-// several pods has a list for each of these pods; equal lists count once. If the pod is certain, there is one list.
+// alternatives has one list for each pod that an endpoint may be: the policies that isolate the pod in one
+// direction. Equal lists count once. If the pod is certain, there is one list.
 type alternatives [][]parsedPolicy
 
-// maybeSuffix marks the name of a policy that may select the pod or may not, because a label of the pod is unknown.
+// maybeSuffix marks a policy that may select the pod. Whether it does depends on an unknown label.
 const maybeSuffix = " (may select it)"
 
-// isolatingPolicies returns the policies that isolate an endpoint, for each of the pods that it may be. A policy that
-// may select the pod or may not isolates the pod and allows nothing.
+// isolatingPolicies returns the policies that isolate an endpoint, for each of the pods that it may be. A policy
+// that may select the pod isolates it, and allows nothing.
 func isolatingPolicies(d ruleset.Direction, policies []parsedPolicy, pods ...*Pod) alternatives {
 	var all alternatives
 	for _, p := range pods {
@@ -42,12 +42,10 @@ func isolatingPolicies(d ruleset.Direction, policies []parsedPolicy, pods ...*Po
 // auditedGroup begins the names of a group of audited policies. No policy has this name.
 const auditedGroup = "audited"
 
-// split returns the policies that decide on the endpoint's packets. If there are enforced ones, these are they: an
-// audited policy could only allow more, so it would drop nothing. Otherwise they are the audited ones, and audited is
-// true; if there are none either, nothing isolates the endpoint.
+// split returns the enforced policies if there are any, otherwise the audited ones. Next to enforced policies,
+// audited ones would only allow more, so they would drop nothing.
 //
-// If it is uncertain which pod the endpoint is, one enforced policy of any of these pods is enough. What audited
-// policies of the others would drop is then not known.
+// If the endpoint may be one of several pods, one enforced policy of any of them is enough.
 func (a alternatives) split() (deciding alternatives, audited bool) {
 	enforces := false
 	for _, list := range a {
@@ -88,7 +86,6 @@ func (a alternatives) names() []string {
 	return names
 }
 
-// all returns the names of all policies, each once.
 func (a alternatives) all() []string {
 	var names []string
 	for _, list := range a {
@@ -101,7 +98,7 @@ func (a alternatives) all() []string {
 	return names
 }
 
-// count returns how many policies the lists have together. A policy of several lists counts several times.
+// count counts a policy of several lists several times.
 func (a alternatives) count() int {
 	n := 0
 	for _, list := range a {
@@ -110,8 +107,8 @@ func (a alternatives) count() int {
 	return n
 }
 
-// agreedRules returns the rules that the policies of every alternative have. So the pod accepts only packets that each
-// of the alternatives allows. An alternative without policies allows everything, and so agrees with every rule.
+// agreedRules returns the rules that every alternative has. An alternative without policies allows everything, so it
+// is left out.
 func (l *lowering) agreedRules(a alternatives) []ruleset.Rule {
 	var agreed []ruleset.Rule
 	first := true

@@ -5,9 +5,9 @@ import (
 	"slices"
 )
 
-// Around returns the part of the cluster that decides on packets between the addresses: the pods that have them, the
-// pods' namespaces with all of their policies, and the attachments. Nothing in the state may be changed. The addresses
-// of its pods are those that policy uses for them, so the state needs no Nodes.
+// Around returns the part of the cluster that decides on packets between the addresses: their pods, these pods'
+// namespaces with all policies, and the attachments. Nothing in the state may be changed. The state needs no Nodes:
+// its pods have only addresses that policy uses.
 func (e *Engine) Around(addresses []netip.Addr) State {
 	var s State
 	wanted := map[netip.Addr]bool{}

@@ -11,19 +11,17 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// AuditAnnotation is the annotation that makes a NetworkPolicy an audited one, if its value is "true". An audited
-// policy isolates nothing and allows nothing. The agent reports the connections that pass, and that the policy would
-// drop if it were enforced like all others.
+// AuditAnnotation makes a NetworkPolicy an audited one, if its value is "true". An audited policy isolates nothing
+// and allows nothing. The agent reports the connections that the policy would drop if it were enforced.
 //
-// It is an annotation and not a label, because tools copy labels from a template to all of its objects (kustomize's
-// commonLabels, Helm's common labels): enforcement must not end by such a copy.
+// It is an annotation, not a label, because tools copy labels from a template to all of its objects (kustomize,
+// Helm). Such a copy must not end the enforcement of a policy.
 const AuditAnnotation = "weir.io/audit"
 
-// auditField is the path of the annotation in a policy, for problems.
 const auditField = "metadata.annotations[" + AuditAnnotation + "]"
 
-// Audited reports whether the policy is an audited one. With an error, the annotation has a value that means nothing:
-// such a policy is enforced.
+// Audited reports whether the policy is an audited one. If the annotation has any other value than "true" and
+// "false", Audited returns false and an error: the policy is enforced.
 func Audited(np *networkingv1.NetworkPolicy) (bool, error) {
 	switch value, ok := np.Annotations[AuditAnnotation]; {
 	case !ok, value == "false":
@@ -35,7 +33,6 @@ func Audited(np *networkingv1.NetworkPolicy) (bool, error) {
 	}
 }
 
-// allAudited reports whether all of the policies, which have one name, are audited ones.
 func allAudited(policies []*networkingv1.NetworkPolicy) bool {
 	return !slices.ContainsFunc(policies, func(np *networkingv1.NetworkPolicy) bool {
 		audited, _ := Audited(np)
@@ -43,8 +40,8 @@ func allAudited(policies []*networkingv1.NetworkPolicy) bool {
 	})
 }
 
-// KeepAudit returns of a policy's annotations only AuditAnnotation, which is the only one that means something to
-// policy; nil if the policy doesn't have it.
+// KeepAudit returns only AuditAnnotation of a policy's annotations; nil if the policy doesn't have it. Policy needs
+// no other annotation.
 func KeepAudit(annotations map[string]string) map[string]string {
 	if value, ok := annotations[AuditAnnotation]; ok {
 		return map[string]string{AuditAnnotation: value}
@@ -52,9 +49,9 @@ func KeepAudit(annotations map[string]string) map[string]string {
 	return nil
 }
 
-// auditClass computes the class of pods that only audited policies would isolate. All packets pass its chain. The chain
-// logs the first packet of each connection that the policies would drop at this end. Whether the policies of the other
-// end allow the packet is not known here, and the other end may be on another node: the agent finds out.
+// auditClass computes the class of pods that only audited policies would isolate. Its chain drops nothing, and logs
+// the first packet of each connection that the policies would drop. The agent finds out what the other end's
+// policies say.
 //
 // ok is false if the kernel refuses the class set, or an entry of it. Then nothing is logged for these pods.
 func (l *lowering) auditClass(g *group) (k class, ok bool) {
@@ -84,8 +81,7 @@ func (l *lowering) auditClass(g *group) (k class, ok bool) {
 	return k, true
 }
 
-// refusesAny returns why the kernel refuses the class set, or the entry of one of the group's pods; empty if it accepts
-// all of them.
+// refusesAny returns why the kernel refuses the class set or an entry of it; empty if it accepts all.
 func (l *lowering) refusesAny(set string, g *group) (why string) {
 	if why = l.refused.Set(l.family, "", set); why != "" || len(l.refused) == 0 {
 		return why

@@ -8,10 +8,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// familiesOf returns the families that the node needs rules for. IPv6 is among them if one of the node's pods has an
-// IPv6 address, or can get one from the node's podCIDRs. Most nodes have no IPv6 pods, and rules for both families
-// would double the cost of each change. Where there are no rules for IPv6, no pod has an IPv6 address, and the guard
-// drops all IPv6 packets from pods. IPv4 is always among the families.
+// familiesOf returns the families that the node needs rules for: always IPv4, and IPv6 if the node's pods have or
+// can get such addresses. Rules for both would double the cost of each change. Without rules for IPv6, the guard
+// drops all IPv6 packets from pods.
 func familiesOf(endpoints []Endpoint, self Node) []conf.Family {
 	six := func(a netip.Addr) bool { return conf.FamilyOf(a) == conf.IPv6 }
 	for _, e := range endpoints {
@@ -25,7 +24,7 @@ func familiesOf(endpoints []Endpoint, self Node) []conf.Family {
 	return conf.Families[:1]
 }
 
-// common has the sets, chains and rules that don't depend on any policy, and what they are compiled from.
+// common has the sets, chains and rules that don't depend on any policy.
 type common struct {
 	families  []conf.Family
 	endpoints []Endpoint // in the order of their IDs
@@ -53,9 +52,8 @@ func (c *common) base() {
 		Sets: []ruleset.SetMatch{toPods}, Comment: "weir: to a pod: its ingress policies",
 		Action: ruleset.Jump, To: ingress.dispatch,
 	}
-	// All that comes from or goes to weir's bridge is checked: the chains that send packets to classes drop what is no
-	// pod's. So these packets need no look-up in the set of all pods. Nearly every first packet matches these rules, and
-	// the kernel takes longer to skip a comment than to compare a link: they have none.
+	// These chains drop packets that are no pod's, so no look-up in the set of all pods is needed. The rules have no
+	// comment: nearly every first packet matches them, and the kernel is slow to skip comments.
 	toBridge := ruleset.Rule{Out: conf.Bridge, Action: ruleset.GoTo, To: ingress.dispatch}
 	c.chain(conf.BridgeChain,
 		ruleset.Rule{
@@ -92,8 +90,8 @@ func (c *common) base() {
 		}})
 }
 
-// dropChains adds the chains that log and drop every packet, one for each reason. A rule leads to such a chain in place
-// of dropping the packet: two rules, one that logs and one that drops, would compare each other packet twice.
+// dropChains adds a chain for each reason to drop; the chain logs and drops every packet. If the rule itself were
+// two rules, log and drop, both would be compared with every other packet.
 func (c *common) dropChains() {
 	for _, of := range []struct{ name, why string }{
 		{conf.CutChain, "connections cut by a later change of policy"},
@@ -105,7 +103,6 @@ func (c *common) dropChains() {
 	}
 }
 
-// nodeNetworks returns the podCIDRs of all Nodes as entries of a set, by family.
 func nodeNetworks(nodes []Node) (networks [len(conf.Families)]ruleset.Entries) {
 	var all [len(conf.Families)][]ruleset.Entry
 	for _, n := range nodes {
@@ -120,8 +117,7 @@ func nodeNetworks(nodes []Node) (networks [len(conf.Families)]ruleset.Entries) {
 	return networks
 }
 
-// podSets compiles two sets: the addresses of this node's pods, and the networks of the pods of all nodes, with the
-// subnets of this node's endpoints.
+// podSets adds two sets: the addresses of this node's pods, and the networks of all nodes' pods.
 func (c *common) podSets() {
 	var pods []ruleset.Entry
 	networks := c.networks[c.family]
@@ -150,10 +146,8 @@ func has(entries ruleset.Entries, e ruleset.Element) bool {
 	return ok
 }
 
-// ahead returns the rules that come before the rules that send packets to classes. Packets of established connections
-// leave the chain at these rules, and packets of cut connections are dropped. ICMP errors about connections leave the
-// chain after a rule has checked those from pods. Before the rules for ICMP are those for the links of chained
-// attachments.
+// ahead returns the rules that come before those that send packets to classes. They are for established and cut
+// connections, chained attachments' links and ICMP errors.
 func (c *common) ahead(other links) []ruleset.Rule {
 	established := ruleset.Rule{
 		Track: ruleset.Established, Comment: "weir: connections that were let through", Action: ruleset.Return,
@@ -169,20 +163,15 @@ func (c *common) ahead(other links) []ruleset.Rule {
 
 // icmpErrors adds the chain that checks ICMP errors from pods, and returns two rules for ICMP.
 //
-// The rule icmpFromPods sends all ICMP packets from pods to that chain, which drops the errors about packets of others.
-// Connection tracking relates an error to a connection by the packet inside the error, and ignores the error's sender.
-// Without this check, a pod could end or slow down connections of others, or send data as part of such a connection. An
-// honest error from a pod answers a packet that came to the pod. The rule also matches errors that belong to no
-// connection that the kernel knows: the packets of the tunnel between nodes aren't tracked, and a forged error could
-// make the node send smaller packets through the tunnel.
+// icmpFromPods sends ICMP from pods to the chain, which drops errors about other pods' packets. Connection tracking
+// ignores the sender of an error: without the check, a pod could end or slow down others' connections. Untracked
+// errors are checked too, since forged ones could shrink the packets of the tunnel between nodes.
 //
-// At the rule related, errors that connection tracking relates to a connection leave the chain without a further
-// check. Any router on the connection's path may send such an error, and the kernel can't tell routers from other
-// senders. An error without a connection is checked like any other packet.
+// related lets errors about known connections leave the chain without a further check. Any router on the path may
+// send such an error.
 //
-// Related packets of other protocols begin connections that another connection has announced to a helper of connection
-// tracking (FTP's data). They are checked like any first packet: policies don't mention announcements, and some helpers
-// accept announcements about addresses that are not the pod's.
+// Related packets of other protocols (FTP's data) are checked like any first packet. Policies don't mention
+// announced connections, and some helpers accept announcements about foreign addresses.
 func (c *common) icmpErrors() (icmpFromPods, related ruleset.Rule) {
 	proto := icmp(c.family)
 	c.chain(conf.ErrorsChain, dropRest([]ruleset.Rule{{
@@ -199,9 +188,8 @@ func (c *common) icmpErrors() (icmpFromPods, related ruleset.Rule) {
 	return icmpFromPods, related
 }
 
-// global returns the rules that keep pods' global IPv6 addresses (2000::/3, RFC 4291) from being masqueraded. Clusters
-// assign such addresses so that other hosts see them (kops: "CNIs must not masquerade IPv6 addresses"). Unique local
-// addresses (fc00::/7, RFC 4193) are not routed beyond the site, so they are masqueraded. IPv4 has no such rules.
+// global returns the rules that exempt pods' global IPv6 addresses (2000::/3, RFC 4291) from masquerading. Clusters
+// assign such addresses so that other hosts see them (kops: "CNIs must not masquerade IPv6 addresses").
 func (c *common) global() []ruleset.Rule {
 	if c.family != conf.IPv6 {
 		return nil

@@ -7,20 +7,18 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Bounds of the rules, sets and entries that a node's kernel gets. These bounds are far above the sizes of the policies
-// that people write. They keep one object from costing a node so much time that the changes of all other objects wait.
-// A part of a policy that exceeds a bound allows nothing, and is reported as a problem.
+// Bounds of what a node's kernel gets. They are far above the sizes of policies that people write. They keep one
+// object from holding up the changes of all others. A part of a policy that exceeds a bound allows nothing, and is
+// reported as a problem.
 const (
-	// maxRules is the highest number of kernel rules for one policy. The first packet of each connection of its pods
-	// may be compared with all of them. On each change, each of the policy's selectors is compared with all pods.
+	// maxRules is the highest number of kernel rules for one policy. A first packet may be compared with all of them.
 	maxRules = 1 << 10
-	// maxEntries is the highest number of networks and ports in the sets of one policy. The API server accepts objects of
-	// 1.5 MB, which have room for some 40,000 ipBlocks. But a few excepts can cut a block into a much larger number of
-	// networks. The kernel needs a second to write maxEntries entries.
+	// maxEntries is the highest number of networks and ports in the sets of one policy. A few excepts can cut a block
+	// into many networks. The kernel needs a second to write maxEntries entries.
 	maxEntries = 1 << 17
-	// maxNodeRules, maxNodeSets and maxNodeEntries are the highest numbers for the policies of all pods of a node. The
-	// sets and chains of classes don't count: there are no more classes than pods. While a new ruleset replaces an old
-	// one, the kernel has the sets and chains of both.
+	// maxNodeRules, maxNodeSets and maxNodeEntries are the highest numbers for all policies on a node. The sets and
+	// chains of classes don't count: there are no more classes than pods. During a change the kernel has both old and
+	// new ones.
 	//
 	// The kernel has room for 65,533 sets (IPSET_INVALID_ID in include/uapi/linux/netfilter/ipset/ip_set.h), including
 	// those of other programs. iptables needs a second to write maxNodeRules rules. The kernel needs ten seconds to
@@ -28,23 +26,20 @@ const (
 	maxNodeRules   = 1 << 15
 	maxNodeSets    = 1 << 13
 	maxNodeEntries = 1 << 20
-	// maxPortRules is the highest number of kernel rules for one protocol's ports. The kernel compares a packet with
-	// each rule. Ports that need more rules become a port set, where a look-up costs the same for any number of ports.
+	// maxPortRules is the highest number of kernel rules for one protocol's ports. Beyond it, the ports become a port
+	// set, where a look-up costs the same for any number.
 	maxPortRules = 4
 	// portsPerRule is how many ports one kernel rule can match. A range counts as two ports.
 	portsPerRule = 15
-	// maxProblems is the highest number of problems that are reported for one policy. More problems of one policy would
-	// hide the problems of other objects.
-	maxProblems = 50
+	maxProblems  = 50
 )
 
-// maxBulk is the largest bulk of a policy that is parsed at once. The rules of others are parsed in slices. Tests make
-// it smaller.
+// maxBulk is the largest bulk of a policy that is parsed at once; larger ones wait for NextUnparsed. Tests make it
+// smaller.
 var maxBulk = 1 << 6
 
-// bulk returns a measure of the time that the policy's rules take to parse: the number of their peers, ports and
-// excepts, about a sixteenth of the number of values in the peers' selectors, and about an eighth of the number of
-// labels and expressions in them.
+// bulk measures how long the policy's rules take to parse. It counts peers, ports and excepts; labels, expressions
+// and values count for less.
 func bulk(np *networkingv1.NetworkPolicy) (n int) {
 	add := func(peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) {
 		n += len(peers) + len(ports)
@@ -77,7 +72,7 @@ const tooLarge = "with it the policy needs "
 // size is how many kernel rules and set entries a policy needs.
 type size struct{ rules, entries int }
 
-// bound adds the rule's size and returns the rule. If the policy would then exceed a bound, bound reports a problem and
+// bound adds the rule's size and returns the rule. If the policy then exceeds a bound, it reports a problem and
 // returns the rule without peers.
 func (s *size) bound(r rule, report func(field, format string, args ...any)) rule {
 	with := size{s.rules, s.entries}
@@ -104,7 +99,7 @@ func (s *size) bound(r rule, report func(field, format string, args ...any)) rul
 	return r
 }
 
-// rules returns how many kernel rules the ports need for one peer: one if they are in a set, or if there are none.
+// rules returns how many kernel rules the ports need for one peer. Ports in a set, or none, need one.
 func (p ports) rules() int {
 	rules, room := 0, 0
 	for _, r := range p.ranges {

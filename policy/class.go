@@ -8,7 +8,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// side holds the values that differ between the directions.
 type side struct {
 	direction ruleset.Direction
 	own       ruleset.Part // the part of a packet that has the address of the isolated pod
@@ -30,10 +29,9 @@ var (
 	sides = [...]*side{&egress, &ingress}
 )
 
-// lowered is what lower computes for one part.
 type lowered struct {
 	classes [len(sides)][len(conf.Families)][]class
-	// open are the endpoints whose class would be one of audited policies, but the kernel refuses it.
+	// open are the endpoints that only audited policies would isolate, if the kernel refuses their class.
 	open     [len(sides)][len(conf.Families)][]joined
 	supplies []*supply // the sets that the released demands need
 	problems complaints
@@ -44,8 +42,8 @@ type class struct {
 	ruleset.Class
 	policies int // how many there are
 	key      string
-	// If the policies allow nothing, or the kernel refuses the class set, set and chain are nil. The entries of the
-	// pods are then in the field none.
+	// set and chain are nil if the policies allow nothing, or the kernel refuses the class set. The pods' entries are
+	// then in none.
 	set   *ruleset.Set
 	chain *ruleset.Chain
 	enter ruleset.Rule // sends the pods' packets to the chain
@@ -62,7 +60,6 @@ type lowering struct {
 	to     *lowered
 }
 
-// rulesOf is the key of the rules by which a policy allows packets in one direction and family.
 type rulesOf struct {
 	direction ruleset.Direction
 	family    conf.Family
@@ -95,8 +92,7 @@ func (c *compiler) lower() {
 	}
 }
 
-// exchange replaces the part's classes, and the sets and chains that the ruleset has for them, and lets grantSets
-// count the supplies anew.
+// exchange replaces the part's classes, and their sets and chains in the ruleset.
 func (c *compiler) exchange(p *part, now lowered) {
 	was := p.lowered
 	p.lowered, c.joined = now, false
@@ -128,8 +124,7 @@ func (c *compiler) exchange(p *part, now lowered) {
 	}
 }
 
-// collect collects the rules and sets of the released demands, and reports the entries of these sets that the kernel
-// refuses.
+// collect collects the rules and sets of the released demands. It reports set entries that the kernel refuses.
 func (l *lowering) collect() {
 	seen := map[*supply]bool{}
 	for _, d := range l.released {
@@ -153,7 +148,6 @@ func (l *lowering) collect() {
 	}
 }
 
-// classRules returns the rules by which the policies allow packets: one for each peer and group of ports.
 func (l *lowering) classRules(policies []parsedPolicy) []ruleset.Rule {
 	var rules []ruleset.Rule
 	for _, policy := range policies {
@@ -162,9 +156,9 @@ func (l *lowering) classRules(policies []parsedPolicy) []ruleset.Rule {
 	return rules
 }
 
-// class computes the class of the pods that the group's policies isolate. If the policies allow nothing, or the kernel
-// refuses the class set, the class has the set and chain of the class "none". ok is false if the policies are audited
-// ones and the kernel refuses a part of the class: then the pods belong to the class of pods that no policy isolates.
+// class computes the class of the group's pods. If their policies allow nothing, or the kernel refuses the class
+// set, it is part of the class "none". If ok is false, the policies are audited and the kernel refuses a part: the
+// pods count as isolated by no policy.
 func (l *lowering) class(g *group) (k class, ok bool) {
 	if g.audited {
 		return l.auditClass(g)
@@ -187,7 +181,6 @@ func (l *lowering) class(g *group) (k class, ok bool) {
 	return k, true
 }
 
-// fill adds the pods of the group, the class set, the chain with the rules, and the rule that leads to the chain.
 func (l *lowering) fill(k *class, g *group, rules []ruleset.Rule) {
 	var entries []ruleset.Entry
 	entries, k.Pods = l.members(g.pods, l.family, k.Set, &l.to.problems.all)
@@ -207,15 +200,15 @@ func (s *side) noneNames(f conf.Family) (set, chain string) {
 	return f.Set(s.sets + conf.NoneClass), s.chains + strings.ToUpper(conf.NoneClass)
 }
 
-// dropRest returns the chain's rules, followed by two rules that log and drop all packets that no rule has matched.
+// dropRest appends two rules that log and drop all packets that reach them.
 func dropRest(rules []ruleset.Rule, chain, why string) []ruleset.Rule {
 	return append(rules,
 		ruleset.Rule{Comment: "weir: " + why, Action: ruleset.Log, To: "weir drop " + chain},
 		ruleset.Rule{Comment: "weir: " + why, Action: ruleset.Drop})
 }
 
-// members returns the addresses of the endpoints as entries of the set, and the names of the pods that have an entry.
-// It leaves out entries that the kernel refuses, and reports a problem for each.
+// members returns the endpoints' addresses as entries of the set, and the pods that have an entry. It leaves out
+// entries that the kernel refuses, and reports a problem for each.
 func (c *compiler) members(
 	of []joined, f conf.Family, set string, problems *[]ruleset.Problem,
 ) (entries []ruleset.Entry, pods []string) {
@@ -240,8 +233,8 @@ func (c *compiler) members(
 	return entries, pods
 }
 
-// canBe reports whether the kernel accepts the class set. If it doesn't, canBe reports a problem for each of the
-// class's policies: the ruleset then drops the packets that these policies allow.
+// canBe reports whether the kernel accepts the class set. If not, it reports a problem for each of the policies, and
+// what they allow is dropped.
 func (l *lowering) canBe(g *group, set string) bool {
 	why := l.refused.Set(l.family, "", set)
 	if why == "" {
@@ -256,5 +249,4 @@ func (l *lowering) canBe(g *group, set string) bool {
 	return false
 }
 
-// refusedByKernel returns the message of a problem for a value of ruleset.Refused.
 func refusedByKernel(why string) string { return "the kernel refuses " + why }

@@ -19,18 +19,17 @@ type cluster struct {
 	endpoints []joined
 	// expected are the pods that will run on this node and have no address yet.
 	expected []*Pod
-	// shared are the addresses that more than one pod states as its own, each with the pods that state it. Which of the
-	// pods sends packets from such an address is unknown.
+	// shared has each address that several pods state as their own. Which of them sends from it is unknown.
 	shared map[netip.Addr][]member
-	// disbelieved are problems of pods without an endpoint on this node: each states an address that can't be the pod's,
-	// or isn't known to be.
+	// disbelieved are problems of pods without an endpoint on this node. Policy uses none of the addresses they are
+	// about.
 	disbelieved []ruleset.Problem
 	// ambiguous are problems of endpoints that may be one of several pods.
 	ambiguous []ruleset.Problem
 }
 
-// member is a pod with the addresses that policy uses for it: those of its endpoint on this node, or those in its
-// status that its Node can assign.
+// member is a pod with the addresses that policy uses for it: those of its endpoint, or those of its status that its
+// Node can assign.
 type member struct {
 	Pod
 	namespace Namespace
@@ -42,11 +41,11 @@ type member struct {
 type joined struct {
 	Endpoint
 	known bool // the pod is in the source, or enforcement is off
-	// pods has the endpoint's pod, or several pods if it is uncertain which of them the endpoint is.
+	// pods has several pods if it is uncertain which of them the endpoint is.
 	pods []*Pod
 }
 
-// sameEndpoint compares the endpoints only, not the pods that each of them may be.
+// sameEndpoint ignores the pods.
 func sameEndpoint(a, b joined) bool { return a.equal(b.Endpoint) }
 
 func (l joined) of(f conf.Family) []netip.Addr {
@@ -66,7 +65,7 @@ func (c cluster) attachments() (all []Endpoint) {
 	return all
 }
 
-// selects returns yes if the policy selects the pod, and maybe if the answer depends on a label that is unknown.
+// selects returns maybe if the answer depends on an unknown label.
 func (policy parsedPolicy) selects(p *Pod) answer {
 	if p.Namespace != policy.namespace {
 		return no
@@ -133,8 +132,7 @@ func index(state State) cluster {
 			believed, problems := places.believed(p)
 			c.disbelieved = append(c.disbelieved, problems...)
 			for _, a := range believed {
-				// The address of a pod that is being deleted may already be assigned to another pod's endpoint. Then only the other
-				// pod has the address.
+				// A pod that is being deleted may state an address that another pod's endpoint has already.
 				if !taken[a] {
 					m.addresses = append(m.addresses, a)
 				}
@@ -153,7 +151,6 @@ func index(state State) cluster {
 	return c
 }
 
-// shared returns the addresses that more than one of the pods has, each with the pods that have it.
 func shared(pods []member) map[netip.Addr][]member {
 	first, by := make(map[netip.Addr]int, len(pods)), map[netip.Addr][]member{}
 	for i, p := range pods {
@@ -171,8 +168,8 @@ func shared(pods []member) map[netip.Addr][]member {
 	return by
 }
 
-// problems returns the problems with pods' addresses and identities. They include each address that more than one pod
-// states as its own, which happens if the podCIDRs of nodes overlap.
+// problems returns the problems with pods' addresses and identities. Several pods state one address if the podCIDRs
+// of nodes overlap.
 func (c cluster) problems() []ruleset.Problem {
 	all := slices.Concat(c.disbelieved, c.ambiguous)
 	for _, a := range slices.SortedFunc(maps.Keys(c.shared), netip.Addr.Compare) {
@@ -185,8 +182,8 @@ func (c cluster) problems() []ruleset.Problem {
 	return all
 }
 
-// sharedProblems returns a problem for each of the pods with the names, which all state the address as their own.
-// There is no problem if all names are equal.
+// sharedProblems returns a problem for each pod that states the address. If all names are equal, there is no
+// problem.
 func sharedProblems(a netip.Addr, names []string) (problems []ruleset.Problem) {
 	slices.Sort(names)
 	if names = slices.Compact(names); len(names) < 2 {
@@ -202,8 +199,8 @@ func sharedProblems(a netip.Addr, names []string) (problems []ruleset.Problem) {
 	return problems
 }
 
-// others returns up to three of the names without the one at i, and the number of the rest. Listing all names in the
-// problem of each of them would make the problems' total length grow with the square of their number.
+// others returns up to three of the names without the one at i, and the number of the rest. All names in each
+// problem would be too much text.
 func others(names []string, i int) string {
 	var some []string
 	for j := 0; j < len(names) && len(some) < 3; j++ {
@@ -218,8 +215,8 @@ func others(names []string, i int) string {
 	return said
 }
 
-// agreed returns a function that reports whether means is true for all pods that share an address. For an address that
-// is not shared the function returns true. It evaluates each address once, however many pods share the address.
+// agreed returns a function for an address: is means true for all pods that share it? The answer for an unshared
+// address is true. Each address is evaluated once.
 func (c cluster) agreed(means func(member) bool) func(netip.Addr) bool {
 	known := map[netip.Addr]bool{}
 	return func(a netip.Addr) bool {
@@ -255,7 +252,7 @@ func (c cluster) each(s selector, f func(p *member)) {
 	}
 }
 
-// effort returns 0: Compile has no limit of work.
+// effort is 0 because Compile has no limit of work.
 func (c cluster) effort(*supply) float64 { return 0 }
 
 func (c cluster) countSelected(s selector, f conf.Family) (n int) {
@@ -285,7 +282,6 @@ func (c cluster) selected(s selector, f conf.Family) ruleset.Entries {
 	return ruleset.EntriesOf(entries...)
 }
 
-// eachNamed calls f with each pod that has the named port, and with the port.
 func (c cluster) eachNamed(named namedPort, f func(p *member, port NamedPort)) {
 	for i := range c.pods {
 		p := &c.pods[i]

@@ -44,40 +44,37 @@ func Compile(state State) ruleset.Ruleset {
 	return r
 }
 
-// finder finds the members of selector sets and of sets of named ports among all pods of the cluster.
 type finder interface {
 	// effort returns the work of counting the set, in the unit of work.
 	effort(s *supply) float64
-	// countSelected returns how many addresses of the family the selected pods have. The set has no more entries.
+	// countSelected returns how many addresses of the family the selected pods have: the set has no more entries.
 	countSelected(s selector, f conf.Family) int
-	// selected returns the addresses of the family of the pods that the selector matches, as a set's entries. An address
-	// that several pods share is among them if the selector matches all of these pods.
+	// selected returns the addresses of the selected pods, as entries. A shared address is among them if the selector
+	// matches all of its pods.
 	selected(s selector, f conf.Family) ruleset.Entries
-	// countNamed returns how many addresses of the family the pods with the named port have.
 	countNamed(p namedPort, f conf.Family) int
-	// named returns the addresses of the family of the pods that have the named port, each with that port's number, as a
-	// set's entries. An address that several pods share is among them if the port has the same number in all of these
-	// pods.
+	// named returns the addresses of the pods with the named port, each with the port's number, as entries. A shared
+	// address is among them if its pods agree on the number.
 	named(p namedPort, f conf.Family) ruleset.Entries
 }
 
-// namedPort is a port that a policy names. If here is true, it is meant only for pods of this node.
+// namedPort is a port that a policy names. If here is true, only this node's pods count.
 type namedPort struct {
 	name  string
 	proto ruleset.Protocol
 	here  bool
 }
 
-// compiler compiles the ruleset of one node, without the problems of the cluster's objects. It keeps what it has
-// computed for each namespace with pods of this node, and computes again only what depends on a change:
+// compiler compiles the ruleset of one node, without the problems of the cluster's objects. After a change it
+// computes again only what depends on it:
 //
-//	replace      the pods or policies of a namespace: its classes and demands
-//	resized      a set has another size: perhaps which demands are granted
+//	replace      the pods or policies of a namespace
+//	resized      the size of a set
 //	setCommon    the rules and sets that belong to no policy
 //	setRefused   everything
 //
 // Invariants, after compile:
-//   - part.lowered has the classes of each namespace, as its groups and granted demands give them.
+//   - part.lowered has the classes of each namespace.
 //   - supplies has each set that a demand needs, and no other. The sum of their costs is wanted.
 //   - sets and chains have all that the ruleset has, in order.
 type compiler struct {
@@ -87,9 +84,9 @@ type compiler struct {
 	common   common
 	supplies map[string]*supply // by name: the sets that policies' rules need
 	wanted   amount             // the amount that all demands need, as far as their sets are counted
-	// fit is true if the node has room for all demands. Then no set's size matters while the sum stays within the room.
+	// fit is true if the node has room for all demands.
 	fit bool
-	// undecided is true if all demands must be granted again, not only those of new parts.
+	// undecided is true if the demands of all parts must be granted again.
 	undecided bool
 	division  division // while the node doesn't have room for all
 	uncounted map[*supply]bool
@@ -97,7 +94,7 @@ type compiler struct {
 	unwanted  []*supply // the sets that lost their last demand, or their last granted one; an Engine empties the list
 	work      work
 
-	// joined is true if junction and classes are those of the parts as they are.
+	// joined is true if junction and classes are up to date.
 	joined   bool
 	junction sheet // what leads to the classes, in all families
 	classes  []ruleset.Class
@@ -121,14 +118,13 @@ func newCompiler(find finder) *compiler {
 	}
 }
 
-// chainKey tells the chains of a ruleset apart. Chains are in the order of their keys.
 type chainKey struct {
 	family conf.Family
 	name   string
 }
 
-// setCommon takes the endpoints, families and networks as they are now, and compiles what belongs to no policy. If the
-// families have changed, the next compile computes everything again.
+// setCommon takes endpoints, families and networks, and compiles what belongs to no policy. If the families have
+// changed, the next compile computes everything again.
 func (c *compiler) setCommon(now common) {
 	if !slices.Equal(c.common.families, now.families) {
 		c.replaceAll()
@@ -151,7 +147,6 @@ func (c *compiler) setRefused(refused ruleset.Refused) {
 	}
 }
 
-// replaceAll lets compile compute everything again.
 func (c *compiler) replaceAll() {
 	for _, p := range c.parts {
 		p.stale, p.asks = true, nil
@@ -159,7 +154,6 @@ func (c *compiler) replaceAll() {
 	c.joined, c.restated, c.opened = false, true, [len(sides)][len(conf.Families)]*opened{}
 }
 
-// replace takes the pods and policies of a namespace as they are now.
 func (c *compiler) replace(l *local) {
 	was, had := c.parts[l.namespace], c.parts[l.namespace] != nil
 	if !had {
@@ -189,8 +183,8 @@ func (c *compiler) replace(l *local) {
 	c.undecided = c.undecided || !c.fit
 }
 
-// exchangeWants says that the new part has demands for its sets, and that the old one has none any more. The sets of
-// the new part have the compiler's stamp.
+// exchangeWants moves the demands for sets from the old part to the new one. The sets of the new part have the
+// compiler's stamp.
 func (c *compiler) exchangeWants(was, now *part) {
 	for _, s := range was.wants {
 		s.before = c.stamp
@@ -209,7 +203,7 @@ func (c *compiler) exchangeWants(was, now *part) {
 	}
 }
 
-// compile brings the ruleset up to date, as far as the work is within the limit, and returns it.
+// compile updates the ruleset as far as the limit of work allows, and returns it.
 func (c *compiler) compile() (r ruleset.Ruleset) {
 	for _, p := range c.parts {
 		if p.waits = false; p.stale {
@@ -225,8 +219,7 @@ func (c *compiler) compile() (r ruleset.Ruleset) {
 	return r
 }
 
-// problemsNow returns the problems of all parts. The result shares its memory with the last one if no problem has
-// changed since.
+// problemsNow returns the last result if no problem has changed.
 func (c *compiler) problemsNow() []ruleset.Problem {
 	if !c.restated {
 		return c.problems

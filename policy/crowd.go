@@ -16,24 +16,23 @@ import (
 
 // space is a namespace: the object, its policies, and its pods.
 type space struct {
-	name   string
-	object Namespace // zero if the source doesn't have it
-	crowds map[uint64]*crowd
-	// policies are those of the namespace, by name.
+	name     string
+	object   Namespace // zero if the source doesn't have it
+	crowds   map[uint64]*crowd
 	policies map[string][]keptPolicy
-	// parsed are the policies, parsed, in the order of their names; nil if they aren't parsed. Only namespaces of the
-	// node's own pods have them.
+	// parsed has the policies in the order of their names; nil if they aren't parsed. Only namespaces of this node's
+	// pods have it.
 	parsed []parsedPolicy
 }
 
-// keptPolicy is a policy as the source gives it. In namespaces of the node's own pods it is parsed too.
+// keptPolicy is a policy of the source. It is parsed only in namespaces of this node's pods.
 type keptPolicy struct {
 	*networkingv1.NetworkPolicy
 	parsed *parsedPolicy
 }
 
-// crowd has the pods of one namespace that have equal labels. The replicas of a workload are one crowd, so a selector
-// is compared with their labels once.
+// crowd has the pods of one namespace that have equal labels. A selector is compared with a crowd once, however many
+// pods it has.
 type crowd struct {
 	*space
 	hash   uint64
@@ -42,14 +41,15 @@ type crowd struct {
 	sample *Pod   // any pod with these labels
 	pods   []*pod
 	count  [len(conf.Families)]int // how many addresses of each family policy uses for the pods
-	// matches are the live selectors that match, by ID. A compile adds to the slice; other changes replace it.
+	// matches are the live selectors that match, ordered by ID. A compile appends to the slice; other changes replace
+	// it.
 	matches []*live
 	unswept bool // some of matches may be gone
 }
 
 var seed = maphash.MakeSeed()
 
-// labelHash returns a hash of the pod's labels that doesn't depend on their order.
+// labelHash doesn't depend on the order of the labels.
 func labelHash(p *Pod) (hash uint64) {
 	for k, v := range p.Labels {
 		hash += maphash.Comparable(seed, [2]string{k, v}) // not a sum of both: labels may swap their values
@@ -60,7 +60,6 @@ func labelHash(p *Pod) (hash uint64) {
 	return hash
 }
 
-// space returns the namespace with that name, and makes it if there is none.
 func (e *Engine) space(name string) *space {
 	s := e.spaces[name]
 	if s == nil {
@@ -70,7 +69,7 @@ func (e *Engine) space(name string) *space {
 	return s
 }
 
-// setNamespace takes the namespace as it is now; nil if the source doesn't have it.
+// setNamespace takes the namespace; nil if the source doesn't have it.
 func (e *Engine) setNamespace(name string, n *Namespace) {
 	s := e.space(name)
 	before := s.object
@@ -105,8 +104,8 @@ func (s *space) each() func(func(*crowd) bool) {
 	}
 }
 
-// setPolicies replaces the policies of that name. It parses them to find their problems, but leaves policies beyond
-// maxBulk to NextUnparsed.
+// setPolicies replaces the policies of that name. It parses them to find their problems. Policies beyond maxBulk
+// wait for NextUnparsed.
 func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) {
 	s, full := e.space(name.Namespace), name.Namespace+"/"+name.Name
 	local := e.isLocal(s.name)
@@ -136,8 +135,7 @@ func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) 
 	e.dropSpace(s)
 }
 
-// policiesIn returns the namespace's policies, parsed. A policy beyond maxBulk has no rules until it is parsed
-// (NextUnparsed).
+// policiesIn returns the namespace's policies, parsed. A policy beyond maxBulk has no rules until NextUnparsed.
 func (e *Engine) policiesIn(namespace string) []parsedPolicy {
 	s := e.space(namespace)
 	if s.parsed != nil {
@@ -164,7 +162,6 @@ func (e *Engine) policiesIn(namespace string) []parsedPolicy {
 	return s.parsed
 }
 
-// forgetPolicies forgets the parsed policies of the namespace if the node has no pod of it.
 func (e *Engine) forgetPolicies(namespace string) {
 	s := e.spaces[namespace]
 	if s == nil || e.isLocal(namespace) {
@@ -179,7 +176,6 @@ func (e *Engine) forgetPolicies(namespace string) {
 	e.dropSpace(s)
 }
 
-// join puts the pod into the crowd of its namespace and labels, which it makes if there is none.
 func (e *Engine) join(p *pod) {
 	s, hash := e.space(p.Namespace), labelHash(p.Pod)
 	c := s.crowds[hash]
@@ -200,8 +196,7 @@ func (e *Engine) join(p *pod) {
 	e.selectors.countPorts(c, p.Pod, 1)
 }
 
-// leave takes the pod out of its crowd. If the crowd is then empty, settle drops it, unless another pod joins it
-// before.
+// leave takes the pod out of its crowd. settle drops an empty crowd, unless a pod joins it before.
 func (e *Engine) leave(p *pod) {
 	c := p.crowd
 	e.selectors.countPorts(c, p.Pod, -1)
@@ -216,7 +211,7 @@ func (e *Engine) leave(p *pod) {
 	}
 }
 
-// dropCrowd forgets the crowd, which must have no pods, and its namespace if nothing else is known of it.
+// dropCrowd forgets the crowd, which must have no pods.
 func (e *Engine) dropCrowd(c *crowd) {
 	e.rematch(c, nil)
 	e.crowds--
@@ -236,15 +231,14 @@ func (e *Engine) dropCrowd(c *crowd) {
 	e.dropSpace(c.space)
 }
 
-// dropSpace forgets the namespace if nothing is known of it.
 func (e *Engine) dropSpace(s *space) {
 	if s.object.Name == "" && len(s.crowds)+len(s.policies) == 0 && s.parsed == nil && e.spaces[s.name] == s {
 		delete(e.spaces, s.name)
 	}
 }
 
-// count counts the pod's address in its crowd, and in the selectors and named ports that match the pod: by is 1 or -1.
-// An address of an endpoint doesn't count for a pod elsewhere.
+// count counts the pod's address in its crowd, and in the selectors and named ports that match: by is 1 or -1. While
+// an endpoint has the address, it doesn't count for pods elsewhere.
 func (e *Engine) count(p *pod, a netip.Addr, by int) {
 	if !e.addresses.uses(p, a) {
 		return

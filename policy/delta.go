@@ -12,15 +12,15 @@ import (
 // Name is the namespace and name of an object. An object outside of namespaces has only a name.
 type Name struct{ Namespace, Name string }
 
-// Delta has the objects of a source that have changed since the source's last delta. An object that a delta points to
-// never changes afterwards.
+// Delta has the objects of a source that have changed since its last delta. The objects that a delta points to never
+// change.
 type Delta struct {
-	// Pods has the pods of each name that has changed; none if there is no such pod any more. A directory of manifests
-	// may have several different pods of one name. Then it is unknown which of them an endpoint is.
+	// Pods has the pods of each name that has changed; none if no such pod is left. A directory of manifests may have
+	// several pods of one name: then it is unknown which of them an endpoint is.
 	Pods map[Name][]*Pod
 	// Policies has the policies of each name that has changed, in the same way.
 	Policies map[Name][]*networkingv1.NetworkPolicy
-	// Namespaces has each namespace that has changed; nil if there is no such namespace any more.
+	// Namespaces has each namespace that has changed; nil if it is gone.
 	Namespaces map[string]*Namespace
 	// The following lists replace those of earlier deltas. They are nil if they haven't changed.
 
@@ -29,26 +29,24 @@ type Delta struct {
 	Problems   *[]ruleset.Problem
 	Unenforced *[]Unenforced
 
-	// Number, if the source numbers its deltas, is that of the last delta that changes something: this one or an earlier
-	// one.
+	// Number is that of the last delta with a change: this one or an earlier one. Some sources set none.
 	Number uint64
 }
 
-// NewDelta returns a delta without changes, whose maps the caller may fill.
+// NewDelta returns a delta without changes. The caller may fill its maps.
 func NewDelta() *Delta {
 	return &Delta{
 		Pods: map[Name][]*Pod{}, Policies: map[Name][]*networkingv1.NetworkPolicy{}, Namespaces: map[string]*Namespace{},
 	}
 }
 
-// Empty reports whether nothing has changed, whatever the Number is.
+// Empty reports whether nothing has changed. The Number doesn't count.
 func (d *Delta) Empty() bool {
 	return len(d.Pods)+len(d.Policies)+len(d.Namespaces) == 0 &&
 		d.Nodes == nil && d.Workloads == nil && d.Problems == nil && d.Unenforced == nil
 }
 
-// Difference returns the delta that leads from the objects was to the objects now. The delta points to the objects in
-// now.
+// Difference returns the delta from the objects was to the objects now. The delta points to objects of now.
 func Difference(was, now Objects) *Delta {
 	d := NewDelta()
 	for name, pods := range changed(byName(was.Pods, Pod.name), byName(now.Pods, Pod.name)) {
@@ -78,7 +76,7 @@ func Difference(was, now Objects) *Delta {
 
 func (p Pod) name() Name { return Name{p.Namespace, p.Name} }
 
-// byName returns pointers to the objects, by their names. Objects of one name stay in their order.
+// byName keeps objects of one name in their order.
 func byName[T any](objects []T, name func(T) Name) map[Name][]*T {
 	by := make(map[Name][]*T, len(objects))
 	for i := range objects {
@@ -88,7 +86,7 @@ func byName[T any](objects []T, name func(T) Name) map[Name][]*T {
 	return by
 }
 
-// changed returns, for each name whose objects differ, the objects that it has now; nil if it has none any more.
+// changed returns the objects now of each name whose objects differ. It returns nil for a name without objects.
 func changed[T any](was, now map[Name][]*T) map[Name][]*T {
 	all := map[Name][]*T{}
 	for name, objects := range now {
@@ -104,7 +102,7 @@ func changed[T any](was, now map[Name][]*T) map[Name][]*T {
 	return all
 }
 
-// list returns the list now; nil if it is equal to the list was.
+// list returns nil if the lists are equal.
 func list[T any](was, now []T) *[]T {
 	if slices.EqualFunc(was, now, func(a, b T) bool { return reflect.DeepEqual(a, b) }) {
 		return nil

@@ -8,9 +8,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// demand is the kernel's rules and sets that a policy's rule needs for one peer and one group of ports. In each family
-// these are one rule in the chain of each class that the policy isolates, and the sets that this rule matches. The
-// compiler grants a whole demand or no part of it.
+// demand is what a policy's rule needs in the kernel, for one peer and one group of ports. For each family this is
+// one rule in each class's chain, and the rule's sets. The compiler grants a whole demand or no part of it.
 type demand struct {
 	policy  *parsedPolicy
 	side    *side
@@ -27,10 +26,8 @@ type familyRule struct {
 	ruleset.Rule
 }
 
-// cost returns how many kernel rules the demand needs.
 func (d *demand) cost() float64 { return float64(d.classes * len(d.rules) * d.ports.rules()) }
 
-// ask has the demands of one policy in one direction.
 type ask struct {
 	rules   []rule
 	classes int // how many classes the policy isolates
@@ -40,13 +37,11 @@ type ask struct {
 	stated  complaints
 }
 
-// askKey tells the asks of a part apart.
 type askKey struct {
 	policy    string
 	direction ruleset.Direction
 }
 
-// builder computes one part.
 type builder struct {
 	*compiler
 	*part
@@ -54,15 +49,13 @@ type builder struct {
 	made map[string]*supply // by name: the supplies that no other part has
 }
 
-// isolation is a policy in one direction, with the number of classes that it isolates.
 type isolation struct {
 	*side
 	policy  *parsedPolicy
 	classes int
 }
 
-// isolations returns the policies that isolate the groups of each side, in the order of their names
-// (comparePolicies).
+// isolations returns the policies that isolate the groups of each side, in the order of comparePolicies.
 func isolations(groups [len(sides)][]*group) (all []*isolation) {
 	for i, s := range sides {
 		by := map[string]*isolation{}
@@ -88,10 +81,9 @@ func isolations(groups [len(sides)][]*group) (all []*isolation) {
 	return all
 }
 
-// demand adds the demands of the policies that isolate the groups. It leaves out demands with a part that the kernel
-// refuses, and reports a problem for each. Once the policies of a namespace have asked for more than the whole node has
-// room for, their other demands get nothing, and cost nothing. What a policy asked for before it asks for again: so a
-// change of one policy takes little time, however many others there are.
+// demand adds the demands of the policies that isolate the groups. It reports demands that the kernel refuses. If
+// the namespace asks for more than the whole node has, its other demands get nothing. It reuses the demands of
+// unchanged policies.
 func (b *builder) demand() {
 	room := nodeRoom()
 	b.stamp++
@@ -116,10 +108,9 @@ func (b *builder) demand() {
 	}
 }
 
-// sameRules reports whether the rules are those of the same parsed policy.
+// sameRules reports whether both are the rules of the same parsed policy.
 func sameRules(a, b []rule) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }
 
-// refuseAll reports, for each peer of the policy, that the node has no room.
 func (b *builder) refuseAll(i *isolation) {
 	for _, r := range i.policy.rules[i.direction] {
 		for j := range r.peers {
@@ -133,7 +124,6 @@ func (b *builder) refuseAll(i *isolation) {
 	}
 }
 
-// ask returns the demands of a policy.
 func (b *builder) ask(i *isolation) *ask {
 	a := &ask{rules: i.policy.rules[i.direction], classes: i.classes}
 	has := map[*supply]bool{}
@@ -160,9 +150,8 @@ func (b *builder) ask(i *isolation) *ask {
 	return a
 }
 
-// complete adds the rules and sets to the demand. It reports whether the demand has rules and the kernel refuses none
-// of its parts; it reports a problem for a refused part. A demand has no rules if its peer can match no address of
-// the families.
+// complete adds rules and sets to the demand. It returns false if the demand has no rules, or if the kernel refuses
+// a part; the latter is reported. There are no rules if the peer has no address of the families.
 func (b *builder) complete(d *demand, stated *complaints) bool {
 	for _, f := range b.common.families {
 		if !d.peer.means(f) {
@@ -205,14 +194,13 @@ func (b *builder) complete(d *demand, stated *complaints) bool {
 	return len(d.rules) > 0
 }
 
-// reportPorts reports a problem for each field that has the demand's ports.
 func (r *complaints) reportPorts(d *demand, why string) {
 	for _, field := range d.ports.reportFields() {
 		r.report(d.policy, d.rule.field+"."+field, why)
 	}
 }
 
-// supplyFor returns the supply with the set's name, and makes it if there is none. Several demands can share a supply.
+// supplyFor returns the supply with the set's name, and makes it if needed. Demands can share a supply.
 func (b *builder) supplyFor(s supply) *supply {
 	if known := b.supplies[s.Name]; known != nil {
 		return known
@@ -224,7 +212,6 @@ func (b *builder) supplyFor(s supply) *supply {
 	return b.made[s.Name]
 }
 
-// peerSet returns the supply of the set that matches the peer: a selector set or a block set.
 func (b *builder) peerSet(p *peer, f conf.Family) *supply {
 	s := supply{Set: ruleset.Set{Name: f.Set(p.set), Family: f, Role: ruleset.Peers, Kind: ruleset.Networks}}
 	if s.selector = p.selector; s.selector != nil {
@@ -235,13 +222,11 @@ func (b *builder) peerSet(p *peer, f conf.Family) *supply {
 	return b.supplyFor(s)
 }
 
-// portSet returns the supply of the port set that matches the ports, how a rule matches the set, and words for the
-// rule's comment. The supply is nil if the rule has the port numbers itself. A named port needs a set, and so does a
-// list of numbers that is too long for a rule.
+// portSet returns the supply of the port set, how a rule matches it, and words for the comment. A named port needs a
+// set, and so does a long list of numbers. Otherwise the supply is nil.
 //
-// The set of a named port has the address of each pod with that port, and the port's number in the pod. The number is
-// only in the set, so a pod with another number changes no rule. For ingress the set has only pods of this node, as the
-// port belongs to the pods that the policy selects.
+// The set of a named port has pods' addresses with the port's number in each pod. So a pod with another number
+// changes no rule. For ingress the set has only pods of this node.
 func (b *builder) portSet(s *side, p *ports, f conf.Family) (set *supply, match ruleset.SetMatch, words string) {
 	switch {
 	case p.name != "":
@@ -266,8 +251,7 @@ func namedPortSet(p namedPort, f conf.Family) string {
 	return f.Set(conf.NamedPortSets + ruleset.Hash(key(string(direction), p.name, string(p.proto))))
 }
 
-// roughly returns the number, rounded up by at most an eighth. So one pod more or less rarely changes how much a set
-// counts for, and rarely changes which demands are granted on a node without room for all.
+// roughly rounds up by at most an eighth. So small changes of a set rarely change which demands are granted.
 func roughly(n int) int {
 	step := 1
 	for n/step >= 16 {

@@ -33,7 +33,7 @@ type Engine struct {
 	pods   map[Name]*pod // the first of each name
 	spaces map[string]*space
 	crowds int // how many there are in all spaces
-	// unparsed are the policies beyond maxBulk whose rules aren't parsed yet, and the work that it takes.
+	// unparsed has the policies whose rules aren't parsed yet, and the work that parsing takes.
 	unparsed map[Name]float64
 	names    ordered.Map[string, bool] // of all policies, NAMESPACE/NAME: whether it is audited
 	places   places
@@ -59,21 +59,20 @@ type Engine struct {
 	ruleset  ruleset.Ruleset
 }
 
-// pod is a pod of the cluster, with the addresses that policy uses for it.
 type pod struct {
 	*Pod
 	next *pod // another pod of the same name; nil if there is none
 	made bool // a workload can have made the pod; the source doesn't have it
-	// crowd is the crowd that the pod is in; nil if the pod has no addresses or uses those of its node.
+	// crowd is nil if the pod has no addresses, or uses those of its node.
 	crowd *crowd
 	place int // in crowd.pods
 	here  bool
-	// addresses are those of the pod's endpoints on this node, or those in its status that its Node can assign. Policy
-	// uses an address of the second kind only while no endpoint has it.
+	// addresses are those of the pod's endpoints on this node, or those of its status that its Node can assign. The
+	// latter count only while no endpoint has them.
 	addresses []netip.Addr
 }
 
-// NewEngine returns an engine for the node with that name; empty if it isn't known.
+// NewEngine returns an engine for the node of that name. The name is empty if it isn't known.
 func NewEngine(node string) *Engine {
 	e := &Engine{
 		node: node, pods: map[Name]*pod{}, spaces: map[string]*space{}, unparsed: map[Name]float64{},
@@ -87,7 +86,7 @@ func NewEngine(node string) *Engine {
 	return e
 }
 
-// Apply takes the changes of the source's objects, but for the Nodes: SetNodes takes those that are accepted.
+// Apply takes the changes of the source's objects, except Nodes: SetNodes takes those.
 func (e *Engine) Apply(d *Delta) {
 	for name, n := range d.Namespaces {
 		e.setNamespace(name, n)
@@ -119,7 +118,7 @@ func (e *Engine) SetRefused(r ruleset.Refused) {
 	}
 }
 
-// SetNodes replaces all Nodes. The Nodes have only their accepted claims.
+// SetNodes replaces all Nodes. The caller leaves out claims that aren't accepted.
 func (e *Engine) SetNodes(nodes []Node) {
 	was := e.places
 	e.places = newPlaces(State{Objects: Objects{Nodes: nodes}, Node: e.node})
@@ -211,15 +210,14 @@ func give[T comparable](to map[string]map[T]bool, namespace string, v T) {
 	to[namespace][v] = true
 }
 
-// take takes the value out of the namespace's set of values.
 func take[T comparable](from map[string]map[T]bool, namespace string, v T) {
 	if delete(from[namespace], v); len(from[namespace]) == 0 {
 		delete(from, namespace)
 	}
 }
 
-// take counts the endpoint's addresses as taken by one endpoint more, or less. Pods elsewhere that state such an
-// address lose or regain it.
+// take adds by (1 or -1) to the number of endpoints with each address. Pods elsewhere that state the address lose or
+// regain it.
 func (e *Engine) take(of Endpoint, by int) {
 	for _, a := range of.Addresses {
 		e.touch(a.Addr)
@@ -231,7 +229,7 @@ func (e *Engine) take(of Endpoint, by int) {
 	}
 }
 
-// countFor counts the address for each pod that has it or states it, as often as the pod does.
+// countFor counts the address for each pod that has or states it.
 func (e *Engine) countFor(a netip.Addr, by int) {
 	for _, p := range e.addresses.all(a) {
 		for _, stated := range p.addresses {
@@ -242,7 +240,7 @@ func (e *Engine) countFor(a netip.Addr, by int) {
 	}
 }
 
-// given returns the pods of that name that the source has, without those that only workloads can have made.
+// given returns the source's pods of that name. Pods that only workloads can have made are left out.
 func (e *Engine) given(name Name) (pods []*Pod) {
 	for p := e.pods[name]; p != nil; p = p.next {
 		if !p.made {
@@ -252,8 +250,8 @@ func (e *Engine) given(name Name) (pods []*Pod) {
 	return pods
 }
 
-// setPods replaces the pods of that name. If the source has none, and the node has an endpoint of that name, these are
-// the pods that workloads can have made.
+// setPods replaces the pods of that name. If there are none but an endpoint, it takes the pods that workloads can
+// have made.
 func (e *Engine) setPods(name Name, pods []*Pod) {
 	for p := e.pods[name]; p != nil; p = p.next {
 		e.withdraw(p)
@@ -296,8 +294,7 @@ func (e *Engine) setPods(name Name, pods []*Pod) {
 	}
 }
 
-// withdraw takes the pod out of its crowd, the address book, the reports and the expected pods. It needs the endpoints
-// and Nodes with which the pod was admitted.
+// withdraw takes the pod out of all that admit put it into. Endpoints and Nodes must still be as they were then.
 func (e *Engine) withdraw(p *pod) {
 	if e.expected[p.Namespace][p] {
 		take(e.expected, p.Namespace, p)
@@ -317,8 +314,8 @@ func (e *Engine) withdraw(p *pod) {
 	e.leave(p)
 }
 
-// admit finds the pod's addresses. It puts a pod with addresses into its crowd and the address book. A pod that will
-// run on this node and has no address yet is among the expected pods.
+// admit finds the pod's addresses, and puts the pod into its crowd and the address book. A pod of this node without
+// an address becomes an expected pod.
 func (e *Engine) admit(p *pod) {
 	name := p.name()
 	addresses := e.endpointAddresses(name)
@@ -346,8 +343,7 @@ func (e *Engine) admit(p *pod) {
 	}
 }
 
-// endpointAddresses returns the addresses of the endpoints of that name whose pod the source has; nil if there are
-// none.
+// endpointAddresses leaves out endpoints whose pod the source doesn't have.
 func (e *Engine) endpointAddresses(name Name) (addresses []netip.Addr) {
 	for _, id := range e.attached[name] {
 		of := e.endpoints[id]
@@ -371,9 +367,9 @@ func (e *Engine) podsOf(of Endpoint) (pods []*Pod) {
 	return pods
 }
 
-// Pods returns the pods of that name that Apply was told of. Pods that only workloads can have made are not among them.
+// Pods returns the pods of that name that Apply was told of. Pods that only workloads can have made are left out.
 func (e *Engine) Pods(name Name) []*Pod { return e.given(name) }
 
-// Policies returns the names of all policies, NAMESPACE/NAME, in order, and whether each is audited. The result never
-// changes.
+// Policies returns the names of all policies (NAMESPACE/NAME) in order, and whether each is audited. The result
+// never changes.
 func (e *Engine) Policies() ordered.Map[string, bool] { return e.names }

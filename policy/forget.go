@@ -2,9 +2,8 @@ package policy
 
 import "slices"
 
-// dropUnwanted forgets the live selectors and named ports that no demand needs any more, and the entries of sets that
-// are no longer in the ruleset. It looks at as many as the work allows, and the next compile goes on. A selector that
-// isn't forgotten yet takes memory and time, and does no harm.
+// dropUnwanted forgets selectors and named ports that no demand needs, and entries of sets outside the ruleset. What
+// exceeds the work is left to the next compile. Until then it only takes memory and time.
 func (e *Engine) dropUnwanted() {
 	c := e.compiler
 	for len(c.unwanted) > 0 && c.work.allows() {
@@ -80,14 +79,12 @@ func (e *Engine) dropSome(unwanted []*supply) {
 
 func isGone(l *live) bool { return l.gone }
 
-// sweep takes the selectors that are gone out of the crowd's list.
 func (c *crowd) sweep() {
 	if c.unswept = false; slices.ContainsFunc(c.matches, isGone) {
 		c.matches = slices.DeleteFunc(slices.Clone(c.matches), isGone)
 	}
 }
 
-// of returns the live selector or named port of the supply; nil if there is none.
 func (x *selectorIndex) of(s *supply) *live {
 	switch {
 	case s.selector != nil:

@@ -12,9 +12,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// parseIPBlock returns the smallest list of prefixes that covers cidr without the excepts. All are of one family. It
-// leaves out IPv4-mapped IPv6 addresses (::ffff:0:0/96), as no packet has such an address (RFC 4291, section 2.5.5.2).
-// With an error it returns the field that is wrong.
+// parseIPBlock returns the smallest list of prefixes that covers cidr without the excepts. It leaves out IPv4-mapped
+// IPv6 addresses (::ffff:0:0/96): no packet has one (RFC 4291, section 2.5.5.2). With an error it returns the wrong
+// field.
 func parseIPBlock(block networkingv1.IPBlock) (prefixes []netip.Prefix, field string, err error) {
 	cidr, err := netip.ParsePrefix(block.CIDR)
 	if err != nil {
@@ -47,7 +47,6 @@ func parseIPBlock(block networkingv1.IPBlock) (prefixes []netip.Prefix, field st
 	return prefixes, "", nil
 }
 
-// describeIPBlock returns the block in words: "CIDR" or "CIDR except CIDR, CIDR". It names at most four excepts.
 func describeIPBlock(block networkingv1.IPBlock) string {
 	if len(block.Except) == 0 {
 		return block.CIDR
@@ -55,15 +54,14 @@ func describeIPBlock(block networkingv1.IPBlock) string {
 	return block.CIDR + " except " + few(block.Except)
 }
 
-// block is an ipBlock with its prefixes (parseIPBlock).
 type block struct {
 	field    string
 	words    string
 	prefixes []netip.Prefix
 }
 
-// join returns one peer for all ipBlocks in a list, so the kernel has one rule and one block set for them. In the set
-// the comment of each network is the description of its ipBlock.
+// join returns one peer for all ipBlocks of a list, so the kernel has one rule and one block set. A network's
+// comment in the set describes its ipBlock.
 func join(list string, blocks []block) peer {
 	p := peer{field: blocks[0].field}
 	if len(blocks) > 1 {
@@ -93,7 +91,6 @@ func join(list string, blocks []block) peer {
 	return p
 }
 
-// few returns the first four texts of a list, and the number of the rest.
 func few(list []string) string {
 	const named = 4
 	if len(list) <= named {

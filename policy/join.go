@@ -9,19 +9,17 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// sheet collects sets and chains of one family.
 type sheet struct {
 	family conf.Family
 	sets   []*ruleset.Set
 	chains []*ruleset.Chain
 }
 
-// chain adds a chain that rules of other chains jump or go to.
+// chain adds a chain that rules of other chains lead to.
 func (s *sheet) chain(name string, rules ...ruleset.Rule) {
 	s.chains = append(s.chains, &ruleset.Chain{Family: s.family, Name: name, Rules: rules})
 }
 
-// hook adds a chain that packets enter at a hook.
 func (s *sheet) hook(h ruleset.Hook, name, comment string, rules ...[]ruleset.Rule) {
 	s.chains = append(s.chains, &ruleset.Chain{
 		Family: s.family, Name: name, Hook: h, Comment: comment, Rules: slices.Concat(rules...),
@@ -33,7 +31,6 @@ func (s *sheet) set(set ruleset.Set) {
 	s.sets = append(s.sets, &set)
 }
 
-// junction has the sets and chains that lead to the classes of all namespaces, in one direction and family.
 type junction struct {
 	*compiler
 	*side
@@ -42,17 +39,16 @@ type junction struct {
 	classes  []ruleset.Class
 }
 
-// opened is the class of the pods of all namespaces that no policy isolates in one direction, in one family.
+// opened is the class of all pods that no policy isolates, in one direction and family.
 type opened struct {
 	ruleset.Class
 	set      *ruleset.Set
 	problems []ruleset.Problem
 }
 
-// join adds the chains that send packets to the chains of all classes, and the classes that all namespaces share.
+// join adds the chains that send packets to classes, and the classes that all namespaces share.
 //
-// Classes with more policies come first. A new policy moves its pods to classes that come earlier than the pods' old
-// classes. A deleted policy's classes are deleted. In both cases all of the policy's pods change their class in the
+// Classes with more policies come first. So a new policy moves its pods to earlier classes, and all at once: in the
 // transaction that changes the rules.
 func (c *compiler) join() {
 	if c.joined {
@@ -86,12 +82,10 @@ func (c *compiler) join() {
 	c.chains.Replace(was.chains, c.junction.chains)
 }
 
-// compile adds the chain that sends packets to the class chains. All classes whose policies allow nothing share one set
-// and one chain.
+// compile adds the chain that sends packets to the class chains. Classes that allow nothing share one set and chain.
 func (j *junction) compile(isolated []*class, open *opened) {
-	// A TCP packet in the middle of a connection must not begin a new entry in connection tracking. Otherwise a server
-	// could revive a connection from its side after the client's side was cut or was never seen. Packets that are not
-	// tracked (NOTRACK) belong to no connection, so the kernel checks each of them in both directions.
+	// A TCP packet in the middle of a connection must not begin a connection-tracking entry. Otherwise a server could
+	// revive a connection that was cut. Untracked packets (NOTRACK) are checked in both directions.
 	j.dispatch = []ruleset.Rule{{
 		Proto: ruleset.TCP, Track: ruleset.Midstream,
 		Comment: "weir: a TCP connection begins with its first packet", Action: ruleset.GoTo, To: conf.MidstreamChain,
@@ -112,15 +106,14 @@ func (j *junction) compile(isolated []*class, open *opened) {
 	j.chain(j.side.dispatch, dropRest(j.dispatch, j.side.dispatch, "pods that were not judged yet")...)
 }
 
-// add adds the class set, and the rule that decides on packets of the pods in it.
 func (j *junction) add(set *ruleset.Set, r ruleset.Rule) {
 	j.sheet.sets = append(j.sheet.sets, set)
 	r.Sets = []ruleset.SetMatch{{Name: set.Name, By: j.own}}
 	j.dispatch = append(j.dispatch, r)
 }
 
-// none adds the class "none". It has all pods that are isolated by policies which allow nothing. The class exists even
-// if it is empty. So a new policy that denies everything changes only sets, not rules, and takes effect quickly.
+// none adds the class "none", of all pods whose policies allow nothing. It exists even if it is empty: then a new
+// policy that denies everything changes only sets, which is quick.
 func (j *junction) none(pods []ruleset.Entry) {
 	set, chain := j.noneNames(j.family)
 	j.chain(chain, dropRest(nil, chain, "their policies let nothing through")...)
@@ -129,9 +122,8 @@ func (j *junction) none(pods []ruleset.Entry) {
 	})
 }
 
-// stranger returns the rule that drops packets of no pod: for egress, packets that come from the bridge but from no
-// pod; for ingress, packets that go to the bridge but to no pod. Without the rule, the log would say that these
-// packets are those of closed pods.
+// stranger returns the rule that drops the bridge's packets from or to no pod. Without it, the log would call them
+// packets of closed pods.
 func (j *junction) stranger() ruleset.Rule {
 	r := ruleset.Rule{
 		Sets:   []ruleset.SetMatch{{Name: j.family.Set(conf.PodsSet), By: j.own, Not: true}},
@@ -145,7 +137,6 @@ func (j *junction) stranger() ruleset.Rule {
 	return r
 }
 
-// openClass computes the class of pods that no policy isolates, or whose enforcement is off.
 func (c *compiler) openClass(side int, f conf.Family) *opened {
 	s := sides[side]
 	o := opened{Class: ruleset.Class{Direction: s.direction, Policies: []string{}, Set: f.Set(s.sets + conf.OpenClass)}}

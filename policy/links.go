@@ -11,8 +11,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// LinkOf returns the link of an endpoint. The result is empty if the link is unknown, or if its name has characters
-// that a rule can't match.
+// LinkOf returns the link of an endpoint. It is empty if the link is unknown, or if a rule can't match its name.
 func LinkOf(e Endpoint) ruleset.Link {
 	switch {
 	case !e.Chained:
@@ -25,13 +24,13 @@ func LinkOf(e Endpoint) ruleset.Link {
 	return ruleset.Link{In: e.HostIf}
 }
 
-// odd reports whether the character is one that links' names can have and iptables may interpret: a + at the end of a
-// name matches all names with this beginning.
+// odd reports whether iptables may interpret the character in a link's name. A + at the end matches any
+// continuation.
 func odd(r rune) bool {
 	return (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && !strings.ContainsRune("-._@", r)
 }
 
-// links are the rules for chained attachments. The guard doesn't check frames from the links of these attachments.
+// links are the rules for chained attachments. The guard doesn't check frames from their links.
 type links struct {
 	neighbours []ruleset.Rule // before the rules that send packets to classes
 	senders    []ruleset.Rule // drop packets with forged sources
@@ -40,7 +39,6 @@ type links struct {
 	masquerade []ruleset.Rule // leave the source of chained pods' packets to their plugin
 }
 
-// chainedPods holds set entries and rules for the pods with chained attachments, in one family.
 type chainedPods struct {
 	addresses []ruleset.Entry // the addresses of all these pods
 	own       []ruleset.Entry // for each link that belongs to one pod: the network of all addresses, on that link
@@ -93,16 +91,14 @@ func (c *common) chainedPods() chainedPods {
 	return p
 }
 
-// links adds the sets and chains for pods with chained attachments, and returns the rules for them. evaluate has the
+// links adds the sets and chains for pods with chained attachments, and returns the rules for them. evaluate are the
 // rules that send packets to classes.
 //
-// A link that the node routes (ptp) belongs to one pod. A packet from this link with a source that isn't the pod's is
-// forged, and the rules drop the packet, as the guard drops forged packets on weir's own bridge.
+// A link that the node routes (ptp) belongs to one pod. Packets from it with another source are forged, and dropped.
 //
-// A bridge of another plugin may have ports that weir doesn't know. No set can match a pod's port of the bridge: no
-// rule of iptables matches ipset's physdev entries. So there are rules for the port of each pod. Two kinds of packets
-// go through these rules: ICMP packets, since a pod may send ICMP errors only from its own addresses, and packets with
-// the same source and destination.
+// A bridge of another plugin may have ports that weir doesn't know. No iptables rule matches ipset's physdev
+// entries, so there is a rule for each pod's port. Only two kinds of packets go through these rules: ICMP, and
+// packets with equal source and destination.
 func (c *common) links(evaluate []ruleset.Rule) links {
 	pods := c.chainedPods()
 	if len(pods.addresses)+len(pods.own) == 0 {
@@ -177,14 +173,13 @@ var loopback = map[conf.Family]netip.Prefix{
 	conf.IPv4: netip.MustParsePrefix("127.0.0.0/8"), conf.IPv6: netip.MustParsePrefix("::1/128"),
 }
 
-// toLoopback returns a rule that drops packets to the node's loopback addresses from the links that r matches. For
-// IPv4, kubelet has a similar rule in filter INPUT (KUBE-FIREWALL; CVE-2020-8558).
+// toLoopback returns a rule that drops packets to the node's loopback addresses from the links of r. kubelet has a
+// similar rule for IPv4 (KUBE-FIREWALL; CVE-2020-8558).
 //
-// The kernel drops these packets too, unless the sysctl route_localnet is set, as portmap sets it for the first
-// hostPort. The kernel always drops packets from a loopback address, so they need no rule.
+// The kernel drops such packets itself unless route_localnet is set; portmap sets it for the first hostPort. Packets
+// from loopback addresses are always dropped.
 //
-// If another program's rule has translated a packet's destination to a loopback address, the packet is meant to arrive.
-// The rule doesn't match such a packet, so only policies decide on it.
+// Packets whose destination another program translated to loopback are meant to arrive. The rule doesn't match them.
 func toLoopback(f conf.Family, r ruleset.Rule) ruleset.Rule {
 	r.Dst, r.Track, r.Action, r.To = loopback[f], ruleset.Untranslated, ruleset.GoTo, conf.LoopbackChain
 	r.Comment = "weir: no pod reaches the loopback of its node"

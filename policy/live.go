@@ -9,14 +9,15 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// live is a selector or a named port that a policy of the node's own pods has. No others are kept.
+// live is a selector or named port in a policy of this node's own pods.
 type live struct {
 	id       uint64
 	selector // empty for a named port
-	// gone is true if the index doesn't have the selector any more. Crowds may still have it in their lists.
+	// gone is true if the index has dropped the selector. Crowds may still list it.
 	gone  bool
 	scope *scope
-	// print is equal for selectors that match the same crowds: the marks of these crowds together (exclusive or).
+	// print is the exclusive or of the marks of all matching crowds. It is equal for selectors that match the same
+	// crowds.
 	print uint64
 	port  namedPort
 	count [len(conf.Families)]int    // how many addresses of each family the matching pods have
@@ -24,14 +25,13 @@ type live struct {
 	sets  [len(conf.Families)]liveSet
 }
 
-// liveSet has the entries of the set of one selector or named port in one family.
 type liveSet struct {
-	// filled is true if a compile has asked for the entries.
+	// filled is true once a compile has asked for the entries.
 	filled  bool
 	entries ruleset.Entries
 }
 
-// scope is a namespaceSelector, or one namespace. Many selectors may have the same scope.
+// scope is a namespaceSelector, or one namespace. Selectors may share a scope.
 type scope struct {
 	key        string
 	of         selector // the selector without its podSelector
@@ -39,26 +39,23 @@ type scope struct {
 	unanchored []*live  // the live selectors that have no anchors
 }
 
-// matches reports whether the scope has the namespace.
 func (s *scope) matches(n *space) bool { return s.of.matchesNamespace(n.name, n.object) }
 
-// selectorIndex finds the live selectors that match labels, without comparing all of them.
 type selectorIndex struct {
 	last   uint64 // the ID of the newest selector or named port
 	byKey  map[string]*live
 	byPort map[portKey]*portSets
-	// crowds are the crowds with pods that have the named port, and how many such pods each crowd has.
+	// crowds has the crowds that have pods with the named port, and how many such pods each has.
 	crowds map[portKey]map[*crowd]int
 	scopes map[string]*scope
-	// open are the namespaceSelectors with unanchored selectors.
+	// open has the namespaceSelectors of selectors without anchors.
 	open map[*scope]bool
-	// byPrint has a selector with filled sets for a print. It may be out of date.
+	// byPrint has a selector with filled sets for each print. It may be out of date.
 	byPrint map[uint64]*live
-	// anchored has each selector under its anchors: labels of which a pod must have one, for the selector to match it.
+	// anchored has each selector under its anchors. A pod without any of these labels doesn't match the selector.
 	anchored map[anchor][]*live
 }
 
-// anchor is a label. If any is true, it has any value.
 type anchor struct {
 	key, value string
 	any        bool
@@ -69,7 +66,6 @@ type portKey struct {
 	proto ruleset.Protocol
 }
 
-// portSets are the sets of one named port: for pods anywhere, and for pods of this node.
 type portSets struct{ anywhere, here []*live }
 
 func newSelectorIndex() selectorIndex {
@@ -85,7 +81,7 @@ func (x *selectorIndex) id() uint64 {
 	return x.last
 }
 
-// tellApart reports whether a live namespaceSelector matches one of two versions of the namespace, but not the other.
+// tellApart reports whether a live namespaceSelector matches only one of the two versions of the namespace.
 func (x *selectorIndex) tellApart(name string, a, b Namespace) bool {
 	for _, s := range x.scopes {
 		if s.of.matchesNamespace(name, a) != s.of.matchesNamespace(name, b) {
@@ -95,7 +91,7 @@ func (x *selectorIndex) tellApart(name string, a, b Namespace) bool {
 	return false
 }
 
-// matching returns the live selectors that match the crowd, by ID.
+// matching returns the live selectors that match the crowd, ordered by ID.
 func (x *selectorIndex) matching(c *crowd) (matches []*live) {
 	consider := func(list []*live) {
 		for _, l := range list {
@@ -120,8 +116,7 @@ func (x *selectorIndex) matching(c *crowd) (matches []*live) {
 
 func ownScope(namespace string) string { return "namespace " + namespace }
 
-// anchors returns the labels of which a pod must have one, for the selector to match it; none if there are no such
-// labels.
+// anchors returns labels of which a matching pod must have one; none if there are no such labels.
 func anchors(m matcher) (all []anchor) {
 	var best *requirement
 	for i := range m.requirements {
@@ -145,7 +140,6 @@ func anchors(m matcher) (all []anchor) {
 	return all
 }
 
-// ports returns the live sets of the named port for a pod, which is of this node if here is true.
 func (x *selectorIndex) ports(p NamedPort, here bool) []*live {
 	sets := x.byPort[portKey{p.Name, p.Proto}]
 	switch {
@@ -157,7 +151,7 @@ func (x *selectorIndex) ports(p NamedPort, here bool) []*live {
 	return sets.anywhere
 }
 
-// liveSelector returns the live selector, and makes it if there is none. It compares a new one with each crowd in its
+// liveSelector returns the live selector, and makes it if needed. A new one is compared with each crowd in its
 // scope.
 func (e *Engine) liveSelector(s selector) *live {
 	x := &e.selectors
@@ -195,7 +189,6 @@ func (e *Engine) liveSelector(s selector) *live {
 	return l
 }
 
-// scopeOf returns the selector's scope, and makes it if there is none.
 func (e *Engine) scopeOf(s selector) *scope {
 	key := ownScope(s.namespace)
 	if s.namespaces != nil {
@@ -209,7 +202,6 @@ func (e *Engine) scopeOf(s selector) *scope {
 	return made
 }
 
-// within yields the namespaces in the scope.
 func (e *Engine) within(s *scope) func(func(*space) bool) {
 	return func(yield func(*space) bool) {
 		if s.of.namespaces == nil {
@@ -226,7 +218,7 @@ func (e *Engine) within(s *scope) func(func(*space) bool) {
 	}
 }
 
-// countPorts counts the named ports of a pod that has joined the crowd, or is leaving it: by is 1 or -1.
+// countPorts counts the named ports of a pod that joins the crowd (by is 1) or leaves it (by is -1).
 func (x *selectorIndex) countPorts(c *crowd, p *Pod, by int) {
 	for _, port := range p.Ports {
 		key := portKey{port.Name, port.Proto}
@@ -242,8 +234,8 @@ func (x *selectorIndex) countPorts(c *crowd, p *Pod, by int) {
 	}
 }
 
-// livePort returns the live set of the named port, and makes it if there is none. For a new one it looks at the pods
-// of each crowd with the port.
+// livePort returns the live set of the named port, and makes it if needed. A new one looks at the pods of each crowd
+// with the port.
 func (e *Engine) livePort(p namedPort) *live {
 	key := portKey{p.name, p.proto}
 	sets := e.selectors.byPort[key]
@@ -274,8 +266,7 @@ func (e *Engine) livePort(p namedPort) *live {
 	return l
 }
 
-// withPort yields the pods that have an address and the named port: those of this node if the port is meant only for
-// them, otherwise all.
+// withPort yields the pods with an address and the named port. If here is set, it yields only pods of this node.
 func (e *Engine) withPort(l *live) func(func(*pod) bool) {
 	is := func(o NamedPort) bool { return o.Name == l.port.name && o.Proto == l.port.proto }
 	has := func(p *pod) bool { return slices.ContainsFunc(p.Ports, is) }
@@ -300,8 +291,7 @@ func (e *Engine) withPort(l *live) func(func(*pod) bool) {
 	}
 }
 
-// rematch replaces the live selectors that match the crowd, and counts the crowd's addresses in the new ones and no
-// longer in those that are gone.
+// rematch replaces the list of selectors that match the crowd. It updates the address counts of new and former ones.
 func (e *Engine) rematch(c *crowd, matches []*live) {
 	for _, l := range c.matches {
 		if _, in := slices.BinarySearchFunc(matches, l, byID); !in {
@@ -316,7 +306,8 @@ func (e *Engine) rematch(c *crowd, matches []*live) {
 	c.matches = matches
 }
 
-// recount counts the crowd's addresses in the selector, which matches the crowd now or no longer: by is 1 or -1.
+// recount updates the selector's address counts and its print. by is 1 if the selector has begun to match the crowd,
+// and -1 if it has stopped.
 func (e *Engine) recount(l *live, c *crowd, by int) {
 	l.print ^= c.mark
 	for f, n := range c.count {

@@ -8,24 +8,21 @@ import (
 	"k8s.io/apimachinery/pkg/selection"
 )
 
-// matcher is a label selector, prepared for many matches: it finds a value in a list of any length in the same time.
+// matcher is a label selector that finds a value in a list of any length in the same time.
 type matcher struct {
 	requirements []requirement
 	text         string // equal for equal selectors, such as "app=web"
 }
 
-// requirement is one condition on one label.
 type requirement struct {
-	key string
-	op  selection.Operator
-	// values are those of In and NotIn.
+	key    string
+	op     selection.Operator
 	values map[string]bool
 }
 
-// everything is the empty selector, which matches an object whatever its labels are.
 var everything matcher
 
-// newMatcher returns the matcher of a selector, or the error for which the API server would refuse the selector.
+// newMatcher returns the error for which the API server would refuse the selector.
 func newMatcher(s *metav1.LabelSelector) (matcher, error) {
 	parsed, err := metav1.LabelSelectorAsSelector(s)
 	if err != nil {
@@ -73,7 +70,7 @@ func (r *requirement) matches(labels map[string]string) bool {
 	return false
 }
 
-// answer tells whether a selector matches labels, some of which may be unknown.
+// answer tells whether a selector matches labels. Some labels may be unknown.
 type answer int
 
 const (
@@ -82,8 +79,7 @@ const (
 	yes
 )
 
-// ask returns whether the selector matches the labels. It returns maybe if the answer depends on a label that is
-// unknown. unknown is nil if all labels are known.
+// ask returns maybe if the answer depends on an unknown label. unknown is nil if all labels are known.
 func (m matcher) ask(known map[string]string, unknown func(key string) bool) answer {
 	a := yes
 	for i := range m.requirements {
@@ -105,8 +101,8 @@ func (p *Pod) matchedBy(m matcher) answer {
 	return m.ask(p.Labels, nil)
 }
 
-// matchedBy returns whether the selector matches the labels of the namespace with that name. If the source doesn't have
-// the namespace, only the label with its name is known (KEP-2161). All its other labels are unknown, not absent.
+// matchedBy returns whether the selector matches the namespace's labels. If the source doesn't have the namespace,
+// only the label with its name is known (KEP-2161).
 func (n Namespace) matchedBy(m matcher, name string) answer {
 	switch {
 	case n.Name == "":

@@ -15,7 +15,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// State is the input of Compile.
 type State struct {
 	Objects
 	// Endpoints are the attachments on this node.
@@ -80,7 +79,7 @@ type Node struct {
 type Namespace struct {
 	Name   string
 	Labels map[string]string
-	// Unknown are the keys of labels with an unknown value. It may also be unknown whether such a label exists.
+	// Unknown are the keys of labels whose value, or existence, is unknown.
 	Unknown []string
 }
 
@@ -90,21 +89,20 @@ type Pod struct {
 	// UID is empty if the source has none. The pod then matches every endpoint of the same name.
 	UID    string
 	Labels map[string]string
-	// Unknown are the keys of labels with an unknown value. It may also be unknown whether such a label exists. If a
-	// policy's podSelector depends on such a label, the policy isolates the pod and allows nothing. If a peer's
-	// selector depends on it, the selector doesn't match the pod.
+	// Unknown are the keys of labels whose value, or existence, is unknown. If a policy's podSelector depends on one,
+	// the policy isolates the pod and allows nothing. If a peer's selector depends on one, it doesn't match the pod.
 	Unknown []string
 	// Ports are the named ports of the pod's containers, no two with the same name and protocol.
 	Ports []NamedPort
-	// HostPorts are ports of the pod's node that lead to ports of the pod. No ruleset depends on them: weir checks packets
-	// after the translation of their destination.
+	// HostPorts are ports of the pod's node that lead to ports of the pod. No ruleset depends on them: weir checks
+	// packets after this translation.
 	HostPorts []HostPort `json:",omitempty"`
 	// NodeName is the name of the Node that the pod runs on.
 	NodeName string
-	// Addresses are from the pod's status. Policy uses those that the pod's Node can assign. For a pod with an endpoint
+	// Addresses are from the pod's status. Policy uses those that the pod's Node can assign. If the pod has an endpoint
 	// on this node, policy uses the endpoint's addresses instead.
 	Addresses []netip.Addr
-	// HostNetwork pods have the addresses of their node: no policy selects them, and no peer's selector matches them.
+	// HostNetwork pods have their node's addresses. No policy selects them, and no peer's selector matches them.
 	HostNetwork bool
 	// Finished pods (phase Succeeded or Failed) have no addresses any more.
 	Finished bool
@@ -113,7 +111,7 @@ type Pod struct {
 // HostPort is a port of a pod's node that leads to a port of the pod.
 type HostPort struct {
 	Proto ruleset.Protocol
-	// Address is the only address of the node at which the port leads to the pod; invalid for all addresses.
+	// Address is the node's address with this port. It is invalid if all addresses have the port.
 	Address netip.Addr
 	// Port is the node's port, and Target the pod's.
 	Port, Target uint16

@@ -7,29 +7,27 @@ import (
 
 // These constants describe how Kubernetes' controllers name pods.
 const (
-	// hashAlphabet has the characters of hashes and random endings (k8s.io/apimachinery/pkg/util/rand): it has no
-	// vowels and no 0, 1 and 3.
+	// hashAlphabet has the characters of hashes and random endings (k8s.io/apimachinery/pkg/util/rand). It lacks
+	// vowels, 0, 1 and 3.
 	hashAlphabet = "bcdfghjklmnpqrstvwxz2456789"
 	digits       = "0123456789"
-	// A generated name is the generateName, cut to maxGenerated characters, and randomLength random characters
+	// A generated name is the generateName, cut to maxGenerated, and randomLength random characters
 	// (k8s.io/apiserver/pkg/storage/names).
 	randomLength = 5
 	maxGenerated = 58
-	// maxHash is the greatest length of a pod template's hash: 32 bits as a decimal number, with a letter for each digit
-	// (k8s.io/kubernetes/pkg/controller, ComputeHash). The times of CronJobs' jobs and the versions of DeploymentConfigs
-	// are no longer.
+	// maxHash is the greatest length of a pod template's hash: a 32-bit number, a letter for each decimal digit
+	// (k8s.io/kubernetes/pkg/controller, ComputeHash). Other words are no longer.
 	maxHash = 10
 )
 
-// named has the parts of the name of a workload's pod.
 type named struct {
 	word  string // a Deployment's template hash, the time of a CronJob's job, or a DeploymentConfig's version
 	whole bool   // the name has all of the word
 	index string // the index of an indexed job's pod
 }
 
-// read splits a generated pod name: the name that the controller gives, then five random characters. It reports whether
-// the workload's pods can have such a name.
+// read splits a generated pod name: the controller's name, then five random characters. ok is false if the
+// workload's pods can't have the name.
 func (w Workload) read(name string) (n named, ok bool) {
 	if len(name) <= randomLength {
 		return named{}, false
@@ -58,8 +56,8 @@ func (w Workload) read(name string) (n named, ok bool) {
 	return n, true
 }
 
-// wordAlphabet returns the characters of the word that follows the workload's name in the names of its pods. It is
-// empty for kinds without such a word.
+// wordAlphabet returns the characters of the word after the workload's name, in names of its pods. It is empty for
+// kinds without such a word.
 func wordAlphabet(kind string) string {
 	switch kind {
 	case "Deployment":
@@ -70,9 +68,8 @@ func wordAlphabet(kind string) string {
 	return ""
 }
 
-// after reads the text "NAME" or, if there is an alphabet, "NAME-WORD", and returns the word. If cut is true, the text
-// may end early; whole reports whether the word is complete. If cut and dash are true, the text may end with the dash
-// that follows NAME or WORD.
+// after reads "NAME" or, if there is an alphabet, "NAME-WORD", and returns the word. If cut is true, the text may
+// end early; whole tells whether the word is complete. If dash is true too, the text may end with a dash.
 func after(text, name, alphabet string, cut, dash bool) (word string, whole, ok bool) {
 	if alphabet != "" {
 		name += "-"
@@ -91,7 +88,6 @@ func after(text, name, alphabet string, cut, dash bool) (word string, whole, ok 
 	return word, whole, ok && word != "" && len(word) <= maxHash && strings.Trim(word, alphabet) == ""
 }
 
-// cutLast returns the texts before and after the last dash, and whether there is a dash.
 func cutLast(s string) (before, after string, ok bool) {
 	i := strings.LastIndex(s, "-")
 	if i < 0 {
@@ -100,8 +96,7 @@ func cutLast(s string) (before, after string, ok bool) {
 	return s[:i], s[i+1:], true
 }
 
-// ordinal parses a number of 32 bits as Kubernetes writes it, without sign and leading zeros. It reports whether the
-// text is such a number.
+// ordinal parses a 32-bit number as Kubernetes writes it: no sign, no leading zeros.
 func ordinal(s string) (int, bool) {
 	n, err := strconv.ParseInt(s, 10, 32)
 	return int(n), err == nil && n >= 0 && strconv.FormatInt(n, 10) == s

@@ -8,14 +8,13 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// places tells which addresses the pods of each node can have. kubelet writes a pod's status, and others may have the
-// right to write it too. So policy uses an address in a status only if the pod's Node can assign it. Otherwise one node
-// could give its pods the addresses, and so the rights, of any other node's pods.
+// places tells which addresses the pods of each node can have. Others than kubelet may write a pod's status. So
+// policy uses an address in it only if the pod's Node can assign the address. Otherwise one node could give its pods
+// the rights of others.
 type places struct {
 	nodes map[string]Node
 	self  string
-	// unknown is true if the state has no Nodes and doesn't name this node, as with a directory of manifests without Node
-	// objects. Then policy uses every address.
+	// unknown is true if the state has no Nodes and doesn't name this node. Then policy uses every address.
 	unknown bool
 }
 
@@ -27,11 +26,10 @@ func newPlaces(s State) places {
 	return p
 }
 
-// believed returns the addresses that policy uses for a pod without an attachment on this node. These are the addresses
-// in the pod's status that are within the podCIDRs of the pod's Node and outside of this node's podCIDRs: on this node
-// only endpoints have addresses. If the pod's Node is missing or has no podCIDRs, believed returns no address and one
-// problem. It reports a problem for each other address, except for an address in this node's podCIDRs of a pod of this
-// node: the pod isn't attached yet, or isn't attached any more.
+// believed returns the addresses of the status that policy uses for a pod without an attachment here. They are
+// within the podCIDRs of the pod's Node and outside of this node's: here only endpoints have addresses. It reports a
+// problem for each other address, or one if the pod's Node is unknown or has no podCIDRs. A pod of this node may
+// state an address of this node without a problem: its attachment comes or has gone.
 func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem) {
 	if w.unknown || len(p.Addresses) == 0 {
 		return p.Addresses, nil

@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// parsedPolicy is a NetworkPolicy, parsed: the pods and directions that it isolates, and the packets that it allows.
+// parsedPolicy is a NetworkPolicy, parsed.
 type parsedPolicy struct {
 	name      string // namespace/name
 	namespace string
@@ -22,14 +22,14 @@ type parsedPolicy struct {
 	audited   bool                         // it isolates and allows nothing: see AuditAnnotation
 }
 
-// rule allows packets from (for egress: to) any of the peers on any of the ports.
+// rule allows packets from (for egress: to) its peers, on its ports.
 type rule struct {
 	field string // the rule's field in the policy
 	peers []peer
 	ports []ports
 }
 
-// peer is the other side in a policy's rule: everyone, the pods that a selector matches, or networks of ipBlocks.
+// peer is the other side in a policy's rule: everyone, a selector's pods, or networks of ipBlocks.
 type peer struct {
 	field    string
 	everyone bool
@@ -40,12 +40,10 @@ type peer struct {
 	comment  string                              // the comment of the kernel's rules for the peer
 }
 
-// means reports whether the peer can match any address of the family.
 func (p peer) means(f conf.Family) bool {
 	return p.everyone || p.selector != nil || p.networks[f].Len() > 0
 }
 
-// parsed are all policies of a state, parsed.
 type parsed struct {
 	in       map[string][]parsedPolicy // by namespace, ordered by name
 	problems []ruleset.Problem         // the parts of the policies that can't be parsed
@@ -64,19 +62,16 @@ func parseAll(list []*networkingv1.NetworkPolicy) parsed {
 	return p
 }
 
-// reporter reports a problem with a field of one policy.
 type reporter func(field, format string, args ...any)
 
-// parse parses a policy. It reports each part that can't be parsed as a problem, up to maxProblems. Such a part never
-// allows more:
+// parse parses a policy. Each part that can't be parsed is a problem, up to maxProblems, and never allows more:
 //
-//   - A podSelector that can't be parsed isolates every pod of the namespace, and the policy allows nothing, since the
-//     pods that its rules are for are unknown.
-//   - A policyType that doesn't exist isolates both directions.
-//   - A peer or port that can't be parsed allows nothing.
+//   - A wrong podSelector isolates every pod of the namespace, and the policy allows nothing.
+//   - A wrong policyType isolates both directions.
+//   - A wrong peer or port allows nothing.
 func parse(np *networkingv1.NetworkPolicy) parsedPolicy { return parsePolicy(np, true) }
 
-// parseHead parses a policy without its rules: it isolates the same pods, and allows nothing.
+// parseHead parses a policy without its rules: it allows nothing.
 func parseHead(np *networkingv1.NetworkPolicy) parsedPolicy { return parsePolicy(np, false) }
 
 func parsePolicy(np *networkingv1.NetworkPolicy, rules bool) parsedPolicy {
@@ -126,9 +121,8 @@ func parsePolicy(np *networkingv1.NetworkPolicy, rules bool) parsedPolicy {
 	return policy
 }
 
-// directions returns the directions that the policy isolates (NetworkPolicySpec.policyTypes: "If this field is not
-// specified, it will default based on the existence of ingress or egress rules; policies that contain an egress section
-// are assumed to affect egress, and all policies […] are assumed to affect ingress").
+// directions returns the directions that the policy isolates. Without policyTypes these are ingress and, if there
+// are egress rules, egress (NetworkPolicySpec.policyTypes).
 func directions(spec networkingv1.NetworkPolicySpec, report reporter) []ruleset.Direction {
 	if len(spec.PolicyTypes) == 0 {
 		if len(spec.Egress) > 0 {
@@ -151,7 +145,7 @@ func directions(spec networkingv1.NetworkPolicySpec, report reporter) []ruleset.
 	return ds
 }
 
-// parseRule parses a rule of a policy in the namespace. verb is "from" or "to", the name of the rule's list of peers.
+// parseRule parses a rule. verb is "from" or "to", the name of the rule's list of peers.
 func parseRule(
 	namespace, field, verb string, peers []networkingv1.NetworkPolicyPeer, list []networkingv1.NetworkPolicyPort,
 	report reporter,

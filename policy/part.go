@@ -9,17 +9,17 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// local is what the compiler needs to know of a namespace with pods of this node.
+// local is a namespace with pods of this node.
 type local struct {
 	namespace string
 	policies  []parsedPolicy // in the order of their names
 	endpoints []joined       // in the order of their IDs
-	// expected are the pods that will run on this node and have no address yet.
+	// expected are pods that will run on this node and have no address yet.
 	expected []*Pod
 }
 
-// part is what the compiler has computed for one namespace. Of its fields, only stale and those from granted on change;
-// all other changes make a new part.
+// part is what the compiler has computed for one namespace. Only stale, and the fields from granted on, change; all
+// other changes make a new part.
 type part struct {
 	*local
 	stale  bool
@@ -55,8 +55,7 @@ func (c *compiler) partOf(l *local) *part {
 	return b.part
 }
 
-// comparePolicies orders policies by their names. Audited policies come last, so that their rules never take the room
-// of enforced policies of the same namespace.
+// comparePolicies orders policies by name, and audited ones last: they never take the room of enforced ones.
 func comparePolicies(a, b *parsedPolicy) int {
 	if a.audited != b.audited {
 		if b.audited {
@@ -67,18 +66,16 @@ func comparePolicies(a, b *parsedPolicy) int {
 	return strings.Compare(a.name, b.name)
 }
 
-// group is the pods of a class, in both families.
 type group struct {
 	key      string
 	policies alternatives
-	// audited is true if the policies are audited ones, and no other policy isolates the pods.
+	// audited is true if only audited policies would isolate the pods.
 	audited bool
 	pods    []joined
 }
 
-// groups returns the endpoints of the namespace, grouped by the policies that isolate them, and the endpoints that no
-// policy isolates or whose enforcement is off. Closed endpoints are in neither. Endpoints that only audited policies
-// would isolate are grouped by these.
+// groups returns the endpoints grouped by the policies that isolate them, and the open endpoints. Closed endpoints
+// are in neither. If only audited policies would isolate an endpoint, these group it.
 func (l *local) groups(s *side) (groups []*group, open []joined) {
 	byPolicies := map[string]*group{}
 	at := func(all alternatives) *group {
@@ -94,7 +91,7 @@ func (l *local) groups(s *side) (groups []*group, open []joined) {
 		return byPolicies[k]
 	}
 	notIsolated := at(alternatives{nil})
-	// The classes of expected pods exist too. So enrolling such a pod changes sets only, and ADD takes less time.
+	// The classes of expected pods exist too. So enrolling such a pod changes only sets, and ADD is quicker.
 	for _, p := range l.expected {
 		at(isolatingPolicies(s.direction, l.policies, p))
 	}
@@ -117,24 +114,20 @@ func (l *local) groups(s *side) (groups []*group, open []joined) {
 	return groups, notIsolated.pods
 }
 
-// complaints are problems of policies. The zero value has none.
 type complaints struct {
 	all  []ruleset.Problem
 	told map[string][]ruleset.Problem // by policy: the problems that were reported already
 }
 
-// then returns a copy. Reports to the copy don't change the original.
 func (r *complaints) then() complaints { return complaints{slices.Clip(r.all), maps.Clone(r.told)} }
 
-// add reports problems of a policy that another list has.
 func (r *complaints) add(policy *parsedPolicy, all []ruleset.Problem) {
 	for _, p := range all {
 		r.report(policy, strings.TrimPrefix(p.Field, "spec."), p.Message)
 	}
 }
 
-// report reports a problem of a policy once, however many classes the policy isolates, and at most maxProblems problems
-// of the policy.
+// report reports a problem of a policy once, and at most maxProblems problems of each policy.
 func (r *complaints) report(policy *parsedPolicy, field, why string) {
 	told := r.told[policy.name]
 	if len(told) >= maxProblems {

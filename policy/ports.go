@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// ports is the protocol and destination ports that one kernel rule matches. The ports are numbers, or one named port of
-// the destination pod. Without ports it matches all ports of the protocol, and without a protocol all packets.
+// ports is what one kernel rule matches: port numbers, or one named port of the destination pod. Without ports it
+// matches the whole protocol. Without a protocol it matches all packets.
 type ports struct {
 	proto   ruleset.Protocol
 	ranges  []ruleset.PortRange
@@ -25,11 +25,9 @@ type ports struct {
 	set     string              // the name of the set of numbers; empty if there is none
 }
 
-// maxFields is the highest number of fields that each get a problem of their own.
 const maxFields = 10
 
-// reportFields returns the fields to report a problem with these ports for: each field, or the whole list "ports" if
-// there are too many.
+// reportFields returns the fields to report a problem for: each one, or "ports" if there are too many.
 func (p ports) reportFields() []string {
 	if len(p.fields) == 0 || len(p.fields) > maxFields {
 		return []string{"ports"}
@@ -37,9 +35,8 @@ func (p ports) reportFields() []string {
 	return p.fields
 }
 
-// parsePorts parses a rule's ports, and groups them: one group for the port numbers of each protocol, and one for each
-// named port. For an empty list it returns one group that matches every protocol and port. It reports a problem for
-// each port that can't be parsed; such a port allows nothing.
+// parsePorts groups a rule's ports: the numbers of each protocol, and each named port alone. An empty list gives one
+// group that matches everything. A port that can't be parsed is reported, and allows nothing.
 func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format string, args ...any)) []ports {
 	if len(list) == 0 {
 		return []ports{{}}
@@ -75,7 +72,7 @@ func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format
 		default:
 			group := ports{proto: proto, ranges: ranges, fields: fields[proto]}
 			if group.rules() > maxPortRules {
-				// Both families use the same set, as port numbers have no family.
+				// Port numbers have no family, so both families use the same set.
 				group.ranges, group.numbers = nil, ranges
 				group.set = conf.NumberSets + ruleset.Hash(key(listed(ranges)))
 			}
@@ -85,11 +82,9 @@ func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format
 	return append(grouped, named...)
 }
 
-// everyPort is the range of a policy's port whose field "port" is absent: all ports of the protocol. Its first port is
-// 0, which no API object can have.
+// everyPort is the range of a port without the field "port". Its first port is 0, which no API object can have.
 var everyPort = ruleset.PortRange{First: 0, Last: 65535}
 
-// parseProtocol returns the protocol of a policy's port; TCP if the field is absent.
 func parseProtocol(p *corev1.Protocol) (ruleset.Protocol, error) {
 	if p == nil { // NetworkPolicyPort: "If not specified, this field defaults to TCP."
 		return ruleset.TCP, nil
@@ -101,7 +96,7 @@ func parseProtocol(p *corev1.Protocol) (ruleset.Protocol, error) {
 	return "", fmt.Errorf("%q is neither TCP, UDP nor SCTP", *p)
 }
 
-// parsePort returns the numbers or the name of a policy's port. With an error it returns the field that is wrong.
+// parsePort returns the numbers or the name of a port. With an error it returns the wrong field.
 func parsePort(p networkingv1.NetworkPolicyPort) (r ruleset.PortRange, name, field string, err error) {
 	switch {
 	case p.Port == nil && p.EndPort != nil:
@@ -125,7 +120,6 @@ func parsePort(p networkingv1.NetworkPolicyPort) (r ruleset.PortRange, name, fie
 	return ruleset.PortRange{First: uint16(p.Port.IntVal), Last: uint16(*p.EndPort)}, "", "", nil
 }
 
-// merge sorts the ranges, and joins ranges that overlap or are adjacent.
 func merge(ranges []ruleset.PortRange) []ruleset.PortRange {
 	slices.SortFunc(ranges, func(a, b ruleset.PortRange) int { return int(a.First) - int(b.First) })
 	var merged []ruleset.PortRange
@@ -156,7 +150,7 @@ func numbers(ranges []ruleset.PortRange) []ruleset.Entry {
 	return all
 }
 
-// listed returns the ranges as text, such as "[80 8080:8090]". The name of a port set is a hash of this text.
+// listed returns the ranges as text, such as "[80 8080:8090]". A port set's name is a hash of this text.
 func listed(ranges []ruleset.PortRange) string {
 	return strings.ReplaceAll(fmt.Sprint(ranges), "-", ":")
 }

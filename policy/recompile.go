@@ -13,13 +13,13 @@ import (
 // with the last ruleset.
 func (e *Engine) Ruleset() ruleset.Ruleset { return e.compile(math.Inf(1), nil) }
 
-// Slice does the same as Ruleset, but makes new sets only until over returns true, and only as many as the kernel can
-// take in some milliseconds. If some are left, HasSlice returns true, and the next call continues. Slice parses no
-// large policies: NextUnparsed returns them. Until all is done, the ruleset drops the packets that only the missing
-// rules and sets would allow. Namespaces that need little come first, so large policies hold up only each other.
+// Slice does the same as Ruleset, but limits the work. It makes new sets until over returns true, and only as many
+// as the kernel can take in some milliseconds. If some are left, HasSlice returns true, and the next call continues.
+// Large policies aren't parsed: NextUnparsed returns them. Until all is done, what needs the missing sets and rules
+// is dropped. Namespaces that need little come first.
 func (e *Engine) Slice(over func() bool) ruleset.Ruleset { return e.compile(slice, over) }
 
-// compile returns the ruleset after that much work for new sets.
+// compile spends at most that much work on new sets.
 func (e *Engine) compile(work float64, over func() bool) ruleset.Ruleset {
 	if math.IsInf(work, 1) {
 		e.parseAll()
@@ -68,12 +68,11 @@ func (e *Engine) compile(work float64, over func() bool) ruleset.Ruleset {
 	return e.ruleset
 }
 
-// Changed reports whether Ruleset may return another ruleset than the last time. If it returns false, the ruleset is
-// the same.
+// Changed reports whether Ruleset may return another ruleset than the last time.
 func (e *Engine) Changed() bool { return e.HasSlice() || len(e.unparsed) > 0 }
 
-// HasSlice reports whether Slice may return another ruleset than the last time. If Changed returns true and HasSlice
-// returns false, then only large policies are left that must be parsed.
+// HasSlice reports whether Slice may return another ruleset than the last time. It returns false if only large
+// policies are left to parse; Changed then returns true.
 func (e *Engine) HasSlice() bool {
 	for l := range e.moving.counts {
 		if l.gone {
@@ -88,12 +87,11 @@ func (e *Engine) HasSlice() bool {
 		e.compiler.waiting() || len(e.compiler.unwanted)+len(e.unswept) > 0
 }
 
-// isLocal reports whether the node has attachments of the namespace's pods, or will have some.
+// isLocal reports whether the node has, or will have, attachments of the namespace's pods.
 func (e *Engine) isLocal(namespace string) bool {
 	return len(e.local[namespace])+len(e.expected[namespace]) > 0
 }
 
-// commonNow returns what the compiler needs to know of all pods of the node together.
 func (e *Engine) commonNow() common {
 	endpoints := make([]Endpoint, 0, len(e.endpoints))
 	for _, id := range slices.Sorted(maps.Keys(e.endpoints)) {
@@ -104,7 +102,7 @@ func (e *Engine) commonNow() common {
 	}
 }
 
-// localNow returns the namespace's pods on this node, and its policies if there are such pods.
+// localNow returns the namespace's pods on this node. Without pods it leaves out the policies.
 func (e *Engine) localNow(namespace string) *local {
 	l := &local{namespace: namespace}
 	for _, id := range slices.Sorted(maps.Keys(e.local[namespace])) {
@@ -121,7 +119,7 @@ func (e *Engine) localNow(namespace string) *local {
 	return l
 }
 
-// effort depends on how many crowds a selector is compared with: all in its scope. It is 1 for any other set.
+// effort is the number of crowds in the selector's scope, in units of work. It is 1 for other sets.
 func (e *Engine) effort(s *supply) float64 {
 	switch {
 	case s.selector == nil:
@@ -138,7 +136,7 @@ func (e *Engine) countSelected(s selector, f conf.Family) int { return e.liveSel
 
 func (e *Engine) countNamed(p namedPort, f conf.Family) int { return e.livePort(p).count[f] }
 
-// selected computes the entries when they are first asked for. From then on, settle keeps them up to date.
+// selected computes the entries when they are first asked for. settle then keeps them up to date.
 func (e *Engine) selected(s selector, f conf.Family) ruleset.Entries {
 	l := e.liveSelector(s)
 	set := &l.sets[f]
@@ -162,7 +160,6 @@ func (e *Engine) selected(s selector, f conf.Family) ruleset.Entries {
 	return set.entries
 }
 
-// entries appends the entries of the crowd's pods for the selector's set.
 func (e *Engine) entries(to []ruleset.Entry, l *live, c *crowd, f conf.Family) []ruleset.Entry {
 	for _, p := range c.pods {
 		for _, a := range p.addresses {
@@ -178,8 +175,8 @@ func (e *Engine) entries(to []ruleset.Entry, l *live, c *crowd, f conf.Family) [
 	return to
 }
 
-// twin returns another live selector that matches the same crowds, if the index knows one. Otherwise it remembers this
-// one, and returns nil. Selectors that match the same crowds have the same entries, and share their memory.
+// twin returns another live selector that matches the same crowds, if the index knows one. Such selectors share the
+// memory of their entries.
 func (x *selectorIndex) twin(l *live) *live {
 	o := x.byPrint[l.print]
 	if o != nil && o != l && o.print == l.print && o.count == l.count && x.byKey[o.key] == o {
@@ -192,7 +189,7 @@ func (x *selectorIndex) twin(l *live) *live {
 	return nil
 }
 
-// named computes the entries when they are first asked for. From then on, settle keeps them up to date.
+// named computes the entries when they are first asked for. settle then keeps them up to date.
 func (e *Engine) named(port namedPort, f conf.Family) ruleset.Entries {
 	l := e.livePort(port)
 	set := &l.sets[f]

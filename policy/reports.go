@@ -7,14 +7,13 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// reports are the problems of the cluster's objects, by what they are about. The zero value has none.
 type reports struct {
 	by      map[reportOf][]ruleset.Problem
 	changed bool
 }
 
-// reportOf is what some problems are about. At most one field isn't zero. If all fields are zero, the problems are
-// those that the source has reported.
+// reportOf is what some problems are about. At most one field is set. If none is, the source has reported the
+// problems.
 type reportOf struct {
 	pod       *pod
 	policy    Name
@@ -35,7 +34,6 @@ func (r *reports) set(of reportOf, problems []ruleset.Problem) {
 	}
 }
 
-// all returns all problems, in no order.
 func (r *reports) all() (problems []ruleset.Problem) {
 	for _, some := range r.by {
 		problems = append(problems, some...)

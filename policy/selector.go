@@ -9,19 +9,17 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 )
 
-// selector is a podSelector and/or namespaceSelector of a peer, parsed.
 type selector struct {
-	// namespace is the policy's own namespace if there is no namespaceSelector; empty otherwise.
+	// namespace is the policy's own namespace. It is empty if there is a namespaceSelector.
 	namespace  string
 	namespaces *matcher
 	pods       matcher
-	// key is equal for equal selectors and different for different selectors.
+	// key is equal only for equal selectors.
 	key string
 }
 
-// parseSelector parses a peer's selectors. If the peer has both selectors, it is the pods that match podSelector in the
-// namespaces that match namespaceSelector. An absent podSelector matches all pods (API type NetworkPolicyPeer). With an
-// error parseSelector returns the field that is wrong.
+// parseSelector parses a peer's selectors. If it has both, they must both match. An absent podSelector matches all
+// pods (API type NetworkPolicyPeer). With an error it returns the wrong field.
 func parseSelector(namespace string, peer networkingv1.NetworkPolicyPeer) (s selector, field string, err error) {
 	if peer.NamespaceSelector == nil {
 		s.namespace = namespace
@@ -45,12 +43,11 @@ func parseSelector(namespace string, peer networkingv1.NetworkPolicyPeer) (s sel
 	return s, "", nil
 }
 
-// matches reports whether the selector certainly matches the pod in the namespace.
+// matches reports whether the selector certainly matches: unknown labels don't.
 func (s selector) matches(ns Namespace, p *Pod) bool {
 	return s.matchesNamespace(p.Namespace, ns) && p.matchedBy(s.pods) == yes
 }
 
-// matchesNamespace reports whether the selector certainly matches the namespace with that name.
 func (s selector) matchesNamespace(name string, ns Namespace) bool {
 	if s.namespaces == nil {
 		return name == s.namespace
@@ -58,7 +55,6 @@ func (s selector) matchesNamespace(name string, ns Namespace) bool {
 	return ns.matchedBy(*s.namespaces, name) == yes
 }
 
-// String returns the selector in words, such as "pods with app=web in namespace shop".
 func (s selector) String() string {
 	var b strings.Builder
 	if s.pods.Empty() {
@@ -77,7 +73,7 @@ func (s selector) String() string {
 	return b.String()
 }
 
-// key joins the parts. Different lists of parts give different keys, as each part is a JSON string.
+// key joins the parts. Different lists give different keys, as each part is a JSON string.
 func key(parts ...string) string {
 	b, err := json.Marshal(parts)
 	if err != nil {

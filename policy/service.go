@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Service has the parts of a v1 Service that an explanation of a connection needs. No ruleset depends on Services:
-// packets to a Service's address have a pod's address as their destination when weir checks them.
+// Service has the parts of a v1 Service that an explanation needs. No ruleset depends on Services: weir checks
+// packets after the translation to a pod's address.
 type Service struct {
 	Namespace, Name string
 	// Kind is the type of the Service: ClusterIP, NodePort, LoadBalancer or ExternalName.
@@ -18,10 +18,10 @@ type Service struct {
 	ClusterIPs []netip.Addr
 	// External are the Service's externalIPs and the addresses of its load balancer.
 	External []netip.Addr
-	// Selector is empty if the Service's endpoints aren't the pods that a selector matches.
+	// Selector is empty if no selector chooses the Service's endpoints.
 	Selector map[string]string
 	Ports    []ServicePort
-	// Local is true if the externalTrafficPolicy is Local, so that packets from outside keep their senders' addresses.
+	// Local is true if the externalTrafficPolicy is Local. Packets from outside then keep their senders' addresses.
 	Local bool
 	// Endpoints are those of the Service's EndpointSlices. They are nil if the source has no EndpointSlices.
 	Endpoints []ServiceEndpoint
@@ -30,7 +30,7 @@ type Service struct {
 // String returns the Service as "NAMESPACE/NAME".
 func (s Service) String() string { return s.Namespace + "/" + s.Name }
 
-// ServicePort is a port of a Service, with the port of the Service's pods that it leads to.
+// ServicePort is a port of a Service, and the port of the pods that it leads to.
 type ServicePort struct {
 	Name  string
 	Proto ruleset.Protocol

@@ -21,13 +21,12 @@ func (a amount) within(room amount) bool {
 	return a.rules <= room.rules && a.sets <= room.sets && a.entries <= room.entries
 }
 
-// share returns the part of the room that the amount takes: the largest of three parts, those of the rules, of the sets
-// and of the entries.
+// share returns the part of the room that the amount takes: the largest of its parts of rules, sets and entries.
 func (a amount) share(room amount) float64 {
 	return max(a.rules/room.rules, a.sets/room.sets, a.entries/room.entries)
 }
 
-// nodeRoom returns the amount that all policies together may take on a node. Tests make it smaller.
+// nodeRoom returns what all policies of a node together may take. Tests make it smaller.
 var nodeRoom = func() amount { return amount{maxNodeRules, maxNodeSets, maxNodeEntries} }
 
 // maxSetEntries is the highest number of entries of a set. Tests make it smaller.
@@ -38,7 +37,6 @@ var noRoom = fmt.Sprintf("there is no room for it on this node: the policies of 
 	"%d sets, or %d addresses, networks and ports in them, and this namespace has used its equal share; it allows nothing",
 	maxNodeRules, maxNodeSets, maxNodeEntries)
 
-// tenant is a namespace with the demands of its policies on this node.
 type tenant struct {
 	*part
 	demands    []*demand // the demands that are not decided yet
@@ -49,9 +47,8 @@ type tenant struct {
 	skipped    float64 // the entries of sets that were counted in vain
 }
 
-// grant decides which demands are granted. It grants all demands if the node has room for them, except those that
-// need a set which is too large for the kernel or isn't counted yet. It decides again only where the decision may be
-// another one.
+// grant decides which demands are granted: all, if the node has room. A demand waits if a set isn't counted yet, and
+// gets nothing if a set is too large. It decides again only where the result may change.
 func (c *compiler) grant() {
 	was := c.fit
 	if c.fit = c.fits(); !c.fit {
@@ -69,8 +66,8 @@ func (c *compiler) grant() {
 	c.undecided, c.division = false, division{number: c.division.number}
 }
 
-// fits reports whether the node has room for all demands, as far as their sets are counted. It counts the sets as long
-// as there is room, those of namespaces with few such sets first.
+// fits reports whether the node has room for all demands, as far as their sets are counted. It stops counting once
+// there is no room.
 func (c *compiler) fits() bool {
 	room, waiting := nodeRoom(), map[string]float64{}
 	if !c.wanted.within(room) { // the sets that aren't counted, perhaps many, needn't be looked at
@@ -93,8 +90,7 @@ func (c *compiler) fits() bool {
 	return c.wanted.within(room)
 }
 
-// grantAll grants all demands of the part, except those that need a set that is too large for the kernel or can't be
-// counted yet.
+// grantAll grants all demands whose sets are counted and not too large.
 func (c *compiler) grantAll(p *part) {
 	t := tenant{part: p, reports: p.stated.then()}
 	for _, d := range p.demands {
@@ -113,7 +109,6 @@ func (t *tenant) decide() {
 	p.granted, p.decided, p.fresh = t.granted, t.reports, p.waits
 }
 
-// division is how the node's room was divided the last time.
 type division struct {
 	number uint64         // counts the divisions
 	greedy map[*part]bool // the namespaces that get what the others leave
@@ -122,13 +117,14 @@ type division struct {
 	stale  bool           // a set of a greedy namespace has another size
 }
 
-// divide grants demands if the node doesn't have room for all. The result depends only on the demands, not on their
-// order in time.
+// divide grants demands if the node doesn't have room for all. The result depends on the demands, not on their order
+// in time.
 //
-// First, each modest namespace gets all its demands. A namespace is modest if it needs no more than an equal share of
-// the node. Modest namespaces that use the same set share the set's cost. Then the greedy namespaces divide the room
-// that is left (divideLeft). That takes long if they demand much, so it isn't done again as long as nothing changes for
-// them. The room that is left is rounded, so it rarely changes when modest namespaces change.
+// Modest namespaces come first, and get all their demands. Each needs no more than an equal share of the node. Sets
+// that they have in common cost each of them a part.
+//
+// The greedy namespaces divide what is left (divideLeft). This can take long, so it isn't done again without a
+// change for them. What is left is rounded, so modest namespaces rarely change it.
 func (c *compiler) divide() {
 	modest := c.modest()
 	was := c.division
@@ -167,12 +163,11 @@ func (c *compiler) divide() {
 	}
 }
 
-// isGreedy reports whether a namespace that was greedy in that division needs the set.
 func (c *compiler) isGreedy(s *supply, in division) bool {
 	return slices.ContainsFunc(s.wanted, func(p *part) bool { return in.greedy[p] })
 }
 
-// without returns what is left of the room a. It rounds up each number in taken to a multiple of a 64th of the room.
+// without returns what taken leaves of the room. It rounds taken up to multiples of a 64th of the room.
 func (a amount) without(taken amount) amount {
 	left := func(room, taken float64) float64 {
 		step := max(1, room/64)
@@ -181,9 +176,9 @@ func (a amount) without(taken amount) amount {
 	return amount{left(a.rules, taken.rules), left(a.sets, taken.sets), left(a.entries, taken.entries)}
 }
 
-// modest returns the namespaces that need no more than an equal share of the node: 1/n if n namespaces have demands.
-// All of them together have room, since a set counts for a part in each modest namespace that needs it, and these
-// parts are the whole set. If such a namespace turns out to be greedy, the set counts for more in the others.
+// modest returns the namespaces that need no more than 1/n of the node, if n namespaces have demands. They all have
+// room together: a shared set counts for a part in each. If one turns out to be greedy, its shared sets count for
+// more in the others.
 func (c *compiler) modest() map[*part]bool {
 	room, n := nodeRoom(), 0
 	for _, p := range c.parts {
@@ -224,8 +219,7 @@ func (c *compiler) modest() map[*part]bool {
 	return modest
 }
 
-// share returns the share of the room that the part needs. Once it is clear that the share exceeds the parameter
-// enough, share counts no more sets: then it may return too little, but still more than enough.
+// share returns the share of the room that the part needs. It stops counting sets once the share exceeds enough.
 func (c *compiler) share(p *part, enough float64, room amount) float64 {
 	needs := amount{rules: p.rules}
 	for _, s := range p.wants {
@@ -241,9 +235,9 @@ func (c *compiler) share(p *part, enough float64, room amount) float64 {
 	return needs.share(room)
 }
 
-// divideLeft grants demands of the greedy namespaces. It takes one demand at a time, from the namespace that would then
-// have the smallest share of the node. A namespace's share is its share of the resource that it takes most of (dominant
-// resource fairness). Namespaces that use the same set share the set's cost. Sets of modest namespaces cost nothing.
+// divideLeft grants demands of the greedy namespaces. The namespace whose share would be smallest comes next. Its
+// share is that of the resource that it takes most of (dominant resource fairness). Namespaces share the cost of
+// common sets. Sets of modest namespaces cost nothing.
 func (c *compiler) divideLeft() {
 	var all []*tenant
 	for p := range c.division.greedy {
@@ -276,8 +270,8 @@ func (c *compiler) divideLeft() {
 	}
 }
 
-// possible reports whether the kernel can have the sets that the demand needs, and whether that is known. It reports a
-// problem if one of the sets is too large. It isn't known if a set can't be counted yet.
+// possible reports whether the kernel can have the demand's sets. known is false if a set can't be counted yet. It
+// reports a set that is too large.
 func (c *compiler) possible(t *tenant, d *demand) (possible, known bool) {
 	for _, s := range d.sets {
 		why, ok := c.count(t.part, s)
@@ -292,9 +286,8 @@ func (c *compiler) possible(t *tenant, d *demand) (possible, known bool) {
 	return true, true
 }
 
-// next moves the tenant to its next demand that fits into the room that is left, and reports whether there is such a
-// demand. It reports a problem for each demand that it skips. Once it has skipped sets with as many entries as an equal
-// share of the node has, it counts no more sets of the tenant: each takes time and memory.
+// next moves the tenant to its next demand that fits into the room left, and reports those that it skips. It returns
+// false if no demand fits. Once it has skipped too many entries, it counts no more sets of the tenant.
 func (c *compiler) next(t *tenant, taken amount) bool {
 	room, left := nodeRoom(), c.division.left
 	for ; len(t.demands) > 0; t.demands = t.demands[1:] {
@@ -335,16 +328,15 @@ func (c *compiler) next(t *tenant, taken amount) bool {
 	return false
 }
 
-// costs reports whether the node has to make room for the set: no granted demand of a greedy namespace uses it yet, and
-// no modest namespace needs it.
+// costs reports whether the set would take room. It doesn't if a modest namespace or a granted demand needs it
+// already.
 func (c *compiler) costs(s *supply) bool { return len(s.users) == 0 && s.modest != c.division.number }
 
-// part returns the amount that the set counts for in each namespace, if the number of namespaces that use it is users.
+// part returns the amount that a set counts for in each of that many namespaces.
 func (s *supply) part(users int) amount {
 	return amount{sets: 1 / float64(users), entries: s.entries / float64(users)}
 }
 
-// take adds the demand to the tenant's usage, and returns the amount that it takes on the node.
 func (c *compiler) take(t *tenant, d *demand) amount {
 	whole := amount{rules: d.cost()}
 	t.usage.rules += whole.rules
@@ -367,7 +359,7 @@ func (c *compiler) take(t *tenant, d *demand) amount {
 	return whole
 }
 
-// tenants is a heap. Its first tenant has the smallest share with its next demand.
+// tenants is a heap. First comes the tenant with the smallest share after its next demand.
 type tenants []*tenant
 
 func (q tenants) Len() int { return len(q) }

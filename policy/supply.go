@@ -7,12 +7,11 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// supply is a set that one or more demands need. It is counted when its size is first needed, and filled when a demand
-// for it is granted, because both take time in proportion to the number of pods.
+// supply is a set that demands need. It is counted when its size is needed, and filled when a demand is granted:
+// both take long for many pods.
 type supply struct {
 	ruleset.Set
-	// The set has the pods that the selector matches, or those with the named port, or the networks of ipBlocks, or port
-	// numbers.
+	// Only one of these is set: the selector or named port of the set's pods, networks of ipBlocks, or port numbers.
 	selector *selector
 	port     *namedPort
 	blocks   ruleset.Entries
@@ -24,18 +23,16 @@ type supply struct {
 	why      string  // the reason why the set can't exist; empty if it can
 	wanted   []*part // those with a demand for the set
 	granting int     // how many parts have a granted demand for the set
-	// beginning is how many parts have the set in begun. While there are such parts, the set has the first entries of
-	// source.
+	// beginning is how many parts have the set in begun. If it isn't 0, the set has only the first entries of source.
 	beginning int
 	source    ruleset.Entries
 	users     []*tenant
 	sharing   int // how many namespaces that may be modest need the set
-	// stamp is the compiler's stamp when a part was last made that needs the set, and before when one was replaced.
+	// stamp is the compiler's when a part that needs the set was last made, and before when one was last replaced.
 	stamp, before uint64
 	modest        uint64 // the last division in which a modest namespace needed the set
 }
 
-// want says that the part has demands for the supply.
 func (c *compiler) want(s *supply, p *part) {
 	if len(s.wanted) == 0 {
 		c.supplies[s.Name] = s
@@ -47,7 +44,6 @@ func (c *compiler) want(s *supply, p *part) {
 	s.wanted = append(s.wanted, p)
 }
 
-// unwant says that the part has no demand for the supply any more.
 func (c *compiler) unwant(s *supply, p *part) {
 	i := slices.Index(s.wanted, p)
 	if s.wanted = slices.Delete(s.wanted, i, i+1); len(s.wanted) > 0 {
@@ -60,8 +56,8 @@ func (c *compiler) unwant(s *supply, p *part) {
 	c.unwanted = append(c.unwanted, s)
 }
 
-// count counts the set's entries for the part, if they weren't counted before and the work is within the limit. It
-// returns the reason why the set can't exist, or an empty text, and whether the set is counted.
+// count counts the set's entries, unless that is done or exceeds the limit of work. ok is true if the set is
+// counted. why is the reason why it can't exist; empty if it can.
 func (c *compiler) count(p *part, s *supply) (why string, ok bool) {
 	if s.counted {
 		return s.why, true
@@ -77,7 +73,6 @@ func (c *compiler) count(p *part, s *supply) (why string, ok bool) {
 	return s.why, true
 }
 
-// sizeOf returns how many entries the set may have.
 func (c *compiler) sizeOf(s *supply) int {
 	switch {
 	case s.selector != nil:
@@ -90,8 +85,8 @@ func (c *compiler) sizeOf(s *supply) int {
 	return s.blocks.Len()
 }
 
-// resize takes the number of entries that the set may have. If a set can't have as many, the set counts for no entries,
-// and why has the reason.
+// resize takes the number of entries that the set may have. A set that is too large counts for no entries, and why
+// has the reason.
 func (s *supply) resize(n int) {
 	if s.size, s.entries, s.why = n, float64(roughly(n)), ""; n > maxSetEntries {
 		s.entries = 0
@@ -99,8 +94,7 @@ func (s *supply) resize(n int) {
 	}
 }
 
-// resized takes the present size of a set whose members have changed, and reports whether another compile may give
-// other rules.
+// resized takes the size of a set whose members have changed. It reports whether a compile may now give other rules.
 func (c *compiler) resized(name string, n int) bool {
 	s := c.supplies[name]
 	if s == nil || !s.counted || s.size == n {
@@ -117,7 +111,7 @@ func (c *compiler) resized(name string, n int) bool {
 	return true
 }
 
-// entriesOf returns the set's entries as they are now, with those that the kernel refuses.
+// entriesOf includes entries that the kernel refuses.
 func (c *compiler) entriesOf(s *supply) ruleset.Entries {
 	switch {
 	case s.selector != nil:
@@ -130,14 +124,13 @@ func (c *compiler) entriesOf(s *supply) ruleset.Entries {
 	return s.blocks
 }
 
-// fill puts the set into the ruleset, with its entries as they are now, but for those that the kernel refuses.
+// fill puts the set into the ruleset, without entries that the kernel refuses.
 func (c *compiler) fill(s *supply) {
 	s.Entries = c.entriesOf(s)
 	s.Set = c.refused.Without(s.Set, func(ruleset.Entry, string) {})
 	c.sets.Put(&s.Set)
 }
 
-// refill takes the entries of a set as they are now, if the ruleset has the set.
 func (c *compiler) refill(name string) {
 	s := c.supplies[name]
 	if s == nil || s.granting == 0 {
@@ -150,8 +143,7 @@ func (c *compiler) refill(name string) {
 	}
 }
 
-// grantSets puts the sets that a part's granted demands need now into the ruleset. It takes sets that they needed
-// before out of the ruleset if no part needs them any more.
+// grantSets replaces the sets of a part in the ruleset. Sets that no part needs leave it.
 func (c *compiler) grantSets(was, now []*supply) {
 	for _, s := range now {
 		if s.granting++; s.granting == 1 {

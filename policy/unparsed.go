@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Unparsed has the policies of one name whose rules aren't parsed yet, because they are large. Until they are, these
-// policies isolate their pods and allow nothing.
+// Unparsed has large policies of one name whose rules aren't parsed yet. Until they are, the policies isolate their
+// pods and allow nothing.
 type Unparsed struct {
 	name     Name
 	policies []*networkingv1.NetworkPolicy
@@ -18,9 +18,9 @@ type Unparsed struct {
 	parsed   []parsedPolicy
 }
 
-// NextUnparsed returns policies that are to be parsed; nil if there are none. Small policies come first, and those of
-// namespaces that have had little work done. The caller calls Parse, and then TakeParsed. Until then, NextUnparsed may
-// return the same policies again.
+// NextUnparsed returns policies to parse; nil if there are none. Small policies come first, and namespaces that have
+// had little work done. The caller calls Parse, and then TakeParsed. Until then, NextUnparsed may return the same
+// policies again.
 func (e *Engine) NextUnparsed() *Unparsed {
 	if len(e.unparsed) == 0 {
 		return nil
@@ -48,8 +48,8 @@ func (u *Unparsed) Parse() {
 	}
 }
 
-// TakeParsed takes the parsed policies, unless the engine has been told of other policies of that name since. The work
-// counts for the namespace in both cases: otherwise a policy that changes all the time would always come first.
+// TakeParsed takes the parsed policies, unless the policies of that name have changed since. The work counts in both
+// cases: otherwise a policy that changes all the time would always come first.
 func (e *Engine) TakeParsed(u *Unparsed) {
 	e.compiler.work.add(u.name.Namespace, u.effort)
 	if _, ok := e.unparsed[u.name]; !ok || !slices.Equal(e.policiesOf(u.name), u.policies) {
@@ -66,7 +66,6 @@ func (e *Engine) TakeParsed(u *Unparsed) {
 	e.reports.set(reportOf{policy: u.name}, problems)
 }
 
-// parseAll parses all policies that aren't parsed yet.
 func (e *Engine) parseAll() {
 	for name := range e.unparsed {
 		u := Unparsed{name: name, policies: e.policiesOf(name)}
@@ -75,7 +74,6 @@ func (e *Engine) parseAll() {
 	}
 }
 
-// policiesOf returns the policies of that name.
 func (e *Engine) policiesOf(name Name) (policies []*networkingv1.NetworkPolicy) {
 	for _, np := range e.space(name.Namespace).policies[name.Name] {
 		policies = append(policies, np.NetworkPolicy)
@@ -83,5 +81,4 @@ func (e *Engine) policiesOf(name Name) (policies []*networkingv1.NetworkPolicy) 
 	return policies
 }
 
-// parseEffort returns the work of parsing the policy.
 func parseEffort(np *networkingv1.NetworkPolicy) float64 { return float64(bulk(np)) / bulkPerWork }

@@ -9,13 +9,13 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Validate returns the problems of the policy: the parts that can't be enforced as they are written.
+// Validate returns the parts of the policy that can't be enforced as they are written.
 func Validate(np *networkingv1.NetworkPolicy) []ruleset.Problem {
 	return parse(np).problems
 }
 
-// Invalid returns the problems for which an API server would refuse the policy. A policy that only exceeds a bound, or
-// whose AuditAnnotation has a wrong value, has no such problem.
+// Invalid returns the problems for which an API server would refuse the policy. An exceeded bound or a wrong
+// AuditAnnotation is none.
 func Invalid(np *networkingv1.NetworkPolicy) []ruleset.Problem {
 	return slices.DeleteFunc(Validate(np), func(p ruleset.Problem) bool {
 		return strings.HasPrefix(p.Message, tooLarge) || p.Field == auditField

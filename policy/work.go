@@ -12,38 +12,36 @@ import (
 
 // The unit of work is one entry that is put into a set: the kernel takes up to ten microseconds for it.
 const (
-	// slice is the most work of one Slice. The kernel takes some milliseconds for it afterwards. The engine's own time is
-	// bounded by the caller of Slice.
+	// slice is the most work of one Slice: the kernel needs some milliseconds for it afterwards.
 	slice = 1 << 10
 	// crowdsPerWork is how many crowds are compared with a selector in the same time.
 	crowdsPerWork = 200
-	// dropsPerWork is how many selectors are forgotten, and sweptPerWork how many selectors of crowds are looked at for
-	// that, in the same time. dropped is how many are forgotten together.
+	// dropsPerWork and sweptPerWork are how many selectors are forgotten, and looked at for that, in the same time.
+	// dropped is how many are forgotten together.
 	dropsPerWork, sweptPerWork, dropped = 20, 1000, 1 << 8
 	// bulkPerWork is how many peers, or ports, of policies are parsed in the same time.
 	bulkPerWork = 2
-	// maxWaits is how many compiles in a row may leave work of a namespace. After that a problem is reported for each of
-	// its policies that still waits.
+	// maxWaits is how many compiles in a row may leave work of a namespace. Then the policies that still wait are
+	// reported.
 	maxWaits = 10_000
 )
 
 // maxPiece is the largest set that one compile makes whole. Tests make it smaller.
 var maxPiece = slice
 
-// work bounds what one compile does for new sets: counting them, and putting them into the ruleset with their entries.
-// What is beyond the limit waits for the next compile. Until then, the policies' rules that need these sets allow
-// nothing. So policies that need much work don't hold up pods that start, and other namespaces' changes.
+// work bounds what one compile does for new sets: counting and filling them. The rest waits for the next compile.
+// Until then, rules that need the sets allow nothing. So expensive policies don't hold up other changes.
 type work struct {
 	left float64
 	// over, if not nil, reports whether the compile has taken enough time.
 	over  func() bool
 	spent bool // something has been done in this compile
-	// done is the work for each namespace since the last time that none waited. A namespace with more done comes later.
+	// done is the work of each namespace since none waited last. A namespace with more done comes later.
 	done map[string]float64
 }
 
-// spend reports whether the namespace may do that much work now, and counts the work if it may. If any is true, or this
-// is the first work of the compile, it is enough that the limit isn't reached yet: the work may exceed it.
+// spend reports whether the namespace may do that much work now, and counts it. If any is true, or this is the first
+// work, it may exceed the limit.
 func (w *work) spend(namespace string, effort float64, any bool) bool {
 	if math.IsInf(w.left, 1) {
 		return true
@@ -57,13 +55,12 @@ func (w *work) spend(namespace string, effort float64, any bool) bool {
 	return true
 }
 
-// allows reports whether the limit isn't reached yet. In each compile something may be done, even if over returns true,
-// so that the work ends.
+// allows reports whether the limit isn't reached yet. Each compile may do something, even if over returns true, so
+// that the work ends.
 func (w *work) allows() bool {
 	return w.left > 0 && (!w.spent || w.over == nil || !w.over())
 }
 
-// add counts work of the namespace.
 func (w *work) add(namespace string, effort float64) {
 	if w.done == nil {
 		w.done = map[string]float64{}
@@ -71,8 +68,7 @@ func (w *work) add(namespace string, effort float64) {
 	w.done[namespace] += effort
 }
 
-// order returns the namespaces in the order in which they may work: those first that have had little work done and need
-// little.
+// order puts namespaces first that have had little work done and need little.
 func (w *work) order(needed map[string]float64) []string {
 	return slices.SortedFunc(maps.Keys(needed), func(a, b string) int {
 		return cmp.Or(cmp.Compare(w.done[a]+needed[a], w.done[b]+needed[b]), strings.Compare(a, b))
@@ -90,8 +86,8 @@ func (c *compiler) waiting() bool {
 	return false
 }
 
-// release decides which of the granted demands get their rules and sets now. A demand costs no work if the ruleset has
-// all of its sets already.
+// release decides which of the granted demands get their rules and sets now. A demand costs nothing if the ruleset
+// has all of its sets.
 func (c *compiler) release() {
 	needed := map[string]float64{}
 	for namespace, p := range c.parts {
@@ -132,8 +128,7 @@ func (c *compiler) release() {
 	}
 }
 
-// newEntries returns how many entries the demand's sets have that are neither in the ruleset nor in seen, and one more
-// for each such set.
+// newEntries returns what the demand's new sets cost: 1 each, and their entries. Sets in seen are not new.
 func newEntries(d *demand, seen map[*supply]bool) (n float64) {
 	for _, s := range d.sets {
 		if s.granting == 0 && !seen[s] {
@@ -143,9 +138,8 @@ func newEntries(d *demand, seen map[*supply]bool) (n float64) {
 	return n
 }
 
-// begin puts entries into the demand's large sets, as many as the work allows. It returns true once these sets are
-// whole. Until then the ruleset has the sets, and no rule that uses them. A node whose kernel refuses something gets
-// each set in one piece.
+// begin puts entries into the demand's large sets, as far as the work allows. It returns true once they are whole;
+// until then no rule uses them. If the kernel refuses anything, each set is made in one piece.
 func (c *compiler) begin(p *part, d *demand) (whole bool) {
 	if whole = true; len(c.refused) > 0 {
 		return true
@@ -169,8 +163,7 @@ func (c *compiler) begin(p *part, d *demand) (whole bool) {
 	return whole
 }
 
-// abandon says that a part doesn't put entries into these sets any more. A set that no part needs for a granted demand
-// leaves the ruleset.
+// abandon undoes begin for these sets. Sets that no part needs leave the ruleset.
 func (c *compiler) abandon(sets []*supply) {
 	for _, s := range sets {
 		if s.beginning--; s.beginning == 0 && s.granting == 0 {
@@ -181,7 +174,6 @@ func (c *compiler) abandon(sets []*supply) {
 	}
 }
 
-// reportWait reports a problem for each policy that has waited for long.
 func (l *lowering) reportWait() {
 	if l.waited < maxWaits {
 		return
