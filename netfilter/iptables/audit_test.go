@@ -20,8 +20,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAuditingDropsNothing: a policy that comes as an audited one, changes, selects more or fewer pods and goes again
-// drops no packet at any step of the plans, whether the kernel supports numbers of classes or not.
+// TestAuditingDropsNothing: if an audited policy comes, changes or goes, no step of the plan drops a packet.
 func TestAuditingDropsNothing(t *testing.T) {
 	var open policy.State
 	for seed := uint64(0); len(open.Endpoints) < 3; seed++ {
@@ -94,9 +93,8 @@ func TestAuditingDropsNothing(t *testing.T) {
 	}
 }
 
-// TestAuditedClassesStand: while the wanted ruleset is unknown, the chains of audited policies stay as they are, with
-// iptables that can print the rules and with one that can't. A chain that ends in RETURN without the rule that logs is
-// no chain of audited policies: KeepClosed applies the ruleset closed.
+// TestAuditedClassesStand: while the wanted ruleset is unknown, the chains of audited policies stay as they are.
+// But a chain without the rule that logs counts as damaged: KeepClosed then applies the ruleset closed.
 func TestAuditedClassesStand(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -9,10 +9,9 @@ func (d *Driver) Name() string { return string(d.Flavour) }
 // the legacy tables.
 func (d *Driver) TellsOfChanges() bool { return d.Flavour == NFT }
 
-// Watch calls heard for every generation of nf_tables until ctx ends. It may run beside all other methods. concerned
-// is true if the transaction touched a table, chain or rule that weir uses. It is also true for weir's own changes;
-// Knows distinguishes them from changes of other programs. The first call reports the present generation as concerned.
-// Generation 0 means that messages were lost.
+// Watch calls heard for every generation of nf_tables until ctx ends. It may run beside all other methods.
+// concerned is true if the transaction touched a table, chain or rule that weir uses, even if weir itself made the
+// change. The first call reports the present generation as concerned. Generation 0 means that messages were lost.
 //
 // Equivalent to: nft monitor
 func (d *Driver) Watch(ctx context.Context, heard func(generation uint32, concerned bool)) error {
@@ -24,8 +23,8 @@ func (d *Driver) Watch(ctx context.Context, heard func(generation uint32, concer
 // Equivalent to: nft monitor, which shows the number as "new generation"
 func (d *Driver) Generation() (uint32, error) { return generation() }
 
-// Knows reports whether the driver knows every change up to a concerned generation: it read the tables at that
-// generation or later, or made the generation itself. Of generation 0 it knows nothing. Knows must be called for these
+// Knows reports whether the driver knows every change up to a generation: it has read the tables at this generation
+// or later, or has made the change itself. Knows returns false for generation 0. The caller must pass concerned
 // generations in order. A second call for the same generation returns the same result.
 func (d *Driver) Knows(generation uint32) bool {
 	return generation != 0 && ((d.readAt != 0 && int32(generation-d.readAt) <= 0) || d.own.Made(generation))

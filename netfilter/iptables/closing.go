@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// closings returns lists of rules that drop all packets of pods. Each list recognises these packets in another way,
-// and needs fewer features of the kernel than the list before it.
+// closings returns lists of rules. Each list drops all packets of pods. A list needs fewer features of the kernel
+// than the list before it.
 func closings(f conf.Family) [][]string {
 	set := f.Set(conf.PodsSet)
 	return [][]string{
@@ -19,11 +19,9 @@ func closings(f conf.Family) [][]string {
 	}
 }
 
-// closeAll drops all packets of this node's pods. It is for the case that the kernel refuses weir's rules, and that
-// weir's rules that drop packets are missing, because another program has flushed them. closeAll also drops packets of
-// established connections, because the refused rule may be the one that recognises such packets. The next Apply that
-// succeeds replaces these rules with weir's. If weir's chains are complete, closeAll only puts back the rules that
-// lead to them.
+// closeAll drops all packets of this node's pods, also those of established connections. It is for a kernel that
+// refuses weir's rules when weir's own drops are missing. If weir's chains are complete, closeAll only restores the
+// rules that lead to them.
 //
 // Equivalent to, with WEIR-INPUT in INPUT likewise, and the bridge weir0 in place of the set where sets are refused:
 //
@@ -53,9 +51,8 @@ func (d *Driver) closeAll(ctx context.Context, have state, want *lowered) error 
 	return nil
 }
 
-// closing returns the commands that fill weir's first chains with the drops and make packets enter these chains first.
-// If drops is nil, the rules in the chains stay as they are. closing returns no commands if the kernel has all of that
-// already.
+// closing returns the commands that put drops into weir's first chains and make packets enter these chains first.
+// If drops is nil, the rules in the chains stay. If nothing must change, closing returns no commands.
 func closing(f conf.Family, mangle table, want *lowered, drops []string) (commands [len(conf.Families)]string) {
 	var lines []string
 	for _, j := range want.jumps {

@@ -8,18 +8,16 @@ import (
 	"github.com/vishvananda/netlink/nl"
 )
 
-// destroySlice bounds the time in which one Apply destroys sets, unless more would be left than mostLeft allows.
+// destroySlice is how long one Apply destroys sets. Above mostLeft, it takes longer.
 const destroySlice = 20 * time.Millisecond
 
-// mostLeft is how many sets and entries an Apply leaves at most. While policies change all the time, no Apply has
-// nothing else to do. The kernel has room for a limited number of sets (see maxNodeSets in package policy), and an
-// entry takes some 200 bytes. Tests make it smaller.
+// mostLeft is how many unneeded sets and entries an Apply leaves at most. The kernel has room for a limited number
+// of sets. Tests make it smaller.
 var mostLeft = struct{ sets, entries int }{1 << 12, 1 << 18}
 
-// destroy destroys sets of have until all are gone, or destroySlice is over and no more are left than mostLeft allows.
-// It returns the sets that are left. If busy is true, because something else was to do, it destroys only what mostLeft
-// doesn't allow. No rule uses the sets, so they can wait: some kernels take milliseconds for each, and an ADD or a
-// change of policy would wait meanwhile.
+// destroy destroys sets that no rule uses, and returns the sets that are left. It destroys at least as many as
+// mostLeft demands, and if busy is false, goes on until destroySlice is over. On some kernels each set takes
+// milliseconds, so the rest can wait.
 func (d *Driver) destroy(names []string, have state, busy bool) (left []string, err error) {
 	began, sets, entries := time.Now(), len(names), 0
 	for _, name := range names {
@@ -44,8 +42,8 @@ func (d *Driver) destroy(names []string, have state, busy bool) (left []string, 
 	return left, nil
 }
 
-// destroyForeign destroys a set that has the name of a set of weir's, but another type or family: another program has
-// made it. The kernel refuses that while a rule uses the set, so no packet is treated differently afterwards.
+// destroyForeign destroys another program's set that has the name of a set of weir's. The kernel refuses this while
+// a rule uses the set.
 //
 // Equivalent to: ipset destroy NAME
 func (d *Driver) destroyForeign(name string) error {

@@ -15,7 +15,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// walkthrough returns the ruleset of a story of test/golden.
 func walkthrough(t *testing.T, name string) (r ruleset.Ruleset) {
 	t.Helper()
 	golden.Each(t, "../..", func(_ *testing.T, story string, s policy.State) {
@@ -26,8 +25,8 @@ func walkthrough(t *testing.T, name string) (r ruleset.Ruleset) {
 	return r
 }
 
-// TestSetsAreDestroyedLater: an Apply that changes anything leaves sets that it no longer needs, and an Apply with
-// nothing else to do destroys them. A set that is needed again before that is used again, with its new entries.
+// TestSetsAreDestroyedLater: an Apply that changes something leaves unneeded sets. An Apply with nothing else to do
+// destroys them. A left set that is needed again gets its new entries.
 func TestSetsAreDestroyedLater(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -48,7 +47,7 @@ func TestSetsAreDestroyedLater(t *testing.T) {
 		t.Error("sets that are needed again have not their entries")
 	}
 	mustApply(t, d, without, netfilter.Trust)
-	for range 100 { // one Apply destroys sets for 20 ms at most, and nf_tables may still use a set
+	for range 100 { // nf_tables may still use a set
 		if r = mustApply(t, d, without, netfilter.Trust); len(r.Left) == 0 {
 			break
 		}
@@ -58,9 +57,8 @@ func TestSetsAreDestroyedLater(t *testing.T) {
 	}
 }
 
-// TestLeftSetsAreBounded: while each Apply changes something, no Apply has time to destroy sets. Still it leaves no
-// more sets and entries than mostLeft allows. Otherwise one tenant's changes could use up the kernel's room for sets,
-// or the node's memory.
+// TestLeftSetsAreBounded: even if each Apply changes something, it leaves no more sets and entries than mostLeft
+// allows.
 func TestLeftSetsAreBounded(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -92,8 +90,8 @@ func TestLeftSetsAreBounded(t *testing.T) {
 	}
 }
 
-// TestForeignSetUnderAName: another program makes a set under the name of one of weir's, of another type. The driver
-// replaces it, unless a rule uses it: then the error says what to do.
+// TestForeignSetUnderAName: if another program's set has the name of a set of weir's, the driver replaces it. If a
+// rule uses that set, the driver returns an error that says what to do.
 func TestForeignSetUnderAName(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

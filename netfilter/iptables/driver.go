@@ -29,30 +29,29 @@ type Driver struct {
 	have *state
 	// settled is the last ruleset; nil unless the kernel is known to have all of it and nothing else.
 	settled *ruleset.Ruleset
-	// left are the sets that the last Apply left to be destroyed.
+	// left are the sets that the last Apply should have destroyed and left for a later Apply.
 	left    []string
 	refresh *refresh // nil if none has begun
 	// fresh is true if have was read and nothing was changed since.
 	fresh    bool
 	lowering lowering
-	// numbered says for each family whether kernel and iptables support numbers of classes.
+	// numbered says for each family whether the node supports numbers of classes.
 	numbered [len(conf.Families)]support
 	// wanted has the families that the last ruleset has rules for.
 	wanted [len(conf.Families)]bool
-	// nat has the families' tables nat of iptables-legacy as they were read last.
-	nat [len(conf.Families)]natSeen
+	nat    [len(conf.Families)]natSeen
 	// readAt is the generation of nf_tables at which the tables were read; 0 if it is unknown.
 	readAt uint32
 	own    nftnl.OwnChanges
-	// ahead are the iptables-restore processes that wait for the next change of rules.
+	// ahead are iptables-restore processes, started in advance, that wait for commands.
 	ahead [len(conf.Families)]*restorer
-	// suspects are policies' rules, and kinds of rules, that the kernel has refused before. Before a change that
-	// contains one of them, the driver tries the change's new policy rules in a chain that no packet enters.
+	// suspects are rules, and kinds of rules, that the kernel has refused before. Changes with such a rule are
+	// tried first.
 	suspects map[ruleset.Refusal]bool
 }
 
-// New connects to the kernel and detects which iptables the node uses. If the detection fails, the first method that
-// needs the result tries again and returns the error.
+// New connects to the kernel and detects which iptables the node uses. A failed detection is no error of New. Read
+// and KeepClosed detect again until it succeeds, and return its error while it fails.
 func New(ctx context.Context) (*Driver, error) {
 	sets, err := ipset.New()
 	if err != nil {
@@ -71,10 +70,10 @@ func (d *Driver) Close() {
 	d.sets.Close()
 }
 
-// Apply makes the kernel have the ruleset. After an UnknownError the kernel has the ruleset, as far as its tables can
-// be read. After a RefusedError the caller must leave out the refused parts. After any other error the kernel has some
-// of the old state and some of the new, which together allow nothing that both deny. The next Apply continues from
-// there.
+// Apply makes the kernel have the ruleset. After an UnknownError the kernel has the ruleset, as far as its tables
+// can be read. After a RefusedError the caller must leave out the refused parts. After any other error the change
+// may be incomplete. Even then the kernel allows nothing that both the old and the new state deny. The next Apply
+// continues from there.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
 	if verify == netfilter.Trust {
 		if r, done, err := d.applyEntries(want); done {
@@ -155,9 +154,9 @@ func (d *Driver) apply(ctx context.Context, rules ruleset.Ruleset, verify netfil
 	return r, err
 }
 
-// KeepClosed protects the pods while no ruleset can be compiled yet. If weir's chains are complete, they stay as they
-// are, and only their jumps are put first again. If a chain is missing or was flushed, the drops in it are gone: then
-// KeepClosed applies the ruleset closed, in which no pod is in any class, and returns true.
+// KeepClosed protects the pods while no ruleset can be compiled yet. If weir's chains are complete, KeepClosed only
+// puts their jumps first again. If a chain is missing or was flushed, KeepClosed applies the ruleset closed and
+// returns true. In that ruleset no pod is in any class.
 func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (bool, error) {
 	if err := d.detect(ctx); err != nil {
 		return false, err
@@ -171,8 +170,8 @@ func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (bool, 
 	return false, err
 }
 
-// PutFirst is for a kernel that can't be read. It puts weir's jumps first in the built-in chains and changes nothing
-// else. While the flavour isn't known, it does nothing.
+// PutFirst puts weir's jumps first in the built-in chains and changes nothing else. It is for a kernel that can't
+// be read. While the flavour isn't known, it does nothing.
 func (d *Driver) PutFirst(ctx context.Context, want ruleset.Ruleset) error {
 	if d.Flavour == "" {
 		return nil
@@ -181,9 +180,8 @@ func (d *Driver) PutFirst(ctx context.Context, want ruleset.Ruleset) error {
 	return err
 }
 
-// putFirst puts weir's jumps into their places in the mangle table. If one of weir's chains is missing or was flushed,
-// putFirst changes no rules and returns false. If the kernel shows no rules of the table, putFirst writes the jumps,
-// and returns true if that succeeds.
+// putFirst puts weir's jumps into their places in the mangle table. If one of weir's chains is missing or was
+// flushed, it changes no rules and returns false.
 func (d *Driver) putFirst(ctx context.Context, want *lowered) (stand bool, err error) {
 	var p plan
 	var why []error
@@ -236,9 +234,9 @@ func (d *Driver) putFirst(ctx context.Context, want *lowered) (stand bool, err e
 	return true, nil
 }
 
-// changeRules carries out the plan's commands. For a table with unknown contents it first tries commands that delete
-// each of weir's rules before they add it, so that only one copy is left. If these commands fail, it assumes that the
-// rules don't exist, and tries the commands without the deletions.
+// changeRules carries out the plan's commands. For a table with unknown contents it first tries to delete weir's
+// rules, so that no second copies appear. If this fails, it assumes that the rules don't exist, and tries without
+// the deletions.
 func (d *Driver) changeRules(ctx context.Context, p plan) error {
 	if err := d.restore(ctx, p.restore); err != nil {
 		return err
@@ -254,9 +252,8 @@ func (d *Driver) changeRules(ctx context.Context, p plan) error {
 	return nil
 }
 
-// prepare takes the steps of the plan that change no packet's verdict: it makes sets that no rule uses yet, and adds
-// them to have, which is the state of the kernel. If the kernel has refused one of the new rules before, or one of its
-// kind, prepare tries them all. It returns a RefusedError for sets, entries and rules that the kernel refuses.
+// prepare makes the plan's new sets, which no rule uses yet, and adds them to have. It returns a RefusedError for
+// sets, entries and rules that the kernel refuses. It tries rules only if one of them is suspicious.
 func (d *Driver) prepare(ctx context.Context, p plan, have state, want *lowered) error {
 	refused := ruleset.Refused{}
 	for _, s := range p.create {
@@ -310,9 +307,8 @@ func (d *Driver) carryOut(ctx context.Context, p plan, have state, want *lowered
 	return left, refused, err
 }
 
-// restore carries out the families' commands, one family after the other. Doing both at once would take longer,
-// because the kernel lets only one process change its tables at a time. restore records the generations before and
-// after, and the number of changes between them: one for each table.
+// restore carries out the families' commands, one family after the other. The kernel lets only one process change
+// its tables at a time.
 func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]string) error {
 	if commands == [len(conf.Families)]string{} {
 		return nil
@@ -353,8 +349,8 @@ func (d *Driver) restoreFamily(ctx context.Context, f conf.Family, commands stri
 	return nil
 }
 
-// CleanOtherFlavour removes weir's rules from the flavour that the node doesn't use, or no longer uses. It is called
-// after an Apply, so that weir's rules are in force all the time.
+// CleanOtherFlavour removes weir's rules from the flavour that the node doesn't use. Call it after an Apply, so
+// that weir's rules are in force all the time.
 func (d *Driver) CleanOtherFlavour(ctx context.Context) error {
 	return d.Flavour.other().clean(ctx)
 }

@@ -21,7 +21,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// driver returns a driver for the flavour, even if the node seems to use the other one.
+// driver returns a driver for the flavour, even if the node uses the other one.
 func driver(t *testing.T, f Flavour) *Driver {
 	t.Helper()
 	d, err := New(t.Context())
@@ -45,8 +45,8 @@ func mustApply(t *testing.T, d *Driver, want ruleset.Ruleset, verify netfilter.V
 func TestApplyLegacy(t *testing.T) { testApply(t, Legacy) }
 func TestApplyNFT(t *testing.T)    { testApply(t, NFT) }
 
-// testApply applies random rulesets one after the other. After each, a new driver must find nothing to change: the
-// kernel lists exactly the rules and sets that were written. At the end Remove must remove these and nothing else.
+// testApply applies random rulesets one after the other. After each, a new driver must find nothing to change. At
+// the end Remove must remove weir's rules and sets, and nothing else.
 func testApply(t *testing.T, f Flavour) {
 	if !nodetest.Isolated(t) {
 		return
@@ -156,7 +156,6 @@ func TestDriftIsRepaired(t *testing.T) {
 	}
 }
 
-// dualStack returns a state in which a policy isolates pods with addresses of each family.
 func dualStack() policy.State {
 	r := rand.New(rand.NewPCG(5, 1))
 	for {
@@ -173,8 +172,7 @@ func dualStack() policy.State {
 	}
 }
 
-// listing returns all rules, the names of weir's chains, and all sets, without counters and other values that change by
-// themselves.
+// listing returns all rules, chains and sets of weir without counters.
 func listing(t *testing.T) string {
 	var lines []string
 	for line := range strings.Lines(nodetest.Run(t, "iptables-save") + nodetest.Run(t, "ip6tables-save")) {
@@ -223,8 +221,8 @@ func TestFlavour(t *testing.T) {
 	}
 }
 
-// TestKnows: the driver distinguishes its own changes from those of other programs, even if another program's change
-// comes in the middle of its own. Once the driver has read the tables, it knows the changes from before.
+// TestKnows: the driver distinguishes its own changes from those of other programs. Once it has read the tables, it
+// knows all earlier changes.
 func TestKnows(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -245,8 +243,8 @@ func TestKnows(t *testing.T) {
 		}
 	}()
 	d := driver(t, NFT)
-	// told returns the generations that the watch has reported so far. To know that the watch has reported everything,
-	// it changes a table itself. It leaves out the generations of that change.
+	// told returns the generations that the watch has reported so far. It waits for the watch by a change of its
+	// own, and leaves this change out.
 	told := func() (all []uint32) {
 		t.Helper()
 		for {
@@ -336,8 +334,8 @@ func TestKnows(t *testing.T) {
 	}
 }
 
-// TestKeepClosed: while the wanted ruleset is unknown, complete rules stay as they are. If a part of them is missing,
-// KeepClosed writes the ruleset that denies. In either case weir's rule comes first again.
+// TestKeepClosed: while the wanted ruleset is unknown, complete rules stay. If a part is missing, KeepClosed writes
+// the ruleset that denies. In either case weir's rule comes first again.
 func TestKeepClosed(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -416,8 +414,8 @@ func TestKeepClosedAfterAnUpgrade(t *testing.T) {
 	}
 }
 
-// TestWithoutIP6tables: a node without IPv6 pods doesn't need ip6tables, and the driver never calls it. With IPv6 pods
-// the error names ip6tables if it fails. If it works, IPv6's rules come and go with the IPv6 pods.
+// TestWithoutIP6tables: a node without IPv6 pods never calls ip6tables. With IPv6 pods, a failure of ip6tables
+// gives an error that names it.
 func TestWithoutIP6tables(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

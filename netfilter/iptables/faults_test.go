@@ -17,9 +17,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestFault8OneTransactionForAllChanges: weave-npc ran ipset or iptables once for each change, and every node had the
-// policies of the whole cluster in one list. In weir one call makes all changes to rules, and a pod that comes or ends
-// changes no rule. A node has only the rules of its own pods, in one chain for each class.
+// TestFault8OneTransactionForAllChanges: weave-npc ran iptables or ipset once for each change. In weir one call
+// makes all changes of rules, and a pod that comes or ends changes no rule. A node has only the rules of its own
+// pods.
 func TestFault8OneTransactionForAllChanges(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

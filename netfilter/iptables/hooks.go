@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// hook is the point at which the kernel sends packets through a chain. Each of iptables' built-in chains belongs at a
-// fixed hook, but iptables never checks that the chain is there.
+// hook is the point at which the kernel sends packets through a chain. iptables never checks that its built-in
+// chains are at their hooks.
 type hook struct {
 	kind     string
 	number   uint32
@@ -28,8 +28,8 @@ var hooks = map[string]map[string]hook{
 	"nat":    {"POSTROUTING": {"nat", unix.NF_INET_POST_ROUTING, 100}},
 }
 
-// misplaced returns the table's built-in chains in nf_tables that are at another hook than iptables puts them, or at
-// no hook. iptables prints such chains and their rules like all others.
+// misplaced returns the table's built-in chains that have a wrong hook, or none. iptables prints such chains like
+// all others.
 //
 // Equivalent to: nft list chain ip TABLE CHAIN | grep 'type .* hook' (ip6 for IPv6)
 func misplaced(family conf.Family, name string) (found []string, err error) {
@@ -48,7 +48,6 @@ func misplaced(family conf.Family, name string) (found []string, err error) {
 	return found, nil
 }
 
-// readHook reads a chain's hook from its attributes. The result is empty if the chain has no hook.
 func readHook(chain map[uint16][]byte) (h hook) {
 	at := attributes(chain[unix.NFTA_CHAIN_HOOK])
 	number, priority := at[unix.NFTA_HOOK_HOOKNUM], at[unix.NFTA_HOOK_PRIORITY]
@@ -58,7 +57,7 @@ func readHook(chain map[uint16][]byte) (h hook) {
 	return h
 }
 
-// others returns an error if one of the misplaced chains has rules of other programs. Weir doesn't delete such a chain.
+// others returns an error if a misplaced chain has rules of other programs. Weir doesn't delete such a chain.
 func others(family conf.Family, name string, chains []string) error {
 	rules, err := see(family, name)
 	if err != nil {

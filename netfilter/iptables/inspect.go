@@ -12,7 +12,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// detect finds out which iptables the node uses, unless that is known.
 func (d *Driver) detect(ctx context.Context) (err error) {
 	if d.Flavour == "" {
 		d.Flavour, err = Detect(ctx)
@@ -23,9 +22,9 @@ func (d *Driver) detect(ctx context.Context) (err error) {
 	return err
 }
 
-// Inspect compares the kernel with the ruleset, as far as that decides about the packets. It reads the rules of the
-// table that checks packets, and asks each set only for the packets' own addresses and ports, because a set may have a
-// hundred thousand entries. It changes nothing, and may run beside all other methods.
+// Inspect compares the kernel with the ruleset, as far as that decides about the packets. It reads the table
+// mangle, and asks each set only for the packets' own addresses and ports. It changes nothing, and may run beside
+// all other methods.
 //
 // Equivalent to: iptables-save -t mangle; ipset test SET ADDRESS, for each set and address
 func (d *Driver) Inspect(
@@ -64,14 +63,13 @@ func (d *Driver) Inspect(
 	return held, err
 }
 
-// inspected is the kernel's state, as far as it decides about some packets, and the ruleset in the kernel's words.
 type inspected struct {
 	have state // the tables that check the packets, and the sets of numbered pods
 	want *lowered
 }
 
-// inspected reads the kernel's state for the packets. In a family that lacks a set of numbered pods, it lowers the
-// ruleset without numbers.
+// inspected reads the kernel's state for the packets. If a family lacks a set of numbered pods, it lowers the
+// family's rules without numbers.
 func (d *Driver) inspected(
 	ctx context.Context, want ruleset.Ruleset, packets []ruleset.Packet,
 ) (k inspected, err error) {
@@ -104,8 +102,8 @@ func (d *Driver) inspected(
 	return k, nil
 }
 
-// hasClass reports whether the kernel's rules lead from the pod to the class that has the set. known is false if the
-// kernel has a set for each class.
+// hasClass reports whether the kernel has the pod in the set's class. known is false if the kernel has one set for
+// each class.
 func (k inspected) hasClass(s ruleset.Set, e ruleset.Element) (has, known bool) {
 	if s.Role != ruleset.Members || k.want.numbers[s.Family] == nil {
 		return false, false
@@ -121,8 +119,8 @@ func (k inspected) hasClass(s ruleset.Set, e ruleset.Element) (has, known bool) 
 	return has, true
 }
 
-// wrongRules says which chains of the family's table differ from the ruleset, whether the table is switched off, and
-// whether packets don't come to weir's chains first.
+// wrongRules describes what is wrong with the family's table: chains that differ, a table that is switched off, or
+// packets that don't come to weir's chains first.
 func (d *Driver) wrongRules(f conf.Family, t table, want *lowered) (wrong []string) {
 	if t.dormant {
 		wrong = append(wrong, fmt.Sprintf("the table %s of %s is switched off", checks, d.Flavour.program(f)))
@@ -143,12 +141,12 @@ func (d *Driver) wrongRules(f conf.Family, t table, want *lowered) (wrong []stri
 	return wrong
 }
 
-// heldBy returns the ruleset with only those entries of its sets that the kernel holds and that a packet has. It also
-// returns the sets that the kernel doesn't have.
+// heldBy returns the ruleset without the entries that the kernel lacks or that no packet needs. It also returns the
+// sets that the kernel lacks.
 func (k inspected) heldBy(want ruleset.Ruleset, packets []ruleset.Packet) (ruleset.Ruleset, map[string]bool, error) {
 	var questions []ipset.Question
 	entries := make([][]ruleset.Entry, len(want.Sets))
-	at := []int{} // for each question: the index of its set
+	at := []int{}
 	for i, s := range want.Sets {
 		for _, e := range netfilter.Elements(s, packets) {
 			has, known := k.hasClass(s, e)

@@ -17,8 +17,8 @@ import (
 func TestInspectLegacy(t *testing.T) { testInspect(t, Legacy) }
 func TestInspectNFT(t *testing.T)    { testInspect(t, NFT) }
 
-// testInspect applies random rulesets. Simulated with the entries that Inspect has found, each packet has the verdict
-// that it has with all entries, and Inspect reports nothing wrong. It reports a chain that was flushed.
+// testInspect applies random rulesets. The entries that Inspect finds must give each packet its verdict. Inspect
+// must report nothing but a chain that was flushed.
 func testInspect(t *testing.T, f Flavour) {
 	if !nodetest.Isolated(t) {
 		return
@@ -30,7 +30,7 @@ func testInspect(t *testing.T, f Flavour) {
 	var want ruleset.Ruleset
 	var packets []ruleset.Packet
 	for i := range 8 {
-		if err := d.Remove(t.Context()); err != nil { // with the addresses of pods that the next state doesn't have
+		if err := d.Remove(t.Context()); err != nil { // else pods of the last state stay in sets
 			t.Fatal(err)
 		}
 		s := policytest.State(r)

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Flavour is a variant of iptables. With legacy, the old x_tables code has the rules; with nft, nf_tables has them.
-// The kernel checks packets with the rules of both flavours, so a node should use only one.
+// Flavour is a variant of iptables. Legacy keeps its rules in the old x_tables, and NFT in nf_tables. The kernel
+// checks packets with the rules of both flavours, so a node should use only one.
 type Flavour string
 
 // The flavours, as in the names of the programs iptables-legacy and iptables-nft.
@@ -33,14 +33,14 @@ func (f Flavour) other() Flavour {
 	return Legacy
 }
 
-// lockWait is how long iptables waits for its lock, in seconds. kube-proxy may keep the lock while it writes many
+// lockWait is how many seconds iptables waits for its lock. kube-proxy may hold the lock while it writes many
 // rules.
 const lockWait = "10"
 
-// Detect returns the flavour that the node uses. That is the flavour with the chains of kubelet or kube-proxy
-// (KUBE-IPTABLES-HINT, KUBE-KUBELET-CANARY; KEP-3178). If neither flavour has such chains, Detect returns the flavour
-// with more rules of other programs, or NFT if both have the same number. It returns an error if the rules can't be
-// read, or if the flavour's iptables-save or iptables-restore is missing.
+// Detect returns the flavour that the node uses: the one with the chains of kubelet or kube-proxy (KEP-3178). If
+// neither has such chains, Detect returns the flavour with more rules of other programs, or NFT if both have as
+// many. It returns an error if the rules can't be read, or if the flavour's iptables-save or iptables-restore is
+// missing.
 func Detect(ctx context.Context) (Flavour, error) {
 	used, err := detect(ctx)
 	if err == nil {
@@ -77,8 +77,8 @@ func detect(ctx context.Context) (Flavour, error) {
 // hints are chains that kubelet and kube-proxy leave in the flavour that the node uses.
 var hints = []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}
 
-// usesNFT counts other programs' rules in the tables of iptables-nft, and reports whether one of the hints exists
-// there. It asks the kernel, because there may be rules that iptables-save can't print.
+// usesNFT counts other programs' rules in iptables-nft, and reports whether one of the hints exists there. It asks
+// the kernel, because iptables-save can't print all rules.
 //
 // Equivalent to: nft list chains ip; iptables-nft-save | grep -v WEIR | grep -c ^-A
 func usesNFT() (rules int, hint bool, err error) {

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// model is a kernel in memory: it has sets and rules as text, carries out the steps of plans, and runs the first
-// packets of connections through the rules, with their marks.
+// model is a kernel in memory. It carries out plans, and runs the first packets of connections through its rules
+// and sets.
 type model struct {
 	testing.TB
 	state
@@ -33,7 +33,6 @@ func newModel(t testing.TB) *model {
 	return m
 }
 
-// plan carries out the plan, and calls the function after when each step is done.
 func (m *model) plan(p plan, after func(step string)) {
 	for _, s := range p.create {
 		m.sets[s.Name] = set{s.Kind, s.Family, s.Entries}
@@ -107,7 +106,6 @@ func (m *model) restore(f conf.Family, commands string) {
 // foreign is a mark that another program has written to a packet.
 const foreign uint32 = 0xffffffff
 
-// allows reports whether the packet passes, with or without another program's mark.
 func (m *model) allows(p ruleset.Packet) bool {
 	m.Helper()
 	passes := m.allowsWith(0, p)
@@ -117,8 +115,8 @@ func (m *model) allows(p ruleset.Packet) bool {
 	return passes
 }
 
-// allowsWith reports whether the packet passes that comes with the mark. It fails the test if the packet leaves with a
-// number of weir's in its mark, or without what another program has written to the bits that aren't weir's.
+// allowsWith reports whether a packet with this mark passes. The test fails if the packet leaves with a number of
+// weir's, or if other programs' bits have changed.
 func (m *model) allowsWith(mark uint32, p ruleset.Packet) bool {
 	m.Helper()
 	chain := "FORWARD"
@@ -175,7 +173,6 @@ func (w *walk) chain(name string) string {
 	return "RETURN"
 }
 
-// number writes the number that the address has in the set into the mark.
 func (w *walk) number(name, by string) {
 	addr := map[string]netip.Addr{"src": w.Src, "dst": w.Dst}[by]
 	e := ruleset.Entry{Element: ruleset.Element{Prefix: netip.PrefixFrom(addr, addr.BitLen())}}

@@ -14,10 +14,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestNoStepOpensAfterAKill: plans between random states end at a random step, as if the agent were killed. Then a
-// plan is carried out from what is in the kernel. At no step may the kernel accept a packet that both its state
-// before the plan and the plan's ruleset drop. Between the plans another program changes numbers, entries and rules,
-// except rules that drop packets.
+// TestNoStepOpensAfterAKill: a plan ends at a random step, as if the agent were killed. The next plan starts from
+// there. No step may accept a packet that the state before the plan and the plan's ruleset both drop. Between the
+// plans another program changes numbers, entries and rules that don't drop.
 func TestNoStepOpensAfterAKill(t *testing.T) {
 	for seed := range uint64(40) {
 		r := rand.New(rand.NewPCG(seed, 77))
@@ -58,7 +57,7 @@ func TestNoStepOpensAfterAKill(t *testing.T) {
 	}
 }
 
-// planTo returns the plan of a driver that reads the kernel. If plain is true, numbers of classes aren't supported.
+// planTo returns the plan of a driver that reads the kernel. If plain is true, it makes no numbers of classes.
 func (m *model) planTo(want ruleset.Ruleset, plain bool) plan {
 	for _, f := range conf.Families {
 		t := m.tables[f][checks]
@@ -71,7 +70,7 @@ func (m *model) planTo(want ruleset.Ruleset, plain bool) plan {
 	return makePlan(m.state, lowerOnto(m.state, want))
 }
 
-// planUntil carries out the plan up to the step of that number; all of it if stop is negative.
+// planUntil carries out the plan until the step with the number stop. If stop is negative, it carries out all.
 func (m *model) planUntil(p plan, stop int, after func(step string)) {
 	type kill struct{}
 	defer func() {
@@ -111,8 +110,8 @@ func withoutSome(r *rand.Rand, sets []ruleset.Set) []ruleset.Set {
 	return sets
 }
 
-// tamper does at random what another program may do: it changes, adds and deletes entries of numbered pods, and
-// deletes rules that don't drop. It returns what it has done.
+// tamper changes entries of numbered pods and deletes rules that don't drop, at random. It returns what it has
+// done.
 func (m *model) tamper(r *rand.Rand) (done []string) {
 	for _, name := range slices.Sorted(maps.Keys(m.sets)) {
 		s := m.sets[name]

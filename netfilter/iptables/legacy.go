@@ -14,9 +14,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// legacyPrint returns the fingerprint of a table of iptables-legacy. It asks the kernel for the table in the kernel's
-// own form. The kernel copies the rules of 4,000 Services in some milliseconds; iptables-save needs seconds to print
-// them.
+// legacyPrint returns the fingerprint of a table of iptables-legacy. It reads the table in the kernel's own form.
+// For 4,000 Services that takes milliseconds, and iptables-save takes seconds.
 func legacyPrint(family conf.Family, name string) (print, legacyInfo, error) {
 	t, err := readLegacy(family, name)
 	if err == nil {
@@ -31,24 +30,22 @@ func legacyPrint(family conf.Family, name string) (print, legacyInfo, error) {
 // legacyInfo is struct ipt_getinfo, which is also struct ip6t_getinfo.
 type legacyInfo struct {
 	Name  [32]byte
-	Valid uint32 // bits of the hooks that the table has chains at
-	// Hooks and Ends are the offsets of the first rule, and of the policy, of each hook's built-in chain.
+	Valid uint32 // bit mask of the hooks with chains
+	// Hooks and Ends have, for each hook, the offset of the first rule and of the chain's policy.
 	Hooks, Ends [5]uint32
 	Count, Size uint32
 }
 
-// legacyTable is a table of iptables-legacy as the kernel gives it: entries of different lengths, one after the other.
+// legacyTable is a table in the kernel's own form: entries of different lengths, one after the other.
 type legacyTable struct {
 	legacyInfo
 	legacyLayout
 	entries []byte
 }
 
-// legacyLayout has the numbers in which the families differ.
 type legacyLayout struct {
 	domain, level int
-	// head is the length of an entry's first part: addresses, links and protocol. matches is where its matches begin.
-	// Between the two are the lengths, a note of the kernel's, and the counters.
+	// head is the length of an entry's addresses, links and protocol. matches is the offset of the entry's matches.
 	head, matches int
 }
 
@@ -57,15 +54,14 @@ var legacyLayouts = [len(conf.Families)]legacyLayout{
 	conf.IPv6: {unix.AF_INET6, unix.SOL_IPV6, 136, 168}, // struct ip6t_entry
 }
 
-// Options of getsockopt (IPT_SO_GET_INFO and IPT_SO_GET_ENTRIES in linux/netfilter_ipv4/ip_tables.h), the same for both
-// families; and the length of struct ipt_get_entries without the entries.
+// These options of getsockopt are the same for both families (linux/netfilter_ipv4/ip_tables.h). sizeofGetEntries
+// is the length of struct ipt_get_entries without the entries.
 const (
 	getInfo          = 64
 	getEntries       = 65
 	sizeofGetEntries = 40
 )
 
-// legacySocket is a socket that answers questions about the legacy tables of a family.
 type legacySocket struct {
 	legacyLayout
 	fd int
@@ -77,7 +73,8 @@ func openLegacy(family conf.Family) (legacySocket, error) {
 	return legacySocket{l, fd}, err
 }
 
-// info returns the numbers of a table that exists. They take the kernel a microsecond, whatever the size of the table.
+// info returns the table's size, number of rules and hooks. The kernel needs a microsecond, however large the table
+// is. The table must exist.
 func (s legacySocket) info(name string) (i legacyInfo, err error) {
 	answer := make([]byte, binary.Size(i))
 	copy(answer, name)
@@ -88,7 +85,7 @@ func (s legacySocket) info(name string) (i legacyInfo, err error) {
 	return i, err
 }
 
-// natEvery is the time after which the table nat is read again although its numbers are the same.
+// natEvery is the time after which the table nat is read again even if its info is the same.
 const natEvery = time.Minute
 
 // natSeen is the table nat of iptables-legacy as it was read last.
@@ -98,8 +95,8 @@ type natSeen struct {
 	when  time.Time
 }
 
-// same reports whether the table nat was read a short time ago, and still has the same length, the same number of rules
-// and the same built-in chains. Then its rules are very probably the same too.
+// same reports whether the table nat probably has the same rules: it was read a short time ago, and has the same
+// length, number of rules and built-in chains.
 func (n natSeen) same(family conf.Family) bool {
 	s, err := openLegacy(family)
 	if err != nil {
@@ -110,7 +107,7 @@ func (n natSeen) same(family conf.Family) bool {
 	return err == nil && now == n.legacyInfo && time.Since(n.when) < natEvery
 }
 
-// readLegacy reads a table that exists. If the table changes meanwhile, readLegacy reads it again, five times in all.
+// readLegacy reads a table that exists. If the table changes meanwhile, it reads again, five times at most.
 func readLegacy(family conf.Family, name string) (legacyTable, error) {
 	t := legacyTable{legacyLayout: legacyLayouts[family]}
 	s, err := openLegacy(family)
@@ -134,7 +131,7 @@ func readLegacy(family conf.Family, name string) (legacyTable, error) {
 	return t, err
 }
 
-// getsockopt reads an option of a socket. value has the question, and then the answer, which is as long.
+// getsockopt reads an option of a socket. value has the question, and the kernel writes the answer over it.
 func getsockopt(fd, level, option int, value []byte) error {
 	size := uint32(len(value))
 	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option),
@@ -154,10 +151,9 @@ type legacyEntry struct {
 	next            uint32 // the offset of the next entry
 }
 
-// errLegacy means that the kernel's answer doesn't have the form that this package knows.
 var errLegacy = errors.New("the kernel's answer can't be understood")
 
-// entry returns the entry at the offset; errLegacy if the entry's lengths are impossible.
+// entry returns the entry at the offset. It returns errLegacy if the entry's lengths are impossible.
 func (t *legacyTable) entry(offset uint32) (legacyEntry, error) {
 	rest := t.entries[offset:]
 	if len(rest) < t.matches {
@@ -185,15 +181,15 @@ func (e legacyEntry) begins() (chain string, ok bool) {
 	return text(e.target[sizeofTarget:]), true
 }
 
-// jumps returns the offset of the entry that comes next after a match. It is another chain's if the entry jumps or goes
-// to that chain. ok is false if the entry has a verdict or another target.
+// jumps returns the offset of the entry that follows a match: the next one, or the start of another chain. ok is
+// false for an entry with a verdict or another target.
 func (e legacyEntry) jumps() (offset uint32, ok bool) {
 	verdict := int32(binary.NativeEndian.Uint32(e.target[sizeofTarget:]))
 	return uint32(verdict), e.target[nameOfTarget] == 0 && verdict >= 0
 }
 
-// print returns the table's fingerprint. If few is true, it covers only the built-in chain POSTROUTING and weir's own
-// chains. Offsets of chains change with the length of others' rules, so the chains' names are used instead.
+// print returns the table's fingerprint. If few is true, it covers only POSTROUTING and weir's own chains. It uses
+// chains' names in place of offsets, because offsets change with other programs' rules.
 func (t *legacyTable) print(few bool) (print, error) {
 	builtin := map[uint32]string{} // names of the built-in chains, by the offset of the first entry
 	for i, offset := range t.Hooks {

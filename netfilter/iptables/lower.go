@@ -17,11 +17,10 @@ type lowered struct {
 	sets   []ruleset.Set
 	chains []chain
 	jumps  []jump
-	// whole has the names of the sets with an entry for all addresses (/0). ipset needs two entries for that entry.
-	whole map[string]bool
-	// numbers are the numbers of the classes, by family and dispatch chain; nil for a family without numbers.
+	// whole has the names of the sets with an entry for all addresses (/0). ipset needs two entries for it.
+	whole   map[string]bool
 	numbers numbers
-	// classes are the classes that a set of numbered pods was lowered from, by the name of that set.
+	// classes are the classes in each set of numbered pods, by the set's name.
 	classes map[string][]class
 }
 
@@ -37,9 +36,8 @@ type chain struct {
 	dispatch    []string       // the sets that the rules match, in their order
 }
 
-// jump is a rule in a built-in chain that leads to one of weir's chains. If first is true, it must be the first rule
-// of the chain. Otherwise it is the last rule, or comes directly before the rule with which the chain refuses all
-// remaining packets.
+// jump is a rule in a built-in chain that leads to one of weir's chains. If first is true, the jump must be the
+// chain's first rule. Otherwise it comes last, or directly before a rule that refuses all remaining packets.
 type jump struct {
 	family       conf.Family
 	table, chain string
@@ -48,7 +46,7 @@ type jump struct {
 	line         string
 }
 
-// place is the built-in chain of iptables for a hook of the ruleset, and whether weir's rule must be first there.
+// place is a built-in chain of iptables. first is true if weir's rule must be first there.
 type place struct {
 	table, chain string
 	first        bool
@@ -61,12 +59,10 @@ var places = map[ruleset.Hook]place{
 	ruleset.TranslateSource: {"nat", "POSTROUTING", false},
 }
 
-// checks is the table in which packets are checked. It has the built-in chains with weir's jumps, and all chains that
-// these jumps lead to.
+// checks is the table in which weir checks packets.
 const checks = "mangle"
 
-// lowering lowers one ruleset after another. It remembers the last one, so that it lowers only sets and chains that are
-// new or have changed. The zero value remembers nothing.
+// lowering lowers one ruleset after another. It lowers only sets and chains that have changed since the last one.
 type lowering struct {
 	sets    map[string]loweredSet
 	chains  map[chainKey]loweredChain
@@ -82,8 +78,8 @@ type chainKey struct {
 // lower returns the ruleset as sets of ipset and rules of iptables, without numbers of classes.
 func lower(r ruleset.Ruleset) *lowered { return new(lowering).lower(r, numbers{}) }
 
-// lower returns the ruleset as sets of ipset and rules of iptables. In the families of which n has the numbers of
-// classes, a set of numbered pods takes the place of the class sets of one direction.
+// lower returns the ruleset as sets of ipset and rules of iptables. If n has numbers for a family, a set of
+// numbered pods takes the place of a direction's class sets.
 func (m *lowering) lower(r ruleset.Ruleset, n numbers) *lowered {
 	l := &lowered{whole: map[string]bool{}, numbers: n, classes: map[string][]class{}}
 	last := *m
@@ -139,17 +135,15 @@ func (m *lowering) set(s ruleset.Set) loweredSet {
 	return done
 }
 
-// loweredChain is a chain of the ruleset in iptables' words, with further chains that it needs.
 type loweredChain struct {
 	rules   []ruleset.Rule
-	numbers *numbering // of the classes that the chain sends packets to; nil if it doesn't
+	numbers *numbering // nil if the chain sends no packets to classes by number
 	around  bool       // the family has numbers of classes
 	chains  []chain
 }
 
-// lowerChain returns the chain in iptables' words. numbers are the numbers of the family's classes, by dispatch chain;
-// nil if the family has none. classes are the classes that this chain sends packets to, if it is a dispatch chain.
-// before is the result for the last chain of that name: if the rules and the numbers are the same, the lines are too.
+// lowerChain returns the chain in iptables' words. If its rules and numbers are the same as in before, it returns
+// before.
 func lowerChain(c ruleset.Chain, classes []class, numbers map[string]*numbering, before loweredChain) loweredChain {
 	table := checks
 	if c.Hook != "" {
@@ -192,7 +186,7 @@ func (l *lowered) has(f conf.Family) bool {
 	return slices.ContainsFunc(l.chains, func(c chain) bool { return c.family == f })
 }
 
-// check returns the chain of that name in the family's table that drops packets; an empty one if there is none.
+// check returns the chain of that name in the table mangle. It returns an empty chain if there is none.
 func (l *lowered) check(f conf.Family, name string) chain {
 	for _, c := range l.chains {
 		if c.family == f && c.table == checks && c.name == name {
@@ -202,17 +196,15 @@ func (l *lowered) check(f conf.Family, name string) chain {
 	return chain{}
 }
 
-// loweredSet has a set's entries in the ruleset and in ipset. The two share their memory if ipset can store all of
-// them unchanged.
+// loweredSet has a set's entries in the ruleset and in ipset.
 type loweredSet struct {
 	kind     ruleset.SetKind
 	from, to ruleset.Entries
 	whole    bool // the set has an entry for all addresses, which ipset stores as two halves
 }
 
-// next returns the set with entries that ipset can store: with comments that the kernel keeps unchanged, and two
-// halves in place of an entry for all addresses, because sets of type hash:net can't have /0. s is the set of the last
-// ruleset with that name; next lowers only the entries that have changed since.
+// next returns now with entries that ipset can store. Sets of type hash:net can't have /0, so two halves take its
+// place. s is the same set in the last ruleset, and next lowers only the entries that have changed.
 func (s loweredSet) next(now ruleset.Set) loweredSet {
 	n := loweredSet{now.Kind, now.Entries, now.Entries, hasAll(now)}
 	if n.whole || s.whole || s.kind != now.Kind {
@@ -243,7 +235,8 @@ func (s loweredSet) next(now ruleset.Set) loweredSet {
 	return n
 }
 
-// hasAll reports whether the set has an entry for all addresses that ipset can't store. That entry is the set's first.
+// hasAll reports whether the set has an entry for all addresses that ipset can't store. This entry is always the
+// first.
 func hasAll(s ruleset.Set) bool {
 	if s.Kind != ruleset.Networks {
 		return false
@@ -259,9 +252,9 @@ func halvesOf(all netip.Prefix) [2]netip.Prefix {
 	return [2]netip.Prefix{lower, netip.PrefixFrom(netipx.PrefixLastIP(lower).Next(), 1)}
 }
 
-// raise turns refused entries of ipset into the ruleset's entries that they were lowered from. If the set has an entry
-// for all addresses, a refused half counts as a refusal of that entry. If it is a set of numbered pods, the refused
-// entry is one of the set of the pod's class.
+// raise translates refused ipset entries back into the ruleset's entries. A refused half of an entry for all
+// addresses becomes that entry. A refused entry of a set of numbered pods becomes the same entry in the set of the
+// pod's class.
 func (l *lowered) raise(refused ruleset.Refused) ruleset.Refused {
 	raised := ruleset.Refused{}
 	for r, why := range refused {
@@ -276,8 +269,8 @@ func (l *lowered) raise(refused ruleset.Refused) ruleset.Refused {
 	return raised
 }
 
-// numberedPods is the kind of the sets of pods with the numbers of their classes. In place of its comment, an entry of
-// such a set has the number and the comment: see numbered.
+// numberedPods is the kind of the sets of pods with the numbers of their classes. The comment of such an entry
+// begins with the number.
 const numberedPods ruleset.SetKind = "addresses with numbers of classes"
 
 // types are ipset's types for the kinds of sets.
@@ -291,7 +284,6 @@ func (d *Driver) SetType(k ruleset.SetKind) string { return setType(k) }
 
 func setType(k ruleset.SetKind) string { return cmp.Or(types[k], string(k)) }
 
-// headerOf returns the properties with which the set is created.
 func headerOf(s ruleset.Set) ipset.Header {
 	if s.Kind == numberedPods {
 		return ipset.Header{Name: s.Name, Type: ipset.HashIP, Family: s.Family, Marks: true}
@@ -299,8 +291,7 @@ func headerOf(s ruleset.Set) ipset.Header {
 	return ipset.Header{Name: s.Name, Type: setType(s.Kind), Family: s.Family}
 }
 
-// kindOf returns the kind of the sets that have these properties. If no kind has the type, kindOf returns the type's
-// own name as the kind.
+// kindOf returns the kind of sets with this header. If no kind has the header's type, it returns the type's name.
 func kindOf(h ipset.Header) ruleset.SetKind {
 	if h.Marks {
 		return numberedPods

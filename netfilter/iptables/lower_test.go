@@ -66,8 +66,8 @@ func listed(l *lowered, problems []ruleset.Problem) string {
 	return b.String()
 }
 
-// TestLimits: entries that ipset doesn't support are written as entries that it supports. A refusal of one of these
-// names the original entry.
+// TestLimits: ipset doesn't support some entries. They are written as others, and a refusal names the original
+// entry.
 func TestLimits(t *testing.T) {
 	entry := func(p, words string) ruleset.Entry {
 		return ruleset.Entry{Element: ruleset.Element{Prefix: netip.MustParsePrefix(p)}, Comment: words}
@@ -118,7 +118,7 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// TestMultiport: a rule with many ports becomes several rules, none with more ports than iptables accepts.
+// TestMultiport: if a rule has more ports than iptables accepts, it becomes several rules.
 func TestMultiport(t *testing.T) {
 	r := ruleset.Rule{Proto: ruleset.TCP, Action: ruleset.Return}
 	for i := range uint16(8) {
@@ -134,8 +134,8 @@ func TestMultiport(t *testing.T) {
 	}
 }
 
-// TestLoweringRemembers: lowering random rulesets one after another gives the same as lowering each by itself. The
-// sets have entries of all kinds that ipset can't store, which come and go.
+// TestLoweringRemembers: if rulesets are lowered one after another, each gives the same as if it were lowered
+// alone.
 func TestLoweringRemembers(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 5))
 	comments := []string{"a", "b", `"`, strings.Repeat("x", 300)}

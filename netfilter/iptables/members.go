@@ -7,8 +7,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Members returns the addresses of the pods that are in a class, by direction. An earlier agent may have put them
-// there. Members reads only the sets. It doesn't check that the chains that use these sets are complete.
+// Members returns the addresses of the pods that are in a class, by direction. It reads only the sets, and doesn't
+// check that the chains are complete.
 //
 // Equivalent to: ipset list weir-in; ipset list weir-eg (weir-in6 and weir-eg6 for IPv6; and each set of one class,
 // weir-in-* or weir-eg-*)

@@ -19,8 +19,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// crowded returns a state with one pod of this node under that many policies. Each of them allows a selector of its
-// own, which selects one pod, on the port. The policy number 7 has the given selector.
+// crowded returns a state in which many policies isolate one pod of this node. Each policy allows one other pod on
+// its port. Policy number 7 has the given selector.
 func crowded(policies, selector int, port func(i int) int) policy.State {
 	var s policy.State
 	web := map[string]string{"app": "web"}
@@ -49,9 +49,9 @@ func crowded(policies, selector int, port func(i int) int) policy.State {
 	return s
 }
 
-// BenchmarkPolicyAmongMany applies the change of one policy of 1,000 that isolate a pod, with sets as they are and with
-// merged sets. It measures the CPU time of the merger, and of the driver with the programs that it starts; not the
-// compiler's. It needs root. Run it as: go test ./netfilter/iptables -run - -bench PolicyAmongMany
+// BenchmarkPolicyAmongMany changes one of 1,000 policies that isolate a pod, with and without merged sets. It
+// measures the CPU time of the merger, the driver and the driver's programs, without the compiler. It needs root.
+// Run it as: go test ./netfilter/iptables -run - -bench PolicyAmongMany
 func BenchmarkPolicyAmongMany(b *testing.B) {
 	for name, port := range map[string]func(i int) int{
 		"one port": func(int) int { return 80 }, "ports": func(i int) int { return 1 + i },

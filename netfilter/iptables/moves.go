@@ -10,22 +10,21 @@ import (
 
 // renumbering has the changes to the sets of a family's numbered pods.
 //
-// A packet between two pods is checked by the sender's egress class and by the receiver's ingress class. Suppose that
-// both pods change their classes. If one pod's change allowed more before the other pod's change denied more, a packet
-// could pass that neither the old nor the new state allows. So until the rules change, each pod's number may lead only
-// to a class that allows no more than its old class. After that it may lead only to a class that allows no more than
-// its new class. If a number fulfils both, a pod changes its class in one step. Otherwise the pod is in no class while
-// the rules change.
+// The sender's egress class and the receiver's ingress class check a packet between two pods. Suppose that both
+// pods change their classes one after the other. Then a packet could pass that neither the old nor the new state
+// allows. So before the rules change, a pod's number may only get a class that allows no more than its old class.
+// Afterwards it may only get a class that allows no more than its new class. If no number fulfils both, the pod is
+// in no class while the rules change.
 type renumbering struct {
 	before, after []change
-	// across are changes from a class to another, of which neither allows all that the other allows. Each is one step.
+	// across are changes to a class that allows more in one way and less in another.
 	across []change
-	// closes is true if the changes may deny an established connection.
+	// closes is true if a change may deny an established connection.
 	closes bool
 }
 
-// renumber returns the changes to the sets, which are those of the family's numbered pods. rules is true if the
-// family's rules change too. ended has the addresses of attachments that have ended: taking them out closes nothing.
+// renumber returns the changes to the sets of a family's numbered pods. rules is true if the family's rules change
+// too. ended has the addresses of ended attachments: deleting their entries closes nothing.
 func renumber(have state, f conf.Family, sets []ruleset.Set, want *lowered, rules bool, ended map[netip.Addr]bool,
 ) (all renumbering) {
 	type crossing struct {
@@ -66,8 +65,7 @@ func renumber(have state, f conf.Family, sets []ruleset.Set, want *lowered, rule
 		}
 	}
 	for _, c := range crossings {
-		// Of the two classes that check a packet, at most one changes. So each packet is checked as in the old state or
-		// as in the new.
+		// At most one of the two classes that check a packet changes, so no packet meets a mixture of states.
 		if !rules && (len(moving) == 1 || len(directions) == 1) {
 			all.across = append(all.across, c.add)
 		} else {
@@ -77,23 +75,21 @@ func renumber(have state, f conf.Family, sets []ruleset.Set, want *lowered, rule
 	return all
 }
 
-// moment says when a pod's number may change.
 type moment int
 
 const (
 	early moment = iota // before the rules change
-	late                // after that
-	never               // not in one step
+	late                // after the rules have changed
+	never               // the pod must be in no class in between
 )
 
-// numberChange has what a direction's numbers lead to, before and after a change of rules.
 type numberChange struct {
 	old, new           leaves
 	oldLines, newLines func(chain string) []string
 	known              bool // the old rules are known
 }
 
-// numbersBefore returns what the numbers in the set lead to before and after the change.
+// numbersBefore returns the chains to which the set's numbers lead, before and after the change of rules.
 func numbersBefore(have state, f conf.Family, s ruleset.Set, want *lowered) numberChange {
 	t := have.tables[f][checks]
 	d := numberChange{
@@ -110,7 +106,8 @@ func numbersBefore(have state, f conf.Family, s ruleset.Set, want *lowered) numb
 	return d
 }
 
-// when returns the moment at which a pod's number may change. It prefers a moment at which the pod is never closed.
+// when returns the moment at which a pod's number may change from was to now. It prefers a moment at which the pod
+// is never closed.
 func (d numberChange) when(was, now int) moment {
 	isEarly := d.known && within(d.old[now], d.old[was], d.oldLines)
 	isLate := within(d.new[was], d.new[now], d.newLines)
@@ -125,13 +122,13 @@ func (d numberChange) when(was, now int) moment {
 	return never
 }
 
-// closes reports whether the change of a pod's number may deny what was allowed.
+// closes reports whether the new number may deny what the old one allowed.
 func (d numberChange) closes(was, now int) bool {
 	return was != now && (!d.known || !within(d.old[was], d.new[now], d.newLines))
 }
 
-// within reports whether the class chain x surely allows no more than the class chain y: y allows everything, or has
-// all of x's rules that allow packets. An empty name stands for no class, which allows nothing.
+// within reports whether the class chain x surely allows no more than the class chain y. An empty name stands for
+// no class, which allows nothing.
 func within(x, y string, lines func(chain string) []string) bool {
 	const allows, drop, log = " -j RETURN", "-j DROP", "-j NFLOG"
 	switch {
@@ -160,7 +157,7 @@ func within(x, y string, lines func(chain string) []string) bool {
 	return len(of) > 0
 }
 
-// openClasses finds class sets whose pods may be in two of them: those that lead to no rule that drops packets.
+// openClasses finds class sets whose rules drop no packet. A pod may be in two such sets at once.
 type openClasses struct {
 	old           map[string][]string // the rules of the table's chains before the change
 	want          *lowered
@@ -169,8 +166,8 @@ type openClasses struct {
 	before, after map[string]bool
 }
 
-// both reports whether a pod may be in both class sets before and after the change of rules: the old rules lead from
-// the first set to a class, the new rules lead from the second, and none of these rules drops a packet of either set.
+// both reports whether a pod may be in both class sets while the rules change, because neither set's rules drop
+// packets.
 func (o *openClasses) both(from, to string) bool {
 	if from == "" || to == "" {
 		return false
@@ -188,7 +185,7 @@ func (o *openClasses) both(from, to string) bool {
 	return o.before[from] && o.after[to] && free(o.before, to) && free(o.after, from)
 }
 
-// openIn returns for each set that the dispatch chain's rules match whether all of its packets are surely allowed.
+// openIn says for each set that the dispatch chain matches whether all of its packets are surely allowed.
 func openIn(dispatch []string, lines func(chain string) []string) map[string]bool {
 	open := map[string]bool{}
 	for _, l := range dispatch {
@@ -201,8 +198,8 @@ func openIn(dispatch []string, lines func(chain string) []string) map[string]boo
 	return open
 }
 
-// allowsAll reports whether the chain surely allows every packet, as the chain of a class of audited policies does: one
-// of its rules returns every packet, and the rules before it return or log packets.
+// allowsAll reports whether the chain surely allows every packet, as the chain of audited policies does. One rule
+// must return every packet, and the rules before it may only return or log.
 func allowsAll(lines []string) bool {
 	for _, l := range lines {
 		switch r := split(l); {

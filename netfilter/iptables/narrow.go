@@ -8,8 +8,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// settle remembers the ruleset that the kernel has now, so that applyEntries can compare the next one with it. It
-// forgets the ruleset if the kernel has anything else, or if something about the kernel is unknown.
+// settle remembers the ruleset for applyEntries, if the kernel surely has it and nothing else.
 func (d *Driver) settle(r ruleset.Ruleset, result netfilter.Result, err error) {
 	d.settled, d.left = nil, result.Left
 	if err == nil {
@@ -17,10 +16,9 @@ func (d *Driver) settle(r ruleset.Ruleset, result netfilter.Result, err error) {
 	}
 }
 
-// applyEntries applies a ruleset that differs from the last one only in entries of sets of peers. Most changes in a
-// cluster are of this kind, and looking at all other sets and chains would take most of the time. done is false if the
-// ruleset differs in more: then nothing was changed, and the caller must apply the whole ruleset. Errors are those of
-// Apply. Nothing closes the pods after an error, because all rules are in the kernel.
+// applyEntries applies a ruleset that differs from the last one only in entries of peers' sets. Most changes are of
+// this kind, and it saves the look at everything else. done is false if the ruleset differs in more: then nothing
+// was changed. Errors are those of Apply.
 func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done bool, err error) {
 	changed, ok := d.changedEntries(r)
 	if !ok {
@@ -37,7 +35,7 @@ func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done 
 	last, refused := d.settled, ruleset.Refused{}
 	have := d.have
 	d.have, d.settled = nil, nil // unknown until all changes are made
-	// First what denies more, as in a plan: if that fails, nothing is allowed.
+	// Deletions come first, so a failure can't allow anything.
 	for _, changes := range [][]change{dels, adds} {
 		if err := changeSets(changes, want, refused); err != nil {
 			return result, true, err
@@ -66,7 +64,7 @@ func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done 
 	return result, true, nil
 }
 
-// addressesOf returns the addresses of the changes; nil if one of the changes is of a network or of no address.
+// addressesOf returns the addresses of the changes. It returns nil if a change has no single address.
 func addressesOf(changes []change) (all []netip.Addr) {
 	for _, c := range changes {
 		if !c.Prefix.IsValid() || !c.Prefix.IsSingleIP() {
@@ -77,9 +75,8 @@ func addressesOf(changes []change) (all []netip.Addr) {
 	return all
 }
 
-// changedEntries returns the sets with other entries than in the last ruleset. ok is false if the ruleset differs in
-// anything else, if one of the sets isn't a set of peers, or if the kernel may have something else than the last
-// ruleset.
+// changedEntries returns the sets whose entries have changed since the last ruleset. ok is false if anything else
+// differs, or if the kernel may not have the last ruleset.
 func (d *Driver) changedEntries(r ruleset.Ruleset) (changed []ruleset.Set, ok bool) {
 	last := d.settled
 	if last == nil || d.have == nil || len(r.Sets) != len(last.Sets) || !sameChains(r.Chains, last.Chains) {
@@ -103,7 +100,6 @@ func (d *Driver) changedEntries(r ruleset.Ruleset) (changed []ruleset.Set, ok bo
 	return changed, len(changed) > 0 || len(d.left) == 0
 }
 
-// sameChains reports whether the chains are the same. It takes no time if the two share their memory.
 func sameChains(a, b []ruleset.Chain) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0] || slices.EqualFunc(a, b, ruleset.Chain.Equal))
 }

@@ -15,9 +15,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestApplyEntries: a ruleset that differs from the last one only in entries of peers' sets is applied without a look
-// at the rest. A driver that reads everything then finds nothing to change. Any other difference is applied whole,
-// and so is the first ruleset after the kernel was read, or after the kernel has refused an entry.
+// TestApplyEntries: if a ruleset differs only in entries of peers' sets, the driver applies it without a look at
+// the rest. Any other ruleset is applied whole, and so is the first one after a refusal or a reading of the kernel.
 func TestApplyEntries(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

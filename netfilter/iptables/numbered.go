@@ -8,15 +8,14 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// loweredMembers is the set of a direction's numbered pods, and the classes that it was lowered from.
 type loweredMembers struct {
 	numbers *numbering
 	classes map[string]ruleset.Entries // by class set
 	to      ruleset.Entries
 }
 
-// numbered returns the set of the dispatch chain's pods with their numbers. It changes only the entries of pods whose
-// class or number is another than in the last ruleset.
+// numbered returns the set of the dispatch chain's pods with their numbers. It reuses the set of the last ruleset,
+// and changes only entries whose class or number is another now.
 func (m *lowering) numbered(last lowering, c ruleset.Chain, classes []class, n *numbering) ruleset.Set {
 	name := c.Family.Set(dispatches[c.Name].set)
 	done := last.members[name].next(classes, n)
@@ -66,7 +65,6 @@ func (s loweredMembers) next(classes []class, n *numbering) loweredMembers {
 	return now
 }
 
-// entryOf returns the entry as ipset has it, in the set of that name.
 func entryOf(e ruleset.Entry, set string) ipset.Entry {
 	all := ipset.Entry{Prefix: e.Prefix, Proto: string(e.Proto), Port: e.Port, Link: e.Link, Comment: e.Comment}
 	if bit, ok := numbersIn(set); ok && e.Comment != "" {
@@ -77,7 +75,6 @@ func entryOf(e ruleset.Entry, set string) ipset.Entry {
 	return all
 }
 
-// commentOf returns the entry's comment as this package has it, in the set of that name.
 func commentOf(e ipset.Entry, set string) string {
 	bit, ok := numbersIn(set)
 	if !ok {
@@ -90,8 +87,7 @@ func commentOf(e ipset.Entry, set string) string {
 	return numbered(int(value&^toPod), e.Comment)
 }
 
-// isComment reports whether text is what this package has in place of the entry's comment. It takes no memory for an
-// entry without a number.
+// isComment reports whether text stands for the entry's comment. It takes no memory for an entry without a number.
 func isComment(text string, e ipset.Entry, comment []byte, set string) bool {
 	if _, ok := numbersIn(set); !ok {
 		return text == string(comment)

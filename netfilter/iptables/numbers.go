@@ -13,22 +13,21 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// This file has the numbers of classes. Where the kernel supports it, one set for each direction has the pods of all
-// classes, each with its class's number. A rule writes the number into the packet's mark, and a tree of chains leads
-// from the number to the class's chain. So a first packet takes one look-up, whatever the number of classes
-// (docs/architecture.md, decision 11).
+// This file has the numbers of classes. If the kernel supports them, one set for each direction has all pods, each
+// with its class's number. A rule writes the number into the packet's mark, and a tree of chains leads from there
+// to the class's chain. So a first packet takes one look-up, however many classes there are (docs/architecture.md,
+// decision 11).
 //
-// A class keeps its number for as long as it exists. The number of a class that is gone goes to the class that has all
-// of its pods now: a changed policy changes rules, and no pod's number. No other class gets a number that a pod in the
-// kernel has, and hardly ever one that another class had before (see free).
+// A class keeps its number as long as it exists. If a class is gone, its number goes to the class that has all of
+// its pods now. So a changed policy changes rules, and no pod's number.
 
-// The bits of a packet's mark that have the number of a class. In all other bits weir leaves what others have written.
+// These are the bits of a packet's mark that have the number of a class. All other bits belong to other programs.
 const (
 	markShift = 16
 	// markField has all of these bits.
 	markField uint32 = 0x1fff << markShift
-	// toPod is set in the numbers of ingress classes. So the number that the look-up of the sender has left is never
-	// taken for the number of an ingress class.
+	// toPod is set in the numbers of ingress classes. It distinguishes them from the sender's number, which may
+	// still be in the mark.
 	toPod = 1 << 12
 	// maxNumber is the greatest number of a class, without toPod.
 	maxNumber = toPod - 1
@@ -44,11 +43,10 @@ func markText(number, mask uint32) string {
 // allBits is the mask of a whole number.
 const allBits = markField >> markShift
 
-// dispatch has the differences between the two chains that send packets to classes.
 type dispatch struct {
 	set    string // the set of all pods with their numbers
-	last   string // the chain that jumps to this one and then clears the mark
-	prefix string // of the names of the tree's chains
+	last   string // jumps to the dispatch chain and then clears the mark
+	prefix string // begins the names of the tree's chains
 	bit    uint32
 }
 
@@ -58,13 +56,13 @@ var dispatches = map[string]dispatch{
 	conf.EgressChain:  {conf.EgressMap, conf.LastEgressChain, conf.EgressClassChains + conf.ByNumber, 0},
 }
 
-// returns is in place of a chain for the pods that no policy isolates: their packets leave the chain.
+// returns stands for the chain of the open class: its packets leave the dispatch chain.
 const returns = "RETURN"
 
-// closedClass ends the names of the chains for pods whose policies let nothing through. These two classes always exist.
+// closedClass ends the names of the two chains that allow nothing. These two classes always exist.
 var closedClass = strings.ToUpper(conf.NoneClass)
 
-// class is a class as the rule that leads to it describes it.
+// class is a class that a rule of a dispatch chain leads to.
 type class struct {
 	set    string
 	target string // the class's chain, or returns
@@ -72,8 +70,8 @@ type class struct {
 	pods   ruleset.Entries
 }
 
-// classesOf returns the classes that the chain's rules lead to, in the order of the rules. sets are the sets of the
-// ruleset with the role Members, by name.
+// classesOf returns the classes that the chain's rules lead to, in the order of the rules. sets are the class sets,
+// by name.
 func classesOf(c ruleset.Chain, sets map[string]ruleset.Set) (classes []class) {
 	for _, r := range c.Rules {
 		if s, ok := leadsToClass(r, sets); ok {
@@ -87,8 +85,7 @@ func classesOf(c ruleset.Chain, sets map[string]ruleset.Set) (classes []class) {
 	return classes
 }
 
-// leadsToClass returns the class set that the rule looks the packet's pod up in. ok is false if it looks up something
-// else, or nothing.
+// leadsToClass returns the class set in which the rule looks a pod up. ok is false for all other rules.
 func leadsToClass(r ruleset.Rule, sets map[string]ruleset.Set) (s ruleset.Set, ok bool) {
 	if len(r.Sets) == 1 && !r.Sets[0].Not {
 		s, ok = sets[r.Sets[0].Name]
@@ -96,7 +93,7 @@ func leadsToClass(r ruleset.Rule, sets map[string]ruleset.Set) (s ruleset.Set, o
 	return s, ok
 }
 
-// leaves are the ends of a tree: for each number the class's chain, or returns.
+// leaves has for each number the class's chain, or returns.
 type leaves map[int]string
 
 // numbering has the numbers of one direction's classes in one family. It never changes.
@@ -104,16 +101,15 @@ type numbering struct {
 	leaves leaves
 	// of has the number that pods of a class get, by the class's chain.
 	of map[string]int
-	// former are further numbers, of classes that are gone. They lead to the class that had all of their pods then, and go
-	// with a later change of rules.
+	// former are numbers of classes that are gone. Each leads to the class that got all of their pods.
 	former map[int]bool
 }
 
 // formerComment is the comment of the rule for a former number.
 const formerComment = "weir: by the number of a class that is gone"
 
-// assign returns the numbers of the classes. was has the numbers that the kernel's rules have, and members the pods
-// that the kernel has, with their numbers. ok is false if there are not enough numbers.
+// assign returns the numbers of the classes. was has the numbers in the kernel's rules, and members the kernel's
+// pods with their numbers. ok is false if there are not enough numbers.
 func assign(was *numbering, members ruleset.Entries, classes []class) (now *numbering, ok bool) {
 	a := assignment{
 		numbering: numbering{leaves{openClass: returns}, map[string]int{returns: openClass}, map[int]bool{}},
@@ -142,16 +138,15 @@ func assign(was *numbering, members ruleset.Entries, classes []class) (now *numb
 	return &a.numbering, true
 }
 
-// assignment is a numbering that is being made.
 type assignment struct {
 	numbering
 	was     *numbering
 	members ruleset.Entries
 	classes []class
-	held    map[int][]ruleset.Element // the members by number; nil if it isn't known yet
+	held    map[int][]ruleset.Element // the members by number; nil before holders is called
 	with    func(ruleset.Element) *class
 	wanted  map[string]bool // the chains of the classes
-	next    map[int]string  // the results of successor
+	next    map[int]string  // remembers what findSuccessor returned
 }
 
 // keep takes over numbers that the kernel's rules and pods have.
@@ -160,7 +155,7 @@ func (a *assignment) keep() {
 	for _, c := range a.classes {
 		count[c.target] = 0
 	}
-	same, single := true, true // the same chains are wanted as before; each has one number
+	same, single := true, true // all classes had numbers before, and no others had; each had one number
 	for n, target := range a.was.leaves {
 		_, ok := count[target]
 		count[target]++
@@ -177,7 +172,7 @@ func (a *assignment) keep() {
 		return
 	}
 	held := a.holders()
-	// First come the numbers that pods have; of these first those that lead where they did.
+	// First come numbers of pods whose class stays, then the other pods' numbers.
 	rank := func(n int) int {
 		if target := a.successor(n); target != "" && target == a.was.leaves[n] {
 			return 0
@@ -202,7 +197,6 @@ func (a *assignment) keep() {
 	}
 }
 
-// holders returns the members by number.
 func (a *assignment) holders() map[int][]ruleset.Element {
 	if a.held == nil {
 		a.held = map[int][]ruleset.Element{}
@@ -214,9 +208,8 @@ func (a *assignment) holders() map[int][]ruleset.Element {
 	return a.held
 }
 
-// successor returns the chain that the number leads to now: the same chain as before if it is still wanted. Otherwise
-// it is the chain of the class that has all of the number's pods now; empty if there is no such class. If the rules
-// with the number were flushed, it leads to the same class again.
+// successor returns the chain that the number leads to now: the same as before if it is still wanted. Otherwise it
+// is the chain of the class that has all of the number's pods now, or empty.
 func (a *assignment) successor(number int) string {
 	target, ok := a.next[number]
 	if !ok {
@@ -242,10 +235,9 @@ func (a *assignment) findSuccessor(number int) (target string) {
 	return target
 }
 
-// free returns a number for the class that neither the rules nor a pod have; 0 if there is none. The search begins at a
-// hash of the chain's name. So a class that comes again nearly always gets the number that it had, and no other class
-// gets it meanwhile: rules that another program has saved and restores lead pods to their own class. The classes that
-// always exist get the lowest number.
+// free returns a number for the class that neither the rules nor a pod have; 0 if there is none. The search begins
+// at a hash of the chain's name, so a class that comes again nearly always gets its old number. Rules that another
+// program has saved and restores then lead pods to their own class.
 func (a *assignment) free(target string) int {
 	held := a.holders()
 	const first, count = openClass + 1, maxNumber - openClass
@@ -274,8 +266,7 @@ func classWith(e ruleset.Element, classes []class) *class {
 	return nil
 }
 
-// finder returns a function that does what classWith does, but takes no longer if there are many classes. Its first
-// call looks at all pods.
+// finder returns a function like classWith that stays fast with many classes. Its first call looks at all pods.
 func finder(classes []class) func(ruleset.Element) *class {
 	var by map[ruleset.Element]*class
 	return func(e ruleset.Element) *class {
@@ -291,10 +282,10 @@ func finder(classes []class) func(ruleset.Element) *class {
 	}
 }
 
-// numbered returns the text that an entry of a set with numbers has in place of its comment.
+// numbered returns the text in place of an entry's comment: the number and the comment.
 func numbered(number int, comment string) string { return strconv.Itoa(number) + " " + comment }
 
-// unnumbered returns the number and the comment. The number is 0 if there is none.
+// unnumbered undoes numbered. The number is 0 if there is none.
 func unnumbered(text string) (number int, comment string) {
 	head, comment, _ := strings.Cut(text, " ")
 	number, _ = strconv.Atoi(head)
@@ -319,7 +310,8 @@ func numberingOf(rules map[string][]string, chain string) *numbering {
 	return all
 }
 
-// numberIn returns the number that the rule compares the whole field of the mark with; false if the rule doesn't do so.
+// numberIn returns the number that the rule compares the mark with. It returns false if the rule compares only some
+// of the field's bits, or none.
 func numberIn(line string) (uint32, bool) {
 	rest, ok := strings.CutPrefix(line, "-m mark --mark 0x")
 	value, rest, _ := strings.Cut(rest, "/")

@@ -23,8 +23,7 @@ import (
 // pods has the chain of each pod's class, or returns, by the pod's address.
 type pods map[string]string
 
-// oneDirection returns a ruleset of one direction. Each class's chain allows packets to the ports that are in its
-// name, as in "WEIR-EG-80-81".
+// oneDirection returns a ruleset of one direction. A chain's name has the allowed ports, as in "WEIR-EG-80-81".
 func oneDirection(direction string, classes ...pods) ruleset.Ruleset {
 	dispatch, sets, of := conf.EgressChain, conf.EgressClasses, ruleset.Source
 	if direction == "ingress" {
@@ -74,7 +73,7 @@ func oneDirection(direction string, classes ...pods) ruleset.Ruleset {
 	return r
 }
 
-// both returns the rulesets as one. It has the hook of a only: the last chain of b, which is its hook, is left out.
+// both returns the rulesets as one, with only a's hook. b's hook is its last chain.
 func both(a, b ruleset.Ruleset) ruleset.Ruleset {
 	a.Sets, a.Chains = slices.Concat(a.Sets, b.Sets), slices.Concat(a.Chains, b.Chains[:len(b.Chains)-1])
 	return a
@@ -94,29 +93,29 @@ func inShort(changes []change) (all []string) {
 	return all
 }
 
-// numberOf returns the number that a class gets if nobody has it.
+// numberOf returns the number that a class gets if no other class has it.
 func numberOf(chain string) int {
 	a := assignment{numbering: numbering{leaves: leaves{}}, was: &numbering{}}
 	return a.free(chain)
 }
 
-// gets returns the change, as inShort does, by which the pod gets the number of the class.
+// gets returns, in the form of inShort, the change that gives the pod the class's number.
 func gets(set, addr, chain string) string { return fmt.Sprint(set, " ", addr, " ", numberOf(chain)) }
 
-// byNumber returns the beginning of the rule for packets with the number of the class.
+// byNumber returns the beginning of the rule for the class's number.
 func byNumber(chain string) string {
 	return "--mark " + markText(uint32(numberOf(chain)), allBits) + " "
 }
 
-// TestNumbers: a change of classes changes the numbers of as few pods as it can. A pod's number changes in one step
-// if one number can lead to the right class before and after the change of rules.
+// TestNumbers: a change of classes changes the numbers of as few pods as possible. If one number can lead to the
+// right class before and after the change of rules, a pod changes in one step.
 func TestNumbers(t *testing.T) {
 	const a, b, c = "10.0.0.1", "10.0.0.2", "10.0.0.3"
 	egress := func(p pods) ruleset.Ruleset { return oneDirection("egress", p) }
 	for name, tc := range map[string]struct {
 		have, want    ruleset.Ruleset
 		before, after []string
-		rules         string // what the change of rules has
+		rules         string // what the changed rules contain
 	}{
 		"an edited policy": {
 			have: egress(pods{a: "WEIR-EG-80", b: "WEIR-EG-80"}), want: egress(pods{a: "WEIR-EG-443", b: "WEIR-EG-443"}),
@@ -181,7 +180,7 @@ func TestNumbers(t *testing.T) {
 	}
 }
 
-// TestNumbersAreNotReused: no new class gets a number that a pod in the kernel has, also if no rule has that number.
+// TestNumbersAreNotReused: if a pod in the kernel has a number, no new class gets it, even if no rule has it.
 func TestNumbersAreNotReused(t *testing.T) {
 	have := stateOf(oneDirection("egress", pods{"10.0.0.1": returns}))
 	s := have.sets[conf.EgressMap]
@@ -197,8 +196,8 @@ func TestNumbersAreNotReused(t *testing.T) {
 	}
 }
 
-// TestAClassGetsItsNumberAgain: rules of an earlier state that another program has saved and restores must lead to the
-// same class. So a class whose pods left and come again gets its number again, and no class that came meanwhile has it.
+// TestAClassGetsItsNumberAgain: if a class's pods leave and come again, the class gets its number again. No class
+// that came meanwhile has it. Rules that another program has saved and restores then lead to the same class.
 func TestAClassGetsItsNumberAgain(t *testing.T) {
 	m := newModel(t)
 	number := func(chain string) int {
@@ -225,7 +224,7 @@ func TestAClassGetsItsNumberAgain(t *testing.T) {
 	}
 }
 
-// TestTree: packets of 300 classes reach the chains of their classes, and numbers that no class has are dropped.
+// TestTree: packets of 300 classes reach their classes' chains. Numbers of no class are dropped.
 func TestTree(t *testing.T) {
 	classes := pods{"10.1.0.0": returns}
 	for i := 1; i < 300; i++ {
@@ -262,7 +261,7 @@ func TestTree(t *testing.T) {
 	}
 }
 
-// TestTreeIsFlat: a packet meets few of the tree's rules, and the tree is no deeper than stand follows it.
+// TestTreeIsFlat: a packet meets few of the tree's rules, and the tree is at most as deep as stand follows.
 func TestTreeIsFlat(t *testing.T) {
 	for n, most := range map[int]float64{10: 6, 250: 12, 3000: 17} {
 		classes := pods{"10.255.0.0": returns}
@@ -298,8 +297,8 @@ func TestTreeIsFlat(t *testing.T) {
 	}
 }
 
-// TestPodsInNoClassAreLogged: however many classes there are, a packet of a pod in no class reaches the rules for such
-// packets, in both directions.
+// TestPodsInNoClassAreLogged: however many classes there are, packets of a pod in no class are logged, in both
+// directions.
 func TestPodsInNoClassAreLogged(t *testing.T) {
 	for _, direction := range []string{"egress", "ingress"} {
 		for _, n := range []int{3, 40, 300} {
@@ -329,9 +328,8 @@ func lead(s state, number int) string {
 	return numberingOf(s.tables[conf.IPv4][checks].rules, conf.EgressChain).leaves[number]
 }
 
-// TestWithoutNumbers: where iptables doesn't know how to look a number up, each class has a set of its own. The driver
-// finds that out by a trial. Another driver, which finds that numbers are supported, then replaces these sets by sets
-// of numbered pods.
+// TestWithoutNumbers: if iptables can't look numbers up, each class has a set of its own. A driver that can then
+// replaces these sets by sets of numbered pods.
 func TestWithoutNumbers(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -366,8 +364,8 @@ func TestWithoutNumbers(t *testing.T) {
 	}
 }
 
-// TestARefusedNumberCloses: if the kernel refuses a pod's new number, the pod doesn't keep its old one, which may lead
-// to a class that allows more. Here it refuses because another program has put a set without marks in the set's place.
+// TestARefusedNumberCloses: if the kernel refuses a pod's new number, the pod loses its old one, which may allow
+// more. Here another program has put a set without marks in the set's place.
 func TestARefusedNumberCloses(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -393,8 +391,8 @@ func TestARefusedNumberCloses(t *testing.T) {
 	}
 }
 
-// TestForeignBitsAreDrift: an entry whose mark has bits that aren't weir's is another program's. SET would write these
-// bits to packets, too.
+// TestForeignBitsAreDrift: if an entry's mark has bits that aren't weir's, the driver repairs it. SET would write
+// these bits to packets.
 func TestForeignBitsAreDrift(t *testing.T) {
 	at := ruleset.Element{Prefix: netip.MustParsePrefix("10.0.0.1/32")}
 	e := ruleset.Entry{Element: at, Comment: numbered(3, "ns/a")}
@@ -413,8 +411,8 @@ func TestForeignBitsAreDrift(t *testing.T) {
 	}
 }
 
-// TestManyClasses: four times as many classes, all of whose chains are new, take about four times as long to get their
-// numbers. If each class were compared with each other one, they would take sixteen times as long.
+// TestManyClasses: four times as many new classes take about four times as long to get their numbers, not sixteen
+// times.
 func TestManyClasses(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -449,7 +447,6 @@ func TestManyClasses(t *testing.T) {
 	}
 }
 
-// processorTime returns the processor time that this thread has taken.
 func processorTime(t *testing.T) time.Duration {
 	var now unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &now); err != nil {

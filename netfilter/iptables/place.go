@@ -7,12 +7,10 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// refusesAt returns the index of the first rule that refuses every packet of a new connection: a DROP or REJECT that
-// has no condition or only that the state is NEW, or a jump to a chain that does the same after rules that only log
-// packets or refuse a whole protocol. It returns the number of rules if there is no such rule. Many images end filter
-// FORWARD with such a rule and leave the chain's policy at ACCEPT. If the rules directly before that rule each refuse
-// a whole protocol with a REJECT, refusesAt returns the index of the first of these. Weir's jump goes to the returned
-// index, so other programs' rules before the jump still apply to pods.
+// refusesAt returns the index before which weir's jump belongs. This is the first rule that refuses every new
+// connection, itself or in a chain that it jumps to. Rules directly before it that refuse a whole protocol belong
+// to it. It returns the number of rules if there is no such rule. Many images end filter FORWARD with such a rule.
+// Other programs' rules before the jump still apply to pods.
 func (t table) refusesAt(rules []string) int {
 	for i, l := range rules {
 		if !t.refuses(l, 0) {
@@ -26,8 +24,7 @@ func (t table) refusesAt(rules []string) int {
 	return len(rules)
 }
 
-// maxDepth is how many jumps refuses follows. The kernel allows no loops of jumps, but a text of rules may contain a
-// loop.
+// maxDepth is how many jumps refuses follows, because a text of rules may contain a loop.
 const maxDepth = 8
 
 func (t table) refuses(rule string, depth int) bool {
@@ -63,7 +60,6 @@ func (t table) idle(rule string, depth int) bool {
 // logs are the targets that only log a packet.
 var logs = []string{"LOG", "NFLOG", "ULOG"}
 
-// parts are the parts of a rule: its conditions without comments, and the target of its -j or -g.
 type parts struct {
 	conditions []string
 	target     string
@@ -75,7 +71,7 @@ type parts struct {
 // own reports whether the rule leads to one of weir's chains.
 func (r parts) own() bool { return conf.OwnChain(r.target) }
 
-// dispatchOf returns the sets that the rules of a chain match, without negated matches, in the order of the rules.
+// dispatchOf returns the sets that a chain's rules match, in order, without negated matches.
 func dispatchOf(rules []string) []string {
 	var names []string
 	for _, l := range rules {
@@ -124,13 +120,13 @@ func split(rule string) parts {
 	return r
 }
 
-// negated reports whether the conditions end with a "!", which negates the condition after it.
+// negated reports whether the conditions end with "!", which negates the next condition.
 func negated(conditions []string) bool {
 	return len(conditions) > 0 && conditions[len(conditions)-1] == "!"
 }
 
-// words splits a rule into its words. iptables-save puts a word with a space into quotes, and a backslash before quotes
-// in it.
+// words splits a rule into its words. iptables-save quotes a word with a space, and escapes quotes in it with a
+// backslash.
 func words(rule string) []string {
 	all, word, quoted := []string(nil), []byte(nil), false
 	for i := 0; i < len(rule); i++ {

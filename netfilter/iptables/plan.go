@@ -12,34 +12,28 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// plan has the steps from the kernel's state to the ruleset. The steps are taken in the order of the fields. After
-// each step the node allows only packets that the old or the new state allows. The order of the families doesn't
-// matter, because a packet is checked only by the rules of its own family.
+// plan has the steps from the kernel's state to the ruleset, in the order of the fields. After each step the node
+// allows only packets that the old or the new state allows.
 type plan struct {
 	create []ruleset.Set // created with their entries; no rule uses these sets yet
 	before []change
-	// across are changes of pods' numbers that may allow more and deny more. They are made only if all of before has
-	// succeeded.
+	// across are changes of pods' numbers that may allow more and deny more. They need all of before.
 	across  []change
 	restore [len(conf.Families)]string // for each family's iptables-restore --noflush
-	// blind has the commands for tables whose rules neither iptables-save nor the kernel shows. Each element is tried
-	// by itself.
+	// blind has the commands for tables that nobody can read. Each is tried by itself.
 	blind []blind
 	after []change
-	// destroy has sets that no rule uses any more. They are destroyed by an Apply that has nothing else to do.
+	// destroy has sets that no rule uses any more. They can wait.
 	destroy []string
-	// strays are entries in the sets of all pods that belong to no known attachment. The plan doesn't remove strays:
-	// such an address may be assigned to an attachment that has just begun. Only the code that ends an attachment
-	// removes its addresses.
+	// strays are entries of no known attachment in the sets of all pods. The plan doesn't remove them: an
+	// attachment may just have begun. Only the code that ends an attachment removes its addresses.
 	strays []change
-	// closes is true if the new state may deny an established connection that the old one allows. It is false if the plan
-	// only allows more, or concerns only pods that came or ended.
+	// closes is true if the new state may deny an established connection that the old state allows.
 	closes bool
 }
 
-// blind has commands for a table whose contents are unknown. They delete weir's rules from built-in chains before they
-// add them. iptables-restore fails if a rule to delete doesn't exist; then the commands are tried without the
-// deletions.
+// blind has commands for a table with unknown contents. They delete weir's rules before they add them. If a rule
+// doesn't exist, iptables-restore fails, and the driver tries the commands without deletions.
 type blind struct {
 	family   conf.Family
 	commands string
@@ -63,7 +57,7 @@ type change struct {
 
 func (p plan) empty() bool { return len(p.destroy) == 0 && !p.changes() }
 
-// changes reports whether the plan has anything to do but to destroy sets.
+// changes reports whether the plan does more than destroy sets.
 func (p plan) changes() bool {
 	return len(p.create)+len(p.before)+len(p.across)+len(p.after) > 0 || p.restores()
 }
@@ -74,8 +68,7 @@ func (p plan) restores() bool {
 }
 
 // makePlan returns the steps from have to want. Changes of sets that deny more come before the change of rules, and
-// changes that allow more come after it. In the mangle table, which drops packets, one transaction makes all changes
-// of rules.
+// changes that allow more come after it. One transaction makes all changes of rules in the mangle table.
 func makePlan(have state, want *lowered) plan {
 	var p plan
 	ended := endedIn(have, want)
@@ -150,7 +143,7 @@ func makePlan(have state, want *lowered) plan {
 	return p
 }
 
-// endedIn returns the addresses of attachments that are in the kernel's sets of all pods, but not in the ruleset's.
+// endedIn returns the addresses that are in the kernel's sets of all pods, but not in the ruleset's.
 func endedIn(have state, want *lowered) map[netip.Addr]bool {
 	ended := map[netip.Addr]bool{}
 	for _, s := range want.sets {
@@ -168,16 +161,15 @@ func endedIn(have state, want *lowered) map[netip.Addr]bool {
 
 // moves returns the changes to the class sets of one direction and family, before and after the change of rules.
 //
-// A packet between two pods is checked by the sender's egress class and by the receiver's ingress class. Suppose that
-// both pods change their classes. If one pod's change allowed more before the other pod's change denied more, a packet
-// could pass that neither the old nor the new state allows. So a pod should change its class in the same transaction
-// that changes the rules. That works only if the order of the rules in the chain allows it. Otherwise moves removes
-// the pod from its old class before the transaction and adds it to the new class after the transaction. Between two
-// classes that allow everything, a pod is in both while the rules change: a policy that is only audited drops nothing.
+// The sender's egress class and the receiver's ingress class check a packet between two pods. Suppose that both
+// pods change their classes one after the other. Then a packet could pass that neither the old nor the new state
+// allows. So a pod should change its class together with the rules. That works only if the order of the chain's
+// rules allows it. Otherwise the pod is in no class meanwhile. Between two classes that allow everything, the pod
+// is in both meanwhile.
 func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lowered) (before, after []change) {
 	newOrder, oldOrder := want.check(f, chain).dispatch, dispatchOf(have.tables[f][checks].rules[chain])
 	unknown := have.tables[f][checks].unknown != nil
-	old := map[ruleset.Element]string{} // by address: the class set that matches it first now
+	old := map[ruleset.Element]string{} // by address: the first class set with it now
 	for _, name := range slices.Backward(oldOrder) {
 		for e := range have.sets[name].entries.All() {
 			old[e.Element] = name
@@ -187,7 +179,7 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 	for _, s := range sets {
 		wanted[s.Name] = s.Entries
 	}
-	target := map[ruleset.Element]string{} // by address: the class set that matches it first after the change
+	target := map[ruleset.Element]string{} // by address: the first class set with it after the change
 	for _, name := range slices.Backward(newOrder) {
 		for e := range wanted[name].All() {
 			target[e.Element] = name
@@ -237,11 +229,11 @@ func diff(have set, want ruleset.Set) (adds, dels []change) {
 	return adds, dels
 }
 
-// restoreTable returns the commands for one table; empty if nothing must change. The commands write chains that are
-// new or differ, put jumps into their places, and delete weir's chains that the ruleset doesn't have.
+// restoreTable returns the commands for one table; empty if nothing must change. They write chains that differ, put
+// jumps into their places, and delete weir's chains that the ruleset lacks.
 //
-// For a table that can't be read, the commands write all of weir's chains, except chains that the kernel shows
-// unchanged since the driver last wrote them. They delete no chains in such a table.
+// If the table can't be read, they write all chains that the kernel doesn't show unchanged. They delete no chains
+// in such a table.
 func restoreTable(f conf.Family, name string, have table, want *lowered) string {
 	var chains, rules, drop []string
 	wanted := map[string]bool{}
@@ -292,8 +284,7 @@ func (t table) is(chain string, rules []string) bool {
 }
 
 // jumps returns the commands that correct weir's rules in the built-in chains. Afterwards each wanted rule exists
-// once, first in its chain where the ruleset requires that, and no other rule of weir exists there. The commands don't
-// change other programs' rules.
+// once, in its place, and no other rule of weir exists there. The commands don't change other programs' rules.
 func jumps(f conf.Family, name string, have table, want *lowered) []string {
 	var commands []string
 	if have.unknown != nil {
@@ -313,10 +304,9 @@ func jumps(f conf.Family, name string, have table, want *lowered) []string {
 	return commands
 }
 
-// jump returns the commands that put weir's rule into its place. iptables finds a rule to delete by its text, and for
-// that it must understand all rules before it; in an unknown table it may not understand them. So if the kernel shows
-// the rules, the commands only add a missing rule, and deleteCopies deletes a copy in the wrong place. If the kernel
-// doesn't show them, the commands delete the rule by its text and add it.
+// jump returns the commands that put weir's rule into its place in an unknown table. If the kernel shows the rules,
+// the commands only add a missing rule, and deleteCopies removes copies later. iptables can't always delete a rule
+// there, because it must understand all rules before it.
 func (u *unknown) jump(j jump) []string {
 	add := "-A " + j.chain + " " + j.line
 	if j.first {
@@ -336,8 +326,8 @@ func (u *unknown) jump(j jump) []string {
 
 func jumpsIn(f conf.Family, name, chain string, t table, want *lowered) []string {
 	have := t.rules[chain]
-	var ours, others []string // ours: weir's rules in the chain, wanted or not
-	last := 0                 // how many rules in others come before weir's last rule
+	var ours, others []string // ours are weir's rules in the chain, wanted or not
+	last := 0                 // how many of others come before weir's last rule
 	for _, l := range have {
 		if split(l).own() {
 			ours, last = append(ours, l), len(others)

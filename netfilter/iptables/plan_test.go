@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// lowerOnto returns the ruleset with numbers of classes, for a kernel that has this state.
+// lowerOnto returns the ruleset with numbers of classes, for a kernel in the state have.
 func lowerOnto(have state, r ruleset.Ruleset) *lowered {
 	var m lowering
 	var n numbers
@@ -39,9 +39,8 @@ func planFor(have, want ruleset.Ruleset) plan {
 	return makePlan(s, lowerOnto(s, want))
 }
 
-// TestNoStepOpens carries out plans between random states step by step. At no step may the kernel accept a packet that
-// both the old and the new state drop. After the last step nothing may be left to do. Between some of the states, the
-// kernel begins or ends to support numbers of classes.
+// TestNoStepOpens: at no step of a plan between random states does the kernel accept a packet that both states
+// drop. After the last step nothing is left to do.
 func TestNoStepOpens(t *testing.T) {
 	onto := func(have state, r ruleset.Ruleset, plain bool) *lowered {
 		if plain {
@@ -59,7 +58,7 @@ func TestNoStepOpens(t *testing.T) {
 		m.plan(makePlan(m.state, onto(m.state, old, wasPlain)), func(string) {})
 		for range 2 {
 			next := policytest.Change(r, s)
-			// Sets may be merged otherwise in the new state than in the old: by another version of weir.
+			// Another version of weir may have merged the sets otherwise.
 			want := policytest.Bounds(r).Merge(policy.Compile(next), nil)
 			packets := policytest.Packets(next)
 			before, after := simulator(t, old), simulator(t, want)
@@ -112,8 +111,8 @@ func steps(p plan) (inOneStep, all int) {
 	return inOneStep, all
 }
 
-// TestDenyAllChangesSetsOnly: a policy that denies all traffic changes only sets. It must take effect at once, and
-// changing rules takes much longer than changing sets.
+// TestDenyAllChangesSetsOnly: a policy that denies everything changes only sets, because changing rules takes much
+// longer.
 func TestDenyAllChangesSetsOnly(t *testing.T) {
 	var open policy.State
 	for seed := uint64(0); len(open.Endpoints) == 0; seed++ {
@@ -137,9 +136,8 @@ func TestDenyAllChangesSetsOnly(t *testing.T) {
 	}
 }
 
-// TestAPodThatIsExpectedChangesSetsOnly: the classes of a pod exist from the time when its object names this node until
-// the object is deleted. So attaching the pod changes no rules, unless it is the first of a family, or another plugin
-// made its interface.
+// TestAPodThatIsExpectedChangesSetsOnly: a pod's classes exist from the time when its object names this node. So
+// attaching the pod changes no rules, unless it is the first of a family or its attachment is chained.
 func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 	for seed := range uint64(100) {
 		s := policytest.State(rand.New(rand.NewPCG(seed, 1)))
@@ -168,8 +166,8 @@ func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 	}
 }
 
-// TestPeersCloseBeforeAndOpenAfter: the plan deletes old entries of a set of peers before the rules change, and adds
-// new ones after. So no old rule accepts packets of a new peer.
+// TestPeersCloseBeforeAndOpenAfter: the plan deletes old peers before the rules change, and adds new peers after.
+// So no old rule accepts packets of a new peer.
 func TestPeersCloseBeforeAndOpenAfter(t *testing.T) {
 	set := func(addrs ...string) ruleset.Ruleset {
 		s := ruleset.Set{Name: "weir-sel-X", Kind: ruleset.Addresses, Role: ruleset.Peers}
@@ -188,8 +186,7 @@ func TestPeersCloseBeforeAndOpenAfter(t *testing.T) {
 	}
 }
 
-// TestCloses: the plan distinguishes changes that only allow more from changes that may deny, in single cases and in
-// random clusters.
+// TestCloses: the plan distinguishes changes that only allow more from changes that may deny.
 func TestCloses(t *testing.T) {
 	set := func(role ruleset.SetRole, addrs ...string) ruleset.Ruleset {
 		s := ruleset.Set{Name: fmt.Sprint("weir-", role), Kind: ruleset.Addresses, Role: role}
@@ -302,7 +299,7 @@ func TestRestoreTouchesOnlyWhatDiffers(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		change func(state)
-		want   []string // what the restore must contain; empty if there must be none
+		want   []string // must be in the restore; if empty, there must be none
 		not    string
 	}{
 		{"nothing", func(state) {}, nil, ""},
@@ -350,16 +347,15 @@ func TestRestoreTouchesOnlyWhatDiffers(t *testing.T) {
 	}
 }
 
-// TestAcceptsAheadOfWhatRefusesAll: if filter FORWARD ends with rules that refuse all remaining packets, themselves or
-// in a chain that they jump to, weir's jump comes directly before the first of these rules. Otherwise it comes last. A
-// jump that is before them already stays.
+// TestAcceptsAheadOfWhatRefusesAll: if filter FORWARD ends with rules that refuse everything, weir's jump comes
+// directly before the first of them. Otherwise it comes last. A jump that is before them already stays.
 func TestAcceptsAheadOfWhatRefusesAll(t *testing.T) {
 	want := policy.Compile(policy.State{})
 	const jump = "-j WEIR-ACCEPT"
 	const reject, drop = "-j REJECT --reject-with icmp-host-prohibited", "-d 169.254.169.254/32 -j DROP"
 	for name, tc := range map[string]struct {
 		forward, chain []string // chain is another program's
-		want           string   // the command that puts the jump there; empty: it stays where it is
+		want           string   // the command that puts the jump there; empty if it stays
 	}{
 		"an empty chain":       {nil, nil, "-A FORWARD " + jump},
 		"a rule of somebody's": {[]string{drop}, nil, "-A FORWARD " + jump},

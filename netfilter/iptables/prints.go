@@ -13,14 +13,12 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// print is a fingerprint of what weir reads of a table: of all rules, without their counters. Of the table nat it
-// covers only the built-in chain and weir's own: a cluster's Services have tens of thousands of rules there, and
-// iptables-save takes seconds to print them. While a table's print stays the same, the table needn't be read again as
-// text. An empty print is unknown.
+// print is a fingerprint of a table's rules without their counters. While it stays the same, the slow iptables-save
+// isn't needed. In the table nat it covers only the built-in chain and weir's own, because Services have tens of
+// thousands of rules there. An empty print is unknown.
 type print string
 
-// print returns the fingerprint of a table as the kernel has it. The caller knows that the table exists. was is the
-// table as it was read last.
+// print returns the fingerprint of a table that exists. was is the table as it was read last.
 func (d *Driver) print(f conf.Family, name string, was table) (print, error) {
 	switch {
 	case d.Flavour == NFT:
@@ -38,7 +36,7 @@ func (d *Driver) print(f conf.Family, name string, was table) (print, error) {
 	return now, err
 }
 
-// nftPrint asks nf_tables for the rules. own are weir's chains in the table, as far as they are known.
+// nftPrint asks nf_tables for the rules. own are weir's known chains in the table.
 //
 // Equivalent to: nft list table ip TABLE; in nat: nft list chain ip nat CHAIN (ip6 for IPv6)
 func nftPrint(family conf.Family, name string, own []string) (print, error) {
@@ -66,7 +64,7 @@ func nftPrint(family conf.Family, name string, own []string) (print, error) {
 		}
 		return print(h.Sum(nil)), nil
 	}
-	// The number of chains: rules don't show a chain without rules.
+	// The count of chains shows a chain without rules.
 	table, err := get(unix.NFT_MSG_GETTABLE, family, nl.NewRtAttr(unix.NFTA_TABLE_NAME, nl.ZeroTerminated(name)))
 	if err != nil {
 		return "", err

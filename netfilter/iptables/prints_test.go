@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestPrint: a table's fingerprint stays if only counters change, or rules that don't concern weir. Every change of a
-// rule that weir reads changes it.
+// TestPrint: if only counters or rules that don't concern weir change, the fingerprint stays. Any other change
+// changes it.
 func TestPrint(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -94,7 +94,7 @@ func TestPrint(t *testing.T) {
 	}
 }
 
-// services writes rules for that many Services to table nat of both families, as kube-proxy does.
+// services writes rules for count Services to table nat of both families, as kube-proxy does.
 func services(t testing.TB, flavour Flavour, count int) {
 	t.Helper()
 	for _, f := range conf.Families {
@@ -118,8 +118,8 @@ func services(t testing.TB, flavour Flavour, count int) {
 	}
 }
 
-// BenchmarkReadAmongServices reads weir's state among the rules of 4,000 Services, once as text and then repeatedly
-// after another program's change in nat.
+// BenchmarkReadAmongServices reads weir's state among the rules of 4,000 Services: once as text, then after each
+// change of another program in nat.
 func BenchmarkReadAmongServices(b *testing.B) {
 	for _, flavour := range []Flavour{NFT, Legacy} {
 		b.Run(string(flavour), func(b *testing.B) {
@@ -162,7 +162,6 @@ func BenchmarkReadAmongServices(b *testing.B) {
 	}
 }
 
-// used returns how much processor time the process and its children have used.
 func used(b *testing.B) time.Duration {
 	b.Helper()
 	var sum time.Duration

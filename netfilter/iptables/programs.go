@@ -5,9 +5,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// programs match packets of shapes that iptables has no options for. Each program is classic BPF. It reads the packet
-// from the IP header on and returns whether the rule matches. If a program reads beyond the packet's end, the rule
-// doesn't match (bpf(4)).
+// programs match packets for which iptables has no options. Each is classic BPF: it reads the packet from the IP
+// header on. If it reads beyond the packet's end, the rule doesn't match (bpf(4)).
 //
 // Equivalent to: iptables -m bpf --bytecode "PROGRAM"
 var programs = [len(conf.Families)]map[ruleset.Shape]string{

@@ -17,15 +17,14 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// readTime bounds the reading of all tables together. A program that prints one table may hang, and meanwhile weir's
-// rules in another table may be out of their places.
+// readTime bounds the reading of all tables together, because a program that prints one table may hang.
 const readTime = 30 * time.Second
 
-// Read reads all of weir's state in the kernel. The caller must read the endpoint records after that, and compute the
-// ruleset from them. In this order, each of the plugin's changes that Read has seen is described by a record.
+// Read reads all of weir's state in the kernel. The caller must read the endpoint records after that, and compute
+// the ruleset from them. Then a record describes each of the plugin's changes that Read has seen.
 //
-// A table that can't be read is no error of Read: it becomes an unknown table. Apply writes weir's part of the table
-// and then returns an UnknownError.
+// A table that can't be read is no error of Read: it becomes an unknown table. Apply writes weir's part of the
+// table and then returns an UnknownError.
 func (d *Driver) Read(ctx context.Context) error {
 	before := d.have
 	d.have, d.settled, d.refresh = nil, nil, nil
@@ -42,7 +41,7 @@ func (d *Driver) Read(ctx context.Context) error {
 	return nil
 }
 
-// Unread reports whether the kernel's state is not known, so that Apply would have to read it.
+// Unread reports whether the kernel's state is unknown. Then the next Apply reads it.
 func (d *Driver) Unread() bool { return d.have == nil }
 
 func (d *Driver) look(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) error {
@@ -69,9 +68,9 @@ func (d *Driver) look(ctx context.Context, want ruleset.Ruleset, verify netfilte
 	return nil
 }
 
-// Reread reads again which sets contain the addresses, and reports whether that differs from the state after the last
-// Apply. The plugin adds a new pod's addresses to a set, and removes an ended pod's addresses from all sets. So when
-// an address changes from one pod to another, the driver's memory of the sets may be wrong for that address.
+// Reread reads again which sets contain the addresses. It reports whether that has changed since the driver last
+// knew it. The plugin changes sets too, so the driver's memory may be wrong after an address has changed from one
+// pod to another.
 func (d *Driver) Reread(addrs ...netip.Addr) (changed bool) {
 	if d.have == nil {
 		return false // Apply reads everything
@@ -124,7 +123,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 	return changed, nil
 }
 
-// read lists weir's sets and the tables. before is the state that was known last; nil if there is none.
+// read lists weir's sets and reads the tables. before is the last known state, or nil.
 func (d *Driver) read(ctx context.Context, before *state) (state, error) {
 	s := state{sets: map[string]set{}}
 	d.readAt, d.own = 0, nftnl.OwnChanges{}
@@ -154,7 +153,7 @@ func (d *Driver) read(ctx context.Context, before *state) (state, error) {
 	return s, nil
 }
 
-// tablesNow reads the family's tables. It returns no tables if weir has no rules there and wants none.
+// tablesNow reads the family's tables. It returns none if weir has no rules there and wants none.
 func (d *Driver) tablesNow(ctx context.Context, f conf.Family, before *state) tables {
 	all := tables{}
 	if d.wanted[f] || before == nil || before.tables[f].holds() {
@@ -174,8 +173,7 @@ func (d *Driver) readTables(ctx context.Context, f conf.Family, before *state) t
 	return all
 }
 
-// readSet reads a set. If the set is still as it was before, readSet returns before itself, which takes no memory and
-// lets a later comparison of the two end at once.
+// readSet reads a set. If the set is unchanged, readSet returns before, which shares its memory.
 func (d *Driver) readSet(name string, before set) (set, error) {
 	n, same := 0, true
 	h, _, err := d.sets.Each(name, func(e ipset.Entry, comment []byte) bool {
@@ -198,8 +196,7 @@ func (d *Driver) readSet(name string, before set) (set, error) {
 	return set{kindOf(got.Header), got.Family, ruleset.EntriesOf(entries...)}, nil
 }
 
-// share puts the ruleset's own entries into the state wherever the two are equal, so that a later comparison of the two
-// ends at once.
+// share puts the ruleset's own entries into the state where both are equal. Later comparisons then end at once.
 func (s state) share(want *lowered) {
 	for _, w := range want.sets {
 		if held, ok := s.sets[w.Name]; ok && !held.entries.Same(w.Entries) && held.entries.Equal(w.Entries) {
@@ -209,14 +206,14 @@ func (s state) share(want *lowered) {
 	}
 }
 
-// readTable reads one table, unless it is still as it was before. Each table is read separately, so a rule that
-// iptables doesn't know makes only its own table unreadable.
+// readTable reads one table, unless its fingerprint is as before. iptables may fail to read one table and read the
+// others.
 func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, before *state) table {
 	var was table
 	if before != nil {
 		was = before.tables[f][name]
 	}
-	at, _ := generation() // 0 without nf_tables, or if it can't be read
+	at, _ := generation() // 0 if it is unknown
 	if d.Flavour == NFT && at != 0 && was.at == at {
 		return was
 	}
@@ -242,8 +239,8 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 	return t
 }
 
-// readText reads a table as iptables-save prints it. If it can't, the result is an unknown table. This has the rules
-// that the kernel shows, and from before the chains that the driver wrote.
+// readText reads a table as iptables-save prints it. If that fails, it returns an unknown table with what the
+// kernel shows.
 func (d *Driver) readText(ctx context.Context, f conf.Family, name string, before *state) table {
 	there, dormant, err := d.Flavour.exists(f, name)
 	if err == nil && !there {
@@ -300,8 +297,8 @@ func (t table) own() (chains []string) {
 	return chains
 }
 
-// forgetOthers forgets other programs' chains, unless weir has rules in them. The table nat has three chains for each
-// Service of the cluster, and nothing in them decides where weir's rules belong.
+// forgetOthers forgets other programs' chains without weir's rules. In nat, each Service of the cluster has three
+// such chains.
 func (t table) forgetOthers() {
 	maps.DeleteFunc(t.rules, func(chain string, rules []string) bool {
 		return !ours(chain) && !slices.Contains(builtin["nat"], chain) &&
@@ -317,16 +314,14 @@ func (f Flavour) read(ctx context.Context, family conf.Family, name string) (tab
 	if err != nil {
 		return table{}, err
 	}
-	// If a table has rules that aren't iptables' own, iptables-nft-save prints only a comment that the table is
-	// incompatible, and succeeds.
+	// If a rule isn't iptables' own, iptables-nft-save prints only a comment, and succeeds.
 	if !strings.Contains("\n"+out, "\n*"+name+"\n") || !strings.Contains(out, "\nCOMMIT\n") {
 		return table{}, fmt.Errorf("%s-save -t %s doesn't print it: %.200s", f.program(family), name, strings.TrimSpace(out))
 	}
 	return withBuiltin(name, parseSave(out)), nil
 }
 
-// withBuiltin adds the table's built-in chains. iptables-save doesn't print a table that was never used, but such a
-// table has these chains too.
+// withBuiltin adds the table's built-in chains. iptables-save doesn't print a table that was never used.
 func withBuiltin(name string, t table) table {
 	for _, chain := range builtin[name] {
 		if _, ok := t.rules[chain]; !ok {

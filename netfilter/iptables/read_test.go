@@ -11,8 +11,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestReadSet: a set that is still as it was before shares its memory with what was known. Every kind of change shows,
-// also one that leaves the number of entries as it was.
+// TestReadSet: if a set is unchanged, it shares its memory with what was known. Every kind of change shows.
 func TestReadSet(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -34,7 +33,7 @@ func TestReadSet(t *testing.T) {
 		{"add", name, "10.0.0.7", "comment", "default/other", "-exist"},
 		{"add", name, "10.0.0.7", "-exist"}, // takes the comment away
 		{"swap", name, "weir-y"},            // for an equal set with one other address
-		{"rename", "weir-z", name},          // a set of another type in its place
+		{"rename", "weir-z", name},          // now a set of another type
 	} {
 		known := set{ruleset.Addresses, conf.IPv4, want}
 		for set, entries := range map[string]ruleset.Entries{

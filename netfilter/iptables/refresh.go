@@ -11,16 +11,15 @@ import (
 	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
-// refresh is a Refresh that has not read everything yet.
 type refresh struct {
 	sets   []string // that are still to be read
 	tables []conf.Family
 }
 
-// Refresh does the same as Read in parts. It calls pause after each part, and if pause returns true, Refresh returns
-// false, and the next call continues. Between the two calls, the caller may call all other methods: each part replaces
-// what the driver knew of it. So a change that Refresh has found may be undone by any Apply. If the kernel's state
-// isn't known, Refresh reads everything without a pause.
+// Refresh does the same as Read in parts. It calls pause after each part. If pause returns true, Refresh returns
+// false, and the next call continues. Between two calls, the caller may call all other methods. So any Apply may
+// undo a change that Refresh has found. If the kernel's state isn't known, Refresh reads everything without a
+// pause.
 func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err error) {
 	if d.have == nil || d.Flavour == "" {
 		return true, d.Read(ctx)
@@ -39,8 +38,8 @@ func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err
 	}
 }
 
-// refreshPart reads one set, or the tables of one family. At first it lists the sets. It returns true if nothing is
-// left to be read.
+// refreshPart reads one set, or the tables of one family. The first call only lists the sets. done is true if
+// nothing is left to be read.
 func (d *Driver) refreshPart(ctx context.Context) (done bool, err error) {
 	r := d.refresh
 	switch {
@@ -57,13 +56,12 @@ func (d *Driver) refreshPart(ctx context.Context) (done bool, err error) {
 		d.refreshTables(ctx, f)
 		return false, nil
 	}
-	// As after Read: all that Apply did before has been read. If rules have changed since the tables were read, Watch
-	// reports another generation.
+	// Watch reports another generation if rules have changed since the tables were read.
 	d.refresh, d.fresh, d.settled = nil, true, nil
 	return true, nil
 }
 
-// beginRefresh lists the sets that are to be read. It forgets sets that don't exist any more.
+// beginRefresh lists the sets that are to be read, and forgets sets that are gone.
 func (d *Driver) beginRefresh() (*refresh, error) {
 	headers, err := d.sets.Headers()
 	if err != nil {
@@ -80,13 +78,12 @@ func (d *Driver) beginRefresh() (*refresh, error) {
 			d.settled = nil
 		}
 	}
-	// The sets of all pods come last, because the plugin may change them at any moment. The less time passes until the
-	// caller reads the records, the fewer addresses of pods that ended meanwhile are taken for strays.
+	// The sets of all pods come last, shortly before the caller reads the records. Fewer ended pods are then taken
+	// for strays.
 	slices.SortStableFunc(r.sets, func(a, b string) int { return cmp.Compare(ofAllPods(a), ofAllPods(b)) })
 	return r, nil
 }
 
-// ofAllPods returns 1 for a set of all pods, and 0 for all other sets.
 func ofAllPods(name string) int {
 	for _, f := range conf.Families {
 		if name == f.Set(conf.PodsSet) {
@@ -96,8 +93,8 @@ func ofAllPods(name string) int {
 	return 0
 }
 
-// refreshSet reads a set, and forgets it if it doesn't exist any more. If anything about it has changed, the next Apply
-// looks at the whole ruleset.
+// refreshSet reads a set, or forgets it if it is gone. If it has changed, the next Apply looks at the whole
+// ruleset.
 func (d *Driver) refreshSet(name string) error {
 	before, had := d.have.sets[name]
 	now, err := d.readSet(name, before)
@@ -115,10 +112,10 @@ func (d *Driver) refreshSet(name string) error {
 	return nil
 }
 
-// refreshTables reads a family's tables. With the first family's, the driver forgets which generations it made itself:
-// it has read those.
+// refreshTables reads a family's tables. With the first family, the driver forgets its own generations: they have
+// been read.
 func (d *Driver) refreshTables(ctx context.Context, f conf.Family) {
-	readAt, _ := generation() // 0 without nf_tables
+	readAt, _ := generation() // 0 if it is unknown
 	if f == conf.Families[0] {
 		d.readAt, d.own = readAt, nftnl.OwnChanges{}
 	}

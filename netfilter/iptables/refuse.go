@@ -15,9 +15,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// make makes the set with its entries. If the kernel refuses the set or some of its entries, and the set only serves
-// to allow packets, make adds what was refused to the map refused. If the kernel refuses the whole set, make returns a
-// nil set.
+// make makes the set with its entries. Refusals of sets that only allow packets go to the map refused, and are no
+// error. If the kernel refuses the whole set, make returns a nil set.
 func (d *Driver) make(s ruleset.Set, refused ruleset.Refused) (*set, error) {
 	header := headerOf(s)
 	if err := d.sets.Create(header); err != nil {
@@ -57,9 +56,8 @@ func (d *Driver) tryType(h ipset.Header) error {
 	return d.sets.Destroy(h.Name)
 }
 
-// changeSets makes the changes. If the kernel refuses an entry that would only allow packets, changeSets adds it to
-// refused. A refused entry of numbered pods is deleted: otherwise it would keep its last number, which may lead to a
-// class that allows more.
+// changeSets makes the changes. Refused entries that would only allow packets go to the map refused. A refused
+// number is deleted instead: the pod would keep its last number, which may allow more.
 func changeSets(changes []change, want *lowered, refused ruleset.Refused) error {
 	all := make([]ipset.Change, len(changes))
 	for i, c := range changes {
@@ -96,11 +94,9 @@ func element(e ipset.Entry) ruleset.Element {
 	return ruleset.Element{Prefix: e.Prefix, Proto: ruleset.Protocol(e.Proto), Port: e.Port, Link: e.Link}
 }
 
-// because returns the text for a value of ruleset.Refused: the refused thing and the reason.
 func because(what string, err error) string { return what + ": " + reason(err) }
 
-// reason returns the message of the kernel or of the program, without the request that failed. So the text is the same
-// each time.
+// reason returns the message of the kernel or of the program without the request, so it is the same each time.
 func reason(err error) string {
 	if said := (*restoreError)(nil); errors.As(err, &said) && said.said != "" {
 		lines := strings.Split(said.said, "\n")
@@ -117,8 +113,8 @@ func reason(err error) string {
 	}
 }
 
-// newRules returns the policies' rules in those chains of the ruleset that the kernel doesn't have, or has with other
-// rules. If several rules are equal, it returns one of them.
+// newRules returns the policies' rules in chains that the kernel lacks or has with other rules. Each rule comes
+// once.
 func newRules(f conf.Family, have state, want *lowered) []ruleset.Rule {
 	var rules []ruleset.Rule
 	known := map[string]bool{}
@@ -136,7 +132,7 @@ func newRules(f conf.Family, have state, want *lowered) []ruleset.Rule {
 	return rules
 }
 
-// suspicious reports whether the kernel has refused one of the rules, or a rule of its kind, before.
+// suspicious reports whether the kernel has refused one of the rules, or its kind, before.
 func (d *Driver) suspicious(f conf.Family, rules []ruleset.Rule) bool {
 	if len(d.suspects) == 0 {
 		return false
@@ -150,20 +146,17 @@ func (d *Driver) suspicious(f conf.Family, rules []ruleset.Rule) bool {
 }
 
 const (
-	// trialTime bounds the search for the rules that the kernel refuses. Rules that haven't been tried when it ends
-	// count as refused.
+	// trialTime bounds the search for refused rules. Rules that were not tried in this time count as refused.
 	trialTime = 10 * time.Second
-	// trialsEach is the number of trials for one namespace's rules.
+	// trialsEach is the most trials for one namespace's rules.
 	trialsEach = 64
-	// maxSuspects is how many refused rules are remembered. Beyond that number all of them are forgotten. A forgotten
-	// rule is found again when a change that contains it fails.
+	// maxSuspects is how many refused rules are remembered. Beyond it, all are forgotten.
 	maxSuspects = 1 << 15
 )
 
-// refusedAmong returns the rules that the kernel refuses. It tries them in a chain that no packet enters: first the
-// kinds of rules, of which there are about twenty at most; then each namespace's other rules; then the single rules of
-// namespaces with a refused rule. It returns nil if the kernel refuses even an empty chain, or accepts all of the
-// rules: then the rules are not the reason for the failure.
+// refusedAmong returns the rules that the kernel refuses. It tries them in a chain that no packet enters: first
+// each kind of rules, then each namespace's rules, then single rules. It returns nil if the kernel refuses even an
+// empty chain.
 func (d *Driver) refusedAmong(ctx context.Context, f conf.Family, rules []ruleset.Rule) ruleset.Refused {
 	ctx, cancel := context.WithTimeout(ctx, trialTime)
 	defer cancel()
@@ -190,7 +183,6 @@ func (d *Driver) refusedAmong(ctx context.Context, f conf.Family, rules []rulese
 	return t.refused
 }
 
-// trial finds refused rules by trying them.
 type trial struct {
 	try     func([]ruleset.Rule) error
 	family  conf.Family
@@ -219,9 +211,8 @@ func (t *trial) kinds(rules []ruleset.Rule) {
 	})
 }
 
-// namespaces adds the refused rules to t.refused. Each namespace has its own number of trials. If these trials don't
-// suffice, some rules of that namespace count as refused although the kernel accepts them. Rules of other namespaces
-// are not affected.
+// namespaces adds the refused rules to t.refused. If a namespace's trials don't suffice, some of its accepted rules
+// count as refused. Other namespaces are not affected.
 func (t *trial) namespaces(rules []ruleset.Rule) {
 	by := map[string][]ruleset.Rule{}
 	for _, r := range rules {
@@ -241,9 +232,8 @@ func (t *trial) namespaces(rules []ruleset.Rule) {
 	})
 }
 
-// bisect calls tell for each item that try refuses when the item is tried alone. trials bounds the calls of try; 0
-// means no limit. At that bound bisect halves no more groups, and calls tell for all items that may be refused. It
-// halves the largest group first, so that it soon knows for many items that they are accepted.
+// bisect calls tell for each item that try refuses alone. trials bounds the calls of try; 0 means no limit. At the
+// bound, tell is called for all items that may be refused. The largest group is halved first.
 func bisect[T any](items []T, trials int, try func([]T) error, tell func(T, error)) {
 	type group struct {
 		items []T
@@ -275,8 +265,8 @@ func bisect[T any](items []T, trials int, try func([]T) error, tell func(T, erro
 	}
 }
 
-// try adds the rules to a chain that no packet enters, so that the kernel accepts or refuses them, and deletes the
-// chain again.
+// try adds the rules to a chain that no packet enters, and deletes the chain again. It returns an error if the
+// kernel refuses the rules.
 func (d *Driver) try(ctx context.Context, f conf.Family, rules []ruleset.Rule) error {
 	var lines []string
 	for _, r := range rules {
@@ -285,7 +275,7 @@ func (d *Driver) try(ctx context.Context, f conf.Family, rules []ruleset.Rule) e
 	return d.tryLines(ctx, f, lines)
 }
 
-// tryLines does the same with rules in iptables' words.
+// tryLines does what try does, with rules as text.
 //
 // Equivalent to: iptables -t mangle -N WEIR-TRIAL; iptables -t mangle -A WEIR-TRIAL RULE…; iptables -t mangle -F
 // WEIR-TRIAL; iptables -t mangle -X WEIR-TRIAL

@@ -14,9 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestTrials: the kernel refuses every rule that contains one of some texts. A limited number of trials finds these
-// rules, or first the kind of rules that they all are. If a namespace would need more trials, rules of this namespace
-// that the kernel accepts may count as refused too.
+// TestTrials: a limited number of trials finds the refused rules, or the kind that they all are. If a namespace
+// needs more trials, accepted rules of the same namespace may count as refused.
 func TestTrials(t *testing.T) {
 	rule := func(of string, proto ruleset.Protocol, ports ...uint16) ruleset.Rule {
 		r := ruleset.Rule{Policies: []string{of}, Proto: proto, Action: ruleset.Return, Comment: "weir: " + of}
@@ -107,8 +106,8 @@ func TestTrials(t *testing.T) {
 	}
 }
 
-// TestRefusedByTheKernel: if the kernel refuses sets, entries or rules that weir can do without, Apply reports them as
-// refused. If the kernel refuses a part that weir can't do without, Apply returns an error.
+// TestRefusedByTheKernel: if the kernel refuses a part that weir can do without, Apply reports it as refused. If
+// weir can't do without it, Apply returns an error.
 func TestRefusedByTheKernel(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -16,9 +16,8 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// restorer is a process of iptables-restore that waits for its commands. Until the first command comes, the process
-// reads nothing from the kernel and takes no lock. If it gets no commands, it does nothing. Starting the program takes
-// most of the time of a change of rules, so the driver starts the process for the next change in advance.
+// restorer is a process of iptables-restore that was started in advance and waits for commands. The start takes
+// most of the time of a change of rules. A waiting process takes no lock.
 //
 // Equivalent to: iptables-restore --wait 10 --noflush (ip6tables-restore for IPv6)
 type restorer struct {
@@ -36,9 +35,9 @@ func startRestorer(f Flavour, family conf.Family) (*restorer, error) {
 	cmd := exec.CommandContext(context.Background(), f.program(family)+"-restore", "--wait", lockWait, "--noflush")
 	r := &restorer{flavour: f, family: family, cmd: cmd, ended: make(chan struct{})}
 	r.cmd.Stderr = &r.output
-	// If this process is killed while the program waits for the lock, the program must not change the rules any more: by
-	// then the next agent may have given a number to another class. The kernel sends the signal when the thread ends that
-	// started the program. Go ends no thread before the process ends, unless a goroutine stays locked to it.
+	// If the agent is killed, a program that still waits for the lock must change nothing: the next agent may have
+	// given a number to another class. The kernel sends the signal when the thread ends that started the program.
+	// Go ends no such thread before the process ends.
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var err error
 	if r.stdin, err = r.cmd.StdinPipe(); err == nil {
@@ -54,7 +53,7 @@ func startRestorer(f Flavour, family conf.Family) (*restorer, error) {
 	return r, nil
 }
 
-// waits reports whether the process still runs and belongs to that flavour.
+// waits reports whether the process still runs and has the flavour f.
 func (r *restorer) waits(f Flavour) bool {
 	if r == nil || r.flavour != f {
 		return false
@@ -67,8 +66,8 @@ func (r *restorer) waits(f Flavour) bool {
 	}
 }
 
-// carryOut makes the process carry out the commands, in one transaction for each table, and waits for its end. If ctx
-// ends first, or after 30 seconds, carryOut kills the process.
+// carryOut makes the process carry out the commands, in one transaction for each table, and waits for its end. It
+// kills the process if ctx ends, or after 30 seconds.
 func (r *restorer) carryOut(ctx context.Context, commands string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -103,14 +102,13 @@ func (e *restoreError) Error() string {
 
 func (e *restoreError) Unwrap() error { return e.err }
 
-// output keeps the beginning of a program's output: a program that refuses 10,000 rules may print a line for each.
+// output keeps only the beginning of a program's output, which may have a line for each of 10,000 rules.
 type output struct{ kept bytes.Buffer }
 
 // maxOutput is how many bytes are kept.
 const maxOutput = 4 << 10
 
-// Write keeps the part of p that still fits into maxOutput, and reports all of p as written: a short write would end
-// the copying of the program's output with an error.
+// Write reports all of p as written. A short write would end the copying of the program's output.
 func (o *output) Write(p []byte) (int, error) {
 	o.kept.Write(p[:min(len(p), maxOutput-o.kept.Len())])
 	return len(p), nil
@@ -119,12 +117,12 @@ func (o *output) Write(p []byte) (int, error) {
 func (o *output) String() string { return excerpt.Of(strings.TrimSpace(o.kept.String())) }
 
 // lineNumber matches the number of the wrong line in iptables-restore's output: "line 2 failed", "Error occurred at
-// line: 2", or "line 2: RULE_APPEND failed". If the kernel refuses a table, iptables-legacy-restore gives the number of
-// the line with COMMIT.
+// line: 2", or "line 2: RULE_APPEND failed". For a refused table, iptables-legacy-restore names the line with
+// COMMIT.
 var lineNumber = regexp.MustCompile(`\bline:? (\d+)`)
 
-// offending returns the line of the commands that the program's output names. An error quotes only this line, because
-// the commands may have megabytes.
+// offending returns the line of the commands that the program's output names. All commands together may have
+// megabytes.
 func offending(said, commands string) string {
 	m := lineNumber.FindStringSubmatch(said)
 	if m == nil {

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestRestorers: a waiting program doesn't lock the tables for others. A program that was killed is replaced. An error
-// contains the program's own message. A program of the flavour that the node no longer uses isn't used.
+// TestRestorers: a waiting program doesn't lock the tables. If it was killed or has the wrong flavour, the driver
+// starts another. An error contains the program's own message.
 func TestRestorers(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -58,9 +58,8 @@ func TestRestorers(t *testing.T) {
 	}
 }
 
-// TestNoChangeOutlivesTheDriver: if the driver's process is killed while the program waits for the lock, the program
-// changes nothing any more. By the time it got the lock, another driver may have read the kernel and given a number to
-// another class.
+// TestNoChangeOutlivesTheDriver: if the driver's process is killed while its program waits for the lock, the
+// program changes nothing. Another driver may already have given a number to another class.
 func TestNoChangeOutlivesTheDriver(t *testing.T) {
 	const commands = "*mangle\n:WEIR-LATE - [0:0]\nCOMMIT\n"
 	if os.Getenv("WEIR_KILLED_DRIVER") != "" {
@@ -112,8 +111,8 @@ func TestNoChangeOutlivesTheDriver(t *testing.T) {
 	}
 }
 
-// TestOffendingLine: of all commands, an error quotes only the line that the program names, and only an excerpt of it.
-// Of the program's output only the beginning is kept.
+// TestOffendingLine: an error quotes only an excerpt of the line that the program names, and the beginning of its
+// output.
 func TestOffendingLine(t *testing.T) {
 	commands := "*mangle\n:WEIR-A - [0:0]\n-A WEIR-A -p sctp -j RETURN\n-A WEIR-A " + strings.Repeat("x", 5000) +
 		"\nCOMMIT\n"

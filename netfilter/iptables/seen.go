@@ -19,7 +19,7 @@ import (
 	"github.com/weir-net/weir/internal/attrs"
 )
 
-// seen is a rule as nf_tables shows it. The kernel shows every rule in this form, also one that iptables can't print.
+// seen is a rule as nf_tables shows it. iptables can't print every rule, but the kernel shows each in this form.
 type seen struct {
 	handle uint64
 	// target is the chain that the rule jumps or goes to, DROP or RETURN; empty for all other rules.
@@ -30,7 +30,7 @@ type seen struct {
 	sum    []byte // hash of the rule without its counters
 }
 
-// parts returns the rule's target. A rule with a condition has an empty one, because the kernel's form is not known.
+// parts returns the rule's target. It is empty for a rule with a condition.
 func (s seen) parts() parts {
 	p := parts{
 		target: s.target, goes: s.target != "" && s.target != "DROP" && s.target != returns, audits: s.audits,
@@ -56,8 +56,9 @@ func sum(rules []seen) string {
 // nfFamilies are the families' numbers in nf_tables.
 var nfFamilies = [len(conf.Families)]uint8{conf.IPv4: unix.NFPROTO_IPV4, conf.IPv6: unix.NFPROTO_IPV6}
 
-// exists returns whether the kernel has the family's table, and whether the table is dormant (switched off). It doesn't
-// ask iptables: the legacy program would make the table, and the nft program shows a missing table as an empty one.
+// exists returns whether the kernel has the family's table, and whether the table is dormant (switched off). It
+// doesn't ask iptables: the legacy program would make the table, and the nft program shows a missing table as an
+// empty one.
 //
 // Equivalent to: nft list tables ip | grep 'ip TABLE$'; grep '^TABLE$' /proc/net/ip_tables_names (ip6 for IPv6)
 func (f Flavour) exists(family conf.Family, name string) (there, dormant bool, err error) {
@@ -106,8 +107,8 @@ func wake(f conf.Family, name string) error {
 	return nil
 }
 
-// wake makes packets pass the family's tables again: it switches on dormant tables, and deletes built-in chains at
-// wrong hooks. It returns true if it had anything to change.
+// wake makes packets pass the family's tables again. It switches on dormant tables, and deletes built-in chains at
+// wrong hooks. any is true if there was something to change.
 func (t tables) wake(f conf.Family) (any bool, err error) {
 	for _, name := range tablesUsed {
 		this := t[name]
@@ -142,7 +143,7 @@ var libraryFamilies = [...]nftables.TableFamily{
 	conf.IPv4: nftables.TableFamilyIPv4, conf.IPv6: nftables.TableFamilyIPv6,
 }
 
-// see asks the kernel for the rules of each chain of the family's table; with a chain in only, for those of that chain.
+// see asks the kernel for the rules of each chain of the family's table. With only, it asks for one chain's rules.
 //
 // Equivalent to: nft -a list table ip TABLE; nft -a list chain ip TABLE ONLY (ip6 for IPv6)
 func see(family conf.Family, name string, only ...string) (map[string][]seen, error) {
@@ -169,7 +170,6 @@ func see(family conf.Family, name string, only ...string) (map[string][]seen, er
 	return chains, nil
 }
 
-// readRule reads a rule's expressions, each a name and its data.
 func readRule(expressions []byte) seen {
 	r := seen{always: true}
 	h := sha256.New()
@@ -195,8 +195,7 @@ func readRule(expressions []byte) seen {
 	return r
 }
 
-// targetOf returns the target of an immediate expression; empty if the expression neither drops, returns nor leads to a
-// chain.
+// targetOf returns the target of an immediate expression; empty if it is no verdict that weir knows.
 func targetOf(immediate []byte) string {
 	verdict := attributes(attributes(attributes(immediate)[unix.NFTA_IMMEDIATE_DATA])[unix.NFTA_DATA_VERDICT])
 	code, chain := verdict[unix.NFTA_VERDICT_CODE], text(verdict[unix.NFTA_VERDICT_CHAIN])
@@ -211,8 +210,8 @@ func targetOf(immediate []byte) string {
 	return chain
 }
 
-// deleteCopies deletes surplus copies of weir's rules from the built-in chains of a table that iptables can't print.
-// If several rules lead to the same chain, deleteCopies leaves the first, which is in its place.
+// deleteCopies deletes surplus copies of weir's rules in the built-in chains of a table that iptables can't print.
+// Of several rules to one chain, it leaves the first.
 //
 // Equivalent to: nft delete rule ip TABLE CHAIN handle HANDLE (ip6 for IPv6)
 func deleteCopies(f conf.Family, name string) error {
@@ -254,9 +253,8 @@ func deleteCopies(f conf.Family, name string) error {
 	return nil
 }
 
-// dump calls the function each with the attributes of every object of the kind in the family's tables. Attributes in of
-// narrow the list, as to the rules of one table. If the objects change during five dumps, it returns
-// nl.ErrDumpInterrupted.
+// dump calls each with the attributes of every object of the kind in the family's tables. of narrows the list, for
+// example to one table. If the objects change during five dumps, it returns nl.ErrDumpInterrupted.
 func dump(kind int, family conf.Family, of []*nl.RtAttr, each func(attrs []byte)) error {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|kind, unix.NLM_F_DUMP)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: nfFamilies[family], Version: nl.NFNETLINK_V0})
@@ -279,7 +277,7 @@ func dump(kind int, family conf.Family, of []*nl.RtAttr, each func(attrs []byte)
 	return err
 }
 
-// get returns the attributes of one object in the kernel; ENOENT if there is none. The attributes in of name it.
+// get returns the attributes of the object that the attributes in of name; ENOENT if there is none.
 func get(kind int, family conf.Family, of ...*nl.RtAttr) (map[uint16][]byte, error) {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|kind, 0)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: nfFamilies[family], Version: nl.NFNETLINK_V0})

@@ -8,7 +8,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// state is weir's state in the kernel.
 type state struct {
 	sets   map[string]set
 	tables [len(conf.Families)]tables
@@ -17,7 +16,7 @@ type state struct {
 // tables are one family's tables, by name.
 type tables map[string]table
 
-// holds reports whether the tables have one of weir's chains, or may have one.
+// holds reports whether the tables may have a chain of weir's.
 func (t tables) holds() bool {
 	for _, name := range tablesUsed {
 		if t[name].unknown != nil {
@@ -42,17 +41,16 @@ func (t tables) unknown() (why []error) {
 	return why
 }
 
-// table has the contents of an iptables table, or the reason why they are unknown. A table that is empty is known.
+// table has the contents of an iptables table, or the reason why they are unknown.
 type table struct {
-	// print is the fingerprint that the table had shortly before it was read; empty if it isn't known.
+	// print is the table's fingerprint from shortly before the reading; empty if it isn't known.
 	print print
-	// at is the generation of nf_tables at which the table was last known to be as it is here; 0 if that isn't known.
+	// at is the generation of nf_tables at which the table was last known to be like this; 0 if that isn't known.
 	at uint32
 	// rules are the rules of each chain as iptables-save prints them, without "-A CHAIN"; nil if the table is unknown.
 	rules   map[string][]string
 	unknown *unknown
-	// numbers are the numbers of classes that the rules have, by dispatch chain; nil if they haven't been looked for, or
-	// if the table is unknown and the driver hasn't written it.
+	// numbers are the numbers of classes in the rules, by dispatch chain. nil if unknown.
 	numbers map[string]*numbering
 	// dormant is true if another program has switched the table off: its rules exist, but check no packets.
 	dormant bool
@@ -60,8 +58,7 @@ type table struct {
 	misplaced []string
 }
 
-// unknown is a table that iptables-save can't print, because it has a rule of another program or of another version of
-// iptables. weir's rules can be written there nevertheless.
+// unknown is a table that iptables-save can't print. weir's rules can be written there nevertheless.
 type unknown struct {
 	why error
 	// seen has the table's rules as the kernel shows them; nil if the kernel doesn't show them (iptables-legacy).
@@ -76,16 +73,14 @@ type written struct {
 	sum   string
 }
 
-// tablesUsed has the tables in the order in which the driver changes them: the table that drops packets comes before
-// the tables that accept them.
+// tablesUsed has the tables in the order of changes. The table that drops packets comes before those that accept
+// them.
 var tablesUsed = []string{"mangle", "filter", "nat"}
 
-// stands reports whether no packet of a pod can pass the mangle table without a check by weir's chains. It requires
-// that weir's first chains exist, that the chains that send packets to classes and the classes' chains end in DROP,
-// and that no rule leads to an empty chain. The chain of a class of audited policies may end in RETURN behind a rule
-// that logs what the policies would drop. It doesn't compare the other rules: another version's rules may differ,
-// and may lack chains of the ruleset. If iptables can't print the table, stands uses the rules that the kernel shows.
-// If the kernel shows no rules, stands returns false.
+// stands reports whether weir's chains in mangle are complete enough to check each pod's packet. Weir's first
+// chains must exist, class chains must end in DROP, and no rule may lead to an empty chain. A chain of audited
+// policies may end in RETURN behind a rule that logs. Other rules aren't compared: another version's rules may
+// differ. If the kernel shows no rules, stands returns false.
 func (t table) stands(f conf.Family, want *lowered) bool {
 	chains := map[string][]parts{}
 	if t.unknown != nil {
@@ -103,7 +98,7 @@ func (t table) stands(f conf.Family, want *lowered) bool {
 	return stand(chains, f, want)
 }
 
-// stand reports the same as table.stands. The map chains has the rules of each chain.
+// stand does the work of table.stands. chains has each chain's rules.
 func stand(chains map[string][]parts, f conf.Family, want *lowered) bool {
 	// drops reports whether the chain, and each that it goes to, ends in DROP or is one of audited policies.
 	var drops func(chain string, depth int) bool
@@ -138,8 +133,8 @@ func stand(chains map[string][]parts, f conf.Family, want *lowered) bool {
 	return true
 }
 
-// parseSave reads iptables-save's output for one table. It keeps other programs' chains too: the rules of built-in
-// chains show where weir's jumps are.
+// parseSave reads iptables-save's output for one table. It keeps other programs' chains too: weir's jumps stand
+// among their rules.
 func parseSave(out string) table {
 	t := table{rules: map[string][]string{}}
 	for line := range strings.Lines(out) {
@@ -174,15 +169,14 @@ func tablesOf(f conf.Family, want *lowered) tables {
 	return all
 }
 
-// set is an ipset in the words of a lowered ruleset.
 type set struct {
 	kind    ruleset.SetKind
 	family  conf.Family
 	entries ruleset.Entries
 }
 
-// after returns the state after the plan. left has sets that the plan should have destroyed and the kernel still uses.
-// Strays count as deleted, although they stay in the kernel.
+// after returns the state after the plan. left has sets that the kernel still has. Strays count as deleted,
+// although they stay in the kernel.
 func (s state) after(p plan, want *lowered, left []string) state {
 	next := state{sets: make(map[string]set, len(want.sets))}
 	for _, w := range want.sets {
@@ -221,9 +215,9 @@ func (s state) after(p plan, want *lowered, left []string) state {
 	return next
 }
 
-// see reads, after the plan was carried out, the tables that iptables can't print. It remembers how the kernel shows
-// weir's chains, and deletes surplus copies of weir's rules. before is the generation before the plan. If another
-// program has changed rules since then, it may have changed weir's chains, so see doesn't remember them.
+// see reads the tables that iptables can't print, after a plan, and deletes surplus copies of weir's rules. It
+// remembers how the kernel shows weir's chains, unless another program has changed rules since before. before is
+// the generation before the plan.
 func (s state) see(want *lowered, p plan, before uint32) error {
 	commits := strings.Count(strings.Join(p.restore[:], ""), "COMMIT\n")
 	for _, f := range conf.Families {

@@ -12,9 +12,8 @@ import (
 // maxMultiport is how many ports one multiport match accepts. A range counts as two (xt_multiport, XT_MULTI_PORTS).
 const maxMultiport = 15
 
-// lowerRule returns the rule as iptables-save prints it, without "-A CHAIN", so that it can be compared with the
-// kernel's rules as text. A rule with more than maxMultiport ports becomes several rules, one for each multiport
-// match. A rule for ruleset.First becomes two.
+// lowerRule returns the rule as iptables-save prints it, without "-A CHAIN". A rule with more than maxMultiport
+// ports becomes several. A rule for ruleset.First becomes two.
 func lowerRule(r ruleset.Rule, f conf.Family) []string {
 	if r.Track == ruleset.First { // no single rule matches both kinds of packets
 		unconfirmed, untracked := r, r
@@ -33,7 +32,6 @@ func lowerRule(r ruleset.Rule, f conf.Family) []string {
 	return lines
 }
 
-// multiport splits the ranges into pieces for one multiport match each.
 func multiport(ranges []ruleset.PortRange) [][]ruleset.PortRange {
 	var chunks [][]ruleset.PortRange
 	room := 0
@@ -55,7 +53,7 @@ func multiport(ranges []ruleset.PortRange) [][]ruleset.PortRange {
 // rule builds the text of a rule, option by option.
 type rule struct{ strings.Builder }
 
-// add adds an option, behind a space if it isn't the first. The words are joined as they are.
+// add adds an option, behind a space if it isn't the first. It joins the words without spaces.
 func (t *rule) add(words ...string) {
 	if t.Len() > 0 {
 		t.WriteByte(' ')
@@ -65,8 +63,8 @@ func (t *rule) add(words ...string) {
 	}
 }
 
-// ruleText returns the text of a rule that needs at most one multiport match. A changed chain may have thousands of
-// rules, so ruleText doesn't use package fmt, which takes several times as long.
+// ruleText returns the text of a rule with at most one multiport match. Package fmt would take several times as
+// long.
 func ruleText(r ruleset.Rule, f conf.Family) string {
 	var t rule
 	t.Grow(128)
@@ -97,8 +95,7 @@ func ruleText(r ruleset.Rule, f conf.Family) string {
 	if program := programs[f][r.Shape]; program != "" {
 		t.add(`-m bpf --bytecode "`, program, `"`)
 	}
-	// The kernel compares from left to right and stops at the first difference. Comparing a port takes a fifth of the
-	// time of a look-up in a set.
+	// The kernel compares from left to right. A port takes a fifth of the time of a look-up in a set.
 	switch len(r.Ports) {
 	case 0:
 	case 1:
@@ -114,7 +111,7 @@ func ruleText(r ruleset.Rule, f conf.Family) string {
 		t.add(matchText(m), " ", m.Name, " ", flags[m.By])
 	}
 	if r.Comment != "" {
-		t.add(`-m comment --comment "`, conf.Comment(r.Comment), `"`) // the comment has a space, so iptables-save quotes it
+		t.add(`-m comment --comment "`, conf.Comment(r.Comment), `"`) // iptables-save quotes a comment with a space
 	}
 	t.target(r)
 	return t.String()
@@ -146,8 +143,8 @@ var tracks = map[ruleset.Track]string{
 	untrackedTrack:       "-m conntrack --ctstate UNTRACKED",
 }
 
-// These are the two kinds of packets of ruleset.First. The kernel confirms a connection when its first packet leaves
-// the last hook. An untracked packet has no connection, so the match for the first kind doesn't match it.
+// These are the two kinds of packets of ruleset.First: those of connections that the kernel hasn't confirmed, and
+// untracked ones. The kernel confirms a connection when its first packet leaves the last hook.
 const (
 	unconfirmedTrack ruleset.Track = "unconfirmed"
 	untrackedTrack   ruleset.Track = "untracked"
@@ -172,7 +169,6 @@ func matchText(m ruleset.SetMatch) string {
 	return "-m set --match-set"
 }
 
-// portText returns the range as iptables prints it: "80" or "80:90".
 func portText(p ruleset.PortRange) string {
 	if p.First == p.Last {
 		return strconv.Itoa(int(p.First))

@@ -13,9 +13,8 @@ import (
 // clearMark clears weir's bits of the packet's mark.
 const clearMark = "-j MARK --set-xmark 0x0/0x1fff0000"
 
-// clears returns the rule with which the dispatch chain begins. Others may have written to weir's bits, and the look-up
-// of an address that is in no class leaves the mark as it is. In the ingress chain, the bits may have the number of the
-// sender's class, which no rule there matches.
+// clears returns the dispatch chain's first rule, which clears weir's bits. Other programs may have written to
+// these bits. The look-up of an address in no class leaves them as they are.
 //
 // Equivalent to: iptables -t mangle -A WEIR-EGRESS -m mark ! --mark 0x0/0x1fff0000 -j MARK --set-xmark 0x0/0x1fff0000
 func (d dispatch) clears() string {
@@ -25,8 +24,8 @@ func (d dispatch) clears() string {
 	return "-m mark --mark " + markText(d.bit, d.bit) + " " + clearMark
 }
 
-// lowerDispatch returns the chain that sends packets to classes, and the chains of its tree. The rules that look up a
-// pod in the set of one class are replaced by one that looks up the pod's number, and the tree.
+// lowerDispatch returns the chain that sends packets to classes, and its tree. In place of one look-up for each
+// class, a packet needs one look-up of its pod's number.
 //
 // Equivalent to, for three classes, of which number 1 has the pods under no policy:
 //
@@ -65,9 +64,9 @@ func lowerDispatch(c ruleset.Chain, classes []class, n *numbering) []chain {
 	return append([]chain{top, last}, t.chains...)
 }
 
-// tree makes the chains that lead from a number to the chain of a class. A chain with many numbers compares one digit
-// of them: it goes to another chain for each value of the digit but the lowest, and then continues itself with the
-// numbers that have the lowest. So among 250 classes a packet meets ten of these rules on average.
+// tree makes the chains that lead from a number to the chain of a class. A chain with many numbers compares one
+// digit of them, and goes to another chain for each value but the lowest. Then it continues with the numbers of the
+// lowest value.
 type tree struct {
 	dispatch
 	*numbering
@@ -80,14 +79,13 @@ type tree struct {
 const (
 	// numberBits is how many bits a number has.
 	numberBits = 12
-	// digit is how many bits of a number one chain compares. With fewer, a packet would pass more chains than stand
-	// follows (maxDepth).
+	// digit is how many bits of a number one chain compares. With fewer, the tree would be deeper than maxDepth.
 	digit = 2
 	// few is how many numbers a chain compares one by one.
 	few = 4
 )
 
-// lines returns the rules for the numbers, which are in order and equal but for the bits below shift.
+// lines returns the rules for the numbers. The numbers are sorted and differ only in the bits below shift.
 func (t *tree) lines(numbers []int, shift int) (lines []string) {
 	if len(numbers) <= few {
 		for _, n := range numbers {
@@ -113,9 +111,8 @@ func (t *tree) lines(numbers []int, shift int) (lines []string) {
 	return append(lines, t.lines(numbers, shift)...)
 }
 
-// node makes the chain for the numbers that begin with the bits first, and returns the rule that leads to it. The bits
-// are not all 0, so no packet without a number comes to the chain. If a number has no class, its packets are logged and
-// dropped. The chain's name has first in digits from 0 to 3, and an x for each digit that isn't compared yet.
+// node makes the chain for the numbers that begin with first, and returns the rule that leads to it. Packets with a
+// number of no class are logged and dropped. The chain's name has first's digits, and an x for each other digit.
 func (t *tree) node(numbers []int, first, shift int) string {
 	digits := strconv.FormatInt(int64(first), 1<<digit)
 	known := (numberBits - shift) / digit
@@ -144,9 +141,8 @@ func (t *tree) leaf(number int) string {
 	return mark + " " + ruleText(r, t.family)
 }
 
-// lowerAround returns the lines of a chain with rules that lead to dispatch chains. No packet may leave with a number
-// in its mark. So the rules lead to chains that jump to the dispatch chain and then clear the mark; or, if the chain
-// sends every packet to a dispatch chain, the chain itself clears the mark at its end.
+// lowerAround returns the lines of a chain with rules that lead to dispatch chains. No packet may leave with a
+// number in its mark. So either these rules lead to chains that clear the mark, or the chain clears it at its end.
 func lowerAround(rules []ruleset.Rule, one func(ruleset.Rule) []string) (lines []string) {
 	every := slices.ContainsFunc(rules, func(r ruleset.Rule) bool {
 		_, ok := dispatches[r.To]
