@@ -143,5 +143,5 @@ func noteOf(d *agentapi.Drop) string {
 	source.Port = 0 // another one for each connection
 	note := agentapi.OneLine(fmt.Sprintf("dropped %s from %s to %s: %s",
 		strings.TrimSpace(strings.ToUpper(d.Protocol)+" "+d.ICMP), source, d.Destination, why))
-	return note[:min(len(note), maxNote)]
+	return strings.ToValidUTF8(note[:min(len(note), maxNote)], "") // a cut character would become three bytes
 }

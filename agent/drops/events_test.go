@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/weir-net/weir/agentapi"
 )
@@ -75,8 +76,11 @@ func TestEvents(t *testing.T) {
 		t.Errorf("%d kinds", len(e.noticed))
 	}
 	now = now.Add(2 * time.Hour)
-	d := dropped("shop/db", strings.Repeat("x", 2000), 1)
-	if n, ok := add(d); !ok || len(n.Note) > maxNote || len(e.noticed) != 1 {
-		t.Errorf("%v, %d bytes, %d kinds", ok, len(n.Note), len(e.noticed))
+	for i := range podBurst {
+		peer := strings.Repeat("x", i) + strings.Repeat("語", 2000)
+		n, ok := add(dropped("shop/db", peer, 1))
+		if !ok || len(n.Note) > maxNote || len(e.noticed) != i+1 || !utf8.ValidString(n.Note) {
+			t.Errorf("%v, %d bytes, %d kinds: %q", ok, len(n.Note), len(e.noticed), n.Note[max(0, len(n.Note)-9):])
+		}
 	}
 }
