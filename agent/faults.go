@@ -41,7 +41,7 @@ var parts = map[part]struct{ name, meaning string }{
 	},
 }
 
-// faults has the present faults. A fault is logged when it begins, when its text changes, and when it ends.
+// faults has the present faults. It logs when a fault begins, changes its text, or ends.
 type faults struct {
 	log *slog.Logger
 	now map[part]error
@@ -68,8 +68,7 @@ func (f *faults) meaning(p part) string {
 	return parts[p].meaning
 }
 
-// set sets the fault of the part. A nil error means that the part works. An error with a new text is logged, and so is
-// the end of a fault.
+// set sets the fault of the part. A nil error means that the part works. Only changes are logged.
 func (f *faults) set(p part, err error) {
 	was := f.now[p]
 	switch {

@@ -23,7 +23,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// healthy is a cluster without a fault: shop/client on the node peer may reach shop/web on this node.
 func healthy() *policy.Objects {
 	client := pod("client", "10.88.1.5")
 	client.Labels = map[string]string{"app": "client"}
@@ -49,7 +48,7 @@ func allow(name string, pods *metav1.LabelSelector,
 	}
 }
 
-// inKernel returns an error for each part that the kernel must have in spite of a fault, but doesn't have.
+// inKernel returns an error for each missing part of what the kernel must have in spite of a fault.
 func inKernel(t *testing.T) error {
 	t.Helper()
 	have := nodetest.Run(t, "ip", "route", "show", "proto", "88")
@@ -63,8 +62,8 @@ func inKernel(t *testing.T) error {
 	return errors.Join(errs...)
 }
 
-// TestFaultsOfObjects: each fault of an object is logged once when it appears and once when it ends. The metrics and
-// the status show the fault, and the fault affects nothing else.
+// TestFaultsOfObjects: each fault of an object is logged once when it begins and once when it ends. Metrics and
+// status show it, and it affects nothing else.
 func TestFaultsOfObjects(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -243,8 +242,8 @@ func TestANodeThatChangesItsAddress(t *testing.T) {
 	}
 }
 
-// brittle replaces iptables' programs with programs that fail while the returned file exists. The agent starts the
-// programs in advance, so each program looks for the file only when its first command comes.
+// brittle makes iptables' programs fail while the returned file exists. The agent starts the programs in advance, so
+// each looks for the file at its first command.
 func brittle(t *testing.T) string {
 	t.Helper()
 	dir, broken := t.TempDir(), "/run/broken"
@@ -259,9 +258,8 @@ func brittle(t *testing.T) string {
 	return broken
 }
 
-// TestFaultsOfParts breaks one part of the agent's work after the other. The log has one line for the beginning and one
-// for the end of each fault, metrics and status show it, and the kernel keeps what it has. Pods are enrolled, except
-// while iptables fails.
+// TestFaultsOfParts breaks one part of the agent's work after the other. Each fault is logged, and the kernel keeps
+// what it has. Pods are enrolled, except while iptables fails.
 func TestFaultsOfParts(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -370,8 +368,7 @@ func TestFaultsOfParts(t *testing.T) {
 	}
 }
 
-// live makes a veth pair: the port of the attachment with that ID, and the link other. Without its link, a pod would
-// count as gone, and the agent would remove its record.
+// live makes a veth pair: the attachment's port, and the link other. Without its link, the pod would count as gone.
 func live(t *testing.T, id, other string) {
 	t.Helper()
 	nodetest.Run(t, "ip", "link", "add", bridge.PortName(id), "type", "veth", "peer", "name", other)
@@ -402,8 +399,8 @@ func TestEachBrokenRecordIsLogged(t *testing.T) {
 	}
 }
 
-// TestABrokenRecordClosesItsPod: if a pod's record breaks, the agent removes the pod from its classes and from the
-// guard, until the record is whole again. The pod's address stays in the set of all pods.
+// TestABrokenRecordClosesItsPod: while a pod's record is broken, the pod is in no class and may send nothing. Its
+// address stays in the set of all pods.
 func TestABrokenRecordClosesItsPod(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -433,8 +430,7 @@ func TestABrokenRecordClosesItsPod(t *testing.T) {
 	entries(1)
 }
 
-// TestMetrics compares counters and gauges with the expected values, after enrolments with each result, a repair, and
-// more problems than the metrics name.
+// TestMetrics compares counters and gauges with the expected values.
 func TestMetrics(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -518,8 +514,8 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// TestAFieldWithSeveralProblemsIsNamedOnce: Prometheus refuses all metrics if two have the same name and labels. So a
-// field with several problems has one metric.
+// TestAFieldWithSeveralProblemsIsNamedOnce: a field with several problems has one metric. Prometheus refuses all
+// metrics if two are equal in name and labels.
 func TestAFieldWithSeveralProblemsIsNamedOnce(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -26,8 +26,8 @@ const (
 	maxRecording = 7 * 24 * time.Hour
 )
 
-// flowLog records allowed connections while somebody wants them. Otherwise the kernel has no rule for it, and no
-// goroutine does anything. Any goroutine may use it.
+// flowLog records allowed connections while somebody wants them. Otherwise the kernel has no rule for it. Any
+// goroutine may use it.
 type flowLog struct {
 	wake chan struct{} // has room for one
 
@@ -67,7 +67,7 @@ func (l *flowLog) left() time.Duration {
 	return time.Until(l.until)
 }
 
-// answer returns the flows that were seen within the time d until now; all if d is 0.
+// answer returns the flows of the time d until now, or all if d is 0.
 func (l *flowLog) answer(d time.Duration) agentapi.Flows {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -168,7 +168,6 @@ func (a *agent) recordFlows(ctx context.Context) (err error) {
 	return err
 }
 
-// recording is what a recording of flows has counted.
 type recording struct {
 	*agent
 	sums    *drops.Sums
@@ -187,7 +186,7 @@ func (r *recording) count(p *nflog.Packet) {
 	r.sums.Add(p)
 }
 
-// check makes the kernel's rules if they are missing or for other links, and counts the packets that they left out.
+// check repairs the kernel's rules, and counts the packets that they left out.
 func (r *recording) check() error {
 	r.checked = time.Now()
 	there, err := r.countBeyond()
@@ -202,8 +201,8 @@ func (r *recording) check() error {
 	return flowlog.Make(links)
 }
 
-// countBeyond counts the packets that the kernel's limit has left out since the last call. there is false if the kernel
-// has no rules that log flows.
+// countBeyond counts the packets that the kernel's limit has left out since the last call. there is false if the
+// kernel has no rules that log flows.
 func (r *recording) countBeyond() (there bool, err error) {
 	beyond, there, err := flowlog.Beyond()
 	if err == nil {
@@ -213,7 +212,8 @@ func (r *recording) countBeyond() (there bool, err error) {
 	return there, err
 }
 
-// flowLinks returns the links by which packets from this node's pods come in: weir0, and those of chained attachments.
+// flowLinks returns the links by which packets from this node's pods come in: weir0, and those of chained
+// attachments.
 func flowLinks(s *snapshot) []string {
 	links := []string{conf.Bridge}
 	for _, l := range s.links() {
@@ -225,8 +225,8 @@ func flowLinks(s *snapshot) []string {
 	return slices.Compact(links)
 }
 
-// take adds the lines to the table, with the names and labels that their ends have now. Packets whose addresses are not
-// known only count as unknown.
+// take adds the lines to the table, with the present names and labels of their ends. Other packets only count as
+// unknown.
 func (r *recording) take(ctx context.Context, lines []drops.Line) {
 	if len(lines) == 0 {
 		return
@@ -249,8 +249,7 @@ func (r *recording) take(ctx context.Context, lines []drops.Line) {
 	}
 }
 
-// end returns the address with its Node and the names of its pods. It has labels only if it is certain which pod has
-// the address.
+// end returns what is known of the address. It has labels only if it is certain which pod has the address.
 func (r *recording) end(address netip.Addr, state policy.State) agentapi.FlowEnd {
 	end := agentapi.FlowEnd{Address: address, Pod: r.view.pods[address], Node: r.view.nodes[address]}
 	var found []*policy.Pod

@@ -11,9 +11,8 @@ import (
 // maxFlows bounds the flows that a flowTable keeps.
 const maxFlows = 8192
 
-// flowTable has the flows that were seen, one for each source, destination, protocol and port. If there is no more
-// room, the source with the most flows loses the one that was seen longest ago: so a source that connects to
-// everything pushes out no flow of the others.
+// flowTable has one flow for each source, destination, protocol and port. Without room, the source with the most
+// flows loses its oldest one. So it pushes out no flow of the others.
 type flowTable struct {
 	most      int
 	flows     map[flowKey]*agentapi.Flow
@@ -30,7 +29,6 @@ func newFlowTable() *flowTable {
 	return &flowTable{most: maxFlows, flows: map[flowKey]*agentapi.Flow{}, by: map[string]map[flowKey]bool{}}
 }
 
-// endKey returns a text that is equal for the same pod, and otherwise for the same address.
 func endKey(e agentapi.FlowEnd) string {
 	return cmp.Or(e.Pod, e.Address.String())
 }

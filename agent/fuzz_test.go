@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/netfilter/iptables"
 )
 
-// FuzzEnrol: the agent answers any request on its socket with JSON. A refusal has a reason. The agent looks for a
-// record only if the request has a valid ID.
+// FuzzEnrol: the agent answers any request on its socket with JSON, and a refusal with a reason. It looks for a
+// record only if the ID is valid.
 func FuzzEnrol(f *testing.F) {
 	for _, s := range []string{
 		`{"id": "c:eth0"}`, `{"id": "../c:eth0"}`, `{"id": "c:e:0"}`, `{"id": 1}`, `{"id": "c:eth0", "id": "."}`,

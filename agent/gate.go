@@ -9,25 +9,21 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// gate is the gate for tunnel packets as the agent last applied it. If inKernel is false, the agent has not applied a
-// gate yet or its last attempt failed, so the kernel's gate may be missing or different.
+// gate is the gate as the agent last applied it. If inKernel is false, the kernel's gate may be missing or
+// different.
 type gate struct {
 	inKernel bool
 	plan     overlay.Plan
 	version  int // of plan (ways.version)
 	links    []string
 	traffic  overlay.Traffic
-	// generation is that of nf_tables when the kernel's gate was last found to be right; 0 if that isn't known.
+	// generation is nf_tables' generation when the kernel's gate was last right. It is 0 if that isn't known.
 	generation uint32
-	// blocked has the problem that a firewall of the host drops tunnel packets; empty if there is no sign of such a
-	// firewall.
-	blocked []ruleset.Problem
+	blocked    []ruleset.Problem
 }
 
-// keepGate keeps the gate in the kernel. The gate accepts tunnel packets only from known nodes. keepGate reads the
-// kernel's gate only if everything must be read, the wanted gate has changed, or the last attempt failed. It reads only
-// the counters if no rule or element of nf_tables has changed since the gate was right. It logs a repair of what
-// another program changed. After an error no pod is enrolled.
+// keepGate keeps the gate in the kernel. It reads the kernel's gate only if it may have changed, and otherwise only
+// its counters. It logs a repair of another program's change. After an error no pod is enrolled.
 func (a *agent) keepGate(verify netfilter.Verify) error {
 	if a.Node.Name == "" {
 		return nil
@@ -66,8 +62,8 @@ func (a *agent) keepGate(verify netfilter.Verify) error {
 	return nil
 }
 
-// keepGateClosed makes a gate that accepts no tunnel packets, unless a gate exists. The agent calls it while the other
-// nodes are not known yet.
+// keepGateClosed makes a gate that accepts no tunnel packets, unless a gate exists. The other nodes aren't known
+// yet.
 func (a *agent) keepGateClosed() error {
 	if a.Node.Name == "" {
 		return nil
@@ -75,8 +71,7 @@ func (a *agent) keepGateClosed() error {
 	return overlay.NewGate(overlay.Plan{Options: a.Node.Overlay}, a.foreignLinks()).EnsureExists()
 }
 
-// foreignLinks returns the names of links that other plugins made for pods, and of the bridges that have such links as
-// ports.
+// foreignLinks returns other plugins' links for pods, and the bridges that have such links as ports.
 func (a *agent) foreignLinks() []string {
 	var names []string
 	for _, e := range a.records.endpoints {
@@ -96,10 +91,9 @@ func (a *agent) foreignLinks() []string {
 // fewPackets is the number of packets that must be missing before a firewall is the likely reason.
 const fewPackets = 3
 
-// blocked returns a problem if a firewall of the host drops the packets that the gate has accepted since the last
-// call. If the gate has accepted only a few, and none was delivered, blocked returns the earlier result, was. The
-// usual reason is a rule that accepts packets by connection state: tunnel packets are untracked, so they are neither
-// NEW nor ESTABLISHED.
+// blocked returns a problem if a firewall of the host seems to drop what the gate accepts. With too few packets it
+// returns was, the earlier result. The usual culprit is a rule that accepts by connection state: tunnel packets are
+// untracked.
 func blocked(o NodeOptions, before, now overlay.Traffic, was []ruleset.Problem) []ruleset.Problem {
 	if now.Accepted < before.Accepted || now.Delivered < before.Delivered { // the table is new and counts from 0
 		before = overlay.Traffic{}

@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/netfilter"
 )
 
-// keepGuard repairs the guard in each round that reads everything from the kernel. Until the kernel first has
-// everything that it should have, it does so in every round.
+// keepGuard repairs the guard in each round that reads everything from the kernel. Before the first complete round,
+// it does so in every round.
 func (a *agent) keepGuard(verify netfilter.Verify) error {
 	if verify != netfilter.All && !a.kernel.lastSync.IsZero() {
 		return nil
@@ -33,9 +33,9 @@ func (a *agent) keepGuard(verify netfilter.Verify) error {
 	return err
 }
 
-// senders returns the sender behind each port, from the records on disk: the loop may not have read a new pod's record
-// yet. It leaves out chained attachments. It also leaves out records that can't be read, so the guard lets their pods
-// send nothing; takeRecords reports such records. senders sets attaching to true for the ports that an ADD is making.
+// senders returns the sender behind each port, from the records on disk: the loop may not have read a new one yet.
+// Chained attachments and broken records have none, so the guard lets such pods send nothing. senders sets attaching
+// to true for the ports that an ADD is making.
 func senders(attaching map[string]bool) ([]bridge.Sender, error) {
 	records, err := endpoint.List()
 	if err != nil && !errors.As(err, &endpoint.BrokenRecords{}) {

@@ -13,8 +13,8 @@ type heartbeat struct {
 	last time.Time
 }
 
-// renew renews the heartbeat if it is due. If it fails, it logs the error, and the heartbeat stays due. The caller must
-// have found that the kernel has everything that it should have.
+// renew renews the heartbeat if it is due. After an error the heartbeat stays due. The kernel must have everything
+// that it should have.
 func (h *heartbeat) renew(log *slog.Logger) {
 	if time.Since(h.last) < agentapi.BeatEvery {
 		return

@@ -15,23 +15,20 @@ import (
 
 // kernelView is the agent's knowledge of weir's sets and rules in the kernel.
 type kernelView struct {
-	// refused has the parts of rulesets that the kernel has refused since the last resync. The map is replaced, never
-	// changed, because snapshots share it.
+	// refused has the parts that the kernel has refused since the last resync. The map is replaced, never changed,
+	// because snapshots share it.
 	refused ruleset.Refused
-	// debt is the least that the next reconcile must read: All if the last reconcile failed or the records are stale,
-	// Trust otherwise. Tables that could not be read don't count, because Apply reads them again anyway.
-	debt netfilter.Verify
-	// pluginChanged is true if the plugin has changed sets since the last apply.
+	// debt is the least that the next reconcile must read. It is All if the last reconcile failed or the records are
+	// stale, otherwise Trust.
+	debt          netfilter.Verify
 	pluginChanged bool
-	// refreshing is true while a resync reads the kernel part by part. refreshed is true if it has read everything, and
-	// the next reconcile needn't.
+	// refreshing is true while a resync reads the kernel part by part. refreshed is true once it has read
+	// everything.
 	refreshing, refreshed bool
 	// left has the sets that the last round left to be destroyed.
-	left []string
-	// closed is true if KeepClosed has succeeded while there is no usable state yet.
-	closed bool
-	// tidy is true if weir has no rules left in the iptables flavour that the node doesn't use.
-	tidy bool
+	left   []string
+	closed bool // KeepClosed has succeeded while there is no usable state yet
+	tidy   bool
 	// lastSync is when the kernel last had everything that it should have; zero if it never had.
 	lastSync time.Time
 	earlier  earlierRules
@@ -53,9 +50,8 @@ func (k *kernelView) refuse(refused ruleset.Refused) (news bool) {
 	return news
 }
 
-// changedByAnother reports whether the agent has undone a change of another program. It returns true if the agent
-// wants the same chains as before but had to write rules. It also returns true if the agent wants the same chains and
-// sets as before, and the plugin can't have changed sets for an attachment that began or ended.
+// changedByAnother reports whether the agent has undone a change of another program. The agent then had to write
+// although it wants the same as before. Changed sets count only if they can't be the plugin's work.
 func (k *kernelView) changedByAnother(before, now ruleset.Ruleset, result netfilter.Result, churn bool) bool {
 	if k.lastSync.IsZero() || !slices.EqualFunc(before.Chains, now.Chains, ruleset.Chain.Equal) {
 		return false
@@ -65,14 +61,14 @@ func (k *kernelView) changedByAnother(before, now ruleset.Ruleset, result netfil
 
 func equalSet(a, b ruleset.Set) bool { return a.Name == b.Name && a.Entries.Equal(b.Entries) }
 
-// earlierRules are the class members of an earlier agent, as they were in the kernel before this agent applied its own.
+// earlierRules are the class members that the kernel had from an earlier agent.
 type earlierRules struct {
 	members map[ruleset.Direction]map[netip.Addr]bool // nil: the sets could not be read
 	read    bool
 }
 
-// readEarlier reads the addresses on which an earlier agent's rules are enforced. An error is only logged. It does
-// nothing once this agent has applied its own rules.
+// readEarlier reads the class members of an earlier agent. An error is only logged. It does nothing once this agent
+// has applied its own rules.
 func (a *agent) readEarlier() {
 	if len(a.snapshots.enforced.Load().ruleset.Sets) > 0 {
 		return
@@ -84,12 +80,10 @@ func (a *agent) readEarlier() {
 	a.kernel.earlier = earlierRules{members, true}
 }
 
-// applied is the result of apply: the snapshot and the error of its last attempt, and what all its attempts have
-// changed.
+// applied is the result of apply: the snapshot, the last attempt's error, and what all attempts have changed.
 type applied struct {
 	*snapshot
 	netfilter.Result
-	// verify is how much of the kernel was read.
 	verify netfilter.Verify
 	err    error
 }
@@ -115,7 +109,7 @@ func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied
 		if !errors.As(err, &refused) {
 			return all
 		}
-		// A running walk may have skipped connections that the refused part would have allowed.
+		// A running walk may have left out connections of the refused part.
 		a.cutting.demand(a.cutting.walking)
 		if !a.kernel.refuse(refused.Refused) {
 			return all
@@ -124,9 +118,8 @@ func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied
 	}
 }
 
-// readKernel reads the kernel's state if everything is to be read or the state isn't known, and then the records. In
-// this order, each of the plugin's changes that was read has a record, so the agent's ruleset contains that change
-// too.
+// readKernel reads the kernel's state if that must be done, and then the records. In this order, the records contain
+// all changes of the plugin that it has read.
 func (a *agent) readKernel(ctx context.Context, verify netfilter.Verify) (netfilter.Verify, error) {
 	if verify != netfilter.All && !a.backend.Unread() {
 		return verify, nil
@@ -140,7 +133,7 @@ func (a *agent) readKernel(ctx context.Context, verify netfilter.Verify) (netfil
 	return netfilter.All, err
 }
 
-// bring applies the ruleset. If the kernel could not be read, it only puts weir's rules back before all others.
+// bring applies the ruleset. If the kernel can't be read, it only puts weir's rules first.
 func (a *agent) bring(
 	ctx context.Context, readErr error, want ruleset.Ruleset, verify netfilter.Verify,
 ) (netfilter.Result, error) {
@@ -154,7 +147,7 @@ func (a *agent) bring(
 }
 
 // takeApplied records that the ruleset was applied. It counts a repair only if well is true and the kernel had no
-// fault: otherwise the agent can't tell whether it has undone a change of another program.
+// fault. Otherwise the change may be the agent's own.
 func (a *agent) takeApplied(p applied, well bool) {
 	if p.Changed {
 		a.stats.Changes++
@@ -179,8 +172,8 @@ func (a *agent) takeApplied(p applied, well bool) {
 	a.reaper.offer(p.Strays)
 }
 
-// cleanOther removes weir's rules from the iptables flavour that the node doesn't use, and from the other backend. It
-// tries that only when everything was read from the kernel, until it has succeeded once.
+// cleanOther removes weir's rules from the iptables flavour and the backend that the node doesn't use. It stops once
+// it has succeeded.
 func (a *agent) cleanOther(ctx context.Context, verify netfilter.Verify) {
 	if a.kernel.tidy || verify != netfilter.All {
 		return
@@ -190,8 +183,8 @@ func (a *agent) cleanOther(ctx context.Context, verify netfilter.Verify) {
 	a.faults.set(partLeftovers, err)
 }
 
-// keepClosed does the work of reconcile while there is no usable state yet. If weir's chains in the kernel are
-// complete, their rules stay. Otherwise the pods are closed.
+// keepClosed is the reconcile while there is no usable state yet. If weir's chains are complete, their rules stay.
+// Otherwise the pods are closed.
 func (a *agent) keepClosed(ctx context.Context, verify netfilter.Verify) time.Duration {
 	if verify != netfilter.All && a.kernel.closed {
 		return a.answer(errNotSynced)

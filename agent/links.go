@@ -11,11 +11,11 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// links records which pods with enforcement "closed" need no more work on their links. Such a pod may start while no
-// agent runs, and its link stays down until the agent brings it up.
+// links records which pods with enforcement "closed" need no more work on their links. If such a pod starts while no
+// agent runs, its link stays down until the agent brings it up.
 type links struct {
-	// done has the IDs of chained endpoints, of endpoints with links that the agent has brought up, and of endpoints
-	// for which it has logged why their links stay down.
+	// done has the IDs that need no more work: chained endpoints, links that are up, and links that stay down for a
+	// logged reason.
 	done map[string]bool
 }
 
@@ -48,7 +48,6 @@ func (a *agent) bringUpLinks() {
 	}
 }
 
-// isUp reports whether the attachment's link is up. It returns false if the link can't be read.
 func (a *agent) isUp(e endpoint.Endpoint) bool {
 	link, err := a.netlink.LinkByName(e.HostIf)
 	return err == nil && link.Attrs().Flags&net.FlagUp != 0

@@ -8,8 +8,7 @@ import (
 	"github.com/weir-net/weir/netfilter"
 )
 
-// loop handles events until ctx ends. It reconciles after events that require it, at each resync, and when a failed
-// step is due for another try.
+// loop handles events until ctx ends. It reconciles after events, at each resync, and to try a failed step again.
 func (a *agent) loop(ctx context.Context) error {
 	resync := time.NewTicker(a.Resync)
 	defer resync.Stop()
@@ -53,9 +52,8 @@ func (a *agent) loop(ctx context.Context) error {
 	}
 }
 
-// refresh reads the kernel for a resync. If an event comes meanwhile, it handles the event and reconciles before it
-// continues, so that no pod's start and no policy waits for the resync. The caller then reconciles with all that
-// refresh has read.
+// refresh reads the kernel for a resync. If an event comes meanwhile, it reconciles before it continues, so nobody
+// waits for the resync. The caller reconciles at the end.
 func (a *agent) refresh(ctx context.Context) {
 	if !a.cluster.known || !a.records.complete || a.kernel.debt == netfilter.All {
 		return // the reconcile reads everything itself
@@ -84,8 +82,8 @@ func (a *agent) refresh(ctx context.Context) {
 	}
 }
 
-// parseNext starts to parse a large policy, if there is one and none is being parsed. The loop doesn't wait for it: the
-// parsed policy comes as an event (policyParsed).
+// parseNext starts to parse a large policy, unless one is being parsed. The parsed policy comes as an event
+// (policyParsed).
 func (a *agent) parseNext(ctx context.Context) {
 	if a.cluster.parsing {
 		return
@@ -101,8 +99,8 @@ func (a *agent) parseNext(ctx context.Context) {
 	}()
 }
 
-// heedDrift looks at the changes of rules that the kernel has reported. If the agent made all of them, nothing is to
-// be done. Otherwise the loop must read everything from the kernel.
+// heedDrift looks at the changes of rules that the kernel has reported. If others than the agent made some, the loop
+// must read everything.
 func (a *agent) heedDrift() work {
 	if !slices.ContainsFunc(a.drift.take(), func(g uint32) bool { return !a.backend.Knows(g) }) {
 		return work{}
@@ -110,8 +108,8 @@ func (a *agent) heedDrift() work {
 	return work{true, netfilter.All}
 }
 
-// prepareResync prepares new attempts at what has failed: it reads broken records again, and forgets which parts of
-// rulesets the kernel has refused. It also reports whether the node has addresses left.
+// prepareResync reads broken records again, and forgets what the kernel has refused. It also reports whether the
+// node has addresses left.
 func (a *agent) prepareResync(ctx context.Context) {
 	a.retryRecords()
 	a.kernel.refused = nil // the kernel may accept these parts now: a module was loaded, or there is room again

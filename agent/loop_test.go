@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/netfilter/iptables"
 )
 
-// TestHandleAllHandlesAllThatWait: all waiting events are handled together, so one reconcile is enough. It reads
-// everything that any of the events requires. If no event changes anything in the kernel, no reconcile follows.
+// TestHandleAllHandlesAllThatWait: one reconcile handles all waiting events, and reads what any of them requires.
+// Without work, no reconcile follows.
 func TestHandleAllHandlesAllThatWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAgent(Options{Log: slog.New(slog.DiscardHandler)}, &iptables.Driver{}, netlinksafe.Handle{})

@@ -18,8 +18,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// metrics are the metrics that Prometheus reads. Some count events where they happen. All others are read from the
-// status, so that metrics and status never differ. docs/metrics.md explains each.
+// metrics are the metrics that Prometheus reads. Some count events where they happen. All others come from the
+// status, so both never differ. docs/metrics.md explains each.
 type metrics struct {
 	registry   *prometheus.Registry
 	syncs      prometheus.Histogram
@@ -33,7 +33,7 @@ type metrics struct {
 	delays      prometheus.Histogram
 }
 
-// results are the values of the label result of weir_enrolment_duration_seconds, by the answer's status.
+// results are the values of the label result, by the answer's status.
 var results = map[int]string{
 	http.StatusOK: "enrolled", http.StatusNotFound: "unknown", http.StatusServiceUnavailable: "unavailable",
 	http.StatusBadRequest: "invalid", http.StatusConflict: "outdated",
@@ -92,7 +92,7 @@ func (m *metrics) handler() http.Handler {
 // statusCollector turns the status into metrics when Prometheus asks for them.
 type statusCollector func() *status
 
-// maxProblems is how many problems the metrics name. The metrics count all problems, and the status lists all.
+// maxProblems is how many problems the metrics name. They count all.
 const maxProblems = 50
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -189,7 +189,7 @@ func oneIf(b bool) int {
 	return 0
 }
 
-// countClasses counts the classes by direction. A class that has sets of both families counts once.
+// countClasses counts the classes by direction. Both families of a class count once.
 func countClasses(all []agentapi.Class) map[string]int {
 	counts := map[string]int{string(ruleset.Ingress): 0, string(ruleset.Egress): 0}
 	seen := map[string]bool{}

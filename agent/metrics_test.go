@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestDocumentedMetrics checks that docs/metrics.md has each metric of this status and no other, each fault and each
-// kind of repair. Each metric must have a description, and a name that follows Prometheus' rules.
+// TestDocumentedMetrics: docs/metrics.md has all metrics, faults and kinds of repair, and no others. Each metric has
+// a description, and a name by Prometheus' rules.
 func TestDocumentedMetrics(t *testing.T) {
 	text, err := os.ReadFile("../docs/metrics.md")
 	if err != nil {

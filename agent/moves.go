@@ -6,8 +6,8 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// beginMove tells the plugin, before the agent changes anything in the kernel, that the node may come to another
-// backend. From then on the plugin denies new pods in both backends, and takes ended pods out of both.
+// beginMove tells the plugin that the node may get another backend. From then on the plugin denies new pods in both
+// backends. It must be called before the kernel is changed.
 func (o Options) beginMove() error {
 	if o.BackendName == "" {
 		return nil
@@ -19,8 +19,8 @@ func (o Options) beginMove() error {
 	return endpoint.WriteBackend("")
 }
 
-// endMove removes the other backend's sets and rules, and then tells the plugin the name of the agent's backend. The
-// agent calls it after its first rules are in force, so no packet passes unchecked.
+// endMove removes the other backend's sets and rules, and then tells the plugin the new backend's name. The agent's
+// first rules must be in force, so no packet passes unchecked.
 func (o Options) endMove(ctx context.Context) error {
 	if o.BackendName == "" {
 		return nil

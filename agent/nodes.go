@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// nodeClaims has the claims of the Node objects, and the claims that the agent accepts. Invariant: accepted and
-// problems are the results of claims.Settle for stated and local.
+// nodeClaims has the Nodes' claims, and those that the agent accepts. Invariant: accepted and problems are the
+// results of claims.Settle for stated and local.
 type nodeClaims struct {
 	stated   []policy.Node // the source's Nodes with all their claims
 	accepted []policy.Node
@@ -23,21 +23,20 @@ type nodeClaims struct {
 	err error
 }
 
-// settle computes accepted and problems. Claims that were accepted before stay accepted as claims.Settle describes.
 func (n *nodeClaims) settle(node NodeOptions) {
 	n.accepted, n.problems = claims.Settle(n.stated, claims.Terms{
 		Self: node.Name, Within: node.ClusterCIDRs, Local: n.local, Before: n.accepted,
 	})
 }
 
-// equalNode reports whether the Nodes have equal names, creation times and claims. It is called for thousands of Nodes,
-// so it doesn't use reflection.
+// equalNode reports whether the Nodes have equal names, creation times and claims. It uses no reflection: there may
+// be thousands of Nodes.
 func equalNode(a, b policy.Node) bool {
 	return a.Name == b.Name && a.Created.Equal(b.Created) && slices.Equal(a.Addresses, b.Addresses) &&
 		slices.Equal(a.PodCIDRs, b.PodCIDRs)
 }
 
-// readLocal reads the addresses that this node itself needs. It returns true if they have changed.
+// readLocal reads the addresses that this node itself needs, and reports whether they have changed.
 func (n *nodeClaims) readLocal(links netlinksafe.Handle, node NodeOptions) (changed bool) {
 	if node.Name == "" {
 		return false
@@ -50,7 +49,8 @@ func (n *nodeClaims) readLocal(links netlinksafe.Handle, node NodeOptions) (chan
 	return true
 }
 
-// takeNodes takes the Nodes of the delta. At the first delta it also reads the addresses that this node itself needs.
+// takeNodes takes the Nodes of the delta. At the first delta it also reads the addresses that this node itself
+// needs.
 func (a *agent) takeNodes(d *policy.Delta) {
 	n := &a.cluster.nodes
 	if !a.cluster.known {
@@ -63,15 +63,15 @@ func (a *agent) takeNodes(d *policy.Delta) {
 	a.settleClaims()
 }
 
-// settleClaims decides again which of the Nodes' claims are accepted, and tells the engine. The plan of ways must be
-// made again after that.
+// settleClaims decides again which claims are accepted, and tells the engine. The plan of ways must be made again
+// after that.
 func (a *agent) settleClaims() {
 	a.cluster.nodes.settle(a.Node)
 	a.cluster.engine.SetNodes(a.cluster.nodes.accepted)
 	a.ways.current = false
 }
 
-// podCIDRs returns the accepted podCIDRs of the Node of that name; nil if the Node isn't known or has none.
+// podCIDRs returns the accepted podCIDRs of the Node of that name.
 func (c *clusterView) podCIDRs(node string) []netip.Prefix {
 	i := slices.IndexFunc(c.nodes.accepted, func(n policy.Node) bool { return n.Name == node })
 	if node == "" || i < 0 {

@@ -10,10 +10,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// outdated returns the reason why an attachment doesn't fit this node; empty if there is no known reason. An
-// attachment that doesn't fit was made with an outdated network configuration, for example after this node's Node was
-// made again with other podCIDRs. The attachment's address may then be within another node's podCIDRs, so packets to
-// the address go to that node.
+// outdated returns the reason why an attachment doesn't fit this node, or "". Such an attachment comes from an
+// outdated network configuration. Its address may belong to another node by now, so packets to it go there.
 func (a *agent) outdated(e endpoint.Endpoint) string {
 	if !primary(e) {
 		return ""
@@ -40,8 +38,8 @@ func (a *agent) outdated(e endpoint.Endpoint) string {
 	return ""
 }
 
-// misplaced returns a message that names the attachment's first address outside of this node's podCIDRs. It returns ""
-// if there is no such address, the podCIDRs aren't known, or the attachment isn't primary.
+// misplaced returns a message if the attachment has an address outside of this node's podCIDRs. It returns "" if the
+// podCIDRs aren't known, or the attachment isn't primary.
 func (a *agent) misplaced(e endpoint.Endpoint) string {
 	cidrs := a.cluster.podCIDRs(a.Node.Name)
 	if len(cidrs) == 0 || !primary(e) {
@@ -55,8 +53,8 @@ func (a *agent) misplaced(e endpoint.Endpoint) string {
 	return ""
 }
 
-// primary reports whether the attachment connects the pod to the cluster's network: weir made it, and its interface
-// is eth0 or its network is the agent's own (conf.Network). A pod's other interfaces may have any address.
+// primary reports whether the attachment connects the pod to the cluster's network. weir must have made it, as eth0
+// or for conf.Network. A pod's other interfaces may have any address.
 func primary(e endpoint.Endpoint) bool {
 	return !e.Chained && (e.IfName == "eth0" || e.Network == conf.Network)
 }
@@ -74,9 +72,8 @@ func (a *agent) whyOutdated(what string) string {
 		what, a.Node.Conflist)
 }
 
-// misplacedPods returns the problems of running pods with addresses from before a change of the Node's podCIDRs. The
-// agent doesn't change these pods. A pod whose plugin still waits for an answer is left out, because its ADD is
-// refused.
+// misplacedPods returns the problems of running pods with addresses from before a change of podCIDRs. It changes
+// nothing. If a plugin still waits, its ADD is refused instead.
 func (a *agent) misplacedPods() []ruleset.Problem {
 	var problems []ruleset.Problem
 	for id, e := range a.records.endpoints {

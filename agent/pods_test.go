@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// server is a cluster that answers lookups of pods and publishes their addresses, as the API server does.
+// server is a cluster that looks up pods and publishes addresses, as the API server does.
 type server struct {
 	*cluster
 	pods      map[string]policy.Pod // the pods that Lookup finds, by namespace/name
@@ -58,8 +58,8 @@ func (s *server) AwaitPublished(ctx context.Context, p endpoint.Pod) {
 	<-ctx.Done()
 }
 
-// TestEnrolWaitsUntilPublished: an enrolment waits for the publication of the pod's addresses. If that never ends, the
-// pod is enrolled all the same. The addresses of a pod without a UID aren't published, so its enrolment doesn't wait.
+// TestEnrolWaitsUntilPublished: an enrolment waits for the publication of the pod's addresses, but not for ever. A
+// pod without a UID isn't published, so it doesn't wait.
 func TestEnrolWaitsUntilPublished(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -98,8 +98,8 @@ func (s *server) wantPublished(t *testing.T, want map[string]string) {
 	}
 }
 
-// TestEnrolWithTheAPI: if the source hasn't reported a pod, the agent looks it up. The agent publishes the addresses of
-// enrolled pods, and no others, and only when they change.
+// TestEnrolWithTheAPI: the agent looks up a pod that the source hasn't reported. It publishes the addresses of
+// enrolled pods only.
 func TestEnrolWithTheAPI(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -165,8 +165,8 @@ func (r *running) wantClass(name, want string) {
 	}
 }
 
-// TestAPodThatWasFoundStays: a looked-up pod stays known until the source reports a pod of its name that it hadn't
-// reported before the lookup, or until the endpoint ends.
+// TestAPodThatWasFoundStays: a looked-up pod counts until its endpoint ends, or the source reports a newer pod of
+// its name.
 func TestAPodThatWasFoundStays(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -14,23 +14,20 @@ import (
 // problems are the present problems of objects.
 type problems struct {
 	all []ruleset.Problem // in order; the texts are bounded in length
-	// compiled and others are the lists that all was made from. A later list that shares its memory with compiled is
-	// equal.
+	// compiled and others are the lists that all was made from.
 	compiled, others []ruleset.Problem
 	made             time.Time
 }
 
 const (
-	// many is a number of problems that take milliseconds to report. So many are reported once in manyEvery at most: while
-	// the sets of large policies are made, the problems change with each slice, and pods that start wait for the report.
+	// So many problems take milliseconds to report. They are reported once in manyEvery at most, because pods that
+	// start wait for it.
 	many      = 500
 	manyEvery = time.Second
 )
 
-// report logs the problems that are new and the problems that are gone, and keeps the list for the status and the
-// metrics. If the lists are those of the last call, it takes no time. compiled are the problems of the ruleset, others
-// all other problems. If it is too early to report many problems, report returns the time until it must be called
-// again; otherwise 0.
+// report logs new and gone problems, and keeps the list for status and metrics. compiled are the ruleset's problems,
+// others all others. If it is too early for a long list, it returns the time until it must be called again.
 func (p *problems) report(log *slog.Logger, compiled, others []ruleset.Problem) (wait time.Duration) {
 	if ruleset.SameProblems(compiled, p.compiled) && slices.Equal(others, p.others) {
 		return 0
@@ -61,8 +58,7 @@ func (p *problems) report(log *slog.Logger, compiled, others []ruleset.Problem) 
 // maxLogged is how many problems are logged at once. One bad object may be the reason of thousands.
 const maxLogged = 50
 
-// logMissing logs the problems of the list that aren't among others. If they are too many, it logs only the first, and
-// the number of the rest.
+// logMissing logs the problems of the list that aren't among others, at most maxLogged.
 func logMissing(log func(string, ...any), msg string, list, others []ruleset.Problem) {
 	have := make(map[ruleset.Problem]bool, len(others))
 	for _, o := range others {

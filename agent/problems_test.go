@@ -13,7 +13,7 @@ import (
 )
 
 // TestManyProblemsAreReportedSeldom: while many problems change, they are reported once a second. The last change is
-// reported too. Problems that are the same take no memory, however many there are.
+// reported too.
 func TestManyProblemsAreReportedSeldom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		list := func(n int) (all []ruleset.Problem) {

@@ -15,14 +15,13 @@ const (
 	// podInterface is the interface with the addresses that kubelet reports as the pod's (defaultIfName of containerd's
 	// CRI plugin).
 	podInterface = "eth0"
-	// publishWait bounds how long an ADD waits until other nodes can know its pod. Publishing the pod's addresses
-	// takes one answer of the API server, a few milliseconds. Without the wait other nodes may drop the pod's first
-	// packet. TCP sends that packet again after a second, so a longer wait would gain nothing.
+	// publishWait bounds how long an ADD waits until other nodes can know its pod. Usually that takes a few
+	// milliseconds. Without the wait, they may drop the pod's first packet, and TCP repeats it after a second.
 	publishWait = time.Second
 )
 
-// publisher publishes the addresses of enrolled pods to other nodes, before kubelet does. Invariant: addresses has the
-// addresses that the last call of the source's Publish got.
+// publisher publishes the addresses of enrolled pods to other nodes, before kubelet does. Invariant: addresses are
+// those of the last call of Publish.
 type publisher struct {
 	addresses map[endpoint.Pod][]netip.Addr
 	// records and enrolled are what addresses was computed from.
@@ -30,9 +29,8 @@ type publisher struct {
 	enrolled map[string]bool
 }
 
-// publish publishes the addresses of the enrolled endpoints, if they have changed. It doesn't publish a pod that isn't
-// enrolled: the pod may never start, and its address may soon be assigned to another pod. It publishes only the
-// addresses of eth0: kubelet doesn't report the addresses of interfaces that Multus adds.
+// publish publishes the addresses of enrolled endpoints, if they have changed. A pod that isn't enrolled may never
+// start, and another pod may get its address. Only eth0 counts: kubelet reports no addresses of other interfaces.
 func (p *publisher) publish(
 	ctx context.Context, source Publisher, enrolled map[string]bool, records *recordsCopy,
 ) {
@@ -56,8 +54,8 @@ func (p *publisher) publish(
 	}
 }
 
-// awaitPublished waits until other nodes can know the pod, but at most publishWait. It returns at once if the pod's
-// addresses aren't published. The goroutine of the plugin's request calls it, so the loop doesn't wait.
+// awaitPublished waits until other nodes can know the pod, but at most publishWait. The goroutine of the plugin's
+// request calls it, so the loop doesn't wait.
 func (a *agent) awaitPublished(ctx context.Context, e *enrolment) {
 	source, ok := a.Source.(Publisher)
 	_, ifName, _ := strings.Cut(e.id, ":")

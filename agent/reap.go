@@ -12,21 +12,20 @@ import (
 const (
 	// reapEvery is how often the agent searches for attachments of pods that are gone, even if no message reported one.
 	reapEvery = time.Minute
-	// reapAfter is the time from the deletion of a pod's link to the search. Nearly always a DEL has deleted the link.
-	// After this time that DEL has finished, and so have the DELs of other pods that end at the same time.
+	// reapAfter is the time from the deletion of a pod's link to the search. Nearly always a DEL deletes the link,
+	// and has finished by then.
 	reapAfter = time.Second
 )
 
-// reaper is what the loop shares with the goroutine that ends the attachments of pods that are gone.
+// reaper is what the loop shares with the goroutine of reap.
 type reaper struct {
-	// strays has room for one list of strays: addresses that are in the sets of all pods, but are assigned to no pod.
+	// strays has room for one list. A stray is an address in the sets of all pods that no pod has.
 	strays chan []netip.Addr
 }
 
 func newReaper() reaper { return reaper{make(chan []netip.Addr, 1)} }
 
-// offer gives the reaper strays to evict. It doesn't wait. If the reaper is busy, the next resync finds the strays
-// again.
+// offer gives the reaper strays to evict. It doesn't wait: the next resync finds them again.
 func (r *reaper) offer(strays []netip.Addr) {
 	if len(strays) == 0 {
 		return
@@ -37,10 +36,9 @@ func (r *reaper) offer(strays []netip.Addr) {
 	}
 }
 
-// reap ends the attachments of pods whose network namespace is gone without a DEL, and finishes DELs that were killed.
-// The agent must do that because containerd never calls GC. reap waits for the node's lock, so it runs beside the
-// loop. The loop sees that the records are removed, as after any DEL. A DEL that comes later finds nothing to do. reap
-// also evicts the strays that the loop offers.
+// reap ends the attachments of pods whose network namespace is gone without a DEL, and finishes killed DELs.
+// containerd never calls GC, so the agent must do it. reap waits for the node's lock, so it runs beside the loop. It
+// also evicts strays.
 func (a *agent) reap(ctx context.Context) error {
 	gone := make(chan struct{}, 1)
 	watching := make(chan error, 1)
@@ -87,7 +85,7 @@ func (a *agent) reapOnce() {
 	}
 }
 
-// evict removes addresses that other programs added to the sets of all pods. If it has removed any, it tells the loop,
+// evict removes addresses of other programs from the sets of all pods. If it has removed any, it tells the loop,
 // which counts a repair.
 func (a *agent) evict(ctx context.Context, strays []netip.Addr) {
 	evicted, err := attachment.NewNode().Evict(strays)

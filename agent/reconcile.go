@@ -12,18 +12,17 @@ import (
 // retry is the time until a failed change is tried again.
 const retry = time.Second
 
-// destroyLater is the time until a round goes on destroying sets. Each such round does so for some 20 ms.
+// destroyLater is the time until a round goes on destroying sets. Each such round takes some 20 ms for it.
 const destroyLater = retry / 10
 
 // round is the state of one reconcile.
 type round struct {
 	*agent
-	// verify is how much of the kernel to read. After applyRuleset it is how much was read.
-	verify  netfilter.Verify
-	applied applied
-	// guardErr is not nil if the guard or the gate isn't as it should be.
+	// verify is how much of the kernel to read, and after applyRuleset how much was read.
+	verify   netfilter.Verify
+	applied  applied
 	guardErr error
-	// next is the time until the loop must reconcile again even if nothing happens; 0 if it needn't.
+	// next is the time until the loop must reconcile even without an event. 0 means that it needn't.
 	next time.Duration
 }
 
@@ -36,14 +35,12 @@ var steps = []func(*round, context.Context) bool{
 	(*round).reportProblems,
 	// After planWays: the gate accepts tunnel packets from the nodes in the plan.
 	(*round).keepGuardAndGate,
-	// By now it is known whether pods may be enrolled. If they may not, one of these two steps answers the plugins and
-	// ends the reconcile.
+	// By now it is known whether pods may be enrolled. If not, one of these two steps ends the reconcile.
 	(*round).concludeKernel,
 	(*round).concludeUnknown,
-	// Before the runtime's configuration: once the configuration exists, the runtime calls the plugin's STATUS, which
-	// reads the heartbeat.
+	// This comes before the runtime's configuration: with that, the runtime calls STATUS, which reads the heartbeat.
 	(*round).renewHeartbeat,
-	// Before the answers: an ADD that is refused as outdated finds a new configuration at its next try.
+	// This comes before the answers. An ADD that is refused as outdated needs a new configuration at its next try.
 	(*round).renewConflist,
 	(*round).answerPlugins,
 	// After the answers, so that no pod's start waits for the remaining steps.
@@ -57,9 +54,8 @@ var steps = []func(*round, context.Context) bool{
 	(*round).continueSlices,
 }
 
-// reconcile applies the present state to the kernel and answers the plugins that wait. If the source has given no
-// usable state yet, or the records weren't read yet, it only keeps the pods closed. It returns the time until it must
-// be called again even if nothing happens; 0 if it needn't.
+// reconcile applies the present state to the kernel and answers the waiting plugins. Without a usable state it only
+// keeps the pods closed. It returns the time until it must be called again, or 0 if it needn't.
 func (a *agent) reconcile(ctx context.Context, verify netfilter.Verify) time.Duration {
 	defer a.publishStatus()
 	defer a.tellUpkeep()
@@ -80,7 +76,7 @@ func (a *agent) reconcile(ctx context.Context, verify netfilter.Verify) time.Dur
 	return r.next
 }
 
-// settleNodes evaluates the Nodes' claims again if the addresses that this node itself needs have changed.
+// settleNodes decides again about the Nodes' claims if this node's own addresses have changed.
 func (r *round) settleNodes(context.Context) bool {
 	r.heedNews(r.verify)
 	n := &r.cluster.nodes
@@ -110,15 +106,14 @@ func (r *round) reportProblems(context.Context) bool {
 	return true
 }
 
-// keepGuardAndGate repairs the guard and the gate for tunnel packets. It leaves an error to concludeKernel, which
-// ends the round.
+// keepGuardAndGate repairs the guard and the gate. It leaves an error to concludeKernel, which ends the round.
 func (r *round) keepGuardAndGate(context.Context) bool {
 	r.guardErr = errors.Join(r.keepGuard(r.verify), r.keepGate(r.verify))
 	return true
 }
 
-// concludeKernel records whether the kernel has everything that it should have. If it doesn't, no pod is enrolled, and
-// the round ends. The round also ends if ctx has ended.
+// concludeKernel ends the round if the kernel lacks something that it should have, or if ctx has ended. Then no pod
+// is enrolled.
 func (r *round) concludeKernel(ctx context.Context) bool {
 	if ctx.Err() != nil {
 		return false
@@ -156,8 +151,7 @@ func (r *round) concludeKernel(ctx context.Context) bool {
 	return false
 }
 
-// concludeUnknown ends the round if the kernel has the ruleset, but the records or connections are unknown. Then no pod
-// is enrolled.
+// concludeUnknown ends the round if the records or connections are unknown. Then no pod is enrolled.
 func (r *round) concludeUnknown(context.Context) bool {
 	err := r.unknown()
 	if err == nil {
@@ -171,7 +165,6 @@ func (r *round) concludeUnknown(context.Context) bool {
 	return false
 }
 
-// unknown returns the error of the records or connections that could not be read; nil if all could be read.
 func (a *agent) unknown() error {
 	if a.records.stale {
 		return a.faults.now[partRecords]
@@ -184,8 +177,8 @@ func (r *round) renewHeartbeat(context.Context) bool {
 	return true
 }
 
-// renewConflist writes the runtime's configuration if the agent is about to refuse a waiting plugin's attachment as
-// outdated, or if a plugin waits and this agent hasn't written the configuration yet.
+// renewConflist writes the runtime's configuration while a plugin waits, if the agent is about to refuse it as
+// outdated, or hasn't written the configuration yet.
 func (r *round) renewConflist(context.Context) bool {
 	needed := func(e *enrolment) bool {
 		ep, ok := r.records.endpoints[e.id]
@@ -205,8 +198,8 @@ func (r *round) answerPlugins(context.Context) bool {
 	return true
 }
 
-// reachNodes sets up the tunnel and the routes to other nodes' pods, and writes the runtime's configuration. If that
-// must be done again, it asks for another round.
+// reachNodes sets up the ways to other nodes, and writes the runtime's configuration. It asks for another round if
+// that must be repeated.
 func (r *round) reachNodes(context.Context) bool {
 	if !r.reach() {
 		r.next = sooner(r.next, retry)
@@ -234,8 +227,8 @@ func (r *round) walkConnections(context.Context) bool {
 	return true
 }
 
-// retryLeftSets asks for another round if sets that the ruleset no longer has are still to be destroyed. If the last
-// round left the same sets, a rule of another program may use them, and then the kernel refuses to destroy them.
+// retryLeftSets asks for another round if sets are still to be destroyed. If the last round left the same sets, a rule
+// of another program may use them. Then the next round waits longer.
 func (r *round) retryLeftSets(context.Context) bool {
 	left := r.applied.Left
 	switch {
@@ -249,8 +242,8 @@ func (r *round) retryLeftSets(context.Context) bool {
 	return true
 }
 
-// continueSlices asks for another round at once if the engine still has sets to make. The loop takes events that wait
-// before that round, so large policies hold up neither pods that start nor other changes.
+// continueSlices asks for another round at once if the engine still has sets to make. Waiting events come first, so
+// large policies hold up nothing else.
 func (r *round) continueSlices(context.Context) bool {
 	if r.cluster.engine.HasSlice() {
 		r.next = time.Nanosecond
@@ -258,8 +251,7 @@ func (r *round) continueSlices(context.Context) bool {
 	return true
 }
 
-// sooner returns the shorter of two waits. 0 means that nothing is to be waited for: if one wait is 0, sooner returns
-// the other.
+// sooner returns the shorter of two waits. 0 is no wait at all, so then it returns the other.
 func sooner(a, b time.Duration) time.Duration {
 	if a == 0 || (b != 0 && b < a) {
 		return b

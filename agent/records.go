@@ -27,30 +27,28 @@ type records struct {
 	endpoints map[string]endpoint.Endpoint
 	// broken are the records that can't be read, with the reason. Their pods are closed.
 	broken endpoint.BrokenRecords
-	// closed has an endpoint in place of each broken record, with the addresses that are known to be the attachment's.
+	// closed has an endpoint in place of each broken record, with its known addresses.
 	closed map[string]endpoint.Endpoint
 	// complete is true if the directory was read once. Until then no pod counts as gone.
 	complete bool
 	// stale is true if the last attempt to list the directory failed. The records from before it are kept.
 	stale bool
-	// churn is true if attachments have begun or ended after the last read of the kernel: the plugin may have changed
-	// sets.
+	// churn is true if attachments have begun or ended since the last read of the kernel. The plugin may have
+	// changed sets then.
 	churn bool
-	// ending is true if a DEL was running when the directory was last listed, or had been killed.
+	// ending is true if the last listing found a DEL that was running or had been killed.
 	ending bool
 	// copied is the copy that copies made last; nil if the records have changed since.
 	copied *recordsCopy
 }
 
-// recordsCopy is a copy of the records, which never changes. Most rounds of the agent are about the cluster and not
-// about this node's attachments, so many rounds share a copy.
+// recordsCopy is a copy of the records that never changes. Most rounds change no records, so they share it.
 type recordsCopy struct {
 	endpoints map[string]endpoint.Endpoint
 	list      []endpoint.Endpoint // the values of endpoints, in no order
 	attached  []policy.Endpoint   // the result of records.attached, as policy needs it
 }
 
-// copies returns a copy of the records as they are now.
 func (r *records) copies() *recordsCopy {
 	if r.copied == nil {
 		c := &recordsCopy{endpoints: maps.Clone(r.endpoints), list: slices.Collect(maps.Values(r.endpoints))}
@@ -68,8 +66,7 @@ func newRecords() records {
 	}
 }
 
-// attached returns the attachments of this node: first those with good records, then those with broken records, each
-// in the order of their IDs.
+// attached returns this node's attachments, those with broken records last. The order is that of the IDs.
 func (r *records) attached() []endpoint.Endpoint {
 	all := make([]endpoint.Endpoint, 0, len(r.endpoints)+len(r.closed))
 	for _, of := range []map[string]endpoint.Endpoint{r.endpoints, r.closed} {
@@ -80,9 +77,8 @@ func (r *records) attached() []endpoint.Endpoint {
 	return all
 }
 
-// readAll reads all records. If they can't be listed, it keeps the records from before and returns the error. walk is
-// true if connections must be walked: a record was broken until now, so connections were evaluated without the classes
-// of its pod.
+// readAll reads all records. If they can't be listed, it keeps the earlier ones and returns the error. walk is true
+// if a broken record was mended: connections must be walked.
 func (r *records) readAll() (walk bool, err error) {
 	all, err := endpoint.List()
 	var broken endpoint.BrokenRecords
@@ -114,8 +110,7 @@ func (r *records) readAll() (walk bool, err error) {
 	return walk, nil
 }
 
-// read reads one record. If the record can't be read, its pod is closed. walk is true if the record was broken until
-// now, as in readAll.
+// read reads one record. If it can't be read, its pod is closed. walk is true if the record was broken until now.
 func (r *records) read(id string) (walk bool) {
 	known := slices.Concat(r.endpoints[id].Addresses, r.closed[id].Addresses)
 	walk, r.copied = r.broken[id] != nil, nil
@@ -133,9 +128,8 @@ func (r *records) read(id string) (walk bool) {
 	return walk
 }
 
-// reread reads one record that may have changed. changed is true if the kernel needs a change for the record now. A
-// new record needs no change while the ADD that wrote it is running. That ADD will ask to enrol its pod, and would
-// have to wait for an earlier reconcile.
+// reread reads one record that may have changed. changed is true if the kernel needs a change now. During an ADD it
+// is false, because the plugin asks to enrol the pod later.
 func (r *records) reread(id string) (changed, walk bool) {
 	before, had := r.endpoints[id]
 	walk = r.read(id)
@@ -154,9 +148,8 @@ func (r *records) reread(id string) (changed, walk bool) {
 	return true, walk
 }
 
-// close marks a record as broken. Its attachment stays in the set of all pods: if another plugin made the link, nothing
-// else closes the pod. The attachment keeps the addresses that IPAM has assigned to it, and the known ones that are
-// assigned to no other attachment.
+// close marks a record as broken. The attachment keeps its addresses that are assigned to no other. They stay in the
+// set of all pods, because for another plugin's link nothing else closes the pod.
 func (r *records) close(id string, known []endpoint.Address, why error) {
 	container, ifName, _ := strings.Cut(id, ":")
 	e := endpoint.Endpoint{
@@ -178,9 +171,8 @@ func (r *records) close(id string, known []endpoint.Address, why error) {
 	r.broken[id], r.closed[id] = errors.Join(why, err), e
 }
 
-// add adds a record and drops any other record with one of its addresses. With both, the new pod would also be allowed
-// everything that the old one is allowed. Usually the old attachment has ended, and the agent hasn't noticed yet. If
-// its file still exists and has the address, or can't be read, add closes the old attachment.
+// add adds a record and drops any other with one of its addresses. With both, the new pod would get the old pod's
+// rights too. If the old record may still be on disk, add closes the old attachment.
 func (r *records) add(e endpoint.Endpoint) {
 	r.endpoints[e.ID()] = e
 	for id, o := range r.endpoints {
@@ -199,8 +191,7 @@ func (r *records) add(e endpoint.Endpoint) {
 	}
 }
 
-// kernelRead clears churn after a read of the kernel: the agent now knows the plugin's changes of sets. While a DEL is
-// running, churn stays true.
+// kernelRead ends churn after a read of the kernel, unless a DEL is running.
 func (r *records) kernelRead() { r.churn = r.ending }
 
 // fault returns the error of the broken records; nil if there are none.
@@ -217,8 +208,7 @@ func shareAddress(a, b endpoint.Endpoint) bool {
 	})
 }
 
-// watchRecords sends an event for each change in the directory of endpoint records, until ctx ends. The first event
-// makes the loop read all records.
+// watchRecords sends an event for each change in the directory of records. The first event makes the loop read all.
 func (a *agent) watchRecords(ctx context.Context, w *dirwatch.Watcher) error {
 	change := dirwatch.Change{Lost: true}
 	for {
@@ -233,7 +223,7 @@ func (a *agent) watchRecords(ctx context.Context, w *dirwatch.Watcher) error {
 	}
 }
 
-// takeRecords reads the records that have changed, or all records if messages about changes were lost.
+// takeRecords reads the records that have changed. If messages were lost, it reads all.
 func (a *agent) takeRecords(c dirwatch.Change) work {
 	var remaining work
 	var err error
@@ -261,7 +251,6 @@ func (a *agent) takeRecords(c dirwatch.Change) work {
 	return remaining
 }
 
-// retryRecords reads all records again if a record, or the list of records, could not be read.
 func (a *agent) retryRecords() {
 	if a.records.stale || len(a.records.broken) > 0 {
 		a.takeRecords(dirwatch.Change{Lost: true})

@@ -24,7 +24,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// stepped is an agent whose loop is run by the test, one step at a time. So the test decides the order of events.
+// stepped is an agent whose loop the test runs, step by step. So the test decides the order of events.
 type stepped struct {
 	*running
 	*agent
@@ -58,7 +58,6 @@ func step(t *testing.T, objects *policy.Objects) *stepped {
 	return s
 }
 
-// stepWeb returns an agent that knows the healthy cluster and has enforced it on one attached pod, shop/web.
 func stepWeb(t *testing.T) *stepped {
 	t.Helper()
 	s := step(t, healthy())
@@ -67,8 +66,7 @@ func stepWeb(t *testing.T) *stepped {
 	return s
 }
 
-// hear makes the agent read all records, write the known state to the kernel, and walk through connections if a walk
-// is due.
+// hear makes the agent read all records, apply the state, and walk if that is due.
 func (s *stepped) hear(verify netfilter.Verify) {
 	s.Helper()
 	s.takeRecords(dirwatch.Change{Lost: true})
@@ -83,7 +81,7 @@ func (s *stepped) hear(verify netfilter.Verify) {
 	}
 }
 
-// add attaches a pod and enrols it as the plugin does, before the agent has got the event of its record.
+// add attaches a pod and enrols it, before the agent has got the event of its record.
 func (s *stepped) add(name, uid, address string) {
 	s.Helper()
 	id := s.attachUID(name, uid, address)
@@ -114,8 +112,7 @@ func (s *stepped) del(name, uid, address string) {
 	}
 }
 
-// in returns the beginning of the name of every set that contains the address, each with the comment of the address's
-// entry.
+// in returns the beginning of the name of every set with the address, with the entry's comment.
 func (s *stepped) in(address string) []string {
 	s.Helper()
 	headers, err := s.sets.Headers()
@@ -138,9 +135,8 @@ func (s *stepped) in(address string) []string {
 	return in
 }
 
-// TestFault7AnAddressWhoseOldRecordWasNotHeardOf: in weave-npc a new pod inherited the set memberships of the old pod
-// with the same address, if the events came in the wrong order. In weir the new pod gets none of the old pod's classes
-// and peers. If both records are on disk, the later one counts, and the agent reports a fault.
+// TestFault7AnAddressWhoseOldRecordWasNotHeardOf: a new pod with an old pod's address gets none of the old pod's
+// classes and peers. weave-npc had this fault. If both records are on disk, the later one counts.
 func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -192,8 +188,8 @@ func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 	}
 }
 
-// TestAPodThatComesAgain: a pod gets the name and address of an old pod before the agent has learned that the old pod
-// ended. The agent restores what DEL removed from the sets, and doesn't count that as a repair.
+// TestAPodThatComesAgain: a pod gets the name and address of a pod whose end the agent hasn't heard of. The agent
+// restores what DEL removed, and counts no repair.
 func TestAPodThatComesAgain(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -225,8 +221,8 @@ func TestAPodThatComesAgain(t *testing.T) {
 	}
 }
 
-// TestRecordsThatAreNotRead: while it is unknown which pods there are, the kernel's sets keep the pods, and the agent
-// reports a fault. Once the records can be read again, the agent reads all of them.
+// TestRecordsThatAreNotRead: while the records can't be listed, the kernel's sets keep the pods. Afterwards the
+// agent reads all records again.
 func TestRecordsThatAreNotRead(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

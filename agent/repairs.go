@@ -16,19 +16,18 @@ const (
 	keptRepairs = 10
 )
 
-// repairs has the agent's last repairs of node settings, and the number of settings that could not be read or
-// repaired.
+// repairs has the last repairs of node settings, and the present failures.
 type repairs struct {
 	last []agentapi.NodeRepair // at most keptRepairs, the newest at the end
-	// failures counts the settings that could not be read or repaired at the last check. The value is replaced, never
+	// failures counts the settings that the last check could not read or repair. The value is replaced, never
 	// changed.
 	failures map[bridge.Kind]int
 }
 
-// repair is one repaired setting: what the setting was before, and the command that repairs it.
+// repair is one repaired setting: its earlier state, and the command that repairs it.
 type repair struct{ was, command string }
 
-// countRepairs counts and logs the repairs, which are all of one kind, and keeps them for the status.
+// countRepairs counts and logs repairs of one kind, and keeps them for the status.
 func (a *agent) countRepairs(kind bridge.Kind, repaired []repair) {
 	if len(repaired) == 0 {
 		return

@@ -29,8 +29,8 @@ const (
 	healthConnections = 32
 )
 
-// servers are the agent's servers. One is on the socket for the plugin and weirctl. The other, which
-// Options.HealthAddress may leave out, has health checks for kubelet and metrics for Prometheus.
+// servers are the agent's servers: the socket for plugin and weirctl, and health checks and metrics. Options may
+// leave out the latter.
 type servers struct {
 	serve []func() error
 	stop  []func()
@@ -43,8 +43,8 @@ func (s *servers) close() {
 	s.stop = nil
 }
 
-// Lock takes the agent's lock, so that only one agent runs, and none while weir is being removed from the node. It
-// returns an error if another process has the lock. The kernel releases the lock however the process ends.
+// Lock takes the agent's lock. So only one agent runs, and none while weir is being removed. It returns an error if
+// another process has the lock. The kernel releases the lock when the process ends.
 //
 // Equivalent to: flock --nonblock /run/weir/agent.lock COMMAND
 func Lock() (io.Closer, error) {
@@ -62,7 +62,7 @@ func Lock() (io.Closer, error) {
 	return lock, nil
 }
 
-// listen opens the socket, in place of an earlier agent's, and the address for health checks if one is configured.
+// listen opens the socket, in place of an earlier agent's, and the address for health checks.
 func (a *agent) listen(ctx context.Context) (*servers, error) {
 	s := &servers{}
 	if err := os.Remove(agentapi.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -130,8 +130,8 @@ func (s *servers) add(l net.Listener, server *http.Server) {
 	}}, s.stop...)
 }
 
-// serveHealth reports whether the loop still reconciles. It doesn't report faults: kubelet restarts an agent that
-// fails this check, and a restart mends only a loop that hangs.
+// serveHealth reports whether the loop still reconciles. It reports no faults: kubelet would restart the agent,
+// which mends only a hanging loop.
 func (a *agent) serveHealth(w http.ResponseWriter, _ *http.Request) {
 	since := time.Since(time.Unix(0, a.lastRound.Load()))
 	if since > 3*a.Resync+time.Minute {
@@ -142,8 +142,7 @@ func (a *agent) serveHealth(w http.ResponseWriter, _ *http.Request) {
 	_, _ = fmt.Fprintln(w, "ok")
 }
 
-// serveReady reports whether the node is ready: the kernel has the rules of the policies, and the node settings are
-// right. If the node isn't ready, the answer has the reasons.
+// serveReady reports whether the node is ready. If it isn't, the answer has the reasons.
 func (a *agent) serveReady(w http.ResponseWriter, _ *http.Request) {
 	s := a.status.Load()
 	if !s.ready {

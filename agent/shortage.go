@@ -6,9 +6,8 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// reportShortage reports whether no address is left for a new pod: in the log, the status and the metric weir_fault.
-// When the shortage begins, it also reports an event on the Node. The plugin's STATUS doesn't report a shortage: the
-// node would become not ready, and its running pods would be evicted.
+// reportShortage reports whether no address is left for a new pod. When the shortage begins, it makes an event on
+// the Node. The plugin's STATUS must not report it: the node would become not ready, and lose its running pods.
 func (a *agent) reportShortage(ctx context.Context) {
 	shortage, err := ipam.Shortage()
 	if shortage != nil {

@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// snapshot is one immutable view of the node: its endpoints, and the ruleset compiled for them. Nothing that it points
-// to changes, so any goroutine may read it.
+// snapshot is one view of the node: its endpoints, and their ruleset. Nothing in it ever changes, so any goroutine
+// may read it.
 type snapshot struct {
 	// revision counts the snapshots of this agent from 1; the empty first snapshot has 0.
 	revision  uint64
@@ -21,15 +21,15 @@ type snapshot struct {
 	ruleset   ruleset.Ruleset
 	// compiled is the ruleset before sets were merged, which gives the same verdicts.
 	compiled ruleset.Ruleset
-	// delta is the number of the source's last delta that the ruleset was made from, with all deltas before it.
+	// delta is the number of the source's last delta that the ruleset contains.
 	delta uint64
 	// nodes are the Nodes with their accepted claims, and lookups the pods that the agent has looked up.
 	nodes   []policy.Node
 	lookups []*policy.Pod
 }
 
-// snapshots has the two newest snapshots that matter. The loop stores them; any goroutine may load them. Neither is
-// ever nil.
+// snapshots has the target and the enforced snapshot, which are never nil. The loop stores them. Any goroutine may
+// load them.
 type snapshots struct {
 	// target is the snapshot that the kernel has or is about to have. The loop stores it before it changes the kernel.
 	target atomic.Pointer[snapshot]
@@ -43,8 +43,7 @@ func (s *snapshots) init() {
 	s.enforced.Store(&snapshot{})
 }
 
-// sliceTime is how long the engine works on new sets in one round. If an event comes, it waits as long at most, and for
-// the kernel's part of the slice.
+// sliceTime is how long the engine works on new sets in one round. An event waits about so long.
 const sliceTime = 2 * time.Millisecond
 
 // compile makes the ruleset of the present state the target.
@@ -54,8 +53,8 @@ func (a *agent) compile() *snapshot {
 	return next
 }
 
-// present returns a snapshot of the present state. Its ruleset lacks sets if the engine has too many to make at once:
-// then the engine's Changed returns true, and the next snapshot has more of them.
+// present returns a snapshot of the present state. If there are too many sets to make at once, the next snapshot has
+// more of them: the engine's Changed then returns true.
 func (a *agent) present() *snapshot {
 	records := a.records.copies()
 	next := &snapshot{revision: a.snapshots.target.Load().revision + 1, endpoints: records.attached}
@@ -82,9 +81,8 @@ func (a *agent) present() *snapshot {
 	return next
 }
 
-// class returns the names of the policies that isolate the pod in that direction. It returns classOpen if no policy
-// isolates the pod, agentapi.ClassAudited with their names if audited ones would, and classClosed if the pod is in no
-// class.
+// class returns the policies that isolate the pod in that direction, or classOpen. It returns agentapi.ClassAudited
+// with names if only audited policies would. It returns classClosed if the pod is in no class.
 func (s *snapshot) class(d ruleset.Direction, pod string) string {
 	for _, c := range s.ruleset.Classes {
 		if c.Direction != d || !slices.Contains(c.Pods, pod) {
@@ -101,7 +99,6 @@ func (s *snapshot) class(d ruleset.Direction, pod string) string {
 	return classClosed
 }
 
-// policyEndpoint returns the part of an endpoint record that policy needs.
 func policyEndpoint(e endpoint.Endpoint) policy.Endpoint {
 	p := policy.Endpoint{
 		ID: e.ID(), Pod: policy.PodRef(e.Pod), Enforcement: e.Enforcement,

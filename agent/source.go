@@ -11,12 +11,11 @@ import (
 )
 
 // Source gives the agent the cluster's objects. A source may also implement Lookup, Publisher, Contact, Files,
-// Announcer, PodAnnouncer, Positioner and Viewer. The agent asks for each by type assertion, so the program that makes
-// the source asserts at compile time which of them it implements.
+// Announcer, PodAnnouncer, Positioner and Viewer. The agent asks for each by type assertion.
 type Source interface {
-	// Run calls update with each change of the objects until ctx ends. A nil delta means that no object has changed. The
-	// first delta that isn't nil means that there is a usable state, even if the delta is empty. The error says what is
-	// wrong with the newest state. If Run returns, the agent ends.
+	// Run calls update with each change of the objects until ctx ends. A nil delta means that no object has changed.
+	// The first other delta means that there is a usable state. The error says what is wrong with the newest state.
+	// If Run returns, the agent ends.
 	Run(ctx context.Context, update func(*policy.Delta, error)) error
 }
 
@@ -56,21 +55,21 @@ type Announcer interface {
 
 // PodAnnouncer is a Source that can show events on pods.
 type PodAnnouncer interface {
-	// AnnounceOnPod makes the event, or counts it in the object that an earlier one with the same key has made. It waits
-	// for the server, but not for long. It is for one goroutine.
+	// AnnounceOnPod makes the event. If an earlier event has the same key, it counts in that one's object instead.
+	// It waits for the server, but not for long. It is for one goroutine.
 	AnnounceOnPod(ctx context.Context, e agentapi.PodEvent) error
 }
 
 // Positioner is a Source that numbers its deltas, and knows how far its watches have come.
 type Positioner interface {
-	// Position returns how far the watches have come, and the number of the delta that has, with the deltas before it,
-	// all changes up to there. ok is false if that isn't known. It may be called at any time, beside Run.
+	// Position returns how far the watches have come, and the number of a delta. All changes up to there are in this
+	// delta and those before it. ok is false if that isn't known. It may be called at any time, beside Run.
 	Position() (at enforced.Position, delta uint64, ok bool)
 }
 
 // Viewer is a Source that can show its objects at any time.
 type Viewer interface {
-	// View returns the present objects, of the pods only those that keep returns true for, and the Services that the
-	// source knows. It may be called at any time, beside Run. Callers don't change the results.
+	// View returns the present objects and Services. Of the pods, it returns only those for which keep returns true.
+	// It may be called at any time, beside Run. Callers don't change the results.
 	View(ctx context.Context, keep func(*policy.Pod) bool) (policy.Objects, []policy.Service, error)
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// sourceReport has the last logged state of the source's files, and the last logged policies that weir doesn't enforce.
+// sourceReport has what was last logged about the source's files and unenforced policies.
 type sourceReport struct {
 	files []agentapi.File
 	// omissions are the documents that were left out.
@@ -19,8 +19,7 @@ type sourceReport struct {
 // omission is a document of a file that was left out.
 type omission struct{ path, where, why string }
 
-// reportFiles logs each document that is left out now, and wasn't at the last call. It doesn't log documents whose
-// object is known: these are reported as problems.
+// reportFiles logs newly omitted documents. If a document's object is known, it is a problem, and isn't logged here.
 func (a *agent) reportFiles() {
 	source, ok := a.Source.(Files)
 	if !ok {

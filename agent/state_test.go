@@ -19,8 +19,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestClusterViewJoinsLookups: a looked-up pod counts until the source reports another pod of that name, or the pod's
-// endpoint ends. Then the source's pods of the name count again.
+// TestClusterViewJoinsLookups: a looked-up pod counts until the source reports another pod of its name, or its
+// endpoint ends.
 func TestClusterViewJoinsLookups(t *testing.T) {
 	web := endpoint.Endpoint{ContainerID: "c", IfName: "eth0", Pod: endpoint.Pod{Namespace: "shop", Name: "web", UID: "2"}}
 	endpoints := map[string]endpoint.Endpoint{web.ID(): web}
@@ -62,8 +62,8 @@ func TestClusterViewJoinsLookups(t *testing.T) {
 	want("after the endpoint's end", 0)
 }
 
-// TestClusterViewReplacesLookups: a pod is made again and again under one name, faster than the source reports it. The
-// last looked-up pod counts, whatever the endpoints' IDs are.
+// TestClusterViewReplacesLookups: a pod is made again and again, faster than the source reports it. The last
+// looked-up pod counts.
 func TestClusterViewReplacesLookups(t *testing.T) {
 	for _, ids := range [][]string{{"a", "b"}, {"b", "a"}} {
 		c, endpoints := newClusterView("self"), map[string]endpoint.Endpoint{}
@@ -83,7 +83,7 @@ func TestClusterViewReplacesLookups(t *testing.T) {
 	}
 }
 
-// TestStatusWithoutReconcile: the status shows the source's policies and faults also after changes that leave no work.
+// TestStatusWithoutReconcile: the status is current also after changes that leave no work.
 func TestStatusWithoutReconcile(t *testing.T) {
 	o := Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}
 	a := newAgent(o, &iptables.Driver{}, netlinksafe.Handle{})
@@ -116,7 +116,7 @@ func (p *publications) Publish(_ context.Context, pods map[endpoint.Pod][]netip.
 
 func (p *publications) AwaitPublished(context.Context, endpoint.Pod) {}
 
-// TestPublisher: only the addresses of eth0 of each enrolled pod are published, and only when something has changed.
+// TestPublisher: only the addresses of eth0 of enrolled pods are published, and only after a change.
 func TestPublisher(t *testing.T) {
 	at := func(ifName, address string) endpoint.Endpoint {
 		return endpoint.Endpoint{
@@ -141,8 +141,8 @@ func TestPublisher(t *testing.T) {
 	}
 }
 
-// TestFaultsAreLoggedWhenTheyChange: a fault is logged once when it begins and once when it ends. The second line
-// repeats the meaning of the first.
+// TestFaultsAreLoggedWhenTheyChange: a fault is logged when it begins and when it ends. The second line repeats the
+// meaning of the first.
 func TestFaultsAreLoggedWhenTheyChange(t *testing.T) {
 	var log journal
 	f := newFaults(slog.New(slog.NewTextHandler(&log, nil)))

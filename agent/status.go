@@ -15,8 +15,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// The status has these words in place of policies' names if no policy isolates the pod in the direction, or if the
-// policies aren't known.
+// These words stand in place of policies' names.
 const (
 	classOpen    = agentapi.ClassOpen
 	classClosed  = agentapi.ClassClosed
@@ -24,13 +23,12 @@ const (
 	classUnknown = agentapi.ClassUnknown
 )
 
-// status is the agent's state at one moment, for reports. It is immutable: the server and the metrics make their
-// reports from it, so the loop doesn't wait for them.
+// status is the agent's state at one moment. It never changes, so reports needn't wait for the loop.
 type status struct {
 	// enforced is the snapshot that was last applied to the kernel.
 	enforced *snapshot
-	// delta is the number of the source's last delta that enforced takes into account, with all deltas before it. It may
-	// be higher than enforced.delta: most deltas change nothing on this node.
+	// delta is the number of the last delta that enforced takes into account. It may be higher than enforced.delta,
+	// because most deltas change nothing on this node.
 	delta     uint64
 	ready     bool
 	lastSync  time.Time
@@ -52,7 +50,6 @@ type status struct {
 	stats      agentapi.Stats
 }
 
-// publishStatus replaces the status, which the server and the metrics report.
 func (a *agent) publishStatus() {
 	a.status.Store(&status{
 		enforced: a.snapshots.enforced.Load(), delta: a.snapshots.enforced.Load().delta,
@@ -67,20 +64,20 @@ func (a *agent) publishStatus() {
 	})
 }
 
-// publishSource replaces the parts of the status that a change of the source's objects can change without a reconcile.
-// It doesn't copy the endpoints: in a large cluster most events concern no pod of this node.
+// publishSource replaces the parts of the status that can change without a reconcile. It copies no endpoints: in a
+// large cluster most events concern no pod of this node.
 func (a *agent) publishSource() {
 	s := *a.status.Load()
 	s.policies, s.unenforced, s.files = a.cluster.engine.Policies(), a.source.unenforced, a.source.files
 	s.faults = maps.Clone(a.faults.now)
-	// If the engine has no change since it made the target, what is enforced is up to date, if it is the target.
+	// Without a change since the target was made, the enforced target is up to date.
 	if s.enforced == a.snapshots.target.Load() && a.records.complete && !a.cluster.engine.Changed() {
 		s.delta = a.cluster.delta
 	}
 	a.status.Store(&s)
 }
 
-// report returns the status that was last published, with what other goroutines know.
+// report returns the last status, with what other goroutines know.
 func (a *agent) report() agentapi.Status {
 	r := a.status.Load().report()
 	r.DropsUnread = a.drops.unread()
@@ -126,7 +123,7 @@ func (s *status) report() agentapi.Status {
 	return r
 }
 
-// errors returns the faults as text, in order, and a line if there is no usable state yet.
+// errors returns the faults as text. It adds a line if there is no usable state yet.
 func (s *status) errors() []string {
 	all := []string{}
 	for p, err := range s.faults {
@@ -140,8 +137,7 @@ func (s *status) errors() []string {
 	return all
 }
 
-// class returns the names of the policies that isolate the endpoint's pod in that direction, or classOpen,
-// classClosed, classBefore or classUnknown.
+// class returns the policies that isolate the endpoint's pod in that direction, or one of the words above.
 func (s *status) class(d ruleset.Direction, e endpoint.Endpoint) string {
 	switch {
 	case len(s.enforced.ruleset.Sets) > 0: // this agent has applied a ruleset of its own

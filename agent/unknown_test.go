@@ -13,9 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestWhatIsUnknown has a row for each part of the packet filter that the agent reads, and for each way in which
-// reading fails. Each time the node isn't ready, the status has the reason, no pod is enrolled, weir's rule is put back
-// into its place, and the agent retries until reading succeeds.
+// TestWhatIsUnknown has a row for each part of the packet filter and each failure to read it. Each time the node
+// isn't ready, and no pod is enrolled. weir's rule is put back first, and the agent tries again.
 func TestWhatIsUnknown(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -107,8 +106,8 @@ func TestWhatIsUnknown(t *testing.T) {
 	}
 }
 
-// TestConnectionsThatAreUnknown: after a walk through the connections has failed, the node isn't ready and no pod is
-// enrolled, until another walk succeeds.
+// TestConnectionsThatAreUnknown: after a failed walk, the node isn't ready and no pod is enrolled, until a walk
+// succeeds.
 func TestConnectionsThatAreUnknown(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

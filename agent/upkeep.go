@@ -20,27 +20,26 @@ import (
 )
 
 const (
-	// settle is the time from the kernel's first message about a change to the check of the node. One command, such as
-	// an ADD or a DEL, causes a dozen messages. They arrive within this time, so one check serves all of them.
+	// settle is the time from the kernel's first message about a change to the check. One command causes a dozen
+	// messages within this time.
 	settle = 50 * time.Millisecond
 	// betweenChecks is the least time from one check to the next, however many changes the kernel reports.
 	betweenChecks = 500 * time.Millisecond
 )
 
-// upkeep keeps the node settings outside of the packet filter (bridge.Properties). It runs beside the loop, so that no
-// pod's start waits for it. Only its goroutine uses mac; any goroutine may use the other fields.
+// upkeep keeps the node settings outside of the packet filter (bridge.Properties). It runs beside the loop. Only its
+// goroutine uses mac. Any goroutine may use the other fields.
 type upkeep struct {
 	known   atomic.Pointer[nodeKnowledge] // stored by the loop
 	changed chan struct{}                 // has room for one: the node or known may have changed
 	ways    atomic.Bool                   // weir's tunnel and routes to other nodes may have changed
-	// underlay: the paths to other nodes may have changed. Nothing is done until the next resync.
+	// underlay is true if the paths to other nodes may have changed. The next resync looks at them.
 	underlay atomic.Bool
 	mac      net.HardwareAddr // the MAC of weir0, as check last saw it
 }
 
 func newUpkeep() upkeep { return upkeep{changed: make(chan struct{}, 1)} }
 
-// nodeKnowledge is the part of the loop's state that the node settings depend on. It is immutable.
 type nodeKnowledge struct {
 	endpoints map[string]endpoint.Endpoint
 	classes   []ruleset.Class // the classes of the enforced snapshot
@@ -58,7 +57,7 @@ func (k *nodeKnowledge) enrolled() map[string]bool {
 	return all
 }
 
-// tellUpkeep passes the loop's present state to the goroutine that checks the node settings.
+// tellUpkeep passes the loop's present state to the goroutine of keepNode.
 func (a *agent) tellUpkeep() {
 	if !a.records.complete {
 		return
@@ -83,8 +82,7 @@ func (u *upkeep) notify() {
 	}
 }
 
-// hear takes note of what the kernel has announced, and asks for a check of the node unless only the underlay has
-// changed.
+// hear notes what the kernel has announced. It asks for a check unless only the underlay has changed.
 func (u *upkeep) hear(n bridge.News) {
 	if n.Ways {
 		u.ways.Store(true)
@@ -97,8 +95,8 @@ func (u *upkeep) hear(n bridge.News) {
 	}
 }
 
-// keepNode checks the node settings at each resync and soon after the kernel reports a change, and repairs those that
-// differ, until ctx ends.
+// keepNode checks the node settings and repairs them, until ctx ends. It does so at each resync, and soon after the
+// kernel reports a change.
 func (a *agent) keepNode(ctx context.Context) error {
 	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE) // the loop has another handle, so it doesn't wait for this one
 	if err != nil {
@@ -139,8 +137,8 @@ func (a *agent) keepNode(ctx context.Context) error {
 	}
 }
 
-// check compares the node settings with the wanted settings, and repairs them. It returns the differences that it
-// found. Nearly always there are no differences, and then it doesn't take the node's lock.
+// check compares the node settings with the wanted ones, and repairs them. It returns the differences. Without any
+// it doesn't take the node's lock.
 func (u *upkeep) check(links netlinksafe.Handle, k *nodeKnowledge) ([]bridge.Difference, error) {
 	memory, err := bridge.NodeMemory()
 	if err != nil {
@@ -168,10 +166,9 @@ func (u *upkeep) check(links netlinksafe.Handle, k *nodeKnowledge) ([]bridge.Dif
 	return u.withoutEnding(bridge.Repair(links, u.properties(k, memory, records)), k, memory, records)
 }
 
-// withoutEnding returns the differences that don't come from a DEL. A DEL marks a record as ending, and removes the
-// port and its neighbour entries before it takes the node's lock. So Repair may have restored neighbour entries that a
-// DEL had removed: withoutEnding removes them again. The caller must have had the node's lock since it listed the
-// records, so no record's address is assigned to another attachment yet.
+// withoutEnding returns the differences that don't come from a DEL. A DEL removes the port and its neighbour entries
+// before it takes the node's lock. Repair may have restored such entries, so withoutEnding removes them again. The
+// caller must hold the node's lock since it listed the records: until then no address is assigned anew.
 func (u *upkeep) withoutEnding(
 	found []bridge.Difference, k *nodeKnowledge, memory uint64, records []endpoint.Endpoint,
 ) ([]bridge.Difference, error) {
@@ -202,7 +199,7 @@ func (u *upkeep) withoutEnding(
 	return found, errors.Join(errs...)
 }
 
-// properties returns the wanted node settings for these attachments, without attachments that an ADD is still making.
+// properties returns the wanted node settings, without those of attachments that an ADD is still making.
 func (u *upkeep) properties(k *nodeKnowledge, memory uint64, records []endpoint.Endpoint) []bridge.Property {
 	enrolled := k.enrolled()
 	known := bridge.Knowledge{Memory: memory, MAC: u.mac, Tunnels: k.tunnels}
@@ -221,8 +218,7 @@ func (u *upkeep) properties(k *nodeKnowledge, memory uint64, records []endpoint.
 	return bridge.Properties(known)
 }
 
-// takeNodeCheck takes the result of a check of the node settings. It counts and logs the settings that were repaired.
-// If settings could not be read or repaired, the node has a fault.
+// takeNodeCheck counts and logs repaired settings. If settings could not be read or repaired, the node has a fault.
 func (a *agent) takeNodeCheck(differences []bridge.Difference, err error) {
 	errs := []error{err}
 	failures, repaired := map[bridge.Kind]int{}, map[bridge.Kind][]repair{}

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestRepairBesideDEL: a DEL removes a pod's neighbour entry without the node's lock, while a check of the node
-// settings restores the entry. The check removes the entry again, and doesn't report a change by another program.
+// TestRepairBesideDEL: a check restores the neighbour entry that a DEL has just removed. It removes the entry again,
+// and reports no change by another program.
 func TestRepairBesideDEL(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -14,21 +14,17 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// waysEvery is the time after which the agent reads the node's paths and the routes and tunnels again although the
-// kernel has announced no change of them.
+// waysEvery is the time after which the agent reads paths, routes and tunnels even without an announced change.
 const waysEvery = time.Minute
 
-// ways are the routes and tunnels to pods on other nodes. If this node has no Node, there are no such routes and
-// tunnels.
+// ways are the routes and tunnels to pods on other nodes. Without a Node of this node, there are none.
 //
-// With thousands of nodes the kernel has thousands of routes and entries, so they are read only in three cases: the
-// kernel has announced a change that may concern them (bridge.WatchNode), the plan has changed, or waysEvery has
-// passed.
+// The kernel may have thousands. So they are read only after an announced change, after a change of the plan, or
+// after waysEvery.
 type ways struct {
 	// current is true if plan was computed from the newest accepted Nodes.
 	current bool
-	// moved is true if the node's own addresses, or its paths to other nodes, may differ from those that plan was
-	// computed from.
+	// moved is true if the node's addresses or paths may have changed since plan was made.
 	moved bool
 	// unchecked is true if the kernel's routes and tunnels may differ from kernel.
 	unchecked bool
@@ -42,13 +38,13 @@ type ways struct {
 	gate             gate
 }
 
-// problems returns the problems of Nodes whose pods can't be reached, and the problem of the host's firewall.
+// problems returns the problems of nodes that can't be reached, and that of the host's firewall.
 func (w *ways) problems() []ruleset.Problem {
 	return slices.Concat(w.plan.Problems, w.refused, w.gate.blocked)
 }
 
-// heedNews takes note of what the kernel has announced. Changes of the underlay wait for the next resync: on some nodes
-// links of other programs come and go all the time.
+// heedNews notes what the kernel has announced. Changes of the underlay wait for the next resync, because on some
+// nodes they come all the time.
 func (a *agent) heedNews(verify netfilter.Verify) {
 	w := &a.ways
 	w.unchecked = a.upkeep.ways.Swap(false) || w.unchecked
@@ -60,8 +56,7 @@ func (a *agent) heedNews(verify netfilter.Verify) {
 	}
 }
 
-// planWays plans the routes and tunnels again if Nodes or the node's routes may have changed, or if the ways have a
-// fault.
+// planWays makes the plan again if it may be outdated, or if the ways have a fault.
 func (a *agent) planWays() {
 	w := &a.ways
 	if a.Node.Name == "" || w.current && !w.moved && a.faults.now[partNodes] == nil {
@@ -77,9 +72,8 @@ func (a *agent) planWays() {
 	w.plan, w.current, w.moved = plan, true, false
 }
 
-// reach sets up the routes and tunnels to other nodes' pods, and writes the runtime's configuration. It returns false
-// if it must be called again. No policy and no enrolment waits for it. If the kernel refuses the route to one node,
-// reach still sets up the routes to the others.
+// reach sets up the ways to other nodes, and writes the runtime's configuration. It returns false if it must be
+// called again. If the kernel refuses one node's route, the others get theirs.
 func (a *agent) reach() bool {
 	if a.Node.Name == "" {
 		return true
@@ -93,8 +87,8 @@ func (a *agent) reach() bool {
 	return err == nil
 }
 
-// applyWays makes the kernel's routes and tunnels equal to the plan, unless nothing can have changed since it last did.
-// It counts what another program has removed.
+// applyWays makes the kernel's routes and tunnels equal to the plan, unless nothing can have changed. It counts what
+// another program has removed.
 func (a *agent) applyWays() error {
 	w := &a.ways
 	same := w.version == w.applied
@@ -118,7 +112,6 @@ func (a *agent) applyWays() error {
 	return nil
 }
 
-// countLacks counts, as repairs, the routes and other parts of the tunnel that another program had removed.
 func (a *agent) countLacks(lacks []overlay.Lack) {
 	var all []repair
 	for _, l := range lacks {
@@ -127,8 +120,7 @@ func (a *agent) countLacks(lacks []overlay.Lack) {
 	a.countRepairs(bridge.KindOverlay, all)
 }
 
-// reportMoves logs and counts nodes with a changed address: this node and others. Of many others it names only the
-// first in the log.
+// reportMoves logs and counts nodes with a changed address. Of many other nodes it logs only the first.
 func (a *agent) reportMoves(before, now overlay.Plan) {
 	if before.NodeAddress.IsValid() && now.NodeAddress.IsValid() && before.NodeAddress != now.NodeAddress {
 		a.Log.Info("this node has another address; its tunnels begin there now",
