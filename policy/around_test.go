@@ -12,8 +12,7 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// TestAround: for packets between two addresses, the part of the cluster that Around returns gives the verdicts of the
-// whole cluster.
+// TestAround: for packets between two addresses, Around's part of the cluster gives the same verdicts as the whole.
 func TestAround(t *testing.T) {
 	denied, wouldDrop := 0, 0
 	for seed := range uint64(100) {

@@ -48,8 +48,8 @@ spec:
 	return golden.OnNode(objects)
 }
 
-// TestLargePolicies: a large policy compiles to few rules. The part of a policy that exceeds a bound is reported with
-// its field and allows nothing. Large policies don't affect other policies.
+// TestLargePolicies: a part of a policy that exceeds a bound is reported and allows nothing. Other policies aren't
+// affected.
 func TestLargePolicies(t *testing.T) {
 	big := map[string]string{"app": "big"}
 	let := func(from []networkingv1.NetworkPolicyPeer,

@@ -20,9 +20,8 @@ func TestGolden(t *testing.T) {
 	})
 }
 
-// TestJudge: each entry of the table has the packets that a file's policies must allow and those that they must deny,
-// as FROM>TO:PROTO:PORT, where FROM and TO are pods or addresses. The rules and the evaluator must both give these
-// verdicts.
+// TestJudge: the rules and the evaluator both give the verdicts of the table. A packet is FROM>TO:PROTO:PORT, and
+// FROM and TO are pods or addresses.
 func TestJudge(t *testing.T) {
 	for _, tc := range []struct {
 		file         string
@@ -95,9 +94,8 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// TestChained: if a node has a chained attachment, the ruleset has the set weir-chained, and the rule that returns
-// packets from the addresses in this set comes before the rule that masquerades. Without chained attachments there is
-// no such set.
+// TestChained: packets from chained attachments' addresses (the set weir-chained) aren't masqueraded. Without
+// chained attachments there is no such set.
 func TestChained(t *testing.T) {
 	chained := policy.Endpoint{
 		ID:          "c:eth0",

@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// corners has pods that are attached on this node (web and db in shop, free in lab) and pods that aren't: far; hostnet
-// and hostnet-far, which have their node's address; done and failed, which have ended; and new, which has no address.
+// corners has pods on this node (web and db in shop, free in lab) and others. hostnet and hostnet-far have their
+// node's address; done and failed have ended; new has no address.
 const corners = `
 apiVersion: v1
 kind: Namespace
@@ -70,8 +70,8 @@ kind: Pod
 metadata: {name: new, namespace: shop, labels: {app: web}}
 `
 
-// TestCorners checks points of networking.k8s.io/v1 that are easily misread. The rules and the evaluator must both give
-// the verdicts in the table, each for one policy in namespace shop.
+// TestCorners checks points of networking.k8s.io/v1 that are easily misread. Each case has one policy in namespace
+// shop. The rules and the evaluator must both give its verdicts.
 func TestCorners(t *testing.T) {
 	for _, tc := range []struct {
 		name, spec   string

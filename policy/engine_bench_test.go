@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// city is a cluster with this many pods: 100 in each namespace, of ten workloads, and a policy for every ten pods. The
-// measured node has one pod of each of the first 100 namespaces.
+// city is a cluster with 100 pods in each namespace and a policy for every ten pods. The measured node has one pod
+// of each of the first 100 namespaces.
 func city(pods int) (*policy.Engine, *policy.Delta) {
 	d := policy.NewDelta()
 	nodes := []policy.Node{}
@@ -62,8 +62,6 @@ func cityPod(ns, at, on int) *policy.Pod {
 	}
 }
 
-// cityPolicy returns the policy of a namespace's workload: it allows two other workloads of the namespace, the
-// namespaces of one team, and a network, on one port.
 func cityPolicy(ns, i int) *networkingv1.NetworkPolicy {
 	port := intstr.FromInt32(8080)
 	app := func(n int) *metav1.LabelSelector {

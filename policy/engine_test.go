@@ -19,10 +19,8 @@ import (
 
 var sequences = flag.Int("sequences", 200, "how many random sequences of 50 events TestEngineIsCompile tries")
 
-// TestEngineIsCompile: after each event of random sequences the engine's ruleset is the one that Compile gives for the
-// state, and its indexes are sound. Its own earlier rulesets stay as they were. After everything is gone, the engine
-// has nothing left. In some sequences the node has little room. If the test fails, it prints the shortest story that
-// still fails.
+// TestEngineIsCompile: after each random event, the engine's ruleset is Compile's and its indexes are sound. A
+// failure prints the shortest story that still fails.
 func TestEngineIsCompile(t *testing.T) {
 	events := 0
 	defer policy.SmallRoom(0, 0, 0, 0)() // restores the room
@@ -55,7 +53,6 @@ func TestEngineIsCompile(t *testing.T) {
 	t.Logf("engine-sequences: %d sequences, %d events, 0 differences", *sequences, events)
 }
 
-// rest returns the parts of a state that its manifests don't show.
 func rest(s policy.State) string {
 	var b strings.Builder
 	for _, p := range s.Pods {
@@ -67,9 +64,8 @@ func rest(s policy.State) string {
 	return b.String()
 }
 
-// engineDiffers takes an engine through the states. It returns the first step after which something is wrong, and what:
-// the ruleset isn't the one that Compile gives, the indexes are unsound, an earlier ruleset has changed, or something
-// is left after the end. It returns -1 if nothing is wrong.
+// engineDiffers takes an engine through the states. It returns the first step after which something is wrong, and
+// what is wrong; -1 if nothing is.
 func engineDiffers(states []policy.State) (step int, difference string) {
 	e := policy.NewEngine(states[len(states)-1].Node)
 	r := rand.New(rand.NewPCG(uint64(len(states)), 2))
@@ -105,8 +101,8 @@ func engineDiffers(states []policy.State) (step int, difference string) {
 	return -1, ""
 }
 
-// tell tells the engine of the new state, in a random order: the ruleset depends on all parts together. Sometimes it
-// asks for the ruleset in between.
+// tell tells the engine of the new state in a random order, since the order must not matter. Sometimes it asks for
+// the ruleset in between.
 func tell(r *rand.Rand, e *policy.Engine, was, now policy.State) {
 	parts := []func(){
 		func() { e.SetNodes(now.Nodes) },
@@ -142,8 +138,8 @@ func tell(r *rand.Rand, e *policy.Engine, was, now policy.State) {
 	}
 }
 
-// sliced asks for the ruleset in slices, in one case of three. It returns what is wrong: a slice allows a packet that
-// the ruleset of a node with enough room doesn't allow, or the slices don't end. It returns "" if nothing is wrong.
+// sliced asks for the ruleset in slices, in one case of three. A slice must allow no more than the whole ruleset,
+// and slices must end. It returns what is wrong.
 func sliced(r *rand.Rand, e *policy.Engine, now policy.State) (wrong string) {
 	if r.IntN(3) > 0 {
 		return ""
@@ -179,7 +175,7 @@ func written(r ruleset.Ruleset) string {
 	return b.String()
 }
 
-// differs returns the difference between two rulesets, in which problems may have any order; empty if there is none.
+// differs returns the difference between two rulesets; empty if there is none. The order of problems doesn't matter.
 func differs(got, want ruleset.Ruleset) string {
 	for _, r := range []*ruleset.Ruleset{&got, &want} {
 		r.Problems = slices.SortedFunc(slices.Values(r.Problems), func(a, b ruleset.Problem) int {
@@ -205,7 +201,6 @@ func sameRuleset(a, b ruleset.Ruleset) bool {
 		slices.Equal(a.Problems, b.Problems) && reflect.DeepEqual(a.Classes, b.Classes)
 }
 
-// shrinkStory returns a shorter sequence of smaller states with which the engine still differs.
 func shrinkStory(states []policy.State) []policy.State {
 	fails := func(s []policy.State) bool { step, _ := engineDiffers(s); return step >= 0 }
 	for {
@@ -218,7 +213,7 @@ func shrinkStory(states []policy.State) []policy.State {
 	}
 }
 
-// smallerStories returns sequences that lack one state, or one object in all states.
+// smallerStories returns sequences without one state, or without one object in all states.
 func smallerStories(states []policy.State) (all [][]policy.State) {
 	for i := range states {
 		if len(states) > 1 {
@@ -233,7 +228,6 @@ func smallerStories(states []policy.State) (all [][]policy.State) {
 	return all
 }
 
-// each returns the states without the objects for which drop returns true.
 func each(states []policy.State, drop func(kind, name string) bool) []policy.State {
 	out := slices.Clone(states)
 	for i := range out {

@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// SmallRoom makes the room of nodes and sets small enough for random clusters to exceed it, until the returned function
-// is called. It also makes maxBulk and maxPiece small, so that small policies and sets are treated as large ones.
+// SmallRoom makes the room of nodes and sets small, until the returned function is called. Random clusters then
+// exceed it. It also makes maxBulk and maxPiece small, so small policies and sets count as large.
 func SmallRoom(rules, sets, entries float64, inSet int) (restore func()) {
 	room, most, many, piece := nodeRoom, maxSetEntries, maxBulk, maxPiece
 	maxBulk, maxPiece = inSet%4, inSet%3
@@ -19,10 +19,9 @@ func SmallRoom(rules, sets, entries float64, inSet int) (restore func()) {
 	return func() { nodeRoom, maxSetEntries, maxBulk, maxPiece = room, most, many, piece }
 }
 
-// SliceWork is the work of a Slice.
 const SliceWork = slice
 
-// SliceOf parses a large policy, if there is one, and then does what Slice does, with another limit.
+// SliceOf parses a large policy, if there is one. Then it does what Slice does, with another limit.
 func (e *Engine) SliceOf(work float64) ruleset.Ruleset {
 	if u := e.NextUnparsed(); u != nil {
 		u.Parse()
@@ -31,7 +30,6 @@ func (e *Engine) SliceOf(work float64) ruleset.Ruleset {
 	return e.compile(work, nil)
 }
 
-// unsound collects what is wrong with an engine.
 type unsound []string
 
 func (u *unsound) unless(ok bool, format string, args ...any) {
@@ -40,8 +38,8 @@ func (u *unsound) unless(ok bool, format string, args ...any) {
 	}
 }
 
-// Unsound returns how the engine's indexes differ from those that it would have if it had been told everything at once.
-// A later event could make such a difference a wrong ruleset, and what nobody needs takes memory.
+// Unsound returns what is wrong with the engine's indexes. A later event could turn such a difference into a wrong
+// ruleset.
 func (e *Engine) Unsound() []string {
 	var u unsound
 	all := map[*pod]bool{}
@@ -139,7 +137,7 @@ func (e *Engine) checkSpaces(u *unsound, all map[*pod]bool) {
 	u.unless(reflect.DeepEqual(ports, e.selectors.crowds), "the crowds of ports are %v, not %v", e.selectors.crowds, ports)
 }
 
-// check looks for differences between the compiler's sums and the parts.
+// check compares the compiler's sums with the parts.
 func (c *compiler) check(u *unsound) {
 	var wanted amount
 	needs, granting := map[*supply]int{}, map[*supply]int{}

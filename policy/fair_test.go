@@ -11,9 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestOthersPayLittle: beside each kind of hostile policies, a denial of another tenant takes at most 1.5 times the
-// allocations that it takes without them. Allocations stand for all work: whatever a change computes again, it makes
-// anew.
+// TestOthersPayLittle: beside hostile policies, another tenant's denial takes at most 1.5 times the allocations.
+// Allocations stand for all work: what is computed again is made anew.
 func TestOthersPayLittle(t *testing.T) {
 	cost := map[string]float64{}
 	for name, list := range hostile {
@@ -42,8 +41,7 @@ func TestOthersPayLittle(t *testing.T) {
 	}
 }
 
-// TestOneOfManyPolicies: a change of one of a tenant's large policies asks for the sets of this policy again, and not
-// for those of the others.
+// TestOneOfManyPolicies: if one of a tenant's large policies changes, only its own sets are asked for again.
 func TestOneOfManyPolicies(t *testing.T) {
 	cost := map[int]float64{}
 	for _, many := range []int{2, 20} {
@@ -67,8 +65,8 @@ func TestOneOfManyPolicies(t *testing.T) {
 	}
 }
 
-// TestLargeSetsComeInPieces: a slice puts a part of a large set into the ruleset. Until the set is whole, no rule uses
-// it, and another tenant's denial is in the next slice.
+// TestLargeSetsComeInPieces: a slice makes only a part of a large set, and no rule uses the set until it is whole.
+// Another tenant's denial is in the next slice.
 func TestLargeSetsComeInPieces(t *testing.T) {
 	const blocks = 8 * policy.SliceWork
 	e, all := city(1000)
@@ -121,8 +119,7 @@ func TestLargeSetsComeInPieces(t *testing.T) {
 	}
 }
 
-// TestLargeSelectorsAreParsedLater: a policy with a single peer is parsed beside the loop if the peer's selector has
-// many labels, expressions or values.
+// TestLargeSelectorsAreParsedLater: a policy with one large selector counts as a large policy.
 func TestLargeSelectorsAreParsedLater(t *testing.T) {
 	const many = 2000
 	labels, values := map[string]string{}, []string{}
@@ -148,8 +145,8 @@ func TestLargeSelectorsAreParsedLater(t *testing.T) {
 	}
 }
 
-// TestChangingPolicyHoldsUpNoOther: one tenant's large policy changes each time while it is parsed. Another tenant's
-// larger policy is parsed all the same.
+// TestChangingPolicyHoldsUpNoOther: if a large policy changes whenever it is parsed, another tenant's larger one is
+// still parsed.
 func TestChangingPolicyHoldsUpNoOther(t *testing.T) {
 	e, all := city(300)
 	e.Apply(all)
@@ -172,8 +169,7 @@ func TestChangingPolicyHoldsUpNoOther(t *testing.T) {
 	}
 }
 
-// TestAbandonedSetsAreForgotten: while a set comes in pieces, it grows beyond what a set can have. Then the engine
-// keeps no entries for it.
+// TestAbandonedSetsAreForgotten: if a set that comes in pieces grows too large, the engine keeps no entries for it.
 func TestAbandonedSetsAreForgotten(t *testing.T) {
 	e, all := city(300)
 	e.Apply(all)

@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// shop is a cluster: shop/client may reach shop/web on port 80, no pod may reach shop/db, and no policy selects
-// lab/free. client is on the node peer, the other pods are on this node.
+// shop is a cluster. shop/client may reach shop/web on port 80, no pod may reach shop/db, and no policy selects
+// lab/free. Only client is on another node.
 const shop = `
 apiVersion: v1
 kind: Namespace
@@ -81,8 +81,8 @@ func faultPod(namespace, name, node, address string) policy.Pod {
 	}
 }
 
-// TestFaults: each fault of an object is reported once, with object and field. The fault allows no more traffic, and
-// affects no other traffic than that in "cut".
+// TestFaults: each fault of an object is reported once, with object and field. It allows no more traffic, and cuts
+// only that in "cut".
 func TestFaults(t *testing.T) {
 	// These are the verdicts without a fault.
 	const (

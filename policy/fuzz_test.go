@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// FuzzPolicy compiles a policy with random content beside those of shop, and compares the rules' verdicts with the
-// evaluator's. A packet that goes to the bridge, to an address that no pod has, must not pass.
+// FuzzPolicy compiles a random policy beside those of shop, and compares the rules' verdicts with the evaluator's. A
+// packet to no pod on the bridge must not pass.
 func FuzzPolicy(f *testing.F) {
 	for _, s := range []string{
 		`{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/8, 10.88.0.0/16]}}], ` +

@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// packet parses "from>to:proto:port". from and to are addresses or names. A name stands for the first address of the
-// pod, or of this node ("node"), and NAME/6 for its IPv6 address.
+// packet parses "from>to:proto:port". from and to are addresses, names of pods, or "node". NAME is the pod's first
+// address, and NAME/6 its IPv6 address.
 func packet(t testing.TB, state policy.State, s string) ruleset.Packet {
 	t.Helper()
 	from, rest, _ := strings.Cut(s, ">")

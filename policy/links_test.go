@@ -10,8 +10,7 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// TestSelf: an isolated pod reaches itself, however it is attached. No other sender reaches the pod by forging the
-// pod's address.
+// TestSelf: an isolated pod reaches itself, however it is attached. A sender that forges the pod's address doesn't.
 func TestSelf(t *testing.T) {
 	simulator, err := ruleset.NewSimulator(policy.Compile(golden.Load(t, "testdata/other-plugins.yaml")))
 	if err != nil {
@@ -45,8 +44,7 @@ func TestSelf(t *testing.T) {
 	}
 }
 
-// TestSendersOfOtherPlugins: if a link belongs to one pod, packets from the link with another source address are
-// dropped: that of another pod, of a host outside, or of the loopback.
+// TestSendersOfOtherPlugins: if a link belongs to one pod, packets from it with any other source are dropped.
 func TestSendersOfOtherPlugins(t *testing.T) {
 	simulator, err := ruleset.NewSimulator(policy.Compile(golden.Load(t, "testdata/other-plugins.yaml")))
 	if err != nil {
@@ -72,8 +70,7 @@ func TestSendersOfOtherPlugins(t *testing.T) {
 	}
 }
 
-// TestLoopback: no pod reaches the node's loopback, unless a rule of the node has translated the destination to a
-// loopback address.
+// TestLoopback: no pod reaches the node's loopback, unless a rule of the node has translated the destination to it.
 func TestLoopback(t *testing.T) {
 	state := golden.Load(t, "testdata/other-plugins.yaml")
 	state.Policies = nil

@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// told returns an empty engine, and a delta for it. The delta has the pods web, x and y of namespace "a", and a policy
-// for all of them that allows these peers.
+// told returns an empty engine and a delta. The delta has pods web, x and y, and a policy for them that allows the
+// peers.
 func told(peers ...networkingv1.NetworkPolicyPeer) (*Engine, *Delta) {
 	d := NewDelta()
 	for i, name := range []string{"web", "x", "y"} {
@@ -37,8 +37,7 @@ func endpointOf(name string, addrs ...string) Endpoint {
 	return e
 }
 
-// TestSumOfSizes: the sum of the sets' sizes decides whether everything fits into the node's room. A set of a family
-// that the node doesn't need any more isn't part of the sum, so its changes don't change the sum.
+// TestSumOfSizes: if the node needs a family no more, changes of the family's sets don't change the sum of sizes.
 func TestSumOfSizes(t *testing.T) {
 	e, d := told(networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{}})
 	e.Apply(d)
@@ -57,8 +56,8 @@ func TestSumOfSizes(t *testing.T) {
 	}
 }
 
-// TestManyNamespaceSelectors: if a policy has many namespaceSelectors, neither making nor dropping them allocates
-// more memory than the limit. Work in proportion to the square of their number would exceed the limit.
+// TestManyNamespaceSelectors: making and dropping many namespaceSelectors takes less memory than the limit. Work in
+// proportion to their square would exceed it.
 func TestManyNamespaceSelectors(t *testing.T) {
 	const namespaces, selectors, limit = 500, 800, 500 << 20
 	var peers []networkingv1.NetworkPolicyPeer
@@ -101,8 +100,8 @@ func TestManyNamespaceSelectors(t *testing.T) {
 	}
 }
 
-// TestLabelHash: labels that swap their values have different hashes, else one tenant could put thousands of crowds
-// behind one hash. The order of the labels doesn't matter.
+// TestLabelHash: labels that swap their values have different hashes. Otherwise a tenant could put thousands of
+// crowds behind one hash.
 func TestLabelHash(t *testing.T) {
 	a := labelHash(&Pod{Labels: map[string]string{"a": "1", "b": "2"}})
 	if b := labelHash(&Pod{Labels: map[string]string{"b": "1", "a": "2"}}); a == b {

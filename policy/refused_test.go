@@ -16,9 +16,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestRefused: a part that the kernel has refused isn't in the next ruleset. The traffic that only this part would
-// allow is denied, and the part is reported with its field. Everything else stays in force. If the refused part is a
-// class's set or a pod's entry there, the policy or the pod is closed.
+// TestRefused: a part that the kernel refuses leaves the ruleset, and is reported. Only the traffic that needs the
+// part is denied.
 func TestRefused(t *testing.T) {
 	sctp, port, http := corev1.ProtocolSCTP, intstr.FromInt32(9), intstr.FromInt32(80)
 	np := policytest.Letting("big", map[string]string{"app": "big"}, nil,

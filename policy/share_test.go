@@ -11,14 +11,13 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// wish is a short form of a demand: rules, and the names of sets. A set has as many entries as its name has letters.
+// wish is a demand in short. A set has as many entries as its name has letters.
 type wish struct {
 	namespace string
 	rules     int
 	sets      []string
 }
 
-// granted returns which of the wishes are granted, in their order.
 func granted(room amount, wishes []wish) []bool {
 	most := nodeRoom
 	nodeRoom = func() amount { return room }
@@ -61,14 +60,13 @@ func granted(room amount, wishes []wish) []bool {
 	return answers
 }
 
-// sizes is a finder that tells sizes by the lengths of names.
 type sizes struct{ finder }
 
 func (sizes) effort(*supply) float64 { return 0 }
 
 func (sizes) countSelected(s selector, _ conf.Family) int { return len(s.key) }
 
-// takes returns the amount that all the wishes need together. A set that several wishes share counts once.
+// takes returns what all wishes need together. A shared set counts once.
 func takes(wishes []wish) (a amount) {
 	sets := map[string]bool{}
 	for _, w := range wishes {
@@ -120,9 +118,8 @@ func TestGrant(t *testing.T) {
 	}
 }
 
-// TestGrantIsFair checks that the granted demands never exceed the node's limits, and that grant grants all demands of
-// a namespace that needs no more than an equal part of the node. If all demands fit, grant grants all of them. The
-// order of the namespaces doesn't matter.
+// TestGrantIsFair: granted demands never exceed the room, and a namespace that needs no more than an equal part gets
+// everything. If all demands fit, all are granted.
 func TestGrantIsFair(t *testing.T) {
 	limited := 0
 	for seed := range uint64(3000) {
@@ -165,7 +162,7 @@ func TestGrantIsFair(t *testing.T) {
 		if !whole {
 			limited++
 		}
-		// The same demands, with the namespaces in another order, must give the same result.
+		// The order of the namespaces must not matter.
 		order := r.Perm(5)
 		index := make([]int, len(wishes))
 		for i := range index {

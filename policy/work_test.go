@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// manySets returns a policy of the namespace whose peers need that many sets, each with all pods.
+// manySets returns a policy whose peers need that many sets, each with all pods.
 func manySets(ns, sets int) *networkingv1.NetworkPolicy {
 	return hostilePolicy(ns, 0, sets, func(n int) networkingv1.NetworkPolicyPeer {
 		return networkingv1.NetworkPolicyPeer{
@@ -45,7 +45,7 @@ func ruled(r ruleset.Ruleset, name string) (n int) {
 }
 
 // TestSmallNamespacesComeFirst: beside a policy that needs many slices, another namespace's policy is in the next
-// slice, whenever it comes. The sets that are made stay, so the large policy gets all its rules in the end.
+// slice. The large policy gets all its rules in the end.
 func TestSmallNamespacesComeFirst(t *testing.T) {
 	e, all := city(500)
 	e.Apply(all)
@@ -85,7 +85,7 @@ func TestSmallNamespacesComeFirst(t *testing.T) {
 	}
 }
 
-// TestLongWaitsAreReported: a policy whose sets aren't made after many slices has a problem until they are.
+// TestLongWaitsAreReported: a policy has a problem if its sets still aren't made after many slices.
 func TestLongWaitsAreReported(t *testing.T) {
 	e, all := city(1000)
 	e.Apply(all)

@@ -7,7 +7,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// TestWorkloadsName checks, for each kind, names that its pods can have and names that they can't.
 func TestWorkloadsName(t *testing.T) {
 	long := strings.Repeat("a", 60)
 	cut := long[:57] + "-" // 58 letters, the length to which a generateName is cut
@@ -112,8 +111,7 @@ func TestWorkloadsName(t *testing.T) {
 	}
 }
 
-// TestWorkloadsLabel: a pod gets the labels that its workload's controllers add, as far as they follow from its name.
-// The other labels that they add are unknown.
+// TestWorkloadsLabel: a pod gets the labels of its controllers that follow from its name. The others are unknown.
 func TestWorkloadsLabel(t *testing.T) {
 	long := strings.Repeat("a", 52)
 	for _, tc := range []struct {

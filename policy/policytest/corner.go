@@ -12,8 +12,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// corner changes the state in a way that clusters rarely see. For example, many pods have one of few addresses, or
-// one address twice; a pod has several endpoints; everything of a namespace or of a family goes. It changes the
+// corner changes the state in a way that clusters rarely see, such as pods that share addresses. It changes the
 // state's lists in place.
 func corner(r *rand.Rand, s *policy.State) {
 	switch r.IntN(9) {
@@ -49,7 +48,6 @@ func cramped(r *rand.Rand) netip.Addr {
 	return at(pick(r, []netip.Prefix{of.Subnet, of.Elsewhere, of.Elsewhere}), 2+r.IntN(4))
 }
 
-// crampAddresses gives the pod up to four of few addresses, and in half of the cases puts it on the other node.
 func crampAddresses(r *rand.Rand, p *policy.Pod) {
 	p.Addresses = nil
 	for range r.IntN(4) {
@@ -63,7 +61,6 @@ func crampAddresses(r *rand.Rand, p *policy.Pod) {
 	}
 }
 
-// addEndpoint adds or replaces an endpoint with up to two of few addresses.
 func addEndpoint(r *rand.Rand, s *policy.State) {
 	e := policy.Endpoint{
 		ID: fmt.Sprint("n", r.IntN(4)), Enforcement: conf.Strict,
@@ -81,7 +78,6 @@ func addEndpoint(r *rand.Rand, s *policy.State) {
 	s.Endpoints = append(s.Endpoints, e)
 }
 
-// emptyNamespace takes away the namespace's pods, its policies and its object, each of the three only in some cases.
 func emptyNamespace(r *rand.Rand, s *policy.State, name string) {
 	if r.IntN(4) == 0 {
 		s.Pods = slices.DeleteFunc(s.Pods, func(p policy.Pod) bool { return p.Namespace == name })
@@ -94,7 +90,6 @@ func emptyNamespace(r *rand.Rand, s *policy.State, name string) {
 	}
 }
 
-// scale adds replicas of a workload elsewhere, or takes half of many pods away.
 func scale(r *rand.Rand, s *policy.State) {
 	if len(s.Pods) > 20 {
 		s.Pods = slices.DeleteFunc(s.Pods, func(policy.Pod) bool { return r.IntN(2) == 0 })

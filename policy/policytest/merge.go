@@ -6,8 +6,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Bounds returns the bounds of ruleset.Merge for a random cluster. With most of them nearly everything is merged that
-// can be: random clusters are too small for the usual bounds.
+// Bounds returns bounds of ruleset.Merge for a random cluster. Such clusters are too small for the usual ones: most
+// of these merge nearly everything.
 func Bounds(r *rand.Rand) ruleset.Bounds {
 	b := ruleset.UsualBounds()
 	switch r.IntN(4) {

@@ -17,8 +17,8 @@ import (
 // uplink is the link to all addresses that are neither the node's nor its pods'.
 var uplink = ruleset.Link{In: "eth0"}
 
-// interfaces returns the link behind which each address is. The addresses are those of the pods, those of the node, and
-// one outside of the cluster for each family. The node's own addresses have no link.
+// interfaces returns the link of each address: the pods', the node's, and one outside for each family. The node's
+// own have no link.
 func interfaces(s policy.State) map[netip.Addr]ruleset.Link {
 	where := map[netip.Addr]ruleset.Link{}
 	for _, a := range Of {
@@ -53,14 +53,13 @@ func between(where map[netip.Addr]ruleset.Link, f func(ruleset.Packet)) {
 	}
 }
 
-// checked reports whether weir's rules check the packet. The rules check neither packets that the node itself sends,
-// nor packets that come by the uplink and leave by it. No packet has two families.
+// checked reports whether weir's rules check the packet. They check no packets of the node itself, and none from
+// uplink to uplink.
 func checked(p ruleset.Packet) bool {
 	return p.Src.BitLen() == p.Dst.BitLen() && p.In != "" && (p.In != uplink.In || p.Out != uplink.In)
 }
 
-// At returns the packets with the links by which they go through the state's node, without those that weir doesn't
-// check.
+// At returns the packets with their links on the state's node. It leaves out those that weir doesn't check.
 func At(s policy.State, packets []ruleset.Packet) []ruleset.Packet {
 	where := interfaces(s)
 	var all []ruleset.Packet
@@ -79,8 +78,8 @@ func At(s policy.State, packets []ruleset.Packet) []ruleset.Packet {
 	return all
 }
 
-// Packets returns the first packets of connections between all pairs of pods, the node and an address outside: some
-// ports of each protocol.
+// Packets returns first packets between all pairs of pods, the node and an address outside. Each pair has some ports
+// of each protocol.
 func Packets(s policy.State) []ruleset.Packet {
 	var all []ruleset.Packet
 	between(interfaces(s), func(p ruleset.Packet) {
@@ -101,9 +100,8 @@ func icmp(dst netip.Addr) ruleset.Protocol {
 	return "58"
 }
 
-// Probes draws packets that are near a boundary of some policy: between all pairs of pods, the node, an address outside
-// and addresses at the edges of some ipBlocks. Each pair gets "each" packets, most of them to ports that the state's
-// policies name, or to the next lower or higher numbers.
+// Probes draws packets near a boundary of some policy. They are between pods, the node, an address outside, and
+// edges of ipBlocks. Each pair gets "each" packets, mostly to the state's ports or ports next to them.
 func Probes(r *rand.Rand, s policy.State, each int) []ruleset.Packet {
 	where := interfaces(s)
 	for _, text := range blocks {
@@ -134,14 +132,14 @@ func Probes(r *rand.Rand, s policy.State, each int) []ruleset.Packet {
 	return all
 }
 
-// target is a host's port. Without a protocol it stands for a protocol that has no ports.
+// target is a host's port. An empty protocol stands for one that has no ports.
 type target struct {
 	proto ruleset.Protocol
 	port  uint16
 }
 
-// ofState returns the ports that the state's policies name. For a name it returns the numbers of all pods' ports with
-// this name. For a number or range it also returns the next lower and higher numbers.
+// ofState returns the ports that policies name. A name gives all pods' ports of this name. A number or range also
+// gives its neighbours.
 func ofState(s policy.State) []target {
 	var all []target
 	for _, np := range s.Policies {
@@ -183,8 +181,7 @@ func ofState(s policy.State) []target {
 
 var protos = []ruleset.Protocol{ruleset.TCP, ruleset.UDP, ruleset.SCTP}
 
-// ofNumbers returns the ports that random pods and most random policies name, the numbers next to them, the lowest and
-// highest numbers, and a protocol without ports.
+// ofNumbers returns usual ports, their neighbours, the lowest and highest ones, and a protocol without ports.
 func ofNumbers() []target {
 	all := []target{{"", 0}}
 	for _, proto := range protos {

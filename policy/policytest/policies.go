@@ -14,9 +14,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// Policy draws a NetworkPolicy with number i in its name. A small part of the policies have an error: an unknown policy
-// type, operator or protocol, an empty or contradictory peer, an except outside of its block, or a range of ports that
-// ends before it begins.
+// Policy draws a NetworkPolicy with number i in its name. A small part of the policies have an error.
 func Policy(r *rand.Rand, i int) *networkingv1.NetworkPolicy {
 	np := &networkingv1.NetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Namespace: pick(r, namespaces), Name: fmt.Sprint("np", i)},
@@ -36,8 +34,8 @@ func Policy(r *rand.Rand, i int) *networkingv1.NetworkPolicy {
 	return np
 }
 
-// audit makes one policy in six an audited one. One in fifty gets a value of the annotation that doesn't do so. The
-// choice depends on the policy alone.
+// audit makes one policy in six audited. One in fifty gets another value of the annotation. The choice depends only
+// on the policy.
 func audit(np *networkingv1.NetworkPolicy) {
 	h := fnv.New32a()
 	_, _ = fmt.Fprint(h, np.Namespace, np.Name, np.Spec.String())
@@ -63,7 +61,6 @@ func labels(r *rand.Rand) map[string]string {
 	return l
 }
 
-// unknown draws keys of labels whose values are unknown. In eleven of twelve cases it draws no key.
 func unknown(r *rand.Rand) []string {
 	if r.IntN(12) > 0 {
 		return nil
@@ -122,8 +119,7 @@ func peers(r *rand.Rand) []networkingv1.NetworkPolicyPeer {
 	return list
 }
 
-// block draws an ipBlock. Its excepts may overlap, or cover the whole block. Sometimes an except lies outside of the
-// block, which is an error.
+// block draws an ipBlock. Its excepts may overlap, cover it, or (an error) lie outside of it.
 func block(r *rand.Rand) *networkingv1.IPBlock {
 	b := &networkingv1.IPBlock{CIDR: pick(r, blocks)}
 	outer := netip.MustParsePrefix(b.CIDR)

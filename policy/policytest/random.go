@@ -40,11 +40,9 @@ var Of = [...]Addresses{
 	},
 }
 
-// local reports whether the address is in the subnet of this node's pods.
 func local(a netip.Addr) bool { return Of[conf.FamilyOf(a)].Subnet.Contains(a) }
 
-// Some names are two other names joined (xa is x and a, ab is a and b). Code that joins names without a separator would
-// confuse them.
+// Some names are two others joined (xa, ab). Code that joins names without a separator would confuse them.
 var (
 	namespaces = []string{"x", "xa", "z"}
 	keys       = []string{"a", "b", "ab"}
@@ -63,13 +61,11 @@ var (
 
 func pick[T any](r *rand.Rand, list []T) T { return list[r.IntN(len(list))] }
 
-// stack draws the families of a cluster: one family, or both families in either order.
 func stack(r *rand.Rand) []conf.Family {
 	return pick(r, [][]conf.Family{{conf.IPv4}, {conf.IPv6}, {conf.IPv4, conf.IPv6}, {conf.IPv6, conf.IPv4}})
 }
 
-// State draws a cluster of two or three namespaces, two to eight pods and up to five policies. Most pods are on this
-// node, and most have the cluster's families.
+// State draws a cluster of up to three namespaces, eight pods and five policies. Most pods are on this node.
 func State(r *rand.Rand) policy.State {
 	var s policy.State
 	families := stack(r)
@@ -96,8 +92,8 @@ func State(r *rand.Rand) policy.State {
 
 const here, there = "here", "there"
 
-// nodes draws this node, with podCIDR Subnet, and another one, with podCIDR Elsewhere. Sometimes the other node is
-// missing, or a node's podCIDRs are not known yet, or overlap the other node's.
+// nodes draws this node (Subnet) and another one (Elsewhere). Sometimes the other node or podCIDRs are missing, or
+// podCIDRs overlap.
 func nodes(r *rand.Rand, families []conf.Family) []policy.Node {
 	cidrs := func(usual func(Addresses) netip.Prefix) (all []netip.Prefix) {
 		for _, f := range families {
@@ -121,7 +117,6 @@ func nodes(r *rand.Rand, families []conf.Family) []policy.Node {
 	return all[r.IntN(10)/9:]
 }
 
-// at returns the network's address with that number in its last byte.
 func at(network netip.Prefix, n int) netip.Addr {
 	b := network.Addr().AsSlice()
 	b[len(b)-1] = byte(n)
@@ -129,7 +124,6 @@ func at(network netip.Prefix, n int) netip.Addr {
 	return a
 }
 
-// addPod adds a pod and, for most pods of this node, its endpoint. Sometimes pod and endpoint contradict each other.
 func addPod(r *rand.Rand, s *policy.State, i int, families []conf.Family) {
 	if r.IntN(10) == 0 {
 		families = stack(r)
@@ -161,7 +155,7 @@ func addPod(r *rand.Rand, s *policy.State, i int, families []conf.Family) {
 		attached = append(attached, policy.Address{Addr: at(network, 2+i), Subnet: network})
 	}
 	p.Ports = named(r)
-	// The pod's status may be out of date: it may lack addresses, or have an address that belongs to another pod by now.
+	// The status may be out of date: an address may be missing, or belong to another pod by now.
 	switch r.IntN(20) {
 	case 0:
 		p.Addresses = nil
@@ -234,7 +228,7 @@ func KindOf(number int) Kind {
 	return OnWeir
 }
 
-// named draws the named ports of a pod. The same name may have a different number in each pod and for each protocol.
+// named draws a pod's named ports. The numbers differ between pods and protocols.
 func named(r *rand.Rand) []policy.NamedPort {
 	var ports []policy.NamedPort
 	for _, name := range portNames[:2] {

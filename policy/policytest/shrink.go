@@ -14,9 +14,8 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// Shrink returns a smaller state that still fails. It leaves out policies, rules, peers, ports, endpoints, pods,
-// addresses, nodes, namespaces and labels, one after the other, until every part that is left is needed for the
-// failure.
+// Shrink returns a smaller state that still fails. It leaves out one part after another until each part left is
+// needed.
 func Shrink(s policy.State, fails func(policy.State) bool) policy.State {
 	for {
 		i := slices.IndexFunc(smaller(s), fails)
@@ -27,7 +26,6 @@ func Shrink(s policy.State, fails func(policy.State) bool) policy.State {
 	}
 }
 
-// smaller returns the states that lack one part of s, one state for each part.
 func smaller(s policy.State) []policy.State {
 	var all []policy.State
 	with := func(change func(*policy.State)) {
@@ -92,7 +90,6 @@ func smaller(s policy.State) []policy.State {
 	return all
 }
 
-// smallerPolicies returns the policies with one rule, peer or port less.
 func smallerPolicies(np *networkingv1.NetworkPolicy) []*networkingv1.NetworkPolicy {
 	var all []*networkingv1.NetworkPolicy
 	with := func(change func(*networkingv1.NetworkPolicy)) {
@@ -106,7 +103,7 @@ func smallerPolicies(np *networkingv1.NetworkPolicy) []*networkingv1.NetworkPoli
 	for _, list := range without(np.Spec.Egress) {
 		with(func(c *networkingv1.NetworkPolicy) { c.Spec.Egress = list })
 	}
-	// The last peer or port of a rule stays: a rule without peers or ports would match all peers or ports.
+	// The last peer or port of a rule stays: without peers or ports a rule matches all.
 	for i, r := range np.Spec.Ingress {
 		for _, list := range fewer(r.From) {
 			with(func(c *networkingv1.NetworkPolicy) { c.Spec.Ingress[i].From = list })
@@ -126,7 +123,6 @@ func smallerPolicies(np *networkingv1.NetworkPolicy) []*networkingv1.NetworkPoli
 	return all
 }
 
-// without returns the lists with one element less.
 func without[T any](list []T) [][]T {
 	var all [][]T
 	for i := range list {
@@ -135,7 +131,7 @@ func without[T any](list []T) [][]T {
 	return all
 }
 
-// fewer returns the lists with one element less. It returns no list if the given list has fewer than two elements.
+// fewer returns the lists with one element less. A list of one element gives none.
 func fewer[T any](list []T) [][]T {
 	if len(list) < 2 {
 		return nil

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Step returns the state after one random event: an object, an attachment or a Node comes, changes or goes; or the
-// node's kernel refuses a part of the ruleset. One event in three is a rare one (corner).
+// Step returns the state after one random event. An object, attachment or Node comes, changes or goes, or the kernel
+// refuses a part of the ruleset. One event in three is a rare one (corner).
 func Step(r *rand.Rand, old policy.State) policy.State {
 	s := old
 	s.Namespaces, s.Pods = slices.Clone(old.Namespaces), slices.Clone(old.Pods)
@@ -78,7 +78,7 @@ func Step(r *rand.Rand, old policy.State) policy.State {
 	return unique(s)
 }
 
-// unique returns the state with only the first of several policies, endpoints or namespaces of one name.
+// unique keeps the first of several policies, endpoints or namespaces of one name.
 func unique(s policy.State) policy.State {
 	seen := map[string]bool{}
 	again := func(key string) bool {
@@ -93,7 +93,6 @@ func unique(s policy.State) policy.State {
 	return s
 }
 
-// drop takes a random element out of the list, if it has one.
 func drop[T any](r *rand.Rand, list *[]T) {
 	if len(*list) > 0 {
 		i := r.IntN(len(*list))
@@ -110,7 +109,6 @@ func changePod(r *rand.Rand, s *policy.State, change func(*policy.Pod)) {
 	}
 }
 
-// moveAddress gives the pod other addresses: perhaps those of another pod, or one twice.
 func moveAddress(r *rand.Rand, p *policy.Pod, families []conf.Family) {
 	p.Addresses = nil
 	for _, f := range families {
@@ -121,8 +119,8 @@ func moveAddress(r *rand.Rand, p *policy.Pod, families []conf.Family) {
 	}
 }
 
-// attach adds an attachment for a pod, or for a pod that only a workload describes. It may have the address of a pod
-// elsewhere.
+// attach adds an attachment for a pod. The pod may be one that only a workload describes, and the address one of a
+// pod elsewhere.
 func attach(r *rand.Rand, s *policy.State) {
 	f := pick(r, conf.Families[:])
 	pod := policy.PodRef{Namespace: pick(r, namespaces), Name: "w-bcdfg", UID: pick(r, []string{"", "one"})}
@@ -137,7 +135,6 @@ func attach(r *rand.Rand, s *policy.State) {
 	})
 }
 
-// workloads draws up to two workloads, which may make a pod w-bcdfg.
 func workloads(r *rand.Rand) (all []policy.Workload) {
 	for range r.IntN(3) {
 		all = append(all, policy.Workload{
@@ -148,8 +145,8 @@ func workloads(r *rand.Rand) (all []policy.Workload) {
 	return all
 }
 
-// refusals adds random sets, and entries of sets, of the state's ruleset to the parts that the kernel refuses. In
-// half of the cases the kernel refuses nothing any more.
+// refusals adds random sets and entries to what the kernel refuses. In half of the cases it refuses nothing any
+// more.
 func refusals(r *rand.Rand, s policy.State) ruleset.Refused {
 	if r.IntN(2) == 0 {
 		return nil
