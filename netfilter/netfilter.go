@@ -15,10 +15,9 @@ import (
 )
 
 // Verify is how much of weir's state in the kernel to read before the state is compared with a ruleset. The backend
-// takes the rest from memory, as it last read or wrote it.
+// remembers the rest.
 type Verify int
 
-// Each value reads more than the one before.
 const (
 	// Trust reads only what isn't known.
 	Trust Verify = iota
@@ -32,34 +31,32 @@ const (
 type Result struct {
 	// Changed is true if the kernel did not have the ruleset already. Sets that no rule uses don't count.
 	Changed bool
-	// Closes is true if the ruleset may deny an established connection that was allowed before. It is false if the
-	// change only allows more, or only concerns pods that came or ended: such pods have no connections.
+	// Closes is true if the ruleset may deny an established connection that was allowed before. Pods that came or
+	// ended have no such connections.
 	Closes bool
-	// Closed has the addresses that left sets of peers, if nothing else has changed; else nil.
+	// Closed has the addresses that left sets of peers, if nothing else has changed. Otherwise it is nil.
 	Closed []netip.Addr
 	// Rules is true if rules were changed, and not only sets.
 	Rules bool
-	// Left has sets that the ruleset no longer has, and that are to be destroyed. Destroying a set may take the kernel
-	// milliseconds, so it waits for an apply that has nothing else to do. The kernel may also still be deleting a rule
-	// that names the set.
+	// Left has sets that the ruleset no longer has and that are to be destroyed. Destroying a set may take
+	// milliseconds, so it waits for an Apply that has nothing else to do.
 	Left []string
-	// Strays has the addresses in the sets of all pods that are assigned to no pod. Applying a ruleset leaves these
-	// addresses in the sets.
+	// Strays has addresses in the sets of all pods that are assigned to no pod. They stay in the sets.
 	Strays []netip.Addr
 }
 
 // Held is what the kernel holds of a ruleset for some packets.
 type Held struct {
-	// Ruleset has the chains of the ruleset, and sets with those entries that the kernel holds and that a packet has.
+	// Ruleset has the chains of the ruleset. Its sets have the entries that the kernel holds and that a packet has.
 	Ruleset ruleset.Ruleset
-	// Wrong says, each in one sentence, where the kernel's rules and sets differ from the ruleset's.
+	// Wrong says where the kernel's rules and sets differ from the ruleset's. Each element is one sentence.
 	Wrong []string
 	// Unread says why the kernel's rules could not be compared; empty if they could.
 	Unread string
 }
 
-// UnknownError says which tables could not be read. The backend has written everything that can be written without
-// reading them.
+// UnknownError says which tables could not be read. The backend has written all that it can write without reading
+// them.
 type UnknownError struct{ Why []error }
 
 // Error names the tables and why they can't be read.
@@ -67,9 +64,9 @@ func (e *UnknownError) Error() string {
 	return fmt.Sprintf("%v (weir's own chains and rules are written there all the same)", errors.Join(e.Why...))
 }
 
-// RefusedError says that the kernel refuses parts of a ruleset and accepts the rest. Connections that only the refused
-// parts would allow are denied. The caller puts Refused into policy.State, so that the next ruleset is compiled without
-// these parts.
+// RefusedError says that the kernel refuses parts of a ruleset and accepts the rest. Connections that only the
+// refused parts would allow are denied. The caller puts Refused into policy.State. The next ruleset is then
+// compiled without these parts.
 type RefusedError struct{ Refused ruleset.Refused }
 
 // Error names the parts and the kernel's reasons, in order.

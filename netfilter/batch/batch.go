@@ -1,7 +1,7 @@
 // Package batch sends several netlink requests with one system call (Batch), and reads long lists without keeping
-// them (Dumper). Every pod waits for ADD, and most of ADD's time goes to system calls and to memory that is touched
-// for the first time: the netlink library takes about four calls and 64 KB of stack for each request. Package batch
-// owns no kernel object. It uses the library to build the requests.
+// them (Dumper). Every pod waits for ADD, and most of ADD's time goes to system calls and to new memory. The
+// netlink library takes about four calls and 64 KB of stack for each request. Package batch owns no kernel object.
+// It uses the library to build the requests.
 package batch
 
 import (
@@ -16,8 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Batch is a list of netlink requests that are sent together. The kernel handles the requests in order, and continues
-// after a request that fails. It acknowledges the last request and each request that fails (netlink_rcv_skb,
+// Batch is a list of netlink requests that are sent together. The kernel handles them in order, and continues after
+// a request that fails. It acknowledges the last request and each one that fails (netlink_rcv_skb in
 // net/netlink/af_netlink.c). Only the last request may ask for a list.
 type Batch []*Step
 
@@ -37,7 +37,7 @@ func (b *Batch) Add(r *nl.NetlinkRequest, doing string, args ...any) *Step {
 	return s
 }
 
-// MapError returns a Step.MapError that replaces one error of the kernel by another, which may be nil.
+// MapError returns a Step.MapError that replaces the error from by the error to, which may be nil.
 func MapError(from, to error) func(error) error {
 	return func(err error) error {
 		if errors.Is(err, from) {
@@ -48,7 +48,7 @@ func MapError(from, to error) func(error) error {
 }
 
 var (
-	// ErrNoAnswer means that the kernel had no room for its answer, or that the answer doesn't have the expected form.
+	// ErrNoAnswer means that the kernel had no room for its answer, or that the answer is malformed.
 	ErrNoAnswer = errors.New("the kernel doesn't answer")
 	errChanged  = errors.New("the list changed while it was read")
 )
@@ -112,8 +112,8 @@ func (b Batch) Do(protocol int, ns netns.NsHandle) (replies [][]byte, err error)
 	}
 }
 
-// openIn opens a socket in the namespace. If the thread can't return to its own namespace, the goroutine stays locked
-// to the thread, so that Go never uses the thread again.
+// openIn opens a socket in the namespace. If the thread can't return to its own namespace, the goroutine stays
+// locked to the thread. Go then never uses the thread again.
 func openIn(protocol int, ns netns.NsHandle) (fd int, err error) {
 	openSocket := func() (int, error) {
 		return unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
@@ -140,9 +140,8 @@ func openIn(protocol int, ns netns.NsHandle) (fd int, err error) {
 	return fd, err
 }
 
-// failed returns the error in a message of type NLMSG_ERROR, or NLMSG_DONE at the end of a list (RFC 3549, section
-// 2.3.2.2), after the step's MapError has replaced it. It returns nil if the step succeeded, or if MapError says that
-// the error doesn't matter. A message without an error number, or of no step, is ErrNoAnswer.
+// failed returns the step's error from a message, after MapError. The message has the type NLMSG_ERROR, or
+// NLMSG_DONE at the end of a list. A message without an error number, or of no step, is ErrNoAnswer.
 func (b Batch) failed(m syscall.NetlinkMessage) error {
 	if len(m.Data) < 4 || int(m.Header.Seq) >= len(b) {
 		return ErrNoAnswer

@@ -19,8 +19,8 @@ func link(name string) *nl.NetlinkRequest {
 	return r
 }
 
-// TestErrors: wherever in the batch a step fails, the error names that step and is the one that MapError gives for the
-// kernel's. If MapError returns nil, the batch doesn't fail, and returns the replies to the other steps.
+// TestErrors: if a step fails, the error names the step and is MapError's. If MapError returns nil, the batch
+// doesn't fail.
 func TestErrors(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -47,8 +47,7 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// TestReplies: Do returns each step's reply, and all entries of a list that is last, from the given namespace. An empty
-// batch has no replies.
+// TestReplies: Do returns each step's reply, and all entries of a list that is last, from the given namespace.
 func TestReplies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

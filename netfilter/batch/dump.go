@@ -9,17 +9,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Dumper asks the kernel for lists, one after the other, by one socket. It gives each message of a list to a function,
-// and keeps none. So its memory doesn't grow with the list, while the netlink library takes memory for each message. A
-// Dumper is not safe for concurrent use.
+// Dumper asks the kernel for lists, one after the other, by one socket. It gives each message of a list to a
+// function, and keeps none. So its memory doesn't grow with the list. A Dumper is not safe for concurrent use.
 type Dumper struct {
 	protocol int
 	fd       int // -1 if there is no socket
 	buf      []byte
 }
 
-// NewDumper returns a Dumper that talks to the kernel by one protocol of netlink(7), such as NETLINK_ROUTE. The caller
-// closes the Dumper, which frees its socket.
+// NewDumper returns a Dumper for one protocol of netlink(7), such as NETLINK_ROUTE. The caller must close it.
 func NewDumper(protocol int) *Dumper { return &Dumper{protocol: protocol, fd: -1} }
 
 // Close frees the socket. The next Dump opens another one.
@@ -30,19 +28,19 @@ func (d *Dumper) Close() {
 	}
 }
 
-// largestAnswer is larger than the kernel's largest answer, which has many messages (netlink_dump in
-// net/netlink/af_netlink.c: 32 KiB).
+// largestAnswer is larger than the kernel's largest answer of many messages (32 KiB; netlink_dump in
+// net/netlink/af_netlink.c).
 const largestAnswer = 64 << 10
 
-// Dump sends the request, which must ask for a list, and calls the function each with every message of the list,
-// without the message's header. The message is valid until each returns. Dump ends early, without an error, if each
-// returns false. It returns nl.ErrDumpInterrupted if the list changed while the kernel wrote it.
+// Dump sends the request, which must ask for a list, and calls each with every message of the list, without its
+// header. A message is valid until each returns. Dump ends early, without an error, if each returns false. It
+// returns nl.ErrDumpInterrupted if the list changed while the kernel wrote it.
 func (d *Dumper) Dump(req *nl.NetlinkRequest, each func(msg []byte) bool) error {
 	if err := d.open(); err != nil {
 		return err
 	}
-	// whole is true if the kernel has sent the whole list, so that the socket may be used again. After an error another
-	// message may follow: for a set that doesn't exist, the kernel sends NLMSG_ERROR and NLMSG_DONE.
+	// whole is true if the kernel has sent the whole list. Otherwise a message may follow, even after an error, and
+	// the socket can't be used again.
 	whole := false
 	defer func() {
 		if !whole {
@@ -98,15 +96,14 @@ func (d *Dumper) receive() (n, flags int, err error) {
 	}
 }
 
-// Results of split: another answer follows, the list is at its end, or the caller wants no more of it.
 const (
 	more = iota
 	atEnd
 	enough
 )
 
-// split calls the function each with every message in the answer, and returns one of the results above. The error is
-// the kernel's, or says that the answer is incomplete or belongs to a request with another number than seq.
+// split calls each with every message in the answer, and returns one of the results above. It fails with the
+// kernel's error, or if the answer is incomplete or has another number than seq.
 func split(answer []byte, seq uint32, each func(msg []byte) bool) (end int, err error) {
 	for len(answer) >= unix.SizeofNlMsghdr {
 		size, kind := int(binary.NativeEndian.Uint32(answer)), binary.NativeEndian.Uint16(answer[4:])

@@ -1,6 +1,6 @@
-// Package conntrack lists connections in the kernel's connection table, marks them as cut, and deletes single entries,
-// or all connections of an address that is about to be assigned to another pod. In an entry it changes only the cut bit
-// of the label, unless it must make the entry again (see Apply). It knows nothing of policy.
+// Package conntrack lists connections in the kernel's connection table, marks them as cut, and deletes them. In an
+// entry it changes only the cut bit of the label, unless it must make the entry again (see Apply). It knows nothing
+// of policy.
 package conntrack
 
 import (
@@ -17,14 +17,13 @@ type Connection struct {
 	Proto    uint8
 	Port     uint16 // of Dst; 0 for protocols without ports
 	Cut      bool
-	// Assured is the kernel's IPS_ASSURED. For TCP it means that the handshake is complete. For UDP it means that both
-	// sides have sent, and that a packet came more than two seconds after the first: a query with one answer is never
-	// assured.
+	// Assured is the kernel's IPS_ASSURED. For TCP, the handshake is complete. For UDP, both sides have sent, over
+	// more than two seconds: a query with one answer is never assured.
 	Assured bool
 	// Translated means that Src sent to another address or port than Dst and Port.
 	Translated bool
-	// family and tuple (of the original direction) are as the kernel wrote them. In a request to the kernel they
-	// identify the entry.
+	// family and tuple (of the original direction) are as the kernel wrote them. They identify the entry in a
+	// request.
 	family uint8
 	tuple  []byte
 	id     [4]byte // distinguishes the entry from later ones with the same tuple
@@ -57,15 +56,14 @@ const (
 	ctaLabelsMask = 23
 )
 
-// request returns a request about entries of the family, or of all families for AF_UNSPEC.
 func request(operation, flags int, family uint8) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_CTNETLINK<<8|operation, flags)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: nl.NFNETLINK_V0})
 	return req
 }
 
-// Bits of an entry's status (enum ip_conntrack_status, include/uapi/linux/netfilter/nf_conntrack_common.h). dstNAT says
-// that the destination was translated; iptables calls it --ctstate DNAT.
+// These are bits of an entry's status (enum ip_conntrack_status in
+// include/uapi/linux/netfilter/nf_conntrack_common.h). dstNAT says that the destination was translated.
 const (
 	assured = 1 << 2
 	dstNAT  = 1 << 5
@@ -77,15 +75,16 @@ const (
 	flagLiberal     = 0x08
 )
 
-// Midstream reports whether the TCP connection had already begun when the kernel first saw it, so that it is unknown
-// which side opened the connection. For such a connection, tcp_new (net/netfilter/nf_conntrack_proto_tcp.c) records
-// that any window is valid and that the window scale is unknown.
+// Midstream reports whether the TCP connection had already begun when the kernel first saw it. Then nobody knows
+// which side opened it. The kernel records that any window is valid and that the window scale is unknown (tcp_new
+// in net/netfilter/nf_conntrack_proto_tcp.c).
 func (c Connection) Midstream() bool {
 	return c.state.known && c.state.flags&(flagLiberal|flagWindowScale) == flagLiberal
 }
 
-// TCP's states at the end of a connection (enum tcp_conntrack in include/uapi/linux/netfilter/nf_conntrack_tcp.h). In
-// LAST_ACK both sides have sent FIN. In CLOSE one side has sent RST.
+// These are TCP's states at the end of a connection (enum tcp_conntrack in
+// include/uapi/linux/netfilter/nf_conntrack_tcp.h). In LAST_ACK both sides have sent FIN. In CLOSE one side has
+// sent RST.
 const (
 	stateLastAck  = 6
 	stateTimeWait = 7
@@ -97,6 +96,6 @@ func (c Connection) Over() bool {
 	return c.state.state == stateLastAck || c.state.state == stateTimeWait || c.state.state == stateClose
 }
 
-// Alive reports whether the connection is still in use, as far as the kernel knows. The kernel also keeps the entries
-// of connections that are over, of UDP queries that were answered, and of SYNs without an answer.
+// Alive reports whether the connection is still in use, as far as the kernel knows. The kernel also keeps entries
+// of connections that are over, of answered UDP queries, and of unanswered SYNs.
 func (c Connection) Alive() bool { return c.Assured && !c.Over() }

@@ -16,7 +16,7 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// Attributes and flags of a filter (Linux 5.8 and later): enum ctattr_filter of
+// These are attributes and flags of a filter (Linux 5.8 and later): enum ctattr_filter of
 // include/uapi/linux/netfilter/nfnetlink_conntrack.h, and CTA_FILTER_F_CTA_IP_SRC of net/netfilter/nf_internals.h.
 const (
 	ctaFilter           = 25
@@ -62,7 +62,8 @@ func Delete(addrs ...netip.Addr) error {
 	return errors.Join(append(errs, err)...)
 }
 
-// listedForAPass is how many entries the kernel lists in the time of the two passes for one address.
+// listedForAPass is how many entries the kernel lists in the time that it needs to delete one address's
+// connections.
 const listedForAPass = 4000
 
 // entries returns the number of entries of the table; a very large number if it can't be read.
@@ -93,8 +94,8 @@ func deleteByFilter(addrs []netip.Addr) error {
 	return err
 }
 
-// deletion returns a request that deletes the entries that match the filter. A kernel that doesn't know filters takes
-// the filter's address for an incomplete tuple, and deletes nothing.
+// deletion returns a request that deletes the entries that match the filter. A kernel without filters deletes
+// nothing.
 func deletion(filter []*nl.RtAttr) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_CTNETLINK<<8|nl.IPCTNL_MSG_CT_DELETE, 0)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_INET, Version: 1}) // the kernel reads the family from version 1 on
@@ -104,8 +105,7 @@ func deletion(filter []*nl.RtAttr) *nl.NetlinkRequest {
 	return req
 }
 
-// deleteByFilteredList lists the connections of an IPv4 address, and deletes them one by one. The kernel filters the
-// lists if it can.
+// deleteByFilteredList lists an IPv4 address's connections, and deletes them one by one.
 func deleteByFilteredList(a netip.Addr) error {
 	var errs []error
 	for _, filter := range addressFilters(a) {
@@ -114,16 +114,15 @@ func deleteByFilteredList(a netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// addressFilters returns filters for the connections that the IPv4 address opened, and for the connections that it
-// answers.
+// addressFilters returns two filters: for the connections that the address opened, and for those that it answers.
 func addressFilters(a netip.Addr) [2][]*nl.RtAttr {
 	return [2][]*nl.RtAttr{
 		sourceFilter(a, nl.CTA_TUPLE_ORIG, ctaFilterOrigFlags), sourceFilter(a, nl.CTA_TUPLE_REPLY, ctaFilterReplyFlags),
 	}
 }
 
-// deleteByList lists the connections that match the filter, and deletes those of the addresses among them: a kernel
-// that doesn't know filters lists all connections. All addresses must be of one family.
+// deleteByList lists the connections that match the filter, and deletes those of the addresses. A kernel without
+// filters lists all connections. All addresses must be of one family.
 func deleteByList(addrs []netip.Addr, filter []*nl.RtAttr) error {
 	if len(addrs) == 0 {
 		return nil
@@ -148,7 +147,8 @@ func deleteByList(addrs []netip.Addr, filter []*nl.RtAttr) error {
 	return errors.Join(errs...)
 }
 
-// sourceFilter returns a filter for connections that have packets from the IPv4 address in one direction.
+// sourceFilter returns a filter for connections with packets from the IPv4 address. tuple and flags are of one
+// direction.
 func sourceFilter(a netip.Addr, tuple, flags int) []*nl.RtAttr {
 	t := nl.NewRtAttr(tuple|unix.NLA_F_NESTED, nil)
 	t.AddRtAttr(nl.CTA_TUPLE_IP|unix.NLA_F_NESTED, nil).AddRtAttr(nl.CTA_IP_V4_SRC, a.AsSlice())

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestForget: Delete, and each method that it may use on some kernel, deletes the connections that the addresses have
-// opened or answer, also translated ones, and no others.
+// TestForget: each method of Delete deletes the connections that the addresses have opened or answer, and no
+// others.
 func TestForget(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -73,7 +73,7 @@ func TestForget(t *testing.T) {
 			t.Errorf("%s: left: %s", name, diff)
 		}
 	}
-	// This kernel filters its lists, so the checks above would not pass only because it lists all entries.
+	// If the kernel listed all entries, the checks above would pass without a filter.
 	for c, err := range dump(unix.AF_INET,
 		sourceFilter(netip.MustParseAddr("10.88.0.4"), nl.CTA_TUPLE_ORIG, ctaFilterOrigFlags)...) {
 		if err != nil {

@@ -13,11 +13,9 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// All yields the entries of the table. Each is valid until the next one is yielded. All keeps in memory only the
-// entries that the kernel sends in one answer, not the whole table. An error comes last.
-//
-// A node may have hundreds of thousands of entries, so All allocates no memory for an entry. The netlink library takes
-// memory for each answer, and doesn't keep enough of an entry to identify the entry later.
+// All yields the entries of the table. Each is valid until the next one is yielded. An error comes last. All keeps
+// only one answer of the kernel in memory, and allocates no memory for an entry: a node may have hundreds of
+// thousands.
 //
 // Equivalent to: conntrack -L -o labels; conntrack -L -f ipv6 -o labels
 func All() iter.Seq2[Connection, error] { return dump(unix.AF_UNSPEC) }
@@ -40,7 +38,7 @@ func dump(family uint8, filter ...*nl.RtAttr) iter.Seq2[Connection, error] {
 			}
 			return more
 		})
-		if err == nil && unread > 0 { // for these entries it is unknown whether a policy allows them
+		if err == nil && unread > 0 { // nobody knows whether a policy allows these
 			err = fmt.Errorf("%d of them can't be understood", unread)
 		}
 		if err != nil && more {
@@ -49,7 +47,7 @@ func dump(family uint8, filter ...*nl.RtAttr) iter.Seq2[Connection, error] {
 	}
 }
 
-// parse reads an entry. It returns false if the message isn't a complete entry. The connection refers to the message.
+// parse reads an entry. ok is false if the message isn't a complete entry. The connection refers to the message.
 func parse(msg []byte) (c Connection, ok bool) {
 	for b := msg[min(nl.SizeofNfgenmsg, len(msg)):]; ; {
 		var kind uint16
@@ -85,7 +83,6 @@ func parse(msg []byte) (c Connection, ok bool) {
 	return c, c.tuple != nil && c.Src.IsValid() && c.Dst.IsValid()
 }
 
-// parseTCP reads TCP's state from an entry's CTA_PROTOINFO. The kernel writes one protocol's state there.
 func parseTCP(info []byte) (s tcpState) {
 	kind, tcp, _ := attribute(info)
 	if kind != nl.CTA_PROTOINFO_TCP {
@@ -137,8 +134,8 @@ func parseTuple(b []byte) (t tuple) {
 	}
 }
 
-// attribute returns the type and value of the first attribute in b, and the rest of b. The value is nil if b has no
-// complete attribute.
+// attribute returns the first attribute's type and value, and the rest of b. Without a complete attribute, value is
+// nil.
 func attribute(b []byte) (kind uint16, value, rest []byte) {
 	if len(b) < unix.SizeofNlAttr {
 		return 0, nil, nil

@@ -36,9 +36,9 @@ func NewEdit(c Connection, o Operation) Edit {
 	return Edit{c, o}
 }
 
-// Apply makes the edits with one system call. If one of them fails, Apply makes each with a call of its own, and
-// returns a list with an error, or nil, for each edit. It returns no list if the first call has made all of them. An
-// edit of an entry that is gone succeeds.
+// Apply makes the edits with one system call. If one fails, Apply makes each with a call of its own, and returns an
+// error or nil for each edit. It returns no list if the first call has succeeded. An edit of an entry that is gone
+// succeeds.
 func Apply(edits []Edit) []error {
 	var b batch.Batch
 	for _, e := range edits {
@@ -58,9 +58,8 @@ func Apply(edits []Edit) []error {
 	return errs
 }
 
-// apply makes the edit. An entry has no room for a label if no rule used labels when the connection began: weir's rules
-// didn't exist yet, or another program had flushed them. To set the bit in such an entry, apply deletes the entry and
-// makes it again.
+// apply makes the edit. An entry has no room for a label if no rule used labels when the connection began. Then
+// apply deletes the entry and makes it again.
 func (e Edit) apply() error {
 	attrs := e.attributes()
 	err := e.send(e.kernelOperation(), attrs[1:]...)

@@ -10,14 +10,12 @@ import (
 	"github.com/weir-net/weir/internal/attrs"
 )
 
-// maxRecreations is how often recreate tries again, if each time a packet of the connection makes an entry between the
-// deletion and the new entry.
+// maxRecreations is how often recreate tries. A packet of the connection may make an entry between the deletion and
+// the new entry.
 const maxRecreations = 100
 
-// recreate deletes the entry and makes it again, with room for a label and with these labels. The new entry has the
-// same direction. If the entry were only deleted, the server's next packet would open the connection from the other
-// side, and another policy would apply. In the new entry, addresses are no longer translated. That matters only if the
-// connection is restored later.
+// recreate deletes the entry and makes it again with these labels. If it only deleted the entry, the server's next
+// packet would open the connection from the other side. In the new entry, addresses are no longer translated.
 //
 // Equivalent to: conntrack -D TUPLE; conntrack -I TUPLE -r REPLY -t TIMEOUT -u ASSURED,SEEN_REPLY -l 127
 func (c Connection) recreate(labels ...*nl.RtAttr) error {
@@ -45,8 +43,7 @@ func (c Connection) recreate(labels ...*nl.RtAttr) error {
 	if err != nil {
 		return fmt.Errorf("make anew: %w", err)
 	}
-	// If the new entry has no room for labels either, the kernel doesn't report that. Setting the labels once more
-	// does.
+	// The kernel doesn't report that the new entry has no room for labels. Setting the labels once more does.
 	return c.send(nl.IPCTNL_MSG_CT_NEW, labels...)
 }
 
@@ -83,9 +80,8 @@ func (c Connection) read() (reply []byte, kept []*nl.RtAttr, err error) {
 	return reply, append(kept, nl.NewRtAttr(nl.CTA_STATUS, nl.BEUint32Attr(confirmed|seenReply|assured))), nil
 }
 
-// looseTCP returns a TCP state that every packet of the connection fits. The old entry's window can't be read. A
-// packet outside of the window would be INVALID, so that neither the rule for established connections nor the rule for
-// cut connections would match it. If midstream is true, Connection.Midstream reports true for the new entry too.
+// looseTCP returns a TCP state that every packet of the connection fits. The old entry's window can't be read, and
+// a packet outside of the window would be INVALID. With midstream, Connection.Midstream is true for the new entry.
 func looseTCP(midstream bool) *nl.RtAttr {
 	info := nl.NewRtAttr(nl.CTA_PROTOINFO|unix.NLA_F_NESTED, nil)
 	tcp := info.AddRtAttr(nl.CTA_PROTOINFO_TCP|unix.NLA_F_NESTED, nil)

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestEntriesWithoutRoomForLabels: entries without room for a label can be cut and restored like all others, and keep
-// their state. If no rule uses labels, Apply returns an error.
+// TestEntriesWithoutRoomForLabels: entries without room for a label can be cut and restored like all others. If no
+// rule uses labels, Apply returns an error.
 func TestEntriesWithoutRoomForLabels(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -113,7 +113,6 @@ func setCut(c Connection, on bool) error {
 	return errors.Join(Apply([]Edit{NewEdit(c, o)})...)
 }
 
-// listing returns the table's entries without labels, counters and times.
 func listing(t *testing.T) string {
 	t.Helper()
 	var lines []string

@@ -7,8 +7,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestTranslated: if the destination port of a connection is translated, Translated is true, and Port is the new
-// port. If it isn't translated, Translated is false.
+// TestTranslated: if a connection's destination port is translated, Translated is true and Port is the new port.
 func TestTranslated(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

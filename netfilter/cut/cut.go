@@ -1,6 +1,6 @@
 // Package cut ends connections that rules no longer allow. It marks such connections with a conntrack label. A rule
-// ahead of all others drops packets of marked connections in both directions. A connection that is allowed again loses
-// the label. Deleting the conntrack entry instead would not help: the server's next packet would begin a new
+// ahead of all others drops packets of marked connections in both directions. A connection that is allowed again
+// loses the label. To delete the conntrack entry instead would not help: the server's next packet would begin a new
 // connection in the opposite direction.
 package cut
 
@@ -19,8 +19,8 @@ import (
 
 // Result has the counts of a walk through the connections.
 type Result struct {
-	Cut, Restored int // connections in use that the walk has cut or restored
-	Standing      int // entries of connections that are cut when the walk ends
+	Cut, Restored int // by this walk; only connections in use
+	Standing      int // cut connections when the walk ends
 	// Examples has some of the connections that were cut or restored.
 	Examples []Example
 }
@@ -70,13 +70,12 @@ func NewEvaluator(r ruleset.Ruleset, links map[netip.Addr]ruleset.Link, own []ne
 	return e
 }
 
-// allows reports whether the rules would allow the connection if it began now. If the kernel didn't see the
-// connection's first packet, it is unknown which side began the connection, and allows returns false.
+// allows reports whether the rules would allow the connection if it began now. It returns false if the kernel
+// didn't see the first packet, because then nobody knows which side began.
 func (e Evaluator) allows(c *conntrack.Connection, src, dst place) bool {
 	return !c.Midstream() && e.rules.Allows(packet(c, src, dst))
 }
 
-// walk is the state of one Walk.
 type walk struct {
 	newest func() Evaluator
 	edits  []conntrack.Edit
@@ -120,8 +119,7 @@ func Walk(by Evaluator, newest func() Evaluator) (Result, error) {
 	return w.Result, errors.Join(w.errs...)
 }
 
-// edit notes what must become of the connection: if it is cut, it is restored; if it is over, its entry is deleted;
-// otherwise it is cut. With maxEdits notes, edit applies them.
+// edit notes the change that the connection needs. It applies the notes when there are maxEdits.
 func (w *walk) edit(c conntrack.Connection) {
 	operation := conntrack.Cut
 	switch {
@@ -136,7 +134,7 @@ func (w *walk) edit(c conntrack.Connection) {
 	}
 }
 
-// apply makes the edits on which the newest rules agree, and counts them.
+// apply makes the edits with which the newest rules agree, and counts them.
 func (w *walk) apply() {
 	if len(w.edits) == 0 {
 		return
@@ -163,9 +161,8 @@ func (w *walk) apply() {
 	w.edits = w.edits[:0]
 }
 
-// count counts a connection that was cut or restored. Some entries are of connections that nobody uses any more, such
-// as answered UDP queries. Walk labels them, because both ends may still send. count doesn't count them as cut, because
-// neither end has lost a connection.
+// count counts a connection that was cut or restored. Nobody uses some of them any more, such as answered UDP
+// queries. These don't count as cut.
 func (w *walk) count(e *conntrack.Edit) {
 	switch e.Operation {
 	case conntrack.Forget:
@@ -189,8 +186,8 @@ func (w *walk) count(e *conntrack.Edit) {
 	}
 }
 
-// packet returns the connection's first packet as the FORWARD hook saw it; or as INPUT saw it, if it is sent to the
-// node. src and dst are the places of its ends.
+// packet returns the connection's first packet at the FORWARD hook, or at INPUT if it is sent to the node. src and
+// dst are the places of its ends.
 func packet(c *conntrack.Connection, src, dst place) ruleset.Packet {
 	p := ruleset.Packet{Src: c.Src, Dst: c.Dst, Port: c.Port, In: "-", Out: "-", Translated: c.Translated}
 	p.Proto = protocol(c.Proto)
@@ -208,7 +205,7 @@ func packet(c *conntrack.Connection, src, dst place) ruleset.Packet {
 	return p
 }
 
-// protocol returns the name of the protocol if rules match its ports, and otherwise its number.
+// protocol returns the protocol's name if rules match its ports, and otherwise its number.
 func protocol(number uint8) ruleset.Protocol {
 	switch number {
 	case unix.IPPROTO_TCP:

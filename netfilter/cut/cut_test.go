@@ -26,8 +26,8 @@ const (
 	closed      = 8
 )
 
-// ports returns an Evaluator of rules by which the node's pod 10.88.0.2 may be reached by those ports only. The node's
-// own address is 192.0.2.2.
+// ports returns an Evaluator of rules that allow the node's pod 10.88.0.2 to be reached on these ports only. The
+// node's address is 192.0.2.2.
 func ports(allowed ...uint16) Evaluator {
 	var rules []ruleset.Rule
 	for _, p := range allowed {
@@ -44,7 +44,7 @@ func ports(allowed ...uint16) Evaluator {
 	return NewEvaluator(r, links, []netip.Addr{netip.MustParseAddr("192.0.2.2")})
 }
 
-// entries lists the table: for each entry the port of the destination, with "cut" if the connection is cut.
+// entries lists each entry's destination port, with "cut" if the connection is cut.
 func entries(t *testing.T) (list []string) {
 	t.Helper()
 	for c, err := range conntrack.All() {
@@ -61,9 +61,8 @@ func entries(t *testing.T) (list []string) {
 	return list
 }
 
-// TestWalk: connections that the rules no longer allow are cut, and restored once they are allowed again. Only those in
-// use count as cut or restored. Entries of TCP connections that are over are deleted. If the newest rules say
-// otherwise, nothing changes.
+// TestWalk: connections that the rules no longer allow are cut, and restored once they are allowed again. Entries
+// of TCP connections that are over are deleted. If the newest rules say otherwise, nothing changes.
 func TestWalk(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -102,7 +101,7 @@ func TestWalk(t *testing.T) {
 	for _, tc := range []struct {
 		name       string
 		by, newest []uint16
-		want       Result // its Examples are set below, and compared only if connections are restored
+		want       Result // Examples are compared only if connections are restored
 		examples   int
 		entries    string
 	}{
@@ -155,7 +154,7 @@ func TestWalk(t *testing.T) {
 	}
 }
 
-// TestWalkFails: if connections can't be cut, the error names some of them and has the number of the others.
+// TestWalkFails: if connections can't be cut, the error names some of them and counts the others.
 func TestWalkFails(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

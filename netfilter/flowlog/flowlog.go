@@ -52,7 +52,7 @@ func table() *nftables.Table {
 	return &nftables.Table{Name: conf.FlowTable, Family: nftables.TableFamilyINet}
 }
 
-// Make makes the table for packets that come in or go out by one of the links, in place of an earlier one, in one
+// Make makes the table for packets that come in or go out by one of the links. It replaces an earlier table in one
 // transaction.
 //
 // Equivalent to: nft -f, with "delete table inet weir-flows" before the table above
@@ -113,7 +113,7 @@ func chains(set *nftables.Set) []nft.Chain {
 	}
 }
 
-// Beyond returns how many packets the limit has left out since the table was made, and whether the table is there.
+// Beyond returns how many packets the limit has left out since Make. there is false if there is no table.
 //
 // Equivalent to: nft list chain inet weir-flows log
 func Beyond() (packets uint64, there bool, err error) {

@@ -21,9 +21,9 @@ type Change struct {
 	Delete bool
 }
 
-// Apply makes the changes, in order, with few system calls. Adding an entry that exists, or deleting an entry that
-// doesn't exist, is no error. If one change fails, Apply still makes the others, and returns the error. So a change
-// that allows traffic must not depend on an earlier one that denies it.
+// Apply makes the changes, in order, with few system calls. It is no error if an added entry exists, or a deleted
+// one doesn't. If one change fails, Apply still makes the others, and returns the error. So a change that allows
+// traffic must not depend on an earlier one that denies it.
 //
 // Equivalent to: ipset add -exist SET ENTRY comment "COMMENT"; ipset del -exist SET ENTRY
 func Apply(changes ...Change) error { return apply(changes, mapError) }
@@ -37,8 +37,8 @@ type Refused struct {
 	Err error
 }
 
-// ApplyEach makes the changes like Apply, and returns the changes that the kernel refused. The error is for all other
-// failures, such as ErrNotExist for a missing set.
+// ApplyEach makes the changes like Apply, and returns those that the kernel refused. err is for all other failures,
+// such as ErrNotExist for a missing set.
 func ApplyEach(changes ...Change) (refused []Refused, err error) {
 	var errs []error
 	// The kernel answers each change that fails, and a socket's buffer holds about 200 answers (net.core.rmem_default).
@@ -61,7 +61,6 @@ func ApplyEach(changes ...Change) (refused []Refused, err error) {
 	return refused, errors.Join(errs...)
 }
 
-// request returns the netlink request for the change, and a text for errors that describes the change.
 func (c Change) request() (r *nl.NetlinkRequest, doing string) {
 	if c.Delete {
 		return request(nl.IPSET_CMD_DEL, c.Set, c.Entry), fmt.Sprintf("delete %s from ipset %s", c.Entry, c.Set)
@@ -69,7 +68,7 @@ func (c Change) request() (r *nl.NetlinkRequest, doing string) {
 	return request(nl.IPSET_CMD_ADD, c.Set, c.Entry), fmt.Sprintf("add %s to ipset %s", c.Entry, c.Set)
 }
 
-// apply sends the changes. means replaces the kernel's errors, and returns nil for an error that doesn't matter.
+// apply sends the changes. means translates the kernel's errors; nil means that an error doesn't matter.
 func apply(changes []Change, means func(error) error) error {
 	var errs []error
 	for some := range slices.Chunk(changes, batchSize) {
@@ -111,7 +110,7 @@ func SetsContaining(a netip.Addr, sets []string) (map[string]bool, error) {
 	return in, nil
 }
 
-// mapError replaces error numbers of ipset's own (include/uapi/linux/netfilter/ipset/ip_set.h) by errors with text, and
+// mapError gives text to error numbers of ipset's own (include/uapi/linux/netfilter/ipset/ip_set.h), and replaces
 // ENOENT by ErrNotExist.
 func mapError(err error) error {
 	if errno := unix.Errno(0); errors.As(err, &errno) && errno >= nl.IPSET_ERR_PRIVATE {
@@ -123,8 +122,8 @@ func mapError(err error) error {
 	return err
 }
 
-// request returns the netlink request for a command on one entry. For an entry of a bitmap:port set it sends only the
-// port. The netlink library would send a protocol too, and since Linux 5.2 such sets refuse a protocol.
+// request returns the netlink request for a command on one entry. For a bitmap:port set it sends only the port.
+// Since Linux 5.2 such sets refuse the protocol that the netlink library would send.
 func request(command int, name string, e Entry) *nl.NetlinkRequest {
 	data := nl.NewRtAttr(nl.IPSET_ATTR_DATA|int(nl.NLA_F_NESTED), nil)
 	number := func() {

@@ -12,15 +12,14 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// Question asks whether a set holds an entry: an address, in the set itself or in one of its networks, an address with
-// a port or a link, or a port.
+// Question asks whether a set holds an entry. An address is also held if one of the set's networks has it.
 type Question struct {
 	Set string
 	Entry
 }
 
-// Holds answers the questions, in their order, with few system calls. missing has the sets that don't exist; such a set
-// holds nothing.
+// Holds answers the questions, in order, with few system calls. missing has the sets that don't exist; they hold
+// nothing.
 //
 // Equivalent to: ipset test SET ENTRY, for each question
 func Holds(questions []Question) (holds []bool, missing map[string]bool, err error) {

@@ -1,7 +1,6 @@
 // Package ipset creates, changes, lists and deletes weir's IP sets in the kernel, over netlink. Headers and Purge
-// ignore sets with names that don't begin with weir's prefix. Each operation can be repeated. The plugin uses the
-// package for the sets that have a pod's addresses; the iptables backend uses it for all sets. The package knows
-// nothing of policy.
+// ignore sets whose names don't begin with weir's prefix. Each operation can be repeated. The plugin uses the
+// package for the sets of all pods, and the iptables backend for all sets. The package knows nothing of policy.
 package ipset
 
 import (
@@ -31,8 +30,8 @@ const (
 	HashNetIface = "hash:net,iface"
 )
 
-// revisions are the revisions of the types in Linux 3.14, the first kernel with all that weir needs. For a set with an
-// older revision, the ipset command doesn't print the comments.
+// revisions are the types' revisions in Linux 3.14, the first kernel with all that weir needs. For older revisions,
+// the ipset command prints no comments.
 var revisions = map[string]uint8{HashIP: 3, HashNet: 5, HashIPPort: 4, BitmapPort: 2, HashNetIface: 4}
 
 // markRevision is the first revision of hash:ip whose entries can have marks (Linux 3.19).
@@ -122,8 +121,8 @@ func (h *Handle) Close() {
 	h.lists.Close()
 }
 
-// Create makes the set if it doesn't exist. It returns an error if a set of that name has another type. It returns no
-// error if the existing set is of the other family; adding an entry then fails.
+// Create makes the set if it doesn't exist. It returns an error if a set of that name has another type. If the
+// existing set is of the other family, Create succeeds, and adding an entry fails.
 //
 // Equivalent to:
 //
@@ -211,7 +210,7 @@ func parseHeader(msg []byte) (s Header, ok bool) {
 	return s, conf.OwnSet(s.Name)
 }
 
-// Purge deletes the addresses from all of weir's sets of pods. It doesn't change sets of networks and of port numbers.
+// Purge deletes the addresses from all of weir's sets of pods. Sets of networks and of port numbers stay.
 func (h *Handle) Purge(addrs ...netip.Addr) error {
 	sets, err := h.Headers()
 	if err != nil {
@@ -240,9 +239,8 @@ func (h *Handle) Purge(addrs ...netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// entriesOf returns the set's entries that have one of the addresses. It reads a set with ports or links, because an
-// address may have several entries in such a set, and the kernel deletes only whole entries. For other sets it returns
-// one entry for each address, without checking that the entry exists.
+// entriesOf returns the set's entries for the addresses. It reads sets with ports or links, where an address may
+// have several entries. For other sets it returns one entry for each address, even if the set lacks it.
 func (h *Handle) entriesOf(set Header, addrs []netip.Addr) ([]Entry, error) {
 	if set.Type == HashIPPort || set.Type == HashNetIface {
 		s, err := h.List(set.Name)

@@ -151,8 +151,8 @@ func FuzzParseHeader(f *testing.F) {
 	})
 }
 
-// TestBothFamilies: sets have entries of their family. A set refuses an address of the other family, and Purge
-// deletes each address from the sets of pods of its own family, and from no other set.
+// TestBothFamilies: a set refuses an address of the other family. Purge deletes each address only from its own
+// family's sets of pods.
 func TestBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -26,10 +26,9 @@ func (h *Handle) List(name string) (Set, error) {
 	return s, err
 }
 
-// Each reads the set. It calls the function each for every entry. The entry's field Comment is empty: the comment comes
-// beside it, and is valid until the function returns. So Each takes no memory for an entry. It ends early, without an
-// error, if the function returns false. comments is true if the set was created with room for comments. It returns
-// ErrNotExist if there is no such set.
+// Each reads the set and calls each for every entry. The entry's field Comment is empty: the comment comes beside
+// it, and is valid until each returns. Each ends early, without an error, if each returns false. comments is true
+// if the set has room for comments. It returns ErrNotExist if there is no such set.
 //
 // Equivalent to: ipset list NAME
 func (h *Handle) Each(name string, each func(e Entry, comment []byte) bool) (s Header, comments bool, err error) {
@@ -78,7 +77,7 @@ func listRequest(name string) *nl.NetlinkRequest {
 	return req
 }
 
-// flagsOf returns the flags in a set's properties. They say what the set was created with room for.
+// flagsOf returns the flags in a set's properties: what the set has room for.
 func flagsOf(properties []byte) uint32 {
 	for kind, value := range attrs.In(properties) {
 		if kind == nl.IPSET_ATTR_CADT_FLAGS && len(value) == 4 {
@@ -88,7 +87,8 @@ func flagsOf(properties []byte) uint32 {
 	return 0
 }
 
-// parseEntry reads an entry of a set of that type. ok is false if the entry has no address, except in a set of ports.
+// parseEntry reads an entry of a set of that type. ok is false if the entry lacks an address and the set isn't one
+// of ports.
 func parseEntry(data []byte, setType string) (e Entry, comment []byte, ok bool) {
 	var addr netip.Addr
 	bits := -1
@@ -138,7 +138,6 @@ func parseEntry(data []byte, setType string) (e Entry, comment []byte, ok bool) 
 	return e, comment, true
 }
 
-// cut returns the value up to its first zero byte.
 func cut(value []byte) []byte {
 	head, _, _ := bytes.Cut(value, []byte{0})
 	return head

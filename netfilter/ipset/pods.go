@@ -14,11 +14,10 @@ type PodSets struct{}
 // Name returns the name of the set of all pods of the address's family, as messages give it.
 func (PodSets) Name(addr netip.Addr) string { return "ipset " + podsSet(addr) }
 
-// podsSet returns the name of the set of all pods of the address's family.
 func podsSet(addr netip.Addr) string { return conf.FamilyOf(addr).Set(conf.PodsSet) }
 
-// Deny adds the addresses to the sets of all pods, with the pod's name as the comment. If such a set doesn't exist,
-// because no agent has run since the node was started, Deny makes it.
+// Deny adds the addresses to the sets of all pods, with the pod's name as the comment. It makes such a set if it
+// doesn't exist, because no agent has run since the node was started.
 //
 // Equivalent to: ipset add -exist weir-pods ADDR comment POD (weir-pods6 for IPv6)
 func (PodSets) Deny(pod string, addrs ...netip.Addr) error {
@@ -38,7 +37,7 @@ func (PodSets) Deny(pod string, addrs ...netip.Addr) error {
 	return Apply(changes...)
 }
 
-// createPodsSets makes the set of all pods of each address's family.
+// createPodsSets makes the sets of all pods for the addresses' families.
 func createPodsSets(addrs []netip.Addr) error {
 	h, err := New()
 	if err != nil {
@@ -103,8 +102,8 @@ func (PodSets) InUse(addr netip.Addr) (bool, error) {
 	return h.InUse(podsSet(addr))
 }
 
-// Check returns an error that names each set that should hold one of the addresses and does not: the set of all pods,
-// and a set of the pods in classes for each direction.
+// Check returns an error that names each set that lacks one of the addresses: the set of all pods, or a direction's
+// set of pods in classes.
 func (PodSets) Check(addrs ...netip.Addr) error {
 	h, err := New()
 	if err != nil {
@@ -134,8 +133,8 @@ func (PodSets) Check(addrs ...netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// inClass reports whether the address is in a set of the pods in classes of one direction. class reports whether a name
-// is that of such a set. While an earlier agent's rules are in the kernel, each class has a set of its own.
+// inClass reports whether a set of one direction's pods in classes has the address. class recognises the names of
+// such sets. An earlier agent's rules may have one set for each class.
 func (h *Handle) inClass(headers []Header, class func(name string) bool, addr netip.Addr) (bool, error) {
 	for _, s := range headers {
 		if s.Family != conf.FamilyOf(addr) || !class(s.Name) {

@@ -130,7 +130,7 @@ func bind(conn *netlink.Conn, group uint16) (*Reader, error) {
 }
 
 // acknowledged waits for the kernel's answer to the configuration. The library's Execute would fail if packets came
-// before the answer. Here they count as lost.
+// first. Here such packets count as lost.
 func (r *Reader) acknowledged() error {
 	if err := r.conn.SetReadDeadline(time.Now().Add(answersWithin)); err != nil {
 		return err
@@ -154,8 +154,8 @@ func (r *Reader) acknowledged() error {
 	}
 }
 
-// receive returns the next messages from the socket, which are valid until the next call. If there are none, it waits
-// for them until the read deadline if wait is true, and otherwise returns EAGAIN.
+// receive returns the next messages from the socket, which are valid until the next call. If there are none, it
+// waits until the read deadline. Without wait it returns EAGAIN.
 func (r *Reader) receive(wait bool) ([]byte, error) {
 	var n int
 	var failure error
@@ -169,7 +169,6 @@ func (r *Reader) receive(wait bool) ([]byte, error) {
 	return r.buf[:n], nil
 }
 
-// messagesIn yields the netlink messages in the data, each with its type. It stops at a message that is cut off.
 func messagesIn(b []byte) iter.Seq2[uint16, []byte] {
 	return func(yield func(kind uint16, data []byte) bool) {
 		for len(b) >= unix.SizeofNlMsghdr {
@@ -185,8 +184,8 @@ func messagesIn(b []byte) iter.Seq2[uint16, []byte] {
 	}
 }
 
-// readerOf returns the number of the netlink socket that reads the group; empty if none does. It is the process ID of
-// a program's first netlink socket.
+// readerOf returns the port ID of the netlink socket that reads the group; empty if none does. For a program's
+// first netlink socket, that is the process ID.
 //
 // Equivalent to: awk '$1 == GROUP { print $2 }' /proc/net/netfilter/nfnetlink_log
 func readerOf(group uint16) string {
@@ -205,25 +204,25 @@ func readerOf(group uint16) string {
 // Close gives up the group. It also ends a Read that waits.
 func (r *Reader) Close() error { return r.conn.Close() }
 
-// Read waits for packets until ctx ends, or for at most the duration wait. It calls the function each with every
-// packet that has come, at most as many as the socket's buffer holds, and then doesn't wait for more. It returns how
-// many packets were lost before the last of them. A packet is valid only until the function returns. A packet that
-// was lost after the last one counts with the next packet that comes: the kernel numbers packets, and says nothing of
-// those that it couldn't deliver.
+// Read waits for packets until ctx ends, or for at most the duration wait. It calls each with every packet that has
+// come, and then doesn't wait for more. A packet is valid only until each returns.
+//
+// lost is how many packets were lost before the last one. A loss after it counts with the next packet, because the
+// kernel only numbers packets.
 func (r *Reader) Read(ctx context.Context, wait time.Duration, each func(*Packet)) (lost uint64, err error) {
 	if err := r.conn.SetReadDeadline(time.Now().Add(wait)); err != nil {
 		return 0, err
 	}
 	defer context.AfterFunc(ctx, func() { _ = r.conn.SetReadDeadline(time.Unix(1, 0)) })()
 	var p Packet
-	// One buffer full after the other, until none is left. The number is bounded: the caller has other work too.
+	// The loop is bounded, because the caller has other work too.
 	for first, left := true, socketBuffer/messageSize; left > 0; left-- {
 		b, err := r.receive(first)
 		switch {
 		case errors.Is(err, unix.EAGAIN), errors.Is(err, os.ErrDeadlineExceeded):
 			return lost, nil
 		case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.EINTR):
-			continue // the numbers of the packets tell how many were lost
+			continue // gaps in the packets' numbers show the loss
 		case err != nil:
 			return lost, fmt.Errorf("read the log group: %w", err)
 		}
@@ -233,8 +232,7 @@ func (r *Reader) Read(ctx context.Context, wait time.Duration, each func(*Packet
 	return lost, nil
 }
 
-// packets calls the function each with every packet of the netlink messages, and returns how many packets are missing
-// before the last of them.
+// packets calls each with every packet of the messages, and returns how many were lost before the last one.
 func (r *Reader) packets(b []byte, p *Packet, each func(*Packet)) (lost uint64) {
 	for kind, data := range messagesIn(b) {
 		if kind != unix.NFNL_SUBSYS_ULOG<<8|msgPacket || !p.parse(data) {

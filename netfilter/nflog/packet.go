@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Attributes of include/uapi/linux/netfilter/nfnetlink_log.h; and the sizes of struct nfgenmsg, with which a message
-// begins, and of struct nlattr, with which an attribute begins.
+// These are attributes of include/uapi/linux/netfilter/nfnetlink_log.h, and the sizes of struct nfgenmsg and struct
+// nlattr.
 const (
 	attrHeader     = 1
 	attrIndev      = 4
@@ -31,14 +31,14 @@ type Packet struct {
 	EtherType uint16
 	// Payload is the beginning of the packet, from the IP header on.
 	Payload []byte
-	// In and Out are the indexes of the links that the packet came in by and would have left by; 0 for none. For a frame
-	// on a bridge, Port is the index of the port that it came in by.
+	// In and Out are the indexes of the links that the packet came in by and would have left by; 0 for none. Port
+	// is the index of the bridge port that a frame came in by.
 	In, Out, Port uint32
 
 	number uint32
 }
 
-// parse reads the message. It returns false if an attribute is cut off, or if the message has no number.
+// parse reads the message. It returns false if an attribute is cut off, or if the packet has no number.
 func (p *Packet) parse(b []byte) bool {
 	if len(b) < sizeofNfgenmsg {
 		return false

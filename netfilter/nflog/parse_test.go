@@ -166,8 +166,7 @@ func TestFlow(t *testing.T) {
 	}
 }
 
-// FuzzPackets reads any bytes as messages of the kernel. None of them may make the reader panic, or pass on more bytes
-// than there are.
+// FuzzPackets: whatever the kernel sends, the reader doesn't panic, and passes on no more bytes than there are.
 func FuzzPackets(f *testing.F) {
 	f.Add(message(f, 0, "weir drop X", etherIPv4, syn(f)))
 	f.Add(append(message(f, 1, "", etherARP, nil), 1, 2, 3))
@@ -182,8 +181,7 @@ func FuzzPackets(f *testing.F) {
 	})
 }
 
-// FuzzFlow reads any bytes as a packet. Where gopacket finds no error in it, both find the same addresses, and in TCP
-// packets the same destination port.
+// FuzzFlow: if gopacket finds no error in a packet, both readers find the same addresses and TCP port.
 func FuzzFlow(f *testing.F) {
 	f.Add(true, syn(f))
 	f.Add(false, make([]byte, 60))

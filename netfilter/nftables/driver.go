@@ -48,9 +48,9 @@ func (d *Driver) Name() string { return "nftables" }
 // read, the kernel refuses the transaction, and Apply reads them again.
 const triesOfAChange = 3
 
-// Apply makes the kernel have the ruleset. After a RefusedError the kernel has what it had before, and the caller must
-// leave out the refused parts. After any other error the pods are closed if the kernel's rules wouldn't check their
-// packets, unless the kernel's state can't be read.
+// Apply makes the kernel have the ruleset. After a RefusedError the kernel has what it had before, and the caller
+// must leave out the refused parts. After any other error the pods are closed if the kernel's rules don't check all
+// packets. If the kernel's state can't be read, nothing is closed.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
 	if err := d.look(ctx, verify); err != nil {
 		return netfilter.Result{}, err
@@ -89,7 +89,7 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 	}
 }
 
-// apply commits the transaction from the known state to the ruleset, if there is anything to change.
+// apply commits the transaction from the known state to the ruleset. It does nothing if nothing must change.
 func (d *Driver) apply(want lowered, alone bool) (r netfilter.Result, p *plan, err error) {
 	for _, f := range conf.Families {
 		if want[f] != nil {
@@ -123,9 +123,9 @@ func (d *Driver) apply(want lowered, alone bool) (r netfilter.Result, p *plan, e
 	return r, p, nil
 }
 
-// forgetMissing forgets the elements that the refused plan deletes and that the kernel doesn't have any more: the
-// plugin takes an ended pod's addresses out of all sets. It returns true if there are such elements. Reading everything
-// again would show changes of the plugin that are newer than the ruleset, and the next try would undo them.
+// forgetMissing forgets elements that the plan deletes and the kernel no longer has. The plugin may have deleted
+// them meanwhile. It returns true if there were such elements. A full read would also show newer changes of the
+// plugin, and the next try would undo them.
 func (d *Driver) forgetMissing(p *plan) (any bool) {
 	found, err := nftnl.Find(p.deletes)
 	if err != nil {
@@ -144,9 +144,9 @@ func (d *Driver) forgetMissing(p *plan) (any bool) {
 	return any
 }
 
-// KeepClosed protects the pods while no ruleset can be compiled yet. If weir's chains are complete, they stay as they
-// are. If a chain is missing or was flushed, the drops in it are gone: then KeepClosed applies the ruleset closed, in
-// which no pod is in any class, and returns true.
+// KeepClosed protects the pods while no ruleset can be compiled yet. If weir's chains are complete, they stay as
+// they are. If a chain is missing or was flushed, KeepClosed applies the ruleset closed and returns true. In that
+// ruleset no pod is in any class.
 func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (changed bool, err error) {
 	if err := d.Read(ctx); err != nil {
 		return false, err
@@ -185,10 +185,9 @@ func (d *Driver) Remove(context.Context) error {
 	return errors.Join(errs...)
 }
 
-// closeAll drops all packets of this node's pods. It is for the case that the kernel refuses weir's rules, and that the
-// rules that it has don't check all packets. closeAll also drops packets of established connections, because the
-// refused rule may be the one that recognises such packets. The next Apply that succeeds replaces these rules. If the
-// kernel's state can't be read, closeAll does nothing.
+// closeAll drops all packets of this node's pods, also those of established connections. It is for a kernel that
+// refuses weir's rules when its present rules don't check all packets. If the kernel's state can't be read,
+// closeAll does nothing.
 //
 // Equivalent to, with the chain of INPUT likewise, and without the rules about sets where sets are refused:
 //
@@ -224,8 +223,8 @@ func (d *Driver) closeAll(ctx context.Context, want lowered) error {
 	return errors.Join(errs...)
 }
 
-// closing returns the transaction that makes the chains at the filter's hooks drop the packets of pods: by their links,
-// and if sets is true also by their addresses.
+// closing returns the transaction that makes the chains at the filter's hooks drop pods' packets. The drops are by
+// link, and if sets is true also by address.
 func closing(f conf.Family, have held, want *table, sets bool) *nftnl.Batch {
 	b, t := &nftnl.Batch{}, tables[f]
 	if have.exists && have.mustBeMadeAnew(want) {

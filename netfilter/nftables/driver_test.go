@@ -35,8 +35,8 @@ func mustApply(t *testing.T, d *Driver, want ruleset.Ruleset, verify netfilter.V
 	return r
 }
 
-// TestApply applies random rulesets one after the other. After each, a new driver must find nothing to change: the
-// kernel lists exactly the rules and sets that were written. At the end Remove must remove these and nothing else.
+// TestApply applies random rulesets one after the other. After each, a new driver must find nothing to change. At
+// the end Remove must remove weir's rules and sets, and nothing else.
 func TestApply(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -98,7 +98,6 @@ func TestApply(t *testing.T) {
 	}
 }
 
-// dualStack returns a state in which a policy isolates pods with addresses of each family.
 func dualStack() policy.State {
 	r := rand.New(rand.NewPCG(5, 1))
 	for {
@@ -170,9 +169,8 @@ func TestDriftIsRepaired(t *testing.T) {
 	}
 }
 
-// TestPluginBeside: between a driver's changes the plugin takes an ended pod's addresses out of the sets, and puts a
-// new pod's addresses into the set of all pods. Apply, which doesn't know of it, changes the rest all the same, and
-// takes no address out of the set of all pods. Reread tells what the plugin has changed.
+// TestPluginBeside: if the plugin adds and removes pods' addresses between a driver's changes, Apply still
+// succeeds, and takes no address out of the set of all pods. Reread tells what the plugin has changed.
 func TestPluginBeside(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -226,9 +224,8 @@ func TestPluginBeside(t *testing.T) {
 	}
 }
 
-// TestAuditedClassesStand: while the wanted ruleset is unknown, the chains of audited policies stay as they are. A
-// chain that ends in return without the rule that logs is no chain of audited policies: KeepClosed applies the ruleset
-// closed.
+// TestAuditedClassesStand: while the wanted ruleset is unknown, the chains of audited policies stay as they are.
+// But a chain without the rule that logs counts as damaged: KeepClosed then applies the ruleset closed.
 func TestAuditedClassesStand(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -251,8 +248,8 @@ func TestAuditedClassesStand(t *testing.T) {
 	})
 }
 
-// TestKeepClosed: complete chains stay as they are, also those of another version. If a chain is missing or empty, the
-// ruleset without members is applied.
+// TestKeepClosed: complete chains stay, also those of another version. If a chain is missing or empty, KeepClosed
+// applies the ruleset without members.
 func TestKeepClosed(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -289,8 +286,8 @@ func TestKeepClosed(t *testing.T) {
 	}
 }
 
-// TestKnows: the driver distinguishes its own changes of rules from those of other programs, and changes of elements
-// are reported as no concern.
+// TestKnows: the driver distinguishes its own changes of rules from other programs' changes. Changes of elements
+// are no concern.
 func TestKnows(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -304,7 +301,6 @@ func TestKnows(t *testing.T) {
 	d := driver(t)
 	go func() { done <- d.Watch(ctx, func(g uint32, concerned bool) { heard <- generation{g, concerned} }) }()
 	<-heard
-	// until returns whether the driver knows all generations up to the present one, and whether one was of concern.
 	until := func() (knows, concerned bool) {
 		t.Helper()
 		last, err := d.Generation()

@@ -37,8 +37,8 @@ func (d *Driver) Inspect(
 	return all, err
 }
 
-// wrong says what of the wanted table the kernel's table lacks or has otherwise, without the elements of its sets. What
-// only the kernel's table has is not wrong.
+// wrong says what the kernel's table lacks or has otherwise, without the sets' elements. Surplus in the kernel is
+// not wrong.
 func (h held) wrong(want *table) (wrong []string) {
 	name := fmt.Sprintf("the table %s %s", (&statement{family: want.family}).ip(), tableName)
 	if !h.exists {
@@ -67,7 +67,7 @@ func (h held) wrong(want *table) (wrong []string) {
 	return wrong
 }
 
-// heldBy returns the ruleset with those entries of its sets that the kernel has and that a packet has.
+// heldBy returns the ruleset without the entries that the kernel lacks or that no packet needs.
 func heldBy(want ruleset.Ruleset, l lowered, packets []ruleset.Packet) (ruleset.Ruleset, error) {
 	var questions []nftnl.Question
 	type place struct {
@@ -113,7 +113,7 @@ func heldBy(want ruleset.Ruleset, l lowered, packets []ruleset.Packet) (ruleset.
 	return held, nil
 }
 
-// in returns the set or map of the table that has the entries of the ruleset's set.
+// in returns the set or map of the table that has the ruleset's set's entries, if there is one.
 func in(t *table, s ruleset.Set) (set, bool) {
 	if t == nil {
 		return set{}, false
@@ -125,7 +125,6 @@ func in(t *table, s ruleset.Set) (set, bool) {
 	return t.find(name)
 }
 
-// targetOf returns the chain to which the ruleset sends the packets of the class set's pods.
 func targetOf(want ruleset.Ruleset, s ruleset.Set) string {
 	c, _ := want.Chain(s.Family, s.Dispatch)
 	for _, r := range c.Rules {

@@ -15,11 +15,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// model is a kernel in memory: it carries out the expressions of rules, as the kernel gets them, for the first packets
-// of connections.
+// model is a kernel in memory. It runs the first packets of connections through rules in the kernel's form.
 type model struct {
-	of lowered
-	// rules are the expressions of each rule of a chain.
+	of    lowered
 	rules [len(conf.Families)]map[string][][]byte
 	sets  [len(conf.Families)]map[string]set
 }
@@ -67,8 +65,7 @@ func (m *model) allows(p ruleset.Packet) bool {
 	return true
 }
 
-// headers returns the packet's IP header, and the header that follows it: a TCP SYN, a UDP header or an ICMP echo
-// request.
+// headers returns the packet's IP header, and the TCP SYN, UDP header or ICMP echo request behind it.
 func headers(p ruleset.Packet) (network, transport []byte) {
 	proto := numberOf(p.Proto)
 	if p.Dst.Is4() {
@@ -108,8 +105,7 @@ type walk struct {
 // goesOn is no verdict: the packet goes on with the next expression.
 const goesOn = 1000
 
-// chain runs the packet through the chain. It returns 0 if a rule drops it, 1 if a rule accepts it, and NFT_RETURN
-// otherwise.
+// chain runs the packet through the chain. It returns NF_DROP (0), NF_ACCEPT (1) or NFT_RETURN.
 func (w *walk) chain(name string) int32 {
 	rules, ok := w.rules[w.family][name]
 	if !ok {
@@ -132,7 +128,7 @@ func (w *walk) chain(name string) int32 {
 	return unix.NFT_RETURN
 }
 
-// fields returns the values of attributes by their types.
+// fields returns the attributes' values by their types.
 func fields(data []byte) map[uint16][]byte {
 	all := map[uint16][]byte{}
 	for kind, value := range attrs.In(data) {
@@ -154,7 +150,7 @@ func (w *walk) rule(expressions []byte) (verdict int32, chain string) {
 
 func number(value []byte) uint32 { return binary.BigEndian.Uint32(value) }
 
-// at returns where the register of that number begins.
+// at returns the offset of a register.
 func at(register []byte) int {
 	if n := number(register); n < unix.NFT_REG32_00 {
 		return int(n-unix.NFT_REG_1) * 16
@@ -181,7 +177,6 @@ func when(matches bool) (int32, string) {
 	return unix.NFT_BREAK, ""
 }
 
-// expression carries out an expression.
 func (w *walk) expression(name string, a map[uint16][]byte) (int32, string) {
 	switch name {
 	case "meta":
@@ -267,7 +262,7 @@ func (w *walk) lookup(a map[uint16][]byte) (int32, string) {
 	return when(found != not)
 }
 
-// has returns the set's entry with the key that the registers begin with.
+// has returns the set's entry for the key at the beginning of the registers.
 func (s set) has(registers []byte, f conf.Family) (ruleset.Entry, bool) {
 	e, ok := s.Layout.Element(tables[f].Family, registers)
 	if !ok {

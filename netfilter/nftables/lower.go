@@ -29,10 +29,9 @@ type set struct {
 	kind  ruleset.SetKind
 	role  ruleset.SetRole
 	opens bool
-	// entries are the elements. In place of its comment, an element of a map has its verdict and its comment: see
-	// withVerdict.
+	// entries are the elements. In an element of a map, the comment begins with the verdict: see withVerdict.
 	entries ruleset.Entries
-	// listOfPorts is true if the ruleset has the ports in a rule and not in a set.
+	// listOfPorts is true if the ruleset has these ports in a rule.
 	listOfPorts bool
 	// classes are the classes whose pods a map has.
 	classes []class
@@ -42,27 +41,26 @@ type chain struct {
 	nftnl.Chain
 	rules   []rule
 	written nftnl.Rules // what the kernel has of the rules
-	// uses are the sets that the rules look up, of those that a table has only if a rule needs them: see complete.
+	// uses are the sets that the rules look up and that exist only for such rules: see complete.
 	uses []string
 }
 
-// hooks are the places of the ruleset's hooks. The first two are where iptables has its table mangle, so packets meet
-// weir's rules and those of kube-proxy, Docker and others in the same order with both backends. The last comes behind
-// the rules of other programs about sources. A packet that the policies allow can't be protected from later chains of
-// other programs that drop it, so one hook of the ruleset has no place.
+// hooks are the places of the ruleset's hooks. The first two have the priority of iptables' table mangle, so
+// packets meet all programs' rules in the same order with both backends. One hook of the ruleset has no place:
+// nftables can't protect an allowed packet from other programs' later chains.
 var hooks = map[ruleset.Hook]nftnl.Hook{
 	ruleset.CheckForwarded:  {Kind: "filter", Number: unix.NF_INET_FORWARD, Priority: -150},
 	ruleset.CheckToNode:     {Kind: "filter", Number: unix.NF_INET_LOCAL_IN, Priority: -150},
 	ruleset.TranslateSource: {Kind: "nat", Number: unix.NF_INET_POST_ROUTING, Priority: 101},
 }
 
-// lowering lowers one ruleset after another. It remembers the last one, so that it lowers only sets and chains that are
-// new or have changed. The zero value remembers nothing.
+// lowering lowers one ruleset after another. It lowers only sets and chains that have changed since the last one.
 type lowering struct {
 	sets   map[key]loweredSet
 	chains map[key]loweredChain
 	maps   map[key]loweredMap
-	// withoutPorts is true if the kernel can't match the ports of bridges. If it changes, the chains must be forgotten.
+	// withoutPorts is true if the kernel can't match the ports of bridges. Whoever changes it must forget the
+	// chains.
 	withoutPorts bool
 }
 
@@ -72,7 +70,6 @@ type key struct {
 	name   string
 }
 
-// loweredChain is a chain of the ruleset, what it was lowered to, and the sets that it needs for lists of ports.
 type loweredChain struct {
 	from    ruleset.Chain
 	classes string
@@ -80,7 +77,6 @@ type loweredChain struct {
 	ports   []set
 }
 
-// lower returns the ruleset in the words of nftables.
 func (m *lowering) lower(r ruleset.Ruleset) (l lowered) {
 	last := *m
 	*m = lowering{map[key]loweredSet{}, map[key]loweredChain{}, map[key]loweredMap{}, last.withoutPorts}
@@ -123,7 +119,7 @@ func (m *lowering) lower(r ruleset.Ruleset) (l lowered) {
 	return l
 }
 
-// complete adds what the table's rules need beside the ruleset's own sets and chains, and puts all in order.
+// complete adds the sets and chains that the ruleset lacks and the rules need, and sorts everything.
 func (m *lowering) complete(last lowering, t *table, ports []ruleset.Set) {
 	t.chains = append(t.chains, chain{
 		Chain: nftnl.Chain{Name: labelsChain, Comment: "weir: no packet comes here"},
@@ -160,7 +156,7 @@ func (m *lowering) complete(last lowering, t *table, ports []ruleset.Set) {
 // labelsChain has the rule that writes the label of cut connections.
 const labelsChain = "WEIR-LABELS"
 
-// chainComments returns what the rules that lead to the chains of classes say of them.
+// chainComments returns the comments of the rules that lead to the classes' chains.
 func chainComments(chains []ruleset.Chain) map[key]string {
 	all := map[key]string{}
 	for _, c := range chains {
@@ -201,7 +197,7 @@ func sameRules(a, b ruleset.Chain) bool {
 		(len(a.Rules) == 0 || &a.Rules[0] == &b.Rules[0] || slices.EqualFunc(a.Rules, b.Rules, ruleset.Rule.Equal))
 }
 
-// sum computes what identifies the chain's rules, and which sets they use.
+// sum writes the chain's rules in the kernel's form, and notes which sets they use.
 func (c *chain) sum(f conf.Family) {
 	for _, r := range c.rules {
 		written, _ := r.write(f)
@@ -214,10 +210,9 @@ func (c *chain) sum(f conf.Family) {
 	}
 }
 
-// lowerRules returns the chain's rules, and the sets that they need for lists of ports. classes are the classes that
-// the chain sends packets to. One rule, which looks the pod's verdict up, takes the place of the rules that send
-// packets there. A rule that logs and one that then drops the same packets become one rule. ports is false if the
-// kernel can't match the ports of bridges.
+// lowerRules returns the chain's rules, and the sets for their lists of ports. One look-up takes the place of all
+// rules that send packets to classes. A rule that logs and one that drops the same packets become one. ports is
+// false if the kernel can't match the ports of bridges.
 func lowerRules(c ruleset.Chain, classes []class, ports bool) (rules []rule, lists []set) {
 	toClass := map[string]bool{}
 	for _, k := range classes {
@@ -249,7 +244,7 @@ func lowerRules(c ruleset.Chain, classes []class, ports bool) (rules []rule, lis
 	return rules, lists
 }
 
-// byLink makes matches of the set of links compare the link alone: the elements of this set have no address.
+// byLink makes matches of the set of links compare the link alone, because this set's elements have no address.
 func byLink(sets []ruleset.SetMatch, f conf.Family) []ruleset.SetMatch {
 	for i, m := range sets {
 		if m.By == ruleset.SourceLink && m.Name == f.Set(conf.LinksSet) {
@@ -260,14 +255,13 @@ func byLink(sets []ruleset.SetMatch, f conf.Family) []ruleset.SetMatch {
 	return sets
 }
 
-// dropsTheSame reports whether the second rule drops exactly the packets that the first one logs.
+// dropsTheSame reports whether drop drops exactly the packets that log logs.
 func dropsTheSame(log, drop ruleset.Rule) bool {
 	log.Action, log.To = ruleset.Drop, ""
 	return log.Equal(drop)
 }
 
-// splitPorts returns rules with at most one range of ports each. If a list has several single numbers, these become a
-// set, which rules with the same numbers share.
+// splitPorts returns rules with at most one range of ports each. Several single numbers become a set.
 func splitPorts(r rule) (rules []rule, lists []set) {
 	if len(r.Ports) < 2 {
 		return []rule{r}, nil

@@ -18,7 +18,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// text returns the tables of both families.
 func (l lowered) text() string {
 	var all []string
 	for _, t := range l {
@@ -37,9 +36,8 @@ func TestGolden(t *testing.T) {
 	})
 }
 
-// TestNftReadsTheGoldenFiles: nft can load each golden file, and then prints it. For the tables that the backend has
-// written in nft's place, nft prints the same, and can load that too. A file with rules for ports of bridges can't be
-// loaded: nft prints such rules, and doesn't read them.
+// TestNftReadsTheGoldenFiles: nft can load each golden file and prints the same. It can't load rules for ports of
+// bridges.
 func TestNftReadsTheGoldenFiles(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -76,7 +74,6 @@ func TestNftReadsTheGoldenFiles(t *testing.T) {
 	})
 }
 
-// listed returns what nft prints of weir's tables, as unwrapped does.
 func listed(t *testing.T) string {
 	t.Helper()
 	var all []string
@@ -94,8 +91,7 @@ var (
 	element        = regexp.MustCompile(`(?:"[^"]*"|[^,"\s])(?:"[^"]*"|[^,"])*`)
 )
 
-// unwrapped returns the text with all elements of a set on one line, in the order of their texts. nft prints elements
-// with several parts in an order of its own.
+// unwrapped returns the text with all elements of a set on one line, sorted.
 func unwrapped(text string) string {
 	return listOfElements.ReplaceAllStringFunc(text, func(found string) string {
 		all := element.FindAllString(listOfElements.FindStringSubmatch(found)[1], -1)
@@ -104,8 +100,7 @@ func unwrapped(text string) string {
 	})
 }
 
-// sorted returns the sets and chains of listed tables in the order of their texts. nft prints them in the order in
-// which they were made.
+// sorted returns a table's sets and chains sorted. nft prints them in the order in which they were made.
 func sorted(text string) string {
 	all := strings.Split(text, "\n\n")
 	for i, object := range all {
@@ -115,8 +110,8 @@ func sorted(text string) string {
 	return strings.Join(all, "\n\n")
 }
 
-// TestWithoutPorts: if the kernel can't match the ports of bridges, no rule for a port allows anything, and all rules
-// for ports that drop are there.
+// TestWithoutPorts: if the kernel can't match the ports of bridges, no rule for a port allows anything. Rules that
+// drop stay.
 func TestWithoutPorts(t *testing.T) {
 	port := func(r ruleset.Rule) ruleset.Rule { r.InPort = "veth1"; return r }
 	c := ruleset.Chain{Name: conf.PortsChain, Rules: []ruleset.Rule{

@@ -10,10 +10,10 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// class is a class to which a chain sends the packets of the pods in a set.
+// class is the pods of a class set, and the chain that checks them.
 type class struct {
 	set    string
-	target string // the class's chain; empty if no policy isolates the pods, so that the packet returns
+	target string // empty for pods that no policy isolates
 	pods   ruleset.Entries
 }
 
@@ -35,7 +35,7 @@ func classesOf(c ruleset.Chain, sets map[key]ruleset.Set) (all []class) {
 	return all
 }
 
-// nameOf returns a text that is the same for two lists of classes with the same sets in the same order.
+// nameOf returns a text that differs if the classes' sets or their order differ.
 func nameOf(classes []class) string {
 	var b strings.Builder
 	for _, c := range classes {
@@ -52,8 +52,7 @@ func mapOf(chain string) string {
 	return conf.IngressMap
 }
 
-// withVerdict returns the value of an entry of a map: the chain of the pod's class, which is empty if packets return,
-// and the comment.
+// withVerdict returns the value of an entry of a map. target is the class's chain, or empty for return.
 func withVerdict(target, comment string) string { return target + " " + comment }
 
 // verdictIn returns the verdict and the comment in the value of an entry of a map.
@@ -65,8 +64,8 @@ func verdictIn(value string) (v nftnl.Verdict, comment string) {
 	return nftnl.Verdict{Code: unix.NFT_GOTO, Chain: target}, comment
 }
 
-// valueOf returns the value for a verdict and a comment that the kernel has. An entry with a verdict that weir doesn't
-// use gets a value that weir doesn't use either.
+// valueOf returns the value for a verdict and a comment that the kernel has. A verdict that weir doesn't use gives
+// a value that no wanted entry has.
 func valueOf(v nftnl.Verdict, comment string) string {
 	switch v.Code {
 	case unix.NFT_RETURN:
@@ -77,14 +76,13 @@ func valueOf(v nftnl.Verdict, comment string) string {
 	return withVerdict("?", comment)
 }
 
-// loweredMap has the verdicts of one direction's pods, and the classes that they were lowered from.
 type loweredMap struct {
 	classes map[string]class
 	to      ruleset.Entries
 }
 
-// verdicts returns the map with the verdicts of the chain's pods. It changes only the entries of pods whose class is
-// another than in the last ruleset.
+// verdicts returns the map with the verdicts of the chain's pods. It changes only entries whose class has changed
+// since the last ruleset.
 func (m *lowering) verdicts(last lowering, c ruleset.Chain, classes []class) set {
 	name := c.Family.Set(mapOf(c.Name))
 	done := last.maps[key{c.Family, name}].next(classes)
@@ -125,7 +123,7 @@ func (m loweredMap) next(classes []class) loweredMap {
 	}
 	for _, e := range changed {
 		now.to = now.to.Without(e)
-		for _, c := range classes { // the first set with the pod decides, as in the ruleset
+		for _, c := range classes { // as in the ruleset, the first set decides
 			if words, ok := c.pods.Get(e); ok {
 				now.to = now.to.With(ruleset.Entry{Element: e, Comment: withVerdict(c.target, comment(words))})
 				break

@@ -19,9 +19,8 @@ var (
 	seed  = flag.Uint64("seed", 0, "compare them on the cluster of that seed only")
 )
 
-// TestLoweredRulesDoWhatTheRulesetMeans compares, on random clusters, the verdicts of the rules as the kernel gets them
-// with those of the ruleset. Each cluster is lowered onto the one before, with its memory. To replay one cluster:
-// go test ./netfilter/nftables -run TestLoweredRules -seed N
+// TestLoweredRulesDoWhatTheRulesetMeans: on random clusters, the rules in the kernel's form have the ruleset's
+// verdicts. To replay one cluster: go test ./netfilter/nftables -run TestLoweredRules -seed N
 func TestLoweredRulesDoWhatTheRulesetMeans(t *testing.T) {
 	if *seed != 0 {
 		compare(t, new(lowering), *seed)

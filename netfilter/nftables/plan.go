@@ -9,28 +9,26 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// plan is the transaction from the kernel's state to a ruleset. The kernel carries it out in one step: a packet meets
-// the old rules and sets or the new ones. So the order of its parts doesn't matter for packets, only for the kernel,
-// which refuses to delete what is still used.
+// plan is the transaction from the kernel's state to a ruleset. No packet meets a half of it. The order of its
+// parts matters only to the kernel, which refuses to delete what is still used.
 type plan struct {
 	batch nftnl.Batch
-	// alone is true if each element is to be added by a request of its own.
+	// alone is true if each element is added by a request of its own.
 	alone bool
-	// rules is true if the plan changes rules, and not only elements. closes is true if the new state may deny an
-	// established connection that the old one allows.
+	// rules is true if the plan changes rules. closes is true if the new state may deny an established connection
+	// that the old one allows.
 	rules, closes bool
-	// If only is true, addresses leave sets of peers, and nothing else changes. closed has these addresses.
+	// only is true if addresses leave sets of peers, and nothing else changes. closed has these addresses.
 	closed []netip.Addr
 	only   bool
-	// strays are addresses in the sets of all pods that belong to no known attachment. They stay: only the code that
-	// ends an attachment removes its addresses.
+	// strays are addresses of no known attachment in the sets of all pods. They stay: only the code that ends an
+	// attachment removes its addresses.
 	strays []netip.Addr
 	// deletes are the elements that the plan deletes. The kernel refuses the plan if one of them is missing.
 	deletes []nftnl.Question
 	next    state
 }
 
-// Names of the parts of a plan, for refusals.
 type (
 	aSet struct {
 		family conf.Family
@@ -43,8 +41,7 @@ type (
 	}
 )
 
-// makePlan returns the transaction from have to want. If alone is true, a refusal of an element says which element it
-// is.
+// makePlan returns the transaction from have to want. If alone is true, a refusal says which element is refused.
 func makePlan(have state, want lowered, alone bool) *plan {
 	p := &plan{alone: alone, only: true, next: have}
 	for _, f := range conf.Families {
@@ -104,8 +101,8 @@ func (p *plan) table(have held, want *table) {
 	p.next[f] = next
 }
 
-// mustBeMadeAnew reports whether the kernel's table has a chain at another hook, or a set of another type, than the
-// wanted table. Another program has made those: weir's own never change. The kernel refuses to change them.
+// mustBeMadeAnew reports whether a chain has another hook than wanted, or a set another type. The kernel can't
+// change these.
 func (h held) mustBeMadeAnew(want *table) bool {
 	return len(h.misplaced) > 0 || slices.ContainsFunc(want.sets, func(s set) bool {
 		had, ok := h.sets[s.Name]
@@ -113,8 +110,7 @@ func (h held) mustBeMadeAnew(want *table) bool {
 	})
 }
 
-// straysIn returns the entries of the kernel's set of all pods that the wanted set doesn't have, and notes their
-// addresses in the plan.
+// straysIn returns the entries of the set of all pods that the wanted set lacks, and notes their addresses.
 func (p *plan) straysIn(have held, want *table) (strays []ruleset.Entry) {
 	pods, ok := want.find(want.family.Set(conf.PodsSet))
 	if !ok {
@@ -129,7 +125,7 @@ func (p *plan) straysIn(have held, want *table) (strays []ruleset.Entry) {
 	return strays
 }
 
-// endedIn returns the addresses of attachments that are in the kernel's set of all pods, but not in the wanted one.
+// endedIn returns the addresses that are in the kernel's set of all pods, but not in the wanted one.
 func endedIn(have held, want *table) map[netip.Addr]bool {
 	ended := map[netip.Addr]bool{}
 	if pods, ok := want.find(want.family.Set(conf.PodsSet)); ok {
@@ -142,8 +138,8 @@ func endedIn(have held, want *table) map[netip.Addr]bool {
 	return ended
 }
 
-// elements adds the changes of a set's elements, and returns what the kernel has after them. An element with another
-// comment or verdict is deleted and added again in the same transaction. Strays stay.
+// elements adds the changes of a set's elements, and returns what the kernel has after them. A changed element is
+// deleted and added again. Strays stay.
 func (p *plan) elements(
 	have held, want *table, s set, strays []ruleset.Entry, ended map[netip.Addr]bool,
 ) heldSet {
@@ -188,8 +184,8 @@ func (p *plan) elements(
 	return next
 }
 
-// note notes what the change of an element means for connections. denies is true if the change may deny some, and
-// leaves if the element leaves its set.
+// note notes what an element's change means for connections. denies is true if it may deny some. leaves is true if
+// the element leaves its set.
 func (p *plan) note(role ruleset.SetRole, e ruleset.Element, denies, leaves bool) {
 	switch {
 	case role == ruleset.Members:
@@ -204,9 +200,8 @@ func (p *plan) note(role ruleset.SetRole, e ruleset.Element, denies, leaves bool
 // target returns the chain in the value of an entry of a map.
 func target(value string) string { v, _ := verdictIn(value); return v.Chain }
 
-// within compares two class chains by their names: was, as the kernel has it, and now, as it is wanted. It reports
-// whether was surely allows no more than now: was ends in a rule that drops, and now has all of its other rules. An
-// empty name stands for no chain, which allows everything.
+// within reports whether the kernel's chain was surely allows no more than the wanted chain now. An empty name
+// stands for no chain, which allows everything.
 func within(have held, want *table, was, now string) bool {
 	if was == now || now == "" {
 		return true
@@ -231,7 +226,7 @@ func within(have held, want *table, was, now string) bool {
 	return have.chains[was].Drops
 }
 
-// chain adds what gives the chain its rules, if it has others.
+// chain adds what corrects the chain's rules.
 func (p *plan) chain(have held, f conf.Family, c chain) {
 	had, exists := have.chains[c.Name]
 	if exists && slices.Equal(had.Sums, c.written.Sums) {
@@ -248,7 +243,7 @@ func (p *plan) chain(have held, f conf.Family, c chain) {
 	}
 }
 
-// remove adds what deletes the kernel's chains and sets that the wanted table doesn't have.
+// remove adds what deletes the kernel's surplus chains and sets.
 func (p *plan) remove(have held, want *table) {
 	at := tables[want.family]
 	wanted := map[string]bool{}

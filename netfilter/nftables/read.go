@@ -16,9 +16,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Read reads all of weir's state in the kernel. The caller must read the endpoint records after that, and compute the
-// ruleset from them. In this order, each of the plugin's changes that Read has seen is described by a record. Read
-// reads nothing if no program has changed anything in nf_tables since the driver knew the state.
+// Read reads all of weir's state in the kernel. The caller must read the endpoint records after that, and compute
+// the ruleset from them. Then a record describes each of the plugin's changes that Read has seen. Read reads
+// nothing if nf_tables hasn't changed since the driver knew the state.
 func (d *Driver) Read(context.Context) error {
 	d.refresh = nil
 	now, _ := nftnl.Generation()
@@ -53,7 +53,7 @@ func (d *Driver) Read(context.Context) error {
 	return nil
 }
 
-// Unread reports whether the kernel's state is not known, so that Apply would have to read it.
+// Unread reports whether the kernel's state is unknown. Then the next Apply reads it.
 func (d *Driver) Unread() bool { return d.have == nil }
 
 func (d *Driver) look(ctx context.Context, verify netfilter.Verify) error {
@@ -72,8 +72,8 @@ func (d *Driver) look(ctx context.Context, verify netfilter.Verify) error {
 	return nil
 }
 
-// rereadRules reads the family's table. It reads the elements only of sets that the driver doesn't know, and forgets
-// sets that are gone.
+// rereadRules reads the family's table, and the elements of sets that the driver doesn't know. It forgets sets that
+// are gone.
 func (d *Driver) rereadRules(f conf.Family) error {
 	h, err := d.readTable(f)
 	if err != nil {
@@ -139,7 +139,7 @@ func (d *Driver) readTable(f conf.Family) (h held, err error) {
 	return h, nil
 }
 
-// hookOf returns the hook at which weir's chain of that name must be; ok is false if it must be at none.
+// hookOf returns the hook of weir's chain; ok is false if it has none.
 func hookOf(chain string) (h nftnl.Hook, ok bool) {
 	at, ok := map[string]ruleset.Hook{
 		conf.ForwardChain: ruleset.CheckForwarded, conf.InputChain: ruleset.CheckToNode,
@@ -163,8 +163,7 @@ func (d *Driver) readSets(f conf.Family, h *held, was held) (err error) {
 	return nil
 }
 
-// readSet reads the elements of a set. If they are as before, it returns before itself, which takes no memory and lets
-// a later comparison of the two end at once.
+// readSet reads the elements of a set. If they are unchanged, it returns before, which shares its memory.
 func (d *Driver) readSet(f conf.Family, name string, s, before heldSet) (heldSet, error) {
 	if s.unknown {
 		return s, nil
@@ -192,14 +191,13 @@ func (d *Driver) readSet(f conf.Family, name string, s, before heldSet) (heldSet
 	return s, err
 }
 
-// refresh is a Refresh that has not read everything yet.
 type refresh struct {
 	sets []key // that are still to be read
 }
 
-// Refresh does the same as Read in parts. It calls pause after each part, and if pause returns true, Refresh returns
-// false, and the next call continues. Between the two calls, the caller may call all other methods: each part replaces
-// what the driver knew of it. If the kernel's state isn't known, Refresh reads everything without a pause.
+// Refresh does the same as Read in parts. It calls pause after each part. If pause returns true, Refresh returns
+// false, and the next call continues. Between two calls, the caller may call all other methods. If the kernel's
+// state isn't known, Refresh reads everything without a pause.
 func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err error) {
 	now, _ := nftnl.Generation()
 	if d.have == nil || d.refresh == nil && d.knownAt != 0 && d.knownAt == now {
@@ -217,7 +215,7 @@ func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err
 	}
 }
 
-// refreshPart reads one set. At first it reads the tables without their sets' elements. It returns true if nothing is
+// refreshPart reads one set. The first call reads the tables without their elements. done is true if nothing is
 // left to be read.
 func (d *Driver) refreshPart() (done bool, err error) {
 	if d.refresh == nil {
@@ -255,8 +253,8 @@ func (d *Driver) beginRefresh() error {
 			r.sets = append(r.sets, key{f, name})
 		}
 	}
-	// The sets of all pods come last: the plugin may change them at any moment, and the less time passes until the
-	// caller reads the records, the fewer addresses of pods that ended meanwhile are taken for strays.
+	// The sets of all pods come last, shortly before the caller reads the records. Fewer ended pods are then taken
+	// for strays.
 	slices.SortFunc(r.sets, func(a, b key) int {
 		return cmp.Or(cmp.Compare(ofAllPods(a), ofAllPods(b)), cmp.Compare(a.name, b.name))
 	})
@@ -264,7 +262,6 @@ func (d *Driver) beginRefresh() error {
 	return nil
 }
 
-// ofAllPods returns 1 for a set of all pods, and 0 for all other sets.
 func ofAllPods(k key) int {
 	if k.name == k.family.Set(conf.PodsSet) {
 		return 1
@@ -272,8 +269,8 @@ func ofAllPods(k key) int {
 	return 0
 }
 
-// Reread reads again which sets contain the addresses, and reports whether that differs from the state after the last
-// Apply. The plugin adds a new pod's addresses to a set, and removes an ended pod's addresses from all sets.
+// Reread reads again which sets contain the addresses. It reports whether that has changed since the driver last
+// knew it. The plugin changes sets too, when pods come and end.
 func (d *Driver) Reread(addrs ...netip.Addr) (changed bool) {
 	if d.have == nil {
 		return false // Apply reads everything
@@ -337,8 +334,8 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 	return changed, nil
 }
 
-// Members returns the addresses of the pods that are in a class, by direction. An earlier agent may have put them
-// there. Members reads only the maps. It doesn't check that the chains that use these maps are complete.
+// Members returns the addresses of the pods that are in a class, by direction. It reads only the maps, and doesn't
+// check that the chains are complete.
 //
 // Equivalent to: nft list map ip weir weir-in; nft list map ip weir weir-eg (ip6, weir-in6 and weir-eg6 for IPv6)
 func (d *Driver) Members() (map[ruleset.Direction]map[netip.Addr]bool, error) {

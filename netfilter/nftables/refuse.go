@@ -9,12 +9,11 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// refusedParts returns the parts of the ruleset that the kernel has refused and that can be left out safely. The kernel
-// tells of each request that it refuses, so no part has to be searched for. someElement is true if it has refused an
-// element of a set that can be left out, and its answer doesn't tell which.
+// refusedParts returns the refused parts of the ruleset that can be left out safely. someElement is true if the
+// kernel has also refused such an element, and its answer doesn't tell which.
 func (l lowered) refusedParts(refused *nftnl.RefusedError) (parts ruleset.Refused, someElement bool) {
 	parts = ruleset.Refused{}
-	missing := map[key]bool{} // sets that were refused; the rules with them are refused too, because the set is missing
+	missing := map[key]bool{} // rules with a missing set are refused too
 	for _, r := range refused.Refusals {
 		if about, ok := r.About.(aSet); ok && about.set.opens {
 			missing[key{about.family, about.set.Name}] = true
@@ -34,7 +33,7 @@ func (l lowered) refusedParts(refused *nftnl.RefusedError) (parts ruleset.Refuse
 			if of := about.About.(elements); of.set.opens {
 				e := entryOf(of.set.Layout, about.Element).Element
 				refusal := ruleset.Refusal{Family: of.family, Set: of.set.Name, Element: e}
-				for _, c := range of.set.classes { // a map's element is an entry of the set of the pod's class
+				for _, c := range of.set.classes { // a map's element is an entry of a class set
 					if _, ok := c.pods.Get(e); ok {
 						refusal.Set = c.set
 						break
@@ -51,7 +50,6 @@ func (l lowered) refusedParts(refused *nftnl.RefusedError) (parts ruleset.Refuse
 	return parts, someElement
 }
 
-// refusesPorts reports whether the kernel has refused a rule that matches the port of a bridge.
 func refusesPorts(refused *nftnl.RefusedError) bool {
 	return slices.ContainsFunc(refused.Refusals, func(r nftnl.Refusal) bool {
 		about, ok := r.About.(aRule)
@@ -75,7 +73,7 @@ func (r aRule) uses(sets map[key]bool) bool {
 	return false
 }
 
-// rulesWith adds the rules with a refused list of ports to the refused parts: the ruleset has no set for it.
+// rulesWith adds the rules with a refused list of ports. The ruleset has no set that could be left out.
 func (l lowered) rulesWith(ports aSet, why string, parts ruleset.Refused) {
 	only := map[key]bool{{ports.family, ports.set.Name}: true}
 	for _, f := range conf.Families {

@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestRefusals: if the kernel refuses a policy's rule, a set, or entries of sets, Apply names exactly these, and
-// changes nothing. Without them it applies the rest.
+// TestRefusals: if the kernel refuses a policy's rule, a set or entries, Apply names exactly these, and changes
+// nothing. Without them it applies the rest.
 func TestRefusals(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -104,8 +104,8 @@ func TestAMapsRefusedElementIsItsClass(t *testing.T) {
 	}
 }
 
-// TestRefusedRulesClose: if the kernel refuses a rule that belongs to no policy, and the rules in the kernel don't
-// check all packets, all packets of pods are dropped. If they do, they stay as they are.
+// TestRefusedRulesClose: suppose that the kernel refuses a rule of no policy. If its present rules check all
+// packets, they stay. Otherwise all packets of pods are dropped.
 func TestRefusedRulesClose(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// rule is a rule of nftables: a rule of the ruleset, with the fields for what only nftables has.
+// rule is a rule of the ruleset, with fields for what only nftables has.
 type rule struct {
 	ruleset.Rule
 	// Verdicts is the map that has the verdict for the address By; empty if the rule's Action decides.
@@ -28,7 +28,6 @@ type rule struct {
 	from *ruleset.Rule
 }
 
-// byPort reports whether the rule matches the port of a bridge.
 func (r rule) byPort() bool {
 	return r.from != nil && r.from.InPort != "" && len(r.Match) > 0
 }
@@ -39,8 +38,8 @@ const (
 	innerEnd ruleset.Part = "source, and destination inside of it" // InnerPair
 )
 
-// labels is an action: the rule writes the label of cut connections. No packet reaches such a rule. The kernel makes
-// room for labels in its table of connections only while some rule writes one.
+// labels is an action that writes the label of cut connections. No packet reaches such a rule. But the kernel makes
+// room for labels only while a rule writes one.
 const labels ruleset.Action = "label as cut"
 
 // condition is a condition of a rule: the text that nft prints, and the expressions.
@@ -49,7 +48,6 @@ type condition struct {
 	expressions func(nftnl.Expressions) nftnl.Expressions
 }
 
-// statement is a rule while it is being written.
 type statement struct {
 	family conf.Family
 	words  []string
@@ -97,7 +95,7 @@ func (s *statement) add(c condition) {
 	s.e = c.expressions(s.e)
 }
 
-// ip returns the word before the names of fields of the family's header.
+// ip returns the word with which nft names the family's header fields.
 func (s *statement) ip() string {
 	if s.family == conf.IPv6 {
 		return "ip6"
@@ -113,7 +111,7 @@ func (s *statement) link(word string, key uint32, name string) {
 	s.e = s.e.Meta(key, 0).Compare(unix.NFT_CMP_EQ, append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...))
 }
 
-// addressAt returns where the family's header has the source (0) or the destination (1), and the address's length.
+// addressAt returns the offset and length of the source (which is 0) or destination (1) in the family's header.
 func (s *statement) addressAt(which uint32) (offset, length uint32) {
 	if s.family == conf.IPv6 {
 		return 8 + 16*which, 16
@@ -121,7 +119,7 @@ func (s *statement) addressAt(which uint32) (offset, length uint32) {
 	return 12 + 4*which, 4
 }
 
-// address compares an address with a network, as nft does: a network of whole bytes by these bytes alone.
+// address compares an address with a network. Like nft, it compares a network of whole bytes by these bytes alone.
 func (s *statement) address(word string, which uint32, p netip.Prefix) {
 	if !p.IsValid() {
 		return
@@ -154,7 +152,7 @@ var numbers = map[ruleset.Protocol]uint8{
 	ruleset.ICMP: unix.IPPROTO_ICMP, ruleset.ICMPv6: unix.IPPROTO_ICMPV6,
 }
 
-// numberOf returns the protocol's number, which is its name if it has no other.
+// numberOf returns the protocol's number. A protocol without a known name is its number.
 func numberOf(p ruleset.Protocol) uint8 {
 	if n, ok := numbers[p]; ok {
 		return n
@@ -163,7 +161,7 @@ func numberOf(p ruleset.Protocol) uint8 {
 	return uint8(n)
 }
 
-// protocol compares the protocol. If a later condition reads that protocol's own header, nft doesn't print it.
+// protocol compares the protocol. nft doesn't print this if a later condition reads the protocol's own header.
 func (s *statement) protocol(r rule) {
 	if r.Proto == "" {
 		return
@@ -174,7 +172,6 @@ func (s *statement) protocol(r rule) {
 	s.e = s.e.Meta(unix.NFT_META_L4PROTO, 0).Compare(unix.NFT_CMP_EQ, []byte{numberOf(r.Proto)})
 }
 
-// readsTransport reports whether a condition of the rule reads the header of its protocol.
 func (r rule) readsTransport() bool {
 	if len(r.Ports) > 0 || r.Track == ruleset.Midstream {
 		return true
@@ -192,7 +189,7 @@ func (r rule) readsTransport() bool {
 	return false
 }
 
-// u32 returns a number as the kernel has it in a register.
+// u32 returns a number in the kernel's form for registers.
 func u32(n uint32) []byte { return binary.NativeEndian.AppendUint32(nil, n) }
 
 // Bits of a connection's state (NF_CT_STATE_BIT in nf_conntrack_common.h) and of its status.
@@ -205,7 +202,7 @@ const (
 	statusDNAT       = 1 << 5 // IPS_DST_NAT
 )
 
-// has matches if the value that the expressions have loaded has a bit of the mask; with not, if it has none of them.
+// has matches if the loaded value has a bit of the mask; with not, if it has none of them.
 func has(e nftnl.Expressions, mask []byte, not bool) nftnl.Expressions {
 	op := uint32(unix.NFT_CMP_NEQ)
 	if not {
@@ -214,9 +211,8 @@ func has(e nftnl.Expressions, mask []byte, not bool) nftnl.Expressions {
 	return e.And(mask).Compare(op, make([]byte, len(mask)))
 }
 
-// cutLabel returns the label that has only the bit of cut connections.
 func cutLabel() []byte {
-	label := make([]byte, 16) // unsigned longs of the kernel, so the order of the bytes is that of the machine
+	label := make([]byte, 16) // the kernel has longs, in the machine's byte order
 	at := conf.CutLabel / 64 * 8
 	binary.NativeEndian.PutUint64(label[at:at+8], 1<<(conf.CutLabel%64))
 	return label
@@ -238,13 +234,13 @@ func cut(not bool) condition {
 	}}
 }
 
-// untranslated matches packets of a connection whose destination no rule has translated. Packets without a connection
-// don't match: see variants.
+// untranslated matches packets of connections whose destination wasn't translated. Packets without a connection
+// don't match.
 var untranslated = condition{"ct status ! dnat", func(e nftnl.Expressions) nftnl.Expressions {
 	return has(e.Ct(unix.NFT_CT_STATUS, 0), u32(statusDNAT), true)
 }}
 
-// unconfirmed matches the first packet of a connection: the kernel confirms the connection when that packet leaves the
+// unconfirmed matches a connection's first packet. The kernel confirms the connection when that packet leaves the
 // last hook.
 var unconfirmed = condition{"ct status ! confirmed", func(e nftnl.Expressions) nftnl.Expressions {
 	return has(e.Ct(unix.NFT_CT_STATUS, 0), u32(statusConfirmed), true)
@@ -279,7 +275,7 @@ func (s *statement) ports(r rule) {
 	if len(r.Ports) == 0 {
 		return
 	}
-	p := r.Ports[0] // the lowering leaves no rule with more
+	p := r.Ports[0] // the lowering leaves at most one
 	s.say("%s dport %s", r.Proto, p)
 	s.e = loadPort(s.e, 0)
 	if first := binary.BigEndian.AppendUint16(nil, p.First); p.First == p.Last {
@@ -289,7 +285,7 @@ func (s *statement) ports(r rule) {
 	}
 }
 
-// load loads a part of the packet, from the first register on, and says its name.
+// load loads a part of the packet into the first registers, and returns its name.
 func (s *statement) load(by ruleset.Part, proto ruleset.Protocol) {
 	word := "th" // for a rule without a protocol
 	if proto != "" {
@@ -341,7 +337,7 @@ func (s *statement) load(by ruleset.Part, proto ruleset.Protocol) {
 	}
 }
 
-// sourceLinkOnly is the link that a packet came in by: the part for sets of links, whose elements have no address.
+// sourceLinkOnly is the link that a packet came in by. It is for sets of links without addresses.
 const sourceLinkOnly ruleset.Part = "link"
 
 func (s *statement) set(m ruleset.SetMatch, proto ruleset.Protocol) {

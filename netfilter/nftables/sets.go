@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Sets of this node's pods, with each address twice. selfSet has it as source and destination of a packet, errorsSet as
-// sender of an ICMP error and receiver of the packet inside.
+// These sets have each address of the node's pods twice: selfSet as source and destination, errorsSet as sender of
+// an ICMP error and receiver of the packet inside.
 const (
 	selfSet   = "weir-self"
 	errorsSet = "weir-errors"
@@ -31,17 +31,14 @@ func pairSets(f conf.Family) []set {
 	}
 }
 
-// comment returns a text that the kernel stores unchanged and nft can read again.
+// comment returns a text that the kernel stores unchanged and nft can read.
 func comment(text string) string { return nftnl.Comment(conf.Comment(text)) }
 
-// loweredSet has a set's entries in the ruleset and in nftables. The two share their memory if nftables can store all
-// of them unchanged.
 type loweredSet struct {
 	layout   nftnl.Layout
 	from, to ruleset.Entries
 }
 
-// set returns the set in the words of nftables, in the family's table.
 func (m *lowering) set(last lowering, f conf.Family, s ruleset.Set) set {
 	layout := layoutOf(s)
 	k := key{f, s.Name}
@@ -62,7 +59,7 @@ func layoutOf(s ruleset.Set) nftnl.Layout {
 	case ruleset.Ports:
 		return nftnl.Port
 	case ruleset.AddressLinks:
-		if s.Name == s.Family.Set(conf.LinksSet) { // each entry is a link with all addresses
+		if s.Name == s.Family.Set(conf.LinksSet) { // an entry is a link and all addresses
 			return nftnl.Link
 		}
 		return nftnl.AddressLink
@@ -70,7 +67,7 @@ func layoutOf(s ruleset.Set) nftnl.Layout {
 	return nftnl.Address
 }
 
-// setComments are the comments of sets, by the beginnings of their names. The first that fits counts.
+// setComments are the comments of sets, by the beginning of their names. The first match counts.
 var setComments = []struct{ name, words string }{
 	{conf.PodsSet, nftnl.PodsComment},
 	{conf.NetworksSet, "weir: the networks of all pods"},
@@ -94,9 +91,8 @@ func setComment(name string) string {
 	return ""
 }
 
-// next returns the set with entries that nftables can store: with comments that nft can read again, and without
-// networks inside of other networks. s is the set of the last ruleset with that name; next lowers only the entries that
-// have changed since, unless a network is inside of another.
+// next returns the set with entries that nftables can store. It drops networks inside of other networks, and adapts
+// comments. s is the same set in the last ruleset. Where possible, next lowers only the entries that have changed.
 func (s loweredSet) next(layout nftnl.Layout, now ruleset.Entries) loweredSet {
 	if s.layout != layout {
 		s = loweredSet{}
@@ -133,8 +129,7 @@ func (s loweredSet) next(layout nftnl.Layout, now ruleset.Entries) loweredSet {
 	return n
 }
 
-// nested reports whether one of the networks is inside of another. In the order of the entries, a network comes behind
-// those that it is inside of.
+// nested reports whether one network is inside of another. In the order of the entries, the outer one comes first.
 func nested(entries ruleset.Entries) bool {
 	var outer netip.Prefix
 	for e := range entries.All() {
@@ -146,7 +141,7 @@ func nested(entries ruleset.Entries) bool {
 	return false
 }
 
-// outermost returns the networks that are not inside of another. The kernel refuses networks that overlap.
+// outermost returns the networks without those inside of others. The kernel refuses networks that overlap.
 func outermost(entries ruleset.Entries) ruleset.Entries {
 	var kept []ruleset.Entry
 	for e := range entries.All() {
@@ -158,7 +153,6 @@ func outermost(entries ruleset.Entries) ruleset.Entries {
 	return ruleset.EntriesOf(kept...)
 }
 
-// elementOf returns the entry of the set as an element.
 func (s set) elementOf(e ruleset.Entry) nftnl.Element {
 	to := nftnl.Element{Prefix: e.Prefix, Port: e.Port, Link: e.Link, Comment: e.Comment}
 	if e.Proto != "" {
@@ -170,7 +164,6 @@ func (s set) elementOf(e ruleset.Entry) nftnl.Element {
 	return to
 }
 
-// entryOf returns the element of a set of this layout as an entry.
 func entryOf(layout nftnl.Layout, e nftnl.Element) ruleset.Entry {
 	to := ruleset.Entry{Comment: e.Comment}
 	to.Prefix, to.Port, to.Link = e.Prefix, e.Port, e.Link
@@ -183,7 +176,7 @@ func entryOf(layout nftnl.Layout, e nftnl.Element) ruleset.Entry {
 	return to
 }
 
-// protocolOf returns the protocol with this number, by its name if it has one.
+// protocolOf returns the protocol's name, or its number if it has none.
 func protocolOf(number uint8) ruleset.Protocol {
 	for p, n := range numbers {
 		if n == number {

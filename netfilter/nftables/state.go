@@ -15,39 +15,35 @@ var tables = [len(conf.Families)]nftnl.Table{
 	conf.IPv4: nftnl.WeirTable(conf.IPv4), conf.IPv6: nftnl.WeirTable(conf.IPv6),
 }
 
-// held is what the kernel has of a table.
 type held struct {
 	exists bool
 	off    bool // another program has switched the table off
 	sets   map[string]heldSet
-	// chains are the rules of each chain. Chains without rules are among them.
+	// chains are the rules of each chain, also of empty ones.
 	chains map[string]nftnl.Rules
-	// misplaced are chains that the ruleset has at another hook, or that drop what reaches their end.
+	// misplaced are chains at wrong hooks, or that drop what reaches their end.
 	misplaced []string
 }
 
-// heldSet is what the kernel has of a set.
 type heldSet struct {
 	layout nftnl.Layout
 	// unknown is true if the set has a layout that no set of weir's has.
 	unknown bool
-	// odd is true if the set has elements that no set of its layout has.
+	// odd is true if the set has elements that its layout doesn't allow.
 	odd     bool
 	entries ruleset.Entries
 }
 
-// same reports whether the sets are the same, and share their entries' memory.
+// same reports whether the sets are the same and share their entries' memory.
 func (s heldSet) same(o heldSet) bool {
 	return s.layout == o.layout && s.unknown == o.unknown && s.odd == o.odd && s.entries.Same(o.entries)
 }
 
-// state is what the kernel has of weir's tables.
 type state [len(conf.Families)]held
 
 func newHeld() held { return held{sets: map[string]heldSet{}, chains: map[string]nftnl.Rules{}} }
 
-// share puts the wanted entries into the state wherever the two are equal, so that a later comparison of the two ends
-// at once.
+// share puts the wanted entries into the state where both are equal. Later comparisons then end at once.
 func (h held) share(want *table) {
 	for _, s := range want.sets {
 		if had, ok := h.sets[s.Name]; ok && !had.entries.Same(s.entries) && had.entries.Equal(s.entries) {
@@ -57,11 +53,9 @@ func (h held) share(want *table) {
 	}
 }
 
-// stands reports whether no packet of a pod can pass the table without a check. It requires that the chains at hooks
-// have rules, that no rule leads to an empty chain, that the chains that send packets to classes end in a rule that
-// drops, and so do all chains that the maps lead to. The chain of audited policies may instead end in a return behind a
-// rule that logs what the policies would drop. stands doesn't compare the other rules: another version's rules may
-// differ.
+// stands reports whether weir's chains are complete enough to check each pod's packet. Chains at hooks must have
+// rules, class chains must end in a drop, and no rule may lead to an empty chain. A chain of audited policies may
+// end in a return behind a rule that logs. Other rules aren't compared: another version's rules may differ.
 func (h held) stands(want *table) bool {
 	if !h.exists || h.off || len(h.misplaced) > 0 {
 		return false

@@ -10,9 +10,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// variants returns rules that together match what the rule matches. nftables can't compare two addresses of a packet,
-// so sets with each pod's address twice take the place of such comparisons. ports is false if the kernel can't match
-// the ports of bridges.
+// variants returns rules that together match what the rule matches. nftables can't compare two addresses of a
+// packet, so it needs sets with each pod's address twice. ports is false if the kernel can't match the ports of
+// bridges.
 func variants(r rule, f conf.Family, ports bool) []rule {
 	with := func(track ruleset.Track, sets []ruleset.SetMatch, match ...condition) rule {
 		v := r
@@ -57,9 +57,8 @@ func variants(r rule, f conf.Family, ports bool) []rule {
 	return []rule{r}
 }
 
-// byPort returns the rule for packets from a port of another plugin's bridge. If ports is false, the kernel can't match
-// the port. Then a rule that returns, which allows something, is left out, and other rules, which drop, don't ask for
-// the port.
+// byPort returns the rule for packets from a port of another plugin's bridge. If ports is false, it leaves out a
+// rule that allows. A rule that drops then doesn't ask for the port.
 func byPort(r rule, ports bool) []rule {
 	port := r.InPort
 	r.InPort = ""
@@ -74,14 +73,13 @@ func byPort(r rule, ports bool) []rule {
 	return []rule{r}
 }
 
-// icmpType compares the type of an ICMP message.
 func icmpType(words string, op uint32, number byte) condition {
 	return condition{words, func(e nftnl.Expressions) nftnl.Expressions {
 		return e.Payload(unix.NFT_PAYLOAD_TRANSPORT_HEADER, 0, 1, 0).Compare(op, []byte{number})
 	}}
 }
 
-// directly matches ICMPv6 packets without an extension header. nft leaves it out when it prints.
+// directly matches ICMPv6 packets without an extension header. nft prints nothing for it.
 var directly = condition{"", func(e nftnl.Expressions) nftnl.Expressions {
 	return e.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 6, 1, 0).Compare(unix.NFT_CMP_EQ, []byte{unix.IPPROTO_ICMPV6})
 }}
@@ -91,8 +89,8 @@ var hopLimit = condition{"ip6 hoplimit 255", func(e nftnl.Expressions) nftnl.Exp
 	return e.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 7, 1, 0).Compare(unix.NFT_CMP_EQ, []byte{255})
 }}
 
-// noErrors are lists of conditions, each for a part of the ICMP messages that are no errors. IPv4's errors are the
-// types 3, 4, 5, 11 and 12.
+// noErrors has one list of conditions for each range of ICMP types that are no errors. IPv4's errors are the types
+// 3, 4, 5, 11 and 12.
 var noErrors = [len(conf.Families)][][]condition{
 	conf.IPv4: {
 		{icmpType("icmp type < destination-unreachable", unix.NFT_CMP_LT, 3)},
@@ -108,9 +106,9 @@ var noErrors = [len(conf.Families)][][]condition{
 	}},
 }
 
-// anError are the conditions for ICMP errors that are no redirects, if noErrors doesn't match. Connection tracking has
-// compared the receiver of an error that it calls related with the sender of the packet inside (nf_conntrack_inet_error
-// in net/netfilter/nf_conntrack_proto.c).
+// anError are the conditions for ICMP errors other than redirects. If connection tracking calls an error related,
+// it has compared the receiver with the inner packet's sender (nf_conntrack_inet_error in
+// net/netfilter/nf_conntrack_proto.c).
 var anError = [len(conf.Families)][]condition{
 	conf.IPv4: {icmpType("icmp type != redirect", unix.NFT_CMP_NEQ, 5)},
 	conf.IPv6: {directly, icmpType("icmpv6 type < echo-request", unix.NFT_CMP_LT, 128)},

@@ -13,9 +13,9 @@ import (
 // TellsOfChanges reports that Watch hears of every change of the rules.
 func (d *Driver) TellsOfChanges() bool { return true }
 
-// Watch calls heard for every generation of nf_tables until ctx ends. It may run beside all other methods. concerned
-// is true if the transaction touched one of weir's tables. It is also true for weir's own changes; Knows distinguishes
-// them from changes of other programs. Generation 0 means that messages were lost.
+// Watch calls heard for every generation of nf_tables until ctx ends. It may run beside all other methods.
+// concerned is true if the transaction touched one of weir's tables, even if weir itself made the change.
+// Generation 0 means that messages were lost.
 //
 // Equivalent to: nft monitor
 func (d *Driver) Watch(ctx context.Context, heard func(generation uint32, concerned bool)) error {
@@ -30,14 +30,14 @@ func concerns(c nftnl.Change) bool {
 // Generation returns the number of the last change of nf_tables in this network namespace.
 func (d *Driver) Generation() (uint32, error) { return nftnl.Generation() }
 
-// Knows reports whether the driver knows every change up to a concerned generation: it read the tables at that
-// generation or later, or made the generation itself. Of generation 0 it knows nothing. Knows must be called for these
+// Knows reports whether the driver knows every change up to a generation: it has read the tables at this generation
+// or later, or has made the change itself. Knows returns false for generation 0. The caller must pass concerned
 // generations in order. A second call for the same generation returns the same result.
 func (d *Driver) Knows(generation uint32) bool {
 	return generation != 0 && ((d.readAt != 0 && int32(generation-d.readAt) <= 0) || d.own.Made(generation))
 }
 
-// SetType returns what nft calls the type of the elements of sets of the kind, in a table of IPv4.
+// SetType returns nft's name for the element type of such sets, in a table of IPv4.
 func (d *Driver) SetType(k ruleset.SetKind) string {
 	return map[ruleset.SetKind]string{
 		ruleset.Addresses: "ipv4_addr", ruleset.Networks: "ipv4_addr, flags interval",

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Batch is a list of requests that the kernel carries out together or not at all. Its methods add requests. The
-// argument about of some methods is the caller's name for the request, which is in Refusal.About.
+// Batch is a list of requests that the kernel carries out together or not at all. Its methods add requests. In
+// some, about is the caller's name for the request, which Refusal.About returns.
 //
 // Equivalent to: nft -f FILE
 type Batch struct{ messages []message }
@@ -69,7 +69,7 @@ func (b *Batch) Commit() error {
 	return b.answers(fd)
 }
 
-// serialize returns the messages between those that begin and end a transaction. The last one asks for an answer.
+// serialize returns the messages of a transaction. The last one asks for an answer.
 func (b *Batch) serialize() []byte {
 	size := 0
 	for _, m := range b.messages {
@@ -85,9 +85,8 @@ func (b *Batch) serialize() []byte {
 	return message{kind: unix.NFNL_MSG_BATCH_END}.append(all, uint32(len(b.messages)+1))
 }
 
-// makeRoom makes the socket's buffers large enough for the transaction and for an answer to each message, and lets the
-// kernel leave the messages out of its answers. Outside of the first user namespace a process may not exceed the limit
-// of the buffers, and the kernel then refuses transactions that are too large.
+// makeRoom makes the socket's buffers large enough for the transaction and its answers. In a user namespace of its
+// own, a process can't exceed the limit of buffers. The kernel then refuses large transactions.
 func makeRoom(fd, size, messages int) error {
 	const usual, answer = 64 << 10, 1 << 10 // what the kernel counts for an answer
 	for option, need := range map[[2]int]int{
@@ -108,9 +107,8 @@ func makeRoom(fd, size, messages int) error {
 	return unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
 }
 
-// answers reads the kernel's answers. The kernel has handled the transaction, and put its answers into the socket,
-// before it returned from the call that sent the messages. It reports each message that it refuses, and then the
-// last message, whatever became of it (nfnetlink_rcv_batch, net/netfilter/nfnetlink.c).
+// answers reads the kernel's answers, which are in the socket when the send returns. The kernel reports each
+// message that it refuses, and the last message in any case (nfnetlink_rcv_batch in net/netfilter/nfnetlink.c).
 func (b *Batch) answers(fd int) error {
 	refused := &RefusedError{}
 	answered := false

@@ -15,10 +15,11 @@ type Hook struct {
 type Chain struct {
 	Name    string
 	Comment string
-	Hook    *Hook // nil for a chain that only rules send packets to
+	Hook    *Hook // nil if packets come only from rules
 }
 
-// Types of userdata: a comment is the first type of each kind of object but sets (libnftnl, include/libnftnl/udata.h).
+// Types of userdata. A comment is the first type of each kind of object, except sets (libnftnl,
+// include/libnftnl/udata.h).
 const (
 	commentOfAnObject  byte = 0
 	commentOfASet      byte = 7

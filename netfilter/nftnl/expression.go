@@ -17,18 +17,17 @@ type Rule struct {
 	Comment     string
 }
 
-// Sum identifies a rule's expressions and comment, in this process. Rules that differ have the same Sum with a
+// Sum identifies a rule's expressions and comment, in this process only. Different rules have the same Sum with a
 // probability of 1 in 2^64.
 type Sum uint64
 
 var seed = maphash.MakeSeed()
 
-// Sum returns the same for two rules with the same expressions and the same comment, also if one of them is as the
-// kernel prints it. It ignores what counters have counted.
+// Sum returns the rule's Sum. It is the same for a rule as the kernel prints it, and ignores counts.
 func (r Rule) Sum() Sum { return sum(r.Expressions, comment(commentOfAnObject, r.Comment)) }
 
-// sum hashes the expressions. The kernel may print an attribute that was left out, with its default 0, and the
-// attributes in another order.
+// sum hashes the expressions. The kernel may print an attribute with its default 0 that was left out, and change
+// the order.
 func sum(expressions, data []byte) Sum {
 	var all []byte
 	number := func(n int) { all = binary.BigEndian.AppendUint32(all, uint32(n)) }
@@ -69,8 +68,8 @@ func sum(expressions, data []byte) Sum {
 	return Sum(maphash.Bytes(seed, append(all, data...)))
 }
 
-// Expressions are the expressions of a rule, in the form in which the kernel prints them. The methods append one. A
-// register is the number of one of the sixteen registers of 32 bits; a value takes as many as it needs.
+// Expressions are the expressions of a rule, in the form in which the kernel prints them. Each method appends one.
+// There are sixteen registers of 32 bits; a value takes as many as it needs.
 type Expressions []byte
 
 func (e Expressions) add(name string, data attrs) Expressions {
@@ -81,7 +80,7 @@ func (e Expressions) add(name string, data attrs) Expressions {
 	return Expressions(attrs(e).put(unix.NFTA_LIST_ELEM, one))
 }
 
-// register returns the kernel's number of a register: it prints each fourth one as a register of 128 bits.
+// register returns the kernel's number of a register. It numbers every fourth one as a register of 128 bits.
 func register(n int) uint32 {
 	if n%4 == 0 {
 		return uint32(unix.NFT_REG_1 + n/4)
@@ -127,8 +126,8 @@ func (e Expressions) And(mask []byte) Expressions {
 		put(unix.NFTA_BITWISE_MASK, value(mask)).put(unix.NFTA_BITWISE_XOR, value(make([]byte, len(mask)))))
 }
 
-// Lookup ends the rule unless the set contains what the registers from the first on hold. If not is true, it ends the
-// rule unless the set doesn't contain it.
+// Lookup ends the rule unless the set contains what the registers from the first on hold. With not, it ends the
+// rule if the set contains it.
 func (e Expressions) Lookup(set string, not bool) Expressions {
 	a := attrs{}.text(unix.NFTA_LOOKUP_SET, set).number(unix.NFTA_LOOKUP_SREG, register(0))
 	if not {
@@ -137,8 +136,8 @@ func (e Expressions) Lookup(set string, not bool) Expressions {
 	return e.add("lookup", a)
 }
 
-// LookupVerdict gives the packet the verdict that the map has for what the registers from the first on hold. It ends
-// the rule if the map has none.
+// LookupVerdict gives the packet the verdict that the map has for the registers from the first on. It ends the rule
+// if the map has none.
 func (e Expressions) LookupVerdict(name string) Expressions {
 	return e.add("lookup", attrs{}.text(unix.NFTA_LOOKUP_SET, name).number(unix.NFTA_LOOKUP_SREG, register(0)).
 		number(unix.NFTA_LOOKUP_DREG, unix.NFT_REG_VERDICT))
@@ -174,8 +173,8 @@ func (e Expressions) Masquerade() Expressions {
 	return e.add("masq", attrs{}.number(unix.NFTA_MASQ_FLAGS, fullyRandom))
 }
 
-// InPort ends the rule unless the packet came in by this port of a bridge. nftables has no expression of its own for
-// that; the kernel needs nft_compat and xt_physdev.
+// InPort ends the rule unless the packet came in by this port of a bridge. The kernel needs nft_compat and
+// xt_physdev for that.
 //
 // Equivalent to: iptables -m physdev --physdev-in PORT
 func (e Expressions) InPort(port string) Expressions {

@@ -24,8 +24,7 @@ type Question struct {
 // questionsEach is how many questions one system call asks. The answers must have room in a socket's buffer.
 const questionsEach = 128
 
-// Find returns for each question, in order, the element, or nil if the set doesn't have it. A set that doesn't exist
-// has none.
+// Find returns the element for each question, in order. It returns nil for an element or set that doesn't exist.
 //
 // Equivalent to: nft get element FAMILY TABLE SET { KEY }, for each question
 func Find(questions []Question) ([]*Element, error) {
@@ -62,7 +61,6 @@ func Find(questions []Question) ([]*Element, error) {
 	return found, nil
 }
 
-// answer returns the element in the kernel's answer; nil if there is none.
 func (q Question) answer(reply []byte) *Element {
 	if len(reply) < sizeofGenmsg {
 		return nil
@@ -80,8 +78,8 @@ func (q Question) answer(reply []byte) *Element {
 	return nil
 }
 
-// between returns the network from the address first up to the one before behind, or up to the last address if behind
-// is zero. ok is false if this is no single network.
+// between returns the network from first up to the address before behind. If behind is zero, it reaches to the last
+// address. ok is false if this is no single network.
 func between(first, behind netip.Addr) (p netip.Prefix, ok bool) {
 	last := netipx.PrefixLastIP(netip.PrefixFrom(first, 0))
 	if behind.IsValid() {

@@ -1,6 +1,6 @@
-// Package nftnl writes and reads tables, chains, rules, sets and maps of nf_tables over netlink. It knows nothing of
-// policies. It writes the messages itself, because it needs what the library github.com/google/nftables doesn't tell:
-// which requests of a transaction the kernel refuses, and lists that don't keep every element in memory.
+// Package nftnl writes and reads tables, chains, rules, sets and maps of nf_tables over netlink. It knows nothing
+// of policies. The library github.com/google/nftables doesn't tell which requests of a transaction the kernel
+// refuses, and keeps all elements of a list in memory. So this package writes the messages itself.
 package nftnl
 
 import (
@@ -25,10 +25,8 @@ func (a attrs) put(kind uint16, value []byte) attrs {
 	return append(a, make([]byte, -len(value)&(unix.NLA_ALIGNTO-1))...)
 }
 
-// text appends an attribute with a text that ends in a NUL.
 func (a attrs) text(kind uint16, value string) attrs { return a.put(kind, append([]byte(value), 0)) }
 
-// number appends an attribute with a number of 32 bits.
 func (a attrs) number(kind uint16, value uint32) attrs {
 	return a.put(kind, binary.BigEndian.AppendUint32(nil, value))
 }
@@ -56,8 +54,7 @@ func (m message) append(to []byte, seq uint32) []byte {
 	return append(to, m.body...)
 }
 
-// comment returns a text in the form in which nft stores it beside an object: as userdata, with the kind of text that
-// the object has.
+// comment returns a text as userdata, the form in which nft stores it. kind depends on the object.
 func comment(kind byte, text string) []byte {
 	if text == "" {
 		return nil
@@ -65,12 +62,11 @@ func comment(kind byte, text string) []byte {
 	return userdata(nil, kind, append([]byte(text), 0))
 }
 
-// userdata appends a value to userdata: a type, a length, and the value (libnftnl, src/udata.c).
+// userdata appends a value to userdata: its type, its length, and the value (libnftnl, src/udata.c).
 func userdata(to []byte, kind byte, value []byte) []byte {
 	return append(append(to, kind, byte(len(value))), value...)
 }
 
-// userdataIn returns the value of that type in userdata; nil if there is none.
 func userdataIn(data []byte, kind byte) []byte {
 	for len(data) >= 2 && len(data) >= 2+int(data[1]) {
 		if data[0] == kind {
@@ -81,8 +77,8 @@ func userdataIn(data []byte, kind byte) []byte {
 	return nil
 }
 
-// MaxComment is the length of the longest comment, in bytes, that nft reads in a file (NFTNL_UDATA_COMMENT_MAXLEN in
-// libnftnl). The kernel stores longer ones, but a file with the ruleset of this node could then not be loaded again.
+// MaxComment is the longest comment, in bytes, that nft reads in a file (NFTNL_UDATA_COMMENT_MAXLEN in libnftnl).
+// The kernel stores longer ones.
 const MaxComment = 127
 
 // Comment shortens a text to MaxComment bytes.

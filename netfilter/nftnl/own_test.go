@@ -11,7 +11,7 @@ func TestOwnChanges(t *testing.T) {
 		before, after uint32
 		changes       int
 		heard         []uint32 // generations that change weir's tables, in the order in which the driver hears of them
-		unknown       int      // how many of heard the driver doesn't know
+		unknown       int      // how many of heard are other programs'
 	}{
 		{"all own", 10, 12, 2, []uint32{11, 12}, 0},
 		{"heard of twice", 10, 12, 2, []uint32{11, 11, 12, 12, 11}, 0},

@@ -32,7 +32,6 @@ func podsSet(f conf.Family) Set {
 	return Set{Name: f.Set(conf.PodsSet), Layout: Address, Comment: PodsComment}
 }
 
-// element returns the address as an element of a set of addresses.
 func element(a netip.Addr) Element { return Element{Prefix: netip.PrefixFrom(a, a.BitLen())} }
 
 // Name returns the name of the set of all pods of the address's family, as messages give it.
@@ -40,8 +39,8 @@ func (PodSets) Name(addr netip.Addr) string {
 	return "set " + podsSet(conf.FamilyOf(addr)).Name + " of nftables"
 }
 
-// Deny adds the addresses to the sets of all pods, with the pod's name as the comment. If such a set doesn't exist,
-// because no agent has run since the node was started, Deny makes it.
+// Deny adds the addresses to the sets of all pods, with the pod's name as the comment. It makes such a set if it
+// doesn't exist, because no agent has run since the node was started.
 //
 // Equivalent to: nft add element ip weir weir-pods { ADDR comment "POD" } (ip6 and weir-pods6 for IPv6)
 func (PodSets) Deny(pod string, addrs ...netip.Addr) error {
@@ -72,7 +71,7 @@ func denyBatch(pod string, addrs []netip.Addr, missing bool) *Batch {
 // Equivalent to: nft delete element ip weir weir-pods { ADDR } (ip6 and weir-pods6 for IPv6)
 func (PodSets) Remove(addrs ...netip.Addr) error {
 	var errs []error
-	for _, a := range addrs { // each alone: the kernel refuses all of a transaction if an element is missing
+	for _, a := range addrs { // each alone, because one missing element would refuse all
 		var b Batch
 		b.DeleteElements(WeirTable(conf.FamilyOf(a)), podsSet(conf.FamilyOf(a)), []Element{element(a)})
 		if err := b.Commit(); err != nil && !errors.Is(err, unix.ENOENT) {
@@ -82,7 +81,7 @@ func (PodSets) Remove(addrs ...netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// triesOfAPurge is how often Purge looks for the addresses again if the agent has taken one out of a set meanwhile.
+// triesOfAPurge is how often Purge looks again, because the agent may take an address out of a set meanwhile.
 const triesOfAPurge = 5
 
 // Purge deletes the addresses from every set and map that holds pods.
@@ -151,7 +150,6 @@ func (r *Reader) purge(f conf.Family, addrs []netip.Addr) error {
 	return b.Commit()
 }
 
-// elementsOf returns the set's elements with one of the addresses.
 func (r *Reader) elementsOf(t Table, s Set, addrs []netip.Addr) (found []Element, err error) {
 	is := map[netip.Addr]bool{}
 	for _, a := range addrs {
@@ -174,7 +172,6 @@ func (r *Reader) elementsOf(t Table, s Set, addrs []netip.Addr) (found []Element
 // Equivalent to: nft get element ip weir weir-pods { ADDR } (ip6 and weir-pods6 for IPv6)
 func (PodSets) Holds(addr netip.Addr) (bool, error) { return in(podsSet(conf.FamilyOf(addr)), addr) }
 
-// in reports whether the address is in the set.
 func in(s Set, addr netip.Addr) (bool, error) {
 	found, err := Find([]Question{{WeirTable(conf.FamilyOf(addr)), s, element(addr)}})
 	return err == nil && found[0] != nil, err
@@ -202,7 +199,6 @@ func (PodSets) InUse(addr netip.Addr) (used bool, err error) {
 	return used, wrap(err, "look for rules with set %s", name)
 }
 
-// looksUp reports whether one of the expressions is a look-up in the set.
 func looksUp(expressions []byte, set string) (yes bool) {
 	for _, e := range netattrs.In(expressions) {
 		name := ""
@@ -220,8 +216,8 @@ func looksUp(expressions []byte, set string) (yes bool) {
 	return yes
 }
 
-// Check returns an error that names each set that should hold one of the addresses and does not: the set of all pods,
-// and the map with the pods' classes for each direction.
+// Check returns an error that names each set that lacks one of the addresses: the set of all pods, or a direction's
+// map with the pods' classes.
 func (PodSets) Check(addrs ...netip.Addr) error {
 	var errs []error
 	for _, a := range addrs {

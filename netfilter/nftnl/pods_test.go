@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestPodSets carries out each method in a network namespace without tables, and in one with the sets of an agent.
+// TestPodSets runs each method in a network namespace without tables, and in one with an agent's sets.
 func TestPodSets(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -135,7 +135,7 @@ func TestBatchIsAllOrNothing(t *testing.T) {
 	}
 }
 
-// TestLargeSets writes a set with more elements than one message can have, of each layout of pods, and reads it back.
+// TestLargeSets: a set with more elements than fit into one message can be written and read back.
 func TestLargeSets(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -34,11 +34,11 @@ func request(kind int, flags int, t Table, body attrs) *nl.NetlinkRequest {
 	return req
 }
 
-// triesOfALists is how often a list is asked for that changes while it is read.
+// triesOfALists is how often list asks again for a list that changes while it is read.
 const triesOfALists = 5
 
-// list calls the function each with the attributes of every object in the list, until each returns false. It calls
-// again before each attempt.
+// list calls each with the attributes of every object in the list, until each returns false. It calls again before
+// each attempt.
 func (r *Reader) list(kind int, t Table, body attrs, again func(), each func(attrs []byte) bool) (err error) {
 	for range triesOfALists {
 		again()
@@ -106,7 +106,6 @@ func (r *Reader) Table(t Table) (s TableState, err error) {
 	return s, nil
 }
 
-// wrap adds to an error what failed. It returns nil if err is nil.
 func wrap(err error, doing string, args ...any) error {
 	if err == nil {
 		return nil
@@ -114,8 +113,8 @@ func wrap(err error, doing string, args ...any) error {
 	return fmt.Errorf("%s: %w", fmt.Sprintf(doing, args...), err)
 }
 
-// Hook returns the hook of a chain, which is nil if packets reach the chain by rules only, and whether the chain
-// accepts what reaches its end.
+// Hook returns the chain's hook; nil if packets come only from rules. accepts is true if the chain accepts what
+// reaches its end.
 //
 // Equivalent to: nft list chain FAMILY TABLE CHAIN
 func (r *Reader) Hook(t Table, chain string) (hook *Hook, accepts bool, err error) {
@@ -149,8 +148,8 @@ func (r *Reader) Hook(t Table, chain string) (hook *Hook, accepts bool, err erro
 	return hook, policy == 1, nil
 }
 
-// Chains returns the names of the table's chains, with and without rules. The kernel lists the chains of all tables of
-// the family for that, such as those of kube-proxy.
+// Chains returns the names of the table's chains, also of empty ones. The kernel lists all tables' chains of the
+// family for that.
 //
 // Equivalent to: nft list chains FAMILY
 func (r *Reader) Chains(t Table) (names []string, err error) {
@@ -177,14 +176,14 @@ type Rules struct {
 	Sums []Sum // in order
 	// To are the chains that the rules lead to, in order.
 	To []string
-	// Drops is true if the last rule drops every packet that reaches its verdict.
+	// Drops is true if the last rule drops every packet.
 	Drops bool
-	// Audits is true if the last rule returns every packet, and the rule before it logs what audited policies would drop.
+	// Audits is true if the last rule returns every packet, and the rule before it logs for audited policies.
 	Audits bool
-	logs   bool // the last rule logs what audited policies would drop
+	logs   bool // the last rule logs for audited policies
 }
 
-// Rules returns the rules of each chain of the table. Chains without rules are not among them.
+// Rules returns the rules of each chain of the table, without empty chains.
 //
 // Equivalent to: nft list table FAMILY TABLE
 func (r *Reader) Rules(t Table) (chains map[string]Rules, err error) {
@@ -255,8 +254,8 @@ func (c *Rules) add(s Sum, expressions []byte) {
 	c.Audits = logged && returns && others == 0
 }
 
-// Generation returns the number of the last change of nf_tables in this network namespace. It returns an error if the
-// kernel has no nf_tables.
+// Generation returns the number of the last change of nf_tables in this network namespace. It fails if the kernel
+// has no nf_tables.
 //
 // Equivalent to: nft monitor, which shows the number as "new generation"
 func Generation() (uint32, error) {

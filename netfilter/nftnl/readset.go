@@ -58,9 +58,9 @@ func parseSet(family uint8, answer []byte) (table string, s SetState) {
 	return table, s
 }
 
-// Each calls the function each with the elements of the set. If each returns false, it ends early, without an error.
-// It calls again before it begins, and once more each time when it has to begin anew because the set has changed. odd
-// is true if the set has an element that the layout doesn't have.
+// Each calls each with the elements of the set. If each returns false, it ends early, without an error. It calls
+// again before each attempt: it begins anew if the set changes. odd is true if the set has an element that the
+// layout doesn't allow.
 //
 // Equivalent to: nft list set FAMILY TABLE SET
 func (r *Reader) Each(t Table, s Set, again func(), each func(Element) bool) (odd bool, err error) {
@@ -94,19 +94,19 @@ func (r *Reader) Each(t Table, s Set, again func(), each func(Element) bool) (od
 	return odd, wrap(err, "list set %s of table %s", s.Name, t.Name)
 }
 
-// end is one end of a network: its first address, or the first address behind it.
+// end is a network's first address, or the first address behind the network.
 type end struct {
 	Element
 	last bool
 }
 
-// networks calls the function each with the networks. ok is false if some of the ends belong to no network.
+// networks calls each with the networks. ok is false if an end belongs to no network.
 func networks(ends []end, each func(Element) bool) (ok bool) {
 	slices.SortFunc(ends, func(a, b end) int {
 		if c := a.Prefix.Addr().Compare(b.Prefix.Addr()); c != 0 || a.last == b.last {
 			return c
 		}
-		if a.last { // where two networks meet, one ends before the other begins
+		if a.last { // where two networks meet, one ends first
 			return -1
 		}
 		return 1

@@ -112,8 +112,7 @@ func (b *Batch) AddSet(t Table, s Set, about any) {
 	b.request(unix.NFT_MSG_NEWSET, t, unix.NLM_F_CREATE, about, a)
 }
 
-// userdata returns what nft needs to print the set: the order of the key's bytes, for one layout how to read the key,
-// and the comment.
+// userdata returns what nft needs to print the set: byte order, comment, and for one layout how to read the key.
 func (s Set) userdata(family uint8) []byte {
 	const none, host, big = 0, 1, 2 // enum byteorder (nftables, include/datatype.h)
 	order := byte(big)
@@ -160,19 +159,17 @@ func (b *Batch) DeleteSet(t Table, name string) {
 	b.request(unix.NFT_MSG_DELSET, t, 0, nil, attrs{}.text(unix.NFTA_SET_TABLE, t.Name).text(unix.NFTA_SET_NAME, name))
 }
 
-// maxElements is how many bytes of elements end a message: no further element is added. An attribute can't be longer
-// than 64 KiB.
+// maxElements is how many bytes of elements one message takes. An attribute can't be longer than 64 KiB.
 const maxElements = 60 << 10
 
-// ElementOf is what a Refusal is about if one element was refused that was added alone.
+// ElementOf is a Refusal's About if a single element was refused.
 type ElementOf struct {
 	About   any
 	Element Element
 }
 
-// AddElements adds the elements to the set. An element with a verdict must not be in the set with another verdict.
-// Networks must not overlap. If alone is true, there is a request for each element, so that a refusal tells
-// which one it is about (ElementOf).
+// AddElements adds the elements to the set. Networks must not overlap. An element with a verdict must not exist
+// with another one. If alone is true, each element has a request of its own, so a refusal names it (ElementOf).
 //
 // Equivalent to: nft add element FAMILY TABLE SET { KEY comment "COMMENT", … }
 func (b *Batch) AddElements(t Table, s Set, elements []Element, about any, alone bool) {
@@ -185,7 +182,7 @@ func (b *Batch) AddElements(t Table, s Set, elements []Element, about any, alone
 	}
 }
 
-// DeleteElements deletes the elements from the set, which must be in it.
+// DeleteElements deletes the elements from the set. All must exist.
 //
 // Equivalent to: nft delete element FAMILY TABLE SET { KEY, … }
 func (b *Batch) DeleteElements(t Table, s Set, elements []Element) {
@@ -200,7 +197,6 @@ func (b *Batch) FlushSet(t Table, name string) {
 		attrs{}.text(unix.NFTA_SET_ELEM_LIST_TABLE, t.Name).text(unix.NFTA_SET_ELEM_LIST_SET, name))
 }
 
-// elements adds requests for the elements, as few as possible.
 func (b *Batch) elements(kind int, flags uint16, t Table, s Set, elements []Element, about any) {
 	var list attrs
 	send := func() {
@@ -221,8 +217,8 @@ func (b *Batch) elements(kind int, flags uint16, t Table, s Set, elements []Elem
 	}
 }
 
-// encode returns the element in the kernel's form. A network is two elements: its first address, and the first address
-// behind it. whole is false if only the keys are needed.
+// encode returns the element in the kernel's form. A network is two elements: its first address, and the first
+// address behind it. If whole is false, encode writes only keys.
 func (l Layout) encode(e Element, whole bool) []attrs {
 	first := attrs{}.put(unix.NFTA_SET_ELEM_KEY, value(l.keyOf(e)))
 	if whole && l == Verdicts {
@@ -247,7 +243,6 @@ func (l Layout) encode(e Element, whole bool) []attrs {
 	return append([]attrs{first}, all...)
 }
 
-// keyOf returns the element's key as the kernel compares it.
 func (l Layout) keyOf(e Element) []byte {
 	link := func() []byte { return append([]byte(e.Link), make([]byte, max(ifnameLen-len(e.Link), 0))...) }
 	switch l {
@@ -269,8 +264,7 @@ func (l Layout) keyOf(e Element) []byte {
 	return key
 }
 
-// Element returns the element whose key the registers of a rule begin with; ok is false if no element of the layout has
-// such a key.
+// Element returns the element for the key that the registers begin with. ok is false if the layout has no such key.
 func (l Layout) Element(family uint8, registers []byte) (e Element, ok bool) {
 	_, length, _ := l.key(family)
 	if len(registers) < int(length) {
@@ -279,7 +273,7 @@ func (l Layout) Element(family uint8, registers []byte) (e Element, ok bool) {
 	return l.parse(family, registers[:length])
 }
 
-// parse returns the element with this key; ok is false if no element of the layout has it.
+// parse returns the element with this key. ok is false if the layout has no such key.
 func (l Layout) parse(family uint8, key []byte) (e Element, ok bool) {
 	_, length, _ := l.key(family)
 	if len(key) != int(length) {

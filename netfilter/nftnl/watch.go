@@ -18,10 +18,9 @@ type Change struct {
 	Table, Chain string
 }
 
-// Watch calls heard for every generation of nf_tables until ctx ends. concerned is true if concerns returns true for
-// one of the transaction's changes. The first call reports the present generation as concerned. Generation 0 means
-// that messages were lost: any rule may have changed. New chains and changes of sets are no Changes: without a rule
-// they decide nothing, and each pod that comes or ends changes sets.
+// Watch calls heard for every generation of nf_tables until ctx ends. concerned is true if concerns returns true
+// for one of the transaction's changes. The first call reports the present generation as concerned. Generation 0
+// means that messages were lost: any rule may have changed. New chains and changes of sets are no Changes.
 //
 // Equivalent to: nft monitor
 func Watch(ctx context.Context, concerns func(Change) bool, heard func(generation uint32, concerned bool)) error {
@@ -56,8 +55,7 @@ func Watch(ctx context.Context, concerns func(Change) bool, heard func(generatio
 	}
 }
 
-// generationIn returns the number of a generation from the message that ends a transaction. ok is false for all other
-// messages.
+// generationIn returns the number in a message that ends a transaction. ok is false for all other messages.
 func generationIn(m syscall.NetlinkMessage) (generation uint32, ok bool) {
 	if m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN || len(m.Data) < sizeofGenmsg {
 		return 0, false
@@ -70,7 +68,6 @@ func generationIn(m syscall.NetlinkMessage) (generation uint32, ok bool) {
 	return generation, ok
 }
 
-// changeIn returns the change in a message; ok is false if the message has none.
 func changeIn(m syscall.NetlinkMessage) (c Change, ok bool) {
 	if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Data) < sizeofGenmsg {
 		return c, false
