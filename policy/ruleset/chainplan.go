@@ -2,9 +2,8 @@ package ruleset
 
 import "slices"
 
-// chainPlan says what becomes of a chain if there is room for all of it. It depends on the chain, on the refused parts,
-// and on the kinds and size classes (Bounds.class) of the sets. If fit is false, it also depends on the rounded sizes
-// of the sets.
+// chainPlan says what becomes of a chain if there is room for all of it. If fit is true, it doesn't depend on the
+// exact sizes of the sets, only on their classes.
 type chainPlan struct {
 	chain   Chain
 	sets    map[string]bool // the names of all sets in the rules
@@ -14,7 +13,7 @@ type chainPlan struct {
 	merged  []Rule // the rules with all of the merges; nil if they are not known yet
 }
 
-// plan returns the plan for the chain. Rules of chains at hooks are not merged.
+// plan returns the plan for the chain. It merges no rules of chains at hooks.
 func (b Bounds) plan(c Chain, sets []Set, refused Refused) *chainPlan {
 	p := &chainPlan{chain: c, sets: map[string]bool{}, fit: true}
 	for _, r := range c.Rules {
@@ -49,14 +48,11 @@ func (b Bounds) plan(c Chain, sets []Set, refused Refused) *chainPlan {
 	return p
 }
 
-// isFor reports whether the plan was made for a chain with this hook and equal rules. It returns false if the plan is
-// nil.
 func (p *chainPlan) isFor(c Chain) bool {
 	return p != nil && p.chain.Hook == c.Hook &&
 		(shared(p.chain.Rules, c.Rules) || slices.EqualFunc(p.chain.Rules, c.Rules, Rule.Equal))
 }
 
-// lookUp reports whether a rule of the chain names one of the sets.
 func (p *chainPlan) lookUp(sets map[string]bool) bool {
 	for name := range sets {
 		if p.sets[name] {
@@ -66,8 +62,7 @@ func (p *chainPlan) lookUp(sets map[string]bool) bool {
 	return false
 }
 
-// with returns the chain's rules after the merges. Each merge's rule is in the place of the first rule that the merge
-// replaces, and the others that it replaces are left out.
+// with returns the chain's rules after the merges. A merged rule is in the place of the first rule that it replaces.
 func (p *chainPlan) with(merges []*merge) []Rule {
 	whole := len(merges) == len(p.merges)
 	if whole && p.merged != nil {

@@ -5,13 +5,13 @@ import (
 	"slices"
 )
 
-// countedSet is a merged set that counts how many parts give it each entry.
+// countedSet counts how many parts give it each entry.
 type countedSet struct {
 	*mergedSet
 	entries Entries
 	counted map[part]Entries // the entries of each part's set when the part was last counted
-	// shared has, for each element that several parts give, how many give it each comment, in the order of the comments.
-	// One part gives each other element, with the comment that the entry has.
+	// shared has the elements that several parts give: how many parts give each comment, in the order of the comments.
+	// Other elements come from one part each.
 	shared map[Element][]tally
 }
 
@@ -20,7 +20,7 @@ type tally struct {
 	parts   int
 }
 
-// sync makes the set have what its parts give now. of returns the entries of a set.
+// sync makes the set have what its parts give now. of returns a set's entries.
 func (c *countedSet) sync(of func(set string) Entries) {
 	if c.counted == nil {
 		c.fill(of)
@@ -41,7 +41,7 @@ func (c *countedSet) sync(of func(set string) Entries) {
 	}
 }
 
-// syncWith does what sync does, but only for the parts made from the one set. now has the entries of that set.
+// syncWith does what sync does, but only for the parts made from one set. now are this set's entries.
 func (c *countedSet) syncWith(set string, now Entries) {
 	i, _ := slices.BinarySearchFunc(c.parts, set, func(p part, set string) int { return cmp.Compare(p.set, set) })
 	for ; i < len(c.parts) && c.parts[i].set == set; i++ {
@@ -49,7 +49,7 @@ func (c *countedSet) syncWith(set string, now Entries) {
 	}
 }
 
-// fill counts everything. It takes less time than counting the parts one after the other.
+// fill counts everything, faster than part after part.
 func (c *countedSet) fill(of func(set string) Entries) {
 	c.counted, c.shared = make(map[part]Entries, len(c.parts)), map[Element][]tally{}
 	var all []Entry
@@ -77,7 +77,7 @@ func (c *countedSet) fill(of func(set string) Entries) {
 	c.entries = EntriesOf(all...)
 }
 
-// count counts only the differences between the entries that the part had when it was last counted, and now.
+// count counts what has changed since the part was last counted.
 func (c *countedSet) count(p part, now Entries) {
 	was := c.counted[p]
 	if c.counted[p] = now; was.Same(now) {
@@ -96,8 +96,8 @@ func (c *countedSet) count(p part, now Entries) {
 	}
 }
 
-// give counts one part more (by is 1) or less (-1) that gives the element with the comment. Of all comments given for
-// an element, the entry has the one that sorts first.
+// give counts one part more (by is 1) or less (-1) that gives the element with the comment. The entry has the
+// comment that sorts first.
 func (c *countedSet) give(e Element, comment string, by int) {
 	tallies, isShared := c.shared[e]
 	if !isShared {
@@ -119,8 +119,7 @@ func (c *countedSet) give(e Element, comment string, by int) {
 	}
 }
 
-// counting returns the tallies with one part more, or less, that gives the comment. It may change the list that it
-// gets.
+// counting may change the list that it gets.
 func counting(tallies []tally, comment string, by int) []tally {
 	i, ok := slices.BinarySearchFunc(tallies, comment, func(t tally, comment string) int {
 		return cmp.Compare(t.comment, comment)

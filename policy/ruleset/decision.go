@@ -12,8 +12,8 @@ import (
 // decision says which rules of a ruleset are merged.
 type decision struct {
 	plans map[chainName]*chainPlan
-	// weights has, for each set that the plans merge, how much each of its entries needs. entries and pairs are the
-	// sums. staying has, for each set, the number of chains that have an unmerged rule that looks it up.
+	// weights has how much each entry of a merged set needs; entries and pairs are the sums. staying counts, for each
+	// set, the chains with an unmerged rule that looks it up.
 	weights        map[string]weight
 	entries, pairs int
 	staying        map[string]int
@@ -22,12 +22,11 @@ type decision struct {
 
 	merges []*merge     // in the order of the chains
 	merged []*mergedSet // in the order of their names
-	// needed has the sets whose merges were planned but left out, for lack of room or because the kernel refuses them.
-	// Rules still look these sets up.
+	// needed has the sets whose planned merges were left out. Rules still look these sets up.
 	needed map[string]bool
 }
 
-// weight is how many entries of merged sets, and how many of them with ports, there are for each entry of a set.
+// weight is how many merged entries there are for each entry of a set. pairs of them have ports.
 type weight struct{ entries, pairs int }
 
 func (b Bounds) decide(r Ruleset, refused Refused) *decision {
@@ -36,9 +35,9 @@ func (b Bounds) decide(r Ruleset, refused Refused) *decision {
 	return d
 }
 
-// revise decides again after the ruleset has changed to r. was has the sets of the ruleset before. It plans only chains
-// that have changed themselves, or that look up a set of another kind or class than before. If d.fit is false before or
-// after that, the caller must decide from the beginning instead. The refused parts must be those of the last decision.
+// revise decides again after the ruleset has changed to r; was has the sets before. It plans only chains that have
+// changed, or whose sets have another class or kind. If d.fit is false before or after, the caller must decide anew.
+// The refused parts must be those of the last decision.
 func (d *decision) revise(b Bounds, was []Set, r Ruleset, refused Refused) {
 	touched := map[string]bool{}
 	for x, y := range pairs(was, r.Sets) {
@@ -84,7 +83,7 @@ func (d *decision) revise(b Bounds, was []Set, r Ruleset, refused Refused) {
 	d.refuse(refused)
 }
 
-// pairs yields the sets of both lists, which are in order. A set that one list doesn't have comes with nil.
+// pairs yields the sets of both lists, which are in order. nil stands for a set that one list lacks.
 func pairs(was, now []Set) func(yield func(x, y *Set) bool) {
 	return func(yield func(x, y *Set) bool) {
 		for i, k := 0, 0; i < len(was) || k < len(now); {
@@ -111,13 +110,12 @@ func pairs(was, now []Set) func(yield func(x, y *Set) bool) {
 	}
 }
 
-// like reports whether the sets differ in nothing but their entries.
 func (s *Set) like(o *Set) bool {
 	return s.Name == o.Name && s.Kind == o.Kind && s.Family == o.Family && s.Role == o.Role && s.Dispatch == o.Dispatch &&
 		s.Opens == o.Opens
 }
 
-// count counts what the plan needs, once more or once less. It ignores nil.
+// count counts what the plan needs, once more or once less.
 func (d *decision) count(p *chainPlan, by int, of func(set string) Entries) {
 	if p == nil {
 		return
@@ -142,7 +140,7 @@ func (d *decision) count(p *chainPlan, by int, of func(set string) Entries) {
 	}
 }
 
-// cut keeps the smallest merges for which there is room, and leaves out the others.
+// cut keeps the smallest merges, as far as there is room.
 func (d *decision) cut(b Bounds, of func(set string) Entries) {
 	type sized struct {
 		*merge
@@ -171,7 +169,7 @@ func (d *decision) cut(b Bounds, of func(set string) Entries) {
 	d.leaveOut(func(m *merge) bool { return !keep[m] })
 }
 
-// leaveOut deletes the merges for which left is true, and notes in needed the sets that they would have replaced.
+// leaveOut deletes the merges for which left is true. Their sets stay needed.
 func (d *decision) leaveOut(left func(*merge) bool) {
 	d.merges = slices.DeleteFunc(d.merges, func(m *merge) bool {
 		if !left(m) {
@@ -184,12 +182,12 @@ func (d *decision) leaveOut(left func(*merge) bool) {
 	})
 }
 
-// name gives the merged sets their names. A name is a hash of the rule's conditions and of the first of the sets that
-// are merged. So an added or deleted policy mostly changes only some entries of the set, and not its name. If several
-// merged sets would have one name, the largest gets it, and the others get hashes of all that they have.
+// name gives the merged sets their names: hashes of the rule's conditions and the first of the sets. So a change of
+// policies mostly changes only some entries, not the name. If several sets would have one name, only the largest
+// gets it; the others get hashes of all that they have.
 //
-// While a set with the same name gets other entries for another chain, nothing opens: like each set of peers, it loses
-// entries before the rules change, and gets new ones after that. The name stands for the same conditions in both.
+// While the set of a name gets entries for another chain, nothing opens. Like each set of peers, it loses entries
+// before the rules change, and gets new ones after that.
 func (d *decision) name(r Ruleset) {
 	byKey := map[string][]*mergedSet{}
 	for _, m := range d.merges {
@@ -229,7 +227,6 @@ func (d *decision) name(r Ruleset) {
 	}
 }
 
-// refuse leaves out the merges whose set or rule the kernel refuses.
 func (d *decision) refuse(refused Refused) {
 	if len(refused) == 0 {
 		return
@@ -249,7 +246,7 @@ func (d *decision) refuse(refused Refused) {
 	d.merged = slices.DeleteFunc(d.merged, func(s *mergedSet) bool { return !used[s] })
 }
 
-// apply returns the ruleset with the merged rules. entries returns the entries of a merged set.
+// apply returns the ruleset with the merged rules. entries returns a merged set's entries.
 func (d *decision) apply(r Ruleset, entries func(*mergedSet) Entries) Ruleset {
 	if len(d.merges) == 0 {
 		return r

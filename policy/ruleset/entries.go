@@ -6,14 +6,14 @@ import (
 	"github.com/weir-net/weir/internal/ordered"
 )
 
-// Entries are the entries of a set, in the order of Element.Compare, no two with the same element. They never change:
-// With and Without return other Entries, which share nearly all memory with the old ones. The zero value is empty.
+// Entries are the entries of a set, in the order of Element.Compare, one for each element. They never change: With
+// and Without return others, which share nearly all memory. The zero value is empty.
 type Entries struct{ of ordered.Map[Element, string] }
 
 var noEntries = ordered.New[Element, string](Element.Compare)
 
-// EntriesOf returns the entries. If several have the same element, it keeps only the entry with the comment that sorts
-// first. It may change the order of the list.
+// EntriesOf returns the entries. Of several with the same element, it keeps the one whose comment sorts first. It
+// may change the order of the list.
 func EntriesOf(list ...Entry) Entries {
 	return Entries{ordered.From(Element.Compare, func(yield func(Element, string) bool) {
 		for _, e := range Order(list) {
@@ -30,8 +30,7 @@ func (e Entries) Len() int { return e.of.Len() }
 // Get returns the element's comment, and whether the element is among the entries.
 func (e Entries) Get(element Element) (comment string, ok bool) { return e.of.Get(element) }
 
-// last returns the last element for which among is true. among must be true for all elements up to some element, and
-// false for all behind.
+// last returns the last element for which among is true. among must be true up to some element, and false behind it.
 func (e Entries) last(among func(Element) bool) (Element, bool) { return e.of.Last(among) }
 
 // All yields the entries in order.
@@ -53,8 +52,7 @@ func (e Entries) With(added Entry) Entries {
 	return Entries{e.of.With(added.Element, added.Comment)}
 }
 
-// Follow returns the first entries of now: those up to the last element of e, and n more. e must be the first entries
-// of was.
+// Follow returns the first entries of now: as far as e reaches, and n more. e must be the first entries of was.
 func (e Entries) Follow(was, now Entries, n int) Entries {
 	last, some := e.last(func(Element) bool { return true })
 	within := func(x Element) bool { return some && x.Compare(last) <= 0 }
@@ -79,18 +77,18 @@ func (e Entries) Follow(was, now Entries, n int) Entries {
 	return e
 }
 
-// Without returns the entries without the one that has this element, if there is one.
+// Without returns the entries without the one that has this element.
 func (e Entries) Without(element Element) Entries { return Entries{e.of.Without(element)} }
 
-// Diff yields, in order, the changes that make the entries in now out of those in e. The keys are elements, the values
-// comments. It takes time in proportion to the differences, if one of the two was made from the other.
+// Diff yields, in order, the changes from e to now. The keys are elements, the values comments. If one was made from
+// the other, the time depends only on the differences.
 func (e Entries) Diff(now Entries) iter.Seq[ordered.Change[Element, string]] {
 	return e.of.Diff(now.of)
 }
 
-// Equal reports whether the entries are the same, with the same comments.
+// Equal reports whether the entries and their comments are the same.
 func (e Entries) Equal(o Entries) bool { return e.of.Equal(o.of) }
 
-// Same reports whether the entries share all their memory, and so are equal. It takes no time, and may be false for
+// Same reports whether the entries share all their memory, and so are equal. It takes no time. It may be false for
 // equal entries.
 func (e Entries) Same(o Entries) bool { return e.of.Same(o.of) }

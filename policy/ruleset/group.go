@@ -5,14 +5,13 @@ import (
 	"strconv"
 )
 
-// groups are the rules of a chain that may be merged, in groups.
 type groups struct {
 	rules []Rule // of the chain
 	list  []*group
 }
 
-// group has rules of a chain that differ only in the set of their peers. All these sets are of one kind. Between the
-// rules of a group there are only rules that return too, so their order doesn't matter.
+// group has rules of a chain that differ only in the set of their peers. All these sets are of one kind. The order
+// of the rules doesn't matter: between them are only rules that return too.
 type group struct {
 	like    Rule // a rule without the name of the peers' set
 	peers   int  // the index of the peers' set in like.Sets
@@ -24,8 +23,7 @@ type group struct {
 	numbers []uint16 // the ports, if an entry with a port can stand for them
 }
 
-// groups divides the chain's rules into groups. Rules that can't be merged are in none. sets has the sets of the rules
-// by name.
+// groups divides the chain's rules into groups. Rules that can't be merged are in none.
 func (b Bounds) groups(c Chain, sets map[string]*Set) groups {
 	all := groups{rules: c.Rules}
 	type groupKey struct {
@@ -64,7 +62,7 @@ func (b Bounds) groups(c Chain, sets map[string]*Set) groups {
 	return all
 }
 
-// peersOf returns the index of the set match that another set may take the place of; -1 if the rule can't be merged.
+// peersOf returns the index of the set match that a merge may replace; -1 if the rule can't be merged.
 func peersOf(r *Rule, c Chain, sets map[string]*Set) int {
 	if len(r.Policies) == 0 || r.Src.IsValid() || r.Dst.IsValid() || r.In != "" || r.Out != "" || r.InPort != "" ||
 		r.Track != "" || r.Shape != "" {
@@ -82,8 +80,8 @@ func peersOf(r *Rule, c Chain, sets map[string]*Set) int {
 	return -1
 }
 
-// restKey appends to key what rules of one group have in common. numbers are the rule's ports, if they are few. The
-// length of each value precedes it, so different rules never give equal keys.
+// restKey appends to key what rules of one group have in common. Lengths precede values, so different rules never
+// give equal keys.
 func restKey(key []byte, run int, r *Rule, peers int, numbers []uint16) []byte {
 	number := func(n int) { key = append(strconv.AppendInt(key, int64(n), 10), ' ') }
 	number(run)
@@ -110,8 +108,8 @@ func restKey(key []byte, run int, r *Rule, peers int, numbers []uint16) []byte {
 	return key
 }
 
-// numbers returns the ports of the rule, in order, each once. It returns nil if the rule has no ports or more than
-// ListLen, if one is 0, or if the protocol isn't TCP, UDP or SCTP: no entry can stand for these.
+// numbers returns the rule's ports, in order. It returns nil if there are none or more than ListLen, or if no entry
+// can stand for them (port 0, or a protocol without ports).
 func (b Bounds) numbers(r *Rule) (numbers []uint16) {
 	if r.Proto != TCP && r.Proto != UDP && r.Proto != SCTP {
 		return nil

@@ -6,27 +6,24 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Index evaluates packets as a Simulator does. The time for a packet doesn't grow with the number of rules, sets and
-// members, so an Index can evaluate each connection of a node. It keeps what it has computed, so only one goroutine may
-// use it.
+// Index evaluates packets as a Simulator does, in a time that doesn't grow with the rules, sets and members. It
+// keeps what it has computed, so only one goroutine may use it.
 //
-// An Index looks up each address once. The result is the address's signature: which of the rules' sets and networks
-// contain the address. In each chain, the signature leads to rows: the rules that may match addresses with this
-// signature, by protocol and port.
+// The Index looks up each address once. The result is the address's signature: which sets and networks of the rules
+// contain it. In each chain, a signature leads to rows, the rules that may match, by protocol and port.
 //
-// NewIndex reads the rules, but not the sets' entries. The Index looks the first addresses up in each set. It makes a
-// table of all entries when it has seen so many addresses that the table takes less time.
+// The first addresses are looked up in each set. After many addresses, the Index makes a table of all entries.
 type Index struct {
 	// hooks has, for each family, the chains of CheckForwarded and CheckToNode.
 	hooks   [len(conf.Families)][2]*indexedChain
 	members members
 }
 
-// indexedChain is a chain with the rules that may decide on a connection's first packet, in order.
+// indexedChain has the rules of a chain that may decide on a connection's first packet, in order.
 type indexedChain struct {
 	number int // the chain's number in the Index, from 0
 	rules  []indexedRule
-	// pivots has, for each end of a packet, the rules that an address of that end leads to.
+	// pivots has the rules that addresses of each end lead to.
 	pivots [ends]pivots
 	// rest has the rules that no address leads to.
 	rest *row
@@ -36,15 +33,13 @@ type indexedChain struct {
 	verdicts map[verdictOf]Action
 }
 
-// verdictOf is the key of a verdict. Packets that differ only in their sources have the same verdict if the sources
-// have the same signature.
+// verdictOf is the key of a verdict. Sources with the same signature have the same verdict.
 type verdictOf struct {
 	Packet
 	source   *signature
 	toItself bool
 }
 
-// end is an end of a packet: its source or its destination.
 type end uint8
 
 const (
@@ -53,37 +48,36 @@ const (
 	ends
 )
 
-// indexedRule is a rule whose sets and chains were found. Its first fields decide on most packets. They are together,
-// because most of an evaluation's time goes to memory that isn't in the processor's caches.
+// indexedRule is a rule with its sets and chains. The fields that decide on most packets come first: together they
+// save look-ups in slow memory.
 type indexedRule struct {
 	class class
-	// simple is true if only the protocol and the port of a packet need to be compared: the rule has no other
-	// condition, or only one on an address, and that address has led to the rule.
-	simple bool
-	// onePort is true if the rule's ports are those from first to last.
+	// simple is true if only protocol and port need to be compared. The only other condition, if any, has led to the
+	// rule.
+	simple      bool
 	onePort     bool
 	first, last uint16
 	*Rule
 	to      *indexedChain
 	members []memberMatch // of Rule.Sets, Rule.Src and Rule.Dst
 	ports   []portMatch   // of Rule.Sets
-	// pivot is the index of the match in members that leads to the rule; -1 if none does.
+	// pivot is the index in members of the match that leads to the rule; -1 if none does.
 	pivot int
 }
 
-// memberMatch matches a packet if the group contains the packet's address at that end.
+// memberMatch matches a packet whose address at that end is in the group.
 type memberMatch struct {
 	group int32 // none: nothing is in the group
 	end   end
 	not   bool
-	// exact is the set if the address alone doesn't decide: the set's entries have ports or links too.
+	// exact is the set if its entries have ports or links too.
 	exact *Set
 }
 
-// none is the group of a set that doesn't exist, or that can't contain the part of a packet that the rule looks up.
+// none is the group of a set that doesn't exist, or that can't contain the part looked up.
 const none = -1
 
-// portMatch matches a packet if the set contains the packet's port. Without a set, nothing is in the set.
+// portMatch matches a packet whose port is in the set. A nil set contains nothing.
 type portMatch struct {
 	set *Set
 	not bool
@@ -102,7 +96,6 @@ const (
 	classes
 )
 
-// classOf returns the class of the protocol, which is a name or a number.
 func classOf(p Protocol) class {
 	switch p {
 	case "":
@@ -145,7 +138,7 @@ func NewIndex(r Ruleset) *Index {
 	return x
 }
 
-// indexer makes an Index. It indexes only the chains that packets can reach.
+// indexer makes an Index of the chains that packets can reach.
 type indexer struct {
 	members *members
 	sets    map[string]*Set
@@ -159,13 +152,12 @@ type chainName struct {
 	name   string
 }
 
-// groupOf is the key of a group: the name of a set, or a network that a rule matches itself.
 type groupOf struct {
 	set     string
 	network netip.Prefix
 }
 
-// chain indexes the chain and all chains that its rules send packets to. It returns nil if there is no such chain.
+// chain indexes the chain and all chains that its rules lead to; nil if there is none.
 func (b *indexer) chain(name chainName) *indexedChain {
 	if c, ok := b.done[name]; ok {
 		return c
@@ -202,7 +194,7 @@ func (b *indexer) chain(name chainName) *indexedChain {
 	return c
 }
 
-// decides reports whether the rule can match a connection's first packet and decide on it.
+// decides reports whether the rule can decide on a connection's first packet.
 func (r *Rule) decides() bool {
 	switch r.Action {
 	case Drop, Return, Jump, GoTo:
@@ -212,7 +204,7 @@ func (r *Rule) decides() bool {
 	return (r.Track == "" || r.Track == Untranslated) && r.Shape != Solicitation && r.Shape != Advertisement
 }
 
-// rule finds the rule's sets. The first set or network that must contain an address leads to the rule.
+// rule finds the rule's sets. The first condition that an address must be in a set or network becomes the pivot.
 func (b *indexer) rule(r *Rule) indexedRule {
 	i := indexedRule{Rule: r, class: classOf(r.Proto), pivot: -1}
 	for _, m := range r.Sets {
@@ -250,8 +242,7 @@ func (b *indexer) rule(r *Rule) indexedRule {
 	return i
 }
 
-// member returns the match that looks up an address in the set. Its group is none if the set is nil, or if sets of this
-// kind can't contain the part m.By.
+// member returns the match for the set. Its group is none if no set of this kind can contain the part m.By.
 func (b *indexer) member(m SetMatch, set *Set) memberMatch {
 	match := memberMatch{group: none, end: source, not: m.Not}
 	if m.By == Destination || m.By == DestinationPair {
@@ -273,7 +264,6 @@ func (b *indexer) member(m SetMatch, set *Set) memberMatch {
 	return match
 }
 
-// group returns the number of the group with this key. It adds the group if there is none yet.
 func (b *indexer) group(key groupOf, set *Set) int32 {
 	n, ok := b.groups[key]
 	if !ok {

@@ -10,7 +10,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// TestIndex compares an Index with a Simulator, on random rulesets with all kinds of rules and sets.
+// TestIndex: on random rulesets, an Index gives the same verdicts as a Simulator.
 func TestIndex(t *testing.T) {
 	rulesets := 1_500
 	if testing.Short() {
@@ -33,8 +33,7 @@ func FuzzIndex(f *testing.F) {
 	f.Fuzz(func(t *testing.T, seed uint64) { compare(t, seed, 50, map[bool]int{}) })
 }
 
-// compare checks that an Index and a Simulator of the seed's random ruleset agree on random packets. It counts the
-// verdicts in verdicts.
+// compare checks that an Index and a Simulator of the seed's random ruleset agree on random packets.
 func compare(t *testing.T, seed uint64, packets int, verdicts map[bool]int) {
 	t.Helper()
 	r := &randomRules{rand.New(rand.NewPCG(seed, 0))}
@@ -61,7 +60,7 @@ func compare(t *testing.T, seed uint64, packets int, verdicts map[bool]int) {
 	}
 }
 
-// randomRules draws rulesets and packets. They use few addresses, links and ports, so that rules often match.
+// randomRules draws rulesets and packets with few addresses, links and ports, so that rules often match.
 type randomRules struct{ *rand.Rand }
 
 func one[T any](r *randomRules, list ...T) T { return list[r.IntN(len(list))] }
@@ -83,7 +82,6 @@ func (r *randomRules) link() string { return one(r, "weir0", "veth1", "veth2", "
 
 func (r *randomRules) proto() Protocol { return one(r, TCP, TCP, UDP, SCTP) }
 
-// port draws a port. Most ports are close to others, and some are at the ends of all ports.
 func (r *randomRules) port() uint16 {
 	return one(r, uint16(r.IntN(40)), uint16(r.IntN(40)), uint16(r.IntN(5)), uint16(65_535-r.IntN(3)))
 }
@@ -115,7 +113,7 @@ func (r *randomRules) set(name string) Set {
 	return s
 }
 
-// ruleset draws a ruleset. A chain sends packets only to chains behind it, so no packet goes in a circle.
+// ruleset draws a ruleset. A chain leads only to chains behind it, so no packet goes in a circle.
 func (r *randomRules) ruleset() Ruleset {
 	var all Ruleset
 	for i := range 1 + r.IntN(one(r, 3, 30)) {
@@ -141,7 +139,6 @@ func (r *randomRules) ruleset() Ruleset {
 	return all
 }
 
-// parts has the parts of packets that rules look up in sets of the kind.
 var parts = map[SetKind][]Part{
 	Addresses: {Source, Destination}, Networks: {Source, Destination}, AddressPorts: {SourcePair, DestinationPair},
 	Ports: {DestinationPort}, AddressLinks: {SourceLink},
@@ -219,8 +216,7 @@ func (r *randomRules) packet() Packet {
 	return p
 }
 
-// TestIndexKeepsVerdicts: an Index keeps verdicts of packets that it compared with many rules. Packets that differ get
-// verdicts of their own.
+// TestIndexKeepsVerdicts: if an Index keeps the verdict of a packet, a different packet still gets its own.
 func TestIndexKeepsVerdicts(t *testing.T) {
 	allowed := Set{Name: "allowed", Kind: Addresses, Entries: EntriesOf(
 		Entry{Element: Element{Prefix: netip.MustParsePrefix("10.0.0.2/32")}},

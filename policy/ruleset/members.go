@@ -9,11 +9,11 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// members says which groups contain an address. A group is a set that has addresses, or a network.
+// members says which groups contain an address. A group is a set with addresses, or a network.
 type members struct {
 	groups  []memberGroup
 	entries int // of all groups, and one more for each group
-	// found has the signatures of addresses that were looked up. All signatures are also in signatures, by their parts.
+	// found has the signatures of addresses that were looked up. signatures has all of them by their parts.
 	found      byAddress[*signature]
 	signatures map[signatureOf]*signature
 	searches   int // how many groups were searched so far
@@ -22,18 +22,17 @@ type members struct {
 	key        []byte  // scratch space of intern
 }
 
-// memberGroup is a group: the set or, if that is nil, the network.
+// memberGroup is a set or, if that is nil, a network.
 type memberGroup struct {
 	set     *Set
 	network netip.Prefix
 }
 
-// signature says which groups contain an address. The address is in its own groups, in order, and in those of the
-// signature above. Addresses with the same groups mostly have the same signature: pods share the signature of their
-// networks, and so no signature has a long list of its own because many policies allow these networks. Signatures with
-// the same parts have the same pointer. Nil is the signature of an address that is in no group.
+// signature says which groups contain an address: its own groups, and those of the signature above. nil stands for
+// no group. Equal signatures have the same pointer. Pods share the signature of their network, so no list repeats
+// its groups.
 type signature struct {
-	// recent has the rows that some chains have for the signature. A look-up there takes less time than in a chain's map.
+	// recent is a quick way to rows of some chains.
 	recent [8]struct {
 		chain *indexedChain
 		end   end
@@ -43,13 +42,12 @@ type signature struct {
 	above  *signature
 }
 
-// signatureOf is the key of a signature: its groups as bytes, and the signature above.
 type signatureOf struct {
 	groups string
 	above  *signature
 }
 
-// byAddress is a map by address. A look-up of an IPv4 address takes half the time that Go's map of netip.Addr takes.
+// byAddress is a map by address. For IPv4 it takes half the time of Go's map of netip.Addr.
 type byAddress[V any] struct {
 	four map[uint32]V
 	six  map[[16]byte]V
@@ -77,7 +75,6 @@ func (m *byAddress[V]) set(a netip.Addr, v V) {
 	}
 }
 
-// in reports whether addresses with this signature are in the group.
 func (s *signature) in(group int32) bool {
 	for ; s != nil; s = s.above {
 		if len(s.groups) <= few {
@@ -91,7 +88,6 @@ func (s *signature) in(group int32) bool {
 	return false
 }
 
-// add adds a group and returns its number.
 func (m *members) add(network netip.Prefix, set *Set) int32 {
 	m.groups = append(m.groups, memberGroup{set, network})
 	if m.entries++; set != nil {
@@ -100,11 +96,11 @@ func (m *members) add(network netip.Prefix, set *Set) int32 {
 	return int32(len(m.groups) - 1)
 }
 
-// searchTime is how long it takes to search a group, in terms of the time that it takes to add an entry to a table.
+// searchTime is how long a search of a group takes, compared with adding an entry to a table.
 const searchTime = 4
 
-// signature returns the address's signature. For the first addresses it searches each group. Once these searches have
-// taken about as long as it takes to make a table of all entries, it makes the table.
+// signature returns the address's signature. At first it searches each group. Once the searches have taken as long
+// as a table of all entries, it makes the table.
 func (m *members) signature(a netip.Addr) *signature {
 	if t := m.tables[conf.FamilyOf(a)]; t != nil && len(t.sizes) <= few {
 		return t.signature(m, a, a.BitLen())
@@ -129,7 +125,7 @@ func (m *members) signature(a netip.Addr) *signature {
 	return s
 }
 
-// intern returns the signature of the groups in m.list, which are in order, and the signature above.
+// intern returns the signature of the groups in m.list and the signature above. The list must be in order.
 func (m *members) intern(above *signature) *signature {
 	if len(m.list) == 0 {
 		return above
@@ -149,7 +145,6 @@ func (m *members) intern(above *signature) *signature {
 	return s
 }
 
-// contains searches the group for the address.
 func (g memberGroup) contains(a netip.Addr) bool {
 	if g.set == nil {
 		return g.network.Contains(a)
@@ -158,7 +153,6 @@ func (g memberGroup) contains(a netip.Addr) bool {
 	return ok
 }
 
-// table returns the table of the family's entries, and makes it when it is first needed.
 func (m *members) table(f conf.Family) *memberTable {
 	if m.tables[f] != nil {
 		return m.tables[f]
@@ -177,8 +171,8 @@ func (m *members) table(f conf.Family) *memberTable {
 	return t
 }
 
-// memberTable finds an address's signature by the groups' networks, in one family. It has a map for each size of
-// network: most groups have only single addresses, and there are few sizes of other networks.
+// memberTable finds signatures by the groups' networks, in one family. It has a map for each size of network: few
+// sizes are in use.
 type memberTable struct {
 	family   conf.Family
 	bySize   [129]*byAddress[int32] // for each network, by its first address: its index in networks
@@ -187,22 +181,20 @@ type memberTable struct {
 	links    []memberLink
 }
 
-// memberNetwork is a network that groups have.
 type memberNetwork struct {
 	link      int32      // the index in links of the first group; 0 if there is none
 	resolved  bool       // signature is set
 	signature *signature // of addresses that are in no smaller network
 }
 
-// memberLink is an element of a linked list of groups. next is the index in links of the next element; 0 ends the
-// list.
+// memberLink is an element of a linked list of groups. next is an index in links; 0 ends the list.
 type memberLink struct{ group, next int32 }
 
 func newMemberTable(f conf.Family) *memberTable {
 	return &memberTable{family: f, links: make([]memberLink, 1)}
 }
 
-// add adds a group's network if it is of the table's family. The networks of a group are added one after the other.
+// add adds a group's network if it is of the table's family. A group's networks must come one after the other.
 func (t *memberTable) add(network netip.Prefix, group int32) {
 	if !network.IsValid() || conf.FamilyOf(network.Addr()) != t.family {
 		return
@@ -227,7 +219,7 @@ func (t *memberTable) add(network netip.Prefix, group int32) {
 	n.link = int32(len(t.links) - 1)
 }
 
-// signature returns the signature of the address, by the networks that have at most that many bits.
+// signature returns the signature of the address, by networks of at most that many bits.
 func (t *memberTable) signature(m *members, a netip.Addr, most int) *signature {
 	for _, size := range t.sizes {
 		if size > most {
@@ -252,7 +244,7 @@ func (t *memberTable) signature(m *members, a netip.Addr, most int) *signature {
 	return nil
 }
 
-// first returns the first address of the network of that size that contains the address.
+// first returns the first address of the address's network of that size.
 func first(a netip.Addr, size int) netip.Addr {
 	if size == a.BitLen() {
 		return a
@@ -261,8 +253,8 @@ func first(a netip.Addr, size int) netip.Addr {
 	return p.Addr()
 }
 
-// covering returns the smallest of the set's networks that contain the address and have at most that many bits. It
-// needs the set's order: an address's network is the last entry ahead of the address, or contains that entry.
+// covering returns the smallest network of the set that contains the address and has at most size bits. By the set's
+// order, it is the last entry ahead of the address, or contains that entry.
 func (s *Set) covering(a netip.Addr, size int) (netip.Prefix, bool) {
 	for size >= 0 {
 		from := first(a, size)
@@ -282,7 +274,7 @@ func (s *Set) covering(a netip.Addr, size int) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// common returns how many leading bits the addresses have in common. They are of one family.
+// common returns how many leading bits the addresses have in common. Both must be of one family.
 func common(a, b netip.Addr) int {
 	x, y := a.As16(), b.As16()
 	n := bits.LeadingZeros64(binary.BigEndian.Uint64(x[:8]) ^ binary.BigEndian.Uint64(y[:8]))
@@ -292,7 +284,7 @@ func common(a, b netip.Addr) int {
 	return n - (128 - a.BitLen())
 }
 
-// hasLink reports whether the set has the link with a network that contains the address.
+// hasLink reports whether one of the set's networks contains the address and has the link.
 func (s *Set) hasLink(a netip.Addr, link string) bool {
 	for size := a.BitLen(); ; {
 		p, ok := s.covering(a, size)

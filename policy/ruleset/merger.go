@@ -6,10 +6,9 @@ import (
 	"slices"
 )
 
-// Merger merges the rulesets of one node, one after the other. Each result is the one of Bounds.Merge. The time for a
-// change depends on what the change touches: a Merger counts how many sets give a merged set each of its entries, so
-// one entry more or less takes a look-up, however many sets are merged. It isn't safe for concurrent use. The rulesets
-// that it returns never change.
+// Merger merges the rulesets of one node, one after the other. Each result is the one of Bounds.Merge. It counts how
+// many sets give each merged entry, so one entry more or less takes a look-up. It isn't safe for concurrent use. The
+// rulesets that it returns never change.
 type Merger struct {
 	bounds   Bounds
 	last     Ruleset // as it was given
@@ -40,7 +39,7 @@ func (m *Merger) Merge(r Ruleset, refused Refused) Ruleset {
 	return m.out
 }
 
-// changes returns the indexes of the sets whose entries differ. same is false if the sets differ in more than that.
+// changes returns the indexes of the sets whose entries differ. same is false if more than that differs.
 func changes(was, now []Set) (changed []int, same bool) {
 	if len(was) != len(now) {
 		return nil, false
@@ -59,13 +58,11 @@ func changes(was, now []Set) (changed []int, same bool) {
 	return changed, true
 }
 
-// shared reports whether the lists share their memory, and so are equal.
 func shared[T any](a, b []T) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
-// outgrown reports whether another decision is due, because the changed sets have other sizes now. While there is room
-// for everything, sizes rarely matter. If it returns false, the decision has the sums for the new sizes.
+// outgrown reports whether the changed sizes need another decision. If not, it puts the new sums into the last one.
 func (m *Merger) outgrown(changed []int, r Ruleset) bool {
 	d := m.decision
 	entries, pairs := d.entries, d.pairs
@@ -85,7 +82,7 @@ func (m *Merger) outgrown(changed []int, r Ruleset) bool {
 	return false
 }
 
-// decide decides anew which rules are merged. Merged sets that there were before count only what differs.
+// decide decides anew which rules are merged. Merged sets that stay count only what differs.
 func (m *Merger) decide(r Ruleset, refused Refused) {
 	d := m.decision
 	if d != nil && d.fit && maps.Equal(m.refused, refused) {
@@ -125,7 +122,6 @@ func (m *Merger) decide(r Ruleset, refused Refused) {
 	})
 }
 
-// usersOf returns the merged sets that have the set's entries.
 func (m *Merger) usersOf(set string) []*countedSet {
 	if m.users == nil {
 		m.users = map[string][]*countedSet{}
@@ -140,8 +136,8 @@ func (m *Merger) usersOf(set string) []*countedSet {
 	return m.users[set]
 }
 
-// refill gives the changed sets, and the merged sets made from them, their new entries in the result. changed has the
-// indexes of these sets in r.Sets.
+// refill puts the new entries of changed sets into the result, and into the merged sets made from them. changed has
+// indexes in r.Sets.
 func (m *Merger) refill(changed []int, r Ruleset) {
 	m.out.Sets = slices.Clone(m.out.Sets)
 	for _, i := range changed {
@@ -161,7 +157,6 @@ func find(sets []Set, name string) (int, bool) {
 	return slices.BinarySearchFunc(sets, name, func(s Set, name string) int { return cmp.Compare(s.Name, name) })
 }
 
-// entriesIn returns a function that returns the entries of a set, and none for a set that isn't in the list.
 func entriesIn(sets []Set) func(name string) Entries {
 	return func(name string) Entries {
 		i, ok := find(sets, name)

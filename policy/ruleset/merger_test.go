@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// TestMerge: on random rulesets, the merged ruleset allows exactly the packets that the ruleset allows, by a Simulator
-// and by an Index. A Merger gives the same merged ruleset after each step of a random sequence.
+// TestMerge: a merged random ruleset allows exactly the same packets. A Merger gives the same merged ruleset after
+// each step.
 func TestMerge(t *testing.T) {
 	sequences := 300
 	if testing.Short() {
@@ -102,8 +102,7 @@ func text(r Ruleset) string {
 	return b.String()
 }
 
-// compareMerged checks on random packets that a Simulator and an Index of the merged ruleset give the verdicts of a
-// Simulator of the unmerged one.
+// compareMerged checks that a Simulator and an Index of the merged ruleset give the verdicts of the unmerged one.
 func (r *randomRules) compareMerged(t *testing.T, unmerged, merged Ruleset, seen *mergeCounts) {
 	t.Helper()
 	want, err := NewSimulator(unmerged)
@@ -132,7 +131,7 @@ func (r *randomRules) compareMerged(t *testing.T, unmerged, merged Ruleset, seen
 	}
 }
 
-// policies draws a ruleset like those of policies: chains with rules that return, most of which look up a set of peers.
+// policies draws a ruleset like those of policies. Most rules return, and look up a set of peers.
 func (r *randomRules) policies() Ruleset {
 	var all Ruleset
 	for i := range 3 + r.IntN(10) {
@@ -206,8 +205,7 @@ func (r *randomRules) peerRule(sets []Set, by Part) Rule {
 	return rule
 }
 
-// next draws the ruleset and the refused parts after one change. It shares memory with the ruleset now, which stays as
-// it is.
+// next draws the ruleset and the refused parts after one change. The ruleset now stays as it is.
 func (r *randomRules) next(now, merged Ruleset) (Ruleset, Refused) {
 	refused := Refused{}
 	now.Sets = slices.Clone(now.Sets)
@@ -273,8 +271,8 @@ func (r *randomRules) next(now, merged Ruleset) (Ruleset, Refused) {
 	return now, refused
 }
 
-// TestMergedShapes: if 1,000 rules of a chain each have a set and a port, they become one rule for each port. If their
-// ports are all different, they become one rule that looks up addresses with ports.
+// TestMergedShapes: 1,000 rules with a set each become one rule for each port. If all ports differ, they become one
+// rule that looks up addresses with ports.
 func TestMergedShapes(t *testing.T) {
 	const policies = 1000
 	single := func(n int) PortRange { return PortRange{uint16(n), uint16(n)} }
@@ -317,8 +315,7 @@ func TestMergedShapes(t *testing.T) {
 	}
 }
 
-// TestLargeSetsStayApart: three sets are not merged. Of more sets, the two largest of those with more than Large
-// entries stay apart, and so does a set with more than SetLen entries. The others become one.
+// TestLargeSetsStayApart: few or large sets aren't merged, and the others become one.
 func TestLargeSetsStayApart(t *testing.T) {
 	b := UsualBounds()
 	for name, tc := range map[string]struct {

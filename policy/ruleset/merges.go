@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// merge says which rules of a chain become one rule, and what that rule is.
+// merge is several rules of a chain that become one.
 type merge struct {
 	plan  *chainPlan
 	chain int   // its index in the ruleset
@@ -22,7 +22,6 @@ type merge struct {
 	set   *mergedSet
 }
 
-// mergedSet is a merged set. Several merges may use it.
 type mergedSet struct {
 	name   string
 	kind   SetKind
@@ -30,15 +29,13 @@ type mergedSet struct {
 	parts  []part
 }
 
-// part is a set whose entries a merged set has. If ports isn't empty, the merged set has each entry with each of the
-// ports.
+// part is a set whose entries a merged set has. With ports, the merged set has each entry with each port.
 type part struct {
 	set   string
 	proto Protocol
 	ports string // two bytes for each port
 }
 
-// portsOf returns the ports as a text for part.ports.
 func portsOf(numbers []uint16) string {
 	text := make([]byte, 0, 2*len(numbers))
 	for _, n := range numbers {
@@ -47,10 +44,10 @@ func portsOf(numbers []uint16) string {
 	return string(text)
 }
 
-// times returns how many entries the merged set gets for each entry of the part.
+// times returns how many merged entries there are for each entry of the part.
 func (p part) times() int { return max(len(p.ports)/2, 1) }
 
-// add appends the entries that the merged set gets for the entry of the part.
+// add appends the merged entries for an entry of the part.
 func (p part) add(all []Entry, e Entry) []Entry {
 	if p.ports == "" {
 		return append(all, e)
@@ -67,8 +64,7 @@ func (p part) compare(o part) int {
 	return cmp.Or(cmp.Compare(p.set, o.set), cmp.Compare(p.proto, o.proto), cmp.Compare(p.ports, o.ports))
 }
 
-// merges returns what becomes of the groups of a chain's rules, if there is room for all of it.
-// fit is false if something is left out for lack of room.
+// merges returns what becomes of the groups if there is room for all. fit is false if something is left out.
 func (b Bounds) merges(all groups, f conf.Family, sets map[string]*Set, refused Refused) (list []*merge, fit bool) {
 	n := newNeeds(b, all, sets)
 	for _, together := range n.withPorts() {
@@ -94,7 +90,8 @@ func (b Bounds) merges(all groups, f conf.Family, sets map[string]*Set, refused 
 	return list, n.fit
 }
 
-// needs decides which sets of a chain's groups are merged. fit becomes false if something is left out for lack of room.
+// needs decides which sets of a chain's groups are merged. fit becomes false if something is left out for lack of
+// room.
 type needs struct {
 	Bounds
 	of     groups
@@ -119,8 +116,8 @@ func newNeeds(b Bounds, of groups, sets map[string]*Set) *needs {
 
 func (n *needs) class(name string) int { return n.Bounds.class(n.sets[name].Entries.Len()) }
 
-// keepLarge keeps sets apart, so that no set is merged without need: all sets that belong to the same protocol and
-// ports if there are few, and otherwise the largest.
+// keepLarge keeps sets apart that needn't be merged. Of each protocol and ports these are all sets if there are few,
+// and otherwise the largest.
 func (n *needs) keepLarge() {
 	byRest := map[string][]*group{}
 	for _, g := range n.of.list {
@@ -162,7 +159,6 @@ func (n *needs) keepLarge() {
 	}
 }
 
-// pairsOf returns how many entries with ports a merged set gets from the group.
 func (n *needs) pairsOf(g *group) (sum int) {
 	for name := range n.usable[g] {
 		sum += len(g.numbers) * rounded(n.sets[name].Entries.Len())
@@ -170,8 +166,7 @@ func (n *needs) pairsOf(g *group) (sum int) {
 	return sum
 }
 
-// rounded returns the number, rounded up by at most an eighth. So one entry more or less rarely changes which rules are
-// merged on a node without room for all merged sets.
+// rounded rounds up by at most an eighth. So one entry more or less rarely changes which rules are merged.
 func rounded(n int) int {
 	step := 1
 	for n/step >= 16 {
@@ -180,8 +175,8 @@ func rounded(n int) int {
 	return (n + step - 1) / step * step
 }
 
-// withPorts returns lists of groups whose addresses and ports can be looked up together. If a list would need too many
-// entries, the groups that need most are left out.
+// withPorts returns lists of groups whose addresses and ports can be looked up together. It leaves out the groups
+// that need most if a list would need too many entries.
 func (n *needs) withPorts() (all [][]*group) {
 	type kin struct {
 		run   int
@@ -221,7 +216,6 @@ func (n *needs) withPorts() (all [][]*group) {
 	return all
 }
 
-// merge returns the merge of the groups' rules to one rule that looks up a set of that kind.
 func (n *needs) merge(kind SetKind, groups ...*group) *merge {
 	like := groups[0]
 	m := &merge{kind: kind, rule: like.like, peers: like.peers}
@@ -256,7 +250,6 @@ func (n *needs) merge(kind SetKind, groups ...*group) *merge {
 	return m
 }
 
-// mergedComment returns the comment of a rule that looks up that many sets in one.
 func mergedComment(sets int, policies []string) string {
 	more := ""
 	const named = 3

@@ -5,11 +5,10 @@ import (
 	"strings"
 )
 
-// maxFields is how many fields Together names in one problem.
 const maxFields = 3
 
-// Together returns the problems for people, in the same order. Those of one object that differ only in their fields are
-// one problem, which names the first fields and says how many more there are.
+// Together returns the problems for people, in the same order. Problems of one object with the same message become
+// one, which names the first fields.
 func Together(problems []Problem) []Problem {
 	type same struct{ object, message string }
 	at := map[same]int{}

@@ -6,7 +6,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Allows reports whether the packet passes the hook that checks it; it does if no chain is at the hook.
+// Allows reports whether the packet passes the hook that checks it. It passes if no chain is there.
 func (x *Index) Allows(p Packet) bool {
 	hooks := &x.hooks[conf.FamilyOf(p.Dst)]
 	c := hooks[0]
@@ -21,14 +21,13 @@ func (x *Index) Allows(p Packet) bool {
 	return c.walk(&q) != Drop
 }
 
-// query is a packet that is being evaluated.
 type query struct {
 	Packet
 	class class
 	ends  [ends]*signature
 }
 
-// walk runs the packet through the chain. It returns Drop if the chain drops the packet, and Return otherwise.
+// walk returns Drop if the chain drops the packet, and Return otherwise.
 func (c *indexedChain) walk(q *query) Action {
 	if c == nil {
 		return Return
@@ -57,13 +56,13 @@ func (c *indexedChain) walk(q *query) Action {
 }
 
 const (
-	// usualLists is for how many lists of rules walk has room. For a packet with more lists, it allocates memory.
+	// usualLists is for how many lists walk has room. For more it allocates memory.
 	usualLists = 16
-	// many is a number of rules whose comparison takes as long as a look-up of a verdict.
+	// many rules take as long to compare as the look-up of a verdict.
 	many = 32
 )
 
-// compare compares the packet with the rules in the lists, in the order of the chain. It changes the lists.
+// compare compares the packet with the rules in the lists, in the chain's order. It changes the lists.
 func (c *indexedChain) compare(q *query, lists [][]int32) Action {
 	for last := int32(-1); ; {
 		first := 0
@@ -95,7 +94,7 @@ func (c *indexedChain) compare(q *query, lists [][]int32) Action {
 	}
 }
 
-// matches reports whether the packet, which was led to the rule, matches all conditions of the rule.
+// matches reports whether a packet that was led to the rule matches all of its conditions.
 func (r *indexedRule) matches(q *query) bool {
 	switch {
 	case r.class != anyClass && r.class != q.class, r.onePort && (q.Port < r.first || q.Port > r.last):
@@ -119,7 +118,6 @@ func (r *indexedRule) matches(q *query) bool {
 	return true
 }
 
-// matchesPort reports whether the port matches the rule's ports and port sets.
 func (r *indexedRule) matchesPort(port uint16) bool {
 	found := len(r.Ports) == 0
 	for i := 0; i < len(r.Ports) && !found; i++ {
@@ -132,8 +130,8 @@ func (r *indexedRule) matchesPort(port uint16) bool {
 	return found
 }
 
-// contains reports whether the group contains the packet's address, and for a set with links or ports also its link or
-// port. It ignores the match's field not.
+// contains reports whether the group contains the packet's address, with its link or port if the set has these. It
+// ignores the field not.
 func (m *memberMatch) contains(q *query) bool {
 	switch {
 	case !q.ends[m.end].in(m.group):

@@ -4,8 +4,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Refusal names a part of a ruleset that a node's kernel refuses, such as a match for which the kernel has no module.
-// Of the fields Kind, Rule, SetKind and Set, exactly one isn't empty.
+// Refusal names a part of a ruleset that a node's kernel refuses, such as a match without a kernel module. Exactly
+// one of Kind, Rule, SetKind and Set isn't empty.
 type Refusal struct {
 	Family conf.Family
 	// Kind is the name of a Kind: a part that several rules can have.
@@ -14,25 +14,24 @@ type Refusal struct {
 	Rule string
 	// SetKind is the kind of the sets that the kernel can't make.
 	SetKind SetKind
-	// Set is the name of a set. The kernel refuses the set's Element, or the whole set if Element is zero.
+	// Set is the name of a set. The kernel refuses its Element, or the whole set if Element is zero.
 	Set     string
 	Element Element
 }
 
-// Refused are the parts of rulesets that a node's kernel has refused, and that can be left out safely: each allows
-// packets by a policy or puts a pod into its class, so without it the ruleset only drops more. If the kernel refuses
-// another part, that is an error of the backend. Each value has the part and the reason in the backend's words: "the
-// set weir-sel-X: REASON".
+// Refused are the parts that a node's kernel has refused. All can be left out safely: without them the ruleset only
+// drops more. If the kernel refuses another part, that is an error of the backend. A value has the part and the
+// reason, such as "the set weir-sel-X: REASON".
 type Refused map[Refusal]string
 
-// Kind is one part of a rule. A kernel without support for this part refuses every rule that has it.
+// Kind is one part of a rule. A kernel without support for it refuses every rule that has it.
 type Kind struct {
 	Name string
 	Rule Rule // an example that has no other part
 }
 
 // Kinds returns the parts of a policy's rule: how it matches the peer, and how the port. A rule that matches neither
-// has no Kinds.
+// has none.
 func (r Rule) Kinds() []Kind {
 	var kinds []Kind
 	example := Rule{Action: Return, Comment: "weir: a trial"}
@@ -69,7 +68,7 @@ func (r Rule) Kinds() []Kind {
 // ByPort reports whether the kind is a match of ports or of the protocol, rather than of the peer.
 func (k Kind) ByPort() bool { return k.Rule.Proto != "" }
 
-// Set returns the value of Refused for the set's kind or else for the set; empty if the kernel has refused neither.
+// Set returns why the kernel has refused the set's kind or the set; empty if it has refused neither.
 func (r Refused) Set(f conf.Family, k SetKind, name string) string {
 	if why, ok := r[Refusal{Family: f, SetKind: k}]; ok && k != "" {
 		return why
@@ -77,8 +76,8 @@ func (r Refused) Set(f conf.Family, k SetKind, name string) string {
 	return r[Refusal{Family: f, Set: name}]
 }
 
-// Rule returns the refused part of the rule and the reason, and whether this part matches ports. The text is empty if
-// the kernel has refused no part.
+// Rule returns the refused part of the rule with the reason, and whether the part matches ports. The text is empty
+// if no part is refused.
 func (r Refused) Rule(f conf.Family, rule Rule) (why string, ports bool) {
 	if len(r) == 0 {
 		return "", false
@@ -91,8 +90,8 @@ func (r Refused) Rule(f conf.Family, rule Rule) (why string, ports bool) {
 	return r[Refusal{Family: f, Rule: rule.Key()}], false
 }
 
-// Without returns the set without the entries that the kernel refuses. It calls report with each such entry and the
-// value of Refused.
+// Without returns the set without the entries that the kernel refuses. It calls report with each of them and its
+// value in Refused.
 func (r Refused) Without(s Set, report func(e Entry, why string)) Set {
 	if len(r) == 0 {
 		return s

@@ -5,13 +5,11 @@ import (
 	"slices"
 )
 
-// pivots has the rules that groups lead to.
 type pivots struct {
 	list   []pivot
 	sorted bool // by group, then by rule
 }
 
-// pivot says that addresses in the group lead to the rule.
 type pivot struct{ group, rule int32 }
 
 func (p *pivots) add(group, rule int32) { p.list = append(p.list, pivot{group, rule}) }
@@ -35,14 +33,12 @@ func (p *pivots) of(groups []int32) (rules []int32) {
 	return rules
 }
 
-// row has rules of a chain that packets may match, in the order of the chain: those that the groups of a signature lead
-// to, or those that no address leads to.
+// row has rules of a chain that packets may match, in order. A signature's groups lead to them, or no address does.
 type row struct {
-	// above is the row of the signature above.
 	above *row
 	rules []int32
 	one   [1]int32 // the memory of rules, if there is only one rule
-	// byPort has the rules by port, for each class of protocols. It is made when it is first needed.
+	// byPort has the rules by port, for each class of protocols. It is made when needed.
 	byPort *[classes]*portTable
 }
 
@@ -63,8 +59,8 @@ func (c *indexedChain) row(at end, s *signature) *row {
 	return r
 }
 
-// newRow makes the row for addresses with the signature at that end, and keeps it. If the signature's own groups lead
-// to no rule, that is the row of the signature above, or nil.
+// newRow makes and keeps the row for the signature. If its own groups lead to no rule, this is the row of the
+// signature above.
 func (c *indexedChain) newRow(at end, s *signature) *row {
 	r := c.row(at, s.above)
 	if rules := c.pivots[at].of(s.groups); len(rules) > 0 {
@@ -80,11 +76,11 @@ func (c *indexedChain) newRow(at end, s *signature) *row {
 	return r
 }
 
-// few is a number of rules that are compared in less time than a look-up takes.
+// few rules take less time to compare than a look-up.
 const few = 8
 
-// candidates returns the rules of the row that the packet may match, in the order of the chain. Rules behind a rule
-// that surely decides on the packet may be missing.
+// candidates returns the rules of the row that the packet may match, in order. Rules behind one that surely decides
+// may be missing.
 func (r *row) candidates(c *indexedChain, q *query) []int32 {
 	if len(r.rules) <= few {
 		return r.rules
@@ -100,13 +96,12 @@ func (r *row) candidates(c *indexedChain, q *query) []int32 {
 	return t.at(q.Port)
 }
 
-// portTable has rules by port. The ports are divided into spans, so that a rule matches all ports of a span or none.
+// portTable has rules by port. A rule matches all ports of a span or none.
 type portTable struct {
 	firsts []uint16 // of each span, the first port, in order; the first span begins with 0
 	rules  [][]int32
 }
 
-// at returns the rules that may match the port.
 func (t *portTable) at(port uint16) []int32 {
 	i, found := slices.BinarySearch(t.firsts, port)
 	if !found {
@@ -115,8 +110,8 @@ func (t *portTable) at(port uint16) []int32 {
 	return t.rules[i]
 }
 
-// newPortTable returns the table of the row's rules that can match packets of the class. If the table would be too
-// large, it has only one span, with all these rules.
+// newPortTable returns the table of the row's rules that can match the class. A table that would be too large has
+// only one span.
 func newPortTable(c *indexedChain, r *row, of class) *portTable {
 	var rules []portRule
 	t := &portTable{firsts: []uint16{0}}
@@ -147,8 +142,7 @@ func newPortTable(c *indexedChain, r *row, of class) *portTable {
 
 const lastPort = 1<<16 - 1
 
-// ranges returns ports outside of which the rule matches no packet, in any order. exact is true if the rule's ports and
-// port sets match all of these ports.
+// ranges returns ports outside of which the rule matches nothing. exact is true if the rule matches all of them.
 func (r *indexedRule) ranges() (list []PortRange, exact bool) {
 	if len(r.Ports) > 0 {
 		return r.Ports, len(r.ports) == 0
@@ -172,19 +166,18 @@ func (r *indexedRule) ranges() (list []PortRange, exact bool) {
 	return []PortRange{{0, lastPort}}, len(r.ports) == 0
 }
 
-// portRule is a rule with the ports that it may match. decides is true if the rule surely decides on these ports.
+// portRule is a rule with the ports that it may match. decides is true if it surely decides on them.
 type portRule struct {
 	number  int32
 	ports   []PortRange
 	decides bool
 }
 
-// fill adds the rules to the spans of their ports. Each span ends with the first rule that surely decides. fill returns
-// false if the spans would have many more rules than the row: that can happen if many rules don't surely decide.
+// fill adds the rules to the spans of their ports. A span ends with the first rule that surely decides. fill returns
+// false if the spans would have many more rules than the row.
 func (t *portTable) fill(rules []portRule) bool {
 	t.rules = make([][]int32, len(t.firsts))
-	// next has, for each span that needs more rules, the span itself, and for each other span a later one. No span from
-	// there up to that later one needs more rules.
+	// next[i] is i if span i needs more rules, and otherwise a later span. The spans from i up to that one need none.
 	next := make([]int, len(t.firsts)+1)
 	for i := range next {
 		next[i] = i

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// Rule has conditions and an action for packets that match all of them. A field that is empty is no condition.
+// Rule has conditions, and an action for packets that match all of them. An empty field is no condition.
 type Rule struct {
 	Src    netip.Prefix
 	Dst    netip.Prefix
@@ -27,13 +27,12 @@ type Rule struct {
 	Action  Action
 	// To is the target chain of Jump and GoTo, or the prefix that Log adds to its copy of the packet.
 	To string
-	// Policies has the namespace/name of each policy that allows packets by the rule, in order; empty if the rule belongs
-	// to no policy. A ruleset without such a rule is still safe: it drops the packets that the rule would allow.
+	// Policies has the namespace/name of each policy that allows packets by the rule, in order. Without such a rule,
+	// the ruleset only drops more.
 	Policies []string
 }
 
-// SetMatch matches a packet if the set named Name contains the packet's part By. If Not is true, it matches a packet if
-// the set doesn't contain the part.
+// SetMatch matches a packet if the set contains the packet's part By. If Not is true, the set must not contain it.
 type SetMatch struct {
 	Name string
 	By   Part
@@ -43,7 +42,7 @@ type SetMatch struct {
 // Part is the part of a packet that a rule looks up in a set.
 type Part string
 
-// The comment behind each Part names the kinds of sets in which a rule can look it up.
+// Each comment names the kinds of sets in which a rule can look up the Part.
 const (
 	Source          Part = "source"               // Addresses, Networks
 	Destination     Part = "destination"          // Addresses, Networks
@@ -53,13 +52,12 @@ const (
 	SourceLink      Part = "source and link"      // AddressLinks
 )
 
-// ports reports whether the match looks up the destination port, alone or with the address.
 func (m SetMatch) ports() bool {
 	return m.By == DestinationPort || m.By == DestinationPair || m.By == SourcePair
 }
 
-// Track matches the state that connection tracking has for the packet. A Simulator runs only the first packets
-// of connections: there a rule can match by Untranslated and First, and by no other of these values.
+// Track matches connection tracking's state of the packet. A Simulator runs only first packets: there only
+// Untranslated and First can match.
 type Track string
 
 const (
@@ -67,39 +65,38 @@ const (
 	Established Track = "established"
 	// Cut packets belong to a connection that policies allowed and no longer allow.
 	Cut Track = "cut"
-	// Related packets are ICMP errors about a connection, or begin a connection that another connection has announced to a
-	// helper of connection tracking (FTP's data).
+	// Related packets are ICMP errors about a connection, or begin an announced connection (FTP's data).
 	Related Track = "related"
-	// Untranslated packets still have the destination that their sender gave them: no rule has translated it.
+	// Untranslated packets still have the destination that their sender gave them.
 	Untranslated Track = "untranslated"
 	// Midstream packets are TCP packets of an unknown connection that don't begin one. Untracked packets (NOTRACK) are
-	// not among them: the kernel checks each untracked packet as if it were the first of a connection.
+	// not among them: each is checked like a first packet.
 	Midstream Track = "midstream"
-	// First packets are those with which the kernel first sees a connection, and untracked packets. Of a connection
-	// without answers, such as UDP to a receiver that only listens, later packets aren't among them.
+	// First packets are those with which the kernel first sees a connection, and untracked packets. Later packets of a
+	// connection without answers aren't among them.
 	First Track = "first"
 )
 
-// Shape matches a combination of values in the packet's headers. Each backend has its own way to compare them. A packet
-// that is too short for the comparison doesn't match, so a rule with a shape must not drop packets.
+// Shape matches a combination of values in the packet's headers. A packet that is too short doesn't match, so a rule
+// with a shape must not drop packets.
 type Shape string
 
 const (
 	// ToItself packets have the same address as source and destination.
 	ToItself Shape = "to its own sender"
-	// HonestICMP packets are ICMP packets that are no errors, and errors about a packet that the error's receiver sent
-	// to the error's sender: the packet inside the error has the same addresses as the error, with source and
-	// destination swapped. Redirects don't match, and fragments other than the first don't match.
+	// HonestICMP packets are ICMP packets that are no errors, and honest errors. In an honest error, the packet inside
+	// has the error's addresses swapped: the error's receiver sent it to the error's sender. Redirects and later
+	// fragments don't match.
 	//
 	// Errors are the types that connection tracking relates to connections. For ICMP these are types 3 (destination
 	// unreachable), 4 (source quench), 11 (time exceeded) and 12 (parameter problem). For ICMPv6 they are all types
 	// below 128 (RFC 4443, section 2.1). An ICMPv6 packet with an extension header doesn't match.
 	HonestICMP Shape = "no ICMP error, or one about a packet to its sender"
-	// NoICMPError packets are ICMP packets that are no errors. As with HonestICMP, later fragments and packets with an
-	// extension header don't match.
+	// NoICMPError packets are ICMP packets that are no errors. Later fragments and packets with an extension header
+	// don't match.
 	NoICMPError Shape = "no ICMP error"
-	// Solicitation packets are ICMPv6 neighbour solicitations: an IPv6 host asks for the link address of another host
-	// on its link. Only packets with the hop limit 255 match, which no router has forwarded (RFC 4861, section 7.1).
+	// Solicitation packets are ICMPv6 neighbour solicitations: a host asks for another's link address. Their hop limit
+	// must be 255: no router has forwarded them (RFC 4861, section 7.1).
 	Solicitation Shape = "neighbour solicitation"
 	// Advertisement packets are ICMPv6 neighbour advertisements, which answer solicitations.
 	Advertisement Shape = "neighbour advertisement"
@@ -163,15 +160,15 @@ func (r Rule) SameAs(o Rule) bool {
 		r.Shape == o.Shape && r.Action == o.Action && r.To == o.To
 }
 
-// Key returns a text for the rule's conditions and action. Two rules have equal keys only if SameAs is true for them.
+// Key returns a text for the rule's conditions and action. Two rules have equal keys only if SameAs is true for
+// them.
 func (r Rule) Key() string {
 	var b strings.Builder
 	r.encode(&b)
 	return b.String()
 }
 
-// encode writes the rule's conditions and action. The length of each value precedes it, so different rules never give
-// equal texts.
+// encode writes the rule's conditions and action. Lengths precede values, so different rules never give equal texts.
 func (r Rule) encode(b *strings.Builder) {
 	b.Grow(128)
 	put := func(field byte, value string) {
@@ -208,8 +205,8 @@ func (r Rule) encode(b *strings.Builder) {
 	put('c', r.To)
 }
 
-// Identity returns a name for these rules: a hash of the context and the rules' fields and comments. It has 16 letters
-// and digits (80 bits). Chains with equal rules and different contexts get different names.
+// Identity returns a name for these rules: a hash of the context and the rules' fields and comments. It has 16
+// letters and digits (80 bits).
 func Identity(context string, rules []Rule) string {
 	var b strings.Builder
 	b.WriteString(context)
@@ -224,8 +221,7 @@ func Identity(context string, rules []Rule) string {
 	return Hash(b.String())
 }
 
-// Hash returns a hash of the text with 16 letters and digits (80 bits). It is short enough for the names of sets and
-// chains.
+// Hash returns a hash with 16 letters and digits (80 bits): short enough for names of sets and chains.
 func Hash(text string) string {
 	sum := sha256.Sum256([]byte(text))
 	return base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:10])

@@ -8,8 +8,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestRules changes each field of a rule and checks that Equal, Key and Identity notice it, except for the fields that
-// they ignore on purpose.
+// TestRules: Equal, Key and Identity notice a change of each field that they don't ignore on purpose.
 func TestRules(t *testing.T) {
 	fields := reflect.TypeFor[ruleset.Rule]()
 	none := ruleset.Rule{}
@@ -45,8 +44,7 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// TestKeysDontRunTogether: if two rules have the same text in other fields, in another order or split otherwise, their
-// keys differ.
+// TestKeysDontRunTogether: if rules have the same text split or ordered otherwise, their keys differ.
 func TestKeysDontRunTogether(t *testing.T) {
 	match := func(name string) ruleset.SetMatch { return ruleset.SetMatch{Name: name, By: ruleset.Source} }
 	rules := []ruleset.Rule{

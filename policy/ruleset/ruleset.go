@@ -21,7 +21,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Ruleset has the sets and chains that the kernel should have, and the classes and problems of the policies.
+// Ruleset has the sets and chains that the kernel should have, and the policies' classes and problems.
 type Ruleset struct {
 	Sets     []Set
 	Chains   []Chain
@@ -38,28 +38,28 @@ const (
 	CheckForwarded Hook = "check forwarded packets"
 	// CheckToNode is the hook of all packets to the node itself.
 	CheckToNode Hook = "check packets to the node"
-	// AcceptForwarded is the hook of forwarded packets that were checked. Its chain accepts packets that other rules of
-	// the node might drop by default.
+	// AcceptForwarded is the hook of forwarded packets that were checked. Its chain accepts what other rules of the
+	// node might drop by default.
 	AcceptForwarded Hook = "accept forwarded packets"
-	// TranslateSource is the hook of the first packets of connections that leave the node. Its chain decides about the
-	// source address that they get.
+	// TranslateSource is the hook of the first packets of connections that leave the node. Its chain decides on their
+	// source address.
 	TranslateSource Hook = "translate sources"
 )
 
-// Chain is a list of rules. The first rule that matches a packet and has another action than Log decides.
+// Chain is a list of rules. The first matching rule with another action than Log decides.
 type Chain struct {
 	Family conf.Family
 	Name   string
-	// Hook is where packets enter the chain. It is empty for a chain that only rules of other chains send packets to.
-	// All these other chains check packets.
+	// Hook is where packets enter the chain. It is empty if only rules of other chains lead there; such a chain checks
+	// packets.
 	Hook Hook
-	// Comment explains to an operator the kernel's rule that leads from the hook to the chain.
+	// Comment explains the kernel's rule that leads from the hook to the chain.
 	Comment string
 	Rules   []Rule
 }
 
-// Dispatch returns the names of the sets that the chain's rules match, in the order of the rules. Sets that a packet
-// must not be in are left out. If several of the sets contain a pod, its packets go to the class of the first.
+// Dispatch returns the names of the sets that the chain's rules match, in order. Sets that a packet must not be in
+// are left out. A pod in several of them belongs to the class of the first.
 func (c Chain) Dispatch() []string {
 	var names []string
 	for _, r := range c.Rules {
@@ -72,7 +72,6 @@ func (c Chain) Dispatch() []string {
 	return names
 }
 
-// Equal reports whether the chains are the same, with the same rules.
 func (c Chain) Equal(o Chain) bool {
 	return c.Family == o.Family && c.Name == o.Name && c.Hook == o.Hook && c.Comment == o.Comment &&
 		slices.EqualFunc(c.Rules, o.Rules, Rule.Equal)
@@ -112,23 +111,22 @@ const (
 type Class struct {
 	Direction Direction
 	Policies  []string // empty if no policy isolates the pods
-	// Audited are policies that would isolate the pods if they weren't audited. If there are any, there are no Policies.
+	// Audited are policies that would isolate the pods if they were enforced. If there are any, there are no Policies.
 	Audited []string
 	Set     string
 	Chain   string
 	Pods    []string
 }
 
-// Problem describes an object, or a part of one, that can't be enforced as written. The ruleset drops the packets that
-// this part would have allowed.
+// Problem describes an object, or a part of one, that can't be enforced as written. What the part would have allowed
+// is dropped.
 type Problem struct {
 	Object  string // kind namespace/name
 	Field   string
 	Message string
 }
 
-// SameProblems reports whether the lists share their memory, and so are equal. It takes no time, and may be false for
-// equal lists.
+// SameProblems reports whether the lists share their memory, and so are equal. It may be false for equal lists.
 func SameProblems(a, b []Problem) bool { return shared(a, b) }
 
 // String returns one line for a log.

@@ -24,23 +24,21 @@ const (
 	AddressLinks SetKind = "addresses with links"
 )
 
-// SetRole decides the order in which a set and the rules that use it change. The order is such that no packet passes
-// during the change that neither the old nor the new ruleset allows.
+// SetRole decides the order in which a set and the rules that use it change. During the change, no packet passes
+// that neither ruleset allows.
 type SetRole int
 
 const (
-	// Peers sets have entries that rules allow. Old entries are deleted before the rules change, and new entries are
-	// added after.
+	// Peers sets have entries that rules allow. Old entries go before the rules change, and new ones come after.
 	Peers SetRole = iota
-	// Checked sets have the addresses that the rules check. New entries are added before the rules change, and old
-	// entries are deleted after.
+	// Checked sets have the addresses that the rules check. New entries come before the rules change, and old ones go
+	// after.
 	Checked
-	// Attached sets are like Checked sets, and have the addresses of this node's attachments. A new attachment has no
-	// connections. The entries of connection tracking for a removed attachment are deleted before its address is
-	// assigned again (conntrack.Delete).
+	// Attached sets are Checked sets with the addresses of this node's attachments. A new attachment has no
+	// connections. Those of a removed one are deleted before its address is assigned again (conntrack.Delete).
 	Attached
-	// Members sets are class sets. The first rule of the chain Set.Dispatch with a set that contains the pod's address
-	// sends its packets to the pod's class. A pod changes its class in one step, or is in no class in between.
+	// Members sets are class sets. A pod belongs to the class of the first rule in the chain Dispatch whose set has its
+	// address. It changes its class in one step, or is in no class in between.
 	Members
 )
 
@@ -50,10 +48,9 @@ type Set struct {
 	Kind   SetKind
 	Family conf.Family // the family of all entries
 	Role   SetRole
-	// Dispatch is the chain with the rule that matches the set, if the set's role is Members.
+	// Dispatch is the chain with the rule that matches a Members set.
 	Dispatch string
-	// Opens is true if the set and its entries only serve to allow packets. Without them the ruleset drops more
-	// packets. So the ruleset is still safe if the kernel refuses the set.
+	// Opens is true if the set only serves to allow packets. The ruleset is then safe without it: it drops more.
 	Opens   bool
 	Entries Entries
 }
@@ -64,8 +61,8 @@ type Entry struct {
 	Comment string
 }
 
-// Element is an address or network. In sets of kind AddressPorts it has a port too, and in sets of kind AddressLinks a
-// link. In sets of kind Ports it has only a port.
+// Element is an address or network. In AddressPorts sets it also has a port, in AddressLinks sets a link. In Ports
+// sets it has only a port.
 type Element struct {
 	Prefix netip.Prefix
 	Proto  Protocol
@@ -97,8 +94,8 @@ func (e Element) Compare(o Element) int {
 		cmp.Compare(e.Proto, o.Proto), cmp.Compare(e.Port, o.Port), cmp.Compare(e.Link, o.Link))
 }
 
-// Order returns the entries in a Set's order. If several entries have the same element, it keeps only the entry with
-// the comment that sorts first.
+// Order returns the entries in a Set's order. Of several with the same element, it keeps the one whose comment sorts
+// first.
 func Order(entries []Entry) []Entry {
 	slices.SortFunc(entries, func(a, b Entry) int {
 		return cmp.Or(a.Compare(b.Element), cmp.Compare(a.Comment, b.Comment))

@@ -10,24 +10,23 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Packet is the first packet of a connection, as it is at the hooks that check it: after the translation of its
-// destination and before the translation of its source.
+// Packet is the first packet of a connection at the hooks that check it. Its destination is already translated, its
+// source is not.
 type Packet struct {
 	In, Out  string // links; Out is empty for a packet to the node itself
 	InPort   string // the port of In that the packet came in by, if In is a bridge of another plugin's
 	Src, Dst netip.Addr
 	Proto    Protocol // a name or a number
 	Port     uint16   // of the destination; 0 for protocols without ports
-	// Translated is true if a rule has translated the destination that the sender gave the packet.
+	// Translated is true if a rule has translated the packet's destination.
 	Translated bool
 }
 
-// Link is the link by which an endpoint's packets come in. If the link is a bridge of another plugin, Port is the port
-// of that bridge.
+// Link is the link by which an endpoint's packets come in. Port is the port if the link is another plugin's bridge.
 type Link struct{ In, Port string }
 
-// Simulator runs packets through a ruleset in memory. It gives the same results as the kernel, so it can tell which
-// established connections the ruleset no longer allows. A packet passes if the ruleset has no chains for its family.
+// Simulator runs packets through a ruleset in memory, with the kernel's results. So it can tell which established
+// connections the ruleset no longer allows. Without chains for its family, a packet passes.
 type Simulator struct {
 	chains map[conf.Family]map[string][]Rule
 	hooks  map[conf.Family]map[Hook][]Rule
@@ -36,7 +35,6 @@ type Simulator struct {
 	links  map[string][]Element        // for each set with links: its elements
 }
 
-// NewSimulator returns a Simulator for the ruleset.
 func NewSimulator(r Ruleset) (*Simulator, error) {
 	s := &Simulator{
 		chains: map[conf.Family]map[string][]Rule{conf.IPv4: {}, conf.IPv6: {}},
@@ -80,8 +78,8 @@ func (s *Simulator) add(set Set) error {
 // Allows reports whether the packet passes the hook that checks it.
 func (s *Simulator) Allows(p Packet) bool { return s.run(p, nil) }
 
-// Audit reports whether the packet passes, and returns the directions in which rules of audited policies log it. Such a
-// rule logs the packet also if the other direction's rules drop it.
+// Audit reports whether the packet passes. It also returns the directions in which audited policies log it, even if
+// the other direction drops it.
 func (s *Simulator) Audit(p Packet) (passes bool, logged []Direction) {
 	passes = s.run(p, func(r Rule) {
 		if chain, ok := strings.CutPrefix(r.To, conf.AuditLogPrefix); ok {
@@ -91,7 +89,6 @@ func (s *Simulator) Audit(p Packet) (passes bool, logged []Direction) {
 	return passes, logged
 }
 
-// directionOf returns the direction of the class whose chain has that name.
 func directionOf(chain string) Direction {
 	if strings.HasPrefix(chain, conf.IngressClassChains) {
 		return Ingress
@@ -99,8 +96,7 @@ func directionOf(chain string) Direction {
 	return Egress
 }
 
-// run runs the packet through the rules of its hook, and reports whether it passes. It calls log, if that isn't nil,
-// with each rule that logs the packet.
+// run reports whether the packet passes its hook. It calls log, if not nil, with each rule that logs the packet.
 func (s *Simulator) run(p Packet, log func(Rule)) bool {
 	hook := CheckForwarded
 	if p.Out == "" {
@@ -109,7 +105,7 @@ func (s *Simulator) run(p Packet, log func(Rule)) bool {
 	return s.walk(s.hooks[conf.FamilyOf(p.Dst)][hook], p, log) != Drop
 }
 
-// walk runs the packet through the rules. It returns Drop if they drop the packet, and Return otherwise.
+// walk returns Drop if the rules drop the packet, and Return otherwise.
 func (s *Simulator) walk(rules []Rule, p Packet, log func(Rule)) Action {
 	chains := s.chains[conf.FamilyOf(p.Dst)]
 	for _, r := range rules {
@@ -151,13 +147,11 @@ func (s *Simulator) matches(r Rule, p Packet) bool {
 	return len(r.Ports) == 0 || slices.ContainsFunc(r.Ports, in)
 }
 
-// matches reports whether the packet, the first of a connection, has the state.
 func (t Track) matches(p Packet) bool {
 	return t == "" || t == First || t == Untranslated && !p.Translated
 }
 
-// matches reports whether the packet has the shape. The packet is the first of a connection, so it is neither an ICMP
-// error nor a packet of neighbour discovery.
+// matches reports whether the packet has the shape. A first packet is no ICMP error and no neighbour discovery.
 func (s Shape) matches(p Packet) bool {
 	switch s {
 	case "", HonestICMP, NoICMPError:
@@ -168,7 +162,7 @@ func (s Shape) matches(p Packet) bool {
 	return false
 }
 
-// byName returns the protocol's name if it is the number of ICMP or ICMPv6, and the protocol unchanged otherwise.
+// byName returns the name of ICMP or ICMPv6 for its number, and any other protocol unchanged.
 func byName(p Protocol) Protocol {
 	switch p {
 	case "1":
@@ -179,7 +173,7 @@ func byName(p Protocol) Protocol {
 	return p
 }
 
-// contains reports whether the set of the match contains the packet's part. It ignores the match's field Not.
+// contains reports whether the set contains the packet's part. It ignores the field Not.
 func (s *Simulator) contains(m SetMatch, p Packet) bool {
 	switch m.By {
 	case SourceLink:

@@ -8,8 +8,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Write prints the ruleset as text: sets, chains, then problems. The chains of IPv4 come before those of IPv6.
-// policy/testdata has such texts.
+// Write prints the ruleset as text: sets, chains, then problems. policy/testdata has examples.
 func (r Ruleset) Write(w io.Writer) error {
 	var b strings.Builder
 	for _, s := range r.Sets {
@@ -78,7 +77,6 @@ func (r Rule) String() string {
 	return all + ": " + action + remark(r.Comment)
 }
 
-// remark returns the comment behind a #, or nothing if there is no comment.
 func remark(comment string) string {
 	if comment == "" {
 		return ""
@@ -86,7 +84,6 @@ func remark(comment string) string {
 	return " # " + comment
 }
 
-// ofFamily returns the prefix that marks sets and chains of IPv6.
 func ofFamily(f conf.Family) string {
 	if f == conf.IPv6 {
 		return "IPv6 "

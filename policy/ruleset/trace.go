@@ -2,14 +2,14 @@ package ruleset
 
 import "github.com/weir-net/weir/conf"
 
-// Step is a rule that a packet matched, in the chain of that name.
+// Step is a rule that a packet matched in a chain.
 type Step struct {
 	Chain string
 	Rule  Rule
 }
 
-// Trace runs the packet through the ruleset as a Simulator does. It returns whether the packet passes, and the rules
-// that it matched, in order. The packet passes if the ruleset has no chain for its hook.
+// Trace runs the packet through the ruleset as a Simulator does. It returns whether the packet passes, and the
+// matching rules in order. Without a chain for its hook, it passes.
 func (r Ruleset) Trace(p Packet) (passes bool, steps []Step, err error) {
 	s, err := NewSimulator(r)
 	if err != nil {
@@ -36,7 +36,7 @@ type tracer struct {
 	steps  []Step
 }
 
-// walk runs the packet through the chain. It returns Drop if the chain drops the packet, and Return otherwise.
+// walk returns Drop if the chain drops the packet, and Return otherwise.
 func (t *tracer) walk(c Chain) Action {
 	for _, r := range c.Rules {
 		if !t.matches(r, t.packet) {

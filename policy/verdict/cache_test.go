@@ -10,7 +10,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// TestCacheKeepsNoOldVersions: a Cache keeps parsed policies of several states, but no earlier versions of them.
+// TestCacheKeepsNoOldVersions: a Cache keeps the parsed policies of several states, but no earlier versions.
 func TestCacheKeepsNoOldVersions(t *testing.T) {
 	var c Cache
 	version := func(names ...string) (s policy.State) {

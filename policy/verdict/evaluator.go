@@ -26,8 +26,8 @@ type Evaluator struct {
 	namespaces map[string]policy.Namespace
 }
 
-// end is one end of a connection: an address, and the pods that have it. An end without pods is an address outside of
-// the cluster, a node's address, or an attachment whose pod is unknown.
+// end is an address and the pods that have it. Without pods, it is outside of the cluster, a node's, or an
+// attachment's whose pod is unknown.
 type end struct {
 	addr        netip.Addr
 	name        string // namespace/name
@@ -36,7 +36,6 @@ type end struct {
 	pods        []pod // the pods that may be at this end
 }
 
-// pod is a pod with its own labels and those of its namespace.
 type pod struct {
 	policy.Pod
 	labels, namespace labels.Set
@@ -44,8 +43,8 @@ type pod struct {
 	inKnownNamespace  bool
 }
 
-// certainly reports whether the selector surely matches, and whether it may match. A requirement on a label with an
-// unknown value may match, but never surely.
+// certainly reports whether the selector surely matches, and whether it may. A requirement on an unknown label may
+// match.
 func certainly(s labels.Selector, known labels.Set, unknown func(key string) bool) (certainly, possibly bool) {
 	requirements, selectable := s.Requirements()
 	certainly, possibly = selectable, selectable
@@ -59,8 +58,8 @@ func certainly(s labels.Selector, known labels.Set, unknown func(key string) boo
 
 func (p pod) unknownLabel(key string) bool { return slices.Contains(p.Unknown, key) }
 
-// unknownOfNamespace reports whether the namespace's label with that key is unknown. All labels of an unknown namespace
-// are unknown, except the label with its name.
+// unknownOfNamespace reports whether the namespace's label is unknown. Of an unknown namespace, only the label with
+// its name is known.
 func (p pod) unknownOfNamespace(key string) bool {
 	if !p.inKnownNamespace {
 		return key != corev1.LabelMetadataName
@@ -68,7 +67,7 @@ func (p pod) unknownOfNamespace(key string) bool {
 	return slices.Contains(p.unknown, key)
 }
 
-// isolating is a policy with its selectors, peers and ports as functions.
+// isolating is a policy with selectors, peers and ports as functions.
 type isolating struct {
 	*networkingv1.NetworkPolicy
 	name    string
@@ -77,16 +76,15 @@ type isolating struct {
 	rules   map[ruleset.Direction][]rule // for each direction that the policy isolates
 }
 
-// rule is a rule of a policy. A packet matches if one of the peers and one of the ports match.
+// rule matches a packet if one of its peers and one of its ports match.
 type rule struct {
 	field string
 	peers []named[peerMatch]
 	ports []named[portMatch]
-	// byName means that one of the ports is a name, so that the rule's port numbers depend on the destination.
+	// byName means that one of the ports is a name: its number depends on the destination.
 	byName bool
 }
 
-// named is a peer or port, with the policy's field that has it.
 type named[M any] struct {
 	field string
 	match M
@@ -97,20 +95,18 @@ type (
 	portMatch func(proto ruleset.Protocol, port uint16, dst end) bool
 )
 
-// New returns an Evaluator for the state. It reports no error for a part of a policy that can't be parsed.
+// New returns an Evaluator for the state. A part of a policy that can't be parsed allows nothing, and is no error.
 func New(s policy.State) *Evaluator {
 	return new(Cache).New(s)
 }
 
-// Cache makes Evaluators of states that share policies. It keeps the policies' selectors and rules, so that each policy
-// is parsed once. Of policies of the same name, it keeps as many as the last state with that name had: a policy that
-// changes all the time takes no memory. A policy must not change while the Cache is in use. The zero value is ready to
-// use, by one goroutine.
+// Cache makes Evaluators of states that share policies, and parses each policy once. It keeps no earlier versions of
+// a policy. A policy must not change while the Cache is in use. The zero value is ready to use, by one goroutine.
 type Cache struct {
 	parsed map[string][]isolating // by NAMESPACE/NAME
 }
 
-// maxCached bounds the policies' names that a Cache keeps from one Evaluator to the next.
+// maxCached bounds the names of policies that a Cache keeps.
 const maxCached = 1 << 11
 
 // New is like the function New.
@@ -138,7 +134,6 @@ func (c *Cache) New(s policy.State) *Evaluator {
 	return e
 }
 
-// end returns the end with that address. It has no pods if the state has no pod with the address.
 func (e *Evaluator) end(a netip.Addr) end {
 	if known, ok := e.ends[a]; ok {
 		return known
@@ -146,9 +141,9 @@ func (e *Evaluator) end(a netip.Addr) end {
 	return end{addr: a}
 }
 
-// ends returns the ends that the state knows, by address. An attachment on this node has its own addresses; its pod is
-// in the state, or is what a workload can have made. Another pod has the addresses in its status that its Node can have
-// assigned, unless the pod has finished or uses its node's address.
+// ends returns the ends that the state knows. An attachment here has its own addresses; a workload may have made its
+// pod. Another pod has the addresses that its Node can have assigned, unless it has finished or uses the node's
+// address.
 func ends(s policy.State, namespaces map[string]policy.Namespace) map[netip.Addr]end {
 	by := map[netip.Addr]end{}
 	attached := map[string]bool{}
@@ -194,9 +189,8 @@ func ends(s policy.State, namespaces map[string]policy.Namespace) map[netip.Addr
 	return by
 }
 
-// assignedBy reports whether the Node can have assigned the address to a pod without an attachment on this node. A Node
-// assigns addresses in its podCIDRs. Addresses in this node's podCIDRs belong only to attachments on this node. If the
-// state has no Nodes and doesn't name this node, any Node can have assigned any address.
+// assignedBy reports whether the Node can have assigned the address to a pod without an attachment here. The address
+// must be in its podCIDRs, and outside of this node's. Without any Nodes, every address can be.
 func assignedBy(s policy.State, name string, a netip.Addr) bool {
 	if s.Node == "" && len(s.Nodes) == 0 {
 		return true
@@ -212,9 +206,8 @@ func assignedBy(s policy.State, name string, a netip.Addr) bool {
 	return assigned
 }
 
-// subjects returns a function that tells whether the policy selects a pod, certainly and possibly. The policy selects
-// the pods of its namespace that match its podSelector. If the podSelector can't be parsed, it selects all pods of the
-// namespace.
+// subjects returns a function that tells whether the policy selects a pod, certainly and possibly. If the
+// podSelector can't be parsed, it selects all pods of the namespace.
 func subjects(np *networkingv1.NetworkPolicy) func(pod) (certainly, possibly bool) {
 	sel, err := metav1.LabelSelectorAsSelector(&np.Spec.PodSelector)
 	return func(p pod) (bool, bool) {
@@ -225,10 +218,9 @@ func subjects(np *networkingv1.NetworkPolicy) func(pod) (certainly, possibly boo
 	}
 }
 
-// rules returns the rules for each direction in policyTypes. Without policyTypes, "policies that contain an egress
-// section are assumed to affect egress, and all policies (whether or not they contain an ingress section) are assumed
-// to affect ingress". If a type doesn't exist, the policy isolates both directions. If the podSelector can't be parsed,
-// the policy has no rules, because it is unknown which pods they are for.
+// rules returns the rules for each isolated direction. Without policyTypes, "policies that contain an egress section
+// are assumed to affect egress, and all policies (whether or not they contain an ingress section) are assumed to
+// affect ingress". An unknown type isolates both directions. A wrong podSelector leaves no rules.
 func rules(np *networkingv1.NetworkPolicy) map[ruleset.Direction][]rule {
 	has := func(t networkingv1.PolicyType) bool { return slices.Contains(np.Spec.PolicyTypes, t) }
 	ingress, egress := has(networkingv1.PolicyTypeIngress), has(networkingv1.PolicyTypeEgress)
@@ -262,8 +254,8 @@ func rules(np *networkingv1.NetworkPolicy) map[ruleset.Direction][]rule {
 	return isolated
 }
 
-// newRule returns the rule with these peers and ports. The API says of the fields from, to and ports: "if this field is
-// empty or missing, this rule matches all".
+// newRule returns the rule. For the fields from, to and ports the API says: "if this field is empty or missing, this
+// rule matches all".
 func newRule(
 	np *networkingv1.NetworkPolicy, field, verb string, peers []networkingv1.NetworkPolicyPeer,
 	ports []networkingv1.NetworkPolicyPort,
@@ -287,15 +279,13 @@ func newRule(
 
 func nobody(end) bool { return false }
 
-// all reports whether there are pods and the condition is true for all of them. Overlapping podCIDRs can give several
-// pods the same address. A policy that matches only one of these pods must not allow packets for all.
+// all is false if there are no pods. Several pods may share an address: all of them must match.
 func all(pods []pod, so func(pod) bool) bool {
 	return len(pods) > 0 && !slices.ContainsFunc(pods, func(p pod) bool { return !so(p) })
 }
 
-// matchPeer returns the function that matches a peer. A peer is either an ipBlock or has one or both selectors. A
-// missing namespaceSelector means the policy's own namespace, and a missing podSelector means all pods. Any other peer,
-// or one that can't be parsed, matches nobody.
+// matchPeer returns the function that matches a peer: an ipBlock, or selectors. A missing namespaceSelector means
+// the policy's namespace, and a missing podSelector all pods. Anything else matches nobody.
 func matchPeer(namespace string, p networkingv1.NetworkPolicyPeer) peerMatch {
 	switch {
 	case p.IPBlock != nil && p.PodSelector == nil && p.NamespaceSelector == nil:
@@ -329,8 +319,8 @@ func matchPeer(namespace string, p networkingv1.NetworkPolicyPeer) peerMatch {
 	}
 }
 
-// matchBlock returns the function that matches an ipBlock: the addresses in its CIDR and in none of its excepts. If the
-// CIDR or an except can't be parsed, or an except isn't within the CIDR, the ipBlock matches nothing.
+// matchBlock returns the function that matches an ipBlock. If it has an error, or an except outside of the CIDR, it
+// matches nothing.
 func matchBlock(b networkingv1.IPBlock) peerMatch {
 	cidr, err := netip.ParsePrefix(b.CIDR)
 	if err != nil {
@@ -383,7 +373,6 @@ func matchPort(p networkingv1.NetworkPolicyPort) portMatch {
 		valid := 1 <= from && from <= to && to <= 65535
 		isPort = func(port uint16, _ end) bool { return valid && from <= int32(port) && int32(port) <= to }
 	}
-	// A policy's port can only have one of these protocols.
 	known := slices.Contains([]corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP}, protocol)
 	return func(proto ruleset.Protocol, port uint16, dst end) bool {
 		return known && strings.EqualFold(string(proto), string(protocol)) && isPort(port, dst)

@@ -19,7 +19,8 @@ import (
 
 // Miss is a condition of a policy's rule that a packet doesn't meet.
 type Miss struct {
-	// Object is the object that would have to change, such as "Pod ns-1/busybox"; empty if only the policy can change.
+	// Object is the object that would have to change, such as "Pod ns-1/busybox". It is empty if only the policy can
+	// change.
 	Object string `json:"object,omitempty"`
 	// Field is the field of the policy that has the condition, such as spec.ingress[0].from[0].podSelector.
 	Field string `json:"field"`
@@ -34,8 +35,7 @@ type Miss struct {
 // Kind is a kind of condition that a packet doesn't meet.
 type Kind string
 
-// The kinds are named after what doesn't match. MissUnreadable stands for a peer or port that can't be parsed, so that
-// it matches nothing.
+// The kinds are named after what doesn't match. MissUnreadable is a peer or port that can't be parsed.
 const (
 	MissLabel          Kind = "label"
 	MissNamespaceLabel Kind = "namespaceLabel"
@@ -50,8 +50,8 @@ const (
 	MissUnreadable Kind = "unreadable"
 )
 
-// distance is how far the packet is from meeting the condition, to find the rule that comes nearest. A rule for other
-// kinds of ends is farther away than one that lacks a label.
+// distance tells which rule comes nearest. A rule for other kinds of ends is farther away than one that lacks a
+// label.
 func (m Miss) distance() int {
 	switch m.Kind {
 	case MissNoPod, MissUnreadable:
@@ -62,8 +62,8 @@ func (m Miss) distance() int {
 	return 1
 }
 
-// Near is a rule that doesn't allow a packet, with the conditions that the packet doesn't meet. These are only the
-// conditions of one peer and one port: those that come nearest to matching the packet.
+// Near is a rule that doesn't allow a packet, with the conditions that the packet doesn't meet. They are those of
+// the nearest peer and the nearest port.
 type Near struct {
 	Policy string `json:"policy"` // namespace/name
 	Field  string `json:"field"`  // such as spec.ingress[0]
@@ -77,8 +77,8 @@ func (n Near) distance() (sum int) {
 	return sum
 }
 
-// Nearest returns the rules of the policies that certainly isolate the packet's end in that direction, without the
-// rules that allow the packet, the nearest first. If audited is true, these are the rules of audited policies.
+// Nearest returns rules that don't allow the packet, the nearest first. They are those of policies that certainly
+// isolate the end in that direction: audited or enforced ones.
 func (e *Evaluator) Nearest(d ruleset.Direction, p Packet, audited bool) []Near {
 	src, dst := e.end(p.Src), e.end(p.Dst)
 	subject, peer := src, dst
@@ -112,7 +112,6 @@ func (e *Evaluator) Nearest(d ruleset.Direction, p Packet, audited bool) []Near 
 	return all
 }
 
-// selectsSurely reports whether the policy certainly selects one of the pods that may be at the end.
 func (p isolating) selectsSurely(subject end) bool {
 	return slices.ContainsFunc(subject.pods, func(o pod) bool {
 		surely, _ := p.selects(o)
@@ -120,7 +119,7 @@ func (p isolating) selectsSurely(subject end) bool {
 	})
 }
 
-// rawRule is a rule as the policy has it, of either direction.
+// rawRule is a rule as the policy has it.
 type rawRule struct {
 	peers []networkingv1.NetworkPolicyPeer
 	ports []networkingv1.NetworkPolicyPort
@@ -139,8 +138,8 @@ func rawRules(np *networkingv1.NetworkPolicy, d ruleset.Direction) (all []rawRul
 	return all
 }
 
-// fewest returns the misses of the element with the least distance; none if the list is empty, because a rule without
-// peers or ports matches all.
+// fewest returns the misses of the nearest element. An empty list has none: a rule without peers or ports matches
+// all.
 func fewest[T any](list []T, misses func(int, T) []Miss) []Miss {
 	var best []Miss
 	for i, one := range list {
@@ -152,7 +151,7 @@ func fewest[T any](list []T, misses func(int, T) []Miss) []Miss {
 	return best
 }
 
-// missedPeer returns the conditions of the peer that the end doesn't meet; none if the peer matches the end.
+// missedPeer returns the peer's conditions that the end doesn't meet; none if it matches.
 func missedPeer(namespace, field string, p networkingv1.NetworkPolicyPeer, e end) []Miss {
 	if matchPeer(namespace, p)(e) {
 		return nil
@@ -202,7 +201,6 @@ func missedPeer(namespace, field string, p networkingv1.NetworkPolicyPeer, e end
 	return all
 }
 
-// missedSelectors returns the conditions of the peer's selectors that the pod doesn't meet.
 func missedSelectors(
 	namespace, field string, p networkingv1.NetworkPolicyPeer, o pod, namespaces, pods labels.Selector,
 ) (all []Miss) {
@@ -228,7 +226,6 @@ func missedSelectors(
 	return all
 }
 
-// missedLabels returns the selector's requirements that the labels don't certainly meet.
 func missedLabels(s labels.Selector, known labels.Set, unknown func(string) bool) (all []labels.Requirement) {
 	requirements, _ := s.Requirements()
 	for _, r := range requirements {
@@ -239,7 +236,7 @@ func missedLabels(s labels.Selector, known labels.Set, unknown func(string) bool
 	return all
 }
 
-// labelMiss returns the miss of a requirement. The caller sets Object and Kind.
+// labelMiss leaves Object and Kind to the caller.
 func labelMiss(kind, name, field string, r labels.Requirement, known labels.Set, unknown func(string) bool) Miss {
 	m := Miss{Field: field, Wants: r.String()}
 	value, has := known[r.Key()]
@@ -297,7 +294,7 @@ func missedBlock(field string, b networkingv1.IPBlock, a netip.Addr) []Miss {
 	return nil
 }
 
-// missedPort returns why the policy's port doesn't match the packet; none if it does.
+// missedPort returns why the port doesn't match the packet; none if it does.
 func missedPort(field string, port networkingv1.NetworkPolicyPort, p Packet, dst end) []Miss {
 	if matchPort(port)(p.Proto, p.Port, dst) {
 		return nil
@@ -359,7 +356,6 @@ func missedPort(field string, port networkingv1.NetworkPolicyPort, p Packet, dst
 	return all
 }
 
-// nameOf returns the protocol's name as people write it.
 func nameOf(p ruleset.Protocol) string {
 	if p == ruleset.ICMPv6 {
 		return "ICMPv6"
@@ -367,7 +363,7 @@ func nameOf(p ruleset.Protocol) string {
 	return strings.ToUpper(string(p))
 }
 
-// missedName returns why a named port doesn't match. Why is empty if the pod has the port with the packet's number.
+// missedName returns why a named port doesn't match. Why is empty if it does.
 func missedName(field, name string, protocol corev1.Protocol, p Packet, dst end) Miss {
 	m := Miss{Field: field + ".port", Wants: name, Kind: MissNamedPort}
 	if len(dst.pods) == 0 {

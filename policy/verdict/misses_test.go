@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// TestNearest: in random clusters, each rule of the policies that isolate an end either allows the packet or is in
-// Nearest with a reason, never both. The nearest rule comes first.
+// TestNearest: each rule of an isolating policy either allows the packet or is in Nearest, never both. The nearest
+// comes first.
 func TestNearest(t *testing.T) {
 	near, allowed := 0, 0
 	for seed := range uint64(500) {
