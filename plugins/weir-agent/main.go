@@ -34,8 +34,8 @@ import (
 	"github.com/weir-net/weir/source/manifests"
 )
 
-// The agent finds out by type assertion which interfaces a source implements. Without these lines, if the signature of
-// a method changed, the agent would silently stop using the method's interface.
+// Without these lines, a changed method signature would silently switch off the method's interface: the agent finds a
+// source's interfaces by type assertion.
 var (
 	_ agent.Source    = (*kube.Source)(nil)
 	_ agent.Lookup    = (*kube.Source)(nil)
@@ -61,8 +61,8 @@ func run() int {
 		Use: "weir-agent", Short: "Enforces NetworkPolicies on the pods of this node",
 		SilenceUsage: true, SilenceErrors: true,
 	}
-	// The flag isn't cobra's Version, because cobra's own line has other words. With a template for that line, the
-	// linker would keep every method of every type, which nearly doubles the program.
+	// cobra's own flag Version needs a template for its words. A template makes the linker keep every method, which
+	// nearly doubles the program.
 	showVersion := root.Flags().Bool("version", false, "print the commit of this program, its date, and Go's version")
 	root.RunE = func(cmd *cobra.Command, _ []string) error {
 		if !*showVersion {
@@ -79,8 +79,7 @@ func run() int {
 	return 0
 }
 
-// bounded shortens the strings and errors in a line of the log, because they may quote a field of an object, of any
-// length.
+// bounded shortens the strings and errors in a line of the log. They may quote objects' fields of any length.
 func bounded(_ []string, a slog.Attr) slog.Attr {
 	switch v := a.Value.Any().(type) {
 	case string:

@@ -6,8 +6,7 @@ import (
 	"testing"
 )
 
-// TestLimitMemory: Go's own variables count before those of the manifest. A limit that is no positive number is
-// refused.
+// TestLimitMemory: Go's own variables take precedence over those of the manifest. A limit must be a positive number.
 func TestLimitMemory(t *testing.T) {
 	percent, bytes := debug.SetGCPercent(100), debug.SetMemoryLimit(-1)
 	t.Cleanup(func() {

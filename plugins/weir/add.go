@@ -26,7 +26,6 @@ func add(args *call) error {
 	}))
 }
 
-// parseAdd validates the call and returns the attachment that it requests. Its errors have CNI's codes.
 func parseAdd(args *call) (*conf.NetConf, attachment.Request, error) {
 	var r attachment.Request
 	c, err := conf.Parse(args.StdinData)

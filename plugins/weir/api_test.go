@@ -16,8 +16,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// serveAPI runs an API server on 127.0.0.1:8080 that lists the objects of the manifests. The objects never change. The
-// returned function stops the server.
+// serveAPI runs an API server on 127.0.0.1:8080 with the objects of the manifests, until stop is called.
 func serveAPI(t *testing.T, manifests string) (stop func()) {
 	t.Helper()
 	lists := map[string][]json.RawMessage{"pods": {}, "namespaces": {}, "nodes": {}, "networkpolicies": {}}
@@ -65,9 +64,8 @@ func serveAPI(t *testing.T, manifests string) (stop func()) {
 	}
 }
 
-// TestTheAPIServerIsAway: while the API server is away, the rules in the kernel stay in force, even if the agent
-// restarts meanwhile. A pod that the agent knows starts, and a pod that it doesn't know is refused. An agent that has
-// never reached the API server refuses every pod.
+// TestTheAPIServerIsAway: if the API server is away, the kernel's rules stay, even if the agent restarts. A pod that
+// the agent knows starts; any other pod is refused.
 func TestTheAPIServerIsAway(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -89,8 +87,7 @@ status: {addresses: [{type: InternalIP, address: 192.0.2.2}]}
 		t.Fatal(err)
 	}
 	spawn := func() { n.SpawnAgent("--node-name", "self", "--kubeconfig", kubeconfig) }
-	// The longer the API server is away, the less often the agent tries to reach it: in the end every half minute. So
-	// says waits up to a minute for the words.
+	// The longer the API server is away, the less often the agent tries, at last every half minute.
 	says := func(words string, ready bool) {
 		t.Helper()
 		for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {

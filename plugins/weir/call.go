@@ -14,9 +14,8 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// call is what the runtime passes (CNI specification 1.1, "Section 2: Execution Protocol"). weir parses it without the
-// specification's library, which compiles regular expressions and parses stdin three times: 5 % of ADD's time (make
-// bench-cni).
+// call is what the runtime passes (CNI specification 1.1, "Section 2: Execution Protocol"). The specification's
+// library would need 5 % of ADD's time to parse it (make bench-cni).
 type call struct {
 	command                          string
 	ContainerID, Netns, IfName, Args string
@@ -47,9 +46,8 @@ func allVerbs() []verb {
 	}
 }
 
-// readCall reads the environment and stdin, which must be JSON. It validates nothing else: an error is printed in the
-// runtime's version of the specification, so the method do validates the call, once that version is known. For
-// VERSION, stdin may be empty, and readCall doesn't read from a terminal.
+// readCall reads the environment and stdin, which must be JSON. The method do validates the call, because its errors
+// need the version. For VERSION, stdin may be empty or a terminal.
 func readCall() (*call, error) {
 	c := &call{
 		command: os.Getenv("CNI_COMMAND"), ContainerID: os.Getenv("CNI_CONTAINERID"), Netns: os.Getenv("CNI_NETNS"),
@@ -71,8 +69,7 @@ func readCall() (*call, error) {
 	return c, nil
 }
 
-// spoken returns the runtime's version of the specification. It returns the newest version if the configuration has no
-// valid version.
+// spoken returns the runtime's version of the specification, or else the newest version.
 func (c *call) spoken() string {
 	if _, _, _, err := version.ParseVersion(c.config.CNIVersion); err != nil || c.config.CNIVersion == "" {
 		return version.Current()
@@ -109,7 +106,6 @@ func (c *call) do() error {
 	return v.do(c)
 }
 
-// checkEnvironment returns an error that names the required variables that are missing, or one that is invalid.
 func checkEnvironment(required []string) error {
 	var missing []string
 	for _, key := range append([]string{"CNI_PATH"}, required...) {

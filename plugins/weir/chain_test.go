@@ -23,9 +23,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAheadOfTheOfficialPlugins: in one list, weir makes the interface, and the official plugins portmap, bandwidth,
-// tuning and sbr configure this interface. Policies apply, also to the hostPort. CHECK succeeds, and DEL leaves
-// nothing.
+// TestAheadOfTheOfficialPlugins: if official plugins come after weir in the list, they and policies work, and DEL
+// leaves nothing.
 func TestAheadOfTheOfficialPlugins(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "meta/bandwidth", "meta/tuning", "meta/sbr") {
 		return
@@ -129,8 +128,7 @@ func TestBehindBridge(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
 		return
 	}
-	// The sysctl may be 0, for weir's own bridge needs that. Then weir must have iptables see the packets of the other
-	// plugin's bridge alone.
+	// weir's own bridge needs this sysctl to be 0. weir must then switch it on for the other plugin's bridge alone.
 	if err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte("0"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -145,8 +143,7 @@ func ended(n *nodetest.Node, namespace, name string) {
 	}
 }
 
-// closedByItsRecord damages the endpoint record of a pod that may reach the world outside. The pod is closed until the
-// record is whole again.
+// closedByItsRecord damages a pod's endpoint record. The pod is closed until the record is whole again.
 func closedByItsRecord(n *nodetest.Node, pod *nodetest.Pod) {
 	n.Helper()
 	records, err := filepath.Glob("/run/weir/endpoints/*:eth0.json")
@@ -172,10 +169,8 @@ func closedByItsRecord(n *nodetest.Node, pod *nodetest.Pod) {
 	}
 }
 
-// testBehind: policies apply to pods with another plugin's network, in both directions, and weir makes no link. Without
-// an agent ADD is refused and leaves nothing. With an agent ADD deletes earlier connections to the pod's address. CHECK
-// names what is missing, the agent repairs it and reaps a pod whose interface is gone, and DEL works without an agent
-// and leaves nothing.
+// testBehind: if another plugin makes a pod's interface, policies apply in both directions. Without an agent, ADD is
+// refused. CHECK names what is missing, the agent repairs it, and DEL leaves nothing.
 func testBehind(t *testing.T, other string) {
 	n := newNodeBehind(t, other, nil)
 	wantNothing := leftovers(t)
@@ -290,9 +285,8 @@ func TestClosedBehindBridge(t *testing.T) {
 	testClosedBehind(t, "bridge")
 }
 
-// testClosedBehind: with enforcement closed, pods start without an agent, behind a plugin that sets the pods' links up
-// itself. If no agent has ever run, no rule closes such a pod, so ADD fails. Later such a pod is closed until an agent
-// runs.
+// testClosedBehind: with enforcement closed, pods behind another plugin start without an agent, and are closed until
+// one runs. If no agent has ever run, ADD fails.
 func testClosedBehind(t *testing.T, other string) {
 	n := newNodeBehind(t, other, nodetest.Conf{"enforcement": "closed"})
 	if _, err := n.TryAddPod("ns-1", "http-echo"); err == nil ||
@@ -319,9 +313,8 @@ func testClosedBehind(t *testing.T, other string) {
 	n.Reach(server, client.IP+":80", true)
 }
 
-// TestAnAddressThatAnotherPluginGivesAgain: the plugin ahead of weir gives a pod the address of an earlier pod, and DEL
-// of weir was not yet called for the earlier pod. The new pod gets none of the earlier pod's memberships in the sets,
-// even if no agent is there to remove them. A late DEL of the earlier pod doesn't open the new one.
+// TestAnAddressThatAnotherPluginGivesAgain: if a new pod gets an earlier pod's address before the earlier DEL, it
+// inherits no set entries. The late DEL doesn't open the new pod.
 func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -355,9 +348,8 @@ func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 	}
 }
 
-// TestPolicyThatCantHoldIsRefused: if a pod's packets would bypass the node's FORWARD hook, no policy would apply to
-// them. So ADD refuses the pod. It also refuses a prevResult without a usable address, and a configuration with ranges
-// behind another plugin. A refused ADD leaves nothing.
+// TestPolicyThatCantHoldIsRefused: if a pod's packets would bypass the node's FORWARD hook, ADD refuses the pod and
+// leaves nothing.
 func TestPolicyThatCantHoldIsRefused(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
 		return
@@ -438,8 +430,8 @@ func TestPolicyThatCantHoldIsRefused(t *testing.T) {
 	}
 }
 
-// TestANodeGoesOverFromHostLocal: a node changes from ptp with host-local to weir. The address of a pod of ptp isn't
-// assigned to a new pod until the pod of ptp has ended.
+// TestANodeGoesOverFromHostLocal: if a node changes from host-local to weir, weir assigns no address of a running
+// pod.
 func TestANodeGoesOverFromHostLocal(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -471,9 +463,8 @@ func TestANodeGoesOverFromHostLocal(t *testing.T) {
 	}
 }
 
-// TestWhatARuntimeAsksFor: a pod gets the address, MAC, ranges and DNS that a runtime requests, and the routes of the
-// configuration, and the result has them. CHECK names a route that is missing. ADD refuses an address or a MAC that
-// another pod or the bridge has, and an address that no range has, and leaves nothing.
+// TestWhatARuntimeAsksFor: a pod gets the address, MAC, ranges and DNS that the runtime requests. If a request can't
+// be met, ADD fails and leaves nothing.
 func TestWhatARuntimeAsksFor(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -645,8 +636,8 @@ spec:
 	reach(client, false)
 }
 
-// nothingUnderSolicitations: an isolated pod sends a neighbour solicitation to a pod behind another link. It doesn't
-// arrive, because a packet that a router forwards isn't neighbour discovery. The node's own solicitation arrives.
+// nothingUnderSolicitations: if an isolated pod sends a neighbour solicitation through a router, it is dropped. The
+// node's own solicitation arrives.
 func nothingUnderSolicitations(t *testing.T, from, to *nodetest.Pod) {
 	t.Helper()
 	raw := func(netns string) *net.IPConn {

@@ -10,8 +10,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// weirOnNode returns the lines that contain weir's name, from lists of the node's configurations, links, routes, sets,
-// tables and rules.
+// weirOnNode returns each line with weir's name in lists of the node's configurations and kernel state.
 func weirOnNode(t *testing.T, n *nodetest.Node) string {
 	t.Helper()
 	var all []string

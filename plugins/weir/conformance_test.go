@@ -24,8 +24,8 @@ import (
 // specVersions are the versions of the CNI specification that the plugin supports, from 0.3.1 on.
 var specVersions = []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}
 
-// verbs has each verb with the first of specVersions that has the verb, and the variables that it requires (CNI
-// specification 1.1, "Section 2").
+// verbs has each verb's first version in specVersions, and its required variables (CNI specification 1.1, "Section
+// 2").
 var verbs = map[string]struct {
 	since    string
 	required []string
@@ -51,8 +51,7 @@ type answer struct {
 	Msg        string
 }
 
-// invoke runs the plugin as a runtime does. The plugin's output, if there is any, must be one JSON object with a
-// cniVersion, and an error must have the specification's form.
+// invoke runs the plugin as a runtime does, and checks the form of its output and errors.
 func invoke(t *testing.T, n *nodetest.Node, env map[string]string, stdin string) answer {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(n.Bin, "weir"))
@@ -81,8 +80,7 @@ func invoke(t *testing.T, n *nodetest.Node, env map[string]string, stdin string)
 	return a
 }
 
-// container returns the environment of a call for the interface eth0 of a container. In CNI_ARGS the container is that
-// of the pod ns-1/ID.
+// container returns the environment of a call for a container's eth0. Its pod is ns-1/ID.
 func container(n *nodetest.Node, verb, id, netns string) map[string]string {
 	return map[string]string{
 		"CNI_COMMAND": verb, "CNI_CONTAINERID": id, "CNI_NETNS": netns, "CNI_IFNAME": "eth0", "CNI_PATH": n.Bin,
@@ -90,8 +88,8 @@ func container(n *nodetest.Node, verb, id, netns string) map[string]string {
 	}
 }
 
-// config returns a configuration of the plugin in the version spec of the specification. Each of more is a key with
-// its value, in JSON.
+// config returns the plugin's configuration in a version of the specification. Each of more is a JSON key with its
+// value.
 func config(spec string, more ...string) string {
 	return fmt.Sprintf(`{"cniVersion": %q, "name": "weir", "type": "weir", "enforcement": "off", `+
 		`"ranges": [{"subnet": "10.88.0.0/24"}, {"subnet": "fd00:10:88::/64"}]%s}`,
@@ -191,8 +189,8 @@ func TestConformanceOfBadCalls(t *testing.T) {
 	}
 }
 
-// TestConformance: in each version, an attachment can be made, checked and deleted, by direct calls of the plugin, by
-// libcni and by cnitool, and nothing is left. Called without a verb, the plugin prints its versions to stderr.
+// TestConformance: in each version, ADD, CHECK and DEL work directly, with libcni and with cnitool, and nothing is
+// left.
 func TestConformance(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

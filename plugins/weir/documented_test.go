@@ -12,8 +12,7 @@ import (
 
 const documentedWindows = "../../docs/security-windows.md"
 
-// TestDocumentedTests checks each test that docs/security-windows.md names: the test exists, and is in a package that
-// the page states beside it, or in plugins/weir.
+// TestDocumentedTests: each test that docs/security-windows.md names exists, in the named package or in plugins/weir.
 func TestDocumentedTests(t *testing.T) {
 	const root = "../.."
 	packages := map[string][]string{} // the packages of each test
@@ -35,7 +34,7 @@ func TestDocumentedTests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Tests of one package are separated by commas. The package's path comes after the last of them, in brackets.
+	// A package's path comes in brackets after the last of its tests.
 	named := regexp.MustCompile("((?:`Test\\w+`(?:,\\s+|\\s+and\\s+)?)+)(?:\\s*\\(([\\w/, ]+)\\))?")
 	found := 0
 	for _, m := range named.FindAllStringSubmatch(string(text), -1) {
@@ -52,8 +51,7 @@ func TestDocumentedTests(t *testing.T) {
 	}
 }
 
-// TestDocumentedWindows checks that each window of docs/security-windows.md has the same four parts. The index must
-// have a row with the right anchor for each window, in the same order, and no other rows.
+// TestDocumentedWindows: each window of docs/security-windows.md has the same four parts, and one row in the index.
 func TestDocumentedWindows(t *testing.T) {
 	text, err := os.ReadFile(documentedWindows)
 	if err != nil {
@@ -78,7 +76,6 @@ func TestDocumentedWindows(t *testing.T) {
 	if len(windows) < 70 {
 		t.Errorf("the document has %d windows: are they still read?", len(windows))
 	}
-	// A row names the window, and says the longest time and whether traffic can pass that should not.
 	row := regexp.MustCompile(`(?m)^\| \[(.+)\]\(#(.+)\) \| [^|]+ \| (?:yes|no)\b[^|]*\|$`)
 	var rows []string
 	for _, m := range row.FindAllStringSubmatch(page, -1) {
@@ -104,9 +101,8 @@ func anchorOf(heading string) string {
 	return strings.ReplaceAll(bare, " ", "-")
 }
 
-// TestDocumentedMessages checks that the code has each message that docs/troubleshooting.md and docs/metrics.md
-// explain: the messages in the first column of the tables of errors and messages, and the log lines that the pages
-// show.
+// TestDocumentedMessages: the code has each message and log line that docs/troubleshooting.md and docs/metrics.md
+// explain.
 func TestDocumentedMessages(t *testing.T) {
 	const root = "../.."
 	var code strings.Builder
@@ -144,7 +140,7 @@ func TestDocumentedMessages(t *testing.T) {
 			if message == "`cni plugin not initialized`" { // a message of containerd's
 				continue
 			}
-			// In a message, an ellipsis replaces text that differs. A colon separates an error from the error that it wraps.
+			// An ellipsis replaces text that differs. A colon precedes a wrapped error.
 			for _, part := range regexp.MustCompile("…|; |: ").Split(strings.Trim(message, "`"), -1) {
 				if part = strings.Trim(part, " :"); len(part) < 6 {
 					continue

@@ -79,8 +79,8 @@ func cniError(err error) error {
 	return refuse(types.ErrIOFailure, "%v", err)
 }
 
-// linkError returns the CNI error for an interface that could not be made. Its message begins with the key or variable
-// that has the wrong value, if one is the reason.
+// linkError returns the CNI error for an interface that could not be made. If a key or variable is wrong, the message
+// begins with its name.
 func linkError(e *attachment.LinkError) error {
 	switch {
 	case errors.Is(e.Err, bridge.ErrRouteExists):

@@ -17,8 +17,7 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// TestErrors: cniError makes a CNI error from each error of making, checking and ending an attachment. It has the
-// right code, and the error's text as the message. Its details are a reason or a remedy, if there is one.
+// TestErrors: cniError gives each error the right code, its text as the message, and any reason or remedy as details.
 func TestErrors(t *testing.T) {
 	link := func(err error) error {
 		return &attachment.LinkError{

@@ -11,10 +11,8 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// gc ends every attachment to this network that the runtime doesn't list as valid. If the runtime lists no attachment,
-// as cnitool does, gc ends all of them. Like DEL, GC needs no valid configuration and can be repeated. gc removes what
-// it can, and then returns an error for the rest. If an entry of the runtime's list has an invalid ID, gc removes
-// nothing.
+// gc ends every attachment to this network that the runtime doesn't list as valid. An empty list ends all of them.
+// After an error gc continues, and returns it at the end. If a listed ID is invalid, gc removes nothing.
 func gc(args *call) error {
 	var c struct {
 		Name  string               `json:"name"`

@@ -29,8 +29,7 @@ var (
 func TestWalkthroughIPv6(t *testing.T)      { walkthrough(t, onlyIPv6) }
 func TestWalkthroughDualStack(t *testing.T) { walkthrough(t, dualStack) }
 
-// walkthrough does the same as TestWalkthrough, over every address of the pods. It also tests open connections, the
-// node, hosts outside, a pod's own Service, an egress policy and CHECK.
+// walkthrough does the same as TestWalkthrough, and more, over every address of the pods.
 func walkthrough(t *testing.T, ranges nodetest.Conf) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -122,7 +121,7 @@ func walkthrough(t *testing.T, ranges nodetest.Conf) {
 		n.DelPod(p)
 	}
 	for line := range strings.Lines(nodetest.Run(t, "conntrack", "-L", "-f", "ipv6")) {
-		// The node's own packets to that address may make new entries, which are unreplied. They don't count.
+		// The node's own packets may make new, unreplied entries.
 		if strings.Contains(line, "src="+server.IP6) && !strings.Contains(line, "UNREPLIED") {
 			t.Errorf("a connection of a pod that is gone: %s", line)
 		}
@@ -145,8 +144,7 @@ func dialFromNode(t *testing.T, address string) net.Conn {
 	return conn
 }
 
-// TestResultOfBothFamilies: the result of ADD has the addresses and routes of both families, and CHECK names each part
-// of the IPv6 family that is missing.
+// TestResultOfBothFamilies: the result of ADD has both families. CHECK names each missing part of IPv6.
 func TestResultOfBothFamilies(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -189,8 +187,7 @@ func TestResultOfBothFamilies(t *testing.T) {
 }
 
 // TestForgedIPv6SendersAreDropped does the same as TestForgedSendersAreDropped, with IPv6. A pod's neighbour and
-// router discovery is dropped too, even behind other headers or in fragments. If the guard has no entry for a pod's
-// IPv6 address, the pod sends IPv4 only.
+// router discovery is dropped too, even behind other headers.
 func TestForgedIPv6SendersAreDropped(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -305,8 +302,7 @@ func TestForgedIPv6SendersAreDropped(t *testing.T) {
 	})
 }
 
-// TestAnIPv6RangeNeedsIPv6: if IPv6 is switched off in a pod's namespace, ADD's error says so, and ADD leaves nothing
-// behind.
+// TestAnIPv6RangeNeedsIPv6: if IPv6 is off in a pod's namespace, ADD's error says so, and ADD leaves nothing.
 func TestAnIPv6RangeNeedsIPv6(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -328,7 +324,6 @@ func TestAnIPv6RangeNeedsIPv6(t *testing.T) {
 	})
 }
 
-// piece is a part of a packet behind the IPv6 header: its protocol and its bytes.
 type piece struct {
 	next byte
 	data []byte
@@ -343,7 +338,7 @@ func ipv6(dstMAC, srcMAC net.HardwareAddr, src, dst netip.Addr, p piece) []byte 
 	return frame(dstMAC, srcMAC, unix.ETH_P_IPV6, append(h, p.data...))
 }
 
-// udp6 returns a UDP header to port 9. Its checksum is wrong, which no router notices.
+// udp6 returns a UDP header to port 9. Its checksum is wrong; no router notices.
 func udp6() piece {
 	return piece{unix.IPPROTO_UDP, []byte{0x30, 0x39, 0, 9, 0, byte(8 + len(marker)), 1, 1}}
 }
@@ -352,20 +347,18 @@ func icmp6(kind byte, body []byte) piece {
 	return piece{unix.IPPROTO_ICMPV6, append([]byte{kind, 0, 1, 1}, body...)}
 }
 
-// advertisement returns a neighbour advertisement that says that target has the MAC (RFC 4861, section 4.4).
+// advertisement returns a neighbour advertisement for target (RFC 4861, section 4.4).
 func advertisement(target netip.Addr, mac net.HardwareAddr) piece {
 	b := append([]byte{0x60, 0, 0, 0}, target.AsSlice()...)
 	return icmp6(136, append(append(b, 2, 1), mac...))
 }
 
-// behind puts an extension header of the type kind before the piece. The header has only padding inside (RFC 8200,
-// section 4).
+// behind puts an extension header with only padding before the piece (RFC 8200, section 4).
 func behind(kind byte, p piece) piece {
 	return piece{kind, append([]byte{p.next, 0, 1, 4, 0, 0, 0, 0}, p.data...)}
 }
 
-// fragment makes the piece a fragment at the offset, which is in units of eight bytes. The fragment says that more
-// fragments follow.
+// fragment makes the piece a fragment, not the last one. The offset is in units of eight bytes.
 func fragment(offset uint16, p piece) piece {
 	h := []byte{p.next, 0, 0, 0, 0, 0, 0, 7}
 	binary.BigEndian.PutUint16(h[2:], offset<<3|1)

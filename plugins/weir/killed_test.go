@@ -54,8 +54,7 @@ func (k *killer) chance(n int) int {
 	return k.rnd.IntN(n)
 }
 
-// when returns the time after which the call of the verb is killed. It returns 0 if the call isn't to be killed: one
-// call of five, and each call until one of the verb has succeeded.
+// when returns the time after which to kill a call of the verb; 0 means never.
 func (k *killer) when(verb string) time.Duration {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -66,9 +65,8 @@ func (k *killer) when(verb string) time.Duration {
 	return 1 + time.Duration(k.rnd.Int64N(int64(usual)))
 }
 
-// call calls the plugin and returns its output, and whether the plugin succeeded. It kills the plugin after the time
-// kill, unless kill is 0. If the plugin was killed or fails, call returns "" and false; a failure is also an error of
-// the test.
+// call calls the plugin. If kill isn't 0, the plugin is killed after that time. A failure without a kill is an error
+// of the test.
 func (k *killer) call(verb string, s slot, more string, kill time.Duration) (out string, done bool) {
 	cmd := exec.Command(filepath.Join(k.Bin, "weir"))
 	cmd.Stdin = strings.NewReader(k.conf + more + "}")
@@ -114,8 +112,6 @@ func (k *killer) fresh() slot {
 	return slot{id: id, netns: nodetest.NewNS(k, id)}
 }
 
-// step does what happens next to the slot's container: usually a call, but the container may also run on, or end
-// without DEL.
 func (k *killer) step(s *slot) {
 	switch {
 	case s.begun: // a runtime calls DEL after such an ADD, or is killed too and never calls it
@@ -148,8 +144,7 @@ func (k *killer) step(s *slot) {
 	}
 }
 
-// running returns the slots whose containers run: their ADD has succeeded. It also returns the key of GC's
-// configuration that lists these containers.
+// running returns the slots whose ADD has succeeded, and GC's key cni.dev/valid-attachments with their containers.
 func running(slots []*slot) (all []*slot, valid string) {
 	var list []string
 	for _, s := range slots {
@@ -161,8 +156,7 @@ func running(slots []*slot) (all []*slot, valid string) {
 	return all, `, "cni.dev/valid-attachments": [` + strings.Join(list, ", ") + "]"
 }
 
-// intact fails the test if a running container lacks something that ADD made, or if two running containers have the
-// same address.
+// intact fails the test if a running container lacks something, or shares its address with another one.
 func (k *killer) intact(slots []*slot) {
 	k.Helper()
 	all, _ := running(slots)
@@ -186,8 +180,8 @@ func (k *killer) intact(slots []*slot) {
 	}
 }
 
-// run makes calls until enough of them were killed. Then GC must leave exactly the running containers, intact, and a GC
-// without valid attachments must leave nothing.
+// run makes calls until enough were killed. Then GC must leave exactly the running containers. A GC that lists none
+// must leave nothing.
 func (k *killer) run(t *testing.T) {
 	before := leftovers(t)
 	slots := make([]*slot, 6)
@@ -247,8 +241,8 @@ func TestKilled(t *testing.T) {
 	newKiller(t, "closed").run(t)
 }
 
-// TestKilledBesideAnAgent: while calls are killed, the agent reaps leftovers. It must not touch an attachment that a
-// call is making or ending.
+// TestKilledBesideAnAgent: while calls are killed, the agent reaps leftovers. It must not touch attachments in use by
+// a call.
 func TestKilledBesideAnAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -264,8 +258,8 @@ func TestKilledBesideAnAgent(t *testing.T) {
 	k.run(t)
 }
 
-// TestAfterAReboot: after a reboot /run is empty and there are no links. DEL and GC for pods from before the reboot
-// succeed. A new pod gets other addresses than the last pod had.
+// TestAfterAReboot: if /run and all links are gone, DEL and GC of old pods succeed. A new pod gets other addresses
+// than the last pod had.
 func TestAfterAReboot(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -26,8 +26,7 @@ func main() {
 	os.Exit(run())
 }
 
-// run serves one call and returns the exit code. It prints result and error in the runtime's version of the
-// specification.
+// run serves one call and returns the exit code.
 func run() int {
 	if os.Getenv("CNI_COMMAND") == "" { // a person runs it: stdin may be a terminal
 		return about(os.Args[1:])
@@ -58,8 +57,8 @@ func about(args []string) int {
 	return 0
 }
 
-// printVersion prints the result of VERSION (CNI specification 1.1, "Section 5: Version"). Its cniVersion is the
-// cniVersion of the call, or the newest version if the call has no valid one.
+// printVersion prints the result of VERSION (CNI specification 1.1, "Section 5: Version"), in the call's version or
+// else the newest.
 func printVersion(c *call) error {
 	return printJSON(struct {
 		CNIVersion string   `json:"cniVersion"`

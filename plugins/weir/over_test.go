@@ -14,10 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAConnectionThatIsOver: a connection is over, closed by the server or reset by either side, and the kernel still
-// has its entry. When a policy forbids the connection, the agent deletes the entry, and doesn't count the connection as
-// cut. After that, the client can't connect from the old port. With the old entry, the kernel might take the client's
-// SYN for a packet of the old connection.
+// TestAConnectionThatIsOver: if a policy forbids a connection that is already closed, the agent deletes its kernel
+// entry. Otherwise the kernel might take a new SYN from the same port for a packet of the old connection.
 func TestAConnectionThatIsOver(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -12,8 +12,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// readPrevResult converts a result to the newest version of the specification. For ADD, prev is the result of the
-// plugin before weir. For CHECK, prev is the result of the last ADD.
+// readPrevResult converts a result to the newest version of the specification.
 func readPrevResult(prev types.Result) (*current.Result, error) {
 	r, err := current.NewResultFromResult(prev)
 	if err != nil {
@@ -41,8 +40,8 @@ func chainedLink(prev types.Result, ifName string) (*attachment.Chained, error) 
 	return c, nil
 }
 
-// addressesOf returns the pod's addresses in the result: addresses of interfaces in the pod, and addresses without an
-// interface. It returns an error if there is none, or if one can't be a pod's.
+// addressesOf returns the pod's addresses in the result. It returns an error if there is none, or if one can't be a
+// pod's.
 func addressesOf(r *current.Result) ([]endpoint.Address, error) {
 	var all []endpoint.Address
 	for i, ip := range r.IPs {
@@ -66,8 +65,7 @@ func addressesOf(r *current.Result) ([]endpoint.Address, error) {
 	return all, nil
 }
 
-// interfacesOf returns the result's interfaces on the node, and its interfaces in the namespace with the path netns. It
-// leaves out those of other namespaces.
+// interfacesOf returns the result's interfaces on the node, and those in the namespace with the path netns.
 func interfacesOf(r *current.Result, netns string) (onNode, inPod []bridge.Interface) {
 	for n, i := range r.Interfaces {
 		if i.Sandbox != "" && i.Sandbox != netns {

@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestForgedSendersAreDropped: of a pod's raw frames, only IPv4 and ARP with the pod's own MAC and address come out of
-// the bridge to the node. A frame to another pod's MAC, or ARP to all, doesn't reach the other pod.
+// TestForgedSendersAreDropped: if a pod's raw frames don't have its own MAC and address, none reaches the node. No
+// raw frame reaches another pod.
 func TestForgedSendersAreDropped(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -64,8 +64,7 @@ func TestForgedSendersAreDropped(t *testing.T) {
 		})
 	}
 	t.Run("pods don't meet at layer 2", func(t *testing.T) {
-		// The first frame is addressed to the other pod's MAC, the second to all. The bridge forwards neither from one
-		// isolated port to another.
+		// The bridge forwards no frame from one isolated port to another.
 		conn := sniff(t, victim.Netns, "eth0")
 		send(t, pod.Netns, ipv4(mac(others), mac(own), own, others))
 		send(t, pod.Netns, frame(broadcast, mac(own), unix.ETH_P_ARP, arp(mac(own), mac(own), own, others)[14:]))
@@ -83,7 +82,7 @@ func frame(dst, src net.HardwareAddr, ethertype uint16, payload []byte) []byte {
 	return append(append(f, payload...), marker...)
 }
 
-// ipv4 returns a frame with a UDP packet to port 9, whose payload is the marker.
+// ipv4 returns a frame with a UDP packet to port 9. Its payload is the marker.
 func ipv4(dstMAC, srcMAC net.HardwareAddr, src, dst netip.Addr) []byte {
 	udp := binary.BigEndian.AppendUint16([]byte{0x30, 0x39, 0, 9}, uint16(8+len(marker)))
 	udp = append(udp, 0, 0)
@@ -101,8 +100,7 @@ func ipv4(dstMAC, srcMAC net.HardwareAddr, src, dst netip.Addr) []byte {
 	return frame(dstMAC, srcMAC, unix.ETH_P_IP, append(h, udp...))
 }
 
-// arp returns a broadcast frame from srcMAC with an ARP request for dst. The request says that src has the MAC given
-// as inside.
+// arp returns a broadcast frame with an ARP request for dst. inside is the sender's MAC in the ARP header.
 func arp(srcMAC, inside net.HardwareAddr, src, dst netip.Addr) []byte {
 	b := []byte{0, 1, 8, 0, 6, 4, 0, 1}
 	b = append(append(b, inside...), src.AsSlice()...)
@@ -156,8 +154,8 @@ func send(t *testing.T, netns string, f []byte) {
 	}
 }
 
-// seen reports whether a frame with the marker arrives within a second. It returns false sooner if nothing at all
-// arrives for a tenth of a second. Frames that the link itself sends don't count.
+// seen reports whether a frame with the marker arrives within a second, or until nothing has arrived for a tenth of a
+// second.
 func seen(t *testing.T, fd int) bool {
 	t.Helper()
 	buf := make([]byte, 2048)

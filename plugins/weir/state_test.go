@@ -12,8 +12,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestHostState: "weirctl pods" shows the container, link, MAC and addresses of each pod, and the policies that isolate
-// it. Without an agent it shows the same, with ? for the policies. The link's alias names the pod.
+// TestHostState: "weirctl pods" shows each pod and its policies. Without an agent, the policies are shown as "?".
 func TestHostState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -14,9 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestStatus: with enforcement strict, STATUS fails until an agent is ready, and again when the agent's last heartbeat
-// is older than agentapi.BeatLasts. A running agent renews its heartbeat. With enforcement closed or off, STATUS
-// succeeds without an agent, and also if no address is left.
+// TestStatus: with enforcement strict, STATUS fails unless the agent's last heartbeat is recent. With enforcement
+// closed or off, STATUS succeeds without an agent.
 func TestStatus(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -98,8 +97,7 @@ func TestStatusIsCheap(t *testing.T) {
 	t.Logf("median %s", took[50])
 }
 
-// TestTheAgentReaps: the agent removes the attachment of a pod whose namespace is gone, also if the pod ended while no
-// agent ran, and leaves other pods alone. containerd never calls GC.
+// TestTheAgentReaps: if a pod's namespace is gone, the agent removes the attachment. containerd never calls GC.
 func TestTheAgentReaps(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -113,7 +113,7 @@ func TestWalkthrough(t *testing.T) {
 	})
 }
 
-// leftovers lists the things that ADD makes: links, addresses, records, entries of sets and of the guard, neighbours.
+// leftovers lists everything that ADD makes.
 func leftovers(t testing.TB) []string {
 	t.Helper()
 	var all []string
@@ -157,8 +157,8 @@ func leftovers(t testing.TB) []string {
 	return all
 }
 
-// leftBehind compares the present leftovers with those from before. The agent learns of an attachment's end a moment
-// after the plugin has ended it. So leftBehind waits up to ten seconds for entries of the agent's sets to disappear.
+// leftBehind compares the present leftovers with those from before. The agent removes set entries after the plugin,
+// so leftBehind waits up to ten seconds.
 func leftBehind(t testing.TB, before []string) (diff string) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
@@ -178,8 +178,7 @@ func TestPodsReachTheWorldAsTheirNode(t *testing.T) {
 	client := n.AddPod("ns-1", "busybox")
 	n.Serve(server.Netns, "tcp", ":80")
 	n.Serve(n.Outside, "tcp", ":80")
-	// On a busy machine the kernel switches on a new link's queue some time after the link is up. So greets tries again
-	// after an error.
+	// On a busy machine, a new link sends nothing for a moment after it is up. So greets tries again after an error.
 	greets := func(netns, address, want string) {
 		t.Helper()
 		n.Eventually(want+" from "+address, func() error {
@@ -530,9 +529,8 @@ func TestDelNeedsNothing(t *testing.T) {
 	}
 }
 
-// TestARepeatedDelLeavesTheNextHolderAlone: DEL of a pod crashed after it had released the pod's address. DEL is called
-// again when the address is already assigned to another pod. This pod keeps its address, its neighbour entry and its
-// entries in sets.
+// TestARepeatedDelLeavesTheNextHolderAlone: if a repeated DEL finds its address assigned to another pod, that pod
+// keeps everything.
 func TestARepeatedDelLeavesTheNextHolderAlone(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -699,8 +697,8 @@ func TestUIDMustMatch(t *testing.T) {
 	n.DelPod(p)
 }
 
-// weir calls the plugin directly, as a runtime does, and returns the code and message of its error. If the plugin
-// succeeds, weir returns 0 and the plugin's output.
+// weir calls the plugin directly, and returns its error's code and message. After a success, it returns 0 and the
+// plugin's output.
 func weir(t *testing.T, n *nodetest.Node, env map[string]string, stdin string) (code uint, msg string) {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(n.Bin, "weir"))
@@ -723,8 +721,8 @@ func weir(t *testing.T, n *nodetest.Node, env map[string]string, stdin string) (
 	return e.Code, e.Msg
 }
 
-// wantRefusal calls ADD for a new container, with the node's own conflist. The plugin must answer "try again later"
-// (code 11) and a message that contains the words.
+// wantRefusal calls ADD for a new container. The plugin must answer "try again later" (code 11) and a message with
+// the words.
 func wantRefusal(t *testing.T, n *nodetest.Node, args, words string) {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(n.ConfDir, "10-weir.conflist"))

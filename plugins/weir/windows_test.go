@@ -20,8 +20,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// These tests try to use the windows that docs/security-windows.md names: while something changes, a pod sends
-// forbidden packets as fast as it can, and none of them may arrive.
+// These tests try to use the windows of docs/security-windows.md: a pod sends forbidden packets during a change, and
+// none may arrive.
 
 // noEgress isolates busybox in egress, and allows it nothing.
 const noEgress = `
@@ -57,8 +57,8 @@ func arrivals(t *testing.T, p *nodetest.Pod) *atomic.Int64 {
 	return &count
 }
 
-// flood sends UDP packets to the address until the returned function is called. That function returns how many packets
-// were sent. If a packet can't be sent because the namespace has no network yet, flood tries again.
+// flood sends UDP packets until stop is called, which returns how many were sent. It goes on if a packet can't be
+// sent.
 func flood(t *testing.T, netns, address string) (stop func() int) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -135,9 +135,8 @@ func TestNothingPassesWhilePodsStartAndEnd(t *testing.T) {
 	stop()
 }
 
-// TestFault4NothingPassesWhileTheAgentRestarts: a restart of weave-npc flushed the chains. Egress was then allowed
-// until weave-npc had read a policy (for good if the API server was away), and connections ended. While weir's agent
-// restarts, no forbidden packet passes, and no connection is cut.
+// TestFault4NothingPassesWhileTheAgentRestarts: if the agent restarts, no forbidden packet passes and no connection
+// is cut. weave-npc flushed its chains.
 func TestFault4NothingPassesWhileTheAgentRestarts(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -186,8 +185,8 @@ func TestFault4NothingPassesWhileTheAgentRestarts(t *testing.T) {
 	}
 }
 
-// TestFault5NothingPassesWhilePoliciesChange: policies, labels and neighbours of an isolated pod change, and no
-// forbidden packet passes. weave-npc removed the old rules before it added the new ones, so packets could pass.
+// TestFault5NothingPassesWhilePoliciesChange: if policies and labels change, no forbidden packet passes. weave-npc
+// removed the old rules before it added the new ones.
 func TestFault5NothingPassesWhilePoliciesChange(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -225,8 +224,8 @@ func TestFault5NothingPassesWhilePoliciesChange(t *testing.T) {
 	}
 }
 
-// TestAnAddressThatChangesHandsBringsNothingAlong: an address is released and assigned to a second pod. The second pod
-// must inherit neither the first pod's set memberships nor its connections.
+// TestAnAddressThatChangesHandsBringsNothingAlong: if an address passes to a second pod, it inherits neither set
+// entries nor connections.
 func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -239,8 +238,7 @@ func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 	n.Serve(server.Netns, "tcp", ":80")
 	n.Serve(server.Netns, "udp", ":53")
 	n.Reach(first, server.IP+":80", true)
-	// ask sends a UDP packet and waits for the answer. The ports are fixed, so the second pod's packet continues the
-	// first pod's flow, if the kernel still knows this flow.
+	// The ports are fixed, so the kernel would take the second pod's packet for the first pod's flow.
 	ask := func(p *nodetest.Pod) (err error) {
 		nodetest.In(t, p.Netns, func() error {
 			var conn net.Conn
@@ -274,10 +272,8 @@ func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 	n.Reach(second, server.IP+":80", false)
 }
 
-// TestFault5AFlushIsRepaired: weave-npc never checked its rules again, so after a reload of firewalld no policy was
-// enforced until a restart. weir's agent enforces policies again within 15 seconds after a flush. If the flush
-// happens while no agent runs, the next agent cuts the connections that a client opened meanwhile, though their
-// servers continue to send. It also restores the guard and the sysctl send_redirects.
+// TestFault5AFlushIsRepaired: if the rules are flushed, the agent enforces policies again within 15 seconds. If no
+// agent ran, the next one also cuts the connections opened meanwhile. weave-npc didn't check its rules again.
 func TestFault5AFlushIsRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -339,9 +335,8 @@ func TestFault5AFlushIsRepaired(t *testing.T) {
 	}
 }
 
-// TestFault6PodsAreJudgedBeforeTheyStart: until weave-npc had read a policy, pods started without any restriction.
-// After that, a new pod stayed blocked until weave-npc had learned of it. With weir, policies apply from a pod's first
-// packet, once ADD has returned.
+// TestFault6PodsAreJudgedBeforeTheyStart: once ADD has returned, policies apply from a pod's first packet. With
+// weave-npc, pods started without restriction.
 func TestFault6PodsAreJudgedBeforeTheyStart(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -387,9 +382,8 @@ func TestFault6PodsAreJudgedBeforeTheyStart(t *testing.T) {
 	}
 }
 
-// TestACutConnectionThatIsForgotten: a client makes the kernel forget a cut connection, by a RST that is dropped or by
-// waiting. Then the server sends. A TCP packet in the middle of a connection opens no new connection. A UDP packet
-// opens a connection from the server, if the server's policies allow this connection.
+// TestACutConnectionThatIsForgotten: if the kernel forgets a cut connection, no TCP packet in its middle reopens it.
+// The server's UDP packet is a new connection, which only the server's policies may allow.
 func TestACutConnectionThatIsForgotten(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -430,8 +424,8 @@ func TestACutConnectionThatIsForgotten(t *testing.T) {
 	}
 }
 
-// TestAFlushIsClosedWithoutAState: another program flushes the rules while the agent doesn't know the policies. The
-// agent closes the pods until it knows the policies.
+// TestAFlushIsClosedWithoutAState: if rules are flushed while the agent doesn't know the policies, it closes the
+// pods.
 func TestAFlushIsClosedWithoutAState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -465,8 +459,7 @@ type flow struct {
 	toServer, toClient atomic.Int64 // packets or pieces that arrived
 }
 
-// silent returns an error if packets arrive within half a second. That is longer than TCP waits before it first sends
-// a lost packet again.
+// silent returns an error if packets arrive within half a second. TCP repeats lost packets sooner than that.
 func (f *flow) silent() error {
 	toServer, toClient := f.toServer.Load(), f.toClient.Load()
 	time.Sleep(500 * time.Millisecond)
@@ -511,8 +504,7 @@ func connectTCP(t *testing.T, server, client *nodetest.Pod) (conn, accepted net.
 	var l net.Listener
 	nodetest.In(t, server.Netns, func() (err error) { l, err = net.Listen("tcp4", ":0"); return err })
 	defer func() { _ = l.Close() }()
-	// A new port forwards once the kernel has noticed its carrier. On a busy machine the client's first SYN may come too
-	// early, and the client then sends a second one.
+	// A new port may drop the first SYN on a busy machine; the client then sends a second one.
 	nodetest.In(t, client.Netns, func() (err error) {
 		conn, err = net.DialTimeout("tcp", fmt.Sprintf("%s:%d", server.IP, l.Addr().(*net.TCPAddr).Port), 10*time.Second)
 		return err

@@ -23,7 +23,6 @@ type podCheckOptions struct {
 	nodes        client.NodeFlags
 }
 
-// checkPods makes the check with pods. It prints each line as it is known, or as JSON the whole report at the end.
 func checkPods(cmd *cobra.Command, o *podCheckOptions, format client.Format) error {
 	switch {
 	case o.timeout <= 0:

@@ -16,7 +16,6 @@ import (
 // answersWithin is how long one node's agent may take for an answer.
 const answersWithin = 15 * time.Second
 
-// clusterStatus prints the status of all nodes, and fails if one isn't ready or doesn't answer.
 func clusterStatus(cmd *cobra.Command, flags *client.NodeFlags, format client.Format, all bool) error {
 	cluster, err := flags.Cluster()
 	if err != nil {

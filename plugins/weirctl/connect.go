@@ -27,8 +27,7 @@ func connectCommand() *cobra.Command {
 	}
 }
 
-// connect copies in to the socket, and all that comes from the socket to out. It returns when the agent has closed
-// the connection, or ctx is done.
+// connect copies in to the socket, and the socket to out, until the agent closes the connection or ctx ends.
 func connect(ctx context.Context, in io.Reader, out io.Writer) error {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", agentapi.Socket)
 	if err != nil {

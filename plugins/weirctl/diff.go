@@ -136,7 +136,7 @@ func (f *diffFlags) run(cmd *cobra.Command) error {
 	return nil
 }
 
-// idle says which of the policies select none of the pods: mostly they are in the wrong namespace.
+// idle names the policies that select none of the pods. Most of these are in the wrong namespace.
 func idle(policies []*networkingv1.NetworkPolicy, pods []policy.Pod) (notes []string) {
 	for _, np := range policies {
 		selector, err := metav1.LabelSelectorAsSelector(&np.Spec.PodSelector)
@@ -155,8 +155,7 @@ func idle(policies []*networkingv1.NetworkPolicy, pods []policy.Pod) (notes []st
 	return notes
 }
 
-// flips says which policies of the second list are audited and were not, or were audited and are not any more. It also
-// says which have the annotation with a wrong value.
+// flips names the policies that become audited, or are no longer audited, and those with a wrong annotation.
 func flips(before, after []*networkingv1.NetworkPolicy) (notes []string) {
 	was := map[policy.Name]bool{} // whether the policy was audited
 	for _, np := range before {
@@ -179,7 +178,6 @@ func flips(before, after []*networkingv1.NetworkPolicy) (notes []string) {
 	return notes
 }
 
-// namespacesOf returns the namespaces of the change. If a person may not read all of the cluster, these are read.
 func namespacesOf(file policy.Objects, deleted []policy.Name) (all []string) {
 	for _, np := range file.Policies {
 		all = append(all, np.Namespace)
@@ -215,8 +213,8 @@ func policyNames(texts []string) (names []policy.Name, err error) {
 // maxFile is how many bytes of manifests a file may have. A longer one is an error.
 const maxFile = 64 << 20
 
-// readFiles reads the objects of files, of all manifests in directories, and of the standard input for "-". It is an
-// error if there are files, but no object in them that policies depend on.
+// readFiles reads the objects of files, directories, and "-" for standard input. If no file has an object for
+// policies, it returns an error.
 func readFiles(paths []string, stdin io.Reader) (policy.Objects, error) {
 	texts := map[string][]byte{}
 	read := func(name string, from io.Reader) error {

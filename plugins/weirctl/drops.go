@@ -89,7 +89,7 @@ func dropsCommand() *cobra.Command {
 	return cmd
 }
 
-// printer returns the function that prints a drop, and one that closes the file that it prints to.
+// printer returns the function that prints a drop, and one that closes its file.
 func (o *dropsOptions) printer(cmd *cobra.Command) (func(*agentapi.Drop) error, func() error, error) {
 	format, err := client.ParseFormat(o.output)
 	if err != nil {

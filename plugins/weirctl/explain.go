@@ -105,8 +105,7 @@ func explainCommand() *cobra.Command {
 	return cmd
 }
 
-// outcome returns an error with the exit code of an explanation; nil if the connection is allowed, and the kernel
-// agrees.
+// outcome returns an error with the exit code. It returns nil if the connection is allowed and the kernel agrees.
 func outcome(e explain.Explanation) error {
 	switch {
 	case e.Differs():
@@ -117,15 +116,13 @@ func outcome(e explain.Explanation) error {
 	return nil
 }
 
-// loadsWithin bounds how long reading a cluster may take. servicesWithin bounds the search for a Service beside the
-// agent, which may have no API server.
+// servicesWithin is short, because a node with an agent may have no API server.
 const (
 	loadsWithin    = time.Minute
 	servicesWithin = 3 * time.Second
 )
 
-// answer answers the question. If the source is the agent, the agent explains. The objects of other sources are read
-// and explained here, and the explanation names the source.
+// answer answers the question. If the source is the agent, the agent explains; otherwise weirctl does.
 func answer(ctx context.Context, source *client.Source, question explain.Question) (explain.Explanation, error) {
 	query, err := explain.Parse(question.From, question.To, question.Namespace)
 	if err != nil {
@@ -151,7 +148,7 @@ func answer(ctx context.Context, source *client.Source, question explain.Questio
 	return e, err
 }
 
-// askAgent asks the agent. An agent that watches the API server doesn't know Services, so weirctl looks them up itself.
+// An agent that watches the API server doesn't know Services, so weirctl looks them up itself.
 func askAgent(
 	ctx context.Context, source *client.Source, query explain.Query, question explain.Question,
 ) (explain.Explanation, error) {

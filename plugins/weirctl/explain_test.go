@@ -17,8 +17,6 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// runExplain runs weirctl explain with the arguments, in the present directory. It returns what the command prints, its
-// exit code, and the text of its error.
 func runExplain(t *testing.T, args ...string) (out string, code int, message string) {
 	t.Helper()
 	cmd := explainCommand()
@@ -30,8 +28,7 @@ func runExplain(t *testing.T, args ...string) (out string, code int, message str
 	return b.String(), code, message
 }
 
-// inDirectory makes a directory "manifests" with the manifest, in a directory of its own, which is the working
-// directory until the test ends.
+// inDirectory makes a new working directory for the test, with the manifest in "manifests".
 func inDirectory(t *testing.T, manifest []byte) {
 	t.Helper()
 	t.Chdir(t.TempDir())
@@ -105,8 +102,7 @@ const nodePort = `
  spec: {podSelector: {}, ingress: [{from: [{podSelector: {}}], ports: [{port: 8080}]}]}}
 `
 
-// TestNodePort: a nodePort leads to the pods of its Service, whose policies decide. Another port of a node is the
-// node's.
+// TestNodePort: a nodePort leads to its Service's pods, whose policies decide. Another port of a node is the node's.
 func TestNodePort(t *testing.T) {
 	inDirectory(t, []byte(nodePort))
 	for _, tc := range []struct {
@@ -136,8 +132,7 @@ const hostPorts = `---
   {containerPort: 8081, hostPort: 81, hostIP: 192.0.2.2}, {containerPort: 8082, hostPort: {}, hostIP: 3}]}]}}
 `
 
-// TestHostPort: a hostPort of a node's pod leads to the pod, whose policies decide about the pod's own port. It leads
-// there at the address of the hostPort only, if it has one.
+// TestHostPort: a hostPort leads to its pod, whose policies decide about the pod's own port.
 func TestHostPort(t *testing.T) {
 	inDirectory(t, []byte(nodePort+hostPorts))
 	pod := "to shop/db (10.0.2.2, on n2), TCP port"
@@ -277,7 +272,7 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
-// TestCompletion: a shell gets the names of pods, Services, nodes and namespaces, and no more than two ends.
+// TestCompletion: a shell gets the names of pods, Services, nodes and namespaces, for two arguments only.
 func TestCompletion(t *testing.T) {
 	manifest, err := os.ReadFile("testdata/why/load-balancer.yaml")
 	if err != nil {

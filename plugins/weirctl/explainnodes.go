@@ -13,8 +13,8 @@ import (
 // maxExplained is how many nodes an explanation asks. A Service may have endpoints on every node.
 const maxExplained = 16
 
-// addKernels asks the agents of the nodes that enforce the explanation's paths, at most maxExplained, and adds what
-// their kernels hold. Of a node that isn't asked or doesn't answer, it adds why.
+// addKernels adds what the kernels of the paths' nodes hold. It asks at most maxExplained nodes, and says why one has
+// no answer.
 func addKernels(ctx context.Context, flags *client.NodeFlags, q explain.Question, e *explain.Explanation) {
 	wanted := e.EnforcedOn()
 	if len(wanted) == 0 {

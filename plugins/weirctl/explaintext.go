@@ -43,8 +43,7 @@ func result(r explain.Result) client.Styled {
 	return client.Styled{Style: client.Red, Text: strings.ToUpper(string(r))}
 }
 
-// pathLines prints a path. If an earlier path between the same pods has the same sides, it names that path instead of
-// printing the sides again.
+// pathLines prints a path. If an earlier path has the same pods and sides, it names that path instead.
 func pathLines(p *client.Printer, path explain.Path, before []explain.Path) {
 	port := strings.ToUpper(string(path.Protocol))
 	if path.Protocol == ruleset.ICMPv6 {
@@ -140,7 +139,6 @@ func sideLines(p *client.Printer, s explain.Side) {
 	}
 }
 
-// auditLines prints what the audited policies have to do with the connection; nothing if there are none.
 func auditLines(p *client.Printer, s explain.Side) {
 	if len(s.Audited) == 0 {
 		return
@@ -175,8 +173,7 @@ func preposition(d ruleset.Direction) string {
 	return "from"
 }
 
-// matched returns the end of the line about the rule: which peer and port match. It says that the rule allows
-// everything if the rule has neither.
+// matched says which peer and port of the rule match.
 func matched(r explain.Rule) string {
 	var parts []string
 	for _, field := range []string{r.Peer, r.Port} {

@@ -91,8 +91,7 @@ func (f *flowsFlags) addFlags(cmd *cobra.Command) {
 	f.nodes.AddFlags(cmd.Flags())
 }
 
-// ask asks the agent, or those of all nodes, for flows, and gives them the order if there is one. With an error, there
-// may be answers of some nodes.
+// ask asks the agent, or those of all nodes, for flows. It may return some answers with an error.
 func (f *flowsFlags) ask(ctx context.Context, order *agentapi.FlowsOrder) ([]agentapi.Flows, error) {
 	path := agentapi.FlowsQuery(f.since)
 	if !f.cluster {

@@ -5,8 +5,7 @@ import (
 	"github.com/weir-net/weir/netfilter/ipset"
 )
 
-// fromKernel returns the parts of the status that need no agent: noAgent as an error, the recorded pods, and the sets,
-// which the kernel still enforces.
+// fromKernel returns a status without an agent: noAgent as an error, the recorded pods, and the kernel's sets.
 func fromKernel(noAgent error) (*agentapi.Status, error) {
 	s := &agentapi.Status{Errors: []string{noAgent.Error() + "; the kernel goes on enforcing what it holds"}}
 	pods, err := recorded()

@@ -34,8 +34,8 @@ func run() int {
 		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl weir"}
 	}
 	root.Args, root.SuggestionsMinimumDistance = knownCommand, 2
-	// The flag isn't cobra's Version, because cobra's own line has other words. With a template for that line, the
-	// linker would keep every method of every type, which nearly doubles the program.
+	// cobra's own flag Version needs a template for its words. A template makes the linker keep every method, which
+	// nearly doubles the program.
 	showVersion := root.Flags().Bool("version", false, "print the commit of this program, its date, and Go's version")
 	root.RunE = func(cmd *cobra.Command, _ []string) error {
 		if !*showVersion {
@@ -58,8 +58,8 @@ func run() int {
 	return code
 }
 
-// knownCommand refuses arguments that are no command, with a usage error that has the nearest commands. An agent's pod
-// with an older weirctl answers with its first words, and package client looks for them.
+// knownCommand refuses an unknown command with a usage error. Package client looks for the first words of this error,
+// because an agent's pod may have an older weirctl.
 func knownCommand(root *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil

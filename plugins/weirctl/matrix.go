@@ -62,8 +62,8 @@ func (n *narrow) filter() (f reach.Filter, err error) {
 	return f, nil
 }
 
-// check returns a usage error if --from or --to names nobody: without it, a wrong name would look like one that nobody
-// can reach. f is the filter that the flags mean.
+// check returns a usage error if --from or --to names nobody. Otherwise a wrong name would look like one that nobody
+// can reach.
 func (n *narrow) check(m *reach.Matrix, f reach.Filter) error {
 	for _, end := range []struct {
 		flag, text string
@@ -82,7 +82,7 @@ func (n *narrow) check(m *reach.Matrix, f reach.Filter) error {
 	return nil
 }
 
-// parties returns a function that tells which parties the flag's text means; nil for an empty text, which means all.
+// parties returns a test of parties for the flag's text; nil, which means all, if the text is empty.
 func parties(flag, text string) (func(reach.Party) bool, error) {
 	a, err := netip.ParseAddr(text)
 	switch {
@@ -208,8 +208,8 @@ func isAudited(np *networkingv1.NetworkPolicy) bool {
 	return audited
 }
 
-// load reads the objects of the source. If not all objects may be listed, it reads those in both lists of namespaces.
-// Those in namespaces must exist, else the error is a usage error. Those in also need not exist.
+// load reads the objects of the source. If not all may be listed, it reads both lists of namespaces. Those in
+// namespaces must exist; those in also need not.
 func load(cmd *cobra.Command, source *client.Source, namespaces, also []string) (explain.Cluster, error) {
 	c, err := source.Load(cmd.Context(), slices.Concat(namespaces, also)...)
 	if err != nil {

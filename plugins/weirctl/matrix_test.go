@@ -50,8 +50,7 @@ spec:
   ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: other}}}]}]
 `
 
-// execute runs the command on the manifests in shop. It returns the output, what goes to standard error with the text
-// of the command's error, and the exit code.
+// execute runs the command on the manifests in shop. errs has standard error and the command's error.
 func execute(t *testing.T, cmd *cobra.Command, stdin string, args ...string) (out, errs string, code int) {
 	t.Helper()
 	dir := t.TempDir()
@@ -188,8 +187,7 @@ func TestAuditedPolicies(t *testing.T) {
 	}
 }
 
-// TestUnreadSource: a source with a file that can't be read is an error of diff, and a note of matrix. A pod that is
-// left out is a note of both.
+// TestUnreadSource: a file that can't be read is an error of diff, and a note of matrix.
 func TestUnreadSource(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string) {
@@ -219,8 +217,7 @@ func TestUnreadSource(t *testing.T) {
 	}
 }
 
-// TestReachBadInput: each argument that is wrong or names nothing gives one line that says what to do, and the exit
-// code of wrong arguments. What can't be found out has the exit code of errors.
+// TestReachBadInput: a wrong argument gives one line that says what to do, and the usage exit code.
 func TestReachBadInput(t *testing.T) {
 	for _, tc := range []struct {
 		diff bool

@@ -84,8 +84,7 @@ type publishedEnd struct {
 
 var publishedFormat = regexp.MustCompile(`^(.+) => (.+) : (.+)$`)
 
-// readPublished reads a published text. ok is false if the text is about several networks or virtual machines. Lines
-// about an ingress controller are left out.
+// readPublished reads a published text. ok is false if the text is about several networks or virtual machines.
 func readPublished(text string) (p published, ok bool) {
 	if regexp.MustCompile(`\[(UDN|CUDN|NAD|udn|VirtualMachine)\]|analyzed in`).MatchString(text) {
 		return p, false
@@ -169,7 +168,6 @@ func (p published) allowed(from, to publishedEnd) string {
 	return "nothing"
 }
 
-// compare compares the matrix of the state with the published connectivity, and returns how many pairs it has compared.
 func (p published) compare(t *testing.T, dir string, s policy.State) (pairs int) {
 	name, owners := filepath.Base(dir), owners(dir)
 	s.Pods = slices.Clone(s.Pods)

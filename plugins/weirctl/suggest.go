@@ -88,7 +88,7 @@ func suggestCommand() *cobra.Command {
 	return cmd
 }
 
-// recorded returns the flows of the agents, or of the file if it has a name.
+// recorded returns the flows of the agents. If file isn't empty, it returns the flows in this file.
 func (f *flowsFlags) recorded(cmd *cobra.Command, file string) (all []agentapi.Flows, err error) {
 	if file == "" {
 		if all, err = f.ask(cmd.Context(), nil); err != nil {
@@ -109,7 +109,8 @@ func (f *flowsFlags) recorded(cmd *cobra.Command, file string) (all []agentapi.F
 	return all, nil
 }
 
-// seenFlows returns the flows of all nodes, and notes about what is missing. A flow between two nodes counts on both.
+// seenFlows returns the flows of all nodes, and notes about what is missing. A flow between two nodes is recorded on
+// both.
 func seenFlows(recorded []agentapi.Flows, pods []policy.Pod) (flows []suggest.Flow, notes []string) {
 	labels := map[string]map[string]string{}
 	for i := range pods {
@@ -138,8 +139,8 @@ func seenFlows(recorded []agentapi.Flows, pods []policy.Pod) (flows []suggest.Fl
 	return flows, notes
 }
 
-// notRecorded returns a note if pods of the namespace are on nodes that have recorded no flows: the policies deny what
-// these pods need.
+// notRecorded returns a note if the namespace has pods on nodes without recorded flows. The suggested policies deny
+// what these pods need.
 func notRecorded(namespace string, recorded []agentapi.Flows, pods []policy.Pod) (notes []string) {
 	nodes := map[string]bool{"": true} // of files, the nodes of pods are not known
 	for _, f := range recorded {

@@ -104,8 +104,8 @@ func completeWaited(nodes *client.NodeFlags) cobra.CompletionFunc {
 	}
 }
 
-// printWait prints the result of a wait. If the time was up, it prints what each node lacks, and returns an error with
-// the code ExitTimeout. Another error it returns as it is, and prints nothing.
+// printWait prints the result of a wait. After a timeout it prints what each node lacks, and returns an error with
+// the code ExitTimeout.
 func printWait(cmd *cobra.Command, format client.Format, r client.Waited, err error) error {
 	timeout := errors.Is(err, client.ErrTimeout)
 	if err != nil && !timeout {

@@ -9,12 +9,11 @@ import (
 	"slices"
 )
 
-// families maps the first word of a family's programs to the beginning of the names of extensions that only this family
-// has.
+// families maps a family's programs to the prefix of this family's own extensions.
 var families = map[string]string{"iptables": "libipt_", "ip6tables": "libip6t_"}
 
-// matches and targets are the extensions of iptables that the agent's rules use (netfilter/iptables/text.go). matches6
-// are those that only ip6tables has.
+// matches and targets are the extensions of iptables that the agent's rules use (netfilter/iptables/text.go). Only
+// ip6tables has matches6.
 var (
 	matches = []string{
 		"bpf", "comment", "connlabel", "conntrack", "mark", "multiport", "physdev", "sctp", "set", "tcp", "udp",
@@ -23,8 +22,8 @@ var (
 	targets  = []string{"MARK", "MASQUERADE", "NFLOG", "SET", "standard"}
 )
 
-// check returns an error that names each program that doesn't work in the image, and each missing extension of iptables
-// that the agent needs. Without this check, the fault would only be noticed on a node.
+// check returns an error that names each broken program, and each missing extension of iptables. Otherwise only a
+// node would notice.
 func check(trees ...tree) error {
 	all := tree{}
 	for _, t := range trees {
@@ -62,8 +61,8 @@ func (t tree) has(pattern string) bool {
 	return false
 }
 
-// checkProgram returns an error unless the image has the program, for the same machine as weir's programs, and all the
-// libraries that it is linked with.
+// checkProgram returns an error unless the image has the program and its libraries, for the machine of weir's
+// programs.
 func (t tree) checkProgram(name string) error {
 	way, err := t.follow(name)
 	if err != nil {

@@ -18,8 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 )
 
-// TestRulesHaveTheirExtensions reads the rules in the compiler's golden files, and checks that check demands each
-// extension that they use.
+// TestRulesHaveTheirExtensions: check demands each extension in the rules of the compiler's golden files.
 func TestRulesHaveTheirExtensions(t *testing.T) {
 	files, err := filepath.Glob("../../netfilter/iptables/testdata/*.rules")
 	if err != nil || len(files) == 0 {
@@ -46,7 +45,7 @@ func TestRulesHaveTheirExtensions(t *testing.T) {
 	}
 }
 
-// complete returns a tree with everything that check demands. Each program in it is the running test.
+// complete returns a tree with everything that check demands.
 func complete(t *testing.T) tree {
 	t.Helper()
 	self, err := os.ReadFile("/proc/self/exe")
@@ -158,8 +157,7 @@ func TestCheckName(t *testing.T) {
 	}
 }
 
-// TestWrite reads the file as an OCI layout with the library, and as an output of docker save by hand. The same image,
-// written twice, must give the same file.
+// TestWrite reads the file as an OCI layout and as docker save's output. Written twice, an image gives the same file.
 func TestWrite(t *testing.T) {
 	made := func() (string, string) {
 		img, err := assemble(time.Unix(1e9, 0).UTC(), map[string]string{"a": "b"},
@@ -231,8 +229,7 @@ func TestWrite(t *testing.T) {
 	}
 }
 
-// unpack unpacks the tar into a new directory. It also checks that the tar has an end marker, because only some
-// programs refuse one without.
+// unpack unpacks the tar into a new directory. It checks for an end marker, because only some programs need it.
 func unpack(t *testing.T, data []byte) string {
 	t.Helper()
 	if !bytes.HasSuffix(data, make([]byte, 1024)) {

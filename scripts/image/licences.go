@@ -10,8 +10,7 @@ import (
 	"strings"
 )
 
-// addLicences adds the licences of weir, of Go's library, and of each module that the programs name in their build
-// information.
+// addLicences adds the licences of weir, Go, and each module in the programs' build information.
 func addLicences(t tree, repository string) error {
 	modules := map[string]bool{}
 	for _, name := range programs {

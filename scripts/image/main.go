@@ -82,7 +82,7 @@ func run(o options) error {
 	return nil
 }
 
-// ours returns a tree with weir's programs, and the licences of weir and of all modules that are linked into them.
+// ours returns a tree with weir's programs and all licences.
 func ours(repository string) (tree, error) {
 	t := tree{}
 	for _, name := range programs {
@@ -96,9 +96,8 @@ func ours(repository string) (tree, error) {
 }
 
 // commit returns the built commit and its time, so that the image doesn't depend on the time of the build. The commit
-// ends in "-dirty" if the sources have changes. In sources without history, it is empty, and the time is 1970. If the
-// variable SOURCE_DATE_EPOCH is set, commit returns its value as the time:
-// https://reproducible-builds.org/specs/source-date-epoch/
+// ends in "-dirty" if the sources have changes. Without history it is empty, and the time is 1970. SOURCE_DATE_EPOCH
+// overrides the time: https://reproducible-builds.org/specs/source-date-epoch/
 func commit(repository string) (revision string, created time.Time, err error) {
 	seconds := os.Getenv("SOURCE_DATE_EPOCH")
 	if out, err := output(repository, "git", "log", "-1", "--format=%H %ct"); err == nil { // else a tree without history
@@ -116,7 +115,6 @@ func commit(repository string) (revision string, created time.Time, err error) {
 	return revision, time.Unix(n, 0).UTC(), nil
 }
 
-// output runs the command in the directory and returns what it prints, without the last newline.
 func output(dir, name string, args ...string) (string, error) {
 	cmd := exec.Command(name, args...)
 	cmd.Dir = dir

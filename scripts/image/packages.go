@@ -28,9 +28,8 @@ func versions(packages []pkg) []string {
 	return all
 }
 
-// fetch downloads the named packages and all packages that they depend on, in the versions that apt would install. apt
-// checks them against its signed indexes. fetch asks apt for the dependencies, since libraries' packages have different
-// names in different releases.
+// fetch downloads the packages and all their dependencies, in the versions that apt would install. apt checks their
+// signatures. Names of libraries differ between releases, so fetch asks apt for the dependencies.
 //
 // Equivalent to: apt-get download $(apt-cache depends --recurse NAME…)
 func fetch(names ...string) ([]pkg, error) {
@@ -68,8 +67,7 @@ func fetch(names ...string) ([]pkg, error) {
 }
 
 // parseDepends returns the packages that "apt-cache depends --recurse" prints at the start of a line. It leaves out
-// <virtual> packages, which can't be downloaded (the packages that provide them are listed too), and packages of other
-// architectures.
+// <virtual> packages, which can't be downloaded, and other architectures.
 func parseDepends(out string) []string {
 	var names []string
 	for line := range strings.Lines(out) {
@@ -111,8 +109,7 @@ func open(deb string) (pkg, error) {
 	return p, nil
 }
 
-// readTar reads files and links. A hard link becomes a copy of its file. readTar ignores directories: they follow from
-// the files' paths.
+// readTar reads files and links. A hard link becomes a copy of its file.
 func readTar(r io.Reader) (tree, error) {
 	t := tree{}
 	for archive := tar.NewReader(r); ; {
@@ -139,8 +136,7 @@ func readTar(r io.Reader) (tree, error) {
 	}
 }
 
-// merged returns the path of a file in an image with links from /bin, /lib… into /usr, whether or not the package was
-// built for such a system.
+// merged returns the path of a file in an image where /bin, /lib… are links into /usr.
 func merged(name string) string {
 	name = strings.TrimPrefix(path.Clean("/"+name), "/")
 	for _, dir := range []string{"bin/", "sbin/", "lib/", "lib32/", "lib64/", "libx32/"} {

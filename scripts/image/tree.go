@@ -39,8 +39,7 @@ func (t tree) glob(pattern string) []string {
 	return names
 }
 
-// follow returns the paths of the links that lead from name to a file, and then the file's path. It returns an error if
-// one of them is missing, or if the links don't lead to a file after eight paths.
+// follow returns the paths of the links from name to a file, and the file's path. It follows at most eight paths.
 func (t tree) follow(name string) ([]string, error) {
 	var way []string
 	for range 8 {
@@ -61,9 +60,8 @@ func (t tree) follow(name string) ([]string, error) {
 	return nil, fmt.Errorf("%s: too many links", strings.Join(way, " -> "))
 }
 
-// wanted are the files that the image takes from Debian, besides the libraries that these need. The list of protocols'
-// names is there so that iptables prints the same names as on the node. os-release and dpkg's status tell scanners
-// which packages the image contains.
+// wanted are the files that the image takes from Debian, besides libraries. With the list of protocols, iptables
+// prints the same names as on the node. Scanners read os-release and dpkg's status.
 var wanted = []string{
 	"usr/sbin/ip*tables-nft", "usr/sbin/ip*tables-nft-restore", "usr/sbin/ip*tables-nft-save",
 	"usr/sbin/ip*tables-legacy", "usr/sbin/ip*tables-legacy-restore", "usr/sbin/ip*tables-legacy-save",
@@ -107,8 +105,8 @@ func choose(packages []pkg) (tree, []pkg, error) {
 	return withCopyrights(all, chosen, packages)
 }
 
-// libraries returns the paths of the libraries that the program or library is linked with, and of its loader. It
-// returns nothing for a file of another kind.
+// libraries returns the paths of the libraries and the loader that a program or library needs. It returns nothing for
+// other files.
 func libraries(all tree, name string) ([]string, error) {
 	data := all[name].data
 	if !bytes.HasPrefix(data, []byte(elf.ELFMAG)) {
@@ -143,8 +141,7 @@ func libraries(all tree, name string) ([]string, error) {
 	return found, nil
 }
 
-// withCopyrights adds the copyright files of the packages that files were chosen from, and dpkg's status of these
-// packages.
+// withCopyrights adds the copyright files of the packages in use, and dpkg's status of them.
 func withCopyrights(all, chosen tree, packages []pkg) (tree, []pkg, error) {
 	var used []pkg
 	for _, p := range packages {

@@ -27,7 +27,7 @@ func TestColumns(t *testing.T) {
 
 var shebang = regexp.MustCompile(`^(#!.*sh$|# shellcheck shell=)`)
 
-// kind returns the language of a file. It returns "" if the length of the file's lines isn't limited.
+// kind returns the language of a file; "" if its lines have no limit.
 func kind(f file) string {
 	first, _, _ := bytes.Cut(f.text, []byte("\n"))
 	switch ext := path.Ext(f.path); {
@@ -46,8 +46,7 @@ func kind(f file) string {
 // address matches a URL, or the target of a link in Markdown. Neither of them can be wrapped.
 var address = regexp.MustCompile(`https?://\S+|\]\([^)]*\)`)
 
-// wide returns a message for each line that is too long. It ignores tables in Markdown, and addresses in Markdown and
-// YAML.
+// wide returns a message for each line that is too long. Tables in Markdown and addresses don't count.
 func wide(files []file) (wrong []string) {
 	for _, f := range files {
 		k := kind(f)

@@ -48,8 +48,7 @@ func TestDocumentedTargets(t *testing.T) {
 	}
 }
 
-// unknownTargets returns a message for each make command, in an indented block or in backquotes, with a target that the
-// output of "make help" doesn't list. Settings of variables may precede the word make.
+// unknownTargets returns a message for each make command in the text whose target "make help" doesn't list.
 func unknownTargets(name, text, help string) (wrong []string) {
 	command := regexp.MustCompile("(?m)(?:^ {4,}|`)(?:[A-Z]+=\\S+ )*make ([a-z0-9-]+)")
 	for _, m := range command.FindAllStringSubmatch(text, -1) {

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// promises has, for a package, the packages that it must not link, directly or through other packages. An import path
-// in the field never also stands for all paths below it.
+// promises has, for each package, the packages that it must never link. A path in the field never includes all paths
+// below it.
 var promises = []struct {
 	pkg, why string
 	never    []string
@@ -31,8 +31,7 @@ var promises = []struct {
 	},
 }
 
-// TestLinks checks with go list -deps that no package of promises links, directly or not, what it promises never to
-// link.
+// TestLinks: if a package is in promises, go list -deps has none of its forbidden packages.
 func TestLinks(t *testing.T) {
 	for _, p := range promises {
 		deps := dependencies(t, p.pkg)
@@ -41,15 +40,15 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// pure are the packages that use no file, no socket and no part of the kernel: they get everything as a value. Of
-// weir's own packages, pure packages link only each other.
+// pure are the packages that use no file, no socket and no part of the kernel. Of weir's own packages, they link only
+// each other.
 var pure = []string{
 	"conf", "internal/excerpt", "internal/ordered", "policy", "policy/claims", "policy/enforced", "policy/explain",
 	"policy/propose", "policy/reach", "policy/ruleset", "policy/verdict",
 }
 
-// touching are the packages that a pure package must not import itself. Packages that a pure package depends on may
-// import them: Kubernetes' types link net/http and os.
+// touching are the packages that no pure package may import directly. Indirectly is allowed: Kubernetes' types link
+// net/http and os.
 var touching = []string{"os", "os/exec", "io/fs", "net/http", "syscall", "golang.org/x/sys", "unsafe"}
 
 // TestPure: of weir's own packages, pure packages link only each other. They don't import the packages in touching

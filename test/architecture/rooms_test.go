@@ -10,8 +10,7 @@ import (
 	"testing"
 )
 
-// floors are the rooms of the house, from the roof down. A package imports only packages of its own floor and of the
-// floors below. docs/architecture.md says what each room owns.
+// floors are the rooms, from the top down. A package imports only packages of its own floor and of lower floors.
 var floors = [][]string{
 	{"plugins"},
 	{"agent"},
@@ -26,11 +25,10 @@ var floors = [][]string{
 	{"internal"},
 }
 
-// outside are the folders of programs that aren't part of weir. They may import any room, and no room imports them.
+// outside are folders of programs that aren't part of weir. No room imports them.
 var outside = []string{"scripts", "test"}
 
-// TestRooms: imports lead to the same floor or down, never in a circle from a room back to itself, and never from
-// production code to code for tests.
+// TestRooms: imports lead to the same floor or down, form no cycle, and never lead from production code to test code.
 func TestRooms(t *testing.T) {
 	arrows := imports(production(t, tree(t)))
 	complain(t, upward(arrows))
@@ -44,7 +42,7 @@ func TestRooms(t *testing.T) {
 	t.Log("imports between rooms:\n" + strings.Join(slices.Sorted(maps.Keys(between)), "\n"))
 }
 
-// arrow is an import of one of weir's packages by another of them. from and to are the folders of the two packages.
+// arrow is an import between two of weir's packages. from and to are their folders.
 type arrow struct{ at, from, to string }
 
 func imports(code []goFile) (arrows []arrow) {
@@ -88,8 +86,7 @@ func upward(arrows []arrow) (wrong []string) {
 	return wrong
 }
 
-// cycles returns the circles of imports between rooms, each circle once. Circles within a room need no check: the
-// compiler refuses circles between packages.
+// cycles returns the cycles of imports between rooms. Within a room, the compiler refuses cycles.
 func cycles(arrows []arrow) (wrong []string) {
 	next := map[string]map[string]bool{}
 	for _, a := range arrows {

@@ -18,8 +18,7 @@ const (
 	parameters    = 6
 )
 
-// TestSizes: no room and no package has a larger share of the production code than the constants allow, no file and no
-// function is longer, and no function has more parameters.
+// TestSizes: no room, package, file or function is larger than the constants allow.
 func TestSizes(t *testing.T) {
 	code := production(t, tree(t))
 	rooms, packages := shares(code, func(f goFile) string { return room(f.pkg()) }), shares(code, goFile.pkg)
@@ -104,8 +103,6 @@ type function struct {
 	lines, parameters int
 }
 
-// functions returns the functions, methods and function literals of a file, with the lines from the word func to the
-// closing brace.
 func functions(f goFile) (fns []function) {
 	ast.Inspect(f.ast, func(n ast.Node) bool {
 		fn := function{name: "a function literal"}

@@ -8,8 +8,7 @@ import (
 	"testing"
 )
 
-// backend is the only package that contains iptables' words. Other packages hold rules as data (policy/ruleset).
-// Package otherBackend may contain the one that is also a word of nft's: the name of a priority.
+// backend is the only package with iptables' words. Package otherBackend may have one: the name of a priority in nft.
 const (
 	backend      = "netfilter/iptables"
 	otherBackend = "netfilter/nftables"
@@ -18,8 +17,8 @@ const (
 // itsWords matches two of iptables' options, and the name of one of iptables' tables.
 var itsWords = regexp.MustCompile(`-j |--match-set|mangle`)
 
-// TestWordsOfIptables: outside the iptables backend, no string and no name in the code has iptables' words. So a second
-// backend can be added. Comments may show the equivalent command.
+// TestWordsOfIptables: outside the iptables backend, no string and no name has iptables' words. Comments may have
+// them.
 func TestWordsOfIptables(t *testing.T) {
 	complain(t, iptablesWords(production(t, tree(t))))
 }

@@ -20,12 +20,11 @@ var (
 	me    = flag.String("me", "now", "which of the two this process is: now or before")
 )
 
-// times has the times that a process measured: by what took them, such as "ADD weir", one for each round.
+// times has a process's measurements by their subject, such as "ADD weir": one for each round.
 type times map[string][]time.Duration
 
-// TestTurns adds and deletes pods with weir and with bridge, in turns with another process. The other process does
-// the same on a node of its own with the programs of another commit. The two processes pass a token through two
-// pipes. The process with the present programs begins.
+// TestTurns adds and deletes pods, in turns with a process that runs another commit's programs. The two pass a token
+// through two pipes. The process with the present programs begins.
 func TestTurns(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -89,8 +88,7 @@ func save(t *testing.T, took times) {
 	}
 }
 
-// compare prints, for each of the two commits, the ratio of weir's time to bridge's time. It also prints the
-// difference between the two ratios, taken round by round, and the ratio of weir's time now to weir's time before.
+// compare prints each commit's ratio of weir's time to bridge's time, and how the two commits differ.
 func compare(t *testing.T, now times) {
 	t.Helper()
 	var before times

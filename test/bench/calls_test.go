@@ -12,18 +12,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Client and server make the system calls of this file directly. So Go's scheduler doesn't know that a call blocks its
-// thread, and wakes no other threads.
+// These system calls are direct. Go's scheduler doesn't know that they block, and wakes no other threads.
 
-// idle is how long a worker waits for a packet before it looks whether the client has ended. lost is how long the
-// client waits for an answer.
+// idle is how long a worker waits for a packet before it checks for the end. lost is how long the client waits for an
+// answer.
 const (
 	idle = 50 * time.Millisecond
 	lost = 5 * time.Second
 )
 
-// boundSocket returns a socket in the thread's network namespace, bound to the address and port. Port 0 is any port. A
-// call that waits for a packet longer than the time wait ends with EAGAIN.
+// boundSocket returns a socket bound to the address and port. If no packet comes within wait, its calls end with
+// EAGAIN.
 func boundSocket(kind int, addr netip.Addr, port int, wait time.Duration) (int, error) {
 	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -67,7 +67,7 @@ func plugin(t *testing.T, n *nodetest.Node, name, conf string) contender {
 	}
 }
 
-// floor returns a contender that calls the program in the folder floor, with all parameters as arguments.
+// floor returns a contender that calls the program in the folder floor.
 func floor() contender {
 	program := filepath.Join(*programs, "floor")
 	number := func(pod string) (i int) {
@@ -89,7 +89,7 @@ func floor() contender {
 	}
 }
 
-// local returns the part of a bridge's or ptp's configuration that assigns addresses of these subnets.
+// local returns the part of a bridge's or ptp's configuration with these subnets.
 func local(subnets ...string) string {
 	for i, s := range subnets {
 		subnets[i] = `[{"subnet": "` + s + `"}]`
@@ -108,7 +108,6 @@ func bridgeConf() string {
 	return `{"type": "bridge", "bridge": "br0", "isGateway": true, ` + local("10.90.0.0/24") + `}`
 }
 
-// once adds a pod to the contender's network, deletes it, and returns how long ADD and DEL took.
 func once(t *testing.T, c contender) (add, del time.Duration) {
 	t.Helper()
 	path := nodetest.NewNS(t, plain(c.name)+"-pod-0")
@@ -140,7 +139,6 @@ spec:
   egress: [{to: [{namespaceSelector: {}}], ports: [{port: 53, protocol: UDP}]}, {to: [{podSelector: {}}]}]
 `
 
-// TestADD compares how long plugins take to add and delete a pod, one at a time and many at once.
 func TestADD(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -217,8 +215,8 @@ func TestADD(t *testing.T) {
 	report(took, all)
 }
 
-// report prints the medians. It also prints, for each other plugin, the median of the ratios of weir's time to that
-// plugin's time in the same round, with its interval.
+// report prints the medians, and the ratio of weir's time to each other plugin's in the same round, with its
+// interval.
 func report(took map[string][]time.Duration, all []contender) {
 	for _, what := range []string{
 		"ADD", "DEL", fmt.Sprintf("ADD-%d-parallel", *parallel),

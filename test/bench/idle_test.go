@@ -30,9 +30,8 @@ var (
 	profile       = flag.String("perf", "", "file to which perf records the agent while it is measured")
 )
 
-// TestIdle prints how much of a core the agent and its children use while nothing changes. It also prints how many
-// changes of routes, neighbours, addresses and links there are meanwhile, and at a restart of the agent. There should
-// be none.
+// TestIdle prints how much of a core the agent uses while nothing changes. It also counts changes of routes,
+// neighbours, addresses and links: there should be none.
 func TestIdle(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -89,7 +88,7 @@ func node(name, address, network string) string {
 		"status: {addresses: [{type: InternalIP, address: %s}]}\n", name, network, address)
 }
 
-// service has the lines of iptables-restore that kube-proxy writes for a Service with two endpoints.
+// service has kube-proxy's rules for a Service with two endpoints, as lines of iptables-restore.
 const service = `:KUBE-SVC-NUMBER - [0:0]
 :KUBE-SEP-NUMBER-1 - [0:0]
 :KUBE-SEP-NUMBER-2 - [0:0]
@@ -102,8 +101,7 @@ const service = `:KUBE-SVC-NUMBER - [0:0]
 -A KUBE-SEP-NUMBER-2 -p tcp -m comment --comment "ns-NUMBER/service" -m tcp -j DNAT --to-destination 10.1.0.2:80
 `
 
-// restoreServices writes the rules that kube-proxy writes for Services with two endpoints each, and the chain by which
-// weir detects the flavour.
+// restoreServices writes kube-proxy's rules, and the chain by which weir detects the flavour.
 func restoreServices(t *testing.T) {
 	t.Helper()
 	var rules strings.Builder
@@ -139,8 +137,8 @@ func cpu(t *testing.T, pid int) time.Duration {
 	return time.Duration(ticks) * 10 * time.Millisecond
 }
 
-// countChanges returns a count, which goes on until the test ends, of the kernel's messages about changes of links,
-// addresses, neighbours and routes. Neighbours that the kernel itself looks for don't count.
+// countChanges counts the kernel's messages about changed links, addresses, neighbours and routes, until the test
+// ends. Neighbours that the kernel itself looks for don't count.
 func countChanges(t *testing.T) *atomic.Int64 {
 	t.Helper()
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR,

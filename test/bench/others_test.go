@@ -14,12 +14,10 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// This file writes the packet filters of other engines for a workload, from the public descriptions of their rules.
-// They are layouts, not the engines: what an engine does beside its rules is left out. All match peers by ipset, let
-// packets of known connections pass at their first rule, and drop first packets that no policy allows. Where an engine
-// compares more of a packet than these rules do, the layout is faster than the engine.
+// These are the packet filters of other engines, by the public descriptions of their rules. They are layouts, not the
+// engines: everything beside the rules is left out. If an engine compares more of a packet than these rules, the
+// layout is faster than the engine.
 
-// sets returns the lines of ipset restore that make one set for each group, and for each policy's networks.
 func (w *workload) sets() string {
 	var b strings.Builder
 	for _, group := range slices.Sorted(maps.Keys(w.groups)) {
@@ -39,8 +37,7 @@ func (w *workload) sets() string {
 	return b.String()
 }
 
-// matches returns the conditions of the policy's rules on peers and ports: one rule for each kind of peers and each
-// protocol.
+// matches returns the conditions of the policy's rules: one rule for each kind of peer and each protocol.
 func (a allow) matches(i int) (all []string) {
 	where := "src"
 	if a.egress {
@@ -80,8 +77,8 @@ func (w *workload) isolated(egress bool) []string {
 	return slices.Sorted(maps.Keys(groups))
 }
 
-// flat is one list of all policies' rules for each direction, as weave-npc makes it: the rules match the selected pods
-// by a set too. https://github.com/weaveworks/weave/blob/master/docs/ipset.md and npc/README.md describe it.
+// flat is one list of rules for each direction, as weave-npc makes it.
+// https://github.com/weaveworks/weave/blob/master/docs/ipset.md and npc/README.md describe it.
 func (w *workload) flat() text {
 	var b strings.Builder
 	b.WriteString("*filter\n:NPC - [0:0]\n:NPC-DEFAULT - [0:0]\n:NPC-INGRESS - [0:0]\n:NPC-EGRESS - [0:0]\n" +
@@ -129,9 +126,8 @@ func (w *workload) flat() text {
 	return text{sets: sets, rules: b.String() + "COMMIT\n"}
 }
 
-// podChains is a chain for each pod and one for each policy, as kube-router makes them: one rule for each isolated pod
-// leads to the pod's chain, which jumps to the chain of each of its policies. A mark says that a policy allows the
-// packet. https://github.com/cloudnativelabs/kube-router/blob/master/docs/how-it-works.md describes it.
+// podChains is a chain for each pod and for each policy, as kube-router makes them. A mark says that a policy allows
+// the packet. https://github.com/cloudnativelabs/kube-router/blob/master/docs/how-it-works.md describes it.
 func (w *workload) podChains() text {
 	var chains, rules strings.Builder
 	chains.WriteString("*filter\n:ROUTER-FORWARD - [0:0]\n")
@@ -212,8 +208,8 @@ func others(name string, w *workload) []filter {
 	return []filter{written("flat list", w.flat), written("chains per pod", w.podChains)}
 }
 
-// userSpace is the layout of engines that judge first packets in user space. Policies cost nothing here, because none
-// are looked up.
+// userSpace is the layout of engines that check first packets in user space. Here no policies are looked up, so they
+// cost nothing.
 func userSpace(w *workload) filter {
 	return filter{"first packets in user space", false, func(t *testing.T, n *packetNode, flavour iptables.Flavour) {
 		t.Helper()

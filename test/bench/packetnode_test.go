@@ -36,8 +36,8 @@ var (
 	serverAddr = localPod(1)
 )
 
-// packetNode is a node in a network namespace of its own, with two pods on weir's bridge. Many such nodes, each with
-// other rules, stand beside each other, so that their measurements take turns without a change of rules.
+// packetNode is a node in its own network namespace, with two pods on weir's bridge. Each has its own rules, so that
+// measurements can take turns.
 type packetNode struct {
 	path           string // the node's network namespace
 	client, server string // the pods' namespaces
@@ -47,8 +47,7 @@ type packetNode struct {
 	buf            []byte // of the server
 }
 
-// newPacketNode makes the node, without rules in iptables. If guard is true, weir's guard checks the frames of the two
-// pods.
+// newPacketNode makes the node, without rules in iptables. guard says whether it has weir's guard.
 func newPacketNode(t *testing.T, name string, guard bool) *packetNode {
 	t.Helper()
 	n := &packetNode{
@@ -92,9 +91,8 @@ func newPacketNode(t *testing.T, name string, guard bool) *packetNode {
 	return n
 }
 
-// forgetClosed keeps closed connections from waiting in state TIME_WAIT in the thread's network namespace. The
-// denominator makes as many connections as all packet filters together, and with so many used ports the kernel takes
-// longer to find a free one: a tenth of the time of a connection.
+// forgetClosed keeps closed connections out of state TIME_WAIT in the thread's network namespace. With many used
+// ports, the kernel needs longer to find a free one.
 //
 // Equivalent to: sysctl net.ipv4.tcp_max_tw_buckets=0
 func forgetClosed() error {
@@ -122,7 +120,7 @@ func (n *packetNode) addPod(b *bridge.Bridge, path string, a endpoint.Address, g
 	return bridge.SetLinkUp(port.HostIf)
 }
 
-// enforce makes the node have weir's rules and sets for the state, as the agent would.
+// enforce writes weir's rules and sets for the state, as the agent would.
 func (n *packetNode) enforce(t *testing.T, flavour iptables.Flavour, s policy.State) {
 	t.Helper()
 	r := ruleset.Merge(policy.Compile(s), nil)
@@ -178,7 +176,7 @@ func (n *packetNode) write(t *testing.T, flavour iptables.Flavour, x text) {
 	}
 }
 
-// anyNode is what any node has, and the denominator of each ratio: connection tracking, masquerade and one rule.
+// anyNode is what every node has, and the denominator of each ratio: connection tracking, masquerade and one rule.
 func anyNode() text {
 	return text{rules: fmt.Sprintf("*filter\n-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n"+
 		"*nat\n-A POSTROUTING -s %[1]s ! -d %[1]s -j MASQUERADE\nCOMMIT\n", podSubnet)}

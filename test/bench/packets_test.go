@@ -22,8 +22,8 @@ var (
 	slice = flag.Duration("slice", 20*time.Millisecond, "processor time of one measurement")
 )
 
-// filter is a packet filter that is compared with others. The function build writes it on the node, beside what any
-// node has (anyNode). guard says whether the node has weir's guard.
+// filter is a packet filter. build writes it on the node, in addition to anyNode. guard says whether the node has
+// weir's guard.
 type filter struct {
 	name  string
 	guard bool
@@ -98,8 +98,8 @@ func filters() []filter {
 	return all
 }
 
-// TestPackets compares packet filters by the processor time of connections and packets. Each filter is on a node of its
-// own, and takes turns with the denominator, which is on another.
+// TestPackets compares packet filters by the processor time of connections and packets. Each takes turns with the
+// denominator.
 func TestPackets(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -111,7 +111,7 @@ func TestPackets(t *testing.T) {
 
 func comparePackets(t *testing.T, flavour iptables.Flavour) {
 	t.Helper()
-	// Client, server and queue block their threads in system calls that Go's scheduler doesn't know of.
+	// Client, server and queue block their threads, and Go's scheduler doesn't know.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(8))
 	base := newPacketNode(t, string(flavour)+"-base", false)
 	base.write(t, flavour, anyNode())

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// queueNumber is the number of the queue by which the node's rules hand first packets to user space.
+// queueNumber is the number of the queue to user space.
 const queueNumber = 100
 
 // Constants of linux/netfilter/nfnetlink.h (the subsystem) and nfnetlink_queue.h.
@@ -29,8 +29,7 @@ const (
 // headersOfPackets is how many bytes of each packet the kernel copies to the queue.
 const headersOfPackets = 128
 
-// queue accepts packets in user space. It does the least that an engine with its policies in user space must do for a
-// first packet: it reads the packet and answers, in a thread of its own. A real engine also looks up its policies.
+// queue accepts first packets in user space, and does nothing else. A real engine also looks up its policies.
 type queue struct {
 	fd      int
 	buf     []byte

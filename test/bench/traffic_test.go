@@ -16,11 +16,10 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// traffic is a kind of traffic between the client and the server. Both are threads on one core, as two processes on one
-// core would be.
+// traffic is a kind of traffic between client and server. Both are threads on one core.
 type traffic struct {
 	name string
-	// batch is how many times the client repeats its part between two looks at the clock.
+	// batch is how many times the client repeats its part before it looks at the clock.
 	batch int
 	// client returns the client's part, and what ends it and the server's loop.
 	client func(*packetNode) (once func() error, end func() error, err error)
@@ -31,8 +30,7 @@ type traffic struct {
 var (
 	// connections is new connections: the client connects, the server accepts, and both close.
 	connections = traffic{"new connections", 20, (*packetNode).connect, (*packetNode).accept}
-	// unanswered is datagrams of one flow that nobody answers, like those to statsd. The server reads each before the
-	// client sends the next, as at a low rate.
+	// unanswered is datagrams of one flow without answers, as to statsd. The server reads each before the next.
 	unanswered = traffic{"unanswered UDP packets", 100, datagram(false), (*packetNode).receive}
 	// answered is datagrams of one flow with an answer to each.
 	answered = traffic{"answered UDP packets", 50, datagram(true), (*packetNode).answer}
@@ -46,9 +44,8 @@ const core = 1
 // warmUp is how many batches of a measurement aren't counted.
 const warmUp = 2
 
-// measure repeats the traffic until client, server and queue have used the processor time atLeast, and returns their
-// processor time for one repetition. This includes the time in which the kernel forwards the packets, because the
-// kernel does that within the system call of the sender. At the beginning, connection tracking has no entries.
+// measure returns the processor time of client, server and queue for one repetition of the traffic. This includes the
+// kernel's forwarding, which happens in the sender's system call.
 func (n *packetNode) measure(t *testing.T, k traffic, atLeast time.Duration) (took time.Duration) {
 	t.Helper()
 	nodetest.In(t, n.path, func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) })
@@ -150,13 +147,12 @@ func clock(id int32) time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// webServer is the server's address, as the system call has it: the port's bytes are in network order.
+// webServer is the server's address for system calls. The port is in network byte order.
 func webServer() *unix.RawSockaddrInet4 {
 	return &unix.RawSockaddrInet4{Family: unix.AF_INET, Port: 80 << 8, Addr: serverAddr.As4()}
 }
 
-// quiet returns no error for a call to which no packet came in time: the worker then looks whether the client has
-// ended.
+// quiet turns a timeout into success: the worker then checks whether the client has ended.
 func quiet(err error) error {
 	if errors.Is(err, unix.EAGAIN) {
 		return nil
@@ -187,7 +183,7 @@ func (n *packetNode) accept() error {
 	return closeFD(fd)
 }
 
-// datagram returns a client that sends datagrams of one flow, and waits for the answer to each if there are answers.
+// datagram returns a client that sends datagrams of one flow. If answer is true, it waits for each answer.
 func datagram(answer bool) func(*packetNode) (once, end func() error, err error) {
 	return func(*packetNode) (once, end func() error, err error) {
 		fd, err := boundSocket(unix.SOCK_DGRAM, clientAddr, 0, lost)
@@ -244,8 +240,7 @@ func (n *packetNode) write64K() (once, end func() error, err error) {
 	return once, func() error { return closeFD(fd) }, nil
 }
 
-// readAll accepts a connection and reads until the client closes it. It returns nil if no client connects within the
-// time idle.
+// readAll accepts a connection and reads it to its end. It returns nil if none comes within idle.
 func (n *packetNode) readAll() error {
 	fd, err := acceptFrom(n.listener)
 	if err != nil {

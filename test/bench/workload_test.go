@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// workload is the policies of a cluster, as far as they concern the pods of one node. It is independent of any engine.
+// workload is the policies for the pods of one node, independent of any engine.
 type workload struct {
 	local  int                     // how many pods the node has
 	groups map[string][]netip.Addr // pods by a label that they all have
@@ -52,20 +52,18 @@ func (w *workload) peer(i int) string {
 	return name
 }
 
-// other returns the name of the group that has only the node's pod number i, which is neither client nor server.
+// other returns the group of the node's pod number i, which is neither client nor server.
 func (w *workload) other(i int) string {
 	name := fmt.Sprintf("local-%d", i)
 	w.groups[name] = []netip.Addr{localPod(i)}
 	return name
 }
 
-// add adds policies. Those that concern the measured traffic are added last, so that they are at the end of lists of
-// rules.
+// add adds policies. Those for the measured traffic come last, so that they are at the end of lists of rules.
 func (w *workload) add(all ...allow) { w.allows = append(w.allows, all...) }
 
-// classes returns a node on which policies isolate all pods in each direction that is true, except the client for
-// ingress and the server for egress. Each pod that they isolate is in a class of its own. The policies of client and
-// server are the last.
+// classes returns a node with a class for each pod. ingress and egress say in which directions policies isolate pods.
+// The client is never isolated for ingress, nor the server for egress.
 func classes(local int, ingress, egress bool) *workload {
 	w := newWorkload(local)
 	for i := 2; i < local; i++ {
@@ -90,7 +88,7 @@ func oneClass(local int) *workload {
 	return w
 }
 
-// beside returns a node on which policies isolate each pod but the client and the server, in both directions.
+// beside returns a node on which policies isolate all pods except client and server.
 func beside(local int) *workload {
 	w := classes(local, true, true)
 	w.allows = w.allows[:len(w.allows)-2]
@@ -107,8 +105,7 @@ func (w *workload) permit(ingress, egress bool) {
 	}
 }
 
-// spread returns a node on which the policies are spread evenly over all pods but the client. Each of these pods is
-// in a class of its own.
+// spread returns a node with policies for all pods but the client. Each of these pods has its own class.
 func spread(policies, local int) *workload {
 	w := newWorkload(local)
 	for i := range policies - 1 {
@@ -122,7 +119,7 @@ func spread(policies, local int) *workload {
 	return w
 }
 
-// selectors returns a node with policies of the server that differ in the selector of their peers.
+// selectors returns a node with policies of the server, each with another selector for peers.
 func selectors(policies int) *workload {
 	w := newWorkload(10)
 	for i := range policies - 1 {
@@ -132,7 +129,7 @@ func selectors(policies int) *workload {
 	return w
 }
 
-// ports returns a node with policies of the server, each with a selector and a port of its own.
+// ports returns a node with policies of the server, each with another selector and port.
 func ports(policies int) *workload {
 	w := newWorkload(10)
 	for i := range policies - 1 {
@@ -143,8 +140,7 @@ func ports(policies int) *workload {
 }
 
 // mixed returns a node with policies of the server like those of Red Hat's tests of policies at scale
-// (kube-burner-ocp, cmd/config/network-policy/ingress-np.yml): each allows 25 pods and five networks, with five ports
-// and five ranges of ports for both. All policies have the same ports.
+// (kube-burner-ocp, cmd/config/network-policy/ingress-np.yml). All policies have the same ports.
 func mixed(policies int) *workload {
 	w := newWorkload(10)
 	ports, blockPorts := []portRange{}, []portRange{}

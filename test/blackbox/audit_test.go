@@ -10,7 +10,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// auditedShop has audited policies for db (ingress) and batch (egress), and an enforced policy for shut.
+// auditedShop has audited policies for db and batch, and an enforced policy for shut.
 const auditedShop = `
 apiVersion: v1
 kind: Pod
@@ -52,10 +52,8 @@ metadata: {name: shut, namespace: shop}
 spec: {podSelector: {matchLabels: {app: shut}}, policyTypes: [Ingress]}
 `
 
-// TestAudit: connections that only audited policies would drop pass, and each is reported once. Those that an enforced
-// policy of the other end drops are not. What the audited policies allow is not reported. weirctl audit sums up the
-// reports with the rules that allow the connections, which then leave the list. Enforced, the policy cuts what it
-// doesn't allow.
+// TestAudit: if only an audited policy would drop a connection, it passes and is reported once. weirctl audit prints
+// rules that would allow it.
 func TestAudit(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -156,9 +154,8 @@ func TestAudit(t *testing.T) {
 	}
 }
 
-// TestAuditSetWithoutAgent: the annotation is set and removed while no agent runs, with an established connection that
-// the policy doesn't allow. The next agent cuts the connection, or lets it go on, and an agent that was killed at once
-// changes nothing about that. The policy of another namespace, with the same name and labels, stays enforced.
+// TestAuditSetWithoutAgent: if the annotation changes while no agent runs, the next agent cuts the connection or lets
+// it go on. The policy of the same name in another namespace stays enforced.
 func TestAuditSetWithoutAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -206,7 +203,7 @@ func TestAuditSetWithoutAgent(t *testing.T) {
 	}
 }
 
-// unanswered sends UDP datagrams of one connection to an address where nobody listens or answers.
+// unanswered sends UDP datagrams of one connection that nobody answers.
 func unanswered(t *testing.T, from *nodetest.Pod, address string, count int) {
 	t.Helper()
 	conn, err := nodetest.Dial(t, from.Netns, "udp", address)

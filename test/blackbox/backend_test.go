@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestMovesBetweenBackends: agents with either backend take over from each other. A connection goes on throughout, a
-// denied one is denied at every moment, and nothing is left of the backend before.
+// TestMovesBetweenBackends: if agents with different backends follow each other, connections go on, denied ones stay
+// denied, and the earlier backend leaves nothing.
 func TestMovesBetweenBackends(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -31,10 +31,9 @@ spec:
   ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]
 `
 
-// TestNamespacesWithManySelectors: each of 17 namespaces has four policies of 1,000 selectors. Together they need more
-// sets than a kernel has. The pods of the namespace small start nevertheless, and its policy and a later change of this
-// policy apply. In each of the 17 namespaces, the status reports a peer of the last policy, but not the first peer of
-// the first policy. The kernel has at most 10,000 sets and 35,000 rules.
+// TestNamespacesWithManySelectors: if 17 namespaces need more sets than a kernel has, another namespace's pods and
+// policies still work. The status reports the peers without room. The kernel has at most 10,000 sets and 35,000
+// rules.
 func TestNamespacesWithManySelectors(t *testing.T) {
 	testGreedy(t, func(policy int) string {
 		var peers []string
@@ -45,8 +44,8 @@ func TestNamespacesWithManySelectors(t *testing.T) {
 	})
 }
 
-// TestNamespacesWithManyRules does the same as TestNamespacesWithManySelectors with policies that need few sets, but
-// 4,000 iptables rules for each of the 17 namespaces.
+// TestNamespacesWithManyRules does the same as TestNamespacesWithManySelectors, with policies that need many rules
+// but few sets.
 func TestNamespacesWithManyRules(t *testing.T) {
 	testGreedy(t, func(policy int) string {
 		var peers, ports []string
@@ -101,7 +100,7 @@ func testGreedy(t *testing.T, spec func(policy int) string) {
 	n.Manifest("small.yaml", small[:strings.LastIndex(small, "---")])
 	n.Reach(client, server.IP+":80", false)
 	var out string
-	// For a moment both files have the policy. The agent reports this until it has read that small.yaml lacks the policy.
+	// For a moment both files have the policy, and the agent reports this.
 	n.Eventually("the agent is ready, and the namespace that needs little has no problem", func() (err error) {
 		if out, err = n.Ctl("status"); err != nil {
 			return err

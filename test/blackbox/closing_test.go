@@ -9,9 +9,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAFlushWhileTheKernelRefuses: the kernel refuses one of weir's own rules, and another program flushes the table.
-// Until the kernel accepts the rule, isolated pods are closed and the node isn't ready. Then weir's rules come back,
-// and changes of policies apply again.
+// TestAFlushWhileTheKernelRefuses: if the table is flushed and the kernel refuses one of weir's rules, isolated pods
+// are closed. Once the kernel accepts the rule, policies apply again.
 func TestAFlushWhileTheKernelRefuses(t *testing.T) {
 	for _, refused := range []string{"connlabel", "comment", "match-set"} {
 		t.Run(refused, func(t *testing.T) { testFlushWhileRefused(t, refused) })

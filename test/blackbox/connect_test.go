@@ -13,9 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestConnect: weirctl connect sends its input to the agent as a request, and prints the agent's answer, even if its
-// input stays open. The answer to a request for the summary has one pod and the agent's version. Without an agent,
-// weirctl connect fails and says so.
+// TestConnect: weirctl connect sends its input to the agent and prints the answer, even if its input stays open.
+// Without an agent it fails.
 func TestConnect(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

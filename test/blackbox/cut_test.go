@@ -18,9 +18,8 @@ metadata: {name: deny, namespace: quiet}
 spec: {podSelector: {}, policyTypes: [Ingress]}
 `
 
-// TestConnectionsThatAreOverAreNotCut: a policy comes and goes three times. Each time it cuts the only open connection,
-// which goes on without the policy. The log and the status don't count connections that have ended, though connection
-// tracking still has entries for them.
+// TestConnectionsThatAreOverAreNotCut: if a policy cuts connections, log and status count only open ones, not ended
+// ones that connection tracking still has.
 func TestConnectionsThatAreOverAreNotCut(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -104,7 +103,7 @@ metadata: {name: client, namespace: quiet}
 	}
 }
 
-// echoed sends a word to the address, and fails the test unless an answer comes.
+// echoed fails the test unless an answer comes.
 func echoed(t *testing.T, from *nodetest.Pod, network, address string) {
 	t.Helper()
 	conn, err := nodetest.Dial(t, from.Netns, network, address)

@@ -38,7 +38,7 @@ metadata: {name: deny, namespace: shop}
 spec: {podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]}
 `
 
-// shownDrop has the fields of the output of "weirctl drops -o json" that the tests look at.
+// shownDrop has the fields of "weirctl drops -o json" that the tests use.
 type shownDrop struct {
 	Count               uint64
 	Direction, Protocol string
@@ -87,8 +87,7 @@ func follow(n *nodetest.Node, args ...string) *followed {
 	return f
 }
 
-// TestDropsOfTheGuard: if a pod sends under an address that isn't its own, weirctl drops shows the pod, the address
-// and the reason, and a metric counts the drop.
+// TestDropsOfTheGuard: if a pod sends under a forged address, weirctl drops and a metric show the drop.
 func TestDropsOfTheGuard(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -122,8 +121,8 @@ func TestDropsOfTheGuard(t *testing.T) {
 	}
 }
 
-// TestDrops: weirctl drops -f shows a denied connection, with both pods and both isolating policies. Later, weirctl
-// drops shows it among those that the agent remembers. Filters for another policy or namespace leave it out.
+// TestDrops: weirctl drops -f shows a denied connection with its pods and policies. weirctl drops shows it later.
+// Filters leave it out.
 func TestDrops(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -15,10 +15,8 @@ func ageless(manifests string) string {
 	return regexp.MustCompile(`, creationTimestamp: "[^"]*"`).ReplaceAllString(manifests, "")
 }
 
-// edited adds the Node a-evil to the cluster, and edits it so that it states each of the claims (InternalIPs, podCIDRs)
-// in turn. While a claim lasts, every agent must report a-evil and no Node of the cluster, and all pods must still
-// reach each other. Between the claims a-evil has the addresses and networks of its own, and no agent may report a
-// problem.
+// edited adds the Node a-evil, which states each of the claims in turn. Every agent must then report a-evil and no
+// other Node, and pods must reach each other. Between the claims no agent may report a problem.
 func edited(
 	c *nodetest.Cluster, honest, ownAddress, ownNetwork string, manifest func(addresses, networks string) string,
 	claims [][2]string,
@@ -66,8 +64,7 @@ func edited(
 	}
 }
 
-// TestTheOldestNodeIsEdited: the oldest Node starts to claim addresses and networks that other Nodes already have. The
-// other Nodes keep them.
+// TestTheOldestNodeIsEdited: if the oldest Node claims what other Nodes already have, they keep it.
 func TestTheOldestNodeIsEdited(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -82,8 +79,7 @@ func TestTheOldestNodeIsEdited(t *testing.T) {
 		})
 }
 
-// TestNodesWithoutAge does the same as TestTheOldestNodeIsEdited with Nodes that have no creationTimestamp, so that no
-// Node is known to be the oldest.
+// TestNodesWithoutAge does the same as TestTheOldestNodeIsEdited with Nodes that have no creationTimestamp.
 func TestNodesWithoutAge(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -96,9 +92,8 @@ func TestNodesWithoutAge(t *testing.T) {
 		[][2]string{{"172.20.2.10 2001:db8:9::10", "100.96.9.0/24"}, {"172.20.9.10 2001:db8:9::10", "100.96.0.0/13"}})
 }
 
-// TestNetworksOfOthersHoldWhatANodeNeeds: a node takes no network of another node that contains the address of one of
-// its own links or of its router, even if the link gets the address only later. The status names the link and the
-// router. The node has routes to the other networks of that node.
+// TestNetworksOfOthersHoldWhatANodeNeeds: if another node's network contains an address of this node's links or
+// router, this node doesn't route it, and the status says so. Other networks of that node get routes.
 func TestNetworksOfOthersHoldWhatANodeNeeds(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -12,8 +12,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// wrapped puts a shell script with the program's name first in PATH, so that weir runs the script instead of the
-// program. In the script, $real is the path of the program.
+// wrapped puts a script with the program's name first in PATH. In the script, $real is the program's path.
 func wrapped(t *testing.T, name, script string) {
 	t.Helper()
 	real, err := exec.LookPath(name)
@@ -34,8 +33,7 @@ kind: Pod
 metadata: {name: web, namespace: shop, labels: {app: web}}
 `
 
-// TestErrorsOfIptablesAreShort: iptables refuses one line of an input of several hundred kilobytes. The log and the
-// status show the refused line, and no other lines of the input.
+// TestErrorsOfIptablesAreShort: if iptables refuses one line of a long input, log and status show only this line.
 func TestErrorsOfIptablesAreShort(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -77,7 +75,7 @@ spec: {podSelector: {}, ingress: [{from: [%s]}]}
 	}
 }
 
-// TestFieldsOfAMegabyteAreCut: an invalid field of a megabyte doesn't make the log or the status longer than 32 KB.
+// TestFieldsOfAMegabyteAreCut: a field of a megabyte makes neither log nor status longer than 32 KB.
 func TestFieldsOfAMegabyteAreCut(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -30,8 +30,8 @@ func dropsFor(n *nodetest.Node, reason string) (all []shownDrop) {
 	return all
 }
 
-// TestEveryDropShows: for each reason for which weir drops packets of pods in classes, weirctl drops shows such packets
-// with the reason and what tells their sender. Of packets that the test counts, the number is right too.
+// TestEveryDropShows: for each reason that can concern an enrolled pod that isn't closed, weirctl drops shows the
+// drop and its sender. If the test sends an exact number of packets, this number shows.
 func TestEveryDropShows(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -51,8 +51,8 @@ func explain(n *nodetest.Node, args ...string) (e explanation, code int) {
 	return e, code
 }
 
-// mendable has a policy that allows pods with a label, in namespaces with a label, to one port. labels and team are the
-// labels of the client and of its namespace, and port is the policy's.
+// mendable has a policy for one port. It allows only pods and namespaces with certain labels. labels and team are the
+// client's, and port is the policy's.
 func mendable(labels, team string, port int) string {
 	return fmt.Sprintf(`
 apiVersion: v1
@@ -88,10 +88,8 @@ spec:
 `, team, labels, port)
 }
 
-// TestExplain: a connection fails, because it meets none of several conditions of the policies. explain says that it is
-// dropped, and names one of these conditions. Once that condition is met, explain names the next one. When all are met,
-// the connection succeeds, and explain says that it is allowed. Each time explain says that the kernel agrees. If the
-// client's address is taken out of the sets, explain says that the kernel differs.
+// TestExplain: if a connection meets none of several conditions, explain names one of them until all are met. Each
+// time explain says that the kernel agrees. If the client is taken out of the sets, the kernel differs.
 func TestExplain(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -148,8 +146,7 @@ func TestExplain(t *testing.T) {
 	differs(n, client)
 }
 
-// differs takes the client out of all sets. Then explain must say, with exit code 4, that the kernel differs. At its
-// next resync the agent puts the client back, and nothing differs any more.
+// differs takes the client out of all sets. Then explain must exit with code 4, until the agent's next resync.
 func differs(n *nodetest.Node, client *nodetest.Pod) {
 	n.Helper()
 	for _, set := range strings.Fields(nodetest.Run(n, "ipset", "list", "-name")) {
@@ -167,8 +164,8 @@ func differs(n *nodetest.Node, client *nodetest.Pod) {
 	})
 }
 
-// TestExplainErrors: if a question names what doesn't exist or has the wrong form, or if no agent runs, explain
-// prints one line with the reason. Its exit code says which kind of error it is.
+// TestExplainErrors: if a question is wrong or no agent runs, explain prints one line with the reason. The exit code
+// tells the kind of error.
 func TestExplainErrors(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -14,9 +14,8 @@ import (
 // flowTable reports whether the kernel has the table of rules that log flows.
 func flowTable() bool { return exec.Command("nft", "list", "table", "inet", "weir-flows").Run() == nil }
 
-// TestFlowsAndSuggestions: while flows are recorded, allowed connections show with their pods, and dropped ones don't.
-// The suggested policies allow what was seen, and deny everything else. Without a recording, the kernel has no rule for
-// it, also after an agent that was killed while it recorded.
+// TestFlowsAndSuggestions: while flows are recorded, allowed connections show and dropped ones don't. The suggested
+// policies allow exactly what was seen. Without a recording, the kernel has no rule for it.
 func TestFlowsAndSuggestions(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -39,8 +39,7 @@ func fromOutside(t *testing.T, n *nodetest.Node) *forgery {
 	}
 }
 
-// neighbour returns the MAC of the pod's gateway. If the pod doesn't know this MAC yet, a packet to the gateway makes
-// the pod ask for it.
+// neighbour returns the MAC of the pod's gateway. It first makes the pod ask for this MAC.
 func neighbour(t *testing.T, name string) net.HardwareAddr {
 	t.Helper()
 	var routes []struct{ Gateway string }
@@ -76,7 +75,7 @@ func neighbour(t *testing.T, name string) net.HardwareAddr {
 	return nil
 }
 
-// inside returns a packet of the flow, as an ICMP error about that packet carries it.
+// inside returns a packet of the flow, for the inside of an ICMP error.
 func (f *forgery) inside(u udp, payload string) []byte {
 	f.Helper()
 	return nodetest.Frame(f, u.packet(payload)...)
@@ -88,8 +87,8 @@ func (f *forgery) datagram(u udp, payload string) []byte {
 	return nodetest.Frame(f, layersOf(f.ethernet(u.dst.Addr()), u.packet(payload)...)...)
 }
 
-// kind is a kind of ICMP error: its type and code in each family, and the second word of its header (info4 in IPv4, mtu
-// in IPv6).
+// kind is a kind of ICMP error: type and code in each family, and the header's second word (info4 in IPv4, mtu in
+// IPv6).
 type kind struct {
 	v4, v6     uint16 // type<<8 | code
 	info4, mtu uint32
@@ -104,8 +103,7 @@ var (
 	quench      = kind{v4: 4 << 8, v6: 2 << 8, mtu: 1280}
 )
 
-// icmp returns the layers of an error behind the IP header outer: the ICMP header, and then inside, the packet that the
-// error is about.
+// icmp returns the layers of an error behind the IP header outer. inside is the packet that the error is about.
 func (f *forgery) icmp(outer gopacket.SerializableLayer, k kind, inside []byte) []gopacket.SerializableLayer {
 	f.Helper()
 	if _, ok := outer.(*layers.IPv4); ok {
@@ -126,8 +124,7 @@ func (f *forgery) ethernet(to netip.Addr) *layers.Ethernet {
 	return ethernet(f.gateway, f.own, to.String())
 }
 
-// send sends an ICMP error from the sender's own address. The error is about a packet of the given flow, whose payload
-// is words.
+// send sends an ICMP error about a packet of the flow, from the sender's own address. words is that packet's payload.
 func (f *forgery) send(to string, k kind, about udp, words string) {
 	f.Helper()
 	f.sendAs(f.address(netip.MustParseAddr(to)), to, k, about, words)

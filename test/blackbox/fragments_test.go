@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// firstFragment returns a frame with the first fragment of a UDP datagram. The fragment's content is zeros, as many
-// bytes as size says. In IPv6, fragments with an odd id have destination options before the fragment header.
+// firstFragment returns a frame with the first fragment of a UDP datagram: size bytes of zeros. In IPv6, an odd id
+// adds destination options before the fragment header.
 func firstFragment(t *testing.T, dstMAC, srcMAC net.HardwareAddr, src, dst string, id, size int) []byte {
 	t.Helper()
 	payload := gopacket.Payload(make([]byte, size))
@@ -39,8 +39,7 @@ func firstFragment(t *testing.T, dstMAC, srcMAC net.HardwareAddr, src, dst strin
 		options, fragment, payload)
 }
 
-// arrive sends count datagrams of 8 KB from one pod to the other pod's address, evenly over the duration spread. It
-// returns how many of the datagrams arrive.
+// arrive sends count datagrams of 8 KB to the other pod, evenly over the time spread. It returns how many arrive.
 func arrive(t *testing.T, from, to *nodetest.Pod, address string, count int, spread time.Duration) int {
 	t.Helper()
 	box := listen(t, to.Netns, "udp", net.JoinHostPort(address, "9999"))
@@ -69,8 +68,7 @@ func arrive(t *testing.T, from, to *nodetest.Pod, address string, count int, spr
 	return len(box.heard(t, silence))
 }
 
-// TestFragmentsOfOnePod: pod E, to which policies allow nothing, sends first fragments as fast as it can. All
-// fragmented datagrams that another pod sends meanwhile to a third one arrive, in IPv4 and in IPv6.
+// TestFragmentsOfOnePod: if a pod floods first fragments, all fragmented datagrams of other pods still arrive.
 func TestFragmentsOfOnePod(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -103,8 +101,7 @@ func TestFragmentsOfOnePod(t *testing.T) {
 	}
 }
 
-// TestControlOwnFragments: all fragmented datagrams of a pod arrive, whether the pod sends 300 of them evenly in three
-// seconds or 100 at once. A pod's share of the fragments is large enough for both.
+// TestControlOwnFragments: without a flood, all fragmented datagrams of a pod arrive, spread over time or at once.
 func TestControlOwnFragments(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -28,8 +28,7 @@ metadata: {name: deny-all, namespace: hostile}
 spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
 `
 
-// hostileNode makes a node with a hostile pod, to which a policy allows nothing, and with two other pods, which no
-// policy isolates. rp_filter is off.
+// hostileNode makes a node without rp_filter, with a hostile pod that a policy denies everything, and two other pods.
 func hostileNode(t *testing.T, conf nodetest.Conf) (n *nodetest.Node, hostile, a, b *nodetest.Pod) {
 	t.Helper()
 	n = nodetest.NewNode(t, conf)
@@ -39,7 +38,7 @@ func hostileNode(t *testing.T, conf nodetest.Conf) (n *nodetest.Node, hostile, a
 	return n, n.AddPod("hostile", "e"), n.AddPod("quiet", "a"), n.AddPod("quiet", "b")
 }
 
-// noReversePath turns off rp_filter, the kernel's own check of IPv4 senders, so that a test sees weir's checks alone.
+// noReversePath turns off rp_filter, so that a test sees weir's checks alone.
 func noReversePath(t *testing.T) {
 	t.Helper()
 	nodetest.Run(t, "sh", "-c", "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done")
@@ -48,8 +47,7 @@ func noReversePath(t *testing.T) {
 // linkLocal returns a MAC that bridges don't forward (IEEE 802.1D, table 7-10).
 func linkLocal(last byte) net.HardwareAddr { return net.HardwareAddr{1, 0x80, 0xc2, 0, 0, last} }
 
-// lldp is a MAC that bridges don't forward. Unless the port's group_fwd_mask is set, no hook of the bridge sees frames
-// to this MAC.
+// lldp is a MAC that bridges don't forward. No hook of the bridge sees frames to it, unless group_fwd_mask is set.
 var lldp = linkLocal(0x0e)
 
 type mailbox struct{ conn net.PacketConn }
@@ -85,9 +83,8 @@ func (m *mailbox) heard(t *testing.T, quiet time.Duration) []string {
 	}
 }
 
-// TestFramesToLinkLocalMACs: by default a bridge passes frames to link-local MACs to the node's IP stack, as received
-// on the pod's port. With weir, packets with forged senders in such frames reach no service of the node: neither over
-// IPv4 nor over IPv6, which the pods of this node don't use.
+// TestFramesToLinkLocalMACs: if a frame to a link-local MAC has a forged sender, it reaches no service of the node.
+// Without weir, a bridge passes such frames to the node's IP stack.
 func TestFramesToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -96,8 +93,7 @@ func TestFramesToLinkLocalMACs(t *testing.T) {
 	reachNoService(t, e, a)
 }
 
-// TestFramesToLinkLocalMACsWithoutAnAgent does the same as TestFramesToLinkLocalMACs without policies, on a node that
-// never had an agent.
+// TestFramesToLinkLocalMACsWithoutAnAgent does the same on a node that never had an agent.
 func TestFramesToLinkLocalMACsWithoutAnAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -108,8 +104,8 @@ func TestFramesToLinkLocalMACsWithoutAnAgent(t *testing.T) {
 	reachNoService(t, e, a)
 }
 
-// reachNoService sends packets to a service of the node: from pod e in frames to link-local MACs, with and without a
-// VLAN tag, and from pod a in an ordinary frame. Only the packet of pod a may arrive.
+// reachNoService sends packets to a service of the node. Those of pod e, to link-local MACs, may not arrive. The
+// ordinary one of pod a must.
 func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 	t.Helper()
 	service := listen(t, nodetest.Self, "udp", ":9999")
@@ -120,7 +116,7 @@ func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 			say := fmt.Appendf(nil, "%s to 01:80:c2:00:00:%02x", src, last)
 			packet := datagram(src, dst, 9999, say)
 			frames = append(frames, nodetest.Frame(t, layersOf(ethernet(linkLocal(last), mac, dst), packet...)...))
-			// A tag of VLAN 0 sets the priority of a frame, but no VLAN. The kernel removes such a tag.
+			// A tag of VLAN 0 sets only a priority. The kernel removes such a tag.
 			tag := &layers.Dot1Q{Type: ethernet(nil, nil, dst).EthernetType}
 			tagged := &layers.Ethernet{DstMAC: linkLocal(last), SrcMAC: mac, EthernetType: layers.EthernetTypeDot1Q}
 			say = append(say, " under a tag"...)
@@ -141,8 +137,8 @@ func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 	}
 }
 
-// TestARPToLinkLocalMACs: the node doesn't answer ARP requests that the hostile pod E sends to link-local MACs, and
-// learns no neighbour from these requests.
+// TestARPToLinkLocalMACs: if a hostile pod sends ARP requests to link-local MACs, the node neither answers nor
+// learns.
 func TestARPToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -169,8 +165,7 @@ func TestARPToLinkLocalMACs(t *testing.T) {
 	}
 }
 
-// frags returns the kernel's lines about the fragments that the node keeps for reassembly: the number of incomplete
-// packets and their memory, for IPv4 and for IPv6.
+// frags returns the kernel's lines about incomplete packets: their number and memory, in each family.
 func frags(t *testing.T) (all string) {
 	t.Helper()
 	nodetest.In(t, nodetest.Self, func() error {
@@ -190,8 +185,7 @@ func frags(t *testing.T) (all string) {
 	return all
 }
 
-// TestFragmentsToLinkLocalMACs: the node drops fragments in frames to link-local MACs before reassembly, so these
-// fragments take none of the node's memory.
+// TestFragmentsToLinkLocalMACs: if fragments come in frames to link-local MACs, they take none of the node's memory.
 func TestFragmentsToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -209,14 +203,14 @@ func TestFragmentsToLinkLocalMACs(t *testing.T) {
 	}
 }
 
-// nodesOf returns manifests of two Nodes: this node, whose InternalIP is own, and a node at the other end of this
-// node's uplink, whose InternalIP is other.
+// nodesOf returns manifests of this node, with the InternalIP own, and of a node at its uplink's other end, with the
+// InternalIP other.
 func nodesOf(own, other string) string {
 	return nodeManifest("self", 0, own, "10.88.0.0/24") + nodeManifest("other", 0, other, "10.99.0.0/24")
 }
 
-// tunnelNode makes a node with a hostile pod e, a pod b, and a tunnel to another node. It also returns the MACs of the
-// tunnel's ends on this node (here) and on the other (there).
+// tunnelNode makes a node with a hostile pod e, a pod b, and a tunnel to another node. here and there are the MACs of
+// the tunnel's ends.
 func tunnelNode(t *testing.T, own, other string) (n *nodetest.Node, e, b *nodetest.Pod, here, there net.HardwareAddr) {
 	t.Helper()
 	n = nodetest.NewNode(t, nil)
@@ -243,9 +237,8 @@ func tunnelPacket(t *testing.T, src, dst string, inner []byte) []gopacket.Serial
 	return datagram(src, dst, 4789, vxlan)
 }
 
-// forgesTunnel: pod E sends tunnel packets in frames to link-local MACs, which reach the node's IP stack. In these
-// packets, a pod of another node seems to send to B. None arrives at B. The same tunnel packet from the other node
-// arrives.
+// forgesTunnel: if a pod sends tunnel packets in frames to link-local MACs, none arrives at B. The same packet from
+// the other node arrives.
 func forgesTunnel(t *testing.T, own, other string) {
 	_, e, b, here, there := tunnelNode(t, own, other)
 	box := listen(t, b.Netns, "udp", ":9999")
@@ -261,7 +254,7 @@ func forgesTunnel(t *testing.T, own, other string) {
 	for _, say := range box.heard(t, silence) {
 		t.Errorf("a pod believes what E says for another: %s", say)
 	}
-	// The other node may send the same frames. Their arrival shows that the frames are valid.
+	// The frames are valid: they arrive from the other node.
 	nodetest.SendFrames(t, "/run/netns/outside", "eth0",
 		forged(macOf(t, nodetest.Self, "eth0"), macOf(t, "/run/netns/outside", "eth0"), "real"))
 	if got := box.heard(t, silence); len(got) != 1 {
@@ -281,9 +274,8 @@ func TestForgedTunnelFramesOverIPv6(t *testing.T) {
 	}
 }
 
-// TestPortsOfAnEarlierWeir: an earlier weir attached the pods. It did not check frames to link-local MACs, and let
-// router advertisements of pods set addresses and routes. The new agent removes these addresses and routes, and drops
-// frames to link-local MACs from the old ports. Pods still reach each other.
+// TestPortsOfAnEarlierWeir: if an earlier weir has attached the pods, the new agent secures their ports, and removes
+// addresses and routes from router advertisements.
 func TestPortsOfAnEarlierWeir(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -312,9 +304,8 @@ func TestPortsOfAnEarlierWeir(t *testing.T) {
 	n.Reach(a, b.IP+":80", true)
 }
 
-// TestThePortsTablesAreRepaired: another program deletes the tables weir-ports, or flushes a chain of theirs or the
-// guard's chain fragments. The agent repairs the damage within five seconds: it doesn't wait for the next resync, which
-// may be ten seconds away.
+// TestThePortsTablesAreRepaired: if another program damages the tables weir-ports or the guard, the agent repairs
+// them within five seconds, sooner than the next resync.
 func TestThePortsTablesAreRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -341,9 +332,8 @@ func TestThePortsTablesAreRepaired(t *testing.T) {
 	}
 }
 
-// TestTheNodesLoopback: route_localnet is set on weir0, as portmap does with the first hostPort, so the kernel would
-// route packets from pods to 127.0.0.0/8. The guard drops them: no service on the node's loopback gets a pod's packet,
-// and none answers.
+// TestTheNodesLoopback: if route_localnet is set on weir0, the kernel routes pods' packets to 127.0.0.0/8. The guard
+// drops them.
 func TestTheNodesLoopback(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

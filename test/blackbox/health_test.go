@@ -47,7 +47,7 @@ func hungUp(t *testing.T, conn net.Conn, within time.Duration) bool {
 	return err != nil && !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// TestIdleHealthConnectionsEnd: the agent closes a connection that is idle after an answer, within 20 seconds.
+// TestIdleHealthConnectionsEnd: the agent closes a connection within 20 seconds if it is idle after an answer.
 func TestIdleHealthConnectionsEnd(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -59,8 +59,7 @@ func TestIdleHealthConnectionsEnd(t *testing.T) {
 	}
 }
 
-// TestHealthConnectionsAreBounded: of 300 idle connections the agent keeps at most 64 open, and it still answers
-// kubelet's probe.
+// TestHealthConnectionsAreBounded: of 300 idle connections the agent keeps at most 64, and still answers kubelet.
 func TestHealthConnectionsAreBounded(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// tenants has the pod "attacker", to which a policy allows nothing, and three pods of another tenant, which no policy
-// isolates.
+// tenants has the pod "attacker", which a policy denies everything, and three pods of another tenant without
+// policies.
 const tenants = `
 apiVersion: v1
 kind: Namespace
@@ -77,8 +77,7 @@ var hostLocal = nodetest.Conf{
 	"routes": []any{nodetest.Conf{"dst": "0.0.0.0/0"}, nodetest.Conf{"dst": "::/0"}},
 }
 
-// isolatedBehind does the same as nodetest.IsolatedWithWeir. If the pods' plugin isn't weir, upstream's plugin of that
-// name is on the node too.
+// isolatedBehind does the same as nodetest.IsolatedWithWeir, with upstream's plugin unless plugin is "weir".
 func isolatedBehind(t *testing.T, plugin string) bool {
 	t.Helper()
 	if plugin == "weir" {
@@ -87,8 +86,8 @@ func isolatedBehind(t *testing.T, plugin string) bool {
 	return nodetest.IsolatedWithWeir(t, "main/"+plugin, "ipam/host-local")
 }
 
-// attachedBy makes a node with an agent that has read the manifests. Unless plugin is "weir", the named plugin attaches
-// the pods, and weir and portmap are chained to it. The host outside has routes to the pods.
+// attachedBy makes a node with an agent that has read the manifests. Unless plugin is "weir", the named plugin
+// attaches the pods, with weir and portmap behind it.
 func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 	t.Helper()
 	n := nodetest.NewNode(t, dualStack)
@@ -100,8 +99,8 @@ func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 		"ip -n outside route add 10.99.0.0/24 via 192.0.2.2", "ip -n outside route add fd00:10:99::/64 via 2001:db8::2",
 		"ip -n outside route add 10.88.0.0/24 via 192.0.2.2", "ip -n outside route add fd00:10:88::/64 via 2001:db8::2",
 	)
-	// Package net binds to ::1 once, to find out which families the system has. In a pod, where loopback is down, the
-	// result would be wrong. So the test makes package net do this here.
+	// Package net binds to ::1 once, to find out the families. In a pod with loopback down, it would draw the wrong
+	// conclusion.
 	l, err := net.Listen("tcp", ":0")
 	if err != nil {
 		t.Fatal(err)
@@ -112,7 +111,7 @@ func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 	return n
 }
 
-// dial starts a UDP flow from the namespace to the address, and fails the test unless the other end answers a packet.
+// dial starts a UDP flow, and fails the test unless the other end answers.
 func dial(t *testing.T, netns, address string) *net.UDPConn {
 	t.Helper()
 	conn, err := nodetest.Dial(t, netns, "udp", address)
@@ -126,7 +125,7 @@ func dial(t *testing.T, netns, address string) *net.UDPConn {
 	return conn.(*net.UDPConn)
 }
 
-// speak sends a packet and waits for the answer. It tries up to 20 times.
+// speak sends a packet and waits for the answer, up to 20 times.
 func speak(conn net.Conn) error {
 	var err error
 	for range 20 { // the machine may be busy
@@ -143,14 +142,14 @@ func speak(conn net.Conn) error {
 	return err
 }
 
-// ended waits up to 100 ms, and reports whether an ICMP error has ended the flow by then.
+// ended reports whether an ICMP error ends the flow within 100 ms.
 func ended(conn net.Conn) bool {
 	_ = conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 	_, err := conn.Read(make([]byte, 100))
 	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.EPROTO)
 }
 
-// heard returns those of the words that the frames received on the link contain, each word once for each such frame.
+// heard returns the words that were in received frames, one entry for each frame and word.
 func heard(s *nodetest.Sniffer, words ...string) []string {
 	var all []string
 	for _, frame := range s.Frames(false, 100*time.Millisecond) {
@@ -188,11 +187,8 @@ func TestForgedErrors(t *testing.T)             { forgedErrors(t, "weir") }
 func TestForgedErrorsBehindPtp(t *testing.T)    { forgedErrors(t, "ptp") }
 func TestForgedErrorsBehindBridge(t *testing.T) { forgedErrors(t, "bridge") }
 
-// forgedErrors: a pod that may send nothing sends ICMP errors about packets that it never received. Connection tracking
-// looks at the packet inside such an error, and relates the error to a connection of another pod or of the node. No
-// error may arrive at a pod or outside, or change the node's path MTU. The pod sends from its own address, and under
-// the address of the flow's other end and of a router. A pod that may send anything also sends the node an error, about
-// a connection that the kernel no longer tracks.
+// forgedErrors: if a pod sends ICMP errors about packets that it never received, none arrives or changes the node's
+// path MTU. Connection tracking relates an error to the connection of the packet inside.
 func forgedErrors(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -214,7 +210,7 @@ func forgedErrors(t *testing.T, plugin string) {
 					t.Errorf("an error that carries %q came to the victim", got)
 				}
 			}
-			// This error seems to come from the other end of the flow, or from a router between the ends.
+			// The error's sender is the other end of the flow, or a router.
 			router := map[bool]string{false: "192.0.2.77", true: "2001:db8::77"}[about.dst.Addr().Is6()]
 			for _, src := range []string{about.dst.Addr().String(), router} {
 				words := fmt.Sprintf("under the name of %s about %s", src, about.dst)
@@ -227,22 +223,21 @@ func forgedErrors(t *testing.T, plugin string) {
 				t.Errorf("an error has ended the flow to %s", about.dst)
 			}
 		}
-		// Now to the other end of the victim's connection, about the answer that this end has sent.
+		// Now an error to the other end, about an answer of this end.
 		seen := sentAs(t, toOutside, x.outside)
 		answer := udp{seen.dst, seen.src}
 		f.send(x.outside, unreachable, answer, "secret to the world")
 		if got := heard(atOutside, "secret to the world"); got != nil {
 			t.Errorf("an error that carries %q came to the host outside", got)
 		}
-		// Now to the node itself, about a connection of the node. If the node accepted the error, it would send smaller
-		// packets to the host outside.
+		// Now an error to the node itself. If the node accepted it, it would send smaller packets outside.
 		own := dial(t, nodetest.Self, net.JoinHostPort(x.outside, "53"))
 		f.send(x.node, tooBig, flow(own.LocalAddr().String(), own.RemoteAddr().String()), "x")
 		time.Sleep(50 * time.Millisecond)
 		if route := nodetest.Run(t, "ip", "route", "get", x.outside); strings.Contains(route, "mtu ") {
 			t.Errorf("an error of a pod's has made the node's packets small: %s", route)
 		}
-		// Now from a pod that may send anything, about a connection that the kernel no longer tracks.
+		// Now from a pod without policies, about a connection that the kernel no longer tracks.
 		nodetest.Run(t, "conntrack", "-F")
 		newForgery(t, w.open).send(x.node, tooBig, flow(own.LocalAddr().String(), own.RemoteAddr().String()), "x")
 		time.Sleep(50 * time.Millisecond)
@@ -252,8 +247,8 @@ func forgedErrors(t *testing.T, plugin string) {
 	}
 }
 
-// TestForgedErrorsInDisguise: a pod sends forged errors behind IPv4 options, in fragments, and behind IPv6 extension
-// headers. A check of fixed offsets would miss them. No such error arrives.
+// TestForgedErrorsInDisguise: if a forged error is behind options or in fragments, it is dropped too. A check of
+// fixed offsets would miss it.
 func TestForgedErrorsInDisguise(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -292,8 +287,7 @@ func TestForgedErrorsInDisguise(t *testing.T) {
 	}
 }
 
-// TestRedirectsOfPods: an ICMP redirect from a pod that no policy isolates doesn't arrive, even if it is about a packet
-// that the pod received. Pods are no routers.
+// TestRedirectsOfPods: if a pod sends an ICMP redirect, it is dropped. Pods are no routers.
 func TestRedirectsOfPods(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -312,8 +306,8 @@ func TestControlHonestErrors(t *testing.T)             { honestErrors(t, "weir")
 func TestControlHonestErrorsBehindPtp(t *testing.T)    { honestErrors(t, "ptp") }
 func TestControlHonestErrorsBehindBridge(t *testing.T) { honestErrors(t, "bridge") }
 
-// honestErrors: a sender to a port without a server gets the ICMP error from a pod (also behind a Service and under
-// NAT), from the node, and from outside. Errors of routers outside about the size of packets arrive too.
+// honestErrors: if a sender reaches a port without a server, it gets the ICMP error. Errors of routers outside arrive
+// too.
 func honestErrors(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -353,7 +347,7 @@ func honestErrors(t *testing.T, plugin string) {
 	refused("of a pod, by a host outside", w.victim.Netns, "192.0.2.1:9")
 	refused("of a pod, by a host outside, IPv6", w.victim.Netns, "[2001:db8::1]:9")
 
-	// Now a router between the ends sends an error. The victim has never sent to the router's address.
+	// Now a router between the ends sends an error. The victim has never sent to this router.
 	for _, x := range []struct{ to, router, node, mtu string }{
 		{"192.0.2.1", "192.0.2.77", "192.0.2.2", "mtu 552"}, {"2001:db8::1", "2001:db8::77", "2001:db8::2", "mtu 1280"},
 	} {
@@ -376,8 +370,7 @@ func honestErrors(t *testing.T, plugin string) {
 	}
 }
 
-// sentAs returns the connection's flow as its destination sees it. If the node translates the pod's address, the flow's
-// source is the node's address.
+// sentAs returns the connection's flow as its destination sees it, behind any masquerade.
 func sentAs(t *testing.T, conn *net.UDPConn, to string) udp {
 	t.Helper()
 	local := conn.LocalAddr().(*net.UDPAddr).AddrPort()

@@ -7,8 +7,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestIdentityFromTheConfiguration: if a runtime passes no K8S_POD_* in CNI_ARGS, or only the pod's name, the keys of
-// args.cni or the labels there say which pod it is. Without these, ADD fails, and the error names the keys.
+// TestIdentityFromTheConfiguration: if CNI_ARGS don't say which pod it is, the keys or labels of args.cni do. Without
+// them ADD fails and names the keys.
 func TestIdentityFromTheConfiguration(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

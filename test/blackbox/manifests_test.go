@@ -38,7 +38,7 @@ metadata: {name: other, namespace: shop}
 ---
 `
 
-// denyJSON is a policy that allows the server nothing.
+// denyJSON is a policy that denies all connections to the server.
 const denyJSON = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
   "metadata": {"name": "deny", "namespace": "shop"},
   "spec": {"podSelector": {"matchLabels": {"app": "server"}}}}`
@@ -54,7 +54,7 @@ func shopNode(t *testing.T) (n *nodetest.Node, server, client, other *nodetest.P
 	return n, server, client, other
 }
 
-// put writes a file into the directory of manifests. The name may contain subdirectories, which put makes.
+// put writes a file into the directory of manifests, and makes subdirectories.
 func put(n *nodetest.Node, name, text string) {
 	n.Helper()
 	path := filepath.Join(n.Manifests, name)
@@ -63,8 +63,8 @@ func put(n *nodetest.Node, name, text string) {
 	}
 }
 
-// closesServer writes the files (name, text) one by one. With each file, the client may not reach the server any more.
-// Without the file, it must reach the server again.
+// closesServer writes one of the files (name, text) after the other. Only without the file may the client reach the
+// server.
 func closesServer(t *testing.T, files [][2]string) {
 	n, server, client, _ := shopNode(t)
 	for _, f := range files {
@@ -153,8 +153,7 @@ status: {newerField: {}, podIP: 10.88.0.200}
 	n.AddPod("shop", "server")
 }
 
-// TestFilesThatAreNoManifests: the directory also has files that aren't manifests. The agent becomes ready
-// nevertheless, and the status lists these files.
+// TestFilesThatAreNoManifests: files that aren't manifests don't stop the agent. The status lists them.
 func TestFilesThatAreNoManifests(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -177,8 +176,8 @@ func TestFilesThatAreNoManifests(t *testing.T) {
 	n.Reach(client, server.IP+":80", true)
 }
 
-// TestAFileThatMayHoldAPolicy: a broken file may contain a policy. The agent names the file and isn't ready, and no pod
-// starts. With --ignore-broken the agent becomes ready without the file, and the pod starts.
+// TestAFileThatMayHoldAPolicy: if a broken file may contain a policy, the agent isn't ready and no pod starts. With
+// --ignore-broken they do.
 func TestAFileThatMayHoldAPolicy(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -213,9 +212,8 @@ func TestAFileThatMayHoldAPolicy(t *testing.T) {
 	n.AddPod("shop", "server")
 }
 
-// TestBadPoliciesClose: if a policy has a field that can't be read, the pods that it selects are closed, and other
-// pods aren't. If its selector can't be read, the last good version of the policy stays in force; without one, all
-// pods of its namespace are closed (docs/manifests.md, "What a bad file means").
+// TestBadPoliciesClose: if a policy has a bad field, the pods that it selects are closed. If its selector is bad, its
+// last good version stays in force, or else its namespace is closed.
 func TestBadPoliciesClose(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -226,7 +224,7 @@ func TestBadPoliciesClose(t *testing.T) {
 		return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: shop}\nspec: " +
 			spec + "\n"
 	}
-	// The file is there when the agent starts. The agent is ready, and only the pods that the policy selects are closed.
+	// The file exists before the agent starts. Only the selected pods are closed.
 	n.Manifest("bad.yaml", bad("{podSelector: {matchLabels: {app: server}}, ingress: [{form: []}]}"))
 	n.StartAgent()
 	server, client, other := n.AddPod("shop", "server"), n.AddPod("shop", "client"), n.AddPod("shop", "other")
@@ -250,7 +248,7 @@ func TestBadPoliciesClose(t *testing.T) {
 		n.Manifest("bad.yaml", bad(spec))
 		reach(false, true)
 	}
-	// The file becomes so broken that its selector is unknown. The last good version of its policy stays in force.
+	// Now the selector is unknown. The last good version stays in force.
 	n.Manifest("bad.yaml", bad("{podSelector: {matchLabels: {app: server}}}"))
 	reach(false, true)
 	n.Manifest("bad.yaml", bad("{podSelectr: {}, ingress: [{}]}"))
@@ -263,16 +261,15 @@ func TestBadPoliciesClose(t *testing.T) {
 		return nil
 	})
 	reach(false, true)
-	// The file was deleted, so the agent has no last good version any more. If the file comes back with an unreadable
-	// selector, all pods of the policy's namespace are closed.
+	// After a deletion there is no last good version, so the whole namespace is closed.
 	n.Manifest("bad.yaml", "")
 	reach(true, true)
 	n.Manifest("bad.yaml", bad("{podSelectr: {}, ingress: [{}]}"))
 	reach(false, false)
 }
 
-// TestNamespacesHaveTheirName: each namespace has the label kubernetes.io/metadata.name, even without a manifest. All
-// other labels of such a namespace are unknown: DoesNotExist doesn't match it.
+// TestNamespacesHaveTheirName: each namespace has the label kubernetes.io/metadata.name. Without a manifest, its
+// other labels are unknown, and DoesNotExist doesn't match.
 func TestNamespacesHaveTheirName(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -308,8 +305,7 @@ spec:
 	n.Reach(three, server.IP+":80", false) // unknown: does the namespace of three have the label team?
 }
 
-// TestTwoFilesWithOneObject: if two files have different versions of a policy, only what both versions allow is
-// allowed, whatever the names of the files are. The status names the other file.
+// TestTwoFilesWithOneObject: if two files have different versions of a policy, only what both allow is allowed.
 func TestTwoFilesWithOneObject(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -342,8 +338,6 @@ func TestTwoFilesWithOneObject(t *testing.T) {
 	n.Reach(client, server.IP+":80", true)
 }
 
-// TestPoliciesThatAreNotEnforced: the log, the status and a metric warn of each kind of policy that weir doesn't
-// enforce.
 func TestPoliciesThatAreNotEnforced(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -382,9 +376,8 @@ func TestPoliciesThatAreNotEnforced(t *testing.T) {
 	}
 }
 
-// TestOddFiles: pipes, sockets, devices and links that form a loop don't block the agent. The status says that the
-// first three are left out. A directory whose name ends in .yaml is read like any other: the policy in it applies until
-// the directory is removed.
+// TestOddFiles: pipes, sockets, devices and link loops don't block the agent. A directory whose name ends in .yaml is
+// read.
 func TestOddFiles(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -420,8 +413,8 @@ func TestOddFiles(t *testing.T) {
 	n.Reach(client, server.IP+":80", true)
 }
 
-// TestALinkThatLeadsNowhere: a dangling link may lead to a policy on a disk that isn't mounted at the moment. An agent
-// that has never read the policy isn't ready. For an agent that has read it, the policy stays in force.
+// TestALinkThatLeadsNowhere: if a link dangles, it may lead to a policy. An agent that never read the policy isn't
+// ready; otherwise the policy stays in force.
 func TestALinkThatLeadsNowhere(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -461,8 +454,7 @@ func TestALinkThatLeadsNowhere(t *testing.T) {
 	n.Reach(client, server.IP+":80", false)
 }
 
-// TestNamesThatPretend: names and fields with control characters forge no lines of the log, of weirctl status or of
-// weir-agent check, and none of their control characters appears there.
+// TestNamesThatPretend: names and fields with control characters forge no lines of the log or of weir's commands.
 func TestNamesThatPretend(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -501,8 +493,7 @@ func TestNamesThatPretend(t *testing.T) {
 	}
 }
 
-// TestLargeManifests: weir-agent check reads a broken file of a megabyte within 30 seconds. If the time grew with the
-// square of the size, it would take longer.
+// TestLargeManifests: weir-agent check reads a broken megabyte within 30 seconds. Quadratic time would be longer.
 func TestLargeManifests(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -536,8 +527,8 @@ func TestLargeManifests(t *testing.T) {
 	}
 }
 
-// TestCheck: "weir-agent check" lists files and objects without an agent, and doesn't touch the node. It fails with
-// status 1 if a file or a policy is broken, and says what that would mean.
+// TestCheck: "weir-agent check" lists objects without touching the node. If a file or a policy is broken, it fails
+// with status 1.
 func TestCheck(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -576,9 +567,8 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// TestStatusBeforeTheFirstState: an agent starts with a broken file, so it doesn't know the policies yet, and the
-// earlier agent's rules still apply. The status says of a pod that policies apply as before, not that it is closed.
-// Neither the log nor the status speaks of a last good state.
+// TestStatusBeforeTheFirstState: if an agent starts with a broken file, the earlier agent's rules apply. The status
+// says so, and doesn't call the pod closed.
 func TestStatusBeforeTheFirstState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -13,8 +13,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// secondNetwork writes the configuration of a second network of weir's, as for Multus, which would attach it in
-// addition to the cluster's network. The plugin's configuration has the keys of conf.
+// secondNetwork writes the configuration of a second network of weir's, as for Multus. conf has the plugin's keys.
 func secondNetwork(t *testing.T, n *nodetest.Node, conf nodetest.Conf) {
 	t.Helper()
 	plugin := nodetest.Conf{"type": "weir"}
@@ -30,8 +29,7 @@ func secondNetwork(t *testing.T, n *nodetest.Node, conf nodetest.Conf) {
 	}
 }
 
-// attachSecond calls the plugin with the verb for the pod's interface net1 in the second network. It returns the
-// plugin's output.
+// attachSecond calls the plugin for the pod's interface net1, and returns its output.
 func attachSecond(n *nodetest.Node, verb string, p *nodetest.Pod) (string, error) {
 	cmd := exec.Command(filepath.Join(n.Bin, "cnitool"), verb, "second", p.Netns)
 	cmd.Env = append(os.Environ(), "CNI_PATH="+n.Bin, "NETCONFPATH="+n.ConfDir, "CNI_IFNAME=net1",
@@ -57,9 +55,8 @@ func secondAddresses(t *testing.T, result string) (all []string) {
 	return all
 }
 
-// TestASecondInterface: two pods get a second interface each. Both interfaces of a pod are reachable from the node, a
-// pod and outside, and policies apply to both. In the second network a pod sends from its address there. DEL of the
-// second interface leaves the first, and ADD makes the second again.
+// TestASecondInterface: if pods have a second interface, both are reachable and policies apply to both. DEL of the
+// second leaves the first.
 func TestASecondInterface(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -99,7 +96,7 @@ func TestASecondInterface(t *testing.T) {
 		}
 	}
 	reached(append(secondOf[server], first...), true, outside()...)
-	// In the second network the client has an address of its own, and sends from this address.
+	// In the second network, the client sends from its second address.
 	if seen, err := nodetest.Get(t, client.Netns, net.JoinHostPort(secondOf[server][0], "80")); err != nil ||
 		seen != "hello ::ffff:"+secondOf[client][0] && seen != "hello "+secondOf[client][0] {
 		t.Errorf("in the second network the client is seen as %q (%v), want its address there, %s", seen, err,
@@ -124,8 +121,7 @@ func TestASecondInterface(t *testing.T) {
 	reached(first, true, outside()...)
 }
 
-// TestASecondInterfaceInTheSameNetwork: a pod gets a second interface in the network of its first, though its route to
-// the gateway already leads out of the first. Another pod reaches both addresses.
+// TestASecondInterfaceInTheSameNetwork: if a pod has two interfaces in one network, both addresses are reachable.
 func TestASecondInterfaceInTheSameNetwork(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -145,8 +141,7 @@ func TestASecondInterfaceInTheSameNetwork(t *testing.T) {
 	}
 }
 
-// TestASecondDefaultRouteThatIsAskedFor: ADD refuses a second default route, and says what to configure instead. A
-// second default route with a priority is accepted.
+// TestASecondDefaultRouteThatIsAskedFor: ADD refuses a second default route, unless it has a priority.
 func TestASecondDefaultRouteThatIsAskedFor(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -11,15 +11,13 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// These are the longest names that Kubernetes allows: 63 bytes for a namespace, which is a DNS label, and 253 bytes
-// for a pod or a policy.
+// These are the longest names that Kubernetes allows: 63 bytes for a namespace, 253 for a pod or a policy.
 var (
 	longNamespace = strings.Repeat("n", 63)
 	longName      = func(first string) string { return first + strings.Repeat("x", 253-len(first)) }
 )
 
-// longest has a server that only the client may reach. Namespace, pods and policy have the longest names, and the port
-// and a label have the longest possible name and value.
+// longest has a server that only the client may reach. All names are as long as possible.
 var longest = fmt.Sprintf(`
 apiVersion: v1
 kind: Namespace
@@ -49,8 +47,8 @@ spec:
 `, longNamespace, longName("server"), longName("client"), longName("other"), strings.Repeat("t", 63),
 	longName("policy"))
 
-// TestLongestNames: ADD, CHECK, DEL and policies work for pods with the longest names. The link's alias and the entry
-// of the set weir-pods show the beginning of the pod's name. The status reports no problem.
+// TestLongestNames: if all names are as long as possible, everything works. Alias and set entry show a name's
+// beginning.
 func TestLongestNames(t *testing.T) { testLongestNames(t, nil) }
 
 // TestLongestNamesBehindPtp does the same for pods that the plugin ptp attaches, without CHECK and the alias.
@@ -114,9 +112,8 @@ func testLongestNames(t *testing.T, plugins []nodetest.Conf) {
 	}
 }
 
-// TestLongestContainerID: an attachment with the longest possible ID can be deleted, and leaves no link. If an ID is
-// too long for the file name of its record, ADD fails with code 4. DEL with such an ID succeeds, because there is
-// nothing to delete.
+// TestLongestContainerID: if a container's ID is as long as possible, ADD and DEL work. If it is too long for a file
+// name, ADD fails with code 4, and DEL succeeds.
 func TestLongestContainerID(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -11,8 +11,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// repairTime is how long the agent may take to repair the node: ten seconds until the next resync, and ten more
-// because the machine may be busy.
+// repairTime is how long a repair may take: ten seconds until the resync, and ten for a busy machine.
 const repairTime = 10*time.Second + 10*time.Second
 
 // service is an address that the node translates to a pod's, as kube-proxy does.
@@ -66,7 +65,7 @@ func newKeptNode(t *testing.T) *keptNode {
 	return n
 }
 
-// traffic tries each of n.ways, and returns the error of the first that doesn't work.
+// traffic tries each of n.ways, and returns the first error.
 func (n *keptNode) traffic() error {
 	n.Helper()
 	for _, way := range n.ways {
@@ -89,7 +88,7 @@ func portOf(t *testing.T, p *nodetest.Pod) string {
 	return result.Interfaces[1].Name
 }
 
-// metric returns the sum of all series that begin with the prefix (name and labels).
+// metric returns the sum of all series with the prefix.
 func metric(t testing.TB, prefix string) (sum float64) {
 	t.Helper()
 	served, err := metrics()
@@ -106,7 +105,7 @@ func metric(t testing.TB, prefix string) (sum float64) {
 	return sum
 }
 
-// within calls f until f returns nil, for at most the duration d. It returns f's last error.
+// within calls f until f returns nil or d is over. It returns f's last error.
 func within(d time.Duration, f func() error) error {
 	for deadline := time.Now().Add(d); ; time.Sleep(20 * time.Millisecond) {
 		err := f()
@@ -123,9 +122,8 @@ type damage struct {
 	mended  string // a line of shell that succeeds and prints something once the damage is repaired
 }
 
-// comesBack does each damage, and waits until the agent has repaired it and all of n.ways work. The metric, the status
-// and the log must report the repair, and CHECK must succeed. After a damage that isn't repaired in time, comesBack
-// returns.
+// comesBack does each damage, and waits until the agent has repaired and reported it, and CHECK succeeds. It returns
+// after the first unrepaired damage.
 func (n *keptNode) comesBack(all []damage) {
 	n.Helper()
 	for _, d := range all {
@@ -166,7 +164,7 @@ func (n *keptNode) comesBack(all []damage) {
 	}
 }
 
-// TestNodeSysctlsComeBack: a reload of /etc/sysctl.d or an administrator resets sysctls. The agent sets them again.
+// TestNodeSysctlsComeBack: if something resets sysctls, the agent sets them again.
 func TestNodeSysctlsComeBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -186,8 +184,7 @@ func TestNodeSysctlsComeBack(t *testing.T) {
 	n.comesBack(all)
 }
 
-// TestNodeBridgeComesBack: scripts like "network restart", systemd-networkd and people remove or change weir0, its
-// addresses, its permanent neighbours and the routes to it. The agent restores all of them.
+// TestNodeBridgeComesBack: if something changes weir0, its addresses, neighbours or routes, the agent restores them.
 func TestNodeBridgeComesBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -220,8 +217,7 @@ func TestNodeBridgeComesBack(t *testing.T) {
 	})
 }
 
-// TestNodePortsComeBack: other programs change a pod's port or delete its forwarding entry. The agent undoes the
-// changes.
+// TestNodePortsComeBack: if a program changes a pod's port or forwarding entry, the agent undoes it.
 func TestNodePortsComeBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -253,8 +249,8 @@ func TestNodePortsComeBack(t *testing.T) {
 	})
 }
 
-// TestCheckSeesTheNode: CHECK of a pod fails, and names the fault, for each fault of the parts that all pods of the
-// node share. Once the fault is repaired, CHECK succeeds. No agent runs, because it would repair the faults.
+// TestCheckSeesTheNode: if a shared part of the node is damaged, CHECK of a pod fails and names it. No agent runs: it
+// would repair the part.
 func TestCheckSeesTheNode(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -303,9 +299,8 @@ func TestCheckSeesTheNode(t *testing.T) {
 	}
 }
 
-// TestNodeThatCantBeRepaired: while /proc/sys is read-only, the status names the sysctl that the agent can't set,
-// metrics count it, and the agent isn't ready. The agent repairs everything else. Once /proc/sys is writable again, it
-// becomes ready.
+// TestNodeThatCantBeRepaired: if /proc/sys is read-only, the agent isn't ready, reports the sysctl, and repairs
+// everything else.
 func TestNodeThatCantBeRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -340,8 +335,8 @@ func TestNodeThatCantBeRepaired(t *testing.T) {
 	}
 }
 
-// TestGuardRepairsAreCounted: another program flushes a chain and then a set of the guard. The agent repairs both, and
-// the metrics count these repairs.
+// TestGuardRepairsAreCounted: if another program flushes parts of the guard, the agent repairs them, and metrics
+// count it.
 func TestGuardRepairsAreCounted(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -354,9 +349,8 @@ func TestGuardRepairsAreCounted(t *testing.T) {
 	})
 }
 
-// TestGuardThatLooksLikeItself: another program changes a hook, a policy, a verdict or a set's type of the guard, but
-// keeps names and comments. The agent repairs the guard. nft prints some numbers as words: in the bridge family,
-// "dstnat" is priority -300.
+// TestGuardThatLooksLikeItself: if a program changes the guard but keeps names and comments, the agent repairs it.
+// nft prints some numbers as words: in the bridge family, "dstnat" is priority -300.
 func TestGuardThatLooksLikeItself(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -407,8 +401,8 @@ spec: {podCIDR: 10.88.1.0/24, podCIDRs: [10.88.1.0/24]}
 status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
 `
 
-// TestNodeOverlayComesBack: other programs change the tunnel to another node, its routes or its entries, and the agent
-// repairs them. The namespace outside plays the other node.
+// TestNodeOverlayComesBack: if programs change the tunnel, its routes or its entries, the agent repairs them. The
+// namespace outside plays the other node.
 func TestNodeOverlayComesBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

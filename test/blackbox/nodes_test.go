@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// nodeManifest returns the manifest of a Node that was created in the given minute. In addresses and networks, blanks
-// separate the Node's InternalIPs and its podCIDRs.
+// nodeManifest returns the manifest of a Node that was created in the given minute. Blanks separate addresses
+// (InternalIPs) and networks (podCIDRs).
 func nodeManifest(name string, minute int, addresses, networks string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b,
@@ -30,8 +30,8 @@ func nodeManifest(name string, minute int, addresses, networks string) string {
 	return b.String()
 }
 
-// honestNodes returns manifests of a cluster's Nodes, n1 and so on. The IPv4 addresses of the first Nodes, as many as
-// shared says, are in one subnet. Each other Node has a subnet of its own.
+// honestNodes returns manifests of the Nodes n1 and so on. The first shared Nodes have one IPv4 subnet; each other
+// has its own.
 func honestNodes(size, shared int) string {
 	var b strings.Builder
 	for i := 1; i <= size; i++ {
@@ -76,9 +76,8 @@ var hostileClaims = []struct{ name, addresses, networks string }{
 	},
 }
 
-// TestHostileNode: one of five Nodes states false claims, in each encapsulation mode. Every agent reports problems of
-// this Node alone, and the pods of the other four Nodes still reach each other, even after an agent has restarted
-// without its routes and its tunnel.
+// TestHostileNode: if one of five Nodes states false claims, every agent reports only this Node. The other nodes'
+// pods reach each other, even after an agent restarts.
 func TestHostileNode(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -141,9 +140,8 @@ func TestHostileNode(t *testing.T) {
 	}
 }
 
-// shareSubnet joins n1 and n2 by a second link, whose ends have the addresses 172.21.0.1 and 172.21.0.2. With these as
-// their Nodes' addresses, n1 and n2 reach each other without a tunnel in crossSubnet. The router gets routes to these
-// addresses, and to the IPv4 networks of all pods, which a network without encapsulation needs.
+// shareSubnet joins n1 and n2 by a second link, with the addresses 172.21.0.1 and 172.21.0.2. In crossSubnet, they
+// then need no tunnel. The router gets the routes that a network without encapsulation needs.
 func shareSubnet(c *nodetest.Cluster) {
 	c.Helper()
 	lines := []string{

@@ -11,17 +11,16 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestHopByHopOptionsToLinkLocalMACs: the kernel's IPv6 answers an unknown option before any hook of IPv6 sees the
-// packet. The answer goes to the packet's sender and contains the packet. A hostile pod sends such packets under
-// another pod's address, in frames to MACs that bridges don't forward. No answer reaches the other pod.
+// TestHopByHopOptionsToLinkLocalMACs: if a pod sends an unknown IPv6 option under another pod's address, no answer
+// reaches that pod. The kernel answers such options before any IPv6 hook.
 func TestHopByHopOptionsToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
 	_, e, a, _ := hostileNode(t, dualStack)
 	words := []byte("words of a hostile pod")
-	// RFC 8200, section 4.2: if a receiver doesn't know an option whose type begins with the bits 10, it answers, even if
-	// the packet was sent to a group.
+	// RFC 8200, section 4.2: a receiver answers an unknown option with the first bits 10, even in a packet to a
+	// group.
 	options := append([]byte{byte(layers.IPProtocolNoNextHeader), 0, 0x9e, 4}, make([]byte, 4)...)
 	for _, to := range []net.HardwareAddr{linkLocal(2), linkLocal(3), lldp, linkLocal(0x0f)} {
 		heard := nodetest.Sniff(t, a.Netns, "eth0")

@@ -11,15 +11,14 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// nodes returns manifests of this Node, with the podCIDRs in own, and of another Node.
+// nodes returns manifests of this Node (podCIDRs: own) and of another.
 func nodes(own ...string) string {
 	return nodeManifest("self", 0, "192.0.2.2", strings.Join(own, " ")) +
 		nodeManifest("other", 0, "192.0.2.1", "10.88.0.0/24")
 }
 
-// clustered makes a node whose agent knows the Node's podCIDRs and writes the runtime's configuration. It also returns
-// stale: the same node, but with a runtime whose configuration is outdated. The outdated configuration has the keys of
-// former. Unless former has ranges, the subnet is the podCIDR that the other node has now.
+// clustered makes a node whose agent writes the runtime's configuration. stale is the same node with an outdated
+// configuration, which has the keys of former. Without ranges in former, it has the other node's podCIDR.
 func clustered(t *testing.T, former nodetest.Conf, own ...string) (n, stale *nodetest.Node) {
 	t.Helper()
 	stale = nodetest.NewNode(t, former)
@@ -38,8 +37,8 @@ func clustered(t *testing.T, former nodetest.Conf, own ...string) (n, stale *nod
 
 func conflist(n *nodetest.Node) string { return filepath.Join(n.ConfDir, "10-weir.conflist") }
 
-// TestAConfigurationOfAFormerLife: the runtime uses an outdated configuration. ADD fails with the reason and leaves no
-// address assigned. When ADD returns, the agent has written the current configuration, with which ADD succeeds.
+// TestAConfigurationOfAFormerLife: if the configuration is outdated, ADD fails and assigns no address. By then the
+// agent has written the current one.
 func TestAConfigurationOfAFormerLife(t *testing.T) {
 	good := []any{nodetest.Conf{"subnet": "10.99.7.0/24"}}
 	for name, tc := range map[string]struct {
@@ -88,9 +87,8 @@ func TestAConfigurationOfAFormerLife(t *testing.T) {
 	}
 }
 
-// TestPodsFromBeforeAChangeOfPodCIDRs: when the node's podCIDRs change, the status lists the running pods, whose
-// addresses are outside them. A new pod gets an address of the new podCIDR, and reaches the older pod even after a
-// restart of the agent.
+// TestPodsFromBeforeAChangeOfPodCIDRs: if the podCIDRs change, the status lists the running pods. They can still be
+// reached.
 func TestPodsFromBeforeAChangeOfPodCIDRs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

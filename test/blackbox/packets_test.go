@@ -24,7 +24,7 @@ func macOf(t *testing.T, netns, link string) (mac net.HardwareAddr) {
 	return mac
 }
 
-// ethernet returns the header of a frame that carries a packet of the same family as the address ip.
+// ethernet returns a frame's header. ip, an address of the packet, decides on the family.
 func ethernet(dst, src net.HardwareAddr, ip string) *layers.Ethernet {
 	kind := layers.EthernetTypeIPv4
 	if strings.Contains(ip, ":") {
@@ -64,8 +64,8 @@ func ip(src, dst netip.Addr, protocol layers.IPProtocol, inside any) gopacket.Se
 	return header(src.String(), dst.String(), protocol, inside)
 }
 
-// header returns the IP header of a packet from src to dst. If the transport layer inside has a checksum that covers
-// the addresses, header makes the layer take them from this header. For other packets inside is nil.
+// header returns the IP header of a packet from src to dst. inside is the transport layer, whose checksum may cover
+// the addresses, or nil.
 func header(src, dst string, protocol layers.IPProtocol, inside any) gopacket.SerializableLayer {
 	var ip gopacket.SerializableLayer
 	if strings.Contains(dst, ":") {

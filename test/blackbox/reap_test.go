@@ -13,8 +13,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestADeletionOnItsWayIsLeftToIt: the agent reaps attachments for which DEL was never called. If DEL of an attachment
-// is still running, the agent leaves the attachment alone, however long DEL takes.
+// TestADeletionOnItsWayIsLeftToIt: if DEL of an attachment is running, the agent doesn't reap the attachment.
 func TestADeletionOnItsWayIsLeftToIt(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -93,7 +92,7 @@ func addresses(t *testing.T) string {
 	return strings.TrimSpace(nodetest.Run(t, "sh", "-c", "ls /run/weir/addresses 2>/dev/null || :"))
 }
 
-// processOf returns the PID of a process that runs the program, and fails the test if there is none.
+// processOf returns the PID of a process that runs the program.
 func processOf(t *testing.T, program string) int {
 	t.Helper()
 	program, err := filepath.EvalSymlinks(program)
@@ -117,7 +116,7 @@ func processOf(t *testing.T, program string) int {
 	return 0
 }
 
-// pods returns manifests of a namespace and of the named pods in it. Each pod has its name as the label app.
+// pods returns manifests of the pods and their namespace. Each pod has its name as the label app.
 func pods(namespace string, names ...string) string {
 	text := fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n", namespace)
 	for _, name := range names {

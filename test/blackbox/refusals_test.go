@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// twoPolicies has two namespaces with one policy each. The spec of shop's policy is a parameter.
+// twoPolicies has two namespaces with one policy each. The spec of shop's policy is %s.
 const twoPolicies = `
 apiVersion: v1
 kind: Pod
@@ -46,8 +46,8 @@ const harmless = "{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{p
 type refusal struct {
 	spec  string // the spec of the tenant's policy
 	field string // the field that the agent reports
-	// testRefused calls before, unless it is nil, and then adds the policy and calls after, unless it is nil. After mended
-	// the kernel accepts the part.
+	// testRefused calls before, adds the policy, and calls after. Both may be nil. After mended the kernel accepts
+	// the part.
 	before, after, mended func(*nodetest.Node)
 	opens                 bool // port 1234 is open once the kernel accepts the part
 	legacy                bool // the node uses iptables-legacy
@@ -57,8 +57,7 @@ type refusal struct {
 const rulesFailed = "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND failed (No such file or directory): " +
 	"rule in chain X"
 
-// lacking makes iptables refuse input that has a line with the text, as if the kernel lacked a module, until mended is
-// called. The parameter says is the message that iptables prints.
+// lacking makes iptables refuse input lines with the text until mended is called. says is the message.
 func (r refusal) lacking(text, says string) refusal {
 	r.before = func(n *nodetest.Node) {
 		n.StopAgent()
@@ -79,7 +78,7 @@ exit 1`, text, says))
 	return r
 }
 
-// TestRefusedProtocol does testRefused with a rule for an SCTP port, which a kernel without xt_sctp refuses.
+// TestRefusedProtocol does testRefused with an SCTP port. A kernel without xt_sctp refuses its rule.
 func TestRefusedProtocol(t *testing.T) {
 	testRefused(t, refusal{
 		spec:  `{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}, {port: 9, protocol: SCTP}]}]}`,
@@ -87,8 +86,8 @@ func TestRefusedProtocol(t *testing.T) {
 	}.lacking("-p sctp", rulesFailed))
 }
 
-// TestRefusedProtocolByLegacy does the same as TestRefusedProtocol with iptables-legacy. The message of
-// iptables-legacy names the line of COMMIT, not that of the refused rule.
+// TestRefusedProtocolByLegacy does the same with iptables-legacy. Its message names the line of COMMIT, not of the
+// rule.
 func TestRefusedProtocolByLegacy(t *testing.T) {
 	testRefused(t, refusal{
 		spec: `{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}]}],
@@ -97,7 +96,7 @@ func TestRefusedProtocolByLegacy(t *testing.T) {
 	}.lacking("-p sctp", "iptables-restore: line 99 failed"))
 }
 
-// TestRefusedMultiport does testRefused with a rule for several ports, which a kernel without xt_multiport refuses.
+// TestRefusedMultiport does testRefused with several ports. A kernel without xt_multiport refuses their rule.
 func TestRefusedMultiport(t *testing.T) {
 	testRefused(t, refusal{
 		spec: `{podSelector: {matchLabels: {app: web}},
@@ -124,8 +123,7 @@ const someBlocks = `{podSelector: {matchLabels: {app: web}},
 	ingress: [{from: [{ipBlock: {cidr: 10.88.0.0/25}}, {ipBlock: {cidr: 172.16.7.0/24}}],
 		ports: [{port: 1234}]}, {ports: [{port: 80}]}]}`
 
-// TestRefusedSet does testRefused with a set that the kernel refuses, because another program's rule uses a set of
-// that name with another type.
+// TestRefusedSet does testRefused with a set that another program's rule uses with another type.
 func TestRefusedSet(t *testing.T) {
 	testRefused(t, refusal{
 		spec: someBlocks, field: "spec.ingress[0].from", opens: true,
@@ -180,9 +178,8 @@ func netSet(n *nodetest.Node) (string, error) {
 	return "", fmt.Errorf("there is no set with networks")
 }
 
-// testRefused: weir reports the refused part by its object and field, once and not at each resync. The part allows no
-// traffic. Everything else applies, and other pods start within ten seconds. Once the kernel accepts the part, weir
-// applies it.
+// testRefused: if the kernel refuses a part, weir reports its object and field once. Everything else applies. Once
+// the kernel accepts the part, weir applies it.
 func testRefused(t *testing.T, r refusal) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -25,8 +25,7 @@ func advertisement(dst, src net.HardwareAddr) []gopacket.SerializableLayer {
 	}
 }
 
-// believesNoRouter waits for the duration silence, and then fails the test if the node has a route or an address from a
-// router advertisement.
+// believesNoRouter waits, and fails the test if a router advertisement has given the node a route or an address.
 func believesNoRouter(t *testing.T) {
 	t.Helper()
 	time.Sleep(silence)
@@ -38,8 +37,7 @@ func believesNoRouter(t *testing.T) {
 	}
 }
 
-// TestRouterAdvertisements: a node whose pods have no IPv6 accepts no router advertisement from a pod, whether the
-// frame goes to a link-local MAC or to all IPv6 nodes.
+// TestRouterAdvertisements: if pods have no IPv6, the node accepts no router advertisement from a pod.
 func TestRouterAdvertisements(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -67,8 +65,8 @@ func TestRouterAdvertisementsOutOfTheTunnel(t *testing.T) {
 	believesNoRouter(t)
 }
 
-// unaskedAddresses returns the IPv6 addresses of weir's links that weir can't have set: all those of pods' ports, and
-// those of other links that aren't unique local ones (fc00::/7).
+// unaskedAddresses returns the IPv6 addresses of weir's links that weir can't have set: all of pods' ports, and on
+// other links all but unique local ones (fc00::/7).
 func unaskedAddresses(t *testing.T) (all []string) {
 	t.Helper()
 	for line := range strings.Lines(nodetest.Run(t, "ip", "-6", "-o", "addr", "show")) {
@@ -87,8 +85,7 @@ func unaskedAddresses(t *testing.T) (all []string) {
 	return all
 }
 
-// TestNoAddressThatNobodyAskedFor: on a node without IPv6 pods, weir0, the pods' ports and the tunnel have no IPv6
-// address.
+// TestNoAddressThatNobodyAskedFor: without IPv6 pods, weir's links have no IPv6 address.
 func TestNoAddressThatNobodyAskedFor(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -99,8 +96,8 @@ func TestNoAddressThatNobodyAskedFor(t *testing.T) {
 	}
 }
 
-// TestNoAddressThatNobodyAskedForWithIPv6Pods: on a node with IPv6 pods, the pods' ports have no IPv6 address, and
-// weir0 has none but unique local ones, such as that of the pods' gateway.
+// TestNoAddressThatNobodyAskedForWithIPv6Pods: with IPv6 pods, weir0 has only unique local addresses, and the ports
+// have none.
 func TestNoAddressThatNobodyAskedForWithIPv6Pods(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

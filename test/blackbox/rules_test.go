@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// isolated has the pods "server" and "client", which may neither send nor receive, and the pods "other" and "attacker",
-// which no policy isolates.
+// isolated has "server" and "client", which may neither send nor receive, and "other" and "attacker" without
+// policies.
 const isolated = `
 apiVersion: v1
 kind: Namespace
@@ -50,8 +50,8 @@ func TestControlPodsReachThemselves(t *testing.T)      { podsReachThemselves(t, 
 func TestPodsReachThemselvesBehindPtp(t *testing.T)    { podsReachThemselves(t, "ptp") }
 func TestPodsReachThemselvesBehindBridge(t *testing.T) { podsReachThemselves(t, "bridge") }
 
-// podsReachThemselves: a pod reaches itself through a Service or a hostPort, even if its policies allow nothing.
-// Another pod doesn't reach it that way.
+// podsReachThemselves: if a pod's policies allow nothing, it still reaches itself through a Service or a hostPort. No
+// other pod does.
 func podsReachThemselves(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -76,8 +76,7 @@ func TestControlForgedSelf(t *testing.T)             { forgedSelf(t, "weir") }
 func TestControlForgedSelfBehindPtp(t *testing.T)    { forgedSelf(t, "ptp") }
 func TestControlForgedSelfBehindBridge(t *testing.T) { forgedSelf(t, "bridge") }
 
-// forgedSelf: another pod or a host outside sends a packet under the address of an isolated pod, to that address or
-// to a Service of the pod. The packet doesn't arrive.
+// forgedSelf: if another host sends to an isolated pod under the pod's own address, the packet doesn't arrive.
 func forgedSelf(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -105,8 +104,7 @@ func forgedSelf(t *testing.T, plugin string) {
 	}
 }
 
-// TestForgedSendersBehindPtp: with ptp, a link of the node belongs to one pod. A packet from the link whose source
-// isn't an address of that pod arrives neither at the node, nor at another pod, nor outside.
+// TestForgedSendersBehindPtp: if a packet's source isn't an address of the link's pod, it arrives nowhere.
 func TestForgedSendersBehindPtp(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -148,8 +146,8 @@ func TestForgedSendersBehindPtp(t *testing.T) {
 	}
 }
 
-// TestNotTracked: NodeLocal DNSCache turns off connection tracking for DNS to its address. Pods reach this address
-// over UDP and TCP if their policies allow it, and nothing else becomes reachable.
+// TestNotTracked: if NodeLocal DNSCache turns off connection tracking for its address, pods reach it only if their
+// policies allow it. Nothing else becomes reachable.
 func TestNotTracked(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -213,9 +211,8 @@ func TestLoopbackOfTheNode(t *testing.T)             { loopback(t, "weir") }
 func TestLoopbackOfTheNodeBehindPtp(t *testing.T)    { loopback(t, "ptp") }
 func TestLoopbackOfTheNodeBehindBridge(t *testing.T) { loopback(t, "bridge") }
 
-// loopback: with the first hostPort, portmap makes the node accept packets to 127.0.0.0/8 from the pods' link. Some
-// servers listen only there. Pods don't reach these servers, unless a rule of the node translates another address to
-// such a server's.
+// loopback: portmap makes the node accept packets to 127.0.0.0/8 from pods. Pods reach no server there, unless a rule
+// of the node translates an address to it.
 func loopback(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -260,9 +257,8 @@ func TestForwardThatRefusesAllLegacy(t *testing.T) {
 	forwardThatRefusesAll(t, "legacy")
 }
 
-// forwardThatRefusesAll: some node images end the chain FORWARD of table filter with a rule that rejects all. Packets
-// that policies allow pass nevertheless, also after a script has rewritten the chain. Packets that policies deny or
-// that an earlier rule of the chain drops don't pass.
+// forwardThatRefusesAll: if the node's chain FORWARD ends with a rule that rejects all, packets that policies allow
+// still pass. An earlier rule that drops packets still drops them.
 func forwardThatRefusesAll(t *testing.T, flavour string) {
 	t.Helper()
 	n := nodetest.NewNode(t, dualStack)
@@ -294,7 +290,7 @@ func forwardThatRefusesAll(t *testing.T, flavour string) {
 	// A firewall's own script rewrites the chain while weir runs.
 	nodetest.RunEach(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP", four+" -A FORWARD -j REJECT")
 	reach()
-	// Other scripts reject each protocol by a rule of its own, or reject packets in a chain that also logs some of them.
+	// Other scripts have a rule for each protocol, or reject in a chain that also logs.
 	nodetest.RunEach(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP",
 		four+" -A FORWARD -p tcp -j REJECT --reject-with tcp-reset", four+" -A FORWARD -j REJECT")
 	reach()
@@ -305,8 +301,8 @@ func forwardThatRefusesAll(t *testing.T, flavour string) {
 	reach()
 }
 
-// TestGlobalAddressesAreNotMasqueraded: if a pod's IPv6 address is a global one, hosts outside see this address. If it
-// is a unique local one, they see the node's address. Over IPv4 they see the node's address in both cases.
+// TestGlobalAddressesAreNotMasqueraded: hosts outside see a pod's global IPv6 address. For a unique local one or
+// IPv4, they see the node's address.
 func TestGlobalAddressesAreNotMasqueraded(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -342,8 +338,8 @@ func TestGlobalAddressesAreNotMasqueraded(t *testing.T) {
 	}
 }
 
-// TestControlIstioAmbient: Istio's ambient mode translates the source address of kubelet's probes. The probes reach
-// isolated pods, as all packets from the node do, and kubelet gets the answers.
+// TestControlIstioAmbient: if Istio's ambient mode translates the source of kubelet's probes, they still reach
+// isolated pods.
 func TestControlIstioAmbient(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

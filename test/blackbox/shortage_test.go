@@ -29,9 +29,8 @@ kind: Pod
 metadata: {name: two, namespace: ns-1}
 `
 
-// TestNoAddressIsLeft: ADD refuses a pod for which no address is left. The error has the number of addresses and names
-// weirctl pods. STATUS doesn't fail: if it did, kubelet would have the running pods evicted. The status and a metric
-// report the shortage while it lasts, and the log names it. Once an address is free, the pod starts.
+// TestNoAddressIsLeft: if no address is left, ADD refuses the pod, and log, status and a metric report the shortage.
+// STATUS doesn't fail, because kubelet would then have running pods evicted.
 func TestNoAddressIsLeft(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -11,10 +11,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAddsAndDelsAreNobodysTampering: pods behind another plugin start and end while the agent resyncs again and again.
-// The agent doesn't mistake the changes that ADD and DEL make to sets for another program's changes. It takes no pod
-// out of the set of pods that policies apply to while the pod's ADD runs: the pod's link is already up. After the last
-// DEL, no pod is in the set.
+// TestAddsAndDelsAreNobodysTampering: if ADD and DEL change sets during resyncs, the agent doesn't undo it. After the
+// last DEL, no pod is in the set.
 func TestAddsAndDelsAreNobodysTampering(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -93,8 +91,7 @@ func TestAddsAndDelsAreNobodysTampering(t *testing.T) {
 	})
 }
 
-// watchMember checks that the pod stays in the set of pods, from the moment when the pod is first in the set until the
-// pod's ADD has ended.
+// watchMember checks that the pod, once it is in the set of pods, stays there until its ADD has ended.
 func watchMember(t *testing.T, pod string, ended <-chan struct{}) {
 	was := false
 	for {

@@ -57,9 +57,8 @@ func rpFilter(t *testing.T, netns string, value int) {
 	})
 }
 
-// arrives calls the function send, and reports whether a datagram that send sends reaches a socket at the address in
-// the namespace. Then it calls control, which must send a datagram that arrives there and begins with "control". After
-// this datagram arrives needn't wait for others. Without a control it waits 300 ms.
+// arrives reports whether a datagram of send reaches the address. Then it calls control, whose datagram must begin
+// with "control" and arrive: nothing else comes after it. Without a control, arrives waits 300 ms.
 func arrives(t *testing.T, netns, address string, send, control func()) bool {
 	t.Helper()
 	var conn *net.UDPConn
@@ -91,7 +90,7 @@ func arrives(t *testing.T, netns, address string, send, control func()) bool {
 	return came
 }
 
-// tunnelMAC returns the MAC of weir's tunnel end on the node with that IPv4 address.
+// tunnelMAC returns the MAC of the tunnel's end on the node.
 func tunnelMAC(node string) net.HardwareAddr {
 	b := netip.MustParseAddr(node).As4()
 	return net.HardwareAddr{0x0e, 0x58, b[0], b[1], b[2], b[3]}
@@ -103,7 +102,7 @@ func inTunnel(t *testing.T, vni uint32, inner []byte) []byte {
 	return nodetest.Frame(t, &layers.VXLAN{ValidIDFlag: true, VNI: vni}, gopacket.Payload(inner))
 }
 
-// wire sends a datagram from the router's end of the link to the node of that number, under any source address.
+// wire sends a datagram over the router's link to that node (1, 2, 3). from may be forged.
 func wire(t *testing.T, node int, from, to string, port int, payload []byte) {
 	t.Helper()
 	mac := func(last byte) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, byte(node), last} }
@@ -115,15 +114,13 @@ const (
 	vni, vxlanPort      = 88, 4789
 )
 
-// forged returns the frame that a tunnel packet from n1 to n2 would carry: a datagram from one address to port 9 of the
-// other.
+// forged returns a frame for a tunnel packet from n1 to n2. It has a datagram to port 9.
 func forged(t *testing.T, from, to, payload string) []byte {
 	t.Helper()
 	return udpFrame(t, tunnelMAC(node1), tunnelMAC(node2), from, to, 9, []byte(payload))
 }
 
-// honest returns a function that sends the datagram "control" through the tunnel to the pod on n2, as n1 does for one
-// of its pods.
+// honest returns a function that sends "control" through the tunnel from n1 to the pod on n2.
 func honest(t *testing.T, to string) func() {
 	from := "100.96.1.77"
 	if strings.Contains(to, ":") {
@@ -132,8 +129,8 @@ func honest(t *testing.T, to string) func() {
 	return func() { wire(t, 2, node1, node2, vxlanPort, inTunnel(t, vni, forged(t, from, to, "control"))) }
 }
 
-// TestForgedRemotePods: a host between the nodes sends packets under addresses of pods, of other nodes and of the
-// receiving node, without a tunnel. The packets arrive neither at a pod nor at the node, with and without rp_filter.
+// TestForgedRemotePods: if a host between the nodes sends under addresses of pods or nodes without a tunnel, nothing
+// arrives.
 func TestForgedRemotePods(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -160,8 +157,8 @@ func TestForgedRemotePods(t *testing.T) {
 	}
 }
 
-// TestForgedInsideTunnels: a packet from a node's tunnel is dropped unless its source is in a network of that node. A
-// tunnel packet from a host that isn't a node is dropped too.
+// TestForgedInsideTunnels: a packet from a tunnel is dropped unless its source is in the sending node's networks.
+// Tunnel packets of hosts that aren't nodes are dropped.
 func TestForgedInsideTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -179,8 +176,8 @@ func TestForgedInsideTunnels(t *testing.T) {
 				t.Errorf("the tunnel of n1 brings packets of %s to %s", from, to)
 			}
 		}
-		// A host that isn't a node sends tunnel packets, under addresses of no node and under the receiving node's own
-		// address. (Under n1's address they would pass: honest sends such packets.)
+		// These tunnel packets come from no node's address and from the receiver's own. Under n1's address they would
+		// pass.
 		if arrives(t, pods[1].Netns, at, func() {
 			inner := map[bool]string{false: "100.96.1.77", true: "fd00:96:1::77"}[strings.Contains(to, ":")]
 			for _, from := range []string{"192.0.2.1", "172.20.1.11", node2} {
@@ -192,8 +189,7 @@ func TestForgedInsideTunnels(t *testing.T) {
 	}
 }
 
-// TestNothingElseOutOfTunnels: the node takes no default route from a router advertisement in a tunnel, and no ARP
-// request comes out of the tunnel.
+// TestNothingElseOutOfTunnels: the node takes no router advertisement and no ARP request out of a tunnel.
 func TestNothingElseOutOfTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -204,8 +200,7 @@ func TestNothingElseOutOfTunnels(t *testing.T) {
 	n.Run("sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/all/forwarding; ip -6 route del default")
 	n.StartAgent()
 	awaitConflist(c, n)
-	// The link now accepts router advertisements, whatever weir has set, so that the test would see the effect of one that
-	// arrives.
+	// Make the link accept router advertisements, so that the test would see one that arrives.
 	n.Run("sh", "-c",
 		"ip link set weir-vxlan addrgenmode eui64; ip link set weir-vxlan down; ip link set weir-vxlan up; "+
 			"echo 2 > /proc/sys/net/ipv6/conf/weir-vxlan/accept_ra")
@@ -218,7 +213,7 @@ func TestNothingElseOutOfTunnels(t *testing.T) {
 	if out := n.Run("ip", "-6", "route"); strings.Contains(out, "default") {
 		t.Errorf("the node has a router behind the tunnel:\n%s", out)
 	}
-	// Now a frame without IP: an ARP request. The node would answer a request for its own address.
+	// The node would answer an ARP request for its own address.
 	heard := nodetest.Sniff(t, n.Netns, "weir-vxlan")
 	arp := &layers.ARP{
 		AddrType:          layers.LinkTypeEthernet,
@@ -241,8 +236,8 @@ func TestNothingElseOutOfTunnels(t *testing.T) {
 	}
 }
 
-// TestServiceBeforeTunnels: if a node translates a packet's destination to a node's tunnel port, the packet isn't a
-// tunnel packet, even if it comes from another node. A pod's packet to a node's tunnel port isn't one, either.
+// TestServiceBeforeTunnels: if a node translates a destination to the tunnel port, the packet isn't a tunnel packet.
+// A pod's packet to that port isn't one, either.
 func TestServiceBeforeTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -293,9 +288,8 @@ func sendUDP(t *testing.T, netns, to string, payload []byte) {
 	}
 }
 
-// TestTunnelsAreNotTranslated: a rule translates packets to the node's tunnel port to a pod's address, as for a
-// hostPort, or for a Service with the node's address as externalIP. The rule has no effect on packets to the tunnel
-// port, and pods still reach each other through the tunnel. Connection tracking has no entry for tunnel packets.
+// TestTunnelsAreNotTranslated: if a rule translates packets to the node's tunnel port, tunnel packets are unaffected.
+// Connection tracking has no entry for them.
 func TestTunnelsAreNotTranslated(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -320,8 +314,8 @@ func TestTunnelsAreNotTranslated(t *testing.T) {
 	}
 }
 
-// TestTunnelsComeByTheUnderlay: a pod behind the plugin ptp sends a tunnel packet to its node under another node's
-// address. The packet inside doesn't arrive.
+// TestTunnelsComeByTheUnderlay: if a pod behind ptp sends a tunnel packet under a node's address, the packet inside
+// is dropped.
 func TestTunnelsComeByTheUnderlay(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "main/bridge", "ipam/host-local") {
 		return
@@ -362,9 +356,8 @@ func TestTunnelsComeByTheUnderlay(t *testing.T) {
 	}
 }
 
-// TestDirectPeersDontComeOutOfTunnels: in crossSubnet, n2 drops packets under addresses of pods if they come the
-// wrong way: out of a tunnel from n1, which is in n2's subnet, or without a tunnel from n3, which isn't. Packets out
-// of n3's tunnel arrive.
+// TestDirectPeersDontComeOutOfTunnels: in crossSubnet, packets are dropped if they come out of a tunnel from the same
+// subnet, or without a tunnel from another subnet.
 func TestDirectPeersDontComeOutOfTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

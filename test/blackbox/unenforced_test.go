@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// apiServer answers an agent's requests. It has one Node. The map served has the number of objects for each further
-// kind, under KIND.GROUP/VERSION. The number -1 means that the agent may not list the kind.
+// apiServer answers an agent's requests. served has the number of objects for each kind, under KIND.GROUP/VERSION; -1
+// forbids the list.
 func apiServer(t *testing.T, served map[string]int) *httptest.Server {
 	t.Helper()
 	lists := map[string]string{
@@ -84,9 +84,8 @@ func apiServer(t *testing.T, served map[string]int) *httptest.Server {
 	return server
 }
 
-// TestPoliciesThatAnAPIServerHas: weir doesn't enforce some kinds of policies. If the API server has objects of such
-// a kind, or doesn't let the agent list them, the status, the log and a metric warn of it. There is no warning of a
-// kind without objects, or of a kind that isn't a policy.
+// TestPoliciesThatAnAPIServerHas: if the API server has policies of a kind that weir doesn't enforce, or may have
+// them, the status, the log and a metric warn.
 func TestPoliciesThatAnAPIServerHas(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -12,8 +12,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// denied makes a node with an agent, the pods x/a and x/b, and a policy that denies all. x/b serves TCP port 80. The
-// pod x/c has a manifest, but isn't attached.
+// denied makes a node with an agent, the pods x/a and x/b, and a policy that denies all. The pod x/c isn't attached.
 func denied(t *testing.T) (n *nodetest.Node, a, b *nodetest.Pod) {
 	t.Helper()
 	n = nodetest.NewNode(t, nil)
@@ -33,7 +32,6 @@ metadata: {namespace: x, name: deny}
 spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
 `
 
-// sh runs a line of shell on the node and returns its output. If the line fails, the test ends.
 func sh(t testing.TB, line string) string {
 	t.Helper()
 	return nodetest.Run(t, "sh", "-c", line)
@@ -54,7 +52,7 @@ func notReadyFor(n *nodetest.Node, why string) {
 	})
 }
 
-// refused tries to attach the pod x/c. ADD must fail, and its error must contain the reason.
+// refused tries to attach the pod x/c. ADD must fail with the reason.
 func refused(n *nodetest.Node, why string) {
 	n.Helper()
 	if _, err := n.TryAddPod("x", "c"); err == nil || !strings.Contains(err.Error(), why) {
@@ -74,7 +72,7 @@ func well(n *nodetest.Node) {
 	}
 }
 
-// stays calls f again and again for the given time, and fails the test if f returns an error.
+// stays fails the test if f returns an error within the given time.
 func stays(n *nodetest.Node, within time.Duration, f func() error) {
 	n.Helper()
 	for end := time.Now().Add(within); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
@@ -84,8 +82,8 @@ func stays(n *nodetest.Node, within time.Duration, f func() error) {
 	}
 }
 
-// TestATableThatIptablesCantPrint: another program's rule in nat POSTROUTING makes iptables-save fail. weir still
-// repairs its rules in table mangle. Until the rule is deleted, the node isn't ready, and no pod starts.
+// TestATableThatIptablesCantPrint: if iptables-save fails, the node isn't ready and no pod starts. weir still repairs
+// its rules.
 func TestATableThatIptablesCantPrint(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -111,9 +109,8 @@ func TestATableThatIptablesCantPrint(t *testing.T) {
 	well(n)
 }
 
-// TestATableThatIptablesCallsIncompatible: a rule that nft added to mangle FORWARD makes iptables-save succeed without
-// printing the table. weir doesn't take the table for empty: its own rule is there once. Until the rule of nft is
-// deleted, the node isn't ready, and no pod starts, but weir repairs its rules and applies changes of policies.
+// TestATableThatIptablesCallsIncompatible: if nft's rule makes iptables-save omit a table, weir doesn't think that
+// the table is empty. The node isn't ready until the rule is deleted.
 func TestATableThatIptablesCallsIncompatible(t *testing.T) {
 	for family, program := range map[string]string{"ip": "iptables", "ip6": "ip6tables"} {
 		t.Run(program, func(t *testing.T) {
@@ -168,7 +165,6 @@ func TestATableThatIptablesCallsIncompatible(t *testing.T) {
 	}
 }
 
-// jumps returns an error unless exactly want rules of the chain jump to a chain of weir's.
 func jumps(chain string, want int) error {
 	out, err := exec.Command("sh", "-c", "nft list chain "+chain).CombinedOutput()
 	if err != nil {
@@ -180,9 +176,8 @@ func jumps(chain string, want int) error {
 	return nil
 }
 
-// withoutMatch takes the extension for the match away from iptables, for programs that start from now on. They can't
-// print a rule with the match, as if another version of iptables had made the rule. A line of shell that begins with
-// the returned undo has the extension.
+// withoutMatch takes an extension away from iptables, for programs that start from now on. They can't print rules
+// with the match. Shell lines that begin with undo have the extension.
 func withoutMatch(t *testing.T, match string) (undo string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -192,9 +187,8 @@ func withoutMatch(t *testing.T, match string) (undo string) {
 	return "XTABLES_LIBDIR=" + lib + " "
 }
 
-// TestALegacyTableThatIptablesCantPrint: iptables-legacy can't print table mangle, and weir's rule is deleted from it.
-// Policies still apply, and weir doesn't add its rule more than once. Until the table can be printed, the node isn't
-// ready, and no pod starts.
+// TestALegacyTableThatIptablesCantPrint: if iptables-legacy can't print a table, the node isn't ready. Policies still
+// apply, and weir adds its rule only once.
 func TestALegacyTableThatIptablesCantPrint(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -223,9 +217,8 @@ func TestALegacyTableThatIptablesCantPrint(t *testing.T) {
 	well(n)
 }
 
-// TestWhichIptablesIsUnknown: an agent starts while iptables can't print some tables. If kubelet's chain is in
-// iptables-nft, the agent uses that, even if it can't read table nat. If only iptables-legacy has rules and can't print
-// them, the agent isn't ready, and no pod starts, until it can.
+// TestWhichIptablesIsUnknown: if tables can't be printed when an agent starts, kubelet's chain in iptables-nft
+// decides for nft. If only iptables-legacy has rules and can't print them, the agent isn't ready.
 func TestWhichIptablesIsUnknown(t *testing.T) {
 	t.Run("nft", func(t *testing.T) {
 		if !nodetest.IsolatedWithWeir(t) {
@@ -257,8 +250,8 @@ func TestWhichIptablesIsUnknown(t *testing.T) {
 	})
 }
 
-// TestAGuardThatCantBeMadeIsNotForgotten: another program replaces the guard's table, and a set in it makes a first
-// attempt to write the guard fail. The status never says that the node is ready while the guard isn't there.
+// TestAGuardThatCantBeMadeIsNotForgotten: if the guard is replaced and can't be written at first, the node isn't
+// ready meanwhile.
 func TestAGuardThatCantBeMadeIsNotForgotten(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -285,8 +278,8 @@ func TestAGuardThatCantBeMadeIsNotForgotten(t *testing.T) {
 	})
 }
 
-// TestATableThatIsSwitchedOff: another program makes table mangle dormant, and then the guard's table. nft still lists
-// all rules of such a table, but the kernel checks no packet with these rules. The agent switches the table on again.
+// TestATableThatIsSwitchedOff: if a program makes a table dormant, the agent switches it on again. nft lists its
+// rules, but the kernel doesn't use them.
 func TestATableThatIsSwitchedOff(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -306,8 +299,7 @@ func TestATableThatIsSwitchedOff(t *testing.T) {
 	well(n)
 }
 
-// TestAChainThatHangsElsewhere: another program replaces the chain FORWARD of table mangle. The new chain has weir's
-// rule, but is at another hook or priority, or at no hook. The agent puts the chain at its hook again.
+// TestAChainThatHangsElsewhere: if the chain FORWARD is at the wrong hook or priority, the agent puts it back.
 func TestAChainThatHangsElsewhere(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -339,8 +331,7 @@ nft -f /run/forward.nft`)
 		n.Reach(a, b.IP+":80", false)
 		n.Eventually("the node is ready", func() error { _, err := n.Ctl("status"); return err })
 	}
-	// If such a chain also has another program's rule, the agent doesn't replace the chain. It isn't ready, and no pod
-	// starts.
+	// If another program's rule is in the chain, the agent doesn't replace it, and isn't ready.
 	sh(t,
 		"nft 'flush chain ip mangle FORWARD; delete chain ip mangle FORWARD; add chain ip mangle FORWARD; "+
 			"add rule ip mangle FORWARD counter'")
@@ -351,9 +342,8 @@ nft -f /run/forward.nft`)
 	n.Reach(a, b.IP+":80", false)
 }
 
-// TestASetThatCantBeRead: a set with a name of weir's has a type that weir doesn't use. Then all sets are unknown to
-// weir: the node isn't ready, and no pod starts, until the set is deleted. But weir still restores its rule when the
-// rule is deleted.
+// TestASetThatCantBeRead: if a set with weir's name has another type, all sets are unknown. The node isn't ready, but
+// weir still restores its rule.
 func TestASetThatCantBeRead(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -32,8 +32,8 @@ func addressOnLo(c *nodetest.Cluster) {
 	}
 }
 
-// TestMTUFollowsTheRoute: the MTU of pods comes from the routes to other nodes, not from the link with the node's
-// address. Of several next hops, the one with the smallest MTU counts. If the routes change, the MTU changes.
+// TestMTUFollowsTheRoute: the MTU of pods comes from the routes to other nodes. Of several next hops, the smallest
+// MTU counts.
 func TestMTUFollowsTheRoute(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -53,7 +53,7 @@ func TestMTUFollowsTheRoute(t *testing.T) {
 	p1, p2 := n.AddPod("lab", "p1"), c.Nodes[1].AddPod("lab", "p2")
 	c.Serve(p2.Netns, "tcp4", p2.IP+":80")
 	c.Eventually("p1 reaches p2", func() error { _, err := nodetest.Get(t, p1.Netns, p2.IP+":80"); return err })
-	// The route gets two next hops. The link to the second one has a smaller MTU.
+	// The second next hop's link has a smaller MTU.
 	nodetest.RunEach(t,
 		"ip link add eth1 netns n1 mtu 1300 type veth peer name x1 mtu 1300 netns router",
 		"ip -n router addr add 172.23.0.1/24 dev x1", "ip -n router link set x1 up",
@@ -68,8 +68,8 @@ func TestMTUFollowsTheRoute(t *testing.T) {
 	c.Eventually("p1 reaches p2", func() error { _, err := nodetest.Get(t, p1.Netns, p2.IP+":80"); return err })
 }
 
-// TestNextHopOfTheOtherFamily: in crossSubnet, a node whose IPv4 address is behind an IPv6 router counts as being in
-// another subnet. The route to its pods leads into the tunnel, and pods reach each other.
+// TestNextHopOfTheOtherFamily: if a node's IPv4 address is behind an IPv6 router, the node is in another subnet and
+// needs a tunnel.
 func TestNextHopOfTheOtherFamily(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -97,8 +97,8 @@ func TestNextHopOfTheOtherFamily(t *testing.T) {
 	allReach(c, pods, "crossSubnet")
 }
 
-// TestOverlayPortAndVNI: another overlay uses the port of VXLAN and weir's VNI, and flags give weir another port and
-// VNI. Pods reach each other. They can't send to weir's new port, but can send to the port of the other overlay.
+// TestOverlayPortAndVNI: if another overlay has the usual port and VNI, weir works with others. Pods can't send to
+// weir's port.
 func TestOverlayPortAndVNI(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -134,8 +134,7 @@ func TestOverlayPortAndVNI(t *testing.T) {
 	}
 }
 
-// TestAnotherOverlayOnThePort: another overlay works beside weir's on the same port. The other end of that overlay
-// isn't a node.
+// TestAnotherOverlayOnThePort: another overlay works on the same port. Its other end isn't a node.
 func TestAnotherOverlayOnThePort(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -152,8 +151,8 @@ func TestAnotherOverlayOnThePort(t *testing.T) {
 		func() error { _, err := nodetest.Get(t, nodetest.RouterNS, "10.99.0.1:80"); return err })
 }
 
-// TestAHostFirewallByState: tunnel packets are not tracked, so a host firewall that accepts the tunnel port by
-// connection state drops them. The status says so until the firewall accepts the port in any state.
+// TestAHostFirewallByState: if a firewall accepts tunnel packets by connection state, it drops them, because they
+// aren't tracked. The status says so.
 func TestAHostFirewallByState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -180,8 +179,8 @@ func TestAHostFirewallByState(t *testing.T) {
 	c.Eventually("the status no longer tells of it", blocked(false))
 }
 
-// TestClusterCIDR: with the flag --cluster-cidr, weir makes no route to a Node's network outside the cluster's CIDRs,
-// and the status names the network.
+// TestClusterCIDR: if a Node's network is outside --cluster-cidr, weir makes no route, and the status names the
+// network.
 func TestClusterCIDR(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -199,9 +198,8 @@ func TestClusterCIDR(t *testing.T) {
 	}
 }
 
-// TestTheGateIsRepaired: another program flushes, deletes, switches off or extends the gate's table. The agent makes
-// the table as it was. Then the gate drops a packet out of a node's tunnel whose source isn't in a network of that
-// node.
+// TestTheGateIsRepaired: if another program changes the gate's table, the agent restores it, and the gate drops
+// forged packets again.
 func TestTheGateIsRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -7,8 +7,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// workloads has workloads of four kinds, and a static pod. Policies allow the client's pods to reach web and db, and
-// the pods of other to reach db-0.
+// workloads has workloads of four kinds, and a static pod. The client's pods may reach web and db; other's may reach
+// db-0.
 const workloads = `
 apiVersion: apps/v1
 kind: Deployment
@@ -48,9 +48,8 @@ spec: {podSelector: {matchLabels: {statefulset.kubernetes.io/pod-name: db-0}},
   ingress: [{from: [{podSelector: {matchLabels: {app: other}}}]}]}
 `
 
-// TestPodsOfWorkloads: if a pod's name fits a workload, the pod gets the workload's labels, and a StatefulSet's pod
-// also gets its name as a label. The mirror pod of a static pod, whose name ends in the node's, gets the static pod's
-// labels. ADD refuses a pod whose name fits no workload.
+// TestPodsOfWorkloads: if a pod's name fits a workload, the pod gets the workload's labels. ADD refuses a pod that
+// fits none.
 func TestPodsOfWorkloads(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -89,9 +88,8 @@ func TestPodsOfWorkloads(t *testing.T) {
 	}
 }
 
-// TestAPodThatFitsTwoWorkloads: a pod's name fits two workloads with different labels. Policies that select either
-// apply to the pod, and a peer's selector matches it only by the labels that both workloads have. The status says that
-// the pod fits two.
+// TestAPodThatFitsTwoWorkloads: if a pod's name fits two workloads, policies that select either apply. A peer's
+// selector sees only labels that both have.
 func TestAPodThatFitsTwoWorkloads(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

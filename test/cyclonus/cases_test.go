@@ -35,8 +35,7 @@ var (
 	ipv6 = addresses{netip.MustParsePrefix("fd00:10:88::/64"), netip.MustParseAddr("fd00:10:88::1")}
 )
 
-// world is the cluster of a test case: the state that Cyclonus keeps of it, and each pod's address, which never
-// changes.
+// world is the cluster of a test case: Cyclonus' state, and each pod's address, which never changes.
 type world struct {
 	connectivity.TestCaseState
 	addresses
@@ -48,8 +47,7 @@ var (
 	protocols  = []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP}
 )
 
-// newWorld returns the initial cluster of the command cyclonus: pods a, b and c in each of the namespaces x, y and z.
-// The pods listen on ports 80 and 81 with each protocol.
+// newWorld returns the cluster of the command cyclonus: pods a, b and c in each of the namespaces x, y and z.
 func newWorld(t *testing.T, in addresses) *world {
 	t.Helper()
 	logrus.SetOutput(io.Discard)
@@ -64,7 +62,7 @@ func newWorld(t *testing.T, in addresses) *world {
 	return w
 }
 
-// assign gives an address to each pod that has none. A pod that is deleted and made again gets its earlier address.
+// assign gives an address to each pod that has none. A pod that is made again gets its earlier address.
 func (w *world) assign() {
 	for _, p := range w.Resources.Pods {
 		key := p.PodString().String()
@@ -81,8 +79,7 @@ func (w *world) assign() {
 	}
 }
 
-// cases returns all of Cyclonus' test cases. Some have an ipBlock around the address of pod z/c. Some have an IPv4
-// block that matches all pods, or no pod. For IPv6 pods, these IPv4 blocks are replaced by the corresponding IPv6
+// cases returns all of Cyclonus' test cases. For IPv6 pods, it replaces their IPv4 blocks by corresponding IPv6
 // blocks.
 func (w *world) cases() []*generator.TestCase {
 	cases := generator.NewTestCaseGenerator(true, w.ips["z/c"].String(), namespaces, nil, nil).GenerateAllTestCases()

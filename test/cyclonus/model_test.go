@@ -14,8 +14,7 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// TestModel compares three verdicts for every packet of each step of each test case: that of Cyclonus, that of weir's
-// evaluator, direction by direction, and that of the compiled rules.
+// TestModel: for every packet, the verdicts of Cyclonus, of weir's evaluator and of the compiled rules are equal.
 func TestModel(t *testing.T) {
 	passed, packets, unresolved := 0, 0, 0
 	cases := newWorld(t, ipv4).cases()
@@ -57,9 +56,8 @@ func TestModel(t *testing.T) {
 	fmt.Printf("cyclonus-model: %d/%d\n", passed, len(cases))
 }
 
-// compare returns the differences between the verdicts. For a packet from a pod to itself, weir and Cyclonus have the
-// same verdict of the policies. But weir allows the packet in any case: "a pod cannot block access to itself"
-// (kubernetes.io, Network Policies). Cyclonus has an option to leave these packets out (--ignore-loopback).
+// compare returns the differences between the verdicts. A packet from a pod to itself is allowed in any case: "a pod
+// cannot block access to itself" (kubernetes.io, Network Policies).
 func compare(v verdict.Verdict, want *probe.JobResult) string {
 	self := want.Job.FromKey == want.Job.ToKey
 	switch {

@@ -16,9 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestPacketsIPv4 carries out each step of each test case on a node, and sends every packet of the step's probes from
-// pod to pod. A packet arrives if Cyclonus allows it, or if a pod sends it to itself; other packets don't arrive.
-// It does so with each backend.
+// TestPacketsIPv4 sends every packet of every test case from pod to pod, with each backend. It arrives only if
+// Cyclonus allows it, or if a pod sends it to itself.
 func TestPacketsIPv4(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -43,7 +42,7 @@ func bothBackends(t *testing.T, family string, in addresses) {
 	testPackets(t, node, attached, "cyclonus-packets-nftables-"+family, in)
 }
 
-// testPackets prints its result behind the title. attached has the pods that the node has.
+// testPackets prints its result behind the title. attached are the pods on the node.
 func testPackets(
 	t *testing.T, node *packettest.Node, attached map[string]netip.Addr, title string, in addresses,
 ) {
@@ -72,7 +71,7 @@ func testPackets(
 	fmt.Printf("%s: %d/%d\n", title, passed, len(cases))
 }
 
-// attach attaches and detaches pods until the node has exactly the pods of the cluster.
+// attach makes the node have exactly the pods of the cluster.
 func (w *world) attach(node *packettest.Node, attached map[string]netip.Addr) {
 	var now []string
 	for _, p := range w.Resources.Pods {

@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestFlowsUnderFlood: while flows are recorded, a pod sends allowed packets to all ports of another, as many as it
-// can. The agent takes little time for it, and says how many packets it doesn't know. A flow of another pod shows.
+// TestFlowsUnderFlood: if a pod floods allowed packets while flows are recorded, the agent needs little time, and
+// counts the packets that it doesn't know. Another pod's flow shows.
 func TestFlowsUnderFlood(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -11,9 +11,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestFloodOfForgedSenders: one pod sends as many packets under an address that isn't its own. The guard drops them,
-// and each single denied packet of another pod shows within a second. The lines stand for exactly the packets that were
-// sent.
+// TestFloodOfForgedSenders: if a pod floods packets with a forged sender, the guard drops them. Another pod's denied
+// packet shows within a second.
 func TestFloodOfForgedSenders(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestLost: the agent stands still while a pod sends more packets than the kernel keeps for it. The policies hold, and
-// once the agent runs again, the lines stand for exactly the packets that the rules have logged.
+// TestLost: if the agent stands still during a flood, policies hold. Later the lines account for exactly the packets
+// that the rules have logged.
 func TestLost(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -60,8 +60,7 @@ func TestLost(t *testing.T) {
 	t.Logf("%d packets, %d lost, %d missed", live.count.Load(), live.lost.Load(), live.missed.Load())
 }
 
-// socketDrops returns how many messages the kernel couldn't put into netlink sockets of the packet filter, because the
-// sockets were full.
+// socketDrops returns how many messages the kernel lost because netfilter's netlink sockets were full.
 //
 // Equivalent to: awk '$2 == 12 { sum += $9 } END { print sum }' /proc/net/netlink
 func socketDrops(n *node) (drops int) {
@@ -77,8 +76,8 @@ func socketDrops(n *node) (drops int) {
 	return drops
 }
 
-// TestTaken: another program reads the log group when the agent starts. The agent enforces the policies, says why it
-// reads no drops, and reads them once the program has ended.
+// TestTaken: if another program reads the log group, the agent enforces policies and says why it reads no drops. It
+// reads them once the program has ended.
 func TestTaken(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

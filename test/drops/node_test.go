@@ -65,7 +65,7 @@ func newNode(t *testing.T, flags ...string) *node {
 	return n
 }
 
-// start starts an agent, and waits until it is ready and, without flags, until it reads drops.
+// start starts an agent, and waits until it is ready. Without flags, it also waits until the agent reads drops.
 func (n *node) start(flags ...string) {
 	n.Helper()
 	n.SpawnAgent(append([]string{"--source", "dir:" + n.Manifests}, flags...)...)
@@ -182,8 +182,8 @@ func (s *sender) send(port uint16) error {
 	return err
 }
 
-// flood sends perSecond packets a second, beside the test, until the returned function is called. Every other packet
-// goes to port 53, and the others go to one port after the other.
+// flood sends perSecond packets a second until end is called. Every other packet goes to port 53, the others to one
+// port after the other.
 func (s *sender) flood(perSecond int) (end func()) {
 	go func() {
 		defer close(s.done)

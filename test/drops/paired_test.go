@@ -15,8 +15,8 @@ import (
 
 var pairs = flag.Int("pairs", 1, "pairs of agents, with and without --drops, to compare")
 
-// TestPaired compares ADD, and how soon a policy takes effect, under a flood of denied packets: with an agent that
-// reads drops, and with one that doesn't. It prints the medians and their ratio, and how many packets the flood had.
+// TestPaired compares ADD and the delay of policies under a flood, between an agent that reads drops and one that
+// doesn't.
 func TestPaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -62,8 +62,8 @@ func (n *node) addPod(name string) float64 {
 	return float64(took.Microseconds()) / 1000
 }
 
-// allow writes a policy that lets the quiet pod reach db, returns how many milliseconds later the first packet gets an
-// answer, and removes the policy.
+// allow writes a policy that lets the quiet pod reach db. It returns the milliseconds until the first answer, and
+// removes the policy.
 func (n *node) allow() float64 {
 	n.Helper()
 	conn, err := nodetest.Dial(n, n.quiet.Netns, "udp", net.JoinHostPort(n.db.IP, "7"))

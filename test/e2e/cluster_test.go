@@ -25,8 +25,7 @@ import (
 
 const scripts = "../../scripts/cluster/"
 
-// probeBinary is the path of the program probe, which TestMain builds. Pods have it in their image, and tests also run
-// it on nodes and on the router.
+// probeBinary is the path of the program probe. Pods have it in their image.
 var probeBinary string
 
 func TestMain(m *testing.M) {
@@ -71,7 +70,7 @@ func kubectl(t *testing.T, args ...string) string {
 	return must(t, "", scripts+"kubectl", args...)
 }
 
-// apply fills in the manifest, which is a template, with the values, and applies the result.
+// apply fills in the manifest, a template, with the values, and applies the result.
 func apply(t *testing.T, manifest string, values any) {
 	t.Helper()
 	var b strings.Builder
@@ -87,8 +86,7 @@ func enter(t *testing.T, node string, command ...string) string {
 	return must(t, "", scripts+"enter", append([]string{node}, command...)...)
 }
 
-// eventually calls check until it returns nil. If it doesn't do so in time (within), the test fails with check's last
-// error.
+// eventually calls check until it returns nil. After within, the test fails with check's last error.
 func eventually(t *testing.T, within time.Duration, what string, check func() error) {
 	t.Helper()
 	deadline := time.Now().Add(within)
@@ -108,9 +106,8 @@ func eventually(t *testing.T, within time.Duration, what string, check func() er
 	}
 }
 
-// namespace makes a namespace, which is deleted when the test ends. It waits until the namespace's service account
-// exists, because no pod can be made earlier. After the API server was away, the wait lasts until the controllers have
-// reconnected.
+// namespace makes a namespace, which is deleted when the test ends. It waits for the service account: no pod can be
+// made earlier.
 func namespace(t *testing.T, name string) string {
 	t.Helper()
 	kubectl(t, "create", "namespace", name)
@@ -162,7 +159,7 @@ func workers(t *testing.T) []node {
 	return all
 }
 
-// apart returns three workers. The first two are in one subnet and the third is in another.
+// apart returns three workers. Only the first two are in one subnet.
 func apart(t *testing.T) (a, neighbour, remote node) {
 	t.Helper()
 	all := workers(t)
@@ -252,15 +249,14 @@ func attempts(t *testing.T, out string) []attempt {
 	return all
 }
 
-// api sends requests to the API server directly, because starting kubectl for each request would take long.
+// api sends requests to the API server directly: starting kubectl for each would take long.
 type api struct {
 	*testing.T
 	client *http.Client
 	url    string
 }
 
-// newAPI connects to the API server through kubectl proxy, which runs in the cluster's network namespace and listens on
-// a Unix socket.
+// newAPI connects to the API server through kubectl proxy, on a Unix socket.
 func newAPI(t *testing.T) api {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "api")

@@ -9,9 +9,8 @@ import (
 	"time"
 )
 
-// TestANamespaceThatIsBeingDeleted: the policies of a namespace are deleted before its pods have ended (CVE-2024-7598).
-// The policies stay in force until then, even if the agent is killed meanwhile. The next agent, which can't know the
-// deleted policies, names the namespace in its status and keeps the pods closed.
+// TestANamespaceThatIsBeingDeleted: if a namespace's policies are deleted before its pods have ended, they stay in
+// force (CVE-2024-7598). If the agent is killed, the next one keeps these pods closed.
 func TestANamespaceThatIsBeingDeleted(t *testing.T) {
 	ns, others := namespace(t, "departing"), namespace(t, "departing-client")
 	on := workers(t)[0].name
@@ -48,8 +47,7 @@ func TestANamespaceThatIsBeingDeleted(t *testing.T) {
 	})
 
 	kubectl(t, "delete", "namespace", ns, "--wait=false")
-	// Kubernetes before 1.33 deletes the policies first by itself. Later versions delete the pods first (KEP-5080),
-	// unless that feature is switched off.
+	// Kubernetes before 1.33 deletes the policies first by itself; later versions usually don't (KEP-5080).
 	kubectl(t, "-n", ns, "delete", "networkpolicies", "--all")
 	running := func() {
 		t.Helper()

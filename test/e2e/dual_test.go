@@ -12,9 +12,8 @@ import (
 	"time"
 )
 
-// TestBothFamilies tests pods, Services, policies and the world over IPv4 and IPv6, with client and server on the same
-// node, in the same subnet and in different subnets. A policy of one family's block doesn't allow the other family. If
-// the cluster's nodes have networks of one family only, the test is skipped, and fails in CI.
+// TestBothFamilies tests pods, Services, policies and the world over IPv4 and IPv6. A policy of one family's block
+// doesn't allow the other. Without dual-stack nodes the test is skipped; in CI it fails.
 func TestBothFamilies(t *testing.T) {
 	if cidrs := nodeCIDRs(t, workers(t)[0].name); len(cidrs) != 2 {
 		if os.Getenv("CI") != "" {

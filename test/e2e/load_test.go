@@ -21,10 +21,9 @@ spec:
   ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]
 `
 
-// underLoad runs do while two client pods together open 200 connections a second to a server on their own node and to a
-// server on another node. The policy allows the friend and denies the stranger. The test fails if a connection of the
-// friend fails or needs a second SYN, if a connection of the stranger succeeds, or if a client opens less than half of
-// its connections. The clients connect by themselves, because `kubectl exec` would need the API server all the time.
+// underLoad runs do while two clients together open 200 connections a second. The friend is allowed and the stranger
+// denied. The test fails if a connection has the wrong verdict or needs a second SYN. The clients connect by
+// themselves, because `kubectl exec` needs the API server.
 func underLoad(t *testing.T, ns string, duration time.Duration, do func()) {
 	t.Helper()
 	a, _, remote := apart(t)
@@ -60,9 +59,8 @@ func underLoad(t *testing.T, ns string, duration time.Duration, do func()) {
 	for _, who := range clients {
 		start(t, pod{
 			Namespace: ns, Name: who, Node: a.name, Labels: "app: " + who, Image: probe, Once: true,
-			// Each client connects to each server 50 times a second. If a connection needs a second SYN, the first was dropped,
-			// so the connection counts as wrong. The friend's timeout is long, so a busy machine doesn't make its connections
-			// fail.
+			// A second SYN means that the first was dropped, so the connection counts as wrong. The friend's timeout
+			// is long, for a busy machine.
 			Command: fmt.Sprintf(`[probe, connect, --every=20ms, --timeout=%s, --for=%s, "%s:9000", "%s:9000"]`,
 				map[string]string{"friend": "10s", "stranger": "500ms"}[who], duration, podIP(t, ns, "near"), podIP(t, ns, "far")),
 		})
@@ -83,7 +81,7 @@ func underLoad(t *testing.T, ns string, duration time.Duration, do func()) {
 	}
 }
 
-// TestRollingUpdate restarts the agents of the DaemonSet one by one. The rules stay in force during the update.
+// TestRollingUpdate: if the DaemonSet's agents restart one by one, the rules stay in force.
 func TestRollingUpdate(t *testing.T) {
 	underLoad(t, "rolling-update", 40*time.Second, func() {
 		kubectl(t, "-n", "kube-system", "rollout", "restart", "ds/weir")
@@ -91,8 +89,8 @@ func TestRollingUpdate(t *testing.T) {
 	})
 }
 
-// TestAPIServerAway: while the API server is away for ten seconds, agents keep enforcing the policies that they know.
-// When the API server is back, an agent hears of a new policy.
+// TestAPIServerAway: if the API server is away for ten seconds, agents keep enforcing their policies. Then a new
+// policy applies.
 func TestAPIServerAway(t *testing.T) {
 	controlPlanes := strings.Fields(kubectl(t, "get", "nodes", "-l", "node-role.kubernetes.io/control-plane", "-o",
 		"jsonpath={.items[*].metadata.name}"))
@@ -126,9 +124,8 @@ func TestAPIServerAway(t *testing.T) {
 	})
 }
 
-// TestFirstConnection: the first connection of each of 50 new pods to another node succeeds at once, because that node
-// knows the pod already: the pod's node has published it. For comparison the test then forbids publishing. Then a node
-// learns of another node's pod only when kubelet reports it, and at least one connection is late.
+// TestFirstConnection: if a pod is new, its first connection to another node succeeds at once, because its node
+// publishes it. Without publishing, at least one of 50 is late.
 func TestFirstConnection(t *testing.T) {
 	const fresh = 50
 	a, _, remote := apart(t)

@@ -35,7 +35,7 @@ type connection struct {
 // connections are those that succeed.
 type connections map[connection]bool
 
-// matrixRow is a row of kubectl weir matrix -o json, and of kubectl weir diff -o json.
+// matrixRow is a row of the JSON of kubectl weir matrix and diff.
 type matrixRow struct {
 	From, To []string
 	Family   string
@@ -84,8 +84,8 @@ func expand(rows []matrixRow, parties []matrixParty, pods map[string]map[string]
 	return all
 }
 
-// TestMatrixIsTrue: for random policies, kubectl weir matrix has exactly the connections that succeed with real
-// packets, and kubectl weir diff exactly those that applying other policies opens and closes.
+// TestMatrixIsTrue: kubectl weir matrix has exactly the connections that succeed with real packets. kubectl weir diff
+// has those that a change opens and closes.
 func TestMatrixIsTrue(t *testing.T) {
 	pods := startMatrixPods(t)
 	seed := rand.Uint64()
@@ -240,7 +240,7 @@ func applied(t *testing.T, pods map[string]map[string]string, policies string) c
 
 const policiesEach = 3 // of each namespace
 
-// randomPolicies returns random policies as a list in JSON. Their names are always the same.
+// randomPolicies returns random policies as a JSON list. Their names are always the same.
 func randomPolicies(r *rand.Rand, pods map[string]map[string]string) string {
 	selector := func() *metav1.LabelSelector {
 		s := &metav1.LabelSelector{}

@@ -23,8 +23,8 @@ func reaches(t *testing.T, ns, pod, address string) bool {
 	return attempts(t, out)[0].OK
 }
 
-// TestNodeJoinsAndLeaves: a pod of a new node can be reached, and policies apply to it. When the node has left, another
-// node has no route, neighbour, forwarding entry or set entry with its addresses and networks any more.
+// TestNodeJoinsAndLeaves: if a node joins, its pods can be reached, and policies apply. If it leaves, other nodes
+// keep nothing of it.
 func TestNodeJoinsAndLeaves(t *testing.T) {
 	all := workers(t)
 	name := "w" + strconv.Itoa(len(all)+1)
@@ -78,8 +78,8 @@ func TestNodeJoinsAndLeaves(t *testing.T) {
 	})
 }
 
-// TestReboot reboots a worker: the worker's processes, its network and /run are gone at once, and its disk stays.
-// Afterwards the worker's pod starts with a new address, its policy applies, and its old address is assigned to no pod.
+// TestReboot: if a worker reboots, its pod gets a new address, and its policy applies. The old address is assigned to
+// no pod.
 func TestReboot(t *testing.T) {
 	a, neighbour, _ := apart(t)
 	ns := namespace(t, "reboot")
@@ -157,8 +157,8 @@ metadata: {name: {{.Name}}}
 spec: { {{with .PodCIDR}}podCIDR: {{.}}, podCIDRs: [{{.}}], {{end}}taints: [{key: stray, effect: NoExecute}]}
 `
 
-// TestNodesThatAreWrong: the status reports each faulty Node by name, and pods of other nodes still reach each other as
-// their policy says. If a Node changes its address, the tunnel leads to the new one.
+// TestNodesThatAreWrong: if Nodes are faulty, the status names each, and other nodes' pods still reach each other. If
+// a Node's address changes, the tunnel follows.
 func TestNodesThatAreWrong(t *testing.T) {
 	a, _, remote := apart(t)
 	ns := namespace(t, "wrong-nodes")
@@ -177,8 +177,7 @@ func TestNodesThatAreWrong(t *testing.T) {
 	server := podIP(t, ns, "server") + ":9000"
 	taken := kubectl(t, "get", "node", remote.name, "-o", "jsonpath={.spec.podCIDR}")
 	for _, n := range []struct{ Name, PodCIDR, Address, Problem string }{
-		// zz-overlaps claims the network of an older Node, so its claim doesn't count. If both had the same age, the name
-		// would decide; so its name sorts last.
+		// zz-overlaps claims an older Node's network. At equal age the name decides, so its name sorts last.
 		{"zz-overlaps", taken, "10.200.0.250", "overlaps"},
 		{"zz-homeless", "100.127.0.0/24", "", "InternalIP"},
 	} {

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// TestProbesPass: kubelet's probes come from the pod's own node. They reach the pod even if policies deny all ingress.
+// TestProbesPass: if policies deny all ingress, kubelet's probes from the pod's own node still arrive.
 func TestProbesPass(t *testing.T) {
 	ns := namespace(t, "probes")
 	apply(t, denyAll, ns)
@@ -22,8 +22,7 @@ func TestProbesPass(t *testing.T) {
 		"jsonpath={.status.containerStatuses[0].restartCount}"); n != "0" {
 		t.Errorf("the container was started %s times again", n)
 	}
-	// If the program doesn't listen yet, the connection is refused. If policy dropped the packet, the probe would time
-	// out.
+	// A refused connection means that nothing listens yet. A dropped packet would be a timeout.
 	failed := kubectl(t, "-n", ns, "get", "events", "--field-selector", "reason=Unhealthy", "-o",
 		"jsonpath={range .items[*]}{.message}{\"\\n\"}{end}")
 	for line := range strings.Lines(failed) {
@@ -33,8 +32,7 @@ func TestProbesPass(t *testing.T) {
 	}
 }
 
-// TestHostPort: the world and a pod on another node reach a hostPort, because the configuration that the agent writes
-// has portmap after weir. Under a policy that denies all they don't.
+// TestHostPort: the world and a pod on another node reach a hostPort. Under a policy that denies all they don't.
 func TestHostPort(t *testing.T) {
 	ns := namespace(t, "host-port")
 	a, _, remote := apart(t)
@@ -83,8 +81,8 @@ func TestHostPort(t *testing.T) {
 	}
 }
 
-// TestPodReachesItselfThroughItsService: the packet leaves the pod and comes back to it. The way back needs the
-// bridge's hairpin mode or the node's masquerading. No policy denies a pod access to itself.
+// TestPodReachesItselfThroughItsService: a pod reaches itself, even under policies. The way back needs the bridge's
+// hairpin mode or masquerading.
 func TestPodReachesItselfThroughItsService(t *testing.T) {
 	ns := namespace(t, "ns-1") // the manifest of the Service has this namespace
 	start(t, pod{Namespace: ns, Name: "http-echo", Node: workers(t)[0].name, Labels: "app: http-echo", Image: httpEcho})
@@ -108,8 +106,8 @@ spec:
 		calls)
 }
 
-// TestPodsReachTheWorldAsTheirNode: pods reach hosts outside from their node's address. An answer shows this, because
-// the router drops packets from addresses that no node has.
+// TestPodsReachTheWorldAsTheirNode: pods reach hosts outside from their node's address. The router drops packets from
+// other addresses.
 func TestPodsReachTheWorldAsTheirNode(t *testing.T) {
 	ns := namespace(t, "world")
 	start(t,

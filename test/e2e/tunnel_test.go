@@ -10,8 +10,7 @@ import (
 	"time"
 )
 
-// TestFullSizePackets: packets of the size of a pod's MTU, with DF set, reach pods on the same node, in the same subnet
-// and in another subnet, and come back.
+// TestFullSizePackets: if packets have the size of a pod's MTU and DF, they reach pods everywhere and come back.
 func TestFullSizePackets(t *testing.T) {
 	ns := namespace(t, "full-size")
 	a, neighbour, remote := apart(t)
@@ -42,8 +41,8 @@ func TestFullSizePackets(t *testing.T) {
 	}
 }
 
-// TestForgedTunnelPackets: no policy checks the source of the packet inside a tunnel packet again. So a node accepts
-// tunnel packets from nodes only, and no pod can send a tunnel packet.
+// TestForgedTunnelPackets: a node accepts tunnel packets from nodes only, and no pod can send one. No policy checks
+// the packet inside again.
 func TestForgedTunnelPackets(t *testing.T) {
 	ns := namespace(t, "forged")
 	a, neighbour, remote := apart(t)
@@ -111,8 +110,8 @@ spec:
 	}
 	enter(t, "router", append([]string{"ip", "netns", "exec", "stranger", probeBinary},
 		forge("from-a-stranger", remote.address.String())[1:]...)...)
-	// A node may send such packets. The arrival of this one shows that the test's packets are valid. It is sent last, so
-	// the forged ones would have arrived by now.
+	// A node's packet is accepted, which shows that the test's packets are valid. It is last, so forged ones would
+	// have arrived.
 	enter(t, neighbour.name, append([]string{probeBinary}, forge("from-a-node", remote.address.String())[1:]...)...)
 	eventually(t, 10*time.Second, "what a node sends arrives", func() error {
 		if log := kubectl(t, "-n", ns, "logs", "victim"); !strings.Contains(log, "from-a-node") {

@@ -9,9 +9,8 @@ import (
 	"time"
 )
 
-// TestTheNodeIsKept: a sysctl reload, a "network restart" or a person removes weir's settings from a node. The agent,
-// with the privileges of conf/weir.yaml, restores them, and pods reach each other again. The status reports a repair.
-// No container that runs before the agent has an API token.
+// TestTheNodeIsKept: if weir's settings are removed from a node, the agent restores them with the privileges of
+// conf/weir.yaml. No container before the agent has an API token.
 func TestTheNodeIsKept(t *testing.T) {
 	ns := namespace(t, "kept")
 	on := workers(t)[0].name
@@ -57,7 +56,7 @@ func TestTheNodeIsKept(t *testing.T) {
 		}
 		return nil
 	})
-	// The container that installs the plugin needs no token, because it sends no requests to the API server.
+	// The container that installs the plugin sends no requests to the API server.
 	out := kubectl(t, "-n", "kube-system", "get", "pods", "-l", "k8s-app=weir", "-o",
 		`jsonpath={range .items[*].spec.initContainers[*].volumeMounts[*]}{.mountPath}{"\n"}{end}`)
 	if strings.Contains(out, "serviceaccount") {

@@ -9,9 +9,8 @@ import (
 	"time"
 )
 
-// TestWalkthrough follows the steps of a workshop's chapter on network policies, with client and server on the same
-// node, in the same subnet and in different subnets. After the namespace is deleted, nothing with its name or the pods'
-// addresses is left on the nodes.
+// TestWalkthrough follows a workshop's chapter on network policies, in each arrangement of client and server. After
+// the namespace is deleted, nothing of it is left on the nodes.
 func TestWalkthrough(t *testing.T) {
 	kubectl(t, "-n", "kube-system", "rollout", "status", "ds/weir", "--timeout=120s")
 	first, neighbour, remote := apart(t)

@@ -53,8 +53,7 @@ type seenDrop struct {
 	came                time.Time
 }
 
-// followDrops starts kubectl weir drops -f, and waits until it follows all nodes. The function drops returns what it
-// has shown.
+// followDrops starts kubectl weir drops -f on all nodes. drops returns what it has shown.
 func followDrops(t *testing.T, args ...string) (drops func() []seenDrop) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
@@ -138,8 +137,8 @@ type explained struct {
 	}
 }
 
-// TestDropsAndExplain: a denied wget shows in kubectl weir drops -f of all nodes within a second, with both pods and
-// every isolating policy. kubectl weir explain names the same policies, and the kernels of both nodes agree.
+// TestDropsAndExplain: a denied wget shows in kubectl weir drops -f within a second, with both pods and all isolating
+// policies. kubectl weir explain agrees.
 func TestDropsAndExplain(t *testing.T) {
 	a, _, remote := apart(t)
 	ns := namespace(t, "drops-shown")
@@ -205,8 +204,8 @@ func TestDropsAndExplain(t *testing.T) {
 	}
 }
 
-// TestCheckNamesWhatIsBroken: kubectl weir check finds nothing in this cluster. When a node loses all tunnel packets,
-// the check names the node and what it lacks. No namespace is left behind, also if the check is interrupted.
+// TestCheckNamesWhatIsBroken: if a node loses all tunnel packets, kubectl weir check names the node. No namespace is
+// left, even after an interrupt.
 func TestCheckNamesWhatIsBroken(t *testing.T) {
 	weir(t, 0, "check")
 	victim := workers(t)[1].name
@@ -247,8 +246,7 @@ func TestCheckNamesWhatIsBroken(t *testing.T) {
 	}
 }
 
-// TestWaitIsNeverEarly: policies come, change and go. Pods on all nodes connect to a server all the time. Each
-// connection that begins after kubectl weir wait has returned, and before the next change, has the new policies'
+// TestWaitIsNeverEarly: each connection after kubectl weir wait, and before the next change, gets the new policies'
 // verdict.
 func TestWaitIsNeverEarly(t *testing.T) {
 	ns := namespace(t, "wait")
@@ -304,7 +302,8 @@ func TestWaitIsNeverEarly(t *testing.T) {
 	for _, c := range clients {
 		for _, a := range attempts(t, kubectl(t, "-n", ns, "logs", c.Name)) {
 			for _, s := range spans {
-				// A connection that ends after the next change may have met that one: its packets are sent again.
+				// Packets of a connection are sent again, so one that ends after the next change may have met the new
+				// policies.
 				if a.Start.Before(s.from) || a.Start.Add(a.Took).After(s.to) {
 					continue
 				}

@@ -14,15 +14,13 @@ func Median[T time.Duration | float64](list []T) T {
 	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
 }
 
-// Quantile returns the value of the list below which the given part (0 to 1) of the other values lies. The list must
-// not be empty.
+// Quantile returns the part-quantile of the list; part is from 0 to 1. The list must not be empty.
 func Quantile(list []float64, part float64) float64 {
 	sorted := slices.Sorted(slices.Values(list))
 	return sorted[min(int(part*float64(len(sorted))), len(sorted)-1)]
 }
 
-// Ratios returns, for each round, the ratio of two values of the round. The machine's load affects both values, so it
-// cancels out.
+// Ratios returns each round's ratio of two values. The machine's load affects both, so it cancels out.
 func Ratios[T time.Duration | float64](of, to []T) []float64 {
 	all := make([]float64, len(of))
 	for i := range of {
@@ -31,8 +29,8 @@ func Ratios[T time.Duration | float64](of, to []T) []float64 {
 	return all
 }
 
-// Interval returns an interval that contains the true median with a probability of at least 95 %. It returns false if
-// there are too few values for such an interval.
+// Interval returns an interval that contains the true median with a probability of at least 95 %. ok is false if
+// there are too few values.
 func Interval(list []float64) (low, high float64, ok bool) {
 	rank := IntervalRank(len(list))
 	if rank < 0 {
@@ -42,8 +40,7 @@ func Interval(list []float64) (low, high float64, ok bool) {
 	return sorted[rank], sorted[len(sorted)-1-rank], true
 }
 
-// Text returns the median as text, with the interval that Interval returns, or a remark that there are too few values
-// for it.
+// Text returns the median as text, with its interval, or with a remark that there are too few values.
 func Text(list []float64, digits int) string {
 	low, high, ok := Interval(list)
 	if !ok {
@@ -53,10 +50,9 @@ func Text(list []float64, digits int) string {
 		len(list))
 }
 
-// IntervalRank returns how many of n values lie below the interval that contains their true median with a probability
-// of at least 95 %. As many values lie above the interval. The number comes from the sign test, which assumes nothing
-// about the distribution: with a probability of at most 2.5 %, n throws of a coin show that many heads or fewer. If
-// there is no such number, IntervalRank returns -1.
+// IntervalRank returns how many of n sorted values lie below the interval for their true median, and how many lie
+// above it. The interval contains the median with a probability of at least 95 %, by the sign test, which assumes
+// nothing about the distribution. If n is too small, IntervalRank returns -1.
 func IntervalRank(n int) int {
 	p := 1.0
 	for range n {

@@ -22,7 +22,7 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// Each calls f with each state of policy/testdata, in a subtest. root is the path to the repository's root.
+// Each runs f in a subtest for each state of policy/testdata. root is the path to the repository's root.
 func Each(t *testing.T, root string, f func(t *testing.T, name string, state policy.State)) {
 	t.Helper()
 	cases, err := filepath.Glob(filepath.Join(root, "policy/testdata/*.yaml"))
@@ -63,9 +63,8 @@ func Load(t testing.TB, path string) policy.State {
 	return OnNode(Objects(t, data))
 }
 
-// Objects parses YAML documents, and returns their namespaces, pods and policies. It doesn't check NetworkPolicies, so
-// a test can have policies that an API server or a directory of manifests would refuse. An error in another object
-// fails the test.
+// Objects parses YAML documents, and returns their namespaces, pods and policies. It doesn't check NetworkPolicies,
+// so tests can have invalid ones. An error in another object fails the test.
 func Objects(t testing.TB, data []byte) policy.Objects {
 	t.Helper()
 	var all policy.Objects
@@ -85,10 +84,9 @@ func Objects(t testing.TB, data []byte) policy.Objects {
 	return all
 }
 
-// OnNode returns the state of a node with these objects. Each pod that has addresses in 10.88.0.0/24 or
-// fd00:10:88::/64, and that doesn't use its node's network, has an endpoint with these addresses. If the pod has the
-// label "attached", another plugin made its interface; the label's value names the link on the node: LINK, or
-// BRIDGE.PORT.
+// OnNode returns the state of a node with these objects. A pod gets an endpoint if its addresses are in 10.88.0.0/24
+// or fd00:10:88::/64, unless it uses its node's network. If the pod has the label "attached", another plugin made its
+// interface. The label's value names the link on the node: LINK, or BRIDGE.PORT.
 func OnNode(objects policy.Objects) policy.State {
 	state := policy.State{Objects: objects}
 	for _, p := range objects.Pods {

@@ -51,9 +51,8 @@ func everything(t testing.TB, w *world, flows []flow) []*frame {
 	return f.frames
 }
 
-// linkLocalMACs forges frames to link-local MACs. Unless the port's group_fwd_mask is set, the kernel's
-// br_handle_frame (net/bridge/br_input.c) passes such frames unchanged to the IP stack, as received on the port
-// itself. The hook PREROUTING of the bridge family doesn't see most of them.
+// linkLocalMACs forges frames to link-local MACs. The kernel's br_handle_frame (net/bridge/br_input.c) passes such
+// frames to the IP stack, as received on the port itself, unless group_fwd_mask is set.
 func (f *forge) linkLocalMACs() {
 	w := f.w
 	eLocal, portLocal := eui64(w.eMAC), eui64(w.portMAC)
@@ -64,8 +63,7 @@ func (f *forge) linkLocalMACs() {
 		way := eth(to, w.eMAC)
 		put := f.forged
 		if x == 0 {
-			// Without STP the bridge treats this MAC like a multicast MAC. So policy applies to E's own packets to it, as to
-			// E's other packets.
+			// Without STP the bridge treats this MAC as multicast, so policy applies to E's own packets.
 			put = func(name string, stacks ...stack) { f.own(name, stacks...) }
 		}
 		put("UDP over IPv4 to the gateway, own sender", way, f.udp(w.e4, gateway4))
@@ -137,8 +135,7 @@ func eui64(mac net.HardwareAddr) netip.Addr {
 	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]})
 }
 
-// forgedSenders forges frames with each pair of a sender MAC and a sender address of two lists, except the pair that is
-// E's own.
+// forgedSenders forges frames with each pair of a sender's MAC and address, except E's own pair.
 func (f *forge) forgedSenders() {
 	w := f.w
 	macs := []name[net.HardwareAddr]{
@@ -210,8 +207,7 @@ func (f *forge) forgedSenders() {
 	}
 }
 
-// otherDestinationMACs forges frames with E's own MAC and address, sent to MACs other than that of E's gateway: to
-// those of other links, of groups and of nobody.
+// otherDestinationMACs forges frames from E's own MAC and address to MACs other than its gateway's.
 func (f *forge) otherDestinationMACs() {
 	w := f.w
 	f.begin("own sender, another destination MAC", "")
@@ -235,8 +231,7 @@ func (f *forge) otherDestinationMACs() {
 	}
 }
 
-// tags forges frames with VLAN tags (IEEE 802.1Q and 802.1ad). The kernel removes a tag with VLAN ID 0 and handles the
-// frame inside.
+// tags forges frames with VLAN tags (IEEE 802.1Q and 802.1ad). The kernel removes a tag with VLAN ID 0.
 func (f *forge) tags() {
 	w := f.w
 	tag := func(kind layers.EthernetType, ids ...uint16) (s stack) {
@@ -280,8 +275,7 @@ func (f *forge) tags() {
 	}
 }
 
-// etherTypes forges frames of EtherTypes that some kernel handles, of every 101st EtherType but IP's and ARP's, and
-// frames with LLC or SNAP instead of an EtherType.
+// etherTypes forges frames of other EtherTypes than IP's and ARP's, and frames with LLC or SNAP.
 func (f *forge) etherTypes() {
 	w := f.w
 	f.begin("other EtherTypes", "")
@@ -321,7 +315,7 @@ func (f *forge) etherTypes() {
 	}
 }
 
-// addressResolution forges ARP packets: honest ones about E's own address, and others about addresses that aren't E's.
+// addressResolution forges ARP packets, some of them honest ones about E's own address.
 func (f *forge) addressResolution() {
 	w := f.w
 	f.begin("ARP, own sender", "the node tells its MAC, which the pod knows")
@@ -355,8 +349,8 @@ type flow struct {
 	from, to netip.AddrPort
 }
 
-// converse makes the victim connect to the host outside and to the third pod, over UDP and TCP. It returns these
-// connections, which stay open until the test ends, so that E can send ICMP errors and other packets about them.
+// converse makes the victim connect to the host outside and to the third pod. These connections stay open, so that E
+// can forge packets about them.
 func (w *world) converse(t testing.TB) (flows []flow) {
 	t.Helper()
 	for i, pair := range []struct {
@@ -400,7 +394,7 @@ func (w *world) converse(t testing.TB) (flows []flow) {
 	return flows
 }
 
-// greet sends up to 50 times, until it gets an answer, because the first packets on a new link may be lost.
+// greet sends until it gets an answer: the first packets on a new link may be lost.
 func greet(conn *net.UDPConn) (err error) {
 	for range 50 {
 		if _, err = conn.Write([]byte("hello")); err != nil {

@@ -13,24 +13,23 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// frame is one thing that the hostile pod sends: one frame, or the fragments of one packet. Its payload and its source
-// port contain its number, so its effects can be told from those of all other frames.
+// frame is one frame of the hostile pod, or the fragments of one packet. Payload and source port contain its number,
+// which identifies its effects.
 type frame struct {
 	class, name string
-	// own means that the frame's sender is the pod's own MAC and address. Then the node's IP stack may receive the frame,
-	// and policy applies to it. No other frame may reach the IP stack.
+	// own means that the sender is the pod's own MAC and address. Only such frames may reach the node's IP stack, and
+	// policy applies to them.
 	own bool
 	// allowed says why the node may answer the frame. It is empty if the node may not.
 	allowed string
-	// waits means that the frame is a fragment, and that the rest of its packet isn't sent. The IP stack keeps such a
-	// fragment.
+	// waits means an incomplete packet. The IP stack keeps its fragment.
 	waits bool
 	// asks is the address that an ARP request asks for.
 	asks netip.Addr
 	data [][]byte
 }
 
-// forge collects frames. class and allowed are those of the frames that are added next.
+// forge collects frames. class and allowed are those of the next frames.
 type forge struct {
 	t       testing.TB
 	w       *world
@@ -41,26 +40,23 @@ type forge struct {
 
 type stack []gopacket.SerializableLayer
 
-// firstPort is the source port of frame 0. The following frames have the ports above it.
+// firstPort is the source port of frame 0. Frame N has firstPort + N.
 const firstPort = 20000
 
 const markerText = "weir-hostile-"
 
-// marker returns the 18 bytes that identify the next frame: a text and the frame's number.
+// marker returns the 18 bytes that identify the next frame.
 func (f *forge) marker() []byte { return fmt.Appendf(nil, markerText+"%05d", len(f.frames)) }
 
 func (f *forge) port() uint16 { return uint16(firstPort + len(f.frames)) }
 
-// forged adds a frame that must have no effect. It joins the layers of the stacks, and sets the layers' types, lengths
-// and checksums.
+// forged adds a frame that must have no effect. It joins the stacks, and sets types, lengths and checksums.
 func (f *forge) forged(name string, stacks ...stack) { f.put(name, false, f.serialize(stacks...)) }
 
-// begin sets the class of the frames that are added next. allowed says why the node may answer those of them that E
-// sends from its own address.
+// begin sets the class of the next frames. allowed says why the node may answer those with E's own sender.
 func (f *forge) begin(class, allowed string) { f.class, f.allowed = class, allowed }
 
-// ownName reports whether E has an address of the stacks' family. Stacks without an IP header are ARP, and count as
-// IPv4.
+// ownName reports whether E has an address of the stacks' family. ARP counts as IPv4.
 func (f *forge) ownName(stacks ...stack) bool {
 	for _, layer := range join(stacks) {
 		switch layer.(type) {
@@ -73,8 +69,7 @@ func (f *forge) ownName(stacks ...stack) bool {
 	return f.w.has4 // ARP
 }
 
-// own adds a frame from the pod's own addresses. If the pod has no address of the sender's family, the frame counts as
-// forged.
+// own adds a frame from the pod's own addresses. Without an address of the family, the frame counts as forged.
 func (f *forge) own(name string, stacks ...stack) *frame {
 	return f.put(name, f.ownName(stacks...), f.serialize(stacks...))
 }
@@ -211,8 +206,8 @@ func (f *forge) payload(s stack) []byte {
 	return f.serialize(s)[size:]
 }
 
-// fragments returns two frames with the fragments of a UDP packet. Each fragment has 24 bytes of payload that begin
-// with the marker, and the first has the UDP header before them.
+// fragments returns two frames with the fragments of a UDP packet. Each has 24 bytes of payload that begin with the
+// marker.
 func (f *forge) fragments(way stack, src, dst netip.Addr) [][]byte {
 	long := append(append(f.marker(), "      "...), append(f.marker(), "      "...)...) // twice 24 bytes
 	whole := f.payload(join([]stack{ipHeader(src, dst), {
@@ -221,7 +216,7 @@ func (f *forge) fragments(way stack, src, dst netip.Addr) [][]byte {
 	return [][]byte{f.fragment(way, src, dst, whole[:32], 0, true), f.fragment(way, src, dst, whole[32:], 32, false)}
 }
 
-// fragment returns a frame with one fragment of a UDP packet. The part is at the offset, which is in bytes.
+// fragment returns a frame with one fragment of a UDP packet. offset is in bytes.
 func (f *forge) fragment(way stack, src, dst netip.Addr, part []byte, offset int, more bool) []byte {
 	if dst.Is4() {
 		h := ipHeader(src, dst)[0].(*layers.IPv4)
@@ -249,7 +244,7 @@ func fragmentHeader(next layers.IPProtocol, offset int, more bool, id uint16) []
 	return h
 }
 
-// extension returns an IPv6 packet with the bytes of parts behind its header, whose next header field is next.
+// extension returns an IPv6 packet with the parts behind its header. next is the header's next header.
 func (f *forge) extension(src, dst netip.Addr, next layers.IPProtocol, parts ...[]byte) stack {
 	h := ipHeader(src, dst)[0].(*layers.IPv6)
 	h.NextHeader = next
@@ -260,8 +255,8 @@ func (f *forge) extension(src, dst netip.Addr, next layers.IPProtocol, parts ...
 	return s
 }
 
-// arp returns an ARP request (op 1) or reply (op 2) about target, without an Ethernet header. The packet says that
-// sender's MAC is the MAC given as inside.
+// arp returns an ARP request (op 1) or reply (op 2) without an Ethernet header. inside is the sender's MAC in the ARP
+// packet.
 func (f *forge) arp(op uint16, inside net.HardwareAddr, sender, target netip.Addr) stack {
 	return stack{&layers.ARP{
 		AddrType:          layers.LinkTypeEthernet,
@@ -276,8 +271,8 @@ func (f *forge) arp(op uint16, inside net.HardwareAddr, sender, target netip.Add
 	}, gopacket.Payload(f.marker())}
 }
 
-// discovery returns a message of IPv6 neighbour discovery (RFC 4861) of the ICMPv6 type kind. After the four bytes of
-// the ICMPv6 header come the body and an option with the marker.
+// discovery returns a message of IPv6 neighbour discovery (RFC 4861). kind is the ICMPv6 type. The body comes before
+// an option with the marker.
 func (f *forge) discovery(src, dst netip.Addr, kind uint8, body []byte) stack {
 	h := ipHeader(src, dst)[0].(*layers.IPv6)
 	h.HopLimit = 255

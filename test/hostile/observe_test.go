@@ -25,9 +25,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// hooks make the kernel log the packets that its IP stack takes. The chain "enters" comes after weir's chain that drops
-// frames of ports (-450), and before connection tracking reassembles fragments (-400). For ARP, the earliest hook is
-// input. The chain "tracks" makes the kernel track connections in the control too.
+// hooks make the kernel log the packets that its IP stack takes. The chain "enters" comes after weir's own drops
+// (-450) and before reassembly (-400). For ARP, the earliest hook is input. "tracks" makes the kernel track
+// connections without weir too.
 const hooks = `
 table inet hostile {
   chain enters {
@@ -49,8 +49,8 @@ table arp hostile {
 }
 `
 
-// observer records the effects of frames: what the hooks have logged, and what has come in by the links of the pods
-// and of the host outside.
+// observer records the effects of frames: packets at the hooks, and frames received on links of pods and of the host
+// outside.
 type observer struct {
 	t      testing.TB
 	w      *world
@@ -89,7 +89,7 @@ func observe(t testing.TB, w *world, frames []*frame) (o *observer, end func()) 
 		o.links[where] = nodetest.Sniff(t, path, "eth0")
 	}
 	return o, func() {
-		// Closing a netlink socket doesn't wake its reader. So readLog checks from time to time whether to stop.
+		// Closing a netlink socket doesn't wake its reader, so readLog checks from time to time.
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
@@ -112,7 +112,7 @@ const (
 	logGroup      = 99
 )
 
-// listen makes the hooks, and returns a socket that is bound to the hooks' log group.
+// listen makes the hooks, and returns a socket for their log group.
 func (o *observer) listen() (fd int) {
 	o.t.Helper()
 	nodetest.In(o.t, o.w.node, func() error {
@@ -137,8 +137,7 @@ func (o *observer) listen() (fd int) {
 	return fd
 }
 
-// readLog records which frames the hooks have logged. It ends when the last frame was sent and the log has been silent
-// for a while.
+// readLog records the logged frames. It ends when the last frame was sent and the log is silent.
 func (o *observer) readLog(fd int) error {
 	buf := make([]byte, 64<<10)
 	for {
@@ -180,8 +179,7 @@ func (o *observer) readLog(fd int) error {
 	}
 }
 
-// over is a number that no frame has. attack notes an effect of this number when all frames are sent, and readLog then
-// ends.
+// over is a number of no frame. attack notes its effect after the last frame, which ends readLog.
 const over = -1
 
 func (o *observer) isOver() bool {
@@ -199,8 +197,7 @@ func (o *observer) note(id int, what string) {
 	o.seen[id][what] = true
 }
 
-// collect records the frames that have come in by each link. For each link, it ends when the link has been silent for
-// the given duration.
+// collect records the frames received on each link, until the link has been silent for the time silence.
 func (o *observer) collect(silence time.Duration) {
 	o.t.Helper()
 	for where, link := range o.links {
@@ -230,8 +227,7 @@ func marked(data []byte) (int, bool) {
 	return id, err == nil
 }
 
-// answer returns the number of the frame that a TCP packet (by its port) or an ARP packet (by its sender) answers;
-// false for any other packet.
+// answer returns the number of the frame that a TCP or ARP packet answers. ok is false for other packets.
 func (o *observer) answer(data []byte) (id int, ok bool) {
 	packet := gopacket.NewPacket(data, layers.LayerTypeEthernet, gopacket.NoCopy)
 	if tcp, ok := packet.Layer(layers.LayerTypeTCP).(*layers.TCP); ok && tcp.DstPort >= firstPort &&
@@ -247,15 +243,15 @@ func (o *observer) answer(data []byte) (id int, ok bool) {
 	return 0, false
 }
 
-// groups reports whether the frame tells other hosts which multicast groups the node is in. The node sends such frames
-// without being asked (RFC 3810).
+// groups reports whether the frame is about the node's multicast groups. The node sends such frames unasked (RFC
+// 3810).
 func groups(data []byte) bool {
 	packet := gopacket.NewPacket(data, layers.LayerTypeEthernet, gopacket.NoCopy)
 	return packet.Layer(layers.LayerTypeMLDv2MulticastListenerReport) != nil || packet.Layer(layers.LayerTypeIGMP) != nil
 }
 
-// state returns what the node, the victim and the third pod know about other hosts, as sorted lines of text:
-// neighbours, routes, addresses, and the MTUs and redirects that the kernel learned from ICMP errors.
+// state returns what the node and two pods know about other hosts, as sorted lines. This includes the MTUs and
+// redirects that the kernel learned from ICMP errors.
 func (o *observer) state() []string {
 	o.t.Helper()
 	var all []string
@@ -274,8 +270,7 @@ func (o *observer) state() []string {
 				o.t.Fatal(err)
 			}
 			for _, n := range neighbours {
-				// Two kinds of entries don't count: the kernel's own entries for multicast groups, and the entries of the host
-				// outside.
+				// Entries for multicast groups and of the host outside don't count.
 				if (n.State != unix.NUD_NOARP || family == unix.AF_BRIDGE) && n.HardwareAddr.String() != outsideMAC {
 					all = append(all, fmt.Sprint(where, ": neighbour ", n.LinkIndex, " ", n.IP, " ", n.HardwareAddr))
 				}
@@ -299,7 +294,7 @@ func (o *observer) state() []string {
 		}
 		nodetest.In(o.t, path, func() error {
 			for _, family := range []string{"-4", "-6"} {
-				// Equivalent to: ip route show cache. It lists the MTUs and redirects that the kernel learned from ICMP errors.
+				// Equivalent to: ip route show cache. It has what the kernel learned from ICMP errors.
 				out, err := exec.Command("ip", family, "-o", "route", "show", "cache").Output()
 				if err != nil {
 					return err
@@ -320,8 +315,7 @@ func (o *observer) state() []string {
 	return slices.Compact(all)
 }
 
-// news returns the lines that are in only one of the two states: with "+" those that have come, and with "-" those
-// that have gone.
+// news returns the lines of only one state: new ones with "+", removed ones with "-".
 func news(was, is []string) []string {
 	var all []string
 	for _, l := range is {

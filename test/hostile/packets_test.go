@@ -33,8 +33,7 @@ func (f *forge) redirect(src, dst, target, destination netip.Addr) stack {
 	return f.discovery(src, dst, layers.ICMPv6TypeRedirect, body)
 }
 
-// neighbourDiscovery forges messages that must be dropped even from E's own MAC and address, with and without
-// extension headers.
+// neighbourDiscovery forges messages that must be dropped even from E's own MAC and address.
 func (f *forge) neighbourDiscovery() {
 	w := f.w
 	all := netip.MustParseAddr("ff02::1")
@@ -107,15 +106,13 @@ func (f *forge) neighbourDiscovery() {
 // padding returns an options header of eight bytes that has nothing but padding.
 func padding(next layers.IPProtocol) []byte { return []byte{byte(next), 0, 1, 4, 0, 0, 0, 0} }
 
-// hopByHop returns a hop-by-hop options header. It has an option of the given type, and the marker is the option's
-// content.
+// hopByHop returns a hop-by-hop options header. The marker is the content of an option of the given type.
 func hopByHop(marker []byte, option byte) []byte {
 	return append(
 		[]byte{byte(layers.IPProtocolNoNextHeader), 2, option, byte(len(marker))},
 		append(marker, 1, 0)...) // 24 bytes
 }
 
-// errors forges ICMP errors about the victim's connections and about the tunnel between the nodes.
 func (f *forge) errors(flows []flow) {
 	w := f.w
 	quote := func(protocol layers.IPProtocol, from, to netip.AddrPort) []byte {
@@ -243,8 +240,7 @@ func (f *forge) errors(flows []flow) {
 	}
 }
 
-// fragmentClasses forges fragments to the bridge's own MAC: complete, contradictory and incomplete packets under E's
-// own address, and fragments under the third pod's address.
+// fragmentClasses forges fragments to the bridge's own MAC, under E's or the third pod's address.
 func (f *forge) fragmentClasses() {
 	w := f.w
 	for _, to := range []name[[3]netip.Addr]{
@@ -290,12 +286,12 @@ func (f *forge) fragmentClasses() {
 	}
 }
 
-// atomic returns a frame with a whole packet. In IPv6 the packet has a fragment header nevertheless (RFC 6946).
+// atomic returns a frame with a whole packet. In IPv6 it still has a fragment header (RFC 6946).
 func (f *forge) atomic(src, dst netip.Addr) []byte {
 	return f.fragment(f.toNode(), src, dst, f.payload(f.udp(src, dst)), 0, false)
 }
 
-// options4 forges packets with IPv4 options: with source routes through the node, and with other options.
+// options4 forges packets with IPv4 options, such as source routes.
 func (f *forge) options4() {
 	w := f.w
 	f.begin("IPv4 options", "")
@@ -373,7 +369,7 @@ func sumHeader(p []byte) {
 	binary.BigEndian.PutUint16(p[10:], ^uint16(sum))
 }
 
-// extensions6 forges packets with IPv6 extension headers, in the order that RFC 8200 recommends and in other orders.
+// extensions6 forges packets with IPv6 extension headers, in the order of RFC 8200 and in others.
 func (f *forge) extensions6() {
 	w := f.w
 	const (

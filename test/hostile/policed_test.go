@@ -8,8 +8,7 @@ import (
 	"github.com/gopacket/gopacket/layers"
 )
 
-// tunnels forges packets of protocols that carry other packets, and of other rare protocols, to the node, to another
-// node and to the victim.
+// tunnels forges packets of tunnels and other rare protocols.
 func (f *forge) tunnels() {
 	w := f.w
 	local, remote := w.underlay()
@@ -114,9 +113,7 @@ func (f *forge) tunnels() {
 	}
 }
 
-// destinations forges packets from E's own address that policy denies: to every kind of destination, with a TTL of 1,
-// larger than the MTU, and of the other types of ICMP. It also forges packets to groups (IGMP, MLD, DHCP), some without
-// a sender address.
+// destinations forges packets from E's own address that policy denies, to every kind of destination.
 func (f *forge) destinations() {
 	w := f.w
 	all := []name[[2]netip.Addr]{
@@ -294,7 +291,7 @@ func (f *forge) ownOf(a netip.Addr) netip.Addr {
 	return f.w.e6
 }
 
-// malformed forges packets with wrong or contradictory headers, packets that end too early, and frames of zeros.
+// malformed forges packets with wrong headers or early ends, and frames of zeros.
 func (f *forge) malformed() {
 	w := f.w
 	f.begin("malformed packets", "")

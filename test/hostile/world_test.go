@@ -17,14 +17,13 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// These are the ports of the services that the node, the other pods and the host outside have.
 const (
 	udpPort = 7777
 	tcpPort = 7778
 )
 
-// world is a node with the hostile pod E, two other pods and a host outside. The host outside also plays another node.
-// Strings are paths of network namespaces.
+// world is a node with the hostile pod E, two other pods and a host outside, which also plays another node. Strings
+// are paths of network namespaces.
 type world struct {
 	node, e, victim, third, outside string
 	has4, has6                      bool // the families of the pods
@@ -46,16 +45,14 @@ var (
 
 type families struct{ four, six bool }
 
-// quicken makes new links in the namespace use their IPv6 addresses at once. By default the kernel first looks for
-// duplicates for a second or two.
+// quicken makes new links use their IPv6 addresses at once. By default the kernel first looks for duplicates.
 func quicken(t testing.TB, path string) {
 	t.Helper()
 	sysctl(t, path, "ipv6/conf/default/accept_dad", "0")
 	sysctl(t, path, "ipv6/conf/default/dad_transmits", "0")
 }
 
-// surroundings gives the host outside the address of another node too, and routes to the pods. The node gets permanent
-// neighbour entries for these addresses.
+// surroundings makes the host outside another node too, with routes to the pods.
 func (w *world) surroundings(t testing.TB) {
 	t.Helper()
 	name, node := filepath.Base(w.outside), filepath.Base(w.node)
@@ -75,8 +72,8 @@ func (w *world) surroundings(t testing.TB) {
 	)
 }
 
-// control makes the same bridge, isolated ports and veth pairs as weir, with the commands ip and bridge. It makes no
-// guard and no rules. Of the sysctls that weir sets, it sets only that the node forwards packets.
+// control makes the same bridge, ports and veth pairs as weir, but no guard and no rules. Of weir's sysctls, it sets
+// only forwarding.
 func control(t testing.TB, fam families, prefix string) *world {
 	t.Helper()
 	w := &world{
@@ -195,14 +192,14 @@ func (w *world) underlay() (local, remote netip.Addr) {
 	return uplink6, peer6
 }
 
-// hostMAC returns the MAC that weir derives from a pod's or gateway's IPv4 address. The control uses the same MACs, so
-// both worlds get the same frames.
+// hostMAC returns the MAC that weir derives from an IPv4 address. The control uses it too, so both worlds get the
+// same frames.
 func hostMAC(a netip.Addr) net.HardwareAddr {
 	b := a.As4()
 	return net.HardwareAddr{0x0a, 0x58, b[0], b[1], b[2], b[3]}
 }
 
-// tunnelMAC returns the MAC that weir gives the tunnel's end on the node with that address.
+// tunnelMAC returns the MAC of the tunnel's end on the node.
 func tunnelMAC(node netip.Addr) net.HardwareAddr {
 	b := node.AsSlice()
 	if node.Is6() {
@@ -212,7 +209,7 @@ func tunnelMAC(node netip.Addr) net.HardwareAddr {
 	return net.HardwareAddr{0x0e, 0x58, b[0], b[1], b[2], b[3]}
 }
 
-// guarded makes a node with weir. A policy denies E all traffic; no policy selects the other pods.
+// guarded makes a node with weir. A policy denies E everything; other pods have no policy.
 func guarded(t testing.TB, fam families) *world {
 	t.Helper()
 	w := &world{has4: fam.four, has6: fam.six, node: nodetest.Self, uplinkMAC: net.HardwareAddr{2, 0, 0, 0, 0, 2}}
@@ -311,8 +308,7 @@ spec: {podCIDRs: [%s]}
 status: {addresses: [{type: InternalIP, address: "%s"}]}
 `
 
-// finish records the MACs of both ends of E's veth pair, sets the sysctls that the test needs, and starts the
-// services.
+// finish records the MACs of E's veth pair, sets sysctls, and starts the services.
 func (w *world) finish(t testing.TB) {
 	t.Helper()
 	e := w.link(t, w.e, "eth0").Attrs()
@@ -326,8 +322,8 @@ func (w *world) finish(t testing.TB) {
 	})
 	// portmap sets this sysctl with the first hostPort.
 	w.sysctl(t, "ipv4/conf/weir0/route_localnet", "1")
-	// The kernel's rate limit for its own ICMP errors would hide answers, so the next settings lift it. Besides, the
-	// kernel answers a fragment only when reassembly times out, so the timeouts are short.
+	// The kernel's limits for ICMP errors would hide answers. It answers a fragment only after a timeout, so timeouts
+	// are short.
 	w.sysctl(t, "ipv4/icmp_ratelimit", "0")
 	w.sysctl(t, "ipv6/icmp/ratelimit", "0")
 	w.sysctl(t, "ipv4/icmp_msgs_per_sec", "100000")
@@ -354,7 +350,7 @@ func (w *world) link(t testing.TB, ns, name string) (link netlink.Link) {
 // sysctl sets a key below /proc/sys/net on the node.
 func (w *world) sysctl(t testing.TB, key, value string) { sysctl(t, w.node, key, value) }
 
-// sysctl sets a key below /proc/sys/net in the namespace. It does nothing if the kernel doesn't have that key.
+// sysctl sets a key below /proc/sys/net in the namespace. Keys that the kernel lacks are skipped.
 func sysctl(t testing.TB, path, key, value string) {
 	t.Helper()
 	nodetest.In(t, path, func() error {

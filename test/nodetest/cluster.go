@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// Cluster is several nodes behind a router. Each node is a network namespace with a subnet of its own, and its
-// weir-agent runs in a mount namespace of its own. The nodes share one directory of manifests.
+// Cluster is several nodes behind a router. Each node is a network namespace with its own subnet and weir-agent. The
+// nodes share one directory of manifests.
 type Cluster struct {
 	testing.TB
 	Bin       string
@@ -21,9 +21,9 @@ type Cluster struct {
 	Nodes     []*ClusterNode
 }
 
-// ClusterNode is the I-th node of a cluster, from 1. Its name is nI. Its uplink eth0 has the addresses 172.20.I.10/24
-// and 2001:db8:I::10/64, the MAC 02:00:00:00:0I:02 and the MTU 1400. The router has the addresses 172.20.I.1 and
-// 2001:db8:I::1 and the MAC 02:00:00:00:0I:01 there, and its link to the node is rI.
+// ClusterNode is the I-th node of a cluster, from 1, with the name nI. Its uplink eth0 has the addresses
+// 172.20.I.10/24 and 2001:db8:I::10/64, the MAC 02:00:00:00:0I:02 and the MTU 1400. The router's link rI has the
+// addresses 172.20.I.1 and 2001:db8:I::1 and the MAC 02:00:00:00:0I:01.
 type ClusterNode struct {
 	Name, Netns string
 	Conflist    string // the conflist that the node's agent writes
@@ -169,8 +169,7 @@ func (n *ClusterNode) SpawnAgent(flags ...string) {
 	})
 }
 
-// StopAgent ends the agent as kubelet does, with SIGTERM, and waits until it has ended. It does nothing if no agent
-// runs.
+// StopAgent ends the agent with SIGTERM, as kubelet does, and waits. It does nothing if no agent runs.
 func (n *ClusterNode) StopAgent() {
 	n.cluster.Helper()
 	if n.agent == nil {
@@ -183,8 +182,7 @@ func (n *ClusterNode) StopAgent() {
 	n.agent = nil
 }
 
-// AddPod makes a network namespace and attaches it as the pod's namespace, with the configuration that the node's
-// agent has written.
+// AddPod makes a network namespace and attaches it, with the configuration that the node's agent has written.
 func (n *ClusterNode) AddPod(namespace, name string) *Pod {
 	n.cluster.Helper()
 	p := &Pod{Namespace: namespace, Name: name, Netns: filepath.Join("/run/netns", namespace+"."+name)}

@@ -27,8 +27,7 @@ const (
 	Assured  = 1 << 2
 )
 
-// Fill makes a network namespace for the calling goroutine's thread, and fills its connection table. The namespace ends
-// with the thread. Fill needs root.
+// Fill makes a network namespace for the goroutine's thread, and fills its connection table. Fill needs root.
 func Fill(t testing.TB, entries int, entry func(i int) Entry) {
 	t.Helper()
 	runtime.LockOSThread()
@@ -40,8 +39,7 @@ func Fill(t testing.TB, entries int, entry func(i int) Entry) {
 	Add(t, entries, entry)
 }
 
-// Add adds entries to the connection table. In contrast to entries that conntrack -I makes, the kernel has seen the
-// beginning of the connections.
+// Add adds entries to the connection table. Unlike entries of conntrack -I, they count as seen from the beginning.
 func Add(t testing.TB, entries int, entry func(i int) Entry) {
 	t.Helper()
 	socket, err := nl.Subscribe(unix.NETLINK_NETFILTER)
@@ -92,8 +90,8 @@ func tuple(kind int, src, dst netip.Addr, proto uint8, sport, dport uint16) *nl.
 	return t
 }
 
-// Dump receives the connection table without reading the entries, as a measure of the kernel's own work. It returns the
-// number of entries.
+// Dump receives the connection table without reading the entries, which measures the kernel's own work. It returns
+// the number of entries.
 func Dump(t testing.TB) (entries int) {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)

@@ -24,8 +24,8 @@ func Frame(t testing.TB, layers ...gopacket.SerializableLayer) []byte {
 	return buf.Bytes()
 }
 
-// SendFrames sends the frames unchanged out of the link in the namespace. A pod needs CAP_NET_RAW to do this, and
-// container runtimes give pods CAP_NET_RAW by default.
+// SendFrames sends the frames unchanged out of the link. A pod can do this with CAP_NET_RAW, which runtimes give by
+// default.
 func SendFrames(t testing.TB, netns, link string, frames ...[]byte) {
 	t.Helper()
 	fd := packetSocket(t, netns, link)
@@ -56,8 +56,8 @@ func Sniff(t testing.TB, netns, link string) *Sniffer {
 	return s
 }
 
-// Frames returns the frames that leave by the link; if outgoing is false, those that come in. It returns when no frame
-// has passed the link for the time silence.
+// Frames returns the frames that leave by the link; if outgoing is false, those that come in. It returns when the
+// link has been silent for the time silence.
 func (s *Sniffer) Frames(outgoing bool, silence time.Duration) [][]byte {
 	s.t.Helper()
 	var all [][]byte

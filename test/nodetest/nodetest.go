@@ -94,8 +94,7 @@ func setUp(t *testing.T) {
 	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	// In these tests threads move between namespaces, so the network namespace of /proc/self may later be any of them.
-	// Self keeps the node's own.
+	// In these tests threads move between namespaces, so /proc/self may have any of them. Self keeps the node's own.
 	if err := os.WriteFile(Self, nil, 0o444); err != nil {
 		t.Fatal(err)
 	}
@@ -117,9 +116,8 @@ func setUp(t *testing.T) {
 func NewNS(t testing.TB, name string) string {
 	t.Helper()
 	path := filepath.Join("/run/netns", name)
-	// The thread must return to its own namespace. The runtime ends a thread whose goroutine ends while it is locked, but
-	// only parks the process's first thread. Parked in the new namespace, that thread would keep the namespace alive after
-	// DelNS.
+	// The thread must return to its own namespace. If it is the process's first thread, Go parks it instead of ending
+	// it, and it would keep the namespace alive.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	own, err := netns.Get()
@@ -141,8 +139,7 @@ func NewNS(t testing.TB, name string) string {
 	return path
 }
 
-// DelNS removes the name of the namespace that NewNS made. The kernel removes the namespace once no thread and no
-// socket is in it.
+// DelNS removes the namespace's name. The kernel removes the namespace when no thread and no socket is in it.
 func DelNS(t testing.TB, path string) {
 	t.Helper()
 	if err := errors.Join(unix.Unmount(path, unix.MNT_DETACH), os.Remove(path)); err != nil {
@@ -168,8 +165,8 @@ func Run(t testing.TB, name string, args ...string) string {
 	return out
 }
 
-// RunEach runs the commands one after the other. If one fails, the test ends. Spaces separate a command's words. There
-// is no quoting.
+// RunEach runs the commands one after the other. If one fails, the test ends. Spaces separate words; there is no
+// quoting.
 func RunEach(t testing.TB, commands ...string) {
 	t.Helper()
 	for _, c := range commands {
@@ -178,8 +175,8 @@ func RunEach(t testing.TB, commands ...string) {
 	}
 }
 
-// Try runs a command that may fail, and returns its output or an error with its output. For example, iptables fails to
-// list a rule if the agent removes the rule's set at that moment.
+// Try runs a command, and returns its output, or an error with its output. For example, iptables fails to list a rule
+// whose set disappears.
 func Try(name string, args ...string) (string, error) {
 	out, err := exec.CommandContext(context.Background(), name, args...).CombinedOutput()
 	if err != nil {
@@ -188,9 +185,9 @@ func Try(name string, args ...string) (string, error) {
 	return string(out), nil
 }
 
-// Outside makes the network outside the node, and returns its path: a namespace "outside" with the addresses
-// 192.0.2.1/24 and 2001:db8::1/64. A veth pair joins it to the node's uplink eth0 (192.0.2.2/24 and 2001:db8::2/64).
-// The node's default routes lead there.
+// Outside makes the network outside the node, and returns the path of its namespace. It has the addresses
+// 192.0.2.1/24 and 2001:db8::1/64. The node's uplink eth0 there has 192.0.2.2/24 and 2001:db8::2/64. The node's
+// default routes lead there.
 func Outside(t testing.TB) string {
 	t.Helper()
 	path := NewNS(t, "outside")
@@ -205,7 +202,7 @@ func Outside(t testing.TB) string {
 		"ip -n outside link set lo up",
 		"ip route add default via 192.0.2.1",
 		"ip -6 route add default via 2001:db8::1",
-		// In a link's first seconds the kernel looks for duplicate addresses. With these entries the node need not wait.
+		// In its first seconds, a link looks for duplicate addresses. These entries avoid the wait.
 		"ip neigh add 2001:db8::1 lladdr 02:00:00:00:00:01 dev eth0 nud permanent",
 		"ip -n outside neigh add 2001:db8::2 lladdr 02:00:00:00:00:02 dev eth0 nud permanent",
 	)

@@ -21,8 +21,8 @@ type Pod struct {
 	Result          string // the plugin's result, as JSON
 }
 
-// CNI runs cnitool with the verb for the namespace at the path netns, and returns what it prints to stdout. args is the
-// value of CNI_ARGS, and env has more variables.
+// CNI runs cnitool with the verb for the namespace at netns, and returns its stdout. args is the value of CNI_ARGS.
+// env adds variables.
 func (n *Node) CNI(verb, netns, args string, env ...string) (string, error) {
 	cmd := exec.Command(filepath.Join(n.Bin, "cnitool"), verb, "weir", netns)
 	cmd.Env = append(append(os.Environ(), "CNI_PATH="+n.Bin, "NETCONFPATH="+n.ConfDir, "CNI_ARGS="+args), env...)
@@ -97,11 +97,11 @@ func (n *Node) DelPod(p *Pod) {
 	DelNS(n, p.Netns)
 }
 
-// wait is how long a test waits for a packet that must not arrive. Packets that must arrive take less time.
+// wait is how long a test waits for a packet that must not arrive.
 const wait = 250 * time.Millisecond
 
-// Serve runs a server on the address in the namespace, until the test ends. A TCP server greets each connection with
-// "hello" and the client's address, and then echoes what it receives. A UDP server echoes each packet.
+// Serve runs a server on the address in the namespace, until the test ends. A TCP server sends "hello" and the
+// client's address. Both TCP and UDP servers echo.
 func (n *Node) Serve(netns, network, address string) {
 	n.Helper()
 	In(n, netns, func() error {
@@ -159,7 +159,7 @@ func echo(conn net.Conn) {
 	}
 }
 
-// Dial connects from the namespace. It gives up after a quarter of a second, because dropped packets get no answer.
+// Dial connects from the namespace. It gives up after a quarter of a second: dropped packets get no answer.
 func Dial(t testing.TB, netns, network, address string) (conn net.Conn, err error) {
 	t.Helper()
 	In(t, netns, func() error {
@@ -185,9 +185,8 @@ func Get(t testing.TB, netns, address string) (string, error) {
 	return strings.TrimSpace(string(buf[:k])), err
 }
 
-// Reach tries to connect to the TCP address until that succeeds or, if want is false, until it fails. After half a
-// minute Reach fails the test: so long it waits, because the agent may not have enforced the latest change of policy
-// yet.
+// Reach tries to connect to the TCP address until the attempt succeeds or, if want is false, fails. After half a
+// minute Reach fails the test.
 func (n *Node) Reach(from *Pod, address string, want bool) {
 	n.Helper()
 	n.ReachFrom(from.Netns, address, want)
@@ -205,8 +204,7 @@ func (n *Node) ReachFrom(netns, address string, want bool) {
 	})
 }
 
-// Eventually calls f until it returns nil. After half a minute it fails the test: that is long, because the machine
-// may be busy.
+// Eventually calls f until it returns nil. After half a minute it fails the test.
 func (n *Node) Eventually(what string, f func() error) {
 	n.Helper()
 	deadline := time.Now().Add(30 * time.Second)

@@ -16,10 +16,9 @@ import (
 
 const (
 	binEnv = "WEIR_NODETEST_BIN"
-	// programsEnv is the variable that names a directory with weir, weir-agent and weirctl. If it is set, tests build no
-	// such programs but run these, which may be the programs of another commit.
+	// programsEnv names a directory with weir, weir-agent and weirctl. If it is set, tests run these programs.
 	programsEnv = "WEIR_PROGRAMS"
-	// shippedEnv is the variable that makes tests build weir-agent without the race detector, even if the test has it.
+	// shippedEnv makes tests build weir-agent without the race detector, even if the test has it.
 	shippedEnv = "WEIR_NODETEST_AS_SHIPPED"
 )
 
@@ -32,8 +31,7 @@ var build = sync.OnceValues(func() (string, error) {
 		"github.com/containernetworking/cni/cnitool", "github.com/containernetworking/plugins/plugins/meta/portmap"))
 })
 
-// buildWeir builds weir's own programs in the directory. If WEIR_PROGRAMS names a directory, buildWeir links that
-// directory's programs instead.
+// buildWeir builds weir's programs in the directory, or links those of WEIR_PROGRAMS there.
 func buildWeir(dir string) error {
 	if given := os.Getenv(programsEnv); given != "" {
 		var errs []error
@@ -60,8 +58,8 @@ var official = struct {
 	built map[string]bool
 }{built: map[string]bool{}}
 
-// buildOfficial builds plugins of github.com/containernetworking/plugins in the directory, in the version of go.mod.
-// A name is, for instance, "main/ptp" or "ipam/host-local".
+// buildOfficial builds plugins of github.com/containernetworking/plugins in go.mod's version. A name is, for
+// instance, "main/ptp".
 func buildOfficial(dir string, names []string) error {
 	official.Lock()
 	defer official.Unlock()
@@ -85,8 +83,7 @@ func goBuild(dir string, args ...string) error {
 	return nil
 }
 
-// Main is the TestMain of packages with tests that use a Node. It removes the programs that were built for these
-// tests.
+// Main is the TestMain of packages with tests that use a Node. It removes the programs that these tests built.
 func Main(m *testing.M) {
 	code := m.Run()
 	if os.Getenv(inside) == "" {
@@ -97,8 +94,8 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// MainAsShipped is the TestMain of packages that test the programs as users get them, without the race detector. The
-// detector makes weir-agent several times slower, and these tests check how long the agent takes to apply changes.
+// MainAsShipped is the TestMain of packages that measure the programs without the race detector. It would make
+// weir-agent several times slower.
 func MainAsShipped(m *testing.M) {
 	if err := os.Setenv(shippedEnv, "1"); err != nil {
 		panic(err)
@@ -106,8 +103,7 @@ func MainAsShipped(m *testing.M) {
 	Main(m)
 }
 
-// IsolatedWithWeir does the same as Isolated, for tests that run weir's programs and the named plugins of upstream on
-// the node.
+// IsolatedWithWeir does the same as Isolated, for tests that run weir's programs and the named upstream plugins.
 func IsolatedWithWeir(t *testing.T, plugins ...string) bool {
 	t.Helper()
 	if os.Getenv(inside) == "" {
@@ -148,8 +144,8 @@ func NewNode(t testing.TB, conf Conf) *Node {
 	return n
 }
 
-// Configure writes a conflist of weir and portmap. weir's part has the range 10.88.0.0/24 and the keys of conf, which
-// may replace the range.
+// Configure writes a conflist of weir and portmap. weir has the range 10.88.0.0/24, and the keys of conf, which may
+// replace it.
 func (n *Node) Configure(conf Conf) {
 	n.Helper()
 	plugin := Conf{"type": "weir", "ranges": []any{Conf{"subnet": "10.88.0.0/24"}}}
@@ -190,7 +186,7 @@ func (n *Node) Ctl(args ...string) (string, error) {
 	return string(out), err
 }
 
-// backendEnv is the variable that names the backend of agents that a test starts without naming one.
+// backendEnv names the default backend of agents in tests.
 const backendEnv = "WEIR_BACKEND"
 
 // withBackend returns the agent's flags with the backend that the variable names.
@@ -203,7 +199,7 @@ func withBackend(flags []string) []string {
 }
 
 // SpawnAgent starts weir-agent and doesn't wait. Without flags the agent reads the node's manifests. The agent is
-// killed when the test ends, and a data race in it fails the test.
+// killed at the test's end. A data race in it fails the test.
 func (n *Node) SpawnAgent(flags ...string) {
 	n.Helper()
 	if len(flags) == 0 {

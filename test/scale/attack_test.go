@@ -11,17 +11,16 @@ import (
 	"github.com/weir-net/weir/test/scale/cluster"
 )
 
-// attacked is what the benchmark measures of an attack: how long other tenants wait (in ms) without and under the
-// attack, and the agent's memory.
+// attacked are an attack's measurements: how long other tenants wait (in ms) without and under it, and the agent's
+// memory.
 type attacked struct {
 	ADD, Deny           []float64 // of other tenants, before the attack
 	ADDUnder, DenyUnder []float64
 	Memory              memory // at the end of the attack
 }
 
-// attack measures the other tenants' ADDs and denials, then makes the attack's pods and policies and measures again.
-// During the attack, the attacker changes one of the policies before each measurement. In the end everything is as
-// before.
+// attack measures the other tenants before and during the attack. During it, a policy of the attacker changes before
+// each measurement. It removes the attack at the end.
 func (n *node) attack(a cluster.Attack) attacked {
 	var r attacked
 	measure := func(add, deny *[]float64) {

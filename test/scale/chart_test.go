@@ -25,7 +25,7 @@ type curve struct {
 	points [][2]float64 // pods, value
 }
 
-// charts returns the pictures. Of the streams, they show the one with the first rate.
+// charts returns the pictures. They show only the stream with the first rate.
 func charts(r *runs) []chart {
 	rate := 0.0
 	if len(r.Rates) > 0 {
@@ -158,8 +158,7 @@ func escaped(s string) string {
 	return strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;").Replace(s)
 }
 
-// TestChart: a picture is XML, has a curve for each row, and its axes hold all points. A picture without curves is
-// drawn too.
+// TestChart: a picture is XML with a curve for each row, and its axes hold all points.
 func TestChart(t *testing.T) {
 	c := chart{"name", "Title", "ms", []curve{
 		{"a -> b", false, [][2]float64{{100, 0.5}, {100000, 2000}}}, {"empty", true, nil},

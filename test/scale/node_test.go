@@ -26,8 +26,7 @@ import (
 	"github.com/weir-net/weir/test/scale/cluster"
 )
 
-// node is the measured node: a real agent in namespaces of its own, whose API server is synthetic. It does what the
-// orchestrator asks for over a socket.
+// node is the measured node: a real agent with a synthetic API server. It obeys the orchestrator over a socket.
 type node struct {
 	*nodetest.Node
 	cluster *cluster.Cluster
@@ -46,7 +45,7 @@ type node struct {
 	arrivals    *arrivals
 }
 
-// request asks the node for one thing. The answer is the reply of the method, as JSON.
+// request asks the node for one thing. The reply is JSON.
 type request struct {
 	Do      string
 	N       int
@@ -125,7 +124,7 @@ func newNode(t *testing.T, pods int) *node {
 	}
 	n.server.Put(cluster.NewNamespace("probes", "team-probes"))
 	n.stream = cluster.NewStream(n.cluster, n.server)
-	// The neighbour is one of the cluster's nodes, in the same subnet, so that packets of its pods come as they are.
+	// The neighbour is in the same subnet, so packets of its pods come without a tunnel.
 	n.remote = cluster.NewPod("probes", "remote", "remote", "uid-of-remote")
 	n.remote.Spec.NodeName = cluster.NodeName(1)
 	cluster.Run(n.remote, cluster.Address(1, 0).String())
@@ -141,8 +140,8 @@ func (n *node) conflist() string   { return filepath.Join(n.ConfDir, "10-weir.co
 
 // started is what the benchmark measures at a start of the agent.
 type started struct {
-	// Ready is the time from the start of the agent until it is ready. AfterLists is the part of this time after the API
-	// server had sent all lists. Both are in seconds.
+	// Ready is the time from the agent's start until it is ready, in seconds. AfterLists is the part after the API
+	// server sent all lists.
 	Ready, AfterLists float64
 	Memory            memory // once the agent is ready
 	IPTables          string // the flavour of iptables that the agent uses
@@ -202,7 +201,7 @@ func (n *node) iptables(client *http.Client) string {
 	return "unknown"
 }
 
-// fill adds the measured node's pods and the pods of the probes, and returns how long each ADD took, in ms.
+// fill adds the pods of the measured node and of the probes. It returns each ADD's time in ms.
 func (n *node) fill() []float64 {
 	data, err := os.ReadFile(n.conflist())
 	if err == nil {
@@ -235,9 +234,8 @@ func (n *node) fill() []float64 {
 	return took
 }
 
-// attach adds a pod as a runtime does, and returns its namespace, its address and how long ADD took, in ms. If the
-// plugin refuses the pod, attach tries again as kubelet does, and the time is that of all attempts. When it gives up it
-// returns no address.
+// attach adds a pod as a runtime does. If the plugin refuses the pod, attach tries again, and ms is the time of all
+// attempts. If attach gives up, ip is empty.
 func (n *node) attach(p *corev1.Pod) (path, ip string, ms float64) {
 	path = nodetest.NewNS(n, p.Namespace+"."+p.Name)
 	began := time.Now()
@@ -291,9 +289,8 @@ func runtimeConf(p *corev1.Pod, path string) *libcni.RuntimeConf {
 	}
 }
 
-// adds adds and deletes so many pods, one after the other, and returns how long each ADD took, in ms. The API server
-// has the pod before ADD, as the scheduler has written it. Policies isolate the pod, and policies of other pods allow
-// it.
+// adds adds and deletes count pods, one after the other, and returns each ADD's time in ms. The API server knows each
+// pod before its ADD.
 func (n *node) adds(count int) []float64 {
 	var took []float64
 	for range count {
@@ -310,7 +307,7 @@ func (n *node) adds(count int) []float64 {
 	return took
 }
 
-// policy returns a policy that isolates the probes' server in ingress and allows these peers.
+// policy returns a policy that allows the probes' server ingress from these peers only.
 func policy(name string, peers ...networkingv1.NetworkPolicyPeer) *networkingv1.NetworkPolicy {
 	p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{
 		Namespace: "probes", Name: name, UID: types.UID("uid-of-" + name),
@@ -327,7 +324,7 @@ func selects(key, value string) metav1.LabelSelector {
 	return metav1.LabelSelector{MatchLabels: map[string]string{key: value}}
 }
 
-// effects are how long changes took to be enforced, in ms: those that deny and those that allow.
+// effects are how long denying and allowing changes took, in ms.
 type effects struct{ Deny, Allow []float64 }
 
 func (e *effects) add(allows bool, d time.Duration) {
@@ -339,7 +336,7 @@ func (e *effects) add(allows bool, d time.Duration) {
 	}
 }
 
-// policies creates and deletes policies, and measures until packets from one pod of the node to another show it.
+// policies creates and deletes policies, and measures until packets between two pods show it.
 func (n *node) policies() effects {
 	var e effects
 	client := selects("app", "client")
@@ -359,8 +356,7 @@ func (n *node) policies() effects {
 	return e
 }
 
-// peers changes the labels of a pod on another node, deletes the pod and creates it again, and measures until that
-// pod's packets show it.
+// peers changes, deletes and creates a pod on another node, and measures until its packets show it.
 func (n *node) peers() effects {
 	var e effects
 	peer := selects("role", "peer")
@@ -391,7 +387,7 @@ func (n *node) peers() effects {
 	return e
 }
 
-// put and remove change the API server's objects, and return the time before the change.
+// put and remove return the time before the change.
 func (n *node) put(o apiserver.Object) time.Time {
 	at := time.Now()
 	n.server.Put(o)
@@ -404,7 +400,7 @@ func (n *node) remove(o apiserver.Object) time.Time {
 	return at
 }
 
-// background ends the stream that runs, if there is one, and starts another unless the rate is 0.
+// background ends any running stream. It starts another unless rate is 0.
 func (n *node) background(rate float64, parts string) {
 	if n.stop != nil {
 		n.stop()
@@ -419,8 +415,8 @@ func (n *node) background(rate float64, parts string) {
 	}
 }
 
-// toggle creates a policy of a local pod and deletes it in turn, and returns the CPU time that the agent took
-// meanwhile. rate is how many of these changes come in a second.
+// toggle creates and deletes a policy of a local pod in turn, and returns the agent's CPU time. rate is changes a
+// second.
 func (n *node) toggle(rate float64, d time.Duration) cpuUse {
 	ticker := time.NewTicker(time.Duration(float64(time.Second) / rate))
 	defer ticker.Stop()

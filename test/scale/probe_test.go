@@ -13,13 +13,13 @@ import (
 const (
 	// probeInterval is how often a probe sends a packet.
 	probeInterval = 250 * time.Microsecond
-	// late is when a packet that hasn't arrived counts as dropped. A packet between two namespaces of one kernel needs
-	// some microseconds, unless the receiver's thread has to wait for a core.
+	// late is when a missing packet counts as dropped. Between two namespaces, packets need microseconds, unless the
+	// receiver waits for a core.
 	late = 20 * time.Millisecond
 	// holds is how many packets in a row show that a change holds.
 	holds = 100
-	// patience is when a probe and an ADD give up; then their time is about this long. Under an attack they give up
-	// earlier, because what the attack does is clear by then.
+	// patience is when a probe and an ADD give up, and then the time that they report. Under an attack, the result is
+	// clear earlier.
 	patience, patienceUnderAttack = 2 * time.Minute, 30 * time.Second
 )
 
@@ -57,12 +57,11 @@ func (n *node) listen(netns, address string) *arrivals {
 	return a
 }
 
-// until makes a change and returns how long it takes until packets from the namespace and the source address to the
-// probed pod are all allowed, or all dropped. An empty source is the namespace's own.
+// until makes a change, and returns how long it takes until all packets to the probed pod are allowed, or all are
+// dropped. An empty source is the namespace's own.
 //
-// The packets are UDP that nobody answers, from one port: each is a first packet to connection tracking, so the
-// kernel checks each of them. The time begins just before the API server gets the change. It ends when the first of
-// those packets was sent that are all treated as the change wants. If until gives up, it returns its patience.
+// The packets are UDP without answers, from one port, so the kernel checks each of them. The time ends when the first
+// of these packets was sent. If until gives up, it returns its patience.
 func (n *node) until(netns, source string, allowed bool, change func() time.Time) time.Duration {
 	n.Helper()
 	var conn net.Conn
@@ -96,9 +95,8 @@ type probe struct {
 	sent []time.Time // by number
 }
 
-// awaitRun sends packets until so many in a row have all arrived, or have all been dropped. It looks only at the
-// packets from the given number on. It returns when the first packet of that row was sent, and false if it
-// gives up.
+// awaitRun sends packets until enough in a row have all arrived, or all been dropped. It ignores packets before from.
+// It returns when that row's first packet was sent.
 func (p *probe) awaitRun(arrive bool, from int) (first time.Time, ok bool) {
 	p.Helper()
 	deadline := time.Now().Add(p.patience)
@@ -128,8 +126,8 @@ func (p *probe) awaitRun(arrive bool, from int) (first time.Time, ok bool) {
 	}
 }
 
-// row returns the number of the first packet of the last row of packets that were all treated so, and whether the row
-// is long enough. Packets that may still be under way don't count, unless all must arrive and they have.
+// row returns the number of the last row's first packet, and whether the row is long enough. Packets that may still
+// be under way don't count as dropped.
 func (p *probe) row(arrive bool, from int) (first int, ok bool) {
 	p.arrivals.mu.Lock()
 	defer p.arrivals.mu.Unlock()

@@ -19,7 +19,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// cpuTime returns the CPU time of a process and of its children that have ended, in seconds.
+// cpuTime returns the CPU time of a process and of its ended children, in seconds.
 func cpuTime(t testing.TB, pid int) float64 {
 	t.Helper()
 	// The clock of a process (clock_getcpuclockid(3)) has nanoseconds, /proc only ticks.
@@ -31,7 +31,7 @@ func cpuTime(t testing.TB, pid int) float64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Behind the name, which is in brackets, follow the fields from the third on. cutime is the 16th, cstime the 17th.
+	// The fields behind the name in brackets begin with the third. cutime is the 16th, cstime the 17th.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	const tick = 100 // sysconf(_SC_CLK_TCK), on every architecture that Go runs on
 	children := 0.0
@@ -45,18 +45,18 @@ func cpuTime(t testing.TB, pid int) float64 {
 	return float64(own.Nano())/1e9 + children
 }
 
-// cpuUse is the CPU time that the agent took (Seconds), and the time in which it did so (Wall), both in seconds.
+// cpuUse is the CPU time that the agent took (Seconds) within the time Wall, both in seconds.
 type cpuUse struct {
 	Seconds, Wall float64
-	// Changes is how many changes of pods there were meanwhile. Events and Bytes are the events that the API server has
-	// sent of them, and their size.
+	// Changes is the number of changes of pods. Events and Bytes are the number and size of the API server's events
+	// for them.
 	Changes, Events, Bytes int64
-	// Decoding is the CPU time of a program that watches pods too, and forgets each event once it is decoded.
+	// Decoding is the CPU time of a program that only decodes the same events.
 	Decoding float64
 }
 
-// window measures how much CPU time the agent takes in some seconds. If the request has a rate, a stream and a decoder
-// run meanwhile.
+// window measures the agent's CPU time for some seconds. If the request has a rate, a stream and a decoder run
+// meanwhile.
 func (n *node) window(r request) cpuUse {
 	pid, decoder := n.AgentPID(), 0
 	if r.Rate > 0 {
@@ -84,8 +84,7 @@ func (n *node) window(r request) cpuUse {
 	return use
 }
 
-// startDecoder starts a program that watches pods and does nothing with them. It returns the process ID once the
-// program watches, and a function that kills it.
+// startDecoder starts a program that only watches pods, and waits until it does. stop kills it.
 func (n *node) startDecoder() (pid int, stop func()) {
 	n.Helper()
 	watches := n.server.Sent()["pods"].Watches
@@ -106,7 +105,7 @@ func (n *node) startDecoder() (pid int, stop func()) {
 	}
 }
 
-// decode watches pods as the agent does, until it is killed; it returns an error if the watch ends.
+// decode watches pods until it is killed. It returns an error if the watch ends.
 func decode(kubeconfig string) error {
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
@@ -131,8 +130,7 @@ func decode(kubeconfig string) error {
 	return errors.New("the watch has ended")
 }
 
-// memory is the agent's memory, in MB of 10^6 bytes: what is resident, what of that is no part of a file, and the most
-// that was resident.
+// memory is the agent's memory, in MB of 10^6 bytes: resident, resident without files, and the peak.
 type memory struct{ RSS, Anonymous, Peak float64 }
 
 func (n *node) memory() memory {

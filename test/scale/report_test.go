@@ -41,7 +41,7 @@ func (r *runs) rows() []string {
 	})
 }
 
-// growing are the rows that are compared with the reference, and of which slopes are computed.
+// growing are the rows with slopes and a comparison with the reference.
 func (r *runs) growing() []string {
 	return slices.DeleteFunc(r.rows(), func(row string) bool {
 		return slices.Contains([]string{rowWrites, rowBytes, rowBeyond, rowFill}, row) || strings.Contains(row, ", under ")
@@ -69,9 +69,8 @@ func (r *runs) report() string {
 	return b.String()
 }
 
-// perPod returns a sentence on how much memory a pod takes: the difference between the smallest cluster of at least
-// 1,000 pods and the largest, divided by the difference of their sizes. It returns "" if there are fewer than two
-// such clusters.
+// perPod returns a sentence on the memory for each pod, from the smallest cluster of at least 1,000 pods and the
+// largest. It returns "" if there is only one.
 func (r *runs) perPod(agent string) string {
 	sizes, _ := r.columns()
 	sizes = slices.DeleteFunc(slices.Sorted(slices.Values(sizes)), func(s int) bool {
@@ -86,8 +85,8 @@ func (r *runs) perPod(agent string) string {
 		thousands(large), figure(kib))
 }
 
-// columnsTable returns a table with a column for each size, and behind these, columns with the titles in more. For the
-// latter it calls cell with 0 pods.
+// columnsTable returns a table with a column for each size, and then the columns in more. For these, cell gets 0
+// pods.
 func (r *runs) columnsTable(rows []string, cell func(row string, pods int) string, more ...string) string {
 	var b strings.Builder
 	sizes, _ := r.columns()
@@ -127,7 +126,7 @@ func (r *runs) table(agent string) string {
 	})
 }
 
-// ratios returns a table of the ratio of each row to the reference, and of the row's slope.
+// ratios returns a table with each row's ratio to the reference, and its slope.
 func (r *runs) ratios(agent string) string {
 	return r.columnsTable(r.growing(), func(row string, pods int) string {
 		reference := r.get(agent, r.Reference, row)
@@ -167,8 +166,8 @@ func ratio(of, to *run) string {
 	return text
 }
 
-// slope returns the slope of the row's log-log curve over the clusters of at least 1,000 pods, by least squares. It
-// returns "" if there are fewer than two such clusters.
+// slope returns the slope of the row's log-log curve from 1,000 pods on. It returns "" if there are fewer than two
+// such clusters.
 func (r *runs) slope(agent, row string) string {
 	var xs, ys []float64
 	sizes, _ := r.columns()
@@ -198,7 +197,7 @@ func slope(xs, ys []float64) float64 {
 	return xy / xx
 }
 
-// figure returns a value with three significant digits: fewer below 1, and all digits before the point from 1,000 on.
+// figure returns a value with three significant digits, but never cuts off digits before the point.
 func figure(v float64) string {
 	switch a := math.Abs(v); {
 	case v == 0:

@@ -15,11 +15,11 @@ import (
 // restarted says what a restart with nothing changed has written.
 type restarted struct {
 	started
-	// Writes are the requests that change something in the kernel, by kind. It is nil if they weren't counted.
+	// Writes are the requests that change the kernel, by kind; nil if they weren't counted.
 	Writes map[string]int
 }
 
-// tracing is how long a traced agent runs: longer than the interval of its resyncs, which is ten seconds.
+// tracing is how long a traced agent runs. A resync comes every ten seconds.
 const tracing = 12 * time.Second
 
 // restart stops the agent and starts it again. It doesn't count writes.
@@ -28,8 +28,8 @@ func (n *node) restart() restarted {
 	return restarted{started: n.start()}
 }
 
-// restartTraced starts the agent again under strace and counts its writes to the kernel until a resync has passed,
-// although nothing has changed. Then it starts the agent without strace.
+// restartTraced counts the writes to the kernel of a restarted agent until a resync has passed. Then it starts the
+// agent without strace.
 func (n *node) restartTraced() restarted {
 	n.Helper()
 	n.StopAgent()
@@ -54,8 +54,7 @@ func (n *node) restartTraced() restarted {
 	return restarted{started: n.start(), Writes: writes}
 }
 
-// writing matches netlink's types of requests that change something, and iptables-legacy's writing of a table, as
-// strace prints them.
+// writing matches, in strace's output, netlink requests that change something, and iptables-legacy's writes.
 var writing = regexp.MustCompile(`nlmsg_type=(RTM_(?:NEW|DEL|SET)\w+|NFNL_SUBSYS_(?:IPSET<<8\|IPSET_CMD_` +
 	`(?:CREATE|DESTROY|FLUSH|RENAME|SWAP|ADD|DEL)|NFTABLES<<8\|NFT_MSG_(?:NEW|DEL|DESTROY)\w+|` +
 	`CTNETLINK<<8\|IPCTNL_MSG_CT_(?:NEW|DELETE)))\b|\b(IP6?T_SO_SET_REPLACE)\b`)

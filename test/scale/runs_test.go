@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/test/estimate"
 )
 
-// The names of the table's rows. Those of type latency begin the names of several rows, one for each rate.
+// These are the names of the table's rows. A latency begins the names of several rows.
 const (
 	rowReady       = "start to ready, s"
 	rowAfterLists  = "lists have arrived to ready, s"
@@ -53,7 +53,7 @@ func (l latency) under(rate float64) string {
 	return fmt.Sprintf("%s, %.0f events/s, %s", l, rate, unit)
 }
 
-// attacked returns the row of an attack on the cluster; without a name, the row of the same cluster without an attack.
+// attacked returns the row of an attack; without a name, the same cluster's row without an attack.
 func (l latency) attacked(name string) string {
 	if name == "" {
 		return string(l) + ", other tenants, ms"
@@ -61,7 +61,7 @@ func (l latency) attacked(name string) string {
 	return string(l) + ", other tenants, under " + name + ", ms"
 }
 
-// rowAttackMemory begins the rows of the most memory that an agent had until the end of an attack, in MB.
+// rowAttackMemory begins the rows of an agent's peak memory until the end of an attack, in MB.
 const rowAttackMemory = "peak RSS, MB, under "
 
 // runs has all measurements.
@@ -79,8 +79,7 @@ type runs struct {
 	Runs      []*run
 }
 
-// run has the values of one row, of one agent and cluster, in the order in which they were measured: a list for each
-// round.
+// run has the values of one row, agent and cluster: a list for each round.
 type run struct {
 	Agent  string
 	Pods   int

@@ -226,7 +226,7 @@ func (o *orchestrator) startAll() {
 	}
 }
 
-// restarts restarts each agent some times, and then, if the writes are to be counted, once more.
+// restarts restarts each agent several times. If writes are to be counted, it restarts each once more.
 func (o *orchestrator) restarts() {
 	for i := range *restartsFlag {
 		o.turn(i, func(r *remoteNode) { o.noteStart(r, ask[restarted](r, request{Do: "restart"}).started) })
@@ -286,8 +286,7 @@ func (o *orchestrator) latencies() {
 	}
 }
 
-// windows measures the agents' CPU time, each time for some seconds: under each stream, under a stream of events that
-// mean nothing to policy, and while policies change.
+// windows measures the agents' CPU time for some seconds: under each stream, and while policies change.
 func (o *orchestrator) windows() {
 	for round := range *windowsFlag {
 		for _, rate := range o.rates {
@@ -312,7 +311,7 @@ func (o *orchestrator) windows() {
 	}
 }
 
-// meaninglessRate is the rate of the stream of which no event means anything to policy.
+// meaninglessRate is the rate of the stream of events that no policy depends on.
 const meaninglessRate = 1000
 
 func (o *orchestrator) window(r *remoteNode, rate float64, mix string) cpuUse {
@@ -323,8 +322,7 @@ func (o *orchestrator) window(r *remoteNode, rate float64, mix string) cpuUse {
 	return use
 }
 
-// attacks measures, in each cluster, what each attack costs other tenants. It does nothing unless attacks are asked
-// for.
+// attacks measures, in each cluster, what each attack costs other tenants.
 func (o *orchestrator) attacks() {
 	if !*attackFlag {
 		return
@@ -343,8 +341,7 @@ func (o *orchestrator) attacks() {
 	}
 }
 
-// finish notes the agents' memory at the end, prints the tables, and with -docs writes the measurements, pictures and
-// page.
+// finish notes the agents' memory and prints the tables. With -docs it writes the measurements, pictures and page.
 func (o *orchestrator) finish() {
 	for _, r := range o.nodes {
 		m := ask[memory](r, request{Do: "memory"})

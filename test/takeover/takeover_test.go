@@ -160,8 +160,7 @@ func takeOver(t *testing.T, end func(*nodetest.Node)) {
 	})
 }
 
-// install links the programs of one directory into another. It replaces each program in one step, as an update of the
-// node does.
+// install links the programs of one directory into another. It replaces each in one step, as an update does.
 func install(t *testing.T, from, to string) {
 	t.Helper()
 	for _, name := range programs {
@@ -188,8 +187,7 @@ func attached(t *testing.T, n *nodetest.Node, p *nodetest.Pod) {
 	}
 }
 
-// timeout limits an attempt to connect. TCP sends a SYN again after one second. The timeout is shorter, so one dropped
-// SYN fails the attempt.
+// timeout limits an attempt to connect. TCP repeats a SYN after one second, so one dropped SYN fails the attempt.
 const timeout = 900 * time.Millisecond
 
 // traffic runs flows until it is stopped. It counts the attempts of each flow.
@@ -204,8 +202,7 @@ type flow struct {
 	attempts atomic.Int64
 }
 
-// runs calls attempt repeatedly, in a goroutine of its own. The first error of attempt fails the test and ends the
-// flow.
+// runs calls attempt repeatedly in a goroutine. Its first error fails the test and ends the flow.
 func (tr *traffic) runs(t *testing.T, name string, attempt func() error) {
 	f := &flow{name: name}
 	tr.flows = append(tr.flows, f)

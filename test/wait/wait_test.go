@@ -42,7 +42,7 @@ import (
 
 func TestMain(m *testing.M) { nodetest.MainAsShipped(m) }
 
-// waited is a cluster of real agents that follow an API server, with the client of kubectl weir wait.
+// waited is a cluster of real agents with an API server, and the client of kubectl weir wait.
 type waited struct {
 	*nodetest.Cluster
 	server  *apiserver.Server
@@ -50,15 +50,13 @@ type waited struct {
 	pods    map[policy.Name]*nodetest.Pod
 }
 
-// The ports on the router: servedPort is the API server's. At latePort, late forwards a node's connections to the API
-// server.
+// servedPort is the API server's, on the router. late forwards connections from latePort to it.
 const (
 	servedPort = 6443
 	latePort   = 6444
 )
 
-// late forwards, on the router, each connection to the address from to the address to. What comes back is forwarded
-// after the delay.
+// late forwards connections to the address from to the address to, on the router. Answers come after the delay.
 func late(t *testing.T, from, to string, delay time.Duration) {
 	t.Helper()
 	var listener net.Listener
@@ -116,8 +114,8 @@ func forwardLate(client, server net.Conn, delay time.Duration) {
 	}
 }
 
-// newWaited makes a cluster whose agents follow an API server on the router between the nodes. Each node gets the
-// server's answers 100 ms later than the node before it.
+// newWaited makes a cluster whose API server is on the router. Each node gets answers 100 ms later than the node
+// before it.
 func newWaited(t *testing.T, size int) *waited {
 	t.Helper()
 	w := &waited{Cluster: nodetest.NewCluster(t, size), pods: map[policy.Name]*nodetest.Pod{}}
@@ -170,8 +168,7 @@ func newWaited(t *testing.T, size int) *waited {
 	return w
 }
 
-// connect makes the client. The client's API server runs execs on the nodes, and forwards all other requests to the
-// agents' API server.
+// connect makes the client. Its API server runs execs on the nodes, and forwards other requests.
 func (w *waited) connect(t *testing.T, router string) {
 	t.Helper()
 	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "https", Host: router})
@@ -217,7 +214,7 @@ func (w *waited) connect(t *testing.T, router string) {
 	w.cluster = &client.Cluster{API: api, Namespace: "kube-system"}
 }
 
-// add attaches a pod of the API server's, with servers on ports 80 and 81.
+// add attaches a pod of the API server, and serves ports 80 and 81 in it.
 func (w *waited) add(n *nodetest.ClusterNode, namespace, name string, labels map[string]string) {
 	w.Helper()
 	pod := &corev1.Pod{
@@ -237,7 +234,7 @@ func (w *waited) add(n *nodetest.ClusterNode, namespace, name string, labels map
 	}
 }
 
-// wait does what kubectl weir wait does for an object. If it fails or takes more than half a minute, the test ends.
+// wait does the same as kubectl weir wait. If it fails or takes half a minute, the test ends.
 func (w *waited) wait(t *testing.T, kind, namespace, name string, deleted bool) client.Waited {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -252,9 +249,8 @@ func (w *waited) wait(t *testing.T, kind, namespace, name string, deleted bool) 
 	return got
 }
 
-// TestWait: after kubectl weir wait has returned, the first packet of each connection between two pods gets the
-// verdict that the policies mean: for random policies that come, change and go, and pods that get other labels. The
-// environment variable WEIR_WAITS says how many of these changes are made, if not 25.
+// TestWait: after kubectl weir wait, each connection's first packet gets the verdict of the policies. WEIR_WAITS is
+// the number of random changes; the default is 25.
 func TestWait(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -324,16 +320,14 @@ func pickName[T any](r *rand.Rand, of map[policy.Name]T) policy.Name {
 	return names[r.IntN(len(names))]
 }
 
-// A connection that the policies allow must succeed within the time answers. That is less than the second after which
-// a client sends its first packet again, so the first packet must pass. A connection that the policies deny must not
+// An allowed connection must succeed within answers: before a client repeats its first packet. A denied one must not
 // succeed within notWithin.
 const (
 	answers   = 900 * time.Millisecond
 	notWithin = 250 * time.Millisecond
 )
 
-// probe tries one connection from each pod to each other, at port 80 or 81. It returns a text for each connection
-// whose result isn't what the policies mean.
+// probe tries a connection between any two pods. It returns a text for each wrong result.
 func (w *waited) probe(
 	t *testing.T, r *rand.Rand, policies map[policy.Name]*networkingv1.NetworkPolicy,
 ) (wrong []string) {
@@ -389,7 +383,7 @@ func (w *waited) probe(
 	return wrong
 }
 
-// insecure returns a configuration that accepts any certificate: the test's own server has one for another name.
+// insecure accepts any certificate: the test server's certificate has another name.
 func insecure() *tls.Config {
 	return &tls.Config{InsecureSkipVerify: true} //nolint:gosec // as above
 }

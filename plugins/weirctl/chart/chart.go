@@ -82,7 +82,7 @@ func plural(n int, one, many string) string {
 	return fmt.Sprint(n, " ", many)
 }
 
-// print prints the rows that a table has room for. mark is the first column; there is none if it is empty.
+// print prints at most MaxRows rows. mark is the first column; if it is empty, there is none.
 func (v View) print(out io.Writer, rows []reach.Row, mark string) error {
 	var table strings.Builder
 	w := tabwriter.NewWriter(&table, 0, 8, 2, ' ', 0)
@@ -230,8 +230,8 @@ type Change struct {
 	Applied        reach.Applied
 }
 
-// DiffTable prints what the change adds, replaces and deletes, and the connections that open and those that close, at
-// most MaxRows rows of either.
+// DiffTable prints the objects that the change adds, replaces and deletes. It also prints the connections that open
+// and that close, at most MaxRows rows each.
 func DiffTable(out io.Writer, c Change) error {
 	var err error
 	say := func(format string, args ...any) {

@@ -27,11 +27,11 @@ import (
 	"github.com/weir-net/weir/policy/reach"
 )
 
-// hostile is a text that would do something in a terminal, in HTML, in a script, in XML and in Graphviz's language.
+// hostile is a text with escapes for a terminal, HTML, a script, XML and Graphviz's language.
 const hostile = "x\x1b[2J\u202e\r\n\"];evil[label=\"" +
 	"</script></text><img src=x onerror=document.title='owned'>{{data}}&\\N\\\""
 
-// view returns the view of a small cluster. Names and labels are hostile if name is.
+// view returns a small cluster's view. The name is the name of most of its objects.
 func view(name string) chart.View {
 	pod := func(namespace, name, address string) policy.Pod {
 		return policy.Pod{
@@ -123,7 +123,7 @@ func TestDot(t *testing.T) {
 	}
 }
 
-// browser returns the path of a Chromium. If there is none, the test is skipped, and fails in CI.
+// browser returns the path of a Chromium. Without one, the test is skipped; in CI it fails.
 func browser(t *testing.T) string {
 	t.Helper()
 	for _, name := range []string{"chromium", "chromium-browser", "google-chrome", "chrome-headless-shell"} {
@@ -138,9 +138,8 @@ func browser(t *testing.T) string {
 	return ""
 }
 
-// TestPage loads pages in a headless Chromium, and looks at the document that their scripts make. The browser has no
-// network, so a page that needs one fails. If the variable SCREENSHOTS names a directory, the test also leaves pictures
-// of the pages there.
+// TestPage loads pages in a headless Chromium without a network, and checks what their scripts make. If the variable
+// SCREENSHOTS names a directory, the test leaves pictures there.
 func TestPage(t *testing.T) {
 	chromium := browser(t)
 	dir := t.TempDir()

@@ -86,7 +86,6 @@ const (
 	titleHeight         = 40
 )
 
-// picture is a graph in three columns: those who reach, ports, and those who are reached.
 type picture struct {
 	columns [3][]box
 	edges   [2][][2]int // from column to column: the indexes of boxes
@@ -95,8 +94,8 @@ type picture struct {
 
 type box struct{ text, class string }
 
-// SVG prints the connections as a picture: on the left those who reach, on the right those who are reached, and
-// between them the ports. It shows at most MaxRows rows, and the title says how many are left out.
+// SVG prints the connections as a picture: senders on the left, ports in the middle, receivers on the right. It shows
+// at most MaxRows rows, and the title says how many are left out.
 func SVG(out io.Writer, v View) error {
 	rows := v.Rows
 	if v.MaxRows > 0 {
@@ -135,7 +134,7 @@ func (v View) class(words string) string {
 	return "pods"
 }
 
-// add adds the box with the key to the column, unless it is there already, and returns its index.
+// add adds the box to the column, unless its key is there already, and returns its index.
 func (p *picture) add(column int, key string, b box) int {
 	i, ok := p.index[column][key]
 	if !ok {
@@ -196,8 +195,7 @@ func (p *picture) print(out io.Writer, title string) error {
 	return w.Flush()
 }
 
-// tops returns the position of each box: ports in the middle of the height, and the others near the ports that they are
-// connected with, without overlaps.
+// tops returns the position of each box. Ports are in the middle; other boxes are near their ports.
 func (p *picture) tops(tallest int) (tops [3][]int) {
 	const step = boxHeight + gap
 	free := (tallest - len(p.columns[1])) * step / 2
@@ -232,7 +230,6 @@ func (p *picture) tops(tallest int) (tops [3][]int) {
 	return tops
 }
 
-// shortened cuts the text to at most that many characters, of which the last is then "…".
 func shortened(s string, most int) string {
 	s = OneLine(s)
 	if utf8.RuneCountInString(s) <= most {

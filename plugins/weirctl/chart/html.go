@@ -56,8 +56,8 @@ type pageData struct {
 }
 
 // HTML prints a page for browsers: the matrix, the connections, and a graph of the policies, with filters. The page
-// needs no network: it has one script and one style of its own, and its Content-Security-Policy allows nothing else.
-// What comes from objects is data of the script, which shows it as text.
+// needs no network: its Content-Security-Policy allows only its own script and style. The script shows all data from
+// objects as text.
 func HTML(out io.Writer, v View) error {
 	d := pageData{
 		Title: v.Title, Parties: v.Parties, Ports: []pagePorts{}, Rows: []pageRow{}, Rules: []pageRule{},
@@ -109,8 +109,8 @@ func HTML(out io.Writer, v View) error {
 	return err
 }
 
-// printable returns the value as JSON whose texts have only printable characters, so that none reorders or hides
-// others. Marshal escapes <, > and &, so no text ends a script.
+// printable returns the value as JSON in which only printable characters are left unescaped. Marshal escapes <, > and
+// &, so no text ends a script.
 func printable(value any) ([]byte, error) {
 	raw, err := json.Marshal(value)
 	if err != nil {

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/term"
 )
 
-// DefaultParallel is how many nodes are asked at the same time. An exec costs the API server, kubelet and the runtime
-// some milliseconds each, so more at a time would only take from the cluster's own work.
+// DefaultParallel is how many nodes are asked at the same time. Each exec costs the API server, kubelet and the
+// runtime some milliseconds.
 const DefaultParallel = 32
 
 // Answer is the answer of one node's agent, or the reason why there is none.
@@ -23,10 +23,9 @@ type Answer[T any] struct {
 	Err   error
 }
 
-// AskAll asks the agents with the function ask, at most o.Parallel at the same time. It calls the function each with
-// every answer as it comes, one at a time. An agent has o.Within for its answer. A person who may not ask one agent may
-// ask none, so AskAll ends at the first such answer, and returns its error. Otherwise it returns the cause for which
-// ctx has ended, or nil: an agent without an answer is no error of AskAll.
+// AskAll asks the agents with the function ask, at most o.Parallel at the same time. It calls each with every answer,
+// one at a time. o.Within is the time for one answer. If the user may not ask an agent, AskAll ends and returns that
+// error. Otherwise it returns the cause for which ctx has ended, or nil. An agent without an answer is no error.
 func AskAll[T any](
 	ctx context.Context, agents []Agent, o AskOptions, ask func(context.Context, Agent) (T, error), each func(Answer[T]),
 ) error {

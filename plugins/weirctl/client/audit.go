@@ -42,8 +42,8 @@ type AuditOfNodes struct {
 	kinds    map[string]int
 }
 
-// Add adds the report of one node, without connections whose last one is from before since. Since becomes the time from
-// which all nodes have counted.
+// Add adds the report of one node. It leaves out connections that were last seen before since. since becomes the time
+// from which all nodes have counted.
 func (a *AuditOfNodes) Add(r agentapi.AuditReport, since time.Time) {
 	if a.kinds == nil {
 		a.kinds, a.Node, a.Audited, a.Dropped = map[string]int{}, r.Node, []string{}, []agentapi.AuditedTraffic{}
@@ -84,8 +84,8 @@ func (a *AuditOfNodes) Add(r agentapi.AuditReport, since time.Time) {
 // Knows reports whether the policy is audited.
 func (a *AuditOfNodes) Knows(name string) bool { return slices.Contains(a.Audited, name) }
 
-// PrintAudit prints the report: for one policy what it would have dropped, and the rules that would allow that; without
-// a name, the audited policies with the numbers of connections.
+// PrintAudit prints the report. For one policy, these are the would-drops and the rules that would allow them.
+// Without a name, it lists the audited policies with their numbers of connections.
 func PrintAudit(out io.Writer, f Format, a *AuditOfNodes, name string) error {
 	slices.SortFunc(a.Dropped, agentapi.CompareAudited)
 	switch {
@@ -171,7 +171,7 @@ func auditTraffic(line printLine, a *AuditOfNodes, name string) {
 	auditLimits(line, a)
 }
 
-// rulesText returns the rules that would allow the traffic, as the YAML of a policy's spec, with comments.
+// rulesText returns rules that would allow the traffic: a policy's spec in YAML, with comments.
 func rulesText(all []agentapi.AuditedTraffic, name string) (string, error) {
 	namespace, _, _ := strings.Cut(name, "/")
 	var traffic []propose.Traffic

@@ -12,8 +12,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// TestPrintAudit: the reports of two nodes are added up. The rules select pods by their labels and hosts by their
-// addresses, and name what they can't allow.
+// TestPrintAudit: the reports of two nodes are added up, and the rules name what they can't allow.
 func TestPrintAudit(t *testing.T) {
 	at := time.Unix(1e9, 0)
 	db := agentapi.AuditedEnd{

@@ -76,7 +76,7 @@ func TestPrint(t *testing.T) {
 	}
 }
 
-// TestLongLists: a status with a thousand policies and problems is no line of a thousand names. As JSON it has all.
+// TestLongLists: text shortens a list of a thousand policies or problems; JSON has all.
 func TestLongLists(t *testing.T) {
 	s := &agentapi.Status{}
 	for i := range 1000 {

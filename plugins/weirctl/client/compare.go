@@ -13,14 +13,14 @@ import (
 
 // goal is what a wait is for.
 type goal struct {
-	// namespace is that of the policy, whose pods must be as expected. Empty for a pod.
+	// namespace is the policy's namespace; empty for a pod.
 	namespace string
 	// pod is the pod that must be as expected; nil for a policy.
 	pod *expectedPod
 }
 
-// question returns the question for a node's agent: about the attachments of pods in the namespace of the policy or the
-// pod. On nodes other than the pod's own, it is about the pod's addresses as peers.
+// question returns the question for a node's agent. On nodes other than the pod's own, it asks for the pod's
+// addresses as peers.
 func (g goal) question(x *expected, node string) enforced.Question {
 	q := enforced.Question{At: x.at, Namespaces: []string{g.namespace}}
 	if g.pod == nil {
@@ -93,7 +93,7 @@ func (g goal) lacks(x *expected, node string, q enforced.Question, a enforced.An
 	return ""
 }
 
-// differs says how what the node holds for the pod with index i differs from what it should hold; empty if it doesn't.
+// differs says how the pod with index i differs from what the node should hold; empty if it doesn't.
 func differs(a enforced.Answer, want enforced.Held, i int) string {
 	w, h := want.Pods[i], a.Held.Pods[i]
 	for _, direction := range []struct{ name, want, held string }{
@@ -134,7 +134,6 @@ func classDiffers(held, want enforced.Class, a enforced.Answer) string {
 	return setsDiffer(held.Sets, want.Sets)
 }
 
-// setsDiffer says what is wrong with the first wanted set that is missing or differs; empty if none does.
 func setsDiffer(held, want []enforced.Set) string {
 	for _, w := range want {
 		i := slices.IndexFunc(held, func(h enforced.Set) bool { return h.Name == w.Name })
@@ -149,7 +148,7 @@ func setsDiffer(held, want []enforced.Set) string {
 	return ""
 }
 
-// differInPeers says which set of the node has or lacks one of the peers, and should not; empty if none does.
+// differInPeers names a set that wrongly has or lacks a peer; empty if there is none.
 func differInPeers(held, want enforced.Held) string {
 	sets := func(of enforced.Held) map[string]enforced.Set {
 		all := map[string]enforced.Set{}

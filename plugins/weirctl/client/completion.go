@@ -14,8 +14,8 @@ import (
 // completesWithin bounds how long a shell waits for names.
 const completesWithin = 2 * time.Second
 
-// completion completes from the objects of the source. Without them it completes nothing, and says nothing: a shell
-// would print it into the command line.
+// completion completes from the objects of the source. It hides errors: a shell would print them into the command
+// line.
 func (s *Source) completion(
 	names func(explain.Cluster) []string, directive cobra.ShellCompDirective,
 ) cobra.CompletionFunc {
@@ -53,7 +53,7 @@ func CompleteAudited(cmd *cobra.Command, args []string, begin string) ([]cobra.C
 	return fitting, cobra.ShellCompDirectiveNoFileComp
 }
 
-// odd reports whether the character is one that no name of an object has. A shell could act on it.
+// odd reports whether no object's name has the character. A shell could act on it.
 func odd(r rune) bool {
 	return (r < 'a' || r > 'z') && (r < '0' || r > '9') && !strings.ContainsRune("-./", r)
 }

@@ -13,15 +13,14 @@ import (
 	"github.com/weir-net/weir/source/manifests"
 )
 
-// invented are the networks from which pods of files get addresses if the files don't give them any: addresses that no
-// host has (RFC 1112, section 4: class E; RFC 6666: discard only).
+// invented are the networks for pods of files without addresses. No host has such addresses (RFC 1112, section 4:
+// class E; RFC 6666: discard only).
 var invented = [...]netip.Prefix{
 	conf.IPv4: netip.MustParsePrefix("240.0.0.0/8"), conf.IPv6: netip.MustParsePrefix("100::/64"),
 }
 
-// loadDirectory reads a directory of manifests. Each workload counts as one pod of the same name, because its pods
-// have the labels of its template. Gaps says what can't be read. If nothing can be read, or there is nothing to read,
-// loadDirectory returns an error.
+// loadDirectory reads a directory of manifests. Each workload counts as one pod of the same name. Gaps says what
+// can't be read. If no object can be read, loadDirectory returns an error.
 func loadDirectory(ctx context.Context, path string) (explain.Cluster, error) {
 	d := &manifests.Dir{Path: path, IgnoreBroken: true}
 	_, err := d.Check()
@@ -53,7 +52,7 @@ func firstLine(err error) string {
 	return fmt.Sprintf("%s (and %d more; weir-agent check lists all)", lines[0], len(lines)-1)
 }
 
-// addWorkloads adds a pod for each workload that another workload doesn't own, unless there is a pod of that name.
+// addWorkloads adds a pod for each workload without an owner, unless there is a pod of that name.
 func addWorkloads(c *explain.Cluster) {
 	c.Pods = slices.Clone(c.Pods)
 	taken := map[policy.Name]bool{}
@@ -72,9 +71,9 @@ func addWorkloads(c *explain.Cluster) {
 	}
 }
 
-// inventAddresses gives each pod without addresses one address of each family that the files use, unless the pod has
-// its node's network or has ended. If the files have Nodes, each pod's Node gets the networks of these addresses, so
-// that the pods count as the owners. Pods without a Node get the Node explain.NoNode.
+// inventAddresses gives each pod without addresses one address of each family in use, unless the pod has its node's
+// network or has ended. If the files have Nodes, the pod's Node gets the
+// address's network.
 func inventAddresses(c *explain.Cluster) {
 	families := familiesOf(c)
 	next := invented

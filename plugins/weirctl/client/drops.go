@@ -24,8 +24,8 @@ func DropPrinter(out io.Writer, f Format) func(*agentapi.Drop) error {
 	}
 }
 
-// DropLine returns the drop as text for one line. The names in it come from objects and may have control characters. So
-// a caller that prints the text passes it through agentapi.OneLine.
+// DropLine returns the drop as text for one line. Names in it may have control characters, so a caller must pass the
+// text through agentapi.OneLine.
 func DropLine(d *agentapi.Drop) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s  %5dx  ", d.Time.Local().Format("2006-01-02 15:04:05.000"), d.Count)
@@ -133,8 +133,8 @@ func (w *PcapWriter) Write(d *agentapi.Drop) error {
 	return err
 }
 
-// logPrefix returns the text that the kernel's rule has added to the packet; only its beginning if the rule is the
-// guard's or the gate's.
+// logPrefix returns the text that the kernel's rule adds to the packet. For the guard and the gate, it is only the
+// beginning.
 func logPrefix(d *agentapi.Drop) string {
 	if d.Reason == agentapi.ByAudit {
 		return conf.AuditLogPrefix + d.Chain
@@ -142,7 +142,7 @@ func logPrefix(d *agentapi.Drop) string {
 	return conf.LogPrefix + d.Chain
 }
 
-// attribute appends an attribute as the kernel writes it. An attribute takes a multiple of four bytes.
+// attribute appends a netlink attribute, padded to a multiple of four bytes.
 func attribute(to []byte, kind uint16, value []byte) []byte {
 	to = binary.LittleEndian.AppendUint16(to, uint16(4+len(value)))
 	to = binary.LittleEndian.AppendUint16(to, kind)

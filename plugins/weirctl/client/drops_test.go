@@ -66,8 +66,7 @@ func TestDropLine(t *testing.T) {
 	}
 }
 
-// FuzzDropLine prints drops with any names and reasons. No terminal sees a control character from them, and each drop
-// is one line.
+// FuzzDropLine: whatever the names and reasons are, a drop is one line without control characters.
 func FuzzDropLine(f *testing.F) {
 	f.Add("shop/\x1b[2Jdb", "shop/a\nb", "policy", "WEIR-\u202e", true)
 	f.Fuzz(func(t *testing.T, pod, policy, reason, chain string, more bool) {
@@ -87,8 +86,7 @@ func FuzzDropLine(f *testing.F) {
 	})
 }
 
-// TestPcap: another implementation reads the file, and finds the packet. A drop without its packet, or with ARP, is
-// left out.
+// TestPcap: another implementation reads the file and finds the packet. A drop without an IP packet is left out.
 func TestPcap(t *testing.T) {
 	b := gopacket.NewSerializeBuffer()
 	err := gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true},
@@ -126,7 +124,7 @@ func TestPcap(t *testing.T) {
 	}
 }
 
-// FuzzDropsQuery: a question that the agent reads is the one that weirctl asks, whatever is in it.
+// FuzzDropsQuery: the agent reads every question as weirctl meant it.
 func FuzzDropsQuery(f *testing.F) {
 	f.Add(int64(time.Minute), true, false, "shop", "db", "a&b=c", uint16(80))
 	f.Fuzz(func(t *testing.T, since int64, follow, packets bool, namespace, pod, policy string, port uint16) {

@@ -26,30 +26,28 @@ type FollowTimes struct {
 	Look time.Duration
 }
 
-// DefaultFollowTimes are the times that the command uses. An agent reads drops every 0.2 seconds, so with the window a
-// drop shows within a second.
+// DefaultFollowTimes are the times of weirctl drops --follow. With them, a flow's first drop is usually printed
+// within a second.
 var DefaultFollowTimes = FollowTimes{
 	Window: 300 * time.Millisecond, Opens: 20 * time.Second, Silent: 40 * time.Second, Retry: time.Second,
 	Retries: 30 * time.Second, Look: 10 * time.Second,
 }
 
 const (
-	// again is how far back a node is asked when it is asked again, beyond the time at which it was last heard of. A drop
-	// is told of up to a second after its time.
+	// again is how far a repeated question reaches back before the node's last sign of life. An agent may report a
+	// drop a second late.
 	again = 3 * time.Second
-	// maxRecent bounds the drops of one node that are remembered, so that none is printed twice.
+	// maxRecent bounds the remembered drops of one node, so that none is printed twice.
 	maxRecent = 8192
 	// firstNames is how many nodes without an answer are named at the beginning.
 	firstNames = 20
 )
 
-// errGone is the cause for which the stream of a node ends that is no longer in the cluster.
 var errGone = errors.New("the node is gone")
 
-// FollowDrops prints the drops of the nodes as they happen, until ctx ends, in the order of their times as far as they
-// come within the window. Each node has a stream of its own, so a slow or dead node holds up no other. Nodes that join
-// are asked too. A node whose stream has ended is named, and asked again, also for the drops since then. At most
-// o.Parallel streams are opened at the same time. FollowDrops returns the cause for which ctx has ended, an error of
+// FollowDrops prints the drops of the nodes as they happen, until ctx ends. It orders them by time if they come
+// within the window. Each node has its own stream, so a slow node delays no other. FollowDrops also asks nodes that
+// join, and asks a node again after its stream has ended. It returns the cause for which ctx has ended, an error of
 // o.Print, or an error after which no node can be asked.
 func (c *Cluster) FollowDrops(ctx context.Context, o DropsOfNodes, times FollowTimes) error {
 	agents, err := c.Wanted(ctx, o.Nodes)
@@ -85,7 +83,7 @@ type follower struct {
 	started bool
 }
 
-// nodeFollower follows the drops of one node. mu of the follower guards the fields of its state.
+// nodeFollower follows the drops of one node. The follower's mu guards its state.
 type nodeFollower struct {
 	agent  Agent
 	stop   context.CancelCauseFunc
@@ -125,7 +123,6 @@ func wait(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
 	return ctx.Err() == nil
 }
 
-// update starts to follow the nodes that are new, ends those that are gone, and takes over what has changed.
 func (f *follower) update(ctx context.Context, agents []Agent) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -219,7 +216,7 @@ func (f *follower) follow(ctx context.Context, n *nodeFollower) {
 // errEnded is the error of a stream that an agent has ended.
 var errEnded = errors.New("the agent has ended")
 
-// stream reads the drops of the agent until the stream ends, and returns why. It waits for its turn to open the stream.
+// stream reads the agent's drops until the stream ends, and returns why. It waits for its turn first.
 func (f *follower) stream(ctx context.Context, n *nodeFollower, agent Agent) error {
 	select {
 	case f.opening <- struct{}{}:
@@ -279,7 +276,7 @@ func (f *follower) tells(n *nodeFollower, agent Agent) {
 	f.start()
 }
 
-// isNew reports whether the drop has not come yet. The packets that a reader has missed are counted each time.
+// isNew reports whether the drop has not come yet. Reports of missed packets always count as new.
 func (n *nodeFollower) isNew(d *agentapi.Drop, now time.Time) bool {
 	if d.Kind == agentapi.DropMissed {
 		return true

@@ -15,7 +15,7 @@ import (
 
 // DropsOfNodes is a question about the drops of many nodes.
 type DropsOfNodes struct {
-	// Query is what each node is asked. The nodes apply its filters, so that only drops that match travel.
+	// Query is what each node is asked. The nodes apply its filters.
 	Query agentapi.DropsQuery
 	// Nodes are the names of the nodes to ask; empty for all.
 	Nodes []string
@@ -29,8 +29,8 @@ type DropsOfNodes struct {
 // maxKept bounds the drops of all nodes that are kept to put them in order. It is a variable for tests.
 var maxKept = 200_000
 
-// Drops prints the drops that the nodes remember, in the order of their times. If nodes don't answer, it prints those
-// of the others, tells which don't, and returns an error that counts them.
+// Drops prints the drops that the nodes remember, in the order of their times. If nodes don't answer, it tells which,
+// prints the others' drops, and returns an error.
 func (c *Cluster) Drops(ctx context.Context, o DropsOfNodes, progress *Progress) error {
 	agents, err := c.Wanted(ctx, o.Nodes)
 	if err != nil {
@@ -80,8 +80,7 @@ func (c *Cluster) Drops(ctx context.Context, o DropsOfNodes, progress *Progress)
 	return nil
 }
 
-// cutOldest puts the drops in the order of their times, and removes the oldest if there are too many. It returns how
-// many it has removed.
+// cutOldest sorts the drops by time, and removes the oldest if there are too many. It returns how many it removed.
 func cutOldest(all *[]*agentapi.Drop) (removed int) {
 	slices.SortStableFunc(*all, func(a, b *agentapi.Drop) int { return a.Time.Compare(b.Time) })
 	removed = max(len(*all)-maxKept, 0)
@@ -89,8 +88,8 @@ func cutOldest(all *[]*agentapi.Drop) (removed int) {
 	return removed
 }
 
-// Wanted returns the agents of the nodes, or of all nodes if the list is empty. The error names a node that doesn't
-// exist.
+// Wanted returns the agents of the named nodes; all agents if no node is named. It returns an error for a node that
+// doesn't exist.
 func (c *Cluster) Wanted(ctx context.Context, nodes []string) ([]Agent, error) {
 	agents, err := c.Agents(ctx)
 	if err != nil || len(nodes) == 0 {
@@ -109,8 +108,8 @@ func (c *Cluster) Wanted(ctx context.Context, nodes []string) ([]Agent, error) {
 	return some, nil
 }
 
-// readDrops asks the agent for drops, and passes them to the function each, until the agent ends the answer, or each
-// returns an error. It passes nil for a sign of life.
+// readDrops asks the agent for drops, and calls the function each with every drop, until the answer or an error of
+// each ends it. A nil drop is a sign of life.
 func (c *Cluster) readDrops(
 	ctx context.Context, of Agent, q agentapi.DropsQuery, each func(*agentapi.Drop) error,
 ) error {

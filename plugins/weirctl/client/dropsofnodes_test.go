@@ -74,8 +74,8 @@ func (o *told) untilTold(t *testing.T, text string) {
 	})
 }
 
-// TestDropsOfNodes: the drops that the nodes remember are printed in the order of their times. The nodes get the
-// filters. A node that doesn't answer is named, and drops that it has sent before are printed too.
+// TestDropsOfNodes: drops are printed in the order of their times. A node that doesn't answer is named; its earlier
+// drops are printed.
 func TestDropsOfNodes(t *testing.T) {
 	f := &fakeCluster{}
 	for _, n := range []string{"a", "b", "old", "breaks", "unasked"} {
@@ -233,7 +233,6 @@ var quickly = FollowTimes{
 	Retries: 20 * time.Millisecond, Look: 20 * time.Millisecond,
 }
 
-// followAll follows the drops, and returns a function that ends it and returns its error.
 func followAll(t *testing.T, c *liveCluster, o *told, times FollowTimes) (end func() error) {
 	t.Helper()
 	ctx, stop := context.WithCancelCause(t.Context())
@@ -253,9 +252,8 @@ func followAll(t *testing.T, c *liveCluster, o *told, times FollowTimes) (end fu
 
 var errInterrupted = errors.New("interrupted")
 
-// TestFollowDrops: drops of several nodes come in the order of their times. A node that is dead from the beginning is
-// named, and so is one whose agent ends; it is asked again, also for the drops since, and none is printed twice. Nodes
-// that join are followed, those that leave aren't any more, and the end ends all.
+// TestFollowDrops: drops of several nodes come in order, and none twice. A node whose stream ends is named and asked
+// again. Nodes that join are followed.
 func TestFollowDrops(t *testing.T) {
 	c := newLiveCluster("a", "b", "dead", "leaves")
 	c.fails = func(node string) string {
@@ -305,8 +303,7 @@ func TestFollowDrops(t *testing.T) {
 	}
 }
 
-// TestFollowSilentNodes: a node that hangs before its first sign of life, and one that falls silent, are named. The
-// others' drops come meanwhile, though more nodes hang than may be opened at the same time.
+// TestFollowSilentNodes: if a node hangs or falls silent, it is named, and the others' drops still come.
 func TestFollowSilentNodes(t *testing.T) {
 	c := newLiveCluster("a", "hangs1", "hangs2", "silent")
 	handle := c.handle
@@ -345,7 +342,7 @@ func TestFollowSilentNodes(t *testing.T) {
 	}
 }
 
-// TestFollowEnds: a person without the right to run commands, and an output that can't be written, end the command.
+// TestFollowEnds: a missing right to run commands, or an output that can't be written, ends the command.
 func TestFollowEnds(t *testing.T) {
 	c := newLiveCluster("a", "b")
 	c.forbid = true
@@ -363,8 +360,8 @@ func TestFollowEnds(t *testing.T) {
 	}
 }
 
-// TestDropOrder: drops are put in order if they come within the window, and none waits longer than the window, even if
-// its node's clock is ahead.
+// TestDropOrder: if drops come within the window, they are ordered. None waits longer, even if its node's clock is
+// ahead.
 func TestDropOrder(t *testing.T) {
 	o := dropOrder{window: 100}
 	now := time.Unix(1e9, 0)

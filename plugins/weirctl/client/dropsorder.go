@@ -7,9 +7,8 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// dropOrder puts drops of several nodes in the order of their times. It keeps each for the window, so that one of
-// another node that is older and comes later is still put before it. No drop waits longer than the window, whatever the
-// nodes' clocks say.
+// dropOrder puts drops of several nodes in the order of their times. Each drop waits for the window, so that older
+// ones can still come. No drop waits longer, whatever the nodes' clocks say.
 type dropOrder struct {
 	window time.Duration
 	drops  dropHeap
@@ -25,8 +24,8 @@ func (o *dropOrder) add(d *agentapi.Drop, now time.Time) {
 	heap.Push(&o.drops, waitingDrop{d, now.Add(o.window)})
 }
 
-// due removes and returns the drops that have waited for the window, and all that are older than one of them, in the
-// order of their times. next is how long the caller may wait until it asks again; 0 if no drop waits.
+// due removes and returns the drops that have waited long enough, with all older ones, in order. next is how long the
+// caller may wait until the next call; 0 if no drop waits.
 func (o *dropOrder) due(now time.Time) (all []*agentapi.Drop, next time.Duration) {
 	last := -1 // the newest drop that is due; the heap's slice is in no order
 	for i, w := range o.drops {

@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// TestDump: a bundle has the status of each node that answers, and the reason of each that doesn't. Fields of an
-// answer that the status doesn't have are left out.
+// TestDump: a bundle has each node's status, or the reason why there is none. It has no fields that the status
+// doesn't define.
 func TestDump(t *testing.T) {
 	f := &fakeCluster{}
 	f.add("n1")

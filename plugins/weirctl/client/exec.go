@@ -89,7 +89,7 @@ func (a *API) execError(c Command, err error, stderr string) error {
 	return fmt.Errorf("run a command in %s/%s: %s", c.Namespace, c.Pod, firstLine(err))
 }
 
-// forbiddenError says that a person may not do what a command needs. Asking about another node is no use.
+// forbiddenError says that a person may not do what a command needs. Other nodes would give the same answer.
 type forbiddenError struct{ message string }
 
 func (e *forbiddenError) Error() string { return e.message }
@@ -97,7 +97,7 @@ func (e *forbiddenError) Error() string { return e.message }
 // IsForbidden reports whether err says that a person may not run commands in pods.
 func IsForbidden(err error) bool { return errors.As(err, new(*forbiddenError)) }
 
-// bounded keeps the first bytes that are written to it, as many as the field most says, and reports all as written.
+// bounded keeps only the first most bytes, but reports all as written.
 type bounded struct {
 	mu   sync.Mutex
 	most int

@@ -45,8 +45,7 @@ func (e *exit) Unwrap() error { return e.err }
 // Exit returns an error that makes weirctl end with the code. It prints err if that isn't nil.
 func Exit(code int, err error) error { return &exit{code, err} }
 
-// Usage returns the error of an argument that is wrong or names what doesn't exist. It makes weirctl end with
-// ExitUsage.
+// Usage returns the error of a wrong argument. It makes weirctl end with ExitUsage.
 func Usage(err error) error { return &exit{ExitUsage, err} }
 
 // NoArgs refuses all arguments of a command, with a usage error.

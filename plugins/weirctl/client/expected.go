@@ -16,8 +16,7 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// expected is what the objects of the API server mean for every node, at one moment. The engine compiles it for one
-// node after another.
+// expected is what the API server's objects mean for every node, at one moment.
 type expected struct {
 	engine *policy.Engine
 	at     enforced.Position
@@ -41,8 +40,8 @@ func (p expectedPod) is(e policy.Endpoint) bool {
 	return e.Pod.Namespace == p.Namespace && e.Pod.Name == p.Name && policy.SameUID(p.UID, e.Pod.UID)
 }
 
-// expect reads all pods, namespaces, nodes and policies. The API server answers with what stands in its store, not in a
-// cache, because the lists ask for no resourceVersion.
+// expect reads all pods, namespaces, nodes and policies. Its lists ask for no resourceVersion, so the API server
+// doesn't answer from a cache.
 func (a *API) expect(ctx context.Context) (*expected, error) {
 	x := &expected{
 		engine: policy.NewEngine(""), byNode: map[string][]expectedPod{}, policed: map[string]bool{},
@@ -60,7 +59,7 @@ func (a *API) expect(ctx context.Context) (*expected, error) {
 	return x, nil
 }
 
-// note raises at to the object's resourceVersion, if that is higher. It returns an error if the version is no number.
+// note raises at to the object's resourceVersion, if that is higher.
 func note(at *uint64, o metav1.Object) error {
 	version, err := strconv.ParseUint(o.GetResourceVersion(), 10, 64)
 	if err != nil {
@@ -71,8 +70,7 @@ func note(at *uint64, o metav1.Object) error {
 	return nil
 }
 
-// all lists the resource, and calls the function each with every object, until that returns an error. The error is one
-// line.
+// all calls the function each with every object of the resource, until each returns an error. The error is one line.
 func all[T any, L list](
 	ctx context.Context, a *API, resource resourceList[T, L], into L, each func(*T) error,
 ) (err error) {
@@ -147,8 +145,8 @@ func (x *expected) readPods(ctx context.Context, a *API, d *policy.Delta) error 
 	})
 }
 
-// on returns what the node with these attachments should hold for those that the question is about. A pod that the node
-// has not attached yet, or no more, has no address there, whatever its status says.
+// on returns what the node should hold for the question. endpoints are the node's attachments: other pods have no
+// address there, whatever their status says.
 func (x *expected) on(node string, endpoints []policy.Endpoint, q enforced.Question) enforced.Held {
 	hide, show := policy.NewDelta(), policy.NewDelta()
 	for _, p := range x.byNode[node] {

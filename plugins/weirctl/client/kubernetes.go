@@ -24,12 +24,12 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// pageSize is how many objects the API server sends in one answer. Each page is converted before the next one comes, so
-// memory is needed for the compact objects only.
+// pageSize is how many objects the API server sends in one answer. Each page is converted before the next, which
+// saves memory.
 const pageSize = 500
 
-// API reads objects from the API server. It has clients for the few groups that weirctl reads: client-go's clientset
-// would link every group.
+// API reads objects from the API server. Its clients are for few groups: client-go's clientset would link every
+// group.
 type API struct {
 	Host    string
 	config  *rest.Config
@@ -248,7 +248,7 @@ func (s *Source) loadKubernetes(ctx context.Context, namespaces []string) (expla
 	return api.Load(ctx, namespaces...)
 }
 
-// Load reads the objects of the cluster, or those of the namespaces if not all may be listed.
+// Load reads the objects of the cluster. If not all may be listed, it reads those of the namespaces.
 func (a *API) Load(ctx context.Context, namespaces ...string) (explain.Cluster, error) {
 	slices.Sort(namespaces)
 	l := &loader{API: a, ctx: ctx, namespaces: slices.Compact(namespaces)}
@@ -261,7 +261,8 @@ func (a *API) Load(ctx context.Context, namespaces ...string) (explain.Cluster, 
 	return l.Cluster, nil
 }
 
-// Services reads the Services of the namespace with their endpoints; those of all namespaces if it is empty.
+// Services reads the Services of the namespace with their endpoints. If namespace is empty, it reads those of all
+// namespaces.
 func (a *API) Services(ctx context.Context, namespace string) ([]policy.Service, error) {
 	l := &loader{API: a, ctx: ctx}
 	for _, r := range resources {
@@ -276,8 +277,8 @@ func (a *API) Services(ctx context.Context, namespace string) ([]policy.Service,
 	return l.Cluster.Services, nil
 }
 
-// load reads one kind of objects. If not all may be listed, it reads those of the loader's namespaces, and Gaps says
-// what is missing. It returns an error if none can be read of a kind that is needed.
+// load reads one kind of objects. If not all may be listed, it reads the loader's namespaces, and Gaps says what is
+// missing.
 func (l *loader) load(r resource) error {
 	err := r.read(l, r.GroupVersionResource, "")
 	if err == nil || !apierrors.IsForbidden(err) {

@@ -31,9 +31,8 @@ const (
 
 var agentLabels = labels.Set{"k8s-app": "weir"}
 
-// Cluster asks the agents of a cluster's nodes. It reaches an agent as kubectl exec does, through the API server, so no
-// node has a port open for it. The agent's pod runs `weirctl connect`, which joins the command's input and output with
-// the agent's socket.
+// Cluster asks the agents of a cluster's nodes. It reaches an agent as kubectl exec does, so no node has a port open
+// for it. The agent's pod runs `weirctl connect`.
 type Cluster struct {
 	*API
 	// Namespace has weir's pods.
@@ -84,8 +83,8 @@ type Agent struct {
 	Away string
 }
 
-// Agents returns the agents of all nodes that weir runs on or should run on, in the order of their nodes. If the
-// nodes may not be listed, those without a pod of weir are missing.
+// Agents returns the agents of all nodes that weir runs on or should run on, in the order of their nodes. If the user
+// may not list Nodes, nodes without a pod of weir are missing.
 func (c *Cluster) Agents(ctx context.Context) ([]Agent, error) {
 	by := map[string]*Agent{}
 	if err := c.addNodes(ctx, by); err != nil {
@@ -146,7 +145,7 @@ func (c *Cluster) addNodes(ctx context.Context, by map[string]*Agent) error {
 	return nil
 }
 
-// whyAway says why the API server holds the node for broken; empty if it doesn't.
+// whyAway says why the API server considers the node broken; empty if it doesn't.
 func whyAway(n *corev1.Node) string {
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue {
@@ -156,7 +155,7 @@ func whyAway(n *corev1.Node) string {
 	return ""
 }
 
-// rank orders the agent's pods of one node: the newest of those that run and aren't ending is the one to ask.
+// rank orders the agent's pods of one node. Running pods that aren't ending come first, the newest ahead.
 func rank(p *corev1.Pod) int64 {
 	r := p.CreationTimestamp.Unix()
 	if p.DeletionTimestamp == nil {

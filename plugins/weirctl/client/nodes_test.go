@@ -24,18 +24,18 @@ import (
 	"github.com/weir-net/weir/test/execserver"
 )
 
-// fakeCluster is an API server that lists nodes and weir's pods, and runs commands in them: the agents answer with
-// handle. Each pod's name is that of its node.
+// fakeCluster is an API server with nodes and weir's pods. The agents answer with handle. Each pod has its node's
+// name.
 type fakeCluster struct {
 	nodes []corev1.Node
 	pods  []corev1.Pod
 	// handle answers a request to the agent of the node.
 	handle func(node string, w http.ResponseWriter, r *http.Request)
-	// fails, if it returns a text, makes the command fail with that text on standard error.
+	// fails returns the command's standard error if the command is to fail, or else "".
 	fails  func(node string) string
 	forbid bool
 	guard  sync.Locker // guards nodes and pods, if they change; nil otherwise
-	// most is how many commands ran at the same time, and now is how many run.
+	// most is how many commands ran at the same time; now is how many run.
 	most, now atomic.Int32
 }
 
@@ -172,7 +172,7 @@ func collect(
 	return all, err
 }
 
-// TestAskAll: every node is asked, no more than allowed at the same time, and the answers belong to their nodes.
+// TestAskAll: every node is asked, at most the allowed number at once, and answers belong to their nodes.
 func TestAskAll(t *testing.T) {
 	f := &fakeCluster{}
 	for i := range 40 {
@@ -199,8 +199,7 @@ func TestAskAll(t *testing.T) {
 	}
 }
 
-// TestAskAllPartly: nodes that can't answer have one line each that says why, and the others answer. A
-// Windows node isn't asked. Of several pods on a node, the newest that isn't being deleted is asked.
+// TestAskAllPartly: if some nodes can't answer, each has one line with the reason, and the others answer.
 func TestAskAllPartly(t *testing.T) {
 	f := &fakeCluster{}
 	for _, name := range []string{"well", "crashing", "bare", "away", "old", "dead", "windows", "refusing"} {
@@ -272,7 +271,7 @@ func TestAskAllForbidden(t *testing.T) {
 	}
 }
 
-// TestAskAllEnds: a node that hangs has a limited time, and nothing is asked after the context has ended.
+// TestAskAllEnds: a node that hangs has a limited time. Nothing is asked after the context has ended.
 func TestAskAllEnds(t *testing.T) {
 	f := &fakeCluster{}
 	f.add("hangs")
@@ -303,7 +302,7 @@ func TestAskAllEnds(t *testing.T) {
 	}
 }
 
-// TestClusterStatus: the worst node comes first, the counts are right, and nodes that are well don't fill the screen.
+// TestClusterStatus: the worst node comes first, and healthy nodes don't fill the screen.
 func TestClusterStatus(t *testing.T) {
 	s := NewClusterStatus(33)
 	add := func(node string, sum *agentapi.Summary, err error) {

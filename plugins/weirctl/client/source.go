@@ -16,8 +16,8 @@ import (
 
 // Source says where a command's objects come from: the agent on this node, the API server, or a directory of manifests.
 type Source struct {
-	// Place is agent, kubernetes, dir:PATH, or empty. If it is empty, and neither Kubeconfig nor Context is set, objects
-	// come from the agent if its socket is here. Otherwise they come from the API server.
+	// Place is agent, kubernetes, dir:PATH, or empty. If it is empty, objects come from this node's agent, or else
+	// from the API server. Kubeconfig or Context exclude the agent.
 	Place string
 	// Kubeconfig is the path of the kubeconfig; empty for the usual one. Context is a context in it; empty for the
 	// current one.
@@ -64,9 +64,9 @@ func (s *Source) Kind() (kind Kind, path string, err error) {
 	return FromKubernetes, "", nil
 }
 
-// Load reads all objects of the source. If a person may not list the objects of the whole cluster, it reads those of
-// the namespaces, which are the ones that the command is about. Gaps then names the objects that are missing. The
-// error is one line that says what to do. It wraps agentapi.ErrNoAgent if there is no agent.
+// Load reads all objects of the source. If not all may be listed, it reads only those of the namespaces, and Gaps
+// names what is missing. The error is one line that says what to do. It wraps agentapi.ErrNoAgent if there is no
+// agent.
 func (s *Source) Load(ctx context.Context, namespaces ...string) (explain.Cluster, error) {
 	kind, path, err := s.Kind()
 	if err != nil {
@@ -114,8 +114,7 @@ type answerError struct {
 	message string
 }
 
-// WrongInput returns the agent's answer to a question that it can't understand, or that names what doesn't exist. wrong
-// is false if err is another error.
+// WrongInput returns the agent's message about a wrong question. wrong is false if err is another error.
 func WrongInput(err error) (message string, wrong bool) {
 	var e *answerError
 	if errors.As(err, &e) && e.status == http.StatusBadRequest {

@@ -23,7 +23,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// apiServer answers lists of the objects, in pages of one object. It forbids the paths for which forbid returns true.
+// apiServer lists the objects, in pages of one object. It forbids a path if forbid returns true.
 func apiServer(t *testing.T, objects map[string][]runtime.Object, forbid func(path string) bool) *API {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -120,7 +120,7 @@ func TestLoadKubernetes(t *testing.T) {
 	}
 }
 
-// TestTenant: a person who may read one namespace gets its objects, and is told what is missing.
+// TestTenant: if a user may read only one namespace, its objects are read, and the gaps are named.
 func TestTenant(t *testing.T) {
 	tenant := func(path string) bool {
 		return !strings.HasSuffix(path, "/namespaces/ns-1/pods") && !strings.HasSuffix(path, "/ns-1/networkpolicies")
@@ -147,8 +147,7 @@ func TestTenant(t *testing.T) {
 	}
 }
 
-// TestLoadDirectory: pods of files get addresses, workloads count as pods, and a broken file is a gap. A directory
-// that is empty or missing is an error.
+// TestLoadDirectory: pods of files get addresses, workloads count as pods, and a broken file is a gap.
 func TestLoadDirectory(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{
@@ -178,7 +177,7 @@ func TestLoadDirectory(t *testing.T) {
 			t.Errorf("%s has %v", p.Name, p.Addresses)
 		}
 	}
-	// A Node without a name would stand for the agent's own Node, which has no pods but its attachments.
+	// A Node without a name would stand for the agent's own Node.
 	for _, n := range c.Nodes {
 		if n.Name == "" || len(n.PodCIDRs) == 0 {
 			t.Errorf("%+v", c.Nodes)
@@ -203,7 +202,8 @@ func TestLoadDirectory(t *testing.T) {
 	}
 }
 
-// TestWrongSource: a wrong source is a usage error, and a missing API server or agent is one line that says what to do.
+// TestWrongSource: a wrong source is a usage error. A missing API server or agent gives one line that says what to
+// do.
 func TestWrongSource(t *testing.T) {
 	_, err := (&Source{Place: "etcd"}).Load(t.Context())
 	if code, text := Code(err); code != ExitUsage || text != `--source "etcd": must be agent, kubernetes or dir:PATH` {

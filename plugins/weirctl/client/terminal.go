@@ -25,8 +25,8 @@ const (
 	Yellow = "33"
 )
 
-// Printer prints lines of text for people. What comes from objects can't act on a terminal: each text loses its control
-// characters before it gets a style.
+// Printer prints lines of text for people. It removes control characters, so that names from objects can't act on a
+// terminal.
 type Printer struct {
 	out    io.Writer
 	styled bool
@@ -47,8 +47,8 @@ type Styled struct{ Style, Text string }
 // width is how many columns a line has before it continues on the next one.
 const width = 100
 
-// Line prints a line of the parts, which are strings and Styled texts. A long line continues on the next ones, further
-// to the right than it begins.
+// Line prints a line of the parts, which are strings and Styled texts. A long line continues on the next one,
+// indented.
 func (p *Printer) Line(parts ...any) {
 	var text strings.Builder
 	type span struct {
@@ -90,8 +90,7 @@ func (p *Printer) Line(parts ...any) {
 	}
 }
 
-// wrap returns the positions of the spaces at which the line continues on the next one, and the beginning of the next
-// lines.
+// wrap returns the positions of the line's breaks, which are spaces, and the indent of the next lines.
 func wrap(line string) (breaks map[int]bool, indent string) {
 	first := len(line) - len(strings.TrimLeft(line, " "))
 	indent = strings.Repeat(" ", first+2)

@@ -55,14 +55,11 @@ const (
 	agentWaits = 5 * time.Second
 )
 
-// Wait returns when each node that the object concerns enforces it as it stood when Wait began, or newer, with every
-// pod and namespace as it stood then. The result says what was waited for. When ctx ends, the result says which nodes
-// don't enforce the object, and why.
+// Wait returns when each node that the object concerns enforces it as it stood when Wait began, or newer. When ctx
+// ends, the result says which nodes don't enforce the object, and why.
 //
-// Wait reads all objects, and computes with the agents' own compiler what each node must hold for the pods. It
-// compares that with what the agents say of the ruleset that they have applied last. An agent answers when the kernel
-// has all changes of objects up to the newest one that Wait has read. So a ruleset that is equal by chance, because a
-// change was undone, doesn't count.
+// Wait computes with the agents' own compiler what each node must hold, and compares that with the agents' answers.
+// An agent answers only when the kernel has all changes that Wait has read.
 func (c *Cluster) Wait(ctx context.Context, w Wait) (Waited, error) {
 	result := Waited{Kind: w.Kind, Namespace: w.Name.Namespace, Name: w.Name.Name, Missing: map[string]string{}}
 	var pending map[string]bool // nil before the first round
@@ -98,8 +95,7 @@ func (c *Cluster) Wait(ctx context.Context, w Wait) (Waited, error) {
 	}
 }
 
-// ended returns the cause for which ctx has ended, if the nodes to wait for are known; nil if they aren't, or if ctx
-// hasn't ended.
+// ended returns the cause for which ctx has ended, if the nodes to wait for are known; otherwise nil.
 func ended(ctx context.Context, pending map[string]bool) error {
 	if pending == nil {
 		return nil
@@ -107,8 +103,7 @@ func ended(ctx context.Context, pending map[string]bool) error {
 	return context.Cause(ctx)
 }
 
-// goal returns what the object asks of the nodes; nil if that can't be said yet. It notes the object's version in the
-// first round.
+// goal returns what the object asks of the nodes; nil if that can't be said yet.
 func (w Wait) goal(x *expected, result *Waited, first bool) (*goal, error) {
 	if w.Kind == "policy" {
 		meta, exists := x.policies[w.Name]
@@ -151,8 +146,8 @@ func (w Wait) goal(x *expected, result *Waited, first bool) (*goal, error) {
 	return &goal{pod: &pod}, nil
 }
 
-// askPending asks the pending nodes. It removes those that enforce the goal or that it no longer concerns, and puts
-// into the result what the others lack.
+// askPending asks the pending nodes, and removes those that no longer lack anything. The result gets what the others
+// lack.
 func (c *Cluster) askPending(
 	ctx context.Context, w Wait, g goal, x *expected, pending map[string]bool, result *Waited,
 ) error {
@@ -198,5 +193,5 @@ func (c *Cluster) askPending(
 		})
 }
 
-// ErrTimeout is the cause with which a caller of Wait ends the context when the time is up.
+// ErrTimeout is the cause of a context that ends because Wait takes too long.
 var ErrTimeout = errors.New("not enforced in time")

@@ -66,8 +66,7 @@ func (a *API) List(
 	return a.listError(ctx, r.Resource, namespace, a.eachOf(ctx, r, namespace, options, into, page))
 }
 
-// writeError returns the error of changing an object as one line that says what to do. It wraps the API server's error,
-// unless that is about credentials or ctx has ended.
+// writeError returns the error of changing an object as one line that says what to do.
 func (a *API) writeError(ctx context.Context, verb string, r schema.GroupVersionResource, namespace string, err error,
 ) error {
 	scope := ""

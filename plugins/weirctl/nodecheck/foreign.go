@@ -13,8 +13,7 @@ type network struct {
 
 const rebootAfter = "delete its DaemonSet and its files in /etc/cni/net.d, then restart the node"
 
-// foreign are the networks that nodes had before, or have beside weir. One that enforces policies or routes pods'
-// packets itself gets in weir's way.
+// foreign are other pod networks. One that enforces policies or routes pods' packets disturbs weir.
 var foreign = []network{
 	{
 		name: "Cilium", links: []string{"cilium_*", "lxc*"}, chains: []string{"CILIUM_*"}, tables: []string{"* cilium*"},
@@ -56,8 +55,8 @@ var foreign = []network{
 	},
 }
 
-// matches reports whether the name is the pattern, or begins with it if the pattern ends in a star. A star before a
-// space stands for any one word.
+// matches reports whether the name is the pattern. A star at the end stands for any text, and a star before a space
+// for one word.
 func matches(name, pattern string) bool {
 	if rest, any := strings.CutPrefix(pattern, "* "); any {
 		_, word, ok := strings.Cut(name, " ")

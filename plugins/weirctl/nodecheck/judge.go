@@ -68,7 +68,7 @@ func features(f Facts) (all []Finding) {
 	return all
 }
 
-// xtables judges whether the flavour of iptables that the node uses has what weir's rules need.
+// xtables judges whether the node's flavour of iptables has what weir's rules need.
 func xtables(f Facts) []Finding {
 	if f.NoTrials != "" {
 		return nil
@@ -108,8 +108,7 @@ func xtables(f Facts) []Finding {
 	return all
 }
 
-// forwarding judges the sysctls. Those that weir sets count only if weir0 exists: before the first pod, weir has set
-// none of them.
+// forwarding judges the sysctls. Before the first pod there is no weir0, and weir has set none of them.
 func forwarding(f Facts) (all []Finding) {
 	for _, s := range []struct{ name, want, why string }{
 		{"net.ipv4.ip_forward", "1", "packets are not routed between pods and the network"},

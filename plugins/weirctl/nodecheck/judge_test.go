@@ -39,8 +39,7 @@ func (f *Facts) refuse(of Feature) {
 	f.Trials[i].Error = "no such file or directory"
 }
 
-// TestJudge: each thing that can be wrong with a node is found, is as bad as it is, and says how to mend it. On a
-// healthy node nothing is.
+// TestJudge: each fault of a node is found, with its level and how to mend it. A healthy node has none.
 func TestJudge(t *testing.T) {
 	for _, tc := range []struct {
 		name   string

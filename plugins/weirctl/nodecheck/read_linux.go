@@ -71,8 +71,8 @@ func (f *Facts) readSysctls() {
 	}
 }
 
-// conflistDirs are the paths of the runtime's configuration: in the agent's container, and on the node. The first that
-// exists counts.
+// conflistDirs are the runtime's configuration in the agent's container and on the node. The first that exists
+// counts.
 var conflistDirs = []string{"/host/etc/cni/net.d", "/etc/cni/net.d"}
 
 // readConflists reads what the runtime reads: files with these endings, in the order of their names.
@@ -158,7 +158,7 @@ func (f *Facts) readTables() {
 	}
 }
 
-// readLegacy reads the tables of iptables-legacy. Only the program of iptables-legacy can read their chains.
+// readLegacy reads the tables of iptables-legacy. Only its own program can read their chains.
 func (f *Facts) readLegacy(ctx context.Context) {
 	for _, file := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"} {
 		names, err := os.ReadFile(file)
@@ -202,8 +202,7 @@ var portmapVersion = regexp.MustCompile(`portmap (?:plugin )?(?:version )?v?(\d+
 // pluginDir is where the runtime finds the CNI plugins.
 const pluginDir = "/opt/cni/bin"
 
-// readPortmap asks the plugin for its version: without the variables of CNI it prints a line about itself. A plugin
-// that was built without a version has that of its module.
+// Without CNI's variables, portmap prints a line about itself. If that has no version, its module's version counts.
 func (f *Facts) readPortmap(ctx context.Context) {
 	if _, err := os.Stat(pluginDir); err != nil {
 		f.NoPlugins = true

@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestRead: on this kernel, which runs weir's other tests, all that weir needs works, and the trials leave nothing
-// behind. The kernel denies a match that doesn't exist, so the trials can fail.
+// TestRead: on a kernel that runs weir's other tests, all trials succeed and leave nothing. A match that doesn't
+// exist fails.
 func TestRead(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -9,8 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tryXT asks the kernel for each match and target, as both flavours of iptables do before they use one. For the
-// question, the kernel loads their modules.
+// tryXT asks the kernel for each match and target, as iptables does. The kernel loads their modules to answer.
 func (f *Facts) tryXT() {
 	for _, flavour := range []struct {
 		name string
@@ -71,8 +70,8 @@ func askNFT(u xtUse, family int) error {
 	return err
 }
 
-// Constants of linux/netfilter_ipv4/ip_tables.h and linux/netfilter_ipv6/ip6_tables.h: IPT_SO_GET_REVISION_MATCH and so
-// on. The number of a target's is one more.
+// Constants of linux/netfilter_ipv4/ip_tables.h and linux/netfilter_ipv6/ip6_tables.h. These are for matches; targets
+// have the next number.
 const (
 	getRevision4 = 66
 	getRevision6 = 68

@@ -28,7 +28,7 @@ import (
 	"github.com/weir-net/weir/test/execserver"
 )
 
-// fake is a cluster of nodes n0, n1 and so on, each with a pod of weir: its API server, and what its network does.
+// fake is the API server of a cluster of nodes n0, n1 and so on, and its network.
 type fake struct {
 	mu      sync.Mutex
 	nodes   int
@@ -36,8 +36,7 @@ type fake struct {
 	made    int
 	// starts changes a pod that was made.
 	starts func(*corev1.Pod)
-	// broken says why a probe from a node fails; empty if it doesn't. server is the number of the node of the server that
-	// the probe leads to; -1 if it leads to none.
+	// broken says why a probe fails; empty if it succeeds. server is the number of the probed server's node, or -1.
 	broken func(p probe.Probe, from, server int) string
 	// ignores says whether the server's node, or for egress the client's, enforces no policies.
 	ignores func(node int) bool

@@ -57,9 +57,8 @@ func (c *Check) listNamespaces(ctx context.Context) (map[string]leftover, error)
 	return all, err
 }
 
-// removeLeftovers removes the namespaces that earlier checks have left behind, because they were killed. No clock tells
-// whether a check still runs, because the clock is another machine's. So removeLeftovers looks whether the check has
-// shown a sign of life since this check has seen it first. It waits if that was just now.
+// removeLeftovers removes the namespaces of earlier, killed checks. Clocks of machines differ, so it doesn't compare
+// times: it waits for a sign of life from each check.
 func (c *Check) removeLeftovers(ctx context.Context, seen map[string]leftover) (removed []string, err error) {
 	if len(seen) == 0 {
 		return nil, nil
@@ -86,7 +85,7 @@ func (c *Check) removeLeftovers(ctx context.Context, seen map[string]leftover) (
 // stayAlive shows until ctx ends that the check of the namespace runs.
 func (c *Check) stayAlive(ctx context.Context, namespace string) {
 	for i := 1; wait(ctx, c.Times.Alive); i++ {
-		// If it fails, it is tried again; if it always fails, the API server is away, for other checks too.
+		// After an error, the next round tries again. If all fail, the API server is away for other checks too.
 		_ = c.Annotate(ctx, namespaces, "", namespace, [2]string{aliveAnnotation, fmt.Sprint(i)})
 	}
 }

@@ -53,8 +53,7 @@ func podName(role string, node int) string { return fmt.Sprintf("%s-%d", role, n
 // nobody is the user of the pods' programs.
 const nobody = 65532
 
-// podObject returns a pod of the check. It names its node, so it needs no scheduler. It ends by itself if the check
-// doesn't end it.
+// podObject returns a pod of the check. It names its node, so it needs no scheduler. It ends by itself.
 func podObject(role string, i int, node, image string, ends time.Duration) *corev1.Pod {
 	yes, no, user, second, seconds := true, false, int64(nobody), int64(1), int64(ends.Seconds())
 	return &corev1.Pod{
@@ -97,8 +96,7 @@ func podObject(role string, i int, node, image string, ends time.Duration) *core
 	}
 }
 
-// serviceObject returns the Service of the server on one node. It has only this endpoint, so a connection that fails
-// says which node's proxy is broken.
+// serviceObject returns a Service with one endpoint, so that a failure tells which node's proxy is broken.
 func serviceObject(node int) *corev1.Service {
 	families := corev1.IPFamilyPolicyPreferDualStack
 	return &corev1.Service{
@@ -124,7 +122,7 @@ func policyObject(name, role string, t networkingv1.PolicyType) *networkingv1.Ne
 	}
 }
 
-// allowObject returns a policy that allows connections from the client on one node to all servers.
+// allowObject returns a policy that allows the client on one node to connect to all servers.
 func allowObject(node int) *networkingv1.NetworkPolicy {
 	p := policyObject(allowPolicy, server, networkingv1.PolicyTypeIngress)
 	port, tcp := intstr.FromInt32(probe.Port), corev1.ProtocolTCP

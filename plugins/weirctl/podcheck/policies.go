@@ -48,8 +48,8 @@ func (c *Check) policyPhases(ctx context.Context, r *run) error {
 	return nil
 }
 
-// policyPhase tries all connections until exactly those that are allowed succeed, or the time for that is over. It
-// leaves out those that don't succeed without policies.
+// policyPhase tries connections until exactly the allowed ones succeed, or its time is over. It leaves out those that
+// failed without policies.
 func (c *Check) policyPhase(ctx context.Context, r *run, p phase) (Line, error) {
 	var attempts []attempt
 	for _, a := range r.connections(c.Times.Denied) {
@@ -84,8 +84,8 @@ func (c *Check) policyPhase(ctx context.Context, r *run, p phase) (Line, error) 
 	}
 }
 
-// policyOutcome returns what came of the attempt while a policy allows or denies it. A denied connection gets no
-// answer; any other failure isn't the policy's doing.
+// policyOutcome judges an attempt under a policy. A denied connection gets no answer; any other failure has another
+// cause.
 func (r *run) policyOutcome(a attempt, t tried, allowed bool) Outcome {
 	o := r.outcome(a, t)
 	switch {

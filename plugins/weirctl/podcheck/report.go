@@ -75,8 +75,7 @@ func (r *Report) Broken() string {
 
 // Outcome is what came of one attempt.
 type Outcome struct {
-	// From is the node of the pod that tried, and To the node that should have done something for it; To is empty if that
-	// is no node.
+	// From is the node of the pod that tried. To is the node that should have answered; empty if that is no node.
 	From, To string
 	// Family is IPv4 or IPv6; empty if the attempt has none.
 	Family string
@@ -85,8 +84,8 @@ type Outcome struct {
 	Why string
 }
 
-// judge turns the outcomes of a check into its line. If attempts have failed, the line says where, as shortly as that
-// can be said, and hint what that means. Without outcomes the check was skipped.
+// judge turns the outcomes of a check into its line. hint says what a failure means. Without outcomes the check was
+// skipped.
 func judge(check Name, outcomes []Outcome, hint string) Line {
 	var failed []Outcome
 	for _, o := range outcomes {
@@ -152,7 +151,7 @@ func reasons(failed []Outcome) string {
 // maxPairs is how many pairs of nodes a line names.
 const maxPairs = 3
 
-// where says which attempts have failed: all, those of one family, those from or to one node, or else single ones.
+// where says in short which attempts have failed, such as those to one node.
 func where(outcomes, failed []Outcome) string {
 	prefix := ""
 	if some := familiesOf(failed); some != "" && some != familiesOf(outcomes) && !strings.Contains(some, " and ") {

@@ -23,8 +23,8 @@ import (
 // Check says what to check.
 type Check struct {
 	*weirctl.Cluster
-	// Nodes are the names of the nodes to check. If the list is empty, all nodes are checked, but no more than MaxNodes,
-	// which are chosen at random.
+	// Nodes are the names of the nodes to check. If the list is empty, at most MaxNodes nodes are checked, chosen at
+	// random.
 	Nodes    []string
 	MaxNodes int
 	// Image is the image of the pods; empty for that of weir's own pods.
@@ -56,9 +56,8 @@ type run struct {
 // first returns the number of the node whose server is behind the Service, and whose client a policy allows.
 func (r *run) first() int { return r.works[0] }
 
-// Run makes the check. It removes the namespace with all that is in it, whether the check succeeds, fails, or ctx ends.
-// The report has what is known until then; nil if no namespace was made. The error is nil if the check was made to its
-// end, whatever it has found.
+// Run makes the check, and always removes its namespace at the end. The report has what is known until then; nil if
+// no namespace was made. The error is nil if the check was made to its end, whatever it has found.
 func (c *Check) Run(ctx context.Context) (*Report, error) {
 	if c.World != "" && !validWorld(c.World) {
 		return nil, weirctl.Usage(fmt.Errorf("--world %s: must be HOST:PORT, such as example.com:443", c.World))
@@ -121,8 +120,8 @@ func (c *Check) tell(r *run, l Line) {
 	c.Tell(l)
 }
 
-// choose chooses the nodes, and tells the line about them. Nodes whose agents can't be asked are left out, and make the
-// line say BROKEN.
+// choose chooses the nodes, and tells the line about them. If an agent can't be asked, its node is left out, and the
+// line says BROKEN.
 func (c *Check) choose(ctx context.Context, r *run) error {
 	agents, err := c.Wanted(ctx, c.Nodes)
 	if err != nil {
@@ -193,8 +192,8 @@ var hints = map[Name]string{
 	NodePort: "kube-proxy on the node that receives the packet doesn't lead to the Service's pod",
 }
 
-// openPhase makes the checks without policies. kube-proxy and DNS learn of the Service in their own time, so what fails
-// is tried again for a while.
+// openPhase makes the checks without policies. It repeats failed attempts, because kube-proxy and DNS learn of the
+// Service late.
 func (c *Check) openPhase(ctx context.Context, r *run) error {
 	attempts := r.open(c.Times.Reach, c.World)
 	outcomes := make([]Outcome, len(attempts))
@@ -246,7 +245,7 @@ func (c *Check) openPhase(ctx context.Context, r *run) error {
 	return nil
 }
 
-// allDirect reports whether all direct connections work. If not, a DNS server may be out of reach for that reason.
+// allDirect reports whether all direct connections work. If not, DNS may fail for that reason.
 func (r *run) allDirect() bool {
 	for _, works := range r.direct {
 		if !works {
@@ -267,8 +266,8 @@ type tried struct {
 	err error
 }
 
-// try makes the attempts, in each client's pod those of its own. It returns an error if the person may not run commands
-// in pods, or if ctx has ended.
+// try makes each attempt in its client's pod. It returns an error if the user may not run commands in pods, or if ctx
+// has ended.
 func (c *Check) try(ctx context.Context, r *run, attempts []attempt) ([]tried, error) {
 	results := make([]tried, len(attempts))
 	by := map[int][]int{} // by the client's node

@@ -42,8 +42,7 @@ func (f *fake) leftNamespaces() (all []string) {
 	return all
 }
 
-// TestHealthy: in a cluster that does what it should, every check is ok, the pods satisfy what Pod Security asks for,
-// and nothing is left.
+// TestHealthy: in a healthy cluster every check is ok, the pods satisfy Pod Security, and nothing is left.
 func TestHealthy(t *testing.T) {
 	for _, nodes := range []int{1, 3} {
 		f := newFake(nodes)
@@ -211,7 +210,7 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// TestLeftovers: the namespace of a check that was killed is removed by the next check. That of a running check isn't.
+// TestLeftovers: if a check was killed, the next check removes its namespace. A running check's namespace stays.
 func TestLeftovers(t *testing.T) {
 	f := newFake(1)
 	for _, name := range []string{"killed", "running", "foreign"} {

@@ -22,8 +22,8 @@ import (
 // endsAfter is how long pods outlive the time that their check may take.
 const endsAfter = time.Minute
 
-// create creates an object in the namespace. The namespace is new, so its service account may not exist yet, and no pod
-// can be made before it: until then create tries again.
+// create creates an object in the namespace. No pod can be made before the new namespace has its service account, so
+// create tries again.
 func (c *Check) create(ctx context.Context, namespace string, o runtime.Object) error {
 	for {
 		err := c.Create(ctx, resourceOf(o), namespace, o)
@@ -33,8 +33,8 @@ func (c *Check) create(ctx context.Context, namespace string, o runtime.Object) 
 	}
 }
 
-// startPods makes a client and a server on each node, and waits until they are ready. It returns the line of the check,
-// and notes in r the nodes whose pods are ready.
+// startPods makes a client and a server on each node, and waits for them. It notes in r the nodes whose pods are
+// ready.
 func (c *Check) startPods(ctx context.Context, r *run) (Line, error) {
 	began := time.Now()
 	for i, n := range r.nodes {

@@ -175,8 +175,7 @@ func large(ctx context.Context, to string) (string, error) {
 	}
 }
 
-// packetSize returns the MTU of the link that has the address: the size of the largest packet that a program sends
-// from it.
+// packetSize returns the MTU of the link with the address: the size of the largest packet from it.
 func packetSize(from netip.Addr) (int, error) {
 	links, err := net.Interfaces()
 	if err != nil {

@@ -58,8 +58,7 @@ func hasSCTP() bool {
 	return err == nil
 }
 
-// The report has the result and the reason for each spec about NetworkPolicy. Its last line has the numbers of specs
-// that passed, failed and were skipped.
+// The report has each spec about NetworkPolicy with its result. The last line has the totals.
 var _ = ginkgo.ReportAfterSuite("specs", func(r ginkgo.Report) {
 	count := map[types.SpecState]int{}
 	var lines []string

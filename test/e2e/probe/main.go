@@ -43,8 +43,8 @@ type Attempt struct {
 	Error         string        `json:"error,omitempty"`
 }
 
-// connect opens connections to each of the addresses at a steady rate, without waiting for the earlier connections. It
-// prints an Attempt as JSON for each.
+// connect opens connections at a steady rate, without waiting for earlier ones. It prints an Attempt as JSON for
+// each.
 func connect() *cobra.Command {
 	var every, wait, timeout time.Duration
 	var count int
@@ -107,8 +107,7 @@ func try(address string, timeout time.Duration) (a Attempt) {
 	return a
 }
 
-// listen answers each datagram with the same datagram, and prints its size, its sender and its first 40 bytes. It also
-// accepts connections, and closes each after a line.
+// listen echoes each datagram, and prints its size, sender and beginning. It closes each connection after a line.
 func listen() *cobra.Command {
 	return &cobra.Command{
 		Use:  "listen :PORT",
@@ -147,8 +146,8 @@ func listen() *cobra.Command {
 	}
 }
 
-// datagram returns the command that sends one UDP packet with the flag "don't fragment". The packet has the given size,
-// headers included. The command waits up to two seconds for an answer, and prints the answer's size.
+// datagram sends one UDP packet that may not be fragmented. Its size includes headers. It waits up to two seconds for
+// an answer.
 func datagram() *cobra.Command {
 	var size int
 	cmd := &cobra.Command{
@@ -190,8 +189,7 @@ func datagram() *cobra.Command {
 	return cmd
 }
 
-// forge sends VXLAN packets with a UDP datagram inside, which it builds itself, as an attacker who pretends to be a
-// node would.
+// forge sends VXLAN packets that it builds itself, as an attacker would who pretends to be a node.
 func forge() *cobra.Command {
 	var mac, from, to, text string
 	var port, count int
@@ -241,7 +239,7 @@ func forge() *cobra.Command {
 // network is the VXLAN network identifier of weir's tunnels.
 const network = 88
 
-// vxlan returns a packet of that network (RFC 7348). Its Ethernet frame holds IPv4, UDP (without checksum) and the
+// vxlan returns a packet of a VXLAN network (RFC 7348). Its Ethernet frame has IPv4, UDP without a checksum, and the
 // text.
 func vxlan(mac net.HardwareAddr, src, dst netip.Addr, port uint16, text string) []byte {
 	b := []byte{0x08, 0, 0, 0, 0, 0, network, 0}

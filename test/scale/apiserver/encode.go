@@ -20,8 +20,7 @@ import (
 // format is a media type in which the server answers.
 type format struct{ info runtime.SerializerInfo }
 
-// negotiate returns the first format of an Accept header that the server knows; JSON if it knows none. The server
-// doesn't make tables or partial objects.
+// negotiate returns the first format of an Accept header that the server knows, or else JSON.
 func negotiate(accept string) format {
 	known := scheme.Codecs.SupportedMediaTypes()
 	for part := range strings.SplitSeq(accept, ",") {
@@ -42,7 +41,6 @@ func (f format) streamType() string {
 	return f.info.MediaType
 }
 
-// answer sends an object, in the first format that the client accepts and the server knows.
 func answer(w http.ResponseWriter, req *http.Request, status int, o runtime.Object) {
 	f := negotiate(req.Header.Get("Accept"))
 	w.Header().Set("Content-Type", f.info.MediaType)
@@ -59,7 +57,7 @@ func fail(w http.ResponseWriter, code int, reason metav1.StatusReason, message s
 	})
 }
 
-// sendList writes a list of all objects of a snapshot, without having all of them in memory.
+// sendList writes a list of all objects of a snapshot. It never has all of them in memory.
 func (f format) sendList(w io.Writer, snap snapshot, sel selector) error {
 	each := func(do func(Object) error) error {
 		for i := range snap.len() {
@@ -104,15 +102,14 @@ type message interface {
 	Marshal() ([]byte, error)
 }
 
-// Fields of protobuf messages, each with the wire type 2: runtime.Unknown's typeMeta and raw, TypeMeta's two texts, and
-// a list's metadata and items, whose numbers are the same for each list.
+// These are fields of protobuf messages, with wire type 2. The numbers of a list's metadata and items are the same
+// for all lists.
 const (
 	first  = 1<<3 | 2
 	second = 2<<3 | 2
 )
 
-// sendProtobufList writes a list as protobuf. The length of the list stands before the list, so each object is made
-// twice.
+// sendProtobufList writes a list as protobuf. The list's length comes first, so each object is made twice.
 func sendProtobufList(
 	w io.Writer, k Kind, meta metav1.ListMeta, each func(func(Object) error) error,
 ) error {

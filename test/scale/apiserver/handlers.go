@@ -73,8 +73,7 @@ func (s *Server) serveCollection(w http.ResponseWriter, req *http.Request, r *re
 	s.serveList(w, req, r, sel)
 }
 
-// serveList answers a list. A list at resource version 0 comes whole, as from a real server's cache; another list comes
-// in pages, if the client has asked for pages.
+// serveList answers a list. As on a real server, a list at resource version 0 is never in pages.
 func (s *Server) serveList(w http.ResponseWriter, req *http.Request, r *resource, sel selector) {
 	q := req.URL.Query()
 	s.mu.Lock()
@@ -92,8 +91,8 @@ func (s *Server) serveList(w http.ResponseWriter, req *http.Request, r *resource
 	from := 0
 	meta := metav1.ListMeta{ResourceVersion: fmt.Sprint(snap.version)}
 	if token := q.Get("continue"); token != "" {
-		// The token has the version of the first page. Objects that were created since then come at the end of the list
-		// or in the watch, which begins at that version.
+		// The token has the version of the first page. Later objects come at the end, or in the watch from that
+		// version.
 		if _, err := fmt.Sscanf(token, "%d-%s", &from, &meta.ResourceVersion); err != nil {
 			fail(w, http.StatusGone, metav1.StatusReasonExpired, "the continue token is too old")
 			return
@@ -143,8 +142,8 @@ func notFound(w http.ResponseWriter, req *http.Request) {
 	fail(w, http.StatusNotFound, metav1.StatusReasonNotFound, req.URL.Path+" not found")
 }
 
-// servePatch answers a PATCH. One that would change the object's UID is a conflict. The server takes JSON patches, and
-// takes merge patches of all kinds for JSON merge patches: lists replace lists.
+// servePatch answers a PATCH. A change of the UID is a conflict. All merge patches count as JSON merge patches: lists
+// replace lists.
 func (s *Server) servePatch(w http.ResponseWriter, req *http.Request, r *resource) {
 	patch, err := io.ReadAll(io.LimitReader(req.Body, 3<<20))
 	if err != nil {
@@ -192,7 +191,7 @@ func patched(was, now Object, patch []byte, kind string) (Object, error) {
 	return now, err
 }
 
-// serveCreate answers a POST, such as one of an event. An object that exists already is a conflict.
+// serveCreate answers a POST. An object that exists already is a conflict.
 func (s *Server) serveCreate(w http.ResponseWriter, req *http.Request, r *resource) {
 	body, err := io.ReadAll(io.LimitReader(req.Body, 3<<20))
 	if err != nil {

@@ -7,7 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// Pods returns the kind Pod. The base has the pods that exist from the beginning; nil if there are none.
+// Pods returns the kind Pod. base has the initial pods; nil if there are none.
 func Pods(base Base) Kind {
 	return Kind{
 		Version: "v1", Kind: "Pod", Resource: "pods", Namespaced: true, Base: base,
@@ -18,8 +18,7 @@ func Pods(base Base) Kind {
 	}
 }
 
-// Namespaces returns the kind Namespace. The base has the namespaces that exist from the beginning; nil if there are
-// none.
+// Namespaces returns the kind Namespace. base has the initial namespaces; nil if there are none.
 func Namespaces(base Base) Kind {
 	return Kind{
 		Version: "v1", Kind: "Namespace", Resource: "namespaces", Base: base,
@@ -30,7 +29,7 @@ func Namespaces(base Base) Kind {
 	}
 }
 
-// Nodes returns the kind Node. The base has the nodes that exist from the beginning; nil if there are none.
+// Nodes returns the kind Node. base has the initial nodes; nil if there are none.
 func Nodes(base Base) Kind {
 	return Kind{
 		Version: "v1", Kind: "Node", Resource: "nodes", Base: base,
@@ -41,8 +40,7 @@ func Nodes(base Base) Kind {
 	}
 }
 
-// NetworkPolicies returns the kind NetworkPolicy. The base has the policies that exist from the beginning; nil if there
-// are none.
+// NetworkPolicies returns the kind NetworkPolicy. base has the initial policies; nil if there are none.
 func NetworkPolicies(base Base) Kind {
 	return Kind{
 		Group: "networking.k8s.io", Version: "v1", Kind: "NetworkPolicy", Resource: "networkpolicies", Namespaced: true,

@@ -66,7 +66,7 @@ func (r *resource) get(name types.NamespacedName) Object {
 	return nil
 }
 
-// hide makes the Base's object of this name, if there is one, no longer count.
+// hide makes the Base's object of this name no longer count.
 func (r *resource) hide(name types.NamespacedName) {
 	if r.kind.Base == nil {
 		return
@@ -76,8 +76,7 @@ func (r *resource) hide(name types.NamespacedName) {
 	}
 }
 
-// snapshot is all objects of a kind at one version. Objects of the Base are made one by one, so that a snapshot is
-// small.
+// snapshot is all objects of a kind at one version. It is small: objects of the Base are made one by one.
 type snapshot struct {
 	kind    Kind
 	version uint64

@@ -29,8 +29,8 @@ type Object interface {
 type Base interface {
 	// Len returns the number of objects.
 	Len() int
-	// At returns the i-th object, always with the same contents for the same beat. A beat is a change of the status
-	// that means nothing to policy. At leaves the resource version out.
+	// At returns the i-th object, without a resource version. Each beat is a change of the status that no policy
+	// depends on. The same beat gives the same contents.
 	At(i int, beat uint32) Object
 	// Find returns the index of the object of this name, and false if there is none.
 	Find(name types.NamespacedName) (int, bool)
@@ -149,7 +149,7 @@ func (s *Server) Put(o Object) time.Time {
 	return s.put(r, o.DeepCopyObject().(Object))
 }
 
-// put does what Put does, without a copy: nobody may change the object any more. The caller holds the lock.
+// put does the same as Put without a copy, so nobody may change the object any more. The caller holds the lock.
 func (s *Server) put(r *resource, o Object) time.Time {
 	name := nameOf(o)
 	was := r.get(name)
@@ -177,8 +177,8 @@ func (s *Server) Update(like Object, change func(Object)) (time.Time, bool) {
 	return s.put(r, now), true
 }
 
-// Beat changes the i-th object of the Base of like's kind in a way that means nothing to policy. It does nothing if the
-// object was changed in another way or deleted.
+// Beat changes the i-th object of the Base of like's kind in a way that no policy depends on. It does nothing if the
+// object was otherwise changed or deleted.
 func (s *Server) Beat(like Object, i int) {
 	r := s.of(like)
 	s.mu.Lock()
@@ -221,7 +221,7 @@ func (s *Server) Get(like Object) Object {
 	return r.get(nameOf(like))
 }
 
-// of returns the resource of an object's type. It panics if the server has no such kind.
+// of returns the resource of an object's type, and panics if there is none.
 func (s *Server) of(o Object) *resource {
 	for _, r := range s.resources {
 		if sameType(r.kind.New(), o) {
@@ -235,10 +235,9 @@ func (s *Server) of(o Object) *resource {
 type Sent struct {
 	// Changes is the number of changes of objects.
 	Changes int64
-	// Events is the number of events that watches got after their initial events, and Bytes is the size of these events
-	// before TLS.
+	// Events is the number of events after the watches' initial ones. Bytes is their size before TLS.
 	Events, Bytes int64
-	// Listed is when the server last wrote the end of a list, or of a watch's initial events; zero if it wrote none.
+	// Listed is when the server last wrote the end of a list, or of initial events; zero if it wrote none.
 	Listed time.Time
 	// Watches is the number of watches.
 	Watches int

@@ -59,8 +59,7 @@ func next(t *testing.T, w apiwatch.Interface, want apiwatch.EventType) apiwatch.
 	}
 }
 
-// TestBookmarks: the initial events end with a bookmark that says so, and other bookmarks follow the latest change of
-// any kind.
+// TestBookmarks: a bookmark ends the initial events. Further bookmarks follow the latest change of any kind.
 func TestBookmarks(t *testing.T) {
 	s, client := newTestServer(t, limits{log: 10, queue: 10, bookmarks: 20 * time.Millisecond})
 	s.Put(namespace(1))
@@ -89,8 +88,8 @@ func TestBookmarks(t *testing.T) {
 	}
 }
 
-// TestForgets: the server forgets old events, and refuses watches that need them. Watches of newer events get all of
-// them in order.
+// TestForgets: if a watch needs events that the server has forgotten, it is refused. Other watches get all events in
+// order.
 func TestForgets(t *testing.T) {
 	s, client := newTestServer(t, limits{log: 10, queue: 100, bookmarks: time.Minute})
 	for i := range 100 {

@@ -15,7 +15,7 @@ import (
 	apiwatch "k8s.io/apimachinery/pkg/watch"
 )
 
-// event is a change of one object. Its frames are made once for all watches, as a real API server does.
+// event is a change of one object. Its frames are made once for all watches, as in a real API server.
 type event struct {
 	version  uint64
 	was, now Object // was is nil if the object is new; now is the last state of a deleted object
@@ -28,7 +28,7 @@ type event struct {
 // watch is one client's watch.
 type watch struct {
 	selector selector
-	// queue has the events that the client hasn't got yet. A client that is too slow gets its watch closed.
+	// queue has the events for the client. If it is full, the watch is closed.
 	queue chan *event
 }
 
@@ -50,7 +50,8 @@ func (s *Server) tell(r *resource, e *event) {
 	}
 }
 
-// kindFor returns the kind of the event for a client with this selector, and false if the event is none of its own.
+// kindFor returns the kind of the event for a client with this selector. It returns false if the selector excludes
+// the event.
 func (e *event) kindFor(s selector) (apiwatch.EventType, bool) {
 	was, is := e.was != nil && s.matches(e.was), !e.deleted && s.matches(e.now)
 	switch {
@@ -64,7 +65,7 @@ func (e *event) kindFor(s selector) (apiwatch.EventType, bool) {
 	return "", false
 }
 
-// frame returns the event as it goes over the wire. It encodes the event once for each format and kind of event.
+// frame returns the event as bytes. It encodes the event once for each format and kind.
 func (e *event) frame(f format, kind apiwatch.EventType) ([]byte, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -95,8 +96,8 @@ func (f format) frame(kind apiwatch.EventType, o runtime.Object) ([]byte, error)
 	return frame.Bytes(), nil
 }
 
-// serveWatch answers a watch: with all objects as initial events if the client asks for them or names no version,
-// else with the events since that version. If the log no longer has all of them, it answers 410.
+// serveWatch answers a watch. It sends all objects first if the client asks for them or names no version. If events
+// are already forgotten, it answers 410.
 func (s *Server) serveWatch(w http.ResponseWriter, req *http.Request, r *resource, sel selector) {
 	f := negotiate(req.Header.Get("Accept"))
 	q := req.URL.Query()
@@ -148,7 +149,7 @@ func (s *Server) serveWatch(w http.ResponseWriter, req *http.Request, r *resourc
 	_ = s.follow(ctx, out, f, r, watch, q.Get("allowWatchBookmarks") == "true")
 }
 
-// sendInitial sends all objects as events, and a bookmark at their end if the client has asked for one.
+// sendInitial sends all objects as events, and a bookmark if the client has asked for one.
 func (s *Server) sendInitial(
 	out *writer, f format, r *resource, snap snapshot, sel selector, mark bool,
 ) error {
@@ -177,8 +178,8 @@ func (s *Server) sendInitial(
 	return nil
 }
 
-// bookmark sends a bookmark: an object that has only a resource version and, if ends is true, the annotation that marks
-// the end of the initial events.
+// bookmark sends a bookmark: an object with only a resource version. If ends is true, its annotation marks the end of
+// the initial events.
 func (s *Server) bookmark(out *writer, f format, r *resource, version uint64, ends bool) error {
 	o := r.kind.New()
 	o.GetObjectKind().SetGroupVersionKind(r.kind.gvk())
@@ -262,7 +263,7 @@ func (s *Server) sendEvents(out *writer, f format, r *resource, w *watch, e *eve
 	return nil
 }
 
-// writer is the body of an answer that goes on: what was written may stay in a buffer until flush sends it.
+// writer is the body of an answer. Bytes may stay in a buffer until flush.
 type writer struct {
 	w       http.ResponseWriter
 	control *http.ResponseController

@@ -8,11 +8,10 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Attack is a number of policies by which one tenant takes the agent's time from other tenants. Each policy is as large
-// as the API server accepts or nearly so.
+// Attack is policies by which one tenant takes the agent's time. Each is about as large as the API server accepts.
 type Attack struct {
 	Name string
-	// Namespaces is in how many namespaces the tenant has policies; each has a pod on the measured node.
+	// Namespaces is the number of the tenant's namespaces. Each has a pod on the measured node.
 	Namespaces int
 	policies   int // of each namespace
 	spec       func(policy int) networkingv1.NetworkPolicySpec
@@ -62,8 +61,8 @@ func (a Attack) Policies(namespace int) []*networkingv1.NetworkPolicy {
 	return all
 }
 
-// distinctPeers returns a function that makes policies of n peers. No two peers, also of different policies, have the
-// same selector.
+// distinctPeers returns a function that makes policies of n peers. All peers of all policies have different
+// selectors.
 func distinctPeers(n int) func(policy int) networkingv1.NetworkPolicySpec {
 	return func(policy int) networkingv1.NetworkPolicySpec {
 		return peersOf(n, func(i int) metav1.LabelSelector {
@@ -74,8 +73,8 @@ func distinctPeers(n int) func(policy int) networkingv1.NetworkPolicySpec {
 	}
 }
 
-// peersOf returns the spec of a policy for all pods of its namespace, which allows ingress from n peers. Each peer is
-// the pods of all namespaces that one selector selects.
+// peersOf returns a policy for all pods of its namespace, with ingress from n peers. A peer is all pods that one
+// selector selects.
 func peersOf(n int, selector func(i int) metav1.LabelSelector) networkingv1.NetworkPolicySpec {
 	spec := networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}}
 	peers := make([]networkingv1.NetworkPolicyPeer, n)

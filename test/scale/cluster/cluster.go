@@ -20,8 +20,7 @@ import (
 )
 
 const (
-	// PoliciesPerNamespace is the number of policies of each namespace: one for each app but the last, and one for all
-	// pods.
+	// PoliciesPerNamespace is one policy for each app but the last, and one for all pods.
 	PoliciesPerNamespace = 10
 
 	podsPerNamespace  = 100
@@ -34,13 +33,13 @@ const (
 // Cluster is a cluster with a number of pods, a multiple of 100.
 type Cluster struct {
 	Pods int
-	// Self is the address of the measured node, and Neighbour that of the second node, in the same subnet.
+	// Self is the measured node's address. Neighbour is that of the second node, in the same subnet.
 	Self, Neighbour netip.Addr
 
 	local map[int]int // the measured node's pods, by number, and the place of each
 }
 
-// New returns a cluster. local is how many of its pods are on the measured node: at most 110 are, and at most all.
+// New returns a cluster. At most local of its pods are on the measured node, and never more than 110.
 func New(pods, local int, self, neighbour netip.Addr) *Cluster {
 	c := &Cluster{Pods: pods, Self: self, Neighbour: neighbour, local: map[int]int{}}
 	for i := range min(local, podsPerNode, pods) {
@@ -54,8 +53,8 @@ func (c *Cluster) Namespaces() int { return c.Pods / c.perNamespace() }
 
 func (c *Cluster) perNamespace() int { return min(podsPerNamespace, c.Pods/localNamespaces) }
 
-// place returns a pod's namespace, and the number in its name. 37 has no divisor in common with 100, so all pods of a
-// namespace have different numbers, and 13 spreads the namespaces' first pods over all apps.
+// place returns a pod's namespace, and the number in its name. 37 and 100 have no common divisor, so a namespace's
+// pods have different numbers. 13 spreads the first pods over all apps.
 func (c *Cluster) place(pod int) (ns, k int) {
 	ns = pod / c.perNamespace()
 	return ns, (pod%c.perNamespace()*37 + ns*13) % podsPerNamespace
@@ -88,8 +87,7 @@ func podCIDR(node int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(100 + node>>8), byte(node), 0}), 24)
 }
 
-// Address returns the address of the pod at a place on a node. Places from 110 to 239 are free for a measurement's
-// pods.
+// Address returns the address of a place on a node. Places from 110 to 239 are free for measurements.
 func Address(node, place int) netip.Addr {
 	a := podCIDR(node).Addr().As4()
 	a[3] = byte(place + 10)
@@ -106,18 +104,18 @@ func nodeAddress(node int) netip.Addr {
 // NamespaceName returns the name of a namespace.
 func NamespaceName(ns int) string { return fmt.Sprintf("tenant-%d", ns) }
 
-// podName returns the name of a pod, as a Deployment's pod has it. It ends with the pod's number in its namespace.
+// podName returns a name as a Deployment gives it. It ends with the pod's number in its namespace.
 func podName(k int) string { return fmt.Sprintf("app-%d-5d8c7f9b4-%02d", k/podsPerApp, k) }
 
-// number returns the number that follows the prefix in the name. It returns false if the name isn't of this form, or if
-// the number isn't below the limit.
+// number returns the number behind the prefix in the name. It returns false for other names, and if the number isn't
+// less than below.
 func number(name, prefix string, below int) (int, bool) {
 	text, ok := strings.CutPrefix(name, prefix)
 	n, err := strconv.Atoi(text)
 	return n, ok && err == nil && n >= 0 && n < below
 }
 
-// find returns the number of the object of this name, where each namespace has so many objects.
+// find returns the number of the object with the name. Each namespace has each objects, named by nameOf.
 func (c *Cluster) find(name types.NamespacedName, each int, nameOf func(int) string) (int, bool) {
 	ns, ok := number(name.Namespace, "tenant-", c.Namespaces())
 	if !ok {

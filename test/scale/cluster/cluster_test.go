@@ -150,8 +150,8 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// TestResume: a list comes in pages. A watch from the list's version on, with selectors, gets what has happened since,
-// and a watch that begins too early is refused.
+// TestResume: after a list in pages, a watch from the list's version gets all later events. A watch that begins too
+// early is refused.
 func TestResume(t *testing.T) {
 	s, client := serve(t, newCluster(100), runtime.ContentTypeProtobuf)
 	list, err := client.CoreV1().Pods("").List(t.Context(), metav1.ListOptions{Limit: 30})
@@ -193,8 +193,8 @@ func TestDiscovery(t *testing.T) {
 	}
 }
 
-// TestLocal: the measured node has the same pods and policies in each cluster, and their policies have the same peers
-// from 10,000 pods on. In a cluster of 100 pods there is room for 100 of them. Find finds each pod by its name.
+// TestLocal: the measured node has the same pods and policies in each cluster. From 10,000 pods on, their peers are
+// the same too.
 func TestLocal(t *testing.T) {
 	large := newCluster(100_000)
 	local := large.Local()

@@ -54,8 +54,7 @@ func (b NodeBase) Find(name types.NamespacedName) (int, bool) {
 	return number(name.Name, "node-", b.Nodes())
 }
 
-// At returns a node, with the images and conditions that kubelet reports. With each beat, kubelet's heartbeat is five
-// minutes later.
+// At returns a node as kubelet reports it. Each beat adds five minutes to its heartbeat.
 func (b NodeBase) At(i int, beat uint32) apiserver.Object {
 	address := nodeAddress(i)
 	switch i {
@@ -117,9 +116,8 @@ func (b PolicyBase) Find(name types.NamespacedName) (int, bool) {
 
 func policyName(k int) string { return fmt.Sprintf("policy-%d", k) }
 
-// At returns a policy. A policy allows an app's ingress from the next app of its namespace, from an app of its team
-// and from a load balancer. Every third one also isolates its app in egress. The last policy of each namespace
-// isolates all pods.
+// At returns a policy. It allows an app's ingress from the next app of its namespace, from an app of its team and
+// from a load balancer. Every third policy also isolates in egress. A namespace's last policy isolates all pods.
 func (b PolicyBase) At(i int, _ uint32) apiserver.Object {
 	ns, k := i/PoliciesPerNamespace, i%PoliciesPerNamespace
 	p := &networkingv1.NetworkPolicy{

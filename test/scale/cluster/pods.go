@@ -43,8 +43,8 @@ func (b PodBase) At(i int, beat uint32) apiserver.Object {
 	return p
 }
 
-// NewPod returns a pod that no node has started yet, as the scheduler leaves it. It has what pods of a Deployment have
-// in a cluster with a mesh and a log shipper: about 5 KB as JSON.
+// NewPod returns a pod as the scheduler leaves it. It is typical of a cluster with a mesh and a log shipper: about 5
+// KB as JSON.
 func NewPod(namespace, name, app string, uid types.UID) *corev1.Pod {
 	yes, no := true, false
 	p := &corev1.Pod{
@@ -183,8 +183,8 @@ func run(p *corev1.Pod, address string) {
 // Run fills in the status of a running pod with this address, as kubelet does.
 func Run(p *corev1.Pod, address string) { run(p, address) }
 
-// Beat changes the pod's status in a way that means nothing to policy: for an odd beat it is no longer ready, and for
-// an even one it is ready again. Beat 0 leaves the pod as it is.
+// Beat changes the pod's status in a way that no policy depends on. The pod is ready if the beat is even. Beat 0
+// changes nothing.
 func Beat(p *corev1.Pod, beat uint32) {
 	if beat == 0 {
 		return

@@ -16,11 +16,11 @@ import (
 
 // Mix says in which proportion a stream has events of these kinds.
 type Mix struct {
-	// Status events change a pod's status in a way that means nothing to any policy.
+	// Status events change a pod's status in a way that no policy depends on.
 	Status int
-	// Elsewhere events create, start and delete pods that no policy of the measured node knows.
+	// Elsewhere events create, start and delete pods that concern no policy of the measured node.
 	Elsewhere int
-	// Here events create, start and delete pods that a policy of one of the measured node's pods allows.
+	// Here events create, start and delete pods that the measured node's policies allow.
 	Here int
 }
 
@@ -59,8 +59,7 @@ type target struct{ namespace, app string }
 // poolSize is how many pods of a kind a stream creates, starts and deletes in turn.
 const poolSize = 60
 
-// NewStream returns a stream. It creates the namespace of the pods elsewhere, and all pods of the stream, which run at
-// first. The other pods are in namespaces of the cluster.
+// NewStream returns a stream. It creates all pods of the stream, which run at first, and their namespace elsewhere.
 func NewStream(c *Cluster, s *apiserver.Server) *Stream {
 	st := &Stream{cluster: c, server: s}
 	s.Put(NewNamespace("elsewhere", "team-elsewhere"))
@@ -92,8 +91,7 @@ func (t target) like(i int) *corev1.Pod {
 func streamPod(i int) string          { return fmt.Sprintf("stream-%d", i) }
 func streamUID(created int) types.UID { return uid(9, created) }
 
-// step makes the next event of the life of the i-th pod of a pool: the pod is created, gets an address and runs, or is
-// deleted.
+// step makes the next event of the pool's i-th pod: create, start or delete.
 func (s *Stream) step(i int, t target, place int) {
 	like := t.like(i)
 	now, _ := s.server.Get(like).(*corev1.Pod)
@@ -129,8 +127,7 @@ func (s *Stream) event(m Mix, n int) {
 	}
 }
 
-// beat changes the status of a pod on another node: one of the cluster's, or one of the stream's if all pods of the
-// cluster are the measured node's.
+// beat changes the status of a pod on another node. If the cluster has none, it is one of the stream's pods.
 func (s *Stream) beat() {
 	s.nextStatus++
 	for range podsPerNode {
@@ -146,7 +143,7 @@ func (s *Stream) beat() {
 	})
 }
 
-// Run makes events of the mix at a rate of so many a second until ctx ends. It returns their number.
+// Run makes rate events of the mix a second until ctx ends. It returns their number.
 func (s *Stream) Run(ctx context.Context, rate float64, m Mix) int {
 	began := time.Now()
 	for n := 0; ; n++ {
@@ -160,7 +157,7 @@ func (s *Stream) Run(ctx context.Context, rate float64, m Mix) int {
 	}
 }
 
-// Background runs a stream until the returned function is called, which returns the number of events.
+// Background runs a stream until stop is called, which returns the number of events.
 func (s *Stream) Background(rate float64, m Mix) (stop func() int) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
