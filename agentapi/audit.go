@@ -10,11 +10,11 @@ import (
 )
 
 // AuditPath is the path at which the agent sums up what audited policies would have dropped (AuditReport). The query
-// "policy" names one policy, NAMESPACE/NAME; without it the answer is about all.
+// "policy" names one policy, NAMESPACE/NAME. Without the query, the answer is about all.
 const AuditPath = "/v1/audit"
 
-// AuditReport is what audited policies would have dropped on one node since its agent started. Connections that they
-// would not drop any more, because a policy or a pod has changed, are not in it.
+// AuditReport is what audited policies would have dropped on one node since its agent started. It leaves out
+// connections that they would not drop any more, because a policy or a pod has changed.
 type AuditReport struct {
 	Node string `json:"node,omitempty"`
 	// Since is when the agent began to count.
@@ -24,8 +24,8 @@ type AuditReport struct {
 	Dropped []AuditedTraffic `json:"wouldDrop"`
 	// More is the number of connections that are not in Dropped, because there are too many different ones.
 	More uint64 `json:"more,omitempty"`
-	// Unjudged is the number of connections of all policies that the agent could not judge: too many came at once, or
-	// the agent was busy with a large change. Policies of the other end may have dropped some of them.
+	// Unjudged is the number of connections of all policies that the agent could not judge. Policies of the other
+	// end may have dropped some of them.
 	Unjudged uint64 `json:"unjudged,omitempty"`
 	// Trouble says why the agent reads no packets; empty if it does.
 	Trouble string `json:"trouble,omitempty"`
@@ -73,8 +73,8 @@ func (e AuditedEnd) String() string {
 	return e.Address.String()
 }
 
-// Kind returns a text that is equal for ends of one kind: pods of a namespace with the same labels, or an address. A
-// pod without labels is a kind of its own.
+// Kind returns a text that is equal for ends of one kind. Pods of a namespace with the same labels are one kind, and
+// so is each address. A pod without labels is a kind of its own.
 func (e AuditedEnd) Kind() string {
 	switch {
 	case e.Name == "":

@@ -26,35 +26,32 @@ const (
 	// ObjectsPath answers with the objects that the agent knows, and ExplainPath with what happens to a connection.
 	ObjectsPath = "/v1/objects"
 	ExplainPath = "/v1/explain"
-	// EnforcedPath takes a question (package policy/enforced) and answers with what the agent enforces. The agent waits
-	// until that includes the versions of objects that the question names, but only for the question's time.
+	// EnforcedPath takes a question (package policy/enforced) and answers with what the agent enforces. The agent
+	// waits for the question's versions of objects, but only for the question's time.
 	EnforcedPath = "/v1/enforced"
 )
 
-// EnrolRequest asks the agent to enrol an endpoint. Before the request, the endpoint's record is on disk, and its
-// addresses are in the set of all pods.
+// EnrolRequest asks the agent to enrol an endpoint. By then the endpoint's record is on disk, and its addresses are
+// in the set of all pods.
 type EnrolRequest struct {
 	ID string `json:"id"`
 }
 
-// EnrolAnswer has the policies that isolate the pod in each direction now, or the reason why the agent can't enrol the
-// pod.
+// EnrolAnswer has the policies that isolate the pod in each direction. If the agent can't enrol the pod, it has the
+// reason.
 type EnrolAnswer struct {
 	Ingress string `json:"ingress,omitempty"`
 	Egress  string `json:"egress,omitempty"`
 	Error   string `json:"error,omitempty"`
 }
 
-// ErrNoAgent means that the agent's socket can't be connected to, because the file is missing or no process listens.
-// The cause is wrapped beside it.
+// ErrNoAgent means that the agent's socket can't be connected to. The cause is wrapped beside it.
 var ErrNoAgent = errors.New("no agent answers on " + Socket)
 
-// ErrOutdated means that the agent refuses the attachment, because the configuration that it was made with contradicts
-// what the agent knows.
+// ErrOutdated means that the agent refuses the attachment: its configuration contradicts what the agent knows.
 var ErrOutdated = errors.New("the configuration is out of date")
 
-// maxAnswer bounds the size of an answer in bytes; the rest is cut off. The status of a node with thousands of pods
-// has some megabytes, so every real answer fits.
+// maxAnswer bounds the size of an answer in bytes. Real answers have some megabytes at most.
 const maxAnswer = 64 << 20
 
 // Question is a request that the agent hasn't answered yet.
@@ -65,8 +62,7 @@ type Question struct {
 }
 
 // Ask sends the agent one request. Its error wraps ErrNoAgent if it can't connect. If ctx ends before the agent has
-// answered, Answer fails. Ask writes HTTP/1.0 by hand: in HTTP/1.0 the end of the connection ends the answer.
-// net/http would nearly double the plugin's size, and every pod's start waits for the plugin to load.
+// answered, Answer fails. Ask writes HTTP/1.0 by hand, because net/http would nearly double the plugin's size.
 //
 // Equivalent to: curl --unix-socket /run/weir/agent.sock -X METHOD -d BODY http://agent/PATH
 func Ask(ctx context.Context, method, path string, body []byte) (*Question, error) {
@@ -82,8 +78,8 @@ func Ask(ctx context.Context, method, path string, body []byte) (*Question, erro
 	return q, nil
 }
 
-// Answer waits for the agent's answer, and returns its HTTP status and its body. It must be called once, because it
-// closes the connection.
+// Answer waits for the agent's answer, and returns its HTTP status and its body. It closes the connection, so it
+// must be called exactly once.
 func (q *Question) Answer() (status int, answer []byte, err error) {
 	defer func() { _ = q.conn.Close() }()
 	defer context.AfterFunc(q.ctx, func() { _ = q.conn.SetDeadline(time.Unix(1, 0)) })()
@@ -105,9 +101,9 @@ func (q *Question) failed(err error) error {
 	return fmt.Errorf("%s: %w", q.what, err)
 }
 
-// Enrol asks the agent to put the endpoint's addresses into their classes. The returned function waits until the kernel
-// enforces the policies on these addresses. It must be called once. Its error wraps ErrNoAgent if there is no agent,
-// and ErrOutdated if waiting for another answer is useless.
+// Enrol asks the agent to put the endpoint's addresses into their classes. The returned function waits until the
+// kernel enforces the policies on these addresses. It must be called once. The error wraps ErrNoAgent if there is no
+// agent. It wraps ErrOutdated if another try would be useless.
 func Enrol(ctx context.Context, id string) (wait func() (EnrolAnswer, error)) {
 	body, err := json.Marshal(EnrolRequest{ID: id})
 	var question *Question

@@ -21,13 +21,12 @@ const DropsPath = "/v1/drops"
 // DropKind says what a Drop stands for.
 type DropKind string
 
-// The counts of all kinds together are the packets that the kernel has logged. Of the packets of audited policies,
-// those are left out that the agent can't judge (AuditReport.Unjudged), and those that the policies would not drop.
+// The counts of all kinds together are the packets that the kernel has logged. Only packets of audited policies may
+// be missing: those that can't be judged (AuditReport.Unjudged), and those that the policies would not drop.
 const (
 	// DropShown: packets of one sender to one address and port.
 	DropShown DropKind = "drop"
-	// DropMore: packets of one sender that the agent didn't keep apart, because the sender's packets go to too many
-	// addresses or ports.
+	// DropMore: packets of one sender to too many addresses or ports, which the agent didn't keep apart.
 	DropMore DropKind = "more"
 	// DropLost: packets that the kernel couldn't hand to the agent, because the agent read too slowly.
 	DropLost DropKind = "lost"
@@ -35,8 +34,8 @@ const (
 	DropMissed DropKind = "missed"
 )
 
-// Drop is one or more packets that the kernel dropped, or that audited policies would drop (ByAudit). A field is empty
-// if it is unknown or has no meaning for the kind.
+// Drop is one or more packets that the kernel dropped, or that audited policies would drop (ByAudit). A field is
+// empty if it is unknown or has no meaning.
 type Drop struct {
 	Kind DropKind `json:"kind"`
 	// Time is when the agent read the first of the packets, at most 0.2 seconds after the kernel dropped it.
@@ -52,14 +51,14 @@ type Drop struct {
 	Protocol string `json:"protocol,omitempty"`
 	// ICMP has the type and code of an ICMP packet, as "type 8 code 0".
 	ICMP string `json:"icmp,omitempty"`
-	// Chain is the chain whose rule logged the packets: a class's own chain, or a chain for another reason. It is empty
-	// for rules of the guard and the gate.
+	// Chain is the chain whose rule logged the packets. It is empty for rules of the guard and the gate.
 	Chain string `json:"chain,omitempty"`
-	// Policies are all policies that isolate the pod in the direction; or with ByAudit, that would isolate it.
+	// Policies are all policies that isolate the pod in the direction. With ByAudit they would isolate it.
 	Policies []string `json:"policies,omitempty"`
 	// Detail has what else the first of the packets tells, in words.
 	Detail string `json:"detail,omitempty"`
-	// Packet has the first bytes of the first packet, from the IP header on, if the client asked for it.
+	// Packet has the first bytes of the first packet, from the IP header on. It is empty unless the client asked for
+	// it.
 	Packet []byte `json:"packet,omitempty"`
 }
 
@@ -70,8 +69,7 @@ type DropEnd struct {
 	// Node is the name of the Node that has the address as its own.
 	Node    string     `json:"node,omitempty"`
 	Address netip.Addr `json:"address,omitzero"`
-	// Port is a TCP, UDP or SCTP port. The source's port is that of the first packet: other packets of the Drop may have
-	// others.
+	// Port is a TCP, UDP or SCTP port. As the source's port it is that of the first packet only.
 	Port uint16 `json:"port,omitempty"`
 }
 
@@ -116,9 +114,9 @@ type DropsQuery struct {
 	Follow bool
 	// Packets asks for Drop.Packet.
 	Packets bool
-	// Namespace, Pod, Policy, Reason and Port leave out drops that have nothing to do with them; empty for any. Namespace
-	// is that of either end. Pod is either end, as name or namespace/name. Policy is one of the isolating policies, as
-	// name or namespace/name. Port is the destination's.
+	// Namespace, Pod, Policy, Reason and Port leave out other drops; empty for any. Namespace and Pod are those of
+	// either end. Policy is one of the isolating policies. Pod and Policy are a name or namespace/name. Port is the
+	// destination's.
 	Namespace, Pod, Policy, Reason string
 	Port                           uint16
 	// Audit leaves out drops of all reasons but ByAudit.
@@ -148,7 +146,7 @@ func (q DropsQuery) Path() string {
 	return DropsPath + "?" + v.Encode()
 }
 
-// ParseDropsQuery reads the question from a URL. It returns an error that names the key whose value has the wrong form.
+// ParseDropsQuery reads the question from a URL. The error names the key whose value has the wrong form.
 func ParseDropsQuery(v url.Values) (q DropsQuery, err error) {
 	q.Namespace, q.Pod, q.Policy, q.Reason = v.Get("namespace"), v.Get("pod"), v.Get("policy"), v.Get("reason")
 	for key, flag := range map[string]*bool{
@@ -175,9 +173,8 @@ func ParseDropsQuery(v url.Values) (q DropsQuery, err error) {
 	return q, nil
 }
 
-// Matches reports whether the question asks for the drop. It returns true for packets of which nothing is known
-// (DropLost, DropMissed), and ignores the port for DropMore: any of these packets may be among those that are asked
-// for. It doesn't look at Since.
+// Matches reports whether the question asks for the drop. Packets of which nothing is known always match (DropLost,
+// DropMissed). For DropMore the port doesn't matter. Matches doesn't look at Since.
 func (q DropsQuery) Matches(d *Drop) bool {
 	if d.Kind == DropLost || d.Kind == DropMissed {
 		return true
@@ -200,7 +197,7 @@ func (q DropsQuery) Matches(d *Drop) bool {
 	return q.Port == 0 || d.Destination.Port == q.Port || d.Kind == DropMore
 }
 
-// inNamespace reports whether one of the pods, which are separated by commas, is in the namespace.
+// inNamespace reports whether one of the pods is in the namespace. Commas separate the pods.
 func inNamespace(pods, namespace string) bool {
 	for p := range strings.SplitSeq(pods, ",") {
 		if n, _, ok := strings.Cut(p, "/"); ok && n == namespace {
@@ -210,7 +207,7 @@ func inNamespace(pods, namespace string) bool {
 	return false
 }
 
-// named reports whether one of the objects, which are separated by commas, has the name. The name may lack the
+// named reports whether one of the objects has the name. Commas separate the objects. The name may lack the
 // namespace.
 func named(objects, name string) bool {
 	for o := range strings.SplitSeq(objects, ",") {
@@ -222,7 +219,7 @@ func named(objects, name string) bool {
 }
 
 // Drops asks the agent for drops, and passes them one by one to the function each, until each returns false. With
-// q.Follow it waits for new drops until ctx ends, which is an error, or until the agent ends. The error wraps
+// q.Follow it waits for new drops until the agent ends, or until ctx ends, which is an error. The error wraps
 // ErrNoAgent if there is no agent.
 //
 // Equivalent to: curl --no-buffer --unix-socket /run/weir/agent.sock http://agent/v1/drops?follow=true
@@ -275,8 +272,8 @@ func readHead(in *bufio.Reader) (status int, err error) {
 	}
 }
 
-// readDrops calls each with the drops of the stream, until each returns false or the stream ends. The function failed
-// adds to an error of the stream what was asked.
+// readDrops calls each with the drops of the stream, until each returns false or the stream ends. failed wraps an
+// error of the stream.
 func readDrops(in io.Reader, failed func(error) error, each func(*Drop) bool) error {
 	for values := json.NewDecoder(in); ; {
 		d := &Drop{}

@@ -15,8 +15,7 @@ type FlowsOrder struct {
 	For time.Duration `json:"for"`
 }
 
-// FlowsQuery returns the path and query for the flows that were seen within the time since until now; all if since is
-// 0.
+// FlowsQuery returns the path and query for the flows of the time since until now. 0 means all.
 func FlowsQuery(since time.Duration) string {
 	if since == 0 {
 		return FlowsPath
@@ -41,7 +40,7 @@ type Flows struct {
 	Flows     []Flow `json:"flows"`
 }
 
-// Flow is connections of one source to one port of one destination. A packet of UDP counts as a connection until an
+// Flow is connections of one source to one port of one destination. A UDP packet counts as a connection until an
 // answer comes.
 type Flow struct {
 	Source      FlowEnd   `json:"source"`
@@ -57,7 +56,7 @@ type Flow struct {
 type FlowEnd struct {
 	// Pod is the pod's namespace/name, or several with commas between them if they share the address.
 	Pod string `json:"pod,omitempty"`
-	// Labels are the pod's labels; nil if it is no pod, or if it is uncertain which pod it is.
+	// Labels are the pod's labels. They are nil if it is no pod, or if it isn't certain which pod it is.
 	Labels map[string]string `json:"labels,omitempty"`
 	// Node is the name of the Node that has the address as its own.
 	Node    string     `json:"node,omitempty"`

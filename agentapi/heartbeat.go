@@ -11,14 +11,13 @@ import (
 )
 
 const (
-	// heartbeat is a file. Its time of modification is the last time at which an agent was well. A reboot removes the
-	// file.
+	// heartbeat is a file. An agent was last well at the file's time of modification. A reboot removes the file.
 	heartbeat = endpoint.Dir + "/heartbeat"
 	// BeatEvery is how often the agent renews its heartbeat. A renewal may be late, because the agent's loop may be
 	// busy.
 	BeatEvery = 5 * time.Second
-	// BeatLasts is how long a heartbeat counts. It is longer than it takes to replace an agent, because kubelet
-	// reports the node as not ready if the plugin's STATUS fails.
+	// BeatLasts is how long a heartbeat counts. It outlasts the replacement of an agent: without a heartbeat the
+	// plugin's STATUS fails, and the node becomes not ready.
 	BeatLasts = time.Minute
 )
 

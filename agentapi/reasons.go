@@ -29,8 +29,8 @@ const (
 	ByReserved = "reserved-mac"
 	// ByPast: from the pod's port to the node's IP stack, past the bridge.
 	ByPast = "past-bridge"
-	// ByTunnel: a tunnel packet that doesn't come from a node, or not to a node, or has the address of no pod of the
-	// sending node inside; or a pod's packet to the tunnels' port of a node.
+	// ByTunnel: a tunnel packet that doesn't come from a node or not to a node, or whose inner sender is no pod of
+	// the sending node. Also a pod's packet to the tunnels' port of a node.
 	ByTunnel = "tunnel"
 	// ByWay: under the address of a pod, but not by the link or the tunnel that leads to the pod.
 	ByWay = "way"

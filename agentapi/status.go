@@ -28,15 +28,14 @@ type Status struct {
 	Classes []Class     `json:"classes"`
 	Sets    []SetStatus `json:"sets"`
 	Stats   Stats       `json:"stats"`
-	// DropsUnread says why the agent reads no dropped packets, so that weirctl drops and the metrics of drops have nothing
-	// new; empty if it reads them.
+	// DropsUnread says why the agent reads no dropped packets. It is empty if it reads them.
 	DropsUnread string `json:"dropsUnread,omitempty"`
 	// NodeRepairs are the last repairs of node settings that another program had changed, the newest last.
 	NodeRepairs []NodeRepair `json:"nodeRepairs"`
 }
 
-// Problem is an object, or a field of one, that can't be used as written. No problem allows traffic that the policies
-// deny. A part of a policy that has a problem allows nothing.
+// Problem is an object, or a field of one, that can't be used as written. A policy's part with a problem allows
+// nothing.
 type Problem struct {
 	Object  string `json:"object"` // kind namespace/name
 	Field   string `json:"field"`
@@ -64,8 +63,8 @@ func (u Unenforced) String() string {
 	return fmt.Sprintf("%s is a kind of policy that weir doesn't enforce: %s", u.Kind, u.Where)
 }
 
-// Class is the pods of this node that the same policies isolate in one direction. There is one Class for each family
-// of the pods' addresses.
+// Class is the pods of this node that the same policies isolate in one direction. Each family of addresses has its
+// own Class.
 type Class struct {
 	Direction string   `json:"direction"` // ingress or egress
 	Policies  []string `json:"policies"`  // none: no policy isolates the pods
@@ -96,11 +95,8 @@ type PodStatus struct {
 	HostIf      string   `json:"hostInterface"`
 	// Since is when the plugin made the attachment.
 	Since time.Time `json:"since"`
-	// Ingress and Egress name the policies that isolate the pod: the first ten, and how many more (Status.Classes has
-	// all). "open" means that no policy isolates the pod. If audited policies would isolate it, "open, audited by" and
-	// their names follow. "closed" means that the pod is in no class, because the source doesn't know it. Until the
-	// agent has applied its first ruleset, the value is "as before" if an earlier agent's rules apply to the pod,
-	// "closed" if no such rules apply, and "unknown" if that can't be read.
+	// Ingress and Egress name the policies that isolate the pod: the first ten, and how many more. Status.Classes
+	// has all. Without such policies, the value is one of the Class… constants.
 	Ingress string `json:"ingress"`
 	Egress  string `json:"egress"`
 }
@@ -178,7 +174,7 @@ type Stats struct {
 	NodeRepairs int `json:"nodeRepairs"`
 }
 
-// FileLines returns the lines of a table of the states of the files' objects, after an empty line, with tabs between
+// FileLines returns the lines of a table of the files' objects and their states, after an empty line. Tabs separate
 // the columns. A file without objects has one line. Without files there are no lines.
 func FileLines(files []File) []string {
 	var all []string
@@ -200,6 +196,6 @@ func FileLines(files []File) []string {
 	return all
 }
 
-// OneLine makes a text from outside weir fit for a cell of a table: shortened, on one line, with a question mark for
-// each character that can't be printed.
+// OneLine makes a text from outside weir fit for a cell of a table. The text is shortened, on one line, and has
+// question marks in place of unprintable characters.
 func OneLine(s string) string { return strings.ReplaceAll(excerpt.Of(s), "\n", " ") }

@@ -23,8 +23,8 @@ type Summary struct {
 	FirstProblems []Problem `json:"firstProblems,omitempty"`
 	// Unenforced counts the kinds of policies that exist, but that weir doesn't enforce.
 	Unenforced int `json:"unenforced"`
-	// Pods counts the attachments on the node. Closed are those that are closed in a direction. Isolated are the others
-	// that aren't open in both directions.
+	// Pods counts the attachments on the node. Closed counts those that are closed in a direction. Isolated counts
+	// the others that aren't open in both directions.
 	Pods     int `json:"pods"`
 	Isolated int `json:"isolated"`
 	Closed   int `json:"closed"`
@@ -39,7 +39,7 @@ type Summary struct {
 // maxFirst is how many problems a summary names.
 const maxFirst = 3
 
-// Summarise counts what the status lists. Of the lists, the summary has only the errors and the first problems.
+// Summarise counts what the status lists. It copies only the errors and the first problems.
 func Summarise(s Status, node, version string) Summary {
 	sum := Summary{
 		Node: node, Version: version, Ready: s.Ready, LastSync: s.LastSync, IPTables: s.IPTables, Errors: s.Errors,
@@ -61,6 +61,5 @@ func Summarise(s Status, node, version string) Summary {
 	return sum
 }
 
-// isOpen reports whether no policy isolates the pod, by the value of PodStatus.Ingress or Egress. Audited policies
-// don't.
+// isOpen reports whether the value of PodStatus.Ingress or Egress means that no policy isolates the pod.
 func isOpen(class string) bool { return class == ClassOpen || strings.HasPrefix(class, ClassAudited) }

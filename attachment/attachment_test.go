@@ -48,8 +48,8 @@ func (n *node) must(err error) {
 	}
 }
 
-// begin does the first steps of an ADD: it assigns an address and writes the record. It returns the record and the lock
-// on it, which says that the ADD is running.
+// begin does the first steps of an ADD: it assigns an address and writes the record. It returns the record and its
+// lock.
 func (n *node) begin(container, network string) (e *endpoint.Endpoint, making io.Closer) {
 	n.Helper()
 	e = &endpoint.Endpoint{ContainerID: container, IfName: "eth0", Network: network, Enforcement: conf.Strict}
@@ -69,8 +69,7 @@ func (n *node) begin(container, network string) (e *endpoint.Endpoint, making io
 	return e, making
 }
 
-// add attaches a container: it makes the record, address, guard entry, link and neighbour entry that ADD makes, and
-// puts the address into the sets as ADD and the agent do.
+// add attaches a container with everything that ADD and the agent make.
 func (n *node) add(container, network string) *endpoint.Endpoint {
 	n.Helper()
 	e, making := n.begin(container, network)
@@ -88,8 +87,7 @@ func (n *node) add(container, network string) *endpoint.Endpoint {
 	return e
 }
 
-// traces returns, for each of the containers c1 to c5 by name, which parts of its attachment are on the node. It
-// leaves out containers without any.
+// traces returns which parts of each container's attachment are on the node. It leaves out containers without any.
 func (n *node) traces() map[string][]string {
 	n.Helper()
 	out := nodetest.Run(n, "sh", "-c",
@@ -201,8 +199,8 @@ func TestCollect(t *testing.T) {
 	n.want("with nothing valid", map[string][]string{})
 }
 
-// TestEvict: Evict removes only addresses that are in the set of all pods and belong to no attachment. Since the agent
-// listed an address, a new attachment may have got it, or the address may have left the set.
+// TestEvict: Evict removes an address only if it is in the set of all pods and belongs to no attachment. This may
+// have changed since the caller looked.
 func TestEvict(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -221,8 +219,8 @@ func TestEvict(t *testing.T) {
 	n.want("evicted", map[string][]string{"c1": whole})
 }
 
-// TestLostRecords: Collect removes all traces without a record, unless the runtime lists their attachment. A pod of
-// another node stays in its selector set.
+// TestLostRecords: Collect removes all traces without a record, except those of attachments that the runtime lists.
+// A pod of another node stays in its selector set.
 func TestLostRecords(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -247,8 +245,8 @@ func TestLostRecords(t *testing.T) {
 	}
 }
 
-// TestAnIDThatCameBack: the agent finds that an attachment is over. Before the agent ends it, the runtime deletes it
-// and makes another one with the same ID. The agent leaves the new attachment alone.
+// TestAnIDThatCameBack: the agent finds an attachment that is over. Before it ends the attachment, a new one has the
+// same ID. The agent leaves the new one alone.
 func TestAnIDThatCameBack(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

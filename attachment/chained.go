@@ -16,9 +16,8 @@ import (
 	"github.com/weir-net/weir/netfilter/conntrack"
 )
 
-// Behind another plugin weir makes no interface: it enforces policy on the addresses that the other plugin has
-// assigned. The pod's link is already up when weir is called. Therefore only the set of all pods denies the pod's
-// connections until the agent has enrolled the pod.
+// Behind another plugin weir makes no interface. The pod's link is up before weir is called. So only the set of all
+// pods denies the pod's connections until it is enrolled.
 
 // Chained describes an interface that another plugin has made.
 type Chained struct {
@@ -26,7 +25,6 @@ type Chained struct {
 	MAC       string // "" if the MAC isn't known
 }
 
-// chainedSteps returns the steps of Make behind another plugin, in their order.
 func (m *making) chainedSteps() []func() error {
 	return []func() error{
 		m.assign,            // write the record, and assign the other plugin's addresses to the attachment
@@ -37,9 +35,9 @@ func (m *making) chainedSteps() []func() error {
 	}
 }
 
-// findChained finds the pod's link on the node, and makes sure that the link's packets pass the hook where policy is
-// enforced; it returns bridge.ErrBypassesForward if they can't. It writes the link's name into the record, so that Reap
-// can later see that the link is gone. With enforcement "off" it doesn't look for the link.
+// findChained finds the pod's link on the node, unless enforcement is "off". It returns bridge.ErrBypassesForward if
+// the link's packets can't be made to pass iptables. It writes the link's name into the record, so that Reap can see
+// when the link is gone.
 func (m *making) findChained(c *Chained) error {
 	e := &m.record
 	e.Addresses, e.MAC = c.Addresses, c.MAC
@@ -61,10 +59,8 @@ func (m *making) findChained(c *Chained) error {
 	return failed("find the pod's link", err)
 }
 
-// assign writes the record and assigns the addresses to the attachment. If an address was assigned to an earlier
-// attachment, weir has missed that attachment's DEL, and assign takes the address out of every set that still has it.
-// The error is *ipam.AssignedError if weir itself gave the address to another attachment, or if the other attachment's
-// record can't be read.
+// assign writes the record and assigns the addresses to the attachment. An address of an attachment whose DEL was
+// missed first leaves all sets. The error is *ipam.AssignedError if another attachment may still have the address.
 func (m *making) assign() error {
 	const step = "assign the pod's addresses"
 	unlock, err := endpoint.Lock()
@@ -91,15 +87,13 @@ func (m *making) assign() error {
 	return failed("take the pod's addresses out of the sets of their last pod", m.Sets.Purge(inherited...))
 }
 
-// deleteConnections deletes the addresses' connections that began before denyUntilEnrolled: connections of an earlier
-// pod, and connections over the pod's own link, which was up already. No policy has allowed these connections.
+// deleteConnections deletes the addresses' connections from before denyUntilEnrolled. No policy has allowed them.
 func (m *making) deleteConnections() error {
 	return failed("delete the connections of the pod's addresses", conntrack.Delete(addrsOf(m.record.Addresses)...))
 }
 
-// checkDenied returns nil if a rule denies the pod's connections until an agent enrols the pod. If there is no such
-// rule, because no agent has run on the node since the node was started, or if the kernel doesn't say, it returns a
-// *NoRuleError.
+// checkDenied returns a *NoRuleError unless a rule is known to deny the pod's connections until it is enrolled.
+// There is no such rule before the first agent has run since the node was started.
 func (m *making) checkDenied(noAgent error) error {
 	for _, addr := range m.record.Addresses {
 		if used, err := m.Sets.InUse(addr.Addr); err != nil || !used {
@@ -109,8 +103,8 @@ func (m *making) checkDenied(noAgent error) error {
 	return nil
 }
 
-// checkChained returns an error if prevResult has other addresses than a chained attachment's record, and one if the
-// pod's bridge passes packets on without iptables.
+// checkChained returns an error if prevResult has other addresses than the record. It also returns one if the pod's
+// bridge bypasses iptables.
 func checkChained(e *endpoint.Endpoint, prevResult []endpoint.Address) error {
 	var errs []error
 	same := func(a, b endpoint.Address) bool { return a.Addr == b.Addr }

@@ -38,9 +38,9 @@ func Load(id string) (*endpoint.Endpoint, error) {
 	return e, failed("check", err)
 }
 
-// Check returns a *StepError that names everything that is missing or differs from what Make made, and a *NetnsError if
-// there is no such namespace. Only the agent knows which class a pod belongs in, so for each direction Check only looks
-// whether the pod is in any class.
+// Check returns a *StepError that names everything that is missing or differs from what Make made. It returns a
+// *NetnsError if there is no such namespace. For each direction it only looks whether the pod is in any class,
+// because only the agent knows the right one.
 func (n Node) Check(e *endpoint.Endpoint, want Expected) error {
 	fd, err := openNetns(want.Netns)
 	if err != nil {
@@ -73,7 +73,7 @@ func checkGuard(p bridge.Port) error {
 	return err
 }
 
-// checkOwner returns an error for each address that is not assigned to the attachment: another pod could get it.
+// checkOwner returns an error for each address that isn't assigned to the attachment. Another pod could get it.
 func checkOwner(e *endpoint.Endpoint) error {
 	var errs []error
 	for _, a := range e.Addresses {

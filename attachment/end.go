@@ -13,31 +13,30 @@ import (
 	"github.com/weir-net/weir/netfilter/conntrack"
 )
 
-// ending is an attachment that is being removed. begin fills the fields and detach uses them, so that detach needn't
-// look up the same things again.
+// ending is an attachment that is being removed, with what begin has already done. detach skips these steps.
 type ending struct {
 	id string
 	// record is the endpoint record; nil if there is none or it is broken.
 	record *endpoint.Endpoint
-	// sender has the attachment's port, with the MAC and addresses that the guard allows it to send as. The port's
-	// name is computed from the ID, even if the record names another link. The MAC is nil if the record has no MAC.
+	// sender has the attachment's port, and what the guard allows it to send as. The port's name is computed from
+	// the ID, even if the record names another link. Without a MAC in the record, the MAC is nil.
 	sender bridge.Sender
-	// busy is true if this process has marked the record as busy, so that no other process ends the attachment.
+	// busy is true if this process has marked the record as busy. Then no other process ends the attachment.
 	busy bool
 	// begun is true if begin has marked the record as ending.
 	begun bool
-	// forbidden is true if begin has also forbidden the port to send, or left it to another plugin.
+	// forbidden is true if begin has also forbidden the port to send, or if the port is another plugin's.
 	forbidden bool
-	// unplugged is true if begin has also deleted the link, and the neighbour entries for all addresses.
+	// unplugged is true if begin has deleted the link and all neighbour entries.
 	unplugged bool
 }
 
-// End removes the attachment with that ID. It returns nil if there is no record. If the record is broken, End removes
-// what it can find by the ID, and the addresses that are assigned to the attachment. The error is a *StepError.
+// End removes the attachment with that ID. It returns nil if there is no record. If the record is broken, End
+// removes what it can find by the ID, and the assigned addresses. The error is a *StepError.
 func (n Node) End(id string) error { return failed("delete", n.end(id)) }
 
 func (n Node) end(id string) error {
-	// While this mark is there, Reap leaves the attachment alone: it takes over only deletions that were abandoned.
+	// Reap leaves the attachment alone while this mark is there.
 	mark := endpoint.MarkBusy(id)
 	defer func() { _ = mark.Close() }()
 	x := &ending{id: id, busy: mark.Held()}
@@ -61,8 +60,7 @@ func (n Node) end(id string) error {
 	return err
 }
 
-// endUnfinished removes an attachment that Make could not finish. It uses the record in memory, because the record
-// may not be on disk yet.
+// endUnfinished removes an attachment that Make could not finish. The record may not be on disk yet.
 func (n Node) endUnfinished(e *endpoint.Endpoint) error {
 	mark := endpoint.MarkBusy(e.ID())
 	defer func() { _ = mark.Close() }()
@@ -79,11 +77,9 @@ func (n Node) endUnfinished(e *endpoint.Endpoint) error {
 	return n.detach(x)
 }
 
-// begin does the slowest steps, which need no lock. It marks the record as ending, so that the agent puts the addresses
-// into no more sets. Then it deletes the link, after which the port can send nothing; it doesn't touch a chained
-// attachment's link. If no other attachment is ending, it also forbids the port to send, which takes no time beside the
-// deletion of the link. Otherwise one of the processes does that for all (see endWaiting). If the record is missing or
-// broken, it only deletes the link that has the ID's name. It returns fs.ErrNotExist if there is no record.
+// begin does the slowest steps, which need no lock. It marks the record as ending, so that the agent puts the
+// addresses into no more sets. Then it deletes the link, unless another plugin made it. If the record is missing or
+// broken, it only deletes the link that has the ID's name. Without a record it returns fs.ErrNotExist.
 func (x *ending) begin() error {
 	e, err := endpoint.MarkEnding(x.id)
 	switch {
@@ -107,10 +103,9 @@ func (x *ending) begin() error {
 	return nil
 }
 
-// unplug deletes the link, and forbids the port to send unless other attachments are ending too. It also deletes the
-// neighbour entries, if all addresses are assigned to the attachment and this process has marked the record as busy: no
-// other process releases the addresses meanwhile. Otherwise an address may be assigned to another attachment at any
-// moment, and detach deletes the entries, under the node's lock.
+// unplug deletes the link. If no other attachment is ending, it also forbids the port to send. It deletes the
+// neighbour entries only if nobody else can release the addresses meanwhile. Otherwise detach does so, under the
+// node's lock.
 func (x *ending) unplug() (err error) {
 	neighbours := x.record.Addresses
 	for _, a := range x.record.Addresses {
@@ -127,9 +122,8 @@ func (x *ending) unplug() (err error) {
 	return err
 }
 
-// resume sets the record that was read under the node's lock. This record may belong to another attachment than the
-// record that begin has read: another process may have ended the old attachment, and the runtime may have made a new
-// one with the same ID. For a new attachment begin has done nothing, so detach must do all steps.
+// resume sets the record that was read under the node's lock. Another process may have ended the old attachment, and
+// a new one may have the same ID. For a new one detach must do all steps.
 func (x *ending) resume(e *endpoint.Endpoint) {
 	if x.begun && x.record.Created.Equal(e.Created) {
 		x.record = e
@@ -147,8 +141,8 @@ func (x *ending) setRecord(e *endpoint.Endpoint) {
 	}
 }
 
-// endLocked does the steps that begin has not done, or all steps if begin was not called. It returns the record; nil
-// if there is no record any more. The caller must have the node's lock.
+// endLocked does the steps that begin hasn't done. It returns the record, or nil if there is none any more. The
+// caller must have the node's lock.
 func (n Node) endLocked(x *ending) (*endpoint.Endpoint, error) {
 	e, err := endpoint.MarkEnding(x.id)
 	switch {
@@ -164,8 +158,8 @@ func (n Node) endLocked(x *ending) (*endpoint.Endpoint, error) {
 	return e, n.detach(x)
 }
 
-// salvage makes a record for an attachment whose own record is broken. The new record has the ID, the link's name and
-// the assigned addresses.
+// salvage makes a record for an attachment whose own record is broken. It has the ID, the link's name and the
+// assigned addresses.
 func salvage(id string) (*endpoint.Endpoint, error) {
 	container, ifName, _ := strings.Cut(id, ":")
 	e := &endpoint.Endpoint{ContainerID: container, IfName: ifName, HostIf: bridge.PortName(id)}
@@ -181,10 +175,8 @@ func salvage(id string) (*endpoint.Endpoint, error) {
 	return e, nil
 }
 
-// detach removes everything that the attachment has. First it forbids the port to send, unless begin has done that.
-// Then it removes the addresses from all sets, the link, the neighbour entries and the connections. Only when nothing
-// refers to the addresses any more, it releases them and removes the record. The caller must have the node's lock, so
-// that no other attachment gets the addresses meanwhile.
+// detach removes everything that the attachment has. The addresses are released last, when nothing refers to them
+// any more. Then the record is removed. The caller must have the node's lock.
 func (n Node) detach(x *ending) error {
 	addresses, err := x.addresses()
 	if err != nil {
@@ -214,8 +206,8 @@ func (n Node) detach(x *ending) error {
 	return endpoint.Remove(x.id)
 }
 
-// addresses returns the record's addresses, without addresses that are now assigned to another attachment: an earlier
-// attempt to end this attachment had already released them.
+// addresses returns the record's addresses. It leaves out those of another attachment: an earlier attempt had
+// released them.
 func (x *ending) addresses() ([]endpoint.Address, error) {
 	var own []endpoint.Address
 	for _, a := range x.record.Addresses {

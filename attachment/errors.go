@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// StepError says that a step has failed, because the kernel or the disk has refused it.
+// StepError says that a step has failed because of the kernel or the disk.
 type StepError struct {
 	Step string // such as "reserve addresses"
 	Err  error
@@ -27,7 +27,7 @@ func failed(step string, err error) error {
 	return &StepError{step, err}
 }
 
-// assignError returns the same as failed, but it returns errors of ipam's own types unchanged.
+// assignError is failed, but leaves errors of ipam's own types unchanged.
 func assignError(step string, err error) error {
 	var exhausted *ipam.ExhaustedError
 	var other *ipam.AssignedError
@@ -47,7 +47,7 @@ type NoRecordError struct{ ID string }
 
 func (e *NoRecordError) Error() string { return "there is no endpoint record " + e.ID }
 
-// NetnsError says that there is no network namespace at the path, or that it is the node's own. Err says which.
+// NetnsError says that the path is no network namespace, or the node's own. Err says which.
 type NetnsError struct {
 	Path string
 	Err  error
@@ -77,8 +77,8 @@ func (e *EnrolError) Error() string { return "policy can't be enforced on the po
 
 func (e *EnrolError) Unwrap() error { return e.Err }
 
-// NoRuleError says that no rule uses the set of all pods, or that this can't be read. So nothing may deny the
-// connections of a pod whose link is already up.
+// NoRuleError says that no rule may use the set of all pods. So perhaps nothing denies the connections of a pod
+// whose link is already up.
 type NoRuleError struct {
 	Set string
 	Err error // why the agent has not enrolled the pod, and why the rules can't be read
@@ -102,11 +102,10 @@ func (e *LeftoverError) Error() string {
 	return fmt.Sprintf("%v; left behind until DEL: %v", e.Cause, e.Err)
 }
 
-// Unwrap returns the cause, and not Err: Err is no reason why the attachment was not made.
+// Unwrap returns the cause. Err isn't the reason of the failure.
 func (e *LeftoverError) Unwrap() error { return e.Cause }
 
-// NoAgentError says that no agent has been ready for the time For. If For is 0, no agent has been ready since the node
-// was started.
+// NoAgentError says that no agent has been ready for the time For. 0 means: not since the node was started.
 type NoAgentError struct{ For time.Duration }
 
 func (e *NoAgentError) Error() string {

@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// enrolTimeout bounds the wait for the agent's answer. The agent answers only when its source knows the pod, or after
-// its own time limit. kubelet waits minutes for a sandbox.
+// enrolTimeout bounds the wait for the agent's answer. The agent may wait for its source. kubelet waits minutes for
+// a sandbox.
 const enrolTimeout = 30 * time.Second
 
 // Request describes the attachment that ADD requests.
@@ -37,8 +37,8 @@ type Request struct {
 // Link describes an interface that weir makes.
 type Link struct {
 	Ranges []conf.Range
-	// Addresses are the requested addresses, at most one of each family. In a family without a requested address, the
-	// attachment gets a free address of its ranges.
+	// Addresses are the requested addresses, at most one of each family. In other families the attachment gets a
+	// free address.
 	Addresses []netip.Addr
 	MAC       net.HardwareAddr // nil: derived from an address
 	MTU       int              // 0: the MTU of the link with the node's default route
@@ -71,12 +71,11 @@ type enrolment struct {
 	cancel context.CancelFunc
 }
 
-// Make makes an attachment, by the steps that the method steps lists, and then calls report. If a step or report fails,
-// Make undoes all steps.
+// Make makes an attachment, and then calls report. If a step or report fails, Make undoes all steps.
 //
 // Errors are *ExistsError, *NetnsError, *LinkError, *EnrolError, *NoRuleError, bridge.ErrBypassesForward, ipam's
-// *ExhaustedError and *AssignedError, and report's own. A *StepError is any other failure of the kernel or the disk. A
-// *LeftoverError wraps one of these, and says that a step could not be undone.
+// *ExhaustedError and *AssignedError, and report's own. A *StepError is any other failure of the kernel or the disk.
+// A *LeftoverError wraps one of these if a step could not be undone.
 func (n Node) Make(r Request, report func(Made) error) (err error) {
 	m, err := n.prepare(r)
 	if err != nil {
@@ -100,8 +99,8 @@ func (n Node) Make(r Request, report func(Made) error) (err error) {
 	return report(made)
 }
 
-// steps returns the steps of Make, in their order. No packet passes the link before setLinkUp, so the agent can enrol
-// the pod while Make is still making the bridge and the link.
+// steps returns the steps of Make, in their order. No packet passes the link before setLinkUp. So the agent can
+// enrol the pod meanwhile.
 func (m *making) steps() []func() error {
 	if m.record.Chained {
 		return m.chainedSteps()
@@ -118,8 +117,7 @@ func (m *making) steps() []func() error {
 	}
 }
 
-// prepare makes the checks that need none of the steps. It changes nothing on the node, with one exception: it makes a
-// chained attachment's bridge pass packets through iptables (findChained). The caller closes what prepare returns.
+// prepare makes the checks that need none of the steps. The caller closes what it returns.
 func (n Node) prepare(r Request) (*making, error) {
 	id := endpoint.ID(r.ContainerID, r.IfName)
 	if endpoint.Exists(id) {
@@ -153,7 +151,7 @@ func (m *making) close() {
 	_ = m.netns.Close()
 }
 
-// undo undoes all steps, as DEL would, and returns the cause, in a *LeftoverError if a step could not be undone.
+// undo undoes all steps, as DEL would. It returns the cause, in a *LeftoverError if a step could not be undone.
 func (m *making) undo(cause error) error {
 	if m.enrolment != nil {
 		m.enrolment.cancel()
@@ -165,7 +163,7 @@ func (m *making) undo(cause error) error {
 	return cause
 }
 
-// reserve assigns the requested address of each family, or a free one, and writes the record, under the node's lock.
+// reserve assigns an address of each family and writes the record, under the node's lock.
 func (m *making) reserve() error {
 	const step = "reserve addresses"
 	unlock, err := endpoint.Lock()
@@ -194,14 +192,13 @@ func (m *making) port() bridge.Port {
 	}
 }
 
-// allowSender allows the port, in the guard, to send with the attachment's MAC and addresses. Without this permission
-// the guard drops all that the pod sends.
+// allowSender allows the port, in the guard, to send with the attachment's MAC and addresses.
 func (m *making) allowSender() error {
 	return failed("guard the pod's port", bridge.AllowSender(m.port().Sender()))
 }
 
-// denyUntilEnrolled puts the addresses into the sets of all pods, unless enforcement is off. From then on the kernel
-// drops each new connection of the pod, until the agent has put the addresses into their classes.
+// denyUntilEnrolled puts the addresses into the sets of all pods, unless enforcement is off. So the kernel drops all
+// new connections of the pod until it is enrolled.
 func (m *making) denyUntilEnrolled() error {
 	if m.record.Enforcement == conf.Off {
 		return nil
@@ -209,8 +206,6 @@ func (m *making) denyUntilEnrolled() error {
 	return failed("deny the pod's connections", m.Sets.Deny(m.record.Pod.String(), addrsOf(m.record.Addresses)...))
 }
 
-// startEnrol asks the agent to put the addresses into their classes, unless enforcement is off. It doesn't wait for
-// the answer.
 func (m *making) startEnrol() error {
 	if m.record.Enforcement == conf.Off {
 		return nil
@@ -220,7 +215,6 @@ func (m *making) startEnrol() error {
 	return nil
 }
 
-// ensureBridge makes the bridge, under the node's lock, unless it is ready.
 func (m *making) ensureBridge() error {
 	mtu, gateways := m.requested.MTU, bridge.Gateways(m.record.Addresses)
 	if m.bridge = bridge.FindReady(mtu, gateways); m.bridge != nil {
@@ -234,7 +228,7 @@ func (m *making) ensureBridge() error {
 	return failed("make the bridge", err)
 }
 
-// createLink makes the veth pair, with its end on the node down, and configures the pod's end. Its error is *LinkError.
+// createLink makes the veth pair and configures the pod's end. The node's end stays down. Its error is *LinkError.
 func (m *making) createLink() error {
 	p := m.port()
 	var err error
@@ -244,9 +238,9 @@ func (m *making) createLink() error {
 	return nil
 }
 
-// awaitEnrol waits for the agent's answer. With enforcement "closed" it also succeeds if no agent enrols the pod now:
-// the link stays down, or a chained pod's connections stay denied, until an agent has enrolled the pod. Even then it
-// fails if the configuration is outdated, or if no rule denies a chained pod's connections.
+// awaitEnrol waits for the agent's answer. With enforcement "closed" the pod may start without an agent: it stays
+// closed until an agent enrols it. An outdated configuration is always an error, and so is a chained pod that no
+// rule denies.
 func (m *making) awaitEnrol() error {
 	if m.enrolment == nil {
 		m.enrolled = true
@@ -261,8 +255,7 @@ func (m *making) awaitEnrol() error {
 		m.enrolled = true
 		return nil
 	case m.record.Enforcement != conf.Closed || errors.Is(err, agentapi.ErrOutdated):
-		// With strict enforcement no pod starts without the agent. With any, an outdated configuration stays outdated, so
-		// waiting for an agent doesn't help.
+		// An outdated configuration stays outdated, so waiting for an agent doesn't help.
 		return &EnrolError{Err: err}
 	case m.record.Chained:
 		return m.checkDenied(err)

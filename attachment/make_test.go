@@ -51,7 +51,7 @@ func request(netns string, enforcement conf.Enforcement) Request {
 	}
 }
 
-// nothing fails the test unless everything of the attachment is gone, on the node and in the sets.
+// nothing fails the test unless everything of the attachment is gone.
 func nothing(t *testing.T, when string, sets *otherSets) {
 	t.Helper()
 	assigned, err := ipam.Assignments()
@@ -66,8 +66,7 @@ func nothing(t *testing.T, when string, sets *otherSets) {
 	}
 }
 
-// TestMake: if a step or the report of the result fails, Make undoes the earlier steps, and returns the error of what
-// has failed.
+// TestMake: if a step or the report fails, Make undoes the earlier steps, and returns the error.
 func TestMake(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -148,8 +147,8 @@ func TestMake(t *testing.T) {
 	}
 }
 
-// TestMakeAndEnd: with another implementation of PodSets an attachment can be made, made only once, and ended. Evict
-// removes a stray address and not the attachment's.
+// TestMakeAndEnd: with another implementation of PodSets an attachment can be made and ended. Evict removes only
+// stray addresses.
 func TestMakeAndEnd(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -13,10 +13,10 @@ import (
 // returns their records. The agent calls Reap because some runtimes never call GC.
 func (n Node) Reap() ([]endpoint.Endpoint, error) { return n.endEach(isOver) }
 
-// Collect does the work of CNI's GC. It ends every attachment to the network with an ID that isn't in valid, unless a
-// process is making or ending the attachment. If a record is broken, its network is unknown: Collect ends the
-// attachment only if Reap would. Then Collect removes everything that belongs to no attachment. If a step fails, it
-// continues with the others. The error is a *StepError.
+// Collect does the work of CNI's GC. It ends every attachment to the network with an ID that isn't in valid, unless
+// a process is making or ending it. An attachment with a broken record ends only if Reap would end it. Then Collect
+// removes everything that belongs to no attachment. If a step fails, it continues with the others. The error is a
+// *StepError.
 func (n Node) Collect(network string, valid map[string]bool) error {
 	_, err := n.endEach(func(id string) (bool, error) {
 		if valid[id] {
@@ -35,9 +35,8 @@ func (n Node) Collect(network string, valid map[string]bool) error {
 	return failed("collect what is left of attachments", errors.Join(err, n.sweep(valid)))
 }
 
-// endEach ends the attachments for which the function ended returns true, and returns their records. It calls ended
-// once more under the node's lock: between the two calls the runtime may have deleted the attachment and begun to make
-// another with the same ID.
+// endEach ends the attachments for which ended returns true, and returns their records. It asks again under the
+// node's lock: meanwhile the ID may belong to a new attachment.
 func (n Node) endEach(ended func(id string) (bool, error)) (done []endpoint.Endpoint, err error) {
 	ids, err := endpoint.IDs()
 	if err != nil {
@@ -98,7 +97,7 @@ func isOver(id string) (bool, error) {
 	if e.HostIf == "" { // a chained attachment whose link is unknown
 		return false, nil
 	}
-	// Busy must come before PortExists: a process that makes the attachment makes the link before it exits.
+	// Busy comes first: a process that makes the attachment makes the link before it exits.
 	if busy, err := endpoint.Busy(id); busy || err != nil {
 		return false, err
 	}

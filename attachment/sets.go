@@ -12,8 +12,7 @@ import (
 	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
-// podSets are the sets of the backend that the agent uses. While the agent hasn't said which one that is, because none
-// has run since the node was started or because it is moving from one to the other, they are the sets of both: a pod is
+// podSets are the sets of the agent's backend. While that is unknown, they are the sets of both backends: a pod is
 // denied in both, and no address stays in either.
 type podSets struct{}
 
@@ -32,8 +31,8 @@ func (podSets) used() ([]PodSets, error) {
 	return []PodSets{ipset.PodSets{}, nftnl.PodSets{}}, nil
 }
 
-// each calls do for each implementation. If there are two, the kernel may lack what one of them needs: then the agent
-// can't use that one.
+// each calls do for each implementation. If there are two, the kernel may lack one of them: the agent can't use that
+// one.
 func (s podSets) each(do func(PodSets) error) error {
 	used, err := s.used()
 	if err != nil {

@@ -19,7 +19,7 @@ type traces struct {
 	owners  map[netip.Addr]string
 }
 
-// recorded has the IDs, ports and addresses of attachments that have a record or that the runtime lists as valid.
+// recorded has the IDs, ports and addresses of attachments with a record, and the IDs that the runtime lists.
 type recorded struct {
 	ids   map[string]bool
 	ports map[string]bool
@@ -69,8 +69,8 @@ func (n Node) sweep(valid map[string]bool) error {
 	return errors.Join(errs...)
 }
 
-// Evict removes those of the addresses that belong to no attachment from the sets of all pods, and returns the ones
-// that it removed. It takes the node's lock, so no address is assigned meanwhile.
+// Evict removes the addresses that belong to no attachment from the sets of all pods. It returns those that it
+// removed. It takes the node's lock, so no address is assigned meanwhile.
 func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 	unlock, err := endpoint.Lock()
 	if err != nil {
@@ -91,7 +91,7 @@ func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 		if err != nil {
 			return nil, err
 		}
-		// After the caller saw the address, the address may have been assigned, or its attachment may have ended.
+		// This may have changed since the caller saw the address.
 		if owners[a] != "" || r.addrs[a] || !denied {
 			continue
 		}
@@ -133,8 +133,8 @@ func (n Node) readTraces() (t traces, err error) {
 	return t, err
 }
 
-// readRecords returns the IDs, ports and addresses of attachments with a record, and of the IDs in valid. An attachment
-// has the addresses in its record and those that owners says it has.
+// readRecords returns what attachments with a record have, and the IDs in valid. An attachment has its record's
+// addresses, and its addresses in owners.
 func readRecords(owners map[netip.Addr]string, valid map[string]bool) (recorded, error) {
 	r := recorded{ids: map[string]bool{}, ports: map[string]bool{}, addrs: map[netip.Addr]bool{}}
 	ids, err := endpoint.IDs()

@@ -10,13 +10,11 @@ import (
 	"github.com/weir-net/weir/netfilter/conntrack"
 )
 
-// endWaiting ends x, and with it all attachments whose DELs wait for the node's lock or were killed. A DEL that waits
-// finds afterwards that its record is gone, and has nothing left to do. So when many pods end at once, the steps under
-// the lock are done a few times, not once for each pod. The caller must have the node's lock, and must call later after
-// it has unlocked: later waits for the kernel.
+// endWaiting ends x, and with it all attachments whose DELs wait for the node's lock or were killed. So when many
+// pods end at once, the steps are done once for many of them. The caller must have the node's lock, and must call
+// later after it has unlocked.
 //
-// If a step fails, another attachment may be the reason. Then endWaiting ends x alone, and leaves the others to their
-// own DELs. It also ends x alone if the record of x was damaged while the DEL waited.
+// If a step fails, or the record of x was damaged meanwhile, endWaiting ends x alone.
 func (n Node) endWaiting(x *ending) (later func(), err error) {
 	later = func() {}
 	ids, err := endpoint.Unattended()
@@ -39,8 +37,8 @@ func (n Node) endWaiting(x *ending) (later func(), err error) {
 	return later, err
 }
 
-// detachAll does the steps of detach for all of the attachments: each step for all of them, in the same order. The
-// caller must have the node's lock, and must call later after it has unlocked.
+// detachAll does the steps of detach, each for all attachments. The caller must have the node's lock, and must call
+// later after it has unlocked.
 func (n Node) detachAll(all []*ending) (later func(), err error) {
 	var ports []string
 	var addresses []endpoint.Address

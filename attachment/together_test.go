@@ -15,7 +15,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// waiting makes the container's DEL one that has deleted the link and waits for the node's lock.
 func (n *node) waiting(container string) (mark endpoint.Mark) {
 	n.Helper()
 	id := endpoint.ID(container, "eth0")
@@ -27,8 +26,7 @@ func (n *node) waiting(container string) (mark endpoint.Mark) {
 }
 
 // TestEndTogether: a DEL that gets the node's lock also ends the attachments whose DELs wait for the lock or were
-// killed, with a link or without. It leaves attachments alone that a DEL still works on, or that aren't ending. The
-// DELs that waited succeed.
+// killed. It leaves all others alone. The DELs that waited succeed.
 func TestEndTogether(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -54,8 +52,7 @@ func TestEndTogether(t *testing.T) {
 	n.want("c3 ended", map[string][]string{"c5": whole})
 }
 
-// TestReapLeavesWaitingDELs: the agent ends no attachment whose DEL waits for the node's lock, until that DEL is
-// killed.
+// TestReapLeavesWaitingDELs: the agent leaves an attachment alone while its DEL waits for the node's lock.
 func TestReapLeavesWaitingDELs(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -89,8 +86,8 @@ func (s failingSets) Purge(addrs ...netip.Addr) error {
 	return s.PodSets.Purge(addrs...)
 }
 
-// TestEndTogetherInOrder: when addresses leave the sets, no port of theirs may send any more, and all of them are still
-// assigned. After a failure, records and assignments stay, and the next DEL ends all.
+// TestEndTogetherInOrder: when addresses leave the sets, their ports may send nothing any more, and they are still
+// assigned. After a failure the next DEL ends all.
 func TestEndTogetherInOrder(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -131,7 +128,7 @@ func TestEndTogetherInOrder(t *testing.T) {
 }
 
 // TestEndTogetherWithDamagedRecord: while a DEL waits for the node's lock, its record is damaged. The DEL still ends
-// the attachment: it doesn't say that it succeeded while the address is assigned and in the sets.
+// the attachment.
 func TestEndTogetherWithDamagedRecord(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -159,8 +156,8 @@ func TestEndTogetherWithDamagedRecord(t *testing.T) {
 	n.must(other.Close())
 }
 
-// TestEndTogetherAfterKill: a DEL was killed after it had released another attachment's address, and the address was
-// assigned anew. The next DEL removes the record that is left, and nothing of the new attachment.
+// TestEndTogetherAfterKill: a killed DEL has released an address, which was assigned anew. The next DEL removes the
+// old record, and nothing of the new attachment.
 func TestEndTogetherAfterKill(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

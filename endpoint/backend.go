@@ -53,8 +53,7 @@ func WriteBackend(b Backend) error {
 		return err
 	}
 	defer unlock()
-	// The file stays the same file: other processes have locked it. A name that was only written in part counts as
-	// empty.
+	// It must stay the same file: other processes have locked it. A partly written name counts as empty.
 	f, err := os.OpenFile(filepath.Join(Dir, "lock"), os.O_RDWR, 0o600)
 	if err == nil {
 		_, err = f.WriteAt([]byte(b), 0)

@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestBackend: what the agent writes is read, also while another process holds the node's lock; anything else in the
-// file counts as unknown.
+// TestBackend: what the agent writes is read, also while another process holds the node's lock. Anything else counts
+// as unknown.
 func TestBackend(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

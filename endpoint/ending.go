@@ -10,9 +10,8 @@ import (
 )
 
 // MarkEnding marks the attachment as being deleted, and returns its record. From this call on the agent adds the
-// endpoint to no set. The caller needs no lock. Until Remove, each further call, such as one after a crash, returns the
-// record again. MarkEnding returns fs.ErrNotExist if there is no record, and ErrBroken if the record can't be
-// understood.
+// endpoint to no set. The caller needs no lock. Until Remove, each further call returns the record again. It returns
+// fs.ErrNotExist if there is no record, and ErrBroken if the record can't be understood.
 func MarkEnding(id string) (*Endpoint, error) {
 	if err := os.Rename(path(id), endingPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("mark endpoint record %s as ending: %w", id, err)
@@ -30,8 +29,7 @@ func Remove(id string) error {
 	return nil
 }
 
-// Exists reports whether the attachment has a record, ending or not. It also reports true if the kernel doesn't say
-// whether there is one.
+// Exists reports whether the attachment has a record, ending or not. If the kernel doesn't say, it returns true.
 func Exists(id string) bool {
 	for _, p := range []string{path(id), endingPath(id)} {
 		if _, err := os.Lstat(p); !errors.Is(err, fs.ErrNotExist) {
@@ -76,8 +74,8 @@ type Mark struct {
 	file *os.File // nil if another process has locked the record, or there is none
 }
 
-// MarkBusy locks the record, so that Busy reports true until the mark is closed or the process ends. If the record
-// can't be opened, or another process has locked it, MarkBusy does nothing and returns a Mark without effect.
+// MarkBusy locks the record. Busy reports true until the mark is closed or the process ends. If the record can't be
+// opened or another process has locked it, the returned Mark has no effect.
 //
 // Equivalent to: flock --nonblock RECORD COMMAND
 func MarkBusy(id string) Mark {
@@ -95,8 +93,8 @@ func MarkBusy(id string) Mark {
 // Held reports whether this process has locked the record.
 func (m Mark) Held() bool { return m.file != nil }
 
-// Wait makes the lock a shared one. It means that this process has begun to end the attachment and only waits for Lock
-// now: whoever has Lock may end the attachment in its place. Busy reports false from then on, and Abandoned too.
+// Wait makes the lock a shared one. It means that this process has begun to end the attachment, and now waits for
+// Lock. Whoever has Lock may end the attachment in its place. Busy and Abandoned report false from then on.
 //
 // Equivalent to: flock --shared RECORD COMMAND
 func (m Mark) Wait() {
@@ -113,8 +111,8 @@ func (m Mark) Close() error {
 	return m.file.Close()
 }
 
-// Unattended returns the IDs of the attachments that are being ended and that no process works on: the processes that
-// began to end them wait for Lock, or were killed. Whoever has Lock may end these attachments.
+// Unattended returns the IDs of ending attachments on which no process works. Their processes wait for Lock, or were
+// killed. Whoever has Lock may end these attachments.
 func Unattended() ([]string, error) {
 	files, err := os.ReadDir(recordsDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -142,8 +140,8 @@ func OthersEnding(id string) bool {
 	})
 }
 
-// Busy reports whether a process is making or ending the attachment: whether the record is locked, and not only by
-// Mark.Wait. It reports false if there is no record.
+// Busy reports whether a process is making or ending the attachment. A process in Mark.Wait doesn't count. Without a
+// record Busy reports false.
 //
 // Equivalent to: ! flock --nonblock --shared RECORD true
 func Busy(id string) (bool, error) {
@@ -158,8 +156,8 @@ func Busy(id string) (bool, error) {
 	return isLocked(f, lockSh)
 }
 
-// Abandoned reports whether the attachment is being ended and the process that began that is gone. It reports false
-// while a process ends the attachment or waits for Lock to do so.
+// Abandoned reports whether the attachment is ending and the process that began that is gone. A process that waits
+// for Lock isn't gone.
 //
 // Equivalent to: flock --nonblock ENDING-RECORD true
 func Abandoned(id string) (bool, error) {
@@ -184,8 +182,8 @@ func openRecord(id string) (*os.File, error) {
 	return f, err
 }
 
-// isLocked reports whether another process has a lock on the file that excludes the lock how, which is lockEx or
-// lockSh. If not, f has the lock until it is closed.
+// isLocked reports whether another process's lock excludes the lock how, which is lockEx or lockSh. If not, f has
+// the lock until it is closed.
 func isLocked(f *os.File, how int) (bool, error) {
 	err := flock(f, how|lockNb)
 	if errors.Is(err, errLocked) {

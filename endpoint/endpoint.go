@@ -36,12 +36,11 @@ const (
 
 	recordsDir = Dir + "/endpoints"
 	suffix     = ".json"
-	// endingSuffix ends the name of a record whose attachment is being deleted. Load and List, which the agent uses for
-	// enforcement, don't read such records.
+	// endingSuffix ends the name of a record whose attachment is being deleted. Load and List don't read such
+	// records.
 	endingSuffix = ".ending"
-	// tempFile is a record that is being written. It is outside of the records' directory, so the agent, which watches
-	// that directory, isn't woken. One name is enough, because the writer holds Lock. A file that a crash left is
-	// overwritten.
+	// tempFile is a record that is being written. The agent doesn't watch its directory, so it isn't woken. One name
+	// is enough, because the writer holds Lock.
 	tempFile = Dir + "/endpoint.tmp"
 )
 
@@ -60,14 +59,13 @@ type Endpoint struct {
 	HostIf      string           `json:"hostInterface"`
 	Enforcement conf.Enforcement `json:"enforcement"`
 	Created     time.Time        `json:"created"`
-	// Chained means that another plugin made the interface and gave the addresses. HostIf is then that plugin's link on
-	// the node; HostIf and MAC are empty if they are unknown.
+	// Chained means that another plugin made the interface and gave the addresses. HostIf is then that plugin's link
+	// on the node. HostIf and MAC are empty if they are unknown.
 	Chained bool `json:"chained,omitempty"`
-	// MTU is the configured MTU of the pod's link in bytes. It is 0 if the configuration has no MTU, and nil if it is
-	// unknown what the configuration was.
+	// MTU is the configured MTU of the pod's link in bytes. It is 0 if the configuration has none, and nil if the
+	// configuration is unknown.
 	MTU *int `json:"mtu,omitempty"`
-	// BridgeIf is the other plugin's bridge that the link of a chained attachment is a port of; empty if the link is no
-	// port of a bridge.
+	// BridgeIf is the other plugin's bridge of a chained attachment. It is empty if the link is no port of a bridge.
 	BridgeIf string `json:"bridgeInterface,omitempty"`
 }
 
@@ -87,8 +85,8 @@ type Address struct {
 	Gateway netip.Addr   `json:"gateway"`
 }
 
-// ID returns the attachment's ID, which is unique on the node. Neither of its parts contains a colon (CNI specification
-// 1.1, "Parameters": container IDs are alphanumeric with _ . -, interface names have no colon).
+// ID returns the attachment's ID, which is unique on the node. Neither of its parts contains a colon (CNI
+// specification 1.1, "Parameters").
 func (e *Endpoint) ID() string { return ID(e.ContainerID, e.IfName) }
 
 // ID returns the ID of the attachment of the interface ifName in the container.
@@ -98,8 +96,8 @@ func path(id string) string { return filepath.Join(recordsDir, id+suffix) }
 
 func endingPath(id string) string { return filepath.Join(recordsDir, id+endingSuffix) }
 
-// Save writes the record. After a crash the file has either all of this record, or all of the record that it had
-// before. The caller holds Lock.
+// Save writes the record. After a crash the file has either the whole new record or the whole old one. The caller
+// holds Lock.
 func (e *Endpoint) Save() error {
 	making, err := e.Begin()
 	if err != nil {
@@ -109,9 +107,8 @@ func (e *Endpoint) Save() error {
 	return nil
 }
 
-// Begin saves the record and returns a lock on it. Busy reports true until the lock is closed or the process ends. Thus
-// other processes can distinguish the record of a running ADD from a record that a crash left, without waiting. The
-// caller holds Lock.
+// Begin saves the record and returns a lock on it. Busy reports true until the lock is closed or the process ends.
+// So the record of a running ADD differs from one that a crash left. The caller holds Lock.
 func (e *Endpoint) Begin() (making io.Closer, err error) {
 	if err := os.MkdirAll(recordsDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory of endpoint records: %w", err)
@@ -123,8 +120,7 @@ func (e *Endpoint) Begin() (making io.Closer, err error) {
 	if err := os.WriteFile(tempFile, data, 0o600); err != nil {
 		return nil, fmt.Errorf("write endpoint record %s: %w", e.ID(), err)
 	}
-	// Opened again, for reading. The agent watches for the close of files that were opened for writing, and the caller
-	// closes this file long after the rename.
+	// Opened again, for reading. Closing a file that was opened for writing would wake the agent.
 	f, err := os.Open(tempFile)
 	if err != nil {
 		return nil, fmt.Errorf("open endpoint record %s: %w", e.ID(), err)
@@ -163,7 +159,7 @@ func load(path, id string) (*Endpoint, error) {
 	return e, nil
 }
 
-// check returns an error for values that the kernel would refuse: one such record would hold up all other pods.
+// check returns an error for values that the kernel would refuse. One such record would hold up all other pods.
 func (e *Endpoint) check() error {
 	var err error
 	if !e.Chained { // weir doesn't use the MAC of other plugins' interfaces
@@ -189,8 +185,8 @@ func (b BrokenRecords) Error() string {
 	return strings.Join(all, "; ")
 }
 
-// List reads the records of all attachments that aren't ending, in the order of their IDs. If records can't be read, it
-// returns the others, and BrokenRecords as the error: one broken file must not hide all other pods.
+// List reads the records of all attachments that aren't ending, in the order of their IDs. If some can't be read, it
+// returns the others, and BrokenRecords as the error.
 func List() ([]Endpoint, error) {
 	entries, err := os.ReadDir(recordsDir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -222,7 +218,7 @@ func List() ([]Endpoint, error) {
 	return all, nil
 }
 
-// WatchDir returns the directory of records for callers that watch it. It makes the directory if it is missing.
+// WatchDir returns the directory of records, and makes it if it is missing.
 func WatchDir() (string, error) {
 	if err := os.MkdirAll(recordsDir, 0o700); err != nil {
 		return "", fmt.Errorf("make the directory of endpoint records: %w", err)
@@ -231,8 +227,8 @@ func WatchDir() (string, error) {
 }
 
 // Lock takes the node's lock. A process holds it while it writes records, assigns or releases addresses, makes the
-// bridge or repairs node settings. Ending an attachment begins without it: MarkEnding needs no lock. Lock waits without
-// a time limit: processes keep the lock for a few system calls. The kernel releases the lock when the process ends.
+// bridge or repairs node settings. Lock waits without a time limit: processes keep the lock only for a few system
+// calls. The kernel releases the lock when the process ends.
 //
 // Equivalent to: flock /run/weir/lock COMMAND
 func Lock() (unlock func(), err error) {

@@ -158,8 +158,8 @@ func TestABrokenRecordHidesNoOther(t *testing.T) {
 	}
 }
 
-// TestEnding: once a record is marked as ending, Load and List don't return it. MarkEnding returns it again and Exists
-// reports it, until Remove. A record that can't be read still exists.
+// TestEnding: Load and List don't return an ending record. MarkEnding returns it again, and Exists reports it, until
+// Remove.
 func TestEnding(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -7,8 +7,7 @@ import (
 	"testing"
 )
 
-// FuzzLoad loads records with random content. If load returns no error, the record has the ID that load was called
-// with.
+// FuzzLoad: if Load of random content returns no error, the record has the ID that Load was called with.
 func FuzzLoad(f *testing.F) {
 	for _, s := range []string{
 		`{"containerID": "c", "ifName": "eth0", "pod": {"namespace": "ns", "name": "p"}, ` +

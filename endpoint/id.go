@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// CheckID returns an error if id isn't an attachment's ID. An ID that it accepts names no file outside of the records'
+// CheckID returns an error if id isn't an attachment's ID. An accepted ID names no file outside of the records'
 // directory. The error wraps ErrTooLong if the ID is too long for a file name.
 func CheckID(id string) error {
 	container, ifName, ok := strings.Cut(id, ":")
@@ -23,12 +23,12 @@ func CheckID(id string) error {
 // ErrTooLong is what CheckID's error wraps if the ID has more than maxID bytes.
 var ErrTooLong = errors.New("the endpoint ID is too long")
 
-// maxID is the length of the longest ID in bytes. A file's name has at most 255 bytes (NAME_MAX), and the name of an
-// ending record is the ID and a suffix. An attachment with a longer ID could be made and never be deleted.
+// maxID is the length of the longest ID in bytes. A file's name has at most 255 bytes (NAME_MAX), with the suffix of
+// an ending record.
 const maxID = 255 - len(endingSuffix)
 
-// IDOfFile returns the ID of the attachment whose record has that file name; false if the name isn't that of a record,
-// or if the record is ending.
+// IDOfFile returns the ID of the attachment whose record has that file name. ok is false if the name isn't that of a
+// record, or if the record is ending.
 func IDOfFile(name string) (id string, ok bool) {
 	id, ok = strings.CutSuffix(name, suffix)
 	return id, ok && CheckID(id) == nil
