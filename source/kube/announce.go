@@ -10,9 +10,8 @@ import (
 	"k8s.io/client-go/tools/record"
 )
 
-// Announce makes a warning event on this node's Node. It doesn't wait: client-go's recorder sends events from a
-// queue, tries each up to 12 times, ten seconds apart, while the API server is away, and counts repeated events
-// instead of sending new ones.
+// Announce makes a warning event on this node's Node. It doesn't wait: client-go's recorder queues events. While the
+// API server is away, it tries each up to 12 times, ten seconds apart. Repeated events are counted in one.
 //
 // To see it: kubectl get events --namespace default --field-selector involvedObject.kind=Node
 func (s *Source) Announce(ctx context.Context, reason, message string) {
@@ -21,7 +20,7 @@ func (s *Source) Announce(ctx context.Context, reason, message string) {
 		broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: s.Client.CoreV1().Events("")})
 		s.recorder = broadcaster.NewRecorder(scheme(), corev1.EventSource{Component: "weir-agent", Host: s.Node})
 	})
-	// Kubelet's events have the node's name as UID too, and "kubectl describe node" searches for it.
+	// Kubelet's events have the node's name as UID too. "kubectl describe node" searches for it.
 	node := &corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: s.Node, UID: types.UID(s.Node)}
 	s.recorder.Event(node, corev1.EventTypeWarning, reason, message)
 }

@@ -24,8 +24,8 @@ import (
 	scale "github.com/weir-net/weir/test/scale/cluster"
 )
 
-// realisticPod returns the i-th pod of a cluster of workloads with ten replicas each, about 5 KB long. With unique
-// labels, no two pods have the same labels.
+// realisticPod returns the i-th pod of a cluster of workloads with ten replicas each, about 5 KB long. With unique,
+// each pod has labels of its own.
 func realisticPod(i int, unique bool) *corev1.Pod {
 	app := fmt.Sprintf("service-%d", i/10)
 	hash := fmt.Sprintf("%010x", i/10*7919)
@@ -41,8 +41,7 @@ func realisticPod(i int, unique bool) *corev1.Pod {
 	return p
 }
 
-// BenchmarkPodEvent measures one event of a pod in a cluster of 10,000, from the decoded object until the loop would
-// be woken.
+// BenchmarkPodEvent measures one event in a cluster of 10,000 pods, until the loop would be woken.
 func BenchmarkPodEvent(b *testing.B) {
 	for _, bc := range []struct {
 		name   string
@@ -79,8 +78,7 @@ func encode(b *testing.B, o apiruntime.Object) []byte {
 	return raw
 }
 
-// BenchmarkMemory measures what 100,000 pods need after they have streamed in, and how long the source takes to decode
-// and store them. The decoding of a list that streams in is that of an event.
+// BenchmarkMemory measures the memory of 100,000 pods, and the time to decode and store them.
 func BenchmarkMemory(b *testing.B) {
 	const pods = 100_000
 	for _, unique := range []bool{false, true} {
@@ -128,8 +126,8 @@ func live() uint64 {
 	return m.HeapAlloc
 }
 
-// BenchmarkStart measures Run against an API server that streams 100,000 pods, from its start to the first delta. The
-// server sends a file, so nearly all CPU time and memory is the source's.
+// BenchmarkStart measures Run against an API server that streams 100,000 pods, until the first delta. The server
+// sends a file, so nearly all work is the source's.
 func BenchmarkStart(b *testing.B) {
 	const pods = 100_000
 	server, config := newStreams(b)
@@ -169,7 +167,7 @@ func BenchmarkStart(b *testing.B) {
 	}
 }
 
-// bufferedFile lets the encoder write to a file: it makes a writer an http.ResponseWriter.
+// bufferedFile is a file that an encoder can write to as an http.ResponseWriter.
 type bufferedFile struct {
 	io.Writer
 	header http.Header
@@ -178,8 +176,8 @@ type bufferedFile struct {
 func (f bufferedFile) Header() http.Header { return f.header }
 func (f bufferedFile) WriteHeader(int)     {}
 
-// watchPeak begins to watch the heap's size. The returned function ends that and returns the largest size in bytes,
-// with garbage that wasn't collected yet.
+// watchPeak begins to watch the heap's size, with garbage. The returned function ends that and returns the largest
+// size in bytes.
 func watchPeak(b *testing.B) func() uint64 {
 	b.Helper()
 	stop, result := make(chan struct{}), make(chan uint64)

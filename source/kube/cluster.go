@@ -19,8 +19,8 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// cluster has what policy needs of all objects: one compact copy of each, which never changes. It collects the changes
-// since the last delta. Changes of an object that mean nothing to policy, such as heartbeats, leave nothing behind.
+// cluster has a compact copy of each object, with what policy needs. A copy never changes. cluster also collects the
+// changes since the last delta. Changes without a meaning for policy, such as heartbeats, leave nothing behind.
 type cluster struct {
 	mu         sync.Mutex // for everything below, and for the mirrors
 	pods       pods
@@ -45,7 +45,6 @@ type objectName struct {
 	policy.Name
 }
 
-// namespace is a namespace with the parts of its object that departing needs.
 type namespace struct {
 	*policy.Namespace
 	uid      types.UID
@@ -91,7 +90,7 @@ func newCluster() *cluster {
 	return c
 }
 
-// clusterWide returns a sequence of the names of objects that are in no namespace.
+// clusterWide returns the names of objects that are in no namespace.
 func clusterWide[T any](objects map[string]T) func(func(policy.Name) bool) {
 	return func(yield func(policy.Name) bool) {
 		for name := range objects {
@@ -102,7 +101,7 @@ func clusterWide[T any](objects map[string]T) func(func(policy.Name) bool) {
 	}
 }
 
-// wakeUp sends a message to wake if take may return something and no message is waiting.
+// wakeUp sends a message to wake if take may return something, unless one waits.
 func (c *cluster) wakeUp() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -115,7 +114,7 @@ func (c *cluster) wakeUp() {
 	}
 }
 
-// waiting reports whether there are changes since the last delta, or none was taken yet. The caller holds the lock.
+// waiting reports whether take has something to return. The caller holds the lock.
 func (c *cluster) waiting() bool {
 	return c.pending == nil || !c.pending.Empty() || c.nodesChanged || c.problemsChanged
 }
@@ -155,14 +154,13 @@ func (c *cluster) take() *policy.Delta {
 	return d
 }
 
-// expire forgets the policies that were deleted longer than maxWatchLag ago (departing.expire).
 func (c *cluster) expire() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.departing.expire(c.now())
 }
 
-// everything returns a delta with all pods, namespaces and policies, and the deleted policies that still count.
+// everything returns a delta with all objects, and the deleted policies that still count.
 func (c *cluster) everything() *policy.Delta {
 	d := policy.NewDelta()
 	d.Pods = make(map[policy.Name][]*policy.Pod, len(c.pods.known))
@@ -181,7 +179,6 @@ func (c *cluster) everything() *policy.Delta {
 	return d
 }
 
-// values returns copies of the map's values, in the order of their keys.
 func values[T any](by map[string]*T) *[]T {
 	all := make([]T, 0, len(by))
 	for _, name := range slices.Sorted(maps.Keys(by)) {
@@ -235,7 +232,7 @@ func (c *cluster) removeNamespace(name policy.Name) {
 	c.checkDeparture(name.Name)
 }
 
-// checkDeparture ends the departure of the namespace if nothing of it is left, and updates the problem that some of its
+// checkDeparture ends the departure of the namespace if nothing of it is left. It also updates the problem that some
 // policies are unknown.
 func (c *cluster) checkDeparture(name string) {
 	inhabited := c.pods.in[name] > 0
@@ -251,8 +248,8 @@ func (c *cluster) checkDeparture(name string) {
 	c.setProblems("Namespace", policy.Name{Name: name}, problems)
 }
 
-// reportPolicies puts policies that count, and the ends of policies that don't count any more, into the next delta.
-// Before the first delta it does nothing: that delta has all policies.
+// reportPolicies puts policies that begin to count, and the ends of others, into the next delta. The first delta has
+// all policies anyway.
 func (c *cluster) reportPolicies(back, over []*networkingv1.NetworkPolicy) {
 	if c.pending == nil {
 		return

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/test/deltas"
 )
 
-// add gives the store an object, as the reflector does after an event that adds or changes it.
+// add gives the store an object, as the reflector does after an event.
 func add(t testing.TB, store cache.ReflectorStore, o any) {
 	t.Helper()
 	if err := store.Update(o); err != nil {
@@ -29,8 +29,7 @@ func remove(t testing.TB, store cache.ReflectorStore, o any) {
 	}
 }
 
-// list gives the store a complete list: of items that have streamed in, or of objects as from an API server that
-// doesn't stream lists.
+// list gives the store a complete list: items that have streamed in, or objects of a list in one piece.
 func list[O object, I any](t testing.TB, m *mirror[O, I], streaming bool, objects ...O) {
 	t.Helper()
 	var all []any
@@ -92,7 +91,7 @@ func newPod(change func(*corev1.Pod)) *corev1.Pod {
 
 func same(*corev1.Pod) {}
 
-// podChanges are changes of newPod's pod, and whether policy needs to know them.
+// podChanges are changes of newPod's pod. want says whether policy needs to know them.
 var podChanges = map[string]struct {
 	change func(*corev1.Pod)
 	want   bool
@@ -122,8 +121,8 @@ var podChanges = map[string]struct {
 	}, false},
 }
 
-// TestPodEvents: only a change of fields that policy needs wakes the loop and is in a delta. A problem goes with its
-// pod, and nothing is left of a pod that is gone.
+// TestPodEvents: only a change of fields that policy needs wakes the loop and is in a delta. Nothing is left of a
+// pod that is gone.
 func TestPodEvents(t *testing.T) {
 	for name, tc := range podChanges {
 		t.Run(name, func(t *testing.T) {
@@ -163,7 +162,6 @@ func TestPodEvents(t *testing.T) {
 	}
 }
 
-// wantNothing makes sure that nothing is left of pods that are gone.
 func wantNothing(t *testing.T, c *cluster) {
 	t.Helper()
 	p := &c.pods
@@ -176,8 +174,7 @@ func wantNothing(t *testing.T, c *cluster) {
 	}
 }
 
-// TestEventsAreCoalesced: a delta has the latest state of each name, whatever happened since the last delta. It
-// doesn't change the deltas before it.
+// TestEventsAreCoalesced: a delta has the latest state of each name. It doesn't change the deltas before it.
 func TestEventsAreCoalesced(t *testing.T) {
 	c := began(t)
 	named := func(name, app string) *corev1.Pod {
@@ -205,8 +202,8 @@ func TestEventsAreCoalesced(t *testing.T) {
 	}
 }
 
-// TestRelist: after a list, streamed or not, the delta has only the pods that differ from those known before. A pod
-// that still runs keeps addresses that its status has lost. The pools keep only what is used.
+// TestRelist: after a list, the delta has only the pods that differ. A running pod keeps addresses that its status
+// has lost. The pools keep only what is used.
 func TestRelist(t *testing.T) {
 	for name, streaming := range map[string]bool{"streamed": true, "in one piece": false} {
 		t.Run(name, func(t *testing.T) {
@@ -221,7 +218,7 @@ func TestRelist(t *testing.T) {
 			c := began(t)
 			list(t, c.mirrors.pods, streaming, pod("kept", "1"), pod("gone", "2"), pod("changed", "3"), pod("lost", "1"))
 			c.take()
-			// The labels of the pod that is gone are those of one that comes.
+			// The labels of the gone pod are those of a new one.
 			list(t, c.mirrors.pods, streaming, pod("changed", "4"), pod("kept", "1"), pod("new", "3"), pod("newer", "2"), lost)
 			d := c.take()
 			got := map[string]string{}
@@ -249,8 +246,8 @@ func TestRelist(t *testing.T) {
 	}
 }
 
-// TestAListThatEndsEarlyChangesNothing: objects of a stream that ends before its bookmark change nothing: the
-// reflector drops them. After the next list, the pools have forgotten what these objects had.
+// TestAListThatEndsEarlyChangesNothing: a stream that ends before its bookmark changes nothing. After the next list,
+// the pools have forgotten its objects.
 func TestAListThatEndsEarlyChangesNothing(t *testing.T) {
 	c := began(t)
 	list(t, c.mirrors.pods, true, newPod(same))
@@ -269,8 +266,8 @@ func TestAListThatEndsEarlyChangesNothing(t *testing.T) {
 	}
 }
 
-// TestPoliciesStayTheSameObjects: an unchanged policy stays the same object, so it is parsed only once. Of annotations,
-// only the one that makes a policy an audited one is kept.
+// TestPoliciesStayTheSameObjects: an unchanged policy stays the same object, so it is parsed only once. Of its
+// annotations, only the one for audited policies is kept.
 func TestPoliciesStayTheSameObjects(t *testing.T) {
 	c := began(t)
 	np := func(name, version string, types ...networkingv1.PolicyType) *networkingv1.NetworkPolicy {
@@ -310,8 +307,8 @@ func TestPoliciesStayTheSameObjects(t *testing.T) {
 	}
 }
 
-// TestNamespacesAndNodes: after each event, the deltas together give the present namespaces, nodes and problems. An
-// event that means nothing to policy is in no delta.
+// TestNamespacesAndNodes: after each event, all deltas together give the present state. An event without a meaning
+// for policy is in no delta.
 func TestNamespacesAndNodes(t *testing.T) {
 	c := began(t)
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns", UID: "one"}}

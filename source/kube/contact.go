@@ -9,15 +9,14 @@ import (
 	"sync"
 )
 
-// contact has the result of the last request of each watch. Reflectors report nothing while the API server is away:
-// they try again by themselves, and the objects that they have grow old.
+// contact has the result of the last request of each watch. Reflectors don't report that the API server is away.
 type contact struct {
 	mu   sync.Mutex
 	errs map[string]error // by path
 }
 
 // Transport wraps the client's transport (rest.Config.Wrap). It records for Contact whether the API server answers
-// watches, and removes what the source doesn't need from the events of watches.
+// watches. It also removes what the source doesn't need from the events.
 func (s *Source) Transport(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(r *http.Request) (*http.Response, error) {
 		resp, err := next.RoundTrip(r)
@@ -41,8 +40,7 @@ func (s *Source) Transport(next http.RoundTripper) http.RoundTripper {
 	})
 }
 
-// recovers reports whether the watch continues by itself after an answer with this status: the watch's state was too
-// old, or the server is overloaded.
+// recovers reports whether the watch goes on by itself after an answer with this status.
 func recovers(status int) bool {
 	return status == http.StatusGone || status == http.StatusTooManyRequests
 }
@@ -63,7 +61,7 @@ func (c *contact) set(path string, err error) {
 	}
 }
 
-// Contact returns an error if the last request of a watch has failed; nil if none has. The error has each cause once.
+// Contact returns an error if the last request of a watch has failed. The error has each cause once.
 func (s *Source) Contact() error {
 	s.contact.mu.Lock()
 	defer s.contact.mu.Unlock()

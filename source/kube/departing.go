@@ -12,27 +12,22 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// maxWatchLag is the longest time by which the watch on namespaces may lag behind the watch on policies. The watch on
-// policies may report that a policy is gone, and the watch on namespaces may report up to maxWatchLag later that the
-// namespace is being deleted.
+// maxWatchLag is the longest time by which the watch on namespaces may lag behind the watch on policies. So a policy
+// may be reported as gone this long before its namespace is reported as being deleted.
 const maxWatchLag = time.Minute
 
-// unknownPolicy is the name of the policy that replaces policies that can't be known any more. No object can have this
-// name.
+// unknownPolicy is the name of the policy in place of unknown ones. No object can have this name.
 const unknownPolicy = "(unknown: the namespace is being deleted)"
 
-// departing keeps the policies of namespaces that are being deleted. Kubernetes before 1.33 deletes the objects of such
-// a namespace in no order, so a policy may go while the pods that it isolates still run (CVE-2024-7598, KEP-5080). A
-// kept policy stays in force until the namespace and its pods are gone.
+// departing keeps the policies of namespaces that are being deleted. Kubernetes before 1.33 may delete a policy
+// while the pods that it isolates still run (CVE-2024-7598, KEP-5080). A kept policy stays in force until the
+// namespace and its pods are gone.
 //
-// An agent that starts while a namespace is being deleted doesn't know which policies the namespace had. It isolates
-// all pods of the namespace in both directions, so these pods get only the traffic that the remaining policies allow.
-// Each policy can only add to what is allowed, so the remaining policies never allow more than all policies together
-// did.
+// An agent that starts meanwhile can't know the deleted policies. It isolates all pods of the namespace in both
+// directions. They get only the traffic that the remaining policies allow, which is never more than before.
 type departing struct {
 	namespaces map[string]*departure
-	// recent has deleted policies by namespace and name. The watch may report later that their namespace is being
-	// deleted.
+	// recent has deleted policies by namespace and name. Their namespace may later be reported as being deleted.
 	recent  map[string]map[string]removal
 	expiry  []removal // the same in the order of their deletion, and policies that recent no longer has
 	started time.Time // the time of the first delta; zero before it
@@ -54,9 +49,8 @@ func newDeparting() *departing {
 	return &departing{namespaces: map[string]*departure{}, recent: map[string]map[string]removal{}}
 }
 
-// see takes a namespace as it is now. It returns the policies that count from now on, because the namespace is being
-// deleted: those that were deleted just before, and unknownPolicy if there may have been others. It also returns the
-// policies that don't count any more, because it is another namespace with the same name and new pods.
+// see takes a namespace as it is now. back are the policies that begin to count, because the namespace is being
+// deleted. over are the policies that end to count, because a new namespace has the name.
 func (d *departing) see(name string, uid types.UID, deleting bool, now time.Time) (
 	back, over []*networkingv1.NetworkPolicy,
 ) {
@@ -82,15 +76,14 @@ func (d *departing) see(name string, uid types.UID, deleting bool, now time.Time
 	return slices.Collect(maps.Values(known.kept)), over
 }
 
-// lose records that the object of a namespace that is being deleted is gone. It ignores other namespaces.
+// lose records that a namespace that is being deleted is gone. It ignores other namespaces.
 func (d *departing) lose(name string) {
 	if known := d.namespaces[name]; known != nil {
 		known.gone = true
 	}
 }
 
-// end ends the departure of the namespace, if the namespace and its pods are gone. It returns the policies that no
-// longer count.
+// end ends the departure of the namespace if it and its pods are gone. It returns the policies that no longer count.
 func (d *departing) end(name string, inhabited bool) (over []*networkingv1.NetworkPolicy) {
 	known := d.namespaces[name]
 	if known == nil || !known.gone || inhabited {
@@ -116,7 +109,7 @@ func (d *departing) removed(p *networkingv1.NetworkPolicy, now time.Time) (kept 
 	return false
 }
 
-// stored records that there is a policy of that name again, so that no deleted one of this name counts.
+// stored records that a policy of that name exists again. So no deleted one of this name counts.
 func (d *departing) stored(name policy.Name) {
 	if known := d.namespaces[name.Namespace]; known != nil {
 		delete(known.kept, name.Name)
@@ -150,7 +143,6 @@ func (d *departing) kept() []*networkingv1.NetworkPolicy {
 	return all
 }
 
-// unknown reports whether the namespace is being deleted, and may have policies that aren't known.
 func (d *departing) unknown(name string) bool {
 	known := d.namespaces[name]
 	return known != nil && known.kept[unknownPolicy] != nil

@@ -17,8 +17,7 @@ import (
 	"github.com/weir-net/weir/test/deltas"
 )
 
-// departures says which policies count, from all that there is. It is slow, and simple enough to be the specification
-// of departing.
+// departures computes anew which policies count. It is slow, and simple enough to be the specification of departing.
 type departures struct {
 	known   map[string]*known
 	recent  map[policy.Name]time.Time
@@ -32,7 +31,6 @@ type known struct {
 	kept map[string]bool
 }
 
-// namespace takes a namespace as it is now or, if gone, as it last was.
 func (d *departures) namespace(ns *corev1.Namespace, gone bool, now time.Time) {
 	of := d.known[ns.Name]
 	if of != nil && of.uid != ns.UID {
@@ -47,8 +45,8 @@ func (d *departures) namespace(ns *corev1.Namespace, gone bool, now time.Time) {
 	}
 }
 
-// policies returns the names of the policies that the agent must enforce now. live are the policies that the API server
-// has, and inhabited are the namespaces that have pods.
+// policies returns the names of the policies that the agent must enforce now. live are those of the API server.
+// inhabited are the namespaces that have pods.
 func (d *departures) policies(now time.Time, live map[policy.Name]bool, inhabited map[string]bool) []string {
 	maps.DeleteFunc(d.recent, func(name policy.Name, at time.Time) bool { return now.Sub(at) > maxWatchLag || live[name] })
 	for name := range live {
@@ -88,8 +86,8 @@ func (d *departures) policies(now time.Time, live map[policy.Name]bool, inhabite
 	return names
 }
 
-// TestDepartingAtRandom: after each of many random events, the policies that count are those of the specification
-// (departures), and each namespace with pods and unknown policies has a problem.
+// TestDepartingAtRandom: after each of many random events, the policies of the specification count (departures).
+// Each namespace with pods and unknown policies has a problem.
 func TestDepartingAtRandom(t *testing.T) {
 	for seed := range uint64(1000) {
 		r := rand.New(rand.NewPCG(seed, 5))
@@ -158,8 +156,7 @@ func TestDepartingAtRandom(t *testing.T) {
 	}
 }
 
-// TestDepartingForgets: a deleted policy is forgotten once it was deleted longer than maxWatchLag ago, because it
-// can't count again.
+// TestDepartingForgets: a policy is forgotten once it was deleted longer than maxWatchLag ago.
 func TestDepartingForgets(t *testing.T) {
 	now := time.Now()
 	c := began(t)
@@ -181,8 +178,8 @@ func TestDepartingForgets(t *testing.T) {
 	}
 }
 
-// TestDepartingInLists: a namespace that is being deleted, its policies and its pods are gone from lists, without
-// events. Its policy counts until the pods are gone.
+// TestDepartingInLists: a departing namespace, its policies and its pods go without events, between lists. Its
+// policy counts until the pods are gone.
 func TestDepartingInLists(t *testing.T) {
 	c, sum := began(t), deltas.NewSum()
 	c.departing.started = time.Now().Add(-time.Hour)

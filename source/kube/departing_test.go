@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/deltas"
 )
 
-// TestDeparting: after each of a sequence of events of the namespace ns-1, with the policies "deny" and "allow", the
-// right policies count. There is a problem if and only if policies are unknown.
+// TestDeparting: after each event of a sequence, the right policies count. There is a problem if and only if
+// policies are unknown.
 func TestDeparting(t *testing.T) {
 	deny, allow := namedPolicy("deny"), namedPolicy("allow")
 	both, one, none := []*networkingv1.NetworkPolicy{deny, allow}, []*networkingv1.NetworkPolicy{allow},

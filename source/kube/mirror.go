@@ -17,27 +17,25 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// mirror is the store of a reflector: it keeps what policy needs of the objects of one kind in the cluster, and nothing
-// else. O is the API's type. I is an item, which is what policy needs of an object.
+// mirror is the store of a reflector. It keeps only what policy needs of the objects of one kind. O is the API's
+// type. I is an item, which is what policy needs of an object.
 //
-// While a list streams in, the reflector keeps items (Transformer). Only when the list is complete does the reflector
-// replace the mirror's items. So a list that ends early changes nothing.
+// A list that streams in becomes items (Transformer). The mirror's own items change only when the list is complete.
 type mirror[O object, I any] struct {
 	mu *sync.Mutex // the cluster's
 	// read returns the item of an object. It doesn't change the cluster.
 	read func(O) I
-	// put stores an item, and remove removes the item of that name, if there is one.
+	// put stores an item. remove removes the item of that name, if there is one.
 	put    func(policy.Name, I)
 	remove func(policy.Name)
-	// names calls the function with the name of each stored item.
-	names func(func(policy.Name) bool)
+	names  func(func(policy.Name) bool)
 	// replaced, if not nil, is called after a whole list.
 	replaced func()
-	// after is called after a change, without the lock: with the name of the object, or nil after a whole list.
+	// after is called after a change, without the lock. The name is that of the object, or nil after a whole list.
 	after func(*policy.Name)
 	// listed becomes true with the first complete list.
 	listed bool
-	// position is the resourceVersion of the newest change that the mirror has, with all earlier ones; 0 if it is unknown.
+	// position is the resourceVersion up to which the mirror has all changes. It is 0 if that is unknown.
 	position uint64
 }
 
@@ -52,10 +50,10 @@ type streamed[I any] struct {
 	item I
 }
 
-// GetObjectMeta returns the metadata that the reflector's own store needs: the namespace and the name.
+// GetObjectMeta returns the namespace and the name. The reflector's own store needs no more.
 func (s *streamed[I]) GetObjectMeta() metav1.Object { return streamedMeta{noMeta, s.Name} }
 
-// streamedMeta has a name, and nothing else. A whole ObjectMeta for each item of a list would be garbage.
+// streamedMeta has a name, and nothing else. A whole ObjectMeta for each item would be garbage.
 type streamedMeta struct {
 	*metav1.ObjectMeta
 	policy.Name
@@ -117,16 +115,16 @@ func (m *mirror[O, I]) Delete(o any) error {
 	return nil
 }
 
-// UpdateResourceVersion stores how far the watch has come (cache.ResourceVersionUpdater). The reflector calls it after
-// it has passed on the change of that version.
+// UpdateResourceVersion stores how far the watch has come (cache.ResourceVersionUpdater). The mirror has that
+// version's change by then.
 func (m *mirror[O, I]) UpdateResourceVersion(version string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.position = parseVersion(version)
 }
 
-// parseVersion returns a resourceVersion as a number, which it is since Kubernetes 1.35 (KEP 5504) and was always with
-// etcd; 0 if it is none.
+// parseVersion returns a resourceVersion as a number; 0 if it is none. Kubernetes 1.35 promises a number (KEP 5504),
+// and etcd always gave one.
 func parseVersion(version string) uint64 {
 	n, err := strconv.ParseUint(version, 10, 64)
 	if err != nil {
@@ -135,8 +133,8 @@ func parseVersion(version string) uint64 {
 	return n
 }
 
-// Replace stores the items of a complete list, and removes all others. If a list has anything but objects of the
-// mirror's kind and their items, it changes nothing and returns an error.
+// Replace stores the items of a complete list, and removes all others. If the list has anything else, it changes
+// nothing and returns an error.
 func (m *mirror[O, I]) Replace(list []any, version string) error {
 	for i, o := range list {
 		switch o := o.(type) {
@@ -173,7 +171,6 @@ func (m *mirror[O, I]) Replace(list []any, version string) error {
 // Resync does nothing: nobody has taken anything out of the mirror.
 func (m *mirror[O, I]) Resync() error { return nil }
 
-// follow makes the mirror follow the API server's objects until ctx ends.
 func (m *mirror[O, I]) follow(
 	ctx context.Context, client any, of O, list cache.ListWithContextFunc, watch cache.WatchFuncWithContext,
 ) {
@@ -205,12 +202,12 @@ func (m *mirror[O, I]) follow(
 	cache.NewReflectorWithOptions(lw, of, m, cache.ReflectorOptions{Name: "weir"}).RunWithContext(ctx)
 }
 
-// errNoStream keeps the reflector from asking for a list in one piece after any error of a stream. Such a list of
-// 100,000 pods needs two gigabytes. The reflector asks for another stream instead, some seconds later. Only if the API
-// server says that it can't stream lists, the reflector asks for a list in one piece.
+// errNoStream keeps the reflector from asking for a list in one piece after an error of a stream. Such a list of
+// 100,000 pods needs two gigabytes. The reflector asks for another stream instead, unless the API server can't
+// stream.
 var errNoStream = errors.New("the API server streams lists, but the last stream has failed")
 
-// lister makes the list function of a typed client one that the reflector takes, whose result is any object.
+// lister adapts the list function of a typed client to the reflector.
 func lister[L runtime.Object](list func(context.Context, metav1.ListOptions) (L, error)) cache.ListWithContextFunc {
 	return func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return list(ctx, o) }
 }

@@ -18,8 +18,8 @@ import (
 // maxEventNames bounds the events that are counted in their objects. Beyond it, an event makes a new object.
 const maxEventNames = 4096
 
-// AnnounceOnPod makes a warning event on the pod, or counts the event in the object that an earlier one has made. It
-// waits for the API server, at most requestTimeout. It is for one goroutine.
+// AnnounceOnPod makes a warning event on the pod. If an earlier event has the same key, it counts in that one's
+// object instead. It waits for the API server, at most requestTimeout. It is for one goroutine.
 //
 // To see it: kubectl describe pod POD; kubectl get events.events.k8s.io -n NAMESPACE
 func (s *Source) AnnounceOnPod(ctx context.Context, e agentapi.PodEvent) error {

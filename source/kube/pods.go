@@ -10,15 +10,15 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// pods are the pods of the cluster. In a large cluster most of the agent's memory is for them. So pods share equal
-// labels, ports and names, and what only few pods have is in maps instead of in each pod.
+// pods are the pods of the cluster, which take most of the agent's memory. So pods share equal labels, ports and
+// names. What only few pods have is in maps.
 type pods struct {
 	known  map[policy.Name]*policy.Pod
 	in     map[string]int // the number of pods by namespace
 	common *pools
-	// apiUIDs has the UID of the API's object of each static pod. The UID in known is the one that the runtime knows.
+	// apiUIDs has the UID of the API's object of each static pod. The runtime knows another UID, which is in known.
 	apiUIDs map[policy.Name]string
-	// lost has the pods whose status has lost their addresses, which known keeps.
+	// lost has the pods whose status has lost their addresses. known keeps these addresses.
 	lost map[policy.Name]bool
 }
 
@@ -37,7 +37,7 @@ func newPods() pods {
 	}
 }
 
-// readPod returns the pod's item. If nothing has changed that policy needs, the item has the known pod.
+// readPod returns the pod's item. Without a change that policy needs, it is the known pod.
 func (c *cluster) readPod(o *corev1.Pod) podItem {
 	var i podItem
 	if o.Annotations[corev1.MirrorPodAnnotationKey] != "" {
@@ -65,9 +65,9 @@ func (c *cluster) readPod(o *corev1.Pod) podItem {
 	return i
 }
 
-// keepsAddresses reports whether a pod keeps its addresses although its status has lost them: it still runs. Kubelet
-// removes addresses that it doesn't know yet, such as those that the pod's own node has just published. If another pod
-// has such an address by then, packets from the address are allowed only if the policies allow both pods.
+// keepsAddresses reports whether a running pod keeps addresses that its status has lost. Kubelet removes addresses
+// that it doesn't know yet. If another pod has such an address by then, packets from it need the permission of both
+// pods' policies.
 func keepsAddresses(was, now *policy.Pod) bool {
 	return len(now.Addresses) == 0 && len(was.Addresses) > 0 && now.UID == was.UID && !now.Finished
 }
@@ -114,7 +114,6 @@ func (c *cluster) removePod(name policy.Name) {
 	}
 }
 
-// pod returns the pod of that name, without its problems. ok is false if there is no such pod.
 func (c *cluster) pod(name policy.Name) (i podItem, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -122,7 +121,6 @@ func (c *cluster) pod(name policy.Name) (i podItem, ok bool) {
 	return podItem{Pod: p, apiUID: c.pods.apiUIDs[name], lost: c.pods.lost[name]}, p != nil
 }
 
-// set sets the value of a key; the zero value deletes the key.
 func set[K comparable, V comparable](m map[K]V, key K, v V) {
 	var zero V
 	if v == zero {

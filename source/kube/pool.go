@@ -9,13 +9,11 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// pool keeps one copy of values that are equal. It counts the uses of each value, and drops a value that isn't used any
-// more.
+// pool keeps one copy of equal values. It drops a value with its last use.
 type pool[T any] struct {
 	hash  func(T) uint64
 	equal func(a, b T) bool
-	// own, if not nil, returns the copy to keep of a value that the pool doesn't have. free, if not nil, is called with
-	// each copy that the pool drops.
+	// own, if not nil, makes the copy to keep of a new value. free, if not nil, is called with each dropped copy.
 	own    func(T) T
 	free   func(T)
 	values map[uint64]*pooled[T]
@@ -35,8 +33,7 @@ func (p *pool[T]) find(v T) *pooled[T] {
 	return e
 }
 
-// share returns the pool's copy of the value. A caller that keeps the copy calls use. Until then, sweep may drop the
-// copy from the pool.
+// share returns the pool's copy of the value. A caller that keeps the copy must call use, or sweep may drop it.
 func (p *pool[T]) share(v T) T {
 	if e := p.find(v); e != nil {
 		return e.value
@@ -185,7 +182,7 @@ func (p *pools) release(pod *policy.Pod) {
 	p.ports.release(pod.Ports)
 }
 
-// sweep drops what is shared, but not used. The strings come last, because dropped labels and ports release strings.
+// sweep drops what is shared, but not used. Strings come last, because dropped labels and ports release strings.
 func (p *pools) sweep() {
 	p.labels.sweep()
 	p.ports.sweep()

@@ -9,9 +9,8 @@ import (
 	"github.com/weir-net/weir/policy/enforced"
 )
 
-// TestPosition: with the watches' position, Position returns the number of the delta that has all changes up to there,
-// even if that delta hasn't been taken yet. A change that means nothing to policy moves the position, but not the
-// number. Before all lists, or if resourceVersions aren't numbers, ok is false.
+// TestPosition: the delta of that number has all changes up to the position, even if it hasn't been taken yet. A
+// change without a meaning for policy moves only the position. Before all lists, or without numbers, ok is false.
 func TestPosition(t *testing.T) {
 	c := newCluster()
 	s := &Source{}

@@ -18,7 +18,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// published has the addresses of this node's pods that Publish writes, and the pods for which they have been written.
+// published has the addresses that Publish writes, and the pods for which they have been written.
 type published struct {
 	mu        sync.Mutex
 	addresses map[endpoint.Pod][]netip.Addr
@@ -26,8 +26,8 @@ type published struct {
 	done      map[endpoint.Pod]chan struct{} // closed once writing the pod's addresses has succeeded or failed
 }
 
-// doneChannel returns the channel that is closed when the pod's addresses are written, or writing them has failed. The
-// caller holds the lock.
+// doneChannel returns a channel. It is closed when the pod's addresses are written, or that has failed. The caller
+// holds the lock.
 func (p *published) doneChannel(pod endpoint.Pod) chan struct{} {
 	if p.done == nil {
 		p.done = map[endpoint.Pod]chan struct{}{}
@@ -47,8 +47,8 @@ func (p *published) markDone(pod endpoint.Pod) {
 	}
 }
 
-// AwaitPublished waits until the API server has the pod's addresses, or writing them has failed, or ctx ends. Publish
-// must have been called with the pod, or be called soon.
+// AwaitPublished waits until the API server has the pod's addresses, or writing them has failed, or ctx ends.
+// Publish must have been called with the pod, or be called soon.
 func (s *Source) AwaitPublished(ctx context.Context, pod endpoint.Pod) {
 	s.published.mu.Lock()
 	done := s.published.doneChannel(pod)
@@ -59,13 +59,14 @@ func (s *Source) AwaitPublished(ctx context.Context, pod endpoint.Pod) {
 	}
 }
 
-// Publish writes the pods' addresses into their status, so that agents on other nodes know a pod before its first
-// packet arrives. Kubelet would write them seconds later. Publish doesn't wait, and forgets the pods of earlier calls
-// that aren't in this one.
+// Publish writes the pods' addresses into their status, seconds before kubelet does. So agents on other nodes know a
+// pod before its first packet arrives. Publish doesn't wait, and forgets the pods of earlier calls that aren't in
+// this one.
 //
-//   - Addresses are in the status, as a person who may only create pods can't write it. An annotation could be forged.
-//   - Kubelet removes the addresses whenever it compares the status with its own, about every ten seconds, until the
-//     pod's first container has started. The source then writes them again at once.
+//   - Addresses are in the status, because a person who may only create pods can't write it. An annotation could be
+//     forged.
+//   - Kubelet removes the addresses about every ten seconds, until the pod's first container has started. The source
+//     then writes them again at once.
 //   - A pod without a UID is left to kubelet: another pod of that name may exist by now.
 func (s *Source) Publish(ctx context.Context, pods map[endpoint.Pod][]netip.Addr) {
 	s.published.mu.Lock()
@@ -80,8 +81,8 @@ func (s *Source) Publish(ctx context.Context, pods map[endpoint.Pod][]netip.Addr
 	}
 }
 
-// see writes addresses that the status of the pod of that name lacks. Run calls it for each event of a pod, so it is
-// cheap for a pod that Publish doesn't know.
+// see writes addresses that the status of the pod of that name lacks. Run calls it for each event of a pod, so it
+// must be cheap for all others.
 func (s *Source) see(ctx context.Context, name policy.Name) {
 	s.published.mu.Lock()
 	defer s.published.mu.Unlock()
@@ -102,9 +103,8 @@ func (s *Source) seeAll(ctx context.Context) {
 	}
 }
 
-// write starts to write the addresses that the pod's status lacks, unless the pod has finished or another pod has its
-// name. A pod that the watch hasn't reported yet is written when it does. A failure costs only time: kubelet writes
-// the addresses too, some seconds later. The caller holds the lock.
+// write starts to write the addresses that the pod's status lacks, unless the pod has finished or is another one.
+// After a failure, kubelet writes the addresses some seconds later. The caller holds the lock.
 func (s *Source) write(ctx context.Context, p endpoint.Pod) {
 	addrs, ok := s.published.addresses[p]
 	if !ok || p.UID == "" || s.published.cluster == nil {
@@ -157,7 +157,7 @@ func (s *Source) patch(ctx context.Context, pod policy.Name, uid string, addrs [
 	}
 	pods := s.Client.CoreV1().Pods(pod.Namespace)
 	_, err = pods.Patch(ctx, pod.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
-	// Another UID is a conflict, or invalid because a UID can't be changed. In both cases the pod is gone.
+	// Another UID is a conflict, or invalid because a UID can't be changed. Either way the pod is gone.
 	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) && !apierrors.IsInvalid(err) {
 		return fmt.Errorf("publish the addresses of pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}

@@ -39,7 +39,7 @@ type patch struct {
 	name, subresource string
 }
 
-// publish runs a source on a cluster with someObjects until the test ends. It returns when the first delta has come.
+// publish runs a source on a cluster with someObjects. It returns when the first delta has come.
 func publish(t *testing.T) *publishing {
 	t.Helper()
 	p := &publishing{T: t, Clientset: fake.NewClientset(someObjects()...), patches: make(chan patch, 100)}
@@ -93,8 +93,7 @@ func (p *publishing) hasIP(name, ip string) bool {
 	return slices.ContainsFunc(pods.Items, func(o corev1.Pod) bool { return o.Name == name && o.Status.PodIP == ip })
 }
 
-// wantNone checks that nothing was written: it publishes an address of another pod, and the next patch must be for
-// that pod.
+// wantNone checks that nothing was written. It publishes another pod's address: the next patch must be for that pod.
 func (p *publishing) wantNone() {
 	p.Helper()
 	p.source.Publish(p.Context(), addresses("ns-1", "b", "two", "100.96.1.99"))
@@ -127,8 +126,7 @@ func addresses(namespace, name, uid, ip string) map[endpoint.Pod][]netip.Addr {
 	return map[endpoint.Pod][]netip.Addr{{Namespace: namespace, Name: name, UID: uid}: {netip.MustParseAddr(ip)}}
 }
 
-// TestPublish: if kubelet removes a published address from the pod's status, the source writes it again, unless a
-// later Publish leaves the pod out. An address that is there already isn't written.
+// TestPublish: if kubelet removes a published address, the source writes it again, until Publish leaves the pod out.
 func TestPublish(t *testing.T) {
 	p := publish(t)
 	p.source.Publish(t.Context(), addresses("ns-1", "a", "one", "100.96.1.9"))
@@ -144,8 +142,8 @@ func TestPublish(t *testing.T) {
 	p.wantNone()
 }
 
-// TestAwaitPublished: AwaitPublished returns when the API server has the address, whether Publish had to write the
-// address or not. It also returns if ctx has ended.
+// TestAwaitPublished: AwaitPublished returns when the API server has the address, whoever wrote it. It also returns
+// if ctx has ended.
 func TestAwaitPublished(t *testing.T) {
 	for name, before := range map[string]string{"to be written": "", "there already": "100.96.1.9"} {
 		t.Run(name, func(t *testing.T) {
@@ -180,8 +178,8 @@ func TestPublishBeforeThePodIsKnown(t *testing.T) {
 	p.wantPatch("late", "two", "100.96.1.9")
 }
 
-// TestPublishAStaticPod: the runtime and the API server have different UIDs for a static pod. The address is published
-// under the runtime's UID, and the patch has the API server's.
+// TestPublishAStaticPod: the runtime and the API server have different UIDs for a static pod. Publish gets the
+// runtime's, and the patch has the API server's.
 func TestPublishAStaticPod(t *testing.T) {
 	p := publish(t)
 	p.source.Publish(t.Context(), addresses("kube-system", "static-n1", "runtime", "100.96.1.9"))
@@ -200,8 +198,7 @@ func TestPublishNoNamesake(t *testing.T) {
 	}
 }
 
-// TestPublishGivesUpQuietly: if the API server's answer means that the pod is gone, patch returns no error. Another
-// refusal is an error.
+// TestPublishGivesUpQuietly: patch returns no error if the pod is gone. Another refusal is an error.
 func TestPublishGivesUpQuietly(t *testing.T) {
 	pods := schema.GroupResource{Resource: "pods"}
 	for name, tc := range map[string]struct {

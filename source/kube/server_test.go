@@ -22,8 +22,8 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// streams is an API server that streams lists and watches, in the content type that the client asks for. It answers
-// each watch on pods with what the test sends to the channel pods. The lists of all other kinds are empty.
+// streams is an API server that streams lists and watches. It answers each watch on pods with what the test sends to
+// the channel pods. All other lists are empty.
 type streams struct {
 	t    testing.TB
 	pods chan podWatch
@@ -32,8 +32,8 @@ type streams struct {
 	lists  atomic.Int32 // how many lists in one piece the client has asked for
 }
 
-// podWatch is the answer to a watch on pods: the events, then those of the file, then those of more, and the end of
-// the connection when end is closed. If status isn't 0, the answer is only this HTTP status.
+// podWatch is the answer to a watch on pods: events, those of the file, those of more, and the end when end is
+// closed. If status isn't 0, the answer is only this HTTP status.
 type podWatch struct {
 	status int // 0: 200
 	events []watch.Event
@@ -50,7 +50,7 @@ func newStreams(t testing.TB) (*streams, *rest.Config) {
 	return s, &rest.Config{Host: server.URL, QPS: -1, ContentConfig: contentTypes}
 }
 
-// contentTypes are those of weir-agent's client: protobuf, and JSON from a server that has nothing else.
+// contentTypes are those of weir-agent's client.
 var contentTypes = rest.ContentConfig{
 	ContentType:        runtime.ContentTypeProtobuf,
 	AcceptContentTypes: runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON,
@@ -115,8 +115,8 @@ func (s *streams) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// list answers a request for a list in one piece; unless unable is true, such a request fails the test. Only the list
-// of pods isn't empty.
+// list answers a request for a list in one piece. Unless unable is true, such a request fails the test. Only the
+// list of pods isn't empty.
 func (s *streams) list(w http.ResponseWriter, r *http.Request, kind runtime.Object) {
 	if s.lists.Add(1); !s.unable {
 		s.t.Errorf("the client asks for a list in one piece: %s", r.URL)

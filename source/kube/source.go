@@ -43,9 +43,9 @@ type Source struct {
 	recorder   record.EventRecorder
 }
 
-// Run watches until ctx ends. It calls update with the first delta when all watches have synced, and then after each
-// change; one delta may be for several changes. While the API server doesn't answer, Run doesn't call update, and
-// Contact returns the error. The watches resume by themselves.
+// Run watches until ctx ends. It calls update with the first delta when all watches have synced, and then after
+// changes. One delta may be for several changes. While the API server doesn't answer, Contact returns the error. The
+// watches resume by themselves.
 func (s *Source) Run(ctx context.Context, update func(*policy.Delta, error)) error {
 	c := newCluster()
 	s.published.mu.Lock()
@@ -109,8 +109,8 @@ func (s *Source) Run(ctx context.Context, update func(*policy.Delta, error)) err
 
 const requestTimeout = 5 * time.Second
 
-// Lookup asks the API server for the pod of that namespace and name, whatever its UID, without the watch. ok is false
-// if there is no such pod.
+// Lookup asks the API server for the pod of that namespace and name, whatever its UID. It doesn't use the watch. ok
+// is false if there is no such pod.
 func (s *Source) Lookup(ctx context.Context, p endpoint.Pod) (pod policy.Pod, ok bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()

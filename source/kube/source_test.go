@@ -125,8 +125,7 @@ func TestRun(t *testing.T) {
 		t.Error("the namespace lacks the label with its name")
 	}
 
-	// until reads updates until ok accepts one, ten at most. The number of updates isn't known, because the source may put
-	// several changes into one.
+	// until reads updates until ok accepts one, ten at most. The source may put several changes into one.
 	until := func(what string, ok func(*policy.Objects) bool) {
 		t.Helper()
 		for range 10 {

@@ -16,7 +16,7 @@ import (
 )
 
 // TestStreams: the watch on pods breaks off, fails, repeats events, and ends with 410. Only whole lists and events
-// after them count, the watch goes on where it was, and a change that means nothing gives no delta.
+// after them count. The watch goes on where it was.
 func TestStreams(t *testing.T) {
 	server, config := newStreams(t)
 	source := sourceOf(t, config)
@@ -112,8 +112,7 @@ func TestStreams(t *testing.T) {
 	}
 }
 
-// TestNoStreams: an API server that can't stream lists, because its etcd is too old, is asked once for each list in
-// one piece, and the first delta has the pod.
+// TestNoStreams: an API server that can't stream lists is asked once for each list in one piece.
 func TestNoStreams(t *testing.T) {
 	server, config := newStreams(t)
 	server.unable = true

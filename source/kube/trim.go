@@ -15,25 +15,26 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// Most of a pod or node means nothing to policy: managed fields, volumes, probes, images, conditions. To decode a whole
-// pod takes 40 µs and leaves 20 KB of garbage. So the source removes these fields from the events of a watch before
-// the client decodes them. It knows the fields that it needs by the numbers that k8s.io/api's generated.proto gives
-// them. These numbers never change.
+// Most of a pod or node means nothing to policy. To decode a whole pod takes 40 µs and leaves 20 KB of garbage. So
+// the source removes other fields from the events of a watch, before the client decodes them. It knows the fields by
+// their numbers in k8s.io/api's generated.proto. These numbers never change.
 
 // kept says what to keep of a protobuf message.
 type kept struct {
-	// fields says what to keep of each field, by the field's number; nil: the whole field. All other fields are dropped.
+	// fields says what to keep of each field, by the field's number. nil means the whole field. Other fields are
+	// dropped.
 	fields map[protowire.Number]*kept
-	// entry, if not nil, makes the message an entry of a map, and has the keys to keep.
+	// entry, if not nil, means that the message is an entry of a map. It has the keys to keep.
 	entry []string
-	// of, if not empty, makes the message what Kubernetes writes ahead of objects (runtime.Unknown) after a magic number.
-	// An object of another kind is kept as it is.
+	// of, if not empty, is a kind such as Pod. The message is then Kubernetes' envelope of an object: the magic
+	// number k8s\x00, and a runtime.Unknown that contains the object. If the object is of another kind, the whole
+	// envelope is kept.
 	of string
 }
 
 const magic = "k8s\x00"
 
-// event returns what to keep of an event of a watch (metav1.WatchEvent) on objects of the kind.
+// event returns what to keep of a watch's event (metav1.WatchEvent) about objects of the kind.
 func event(kind string, object *kept) *kept {
 	unknown := &kept{of: kind, fields: map[protowire.Number]*kept{1: nil, 2: object, 3: nil, 4: nil}}
 	return &kept{fields: map[protowire.Number]*kept{
@@ -63,8 +64,7 @@ var (
 	}})
 )
 
-// trimmed replaces the body of an answer to a watch on pods or nodes by one that has only the fields that the source
-// needs. It leaves all other answers as they are.
+// trimmed trims the body of an answer to a watch on pods or nodes. It leaves all other answers as they are.
 func trimmed(r *http.Request, resp *http.Response) {
 	what := map[string]*kept{"/pods": keptPod, "/nodes": keptNode}[strings.TrimPrefix(r.URL.Path, "/api/v1")]
 	if what == nil || r.URL.Query().Get("watch") != "true" || resp.StatusCode != http.StatusOK ||
@@ -74,8 +74,8 @@ func trimmed(r *http.Request, resp *http.Response) {
 	resp.Body = &trimmer{Closer: resp.Body, in: bufio.NewReaderSize(resp.Body, 1<<15), what: what}
 }
 
-// trimmer trims a stream of frames. A frame is a message with its length in four bytes ahead. What can't be read as a
-// message stays as it is, for the client to judge.
+// trimmer trims a stream of frames. A frame is a message with its length in four bytes ahead. What it can't read
+// stays as it is.
 type trimmer struct {
 	io.Closer
 	in    *bufio.Reader
@@ -130,7 +130,7 @@ func (t *trimmer) next() error {
 	return nil
 }
 
-// trim appends what is kept of the message, and returns the longer slice. ok is false if it isn't a message.
+// trim appends what is kept of the message to out. ok is false if it isn't a message.
 func (k *kept) trim(out, message []byte) (_ []byte, ok bool) {
 	for len(message) > 0 {
 		var f field
@@ -159,7 +159,7 @@ type field struct {
 	tag    int // the length of the tag, with which the field begins
 }
 
-// nextField returns the message's first field and the rest of the message. ok is false if it isn't a message.
+// nextField splits the message after its first field. ok is false if it isn't a message.
 func nextField(message []byte) (f field, rest []byte, ok bool) {
 	number, kind, tag := protowire.ConsumeTag(message)
 	if tag < 0 {
@@ -178,8 +178,8 @@ func (f field) content() []byte {
 	return content
 }
 
-// field appends what is kept of a field of type BytesType, and returns the longer slice. ok is false if the field's
-// content isn't the message that k describes.
+// field appends what is kept of a field of type BytesType to out. ok is false if the content isn't the message that
+// k describes.
 func (k *kept) field(out []byte, f field) (_ []byte, ok bool) {
 	content := f.content()
 	if k.entry != nil {

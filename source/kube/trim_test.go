@@ -136,8 +136,8 @@ func only(p *corev1.Pod) *corev1.Pod {
 	}
 }
 
-// TestTrim: of the pods in a watch's events, only the fields that the source needs are left, however the stream is cut
-// into pieces. Bookmarks and errors arrive too. Policy sees the same pods, and at most a quarter of the bytes is left.
+// TestTrim: of the pods in a watch's events, only the fields that the source needs are left. At most a quarter of
+// the bytes is left. Bookmarks and errors arrive too.
 func TestTrim(t *testing.T) {
 	var events, want []watch.Event
 	for _, p := range wholePods() {
@@ -200,7 +200,7 @@ func TestTrimNodes(t *testing.T) {
 	}
 }
 
-// TestTrimLeavesTheRestAlone: other answers, and streams that can't be read, reach the client as they are.
+// TestTrimLeavesTheRestAlone: other answers, and streams that can't be read, stay as they are.
 func TestTrimLeavesTheRestAlone(t *testing.T) {
 	stream := encodeEvents(t, watch.Event{Type: watch.Added, Object: realisticPod(1, false)})
 	const pods = "/api/v1/pods?watch=true"
@@ -231,8 +231,7 @@ func TestTrimLeavesTheRestAlone(t *testing.T) {
 	}
 }
 
-// TestTrimAnything: if bytes of a frame are replaced at random, the trimmer neither panics nor fails, and the frame
-// doesn't grow.
+// TestTrimAnything: if bytes of a frame are random, the trimmer doesn't panic or fail, and the frame doesn't grow.
 func TestTrimAnything(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	stream := encodeEvents(t, watch.Event{Type: watch.Added, Object: realisticPod(1, true)})

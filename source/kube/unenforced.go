@@ -17,10 +17,9 @@ import (
 )
 
 const (
-	// surveyInterval is how often the source asks the API server for kinds of policy that weir doesn't enforce. A survey
-	// is one request for the kinds that the API server serves, and one request of a few hundred bytes for each kind that
-	// weir doesn't enforce. A random delay of up to surveyInterval is added to each interval, so that the nodes of a large
-	// cluster don't ask at once.
+	// surveyInterval is how often the source asks the API server for kinds of policy that weir doesn't enforce. A
+	// survey is one request, and a small one for each such kind. A random delay is added, so that the nodes of a
+	// large cluster don't ask at once.
 	surveyInterval = 150 * time.Second
 	// surveyRetry is how soon the source asks again if the API server didn't answer.
 	surveyRetry = 15 * time.Second
@@ -31,12 +30,10 @@ var notSurveyed = []policy.Unenforced{{
 	Where: "which policies of other kinds the cluster has isn't known: the API server doesn't say which kinds it serves",
 }}
 
-// noWatch marks the context of requests that aren't part of a watch. The failure of such a request says nothing about
-// the watches.
+// noWatch marks requests that aren't part of a watch. Their failure says nothing about the watches.
 type noWatch struct{}
 
-// survey keeps the list of policies that weir doesn't enforce up to date until ctx ends. It calls changed when the list
-// changes.
+// survey keeps the list of unenforced policies up to date until ctx ends. It calls changed when the list changes.
 func (s *Source) survey(ctx context.Context, changed func()) {
 	for {
 		next := surveyInterval + rand.N(surveyInterval)
@@ -61,9 +58,8 @@ func (s *Source) survey(ctx context.Context, changed func()) {
 	}
 }
 
-// unenforcedKinds returns the kinds of policy that weir doesn't enforce and of which the cluster has objects. A kind
-// whose objects can't be counted is included. If some API services don't answer, one more entry, without a kind, says
-// so.
+// unenforcedKinds returns the kinds of policy that weir doesn't enforce and that have objects. A kind that can't be
+// counted is included. If some API services don't answer, one entry without a kind says so.
 //
 // Equivalent to: kubectl api-resources; for each kind: kubectl get --raw '/apis/GROUP/VERSION/RESOURCE?limit=1'
 func (s *Source) unenforcedKinds(ctx context.Context) ([]policy.Unenforced, error) {
@@ -109,8 +105,7 @@ func (s *Source) unenforcedKinds(ctx context.Context) ([]policy.Unenforced, erro
 	return kinds, nil
 }
 
-// count returns the number of a resource's objects. The API server sends only one of the objects, and only its
-// metadata.
+// count returns the number of a resource's objects. The answer has the metadata of only one.
 func (s *Source) count(ctx context.Context, r schema.GroupVersionResource) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()

@@ -18,9 +18,8 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// serving returns a source of an API server that serves the kinds, each with its number of objects as text. With
-// "forbidden" or "broken" as the number, the server answers with an error. While away is true, it answers nothing but
-// errors.
+// serving returns a source of an API server with these kinds, each with its number of objects as text. "forbidden"
+// or "broken" as the number is an error. While away is true, all answers are errors.
 func serving(t *testing.T, away *atomic.Bool, kinds map[string]string) *Source {
 	t.Helper()
 	groups := map[string][]string{} // kinds by group/version
@@ -117,8 +116,7 @@ func TestUnenforcedKinds(t *testing.T) {
 	}
 }
 
-// TestSurvey: if the first survey fails, notSurveyed is reported. Neither a failed survey nor a kind that can't be
-// counted affects Contact.
+// TestSurvey: if the first survey fails, notSurveyed is reported. No failure of a survey affects Contact.
 func TestSurvey(t *testing.T) {
 	var away atomic.Bool
 	away.Store(true)
