@@ -157,6 +157,7 @@ func TestNothingToDo(t *testing.T) {
 		nodetest.Run(t, f[0], append([]string{"-n", "n2"}, f[1:]...)...)
 		if tc.name == "down" { // the kernel removes more then: IPv6's entries and routes
 			apply(plan, o)
+			settled(t)
 			continue
 		}
 		heard := monitor(t, n2)
@@ -191,6 +192,18 @@ func TestNothingToDo(t *testing.T) {
 	nodetest.Run(t, "ip", "-n", "n2", "link", "del", "weir-vxlan")
 	if lacks := apply(plan, o); len(lacks) != 1 || lacks[0].Was != "weir-vxlan isn't there" {
 		t.Errorf("without the device it lacked %v", lacks)
+	}
+}
+
+// settled waits until the kernel has checked the device's IPv6 addresses: it reports each when the check ends.
+func settled(t *testing.T) {
+	t.Helper()
+	list := []string{"-n", "n2", "-6", "addr", "show", "dev", "weir-vxlan", "tentative"}
+	for deadline := time.Now().Add(10 * time.Second); nodetest.Run(t, "ip", list...) != ""; {
+		if time.Now().After(deadline) {
+			t.Fatal("the check of IPv6 addresses hasn't ended")
+		}
+		time.Sleep(20 * time.Millisecond)
 	}
 }
 

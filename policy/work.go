@@ -21,6 +21,9 @@ const (
 	dropsPerWork, sweptPerWork, dropped = 20, 1000, 1 << 8
 	// bulkPerWork is how many peers, or ports, of policies are parsed in the same time.
 	bulkPerWork = 2
+	// free is work that a compile may do whatever the clock says, so that all work ends, and that the few sets of a small
+	// policy come in one slice on a busy node too. Otherwise a problem with one of them would go and come again.
+	free = 1 << 6
 	// maxWaits is how many compiles in a row may leave work of a namespace. Then the policies that still wait are
 	// reported.
 	maxWaits = 10_000
@@ -32,7 +35,7 @@ var maxPiece = slice
 // work bounds what one compile does for new sets: counting and filling them. The rest waits for the next compile.
 // Until then, rules that need the sets allow nothing. So expensive policies don't hold up other changes.
 type work struct {
-	left float64
+	limit, left float64
 	// over, if not nil, reports whether the compile has taken enough time.
 	over  func() bool
 	spent bool // something has been done in this compile
@@ -55,10 +58,9 @@ func (w *work) spend(namespace string, effort float64, any bool) bool {
 	return true
 }
 
-// allows reports whether the limit isn't reached yet. Each compile may do something, even if over returns true, so
-// that the work ends.
+// allows reports whether the compile may do more work.
 func (w *work) allows() bool {
-	return w.left > 0 && (!w.spent || w.over == nil || !w.over())
+	return w.left > 0 && (w.limit-w.left < free || w.over == nil || !w.over())
 }
 
 func (w *work) add(namespace string, effort float64) {
@@ -75,7 +77,9 @@ func (w *work) order(needed map[string]float64) []string {
 	})
 }
 
-func (w *work) begin(limit float64, over func() bool) { w.left, w.over, w.spent = limit, over, false }
+func (w *work) begin(limit float64, over func() bool) {
+	w.limit, w.left, w.over, w.spent = limit, limit, over, false
+}
 
 func (c *compiler) waiting() bool {
 	for _, p := range c.parts {

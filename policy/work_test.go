@@ -44,6 +44,20 @@ func ruled(r ruleset.Ruleset, name string) (n int) {
 	return n
 }
 
+// TestSmallPoliciesComeWhole: the few sets of a small policy are in the next slice, even if its time is over at once.
+func TestSmallPoliciesComeWhole(t *testing.T) {
+	e, all := city(200)
+	e.Apply(all)
+	e.Ruleset()
+	e.Apply(policies(hostilePolicy(1, 0, 4, func(n int) networkingv1.NetworkPolicyPeer {
+		app := map[string]string{"app": fmt.Sprint("a", n)}
+		return networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: app}}
+	})))
+	if r := e.Slice(func() bool { return true }); ruled(r, "ns1/hostile0") != 4 || e.HasSlice() {
+		t.Errorf("the slice has %d rules of the policy, and another slice: %v", ruled(r, "ns1/hostile0"), e.HasSlice())
+	}
+}
+
 // TestSmallNamespacesComeFirst: beside a policy that needs many slices, another namespace's policy is in the next
 // slice. The large policy gets all its rules in the end.
 func TestSmallNamespacesComeFirst(t *testing.T) {

@@ -200,7 +200,7 @@ func testRefused(t *testing.T, r refusal) {
 	if r.after != nil {
 		r.after(n)
 	}
-	told := "NetworkPolicy shop/np: " + r.field + ": "
+	told := "NetworkPolicy shop/np: " + r.field
 	n.Eventually("the status tells of it", func() error {
 		out, err := n.Ctl("status")
 		if !strings.Contains(out, told) || !strings.Contains(out, "the kernel refuses") || err != nil {
