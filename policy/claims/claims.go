@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// special are the networks whose addresses don't identify a single host beyond its own link (RFC 6890, sections 2.2.2
-// and 2.2.3; RFC 4291, section 2.5.5.2). Neither a node's InternalIP nor a pod's address can be in them.
+// special are networks whose addresses don't identify a single host beyond its link (RFC 6890, sections 2.2.2 and
+// 2.2.3; RFC 4291, section 2.5.5.2). No node and no pod can have one.
 var special = []struct {
 	network netip.Prefix
 	what    string
@@ -32,34 +32,31 @@ var special = []struct {
 }
 
 // maxClaims is how many addresses, and how many networks, of one Node are read. Kubernetes gives a Node at most two
-// of each. The bound keeps one Node from filling other nodes' routing tables and lists of problems.
+// of each. More could fill other nodes' routing tables.
 const maxClaims = 32
 
 // Terms are the inputs of Settle other than the Nodes.
 type Terms struct {
-	// Self is the name of this node. It is empty if weir makes no routes or tunnels between nodes.
+	// Self is this node's name. It is empty if weir makes no routes or tunnels between nodes.
 	Self string
-	// Within are the networks that all Nodes' podCIDRs must lie in (--cluster-cidr). If there are none, a podCIDR may
-	// be any network.
+	// Within are the networks that all podCIDRs must lie in (--cluster-cidr). If there are none, any network will do.
 	Within []netip.Prefix
-	// Local are the addresses that this node needs itself, sorted. A network of another node that contains one of them
-	// doesn't count.
+	// Local are the addresses that this node needs itself, sorted. Another node's network with one of them doesn't
+	// count.
 	Local []UnderlayAddress
-	// Before are the Nodes that Settle returned last, with the claims that counted then.
+	// Before are the Nodes that Settle returned last.
 	Before []policy.Node
 }
 
-// UnderlayAddress is an address of this node on the underlay, or the address of a router that this node's routes go
-// through.
+// UnderlayAddress is an underlay address of this node, or of a router on its routes.
 type UnderlayAddress struct {
 	Address netip.Addr
 	What    string // a description of the address for messages
 }
 
-// Settle decides which claims of Nodes count. It returns the Nodes with the claims that count, and a problem for each
-// other claim. A forged Node object could draw the traffic of other nodes, or give one pod the rights of another. So
-// routes, tunnels, the senders that tunnels accept, and the addresses of pods on other nodes all come from claims that
-// count.
+// Settle decides which claims of Nodes count. It returns the Nodes with these claims, and a problem for each other
+// claim. A forged Node object could draw the traffic of other nodes, or give one pod the rights of another. So
+// routes, tunnels and the addresses of pods on other nodes all come from claims that count.
 //
 // A claim doesn't count if
 //
@@ -68,16 +65,15 @@ type UnderlayAddress struct {
 //   - it is a network outside of all networks in Within, and Within isn't empty
 //   - it is another node's network that contains an address in Local.
 //
-// If two Nodes make overlapping claims, the claim of the older Node counts. A Node with a creation time counts as
-// older than a Node without one. Of Nodes of the same age the Node named Self is first, and the others are in the
-// order of their names. A claim that counted before continues to count as long as its Node makes it, the Node's
-// creation time is the same, and no address in Local is in it if it is another node's network. Otherwise an older
-// Node that is edited could take over a claim that already counts for another Node.
+// If the claims of two Nodes overlap, the older Node's claim counts. A Node without a creation time is younger than
+// all others. Of Nodes of the same age, Self is first, and the others are in the order of their names.
+//
+// A claim that counted before still counts, even if an older Node now makes it too: an edited Node must take nothing
+// away. It ends if the Node is made anew or drops it, or if it is another node's network with an address in Local.
 //
 // If Self isn't empty, a Node without an address or a network is a problem too.
 //
-// Settle returns the Nodes from the oldest to the youngest. Each claim costs a look-up for every prefix length that
-// some Node claims.
+// Settle returns the Nodes from the oldest to the youngest.
 func Settle(nodes []policy.Node, t Terms) ([]policy.Node, []ruleset.Problem) {
 	self, within := t.Self, t.Within
 	s := settler{exact: map[netip.Prefix]string{}, inside: map[netip.Prefix]claim{}, self: self, local: t.Local}
@@ -155,11 +151,10 @@ func consequence(self bool) string {
 	return "its pods can't be reached"
 }
 
-// compareAge orders creation times from the oldest to the youngest. A zero time, which means that the time is unknown,
-// comes last.
+// compareAge orders creation times, the oldest first. A zero time is unknown, and comes last.
 func compareAge(a, b time.Time) int { return cmp.Or(first(!a.IsZero(), !b.IsZero()), a.Compare(b)) }
 
-// first compares two conditions: one that is true comes before one that is false.
+// first orders conditions: true comes before false.
 func first(a, b bool) int {
 	switch {
 	case a == b:
@@ -170,12 +165,11 @@ func first(a, b bool) int {
 	return 1
 }
 
-// holds reports whether the network contains all of p.
 func holds(network, p netip.Prefix) bool {
 	return network.Bits() <= p.Bits() && network.Contains(p.Addr())
 }
 
-// claim is a network that a Node states as its own. An address is a network of one address.
+// claim is a network that a Node states as its own. An address is a network too.
 type claim struct {
 	node    string
 	network netip.Prefix
@@ -188,7 +182,7 @@ func (c claim) String() string {
 	return fmt.Sprintf("%s of node %s", c.network, c.node)
 }
 
-// settler keeps the claims that count. It finds overlapping claims without comparing each claim with all others.
+// settler keeps the claims that count. It finds overlaps without comparing all claims with each other.
 type settler struct {
 	four     [33]bool                // the lengths of the IPv4 prefixes that Nodes claim
 	six      [129]bool               // the same for IPv6
@@ -200,14 +194,13 @@ type settler struct {
 	problems []ruleset.Problem
 }
 
-// goingOn is a claim that counted before and still counts.
 type goingOn struct {
 	node    string
 	claim   netip.Prefix
 	network bool
 }
 
-// bound returns the Node with its first maxClaims addresses and networks, and reports a problem if it has more.
+// bound cuts the Node's lists to maxClaims, and reports a problem if they are longer.
 func (s *settler) bound(n policy.Node) policy.Node {
 	tell := func(field, what string, count int) {
 		why := fmt.Sprintf("there are %d %s; only the first %d are looked at", count, what, maxClaims)
@@ -224,8 +217,8 @@ func (s *settler) bound(n policy.Node) policy.Node {
 	return n
 }
 
-// goOn keeps the claims that counted before, if the same Node still makes them and nothing refuses them now (see
-// Settle). Settle calls it before it keeps any new claim, because the claim that is kept first counts.
+// goOn keeps the claims that counted before, if the Node still makes them and nothing refuses them now. It must come
+// before all new claims: the first one that is kept counts.
 func (s *settler) goOn(nodes, before []policy.Node) {
 	s.goingOn = map[goingOn]bool{}
 	was := make(map[string]policy.Node, len(before))
@@ -252,8 +245,8 @@ func (s *settler) goOn(nodes, before []policy.Node) {
 	}
 }
 
-// holdsLocal returns the reason why the network doesn't count: it contains an address that this node needs. The reason
-// is empty if the network contains no such address.
+// holdsLocal returns why the network doesn't count: it contains an address that this node needs. The reason is empty
+// if it doesn't.
 func (s *settler) holdsLocal(p netip.Prefix) string {
 	compare := func(l UnderlayAddress, a netip.Addr) int { return l.Address.Compare(a) }
 	i, _ := slices.BinarySearchFunc(s.local, p.Masked().Addr(), compare)
@@ -263,7 +256,6 @@ func (s *settler) holdsLocal(p netip.Prefix) string {
 	return fmt.Sprintf("it holds %s, %s", s.local[i].Address, s.local[i].What)
 }
 
-// lengths returns which prefix lengths Nodes claim in the family of p.
 func (s *settler) lengths(p netip.Prefix) []bool {
 	if p.Addr().Is4() {
 		return s.four[:]
@@ -273,8 +265,8 @@ func (s *settler) lengths(p netip.Prefix) []bool {
 
 func (s *settler) note(p netip.Prefix) { s.lengths(p)[p.Bits()] = true }
 
-// refuses returns the reason why the Node's claim can't count: it is special, or overlaps a claim that is kept. The
-// reason is empty if neither is so.
+// refuses returns why the claim can't count: it is special, or overlaps one that is kept. The reason is empty if it
+// can.
 func (s *settler) refuses(node string, p netip.Prefix) string {
 	for _, x := range special {
 		if x.network.Overlaps(p) {

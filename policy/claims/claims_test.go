@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// claimant returns a Node that was created in that minute; -1 means that the time is unknown. addresses and networks
-// are lists, separated by blanks.
+// claimant returns a Node that was created in that minute; -1 is unknown. addresses and networks are separated by
+// blanks.
 func claimant(name string, minute int, addresses, networks string) policy.Node {
 	n := policy.Node{Name: name}
 	if minute >= 0 {
@@ -109,8 +109,8 @@ func TestSettle(t *testing.T) {
 	}
 }
 
-// TestSettleOrder: if two Nodes claim the same thing, the older one keeps it, in whatever order they are reported. Of
-// two Nodes of one age, this node keeps it, else the first by name. A Node whose age is unknown counts as the youngest.
+// TestSettleOrder: if two Nodes claim the same, the older one keeps it, in whatever order they come. Of one age,
+// this node keeps it, else the first by name. An unknown age is the youngest.
 func TestSettleOrder(t *testing.T) {
 	for _, tc := range []struct {
 		first, second int // minutes
@@ -142,7 +142,7 @@ func TestSettleOrder(t *testing.T) {
 }
 
 // TestWhatCountedBefore: an edited Node takes nothing away from others, even if it is the oldest. A Node that was
-// deleted and made again under the same name counts as another Node, so its earlier claims don't continue to count.
+// deleted and made again is another Node.
 func TestWhatCountedBefore(t *testing.T) {
 	const address, network = "172.20.1.10", "100.96.1.0/24"
 	victim := claimant("z", 5, address, network)
@@ -172,8 +172,7 @@ func TestWhatCountedBefore(t *testing.T) {
 	}
 }
 
-// TestOneNodesManyClaims: only a limited number of one Node's claims count, and only a limited number of problems are
-// reported for it.
+// TestOneNodesManyClaims: if one Node makes many claims, only some count, and only some are reported.
 func TestOneNodesManyClaims(t *testing.T) {
 	evil := claimant("evil", 2, "", "")
 	for i := range 10_000 {
@@ -188,8 +187,8 @@ func TestOneNodesManyClaims(t *testing.T) {
 	}
 }
 
-// TestLocalAddresses: another node's network doesn't count if it contains an address that this node needs, even if it
-// has counted before. This node's own network counts.
+// TestLocalAddresses: another node's network doesn't count if it contains an address that this node needs. This
+// node's own network counts.
 func TestLocalAddresses(t *testing.T) {
 	var local []UnderlayAddress
 	for _, a := range []string{"172.17.0.1", "172.20.1.1", "2001:db8::1"} {
@@ -213,7 +212,7 @@ func TestLocalAddresses(t *testing.T) {
 	}
 }
 
-// TestSettleAgreesWithComparingAll compares Settle with a simple version, which compares each claim with all others.
+// TestSettleAgreesWithComparingAll: Settle agrees with a simple version that compares each claim with all others.
 func TestSettleAgreesWithComparingAll(t *testing.T) {
 	for seed := range uint64(200) {
 		r := rand.New(rand.NewPCG(seed, 0))

@@ -18,8 +18,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Position says how much of the API server's objects is enforced: for each kind the resourceVersion of the newest
-// change. All earlier changes of objects of that kind are enforced too.
+// Position says how much of the API server's objects is enforced. It has the newest enforced resourceVersion of each
+// kind. All earlier changes of that kind are enforced too.
 type Position struct {
 	Pods       uint64 `json:"pods"`
 	Namespaces uint64 `json:"namespaces"`
@@ -27,23 +27,23 @@ type Position struct {
 	Policies   uint64 `json:"networkpolicies"`
 }
 
-// Includes reports whether all changes up to o are also changes up to p.
+// Includes reports whether p has all changes that o has.
 func (p Position) Includes(o Position) bool {
 	return p.Pods >= o.Pods && p.Namespaces >= o.Namespaces && p.Nodes >= o.Nodes && p.Policies >= o.Policies
 }
 
 // Question asks an agent what it enforces.
 type Question struct {
-	// At is what must be enforced before the agent answers. The agent waits for that no longer than Wait.
+	// At is what must be enforced before the agent answers. The agent waits for it no longer than Wait.
 	At   Position      `json:"at"`
 	Wait time.Duration `json:"wait"`
-	// Namespaces have the pods that the question is about. Without namespaces it is about all pods of the node.
+	// Namespaces are those of the pods in question. Without namespaces it is about all pods of the node.
 	Namespaces []string `json:"namespaces,omitempty"`
-	// Peers, if there are any, limit the sets of the answer to the entries with these addresses.
+	// Peers, if there are any, limit the sets in the answer to entries with these addresses.
 	Peers []netip.Addr `json:"peers,omitempty"`
 }
 
-// About returns those of the endpoints that the question is about, by the namespaces of their pods.
+// About returns the endpoints that the question is about.
 func (q Question) About(endpoints []policy.Endpoint) (about []policy.Endpoint) {
 	for _, e := range endpoints {
 		if len(q.Namespaces) == 0 || slices.Contains(q.Namespaces, e.Pod.Namespace) {
@@ -59,9 +59,10 @@ type Answer struct {
 	Version string `json:"version"`
 	// At is what the ruleset was made from, at least.
 	At Position `json:"at"`
-	// Faults say why the kernel doesn't have all of the ruleset, or why the ruleset is old; empty if it has all.
+	// Faults say why the kernel doesn't have all of the ruleset, or why the ruleset is old. They are empty if all is
+	// well.
 	Faults []string `json:"faults,omitempty"`
-	// Problems are those of policies in the namespaces: a part of a policy that has a problem allows nothing.
+	// Problems are those of policies in the namespaces. A part of a policy with a problem allows nothing.
 	Problems []ruleset.Problem `json:"problems,omitempty"`
 	// Endpoints are all attachments of the node that the ruleset was made for.
 	Endpoints []policy.Endpoint `json:"endpoints"`
@@ -72,7 +73,7 @@ type Answer struct {
 type Held struct {
 	// Pods have one element for each address of each attachment.
 	Pods []Pod `json:"pods"`
-	// Classes are the classes that Pods name in Ingress and Egress, by these names.
+	// Classes has the classes by the names in Pods' Ingress and Egress.
 	Classes map[string]Class `json:"classes"`
 }
 
@@ -81,12 +82,12 @@ type Pod struct {
 	ID      string     `json:"id"` // the attachment's
 	Pod     string     `json:"pod"`
 	Address netip.Addr `json:"address"`
-	// Ingress and Egress name the classes; empty for a direction in which the pod is in no class, so that it is closed.
+	// Ingress and Egress name the classes. If one is empty, the pod is closed in that direction.
 	Ingress string `json:"ingress"`
 	Egress  string `json:"egress"`
 }
 
-// Class is a class with the contents of the sets that its rules use. The name of a class's chain identifies its rules.
+// Class is a class with the contents of its rules' sets. The chain's name identifies the rules.
 type Class struct {
 	Chain    string   `json:"chain,omitempty"` // empty for pods that no policy isolates
 	Policies []string `json:"policies"`
@@ -95,7 +96,7 @@ type Class struct {
 	Sets    []Set    `json:"sets,omitempty"`
 }
 
-// Set is the contents of a set, or what it has of the peers that a question names.
+// Set is the contents of a set, or what it has of the question's peers.
 type Set struct {
 	Name    string `json:"name"`
 	Entries int    `json:"entries"`
@@ -107,8 +108,8 @@ func (c Class) Equal(o Class) bool {
 	return c.Chain == o.Chain && slices.Equal(c.Policies, o.Policies) && slices.Equal(c.Sets, o.Sets)
 }
 
-// Of returns what the ruleset holds for the endpoints. If there are peers, the sets' contents are only the entries with
-// these addresses.
+// Of returns what the ruleset holds for the endpoints. If there are peers, only set entries with their addresses
+// count.
 func Of(r ruleset.Ruleset, endpoints []policy.Endpoint, peers []netip.Addr) Held {
 	h := holder{
 		Held: Held{Pods: []Pod{}, Classes: map[string]Class{}}, of: r, peers: peers, sets: map[string]ruleset.Set{},
@@ -131,8 +132,7 @@ func Of(r ruleset.Ruleset, endpoints []policy.Endpoint, peers []netip.Addr) Held
 	return h.Held
 }
 
-// holder has what Of collects, the parts of the ruleset by their names, and the contents of sets that were read
-// already.
+// holder collects the answer of Of. digests has the sets that were read already.
 type holder struct {
 	Held
 	of      ruleset.Ruleset
@@ -144,8 +144,8 @@ type holder struct {
 
 func chainKey(f conf.Family, name string) string { return f.String() + " " + name }
 
-// class returns the name of the class that has the endpoint's address, and adds the class to Classes. The name is
-// empty if no class has the address.
+// class returns the name of the class that has the address, and adds the class to Classes. The name is empty if
+// there is none.
 func (h *holder) class(d ruleset.Direction, e policy.Endpoint, a netip.Addr) string {
 	f, own := conf.FamilyOf(a), ruleset.Element{Prefix: netip.PrefixFrom(a, a.BitLen())}
 	for _, c := range h.of.Classes {
@@ -167,7 +167,6 @@ func (h *holder) class(d ruleset.Direction, e policy.Endpoint, a netip.Addr) str
 	return ""
 }
 
-// used returns the contents of the sets that the chain's rules use.
 func (h *holder) used(c ruleset.Chain) []Set {
 	by := map[string]Set{}
 	for _, r := range c.Rules {
@@ -185,8 +184,7 @@ func (h *holder) used(c ruleset.Chain) []Set {
 	return all
 }
 
-// digest returns the number of the set's entries, and their digest. If there are peers, only the entries with their
-// addresses count.
+// digest returns the number of the set's entries and their digest. If there are peers, only their entries count.
 func (h *holder) digest(s ruleset.Set) Set {
 	out := Set{Name: s.Name}
 	sum := sha256.New()

@@ -15,8 +15,7 @@ import (
 	"github.com/weir-net/weir/policy/policytest"
 )
 
-// TestOfEngine: for the ruleset of an engine, Of returns the same as for the ruleset that Compile makes of the same
-// state.
+// TestOfEngine: Of returns the same for the rulesets of an engine and of Compile.
 func TestOfEngine(t *testing.T) {
 	pods := 0
 	for seed := range uint64(500) {
@@ -37,9 +36,8 @@ func TestOfEngine(t *testing.T) {
 	}
 }
 
-// TestOf: the class of a pod changes if the pod's policies, their rules or the addresses of their peers change. It
-// doesn't change with a policy or a pod that doesn't concern it. A pod that the source doesn't have is in no class.
-// For a peer that isn't in a set, the set has no entries.
+// TestOf: a pod's class changes if its policies, their rules or their peers' addresses change, and with nothing
+// else. A pod that the source doesn't have is in no class.
 func TestOf(t *testing.T) {
 	pod := func(name, address, node string) policy.Pod {
 		return policy.Pod{

@@ -14,7 +14,7 @@ import (
 // Result is what happens to a connection.
 type Result string
 
-// A path is Allowed or Dropped. A query may also be Mixed or have Nothing to reach.
+// A path is Allowed or Dropped. A query may also be Mixed or Nothing.
 const (
 	Allowed Result = "allowed"
 	Dropped Result = "dropped"
@@ -29,8 +29,8 @@ type Explanation struct {
 	Query Query `json:"query"`
 	// Result sums up the paths.
 	Result Result `json:"result"`
-	// Paths are the connections that the query stands for: one for each pair of addresses of one family, for each port,
-	// and for each pod behind a Service. Those that differ only in the pod behind a Service are one path.
+	// Paths are the connections that the query stands for: one for each two addresses of a family, each port, and each
+	// pod behind a Service. Pods behind a Service with the same verdicts are one path.
 	Paths []Path `json:"paths"`
 	// Notes say what else matters to the connection and isn't policy.
 	Notes []string `json:"notes,omitempty"`
@@ -40,8 +40,8 @@ type Explanation struct {
 	Source string `json:"source,omitempty"`
 }
 
-// Differs reports whether a kernel that was asked does something else than the policies mean, or its agent knows other
-// policies than this explanation.
+// Differs reports whether an asked kernel does something else than the policies mean, or whether its agent knows
+// other policies.
 func (e Explanation) Differs() bool {
 	differs := func(k Kernel) bool { return len(k.Differences) > 0 }
 	return slices.ContainsFunc(e.Paths, func(p Path) bool {
@@ -66,7 +66,7 @@ type Path struct {
 	Notes  []string `json:"notes,omitempty"`
 	// Kernel is what this node's kernel holds for the connection. It is nil if it wasn't asked.
 	Kernel *Kernel `json:"kernel,omitempty"`
-	// Kernels are what the kernels of the ends' nodes hold for it, if these nodes were asked.
+	// Kernels are what the kernels of the ends' nodes hold, if they were asked.
 	Kernels []Kernel `json:"kernels,omitempty"`
 }
 
@@ -81,10 +81,10 @@ type Place struct {
 	Here        bool `json:"here,omitempty"`
 	// What says in words what the address is.
 	What string `json:"what,omitempty"`
-	// Invented is true if the source has no address for the pod, so that the address only stands for one.
+	// Invented is true if the address only stands for one, because the source has none.
 	Invented bool `json:"invented,omitempty"`
-	// isNode is true if the address is a node's own, and isOwn if that node is the agent's. isTunnel is true if the node
-	// uses the address for packets through the tunnel. isWorld is true if the address stands for the world.
+	// isNode is true if the address is a node's own, and isOwn if that node is the agent's. isTunnel is true for a
+	// node's address in the tunnel. isWorld is true if the address stands for the world.
 	isNode, isOwn, isTunnel, isWorld bool
 }
 
@@ -99,20 +99,19 @@ type Side struct {
 	Node string `json:"node,omitempty"`
 	// Policies are all policies that isolate the pod in this direction.
 	Policies []string `json:"policies"`
-	// Audited are the audited policies that would isolate the pod in this direction. They have no part in the result.
+	// Audited are the audited policies that would isolate the pod. They have no part in the result.
 	Audited []string `json:"audited,omitempty"`
-	// WouldDrop is true if the connection passes, and these policies would drop it if they were enforced. NearestAudited
-	// are then their rules, the one with the fewest unmet conditions first.
+	// WouldDrop is true if the connection passes, but these policies would drop it if they were enforced.
+	// NearestAudited are then their rules, the nearest first.
 	WouldDrop      bool           `json:"wouldDrop,omitempty"`
 	NearestAudited []verdict.Near `json:"nearestAudited,omitempty"`
-	// OnlyAudited are the rules of audited policies that would allow the connection, if this side drops it.
+	// OnlyAudited are rules of audited policies that would allow the connection, if this side drops it.
 	OnlyAudited []Rule `json:"onlyAudited,omitempty"`
 	// Allows are the rules that allow the connection.
 	Allows []Rule `json:"allows,omitempty"`
-	// Nearest are the rules that don't allow the connection, the one with the fewest unmet conditions first. They are
-	// only there if the side drops the connection.
+	// Nearest are the rules that don't allow a dropped connection, the one with the fewest unmet conditions first.
 	Nearest []verdict.Near `json:"nearest,omitempty"`
-	// Change says what would allow the connection, if no rule comes so near that one would change it.
+	// Change says what would allow the connection, if no rule comes near.
 	Change string `json:"change,omitempty"`
 }
 
@@ -127,7 +126,6 @@ type Rule struct {
 // Reason is why a side allows or drops a connection.
 type Reason string
 
-// The reasons.
 const (
 	// Isolated: policies isolate the pod, and one of their rules must allow the connection.
 	Isolated Reason = "isolated"

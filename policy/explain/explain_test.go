@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// TestAgreesWithTheEvaluator: on random clusters, the explanation of a connection between two addresses has the
-// verdicts of an evaluator of the whole state. Each side that drops the connection says what would allow it.
+// TestAgreesWithTheEvaluator: on random clusters, an explanation has the verdicts of an evaluator of the whole
+// state. A side that drops says what would allow the connection.
 func TestAgreesWithTheEvaluator(t *testing.T) {
 	results := map[Result]int{}
 	for seed := range uint64(150) {
@@ -51,8 +51,8 @@ func TestAgreesWithTheEvaluator(t *testing.T) {
 	}
 }
 
-// TestConcernsServices: a pod in a Service's namespace is needed if the query names the Service by its address, or
-// its nodePort on a node. If the query has another port of the node or another address, the pod isn't needed.
+// TestConcernsServices: if the query names a Service by its address or nodePort, pods of its namespace are needed.
+// Otherwise they aren't.
 func TestConcernsServices(t *testing.T) {
 	c := Cluster{Services: []policy.Service{{
 		Namespace: "ns-1", Name: "web", Selector: map[string]string{"app": "web"},
@@ -73,7 +73,7 @@ func TestConcernsServices(t *testing.T) {
 	}
 }
 
-// TestConcerns: an agent that gives only the pods that Concerns names gets the same result.
+// TestConcerns: if an agent gives only the pods that Concerns names, the result is the same.
 func TestConcerns(t *testing.T) {
 	for seed := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, 12))
@@ -107,9 +107,8 @@ func TestConcerns(t *testing.T) {
 	}
 }
 
-// TestKernelAgrees: on random clusters, a kernel that holds what the compiler has made, merged or not, never differs
-// from the policies. If a pod of the node is missing in the set of its class, or no rule drops packets, the kernel
-// differs.
+// TestKernelAgrees: if the kernel holds what the compiler has made, it doesn't differ from the policies. If a pod is
+// missing in its class's set, or no rule drops, it differs.
 func TestKernelAgrees(t *testing.T) {
 	checked, lost := 0, 0
 	for seed := range uint64(150) {
@@ -170,7 +169,7 @@ func TestKernelAgrees(t *testing.T) {
 	}
 }
 
-// opened returns the ruleset with all rules that drop packets turned into rules that don't.
+// opened returns the ruleset without rules that drop packets: they return.
 func opened(r ruleset.Ruleset) ruleset.Ruleset {
 	r.Chains = slices.Clone(r.Chains)
 	for i := range r.Chains {

@@ -11,17 +11,15 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// maxPaths is how many destinations of one port of a Service are explained.
 const maxPaths = 100
 
-// fewMisses is how many unmet conditions the nearest rule may have. If it has more, a person would rather add a rule
-// than change that one, and Side.Change says which.
+// fewMisses is how many unmet conditions the nearest rule may have. If it has more, a new rule is better than a
+// change of this one (Side.Change).
 const fewMisses = 2
 
-// maxNear is how many rules that don't allow a connection are listed for each of its ends.
+// maxNear is how many rules that don't allow a connection are listed for each end.
 const maxNear = 20
 
-// judge evaluates the paths of one query.
 type judge struct {
 	*Cluster
 	evaluator *verdict.Evaluator
@@ -81,7 +79,6 @@ type target struct {
 	notes   []string
 }
 
-// connect evaluates each source with each target of its family.
 func (j *judge) connect(sources []Place, targets []target) {
 	addresses := map[netip.Addr]bool{}
 	for _, s := range sources {
@@ -106,7 +103,7 @@ func (j *judge) connect(sources []Place, targets []target) {
 	}
 }
 
-// add adds the path, or counts it as alike if an earlier one through the same Service differs only in its destination.
+// add adds the path. If one through the same Service differs only in its destination, it counts as alike instead.
 func (j *judge) add(p Path) {
 	for i := range j.Paths {
 		o := &j.Paths[i]
@@ -126,7 +123,7 @@ func (j *judge) label(p Place) string {
 	return p.Address.String()
 }
 
-// alike reports whether both paths have the same verdicts for the same reasons.
+// alike reports whether both have the same verdicts for the same reasons.
 func alike(a, b []Side) bool {
 	return slices.EqualFunc(a, b, func(x, y Side) bool {
 		return x.Result == y.Result && x.Reason == y.Reason && slices.Equal(x.Policies, y.Policies) &&
@@ -137,7 +134,6 @@ func alike(a, b []Side) bool {
 	})
 }
 
-// path evaluates the connection from s to t. It is dropped if one of its sides drops it.
 func (j *judge) path(s Place, t target) Path {
 	f := conf.FamilyOf(s.Address)
 	p := Path{
@@ -169,14 +165,13 @@ func (j *judge) path(s Place, t target) Path {
 	return p
 }
 
-// audit adds to the side of a connection that passes whether audited policies would drop it.
+// audit adds whether audited policies would drop a connection that passes.
 func (j *judge) audit(s *Side, v verdict.Side, p verdict.Packet, peer Place) {
 	if s.WouldDrop = s.Reason != FromNode && !v.AllowedByAll(); s.WouldDrop {
 		s.NearestAudited = j.nearest(s.Direction, p, peer, true)
 	}
 }
 
-// nearest returns the nearest rules of the policies, or of the audited ones, at most maxNear.
 func (j *judge) nearest(d ruleset.Direction, p verdict.Packet, peer Place, audited bool) []verdict.Near {
 	near := j.evaluator.Nearest(d, p, audited)
 	near = near[:min(len(near), maxNear)]
@@ -266,7 +261,7 @@ func standIn(all []verdict.Near, name string, peer Place) {
 	}
 }
 
-// needed says what a policy must allow, if no rule of the isolating policies comes near.
+// needed says what a policy must allow, if no rule comes near.
 func (j *judge) needed(d ruleset.Direction, at, peer Place, p verdict.Packet) string {
 	namespace, _, _ := strings.Cut(at.Pod, "/")
 	what := "for all ports (no other rule allows ICMP)"
@@ -278,7 +273,7 @@ func (j *judge) needed(d ruleset.Direction, at, peer Place, p verdict.Packet) st
 		"selects %s", d, preposition, j.label(peer), what, namespace, at.Pod)
 }
 
-// ruleOf returns a rule of the evaluator with whole paths of fields.
+// ruleOf returns the evaluator's rule with whole paths of fields.
 func ruleOf(name string, r verdict.Rule) Rule {
 	rule := Rule{Policy: name, Field: "spec." + r.Field}
 	if r.Peer != verdict.Everyone {
@@ -290,8 +285,6 @@ func ruleOf(name string, r verdict.Rule) Rule {
 	return rule
 }
 
-// sumUp sets the result of the query: that of all paths if they agree, Mixed if they don't, and Nothing if there are
-// none.
 func (j *judge) sumUp() {
 	j.Result = Nothing
 	for i, p := range j.Paths {

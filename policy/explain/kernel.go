@@ -13,18 +13,18 @@ import (
 // Kernel is what the kernel of the agent's node holds for a connection.
 type Kernel struct {
 	Node string `json:"node,omitempty"`
-	// Result is what the kernel's rules do with the connection's first packet. It is empty if that can't be read.
+	// Result is what the kernel's rules do with the first packet. It is empty if that can't be read.
 	Result Result `json:"result,omitempty"`
 	// Classes are the classes of the node's pods at the ends.
 	Classes []KernelClass `json:"classes,omitempty"`
-	// Sets are the first ten sets in which the rules of these classes look up an address of the connection.
+	// Sets are the first ten sets in which these classes' rules look up an address of the connection.
 	Sets []KernelSet `json:"sets,omitempty"`
 	// Rule is the rule that decides, and Chain is its chain.
 	Chain string `json:"chain,omitempty"`
 	Rule  string `json:"rule,omitempty"`
-	// Differences say where the kernel does something else than the policies mean. There should be none.
+	// Differences say where the kernel doesn't do what the policies mean. There should be none.
 	Differences []string `json:"differences,omitempty"`
-	// Unread says why the kernel's rules could not be compared, although its sets could.
+	// Unread says why only the kernel's sets could be compared, not its rules.
 	Unread string `json:"unread,omitempty"`
 	// Unknown says why the kernel could not be read.
 	Unknown string `json:"unknown,omitempty"`
@@ -34,7 +34,7 @@ type Kernel struct {
 type KernelClass struct {
 	Direction ruleset.Direction `json:"direction"`
 	Pod       string            `json:"pod"`
-	// Set and Chain are those of the class. Set is empty if the pod is in no class, so that it is closed.
+	// Set and Chain are those of the class. If Set is empty, the pod is in no class, and closed.
 	Set      string   `json:"set,omitempty"`
 	Chain    string   `json:"chain,omitempty"`
 	Policies []string `json:"policies"`
@@ -48,15 +48,15 @@ type KernelSet struct {
 	Address netip.Addr `json:"address"`
 	// Holds is true if the kernel's set holds the address.
 	Holds bool `json:"holds"`
-	// For is the rule's comment: what the set is for.
+	// For is the rule's comment, which says what the set is for.
 	For string `json:"for,omitempty"`
 }
 
 // View is a node's kernel beside what should be in it.
 type View struct {
 	Node string
-	// Want is the ruleset that the agent has applied. Held has the entries that the kernel holds of it, as far as the
-	// packets need them. Wrong says where the kernel's rules differ.
+	// Want is the ruleset that the agent has applied. Held is Want with the kernel's entries, as far as the packets
+	// need them. Wrong says where the kernel's rules differ.
 	Want, Held ruleset.Ruleset
 	Wrong      []string
 	// Unread says why the kernel's rules could not be compared; empty if they could.
@@ -67,11 +67,10 @@ type View struct {
 	Links map[netip.Addr]ruleset.Link
 }
 
-// elsewhere stands for each link that isn't a pod's.
 const elsewhere = conf.Tunnel
 
-// Packet returns the path's first packet as this node's rules check it. ok is false if they don't check it: no end is
-// a pod of this node, the node itself sends it, or both ends have the same address.
+// Packet returns the path's first packet as this node's rules check it. ok is false if they don't: no end is a pod
+// of this node, the node itself sends it, or both ends have the same address.
 func (p *Path) Packet(links map[netip.Addr]ruleset.Link) (packet ruleset.Packet, ok bool) {
 	if (!p.From.Here && !p.To.Here) || p.From.Address == p.To.Address || (p.From.isOwn && !p.From.Here) {
 		return ruleset.Packet{}, false
@@ -92,7 +91,7 @@ func (p *Path) Packet(links map[netip.Addr]ruleset.Link) (packet ruleset.Packet,
 }
 
 // AddKernel adds to each path what the kernel holds for it. A path that this node doesn't check gets no Kernel. If
-// one of its ends is a pod on another node, and none is a pod of this node, it gets a note that says so.
+// its ends are pods of other nodes, it gets a note.
 func (e *Explanation) AddKernel(v View) {
 	for i := range e.Paths {
 		p := &e.Paths[i]
@@ -114,7 +113,7 @@ func (e *Explanation) AddKernel(v View) {
 	}
 }
 
-// unchecked says why the kernel of this node says nothing about the path; empty if that needs no words.
+// unchecked says why this node's kernel says nothing about the path; empty if that needs no words.
 func (p *Path) unchecked() string {
 	if p.From.Here || p.To.Here || (p.From.Pod == "" && p.To.Pod == "") {
 		return ""
@@ -126,7 +125,6 @@ func (p *Path) unchecked() string {
 		or(where, "the pods' nodes")
 }
 
-// compare compares the kernel's verdict, classes and sets with what the policies mean.
 func (p *Path) compare(v View, packet ruleset.Packet) error {
 	k := p.Kernel
 	passes, steps, err := v.Held.Trace(packet)
@@ -162,7 +160,6 @@ func (p *Path) compare(v View, packet ruleset.Packet) error {
 	return nil
 }
 
-// compareClass adds the class in which the kernel has the pod, and compares it with the policies.
 func (p *Path) compareClass(v View, s Side, end Place) {
 	k := p.Kernel
 	held, wanted := classOf(v.Held, s.Direction, end), classOf(v.Want, s.Direction, end)
@@ -197,8 +194,7 @@ func policiesOf(c *ruleset.Class) string {
 	return strings.Join(c.Policies, ", ")
 }
 
-// samePolicies reports whether the class has exactly these policies, in any order. Words behind a policy's name in the
-// class don't count.
+// samePolicies ignores the order, and words behind a policy's name in the class.
 func samePolicies(class, policies []string) bool {
 	plain := make([]string, len(class))
 	for i, name := range class {
@@ -210,8 +206,8 @@ func samePolicies(class, policies []string) bool {
 	return slices.Equal(plain, want)
 }
 
-// classOf returns the class of the direction that the pod's address is in; nil if there is none. Several classes may
-// share a set, so it prefers the one with the pod.
+// classOf returns the class with the pod's address; nil if there is none. If several classes share a set, it prefers
+// the one with the pod.
 func classOf(r ruleset.Ruleset, d ruleset.Direction, of Place) (found *ruleset.Class) {
 	for i := range r.Classes {
 		c := &r.Classes[i]
@@ -226,7 +222,6 @@ func classOf(r ruleset.Ruleset, d ruleset.Direction, of Place) (found *ruleset.C
 	return found
 }
 
-// inSet reports whether the set has the address, or a network that contains it.
 func inSet(r ruleset.Ruleset, name string, a netip.Addr) bool {
 	i := slices.IndexFunc(r.Sets, func(s ruleset.Set) bool { return s.Name == name })
 	if i < 0 || r.Sets[i].Family != conf.FamilyOf(a) {
@@ -242,11 +237,11 @@ func inSet(r ruleset.Ruleset, name string, a netip.Addr) bool {
 	return false
 }
 
-// maxSets is how many sets of a path's classes are listed at most. All are compared.
+// maxSets is how many sets of a path's classes are listed. All are compared.
 const maxSets = 10
 
-// compareSets compares the sets in which the rules of the class look up the packet's addresses, and lists the first
-// maxSets of them.
+// compareSets compares the sets in which the class's rules look up the packet's addresses. It lists the first
+// maxSets.
 func (p *Path) compareSets(v View, c KernelClass, packet ruleset.Packet) {
 	chain, ok := v.Held.Chain(conf.FamilyOf(packet.Dst), c.Chain)
 	if !ok {

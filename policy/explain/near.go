@@ -5,7 +5,7 @@ import (
 	"slices"
 )
 
-// nearest returns the names most like the wanted one, at most three. It leaves out names that have little in common.
+// nearest returns up to three names that are most like the wanted one.
 func nearest(want string, names []string) []string {
 	type scored struct {
 		name     string
@@ -27,8 +27,8 @@ func nearest(want string, names []string) []string {
 	return all
 }
 
-// distance returns how many characters must be added, removed or replaced to turn one name into the other
-// (Levenshtein). If a is the beginning of b, as a Deployment's name is of its pods' names, the distance is at most 2.
+// distance returns how many characters differ (Levenshtein). If a is the beginning of b, as with a Deployment and
+// its pods, it is at most 2.
 func distance(a, b string) int {
 	if len(a) > 2 && len(b) >= len(a) && b[:len(a)] == a {
 		return min(len(b)-len(a), 2)

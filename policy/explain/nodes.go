@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// EnforcedOn returns the nodes whose rules enforce the paths, each once: those of the pods at the ends.
+// EnforcedOn returns the nodes whose rules enforce the paths, each once.
 func (e *Explanation) EnforcedOn() (all []string) {
 	for i := range e.Paths {
 		for _, s := range e.Paths[i].Sides {
@@ -18,13 +18,12 @@ func (e *Explanation) EnforcedOn() (all []string) {
 	return all
 }
 
-// enforced reports whether rules of a known node enforce the side.
 func (s Side) enforced() bool {
 	return s.Node != "" && s.Pod != "" && !slices.Contains([]Reason{HostNetwork, NoPod, FromNode, Itself}, s.Reason)
 }
 
-// AddNode adds to each path with an end on the node what the node's kernel holds for it. of is the explanation of the
-// node's agent for the same question. If the agent knows other policies than this explanation, that is a difference.
+// AddNode adds to each path with an end on the node what the node's kernel holds. of is the answer of the node's
+// agent to the same question. If the agent knows other policies, that is a difference.
 func (e *Explanation) AddNode(node string, of Explanation) {
 	for i := range e.Paths {
 		p := &e.Paths[i]
@@ -49,7 +48,7 @@ func (e *Explanation) AddNode(node string, of Explanation) {
 	}
 }
 
-// AddUnknown adds to each path with an end on the node why the node's kernel is unknown.
+// AddUnknown adds to each path with an end on the node why its kernel is unknown.
 func (e *Explanation) AddUnknown(node, why string) {
 	for i := range e.Paths {
 		if p := &e.Paths[i]; p.endsOn(node) {
@@ -58,12 +57,11 @@ func (e *Explanation) AddUnknown(node, why string) {
 	}
 }
 
-// endsOn reports whether the rules of the node enforce one of the path's sides.
 func (p *Path) endsOn(node string) bool {
 	return slices.ContainsFunc(p.Sides, func(s Side) bool { return s.enforced() && s.Node == node })
 }
 
-// disagreements says where the node's agent judges its own side of the path otherwise.
+// disagreements says where the node's agent judges its side of the path otherwise.
 func (p *Path) disagreements(node string, of Path) (all []string) {
 	for i, s := range p.Sides {
 		if !s.enforced() || s.Node != node || i >= len(of.Sides) {
@@ -79,7 +77,6 @@ func (p *Path) disagreements(node string, of Path) (all []string) {
 	return all
 }
 
-// because returns the side's reason, with the isolating policies.
 func (s Side) because() string {
 	if len(s.Policies) == 0 {
 		return string(s.Reason)

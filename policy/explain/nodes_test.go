@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// acrossNodes is a connection between pods of the nodes w1 and w2, explained from the API server's objects.
+// acrossNodes is a connection between pods of w1 and w2, explained from the API server's objects.
 func acrossNodes() Explanation {
 	return Explanation{Result: Dropped, Paths: []Path{{
 		From: Place{Address: netip.MustParseAddr("10.0.1.2"), Pod: "a/client", Node: "w1"},
@@ -24,15 +24,14 @@ func acrossNodes() Explanation {
 	}}}
 }
 
-// agentOf is what the agent of a node answers.
 func agentOf(k Kernel) Explanation {
 	e := acrossNodes()
 	e.Paths[0].Kernel = &k
 	return e
 }
 
-// TestBothNodes: the path has what the kernels of both ends hold. A kernel's own difference, and an agent that knows
-// other policies than the API server about its own pod, make the explanation differ.
+// TestBothNodes: the path has what both ends' kernels hold. If a kernel or an agent's policies differ, the
+// explanation differs.
 func TestBothNodes(t *testing.T) {
 	e := acrossNodes()
 	if got := e.EnforcedOn(); !slices.Equal(got, []string{"w1", "w2"}) {
@@ -77,7 +76,7 @@ func TestBothNodes(t *testing.T) {
 	}
 }
 
-// TestNodesAway: a node that doesn't answer, or whose agent doesn't know the connection, is unknown.
+// TestNodesAway: if a node doesn't answer, or its agent doesn't know the connection, its kernel is unknown.
 func TestNodesAway(t *testing.T) {
 	e := acrossNodes()
 	e.AddUnknown("w1", "the node is not ready")

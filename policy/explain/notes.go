@@ -20,7 +20,6 @@ func (j *judge) note(format string, args ...any) {
 	}
 }
 
-// notes adds what matters to the connection and isn't policy.
 func (j *judge) notes(from, to Ref) {
 	for i := range j.Paths {
 		j.pathNotes(&j.Paths[i])
@@ -38,8 +37,6 @@ func (j *judge) notes(from, to Ref) {
 	}
 }
 
-// pathNotes adds the notes about one path: about its sides, about ends with a node's address, about masquerading, and
-// about problems of the policies.
 func (j *judge) pathNotes(p *Path) {
 	for _, side := range p.Sides {
 		j.sideNotes(side)
@@ -69,7 +66,6 @@ func (j *judge) pathNotes(p *Path) {
 	j.problemNotes(p)
 }
 
-// before returns the text with the prefix; nothing if the text is empty.
 func before(prefix, text string) string {
 	if text == "" {
 		return ""
@@ -84,8 +80,8 @@ func or(a, b string) string {
 	return a
 }
 
-// masqueraded reports whether the path's source address is translated: its destination is outside of the pods'
-// networks, and the source isn't a global IPv6 address.
+// masqueraded reports whether the path's source is translated. It is if the destination is outside of the pods'
+// networks, unless the source is a global IPv6 address.
 func (j *judge) masqueraded(p *Path) bool {
 	if p.To.Pod != "" && !p.To.HostNetwork {
 		return false
@@ -100,7 +96,6 @@ func (j *judge) masqueraded(p *Path) bool {
 	return p.From.Address.Is4() || p.From.Address.IsPrivate()
 }
 
-// sideNotes adds notes about pods that policies don't decide about, and about a policy in the wrong namespace.
 func (j *judge) sideNotes(s Side) {
 	switch s.Reason {
 	case Closed:
@@ -115,8 +110,8 @@ func (j *judge) sideNotes(s Side) {
 	}
 }
 
-// strayPolicies notes policies in the namespace default whose podSelector matches the pod, which is in another
-// namespace: kubectl apply without -n puts them there.
+// strayPolicies notes matching policies in the namespace default, if the pod is in another one: kubectl apply
+// without -n puts them there.
 func (j *judge) strayPolicies(s Side) {
 	namespace, name, _ := strings.Cut(s.Pod, "/")
 	if namespace == metav1.NamespaceDefault || (s.Result == Allowed && s.Reason == Isolated) {
@@ -139,8 +134,8 @@ func (j *judge) strayPolicies(s Side) {
 	}
 }
 
-// isolates reports whether the policy isolates pods in the direction. Without policyTypes, a policy isolates for
-// ingress, and only with egress rules also for egress.
+// isolates reports whether the policy isolates pods in the direction. Without policyTypes, it isolates egress only
+// if it has egress rules.
 func isolates(np *networkingv1.NetworkPolicy, d ruleset.Direction) bool {
 	if len(np.Spec.PolicyTypes) == 0 {
 		return d == ruleset.Ingress || len(np.Spec.Egress) > 0
@@ -152,7 +147,7 @@ func isolates(np *networkingv1.NetworkPolicy, d ruleset.Direction) bool {
 	return slices.Contains(np.Spec.PolicyTypes, want)
 }
 
-// problemNotes notes a pod's address that its node can't have assigned, and problems of the policies that isolate.
+// problemNotes notes an address that the pod's node can't have assigned, and problems of isolating policies.
 func (j *judge) problemNotes(p *Path) {
 	for i, end := range []Place{p.From, p.To} {
 		if end.Pod != "" && !end.HostNetwork && p.Sides[i].Pod == "" && p.Sides[i].Reason == NoPod {
@@ -169,8 +164,7 @@ func (j *judge) problemNotes(p *Path) {
 	}
 }
 
-// serviceNotes adds notes about the Service that the query is about. What comes from outside may come under a node's
-// address.
+// serviceNotes adds notes about the query's Service. Packets from outside may come under a node's address.
 func (j *judge) serviceNotes(from Ref, s *policy.Service) {
 	outside := from.Kind == EndWorld || (from.Kind == EndAddress && j.outside(from))
 	switch reachable := s.Kind == "NodePort" || s.Kind == "LoadBalancer" || len(s.External) > 0; {
@@ -187,13 +181,12 @@ func (j *judge) serviceNotes(from Ref, s *policy.Service) {
 	}
 }
 
-// outside reports whether the address is neither a pod's nor a node's.
 func (j *judge) outside(r Ref) bool {
 	p := j.placeOf(r.Address)
 	return p.Pod == "" && p.Node == ""
 }
 
-// worldNotes notes the ipBlocks for parts of the world, which may have other verdicts.
+// worldNotes notes ipBlocks of parts of the world: they may have other verdicts.
 func (j *judge) worldNotes(from Ref) {
 	for _, p := range j.Paths {
 		side := p.Sides[0]

@@ -12,13 +12,13 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// InputError is the error of a question that can't be understood, or that names what doesn't exist. It is one line that
-// says what to write instead.
+// InputError is the error of a question that is wrong, or names what doesn't exist. Its one line says what to write
+// instead.
 type InputError struct{ message string }
 
 func (e *InputError) Error() string { return e.message }
 
-// NewInputError returns an InputError with the message of one that an agent has answered with.
+// NewInputError returns an InputError with a message that an agent has sent.
 func NewInputError(message string) error { return inputError("%s", message) }
 
 func inputError(format string, args ...any) error {
@@ -28,7 +28,7 @@ func inputError(format string, args ...any) error {
 // EndKind is a kind of ends.
 type EndKind string
 
-// EndNamed is only in queries that are not resolved yet.
+// EndNamed is only in queries that aren't resolved yet.
 const (
 	EndPod     EndKind = "pod"
 	EndService EndKind = "service"
@@ -81,14 +81,12 @@ type Query struct {
 	Port Port `json:"port"`
 }
 
-// names matches the names of pods, Services, nodes and namespaces (RFC 1123).
 var names = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
 
-// portNames matches the names of ports (RFC 6335, section 5.1).
 var portNames = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
 
 // Parse reads a query from the arguments FROM and TO[:PORT[/PROTO]]. Names without a namespace are looked up in the
-// given namespace, or in all namespaces if it is empty. The error is an *InputError.
+// given one; if that is empty, in all. The error is an *InputError.
 func Parse(from, to, namespace string) (q Query, err error) {
 	if q.From, err = parseEnd(from, namespace); err != nil {
 		return Query{}, err
@@ -106,7 +104,7 @@ func Parse(from, to, namespace string) (q Query, err error) {
 	return q, err
 }
 
-// cutPort cuts off what follows the colon after the end. An IPv6 address with a port is in brackets.
+// cutPort cuts off the port after the colon. An IPv6 address with a port is in brackets.
 func cutPort(s string) (end, port string, has bool, err error) {
 	if inner, ok := strings.CutPrefix(s, "["); ok {
 		end, rest, closed := strings.Cut(inner, "]")
@@ -179,7 +177,6 @@ func parseEnd(s, namespace string) (Ref, error) {
 	return Ref{Kind: kind, Namespace: parts[0], Name: parts[1]}, nil
 }
 
-// protocolNames has the protocols by the names that a person may write.
 var protocolNames = map[string]ruleset.Protocol{
 	"tcp": ruleset.TCP, "udp": ruleset.UDP, "sctp": ruleset.SCTP, "icmp": ruleset.ICMP,
 }

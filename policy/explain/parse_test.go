@@ -56,7 +56,7 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// TestParseErrors: each wrong argument gives one line that says what to write.
+// TestParseErrors: if an argument is wrong, the error is one line that says what to write.
 func TestParseErrors(t *testing.T) {
 	const forms = "an end is NAMESPACE/POD, svc/NAMESPACE/SERVICE, an address, node/NAME or world"
 	for to, want := range map[string]string{
@@ -97,8 +97,8 @@ func TestParseErrors(t *testing.T) {
 	}
 }
 
-// FuzzParse: no argument makes the parser panic, or gives an error of several lines or with control characters. What it
-// reads, it reads again from its own text.
+// FuzzParse: no argument makes the parser panic, and errors are one printable line. What it reads, it reads again
+// from its own text.
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{"ns/b:80/udp", "[fd00::1]:80", "node/n", "world", "svc/a/b:x", "10.0.0.1", ":/icmp"} {
 		f.Add("ns/a", s, "")

@@ -25,9 +25,8 @@ func peersOf(np *networkingv1.NetworkPolicy, d ruleset.Direction) (all []network
 	return all
 }
 
-// about returns the part of the cluster's state that decides about packets between the addresses: their pods, the
-// attachments of those, their namespaces, and the policies in these. An evaluator of the whole state would give the
-// same verdicts, and take seconds to make in a large cluster.
+// about returns the part of the state that decides on packets between the addresses. An evaluator of the whole state
+// would take seconds in a large cluster.
 func (c *Cluster) about(addresses map[netip.Addr]bool) policy.State {
 	s := policy.State{Node: c.Node}
 	s.Nodes, s.Workloads = c.Nodes, c.Workloads
@@ -71,9 +70,8 @@ func (c *Cluster) about(addresses map[netip.Addr]bool) policy.State {
 	return s
 }
 
-// Concerns returns a function that reports whether an explanation of the query may need a pod. A source may leave out
-// all other pods. c has the attachments, and the pods that are known so far: pods that share an address with one of
-// them are needed too.
+// Concerns returns a function that reports whether an explanation of the query may need a pod. A source may leave
+// out all other pods. c has the attachments, and the pods known so far.
 func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
 	addresses := Addresses(c, q)
 	named := map[policy.Name]bool{}
@@ -103,8 +101,8 @@ func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
 	}
 }
 
-// ends returns the ends that the query names, as far as they are known, and what is behind a node's port: the Service
-// of a nodePort, or the pod of a hostPort.
+// ends returns the known ends of the query, and what a node's port leads to: a nodePort's Service or a hostPort's
+// pod.
 func (c *Cluster) ends(q Query) (ends []Ref) {
 	if from, err := c.resolve(q.From); err == nil {
 		ends = append(ends, from)
@@ -121,7 +119,7 @@ func (c *Cluster) ends(q Query) (ends []Ref) {
 	return ends
 }
 
-// Addresses returns the addresses of the query's ends, as far as they are known.
+// Addresses returns the known addresses of the query's ends.
 func Addresses(c Cluster, q Query) map[netip.Addr]bool {
 	all := map[netip.Addr]bool{}
 	for _, r := range []Ref{q.From, q.To} {

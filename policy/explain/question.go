@@ -2,8 +2,7 @@ package explain
 
 import "github.com/weir-net/weir/policy"
 
-// Question is what weirctl asks an agent: the arguments of Parse, and the Services that weirctl knows and the agent
-// doesn't.
+// Question is what weirctl asks an agent: the arguments of Parse, and Services that the agent doesn't know.
 type Question struct {
 	From      string           `json:"from"`
 	To        string           `json:"to"`

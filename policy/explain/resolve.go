@@ -10,7 +10,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// resolve finds what the end names. A name without a namespace must be unique. A name that a pod and a Service have
+// resolve finds what the end names. A name without a namespace must be unique. If a pod and a Service share it, it
 // means the pod.
 func (c *Cluster) resolve(r Ref) (Ref, error) {
 	switch r.Kind {
@@ -51,7 +51,6 @@ func (c *Cluster) resolve(r Ref) (Ref, error) {
 	return Ref{}, unknown("pod", r, slices.Concat(pods, prefixed("svc/", services)))
 }
 
-// resolveAddress turns the address of a Service into the Service.
 func (c *Cluster) resolveAddress(r Ref) Ref {
 	for _, s := range c.Services {
 		if slices.Contains(s.ClusterIPs, r.Address) || slices.Contains(s.External, r.Address) {
@@ -61,8 +60,8 @@ func (c *Cluster) resolveAddress(r Ref) Ref {
 	return r
 }
 
-// nodePort returns the Service and its port that the node's port leads to; nil if the end is no node, or if its port is
-// no nodePort.
+// nodePort returns the Service and port that the node's port leads to. It returns nil if the end is no node, or the
+// port no nodePort.
 func (c *Cluster) nodePort(to Ref, port Port) (*policy.Service, policy.ServicePort) {
 	if port.Number == 0 || (to.Kind != EndNode && (to.Kind != EndAddress || !c.placeOf(to.Address).isNode)) {
 		return nil, policy.ServicePort{}
@@ -77,7 +76,6 @@ func (c *Cluster) nodePort(to Ref, port Port) (*policy.Service, policy.ServicePo
 	return nil, policy.ServicePort{}
 }
 
-// podNames returns the names of all pods and attachments, each once.
 func (c *Cluster) podNames() []string {
 	var all []string
 	for i := range c.Pods {
@@ -105,7 +103,7 @@ func prefixed(prefix string, names []string) []string {
 	return all
 }
 
-// matching returns the ends of that kind that the reference means, out of those with the names.
+// matching returns which of the names the reference means.
 func matching(r Ref, kind EndKind, names []string) (found []Ref) {
 	for _, n := range names {
 		namespace, name, _ := strings.Cut(n, "/")
@@ -116,7 +114,7 @@ func matching(r Ref, kind EndKind, names []string) (found []Ref) {
 	return found
 }
 
-// unknown returns the error of a name that nothing has, with the nearest names.
+// unknown returns the error of an unknown name. It has the nearest names.
 func unknown(kind string, r Ref, names []string) error {
 	want := r.String()
 	candidates := names
@@ -137,7 +135,7 @@ func unknown(kind string, r Ref, names []string) error {
 		near = whole
 	}
 	if len(near) == 0 {
-		// The name may be right and the namespace wrong.
+		// Maybe only the namespace is wrong.
 		for _, n := range names {
 			if strings.HasSuffix(n, "/"+r.Name) && len(near) < 3 {
 				near = append(near, n)
@@ -170,7 +168,7 @@ func (c *Cluster) pods(namespace, name string) (all []*policy.Pod) {
 	return all
 }
 
-// places returns the addresses of an end that is no Service, one for each family if it is a pod.
+// places returns the addresses of an end. Pods have one for each family. Services have none here.
 func (c *Cluster) places(r Ref) ([]Place, error) {
 	switch r.Kind {
 	case EndAddress:
@@ -269,8 +267,8 @@ func (c *Cluster) placeOf(a netip.Addr) Place {
 	return p
 }
 
-// nodePlaces returns the node's own addresses. A node sends to pods on other nodes under its InternalIP or, through
-// the tunnel, under the network address of its podCIDR.
+// nodePlaces returns the node's own addresses. To pods elsewhere it sends from its InternalIP or, through the
+// tunnel, from its podCIDR's network address.
 func (c *Cluster) nodePlaces(name string) (all []Place, err error) {
 	for _, n := range c.Nodes {
 		if n.Name != name {
@@ -293,7 +291,7 @@ func (c *Cluster) nodePlaces(name string) (all []Place, err error) {
 	return all, nil
 }
 
-// outside are addresses that may stand for the world: those for documentation, which no host has, and public ones.
+// outside are addresses that may stand for the world: documentation ones, which no host has, and public ones.
 var outside = [...][]netip.Addr{
 	conf.IPv4: {
 		netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("192.0.2.1"),
@@ -302,8 +300,8 @@ var outside = [...][]netip.Addr{
 	conf.IPv6: {netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2606:4700:4700::1111")},
 }
 
-// worldPlaces returns an address of each family that stands for the world: one that is in no ipBlock except those of
-// the whole family, or the first candidate if there is none.
+// worldPlaces returns an address of each family that stands for the world. It prefers one in no ipBlock but whole
+// families.
 func (c *Cluster) worldPlaces() (all []Place) {
 	blocks := c.blocks()
 	for _, candidates := range outside {
@@ -319,7 +317,6 @@ func (c *Cluster) worldPlaces() (all []Place) {
 	return all
 }
 
-// blocks returns the networks that the policies' ipBlocks name.
 func (c *Cluster) blocks() (all []netip.Prefix) {
 	for _, np := range c.Policies {
 		for _, d := range directions {

@@ -13,7 +13,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// targets returns the destinations of the query: each address of the end with each port, or the endpoints of a Service.
 func (j *judge) targets(to Ref, port Port) ([]target, error) {
 	if to.Kind == EndService {
 		return j.serviceTargets(to, port)
@@ -35,7 +34,7 @@ func (j *judge) targets(to Ref, port Port) ([]target, error) {
 	return all, nil
 }
 
-// ports returns the ports of the query. Without a port, these are the named ports of the pod.
+// ports returns the query's ports. Without a port, these are the pod's named ports.
 func (j *judge) ports(to Ref, port Port) ([]policy.NamedPort, error) {
 	if port.Number != 0 || (port.Name == "" && port.Proto == ruleset.ICMP) {
 		return []policy.NamedPort{{Proto: port.Proto, Number: port.Number}}, nil
@@ -66,8 +65,8 @@ func (j *judge) ports(to Ref, port Port) ([]policy.NamedPort, error) {
 	return nil, inputError("%s has no named ports: write the number of the port instead of %s", to, port.Name)
 }
 
-// serviceTargets returns the ready endpoints of the Service for the port, or for each of its ports if none is given:
-// at most maxPaths for each port.
+// serviceTargets returns the ready endpoints of the Service for the port, or for each of its ports if none is given.
+// It returns at most maxPaths for each.
 func (j *judge) serviceTargets(to Ref, port Port) ([]target, error) {
 	s := j.service(to)
 	var ports []policy.ServicePort
@@ -114,8 +113,8 @@ func portForm(p Port) string {
 	return number + "/" + strings.ToUpper(string(p.Proto))
 }
 
-// endpoints returns the ready endpoints of a port of the Service: those of its EndpointSlices or, if the source has
-// none, the pods that its selector matches.
+// endpoints returns the ready endpoints of the Service's port. Without EndpointSlices, these are the pods that its
+// selector matches.
 func (j *judge) endpoints(s *policy.Service, p policy.ServicePort) (all []target) {
 	through := fmt.Sprintf("svc/%s port %d", s, p.Port)
 	add := func(place Place, number uint16) {
@@ -164,8 +163,7 @@ func (j *judge) selected(s *policy.Service) (all []*policy.Pod) {
 	return all
 }
 
-// targetNumber returns the number of the pod's port that the Service's port leads to; false if the pod has no such
-// port.
+// targetNumber returns the pod's port that the Service's port leads to; false if the pod has none.
 func targetNumber(o *policy.Pod, p policy.ServicePort) (uint16, bool) {
 	if p.Target.Type == intstr.Int {
 		return uint16(p.Target.IntVal), p.Target.IntVal >= 1 && p.Target.IntVal <= 65535
@@ -179,7 +177,6 @@ func targetNumber(o *policy.Pod, p policy.ServicePort) (uint16, bool) {
 	return o.Ports[i].Number, true
 }
 
-// noEndpoints says why the port of the Service leads nowhere.
 func (j *judge) noEndpoints(s *policy.Service, p policy.ServicePort) string {
 	where := fmt.Sprintf("svc/%s port %d has no ready endpoint, so kube-proxy refuses connections to it, whatever the "+
 		"policies are: ", s, p.Port)
@@ -201,9 +198,8 @@ func (j *judge) noEndpoints(s *policy.Service, p policy.ServicePort) string {
 		"kubernetes.io/service-name", s.Name)
 }
 
-// forwarders returns the addresses of a node that receives packets from outside for a Service. The node passes them
-// on under its own address, to a pod on another node. forwarders returns nothing if no node does that for this
-// Service.
+// forwarders returns the addresses of a node that passes on packets from outside to a pod on another node. It sends
+// them under its own address. If no node does that for the Service, there are none.
 func (j *judge) forwarders(to Ref, from Place) []Place {
 	s := j.service(to)
 	if s.Local || (s.Kind != "NodePort" && s.Kind != "LoadBalancer") || len(j.Nodes) < 2 {

@@ -35,16 +35,15 @@ type Peer struct {
 	Address   netip.Addr
 }
 
-// ofOnePod are the labels that a controller gives to each pod, to each version of a workload, or to each run of a job.
-// Pods of the same workload differ in them.
+// ofOnePod are controllers' labels in which pods of one workload differ.
 var ofOnePod = []string{
 	"pod-template-hash", "controller-revision-hash", "pod-template-generation", "statefulset.kubernetes.io/pod-name",
 	"apps.kubernetes.io/pod-index", "controller-uid", "job-name", "batch.kubernetes.io/controller-uid",
 	"batch.kubernetes.io/job-name", "batch.kubernetes.io/job-completion-index",
 }
 
-// Labels returns the labels of the pod by which a policy should select it: those that the pods of its workload have in
-// common, without those whose values are unknown.
+// Labels returns the labels by which a policy should select the pod. Its workload's pods have them in common, and
+// their values are known.
 func Labels(p *policy.Pod) map[string]string {
 	labels := maps.Clone(p.Labels)
 	for _, key := range slices.Concat(ofOnePod, p.Unknown) {
@@ -53,10 +52,10 @@ func Labels(p *policy.Pod) map[string]string {
 	return labels
 }
 
-// Rules returns rules that allow the traffic. left is the traffic of protocols that no port of a NetworkPolicy can
-// have, such as ICMP: only a rule without ports allows it, and that allows all ports.
+// Rules returns rules that allow the traffic. left is traffic without a port that a policy can name, such as ICMP.
+// Only a rule without ports would allow it, and everything else too.
 //
-// Peers with the same ports are in one rule. Equal traffic gives equal rules, in whatever order it comes.
+// Peers with the same ports are in one rule. The order of the traffic doesn't matter.
 func Rules(traffic []Traffic) (
 	ingress []networkingv1.NetworkPolicyIngressRule, egress []networkingv1.NetworkPolicyEgressRule, left []Traffic,
 ) {
@@ -77,19 +76,17 @@ func Rules(traffic []Traffic) (
 	return ingress, egress, left
 }
 
-// hasPort reports whether a port of a NetworkPolicy can name the destination's port.
+// hasPort reports whether a NetworkPolicy's port can name the destination's.
 func (t Traffic) hasPort() bool {
 	named := t.Protocol == ruleset.TCP || t.Protocol == ruleset.UDP || t.Protocol == ruleset.SCTP
 	return named && t.Port != 0
 }
 
-// rule is a rule of either direction.
 type rule struct {
 	peers []networkingv1.NetworkPolicyPeer
 	ports []networkingv1.NetworkPolicyPort
 }
 
-// port is a port with its protocol, as a key.
 type port struct {
 	proto  ruleset.Protocol
 	number uint16
@@ -146,7 +143,6 @@ func (p Peer) key() string {
 	return b.String()
 }
 
-// selected returns the peer as a policy in the namespace selects it.
 func (p Peer) selected(namespace string) (peer networkingv1.NetworkPolicyPeer) {
 	if p.Namespace == "" {
 		peer.IPBlock = &networkingv1.IPBlock{CIDR: netip.PrefixFrom(p.Address, p.Address.BitLen()).String()}

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// TestRulesAllow: an audited policy that gets the rules for what it would drop would drop nothing of that any more.
+// TestRulesAllow: if an audited policy gets the rules for what it would drop, it would drop none of that any more.
 func TestRulesAllow(t *testing.T) {
 	allowed, left := 0, 0
 	for seed := range uint64(1000) {
@@ -68,7 +68,7 @@ func TestRulesAllow(t *testing.T) {
 	}
 }
 
-// selects reports whether a rule of the audited policies can allow the packet: all of them surely select the pod.
+// selects reports whether a rule of the audited policies can allow the packet: they must surely select the pod.
 func selects(v verdict.Verdict) bool {
 	for _, side := range [...]verdict.Side{v.Egress, v.Ingress} {
 		if len(side.Either) > 0 {
@@ -85,7 +85,7 @@ func selects(v verdict.Verdict) bool {
 	return false
 }
 
-// peerOf returns the end of the packet that isn't the audited policies' own.
+// peerOf returns the end of the packet that the audited policies don't select.
 func peerOf(s policy.State, v verdict.Verdict, d ruleset.Direction) propose.Peer {
 	pod, address := v.Egress.Pod, v.Packet.Src
 	if d == ruleset.Egress {

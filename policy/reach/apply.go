@@ -14,15 +14,15 @@ import (
 type Applied struct {
 	// Added, Replaced and Deleted are policies, Namespaces, pods and workloads, such as "NetworkPolicy shop/allow-web".
 	Added, Replaced, Deleted []string
-	// Unused are objects that change no connection of a pod that exists, such as a pod that doesn't exist yet.
+	// Unused are objects that change no connection of an existing pod, such as a new pod.
 	Unused []string
 	// Missing are policies to delete that don't exist.
 	Missing []string
 }
 
-// Apply returns the objects after those of the file are applied and the policies with the names are deleted. An object
-// of the file replaces the object of its name. A pod keeps its addresses and its Node. The pods that a workload has
-// made get the labels and ports of its template. A new pod or a new workload has no effect.
+// Apply returns the objects after the file's are applied and the named policies are deleted. An object of the file
+// replaces the one of its name. A pod keeps its addresses and its Node. A workload's pods get its template's labels
+// and ports. A new pod or workload has no effect.
 func Apply(o, file policy.Objects, deleted ...policy.Name) (policy.Objects, Applied) {
 	a := applying{Objects: o}
 	a.Policies, a.Namespaces, a.Pods = slices.Clone(o.Policies), slices.Clone(o.Namespaces), slices.Clone(o.Pods)
@@ -63,8 +63,8 @@ func (a *applying) deletePolicy(name policy.Name) {
 	}
 }
 
-// replacePolicies replaces the policies of the same names. A file may have several policies of one name: the versions
-// of a policy that contradict each other.
+// replacePolicies replaces the policies of the same names. A file may have several of one name, which contradict
+// each other.
 func (a *applying) replacePolicies(list []*networkingv1.NetworkPolicy) {
 	names := map[policy.Name]bool{}
 	for _, np := range list {
@@ -120,8 +120,8 @@ func (a *applying) replacePod(p policy.Pod) {
 	}
 }
 
-// replaceTemplate gives the workload's pods the labels and ports of its template. They keep the labels that a
-// controller gave them. In a directory, a workload's pod has the workload's own name.
+// replaceTemplate gives the workload's pods the labels and ports of its template. They keep the labels of
+// controllers. In a directory, a workload's pod has the workload's name.
 func (a *applying) replaceTemplate(w policy.Workload) {
 	found := false
 	for i := range a.Pods {

@@ -9,15 +9,13 @@ import (
 
 // Diff has the connections that differ between two states.
 type Diff struct {
-	// Before and After are the matrices. Their parties are the same, in the same order, except for the policies that
-	// isolate them.
+	// Before and After are the matrices. Their parties are the same, except for the policies that isolate them.
 	Before, After *Matrix
 	Opened        []Row
 	Closed        []Row
 }
 
-// Compare returns the connections between the pods of the state before, and between these pods and the world, that a
-// change to the state after opens or closes.
+// Compare returns the connections of the first state's pods that a change to the state after opens or closes.
 func Compare(before, after policy.State, services []policy.Service) *Diff {
 	u := newUniverse(services, before, after)
 	d := &Diff{Before: u.matrix(0), After: u.matrix(1)}
@@ -41,7 +39,7 @@ func Compare(before, after policy.State, services []policy.Service) *Diff {
 // Empty reports whether no connection differs.
 func (d *Diff) Empty() bool { return len(d.Opened)+len(d.Closed) == 0 }
 
-// minus returns the index, in sets, of the set with the ports that are in set a and not in set b.
+// minus returns the index of the set of the ports in a and not in b.
 func (sp *space) minus(a, b int32) int32 {
 	if a == b {
 		return 0
@@ -51,7 +49,7 @@ func (sp *space) minus(a, b int32) int32 {
 	return int32(sp.number(rest))
 }
 
-// joint has the classes that two matrices have in common. before and after are their classes in either matrix.
+// joint has the classes that two matrices have in common. before and after are their classes in each.
 type joint struct {
 	Matrix
 	before, after []int

@@ -14,8 +14,7 @@ import (
 	"github.com/weir-net/weir/policy/reach"
 )
 
-// large returns a cluster of 10,000 pods: 100 namespaces with 20 workloads of 5 pods each, and 10 policies in each
-// namespace.
+// large returns a cluster of 10,000 pods: 100 namespaces with 20 workloads of 5 pods, and 10 policies each.
 func large() policy.State {
 	var s policy.State
 	address := netip.MustParseAddr("10.0.0.1")
@@ -57,8 +56,8 @@ func large() policy.State {
 	return s
 }
 
-// TestLarge: 10,000 pods and the world become 2,011 parties. Without one of the policies, connections are opened and
-// none is closed. The test logs how long the matrix and the difference take, and has no limit for that.
+// TestLarge: 10,000 pods become 2,011 parties. If a policy is removed, connections are opened and none is closed.
+// The test logs the times, and has no limit for them.
 func TestLarge(t *testing.T) {
 	s := large()
 	began := time.Now()

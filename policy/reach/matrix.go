@@ -9,11 +9,11 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// Reach has the ports on which one party can reach another, for each family. A family is nil if one of the parties has
-// no address of the family.
+// Reach has the ports on which one party reaches another, for each family. A family is nil if a party has no address
+// of it.
 type Reach [len(conf.Families)]*Ports
 
-// cell has the numbers of the sets of ports for each family; -1 if there are no connections of the family.
+// cell has the number of the set of ports for each family; -1 if no connection is possible.
 type cell [len(conf.Families)]int32
 
 func (sp *space) reach(c cell) (r Reach) {
@@ -26,23 +26,21 @@ func (sp *space) reach(c cell) (r Reach) {
 	return r
 }
 
-// rules are the rules of all policies that isolate a party, by number.
 type rules struct {
 	list   []verdict.Terms
 	number map[verdict.Terms]int
-	// ports are the ports of each rule; none for a rule with named ports, which depend on the destination.
+	// ports has each rule's ports. It has none for rules with named ports: these depend on the destination.
 	ports []bits
 }
 
-// side is what the policies mean for one class of ends in one direction. A packet is allowed if it matches a rule of
-// each list, and closed is false.
+// side is what the policies mean for a class of ends in one direction. Unless closed, a packet must match a rule of
+// each list.
 type side struct {
 	closed bool
 	either [][]int // numbers of rules
 }
 
-// class is all ends of one family that can't be told apart: the same rules apply to them, and they are peers of the
-// same rules.
+// class is all ends of one family that the rules can't tell apart, as subjects or as peers.
 type class struct {
 	end             partyEnd
 	egress, ingress side
@@ -96,7 +94,6 @@ func (u *universe) matrix(state int) *Matrix {
 	return m
 }
 
-// kernel computes one matrix.
 type kernel struct {
 	*universe
 	evaluator *verdict.Evaluator
@@ -104,7 +101,7 @@ type kernel struct {
 	rules
 	classes [len(conf.Families)][]class
 	known   [len(conf.Families)]map[string]int
-	// classOfParty has the class of each party; -1 if the party has no end of the family.
+	// classOfParty has -1 if the party has no end of the family.
 	classOfParty [len(conf.Families)][]int
 }
 
@@ -139,7 +136,6 @@ func (k *kernel) isolate(parties []Party) [][len(conf.Families)]sides {
 	return all
 }
 
-// side returns the isolation with the numbers of its rules, and appends the names of the policies.
 func (k *kernel) side(i verdict.Isolation, names *[]string) side {
 	s := side{closed: i.Closed}
 	for _, one := range i.Either {
@@ -159,7 +155,7 @@ func (k *kernel) side(i verdict.Isolation, names *[]string) side {
 	return s
 }
 
-// portsOf returns the ports that the rule allows at the destination. The destination decides only about named ports.
+// portsOf returns the ports that the rule allows. dst matters only for named ports.
 func (k *kernel) portsOf(t verdict.Terms, dst verdict.End) bits {
 	b := k.space.none()
 	for i, a := range k.space.atoms {
@@ -170,7 +166,7 @@ func (k *kernel) portsOf(t verdict.Terms, dst verdict.End) bits {
 	return b
 }
 
-// classOf returns the number of the end's class; -1 if the party has no end of the family.
+// classOf returns -1 if the party has no end of the family.
 func (k *kernel) classOf(f int, end partyEnd, s sides) int {
 	if !end.known {
 		return -1
@@ -219,8 +215,7 @@ func (s side) appendTo(key []byte) []byte {
 	return key
 }
 
-// between returns, for each two classes of the family, the number of the set of ports on which the first reaches the
-// second.
+// between returns, for each two classes, the number of the set of ports on which the first reaches the second.
 func (k *kernel) between(f int) [][]int {
 	classes := k.classes[f]
 	all := make([][]int, len(classes))
@@ -246,7 +241,7 @@ func (k *kernel) between(f int) [][]int {
 	return all
 }
 
-// narrow removes from allowed the ports on which the side allows no connection with the peer.
+// narrow removes the ports on which the side allows no connection with the peer.
 func (k *kernel) narrow(allowed bits, s side, peer *class, ports []bits) {
 	if s.closed {
 		allowed.minus(k.space.full())

@@ -19,7 +19,7 @@ import (
 // Kind is a kind of party.
 type Kind string
 
-// The kinds: pods that no policy can tell apart, or a region of the world outside of the cluster's pods.
+// The kinds: pods that no policy can tell apart, or a region of addresses outside of the pods' networks.
 const (
 	Pods  Kind = "pods"
 	World Kind = "world"
@@ -28,13 +28,13 @@ const (
 // Party is one side of connections.
 type Party struct {
 	Kind Kind `json:"kind"`
-	// Name is "NAMESPACE/WORKLOAD" of pods, and the networks of a region. It is different for each party.
+	// Name is "NAMESPACE/WORKLOAD" of pods, or the networks of a region. No two parties have the same.
 	Name      string `json:"name"`
 	Namespace string `json:"namespace,omitempty"`
-	// Pods are the names of the pods, and Addresses their addresses, in the same order.
+	// Pods are the pods' names, and Addresses their addresses, in the same order.
 	Pods      []string       `json:"pods,omitempty"`
 	Addresses [][]netip.Addr `json:"addresses,omitempty"`
-	// Labels are the labels that all of the pods have, without those that differ from pod to pod by their nature.
+	// Labels are those that all of the pods have. Labels that differ by their nature (hashes) are left out.
 	Labels map[string]string `json:"labels,omitempty"`
 	// Networks are those of a region.
 	Networks []netip.Prefix `json:"networks,omitempty"`
@@ -43,12 +43,12 @@ type Party struct {
 	// Ingress and Egress are the policies that isolate the pods.
 	Ingress []string `json:"ingress,omitempty"`
 	Egress  []string `json:"egress,omitempty"`
-	// Off says that enforcement is off for the pods. Unknown says that the pod is unknown, so that all is denied.
+	// Off says that enforcement is off for the pods. Unknown says that the pod is unknown: all is denied.
 	Off     bool `json:"off,omitempty"`
 	Unknown bool `json:"unknown,omitempty"`
 }
 
-// partyEnds has, for each state, an end of the party for each family. All members of the party have equal ends.
+// partyEnds has an end for each state and family. All members of the party have equal ends.
 type partyEnds []oneOfEach
 
 type oneOfEach [len(conf.Families)]partyEnd
@@ -71,7 +71,7 @@ type unit struct {
 
 type oneAddress [len(conf.Families)]netip.Addr
 
-// perPod are the labels that differ between pods of one workload, or from version to version of a workload.
+// perPod are the labels that differ between pods, or versions, of one workload.
 var perPod = map[string]bool{
 	"pod-template-hash": true, "controller-revision-hash": true, "pod-template-generation": true,
 	"statefulset.kubernetes.io/pod-name": true, "apps.kubernetes.io/pod-index": true, "controller-uid": true,
@@ -79,7 +79,7 @@ var perPod = map[string]bool{
 	"batch.kubernetes.io/job-completion-index": true, "rollouts-pod-template-hash": true,
 }
 
-// addPods adds a party for all pods that no policy can tell apart.
+// addPods adds a party for each group of pods that no policy can tell apart.
 func (u *universe) addPods() {
 	facts := newFacts(u)
 	by := map[string][]unit{}
@@ -112,8 +112,7 @@ func (u *universe) addPods() {
 	}
 }
 
-// units returns the pods of the first state: those at the addresses that the evaluator knows, and those without
-// addresses.
+// units returns the pods of the first state, with and without addresses.
 func (u *universe) units() []unit {
 	e := u.evaluators[0]
 	type id struct{ name, uid string }
@@ -171,8 +170,7 @@ func (u *universe) units() []unit {
 	return all
 }
 
-// findEnds finds the ends of the units in each state. A pod without addresses has the labels that the pod of its name
-// has in that state.
+// findEnds finds the units' ends in each state. A pod without addresses takes the labels of the pod of its name.
 func (u *universe) findEnds(all []unit) {
 	for s, e := range u.evaluators {
 		pods := map[policy.Name]policy.Pod{}
@@ -200,7 +198,7 @@ func (u *universe) findEnds(all []unit) {
 	}
 }
 
-// facts tells which facts about pods can matter to the policies of the universe.
+// facts tells which facts about pods can matter to the policies.
 type facts struct {
 	world  *world
 	labels map[string]bool // keys of the policies' selectors of pods
@@ -233,8 +231,7 @@ func newFacts(u *universe) facts {
 	return f
 }
 
-// key returns a text that differs for units that policies may tell apart, or that differ in the labels by which people
-// know their workload.
+// key differs for units that policies may tell apart, or whose labels name different workloads.
 func (f facts) key(u unit) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%q", u.pod.Namespace)
@@ -261,8 +258,8 @@ func (f facts) key(u unit) string {
 	return b.String()
 }
 
-// writePod writes what matters of the pod: the labels that policies select by, the ports that policies name and, if
-// workload is true, all other labels that the pods of a workload have in common.
+// writePod writes the labels and ports that policies name. If workload is true, it writes all labels that a
+// workload's pods share.
 func (f facts) writePod(b *strings.Builder, p policy.Pod, workload bool) {
 	fmt.Fprintf(b, "%q", p.Namespace)
 	for _, k := range slices.Sorted(maps.Keys(p.Labels)) {
@@ -283,7 +280,6 @@ func (f facts) writePod(b *strings.Builder, p policy.Pod, workload bool) {
 	fmt.Fprint(b, ports)
 }
 
-// party returns the party of the units, which have the same key.
 func (u *universe) party(units []unit) Party {
 	first := units[0]
 	p := Party{Kind: Pods, Namespace: first.pod.Namespace, Name: first.pod.Namespace + "/" + workloads(units)}
@@ -308,11 +304,9 @@ func (u *universe) party(units []unit) Party {
 	return p
 }
 
-// maxWorkloads is how many workloads a party's name has at most. If there are more, the last of them gives way to their
-// number.
+// maxWorkloads is how many workloads a party's name has. If there are more, it has their number instead of the last.
 const maxWorkloads = 3
 
-// workloads returns the names of the units' workloads, as far as the pods' names tell.
 func workloads(units []unit) string {
 	var names []string
 	for _, one := range units {
@@ -326,14 +320,13 @@ func workloads(units []unit) string {
 	return strings.Join(names, ", ")
 }
 
-// generated matches a pod's name with an end that a controller generated: a ReplicaSet's hash and a random word, a
-// random word, or an ordinal.
+// generated matches a pod's name with a generated end: hash and random word, random word, or ordinal.
 var generated = regexp.MustCompile(
 	`^(.+?)(-[bcdfghjklmnpqrstvwxz2456789]{6,10}-[bcdfghjklmnpqrstvwxz2456789]{5}` +
 		`|-[bcdfghjklmnpqrstvwxz2456789]{5}|-[0-9]+)$`)
 
-// workload returns the name of the pod's workload. Without a controller's label, it is a guess, which counts only if
-// there are several such pods.
+// workload returns the name of the pod's workload. Without a controller's label it is a guess, which needs several
+// such pods.
 func workload(p policy.Pod, several bool) string {
 	made := slices.ContainsFunc(slices.Collect(maps.Keys(p.Labels)), func(key string) bool { return perPod[key] })
 	if m := generated.FindStringSubmatch(p.Name); m != nil && (made || several) {

@@ -18,11 +18,10 @@ type Ports struct {
 	TCP  []ruleset.PortRange `json:"tcp,omitempty"`
 	UDP  []ruleset.PortRange `json:"udp,omitempty"`
 	SCTP []ruleset.PortRange `json:"sctp,omitempty"`
-	// Other stands for all protocols that have no ports, such as ICMP.
+	// Other stands for all protocols without ports, such as ICMP.
 	Other bool `json:"other,omitempty"`
 }
 
-// of returns the ranges of the protocol; nil for a protocol without ports.
 func (p Ports) of(proto ruleset.Protocol) []ruleset.PortRange {
 	switch proto {
 	case ruleset.TCP:
@@ -35,7 +34,7 @@ func (p Ports) of(proto ruleset.Protocol) []ruleset.PortRange {
 	return nil
 }
 
-// Contains reports whether the set has the port. The port doesn't matter for protocols other than TCP, UDP and SCTP.
+// Contains reports whether the set has the port. For protocols without ports, the port doesn't matter.
 func (p Ports) Contains(proto ruleset.Protocol, port uint16) bool {
 	if !slices.Contains(protocols, proto) {
 		return p.Other
@@ -46,7 +45,6 @@ func (p Ports) Contains(proto ruleset.Protocol, port uint16) bool {
 // Empty reports whether the set has no port.
 func (p Ports) Empty() bool { return len(p.TCP)+len(p.UDP)+len(p.SCTP) == 0 && !p.Other }
 
-// protocols are those that have ports.
 var protocols = []ruleset.Protocol{ruleset.TCP, ruleset.UDP, ruleset.SCTP}
 
 // Every is the set of all ports of all protocols.
@@ -54,8 +52,7 @@ var Every = Ports{TCP: every, UDP: every, SCTP: every, Other: true}
 
 var every = []ruleset.PortRange{{First: 1, Last: 65535}}
 
-// String returns the set in words, such as "TCP 80, 8000-8080; UDP 53", "everything", "nothing", or "everything but TCP
-// 25".
+// String returns the set in words: "TCP 80, 8000-8080; UDP 53", "everything", "nothing", or "everything but TCP 25".
 func (p Ports) String() string {
 	if p.Empty() {
 		return "nothing"
@@ -72,7 +69,6 @@ func (p Ports) String() string {
 
 func (p Ports) ranges() int { return len(p.TCP) + len(p.UDP) + len(p.SCTP) }
 
-// maxRanges is how many ranges of one protocol words names.
 const maxRanges = 16
 
 func (p Ports) words() string {
@@ -102,7 +98,6 @@ func (p Ports) words() string {
 	return strings.Join(parts, "; ")
 }
 
-// complement returns the ports that are not in the set.
 func (p Ports) complement() Ports {
 	gaps := func(ranges []ruleset.PortRange) (all []ruleset.PortRange) {
 		next := 1
@@ -120,24 +115,23 @@ func (p Ports) complement() Ports {
 	return Ports{TCP: gaps(p.TCP), UDP: gaps(p.UDP), SCTP: gaps(p.SCTP), Other: !p.Other}
 }
 
-// atom is a range of ports of one protocol that no policy divides. proto is noPorts for all protocols without ports.
+// atom is a range of ports of one protocol that no policy divides. All protocols without ports are noPorts.
 type atom struct {
 	proto ruleset.Protocol
 	ruleset.PortRange
 }
 
-// noPorts stands for the protocols that have no ports: a rule matches all of them or none.
+// noPorts stands for the protocols without ports: a rule matches all of them or none.
 const noPorts ruleset.Protocol = "1"
 
-// space has the atoms of all ports, and sets of them. Each set has a number, by which it is known; 0 is the empty set.
+// space has the atoms of all ports, and numbered sets of them. Set 0 is empty.
 type space struct {
 	atoms []atom
 	sets  []bits
 	by    map[string]int
 }
 
-// newSpace returns the space of the states: it is divided at each port number that a policy names, and at the numbers
-// of named ports.
+// newSpace divides the ports at each number that a policy names, and at the numbers of named ports.
 func newSpace(states []policy.State) *space {
 	starts := map[ruleset.Protocol]map[int]bool{}
 	for _, proto := range protocols {
@@ -219,7 +213,6 @@ func protocolOf(p networkingv1.NetworkPolicyPort) ruleset.Protocol {
 	return ruleset.Protocol(strings.ToLower(string(*p.Protocol)))
 }
 
-// portNames returns the names of ports that policies use.
 func portNames(states []policy.State) map[string]bool {
 	names := map[string]bool{}
 	for _, s := range states {
@@ -234,7 +227,6 @@ func portNames(states []policy.State) map[string]bool {
 	return names
 }
 
-// bits is a set of small numbers.
 type bits []uint64
 
 func newBits(n int) bits      { return make(bits, (n+63)/64) }
@@ -268,7 +260,6 @@ func (b bits) key() string {
 	return string(text)
 }
 
-// all returns the numbers in the set, in order.
 func (b bits) all() (list []int) {
 	for i := range 64 * len(b) {
 		if b.has(i) {
@@ -288,7 +279,7 @@ func (sp *space) full() bits {
 	return b
 }
 
-// number returns the number of the set, and gives it one if it has none. The set must not change afterwards.
+// number returns the set's number, and gives it one if needed. The set must not change afterwards.
 func (sp *space) number(b bits) int {
 	key := b.key()
 	n, ok := sp.by[key]
@@ -320,8 +311,7 @@ func (sp *space) ports(number int) Ports {
 	return p
 }
 
-// extend appends a range that is behind all of the ranges. If it follows the last one directly, that one becomes longer
-// instead.
+// extend appends a range behind all others. If it follows the last one directly, that one grows.
 func extend(ranges []ruleset.PortRange, r ruleset.PortRange) []ruleset.PortRange {
 	if n := len(ranges); n > 0 && ranges[n-1].Last+1 == r.First {
 		ranges[n-1].Last = r.Last

@@ -25,10 +25,8 @@ var (
 	seed  = flag.Uint64("seed", 0, "probe the cluster of that seed only")
 )
 
-// TestMatrixIsProbed compares the matrix of random clusters with a matrix that is probed: for each two addresses, and
-// for each port at which some policy begins or ends, packets run through the rulesets of the nodes of both ends. Each
-// cluster is then changed, and the difference is compared with the difference of the probed matrices. To replay one
-// cluster: go test ./policy/reach -seed N
+// TestMatrixIsProbed: on random clusters, the matrix agrees with packets that run through the rulesets of both ends'
+// nodes. After a change, so does the difference. To replay one cluster: go test ./policy/reach -seed N
 func TestMatrixIsProbed(t *testing.T) {
 	first, last := uint64(1), uint64(*cases)
 	if *seed != 0 {
@@ -63,8 +61,8 @@ func TestMatrixIsProbed(t *testing.T) {
 	fmt.Printf("reach-diff: %d clusters, %d changed probes, 0 differences\n", done, changed.Load())
 }
 
-// probe compares the matrices of one random cluster before and after a change. It returns ok false if the nodes of the
-// cluster don't agree on the pods' addresses, because their podCIDRs overlap. Then there is no matrix of the cluster.
+// probe checks one random cluster before and after a change. ok is false if overlapping podCIDRs make its nodes
+// disagree on addresses.
 func probe(t *testing.T, seed uint64) (probed, changed int, ok bool) {
 	r := rand.New(rand.NewPCG(seed, 11))
 	before := policy.State{Objects: replicate(r, policytest.State(r).Objects)}
@@ -110,7 +108,7 @@ func probe(t *testing.T, seed uint64) (probed, changed int, ok bool) {
 	return probed, changed, true
 }
 
-// replicate adds pods that are like others, so that there are groups of pods, and pods that differ a little.
+// replicate adds pods that are like others, or differ a little.
 func replicate(r *rand.Rand, o policy.Objects) policy.Objects {
 	for i := range r.IntN(8) {
 		p := o.Pods[r.IntN(len(o.Pods))]
@@ -130,7 +128,6 @@ func replicate(r *rand.Rand, o policy.Objects) policy.Objects {
 	return o
 }
 
-// change draws other policies, and labels of pods and namespaces.
 func change(r *rand.Rand, o policy.Objects) policy.Objects {
 	other := policytest.Change(r, policy.State{Objects: o})
 	o.Policies = other.Policies
@@ -152,7 +149,6 @@ func change(r *rand.Rand, o policy.Objects) policy.Objects {
 	return o
 }
 
-// nodes are the rulesets of a cluster's nodes, in the simulator.
 type nodes struct {
 	of    map[netip.Addr]string // the node of each pod's address
 	links map[netip.Addr]ruleset.Link
@@ -160,9 +156,8 @@ type nodes struct {
 	has   map[string]policy.State
 }
 
-// newNodes compiles the ruleset of each node, with an attachment for each pod that the cluster's state has there. It
-// returns false if two pods have one address, or if a node would take another pod than the cluster for the pod at an
-// address.
+// newNodes compiles the ruleset of each node. It returns false if two pods have one address, or if a node would see
+// another pod there.
 func newNodes(s policy.State) (*nodes, bool) {
 	n := &nodes{
 		of: map[netip.Addr]string{}, links: map[netip.Addr]ruleset.Link{}, by: map[string]*ruleset.Simulator{},
@@ -211,7 +206,7 @@ func newNodes(s policy.State) (*nodes, bool) {
 
 func subnet(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
-// allow reports whether the packet passes the rulesets of the nodes of both ends.
+// allow reports whether the packet passes the nodes of both ends.
 func (n *nodes) allow(p ruleset.Packet) bool {
 	link := func(a netip.Addr, node string) string {
 		if of, isPod := n.of[a]; isPod && of == node {
@@ -228,8 +223,8 @@ func (n *nodes) allow(p ruleset.Packet) bool {
 	return true
 }
 
-// packets returns packets between all addresses of pods and some of the world, to each port that a policy of the states
-// names and to the next lower and higher ports.
+// packets returns packets between all pods and some of the world, to the ports that policies name and their
+// neighbours.
 func packets(r *rand.Rand, states ...policy.State) (all []ruleset.Packet) {
 	known := map[netip.Addr]bool{}
 	var addresses []netip.Addr
@@ -274,7 +269,6 @@ func packets(r *rand.Rand, states ...policy.State) (all []ruleset.Packet) {
 	return all
 }
 
-// table looks up addresses in a matrix, or in rows of its parties.
 type table struct {
 	*reach.Matrix
 	of   map[netip.Addr]int
@@ -300,7 +294,6 @@ func newTable(m *reach.Matrix, rows []reach.Row) *table {
 	return t
 }
 
-// party returns the party of the address; -1 if it has none.
 func (t *table) party(a netip.Addr) int {
 	if i, ok := t.of[a]; ok {
 		return i
@@ -312,7 +305,7 @@ func (t *table) party(a netip.Addr) int {
 
 func (t *table) has(a netip.Addr) bool { return t.party(a) >= 0 }
 
-// allows reports whether one of the rows has the packet's connection. If two have it, that is an error.
+// allows reports whether one of the rows has the packet's connection. Two such rows are an error.
 func (t *table) allows(test *testing.T, p ruleset.Packet) bool {
 	found := 0
 	i, j := t.party(p.Src), t.party(p.Dst)

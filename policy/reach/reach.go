@@ -18,58 +18,55 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// Matrix says, for each two parties, on which ports the first can reach the second.
+// Matrix says on which ports each party can reach each other one.
 type Matrix struct {
 	Parties []Party
 	space   *space
 	kernel  *kernel
-	// classes has the class of each party. Parties of one class have the same connections with every other party.
+	// classes has the class of each party. Parties of one class have the same connections.
 	classes []int
 	members [][]int // the parties of each class
-	// between has, for two classes, the ports on which the first can reach the second.
 	between [][]cell
 }
 
 // Rule is a rule of a policy, with the parties that it is about.
 type Rule struct {
 	Policy string `json:"policy"` // namespace/name
-	// Field is the policy's field of the rule, such as "ingress[0]"; "ingress" or "egress" if the policy has no rules for
-	// the direction, so that it allows nothing.
+	// Field is the policy's field of the rule, such as "ingress[0]". It is "ingress" or "egress" if the policy has no
+	// rules for that direction, and so allows nothing.
 	Field string `json:"field"`
-	// Subjects are the parties that the policy isolates in the rule's direction. Peers are those that the rule means.
+	// Subjects are the parties that the policy isolates in this direction. Peers are those that the rule means.
 	Subjects []int `json:"subjects"`
 	Peers    []int `json:"peers"`
 	Ports    Ports `json:"ports"`
 }
 
-// New returns the matrix of the state. services are those that lead to the state's pods; the matrix names them.
+// New returns the matrix of the state. services are those that lead to the state's pods.
 func New(s policy.State, services []policy.Service) *Matrix {
 	u := newUniverse(services, s)
 	return u.matrix(0)
 }
 
-// Between returns the ports on which party i can reach party j. If both have addresses of both families, ports of the
-// families may differ.
+// Between returns the ports on which party i can reach party j. They may differ between the families.
 func (m *Matrix) Between(i, j int) Reach {
 	c := m.between[m.classes[i]][m.classes[j]]
 	return m.space.reach(c)
 }
 
-// PartyOf returns the party that has the address; false if none has it, because the address is in a pods' network and
-// no pod has it.
+// PartyOf returns the party that has the address; false if none has. An unused address in a pods' network has none.
 func (m *Matrix) PartyOf(a netip.Addr) (int, bool) {
 	i := slices.IndexFunc(m.Parties, func(p Party) bool { return p.Has(a) })
 	return i, i >= 0
 }
 
-// Has reports whether the address is one of the party's pods, or in one of its networks.
+// Has reports whether the address is one of the pods', or in one of the networks.
 func (p Party) Has(a netip.Addr) bool {
 	return slices.ContainsFunc(p.Networks, func(n netip.Prefix) bool { return n.Contains(a) }) ||
 		slices.ContainsFunc(p.Addresses, func(all []netip.Addr) bool { return slices.Contains(all, a) })
 }
 
-// universe is what several states have in common: parties that none of the states' policies can tell apart, ranges of
-// ports, and regions of the world.
+// universe is what several states have in common: parties, ranges of ports, and regions of the world. No policy
+// divides them further.
 type universe struct {
 	states     []policy.State
 	evaluators []*verdict.Evaluator

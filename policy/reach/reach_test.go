@@ -26,7 +26,7 @@ func networkPolicy(t *testing.T, text string) *networkingv1.NetworkPolicy {
 	return &np
 }
 
-// pod returns a pod from "NAMESPACE/NAME", addresses, and labels from "KEY=VALUE".
+// pod returns the pod NAMESPACE/NAME. A part is an address, or a label KEY=VALUE.
 func pod(name string, parts ...string) policy.Pod {
 	p := policy.Pod{Labels: map[string]string{}}
 	p.Namespace, p.Name, _ = strings.Cut(name, "/")
@@ -40,7 +40,6 @@ func pod(name string, parts ...string) policy.Pod {
 	return p
 }
 
-// lines returns the rows as lines: from, to, ports.
 func lines(m *reach.Matrix, rows []reach.Row) (all []string) {
 	for _, r := range rows {
 		line := strings.Join(m.Words(r.From, r.To), "+") + " > " + strings.Join(m.Words(r.To, r.From), "+") + ": " +
@@ -83,7 +82,7 @@ func TestMatrix(t *testing.T) {
 			[]string{`
 metadata: {namespace: a, name: first}
 spec: {podSelector: {matchLabels: {statefulset.kubernetes.io/pod-name: db-0}}, ingress: [{ports: [{port: 80}]}]}`},
-			// The third pod is a group of its own, because the label that the policy selects by differs.
+			// The policy selects by a label in which the third pod differs.
 			[]string{
 				"all pods > the world: everything", "everyone > a/db [db-0]: TCP 80",
 				"everyone > a/db [db-1]+a/db [db-2]: everything",
@@ -171,7 +170,7 @@ spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr:
 	}
 }
 
-// TestUnknownAndOff: an attachment whose pod is unknown reaches nobody, and nobody reaches it. Where enforcement is
+// TestUnknownAndOff: an attachment whose pod is unknown reaches nobody, and nobody reaches it. If enforcement is
 // off, a policy denies nothing.
 func TestUnknownAndOff(t *testing.T) {
 	attached := func(name, address string, enforcement conf.Enforcement) policy.Endpoint {
@@ -234,9 +233,8 @@ func TestServices(t *testing.T) {
 	}
 }
 
-// TestApply: policies, Namespaces and pods of the file replace those of the same name, and a policy is deleted by its
-// name. A pod keeps its address, and a workload's pods get the labels of its template. A pod or workload that doesn't
-// exist is unused, and a policy to delete that doesn't exist is missing.
+// TestApply: objects of the file replace those of the same name, and policies are deleted by name. A pod keeps its
+// address, and a workload's pods get its template's labels.
 func TestApply(t *testing.T) {
 	before := policy.Objects{
 		Namespaces: []policy.Namespace{{Name: "a", Labels: map[string]string{"team": "x"}}},

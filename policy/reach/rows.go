@@ -9,13 +9,13 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Row says that each of the parties From reaches each of the parties To on the ports. Connections from a pod to itself
-// are not meant, nor are those from the world to the world.
+// Row says that each of the parties From reaches each of the parties To on the ports. A pod's connections to itself,
+// and the world's to the world, don't count.
 type Row struct {
 	From  []int `json:"from"`
 	To    []int `json:"to"`
 	Ports Ports `json:"ports"`
-	// Family is IPv4 or IPv6 if only connections of that family are possible. It is empty if the row is for both.
+	// Family is IPv4 or IPv6 if the row is only for that family. It is empty if it is for both.
 	Family string `json:"family,omitempty"`
 }
 
@@ -24,10 +24,9 @@ func (m *Matrix) Rows() []Row {
 	return m.rows(func(i, j int) cell { return m.between[i][j] })
 }
 
-// line is the set of ports with that number, of the family; both families if family is negative.
+// line is a set of ports of one family, or of both if family is negative.
 type line struct{ ports, family int32 }
 
-// lines returns the sets of ports of the cell that aren't empty.
 func (c cell) lines() []line {
 	if c[conf.IPv4] == c[conf.IPv6] {
 		return nonempty(line{c[conf.IPv4], -1})
@@ -42,8 +41,8 @@ func nonempty(lines ...line) []line {
 	return slices.DeleteFunc(lines, func(l line) bool { return l.ports <= 0 })
 }
 
-// rows returns the rows of a matrix with these cells, by classes. Classes that the same classes reach on the same ports
-// are in one row.
+// rows returns the rows of a matrix with these cells. Classes that the same classes reach on the same ports share a
+// row.
 func (m *Matrix) rows(at func(i, j int) cell) []Row {
 	type to struct {
 		from    map[line]bits
@@ -122,8 +121,8 @@ func compareRows(a, b Row) int {
 	return 0
 }
 
-// vacuous reports whether there are no connections from class i to class j that policies decide: from the world to the
-// world, or from one pod to itself.
+// vacuous reports whether no policy decides on connections from class i to class j: world to world, or a pod to
+// itself.
 func (m *Matrix) vacuous(i, j int) bool {
 	from, to := m.members[i], m.members[j]
 	if m.Parties[from[0]].Kind == World && m.Parties[to[0]].Kind == World {
@@ -140,8 +139,7 @@ func (m *Matrix) expand(classes []int) (parties []int) {
 	return parties
 }
 
-// only returns the rows with those of their ports that are in the range of the protocol. It leaves out rows that have
-// none.
+// only keeps the ports of each row that are in the range, and rows that have some.
 func only(rows []Row, proto ruleset.Protocol, ports ruleset.PortRange) (all []Row) {
 	for _, r := range rows {
 		var cut []ruleset.PortRange
@@ -168,16 +166,16 @@ func only(rows []Row, proto ruleset.Protocol, ports ruleset.PortRange) (all []Ro
 	return all
 }
 
-// Filter says which connections to keep. A function that is nil keeps all.
+// Filter says which connections to keep. A nil function keeps all.
 type Filter struct {
-	// From and To keep connections by their ends. Either keeps connections of which at least one end is kept.
+	// From and To keep connections by their ends. Either keeps those with at least one kept end.
 	From, To, Either func(Party) bool
-	// Proto and Ports keep the connections on these ports; all connections if Proto is empty.
+	// Proto and Ports keep connections on these ports. If Proto is empty, they keep all.
 	Proto ruleset.Protocol
 	Ports ruleset.PortRange
 }
 
-// Filter returns the connections that the filter keeps. Rows that the filter makes alike become one.
+// Filter returns the connections that the filter keeps. Rows that become alike are joined.
 func (m *Matrix) Filter(rows []Row, f Filter) []Row {
 	whether := func(keep func(Party) bool) func(int) bool {
 		return func(i int) bool { return keep == nil || keep(m.Parties[i]) }
@@ -194,8 +192,7 @@ func (m *Matrix) Filter(rows []Row, f Filter) []Row {
 	return merge(rows)
 }
 
-// between returns the rows with the parties From for which from returns true, and the parties To for which to does. It
-// leaves out rows of which one end is then empty.
+// between keeps the parties for which from or to returns true. Rows that lose one end are left out.
 func between(rows []Row, from, to func(party int) bool) (all []Row) {
 	keep := func(list []int, f func(int) bool) (kept []int) {
 		for _, i := range list {
@@ -214,7 +211,7 @@ func between(rows []Row, from, to func(party int) bool) (all []Row) {
 	return all
 }
 
-// merge joins rows that differ only in From, and then rows that differ only in To.
+// merge joins rows that differ only in From, and then those that differ only in To.
 func merge(rows []Row) []Row {
 	join := func(rows []Row, same func(Row) []int, other func(*Row) *[]int) []Row {
 		by := map[string]int{}

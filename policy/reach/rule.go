@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Rules returns the rules of all policies that isolate a party, in the order of the policies' names.
+// Rules returns the rules of all policies that isolate a party, ordered by the policies' names.
 func (m *Matrix) Rules() (all []Rule) {
 	k, parties := m.kernel, m.Parties
 	subjects := map[[2]string][]int{} // by policy and direction
@@ -60,7 +60,7 @@ func (m *Matrix) Rules() (all []Rule) {
 	return all
 }
 
-// means reports whether the party is a peer of the rule with that number, in one of its families.
+// means reports whether the party is a peer of the rule, in one of its families.
 func (k *kernel) means(rule, party int) bool {
 	for f := range conf.Families {
 		if c := k.classOfParty[f][party]; c >= 0 && k.classes[f][c].peer.has(rule) {

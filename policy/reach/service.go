@@ -19,7 +19,6 @@ type ServicePort struct {
 	Targets []uint16         `json:"targets"`
 }
 
-// servicesOf returns the ports of Services that lead to the units.
 func (u *universe) servicesOf(units []unit) (all []ServicePort) {
 	for i := range u.services {
 		s := &u.services[i]
@@ -37,8 +36,8 @@ func (u *universe) servicesOf(units []unit) (all []ServicePort) {
 	return all
 }
 
-// targetsOf returns the ports of the unit that the Service's port leads to: those of the EndpointSlices if the source
-// has them, and otherwise those of the pods that the Service selects.
+// targetsOf returns the ports of the unit that the Service's port leads to. If the source has EndpointSlices, they
+// decide, and otherwise the Service's selector.
 func targetsOf(s *policy.Service, port policy.ServicePort, one unit) (all []uint16) {
 	if s.Endpoints != nil {
 		for _, e := range s.Endpoints {

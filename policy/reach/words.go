@@ -14,9 +14,9 @@ func (p Party) String() string {
 	return p.Name
 }
 
-// Words returns the names of the parties, as few as possible: "everyone", "all pods", "all pods in shop" and "the
-// world" stand for all of these parties. other are the parties at the other ends: a pod's connection to itself doesn't
-// count, so a list is complete without it.
+// Words returns the names of the parties in as few words as possible. "everyone", "all pods", "all pods in shop" and
+// "the world" stand for all of these. other are the parties at the other ends: a list is complete without a pod's
+// connection to itself.
 func (m *Matrix) Words(parties, other []int) []string {
 	in := map[int]bool{}
 	for _, i := range parties {
@@ -64,11 +64,9 @@ func (m *Matrix) Words(parties, other []int) []string {
 	return words
 }
 
-// maxMissing is how many parties the words "all pods (except …)" name.
 const maxMissing = 2
 
-// missing returns the names of the parties in all that are neither in the map nor itself. It stops once there are more
-// than maxMissing.
+// missing returns the names of the parties in all that are neither in the map nor itself. It stops after maxMissing.
 func (m *Matrix) missing(all []int, in map[int]bool, itself int) (names []string) {
 	for _, i := range all {
 		if !in[i] && i != itself {
@@ -80,7 +78,6 @@ func (m *Matrix) missing(all []int, in map[int]bool, itself int) (names []string
 	return names
 }
 
-// split returns the parties of pods, in all and by namespace, and those of the world.
 func (m *Matrix) split() (pods []int, inNamespace [][]int, world []int) {
 	for i, p := range m.Parties {
 		switch {

@@ -16,19 +16,17 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// world divides all addresses, so that two addresses with the same mark are in the same rules' ipBlocks.
+// world divides all addresses. Addresses with the same mark are in the same rules' ipBlocks.
 type world struct {
 	starts [len(conf.Families)][]netip.Addr // the first address of each range, in order
 	marks  [len(conf.Families)][]mark       // the mark of each range
 }
 
-// mark stands for a set of lists of ipBlocks: those that contain an address. It is the sum, without carry, of the
-// lists' hashes.
+// mark stands for the set of lists of ipBlocks that contain an address. It is the sum of the lists' hashes.
 type mark [2]uint64
 
 func (m mark) plus(o mark) mark { return mark{m[0] ^ o[0], m[1] ^ o[1]} }
 
-// newWorld returns the world as the ipBlocks of the states' policies divide it.
 func newWorld(states []policy.State) *world {
 	type edge struct {
 		at   netip.Addr
@@ -81,15 +79,14 @@ func (w *world) at(a netip.Addr) mark {
 	return w.marks[f][i]
 }
 
-// region has addresses with the same mark.
 type region struct {
 	all *netipx.IPSet
 	// free are those that aren't pods'.
 	free *netipx.IPSet
 }
 
-// regions returns the regions of the family in the order of their first addresses, without those in which no address is
-// free. taken are the addresses that are not free.
+// regions returns the regions of the family with free addresses, ordered by their first addresses. taken are the
+// addresses that aren't free.
 func (w *world) regions(f conf.Family, taken *netipx.IPSet) (regions []region) {
 	by := map[mark]*netipx.IPSetBuilder{}
 	var order []mark
@@ -131,8 +128,7 @@ func peersOf(np *networkingv1.NetworkPolicy) (all [][]networkingv1.NetworkPolicy
 	return all
 }
 
-// blocksOf returns the addresses in the ipBlocks of the peers. A peer that can't be parsed contains none, as package
-// verdict has it.
+// blocksOf returns the addresses in the peers' ipBlocks. A peer that can't be parsed contains none.
 func blocksOf(peers []networkingv1.NetworkPolicyPeer) []netipx.IPRange {
 	var all netipx.IPSetBuilder
 	for _, p := range peers {
@@ -177,8 +173,8 @@ func hashOf(ranges []netipx.IPRange) mark {
 	return mark{binary.LittleEndian.Uint64(sum[:]), binary.LittleEndian.Uint64(sum[8:])}
 }
 
-// addRegions adds a party for each region of the world. Addresses of pods are in no region, nor are other addresses of
-// the pods' networks, because no host has them.
+// addRegions adds a party for each region of the world. Unused addresses of pods' networks are in none, because no
+// host has them.
 func (u *universe) addRegions() {
 	var pods netipx.IPSetBuilder
 	for i, s := range u.states {
@@ -209,8 +205,8 @@ func (u *universe) addRegions() {
 	}
 }
 
-// families returns the families of the pods' addresses. A pod without addresses may get addresses of each family that
-// policies name, and of IPv4.
+// families returns the families of the pods' addresses. Pods without addresses may get IPv4 and each family that
+// policies name.
 func (u *universe) families() (all []conf.Family) {
 	var used [len(conf.Families)]bool
 	for _, ends := range u.ends {
@@ -227,11 +223,10 @@ func (u *universe) families() (all []conf.Family) {
 	return all
 }
 
-// maxNetworks is how many networks of a region its name has.
 const maxNetworks = 3
 
-// nameOf returns the networks of the addresses. If that is shorter, it returns one network that contains them and, in
-// brackets, the networks in it that don't belong to them. The networks may contain addresses of pods.
+// nameOf returns the networks of the addresses. If shorter, it returns one network around them, and the exceptions
+// in brackets.
 func nameOf(addresses *netipx.IPSet) string {
 	own, ranges := addresses.Prefixes(), addresses.Ranges()
 	around := enclosing(ranges[0].From(), ranges[len(ranges)-1].To())
@@ -248,7 +243,6 @@ func nameOf(addresses *netipx.IPSet) string {
 	return around.String() + " (except " + nameOf(others) + ")"
 }
 
-// enclosing returns the smallest network that contains both addresses, which are of one family.
 func enclosing(a, b netip.Addr) netip.Prefix {
 	for bits := a.BitLen(); ; bits-- {
 		if p := netip.PrefixFrom(a, bits).Masked(); bits == 0 || p.Contains(b) {

@@ -47,18 +47,12 @@ const tooLarge = 64
 // only in the set of their peers become one rule. It looks up a merged set, the union of these sets. So a pod under
 // 1,000 policies needs a few look-ups instead of 1,000. Sets that no rule needs any more are left out.
 //
-//   - If more than Bounds.Sets sets belong to the same protocol and ports, those with addresses are merged, and
-//
-// those
-//
-//	  with networks too. A few large sets stay apart.
-//	- If the rules of a protocol have more than Bounds.Lists different lists of ports, address and port are looked
-//
-// up
-//
-//	  together. Longer lists don't count.
-//	- If there isn't room for all merged sets, the smallest come first.
-//	- What the kernel has refused isn't merged. Each problem then has its own object and field.
+//   - If more than Bounds.Sets sets belong to the same protocol and ports, sets of addresses are merged.
+//     Sets of networks are merged too. A few large sets stay apart.
+//   - If the rules of a protocol have more than Bounds.Lists different lists of ports, address and port are looked
+//     up together. Longer lists don't count.
+//   - If there isn't room for all merged sets, the smallest come first.
+//   - What the kernel has refused isn't merged. Each problem then has its own object and field.
 //
 // Merge is the specification of a Merger.
 func Merge(r Ruleset, refused Refused) Ruleset { return UsualBounds().Merge(r, refused) }

@@ -64,13 +64,13 @@ type Suggestion struct {
 // Result is what Policies returns.
 type Result struct {
 	Suggestions []Suggestion
-	// Left are flows of the namespace that no policy can name: those of protocols without ports, such as ICMP.
+	// Left are flows of the namespace that no policy can name, such as ICMP: their protocols have no ports.
 	Left []Flow
 }
 
-// Policies returns policies for the namespace: one that isolates all of its pods in both directions, and one for each
-// workload with flows. pods are those that exist. Pods of flows that don't exist any more count too, so that no
-// selector matches a workload of theirs by chance.
+// Policies returns policies for the namespace: one that isolates all of its pods in both directions, and one for
+// each workload with flows. pods are those that exist. Pods of flows that are gone count too: otherwise a selector
+// might match their workloads.
 func Policies(namespace string, pods []policy.Pod, flows []Flow) Result {
 	s := suggester{namespace: namespace, workloads: map[string][]*workload{}, policies: map[*workload]*rules{}}
 	for i := range pods {
@@ -135,7 +135,7 @@ func (p port) compare(o port) int {
 	return cmp.Or(cmp.Compare(p.proto, o.proto), cmp.Compare(p.number, o.number))
 }
 
-// add adds the flow to the policies of those of its ends that are pods of the namespace.
+// add adds the flow to the policies of its ends in the namespace.
 func (s *suggester) add(f Flow) {
 	from, to := s.of(f.From), s.of(f.To)
 	put := func(of *workload, ingress bool, other *workload, e End) {
@@ -166,7 +166,7 @@ func (s *suggester) add(f Flow) {
 	}
 }
 
-// of returns the workload of the end; nil if it is an address.
+// of returns nil if the end is an address.
 func (s *suggester) of(e End) *workload {
 	if !e.isPod() {
 		return nil
@@ -174,7 +174,7 @@ func (s *suggester) of(e End) *workload {
 	return s.workload(e.Namespace, labelsOf(&policy.Pod{Labels: e.Labels}))
 }
 
-// suggestions returns a policy for each workload with flows, in the order of their names.
+// suggestions returns a policy for each workload with flows.
 func (s *suggester) suggestions() (all []Suggestion) {
 	of := slices.SortedFunc(maps.Keys(s.policies), func(a, b *workload) int { return cmp.Compare(a.key(), b.key()) })
 	names := map[string]bool{"default-deny": true}
@@ -204,7 +204,7 @@ func (s *suggester) suggestions() (all []Suggestion) {
 	return all
 }
 
-// free returns the name, with a number behind it if it is taken, and takes it.
+// free takes the name, with a number behind it if the name is taken.
 func free(name string, taken map[string]bool) string {
 	unique := name
 	for n := 2; taken[unique]; n++ {
@@ -214,14 +214,13 @@ func free(name string, taken map[string]bool) string {
 	return unique
 }
 
-// rule is a rule of either direction.
 type rule struct {
 	peers []networkingv1.NetworkPolicyPeer
 	ports []networkingv1.NetworkPolicyPort
 	flows []Flow
 }
 
-// grouped returns rules for the peers: one for all peers with the same ports.
+// grouped returns one rule for all peers with the same ports.
 func (s *suggester) grouped(peers map[string]*peer) (rules []rule) {
 	at := map[string]int{}
 	for _, key := range slices.Sorted(maps.Keys(peers)) {
@@ -246,7 +245,6 @@ func (s *suggester) grouped(peers map[string]*peer) (rules []rule) {
 	return rules
 }
 
-// peer returns the peer as a policy of the namespace names it.
 func (s *suggester) peer(p *peer) networkingv1.NetworkPolicyPeer {
 	if p.workload == nil {
 		cidr := netip.PrefixFrom(p.address, p.address.BitLen()).String()

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// cluster returns a random cluster: pods of two namespaces with few different labels, each with an address of its own.
+// cluster returns random pods of two namespaces with few labels, each with an address of its own.
 func cluster(r *rand.Rand) policy.Objects {
 	var o policy.Objects
 	for _, n := range []string{"shop", "lab"} {
@@ -38,7 +38,7 @@ func cluster(r *rand.Rand) policy.Objects {
 
 var ports = []uint16{53, 80, 443}
 
-// world are addresses of no pod; the first is also that of a pod that is gone.
+// world are addresses of no pod. The first is also that of a pod that is gone.
 var world = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")}
 
 func ends(o policy.Objects) (all []End) {
@@ -52,7 +52,6 @@ func ends(o policy.Objects) (all []End) {
 	return all
 }
 
-// same returns the text by which a policy knows the end.
 func same(e End) string {
 	if !e.isPod() {
 		return e.Address.String()
@@ -62,8 +61,7 @@ func same(e End) string {
 	return fmt.Sprint(e.Namespace, labels)
 }
 
-// TestExact: on random clusters with random flows, the suggested policies allow the flows between workloads that were
-// seen, on the ports that were seen, and nothing else from or to pods of the namespace.
+// TestExact: the suggested policies allow the flows that were seen between workloads, and nothing else.
 func TestExact(t *testing.T) {
 	allowed, denied := 0, 0
 	for seed := range uint64(150) {
@@ -119,7 +117,7 @@ func TestExact(t *testing.T) {
 	t.Logf("suggest: 150 clusters, %d connections allowed, %d denied, 0 differences", allowed, denied)
 }
 
-// TestLeft: what a policy can't name is left, and a pod's connection to itself needs no rule.
+// TestLeft: what a policy can't name is left. A pod's connection to itself needs no rule.
 func TestLeft(t *testing.T) {
 	a := End{Namespace: "shop", Name: "a", Labels: map[string]string{"app": "a"}, Address: netip.MustParseAddr("10.0.0.1")}
 	r := Policies("shop", nil, []Flow{

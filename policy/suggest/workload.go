@@ -12,16 +12,13 @@ import (
 	"github.com/weir-net/weir/policy/propose"
 )
 
-// workload is the pods of a namespace that have the same labels.
 type workload struct {
 	namespace string
 	labels    map[string]string
 }
 
-// labelsOf returns the labels of the pod by which its workload is known.
 func labelsOf(p *policy.Pod) map[string]string { return propose.Labels(p) }
 
-// workload returns the workload with these labels, and makes it if there is none.
 func (s *suggester) workload(namespace string, labels map[string]string) *workload {
 	for _, w := range s.workloads[namespace] {
 		if maps.Equal(w.labels, labels) {
@@ -33,7 +30,6 @@ func (s *suggester) workload(namespace string, labels map[string]string) *worklo
 	return w
 }
 
-// key returns a text that no other workload has.
 func (w *workload) key() string {
 	var b strings.Builder
 	b.WriteString(w.namespace)
@@ -49,7 +45,6 @@ var known = []string{
 	"tier", "role",
 }
 
-// keys returns the keys of the workload's labels, the best ones to select it by first.
 func (w *workload) keys() []string {
 	rank := func(key string) int {
 		if i := slices.Index(known, key); i >= 0 {
@@ -62,7 +57,7 @@ func (w *workload) keys() []string {
 	})
 }
 
-// name returns a name for the workload's policy: the value of its best label.
+// name returns a name for the workload's policy, from its best label.
 func (w *workload) name() string {
 	for _, key := range w.keys() {
 		if v := strings.ToLower(w.labels[key]); v != "" {
@@ -80,8 +75,8 @@ func (w *workload) name() string {
 	return "allow-unlabelled"
 }
 
-// selector returns the selector that matches the workload, and no other of its namespace: as few labels as possible. If
-// another workload has all labels of this one and more, the selector excludes it by a label that only the other has.
+// selector returns a selector with few labels that matches only this workload. If another workload has more labels,
+// the selector excludes it by one of these.
 func (s *suggester) selector(w *workload) metav1.LabelSelector {
 	var others []*workload
 	for _, o := range s.workloads[w.namespace] {
@@ -98,8 +93,8 @@ func (s *suggester) selector(w *workload) metav1.LabelSelector {
 		}
 		return true
 	}
-	// The best label first, whether it is needed or not: a selector without labels would also match pods to come. Then
-	// the label that excludes the most of the other workloads, until no label excludes any.
+	// The best label always comes first: a selector without labels would match pods to come. Then comes the label that
+	// excludes most other workloads, until none does.
 	keys := w.keys()
 	for first := true; len(keys) > 0; first = false {
 		best, excluded := "", 0

@@ -21,8 +21,8 @@ var (
 	seed  = flag.Uint64("seed", 0, "compare them on the cluster of that seed only")
 )
 
-// TestRulesetsDoWhatPoliciesMean compares, on random clusters, the verdicts of the compiled rules with the evaluator's.
-// To replay one cluster: go test ./policy/verdict -seed N
+// TestRulesetsDoWhatPoliciesMean: on random clusters, the compiled rules give the evaluator's verdicts. To replay
+// one cluster: go test ./policy/verdict -seed N
 func TestRulesetsDoWhatPoliciesMean(t *testing.T) {
 	if *seed != 0 {
 		compare(t, *seed)
@@ -47,7 +47,7 @@ func TestRulesetsDoWhatPoliciesMean(t *testing.T) {
 	}
 }
 
-// wouldDrops counts the packets of the test that audited policies would drop, in each direction.
+// wouldDrops counts the packets that audited policies would drop, in each direction.
 var wouldDrops atomic.Int64
 
 func compare(t *testing.T, seed uint64) {
@@ -65,9 +65,8 @@ func compare(t *testing.T, seed uint64) {
 		policytest.YAML(state))
 }
 
-// difference returns a packet for which rules and policies have different verdicts; nil if there is none. The rules are
-// as they are compiled, and as they are merged within the bounds. Audited policies have no part in the verdicts, and of
-// the packets that pass the rules must log those that audited policies would drop, and no others.
+// difference returns a packet for which rules and policies differ; nil if there is none. It checks compiled and
+// merged rules. Of the packets that pass, the rules must log exactly those that audited policies would drop.
 func difference(s policy.State, b ruleset.Bounds, packets []ruleset.Packet) *ruleset.Packet {
 	packets = policytest.At(s, packets)
 	compiled := policy.Compile(s)
@@ -117,8 +116,7 @@ func difference(s policy.State, b ruleset.Bounds, packets []ruleset.Packet) *rul
 	return &packets[i]
 }
 
-// evaluators returns evaluators of two other states: without the audited policies, and with them as enforced ones. They
-// know nothing of audits.
+// evaluators returns evaluators of two other states: without the audited policies, and with all enforced.
 func evaluators(s policy.State) (without, all *verdict.Evaluator) {
 	rest, enforced := s, s
 	rest.Policies, enforced.Policies = nil, nil
@@ -133,5 +131,5 @@ func evaluators(s policy.State) (without, all *verdict.Evaluator) {
 	return verdict.New(rest), verdict.New(enforced)
 }
 
-// uncertain reports whether it is uncertain which pod is at one of the ends.
+// uncertain reports whether an end may be one of several pods.
 func uncertain(v verdict.Verdict) bool { return len(v.Egress.Either)+len(v.Ingress.Either) > 0 }

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// This file takes a verdict apart, for callers that need the verdicts on many packets: which policies isolate an end,
-// which ends each of their rules means, and which ports. Evaluator.Evaluate puts the same parts together for a packet.
+// This file takes a verdict apart, for callers that need the verdicts on many packets. It tells which policies
+// isolate an end, and which ends and ports each of their rules means.
 
 // End is one end of connections: an address with the pods that have it, or a pod without an address.
 type End struct{ end end }
@@ -46,7 +46,8 @@ func (e End) Pods() (all []policy.Pod) {
 // Off reports whether enforcement is off for the end's pod.
 func (e End) Off() bool { return e.end.enforcement == conf.Off }
 
-// newPod returns the pod with the labels of its namespace. Of an unknown namespace it has only the label with the name.
+// newPod returns the pod with its namespace's labels. Of an unknown namespace, only the label with its name is
+// known.
 func newPod(namespaces map[string]policy.Namespace, p policy.Pod) pod {
 	known := pod{Pod: p, labels: p.Labels, namespace: labels.Set{corev1.LabelMetadataName: p.Namespace}}
 	if n, ok := namespaces[p.Namespace]; ok {
@@ -55,7 +56,6 @@ func newPod(namespaces map[string]policy.Namespace, p policy.Pod) pod {
 	return known
 }
 
-// byName returns the namespaces by their names. Of several namespaces with one name, the first counts.
 func byName(namespaces []policy.Namespace) map[string]policy.Namespace {
 	by := make(map[string]policy.Namespace, len(namespaces))
 	for _, n := range namespaces {
@@ -70,8 +70,8 @@ func byName(namespaces []policy.Namespace) map[string]policy.Namespace {
 type Isolation struct {
 	// Closed is true if nothing is allowed, because the end's pod is unknown.
 	Closed bool
-	// Either has one element for each of the pods that may be at the end, and that a policy isolates. Each of them must
-	// allow a packet. If there is none, all packets are allowed.
+	// Either has one element for each pod that may be at the end and that a policy isolates. All of them must allow a
+	// packet. If there are none, all packets are allowed.
 	Either []Isolated
 }
 
@@ -81,8 +81,8 @@ type Isolated struct {
 	Terms    []Terms
 }
 
-// Terms are the peers and ports of one rule of a policy. The rule allows a packet if both match. Terms of the same rule
-// are equal.
+// Terms are the peers and ports of one rule. The rule allows a packet if both match. Terms of the same rule are
+// equal.
 type Terms struct {
 	Policy string // namespace/name
 	*rule
@@ -91,7 +91,7 @@ type Terms struct {
 // Field returns the policy's field of the rule, such as "ingress[0]".
 func (t Terms) Field() string { return t.field }
 
-// ByName reports whether one of the rule's ports is a name. Then the numbers of its ports depend on the destination.
+// ByName reports whether one of the rule's ports is a name: its number depends on the destination.
 func (t Terms) ByName() bool { return t.byName }
 
 // Means reports whether one of the rule's peers matches the end.
@@ -104,8 +104,8 @@ func (t Terms) Opens(proto ruleset.Protocol, port uint16, dst End) bool {
 	return first(t.ports, func(m portMatch) bool { return m(proto, port, dst.end) }) != ""
 }
 
-// Isolation returns what the policies mean for the end in the direction. The method side, which evaluates one packet,
-// cites the text of Kubernetes that both follow.
+// Isolation returns what the policies mean for the end in the direction. The method side does the same for one
+// packet.
 func (e *Evaluator) Isolation(d ruleset.Direction, of End) Isolation {
 	subject := of.end
 	if subject.enforcement == conf.Off {
@@ -130,8 +130,8 @@ func (e *Evaluator) Isolation(d ruleset.Direction, of End) Isolation {
 	return i
 }
 
-// isolated returns the policies that isolate the pods or may isolate them, and whether there are any. It returns the
-// rules only of policies that certainly select one of the pods. The pods share an end.
+// isolated returns the policies that may isolate the pods of an end, and whether there are any. Rules come only from
+// policies that certainly select one of the pods.
 func (e *Evaluator) isolated(d ruleset.Direction, pods []pod) (by Isolated, ok bool) {
 	for i := range e.policies {
 		np := &e.policies[i]

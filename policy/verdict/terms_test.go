@@ -9,8 +9,7 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// TestTermsAreTheVerdict: the isolation of both ends, with the peers and ports of its terms, gives the verdicts that
-// Evaluate gives.
+// TestTermsAreTheVerdict: the terms of both ends give the verdicts that Evaluate gives.
 func TestTermsAreTheVerdict(t *testing.T) {
 	allowed, denied := 0, 0
 	for seed := range uint64(300) {
@@ -40,7 +39,6 @@ func TestTermsAreTheVerdict(t *testing.T) {
 	}
 }
 
-// allows reports whether the terms of one end allow the packet.
 func allows(e *verdict.Evaluator, d ruleset.Direction, p verdict.Packet) bool {
 	src, dst := e.At(p.Src), e.At(p.Dst)
 	subject, peer := src, dst

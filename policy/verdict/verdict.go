@@ -27,28 +27,27 @@ type Packet struct {
 // Verdict is the verdict on a packet. The packet passes if the policies at both ends allow it.
 type Verdict struct {
 	Packet Packet `json:"packet"`
-	// Self is true if source and destination are the same address. No policy can deny such a packet.
+	// Self is true if source and destination are the same address. No policy denies such a packet.
 	Self    bool `json:"self"`
 	Egress  Side `json:"egress"`
 	Ingress Side `json:"ingress"`
 }
 
-// Side is the verdict of the policies at one end of the packet.
+// Side is the verdict of the policies at one end.
 type Side struct {
 	Pod string `json:"pod,omitempty"` // namespace/name; empty if no pod is at this end, so no policies apply
-	// Here is true if the pod is on this node. If Here is false, only the rules of the pod's own node check its packets.
+	// Here is true if the pod is on this node. Otherwise only its own node's rules check its packets.
 	Here bool `json:"here"`
-	// Unknown is true if the pod is unknown: the verdict is then deny, whatever the policies are. Off is true if
-	// enforcement is off for the pod: the verdict is then allow.
+	// Unknown is true if the pod is unknown: the verdict is deny. Off is true if enforcement is off for the pod: the
+	// verdict is allow.
 	Unknown bool `json:"unknown"`
 	Off     bool `json:"off"`
 	// Policies are the policies that isolate the pod in this direction. If there are any, one of their rules must
 	// match.
 	Policies []Policy `json:"policies"`
-	// Audited are the audited policies that would isolate the pod in this direction. They have no part in the verdict.
+	// Audited are the audited policies that would isolate the pod. They have no part in the verdict.
 	Audited []Policy `json:"audited,omitempty"`
-	// Either has a verdict for each of the pods that may be at this end, if it is uncertain which of them is there. The
-	// packet is allowed only if all these verdicts are allow.
+	// Either has the verdict of each pod that may be at this end, if that is uncertain. All must be allow.
 	Either []Side `json:"either,omitempty"`
 }
 
@@ -74,16 +73,15 @@ const (
 // Allows reports whether the rule allows the packet: a peer and a port match.
 func (r Rule) Allows() bool { return r.Peer != "" && r.Port != "" }
 
-// Allowed reports whether the policies at this end allow the packet. It returns true if enforcement is off, and false
-// if the pod is unknown. If several pods may be at the end, the policies of each must allow the packet.
+// Allowed reports whether the policies at this end allow the packet. If enforcement is off, they do; if the pod is
+// unknown, they don't. If several pods may be at the end, the policies of each must allow the packet.
 func (s Side) Allowed() bool { return s.allowedBy(func(o Side) []Policy { return o.Policies }) }
 
-// AllowedByAll reports whether the policies at this end would allow the packet if the audited ones were enforced too.
+// AllowedByAll reports whether the packet would still be allowed at this end if the audited policies were enforced.
 func (s Side) AllowedByAll() bool {
 	return s.allowedBy(func(o Side) []Policy { return slices.Concat(o.Policies, o.Audited) })
 }
 
-// allowedBy reports the same as Allowed, of the policies that the function returns for a Side.
 func (s Side) allowedBy(policies func(Side) []Policy) bool {
 	switch {
 	case s.Unknown || s.Off:
@@ -96,11 +94,11 @@ func (s Side) allowedBy(policies func(Side) []Policy) bool {
 		slices.ContainsFunc(isolating, func(p Policy) bool { return slices.ContainsFunc(p.Rules, Rule.Allows) })
 }
 
-// Allowed reports whether the policies at both ends allow the packet, or source and destination are the same address.
+// Allowed reports whether the packet passes: both ends allow it, or it goes from an address to itself.
 func (v Verdict) Allowed() bool { return v.Self || (v.Egress.Allowed() && v.Ingress.Allowed()) }
 
-// WouldDrop returns the directions in which audited policies would drop the packet if they were enforced. There are
-// none if the packet is dropped without them.
+// WouldDrop returns the directions in which audited policies would drop the packet if they were enforced. A packet
+// that is dropped anyway has none.
 func (v Verdict) WouldDrop() (directions []ruleset.Direction) {
 	if v.Self || !v.Allowed() {
 		return nil
@@ -119,7 +117,7 @@ func (v Verdict) AllowedHere() bool {
 	return v.Self || ((!v.Egress.Here || v.Egress.Allowed()) && (!v.Ingress.Here || v.Ingress.Allowed()))
 }
 
-// String returns the verdict and its reasons as text of several lines.
+// String returns the verdict and its reasons as several lines.
 func (v Verdict) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s from %s to %s", v.Packet.Proto, v.Packet.Src, v.Packet.Dst)
@@ -169,7 +167,7 @@ func result(allowed bool) string {
 	return "dropped"
 }
 
-// String returns one line about the rule: whether it allows the packet, and which part of it matches.
+// String returns one line: whether the rule allows the packet, and which part of it matches.
 func (r Rule) String() string {
 	switch {
 	case r.Allows():
@@ -182,7 +180,7 @@ func (r Rule) String() string {
 	return fmt.Sprintf("%s: %s matches, but no port", r.Field, r.Peer)
 }
 
-// Evaluate returns the verdict on the packet, with both ends, on whichever nodes they are.
+// Evaluate returns the verdict on the packet at both ends, whichever nodes they are on.
 func (e *Evaluator) Evaluate(p Packet) Verdict {
 	src, dst := e.end(p.Src), e.end(p.Dst)
 	return Verdict{
@@ -193,10 +191,10 @@ func (e *Evaluator) Evaluate(p Packet) Verdict {
 	}
 }
 
-// side returns the verdict of the policies at one end. It follows this text: "By default, a pod is non-isolated […];
-// all connections are allowed. A pod is isolated […] if there is any NetworkPolicy that both selects the pod and has
-// [the direction] in its policyTypes"; then the allowed connections are the union of what those policies allow
-// (kubernetes.io, Network Policies, "The two sorts of pod isolation").
+// side returns the verdict of the policies at one end: "By default, a pod is non-isolated […]; all connections are
+// allowed. A pod is isolated […] if there is any NetworkPolicy that both selects the pod and has [the direction] in
+// its policyTypes". Then what any of these policies allows is allowed (kubernetes.io, Network Policies, "The two
+// sorts of pod isolation").
 func (e *Evaluator) side(d ruleset.Direction, subject, peer end, p Packet, dst end) Side {
 	s := Side{Pod: subject.name, Here: subject.here, Off: subject.enforcement == conf.Off}
 	s.Unknown = s.Here && len(subject.pods) == 0 && !s.Off
@@ -241,7 +239,6 @@ func (e *Evaluator) side(d ruleset.Direction, subject, peer end, p Packet, dst e
 	return s
 }
 
-// first returns the field of the first element that matches; empty if none matches.
 func first[M any](list []named[M], matches func(M) bool) string {
 	if i := slices.IndexFunc(list, func(n named[M]) bool { return matches(n.match) }); i >= 0 {
 		return list[i].field
