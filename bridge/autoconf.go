@@ -77,8 +77,8 @@ func RemoveAutoconfigured(h netlinksafe.Handle) error {
 	return errors.Join(errs...)
 }
 
-// disableAutoconf switches off link-local addresses and router advertisements on the link. It returns nil if there is
-// no such link, or if the link has no IPv6.
+// disableAutoconf switches off link-local addresses and router advertisements on the link. A missing link, or one
+// without IPv6, is no error.
 func disableAutoconf(h netlinksafe.Handle, name string) error {
 	link, err := h.LinkByName(name)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
@@ -97,7 +97,6 @@ func disableAutoconf(h netlinksafe.Handle, name string) error {
 	return nil
 }
 
-// disableLinkLocal sets the link so that the kernel generates no link-local address, unless it is set already.
 func disableLinkLocal(h netlinksafe.Handle, link netlink.Link) error {
 	mode, err := readSysctl("net/ipv6/conf/" + link.Attrs().Name + "/addr_gen_mode")
 	if err == nil && mode == strconv.Itoa(addrGenModeNone) {
@@ -114,13 +113,14 @@ func isWeirLink(name string) bool {
 	return name == Name || name == conf.Tunnel || strings.HasPrefix(name, PortPrefix)
 }
 
-// isAutoconfigured reports whether the IPv6 address is one that weir's link must not have: any address on a pod's port,
-// and elsewhere a link-local one or one from a router advertisement, which isn't permanent (linux/if_addr.h).
+// isAutoconfigured reports whether weir's link must not have the IPv6 address. A pod's port may have none. Other
+// links may have no link-local address, and none from a router advertisement, which isn't permanent
+// (linux/if_addr.h).
 func isAutoconfigured(link string, a netlink.Addr) bool {
 	return strings.HasPrefix(link, PortPrefix) || a.IP.IsLinkLocalUnicast() || a.Flags&unix.IFA_F_PERMANENT == 0
 }
 
-// NoLinkLocal is the property that the kernel generates no link-local address for a link of weir's (see
+// NoLinkLocal is the property that the kernel generates no link-local address for one of weir's links (see
 // addrGenModeNone).
 type NoLinkLocal struct{ Link string }
 
@@ -160,8 +160,7 @@ func (NoAutoconfigured) String() string {
 	return "weir's links have no IPv6 address or route that nobody asked for"
 }
 
-// Command returns the command for weir0's link-local addresses, the usual case; restore does more (see
-// RemoveAutoconfigured).
+// Command deletes weir0's link-local addresses, the usual case. restore does more (see RemoveAutoconfigured).
 func (NoAutoconfigured) Command() string { return "ip -6 addr flush dev " + Name + " scope link" }
 
 // Check names each IPv6 address and route of weir's links that comes from autoconfiguration.

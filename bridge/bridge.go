@@ -74,8 +74,8 @@ func Ensure(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	return b.withMTU(mtu)
 }
 
-// FindReady returns weir0 if Ensure would have nothing to make, as is nearly always the case. Otherwise, or after an
-// error, it returns nil. It needs no lock, because it makes nothing: it only sets the sysctls of br_netfilter.
+// FindReady returns weir0 if Ensure would have nothing to make, as is nearly always the case. Otherwise, or after
+// an error, it returns nil. It sets only br_netfilter's sysctls, so it needs no lock.
 func FindReady(mtu int, gateways []netip.Prefix) *Bridge {
 	b, err := readReady(gateways)
 	if err == nil && b != nil {
@@ -95,8 +95,8 @@ func (b *Bridge) withMTU(mtu int) (*Bridge, error) {
 	return b, DisableBridgeNetfilter()
 }
 
-// readReady returns the bridge if it is up and has the gateways' addresses; else nil. If weir0 has a link-local
-// address, which earlier versions of weir left there, readReady returns nil too.
+// readReady returns the bridge if it is up and has the gateways' addresses; otherwise nil. It also returns nil if
+// weir0 has a link-local address from an earlier version of weir.
 //
 // Equivalent to: ip link show weir0 up type bridge; ip addr show dev weir0
 func readReady(gateways []netip.Prefix) (*Bridge, error) {
@@ -141,8 +141,8 @@ func bridgeAddress(gw netip.Prefix) netip.Prefix {
 	return gw
 }
 
-// build makes the missing parts of the bridge, sets it up, and returns it. If weir0 is a link of another type, build
-// returns an error.
+// build makes the missing parts of the bridge, sets it up, and returns it. It fails if weir0 is a link of another
+// type.
 func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -186,8 +186,8 @@ func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	return &Bridge{Index: link.Attrs().Index, MAC: link.Attrs().HardwareAddr, MTU: link.Attrs().MTU}, nil
 }
 
-// ensureIPv4 adds the gateways' IPv4 addresses to weir0. An address is added after everything else. So if the process
-// is killed before all is done, the address is missing, and the next call completes the work.
+// ensureIPv4 adds the gateways' IPv4 addresses to weir0. Each address comes after everything else. If the process
+// is killed before, the address is missing, and the next call completes the work.
 func ensureIPv4(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix) error {
 	if len(gateways) == 0 {
 		return nil
@@ -216,8 +216,8 @@ func ensureIPv4(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 
 func forwardIPv4() error { return setAll(sysctlsIPv4()) }
 
-// create makes the link weir0, and leaves it down. With mtu 0 it uses underlayMTU. It returns the existing link if
-// another process has made weir0 meanwhile.
+// create makes the link weir0, and leaves it down. With mtu 0 it uses underlayMTU. If another process has made
+// weir0 meanwhile, create returns that link.
 func create(h netlinksafe.Handle, mtu int, mac net.HardwareAddr) (netlink.Link, error) {
 	if mtu == 0 {
 		var err error
@@ -227,8 +227,8 @@ func create(h netlinksafe.Handle, mtu int, mac net.HardwareAddr) (netlink.Link, 
 	}
 	noSnooping := false
 	br := &netlink.Bridge{
-		// Without a MAC of its own, a bridge uses the lowest MAC of its ports. When that port is deleted the MAC
-		// changes, and the pods' permanent neighbour entries for the gateway are wrong.
+		// Without a MAC of its own, a bridge uses the lowest MAC of its ports. When that port goes, the MAC
+		// changes, and the pods' permanent neighbour entries are wrong.
 		LinkAttrs:         netlink.LinkAttrs{Name: Name, HardwareAddr: mac, MTU: mtu, TxQLen: -1, Group: bridgeGroup},
 		MulticastSnooping: &noSnooping,
 	}
@@ -272,10 +272,10 @@ func underlayMTU(h netlinksafe.Handle) (int, error) {
 	return defaultMTU, nil
 }
 
-// MAC returns the MAC for the pod or gateway with that address. The MAC follows from the address, so it is known before
-// the link exists. No two IPv4 addresses have the same MAC. Two IPv6 addresses have different MACs if they differ in
-// the last four bytes only, and very likely otherwise. CNI plugins have long used the prefix 0a:58 (locally
-// administered) for this.
+// MAC returns the MAC for the pod or gateway with that address. It follows from the address, so it is known before
+// the link exists. Different IPv4 addresses have different MACs. So have IPv6 addresses that differ only in the
+// last four bytes; others very likely do. CNI plugins have long used the prefix 0a:58 for this (locally
+// administered).
 func MAC(addr netip.Addr) net.HardwareAddr {
 	b := addr.As16()
 	mac := net.HardwareAddr{0x0a, 0x58, b[12], b[13], b[14], b[15]}

@@ -20,7 +20,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// address returns the address, or several separated by blanks, with the subnet and gateway of its family.
+// address returns the addresses, separated by blanks, each with its family's subnet and gateway.
 func address(list string) []endpoint.Address {
 	var all []endpoint.Address
 	for _, s := range strings.Fields(list) {
@@ -57,7 +57,7 @@ func newNodeFor(t *testing.T, addrs string) node {
 	return node{t, h, b}
 }
 
-// pod adds a port with the address and sets it up. It doesn't add the sender to the guard.
+// pod adds a port and sets it up, but doesn't allow its sender in the guard.
 func (n node) pod(name, addr string) Port {
 	n.Helper()
 	path := nodetest.NewNS(n, name)
@@ -93,7 +93,7 @@ func TestPodsReachEachOtherThroughTheNode(t *testing.T) {
 		}
 	}
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.3")
-	// The packet must pass the node's FORWARD hook: otherwise no policy would be enforced on it.
+	// If the packet bypassed the node's FORWARD hook, no policy would be enforced on it.
 	nodetest.Run(t, "iptables", "-A", "FORWARD", "-j", "DROP")
 	if out, err := runIn("a", "ping", "-c1", "-W1", "10.88.0.3"); err == nil {
 		t.Fatalf("pods meet beside the FORWARD hook:\n%s", out)
@@ -101,8 +101,8 @@ func TestPodsReachEachOtherThroughTheNode(t *testing.T) {
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.1")
 }
 
-// TestTranslatedPacketsReachPodsOfTheSameNode: a packet to a Service arrives even if kube-proxy's rules translate it to
-// a pod on the sender's bridge.
+// TestTranslatedPacketsReachPodsOfTheSameNode: if kube-proxy's rules translate a packet to a pod on the sender's
+// bridge, it arrives.
 func TestTranslatedPacketsReachPodsOfTheSameNode(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -134,7 +134,7 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 		t.Fatal(err)
 	}
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.1")
-	// Once more, as the agent repairs it: entries of known senders stay, and all other entries are deleted.
+	// The agent's repair keeps entries of known senders, and deletes all others.
 	leftover := Sender{PortName("gone"), p.MAC, p.Addresses}
 	if err := AllowSender(leftover); err != nil {
 		t.Fatal(err)
@@ -156,8 +156,8 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 	}
 }
 
-// TestTheGuardIsRepaired: RepairGuard restores each part that is removed, and the rules even if the records can't be
-// read. AllowSender alone completes the guard of an earlier weir.
+// TestTheGuardIsRepaired: RepairGuard restores each removed part, and the rules even if the records can't be read.
+// AllowSender alone completes an earlier weir's guard.
 func TestTheGuardIsRepaired(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -165,7 +165,7 @@ func TestTheGuardIsRepaired(t *testing.T) {
 	p := Sender{PortName("a"), MAC(netip.MustParseAddr("10.88.0.2")), address("10.88.0.2")}
 	rules := func() string {
 		lines := strings.Split(nodetest.Run(t, "nft", "-s", "list", "ruleset"), "\n")
-		slices.Sort(lines) // the kernel lists elements in the order in which they were made
+		slices.Sort(lines) // the kernel lists elements as they were made
 		return strings.Join(lines, "\n")
 	}
 	if err := AllowSender(p); err != nil {
@@ -234,8 +234,8 @@ func TestTheGuardIsRepaired(t *testing.T) {
 	}
 }
 
-// TestGuardThatCannotLog: on a kernel that can't log frames of a bridge, the guard is intact without its log. With a
-// foreign rule in place of the log's rules, it isn't intact.
+// TestGuardThatCannotLog: if a kernel can't log frames of a bridge, the guard without its log is intact. With a
+// foreign rule it isn't.
 func TestGuardThatCannotLog(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -347,7 +347,7 @@ func TestEnsureRefusesAStrangersLink(t *testing.T) {
 	}
 }
 
-// TestEnsureGoesOn: Ensure completes a bridge if an ADD was killed just after it had made the link.
+// TestEnsureGoesOn: if an ADD was killed just after it had made the link, Ensure completes the bridge.
 func TestEnsureGoesOn(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -18,11 +18,12 @@ import (
 // ErrBypassesForward means that a pod's packets bypass the node's FORWARD hook, where policy is enforced.
 var ErrBypassesForward = errors.New("policy can't be enforced on its packets")
 
-// FindPeer finds the node's end of an interface that another plugin made. It returns that link, and the bridge that the
-// link is a port of; "" if the node routes the pod's packets, as with ptp. It returns ErrBypassesForward unless the
-// interface is a veth pair that ends on the node: packets of a macvlan, an ipvlan or a device moved from the host
-// bypass the node's FORWARD hook, and weir doesn't know how packets of other types of links go. It returns
-// ErrBypassesForward too if the link belongs to a device that is neither a bridge nor a VRF.
+// FindPeer finds the node's end of an interface that another plugin made. bridgeIf is the bridge that hostIf is a
+// port of. It is empty if the node routes the pod's packets, as with ptp.
+//
+// FindPeer returns ErrBypassesForward unless the interface is a veth pair that ends on the node. Packets of
+// macvlan, ipvlan or moved devices bypass the node's FORWARD hook. It also returns ErrBypassesForward if the link
+// belongs to a device that is neither a bridge nor a VRF.
 //
 // Equivalent to: ip -n NETNS -d link show IFNAME; ip -d link show PEER
 func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (hostIf, bridgeIf string, err error) {
@@ -68,10 +69,10 @@ func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (hostIf, b
 		peer.Attrs().Name, master.Attrs().Name, master.Type(), ErrBypassesForward)
 }
 
-// EnableBridgeNetfilter makes packets between the ports of another plugin's bridge pass through iptables; otherwise
-// these packets bypass policy. It sets the bridge's own option: the sysctl net.bridge.bridge-nf-call-iptables is for
-// all bridges, and must be off for weir0 (see DisableBridgeNetfilter). The option and the sysctl need the module
-// br_netfilter, which the plugin doesn't load; if it is missing, EnableBridgeNetfilter returns ErrBypassesForward.
+// EnableBridgeNetfilter makes packets between the ports of another plugin's bridge pass through iptables. Otherwise
+// these packets bypass policy. It sets the bridge's own option, because the sysctl is for all bridges and must be
+// off for weir0 (see DisableBridgeNetfilter). If the module br_netfilter isn't loaded, it returns
+// ErrBypassesForward.
 //
 // Equivalent to: ip link set BRIDGE type bridge nf_call_iptables 1 nf_call_ip6tables 1
 func EnableBridgeNetfilter(h netlinksafe.Handle, name string) error {

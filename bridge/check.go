@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Check verifies that the port is as AddPort and SetLinkUp left it, and the node as Ensure left it. It returns an error
-// that names everything that is wrong or can't be read. With mtu 0, Check accepts any MTU of the node's end.
+// Check verifies that the port is as AddPort and SetLinkUp left it, and the node as Ensure left it. The error names
+// everything that is wrong or can't be read. With mtu 0, Check accepts any MTU of the node's end.
 func Check(h netlinksafe.Handle, p Port, mtu int) error {
 	br, err := h.LinkByName(Name)
 	if err != nil {
@@ -50,8 +50,8 @@ func Check(h netlinksafe.Handle, p Port, mtu int) error {
 	return errors.Join(append(errs, checkPod(pod, p, br.Attrs().HardwareAddr, mtu))...)
 }
 
-// checkCarrier returns an error if the link, one end of a pair, is up without a carrier. A pair has a carrier when both
-// ends are up.
+// checkCarrier returns an error if an end of a pair is up without a carrier. A pair has a carrier when both ends
+// are up.
 func checkCarrier(link netlink.Link, name string) error {
 	if flags := link.Attrs().RawFlags; flags&unix.IFF_UP != 0 && flags&unix.IFF_LOWER_UP == 0 {
 		return fmt.Errorf("%s has no carrier", name)
@@ -66,8 +66,7 @@ func checkUp(link netlink.Link, name string) error {
 	return checkCarrier(link, name)
 }
 
-// checkPod returns an error for everything that is wrong with the pod's end of the pair: link, MTU, MAC, addresses,
-// routes, and the gateways' neighbour entries.
+// checkPod returns an error for everything that is wrong with the pod's end of the pair.
 func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr, mtu int) error {
 	link, err := pod.LinkByName(p.IfName)
 	if err != nil {
@@ -76,8 +75,7 @@ func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr, mtu i
 	name := p.IfName + " in the pod"
 	errs := []error{checkUp(link, name)}
 	index := link.Attrs().Index
-	// A later plugin may have made the MTU smaller, as tuning does. Packets larger than the other end's MTU are
-	// dropped.
+	// Another plugin may have made the MTU smaller, as tuning does. Larger packets are dropped.
 	if have := link.Attrs().MTU; have > mtu {
 		errs = append(errs, fmt.Errorf("%s has MTU %d, and its other end %d", name, have, mtu))
 	}
@@ -106,7 +104,7 @@ type Interface struct {
 	Addresses []*net.IPNet
 }
 
-// CheckInterfaces verifies that the namespace of the handle has the interfaces, with their MACs, MTUs and addresses.
+// CheckInterfaces verifies that the handle's namespace has the interfaces, with their MACs, MTUs and addresses.
 // where names the namespace in errors.
 func CheckInterfaces(h netlinksafe.Handle, where string, all []Interface) error {
 	var errs []error

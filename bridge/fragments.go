@@ -59,8 +59,8 @@ const (
 	fragmentBytesSet = "fragment-bytes"
 )
 
-// fragmentSet returns a set of ports, each with a token bucket. The kernel removes a port that has sent no fragment for
-// a minute.
+// fragmentSet returns a set of ports, each with a token bucket. The kernel removes a port after a minute without
+// fragments.
 func fragmentSet(name string) *nftables.Set {
 	return &nftables.Set{
 		Table: bridgeTable(), Name: name, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian,
@@ -68,8 +68,7 @@ func fragmentSet(name string) *nftables.Set {
 	}
 }
 
-// fragmentRules returns the rules of the chain "fragments": a fragment beyond the port's own share goes to the chain
-// "shared".
+// fragmentRules returns the chain "fragments". Fragments beyond the port's own share go to the chain "shared".
 func fragmentRules(sets map[string]*nftables.Set) []nft.Rule {
 	share := func(set *nftables.Set, l *expr.Limit) []expr.Any {
 		l.Over, l.Unit = true, expr.LimitTimeSecond
@@ -94,7 +93,7 @@ func fragmentRules(sets map[string]*nftables.Set) []nft.Rule {
 	}
 }
 
-// sharedRules returns the rules of the chain "shared": they log and drop fragments beyond what all ports share.
+// sharedRules returns the chain "shared". It logs and drops fragments beyond what all ports share.
 func sharedRules() []nft.Rule {
 	drop := func(l *expr.Limit) []expr.Any {
 		l.Over, l.Unit = true, expr.LimitTimeSecond
@@ -112,10 +111,9 @@ func sharedRules() []nft.Rule {
 	}
 }
 
-// isFragment4 matches IPv4 packets that more fragments follow, or whose offset isn't 0 (RFC 791, section 3.1).
+// isFragment4 matches IPv4 fragments: more fragments follow, or the offset isn't 0 (RFC 791, section 3.1).
 func isFragment4() []expr.Any { return compareFragment(expr.CmpOpNeq) }
 
-// wholeIPv4 matches IPv4 packets that isFragment4 doesn't match.
 func wholeIPv4() []expr.Any { return compareFragment(expr.CmpOpEq) }
 
 // compareFragment compares the offset and the bit "more fragments" of an IPv4 packet with 0.
@@ -129,7 +127,8 @@ func compareFragment(op expr.CmpOp) []expr.Any {
 	}
 }
 
-// isFragment6 matches IPv6 packets with a fragment header (RFC 8200, section 4.5), also behind other extension headers.
+// isFragment6 matches IPv6 packets with a fragment header, also behind other extension headers (RFC 8200, section
+// 4.5).
 func isFragment6() []expr.Any {
 	return []expr.Any{
 		&expr.Exthdr{
@@ -140,8 +139,8 @@ func isFragment6() []expr.Any {
 	}
 }
 
-// reassembly returns the sysctls for the reassembly of fragments: a time at most, and a memory at least. Connection
-// tracking has settings of its own for IPv6. The settings of a family that the kernel hasn't loaded don't exist.
+// reassembly returns the sysctls for fragments: a longest time and a least memory. Connection tracking has its own
+// for IPv6. A family that the kernel hasn't loaded has no such sysctls.
 //
 // Equivalent to:
 //
@@ -164,8 +163,8 @@ func reassembly(nodeMemory uint64) []Property {
 	return all
 }
 
-// SetReassembly sets the node's limits for the reassembly of fragments. It writes only the sysctls that are outside of
-// their bounds.
+// SetReassembly sets the node's limits for the reassembly of fragments. It writes only sysctls that are out of
+// bounds.
 func SetReassembly() error {
 	memory, err := NodeMemory()
 	if err != nil {

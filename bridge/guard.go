@@ -24,7 +24,7 @@ func bridgeTable() *nftables.Table {
 	return &nftables.Table{Name: guardTable, Family: nftables.TableFamilyBridge}
 }
 
-// sendersSet returns the set of allowed senders of the family. An element is a link's name, a MAC and an address.
+// sendersSet returns the family's set of allowed senders.
 func sendersSet(f conf.Family) *nftables.Set {
 	address := nftables.TypeIPAddr
 	if f == conf.IPv6 {
@@ -53,13 +53,11 @@ func (s Sender) Command() string {
 	return strings.Join(all, "; ")
 }
 
-// senderKeys are the keys of elements in the senders' sets (see senderKey), by family.
+// senderKeys are the keys of the elements in the senders' sets, by family.
 type senderKeys map[conf.Family]map[string]bool
 
-// elements are set elements by the family of their address.
 type elements map[conf.Family][]nftables.SetElement
 
-// elements returns the elements that allow the sender, one for each address.
 func (s Sender) elements() elements {
 	all := elements{}
 	for _, a := range s.Addresses {
@@ -69,9 +67,9 @@ func (s Sender) elements() elements {
 	return all
 }
 
-// AllowSender adds the sender to the guard's sets: the port may send from the sender's MAC and addresses, and from no
-// others. AllowSender makes the guard if there is none, or if an earlier weir made it without bounds on fragments. To
-// find that out, AllowSender adds an empty list of elements to the set of fragments, which fails if the set is missing.
+// AllowSender adds the sender to the guard's sets. The port may then send from the sender's MAC and addresses, and
+// from no others. AllowSender makes the guard if there is none, or if an earlier weir made it without bounds on
+// fragments. To find that out, it adds an empty list of elements to the set of fragments.
 //
 // Equivalent to: nft add element bridge weir senders4 { HOSTIF . MAC . ADDR } (senders6 for IPv6 addresses)
 func AllowSender(s Sender) error {
@@ -97,8 +95,8 @@ func AllowSender(s Sender) error {
 	return nil
 }
 
-// ForbidSender removes the sender from the guard's sets; the port can then send nothing. It returns nil if the sender
-// is in no set.
+// ForbidSender removes the sender from the guard's sets. The port can then send nothing. It returns nil if the
+// sender is in no set.
 //
 // Equivalent to: nft delete element bridge weir senders4 { HOSTIF . MAC . ADDR } (senders6 for IPv6 addresses)
 func ForbidSender(s Sender) error {
@@ -110,12 +108,12 @@ func ForbidSender(s Sender) error {
 	return s.deleteElements(conn)
 }
 
-// Unplug removes the sender from the guard's sets, and deletes the port's pair and the node's neighbour entries for the
-// neighbours. The first two steps take tens of milliseconds each. Deleting a link waits in the kernel. Closing a socket
-// that has deleted an element from nf_tables waits until the kernel no longer uses the element (nft_rcv_nl_event in
-// net/netfilter/nf_tables_api.c). Unplug keeps the socket until the link is deleted, so that both waits run at the same
-// time. The neighbour entries go in the same call as the link, because each call may wait for the deletion of other
-// pods' links.
+// Unplug removes the sender from the guard's sets, and deletes the port's pair and the node's neighbour entries for
+// the neighbours.
+//
+// Deleting a link waits in the kernel for tens of milliseconds. So does closing a socket that has deleted an
+// element (nft_rcv_nl_event in net/netfilter/nf_tables_api.c). Unplug closes the socket last, so that both waits
+// run at the same time.
 //
 // Equivalent to: the command of ForbidSender; ip neigh del ADDR dev weir0; ip link del HOSTIF
 func Unplug(s Sender, neighbours []endpoint.Address) error {
@@ -127,7 +125,6 @@ func Unplug(s Sender, neighbours []endpoint.Address) error {
 	return errors.Join(s.deleteElements(conn), RemovePort(s.HostIf, neighbours))
 }
 
-// deleteElements deletes the sender's elements. An element that is absent is no error.
 func (s Sender) deleteElements(conn *nftables.Conn) error {
 	for f, list := range s.elements() {
 		for _, e := range list {
@@ -139,8 +136,8 @@ func (s Sender) deleteElements(conn *nftables.Conn) error {
 	return nil
 }
 
-// deleteElement deletes one element in a transaction of its own, since an absent element fails the whole transaction.
-// It returns nil if the element is absent.
+// deleteElement deletes one element in a transaction of its own, because an absent element fails a whole
+// transaction. It returns nil if the element is absent.
 func deleteElement(conn *nftables.Conn, f conf.Family, e nftables.SetElement) error {
 	if err := conn.SetDeleteElements(sendersSet(f), []nftables.SetElement{e}); err != nil {
 		return err
@@ -171,15 +168,13 @@ func SenderAllowed(s Sender) (bool, error) {
 	return true, nil
 }
 
-// readSenders returns the keys of the elements in the guard's sets. If there is no guard, it returns no keys and no
-// error.
+// readSenders returns the keys of the elements in the guard's sets. Without a guard, it returns none.
 func readSenders(conn *nftables.Conn) (senderKeys, error) {
 	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyBridge)
 	if err != nil {
 		return nil, fmt.Errorf("list the bridge family's tables: %w", err)
 	}
-	// The library's error for a missing set can't be distinguished from its other errors, so list the tables and sets
-	// first.
+	// The library's error for a missing set looks like its other errors, so list tables and sets first.
 	if !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == guardTable }) {
 		return nil, nil
 	}
@@ -204,8 +199,8 @@ func readSenders(conn *nftables.Conn) (senderKeys, error) {
 	return has, nil
 }
 
-// senderKey returns the key of an element of the senders' sets: the link's name padded to 16 bytes, the MAC padded to
-// 8, and the address.
+// senderKey returns the key of an element: the link's name padded to 16 bytes, the MAC padded to 8, and the
+// address.
 func senderKey(hostIf string, mac net.HardwareAddr, addr netip.Addr) []byte {
 	k := make([]byte, 16+8, 16+8+4)
 	copy(k, hostIf)
@@ -213,14 +208,13 @@ func senderKey(hostIf string, mac net.HardwareAddr, addr netip.Addr) []byte {
 	return append(k, addr.AsSlice()...)
 }
 
-// RepairGuard makes the guard if it is missing, and undoes changes that another program made to it, in one transaction,
-// so that the guard is in force throughout. It returns the senders that the sets lacked, and whether the rules were
-// damaged. An intact guard isn't changed, so its counters continue.
+// RepairGuard makes the guard if it is missing, and undoes other programs' changes, in one transaction. It returns
+// the senders that the sets lacked. damaged is true if the rules were wrong. It doesn't change an intact guard, so
+// its counters continue.
 //
-// RepairGuard calls current for the senders that should be in the sets, after it has read the sets. A port's record is
-// written before its entry and removed after it, so an entry that current doesn't name is a leftover and is deleted.
-// If the sets or the senders can't be read, the rules are repaired, the sets stay as they are, and RepairGuard returns
-// the error.
+// RepairGuard reads the sets and then calls current for the senders that should be in them. A port's record is
+// written before its entry and removed after it. So an entry that current doesn't name is a leftover, and is
+// deleted. If the sets or the senders can't be read, RepairGuard repairs only the rules and returns the error.
 func RepairGuard(current func() ([]Sender, error)) (missing []Sender, damaged bool, err error) {
 	conn, err := nftables.New()
 	if err != nil {
@@ -256,9 +250,8 @@ func RepairGuard(current func() ([]Sender, error)) (missing []Sender, damaged bo
 	return missing, damaged, nil
 }
 
-// compareSenders compares the senders that should be in the sets with the keys that are present. It returns the senders
-// and the elements that are missing, and all elements that should be in the sets. It removes the wanted keys from
-// present, so that the leftovers remain there.
+// compareSenders returns the senders and elements that present lacks, and all elements that should be in the sets.
+// It removes the wanted keys from present, so only leftovers remain there.
 func compareSenders(want []Sender, present senderKeys) (missing []Sender, add, all elements) {
 	add, all = elements{}, elements{}
 	for _, s := range want {
@@ -280,8 +273,8 @@ func compareSenders(want []Sender, present senderKeys) (missing []Sender, add, a
 	return missing, add, all
 }
 
-// makeOrReplaceGuard adds what is missing to the guard. If the kernel refuses that, since a part of the guard that
-// exists is wrong, it replaces the whole guard, with all elements.
+// makeOrReplaceGuard adds what is missing to the guard. If the kernel refuses that, a part of the guard is wrong,
+// and makeOrReplaceGuard replaces the whole guard.
 func makeOrReplaceGuard(add, all elements) error {
 	if makeGuard(add) == nil {
 		return nil
@@ -289,8 +282,7 @@ func makeOrReplaceGuard(add, all elements) error {
 	return replaceGuard(all)
 }
 
-// elementsOf returns the elements with these keys. It leaves out keys of another length, which a set of another type
-// may have.
+// elementsOf returns the elements with these keys. It leaves out keys of a wrong length.
 func elementsOf(keys senderKeys) elements {
 	all := elements{}
 	for _, f := range conf.Families {

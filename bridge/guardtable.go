@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/internal/nft"
 )
 
-// makeGuard adds the elements to the guard's sets, and makes the tables, sets and chains that are missing, in one
-// transaction. It replaces the rules unless the guard is intact.
+// makeGuard adds the elements and makes what is missing of the guard, in one transaction. It replaces the rules
+// unless the guard is intact.
 func makeGuard(add elements) error {
 	return logIfPossible(func(conn *nftables.Conn, logs bool) error {
 		intact, err := guardIntact(conn)
@@ -22,8 +22,8 @@ func makeGuard(add elements) error {
 	})
 }
 
-// logIfPossible calls commit with a new connection. If it fails, the kernel may be unable to log frames of a bridge:
-// then logIfPossible calls commit again, for a guard that logs nothing. It returns the first error if that fails too.
+// logIfPossible calls commit for a guard that logs. If this fails, the kernel may be unable to log frames of a
+// bridge, so it calls commit for a guard that logs nothing. If that fails too, it returns the first error.
 func logIfPossible(commit func(conn *nftables.Conn, logs bool) error) error {
 	var first error
 	for _, logs := range []bool{true, false} {
@@ -39,9 +39,8 @@ func logIfPossible(commit func(conn *nftables.Conn, logs bool) error) error {
 	return first
 }
 
-// replaceGuard deletes all tables that have the names of the guard's, and makes the guard in the same transaction. It
-// is needed where a chain is at another hook or a set has another type: the kernel can't change the hook of a chain or
-// the type of a set.
+// replaceGuard deletes all tables with the names of the guard's, and makes the guard in the same transaction. The
+// kernel can't change the hook of a chain or the type of a set.
 //
 // Equivalent to: nft -f, with "delete table" for each table before the tables
 func replaceGuard(all elements) error {
@@ -54,9 +53,8 @@ func replaceGuard(all elements) error {
 	})
 }
 
-// commitGuard makes the guard's tables and sets that are missing, adds the elements to the sets and, if rules is true,
-// replaces the rules. If logs is false, the rules log nothing. All of this is in the connection's transaction, which
-// commitGuard commits.
+// commitGuard makes missing tables and sets, and adds the elements, in one transaction. If rules is true, it
+// replaces the rules. If logs is false, they log nothing.
 func commitGuard(conn *nftables.Conn, add elements, rules, logs bool) error {
 	for _, t := range guardTables() {
 		conn.AddTable(t)
@@ -90,9 +88,8 @@ func commitGuard(conn *nftables.Conn, add elements, rules, logs bool) error {
 	return nil
 }
 
-// guardIntact reports whether the kernel has the guard's tables, chains and rules as they should be, with statements
-// that log or without them (see logIfPossible). guardIntact doesn't look at the sets or their elements. With an error
-// the guard's state is unknown.
+// guardIntact reports whether the kernel has the guard's tables, chains and rules as they should be, with or
+// without log. It doesn't look at the sets.
 //
 // Equivalent to: nft list table bridge weir; nft list table inet weir-ports; nft list table arp weir-ports
 func guardIntact(conn *nftables.Conn) (bool, error) {
@@ -128,7 +125,7 @@ func RemoveGuard() error {
 	}
 	var errs []error
 	for _, t := range guardTables() {
-		// One transaction for each table: an absent table fails the whole transaction.
+		// One transaction for each table, because an absent table fails a whole transaction.
 		conn.DelTable(t)
 		if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
 			errs = append(errs, fmt.Errorf("delete the guard's table %s: %w", t.Name, err))

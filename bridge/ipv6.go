@@ -58,7 +58,7 @@ func ensureIPv6(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 	return nil
 }
 
-// forwardIPv6 makes the node a router for IPv6 that still accepts other routers' advertisements (see UplinksAcceptRA).
+// forwardIPv6 makes the node an IPv6 router. It still accepts other routers' advertisements (see UplinksAcceptRA).
 //
 // Equivalent to: sysctl net.ipv6.conf.UPLINK.accept_ra=2 net.ipv6.conf.all.forwarding=1
 func forwardIPv6(h netlinksafe.Handle) error {
@@ -71,8 +71,7 @@ func forwardIPv6(h netlinksafe.Handle) error {
 	return explainNoIPv6(setAll(sysctlsIPv6()), "on the node")
 }
 
-// explainNoIPv6 adds to the error that IPv6 is switched off, if the kernel's error means this. Other errors are
-// returned unchanged.
+// explainNoIPv6 adds to the kernel's error that IPv6 is switched off, if that is its cause.
 func explainNoIPv6(err error, where string) error {
 	for _, e := range []error{unix.EACCES, unix.EAFNOSUPPORT, unix.EOPNOTSUPP, fs.ErrNotExist} {
 		if errors.Is(err, e) {

@@ -12,9 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestIPv6PodsReachEachOtherThroughTheNode: pods with IPv6 addresses, or addresses of both families, reach each other
-// within a second, through the node's FORWARD hook only, and without neighbour discovery. A forbidden port doesn't
-// reach the gateway, and RemoveAll leaves no route.
+// TestIPv6PodsReachEachOtherThroughTheNode: pods with IPv6 addresses reach each other within a second, only through
+// the node's FORWARD hook, without neighbour discovery. RemoveAll leaves no route.
 func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -38,8 +37,7 @@ func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 			ports = append(ports, p)
 		}
 		ping := []string{"ping", "-6", "-c1", "-W1", "-I", a, b}
-		// The bridge forwards to a new port once the kernel has noticed its carrier. Until the first answer, ping
-		// twenty times a second.
+		// A new port forwards once the kernel has noticed its carrier, so ping often.
 		nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-6", "-c1", "-w5", "-i0.05", "-I", a, b)
 		if took := time.Since(began); took > time.Second {
 			t.Errorf("it took %s: the kernel has looked for duplicates", took)
@@ -58,7 +56,7 @@ func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 			strings.Contains(out, "REACHABLE") {
 			t.Errorf("the node has asked for neighbours:\n%s", out)
 		}
-		// The packet must pass the node's FORWARD hook: otherwise no policy would be enforced on it.
+		// If the packet bypassed the node's FORWARD hook, no policy would be enforced on it.
 		nodetest.Run(t, "ip6tables", "-A", "FORWARD", "-j", "DROP")
 		if out, err := runIn("a", ping...); err == nil {
 			t.Fatalf("pods meet beside the FORWARD hook:\n%s", out)
@@ -144,8 +142,8 @@ func TestWithoutIPv6(t *testing.T) {
 	}
 }
 
-// TestTheNodesOwnRouterStays: on the link by which a node got its default route from a router advertisement, the node
-// accepts further advertisements. Other links keep their setting.
+// TestTheNodesOwnRouterStays: if a node's default route came from a router advertisement, that link accepts further
+// ones. Other links keep their setting.
 func TestTheNodesOwnRouterStays(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -33,8 +33,8 @@ func Ports() ([]string, error) {
 	return names, nil
 }
 
-// HasNeighbour reports whether weir0 has a permanent neighbour entry for one of the addresses. Such an entry means that
-// weir made the link of the pod that has the address.
+// HasNeighbour reports whether weir0 has a permanent neighbour entry for one of the addresses. Then weir made the
+// link of the pod with this address.
 //
 // Equivalent to: ip neigh show ADDR dev weir0 nud permanent
 func HasNeighbour(addrs []endpoint.Address) (bool, error) {
@@ -76,7 +76,7 @@ func Senders() ([]Sender, error) {
 	return all, nil
 }
 
-// senderOf is the inverse of senderKey. It returns false if k isn't such a key.
+// senderOf undoes senderKey. It returns false if k isn't such a key.
 func senderOf(k []byte) (Sender, bool) {
 	if len(k) < 16+8 {
 		return Sender{}, false
@@ -88,8 +88,8 @@ func senderOf(k []byte) (Sender, bool) {
 	}, ok
 }
 
-// ForbidPort removes all elements of the port from the guard's sets. It is for callers that don't know the port's MAC
-// and addresses.
+// ForbidPort removes all elements of the port from the guard's sets. It needs neither the port's MAC nor its
+// addresses.
 func ForbidPort(hostIf string) error {
 	all, err := Senders()
 	if err != nil {

@@ -16,9 +16,8 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// dump returns the answer to a request for a list, as far as parse accepts its messages. parse must not keep a part of
-// its message, because the next message overwrites it. If the kernel reports that the list changed while it was read,
-// dump lists again. After five attempts it returns the error.
+// dump returns the messages of a list, as far as parse accepts them. parse must keep no part of a message. If the
+// list changes while it is read, dump lists again, five times at most.
 func dump[T any](
 	lists *batch.Dumper, list *nl.NetlinkRequest, parse func(message []byte) (T, bool),
 ) (all []T, err error) {
@@ -37,8 +36,8 @@ func dump[T any](
 	return all, err
 }
 
-// withoutStatistics has the kernel leave the counters of links out (RTEXT_FILTER_SKIP_STATS in linux/rtnetlink.h).
-// Adding them up takes most of the time of a list of links.
+// withoutStatistics makes the kernel leave out the counters of links, which take most of the time
+// (RTEXT_FILTER_SKIP_STATS in linux/rtnetlink.h).
 func withoutStatistics() *nl.RtAttr { return number(unix.IFLA_EXT_MASK, 1<<3) }
 
 func (o *Observed) readLinks() error {
@@ -53,7 +52,7 @@ func (o *Observed) readLinks() error {
 	return nil
 }
 
-// neighbourEntry is an entry of a link for an address, or a static entry of a bridge for a MAC.
+// neighbourEntry is a link's entry for an address, or a bridge's static entry for a MAC.
 type neighbourEntry struct {
 	link  int
 	state uint16
@@ -78,8 +77,8 @@ func parseNeighbour(m []byte) (n neighbourEntry, ok bool) {
 	return n, true
 }
 
-// readNeighbours reads the neighbour entries of the link with that index. It skips other links' entries, because
-// kernels before 4.4 list those too.
+// readNeighbours reads the link's neighbour entries. Kernels before 4.4 also list those of other links, which it
+// skips.
 func (o *Observed) readNeighbours(link int, family uint8) error {
 	list := request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, &netlink.Ndmsg{Family: family}, number(unix.NDA_IFINDEX, link))
 	all, err := dump(o.lists, list, func(m []byte) (neighbourEntry, bool) {
@@ -102,7 +101,7 @@ func (o *Observed) readNeighbours(link int, family uint8) error {
 	return nil
 }
 
-// readForwarding reads the static forwarding entries of the bridge with that index, and those of its ports.
+// readForwarding reads the static forwarding entries of the bridge and of its ports.
 //
 // Equivalent to: bridge fdb show br weir0 | grep -e permanent -e static
 func (o *Observed) readForwarding(bridge int) error {
@@ -123,8 +122,8 @@ func (o *Observed) readForwarding(bridge int) error {
 	return nil
 }
 
-// readRoutes reads the family's routes of all tables, without weir's routes to other nodes' pods, which aren't
-// properties and may be thousands.
+// readRoutes reads the family's routes of all tables. It leaves out weir's routes to other nodes' pods: they may be
+// thousands, and are no properties.
 func (o *Observed) readRoutes(family uint8) error {
 	list := request(unix.RTM_GETROUTE, unix.NLM_F_DUMP, &nl.RtMsg{RtMsg: unix.RtMsg{Family: family}})
 	all, err := dump(o.lists, list, func(m []byte) (RouteSeen, bool) {
@@ -138,16 +137,14 @@ func (o *Observed) readRoutes(family uint8) error {
 	return nil
 }
 
-// podMTU reads the MTU of the pair's other end, in the namespace in which that end is. It returns 0 if the other end is
-// gone, or if its namespace is unknown.
+// podMTU reads the MTU of the pod's end of the pair. It returns 0 if that end is gone or its namespace is unknown.
 //
 // Equivalent to: ip -n NETNS -d link show IFNAME
 func (o *Observed) podMTU(port Link) (mtu int, err error) {
 	if port.PeerNS < 0 || port.Peer <= 0 {
 		return 0, nil
 	}
-	// This request asks for one link, so no end of a list follows: the acknowledgement tells Dump that the answer is
-	// whole.
+	// A request for one link has no end of a list. The acknowledgement tells Dump that the answer is whole.
 	get := request(unix.RTM_GETLINK, unix.NLM_F_ACK, ifInfo(unix.AF_UNSPEC, port.Peer),
 		number(unix.IFLA_TARGET_NETNSID, port.PeerNS), withoutStatistics())
 	err = o.lists.Dump(get, func(m []byte) bool {

@@ -22,8 +22,8 @@ import (
 // ErrUnknown means that a property couldn't be read. Such a property counts neither as right nor as wrong.
 var ErrUnknown = errors.New("it can't be read")
 
-// Observed is the kernel's state of everything that properties are about. If a part couldn't be read, its error is
-// kept, and each property that needs the part is unknown.
+// Observed is the kernel's state of everything that properties are about. Each property that needs an unreadable
+// part is unknown.
 type Observed struct {
 	Links      map[string]Link
 	Addresses  map[int][]netip.Prefix               // by the link's index
@@ -43,7 +43,7 @@ type Observed struct {
 	lists *batch.Dumper
 }
 
-// Link is a link of the node, with what properties and paths depend on.
+// Link is a link of the node.
 type Link struct {
 	Name, Kind    string
 	Index, Master int
@@ -95,7 +95,6 @@ func Observe() *Observed {
 	return o
 }
 
-// nothingObserved returns a state of which nothing was read yet. Close frees its socket.
 func nothingObserved() *Observed {
 	o := &Observed{
 		Links: map[string]Link{}, Addresses: map[int][]netip.Prefix{},
@@ -159,7 +158,8 @@ func parseLink(m []byte) (l Link, ok bool) {
 	return l, l.Name != ""
 }
 
-// smallNumbers returns the attributes that are numbers of one, two or four bytes in the host's order, and fit 16 bits.
+// smallNumbers returns the attributes that are numbers and fit 16 bits. Their values have one, two or four bytes in
+// the host's order.
 func smallNumbers(data []byte) map[uint16]uint16 {
 	all := map[uint16]uint16{}
 	for kind, value := range attrs.In(data) {
@@ -210,8 +210,8 @@ func (o *Observed) readAddresses() error {
 	return nil
 }
 
-// createdAt returns when the address was created, as time since the node's start; 0 if the message doesn't say. It is
-// the third number of struct ifa_cacheinfo (linux/if_addr.h), in hundredths of seconds.
+// createdAt returns when the address was created, as time since the node's start; 0 if unknown. The message has it
+// in hundredths of seconds (struct ifa_cacheinfo in linux/if_addr.h).
 func createdAt(m []byte) time.Duration {
 	for kind, value := range attrs.In(m[unix.SizeofIfAddrmsg:]) {
 		if kind == unix.IFA_CACHEINFO && len(value) >= 12 {
@@ -221,8 +221,8 @@ func createdAt(m []byte) time.Duration {
 	return 0
 }
 
-// parseRoute reads a message of type RTM_NEWROUTE (rtnetlink(7)). It returns false for a route that is the kernel's
-// copy of another route.
+// parseRoute reads a message of type RTM_NEWROUTE (rtnetlink(7)). It returns false for the kernel's copies of
+// routes.
 func parseRoute(m []byte) (r RouteSeen, ok bool) {
 	if len(m) < unix.SizeofRtMsg {
 		return r, false
@@ -249,7 +249,7 @@ func parseRoute(m []byte) (r RouteSeen, ok bool) {
 	return r, at.Flags&unix.RTM_F_CLONED == 0
 }
 
-// ReadError returns an error, which wraps ErrUnknown, if a part couldn't be read; else nil.
+// ReadError returns an error that wraps ErrUnknown if a part couldn't be read; otherwise nil.
 func (o *Observed) ReadError() error {
 	if err := errors.Join(o.links, o.addresses, o.neighbours, o.forwarding, o.routes); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnknown, err)
@@ -263,8 +263,8 @@ func (o *Observed) isMissing(name string) bool {
 	return o.links == nil && !ok
 }
 
-// link returns the link of that name, and whether it exists. It returns an error, which wraps ErrUnknown, if the links
-// couldn't be read, or if one of reads is an error.
+// link returns the link of that name, and whether it exists. It returns an ErrUnknown if the links couldn't be
+// read, or if one of reads is an error.
 func (o *Observed) link(name string, reads ...error) (Link, bool, error) {
 	if err := errors.Join(append(reads, o.links)...); err != nil {
 		return Link{}, false, fmt.Errorf("%s: %w: %w", name, ErrUnknown, err)

@@ -23,7 +23,7 @@ var ErrInterfaceExists = errors.New("the interface exists already")
 // loopback is the index of lo in each namespace.
 const loopback = 1
 
-// ErrMACInUse means that another port, or the bridge, has the MAC. Frames for one of the two would go to the other.
+// ErrMACInUse means that another port, or the bridge, has the MAC. Frames would go to the wrong one.
 var ErrMACInUse = errors.New("another port or the bridge has this MAC")
 
 // PortName returns the name of an attachment's link on the node: PortPrefix and 10 characters from a hash of the
@@ -106,8 +106,8 @@ func (b *Bridge) AddPort(p Port) (routes []conf.Route, err error) {
 	return p.addSecondaryRoutes(peer, existing)
 }
 
-// indices returns the index of the link that the replies are about, and that of its peer. If the link and its peer have
-// the same index, the kernel leaves out the peer's, and indices returns the same number twice.
+// indices returns the index of the link that the replies are about, and that of its peer. The kernel leaves out the
+// peer's if the two are equal.
 func indices(replies [][]byte) (index, peer int, err error) {
 	if len(replies) != 1 || len(replies[0]) < unix.SizeofIfInfomsg {
 		return 0, 0, batch.ErrNoAnswer
@@ -123,8 +123,7 @@ func indices(replies [][]byte) (index, peer int, err error) {
 	return index, peer, nil
 }
 
-// portBatch returns the requests that configure the node's end of the pair, which newPair has made a port of the
-// bridge: isolation, alias, the forwarding entry and the neighbour entries.
+// portBatch returns the requests that configure the node's end of the pair, which is a port of the bridge already.
 func (b *Bridge) portBatch(p Port, index int) (port batch.Batch) {
 	port.Add(isolate(index), "isolate port %s", p.HostIf)
 	mode := port.Add(noLinkLocal(index), "keep %s from a link-local address", p.HostIf)
@@ -138,8 +137,8 @@ func (b *Bridge) portBatch(p Port, index int) (port batch.Batch) {
 	return port
 }
 
-// podBatch returns the requests that configure the pod's end of the pair. Once they are done, existing has the
-// destinations to which the pod had routes before, as far as AddPort tolerates them.
+// podBatch returns the requests that configure the pod's end of the pair. When they are done, existing has the
+// destinations of the pod's earlier routes that AddPort tolerates.
 func (b *Bridge) podBatch(p Port, index int, existing existingRoutes) (pod batch.Batch) {
 	pod.Add(linkUp(loopback, ""), "set lo up in the pod")
 	for _, a := range p.Addresses {
@@ -221,8 +220,8 @@ func RemoveNeighbours(addrs []endpoint.Address) error {
 	return err
 }
 
-// addNeighbourDeletions adds the requests that delete the node's neighbour entries for the addresses. Without weir0
-// there are no such entries.
+// addNeighbourDeletions adds requests that delete the node's neighbour entries for the addresses. Without weir0 it
+// adds none.
 func addNeighbourDeletions(b *batch.Batch, addrs []endpoint.Address) error {
 	if len(addrs) == 0 {
 		return nil
@@ -238,8 +237,8 @@ func addNeighbourDeletions(b *batch.Batch, addrs []endpoint.Address) error {
 	return nil
 }
 
-// indexOf returns the index of the node's link of that name; 0 if there is none. Unlike requests of netlink, it doesn't
-// wait while the kernel deletes other links.
+// indexOf returns the index of the node's link; 0 if there is none. Unlike netlink, it doesn't wait while the
+// kernel deletes other links.
 func indexOf(name string) (int, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -259,7 +258,6 @@ func indexOf(name string) (int, error) {
 	return int(r.Uint32()), nil
 }
 
-// lookUp returns the node's link of that name; nil if there is none.
 func lookUp(name string) (netlink.Link, error) {
 	var look batch.Batch
 	look.Add(getLink(name), "look up %s", name)
@@ -280,8 +278,8 @@ func lookUp(name string) (netlink.Link, error) {
 	return link, nil
 }
 
-// RemoveAll deletes the pairs of all pods, then the bridge. In this order no pair is left without the bridge: such a
-// pair would still connect its pod with the node.
+// RemoveAll deletes the pairs of all pods, then the bridge. A pair without the bridge would still connect its pod
+// with the node.
 //
 // Equivalent to: for link in $(ls -d /sys/class/net/weirp* /sys/class/net/weir0); do ip link del ${link##*/}; done
 func RemoveAll() error {

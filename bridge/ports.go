@@ -15,9 +15,9 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// PortOnBridge is the property that the node's end of a pod's pair is an isolated port of weir0, is up if Up is true,
-// and has at least the MTU of the pod's end. A missing link isn't wrong: the kernel deletes it with the pod's network
-// namespace.
+// PortOnBridge is the property that the node's end of a pod's pair is an isolated port of weir0. It is up if Up is
+// true, and has at least the MTU of the pod's end. A missing link isn't wrong: the kernel deletes it with the pod's
+// network namespace.
 type PortOnBridge struct {
 	HostIf string
 	Up     bool
@@ -48,7 +48,6 @@ func (p PortOnBridge) Command() string {
 // forwardingState is the state of a port that passes packets on (BR_STATE_FORWARDING, include/uapi/linux/if_bridge.h).
 const forwardingState = 3
 
-// portFlags are the options that the request isolate sets, with their values.
 var portFlags = []struct {
 	kind  uint16
 	name  string
@@ -129,8 +128,8 @@ func (p PortOnBridge) restore(h netlinksafe.Handle, o *Observed) error {
 	return err
 }
 
-// setForwardingState sets the port's state so that the bridge passes on what the port sends. The kernel refuses this
-// state while a port has no carrier.
+// setForwardingState makes the bridge pass on what the port sends. The kernel refuses this while a port has no
+// carrier.
 //
 // Equivalent to: bridge link set dev HOSTIF state 3
 func setForwardingState(port Link) error {
@@ -241,8 +240,8 @@ func (n Neighbour) restore(h netlinksafe.Handle, _ *Observed) error {
 	return err
 }
 
-// FilteredBridge is the property that iptables sees packets between the ports of another plugin's bridge, which has
-// pods that weir enforces policy on (see EnableBridgeNetfilter).
+// FilteredBridge is the property that packets between the ports of another plugin's bridge pass through iptables.
+// weir enforces policy on pods there (see EnableBridgeNetfilter).
 type FilteredBridge struct{ Name string }
 
 // Kind is the same as weir0's, although the bridge is another plugin's.
@@ -257,14 +256,14 @@ func (b FilteredBridge) Command() string {
 	return "ip link set " + b.Name + " type bridge nf_call_iptables 1 nf_call_ip6tables 1"
 }
 
-// Check reads the bridge's options. It also returns an error if the module br_netfilter, which they need, isn't loaded.
-// A missing bridge isn't wrong.
+// Check reads the bridge's options. It also fails if the module br_netfilter isn't loaded. A missing bridge isn't
+// wrong.
 func (b FilteredBridge) Check(o *Observed) error {
 	br, ok, err := o.link(b.Name)
 	if err != nil || !ok { // without the bridge its pods are gone too
 		return err
 	}
-	// The bridge has the option even if br_netfilter, which reads the option, isn't loaded.
+	// The bridge has the option even without br_netfilter, which reads it.
 	if _, err := o.Sysctl("net/bridge/bridge-nf-call-iptables"); err != nil {
 		return fmt.Errorf("bridge %s passes packets between pods on without iptables (br_netfilter): %w", b.Name, err)
 	}

@@ -51,7 +51,7 @@ func PodOf(e endpoint.Endpoint) (Pod, bool) {
 // Knowledge is the input of Properties.
 type Knowledge struct {
 	Pods []Pod
-	// MAC is the MAC that weir0 is known to have had; nil if that is unknown.
+	// MAC is the MAC that weir0 had before; nil if that is unknown.
 	MAC net.HardwareAddr
 	// Tunnels are the families of the pods' packets that travel to other nodes; nil if no packets do.
 	Tunnels []conf.Family
@@ -61,9 +61,9 @@ type Knowledge struct {
 	Filtered []string
 }
 
-// Properties returns everything that weir sets up on a node besides the packet filter and what package overlay makes,
-// in the order in which it must be made. Without pods of weir's own, it leaves out what concerns weir0's use as a
-// router. ADD makes these properties, the agent repairs them, and CHECK verifies them.
+// Properties returns the node settings that weir makes, in the order in which they must be made. It leaves out the
+// packet filter and the settings of package overlay. Without pods of weir's own, it also leaves out weir0's use as
+// a router. ADD makes these properties, the agent repairs them, and CHECK verifies them.
 func Properties(k Knowledge) []Property {
 	all := append(reassembly(k.Memory), NoAutoconfigured{})
 	for _, link := range []string{Name, conf.Tunnel} {
@@ -85,7 +85,7 @@ func Properties(k Knowledge) []Property {
 		all = append(all, sysctlsIPv4()...)
 	}
 	if six {
-		// For the agent only: ADD fails where IPv6 is off, and doesn't switch it on.
+		// Only the agent switches IPv6 on. Where it is off, ADD fails.
 		all = append(all, Sysctl{
 			Key: "net/ipv6/conf/" + Name + "/disable_ipv6", Value: "0", Link: Name, Why: "there is IPv6 on " + Name,
 		})
@@ -125,8 +125,8 @@ func (k Knowledge) gateways() []netip.Prefix {
 	})
 }
 
-// macs returns the MACs that weir0 may have: the one that it is known to have had, else the MAC of each gateway. weir0
-// got its MAC with its first address, and it isn't known which gateway that was.
+// macs returns the MACs that weir0 may have: its last known one, or the MAC of any gateway. weir0 got its MAC from
+// its first gateway, which may be unknown now.
 func (k Knowledge) macs(gateways []netip.Prefix) []net.HardwareAddr {
 	var all []net.HardwareAddr
 	if k.MAC != nil {
@@ -138,22 +138,20 @@ func (k Knowledge) macs(gateways []netip.Prefix) []net.HardwareAddr {
 	return all
 }
 
-// sysctlsIPv4 returns the sysctls that make the node a router for pods' IPv4 packets.
 func sysctlsIPv4() []Property {
 	const noRedirects = "the node tells no pod to speak to another directly"
 	return []Property{
 		Sysctl{Key: "net/ipv4/ip_forward", Value: "1", Why: "the node forwards IPv4"},
 		forwardingIPv4(Name),
-		// A packet between two pods leaves by the link by which it came, so the kernel would send the sender a redirect. A
-		// pod can't follow the redirect, because its port is isolated. The kernel sends redirects if either of these two
-		// sysctls is on.
+		// Packets between pods leave by the link by which they came, so the kernel would send redirects. A pod
+		// can't follow them, because its port is isolated. Redirects are off only if both sysctls are 0.
 		Sysctl{Key: "net/ipv4/conf/all/send_redirects", Value: "0", Why: noRedirects},
 		Sysctl{Key: "net/ipv4/conf/" + Name + "/send_redirects", Value: "0", Link: Name, Why: noRedirects},
 	}
 }
 
-// forwardingIPv4 returns the sysctl that makes the node forward IPv4 packets from the link. ip_forward sets this sysctl
-// for all links at once, but another program can unset it for one link.
+// forwardingIPv4 returns the sysctl that makes the node forward IPv4 packets from the link. ip_forward sets it for
+// all links, but another program can unset one.
 func forwardingIPv4(link string) Property {
 	return Sysctl{
 		Key: "net/ipv4/conf/" + link + "/forwarding", Value: "1", Link: link,
@@ -161,18 +159,17 @@ func forwardingIPv4(link string) Property {
 	}
 }
 
-// sysctlsIPv6 returns the sysctls that make the node a router for pods' IPv6 packets. forwardIPv6 sets them only after
-// UplinksAcceptRA is restored.
+// sysctlsIPv6 returns the sysctls that make the node an IPv6 router. forwardIPv6 restores UplinksAcceptRA first.
 func sysctlsIPv6() []Property {
 	return []Property{
 		Sysctl{Key: "net/ipv6/conf/all/forwarding", Value: "1", Why: "the node forwards IPv6"},
 	}
 }
 
-// sysctlsOfBridges returns the sysctls by which pods reach a Service whose pod is on the same node. The module
-// br_netfilter, if it is loaded, runs iptables on packets before the bridge has passed them up. A packet that
-// kube-proxy's rules send to another pod is then bridged there (br_nf_pre_routing_finish: "bridged_dnat"), and isolated
-// ports refuse the packet. weir doesn't need br_netfilter, since the node routes every packet between pods. No setting
+// sysctlsOfBridges returns the sysctls by which pods reach a Service whose pod is on the same node. If br_netfilter
+// is loaded, it runs iptables on a packet before the bridge passes it up. It then bridges a packet that
+// kube-proxy's rules send to another pod, and isolated ports refuse the packet (br_nf_pre_routing_finish:
+// "bridged_dnat"). weir doesn't need br_netfilter, because the node routes every packet between pods. No setting
 // switches br_netfilter off for one bridge.
 func sysctlsOfBridges() []Property {
 	why := "iptables leaves alone what is still being bridged"
@@ -182,8 +179,8 @@ func sysctlsOfBridges() []Property {
 	}
 }
 
-// routesOf returns the routes to weir0 that belong to one of its addresses. The kernel makes the routes of an IPv4
-// address together with the address, but another program can delete each of them.
+// routesOf returns the routes that belong to an address of weir0. For IPv4 the kernel makes them, but another
+// program can delete them.
 func routesOf(gw netip.Prefix) []Property {
 	address := netip.PrefixFrom(gw.Addr(), gw.Addr().BitLen())
 	local := Route{

@@ -139,7 +139,6 @@ func TestProperties(t *testing.T) {
 	}
 }
 
-// whole returns the observation of a node that is right, with dualPod.
 func whole() *Observed {
 	p := dualPod()
 	const br, port = 1, 2
@@ -194,13 +193,13 @@ func edit(o *Observed, name string, f func(*Link)) {
 	o.Links[name] = l
 }
 
-// TestCompare: Compare names each thing that is wrong, and nothing else; what can't be read is unknown.
+// TestCompare: Compare names each thing that is wrong, and nothing else. What can't be read is unknown.
 func TestCompare(t *testing.T) {
 	broken := errors.New("the kernel is busy")
 	for _, tc := range []struct {
 		name    string
 		change  func(*Observed)
-		want    string // part of the only difference's text; empty: there is no difference
+		want    string // part of the only difference's text; empty for none
 		unknown bool
 	}{
 		{"nothing", func(*Observed) {}, "", false},

@@ -15,8 +15,7 @@ type Property interface {
 	// Command is the shell command that restores the property. It may say less than restore does.
 	Command() string
 	// Check returns an error that says what is wrong; nil if nothing is. The error wraps ErrUnknown if the property
-	// couldn't be read. If a link is missing, only the property that makes the link reports it: the others are restored
-	// after it.
+	// couldn't be read. A missing link is reported only by the property that makes the link.
 	Check(o *Observed) error
 	// restore restores the property. o may be older than the repairs of the properties before this one.
 	restore(h netlinksafe.Handle, o *Observed) error
@@ -52,19 +51,19 @@ func Compare(all []Property, o *Observed) []Difference {
 	return differ
 }
 
-// attempts is how often Repair restores one property before it counts as failed. Some properties depend on others, and
-// some become right a moment after they were restored, such as a port's state.
+// attempts is how often Repair restores one property. Some depend on others, or become right a moment later.
 const attempts = 3
 
-// Repair restores the properties that are wrong, one by one, and continues with the others if one fails. It then
-// compares again, until nothing is wrong or each wrong property was restored three times (attempts). It returns the
-// properties that were wrong or unknown, each with the error of its repair. The caller holds endpoint.Lock, so that no
-// attachment is made meanwhile, and must have derived the properties from records that it read under that lock. An
-// attachment's ending may begin meanwhile; nothing is wrong with properties of a link that it has deleted.
+// Repair restores the properties that are wrong, and continues with the others if one fails. It compares again,
+// until nothing is wrong or each wrong property was restored three times (attempts). It returns the properties that
+// were wrong or unknown, each with the error of its repair.
+//
+// The caller must hold endpoint.Lock, and must have read the records for the properties under it. An attachment may
+// begin to end meanwhile. A link that it has deleted is not wrong.
 func Repair(h netlinksafe.Handle, all []Property) []Difference {
 	var wrong []Difference
 	var tried []int
-	at := map[string]int{} // indices in wrong and tried, by the property's command
+	at := map[string]int{} // indices in wrong and tried, by command
 	for {
 		for i := range wrong {
 			wrong[i].Failed = nil

@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/internal/attrs"
 )
 
-// Flags of requests that create an object (netlink(7)): if it exists, ifNew fails and orReplace replaces it.
+// These flags say what happens if the object exists: ifNew fails and orReplace replaces it (netlink(7)).
 const (
 	ifNew     = unix.NLM_F_CREATE | unix.NLM_F_EXCL
 	orReplace = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
@@ -66,8 +66,7 @@ func delLink(name string) *nl.NetlinkRequest {
 	return request(unix.RTM_DELLINK, 0, ifInfo(unix.AF_UNSPEC, 0), attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 }
 
-// linkUp returns the request that sets up the link with this index, or the link with this name. The caller gives one of
-// them; the other is 0 or empty.
+// linkUp returns the request that sets up the link with this index or name. The other one is 0 or empty.
 //
 // Equivalent to: ip link set LINK up
 func linkUp(index int, name string) *nl.NetlinkRequest {
@@ -79,7 +78,7 @@ func linkUp(index int, name string) *nl.NetlinkRequest {
 	return request(unix.RTM_SETLINK, 0, m, attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 }
 
-// setAlias returns the request that sets the text that "ip link" shows beside the link (see conf.Comment).
+// setAlias returns the request that sets the text beside the link (see conf.Comment).
 //
 // Equivalent to: ip link set LINK alias ALIAS
 func setAlias(index int, alias string) *nl.NetlinkRequest {
@@ -97,8 +96,7 @@ func setAlias(index int, alias string) *nl.NetlinkRequest {
 //     net/ipv6/ip6_input.c).
 const linkLocalMACs = 0xfffd
 
-// isolate returns the request that isolates the port with that index, and sets the port's other options (see
-// portFlags).
+// isolate returns the request that isolates the port, and sets its other options (see portFlags).
 //
 // Equivalent to:
 //
@@ -116,8 +114,8 @@ func isolate(index int) *nl.NetlinkRequest {
 	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_BRIDGE, index), flags)
 }
 
-// addForwarding returns the request that adds a static forwarding entry for the MAC to the port with that index. It
-// fails if the bridge has an entry for the MAC.
+// addForwarding returns the request that adds a static forwarding entry for the MAC. It fails if the bridge has
+// one.
 //
 // Equivalent to: bridge fdb add MAC dev HOSTIF master static
 func addForwarding(index int, mac net.HardwareAddr) *nl.NetlinkRequest {
@@ -126,7 +124,7 @@ func addForwarding(index int, mac net.HardwareAddr) *nl.NetlinkRequest {
 	}, attr(netlink.NDA_LLADDR, mac))
 }
 
-// setNeighbour returns the request that adds or replaces a permanent neighbour entry of the link with that index.
+// setNeighbour returns the request that adds or replaces a permanent neighbour entry.
 //
 // Equivalent to: ip neigh replace ADDR lladdr MAC dev IFNAME nud permanent
 func setNeighbour(index int, addr netip.Addr, mac net.HardwareAddr) *nl.NetlinkRequest {
@@ -143,8 +141,7 @@ func delNeighbour(index int, addr netip.Addr) *nl.NetlinkRequest {
 	return request(unix.RTM_DELNEIGH, 0, entry, attr(netlink.NDA_DST, addr.AsSlice()))
 }
 
-// noLinkLocal returns the request that keeps the kernel from generating a link-local address for the link (see
-// addrGenModeNone).
+// noLinkLocal returns the request that switches the link's link-local address off (see addrGenModeNone).
 //
 // Equivalent to: ip link set LINK addrgenmode none
 func noLinkLocal(index int) *nl.NetlinkRequest {

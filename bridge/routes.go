@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// checkRoutes returns an error for each of the routes that the pod's link lacks. It accepts a route in any table: a
-// plugin behind weir may have moved it, as sbr does.
+// checkRoutes returns an error for each route that the pod's link lacks. It accepts a route in any table, because
+// another plugin may have moved it, as sbr does.
 func checkRoutes(pod netlinksafe.Handle, index int, routes []conf.Route) error {
 	var errs []error
 	for _, r := range routes {
@@ -42,8 +42,8 @@ func checkRoutes(pod netlinksafe.Handle, index int, routes []conf.Route) error {
 	return errors.Join(errs...)
 }
 
-// matchesRoute reports whether the kernel's route has the wanted route's destination and gateway, and the MTU, AdvMSS
-// and priority that the wanted route specifies.
+// matchesRoute reports whether the kernel's route has the wanted destination and gateway. MTU, AdvMSS and priority
+// must match if r has them.
 func matchesRoute(have netlink.Route, r conf.Route) bool {
 	dst := netip.PrefixFrom(r.Dst.Addr(), 0).Masked() // the kernel may leave out the destination of a default route
 	if have.Dst != nil {

@@ -105,22 +105,21 @@ import (
 //	}
 const portsTable = "weir-ports"
 
-// The registers into which the parts of a sender's key are loaded. A key fills consecutive 32-bit registers of
-// nf_tables, each part padded to a multiple of four bytes: 16 for the link's name, 8 for the MAC, 4 or 16 for the
-// address.
+// A sender's key fills consecutive 32-bit registers, each part padded: 16 bytes for the link's name, 8 for the MAC,
+// 4 or 16 for the address.
 const (
 	regName = unix.NFT_REG_1
 	regMAC  = unix.NFT_REG_2 // the kernel's name for the fifth 32-bit register
 	regAddr = unix.NFT_REG32_06
 )
 
-// Chains of "bridge weir" for fragments: the first has each port's own share, the second what all ports share.
+// Chains of "bridge weir" for fragments. The first has each port's own share, and the second what all ports share.
 const (
 	fragmentsChain = "fragments"
 	sharedChain    = "shared"
 )
 
-// Chains of "bridge weir" that log: forgedChain what the last rule drops, discoveryChain what it drops itself.
+// Chains of "bridge weir" that log. forgedChain is for the last rule, and discoveryChain drops by itself.
 const (
 	forgedChain    = "forged"
 	discoveryChain = "discovery"
@@ -144,7 +143,6 @@ func guardSetsByName() map[string]*nftables.Set {
 	return all
 }
 
-// guardChains returns the guard's chains, with rules that look addresses up in the sets.
 func guardChains(sets map[string]*nftables.Set) []nft.Chain {
 	tables := guardTables()
 	bridge, inet, arp := tables[0], tables[1], tables[2]
@@ -168,7 +166,6 @@ func guardChains(sets map[string]*nftables.Set) []nft.Chain {
 	}
 }
 
-// withoutLog returns the chains without statements that log.
 func withoutLog(chains []nft.Chain) []nft.Chain {
 	quiet := slices.Clone(chains)
 	for i, c := range chains {
@@ -182,8 +179,8 @@ func logDrop(prefix string) []expr.Any { return append(logTo(prefix), nft.Drop()
 
 func logTo(prefix string) []expr.Any { return nft.Log(prefix, conf.LogGroup) }
 
-// discoveryRules returns the rules of the chain "discovery". They drop every packet. They log only advertisements and
-// redirects: only a program that means to deceive others sends them.
+// discoveryRules returns the chain "discovery", which drops every packet. It logs only advertisements and
+// redirects: these are attempts to deceive others.
 func discoveryRules() []nft.Rule {
 	return []nft.Rule{
 		rule("weir: a router advertisement of a pod", discoveryType(134, 134), logTo(conf.DiscoveryLogPrefix)),
@@ -193,7 +190,7 @@ func discoveryRules() []nft.Rule {
 	}
 }
 
-// forgedRules returns the rules of the chain "forged": they log everything but ICMPv6.
+// forgedRules returns the chain "forged", which logs everything but ICMPv6.
 func forgedRules() []nft.Rule {
 	return []nft.Rule{
 		rule("weir: IPv6's own messages, which every new pod sends", protocol(unix.ETH_P_IPV6), icmpv6(),
@@ -202,11 +199,11 @@ func forgedRules() []nft.Rule {
 	}
 }
 
-// portRules returns the rules of the chain "ports", which the comment of portsTable lists and explains.
+// portRules returns the chain "ports". See portsTable for the reasons.
 func portRules(sets map[string]*nftables.Set) []nft.Rule {
 	set4, set6 := sets[guardSets[conf.IPv4]], sets[guardSets[conf.IPv6]]
 	accept, limit := nft.Verdict(expr.VerdictAccept, ""), nft.Verdict(expr.VerdictJump, fragmentsChain)
-	// These load the sender's MAC and address from the headers into the registers of a sender's key.
+	// These load the sender's MAC and address into the registers of the key.
 	etherSource := nft.LoadPayload(expr.PayloadBaseLLHeader, 6, 6, regMAC)
 	ip4Source := nft.LoadPayload(expr.PayloadBaseNetworkHeader, 12, 4, regAddr)
 	ip6Source := nft.LoadPayload(expr.PayloadBaseNetworkHeader, 8, 16, regAddr)
@@ -263,7 +260,7 @@ func toBridges() []expr.Any {
 	return nft.Equal(load, []byte{0x01, 0x80, 0xc2, 0, 0})
 }
 
-// notMulticast matches frames whose MAC isn't a group address, and broadcasts.
+// notMulticast matches unicast frames and broadcasts.
 func notMulticast() []expr.Any {
 	return nft.Compare(nft.LoadMeta(expr.MetaKeyPKTTYPE, unix.NFT_REG_1), expr.CmpOpNeq, []byte{unix.PACKET_MULTICAST})
 }
@@ -271,7 +268,6 @@ func notMulticast() []expr.Any {
 // toLoopback matches IPv4 packets to 127.0.0.0/8 (RFC 1122, section 3.2.1.3).
 func toLoopback() []expr.Any { return compareLoopback(expr.CmpOpEq) }
 
-// notToLoopback matches IPv4 packets that toLoopback doesn't match.
 func notToLoopback() []expr.Any { return compareLoopback(expr.CmpOpNeq) }
 
 // compareLoopback compares the first byte of an IPv4 packet's destination with 127.
@@ -284,8 +280,7 @@ func icmpv6() []expr.Any {
 	return nft.Equal(nft.LoadMeta(expr.MetaKeyL4PROTO, unix.NFT_REG_1), []byte{unix.IPPROTO_ICMPV6})
 }
 
-// neighbourDiscovery matches ICMPv6 messages of types 133 to 137. The kernel skips extension headers to find the
-// protocol.
+// neighbourDiscovery matches ICMPv6 messages of types 133 to 137, also behind extension headers.
 func neighbourDiscovery() []expr.Any { return append(icmpv6(), discoveryType(133, 137)...) }
 
 // discoveryType matches ICMPv6 messages of the types from first to last.
@@ -296,8 +291,8 @@ func discoveryType(first, last byte) []expr.Any {
 	}
 }
 
-// isSender matches frames whose port, MAC and address are in the set as one entry. The arguments mac and addr load the
-// MAC and the address from the frame.
+// isSender matches frames whose port, MAC and address are one entry of the set. mac and addr load the frame's MAC
+// and address.
 func isSender(set *nftables.Set, mac, addr expr.Any) []expr.Any {
 	return []expr.Any{
 		nft.LoadIIFName(regName), mac, addr,

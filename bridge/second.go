@@ -16,15 +16,13 @@ import (
 // ErrRouteExists means that the configuration gives a route that the pod already has out of another interface.
 var ErrRouteExists = errors.New("the pod has such a route out of another interface")
 
-// firstSecondaryTable plus the index of the pod's link is the number of the routing table with the default route of a
-// second interface.
+// firstSecondaryTable plus the index of the pod's link is the number of a second interface's routing table.
 const firstSecondaryTable = 88_000
 
 // existingRoutes are the destinations to which the pod already has routes out of another interface.
 type existingRoutes map[netip.Prefix]bool
 
-// tolerate returns a Step.MapError for the route: if the pod has the route already, the function records the
-// destination and returns nil.
+// tolerate returns a Step.MapError. If the pod has the route already, it records the destination and returns nil.
 func (t existingRoutes) tolerate(r conf.Route) func(error) error {
 	exists := t.refuse(r)
 	return func(err error) error {
@@ -36,8 +34,8 @@ func (t existingRoutes) tolerate(r conf.Route) func(error) error {
 	}
 }
 
-// refuse returns a Step.MapError for the route: if the pod has the route already, the function returns ErrRouteExists.
-// The kernel also answers "unreachable" for a gateway if the route to the gateway leads out of another interface.
+// refuse returns a Step.MapError. If the pod has the route already, it returns ErrRouteExists. The kernel also
+// answers "unreachable" if the route to the gateway leads out of another interface.
 func (t existingRoutes) refuse(r conf.Route) func(error) error {
 	return func(err error) error {
 		byAnother := r.Gateway.IsValid() && t[netip.PrefixFrom(r.Gateway, r.Gateway.BitLen())]
@@ -48,7 +46,6 @@ func (t existingRoutes) refuse(r conf.Route) func(error) error {
 	}
 }
 
-// hasDefault reports whether given has a default route of the address's family.
 func hasDefault(given []conf.Route, a endpoint.Address) bool {
 	return slices.ContainsFunc(given, func(r conf.Route) bool {
 		return r.IsDefault() && r.Dst.Addr().Is4() == a.Addr.Is4()
@@ -87,7 +84,7 @@ func (p Port) addSecondaryRoutes(index int, existing existingRoutes) (routes []c
 			rule.MapError = batch.MapError(unix.EEXIST, nil)
 			routes = append(routes, byAddress)
 			if toGateway := netip.PrefixFrom(a.Gateway, a.Gateway.BitLen()); existing[toGateway] {
-				continue // another interface in the same network has the route to it
+				continue // another interface has the route to this network
 			}
 			network := conf.Route{Dst: a.Subnet.Masked(), Gateway: a.Gateway}
 			route := pod.Add(addRoute(index, network), "add the route to %s via %s in the pod", network.Dst, a.Gateway)
@@ -99,7 +96,7 @@ func (p Port) addSecondaryRoutes(index int, existing existingRoutes) (routes []c
 	return routes, err
 }
 
-// onLink sets the route's flag that tells the kernel that the gateway is on the link.
+// onLink tells the kernel that the route's gateway is on the link.
 func onLink(r *nl.NetlinkRequest) *nl.NetlinkRequest {
 	for _, part := range r.Data {
 		if m, ok := part.(*nl.RtMsg); ok {

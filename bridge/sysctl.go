@@ -28,14 +28,14 @@ type Sysctl struct {
 // Bound says how a sysctl's value compares with the wanted one.
 type Bound int
 
-// The value must equal the wanted one, or be a number that is at most or at least the wanted one.
+// A value must equal the wanted one, or be at most or at least as large.
 const (
 	Exactly Bound = iota
 	AtMost
 	AtLeast
 )
 
-// satisfiedBy reports whether the value is one that the sysctl may have. A value that isn't a number must equal Value.
+// satisfiedBy reports whether the sysctl may have this value. A value that isn't a number must equal Value.
 func (s Sysctl) satisfiedBy(have string) bool {
 	if s.Bound == Exactly || have == s.Value {
 		return have == s.Value
@@ -76,14 +76,12 @@ func (s Sysctl) Check(o *Observed) error {
 
 func (s Sysctl) restore(netlinksafe.Handle, *Observed) error { return writeSysctl(s.Key, s.Value) }
 
-// sysctlDirs are the directories through which sysctls can be written. A container that isn't privileged has /proc/sys
-// mounted read-only, and AppArmor's usual profile for containers forbids writing there. For the agent, conf/weir.yaml
-// mounts the node's /proc/sys/net below /host as well. Both directories show the sysctls of the network namespace of
-// the process that reads them.
+// sysctlDirs are the directories through which sysctls can be written. An unprivileged container has /proc/sys
+// read-only. So conf/weir.yaml mounts the node's /proc/sys/net below /host for the agent.
 var sysctlDirs = []string{"/proc/sys/", "/host/proc/sys/"}
 
-// setAll writes those of the properties that are sysctls and have a wrong or unreadable value. It writes no other
-// sysctls, so it succeeds if /proc/sys is read-only and all values are right.
+// setAll writes the sysctls among the properties that have a wrong or unreadable value. If all are right, it
+// succeeds even with a read-only /proc/sys.
 //
 // Equivalent to: sysctl -w KEY=VALUE for each
 func setAll(all []Property) error {
@@ -102,8 +100,8 @@ func setAll(all []Property) error {
 	return errors.Join(errs...)
 }
 
-// writeSysctl sets the sysctl, unless it has the value already. If it may not write in one directory, it tries the
-// next. It returns the error of the first.
+// writeSysctl sets the sysctl, unless it has the value. If it may not write in one directory, it tries the next. It
+// returns the first error.
 //
 // Equivalent to: sysctl -w KEY=VALUE
 func writeSysctl(key, value string) error {
@@ -130,9 +128,8 @@ func writeSysctl(key, value string) error {
 	return fmt.Errorf("set sysctl %s=%s: %w", strings.ReplaceAll(key, "/", "."), value, first)
 }
 
-// UplinksAcceptRA is the property that the node accepts further router advertisements on each link on which it has
-// routes from earlier ones. A node that forwards packets ignores advertisements unless accept_ra is 2, and its default
-// route would expire.
+// UplinksAcceptRA is the property that links with routes from router advertisements accept further ones. A node
+// that forwards packets ignores them unless accept_ra is 2, and its default route would expire.
 type UplinksAcceptRA struct{}
 
 // Kind is that of other sysctls, although the links aren't weir's.
@@ -173,8 +170,8 @@ func (UplinksAcceptRA) wrongUplinks(o *Observed) (wrong []string, err error) {
 	return wrong, nil
 }
 
-// Check names the links with such routes and with accept_ra 1. A link with accept_ra 0 isn't wrong, although the node
-// ignores advertisements there too.
+// Check names the links with such routes and with accept_ra 1. A link with accept_ra 0 isn't wrong: the
+// administrator has chosen it.
 func (l UplinksAcceptRA) Check(o *Observed) error {
 	wrong, err := l.wrongUplinks(o)
 	if err == nil && len(wrong) > 0 {

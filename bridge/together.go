@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// ForbidPorts removes all elements of the ports from the guard's sets, in one transaction. The caller must call later,
-// which closes the connection to the kernel: that waits until the kernel no longer uses the elements (see Unplug).
+// ForbidPorts removes all elements of the ports from the guard's sets, in one transaction. The caller must call
+// later, which closes the connection. This waits until the kernel no longer uses the elements (see Unplug).
 //
 // Equivalent to: nft delete element bridge weir senders4 { HOSTIF . MAC . ADDR, … } (senders6 for IPv6 addresses)
 func ForbidPorts(hostIfs []string) (later func(), err error) {
@@ -51,7 +51,6 @@ func ForbidPorts(hostIfs []string) (later func(), err error) {
 	return later, nil
 }
 
-// deleteEach deletes the elements one by one. An element that is absent is no error.
 func deleteEach(conn *nftables.Conn, all elements) error {
 	for f, list := range all {
 		for _, e := range list {
@@ -64,7 +63,7 @@ func deleteEach(conn *nftables.Conn, all elements) error {
 }
 
 // RemovePorts deletes the pairs and the node's neighbour entries for the addresses. It deletes only what exists,
-// because each deletion waits while the kernel deletes other links.
+// because each deletion may wait in the kernel.
 //
 // Equivalent to: ip neigh del ADDR dev weir0; ip link del HOSTIF, for each
 func RemovePorts(hostIfs []string, addrs []endpoint.Address) error {
@@ -86,7 +85,7 @@ func RemovePorts(hostIfs []string, addrs []endpoint.Address) error {
 	return RemoveNeighbours(present)
 }
 
-// neighboursOf returns those of the addresses that weir0 has a neighbour entry for.
+// neighboursOf returns the addresses for which weir0 has a neighbour entry.
 //
 // Equivalent to: ip neigh show dev weir0
 func neighboursOf(addrs []endpoint.Address) (present []endpoint.Address, err error) {

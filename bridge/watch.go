@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/internal/attrs"
 )
 
-// WatchPorts calls gone whenever a pod's link on the node was deleted, or may have been, until ctx ends. It returns an
-// error if the kernel's messages can't be received.
+// WatchPorts calls gone until ctx ends: whenever a pod's link was deleted, or may have been. It returns an error if
+// the kernel's messages can't be received.
 //
 // Equivalent to: ip monitor link | grep "Deleted .* weirp"
 func WatchPorts(ctx context.Context, gone func()) error {
@@ -49,9 +49,9 @@ func WatchPorts(ctx context.Context, gone func()) error {
 	}
 }
 
-// receiveOnlyDellink makes the kernel send only messages of type RTM_DELLINK. The kernel sends half a dozen other
-// messages for each new pod's link, and each would wake the agent while the pod waits for the agent. The kernel sends
-// one message at a time, and a filter reads numbers in network byte order (socket(7), SO_ATTACH_FILTER).
+// receiveOnlyDellink makes the kernel send only messages of type RTM_DELLINK. Other messages about each new pod's
+// link would wake the agent while the pod waits. A filter reads numbers in network byte order (socket(7),
+// SO_ATTACH_FILTER).
 func receiveOnlyDellink(fd int) error {
 	const offsetOfType = 4 // struct nlmsghdr
 	end := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.RTM_DELLINK))
@@ -71,25 +71,24 @@ type News struct {
 	Settings bool
 	// Ways means that the tunnel, or weir's routes to other nodes' pods, may have changed.
 	Ways bool
-	// Underlay means that the paths to other nodes may have changed, after a change of a link, address, route or rule that
-	// isn't weir's own.
+	// Underlay means that the paths to other nodes may have changed: something has changed that isn't weir's own.
 	Underlay bool
 }
 
 // everything is the news at the beginning, and after messages were lost.
 var everything = News{Settings: true, Ways: true, Underlay: true}
 
-// nodeGroups are the multicast groups in which the kernel announces changes to things that properties are about, and to
-// paths. Among sysctls, the kernel announces only changes of those that switch forwarding (NETCONF).
+// nodeGroups are the multicast groups about what properties and paths depend on. Among sysctls, the kernel
+// announces only those of forwarding (NETCONF).
 var nodeGroups = []uint{
 	unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
 	unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF, unix.RTNLGRP_IPV4_RULE,
 	unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_NEXTHOP,
 }
 
-// WatchNode calls changed whenever something that properties or paths to other nodes are about has changed, or may
-// have, until ctx ends. weir's own changes count too. The first call has all news, because nothing was heard before it.
-// WatchNode returns an error if the kernel's messages can't be received.
+// WatchNode calls changed until ctx ends: whenever node settings or paths to other nodes have changed, or may have.
+// weir's own changes count too. The first call has all news. WatchNode returns an error if the kernel's messages
+// can't be received.
 //
 // Equivalent to: ip monitor link address neigh route rule nexthop netconf
 func WatchNode(ctx context.Context, changed func(News)) error {
@@ -131,15 +130,15 @@ func WatchNode(ctx context.Context, changed func(News)) error {
 	}
 }
 
-// listener remembers what it has heard, because the kernel repeats announcements in which nothing is new: of links
-// whose counters or states in protocols change, and of addresses whose lifetimes routers prolong.
+// listener remembers what it has heard. The kernel repeats announcements without news, such as of links whose
+// counters change.
 type listener struct {
 	ours      map[int]string // names of weir's links, by index
 	links     map[int]heardLink
 	addresses map[heardAddress]bool
 }
 
-// heardLink has the properties of a link that paths depend on.
+// heardLink has what paths depend on.
 type heardLink struct {
 	name        string
 	mtu, master int
@@ -153,7 +152,6 @@ type heardAddress struct {
 	address netip.Prefix
 }
 
-// add remembers the link's name if the link is weir's.
 func (l *listener) add(index int, name string) {
 	if isWeirLink(name) {
 		l.ours[index] = name
@@ -166,8 +164,8 @@ func (l *listener) of(index int) News {
 	return News{Settings: ours, Ways: name == conf.Tunnel}
 }
 
-// news returns what the message may concern; the zero News if nothing. A message about a bridge of another plugin
-// concerns properties too. news keeps l up to date.
+// news returns what the message may concern. A message about another plugin's bridge concerns properties too. news
+// keeps l up to date.
 func (l *listener) news(m syscall.NetlinkMessage) News {
 	switch m.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
@@ -207,7 +205,7 @@ func (l *listener) newsOfLink(m syscall.NetlinkMessage) News {
 	n := l.of(at.Index)
 	was, known := l.links[at.Index]
 	switch {
-	case m.Data[0] == unix.AF_BRIDGE: // from a bridge, about a port of it; the link itself still exists
+	case m.Data[0] == unix.AF_BRIDGE: // about a bridge's port; the link itself still exists
 	case m.Header.Type == unix.RTM_DELLINK:
 		n.Underlay = !n.Settings
 		delete(l.ours, at.Index)
@@ -216,7 +214,7 @@ func (l *listener) newsOfLink(m syscall.NetlinkMessage) News {
 		n.Underlay = !n.Settings && (!known || was != heard(at))
 		l.links[at.Index] = heard(at)
 	}
-	n.Settings = n.Settings || at.Kind == "bridge" // it may be another plugin's, with pods as ports
+	n.Settings = n.Settings || at.Kind == "bridge" // another plugin's, perhaps with pods as ports
 	return n
 }
 

@@ -29,8 +29,7 @@ func (b WeirBridge) Kind() Kind { return KindBridge }
 
 func (b WeirBridge) String() string { return Name + " is there, up, and passes on what its ports send" }
 
-// bridgeOptions are the bridge's own options that must have these values: they differ from the kernel's defaults, or
-// with other values the bridge would pass nothing on.
+// bridgeOptions are weir0's options with the values that weir needs.
 var bridgeOptions = []struct {
 	kind  uint16
 	name  string
@@ -83,8 +82,8 @@ func (b WeirBridge) Check(o *Observed) error {
 	return nil
 }
 
-// acceptsMAC reports whether the MAC that weir0 has is one that it may have. weir0 got its MAC with its first address,
-// which may have been the gateway of pods that are gone.
+// acceptsMAC reports whether weir0 may have its MAC. weir0 got its MAC from its first gateway, whose pods may be
+// gone.
 func (b WeirBridge) acceptsMAC(o *Observed, br Link) bool {
 	if slices.ContainsFunc(b.MACs, func(m net.HardwareAddr) bool { return bytes.Equal(m, br.MAC) }) {
 		return true
@@ -94,9 +93,8 @@ func (b WeirBridge) acceptsMAC(o *Observed, br Link) bool {
 	})
 }
 
-// portsMTU returns the smallest MTU of the bridge's ports; the bridge's own MTU if it has no ports. The kernel sets a
-// bridge's MTU to this smallest MTU, unless another program has set a different one (br_mtu_auto_adjust,
-// net/bridge/br_if.c).
+// portsMTU returns the smallest MTU of the bridge's ports, or the bridge's own if it has none. The kernel sets a
+// bridge's MTU to the smallest (br_mtu_auto_adjust in net/bridge/br_if.c).
 func portsMTU(o *Observed, br Link) int {
 	least := 0
 	for _, l := range o.Links {
@@ -142,8 +140,7 @@ func (b WeirBridge) restore(h netlinksafe.Handle, o *Observed) error {
 	return err
 }
 
-// setOption returns the request that sets an option of weir0. The value has four bytes for stp_state, and one for
-// others.
+// setOption returns the request that sets an option of weir0. stp_state has four bytes, and other options have one.
 //
 // Equivalent to: ip link set weir0 type bridge OPTION VALUE
 func setOption(index, option int, value uint16) *nl.NetlinkRequest {
@@ -247,7 +244,7 @@ func (r Route) Check(o *Observed) error {
 		}
 	}
 	if r.Type == unix.RTN_LOCAL && o.Fresh[r.Dst.Addr()] {
-		return nil // the kernel makes IPv6's route a moment after the address (addrconf_dad_work, net/ipv6/addrconf.c)
+		return nil // the kernel makes IPv6's route a moment after the address
 	}
 	if r.Type == unix.RTN_LOCAL {
 		return fmt.Errorf("the local route of %s is missing", r.Dst.Addr())
