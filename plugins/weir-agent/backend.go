@@ -19,7 +19,6 @@ var (
 	_ agent.Backend = (*nftables.Driver)(nil)
 )
 
-// setBackend sets the options for the backend of that name.
 func setBackend(o *agent.Options, name string) error {
 	switch o.BackendName = endpoint.Backend(name); o.BackendName {
 	case endpoint.Iptables:
@@ -48,7 +47,6 @@ func removeIptables(ctx context.Context) error {
 	return err
 }
 
-// removeNftables removes the tables of the backend for nftables.
 func removeNftables(ctx context.Context) error {
 	d := nftables.New()
 	defer d.Close()

@@ -42,7 +42,6 @@ func knows(spec, verb string) bool {
 	return ok
 }
 
-// answer is the plugin's exit code and output.
 type answer struct {
 	exit       int
 	stdout     string

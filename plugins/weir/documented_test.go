@@ -95,7 +95,6 @@ func TestDocumentedWindows(t *testing.T) {
 	}
 }
 
-// anchorOf returns the anchor that GitHub gives a heading.
 func anchorOf(heading string) string {
 	bare := regexp.MustCompile(`[^\w\- ]`).ReplaceAllString(strings.ToLower(heading), "")
 	return strings.ReplaceAll(bare, " ", "-")

@@ -103,7 +103,6 @@ func (k *killer) call(verb string, s slot, more string, kill time.Duration) (out
 	return "", false
 }
 
-// fresh returns a slot with a new container that isn't attached yet.
 func (k *killer) fresh() slot {
 	k.mu.Lock()
 	k.made++

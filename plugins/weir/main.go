@@ -16,7 +16,6 @@ import (
 	"github.com/weir-net/weir/internal/version"
 )
 
-// supported lists the versions of the CNI specification that the plugin implements.
 var supported = cniversion.PluginSupports("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0").SupportedVersions()
 
 func main() {
@@ -26,7 +25,6 @@ func main() {
 	os.Exit(run())
 }
 
-// run serves one call and returns the exit code.
 func run() int {
 	if os.Getenv("CNI_COMMAND") == "" { // a person runs it: stdin may be a terminal
 		return about(os.Args[1:])

@@ -317,7 +317,6 @@ func TestOpenConnectionsAreCut(t *testing.T) {
 	n.Eventually("the connection goes on", func() error { return exchange(conn) })
 }
 
-// exchange sends a letter and waits for its echo.
 func exchange(conn net.Conn) error {
 	if _, err := conn.Write([]byte("x")); err != nil {
 		return err

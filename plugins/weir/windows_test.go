@@ -479,7 +479,6 @@ func push(t *testing.T, client, server net.Conn) *flow {
 	return f
 }
 
-// talk sends messages, and counts the messages that arrive, until the connection is closed.
 func talk(t *testing.T, conn net.Conn, received *atomic.Int64) {
 	t.Cleanup(func() { _ = conn.Close() })
 	go func() {
@@ -498,7 +497,6 @@ func talk(t *testing.T, conn net.Conn, received *atomic.Int64) {
 	}()
 }
 
-// connectTCP opens a connection from the client to the server, and returns both ends.
 func connectTCP(t *testing.T, server, client *nodetest.Pod) (conn, accepted net.Conn) {
 	t.Helper()
 	var l net.Listener

@@ -11,7 +11,6 @@ import (
 	"github.com/weir-net/weir/plugins/weirctl/nodecheck"
 )
 
-// nodeReport is what the check of a node prints as JSON.
 type nodeReport struct {
 	Findings []nodecheck.Finding `json:"findings"`
 	Facts    nodecheck.Facts     `json:"facts"`

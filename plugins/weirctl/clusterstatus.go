@@ -13,7 +13,6 @@ import (
 	"github.com/weir-net/weir/plugins/weirctl/client"
 )
 
-// answersWithin is how long one node's agent may take for an answer.
 const answersWithin = 15 * time.Second
 
 func clusterStatus(cmd *cobra.Command, flags *client.NodeFlags, format client.Format, all bool) error {
@@ -52,7 +51,6 @@ func clusterStatus(cmd *cobra.Command, flags *client.NodeFlags, format client.Fo
 	return nil
 }
 
-// nodeStatus asks the agent of another node for its whole status.
 func nodeStatus(ctx context.Context, flags *client.NodeFlags, node string) (*agentapi.Status, error) {
 	cluster, err := flags.Cluster()
 	if err != nil {

@@ -198,7 +198,6 @@ func namespacesOf(file policy.Objects, deleted []policy.Name) (all []string) {
 	return slices.Compact(all)
 }
 
-// policyNames parses the values of --delete, each the NAMESPACE/NAME of a policy.
 func policyNames(texts []string) (names []policy.Name, err error) {
 	for _, text := range texts {
 		namespace, name, ok := strings.Cut(text, "/")

@@ -153,7 +153,6 @@ func (o *dropsOptions) ofThisNode(ctx context.Context, printDrop func(*agentapi.
 	return err
 }
 
-// ofNodes shows the drops of several nodes, through the API server.
 func (o *dropsOptions) ofNodes(ctx context.Context, printDrop func(*agentapi.Drop) error) error {
 	cluster, err := o.nodes.Cluster()
 	if err != nil {

@@ -183,7 +183,6 @@ func ask(ctx context.Context, question explain.Question) (e explain.Explanation,
 	return e, err
 }
 
-// findServices reads the Services from the API server, if there is one.
 func findServices(ctx context.Context, source *client.Source, namespace string) ([]policy.Service, error) {
 	ctx, cancel := context.WithTimeout(ctx, servicesWithin)
 	defer cancel()

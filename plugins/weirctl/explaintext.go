@@ -100,7 +100,6 @@ func place(p explain.Place) string {
 	return p.Address.String()
 }
 
-// sideLines prints the verdict of the policies at one end.
 func sideLines(p *client.Printer, s explain.Side) {
 	of := ""
 	if s.Pod != "" {
@@ -187,7 +186,6 @@ func matched(r explain.Rule) string {
 	return ": " + strings.Join(parts, " and ") + " match"
 }
 
-// reason returns why the side allows or drops the connection.
 func reason(s explain.Side) string {
 	switch s.Reason {
 	case explain.Isolated:
@@ -228,7 +226,6 @@ func sourceLine(e explain.Explanation) string {
 	return "From " + e.Source + ", and the agents of " + listed(nodes) + "."
 }
 
-// allKernelLines prints what the kernels hold that were asked.
 func allKernelLines(p *client.Printer, path explain.Path) {
 	kernelLines(p, path.Kernel)
 	for i := range path.Kernels {

@@ -37,7 +37,6 @@ const flowsExample = `  weirctl flows --record 1h                 # record on th
   kubectl weir flows --since 1h -n shop
   kubectl weir flows -o json > flows.json   # for weirctl suggest --flows flows.json`
 
-// flowsFlags are the flags of commands that ask for flows.
 type flowsFlags struct {
 	since   time.Duration
 	cluster bool
@@ -161,7 +160,6 @@ func printRecording(out io.Writer, all []agentapi.Flows) error {
 	return nil
 }
 
-// errNothingRecorded says how to record flows.
 var errNothingRecorded = errors.New("no flows were recorded: weirctl flows --record 1h records them for an hour")
 
 func printFlows(out io.Writer, format client.Format, all []agentapi.Flows, namespace string) error {
@@ -205,7 +203,6 @@ func printFlows(out io.Writer, format client.Format, all []agentapi.Flows, names
 	return nil
 }
 
-// gaps say what a node's flows lack.
 func gaps(f agentapi.Flows) (notes []string) {
 	of := ""
 	if f.Node != "" {

@@ -128,7 +128,6 @@ func portRange(text string) (proto ruleset.Protocol, r ruleset.PortRange, err er
 	return proto, ruleset.PortRange{First: uint16(a), Last: uint16(b)}, nil
 }
 
-// title says which part is shown.
 func (n *narrow) title() string {
 	title := "the cluster"
 	if len(n.namespaces) > 0 {
@@ -142,7 +141,6 @@ func (n *narrow) title() string {
 	return title
 }
 
-// formats are the values of -o.
 var formats = map[string]func(io.Writer, chart.View) error{
 	"text": chart.Table, "json": chart.JSON, "html": chart.HTML, "svg": chart.SVG, "dot": chart.Dot,
 }
@@ -262,7 +260,6 @@ func notes(c explain.Cluster, m *reach.Matrix) (notes []string) {
 	return notes
 }
 
-// warn prints the notes as warnings.
 func warn(cmd *cobra.Command, notes []string) {
 	for _, n := range notes {
 		_, _ = fmt.Fprintln(cmd.ErrOrStderr(), "weirctl: note:", chart.OneLine(n))

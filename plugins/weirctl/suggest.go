@@ -176,7 +176,6 @@ func endOf(e agentapi.FlowEnd, labels map[string]map[string]string) (suggest.End
 	return end, ok && !strings.Contains(e.Pod, ",")
 }
 
-// maxEvidence is how many flows the comment of a rule names.
 const maxEvidence = 5
 
 func printSuggestions(out io.Writer, r suggest.Result, notes []string) error {
@@ -235,7 +234,6 @@ func evidence(f suggest.Flow) string {
 		f.Count, strings.TrimSpace(times))
 }
 
-// policyYAML returns the policy as kubectl apply reads it.
 func policyYAML(np *networkingv1.NetworkPolicy) ([]byte, error) {
 	text, err := json.Marshal(np)
 	if err != nil {

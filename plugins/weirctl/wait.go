@@ -89,7 +89,6 @@ func waitCommand() *cobra.Command {
 	return cmd
 }
 
-// completeWaited completes the arguments of wait.
 func completeWaited(nodes *client.NodeFlags) cobra.CompletionFunc {
 	return func(c *cobra.Command, args []string, begin string) ([]string, cobra.ShellCompDirective) {
 		switch {

@@ -13,7 +13,6 @@ import (
 // tree has files by path, without a slash at the start.
 type tree map[string]file
 
-// file is a regular file, or a symbolic link if link isn't empty.
 type file struct {
 	mode int64
 	data []byte
@@ -27,7 +26,6 @@ func (t tree) size() (n int) {
 	return n
 }
 
-// glob returns the paths that match, in order.
 func (t tree) glob(pattern string) []string {
 	var names []string
 	for name := range t {

@@ -47,7 +47,6 @@ func (f goFile) pkg() string { return path.Dir(f.path) }
 
 func (f file) lines() int { return bytes.Count(f.text, []byte("\n")) }
 
-// at returns the position of a node of the file as PATH:LINE.
 func (f goFile) at(n ast.Node) string { return f.path + ":" + f.line(n.Pos()) }
 
 func (f goFile) line(p token.Pos) string {

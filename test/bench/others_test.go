@@ -53,7 +53,6 @@ func (a allow) matches(i int) (all []string) {
 	return all
 }
 
-// list returns the ports as iptables' multiport writes them.
 func list(ranges []portRange) string {
 	var all []string
 	for _, r := range ranges {
@@ -66,7 +65,6 @@ func list(ranges []portRange) string {
 	return strings.Join(all, ",")
 }
 
-// isolated returns the groups that policies isolate in the direction, in order.
 func (w *workload) isolated(egress bool) []string {
 	groups := map[string]bool{}
 	for _, a := range w.allows {
@@ -176,7 +174,6 @@ func (w *workload) podChains() text {
 	return text{sets: w.sets(), rules: chains.String() + rules.String() + "COMMIT\n"}
 }
 
-// addressFlag returns the option of iptables for the address of the isolated pod.
 func addressFlag(egress bool) string {
 	if egress {
 		return "s"

@@ -139,7 +139,6 @@ func (n *packetNode) enforce(t *testing.T, flavour iptables.Flavour, s policy.St
 	})
 }
 
-// enforceNative does what enforce does, with the backend for nftables.
 func (n *packetNode) enforceNative(t *testing.T, s policy.State) {
 	t.Helper()
 	r := ruleset.Merge(policy.Compile(s), nil)
@@ -154,7 +153,7 @@ func (n *packetNode) enforceNative(t *testing.T, s policy.State) {
 // text is a packet filter as text: what ipset restore and iptables-restore read.
 type text struct{ sets, rules string }
 
-// write makes the node have the sets and rules, beside those that it has.
+// write adds the sets and rules to the node's.
 func (n *packetNode) write(t *testing.T, flavour iptables.Flavour, x text) {
 	t.Helper()
 	for _, c := range []struct{ command, input string }{

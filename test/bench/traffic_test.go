@@ -104,7 +104,6 @@ func pin() (unpin func(), err error) {
 	}, nil
 }
 
-// worker is a thread on the core that calls a function again and again.
 type worker struct {
 	clock int32 // of the thread's processor time
 	done  chan error
@@ -132,7 +131,6 @@ func work(ended *atomic.Bool, once func() error) *worker {
 	return w
 }
 
-// processorTime returns the processor time of the calling thread and of the workers.
 func processorTime(workers []*worker) time.Duration {
 	sum := clock(unix.CLOCK_THREAD_CPUTIME_ID)
 	for _, w := range workers {

@@ -164,7 +164,6 @@ func mixed(policies int) *workload {
 	return w
 }
 
-// state returns the workload as weir's agent knows it.
 func (w *workload) state() policy.State {
 	const namespace = "bench"
 	labels := map[netip.Addr]map[string]string{}

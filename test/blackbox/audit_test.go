@@ -216,7 +216,6 @@ func unanswered(t *testing.T, from *nodetest.Pod, address string, count int) {
 	}
 }
 
-// answers reports whether the server at the other end echoes.
 func answers(conn net.Conn) bool {
 	if conn.SetDeadline(time.Now().Add(300*time.Millisecond)) != nil {
 		return false

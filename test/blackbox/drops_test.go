@@ -49,7 +49,6 @@ type shownDrop struct {
 	Policies []string
 }
 
-// followed is "weirctl drops -f", which runs until the test ends.
 type followed struct {
 	t     testing.TB
 	lines chan *shownDrop

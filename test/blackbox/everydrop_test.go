@@ -13,7 +13,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// dropsFor returns the drops for that reason, as weirctl shows them.
 func dropsFor(n *nodetest.Node, reason string) (all []shownDrop) {
 	n.Helper()
 	text, err := n.Ctl("drops", "--reason", reason, "-o", "json")
@@ -139,7 +138,6 @@ func packets(all []shownDrop) (sum uint64) {
 	return sum
 }
 
-// shows returns an error unless weirctl shows drops for the reason, and the text.
 func shows(n *nodetest.Node, reason, want string) error {
 	text, err := n.Ctl("drops", "--reason", reason)
 	if err != nil || !strings.Contains(text, want) {

@@ -34,7 +34,6 @@ type explanation struct {
 	}
 }
 
-// explain runs weirctl explain and returns the explanation and the exit code.
 func explain(n *nodetest.Node, args ...string) (e explanation, code int) {
 	n.Helper()
 	args = append([]string{"explain", "-o", "json"}, args...)

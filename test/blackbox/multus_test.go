@@ -41,7 +41,6 @@ func attachSecond(n *nodetest.Node, verb string, p *nodetest.Pod) (string, error
 	return string(out), err
 }
 
-// secondAddresses returns the addresses in the plugin's result, without prefix lengths.
 func secondAddresses(t *testing.T, result string) (all []string) {
 	t.Helper()
 	var r struct{ IPs []struct{ Address string } }

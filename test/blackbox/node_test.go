@@ -65,7 +65,6 @@ func newKeptNode(t *testing.T) *keptNode {
 	return n
 }
 
-// traffic tries each of n.ways, and returns the first error.
 func (n *keptNode) traffic() error {
 	n.Helper()
 	for _, way := range n.ways {
@@ -76,7 +75,6 @@ func (n *keptNode) traffic() error {
 	return nil
 }
 
-// portOf returns the name of the pod's link on the node.
 func portOf(t *testing.T, p *nodetest.Pod) string {
 	t.Helper()
 	var result struct {
@@ -115,7 +113,6 @@ func within(d time.Duration, f func() error) error {
 	}
 }
 
-// damage is a change that another program makes to the node.
 type damage struct {
 	what    string // the label of the metric that counts its repair
 	command string // a line of shell that does the damage

@@ -59,7 +59,6 @@ func udpFrame(t *testing.T, srcMAC, dstMAC net.HardwareAddr, from, to string, po
 	return nodetest.Frame(t, layersOf(ethernet(dstMAC, srcMAC, to), datagram(from, to, port, payload)...)...)
 }
 
-// ip does the same as header, for parsed addresses.
 func ip(src, dst netip.Addr, protocol layers.IPProtocol, inside any) gopacket.SerializableLayer {
 	return header(src.String(), dst.String(), protocol, inside)
 }

@@ -90,7 +90,6 @@ func arrives(t *testing.T, netns, address string, send, control func()) bool {
 	return came
 }
 
-// tunnelMAC returns the MAC of the tunnel's end on the node.
 func tunnelMAC(node string) net.HardwareAddr {
 	b := netip.MustParseAddr(node).As4()
 	return net.HardwareAddr{0x0e, 0x58, b[0], b[1], b[2], b[3]}

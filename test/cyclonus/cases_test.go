@@ -149,7 +149,6 @@ func (w *world) step(t *testing.T, s *generator.TestStep) {
 	w.assign()
 }
 
-// expected returns Cyclonus' verdict for each packet that the step probes with.
 func (w *world) expected(p *generator.ProbeConfig) []*probe.JobResult {
 	simulated := probe.NewSimulatedRunner(matcher.BuildNetworkPolicies(true, w.Policies), &probe.JobBuilder{})
 	table := simulated.RunProbeForConfig(p, w.Resources)
@@ -163,7 +162,6 @@ func (w *world) expected(p *generator.ProbeConfig) []*probe.JobResult {
 	return all
 }
 
-// state returns the cluster as weir's policy.State, with all pods on this node.
 func (w *world) state(t *testing.T) policy.State {
 	t.Helper()
 	s := policy.State{Objects: policy.Objects{Policies: w.Policies}}

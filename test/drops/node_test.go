@@ -78,7 +78,6 @@ func (n *node) start(flags ...string) {
 	})
 }
 
-// logged returns how many packets the rules have logged.
 func (n *node) logged() (packets uint64) {
 	n.Helper()
 	for _, m := range regexp.MustCompile(`(?m)^\[(\d+):\d+\] .* -j NFLOG`).FindAllStringSubmatch(
@@ -92,7 +91,6 @@ func (n *node) logged() (packets uint64) {
 	return packets
 }
 
-// reader is "weirctl drops -f".
 type reader struct {
 	cmd    *exec.Cmd
 	count  atomic.Uint64 // packets of all lines
@@ -154,7 +152,6 @@ func (r *reader) saw(port uint16) (time.Time, bool) {
 
 func (r *reader) signal(s syscall.Signal) { _ = r.cmd.Process.Signal(s) }
 
-// sender sends UDP packets from a pod to db.
 type sender struct {
 	fd   int
 	to   [4]byte
@@ -213,7 +210,6 @@ func (s *sender) flood(perSecond int) (end func()) {
 	}
 }
 
-// processorTime returns how long all threads of the process have run.
 func processorTime(t testing.TB, pid int) (sum time.Duration) {
 	t.Helper()
 	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))

@@ -70,7 +70,6 @@ func kubectl(t *testing.T, args ...string) string {
 	return must(t, "", scripts+"kubectl", args...)
 }
 
-// apply fills in the manifest, a template, with the values, and applies the result.
 func apply(t *testing.T, manifest string, values any) {
 	t.Helper()
 	var b strings.Builder
@@ -80,7 +79,6 @@ func apply(t *testing.T, manifest string, values any) {
 	must(t, b.String(), scripts+"kubectl", "apply", "-f", "-")
 }
 
-// enter runs a command on a node, or on the router between the nodes.
 func enter(t *testing.T, node string, command ...string) string {
 	t.Helper()
 	return must(t, "", scripts+"enter", append([]string{node}, command...)...)
@@ -128,7 +126,6 @@ type node struct {
 	subnet  netip.Prefix
 }
 
-// workers returns the nodes that run ordinary pods.
 func workers(t *testing.T) []node {
 	t.Helper()
 	var list struct {
@@ -172,7 +169,6 @@ func apart(t *testing.T) (a, neighbour, remote node) {
 	return a, all[i+1], all[j]
 }
 
-// pod describes a pod of a test, which start makes.
 type pod struct {
 	Namespace, Name, Node string
 	Labels                string // "a: b, c: d"
@@ -225,7 +221,6 @@ func execIn(ctx context.Context, namespace, pod string, command ...string) (stri
 	return run(ctx, "", scripts+"kubectl", append([]string{"-n", namespace, "exec", pod, "--"}, command...)...)
 }
 
-// attempt is one line that `probe connect` prints.
 type attempt struct {
 	To            string        `json:"to"`
 	Start         time.Time     `json:"start"`

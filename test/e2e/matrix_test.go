@@ -32,7 +32,6 @@ type connection struct {
 	port             uint16
 }
 
-// connections are those that succeed.
 type connections map[connection]bool
 
 // matrixRow is a row of the JSON of kubectl weir matrix and diff.
@@ -44,7 +43,6 @@ type matrixRow struct {
 	}
 }
 
-// matrixParty is a party of these commands.
 type matrixParty struct {
 	Name, Namespace string
 	Pods            []string
@@ -153,7 +151,6 @@ func minus(a, b connections) connections {
 
 var matrixNamespaces = []string{"matrix-1", "matrix-2"}
 
-// startMatrixPods starts pods on all workers, and returns their addresses by family.
 func startMatrixPods(t *testing.T) map[string]map[string]string {
 	t.Helper()
 	nodes := workers(t)

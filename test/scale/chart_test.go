@@ -76,7 +76,6 @@ const (
 // colours can be told apart by people who confuse red and green (Okabe and Ito).
 var colours = []string{"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"}
 
-// svg draws the picture. It suits light and dark pages.
 func (c chart) svg() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" font-family="sans-serif" font-size="13">
@@ -116,13 +115,11 @@ func (c chart) svg() string {
 	return b.String()
 }
 
-// axis is a logarithmic axis from one power of ten to another.
 type axis struct {
 	low, high float64 // powers of ten
 	from, to  float64 // places in the picture
 }
 
-// axis returns the axis that holds the curves' coordinates of this dimension.
 func (c chart) axis(dimension int, from, to float64) axis {
 	low, high := math.Inf(1), math.Inf(-1)
 	for _, curve := range c.curves {

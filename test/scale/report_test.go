@@ -12,7 +12,6 @@ import (
 	"github.com/weir-net/weir/test/scale/cluster"
 )
 
-// latencyRows are the rows that exist for an idle cluster and for each stream.
 var latencyRows = []latency{rowADD, rowPolicy, rowPolicyDeny, rowPeer, rowPeerDeny}
 
 func (r *runs) rows() []string {
@@ -111,7 +110,6 @@ func (r *runs) columnsTable(rows []string, cell func(row string, pods int) strin
 	return b.String()
 }
 
-// table returns the median of each row, and the 99th percentile of latencies.
 func (r *runs) table(agent string) string {
 	return r.columnsTable(r.rows(), func(row string, pods int) string {
 		x := r.get(agent, pods, row)
@@ -141,7 +139,6 @@ func (r *runs) ratios(agent string) string {
 	}, "slope")
 }
 
-// compared returns a table of the ratio of one agent's rows to the other's.
 func (r *runs) compared(agent, to string) string {
 	return r.columnsTable(r.growing(), func(row string, pods int) string {
 		x, y := r.get(agent, pods, row), r.get(to, pods, row)

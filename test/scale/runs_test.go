@@ -64,7 +64,6 @@ func (l latency) attacked(name string) string {
 // rowAttackMemory begins the rows of an agent's peak memory until the end of an attack, in MB.
 const rowAttackMemory = "peak RSS, MB, under "
 
-// runs has all measurements.
 type runs struct {
 	Machine struct {
 		CPUs   int
@@ -98,7 +97,6 @@ func (r *runs) prepare(rates []float64, reference int) {
 	}
 }
 
-// json returns all measurements, with few digits and a line for each row.
 func (r *runs) json() []byte {
 	short := *r
 	short.Runs = nil
@@ -159,7 +157,6 @@ func (r *runs) median(agent string, pods int, row string) float64 {
 	return estimate.Median(r.get(agent, pods, row).all())
 }
 
-// columns returns the sizes of the clusters and the agents that have been measured.
 func (r *runs) columns() (sizes []int, agents []string) {
 	for _, x := range r.Runs {
 		if !slices.Contains(sizes, x.Pods) {

@@ -74,7 +74,6 @@ func TestScale(t *testing.T) {
 	o.finish()
 }
 
-// orchestrator starts the nodes, has them measure in turns, and notes the values.
 type orchestrator struct {
 	*testing.T
 	nodes []*remoteNode
@@ -127,7 +126,6 @@ func numbers(t *testing.T, list string) (all []int) {
 	return all
 }
 
-// launch starts the node's process and waits until it has connected.
 func (r *remoteNode) launch(dir string) {
 	t := r.t
 	t.Helper()
@@ -174,7 +172,6 @@ func (r *remoteNode) launch(dir string) {
 	r.out, r.in = json.NewEncoder(r.conn), json.NewDecoder(r.conn)
 }
 
-// ask has the node do something, and reads its answer.
 func ask[T any](r *remoteNode, q request) (answer T) {
 	r.t.Helper()
 	err := r.out.Encode(q)
@@ -198,7 +195,6 @@ func (o *orchestrator) turn(round int, f func(*remoteNode)) {
 	}
 }
 
-// note records values of a row that were measured together.
 func (o *orchestrator) note(r *remoteNode, row string, values ...float64) {
 	o.runs.note(r.agent, r.pods, row, values)
 }

@@ -309,7 +309,6 @@ func named(name policy.Name) metav1.ObjectMeta {
 	return metav1.ObjectMeta{Namespace: name.Namespace, Name: name.Name}
 }
 
-// pickName draws one of the names; the empty name if there is none.
 func pickName[T any](r *rand.Rand, of map[policy.Name]T) policy.Name {
 	names := slices.SortedFunc(maps.Keys(of), func(a, b policy.Name) int {
 		return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name)

@@ -36,7 +36,6 @@ const maxNames = 6
 // OneLine makes a text from an object safe for a terminal: shortened, and on one line.
 func OneLine(s string) string { return strings.ReplaceAll(excerpt.Of(s), "\n", " ") }
 
-// few joins the names, and says how many are left out.
 func few(names []string, most int) string {
 	shown := names[:min(len(names), most)]
 	text := OneLine(strings.Join(shown, ", "))
@@ -135,7 +134,6 @@ func (v View) print(out io.Writer, rows []reach.Row, mark string) error {
 // columnWidth is how many characters of a list fit into one line of a cell.
 const columnWidth = 44
 
-// wrap divides a list of names into lines, where it has commas.
 func wrap(list string) (lines []string) {
 	line := ""
 	for name := range strings.SplitSeq(list, ", ") {
@@ -152,7 +150,6 @@ func wrap(list string) (lines []string) {
 	return append(lines, line)
 }
 
-// more says how many rows are left out, and how to see them.
 func (v View) more(out io.Writer, rows int) error {
 	left := rows - v.MaxRows
 	if v.MaxRows == 0 || left <= 0 {
@@ -184,7 +181,6 @@ func serviceName(s reach.ServicePort) string {
 	return name
 }
 
-// row is a row with the names of its parties.
 type row struct {
 	From     []string    `json:"from"`
 	To       []string    `json:"to"`

@@ -121,7 +121,6 @@ func SVG(out io.Writer, v View) error {
 	return p.print(out, title)
 }
 
-// class returns the style of a box with these words.
 func (v View) class(words string) string {
 	for _, p := range v.Parties {
 		if p.Kind == reach.World && p.Name == words {
@@ -145,7 +144,6 @@ func (p *picture) add(column int, key string, b box) int {
 	return i
 }
 
-// style has the colours of a picture, by day and by night.
 const style = `
 svg { background: #fff; font: 12px ui-monospace, Menlo, Consolas, monospace }
 text { fill: #1f2328 } rect { stroke-width: 1; rx: 5px } path { fill: none; stroke: #8c959f; stroke-width: 1.2 }

@@ -38,13 +38,11 @@ type pageRule struct {
 	Words    string `json:"words"`
 }
 
-// pagePorts is a set of ports, and the same in words.
 type pagePorts struct {
 	reach.Ports
 	Words string `json:"words"`
 }
 
-// pageData is what the page's script shows.
 type pageData struct {
 	Title    string        `json:"title"`
 	Parties  []reach.Party `json:"parties"`

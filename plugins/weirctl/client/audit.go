@@ -138,7 +138,6 @@ func clock(t time.Time) string {
 	return t.Local().Format("2006-01-02 15:04:05")
 }
 
-// auditLimits says what the numbers lack.
 func auditLimits(line printLine, a *AuditOfNodes) {
 	line("\nCounted since %s.", clock(a.Since))
 	if a.More > 0 {

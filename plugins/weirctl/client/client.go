@@ -13,7 +13,6 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// answersWithin bounds how long the client waits for an answer.
 const answersWithin = 10 * time.Second
 
 // Status asks the agent for its status. The error wraps agentapi.ErrNoAgent if it can't connect to the agent's socket.
@@ -27,7 +26,6 @@ func Status(ctx context.Context) (*agentapi.Status, error) {
 	return s, nil
 }
 
-// get asks the agent for the path, and decodes the answer.
 func get(ctx context.Context, path string, into any) error { return ask(ctx, "GET", path, nil, into) }
 
 // post asks the agent for the path with the question as JSON, and decodes the answer.
@@ -59,7 +57,6 @@ func ask(ctx context.Context, method, path string, body []byte, into any) error 
 	return nil
 }
 
-// refusal returns the error of an answer that has another status than 200.
 func refusal(status int, answer []byte) error {
 	var refused struct {
 		Error string `json:"error"`

@@ -82,7 +82,6 @@ func (s *ClusterStatus) Add(a Answer[*agentapi.Summary]) {
 	s.Nodes = slices.Insert(s.Nodes, at, n)
 }
 
-// judge returns the state that the summary means, and what is wrong.
 func judge(s *agentapi.Summary) (NodeState, string) {
 	faults := excerpt.List(s.Errors, "; ")
 	switch {

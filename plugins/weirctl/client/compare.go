@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/policy/enforced"
 )
 
-// goal is what a wait is for.
+// goal is what a wait waits for: one pod, or all pods of a policy's namespace.
 type goal struct {
 	// namespace is the policy's namespace; empty for a pod.
 	namespace string
@@ -32,7 +32,6 @@ func (g goal) question(x *expected, node string) enforced.Question {
 	return q
 }
 
-// concerned returns the nodes that must enforce the goal, in order.
 func (g goal) concerned(x *expected) (nodes []string) {
 	for node, pods := range x.byNode {
 		var concerns bool

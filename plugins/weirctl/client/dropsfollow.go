@@ -101,7 +101,6 @@ const (
 	failing
 )
 
-// look lists the nodes again and again.
 func (f *follower) look(ctx context.Context) {
 	for wait(ctx, f.times.Look, nil) {
 		agents, err := f.Agents(ctx)
@@ -160,7 +159,7 @@ func (f *follower) update(ctx context.Context, agents []Agent) {
 	f.start()
 }
 
-// start tells that all nodes have been asked, once that is so. The caller holds mu.
+// start tells a person once how many nodes are followed, when each has answered or failed. The caller holds mu.
 func (f *follower) start() {
 	if f.started {
 		return
@@ -183,7 +182,6 @@ func (f *follower) start() {
 	f.told.say("following the drops of %d of %d nodes%s", tell, len(f.nodes), more)
 }
 
-// follow follows one node until ctx ends.
 func (f *follower) follow(ctx context.Context, n *nodeFollower) {
 	defer n.stop(nil)
 	for retry := f.times.Retry; ; retry = min(2*retry, f.times.Retries) {
@@ -213,7 +211,6 @@ func (f *follower) follow(ctx context.Context, n *nodeFollower) {
 	}
 }
 
-// errEnded is the error of a stream that an agent has ended.
 var errEnded = errors.New("the agent has ended")
 
 // stream reads the agent's drops until the stream ends, and returns why. It waits for its turn first.
@@ -261,7 +258,7 @@ func (f *follower) stream(ctx context.Context, n *nodeFollower, agent Agent) err
 	return err
 }
 
-// tells notes that the node tells of its drops.
+// tells notes that the stream of the node works.
 func (f *follower) tells(n *nodeFollower, agent Agent) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -47,13 +47,11 @@ func (c *Cluster) Dump(
 	return s, addFile(bundle, "cluster.json", s)
 }
 
-// dumped is what a bundle has of one node.
 type dumped struct {
 	status  agentapi.Status
 	summary agentapi.Summary
 }
 
-// addFile adds a value to the bundle as JSON.
 func addFile(bundle *tar.Writer, name string, v any) error {
 	text, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {

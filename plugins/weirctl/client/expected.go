@@ -35,7 +35,6 @@ type expectedPod struct {
 	deleting bool
 }
 
-// is reports whether the attachment is the pod's.
 func (p expectedPod) is(e policy.Endpoint) bool {
 	return e.Pod.Namespace == p.Namespace && e.Pod.Name == p.Name && policy.SameUID(p.UID, e.Pod.UID)
 }

@@ -89,7 +89,6 @@ func NewAPI(config *rest.Config) (*API, error) {
 	return a, nil
 }
 
-// list is a list of objects: *corev1.PodList and so on.
 type list interface {
 	runtime.Object
 	metav1.ListInterface
@@ -131,7 +130,6 @@ type loader struct {
 	slices []discoveryv1.EndpointSlice
 }
 
-// resource is a kind of objects that a loader reads.
 type resource struct {
 	schema.GroupVersionResource
 	// needed is true if nothing can be said without these objects.
@@ -336,7 +334,6 @@ func (a *API) listError(ctx context.Context, resource, namespace string, err err
 	return fmt.Errorf("list %s from the API server %s: %s", resource, a.Host, firstLine(err))
 }
 
-// addSlices adds the EndpointSlices to their Services.
 func (l *loader) addSlices() {
 	by := map[string]*policy.Service{}
 	for i := range l.Cluster.Services {

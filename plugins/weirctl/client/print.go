@@ -69,7 +69,6 @@ func podLines(line printLine, pods []agentapi.PodStatus) {
 	}
 }
 
-// maxProblems is how many problems the text of the status names.
 const maxProblems = 50
 
 func statusLines(line printLine, s *agentapi.Status) {

@@ -97,7 +97,6 @@ func Post(ctx context.Context, path string, question, into any) error {
 // Get asks the agent for the path, and decodes the answer. The error is one line.
 func Get(ctx context.Context, path string, into any) error { return hinted(get(ctx, path, into)) }
 
-// hinted returns the error with what to do about it.
 func hinted(err error) error {
 	switch {
 	case errors.Is(err, os.ErrPermission):
@@ -108,7 +107,6 @@ func hinted(err error) error {
 	return err
 }
 
-// answerError is the answer of an agent that refuses a request.
 type answerError struct {
 	status  int
 	message string

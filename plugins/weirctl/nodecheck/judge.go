@@ -39,7 +39,6 @@ var modules = map[Feature]string{
 const installModules = "install the kernel package with the module (RHEL and its kin: kernel-modules-extra; " +
 	"Ubuntu: linux-modules-extra), then modprobe it: "
 
-// features judges what was tried, without iptables.
 func features(f Facts) (all []Finding) {
 	if f.NoTrials != "" {
 		return finding(Unknown, "run weirctl check as root on the node itself", "no feature of the kernel was tried: %s",
@@ -145,7 +144,6 @@ func forwarding(f Facts) (all []Finding) {
 	return all
 }
 
-// conntrack judges the size of the table of connections, and how full it is.
 func conntrack(f Facts) []Finding {
 	most, err := strconv.Atoi(f.Sysctls["net.netfilter.nf_conntrack_max"])
 	if err != nil {
@@ -165,7 +163,6 @@ func conntrack(f Facts) []Finding {
 	return finding(OK, "", "%d of %d connections are tracked", have, most)
 }
 
-// conflists judges which network the runtime uses.
 func conflists(f Facts) (all []Finding) {
 	isWeir := func(c Conflist) bool { return slices.Contains(c.Plugins, "weir") }
 	i := slices.IndexFunc(f.Conflists, isWeir)
@@ -229,7 +226,6 @@ func leftovers(f Facts) (all []Finding) {
 	return all
 }
 
-// neighbours judges firewalld.
 func neighbours(f Facts) []Finding {
 	if !slices.ContainsFunc(f.Tables, func(t string) bool { return strings.HasSuffix(t, " firewalld") }) {
 		return nil
@@ -278,7 +274,6 @@ func proxy(f Facts) []Finding {
 	return finding(OK, "", "kube-proxy runs in %s mode", f.ProxyMode)
 }
 
-// tunnels judges VXLAN devices of others that take weir's packets.
 func tunnels(f Facts) (all []Finding) {
 	for _, v := range f.VXLANs {
 		if v.Link != conf.Tunnel && v.Port == conf.OverlayPort && v.VNI == conf.OverlayVNI {

@@ -24,7 +24,6 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// readsWithin bounds the time for one program or answer.
 const readsWithin = 3 * time.Second
 
 // Read reads the facts of the node that the program runs on. It needs root for most of them. It may load modules of the
@@ -199,7 +198,6 @@ func output(ctx context.Context, program string) (string, error) {
 
 var portmapVersion = regexp.MustCompile(`portmap (?:plugin )?(?:version )?v?(\d+\.\d+\S*)`)
 
-// pluginDir is where the runtime finds the CNI plugins.
 const pluginDir = "/opt/cni/bin"
 
 // Without CNI's variables, portmap prints a line about itself. If that has no version, its module's version counts.

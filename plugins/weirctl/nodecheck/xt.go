@@ -57,7 +57,6 @@ func xtName(f Feature) string {
 	return name
 }
 
-// modulesOf returns the modules of the matches and targets, each once.
 func modulesOf(names []string) (all []string) {
 	for _, o := range names {
 		_, name, _ := strings.Cut(o, " ")

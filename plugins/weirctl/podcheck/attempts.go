@@ -21,7 +21,7 @@ type attempt struct {
 	hasNone  bool // the attempt has no family
 	// expects is what the probe must answer; empty for anything.
 	expects string
-	// needs are the direct connections that must work, so that this attempt says something.
+	// needs are the direct connections that the attempt depends on. If one fails, the attempt says nothing.
 	needs []direct
 }
 
@@ -55,7 +55,6 @@ func (r *run) connections(within time.Duration) (all []attempt) {
 	return all
 }
 
-// open returns all attempts that must succeed while no policy applies.
 func (r *run) open(within time.Duration, world string) []attempt {
 	all := r.connections(within)
 	for _, a := range slices.Clone(all) {

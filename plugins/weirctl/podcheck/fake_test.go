@@ -38,7 +38,7 @@ type fake struct {
 	starts func(*corev1.Pod)
 	// broken says why a probe fails; empty if it succeeds. server is the number of the probed server's node, or -1.
 	broken func(p probe.Probe, from, server int) string
-	// ignores says whether the server's node, or for egress the client's, enforces no policies.
+	// ignores reports whether a node enforces no policies. The node is the server's; for egress, the client's.
 	ignores func(node int) bool
 	// forbids refuses a request.
 	forbids func(r *http.Request) bool

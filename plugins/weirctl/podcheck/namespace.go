@@ -32,7 +32,6 @@ var DefaultTimes = Times{
 	Reach: 3 * time.Second, Denied: time.Second, Removes: 45 * time.Second,
 }
 
-// newName returns a random name for a check's namespace.
 func newName() string { return fmt.Sprintf("weir-check-%06x", rand.IntN(1<<24)) }
 
 // leftover is a namespace of another check, as it was when this check began.
@@ -90,7 +89,6 @@ func (c *Check) stayAlive(ctx context.Context, namespace string) {
 	}
 }
 
-// wait waits, and returns false if ctx has ended.
 func wait(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

@@ -129,10 +129,8 @@ func familiesOf(outcomes []Outcome) string {
 	return strings.Join(all, " and ")
 }
 
-// maxReasons is how many different reasons a line names.
 const maxReasons = 2
 
-// reasons returns the reasons for which attempts failed, the most frequent first.
 func reasons(failed []Outcome) string {
 	count := map[string]int{}
 	var all []string
@@ -148,7 +146,6 @@ func reasons(failed []Outcome) string {
 	return strings.Join(all, ", ")
 }
 
-// maxPairs is how many pairs of nodes a line names.
 const maxPairs = 3
 
 // where says in short which attempts have failed, such as those to one node.
@@ -208,7 +205,6 @@ func where(outcomes, failed []Outcome) string {
 	return prefix + strings.Join(pairs, ", ")
 }
 
-// namesOf returns the nodes of the attempts, each once.
 func namesOf(outcomes []Outcome) (all []string) {
 	for _, o := range outcomes {
 		for _, n := range []string{o.From, o.To} {

@@ -103,7 +103,6 @@ func reason(err error) string {
 	return err.Error()
 }
 
-// maxName bounds the length of a pod's name in an answer.
 const maxName = 300
 
 func connect(ctx context.Context, to string) (string, error) {
@@ -196,7 +195,6 @@ func packetSize(from netip.Addr) (int, error) {
 	return 0, fmt.Errorf("no link has the address %s", from)
 }
 
-// maxPacket is the size of the largest IP packet.
 const maxPacket = 65535
 
 func resolve(ctx context.Context, name string) (string, error) {

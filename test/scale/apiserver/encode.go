@@ -17,7 +17,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// format is a media type in which the server answers.
 type format struct{ info runtime.SerializerInfo }
 
 // negotiate returns the first format of an Accept header that the server knows, or else JSON.
@@ -145,7 +144,6 @@ func field(to []byte, tag byte, contents []byte) []byte {
 	return append(binary.AppendUvarint(append(to, tag), uint64(len(contents))), contents...)
 }
 
-// selector is which objects a client wants.
 type selector struct {
 	namespace string
 	labels    labels.Selector

@@ -25,7 +25,6 @@ type event struct {
 	frames map[string][]byte // by kind of event and media type
 }
 
-// watch is one client's watch.
 type watch struct {
 	selector selector
 	// queue has the events for the client. If it is full, the watch is closed.
