@@ -1,5 +1,5 @@
-// Package attrs reads netlink attributes. The library's function for that, nl.ParseAttributes, starts a goroutine for
-// each list and sends every attribute through a channel, which takes longer than the kernel takes to write the list.
+// Package attrs reads netlink attributes. The library's nl.ParseAttributes is slow: it starts a goroutine for each
+// list and sends every attribute through a channel.
 package attrs
 
 import (
@@ -12,7 +12,7 @@ import (
 // sizeofHeader is the length of an attribute without its value (struct nlattr).
 const sizeofHeader = 4
 
-// In yields the attributes in the data, each with its type and its value. The type is without flags such as
+// In yields the attributes in the data, each with its type and its value. The type has no flags such as
 // NLA_F_NESTED. In stops at an attribute that is cut off.
 func In(data []byte) iter.Seq2[uint16, []byte] {
 	return func(yield func(kind uint16, value []byte) bool) {

@@ -15,12 +15,11 @@ var ErrGone = errors.New("the directory is gone")
 // ErrBeingWritten means that a process has the file open for writing.
 var ErrBeingWritten = errors.New("the file is being written")
 
-// ErrNoFile means that the path is that of a device, a socket, a named pipe or a directory. Reading the first three
-// might never end.
+// ErrNoFile means that the path is that of a device, a socket, a named pipe or a directory.
 var ErrNoFile = errors.New("it is no regular file")
 
 // Change has the names of files that were written and closed, and names that have come or gone. In a tree, new links
-// and directories count too, and the names are paths below the root. Lost means that the kernel dropped events: any
+// and directories count too. Names are then paths below the root. Lost means that the kernel dropped events: any
 // file may have changed.
 type Change struct {
 	Names []string

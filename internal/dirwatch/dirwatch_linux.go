@@ -68,7 +68,7 @@ func (w *Watcher) watch(dir string) error {
 	return nil
 }
 
-// control calls f with inotify's descriptor. os.File.Fd isn't used, since reads would block afterwards.
+// control calls f with inotify's descriptor. After os.File.Fd, reads would block.
 func (w *Watcher) control(f func(fd int) (int, error)) (n int, err error) {
 	raw, err := w.f.SyscallConn()
 	if err != nil {
@@ -79,7 +79,7 @@ func (w *Watcher) control(f func(fd int) (int, error)) (n int, err error) {
 }
 
 // Watch sets which directories below the root are watched besides the root, by their paths below it. It returns an
-// error for each directory that can't be watched, and watches the others nevertheless.
+// error for each that can't be watched, and watches the others.
 func (w *Watcher) Watch(dirs map[string]bool) error {
 	var errs []error
 	w.mu.Lock()
@@ -89,13 +89,13 @@ func (w *Watcher) Watch(dirs map[string]bool) error {
 		}
 		if !dirs[dir] {
 			delete(w.dirs, wd)
-			// The kernel returns an error if the directory is gone: it has then ended the watch itself.
+			// If the directory is gone, the kernel has ended the watch itself, and returns an error.
 			_, _ = w.control(func(fd int) (int, error) { return unix.InotifyRmWatch(fd, uint32(wd)) })
 		}
 	}
 	w.mu.Unlock()
 	for dir := range dirs {
-		// Directories that are watched already are watched again: another directory may have the same path by now.
+		// Known directories are watched again: another directory may have the same path by now.
 		if err := w.watch(dir); err != nil {
 			errs = append(errs, err)
 		}
@@ -106,8 +106,8 @@ func (w *Watcher) Watch(dirs map[string]bool) error {
 // Close stops watching. A waiting Next returns.
 func (w *Watcher) Close() error { return w.f.Close() }
 
-// Next waits for events and returns the changes that they report, which may be none. It returns fs.ErrClosed after
-// Close, and ErrGone if the root is gone.
+// Next waits for events and returns the changes, perhaps none. It returns fs.ErrClosed after Close, and ErrGone if
+// the root is gone.
 func (w *Watcher) Next() (Change, error) {
 	var buf [64 << 10]byte
 	n, err := w.f.Read(buf[:])
@@ -152,8 +152,8 @@ func (w *Watcher) decode(b []byte) (Change, error) {
 	return c, nil
 }
 
-// isUnfinished reports whether a name that was created needs no report of its own, because another event will follow:
-// its writer will close the file, or the name is gone already. A symbolic or hard link has no such writer.
+// isUnfinished reports whether another event will follow for a created name: its writer will close the file, or it
+// is gone already. A link has no such writer.
 func (w *Watcher) isUnfinished(dir, name string) bool {
 	info, err := os.Lstat(filepath.Join(w.dir, dir, name))
 	if err != nil {
@@ -163,11 +163,9 @@ func (w *Watcher) isUnfinished(dir, name string) bool {
 	return info.Mode().IsRegular() && ok && stat.Nlink == 1
 }
 
-// ReadFile reads a file; it returns ErrBeingWritten if a process has the file open for writing, and ErrNoFile if it
-// isn't a regular file. It takes a read lease (fcntl(2), "Leases"). The kernel grants it only if no process has the
-// file open for writing, and then makes processes that want to open the file for writing wait. On filesystems without
-// leases ReadFile reads the file without checking for writers. ReadFile never waits: opening a named pipe without
-// O_NONBLOCK would wait for a writer.
+// ReadFile reads a file without waiting. It returns ErrBeingWritten if a process has the file open for writing, and
+// ErrNoFile if it isn't a regular file. It takes a read lease (fcntl(2), "Leases"), which excludes writers. On
+// filesystems without leases it can't notice writers.
 func ReadFile(path string) (data []byte, err error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if errors.Is(err, unix.ENXIO) { // a socket

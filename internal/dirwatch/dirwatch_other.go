@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-// Watcher exists only so that programs that never watch a directory build on every system.
+// Watcher lets programs build that never watch a directory.
 type Watcher struct{}
 
 // New returns an error: only Linux has inotify.

@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// watch watches a new directory. A Next that nothing ends fails the test after ten seconds.
 func watch(t *testing.T) (*Watcher, string) {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "watched")
@@ -43,8 +42,8 @@ func write(t *testing.T, path string) {
 	}
 }
 
-// wantNames makes the file "end", and reads changes until the watcher reports this file. The names that the watcher
-// reported before "end" must equal want.
+// wantNames makes the file "end", and reads changes until the watcher reports it. The names before it must equal
+// want.
 func wantNames(t *testing.T, w *Watcher, dir string, want ...string) {
 	t.Helper()
 	write(t, filepath.Join(dir, "end"))
@@ -210,8 +209,7 @@ func TestTree(t *testing.T) {
 	}
 }
 
-// TestLost makes more events than the kernel's queue has room for, and reads none of them meanwhile. Next must report
-// the loss, and later changes too.
+// TestLost: if the kernel's queue overflows, Next reports the loss, and later changes too.
 func TestLost(t *testing.T) {
 	data, err := os.ReadFile("/proc/sys/fs/inotify/max_queued_events")
 	if err != nil {
@@ -242,8 +240,7 @@ func TestLost(t *testing.T) {
 	wantNames(t, w, dir) // later events are reported
 }
 
-// event returns a struct inotify_event as the kernel writes it, with the name behind it. NULs pad the name to a
-// multiple of the struct's size.
+// event returns a struct inotify_event as the kernel writes it, with the padded name behind it.
 func event(mask uint32, name string) []byte {
 	b := make([]byte, unix.SizeofInotifyEvent)
 	binary.NativeEndian.PutUint32(b[4:], mask)

@@ -8,14 +8,11 @@ import (
 	"unicode/utf8"
 )
 
-// maxLength is the length in bytes to which a text is shortened. The longest names of a namespace and an object (317
-// bytes) fit, with a sentence about them.
+// maxLength is the length in bytes to which a text is shortened. A sentence with the longest names fits.
 const maxLength = 1024
 
-// Of shortens a text from outside weir: an object's field, which may have megabytes, a program's output, or an error
-// that contains either. It returns the beginning and, if it left something out, how many bytes. Characters that aren't
-// printable, such as a terminal's control characters or those that reverse a text, become question marks. Newlines
-// stay.
+// Of shortens a text from outside weir, which may have megabytes. It returns the beginning and, if it left something
+// out, how many bytes. Characters that aren't printable become question marks. Newlines stay.
 func Of(text string) string {
 	more := 0
 	if len(text) > maxLength {

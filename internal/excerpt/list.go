@@ -5,11 +5,11 @@ import (
 	"strings"
 )
 
-// Named is how many elements List prints of a list that it shortens.
+// Named is how many elements List names of a long list.
 const Named = 10
 
-// List returns the list as text, with the separator between its elements. A list of more than Named+1 elements is
-// shortened to the first Named of them, and the number of the others.
+// List returns the list as text, with the separator between its elements. If there are more than Named+1, it returns
+// the first Named, and the number of the others.
 func List[T ~string](list []T, separator string) string {
 	var b strings.Builder
 	for i, s := range list {

@@ -1,6 +1,6 @@
-// Package nft holds what the guard (package bridge) and the gate (package overlay) have in common as nftables tables:
-// how a rule is written, how chains are added, and how the kernel's chains are compared with those that should be
-// there. It owns no kernel object: the caller passes the connection and names the tables.
+// Package nft holds what the guard (package bridge) and the gate (package overlay) have in common as nftables
+// tables. It writes rules, adds chains, and compares the kernel's chains with those that should be there. It owns no
+// kernel object: the caller passes the connection and names the tables.
 package nft
 
 import (
@@ -39,8 +39,8 @@ func BaseChain(
 	}
 }
 
-// AddChains adds the chains to the connection's transaction, and replaces the rules of the chains that exist already.
-// It adds all chains before the first rule, so that each rule can jump to each chain.
+// AddChains adds the chains to the connection's transaction, and replaces the rules of existing chains. It adds all
+// chains before the first rule, so that each rule can jump to each chain.
 //
 // Equivalent to: nft add chain …; nft flush chain …; nft add rule … for each
 func AddChains(conn *nftables.Conn, chains []Chain) {
@@ -97,8 +97,8 @@ func (want Chain) Same(have Listed) bool {
 	})
 }
 
-// SameHook reports whether packets reach the kernel's chain at the wanted hook and priority, and are accepted at its
-// end. A wanted chain without a hook must have no hook in the kernel either: packets reach it by jumps only.
+// SameHook reports whether the kernel's chain has the wanted hook and priority, and accepts packets at its end. A
+// wanted chain without a hook must have none in the kernel either.
 func (want Chain) SameHook(have Listed) bool {
 	if have.Chain == nil {
 		return false
@@ -126,8 +126,8 @@ func Comment(r *nftables.Rule) string {
 	return comment
 }
 
-// encode encodes the expression without the parts in which equal rules differ: the counters' values, and the sets' IDs,
-// which are valid only in the transaction that made the rule.
+// encode encodes the expression without what differs between equal rules: the counters' values, and the sets' IDs,
+// which are valid only in one transaction.
 func encode(family nftables.TableFamily, e expr.Any) ([]byte, error) {
 	switch x := e.(type) {
 	case *expr.Counter:
@@ -142,12 +142,12 @@ func encode(family nftables.TableFamily, e expr.Any) ([]byte, error) {
 	return expr.Marshal(byte(family), e)
 }
 
-// TableExists reports whether the kernel has the table and its rules are in use. A table with flags counts as absent:
-// another program has switched it off ("dormant"), or owns it.
+// TableExists reports whether the kernel has the table and its rules are in use. A table with flags counts as
+// absent: another program has switched it off ("dormant"), or owns it.
 //
 // Equivalent to: nft list tables FAMILY
 func TableExists(conn *nftables.Conn, t *nftables.Table) (bool, error) {
-	// The library's error for a missing table can't be distinguished from its other errors, so list the tables.
+	// This lists the tables, because the library's error for a missing table looks like its other errors.
 	tables, err := conn.ListTablesOfFamily(t.Family)
 	if err != nil {
 		return false, fmt.Errorf("list nftables tables: %w", err)

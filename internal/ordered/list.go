@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// List makes sorted lists, one after the other, if only a few values differ between two lists. For a new list it copies
-// the last one, and looks up only the values that have changed.
+// List makes sorted lists, one after the other. For a new list it copies the last one, and looks up only the values
+// that have changed.
 type List[K comparable, T any] struct {
 	key     func(*T) K
 	compare func(a, b K) int

@@ -8,8 +8,7 @@ import (
 	"testing"
 )
 
-// TestList: the list has the values that a map has after the same changes, in order, and earlier lists stay as they
-// were.
+// TestList: the list has the values of a map after the same changes, in order. Earlier lists stay as they were.
 func TestList(t *testing.T) {
 	type pair struct{ key, value int }
 	r := rand.New(rand.NewPCG(1, 1))

@@ -1,10 +1,10 @@
-// Package ordered has a sorted map that never changes: adding or deleting a key returns a new map, which shares nearly
-// all of its memory with the old one. So many goroutines may read one map, and keeping an old version costs little. The
-// package also has List, for sorted lists of which few values change.
+// Package ordered has a sorted map that never changes. Adding or deleting a key returns a new map, which shares
+// nearly all of its memory with the old one. So many goroutines may read one map, and an old version costs little.
+// The package also has List, for sorted lists of which few values change.
 //
 // The map is a treap (Seidel and Aragon, Randomized Search Trees, 1996): a search tree of the keys that is a heap of
-// the keys' hashes. Two maps with the same keys have the same shape, however they were made. So Diff can skip whatever
-// two maps share. For each different key it takes time in proportion to the logarithm of the size.
+// the keys' hashes. Two maps with the same keys have the same shape, however they were made. So Diff can skip
+// whatever two maps share. For each different key it takes time in proportion to the logarithm of the size.
 package ordered
 
 import (
@@ -12,8 +12,8 @@ import (
 	"iter"
 )
 
-// Map is an immutable map, sorted by key. The zero value is empty, but has no order of keys, so keys can't be added to
-// it. New and From return maps with an order.
+// Map is an immutable map, sorted by key. The zero value is empty, and keys can't be added to it. New and From
+// return maps with an order of keys.
 type Map[K comparable, V comparable] struct {
 	root    *node[K, V]
 	compare func(a, b K) int
@@ -34,8 +34,7 @@ func New[K comparable, V comparable](compare func(a, b K) int) Map[K, V] {
 
 var seed = maphash.MakeSeed()
 
-// above reports whether the key with rank a belongs above the key with rank b. Keys with equal ranks are ordered by
-// their keys, so that the shape depends on nothing else.
+// above reports whether the key with rank a belongs above the key with rank b. Of equal ranks, the keys decide.
 func (m Map[K, V]) above(a uint32, ka K, b uint32, kb K) bool {
 	return a > b || a == b && m.compare(ka, kb) < 0
 }
@@ -65,8 +64,8 @@ func (m Map[K, V]) Get(key K) (value V, ok bool) {
 	return value, false
 }
 
-// Last returns the last key for which among is true, and whether there is one. among must be true for all keys up to
-// some key, and false for all keys behind that key.
+// Last returns the last key for which among is true. ok is false if there is none. among must be true up to some
+// key, and false behind it.
 func (m Map[K, V]) Last(among func(K) bool) (key K, ok bool) {
 	for n := m.root; n != nil; {
 		if among(n.key) {
@@ -105,8 +104,8 @@ func (m Map[K, V]) Without(key K) Map[K, V] {
 	return m
 }
 
-// Same reports whether the maps share all their memory, and so are equal. Two maps with the same keys and values that
-// were made separately are equal, but not the same.
+// Same reports whether the maps share all their memory. Then they are equal. Equal maps that were made separately
+// are not the same.
 func (m Map[K, V]) Same(o Map[K, V]) bool { return m.root == o.root }
 
 // Equal reports whether the maps have the same keys and values. It doesn't look at parts that the maps share.
@@ -155,7 +154,7 @@ func (m Map[K, V]) diff(was, now *node[K, V], yield func(Change[K, V]) bool) boo
 		m.diff(right, now.right, yield)
 }
 
-// insert returns the tree n with the leaf. A leaf whose key the tree has replaces that key's node.
+// insert returns the tree n with the leaf. A node with the leaf's key is replaced.
 func (m Map[K, V]) insert(n, leaf *node[K, V]) *node[K, V] {
 	switch {
 	case n == nil:
@@ -182,8 +181,7 @@ func (m Map[K, V]) remove(n *node[K, V], key K) *node[K, V] {
 	return m.join(n.left, n.right)
 }
 
-// split returns two trees: of the nodes of n with lower keys than key, and of those with higher keys. n must not have
-// the key itself.
+// split divides the tree n, which must not have the key: lower keys, and higher keys.
 func (m Map[K, V]) split(n *node[K, V], key K) (lower, higher *node[K, V]) {
 	switch {
 	case n == nil:
@@ -202,7 +200,7 @@ func (m Map[K, V]) split(n *node[K, V], key K) (lower, higher *node[K, V]) {
 	return n.with(n.left, rest), higher
 }
 
-// join returns one tree of two. All keys of the first are lower than those of the second.
+// join returns one tree of two. All keys of lower are lower than those of higher.
 func (m Map[K, V]) join(lower, higher *node[K, V]) *node[K, V] {
 	switch {
 	case lower == nil:

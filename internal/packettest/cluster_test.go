@@ -15,8 +15,7 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// attached returns a node with these pods attached, and the state that contains the pods. The pods' addresses are in
-// the subnet of policytest.
+// attached returns a node with these pods attached, and the state of them.
 func attached(t *testing.T, ports []uint16, pods ...policy.Pod) (*Node, policy.State) {
 	t.Helper()
 	subnet := policytest.Of[conf.IPv4].Subnet
@@ -61,8 +60,7 @@ func to(dst, src netip.Addr, ports ...uint16) (all []verdict.Packet) {
 	return all
 }
 
-// want sends the packets of both lists. The packets of the first list should arrive, and the packets of the second
-// should not.
+// want sends the packets of both lists. Those of pass should arrive, and those of closed should not.
 func (n *Node) want(what string, pass, closed []verdict.Packet) {
 	n.Helper()
 	packets := append(append([]verdict.Packet{}, pass...), closed...)

@@ -15,12 +15,11 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// These tests are about faults that were seen in weave-npc, whose design weir follows. Tests of other faults of
-// weave-npc are in the packages that the faults concern: go test ./... -run TestFault -v runs all of them.
+// These tests are about faults of weave-npc, whose design weir follows. All of them, in all packages: go test ./...
+// -run TestFault -v
 
-// TestFault1SelectorsThatJoinAlike: weave-npc named a set by its selector's parts without a separator, so two selectors
-// could share a set. For instance, the pods with the label a in namespace x, and all pods in namespace xa, gave the
-// same letters. In weir each of these two selectors selects its own pods.
+// TestFault1SelectorsThatJoinAlike: two selectors whose parts join to the same letters select different pods. In
+// weave-npc they could share a set.
 func TestFault1SelectorsThatJoinAlike(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -46,9 +45,8 @@ func TestFault1SelectorsThatJoinAlike(t *testing.T) {
 		append(to(x, other, 80), to(xa, bare.Addresses[0], 80)...))
 }
 
-// TestFault2ANamespaceLosesItsLabel: when a namespace lost a label, weave-npc left the namespace's pods in the sets of
-// peers that have both a namespaceSelector and a podSelector. In weir such a pod is allowed only while its namespace
-// has the label.
+// TestFault2ANamespaceLosesItsLabel: if a namespace loses a label, its pods leave the peers with this
+// namespaceSelector. In weave-npc some stayed.
 func TestFault2ANamespaceLosesItsLabel(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -74,9 +72,8 @@ spec: {podSelector: {},
 	}
 }
 
-// TestFault3NamedPortsAndRanges: in weave-npc a named port made the whole policy void, so that the selected pods
-// accepted everything. weave-npc also ignored endPort. In weir a named port allows the port of that name, or nothing if
-// the pod has none, and endPort allows exactly the range.
+// TestFault3NamedPortsAndRanges: a named port allows the port of that name, or nothing. endPort allows exactly the
+// range. In weave-npc a named port opened the pods, and endPort was ignored.
 func TestFault3NamedPortsAndRanges(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -94,9 +91,8 @@ spec: {podSelector: {matchLabels: {app: web}},
 	n.want("a name and a range", to(web, client, 80, 8080, 8082, 8084), to(web, client, 79, 81, 8079, 8085))
 }
 
-// TestFault9NobodyReadsTheLog: weave-npc's enforcement ended together with the daemon that logged its drops, and the
-// log named no pod, policy or direction. weir's kernel rules continue to drop packets if nothing listens to the log,
-// or if the listener doesn't read. weir's log names the class, which leads to pod, policy and direction.
+// TestFault9NobodyReadsTheLog: the kernel drops packets even if nobody reads the log. The log names the class.
+// weave-npc's enforcement ended with its logging daemon, and its log named no pod or policy.
 func TestFault9NobodyReadsTheLog(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

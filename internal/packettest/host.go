@@ -15,7 +15,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// host is an address in a network namespace, with servers for TCP and UDP and raw sockets for the other protocols.
+// host is an address in a network namespace. It has servers for TCP and UDP, and raw sockets for other protocols.
 type host struct {
 	netns   string
 	addr    netip.Addr
@@ -30,8 +30,7 @@ const (
 	icmpv6 ruleset.Protocol = "58"
 )
 
-// rawProtocols returns the protocols that tests send by raw sockets. SCTP is one of them, because the kernel may have
-// no SCTP sockets.
+// rawProtocols returns the protocols that tests send by raw sockets. The kernel may have no SCTP sockets.
 func rawProtocols(a netip.Addr) map[ruleset.Protocol]int {
 	if a.Is4() {
 		return map[ruleset.Protocol]int{ruleset.SCTP: unix.IPPROTO_SCTP, icmp: unix.IPPROTO_ICMP}
@@ -83,7 +82,7 @@ func (h *host) close() {
 	h.servers, h.raw = nil, nil
 }
 
-// acceptAll accepts connections and closes each one when its client closes it, so that the kernel keeps no connection.
+// acceptAll accepts connections. It closes each after its client, so that the kernel keeps no connection.
 func acceptAll(l *net.TCPListener) {
 	for {
 		c, err := l.AcceptTCP()
@@ -123,8 +122,7 @@ func sockaddr(a netip.Addr, port uint16) unix.Sockaddr {
 	return &unix.SockaddrInet6{Addr: a.As16(), Port: int(port)}
 }
 
-// payload returns the packet's content after the IP header. It carries the packet's number, which survives the
-// translation of addresses and ports.
+// payload returns the packet's content after the IP header. Its number survives the translation of addresses.
 func payload(p verdict.Packet, number uint32) []byte {
 	switch p.Proto {
 	case ruleset.SCTP: // RFC 9260: common header and INIT chunk
@@ -153,7 +151,7 @@ func payload(p verdict.Packet, number uint32) []byte {
 	return binary.BigEndian.AppendUint32(nil, number)
 }
 
-// numberOf returns the number of a packet that a raw socket has received, or 0 if no test has sent the packet.
+// numberOf returns the number of a packet that a raw socket has received. It is 0 if no test has sent it.
 func numberOf(r receiver, b []byte) uint32 {
 	proto := r.proto
 	// raw sockets of IPv4 also return the IP header

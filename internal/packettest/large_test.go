@@ -14,9 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestLargePolicies writes policies to the kernel, and sends packets. One policy is small, some are as large as a
-// policy may be, and some are too large. A policy that is too large is a problem and allows nothing, and all others are
-// enforced. If the agent reads everything back, nothing differs.
+// TestLargePolicies: a policy that is too large is a problem and allows nothing. All others are enforced, even those
+// of the largest size. Read back, nothing differs.
 func TestLargePolicies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -13,12 +13,11 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// weirsBits is the field of a packet's mark that has the number of a class, as in package iptables.
+// weirsBits are the bits of a packet's mark that hold the number of a class, as in package iptables.
 const weirsBits = 0x1fff0000
 
-// TestMarks sends packets between the pods of random clusters, as TestRandomClusters does. No packet leaves weir's
-// chains with a number of weir's in its mark. If another program has set all bits of the marks before, the same packets
-// arrive, and the bits that aren't weir's stay set.
+// TestMarks: no packet leaves weir's chains with a number of weir's in its mark. Bits of other programs stay, and
+// change no verdict.
 func TestMarks(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -63,7 +62,8 @@ func TestMarks(t *testing.T) {
 	}
 }
 
-// counters returns the number of the rules that match packets without the mark, and how many packets they have counted.
+// counters returns the number of the rules that match packets without the mark, and the packets that they have
+// counted.
 func counters(t *testing.T, flavour iptables.Flavour, mark string) (packets, rules int) {
 	t.Helper()
 	for _, program := range []string{"iptables-", "ip6tables-"} {
@@ -82,8 +82,7 @@ func counters(t *testing.T, flavour iptables.Flavour, mark string) (packets, rul
 	return packets, rules
 }
 
-// TestAPodsOwnMark: a pod whose packets have a mark (SO_MARK) reaches no more than without it, whatever the number in
-// the mark.
+// TestAPodsOwnMark: a pod whose packets have a mark (SO_MARK) reaches no more than without it.
 func TestAPodsOwnMark(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

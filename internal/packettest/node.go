@@ -1,6 +1,6 @@
 // Package packettest sends real packets between pods, many at a time, and returns which packets arrived. Pods are
-// network namespaces on weir's bridge. The test writes rules and sets to the kernel through the backend: there is no
-// plugin, agent or API server between a test's state and the kernel.
+// network namespaces on weir's bridge. The backend writes a test's rules and sets to the kernel: there is no plugin,
+// agent or API server.
 package packettest
 
 import (
@@ -30,8 +30,8 @@ type Node struct {
 	Writer Name // the backend
 	// Bounds say what Enforce merges.
 	Bounds ruleset.Bounds
-	// Ports are the ports on which each host answers TCP and UDP. On all other ports a host refuses TCP, which also shows
-	// that the packet arrived.
+	// Ports are the ports on which each host answers TCP and UDP. On all other ports it refuses TCP, which also
+	// shows that the packet arrived.
 	Ports    []uint16
 	outside  string
 	bridge   *bridge.Bridge
@@ -41,8 +41,7 @@ type Node struct {
 	last     uint32                 // number of the last packet
 }
 
-// NewNode makes the node. networks holds the subnet and gateway of the node's pods, at most one Address for each
-// family.
+// NewNode makes the node. networks has the subnet and gateway of the node's pods, at most one for each family.
 func NewNode(t testing.TB, networks []endpoint.Address, ports ...uint16) *Node {
 	t.Helper()
 	n := &Node{
@@ -108,9 +107,9 @@ func (n *Node) AddPod(name string, addrs ...netip.Addr) {
 	}
 }
 
-// AddChainedPod attaches a pod as another plugin does: by a veth pair whose end on the node is hostIf. If bridgeIf is
-// empty, the node routes hostIf (ptp). Otherwise hostIf is a port of the bridge bridgeIf, which AddChainedPod makes if
-// it is missing. Pods on one bridge reach each other through the bridge, without the node's routing.
+// AddChainedPod attaches a pod as another plugin does: by a veth pair whose end on the node is hostIf. If bridgeIf
+// is empty, the node routes hostIf (ptp). Otherwise hostIf is a port of this bridge, which is made if it is missing.
+// Pods on one bridge then reach each other past the node's routing.
 func (n *Node) AddChainedPod(bridgeIf, hostIf, name string, addrs ...netip.Addr) {
 	n.Helper()
 	path := nodetest.NewNS(n, name)
@@ -211,8 +210,8 @@ func (n *Node) Hosts() []netip.Addr {
 // Ruleset returns what Enforce writes to the kernel.
 func (n *Node) Ruleset(s policy.State) ruleset.Ruleset { return n.Bounds.Merge(policy.Compile(s), nil) }
 
-// Enforce writes the state's rules and sets to the kernel, and removes all entries of connection tracking, so that each
-// packet is the first of a new connection.
+// Enforce writes the state's rules and sets to the kernel. It removes all entries of connection tracking, so that
+// each packet is the first of a connection.
 func (n *Node) Enforce(s policy.State) {
 	n.Helper()
 	if _, err := n.Apply(n.Context(), n.Ruleset(s), netfilter.Trust); err != nil {

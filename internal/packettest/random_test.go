@@ -22,9 +22,8 @@ var (
 	seed     = flag.Uint64("seed", 0, "only of the cluster of that seed")
 )
 
-// TestRandomClusters sends packets between the pods of random clusters and compares the arrivals with the evaluator's
-// verdicts, and what the kernel logs with what audited policies would drop. Each cluster's rules replace the rules of
-// the cluster before. A third of the clusters use each backend. To replay one cluster with all of them: go test
+// TestRandomClusters sends packets between the pods of random clusters. Arrivals must equal the evaluator's
+// verdicts, and the log must have what audited policies would drop. To replay one cluster with all backends: go test
 // ./internal/packettest -seed N
 func TestRandomClusters(t *testing.T) {
 	if !nodetest.Isolated(t) {
@@ -56,8 +55,7 @@ func TestRandomClusters(t *testing.T) {
 // wouldDrops counts the packets that audited policies would have dropped, in each direction.
 var wouldDrops int
 
-// randomNode makes a node that has every address that random clusters may have: those of pods on this node and on
-// others, of the node itself, and some outside.
+// randomNode makes a node with every address that random clusters may have.
 func randomNode(t *testing.T) *Node {
 	t.Helper()
 	var networks []endpoint.Address
@@ -120,8 +118,7 @@ func compare(t *testing.T, n *Node, seed uint64) (sent int) {
 	return len(packets)
 }
 
-// probes returns those of the packets that can be sent in the state. An address of the pods' networks is usable only
-// if a pod with this address is attached, and any other address only if a host of the test has it. For TCP and UDP,
+// probes returns the packets that can be sent in the state. The hosts of both addresses must exist. For TCP and UDP,
 // hosts must answer on the port.
 func probes(n *Node, s policy.State, packets []ruleset.Packet) []ruleset.Packet {
 	attached := func(a netip.Addr) bool {
@@ -142,10 +139,8 @@ func header(p ruleset.Packet) verdict.Packet {
 	return verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port}
 }
 
-// difference enforces the state, sends the packets, and returns a packet that arrives although the policies forbid it,
-// or that doesn't arrive although they allow it. Of the packets that pass, the kernel must log exactly those that
-// audited policies would drop; difference also returns a packet for which that isn't so. It returns nil if there is no
-// such packet.
+// difference enforces the state and sends the packets. It returns a packet whose arrival contradicts the policies,
+// or whose log contradicts the audited ones. It returns nil if there is none.
 func (n *Node) difference(s policy.State, packets []ruleset.Packet) *ruleset.Packet {
 	n.Enforce(s)
 	log := listen(n, 64<<20)

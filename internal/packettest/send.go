@@ -15,9 +15,8 @@ import (
 const (
 	// late is how long Send waits for a packet that should arrive. Arriving packets need much less time.
 	late = 3 * time.Second
-	// silence is how long Send waits for packets that should not arrive, once all others have arrived. The kernel
-	// delivers a packet to the other namespace within the system call that sends the packet. So a forbidden packet that
-	// passes arrives before this wait ends.
+	// silence is how long Send waits for packets that should not arrive. The kernel delivers a packet within the
+	// system call that sends it, so a forbidden packet arrives before the wait ends.
 	silence = 30 * time.Millisecond
 )
 
@@ -36,8 +35,7 @@ type flight struct {
 }
 
 // Send sends all packets at once and returns which of them arrived. A packet of TCP or UDP counts only if it was
-// answered, so answers must pass too. expect is true for each packet that should arrive. It only decides how long Send
-// waits.
+// answered. expect is true for each packet that should arrive. It only decides how long Send waits.
 func (n *Node) Send(packets []verdict.Packet, expect []bool) []bool {
 	n.Helper()
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
@@ -146,7 +144,7 @@ func (f *flight) send(n *Node, h *host, i int) error {
 		f.watch(n, fd, unix.EPOLLIN)
 		return nil
 	}
-	// With this option, closing the socket resets the connection, so no socket stays behind in TIME_WAIT.
+	// With this option, closing the socket resets the connection. So no socket stays behind in TIME_WAIT.
 	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
 		return err
 	}
@@ -160,7 +158,7 @@ func (f *flight) send(n *Node, h *host, i int) error {
 	return nil
 }
 
-// receive waits for packets and answers, for about the duration wait at most, and reports whether any came.
+// receive waits for packets and answers, for about the duration wait, and reports whether any came.
 func (f *flight) receive(n *Node, receivers map[int]receiver, wait time.Duration) bool {
 	n.Helper()
 	events := make([]unix.EpollEvent, 256)
@@ -178,8 +176,8 @@ func (f *flight) receive(n *Node, receivers map[int]receiver, wait time.Duration
 		if err != nil {
 			n.Fatal(err)
 		}
-		// A host without a server refuses or resets the connection: the packet arrived. Any other error means that the
-		// packet didn't arrive.
+		// A host without a server refuses or resets the connection: the packet arrived. After any other error, it
+		// did not.
 		f.arrived[f.clients[fd]] = code == 0 || unix.Errno(code) == unix.ECONNREFUSED || unix.Errno(code) == unix.ECONNRESET
 		if err := unix.EpollCtl(f.epoll, unix.EPOLL_CTL_DEL, fd, nil); err != nil {
 			n.Fatal(err)

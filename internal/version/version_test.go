@@ -37,7 +37,7 @@ func TestLine(t *testing.T) {
 	}
 }
 
-// TestPrograms has make build each program: its version is the commit that Go wrote into it.
+// TestPrograms: each program that make builds says the commit that Go wrote into it.
 func TestPrograms(t *testing.T) {
 	head := ""
 	// Go finds no commit in a copy of the sources without git, nor in a linked work tree, whose .git is a file.

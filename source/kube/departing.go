@@ -50,7 +50,7 @@ func newDeparting() *departing {
 }
 
 // see takes a namespace as it is now. back are the policies that begin to count, because the namespace is being
-// deleted. over are the policies that end to count, because a new namespace has the name.
+// deleted. over are those that no longer count, because a new namespace has the name.
 func (d *departing) see(name string, uid types.UID, deleting bool, now time.Time) (
 	back, over []*networkingv1.NetworkPolicy,
 ) {

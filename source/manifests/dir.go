@@ -21,16 +21,16 @@ import (
 // Dir is a source of objects: all manifests in the directory Path and in the directories below it.
 type Dir struct {
 	Path string
-	// Without IgnoreBroken, Dir returns no objects until it knows the content of every file that may have a policy. With
-	// IgnoreBroken, Dir waits only while a file that it hasn't read yet is being written.
+	// Without IgnoreBroken, Dir returns no objects until it knows the content of every file that may have a policy.
+	// With IgnoreBroken, it waits only while an unread file is being written.
 	IgnoreBroken bool
-	// Node is this node's name, which kubelet appends to the names of static pods. If Node is empty, Dir adds no static
-	// pods.
+	// Node is this node's name, which kubelet appends to the names of static pods. If it is empty, Dir adds no
+	// static pods.
 	Node string
 
 	files map[string]*file
 	dirs  map[string]bool
-	// started is true once merge has returned objects. From then on, merge always returns objects.
+	// started is true once merge has returned objects. From then on, merge always does.
 	started bool
 	// last has the objects that were in force at the last call of delta.
 	last   policy.Objects
@@ -38,23 +38,22 @@ type Dir struct {
 	view   atomic.Pointer[view]
 }
 
-// graceTime is how long the objects of a file stay in force after the file was found missing or empty. Editors move the
-// old file away, or empty it, before they write the new one.
+// graceTime is how long the objects of a missing or empty file stay in force. Editors remove or empty the old file
+// before they write the new one.
 const graceTime = 250 * time.Millisecond
 
-// recheckTime is how often a file is read again while a process has it open for writing. The event of the close isn't
-// enough: the kernel reports the close a little before it counts the writer as gone (__fput in fs/file_table.c).
+// recheckTime is how often a file is read again while a process has it open for writing. The event of the close
+// isn't enough: the kernel reports it a little too early (__fput in fs/file_table.c).
 const recheckTime = 10 * time.Millisecond
 
-// relistInterval is how often the tree is listed without an event. Some changes cause no event: changes of a link's
-// target outside of the tree, and changes of a file on another machine's disk.
+// relistInterval is how often the tree is listed without an event. Some changes cause none: of a link's target
+// outside of the tree, or by another machine.
 const relistInterval = 10 * time.Second
 
-// Run reads the directory, and then each file that changes, until ctx ends; then it returns nil. It calls update at the
-// start and after each change, with the changes of the objects in force. The error for update names each document that
-// can't be parsed, each policy whose namespace can't be read and, at the start, each file that is being written. The
-// delta is nil until there is a first state (see IgnoreBroken). Run returns an error if the directory can't be listed
-// or watched any more.
+// Run reads the directory, and then each file that changes, until ctx ends. It calls update at the start and after
+// each change, with the changes of the objects in force. The error for update names what can't be read: documents,
+// policies' namespaces and, at the start, files that are being written. The delta is nil until there is a first
+// state (see IgnoreBroken). Run returns an error if the directory can't be listed or watched any more.
 func (d *Dir) Run(ctx context.Context, update func(*policy.Delta, error)) error {
 	w, err := dirwatch.NewTree(d.Path)
 	if err != nil {
@@ -109,8 +108,7 @@ func (d *Dir) Run(ctx context.Context, update func(*policy.Delta, error)) error 
 	}
 }
 
-// delta returns the changes of the objects in force since its last call, and merge's error. The delta is nil until
-// there is a first state.
+// delta returns the changes since its last call, and merge's error. The delta is nil until there is a first state.
 func (d *Dir) delta() (*policy.Delta, error) {
 	now, err := d.merge()
 	if now == nil {
@@ -121,8 +119,8 @@ func (d *Dir) delta() (*policy.Delta, error) {
 	return delta, err
 }
 
-// Check reads the directory once, and returns what Run would first call update with: the objects, and the error. The
-// objects are nil if an agent couldn't start with them. If the directory can't be listed, it returns nil and an error.
+// Check reads the directory once, and returns what Run would first give update: the objects, and the error. The
+// objects are nil if an agent couldn't start with them.
 func (d *Dir) Check() (*policy.Objects, error) {
 	if _, err := d.read(dirwatch.Change{Lost: true}, func(map[string]bool) error { return nil }); err != nil {
 		return nil, err
@@ -130,8 +128,8 @@ func (d *Dir) Check() (*policy.Objects, error) {
 	return d.merge()
 }
 
-// Files returns each file with its objects, and their states with the reasons, at the last update. It returns nil
-// before the first update. Other goroutines may call Files while Run runs.
+// Files returns each file with its objects, and their states with the reasons, at the last update. Before the first
+// update it returns nil. Other goroutines may call it while Run runs.
 func (d *Dir) Files() []agentapi.File {
 	if r := d.report.Load(); r != nil {
 		return *r
@@ -139,9 +137,8 @@ func (d *Dir) Files() []agentapi.File {
 	return nil
 }
 
-// dropGone drops the files that have been missing or empty for graceTime, except broken links, which become unreadable.
-// It reports whether there was such a file. It returns a channel that says when to look at the remaining missing, empty
-// and busy files again; nil if there are none.
+// dropGone drops the files that have been missing or empty for graceTime. Broken links become unreadable instead.
+// changed is true if there was such a file. again says when to look again, and is nil if that isn't needed.
 func (d *Dir) dropGone(now time.Time) (changed bool, again <-chan time.Time) {
 	var next time.Duration
 	for name, f := range d.files {
@@ -170,9 +167,9 @@ func (d *Dir) dropGone(now time.Time) (changed bool, again <-chan time.Time) {
 	return changed, time.After(next)
 }
 
-// read reads the manifests that the change names. If events were lost, or directories may have changed, it reads the
-// whole tree, and calls watch with the directories if there are others than before. It reports whether an object or an
-// error may have changed. It returns an error if the tree can't be listed or watched.
+// read reads the manifests that the change names, or the whole tree if that is needed. It calls watch if there are
+// other directories than before. It reports whether an object or an error may have changed. If the tree can't be
+// listed or watched, it returns an error.
 func (d *Dir) read(change dirwatch.Change, watch func(map[string]bool) error) (changed bool, err error) {
 	if d.files == nil {
 		d.files = map[string]*file{}
@@ -190,8 +187,8 @@ func (d *Dir) read(change dirwatch.Change, watch func(map[string]bool) error) (c
 	if err != nil {
 		return changed, err
 	}
-	// Files that come into a new directory before it is watched cause no event. So list the tree again until no directory
-	// is new.
+	// Files that come into a new directory before it is watched cause no event. So the tree is listed until no
+	// directory is new.
 	for !maps.Equal(t.dirs, d.dirs) {
 		d.dirs = t.dirs
 		if err := watch(d.dirs); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -218,9 +215,8 @@ func (d *Dir) read(change dirwatch.Change, watch func(map[string]bool) error) (c
 	return changed, nil
 }
 
-// changesTree reports whether a change of the name may change directories: the name isn't a manifest's, or it is or was
-// a directory, or a link to one. When a mounted ConfigMap changes, kubelet replaces only the link ..data, through which
-// all its files lead.
+// changesTree reports whether a change of the name may change directories: it may be a directory or a link to one.
+// When a mounted ConfigMap changes, kubelet replaces only the link ..data.
 func (d *Dir) changesTree(name string) bool {
 	if !isManifest(name) || d.dirs[name] {
 		return true
@@ -229,8 +225,7 @@ func (d *Dir) changesTree(name string) bool {
 	return err == nil && info.IsDir()
 }
 
-// errBrokenLink means that a link's target doesn't exist, perhaps only until a disk is mounted. The target may have a
-// policy.
+// errBrokenLink means that a link's target doesn't exist, perhaps only for now. The target may have a policy.
 var errBrokenLink = errors.New("it is a link that leads nowhere")
 
 func (d *Dir) isBrokenLink(name string) bool {
@@ -243,9 +238,9 @@ func (d *Dir) isBrokenLink(name string) bool {
 	return errors.Is(err, fs.ErrNotExist)
 }
 
-// setUnreadable records that the file can't be read at all, and reports whether the error is another one than before.
-// The last good versions of the file's objects stay in force. The file may have a policy, unless it is a device, a
-// socket or a pipe (ErrNoFile).
+// setUnreadable records that the file can't be read at all. changed is true if the error is new. The last good
+// versions of the file's objects stay in force. The file may have a policy, unless it is no regular file
+// (ErrNoFile).
 func (d *Dir) setUnreadable(name string, err error) (changed bool) {
 	f := d.files[name]
 	if f == nil {
@@ -257,9 +252,9 @@ func (d *Dir) setUnreadable(name string, err error) (changed bool) {
 	return len(was) != 1 || was[0].err.Error() != err.Error()
 }
 
-// readFile reads the file, and reports whether its objects or errors may have changed. With changedOnly it skips a file
-// that looks as it did when it was last read. If the file is missing, empty or being written, its objects stay in
-// force; dropGone later drops a file that stays missing or empty.
+// readFile reads the file, and reports whether its objects or errors may have changed. With changedOnly it skips a
+// file that looks unchanged. If the file is missing, empty or being written, its objects stay in force for now
+// (dropGone).
 func (d *Dir) readFile(name string, changedOnly bool) (changed bool) {
 	path := filepath.Join(d.Path, name)
 	info, err := os.Stat(path)
@@ -289,7 +284,7 @@ func (d *Dir) readFile(name string, changedOnly bool) (changed bool) {
 	}
 	was := f.busy
 	if f.busy = errors.Is(err, dirwatch.ErrBeingWritten); f.busy {
-		// The file's earlier objects stay in force. A file that holds up the first state is news, but only once.
+		// The file's earlier objects stay in force. If the file holds up the first state, that is news once.
 		return !d.started && f.empty() && !was
 	}
 	if missing {

@@ -45,7 +45,7 @@ func (u update) String() string {
 	return strings.Join(all, ", ")
 }
 
-// source is a Dir that runs on a directory of its own. Each update waits until the test has received it.
+// source is a Dir that runs on a directory of its own. Each update waits for the test.
 type source struct {
 	*testing.T
 	dir     string
@@ -94,7 +94,7 @@ func (s *source) remove(name string) {
 	}
 }
 
-// want compares the next update: the objects in force, and the words in its error. Without words the error must be nil.
+// want compares the next update: the objects in force, and words in its error. Without words the error must be nil.
 func (s *source) want(objects string, words ...string) {
 	s.Helper()
 	s.compare(s.next(), objects, words...)
@@ -228,8 +228,8 @@ func policyOf(metadata, spec string) string {
 	return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: " + metadata + "\nspec: " + spec + "\n---\n"
 }
 
-// TestWhatABadPolicyMeans: a policy with a bad field, podSelector or namespace has the effect that docs/manifests.md
-// states, with and without an earlier good version.
+// TestWhatABadPolicyMeans: a policy with a bad part has the effect that docs/manifests.md states, with and without
+// an earlier good version.
 func TestWhatABadPolicyMeans(t *testing.T) {
 	meta, sound := "{name: p, namespace: ns-1}", "{podSelector: {matchLabels: {app: a}}, ingress: [{}]}"
 	s := run(t, map[string]string{"p.yaml": policyOf(meta, sound)})
@@ -273,9 +273,8 @@ func TestWhatABadPolicyMeans(t *testing.T) {
 	s.want("", "p.yaml: document 1", "which namespace it is for isn't known")
 }
 
-// TestTwoFilesWithOneObject: if two files have different versions of a policy, the policy isolates the pods that any
-// version selects, and allows what all versions allow. Each version is a problem, unless both are equal. Of a
-// namespace, the labels count on which the versions agree, and others are unknown. Both versions of a pod count.
+// TestTwoFilesWithOneObject: different versions of a policy isolate what any of them selects, and allow what all
+// allow. Of a namespace, only the labels count on which the versions agree. Both versions of a pod count.
 func TestTwoFilesWithOneObject(t *testing.T) {
 	deny := policyOf("{name: p}", "{podSelector: {}}")
 	allow := policyOf("{name: p}",
@@ -342,8 +341,8 @@ func TestWhatIsRead(t *testing.T) {
 	s.want("Pod default/a app=two, Pod default/b app=one, Pod default/c app=one, Pod default/d app=")
 }
 
-// TestSubdirectories: manifests in directories, in links to directories and behind links to files count, and so do
-// their later changes, moves and deletions. A circle of links does no harm.
+// TestSubdirectories: manifests in directories and behind links count, and so do later changes. A circle of links
+// does no harm.
 func TestSubdirectories(t *testing.T) {
 	s := run(t, nil)
 	s.want("")
@@ -386,8 +385,8 @@ func TestSubdirectories(t *testing.T) {
 	until("")
 }
 
-// TestAConfigMap: kubelet mounts a ConfigMap as links through ..data, and replaces ..data in one step. Then the new
-// versions of all its files come into force.
+// TestAConfigMap: kubelet mounts a ConfigMap as links through ..data. If it replaces ..data, all files' new versions
+// come into force.
 func TestAConfigMap(t *testing.T) {
 	s := run(t, nil)
 	s.want("")
@@ -421,8 +420,8 @@ func TestAConfigMap(t *testing.T) {
 	until("Pod default/a app=two, Pod default/b app=two")
 }
 
-// TestAFileThatIsBeingWrittenIsNotRead: while a process has a file open for writing, the file's earlier objects stay in
-// force. Half a manifest may lack the policy that isolates a pod.
+// TestAFileThatIsBeingWrittenIsNotRead: while a file is open for writing, its earlier objects stay in force. Half a
+// manifest may lack a policy.
 func TestAFileThatIsBeingWrittenIsNotRead(t *testing.T) {
 	s := run(t, map[string]string{"a.yaml": pod("a", "one") + goodPolicy, "b.yaml": pod("b", "one")})
 	s.want("NetworkPolicy default/deny, Pod default/a app=one, Pod default/b app=one")
@@ -508,8 +507,8 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// TestASavedFileIsNeverGone: editors move the old file away before they write the new one. The old policy must stay in
-// force until the new file is closed.
+// TestASavedFileIsNeverGone: editors move the old file away before they write the new one. The old policy stays in
+// force meanwhile.
 func TestASavedFileIsNeverGone(t *testing.T) {
 	s := run(t, map[string]string{"a.yaml": goodPolicy})
 	s.want("NetworkPolicy default/deny")

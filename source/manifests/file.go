@@ -14,20 +14,17 @@ type file struct {
 	unparsed []unparsed
 	// last has the last good version of each of the file's objects, by key.
 	last map[string]entry
-	// seen means that the whole file could be parsed once, so its objects are known, though perhaps in an older
-	// version.
+	// seen means that the whole file could be parsed once. So its objects are known, perhaps in an older version.
 	seen bool
-	// gone is when the file was found missing or empty; zero if the file is there. The file's objects stay in force for
-	// graceTime.
+	// gone is when the file was found missing or empty; zero if the file is there.
 	gone time.Time
-	// busy means that a process had the file open for writing when weir last tried to read it.
+	// busy means that a process had the file open for writing at the last try to read it.
 	busy bool
 	stat stat
 }
 
-// update replaces the file's content. It keeps the last good version of a policy whose selector or namespace can't be
-// read now. If a document can't be parsed, update keeps all objects that the file doesn't have any more, because the
-// document may contain them.
+// update replaces the file's content. If a policy's selector or namespace can't be read, it keeps the last good
+// version. If a document can't be parsed, it keeps all missing objects: the document may contain them.
 func (f *file) update(c content) {
 	present := map[string]bool{}
 	for _, e := range c.entries {
@@ -76,7 +73,7 @@ func (f *file) update(c content) {
 	f.seen = f.seen || len(c.unparsed) == 0
 }
 
-// mayHidePolicy reports whether the file may have a policy of which nothing is known.
+// mayHidePolicy reports whether the file may have an unknown policy.
 func (f *file) mayHidePolicy() bool {
 	for _, u := range f.unparsed {
 		if u.mayHoldPolicy && !f.seen {

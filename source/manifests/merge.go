@@ -23,9 +23,9 @@ type placed struct {
 
 func (p placed) String() string { return printable(p.file) + ", " + p.where }
 
-// merge returns the objects of all files, and an error for each document that can't be parsed and each policy whose
-// namespace can't be read; until d.started also for each file that is being written. It also stores the report for
-// Files. The objects are nil until d.started.
+// merge returns the objects of all files, and stores the report for Files. The error names documents that can't be
+// parsed, policies whose namespace can't be read and, until d.started, files that are being written. The objects are
+// nil until d.started.
 func (d *Dir) merge() (*policy.Objects, error) {
 	var all policy.Objects
 	var errs, less []error // errs, of files that may have an unknown policy, come first
@@ -77,7 +77,7 @@ func (d *Dir) merge() (*policy.Objects, error) {
 	return &all, errors.Join(errs...)
 }
 
-// busy reports whether a file of which nothing is known is being written.
+// busy reports whether an unread file is being written.
 func (d *Dir) busy() bool {
 	for _, f := range d.files {
 		if f.busy && f.empty() {
@@ -87,8 +87,8 @@ func (d *Dir) busy() bool {
 	return false
 }
 
-// addStaticPods adds a workload for each pod whose manifest kubelet may run itself: kubelet makes a pod of the same
-// name with the node's name appended.
+// addStaticPods adds a workload for each pod whose manifest kubelet may run itself. Kubelet appends the node's name
+// to such a pod's name.
 func (d *Dir) addStaticPods(all *policy.Objects) {
 	for _, p := range all.Pods {
 		if d.Node == "" || p.NodeName != "" { // with a NodeName, an API server has placed the pod
@@ -102,8 +102,8 @@ func (d *Dir) addStaticPods(all *policy.Objects) {
 	}
 }
 
-// mergeVersions adds the object that has these versions, and records at each entry where another one is. Different
-// versions are combined so that they open nothing that one of them closes; of a node, the first version counts.
+// mergeVersions adds the object that has these versions, and records at each entry where another one is. Combined
+// versions open nothing that one of them closes. Of a node, the first version counts.
 func mergeVersions(versions []placed, all *policy.Objects) {
 	first := versions[0]
 	distinct := []placed{first}
@@ -139,8 +139,8 @@ func mergeVersions(versions []placed, all *policy.Objects) {
 	}
 }
 
-// equal reports whether both entries have the same version of their object. Of policies, it compares only the specs,
-// and whether they are audited.
+// equal reports whether both entries have the same version of their object. Of policies, only the specs and the
+// audit count.
 func (e *entry) equal(o *entry) bool {
 	if e.policy != nil && o.policy != nil {
 		return reflect.DeepEqual(e.policy.Spec, o.policy.Spec) &&
@@ -173,9 +173,9 @@ func mergeNamespaces(versions []placed) policy.Namespace {
 	return agreed
 }
 
-// mergePolicies returns a policy for each pod selector of the versions. Each isolates its pods in every direction that
-// any version isolates. For each direction, it has only the rules that are in every version that isolates this
-// direction. If one of the versions isn't audited, none of the policies is.
+// mergePolicies returns a policy for each pod selector of the versions. Each isolates in every direction that any
+// version isolates. It has only the rules of every version that isolates the direction. It is audited only if all
+// versions are.
 func mergePolicies(versions []placed) []*networkingv1.NetworkPolicy {
 	agreed := networkingv1.NetworkPolicySpec{}
 	annotations := versions[0].policy.Annotations
@@ -213,8 +213,8 @@ func mergePolicies(versions []placed) []*networkingv1.NetworkPolicy {
 	return all
 }
 
-// isolates returns the directions that the policy isolates: its policyTypes or, without them, ingress, and egress if it
-// has egress rules.
+// isolates returns the directions that the policy isolates: its policyTypes or, without them, ingress, and egress if
+// it has egress rules.
 func isolates(s networkingv1.NetworkPolicySpec) (ingress, egress bool) {
 	if len(s.PolicyTypes) == 0 {
 		return true, len(s.Egress) > 0
@@ -223,8 +223,7 @@ func isolates(s networkingv1.NetworkPolicySpec) (ingress, egress bool) {
 		slices.Contains(s.PolicyTypes, networkingv1.PolicyTypeEgress)
 }
 
-// intersect returns the rules that are in both lists. If first is true, agreed doesn't count, and intersect returns
-// rules.
+// intersect returns the rules that are in both lists. If first is true, it returns rules.
 func intersect[R any](agreed, rules []R, first bool) []R {
 	if first {
 		return rules

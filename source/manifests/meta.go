@@ -19,8 +19,7 @@ type meta struct {
 	labels                                 map[string]string
 	unknown                                []string // keys of labels whose values are unknown
 	wrongName, wrongNamespace, wrongLabels []complaint
-	// ignored are unknown fields in metadata, and fields beside metadata that may be meant as metadata or as one of its
-	// fields.
+	// ignored are unknown fields in metadata, and fields beside it that may be meant as metadata.
 	ignored []string
 }
 
@@ -28,15 +27,14 @@ type complaint struct{ field, why string }
 
 func (c complaint) String() string { return c.field + ": " + c.why }
 
-// metaFields are the fields of ObjectMeta, and two that it had in earlier versions.
+// metaFields are the fields of ObjectMeta, and two of earlier versions.
 var metaFields = func() map[string]bool {
 	all := fieldsOf(reflect.TypeFor[metav1.ObjectMeta]())
 	all["clusterName"], all["initializers"] = true, true
 	return all
 }()
 
-// metaNames are metaFields and metadata itself in small letters. A field of such a name at the level of metadata may be
-// a misplaced field of metadata.
+// metaNames are metaFields and metadata itself in small letters. Such a field beside metadata may be misplaced.
 var metaNames = func() map[string]bool {
 	all := map[string]bool{"metadata": true}
 	for name := range metaFields {
@@ -54,8 +52,8 @@ func fieldsOf(t reflect.Type) map[string]bool {
 	return all
 }
 
-// readMeta reads the object's metadata from raw. What can't be read becomes a complaint. namespaced means that objects
-// of the kind are in a namespace.
+// readMeta reads the object's metadata from raw. What can't be read becomes a complaint. namespaced says whether
+// objects of the kind are in a namespace.
 func (o object) readMeta(raw stdjson.RawMessage, namespaced bool) meta {
 	const path = "metadata"
 	m := meta{namespace: o.namespace}
@@ -131,8 +129,8 @@ func (m *meta) readNamespace(raw stdjson.RawMessage, path string, o object, unkn
 	}
 }
 
-// readLabels reads the labels one by one. The value of a label that can't be read is unknown, and so is the value of a
-// label that a Template adds. If the labels as a whole can't be read, m.labels remains nil.
+// readLabels reads the labels one by one. The value of a label is unknown if it can't be read, or if a Template adds
+// the label. If the labels as a whole can't be read, m.labels remains nil.
 func (m *meta) readLabels(raw stdjson.RawMessage, path string, o object, unknown []complaint) {
 	field := path + ".labels"
 	var values map[string]any
@@ -168,12 +166,11 @@ func (m *meta) readLabels(raw stdjson.RawMessage, path string, o object, unknown
 	}
 }
 
-// unreadable reports whether labels may be missing: they can't be read as a whole, or an ignored field may be misspelt
-// or misplaced labels.
+// unreadable reports whether labels may be missing, because they can't be read or may be misspelt or misplaced.
 func (m meta) unreadable() bool { return m.labels == nil || len(m.ignored) > 0 }
 
-// decode reads the fields that the type has, and ignores others. The case of letters counts. If raw is nil, decode
-// leaves into unchanged.
+// decode reads the fields that the type has, and ignores others. The case of letters counts. If raw is nil, it does
+// nothing.
 func decode(raw stdjson.RawMessage, into any) error {
 	if raw == nil {
 		return nil
@@ -181,8 +178,7 @@ func decode(raw stdjson.RawMessage, into any) error {
 	return json.UnmarshalCaseSensitivePreserveInts(raw, into)
 }
 
-// decodeStrict is like decode, but also returns an error for each field that the type doesn't have, and for each that
-// is given twice.
+// decodeStrict is like decode, but also returns an error for each unknown field and for each that is given twice.
 func decodeStrict(raw stdjson.RawMessage, into any) []error {
 	if raw == nil {
 		return nil

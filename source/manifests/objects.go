@@ -36,7 +36,7 @@ func (c *content) addNamespace(o object) {
 	e.reportPartly(m.wrongLabels)
 }
 
-// reportPartly adds the complaints. If there are any, only the part of the object that can be read counts.
+// reportPartly adds the complaints. If there are any, the object counts only in part.
 func (e *entry) reportPartly(c []complaint) {
 	e.complain(c...)
 	if len(c) > 0 {
@@ -100,8 +100,7 @@ func (c *content) addPod(o object) {
 	e.reportPartly(append(m.wrongLabels, wrong...))
 }
 
-// podSpec is what policy needs of a pod's spec. Other fields aren't read, since they may be newer than weir and have
-// any type.
+// podSpec is what policy needs of a pod's spec. Other fields may be newer than weir and have any type.
 type podSpec struct {
 	NodeName       string             `json:"nodeName"`
 	HostNetwork    bool               `json:"hostNetwork"`
@@ -116,15 +115,15 @@ type container struct {
 }
 
 type containerPort struct {
-	Name          string          `json:"name"`
-	Protocol      corev1.Protocol `json:"protocol"`
-	ContainerPort int32           `json:"containerPort"`
-	// No rule depends on HostPort and HostIP, so they may have any type.
-	HostPort stdjson.RawMessage `json:"hostPort"`
-	HostIP   stdjson.RawMessage `json:"hostIP"`
+	Name          string             `json:"name"`
+	Protocol      corev1.Protocol    `json:"protocol"`
+	ContainerPort int32              `json:"containerPort"`
+	HostPort      stdjson.RawMessage `json:"hostPort"`
+	HostIP        stdjson.RawMessage `json:"hostIP"`
 }
 
-// hostPort returns the port of the node that leads to the port, and the node's address; 0 if they can't be read.
+// hostPort returns the node's port that leads to the container port, and the node's address. The port is 0 if they
+// can't be read.
 func (p *containerPort) hostPort() (port int32, address string) {
 	if len(p.HostPort) == 0 || decode(p.HostPort, &port) != nil || len(p.HostIP) > 0 && decode(p.HostIP, &address) != nil {
 		return 0, ""
@@ -132,11 +131,10 @@ func (p *containerPort) hostPort() (port int32, address string) {
 	return port, address
 }
 
-// podFieldsThatMatter are a pod's fields that policy needs: if one is given twice, the pod is left out.
+// podFieldsThatMatter are a pod's fields that policy needs. If one is given twice, the pod is left out.
 var podFieldsThatMatter = regexp.MustCompile(`^(\*|spec|status|spec\.(hostNetwork|nodeName)|` +
 	`spec\.(initC|c)ontainers(\[\d+\](\.ports.*)?)?|status\.(phase|podIP|podIPs.*))$`)
 
-// duplicatePodFields returns a complaint for each field that policy needs and that is given twice.
 func (o object) duplicatePodFields() []complaint {
 	var all []complaint
 	for _, f := range o.duplicates {
@@ -147,9 +145,9 @@ func (o object) duplicatePodFields() []complaint {
 	return all
 }
 
-// readPod reads a pod, or the pod in a workload's template. Ports, addresses, the UID and annotations are left out,
-// with a complaint, if they can't be read. path is the spec's path, for complaints. readPod returns an error if another
-// field of the spec can't be read.
+// readPod reads a pod, or the pod of a workload's template. Ports, addresses, the UID and annotations that can't be
+// read become complaints. If another field of the spec can't be read, it returns an error. path is the spec's path,
+// for complaints.
 func readPod(m meta, metadata, spec, status stdjson.RawMessage, path string) (*policy.Pod, []complaint, error) {
 	var wrong []complaint
 	var s podSpec

@@ -59,12 +59,12 @@ type entry struct {
 	conflict string // says where else the object is, in the same version or another
 }
 
-// maxComplaints is how many complaints about one object, and how many of its fields without meaning, are listed. A last
-// line says that there are more. Without this limit, the author of a file could cause any number of complaints.
+// maxComplaints bounds the complaints about one object, and its listed fields without meaning. A last line says that
+// there are more.
 const maxComplaints = 20
 
-// complain adds the complaints that e doesn't have yet, shortened and printable. Behind maxComplaints complaints it
-// adds one that says that there are more, and no further ones.
+// complain adds the complaints that e doesn't have yet, shortened and printable. Beyond maxComplaints it adds only
+// that there are more.
 func (e *entry) complain(list ...complaint) {
 	for _, c := range list {
 		c.why, _, _ = strings.Cut(c.why, " (e.g. ") // cuts off long examples in Kubernetes' messages
@@ -109,7 +109,7 @@ type content struct {
 	unparsed []unparsed
 }
 
-// parse returns the objects of one file, also those within Lists and Templates, and the documents that can't be parsed.
+// parse returns the objects of one file, and the documents that can't be parsed. It looks into Lists and Templates.
 func parse(data []byte) content {
 	var c content
 	for _, d := range documents(data) {
@@ -134,7 +134,7 @@ func parse(data []byte) content {
 	return c
 }
 
-// addLeftOut adds an entry for a value that isn't a Kubernetes object. The entry has no effect; it only reports why.
+// addLeftOut adds an entry for a value that isn't a Kubernetes object. The entry only reports why.
 func (c *content) addLeftOut(o object, why string) {
 	c.entries = append(c.entries, entry{where: o.where, object: o.where, damage: leftOut, ignored: []string{why}})
 }
@@ -178,9 +178,9 @@ func (c *content) add(o object) {
 	}
 }
 
-// couldBePolicy reports whether the object is a NetworkPolicy, or may be meant as one: a misspelt kind must not leave a
-// policy out. In the groups networking.k8s.io and extensions, where NetworkPolicy is or was, all kinds count except the
-// known others. Without a group, only the kind NetworkPolicy counts, in any case of letters.
+// couldBePolicy reports whether the object is a NetworkPolicy, or may be a misspelt one. In the groups that have or
+// had NetworkPolicy, all kinds count except the known others. Without a group, the kind's name counts, in any case
+// of letters.
 func couldBePolicy(o object) bool {
 	others := []string{
 		"Ingress", "IngressClass", "IPAddress", "ServiceCIDR", "ClusterCIDR", "Deployment", "DaemonSet",
@@ -195,9 +195,9 @@ func couldBePolicy(o object) bool {
 	return false
 }
 
-// misspelt returns the kind that the object's kind may be meant as: one that policy needs and that differs at most in
-// the case of letters. If the kinds are equal, the object's group is wrong. It returns "" if there is no such kind, or
-// if the group contains a dot.
+// misspelt returns the kind that the object's author probably meant: a kind that policy needs, whose name equals the
+// object's kind if case is ignored. If the name equals it exactly, the object's apiVersion is wrong. It returns ""
+// if there is no such kind. It also does so if the group has a dot: the object is then probably another API's.
 func misspelt(o object) string {
 	if strings.Contains(o.group(), ".") {
 		return ""
@@ -210,9 +210,9 @@ func misspelt(o object) string {
 	return ""
 }
 
-// Parse reads the manifests of one file; errors use its name. It returns the objects that policy needs, even with an
-// error. The error joins one error for each document and field that can't be read. A policy of which a part can't be
-// read closes pods (addPolicy).
+// Parse reads the manifests of one file. It returns the objects that policy needs, even with an error. The error
+// joins one error for each document and field that can't be read, with the file's name. A policy of which a part
+// can't be read closes pods (addPolicy).
 func Parse(file string, data []byte) (policy.Objects, error) {
 	c := parse(data)
 	var errs []error

@@ -124,9 +124,8 @@ status: {phase: Running, podIP: 10.88.0.9, podIPs: [{ip: 10.88.0.2}, {ip: "fd00:
 	}
 }
 
-// TestWrappersAsPeopleWriteThem: the policy is found in a List or Template whose kind or field is written in another
-// case, and after YAML comments or directives. That the policy has a field twice is noticed even after 300 other such
-// fields, although sigs.k8s.io/json reports at most 100.
+// TestWrappersAsPeopleWriteThem: the policy in a List or Template is found in any case of letters, and after
+// comments or directives. A field that is given twice is noticed even after 300 others.
 func TestWrappersAsPeopleWriteThem(t *testing.T) {
 	const object = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny"}, ` +
 		`"spec": {"podSelector": {}}}`
@@ -177,8 +176,8 @@ func TestNothingIsDroppedSilently(t *testing.T) {
 	}
 }
 
-// TestScalarsAreNotReinterpreted: YAML 1.1 reads these labels as booleans and numbers. Parse must return an error, or
-// the label exactly as the manifest has it: with another value the label would match other selectors.
+// TestScalarsAreNotReinterpreted: YAML 1.1 reads these labels as booleans and numbers. Parse returns an error or the
+// label exactly as written. Another value would match other selectors.
 func TestScalarsAreNotReinterpreted(t *testing.T) {
 	for _, value := range []string{"y", "no", "1.10", "010"} {
 		got, err := Parse("f.yaml", []byte("apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {app: "+value+"}}\n"))
@@ -188,8 +187,8 @@ func TestScalarsAreNotReinterpreted(t *testing.T) {
 	}
 }
 
-// TestParseComplains puts each document between two good ones. The errors must say where the document is and what is
-// wrong. The document must have the effect that the test names, and both good ones must count.
+// TestParseComplains puts each document between two good ones. The errors say where the document is and what is
+// wrong. Both good ones count.
 func TestParseComplains(t *testing.T) {
 	np := func(spec string) string {
 		return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: ns-1}\nspec: " +

@@ -17,7 +17,7 @@ import (
 // nameless is the name of a policy if its own name can't be read.
 const nameless = "nameless"
 
-// policyReader reads one NetworkPolicy field by field, so that a field that can't be read doesn't hide the others.
+// policyReader reads one NetworkPolicy field by field. So a bad field doesn't hide the others.
 type policyReader struct {
 	object
 	np           networkingv1.NetworkPolicy
@@ -26,9 +26,9 @@ type policyReader struct {
 	noSelector   bool // it is unknown which pods it selects
 }
 
-// addPolicy reads a NetworkPolicy. If a part of it can't be read, the policy isolates the pods that it selects, and
-// allows nothing. If the selector can't be read, the policy does so with all pods of its namespace. If the namespace
-// can't be read, the entry has no policy, only the damage noNamespace.
+// addPolicy reads a NetworkPolicy. If a part can't be read, the policy isolates the pods that it selects, and allows
+// nothing. If the selector can't be read, these are all pods of its namespace. If the namespace can't be read, the
+// entry only has the damage noNamespace.
 func (c *content) addPolicy(o object) {
 	r := policyReader{object: o}
 	m := o.readMeta(o.raw["metadata"], true)
@@ -80,8 +80,7 @@ func (c *content) addPolicy(o object) {
 	c.entries = append(c.entries, e)
 }
 
-// readAudit reads the annotation policy.AuditAnnotation. If it can't be read, the policy is enforced. Package policy
-// reports a text that means nothing.
+// readAudit reads the annotation policy.AuditAnnotation. If it can't be read, the policy is enforced.
 func (r *policyReader) readAudit() (wrong []complaint) {
 	const path = "metadata.annotations"
 	var metadata struct {
@@ -166,10 +165,9 @@ func (r *policyReader) readSpec() {
 	r.report("spec.egress", decodeStrict(spec["egress"], &s.Egress)...)
 }
 
-// reportDuplicates reports fields that are given twice. Within ingress or egress it doesn't matter which of the two
-// values is meant, since the policy then allows nothing. If policyTypes is given twice, the policy may isolate both
-// directions. If another field is given twice, outside of metadata and status, it is unknown which pods the policy
-// selects.
+// reportDuplicates reports fields that are given twice. Within ingress or egress, the policy then allows nothing.
+// With two policyTypes, it may isolate both directions. With another field twice, it is unknown which pods the
+// policy selects.
 func (r *policyReader) reportDuplicates() {
 	for _, f := range r.duplicates {
 		if strings.HasPrefix(f, "status.") || f == "status" || strings.HasPrefix(f, "metadata.") {

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// printable returns a name that others chose, safe for a line of text: shortened, and in quotes if it has characters
-// that aren't printable, such as a line's end or a terminal's control characters.
+// printable makes a foreign name safe for a line of text. It is shortened, and in quotes if it has unprintable
+// characters.
 func printable(name string) string {
 	if !utf8.ValidString(name) || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		name = strconv.Quote(name)
@@ -56,7 +56,7 @@ func (e *entry) audited() bool {
 	return audited
 }
 
-// effect says what weir does with an object that can't be read completely or has different versions.
+// effect says what weir does with an incomplete object, or one that has different versions.
 func (e *entry) effect() string {
 	switch {
 	case e.kept:
@@ -81,8 +81,8 @@ func (e *entry) effect() string {
 	return "the rest of it counts"
 }
 
-// problems returns one problem for each complaint about the file's objects, and one for each version that differs from
-// another version of the same object. The messages end with the effect and the place.
+// problems returns one problem for each complaint, and one for each version that differs from another. The messages
+// end with the effect and the place.
 func (f *file) problems(name string) []ruleset.Problem {
 	var all []ruleset.Problem
 	for i := range f.entries {
@@ -100,7 +100,7 @@ func (f *file) problems(name string) []ruleset.Problem {
 	return all
 }
 
-// report returns the file's documents that can't be parsed, and its objects, with their states and the reasons.
+// report returns the file's unparsed documents and its objects, with states and reasons.
 func (f *file) report(name string) agentapi.File {
 	out := agentapi.File{Path: name, Objects: []agentapi.FileObject{}}
 	for _, u := range f.unparsed {

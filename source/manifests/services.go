@@ -12,15 +12,14 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// view is the state of the directory at one moment. It never changes.
 type view struct {
 	objects  policy.Objects
 	services []policy.Service
 }
 
-// View returns the objects in force, of the pods only those that keep returns true for, and the Services, at the last
-// update. It returns nothing before the first state. Other goroutines may call View while Run runs. Callers don't
-// change the results.
+// View returns the objects in force and the Services, at the last update. Of the pods, it returns only those for
+// which keep returns true. It returns nothing before the first state. Other goroutines may call it while Run runs.
+// Callers don't change the results.
 func (d *Dir) View(_ context.Context, keep func(*policy.Pod) bool) (policy.Objects, []policy.Service, error) {
 	v := d.view.Load()
 	if v == nil {
@@ -36,7 +35,7 @@ func (d *Dir) View(_ context.Context, keep func(*policy.Pod) bool) (policy.Objec
 	return o, v.services, nil
 }
 
-// addService reads a Service. No policy depends on Services, so a Service that can't be read is no problem.
+// addService reads a Service. If it can't be read, that is no problem: no policy depends on it.
 func (c *content) addService(o object) {
 	m := o.readMeta(o.raw["metadata"], true)
 	e := entry{where: o.where, object: o.kind + " " + m.name, damage: notNeeded}
@@ -52,8 +51,7 @@ func (c *content) addService(o object) {
 	e.service = &read
 }
 
-// services returns the Services of all files, in the order of the files' names. Of several of one name it returns the
-// first.
+// services returns the Services of all files. Of several of one name, the first file's counts.
 func (d *Dir) services() (all []policy.Service) {
 	seen := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(d.files)) {

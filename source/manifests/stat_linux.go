@@ -5,7 +5,7 @@ import (
 	"syscall"
 )
 
-// stat identifies one state of a file on disk: if the stat is the same, the file hasn't changed.
+// stat identifies one state of a file on disk. With an equal stat, the file hasn't changed.
 type stat struct {
 	dev, ino     uint64
 	size         int64

@@ -7,8 +7,7 @@ import (
 	"time"
 )
 
-// stat identifies one state of a file on disk: if the stat is the same, the file hasn't changed. Only agents read a
-// file twice, and agents run on Linux.
+// stat has no meaning here. Only agents read a file twice, and agents run on Linux.
 type stat struct {
 	size  int64
 	mtime time.Time

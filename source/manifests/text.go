@@ -19,14 +19,13 @@ type document struct {
 	where      string // such as "document 2"
 	json       []byte // nil if it can't be parsed
 	duplicates []string
-	// err says why it can't be parsed; nil if it can.
-	err error
+	err        error
 	// mayHoldPolicy means that the document can't be parsed and could have a policy.
 	mayHoldPolicy bool
 }
 
-// documents splits the file into its YAML documents, and a document that consists of JSON objects into these objects,
-// as kubectl does. It skips documents without a value, such as those that have only comments.
+// documents splits the file into its YAML documents. If a document consists of JSON objects, it splits these too, as
+// kubectl does. Documents without a value are skipped.
 func documents(data []byte) []document {
 	var all []document
 	for i, text := range splitDocuments(toUTF8(data)) {
@@ -60,8 +59,7 @@ func documents(data []byte) []document {
 	return all
 }
 
-// toUTF8 returns the text as UTF-8 without the byte order mark. If the mark is UTF-16's, it converts the text from
-// UTF-16, in which PowerShell writes files.
+// toUTF8 returns the text as UTF-8 without the byte order mark. It reads UTF-16 too, because PowerShell writes it.
 func toUTF8(data []byte) []byte {
 	var bigEndian bool
 	switch {
@@ -82,9 +80,8 @@ func toUTF8(data []byte) []byte {
 	return []byte(string(utf16.Decode(units)))
 }
 
-// splitDocuments splits the stream at lines with --- or ... (YAML 1.2, section 9). The rest of such a line, unless it
-// is a comment, belongs to the next document. Directives before a document become empty lines. Documents without any
-// line are skipped.
+// splitDocuments splits the stream at lines with --- or ... (YAML 1.2, section 9). The rest of such a line belongs
+// to the next document, unless it is a comment. Directives before a document become empty lines.
 func splitDocuments(data []byte) [][]byte {
 	var all [][]byte
 	var now []byte
@@ -115,8 +112,8 @@ func splitDocuments(data []byte) [][]byte {
 	return all
 }
 
-// splitJSON returns the JSON objects of the text, between which there may be lines with YAML comments. ok is false if
-// the text is something else.
+// splitJSON returns the JSON objects of the text. Lines with YAML comments may be between them. ok is false if the
+// text is something else.
 func splitJSON(text []byte) (objects [][]byte, ok bool) {
 	var lines []byte
 	for line := range bytes.Lines(text) { // a JSON string contains no end of line
@@ -140,8 +137,8 @@ func splitJSON(text []byte) (objects [][]byte, ok bool) {
 	}
 }
 
-// checkSingle returns an error if the text isn't YAML, or if more text follows the first YAML document: yaml.YAMLToJSON
-// would ignore it silently. checkSingle returns io.EOF if there is no document.
+// checkSingle returns an error if the text isn't exactly one YAML document. yaml.YAMLToJSON would ignore what
+// follows. It returns io.EOF if there is no document.
 func checkSingle(doc []byte) error {
 	d := goyaml.NewDecoder(bytes.NewReader(doc))
 	var ignored any
@@ -154,11 +151,11 @@ func checkSingle(doc []byte) error {
 	return nil
 }
 
-// anyKind finds text that could be the kind of an object, or of one within it.
+// anyKind finds what could be the kind of an object, at any depth.
 var anyKind = regexp.MustCompile(`(?i)\bkind["']?[ \t]*:[ \t]*["']?([\w.{]*)`)
 
-// mayHoldPolicy reports whether text that can't be parsed could have a policy. A text can't have a policy if it names
-// at least one kind, and all kinds that it names are harmless.
+// mayHoldPolicy reports whether text that can't be parsed could have a policy. It couldn't if it names kinds, and
+// all of them are harmless.
 func mayHoldPolicy(text []byte) bool {
 	kinds := anyKind.FindAllSubmatch(text, -1)
 	for _, k := range kinds {
@@ -184,7 +181,7 @@ var harmlessKinds = func() map[string]bool {
 
 var alreadySet = regexp.MustCompile(`already set`)
 
-// duplicatesInYAML returns the paths of the fields that are given twice, of which YAML readers use the last value.
+// duplicatesInYAML returns the paths of the fields that are given twice. YAML readers use the last value.
 func duplicatesInYAML(doc []byte) []string {
 	var ignored any
 	if err := goyaml.UnmarshalStrict(doc, &ignored); err == nil || !alreadySet.MatchString(err.Error()) {
@@ -199,11 +196,11 @@ func duplicatesInYAML(doc []byte) []string {
 	return t.fields
 }
 
-// maxDuplicates limits the recorded paths of a document's fields that are given twice: their total length, in bytes.
-// Beyond the limit, every field counts as given twice.
+// maxDuplicates bounds the total length of the recorded paths, in bytes. Beyond it, every field counts as given
+// twice.
 const maxDuplicates = 16 << 20
 
-// duplicateFinder walks through one document, and collects in fields the paths of the fields that are given twice.
+// duplicateFinder walks through one document, and collects the paths of the fields that are given twice.
 type duplicateFinder struct {
 	path   []string // of the current field
 	fields []string
@@ -233,8 +230,7 @@ func (t *duplicateFinder) findInYAML(v any) {
 	}
 }
 
-// add records that the current field is given twice. The field that exceeds maxDuplicates is recorded as wholeObject,
-// and those after it aren't recorded.
+// add records that the current field is given twice. Beyond maxDuplicates it records only wholeObject.
 func (t *duplicateFinder) add() {
 	if t.size > maxDuplicates {
 		return

@@ -10,9 +10,9 @@ import (
 	"strings"
 )
 
-// isManifest reports whether the directory's file of that name is read: it ends in .yaml, .yml or .json, in any case of
-// letters. Names that begin with two dots are kubelet's: the versions of a mounted ConfigMap, to which its files are
-// links. Names that begin with .# are links by which editors lock a file; these links lead nowhere.
+// isManifest reports whether the directory's file of that name is read: it ends in .yaml, .yml or .json, in any case
+// of letters. Names that begin with two dots are kubelet's versions of a mounted ConfigMap. Names that begin with .#
+// are editors' locks.
 func isManifest(name string) bool {
 	base := filepath.Base(name)
 	extension := strings.ToLower(filepath.Ext(base))
@@ -27,9 +27,9 @@ type tree struct {
 	errs  map[string]error // directories that can't be read
 }
 
-// walk lists the manifests and directories below root, without directories whose names begin with two dots
-// (isManifest). It follows links to directories, because kubelet mounts a ConfigMap's subdirectories as links. It
-// doesn't follow a link that leads back to a directory above. walk returns an error only if root can't be listed.
+// walk lists the manifests and directories below root, without directories whose names begin with two dots. It
+// follows links to directories, because kubelet mounts a ConfigMap's subdirectories as links, but not to a directory
+// above. It returns an error only if root can't be listed.
 //
 // Equivalent to: find -L ROOT -name '..?*' -prune -o ! -name '.#*' \( -iname '*.yaml' -o -iname '*.yml' -o -iname
 // '*.json' \) -print

@@ -17,7 +17,7 @@ type object struct {
 	apiVersion, kind string
 	raw              map[string]stdjson.RawMessage
 	duplicates       []string // paths of fields that are given twice, or wholeObject
-	// namespace is the object's namespace if its metadata names none; empty if its Template sets none either.
+	// namespace is the object's namespace if its metadata names none: that of its Template, or empty.
 	namespace string
 	// labels are the keys of labels that its Template adds.
 	labels []string
@@ -35,9 +35,8 @@ func (o object) group() string {
 // maxNesting is how many Lists and Templates may contain an object.
 const maxNesting = 10
 
-// unfold returns the objects in o if o is a List or Template, also those in Lists and Templates within o; otherwise it
-// returns o itself. An item that isn't an object is returned with raw nil. unfold returns an error if it can't find the
-// items, or if they are nested too deep.
+// unfold returns the objects in o if o is a List or Template, at any depth; otherwise o itself. An item that isn't
+// an object has raw nil. If it can't find the items, or they are nested too deep, it returns an error.
 func unfold(o object, depth int) (all []object, err error) {
 	var field string
 	kind := strings.ToLower(o.kind)
@@ -99,8 +98,8 @@ func unfold(o object, depth int) (all []object, err error) {
 	return all, nil
 }
 
-// field finds the object's field of that name, in whatever case, and returns the name as the manifest spells it; "" if
-// there is none.
+// field finds the object's field of that name in any case of letters. It returns the name as the manifest spells it,
+// or "".
 func (o object) field(name string) string {
 	if o.raw[name] != nil {
 		return name
@@ -113,7 +112,7 @@ func (o object) field(name string) string {
 	return ""
 }
 
-// unknown returns a field of the object that is none of known, apiVersion and kind; empty if there is none.
+// unknown returns a field of the object other than known, apiVersion and kind; empty if there is none.
 func (o object) unknown(known ...string) string {
 	known = append(known, "apiVersion", "kind")
 	for _, key := range slices.Sorted(maps.Keys(o.raw)) {
@@ -124,9 +123,8 @@ func (o object) unknown(known ...string) string {
 	return ""
 }
 
-// duplicatesInItems splits o.duplicates by the items of the field. in has each item's fields that are given twice, by
-// the item's number. If another field of o is given twice, all is wholeObject, because it is unknown which items are
-// meant.
+// duplicatesInItems splits o.duplicates by the items of the field. in has each item's fields, by the item's number.
+// all has those of every item: wholeObject, if it is unknown which items are meant.
 func (o object) duplicatesInItems(field string) (in map[string][]string, all []string) {
 	in = map[string][]string{}
 	for _, f := range o.duplicates {
@@ -142,7 +140,7 @@ func (o object) duplicatesInItems(field string) (in map[string][]string, all []s
 	return in, all
 }
 
-// wholeObject, in a list of duplicate fields, means that every field of the object may have been given twice.
+// wholeObject, among duplicate fields, means that every field of the object may be given twice.
 const wholeObject = "*"
 
 // read reads the object's fields; it returns false if raw is no object.
@@ -163,8 +161,8 @@ type template struct {
 	namespace  string
 }
 
-// readTemplate reads a Template, with the parameters that have values. The values of the other parameters are entered
-// or generated when the template is used. It returns an error if metadata, labels or parameters have a wrong type.
+// readTemplate reads a Template, with the parameters that have values. If metadata, labels or parameters have a
+// wrong type, it returns an error.
 func readTemplate(o object) (t template, err error) {
 	var read struct {
 		Metadata struct {
@@ -205,9 +203,9 @@ var (
 	wholeParameter = regexp.MustCompile(`^\$\{\{([a-zA-Z0-9_]+)\}\}$`)
 )
 
-// substitute replaces parameters in the JSON value by their values: ${NAME} within a string or key, and a string that
-// is wholly ${{NAME}} by the value as JSON, perhaps of another type. ${NAME} of a parameter without a value remains; no
-// valid name, label or number contains such text.
+// substitute replaces parameters in the JSON value by their values. ${NAME} is replaced within a string or key. A
+// string that is wholly ${{NAME}} becomes the value as JSON. ${NAME} of a parameter without a value remains, which
+// no valid name, label or number contains.
 func (t template) substitute(raw []byte) []byte {
 	d := stdjson.NewDecoder(bytes.NewReader(raw))
 	d.UseNumber()

@@ -18,7 +18,7 @@ var workloadGroups = map[string][]string{
 
 func isWorkload(o object) bool { return slices.Contains(workloadGroups[o.kind], o.group()) }
 
-// workloadSpec is what policy needs of a workload's spec, or of the spec in a CronJob's jobTemplate.
+// workloadSpec is what policy needs of a workload's spec, or of a CronJob's jobTemplate.
 type workloadSpec struct {
 	Template map[string]stdjson.RawMessage `json:"template"`
 	Ordinals struct {
@@ -28,8 +28,8 @@ type workloadSpec struct {
 	ManualSelector bool   `json:"manualSelector"`
 }
 
-// addWorkload reads an object that makes pods. If its name, namespace or template can't be read, the workload is left
-// out: its pods are unknown, so they are closed.
+// addWorkload reads an object that makes pods. If its name, namespace or template can't be read, its pods are
+// unknown, so they are closed.
 func (c *content) addWorkload(o object) {
 	m := o.readMeta(o.raw["metadata"], true)
 	e := entry{where: o.where, object: o.kind + " " + m.namespace + "/" + m.name}
@@ -83,8 +83,7 @@ func (c *content) addWorkload(o object) {
 	e.reportPartly(append(wrong, more...))
 }
 
-// owner returns the controller that the metadata names, such as "Deployment web"; empty if there is none, or if the
-// metadata can't be read.
+// owner returns the controller that the metadata names, such as "Deployment web"; empty if there is none.
 func owner(metadata stdjson.RawMessage) string {
 	var read struct {
 		OwnerReferences []struct {
@@ -104,8 +103,8 @@ func owner(metadata stdjson.RawMessage) string {
 	return ""
 }
 
-// fieldsBelow returns those of the fields that are below the path, relative to the path. A field that is the path
-// itself, or contains it, becomes wholeObject: any field below the path may then be given twice.
+// fieldsBelow returns the fields below the path, relative to it. The path itself, or a field that contains it,
+// becomes wholeObject.
 func fieldsBelow(fields []string, path string) (all []string) {
 	for _, f := range fields {
 		if rest, ok := strings.CutPrefix(f, path+"."); ok {

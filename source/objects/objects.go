@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Namespace converts a namespace. It sets the label kubernetes.io/metadata.name to the namespace's name, as the API
-// server does, because policies select by this label.
+// Namespace converts a namespace. It sets the label kubernetes.io/metadata.name, as the API server does, because
+// policies select by it.
 func Namespace(ns *corev1.Namespace) policy.Namespace {
 	labels := maps.Clone(ns.Labels)
 	if labels == nil {
@@ -46,7 +46,7 @@ func Error(problems []ruleset.Problem) error {
 }
 
 // Node converts a node, with its internal addresses, and returns the problems of fields that can't be read.
-// claims.Settle decides which of the addresses and networks count.
+// claims.Settle decides later which addresses and networks count.
 func Node(node *corev1.Node) (policy.Node, []ruleset.Problem) {
 	n := policy.Node{Name: node.Name, Created: node.CreationTimestamp.UTC()}
 	r := reader{object: "Node " + node.Name}

@@ -35,8 +35,8 @@ func Pod(pod *corev1.Pod) (policy.Pod, []ruleset.Problem) {
 	return p, r.problems
 }
 
-// IsPod reports whether Pod returns p, without problems, for the pod. Unlike Pod, it allocates nothing. Most events of
-// pods change nothing that policy needs, so sources ask IsPod first.
+// IsPod reports whether Pod returns p, without problems, for the pod. It allocates nothing. Sources ask it first,
+// because most events change nothing that policy needs.
 func IsPod(p *policy.Pod, pod *corev1.Pod) bool {
 	if p.Namespace != pod.Namespace || p.Name != pod.Name || p.UID != uid(pod) || p.NodeName != pod.Spec.NodeName ||
 		p.HostNetwork != pod.Spec.HostNetwork || p.Finished != finished(pod) || p.Unknown != nil ||
@@ -61,8 +61,8 @@ func IsPod(p *policy.Pod, pod *corev1.Pod) bool {
 	return len(hosts)+len(addresses) == 0 && isPorts(p.Ports, &pod.Spec)
 }
 
-// hostPorts returns the ports of the pod's node that lead to the pod. A pod with hostNetwork has none: its ports are
-// the node's own. Ports and addresses that can't be read are left out: the API server accepts none.
+// hostPorts returns the node's ports that lead to the pod. A pod with hostNetwork has none. It leaves out ports and
+// addresses that can't be read: the API server accepts none.
 func hostPorts(spec *corev1.PodSpec) iter.Seq[policy.HostPort] {
 	return func(yield func(policy.HostPort) bool) {
 		for c := range portContainers(spec) {
@@ -135,7 +135,7 @@ func ips(s *corev1.PodStatus) iter.Seq2[int, string] {
 	}
 }
 
-// address reads an address of a pod. It refuses an address with a zone, and 0.0.0.0 and ::, which no pod has and no
+// address reads an address of a pod. It refuses an address with a zone. It also refuses 0.0.0.0 and ::, which no
 // ipset accepts.
 func address(s string) (netip.Addr, bool) {
 	addr, err := netip.ParseAddr(s)
@@ -145,9 +145,8 @@ func address(s string) (netip.Addr, bool) {
 	return addr.Unmap(), true
 }
 
-// portContainers returns the containers that can have named ports: ordinary ones, then init containers that keep
-// running beside them (sidecars). Their order matters, as for Services (k8s.io/kubernetes/pkg/api/v1/pod, FindPort): of
-// two ports with the same name and protocol the first counts.
+// portContainers returns the containers that can have named ports: ordinary ones, then sidecars. Their order
+// matters, as for Services (k8s.io/kubernetes/pkg/api/v1/pod, FindPort).
 func portContainers(spec *corev1.PodSpec) iter.Seq[*corev1.Container] {
 	return func(yield func(*corev1.Container) bool) {
 		for i := range spec.Containers {
@@ -164,8 +163,8 @@ func portContainers(spec *corev1.PodSpec) iter.Seq[*corev1.Container] {
 	}
 }
 
-// namedPorts returns the pod's named ports. Of ports with the same name and protocol, the first counts. A port whose
-// number isn't from 1 to 65535 is reported and left out.
+// namedPorts returns the pod's named ports. Of ports with the same name and protocol, the first counts. A number
+// that isn't from 1 to 65535 is a problem.
 func (r *reader) namedPorts(spec *corev1.PodSpec) []policy.NamedPort {
 	var named []policy.NamedPort
 	for c := range portContainers(spec) {
@@ -188,7 +187,6 @@ func (r *reader) namedPorts(spec *corev1.PodSpec) []policy.NamedPort {
 	return named
 }
 
-// namesake returns a function that reports whether a port has the same name and protocol as n.
 func namesake(n policy.NamedPort) func(policy.NamedPort) bool {
 	return func(o policy.NamedPort) bool { return o.Name == n.Name && o.Proto == n.Proto }
 }

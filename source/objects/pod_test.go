@@ -9,7 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// randomPod returns a pod with few different values in each field, so that two such pods are often alike.
+// randomPod returns a pod with few different values in each field. So two such pods are often alike.
 func randomPod(r *rand.Rand) *corev1.Pod {
 	pick := func(of ...string) string { return of[r.IntN(len(of))] }
 	p := &corev1.Pod{}

@@ -2,8 +2,8 @@ package objects
 
 import "strings"
 
-// policyKinds has kinds of network policy that other engines enforce, by the end of their API group. Kinds with
-// NetworkPolicy in their names aren't listed, because IsPolicy recognizes them.
+// policyKinds has kinds of network policy of other engines, by the end of their API group. IsPolicy itself
+// recognizes kinds with NetworkPolicy in their names.
 var policyKinds = map[string][]string{
 	"cilium.io":                        {"CiliumEgressGatewayPolicy", "CiliumLocalRedirectPolicy"},
 	"k8s.ovn.org":                      {"EgressFirewall"},
@@ -22,9 +22,9 @@ var policyKinds = map[string][]string{
 	"vpcresources.k8s.aws":             {"SecurityGroupPolicy"},
 }
 
-// IsPolicy reports whether objects of the kind are network policies that weir doesn't enforce: CiliumNetworkPolicy,
-// AdminNetworkPolicy, GlobalNetworkPolicy, Antrea's NetworkPolicy and so on. In the group networking.k8s.io none are.
-// In any other group, a kind with NetworkPolicy in its name is one.
+// IsPolicy reports whether objects of the kind are network policies that weir doesn't enforce, such as
+// CiliumNetworkPolicy. In the group networking.k8s.io none are. In any other group, a kind with NetworkPolicy in its
+// name is one.
 func IsPolicy(group, kind string) bool {
 	group = strings.ToLower(group)
 	if group == "networking.k8s.io" {

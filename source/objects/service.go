@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Service converts a Service, without its endpoints. Addresses and ports that can't be read are left out: the API
-// server accepts none, and policies don't use them.
+// Service converts a Service, without its endpoints. It leaves out addresses and ports that can't be read: the API
+// server accepts none.
 func Service(o *corev1.Service) policy.Service {
 	s := policy.Service{
 		Namespace: o.Namespace, Name: o.Name, Kind: string(o.Spec.Type), Selector: o.Spec.Selector,
@@ -47,9 +47,8 @@ func Service(o *corev1.Service) policy.Service {
 	return s
 }
 
-// AddSlice adds the endpoints of an EndpointSlice to the Service. An endpoint without the condition ready is ready, as
-// the API says: "a nil value should be interpreted as 'true'". Ports without a number from 1 to 65535, and texts that
-// are no addresses, are left out.
+// AddSlice adds the endpoints of an EndpointSlice to the Service. An endpoint without the condition ready is ready,
+// as the API says. It leaves out addresses and ports that can't be read.
 func AddSlice(s *policy.Service, o *discoveryv1.EndpointSlice) {
 	if s.Endpoints == nil {
 		s.Endpoints = []policy.ServiceEndpoint{}
