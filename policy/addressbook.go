@@ -81,7 +81,7 @@ func (b *addressBook) users(a netip.Addr) []*pod {
 	return here
 }
 
-// names returns nil if fewer than two pods have or state the address.
+// names returns the names of the pods that share the address; nil if fewer than two have or state it.
 func (b *addressBook) names(a netip.Addr) (names []string) {
 	if b.more[a] == nil {
 		return nil

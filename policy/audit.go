@@ -14,8 +14,8 @@ import (
 // AuditAnnotation makes a NetworkPolicy an audited one, if its value is "true". An audited policy isolates nothing
 // and allows nothing. The agent reports the connections that the policy would drop if it were enforced.
 //
-// It is an annotation, not a label, because tools copy labels from a template to all of its objects (kustomize,
-// Helm). Such a copy must not end the enforcement of a policy.
+// It is an annotation, not a label: tools (kustomize, Helm) copy labels from a template to all of its objects. Such
+// a copy must not end the enforcement of a policy.
 const AuditAnnotation = "weir.io/audit"
 
 const auditField = "metadata.annotations[" + AuditAnnotation + "]"

@@ -52,8 +52,8 @@ func (c *common) base() {
 		Sets: []ruleset.SetMatch{toPods}, Comment: "weir: to a pod: its ingress policies",
 		Action: ruleset.Jump, To: ingress.dispatch,
 	}
-	// These chains drop packets that are no pod's, so no look-up in the set of all pods is needed. The rules have no
-	// comment: nearly every first packet matches them, and the kernel is slow to skip comments.
+	// The dispatch chains drop packets that are no pod's, so no look-up in the set of all pods is needed. The rules
+	// have no comment: nearly every first packet matches them, and the kernel is slow to skip comments.
 	toBridge := ruleset.Rule{Out: conf.Bridge, Action: ruleset.GoTo, To: ingress.dispatch}
 	c.chain(conf.BridgeChain,
 		ruleset.Rule{

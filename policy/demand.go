@@ -150,8 +150,8 @@ func (b *builder) ask(i *isolation) *ask {
 	return a
 }
 
-// complete adds rules and sets to the demand. It returns false if the demand has no rules, or if the kernel refuses
-// a part; the latter is reported. There are no rules if the peer has no address of the families.
+// complete adds rules and sets to the demand. It returns false if the kernel refuses a part, and reports the part.
+// It also returns false if the peer has no address of the families.
 func (b *builder) complete(d *demand, stated *complaints) bool {
 	for _, f := range b.common.families {
 		if !d.peer.means(f) {

@@ -250,8 +250,8 @@ func (e *Engine) given(name Name) (pods []*Pod) {
 	return pods
 }
 
-// setPods replaces the pods of that name. If there are none but an endpoint, it takes the pods that workloads can
-// have made.
+// setPods replaces the pods of that name. If there are none, an endpoint of that name gets the pods that workloads
+// can have made.
 func (e *Engine) setPods(name Name, pods []*Pod) {
 	for p := e.pods[name]; p != nil; p = p.next {
 		e.withdraw(p)

@@ -52,7 +52,7 @@ type selectorIndex struct {
 	open map[*scope]bool
 	// byPrint has a selector with filled sets for each print. It may be out of date.
 	byPrint map[uint64]*live
-	// anchored has each selector under its anchors. A pod without any of these labels doesn't match the selector.
+	// anchored has each selector under its anchors. A matching pod has at least one of these labels.
 	anchored map[anchor][]*live
 }
 

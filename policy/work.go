@@ -14,15 +14,15 @@ import (
 const (
 	// slice is the most work of one Slice: the kernel needs some milliseconds for it afterwards.
 	slice = 1 << 10
-	// crowdsPerWork is how many crowds are compared with a selector in the same time.
+	// crowdsPerWork is how many crowds are compared with a selector per unit of work.
 	crowdsPerWork = 200
-	// dropsPerWork and sweptPerWork are how many selectors are forgotten, and looked at for that, in the same time.
-	// dropped is how many are forgotten together.
+	// dropsPerWork is how many selectors are forgotten per unit of work, and sweptPerWork how many are looked at for
+	// that. dropped is how many are forgotten together.
 	dropsPerWork, sweptPerWork, dropped = 20, 1000, 1 << 8
-	// bulkPerWork is how many peers, or ports, of policies are parsed in the same time.
+	// bulkPerWork is how many peers, or ports, of policies are parsed per unit of work.
 	bulkPerWork = 2
-	// free is work that a compile may do whatever the clock says, so that all work ends, and that the few sets of a small
-	// policy come in one slice on a busy node too. Otherwise a problem with one of them would go and come again.
+	// free is work that a compile may do whatever the clock says. So all work ends, and a small policy's few sets come
+	// in one slice. Otherwise a problem with one of them would go and come again.
 	free = 1 << 6
 	// maxWaits is how many compiles in a row may leave work of a namespace. Then the policies that still wait are
 	// reported.

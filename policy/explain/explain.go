@@ -101,7 +101,7 @@ type Side struct {
 	Policies []string `json:"policies"`
 	// Audited are the audited policies that would isolate the pod. They have no part in the result.
 	Audited []string `json:"audited,omitempty"`
-	// WouldDrop is true if the connection passes, but these policies would drop it if they were enforced.
+	// WouldDrop is true if the connection passes, but the audited policies would drop it if they were enforced.
 	// NearestAudited are then their rules, the nearest first.
 	WouldDrop      bool           `json:"wouldDrop,omitempty"`
 	NearestAudited []verdict.Near `json:"nearestAudited,omitempty"`

@@ -30,8 +30,8 @@ func agentOf(k Kernel) Explanation {
 	return e
 }
 
-// TestBothNodes: the path has what both ends' kernels hold. If a kernel or an agent's policies differ, the
-// explanation differs.
+// TestBothNodes: the path has what both ends' kernels hold. If a kernel differs, or an agent knows other policies,
+// the explanation differs.
 func TestBothNodes(t *testing.T) {
 	e := acrossNodes()
 	if got := e.EnforcedOn(); !slices.Equal(got, []string{"w1", "w2"}) {

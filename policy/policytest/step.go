@@ -145,8 +145,8 @@ func workloads(r *rand.Rand) (all []policy.Workload) {
 	return all
 }
 
-// refusals adds random sets and entries to what the kernel refuses. In half of the cases it refuses nothing any
-// more.
+// refusals adds random sets and entries to what the kernel refuses. In half of the cases the kernel refuses nothing
+// any more.
 func refusals(r *rand.Rand, s policy.State) ruleset.Refused {
 	if r.IntN(2) == 0 {
 		return nil

@@ -325,8 +325,8 @@ var generated = regexp.MustCompile(
 	`^(.+?)(-[bcdfghjklmnpqrstvwxz2456789]{6,10}-[bcdfghjklmnpqrstvwxz2456789]{5}` +
 		`|-[bcdfghjklmnpqrstvwxz2456789]{5}|-[0-9]+)$`)
 
-// workload returns the name of the pod's workload. Without a controller's label it is a guess, which needs several
-// such pods.
+// workload returns the name of the pod's workload. Without a controller's label, it guesses the name only if there
+// are several such pods.
 func workload(p policy.Pod, several bool) string {
 	made := slices.ContainsFunc(slices.Collect(maps.Keys(p.Labels)), func(key string) bool { return perPod[key] })
 	if m := generated.FindStringSubmatch(p.Name); m != nil && (made || several) {

@@ -10,8 +10,8 @@ type countedSet struct {
 	*mergedSet
 	entries Entries
 	counted map[part]Entries // the entries of each part's set when the part was last counted
-	// shared has the elements that several parts give: how many parts give each comment, in the order of the comments.
-	// Other elements come from one part each.
+	// shared has the elements that several parts give, with the number of parts for each comment. Other elements come
+	// from one part each.
 	shared map[Element][]tally
 }
 

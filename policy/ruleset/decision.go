@@ -186,8 +186,8 @@ func (d *decision) leaveOut(left func(*merge) bool) {
 // policies mostly changes only some entries, not the name. If several sets would have one name, only the largest
 // gets it; the others get hashes of all that they have.
 //
-// While the set of a name gets entries for another chain, nothing opens. Like each set of peers, it loses entries
-// before the rules change, and gets new ones after that.
+// A name may pass from one chain's set to another's. Nothing opens then: the set loses entries before the rules
+// change, and gets new ones after that.
 func (d *decision) name(r Ruleset) {
 	byKey := map[string][]*mergedSet{}
 	for _, m := range d.merges {

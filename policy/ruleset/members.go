@@ -29,8 +29,8 @@ type memberGroup struct {
 }
 
 // signature says which groups contain an address: its own groups, and those of the signature above. nil stands for
-// no group. Equal signatures have the same pointer. Pods share the signature of their network, so no list repeats
-// its groups.
+// no group. Equal signatures have the same pointer. Pods share their network's signature, so its groups are listed
+// once.
 type signature struct {
 	// recent is a quick way to rows of some chains.
 	recent [8]struct {

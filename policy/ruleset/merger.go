@@ -62,7 +62,7 @@ func shared[T any](a, b []T) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
-// outgrown reports whether the changed sizes need another decision. If not, it puts the new sums into the last one.
+// outgrown reports whether the changed sizes need another decision. If not, it updates the decision's sums.
 func (m *Merger) outgrown(changed []int, r Ruleset) bool {
 	d := m.decision
 	entries, pairs := d.entries, d.pairs

@@ -33,7 +33,8 @@ func (p *pivots) of(groups []int32) (rules []int32) {
 	return rules
 }
 
-// row has rules of a chain that packets may match, in order. A signature's groups lead to them, or no address does.
+// row has rules that packets may match, in the chain's order. They are those that one signature's groups lead to, or
+// those that no address leads to.
 type row struct {
 	above *row
 	rules []int32

@@ -142,8 +142,8 @@ func (e *Evaluator) end(a netip.Addr) end {
 }
 
 // ends returns the ends that the state knows. An attachment here has its own addresses; a workload may have made its
-// pod. Another pod has the addresses that its Node can have assigned, unless it has finished or uses the node's
-// address.
+// pod. Other pods have the addresses of their status that their Nodes can have assigned. Finished pods, and pods
+// with their node's address, have none.
 func ends(s policy.State, namespaces map[string]policy.Namespace) map[netip.Addr]end {
 	by := map[netip.Addr]end{}
 	attached := map[string]bool{}
