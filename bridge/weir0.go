@@ -82,8 +82,7 @@ func (b WeirBridge) Check(o *Observed) error {
 	return nil
 }
 
-// acceptsMAC reports whether weir0 may have its MAC. weir0 got its MAC from its first gateway, whose pods may be
-// gone.
+// acceptsMAC reports whether weir0 has one of MACs, or the MAC for one of its addresses.
 func (b WeirBridge) acceptsMAC(o *Observed, br Link) bool {
 	if slices.ContainsFunc(b.MACs, func(m net.HardwareAddr) bool { return bytes.Equal(m, br.MAC) }) {
 		return true

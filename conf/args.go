@@ -9,8 +9,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// Args are the CNI_ARGS that weir reads: the pod's identity (K8S_POD_*, which containerd sets), and the addresses that
-// the caller requests (IP and MAC: CNI's CONVENTIONS.md, "CNI_ARGS").
+// Args are the CNI_ARGS that weir reads. The K8S_POD_* give the pod's identity; containerd sets them. IP and MAC
+// are requested addresses (CNI's CONVENTIONS.md, "CNI_ARGS").
 type Args struct {
 	Namespace, Name, UID string
 	IPs                  []netip.Addr // one, or several separated by commas
@@ -69,8 +69,8 @@ func invalidArgs(format string, args ...any) error {
 	return types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_ARGS: "+fmt.Sprintf(format, args...), "")
 }
 
-// isUnsafe reports whether the character would be unsafe in a file name, a set's comment or a log line. No name of a
-// Kubernetes object has such a character (RFC 1123 subdomain).
+// isUnsafe reports whether the character is unsafe in a file name, a set's comment or a log line. Names of
+// Kubernetes objects have no such character (RFC 1123 subdomain).
 func isUnsafe(r rune) bool {
 	return r <= ' ' || r > '~' || strings.ContainsRune(`/\"'`, r)
 }

@@ -46,8 +46,7 @@ type NetConf struct {
 	identity     cniArgs
 }
 
-// knownKeys are the keys that a configuration may have: those of the CNI specification 1.1, "Section 1", and weir's
-// own.
+// knownKeys are the keys of the CNI specification 1.1, "Section 1", and weir's own.
 var knownKeys = []string{
 	"cniVersion", "cniVersions", "name", "type", "disableCheck", "disableGC", "loadOnlyInlinedPlugins",
 	"capabilities", "dns", "args", "runtimeConfig", "prevResult",
@@ -140,8 +139,8 @@ func (c *NetConf) validate() error {
 	return nil
 }
 
-// checkKeys returns an error for the first key, in alphabetical order, that isn't known. An unknown key may be a
-// misspelt one that matters, so it is refused. Keys that begin with "cni.dev/" pass: runtimes add them.
+// checkKeys returns an error for the first unknown key, in alphabetical order, because it may be misspelt. It
+// accepts keys that begin with "cni.dev/", which runtimes add.
 func checkKeys(path string, raw map[string]json.RawMessage, known []string) error {
 	var keys []string
 	for k := range raw {
@@ -157,12 +156,11 @@ func checkKeys(path string, raw map[string]json.RawMessage, known []string) erro
 		"is no key of weir's; known are "+strings.Join(known, ", "))
 }
 
-// invalid returns an error with CNI's code 7 for a key with a wrong value.
 func invalid(key, value, why string) error {
 	return keyError(types.ErrInvalidNetworkConfig, key, value, why)
 }
 
-// keyError returns an error with that code, which names the key and the first 80 bytes of its value.
+// keyError returns an error with this code. It names the key and the first 80 bytes of its value.
 func keyError(code uint, key, value, why string) error {
 	if len(value) > 80 {
 		value = value[:80] + "…"
@@ -170,12 +168,12 @@ func keyError(code uint, key, value, why string) error {
 	return types.NewError(code, fmt.Sprintf("%s: %s %s", key, value, why), "")
 }
 
-// decodeError turns an error of encoding/json into one that names the key whose value has the wrong type. Any other
-// error gets CNI's code 6.
+// decodeError turns an error of encoding/json into one that names the key with the wrong type. Other errors get
+// CNI's code 6.
 func decodeError(raw map[string]json.RawMessage, err error) error {
 	var wrong *json.UnmarshalTypeError
 	if errors.As(err, &wrong) {
-		key := strings.TrimPrefix(wrong.Field, "NetConf.") // the name of the embedded struct comes first
+		key := strings.TrimPrefix(wrong.Field, "NetConf.") // the embedded struct's name comes first
 		top, _, _ := strings.Cut(key, ".")
 		return invalid(key, string(raw[top]), "must be of type "+wrong.Type.String())
 	}

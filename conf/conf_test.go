@@ -120,8 +120,8 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// TestParseTakesTheRuntimesKeys: Parse accepts the keys that runtimes add to a plugin's own, and returns the valid
-// attachments and prevResult.
+// TestParseTakesTheRuntimesKeys: Parse accepts keys that runtimes add, and returns the valid attachments and
+// prevResult.
 func TestParseTakesTheRuntimesKeys(t *testing.T) {
 	c, err := Parse([]byte(`{
 		"cniVersion": "1.1.0", "cniVersions": ["1.0.0", "1.1.0"], "name": "weir", "type": "weir",
@@ -143,8 +143,8 @@ func TestParseTakesTheRuntimesKeys(t *testing.T) {
 	}
 }
 
-// TestParseRefuses: Parse returns an error with CNI's code for the fault, and no configuration. The message names the
-// key with its path and the value, or says what is missing.
+// TestParseRefuses: if a configuration is wrong, Parse returns CNI's code and a message that names the key and the
+// value.
 func TestParseRefuses(t *testing.T) {
 	const ranges = `"ranges": [{"subnet": "10.88.0.0/24"}]`
 	for _, tc := range []struct {
@@ -481,8 +481,8 @@ func TestParseArgs(t *testing.T) {
 	}
 }
 
-// TestIdentify: CNI_ARGS have precedence over args.cni, and its keys over its labels. Identify returns an error if
-// namespace or name is missing, or if a part that it needs can't be read.
+// TestIdentify: CNI_ARGS have precedence over args.cni, and its keys over its labels. If a part is missing or can't
+// be read, Identify returns an error.
 func TestIdentify(t *testing.T) {
 	for _, tc := range []struct {
 		name, cni string

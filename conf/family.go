@@ -25,7 +25,7 @@ func FamilyOf(a netip.Addr) Family {
 
 func (f Family) String() string { return [...]string{"IPv4", "IPv6"}[f] }
 
-// Set returns the name of the family's set, given the name of IPv4's set: for weir-pods, IPv6's set is weir-pods6.
+// Set returns the name of the family's set from the name of IPv4's: weir-pods gives weir-pods6 for IPv6.
 func (f Family) Set(name string) string {
 	if f == IPv6 {
 		return name + "6"

@@ -16,11 +16,11 @@ const (
 	uidLabel       = "io.kubernetes.pod.uid"
 )
 
-// Identify completes the pod's identity from CNI_ARGS. Runtimes without Kubernetes pass only a part of the identity
-// there: podman the name, nerdctl nothing. Missing parts come from args.cni of the configuration: first from
-// K8S_POD_NAMESPACE, K8S_POD_NAME and K8S_POD_UID, then from labels (CNI's CONVENTIONS.md, "args in network config").
-// Identify returns an error if such a part can't be read. It also returns an error if namespace or name is still
-// missing, unless enforcement is off: policy needs both.
+// Identify completes the pod's identity from CNI_ARGS. Runtimes without Kubernetes pass only a part of it there:
+// podman the name, nerdctl nothing. Missing parts come from args.cni: first from K8S_POD_NAMESPACE, K8S_POD_NAME
+// and K8S_POD_UID, then from labels (CNI's CONVENTIONS.md, "args in network config"). Identify returns an error if
+// such a part can't be read. It also returns an error if namespace or name is still missing, unless enforcement is
+// off: policy needs both.
 func (c *NetConf) Identify(args Args) (Args, error) {
 	cni := c.identity
 	labels, err := readLabels(cni.Labels)
@@ -83,6 +83,6 @@ func readLabels(raw json.RawMessage) (map[string]string, error) {
 	return labels, nil
 }
 
-// isObjectName reports whether the text is safe in records, comments of sets and log lines, and has at most 253 bytes.
-// It accepts the empty text, and texts that aren't names of Kubernetes objects.
+// isObjectName reports whether the text is safe in records, comments of sets and log lines, and has at most 253
+// bytes. The text may be empty.
 func isObjectName(s string) bool { return !strings.ContainsFunc(s, isUnsafe) && len(s) <= 253 }

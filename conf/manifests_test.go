@@ -69,8 +69,7 @@ type podMonitor struct {
 
 func (m *podMonitor) DeepCopyObject() runtime.Object { d := *m; return &d }
 
-// manifests reads the YAML files that people apply, as an API server with strict field validation does: an unknown
-// field, or one that is given twice, is an error.
+// manifests reads the YAML files that people apply. An unknown field, or one that is given twice, is an error.
 func manifests(t *testing.T) map[string][]runtime.Object {
 	t.Helper()
 	types := runtime.NewScheme()
@@ -170,8 +169,8 @@ func TestManifests(t *testing.T) {
 	}
 }
 
-// wantMemoryLimit checks that a container of the agent has a memory limit and knows it. Without knowing it, Go would
-// collect garbage too late, and the kernel would end the agent. Other containers are ignored.
+// wantMemoryLimit checks that an agent's container has a memory limit and knows it. Otherwise Go collects garbage
+// too late, and the kernel kills the agent. It ignores other containers.
 func wantMemoryLimit(t *testing.T, path string, c corev1.Container) {
 	t.Helper()
 	if len(c.Command) < 2 || c.Command[1] != "run" {

@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// TestMonitoring: promtool accepts the alerts, which fire and stay silent as alerts_test.yaml expects, and the queries
-// of the dashboard. docs/metrics.md explains each alert, and each metric of weir that alerts or dashboard use.
+// TestMonitoring: promtool accepts the alerts and the dashboard's queries, and alerts fire as alerts_test.yaml
+// expects. docs/metrics.md explains each alert and each metric that they use.
 func TestMonitoring(t *testing.T) {
 	promtool := func(args ...string) {
 		t.Helper()

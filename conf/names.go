@@ -17,17 +17,16 @@ const (
 	// RouteProtocol marks weir's routes to other nodes' pods. The overlay changes no routes of other protocols. The number
 	// is below 256 (rtnetlink(7)), and iproute2's list of protocols doesn't have it.
 	RouteProtocol = 88
-	// LogGroup is the netlink log group (NFLOG) to which the kernel copies packets that weir drops, or that audited
-	// policies would drop. One program can read a group: the agent does.
+	// LogGroup is the netlink log group of packets that weir drops, or that audited policies would drop. Only one
+	// program can read a group: the agent.
 	LogGroup = 88
-	// LogPrefix begins the text that each of weir's rules that drops packets adds to them for the log group. The rule's
-	// chain follows.
+	// LogPrefix begins the log text of each rule that drops packets. The rule's chain follows.
 	LogPrefix = "weir drop "
-	// AuditLogPrefix begins the text of the rules that log packets which audited policies would drop. The rule's chain
+	// AuditLogPrefix begins the log text of rules for packets that audited policies would drop. The rule's chain
 	// follows. These packets pass.
 	AuditLogPrefix = "weir audit "
-	// GuardLogPrefix is the text that the guard adds to what a pod sends under a foreign name. The next five are those of
-	// its other rules, and the last two those of the gate's rules.
+	// GuardLogPrefix is the log text for frames under a foreign address. The next five are for the guard's other
+	// rules, and the last two for the gate's.
 	GuardLogPrefix     = LogPrefix + "guard"
 	ReservedLogPrefix  = GuardLogPrefix + "-reserved"  // to a MAC that is for bridges
 	LoopbackLogPrefix  = GuardLogPrefix + "-loopback"  // to the node's loopback addresses
@@ -36,21 +35,20 @@ const (
 	PastLogPrefix      = GuardLogPrefix + "-past"      // from a port to the node's IP stack
 	TunnelLogPrefix    = LogPrefix + "gate-tunnel"     // tunnel packets, and to the tunnels' port
 	WayLogPrefix       = LogPrefix + "gate-way"        // pods' addresses by the wrong link or tunnel
-	// CutLabel is the bit of a connection's label that marks the connection as cut. A label has the bits 0 to 127.
+	// CutLabel is the bit of a connection's label that marks the connection as cut.
 	CutLabel = 127
-	// MaxSetEntries is the largest number of entries of one of weir's ipsets (maxelem). Kubernetes supports clusters of up
-	// to 150,000 pods, so real sets have fewer entries. The kernel allocates memory only for the entries that exist.
+	// MaxSetEntries is the largest number of entries of one of weir's ipsets (maxelem). Real sets have fewer:
+	// Kubernetes supports up to 150,000 pods. The kernel allocates memory only for entries that exist.
 	MaxSetEntries = 1 << 20
 )
 
 // MaxComment is the length in bytes of the longest text that the kernel keeps with a set's entry
-// (IPSET_MAX_COMMENT_SIZE), a rule (xt_comment: 256 with the final NUL) or a link (IFALIASZ: 256 with the final NUL).
-// The kernel refuses an entry or a link with a longer text.
+// (IPSET_MAX_COMMENT_SIZE), a rule (xt_comment) or a link (IFALIASZ). The kernel refuses an entry or a link with a
+// longer text.
 const MaxComment = 255
 
-// Comment changes the text so that the kernel keeps it unchanged beside an object: what is read back equals what was
-// written, and it is safe to print on a terminal. It shortens the text to MaxComment bytes: a namespace and a pod's
-// name together can have 317.
+// Comment changes the text so that the kernel keeps it unchanged, and so that it is safe to print on a terminal. It
+// shortens the text to MaxComment bytes: a namespace and a pod's name together can have 317.
 func Comment(text string) string {
 	if strings.ContainsFunc(text, isChanged) {
 		text = strings.Map(func(r rune) rune {
@@ -67,6 +65,5 @@ func Comment(text string) string {
 	return text
 }
 
-// isChanged reports whether the kernel, iptables or a terminal could change the character or act on it. iptables-save
-// puts a backslash before quotes and backslashes.
+// isChanged reports whether the kernel, iptables or a terminal could change the character or act on it.
 func isChanged(r rune) bool { return r < ' ' || r > '~' || r == '"' || r == '\'' || r == '\\' }

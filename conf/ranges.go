@@ -13,9 +13,9 @@ import (
 // Range is a range of addresses within a subnet.
 type Range struct {
 	Subnet netip.Prefix `json:"subnet"`
-	// RangeStart and RangeEnd are the first and the last address that the range assigns. Default: the first and the last
-	// address of the subnet that a host can have. The subnet's first address isn't such an address (in IPv6 it is the
-	// routers' anycast address, RFC 4291, section 2.6.1), nor is IPv4's last address, the broadcast address.
+	// RangeStart and RangeEnd are the first and the last address that the range assigns. Default: the first and the
+	// last address that a host can have. A host can't have the subnet's first address (RFC 4291, section 2.6.1),
+	// nor IPv4's broadcast address.
 	RangeStart netip.Addr `json:"rangeStart,omitzero"`
 	RangeEnd   netip.Addr `json:"rangeEnd,omitzero"`
 	// Gateway is the bridge's own address in the subnet, which is never assigned. Default: the first that a host can
@@ -27,7 +27,7 @@ type Range struct {
 
 var knownRangeKeys = []string{"subnet", "rangeStart", "rangeEnd", "gateway", "exclude"}
 
-// parseRanges reads a list of ranges, checks each by itself and fills in its defaults. key is the list's key, for
+// parseRanges reads a list of ranges, checks each by itself and fills in its defaults. key names the list in
 // errors.
 func parseRanges(key string, list []json.RawMessage) ([]Range, error) {
 	ranges := make([]Range, 0, len(list))
@@ -116,8 +116,8 @@ func (r *Range) complete(path string) error {
 	return nil
 }
 
-// parseExclude reads the list of excluded networks and single addresses. It returns an error if they leave no address
-// that the range can assign.
+// parseExclude reads the list of excluded networks and addresses. It fails if the range then can't assign any
+// address.
 func (r *Range) parseExclude(path string, data json.RawMessage) error {
 	var list []string
 	if data == nil {
@@ -177,8 +177,8 @@ func (r Range) String() string {
 	return s + ")"
 }
 
-// checkDisjoint returns an error if an address is in two ranges, or if subnets overlap. Two ranges may have the same
-// subnet if they also have the same gateway.
+// checkDisjoint returns an error if an address is in two ranges, or if subnets overlap. Ranges of the same subnet
+// must have the same gateway.
 func checkDisjoint(ranges []Range) error {
 	for i, r := range ranges {
 		for j, other := range ranges[:i] {

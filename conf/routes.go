@@ -11,12 +11,12 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// Route is a configured route of a pod. Each family also has a default route, unless a Route replaces it (IsDefault;
-// CNI specification 1.1, "Success": routes).
+// Route is a configured route of a pod (CNI specification 1.1, "Success": routes). Each family also has a default
+// route, unless a Route replaces it (IsDefault).
 type Route struct {
 	Dst netip.Prefix `json:"dst"`
-	// Gateway is invalid if the configuration gives none. It can only be the gateway of the range from which the pod has
-	// its address: a pod reaches no other host on its link.
+	// Gateway is invalid if the configuration gives none. It must be the gateway of the pod's range: a pod reaches
+	// no other host on its link.
 	Gateway netip.Addr `json:"gw,omitzero"`
 	// MTU, AdvMSS and Priority are chosen by the kernel if they are 0.
 	MTU      int `json:"mtu,omitempty"`
@@ -131,9 +131,8 @@ func (r Route) validate(path string) error {
 	return nil
 }
 
-// checkRoutes checks that there is a range of each route's family, that a given gateway is the only gateway of these
-// ranges, and that no two routes have the same destination, table and priority. If there are no ranges at all, it
-// doesn't check the family.
+// checkRoutes checks that each route's family has a range and that a given gateway is these ranges' only gateway.
+// No two routes may have the same destination, table and priority. Without any ranges, it doesn't check families.
 func checkRoutes(routes []Route, ranges []Range) error {
 	for i, r := range routes {
 		path := fmt.Sprintf("routes[%d]", i)
@@ -161,8 +160,9 @@ func checkRoutes(routes []Route, ranges []Range) error {
 	return nil
 }
 
-// RoutesOf returns the routes of a pod with an address of that family and that gateway: the given routes of the family,
-// which lead via the gateway unless they are on the link, and the default route unless a given route replaces it.
+// RoutesOf returns the routes of a pod with an address of that family and that gateway: the given routes of the
+// family, and the default route. A given default route replaces that one. Routes lead via the gateway unless they
+// are on the link.
 func RoutesOf(given []Route, family Family, gateway netip.Addr) []Route {
 	var routes []Route
 	for _, r := range given {

@@ -11,8 +11,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// runtimeConfig is what a runtime passes for weir's capabilities in the conflist (CNI's CONVENTIONS.md, "Dynamic Plugin
-// specific fields"). The plugins behind weir read portMappings and bandwidth.
+// runtimeConfig is what a runtime passes for the conflist's capabilities (CNI's CONVENTIONS.md, "Dynamic Plugin
+// specific fields"). Plugins behind weir read portMappings and bandwidth.
 type runtimeConfig struct {
 	IPs      []string            `json:"ips"`
 	MAC      string              `json:"mac"`
@@ -24,8 +24,8 @@ type runtimeConfig struct {
 	} `json:"dns"`
 }
 
-// cniArgs is "args.cni" of the configuration. The labels can name the pod (see Identify); policy uses the labels that
-// the source has for that pod, not these.
+// cniArgs is "args.cni" of the configuration. Its labels can only name the pod (see Identify). Policy uses other
+// labels: those of the source.
 type cniArgs struct {
 	IPs       []string        `json:"ips"`
 	MAC       string          `json:"mac"`
@@ -42,7 +42,6 @@ type requested[T any] struct {
 }
 
 // parseRuntime reads runtimeConfig and args. The runtime's ranges and DNS settings replace the configuration's.
-// Requested addresses are kept for the methods Addresses and HardwareAddr.
 func (c *NetConf) parseRuntime(raw map[string]json.RawMessage) error {
 	var rt runtimeConfig
 	if err := decode("runtimeConfig", raw["runtimeConfig"], &rt); err != nil {
@@ -99,9 +98,9 @@ func (c *NetConf) parseRuntime(raw map[string]json.RawMessage) error {
 }
 
 // Addresses returns the addresses that the runtime requests for the pod, at most one of each family. In a family
-// without a requested address the pod gets any free address. Addresses can be requested in the configuration ("args",
+// without a requested address the pod gets any free one. Requests are in the configuration ("args",
 // "runtimeConfig") and in CNI_ARGS (IP). Addresses returns an error if two different addresses of one family are
-// requested, or if no range can assign a requested address.
+// requested, or if no range can assign one.
 func (c *NetConf) Addresses(args Args) ([]netip.Addr, error) {
 	all := slices.Clone(c.requestedIPs)
 	for _, a := range args.IPs {
@@ -135,8 +134,7 @@ func (c *NetConf) HardwareAddr(args Args) net.HardwareAddr {
 	return args.MAC
 }
 
-// decode reads the value of a key that other programs use too, so it ignores unknown fields. It does nothing if the key
-// is missing.
+// decode reads a key that other programs use too, so it ignores unknown fields. A missing key is no error.
 func decode(key string, data json.RawMessage, into any) error {
 	if data == nil {
 		return nil
@@ -147,8 +145,7 @@ func decode(key string, data json.RawMessage, into any) error {
 	return nil
 }
 
-// parseAddress reads an address, and refuses one with a zone. It ignores a prefix length, which some runtimes append:
-// the subnet comes from the range.
+// parseAddress reads an address without a zone. It ignores a prefix length, which some runtimes append.
 func parseAddress(s string) (netip.Addr, bool) {
 	a, err := netip.ParseAddr(s)
 	if err != nil {
@@ -161,8 +158,7 @@ func parseAddress(s string) (netip.Addr, bool) {
 	return a.Unmap(), a.Zone() == ""
 }
 
-// parseMAC reads the MAC of a single host. It refuses one that doesn't have 48 bits, is all zeros or is a group address
-// (IEEE 802: the lowest bit of the first byte).
+// parseMAC reads the MAC of a single host. It must have 48 bits, not all zero, and be no group address (IEEE 802).
 func parseMAC(s string) (net.HardwareAddr, bool) {
 	mac, err := net.ParseMAC(s)
 	if err != nil || len(mac) != 6 || mac[0]&1 != 0 || mac.String() == "00:00:00:00:00:00" {
@@ -179,7 +175,7 @@ func describe(ranges []Range) string {
 	return strings.Join(all, ", ")
 }
 
-// checkChained returns an error for the first key that has no effect because another plugin has made the interface.
+// checkChained returns an error for the first key that has no effect on a chained attachment.
 func (c *NetConf) checkChained() error {
 	for _, k := range []struct {
 		key string
@@ -193,9 +189,9 @@ func (c *NetConf) checkChained() error {
 	return nil
 }
 
-// ForAdd checks what only ADD requires. It reports whether another plugin has made the interface: then there is a
-// prevResult, and weir only enforces policy. It returns an error if ranges is missing or, behind another plugin, if a
-// key has no effect.
+// ForAdd checks what only ADD requires. chained is true if there is a prevResult: then another plugin has made the
+// interface, and weir only enforces policy. It returns an error if ranges is missing, or if a key has no effect on
+// a chained attachment.
 func (c *NetConf) ForAdd() (chained bool, err error) {
 	if c.PrevResult != nil {
 		return true, c.checkChained()

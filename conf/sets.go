@@ -2,15 +2,15 @@ package conf
 
 import "strings"
 
-// This file has all names of weir's sets and chains, which the plugin, the agent, each backend and later versions of
-// weir share. The kernel allows 31 bytes for the name of a set and 28 for that of an iptables chain, so a name has room
-// for a hash of 16 letters. The constants are the names of IPv4's sets; Family.Set turns them into those of IPv6.
+// This file has all names of weir's sets and chains. The plugin, the agent, each backend and later versions of weir
+// share them. The kernel allows 31 bytes for a set's name and 28 for an iptables chain's, so a name has room for a
+// hash of 16 letters. The constants name IPv4's sets; Family.Set turns them into IPv6's.
 
 // Sets with fixed names.
 const (
-	// PodsSet has the addresses of every pod on the node: the kernel drops packets from and to these addresses unless a
-	// class accepts them. The plugin adds a pod before it sets the pod's link up. A pod with enforcement off is added
-	// later, by the agent, together with the class that accepts everything.
+	// PodsSet has the addresses of every pod on the node. The kernel drops packets from and to them unless a class
+	// accepts the packets. The plugin adds a pod before it sets the pod's link up. A pod with enforcement off is
+	// added later, by the agent.
 	PodsSet = ownSet + "pods"
 	// NetworksSet has the networks that pods' addresses come from.
 	NetworksSet = ownSet + "networks"
@@ -21,16 +21,16 @@ const (
 	LinksSet = ownSet + "links"
 	// SendersSet has the addresses of the pods behind these links, each with the pod's link.
 	SendersSet = ownSet + "senders"
-	// IngressMap and EgressMap have the pods of all classes of one direction, each with the number of its class. They take
-	// the place of class sets where the kernel can look such numbers up.
+	// IngressMap and EgressMap have the pods of all classes of one direction, each with its class's number. They
+	// replace class sets if the kernel can look such numbers up.
 	IngressMap = ownSet + "in"
 	EgressMap  = ownSet + "eg"
-	// TrialSet is made and destroyed again, to find out whether the kernel supports a kind of set.
+	// TrialSet is made and destroyed again, to find out which kinds of sets the kernel supports.
 	TrialSet = ownSet + "trial"
 )
 
-// Prefixes of the names of sets. A hash of the set's meaning follows, except for the two class sets that always exist:
-// none (the policies allow nothing) and open (no policy isolates the pods).
+// Prefixes of the names of sets. A hash of the set's meaning follows. Only two class sets have words there: none
+// (the policies allow nothing) and open (no policy isolates the pods).
 const (
 	ownSet = "weir-"
 	// IngressClasses and EgressClasses are class sets: pods of this node that the same policies isolate.
@@ -50,7 +50,7 @@ const (
 	NumberSets = ownSet + "numbers-"
 )
 
-// NoneClass and OpenClass are in the place of the hash in the names of the two classes that always exist.
+// NoneClass and OpenClass replace the hash in the names of the two classes that always exist.
 const (
 	NoneClass = "none"
 	OpenClass = "open"
@@ -64,7 +64,7 @@ const (
 	ErrorsChain  = ownChain + "ERRORS"
 	SelfChain    = ownChain + "SELF"
 	PortsChain   = ownChain + "PORTS"
-	// These chains log and drop every packet. They have one reason each, which the log's text names by the chain.
+	// These chains log and drop every packet. The log's text names the chain, which tells the reason.
 	CutChain       = ownChain + "CUT"       // of cut connections
 	MidstreamChain = ownChain + "MIDSTREAM" // of TCP connections of which connection tracking knows nothing
 	NoPodChain     = ownChain + "NO-POD"    // from or to the bridge, but from or to no pod
@@ -79,27 +79,24 @@ const (
 	// packet's mark.
 	LastIngressChain = IngressChain + "-LAST"
 	LastEgressChain  = EgressChain + "-LAST"
-	// TrialChain is made and deleted again, to find out which rules the kernel refuses. No rule sends packets to this
-	// chain.
+	// TrialChain is made and deleted again, to find out which rules the kernel refuses. No packet enters it.
 	TrialChain = ownChain + "TRIAL"
 )
 
-// Prefixes of the names of chains. Two of them are for the chains of classes. The rest of such a chain's name is the
-// rest of the class set's name, in capitals.
+// Prefixes of the names of chains. The name of a class's chain ends like the name of its class set, in capitals.
 const (
 	ownChain           = "WEIR-"
 	IngressClassChains = ownChain + "IN-"
 	EgressClassChains  = ownChain + "EG-"
-	// ByNumber follows one of these prefixes in the name of a chain that leads to the chains of classes by a part of their
-	// numbers.
+	// ByNumber follows one of these prefixes in the name of a chain that compares a part of classes' numbers.
 	ByNumber = "CLASSES-"
 )
 
-// OwnSet reports whether a set of that name is weir's: whether the name begins as all of weir's sets do.
+// OwnSet reports whether the name is that of one of weir's sets.
 func OwnSet(name string) bool { return strings.HasPrefix(name, ownSet) }
 
-// HoldsPods reports whether the set of that name is weir's and may have entries of a pod, which must be removed when
-// the pod ends. All of weir's sets may, except those of networks and of port numbers.
+// HoldsPods reports whether the set is weir's and may have entries of a pod. They must be removed when the pod
+// ends. Only sets of networks and of port numbers have none.
 func HoldsPods(name string) bool {
 	return OwnSet(name) && !strings.HasPrefix(name, NetworksSet) && !strings.HasPrefix(name, BlockSets) &&
 		!strings.HasPrefix(name, NumberSets)
@@ -112,17 +109,15 @@ func SetGroup(name string) string {
 	return strings.TrimSuffix(group, "6") // weir-pods6 is in the group weir-pods
 }
 
-// IngressClass reports whether the set of that name has members of ingress classes, of either family: one class's, or
-// those of all.
+// IngressClass reports whether the set has pods of ingress classes, of either family: one class's pods, or all.
 func IngressClass(name string) bool {
 	return strings.HasPrefix(name, IngressClasses) || strings.TrimSuffix(name, "6") == IngressMap
 }
 
-// EgressClass reports whether the set of that name has members of egress classes, of either family: one class's, or
-// those of all.
+// EgressClass reports whether the set has pods of egress classes, of either family: one class's pods, or all.
 func EgressClass(name string) bool {
 	return strings.HasPrefix(name, EgressClasses) || strings.TrimSuffix(name, "6") == EgressMap
 }
 
-// OwnChain reports whether a chain of that name is weir's: whether the name begins as all of weir's chains do.
+// OwnChain reports whether the name is that of one of weir's chains.
 func OwnChain(name string) bool { return strings.HasPrefix(name, ownChain) }

@@ -17,11 +17,10 @@ import (
 )
 
 const (
-	// mapsDir has a bitmap for each block of addresses: a file named after the block's first address. A block in which no
-	// address was ever assigned has no file.
+	// mapsDir has a file for each block of addresses, named after its first address. The file has one bit for each
+	// address. A block without assignments so far has no file.
 	mapsDir = endpoint.Dir + "/addresses.maps"
-	// madeFile is the name of an empty file in mapsDir. Its time of modification is when the bitmaps were last rebuilt
-	// from the links.
+	// madeFile is the name of an empty file in mapsDir. It was written when the bitmaps were last rebuilt.
 	madeFile = "made"
 
 	blockBits  = 15
@@ -29,14 +28,14 @@ const (
 	blockBytes = blockSize / 8
 )
 
-// hint is the bitmaps of assigned addresses: one bit for each address. The bits say where to look for a free address,
+// hint is the bitmaps of assigned addresses: one bit for each address. They say where to look for a free address,
 // so that next doesn't read every link.
 //
-// A link is made before its bit is set, and a bit is cleared before its link is removed. If a process is killed between
-// these two steps, an assigned address has a clear bit: next finds the link and sets the bit. The opposite, a free
-// address with a set bit, would never be assigned again. No crash causes this state, but links that are deleted by hand
-// or a damaged file can. So if no address is free, and the directory of links has changed since the last rebuild, the
-// bitmaps are rebuilt. If a bit can't be cleared, all bitmaps are deleted, and the next ADD rebuilds them.
+// A link is made before its bit is set, and a bit is cleared before its link is removed. So after a crash, an
+// assigned address may have a clear bit: next finds the link and sets the bit. A free address with a set bit would
+// never be assigned again. Only deletions by hand or a damaged file cause this. So if no address is free, and links
+// have changed since the last rebuild, the bitmaps are rebuilt. If a bit can't be cleared, all bitmaps are deleted,
+// and the next ADD rebuilds them.
 type hint struct {
 	readOnly bool // for callers that don't hold endpoint.Lock
 }
@@ -49,20 +48,17 @@ func (h hint) ensure() error {
 	return h.rebuild()
 }
 
-// block returns the block of the address: all addresses that differ in the last 15 bits only.
 func block(a netip.Addr) netip.Prefix {
 	return netip.PrefixFrom(a, a.BitLen()-blockBits).Masked()
 }
 
 func blockPath(p netip.Prefix) string { return filepath.Join(mapsDir, p.Addr().String()) }
 
-// index returns the address's index in its block: its last 15 bits.
 func index(a netip.Addr) int {
 	b := a.AsSlice()
 	return int(binary.BigEndian.Uint16(b[len(b)-2:])) & (blockSize - 1)
 }
 
-// at returns the address with index i in the block.
 func at(p netip.Prefix, i int) netip.Addr {
 	b := p.Addr().AsSlice()
 	end := b[len(b)-2:]
@@ -71,8 +67,8 @@ func at(p netip.Prefix, i int) netip.Addr {
 	return a
 }
 
-// free yields the addresses of the range that have a clear bit, in order. It reads each block's file once. A file that
-// is missing or can't be read counts as all clear.
+// free yields the addresses of the range with a clear bit, in order. A missing or unreadable file counts as all
+// clear.
 func (hint) free(r netipx.IPRange) iter.Seq[netip.Addr] {
 	return func(yield func(netip.Addr) bool) {
 		for from := r.From(); from.IsValid() && !r.To().Less(from); {
@@ -107,16 +103,16 @@ func firstClear(data []byte, i int) int {
 	return blockSize
 }
 
-// mark sets the address's bit, unless h is read-only. If that fails, the only cost is that next reads the address's
-// link each time.
+// mark sets the address's bit, unless h is read-only. A failure only means that next reads the address's link each
+// time.
 func (h hint) mark(a netip.Addr) {
 	if !h.readOnly {
 		_ = change(a, true)
 	}
 }
 
-// unmark clears the address's bit. If that fails, it deletes all bitmaps, since an address with a set bit would never
-// be assigned again.
+// unmark clears the address's bit. If that fails, it deletes all bitmaps: an address with a set bit would never be
+// assigned.
 func (hint) unmark(a netip.Addr) error {
 	if change(a, false) != nil {
 		return os.RemoveAll(mapsDir)
@@ -124,8 +120,8 @@ func (hint) unmark(a netip.Addr) error {
 	return nil
 }
 
-// change sets or clears one bit in the block's file. To clear a bit it doesn't make a missing file, since a missing
-// file counts as all clear.
+// change sets or clears one bit in the block's file. A missing file counts as all clear, so it isn't made to clear
+// a bit.
 func change(a netip.Addr, set bool) error {
 	flags := os.O_RDWR
 	if set {
@@ -133,7 +129,7 @@ func change(a netip.Addr, set bool) error {
 	}
 	f, err := os.OpenFile(blockPath(block(a)), flags, 0o600)
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // no bit of the block is set, or there are no bitmaps
+		return nil // all bits are clear already
 	}
 	if err != nil {
 		return fmt.Errorf("bitmap of assigned addresses: %w", err)
@@ -153,14 +149,13 @@ func change(a netip.Addr, set bool) error {
 	return nil
 }
 
-// isStale reports whether links may have come or gone since the last rebuild.
 func (hint) isStale() bool {
 	links, err1 := os.Stat(addressesDir)
 	made, err2 := os.Stat(filepath.Join(mapsDir, madeFile))
 	return err1 != nil || err2 != nil || !made.ModTime().After(links.ModTime())
 }
 
-// rebuildIfStale rebuilds the bitmaps if isStale says so, and reports whether it tried to.
+// rebuildIfStale rebuilds the bitmaps if they are stale, and reports whether it tried to.
 func (h hint) rebuildIfStale() (bool, error) {
 	if !h.isStale() {
 		return false, nil
@@ -168,12 +163,12 @@ func (h hint) rebuildIfStale() (bool, error) {
 	return true, h.rebuild()
 }
 
-// rebuild makes new bitmaps from the links, in a directory of their own, which then takes the place of mapsDir.
+// rebuild makes new bitmaps from the links, in a directory that then replaces mapsDir.
 func (hint) rebuild() error {
 	tmp := mapsDir + ".tmp"
 	write := func(name string, data []byte) error { return os.WriteFile(filepath.Join(tmp, name), data, 0o600) }
-	// Before the links are listed: a link that comes or goes meanwhile is then younger than madeFile, or as old, so the
-	// bitmaps count as stale.
+	// madeFile must not be younger than the list of links. Otherwise a link that changes meanwhile would go
+	// unnoticed.
 	if err := errors.Join(os.RemoveAll(tmp), os.MkdirAll(tmp, 0o700), write(madeFile, nil)); err != nil {
 		return fmt.Errorf("make the bitmaps of assigned addresses: %w", err)
 	}

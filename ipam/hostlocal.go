@@ -13,12 +13,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hostLocalDir has the addresses of the IPAM plugin host-local: a directory for each network, and in it a file for each
-// address. The file's name is the address; its two lines are the container's ID and the interface's name.
+// hostLocalDir has the addresses of the IPAM plugin host-local, in one directory for each network. A file's name is
+// an address, and its two lines are the container's ID and the interface's name.
 const hostLocalDir = "/var/lib/cni/networks"
 
-// settleTime is how long an address may be in host-local's files before the plugin that called host-local gives it to
-// the pod.
+// settleTime is how long a file of host-local may exist before the pod has its address.
 const settleTime = time.Minute
 
 // hostLocal finds addresses from host-local that pods still use. A node that changes to weir keeps its pods, but the
@@ -51,9 +50,8 @@ func newHostLocal() *hostLocal {
 	return h
 }
 
-// owner returns a text that names the user of the address; empty if the address isn't in use. The address also counts
-// as in use if host-local's files can't be read. If host-local has a file for it, it counts as in use if not all
-// namespaces can be read, or if the file is younger than settleTime.
+// owner returns a text that names the user of the address; empty if the address isn't in use. In doubt, the address
+// counts as in use.
 func (h *hostLocal) owner(a netip.Addr) string {
 	if h.unread != nil {
 		return fmt.Sprintf("host-local, perhaps (%v)", h.unread)

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAddressesThatHostLocalGave: after a node has changed from host-local to weir, weir assigns no address that a
-// running pod still has from host-local, and none for which host-local made a file within settleTime.
+// TestAddressesThatHostLocalGave: if a running pod has an address from host-local, or host-local has just given it,
+// weir doesn't assign the address.
 func TestAddressesThatHostLocalGave(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -36,7 +36,7 @@ func TestAddressesThatHostLocalGave(t *testing.T) {
 	file("10.88.0.2", 2*settleTime)        // of a pod that runs
 	file("10.88.0.3", 2*settleTime)        // of a pod that has ended
 	file("10.88.0.4", 0)                   // of a pod that has no address yet
-	file("10.88.0.5", 10*365*24*time.Hour) // from before the node's start: the address isn't that pod's
+	file("10.88.0.5", 10*365*24*time.Hour) // from before the node's start: no pod's
 	file("last_reserved_ip.0", 0)
 	r := newRange(1, 9)
 	for _, want := range []string{"10.88.0.3", "10.88.0.5", "10.88.0.6"} {
@@ -55,8 +55,7 @@ func TestAddressesThatHostLocalGave(t *testing.T) {
 		!strings.Contains(err.Error(), "host-local for container c-10.88.0.2") {
 		t.Errorf("asked for an address of host-local's: %v", err)
 	}
-	// The pod ends. The test deletes only the address, since the namespace may continue to exist if a thread of the test
-	// made it.
+	// The test deletes only the address. One of its threads may keep the namespace.
 	nodetest.Run(t, "ip", "-n", "old", "addr", "del", "10.88.0.2/24", "dev", "lo")
 	if err := request(); err != nil {
 		t.Error(err)

@@ -103,8 +103,8 @@ func Assign(id string, want Request, record func([]endpoint.Address) error) erro
 	return nil
 }
 
-// pick returns the requested address that one of the ranges can assign, or an AssignedError if it isn't free. If no
-// such address is requested, it returns the next free address, or an ExhaustedError. The ranges are all of one family.
+// pick returns the requested address that one of the ranges can assign, or an AssignedError if it isn't free.
+// Without such a request, it returns the next free address, or an ExhaustedError. The ranges are all of one family.
 func pick(h hint, others *hostLocal, ranges []conf.Range, requested []netip.Addr) (endpoint.Address, error) {
 	for _, a := range requested {
 		i := slices.IndexFunc(ranges, func(r conf.Range) bool { return r.CanAssign(a) })
@@ -137,13 +137,13 @@ func pick(h hint, others *hostLocal, ranges []conf.Range, requested []netip.Addr
 	return endpoint.Address{}, &ExhaustedError{Ranges: ranges}
 }
 
-// next returns the next free address in the round; false if it finds none. It finds no address whose bit is set, so it
-// can miss free addresses if the bitmaps are wrong.
+// next returns the next free address in the round; false if it finds none. It may miss free addresses if the
+// bitmaps are wrong.
 func next(h hint, others *hostLocal, ranges []conf.Range) (endpoint.Address, bool) {
 	for _, r := range rotate(runs(ranges), lastAssigned(ranges)) {
 		for a := range h.free(r.IPRange) {
 			if _, err := os.Lstat(linkPath(a)); !errors.Is(err, fs.ErrNotExist) {
-				h.mark(a) // a crash came between the link and its bit, or the link can't be read
+				h.mark(a) // a crash came before its bit was set, or the link can't be read
 				continue
 			}
 			if others.owner(a) == "" {
@@ -187,8 +187,8 @@ func AssignExternal(id string, addr netip.Addr) error {
 	return assign(h, id, addr)
 }
 
-// assign makes the address's link, then sets its bit. A crash between these two steps leaves an assigned address whose
-// bit is clear; next looks for the link before it returns such an address.
+// assign makes the address's link, then sets its bit. A crash in between leaves an assigned address with a clear
+// bit.
 func assign(h hint, id string, addr netip.Addr) error {
 	if err := os.Symlink(id, linkPath(addr)); err != nil {
 		return fmt.Errorf("assign %s to %s: %w", addr, id, err)
@@ -197,7 +197,7 @@ func assign(h hint, id string, addr netip.Addr) error {
 	return nil
 }
 
-// byFamily returns the ranges of each family, in the order in which the families first appear.
+// byFamily groups the ranges by family, in the order in which the families first appear.
 func byFamily(ranges []conf.Range) [][]conf.Range {
 	var families [][]conf.Range
 	for _, r := range ranges {
@@ -223,9 +223,8 @@ func AssignedTo(addr netip.Addr) (string, error) {
 	return id, nil
 }
 
-// Release releases the address if it is assigned to the attachment id; else it does nothing and returns nil. It clears
-// the bit, then removes the link: a crash between these two steps leaves an assigned address whose bit is clear, as a
-// crash in assign does. The caller holds endpoint.Lock.
+// Release releases the address if it is assigned to the attachment id. Otherwise it does nothing and returns nil.
+// The caller holds endpoint.Lock.
 func Release(id string, addr netip.Addr) error {
 	if owner, err := AssignedTo(addr); err != nil || owner != id {
 		return err

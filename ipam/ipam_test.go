@@ -21,7 +21,7 @@ import (
 
 var byValue = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
 
-// newRange returns the range of 10.88.0.0/24 between two last bytes; 10.88.0.1 is the gateway.
+// newRange returns the range from 10.88.0.START to 10.88.0.END; the gateway is 10.88.0.1.
 func newRange(start, end byte) conf.Range {
 	return conf.Range{
 		Subnet: netip.MustParsePrefix("10.88.0.0/24"), Gateway: netip.MustParseAddr("10.88.0.1"),
@@ -29,7 +29,7 @@ func newRange(start, end byte) conf.Range {
 	}
 }
 
-// assignOne assigns the attachment an address of each family of the ranges, and returns the first of them.
+// assignOne assigns the attachment an address of each family, and returns the first.
 func assignOne(t *testing.T, id string, ranges ...conf.Range) string {
 	t.Helper()
 	var got endpoint.Address
@@ -71,7 +71,7 @@ func TestAFreedAddressRests(t *testing.T) {
 	got = append(got, assignOne(t, "a", r), assignOne(t, "b", r))
 	release(t, "a", got[0])
 	got = append(got, assignOne(t, "c", r), assignOne(t, "d", r))
-	release(t, "d", got[3]) // the range's last address; the next one is the first free address, not this one
+	release(t, "d", got[3]) // the next one is the first free address, not this one
 	got = append(got, assignOne(t, "e", r), assignOne(t, "f", r))
 	want := []string{"10.88.0.2", "10.88.0.3", "10.88.0.4", "10.88.0.5", "10.88.0.2", "10.88.0.5"}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -80,7 +80,7 @@ func TestAFreedAddressRests(t *testing.T) {
 	wantHolders(t, map[string]string{"10.88.0.2": "e", "10.88.0.3": "b", "10.88.0.4": "c", "10.88.0.5": "f"})
 }
 
-// TestAReboot: after a reboot all addresses are free, and the round continues after the address that was assigned last:
+// TestAReboot: after a reboot all addresses are free. The round continues after the last assigned address, because
 // other nodes may still know the old pods.
 func TestAReboot(t *testing.T) {
 	if !nodetest.Isolated(t) {
@@ -167,7 +167,7 @@ func TestSeveralRangesAndExhaustion(t *testing.T) {
 	}
 }
 
-// dual returns a large range of IPv6, then a range with two free addresses of IPv4.
+// dual returns a large IPv6 range and an IPv4 range with two free addresses.
 func dual() []conf.Range {
 	return []conf.Range{{
 		Subnet: netip.MustParsePrefix("fd00:10:88::/64"), Gateway: netip.MustParseAddr("fd00:10:88::1"),
@@ -175,8 +175,8 @@ func dual() []conf.Range {
 	}, newRange(1, 3)}
 }
 
-// TestBothFamilies: a pod gets one address of each family, or none if a family has no free address. The rounds of the
-// families are independent. The address that was assigned last may have a zone.
+// TestBothFamilies: a pod gets one address of each family, or none if a family has no free address. Each family has
+// its own round.
 func TestBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -258,8 +258,7 @@ func TestOnlyTheHolderReleases(t *testing.T) {
 	wantHolders(t, map[string]string{})
 }
 
-// TestHoldersLeavesStrangersOut: files of other programs in the directory of addresses don't count as assigned
-// addresses.
+// TestHoldersLeavesStrangersOut: other programs' files in the directory of addresses are no assigned addresses.
 func TestHoldersLeavesStrangersOut(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -298,8 +297,8 @@ func TestAFailedRecordLeavesNothing(t *testing.T) {
 	}
 }
 
-// A crash between the record and the assignment leaves a record with an address that is free, or by now assigned to
-// another attachment. Releasing the address of this record must not take the address from the other attachment.
+// TestACrashAfterTheRecord: if a crash leaves a record whose address is now another attachment's, releasing the
+// record's address takes nothing from that attachment.
 func TestACrashAfterTheRecord(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -409,8 +408,7 @@ func TestParallel(t *testing.T) {
 	wantHolders(t, map[string]string{})
 }
 
-// TestRotate compares rotate with a simple version: all addresses in one list, rotated until the one after last is the
-// first.
+// TestRotate compares rotate with a simple version, which rotates a list of all addresses.
 func TestRotate(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
 	for range 5000 {
@@ -447,7 +445,7 @@ func TestRotate(t *testing.T) {
 	}
 }
 
-// randomRanges returns one to four ranges that conf.Parse would accept: disjoint, in small subnets that some share.
+// randomRanges returns one to four valid ranges: disjoint, in small subnets that some share.
 func randomRanges(rnd *rand.Rand) []conf.Range {
 	gateways := map[netip.Prefix]netip.Addr{}
 	ends := map[netip.Prefix]int{}
@@ -476,8 +474,8 @@ func randomRanges(rnd *rand.Rand) []conf.Range {
 	return ranges
 }
 
-// TestAssignExternalLeavesAddressesOfUnreadableRecords: if an attachment's record can't be read, its pod may be
-// running, so its address stays assigned to it. Once there is no record, another attachment can get the address.
+// TestAssignExternalLeavesAddressesOfUnreadableRecords: if an attachment's record can't be read, its address stays
+// assigned, because its pod may be running. Once there is no record, another attachment can get the address.
 func TestAssignExternalLeavesAddressesOfUnreadableRecords(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

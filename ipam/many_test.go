@@ -24,7 +24,7 @@ func wide() conf.Range {
 	}
 }
 
-// assignAll makes the addresses' links and then the bitmaps. Calls of Assign would take longer.
+// assignAll makes the addresses' links and then the bitmaps, because calls of Assign would take longer.
 func assignAll(t testing.TB, addrs []netip.Addr) {
 	t.Helper()
 	if err := errors.Join(os.MkdirAll(addressesDir, 0o700), os.MkdirAll(lastDir, 0o700)); err != nil {
@@ -49,9 +49,8 @@ func row(ranges ...conf.Range) (all []netip.Addr) {
 	return all
 }
 
-// TestCostDoesNotGrow: with 60,000 or more assigned addresses, Assign and Release together take at most three times as
-// long as with 10, and 100 microseconds more. In the last two cases a single address is free, as far from the beginning
-// of the round as possible. go test ./ipam -run CostDoesNotGrow -v prints the times.
+// TestCostDoesNotGrow: with 60,000 assigned addresses, Assign and Release take at most three times as long as with
+// 10, and 100 microseconds more. go test ./ipam -run CostDoesNotGrow -v prints the times.
 func TestCostDoesNotGrow(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -142,8 +141,8 @@ func TestFirstClear(t *testing.T) {
 	}
 }
 
-// TestTheBitmapsAreOnlyAHint: if the bitmaps are lost or wrong, no address is assigned twice, every free address can
-// still be assigned, and then the shortage is reported.
+// TestTheBitmapsAreOnlyAHint: if the bitmaps are lost or wrong, no address is assigned twice, and every free one
+// can be assigned.
 func TestTheBitmapsAreOnlyAHint(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -197,9 +196,8 @@ func TestTheBitmapsAreOnlyAHint(t *testing.T) {
 	}
 }
 
-// TestKilledAnywhere makes only the first of the two changes that Assign or Release make on disk, as if the process was
-// killed after this change. Afterwards the address still counts as assigned, and once it is released, it can be
-// assigned again.
+// TestKilledAnywhere: if the process is killed between the two changes of Assign or Release on disk, the address
+// still counts as assigned. Once released, it can be assigned again.
 func TestKilledAnywhere(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

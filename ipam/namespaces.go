@@ -34,8 +34,8 @@ func usedAddresses() (map[netip.Addr]bool, error) {
 	return used, nil
 }
 
-// namespaces returns the paths of all network namespaces except the node's own: mounted ones, which runtimes make, and
-// those that exist only because processes run in them.
+// namespaces returns the paths of all network namespaces except the node's own. Some are mounted, and others exist
+// only because processes run in them.
 func namespaces() ([]string, error) {
 	own, err := os.Readlink("/proc/thread-self/ns/net")
 	if err != nil {

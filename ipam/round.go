@@ -14,14 +14,12 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// run is a row of consecutive addresses of one range.
 type run struct {
 	netipx.IPRange
 	subnet  netip.Prefix
 	gateway netip.Addr
 }
 
-// runs returns the rows of all ranges, in the order of the ranges.
 func runs(ranges []conf.Range) []run {
 	var all []run
 	for _, r := range ranges {
@@ -32,8 +30,8 @@ func runs(ranges []conf.Range) []run {
 	return all
 }
 
-// rotate reorders the rows so that they begin with the address after last and end with last; it splits the row that
-// contains last. If no row contains last, for instance after a change of the ranges, it returns the rows unchanged.
+// rotate reorders the rows so that they begin with the address after last and end with last. If no row contains
+// last, it returns the rows unchanged.
 func rotate(rows []run, last netip.Addr) []run {
 	i := slices.IndexFunc(rows, func(r run) bool { return r.Contains(last) })
 	if i < 0 {
@@ -49,14 +47,14 @@ func rotate(rows []run, last netip.Addr) []run {
 	return slices.Concat([]run{behind}, all)
 }
 
-// lastPath returns the path of the link whose target is the address that was assigned last. Lists of ranges with the
-// same first subnet share the link.
+// lastPath returns the path of the link with the last assigned address. Lists of ranges with the same first subnet
+// share it.
 func lastPath(ranges []conf.Range) string {
 	return filepath.Join(lastDir, strings.ReplaceAll(ranges[0].Subnet.String(), "/", "_"))
 }
 
-// recordLast records the address in the target of a symbolic link. The content of a file could be lost in a crash of
-// the machine.
+// recordLast records the address as the target of a symbolic link: a crash of the machine could lose a file's
+// content.
 func recordLast(path string, addr netip.Addr) error {
 	tmp := path + ".tmp"
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -68,8 +66,7 @@ func recordLast(path string, addr netip.Addr) error {
 	return os.Rename(tmp, path)
 }
 
-// lastAssigned returns the address that was assigned last. If the link can't be read, it returns the zero Addr, and the
-// round begins with the first address.
+// lastAssigned returns the last assigned address. If the link can't be read, it returns the zero Addr.
 func lastAssigned(ranges []conf.Range) netip.Addr {
 	target, err := os.Readlink(lastPath(ranges))
 	if err != nil {

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// shortageFile has the ranges in which the last pod that needed an address found none. The agent reads this file,
-// because the runtime passes the ranges only to the plugin.
+// shortageFile has the ranges in which the last pod found no address. The runtime passes the ranges only to the
+// plugin, and the agent reads them here.
 const shortageFile = endpoint.Dir + "/shortage.json"
 
 // ExhaustedError means that no address of the ranges is free. The ranges are all of one family.
@@ -55,8 +55,7 @@ func size(ranges []conf.Range) int64 {
 	return total.Int64()
 }
 
-// recordShortage records the ranges for Shortage. A failure isn't returned: ADD has its own error already, and the
-// record only serves the agent's report.
+// recordShortage records the ranges for Shortage. It returns no error, because ADD has its own already.
 func recordShortage(ranges []conf.Range) {
 	data, err := json.Marshal(ranges)
 	if err == nil {
@@ -64,10 +63,9 @@ func recordShortage(ranges []conf.Range) {
 	}
 }
 
-// Shortage returns the error of the last pod that found no free address, as long as still no address is free. It
-// returns nil if there was no such pod. It also returns nil, and removes the record of the shortage, if an address is
-// free by now or the record can't be understood. It takes no lock, so it doesn't rebuild the bitmaps: while they are
-// damaged, it may report a shortage that the next ADD ends by rebuilding them.
+// Shortage returns the error of the last pod that found no free address, as long as still none is free. Otherwise
+// it returns nil, and removes the record. It takes no lock, so it doesn't rebuild damaged bitmaps. While they are
+// damaged, it may report a shortage that the next ADD ends.
 func Shortage() (*ExhaustedError, error) {
 	data, err := os.ReadFile(shortageFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -78,7 +76,7 @@ func Shortage() (*ExhaustedError, error) {
 	}
 	var ranges []conf.Range
 	if err := json.Unmarshal(data, &ranges); err != nil || len(ranges) == 0 {
-		// A half-written record is useless; the next pod that finds no address writes it again.
+		// The next pod that finds no address writes the record again.
 		return nil, os.Remove(shortageFile)
 	}
 	if exhausted(ranges) {

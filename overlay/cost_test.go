@@ -15,9 +15,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestGateCost: with the gate for as many nodes as Kubernetes supports, the kernel takes at most 20 microseconds longer
-// for a tunnel packet than without a gate. The test also prints the time with the gate for three nodes. A veth pair
-// delivers a packet before the sender's call returns, so the measured time includes the receiver's work.
+// TestGateCost: with the gate for as many nodes as Kubernetes supports, the kernel takes at most 20 microseconds
+// longer for a tunnel packet. A veth pair delivers a packet before the sender's call returns, so the time includes
+// the receiver's work.
 func TestGateCost(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -65,12 +65,12 @@ func TestGateCost(t *testing.T) {
 		}
 		return time.Since(began) / packets
 	}
-	// Because of this rule the kernel tracks connections in every round, also in those without the gate.
+	// Because of this rule, the kernel tracks connections even without the gate.
 	nodetest.Run(t, "ip", "netns", "exec", "n2", "nft",
 		"add table ip x; add chain ip x y { type filter hook input priority 0; }; add rule ip x y ct state established")
 	gates := []*Gate{nil, new(Gate), new(Gate)}
 	*gates[1], *gates[2] = NewGate(few, nil), NewGate(many, nil)
-	// The fastest of many short rounds counts: other work of the machine only makes rounds slower.
+	// The fastest of many short rounds counts, because other work only makes rounds slower.
 	fastest := [3]time.Duration{time.Hour, time.Hour, time.Hour}
 	for range 3 {
 		for i, g := range gates {

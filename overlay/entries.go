@@ -24,7 +24,7 @@ func entryOf(family int, n netlink.Neigh) entry {
 	return entry{family, ip.Unmap(), string(n.HardwareAddr)}
 }
 
-// neighbour returns the remote's neighbour entry of the tunnel with that index.
+// neighbour returns the remote's neighbour entry. tunnel is the index of the VXLAN device.
 func (p Remote) neighbour(tunnel int) netlink.Neigh {
 	n := netlink.Neigh{
 		LinkIndex: tunnel, Family: netlink.FAMILY_V4, State: netlink.NUD_PERMANENT,
@@ -36,7 +36,7 @@ func (p Remote) neighbour(tunnel int) netlink.Neigh {
 	return n
 }
 
-// forwarding returns the remote's forwarding entry of the tunnel with that index.
+// forwarding returns the remote's forwarding entry. tunnel is the index of the VXLAN device.
 func (p Remote) forwarding(tunnel int) netlink.Neigh {
 	return netlink.Neigh{
 		LinkIndex: tunnel, Family: unix.AF_BRIDGE, State: netlink.NUD_PERMANENT, Flags: netlink.NTF_SELF,
@@ -44,8 +44,8 @@ func (p Remote) forwarding(tunnel int) netlink.Neigh {
 	}
 }
 
-// setNeighbours makes the device's neighbour and forwarding entries those of the remotes behind the tunnel. It leaves
-// multicast entries alone. An entry that the kernel refuses is recorded in refused, and isn't an error.
+// setNeighbours makes the device's neighbour and forwarding entries those of the remotes behind the tunnel.
+// Multicast entries stay. Refusals of the kernel go to refused, and are no error.
 //
 // Equivalent to:
 //
@@ -82,13 +82,13 @@ func (o *Overlay) setNeighbours(tunnel int, remotes []Remote, all *Applied, refu
 			}
 		}
 	}
-	// If a node's address has changed, its old entries are deleted by now, so they don't conflict with the new ones.
+	// The old entries of a changed node address are deleted by now, so they don't conflict.
 	for _, p := range remotes {
 		if p.Direct {
 			continue
 		}
 		if n := p.neighbour(tunnel); !has[entryOf(n.Family, n)] {
-			has[entryOf(n.Family, n)] = true // networks of one node may share an entry
+			has[entryOf(n.Family, n)] = true // a node's networks may share an entry
 			all.lack(fmt.Sprintf("the neighbour %s of %s (node %s) is missing", p.Via(), conf.Tunnel, p.Node),
 				"ip neigh replace %s lladdr %s dev %s nud permanent", p.Via(), n.HardwareAddr, conf.Tunnel)
 			refused.take(p.Node, n, o.h.NeighSet(&n))
@@ -103,7 +103,7 @@ func (o *Overlay) setNeighbours(tunnel int, remotes []Remote, all *Applied, refu
 	return nil
 }
 
-// take records the error, if any, of adding the node's entry. That the entry exists already is no error.
+// take records an error of adding the node's entry, unless the entry exists.
 func (r refusals) take(node string, n netlink.Neigh, err error) {
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		r[node] = fmt.Errorf("add neighbour %s (%s) to %s: %w", n.IP, n.HardwareAddr, conf.Tunnel, err)
@@ -124,17 +124,16 @@ func (p Remote) route(tunnel int, plan Plan) netlink.Route {
 	return r
 }
 
-// sameRoute reports whether the kernel's route is the wanted one to the same network: it has the wanted link, next hop
-// and source, is unicast, and has no MTU and no further next hops. If the wanted route names no link, the kernel's may
-// leave by any link but the tunnel.
+// sameRoute reports whether the kernel's route is the wanted one to the same network. It must have the same link,
+// next hop and source, no MTU and no further next hops. If want names no link, any link but the tunnel will do.
 func sameRoute(have, want netlink.Route, tunnel int) bool {
 	link := have.LinkIndex == want.LinkIndex || want.LinkIndex == 0 && have.LinkIndex != tunnel
 	return link && have.Gw.Equal(want.Gw) && have.Src.Equal(want.Src) && have.MTU == 0 && len(have.MultiPath) == 0 &&
 		have.Type == unix.RTN_UNICAST
 }
 
-// setRoutes makes weir's routes to the remote networks equal to the plan's, without those of nodes in refused. A route
-// that the kernel refuses is recorded in refused, and isn't an error. tunnel is the index of the VXLAN device.
+// setRoutes makes weir's routes to the remote networks equal to the plan's, without those of nodes in refused.
+// Further refusals of the kernel go to refused, and are no error.
 //
 // Equivalent to:
 //
@@ -164,14 +163,13 @@ func (o *Overlay) setRoutes(tunnel int, p Plan, all *Applied, refused refusals) 
 			continue
 		}
 		all.lack(fmt.Sprintf("the route to %s (node %s) is missing", remote.Network, remote.Node), "%s", remote.command())
-		// For a route without a tunnel, only the next hop is given. The kernel chooses the link by which it reaches that
-		// node.
+		// Without a tunnel, the kernel chooses the link by the next hop.
 		if remote.Direct {
 			r.LinkIndex = 0
 		}
 		set := o.h.RouteReplace
 		if len(present) == 0 {
-			set = o.h.RouteAdd // fails if another program has a route there, such as that of one of the node's own subnets
+			set = o.h.RouteAdd // fails if another program has a route there
 		}
 		if err := set(&r); err != nil {
 			refused[remote.Node] = fmt.Errorf("add the route to %s: %w", remote.Network, err)
@@ -180,7 +178,7 @@ func (o *Overlay) setRoutes(tunnel int, p Plan, all *Applied, refused refusals) 
 	return o.deleteRoutes(have)
 }
 
-// command returns the shell command that makes the remote's route, but leaves out the source address.
+// command returns the shell command that makes the remote's route, without the source address.
 func (p Remote) command() string {
 	if p.Direct {
 		return fmt.Sprintf("ip route replace %s via %s proto %d", p.Network, p.Address, conf.RouteProtocol)
@@ -214,7 +212,6 @@ func (o *Overlay) removeRoutes() error {
 	return o.deleteRoutes(have)
 }
 
-// deleteRoutes deletes the routes. A route that is gone is no error.
 func (o *Overlay) deleteRoutes(all map[netip.Prefix][]netlink.Route) error {
 	for _, routes := range all {
 		for _, r := range routes {

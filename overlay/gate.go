@@ -42,8 +42,8 @@ type Gate struct {
 type gateSet struct {
 	name, comment string
 	keyType       nftables.SetDatatype
-	// An interval set holds ranges. If it is also concatenated, each element has both ends of its range; else the end
-	// of a range is an element of its own.
+	// An interval set holds ranges. If it is concatenated, an element has both ends of its range. Otherwise the end
+	// is an element of its own.
 	interval, concatenated bool
 	elements               []nftables.SetElement
 	words                  []string // the elements in nft's words
@@ -66,7 +66,6 @@ func NewGate(p Plan, links []string) Gate {
 	return g
 }
 
-// setName returns the name of the family's set, such as nodes4 or nodes6.
 func setName(f conf.Family, name string) string {
 	if f == conf.IPv6 {
 		return name + "6"
@@ -86,7 +85,7 @@ func (s *gateSet) add(words string, elements ...nftables.SetElement) {
 	s.elements = append(s.elements, elements...)
 }
 
-// linksSet returns the set of the links by which no tunnel packet may come: weir0, the tunnel and the given links.
+// linksSet returns the set of links by which no tunnel packet may come: weir0, the tunnel and links.
 func linksSet(links []string) gateSet {
 	s := gateSet{name: "links", comment: "weir: links that no tunnel packet comes by", keyType: nftables.TypeIFName}
 	names := append([]string{conf.Bridge, conf.Tunnel}, links...)
@@ -107,8 +106,8 @@ func nodesSet(f conf.Family, nodes []netip.Addr) gateSet {
 	return s
 }
 
-// networkSet returns a set of the family's networks. Adjacent networks become one range: not every kernel takes a range
-// that ends where another begins.
+// networkSet returns a set of the family's networks. It joins adjacent networks, because some kernels don't accept
+// adjacent ranges.
 func networkSet(f conf.Family, name, comment string, networks []netip.Prefix) gateSet {
 	s := gateSet{name: setName(f, name), comment: comment, keyType: addressType(f), interval: true}
 	var b netipx.IPSetBuilder
@@ -122,16 +121,16 @@ func networkSet(f conf.Family, name, comment string, networks []netip.Prefix) ga
 		return s
 	}
 	for _, r := range all.Ranges() {
-		// nf_tables stores a range as two elements: its first address, and the first address behind it. The second address
-		// always exists, because no network of pods contains the last of all addresses.
+		// nf_tables stores a range as its first address and the address behind it. No network of pods contains the
+		// last of all addresses, so an address behind always exists.
 		end := nftables.SetElement{Key: r.To().Next().AsSlice(), IntervalEnd: true}
 		s.add(r.String(), nftables.SetElement{Key: r.From().AsSlice()}, end)
 	}
 	return s
 }
 
-// sendersSet returns the set of the tunnels' ends, which have addresses of the family outer, each with its node's
-// networks of the family inner.
+// sendersSet returns the set of tunnel ends with addresses of the family outer, each with its node's networks of
+// the family inner.
 func sendersSet(outer, inner conf.Family, remotes []Remote) gateSet {
 	s := gateSet{
 		name: setName(inner, "senders"), comment: "weir: tunnels' ends and the networks behind each",

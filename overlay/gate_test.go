@@ -46,8 +46,8 @@ func TestGate(t *testing.T) {
 	}
 }
 
-// TestGateIsKept: Apply changes nothing the second time, and undoes each change of another program. EnsureExists
-// replaces only a broken gate. Remove leaves nothing.
+// TestGateIsKept: Apply changes nothing the second time, and undoes other programs' changes. EnsureExists replaces
+// only a broken gate. Remove leaves nothing.
 func TestGateIsKept(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -107,7 +107,8 @@ func TestGateIsKept(t *testing.T) {
 	if diff := cmp.Diff(whole, listing()); diff != "" {
 		t.Error(diff)
 	}
-	// While no node is known, an intact gate stays. A broken one is replaced by a gate that accepts no tunnel packets.
+	// While no node is known, an intact gate stays, and a broken one is replaced by one that accepts no tunnel
+	// packets.
 	empty := NewGate(Plan{Options: options(Always)}, nil)
 	if err := empty.EnsureExists(); err != nil || listing() != whole {
 		t.Errorf("%v: %s", err, listing())
@@ -127,8 +128,7 @@ func TestGateIsKept(t *testing.T) {
 	}
 }
 
-// TestGateThatCannotLog: on a kernel that can't log, the gate without statements that log is the right one. With
-// another rule it isn't.
+// TestGateThatCannotLog: if a kernel can't log, the gate without its log is intact. With another rule it isn't.
 func TestGateThatCannotLog(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -150,8 +150,8 @@ func TestGateThatCannotLog(t *testing.T) {
 	}
 }
 
-// TestGateOfManyNodes: one transaction makes the table of a cluster with as many nodes as Kubernetes supports. Apply
-// also succeeds when 2,000 of the nodes have left.
+// TestGateOfManyNodes: one transaction makes the table for as many nodes as Kubernetes supports. Apply also
+// succeeds after 2,000 of them have left.
 func TestGateOfManyNodes(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -15,7 +15,7 @@ import (
 	"github.com/weir-net/weir/internal/nft"
 )
 
-// gateChain is a chain of the gate. A chain without a hook is reached by jumps from the others.
+// gateChain is a chain of the gate. Without a hook, packets reach it by jumps.
 type gateChain struct {
 	name     string
 	hook     *nftables.ChainHook
@@ -29,7 +29,7 @@ type gateRule struct {
 	words string
 }
 
-// kernel returns the chain with its rules, for adding it to the kernel's table and for comparing it with the kernel's.
+// kernel returns the chain with its rules in the library's types.
 func (c gateChain) kernel() nft.Chain {
 	chain := nft.Chain{Chain: &nftables.Chain{Name: c.name, Table: gateTable()}}
 	if c.hook != nil {
@@ -41,7 +41,7 @@ func (c gateChain) kernel() nft.Chain {
 	return chain
 }
 
-// Priorities of the chains: the kernel walks the chains of a hook from the lowest to the highest.
+// Priorities of the chains. The kernel walks a hook's chains from the lowest to the highest.
 const (
 	rawPriority    = -300 // after defragmentation (-400), before connection tracking (-200)
 	filterPriority = -160 // before the chains that iptables and other programs usually make
@@ -84,14 +84,14 @@ func toTunnel(p Plan) match {
 	return join(toPort(p), is(fmt.Sprintf("@th,96,24 %d", p.VNI), loadTransport(12, 3, 1), vni))
 }
 
-// tunnelPortRules returns the rules about packets to the tunnels' port. They are empty without encapsulation: other
-// programs may then use the port.
+// tunnelPortRules returns the rules about packets to the tunnels' port. Without encapsulation it returns none:
+// other programs may then use the port.
 func tunnelPortRules(p Plan) (raw, forward, input []gateRule) {
 	if p.Encapsulation == Never {
 		return nil, nil, nil
 	}
 	fromLinks := match{"iifname @links", []expr.Any{nft.LoadIIFName(1), lookup("links", false)}}
-	// A packet has a port's name here only if the bridge handed the frame to the IP stack as the port's own.
+	// A packet has a port's name here only if the bridge didn't pass the frame through weir0.
 	fromPort := match{
 		fmt.Sprintf(`iifname "%s*"`, bridge.PortPrefix), nft.IIFName(expr.CmpOpEq, []byte(bridge.PortPrefix)),
 	}
@@ -112,7 +112,7 @@ func tunnelPortRules(p Plan) (raw, forward, input []gateRule) {
 	return raw, forward, input
 }
 
-// tunnelRules returns the rules for tunnel packets to this node: which of them the node accepts.
+// tunnelRules returns the rules that decide which tunnel packets the node accepts.
 func tunnelRules(p Plan) []gateRule {
 	var rules []gateRule
 	if p.NodeAddress.IsValid() {
@@ -133,7 +133,7 @@ func tunnelRules(p Plan) []gateRule {
 		"weir: a tunnel packet from no node, or under an address that isn't of that node's pods", match{}))
 }
 
-// wayRules returns the rules for packets from pods' addresses: by which link such a packet may come.
+// wayRules returns the rules that decide by which link a packet from a pod's address may come.
 func wayRules() []gateRule {
 	fromLoopback := match{`iifname "lo"`, nft.IIFName(expr.CmpOpEq, nft.LinkName("lo"))}
 	fromTunnel := match{fmt.Sprintf("iifname %q", conf.Tunnel), nft.IIFName(expr.CmpOpEq, nft.LinkName(conf.Tunnel))}
@@ -162,7 +162,6 @@ type match struct {
 	exprs []expr.Any
 }
 
-// join concatenates parts of a rule: a packet must match all of them.
 func join(matches ...match) match {
 	var all match
 	for _, m := range matches {
@@ -177,10 +176,11 @@ func rule(comment string, matches ...match) gateRule {
 	return gateRule{nft.Rule{Comment: comment, Exprs: m.exprs}, m.words}
 }
 
-// strangers returns a rule that logs, counts and drops what matches: tunnel packets, and packets to the tunnels' port.
+// strangers returns a rule that logs, counts and drops wrong tunnel packets, and wrong packets to the tunnels'
+// port.
 func strangers(comment string, m match) gateRule { return dropped(comment, conf.TunnelLogPrefix, m) }
 
-// astray returns a rule that logs, counts and drops what matches: packets from pods' addresses by a wrong way.
+// astray returns a rule that logs, counts and drops packets that come from pods' addresses by a wrong way.
 func astray(comment string, m match) gateRule { return dropped(comment, conf.WayLogPrefix, m) }
 
 func dropped(comment, prefix string, m match) gateRule {
@@ -190,7 +190,6 @@ func dropped(comment, prefix string, m match) gateRule {
 
 var counter = match{"counter", nft.Counter()}
 
-// verdict returns the verdict statement. chain is the chain to which a jump leads.
 func verdict(kind expr.VerdictKind, chain string) match {
 	words := map[expr.VerdictKind]string{
 		expr.VerdictDrop: "drop", expr.VerdictReturn: "return", expr.VerdictJump: "jump " + chain,
@@ -203,14 +202,12 @@ func is(words string, load expr.Any, value []byte) match {
 	return match{words, nft.Equal(load, value)}
 }
 
-// loadTransport returns the expression that loads length bytes into the register, from offset bytes behind the
-// beginning of the UDP header on.
+// loadTransport loads length bytes into the register, from offset in the UDP header on.
 func loadTransport(offset, length, register uint32) expr.Any {
 	return nft.LoadPayload(expr.PayloadBaseTransportHeader, offset, length, register)
 }
 
-// loadAddress returns the expression that puts the source ("saddr") or destination ("daddr") address into register 1
-// and, for IPv6, the registers behind it.
+// loadAddress loads the source ("saddr") or destination ("daddr") address, from register 1 on.
 func loadAddress(f conf.Family, field string) expr.Any {
 	offset, length := map[string]uint32{"saddr": 12, "daddr": 16}[field], uint32(4)
 	if f == conf.IPv6 {
@@ -219,8 +216,7 @@ func loadAddress(f conf.Family, field string) expr.Any {
 	return nft.LoadPayload(expr.PayloadBaseNetworkHeader, offset, length, 1)
 }
 
-// lookup matches if the set contains the value in register 1 and the registers behind it. If not is true, lookup
-// matches if the set doesn't contain the value.
+// lookup matches if the set contains the value from register 1 on. With not, it matches if the set doesn't.
 func lookup(set string, not bool) expr.Any {
 	return &expr.Lookup{SourceRegister: 1, SetName: set, Invert: not}
 }
@@ -234,8 +230,8 @@ func ofFamily(f conf.Family) match {
 	return is("meta nfproto ipv4", load, []byte{unix.NFPROTO_IPV4})
 }
 
-// address matches packets of the family whose source ("saddr") or destination ("daddr") address is in the family's set
-// of that name. If not is true, it matches the packets whose address isn't in that set.
+// address matches packets of the family whose source ("saddr") or destination ("daddr") address is in the set. With
+// not, it matches those whose address isn't.
 func address(f conf.Family, field, set string, not bool) match {
 	protocol := map[conf.Family]string{conf.IPv4: "ip", conf.IPv6: "ip6"}[f]
 	unequal := ""
@@ -246,8 +242,8 @@ func address(f conf.Family, field, set string, not bool) match {
 	return join(ofFamily(f), match{words, []expr.Any{loadAddress(f, field), lookup(setName(f, set), not)}})
 }
 
-// fromSender matches tunnel packets whose outer source address and inner source address, of the family inner, are in
-// the set of senders as one element. Frames that aren't IP match in neither family.
+// fromSender matches tunnel packets with outer and inner source addresses that are one element of the set of
+// senders. Frames that aren't IP don't match.
 func fromSender(outer, inner conf.Family) match {
 	ethertype, at, length, words := uint16(unix.ETH_P_IP), uint32(30+12), uint32(4), "@th,224,16 0x0800"
 	if inner == conf.IPv6 {
@@ -266,8 +262,8 @@ func fromSender(outer, inner conf.Family) match {
 	})
 }
 
-// wrongLink matches packets that came by another link than the one by which the node would answer their source, and
-// packets whose source the node has no route to.
+// wrongLink matches packets that came by another link than the one to their source, or from a source without a
+// route.
 var wrongLink = match{"fib saddr . iif oif 0", []expr.Any{
 	&expr.Fib{Register: 1, FlagSADDR: true, FlagIIF: true, ResultOIF: true},
 	&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)},

@@ -21,9 +21,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// monitor returns a function that returns the kernel's messages, since its last call, about changes of weir-vxlan and
-// of routes with weir's protocol, in words. The function makes a change of its own and waits for that change's message,
-// so it waits for every earlier message.
+// monitor returns a function that returns the kernel's messages since its last call, in words. They are about
+// weir-vxlan and weir's routes. The function makes a change of its own, so that it can wait for all earlier
+// messages.
 func monitor(t *testing.T, netns string) func() []string {
 	t.Helper()
 	var s *nl.NetlinkSocket
@@ -79,9 +79,8 @@ func monitor(t *testing.T, netns string) func() []string {
 	}
 }
 
-// TestNothingToDo: Apply writes nothing if the kernel has the plan already, also to a second agent. If the kernel lacks
-// one thing, Apply names it, writes it alone, and then there is nothing to do again. What the plan doesn't have, Apply
-// removes.
+// TestNothingToDo: if the kernel has the plan already, Apply writes nothing. If the kernel lacks one thing, Apply
+// names it and writes only that. What the plan doesn't have, Apply removes.
 func TestNothingToDo(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -122,7 +121,7 @@ func TestNothingToDo(t *testing.T) {
 	for _, tc := range []struct {
 		name, damage string // a command of ip or bridge
 		want         string // part of the first lack's text
-		writes       string // the types of the kernel's messages; *: any, and there may be other lacks
+		writes       string // message types; *: any, and more lacks may follow
 	}{
 		{"down", "ip link set weir-vxlan down", "weir-vxlan is down", "*"},
 		{"MTU", "ip link set weir-vxlan mtu 1280", "has MTU 1280, not 1350", "RTM_NEWLINK"},

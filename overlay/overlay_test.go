@@ -20,8 +20,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// zones makes a router and nodes n1, n2, n3, each in a subnet of its own, 172.20.I.10/24 and 2001:db8:I::10/64, and
-// behind a link with MTU 1400. Each node's loopback has a pod's addresses: 100.96.I.5 and fd00:96:I::5.
+// zones makes a router and nodes n1, n2, n3, each in a subnet of its own. Node I has 172.20.I.10 and
+// 2001:db8:I::10, and a link with MTU 1400. Its pod has 100.96.I.5 and fd00:96:I::5.
 func zones(t *testing.T) map[string]*Overlay {
 	t.Helper()
 	nodetest.NewNS(t, "router")
@@ -37,7 +37,7 @@ func zones(t *testing.T) map[string]*Overlay {
 	for i := 1; i <= 3; i++ {
 		name := fmt.Sprint("n", i)
 		path := nodetest.NewNS(t, name)
-		// ADD sets this sysctl. Without it, a node would use its default route once its gateway had been slow to answer.
+		// As ADD does. Otherwise a node would use its default route once its gateway was slow to answer.
 		nodetest.In(t, path,
 			func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0o600) })
 		run("ip link add eth0 netns %s mtu 1400 type veth peer name %s mtu 1400 netns router", name, name)
@@ -66,8 +66,8 @@ func zones(t *testing.T) map[string]*Overlay {
 	return all
 }
 
-// ask sends size bytes of UDP payload, which must not be fragmented, to the pod on the other node. It returns an error
-// unless they arrive.
+// ask sends size bytes of UDP payload, unfragmented, to the other node's pod. It returns an error unless they
+// arrive.
 func ask(t *testing.T, from, to string, size int) error {
 	t.Helper()
 	return askOver(t, conf.IPv4, from, to, size)
@@ -216,8 +216,8 @@ func TestOverlayBetweenSubnets(t *testing.T) {
 	}
 }
 
-// TestWhatTheKernelRefuses: if another node's network is also the network of one of this node's links, the kernel
-// refuses weir's route. The other nodes are reached, and the link's own route stays.
+// TestWhatTheKernelRefuses: if one of this node's links has another node's network, the kernel refuses weir's
+// route. The link's route stays, and the other nodes are reached.
 func TestWhatTheKernelRefuses(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -245,8 +245,8 @@ func TestWhatTheKernelRefuses(t *testing.T) {
 	}
 }
 
-// TestOverlayOfBothFamilies: packets of each family go through tunnels of either family. All routes of a node that
-// leaves are removed. If a node's first address changes to the other family, the node replaces its tunnel.
+// TestOverlayOfBothFamilies: packets of each family go through tunnels of either family. If a node leaves, all of
+// its routes go. If a node's first address changes its family, the node replaces its tunnel.
 func TestOverlayOfBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -318,7 +318,7 @@ func TestOverlayOfBothFamilies(t *testing.T) {
 }
 
 // TestDirectRoutesOfBothFamilies: pods of nodes in one subnet reach each other with each encapsulation. With
-// crossSubnet and never, the IPv6 route leads directly to the other node.
+// crossSubnet and never, the IPv6 route is direct.
 func TestDirectRoutesOfBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/policy/claims"
 )
 
-// Routes implements Paths with the node's routing tables. It remembers each path that it has found, so a plan for
-// thousands of nodes asks the kernel only about new addresses. When routes may have changed, make a new Routes.
+// Routes implements Paths with the node's routing tables. It remembers each path, so a plan for thousands of nodes
+// asks only about new addresses. When routes may have changed, make a new Routes.
 type Routes struct {
 	h     netlinksafe.Handle
 	links map[int]netlink.Link
@@ -28,8 +28,7 @@ func NewRoutes(h netlinksafe.Handle) *Routes {
 	return &Routes{h: h, links: map[int]netlink.Link{}, known: map[[2]netip.Addr]Path{}}
 }
 
-// To implements Paths. It asks the kernel for the route with all its next hops, not for the next hop that one packet
-// would take.
+// To implements Paths. It considers all next hops of the route, not only that of one packet.
 //
 // Equivalent to: ip route get fibmatch TO from FROM
 func (r *Routes) To(from, to netip.Addr) (Path, error) {
@@ -44,8 +43,8 @@ func (r *Routes) To(from, to netip.Addr) (Path, error) {
 	return p, err
 }
 
-// lookUp asks the kernel for the path from one address to the other. If the two are of different families, or no link
-// has the first, the kernel chooses the source address.
+// lookUp asks the kernel for the path. If the families differ, or no link has the address from, the kernel chooses
+// the source.
 func (r *Routes) lookUp(from, to netip.Addr) (Path, error) {
 	options := netlink.RouteGetOptions{FIBMatch: true}
 	if from.IsValid() && from.BitLen() == to.BitLen() {
@@ -74,8 +73,8 @@ func (r *Routes) lookUp(from, to netip.Addr) (Path, error) {
 	}
 }
 
-// path returns the path of the route. Packets may take any of the route's next hops, so the path has the smallest MTU
-// of them, and is on the link only if all of them are. A path by the tunnel or by weir0 is unfit.
+// path returns the path of the route. Packets may take any next hop, so the path has their smallest MTU. It is on
+// the link only if all are. A path by the tunnel or by weir0 is unfit.
 func (r *Routes) path(route netlink.Route) (Path, error) {
 	p := Path{OnLink: true, MTU: route.MTU}
 	hops := route.MultiPath
@@ -115,9 +114,9 @@ func (r *Routes) link(index int) (netlink.Link, error) {
 	return l, nil
 }
 
-// Uplink implements Paths. It returns the path of the link that has the address, unless that link is lo. Otherwise it
-// returns the path of the default routes of the address's family or, if there are none, of the other family. The path
-// has only an MTU.
+// Uplink implements Paths. It returns the path of the link with the address, unless that link is lo. Otherwise it
+// returns the path of the default routes: those of the address's family or, without any, of the other family. The
+// path has only an MTU.
 //
 // Equivalent to: ip addr show to LOCAL; ip route show default
 func (r *Routes) Uplink(local netip.Addr) (Path, error) {
@@ -153,7 +152,6 @@ func (r *Routes) Uplink(local netip.Addr) (Path, error) {
 		"there is no other node yet, no link but lo has the node's address %s, and there is no default route", local)
 }
 
-// prefixLength returns the number of bits of the network's prefix; 0 for the default route.
 func prefixLength(n *net.IPNet) int {
 	if n == nil { // how some kernels report the default route
 		return 0
@@ -162,8 +160,8 @@ func prefixLength(n *net.IPNet) int {
 	return ones
 }
 
-// addressLink returns the path of the link that has the address. The path has no MTU if no link has the address, or if
-// lo has it.
+// addressLink returns the path of the link that has the address. Without such a link, or for lo, the path has no
+// MTU.
 func (r *Routes) addressLink(local netip.Addr) (Path, error) {
 	addrs, err := r.h.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
@@ -185,9 +183,9 @@ func (r *Routes) addressLink(local netip.Addr) (Path, error) {
 	return Path{}, nil
 }
 
-// UnderlayAddresses returns the addresses of the node's links and of its routers, sorted. A route of weir's to another
-// node's pods must not cover any of these addresses: the node would lose its own network. Addresses of weir's own links
-// and routes are left out.
+// UnderlayAddresses returns the addresses of the node's links and of its routers, sorted. It leaves out weir's own
+// links and routes. If a route to another node's pods covered one of these addresses, the node would lose its own
+// network.
 //
 // Equivalent to: ip addr show; ip route show table all
 func UnderlayAddresses(h netlinksafe.Handle) ([]claims.UnderlayAddress, error) {
@@ -225,7 +223,7 @@ func UnderlayAddresses(h netlinksafe.Handle) ([]claims.UnderlayAddress, error) {
 		only := &netlink.NexthopInfo{LinkIndex: route.LinkIndex, Gw: route.Gw, Via: route.Via}
 		hops := slices.Concat(route.MultiPath, []*netlink.NexthopInfo{only})
 		for _, hop := range hops {
-			// A next hop inside the destination is the address of a tunnel's end, as in flannel's routes.
+			// A next hop inside the destination is a tunnel's end, as in flannel's routes.
 			if prefixLength(route.Dst) > 0 && route.Dst.Contains(hop.Gw) {
 				continue
 			}

@@ -94,7 +94,7 @@ type Path struct {
 
 // Paths knows the node's routes.
 type Paths interface {
-	// To returns the path for packets that the node sends from one address to the other. If the first is invalid, the
+	// To returns the path for packets from one address of the node to the other address. If from is invalid, the
 	// kernel chooses the source address.
 	To(from, to netip.Addr) (Path, error)
 	// Uplink returns the path from the node's address to nodes that aren't known yet.
@@ -120,7 +120,6 @@ type Plan struct {
 	Problems       []ruleset.Problem
 }
 
-// gateway returns the gateway of that address's family; invalid if there is none.
 func (p Plan) gateway(a netip.Addr) netip.Addr { return firstOf(conf.FamilyOf(a), p.Gateways) }
 
 // Equal reports whether both plans ask the same of the kernel. It ignores their problems.
@@ -136,7 +135,7 @@ type Remote struct {
 	Network netip.Prefix
 	// Direct means that packets travel without the tunnel.
 	Direct bool
-	// Link is the index of the link that packets take if they travel directly; 0 if they may take several.
+	// Link is the index of the link that direct packets take; 0 if they may take several.
 	Link int
 }
 
@@ -154,8 +153,8 @@ func (p Remote) Via() netip.Addr {
 	return netip.AddrFrom16(local)
 }
 
-// MAC returns the MAC of the tunnel's end on the node with that address. Its last four bytes are the IPv4 address, or a
-// hash of the IPv6 address.
+// MAC returns the MAC of the tunnel's end on the node with that address. Its last four bytes are the IPv4 address,
+// or a hash of the IPv6 address.
 func MAC(node netip.Addr) net.HardwareAddr {
 	b := node.AsSlice()
 	if node.Is6() {
@@ -196,7 +195,6 @@ func Compute(self string, o Options, nodes []policy.Node, paths Paths) Plan {
 	return c.Plan
 }
 
-// planner is a plan while it is computed.
 type planner struct {
 	Plan
 	self           string
@@ -212,8 +210,7 @@ func (c *planner) report(node, field, format string, args ...any) {
 }
 
 // add plans how the other node's networks are reached. It calls requireTunnel for every network that isn't reached
-// directly. If such a network can't be reached, its node has no tunnel to this node either, so the gate drops all
-// packets from the network's addresses: they are forged.
+// directly, also for one that can't be reached. The gate then drops packets from such a network: they are forged.
 func (c *planner) add(n policy.Node) {
 	foreign := 0 // networks of families that this node has none of
 	for _, network := range n.PodCIDRs {
@@ -240,8 +237,7 @@ func (c *planner) add(n policy.Node) {
 	}
 }
 
-// requireTunnel plans that packets from the network's addresses come out of tunnels only, unless there are no tunnels
-// (Never).
+// requireTunnel plans that packets from the network come only out of tunnels. With Never it does nothing.
 func (c *planner) requireTunnel(network netip.Prefix) {
 	if c.Encapsulation != Never {
 		c.Tunnelled = append(c.Tunnelled, network)
@@ -288,7 +284,7 @@ func (c *planner) route(n policy.Node, network netip.Prefix) (Remote, bool) {
 	other, used := c.macs[mac]
 	own := p.Address.Is6() && c.NodeAddress.IsValid() && mac == MAC(c.NodeAddress).String()
 	if used && other != n.Name || own {
-		// A MAC is shorter than an IPv6 address, so two IPv6 addresses can have the same MAC.
+		// Two IPv6 addresses may have the same MAC, because a MAC is shorter.
 		c.report(n.Name, "status.addresses",
 			"the tunnel's end at %s has the same MAC as that of node %s; its pods can't be reached",
 			p.Address, cmp.Or(other, c.self))
@@ -300,7 +296,7 @@ func (c *planner) route(n policy.Node, network netip.Prefix) (Remote, bool) {
 }
 
 // path returns the path to the node's address, and false if the address can't be another node's. An unknown path is
-// reported as a problem and counts as a path: the node may have no route yet, and an existing tunnel must stay.
+// reported and counts as a path, because an existing tunnel must stay.
 func (c *planner) path(node string, from, to netip.Addr) (Path, bool) {
 	path, err := c.paths.To(from, to)
 	switch {
@@ -314,8 +310,8 @@ func (c *planner) path(node string, from, to netip.Addr) (Path, bool) {
 	return path, true
 }
 
-// setMTUs sets the plan's MTUs. Until there are other nodes, the uplink's MTU counts. If the result is too small for
-// pods, setMTUs reports that and takes the smallest MTU that pods can have.
+// setMTUs sets the plan's MTUs. Without other nodes, the uplink's MTU counts. If the result is too small for pods,
+// setMTUs reports that and takes the smallest MTU that pods can have.
 func (c *planner) setMTUs() {
 	if !c.NodeAddress.IsValid() {
 		return
@@ -343,7 +339,7 @@ func (c *planner) setMTUs() {
 	c.TunnelMTU = max(min(c.leastTunnelMTU-Overhead(c.NodeAddress), largest), least)
 }
 
-// smallest returns the smaller of two sizes. A size of 0 is unknown: then it returns the other size.
+// smallest returns the smaller of two sizes, where 0 is unknown.
 func smallest(a, b int) int {
 	if a == 0 || b != 0 && b < a {
 		return b
@@ -351,7 +347,6 @@ func smallest(a, b int) int {
 	return a
 }
 
-// firstOf returns the first of the addresses that is of the family; invalid if there is none.
 func firstOf(f conf.Family, addrs []netip.Addr) netip.Addr {
 	i := slices.IndexFunc(addrs, func(a netip.Addr) bool { return conf.FamilyOf(a) == f })
 	if i < 0 {

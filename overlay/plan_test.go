@@ -26,18 +26,16 @@ func node(name, addresses string, cidrs ...string) policy.Node {
 	return n
 }
 
-// options returns an agent's default options, with that encapsulation.
 func options(e Encapsulation) Options {
 	return Options{Encapsulation: e, Port: conf.OverlayPort, VNI: conf.OverlayVNI}
 }
 
-// planned returns the node's plan, from its real routes.
 func planned(self string, e Encapsulation, nodes []policy.Node, o *Overlay) Plan {
 	settled, _ := claims.Settle(nodes, claims.Terms{Self: self})
 	return Compute(self, options(e), settled, NewRoutes(o.h))
 }
 
-// applied writes the plan to the kernel. It returns an error for each route or entry that the kernel refuses.
+// applied writes the plan to the kernel. It fails if the kernel refuses a route or an entry.
 func applied(o *Overlay, p Plan) error {
 	all, err := o.Apply(p)
 	for _, r := range all.Refused {
@@ -63,7 +61,7 @@ func TestCompute(t *testing.T) {
 		name     string
 		e        Encapsulation
 		nodes    []policy.Node
-		peers    []string // node, network, address, and whether direct or by tunnel
+		peers    []string // node, network, address, and "direct" or "tunnel"
 		problems []string
 	}{
 		{
@@ -184,8 +182,8 @@ func TestCompute(t *testing.T) {
 	}
 }
 
-// TestComputeBothFamilies: packets of both families go through tunnels of one family, that of the node's first address.
-// Packets without a tunnel go to an address of their own family.
+// TestComputeBothFamilies: packets of both families go through tunnels of one family, that of the node's first
+// address. Without a tunnel, packets go to an address of their own family.
 func TestComputeBothFamilies(t *testing.T) {
 	const four, six = "172.20.1.10 2001:db8:1::10", "2001:db8:1::10 172.20.1.10"
 	near := node("near", "2001:db8:1::11 172.20.1.11", "100.96.2.0/24", "fd00:96:2::/64")
@@ -253,7 +251,7 @@ func TestMAC(t *testing.T) {
 	}
 }
 
-// TestTwoAddressesWithOneMAC: if the IPv6 addresses of two nodes give the same MAC, the older node keeps its tunnel.
+// TestTwoAddressesWithOneMAC: if two nodes' IPv6 addresses give the same MAC, the older node keeps its tunnel.
 func TestTwoAddressesWithOneMAC(t *testing.T) {
 	seen := map[string]netip.Addr{}
 	a := netip.MustParseAddr("2001:db8:2::1")

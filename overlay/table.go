@@ -25,12 +25,12 @@ func gateTable() *nftables.Table {
 	return &nftables.Table{Name: conf.TunnelTable, Family: nftables.TableFamilyINet}
 }
 
-// maxElements is how many elements one message carries: the length of an attribute has 16 bits, and an element takes
-// less than a hundred bytes.
+// maxElements is how many elements one message carries. An attribute can't be longer than 64 KiB, and an element
+// takes less than a hundred bytes.
 const maxElements = 500
 
-// openTransaction returns a connection whose buffers hold the elements of thousands of nodes: the kernel takes a
-// transaction as a whole.
+// openTransaction returns a connection with large buffers, because one transaction has the elements of thousands of
+// nodes.
 func openTransaction() (*nftables.Conn, error) {
 	conn, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
 		return errors.Join(c.SetWriteBuffer(16<<20), c.SetReadBuffer(1<<20))
@@ -41,10 +41,9 @@ func openTransaction() (*nftables.Conn, error) {
 	return conn, nil
 }
 
-// Apply makes the kernel's table equal to the gate. If the sets, chains and rules are right and at most maxDeletions
-// elements are stale, it changes only the sets' elements. Otherwise it replaces the table, in one transaction. replaced
-// is true if the table was missing, or its sets, chains or rules were wrong. t has the tunnel packets that the table
-// had counted before.
+// Apply makes the kernel's table equal to the gate. If only elements of sets differ, and at most maxDeletions are
+// stale, it changes only these. Otherwise it replaces the table, in one transaction. replaced is true if the table
+// was missing, or its sets, chains or rules were wrong. t has the tunnel packets that the table had counted before.
 //
 // Equivalent to: nft -f, with a table of these sets and chains
 func (g Gate) Apply() (replaced bool, t Traffic, err error) {
@@ -70,9 +69,9 @@ func (g Gate) Apply() (replaced bool, t Traffic, err error) {
 	return have == nil, t, nil
 }
 
-// EnsureExists makes the gate's table if it is missing or broken: a chain is missing, is at another hook, or has lost
-// its rules. A table with all chains stays as it is, even if its rules are older. The agent calls EnsureExists while it
-// doesn't know yet which nodes there are.
+// EnsureExists makes the gate's table if it is missing or broken. It is broken if a chain is missing, is at another
+// hook, or has lost its rules. Older rules may stay. The agent calls EnsureExists while it doesn't know yet which
+// nodes there are.
 func (g Gate) EnsureExists() error {
 	conn, err := openTransaction()
 	if err != nil {
@@ -106,7 +105,6 @@ func (Gate) Remove() error {
 	return nil
 }
 
-// kernel returns the set in the library's type, without its elements.
 func (s gateSet) kernel() *nftables.Set {
 	return &nftables.Set{
 		Table: gateTable(), Name: s.name, KeyType: s.keyType, Interval: s.interval, Concatenation: s.concatenated,
@@ -114,7 +112,7 @@ func (s gateSet) kernel() *nftables.Set {
 	}
 }
 
-// replace deletes the kernel's table and makes the gate, in one transaction. If logs is false, its rules log nothing.
+// replace replaces the kernel's table by the gate, in one transaction. If logs is false, its rules log nothing.
 func (g Gate) replace(conn *nftables.Conn, logs bool) error {
 	conn.AddTable(gateTable()) // deleting a table that is absent would fail
 	conn.DelTable(gateTable())
@@ -142,7 +140,7 @@ func (g Gate) replace(conn *nftables.Conn, logs bool) error {
 	return conn.Flush()
 }
 
-// replaceQuietly makes the gate without statements that log, for a kernel that can't log in nftables.
+// replaceQuietly makes the gate without its log, for a kernel that can't log in nftables.
 func (g Gate) replaceQuietly() error {
 	conn, err := openTransaction()
 	if err != nil {
@@ -151,7 +149,7 @@ func (g Gate) replaceQuietly() error {
 	return g.replace(conn, false)
 }
 
-// gateElements are the elements of the kernel's sets, by the name of the set and by elementKey.
+// gateElements are the elements of the kernel's sets, by the set's name and by elementKey.
 type gateElements map[string]map[string]nftables.SetElement
 
 func elementKey(e nftables.SetElement) string {
@@ -162,12 +160,10 @@ func elementKey(e nftables.SetElement) string {
 	return fmt.Sprintf("%x %x %v", e.Key, end, e.IntervalEnd)
 }
 
-// maxDeletions is the highest number of elements that Apply deletes one by one. If more are stale, Apply replaces the
-// table. In a set of intervals with several parts, the time for a deletion grows with the set: with 5,000 elements each
-// deletion takes more than a millisecond, while the whole table is made in 200 milliseconds.
+// maxDeletions is how many elements Apply deletes one by one. In a set of 5,000 concatenated ranges, each deletion
+// takes more than a millisecond. The whole table is made in 200 milliseconds.
 const maxDeletions = 100
 
-// countStale counts the kernel's elements that the gate lacks.
 func (g Gate) countStale(have gateElements) (n int) {
 	for _, s := range g.sets {
 		n += len(have[s.name])
@@ -193,8 +189,8 @@ func (g Gate) updateElements(conn *nftables.Conn, have gateElements) error {
 		changed = true
 		set := s.kernel()
 		if s.interval && !s.concatenated {
-			// An interval is two elements here. Such sets are small, so the whole set is emptied and filled again. Otherwise an
-			// interval could lose an end.
+			// A range is two elements here, and could lose an end. Such sets are small, so the whole set is filled
+			// anew.
 			conn.FlushSet(set)
 			stale, missing = nil, s.elements
 		}
@@ -215,8 +211,8 @@ func (g Gate) updateElements(conn *nftables.Conn, have gateElements) error {
 	return conn.Flush()
 }
 
-// compare returns the elements that the kernel's set lacks, and those that it should not have. It removes the wanted
-// elements from have.
+// compare returns the elements that the kernel's set lacks, and those that it should not have. It removes the
+// wanted elements from have.
 func (s gateSet) compare(have map[string]nftables.SetElement) (missing, stale []nftables.SetElement) {
 	for _, e := range s.elements {
 		if _, ok := have[elementKey(e)]; !ok {
@@ -230,8 +226,8 @@ func (s gateSet) compare(have map[string]nftables.SetElement) (missing, stale []
 	return missing, stale
 }
 
-// readGate returns the elements of the kernel's sets, and the tunnel packets that the kernel's rules have counted. The
-// elements are nil if there is no table, or if its sets, chains or rules differ from the gate's.
+// readGate returns the elements of the kernel's sets, and the counted tunnel packets. The elements are nil if the
+// table is missing, or if its sets, chains or rules differ from the gate's.
 func readGate(conn *nftables.Conn, g Gate) (gateElements, Traffic, error) {
 	exists, err := nft.TableExists(conn, gateTable())
 	if err != nil || !exists {
@@ -274,7 +270,7 @@ func readGate(conn *nftables.Conn, g Gate) (gateElements, Traffic, error) {
 	return have, t, nil
 }
 
-// ReadTraffic returns the tunnel packets that the gate's rules have counted, without reading the elements of its sets.
+// ReadTraffic returns the tunnel packets that the gate has counted. It doesn't read the sets' elements.
 func ReadTraffic() (Traffic, error) {
 	conn, err := openTransaction()
 	if err != nil {
@@ -284,7 +280,7 @@ func ReadTraffic() (Traffic, error) {
 	return trafficOf(chains), err
 }
 
-// trafficOf adds up the counters of the rules whose comment says that they count tunnel packets.
+// trafficOf adds up the counters of the rules that count tunnel packets; their comments tell.
 func trafficOf(chains map[string]nft.Listed) (t Traffic) {
 	for _, c := range chains {
 		for _, r := range c.Rules {

@@ -18,9 +18,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestPodsForgeNoTunnelPackets: a pod of n1 sends packets to n2. Once masqueraded, they look like packets of n1's end
-// of the tunnel; the sender inside is a pod of n3. n2 has a second address, which is the InternalIP of no Node. The
-// gate of n1 drops all these packets, and that of n2 those to the second address.
+// TestPodsForgeNoTunnelPackets: a pod of n1 sends packets to n2 that, once masqueraded, look like tunnel packets of
+// n1. The gate of n1 drops them all. The gate of n2 drops those to its second address, which no Node claims.
 func TestPodsForgeNoTunnelPackets(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -129,8 +128,8 @@ func TestPodsForgeNoTunnelPackets(t *testing.T) {
 	}
 }
 
-// forge sends a tunnel packet from the pod to the tunnels' port at the address. It returns nil if a socket on n2
-// received the packet inside.
+// forge sends a tunnel packet from the pod to the address. It returns nil if a socket on n2 received the packet
+// inside.
 func forge(t *testing.T, to string) (result error) {
 	t.Helper()
 	packet := vxlan(netip.MustParseAddr("172.20.3.10"), netip.MustParseAddr("172.20.2.10"),
@@ -163,8 +162,8 @@ func forge(t *testing.T, to string) (result error) {
 	return result
 }
 
-// vxlan returns the payload of a tunnel packet behind the outer UDP header (RFC 7348, section 5): a frame with a UDP
-// packet, without a checksum, between two addresses behind the tunnel's ends.
+// vxlan returns the payload of a tunnel packet (RFC 7348, section 5). It is a frame with a UDP packet, without a
+// checksum.
 func vxlan(from, to netip.Addr, src, dst netip.AddrPort) []byte {
 	udp := make([]byte, 8, 16)
 	binary.BigEndian.PutUint16(udp, src.Port())
