@@ -12,7 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// These system calls are direct. Go's scheduler doesn't know that they block, and wakes no other threads.
+// The functions below make system calls directly. Go's scheduler doesn't know that these block, and wakes no other
+// threads.
 
 // idle is how long a worker waits for a packet before it checks for the end. lost is how long the client waits for an
 // answer.

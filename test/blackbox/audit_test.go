@@ -154,8 +154,8 @@ func TestAudit(t *testing.T) {
 	}
 }
 
-// TestAuditSetWithoutAgent: if the annotation changes while no agent runs, the next agent cuts the connection or lets
-// it go on. The policy of the same name in another namespace stays enforced.
+// TestAuditSetWithoutAgent: if the annotation is removed while no agent runs, the next agent cuts the connection that
+// the policy doesn't allow. If the annotation is set again, the next agent lets the connection go on.
 func TestAuditSetWithoutAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

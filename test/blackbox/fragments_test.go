@@ -39,7 +39,7 @@ func firstFragment(t *testing.T, dstMAC, srcMAC net.HardwareAddr, src, dst strin
 		options, fragment, payload)
 }
 
-// arrive sends count datagrams of 8 KB to the other pod, evenly over the time spread. It returns how many arrive.
+// arrive sends datagrams of 8 KB to the other pod, evenly over a time (spread). It returns how many of them arrive.
 func arrive(t *testing.T, from, to *nodetest.Pod, address string, count int, spread time.Duration) int {
 	t.Helper()
 	box := listen(t, to.Netns, "udp", net.JoinHostPort(address, "9999"))

@@ -30,8 +30,8 @@ func nodeManifest(name string, minute int, addresses, networks string) string {
 	return b.String()
 }
 
-// honestNodes returns manifests of the Nodes n1 and so on. The first shared Nodes have one IPv4 subnet; each other
-// has its own.
+// honestNodes returns manifests of the Nodes n1 and so on. The first ones, as many as shared says, have one IPv4
+// subnet. Each other Node has its own.
 func honestNodes(size, shared int) string {
 	var b strings.Builder
 	for i := 1; i <= size; i++ {

@@ -24,7 +24,7 @@ func macOf(t *testing.T, netns, link string) (mac net.HardwareAddr) {
 	return mac
 }
 
-// ethernet returns a frame's header. ip, an address of the packet, decides on the family.
+// ethernet returns the header of a frame. ip is an address of the packet inside, and says its family.
 func ethernet(dst, src net.HardwareAddr, ip string) *layers.Ethernet {
 	kind := layers.EthernetTypeIPv4
 	if strings.Contains(ip, ":") {

@@ -175,8 +175,8 @@ func TestForgedInsideTunnels(t *testing.T) {
 				t.Errorf("the tunnel of n1 brings packets of %s to %s", from, to)
 			}
 		}
-		// These tunnel packets come from no node's address and from the receiver's own. Under n1's address they would
-		// pass.
+		// These tunnel packets have a source that is no node's address, or the receiver's own. Under n1's address
+		// they would pass.
 		if arrives(t, pods[1].Netns, at, func() {
 			inner := map[bool]string{false: "100.96.1.77", true: "fd00:96:1::77"}[strings.Contains(to, ":")]
 			for _, from := range []string{"192.0.2.1", "172.20.1.11", node2} {

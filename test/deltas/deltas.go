@@ -62,7 +62,7 @@ func sorted[T any](by map[policy.Name]T) []policy.Name {
 	})
 }
 
-// latest stores the list that now points to in last, and returns it. If now is nil, it returns last's list.
+// latest returns the list at now, and keeps it in last. If now is nil, it returns the list in last.
 func latest[T any](last, now *[]T) []T {
 	if now != nil {
 		*last = *now

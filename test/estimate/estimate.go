@@ -14,7 +14,7 @@ func Median[T time.Duration | float64](list []T) T {
 	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
 }
 
-// Quantile returns the part-quantile of the list; part is from 0 to 1. The list must not be empty.
+// Quantile returns the value below which a part (0 to 1) of the list lies. The list must not be empty.
 func Quantile(list []float64, part float64) float64 {
 	sorted := slices.Sorted(slices.Values(list))
 	return sorted[min(int(part*float64(len(sorted))), len(sorted)-1)]
@@ -50,9 +50,9 @@ func Text(list []float64, digits int) string {
 		len(list))
 }
 
-// IntervalRank returns how many of n sorted values lie below the interval for their true median, and how many lie
-// above it. The interval contains the median with a probability of at least 95 %, by the sign test, which assumes
-// nothing about the distribution. If n is too small, IntervalRank returns -1.
+// IntervalRank returns how many of n sorted values lie below the interval for their true median. As many lie above
+// it. The interval contains the median with a probability of at least 95 %. This follows from the sign test, which
+// assumes nothing about the distribution. If n is too small, IntervalRank returns -1.
 func IntervalRank(n int) int {
 	p := 1.0
 	for range n {

@@ -45,7 +45,7 @@ const firstPort = 20000
 
 const markerText = "weir-hostile-"
 
-// marker returns the 18 bytes that identify the next frame.
+// marker returns the text that identifies the next frame: 18 bytes.
 func (f *forge) marker() []byte { return fmt.Appendf(nil, markerText+"%05d", len(f.frames)) }
 
 func (f *forge) port() uint16 { return uint16(firstPort + len(f.frames)) }

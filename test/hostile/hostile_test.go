@@ -168,7 +168,7 @@ func classify(t *testing.T, frames []*frame, o *observer, changes map[string][]s
 	return table
 }
 
-// linkLocalClass begins the classes of frames to link-local MACs (IEEE 802.1D).
+// linkLocalClass is the beginning of the names of classes of frames to link-local MACs (IEEE 802.1D).
 const linkLocalClass = "to 01:80:c2:00:00:"
 
 // report prints the table, and the frames that the kernel drops even without weir. docs/hostile-pod.md must have each

@@ -289,7 +289,7 @@ func runtimeConf(p *corev1.Pod, path string) *libcni.RuntimeConf {
 	}
 }
 
-// adds adds and deletes count pods, one after the other, and returns each ADD's time in ms. The API server knows each
+// adds attaches and deletes pods, one after the other, and returns each ADD's time in ms. The API server knows each
 // pod before its ADD.
 func (n *node) adds(count int) []float64 {
 	var took []float64

@@ -60,8 +60,9 @@ func (n *node) listen(netns, address string) *arrivals {
 // until makes a change, and returns how long it takes until all packets to the probed pod are allowed, or all are
 // dropped. An empty source is the namespace's own.
 //
-// The packets are UDP without answers, from one port, so the kernel checks each of them. The time ends when the first
-// of these packets was sent. If until gives up, it returns its patience.
+// The packets are UDP without answers, from one port, so the kernel checks each of them. The time begins just before
+// the API server gets the change. It ends with the first packet from which on all are treated as wanted. If until
+// gives up, it returns its patience.
 func (n *node) until(netns, source string, allowed bool, change func() time.Time) time.Duration {
 	n.Helper()
 	var conn net.Conn

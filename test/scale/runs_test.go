@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/test/estimate"
 )
 
-// These are the names of the table's rows. A latency begins the names of several rows.
+// These are the names of the table's rows. A latency is the beginning of several rows' names.
 const (
 	rowReady       = "start to ready, s"
 	rowAfterLists  = "lists have arrived to ready, s"
@@ -61,7 +61,8 @@ func (l latency) attacked(name string) string {
 	return string(l) + ", other tenants, under " + name + ", ms"
 }
 
-// rowAttackMemory begins the rows of an agent's peak memory until the end of an attack, in MB.
+// rowAttackMemory is the beginning of names of rows. These rows have an agent's peak memory until the end of an
+// attack.
 const rowAttackMemory = "peak RSS, MB, under "
 
 type runs struct {

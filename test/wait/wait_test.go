@@ -56,7 +56,8 @@ const (
 	latePort   = 6444
 )
 
-// late forwards connections to the address from to the address to, on the router. Answers come after the delay.
+// late accepts connections on the router, at the address from, and forwards them to the address to. Answers come
+// after the delay.
 func late(t *testing.T, from, to string, delay time.Duration) {
 	t.Helper()
 	var listener net.Listener

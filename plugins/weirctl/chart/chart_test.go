@@ -31,7 +31,7 @@ import (
 const hostile = "x\x1b[2J\u202e\r\n\"];evil[label=\"" +
 	"</script></text><img src=x onerror=document.title='owned'>{{data}}&\\N\\\""
 
-// view returns a small cluster's view. The name is the name of most of its objects.
+// view returns a small cluster's view. Most of its objects have the name.
 func view(name string) chart.View {
 	pod := func(namespace, name, address string) policy.Pod {
 		return policy.Pod{

@@ -23,9 +23,11 @@ type Answer[T any] struct {
 	Err   error
 }
 
-// AskAll asks the agents with the function ask, at most o.Parallel at the same time. It calls each with every answer,
-// one at a time. o.Within is the time for one answer. If the user may not ask an agent, AskAll ends and returns that
-// error. Otherwise it returns the cause for which ctx has ended, or nil. An agent without an answer is no error.
+// AskAll asks the agents with the function ask, at most o.Parallel at the same time. It passes every answer to the
+// function each, one at a time. o.Within is the time for one answer.
+//
+// If the user may not ask an agent, AskAll ends and returns that error. Otherwise it returns the cause for which ctx
+// has ended, or nil. An agent without an answer is no error.
 func AskAll[T any](
 	ctx context.Context, agents []Agent, o AskOptions, ask func(context.Context, Agent) (T, error), each func(Answer[T]),
 ) error {

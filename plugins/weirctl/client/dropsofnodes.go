@@ -108,8 +108,8 @@ func (c *Cluster) Wanted(ctx context.Context, nodes []string) ([]Agent, error) {
 	return some, nil
 }
 
-// readDrops asks the agent for drops, and calls the function each with every drop, until the answer or an error of
-// each ends it. A nil drop is a sign of life.
+// readDrops asks the agent for drops, and passes each drop to the function. It ends at the end of the answer or at an
+// error of the function. A nil drop is a sign of life.
 func (c *Cluster) readDrops(
 	ctx context.Context, of Agent, q agentapi.DropsQuery, each func(*agentapi.Drop) error,
 ) error {

@@ -97,7 +97,7 @@ func (e *forbiddenError) Error() string { return e.message }
 // IsForbidden reports whether err says that a person may not run commands in pods.
 func IsForbidden(err error) bool { return errors.As(err, new(*forbiddenError)) }
 
-// bounded keeps only the first most bytes, but reports all as written.
+// bounded keeps the beginning of what is written, at most so many bytes (most). It reports all bytes as written.
 type bounded struct {
 	mu   sync.Mutex
 	most int

@@ -69,7 +69,7 @@ func note(at *uint64, o metav1.Object) error {
 	return nil
 }
 
-// all calls the function each with every object of the resource, until each returns an error. The error is one line.
+// all passes every object of the resource to the function, until the function fails. The error is one line.
 func all[T any, L list](
 	ctx context.Context, a *API, resource resourceList[T, L], into L, each func(*T) error,
 ) (err error) {

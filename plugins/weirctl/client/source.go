@@ -16,8 +16,8 @@ import (
 
 // Source says where a command's objects come from: the agent on this node, the API server, or a directory of manifests.
 type Source struct {
-	// Place is agent, kubernetes, dir:PATH, or empty. If it is empty, objects come from this node's agent, or else
-	// from the API server. Kubeconfig or Context exclude the agent.
+	// Place is agent, kubernetes, dir:PATH, or empty. If it is empty, objects come from the agent if its socket is
+	// here, and otherwise from the API server. With Kubeconfig or Context they always come from the API server.
 	Place string
 	// Kubeconfig is the path of the kubeconfig; empty for the usual one. Context is a context in it; empty for the
 	// current one.

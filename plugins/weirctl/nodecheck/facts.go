@@ -48,7 +48,7 @@ type Trial struct {
 // Feature is a feature of the kernel.
 type Feature string
 
-// Features beside the matches and targets of iptables, whose names xtFeature returns.
+// These are the features other than iptables' matches and targets. xtFeature names those.
 const (
 	Bridge    Feature = "a bridge with isolated ports"
 	Veth      Feature = "veth"

@@ -107,7 +107,8 @@ func try(address string, timeout time.Duration) (a Attempt) {
 	return a
 }
 
-// listen echoes each datagram, and prints its size, sender and beginning. It closes each connection after a line.
+// listen echoes each datagram, and prints its size, sender and beginning. It also accepts connections, and closes
+// each after a line.
 func listen() *cobra.Command {
 	return &cobra.Command{
 		Use:  "listen :PORT",

@@ -101,8 +101,8 @@ type message interface {
 	Marshal() ([]byte, error)
 }
 
-// These are fields of protobuf messages, with wire type 2. The numbers of a list's metadata and items are the same
-// for all lists.
+// first and second are the tags of the fields 1 and 2 of a protobuf message, with wire type 2. All lists have their
+// metadata in field 1 and their items in field 2.
 const (
 	first  = 1<<3 | 2
 	second = 2<<3 | 2

@@ -107,15 +107,16 @@ func NamespaceName(ns int) string { return fmt.Sprintf("tenant-%d", ns) }
 // podName returns a name as a Deployment gives it. It ends with the pod's number in its namespace.
 func podName(k int) string { return fmt.Sprintf("app-%d-5d8c7f9b4-%02d", k/podsPerApp, k) }
 
-// number returns the number behind the prefix in the name. It returns false for other names, and if the number isn't
-// less than below.
+// number returns the number behind the prefix in the name. It returns false for any other name, and if the number is
+// too high.
 func number(name, prefix string, below int) (int, bool) {
 	text, ok := strings.CutPrefix(name, prefix)
 	n, err := strconv.Atoi(text)
 	return n, ok && err == nil && n >= 0 && n < below
 }
 
-// find returns the number of the object with the name. Each namespace has each objects, named by nameOf.
+// find returns the number of the object with the name. each is how many such objects a namespace has, and nameOf
+// returns their names.
 func (c *Cluster) find(name types.NamespacedName, each int, nameOf func(int) string) (int, bool) {
 	ns, ok := number(name.Namespace, "tenant-", c.Namespaces())
 	if !ok {

@@ -143,7 +143,7 @@ func (s *Stream) beat() {
 	})
 }
 
-// Run makes rate events of the mix a second until ctx ends. It returns their number.
+// Run makes events of the mix until ctx ends, and returns their number. rate is events a second.
 func (s *Stream) Run(ctx context.Context, rate float64, m Mix) int {
 	began := time.Now()
 	for n := 0; ; n++ {
