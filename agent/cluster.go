@@ -65,7 +65,7 @@ func (c *clusterView) update(d *policy.Delta, endpoints map[string]endpoint.Endp
 	c.dropLookups(endpoints)
 }
 
-// addLookup stores the answer to a Lookup. It replaces earlier answers about pods of the same name.
+// addLookup stores the answer to a Lookup. It drops earlier answers about other pods of the same name.
 func (c *clusterView) addLookup(id string, l lookup, endpoints map[string]endpoint.Endpoint) {
 	name := policy.Name{Namespace: l.pod.Namespace, Name: l.pod.Name}
 	if _, ok := c.hidden[name]; !ok {

@@ -31,7 +31,7 @@ type enrolment struct {
 	id       string
 	pod      endpoint.Pod // empty until the pod is enrolled
 	deadline time.Time
-	answer   chan answer // has room for one answer: the plugin may have ended, and then nothing receives
+	answer   chan answer // has room for one answer, because the plugin may be gone
 }
 
 type answer struct {

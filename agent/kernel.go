@@ -21,14 +21,14 @@ type kernelView struct {
 	// debt is the least that the next reconcile must read. It is All if the last reconcile failed or the records are
 	// stale, otherwise Trust.
 	debt          netfilter.Verify
-	pluginChanged bool
+	pluginChanged bool // the plugin has changed sets since the last apply
 	// refreshing is true while a resync reads the kernel part by part. refreshed is true once it has read
 	// everything.
 	refreshing, refreshed bool
 	// left has the sets that the last round left to be destroyed.
 	left   []string
 	closed bool // KeepClosed has succeeded while there is no usable state yet
-	tidy   bool
+	tidy   bool // cleanOther has succeeded
 	// lastSync is when the kernel last had everything that it should have; zero if it never had.
 	lastSync time.Time
 	earlier  earlierRules
@@ -172,8 +172,8 @@ func (a *agent) takeApplied(p applied, well bool) {
 	a.reaper.offer(p.Strays)
 }
 
-// cleanOther removes weir's rules from the iptables flavour and the backend that the node doesn't use. It stops once
-// it has succeeded.
+// cleanOther removes weir's rules from the iptables flavour and the backend that the node doesn't use. It tries
+// so after each full read of the kernel, until it has succeeded.
 func (a *agent) cleanOther(ctx context.Context, verify netfilter.Verify) {
 	if a.kernel.tidy || verify != netfilter.All {
 		return

@@ -25,7 +25,7 @@ type Options struct {
 	HealthAddress string
 	// Resync is the time from one resync to the next.
 	Resync time.Duration
-	// EnrolWait is how long an enrolment waits for a pod that the source doesn't know yet, or for a fault to end.
+	// EnrolWait is how long an enrolment waits for an unknown pod, or for a fault to end.
 	EnrolWait time.Duration
 	// NoDrops leaves dropped packets to another program that reads the log group.
 	NoDrops bool

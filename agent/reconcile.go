@@ -112,8 +112,8 @@ func (r *round) keepGuardAndGate(context.Context) bool {
 	return true
 }
 
-// concludeKernel ends the round if the kernel lacks something that it should have, or if ctx has ended. Then no pod
-// is enrolled.
+// concludeKernel ends the round, without an enrolment, if the kernel lacks something that it should have. It also
+// does so if ctx has ended.
 func (r *round) concludeKernel(ctx context.Context) bool {
 	if ctx.Err() != nil {
 		return false
@@ -177,8 +177,8 @@ func (r *round) renewHeartbeat(context.Context) bool {
 	return true
 }
 
-// renewConflist writes the runtime's configuration while a plugin waits, if the agent is about to refuse it as
-// outdated, or hasn't written the configuration yet.
+// renewConflist writes the runtime's configuration while a plugin waits. It does so if this agent hasn't written it
+// yet, or is about to refuse the plugin as outdated.
 func (r *round) renewConflist(context.Context) bool {
 	needed := func(e *enrolment) bool {
 		ep, ok := r.records.endpoints[e.id]

@@ -56,7 +56,7 @@ type Flow struct {
 type FlowEnd struct {
 	// Pod is the pod's namespace/name, or several with commas between them if they share the address.
 	Pod string `json:"pod,omitempty"`
-	// Labels are the pod's labels. They are nil if it is no pod, or if it isn't certain which pod it is.
+	// Labels are the pod's labels. They are nil without a pod, or if several pods may have the address.
 	Labels map[string]string `json:"labels,omitempty"`
 	// Node is the name of the Node that has the address as its own.
 	Node    string     `json:"node,omitempty"`

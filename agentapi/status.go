@@ -103,8 +103,8 @@ type PodStatus struct {
 
 // Values of PodStatus.Ingress and PodStatus.Egress that aren't names of policies.
 const (
-	ClassOpen   = "open"
-	ClassClosed = "closed"
+	ClassOpen   = "open"   // no policy isolates the pod
+	ClassClosed = "closed" // the pod is in no class
 	// ClassAudited begins the value if audited policies would isolate the pod. Their names follow.
 	ClassAudited = "open, audited by "
 	// ClassBefore: the pod is in classes of an earlier agent, and this agent hasn't applied its own rules yet.

@@ -23,10 +23,10 @@ type Node struct {
 // NewNode returns the node that the process runs on. No other function chooses an implementation of PodSets.
 func NewNode() Node { return Node{Sets: podSets{}} }
 
-// PodSets are the packet filter's sets of this node's pods. If a pod is in the set of all pods, the rules drop its new
-// connections unless the pod's class allows them. The agent fills most sets. Package attachment writes to the sets
-// too: before a link is up, its attachment's addresses must be in the set of all pods, and after the attachment's end
-// they must be in no set. Each backend of the packet filter has an implementation. All methods can be repeated.
+// PodSets are the packet filter's sets of this node's pods. If a pod is in the set of all pods, the rules drop its
+// new connections unless the pod's class allows them. The agent fills most sets. Package attachment adds an
+// attachment's addresses to the set of all pods before its link is up. After its end it removes them from all sets.
+// Each backend of the packet filter has an implementation. All methods can be repeated.
 type PodSets interface {
 	// Name returns the name of the set of all pods of the address's family, for messages.
 	Name(addr netip.Addr) string
@@ -41,8 +41,7 @@ type PodSets interface {
 	Holds(addr netip.Addr) (bool, error)
 	// InUse reports whether a rule looks addresses up in the set of all pods of this address's family.
 	InUse(addr netip.Addr) (bool, error)
-	// Check returns an error that names each set that should hold one of the addresses of an enrolled pod and does
-	// not.
+	// Check returns an error for an enrolled pod's addresses. It names each set that lacks one of them.
 	Check(addrs ...netip.Addr) error
 	// Addresses returns the addresses in all sets that can only hold pods of this node.
 	Addresses() ([]netip.Addr, error)

@@ -14,9 +14,8 @@ import (
 func (n Node) Reap() ([]endpoint.Endpoint, error) { return n.endEach(isOver) }
 
 // Collect does the work of CNI's GC. It ends every attachment to the network with an ID that isn't in valid, unless
-// a process is making or ending it. An attachment with a broken record ends only if Reap would end it. Then Collect
-// removes everything that belongs to no attachment. If a step fails, it continues with the others. The error is a
-// *StepError.
+// a process is making or ending it. If a record is broken, it asks as Reap does. Then Collect removes everything
+// that belongs to no attachment. If a step fails, it continues with the others. The error is a *StepError.
 func (n Node) Collect(network string, valid map[string]bool) error {
 	_, err := n.endEach(func(id string) (bool, error) {
 		if valid[id] {

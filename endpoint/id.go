@@ -28,7 +28,7 @@ var ErrTooLong = errors.New("the endpoint ID is too long")
 const maxID = 255 - len(endingSuffix)
 
 // IDOfFile returns the ID of the attachment whose record has that file name. ok is false if the name isn't that of a
-// record, or if the record is ending.
+// record, or that of an ending one.
 func IDOfFile(name string) (id string, ok bool) {
 	id, ok = strings.CutSuffix(name, suffix)
 	return id, ok && CheckID(id) == nil

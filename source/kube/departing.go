@@ -29,7 +29,7 @@ type departing struct {
 	namespaces map[string]*departure
 	// recent has deleted policies by namespace and name. Their namespace may later be reported as being deleted.
 	recent  map[string]map[string]removal
-	expiry  []removal // the same in the order of their deletion, and policies that recent no longer has
+	expiry  []removal // in the order of deletion; it may have policies that recent no longer has
 	started time.Time // the time of the first delta; zero before it
 }
 

@@ -167,9 +167,9 @@ func (d *Dir) dropGone(now time.Time) (changed bool, again <-chan time.Time) {
 	return changed, time.After(next)
 }
 
-// read reads the manifests that the change names, or the whole tree if that is needed. It calls watch if there are
-// other directories than before. It reports whether an object or an error may have changed. If the tree can't be
-// listed or watched, it returns an error.
+// read reads the manifests that the change names, or the whole tree if that is needed. It calls watch if the
+// directories have changed. changed is true if an object or an error may have changed. It returns an error if the
+// tree can't be listed or watched.
 func (d *Dir) read(change dirwatch.Change, watch func(map[string]bool) error) (changed bool, err error) {
 	if d.files == nil {
 		d.files = map[string]*file{}

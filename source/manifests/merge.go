@@ -23,9 +23,9 @@ type placed struct {
 
 func (p placed) String() string { return printable(p.file) + ", " + p.where }
 
-// merge returns the objects of all files, and stores the report for Files. The error names documents that can't be
-// parsed, policies whose namespace can't be read and, until d.started, files that are being written. The objects are
-// nil until d.started.
+// merge returns the objects of all files, and stores the report for Files. The error names unparsed documents and
+// policies whose namespace can't be read. Until d.started, it also names files that are being written, and the
+// objects are nil.
 func (d *Dir) merge() (*policy.Objects, error) {
 	var all policy.Objects
 	var errs, less []error // errs, of files that may have an unknown policy, come first

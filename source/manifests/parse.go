@@ -195,9 +195,9 @@ func couldBePolicy(o object) bool {
 	return false
 }
 
-// misspelt returns the kind that the object's author probably meant: a kind that policy needs, whose name equals the
-// object's kind if case is ignored. If the name equals it exactly, the object's apiVersion is wrong. It returns ""
-// if there is no such kind. It also does so if the group has a dot: the object is then probably another API's.
+// misspelt returns the kind that the object's author probably meant. Its name equals the object's kind if case is
+// ignored. If the name equals it exactly, the object's apiVersion is wrong. misspelt returns "" if there is no such
+// kind. It also returns "" if the group has a dot: the object is then probably another API's.
 func misspelt(o object) string {
 	if strings.Contains(o.group(), ".") {
 		return ""
