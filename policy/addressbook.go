@@ -104,7 +104,8 @@ type portAt struct {
 	port NamedPort
 }
 
-// at returns the sets that have the address. If several pods share it, each of them alone must put it into the set.
+// at returns the sets that have the address. A set has a shared address if it would have the address for each pod
+// alone.
 func (e *Engine) at(a netip.Addr) (s standing) {
 	users := e.addresses.users(a)
 	if len(users) == 0 {

@@ -90,8 +90,8 @@ func (c *common) base() {
 		}})
 }
 
-// dropChains adds a chain for each reason to drop; the chain logs and drops every packet. If the rule itself were
-// two rules, log and drop, both would be compared with every other packet.
+// dropChains adds chains that log and drop every packet, one for each reason. A rule that leads there costs other
+// packets one comparison; a rule that logs and one that drops would cost two.
 func (c *common) dropChains() {
 	for _, of := range []struct{ name, why string }{
 		{conf.CutChain, "connections cut by a later change of policy"},
@@ -163,7 +163,7 @@ func (c *common) ahead(other links) []ruleset.Rule {
 
 // icmpErrors adds the chain that checks ICMP errors from pods, and returns two rules for ICMP.
 //
-// icmpFromPods sends ICMP from pods to the chain, which drops errors about other pods' packets. Connection tracking
+// icmpFromPods sends ICMP from pods to the chain, which drops errors about packets of others. Connection tracking
 // ignores the sender of an error: without the check, a pod could end or slow down others' connections. Untracked
 // errors are checked too, since forged ones could shrink the packets of the tunnel between nodes.
 //

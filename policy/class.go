@@ -157,8 +157,8 @@ func (l *lowering) classRules(policies []parsedPolicy) []ruleset.Rule {
 }
 
 // class computes the class of the group's pods. If their policies allow nothing, or the kernel refuses the class
-// set, it is part of the class "none". If ok is false, the policies are audited and the kernel refuses a part: the
-// pods count as isolated by no policy.
+// set, the pods are in the class "none". ok is false if the policies are audited and the kernel refuses a part: the
+// pods then count as isolated by no policy.
 func (l *lowering) class(g *group) (k class, ok bool) {
 	if g.audited {
 		return l.auditClass(g)

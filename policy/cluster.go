@@ -21,8 +21,8 @@ type cluster struct {
 	expected []*Pod
 	// shared has each address that several pods state as their own. Which of them sends from it is unknown.
 	shared map[netip.Addr][]member
-	// disbelieved are problems of pods without an endpoint on this node. Policy uses none of the addresses they are
-	// about.
+	// disbelieved are problems of pods without an endpoint on this node. Each is about an address that policy doesn't
+	// use.
 	disbelieved []ruleset.Problem
 	// ambiguous are problems of endpoints that may be one of several pods.
 	ambiguous []ruleset.Problem
@@ -215,8 +215,8 @@ func others(names []string, i int) string {
 	return said
 }
 
-// agreed returns a function for an address: is means true for all pods that share it? The answer for an unshared
-// address is true. Each address is evaluated once.
+// agreed returns a function that reports, for an address, whether means is true for all pods that share it. For an
+// unshared address it returns true. Each address is evaluated once.
 func (c cluster) agreed(means func(member) bool) func(netip.Addr) bool {
 	known := map[netip.Addr]bool{}
 	return func(a netip.Addr) bool {

@@ -81,8 +81,8 @@ func faultPod(namespace, name, node, address string) policy.Pod {
 	}
 }
 
-// TestFaults: each fault of an object is reported once, with object and field. It allows no more traffic, and cuts
-// only that in "cut".
+// TestFaults: each fault of an object is reported once, with object and field. It allows no more traffic, and denies
+// only the packets in "cut".
 func TestFaults(t *testing.T) {
 	// These are the verdicts without a fault.
 	const (

@@ -74,8 +74,8 @@ type group struct {
 	pods    []joined
 }
 
-// groups returns the endpoints grouped by the policies that isolate them, and the open endpoints. Closed endpoints
-// are in neither. If only audited policies would isolate an endpoint, these group it.
+// groups returns the endpoints, grouped by the policies that isolate them, and the open endpoints. Closed endpoints
+// are in neither. Endpoints that only audited policies would isolate are grouped by these.
 func (l *local) groups(s *side) (groups []*group, open []joined) {
 	byPolicies := map[string]*group{}
 	at := func(all alternatives) *group {

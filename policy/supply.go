@@ -28,7 +28,8 @@ type supply struct {
 	source    ruleset.Entries
 	users     []*tenant
 	sharing   int // how many namespaces that may be modest need the set
-	// stamp is the compiler's when a part that needs the set was last made, and before when one was last replaced.
+	// stamp is the compiler's stamp when a part that needs the set was last made. before is the stamp when such a part
+	// was last replaced.
 	stamp, before uint64
 	modest        uint64 // the last division in which a modest namespace needed the set
 }

@@ -39,7 +39,8 @@ type work struct {
 	// over, if not nil, reports whether the compile has taken enough time.
 	over  func() bool
 	spent bool // something has been done in this compile
-	// done is the work of each namespace since none waited last. A namespace with more done comes later.
+	// done is the work of each namespace. It is cleared when no namespace waits. A namespace with more done comes
+	// later.
 	done map[string]float64
 }
 

@@ -81,10 +81,10 @@ type Place struct {
 	Here        bool `json:"here,omitempty"`
 	// What says in words what the address is.
 	What string `json:"what,omitempty"`
-	// Invented is true if the address only stands for one, because the source has none.
+	// Invented is true if the source has no address for the pod: this one only stands for it.
 	Invented bool `json:"invented,omitempty"`
-	// isNode is true if the address is a node's own, and isOwn if that node is the agent's. isTunnel is true for a
-	// node's address in the tunnel. isWorld is true if the address stands for the world.
+	// isNode is true if the address is a node's own, and isOwn if that node is the agent's. isTunnel is true if the
+	// node sends from it through the tunnel. isWorld is true if the address stands for the world.
 	isNode, isOwn, isTunnel, isWorld bool
 }
 

@@ -27,8 +27,8 @@ func nearest(want string, names []string) []string {
 	return all
 }
 
-// distance returns how many characters differ (Levenshtein). If a is the beginning of b, as with a Deployment and
-// its pods, it is at most 2.
+// distance returns how many characters must change to turn one name into the other (Levenshtein). If a is the
+// beginning of b, as with a Deployment and its pods, it is at most 2.
 func distance(a, b string) int {
 	if len(a) > 2 && len(b) >= len(a) && b[:len(a)] == a {
 		return min(len(b)-len(a), 2)

@@ -300,8 +300,8 @@ var outside = [...][]netip.Addr{
 	conf.IPv6: {netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2606:4700:4700::1111")},
 }
 
-// worldPlaces returns an address of each family that stands for the world. It prefers one in no ipBlock but whole
-// families.
+// worldPlaces returns an address of each family that stands for the world. It prefers an address that only ipBlocks
+// of a whole family contain.
 func (c *Cluster) worldPlaces() (all []Place) {
 	blocks := c.blocks()
 	for _, candidates := range outside {

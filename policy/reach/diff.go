@@ -39,7 +39,7 @@ func Compare(before, after policy.State, services []policy.Service) *Diff {
 // Empty reports whether no connection differs.
 func (d *Diff) Empty() bool { return len(d.Opened)+len(d.Closed) == 0 }
 
-// minus returns the index of the set of the ports in a and not in b.
+// minus returns the index of the set of ports that are in set a but not in set b.
 func (sp *space) minus(a, b int32) int32 {
 	if a == b {
 		return 0

@@ -47,7 +47,7 @@ func New(s policy.State, services []policy.Service) *Matrix {
 	return u.matrix(0)
 }
 
-// Between returns the ports on which party i can reach party j. They may differ between the families.
+// Between returns the ports on which party i can reach party j. The families may have different ports.
 func (m *Matrix) Between(i, j int) Reach {
 	c := m.between[m.classes[i]][m.classes[j]]
 	return m.space.reach(c)

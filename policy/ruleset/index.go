@@ -33,7 +33,8 @@ type indexedChain struct {
 	verdicts map[verdictOf]Action
 }
 
-// verdictOf is the key of a verdict. Sources with the same signature have the same verdict.
+// verdictOf is the key of a verdict. Packets that differ only in their sources have the same key if the sources have
+// the same signature.
 type verdictOf struct {
 	Packet
 	source   *signature

@@ -190,7 +190,8 @@ func ends(s policy.State, namespaces map[string]policy.Namespace) map[netip.Addr
 }
 
 // assignedBy reports whether the Node can have assigned the address to a pod without an attachment here. The address
-// must be in its podCIDRs, and outside of this node's. Without any Nodes, every address can be.
+// must be in its podCIDRs, and outside of this node's. If the state has no Nodes and doesn't name this node, every
+// address can be.
 func assignedBy(s policy.State, name string, a netip.Addr) bool {
 	if s.Node == "" && len(s.Nodes) == 0 {
 		return true
