@@ -57,8 +57,8 @@ func arrivals(t *testing.T, p *nodetest.Pod) *atomic.Int64 {
 	return &count
 }
 
-// flood sends UDP packets until stop is called, which returns how many were sent. It goes on if a packet can't be
-// sent.
+// flood sends UDP packets until stop is called. stop returns how many were sent. If a packet can't be sent, flood
+// goes on.
 func flood(t *testing.T, netns, address string) (stop func() int) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())

@@ -61,8 +61,7 @@ func (t tree) has(pattern string) bool {
 	return false
 }
 
-// checkProgram returns an error unless the image has the program and its libraries, for the machine of weir's
-// programs.
+// checkProgram returns an error unless the image has the program and its libraries, for the CPU of weir's programs.
 func (t tree) checkProgram(name string) error {
 	way, err := t.follow(name)
 	if err != nil {

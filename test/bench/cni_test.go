@@ -215,8 +215,8 @@ func TestADD(t *testing.T) {
 	report(took, all)
 }
 
-// report prints the medians, and the ratio of weir's time to each other plugin's in the same round, with its
-// interval.
+// report prints the medians. It also prints the ratio of weir's time to each other plugin's in the same round, with
+// its interval.
 func report(took map[string][]time.Duration, all []contender) {
 	for _, what := range []string{
 		"ADD", "DEL", fmt.Sprintf("ADD-%d-parallel", *parallel),

@@ -21,7 +21,7 @@ type traffic struct {
 	name string
 	// batch is how many times the client repeats its part before it looks at the clock.
 	batch int
-	// client returns the client's part, and what ends it and the server's loop.
+	// client returns the client's part (once). end ends it and the server's loop.
 	client func(*packetNode) (once func() error, end func() error, err error)
 	// server is repeated until the client has ended.
 	server func(*packetNode) error

@@ -50,8 +50,8 @@ func explain(n *nodetest.Node, args ...string) (e explanation, code int) {
 	return e, code
 }
 
-// mendable has a policy for one port. It allows only pods and namespaces with certain labels. labels and team are the
-// client's, and port is the policy's.
+// mendable has a policy for one port. The policy allows only pods with a label, in namespaces with a label. labels
+// are the client's labels, team is its namespace's label, and port is the policy's.
 func mendable(labels, team string, port int) string {
 	return fmt.Sprintf(`
 apiVersion: v1

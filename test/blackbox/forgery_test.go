@@ -39,7 +39,7 @@ func fromOutside(t *testing.T, n *nodetest.Node) *forgery {
 	}
 }
 
-// neighbour returns the MAC of the pod's gateway. It first makes the pod ask for this MAC.
+// neighbour returns the MAC of the pod's gateway. If the pod doesn't know it yet, it first has to ask.
 func neighbour(t *testing.T, name string) net.HardwareAddr {
 	t.Helper()
 	var routes []struct{ Gateway string }

@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAddsAndDelsAreNobodysTampering: if ADD and DEL change sets during resyncs, the agent doesn't undo it. After the
-// last DEL, no pod is in the set.
+// TestAddsAndDelsAreNobodysTampering: if ADD and DEL change sets during resyncs, the agent doesn't undo these
+// changes. After the last DEL, no pod is in the set weir-pods.
 func TestAddsAndDelsAreNobodysTampering(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return

@@ -7,8 +7,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// workloads has workloads of four kinds, and a static pod. The client's pods may reach web and db; other's may reach
-// db-0.
+// workloads has workloads of four kinds, and a static pod. The client's pods may reach web and db. The pods of the
+// workload other may reach db-0.
 const workloads = `
 apiVersion: apps/v1
 kind: Deployment

@@ -10,7 +10,7 @@ import (
 )
 
 // TestTheNodeIsKept: if weir's settings are removed from a node, the agent restores them with the privileges of
-// conf/weir.yaml. No container before the agent has an API token.
+// conf/weir.yaml. Containers that run before the agent's have no API token.
 func TestTheNodeIsKept(t *testing.T) {
 	ns := namespace(t, "kept")
 	on := workers(t)[0].name

@@ -26,8 +26,8 @@ import (
 )
 
 // hooks make the kernel log the packets that its IP stack takes. The chain "enters" comes after weir's own drops
-// (-450) and before reassembly (-400). For ARP, the earliest hook is input. "tracks" makes the kernel track
-// connections without weir too.
+// (-450) and before reassembly (-400). For ARP, the earliest hook is input. With "tracks", the kernel tracks
+// connections on the node without weir too.
 const hooks = `
 table inet hostile {
   chain enters {

@@ -322,8 +322,8 @@ func (w *world) finish(t testing.TB) {
 	})
 	// portmap sets this sysctl with the first hostPort.
 	w.sysctl(t, "ipv4/conf/weir0/route_localnet", "1")
-	// The kernel's limits for ICMP errors would hide answers. It answers a fragment only after a timeout, so timeouts
-	// are short.
+	// The kernel's limits for ICMP errors would hide answers. The kernel answers an incomplete packet only when
+	// reassembly times out, so the timeouts are short.
 	w.sysctl(t, "ipv4/icmp_ratelimit", "0")
 	w.sysctl(t, "ipv6/icmp/ratelimit", "0")
 	w.sysctl(t, "ipv4/icmp_msgs_per_sec", "100000")

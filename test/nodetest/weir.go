@@ -94,7 +94,7 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// MainAsShipped is the TestMain of packages that measure the programs without the race detector. It would make
+// MainAsShipped does the same as Main, but never builds weir-agent with the race detector. The detector makes
 // weir-agent several times slower.
 func MainAsShipped(m *testing.M) {
 	if err := os.Setenv(shippedEnv, "1"); err != nil {

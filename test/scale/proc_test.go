@@ -130,7 +130,8 @@ func decode(kubeconfig string) error {
 	return errors.New("the watch has ended")
 }
 
-// memory is the agent's memory, in MB of 10^6 bytes: resident, resident without files, and the peak.
+// memory is the agent's memory, in MB of 10^6 bytes. RSS is what is resident, Anonymous the part of RSS that is in no
+// file, and Peak the highest RSS.
 type memory struct{ RSS, Anonymous, Peak float64 }
 
 func (n *node) memory() memory {

@@ -28,8 +28,8 @@ func (n *node) restart() restarted {
 	return restarted{started: n.start()}
 }
 
-// restartTraced counts the writes to the kernel of a restarted agent until a resync has passed. Then it starts the
-// agent without strace.
+// restartTraced restarts the agent under strace, although nothing has changed. It counts the agent's writes to the
+// kernel until a resync has passed. Then it restarts the agent without strace.
 func (n *node) restartTraced() restarted {
 	n.Helper()
 	n.StopAgent()

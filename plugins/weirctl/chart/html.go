@@ -22,7 +22,7 @@ var (
 	pageScript []byte
 )
 
-// pageRow is a row of the page's data. Ports is an index of the data's sets of ports.
+// pageRow is a row of the page's data. Ports is an index into the data's sets of ports.
 type pageRow struct {
 	From   []int  `json:"f"`
 	To     []int  `json:"t"`

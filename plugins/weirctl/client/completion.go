@@ -53,7 +53,7 @@ func CompleteAudited(cmd *cobra.Command, args []string, begin string) ([]cobra.C
 	return fitting, cobra.ShellCompDirectiveNoFileComp
 }
 
-// odd reports whether no object's name has the character. A shell could act on it.
+// odd reports whether names of objects never have the character. A shell could act on it.
 func odd(r rune) bool {
 	return (r < 'a' || r > 'z') && (r < '0' || r > '9') && !strings.ContainsRune("-./", r)
 }

@@ -131,7 +131,7 @@ func statusLines(line printLine, s *agentapi.Status) {
 	}
 }
 
-// problemTexts returns a line for each problem, and one for problems that differ only in their fields.
+// problemTexts returns a line for each problem. Problems that differ only in their fields share a line.
 func problemTexts(of []agentapi.Problem) (lines []string) {
 	problems := make([]ruleset.Problem, len(of))
 	for i, p := range of {

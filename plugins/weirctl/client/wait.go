@@ -146,7 +146,7 @@ func (w Wait) goal(x *expected, result *Waited, first bool) (*goal, error) {
 	return &goal{pod: &pod}, nil
 }
 
-// askPending asks the pending nodes, and removes those that no longer lack anything. The result gets what the others
+// askPending asks the pending nodes. It removes each node that lacks nothing, and notes in result what the others
 // lack.
 func (c *Cluster) askPending(
 	ctx context.Context, w Wait, g goal, x *expected, pending map[string]bool, result *Waited,

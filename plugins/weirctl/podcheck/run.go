@@ -120,8 +120,8 @@ func (c *Check) tell(r *run, l Line) {
 	c.Tell(l)
 }
 
-// choose chooses the nodes, and tells the line about them. If an agent can't be asked, its node is left out, and the
-// line says BROKEN.
+// choose chooses the nodes, and reports the line of this check. If an agent can't be asked, its node is left out, and
+// the line says BROKEN.
 func (c *Check) choose(ctx context.Context, r *run) error {
 	agents, err := c.Wanted(ctx, c.Nodes)
 	if err != nil {

@@ -162,8 +162,8 @@ func (s *Server) put(r *resource, o Object) time.Time {
 	return time.Now()
 }
 
-// Update changes the stored object that has the kind and name of like. It returns the time when the change was queued
-// for all watches; false if there is no such object.
+// Update changes the stored object with the same kind and name as like. It returns the time when the change was
+// queued for all watches; false if there is no such object.
 func (s *Server) Update(like Object, change func(Object)) (time.Time, bool) {
 	r := s.of(like)
 	s.mu.Lock()
@@ -177,8 +177,8 @@ func (s *Server) Update(like Object, change func(Object)) (time.Time, bool) {
 	return s.put(r, now), true
 }
 
-// Beat changes the i-th object of the Base of like's kind in a way that no policy depends on. It does nothing if the
-// object was otherwise changed or deleted.
+// Beat changes the status of an initial object: the i-th one of the same kind as like. No policy depends on the
+// change. If the object was otherwise changed or deleted, Beat does nothing.
 func (s *Server) Beat(like Object, i int) {
 	r := s.of(like)
 	s.mu.Lock()
@@ -193,8 +193,8 @@ func (s *Server) Beat(like Object, i int) {
 	s.tell(r, &event{version: s.rv, was: was, now: r.at(i)})
 }
 
-// Delete deletes the stored object that has the kind and name of like. It returns the time when the change was queued
-// for all watches; false if there is no such object.
+// Delete deletes the stored object with the same kind and name as like. It returns the time when the change was
+// queued for all watches; false if there is no such object.
 func (s *Server) Delete(like Object) (time.Time, bool) {
 	r := s.of(like)
 	s.mu.Lock()
