@@ -75,7 +75,8 @@ func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr, mtu i
 	name := p.IfName + " in the pod"
 	errs := []error{checkUp(link, name)}
 	index := link.Attrs().Index
-	// Another plugin may have made the MTU smaller, as tuning does. Larger packets are dropped.
+	// A smaller MTU is right, because another plugin may have set it, as tuning does. Packets larger than the other
+	// end's MTU are dropped.
 	if have := link.Attrs().MTU; have > mtu {
 		errs = append(errs, fmt.Errorf("%s has MTU %d, and its other end %d", name, have, mtu))
 	}

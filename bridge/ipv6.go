@@ -71,7 +71,8 @@ func forwardIPv6(h netlinksafe.Handle) error {
 	return explainNoIPv6(setAll(sysctlsIPv6()), "on the node")
 }
 
-// explainNoIPv6 adds to the kernel's error that IPv6 is switched off, if that is its cause.
+// explainNoIPv6 adds an explanation to an error that means that IPv6 is switched off. Other errors stay as they
+// are.
 func explainNoIPv6(err error, where string) error {
 	for _, e := range []error{unix.EACCES, unix.EAFNOSUPPORT, unix.EOPNOTSUPP, fs.ErrNotExist} {
 		if errors.Is(err, e) {

@@ -167,10 +167,10 @@ func sysctlsIPv6() []Property {
 }
 
 // sysctlsOfBridges returns the sysctls by which pods reach a Service whose pod is on the same node. If br_netfilter
-// is loaded, it runs iptables on a packet before the bridge passes it up. It then bridges a packet that
-// kube-proxy's rules send to another pod, and isolated ports refuse the packet (br_nf_pre_routing_finish:
-// "bridged_dnat"). weir doesn't need br_netfilter, because the node routes every packet between pods. No setting
-// switches br_netfilter off for one bridge.
+// is loaded, it runs iptables on packets while they are on the bridge. kube-proxy's rules may then send a packet to
+// another port, and isolated ports refuse it (br_nf_pre_routing_finish: "bridged_dnat"). weir doesn't need
+// br_netfilter, because the node routes every packet between pods. No setting switches br_netfilter off for one
+// bridge.
 func sysctlsOfBridges() []Property {
 	why := "iptables leaves alone what is still being bridged"
 	return []Property{

@@ -141,7 +141,7 @@ func delNeighbour(index int, addr netip.Addr) *nl.NetlinkRequest {
 	return request(unix.RTM_DELNEIGH, 0, entry, attr(netlink.NDA_DST, addr.AsSlice()))
 }
 
-// noLinkLocal returns the request that switches the link's link-local address off (see addrGenModeNone).
+// noLinkLocal returns the request that keeps the kernel from making a link-local address (see addrGenModeNone).
 //
 // Equivalent to: ip link set LINK addrgenmode none
 func noLinkLocal(index int) *nl.NetlinkRequest {

@@ -22,7 +22,8 @@ const firstSecondaryTable = 88_000
 // existingRoutes are the destinations to which the pod already has routes out of another interface.
 type existingRoutes map[netip.Prefix]bool
 
-// tolerate returns a Step.MapError. If the pod has the route already, it records the destination and returns nil.
+// tolerate returns a Step.MapError. If the pod has the route already, it notes the destination in t and returns
+// nil.
 func (t existingRoutes) tolerate(r conf.Route) func(error) error {
 	exists := t.refuse(r)
 	return func(err error) error {

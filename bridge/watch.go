@@ -71,7 +71,8 @@ type News struct {
 	Settings bool
 	// Ways means that the tunnel, or weir's routes to other nodes' pods, may have changed.
 	Ways bool
-	// Underlay means that the paths to other nodes may have changed: something has changed that isn't weir's own.
+	// Underlay means that the paths to other nodes may have changed: a link, address, route or rule has changed
+	// that isn't weir's own.
 	Underlay bool
 }
 
@@ -138,7 +139,7 @@ type listener struct {
 	addresses map[heardAddress]bool
 }
 
-// heardLink has what paths depend on.
+// heardLink has the properties of a link that paths to other nodes depend on.
 type heardLink struct {
 	name        string
 	mtu, master int

@@ -258,7 +258,8 @@ func TestOnlyTheHolderReleases(t *testing.T) {
 	wantHolders(t, map[string]string{})
 }
 
-// TestHoldersLeavesStrangersOut: other programs' files in the directory of addresses are no assigned addresses.
+// TestHoldersLeavesStrangersOut: if other programs' files are in the directory of addresses, they don't count as
+// assigned.
 func TestHoldersLeavesStrangersOut(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -94,8 +94,8 @@ type Path struct {
 
 // Paths knows the node's routes.
 type Paths interface {
-	// To returns the path for packets from one address of the node to the other address. If from is invalid, the
-	// kernel chooses the source address.
+	// To returns the path that packets from one address take to the other. If from is invalid, the kernel chooses
+	// it.
 	To(from, to netip.Addr) (Path, error)
 	// Uplink returns the path from the node's address to nodes that aren't known yet.
 	Uplink(local netip.Addr) (Path, error)
@@ -104,14 +104,14 @@ type Paths interface {
 // Plan is what the kernel should have of the overlay on this node.
 type Plan struct {
 	Options
-	// NodeAddress is the node's own address, the near end of all tunnels. Its family is that of all tunnels; packets of
-	// both families travel inside. Gateways are the node's addresses in the pods' networks, one of each family: the
-	// node sends from them to pods on other nodes. NodeAddress is invalid while the node can't have an overlay.
+	// NodeAddress is the node's own address, the near end of all tunnels. It is invalid while the node can't have
+	// an overlay. All tunnels have its family, and packets of both families travel inside. Gateways are the node's
+	// addresses in the pods' networks, one of each family. The node sends from them to pods on other nodes.
 	NodeAddress netip.Addr
 	Gateways    []netip.Addr
 	Remotes     []Remote
-	// Nodes has the addresses of all nodes, including this one. Networks has the networks of all pods, Own those of this
-	// node's pods, and Tunnelled those from which packets come only out of tunnels.
+	// Nodes has the addresses of all nodes, including this one. Networks has the networks of all pods, and Own
+	// those of this node's pods. Packets from the networks in Tunnelled come only out of tunnels.
 	Nodes                    []netip.Addr
 	Networks, Own, Tunnelled []netip.Prefix
 	// MTU is the MTU of the pods' links, and TunnelMTU the MTU of the VXLAN device, in bytes. Both are 0 while no path is

@@ -47,8 +47,7 @@ func BenchmarkAll200000(b *testing.B) {
 	b.ReportMetric(float64((all-dump).Milliseconds())/float64(b.N), "beside-cpu-ms")
 }
 
-// BenchmarkDelete200000 deletes the connections of an address that has none. Most addresses of ended pods have
-// none.
+// BenchmarkDelete200000 measures Delete for an address without connections. Most addresses of ended pods have none.
 func BenchmarkDelete200000(b *testing.B) {
 	full(b, 200_000)
 	b.ReportAllocs()

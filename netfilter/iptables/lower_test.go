@@ -66,7 +66,7 @@ func listed(l *lowered, problems []ruleset.Problem) string {
 	return b.String()
 }
 
-// TestLimits: ipset doesn't support some entries. They are written as others, and a refusal names the original
+// TestLimits: if ipset doesn't support an entry, it is written as other entries. A refusal names the original
 // entry.
 func TestLimits(t *testing.T) {
 	entry := func(p, words string) ruleset.Entry {

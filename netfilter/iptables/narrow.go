@@ -17,8 +17,8 @@ func (d *Driver) settle(r ruleset.Ruleset, result netfilter.Result, err error) {
 }
 
 // applyEntries applies a ruleset that differs from the last one only in entries of peers' sets. Most changes are of
-// this kind, and it saves the look at everything else. done is false if the ruleset differs in more: then nothing
-// was changed. Errors are those of Apply.
+// this kind, and applyEntries looks at nothing else. done is false if the ruleset differs in more: then nothing was
+// changed. Errors are those of Apply.
 func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done bool, err error) {
 	changed, ok := d.changedEntries(r)
 	if !ok {

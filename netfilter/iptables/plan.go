@@ -17,13 +17,14 @@ import (
 type plan struct {
 	create []ruleset.Set // created with their entries; no rule uses these sets yet
 	before []change
-	// across are changes of pods' numbers that may allow more and deny more. They need all of before.
+	// across are changes of pods' numbers that may allow more and deny more. They are made only if all of before
+	// succeeded.
 	across  []change
 	restore [len(conf.Families)]string // for each family's iptables-restore --noflush
-	// blind has the commands for tables that nobody can read. Each is tried by itself.
+	// blind has the commands for tables that can't be read. Each element is tried by itself.
 	blind []blind
 	after []change
-	// destroy has sets that no rule uses any more. They can wait.
+	// destroy has sets that no rule uses any more. Destroying them can wait.
 	destroy []string
 	// strays are entries of no known attachment in the sets of all pods. The plan doesn't remove them: an
 	// attachment may just have begun. Only the code that ends an attachment removes its addresses.

@@ -30,7 +30,7 @@ type seen struct {
 	sum    []byte // hash of the rule without its counters
 }
 
-// parts returns the rule's target. It is empty for a rule with a condition.
+// parts returns the rule's target. A condition is an empty text there, because only its existence is known.
 func (s seen) parts() parts {
 	p := parts{
 		target: s.target, goes: s.target != "" && s.target != "DROP" && s.target != returns, audits: s.audits,

@@ -52,7 +52,7 @@ func mapOf(chain string) string {
 	return conf.IngressMap
 }
 
-// withVerdict returns the value of an entry of a map. target is the class's chain, or empty for return.
+// withVerdict returns the value of an entry of a map. target is the class's chain; empty if packets return.
 func withVerdict(target, comment string) string { return target + " " + comment }
 
 // verdictIn returns the verdict and the comment in the value of an entry of a map.
