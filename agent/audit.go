@@ -12,9 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// auditJudge decides which logged packets the audited policies would drop. The rule that logs them can't decide it:
-// the kernel knows only one end of the connection. The evaluator knows both ends, but as they are now, not at the
-// time of the packet.
+// auditJudge decides which logged packets the audited policies would drop. The kernel can't decide it, because it
+// knows only one end of the connection.
 type auditJudge struct {
 	cache verdict.Cache
 	// found has the would-drops by their indexes in the result of only.

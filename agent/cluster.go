@@ -109,8 +109,8 @@ func (c *clusterView) show(name policy.Name) {
 	c.engine.Apply(d)
 }
 
-// knows reports whether the endpoint's pod can be put into its classes. Enforcement may be off, or the objects may
-// have the pod with the same UID. Without a pod of this name, a workload that makes such pods is enough.
+// knows reports whether the endpoint's pod can be put into its classes. If the objects don't have the pod, a
+// workload that makes such pods is enough.
 func (c *clusterView) knows(e endpoint.Endpoint) bool {
 	if e.Enforcement == conf.Off {
 		return true
@@ -152,8 +152,8 @@ func (a *agent) runSource(ctx context.Context) error {
 	return nil
 }
 
-// takeUpdate takes the changes of the source's objects. d is nil if nothing has changed, or if there is no usable
-// state yet. It returns the work that remains. In a large cluster most changes leave none.
+// takeUpdate takes the changes of the source's objects, and returns the work that remains. d may be nil. In a large
+// cluster most changes leave no work.
 func (a *agent) takeUpdate(d *policy.Delta, err error) work {
 	remaining := work{reconcile: d == nil || !a.cluster.known || d.Nodes != nil}
 	if d != nil {

@@ -12,9 +12,8 @@ type conflist struct {
 	mtu int // the MTU of pods' links in the configuration that was last written; 0: none was written yet
 }
 
-// writeConflist writes the runtime's network configuration, unless the file has it already. It comes last in an
-// agent's start: the runtime starts no pod before the file exists. It does nothing while this node's address or MTU
-// isn't known.
+// writeConflist writes the runtime's network configuration, if it has changed. The runtime starts no pod before the
+// file exists. Without this node's address and MTU it does nothing.
 func (a *agent) writeConflist() error {
 	plan := a.ways.plan
 	if a.Node.Conflist == "" || !plan.NodeAddress.IsValid() || plan.MTU == 0 {

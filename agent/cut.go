@@ -38,14 +38,14 @@ type cutting struct {
 }
 
 // shortestPeriod is the shortest period of a walk. A long walk's period is twice its time, so walks run at most half
-// of the time. A walk may begin early by up to borrowed times shortestPeriod, so the first few changes needn't wait.
+// of the time. A walk may begin early, by up to borrowed times shortestPeriod.
 const (
 	shortestPeriod = 500 * time.Millisecond
 	borrowed       = 4
 )
 
-// lazyPeriods is the least period of a lazy walk, in units of shortestPeriod. Such a walk may wait: nobody sends
-// from a gone pod's address until another pod gets it. In a large cluster pods end all the time.
+// lazyPeriods is the least period of a lazy walk, in units of shortestPeriod. In a large cluster pods end all the
+// time. Nobody sends from their addresses, so the walk may wait.
 const lazyPeriods = 4
 
 type walkResult struct {
@@ -74,8 +74,8 @@ func (s *snapshot) links() map[netip.Addr]ruleset.Link {
 	return all
 }
 
-// note makes a walk due if the change of the kernel requires one. A change that may deny connections does, and a
-// repair. A change that only allows more matters only if connections are cut, or may be cut by a running walk.
+// note makes a walk due if the change of the kernel requires one. A change that only allows more requires none,
+// unless connections are cut, or a walk is running.
 //
 // gone is true if the change only denies addresses of no pod. Then the walk may be later.
 func (c *cutting) note(r netfilter.Result, verify netfilter.Verify, gone bool) {

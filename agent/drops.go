@@ -24,8 +24,7 @@ const (
 )
 
 // dropLog reads and reports the packets that the kernel has dropped. One goroutine reads and counts. The other finds
-// names, and hands the drops on. Nobody waits for them: if they are too slow, the kernel says how many packets it
-// left out.
+// names, and hands the drops on.
 type dropLog struct {
 	ring    *drops.Ring
 	hub     *drops.Hub

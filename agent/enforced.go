@@ -24,8 +24,7 @@ const (
 )
 
 // enforcedNow returns how far the source's objects are enforced, and the agent's status then. ok is false if newer
-// changes aren't enforced yet, or nothing is. err is not nil if the source doesn't know how far its watches are. s
-// is nil if it never can.
+// changes aren't enforced yet. If the source doesn't know its position, err says so. If it never can, s is nil.
 func (a *agent) enforcedNow() (at enforced.Position, s *status, ok bool, err error) {
 	source, is := a.Source.(Positioner)
 	if !is {

@@ -90,8 +90,8 @@ func (a *agent) takeEnrolment(ctx context.Context, e *enrolment) {
 	}
 }
 
-// chainsToVerify returns how much of the kernel must be read before a pod is enrolled. Reading the tables takes most
-// of an enrolment's time. It isn't needed if the kernel reports all changes and has reported none by others.
+// chainsToVerify returns how much of the kernel must be read before a pod is enrolled. Reading the tables is slow,
+// and needless if no other program has changed them.
 func (a *agent) chainsToVerify(ctx context.Context) netfilter.Verify {
 	if a.backend.TellsOfChanges() && a.drift.none(ctx, a.backend) {
 		return netfilter.Trust

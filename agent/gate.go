@@ -22,8 +22,8 @@ type gate struct {
 	blocked    []ruleset.Problem
 }
 
-// keepGate keeps the gate in the kernel. It reads the kernel's gate only if it may have changed, and otherwise only
-// its counters. It logs a repair of another program's change. After an error no pod is enrolled.
+// keepGate keeps the gate in the kernel. It reads the kernel's gate at a resync, or if the wanted gate has changed.
+// After an error no pod is enrolled.
 func (a *agent) keepGate(verify netfilter.Verify) error {
 	if a.Node.Name == "" {
 		return nil
@@ -92,8 +92,7 @@ func (a *agent) foreignLinks() []string {
 const fewPackets = 3
 
 // blocked returns a problem if a firewall of the host seems to drop what the gate accepts. With too few packets it
-// returns was, the earlier result. The usual culprit is a rule that accepts by connection state: tunnel packets are
-// untracked.
+// returns was, the earlier result.
 func blocked(o NodeOptions, before, now overlay.Traffic, was []ruleset.Problem) []ruleset.Problem {
 	if now.Accepted < before.Accepted || now.Delivered < before.Delivered { // the table is new and counts from 0
 		before = overlay.Traffic{}

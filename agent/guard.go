@@ -34,8 +34,8 @@ func (a *agent) keepGuard(verify netfilter.Verify) error {
 }
 
 // senders returns the sender behind each port, from the records on disk: the loop may not have read a new one yet.
-// Chained attachments and broken records have none, so the guard lets such pods send nothing. senders sets attaching
-// to true for the ports that an ADD is making.
+// It leaves out chained attachments and broken records. It sets attaching to true for the ports that an ADD is
+// making.
 func senders(attaching map[string]bool) ([]bridge.Sender, error) {
 	records, err := endpoint.List()
 	if err != nil && !errors.As(err, &endpoint.BrokenRecords{}) {

@@ -172,8 +172,8 @@ func (a *agent) takeApplied(p applied, well bool) {
 	a.reaper.offer(p.Strays)
 }
 
-// cleanOther removes weir's rules from the iptables flavour and the backend that the node doesn't use. It tries
-// so after each full read of the kernel, until it has succeeded.
+// cleanOther removes weir's rules from the iptables flavour and the backend that the node doesn't use. It tries this
+// after each full read of the kernel, until it has succeeded.
 func (a *agent) cleanOther(ctx context.Context, verify netfilter.Verify) {
 	if a.kernel.tidy || verify != netfilter.All {
 		return

@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// outdated returns the reason why an attachment doesn't fit this node, or "". Such an attachment comes from an
-// outdated network configuration. Its address may belong to another node by now, so packets to it go there.
+// outdated returns the reason why an attachment doesn't fit this node, or "". It was then made with an outdated
+// network configuration. Another node may have its address.
 func (a *agent) outdated(e endpoint.Endpoint) string {
 	if !primary(e) {
 		return ""

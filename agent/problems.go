@@ -26,8 +26,8 @@ const (
 	manyEvery = time.Second
 )
 
-// report logs new and gone problems, and keeps the list for status and metrics. compiled are the ruleset's problems,
-// others all others. If it is too early for a long list, it returns the time until it must be called again.
+// report logs new and gone problems, and keeps the list for status and metrics. compiled are the ruleset's problems.
+// If it is too early for a long list, wait is the time until the next call.
 func (p *problems) report(log *slog.Logger, compiled, others []ruleset.Problem) (wait time.Duration) {
 	if ruleset.SameProblems(compiled, p.compiled) && slices.Equal(others, p.others) {
 		return 0

@@ -15,8 +15,8 @@ const (
 	// podInterface is the interface with the addresses that kubelet reports as the pod's (defaultIfName of containerd's
 	// CRI plugin).
 	podInterface = "eth0"
-	// publishWait bounds how long an ADD waits until other nodes can know its pod. Usually that takes a few
-	// milliseconds. Without the wait, they may drop the pod's first packet, and TCP repeats it after a second.
+	// publishWait bounds how long an ADD waits until other nodes can know its pod. Without the wait, they may drop
+	// the pod's first packet, and TCP repeats it after a second.
 	publishWait = time.Second
 )
 

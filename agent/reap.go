@@ -36,9 +36,8 @@ func (r *reaper) offer(strays []netip.Addr) {
 	}
 }
 
-// reap ends the attachments of pods whose network namespace is gone without a DEL, and finishes killed DELs.
-// containerd never calls GC, so the agent must do it. reap waits for the node's lock, so it runs beside the loop. It
-// also evicts strays.
+// reap ends the attachments of pods that are gone without a DEL, and finishes killed DELs. containerd never calls
+// GC, so the agent must do it. reap also evicts strays.
 func (a *agent) reap(ctx context.Context) error {
 	gone := make(chan struct{}, 1)
 	watching := make(chan error, 1)

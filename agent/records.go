@@ -172,7 +172,7 @@ func (r *records) close(id string, known []endpoint.Address, why error) {
 }
 
 // add adds a record and drops any other with one of its addresses. With both, the new pod would get the old pod's
-// rights too. If the old record may still be on disk, add closes the old attachment.
+// rights too.
 func (r *records) add(e endpoint.Endpoint) {
 	r.endpoints[e.ID()] = e
 	for id, o := range r.endpoints {

@@ -166,9 +166,9 @@ func (u *upkeep) check(links netlinksafe.Handle, k *nodeKnowledge) ([]bridge.Dif
 	return u.withoutEnding(bridge.Repair(links, u.properties(k, memory, records)), k, memory, records)
 }
 
-// withoutEnding returns the differences that don't come from a DEL. A DEL removes the port and its neighbour entries
-// before it takes the node's lock. Repair may have restored such entries, so withoutEnding removes them again. The
-// caller must hold the node's lock since it listed the records: until then no address is assigned anew.
+// withoutEnding returns the differences that don't come from a DEL. A DEL removes neighbour entries without the
+// node's lock, and Repair may have restored them. So withoutEnding removes them again. The caller must have held the
+// node's lock since it listed the records.
 func (u *upkeep) withoutEnding(
 	found []bridge.Difference, k *nodeKnowledge, memory uint64, records []endpoint.Endpoint,
 ) ([]bridge.Difference, error) {

@@ -36,8 +36,7 @@ func (m *making) chainedSteps() []func() error {
 }
 
 // findChained finds the pod's link on the node, unless enforcement is "off". It returns bridge.ErrBypassesForward if
-// the link's packets can't be made to pass iptables. It writes the link's name into the record, so that Reap can see
-// when the link is gone.
+// the link's packets can't be made to pass iptables.
 func (m *making) findChained(c *Chained) error {
 	e := &m.record
 	e.Addresses, e.MAC = c.Addresses, c.MAC
@@ -59,8 +58,8 @@ func (m *making) findChained(c *Chained) error {
 	return failed("find the pod's link", err)
 }
 
-// assign writes the record and assigns the addresses to the attachment. An address of an attachment whose DEL was
-// missed first leaves all sets. The error is *ipam.AssignedError if another attachment may still have the address.
+// assign writes the record and assigns the addresses to the attachment. An address may come from an attachment whose
+// DEL was missed. Then assign takes it out of all sets. The error may be *ipam.AssignedError.
 func (m *making) assign() error {
 	const step = "assign the pod's addresses"
 	unlock, err := endpoint.Lock()

@@ -18,8 +18,8 @@ type ending struct {
 	id string
 	// record is the endpoint record; nil if there is none or it is broken.
 	record *endpoint.Endpoint
-	// sender has the attachment's port, and what the guard allows it to send as. The port's name is computed from
-	// the ID, even if the record names another link. Without a MAC in the record, the MAC is nil.
+	// sender has the attachment's port, and what the guard allows it to send as. The port's name comes from the ID.
+	// The MAC may be nil.
 	sender bridge.Sender
 	// busy is true if this process has marked the record as busy. Then no other process ends the attachment.
 	busy bool
@@ -78,8 +78,8 @@ func (n Node) endUnfinished(e *endpoint.Endpoint) error {
 }
 
 // begin does the slowest steps, which need no lock. It marks the record as ending, so that the agent puts the
-// addresses into no more sets. Then it deletes the link, unless another plugin made it. If the record is missing or
-// broken, it only deletes the link that has the ID's name. Without a record it returns fs.ErrNotExist.
+// addresses into no more sets. Then it deletes the link, unless another plugin made it. Without a record it returns
+// fs.ErrNotExist.
 func (x *ending) begin() error {
 	e, err := endpoint.MarkEnding(x.id)
 	switch {
@@ -104,8 +104,7 @@ func (x *ending) begin() error {
 }
 
 // unplug deletes the link. If no other attachment is ending, it also forbids the port to send. It deletes the
-// neighbour entries only if nobody else can release the addresses meanwhile. Otherwise detach does so, under the
-// node's lock.
+// neighbour entries only if nobody else can release the addresses meanwhile.
 func (x *ending) unplug() (err error) {
 	neighbours := x.record.Addresses
 	for _, a := range x.record.Addresses {
@@ -122,8 +121,8 @@ func (x *ending) unplug() (err error) {
 	return err
 }
 
-// resume sets the record that was read under the node's lock. Another process may have ended the old attachment, and
-// a new one may have the same ID. For a new one detach must do all steps.
+// resume sets the record that was read under the node's lock. It may be that of a new attachment with the same ID.
+// For a new one, detach must do all steps.
 func (x *ending) resume(e *endpoint.Endpoint) {
 	if x.begun && x.record.Created.Equal(e.Created) {
 		x.record = e

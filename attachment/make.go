@@ -238,9 +238,8 @@ func (m *making) createLink() error {
 	return nil
 }
 
-// awaitEnrol waits for the agent's answer. With enforcement "closed" the pod may start without an agent: it stays
-// closed until an agent enrols it. An outdated configuration is always an error, and so is a chained pod that no
-// rule denies.
+// awaitEnrol waits for the agent's answer. With enforcement "closed" the pod may start without an agent, if it stays
+// closed until an agent enrols it. An outdated configuration is always an error.
 func (m *making) awaitEnrol() error {
 	if m.enrolment == nil {
 		m.enrolled = true

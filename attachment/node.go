@@ -24,9 +24,8 @@ type Node struct {
 func NewNode() Node { return Node{Sets: podSets{}} }
 
 // PodSets are the packet filter's sets of this node's pods. If a pod is in the set of all pods, the rules drop its
-// new connections unless the pod's class allows them. The agent fills most sets. Package attachment adds an
-// attachment's addresses to the set of all pods before its link is up. After its end it removes them from all sets.
-// Each backend of the packet filter has an implementation. All methods can be repeated.
+// new connections unless its class allows them. The agent fills the other sets. Each backend of the packet filter
+// has an implementation. All methods can be repeated.
 type PodSets interface {
 	// Name returns the name of the set of all pods of the address's family, for messages.
 	Name(addr netip.Addr) string

@@ -26,13 +26,11 @@ type recorded struct {
 	addrs map[netip.Addr]bool
 }
 
-// sweep removes traces that belong to no attachment: the attachment's record was deleted by hand, or lost by a fault
-// of the disk. An ID in valid counts as an attachment even without a record, because the runtime lists it. An
-// attachment with a broken record keeps its link, guard entries and addresses.
+// sweep removes traces of attachments whose records were deleted by hand, or lost. An ID in valid counts as an
+// attachment even without a record. An attachment with a broken record keeps its traces.
 //
 // sweep reads the traces first and the records after them. A record is written before everything else, so a trace
-// without a record belongs to no attachment. A new attachment can't take over such a trace meanwhile, because
-// addresses are assigned under the lock.
+// without a record belongs to no attachment.
 func (n Node) sweep(valid map[string]bool) error {
 	unlock, err := endpoint.Lock()
 	if err != nil {

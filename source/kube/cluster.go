@@ -20,7 +20,7 @@ import (
 )
 
 // cluster has a compact copy of each object, with what policy needs. A copy never changes. cluster also collects the
-// changes since the last delta. Changes without a meaning for policy, such as heartbeats, leave nothing behind.
+// changes since the last delta.
 type cluster struct {
 	mu         sync.Mutex // for everything below, and for the mirrors
 	pods       pods

@@ -203,8 +203,7 @@ func (m *mirror[O, I]) follow(
 }
 
 // errNoStream keeps the reflector from asking for a list in one piece after an error of a stream. Such a list of
-// 100,000 pods needs two gigabytes. The reflector asks for another stream instead, unless the API server can't
-// stream.
+// 100,000 pods needs two gigabytes.
 var errNoStream = errors.New("the API server streams lists, but the last stream has failed")
 
 // lister adapts the list function of a typed client to the reflector.

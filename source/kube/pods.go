@@ -66,8 +66,7 @@ func (c *cluster) readPod(o *corev1.Pod) podItem {
 }
 
 // keepsAddresses reports whether a running pod keeps addresses that its status has lost. Kubelet removes addresses
-// that it doesn't know yet. If another pod has such an address by then, packets from it need the permission of both
-// pods' policies.
+// that it doesn't know yet.
 func keepsAddresses(was, now *policy.Pod) bool {
 	return len(now.Addresses) == 0 && len(was.Addresses) > 0 && now.UID == was.UID && !now.Finished
 }

@@ -26,8 +26,8 @@ type published struct {
 	done      map[endpoint.Pod]chan struct{} // closed once writing the pod's addresses has succeeded or failed
 }
 
-// doneChannel returns a channel. It is closed when the pod's addresses are written, or that has failed. The caller
-// holds the lock.
+// doneChannel returns the pod's channel. Writing the pod's addresses closes it, also with an error. The caller holds
+// the lock.
 func (p *published) doneChannel(pod endpoint.Pod) chan struct{} {
 	if p.done == nil {
 		p.done = map[endpoint.Pod]chan struct{}{}

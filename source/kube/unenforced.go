@@ -18,8 +18,7 @@ import (
 
 const (
 	// surveyInterval is how often the source asks the API server for kinds of policy that weir doesn't enforce. A
-	// survey is one request, and a small one for each such kind. A random delay is added, so that the nodes of a
-	// large cluster don't ask at once.
+	// random delay is added, so that the nodes of a large cluster don't ask at once.
 	surveyInterval = 150 * time.Second
 	// surveyRetry is how soon the source asks again if the API server didn't answer.
 	surveyRetry = 15 * time.Second
@@ -58,8 +57,8 @@ func (s *Source) survey(ctx context.Context, changed func()) {
 	}
 }
 
-// unenforcedKinds returns the kinds of policy that weir doesn't enforce and that have objects. A kind that can't be
-// counted is included. If some API services don't answer, one entry without a kind says so.
+// unenforcedKinds returns the kinds of policy that weir doesn't enforce and that have objects. If some API services
+// don't answer, one entry without a kind says so.
 //
 // Equivalent to: kubectl api-resources; for each kind: kubectl get --raw '/apis/GROUP/VERSION/RESOURCE?limit=1'
 func (s *Source) unenforcedKinds(ctx context.Context) ([]policy.Unenforced, error) {

@@ -138,7 +138,7 @@ func (d *Dir) Files() []agentapi.File {
 }
 
 // dropGone drops the files that have been missing or empty for graceTime. Broken links become unreadable instead.
-// changed is true if there was such a file. again says when to look again, and is nil if that isn't needed.
+// again says when to look again, and is nil if that isn't needed.
 func (d *Dir) dropGone(now time.Time) (changed bool, again <-chan time.Time) {
 	var next time.Duration
 	for name, f := range d.files {
@@ -168,8 +168,7 @@ func (d *Dir) dropGone(now time.Time) (changed bool, again <-chan time.Time) {
 }
 
 // read reads the manifests that the change names, or the whole tree if that is needed. It calls watch if the
-// directories have changed. changed is true if an object or an error may have changed. It returns an error if the
-// tree can't be listed or watched.
+// directories have changed. changed is true if an object or an error may have changed.
 func (d *Dir) read(change dirwatch.Change, watch func(map[string]bool) error) (changed bool, err error) {
 	if d.files == nil {
 		d.files = map[string]*file{}
@@ -239,8 +238,7 @@ func (d *Dir) isBrokenLink(name string) bool {
 }
 
 // setUnreadable records that the file can't be read at all. changed is true if the error is new. The last good
-// versions of the file's objects stay in force. The file may have a policy, unless it is no regular file
-// (ErrNoFile).
+// versions of the file's objects stay in force.
 func (d *Dir) setUnreadable(name string, err error) (changed bool) {
 	f := d.files[name]
 	if f == nil {
@@ -253,8 +251,7 @@ func (d *Dir) setUnreadable(name string, err error) (changed bool) {
 }
 
 // readFile reads the file, and reports whether its objects or errors may have changed. With changedOnly it skips a
-// file that looks unchanged. If the file is missing, empty or being written, its objects stay in force for now
-// (dropGone).
+// file that looks unchanged.
 func (d *Dir) readFile(name string, changedOnly bool) (changed bool) {
 	path := filepath.Join(d.Path, name)
 	info, err := os.Stat(path)

@@ -173,9 +173,8 @@ func mergeNamespaces(versions []placed) policy.Namespace {
 	return agreed
 }
 
-// mergePolicies returns a policy for each pod selector of the versions. Each isolates in every direction that any
-// version isolates. It has only the rules of every version that isolates the direction. It is audited only if all
-// versions are.
+// mergePolicies returns a policy for each pod selector of the versions. It isolates every direction that any version
+// isolates. It has only the rules on which the versions agree.
 func mergePolicies(versions []placed) []*networkingv1.NetworkPolicy {
 	agreed := networkingv1.NetworkPolicySpec{}
 	annotations := versions[0].policy.Annotations

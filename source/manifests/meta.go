@@ -129,8 +129,8 @@ func (m *meta) readNamespace(raw stdjson.RawMessage, path string, o object, unkn
 	}
 }
 
-// readLabels reads the labels one by one. The value of a label is unknown if it can't be read, or if a Template adds
-// the label. If the labels as a whole can't be read, m.labels remains nil.
+// readLabels reads the labels one by one. A label that can't be read has an unknown value. If all labels can't be
+// read, m.labels remains nil.
 func (m *meta) readLabels(raw stdjson.RawMessage, path string, o object, unknown []complaint) {
 	field := path + ".labels"
 	var values map[string]any

@@ -145,9 +145,8 @@ func (o object) duplicatePodFields() []complaint {
 	return all
 }
 
-// readPod reads a pod, or the pod of a workload's template. Ports, addresses, the UID and annotations that can't be
-// read become complaints. If another field of the spec can't be read, it returns an error. path is the spec's path,
-// for complaints.
+// readPod reads a pod, or the pod of a workload's template. It returns an error only if policy can't do without the
+// bad field. path is the spec's path, for complaints.
 func readPod(m meta, metadata, spec, status stdjson.RawMessage, path string) (*policy.Pod, []complaint, error) {
 	var wrong []complaint
 	var s podSpec

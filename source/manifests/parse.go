@@ -179,8 +179,7 @@ func (c *content) add(o object) {
 }
 
 // couldBePolicy reports whether the object is a NetworkPolicy, or may be a misspelt one. In the groups that have or
-// had NetworkPolicy, all kinds count except the known others. Without a group, the kind's name counts, in any case
-// of letters.
+// had NetworkPolicy, all kinds count except the known others.
 func couldBePolicy(o object) bool {
 	others := []string{
 		"Ingress", "IngressClass", "IPAddress", "ServiceCIDR", "ClusterCIDR", "Deployment", "DaemonSet",
@@ -195,9 +194,9 @@ func couldBePolicy(o object) bool {
 	return false
 }
 
-// misspelt returns the kind that the object's author probably meant. Its name equals the object's kind if case is
-// ignored. If the name equals it exactly, the object's apiVersion is wrong. misspelt returns "" if there is no such
-// kind. It also returns "" if the group has a dot: the object is then probably another API's.
+// misspelt returns the kind that the object's author probably meant: one whose name is equal if case is ignored. If
+// it is equal anyway, the object's apiVersion is wrong. misspelt returns "" if there is no such kind. An object
+// whose group has a dot probably belongs to another API.
 func misspelt(o object) string {
 	if strings.Contains(o.group(), ".") {
 		return ""

@@ -27,8 +27,7 @@ type policyReader struct {
 }
 
 // addPolicy reads a NetworkPolicy. If a part can't be read, the policy isolates the pods that it selects, and allows
-// nothing. If the selector can't be read, these are all pods of its namespace. If the namespace can't be read, the
-// entry only has the damage noNamespace.
+// nothing. If the selector can't be read, these are all pods of its namespace.
 func (c *content) addPolicy(o object) {
 	r := policyReader{object: o}
 	m := o.readMeta(o.raw["metadata"], true)

@@ -81,7 +81,7 @@ func toUTF8(data []byte) []byte {
 }
 
 // splitDocuments splits the stream at lines with --- or ... (YAML 1.2, section 9). The rest of such a line belongs
-// to the next document, unless it is a comment. Directives before a document become empty lines.
+// to the next document, unless it is a comment.
 func splitDocuments(data []byte) [][]byte {
 	var all [][]byte
 	var now []byte

@@ -10,9 +10,8 @@ import (
 	"strings"
 )
 
-// isManifest reports whether the directory's file of that name is read: it ends in .yaml, .yml or .json, in any case
-// of letters. Names that begin with two dots are kubelet's versions of a mounted ConfigMap. Names that begin with .#
-// are editors' locks.
+// isManifest reports whether a file of that name is read. Names that begin with two dots are kubelet's versions of a
+// mounted ConfigMap. Names that begin with .# are editors' locks.
 func isManifest(name string) bool {
 	base := filepath.Base(name)
 	extension := strings.ToLower(filepath.Ext(base))

@@ -35,8 +35,8 @@ func (o object) group() string {
 // maxNesting is how many Lists and Templates may contain an object.
 const maxNesting = 10
 
-// unfold returns the objects in o if o is a List or Template, at any depth; otherwise o itself. An item that isn't
-// an object has raw nil. If it can't find the items, or they are nested too deep, it returns an error.
+// unfold returns the objects in o if o is a List or Template, at any depth. Otherwise it returns o itself. An item
+// that isn't an object has raw nil.
 func unfold(o object, depth int) (all []object, err error) {
 	var field string
 	kind := strings.ToLower(o.kind)
@@ -204,8 +204,7 @@ var (
 )
 
 // substitute replaces parameters in the JSON value by their values. ${NAME} is replaced within a string or key. A
-// string that is wholly ${{NAME}} becomes the value as JSON. ${NAME} of a parameter without a value remains, which
-// no valid name, label or number contains.
+// string that is wholly ${{NAME}} becomes the value as JSON, perhaps of another type.
 func (t template) substitute(raw []byte) []byte {
 	d := stdjson.NewDecoder(bytes.NewReader(raw))
 	d.UseNumber()
