@@ -11,15 +11,14 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Engine compiles the ruleset of one node, and keeps it up to date from deltas. Its ruleset is always the one that
-// Compile gives for the same state, but for the order of the problems. What an event costs depends on the node's own
-// pods and on what the event changes, and not on the size of the cluster:
+// Engine compiles the ruleset of one node, and keeps it up to date from deltas. Compile gives the same ruleset for the
+// same state, but perhaps with another order of problems. The cost of an event depends on the node's own pods and on
+// what changes, not on the size of the cluster:
 //
-//   - A change of a pod that no policy of the node's pods concerns ends after a few look-ups.
-//   - A change of a pod elsewhere that is a peer changes the entries of sets.
-//   - A change of the node's own pods, or of policies in their namespaces, compiles the rules of these namespaces
-//     again. The members of selectors that were used before are known. While the node has no room for all policies
-//     together, such a change also divides the room again.
+//   - If a pod changes that no policy of the node's pods concerns, a few look-ups are enough.
+//   - If a pod elsewhere changes that is a peer, entries of sets change.
+//   - If the node's own pods change, or policies in their namespaces, the rules of these namespaces are compiled again.
+//     If the node has no room for all policies, the room is also divided again.
 //
 // Invariants, after each method:
 //   - Each pod with an address and without host network is in the crowd of its namespace and labels.

@@ -1,8 +1,8 @@
 // Package suggest writes NetworkPolicies from connections that were seen: policies that allow these connections, and no
 // others. It is pure.
 //
-// Pods of a namespace whose labels are equal are a workload, without the labels that each pod or each version of a
-// workload has for itself. A policy can't tell such pods apart, so a connection of one counts for all of them.
+// Pods of a namespace with equal labels are a workload. Labels that controllers give to single pods or versions don't
+// count. A policy can't tell such pods apart, so a connection of one counts for all of them.
 package suggest
 
 import (

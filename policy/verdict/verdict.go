@@ -1,9 +1,8 @@
 // Package verdict evaluates a packet against NetworkPolicies. A verdict names the policies and rules that decided.
 //
 // The package follows only the text of networking.k8s.io/v1. It shares the model of the state with the compiler and
-// nothing else, so tests can compare the two. It evaluates policies only. It ignores packets that weir drops for other
-// reasons (forged senders, the port of the tunnels between nodes), and packets that no rule checks (from a node to its
-// own pods).
+// nothing else, so tests can compare the two. It evaluates policies only. It doesn't know that weir also drops packets
+// for other reasons (forged senders, the port of the tunnels), nor that no rule checks packets from a node to its pods.
 package verdict
 
 import (
