@@ -1,6 +1,6 @@
 // Package enforced describes what a node enforces for pods, in a short form that can be compared. If two descriptions
-// of a pod are equal, the same is enforced for it, and otherwise not. A description comes from a node, or from a program
-// that compiles the same objects.
+// of a pod are equal, the same is enforced for it, and otherwise not. A description comes from a node, or from a
+// program that compiles the same objects.
 package enforced
 
 import (

@@ -1,6 +1,6 @@
-// Package policytest makes random clusters for tests, and large parts of policies. The clusters are small enough to read
-// when a test fails. They use few names, labels and ports, so policies often select pods, and rules often match packets.
-// Shrink makes a failing cluster smaller.
+// Package policytest makes random clusters for tests, and large parts of policies. The clusters are small enough to
+// read when a test fails. They use few names, labels and ports, so policies often select pods, and rules often match
+// packets. Shrink makes a failing cluster smaller.
 package policytest
 
 import (

@@ -1,13 +1,13 @@
 // Package reach computes who can reach whom. A matrix has all connections that the policies allow between pods, and
 // between pods and the world. The package also computes the difference of two matrices.
 //
-// A matrix is exact, not sampled. Pods that no policy can tell apart are one party. The world is divided into regions,
-// so that an ipBlock contains all of a region's addresses or none of them. Ports are divided where a policy's range
-// begins or ends, and at the number of each named port. So one verdict holds for all connections between two parties on
-// one range of ports. The verdicts are those of package verdict.
+// A matrix is exact, not sampled. Pods that no policy can tell apart are one party. The world is divided into
+// regions, so that an ipBlock contains all of a region's addresses or none of them. Ports are divided where a
+// policy's range begins or ends, and at the number of each named port. So one verdict holds for all connections
+// between two parties on one range of ports. The verdicts are those of package verdict.
 //
-// A matrix leaves out connections that no policy decides: from a pod to itself, and from a node to its own pods. It also
-// leaves out pods with the host's network: their connections are those of their node, which is in the world.
+// A matrix leaves out connections that no policy decides: from a pod to itself, and from a node to its own pods. It
+// also leaves out pods with the host's network: their connections are those of their node, which is in the world.
 package reach
 
 import (
