@@ -7,7 +7,7 @@ import (
 	"github.com/weir-net/weir/plugins/weirctl/client"
 )
 
-// TestAuditBadInput: wrong arguments and an agent that is away are one line that says what to do, with the exit code.
+// TestAuditBadInput: wrong arguments or a missing agent give one line that says what to do, and the exit code.
 func TestAuditBadInput(t *testing.T) {
 	for _, tc := range []struct {
 		args []string

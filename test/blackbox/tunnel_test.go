@@ -113,7 +113,7 @@ const (
 	vni, vxlanPort      = 88, 4789
 )
 
-// forged returns a frame for a tunnel packet from n1 to n2. It has a datagram to port 9.
+// forged returns the frame inside a tunnel packet from n1 to n2. The frame has a datagram to port 9.
 func forged(t *testing.T, from, to, payload string) []byte {
 	t.Helper()
 	return udpFrame(t, tunnelMAC(node1), tunnelMAC(node2), from, to, 9, []byte(payload))

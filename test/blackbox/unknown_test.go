@@ -217,8 +217,8 @@ func TestALegacyTableThatIptablesCantPrint(t *testing.T) {
 	well(n)
 }
 
-// TestWhichIptablesIsUnknown: if tables can't be printed when an agent starts, kubelet's chain in iptables-nft
-// decides for nft. If only iptables-legacy has rules and can't print them, the agent isn't ready.
+// TestWhichIptablesIsUnknown: if kubelet's chain is in iptables-nft, the agent uses iptables-nft, even if it can't
+// read table nat. If only iptables-legacy has rules and can't print them, the agent isn't ready.
 func TestWhichIptablesIsUnknown(t *testing.T) {
 	t.Run("nft", func(t *testing.T) {
 		if !nodetest.IsolatedWithWeir(t) {

@@ -79,7 +79,7 @@ func (w *world) assign() {
 	}
 }
 
-// cases returns all of Cyclonus' test cases. For IPv6 pods, it replaces their IPv4 blocks by corresponding IPv6
+// cases returns all of Cyclonus' test cases. If the pods have IPv6, it replaces IPv4 blocks by the corresponding IPv6
 // blocks.
 func (w *world) cases() []*generator.TestCase {
 	cases := generator.NewTestCaseGenerator(true, w.ips["z/c"].String(), namespaces, nil, nil).GenerateAllTestCases()

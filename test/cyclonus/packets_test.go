@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestPacketsIPv4 sends every packet of every test case from pod to pod, with each backend. It arrives only if
-// Cyclonus allows it, or if a pod sends it to itself.
+// TestPacketsIPv4 sends every packet of every test case from pod to pod, with each backend. Exactly the packets must
+// arrive that Cyclonus allows, and those from a pod to itself.
 func TestPacketsIPv4(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -394,7 +394,7 @@ func (w *world) converse(t testing.TB) (flows []flow) {
 	return flows
 }
 
-// greet sends until it gets an answer: the first packets on a new link may be lost.
+// greet sends up to 50 times, until it gets an answer: the first packets on a new link may be lost.
 func greet(conn *net.UDPConn) (err error) {
 	for range 50 {
 		if _, err = conn.Write([]byte("hello")); err != nil {
