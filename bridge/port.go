@@ -23,7 +23,7 @@ var ErrInterfaceExists = errors.New("the interface exists already")
 // loopback is the index of lo in each namespace.
 const loopback = 1
 
-// ErrMACInUse means that another port, or the bridge, has the MAC. Frames would go to the wrong one.
+// ErrMACInUse means that another port, or the bridge, has the MAC. Frames for one would go to the other.
 var ErrMACInUse = errors.New("another port or the bridge has this MAC")
 
 // PortName returns the name of an attachment's link on the node: PortPrefix and 10 characters from a hash of the

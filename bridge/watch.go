@@ -79,8 +79,8 @@ type News struct {
 // everything is the news at the beginning, and after messages were lost.
 var everything = News{Settings: true, Ways: true, Underlay: true}
 
-// nodeGroups are the multicast groups about what properties and paths depend on. Among sysctls, the kernel
-// announces only those of forwarding (NETCONF).
+// nodeGroups are the multicast groups in which the kernel announces changes to node settings and paths. Among
+// sysctls, it announces only those of forwarding (NETCONF).
 var nodeGroups = []uint{
 	unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
 	unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF, unix.RTNLGRP_IPV4_RULE,

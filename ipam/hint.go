@@ -167,8 +167,7 @@ func (h hint) rebuildIfStale() (bool, error) {
 func (hint) rebuild() error {
 	tmp := mapsDir + ".tmp"
 	write := func(name string, data []byte) error { return os.WriteFile(filepath.Join(tmp, name), data, 0o600) }
-	// madeFile must not be younger than the list of links. Otherwise a link that changes meanwhile would go
-	// unnoticed.
+	// madeFile is written before the links are listed. If a link changes meanwhile, the bitmaps count as stale.
 	if err := errors.Join(os.RemoveAll(tmp), os.MkdirAll(tmp, 0o700), write(madeFile, nil)); err != nil {
 		return fmt.Errorf("make the bitmaps of assigned addresses: %w", err)
 	}

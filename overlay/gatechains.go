@@ -15,7 +15,7 @@ import (
 	"github.com/weir-net/weir/internal/nft"
 )
 
-// gateChain is a chain of the gate. Without a hook, packets reach it by jumps.
+// gateChain is a chain of the gate. Packets reach a chain without a hook by jumps.
 type gateChain struct {
 	name     string
 	hook     *nftables.ChainHook

@@ -95,7 +95,7 @@ type Path struct {
 // Paths knows the node's routes.
 type Paths interface {
 	// To returns the path that packets from one address take to the other. If from is invalid, the kernel chooses
-	// it.
+	// the source.
 	To(from, to netip.Addr) (Path, error)
 	// Uplink returns the path from the node's address to nodes that aren't known yet.
 	Uplink(local netip.Addr) (Path, error)

@@ -243,8 +243,8 @@ func TestKnows(t *testing.T) {
 		}
 	}()
 	d := driver(t, NFT)
-	// told returns the generations that the watch has reported so far. It waits for the watch by a change of its
-	// own, and leaves this change out.
+	// told returns the generations that the watch has reported so far. It makes a change of its own, waits until
+	// the watch reports that change, and leaves it out.
 	told := func() (all []uint32) {
 		t.Helper()
 		for {

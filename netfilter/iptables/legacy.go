@@ -85,7 +85,7 @@ func (s legacySocket) info(name string) (i legacyInfo, err error) {
 	return i, err
 }
 
-// natEvery is the time after which the table nat is read again even if its info is the same.
+// natEvery is the time after which the table nat is read again, even if its size and number of rules are the same.
 const natEvery = time.Minute
 
 // natSeen is the table nat of iptables-legacy as it was read last.

@@ -17,7 +17,7 @@ import (
 // in no class while the rules change.
 type renumbering struct {
 	before, after []change
-	// across are changes to a class that allows more in one way and less in another.
+	// across are changes to a class that allows more in one way and less in another. Each is one step.
 	across []change
 	// closes is true if a change may deny an established connection.
 	closes bool

@@ -7,10 +7,10 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// refusesAt returns the index before which weir's jump belongs. This is the first rule that refuses every new
-// connection, itself or in a chain that it jumps to. Rules directly before it that refuse a whole protocol belong
-// to it. It returns the number of rules if there is no such rule. Many images end filter FORWARD with such a rule.
-// Other programs' rules before the jump still apply to pods.
+// refusesAt returns the index of the rule before which weir's jump belongs: the first one that refuses every new
+// connection, itself or in a chain that it jumps to. If rules directly before that one refuse a whole protocol, it
+// is the first of these. Without such a rule, refusesAt returns the number of rules. Many images end filter FORWARD
+// with such a rule.
 func (t table) refusesAt(rules []string) int {
 	for i, l := range rules {
 		if !t.refuses(l, 0) {

@@ -13,8 +13,9 @@ import (
 // clearMark clears weir's bits of the packet's mark.
 const clearMark = "-j MARK --set-xmark 0x0/0x1fff0000"
 
-// clears returns the dispatch chain's first rule, which clears weir's bits. Other programs may have written to
-// these bits. The look-up of an address in no class leaves them as they are.
+// clears returns the dispatch chain's first rule. It clears weir's bits, because other programs may have written to
+// them. The look-up of an address in no class leaves them as they are. In the ingress chain the sender's number may
+// stay, because no rule matches it there.
 //
 // Equivalent to: iptables -t mangle -A WEIR-EGRESS -m mark ! --mark 0x0/0x1fff0000 -j MARK --set-xmark 0x0/0x1fff0000
 func (d dispatch) clears() string {

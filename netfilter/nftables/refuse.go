@@ -73,7 +73,8 @@ func (r aRule) uses(sets map[key]bool) bool {
 	return false
 }
 
-// rulesWith adds the rules with a refused list of ports. The ruleset has no set that could be left out.
+// rulesWith adds the rules with a refused list of ports to parts. The ruleset has no set for the list, so these
+// rules must be left out.
 func (l lowered) rulesWith(ports aSet, why string, parts ruleset.Refused) {
 	only := map[key]bool{{ports.family, ports.set.Name}: true}
 	for _, f := range conf.Families {

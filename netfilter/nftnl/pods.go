@@ -81,7 +81,7 @@ func (PodSets) Remove(addrs ...netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// triesOfAPurge is how often Purge looks again, because the agent may take an address out of a set meanwhile.
+// triesOfAPurge is how often Purge tries. It tries again if the agent has taken an address out of a set meanwhile.
 const triesOfAPurge = 5
 
 // Purge deletes the addresses from every set and map that holds pods.

@@ -34,7 +34,7 @@ func request(kind int, flags int, t Table, body attrs) *nl.NetlinkRequest {
 	return req
 }
 
-// triesOfALists is how often list asks again for a list that changes while it is read.
+// triesOfALists is how often list tries. It tries again if the list changes while it is read.
 const triesOfALists = 5
 
 // list calls each with the attributes of every object in the list, until each returns false. It calls again before
