@@ -25,7 +25,7 @@ import (
 //   - If due is false and no walk runs, all connections are as the rules require.
 type cutting struct {
 	due bool
-	// lazy is true if the due walk is only for connections of pods elsewhere that are gone.
+	// lazy is true if the due walk is only for connections of other nodes' pods that are gone.
 	lazy     bool
 	last     time.Time // when the last walk began
 	standing int       // how many connections were cut when the last walk ended

@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// drift collects the kernel's messages about changes of rules, by any program. Collecting never waits for the loop:
-// the kernel drops unread messages. Any goroutine may use a drift.
+// drift collects the kernel's messages about changes of rules, by any program. It never waits for the loop, because
+// the kernel drops messages that nobody reads in time. Any goroutine may use a drift.
 type drift struct {
 	news chan struct{} // has room for one; full while generations isn't empty
 

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// explainer answers what the policies and the kernel do with a connection. It needs no loop. It answers one question
-// at a time, because pods' starts need the processor too.
+// explainer answers what the policies and the kernel do with a connection. The loop never waits for it. It answers
+// one question at a time, because pods' starts need the processor too.
 type explainer struct {
 	source    Source
 	backend   Backend

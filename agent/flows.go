@@ -26,8 +26,8 @@ const (
 	maxRecording = 7 * 24 * time.Hour
 )
 
-// flowLog records allowed connections while somebody wants them. Otherwise the kernel has no rule for it. Any
-// goroutine may use it.
+// flowLog records allowed connections while somebody wants them. Otherwise the kernel has no rules that log flows.
+// Any goroutine may use it.
 type flowLog struct {
 	wake chan struct{} // has room for one
 

@@ -15,8 +15,8 @@ import (
 
 // kernelView is the agent's knowledge of weir's sets and rules in the kernel.
 type kernelView struct {
-	// refused has the parts that the kernel has refused since the last resync. The map is replaced, never changed,
-	// because snapshots share it.
+	// refused has the parts of rulesets that the kernel has refused since the last resync. The map is replaced,
+	// never changed, because snapshots share it.
 	refused ruleset.Refused
 	// debt is the least that the next reconcile must read. It is All if the last reconcile failed or the records are
 	// stale, otherwise Trust.

@@ -14,8 +14,8 @@ import (
 // links records which pods with enforcement "closed" need no more work on their links. If such a pod starts while no
 // agent runs, its link stays down until the agent brings it up.
 type links struct {
-	// done has the IDs that need no more work: chained endpoints, links that are up, and links that stay down for a
-	// logged reason.
+	// done has the IDs that need no more work: those of chained endpoints, of links that are up, and of links that
+	// stay down for a logged reason.
 	done map[string]bool
 }
 

@@ -20,8 +20,8 @@ type problems struct {
 }
 
 const (
-	// So many problems take milliseconds to report. They are reported once in manyEvery at most, because pods that
-	// start wait for it.
+	// Reporting so many problems takes milliseconds, and pods that start wait for it. So it happens once in
+	// manyEvery at most.
 	many      = 500
 	manyEvery = time.Second
 )

@@ -12,7 +12,7 @@ import (
 // retry is the time until a failed change is tried again.
 const retry = time.Second
 
-// destroyLater is the time until a round goes on destroying sets. Each such round takes some 20 ms for it.
+// destroyLater is the time until a round goes on destroying sets. Each such round does so for some 20 ms.
 const destroyLater = retry / 10
 
 // round is the state of one reconcile.

@@ -70,7 +70,7 @@ func (a *agent) publishSource() {
 	s := *a.status.Load()
 	s.policies, s.unenforced, s.files = a.cluster.engine.Policies(), a.source.unenforced, a.source.files
 	s.faults = maps.Clone(a.faults.now)
-	// Without a change since the target was made, the enforced target is up to date.
+	// If the engine has changed nothing since the enforced target, the newest delta is enforced too.
 	if s.enforced == a.snapshots.target.Load() && a.records.complete && !a.cluster.engine.Changed() {
 		s.delta = a.cluster.delta
 	}

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// stat has no meaning here. Only agents read a file twice, and agents run on Linux.
+// stat identifies one state of a file on disk, more or less. Only agents read a file twice, and agents run on Linux.
 type stat struct {
 	size  int64
 	mtime time.Time
