@@ -132,8 +132,8 @@ func writeChecked(out io.Writer, c checked) error {
 	return w.Flush()
 }
 
-// kubeletName returns the name that kubelet gives its node, in small letters: node if it is not empty, or else the
-// host's name.
+// kubeletName returns the name that kubelet gives its node: node, or the host's name if node is empty, in small
+// letters.
 func kubeletName(node string) string {
 	if node == "" {
 		node, _ = os.Hostname()

@@ -219,8 +219,7 @@ func cleanupCommand() *cobra.Command {
 			if err := os.Remove(conflist); conflist != "" && err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("remove the network configuration: %w", err)
 			}
-			// The links are removed before the rules. A pod without its link reaches nothing, so removing the rules
-			// then allows nothing.
+			// Remove the links before the rules. A pod without its link reaches nothing, even without rules.
 			if err := bridge.RemoveAll(); err != nil {
 				return err
 			}

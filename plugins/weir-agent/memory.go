@@ -7,8 +7,7 @@ import (
 	"strconv"
 )
 
-// heapShare is the part of the container's memory limit that Go's heap may use. The rest is for the program itself, and
-// for iptables-restore, which runs in the same container.
+// heapShare is the part of the container's memory limit that Go's heap may use. iptables-restore also needs memory.
 const heapShare = 0.9
 
 // collectAt is how many percent the heap may grow before Go collects garbage. Most of the heap stays, so Go's default

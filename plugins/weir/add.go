@@ -11,8 +11,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// add makes an attachment (attachment.Node.Make lists the steps) and prints the result. If the result can't be
-// printed, Make removes the attachment again.
+// add makes an attachment and prints the result. If printing fails, Make removes the attachment again.
 func add(args *call) error {
 	c, r, err := parseAdd(args)
 	if err != nil {

@@ -19,8 +19,8 @@ import (
 var supported = cniversion.PluginSupports("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0").SupportedVersions()
 
 func main() {
-	// The process lives for milliseconds and does one thing after the other. More threads don't help, and making them
-	// takes 4 % of its time (make bench-cni).
+	// The process lives for milliseconds and does one thing after the other. More threads would cost 4 % of its time
+	// (make bench-cni).
 	runtime.GOMAXPROCS(1)
 	os.Exit(run())
 }

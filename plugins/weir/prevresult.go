@@ -21,8 +21,8 @@ func readPrevResult(prev types.Result) (*current.Result, error) {
 	return r, nil
 }
 
-// chainedLink returns the pod's addresses and the MAC of its interface ifName, from the previous plugin's result. The
-// MAC is empty if the result has none.
+// chainedLink returns the addresses and the MAC of the pod's interface ifName, from the previous plugin's result. The
+// MAC may be empty.
 func chainedLink(prev types.Result, ifName string) (*attachment.Chained, error) {
 	r, err := readPrevResult(prev)
 	if err != nil {

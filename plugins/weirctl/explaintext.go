@@ -85,7 +85,7 @@ func listed(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// place returns an end in words: the pod with its address and node, or the address and what it is.
+// place returns an end in words: a pod with its address and node, or an address with its meaning.
 func place(p explain.Place) string {
 	switch {
 	case p.Invented:

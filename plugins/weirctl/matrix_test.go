@@ -152,7 +152,7 @@ Opens (from, to, ports):
 	}
 }
 
-// TestIdlePolicy: a policy that selects no pod, because its namespace is missing or wrong, is a note of diff.
+// TestIdlePolicy: if a policy selects no pod, because its namespace is missing or wrong, diff prints a note.
 func TestIdlePolicy(t *testing.T) {
 	text := "{kind: NetworkPolicy, apiVersion: networking.k8s.io/v1, metadata: {name: db}, spec: {podSelector: {}}}"
 	out, errs, code := execute(t, diffCommand(), text, "-f", "-")

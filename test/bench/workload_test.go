@@ -24,7 +24,7 @@ type workload struct {
 	allows []allow
 }
 
-// allow is a policy: it isolates the pods in one direction and allows traffic with the peers.
+// allow is a policy that isolates pods in one direction and allows traffic with peers.
 type allow struct {
 	egress      bool
 	pods, peers string // names of groups

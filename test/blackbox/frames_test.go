@@ -229,8 +229,8 @@ func tunnelNode(t *testing.T, own, other string) (n *nodetest.Node, e, b *nodete
 	return n, e, b, macOf(t, nodetest.Self, "weir-vxlan"), there
 }
 
-// tunnelPacket returns a tunnel packet between the nodes src and dst that carries the frame inner, without an Ethernet
-// header.
+// tunnelPacket returns a tunnel packet between the nodes src and dst, without an Ethernet header. inner is the frame
+// inside.
 func tunnelPacket(t *testing.T, src, dst string, inner []byte) []gopacket.SerializableLayer {
 	t.Helper()
 	vxlan := append([]byte{8, 0, 0, 0, 0, 0, 88, 0}, inner...)

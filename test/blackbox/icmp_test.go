@@ -61,7 +61,7 @@ func rangesOf(subnets ...string) nodetest.Conf {
 	return nodetest.Conf{"ranges": ranges}
 }
 
-// otherPlugins maps the name of an upstream plugin to its configuration with a network of both families.
+// otherPlugins has configurations of upstream plugins by name, each with a dual-stack network.
 var otherPlugins = map[string]nodetest.Conf{
 	"ptp": {"type": "ptp", "ipam": hostLocal},
 	"bridge": {

@@ -16,7 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// lab makes a dual-stack cluster of size nodes, whose agents run with the flags, and a pod on each node.
+// lab makes a dual-stack cluster with one pod on each node. size is the number of nodes, and flags are the agents'
+// flags.
 func lab(t *testing.T, size int, flags ...string) (*nodetest.Cluster, []*nodetest.Pod) {
 	t.Helper()
 	c := nodetest.NewCluster(t, size)

@@ -288,7 +288,7 @@ func (f *forge) discovery(src, dst netip.Addr, kind uint8, body []byte) stack {
 // linkLayer returns the neighbour discovery option with a MAC: kind 1 means the sender's MAC, kind 2 the target's.
 func linkLayer(kind byte, mac net.HardwareAddr) []byte { return append([]byte{kind, 1}, mac...) }
 
-// vxlan returns what the tunnel's end on another node would send: the inner packet in a frame, in UDP.
+// vxlan returns an IP packet as the other node's tunnel would send it. inner is in the frame inside.
 func (f *forge) vxlan(src, dst netip.Addr, inner stack) stack {
 	return join([]stack{
 		ipHeader(src, dst),

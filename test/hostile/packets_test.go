@@ -398,7 +398,7 @@ func (f *forge) extensions6() {
 		text  string
 		next  layers.IPProtocol
 		parts [][]byte
-		// answers means that the kernel's IPv6 may report an error to the sender before policy is checked.
+		// answers means that the kernel's IPv6 may answer with an error before policies are checked.
 		answers bool
 	}{
 		{"hop-by-hop options", hop, [][]byte{padding(udp)}, false},

@@ -36,7 +36,7 @@ type ClusterNode struct {
 // RouterNS is the path of the namespace of the router between a cluster's nodes.
 const RouterNS = "/run/netns/router"
 
-// NewCluster makes a cluster with that number of nodes. The test must run on a node of its own (see Isolated).
+// NewCluster makes a cluster with size nodes. The test must run on a node of its own (see Isolated).
 func NewCluster(t testing.TB, size int) *Cluster {
 	t.Helper()
 	c := &Cluster{TB: t, Bin: os.Getenv(binEnv), Manifests: t.TempDir()}

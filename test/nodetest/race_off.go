@@ -2,6 +2,6 @@
 
 package nodetest
 
-// raceDetector is true if the test is built with the race detector. weir-agent is then built with it too, except for
-// MainAsShipped.
+// raceDetector is true if the test is built with the race detector. Then weir-agent is built with the detector too,
+// unless the test uses MainAsShipped.
 const raceDetector = false

@@ -160,7 +160,7 @@ func (v View) more(out io.Writer, rows int) error {
 	return err
 }
 
-// Services returns the ports of Services that lead to one of the row's ports, such as "shop/web:80".
+// Services returns the Services that lead to one of the row's ports, each with its port, such as "shop/web:80".
 func (v View) Services(r reach.Row) (names []string) {
 	for _, i := range r.To {
 		for _, s := range v.Parties[i].Services {

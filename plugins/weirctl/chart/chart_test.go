@@ -62,7 +62,7 @@ func draw(t *testing.T, f func(io.Writer, chart.View) error, v chart.View) strin
 	return out.String()
 }
 
-// TestEscapes: a name from an object does nothing in a terminal, and is only text in each format.
+// TestEscapes: if an object's name has escapes, it does nothing in a terminal, and is only text in each format.
 func TestEscapes(t *testing.T) {
 	v := view(hostile)
 	change := func(out io.Writer, v chart.View) error {

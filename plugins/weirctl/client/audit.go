@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// AuditPath returns the path at which an agent answers what the audited policy would have dropped; without a name, what
-// all of them would have.
+// AuditPath returns the agent's path for the would-drops of the audited policy. Without a name, it is the path for
+// all audited policies.
 func AuditPath(name string) string {
 	if name == "" {
 		return agentapi.AuditPath

@@ -22,8 +22,7 @@ const (
 	NodeNotReady NodeState = "not ready"
 	// NodeFaulty: the node is ready, and a part of the agent fails.
 	NodeFaulty NodeState = "faulty"
-	// NodeProblems: objects have parts that can't be used as written, pods are closed, or there are policies that weir
-	// doesn't enforce.
+	// NodeProblems: parts of objects can't be used, pods are closed, or weir doesn't enforce some policies.
 	NodeProblems NodeState = "problems"
 	NodeWell     NodeState = "ready"
 )
@@ -42,7 +41,8 @@ type NodeStatus struct {
 
 // ClusterStatus is the state of all nodes.
 type ClusterStatus struct {
-	// Asked is how many nodes weir runs on, or should. Nodes has those about which something is known, the worst first.
+	// Asked is the number of nodes that weir runs on or should run on. Nodes are the known ones of them, the worst
+	// first.
 	Asked  int               `json:"asked"`
 	States map[NodeState]int `json:"states"`
 	// Pods, Isolated and Closed are the sums of the nodes that have answered.
@@ -59,7 +59,7 @@ func NewClusterStatus(asked int) *ClusterStatus {
 	return &ClusterStatus{Asked: asked, States: map[NodeState]int{}, Versions: map[string]int{}, Nodes: []NodeStatus{}}
 }
 
-// Add counts the answer of one agent, and puts its node among the others, the worst first.
+// Add adds the answer of one agent. The nodes stay in order, the worst first.
 func (s *ClusterStatus) Add(a Answer[*agentapi.Summary]) {
 	n := NodeStatus{Node: a.Node}
 	if a.Err != nil {
@@ -120,11 +120,10 @@ func (s *ClusterStatus) Counts() string {
 	return strings.Join(all, ", ")
 }
 
-// maxWell is how many of the nodes that are well the text lists, unless a person asks for all.
+// maxWell is how many healthy nodes the text lists by default.
 const maxWell = 20
 
-// PrintClusterStatus prints the state of the nodes. As text, it leaves out most of those that are well, unless all is
-// true.
+// PrintClusterStatus prints the state of the nodes. As text, it leaves out most healthy nodes, unless all is true.
 func PrintClusterStatus(out io.Writer, f Format, s *ClusterStatus, all bool) error {
 	if f == JSON {
 		return printJSON(out, s)

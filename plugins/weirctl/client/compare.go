@@ -49,7 +49,7 @@ func (g goal) concerned(x *expected) (nodes []string) {
 	return nodes
 }
 
-// lacks says in one line why the node doesn't enforce the goal yet; empty if it does.
+// lacks says in one line why the node doesn't enforce the goal yet. It returns "" if the node does.
 func (g goal) lacks(x *expected, node string, q enforced.Question, a enforced.Answer) string {
 	switch {
 	case len(a.Faults) > 0:

@@ -115,7 +115,7 @@ func inventAddresses(c *explain.Cluster) {
 	}
 }
 
-// familiesOf returns the families of the addresses and podCIDRs in the cluster; IPv4 if it has none.
+// familiesOf returns the families of the cluster's addresses and podCIDRs. Without any, it returns IPv4.
 func familiesOf(c *explain.Cluster) (families []conf.Family) {
 	used := map[conf.Family]bool{}
 	for _, p := range c.Pods {

@@ -82,8 +82,8 @@ func why(d *agentapi.Drop) string {
 	return means
 }
 
-// PcapWriter writes drops to a file that tcpdump and Wireshark read, one packet for each drop, as "tcpdump -i nflog:88
-// -w FILE" does (LINKTYPE_NFLOG: https://www.tcpdump.org/linktypes/LINKTYPE_NFLOG.html).
+// PcapWriter writes drops to a file for tcpdump and Wireshark, one packet for each drop. The file is like that of
+// "tcpdump -i nflog:88 -w FILE" (LINKTYPE_NFLOG: https://www.tcpdump.org/linktypes/LINKTYPE_NFLOG.html).
 type PcapWriter struct{ out io.Writer }
 
 const (

@@ -110,7 +110,7 @@ func (f *follower) look(ctx context.Context) {
 	}
 }
 
-// wait waits for the time d, or until wake or the end of ctx ends the wait. It returns false if ctx has ended.
+// wait waits for the time d, or until wake or the end of ctx. It returns false if ctx has ended.
 func wait(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -125,7 +125,7 @@ func wait(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
 func (f *follower) update(ctx context.Context, agents []Agent) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	// Nodes that are known to be away are opened last, because they may take long to fail.
+	// Open nodes that are away last: they may take long to fail.
 	slices.SortStableFunc(agents, func(a, b Agent) int { return len(a.Away+a.Down) - len(b.Away+b.Down) })
 	gone := maps.Clone(f.nodes)
 	for _, a := range agents {

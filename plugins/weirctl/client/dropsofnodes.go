@@ -26,7 +26,7 @@ type DropsOfNodes struct {
 	Tell func(string)
 }
 
-// maxKept bounds the drops of all nodes that are kept to put them in order. It is a variable for tests.
+// maxKept bounds the drops that are kept to put them in order, over all nodes. Tests change it.
 var maxKept = 200_000
 
 // Drops prints the drops that the nodes remember, in the order of their times. If nodes don't answer, it tells which,

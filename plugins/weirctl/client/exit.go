@@ -42,7 +42,7 @@ func (e *exit) Error() string {
 
 func (e *exit) Unwrap() error { return e.err }
 
-// Exit returns an error that makes weirctl end with the code. It prints err if that isn't nil.
+// Exit returns an error that makes weirctl end with the code. If err isn't nil, weirctl prints err.
 func Exit(code int, err error) error { return &exit{code, err} }
 
 // Usage returns the error of a wrong argument. It makes weirctl end with ExitUsage.
@@ -57,7 +57,7 @@ func NoArgs(cmd *cobra.Command, args []string) error {
 	return Usage(fmt.Errorf("%s takes no argument, and got %q; see %s --help", path, args[0], path))
 }
 
-// Code returns the exit code for the error of a command, and the text to print; "" for none.
+// Code returns the exit code for a command's error, and the text to print; "" if there is none.
 func Code(err error) (code int, text string) {
 	var e *exit
 	switch {

@@ -256,7 +256,8 @@ func (b *answerBody) Close() error {
 	return nil
 }
 
-// away returns the error of asking an agent, with what the API server knows to be wrong with the node.
+// away returns the reason why an agent could not be asked. If the API server knows what is wrong with the node, that
+// is the reason.
 func (c *Cluster) away(of Agent, err error) error {
 	switch {
 	case errors.As(err, new(*forbiddenError)):
@@ -301,7 +302,7 @@ func (c *Cluster) Ask(ctx context.Context, of Agent, path string, question, into
 
 const maxAnswer = 64 << 20
 
-// Find returns the agent of the node. The error says that there is no such node, and is a usage error.
+// Find returns the agent of the node. If there is no such node, it returns a usage error.
 func Find(agents []Agent, node string) (Agent, error) {
 	for _, a := range agents {
 		if a.Node == node {

@@ -48,7 +48,8 @@ type Wait struct {
 }
 
 const (
-	// firstPause is the time after which objects are read again if a node doesn't enforce them. It doubles each time.
+	// firstPause is the first wait between two readings of the objects. Each further wait is twice as long, up to
+	// maxPause.
 	firstPause = 200 * time.Millisecond
 	maxPause   = 5 * time.Second
 	// agentWaits is how long an agent waits for changes before it answers.

@@ -5,7 +5,7 @@ import "strings"
 // network is another network whose traces may be on a node.
 type network struct {
 	name string
-	// links, chains and tables are names that it uses. A name that ends in a star is the beginning of one.
+	// links, chains and tables are names that this network uses. A star at the end stands for any text.
 	links, chains, tables []string
 	severity              Severity
 	mend                  string

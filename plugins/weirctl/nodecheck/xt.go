@@ -44,7 +44,7 @@ func xtFeature(flavour string, u xtUse) Feature {
 	return Feature("iptables-" + flavour + kind + u.name)
 }
 
-// xtOf returns the flavour of a feature of iptables; false if the feature is none of iptables.
+// xtOf returns the flavour of iptables that the feature is about. ok is false for other features.
 func xtOf(f Feature) (flavour string, ok bool) {
 	rest, ok := strings.CutPrefix(string(f), "iptables-")
 	flavour, _, _ = strings.Cut(rest, " ")

@@ -15,12 +15,13 @@ import (
 type Times struct {
 	// Poll is the time between two looks at objects that are awaited.
 	Poll time.Duration
-	// Alive is how often a check shows that it runs. A namespace whose check hasn't shown that three times in a row is
-	// left over.
+	// Alive is how often a check gives a sign of life in its namespace. After three times without a sign, the
+	// namespace is left over.
 	Alive time.Duration
-	// Starts is how long pods may take to start, and Applies how long a policy may take until it applies.
+	// Starts is how long pods may take to start. Applies is how long a policy may take until it applies.
 	Starts, Applies time.Duration
-	// Reach is how long a connection may take, and Denied after which time without an answer one counts as denied.
+	// Reach is how long a connection may take. Denied is the time without an answer after which a connection counts
+	// as denied.
 	Reach, Denied time.Duration
 	// Removes is how long the command waits until its namespace is gone.
 	Removes time.Duration

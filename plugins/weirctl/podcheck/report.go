@@ -54,7 +54,7 @@ type Report struct {
 	Lines     []Line   `json:"checks"`
 }
 
-// Broken returns in one line what is broken, by the first check that has found something; empty if nothing is.
+// Broken returns in one line what the first broken check has found; empty if nothing is broken.
 func (r *Report) Broken() string {
 	more := 0
 	first := ""

@@ -53,7 +53,7 @@ type run struct {
 	report    *Report
 }
 
-// first returns the number of the node whose server is behind the Service, and whose client a policy allows.
+// first returns the number of a node. Its server is behind the Service, and a policy allows its client.
 func (r *run) first() int { return r.works[0] }
 
 // Run makes the check, and always removes its namespace at the end. The report has what is known until then; nil if

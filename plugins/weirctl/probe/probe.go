@@ -28,7 +28,7 @@ const (
 	Connect Kind = "connect"
 	// Open opens a TCP connection to any host and port.
 	Open Kind = "open"
-	// Large sends a UDP packet of the size of the pod's MTU, which may not be fragmented, to a pod of the check.
+	// Large sends a UDP packet to a pod of the check. The packet has the size of the MTU and may not be fragmented.
 	Large Kind = "large"
 	// Resolve looks up the addresses of a name.
 	Resolve Kind = "resolve"
@@ -46,7 +46,8 @@ type Probe struct {
 // Result is what came of a probe.
 type Result struct {
 	OK bool `json:"ok"`
-	// Answer is the name of the pod that has answered, the size of the large packet, or the addresses of the name.
+	// Answer depends on the kind: the name of the pod that answered, the size of the large packet, or the resolved
+	// addresses.
 	Answer string `json:"answer,omitempty"`
 	// Error says why the probe failed.
 	Error string `json:"error,omitempty"`
