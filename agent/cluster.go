@@ -109,7 +109,7 @@ func (c *clusterView) show(name policy.Name) {
 	c.engine.Apply(d)
 }
 
-// knows reports whether the endpoint's pod can be put into its classes. If the objects don't have the pod, a
+// knows reports whether the endpoint's pod can be put into its classes. If the objects have no pod of this name, a
 // workload that makes such pods is enough.
 func (c *clusterView) knows(e endpoint.Endpoint) bool {
 	if e.Enforcement == conf.Off {

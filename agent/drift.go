@@ -19,7 +19,7 @@ type drift struct {
 
 func newDrift() *drift { return &drift{news: make(chan struct{}, 1), more: make(chan struct{})} }
 
-// hear notes a generation that the kernel has reported. The loop must look at it only if it is concerned.
+// hear notes a generation that the kernel has reported. If concerned is false, the loop needn't look at it.
 func (d *drift) hear(generation uint32, concerned bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -186,7 +186,7 @@ func (r *recording) count(p *nflog.Packet) {
 	r.sums.Add(p)
 }
 
-// check repairs the kernel's rules, and counts the packets that they left out.
+// check makes the rules that log flows again if they are missing or wrong. It counts the packets that they left out.
 func (r *recording) check() error {
 	r.checked = time.Now()
 	there, err := r.countBeyond()
@@ -225,8 +225,8 @@ func flowLinks(s *snapshot) []string {
 	return slices.Compact(links)
 }
 
-// take adds the lines to the table, with the present names and labels of their ends. Other packets only count as
-// unknown.
+// take adds the lines to the table, with the present names and labels of their ends. Packets without known addresses
+// only count as unknown.
 func (r *recording) take(ctx context.Context, lines []drops.Line) {
 	if len(lines) == 0 {
 		return

@@ -128,8 +128,8 @@ func (r *records) read(id string) (walk bool) {
 	return walk
 }
 
-// reread reads one record that may have changed. changed is true if the kernel needs a change now. During an ADD it
-// is false, because the plugin asks to enrol the pod later.
+// reread reads one record that may have changed. changed is true if the kernel needs a change now. A new record of a
+// running ADD rarely needs one: the plugin asks to enrol the pod later.
 func (r *records) reread(id string) (changed, walk bool) {
 	before, had := r.endpoints[id]
 	walk = r.read(id)

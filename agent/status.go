@@ -137,7 +137,8 @@ func (s *status) errors() []string {
 	return all
 }
 
-// class returns the policies that isolate the endpoint's pod in that direction, or one of the words above.
+// class returns the policies that isolate the endpoint's pod in that direction. Otherwise it returns classOpen,
+// classClosed, classBefore or classUnknown.
 func (s *status) class(d ruleset.Direction, e endpoint.Endpoint) string {
 	switch {
 	case len(s.enforced.ruleset.Sets) > 0: // this agent has applied a ruleset of its own

@@ -160,7 +160,7 @@ func (c *cluster) expire() {
 	c.departing.expire(c.now())
 }
 
-// everything returns a delta with all objects, and the deleted policies that still count.
+// everything returns a delta with all pods, namespaces and policies, and the deleted policies that still count.
 func (c *cluster) everything() *policy.Delta {
 	d := policy.NewDelta()
 	d.Pods = make(map[policy.Name][]*policy.Pod, len(c.pods.known))

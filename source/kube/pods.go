@@ -37,7 +37,7 @@ func newPods() pods {
 	}
 }
 
-// readPod returns the pod's item. Without a change that policy needs, it is the known pod.
+// readPod returns the pod's item. If nothing has changed that policy needs, the item has the known pod.
 func (c *cluster) readPod(o *corev1.Pod) podItem {
 	var i podItem
 	if o.Annotations[corev1.MirrorPodAnnotationKey] != "" {

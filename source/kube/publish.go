@@ -82,7 +82,7 @@ func (s *Source) Publish(ctx context.Context, pods map[endpoint.Pod][]netip.Addr
 }
 
 // see writes addresses that the status of the pod of that name lacks. Run calls it for each event of a pod, so it
-// must be cheap for all others.
+// must be cheap for pods that Publish doesn't know.
 func (s *Source) see(ctx context.Context, name policy.Name) {
 	s.published.mu.Lock()
 	defer s.published.mu.Unlock()

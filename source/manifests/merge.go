@@ -139,8 +139,8 @@ func mergeVersions(versions []placed, all *policy.Objects) {
 	}
 }
 
-// equal reports whether both entries have the same version of their object. Of policies, only the specs and the
-// audit count.
+// equal reports whether both entries have the same version of their object. Of policies, it compares only the specs
+// and whether they are audited.
 func (e *entry) equal(o *entry) bool {
 	if e.policy != nil && o.policy != nil {
 		return reflect.DeepEqual(e.policy.Spec, o.policy.Spec) &&
