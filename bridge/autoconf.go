@@ -17,11 +17,13 @@ import (
 
 // RemoveAutoconfigured makes sure that weir's links have no IPv6 addresses and routes from autoconfiguration.
 //
-//   - It sets weir0 and the tunnel so that the kernel generates no link-local address and ignores router advertisements
-//     (RFC 4861, section 6.3.4).
-//   - It deletes all IPv6 addresses of pods' ports, link-local addresses of weir0 and the tunnel, and addresses and
-//     routes from router advertisements on all of them. An earlier version of weir let the kernel make these addresses
-//     and routes, and such a route stays for as long as the router's advertisement says.
+//   - On weir0 and the tunnel, it stops the kernel from making link-local addresses and from accepting router
+//     advertisements (RFC 4861, section 6.3.4).
+//   - It deletes all IPv6 addresses of pods' ports, and link-local addresses of weir0 and the tunnel.
+//   - On all of them, it deletes addresses and routes from router advertisements.
+//
+// An earlier version of weir let the kernel make these addresses and routes, and the routes stay for as long as the
+// advertisement says.
 //
 // Equivalent to, for each such LINK:
 //

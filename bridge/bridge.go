@@ -51,7 +51,7 @@ type Bridge struct {
 	MTU   int
 }
 
-// Ensure returns weir0. It first makes what is missing: the bridge, the gateways' addresses, the sysctls; and brings
+// Ensure returns weir0. It makes what is missing of the bridge, the gateways' addresses and the sysctls, and sets
 // the link up. With mtu 0, a new bridge gets the MTU of the link with the default route. The caller holds
 // endpoint.Lock.
 //

@@ -22,10 +22,9 @@ import (
 //     redirects can't be switched off.
 const addrGenModeNone = 1
 
-// ensureIPv6 adds the gateways' IPv6 addresses to weir0, which is up, and routes to their subnets. The addresses are
-// /128. With the subnet's prefix length, the node would also answer for the subnet's first address, the anycast
-// address of the subnet's routers. The overlay gives this address to the tunnel. An address is added after all else
-// is done, as in ensureIPv4.
+// ensureIPv6 adds routes to the gateways' subnets and then the gateways' IPv6 addresses to weir0, which is up. The
+// addresses are /128. With the subnet's prefix length, the node would also answer for the subnet's first address,
+// which belongs to the tunnel. Each address comes after everything else, as in ensureIPv4.
 //
 // Equivalent to:
 //

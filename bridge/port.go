@@ -49,10 +49,10 @@ type Port struct {
 // Sender returns the MAC and addresses that the port may send from.
 func (p Port) Sender() Sender { return Sender{p.HostIf, p.MAC, p.Addresses} }
 
-// AddPort makes the pair and configures the pod's end. The node's end stays down, so no packet passes until SetLinkUp.
-// If AddPort fails, it removes what it made. Its errors wrap ErrInterfaceExists, ErrMACInUse or ErrRouteExists where
-// these apply. It returns the routes that the pod's interface has; the comment of addSecondaryRoutes describes these
-// routes for a pod whose default route leads out of another interface.
+// AddPort makes the pair and configures the pod's end. The node's end stays down, so no packet passes until
+// SetLinkUp. If AddPort fails, it removes what it made. Its errors may wrap ErrInterfaceExists, ErrMACInUse or
+// ErrRouteExists. It returns the routes of the pod's interface. They are others if the pod's default route leads
+// out of another interface (see addSecondaryRoutes).
 //
 // Equivalent to:
 //

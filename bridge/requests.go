@@ -86,14 +86,13 @@ func setAlias(index int, alias string) *nl.NetlinkRequest {
 	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, index), text)
 }
 
-// linkLocalMACs makes a port treat frames to the link-local MACs of IEEE 802.1D like other frames, so that they pass
-// the guard. It has a bit for each of 01:80:c2:00:00:00 to :0f. :01 is missing: the kernel refuses its bit
-// (BR_GROUPFWD_MACPAUSE) and never accepts such a frame. Without these bits
+// linkLocalMACs makes a port treat frames to the link-local MACs of IEEE 802.1D like other frames, so that they
+// pass the guard. It has a bit for each of 01:80:c2:00:00:00 to :0f, except :01. The kernel refuses that bit
+// (BR_GROUPFWD_MACPAUSE) and never accepts such a frame.
 //
-//   - the kernel hands the frames to the node's IP stack as if the port had received them, those to :0e past every hook
-//     of the bridge family;
-//   - IPv6 answers to an unknown hop-by-hop option before any other hook sees the packet (ip6_rcv_core,
-//     net/ipv6/ip6_input.c).
+// Without these bits, the kernel hands the frames to the node's IP stack as if the port had received them. Frames
+// to :0e then pass no hook of the bridge family. IPv6 answers to an unknown hop-by-hop option before any other hook
+// sees the packet (ip6_rcv_core in net/ipv6/ip6_input.c).
 const linkLocalMACs = 0xfffd
 
 // isolate returns the request that isolates the port, and sets its other options (see portFlags).

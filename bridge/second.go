@@ -53,15 +53,14 @@ func hasDefault(given []conf.Route, a endpoint.Address) bool {
 	})
 }
 
-// addSecondaryRoutes adds routes for an interface that isn't the pod's first, such as a second interface that Multus
-// adds, and returns all routes of the interface. existing has the routes that the pod had before.
+// addSecondaryRoutes adds routes for an interface that isn't the pod's first, and returns all routes of the
+// interface. Multus adds such interfaces. existing has the routes that the pod had before.
 //
 // If the pod's default route leads out of another interface:
 //
 //   - The main table gets the route to the interface's own network instead of a default route.
-//   - Packets from the interface's address, mostly answers to packets that came in by it, leave by the interface: a
-//     rule looks up their route in a table of the interface. No other port may send from that address (see the
-//     guard).
+//   - Packets from the interface's address leave by the interface, because a rule leads them to a table of its
+//     own. Most of them are answers. No other port may send from that address (see the guard).
 //
 // Equivalent to, in the pod:
 //

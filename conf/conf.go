@@ -67,9 +67,12 @@ func MTURange(six bool) (least, largest int) {
 	return minMTU, maxMTU
 }
 
-// Parse reads and validates the network configuration of a CNI call. Errors are *types.Error with code 6 (the
-// configuration is no JSON object, or prevResult can't be read), 2 (an unknown key) or 7 (a key is missing or its value
-// is wrong). The message names the key and its value.
+// Parse reads and validates the network configuration of a CNI call. Errors are *types.Error, and name the key and
+// its value:
+//
+//   - code 6: the configuration is no JSON object, or prevResult can't be read
+//   - code 2: a key is unknown
+//   - code 7: a key is missing, or its value is wrong
 func Parse(data []byte) (*NetConf, error) {
 	var raw map[string]json.RawMessage
 	if err := json.Unmarshal(data, &raw); err != nil {

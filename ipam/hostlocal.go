@@ -20,12 +20,11 @@ const hostLocalDir = "/var/lib/cni/networks"
 // settleTime is how long a file of host-local may exist before the pod has its address.
 const settleTime = time.Minute
 
-// hostLocal finds addresses from host-local that pods still use. A node that changes to weir keeps its pods, but the
-// runtime calls only weir from then on: no DEL and no reboot removes host-local's files. So
+// hostLocal finds addresses from host-local that pods still use. A node that changes to weir keeps its pods. But
+// the runtime then calls only weir, so host-local's files stay, even after a reboot.
 //
-//   - a file means that its address may be in use;
-//   - the address is in use if a network namespace of the node has it;
-//   - a file from before the node's start doesn't count. Namespaces are read only if a file counts.
+//   - If an address has a file and a network namespace of the node has the address, the address is in use.
+//   - Files from before the node's start don't count. Namespaces are read only if a file counts.
 type hostLocal struct {
 	networks []string
 	booted   time.Time

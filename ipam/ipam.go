@@ -54,15 +54,15 @@ func (e *AssignedError) Error() string {
 	return fmt.Sprintf("address %s was requested, but is assigned to %s", e.Addr, e.Owner)
 }
 
-// Assign picks a free address of each family of the ranges and assigns them to the attachment id. It assigns an address
-// of each family, or no address at all. It returns an AssignedError if a requested address isn't free, an
-// ExhaustedError if a family has no free address, or another error, such as record's. The caller holds endpoint.Lock.
+// Assign picks a free address of each family of the ranges and assigns them to the attachment id. If it fails, it
+// has assigned none. It returns an AssignedError if a requested address isn't free, an ExhaustedError if a family
+// has no free address, or another error, such as record's. The caller holds endpoint.Lock.
 //
-// Before the addresses are assigned, Assign calls record with them, which writes the endpoint record. After a crash,
+// Before Assign assigns the addresses, it calls record, which writes them into the endpoint record. After a crash,
 // that record says which attachment the addresses belong to.
 //
-// Addresses are assigned round-robin, so a released address stays free for as long as possible, and connections to the
-// pod that had it can end. A requested address doesn't advance the round.
+// Addresses are assigned round-robin. So a released address stays free for as long as possible, and old connections
+// to it can end. A requested address doesn't advance the round.
 func Assign(id string, want Request, record func([]endpoint.Address) error) error {
 	for _, dir := range []string{addressesDir, lastDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -154,14 +154,16 @@ func next(h hint, others *hostLocal, ranges []conf.Range) (endpoint.Address, boo
 	return endpoint.Address{}, false
 }
 
-// AssignExternal assigns the attachment id an address that another plugin gave the pod. The caller holds endpoint.Lock.
+// AssignExternal assigns the attachment id an address that another plugin gave the pod. The caller holds
+// endpoint.Lock.
 //
 // The address may still be assigned to another attachment:
 //
-//   - If that attachment has no record, or another plugin gave it the address too, weir has missed its DEL, and
-//     AssignExternal releases the address first.
-//   - If weir gave that attachment the address, two pods would have the same address: AssignExternal returns an
-//     AssignedError. It returns an AssignedError too if the attachment's record can't be read, since its pod may be
+//   - If that attachment has no record, or another plugin gave it the address too, weir has missed its DEL.
+//     AssignExternal then releases the address first.
+//   - If weir gave that attachment the address, AssignExternal returns an AssignedError, because two pods would
+//     have the same address.
+//   - If that attachment's record can't be read, AssignExternal returns an AssignedError, because its pod may be
 //     running.
 func AssignExternal(id string, addr netip.Addr) error {
 	if err := os.MkdirAll(addressesDir, 0o700); err != nil {

@@ -142,8 +142,8 @@ type Remote struct {
 // Via returns the next hop of the remote network's route through the tunnel: an address of the tunnel's far end.
 //
 //   - IPv4: the first address of the remote network, which no pod has.
-//   - IPv6: a link-local address that ends as the MAC of the tunnel's end. The kernel refuses as a next hop any other
-//     address to which a route leads elsewhere, even if that route is about to be replaced.
+//   - IPv6: a link-local address that ends as the MAC of the tunnel's end. The kernel refuses a next hop if a
+//     route to it leads elsewhere, even if that route is about to be replaced.
 func (p Remote) Via() netip.Addr {
 	if p.Network.Addr().Is4() {
 		return p.Network.Addr()
@@ -244,12 +244,9 @@ func (c *planner) requireTunnel(network netip.Prefix) {
 	}
 }
 
-// route plans how the network of the node is reached. It returns false if the network can't be reached. A network can
-// be reached
-//
-//   - directly
-//   - through a tunnel from this node's address
-//   - by routers between the nodes; the Remote then has no address, and weir makes no route
+// route plans how the node's network is reached: directly, through a tunnel, or by routers between the nodes. In
+// the last case the Remote has no address, and weir makes no route. It returns false if the network can't be
+// reached.
 func (c *planner) route(n policy.Node, network netip.Prefix) (Remote, bool) {
 	inner, outer := conf.FamilyOf(network.Addr()), conf.FamilyOf(cmp.Or(c.NodeAddress, n.Addresses[0]))
 	p := Remote{Node: n.Name, Network: network}

@@ -56,9 +56,9 @@ var (
 // largestReply is larger than the kernel's largest reply about one link.
 const largestReply = 32 << 10
 
-// Do sends the requests in the namespace, or in the caller's own if ns is netns.None(). It returns the replies without
-// their headers and without acknowledgements, and the error of the first step that fails. protocol is one of
-// netlink(7), such as NETLINK_ROUTE.
+// Do sends the requests in the namespace; netns.None() means the caller's own. It returns the replies without
+// headers and acknowledgements. The error is that of the first step that fails. protocol is one of netlink(7), such
+// as NETLINK_ROUTE.
 func (b Batch) Do(protocol int, ns netns.NsHandle) (replies [][]byte, err error) {
 	if len(b) == 0 {
 		return nil, nil

@@ -25,18 +25,17 @@ const (
 	ctaFilterSrc        = 1 << 0
 )
 
-// Delete deletes the connections of addresses that are about to be assigned to another pod. If the connections stayed,
-// packets of the previous pod's connections would pass as established. The method depends on the kernel, the family and
-// the number of addresses:
+// Delete deletes the connections of addresses that are about to be assigned to another pod. Otherwise packets of
+// the previous pod's connections would pass as established. The method depends on the kernel:
 //
-//   - IPv4, Linux 6.12 and later: the kernel finds and deletes the connections of an address in two passes over its
+//   - IPv4, Linux 6.12 and later: the kernel finds and deletes an address's connections in two passes over its
 //     table.
-//   - IPv4, several addresses and a small table: the kernel lists all connections once, and those of the addresses are
-//     deleted. Many pods may end at once, and a pass takes milliseconds even if the table is empty.
+//   - IPv4, several addresses and a small table: the kernel lists all connections once, and those of the addresses
+//     are deleted. Many pods may end at once, and a pass takes milliseconds even if the table is empty.
 //   - IPv4, Linux 5.8 and later: the kernel lists the address's connections, and each is deleted.
 //   - Older kernels, and IPv6 on all kernels: the kernel lists all connections of the family. Its filter for IPv6
-//     addresses matches all but the wanted ones (ctnetlink_filter_match_tuple in net/netfilter/nf_conntrack_netlink.c
-//     mistakes the 0 of ipv6_addr_cmp for a difference; seen on 6.18).
+//     addresses matches all but the wanted ones (ctnetlink_filter_match_tuple in
+//     net/netfilter/nf_conntrack_netlink.c; seen on 6.18).
 //
 // Equivalent to: conntrack -D -s ADDR; conntrack -D -r ADDR, for each address
 func Delete(addrs ...netip.Addr) error {

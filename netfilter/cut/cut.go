@@ -85,12 +85,11 @@ type walk struct {
 }
 
 // Walk goes through the connections of the node's pods. It cuts connections that would be denied if they began now,
-// and restores cut connections that would be allowed. Connections that the node itself begins aren't evaluated.
+// and restores cut connections that would be allowed. It leaves alone connections that the node itself begins.
 //
-// TCP connections that are over are not cut: Walk deletes their entries if they would be denied. Their ends could still
-// send, and the kernel would take the packets for established. It would even begin a new connection in the entry of one
-// that the server has reset, without asking the rules. Without the entry, the rules drop every TCP packet that doesn't
-// begin a connection.
+// If a TCP connection is over and would be denied, Walk deletes its entry. With the entry, the kernel would take
+// further packets for established, or even begin a new connection without asking the rules. Without the entry, the
+// rules drop every TCP packet that doesn't begin a connection.
 //
 // The kernel's rules may change during the walk. newest returns an evaluator with the newest rules. Walk changes
 // nothing about a connection on which the two evaluators differ: another walk follows.

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// Change adds an entry to a set or replaces its comment and mark; or deletes the entry, if Delete is true.
+// Change adds an entry to a set, or replaces the entry's comment and mark. If Delete is true, it deletes the entry.
 type Change struct {
 	Set    string
 	Entry  Entry

@@ -8,15 +8,15 @@ import (
 	"github.com/vishvananda/netlink/nl"
 )
 
-// destroySlice is how long one Apply destroys sets. Above mostLeft, it takes longer.
+// destroySlice is how long one Apply destroys sets. It takes longer if more than mostLeft would be left.
 const destroySlice = 20 * time.Millisecond
 
 // mostLeft is how many unneeded sets and entries an Apply leaves at most. The kernel has room for a limited number
 // of sets. Tests make it smaller.
 var mostLeft = struct{ sets, entries int }{1 << 12, 1 << 18}
 
-// destroy destroys sets that no rule uses, and returns the sets that are left. It destroys at least as many as
-// mostLeft demands, and if busy is false, goes on until destroySlice is over. On some kernels each set takes
+// destroy destroys sets that no rule uses, and returns those that are left. If busy is true, it stops as soon as no
+// more than mostLeft are left. Otherwise it goes on until destroySlice is over. On some kernels each set takes
 // milliseconds, so the rest can wait.
 func (d *Driver) destroy(names []string, have state, busy bool) (left []string, err error) {
 	began, sets, entries := time.Now(), len(names), 0

@@ -45,8 +45,8 @@ type Driver struct {
 	own    nftnl.OwnChanges
 	// ahead are iptables-restore processes, started in advance, that wait for commands.
 	ahead [len(conf.Families)]*restorer
-	// suspects are rules, and kinds of rules, that the kernel has refused before. Changes with such a rule are
-	// tried first.
+	// suspects are rules, and kinds of rules, that the kernel has refused before. Before a change with such a rule,
+	// the driver tries the change's rules in a chain that no packet enters.
 	suspects map[ruleset.Refusal]bool
 }
 

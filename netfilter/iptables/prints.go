@@ -64,7 +64,7 @@ func nftPrint(family conf.Family, name string, own []string) (print, error) {
 		}
 		return print(h.Sum(nil)), nil
 	}
-	// The count of chains shows a chain without rules.
+	// Rules alone don't show an empty chain, so the print has the number of chains too.
 	table, err := get(unix.NFT_MSG_GETTABLE, family, nl.NewRtAttr(unix.NFTA_TABLE_NAME, nl.ZeroTerminated(name)))
 	if err != nil {
 		return "", err
