@@ -7,7 +7,7 @@ import (
 )
 
 // TestBlocked: if the gate accepts several tunnel packets and none is delivered, a host firewall is reported. A
-// smaller counter has begun again at 0.
+// counter that has become smaller counts from 0 again.
 func TestBlocked(t *testing.T) {
 	for _, tc := range []struct {
 		before, now overlay.Traffic

@@ -146,8 +146,8 @@ func TestAWalkIsOvertaken(t *testing.T) {
 	}
 }
 
-// TestChangesShareAWalk: close changes share a walk, and long walks leave a pause. While the kernel has a fault, no
-// walk begins.
+// TestChangesShareAWalk: changes that come close together share a walk, and long walks leave a pause. While the
+// kernel has a fault, no walk begins.
 func TestChangesShareAWalk(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -95,7 +95,8 @@ func TestEnrolmentReadsNothing(t *testing.T) {
 	}
 }
 
-// countReads returns a function: how often table mangle was read since. The other tables are read as often.
+// countReads returns a function. The function says how often table mangle was read since countReads was called. The
+// other tables are read as often.
 func countReads(t *testing.T) (reads func() int) {
 	t.Helper()
 	dir, calls := t.TempDir(), "/run/calls"

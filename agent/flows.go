@@ -225,8 +225,8 @@ func flowLinks(s *snapshot) []string {
 	return slices.Compact(links)
 }
 
-// take adds the lines to the table, with the present names and labels of their ends. Packets without known addresses
-// only count as unknown.
+// take adds the lines to the table, with the present names and labels of their ends. Packets whose addresses aren't
+// known, or were left out of the lines, only count as unknown.
 func (r *recording) take(ctx context.Context, lines []drops.Line) {
 	if len(lines) == 0 {
 		return

@@ -14,7 +14,7 @@ import (
 )
 
 // TestWhatIsUnknown has a row for each part of the packet filter and each failure to read it. Each time the node
-// isn't ready, and no pod is enrolled. weir's rule is put back first, and the agent tries again.
+// isn't ready, and no pod is enrolled. The agent still puts weir's rule back into first place.
 func TestWhatIsUnknown(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

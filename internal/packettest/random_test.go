@@ -139,8 +139,8 @@ func header(p ruleset.Packet) verdict.Packet {
 	return verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port}
 }
 
-// difference enforces the state and sends the packets. It returns a packet whose arrival contradicts the policies,
-// or whose log contradicts the audited ones. It returns nil if there is none.
+// difference enforces the state and sends the packets. It returns a packet if the packet's arrival contradicts the
+// policies, or if audited policies demand another log. It returns nil if there is none.
 func (n *Node) difference(s policy.State, packets []ruleset.Packet) *ruleset.Packet {
 	n.Enforce(s)
 	log := listen(n, 64<<20)

@@ -86,8 +86,8 @@ func (d *departures) policies(now time.Time, live map[policy.Name]bool, inhabite
 	return names
 }
 
-// TestDepartingAtRandom: after each of many random events, the policies of the specification count (departures).
-// Each namespace with pods and unknown policies has a problem.
+// TestDepartingAtRandom: after each of many random events, the same policies count as by the specification
+// (departures). Each namespace with pods and unknown policies has a problem.
 func TestDepartingAtRandom(t *testing.T) {
 	for seed := range uint64(1000) {
 		r := rand.New(rand.NewPCG(seed, 5))
