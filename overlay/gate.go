@@ -85,7 +85,7 @@ func (s *gateSet) add(words string, elements ...nftables.SetElement) {
 	s.elements = append(s.elements, elements...)
 }
 
-// linksSet returns the set of links by which no tunnel packet may come: weir0, the tunnel and links.
+// linksSet returns the set of links by which no tunnel packet may come: weir0, the tunnel and the given links.
 func linksSet(links []string) gateSet {
 	s := gateSet{name: "links", comment: "weir: links that no tunnel packet comes by", keyType: nftables.TypeIFName}
 	names := append([]string{conf.Bridge, conf.Tunnel}, links...)

@@ -280,7 +280,8 @@ func ReadTraffic() (Traffic, error) {
 	return trafficOf(chains), err
 }
 
-// trafficOf adds up the counters of the rules that count tunnel packets; their comments tell.
+// trafficOf adds up the counters of the rules that count tunnel packets. It recognises these rules by their
+// comments.
 func trafficOf(chains map[string]nft.Listed) (t Traffic) {
 	for _, c := range chains {
 		for _, r := range c.Rules {

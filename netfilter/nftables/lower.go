@@ -255,7 +255,7 @@ func byLink(sets []ruleset.SetMatch, f conf.Family) []ruleset.SetMatch {
 	return sets
 }
 
-// dropsTheSame reports whether drop drops exactly the packets that log logs.
+// dropsTheSame reports whether the second rule drops exactly the packets that the first rule logs.
 func dropsTheSame(log, drop ruleset.Rule) bool {
 	log.Action, log.To = ruleset.Drop, ""
 	return log.Equal(drop)

@@ -111,7 +111,8 @@ func (s *statement) link(word string, key uint32, name string) {
 	s.e = s.e.Meta(key, 0).Compare(unix.NFT_CMP_EQ, append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...))
 }
 
-// addressAt returns the offset and length of the source (which is 0) or destination (1) in the family's header.
+// addressAt returns the offset and length of an address in the family's header. which is 0 for the source and 1 for
+// the destination.
 func (s *statement) addressAt(which uint32) (offset, length uint32) {
 	if s.family == conf.IPv6 {
 		return 8 + 16*which, 16
@@ -285,7 +286,7 @@ func (s *statement) ports(r rule) {
 	}
 }
 
-// load loads a part of the packet into the first registers, and returns its name.
+// load loads a part of the packet into the first registers, and adds the part's name to the text.
 func (s *statement) load(by ruleset.Part, proto ruleset.Protocol) {
 	word := "th" // for a rule without a protocol
 	if proto != "" {
