@@ -172,7 +172,8 @@ func dualStack() policy.State {
 	}
 }
 
-// listing returns all rules, chains and sets of weir without counters.
+// listing returns all rules and sets, and the names of weir's chains, without counters and other values that change
+// by themselves.
 func listing(t *testing.T) string {
 	var lines []string
 	for line := range strings.Lines(nodetest.Run(t, "iptables-save") + nodetest.Run(t, "ip6tables-save")) {

@@ -261,7 +261,7 @@ func TestTree(t *testing.T) {
 	}
 }
 
-// TestTreeIsFlat: a packet meets few of the tree's rules, and the tree is at most as deep as stand follows.
+// TestTreeIsFlat: a packet meets few of the tree's rules, and the tree is no deeper than maxDepth.
 func TestTreeIsFlat(t *testing.T) {
 	for n, most := range map[int]float64{10: 6, 250: 12, 3000: 17} {
 		classes := pods{"10.255.0.0": returns}
@@ -328,8 +328,8 @@ func lead(s state, number int) string {
 	return numberingOf(s.tables[conf.IPv4][checks].rules, conf.EgressChain).leaves[number]
 }
 
-// TestWithoutNumbers: if iptables can't look numbers up, each class has a set of its own. A driver that can then
-// replaces these sets by sets of numbered pods.
+// TestWithoutNumbers: if iptables can't look numbers up, each class has a set of its own. If another driver finds
+// that it can, it replaces these sets by sets of numbered pods.
 func TestWithoutNumbers(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

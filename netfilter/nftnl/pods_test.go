@@ -101,7 +101,8 @@ func TestPodSets(t *testing.T) {
 	holds(other, true)
 }
 
-// TestBatchIsAllOrNothing: if the kernel refuses a request, it carries out none, and Commit says which it was.
+// TestBatchIsAllOrNothing: if the kernel refuses one request of a batch, it carries out none of them. Commit says
+// which one was refused.
 func TestBatchIsAllOrNothing(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
