@@ -75,7 +75,11 @@ func statusLines(line printLine, s *agentapi.Status) {
 	line("ready:\t%v", s.Ready)
 	if !s.LastSync.IsZero() {
 		ago := time.Since(s.LastSync).Round(time.Millisecond)
-		line("last sync:\t%s (%s ago), iptables-%s", s.LastSync.Format(time.RFC3339), ago, s.IPTables)
+		backend := "iptables-" + s.IPTables
+		if s.IPTables == "nftables" {
+			backend = s.IPTables
+		}
+		line("last sync:\t%s (%s ago), %s", s.LastSync.Format(time.RFC3339), ago, backend)
 		line("since start:\t%d changes, %d failures, %d repairs, %d connections cut",
 			s.Stats.Changes, s.Stats.Failures, s.Stats.Repairs, s.Stats.Cut)
 	}
