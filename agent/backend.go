@@ -57,9 +57,9 @@ type Backend interface {
 	Watch(ctx context.Context, heard func(generation uint32, concerned bool)) error
 	// Generation returns the newest generation of the rules.
 	Generation() (uint32, error)
-	// Knows returns true if the generation hides no unknown change. Either the backend made the change itself, or it
-	// has read the rules since. It must be called for the concerned generations in order. A generation may be asked
-	// for again.
+	// Knows reports whether the backend knows what the generation has changed. Either the backend has made the change
+	// itself, or it has read the rules since. The caller must pass the generations that Watch reports with concerned
+	// true, in ascending order. It may pass one again.
 	Knows(generation uint32) bool
 
 	// Close disconnects. Applied rulesets stay in the kernel.

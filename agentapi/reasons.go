@@ -29,10 +29,11 @@ const (
 	ByReserved = "reserved-mac"
 	// ByPast: from the pod's port to the node's IP stack, past the bridge.
 	ByPast = "past-bridge"
-	// ByTunnel: a tunnel packet that doesn't come from a node or not to a node, or whose inner sender is no pod of
-	// the sending node. Also a pod's packet to the tunnels' port of a node.
+	// ByTunnel: a tunnel packet whose source or destination isn't a node, or whose inner sender is no pod of the
+	// sending node. Also a pod's packet to the tunnels' port of a node.
 	ByTunnel = "tunnel"
-	// ByWay: under the address of a pod, but not by the link or the tunnel that leads to the pod.
+	// ByWay: the packet's source is a pod's address, but the packet came in on another link or tunnel than the one that
+	// leads to that pod. Also a packet out of a tunnel, if packets to its source don't go into a tunnel.
 	ByWay = "way"
 	// ByOther: the rule that logged the packet is not one of this agent's.
 	ByOther = "other"

@@ -14,8 +14,9 @@ import (
 func (n Node) Reap() ([]endpoint.Endpoint, error) { return n.endEach(isOver) }
 
 // Collect does the work of CNI's GC. It ends every attachment to the network with an ID that isn't in valid, unless
-// a process is making or ending it. If a record is broken, it asks as Reap does. Then Collect removes everything
-// that belongs to no attachment. If a step fails, it continues with the others. The error is a *StepError.
+// a process is making or ending it. The network of a broken record is unknown, so Collect ends such an attachment
+// only if Reap would end it. Then Collect removes everything that belongs to no attachment. If a step fails, Collect
+// continues with the others. The error is a *StepError.
 func (n Node) Collect(network string, valid map[string]bool) error {
 	_, err := n.endEach(func(id string) (bool, error) {
 		if valid[id] {
@@ -34,8 +35,8 @@ func (n Node) Collect(network string, valid map[string]bool) error {
 	return failed("collect what is left of attachments", errors.Join(err, n.sweep(valid)))
 }
 
-// endEach ends the attachments for which ended returns true, and returns their records. It asks again under the
-// node's lock: meanwhile the ID may belong to a new attachment.
+// endEach ends the attachments for which the function ended returns true, and returns their records. It calls ended
+// again under the node's lock, because meanwhile the ID may belong to a new attachment.
 func (n Node) endEach(ended func(id string) (bool, error)) (done []endpoint.Endpoint, err error) {
 	ids, err := endpoint.IDs()
 	if err != nil {

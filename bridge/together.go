@@ -15,7 +15,8 @@ import (
 )
 
 // ForbidPorts removes all elements of the ports from the guard's sets, in one transaction. The caller must call
-// later, which closes the connection. This waits until the kernel no longer uses the elements (see Unplug).
+// the returned function later(), which closes the connection. Closing waits until the kernel no longer uses the
+// elements (see Unplug).
 //
 // Equivalent to: nft delete element bridge weir senders4 { HOSTIF . MAC . ADDR, … } (senders6 for IPv6 addresses)
 func ForbidPorts(hostIfs []string) (later func(), err error) {
@@ -62,8 +63,8 @@ func deleteEach(conn *nftables.Conn, all elements) error {
 	return nil
 }
 
-// RemovePorts deletes the pairs and the node's neighbour entries for the addresses. It deletes only what exists,
-// because each deletion may wait in the kernel.
+// RemovePorts deletes the ports' veth pairs, and weir0's neighbour entries for the addresses. It deletes only what
+// exists, because each deletion may wait in the kernel.
 //
 // Equivalent to: ip neigh del ADDR dev weir0; ip link del HOSTIF, for each
 func RemovePorts(hostIfs []string, addrs []endpoint.Address) error {

@@ -15,10 +15,10 @@ type Name struct{ Namespace, Name string }
 // Delta has the objects of a source that have changed since its last delta. The objects that a delta points to never
 // change.
 type Delta struct {
-	// Pods has the pods of each name that has changed; none if no such pod is left. A directory of manifests may have
-	// several pods of one name: then it is unknown which of them an endpoint is.
+	// Pods has a key for each changed name, with all pods that have the name now, or none. A directory of
+	// manifests may have several pods of one name: then it is unknown which of them an endpoint is.
 	Pods map[Name][]*Pod
-	// Policies has the policies of each name that has changed, in the same way.
+	// Policies has a key for each changed name, as Pods has.
 	Policies map[Name][]*networkingv1.NetworkPolicy
 	// Namespaces has each namespace that has changed; nil if it is gone.
 	Namespaces map[string]*Namespace
@@ -46,7 +46,8 @@ func (d *Delta) Empty() bool {
 		d.Nodes == nil && d.Workloads == nil && d.Problems == nil && d.Unenforced == nil
 }
 
-// Difference returns the delta from the objects was to the objects now. The delta points to objects of now.
+// Difference returns what has changed from the old objects (was) to the new ones (now). The delta points to the new
+// objects.
 func Difference(was, now Objects) *Delta {
 	d := NewDelta()
 	for name, pods := range changed(byName(was.Pods, Pod.name), byName(now.Pods, Pod.name)) {
@@ -86,7 +87,8 @@ func byName[T any](objects []T, name func(T) Name) map[Name][]*T {
 	return by
 }
 
-// changed returns the objects now of each name whose objects differ. It returns nil for a name without objects.
+// changed returns the names whose objects have changed, each with its objects in the map now. The value is nil for a
+// name that only the map was has.
 func changed[T any](was, now map[Name][]*T) map[Name][]*T {
 	all := map[Name][]*T{}
 	for name, objects := range now {

@@ -22,7 +22,7 @@ const (
 
 type named struct {
 	word  string // a Deployment's template hash, the time of a CronJob's job, or a DeploymentConfig's version
-	whole bool   // the name has all of the word
+	whole bool   // no characters of the word are missing in the name
 	index string // the index of an indexed job's pod
 }
 
@@ -68,8 +68,11 @@ func wordAlphabet(kind string) string {
 	return ""
 }
 
-// after reads "NAME" or, if there is an alphabet, "NAME-WORD", and returns the word. If cut is true, the text may
-// end early; whole tells whether the word is complete. If dash is true too, the text may end with a dash.
+// after returns the word of a text of the form NAME-WORD. The word consists of characters of the alphabet. Without
+// an alphabet, the text must be just NAME. ok is false if the text has another form.
+//
+// If the parameter cut is true, the text may be only the beginning of that form. Then whole is false if characters
+// of the word may be missing. If the parameters cut and dash are true, the text may also end with one more dash.
 func after(text, name, alphabet string, cut, dash bool) (word string, whole, ok bool) {
 	if alphabet != "" {
 		name += "-"

@@ -20,11 +20,11 @@ type lowered struct {
 	// whole has the names of the sets with an entry for all addresses (/0). ipset needs two entries for it.
 	whole   map[string]bool
 	numbers numbers
-	// classes are the classes in each set of numbered pods, by the set's name.
+	// classes has, by the name of a set of kind numberedPods, the classes whose pods are in the set.
 	classes map[string][]class
 }
 
-// numbers are the numbers of the classes of each family, by dispatch chain.
+// numbers has, for each family, the classes' numbers by dispatch chain.
 type numbers [len(conf.Families)]map[string]*numbering
 
 // chain is one of weir's chains in a table. Each family has tables of its own.
@@ -66,7 +66,7 @@ const checks = "mangle"
 type lowering struct {
 	sets    map[string]loweredSet
 	chains  map[chainKey]loweredChain
-	members map[string]loweredMembers // by the name of the set of numbered pods
+	members map[string]loweredMembers // by the name of the set, of kind numberedPods
 }
 
 // chainKey names a chain of a ruleset.
@@ -78,8 +78,8 @@ type chainKey struct {
 // lower returns the ruleset as sets of ipset and rules of iptables, without numbers of classes.
 func lower(r ruleset.Ruleset) *lowered { return new(lowering).lower(r, numbers{}) }
 
-// lower returns the ruleset as sets of ipset and rules of iptables. If n has numbers for a family, a set of
-// numbered pods takes the place of a direction's class sets.
+// lower returns the ruleset as sets of ipset and rules of iptables. If n has numbers for a family, then a set of kind
+// numberedPods takes the place of a direction's class sets.
 func (m *lowering) lower(r ruleset.Ruleset, n numbers) *lowered {
 	l := &lowered{whole: map[string]bool{}, numbers: n, classes: map[string][]class{}}
 	last := *m
@@ -142,8 +142,8 @@ type loweredChain struct {
 	chains  []chain
 }
 
-// lowerChain returns the chain in iptables' words. If its rules and numbers are the same as in before, it returns
-// before.
+// lowerChain returns the chain in iptables' words. The parameter before is the result for the last ruleset. If rules
+// and numbers haven't changed since, lowerChain returns it.
 func lowerChain(c ruleset.Chain, classes []class, numbers map[string]*numbering, before loweredChain) loweredChain {
 	table := checks
 	if c.Hook != "" {
@@ -203,8 +203,8 @@ type loweredSet struct {
 	whole    bool // the set has an entry for all addresses, which ipset stores as two halves
 }
 
-// next returns now with entries that ipset can store. Sets of type hash:net can't have /0, so two halves take its
-// place. s is the same set in the last ruleset, and next lowers only the entries that have changed.
+// next lowers the new state of the set s to entries that ipset can store. Sets of type hash:net can't have /0, so two
+// halves take its place. s is the set's last state, and next lowers only the entries that have changed.
 func (s loweredSet) next(now ruleset.Set) loweredSet {
 	n := loweredSet{now.Kind, now.Entries, now.Entries, hasAll(now)}
 	if n.whole || s.whole || s.kind != now.Kind {
@@ -253,8 +253,8 @@ func halvesOf(all netip.Prefix) [2]netip.Prefix {
 }
 
 // raise translates refused ipset entries back into the ruleset's entries. A refused half of an entry for all
-// addresses becomes that entry. A refused entry of a set of numbered pods becomes the same entry in the set of the
-// pod's class.
+// addresses becomes that entry. A refused entry of a set of kind numberedPods becomes the same entry in the set of
+// the pod's class.
 func (l *lowered) raise(refused ruleset.Refused) ruleset.Refused {
 	raised := ruleset.Refused{}
 	for r, why := range refused {
@@ -269,8 +269,8 @@ func (l *lowered) raise(refused ruleset.Refused) ruleset.Refused {
 	return raised
 }
 
-// numberedPods is the kind of the sets of pods with the numbers of their classes. The comment of such an entry
-// begins with the number.
+// numberedPods is the kind of a set whose entries are pods' addresses, each with the number of the pod's class. The
+// text of an entry's comment begins with that number.
 const numberedPods ruleset.SetKind = "addresses with numbers of classes"
 
 // types are ipset's types for the kinds of sets.

@@ -17,9 +17,9 @@ type refresh struct {
 }
 
 // Refresh does the same as Read in parts. It calls pause after each part. If pause returns true, Refresh returns
-// false, and the next call continues. Between two calls, the caller may call all other methods. So any Apply may
-// undo a change that Refresh has found. If the kernel's state isn't known, Refresh reads everything without a
-// pause.
+// false, and the next call continues. Between two calls, the caller may call all other methods. If the parts read so
+// far show another program's change, an Apply between the calls already reverts it. If the kernel's state isn't
+// known, Refresh reads everything without a pause.
 func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err error) {
 	if d.have == nil || d.Flavour == "" {
 		return true, d.Read(ctx)
@@ -112,8 +112,8 @@ func (d *Driver) refreshSet(name string) error {
 	return nil
 }
 
-// refreshTables reads a family's tables. With the first family, the driver forgets its own generations: they have
-// been read.
+// refreshTables reads a family's tables. With the first family, the driver forgets which generations it has made:
+// Refresh reads their changes.
 func (d *Driver) refreshTables(ctx context.Context, f conf.Family) {
 	readAt, _ := generation() // 0 if it is unknown
 	if f == conf.Families[0] {

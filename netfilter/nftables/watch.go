@@ -30,9 +30,9 @@ func concerns(c nftnl.Change) bool {
 // Generation returns the number of the last change of nf_tables in this network namespace.
 func (d *Driver) Generation() (uint32, error) { return nftnl.Generation() }
 
-// Knows reports whether the driver knows every change up to a generation: it has read the tables at this generation
-// or later, or has made the change itself. Knows returns false for generation 0. The caller must pass concerned
-// generations in order. A second call for the same generation returns the same result.
+// Knows reports whether the driver knows what the generation has changed. Either the driver has read the tables at
+// this generation or later, or the driver has made the change itself. Generation 0 is never known. The caller must
+// pass the generations that Watch reports with concerned true, in ascending order. It may pass one again.
 func (d *Driver) Knows(generation uint32) bool {
 	return generation != 0 && ((d.readAt != 0 && int32(generation-d.readAt) <= 0) || d.own.Made(generation))
 }

@@ -3,9 +3,9 @@ package nftnl
 import "slices"
 
 // OwnChanges recognises the generations of nf_tables that the driver's own changes made. The kernel doesn't say who
-// made a generation, so OwnChanges counts. If the driver has made three changes in a span, the span's first three
-// concerned generations count as its own. If another program made one of them, one of the driver's own is left
-// over. The driver then reads everything again.
+// made a generation, so OwnChanges counts. If the driver has made three changes in a span, the first three generations
+// of the span that Watch reports with concerned true count as its own. If another program made one of them, one of
+// the driver's own is left over. The driver then reads everything again.
 type OwnChanges struct {
 	spans []span
 	known []uint32 // generations that count as the driver's own
@@ -23,8 +23,8 @@ func (o *OwnChanges) Note(before, after uint32, changes int) {
 	o.spans = append(o.spans, span{before, after, changes})
 }
 
-// Made reports whether the driver made the generation. The caller must pass only concerned generations, in order. A
-// second call for the same generation returns the same result.
+// Made reports whether the driver made the generation. The caller must pass only the generations that Watch reports
+// with concerned true, in ascending order. It may pass one again.
 func (o *OwnChanges) Made(generation uint32) bool {
 	if slices.Contains(o.known, generation) {
 		return true

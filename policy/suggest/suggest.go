@@ -23,7 +23,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Flow is connections that were seen.
+// Flow stands for all recorded connections from one end to one port of another end.
 type Flow struct {
 	From, To    End
 	Protocol    ruleset.Protocol
@@ -32,7 +32,7 @@ type Flow struct {
 	First, Last time.Time
 }
 
-// End is an end of a Flow: a pod with the labels that it had then, or an address.
+// End is an end of a Flow: a pod with the labels that it had during the connections, or an address.
 type End struct {
 	Namespace, Name string
 	Labels          map[string]string
@@ -57,11 +57,12 @@ func (e End) String() string {
 // Suggestion is a policy, with the flows that each of its rules allows.
 type Suggestion struct {
 	Policy *networkingv1.NetworkPolicy
-	// Ingress and Egress have the flows of each rule of the policy.
+	// Ingress has a list for each ingress rule of the policy: the flows that the rule allows. Egress has the same for
+	// the egress rules.
 	Ingress, Egress [][]Flow
 }
 
-// Result is what Policies returns.
+// Result has the suggested policies, and the flows that they don't allow.
 type Result struct {
 	Suggestions []Suggestion
 	// Left are flows of the namespace that no policy can name, such as ICMP: their protocols have no ports.
@@ -69,8 +70,8 @@ type Result struct {
 }
 
 // Policies returns policies for the namespace: one that isolates all of its pods in both directions, and one for
-// each workload with flows. pods are those that exist. Pods of flows that are gone count too: otherwise a selector
-// might match their workloads.
+// each workload with flows. The parameter pods has the existing pods. Deleted pods that occur in flows count too:
+// otherwise a selector might match their workloads.
 func Policies(namespace string, pods []policy.Pod, flows []Flow) Result {
 	s := suggester{namespace: namespace, workloads: map[string][]*workload{}, policies: map[*workload]*rules{}}
 	for i := range pods {
@@ -117,7 +118,7 @@ type suggester struct {
 	policies  map[*workload]*rules
 }
 
-// rules are the flows of a workload by direction, peer and port.
+// rules has a workload's flows by direction, peer and port.
 type rules struct{ ingress, egress map[string]*peer }
 
 type peer struct {
@@ -204,7 +205,7 @@ func (s *suggester) suggestions() (all []Suggestion) {
 	return all
 }
 
-// free takes the name, with a number behind it if the name is taken.
+// free returns the name, with a number behind it if the name is taken. Then the result counts as taken.
 func free(name string, taken map[string]bool) string {
 	unique := name
 	for n := 2; taken[unique]; n++ {

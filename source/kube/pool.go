@@ -13,7 +13,8 @@ import (
 type pool[T any] struct {
 	hash  func(T) uint64
 	equal func(a, b T) bool
-	// own, if not nil, makes the copy to keep of a new value. free, if not nil, is called with each dropped copy.
+	// The function own makes the pool's copy of a new value. If own is nil, the pool keeps the value itself.
+	// The pool calls the function free with each dropped copy, unless free is nil.
 	own    func(T) T
 	free   func(T)
 	values map[uint64]*pooled[T]
@@ -46,7 +47,7 @@ func (p *pool[T]) share(v T) T {
 	return v
 }
 
-// use counts a use of a value that share has returned.
+// use adds one use to the value. The value must come from share.
 func (p *pool[T]) use(v T) {
 	e := p.find(v)
 	if e == nil { // its last other use has ended since
@@ -56,7 +57,7 @@ func (p *pool[T]) use(v T) {
 	e.uses++
 }
 
-// release ends a use, and drops the value with its last use.
+// release takes one use from the value, and drops the value with its last use.
 func (p *pool[T]) release(v T) {
 	e := p.find(v)
 	if e.uses--; e.uses == 0 {
@@ -166,7 +167,7 @@ func (p *pools) share(pod *policy.Pod) {
 	}
 }
 
-// use counts the uses of a pod that share has changed.
+// use adds one use to each pooled value of the pod. The caller must have called share for the pod.
 func (p *pools) use(pod *policy.Pod) {
 	p.strings.use(pod.Namespace)
 	p.strings.use(pod.NodeName)
@@ -174,7 +175,7 @@ func (p *pools) use(pod *policy.Pod) {
 	p.ports.use(pod.Ports)
 }
 
-// release ends the uses of a pod.
+// release undoes one call of use for the pod.
 func (p *pools) release(pod *policy.Pod) {
 	p.strings.release(pod.Namespace)
 	p.strings.release(pod.NodeName)

@@ -47,7 +47,7 @@ type packetNode struct {
 	buf            []byte // of the server
 }
 
-// newPacketNode makes the node, without rules in iptables. guard says whether it has weir's guard.
+// newPacketNode makes the node, without rules in iptables. If the parameter guard is true, the node has weir's guard.
 func newPacketNode(t *testing.T, name string, guard bool) *packetNode {
 	t.Helper()
 	n := &packetNode{
@@ -175,7 +175,8 @@ func (n *packetNode) write(t *testing.T, flavour iptables.Flavour, x text) {
 	}
 }
 
-// anyNode is what every node has, and the denominator of each ratio: connection tracking, masquerade and one rule.
+// anyNode is what every node has: connection tracking, masquerade and one rule. TestPackets compares each filter's
+// node with a node that has nothing else.
 func anyNode() text {
 	return text{rules: fmt.Sprintf("*filter\n-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n"+
 		"*nat\n-A POSTROUTING -s %[1]s ! -d %[1]s -j MASQUERADE\nCOMMIT\n", podSubnet)}

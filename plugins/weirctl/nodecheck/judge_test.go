@@ -204,7 +204,8 @@ func TestWorstFirst(t *testing.T) {
 	}
 }
 
-// TestAllThatRulesUse: what the rules in iptables' golden files use is tried, and nothing else.
+// TestAllThatRulesUse: the node check tries the matches and targets that rules in netfilter/iptables/testdata use. It
+// tries no others, except the match sctp. Targets such as ACCEPT need no trial.
 func TestAllThatRulesUse(t *testing.T) {
 	files, err := filepath.Glob("../../../netfilter/iptables/testdata/*")
 	if err != nil || len(files) == 0 {

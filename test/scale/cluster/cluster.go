@@ -36,10 +36,11 @@ type Cluster struct {
 	// Self is the measured node's address. Neighbour is that of the second node, in the same subnet.
 	Self, Neighbour netip.Addr
 
-	local map[int]int // the measured node's pods, by number, and the place of each
+	local map[int]int // the place of each of the measured node's pods, by the pod's number
 }
 
-// New returns a cluster. At most local of its pods are on the measured node, and never more than 110.
+// New returns a cluster. The parameter local is the number of pods on the measured node. It counts only up to 110,
+// and only up to the number of all pods.
 func New(pods, local int, self, neighbour netip.Addr) *Cluster {
 	c := &Cluster{Pods: pods, Self: self, Neighbour: neighbour, local: map[int]int{}}
 	for i := range min(local, podsPerNode, pods) {
@@ -48,7 +49,7 @@ func New(pods, local int, self, neighbour netip.Addr) *Cluster {
 	return c
 }
 
-// Namespaces returns how many namespaces the cluster has.
+// Namespaces returns the number of namespaces. Each has equally many pods.
 func (c *Cluster) Namespaces() int { return c.Pods / c.perNamespace() }
 
 func (c *Cluster) perNamespace() int { return min(podsPerNamespace, c.Pods/localNamespaces) }
@@ -60,10 +61,10 @@ func (c *Cluster) place(pod int) (ns, k int) {
 	return ns, (pod%c.perNamespace()*37 + ns*13) % podsPerNamespace
 }
 
-// Nodes returns how many nodes the cluster has.
+// Nodes returns the number of nodes. The measured node and its neighbour count.
 func (c *Cluster) Nodes() int { return 2 + (c.Pods+podsPerNode-1)/podsPerNode }
 
-// Policies returns how many policies the cluster has.
+// Policies returns the number of policies in all namespaces.
 func (c *Cluster) Policies() int { return c.Namespaces() * PoliciesPerNamespace }
 
 // Local returns the numbers of the measured node's pods, by their places on the node.
@@ -101,22 +102,22 @@ func nodeAddress(node int) netip.Addr {
 	return netip.AddrFrom4([4]byte{172, 20, byte(node >> 8), byte(node)})
 }
 
-// NamespaceName returns the name of a namespace.
+// NamespaceName returns the name of the namespace with the number ns.
 func NamespaceName(ns int) string { return fmt.Sprintf("tenant-%d", ns) }
 
 // podName returns a name as a Deployment gives it. It ends with the pod's number in its namespace.
 func podName(k int) string { return fmt.Sprintf("app-%d-5d8c7f9b4-%02d", k/podsPerApp, k) }
 
-// number returns the number behind the prefix in the name. It returns false for any other name, and if the number is
-// too high.
+// number returns the number behind the prefix in the name. It returns false if the name has another form, or if the
+// number isn't less than the parameter below.
 func number(name, prefix string, below int) (int, bool) {
 	text, ok := strings.CutPrefix(name, prefix)
 	n, err := strconv.Atoi(text)
 	return n, ok && err == nil && n >= 0 && n < below
 }
 
-// find returns the number of the object with the name. each is how many such objects a namespace has, and nameOf
-// returns their names.
+// find returns the number of the object with the name. The parameter each is the number of such objects in each
+// namespace. The function nameOf returns the name of an object, from the object's number in its namespace.
 func (c *Cluster) find(name types.NamespacedName, each int, nameOf func(int) string) (int, bool) {
 	ns, ok := number(name.Namespace, "tenant-", c.Namespaces())
 	if !ok {
