@@ -15,6 +15,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
+// State is the input of Compile.
 type State struct {
 	Objects
 	// Endpoints are the attachments on this node.

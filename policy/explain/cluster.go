@@ -38,6 +38,7 @@ func (c Cluster) podCIDRs(n policy.Node) []netip.Prefix {
 	return slices.DeleteFunc(slices.Clone(n.PodCIDRs), func(p netip.Prefix) bool { return slices.Contains(c.Invented, p) })
 }
 
+// State returns what the compiler and the evaluator need of the cluster.
 func (c Cluster) State() policy.State {
 	return policy.State{Objects: c.Objects, Endpoints: c.Endpoints, Node: c.Node}
 }

@@ -127,22 +127,22 @@ type Rule struct {
 type Reason string
 
 const (
-	// Isolated: policies isolate the pod, and one of their rules must allow the connection.
+	// Isolated means that policies isolate the pod. One of their rules must allow the connection.
 	Isolated Reason = "isolated"
-	// Open: no policy isolates the pod.
+	// Open means that no policy isolates the pod.
 	Open Reason = "open"
-	// NoPod: no pod is at this end, so no policy applies.
+	// NoPod means that no pod is at this end, so no policy applies.
 	NoPod Reason = "noPod"
-	// HostNetwork: policies don't apply to pods with their node's address.
+	// HostNetwork means that the pod has its node's address. Policies don't apply to such pods.
 	HostNetwork Reason = "hostNetwork"
-	// FromNode: what a node sends to its own pods isn't checked.
+	// FromNode means that a node sends to one of its own pods. Such packets aren't checked.
 	FromNode Reason = "fromNode"
-	// Itself: a pod always reaches itself.
+	// Itself means that both ends are the same pod. A pod always reaches itself.
 	Itself Reason = "itself"
-	// Off: enforcement is off for the pod.
+	// Off means that enforcement is off for the pod.
 	Off Reason = "off"
-	// Closed: the pod is unknown to the agent, so all its connections are dropped.
+	// Closed means that the agent doesn't know the pod. All its connections are dropped.
 	Closed Reason = "closed"
-	// Uncertain: it is uncertain which pod this is, and each of them must be allowed.
+	// Uncertain means that the end may be one of several pods. Each of them must be allowed to connect.
 	Uncertain Reason = "uncertain"
 )

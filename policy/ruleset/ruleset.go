@@ -72,6 +72,7 @@ func (c Chain) Dispatch() []string {
 	return names
 }
 
+// Equal compares all fields of the chains and of their rules.
 func (c Chain) Equal(o Chain) bool {
 	return c.Family == o.Family && c.Name == o.Name && c.Hook == o.Hook && c.Comment == o.Comment &&
 		slices.EqualFunc(c.Rules, o.Rules, Rule.Equal)

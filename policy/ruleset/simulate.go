@@ -35,6 +35,7 @@ type Simulator struct {
 	links  map[string][]Element        // for each set with links: its elements
 }
 
+// NewSimulator returns a Simulator for the ruleset. It returns an error if a set has an entry that it cannot read.
 func NewSimulator(r Ruleset) (*Simulator, error) {
 	s := &Simulator{
 		chains: map[conf.Family]map[string][]Rule{conf.IPv4: {}, conf.IPv6: {}},
