@@ -175,6 +175,7 @@ func TestAPodThatWasFoundStays(t *testing.T) {
 	r := startWith(t, api.cluster, Options{Source: api, Resync: 50 * time.Millisecond, EnrolWait: time.Minute})
 	before := named("db-0", "1", "old")
 	r.tell(shop(before), nil)
+	r.wantMetrics(map[string]float64{"weir_policies": 2}) // a report that comes behind the lookup's answer would end it
 	id := r.attachUID("db-0", "2", "10.88.0.9")
 	if v, err := r.enrol(id); err != nil || v.Ingress != "shop/new" {
 		t.Errorf("the answer is %+v, %v", v, err)
