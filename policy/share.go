@@ -328,8 +328,8 @@ func (c *compiler) next(t *tenant, taken amount) bool {
 	return false
 }
 
-// costs reports whether the set would take room. It doesn't if a modest namespace or a granted demand needs it
-// already.
+// costs reports whether the set needs room of its own. A set that a modest namespace or a granted demand uses already
+// has room.
 func (c *compiler) costs(s *supply) bool { return len(s.users) == 0 && s.modest != c.division.number }
 
 // part returns the amount that a set counts for in each of that many namespaces.

@@ -115,7 +115,7 @@ func TestDriftIsRepaired(t *testing.T) {
 		return
 	}
 	d := driver(t, NFT)
-	want := policy.Compile(dualStack())
+	want := policy.Compile(policytest.DualStack())
 	mustApply(t, d, want, netfilter.All)
 	golden := listing(t)
 	for _, drift := range []string{
@@ -152,22 +152,6 @@ func TestDriftIsRepaired(t *testing.T) {
 		}
 		if got := listing(t); got != golden {
 			t.Errorf("after %q:\n%s\nwant\n%s", drift, got, golden)
-		}
-	}
-}
-
-func dualStack() policy.State {
-	r := rand.New(rand.NewPCG(5, 1))
-	for {
-		s := policytest.State(r)
-		in := map[conf.Family]bool{}
-		for _, set := range policy.Compile(s).Sets {
-			if set.Role == ruleset.Members && !strings.Contains(set.Name, "open") && set.Entries.Len() > 0 {
-				in[set.Family] = true
-			}
-		}
-		if len(in) == 2 && len(s.Policies) > 1 && len(s.Endpoints) > 2 {
-			return s
 		}
 	}
 }
@@ -341,7 +325,7 @@ func TestKeepClosed(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	s := dualStack()
+	s := policytest.DualStack()
 	want, closed := policy.Compile(s), policy.Compile(policy.State{Endpoints: s.Endpoints})
 	class := want.Classes[slices.IndexFunc(want.Classes, func(c ruleset.Class) bool { return c.Chain != "" })]
 	class6 := want.Classes[slices.IndexFunc(want.Classes, func(c ruleset.Class) bool {
@@ -399,7 +383,7 @@ func TestKeepClosedAfterAnUpgrade(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	s := dualStack()
+	s := policytest.DualStack()
 	mustApply(t, driver(t, NFT), policy.Compile(s), netfilter.All)
 	for _, program := range []string{"iptables", "ip6tables"} {
 		script := fmt.Sprintf("%[1]s-save -t mangle | grep -v WEIR-ERRORS | %[1]s-restore -T mangle", program)
@@ -434,7 +418,7 @@ func TestWithoutIP6tables(t *testing.T) {
 	path := os.Getenv("PATH")
 	t.Setenv("PATH", dir+":"+path)
 	d := driver(t, NFT)
-	dual := dualStack()
+	dual := policytest.DualStack()
 	four := dual
 	four.Endpoints, four.Nodes = nil, nil
 	for _, e := range dual.Endpoints {

@@ -16,6 +16,7 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -343,7 +344,7 @@ func TestWithoutNumbers(t *testing.T) {
 		}
 	}
 	path := os.Getenv("PATH")
-	want := policy.Compile(dualStack())
+	want := policy.Compile(policytest.DualStack())
 	of := func(path string) (sets string) {
 		t.Helper()
 		t.Setenv("PATH", path)

@@ -13,6 +13,7 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -24,7 +25,7 @@ func TestPrint(t *testing.T) {
 	}
 	for _, flavour := range []Flavour{NFT, Legacy} {
 		d := driver(t, flavour)
-		mustApply(t, d, policy.Compile(dualStack()), netfilter.All)
+		mustApply(t, d, policy.Compile(policytest.DualStack()), netfilter.All)
 		services(t, flavour, 20)
 		was := table{rules: map[string][]string{"WEIR-POSTROUTING": nil}}
 		for _, f := range conf.Families {
@@ -134,7 +135,7 @@ func BenchmarkReadAmongServices(b *testing.B) {
 			}
 			defer d.Close()
 			d.Flavour = flavour
-			if _, err := d.Apply(b.Context(), policy.Compile(dualStack()), netfilter.All); err != nil {
+			if _, err := d.Apply(b.Context(), policy.Compile(policytest.DualStack()), netfilter.All); err != nil {
 				b.Fatal(err)
 			}
 			read := func() time.Duration {

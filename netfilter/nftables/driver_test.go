@@ -98,28 +98,12 @@ func TestApply(t *testing.T) {
 	}
 }
 
-func dualStack() policy.State {
-	r := rand.New(rand.NewPCG(5, 1))
-	for {
-		s := policytest.State(r)
-		in := map[conf.Family]bool{}
-		for _, set := range policy.Compile(s).Sets {
-			if set.Role == ruleset.Members && !strings.Contains(set.Name, "open") && set.Entries.Len() > 0 {
-				in[set.Family] = true
-			}
-		}
-		if len(in) == 2 && len(s.Policies) > 1 && len(s.Endpoints) > 2 {
-			return s
-		}
-	}
-}
-
 func TestDriftIsRepaired(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
 	d := driver(t)
-	want := policy.Compile(dualStack())
+	want := policy.Compile(policytest.DualStack())
 	mustApply(t, d, want, netfilter.All)
 	golden := listed(t)
 	for _, drift := range []string{
@@ -176,7 +160,7 @@ func TestPluginBeside(t *testing.T) {
 		return
 	}
 	d := driver(t)
-	s := dualStack()
+	s := policytest.DualStack()
 	mustApply(t, d, policy.Compile(s), netfilter.All)
 	gone := s.Endpoints[0]
 	var addrs []netip.Addr
@@ -255,7 +239,7 @@ func TestKeepClosed(t *testing.T) {
 		return
 	}
 	d := driver(t)
-	full, closed := policy.Compile(dualStack()), policy.Compile(policy.State{})
+	full, closed := policy.Compile(policytest.DualStack()), policy.Compile(policy.State{})
 	keep := func(changes bool, after string) {
 		t.Helper()
 		before := listed(t)
@@ -318,7 +302,7 @@ func TestKnows(t *testing.T) {
 			}
 		}
 	}
-	s := dualStack()
+	s := policytest.DualStack()
 	mustApply(t, d, policy.Compile(s), netfilter.All)
 	if knows, concerned := until(); !knows || !concerned {
 		t.Errorf("of its own first change: knows %v, concerned %v", knows, concerned)

@@ -11,6 +11,7 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -22,7 +23,7 @@ func TestRefusals(t *testing.T) {
 		return
 	}
 	d := driver(t)
-	good := policy.Compile(dualStack())
+	good := policy.Compile(policytest.DualStack())
 	mustApply(t, d, good, netfilter.All)
 	before := listed(t)
 	six := netip.MustParsePrefix("2001:db8::9/128") // no address of an IPv4 set
@@ -86,7 +87,7 @@ func TestAMapsRefusedElementIsItsClass(t *testing.T) {
 		return
 	}
 	d := driver(t)
-	want := policy.Compile(dualStack())
+	want := policy.Compile(policytest.DualStack())
 	six := ruleset.Entry{Element: ruleset.Element{Prefix: netip.MustParsePrefix("2001:db8::9/128")}, Comment: "x/y"}
 	class := ""
 	want.Sets = slices.Clone(want.Sets)
@@ -111,7 +112,7 @@ func TestRefusedRulesClose(t *testing.T) {
 		return
 	}
 	d := driver(t)
-	good := policy.Compile(dualStack())
+	good := policy.Compile(policytest.DualStack())
 	bad := good
 	bad.Chains = slices.Clone(good.Chains)
 	i := slices.IndexFunc(bad.Chains, func(c ruleset.Chain) bool { return c.Name == conf.BridgeChain })

@@ -197,14 +197,14 @@ var hints = map[Name]string{
 func (c *Check) openPhase(ctx context.Context, r *run) error {
 	attempts := r.open(c.Times.Reach, c.World)
 	outcomes := make([]Outcome, len(attempts))
-	todo := make([]int, len(attempts))
-	for i := range todo {
-		todo[i] = i
+	pending := make([]int, len(attempts))
+	for i := range pending {
+		pending[i] = i
 	}
-	for deadline := time.Now().Add(c.Times.Applies); len(todo) > 0; {
-		c.Progress.Say("%d attempts", len(todo))
-		some := make([]attempt, len(todo))
-		for i, n := range todo {
+	for deadline := time.Now().Add(c.Times.Applies); len(pending) > 0; {
+		c.Progress.Say("%d attempts", len(pending))
+		some := make([]attempt, len(pending))
+		for i, n := range pending {
 			some[i] = attempts[n]
 		}
 		results, err := c.try(ctx, r, some)
@@ -212,15 +212,15 @@ func (c *Check) openPhase(ctx context.Context, r *run) error {
 			return err
 		}
 		var again []int
-		for i, n := range todo {
+		for i, n := range pending {
 			if outcomes[n] = r.outcome(attempts[n], results[i]); !outcomes[n].OK {
 				again = append(again, n)
 			}
 		}
-		if todo = again; time.Now().After(deadline) {
+		if pending = again; time.Now().After(deadline) {
 			break
 		}
-		if len(todo) > 0 && !wait(ctx, c.Times.Poll) {
+		if len(pending) > 0 && !wait(ctx, c.Times.Poll) {
 			return context.Cause(ctx)
 		}
 	}
