@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
@@ -45,10 +46,14 @@ func Isolated(t *testing.T) bool {
 	t.Parallel()
 	args := []string{"-test.run=^" + regexp.QuoteMeta(t.Name()) + "$", "-test.v", "-test.count=1"}
 	for _, a := range os.Args[1:] {
-		// Pass on the flags that the test itself defines, and two of go test's.
-		if !strings.HasPrefix(a, "-test.") || strings.HasPrefix(a, "-test.timeout") || strings.HasPrefix(a, "-test.short") {
+		// Pass on the flags that the test itself defines, and -test.short.
+		if !strings.HasPrefix(a, "-test.") || strings.HasPrefix(a, "-test.short") {
 			args = append(args, a)
 		}
+	}
+	// The inner process must run out of time first: its output says where it hangs.
+	if deadline, ok := t.Deadline(); ok {
+		args = append(args, fmt.Sprint("-test.timeout=", max(time.Until(deadline)*9/10, time.Second)))
 	}
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", args...)
 	cmd.Env = append(os.Environ(), inside+"="+t.Name())
