@@ -133,7 +133,7 @@ func startWith(t *testing.T, c *cluster, o Options) *running {
 	go func() { done <- Run(ctx, o) }()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-done; err != nil {
+		if err := receive(t, done); err != nil {
 			t.Errorf("the agent ended with %v", err)
 		}
 		if t.Failed() || testing.Verbose() {
@@ -158,6 +158,18 @@ func (r *running) eventually(what string, f func() error) {
 			r.Fatalf("%s: not within 10 s: %v", what, err)
 		}
 	}
+}
+
+// receive waits for a value, but not for ever.
+func receive[T any](t testing.TB, from <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-from:
+		return v
+	case <-time.After(time.Minute):
+		t.Fatal("nothing came within a minute")
+	}
+	panic("unreachable")
 }
 
 // tell makes the source report the state, and returns once the source has taken it.

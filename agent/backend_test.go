@@ -140,7 +140,7 @@ func TestReconcileAndItsBackend(t *testing.T) {
 		t.Error("the kernel lacks what it should have, and a plugin was answered, or the agent is ready")
 	}
 	reconcile(netfilter.Trust, "Read", "Apply", "CleanOtherFlavour") // after a failure all is read
-	if r := <-waits.answer; r.status != http.StatusOK || r.Ingress != "shop/web" {
+	if r := receive(t, waits.answer); r.status != http.StatusOK || r.Ingress != "shop/web" {
 		t.Errorf("the plugin was answered %+v", r)
 	}
 	reconcile(netfilter.Trust, "Apply")
@@ -172,7 +172,7 @@ func TestReconcileAndItsBackend(t *testing.T) {
 		t.Error("a table is unknown, and a plugin was answered")
 	}
 	reconcile(netfilter.Trust, "Apply")
-	if r := <-waits.answer; r.status != http.StatusOK {
+	if r := receive(t, waits.answer); r.status != http.StatusOK {
 		t.Errorf("the plugin was answered %+v", r)
 	}
 

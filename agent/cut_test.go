@@ -173,7 +173,7 @@ func TestChangesShareAWalk(t *testing.T) {
 	end := func() {
 		s.cutting.next = time.Now()
 		s.cutting.pause.Reset(0)
-		<-s.cutting.pause.C
+		receive(s.T, s.cutting.pause.C)
 		s.endPause()
 	}
 	change()
@@ -182,28 +182,28 @@ func TestChangesShareAWalk(t *testing.T) {
 		change()
 	}
 	want("ten changes while a walk runs", true, true)
-	s.takeWalk(<-s.cutting.results)
+	s.takeWalk(receive(s.T, s.cutting.results))
 	want("the walk has ended", true, false)
 	for range borrowed - 1 {
 		change()
-		s.takeWalk(<-s.cutting.results)
+		s.takeWalk(receive(s.T, s.cutting.results))
 		want("a few walks have ended", true, false)
 	}
 	change()
-	s.takeWalk(<-s.cutting.results)
+	s.takeWalk(receive(s.T, s.cutting.results))
 	want("more walks have ended", false, true)
 	change()
 	want("a change within the pause", false, true)
 	wantPause("after five walks", time.Minute)
 	end()
 	want("the pause has ended", true, false)
-	w := <-s.cutting.results
+	w := receive(s.T, s.cutting.results)
 	w.took = time.Hour
 	s.takeWalk(w)
 	wantPause("after six walks", 5*time.Minute)
 	s.cutting.next = time.Time{}
 	change()
-	s.takeWalk(<-s.cutting.results)
+	s.takeWalk(receive(s.T, s.cutting.results))
 	wantPause("after a walk that took an hour", 2*time.Hour+2*time.Minute)
 	change()
 	s.faults.set(partKernel, errors.New("it wouldn't"))
@@ -232,14 +232,14 @@ func TestAWalkForPodsThatAreGoneWaits(t *testing.T) {
 	s.cutting.due, s.cutting.last = false, time.Time{}
 	change(true)
 	want("a pod elsewhere has ended", true, false)
-	s.takeWalk(<-s.cutting.results)
+	s.takeWalk(receive(s.T, s.cutting.results))
 	change(true)
 	want("another one has ended", false, true)
 	s.cutting.last = time.Now().Add(-lazyPeriods * time.Minute)
 	s.walk()
 	want("enough time has passed", true, false)
 	change(true)
-	s.takeWalk(<-s.cutting.results)
+	s.takeWalk(receive(s.T, s.cutting.results))
 	want("a pod has ended during the walk", false, true)
 	s.cutting.next = time.Time{}
 	change(false)
@@ -247,7 +247,7 @@ func TestAWalkForPodsThatAreGoneWaits(t *testing.T) {
 	change(false)
 	change(true)
 	s.cutting.next = time.Time{}
-	s.takeWalk(<-s.cutting.results)
+	s.takeWalk(receive(s.T, s.cutting.results))
 	if s.cutting.lazy {
 		t.Error("a pod that ended makes a change of a policy wait")
 	}

@@ -50,7 +50,7 @@ func TestDropEvents(t *testing.T) {
 			continue
 		}
 		go a.sendDropEvents(t.Context(), e)
-		got := <-source.events
+		got := receive(t, source.events)
 		if got.Pod.UID != "7" || got.Reason != "PacketsDropped" || got.Count != 3 || len(e.queue) > 0 {
 			t.Errorf("%+v, and %d more", got, len(e.queue))
 		}

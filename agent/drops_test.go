@@ -51,11 +51,11 @@ func TestLogErrorLosesNoCount(t *testing.T) {
 		defer close(done)
 		c.keepReporting(ctx, time.Hour)
 	}()
-	if n := count(<-a.drops.lines); n != 5 {
+	if n := count(receive(t, a.drops.lines)); n != 5 {
 		t.Errorf("%d packets while the agent waits", n)
 	}
 	stop()
-	<-done
+	receive(t, done)
 	read()
 	go c.end()
 	var rest uint64

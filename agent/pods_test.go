@@ -72,7 +72,7 @@ func TestEnrolWaitsUntilPublished(t *testing.T) {
 			t.Errorf("the answer for %s is %+v, %v", id, v, err)
 		}
 	}
-	if got := <-api.awaited; got != (endpoint.Pod{Namespace: "shop", Name: "a", UID: "1"}) {
+	if got := receive(t, api.awaited); got != (endpoint.Pod{Namespace: "shop", Name: "a", UID: "1"}) {
 		t.Errorf("waited for %+v", got)
 	}
 	select {
@@ -221,14 +221,15 @@ func TestALateAnswerIsIgnored(t *testing.T) {
 	api.answers = make(chan struct{})
 	r := startWith(t, api.cluster, Options{Source: api, Resync: 50 * time.Millisecond, EnrolWait: time.Minute})
 	r.tell(shop(), nil)
+	r.wantMetrics(map[string]float64{"weir_policies": 2}) // before its first report, the agent looks up no pod
 	id, done := r.attachUID("db-0", "2", "10.88.0.9"), make(chan error, 1)
 	go func() {
 		_, err := r.enrol(id)
 		done <- err
 	}()
-	<-api.asked
+	receive(t, api.asked)
 	r.tell(shop(named("db-0", "2", "new")), nil)
-	if err := <-done; err != nil {
+	if err := receive(t, done); err != nil {
 		t.Error(err)
 	}
 	close(api.answers)

@@ -72,7 +72,7 @@ func (s *stepped) hear(verify netfilter.Verify) {
 	s.takeRecords(dirwatch.Change{Lost: true})
 	s.reconcile(s.Context(), verify)
 	for s.cutting.walking {
-		w := <-s.cutting.results
+		w := receive(s.T, s.cutting.results)
 		w.took = 0 // the next walk follows at once
 		s.takeWalk(w)
 	}
@@ -92,7 +92,7 @@ func (s *stepped) add(name, uid, address string) {
 	e := &enrolment{id: id, deadline: time.Now().Add(time.Minute), answer: make(chan answer, 1)}
 	s.takeEnrolment(s.Context(), e)
 	s.reconcile(s.Context(), netfilter.Rules)
-	if r := <-e.answer; r.Error != "" {
+	if r := receive(s.T, e.answer); r.Error != "" {
 		s.Errorf("the answer for %s is %+v", id, r)
 	}
 }

@@ -119,7 +119,7 @@ func TestConnectionsThatAreUnknown(t *testing.T) {
 		e := &enrolment{id: s.attach("web", "10.88.0.2"), deadline: time.Now(), answer: make(chan answer, 1)}
 		s.takeEnrolment(t.Context(), e)
 		s.reconcile(t.Context(), netfilter.Trust)
-		return <-e.answer
+		return receive(s.T, e.answer)
 	}
 	s.takeWalk(walkResult{err: errors.New("list connections: no")})
 	if s.status.Load().ready || s.status.Load().faults[partConnections] == nil || !s.cutting.due {
@@ -131,7 +131,7 @@ func TestConnectionsThatAreUnknown(t *testing.T) {
 	if !s.cutting.walking {
 		t.Fatal("the walk isn't tried again")
 	}
-	s.takeWalk(<-s.cutting.results)
+	s.takeWalk(receive(s.T, s.cutting.results))
 	if r := enrol(); r.status != 200 || !s.status.Load().ready {
 		t.Errorf("after a walk that has not failed: %+v", r)
 	}
