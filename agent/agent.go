@@ -43,7 +43,7 @@ type agent struct {
 	netlink netlinksafe.Handle
 	metrics *metrics
 
-	// These fields are shared with other goroutines.
+	// Any goroutine may use these fields.
 	events    chan event
 	drift     *drift
 	upkeep    upkeep
@@ -55,7 +55,7 @@ type agent struct {
 	drops     dropLog
 	flows     *flowLog
 
-	// Only the loop's goroutine uses the other fields.
+	// Only the loop's goroutine may use the other fields.
 	records    records
 	cluster    clusterView
 	merger     *ruleset.Merger
@@ -76,8 +76,8 @@ type agent struct {
 	stats    agentapi.Stats
 }
 
-// Run runs the agent until ctx ends or one of the agent's parts fails, and returns the errors of all parts. Sets and
-// rules stay in the kernel after that.
+// Run runs the agent until ctx ends or a part of the agent fails. It returns the errors of all parts. Sets and
+// rules stay in the kernel.
 func Run(ctx context.Context, o Options) error {
 	lock, err := Lock() // kept until every goroutine that changes the kernel has ended
 	if err != nil {

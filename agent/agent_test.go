@@ -25,7 +25,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// cluster is a source that reports the objects that the test gives it.
 type cluster struct {
 	updates chan update
 
@@ -105,7 +104,7 @@ func (j *journal) String() string {
 
 const healthAddress = "127.0.0.1:6786"
 
-// running is an agent on a node that only this test uses. The agent's Node is named self.
+// running is an agent in a network namespace of its own. Its Node is named self.
 type running struct {
 	*testing.T
 	*cluster
@@ -172,7 +171,7 @@ func receive[T any](t testing.TB, from <-chan T) T {
 	panic("unreachable")
 }
 
-// tell makes the source report the state, and returns once the source has taken it.
+// tell makes the source report these objects, and waits until the source has taken them.
 func (r *running) tell(o *policy.Objects, err error) {
 	r.Helper()
 	select {
@@ -195,7 +194,6 @@ func (r *running) get(path string) (string, error) {
 	return string(body), err
 }
 
-// metrics returns all metrics, by name and labels as Prometheus writes them.
 func (r *running) metrics() map[string]float64 {
 	r.Helper()
 	text, err := r.get("/metrics")
@@ -213,7 +211,7 @@ func (r *running) metrics() map[string]float64 {
 	return values
 }
 
-// wantMetrics waits until the metrics have these values. -1 means that there is no such metric.
+// The value -1 means that there is no such metric.
 func (r *running) wantMetrics(want map[string]float64) {
 	r.Helper()
 	r.eventually("metrics", func() error {
@@ -241,7 +239,7 @@ func (r *running) rounds() {
 	})
 }
 
-// pod returns a pod of namespace shop. It is on node peer if the address is in 10.88.1.0/24, otherwise on this node.
+// A pod with an address in 10.88.1.0/24 is on node peer. All others are on this node.
 func pod(name, address string) policy.Pod {
 	p := policy.Pod{Namespace: "shop", Name: name, NodeName: "self"}
 	if address != "" {
@@ -264,7 +262,6 @@ func node(name, address string, cidrs ...string) policy.Node {
 	return n
 }
 
-// attach writes the record of a pod of namespace shop, and returns the attachment's ID.
 func (r *running) attach(name, address string) string {
 	r.Helper()
 	return r.attachUID(name, "", address)

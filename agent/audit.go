@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// auditJudge decides which logged packets the audited policies would drop. The kernel can't decide it, because it
-// knows only one end of the connection.
+// Only the agent can decide what audited policies would drop, because the kernel knows only one end of the
+// connection.
 type auditJudge struct {
 	cache verdict.Cache
 	// found has the would-drops by their indexes in the result of only.
@@ -22,12 +22,12 @@ type auditJudge struct {
 
 type wouldDrop struct {
 	policies []string // those that would isolate the pod
-	// local is the pod that they would isolate, and peer the pod at the other end. Each may be nil.
+	// local is the pod that the policies would isolate, and peer the other end. Either may be nil.
 	local, peer *policy.Pod
 }
 
-// only leaves out the lines of audited policies that are no would-drops. It also leaves out lines that it can't
-// judge, and counts them.
+// only keeps the lines that are would-drops, and all lines of other reasons. It counts the lines that it can't
+// evaluate.
 func (j *auditJudge) only(ctx context.Context, a *agent, lines []drops.Line) []drops.Line {
 	j.found = nil
 	isAudit := func(l drops.Line) bool { return l.Prefix != nil && l.Reason == agentapi.ByAudit }
@@ -72,7 +72,7 @@ func addressesOf(lines []drops.Line, of func(drops.Line) bool) (addresses []neti
 	return addresses
 }
 
-// judged evaluates a connection in the line's direction. ok is false if no audited policy would drop it.
+// judged returns false if no audited policy would drop the connection.
 func judged(by *verdict.Evaluator, state policy.State, l drops.Line) (w wouldDrop, ok bool) {
 	v := by.Evaluate(verdict.Packet{
 		Src: l.Flow.Source(), Dst: l.Flow.Destination(), Proto: ruleset.Protocol(protocolName(l.Flow.Proto)),
@@ -97,8 +97,7 @@ func judged(by *verdict.Evaluator, state policy.State, l drops.Line) (w wouldDro
 	return w, true
 }
 
-// podAt returns the pod with the address. It returns nil if none has it, or several do. Pods of the host network
-// don't count.
+// podAt returns nil unless exactly one pod has the address. Pods of the host network don't count.
 func podAt(s policy.State, a netip.Addr) *policy.Pod {
 	var found *policy.Pod
 	for i := range s.Pods {

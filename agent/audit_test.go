@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// TestAuditsReportWouldDrops: on random clusters, the agent reports a logged packet if and only if an audited policy
-// would drop it.
+// TestAuditsReportWouldDrops: on random clusters, the agent reports a packet if and only if an audited policy would
+// drop it.
 func TestAuditsReportWouldDrops(t *testing.T) {
 	reported, left := 0, 0
 	for seed := range uint64(2000) {
@@ -75,8 +75,7 @@ func flowOf(p ruleset.Packet) nflog.Flow {
 	return f
 }
 
-// TestAuditSumsAreBounded: a namespace with many kinds of connections takes no room from others, and no connection is
-// lost from the counts.
+// TestAuditSumsAreBounded: if a namespace has very many kinds of connections, other namespaces keep their room.
 func TestAuditSumsAreBounded(t *testing.T) {
 	s := newAuditSums()
 	sent := uint64(0)

@@ -22,13 +22,12 @@ import (
 )
 
 const (
-	// maxAudited bounds the kinds of connections that are summed up. maxAuditedEach bounds those of one namespace.
-	// Connections beyond a bound count in more.
+	// Further connections are only counted.
 	maxAudited     = 8192
 	maxAuditedEach = 1024
 )
 
-// auditSums sums up what audited policies would have dropped. Any goroutine may use it.
+// auditSums counts would-drops by kind. Any goroutine may use it.
 type auditSums struct {
 	mu       sync.Mutex
 	since    time.Time
@@ -46,7 +45,6 @@ type auditKind struct {
 	port                uint16
 }
 
-// auditSeries are the labels of weir_audit_would_drops_total.
 type auditSeries struct{ direction, namespace, policy string }
 
 func newAuditSums() *auditSums {
@@ -60,14 +58,12 @@ func newAuditSums() *auditSums {
 	return s
 }
 
-// leaveOut counts connections that could not be judged.
 func (s *auditSums) leaveOut(count uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.unjudged += count
 }
 
-// add adds connections that audited policies would drop.
 func (s *auditSums) add(e *drops.Entry, w wouldDrop) {
 	local, peer := e.Source, e.Destination
 	if e.Direction == string(ruleset.Ingress) {
@@ -99,13 +95,11 @@ func (s *auditSums) add(e *drops.Entry, w wouldDrop) {
 	}
 }
 
-// namespace returns the namespace of the policies.
 func (k auditKind) namespace() string {
 	namespace, _, _ := strings.Cut(k.policies, "/")
 	return namespace
 }
 
-// countMore counts connections that are in no kind.
 func (s *auditSums) countMore(policies string, count uint64) {
 	if _, ok := s.more[policies]; !ok && len(s.more) >= maxAuditedEach {
 		policies = ""
@@ -113,8 +107,8 @@ func (s *auditSums) countMore(policies string, count uint64) {
 	s.more[policies] += count
 }
 
-// makeRoom forgets one kind of the namespace with the most kinds, and counts its connections in more. If no other
-// namespace has more kinds than wanting, it forgets nothing and returns false.
+// makeRoom forgets one kind of the namespace with the most kinds, and counts its connections in more. It returns
+// false if no namespace has more kinds than wanting.
 func (s *auditSums) makeRoom(wanting string) bool {
 	most := wanting
 	for namespace, n := range s.each {
@@ -142,7 +136,6 @@ func (s *auditSums) forget(kind auditKind) {
 	}
 }
 
-// auditedEnd adds the pod's labels to the end. p may be nil.
 func auditedEnd(e agentapi.DropEnd, p *policy.Pod) agentapi.AuditedEnd {
 	end := agentapi.AuditedEnd{Node: e.Node, Address: e.Address}
 	if p != nil {
@@ -151,8 +144,8 @@ func auditedEnd(e agentapi.DropEnd, p *policy.Pod) agentapi.AuditedEnd {
 	return end
 }
 
-// report returns what the policy would have dropped. An empty name means all policies. report forgets a kind if
-// still returns false for it. The lock is free while still runs.
+// report also forgets the kinds that the policies no longer drop (still returns false). An empty name means all
+// policies.
 func (s *auditSums) report(name string, still func(*agentapi.AuditedTraffic) bool) agentapi.AuditReport {
 	all := s.copyKinds()
 	var ended []auditKind
@@ -195,7 +188,6 @@ func (s *auditSums) copyKinds() map[auditKind]agentapi.AuditedTraffic {
 	return all
 }
 
-// addresses returns the addresses of the examples of all kinds.
 func (s *auditSums) addresses() []netip.Addr {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -206,10 +198,9 @@ func (s *auditSums) addresses() []netip.Addr {
 	return slices.Collect(maps.Keys(seen))
 }
 
-// errBusy is the answer if the loop doesn't answer in time.
 var errBusy = errors.New("the agent is busy with a large change; ask again")
 
-// serveAudit answers GET /v1/audit. It judges the connections anew: a policy may allow them by now.
+// serveAudit evaluates the connections anew, because a policy may allow them by now.
 func (a *agent) serveAudit(ctx context.Context, w http.ResponseWriter, r *http.Request) {
 	if !a.explainer.begin(r.Context()) {
 		return
@@ -232,8 +223,7 @@ func (a *agent) serveAudit(ctx context.Context, w http.ResponseWriter, r *http.R
 	writeJSON(w, http.StatusOK, report)
 }
 
-// stillDropped reports whether audited policies would still drop the connections. If a pod is gone, nobody can know:
-// it returns true.
+// If a pod is gone, nobody can know whether its connections would still be dropped. Then stillDropped returns true.
 func stillDropped(by *verdict.Evaluator, s policy.State, t *agentapi.AuditedTraffic) bool {
 	for _, e := range [...]*agentapi.AuditedEnd{&t.Pod, &t.Peer} {
 		now := podAt(s, e.Address)

@@ -26,7 +26,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// memory is a Backend that writes nothing to the kernel. It records the agent's calls.
+// memory is a Backend that only records its calls.
 type memory struct {
 	calls []string
 	// fails are the errors of the next calls of Apply.
@@ -50,7 +50,7 @@ func (m *memory) Close()                                  {}
 func (m *memory) CleanOtherFlavour(context.Context) error { m.call("CleanOtherFlavour"); return nil }
 func (m *memory) Read(context.Context) error              { m.call("Read"); return nil }
 
-// Refresh reads two parts. If interrupted is true, it waits for an event after the first.
+// If interrupted is true, Refresh waits for an event after its first part.
 func (m *memory) Refresh(_ context.Context, pause func() bool) (bool, error) {
 	m.call("part")
 	if m.interrupted {
@@ -97,7 +97,7 @@ func (m *memory) Apply(
 	return r, err
 }
 
-// remembering returns an agent whose backend is memory. Its loop doesn't run: the test calls its steps.
+// remembering returns an agent with a memory as its backend. Its loop doesn't run.
 func remembering(t *testing.T) (*agent, *memory, *running) {
 	t.Helper()
 	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
@@ -108,7 +108,7 @@ func remembering(t *testing.T) (*agent, *memory, *running) {
 	return newAgent(Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}, m, links), m, &running{T: t}
 }
 
-// TestReconcileAndItsBackend checks the order of the agent's calls to a backend, and the answers to plugins.
+// TestReconcileAndItsBackend checks the order of the agent's calls to its backend, and the answers to plugins.
 func TestReconcileAndItsBackend(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -145,8 +145,7 @@ func TestReconcileAndItsBackend(t *testing.T) {
 	}
 	reconcile(netfilter.Trust, "Apply")
 
-	// The agent leaves out refused parts at once. If the kernel then refuses the same parts again, the reconcile
-	// fails.
+	// The agent leaves out refused parts at once. If the kernel refuses them again, the reconcile fails.
 	refusal := ruleset.Refused{ruleset.Refusal{Set: "weir-x"}: "no such type"}
 	m.fails = []error{&netfilter.RefusedError{Refused: refusal}}
 	reconcile(netfilter.Trust, "Apply", "Apply")
@@ -163,7 +162,7 @@ func TestReconcileAndItsBackend(t *testing.T) {
 		t.Errorf("revision %d is taken for enforced, of %d", enforced.revision, target.revision)
 	}
 
-	// Unknown tables are read in each reconcile anyway, so no extra read is needed.
+	// Each reconcile reads unknown tables anyway, so no extra read is needed.
 	m.fails = []error{nil, &netfilter.UnknownError{Why: []error{errors.New("table nat can't be read")}}}
 	reconcile(netfilter.Trust, "Read", "Apply")
 	waits = enrol()
@@ -176,7 +175,7 @@ func TestReconcileAndItsBackend(t *testing.T) {
 		t.Errorf("the plugin was answered %+v", r)
 	}
 
-	// A plugin asks while a resync reads the kernel. It is answered before the resync goes on.
+	// A plugin that asks during a resync is answered before the resync goes on.
 	waits = &enrolment{id: id, deadline: time.Now().Add(time.Minute), answer: make(chan answer, 1)}
 	m.interrupted, m.calls = true, nil
 	go a.send(t.Context(), enrolRequest{t.Context(), waits})
@@ -188,8 +187,7 @@ func TestReconcileAndItsBackend(t *testing.T) {
 	reconcile(netfilter.All, "Read", "Apply")
 }
 
-// TestLargePoliciesTakeSeveralRounds: each round applies a part of the sets of large policies. The agent continues
-// at once until the kernel has all. Its first ruleset is whole.
+// TestLargePoliciesTakeSeveralRounds: if policies have large sets, each round applies a part of them.
 func TestLargePoliciesTakeSeveralRounds(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -77,8 +77,8 @@ func large(policies int) (*policy.Objects, map[string]endpoint.Endpoint) {
 	return o, endpoints
 }
 
-// BenchmarkPodEvent measures the agent's work when a pod on another node begins or ends. Policies of this node
-// select that pod. The benchmark needs root. Run it as: go test ./agent -run - -bench .
+// BenchmarkPodEvent measures the agent's work when another node's pod begins or ends that policies here select. It
+// needs root.
 func BenchmarkPodEvent(b *testing.B) {
 	for _, policies := range []int{1000, 10000} {
 		b.Run(fmt.Sprintf("pods=5000/policies=%d", policies), func(b *testing.B) {
@@ -104,7 +104,7 @@ func BenchmarkPodEvent(b *testing.B) {
 			a.cutting.walking = true // no walk begins: it would run on a thread that isn't in the namespace
 			a.takeUpdate(policy.Difference(policy.Objects{}, *objects), nil)
 			a.reconcile(b.Context(), netfilter.All)
-			// Again: the sync has read the records on disk, and there are none.
+			// The first reconcile has read the records on disk, and there are none.
 			a.records.endpoints, a.records.copied = endpoints, nil
 			a.reconcile(b.Context(), netfilter.Trust)
 			b.ReportAllocs()
@@ -127,8 +127,7 @@ func BenchmarkPodEvent(b *testing.B) {
 	}
 }
 
-// BenchmarkEventOfNoConcern measures the agent's work when another node's pod changes. No policy of this node
-// selects that pod.
+// BenchmarkEventOfNoConcern measures the agent's work when another node's pod changes that no policy here selects.
 func BenchmarkEventOfNoConcern(b *testing.B) {
 	objects, endpoints := large(1000)
 	o := Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}

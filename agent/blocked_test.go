@@ -6,8 +6,7 @@ import (
 	"github.com/weir-net/weir/overlay"
 )
 
-// TestBlocked: if the gate accepts several tunnel packets and none is delivered, a host firewall is reported. A
-// counter that has become smaller counts from 0 again.
+// TestBlocked: if the gate accepts several tunnel packets and none is delivered, a host firewall is reported.
 func TestBlocked(t *testing.T) {
 	for _, tc := range []struct {
 		before, now overlay.Traffic

@@ -6,8 +6,8 @@ import (
 	"sync"
 )
 
-// bounded is a listener with a bounded number of connections. One connection more closes the oldest. So a client
-// with many connections doesn't keep other clients out.
+// Each connection beyond the bound closes the oldest one, so a client with many connections doesn't keep others
+// out.
 type bounded struct {
 	net.Listener
 	most int
@@ -21,7 +21,6 @@ type boundedConn struct {
 	listener *bounded
 }
 
-// Accept waits for a connection. If too many are open then, it closes the oldest.
 func (b *bounded) Accept() (net.Conn, error) {
 	conn, err := b.Listener.Accept()
 	if err != nil {
@@ -41,7 +40,7 @@ func (b *bounded) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// Close also makes room for another connection. It may be called more than once.
+// Close may be called more than once.
 func (c *boundedConn) Close() error {
 	c.listener.mu.Lock()
 	c.listener.open = slices.DeleteFunc(c.listener.open, func(o *boundedConn) bool { return o == c })

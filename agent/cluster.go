@@ -12,15 +12,16 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// clusterView is the agent's view of the cluster. Invariants:
-//   - engine has the source's objects, with only the accepted claims of the Nodes. In place of the pods of a name in
-//     hidden, engine has the looked-up pod.
-//   - hidden has the source's pods of each name that the agent has looked up.
+// clusterView is the agent's view of the cluster.
+//
+// Invariants:
+//   - engine has the source's objects, with only the accepted claims of the Nodes.
+//   - A looked-up pod replaces the source's pods of its name in engine. They wait in hidden.
 type clusterView struct {
 	engine *policy.Engine
-	// attached is the copy of the records with the endpoints that engine has; nil before it has got any.
+	// attached is the copy of the records that engine has. It is nil at first.
 	attached *recordsCopy
-	// delta is the number of the last delta that engine has.
+	// delta is the number of the last delta in engine.
 	delta uint64
 	// known is true once the source has given a usable state.
 	known      bool
@@ -32,11 +33,10 @@ type clusterView struct {
 	parsing    bool
 }
 
-// lookup is the source's answer about a pod that its objects didn't have.
+// lookup is the source's answer about a pod that wasn't among its objects.
 type lookup struct {
 	pod *policy.Pod
-	// namesake is the UID of the pod of the same name that the source's objects had then. It is empty if they had
-	// none.
+	// namesake is the UID of the pod that the source's objects had under this name then. It may be empty.
 	namesake string
 }
 
@@ -46,7 +46,6 @@ func newClusterView(node string) clusterView {
 	}
 }
 
-// update takes the changes of the source's objects. Pods of a looked-up name go into hidden instead of the engine.
 func (c *clusterView) update(d *policy.Delta, endpoints map[string]endpoint.Endpoint) {
 	c.known, c.delta = true, d.Number
 	if d.Workloads != nil {
@@ -65,7 +64,7 @@ func (c *clusterView) update(d *policy.Delta, endpoints map[string]endpoint.Endp
 	c.dropLookups(endpoints)
 }
 
-// addLookup stores the answer to a Lookup. It drops earlier answers about other pods of the same name.
+// addLookup forgets earlier answers about other pods of the same name.
 func (c *clusterView) addLookup(id string, l lookup, endpoints map[string]endpoint.Endpoint) {
 	name := policy.Name{Namespace: l.pod.Namespace, Name: l.pod.Name}
 	if _, ok := c.hidden[name]; !ok {
@@ -79,8 +78,8 @@ func (c *clusterView) addLookup(id string, l lookup, endpoints map[string]endpoi
 	c.dropLookups(endpoints)
 }
 
-// dropLookups removes the lookups of ended endpoints. It also removes a lookup if the source has reported another
-// pod of that name since. That pod is the looked-up one, or a newer one.
+// dropLookups forgets the lookups of ended endpoints. It forgets a lookup too if the source has reported a pod of
+// that name since: the same pod or a newer one.
 func (c *clusterView) dropLookups(endpoints map[string]endpoint.Endpoint) {
 	for id, l := range c.lookups {
 		name := policy.Name{Namespace: l.pod.Namespace, Name: l.pod.Name}
@@ -93,7 +92,6 @@ func (c *clusterView) dropLookups(endpoints map[string]endpoint.Endpoint) {
 	}
 }
 
-// show gives the engine the looked-up pod of that name. Without a lookup, it gives the source's pods.
 func (c *clusterView) show(name policy.Name) {
 	pods, hidden := c.hidden[name], false
 	for _, id := range slices.Sorted(maps.Keys(c.lookups)) {
@@ -109,8 +107,7 @@ func (c *clusterView) show(name policy.Name) {
 	c.engine.Apply(d)
 }
 
-// knows reports whether the endpoint's pod can be put into its classes. If the objects have no pod of this name, a
-// workload that makes such pods is enough.
+// If the objects have no pod of this name, a workload that makes such pods is enough.
 func (c *clusterView) knows(e endpoint.Endpoint) bool {
 	if e.Enforcement == conf.Off {
 		return true
@@ -130,8 +127,7 @@ func (c *clusterView) uid(p endpoint.Pod) (string, bool) {
 	return pods[0].UID, true
 }
 
-// namesake returns the UID of the source's pod of that name. It is empty if the source has none. A looked-up pod
-// doesn't count.
+// namesake ignores looked-up pods. It returns "" if the source has no such pod.
 func (c *clusterView) namesake(p endpoint.Pod) string {
 	if pods, ok := c.hidden[policy.Name{Namespace: p.Namespace, Name: p.Name}]; ok {
 		if len(pods) == 0 {
@@ -143,7 +139,6 @@ func (c *clusterView) namesake(p endpoint.Pod) string {
 	return uid
 }
 
-// runSource runs the source until ctx ends, and sends an event for each of the source's updates.
 func (a *agent) runSource(ctx context.Context) error {
 	err := a.Source.Run(ctx, func(d *policy.Delta, err error) { a.send(ctx, sourceUpdate{d, err, time.Now()}) })
 	if err != nil {
@@ -152,8 +147,7 @@ func (a *agent) runSource(ctx context.Context) error {
 	return nil
 }
 
-// takeUpdate takes the changes of the source's objects, and returns the work that remains. d may be nil. In a large
-// cluster most changes leave no work.
+// takeUpdate returns the work that the changes cause. In a large cluster most changes cause none.
 func (a *agent) takeUpdate(d *policy.Delta, err error) work {
 	remaining := work{reconcile: d == nil || !a.cluster.known || d.Nodes != nil}
 	if d != nil {
@@ -172,7 +166,7 @@ func (a *agent) takeUpdate(d *policy.Delta, err error) work {
 	return remaining
 }
 
-// takeParsed takes parsed policies. It returns the work that remains: none if no pod of this node has the policies.
+// No work remains if no pod of this node has the policies.
 func (a *agent) takeParsed(p *policy.Unparsed) work {
 	a.cluster.parsing = false
 	a.cluster.engine.TakeParsed(p)
@@ -183,8 +177,8 @@ func (a *agent) takeParsed(p *policy.Unparsed) work {
 	return work{}
 }
 
-// lookup asks the source for an endpoint's pod that its objects don't have. The loop doesn't wait: the answer comes
-// as an event (podLookedUp). Without an answer, no event comes.
+// lookup asks the source for a pod that wasn't among its objects. The answer comes as an event (podLookedUp), or
+// not at all.
 func (a *agent) lookup(ctx context.Context, e endpoint.Endpoint) {
 	source, ok := a.Source.(Lookup)
 	if !ok {

@@ -12,8 +12,7 @@ type conflist struct {
 	mtu int // the MTU of pods' links in the configuration that was last written; 0: none was written yet
 }
 
-// writeConflist writes the runtime's network configuration, if it has changed. The runtime starts no pod before the
-// file exists. Without this node's address and MTU it does nothing.
+// The runtime starts no pod before its network configuration exists. It must have this node's networks and MTU.
 func (a *agent) writeConflist() error {
 	plan := a.ways.plan
 	if a.Node.Conflist == "" || !plan.NodeAddress.IsValid() || plan.MTU == 0 {

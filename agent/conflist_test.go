@@ -16,7 +16,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestConflist: a runtime finds either the whole configuration or none, even after a failed write.
+// TestConflist: if a write fails, the runtime still finds either the whole configuration or none.
 func TestConflist(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -54,7 +54,7 @@ func TestConflist(t *testing.T) {
 		}
 		return names
 	}
-	// A directory has the file's name. So the temporary file can be written, but not renamed.
+	// With a directory of this name, the temporary file can be written, but not renamed.
 	if err := os.Mkdir(path, 0o700); err != nil {
 		t.Fatal(err)
 	}

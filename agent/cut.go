@@ -17,15 +17,16 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// cutting cuts connections that the rules no longer allow, and restores cut connections that the rules allow again.
-// A walk goes through all connections. It takes a quarter of a second for 200,000, and ten milliseconds for none. So
-// it runs beside the loop, only when it may find something, and several changes share it. Invariants:
+// cutting cuts connections that the rules no longer allow, and restores those that they allow again. A walk goes
+// through all connections, which takes a quarter of a second for 200,000. So several changes share a walk.
 //
-//   - At most one walk runs. While a walk runs, walking is true.
+// Invariants:
+//
+//   - At most one walk runs. Then walking is true.
 //   - If due is false and no walk runs, all connections are as the rules require.
 type cutting struct {
 	due bool
-	// lazy is true if the due walk is only for connections of other nodes' pods that are gone.
+	// lazy means that the due walk is only for other nodes' pods that are gone.
 	lazy     bool
 	last     time.Time // when the last walk began
 	standing int       // how many connections were cut when the last walk ended
@@ -37,15 +38,14 @@ type cutting struct {
 	pause    *time.Timer
 }
 
-// shortestPeriod is the shortest period of a walk. A long walk's period is twice its time, so walks run at most half
-// of the time. A walk may begin early, by up to borrowed times shortestPeriod.
+// Walks take at most half of the time. A long walk's period is twice its duration, and at least shortestPeriod. A
+// walk may begin early, by up to borrowed times shortestPeriod.
 const (
 	shortestPeriod = 500 * time.Millisecond
 	borrowed       = 4
 )
 
-// lazyPeriods is the least period of a lazy walk, in units of shortestPeriod. In a large cluster pods end all the
-// time. Nobody sends from their addresses, so the walk may wait.
+// In a large cluster pods end all the time. Nobody sends from their addresses, so a lazy walk may wait.
 const lazyPeriods = 4
 
 type walkResult struct {
@@ -55,14 +55,13 @@ type walkResult struct {
 	err   error
 }
 
-// newCutting returns a cutting with a walk due: the rules may have changed while no agent ran.
+// A walk is due at first, because the rules may have changed while no agent ran.
 func newCutting() cutting {
 	c := cutting{due: true, results: make(chan walkResult, 1), shortest: shortestPeriod, pause: time.NewTimer(0)}
 	c.pause.Stop()
 	return c
 }
 
-// links returns the links of the node's pods, by the pods' addresses.
 func (s *snapshot) links() map[netip.Addr]ruleset.Link {
 	all := map[netip.Addr]ruleset.Link{}
 	for _, e := range s.endpoints {
@@ -74,10 +73,8 @@ func (s *snapshot) links() map[netip.Addr]ruleset.Link {
 	return all
 }
 
-// note makes a walk due if the change of the kernel requires one. A change that only allows more requires none,
-// unless connections are cut, or a walk is running.
-//
-// gone is true if the change only denies addresses of no pod. Then the walk may be later.
+// note makes a walk due if the change may concern a connection. A change that only allows more concerns none,
+// unless connections are cut or a walk is running. gone means that the change only denies addresses of no pod.
 func (c *cutting) note(r netfilter.Result, verify netfilter.Verify, gone bool) {
 	opens := r.Changed && !gone && (c.standing > 0 || c.walking)
 	// While the repaired sets or rules were missing, connections may have begun.
@@ -95,8 +92,7 @@ func (c *cutting) demand(yes bool) {
 	}
 }
 
-// walk starts a walk if one is due and none is running. If it is too early, it sets the pause. The kernel must have
-// the target's rules.
+// walk starts a due walk, or sets the pause if it is too early. The kernel must have the target's rules.
 func (a *agent) walk() {
 	c := &a.cutting
 	if !c.due || c.walking {
@@ -119,15 +115,14 @@ func (a *agent) walk() {
 	}()
 }
 
-// endPause starts the walk that has waited for the pause. If the kernel has a fault, the next reconcile starts it.
+// If the kernel has a fault, the next reconcile starts the walk.
 func (a *agent) endPause() {
 	if a.faults.now[partKernel] == nil {
 		a.walk()
 	}
 }
 
-// takeWalk takes the result of a walk. reconcile is true if an earlier walk failed and this one succeeded: no pod
-// was enrolled since the failure.
+// takeWalk returns true if an earlier walk failed: no pod was enrolled since.
 func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	defer a.publishStatus()
 	c := &a.cutting
@@ -154,7 +149,6 @@ func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	return unknown
 }
 
-// listed returns a text of the connections, with the names of this node's pods.
 func (a *agent) listed(connections []cut.Example, more int) string {
 	names := map[netip.Addr]string{}
 	for _, e := range a.records.endpoints {
@@ -181,8 +175,7 @@ func (a *agent) listed(connections []cut.Example, more int) string {
 	return strings.Join(list, ", ")
 }
 
-// walkConnections evaluates all connections with the snapshot's ruleset. If a newer target has another verdict on a
-// connection, it leaves that connection to the next walk.
+// If a newer target decides otherwise on a connection, the next walk must handle it.
 func walkConnections(by *snapshot, target *atomic.Pointer[snapshot]) (cut.Result, error) {
 	own, err := ownAddresses()
 	if err != nil {

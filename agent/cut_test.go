@@ -19,8 +19,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestConnectionsAreWalkedWhereSomethingIsToBeFound: the agent walks only when it may have to cut or restore a
-// connection.
+// TestConnectionsAreWalkedWhereSomethingIsToBeFound: if a change can neither cut nor restore a connection, the
+// agent doesn't walk.
 func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -100,8 +100,8 @@ func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	wantCut("an agent has started", 4)
 }
 
-// TestAWalkIsOvertaken: if the rules change during a walk, it leaves connections alone on which old and new rules
-// disagree. If the kernel's state is unknown at the end, the walk stays due.
+// TestAWalkIsOvertaken: if the rules change during a walk, it leaves alone the connections on which old and new
+// rules disagree.
 func TestAWalkIsOvertaken(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -146,8 +146,7 @@ func TestAWalkIsOvertaken(t *testing.T) {
 	}
 }
 
-// TestChangesShareAWalk: changes that come close together share a walk, and long walks leave a pause. While the
-// kernel has a fault, no walk begins.
+// TestChangesShareAWalk: if changes come close together, they share a walk.
 func TestChangesShareAWalk(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -211,8 +210,7 @@ func TestChangesShareAWalk(t *testing.T) {
 	want("the kernel has a fault", false, true)
 }
 
-// TestAWalkForPodsThatAreGoneWaits: a walk that is only for gone pods waits lazyPeriods. The walk for any other
-// change doesn't.
+// TestAWalkForPodsThatAreGoneWaits: if a walk is only for gone pods, it waits lazyPeriods.
 func TestAWalkForPodsThatAreGoneWaits(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -253,8 +251,6 @@ func TestAWalkForPodsThatAreGoneWaits(t *testing.T) {
 	}
 }
 
-// TestConnectionsAreListed: the text names this node's pods, and has the addresses of all others. It says how many
-// connections it leaves out.
 func TestConnectionsAreListed(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

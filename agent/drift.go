@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// drift collects the kernel's messages about changes of rules, by any program. It never waits for the loop, because
-// the kernel drops messages that nobody reads in time. Any goroutine may use a drift.
+// drift collects the kernel's messages about changes of rules. It never waits for the loop, because the kernel
+// drops messages that are not read in time. Any goroutine may use it.
 type drift struct {
 	news chan struct{} // has room for one; full while generations isn't empty
 
@@ -19,7 +19,7 @@ type drift struct {
 
 func newDrift() *drift { return &drift{news: make(chan struct{}, 1), more: make(chan struct{})} }
 
-// hear notes a generation that the kernel has reported. If concerned is false, the loop needn't look at it.
+// If concerned is false, the loop need not look at the generation.
 func (d *drift) hear(generation uint32, concerned bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -45,7 +45,7 @@ func (d *drift) take() []uint32 {
 	return taken
 }
 
-// hearing bounds the wait for messages that the kernel has sent already.
+// hearing bounds the wait for messages that the kernel has already sent.
 const hearing = 20 * time.Millisecond
 
 // none reports whether no other program has changed weir's rules. It returns false if it can't find out in time.

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestOwnChangesAreNotReadAgain: the kernel announces the agent's own changes too. The agent reads the tables again
-// only after another program's change.
+// TestOwnChangesAreNotReadAgain: if the kernel announces the agent's own change, the agent doesn't read the tables
+// again.
 func TestOwnChangesAreNotReadAgain(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -25,7 +25,7 @@ func TestOwnChangesAreNotReadAgain(t *testing.T) {
 	r.attach("web", "10.88.0.2")
 	r.tell(healthy(), nil)
 	r.wantMetrics(map[string]float64{"weir_ready": 1, `weir_endpoints{direction="ingress",state="isolated"}`: 1})
-	// The agent repairs another program's change. By then it has received the announcements of all earlier changes.
+	// When the agent has repaired this change, it has received all earlier announcements.
 	flush := func() {
 		t.Helper()
 		repairs := r.metrics()["weir_kernel_repairs_total"]
@@ -48,14 +48,13 @@ func TestOwnChangesAreNotReadAgain(t *testing.T) {
 		})
 	}
 	flush()
-	// There is one read for this flush. There may be two more, because the first flush was announced late.
+	// This flush needs one read. The late announcement of the first flush may cause two more.
 	if n := reads() - before; n < 1 || n > 3 {
 		t.Errorf("with %d changes of the agent's own the tables were read %d times, want once, for the flush", changes, n)
 	}
 }
 
-// TestEnrolmentReadsNothing: a new pod doesn't wait until the tables are read. If another program has changed them,
-// they are repaired first.
+// TestEnrolmentReadsNothing: if a new pod is enrolled, it doesn't wait for a read of the tables.
 func TestEnrolmentReadsNothing(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -95,8 +94,7 @@ func TestEnrolmentReadsNothing(t *testing.T) {
 	}
 }
 
-// countReads returns a function. The function says how often table mangle was read since countReads was called. The
-// other tables are read as often.
+// The returned function says how often table mangle was read since. The other tables are read as often.
 func countReads(t *testing.T) (reads func() int) {
 	t.Helper()
 	dir, calls := t.TempDir(), "/run/calls"

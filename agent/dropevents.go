@@ -11,14 +11,13 @@ import (
 
 const maxEventsWaiting = 64
 
-// dropEvents makes events on pods whose packets were dropped. note never waits.
+// dropEvents makes Event objects for pods with dropped packets. note never waits.
 type dropEvents struct {
 	to     PodAnnouncer // nil: no events are made
 	events *drops.Events
 	queue  chan agentapi.PodEvent
 }
 
-// newDropEvents returns dropEvents. They make no events if the agent wasn't told to, or its source can't.
 func (a *agent) newDropEvents() *dropEvents {
 	e := &dropEvents{events: drops.NewEvents(), queue: make(chan agentapi.PodEvent, maxEventsWaiting)}
 	if to, ok := a.Source.(PodAnnouncer); ok && a.DropEvents {
@@ -27,7 +26,6 @@ func (a *agent) newDropEvents() *dropEvents {
 	return e
 }
 
-// note queues events about the drops, as far as they are due.
 func (e *dropEvents) note(entries []drops.Entry, s *snapshot) {
 	if e.to == nil {
 		return
@@ -53,7 +51,7 @@ func (e *dropEvents) note(entries []drops.Entry, s *snapshot) {
 	}
 }
 
-// sendDropEvents sends the queued events until ctx ends. It logs an error only if the event before had none.
+// Of several errors in a row, only the first is logged.
 func (a *agent) sendDropEvents(ctx context.Context, e *dropEvents) {
 	failed := false
 	for {

@@ -27,8 +27,7 @@ func (p podAnnouncer) AnnounceOnPod(_ context.Context, e agentapi.PodEvent) erro
 	return errors.New("the server is away")
 }
 
-// TestDropEvents: a drop makes an event on this node's pod, with the pod's UID. Other nodes' pods get none. The
-// source's errors are only logged.
+// TestDropEvents: if a packet of this node's pod is dropped, an event is made on the pod.
 func TestDropEvents(t *testing.T) {
 	source := podAnnouncer{Source: newCluster(), events: make(chan agentapi.PodEvent, 10)}
 	for _, on := range []bool{false, true} {

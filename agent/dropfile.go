@@ -12,11 +12,10 @@ import (
 	"github.com/weir-net/weir/agent/drops"
 )
 
-// maxDropFile is the size in bytes at which the file of drops becomes FILE.1, and a new one begins.
+// maxDropFile is in bytes. A larger file becomes FILE.1, and a new one begins.
 const maxDropFile = 16 << 20
 
-// dropFile writes drops to a file, as one JSON value a line. The file and one earlier file are kept. After an error
-// the next write tries again.
+// dropFile writes one JSON value a line. One earlier file is kept.
 type dropFile struct {
 	path   string // empty: nothing is written
 	most   int64
@@ -25,7 +24,7 @@ type dropFile struct {
 	failed bool // whether the last write failed
 }
 
-// write appends the drops, without their packets. It logs an error only if the write before it had none.
+// Of several errors in a row, only the first is logged.
 func (f *dropFile) write(entries []drops.Entry, log *slog.Logger) {
 	if f.path == "" {
 		return

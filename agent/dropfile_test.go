@@ -14,8 +14,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// TestDropFile: the file has a JSON value for each drop, without the packet. A full file becomes the earlier file.
-// If it can't, it grows no more. Failures in a row are logged once.
+// TestDropFile: if the file is full, it becomes the earlier file and a new one begins.
 func TestDropFile(t *testing.T) {
 	log := &bytes.Buffer{}
 	logger := slog.New(slog.NewTextHandler(log, nil))

@@ -12,20 +12,19 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// maxDropSeries bounds the series of weir_drops_total. Drops beyond it count for dropsElsewhere.
+// Further drops count for dropsElsewhere.
 const maxDropSeries = 500
 
-// dropsElsewhere is the namespace and the policy in the series of all drops that have no series of their own.
+// dropsElsewhere is the namespace and the policy of all drops without a series of their own.
 const dropsElsewhere = "(other)"
 
-// dropCounts counts dropped packets for the metrics. Any goroutine may use it.
+// Any goroutine may use dropCounts.
 type dropCounts struct {
 	mu     sync.Mutex
 	counts map[dropSeries]uint64
 	lost   uint64
 }
 
-// dropSeries are the labels of weir_drops_total.
 type dropSeries struct{ direction, namespace, policy, reason string }
 
 func newDropCounts() *dropCounts {
@@ -59,7 +58,7 @@ func (c *dropCounts) count(entries []drops.Entry) {
 	}
 }
 
-// policyLabel returns the policies' names without the namespace. A long list is shortened.
+// The names lack the namespace, and a long list is shortened.
 func policyLabel(policies []string) string {
 	names := make([]string, len(policies))
 	for i, p := range policies {

@@ -17,14 +17,13 @@ import (
 )
 
 const (
-	// namesWait bounds how long a question for names waits for the loop, which may be busy with a large change.
+	// The loop may be busy with a large change. Then names are left out after this time.
 	namesWait = 300 * time.Millisecond
-	// namesAtOnce bounds how many addresses the loop is asked for at once.
+	// namesAtOnce bounds the addresses in one question to the loop.
 	namesAtOnce = 1024
 )
 
-// reportDrops finds the names of the ends of dropped packets, and hands the drops on. It ends when no more lines
-// come. After ctx has ended, it asks for no names.
+// reportDrops adds names to the dropped packets and hands them on. It ends when no more lines come.
 func (a *agent) reportDrops(ctx context.Context) {
 	var view dropView
 	var judge auditJudge
@@ -56,8 +55,6 @@ func (a *agent) reportDrops(ctx context.Context) {
 	}
 }
 
-// names asks the loop for the names of the pods with these addresses. It returns nil if there is no answer within
-// namesWait.
 func (a *agent) names(ctx context.Context, addresses []netip.Addr) map[netip.Addr]string {
 	if len(addresses) == 0 {
 		return nil
@@ -67,7 +64,7 @@ func (a *agent) names(ctx context.Context, addresses []netip.Addr) map[netip.Add
 	return names
 }
 
-// askLoop sends the question to the loop, and returns the answer. ok is false if there is none within namesWait.
+// askLoop returns false if the loop doesn't answer within namesWait.
 func askLoop[T any](ctx context.Context, a *agent, question event, answer <-chan T) (reply T, ok bool) {
 	ctx, cancel := context.WithTimeout(ctx, namesWait)
 	defer cancel()
@@ -92,10 +89,10 @@ func (c *clusterView) namesOf(addresses []netip.Addr) map[netip.Addr]string {
 	return names
 }
 
-// dropView has the names of a snapshot's pods, Nodes and policies, to name what is in dropped packets.
+// dropView has names of pods, Nodes and policies for dropped packets.
 type dropView struct {
 	of *snapshot
-	// pods are this node's pods by their addresses, and nodes the Nodes by theirs.
+	// pods are this node's pods, and nodes the Node objects, by address.
 	pods, nodes map[netip.Addr]string
 	chains      map[string]*ruleset.Class // a class of each chain, by the chain's name
 	shared      map[string]bool           // true for a chain that several classes share
@@ -111,8 +108,7 @@ type podSide struct {
 
 const maxEarlier = 256
 
-// load fills the view from the snapshot. It keeps the earlier chains, because packets that they dropped may still
-// come.
+// Earlier chains are kept, because packets that they dropped may still come.
 func (v *dropView) load(s *snapshot) {
 	if v.of == s {
 		return
@@ -150,7 +146,6 @@ func (v *dropView) load(s *snapshot) {
 	}
 }
 
-// unknown returns the lines' addresses of neither this node's pods nor Nodes, at most namesAtOnce.
 func (v *dropView) unknown(lines []drops.Line) (addresses []netip.Addr) {
 	seen := map[netip.Addr]bool{}
 	for _, l := range lines {
@@ -165,7 +160,7 @@ func (v *dropView) unknown(lines []drops.Line) (addresses []netip.Addr) {
 	return addresses
 }
 
-// drop returns the line as a drop, with names. names has the pods that the view doesn't know.
+// names has the pods that the view doesn't know.
 func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) *agentapi.Drop {
 	d := &agentapi.Drop{
 		Kind: l.Kind, Time: l.Time, Count: l.Count, Node: node, Reason: l.Reason, Direction: string(l.Direction),
@@ -203,8 +198,7 @@ func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) 
 	return d
 }
 
-// direction returns the direction of packets whose rule is for both. It is egress if a pod of this node is the
-// sender.
+// A rule for both directions doesn't tell the direction. It is egress if the sender is a pod of this node.
 func (v *dropView) direction(l drops.Line) string {
 	switch {
 	case l.Reason != agentapi.ByWay && v.pods[l.Flow.Source()] != "": // by another way, the source is forged
@@ -215,7 +209,6 @@ func (v *dropView) direction(l drops.Line) string {
 	return ""
 }
 
-// detail returns what the packet tells beyond the reason, in words; empty if it tells nothing.
 func (v *dropView) detail(l drops.Line, d *agentapi.Drop) string {
 	switch source := l.Flow.Source(); {
 	case l.Kind != agentapi.DropShown:
@@ -234,8 +227,6 @@ func (v *dropView) detail(l drops.Line, d *agentapi.Drop) string {
 	return ""
 }
 
-// podBehind returns the pod whose port has that index; empty if it is gone.
-//
 // Equivalent to: ip -o link | grep ^INDEX:, and a look at weirctl pods
 func (v *dropView) podBehind(index uint32) string {
 	if pod, ok := v.ports[index]; ok {
@@ -253,8 +244,7 @@ func (v *dropView) podBehind(index uint32) string {
 	return pod
 }
 
-// policies returns the policies of the chain's class. The class may be that of an earlier snapshot. If the class
-// isn't certain, it returns the policies that isolate the pod now.
+// If the chain's class isn't certain, policies returns those that isolate the pod now.
 func (v *dropView) policies(d ruleset.Direction, chain, pod string) []string {
 	if c := v.chains[chain]; c != nil && !v.shared[chain] {
 		return c.Policies
@@ -268,7 +258,7 @@ func (v *dropView) policies(d ruleset.Direction, chain, pod string) []string {
 	return nil
 }
 
-// protocolName returns the name of the protocol with IANA's number. Less common ones have the number as text.
+// Unusual protocols have their number as text.
 func protocolName(number uint8) string {
 	switch number {
 	case 1:

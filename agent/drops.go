@@ -13,18 +13,17 @@ import (
 )
 
 const (
-	// dropsPause is the time between two looks for dropped packets. It bounds the work that a flood causes.
+	// dropsPause is the time between two reads of dropped packets. It bounds the work that a flood causes.
 	dropsPause = 50 * time.Millisecond
-	// dropsWait is how long the agent waits for packets while lines about earlier packets are still to come.
+	// dropsWait is the longest wait for packets while lines of earlier packets are still due.
 	dropsWait = 250 * time.Millisecond
-	// dropsIdle is how long the agent waits for packets if no line about earlier packets is to come.
+	// dropsIdle is the longest wait for packets otherwise.
 	dropsIdle = time.Minute
-	// dropsRetry is the time between two attempts to read the log group.
+	// dropsRetry is the time between two attempts to open the log group.
 	dropsRetry = 5 * time.Second
 )
 
-// dropLog reads and reports the packets that the kernel has dropped. One goroutine reads and counts. The other finds
-// names, and hands the drops on.
+// One goroutine reads and counts dropped packets. Another finds names and hands the drops on.
 type dropLog struct {
 	ring    *drops.Ring
 	hub     *drops.Hub
@@ -36,8 +35,7 @@ func newDropLog() dropLog {
 	return dropLog{ring: drops.NewRing(), hub: drops.NewHub(), lines: make(chan []drops.Line, 1)}
 }
 
-// watchDrops reads dropped packets until ctx ends. On failure it logs why and tries again. It never returns an
-// error: enforcement doesn't need it.
+// watchDrops never returns an error, because enforcement doesn't need it.
 func (a *agent) watchDrops(ctx context.Context) error {
 	if a.NoDrops {
 		a.drops.fail("the agent runs with --drops=false")
@@ -68,7 +66,7 @@ func (a *agent) watchDrops(ctx context.Context) error {
 
 func (l *dropLog) fail(why string) { l.trouble.Store(&why) }
 
-// unread says why no dropped packets are read; empty if they are.
+// unread says why no dropped packets are read. It is empty if they are read.
 func (l *dropLog) unread() string {
 	if why := l.trouble.Load(); why != nil {
 		return *why
@@ -76,13 +74,12 @@ func (l *dropLog) unread() string {
 	return ""
 }
 
-// logReader is what readDrops needs of an nflog.Reader.
 type logReader interface {
 	Read(ctx context.Context, wait time.Duration, each func(*nflog.Packet)) (lost uint64, err error)
 	Close() error
 }
 
-// readDrops reads the log group until ctx ends or reading fails. What was read before an error is counted.
+// What was read before an error is still counted.
 func (a *agent) readDrops(ctx context.Context, c *dropCounter, open func() (logReader, error)) (err error) {
 	reader, err := open()
 	if err != nil {
@@ -130,8 +127,7 @@ func newDropCounter(to chan<- []drops.Line) *dropCounter {
 	return c
 }
 
-// report hands the due lines to the reporter. If the reporter is busy, packets are counted on. more is true if
-// report must be called again even if no packet comes.
+// report never waits for the reporter. It returns true if it must be called again even without new packets.
 func (c *dropCounter) report() (more bool) {
 	if len(c.lines) == 0 {
 		c.lines, more = c.sums.Lines(nil)
@@ -148,7 +144,6 @@ func (c *dropCounter) report() (more bool) {
 	}
 }
 
-// keepReporting reports what was counted, for the given time or until ctx ends.
 func (c *dropCounter) keepReporting(ctx context.Context, d time.Duration) {
 	end := time.After(d)
 	for {
@@ -164,7 +159,7 @@ func (c *dropCounter) keepReporting(ctx context.Context, d time.Duration) {
 	}
 }
 
-// end waits until the reporter has all that was counted, and tells it that nothing more comes.
+// end waits until the reporter has everything, and then closes the channel.
 func (c *dropCounter) end() {
 	if len(c.lines) > 0 {
 		c.to <- c.lines
@@ -205,7 +200,7 @@ func (n *podNetworks) load(s *snapshot) {
 	n.of = s
 }
 
-// contains reports whether a pod may have the address: one of this node, or of any accepted podCIDR.
+// contains is true for pods of this node and for all accepted podCIDRs.
 func (n *podNetworks) contains(a netip.Addr) bool {
 	if n.pods[a] {
 		return true

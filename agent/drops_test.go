@@ -28,7 +28,7 @@ func (brokenLog) Read(_ context.Context, _ time.Duration, each func(*nflog.Packe
 	return 3, errLogGone
 }
 
-// TestLogErrorLosesNoCount: if the log fails, what was counted before is reported all the same.
+// TestLogErrorLosesNoCount: if the log fails, earlier counts are still reported.
 func TestLogErrorLosesNoCount(t *testing.T) {
 	a := newAgent(Options{Log: slog.New(slog.DiscardHandler)}, &iptables.Driver{}, netlinksafe.Handle{})
 	c := newDropCounter(a.drops.lines)

@@ -12,11 +12,11 @@ import (
 
 const (
 	readerWait = 5 * time.Second
-	// lifeSign is how often an idle reader gets an empty value. So the agent notices that a reader is gone.
+	// lifeSign is how often an idle reader gets an empty value. So the agent notices when a reader is gone.
 	lifeSign = 15 * time.Second
 )
 
-// serve answers GET /v1/drops: the drops that the ring has, and new ones if the client asks for them.
+// serve answers GET /v1/drops.
 func (l *dropLog) serve(ctx context.Context, w http.ResponseWriter, r *http.Request) {
 	q, err := agentapi.ParseDropsQuery(r.URL.Query())
 	if err != nil {
@@ -48,7 +48,7 @@ func (l *dropLog) serve(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		if q.Since > 0 {
 			from = time.Now().Add(-q.Since)
 		}
-		// A drop that comes at about this time may be both in the ring and in the queue.
+		// A new drop may be in both the ring and the queue.
 		past := l.ring.Since(from)
 		if err := out.write(past); err != nil || !q.Follow {
 			return
@@ -72,12 +72,11 @@ type dropWriter struct {
 	json  *json.Encoder
 	conn  *http.ResponseController
 	query agentapi.DropsQuery
-	// written has the drops that were written from the ring. The queue may have some of them too.
+	// written has the drops that came from the ring.
 	written map[*agentapi.Drop]bool
 }
 
-// write writes the drops that match the query and aren't written yet. For an empty list it writes an empty value
-// (lifeSign).
+// write skips drops that were already written. For an empty list it writes an empty value.
 func (w *dropWriter) write(drops []*agentapi.Drop) error {
 	wait := func() error { return w.conn.SetWriteDeadline(time.Now().Add(readerWait)) }
 	if err := wait(); err != nil {

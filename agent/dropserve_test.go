@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// TestDropOnce: a sign of life comes first. A drop that is in both ring and hub is written once.
+// TestDropOnce: if a drop is in both ring and hub, it is written once.
 func TestDropOnce(t *testing.T) {
 	l := newDropLog()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -1,5 +1,5 @@
-// Package agentapi is the interface between the plugin, the agent and weirctl: requests over the agent's socket, the
-// status in its answers, and the heartbeat file. Because the plugin links this package, the package links nothing of
+// Package agentapi is the interface between the plugin, the agent and weirctl: requests over the agent's socket,
+// the status in its answers, and the heartbeat file. The plugin links this package, so it links nothing of
 // Kubernetes and no HTTP library.
 package agentapi
 
@@ -16,42 +16,39 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// Socket is where the agent answers the plugin and weirctl (HTTP over a Unix socket, mode 0600).
+// Socket is the Unix socket (mode 0600) on which the agent answers HTTP requests of the plugin and weirctl.
 const Socket = endpoint.Dir + "/agent.sock"
 
 // Paths of the agent's API on Socket.
 const (
 	EnrolPath  = "/v1/endpoints"
 	StatusPath = "/v1/status"
-	// ObjectsPath answers with the objects that the agent knows, and ExplainPath with what happens to a connection.
+	// ObjectsPath answers with the objects that the agent knows. ExplainPath answers what happens to a connection.
 	ObjectsPath = "/v1/objects"
 	ExplainPath = "/v1/explain"
-	// EnforcedPath takes a question (package policy/enforced) and answers with what the agent enforces. The agent
-	// waits for the question's versions of objects, but only for the question's time.
+	// EnforcedPath takes a question of package policy/enforced. It answers what the agent enforces.
 	EnforcedPath = "/v1/enforced"
 )
 
-// EnrolRequest asks the agent to enrol an endpoint. By then the endpoint's record is on disk, and its addresses are
-// in the set of all pods.
+// EnrolRequest asks the agent to enrol an endpoint. The endpoint's record must already be on disk.
 type EnrolRequest struct {
 	ID string `json:"id"`
 }
 
-// EnrolAnswer has the policies that isolate the pod in each direction. If the agent can't enrol the pod, it has the
-// reason.
+// EnrolAnswer names the policies that isolate the pod, or says why the agent can't enrol the pod.
 type EnrolAnswer struct {
 	Ingress string `json:"ingress,omitempty"`
 	Egress  string `json:"egress,omitempty"`
 	Error   string `json:"error,omitempty"`
 }
 
-// ErrNoAgent means that the agent's socket can't be connected to. The cause is wrapped beside it.
+// ErrNoAgent means that no connection to the agent's socket is possible.
 var ErrNoAgent = errors.New("no agent answers on " + Socket)
 
-// ErrOutdated means that the agent refuses the attachment: its configuration contradicts what the agent knows.
+// ErrOutdated means that the agent refuses the attachment, because its configuration contradicts the agent's.
 var ErrOutdated = errors.New("the configuration is out of date")
 
-// maxAnswer bounds the size of an answer in bytes. Real answers have some megabytes at most.
+// maxAnswer is in bytes. Real answers have some megabytes at most.
 const maxAnswer = 64 << 20
 
 // Question is a request that the agent hasn't answered yet.
@@ -61,10 +58,11 @@ type Question struct {
 	conn net.Conn
 }
 
-// Ask sends the agent one request. Its error wraps ErrNoAgent if it can't connect. If ctx ends before the agent has
-// answered, Answer fails. Ask writes HTTP/1.0 by hand, because net/http would nearly double the plugin's size.
+// Ask sends the agent one request. The error wraps ErrNoAgent if Ask can't connect.
 //
 // Equivalent to: curl --unix-socket /run/weir/agent.sock -X METHOD -d BODY http://agent/PATH
+//
+// Ask writes HTTP/1.0 by hand, because net/http would nearly double the plugin's size.
 func Ask(ctx context.Context, method, path string, body []byte) (*Question, error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", Socket)
 	if err != nil {
@@ -78,8 +76,8 @@ func Ask(ctx context.Context, method, path string, body []byte) (*Question, erro
 	return q, nil
 }
 
-// Answer waits for the agent's answer, and returns its HTTP status and its body. It closes the connection, so it
-// must be called exactly once.
+// Answer waits for the agent's answer, and closes the connection. Call it exactly once. It fails if the context of
+// Ask ends first.
 func (q *Question) Answer() (status int, answer []byte, err error) {
 	defer func() { _ = q.conn.Close() }()
 	defer context.AfterFunc(q.ctx, func() { _ = q.conn.SetDeadline(time.Unix(1, 0)) })()
@@ -101,9 +99,9 @@ func (q *Question) failed(err error) error {
 	return fmt.Errorf("%s: %w", q.what, err)
 }
 
-// Enrol asks the agent to put the endpoint's addresses into their classes. The returned function waits until the
-// kernel enforces the policies on these addresses. It must be called once. The error wraps ErrNoAgent if there is no
-// agent. It wraps ErrOutdated if another try would be useless.
+// Enrol asks the agent to enrol the endpoint. The caller must call the returned function once. It waits until the
+// kernel enforces the pod's policies. Its error wraps ErrNoAgent if there is no agent, and ErrOutdated if another
+// try is useless.
 func Enrol(ctx context.Context, id string) (wait func() (EnrolAnswer, error)) {
 	body, err := json.Marshal(EnrolRequest{ID: id})
 	var question *Question

@@ -20,8 +20,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// listen serves on the agent's socket. The returned function ends that and leaves the socket's file, as a killed
-// agent does.
+// listen serves on the agent's socket. closeIt leaves the socket's file, as a killed agent does.
 func listen(t *testing.T, h http.HandlerFunc) (closeIt func()) {
 	t.Helper()
 	if err := os.MkdirAll(endpoint.Dir, 0o700); err != nil {

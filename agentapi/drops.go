@@ -15,65 +15,63 @@ import (
 	"time"
 )
 
-// DropsPath is the path at which the agent reports dropped packets, as JSON values one behind the other.
+// DropsPath answers with dropped packets, as a stream of JSON values (Drop).
 const DropsPath = "/v1/drops"
 
-// DropKind says what a Drop stands for.
+// DropKind says which packets a Drop counts.
 type DropKind string
 
-// The counts of all kinds together are the packets that the kernel has logged. Only packets of audited policies may
-// be missing: those that can't be judged (AuditReport.Unjudged), and those that the policies would not drop.
+// Each packet that the kernel logs is counted in a Drop of one of these kinds. Only packets of audited policies may
+// be missing.
 const (
-	// DropShown: packets of one sender to one address and port.
+	// DropShown counts packets of one sender to one address and port.
 	DropShown DropKind = "drop"
-	// DropMore: packets of one sender to too many addresses or ports, which the agent didn't keep apart.
+	// DropMore counts packets of one sender that had too many destinations to show each one.
 	DropMore DropKind = "more"
-	// DropLost: packets that the kernel couldn't hand to the agent, because the agent read too slowly.
+	// DropLost counts packets that the agent missed, because it read from the kernel too slowly.
 	DropLost DropKind = "lost"
-	// DropMissed: packets that the agent couldn't hand to this client, because the client read too slowly.
+	// DropMissed counts packets that this client missed, because it read from the agent too slowly.
 	DropMissed DropKind = "missed"
 )
 
-// Drop is one or more packets that the kernel dropped, or that audited policies would drop (ByAudit). A field is
-// empty if it is unknown or has no meaning.
+// Drop is one or more packets that the kernel dropped, or that audited policies would drop (ByAudit). Unknown
+// fields are empty.
 type Drop struct {
 	Kind DropKind `json:"kind"`
-	// Time is when the agent read the first of the packets, at most 0.2 seconds after the kernel dropped it.
-	Time   time.Time `json:"time"`
-	Count  uint64    `json:"count"`
-	Node   string    `json:"node,omitempty"`
-	Reason string    `json:"reason,omitempty"`
-	// Direction is ingress or egress.
-	Direction   string  `json:"direction,omitempty"`
-	Source      DropEnd `json:"source,omitzero"`
-	Destination DropEnd `json:"destination,omitzero"`
+	// Time is when the agent read the first of the packets, at most 0.2 seconds after the drop.
+	Time        time.Time `json:"time"`
+	Count       uint64    `json:"count"`
+	Node        string    `json:"node,omitempty"`
+	Reason      string    `json:"reason,omitempty"`
+	Direction   string    `json:"direction,omitempty"`
+	Source      DropEnd   `json:"source,omitzero"`
+	Destination DropEnd   `json:"destination,omitzero"`
 	// Protocol is the protocol above IP, such as tcp, or its number.
 	Protocol string `json:"protocol,omitempty"`
-	// ICMP has the type and code of an ICMP packet, as "type 8 code 0".
+	// ICMP is an ICMP packet's type and code, as "type 8 code 0".
 	ICMP string `json:"icmp,omitempty"`
-	// Chain is the chain whose rule logged the packets. It is empty for rules of the guard and the gate.
+	// Chain is the chain whose rule logged the packets. The guard and the gate leave it empty.
 	Chain string `json:"chain,omitempty"`
-	// Policies are all policies that isolate the pod in the direction. With ByAudit they would isolate it.
+	// Policies isolate the pod in this direction. With ByAudit they are audited and would isolate it.
 	Policies []string `json:"policies,omitempty"`
-	// Detail has what else the first of the packets tells, in words.
+	// Detail is further text about the first packet.
 	Detail string `json:"detail,omitempty"`
-	// Packet has the first bytes of the first packet, from the IP header on. It is empty unless the client asked for
+	// Packet is the beginning of the first packet, from its IP header on. It is empty unless the client asks for
 	// it.
 	Packet []byte `json:"packet,omitempty"`
 }
 
-// DropEnd is the sender or the receiver of a packet.
 type DropEnd struct {
-	// Pod is the pod as namespace/name, or several with commas between them if they share the address.
+	// Pod is namespace/name. If several pods may have the address, commas separate them.
 	Pod string `json:"pod,omitempty"`
-	// Node is the name of the Node that has the address as its own.
+	// Node is the Node object that has the address as its own.
 	Node    string     `json:"node,omitempty"`
 	Address netip.Addr `json:"address,omitzero"`
-	// Port is a TCP, UDP or SCTP port. As the source's port it is that of the first packet only.
+	// Port is a TCP, UDP or SCTP port. A source's port is that of the first packet only.
 	Port uint16 `json:"port,omitempty"`
 }
 
-// String returns "shop/db (10.88.0.2:5432)", as far as the parts are known.
+// String returns "shop/db (10.88.0.2:5432)". It leaves out unknown parts.
 func (e DropEnd) String() string {
 	address := ""
 	switch {
@@ -95,7 +93,8 @@ func (e DropEnd) String() string {
 	return name + " (" + address + ")"
 }
 
-// Local returns the end whose policies dropped the packets, and reports whether it is known.
+// Local returns the end on this node: the destination for ingress, the source for egress. It returns false if the
+// direction is unknown.
 func (d *Drop) Local() (DropEnd, bool) {
 	switch d.Direction {
 	case "ingress":
@@ -106,24 +105,22 @@ func (d *Drop) Local() (DropEnd, bool) {
 	return DropEnd{}, false
 }
 
-// DropsQuery is the question of GET /v1/drops. The zero value asks for all drops that the agent remembers.
+// DropsQuery selects drops for GET /v1/drops. The zero value selects all that the agent remembers.
 type DropsQuery struct {
-	// Since leaves out drops that are older. It is ignored if it is 0.
+	// Since selects drops of the last time of this length. 0 means all.
 	Since time.Duration
-	// Follow asks for new drops too, until the client closes the connection.
-	Follow bool
-	// Packets asks for Drop.Packet.
+	// Follow adds new drops, until the client closes the connection.
+	Follow  bool
 	Packets bool
-	// Namespace, Pod, Policy, Reason and Port leave out other drops; empty for any. Namespace and Pod are those of
-	// either end. Policy is one of the isolating policies. Pod and Policy are a name or namespace/name. Port is the
-	// destination's.
+	// Namespace, Pod, Policy, Reason and Port select drops; empty means any. Namespace and Pod match either end.
+	// Port is the destination's. Pod and Policy are NAME or NAMESPACE/NAME.
 	Namespace, Pod, Policy, Reason string
 	Port                           uint16
-	// Audit leaves out drops of all reasons but ByAudit.
+	// Audit selects only drops with the reason ByAudit.
 	Audit bool
 }
 
-// Path returns the path and query of the question's URL. ParseDropsQuery reads such a query.
+// Path returns the URL's path and query.
 func (q DropsQuery) Path() string {
 	v := url.Values{}
 	put := func(key, value string, unset bool) {
@@ -146,7 +143,7 @@ func (q DropsQuery) Path() string {
 	return DropsPath + "?" + v.Encode()
 }
 
-// ParseDropsQuery reads the question from a URL. The error names the key whose value has the wrong form.
+// ParseDropsQuery parses what Path has written. The error names the key with the wrong value.
 func ParseDropsQuery(v url.Values) (q DropsQuery, err error) {
 	q.Namespace, q.Pod, q.Policy, q.Reason = v.Get("namespace"), v.Get("pod"), v.Get("policy"), v.Get("reason")
 	for key, flag := range map[string]*bool{
@@ -173,8 +170,7 @@ func ParseDropsQuery(v url.Values) (q DropsQuery, err error) {
 	return q, nil
 }
 
-// Matches reports whether the question asks for the drop. Packets of which nothing is known always match (DropLost,
-// DropMissed). For DropMore the port doesn't matter. Matches doesn't look at Since.
+// Matches reports whether the query selects the drop. DropLost and DropMissed always match. Matches ignores Since.
 func (q DropsQuery) Matches(d *Drop) bool {
 	if d.Kind == DropLost || d.Kind == DropMissed {
 		return true
@@ -197,7 +193,6 @@ func (q DropsQuery) Matches(d *Drop) bool {
 	return q.Port == 0 || d.Destination.Port == q.Port || d.Kind == DropMore
 }
 
-// inNamespace reports whether one of the pods is in the namespace. Commas separate the pods.
 func inNamespace(pods, namespace string) bool {
 	for p := range strings.SplitSeq(pods, ",") {
 		if n, _, ok := strings.Cut(p, "/"); ok && n == namespace {
@@ -207,8 +202,7 @@ func inNamespace(pods, namespace string) bool {
 	return false
 }
 
-// named reports whether one of the objects has the name. Commas separate the objects. The name may lack the
-// namespace.
+// named accepts NAME for NAMESPACE/NAME. Commas separate the objects.
 func named(objects, name string) bool {
 	for o := range strings.SplitSeq(objects, ",") {
 		if _, short, ok := strings.Cut(o, "/"); o == name || ok && short == name {
@@ -218,11 +212,10 @@ func named(objects, name string) bool {
 	return false
 }
 
-// Drops asks the agent for drops, and passes them one by one to the function each, until each returns false. With
-// q.Follow it waits for new drops until the agent ends, or until ctx ends, which is an error. The error wraps
-// ErrNoAgent if there is no agent.
+// Drops calls each with each drop from the agent, until each returns false. With q.Follow it waits for new drops.
+// The error wraps ErrNoAgent if there is no agent. The end of ctx is an error.
 //
-// Equivalent to: curl --no-buffer --unix-socket /run/weir/agent.sock http://agent/v1/drops?follow=true
+// Equivalent to: curl --no-buffer --unix-socket /run/weir/agent.sock 'http://agent/v1/drops?follow=true'
 func Drops(ctx context.Context, q DropsQuery, each func(*Drop) bool) error {
 	question, err := Ask(ctx, "GET", q.Path(), nil)
 	if err != nil {
@@ -242,7 +235,6 @@ func Drops(ctx context.Context, q DropsQuery, each func(*Drop) bool) error {
 	return readDrops(in, question.failed, each)
 }
 
-// refusal returns the agent's reason, or what is known without one.
 func refusal(status int, answer []byte) string {
 	var v struct{ Error string }
 	if status == 404 {
@@ -254,7 +246,6 @@ func refusal(status int, answer []byte) string {
 	return fmt.Sprintf("it answers %d", status)
 }
 
-// readHead reads the lines before the body of an answer, and returns the HTTP status.
 func readHead(in *bufio.Reader) (status int, err error) {
 	for first := true; ; first = false {
 		line, err := in.ReadSlice('\n')
@@ -272,8 +263,7 @@ func readHead(in *bufio.Reader) (status int, err error) {
 	}
 }
 
-// readDrops calls each with the drops of the stream, until each returns false or the stream ends. failed wraps an
-// error of the stream.
+// readDrops wraps errors of the stream with failed.
 func readDrops(in io.Reader, failed func(error) error, each func(*Drop) bool) error {
 	for values := json.NewDecoder(in); ; {
 		d := &Drop{}

@@ -6,16 +6,15 @@ import (
 	"time"
 )
 
-// FlowsPath is the path at which the agent answers GET and POST with Flows. A POST has a FlowsOrder, which the agent
-// first carries out.
+// FlowsPath answers with Flows. A POST with a FlowsOrder first starts or ends the recording.
 const FlowsPath = "/v1/flows"
 
-// FlowsOrder says for how long the agent shall record flows. Zero ends the recording.
+// FlowsOrder starts a recording of flows of this length. Zero ends the recording.
 type FlowsOrder struct {
 	For time.Duration `json:"for"`
 }
 
-// FlowsQuery returns the path and query for the flows of the time since until now. 0 means all.
+// FlowsQuery returns the path and query for the flows of the last time of this length. 0 means all.
 func FlowsQuery(since time.Duration) string {
 	if since == 0 {
 		return FlowsPath
@@ -23,25 +22,24 @@ func FlowsQuery(since time.Duration) string {
 	return FlowsPath + "?" + url.Values{"since": {since.String()}}.Encode()
 }
 
-// Flows are the kinds of connections whose first packets the policies have allowed on a node while the agent recorded.
+// Flows are the allowed connections that a node's agent has recorded.
 type Flows struct {
 	Node string `json:"node,omitempty"`
-	// Since is when the recording began; zero if the agent has recorded nothing. Until is when it ends, or has ended.
+	// Since is zero if the agent has recorded nothing. Until may be in the future.
 	Since time.Time `json:"since,omitzero"`
 	Until time.Time `json:"until,omitzero"`
-	// Recording is true if the agent records now. Why says why it can't although it should.
+	// Why is set if a recording is ordered, but the agent can't record.
 	Recording bool   `json:"recording"`
 	Why       string `json:"why,omitempty"`
-	// Unknown counts packets that belong to no flow of the list: there were too many of them, or the agent read too
-	// slowly.
+	// Unknown counts packets that are in no flow: there were too many flows, or the agent read too slowly.
 	Unknown uint64 `json:"unknown,omitempty"`
-	// Forgotten counts flows that made room for newer ones.
+	// Forgotten counts flows that the agent removed to make room for newer ones.
 	Forgotten uint64 `json:"forgotten,omitempty"`
 	Flows     []Flow `json:"flows"`
 }
 
-// Flow is connections of one source to one port of one destination. A UDP packet counts as a connection until an
-// answer comes.
+// Flow stands for all recorded connections of one source to one port of one destination. A UDP packet counts as a
+// connection until an answer comes.
 type Flow struct {
 	Source      FlowEnd   `json:"source"`
 	Destination FlowEnd   `json:"destination"`
@@ -52,18 +50,18 @@ type Flow struct {
 	Last        time.Time `json:"last"`
 }
 
-// FlowEnd is an end of a Flow, as it was when the flow was first seen.
+// FlowEnd describes an end of a Flow at the time of the first connection.
 type FlowEnd struct {
-	// Pod is the pod's namespace/name, or several with commas between them if they share the address.
+	// Pod is namespace/name. If several pods may have the address, commas separate them.
 	Pod string `json:"pod,omitempty"`
-	// Labels are the pod's labels. They are nil without a pod, or if several pods may have the address.
+	// Labels are nil unless exactly one pod has the address.
 	Labels map[string]string `json:"labels,omitempty"`
-	// Node is the name of the Node that has the address as its own.
+	// Node is the Node object that has the address as its own.
 	Node    string     `json:"node,omitempty"`
 	Address netip.Addr `json:"address"`
 }
 
-// String returns the end in words.
+// String returns the end as a text for people.
 func (e FlowEnd) String() string {
 	return DropEnd{Pod: e.Pod, Node: e.Node, Address: e.Address}.String()
 }

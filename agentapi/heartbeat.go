@@ -11,17 +11,16 @@ import (
 )
 
 const (
-	// heartbeat is a file. An agent was last well at the file's time of modification. A reboot removes the file.
+	// heartbeat's time of modification is when an agent was last well. A reboot removes the file.
 	heartbeat = endpoint.Dir + "/heartbeat"
-	// BeatEvery is how often the agent renews its heartbeat. A renewal may be late, because the agent's loop may be
-	// busy.
+	// BeatEvery is how often the agent renews its heartbeat. A busy agent may be late.
 	BeatEvery = 5 * time.Second
-	// BeatLasts is how long a heartbeat counts. It outlasts the replacement of an agent: without a heartbeat the
+	// BeatLasts is how long a heartbeat counts. It is longer than an agent's restart: without a heartbeat the
 	// plugin's STATUS fails, and the node becomes not ready.
 	BeatLasts = time.Minute
 )
 
-// Beat records that the agent is well: its loop runs, and the kernel has what the policies demand.
+// Beat records that the agent is well now.
 //
 // Equivalent to: touch /run/weir/heartbeat
 func Beat() error {
@@ -36,7 +35,7 @@ func Beat() error {
 	return nil
 }
 
-// LastBeat returns when an agent of this boot was last well; the zero time if none was.
+// LastBeat returns when an agent was last well since the boot. Zero means never.
 func LastBeat() (time.Time, error) {
 	info, err := os.Stat(heartbeat)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -6,7 +6,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// PodEvent is a warning event on a pod of this node. Events with the same Key are one object of the API, which counts.
+// PodEvent is a warning event on a pod of this node. Events with the same Key become one Event object with a count.
 type PodEvent struct {
 	Key          string
 	Pod          endpoint.Pod

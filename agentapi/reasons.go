@@ -2,44 +2,43 @@ package agentapi
 
 // Values of Drop.Reason.
 const (
-	// ByPolicy: policies isolate the pod, and none of them allows the packet.
+	// ByPolicy means that policies isolate the pod, and none of them allows the packet.
 	ByPolicy = "policy"
-	// ByAudit: the packet passed. Audited policies would drop it if they were enforced.
+	// ByAudit means that the packet passed. Audited policies would drop it if they were enforced.
 	ByAudit = "audit"
-	// ByClosed: the pod is in no class.
+	// ByClosed means that the pod is closed.
 	ByClosed = "closed"
-	// ByGuard: the pod has sent under a MAC or an address that is not its own, or a frame that is neither IPv4, IPv6 nor
-	// ARP.
+	// ByGuard means that the pod has sent under a MAC or an address of another, or a frame that is not IPv4, IPv6
+	// or ARP.
 	ByGuard = "guard"
-	// ByCut: the connection was cut, because the policies no longer allow it.
+	// ByCut means that the connection was cut, because the policies no longer allow it.
 	ByCut = "cut"
-	// ByMidstream: a TCP packet that begins no connection, and belongs to none that the node knows.
+	// ByMidstream means that a TCP packet belongs to no connection that the node knows, and begins none.
 	ByMidstream = "midstream"
-	// ByNoPod: to or from the pods' bridge, but no pod has the address.
+	// ByNoPod means that the packet came from or went to the pods' bridge under an address without a pod.
 	ByNoPod = "no-pod"
-	// ByICMPError: an ICMP error of a pod about packets that did not come to the pod.
+	// ByICMPError means that a pod has sent an ICMP error about a packet that it did not receive.
 	ByICMPError = "icmp-error"
-	// ByLoopback: from a pod to the loopback addresses of its node.
+	// ByLoopback means that a pod has sent to a loopback address.
 	ByLoopback = "loopback"
-	// ByFragments: the pod sends more fragments than the node reassembles for it.
+	// ByFragments means that the pod sends more fragments than the node reassembles for it.
 	ByFragments = "fragments"
-	// ByDiscovery: the pod has sent a router or neighbour advertisement, or a redirect.
+	// ByDiscovery means that the pod has sent a router advertisement, a neighbour advertisement or a redirect.
 	ByDiscovery = "discovery"
-	// ByReserved: to a MAC that is reserved for bridges.
+	// ByReserved means that the destination MAC is one that the standard reserves for bridges.
 	ByReserved = "reserved-mac"
-	// ByPast: from the pod's port to the node's IP stack, past the bridge.
+	// ByPast means that the packet went from the pod's port to the node's IP stack without crossing the bridge.
 	ByPast = "past-bridge"
-	// ByTunnel: a tunnel packet whose source or destination isn't a node, or whose inner sender is no pod of the
-	// sending node. Also a pod's packet to the tunnels' port of a node.
+	// ByTunnel means that a tunnel packet has a forged sender, or is not between two nodes. It also means that a
+	// pod has sent to the tunnel port of a node.
 	ByTunnel = "tunnel"
-	// ByWay: the packet's source is a pod's address, but the packet came in on another link or tunnel than the one that
-	// leads to that pod. Also a packet out of a tunnel, if packets to its source don't go into a tunnel.
+	// ByWay means that a packet came in on another link or tunnel than the one that leads to its source.
 	ByWay = "way"
-	// ByOther: the rule that logged the packet is not one of this agent's.
+	// ByOther means that a rule of another program or version logged the packet.
 	ByOther = "other"
 )
 
-// Reasons are the values of Drop.Reason, with what each means for a person who asks why the packets were dropped.
+// Reasons lists the values of Drop.Reason with their meanings, in words for people.
 var Reasons = []struct{ Reason, Meaning string }{
 	{ByPolicy, "policies isolate the pod, and none of them allows the packet"},
 	{ByAudit, "it passed: audited policies would drop it"},
@@ -59,7 +58,7 @@ var Reasons = []struct{ Reason, Meaning string }{
 	{ByOther, "a rule of another program"},
 }
 
-// ReasonMeans returns what the reason means. For an unknown reason it returns a text with the reason.
+// ReasonMeans returns the meaning of the reason. For an unknown reason it returns the reason itself in a text.
 func ReasonMeans(reason string) string {
 	for _, r := range Reasons {
 		if r.Reason == reason {

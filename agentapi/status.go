@@ -9,32 +9,30 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// Status is the answer to GET /v1/status: the present state of the agent and of all that it enforces.
+// Status is the answer to GET /v1/status.
 type Status struct {
 	Ready    bool      `json:"ready"`
 	LastSync time.Time `json:"lastSync,omitzero"`
 	IPTables string    `json:"iptables"`
-	// Errors are the reasons why the node isn't ready or a part of the agent fails now; empty if there are none.
-	Errors   []string  `json:"errors"`
-	Problems []Problem `json:"problems"`
-	// Unenforced are policies that exist, but that weir doesn't enforce.
+	// Errors are why the node isn't ready, or which parts of the agent fail. There are none if all is well.
+	Errors     []string     `json:"errors"`
+	Problems   []Problem    `json:"problems"`
 	Unenforced []Unenforced `json:"unenforced"`
-	// Files are the files of a directory of manifests, with the state of each object.
-	Files    []File      `json:"files,omitempty"`
-	Pods     []PodStatus `json:"pods"`
-	Policies []string    `json:"policies"`
-	// Audited are those of the policies that are audited: they isolate nothing.
+	Files      []File       `json:"files,omitempty"`
+	Pods       []PodStatus  `json:"pods"`
+	Policies   []string     `json:"policies"`
+	// Audited are those Policies that are audited. They isolate nothing.
 	Audited []string    `json:"audited"`
 	Classes []Class     `json:"classes"`
 	Sets    []SetStatus `json:"sets"`
 	Stats   Stats       `json:"stats"`
-	// DropsUnread says why the agent reads no dropped packets. It is empty if it reads them.
+	// DropsUnread says why the agent reads no dropped packets. It is empty if the agent reads them.
 	DropsUnread string `json:"dropsUnread,omitempty"`
-	// NodeRepairs are the last repairs of node settings that another program had changed, the newest last.
+	// NodeRepairs are the last repairs of node settings, the newest last.
 	NodeRepairs []NodeRepair `json:"nodeRepairs"`
 }
 
-// Problem is an object, or a field of one, that can't be used as written. A policy's part with a problem allows
+// Problem is an object, or one of its fields, that can't be used as written. A policy's part with a problem allows
 // nothing.
 type Problem struct {
 	Object  string `json:"object"` // kind namespace/name
@@ -45,13 +43,12 @@ type Problem struct {
 // String returns one line for a log.
 func (p Problem) String() string { return p.Object + ": " + p.Field + ": " + p.Message }
 
-// Unenforced are policies that exist, but that weir doesn't enforce.
+// Unenforced counts policies of a kind that weir doesn't enforce.
 type Unenforced struct {
-	// Kind is the kind with its group, such as CiliumNetworkPolicy.cilium.io; empty if the kinds are unknown.
-	Kind string `json:"kind"`
-	// Where names the place of the policies: a file's document, or an API server.
+	// Kind includes the group, as in CiliumNetworkPolicy.cilium.io. It is empty if the kinds are unknown.
+	Kind  string `json:"kind"`
 	Where string `json:"where"`
-	// Count is the number of the policies; 0 if it is unknown.
+	// Count is 0 if the number of policies is unknown.
 	Count int `json:"count"`
 }
 
@@ -63,29 +60,28 @@ func (u Unenforced) String() string {
 	return fmt.Sprintf("%s is a kind of policy that weir doesn't enforce: %s", u.Kind, u.Where)
 }
 
-// Class is the pods of this node that the same policies isolate in one direction. Each family of addresses has its
-// own Class.
+// Class is one family's addresses of the pods that the same policies isolate in one direction.
 type Class struct {
 	Direction string   `json:"direction"` // ingress or egress
 	Policies  []string `json:"policies"`  // none: no policy isolates the pods
-	// Audited are audited policies that would isolate the pods. If there are any, there are no Policies.
+	// Audited would isolate the pods if they were enforced. It is empty unless Policies is.
 	Audited []string `json:"audited,omitempty"`
 	Set     string   `json:"set"`
 	Chain   string   `json:"chain,omitempty"`
 	Pods    []string `json:"pods"`
 }
 
-// NodeRepair is the node settings of one kind that the agent repaired at one time.
+// NodeRepair is one repair of the node settings of one kind.
 type NodeRepair struct {
 	Time  time.Time `json:"time"`
 	What  string    `json:"what"` // as the label "what" of weir_node_repairs_total
 	Count int       `json:"count"`
 	Was   string    `json:"was"` // the state before the first of these repairs, in words
-	// Command is the shell command that makes the first of these repairs by hand.
+	// Command is the shell command for the first of these repairs.
 	Command string `json:"command"`
 }
 
-// PodStatus is one attachment on this node.
+// PodStatus is the status of one attachment on this node.
 type PodStatus struct {
 	Pod         string   `json:"pod"`
 	UID         string   `json:"uid,omitempty"`
@@ -93,27 +89,26 @@ type PodStatus struct {
 	Addresses   []string `json:"addresses"`
 	MAC         string   `json:"mac"`
 	HostIf      string   `json:"hostInterface"`
-	// Since is when the plugin made the attachment.
+	// Since is when the attachment was made.
 	Since time.Time `json:"since"`
-	// Ingress and Egress name the policies that isolate the pod: the first ten, and how many more. Status.Classes
-	// has all. Without such policies, the value is one of the Class… constants.
+	// Ingress and Egress list the first ten policies that isolate the pod, or are a Class… constant.
 	Ingress string `json:"ingress"`
 	Egress  string `json:"egress"`
 }
 
-// Values of PodStatus.Ingress and PodStatus.Egress that aren't names of policies.
+// Values of PodStatus.Ingress and PodStatus.Egress if no policy isolates the pod.
 const (
 	ClassOpen   = "open"   // no policy isolates the pod
 	ClassClosed = "closed" // the pod is in no class
-	// ClassAudited begins the value if audited policies would isolate the pod. Their names follow.
+	// ClassAudited comes before the names of the audited policies that would isolate the pod.
 	ClassAudited = "open, audited by "
-	// ClassBefore: the pod is in classes of an earlier agent, and this agent hasn't applied its own rules yet.
+	// ClassBefore means that an earlier agent's rules still apply to the pod.
 	ClassBefore = "as before"
-	// ClassUnknown: the agent can't read whether the pod is in classes of an earlier agent.
+	// ClassUnknown means that the agent can't read whether an earlier agent's rules apply to the pod.
 	ClassUnknown = "unknown"
 )
 
-// PodOf returns the status of the attachment as far as the record has it. The caller sets Ingress and Egress.
+// PodOf returns the record as a status. The caller sets Ingress and Egress.
 func PodOf(e endpoint.Endpoint) PodStatus {
 	p := PodStatus{
 		Pod:         e.Pod.String(),
@@ -129,13 +124,12 @@ func PodOf(e endpoint.Endpoint) PodStatus {
 	return p
 }
 
-// File is one file of a directory of manifests.
 type File struct {
 	Path    string       `json:"path"` // relative to the directory
 	Objects []FileObject `json:"objects"`
 }
 
-// FileObject is one object of a file, or a part of a file that should be an object.
+// FileObject is one object of a file, or a part of a file that is no object.
 type FileObject struct {
 	Where  string    `json:"where"`            // such as "document 2"
 	Object string    `json:"object,omitempty"` // kind, namespace and name, if they are known
@@ -143,7 +137,6 @@ type FileObject struct {
 	Why    string    `json:"why,omitempty"`
 }
 
-// FileState is the result of reading an object.
 type FileState string
 
 // Values of FileObject.State, as weirctl status prints them.
@@ -158,7 +151,7 @@ const (
 	FileUnreadable  FileState = "unreadable"
 )
 
-// SetStatus is one of weir's ipsets, as the ruleset has it.
+// SetStatus is one of weir's sets, as the ruleset has it.
 type SetStatus struct {
 	Name    string `json:"name"`
 	Type    string `json:"type"`
@@ -174,8 +167,8 @@ type Stats struct {
 	NodeRepairs int `json:"nodeRepairs"`
 }
 
-// FileLines returns the lines of a table of the files' objects and their states, after an empty line. Tabs separate
-// the columns. A file without objects has one line. Without files there are no lines.
+// FileLines returns the lines of a table of the files' objects. Tabs separate the columns. Without files there are
+// no lines.
 func FileLines(files []File) []string {
 	var all []string
 	if len(files) > 0 {
@@ -196,6 +189,5 @@ func FileLines(files []File) []string {
 	return all
 }
 
-// OneLine makes a text from outside weir fit for a cell of a table. The text is shortened, on one line, and has
-// question marks in place of unprintable characters.
+// OneLine makes a text from outside weir safe to print: one line, shortened, without unprintable characters.
 func OneLine(s string) string { return strings.ReplaceAll(excerpt.Of(s), "\n", " ") }

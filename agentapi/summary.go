@@ -11,24 +11,23 @@ const SummaryPath = "/v1/summary"
 // Summary is the status of a node in a few hundred bytes, for commands that ask all nodes of a cluster.
 type Summary struct {
 	Node string `json:"node"`
-	// Version is the agent's commit, with Go's version.
+	// Version has the agent's commit and Go's version.
 	Version  string    `json:"version"`
 	Ready    bool      `json:"ready"`
 	LastSync time.Time `json:"lastSync,omitzero"`
 	IPTables string    `json:"iptables"`
-	// Errors are the reasons why the node isn't ready or a part of the agent fails now; empty if there are none.
+	// Errors are why the node isn't ready, or which parts of the agent fail.
 	Errors []string `json:"errors"`
-	// Problems counts the problems of objects. FirstProblems are at most the first three of them.
+	// FirstProblems are at most three.
 	Problems      int       `json:"problems"`
 	FirstProblems []Problem `json:"firstProblems,omitempty"`
-	// Unenforced counts the kinds of policies that exist, but that weir doesn't enforce.
+	// Unenforced counts the kinds of policies that weir doesn't enforce.
 	Unenforced int `json:"unenforced"`
-	// Pods counts the attachments on the node. Closed counts those that are closed in a direction. Isolated counts
-	// the others that aren't open in both directions.
-	Pods     int `json:"pods"`
-	Isolated int `json:"isolated"`
-	Closed   int `json:"closed"`
-	// Policies counts the policies that the agent knows, and Classes, Sets and Entries what the ruleset has.
+	// Closed counts pods that are closed in a direction. Isolated counts other pods that aren't open in both
+	// directions.
+	Pods     int   `json:"pods"`
+	Isolated int   `json:"isolated"`
+	Closed   int   `json:"closed"`
 	Policies int   `json:"policies"`
 	Classes  int   `json:"classes"`
 	Sets     int   `json:"sets"`
@@ -36,10 +35,9 @@ type Summary struct {
 	Stats    Stats `json:"stats"`
 }
 
-// maxFirst is how many problems a summary names.
 const maxFirst = 3
 
-// Summarise counts what the status lists. It copies only the errors and the first problems.
+// Summarise counts what the status lists. It keeps only the errors and the first problems.
 func Summarise(s Status, node, version string) Summary {
 	sum := Summary{
 		Node: node, Version: version, Ready: s.Ready, LastSync: s.LastSync, IPTables: s.IPTables, Errors: s.Errors,

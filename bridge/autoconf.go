@@ -15,15 +15,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// RemoveAutoconfigured makes sure that weir's links have no IPv6 addresses and routes from autoconfiguration.
-//
-//   - On weir0 and the tunnel, it stops the kernel from making link-local addresses and from accepting router
-//     advertisements (RFC 4861, section 6.3.4).
-//   - It deletes all IPv6 addresses of pods' ports, and link-local addresses of weir0 and the tunnel.
-//   - On all of them, it deletes addresses and routes from router advertisements.
-//
-// An earlier version of weir let the kernel make these addresses and routes, and the routes stay for as long as the
-// advertisement says.
+// RemoveAutoconfigured removes IPv6 addresses and routes from autoconfiguration on weir's links. It also stops the
+// kernel from making new ones on weir0 and the tunnel. An earlier version of weir let the kernel make them.
 //
 // Equivalent to, for each such LINK:
 //
@@ -79,8 +72,6 @@ func RemoveAutoconfigured(h netlinksafe.Handle) error {
 	return errors.Join(errs...)
 }
 
-// disableAutoconf switches off link-local addresses and router advertisements on the link. A missing link, or one
-// without IPv6, is no error.
 func disableAutoconf(h netlinksafe.Handle, name string) error {
 	link, err := h.LinkByName(name)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
@@ -115,28 +106,26 @@ func isWeirLink(name string) bool {
 	return name == Name || name == conf.Tunnel || strings.HasPrefix(name, PortPrefix)
 }
 
-// isAutoconfigured reports whether weir's link must not have the IPv6 address. A pod's port may have none. Other
-// links may have no link-local address, and none from a router advertisement, which isn't permanent
+// A pod's port may have no IPv6 address at all. Addresses from router advertisements aren't permanent
 // (linux/if_addr.h).
 func isAutoconfigured(link string, a netlink.Addr) bool {
 	return strings.HasPrefix(link, PortPrefix) || a.IP.IsLinkLocalUnicast() || a.Flags&unix.IFA_F_PERMANENT == 0
 }
 
-// NoLinkLocal is the property that the kernel generates no link-local address for one of weir's links (see
-// addrGenModeNone).
+// NoLinkLocal is the property that the kernel makes no link-local address for the link.
 type NoLinkLocal struct{ Link string }
 
-// Kind is that of sysctls: the kernel shows the mode as one (addr_gen_mode).
+// Kind is KindSysctl, because the kernel shows the mode as the sysctl addr_gen_mode.
 func (NoLinkLocal) Kind() Kind { return KindSysctl }
 
 func (g NoLinkLocal) String() string {
 	return "the kernel gives " + g.Link + " no link-local address"
 }
 
-// Command changes the mode. It doesn't delete an address that the link already has.
+// Command changes the mode. An address that the link already has stays.
 func (g NoLinkLocal) Command() string { return "ip link set " + g.Link + " addrgenmode none" }
 
-// Check reads the link's sysctl addr_gen_mode. A missing link, or one without IPv6, isn't wrong.
+// Check reads the sysctl addr_gen_mode. A missing link is not wrong, and neither is a link without IPv6.
 func (g NoLinkLocal) Check(o *Observed) error {
 	return Sysctl{
 		Key: "net/ipv6/conf/" + g.Link + "/addr_gen_mode", Value: strconv.Itoa(addrGenModeNone), Link: g.Link, IfThere: true,
@@ -151,21 +140,20 @@ func (g NoLinkLocal) restore(h netlinksafe.Handle, _ *Observed) error {
 	return disableLinkLocal(h, link)
 }
 
-// NoAutoconfigured is the property that weir's links have no autoconfigured IPv6 address or route (see
-// RemoveAutoconfigured).
+// NoAutoconfigured is the property that RemoveAutoconfigured has nothing to remove.
 type NoAutoconfigured struct{}
 
-// Kind is that of addresses, also if only a route is wrong.
+// Kind is KindAddress, also if only a route is wrong.
 func (NoAutoconfigured) Kind() Kind { return KindAddress }
 
 func (NoAutoconfigured) String() string {
 	return "weir's links have no IPv6 address or route that nobody asked for"
 }
 
-// Command deletes weir0's link-local addresses, the usual case. restore does more (see RemoveAutoconfigured).
+// Command deletes weir0's link-local addresses, which is the usual case. The repair does more.
 func (NoAutoconfigured) Command() string { return "ip -6 addr flush dev " + Name + " scope link" }
 
-// Check names each IPv6 address and route of weir's links that comes from autoconfiguration.
+// Check names each autoconfigured IPv6 address and route of weir's links.
 func (NoAutoconfigured) Check(o *Observed) error {
 	if err := errors.Join(o.links, o.addresses, o.routes); err != nil {
 		return fmt.Errorf("IPv6 addresses of weir's links: %w: %w", ErrUnknown, err)

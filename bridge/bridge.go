@@ -35,25 +35,25 @@ import (
 const (
 	// Name is weir0, the bridge of all pods whose interfaces weir made.
 	Name = conf.Bridge
-	// PortPrefix begins the names of the pods' links on the node, and of no others: the guard matches it.
+	// PortPrefix begins the names of the pods' links on the node. No other link's name may begin with it, because
+	// the guard matches it.
 	PortPrefix = "weirp"
 
-	// bridgeGroup is the number of the link group that weir0 alone is in: the letters "weir". The guard compares it.
+	// bridgeGroup is a link group with weir0 alone: the letters "weir". The guard compares this number.
 	bridgeGroup = 0x77656972
 
 	defaultMTU = 1500
 )
 
-// Bridge is weir0, and the MTU that new pairs get.
+// Bridge is weir0. New pairs get its MTU.
 type Bridge struct {
 	Index int
 	MAC   net.HardwareAddr
 	MTU   int
 }
 
-// Ensure returns weir0. It makes what is missing of the bridge, the gateways' addresses and the sysctls, and sets
-// the link up. With mtu 0, a new bridge gets the MTU of the link with the default route. The caller holds
-// endpoint.Lock.
+// Ensure returns weir0. It makes what is missing of the bridge, its addresses and sysctls. With mtu 0, a new bridge
+// gets the MTU of the link with the default route. The caller must hold endpoint.Lock.
 //
 // Equivalent to:
 //
@@ -74,8 +74,8 @@ func Ensure(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	return b.withMTU(mtu)
 }
 
-// FindReady returns weir0 if Ensure would have nothing to make, as is nearly always the case. Otherwise, or after
-// an error, it returns nil. It sets only br_netfilter's sysctls, so it needs no lock.
+// FindReady returns weir0 if it is complete, and otherwise nil. It returns nil also after an error, because Ensure
+// then reports the error. It needs no lock.
 func FindReady(mtu int, gateways []netip.Prefix) *Bridge {
 	b, err := readReady(gateways)
 	if err == nil && b != nil {
@@ -87,7 +87,6 @@ func FindReady(mtu int, gateways []netip.Prefix) *Bridge {
 	return b
 }
 
-// withMTU sets the MTU for new pairs, unless mtu is 0, and sets br_netfilter's sysctls (see DisableBridgeNetfilter).
 func (b *Bridge) withMTU(mtu int) (*Bridge, error) {
 	if mtu != 0 {
 		b.MTU = mtu
@@ -95,8 +94,7 @@ func (b *Bridge) withMTU(mtu int) (*Bridge, error) {
 	return b, DisableBridgeNetfilter()
 }
 
-// readReady returns the bridge if it is up and has the gateways' addresses; otherwise nil. It also returns nil if
-// weir0 has a link-local address from an earlier version of weir.
+// readReady returns nil if weir0 is incomplete. A link-local address from an earlier weir counts as incomplete.
 //
 // Equivalent to: ip link show weir0 up type bridge; ip addr show dev weir0
 func readReady(gateways []netip.Prefix) (*Bridge, error) {
@@ -132,8 +130,6 @@ func readReady(gateways []netip.Prefix) (*Bridge, error) {
 	return &Bridge{Index: at.Index, MAC: at.HardwareAddr, MTU: at.MTU}, nil
 }
 
-// bridgeAddress returns the gateway's address with the prefix length that it has on weir0: /128 for IPv6 (see
-// ensureIPv6).
 func bridgeAddress(gw netip.Prefix) netip.Prefix {
 	if gw.Addr().Is6() {
 		return netip.PrefixFrom(gw.Addr(), gw.Addr().BitLen())
@@ -141,8 +137,6 @@ func bridgeAddress(gw netip.Prefix) netip.Prefix {
 	return gw
 }
 
-// build makes the missing parts of the bridge, sets it up, and returns it. It fails if weir0 is a link of another
-// type.
 func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -166,7 +160,7 @@ func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 			return nil, fmt.Errorf("set the group of %s: %w", Name, err)
 		}
 	}
-	// Before the link is up: these settings protect the node from packets that come by the link.
+	// These settings protect the node, so they come before the link is up.
 	if err := errors.Join(SetReassembly(), RemoveAutoconfigured(h)); err != nil {
 		return nil, err
 	}
@@ -186,8 +180,7 @@ func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	return &Bridge{Index: link.Attrs().Index, MAC: link.Attrs().HardwareAddr, MTU: link.Attrs().MTU}, nil
 }
 
-// ensureIPv4 adds the gateways' IPv4 addresses to weir0. Each address comes after everything else. If the process
-// is killed before, the address is missing, and the next call completes the work.
+// The addresses come last. If the process is killed before, the missing address shows that work is left.
 func ensureIPv4(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix) error {
 	if len(gateways) == 0 {
 		return nil
@@ -216,8 +209,6 @@ func ensureIPv4(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 
 func forwardIPv4() error { return setAll(sysctlsIPv4()) }
 
-// create makes the link weir0, and leaves it down. With mtu 0 it uses underlayMTU. If another process has made
-// weir0 meanwhile, create returns that link.
 func create(h netlinksafe.Handle, mtu int, mac net.HardwareAddr) (netlink.Link, error) {
 	if mtu == 0 {
 		var err error
@@ -227,7 +218,7 @@ func create(h netlinksafe.Handle, mtu int, mac net.HardwareAddr) (netlink.Link, 
 	}
 	noSnooping := false
 	br := &netlink.Bridge{
-		// Without a MAC of its own, a bridge uses the lowest MAC of its ports. When that port goes, the MAC
+		// Without a MAC of its own, a bridge uses the lowest MAC of its ports. When that port is removed, the MAC
 		// changes, and the pods' permanent neighbour entries are wrong.
 		LinkAttrs:         netlink.LinkAttrs{Name: Name, HardwareAddr: mac, MTU: mtu, TxQLen: -1, Group: bridgeGroup},
 		MulticastSnooping: &noSnooping,
@@ -242,14 +233,13 @@ func create(h netlinksafe.Handle, mtu int, mac net.HardwareAddr) (netlink.Link, 
 	return link, nil
 }
 
-// DisableBridgeNetfilter sets br_netfilter's sysctls so that pods reach a Service whose pod is on the same node (see
-// sysctlsOfBridges).
+// DisableBridgeNetfilter keeps iptables from frames on bridges. Otherwise pods can't reach a Service with a pod on
+// the same node (see sysctlsOfBridges).
 //
 // Equivalent to: sysctl net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0
 func DisableBridgeNetfilter() error { return setAll(sysctlsOfBridges()) }
 
-// underlayMTU returns the MTU of the link with the IPv4 default route. Without such a route it returns the MTU of the
-// link with the IPv6 default route, and without either 1500.
+// underlayMTU prefers the IPv4 default route. Without any default route it returns 1500.
 //
 // Equivalent to: ip route show default; ip -6 route show default
 func underlayMTU(h netlinksafe.Handle) (int, error) {
@@ -272,10 +262,8 @@ func underlayMTU(h netlinksafe.Handle) (int, error) {
 	return defaultMTU, nil
 }
 
-// MAC returns the MAC for the pod or gateway with that address. It follows from the address, so it is known before
-// the link exists. Different IPv4 addresses have different MACs. So have IPv6 addresses that differ only in the
-// last four bytes; others very likely do. CNI plugins have long used the prefix 0a:58 for this (locally
-// administered).
+// MAC returns the MAC of the pod or gateway with this address. It is computed from the address. Different IPv4
+// addresses have different MACs. Two IPv6 addresses very rarely have the same MAC.
 func MAC(addr netip.Addr) net.HardwareAddr {
 	b := addr.As16()
 	mac := net.HardwareAddr{0x0a, 0x58, b[12], b[13], b[14], b[15]}
@@ -289,8 +277,7 @@ func MAC(addr netip.Addr) net.HardwareAddr {
 	return mac
 }
 
-// PodMAC returns the MAC of a pod's interface: the MAC for the pod's IPv4 address, or for its first address if it has
-// no IPv4 address.
+// PodMAC returns the MAC for the pod's IPv4 address. Without an IPv4 address, it takes the first address.
 func PodMAC(addrs []endpoint.Address) net.HardwareAddr {
 	for _, a := range addrs {
 		if a.Addr.Is4() {
@@ -300,8 +287,7 @@ func PodMAC(addrs []endpoint.Address) net.HardwareAddr {
 	return MAC(addrs[0].Addr)
 }
 
-// Gateways returns, for each of the addresses, weir0's address in its subnet with the subnet's prefix length. Addresses
-// of one subnet give equal results.
+// Gateways returns the gateway of each address, with the prefix length of the subnet. Equal gateways are repeated.
 func Gateways(addrs []endpoint.Address) []netip.Prefix {
 	var gws []netip.Prefix
 	for _, a := range addrs {

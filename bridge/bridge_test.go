@@ -20,7 +20,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// address returns the addresses, separated by blanks, each with its family's subnet and gateway.
 func address(list string) []endpoint.Address {
 	var all []endpoint.Address
 	for _, s := range strings.Fields(list) {
@@ -57,7 +56,7 @@ func newNodeFor(t *testing.T, addrs string) node {
 	return node{t, h, b}
 }
 
-// pod adds a port and sets it up, but doesn't allow its sender in the guard.
+// pod adds a port and sets it up. The guard doesn't allow its sender yet.
 func (n node) pod(name, addr string) Port {
 	n.Helper()
 	path := nodetest.NewNS(n, name)
@@ -93,7 +92,7 @@ func TestPodsReachEachOtherThroughTheNode(t *testing.T) {
 		}
 	}
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.3")
-	// If the packet bypassed the node's FORWARD hook, no policy would be enforced on it.
+	// A packet that bypasses the FORWARD hook bypasses policy.
 	nodetest.Run(t, "iptables", "-A", "FORWARD", "-j", "DROP")
 	if out, err := runIn("a", "ping", "-c1", "-W1", "10.88.0.3"); err == nil {
 		t.Fatalf("pods meet beside the FORWARD hook:\n%s", out)
@@ -101,8 +100,8 @@ func TestPodsReachEachOtherThroughTheNode(t *testing.T) {
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.1")
 }
 
-// TestTranslatedPacketsReachPodsOfTheSameNode: if kube-proxy's rules translate a packet to a pod on the sender's
-// bridge, it arrives.
+// TestTranslatedPacketsReachPodsOfTheSameNode: if kube-proxy's rules send a packet back to the sender's bridge, it
+// arrives.
 func TestTranslatedPacketsReachPodsOfTheSameNode(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -134,7 +133,6 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 		t.Fatal(err)
 	}
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.1")
-	// The agent's repair keeps entries of known senders, and deletes all others.
 	leftover := Sender{PortName("gone"), p.MAC, p.Addresses}
 	if err := AllowSender(leftover); err != nil {
 		t.Fatal(err)
@@ -156,8 +154,7 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 	}
 }
 
-// TestTheGuardIsRepaired: RepairGuard restores each removed part, and the rules even if the records can't be read.
-// AllowSender alone completes an earlier weir's guard.
+// TestTheGuardIsRepaired: if a part of the guard is removed, RepairGuard restores it.
 func TestTheGuardIsRepaired(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -234,8 +231,7 @@ func TestTheGuardIsRepaired(t *testing.T) {
 	}
 }
 
-// TestGuardThatCannotLog: if a kernel can't log frames of a bridge, the guard without its log is intact. With a
-// foreign rule it isn't.
+// TestGuardThatCannotLog: if a kernel can't log frames of a bridge, the guard without its log counts as intact.
 func TestGuardThatCannotLog(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -15,15 +15,12 @@ import (
 	"github.com/weir-net/weir/internal/attrs"
 )
 
-// ErrBypassesForward means that a pod's packets bypass the node's FORWARD hook, where policy is enforced.
+// ErrBypassesForward means that a pod's packets bypass the FORWARD hook, so no policy can be enforced on them.
 var ErrBypassesForward = errors.New("policy can't be enforced on its packets")
 
-// FindPeer finds the node's end of an interface that another plugin made. bridgeIf is the bridge that hostIf is a
-// port of. It is empty if the node routes the pod's packets, as with ptp.
-//
-// FindPeer returns ErrBypassesForward unless the interface is a veth pair that ends on the node. Packets of
-// macvlan, ipvlan or moved devices bypass the node's FORWARD hook. It also returns ErrBypassesForward if the link
-// belongs to a device that is neither a bridge nor a VRF.
+// FindPeer finds the node's end of an interface that another plugin made. bridgeIf is the bridge of which hostIf is
+// a port. It is empty if the node routes the pod's packets. FindPeer returns ErrBypassesForward unless the
+// interface is a veth pair that ends on the node.
 //
 // Equivalent to: ip -n NETNS -d link show IFNAME; ip -d link show PEER
 func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (hostIf, bridgeIf string, err error) {
@@ -69,10 +66,9 @@ func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (hostIf, b
 		peer.Attrs().Name, master.Attrs().Name, master.Type(), ErrBypassesForward)
 }
 
-// EnableBridgeNetfilter makes packets between the ports of another plugin's bridge pass through iptables. Otherwise
-// these packets bypass policy. It sets the bridge's own option, because the sysctl is for all bridges and must be
-// off for weir0 (see DisableBridgeNetfilter). If the module br_netfilter isn't loaded, it returns
-// ErrBypassesForward.
+// EnableBridgeNetfilter makes packets between the ports of another plugin's bridge pass through iptables. It sets
+// the option of this one bridge, because the sysctl would also hold for weir0. Without the module br_netfilter it
+// returns ErrBypassesForward.
 //
 // Equivalent to: ip link set BRIDGE type bridge nf_call_iptables 1 nf_call_ip6tables 1
 func EnableBridgeNetfilter(h netlinksafe.Handle, name string) error {
@@ -100,7 +96,7 @@ func EnableBridgeNetfilter(h netlinksafe.Handle, name string) error {
 	return nil
 }
 
-// NetfilterEnabled reports whether the bridge's options make its packets pass through iptables and ip6tables.
+// NetfilterEnabled reports whether both options are on.
 //
 // Equivalent to: ip -d link show BRIDGE | grep 'nf_call_iptables 1 nf_call_ip6tables 1'
 func NetfilterEnabled(name string) (bool, error) {

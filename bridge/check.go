@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Check verifies that the port is as AddPort and SetLinkUp left it, and the node as Ensure left it. The error names
-// everything that is wrong or can't be read. With mtu 0, Check accepts any MTU of the node's end.
+// Check verifies a port and the node's part of it. The error names everything that is wrong or can't be read. With
+// mtu 0, any MTU is right.
 func Check(h netlinksafe.Handle, p Port, mtu int) error {
 	br, err := h.LinkByName(Name)
 	if err != nil {
@@ -50,8 +50,7 @@ func Check(h netlinksafe.Handle, p Port, mtu int) error {
 	return errors.Join(append(errs, checkPod(pod, p, br.Attrs().HardwareAddr, mtu))...)
 }
 
-// checkCarrier returns an error if an end of a pair is up without a carrier. A pair has a carrier when both ends
-// are up.
+// A pair has a carrier if both ends are up.
 func checkCarrier(link netlink.Link, name string) error {
 	if flags := link.Attrs().RawFlags; flags&unix.IFF_UP != 0 && flags&unix.IFF_LOWER_UP == 0 {
 		return fmt.Errorf("%s has no carrier", name)
@@ -66,7 +65,6 @@ func checkUp(link netlink.Link, name string) error {
 	return checkCarrier(link, name)
 }
 
-// checkPod returns an error for everything that is wrong with the pod's end of the pair.
 func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr, mtu int) error {
 	link, err := pod.LinkByName(p.IfName)
 	if err != nil {
@@ -75,8 +73,8 @@ func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr, mtu i
 	name := p.IfName + " in the pod"
 	errs := []error{checkUp(link, name)}
 	index := link.Attrs().Index
-	// A smaller MTU is right, because another plugin may have set it, as tuning does. Packets larger than the other
-	// end's MTU are dropped.
+	// A smaller MTU is right: another plugin, such as tuning, may have set it. Packets larger than the other end's
+	// MTU are dropped.
 	if have := link.Attrs().MTU; have > mtu {
 		errs = append(errs, fmt.Errorf("%s has MTU %d, and its other end %d", name, have, mtu))
 	}
@@ -105,8 +103,7 @@ type Interface struct {
 	Addresses []*net.IPNet
 }
 
-// CheckInterfaces verifies that the handle's namespace has the interfaces, with their MACs, MTUs and addresses.
-// where names the namespace in errors.
+// CheckInterfaces verifies MACs, MTUs and addresses in the handle's network namespace. The errors contain where.
 func CheckInterfaces(h netlinksafe.Handle, where string, all []Interface) error {
 	var errs []error
 	for _, i := range all {
@@ -142,7 +139,6 @@ func hasAddress(addrs []netlink.Addr, want *net.IPNet) bool {
 	return slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IPNet.String() == want.String() })
 }
 
-// hasNeighbour returns an error unless the link has the permanent neighbour entry.
 func hasNeighbour(h netlinksafe.Handle, index int, want *netlink.Neigh, where string) error {
 	all, err := h.NeighList(index, want.Family)
 	if err != nil {

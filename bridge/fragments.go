@@ -53,14 +53,12 @@ const (
 	memoryPart       = 8         // reassembly gets at most the node's memory divided by this
 )
 
-// Names of the sets with each port's token buckets.
 const (
 	fragmentsSet     = "fragments"
 	fragmentBytesSet = "fragment-bytes"
 )
 
-// fragmentSet returns a set of ports, each with a token bucket. The kernel removes a port after a minute without
-// fragments.
+// The kernel removes a port from the set after a minute without fragments.
 func fragmentSet(name string) *nftables.Set {
 	return &nftables.Set{
 		Table: bridgeTable(), Name: name, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian,
@@ -68,7 +66,6 @@ func fragmentSet(name string) *nftables.Set {
 	}
 }
 
-// fragmentRules returns the chain "fragments". Fragments beyond the port's own share go to the chain "shared".
 func fragmentRules(sets map[string]*nftables.Set) []nft.Rule {
 	share := func(set *nftables.Set, l *expr.Limit) []expr.Any {
 		l.Over, l.Unit = true, expr.LimitTimeSecond
@@ -93,7 +90,7 @@ func fragmentRules(sets map[string]*nftables.Set) []nft.Rule {
 	}
 }
 
-// sharedRules returns the chain "shared". It logs and drops fragments beyond what all ports share.
+// sharedRules limits what all ports together send beyond their own shares.
 func sharedRules() []nft.Rule {
 	drop := func(l *expr.Limit) []expr.Any {
 		l.Over, l.Unit = true, expr.LimitTimeSecond
@@ -111,12 +108,10 @@ func sharedRules() []nft.Rule {
 	}
 }
 
-// isFragment4 matches IPv4 fragments: more fragments follow, or the offset isn't 0 (RFC 791, section 3.1).
 func isFragment4() []expr.Any { return compareFragment(expr.CmpOpNeq) }
 
 func wholeIPv4() []expr.Any { return compareFragment(expr.CmpOpEq) }
 
-// compareFragment compares the offset and the bit "more fragments" of an IPv4 packet with 0.
 func compareFragment(op expr.CmpOp) []expr.Any {
 	return []expr.Any{
 		nft.LoadPayload(expr.PayloadBaseNetworkHeader, 6, 2, unix.NFT_REG_1),
@@ -127,8 +122,7 @@ func compareFragment(op expr.CmpOp) []expr.Any {
 	}
 }
 
-// isFragment6 matches IPv6 packets with a fragment header, also behind other extension headers (RFC 8200, section
-// 4.5).
+// A fragment header may be behind other extension headers (RFC 8200, section 4.5).
 func isFragment6() []expr.Any {
 	return []expr.Any{
 		&expr.Exthdr{
@@ -139,8 +133,7 @@ func isFragment6() []expr.Any {
 	}
 }
 
-// reassembly returns the sysctls for fragments: a longest time and a least memory. Connection tracking has its own
-// for IPv6. A family that the kernel hasn't loaded has no such sysctls.
+// Connection tracking has sysctls of its own for IPv6. A family that the kernel hasn't loaded has none.
 //
 // Equivalent to:
 //
@@ -163,8 +156,7 @@ func reassembly(nodeMemory uint64) []Property {
 	return all
 }
 
-// SetReassembly sets the node's limits for the reassembly of fragments. It writes only sysctls that are out of
-// bounds.
+// SetReassembly sets the node's limits for the reassembly of fragments. Better limits of the administrator stay.
 func SetReassembly() error {
 	memory, err := NodeMemory()
 	if err != nil {

@@ -15,7 +15,6 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// guardTable is the name of the table with the sets of allowed senders (see rules.go).
 const guardTable = "weir"
 
 var guardSets = map[conf.Family]string{conf.IPv4: "senders4", conf.IPv6: "senders6"}
@@ -24,7 +23,6 @@ func bridgeTable() *nftables.Table {
 	return &nftables.Table{Name: guardTable, Family: nftables.TableFamilyBridge}
 }
 
-// sendersSet returns the family's set of allowed senders.
 func sendersSet(f conf.Family) *nftables.Set {
 	address := nftables.TypeIPAddr
 	if f == conf.IPv6 {
@@ -36,7 +34,7 @@ func sendersSet(f conf.Family) *nftables.Set {
 	}
 }
 
-// Sender is a port with the MAC and the addresses that it may send from.
+// Sender is a port with the MAC and the addresses under which it may send.
 type Sender struct {
 	HostIf    string
 	MAC       net.HardwareAddr
@@ -53,7 +51,6 @@ func (s Sender) Command() string {
 	return strings.Join(all, "; ")
 }
 
-// senderKeys are the keys of the elements in the senders' sets, by family.
 type senderKeys map[conf.Family]map[string]bool
 
 type elements map[conf.Family][]nftables.SetElement
@@ -67,9 +64,8 @@ func (s Sender) elements() elements {
 	return all
 }
 
-// AllowSender adds the sender to the guard's sets. The port may then send from the sender's MAC and addresses, and
-// from no others. AllowSender makes the guard if there is none, or if an earlier weir made it without bounds on
-// fragments. To find that out, it adds an empty list of elements to the set of fragments.
+// AllowSender lets the port send from this MAC and these addresses. It makes the guard if there is none, or if an
+// earlier weir made it without limits for fragments.
 //
 // Equivalent to: nft add element bridge weir senders4 { HOSTIF . MAC . ADDR } (senders6 for IPv6 addresses)
 func AllowSender(s Sender) error {
@@ -95,8 +91,8 @@ func AllowSender(s Sender) error {
 	return nil
 }
 
-// ForbidSender removes the sender from the guard's sets. The port can then send nothing. It returns nil if the
-// sender is in no set.
+// ForbidSender removes the sender's entries from the guard. The port can then send nothing. Missing entries are no
+// error.
 //
 // Equivalent to: nft delete element bridge weir senders4 { HOSTIF . MAC . ADDR } (senders6 for IPv6 addresses)
 func ForbidSender(s Sender) error {
@@ -108,14 +104,12 @@ func ForbidSender(s Sender) error {
 	return s.deleteElements(conn)
 }
 
-// Unplug removes the sender from the guard's sets, and deletes the port's pair and the node's neighbour entries for
-// the neighbours.
-//
-// Deleting a link waits in the kernel for tens of milliseconds. So does closing a socket that has deleted an
-// element (nft_rcv_nl_event in net/netfilter/nf_tables_api.c). Unplug closes the socket last, so that both waits
-// run at the same time.
+// Unplug forbids the sender, and deletes its pair and the neighbour entries.
 //
 // Equivalent to: the command of ForbidSender; ip neigh del ADDR dev weir0; ip link del HOSTIF
+//
+// Deleting a link waits in the kernel for tens of milliseconds. Closing a socket that has deleted an element waits
+// too. Unplug closes the socket last, so that both waits run at the same time.
 func Unplug(s Sender, neighbours []endpoint.Address) error {
 	conn, err := nftables.New(nftables.AsLasting())
 	if err != nil {
@@ -136,8 +130,7 @@ func (s Sender) deleteElements(conn *nftables.Conn) error {
 	return nil
 }
 
-// deleteElement deletes one element in a transaction of its own, because an absent element fails a whole
-// transaction. It returns nil if the element is absent.
+// An absent element fails its whole transaction, so each element has its own.
 func deleteElement(conn *nftables.Conn, f conf.Family, e nftables.SetElement) error {
 	if err := conn.SetDeleteElements(sendersSet(f), []nftables.SetElement{e}); err != nil {
 		return err
@@ -148,7 +141,7 @@ func deleteElement(conn *nftables.Conn, f conf.Family, e nftables.SetElement) er
 	return nil
 }
 
-// SenderAllowed reports whether the guard's sets have all elements of the sender.
+// SenderAllowed reports whether the guard has all entries of the sender.
 func SenderAllowed(s Sender) (bool, error) {
 	conn, err := nftables.New()
 	if err != nil {
@@ -168,7 +161,6 @@ func SenderAllowed(s Sender) (bool, error) {
 	return true, nil
 }
 
-// readSenders returns the keys of the elements in the guard's sets. Without a guard, it returns none.
 func readSenders(conn *nftables.Conn) (senderKeys, error) {
 	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyBridge)
 	if err != nil {
@@ -199,8 +191,7 @@ func readSenders(conn *nftables.Conn) (senderKeys, error) {
 	return has, nil
 }
 
-// senderKey returns the key of an element: the link's name padded to 16 bytes, the MAC padded to 8, and the
-// address.
+// senderKey pads the link's name to 16 bytes and the MAC to 8.
 func senderKey(hostIf string, mac net.HardwareAddr, addr netip.Addr) []byte {
 	k := make([]byte, 16+8, 16+8+4)
 	copy(k, hostIf)
@@ -208,13 +199,12 @@ func senderKey(hostIf string, mac net.HardwareAddr, addr netip.Addr) []byte {
 	return append(k, addr.AsSlice()...)
 }
 
-// RepairGuard makes the guard if it is missing, and undoes other programs' changes, in one transaction. It returns
-// the senders that the sets lacked. damaged is true if the rules were wrong. It doesn't change an intact guard, so
-// its counters continue.
+// RepairGuard restores the guard in one transaction. It returns the senders that the guard lacked. damaged is true
+// if the rules were wrong. If the sets or the senders can't be read, it repairs only the rules and returns the
+// error.
 //
-// RepairGuard reads the sets and then calls current for the senders that should be in them. A port's record is
-// written before its entry and removed after it. So an entry that current doesn't name is a leftover, and is
-// deleted. If the sets or the senders can't be read, RepairGuard repairs only the rules and returns the error.
+// RepairGuard reads the sets before it calls current: a port's record exists longer than its entry, so an entry
+// without a record is a leftover.
 func RepairGuard(current func() ([]Sender, error)) (missing []Sender, damaged bool, err error) {
 	conn, err := nftables.New()
 	if err != nil {
@@ -250,8 +240,7 @@ func RepairGuard(current func() ([]Sender, error)) (missing []Sender, damaged bo
 	return missing, damaged, nil
 }
 
-// compareSenders returns the senders and elements that present lacks, and all elements that should be in the sets.
-// It removes the wanted keys from present, so only leftovers remain there.
+// compareSenders removes the wanted keys from present, so only leftovers remain there.
 func compareSenders(want []Sender, present senderKeys) (missing []Sender, add, all elements) {
 	add, all = elements{}, elements{}
 	for _, s := range want {
@@ -273,8 +262,7 @@ func compareSenders(want []Sender, present senderKeys) (missing []Sender, add, a
 	return missing, add, all
 }
 
-// makeOrReplaceGuard adds what is missing to the guard. If the kernel refuses that, a part of the guard is wrong,
-// and makeOrReplaceGuard replaces the whole guard.
+// The kernel refuses an addition if a part of the guard is wrong.
 func makeOrReplaceGuard(add, all elements) error {
 	if makeGuard(add) == nil {
 		return nil
@@ -282,7 +270,6 @@ func makeOrReplaceGuard(add, all elements) error {
 	return replaceGuard(all)
 }
 
-// elementsOf returns the elements with these keys. It leaves out keys of a wrong length.
 func elementsOf(keys senderKeys) elements {
 	all := elements{}
 	for _, f := range conf.Families {

@@ -13,8 +13,6 @@ import (
 	"github.com/weir-net/weir/internal/nft"
 )
 
-// makeGuard adds the elements and makes what is missing of the guard, in one transaction. It replaces the rules
-// unless the guard is intact.
 func makeGuard(add elements) error {
 	return logIfPossible(func(conn *nftables.Conn, logs bool) error {
 		intact, err := guardIntact(conn)
@@ -22,8 +20,8 @@ func makeGuard(add elements) error {
 	})
 }
 
-// logIfPossible calls commit for a guard that logs. If this fails, the kernel may be unable to log frames of a
-// bridge, so it calls commit for a guard that logs nothing. If that fails too, it returns the first error.
+// Some kernels can't log frames of a bridge. Then commit is called again, for a guard without log. If both calls
+// fail, the first error is returned.
 func logIfPossible(commit func(conn *nftables.Conn, logs bool) error) error {
 	var first error
 	for _, logs := range []bool{true, false} {
@@ -39,8 +37,7 @@ func logIfPossible(commit func(conn *nftables.Conn, logs bool) error) error {
 	return first
 }
 
-// replaceGuard deletes all tables with the names of the guard's, and makes the guard in the same transaction. The
-// kernel can't change the hook of a chain or the type of a set.
+// The kernel can't change a chain's hook or a set's type, so the tables are made anew.
 //
 // Equivalent to: nft -f, with "delete table" for each table before the tables
 func replaceGuard(all elements) error {
@@ -53,8 +50,6 @@ func replaceGuard(all elements) error {
 	})
 }
 
-// commitGuard makes missing tables and sets, and adds the elements, in one transaction. If rules is true, it
-// replaces the rules. If logs is false, they log nothing.
 func commitGuard(conn *nftables.Conn, add elements, rules, logs bool) error {
 	for _, t := range guardTables() {
 		conn.AddTable(t)
@@ -88,8 +83,7 @@ func commitGuard(conn *nftables.Conn, add elements, rules, logs bool) error {
 	return nil
 }
 
-// guardIntact reports whether the kernel has the guard's tables, chains and rules as they should be, with or
-// without log. It doesn't look at the sets.
+// guardIntact compares tables, chains and rules, with or without log, but not the sets.
 //
 // Equivalent to: nft list table bridge weir; nft list table inet weir-ports; nft list table arp weir-ports
 func guardIntact(conn *nftables.Conn) (bool, error) {
@@ -115,7 +109,7 @@ func guardIntact(conn *nftables.Conn) (bool, error) {
 
 func sameTable(a, b *nftables.Table) bool { return a.Name == b.Name && a.Family == b.Family }
 
-// RemoveGuard deletes the guard's tables with their sets and rules. It returns nil if they are gone already.
+// RemoveGuard deletes the guard. A missing guard is no error.
 //
 // Equivalent to: nft delete table bridge weir; nft delete table inet weir-ports; nft delete table arp weir-ports
 func RemoveGuard() error {
@@ -125,7 +119,7 @@ func RemoveGuard() error {
 	}
 	var errs []error
 	for _, t := range guardTables() {
-		// One transaction for each table, because an absent table fails a whole transaction.
+		// An absent table fails its whole transaction, so each table has its own.
 		conn.DelTable(t)
 		if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
 			errs = append(errs, fmt.Errorf("delete the guard's table %s: %w", t.Name, err))

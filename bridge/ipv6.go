@@ -13,18 +13,13 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// addrGenModeNone is the mode in which the kernel generates no link-local address for a link (IN6_ADDR_GEN_MODE_NONE,
-// include/uapi/linux/if_link.h). Without a link-local address the kernel
-//
-//   - doesn't check for duplicate addresses, which would delay a pod by two seconds;
-//   - solicits no router;
-//   - sends no redirects from weir0, which would tell pods to send to each other directly. Unlike IPv4's, IPv6's
-//     redirects can't be switched off.
+// addrGenModeNone means that the kernel makes no link-local address for a link (IN6_ADDR_GEN_MODE_NONE). The kernel
+// then sends no redirects from weir0, solicits no router, and doesn't check for duplicate addresses, which would
+// delay a pod by two seconds.
 const addrGenModeNone = 1
 
-// ensureIPv6 adds routes to the gateways' subnets and then the gateways' IPv6 addresses to weir0, which is up. The
-// addresses are /128. With the subnet's prefix length, the node would also answer for the subnet's first address,
-// which belongs to the tunnel. Each address comes after everything else, as in ensureIPv4.
+// weir0's addresses are /128. With the subnet's prefix length, the node would also answer for the subnet's first
+// address, which belongs to the tunnel.
 //
 // Equivalent to:
 //
@@ -57,7 +52,7 @@ func ensureIPv6(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 	return nil
 }
 
-// forwardIPv6 makes the node an IPv6 router. It still accepts other routers' advertisements (see UplinksAcceptRA).
+// A router ignores router advertisements unless accept_ra is 2 (see UplinksAcceptRA).
 //
 // Equivalent to: sysctl net.ipv6.conf.UPLINK.accept_ra=2 net.ipv6.conf.all.forwarding=1
 func forwardIPv6(h netlinksafe.Handle) error {
@@ -70,8 +65,6 @@ func forwardIPv6(h netlinksafe.Handle) error {
 	return explainNoIPv6(setAll(sysctlsIPv6()), "on the node")
 }
 
-// explainNoIPv6 adds an explanation to an error that means that IPv6 is switched off. Other errors stay as they
-// are.
 func explainNoIPv6(err error, where string) error {
 	for _, e := range []error{unix.EACCES, unix.EAFNOSUPPORT, unix.EOPNOTSUPP, fs.ErrNotExist} {
 		if errors.Is(err, e) {

@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestIPv6PodsReachEachOtherThroughTheNode: pods with IPv6 addresses reach each other within a second, only through
-// the node's FORWARD hook, without neighbour discovery. RemoveAll leaves no route.
+// TestIPv6PodsReachEachOtherThroughTheNode: if pods have IPv6 addresses, they reach each other within a second, and
+// only through the node's FORWARD hook.
 func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -37,7 +37,7 @@ func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 			ports = append(ports, p)
 		}
 		ping := []string{"ping", "-6", "-c1", "-W1", "-I", a, b}
-		// A new port forwards once the kernel has noticed its carrier, so ping often.
+		// A new port forwards a moment later, so ping often.
 		nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-6", "-c1", "-w5", "-i0.05", "-I", a, b)
 		if took := time.Since(began); took > time.Second {
 			t.Errorf("it took %s: the kernel has looked for duplicates", took)
@@ -56,7 +56,7 @@ func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 			strings.Contains(out, "REACHABLE") {
 			t.Errorf("the node has asked for neighbours:\n%s", out)
 		}
-		// If the packet bypassed the node's FORWARD hook, no policy would be enforced on it.
+		// A packet that bypasses the FORWARD hook bypasses policy.
 		nodetest.Run(t, "ip6tables", "-A", "FORWARD", "-j", "DROP")
 		if out, err := runIn("a", ping...); err == nil {
 			t.Fatalf("pods meet beside the FORWARD hook:\n%s", out)
@@ -82,7 +82,7 @@ func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 	}
 }
 
-// TestABridgeGetsItsOtherFamily: a node that has only IPv4 pods gets an IPv6 pod, and its IPv4 pods stay connected.
+// TestABridgeGetsItsOtherFamily: if a node with IPv4 pods gets an IPv6 pod, its IPv4 pods stay connected.
 func TestABridgeGetsItsOtherFamily(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -107,7 +107,7 @@ func TestABridgeGetsItsOtherFamily(t *testing.T) {
 	}
 }
 
-// TestWithoutIPv6: without IPv6 the error says what is wrong and where, and AddPort leaves nothing behind.
+// TestWithoutIPv6: if IPv6 is switched off, AddPort says so and leaves nothing behind.
 func TestWithoutIPv6(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -142,8 +142,8 @@ func TestWithoutIPv6(t *testing.T) {
 	}
 }
 
-// TestTheNodesOwnRouterStays: if a node's default route came from a router advertisement, that link accepts further
-// ones. Other links keep their setting.
+// TestTheNodesOwnRouterStays: if a node's default route came from a router advertisement, the link accepts further
+// ones.
 func TestTheNodesOwnRouterStays(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -159,7 +159,6 @@ func TestTheNodesOwnRouterStays(t *testing.T) {
 	}
 }
 
-// TestMACsAreUnique: addresses of one network, and of different networks of both families, have different MACs.
 func TestMACsAreUnique(t *testing.T) {
 	seen := map[string]string{}
 	for _, network := range []string{"fd00:10:88::", "fd00:10:89::", "2001:db8:0:1::", "10.88.0."} {

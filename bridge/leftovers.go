@@ -33,8 +33,8 @@ func Ports() ([]string, error) {
 	return names, nil
 }
 
-// HasNeighbour reports whether weir0 has a permanent neighbour entry for one of the addresses. Then weir made the
-// link of the pod with this address.
+// HasNeighbour reports whether weir0 has a permanent neighbour entry for one of the addresses. If it has, weir made
+// the link of this pod.
 //
 // Equivalent to: ip neigh show ADDR dev weir0 nud permanent
 func HasNeighbour(addrs []endpoint.Address) (bool, error) {
@@ -53,7 +53,7 @@ func HasNeighbour(addrs []endpoint.Address) (bool, error) {
 	}), nil
 }
 
-// Senders returns the allowed senders, one for each element of the guard's sets.
+// Senders returns one Sender for each entry of the guard's sets.
 //
 // Equivalent to: nft list set bridge weir senders4; nft list set bridge weir senders6
 func Senders() ([]Sender, error) {
@@ -76,7 +76,6 @@ func Senders() ([]Sender, error) {
 	return all, nil
 }
 
-// senderOf undoes senderKey. It returns false if k isn't such a key.
 func senderOf(k []byte) (Sender, bool) {
 	if len(k) < 16+8 {
 		return Sender{}, false
@@ -88,8 +87,7 @@ func senderOf(k []byte) (Sender, bool) {
 	}, ok
 }
 
-// ForbidPort removes all elements of the port from the guard's sets. It needs neither the port's MAC nor its
-// addresses.
+// ForbidPort removes all entries of the port from the guard's sets. MACs and addresses need not be known.
 func ForbidPort(hostIf string) error {
 	all, err := Senders()
 	if err != nil {
@@ -105,8 +103,8 @@ func ForbidPort(hostIf string) error {
 	return nil
 }
 
-// PortExists reports whether the link is on the node. The kernel deletes a pod's link together with the network
-// namespace of its other end.
+// PortExists reports whether the node has the link. The kernel deletes it together with the pod's network
+// namespace.
 //
 // Equivalent to: ip link show HOSTIF
 func PortExists(hostIf string) (bool, error) {

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// dump returns the messages of a list, as far as parse accepts them. parse must keep no part of a message. If the
-// list changes while it is read, dump lists again, five times at most.
+// If a list changes while it is read, dump reads it again, five times at most. parse must keep no part of a
+// message.
 func dump[T any](
 	lists *batch.Dumper, list *nl.NetlinkRequest, parse func(message []byte) (T, bool),
 ) (all []T, err error) {
@@ -36,8 +36,7 @@ func dump[T any](
 	return all, err
 }
 
-// withoutStatistics makes the kernel leave out the counters of links, which take most of the time
-// (RTEXT_FILTER_SKIP_STATS in linux/rtnetlink.h).
+// The counters of links take most of the time (RTEXT_FILTER_SKIP_STATS in linux/rtnetlink.h).
 func withoutStatistics() *nl.RtAttr { return number(unix.IFLA_EXT_MASK, 1<<3) }
 
 func (o *Observed) readLinks() error {
@@ -52,7 +51,8 @@ func (o *Observed) readLinks() error {
 	return nil
 }
 
-// neighbourEntry is a link's entry for an address, or a bridge's static entry for a MAC.
+// neighbourEntry is a link's entry for an address, or a bridge's entry for a MAC. Netlink uses one message for
+// both.
 type neighbourEntry struct {
 	link  int
 	state uint16
@@ -60,7 +60,6 @@ type neighbourEntry struct {
 	mac   string
 }
 
-// parseNeighbour reads a message of type RTM_NEWNEIGH (rtnetlink(7)). It returns false if the message is too short.
 func parseNeighbour(m []byte) (n neighbourEntry, ok bool) {
 	if len(m) < unix.SizeofNdMsg {
 		return n, false
@@ -77,8 +76,7 @@ func parseNeighbour(m []byte) (n neighbourEntry, ok bool) {
 	return n, true
 }
 
-// readNeighbours reads the link's neighbour entries. Kernels before 4.4 also list those of other links, which it
-// skips.
+// Kernels before 4.4 also list the entries of other links.
 func (o *Observed) readNeighbours(link int, family uint8) error {
 	list := request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, &netlink.Ndmsg{Family: family}, number(unix.NDA_IFINDEX, link))
 	all, err := dump(o.lists, list, func(m []byte) (neighbourEntry, bool) {
@@ -101,8 +99,6 @@ func (o *Observed) readNeighbours(link int, family uint8) error {
 	return nil
 }
 
-// readForwarding reads the static forwarding entries of the bridge and of its ports.
-//
 // Equivalent to: bridge fdb show br weir0 | grep -e permanent -e static
 func (o *Observed) readForwarding(bridge int) error {
 	list := request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, ifInfo(unix.AF_BRIDGE, 0), number(unix.IFLA_MASTER, bridge))
@@ -122,8 +118,7 @@ func (o *Observed) readForwarding(bridge int) error {
 	return nil
 }
 
-// readRoutes reads the family's routes of all tables. It leaves out weir's routes to other nodes' pods: they may be
-// thousands, and are no properties.
+// weir's routes to other nodes' pods are left out: there may be thousands, and package overlay reads them.
 func (o *Observed) readRoutes(family uint8) error {
 	list := request(unix.RTM_GETROUTE, unix.NLM_F_DUMP, &nl.RtMsg{RtMsg: unix.RtMsg{Family: family}})
 	all, err := dump(o.lists, list, func(m []byte) (RouteSeen, bool) {
@@ -137,7 +132,7 @@ func (o *Observed) readRoutes(family uint8) error {
 	return nil
 }
 
-// podMTU reads the MTU of the pod's end of the pair. It returns 0 if that end is gone or its namespace is unknown.
+// podMTU returns 0 if the pod's end is gone or its namespace is unknown.
 //
 // Equivalent to: ip -n NETNS -d link show IFNAME
 func (o *Observed) podMTU(port Link) (mtu int, err error) {

@@ -22,20 +22,21 @@ import (
 // ErrUnknown means that a property couldn't be read. Such a property counts neither as right nor as wrong.
 var ErrUnknown = errors.New("it can't be read")
 
-// Observed is the kernel's state of everything that properties are about. Each property that needs an unreadable
-// part is unknown.
+// Observed is the kernel's state as Observe has read it. If a part couldn't be read, the properties that need it
+// are unknown.
 type Observed struct {
 	Links      map[string]Link
 	Addresses  map[int][]netip.Prefix               // by the link's index
 	Fresh      map[netip.Addr]bool                  // addresses that are younger than a second
 	Learned    map[netip.Addr]bool                  // addresses that expire, such as those from router advertisements
 	Neighbours map[int]map[netip.Addr]NeighbourSeen // of weir0, by its index and by address
-	// Forwarding has the MACs of the static entries of weir0 and of its ports, by link.
+	// Forwarding has the MACs of the static forwarding entries, by the index of the link.
 	Forwarding map[int]map[string]bool
 	Routes     []RouteSeen
 	// Sysctl reads a sysctl by its path below /proc/sys.
 	Sysctl func(key string) (string, error)
-	// PodMTU reads the MTU of the pod's end of a pair. It returns 0 if that end is gone, or if its namespace is unknown.
+	// PodMTU reads the MTU of the pod's end of a pair. It returns 0 if that end is gone or its namespace is
+	// unknown.
 	PodMTU func(port Link) (int, error)
 
 	links, addresses, neighbours, forwarding, routes error
@@ -43,7 +44,6 @@ type Observed struct {
 	lists *batch.Dumper
 }
 
-// Link is a link of the node.
 type Link struct {
 	Name, Kind    string
 	Index, Master int
@@ -70,9 +70,8 @@ type RouteSeen struct {
 	Protocol          int
 }
 
-// Observe reads the kernel's state, and Close frees its socket. Observe returns no error: parts that couldn't be read
-// are unknown (see Observed). It doesn't read the tunnel's entries and weir's routes to other nodes' pods: there may be
-// thousands, and package overlay reads them.
+// Observe reads the kernel's state. The caller must call Close. Parts that can't be read are unknown. Observe
+// leaves out the routes and entries of package overlay.
 //
 // Equivalent to:
 //
@@ -106,19 +105,17 @@ func nothingObserved() *Observed {
 	return o
 }
 
-// Close frees the socket. After that the state doesn't read the MTUs of pods' ends any more.
+// Close frees the socket. PodMTU no longer works then.
 func (o *Observed) Close() { o.lists.Close() }
 
-// readSysctl reads a sysctl of the caller's network namespace.
 func readSysctl(key string) (string, error) {
 	data, err := os.ReadFile("/proc/sys/" + key)
 	return strings.TrimSuffix(string(data), "\n"), err
 }
 
-// operUp is the operational state of a link that can pass packets on (IF_OPER_UP, include/uapi/linux/if.h).
+// operUp means that a link can pass packets on (IF_OPER_UP, include/uapi/linux/if.h).
 const operUp = 6
 
-// parseLink reads a message of type RTM_NEWLINK (rtnetlink(7)). It returns false if the message has no link name.
 func parseLink(m []byte) (l Link, ok bool) {
 	if len(m) < unix.SizeofIfInfomsg {
 		return l, false
@@ -158,8 +155,7 @@ func parseLink(m []byte) (l Link, ok bool) {
 	return l, l.Name != ""
 }
 
-// smallNumbers returns the attributes that are numbers and fit 16 bits. Their values have one, two or four bytes in
-// the host's order.
+// The kernel encodes small numbers in one, two or four bytes, in the host's order.
 func smallNumbers(data []byte) map[uint16]uint16 {
 	all := map[uint16]uint16{}
 	for kind, value := range attrs.In(data) {
@@ -210,8 +206,8 @@ func (o *Observed) readAddresses() error {
 	return nil
 }
 
-// createdAt returns when the address was created, as time since the node's start; 0 if unknown. The message has it
-// in hundredths of seconds (struct ifa_cacheinfo in linux/if_addr.h).
+// createdAt returns the time from the node's start to the address's creation; 0 if unknown. The kernel counts it in
+// hundredths of seconds (struct ifa_cacheinfo).
 func createdAt(m []byte) time.Duration {
 	for kind, value := range attrs.In(m[unix.SizeofIfAddrmsg:]) {
 		if kind == unix.IFA_CACHEINFO && len(value) >= 12 {
@@ -221,8 +217,7 @@ func createdAt(m []byte) time.Duration {
 	return 0
 }
 
-// parseRoute reads a message of type RTM_NEWROUTE (rtnetlink(7)). It returns false for the kernel's copies of
-// routes.
+// parseRoute returns false for the kernel's cached copies of routes.
 func parseRoute(m []byte) (r RouteSeen, ok bool) {
 	if len(m) < unix.SizeofRtMsg {
 		return r, false
@@ -249,7 +244,7 @@ func parseRoute(m []byte) (r RouteSeen, ok bool) {
 	return r, at.Flags&unix.RTM_F_CLONED == 0
 }
 
-// ReadError returns an error that wraps ErrUnknown if a part couldn't be read; otherwise nil.
+// ReadError returns an error that wraps ErrUnknown if a part couldn't be read.
 func (o *Observed) ReadError() error {
 	if err := errors.Join(o.links, o.addresses, o.neighbours, o.forwarding, o.routes); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnknown, err)
@@ -257,14 +252,12 @@ func (o *Observed) ReadError() error {
 	return nil
 }
 
-// isMissing reports whether the links were read and the link isn't among them.
 func (o *Observed) isMissing(name string) bool {
 	_, ok := o.Links[name]
 	return o.links == nil && !ok
 }
 
-// link returns the link of that name, and whether it exists. It returns an ErrUnknown if the links couldn't be
-// read, or if one of reads is an error.
+// link returns false for a missing link. Its error wraps ErrUnknown if the links or one of reads couldn't be read.
 func (o *Observed) link(name string, reads ...error) (Link, bool, error) {
 	if err := errors.Join(append(reads, o.links)...); err != nil {
 		return Link{}, false, fmt.Errorf("%s: %w: %w", name, ErrUnknown, err)

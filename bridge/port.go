@@ -17,17 +17,17 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// ErrInterfaceExists means that the pod's namespace already has an interface of that name.
+// ErrInterfaceExists means that the pod already has an interface of this name.
 var ErrInterfaceExists = errors.New("the interface exists already")
 
-// loopback is the index of lo in each namespace.
+// loopback is the index of lo in each network namespace.
 const loopback = 1
 
 // ErrMACInUse means that another port, or the bridge, has the MAC. Frames for one would go to the other.
 var ErrMACInUse = errors.New("another port or the bridge has this MAC")
 
-// PortName returns the name of an attachment's link on the node: PortPrefix and 10 characters from a hash of the
-// attachment's ID. That is 15 characters, the kernel's maximum.
+// PortName returns the name of an attachment's link on the node: PortPrefix and a hash of the attachment's ID. It
+// has 15 characters, the kernel's maximum.
 func PortName(id string) string {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(id)) // never fails
@@ -35,7 +35,7 @@ func PortName(id string) string {
 	return fmt.Sprintf("%s%010x", PortPrefix, (sum^sum>>40)&(1<<40-1))
 }
 
-// Port is a veth pair to be made: one end on the bridge, the other in the pod.
+// Port is a veth pair to make: one end on the bridge, the other in the pod.
 type Port struct {
 	HostIf    string
 	IfName    string // in the pod
@@ -46,13 +46,12 @@ type Port struct {
 	Alias     string       // names the pod on the node's end
 }
 
-// Sender returns the MAC and addresses that the port may send from.
+// Sender returns the MAC and the addresses under which the port may send.
 func (p Port) Sender() Sender { return Sender{p.HostIf, p.MAC, p.Addresses} }
 
-// AddPort makes the pair and configures the pod's end. The node's end stays down, so no packet passes until
-// SetLinkUp. If AddPort fails, it removes what it made. Its errors may wrap ErrInterfaceExists, ErrMACInUse or
-// ErrRouteExists. It returns the routes of the pod's interface. They are others if the pod's default route leads
-// out of another interface (see addSecondaryRoutes).
+// AddPort makes the pair and configures the pod's end. No packet passes until SetLinkUp. If AddPort fails, it
+// removes what it made. Its errors may wrap ErrInterfaceExists, ErrMACInUse or ErrRouteExists. It returns the
+// routes of the pod's interface. For a pod's second interface, see addSecondaryRoutes.
 //
 // Equivalent to:
 //
@@ -106,8 +105,7 @@ func (b *Bridge) AddPort(p Port) (routes []conf.Route, err error) {
 	return p.addSecondaryRoutes(peer, existing)
 }
 
-// indices returns the index of the link that the replies are about, and that of its peer. The kernel leaves out the
-// peer's if the two are equal.
+// The kernel leaves out the peer's index if both indices are equal.
 func indices(replies [][]byte) (index, peer int, err error) {
 	if len(replies) != 1 || len(replies[0]) < unix.SizeofIfInfomsg {
 		return 0, 0, batch.ErrNoAnswer
@@ -123,7 +121,6 @@ func indices(replies [][]byte) (index, peer int, err error) {
 	return index, peer, nil
 }
 
-// portBatch returns the requests that configure the node's end of the pair, which is a port of the bridge already.
 func (b *Bridge) portBatch(p Port, index int) (port batch.Batch) {
 	port.Add(isolate(index), "isolate port %s", p.HostIf)
 	mode := port.Add(noLinkLocal(index), "keep %s from a link-local address", p.HostIf)
@@ -137,8 +134,7 @@ func (b *Bridge) portBatch(p Port, index int) (port batch.Batch) {
 	return port
 }
 
-// podBatch returns the requests that configure the pod's end of the pair. When they are done, existing has the
-// destinations of the pod's earlier routes that AddPort tolerates.
+// podBatch notes in existing which routes the pod already had.
 func (b *Bridge) podBatch(p Port, index int, existing existingRoutes) (pod batch.Batch) {
 	pod.Add(linkUp(loopback, ""), "set lo up in the pod")
 	for _, a := range p.Addresses {
@@ -172,7 +168,7 @@ func (b *Bridge) podBatch(p Port, index int, existing existingRoutes) (pod batch
 	return pod
 }
 
-// SetLinkUp sets the node's end of the pair up. From here on packets pass.
+// SetLinkUp sets the node's end of the pair up. Then packets pass.
 //
 // Equivalent to: ip link set HOSTIF up
 func SetLinkUp(hostIf string) error {
@@ -182,8 +178,7 @@ func SetLinkUp(hostIf string) error {
 	return err
 }
 
-// RemovePort deletes the pair, and the node's neighbour entries for the addresses. It returns nil if they are gone
-// already.
+// RemovePort deletes the pair, and the node's neighbour entries for the addresses. Missing ones are no error.
 //
 // Equivalent to: ip neigh del ADDR dev weir0; ip link del HOSTIF
 func RemovePort(hostIf string, addrs []endpoint.Address) error {
@@ -196,7 +191,7 @@ func RemovePort(hostIf string, addrs []endpoint.Address) error {
 	return err
 }
 
-// RemoveLink deletes the pair and nothing else. It returns nil if the pair is gone already.
+// RemoveLink deletes only the pair. A missing pair is no error.
 //
 // Equivalent to: ip link del HOSTIF
 func RemoveLink(hostIf string) error {
@@ -208,7 +203,7 @@ func RemoveLink(hostIf string) error {
 	return nil
 }
 
-// RemoveNeighbours deletes the node's neighbour entries for the addresses. It returns nil if there are none.
+// RemoveNeighbours deletes the node's neighbour entries for the addresses. Missing entries are no error.
 //
 // Equivalent to: ip neigh del ADDR dev weir0
 func RemoveNeighbours(addrs []endpoint.Address) error {
@@ -220,8 +215,6 @@ func RemoveNeighbours(addrs []endpoint.Address) error {
 	return err
 }
 
-// addNeighbourDeletions adds requests that delete the node's neighbour entries for the addresses. Without weir0 it
-// adds none.
 func addNeighbourDeletions(b *batch.Batch, addrs []endpoint.Address) error {
 	if len(addrs) == 0 {
 		return nil
@@ -237,8 +230,7 @@ func addNeighbourDeletions(b *batch.Batch, addrs []endpoint.Address) error {
 	return nil
 }
 
-// indexOf returns the index of the node's link; 0 if there is none. Unlike netlink, it doesn't wait while the
-// kernel deletes other links.
+// indexOf returns 0 if there is no such link. Unlike netlink, it doesn't wait while the kernel deletes other links.
 func indexOf(name string) (int, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -15,9 +15,8 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// PortOnBridge is the property that the node's end of a pod's pair is an isolated port of weir0. It is up if Up is
-// true, and has at least the MTU of the pod's end. A missing link isn't wrong: the kernel deletes it with the pod's
-// network namespace.
+// PortOnBridge is the property that a pod's link is an isolated port of weir0, with an MTU that the pod's end can
+// use. A missing link is not wrong: the kernel deletes it with the pod's network namespace.
 type PortOnBridge struct {
 	HostIf string
 	Up     bool
@@ -34,7 +33,7 @@ func (p PortOnBridge) String() string {
 	return fmt.Sprintf("%s is %san isolated port of %s, and takes what the pod sends", p.HostIf, up, Name)
 }
 
-// Command sets what Check compares, except the MTU.
+// Command restores all that Check compares, except the MTU.
 func (p PortOnBridge) Command() string {
 	up := ""
 	if p.Up {
@@ -45,7 +44,7 @@ func (p PortOnBridge) Command() string {
 		"ip link set %[1]s type bridge_slave group_fwd_mask 0xfffd", p.HostIf, Name, up)
 }
 
-// forwardingState is the state of a port that passes packets on (BR_STATE_FORWARDING, include/uapi/linux/if_bridge.h).
+// forwardingState means that a port passes packets on (BR_STATE_FORWARDING, include/uapi/linux/if_bridge.h).
 const forwardingState = 3
 
 var portFlags = []struct {
@@ -61,8 +60,7 @@ var portFlags = []struct {
 	{nl.IFLA_BRPORT_GROUP_FWD_MASK, "group_fwd_mask", linkLocalMACs},
 }
 
-// Check compares the port's link with weir0. If either is missing, nothing is wrong: WeirBridge reports a missing
-// weir0.
+// Check compares the port's link with weir0. If either is missing, nothing is wrong here.
 func (p PortOnBridge) Check(o *Observed) error {
 	port, ok, err := o.link(p.HostIf)
 	if err != nil || !ok {
@@ -128,8 +126,7 @@ func (p PortOnBridge) restore(h netlinksafe.Handle, o *Observed) error {
 	return err
 }
 
-// setForwardingState makes the bridge pass on what the port sends. The kernel refuses this while a port has no
-// carrier.
+// The kernel refuses this while a port has no carrier.
 //
 // Equivalent to: bridge link set dev HOSTIF state 3
 func setForwardingState(port Link) error {
@@ -142,15 +139,11 @@ func setForwardingState(port Link) error {
 	return err
 }
 
-// setMTU returns the request that sets the MTU of the link with that index.
-//
 // Equivalent to: ip link set LINK mtu MTU
 func setMTU(index, mtu int) *nl.NetlinkRequest {
 	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, index), number(unix.IFLA_MTU, mtu))
 }
 
-// linkDown returns the request that sets the link with that index down.
-//
 // Equivalent to: ip link set LINK down
 func linkDown(index int) *nl.NetlinkRequest {
 	m := ifInfo(unix.AF_UNSPEC, index)
@@ -164,7 +157,7 @@ type ForwardingEntry struct {
 	MAC    net.HardwareAddr
 }
 
-// Kind is KindForwarding, not KindNeighbour, although netlink calls both neighbours.
+// Kind is KindForwarding. Netlink calls such an entry a neighbour too.
 func (f ForwardingEntry) Kind() Kind { return KindForwarding }
 
 func (f ForwardingEntry) String() string {
@@ -176,7 +169,7 @@ func (f ForwardingEntry) Command() string {
 	return fmt.Sprintf("bridge fdb replace %s dev %s master static", f.MAC, f.HostIf)
 }
 
-// Check looks for the entry, unless the port's link or weir0 is missing.
+// Check looks for the entry. If the port's link or weir0 is missing, nothing is wrong here.
 func (f ForwardingEntry) Check(o *Observed) error {
 	port, ok, err := o.link(f.HostIf, o.forwarding)
 	if err != nil || !ok || o.isMissing(Name) {
@@ -197,8 +190,8 @@ func (f ForwardingEntry) restore(_ netlinksafe.Handle, o *Observed) error {
 	return err
 }
 
-// Neighbour is the property that weir0 has a permanent neighbour entry for a pod's address. With it the node sends no
-// ARP request or neighbour solicitation.
+// Neighbour is the property that weir0 has a permanent neighbour entry for a pod's address. So the node needs no
+// ARP and no neighbour discovery.
 type Neighbour struct {
 	Addr   netip.Addr
 	MAC    net.HardwareAddr
@@ -217,7 +210,7 @@ func (n Neighbour) Command() string {
 	return fmt.Sprintf("ip neigh replace %s lladdr %s dev %s nud permanent", n.Addr, n.MAC, Name)
 }
 
-// Check looks for the entry, unless weir0 or the pod's link is missing.
+// Check looks for the entry. If weir0 or the pod's link is missing, nothing is wrong here.
 func (n Neighbour) Check(o *Observed) error {
 	br, ok, err := o.link(Name, o.neighbours)
 	if err != nil || !ok || o.isMissing(n.HostIf) {
@@ -240,30 +233,29 @@ func (n Neighbour) restore(h netlinksafe.Handle, _ *Observed) error {
 	return err
 }
 
-// FilteredBridge is the property that packets between the ports of another plugin's bridge pass through iptables.
-// weir enforces policy on pods there (see EnableBridgeNetfilter).
+// FilteredBridge is the property that packets between ports of another plugin's bridge pass through iptables.
+// Otherwise they bypass policy.
 type FilteredBridge struct{ Name string }
 
-// Kind is the same as weir0's, although the bridge is another plugin's.
+// Kind is KindBridge, as for weir0.
 func (b FilteredBridge) Kind() Kind { return KindBridge }
 
 func (b FilteredBridge) String() string {
 	return "what bridge " + b.Name + " passes on between its ports goes through iptables"
 }
 
-// Command sets the options. It doesn't load br_netfilter, without which they have no effect.
+// Command sets the options. They have no effect without the module br_netfilter.
 func (b FilteredBridge) Command() string {
 	return "ip link set " + b.Name + " type bridge nf_call_iptables 1 nf_call_ip6tables 1"
 }
 
-// Check reads the bridge's options. It also fails if the module br_netfilter isn't loaded. A missing bridge isn't
-// wrong.
+// Check reads the bridge's options. It also fails without the module br_netfilter. A missing bridge is not wrong.
 func (b FilteredBridge) Check(o *Observed) error {
 	br, ok, err := o.link(b.Name)
 	if err != nil || !ok { // without the bridge its pods are gone too
 		return err
 	}
-	// The bridge has the option even without br_netfilter, which reads it.
+	// The bridge has the options even if br_netfilter, which reads them, isn't loaded.
 	if _, err := o.Sysctl("net/bridge/bridge-nf-call-iptables"); err != nil {
 		return fmt.Errorf("bridge %s passes packets between pods on without iptables (br_netfilter): %w", b.Name, err)
 	}

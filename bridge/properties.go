@@ -12,10 +12,10 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// Kind is a kind of property. Repairs are counted by it.
+// Kind is a kind of property. Repairs are counted by kind.
 type Kind string
 
-// No Property has KindGuard or KindOverlay: these count the repairs of other code.
+// No Property has KindGuard or KindOverlay: they count repairs of other code.
 const (
 	KindSysctl     Kind = "sysctl"
 	KindBridge     Kind = "bridge"
@@ -28,21 +28,21 @@ const (
 	KindOverlay    Kind = "overlay"
 )
 
-// Kinds has every kind. The metrics have a value for each.
+// Kinds has every kind, for metrics.
 var Kinds = []Kind{
 	KindSysctl, KindBridge, KindAddress, KindRoute, KindPort, KindForwarding, KindNeighbour, KindGuard, KindOverlay,
 }
 
-// Pod is an attachment whose pair weir has made.
+// Pod is an attachment whose interface weir has made.
 type Pod struct {
 	HostIf    string
 	MAC       net.HardwareAddr
 	Addresses []endpoint.Address
-	// Up means that the port should be up: the agent has put the pod into its classes.
+	// Up means that the port should be up, because the pod is enrolled.
 	Up bool
 }
 
-// PodOf returns the Pod of an endpoint record; false if another plugin made the interface, or the record has no MAC.
+// PodOf returns false if another plugin made the interface, or if the record has no valid MAC.
 func PodOf(e endpoint.Endpoint) (Pod, bool) {
 	mac, err := net.ParseMAC(e.MAC)
 	return Pod{HostIf: e.HostIf, MAC: mac, Addresses: e.Addresses}, err == nil && !e.Chained
@@ -51,19 +51,18 @@ func PodOf(e endpoint.Endpoint) (Pod, bool) {
 // Knowledge is the input of Properties.
 type Knowledge struct {
 	Pods []Pod
-	// MAC is the MAC that weir0 had before; nil if that is unknown.
+	// MAC is weir0's earlier MAC, or nil if it is unknown.
 	MAC net.HardwareAddr
-	// Tunnels are the families of the pods' packets that travel to other nodes; nil if no packets do.
+	// Tunnels are the families of pods' packets that need the tunnel.
 	Tunnels []conf.Family
-	// Memory is the size of the node's memory in bytes.
+	// Memory is the node's memory in bytes.
 	Memory uint64
 	// Filtered are the bridges of other plugins whose packets must pass through iptables.
 	Filtered []string
 }
 
-// Properties returns the node settings that weir makes, in the order in which they must be made. It leaves out the
-// packet filter and the settings of package overlay. Without pods of weir's own, it also leaves out weir0's use as
-// a router. ADD makes these properties, the agent repairs them, and CHECK verifies them.
+// Properties returns the node settings of weir, in the order in which they must be made. ADD makes them, CHECK
+// verifies them, and the agent repairs them. Package overlay has further settings.
 func Properties(k Knowledge) []Property {
 	all := append(reassembly(k.Memory), NoAutoconfigured{})
 	for _, link := range []string{Name, conf.Tunnel} {
@@ -111,7 +110,6 @@ func Properties(k Knowledge) []Property {
 	return all
 }
 
-// gateways returns weir0's addresses, each once.
 func (k Knowledge) gateways() []netip.Prefix {
 	var all []netip.Prefix
 	for _, p := range k.Pods {
@@ -125,8 +123,7 @@ func (k Knowledge) gateways() []netip.Prefix {
 	})
 }
 
-// macs returns the MACs that weir0 may have: its last known one, or the MAC of any gateway. weir0 got its MAC from
-// its first gateway, which may be unknown now.
+// weir0 got the MAC of its first gateway, which may be unknown by now.
 func (k Knowledge) macs(gateways []netip.Prefix) []net.HardwareAddr {
 	var all []net.HardwareAddr
 	if k.MAC != nil {
@@ -143,15 +140,14 @@ func sysctlsIPv4() []Property {
 	return []Property{
 		Sysctl{Key: "net/ipv4/ip_forward", Value: "1", Why: "the node forwards IPv4"},
 		forwardingIPv4(Name),
-		// Packets between pods leave by the link by which they came, so the kernel would send redirects. A pod
-		// can't follow them, because its port is isolated. Redirects are off only if both sysctls are 0.
+		// Packets between pods leave by the link on which they came, so the kernel would send redirects. Pods can't
+		// follow these, because ports are isolated. Redirects are off only if both sysctls are 0.
 		Sysctl{Key: "net/ipv4/conf/all/send_redirects", Value: "0", Why: noRedirects},
 		Sysctl{Key: "net/ipv4/conf/" + Name + "/send_redirects", Value: "0", Link: Name, Why: noRedirects},
 	}
 }
 
-// forwardingIPv4 returns the sysctl that makes the node forward IPv4 packets from the link. ip_forward sets it for
-// all links, but another program can unset one.
+// ip_forward sets this sysctl for all links, but another program can unset it for one.
 func forwardingIPv4(link string) Property {
 	return Sysctl{
 		Key: "net/ipv4/conf/" + link + "/forwarding", Value: "1", Link: link,
@@ -159,18 +155,15 @@ func forwardingIPv4(link string) Property {
 	}
 }
 
-// sysctlsIPv6 returns the sysctls that make the node an IPv6 router. forwardIPv6 restores UplinksAcceptRA first.
 func sysctlsIPv6() []Property {
 	return []Property{
 		Sysctl{Key: "net/ipv6/conf/all/forwarding", Value: "1", Why: "the node forwards IPv6"},
 	}
 }
 
-// sysctlsOfBridges returns the sysctls by which pods reach a Service whose pod is on the same node. If br_netfilter
-// is loaded, it runs iptables on packets while they are on the bridge. kube-proxy's rules may then send a packet to
-// another port, and isolated ports refuse it (br_nf_pre_routing_finish: "bridged_dnat"). weir doesn't need
-// br_netfilter, because the node routes every packet between pods. No setting switches br_netfilter off for one
-// bridge.
+// With br_netfilter, iptables also sees packets on a bridge. kube-proxy's rules may then redirect a packet to
+// another port, and isolated ports refuse it. weir needs no br_netfilter, because the node routes all packets
+// between pods.
 func sysctlsOfBridges() []Property {
 	why := "iptables leaves alone what is still being bridged"
 	return []Property{
@@ -179,8 +172,7 @@ func sysctlsOfBridges() []Property {
 	}
 }
 
-// routesOf returns the routes that belong to an address of weir0. For IPv4 the kernel makes them, but another
-// program can delete them.
+// For IPv4 the kernel makes these routes itself, but another program can delete them.
 func routesOf(gw netip.Prefix) []Property {
 	address := netip.PrefixFrom(gw.Addr(), gw.Addr().BitLen())
 	local := Route{

@@ -38,8 +38,7 @@ func fourOnly(p Pod) Pod {
 	return p
 }
 
-// TestProperties compares the commands of a node's properties with the wanted ones. Each property has a text and a
-// kind.
+// TestProperties compares the repair commands of a node's properties with the wanted ones.
 func TestProperties(t *testing.T) {
 	bridge := "ip link add weir0 type bridge; ip link set weir0 address 0a:58:0a:58:00:01 arp on up type bridge " +
 		"mcast_snooping 0 stp_state 0 vlan_filtering 0"
@@ -193,7 +192,7 @@ func edit(o *Observed, name string, f func(*Link)) {
 	o.Links[name] = l
 }
 
-// TestCompare: Compare names each thing that is wrong, and nothing else. What can't be read is unknown.
+// TestCompare: if one thing is wrong, Compare names it and nothing else.
 func TestCompare(t *testing.T) {
 	broken := errors.New("the kernel is busy")
 	for _, tc := range []struct {

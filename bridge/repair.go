@@ -12,21 +12,21 @@ type Property interface {
 	Kind() Kind
 	// String describes the property as it should be.
 	String() string
-	// Command is the shell command that restores the property. It may say less than restore does.
+	// Command is the shell command that restores the property. The repair may do more.
 	Command() string
-	// Check returns an error that says what is wrong; nil if nothing is. The error wraps ErrUnknown if the property
-	// couldn't be read. A missing link is reported only by the property that makes the link.
+	// Check returns an error if the property is wrong. The error wraps ErrUnknown if the property couldn't be read.
+	// A missing link counts as wrong only for the property that makes this link.
 	Check(o *Observed) error
-	// restore restores the property. o may be older than the repairs of the properties before this one.
+	// restore gets a state that may be older than the repairs of the properties before this one.
 	restore(h netlinksafe.Handle, o *Observed) error
 }
 
 // Difference is a property that is wrong or unknown.
 type Difference struct {
 	Property Property
-	// Was is the error that Check returned before the repair.
+	// Was is the error of Check before the repair.
 	Was error
-	// Failed is the error of the repair. It is nil if the property is right by now, or if Repair wasn't called.
+	// Failed is the error of the repair. It is nil if the property is right now, or if there was no repair.
 	Failed error
 }
 
@@ -40,7 +40,7 @@ func (d Difference) Error() string {
 	return d.Was.Error()
 }
 
-// Compare returns the properties that differ from what was observed, or are unknown.
+// Compare returns the properties that are wrong or unknown.
 func Compare(all []Property, o *Observed) []Difference {
 	var differ []Difference
 	for _, p := range all {
@@ -51,15 +51,12 @@ func Compare(all []Property, o *Observed) []Difference {
 	return differ
 }
 
-// attempts is how often Repair restores one property. Some depend on others, or become right a moment later.
+// Some properties depend on others, or become right a moment later.
 const attempts = 3
 
-// Repair restores the properties that are wrong, and continues with the others if one fails. It compares again,
-// until nothing is wrong or each wrong property was restored three times (attempts). It returns the properties that
-// were wrong or unknown, each with the error of its repair.
-//
-// The caller must hold endpoint.Lock, and must have read the records for the properties under it. An attachment may
-// begin to end meanwhile. A link that it has deleted is not wrong.
+// Repair restores the wrong properties. It goes on if one fails, and tries each one up to three times. It returns
+// all properties that were wrong or unknown. The caller must hold endpoint.Lock, and must have read the records
+// while holding it.
 func Repair(h netlinksafe.Handle, all []Property) []Difference {
 	var wrong []Difference
 	var tried []int

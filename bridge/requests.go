@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/internal/attrs"
 )
 
-// These flags say what happens if the object exists: ifNew fails and orReplace replaces it (netlink(7)).
+// With ifNew, an existing object is an error. With orReplace it is replaced (netlink(7)).
 const (
 	ifNew     = unix.NLM_F_CREATE | unix.NLM_F_EXCL
 	orReplace = unix.NLM_F_CREATE | unix.NLM_F_REPLACE
@@ -36,8 +36,6 @@ func ifInfo(family, index int) *nl.IfInfomsg {
 	return m
 }
 
-// newPair returns the request that makes the pair, with one end on the bridge and the other in the pod's namespace.
-//
 // Equivalent to: ip link add HOSTIF mtu MTU master weir0 type veth peer name IFNAME address MAC mtu MTU netns NETNS
 func (b *Bridge) newPair(p Port) *nl.NetlinkRequest {
 	info := attr(unix.IFLA_LINKINFO, nil)
@@ -52,21 +50,17 @@ func (b *Bridge) newPair(p Port) *nl.NetlinkRequest {
 		number(unix.IFLA_MTU, b.MTU), number(unix.IFLA_MASTER, b.Index), info)
 }
 
-// getLink returns the request for the link of that name.
-//
 // Equivalent to: ip link show NAME
 func getLink(name string) *nl.NetlinkRequest {
 	return request(unix.RTM_GETLINK, 0, ifInfo(unix.AF_UNSPEC, 0), attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 }
 
-// delLink returns the request that deletes the link of that name.
-//
 // Equivalent to: ip link del NAME
 func delLink(name string) *nl.NetlinkRequest {
 	return request(unix.RTM_DELLINK, 0, ifInfo(unix.AF_UNSPEC, 0), attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 }
 
-// linkUp returns the request that sets up the link with this index or name. The other one is 0 or empty.
+// linkUp takes an index, or 0 and a name.
 //
 // Equivalent to: ip link set LINK up
 func linkUp(index int, name string) *nl.NetlinkRequest {
@@ -78,8 +72,6 @@ func linkUp(index int, name string) *nl.NetlinkRequest {
 	return request(unix.RTM_SETLINK, 0, m, attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 }
 
-// setAlias returns the request that sets the text beside the link (see conf.Comment).
-//
 // Equivalent to: ip link set LINK alias ALIAS
 func setAlias(index int, alias string) *nl.NetlinkRequest {
 	text := attr(unix.IFLA_IFALIAS, []byte(conf.Comment(alias)))
@@ -87,16 +79,10 @@ func setAlias(index int, alias string) *nl.NetlinkRequest {
 }
 
 // linkLocalMACs makes a port treat frames to the link-local MACs of IEEE 802.1D like other frames, so that they
-// pass the guard. It has a bit for each of 01:80:c2:00:00:00 to :0f, except :01. The kernel refuses that bit
-// (BR_GROUPFWD_MACPAUSE) and never accepts such a frame.
-//
-// Without these bits, the kernel hands the frames to the node's IP stack as if the port had received them. Frames
-// to :0e then pass no hook of the bridge family. IPv6 answers to an unknown hop-by-hop option before any other hook
-// sees the packet (ip6_rcv_core in net/ipv6/ip6_input.c).
+// pass the guard. Otherwise the kernel hands them to the node's IP stack, past the hooks of the bridge family. The
+// kernel refuses the bit for 01:80:c2:00:00:01, and never accepts such a frame.
 const linkLocalMACs = 0xfffd
 
-// isolate returns the request that isolates the port, and sets its other options (see portFlags).
-//
 // Equivalent to:
 //
 //	bridge link set dev PORT isolated on learning off flood off mcast_flood off bcast_flood off
@@ -113,8 +99,7 @@ func isolate(index int) *nl.NetlinkRequest {
 	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_BRIDGE, index), flags)
 }
 
-// addForwarding returns the request that adds a static forwarding entry for the MAC. It fails if the bridge has
-// one.
+// addForwarding fails if the bridge already has an entry for the MAC.
 //
 // Equivalent to: bridge fdb add MAC dev HOSTIF master static
 func addForwarding(index int, mac net.HardwareAddr) *nl.NetlinkRequest {
@@ -123,8 +108,6 @@ func addForwarding(index int, mac net.HardwareAddr) *nl.NetlinkRequest {
 	}, attr(netlink.NDA_LLADDR, mac))
 }
 
-// setNeighbour returns the request that adds or replaces a permanent neighbour entry.
-//
 // Equivalent to: ip neigh replace ADDR lladdr MAC dev IFNAME nud permanent
 func setNeighbour(index int, addr netip.Addr, mac net.HardwareAddr) *nl.NetlinkRequest {
 	return request(unix.RTM_NEWNEIGH, orReplace, &netlink.Ndmsg{
@@ -132,16 +115,12 @@ func setNeighbour(index int, addr netip.Addr, mac net.HardwareAddr) *nl.NetlinkR
 	}, attr(netlink.NDA_DST, addr.AsSlice()), attr(netlink.NDA_LLADDR, mac))
 }
 
-// delNeighbour returns the request that deletes the neighbour entry for the address of the link with that index.
-//
 // Equivalent to: ip neigh del ADDR dev IFNAME
 func delNeighbour(index int, addr netip.Addr) *nl.NetlinkRequest {
 	entry := &netlink.Ndmsg{Family: familyOf(addr), Index: uint32(index)}
 	return request(unix.RTM_DELNEIGH, 0, entry, attr(netlink.NDA_DST, addr.AsSlice()))
 }
 
-// noLinkLocal returns the request that keeps the kernel from making a link-local address (see addrGenModeNone).
-//
 // Equivalent to: ip link set LINK addrgenmode none
 func noLinkLocal(index int) *nl.NetlinkRequest {
 	spec := attr(unix.IFLA_AF_SPEC, nil)
@@ -149,8 +128,6 @@ func noLinkLocal(index int) *nl.NetlinkRequest {
 	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, index), spec)
 }
 
-// addAddress returns the request that adds the address, as /32 or /128, to the link with that index.
-//
 // Equivalent to: ip addr add ADDR dev IFNAME (with nodad for IPv6)
 func addAddress(index int, addr netip.Addr) *nl.NetlinkRequest {
 	m := nl.NewIfAddrmsg(int(familyOf(addr)))
@@ -162,14 +139,11 @@ func addAddress(index int, addr netip.Addr) *nl.NetlinkRequest {
 		attr(unix.IFA_LOCAL, addr.AsSlice()), attr(unix.IFA_ADDRESS, addr.AsSlice()))
 }
 
-// listAddresses returns the request for the addresses of all links.
-//
 // Equivalent to: ip addr show
 func listAddresses() *nl.NetlinkRequest {
 	return request(unix.RTM_GETADDR, unix.NLM_F_DUMP, nl.NewIfAddrmsg(unix.AF_UNSPEC))
 }
 
-// addressesOf returns the link's addresses from the replies to listAddresses.
 func addressesOf(index int, replies [][]byte) map[netip.Prefix]bool {
 	all := map[netip.Prefix]bool{}
 	for _, r := range replies {
@@ -191,8 +165,6 @@ func addressesOf(index int, replies [][]byte) map[netip.Prefix]bool {
 	return all
 }
 
-// addRoute returns the request that adds a route by the link with that index in the pod.
-//
 // Equivalent to:
 //
 //	ip route add DST via GATEWAY dev IFNAME mtu MTU advmss MSS metric PRIORITY table TABLE  (onlink for IPv6)

@@ -13,8 +13,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// checkRoutes returns an error for each route that the pod's link lacks. It accepts a route in any table, because
-// another plugin may have moved it, as sbr does.
+// checkRoutes accepts a route in any table, because another plugin, such as sbr, may have moved it.
 func checkRoutes(pod netlinksafe.Handle, index int, routes []conf.Route) error {
 	var errs []error
 	for _, r := range routes {
@@ -42,8 +41,7 @@ func checkRoutes(pod netlinksafe.Handle, index int, routes []conf.Route) error {
 	return errors.Join(errs...)
 }
 
-// matchesRoute reports whether the kernel's route has the wanted destination and gateway. MTU, AdvMSS and priority
-// must match if r has them.
+// MTU, AdvMSS and priority are compared only if r has them.
 func matchesRoute(have netlink.Route, r conf.Route) bool {
 	dst := netip.PrefixFrom(r.Dst.Addr(), 0).Masked() // the kernel may leave out the destination of a default route
 	if have.Dst != nil {

@@ -105,21 +105,18 @@ import (
 //	}
 const portsTable = "weir-ports"
 
-// A sender's key fills consecutive 32-bit registers, each part padded: 16 bytes for the link's name, 8 for the MAC,
-// 4 or 16 for the address.
+// A key fills 32-bit registers: 16 bytes for the link's name, 8 for the MAC, and 4 or 16 for the address.
 const (
 	regName = unix.NFT_REG_1
 	regMAC  = unix.NFT_REG_2 // the kernel's name for the fifth 32-bit register
 	regAddr = unix.NFT_REG32_06
 )
 
-// Chains of "bridge weir" for fragments. The first has each port's own share, and the second what all ports share.
 const (
 	fragmentsChain = "fragments"
 	sharedChain    = "shared"
 )
 
-// Chains of "bridge weir" that log. forgedChain is for the last rule, and discoveryChain drops by itself.
 const (
 	forgedChain    = "forged"
 	discoveryChain = "discovery"
@@ -174,13 +171,11 @@ func withoutLog(chains []nft.Chain) []nft.Chain {
 	return quiet
 }
 
-// logDrop returns the statements that log with the prefix and drop.
 func logDrop(prefix string) []expr.Any { return append(logTo(prefix), nft.Drop()...) }
 
 func logTo(prefix string) []expr.Any { return nft.Log(prefix, conf.LogGroup) }
 
-// discoveryRules returns the chain "discovery", which drops every packet. It logs only advertisements and
-// redirects: these are attempts to deceive others.
+// Only advertisements and redirects are logged: they are attempts to deceive others.
 func discoveryRules() []nft.Rule {
 	return []nft.Rule{
 		rule("weir: a router advertisement of a pod", discoveryType(134, 134), logTo(conf.DiscoveryLogPrefix)),
@@ -190,7 +185,7 @@ func discoveryRules() []nft.Rule {
 	}
 }
 
-// forgedRules returns the chain "forged", which logs everything but ICMPv6.
+// ICMPv6 isn't logged, because every new pod's kernel sends some.
 func forgedRules() []nft.Rule {
 	return []nft.Rule{
 		rule("weir: IPv6's own messages, which every new pod sends", protocol(unix.ETH_P_IPV6), icmpv6(),
@@ -199,7 +194,6 @@ func forgedRules() []nft.Rule {
 	}
 }
 
-// portRules returns the chain "ports". See portsTable for the reasons.
 func portRules(sets map[string]*nftables.Set) []nft.Rule {
 	set4, set6 := sets[guardSets[conf.IPv4]], sets[guardSets[conf.IPv6]]
 	accept, limit := nft.Verdict(expr.VerdictAccept, ""), nft.Verdict(expr.VerdictJump, fragmentsChain)
@@ -236,11 +230,11 @@ func rule(comment string, parts ...[]expr.Any) nft.Rule {
 	return nft.Rule{Comment: comment, Exprs: nft.Join(parts...)}
 }
 
-// PortPrefix is compared without a final NUL, so it matches every name that begins with it: nft's "weirp*".
+// Without a final NUL, the comparison matches every name that begins with PortPrefix: nft's "weirp*".
 func notFromPort() []expr.Any { return nft.IIFName(expr.CmpOpNeq, []byte(PortPrefix)) }
 func fromPort() []expr.Any    { return nft.IIFName(expr.CmpOpEq, []byte(PortPrefix)) }
 
-// fromBridge matches packets that came by weir0. Only weir0 is in bridgeGroup.
+// Only weir0 is in bridgeGroup.
 func fromBridge() []expr.Any {
 	load := nft.LoadMeta(expr.MetaKeyIIFGROUP, unix.NFT_REG_1)
 	return nft.Equal(load, binary.NativeEndian.AppendUint32(nil, bridgeGroup))
@@ -248,42 +242,37 @@ func fromBridge() []expr.Any {
 
 func fromTunnel() []expr.Any { return nft.IIFName(expr.CmpOpEq, nft.LinkName(conf.Tunnel)) }
 
-// protocol matches frames of that EtherType.
 func protocol(etherType uint16) []expr.Any {
 	load := nft.LoadMeta(expr.MetaKeyPROTOCOL, unix.NFT_REG_1)
 	return nft.Equal(load, binary.BigEndian.AppendUint16(nil, etherType))
 }
 
-// toBridges matches frames to the group addresses that IEEE 802.1D reserves for bridges, 01:80:c2:00:00:00 to :ff.
+// IEEE 802.1D reserves 01:80:c2:00:00:00 to :ff for bridges.
 func toBridges() []expr.Any {
 	load := nft.LoadPayload(expr.PayloadBaseLLHeader, 0, 5, unix.NFT_REG_1)
 	return nft.Equal(load, []byte{0x01, 0x80, 0xc2, 0, 0})
 }
 
-// notMulticast matches unicast frames and broadcasts.
 func notMulticast() []expr.Any {
 	return nft.Compare(nft.LoadMeta(expr.MetaKeyPKTTYPE, unix.NFT_REG_1), expr.CmpOpNeq, []byte{unix.PACKET_MULTICAST})
 }
 
-// toLoopback matches IPv4 packets to 127.0.0.0/8 (RFC 1122, section 3.2.1.3).
+// The network is 127.0.0.0/8 (RFC 1122, section 3.2.1.3).
 func toLoopback() []expr.Any { return compareLoopback(expr.CmpOpEq) }
 
 func notToLoopback() []expr.Any { return compareLoopback(expr.CmpOpNeq) }
 
-// compareLoopback compares the first byte of an IPv4 packet's destination with 127.
+// compareLoopback compares the first byte of the IPv4 destination with 127.
 func compareLoopback(op expr.CmpOp) []expr.Any {
 	return nft.Compare(nft.LoadPayload(expr.PayloadBaseNetworkHeader, 16, 1, unix.NFT_REG_1), op, []byte{127})
 }
 
-// icmpv6 matches ICMPv6 messages, also behind extension headers.
 func icmpv6() []expr.Any {
 	return nft.Equal(nft.LoadMeta(expr.MetaKeyL4PROTO, unix.NFT_REG_1), []byte{unix.IPPROTO_ICMPV6})
 }
 
-// neighbourDiscovery matches ICMPv6 messages of types 133 to 137, also behind extension headers.
 func neighbourDiscovery() []expr.Any { return append(icmpv6(), discoveryType(133, 137)...) }
 
-// discoveryType matches ICMPv6 messages of the types from first to last.
 func discoveryType(first, last byte) []expr.Any {
 	return []expr.Any{
 		nft.LoadPayload(expr.PayloadBaseTransportHeader, 0, 1, unix.NFT_REG_1),
@@ -291,8 +280,7 @@ func discoveryType(first, last byte) []expr.Any {
 	}
 }
 
-// isSender matches frames whose port, MAC and address are one entry of the set. mac and addr load the frame's MAC
-// and address.
+// isSender matches frames with an entry in the set. mac and addr load the frame's MAC and address.
 func isSender(set *nftables.Set, mac, addr expr.Any) []expr.Any {
 	return []expr.Any{
 		nft.LoadIIFName(regName), mac, addr,

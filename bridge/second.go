@@ -13,17 +13,16 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// ErrRouteExists means that the configuration gives a route that the pod already has out of another interface.
+// ErrRouteExists means that the pod already has a configured route, through another interface.
 var ErrRouteExists = errors.New("the pod has such a route out of another interface")
 
-// firstSecondaryTable plus the index of the pod's link is the number of a second interface's routing table.
+// The routing table of a second interface has this number plus the index of the link.
 const firstSecondaryTable = 88_000
 
-// existingRoutes are the destinations to which the pod already has routes out of another interface.
+// existingRoutes are destinations of routes that the pod already has through other interfaces.
 type existingRoutes map[netip.Prefix]bool
 
-// tolerate returns a Step.MapError. If the pod has the route already, it notes the destination in t and returns
-// nil.
+// tolerate returns a function for Step.MapError. The function notes an existing route in t and returns nil.
 func (t existingRoutes) tolerate(r conf.Route) func(error) error {
 	exists := t.refuse(r)
 	return func(err error) error {
@@ -35,8 +34,7 @@ func (t existingRoutes) tolerate(r conf.Route) func(error) error {
 	}
 }
 
-// refuse returns a Step.MapError. If the pod has the route already, it returns ErrRouteExists. The kernel also
-// answers "unreachable" if the route to the gateway leads out of another interface.
+// refuse returns a function for Step.MapError. The function turns an existing route into ErrRouteExists.
 func (t existingRoutes) refuse(r conf.Route) func(error) error {
 	return func(err error) error {
 		byAnother := r.Gateway.IsValid() && t[netip.PrefixFrom(r.Gateway, r.Gateway.BitLen())]
@@ -53,14 +51,10 @@ func hasDefault(given []conf.Route, a endpoint.Address) bool {
 	})
 }
 
-// addSecondaryRoutes adds routes for an interface that isn't the pod's first, and returns all routes of the
-// interface. Multus adds such interfaces. existing has the routes that the pod had before.
-//
-// If the pod's default route leads out of another interface:
-//
-//   - The main table gets the route to the interface's own network instead of a default route.
-//   - Packets from the interface's address leave by the interface, because a rule leads them to a table of its
-//     own. Most of them are answers. No other port may send from that address (see the guard).
+// addSecondaryRoutes adds the routes of a pod's second interface, which Multus adds, and returns them. If the pod's
+// default route leads out of another interface, the second interface gets only a route to its own network. A rule
+// and a table of their own lead answers back out of the second interface, because the guard allows its address on
+// no other port.
 //
 // Equivalent to, in the pod:
 //
@@ -96,7 +90,6 @@ func (p Port) addSecondaryRoutes(index int, existing existingRoutes) (routes []c
 	return routes, err
 }
 
-// onLink tells the kernel that the route's gateway is on the link.
 func onLink(r *nl.NetlinkRequest) *nl.NetlinkRequest {
 	for _, part := range r.Data {
 		if m, ok := part.(*nl.RtMsg); ok {
@@ -106,8 +99,6 @@ func onLink(r *nl.NetlinkRequest) *nl.NetlinkRequest {
 	return r
 }
 
-// addRule returns the request that makes the pod use the table for packets from the address.
-//
 // Equivalent to: ip rule add from ADDR table TABLE
 func addRule(from netip.Addr, table int) *nl.NetlinkRequest {
 	m := nl.NewRtMsg() // a struct fib_rule_hdr has the same fields (linux/fib_rules.h)

@@ -18,24 +18,24 @@ type Sysctl struct {
 	Value string
 	Bound Bound
 	Why   string // what the sysctl is for
-	// Link is the link that the sysctl belongs to; empty if it is the node's. A sysctl of a link that is missing isn't
-	// checked.
+	// Link is the link of the sysctl. It is empty for a sysctl of the node. If the link is missing, the sysctl
+	// isn't checked.
 	Link string
-	// IfThere means that a missing sysctl isn't wrong: the kernel module that it belongs to isn't loaded.
+	// IfThere means that a missing sysctl isn't wrong, because its kernel module isn't loaded.
 	IfThere bool
 }
 
 // Bound says how a sysctl's value compares with the wanted one.
 type Bound int
 
-// A value must equal the wanted one, or be at most or at least as large.
+// The value must equal the wanted one, or be at most or at least as large.
 const (
 	Exactly Bound = iota
 	AtMost
 	AtLeast
 )
 
-// satisfiedBy reports whether the sysctl may have this value. A value that isn't a number must equal Value.
+// A value that isn't a number must equal Value.
 func (s Sysctl) satisfiedBy(have string) bool {
 	if s.Bound == Exactly || have == s.Value {
 		return have == s.Value
@@ -55,7 +55,7 @@ func (s Sysctl) name() string { return strings.ReplaceAll(s.Key, "/", ".") }
 // Command sets the sysctl to Value, although Bound may allow other values.
 func (s Sysctl) Command() string { return "sysctl -w " + s.name() + "=" + s.Value }
 
-// Check reads the sysctl's present value, not one that was observed before.
+// Check reads the sysctl's present value.
 func (s Sysctl) Check(o *Observed) error {
 	if s.Link != "" && o.isMissing(s.Link) {
 		return nil
@@ -76,12 +76,10 @@ func (s Sysctl) Check(o *Observed) error {
 
 func (s Sysctl) restore(netlinksafe.Handle, *Observed) error { return writeSysctl(s.Key, s.Value) }
 
-// sysctlDirs are the directories through which sysctls can be written. An unprivileged container has /proc/sys
-// read-only. So conf/weir.yaml mounts the node's /proc/sys/net below /host for the agent.
+// An unprivileged container has /proc/sys read-only. So conf/weir.yaml mounts the node's /proc/sys/net below /host.
 var sysctlDirs = []string{"/proc/sys/", "/host/proc/sys/"}
 
-// setAll writes the sysctls among the properties that have a wrong or unreadable value. If all are right, it
-// succeeds even with a read-only /proc/sys.
+// setAll writes only wrong values. So it succeeds with a read-only /proc/sys if all are right.
 //
 // Equivalent to: sysctl -w KEY=VALUE for each
 func setAll(all []Property) error {
@@ -100,8 +98,7 @@ func setAll(all []Property) error {
 	return errors.Join(errs...)
 }
 
-// writeSysctl sets the sysctl, unless it has the value. If it may not write in one directory, it tries the next. It
-// returns the first error.
+// writeSysctl tries all directories, and returns the first error.
 //
 // Equivalent to: sysctl -w KEY=VALUE
 func writeSysctl(key, value string) error {
@@ -129,22 +126,21 @@ func writeSysctl(key, value string) error {
 }
 
 // UplinksAcceptRA is the property that links with routes from router advertisements accept further ones. A node
-// that forwards packets ignores them unless accept_ra is 2, and its default route would expire.
+// that forwards packets ignores advertisements unless accept_ra is 2, and its default route would expire.
 type UplinksAcceptRA struct{}
 
-// Kind is that of other sysctls, although the links aren't weir's.
+// Kind is KindSysctl, although the links aren't weir's.
 func (UplinksAcceptRA) Kind() Kind { return KindSysctl }
 
 func (UplinksAcceptRA) String() string {
 	return "the node goes on listening to the router that its default route is from"
 }
 
-// Command has UPLINK in place of each link that Check names.
+// Command has UPLINK in place of each wrong link.
 func (UplinksAcceptRA) Command() string {
 	return "sysctl -w net.ipv6.conf.UPLINK.accept_ra=2"
 }
 
-// wrongUplinks returns the links with routes from advertisements and with accept_ra 1.
 func (UplinksAcceptRA) wrongUplinks(o *Observed) (wrong []string, err error) {
 	if err := errors.Join(o.routes, o.links); err != nil {
 		return nil, fmt.Errorf("routes from router advertisements: %w: %w", ErrUnknown, err)
@@ -170,8 +166,8 @@ func (UplinksAcceptRA) wrongUplinks(o *Observed) (wrong []string, err error) {
 	return wrong, nil
 }
 
-// Check names the links with such routes and with accept_ra 1. A link with accept_ra 0 isn't wrong: the
-// administrator has chosen it.
+// Check names the links that have such routes and accept_ra 1. With accept_ra 0 a link is not wrong: the
+// administrator chose it.
 func (l UplinksAcceptRA) Check(o *Observed) error {
 	wrong, err := l.wrongUplinks(o)
 	if err == nil && len(wrong) > 0 {

@@ -14,9 +14,8 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// ForbidPorts removes all elements of the ports from the guard's sets, in one transaction. The caller must call
-// the returned function later(), which closes the connection. Closing waits until the kernel no longer uses the
-// elements (see Unplug).
+// ForbidPorts removes all entries of the ports from the guard's sets, in one transaction. The caller must call the
+// returned function later(): it closes the connection. Closing waits until the kernel no longer uses the entries.
 //
 // Equivalent to: nft delete element bridge weir senders4 { HOSTIF . MAC . ADDR, … } (senders6 for IPv6 addresses)
 func ForbidPorts(hostIfs []string) (later func(), err error) {
@@ -63,8 +62,7 @@ func deleteEach(conn *nftables.Conn, all elements) error {
 	return nil
 }
 
-// RemovePorts deletes the ports' veth pairs, and weir0's neighbour entries for the addresses. It deletes only what
-// exists, because each deletion may wait in the kernel.
+// RemovePorts deletes the ports' pairs and weir0's neighbour entries for the addresses. Missing ones are no error.
 //
 // Equivalent to: ip neigh del ADDR dev weir0; ip link del HOSTIF, for each
 func RemovePorts(hostIfs []string, addrs []endpoint.Address) error {
@@ -86,8 +84,6 @@ func RemovePorts(hostIfs []string, addrs []endpoint.Address) error {
 	return RemoveNeighbours(present)
 }
 
-// neighboursOf returns the addresses for which weir0 has a neighbour entry.
-//
 // Equivalent to: ip neigh show dev weir0
 func neighboursOf(addrs []endpoint.Address) (present []endpoint.Address, err error) {
 	index, err := indexOf(Name)

@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/internal/attrs"
 )
 
-// WatchPorts calls gone until ctx ends: whenever a pod's link was deleted, or may have been. It returns an error if
-// the kernel's messages can't be received.
+// WatchPorts calls gone after a pod's link was deleted, or may have been. It returns when ctx ends, or with an
+// error if it can't listen to the kernel.
 //
 // Equivalent to: ip monitor link | grep "Deleted .* weirp"
 func WatchPorts(ctx context.Context, gone func()) error {
@@ -49,9 +49,8 @@ func WatchPorts(ctx context.Context, gone func()) error {
 	}
 }
 
-// receiveOnlyDellink makes the kernel send only messages of type RTM_DELLINK. Other messages about each new pod's
-// link would wake the agent while the pod waits. A filter reads numbers in network byte order (socket(7),
-// SO_ATTACH_FILTER).
+// Other messages about new links would wake the agent while a pod waits. The filter reads numbers in network byte
+// order (socket(7), SO_ATTACH_FILTER).
 func receiveOnlyDellink(fd int) error {
 	const offsetOfType = 4 // struct nlmsghdr
 	end := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.RTM_DELLINK))
@@ -65,31 +64,29 @@ func receiveOnlyDellink(fd int) error {
 		&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
 }
 
-// News says what a change that the kernel has announced may concern.
+// News says what may have changed on the node.
 type News struct {
-	// Settings means that properties (see Properties) may have changed.
+	// Settings: node settings (see Properties).
 	Settings bool
-	// Ways means that the tunnel, or weir's routes to other nodes' pods, may have changed.
+	// Ways: the tunnel, or weir's routes to other nodes' pods.
 	Ways bool
-	// Underlay means that the paths to other nodes may have changed: a link, address, route or rule has changed
-	// that isn't weir's own.
+	// Underlay: the paths to other nodes.
 	Underlay bool
 }
 
-// everything is the news at the beginning, and after messages were lost.
+// everything is the news at the beginning, and after lost messages.
 var everything = News{Settings: true, Ways: true, Underlay: true}
 
-// nodeGroups are the multicast groups in which the kernel announces changes to node settings and paths. Among
-// sysctls, it announces only those of forwarding (NETCONF).
+// Of sysctls, the kernel announces only those of forwarding (NETCONF).
 var nodeGroups = []uint{
 	unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
 	unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF, unix.RTNLGRP_IPV4_RULE,
 	unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_NEXTHOP,
 }
 
-// WatchNode calls changed until ctx ends: whenever node settings or paths to other nodes have changed, or may have.
-// weir's own changes count too. The first call has all news. WatchNode returns an error if the kernel's messages
-// can't be received.
+// WatchNode calls changed after node settings or paths to other nodes have changed, or may have. weir's own changes
+// count too. The first call has all news. It returns when ctx ends, or with an error if it can't listen to the
+// kernel.
 //
 // Equivalent to: ip monitor link address neigh route rule nexthop netconf
 func WatchNode(ctx context.Context, changed func(News)) error {
@@ -131,15 +128,14 @@ func WatchNode(ctx context.Context, changed func(News)) error {
 	}
 }
 
-// listener remembers what it has heard. The kernel repeats announcements without news, such as of links whose
-// counters change.
+// listener remembers what it has heard, because the kernel repeats announcements without news.
 type listener struct {
 	ours      map[int]string // names of weir's links, by index
 	links     map[int]heardLink
 	addresses map[heardAddress]bool
 }
 
-// heardLink has the properties of a link that paths to other nodes depend on.
+// heardLink has what paths to other nodes depend on.
 type heardLink struct {
 	name        string
 	mtu, master int
@@ -159,14 +155,12 @@ func (l *listener) add(index int, name string) {
 	}
 }
 
-// of returns the news of a change of the link with that index: none unless the link is weir's.
 func (l *listener) of(index int) News {
 	name, ours := l.ours[index]
 	return News{Settings: ours, Ways: name == conf.Tunnel}
 }
 
-// news returns what the message may concern. A message about another plugin's bridge concerns properties too. news
-// keeps l up to date.
+// A message about another plugin's bridge may concern node settings too.
 func (l *listener) news(m syscall.NetlinkMessage) News {
 	switch m.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:
@@ -241,7 +235,6 @@ func (l *listener) newsOfAddress(m syscall.NetlinkMessage) News {
 	return n
 }
 
-// isPortRemoval reports whether the message says that a pod's link was deleted.
 func isPortRemoval(m syscall.NetlinkMessage) bool {
 	if m.Header.Type != unix.RTM_DELLINK || len(m.Data) < unix.SizeofIfInfomsg {
 		return false

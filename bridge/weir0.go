@@ -20,16 +20,15 @@ import (
 
 // WeirBridge is the property that weir0 exists, is up, answers ARP, and has the right MAC, MTU and options.
 type WeirBridge struct {
-	// MACs are the MACs that weir0 may have. If weir0 has another MAC, the repair sets the first of MACs.
+	// MACs are the MACs that weir0 may have. The repair sets the first.
 	MACs []net.HardwareAddr
 }
 
-// Kind is KindBridge, also if only an option, the MAC or the MTU is wrong.
+// Kind is KindBridge.
 func (b WeirBridge) Kind() Kind { return KindBridge }
 
 func (b WeirBridge) String() string { return Name + " is there, up, and passes on what its ports send" }
 
-// bridgeOptions are weir0's options with the values that weir needs.
 var bridgeOptions = []struct {
 	kind  uint16
 	name  string
@@ -40,13 +39,13 @@ var bridgeOptions = []struct {
 	{nl.IFLA_BR_VLAN_FILTERING, "vlan_filtering", 0},
 }
 
-// Command makes weir0, and sets what Check compares except the MTU, which follows from the ports.
+// Command restores all that Check compares, except the MTU, which follows from the ports.
 func (b WeirBridge) Command() string {
 	return fmt.Sprintf("ip link add %[1]s type bridge; ip link set %[1]s address %[2]s arp on up "+
 		"type bridge mcast_snooping 0 stp_state 0 vlan_filtering 0", Name, b.MACs[0])
 }
 
-// Check names everything that is wrong with weir0 in one error.
+// Check returns one error that names everything that is wrong with weir0.
 func (b WeirBridge) Check(o *Observed) error {
 	br, ok, err := o.link(Name)
 	if err != nil {
@@ -82,7 +81,7 @@ func (b WeirBridge) Check(o *Observed) error {
 	return nil
 }
 
-// acceptsMAC reports whether weir0 has one of MACs, or the MAC for one of its addresses.
+// The MAC for one of weir0's addresses is right too.
 func (b WeirBridge) acceptsMAC(o *Observed, br Link) bool {
 	if slices.ContainsFunc(b.MACs, func(m net.HardwareAddr) bool { return bytes.Equal(m, br.MAC) }) {
 		return true
@@ -92,8 +91,7 @@ func (b WeirBridge) acceptsMAC(o *Observed, br Link) bool {
 	})
 }
 
-// portsMTU returns the smallest MTU of the bridge's ports, or the bridge's own if it has none. The kernel sets a
-// bridge's MTU to the smallest (br_mtu_auto_adjust in net/bridge/br_if.c).
+// The kernel sets a bridge's MTU to the smallest of its ports (br_mtu_auto_adjust in net/bridge/br_if.c).
 func portsMTU(o *Observed, br Link) int {
 	least := 0
 	for _, l := range o.Links {
@@ -139,7 +137,7 @@ func (b WeirBridge) restore(h netlinksafe.Handle, o *Observed) error {
 	return err
 }
 
-// setOption returns the request that sets an option of weir0. stp_state has four bytes, and other options have one.
+// stp_state has four bytes, other options have one.
 //
 // Equivalent to: ip link set weir0 type bridge OPTION VALUE
 func setOption(index, option int, value uint16) *nl.NetlinkRequest {
@@ -156,14 +154,14 @@ func setOption(index, option int, value uint16) *nl.NetlinkRequest {
 // Address is the property that weir0 has a gateway's address.
 type Address struct{ Gateway netip.Prefix }
 
-// Kind is KindAddress, which NoAutoconfigured has too.
+// Kind is KindAddress.
 func (a Address) Kind() Kind { return KindAddress }
 
 func (a Address) String() string {
 	return fmt.Sprintf("%s has the gateway's address %s", Name, bridgeAddress(a.Gateway))
 }
 
-// Command adds the address, without duplicate address detection for IPv6.
+// Command adds the address. IPv6 skips the check for duplicate addresses.
 func (a Address) Command() string {
 	nodad := ""
 	if a.Gateway.Addr().Is6() {

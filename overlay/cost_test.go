@@ -15,9 +15,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestGateCost: with the gate for as many nodes as Kubernetes supports, the kernel takes at most 20 microseconds
-// longer for a tunnel packet. A veth pair delivers a packet before the sender's call returns, so the time includes
-// the receiver's work.
+// TestGateCost: if the gate is for as many nodes as Kubernetes supports, a tunnel packet takes at most 20
+// microseconds longer.
 func TestGateCost(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -12,7 +12,6 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// entry identifies a neighbour or forwarding entry of the tunnel.
 type entry struct {
 	family int
 	ip     netip.Addr
@@ -24,7 +23,6 @@ func entryOf(family int, n netlink.Neigh) entry {
 	return entry{family, ip.Unmap(), string(n.HardwareAddr)}
 }
 
-// neighbour returns the remote's neighbour entry. tunnel is the index of the VXLAN device.
 func (p Remote) neighbour(tunnel int) netlink.Neigh {
 	n := netlink.Neigh{
 		LinkIndex: tunnel, Family: netlink.FAMILY_V4, State: netlink.NUD_PERMANENT,
@@ -36,7 +34,6 @@ func (p Remote) neighbour(tunnel int) netlink.Neigh {
 	return n
 }
 
-// forwarding returns the remote's forwarding entry. tunnel is the index of the VXLAN device.
 func (p Remote) forwarding(tunnel int) netlink.Neigh {
 	return netlink.Neigh{
 		LinkIndex: tunnel, Family: unix.AF_BRIDGE, State: netlink.NUD_PERMANENT, Flags: netlink.NTF_SELF,
@@ -44,8 +41,7 @@ func (p Remote) forwarding(tunnel int) netlink.Neigh {
 	}
 }
 
-// setNeighbours makes the device's neighbour and forwarding entries those of the remotes behind the tunnel.
-// Multicast entries stay. Refusals of the kernel go to refused, and are no error.
+// Multicast entries stay. Errors of the kernel go to refused.
 //
 // Equivalent to:
 //
@@ -103,14 +99,13 @@ func (o *Overlay) setNeighbours(tunnel int, remotes []Remote, all *Applied, refu
 	return nil
 }
 
-// take records an error of adding the node's entry, unless the entry exists.
+// An existing entry is no error.
 func (r refusals) take(node string, n netlink.Neigh, err error) {
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		r[node] = fmt.Errorf("add neighbour %s (%s) to %s: %w", n.IP, n.HardwareAddr, conf.Tunnel, err)
 	}
 }
 
-// route returns the remote's route. tunnel is the index of the VXLAN device.
 func (p Remote) route(tunnel int, plan Plan) netlink.Route {
 	network := p.Network.Addr()
 	r := netlink.Route{
@@ -124,16 +119,14 @@ func (p Remote) route(tunnel int, plan Plan) netlink.Route {
 	return r
 }
 
-// sameRoute reports whether the kernel's route is the wanted one to the same network. It must have the same link,
-// next hop and source, no MTU and no further next hops. If want names no link, any link but the tunnel will do.
+// If want names no link, any link but the tunnel will do.
 func sameRoute(have, want netlink.Route, tunnel int) bool {
 	link := have.LinkIndex == want.LinkIndex || want.LinkIndex == 0 && have.LinkIndex != tunnel
 	return link && have.Gw.Equal(want.Gw) && have.Src.Equal(want.Src) && have.MTU == 0 && len(have.MultiPath) == 0 &&
 		have.Type == unix.RTN_UNICAST
 }
 
-// setRoutes makes weir's routes to the remote networks equal to the plan's, without those of nodes in refused.
-// Further refusals of the kernel go to refused, and are no error.
+// Routes of nodes in refused are left out. Further errors of the kernel go to refused.
 //
 // Equivalent to:
 //
@@ -178,7 +171,6 @@ func (o *Overlay) setRoutes(tunnel int, p Plan, all *Applied, refused refusals) 
 	return o.deleteRoutes(have)
 }
 
-// command returns the shell command that makes the remote's route, without the source address.
 func (p Remote) command() string {
 	if p.Direct {
 		return fmt.Sprintf("ip route replace %s via %s proto %d", p.Network, p.Address, conf.RouteProtocol)
@@ -187,7 +179,6 @@ func (p Remote) command() string {
 		conf.RouteProtocol)
 }
 
-// weirRoutes returns the routes of weir's protocol by destination.
 func (o *Overlay) weirRoutes() (map[netip.Prefix][]netlink.Route, error) {
 	list, err := o.h.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Protocol: conf.RouteProtocol},
 		netlink.RT_FILTER_PROTOCOL)

@@ -85,7 +85,7 @@ func (s *gateSet) add(words string, elements ...nftables.SetElement) {
 	s.elements = append(s.elements, elements...)
 }
 
-// linksSet returns the set of links by which no tunnel packet may come: weir0, the tunnel and the given links.
+// No tunnel packet may come by these links.
 func linksSet(links []string) gateSet {
 	s := gateSet{name: "links", comment: "weir: links that no tunnel packet comes by", keyType: nftables.TypeIFName}
 	names := append([]string{conf.Bridge, conf.Tunnel}, links...)
@@ -106,8 +106,7 @@ func nodesSet(f conf.Family, nodes []netip.Addr) gateSet {
 	return s
 }
 
-// networkSet returns a set of the family's networks. It joins adjacent networks, because some kernels don't accept
-// adjacent ranges.
+// Adjacent networks are joined, because some kernels don't accept adjacent ranges.
 func networkSet(f conf.Family, name, comment string, networks []netip.Prefix) gateSet {
 	s := gateSet{name: setName(f, name), comment: comment, keyType: addressType(f), interval: true}
 	var b netipx.IPSetBuilder
@@ -121,16 +120,16 @@ func networkSet(f conf.Family, name, comment string, networks []netip.Prefix) ga
 		return s
 	}
 	for _, r := range all.Ranges() {
-		// nf_tables stores a range as its first address and the address behind it. No network of pods contains the
-		// last of all addresses, so an address behind always exists.
+		// nf_tables stores a range as its first address and the address after its last one. A pod network never
+		// ends with the last of all addresses.
 		end := nftables.SetElement{Key: r.To().Next().AsSlice(), IntervalEnd: true}
 		s.add(r.String(), nftables.SetElement{Key: r.From().AsSlice()}, end)
 	}
 	return s
 }
 
-// sendersSet returns the set of tunnel ends with addresses of the family outer, each with its node's networks of
-// the family inner.
+// Each element is a tunnel's end and a network behind it. The end's address has the family outer, the network the
+// family inner.
 func sendersSet(outer, inner conf.Family, remotes []Remote) gateSet {
 	s := gateSet{
 		name: setName(inner, "senders"), comment: "weir: tunnels' ends and the networks behind each",
@@ -151,8 +150,7 @@ func sendersSet(outer, inner conf.Family, remotes []Remote) gateSet {
 	return s
 }
 
-// String returns the gate's sets and chains, for comparison with a golden file. nft can't read this text: hooks are
-// numbers there.
+// String returns the sets and chains for a golden file. nft can't read this text.
 func (g Gate) String() string {
 	var b strings.Builder
 	for _, s := range g.sets {

@@ -16,7 +16,6 @@ import (
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
-// gatePlan returns the plan of the node self, with one node in its subnet and one beyond it.
 func gatePlan(e Encapsulation) Plan {
 	nodes := []policy.Node{
 		node("self", "172.20.1.10 2001:db8:1::10", "100.96.1.0/24", "fd00:96:1::/64"),
@@ -46,8 +45,8 @@ func TestGate(t *testing.T) {
 	}
 }
 
-// TestGateIsKept: Apply changes nothing the second time, and undoes other programs' changes. EnsureExists replaces
-// only a broken gate. Remove leaves nothing.
+// TestGateIsKept: if Apply runs again, it changes nothing. If another program has changed the gate, Apply restores
+// it.
 func TestGateIsKept(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -107,7 +106,7 @@ func TestGateIsKept(t *testing.T) {
 	if diff := cmp.Diff(whole, listing()); diff != "" {
 		t.Error(diff)
 	}
-	// While no node is known, an intact gate stays, and a broken one is replaced by one that accepts no tunnel
+	// While no node is known, an intact gate stays. A broken gate is replaced by one that accepts no tunnel
 	// packets.
 	empty := NewGate(Plan{Options: options(Always)}, nil)
 	if err := empty.EnsureExists(); err != nil || listing() != whole {
@@ -128,7 +127,7 @@ func TestGateIsKept(t *testing.T) {
 	}
 }
 
-// TestGateThatCannotLog: if a kernel can't log, the gate without its log is intact. With another rule it isn't.
+// TestGateThatCannotLog: if a kernel can't log, the gate without its log counts as intact.
 func TestGateThatCannotLog(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -150,8 +149,7 @@ func TestGateThatCannotLog(t *testing.T) {
 	}
 }
 
-// TestGateOfManyNodes: one transaction makes the table for as many nodes as Kubernetes supports. Apply also
-// succeeds after 2,000 of them have left.
+// TestGateOfManyNodes: if there are as many nodes as Kubernetes supports, one transaction makes the table.
 func TestGateOfManyNodes(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -15,7 +15,7 @@ import (
 	"github.com/weir-net/weir/internal/nft"
 )
 
-// gateChain is a chain of the gate. Packets reach a chain without a hook by jumps.
+// A chain without a hook is reached by jumps.
 type gateChain struct {
 	name     string
 	hook     *nftables.ChainHook
@@ -23,13 +23,11 @@ type gateChain struct {
 	rules    []gateRule
 }
 
-// gateRule is a rule, with its text in nft's words.
 type gateRule struct {
 	nft.Rule
 	words string
 }
 
-// kernel returns the chain with its rules in the library's types.
 func (c gateChain) kernel() nft.Chain {
 	chain := nft.Chain{Chain: &nftables.Chain{Name: c.name, Table: gateTable()}}
 	if c.hook != nil {
@@ -41,7 +39,7 @@ func (c gateChain) kernel() nft.Chain {
 	return chain
 }
 
-// Priorities of the chains. The kernel walks a hook's chains from the lowest to the highest.
+// The kernel walks a hook's chains from the lowest priority to the highest.
 const (
 	rawPriority    = -300 // after defragmentation (-400), before connection tracking (-200)
 	filterPriority = -160 // before the chains that iptables and other programs usually make
@@ -51,7 +49,6 @@ const (
 // untracked is NF_CT_STATE_UNTRACKED_BIT (include/uapi/linux/netfilter/nf_conntrack_common.h).
 const untracked = 1 << 6
 
-// Comments of the rules that count Traffic.
 const (
 	acceptedComment  = "weir: from a network of the node whose tunnel it is"
 	deliveredComment = "weir: let in by all firewalls of the host"
@@ -72,20 +69,17 @@ func gateChains(p Plan) []gateChain {
 	}
 }
 
-// toPort matches UDP packets to the tunnels' port.
 func toPort(p Plan) match {
 	return join(is("meta l4proto udp", nft.LoadMeta(expr.MetaKeyL4PROTO, 1), []byte{unix.IPPROTO_UDP}),
 		is(fmt.Sprintf("udp dport %d", p.Port), loadTransport(2, 2, 1), binary.BigEndian.AppendUint16(nil, p.Port)))
 }
 
-// toTunnel matches UDP packets to the tunnels' port that name weir's VNI.
+// Other programs may use the port with another VNI.
 func toTunnel(p Plan) match {
 	vni := binary.BigEndian.AppendUint32(nil, p.VNI)[1:]
 	return join(toPort(p), is(fmt.Sprintf("@th,96,24 %d", p.VNI), loadTransport(12, 3, 1), vni))
 }
 
-// tunnelPortRules returns the rules about packets to the tunnels' port. Without encapsulation it returns none:
-// other programs may then use the port.
 func tunnelPortRules(p Plan) (raw, forward, input []gateRule) {
 	if p.Encapsulation == Never {
 		return nil, nil, nil
@@ -112,7 +106,6 @@ func tunnelPortRules(p Plan) (raw, forward, input []gateRule) {
 	return raw, forward, input
 }
 
-// tunnelRules returns the rules that decide which tunnel packets the node accepts.
 func tunnelRules(p Plan) []gateRule {
 	var rules []gateRule
 	if p.NodeAddress.IsValid() {
@@ -133,7 +126,6 @@ func tunnelRules(p Plan) []gateRule {
 		"weir: a tunnel packet from no node, or under an address that isn't of that node's pods", match{}))
 }
 
-// wayRules returns the rules that decide by which link a packet from a pod's address may come.
 func wayRules() []gateRule {
 	fromLoopback := match{`iifname "lo"`, nft.IIFName(expr.CmpOpEq, nft.LinkName("lo"))}
 	fromTunnel := match{fmt.Sprintf("iifname %q", conf.Tunnel), nft.IIFName(expr.CmpOpEq, nft.LinkName(conf.Tunnel))}
@@ -156,7 +148,7 @@ func wayRules() []gateRule {
 	return rules
 }
 
-// match is a condition or a statement of a rule, in nft's words and as the kernel has it.
+// match is a condition or a statement of a rule: in nft's words, and in the library's types.
 type match struct {
 	words string
 	exprs []expr.Any
@@ -176,11 +168,8 @@ func rule(comment string, matches ...match) gateRule {
 	return gateRule{nft.Rule{Comment: comment, Exprs: m.exprs}, m.words}
 }
 
-// strangers returns a rule that logs, counts and drops wrong tunnel packets, and wrong packets to the tunnels'
-// port.
 func strangers(comment string, m match) gateRule { return dropped(comment, conf.TunnelLogPrefix, m) }
 
-// astray returns a rule that logs, counts and drops packets that come from pods' addresses by a wrong way.
 func astray(comment string, m match) gateRule { return dropped(comment, conf.WayLogPrefix, m) }
 
 func dropped(comment, prefix string, m match) gateRule {
@@ -197,17 +186,16 @@ func verdict(kind expr.VerdictKind, chain string) match {
 	return match{words, nft.Verdict(kind, chain)}
 }
 
-// is matches packets for which load puts value into register 1.
+// is compares value with what load puts into register 1.
 func is(words string, load expr.Any, value []byte) match {
 	return match{words, nft.Equal(load, value)}
 }
 
-// loadTransport loads length bytes into the register, from offset in the UDP header on.
+// loadTransport loads length bytes, from offset in the UDP header on.
 func loadTransport(offset, length, register uint32) expr.Any {
 	return nft.LoadPayload(expr.PayloadBaseTransportHeader, offset, length, register)
 }
 
-// loadAddress loads the source ("saddr") or destination ("daddr") address, from register 1 on.
 func loadAddress(f conf.Family, field string) expr.Any {
 	offset, length := map[string]uint32{"saddr": 12, "daddr": 16}[field], uint32(4)
 	if f == conf.IPv6 {
@@ -216,12 +204,12 @@ func loadAddress(f conf.Family, field string) expr.Any {
 	return nft.LoadPayload(expr.PayloadBaseNetworkHeader, offset, length, 1)
 }
 
-// lookup matches if the set contains the value from register 1 on. With not, it matches if the set doesn't.
+// lookup compares the value from register 1 on. With not, the rule matches if the set lacks the value.
 func lookup(set string, not bool) expr.Any {
 	return &expr.Lookup{SourceRegister: 1, SetName: set, Invert: not}
 }
 
-// ofFamily matches by meta nfproto, because a chain of an inet table sees both families.
+// A chain of an inet table sees both families.
 func ofFamily(f conf.Family) match {
 	load := nft.LoadMeta(expr.MetaKeyNFPROTO, 1)
 	if f == conf.IPv6 {
@@ -230,8 +218,7 @@ func ofFamily(f conf.Family) match {
 	return is("meta nfproto ipv4", load, []byte{unix.NFPROTO_IPV4})
 }
 
-// address matches packets of the family whose source ("saddr") or destination ("daddr") address is in the set. With
-// not, it matches those whose address isn't.
+// The parameter field is "saddr" or "daddr". With not, the address must not be in the set.
 func address(f conf.Family, field, set string, not bool) match {
 	protocol := map[conf.Family]string{conf.IPv4: "ip", conf.IPv6: "ip6"}[f]
 	unequal := ""
@@ -242,8 +229,8 @@ func address(f conf.Family, field, set string, not bool) match {
 	return join(ofFamily(f), match{words, []expr.Any{loadAddress(f, field), lookup(setName(f, set), not)}})
 }
 
-// fromSender matches tunnel packets with outer and inner source addresses that are one element of the set of
-// senders. Frames that aren't IP don't match.
+// fromSender matches if outer and inner source address are one element of the senders' set. Frames that aren't IP
+// don't match.
 func fromSender(outer, inner conf.Family) match {
 	ethertype, at, length, words := uint16(unix.ETH_P_IP), uint32(30+12), uint32(4), "@th,224,16 0x0800"
 	if inner == conf.IPv6 {
@@ -262,8 +249,7 @@ func fromSender(outer, inner conf.Family) match {
 	})
 }
 
-// wrongLink matches packets that came by another link than the one to their source, or from a source without a
-// route.
+// wrongLink also matches a source without a route.
 var wrongLink = match{"fib saddr . iif oif 0", []expr.Any{
 	&expr.Fib{Register: 1, FlagSADDR: true, FlagIIF: true, ResultOIF: true},
 	&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)},

@@ -21,9 +21,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// monitor returns a function that returns the kernel's messages since its last call, in words. They are about
-// weir-vxlan and weir's routes. The function makes a change of its own, so that it can wait for all earlier
-// messages.
+// monitor returns a function that lists the kernel's messages since its last call. The function makes a change of
+// its own, and waits for its message.
 func monitor(t *testing.T, netns string) func() []string {
 	t.Helper()
 	var s *nl.NetlinkSocket
@@ -79,8 +78,7 @@ func monitor(t *testing.T, netns string) func() []string {
 	}
 }
 
-// TestNothingToDo: if the kernel has the plan already, Apply writes nothing. If the kernel lacks one thing, Apply
-// names it and writes only that. What the plan doesn't have, Apply removes.
+// TestNothingToDo: if the kernel lacks one part of the plan, Apply names it and writes only this part.
 func TestNothingToDo(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -194,7 +192,7 @@ func TestNothingToDo(t *testing.T) {
 	}
 }
 
-// settled waits until the kernel has checked the device's IPv6 addresses: it reports each when the check ends.
+// settled waits until the kernel has checked the device's IPv6 addresses for duplicates.
 func settled(t *testing.T) {
 	t.Helper()
 	list := []string{"-n", "n2", "-6", "addr", "show", "dev", "weir-vxlan", "tentative"}
@@ -206,8 +204,7 @@ func settled(t *testing.T) {
 	}
 }
 
-// BenchmarkNothingToDo measures Apply if the kernel has the plan already, for 5,000 nodes with networks of both
-// families.
+// BenchmarkNothingToDo measures an Apply with nothing to do, for 5,000 nodes of both families.
 func BenchmarkNothingToDo(b *testing.B) {
 	runtime.LockOSThread() // the thread ends with the benchmark, and the namespace with it
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {

@@ -16,7 +16,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// addrGenModeNone means that the kernel generates no link-local address (IN6_ADDR_GEN_MODE_NONE,
+// addrGenModeNone means that the kernel makes no link-local address for a link (IN6_ADDR_GEN_MODE_NONE,
 // include/uapi/linux/if_link.h).
 const addrGenModeNone = 1
 
@@ -26,32 +26,30 @@ type Overlay struct{ h netlinksafe.Handle }
 // New returns an Overlay in the network namespace of the handle.
 func New(h netlinksafe.Handle) *Overlay { return &Overlay{h} }
 
-// Applied says what Apply had to make or mend, and what the kernel refused.
+// Applied says what Apply had to write, and what the kernel refused.
 type Applied struct {
-	// Lacks are the parts of the plan that the kernel lacked. If Apply made the VXLAN device, that is the only
-	// lack: everything else was gone with the old device.
+	// Lacks are the parts of the plan that the kernel lacked. A new VXLAN device is the only lack, because
+	// everything else was gone with the old one.
 	Lacks []Lack
-	// Refused has a problem for each node to which the kernel refuses a route or an entry.
+	// Refused has a problem for each node whose route or entry the kernel refuses.
 	Refused []ruleset.Problem
 }
 
 // Lack is a part of a plan that the kernel lacked.
 type Lack struct {
-	// Was says what was missing or wrong, such as "weir-vxlan is down".
+	// Was says what was wrong, such as "weir-vxlan is down".
 	Was string
-	// Command is the shell command that makes the part. It may leave out some properties.
+	// Command is a shell command for the part. Apply may set more.
 	Command string
 }
 
-// lack adds a part that the kernel lacked. command is a format with args.
 func (a *Applied) lack(was, command string, args ...any) {
 	a.Lacks = append(a.Lacks, Lack{was, fmt.Sprintf(command, args...)})
 }
 
-// Apply makes the kernel's overlay equal to the plan. It adds what is missing, replaces what differs, and removes
-// what the plan doesn't have. If nothing differs, it writes nothing. If the kernel refuses a route or an entry,
-// Apply reports a problem of the node and writes everything else. If the plan has no node address, Apply only
-// removes weir's routes. Apply doesn't switch on IP forwarding: the plugin does.
+// Apply makes the kernel's overlay equal to the plan. If nothing differs, it writes nothing. If the kernel refuses
+// a route or an entry, Apply reports it in Refused and writes the rest. Without a node address, Apply only removes
+// weir's routes.
 func (o *Overlay) Apply(p Plan) (Applied, error) {
 	var all Applied
 	if !p.NodeAddress.IsValid() {
@@ -81,7 +79,6 @@ func (o *Overlay) Apply(p Plan) (Applied, error) {
 	return all, err
 }
 
-// refusals are the kernel's errors by node name.
 type refusals map[string]error
 
 func (r refusals) problems() []ruleset.Problem {
@@ -95,9 +92,7 @@ func (r refusals) problems() []ruleset.Problem {
 	return all
 }
 
-// ensureTunnel makes the VXLAN device if it is missing, and replaces it if sameTunnel is false. It gives the device
-// the plan's MTU and gateways, and sets it up. made is true if the device is new. It fails while the plan has no
-// MTU, or no link has the node's address.
+// ensureTunnel fails while the plan has no MTU, or no link has the node's address.
 //
 // Equivalent to:
 //
@@ -127,7 +122,7 @@ func (o *Overlay) ensureTunnel(p Plan, all *Applied) (link netlink.Link, made bo
 	}
 	up := link.Attrs().Flags&net.FlagUp != 0
 	if !up {
-		// A link that comes up with a link-local address makes the kernel solicit routers through the tunnel.
+		// With a link-local address, the kernel would solicit routers through the tunnel.
 		if err := o.h.LinkSetIP6AddrGenMode(link, addrGenModeNone); err != nil && !errors.Is(err, unix.EAFNOSUPPORT) {
 			return nil, false, fmt.Errorf("keep %s from a link-local address: %w", conf.Tunnel, err)
 		}
@@ -144,7 +139,7 @@ func (o *Overlay) ensureTunnel(p Plan, all *Applied) (link netlink.Link, made bo
 	return link, made, nil
 }
 
-// tunnel returns the VXLAN device. made is true if the device was missing or differed, and is new.
+// A device that differs from the plan is replaced.
 func (o *Overlay) tunnel(p Plan) (link netlink.Link, made bool, err error) {
 	want := &netlink.Vxlan{
 		LinkAttrs: netlink.LinkAttrs{Name: conf.Tunnel, HardwareAddr: MAC(p.NodeAddress), MTU: p.TunnelMTU, TxQLen: -1},
@@ -176,7 +171,7 @@ func (o *Overlay) tunnel(p Plan) (link netlink.Link, made bool, err error) {
 	return link, true, nil
 }
 
-// checkNodeAddress returns an error unless a link has the address, because a tunnel can't begin elsewhere.
+// A tunnel must begin at an address of the node.
 func (o *Overlay) checkNodeAddress(local netip.Addr) error {
 	addrs, err := o.h.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
@@ -190,15 +185,13 @@ func (o *Overlay) checkNodeAddress(local netip.Addr) error {
 	return fmt.Errorf("no link has the node's address %s", local)
 }
 
-// sameTunnel reports whether the link is a VXLAN device with the wanted VNI, address, port and MAC, and learns
-// nothing.
 func sameTunnel(link netlink.Link, want *netlink.Vxlan) bool {
 	have, ok := link.(*netlink.Vxlan)
 	return ok && have.VxlanId == want.VxlanId && have.SrcAddr.Equal(want.SrcAddr) && have.Port == want.Port &&
 		!have.Learning && have.HardwareAddr.String() == want.HardwareAddr.String()
 }
 
-// setAddresses makes the device's addresses equal to want. It reports only added addresses as lacks.
+// Only added addresses count as lacks.
 func (o *Overlay) setAddresses(link netlink.Link, want []netip.Addr, all *Applied) error {
 	have, err := o.h.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {

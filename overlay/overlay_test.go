@@ -21,7 +21,7 @@ import (
 )
 
 // zones makes a router and nodes n1, n2, n3, each in a subnet of its own. Node I has 172.20.I.10 and
-// 2001:db8:I::10, and a link with MTU 1400. Its pod has 100.96.I.5 and fd00:96:I::5.
+// 2001:db8:I::10. Its pod has 100.96.I.5 and fd00:96:I::5.
 func zones(t *testing.T) map[string]*Overlay {
 	t.Helper()
 	nodetest.NewNS(t, "router")
@@ -37,7 +37,7 @@ func zones(t *testing.T) map[string]*Overlay {
 	for i := 1; i <= 3; i++ {
 		name := fmt.Sprint("n", i)
 		path := nodetest.NewNS(t, name)
-		// As ADD does. Otherwise a node would use its default route once its gateway was slow to answer.
+		// ADD does this too. Otherwise a node would use its default route once its gateway is slow to answer.
 		nodetest.In(t, path,
 			func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0o600) })
 		run("ip link add eth0 netns %s mtu 1400 type veth peer name %s mtu 1400 netns router", name, name)
@@ -66,14 +66,12 @@ func zones(t *testing.T) map[string]*Overlay {
 	return all
 }
 
-// ask sends size bytes of UDP payload, unfragmented, to the other node's pod. It returns an error unless they
-// arrive.
+// ask sends one unfragmented datagram with size bytes of payload to the other node's pod.
 func ask(t *testing.T, from, to string, size int) error {
 	t.Helper()
 	return askOver(t, conf.IPv4, from, to, size)
 }
 
-// pod is the address of the pod on the node, with port 9.
 func pod(f conf.Family, node string) netip.AddrPort {
 	return netip.MustParseAddrPort(
 		map[conf.Family]string{conf.IPv4: "100.96." + node[1:] + ".5:9", conf.IPv6: "[fd00:96:" + node[1:] + "::5]:9"}[f])
@@ -189,7 +187,6 @@ func TestOverlayBetweenSubnets(t *testing.T) {
 	reach("n1", "n2", true)
 	reach("n2", "n3", true)
 
-	// n3 leaves, and weir removes its routes and entries.
 	nodes = nodes[:2]
 	delete(overlays, "n3")
 	apply()
@@ -216,8 +213,8 @@ func TestOverlayBetweenSubnets(t *testing.T) {
 	}
 }
 
-// TestWhatTheKernelRefuses: if one of this node's links has another node's network, the kernel refuses weir's
-// route. The link's route stays, and the other nodes are reached.
+// TestWhatTheKernelRefuses: if a link of this node has another node's network, the kernel refuses weir's route. All
+// other nodes are still reached.
 func TestWhatTheKernelRefuses(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -245,8 +242,7 @@ func TestWhatTheKernelRefuses(t *testing.T) {
 	}
 }
 
-// TestOverlayOfBothFamilies: packets of each family go through tunnels of either family. If a node leaves, all of
-// its routes go. If a node's first address changes its family, the node replaces its tunnel.
+// TestOverlayOfBothFamilies: if tunnels have either family, packets of both families go through them.
 func TestOverlayOfBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -317,8 +313,8 @@ func TestOverlayOfBothFamilies(t *testing.T) {
 	}
 }
 
-// TestDirectRoutesOfBothFamilies: pods of nodes in one subnet reach each other with each encapsulation. With
-// crossSubnet and never, the IPv6 route is direct.
+// TestDirectRoutesOfBothFamilies: if two nodes are in one subnet, their pods reach each other with each
+// encapsulation.
 func TestDirectRoutesOfBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -15,20 +15,20 @@ import (
 	"github.com/weir-net/weir/policy/claims"
 )
 
-// Routes implements Paths with the node's routing tables. It remembers each path, so a plan for thousands of nodes
-// asks only about new addresses. When routes may have changed, make a new Routes.
+// Routes implements Paths with the kernel's routing tables. It remembers each path. When routes may have changed,
+// make a new Routes.
 type Routes struct {
 	h     netlinksafe.Handle
 	links map[int]netlink.Link
 	known map[[2]netip.Addr]Path
 }
 
-// NewRoutes returns Routes that use the handle and remember nothing yet.
+// NewRoutes returns Routes in the network namespace of the handle.
 func NewRoutes(h netlinksafe.Handle) *Routes {
 	return &Routes{h: h, links: map[int]netlink.Link{}, known: map[[2]netip.Addr]Path{}}
 }
 
-// To implements Paths. It considers all next hops of the route, not only that of one packet.
+// To returns the path to an address. It considers all next hops of the route.
 //
 // Equivalent to: ip route get fibmatch TO from FROM
 func (r *Routes) To(from, to netip.Addr) (Path, error) {
@@ -43,8 +43,7 @@ func (r *Routes) To(from, to netip.Addr) (Path, error) {
 	return p, err
 }
 
-// lookUp asks the kernel for the path. If the families differ, or no link has the address from, the kernel chooses
-// the source.
+// If the families differ, or no link has the address from, the kernel chooses the source.
 func (r *Routes) lookUp(from, to netip.Addr) (Path, error) {
 	options := netlink.RouteGetOptions{FIBMatch: true}
 	if from.IsValid() && from.BitLen() == to.BitLen() {
@@ -73,8 +72,7 @@ func (r *Routes) lookUp(from, to netip.Addr) (Path, error) {
 	}
 }
 
-// path returns the path of the route. Packets may take any next hop, so the path has their smallest MTU. It is on
-// the link only if all are. A path by the tunnel or by weir0 is unfit.
+// Packets may take any next hop, so the smallest MTU counts. The path is on the link only if all next hops are.
 func (r *Routes) path(route netlink.Route) (Path, error) {
 	p := Path{OnLink: true, MTU: route.MTU}
 	hops := route.MultiPath
@@ -114,9 +112,8 @@ func (r *Routes) link(index int) (netlink.Link, error) {
 	return l, nil
 }
 
-// Uplink implements Paths. It returns the path of the link with the address, unless that link is lo. Otherwise it
-// returns the path of the default routes: those of the address's family or, without any, of the other family. The
-// path has only an MTU.
+// Uplink returns the MTU of the path by the link with the node's address. If there is no such link, or it is lo,
+// the default routes count.
 //
 // Equivalent to: ip addr show to LOCAL; ip route show default
 func (r *Routes) Uplink(local netip.Addr) (Path, error) {
@@ -160,8 +157,7 @@ func prefixLength(n *net.IPNet) int {
 	return ones
 }
 
-// addressLink returns the path of the link that has the address. Without such a link, or for lo, the path has no
-// MTU.
+// Without such a link, or for lo, the path has no MTU.
 func (r *Routes) addressLink(local netip.Addr) (Path, error) {
 	addrs, err := r.h.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
@@ -183,9 +179,8 @@ func (r *Routes) addressLink(local netip.Addr) (Path, error) {
 	return Path{}, nil
 }
 
-// UnderlayAddresses returns the addresses of the node's links and of its routers, sorted. It leaves out weir's own
-// links and routes. If a route to another node's pods covered one of these addresses, the node would lose its own
-// network.
+// UnderlayAddresses returns the addresses of the node's links and routers, sorted. weir's own links and routes
+// don't count. A route to pods over such an address would cut the node off.
 //
 // Equivalent to: ip addr show; ip route show table all
 func UnderlayAddresses(h netlinksafe.Handle) ([]claims.UnderlayAddress, error) {

@@ -30,20 +30,20 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Encapsulation says which packets between pods of different nodes travel inside the nodes' own UDP packets.
+// Encapsulation says which packets between nodes' pods travel in tunnels.
 type Encapsulation string
 
 const (
-	// Always means that all of these packets are encapsulated. It is the default, because it works wherever nodes reach
-	// each other, also with EC2's source/destination check on.
+	// Always encapsulates all of them. It works wherever nodes reach each other, also with EC2's source/destination
+	// check.
 	Always Encapsulation = "always"
-	// CrossSubnet means that only packets to nodes in other subnets are encapsulated.
+	// CrossSubnet encapsulates packets to nodes in other subnets.
 	CrossSubnet Encapsulation = "crossSubnet"
-	// Never means that no packet is encapsulated. Routers between subnets must know the pods' networks.
+	// Never encapsulates nothing. Routers between subnets must know the pods' networks.
 	Never Encapsulation = "never"
 )
 
-// ParseEncapsulation reads an encapsulation; empty means Always. It returns an error for an unknown one.
+// ParseEncapsulation parses an encapsulation. An empty text means Always. An unknown text is an error.
 func ParseEncapsulation(s string) (Encapsulation, error) {
 	switch e := Encapsulation(cmp.Or(s, string(Always))); e {
 	case Always, CrossSubnet, Never:
@@ -52,8 +52,7 @@ func ParseEncapsulation(s string) (Encapsulation, error) {
 	return "", fmt.Errorf("encapsulation %q: must be always, crossSubnet or never", s)
 }
 
-// Overhead returns the size in bytes of the headers that a tunnel from the address adds to a packet: outer IPv4 or
-// IPv6, UDP, VXLAN and inner Ethernet (RFC 7348, section 4).
+// Overhead returns how many bytes of headers the tunnel adds to a packet (RFC 7348, section 4).
 func Overhead(local netip.Addr) int {
 	if local.Is4() {
 		return 20 + 8 + 8 + 14
@@ -64,12 +63,12 @@ func Overhead(local netip.Addr) int {
 // Options must be the same on all nodes of a cluster.
 type Options struct {
 	Encapsulation Encapsulation
-	// Port is the tunnels' UDP port, and VNI the 24 bits that name weir's network there.
+	// Port is the tunnels' UDP port. VNI has 24 bits and names weir's network in the tunnels.
 	Port uint16
 	VNI  uint32
 }
 
-// Validate returns an error for the first option that is out of range.
+// Validate returns an error if an option is out of range.
 func (o Options) Validate() error {
 	if o.Port == 0 {
 		return errors.New("the overlay's port: must be from 1 to 65535")
@@ -80,22 +79,21 @@ func (o Options) Validate() error {
 	return nil
 }
 
-// Path is the path by which packets leave the node for an address.
+// Path is how packets leave the node for an address.
 type Path struct {
-	// MTU is the smallest MTU of the links and routes that packets may take, in bytes.
+	// MTU is in bytes. It is the smallest of all links and routes that packets may take.
 	MTU int
-	// OnLink means that the address is on one of the node's links, without a router between.
+	// OnLink means that no router is on the way.
 	OnLink bool
-	// Link is the index of the link that packets take; 0 if they may take several.
+	// Link is the index of the link; 0 if packets may take several.
 	Link int
-	// Unfit says why the address can't be another node's; empty if it can.
+	// Unfit says why no node can have the address. It is empty if one can.
 	Unfit string
 }
 
 // Paths knows the node's routes.
 type Paths interface {
-	// To returns the path that packets from one address take to the other. If from is invalid, the kernel chooses
-	// the source.
+	// To returns the path from one address to another. If from is invalid, the kernel chooses the source.
 	To(from, to netip.Addr) (Path, error)
 	// Uplink returns the path from the node's address to nodes that aren't known yet.
 	Uplink(local netip.Addr) (Path, error)
@@ -104,46 +102,42 @@ type Paths interface {
 // Plan is what the kernel should have of the overlay on this node.
 type Plan struct {
 	Options
-	// NodeAddress is the node's own address, the near end of all tunnels. It is invalid while the node can't have
-	// an overlay. All tunnels have its family, and packets of both families travel inside. Gateways are the node's
-	// addresses in the pods' networks, one of each family. The node sends from them to pods on other nodes.
+	// NodeAddress is where all tunnels of this node begin. It is invalid while the node can't have an overlay.
+	// Gateways are the node's own addresses in the pods' networks, one of each family.
 	NodeAddress netip.Addr
 	Gateways    []netip.Addr
 	Remotes     []Remote
-	// Nodes has the addresses of all nodes, including this one. Networks has the networks of all pods, and Own
-	// those of this node's pods. Packets from the networks in Tunnelled come only out of tunnels.
+	// Nodes has the addresses of all nodes, with this one. Networks has the networks of all pods, Own those of this
+	// node's pods. Packets from a network in Tunnelled come only out of tunnels.
 	Nodes                    []netip.Addr
 	Networks, Own, Tunnelled []netip.Prefix
-	// MTU is the MTU of the pods' links, and TunnelMTU the MTU of the VXLAN device, in bytes. Both are 0 while no path is
-	// known.
+	// MTU is for the pods' links and TunnelMTU for the VXLAN device, in bytes. 0 means unknown.
 	MTU, TunnelMTU int
 	Problems       []ruleset.Problem
 }
 
 func (p Plan) gateway(a netip.Addr) netip.Addr { return firstOf(conf.FamilyOf(a), p.Gateways) }
 
-// Equal reports whether both plans ask the same of the kernel. It ignores their problems.
+// Equal reports whether both plans ask the same of the kernel. Problems don't count.
 func (p Plan) Equal(q Plan) bool {
 	p.Problems, q.Problems = nil, nil
 	return reflect.DeepEqual(p, q)
 }
 
-// Remote is a network of another node. A node with several networks has a Remote for each.
+// Remote is one network of another node.
 type Remote struct {
 	Node    string
 	Address netip.Addr
 	Network netip.Prefix
 	// Direct means that packets travel without the tunnel.
 	Direct bool
-	// Link is the index of the link that direct packets take; 0 if they may take several.
+	// Link is the index of the link of direct packets; 0 if they may take several.
 	Link int
 }
 
-// Via returns the next hop of the remote network's route through the tunnel: an address of the tunnel's far end.
-//
-//   - IPv4: the first address of the remote network, which no pod has.
-//   - IPv6: a link-local address that ends as the MAC of the tunnel's end. The kernel refuses a next hop if a
-//     route to it leads elsewhere, even if that route is about to be replaced.
+// Via returns the next hop of the network's route through the tunnel: an address of the tunnel's far end. For IPv4
+// it is the network's first address. For IPv6 it is a link-local address made from the MAC, because the kernel
+// refuses a next hop to which another route leads.
 func (p Remote) Via() netip.Addr {
 	if p.Network.Addr().Is4() {
 		return p.Network.Addr()
@@ -153,8 +147,7 @@ func (p Remote) Via() netip.Addr {
 	return netip.AddrFrom16(local)
 }
 
-// MAC returns the MAC of the tunnel's end on the node with that address. Its last four bytes are the IPv4 address,
-// or a hash of the IPv6 address.
+// MAC returns the MAC of the tunnel's end at this node address. Two IPv6 addresses may have the same MAC.
 func MAC(node netip.Addr) net.HardwareAddr {
 	b := node.AsSlice()
 	if node.Is6() {
@@ -164,13 +157,13 @@ func MAC(node netip.Addr) net.HardwareAddr {
 	return net.HardwareAddr{0x0e, 0x58, b[0], b[1], b[2], b[3]}
 }
 
-// Compute plans the overlay of the node self. nodes are in the order of their creation, and without the addresses and
-// networks that don't count (see claims.Settle).
+// Compute plans the overlay of the node self. nodes must be in the order of their creation, and have only accepted
+// claims (see claims.Settle).
 //
-//   - Tunnels go between the nodes' addresses of one family: that of this node's first address.
+//   - All tunnels have one family: that of this node's first address.
 //   - Packets without a tunnel need an address of their own family at the other node.
 //   - A Node without an address or a network is left out until it has one.
-//   - A network of a family that this node has no network of is left out: this node has no addresses of that family.
+//   - A network of a family in which this node has no network is left out.
 func Compute(self string, o Options, nodes []policy.Node, paths Paths) Plan {
 	c := planner{Plan: Plan{Options: o}, self: self, paths: paths, macs: map[string]string{}}
 	for _, n := range nodes {
@@ -209,8 +202,7 @@ func (c *planner) report(node, field, format string, args ...any) {
 	c.Problems = append(c.Problems, ruleset.Problem{Object: "Node " + node, Field: field, Message: message})
 }
 
-// add plans how the other node's networks are reached. It calls requireTunnel for every network that isn't reached
-// directly, also for one that can't be reached. The gate then drops packets from such a network: they are forged.
+// Packets of a network that can't be reached are forged. So the network needs a tunnel, and the gate drops them.
 func (c *planner) add(n policy.Node) {
 	foreign := 0 // networks of families that this node has none of
 	for _, network := range n.PodCIDRs {
@@ -237,16 +229,14 @@ func (c *planner) add(n policy.Node) {
 	}
 }
 
-// requireTunnel plans that packets from the network come only out of tunnels. With Never it does nothing.
 func (c *planner) requireTunnel(network netip.Prefix) {
 	if c.Encapsulation != Never {
 		c.Tunnelled = append(c.Tunnelled, network)
 	}
 }
 
-// route plans how the node's network is reached: directly, through a tunnel, or by routers between the nodes. In
-// the last case the Remote has no address, and weir makes no route. It returns false if the network can't be
-// reached.
+// route returns false if the network can't be reached. If routers between the nodes know the network, the Remote
+// has no address, and weir makes no route.
 func (c *planner) route(n policy.Node, network netip.Prefix) (Remote, bool) {
 	inner, outer := conf.FamilyOf(network.Addr()), conf.FamilyOf(cmp.Or(c.NodeAddress, n.Addresses[0]))
 	p := Remote{Node: n.Name, Network: network}
@@ -292,8 +282,8 @@ func (c *planner) route(n policy.Node, network netip.Prefix) (Remote, bool) {
 	return p, true
 }
 
-// path returns the path to the node's address, and false if the address can't be another node's. An unknown path is
-// reported and counts as a path, because an existing tunnel must stay.
+// path returns false if the address can't be another node's. An unknown path counts as a path, because an existing
+// tunnel must stay.
 func (c *planner) path(node string, from, to netip.Addr) (Path, bool) {
 	path, err := c.paths.To(from, to)
 	switch {
@@ -307,8 +297,7 @@ func (c *planner) path(node string, from, to netip.Addr) (Path, bool) {
 	return path, true
 }
 
-// setMTUs sets the plan's MTUs. Without other nodes, the uplink's MTU counts. If the result is too small for pods,
-// setMTUs reports that and takes the smallest MTU that pods can have.
+// Without other nodes, the uplink's MTU counts.
 func (c *planner) setMTUs() {
 	if !c.NodeAddress.IsValid() {
 		return
@@ -336,7 +325,6 @@ func (c *planner) setMTUs() {
 	c.TunnelMTU = max(min(c.leastTunnelMTU-Overhead(c.NodeAddress), largest), least)
 }
 
-// smallest returns the smaller of two sizes, where 0 is unknown.
 func smallest(a, b int) int {
 	if a == 0 || b != 0 && b < a {
 		return b

@@ -14,7 +14,6 @@ import (
 	"github.com/weir-net/weir/policy/claims"
 )
 
-// node returns a node with the addresses, which are separated by blanks.
 func node(name, addresses string, cidrs ...string) policy.Node {
 	n := policy.Node{Name: name}
 	for _, a := range strings.Fields(addresses) {
@@ -35,7 +34,7 @@ func planned(self string, e Encapsulation, nodes []policy.Node, o *Overlay) Plan
 	return Compute(self, options(e), settled, NewRoutes(o.h))
 }
 
-// applied writes the plan to the kernel. It fails if the kernel refuses a route or an entry.
+// applied writes the plan. It fails if the kernel refuses a route or an entry.
 func applied(o *Overlay, p Plan) error {
 	all, err := o.Apply(p)
 	for _, r := range all.Refused {
@@ -44,7 +43,6 @@ func applied(o *Overlay, p Plan) error {
 	return err
 }
 
-// paths are the paths of a node with links in these subnets.
 type paths []netip.Prefix
 
 func (p paths) To(_, to netip.Addr) (Path, error) {
@@ -182,8 +180,7 @@ func TestCompute(t *testing.T) {
 	}
 }
 
-// TestComputeBothFamilies: packets of both families go through tunnels of one family, that of the node's first
-// address. Without a tunnel, packets go to an address of their own family.
+// TestComputeBothFamilies: if nodes have both families, all tunnels have the family of the node's first address.
 func TestComputeBothFamilies(t *testing.T) {
 	const four, six = "172.20.1.10 2001:db8:1::10", "2001:db8:1::10 172.20.1.10"
 	near := node("near", "2001:db8:1::11 172.20.1.11", "100.96.2.0/24", "fd00:96:2::/64")

@@ -25,12 +25,10 @@ func gateTable() *nftables.Table {
 	return &nftables.Table{Name: conf.TunnelTable, Family: nftables.TableFamilyINet}
 }
 
-// maxElements is how many elements one message carries. An attribute can't be longer than 64 KiB, and an element
-// takes less than a hundred bytes.
+// An attribute can't be longer than 64 KiB, and an element takes less than a hundred bytes.
 const maxElements = 500
 
-// openTransaction returns a connection with large buffers, because one transaction has the elements of thousands of
-// nodes.
+// One transaction may have the elements of thousands of nodes, so it needs large buffers.
 func openTransaction() (*nftables.Conn, error) {
 	conn, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
 		return errors.Join(c.SetWriteBuffer(16<<20), c.SetReadBuffer(1<<20))
@@ -41,9 +39,9 @@ func openTransaction() (*nftables.Conn, error) {
 	return conn, nil
 }
 
-// Apply makes the kernel's table equal to the gate. If only elements of sets differ, and at most maxDeletions are
-// stale, it changes only these. Otherwise it replaces the table, in one transaction. replaced is true if the table
-// was missing, or its sets, chains or rules were wrong. t has the tunnel packets that the table had counted before.
+// Apply makes the kernel's table equal to the gate. If only a few elements differ, it changes only these. Otherwise
+// it replaces the table in one transaction. replaced is true if more than elements was wrong. t is what the table
+// had counted before.
 //
 // Equivalent to: nft -f, with a table of these sets and chains
 func (g Gate) Apply() (replaced bool, t Traffic, err error) {
@@ -69,9 +67,8 @@ func (g Gate) Apply() (replaced bool, t Traffic, err error) {
 	return have == nil, t, nil
 }
 
-// EnsureExists makes the gate's table if it is missing or broken. It is broken if a chain is missing, is at another
-// hook, or has lost its rules. Older rules may stay. The agent calls EnsureExists while it doesn't know yet which
-// nodes there are.
+// EnsureExists makes the gate's table if it is missing or broken. Older rules may stay. The agent calls it while
+// the nodes aren't known.
 func (g Gate) EnsureExists() error {
 	conn, err := openTransaction()
 	if err != nil {
@@ -90,7 +87,7 @@ func (g Gate) EnsureExists() error {
 	return nil
 }
 
-// Remove deletes the gate. It returns nil if there is none.
+// Remove deletes the gate. A missing gate is no error.
 //
 // Equivalent to: nft delete table inet weir-tunnel
 func (Gate) Remove() error {
@@ -112,7 +109,6 @@ func (s gateSet) kernel() *nftables.Set {
 	}
 }
 
-// replace replaces the kernel's table by the gate, in one transaction. If logs is false, its rules log nothing.
 func (g Gate) replace(conn *nftables.Conn, logs bool) error {
 	conn.AddTable(gateTable()) // deleting a table that is absent would fail
 	conn.DelTable(gateTable())
@@ -140,7 +136,7 @@ func (g Gate) replace(conn *nftables.Conn, logs bool) error {
 	return conn.Flush()
 }
 
-// replaceQuietly makes the gate without its log, for a kernel that can't log in nftables.
+// Some kernels can't log in nftables.
 func (g Gate) replaceQuietly() error {
 	conn, err := openTransaction()
 	if err != nil {
@@ -149,7 +145,6 @@ func (g Gate) replaceQuietly() error {
 	return g.replace(conn, false)
 }
 
-// gateElements are the elements of the kernel's sets, by the set's name and by elementKey.
 type gateElements map[string]map[string]nftables.SetElement
 
 func elementKey(e nftables.SetElement) string {
@@ -160,8 +155,8 @@ func elementKey(e nftables.SetElement) string {
 	return fmt.Sprintf("%x %x %v", e.Key, end, e.IntervalEnd)
 }
 
-// maxDeletions is how many elements Apply deletes one by one. In a set of 5,000 concatenated ranges, each deletion
-// takes more than a millisecond. The whole table is made in 200 milliseconds.
+// In a set of 5,000 concatenated ranges, each deletion takes more than a millisecond. The whole table is made in
+// 200 milliseconds.
 const maxDeletions = 100
 
 func (g Gate) countStale(have gateElements) (n int) {
@@ -176,8 +171,6 @@ func (g Gate) countStale(have gateElements) (n int) {
 	return n
 }
 
-// updateElements makes the elements of the kernel's sets equal to the gate's.
-//
 // Equivalent to: nft delete element inet weir-tunnel SET { … }; nft add element inet weir-tunnel SET { … }
 func (g Gate) updateElements(conn *nftables.Conn, have gateElements) error {
 	changed := false
@@ -189,7 +182,7 @@ func (g Gate) updateElements(conn *nftables.Conn, have gateElements) error {
 		changed = true
 		set := s.kernel()
 		if s.interval && !s.concatenated {
-			// A range is two elements here, and could lose an end. Such sets are small, so the whole set is filled
+			// A range is two elements here and could lose one. Such sets are small, so the whole set is filled
 			// anew.
 			conn.FlushSet(set)
 			stale, missing = nil, s.elements
@@ -211,8 +204,7 @@ func (g Gate) updateElements(conn *nftables.Conn, have gateElements) error {
 	return conn.Flush()
 }
 
-// compare returns the elements that the kernel's set lacks, and those that it should not have. It removes the
-// wanted elements from have.
+// compare removes the wanted elements from have, so only stale ones remain.
 func (s gateSet) compare(have map[string]nftables.SetElement) (missing, stale []nftables.SetElement) {
 	for _, e := range s.elements {
 		if _, ok := have[elementKey(e)]; !ok {
@@ -226,8 +218,7 @@ func (s gateSet) compare(have map[string]nftables.SetElement) (missing, stale []
 	return missing, stale
 }
 
-// readGate returns the elements of the kernel's sets, and the counted tunnel packets. The elements are nil if the
-// table is missing, or if its sets, chains or rules differ from the gate's.
+// The elements are nil if the table must be replaced.
 func readGate(conn *nftables.Conn, g Gate) (gateElements, Traffic, error) {
 	exists, err := nft.TableExists(conn, gateTable())
 	if err != nil || !exists {
@@ -270,7 +261,7 @@ func readGate(conn *nftables.Conn, g Gate) (gateElements, Traffic, error) {
 	return have, t, nil
 }
 
-// ReadTraffic returns the tunnel packets that the gate has counted. It doesn't read the sets' elements.
+// ReadTraffic returns the gate's counters of tunnel packets.
 func ReadTraffic() (Traffic, error) {
 	conn, err := openTransaction()
 	if err != nil {
@@ -280,8 +271,7 @@ func ReadTraffic() (Traffic, error) {
 	return trafficOf(chains), err
 }
 
-// trafficOf adds up the counters of the rules that count tunnel packets. It recognises these rules by their
-// comments.
+// The rules that count have certain comments.
 func trafficOf(chains map[string]nft.Listed) (t Traffic) {
 	for _, c := range chains {
 		for _, r := range c.Rules {

@@ -18,8 +18,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestPodsForgeNoTunnelPackets: a pod of n1 sends packets to n2 that, once masqueraded, look like tunnel packets of
-// n1. The gate of n1 drops them all. The gate of n2 drops those to its second address, which no Node claims.
+// TestPodsForgeNoTunnelPackets: if a pod of n1 forges tunnel packets of n1, the gate of n1 drops them.
 func TestPodsForgeNoTunnelPackets(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -128,8 +127,7 @@ func TestPodsForgeNoTunnelPackets(t *testing.T) {
 	}
 }
 
-// forge sends a tunnel packet from the pod to the address. It returns nil if a socket on n2 received the packet
-// inside.
+// forge sends a tunnel packet from the pod. It returns nil if the packet inside arrives on n2.
 func forge(t *testing.T, to string) (result error) {
 	t.Helper()
 	packet := vxlan(netip.MustParseAddr("172.20.3.10"), netip.MustParseAddr("172.20.2.10"),
@@ -162,8 +160,8 @@ func forge(t *testing.T, to string) (result error) {
 	return result
 }
 
-// vxlan returns the payload of a tunnel packet (RFC 7348, section 5). It is a frame with a UDP packet, without a
-// checksum.
+// vxlan returns the payload of a tunnel packet (RFC 7348, section 5). Inside is a frame with a UDP packet, without
+// a checksum.
 func vxlan(from, to netip.Addr, src, dst netip.AddrPort) []byte {
 	udp := make([]byte, 8, 16)
 	binary.BigEndian.PutUint16(udp, src.Port())
