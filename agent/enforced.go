@@ -17,20 +17,20 @@ var errNoPosition = errors.New("this agent doesn't know which resourceVersions i
 	"server, or has not read all of its objects yet")
 
 const (
-	// longestEnforcedWait bounds how long an answer waits for the question's versions. enforcedLook is how often it
-	// looks meanwhile. It must look: most changes of objects never reach the loop.
+	// An answer waits at most longestEnforcedWait for the question's versions. It must look every enforcedLook,
+	// because most changes of objects never reach the loop.
 	longestEnforcedWait = 10 * time.Second
 	enforcedLook        = 10 * time.Millisecond
 )
 
-// enforcedNow returns how far the source's objects are enforced, and the agent's status then. ok is false if newer
-// changes aren't enforced yet. If the source doesn't know its position, err says so. If it never can, s is nil.
+// enforcedNow returns ok false if newer changes aren't enforced yet. If the source never knows its position, s is
+// nil.
 func (a *agent) enforcedNow() (at enforced.Position, s *status, ok bool, err error) {
 	source, is := a.Source.(Positioner)
 	if !is {
 		return at, nil, false, errNoPosition
 	}
-	// The position comes first: the status is then never older than what the position stands for.
+	// The position is read first, so the status is never older.
 	at, delta, known := source.Position()
 	s = a.status.Load()
 	if !known {
@@ -39,8 +39,8 @@ func (a *agent) enforcedNow() (at enforced.Position, s *status, ok bool, err err
 	return at, s, s.delta >= delta && len(s.enforced.ruleset.Sets) > 0, nil
 }
 
-// serveEnforced answers POST /v1/enforced with what is enforced on the pods of some namespaces. It waits until the
-// question's versions are enforced, or the question's wait is over.
+// serveEnforced answers POST /v1/enforced. It waits until the question's versions are enforced, or its time is
+// over.
 func (a *agent) serveEnforced(w http.ResponseWriter, r *http.Request) {
 	var q enforced.Question
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxQuestion)).Decode(&q); err != nil {
@@ -78,8 +78,7 @@ func (a *agent) serveEnforced(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// enforcedAnswer returns what the status says is enforced. It answers one question at a time, because pods' starts
-// need the processor too. If ctx ends first, the answer has no contents.
+// enforcedAnswer handles one question at a time, because pods' starts need the processor too.
 func (a *agent) enforcedAnswer(
 	ctx context.Context, q enforced.Question, at enforced.Position, s *status,
 ) enforced.Answer {

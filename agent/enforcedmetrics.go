@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/policy/enforced"
 )
 
-// positionCollector turns the enforced position into metrics. While that is unknown, they keep the last known one.
+// While the position is unknown, the metrics keep the last known one.
 type positionCollector struct {
 	mu   sync.Mutex
 	last enforced.Position

@@ -19,14 +19,13 @@ import (
 
 var errNotSynced = errors.New("the agent has no good state of the policies yet (weirctl status says why)")
 
-// enrolments has the plugins that wait for an answer, and the enrolled endpoints. Each plugin gets exactly one
-// answer, at its deadline at the latest.
+// enrolments has the waiting plugins and the enrolled endpoints. Each plugin gets exactly one answer, at its
+// deadline at the latest.
 type enrolments struct {
 	waiting []*enrolment
 	done    map[string]bool // by endpoint ID
 }
 
-// enrolment is a plugin's request to put a new pod into its classes.
 type enrolment struct {
 	id       string
 	pod      endpoint.Pod // empty until the pod is enrolled
@@ -43,13 +42,12 @@ func refusal(status int, why string) answer { return answer{status, agentapi.Enr
 
 func newEnrolments() enrolments { return enrolments{done: map[string]bool{}} }
 
-// waits reports whether the endpoint's plugin waits for an answer.
 func (e *enrolments) waits(id string) bool {
 	return slices.ContainsFunc(e.waiting, func(w *enrolment) bool { return w.id == id })
 }
 
-// answer sends the answers of decide to the waiting plugins: final ones at once, others at the plugin's deadline. It
-// returns the time until the next deadline, or 0 if no plugin waits.
+// answer sends final answers at once, and others at the plugin's deadline. It returns the time until the next
+// deadline, or 0.
 func (e *enrolments) answer(
 	decide func(id string) (r answer, final bool), podOf func(id string) endpoint.Pod,
 ) time.Duration {
@@ -69,8 +67,7 @@ func (e *enrolments) answer(
 	return next
 }
 
-// takeEnrolment reads the endpoint's record and sets, because the plugin has changed both. It looks the pod up if
-// the source doesn't have it yet.
+// The plugin has just changed the endpoint's record and sets, so both are read.
 func (a *agent) takeEnrolment(ctx context.Context, e *enrolment) {
 	walk := a.records.read(e.id)
 	a.cutting.demand(walk)
@@ -90,8 +87,7 @@ func (a *agent) takeEnrolment(ctx context.Context, e *enrolment) {
 	}
 }
 
-// chainsToVerify returns how much of the kernel must be read before a pod is enrolled. Reading the tables is slow,
-// and needless if no other program has changed them.
+// Reading the tables is slow, and needless if no other program has changed them.
 func (a *agent) chainsToVerify(ctx context.Context) netfilter.Verify {
 	if a.backend.TellsOfChanges() && a.drift.none(ctx, a.backend) {
 		return netfilter.Trust
@@ -99,14 +95,14 @@ func (a *agent) chainsToVerify(ctx context.Context) netfilter.Verify {
 	return netfilter.Rules
 }
 
-// answer answers the waiting plugins (enrolments.answer). If err is not nil, no pod is enrolled.
+// If err is not nil, no pod is enrolled.
 func (a *agent) answer(err error) time.Duration {
 	return a.enrolments.answer(
 		func(id string) (answer, bool) { return a.answerFor(id, err) },
 		func(id string) endpoint.Pod { return a.records.endpoints[id].Pod })
 }
 
-// answerFor returns the present answer for the endpoint. final is false if the answer may change with time.
+// final is false if the answer may change with time.
 func (a *agent) answerFor(id string, err error) (r answer, final bool) {
 	ep, ok := a.records.endpoints[id]
 	switch {
@@ -134,8 +130,7 @@ func (c *clusterView) whyUnknown(e endpoint.Endpoint) string {
 	return fmt.Sprintf("the source knows no pod %s", e.Pod)
 }
 
-// serveEnrol answers POST /v1/endpoints. The request is {"id": "CONTAINER:IFNAME"}. The endpoint's record is on disk
-// by then.
+// serveEnrol answers POST /v1/endpoints. The request is {"id": "CONTAINER:IFNAME"}.
 func (a *agent) serveEnrol(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	answer := a.enrol(w, r)
@@ -169,7 +164,7 @@ func (a *agent) enrol(w http.ResponseWriter, r *http.Request) answer {
 	}
 }
 
-// writeJSON answers with the value. A client that doesn't accept the answer loses it after answerTimeout.
+// A client that doesn't accept the answer loses it after answerTimeout.
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(answerTimeout)) // fails only in tests
 	w.Header().Set("Content-Type", "application/json")

@@ -8,8 +8,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// TestAnswerLooksAgainAtTheFirstDeadline: answer returns the time until the first deadline of all waiting plugins,
-// and 0 if none waits.
+// TestAnswerLooksAgainAtTheFirstDeadline: if plugins wait, answer returns the time until the first deadline.
 func TestAnswerLooksAgainAtTheFirstDeadline(t *testing.T) {
 	for _, waits := range [][]time.Duration{
 		{time.Minute, time.Hour},

@@ -26,29 +26,28 @@ type (
 		ctx context.Context // the context of the plugin's HTTP request
 		*enrolment
 	}
-	// podLookedUp is the source's answer to a Lookup for the endpoint with that ID.
+	// podLookedUp is the source's answer to a Lookup.
 	podLookedUp struct {
 		id string
 		lookup
 	}
-	// policyParsed has large policies, parsed.
 	policyParsed struct{ *policy.Unparsed }
-	// waysChanged means that weir's tunnel or its routes to other nodes may have changed.
+	// waysChanged means that the tunnel or weir's routes to other nodes may have changed.
 	waysChanged struct{}
 	// nodeChecked is the result of a check of the node settings.
 	nodeChecked struct {
 		differences []bridge.Difference
 		err         error
 	}
-	// straysEvicted means that the reaper removed addresses of other programs from the sets of all pods.
+	// straysEvicted means that the reaper removed other programs' addresses from the sets of all pods.
 	straysEvicted struct{}
-	// namesWanted asks for the names of the pods with these addresses. The channel has room for one answer.
+	// namesWanted asks for the names of pods. The channel must have room for the answer.
 	namesWanted struct {
 		addresses []netip.Addr
 		answer    chan<- map[netip.Addr]string
 	}
-	// stateWanted asks for the part of the cluster that decides on packets between these addresses. The channel has
-	// room for one answer.
+	// stateWanted asks for the pods, namespaces and policies that decide on packets between these addresses. The
+	// channel must have room for the answer.
 	stateWanted struct {
 		addresses []netip.Addr
 		answer    chan<- policy.State
@@ -66,7 +65,7 @@ func (straysEvicted) isEvent()  {}
 func (namesWanted) isEvent()    {}
 func (stateWanted) isEvent()    {}
 
-// work is what the loop must do after events. The zero value means that nothing must be done.
+// The zero value of work means that nothing must be done.
 type work struct {
 	reconcile bool
 	// verify is how much of the kernel the reconcile must read at least.
@@ -77,7 +76,7 @@ func (w work) and(o work) work {
 	return work{w.reconcile || o.reconcile, max(w.verify, o.verify)}
 }
 
-// send waits until the loop has received the event. It returns false if ctx ends first.
+// send returns false if ctx ends before the loop has received the event.
 func (a *agent) send(ctx context.Context, e event) bool {
 	select {
 	case a.events <- e:
@@ -87,7 +86,7 @@ func (a *agent) send(ctx context.Context, e event) bool {
 	}
 }
 
-// handleAll handles the event and all other waiting events. So one reconcile is enough for all.
+// handleAll also handles all other waiting events, so one reconcile is enough.
 func (a *agent) handleAll(e event) work {
 	remaining := a.handle(e)
 	for {

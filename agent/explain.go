@@ -13,15 +13,14 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// explainer answers what the policies and the kernel do with a connection. The loop never waits for it. It answers
-// one question at a time, because pods' starts need the processor too.
+// explainer works beside the loop. It answers one question at a time, because pods' starts need the processor too.
 type explainer struct {
 	source    Source
 	backend   Backend
 	snapshots *snapshots
 	node      string
 	one       chan struct{} // has room for one: the question that is being answered
-	// sending has room for one answer with all objects. Such an answer may have a hundred megabytes.
+	// An answer with all objects may have a hundred megabytes, so only one is sent at a time.
 	sending chan struct{}
 }
 
@@ -33,8 +32,7 @@ func refuse(w http.ResponseWriter, status int, err error) {
 	}{err.Error()})
 }
 
-// begin waits until no other question is being answered. If it returns true, the caller must call end. It returns
-// false if the client has gone.
+// begin returns false if the client has gone. Otherwise the caller must call end.
 func (x *explainer) begin(ctx context.Context) bool {
 	select {
 	case x.one <- struct{}{}:
@@ -46,8 +44,7 @@ func (x *explainer) begin(ctx context.Context) bool {
 
 func (x *explainer) end() { <-x.one }
 
-// cluster returns the cluster as this node's rules see it. Of the pods it has only those for which keep returns
-// true.
+// cluster returns the cluster as this node's rules see it, with the pods that keep accepts.
 func (x *explainer) cluster(ctx context.Context, keep func(*policy.Pod) bool) (explain.Cluster, error) {
 	source, ok := x.source.(Viewer)
 	if !ok {
@@ -72,8 +69,7 @@ func (x *explainer) cluster(ctx context.Context, keep func(*policy.Pod) bool) (e
 	return explain.Cluster{Objects: objects, Endpoints: by.endpoints, Node: x.node, Services: services}, nil
 }
 
-// serveObjects answers POST /v1/objects with all objects that the agent knows. It sends one answer at a time. Other
-// questions needn't wait.
+// serveObjects answers POST /v1/objects with all objects that the agent knows.
 func (x *explainer) serveObjects(w http.ResponseWriter, r *http.Request) {
 	select {
 	case x.sending <- struct{}{}:
@@ -93,10 +89,10 @@ func (x *explainer) serveObjects(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, c)
 }
 
-// maxQuestion bounds the size of a question. The Services in it are those of one namespace, or of a whole cluster.
+// maxQuestion is in bytes. A question may contain the Services of a whole cluster.
 const maxQuestion = 16 << 20
 
-// serveExplain answers POST /v1/explain with what happens to a connection, and what the kernel holds for it.
+// serveExplain answers POST /v1/explain.
 func (x *explainer) serveExplain(w http.ResponseWriter, r *http.Request) {
 	var question explain.Question
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxQuestion)).Decode(&question); err != nil {
@@ -119,8 +115,8 @@ func (x *explainer) serveExplain(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// explain answers a question. It asks the source only for the pods that the question concerns. If a name is wrong,
-// it asks for all, to suggest the nearest names.
+// explain asks the source only for pods that the question concerns. If a name is wrong, it asks for all, to suggest
+// similar names.
 func (x *explainer) explain(ctx context.Context, question explain.Question) (explain.Explanation, error) {
 	q, err := explain.Parse(question.From, question.To, question.Namespace)
 	if err != nil {
@@ -155,8 +151,7 @@ func (x *explainer) explain(ctx context.Context, question explain.Question) (exp
 	return e, nil
 }
 
-// addKernel adds what the kernel holds. If the rules change meanwhile, or the kernel differs, it looks again, three
-// times in all.
+// addKernel looks up to three times if the rules change meanwhile or the kernel differs.
 func (x *explainer) addKernel(ctx context.Context, e *explain.Explanation) {
 	const tries = 3
 	for range tries {
@@ -181,7 +176,6 @@ func (x *explainer) addKernel(ctx context.Context, e *explain.Explanation) {
 	}
 }
 
-// checked returns the first packets of the paths that this node checks.
 func checked(e *explain.Explanation, links map[netip.Addr]ruleset.Link) (packets []ruleset.Packet) {
 	for i := range e.Paths {
 		if p, ok := e.Paths[i].Packet(links); ok {

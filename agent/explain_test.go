@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// viewer is a source with so many pods that the connection can't buffer them all.
+// viewer has so many pods that the connection can't buffer them all.
 type viewer struct{ *cluster }
 
 func (viewer) View(context.Context, func(*policy.Pod) bool) (policy.Objects, []policy.Service, error) {
@@ -24,7 +24,7 @@ func (viewer) View(context.Context, func(*policy.Pod) bool) (policy.Objects, []p
 	return o, nil, nil
 }
 
-// TestStoppedClient: a client that asks for all objects and doesn't read them keeps nobody else waiting.
+// TestStoppedClient: if a client asks for all objects and doesn't read them, no other client waits.
 func TestStoppedClient(t *testing.T) {
 	x := explainer{
 		source: viewer{newCluster()}, snapshots: &snapshots{}, one: make(chan struct{}, 1), sending: make(chan struct{}, 1),

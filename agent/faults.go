@@ -7,7 +7,7 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// part is a part of the agent's work or of the node that can have a fault.
+// A part is a part of the agent or of the node that can have a fault.
 type part string
 
 const (
@@ -22,7 +22,6 @@ const (
 	partAddresses   part = "addresses"
 )
 
-// parts has the name of each part in the status, and the meaning of its fault.
 var parts = map[part]struct{ name, meaning string }{
 	partSource:    {"source", "the source has errors; everything that can be read is in force"},
 	partAPI:       {"API server", "the API server doesn't answer; the last known state of the cluster stays in force"},
@@ -41,7 +40,7 @@ var parts = map[part]struct{ name, meaning string }{
 	},
 }
 
-// faults has the present faults. It logs when a fault begins, changes its text, or ends.
+// faults logs when a fault begins, changes its text, or ends.
 type faults struct {
 	log *slog.Logger
 	now map[part]error
@@ -55,7 +54,7 @@ func newFaults(log *slog.Logger) faults {
 	return faults{log: log, now: map[part]error{}, logged: map[part]string{}, nothingKnown: true}
 }
 
-// firstMeanings are the meanings of faults that keep the source from giving its first usable state.
+// firstMeanings replace the meanings while nothingKnown is true.
 var firstMeanings = map[part]string{
 	partSource: "the source has errors and has given no good state yet; no pod is enrolled",
 	partAPI:    "the API server doesn't answer, and the state of the cluster is not known yet; no pod is enrolled",
@@ -68,7 +67,7 @@ func (f *faults) meaning(p part) string {
 	return parts[p].meaning
 }
 
-// set sets the fault of the part. A nil error means that the part works. Only changes are logged.
+// A nil error means that the part works.
 func (f *faults) set(p part, err error) {
 	was := f.now[p]
 	switch {

@@ -48,7 +48,7 @@ func allow(name string, pods *metav1.LabelSelector,
 	}
 }
 
-// inKernel returns an error for each missing part of what the kernel must have in spite of a fault.
+// inKernel returns an error for each part that the kernel must have in spite of a fault, but lacks.
 func inKernel(t *testing.T) error {
 	t.Helper()
 	have := nodetest.Run(t, "ip", "route", "show", "proto", "88")
@@ -62,8 +62,7 @@ func inKernel(t *testing.T) error {
 	return errors.Join(errs...)
 }
 
-// TestFaultsOfObjects: each fault of an object is logged once when it begins and once when it ends. Metrics and
-// status show it, and it affects nothing else.
+// TestFaultsOfObjects: if an object has a fault, it is logged once at its beginning and once at its end.
 func TestFaultsOfObjects(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -242,8 +241,7 @@ func TestANodeThatChangesItsAddress(t *testing.T) {
 	}
 }
 
-// brittle makes iptables' programs fail while the returned file exists. The agent starts the programs in advance, so
-// each looks for the file at its first command.
+// brittle makes iptables' programs fail while the returned file exists. They look for it at their first command.
 func brittle(t *testing.T) string {
 	t.Helper()
 	dir, broken := t.TempDir(), "/run/broken"
@@ -258,8 +256,7 @@ func brittle(t *testing.T) string {
 	return broken
 }
 
-// TestFaultsOfParts breaks one part of the agent's work after the other. Each fault is logged, and the kernel keeps
-// what it has. Pods are enrolled, except while iptables fails.
+// TestFaultsOfParts: if a part of the agent fails, the fault is logged, and the kernel keeps what it has.
 func TestFaultsOfParts(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -368,13 +365,13 @@ func TestFaultsOfParts(t *testing.T) {
 	}
 }
 
-// live makes a veth pair: the attachment's port, and the link other. Without its link, the pod would count as gone.
+// Without its link, the pod would count as gone.
 func live(t *testing.T, id, other string) {
 	t.Helper()
 	nodetest.Run(t, "ip", "link", "add", bridge.PortName(id), "type", "veth", "peer", "name", other)
 }
 
-// TestEachBrokenRecordIsLogged: if a second record breaks while another is broken, it is logged as a fault of its own.
+// TestEachBrokenRecordIsLogged: if a second record breaks, it is logged as a fault of its own.
 func TestEachBrokenRecordIsLogged(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -399,8 +396,7 @@ func TestEachBrokenRecordIsLogged(t *testing.T) {
 	}
 }
 
-// TestABrokenRecordClosesItsPod: while a pod's record is broken, the pod is in no class and may send nothing. Its
-// address stays in the set of all pods.
+// TestABrokenRecordClosesItsPod: if a pod's record is broken, the pod is closed and may send nothing.
 func TestABrokenRecordClosesItsPod(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -430,7 +426,6 @@ func TestABrokenRecordClosesItsPod(t *testing.T) {
 	entries(1)
 }
 
-// TestMetrics compares counters and gauges with the expected values.
 func TestMetrics(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -489,7 +484,7 @@ func TestMetrics(t *testing.T) {
 		return nil
 	})
 
-	// However many objects are broken, the metrics name only a few.
+	// The metrics name only a few of many broken objects.
 	broken := healthy()
 	for i := range 3 * maxProblems {
 		broken.Nodes = append(broken.Nodes, node(fmt.Sprintf("new-%03d", i), fmt.Sprint("198.51.100.", i+1)))
@@ -514,8 +509,8 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
-// TestAFieldWithSeveralProblemsIsNamedOnce: a field with several problems has one metric. Prometheus refuses all
-// metrics if two are equal in name and labels.
+// TestAFieldWithSeveralProblemsIsNamedOnce: if a field has several problems, it has one metric. Prometheus refuses
+// all metrics if two are equal.
 func TestAFieldWithSeveralProblemsIsNamedOnce(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -20,14 +20,14 @@ import (
 )
 
 const (
-	// flowsCheck is how often the agent looks whether the rules that log flows are still there, and for the right links.
+	// flowsCheck is how often the agent checks the rules that log flows.
 	flowsCheck = 10 * time.Second
-	// maxRecording is the longest time for which a person can have flows recorded.
+	// maxRecording is the longest recording that a person can order.
 	maxRecording = 7 * 24 * time.Hour
 )
 
-// flowLog records allowed connections while somebody wants them. Otherwise the kernel has no rules that log flows.
-// Any goroutine may use it.
+// flowLog records allowed connections while a recording is ordered. Otherwise the kernel has no rules that log
+// flows. Any goroutine may use it.
 type flowLog struct {
 	wake chan struct{} // has room for one
 
@@ -42,7 +42,7 @@ type flowLog struct {
 
 func newFlowLog() *flowLog { return &flowLog{wake: make(chan struct{}, 1), table: newFlowTable()} }
 
-// order has flows recorded for the given time from now on; 0 ends the recording.
+// order starts a recording of this length. 0 ends the recording.
 func (l *flowLog) order(d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -60,14 +60,12 @@ func (l *flowLog) order(d time.Duration) {
 	}
 }
 
-// left returns for how long the agent shall record.
 func (l *flowLog) left() time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return time.Until(l.until)
 }
 
-// answer returns the flows of the time d until now, or all if d is 0.
 func (l *flowLog) answer(d time.Duration) agentapi.Flows {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -81,8 +79,7 @@ func (l *flowLog) answer(d time.Duration) agentapi.Flows {
 	}
 }
 
-// watchFlows records flows when somebody orders it, until ctx ends. It never returns an error: enforcement doesn't need
-// it.
+// watchFlows never returns an error, because enforcement doesn't need it.
 func (a *agent) watchFlows(ctx context.Context) error {
 	if err := flowlog.Remove(); err != nil { // an agent that was killed may have left it
 		a.Log.Warn("rules that log flows may be left", "error", err)
@@ -119,7 +116,6 @@ func (l *flowLog) ended(err error) {
 	}
 }
 
-// recordFlows records flows until the ordered time is over, ctx ends, or an error occurs.
 func (a *agent) recordFlows(ctx context.Context) (err error) {
 	reader, err := nflog.Open(conf.FlowGroup)
 	if err != nil {
@@ -186,7 +182,7 @@ func (r *recording) count(p *nflog.Packet) {
 	r.sums.Add(p)
 }
 
-// check makes the rules that log flows again if they are missing or wrong. It counts the packets that they left out.
+// check restores the rules that log flows, and counts the packets that they have left out.
 func (r *recording) check() error {
 	r.checked = time.Now()
 	there, err := r.countBeyond()
@@ -201,8 +197,7 @@ func (r *recording) check() error {
 	return flowlog.Make(links)
 }
 
-// countBeyond counts the packets that the kernel's limit has left out since the last call. there is false if the
-// kernel has no rules that log flows.
+// countBeyond counts the packets beyond the kernel's limit. It returns false if the rules are gone.
 func (r *recording) countBeyond() (there bool, err error) {
 	beyond, there, err := flowlog.Beyond()
 	if err == nil {
@@ -212,8 +207,7 @@ func (r *recording) countBeyond() (there bool, err error) {
 	return there, err
 }
 
-// flowLinks returns the links by which packets from this node's pods come in: weir0, and those of chained
-// attachments.
+// Packets from this node's pods come in by these links: weir0, and those of chained attachments.
 func flowLinks(s *snapshot) []string {
 	links := []string{conf.Bridge}
 	for _, l := range s.links() {
@@ -225,8 +219,7 @@ func flowLinks(s *snapshot) []string {
 	return slices.Compact(links)
 }
 
-// take adds the lines to the table, with the present names and labels of their ends. Packets whose addresses aren't
-// known, or were left out of the lines, only count as unknown.
+// take adds the present names and labels. Packets with unknown addresses only count as unknown.
 func (r *recording) take(ctx context.Context, lines []drops.Line) {
 	if len(lines) == 0 {
 		return
@@ -249,7 +242,7 @@ func (r *recording) take(ctx context.Context, lines []drops.Line) {
 	}
 }
 
-// end returns what is known of the address. It has labels only if it is certain which pod has the address.
+// end adds labels only if it is certain which pod has the address.
 func (r *recording) end(address netip.Addr, state policy.State) agentapi.FlowEnd {
 	end := agentapi.FlowEnd{Address: address, Pod: r.view.pods[address], Node: r.view.nodes[address]}
 	var found []*policy.Pod
@@ -276,7 +269,6 @@ func (r *recording) end(address netip.Addr, state policy.State) agentapi.FlowEnd
 	return end
 }
 
-// serveFlows answers GET and POST /v1/flows.
 func (a *agent) serveFlows(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodPost {
 		var order agentapi.FlowsOrder

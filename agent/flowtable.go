@@ -8,11 +8,9 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// maxFlows bounds the flows that a flowTable keeps.
 const maxFlows = 8192
 
-// flowTable has one flow for each source, destination, protocol and port. Without room, the source with the most
-// flows loses its oldest one. So it pushes out no flow of the others.
+// Without room, the source with the most flows loses its oldest one. So no source pushes out flows of others.
 type flowTable struct {
 	most      int
 	flows     map[flowKey]*agentapi.Flow
@@ -33,7 +31,7 @@ func endKey(e agentapi.FlowEnd) string {
 	return cmp.Or(e.Pod, e.Address.String())
 }
 
-// add counts the connections of the flow. Its ends are as they were last known.
+// The newest names and labels replace the earlier ones.
 func (t *flowTable) add(f agentapi.Flow) {
 	key := flowKey{endKey(f.Source), endKey(f.Destination), f.Protocol, f.Port}
 	if same := t.flows[key]; same != nil {
@@ -80,7 +78,7 @@ func (t *flowTable) forget() {
 	t.forgotten++
 }
 
-// since returns copies of the flows that were seen at that time or later, the newest last.
+// since returns copies, the newest last.
 func (t *flowTable) since(from time.Time) []agentapi.Flow {
 	all := []agentapi.Flow{}
 	for _, f := range t.flows {

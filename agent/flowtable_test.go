@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// TestFlowTable: equal flows count together. A source with many flows pushes out only its own.
+// TestFlowTable: if a source has many flows, it pushes out only its own.
 func TestFlowTable(t *testing.T) {
 	table := newFlowTable()
 	table.most = 100

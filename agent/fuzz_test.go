@@ -14,8 +14,7 @@ import (
 	"github.com/weir-net/weir/netfilter/iptables"
 )
 
-// FuzzEnrol: the agent answers any request on its socket with JSON, and a refusal with a reason. It looks for a
-// record only if the ID is valid.
+// FuzzEnrol: any request on the socket gets a JSON answer. A record is only read if its ID is valid.
 func FuzzEnrol(f *testing.F) {
 	for _, s := range []string{
 		`{"id": "c:eth0"}`, `{"id": "../c:eth0"}`, `{"id": "c:e:0"}`, `{"id": 1}`, `{"id": "c:eth0", "id": "."}`,

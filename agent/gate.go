@@ -9,21 +9,20 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// gate is the gate as the agent last applied it. If inKernel is false, the kernel's gate may be missing or
-// different.
+// gate is the gate as the agent last applied it. If inKernel is false, the kernel's gate may differ.
 type gate struct {
 	inKernel bool
 	plan     overlay.Plan
 	version  int // of plan (ways.version)
 	links    []string
 	traffic  overlay.Traffic
-	// generation is nf_tables' generation when the kernel's gate was last right. It is 0 if that isn't known.
+	// generation is nf_tables' generation when the kernel's gate was last right. 0 means unknown.
 	generation uint32
 	blocked    []ruleset.Problem
 }
 
-// keepGate keeps the gate in the kernel. It reads the kernel's gate at a resync, or if the wanted gate has changed.
-// After an error no pod is enrolled.
+// keepGate reads the kernel's gate at a resync, or if the wanted gate has changed. After an error no pod is
+// enrolled.
 func (a *agent) keepGate(verify netfilter.Verify) error {
 	if a.Node.Name == "" {
 		return nil
@@ -62,8 +61,7 @@ func (a *agent) keepGate(verify netfilter.Verify) error {
 	return nil
 }
 
-// keepGateClosed makes a gate that accepts no tunnel packets, unless a gate exists. The other nodes aren't known
-// yet.
+// While the nodes aren't known, the gate accepts no tunnel packets. An existing gate stays.
 func (a *agent) keepGateClosed() error {
 	if a.Node.Name == "" {
 		return nil
@@ -71,7 +69,7 @@ func (a *agent) keepGateClosed() error {
 	return overlay.NewGate(overlay.Plan{Options: a.Node.Overlay}, a.foreignLinks()).EnsureExists()
 }
 
-// foreignLinks returns other plugins' links for pods, and the bridges that have such links as ports.
+// foreignLinks returns other plugins' links for pods, and the bridges of such links.
 func (a *agent) foreignLinks() []string {
 	var names []string
 	for _, e := range a.records.endpoints {
@@ -88,11 +86,11 @@ func (a *agent) foreignLinks() []string {
 	return names
 }
 
-// fewPackets is the number of packets that must be missing before a firewall is the likely reason.
+// If so many packets are missing, a firewall is the likely reason.
 const fewPackets = 3
 
-// blocked returns a problem if a firewall of the host seems to drop what the gate accepts. With too few packets it
-// returns was, the earlier result.
+// blocked reports if a host firewall seems to drop tunnel packets. With too few packets it returns was, the earlier
+// result.
 func blocked(o NodeOptions, before, now overlay.Traffic, was []ruleset.Problem) []ruleset.Problem {
 	if now.Accepted < before.Accepted || now.Delivered < before.Delivered { // the table is new and counts from 0
 		before = overlay.Traffic{}

@@ -9,8 +9,7 @@ import (
 	"github.com/weir-net/weir/netfilter"
 )
 
-// keepGuard repairs the guard in each round that reads everything from the kernel. Before the first complete round,
-// it does so in every round.
+// keepGuard works at each resync, and in every round before the first complete one.
 func (a *agent) keepGuard(verify netfilter.Verify) error {
 	if verify != netfilter.All && !a.kernel.lastSync.IsZero() {
 		return nil
@@ -33,9 +32,8 @@ func (a *agent) keepGuard(verify netfilter.Verify) error {
 	return err
 }
 
-// senders returns the sender behind each port, from the records on disk: the loop may not have read a new one yet.
-// It leaves out chained attachments and broken records. It sets attaching to true for the ports that an ADD is
-// making.
+// senders reads the records on disk, because the loop may not have read a new one yet. attaching gets the ports
+// that an ADD is making.
 func senders(attaching map[string]bool) ([]bridge.Sender, error) {
 	records, err := endpoint.List()
 	if err != nil && !errors.As(err, &endpoint.BrokenRecords{}) {

@@ -7,14 +7,12 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// heartbeat is the file by which the plugin's STATUS knows that an agent runs. Without a recent heartbeat, STATUS
-// fails if enforcement is strict.
+// Without a recent heartbeat, the plugin's STATUS fails.
 type heartbeat struct {
 	last time.Time
 }
 
-// renew renews the heartbeat if it is due. After an error the heartbeat stays due. The kernel must have everything
-// that it should have.
+// The caller must be sure that the kernel has everything. After an error the heartbeat stays due.
 func (h *heartbeat) renew(log *slog.Logger) {
 	if time.Since(h.last) < agentapi.BeatEvery {
 		return

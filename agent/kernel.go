@@ -13,28 +13,27 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// kernelView is the agent's knowledge of weir's sets and rules in the kernel.
+// kernelView is what the agent knows of weir's sets and rules in the kernel.
 type kernelView struct {
-	// refused has the parts of rulesets that the kernel has refused since the last resync. The map is replaced,
-	// never changed, because snapshots share it.
+	// refused has the parts that the kernel has refused since the last resync. The map is replaced, never changed,
+	// because snapshots share it.
 	refused ruleset.Refused
-	// debt is the least that the next reconcile must read. It is All if the last reconcile failed or the records are
-	// stale, otherwise Trust.
+	// debt is the least that the next reconcile must read. After a failure it is All, otherwise Trust.
 	debt          netfilter.Verify
 	pluginChanged bool // the plugin has changed sets since the last apply
 	// refreshing is true while a resync reads the kernel part by part. refreshed is true once it has read
 	// everything.
 	refreshing, refreshed bool
-	// left has the sets that the last round left to be destroyed.
+	// left has the sets that the last round could not destroy yet.
 	left   []string
 	closed bool // KeepClosed has succeeded while there is no usable state yet
 	tidy   bool // cleanOther has succeeded
-	// lastSync is when the kernel last had everything that it should have; zero if it never had.
+	// lastSync is when the kernel last had everything that it should have. Zero means never.
 	lastSync time.Time
 	earlier  earlierRules
 }
 
-// refuse adds parts that the kernel refuses. It returns true if one of them is new.
+// refuse returns true if one of these refusals is new.
 func (k *kernelView) refuse(refused ruleset.Refused) (news bool) {
 	all := maps.Clone(k.refused)
 	for r, why := range refused {
@@ -50,8 +49,8 @@ func (k *kernelView) refuse(refused ruleset.Refused) (news bool) {
 	return news
 }
 
-// changedByAnother reports whether the agent has undone a change of another program. The agent then had to write
-// although it wants the same as before. Changed sets count only if they can't be the plugin's work.
+// If the agent had to write although it wants the same as before, another program has changed the kernel. Changed
+// sets count only if they can't be the plugin's work.
 func (k *kernelView) changedByAnother(before, now ruleset.Ruleset, result netfilter.Result, churn bool) bool {
 	if k.lastSync.IsZero() || !slices.EqualFunc(before.Chains, now.Chains, ruleset.Chain.Equal) {
 		return false
@@ -61,14 +60,13 @@ func (k *kernelView) changedByAnother(before, now ruleset.Ruleset, result netfil
 
 func equalSet(a, b ruleset.Set) bool { return a.Name == b.Name && a.Entries.Equal(b.Entries) }
 
-// earlierRules are the class members that the kernel had from an earlier agent.
+// earlierRules are the class members that an earlier agent left in the kernel.
 type earlierRules struct {
 	members map[ruleset.Direction]map[netip.Addr]bool // nil: the sets could not be read
 	read    bool
 }
 
-// readEarlier reads the class members of an earlier agent. An error is only logged. It does nothing once this agent
-// has applied its own rules.
+// readEarlier does nothing once this agent has applied its own rules. An error is only logged.
 func (a *agent) readEarlier() {
 	if len(a.snapshots.enforced.Load().ruleset.Sets) > 0 {
 		return
@@ -80,7 +78,7 @@ func (a *agent) readEarlier() {
 	a.kernel.earlier = earlierRules{members, true}
 }
 
-// applied is the result of apply: the snapshot, the last attempt's error, and what all attempts have changed.
+// applied has the last attempt's snapshot and error, and the changes of all attempts.
 type applied struct {
 	*snapshot
 	netfilter.Result
@@ -88,13 +86,13 @@ type applied struct {
 	err    error
 }
 
-// done reports whether the kernel has the ruleset, as far as its tables can be read.
+// A table that can't be read doesn't count.
 func (p *applied) done() bool { return p.err == nil || p.unknown() }
 
-// unknown reports whether some tables could not be read. All other tables have their rules.
+// unknown means that some tables could not be read. All other tables have their rules.
 func (p *applied) unknown() bool { return errors.As(p.err, new(*netfilter.UnknownError)) }
 
-// apply compiles the ruleset of the present state and applies it, without the parts that the kernel refuses.
+// If the kernel refuses parts of the ruleset, apply tries again without them.
 func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied) {
 	for {
 		read, readErr := a.readKernel(ctx, verify)
@@ -118,8 +116,8 @@ func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied
 	}
 }
 
-// readKernel reads the kernel's state if that must be done, and then the records. In this order, the records contain
-// all changes of the plugin that it has read.
+// readKernel reads the records after the kernel. So the records contain every change of the plugin that it has
+// read.
 func (a *agent) readKernel(ctx context.Context, verify netfilter.Verify) (netfilter.Verify, error) {
 	if verify != netfilter.All && !a.backend.Unread() {
 		return verify, nil
@@ -133,7 +131,7 @@ func (a *agent) readKernel(ctx context.Context, verify netfilter.Verify) (netfil
 	return netfilter.All, err
 }
 
-// bring applies the ruleset. If the kernel can't be read, it only puts weir's rules first.
+// If the kernel can't be read, bring only puts weir's rules first.
 func (a *agent) bring(
 	ctx context.Context, readErr error, want ruleset.Ruleset, verify netfilter.Verify,
 ) (netfilter.Result, error) {
@@ -146,8 +144,8 @@ func (a *agent) bring(
 	return a.backend.Apply(ctx, want, verify)
 }
 
-// takeApplied records that the ruleset was applied. It counts a repair only if well is true and the kernel had no
-// fault. Otherwise the change may be the agent's own.
+// takeApplied counts a repair only if well is true and there was no fault. Otherwise the change may be the agent's
+// own.
 func (a *agent) takeApplied(p applied, well bool) {
 	if p.Changed {
 		a.stats.Changes++
@@ -172,8 +170,8 @@ func (a *agent) takeApplied(p applied, well bool) {
 	a.reaper.offer(p.Strays)
 }
 
-// cleanOther removes weir's rules from the iptables flavour and the backend that the node doesn't use. It tries this
-// after each full read of the kernel, until it has succeeded.
+// cleanOther removes weir's rules from the flavour and backend that the node doesn't use. It tries again after each
+// resync until it succeeds.
 func (a *agent) cleanOther(ctx context.Context, verify netfilter.Verify) {
 	if a.kernel.tidy || verify != netfilter.All {
 		return
@@ -183,8 +181,8 @@ func (a *agent) cleanOther(ctx context.Context, verify netfilter.Verify) {
 	a.faults.set(partLeftovers, err)
 }
 
-// keepClosed is the reconcile while there is no usable state yet. If weir's chains are complete, their rules stay.
-// Otherwise the pods are closed.
+// keepClosed replaces reconcile while there is no usable state. Complete rules of an earlier agent stay. Otherwise
+// the pods are closed.
 func (a *agent) keepClosed(ctx context.Context, verify netfilter.Verify) time.Duration {
 	if verify != netfilter.All && a.kernel.closed {
 		return a.answer(errNotSynced)

@@ -7,8 +7,7 @@ import (
 	"github.com/weir-net/weir/netfilter"
 )
 
-// TestLeftSetsAreRetried: while rounds destroy sets, the next round comes soon. If a round could destroy none of them,
-// the agent waits as long as after any other failure.
+// TestLeftSetsAreRetried: if a round destroys only some sets, the next round comes soon.
 func TestLeftSetsAreRetried(t *testing.T) {
 	a := &agent{}
 	for i, tc := range []struct {

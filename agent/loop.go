@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/netfilter"
 )
 
-// loop handles events until ctx ends. It reconciles after events, at each resync, and to try a failed step again.
+// loop reconciles after events, at each resync, and to repeat a failed step.
 func (a *agent) loop(ctx context.Context) error {
 	resync := time.NewTicker(a.Resync)
 	defer resync.Stop()
@@ -52,8 +52,7 @@ func (a *agent) loop(ctx context.Context) error {
 	}
 }
 
-// refresh reads the kernel for a resync. If an event comes meanwhile, it reconciles before it continues, so nobody
-// waits for the resync. The caller reconciles at the end.
+// refresh reads the kernel for a resync. An event in between is handled at once, so nobody waits for the resync.
 func (a *agent) refresh(ctx context.Context) {
 	if !a.cluster.known || !a.records.complete || a.kernel.debt == netfilter.All {
 		return // the reconcile reads everything itself
@@ -82,8 +81,7 @@ func (a *agent) refresh(ctx context.Context) {
 	}
 }
 
-// parseNext starts to parse a large policy, unless one is being parsed. The parsed policy comes as an event
-// (policyParsed).
+// parseNext parses one large policy at a time, beside the loop. The result comes as an event (policyParsed).
 func (a *agent) parseNext(ctx context.Context) {
 	if a.cluster.parsing {
 		return
@@ -99,8 +97,7 @@ func (a *agent) parseNext(ctx context.Context) {
 	}()
 }
 
-// heedDrift looks at the changes of rules that the kernel has reported. If others than the agent made some, the loop
-// must read everything.
+// If another program has changed rules, the loop must read everything.
 func (a *agent) heedDrift() work {
 	if !slices.ContainsFunc(a.drift.take(), func(g uint32) bool { return !a.backend.Knows(g) }) {
 		return work{}
@@ -108,8 +105,6 @@ func (a *agent) heedDrift() work {
 	return work{true, netfilter.All}
 }
 
-// prepareResync reads broken records again, and forgets what the kernel has refused. It also reports whether the
-// node has addresses left.
 func (a *agent) prepareResync(ctx context.Context) {
 	a.retryRecords()
 	a.kernel.refused = nil // the kernel may accept these parts now: a module was loaded, or there is room again

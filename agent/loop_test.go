@@ -11,8 +11,7 @@ import (
 	"github.com/weir-net/weir/netfilter/iptables"
 )
 
-// TestHandleAllHandlesAllThatWait: one reconcile handles all waiting events, and reads what any of them requires.
-// Without work, no reconcile follows.
+// TestHandleAllHandlesAllThatWait: if several events wait, one reconcile handles them all.
 func TestHandleAllHandlesAllThatWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAgent(Options{Log: slog.New(slog.DiscardHandler)}, &iptables.Driver{}, netlinksafe.Handle{})

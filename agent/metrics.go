@@ -18,8 +18,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// metrics are the metrics that Prometheus reads. Some count events where they happen. All others come from the
-// status, so both never differ. docs/metrics.md explains each.
+// metrics are the metrics for Prometheus; docs/metrics.md explains each. Most come from the status. Some count
+// events where they happen.
 type metrics struct {
 	registry   *prometheus.Registry
 	syncs      prometheus.Histogram
@@ -33,7 +33,6 @@ type metrics struct {
 	delays      prometheus.Histogram
 }
 
-// results are the values of the label result, by the answer's status.
 var results = map[int]string{
 	http.StatusOK: "enrolled", http.StatusNotFound: "unknown", http.StatusServiceUnavailable: "unavailable",
 	http.StatusBadRequest: "invalid", http.StatusConflict: "outdated",
@@ -89,10 +88,10 @@ func (m *metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
 }
 
-// statusCollector turns the status into metrics when Prometheus asks for them.
+// statusCollector makes metrics from the status when Prometheus asks.
 type statusCollector func() *status
 
-// maxProblems is how many problems the metrics name. They count all.
+// The metrics name this many problems, but count all.
 const maxProblems = 50
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -189,7 +188,7 @@ func oneIf(b bool) int {
 	return 0
 }
 
-// countClasses counts the classes by direction. Both families of a class count once.
+// A class counts once, not once for each family.
 func countClasses(all []agentapi.Class) map[string]int {
 	counts := map[string]int{string(ruleset.Ingress): 0, string(ruleset.Egress): 0}
 	seen := map[string]bool{}
@@ -202,7 +201,6 @@ func countClasses(all []agentapi.Class) map[string]int {
 	return counts
 }
 
-// countSets counts the sets and their entries by the group of the set's name.
 func countSets(all []agentapi.SetStatus) (sets, entries map[string]int) {
 	sets, entries = map[string]int{}, map[string]int{}
 	for _, set := range all {

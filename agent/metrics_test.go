@@ -17,8 +17,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestDocumentedMetrics: docs/metrics.md has all metrics, faults and kinds of repair, and no others. Each metric has
-// a description, and a name by Prometheus' rules.
+// TestDocumentedMetrics: docs/metrics.md has all metrics, faults and kinds of repair, and no others.
 func TestDocumentedMetrics(t *testing.T) {
 	text, err := os.ReadFile("../docs/metrics.md")
 	if err != nil {

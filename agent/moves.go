@@ -6,8 +6,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// beginMove tells the plugin that the node may get another backend. From then on the plugin denies new pods in both
-// backends. It must be called before the kernel is changed.
+// beginMove must run before the kernel is changed. From then on the plugin closes new pods in both backends.
 func (o Options) beginMove() error {
 	if o.BackendName == "" {
 		return nil
@@ -19,8 +18,7 @@ func (o Options) beginMove() error {
 	return endpoint.WriteBackend("")
 }
 
-// endMove removes the other backend's sets and rules, and then tells the plugin the new backend's name. The agent's
-// first rules must be in force, so no packet passes unchecked.
+// endMove removes the other backend's rules. The agent's first rules must already be in force.
 func (o Options) endMove(ctx context.Context) error {
 	if o.BackendName == "" {
 		return nil

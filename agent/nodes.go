@@ -12,8 +12,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// nodeClaims has the Nodes' claims, and those that the agent accepts. Invariant: accepted and problems are the
-// results of claims.Settle for stated and local.
+// accepted and problems are the results of claims.Settle for stated and local.
 type nodeClaims struct {
 	stated   []policy.Node // the source's Nodes with all their claims
 	accepted []policy.Node
@@ -29,14 +28,13 @@ func (n *nodeClaims) settle(node NodeOptions) {
 	})
 }
 
-// equalNode reports whether the Nodes have equal names, creation times and claims. It uses no reflection: there may
-// be thousands of Nodes.
+// There may be thousands of Nodes, so equalNode uses no reflection.
 func equalNode(a, b policy.Node) bool {
 	return a.Name == b.Name && a.Created.Equal(b.Created) && slices.Equal(a.Addresses, b.Addresses) &&
 		slices.Equal(a.PodCIDRs, b.PodCIDRs)
 }
 
-// readLocal reads the addresses that this node itself needs, and reports whether they have changed.
+// These are the addresses that this node itself needs.
 func (n *nodeClaims) readLocal(links netlinksafe.Handle, node NodeOptions) (changed bool) {
 	if node.Name == "" {
 		return false
@@ -49,8 +47,7 @@ func (n *nodeClaims) readLocal(links netlinksafe.Handle, node NodeOptions) (chan
 	return true
 }
 
-// takeNodes takes the Nodes of the delta. At the first delta it also reads the addresses that this node itself
-// needs.
+// The first delta also needs the addresses that this node itself needs.
 func (a *agent) takeNodes(d *policy.Delta) {
 	n := &a.cluster.nodes
 	if !a.cluster.known {
@@ -63,15 +60,13 @@ func (a *agent) takeNodes(d *policy.Delta) {
 	a.settleClaims()
 }
 
-// settleClaims decides again which claims are accepted, and tells the engine. The plan of ways must be made again
-// after that.
+// The plan of ways must be made again after this.
 func (a *agent) settleClaims() {
 	a.cluster.nodes.settle(a.Node)
 	a.cluster.engine.SetNodes(a.cluster.nodes.accepted)
 	a.ways.current = false
 }
 
-// podCIDRs returns the accepted podCIDRs of the Node of that name.
 func (c *clusterView) podCIDRs(node string) []netip.Prefix {
 	i := slices.IndexFunc(c.nodes.accepted, func(n policy.Node) bool { return n.Name == node })
 	if node == "" || i < 0 {

@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// outdated returns the reason why an attachment doesn't fit this node, or "". It was then made with an outdated
-// network configuration. Another node may have its address.
+// outdated returns why an attachment doesn't fit this node, or "". Its network configuration was old, so another
+// node may have its address.
 func (a *agent) outdated(e endpoint.Endpoint) string {
 	if !primary(e) {
 		return ""
@@ -38,8 +38,7 @@ func (a *agent) outdated(e endpoint.Endpoint) string {
 	return ""
 }
 
-// misplaced returns a message if the attachment has an address outside of this node's podCIDRs. It returns "" if the
-// podCIDRs aren't known, or the attachment isn't primary.
+// misplaced returns a message if the attachment has an address outside of this node's podCIDRs, and "" otherwise.
 func (a *agent) misplaced(e endpoint.Endpoint) string {
 	cidrs := a.cluster.podCIDRs(a.Node.Name)
 	if len(cidrs) == 0 || !primary(e) {
@@ -53,8 +52,7 @@ func (a *agent) misplaced(e endpoint.Endpoint) string {
 	return ""
 }
 
-// primary reports whether the attachment connects the pod to the cluster's network. weir must have made it, as eth0
-// or for conf.Network. A pod's other interfaces may have any address.
+// primary means the attachment to the cluster's network. A pod's other interfaces may have any address.
 func primary(e endpoint.Endpoint) bool {
 	return !e.Chained && (e.IfName == "eth0" || e.Network == conf.Network)
 }
@@ -72,8 +70,7 @@ func (a *agent) whyOutdated(what string) string {
 		what, a.Node.Conflist)
 }
 
-// misplacedPods returns the problems of running pods with addresses from before a change of podCIDRs. It changes
-// nothing. If a plugin still waits, its ADD is refused instead.
+// These pods have addresses from before a change of podCIDRs. While a plugin waits, its ADD is refused instead.
 func (a *agent) misplacedPods() []ruleset.Problem {
 	var problems []ruleset.Problem
 	for id, e := range a.records.endpoints {

@@ -52,14 +52,14 @@ func (s *server) Lookup(_ context.Context, p endpoint.Pod) (policy.Pod, bool, er
 
 func (s *server) Publish(_ context.Context, pods map[endpoint.Pod][]netip.Addr) { s.published <- pods }
 
-// AwaitPublished never returns by itself, as when the API server doesn't answer.
+// AwaitPublished never returns by itself, as if the API server didn't answer.
 func (s *server) AwaitPublished(ctx context.Context, p endpoint.Pod) {
 	s.awaited <- p
 	<-ctx.Done()
 }
 
-// TestEnrolWaitsUntilPublished: an enrolment waits for the publication of the pod's addresses, but not for ever. A
-// pod without a UID isn't published, so it doesn't wait.
+// TestEnrolWaitsUntilPublished: if the publication of a pod's addresses doesn't end, its enrolment waits a limited
+// time.
 func TestEnrolWaitsUntilPublished(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -98,8 +98,7 @@ func (s *server) wantPublished(t *testing.T, want map[string]string) {
 	}
 }
 
-// TestEnrolWithTheAPI: the agent looks up a pod that the source hasn't reported. It publishes the addresses of
-// enrolled pods only.
+// TestEnrolWithTheAPI: if the source hasn't reported a pod, the agent looks it up.
 func TestEnrolWithTheAPI(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -144,7 +143,7 @@ func shop(pods ...policy.Pod) *policy.Objects {
 	return o
 }
 
-// wantClass waits until the pod is in the class, and checks that the pod stays there.
+// wantClass also checks that the pod stays in the class.
 func (r *running) wantClass(name, want string) {
 	r.Helper()
 	check := func() error {
@@ -165,8 +164,8 @@ func (r *running) wantClass(name, want string) {
 	}
 }
 
-// TestAPodThatWasFoundStays: a looked-up pod counts until its endpoint ends, or the source reports a newer pod of
-// its name.
+// TestAPodThatWasFoundStays: if the agent has looked up a pod, the pod counts until its endpoint ends or a newer
+// pod is reported.
 func TestAPodThatWasFoundStays(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -189,7 +188,7 @@ func TestAPodThatWasFoundStays(t *testing.T) {
 	r.tell(shop(), nil)
 	r.wantClass("db-0", classClosed)
 
-	// A report of the source about another pod of that name is newer than the lookup too.
+	// A later report about another pod of that name counts too.
 	if _, err := r.enrol(id); err != nil {
 		t.Error(err)
 	}
@@ -197,7 +196,6 @@ func TestAPodThatWasFoundStays(t *testing.T) {
 	r.tell(shop(named("db-0", "3", "old")), nil)
 	r.wantClass("db-0", classClosed)
 
-	// When the endpoint ends, the agent forgets the looked-up pod.
 	r.tell(shop(), nil)
 	if _, err := r.enrol(id); err != nil {
 		t.Error(err)
@@ -211,8 +209,7 @@ func TestAPodThatWasFoundStays(t *testing.T) {
 	r.wantClass("db-0", classClosed)
 }
 
-// TestALateAnswerIsIgnored: if the source has reported a pod before the lookup's answer comes, the source's report
-// counts.
+// TestALateAnswerIsIgnored: if the source reports a pod before the look-up's answer comes, the report counts.
 func TestALateAnswerIsIgnored(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -11,23 +11,21 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// problems are the present problems of objects.
 type problems struct {
 	all []ruleset.Problem // in order; the texts are bounded in length
-	// compiled and others are the lists that all was made from.
+	// compiled and others are the lists from which all was made.
 	compiled, others []ruleset.Problem
 	made             time.Time
 }
 
 const (
-	// Reporting so many problems takes milliseconds, and pods that start wait for it. So it happens once in
-	// manyEvery at most.
+	// A long list takes milliseconds to report, and starting pods wait. So it is reported at most once in
+	// manyEvery.
 	many      = 500
 	manyEvery = time.Second
 )
 
-// report logs new and gone problems, and keeps the list for status and metrics. compiled are the ruleset's problems.
-// If it is too early for a long list, wait is the time until the next call.
+// report logs new and ended problems. If it is too early for a long list, it returns the time until the next call.
 func (p *problems) report(log *slog.Logger, compiled, others []ruleset.Problem) (wait time.Duration) {
 	if ruleset.SameProblems(compiled, p.compiled) && slices.Equal(others, p.others) {
 		return 0
@@ -55,10 +53,9 @@ func (p *problems) report(log *slog.Logger, compiled, others []ruleset.Problem) 
 	return 0
 }
 
-// maxLogged is how many problems are logged at once. One bad object may be the reason of thousands.
+// One bad object may cause thousands of problems.
 const maxLogged = 50
 
-// logMissing logs the problems of the list that aren't among others, at most maxLogged.
 func logMissing(log func(string, ...any), msg string, list, others []ruleset.Problem) {
 	have := make(map[ruleset.Problem]bool, len(others))
 	for _, o := range others {

@@ -12,8 +12,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestManyProblemsAreReportedSeldom: while many problems change, they are reported once a second. The last change is
-// reported too.
+// TestManyProblemsAreReportedSeldom: if many problems change, they are reported once a second.
 func TestManyProblemsAreReportedSeldom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		list := func(n int) (all []ruleset.Problem) {

@@ -12,16 +12,14 @@ import (
 )
 
 const (
-	// podInterface is the interface with the addresses that kubelet reports as the pod's (defaultIfName of containerd's
-	// CRI plugin).
+	// kubelet reports the addresses of this interface as the pod's (defaultIfName of containerd's CRI plugin).
 	podInterface = "eth0"
-	// publishWait bounds how long an ADD waits until other nodes can know its pod. Without the wait, they may drop
-	// the pod's first packet, and TCP repeats it after a second.
+	// publishWait bounds how long an ADD waits for the publication. Without it, other nodes may drop the pod's
+	// first packet, and TCP repeats that after a second.
 	publishWait = time.Second
 )
 
-// publisher publishes the addresses of enrolled pods to other nodes, before kubelet does. Invariant: addresses are
-// those of the last call of Publish.
+// publisher publishes the addresses of enrolled pods to other nodes, earlier than kubelet does.
 type publisher struct {
 	addresses map[endpoint.Pod][]netip.Addr
 	// records and enrolled are what addresses was computed from.
@@ -29,8 +27,7 @@ type publisher struct {
 	enrolled map[string]bool
 }
 
-// publish publishes the addresses of enrolled endpoints, if they have changed. A pod that isn't enrolled may never
-// start, and another pod may get its address. Only eth0 counts: kubelet reports no addresses of other interfaces.
+// A pod that isn't enrolled may never start, so its addresses aren't published. Only eth0 counts, as for kubelet.
 func (p *publisher) publish(
 	ctx context.Context, source Publisher, enrolled map[string]bool, records *recordsCopy,
 ) {
@@ -54,8 +51,7 @@ func (p *publisher) publish(
 	}
 }
 
-// awaitPublished waits until other nodes can know the pod, but at most publishWait. The goroutine of the plugin's
-// request calls it, so the loop doesn't wait.
+// awaitPublished runs in the goroutine of the plugin's request, so the loop doesn't wait.
 func (a *agent) awaitPublished(ctx context.Context, e *enrolment) {
 	source, ok := a.Source.(Publisher)
 	_, ifName, _ := strings.Cut(e.id, ":")

@@ -10,22 +10,20 @@ import (
 )
 
 const (
-	// reapEvery is how often the agent searches for attachments of pods that are gone, even if no message reported one.
+	// reapEvery is how often the agent looks for attachments of pods that are gone.
 	reapEvery = time.Minute
-	// reapAfter is the time from the deletion of a pod's link to the search. Nearly always a DEL deletes the link,
+	// reapAfter is the time from the deletion of a pod's link to the look. Nearly always a DEL deletes the link,
 	// and has finished by then.
 	reapAfter = time.Second
 )
 
-// reaper is what the loop shares with the goroutine of reap.
 type reaper struct {
-	// strays has room for one list. A stray is an address in the sets of all pods that no pod has.
+	// A stray is an address in the sets of all pods that no pod has.
 	strays chan []netip.Addr
 }
 
 func newReaper() reaper { return reaper{make(chan []netip.Addr, 1)} }
 
-// offer gives the reaper strays to evict. It doesn't wait: the next resync finds them again.
 func (r *reaper) offer(strays []netip.Addr) {
 	if len(strays) == 0 {
 		return
@@ -36,8 +34,8 @@ func (r *reaper) offer(strays []netip.Addr) {
 	}
 }
 
-// reap ends the attachments of pods that are gone without a DEL, and finishes killed DELs. containerd never calls
-// GC, so the agent must do it. reap also evicts strays.
+// reap ends the attachments of pods that are gone without a DEL. containerd never calls GC, so the agent must do
+// it.
 func (a *agent) reap(ctx context.Context) error {
 	gone := make(chan struct{}, 1)
 	watching := make(chan error, 1)
@@ -84,8 +82,7 @@ func (a *agent) reapOnce() {
 	}
 }
 
-// evict removes addresses of other programs from the sets of all pods. If it has removed any, it tells the loop,
-// which counts a repair.
+// A removed stray counts as a repair.
 func (a *agent) evict(ctx context.Context, strays []netip.Addr) {
 	evicted, err := attachment.NewNode().Evict(strays)
 	if err != nil {

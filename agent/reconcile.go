@@ -12,50 +12,49 @@ import (
 // retry is the time until a failed change is tried again.
 const retry = time.Second
 
-// destroyLater is the time until a round goes on destroying sets. Each such round does so for some 20 ms.
+// A round destroys sets for 20 ms at most. The next one comes after this time.
 const destroyLater = retry / 10
 
-// round is the state of one reconcile.
 type round struct {
 	*agent
-	// verify is how much of the kernel to read, and after applyRuleset how much was read.
+	// verify is how much of the kernel to read. Then it is how much was read.
 	verify   netfilter.Verify
 	applied  applied
 	guardErr error
-	// next is the time until the loop must reconcile even without an event. 0 means that it needn't.
+	// next is the time until the next reconcile without an event. 0 means none.
 	next time.Duration
 }
 
-// steps are the steps of a reconcile, in their order. A step that returns false ends the reconcile.
 var steps = []func(*round, context.Context) bool{
-	// The ruleset, the gate and the routes to other nodes all depend on which Nodes are accepted.
+	// The ruleset, the gate and the routes depend on the accepted Nodes.
 	(*round).settleNodes,
 	(*round).applyRuleset,
 	(*round).planWays,
 	(*round).reportProblems,
-	// After planWays: the gate accepts tunnel packets from the nodes in the plan.
+	// The gate accepts tunnel packets from the nodes in the plan, so it comes after planWays.
 	(*round).keepGuardAndGate,
 	// By now it is known whether pods may be enrolled. If not, one of these two steps ends the reconcile.
 	(*round).concludeKernel,
 	(*round).concludeUnknown,
-	// This comes before the runtime's configuration: with that, the runtime calls STATUS, which reads the heartbeat.
+	// Once there is a configuration, the runtime calls STATUS, which reads the heartbeat. So the heartbeat is
+	// first.
 	(*round).renewHeartbeat,
-	// This comes before the answers. An ADD that is refused as outdated needs a new configuration at its next try.
+	// An ADD that is refused as outdated needs a new configuration at its next try. So the configuration is first.
 	(*round).renewConflist,
 	(*round).answerPlugins,
-	// After the answers, so that no pod's start waits for the remaining steps.
+	// The plugins have their answers, so no pod's start waits for the remaining steps.
 	(*round).reachNodes,
 	(*round).reportProblems, // again, with the problems that reachNodes has found
 	(*round).bringUpLinks,
-	// After bringUpLinks, because it marks pods as enrolled.
+	// bringUpLinks marks pods as enrolled, so it comes first.
 	(*round).publishAddresses,
 	(*round).walkConnections,
 	(*round).retryLeftSets,
 	(*round).continueSlices,
 }
 
-// reconcile applies the present state to the kernel and answers the waiting plugins. Without a usable state it only
-// keeps the pods closed. It returns the time until it must be called again, or 0 if it needn't.
+// reconcile applies the present state and answers the waiting plugins. Without a usable state it keeps the pods
+// closed. It returns the time until the next call; 0 means that none is due.
 func (a *agent) reconcile(ctx context.Context, verify netfilter.Verify) time.Duration {
 	defer a.publishStatus()
 	defer a.tellUpkeep()
@@ -76,7 +75,6 @@ func (a *agent) reconcile(ctx context.Context, verify netfilter.Verify) time.Dur
 	return r.next
 }
 
-// settleNodes decides again about the Nodes' claims if this node's own addresses have changed.
 func (r *round) settleNodes(context.Context) bool {
 	r.heedNews(r.verify)
 	n := &r.cluster.nodes
@@ -87,7 +85,7 @@ func (r *round) settleNodes(context.Context) bool {
 	return true
 }
 
-// applyRuleset compiles the ruleset and applies it. It leaves an error to concludeKernel, which ends the round.
+// concludeKernel handles an error later, so the round goes on.
 func (r *round) applyRuleset(ctx context.Context) bool {
 	r.applied = r.apply(ctx, r.verify)
 	r.verify = r.applied.verify
@@ -106,14 +104,13 @@ func (r *round) reportProblems(context.Context) bool {
 	return true
 }
 
-// keepGuardAndGate repairs the guard and the gate. It leaves an error to concludeKernel, which ends the round.
+// concludeKernel handles an error later, so the round goes on.
 func (r *round) keepGuardAndGate(context.Context) bool {
 	r.guardErr = errors.Join(r.keepGuard(r.verify), r.keepGate(r.verify))
 	return true
 }
 
-// concludeKernel ends the round, without an enrolment, if the kernel lacks something that it should have. It also
-// does so if ctx has ended.
+// concludeKernel ends the round if the kernel lacks something. Then no pod is enrolled.
 func (r *round) concludeKernel(ctx context.Context) bool {
 	if ctx.Err() != nil {
 		return false
@@ -177,8 +174,7 @@ func (r *round) renewHeartbeat(context.Context) bool {
 	return true
 }
 
-// renewConflist writes the runtime's configuration while a plugin waits. It does so if this agent hasn't written it
-// yet, or is about to refuse the plugin as outdated.
+// renewConflist writes the runtime's configuration while a plugin waits that would be refused without it.
 func (r *round) renewConflist(context.Context) bool {
 	needed := func(e *enrolment) bool {
 		ep, ok := r.records.endpoints[e.id]
@@ -192,14 +188,12 @@ func (r *round) renewConflist(context.Context) bool {
 	return true
 }
 
-// answerPlugins answers the plugins whose answer is final, and those whose deadline is over.
 func (r *round) answerPlugins(context.Context) bool {
 	r.next = sooner(r.next, r.answer(nil))
 	return true
 }
 
-// reachNodes sets up the ways to other nodes, and writes the runtime's configuration. It asks for another round if
-// that must be repeated.
+// reachNodes asks for another round if reach must be repeated.
 func (r *round) reachNodes(context.Context) bool {
 	if !r.reach() {
 		r.next = sooner(r.next, retry)
@@ -207,13 +201,11 @@ func (r *round) reachNodes(context.Context) bool {
 	return true
 }
 
-// bringUpLinks brings up the links of pods that started while no agent ran.
 func (r *round) bringUpLinks(context.Context) bool {
 	r.agent.bringUpLinks()
 	return true
 }
 
-// publishAddresses publishes the addresses of enrolled pods to other nodes, if the source can do that.
 func (r *round) publishAddresses(ctx context.Context) bool {
 	if source, ok := r.Source.(Publisher); ok {
 		r.publisher.publish(ctx, source, r.enrolments.done, r.records.copies())
@@ -221,14 +213,13 @@ func (r *round) publishAddresses(ctx context.Context) bool {
 	return true
 }
 
-// walkConnections starts a walk through the connections if one is due. The kernel has the ruleset by now.
 func (r *round) walkConnections(context.Context) bool {
 	r.walk()
 	return true
 }
 
-// retryLeftSets asks for another round if sets are still to be destroyed. If the last round left the same sets, a rule
-// of another program may use them. Then the next round waits longer.
+// If two rounds could not destroy the same sets, a rule of another program may use them. Then the next round waits
+// longer.
 func (r *round) retryLeftSets(context.Context) bool {
 	left := r.applied.Left
 	switch {
@@ -242,8 +233,7 @@ func (r *round) retryLeftSets(context.Context) bool {
 	return true
 }
 
-// continueSlices asks for another round at once if the engine still has sets to make. Waiting events come first, so
-// large policies hold up nothing else.
+// If the engine has more sets to make, the next round comes at once, after waiting events.
 func (r *round) continueSlices(context.Context) bool {
 	if r.cluster.engine.HasSlice() {
 		r.next = time.Nanosecond
@@ -251,7 +241,6 @@ func (r *round) continueSlices(context.Context) bool {
 	return true
 }
 
-// sooner returns the shorter of two waits. 0 is no wait at all, so then it returns the other.
 func sooner(a, b time.Duration) time.Duration {
 	if a == 0 || (b != 0 && b < a) {
 		return b

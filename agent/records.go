@@ -18,31 +18,32 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// records are the endpoint records on disk, as the agent last read them. Invariants:
+// records are the endpoint records as last read.
+//
+// Invariants:
 //   - An ID is a key of endpoints or of broken, never of both.
 //   - closed has the same keys as broken.
-//   - No two of endpoints have an address in common. The record that was added last keeps the address; add drops the
-//     other one or marks it as broken.
+//   - No two of endpoints have an address in common.
 type records struct {
 	endpoints map[string]endpoint.Endpoint
-	// broken are the records that can't be read, with the reason. Their pods are closed.
+	// broken are the records that can't be read. Their pods are closed.
 	broken endpoint.BrokenRecords
-	// closed has an endpoint in place of each broken record, with its known addresses.
+	// closed has an endpoint with the known addresses for each broken record.
 	closed map[string]endpoint.Endpoint
-	// complete is true if the directory was read once. Until then no pod counts as gone.
+	// complete is true once the directory was read. Before that, no pod counts as gone.
 	complete bool
-	// stale is true if the last attempt to list the directory failed. The records from before it are kept.
+	// stale means that the last attempt to list the directory failed.
 	stale bool
-	// churn is true if attachments have begun or ended since the last read of the kernel. The plugin may have
-	// changed sets then.
+	// churn means that attachments have begun or ended since the last read of the kernel, so the plugin may have
+	// changed sets.
 	churn bool
-	// ending is true if the last listing found a DEL that was running or had been killed.
+	// ending means that the last listing found an unfinished DEL.
 	ending bool
-	// copied is the copy that copies made last; nil if the records have changed since.
+	// copied is the last copy. It is nil after a change.
 	copied *recordsCopy
 }
 
-// recordsCopy is a copy of the records that never changes. Most rounds change no records, so they share it.
+// A recordsCopy never changes. Most rounds change no records, so they share it.
 type recordsCopy struct {
 	endpoints map[string]endpoint.Endpoint
 	list      []endpoint.Endpoint // the values of endpoints, in no order
@@ -66,7 +67,7 @@ func newRecords() records {
 	}
 }
 
-// attached returns this node's attachments, those with broken records last. The order is that of the IDs.
+// attached returns the attachments in the order of their IDs, those with broken records last.
 func (r *records) attached() []endpoint.Endpoint {
 	all := make([]endpoint.Endpoint, 0, len(r.endpoints)+len(r.closed))
 	for _, of := range []map[string]endpoint.Endpoint{r.endpoints, r.closed} {
@@ -77,8 +78,7 @@ func (r *records) attached() []endpoint.Endpoint {
 	return all
 }
 
-// readAll reads all records. If they can't be listed, it keeps the earlier ones and returns the error. walk is true
-// if a broken record was mended: connections must be walked.
+// readAll keeps the earlier records if it fails. walk is true if a broken record was mended.
 func (r *records) readAll() (walk bool, err error) {
 	all, err := endpoint.List()
 	var broken endpoint.BrokenRecords
@@ -110,7 +110,7 @@ func (r *records) readAll() (walk bool, err error) {
 	return walk, nil
 }
 
-// read reads one record. If it can't be read, its pod is closed. walk is true if the record was broken until now.
+// If the record can't be read, its pod is closed. walk is true if a broken record was mended.
 func (r *records) read(id string) (walk bool) {
 	known := slices.Concat(r.endpoints[id].Addresses, r.closed[id].Addresses)
 	walk, r.copied = r.broken[id] != nil, nil
@@ -128,8 +128,7 @@ func (r *records) read(id string) (walk bool) {
 	return walk
 }
 
-// reread reads one record that may have changed. changed is true if the kernel needs a change now. A new record of a
-// running ADD rarely needs one: the plugin asks to enrol the pod later.
+// changed is true if the kernel needs a change now. A new record rarely does: its plugin asks to enrol later.
 func (r *records) reread(id string) (changed, walk bool) {
 	before, had := r.endpoints[id]
 	walk = r.read(id)
@@ -148,8 +147,8 @@ func (r *records) reread(id string) (changed, walk bool) {
 	return true, walk
 }
 
-// close marks a record as broken. The attachment keeps its addresses that are assigned to no other. They stay in the
-// set of all pods, because for another plugin's link nothing else closes the pod.
+// The attachment keeps its addresses in the set of all pods: for another plugin's link, nothing else closes the
+// pod.
 func (r *records) close(id string, known []endpoint.Address, why error) {
 	container, ifName, _ := strings.Cut(id, ":")
 	e := endpoint.Endpoint{
@@ -171,8 +170,7 @@ func (r *records) close(id string, known []endpoint.Address, why error) {
 	r.broken[id], r.closed[id] = errors.Join(why, err), e
 }
 
-// add adds a record and drops any other with one of its addresses. With both, the new pod would get the old pod's
-// rights too.
+// add drops any other record with the same address. Otherwise the new pod would also get the old pod's rights.
 func (r *records) add(e endpoint.Endpoint) {
 	r.endpoints[e.ID()] = e
 	for id, o := range r.endpoints {
@@ -191,10 +189,9 @@ func (r *records) add(e endpoint.Endpoint) {
 	}
 }
 
-// kernelRead ends churn after a read of the kernel, unless a DEL is running.
+// A running DEL may still change sets.
 func (r *records) kernelRead() { r.churn = r.ending }
 
-// fault returns the error of the broken records; nil if there are none.
 func (r *records) fault() error {
 	if len(r.broken) == 0 {
 		return nil
@@ -208,7 +205,7 @@ func shareAddress(a, b endpoint.Endpoint) bool {
 	})
 }
 
-// watchRecords sends an event for each change in the directory of records. The first event makes the loop read all.
+// The first event makes the loop read all records.
 func (a *agent) watchRecords(ctx context.Context, w *dirwatch.Watcher) error {
 	change := dirwatch.Change{Lost: true}
 	for {
@@ -223,7 +220,6 @@ func (a *agent) watchRecords(ctx context.Context, w *dirwatch.Watcher) error {
 	}
 }
 
-// takeRecords reads the records that have changed. If messages were lost, it reads all.
 func (a *agent) takeRecords(c dirwatch.Change) work {
 	var remaining work
 	var err error

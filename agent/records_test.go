@@ -24,7 +24,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// stepped is an agent whose loop the test runs, step by step. So the test decides the order of events.
+// stepped is an agent whose loop the test runs step by step.
 type stepped struct {
 	*running
 	*agent
@@ -66,7 +66,6 @@ func stepWeb(t *testing.T) *stepped {
 	return s
 }
 
-// hear makes the agent read all records, apply the state, and walk if that is due.
 func (s *stepped) hear(verify netfilter.Verify) {
 	s.Helper()
 	s.takeRecords(dirwatch.Change{Lost: true})
@@ -81,7 +80,7 @@ func (s *stepped) hear(verify netfilter.Verify) {
 	}
 }
 
-// add attaches a pod and enrols it, before the agent has got the event of its record.
+// add attaches and enrols a pod. The agent hasn't got the record's event yet.
 func (s *stepped) add(name, uid, address string) {
 	s.Helper()
 	id := s.attachUID(name, uid, address)
@@ -112,7 +111,7 @@ func (s *stepped) del(name, uid, address string) {
 	}
 }
 
-// in returns the beginning of the name of every set with the address, with the entry's comment.
+// in returns the sets with the address: the beginning of each name, with the entry's comment.
 func (s *stepped) in(address string) []string {
 	s.Helper()
 	headers, err := s.sets.Headers()
@@ -135,8 +134,8 @@ func (s *stepped) in(address string) []string {
 	return in
 }
 
-// TestFault7AnAddressWhoseOldRecordWasNotHeardOf: a new pod with an old pod's address gets none of the old pod's
-// classes and peers. weave-npc had this fault. If both records are on disk, the later one counts.
+// TestFault7AnAddressWhoseOldRecordWasNotHeardOf: if a new pod gets an old pod's address, it gets none of the old
+// pod's rights. weave-npc had this fault.
 func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -188,8 +187,8 @@ func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 	}
 }
 
-// TestAPodThatComesAgain: a pod gets the name and address of a pod whose end the agent hasn't heard of. The agent
-// restores what DEL removed, and counts no repair.
+// TestAPodThatComesAgain: if a new pod has the name and address of an ended one, the agent restores what DEL
+// removed.
 func TestAPodThatComesAgain(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -221,8 +220,7 @@ func TestAPodThatComesAgain(t *testing.T) {
 	}
 }
 
-// TestRecordsThatAreNotRead: while the records can't be listed, the kernel's sets keep the pods. Afterwards the
-// agent reads all records again.
+// TestRecordsThatAreNotRead: if the records can't be listed, the kernel's sets keep the pods.
 func TestRecordsThatAreNotRead(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -10,24 +10,21 @@ import (
 )
 
 const (
-	// namedRepairs is how many repairs of one kind a log line names.
+	// A log line names this many repairs of one kind.
 	namedRepairs = 5
-	// keptRepairs is how many repairs the status lists.
+	// The status lists this many repairs.
 	keptRepairs = 10
 )
 
-// repairs has the last repairs of node settings, and the present failures.
 type repairs struct {
 	last []agentapi.NodeRepair // at most keptRepairs, the newest at the end
-	// failures counts the settings that the last check could not read or repair. The value is replaced, never
+	// failures counts the settings that the last check could not read or repair. The map is replaced, never
 	// changed.
 	failures map[bridge.Kind]int
 }
 
-// repair is one repaired setting: its earlier state, and the command that repairs it.
 type repair struct{ was, command string }
 
-// countRepairs counts and logs repairs of one kind, and keeps them for the status.
 func (a *agent) countRepairs(kind bridge.Kind, repaired []repair) {
 	if len(repaired) == 0 {
 		return

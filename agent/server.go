@@ -19,18 +19,14 @@ import (
 )
 
 const (
-	// headerTimeout bounds how long a request may take to arrive. answerTimeout bounds how long sending an answer may
-	// take. idleTimeout is how long a connection is kept for the next request.
+	// These bound the arrival of a request, the sending of an answer, and the wait for a connection's next request.
 	headerTimeout = 5 * time.Second
 	answerTimeout = 30 * time.Second
 	idleTimeout   = 10 * time.Second
-	// healthConnections is the largest number of connections for health checks and metrics: kubelet and a few Prometheus
-	// servers ask one by one.
+	// kubelet and a few Prometheus servers ask one by one.
 	healthConnections = 32
 )
 
-// servers are the agent's servers: the socket for plugin and weirctl, and health checks and metrics. Options may
-// leave out the latter.
 type servers struct {
 	serve []func() error
 	stop  []func()
@@ -43,8 +39,8 @@ func (s *servers) close() {
 	s.stop = nil
 }
 
-// Lock takes the agent's lock. So only one agent runs, and none while weir is being removed. It returns an error if
-// another process has the lock. The kernel releases the lock when the process ends.
+// Lock takes the agent's lock, so that only one agent runs. It returns an error if another process has the lock.
+// The kernel releases the lock when the process ends.
 //
 // Equivalent to: flock --nonblock /run/weir/agent.lock COMMAND
 func Lock() (io.Closer, error) {
@@ -62,7 +58,7 @@ func Lock() (io.Closer, error) {
 	return lock, nil
 }
 
-// listen opens the socket, in place of an earlier agent's, and the address for health checks.
+// listen replaces an earlier agent's socket.
 func (a *agent) listen(ctx context.Context) (*servers, error) {
 	s := &servers{}
 	if err := os.Remove(agentapi.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -130,8 +126,7 @@ func (s *servers) add(l net.Listener, server *http.Server) {
 	}}, s.stop...)
 }
 
-// serveHealth reports whether the loop still reconciles. It reports no faults: kubelet would restart the agent,
-// which mends only a hanging loop.
+// serveHealth only reports whether the loop runs. kubelet restarts an unhealthy agent, which mends nothing else.
 func (a *agent) serveHealth(w http.ResponseWriter, _ *http.Request) {
 	since := time.Since(time.Unix(0, a.lastRound.Load()))
 	if since > 3*a.Resync+time.Minute {
@@ -142,7 +137,7 @@ func (a *agent) serveHealth(w http.ResponseWriter, _ *http.Request) {
 	_, _ = fmt.Fprintln(w, "ok")
 }
 
-// serveReady reports whether the node is ready. If it isn't, the answer has the reasons.
+// serveReady answers with the reasons if the node isn't ready.
 func (a *agent) serveReady(w http.ResponseWriter, _ *http.Request) {
 	s := a.status.Load()
 	if !s.ready {

@@ -6,8 +6,8 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// reportShortage reports whether no address is left for a new pod. The plugin's STATUS must not report it: the node
-// would become not ready, and lose its running pods.
+// The plugin's STATUS must not report a shortage of addresses: the node would become not ready and lose its running
+// pods.
 func (a *agent) reportShortage(ctx context.Context) {
 	shortage, err := ipam.Shortage()
 	if shortage != nil {

@@ -12,29 +12,26 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// snapshot is one view of the node: its endpoints, and their ruleset. Nothing in it ever changes, so any goroutine
-// may read it.
+// A snapshot never changes, so any goroutine may read it.
 type snapshot struct {
-	// revision counts the snapshots of this agent from 1; the empty first snapshot has 0.
+	// revision counts this agent's snapshots from 1. The empty first snapshot has 0.
 	revision  uint64
 	endpoints []policy.Endpoint
 	ruleset   ruleset.Ruleset
-	// compiled is the ruleset before sets were merged, which gives the same verdicts.
+	// compiled is the ruleset before sets were merged. It gives the same verdicts.
 	compiled ruleset.Ruleset
-	// delta is the number of the source's last delta that the ruleset contains.
+	// delta is the number of the source's last delta in the ruleset.
 	delta uint64
-	// nodes are the Nodes with their accepted claims, and lookups the pods that the agent has looked up.
+	// nodes have only accepted claims. lookups are the looked-up pods.
 	nodes   []policy.Node
 	lookups []*policy.Pod
 }
 
-// snapshots has the target and the enforced snapshot, which are never nil. The loop stores them. Any goroutine may
-// load them.
+// The loop stores snapshots, and any goroutine may load them. They are never nil.
 type snapshots struct {
-	// target is the snapshot that the kernel has or is about to have. The loop stores it before it changes the kernel.
+	// target is what the kernel has or is about to have. The loop stores it before it changes the kernel.
 	target atomic.Pointer[snapshot]
-	// enforced is the snapshot that was last applied to the kernel. While the kernel can't be changed, enforced is
-	// older than target.
+	// enforced was last applied to the kernel. It is older than target while the kernel can't be changed.
 	enforced atomic.Pointer[snapshot]
 }
 
@@ -43,18 +40,16 @@ func (s *snapshots) init() {
 	s.enforced.Store(&snapshot{})
 }
 
-// sliceTime is how long the engine works on new sets in one round. An event waits about so long.
+// sliceTime bounds the engine's work on new sets in one round. A waiting event waits about so long.
 const sliceTime = 2 * time.Millisecond
 
-// compile makes the ruleset of the present state the target.
 func (a *agent) compile() *snapshot {
 	next := a.present()
 	a.snapshots.target.Store(next)
 	return next
 }
 
-// present returns a snapshot of the present state. If there are too many sets to make at once, the next snapshot has
-// more of them: the engine's Changed then returns true.
+// If there are too many new sets for one round, the next snapshot has more of them.
 func (a *agent) present() *snapshot {
 	records := a.records.copies()
 	next := &snapshot{revision: a.snapshots.target.Load().revision + 1, endpoints: records.attached}
@@ -81,8 +76,7 @@ func (a *agent) present() *snapshot {
 	return next
 }
 
-// class returns the policies that isolate the pod in that direction, or classOpen. It returns agentapi.ClassAudited
-// with names if only audited policies would. It returns classClosed if the pod is in no class.
+// class returns the policies that isolate the pod in that direction, or another value of PodStatus.Ingress.
 func (s *snapshot) class(d ruleset.Direction, pod string) string {
 	for _, c := range s.ruleset.Classes {
 		if c.Direction != d || !slices.Contains(c.Pods, pod) {

@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// sourceReport has what was last logged about the source's files and unenforced policies.
+// sourceReport has what was last logged.
 type sourceReport struct {
 	files []agentapi.File
 	// omissions are the documents that were left out.
@@ -16,10 +16,9 @@ type sourceReport struct {
 	unenforced []policy.Unenforced
 }
 
-// omission is a document of a file that was left out.
 type omission struct{ path, where, why string }
 
-// reportFiles logs newly omitted documents. If a document's object is known, it is a problem, and isn't logged here.
+// Only documents without a known object are logged here. Others are problems.
 func (a *agent) reportFiles() {
 	source, ok := a.Source.(Files)
 	if !ok {
@@ -41,7 +40,6 @@ func (a *agent) reportFiles() {
 	}
 }
 
-// reportUnenforced logs when a policy that weir doesn't enforce appears, and when it is gone.
 func (a *agent) reportUnenforced() {
 	if !a.cluster.known {
 		return

@@ -19,8 +19,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestClusterViewJoinsLookups: a looked-up pod counts until the source reports another pod of its name, or its
-// endpoint ends.
+// TestClusterViewJoinsLookups: if the agent has looked up a pod, it counts until its endpoint ends or another pod
+// of its name is reported.
 func TestClusterViewJoinsLookups(t *testing.T) {
 	web := endpoint.Endpoint{ContainerID: "c", IfName: "eth0", Pod: endpoint.Pod{Namespace: "shop", Name: "web", UID: "2"}}
 	endpoints := map[string]endpoint.Endpoint{web.ID(): web}
@@ -62,8 +62,8 @@ func TestClusterViewJoinsLookups(t *testing.T) {
 	want("after the endpoint's end", 0)
 }
 
-// TestClusterViewReplacesLookups: a pod is made again and again, faster than the source reports it. The last
-// looked-up pod counts.
+// TestClusterViewReplacesLookups: if a pod is made anew faster than the source reports it, the last looked-up pod
+// counts.
 func TestClusterViewReplacesLookups(t *testing.T) {
 	for _, ids := range [][]string{{"a", "b"}, {"b", "a"}} {
 		c, endpoints := newClusterView("self"), map[string]endpoint.Endpoint{}
@@ -83,7 +83,7 @@ func TestClusterViewReplacesLookups(t *testing.T) {
 	}
 }
 
-// TestStatusWithoutReconcile: the status is current also after changes that leave no work.
+// TestStatusWithoutReconcile: if a change leaves no work, the status still shows it.
 func TestStatusWithoutReconcile(t *testing.T) {
 	o := Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}
 	a := newAgent(o, &iptables.Driver{}, netlinksafe.Handle{})
@@ -116,7 +116,7 @@ func (p *publications) Publish(_ context.Context, pods map[endpoint.Pod][]netip.
 
 func (p *publications) AwaitPublished(context.Context, endpoint.Pod) {}
 
-// TestPublisher: only the addresses of eth0 of enrolled pods are published, and only after a change.
+// TestPublisher: if a pod is enrolled, the addresses of its eth0 are published.
 func TestPublisher(t *testing.T) {
 	at := func(ifName, address string) endpoint.Endpoint {
 		return endpoint.Endpoint{
@@ -141,8 +141,7 @@ func TestPublisher(t *testing.T) {
 	}
 }
 
-// TestFaultsAreLoggedWhenTheyChange: a fault is logged when it begins and when it ends. The second line repeats the
-// meaning of the first.
+// TestFaultsAreLoggedWhenTheyChange: if a fault lasts, it is logged only when it begins and when it ends.
 func TestFaultsAreLoggedWhenTheyChange(t *testing.T) {
 	var log journal
 	f := newFaults(slog.New(slog.NewTextHandler(&log, nil)))
@@ -162,7 +161,7 @@ func TestFaultsAreLoggedWhenTheyChange(t *testing.T) {
 	}
 }
 
-// TestCuttingIsDue: a walk is due only when it may find a connection to cut or restore.
+// TestCuttingIsDue: if no connection can have to be cut or restored, no walk is due.
 func TestCuttingIsDue(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
@@ -185,8 +184,7 @@ func TestCuttingIsDue(t *testing.T) {
 	}
 }
 
-// TestRefusalsAreReplaced: refuse reports whether a refusal is new. Refusals are replaced as a whole and never
-// modified, because snapshots share them.
+// TestRefusalsAreReplaced: if a refusal is new, refuse makes a new map, because snapshots share the old one.
 func TestRefusalsAreReplaced(t *testing.T) {
 	var k kernelView
 	one, two := ruleset.Refusal{Set: "one"}, ruleset.Refusal{Set: "two"}

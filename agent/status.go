@@ -23,12 +23,11 @@ const (
 	classUnknown = agentapi.ClassUnknown
 )
 
-// status is the agent's state at one moment. It never changes, so reports needn't wait for the loop.
+// A status never changes, so reports needn't wait for the loop.
 type status struct {
-	// enforced is the snapshot that was last applied to the kernel.
 	enforced *snapshot
-	// delta is the number of the last delta that enforced takes into account. It may be higher than enforced.delta,
-	// because most deltas change nothing on this node.
+	// delta is the last delta that is enforced. It may be higher than enforced.delta, because most deltas change
+	// nothing on this node.
 	delta     uint64
 	ready     bool
 	lastSync  time.Time
@@ -36,7 +35,7 @@ type status struct {
 	setType   func(ruleset.SetKind) string // Backend.SetType
 	endpoints []endpoint.Endpoint          // without endpoints whose records are broken
 	earlier   earlierRules
-	// stateless is true if the source has given no usable state yet.
+	// stateless means that the source has given no usable state yet.
 	stateless  bool
 	policies   ordered.Map[string, bool]
 	faults     map[part]error
@@ -64,8 +63,7 @@ func (a *agent) publishStatus() {
 	})
 }
 
-// publishSource replaces the parts of the status that can change without a reconcile. It copies no endpoints: in a
-// large cluster most events concern no pod of this node.
+// publishSource copies no endpoints: in a large cluster most events concern no pod of this node.
 func (a *agent) publishSource() {
 	s := *a.status.Load()
 	s.policies, s.unenforced, s.files = a.cluster.engine.Policies(), a.source.unenforced, a.source.files
@@ -77,14 +75,12 @@ func (a *agent) publishSource() {
 	a.status.Store(&s)
 }
 
-// report returns the last status, with what other goroutines know.
 func (a *agent) report() agentapi.Status {
 	r := a.status.Load().report()
 	r.DropsUnread = a.drops.unread()
 	return r
 }
 
-// report returns the status as GET /v1/status answers it.
 func (s *status) report() agentapi.Status {
 	r := agentapi.Status{
 		Ready: s.ready, LastSync: s.lastSync, IPTables: s.backend, Stats: s.stats,
@@ -123,7 +119,6 @@ func (s *status) report() agentapi.Status {
 	return r
 }
 
-// errors returns the faults as text. It adds a line if there is no usable state yet.
 func (s *status) errors() []string {
 	all := []string{}
 	for p, err := range s.faults {
@@ -137,8 +132,7 @@ func (s *status) errors() []string {
 	return all
 }
 
-// class returns the policies that isolate the endpoint's pod in that direction. Otherwise it returns classOpen,
-// classClosed, classBefore or classUnknown.
+// class returns the policies that isolate the pod in that direction, or another value of PodStatus.Ingress.
 func (s *status) class(d ruleset.Direction, e endpoint.Endpoint) string {
 	switch {
 	case len(s.enforced.ruleset.Sets) > 0: // this agent has applied a ruleset of its own
@@ -151,5 +145,5 @@ func (s *status) class(d ruleset.Direction, e endpoint.Endpoint) string {
 	return classClosed
 }
 
-// has reports whether the address is in an earlier agent's class of that direction.
+// has reports whether an earlier agent's class has the address.
 func (e *earlierRules) has(d ruleset.Direction, addr netip.Addr) bool { return e.members[d][addr] }

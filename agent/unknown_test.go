@@ -13,8 +13,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestWhatIsUnknown has a row for each part of the packet filter and each failure to read it. Each time the node
-// isn't ready, and no pod is enrolled. The agent still puts weir's rule back into first place.
+// TestWhatIsUnknown: if a part of the packet filter can't be read, the node isn't ready and no pod is enrolled.
 func TestWhatIsUnknown(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -70,7 +69,7 @@ func TestWhatIsUnknown(t *testing.T) {
 				}
 				return nil
 			})
-			// Nevertheless weir's rule is put back into its place.
+			// weir's rule is put back first nevertheless.
 			sh(`nft insert rule ip mangle FORWARD counter accept`)
 			r.eventually("weir's rule is first", func() error {
 				out := nodetest.Run(t, "sh", "-c", "nft list chain ip mangle FORWARD 2>/dev/null | grep counter")
@@ -106,8 +105,7 @@ func TestWhatIsUnknown(t *testing.T) {
 	}
 }
 
-// TestConnectionsThatAreUnknown: after a failed walk, the node isn't ready and no pod is enrolled, until a walk
-// succeeds.
+// TestConnectionsThatAreUnknown: if a walk fails, no pod is enrolled until one succeeds.
 func TestConnectionsThatAreUnknown(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

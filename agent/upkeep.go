@@ -20,20 +20,18 @@ import (
 )
 
 const (
-	// settle is the time from the kernel's first message about a change to the check. One command causes a dozen
-	// messages within this time.
+	// settle is the wait from the first message about a change to the check. One command causes a dozen messages.
 	settle = 50 * time.Millisecond
-	// betweenChecks is the least time from one check to the next, however many changes the kernel reports.
+	// betweenChecks is the least time between two checks.
 	betweenChecks = 500 * time.Millisecond
 )
 
-// upkeep keeps the node settings outside of the packet filter (bridge.Properties). It runs beside the loop. Only its
-// goroutine uses mac. Any goroutine may use the other fields.
+// upkeep keeps the node settings (bridge.Properties), beside the loop. Only its goroutine uses mac.
 type upkeep struct {
 	known   atomic.Pointer[nodeKnowledge] // stored by the loop
 	changed chan struct{}                 // has room for one: the node or known may have changed
 	ways    atomic.Bool                   // weir's tunnel and routes to other nodes may have changed
-	// underlay is true if the paths to other nodes may have changed. The next resync looks at them.
+	// underlay means that the paths to other nodes may have changed. The next resync looks at them.
 	underlay atomic.Bool
 	mac      net.HardwareAddr // the MAC of weir0, as check last saw it
 }
@@ -46,7 +44,7 @@ type nodeKnowledge struct {
 	tunnels   []conf.Family
 }
 
-// enrolled returns the pods, as NAMESPACE/NAME, that are in a class of either direction.
+// enrolled returns the pods in a class, as NAMESPACE/NAME.
 func (k *nodeKnowledge) enrolled() map[string]bool {
 	all := map[string]bool{}
 	for _, c := range k.classes {
@@ -57,7 +55,6 @@ func (k *nodeKnowledge) enrolled() map[string]bool {
 	return all
 }
 
-// tellUpkeep passes the loop's present state to the goroutine of keepNode.
 func (a *agent) tellUpkeep() {
 	if !a.records.complete {
 		return
@@ -74,7 +71,6 @@ func (a *agent) tellUpkeep() {
 	}
 }
 
-// notify asks for a check of the node. It doesn't wait.
 func (u *upkeep) notify() {
 	select {
 	case u.changed <- struct{}{}:
@@ -82,7 +78,7 @@ func (u *upkeep) notify() {
 	}
 }
 
-// hear notes what the kernel has announced. It asks for a check unless only the underlay has changed.
+// A change of only the underlay needs no check now.
 func (u *upkeep) hear(n bridge.News) {
 	if n.Ways {
 		u.ways.Store(true)
@@ -95,16 +91,14 @@ func (u *upkeep) hear(n bridge.News) {
 	}
 }
 
-// keepNode checks the node settings and repairs them, until ctx ends. It does so at each resync, and soon after the
-// kernel reports a change.
+// keepNode checks and repairs the node settings at each resync, and soon after a change.
 func (a *agent) keepNode(ctx context.Context) error {
 	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE) // the loop has another handle, so it doesn't wait for this one
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}
 	defer links.Close()
-	// The agent makes these settings itself, before any pod comes. If that fails here, the first check reports the
-	// failure.
+	// The agent makes these settings before any pod comes. If that fails, the first check reports it.
 	_ = errors.Join(bridge.SetReassembly(), bridge.RemoveAutoconfigured(links))
 	watching := make(chan error, 1)
 	go func() {
@@ -137,8 +131,7 @@ func (a *agent) keepNode(ctx context.Context) error {
 	}
 }
 
-// check compares the node settings with the wanted ones, and repairs them. It returns the differences. Without any
-// it doesn't take the node's lock.
+// If nothing differs, check doesn't take the node's lock.
 func (u *upkeep) check(links netlinksafe.Handle, k *nodeKnowledge) ([]bridge.Difference, error) {
 	memory, err := bridge.NodeMemory()
 	if err != nil {
@@ -153,7 +146,7 @@ func (u *upkeep) check(links netlinksafe.Handle, k *nodeKnowledge) ([]bridge.Dif
 		}
 		return nil, nil
 	}
-	// Under the lock no attachment begins, so no difference comes from an ADD that is running.
+	// Under the lock no attachment begins, so no difference comes from a running ADD.
 	unlock, err := endpoint.Lock()
 	if err != nil {
 		return nil, err
@@ -166,9 +159,8 @@ func (u *upkeep) check(links netlinksafe.Handle, k *nodeKnowledge) ([]bridge.Dif
 	return u.withoutEnding(bridge.Repair(links, u.properties(k, memory, records)), k, memory, records)
 }
 
-// withoutEnding returns the differences that don't come from a DEL. A DEL removes neighbour entries without the
-// node's lock, and Repair may have restored them. So withoutEnding removes them again. The caller must have held the
-// node's lock since it listed the records.
+// A DEL removes neighbour entries without the node's lock, and Repair may have restored them. So withoutEnding
+// removes them again. The caller must have held the lock since it listed the records.
 func (u *upkeep) withoutEnding(
 	found []bridge.Difference, k *nodeKnowledge, memory uint64, records []endpoint.Endpoint,
 ) ([]bridge.Difference, error) {
@@ -199,7 +191,7 @@ func (u *upkeep) withoutEnding(
 	return found, errors.Join(errs...)
 }
 
-// properties returns the wanted node settings, without those of attachments that an ADD is still making.
+// Attachments that an ADD is still making are left out.
 func (u *upkeep) properties(k *nodeKnowledge, memory uint64, records []endpoint.Endpoint) []bridge.Property {
 	enrolled := k.enrolled()
 	known := bridge.Knowledge{Memory: memory, MAC: u.mac, Tunnels: k.tunnels}
@@ -218,7 +210,7 @@ func (u *upkeep) properties(k *nodeKnowledge, memory uint64, records []endpoint.
 	return bridge.Properties(known)
 }
 
-// takeNodeCheck counts and logs repaired settings. If settings could not be read or repaired, the node has a fault.
+// A setting that could not be read or repaired is a fault.
 func (a *agent) takeNodeCheck(differences []bridge.Difference, err error) {
 	errs := []error{err}
 	failures, repaired := map[bridge.Kind]int{}, map[bridge.Kind][]repair{}

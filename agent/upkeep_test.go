@@ -14,8 +14,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestRepairBesideDEL: a check restores the neighbour entry that a DEL has just removed. It removes the entry again,
-// and reports no change by another program.
+// TestRepairBesideDEL: if a check restores a neighbour entry that a DEL has removed, it removes the entry again.
 func TestRepairBesideDEL(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -14,37 +14,33 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// waysEvery is the time after which the agent reads paths, routes and tunnels even without an announced change.
+// waysEvery is how often the agent reads paths, routes and tunnels without an announced change.
 const waysEvery = time.Minute
 
-// ways are the routes and tunnels to pods on other nodes. Without a Node of this node, there are none.
-//
-// The kernel may have thousands. So they are read only after an announced change, after a change of the plan, or
-// after waysEvery.
+// ways are the routes and tunnels to pods on other nodes. There may be thousands, so they are read only after a
+// change or after waysEvery.
 type ways struct {
-	// current is true if plan was computed from the newest accepted Nodes.
+	// current means that plan was computed from the newest accepted Nodes.
 	current bool
-	// moved is true if the node's addresses or paths may have changed since plan was made.
+	// moved means that the node's addresses or paths may have changed since.
 	moved bool
-	// unchecked is true if the kernel's routes and tunnels may differ from kernel.
+	// unchecked means that the kernel's routes and tunnels may have changed.
 	unchecked bool
 	checked   time.Time // when the agent last read the kernel's routes and tunnels
 	routes    *overlay.Routes
 	plan      overlay.Plan // the wanted routes and tunnels
 	kernel    overlay.Plan // the plan that was last applied
-	// version numbers the different plans, from 1. applied is the version of kernel.
+	// version numbers the different plans, from 1. applied is the version in the kernel.
 	version, applied int
 	refused          []ruleset.Problem
 	gate             gate
 }
 
-// problems returns the problems of nodes that can't be reached, and that of the host's firewall.
 func (w *ways) problems() []ruleset.Problem {
 	return slices.Concat(w.plan.Problems, w.refused, w.gate.blocked)
 }
 
-// heedNews notes what the kernel has announced. Changes of the underlay wait for the next resync, because on some
-// nodes they come all the time.
+// Changes of the underlay wait for the next resync, because on some nodes they come all the time.
 func (a *agent) heedNews(verify netfilter.Verify) {
 	w := &a.ways
 	w.unchecked = a.upkeep.ways.Swap(false) || w.unchecked
@@ -56,7 +52,7 @@ func (a *agent) heedNews(verify netfilter.Verify) {
 	}
 }
 
-// planWays makes the plan again if it may be outdated, or if the ways have a fault.
+// planWays makes a new plan if the old one may be outdated, or after a fault.
 func (a *agent) planWays() {
 	w := &a.ways
 	if a.Node.Name == "" || w.current && !w.moved && a.faults.now[partNodes] == nil {
@@ -72,8 +68,7 @@ func (a *agent) planWays() {
 	w.plan, w.current, w.moved = plan, true, false
 }
 
-// reach sets up the ways to other nodes, and writes the runtime's configuration. It returns false if it must be
-// called again. If the kernel refuses one node's route, the others get theirs.
+// reach returns false if it must be called again. If the kernel refuses one node's route, the others get theirs.
 func (a *agent) reach() bool {
 	if a.Node.Name == "" {
 		return true
@@ -87,8 +82,7 @@ func (a *agent) reach() bool {
 	return err == nil
 }
 
-// applyWays makes the kernel's routes and tunnels equal to the plan, unless nothing can have changed. It counts what
-// another program has removed.
+// applyWays does nothing if nothing can have changed. It counts what another program has removed.
 func (a *agent) applyWays() error {
 	w := &a.ways
 	same := w.version == w.applied
@@ -120,7 +114,7 @@ func (a *agent) countLacks(lacks []overlay.Lack) {
 	a.countRepairs(bridge.KindOverlay, all)
 }
 
-// reportMoves logs and counts nodes with a changed address. Of many other nodes it logs only the first.
+// Of many other nodes with a new address, only the first is logged.
 func (a *agent) reportMoves(before, now overlay.Plan) {
 	if before.NodeAddress.IsValid() && now.NodeAddress.IsValid() && before.NodeAddress != now.NodeAddress {
 		a.Log.Info("this node has another address; its tunnels begin there now",

@@ -61,6 +61,7 @@ type Drop struct {
 	Packet []byte `json:"packet,omitempty"`
 }
 
+// DropEnd is the sender or the receiver of a packet.
 type DropEnd struct {
 	// Pod is namespace/name. If several pods may have the address, commas separate them.
 	Pod string `json:"pod,omitempty"`

@@ -124,6 +124,7 @@ func PodOf(e endpoint.Endpoint) PodStatus {
 	return p
 }
 
+// File is one file of a directory of manifests.
 type File struct {
 	Path    string       `json:"path"` // relative to the directory
 	Objects []FileObject `json:"objects"`
@@ -137,6 +138,7 @@ type FileObject struct {
 	Why    string    `json:"why,omitempty"`
 }
 
+// FileState is the result of reading an object from a file.
 type FileState string
 
 // Values of FileObject.State, as weirctl status prints them.

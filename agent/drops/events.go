@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// Bounds of Events. An API server keeps an event for an hour by default, and each costs it a write.
+// An API server keeps an event for an hour by default, and each costs it a write.
 const (
 	maxNoticed = 2048      // kinds of drops that are remembered
 	noticeFor  = time.Hour // how long a kind of drops is remembered after the last of them
@@ -19,20 +19,20 @@ const (
 	allEvery   = 2 * time.Second
 )
 
-// Notice is what an event on a pod says: that packets were dropped, of one kind.
+// Notice is the contents of an event on a pod about drops of one kind.
 type Notice struct {
-	// Key is equal for notices of the same kind of drops.
+	// Key is equal for drops of one kind.
 	Key string
 	Pod string // the pod whose policies dropped the packets, or that sent what it may not send
-	// Note says in words what was dropped, and why.
+	// Note says what was dropped, and why.
 	Note string
 	// Count is the number of packets since First.
 	Count       uint64
 	First, Last time.Time
 }
 
-// Events chooses the drops that are worth an event. A kind of drops gets one at once, and some minutes later another
-// with the count. It is for one goroutine.
+// Events chooses the drops that are worth an event. Each kind of drops gets one at once, and minutes later another
+// with the count. Only one goroutine may use it.
 type Events struct {
 	noticed map[string]*notice
 	pods    map[string]*bucket
@@ -45,13 +45,11 @@ type notice struct {
 	told time.Time
 }
 
-// bucket is a token bucket.
 type bucket struct {
 	tokens  float64
 	counted time.Time
 }
 
-// take takes a token, unless there is none.
 func (b *bucket) take(now time.Time, burst float64, every time.Duration) bool {
 	if b.counted.IsZero() {
 		b.tokens = burst
@@ -69,7 +67,7 @@ func (b *bucket) take(now time.Time, burst float64, every time.Duration) bool {
 // NewEvents returns Events that have seen no drop.
 func NewEvents() *Events { return &Events{noticed: map[string]*notice{}, pods: map[string]*bucket{}} }
 
-// Add takes a drop. It returns the notice that is due now, or false.
+// Add returns true and the notice if one is due now.
 func (e *Events) Add(d *agentapi.Drop, now time.Time) (Notice, bool) {
 	local, _ := d.Local()
 	certain := local.Pod != "" && !strings.Contains(local.Pod, ",")
@@ -89,7 +87,7 @@ func (e *Events) Add(d *agentapi.Drop, now time.Time) (Notice, bool) {
 		of = &bucket{}
 		e.pods[local.Pod] = of
 	}
-	// A kind without an event isn't remembered: a pod with many kinds of drops must not take the room of others.
+	// A kind without an event isn't remembered, so a pod with many kinds takes no room from others.
 	if !of.take(now, podBurst, podEvery) || n == nil && len(e.noticed) >= maxNoticed ||
 		!e.all.take(now, allBurst, allEvery) {
 		return Notice{}, false
@@ -102,7 +100,6 @@ func (e *Events) Add(d *agentapi.Drop, now time.Time) (Notice, bool) {
 	return n.Notice, true
 }
 
-// sweep forgets old kinds of drops.
 func (e *Events) sweep(now time.Time) {
 	if now.Sub(e.swept) < time.Minute {
 		return
@@ -131,7 +128,7 @@ func keyOf(d *agentapi.Drop) string {
 		d.Destination.Port)
 }
 
-// maxNote is the longest note that an API server accepts.
+// maxNote is the longest note that an API server accepts, in bytes.
 const maxNote = 1024
 
 func noteOf(d *agentapi.Drop) string {

@@ -9,20 +9,19 @@ import (
 )
 
 const (
-	// maxReaders bounds the readers at a time.
 	maxReaders = 32
-	// queued bounds the drops that wait for a reader.
+	// queued bounds the drops that wait for one reader.
 	queued = 4096
 )
 
-// Hub hands drops to readers. It never waits: a slow reader misses drops, and learns how many packets. Any goroutine
-// may use it.
+// Hub hands drops to readers. It never waits: a slow reader misses drops, and is told how many packets. Any
+// goroutine may use it.
 type Hub struct {
 	mu      sync.Mutex
 	readers map[*Subscription]bool
 }
 
-// NewHub returns a Hub without readers, for at most maxReaders at a time.
+// NewHub returns a Hub without readers.
 func NewHub() *Hub { return &Hub{readers: map[*Subscription]bool{}} }
 
 // Subscription is one reader's queue.
@@ -34,7 +33,7 @@ type Subscription struct {
 	news   chan struct{} // has room for one
 }
 
-// Subscribe adds a reader of the drops that the question asks for. It returns nil if there are too many readers. The
+// Subscribe adds a reader for the drops that match the query. It returns nil if there are too many readers. The
 // caller must close the Subscription.
 func (h *Hub) Subscribe(q agentapi.DropsQuery) *Subscription {
 	h.mu.Lock()
@@ -47,15 +46,14 @@ func (h *Hub) Subscribe(q agentapi.DropsQuery) *Subscription {
 	return s
 }
 
-// Close ends the subscription, which makes room for another reader.
+// Close removes the reader.
 func (s *Subscription) Close() {
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()
 	delete(s.hub.readers, s)
 }
 
-// Publish queues the drops for each reader that has asked for them. If a reader's queue is full, their packets count as
-// missed.
+// Publish queues the drops for their readers. If a queue is full, they count as missed.
 func (h *Hub) Publish(entries []Entry) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -78,8 +76,8 @@ func (h *Hub) Publish(entries []Entry) {
 	}
 }
 
-// Next waits for drops and returns all that are queued. If the reader has missed some, the last value says how many
-// packets. Next returns nothing if no drop comes within wait, or before ctx ends.
+// Next waits for drops and returns all that are queued. The last one may count missed packets. It returns none if
+// wait is over or ctx ends.
 func (s *Subscription) Next(ctx context.Context, wait time.Duration) []*agentapi.Drop {
 	timeout := time.NewTimer(wait)
 	defer timeout.Stop()

@@ -8,18 +8,17 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Prefix is what the text that a rule adds to a logged packet says about the rule.
+// Prefix is what a log prefix says about the rule that logged the packet.
 type Prefix struct {
-	// Chain is the chain of the rule; empty for a rule that isn't weir's.
+	// Chain is empty if the rule isn't weir's.
 	Chain     string
 	Direction ruleset.Direction
 	Reason    string
-	// ByLink is true if only the packet's link tells its sender. Forged is true if nothing tells the sender.
+	// With ByLink, only the packet's link tells its sender. With Forged, nothing does.
 	ByLink, Forged bool
 }
 
-// chains says what the logging rule's chain tells about a packet. texts has whole texts, for the rules of the guard
-// and the gate. Without a direction, only the packet's addresses tell it.
+// chains has beginnings of prefixes, and texts whole prefixes. Without a direction, the packet's addresses tell it.
 var (
 	chains = map[string]Prefix{
 		conf.IngressChain:   {Direction: ruleset.Ingress, Reason: agentapi.ByClosed},

@@ -9,20 +9,20 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// Bounds of a Ring: how many entries it keeps, and about how many bytes they take.
+// A Ring is bounded by entries and, roughly, by bytes.
 const (
 	ringEntries = 8192
 	ringBytes   = 8 << 20
 )
 
-// Entry is a drop, with the number of its sender's account (Line.Sender).
+// Entry is a drop with the number of its sender's account.
 type Entry struct {
 	*agentapi.Drop
 	Sender uint64
 }
 
-// Ring keeps the last drops. Without room, the sender with the most entries loses its oldest one. So it can't push
-// out entries of others. Any goroutine may use it.
+// Ring keeps the last drops. Without room, the sender with the most entries loses its oldest one, so it pushes out
+// nothing of others. Any goroutine may use it.
 type Ring struct {
 	mu      sync.Mutex
 	senders map[uint64]*kept
@@ -32,7 +32,7 @@ type Ring struct {
 	number  uint64
 }
 
-// kept is the entries of one sender, the oldest first.
+// kept has one sender's entries, the oldest first.
 type kept struct {
 	sender  uint64
 	entries []numbered
@@ -44,10 +44,10 @@ type numbered struct {
 	number uint64 // the order in which entries came
 }
 
-// NewRing returns an empty Ring with room for ringEntries and ringBytes.
+// NewRing returns an empty Ring.
 func NewRing() *Ring { return &Ring{senders: map[uint64]*kept{}} }
 
-// Add adds the entries. If there is not enough room, earlier entries are lost (see Ring).
+// Add adds the entries. Earlier ones make room for them.
 func (r *Ring) Add(entries []Entry) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -81,7 +81,7 @@ func (r *Ring) dropOldest(of *kept) {
 	delete(r.senders, of.sender)
 }
 
-// size returns about how many bytes the drop takes. The texts of policies are shared between drops.
+// The result is in bytes and rough. Drops share the texts of policies.
 func size(d *agentapi.Drop) int {
 	return 400 + len(d.Packet) + len(d.Source.Pod) + len(d.Destination.Pod) + 16*len(d.Policies)
 }

@@ -18,20 +18,19 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Bounds of Sums. Each sender gets as many lines a second as people can read. No sender takes the room of others.
+// A sender gets as many lines a second as people can read, and takes no room from others.
 const (
 	burst     = 50 // lines of one sender at once
 	perSecond = 20 // lines of one sender, over time
-	// maxFlows bounds the lines of all senders. Once half are taken, a sender gets a line only if it has none.
+	// Once half of maxFlows are taken, a sender gets a line only if it has none.
 	maxFlows = 16384
-	// maxSenders bounds the pods and links with an account of their own. All other senders share the accounts in shared.
+	// Each pod or link has an account of its own, up to maxSenders. All further senders share some accounts.
 	maxSenders = 8192
 	shared     = 256
-	// maxRests bounds the accounts of left-out packets. Beyond it, packets are counted by rule alone. maxPrefixes
-	// bounds the parsed prefixes that are kept.
+	// Without room for another rest, packets are counted by rule alone. Parsed prefixes are kept up to maxPrefixes.
 	maxRests    = 1024
 	maxPrefixes = 4096
-	// repeatAfter is the least time between two lines of the same kind.
+	// repeatAfter is the least time between two lines of one kind.
 	repeatAfter = time.Second
 )
 
@@ -41,20 +40,20 @@ type Line struct {
 	Time  time.Time
 	Count uint64
 	*Prefix
-	// Flow has the packets' addresses and ports. If Kind is DropMore, it has at most two addresses. One is that of
-	// the pod whose policies dropped the packets. The other is the sender's, if that is a pod.
+	// Flow has the packets' addresses and ports. For DropMore it has at most those of the pod whose policies
+	// dropped the packets, and of the sending pod.
 	Flow nflog.Flow
-	// Port is the index of the pod's link, if Prefix.ByLink is true; otherwise 0.
+	// Port is the index of the pod's link if Prefix.ByLink is true, otherwise 0.
 	Port uint32
-	// Packet has the first bytes of the first packet.
+	// Packet is the beginning of the first packet.
 	Packet []byte
 	// Sender is the number of the sender's account.
 	Sender uint64
 }
 
-// Sums counts packets. It is for one goroutine.
+// Sums counts packets. Only one goroutine may use it.
 type Sums struct {
-	// IsPod reports whether the address is that of a pod, of any node.
+	// IsPod reports whether a pod of any node has the address.
 	IsPod func(netip.Addr) bool
 
 	now      time.Time
@@ -89,14 +88,13 @@ type flow struct {
 	waiting bool // is in due
 }
 
-// sender is the account of a sender, or of several.
 type sender struct {
 	number  uint64
 	alone   bool
 	tokens  float64
 	counted time.Time // the time for which tokens was computed
 	flows   int
-	// last is where the sender's last left-out packet was counted. It is nil if there is none since the last sweep.
+	// last is where the sender's last left-out packet was counted. A sweep sets it to nil.
 	last   *rest
 	lastOf restKey
 }
@@ -113,7 +111,7 @@ type rest struct {
 	Line
 }
 
-// NewSums returns Sums without packets. No address counts as a pod's until the caller sets IsPod.
+// NewSums returns Sums without packets. Set IsPod next.
 func NewSums() *Sums {
 	return &Sums{
 		IsPod: func(netip.Addr) bool { return false }, seed: maphash.MakeSeed(), prefixes: map[string]*Prefix{},
@@ -127,7 +125,7 @@ func (s *Sums) At(now time.Time) { s.now = now }
 // Lost counts packets of which nothing else is known.
 func (s *Sums) Lost(count uint64) { s.lost += count }
 
-// Add counts the packet: in its line, in a new line, or among the left-out packets.
+// Add counts the packet in its line, in a new line, or among the left-out packets.
 func (s *Sums) Add(p *nflog.Packet) {
 	f, _ := nflog.FlowOf(p.EtherType, p.Payload)
 	port := f.SrcPort
@@ -155,7 +153,6 @@ func (s *Sums) Add(p *nflog.Packet) {
 	s.begin(begun, p, port)
 }
 
-// begin makes the packet the first one of a line.
 func (s *Sums) begin(f *flow, p *nflog.Packet, port uint16) {
 	f.first, f.port = s.now, port
 	f.packet = append(make([]byte, 0, len(p.Payload)), p.Payload...) // a copy, which a Line keeps
@@ -181,8 +178,8 @@ func (s *Sums) prefix(text []byte) *Prefix {
 	return p
 }
 
-// sender returns the account of the packet's sender. A pod gets its own, and so does a link if Prefix.ByLink is true,
-// while there is room. All other senders share the accounts in others.
+// A pod has its own account. If Prefix.ByLink is true, its link has it, because the address is forged. Without
+// room, senders share accounts.
 func (s *Sums) sender(f flowKey) *sender {
 	by := f.Src
 	if f.link != 0 { // the address is forged
@@ -218,7 +215,6 @@ func (s *Sums) refill(from *sender) *sender {
 	return from
 }
 
-// mayBegin reports whether the sender may have one more line.
 func (s *Sums) mayBegin(from *sender) bool {
 	switch {
 	case len(s.flows) >= maxFlows || from.tokens < 1 || from.flows >= burst:
@@ -264,9 +260,8 @@ func (s *Sums) leaveOut(k flowKey, from *sender) {
 	from.last, from.lastOf = r, key
 }
 
-// Lines appends to list the lines that are due. A new flow's line is due at once, a known flow's line one second
-// after its last. Once a second come the lines about left-out and lost packets. waiting is true if the caller must
-// call Lines again even if no further packet comes.
+// Lines appends the lines that are due to list: a new flow's line at once, later ones after a second. If waiting is
+// true, call Lines again even without new packets.
 func (s *Sums) Lines(list []Line) (lines []Line, waiting bool) {
 	still := s.due[:0]
 	for _, f := range s.due {
@@ -298,7 +293,7 @@ func (s *Sums) Rest() []Line {
 	return lines
 }
 
-// sweep appends lines about left-out and lost packets. It forgets flows and senders without packets.
+// sweep also forgets flows and senders without packets.
 func (s *Sums) sweep(list []Line) []Line {
 	for key, r := range s.rests {
 		list = append(list, r.Line)
@@ -331,7 +326,7 @@ func (s *Sums) sweep(list []Line) []Line {
 	return list
 }
 
-// empty replaces a map that has entries by a new one. clear would keep the memory of a map that was once large.
+// clear would keep the memory of a map that was once large.
 func empty[K comparable, V any](m *map[K]V) {
 	if len(*m) > 0 {
 		*m = map[K]V{}

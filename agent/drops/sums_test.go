@@ -41,8 +41,8 @@ func total(lines []Line) (n uint64) {
 	return n
 }
 
-// TestFirstAtOnce: the first packet makes a line at once, and those of the next second make one together. Idle flows
-// and senders are forgotten.
+// TestFirstAtOnce: if packets of one kind come, the first makes a line at once, and those of the next second one
+// together.
 func TestFirstAtOnce(t *testing.T) {
 	s, tick := sums()
 	send := func() { s.Add(udp("weir drop WEIR-IN-X", "10.0.0.1", "10.0.0.2", 53)) }
@@ -72,8 +72,7 @@ func TestFirstAtOnce(t *testing.T) {
 	}
 }
 
-// TestFairAndExact: many senders flood Sums with random packets. The single packet of another pod still gets its
-// line. Memory stays bounded, and the counts add up to all packets.
+// TestFairAndExact: if many senders flood Sums, another pod's single packet still gets its line.
 func TestFairAndExact(t *testing.T) {
 	s, tick := sums()
 	random := rand.New(rand.NewPCG(1, 2))

@@ -33,7 +33,7 @@ func setBackend(o *agent.Options, name string) error {
 	return nil
 }
 
-// removeIptables removes the rules and sets of the backend for iptables. A kernel without ipset or nf_tables has none.
+// A kernel without ipset or nf_tables has nothing to remove.
 func removeIptables(ctx context.Context) error {
 	d, err := iptables.New(ctx)
 	if err != nil {

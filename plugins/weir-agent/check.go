@@ -132,8 +132,7 @@ func writeChecked(out io.Writer, c checked) error {
 	return w.Flush()
 }
 
-// kubeletName returns the name that kubelet gives its node: node, or the host's name if node is empty, in small
-// letters.
+// Without a name, kubelet calls its node by the host's name, in small letters.
 func kubeletName(node string) string {
 	if node == "" {
 		node, _ = os.Hostname()

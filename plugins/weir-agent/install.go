@@ -27,8 +27,7 @@ func installCommand() *cobra.Command {
 	}
 }
 
-// install replaces the file in one step. A runtime that runs the plugin at that moment gets either the old plugin or
-// the new one.
+// install replaces the file in one step, because a runtime may run the plugin at that moment.
 func install(from, to string) (err error) {
 	in, err := os.Open(from)
 	if err != nil {

@@ -34,8 +34,8 @@ import (
 	"github.com/weir-net/weir/source/manifests"
 )
 
-// Without these lines, a changed method signature would silently switch off the method's interface: the agent finds a
-// source's interfaces by type assertion.
+// The agent finds a source's interfaces by type assertion. Without these lines, a changed signature would silently
+// switch one off.
 var (
 	_ agent.Source    = (*kube.Source)(nil)
 	_ agent.Lookup    = (*kube.Source)(nil)
@@ -61,8 +61,8 @@ func run() int {
 		Use: "weir-agent", Short: "Enforces NetworkPolicies on the pods of this node",
 		SilenceUsage: true, SilenceErrors: true,
 	}
-	// cobra's own flag Version needs a template for its words. A template makes the linker keep every method, which
-	// nearly doubles the program.
+	// cobra's own flag Version needs a template. A template makes the linker keep every method, which nearly
+	// doubles the program.
 	showVersion := root.Flags().Bool("version", false, "print the commit of this program, its date, and Go's version")
 	root.RunE = func(cmd *cobra.Command, _ []string) error {
 		if !*showVersion {
@@ -79,7 +79,7 @@ func run() int {
 	return 0
 }
 
-// bounded shortens the strings and errors in a line of the log. They may quote objects' fields of any length.
+// Strings and errors in the log may quote objects' fields of any length.
 func bounded(_ []string, a slog.Attr) slog.Attr {
 	switch v := a.Value.Any().(type) {
 	case string:
@@ -189,7 +189,7 @@ func newSource(source, kubeconfig, node string, ignoreBroken bool, log *slog.Log
 	if err != nil {
 		return nil, fmt.Errorf("configure the API client: %w", err)
 	}
-	// An agent sends few requests, but the lookup of a new pod must not wait behind other requests.
+	// An agent sends few requests, but the look-up of a new pod must not wait behind other requests.
 	config.QPS, config.Burst = 50, 100
 	config.ContentType = runtime.ContentTypeProtobuf
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
@@ -219,7 +219,7 @@ func cleanupCommand() *cobra.Command {
 			if err := os.Remove(conflist); conflist != "" && err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return fmt.Errorf("remove the network configuration: %w", err)
 			}
-			// Remove the links before the rules. A pod without its link reaches nothing, even without rules.
+			// The links go before the rules. A pod without its link reaches nothing, even without rules.
 			if err := bridge.RemoveAll(); err != nil {
 				return err
 			}

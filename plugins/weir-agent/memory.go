@@ -7,15 +7,13 @@ import (
 	"strconv"
 )
 
-// heapShare is the part of the container's memory limit that Go's heap may use. iptables-restore also needs memory.
+// heapShare is the heap's part of the container's memory limit. iptables-restore needs memory too.
 const heapShare = 0.9
 
-// collectAt is how many percent the heap may grow before Go collects garbage. Most of the heap stays, so Go's default
-// of 100 would need twice the memory.
+// collectAt is GOGC. Most of the heap stays, so Go's default of 100 would need twice the memory.
 const collectAt = 50
 
-// limitMemory sets how much memory Go's heap uses. limit is the container's memory limit in bytes; empty if it isn't
-// known. Go's own variables, GOGC and GOMEMLIMIT, take precedence.
+// limit is the container's memory limit in bytes, or "". GOGC and GOMEMLIMIT take precedence.
 func limitMemory(limit string) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(collectAt)

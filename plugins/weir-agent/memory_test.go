@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestLimitMemory: Go's own variables take precedence over those of the manifest. A limit must be a positive number.
+// TestLimitMemory: if GOGC or GOMEMLIMIT is set, it takes precedence.
 func TestLimitMemory(t *testing.T) {
 	percent, bytes := debug.SetGCPercent(100), debug.SetMemoryLimit(-1)
 	t.Cleanup(func() {

@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// add makes an attachment and prints the result. If printing fails, Make removes the attachment again.
+// If printing fails, Make removes the attachment again.
 func add(args *call) error {
 	c, r, err := parseAdd(args)
 	if err != nil {
@@ -59,12 +59,12 @@ func parseAdd(args *call) (*conf.NetConf, attachment.Request, error) {
 	return c, r, err
 }
 
-// badID returns CNI error code 4 for an ID that can't be a file's name.
+// An ID that can't be a file's name has CNI error code 4.
 func badID(err error) error {
 	return refuse(types.ErrInvalidEnvironmentVariables, "CNI_CONTAINERID, CNI_IFNAME: %v", err)
 }
 
-// result returns the result of ADD for an interface that weir made (CNI specification 1.1, "ADD Success").
+// result is for an interface that weir made (CNI specification 1.1, "ADD Success").
 func result(made attachment.Made, dns types.DNS) *current.Result {
 	e := made.Record
 	r := &current.Result{

@@ -16,7 +16,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// serveAPI runs an API server on 127.0.0.1:8080 with the objects of the manifests, until stop is called.
+// serveAPI runs an API server on 127.0.0.1:8080 with the objects of the manifests.
 func serveAPI(t *testing.T, manifests string) (stop func()) {
 	t.Helper()
 	lists := map[string][]json.RawMessage{"pods": {}, "namespaces": {}, "nodes": {}, "networkpolicies": {}}
@@ -64,8 +64,7 @@ func serveAPI(t *testing.T, manifests string) (stop func()) {
 	}
 }
 
-// TestTheAPIServerIsAway: if the API server is away, the kernel's rules stay, even if the agent restarts. A pod that
-// the agent knows starts; any other pod is refused.
+// TestTheAPIServerIsAway: if the API server is away, the kernel's rules stay, even if the agent restarts.
 func TestTheAPIServerIsAway(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

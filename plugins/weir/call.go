@@ -15,7 +15,7 @@ import (
 )
 
 // call is what the runtime passes (CNI specification 1.1, "Section 2: Execution Protocol"). The specification's
-// library would need 5 % of ADD's time to parse it (make bench-cni).
+// library would take 5 % of ADD's time to parse it (make bench-cni).
 type call struct {
 	command                          string
 	ContainerID, Netns, IfName, Args string
@@ -28,7 +28,7 @@ type call struct {
 
 func (c *call) id() string { return endpoint.ID(c.ContainerID, c.IfName) }
 
-// verb is a value of CNI_COMMAND other than VERSION, which needs neither a configuration nor a container.
+// verb is a value of CNI_COMMAND. VERSION is none: it needs neither a configuration nor a container.
 type verb struct {
 	name     string
 	since    string   // the first version of the specification that has the verb
@@ -46,8 +46,8 @@ func allVerbs() []verb {
 	}
 }
 
-// readCall reads the environment and stdin, which must be JSON. The method do validates the call, because its errors
-// need the version. For VERSION, stdin may be empty or a terminal.
+// readCall doesn't validate the call, because errors need its version. For VERSION, stdin may be empty or a
+// terminal.
 func readCall() (*call, error) {
 	c := &call{
 		command: os.Getenv("CNI_COMMAND"), ContainerID: os.Getenv("CNI_CONTAINERID"), Netns: os.Getenv("CNI_NETNS"),
@@ -69,7 +69,7 @@ func readCall() (*call, error) {
 	return c, nil
 }
 
-// spoken returns the runtime's version of the specification, or else the newest version.
+// spoken returns the runtime's version of the specification. If that is invalid, it returns the newest version.
 func (c *call) spoken() string {
 	if _, _, _, err := version.ParseVersion(c.config.CNIVersion); err != nil || c.config.CNIVersion == "" {
 		return version.Current()
@@ -77,7 +77,6 @@ func (c *call) spoken() string {
 	return c.config.CNIVersion
 }
 
-// do validates the call and runs its verb. It answers VERSION without validating anything.
 func (c *call) do() error {
 	if c.command == "VERSION" {
 		return printVersion(c)
@@ -131,8 +130,8 @@ func checkEnvironment(required []string) error {
 	return nil
 }
 
-// isName reports whether the specification allows s as a network's name or a container's ID (CNI specification 1.1,
-// "Section 1: Plugin configuration objects" and "Section 2: Parameters").
+// isName is for a network's name or a container's ID (CNI specification 1.1, "Section 1: Plugin configuration
+// objects" and "Section 2: Parameters").
 func isName(s string) bool {
 	for i, r := range s {
 		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
@@ -143,8 +142,8 @@ func isName(s string) bool {
 	return s != ""
 }
 
-// isIfName reports whether s is allowed as a link's name, by the kernel (dev_valid_name, net/core/dev.c) and by the
-// specification, which allows no colon.
+// isIfName has the rules of the kernel (dev_valid_name, net/core/dev.c) and of the specification, which allows no
+// colon.
 func isIfName(s string) bool {
 	bad := func(r rune) bool { return r == '/' || r == ':' || unicode.IsSpace(r) }
 	return s != "" && len(s) <= 15 && s != "." && s != ".." && !strings.ContainsFunc(s, bad)

@@ -23,8 +23,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAheadOfTheOfficialPlugins: if official plugins come after weir in the list, they and policies work, and DEL
-// leaves nothing.
+// TestAheadOfTheOfficialPlugins: if official plugins come after weir in the list, they and policies work.
 func TestAheadOfTheOfficialPlugins(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "meta/bandwidth", "meta/tuning", "meta/sbr") {
 		return
@@ -93,7 +92,7 @@ func TestAheadOfTheOfficialPlugins(t *testing.T) {
 	})
 }
 
-// others are the configurations of the official plugins that make interfaces. Each plugin uses host-local.
+// Each of these plugins uses host-local.
 var others = map[string]nodetest.Conf{
 	"ptp":    {"type": "ptp", "ipam": hostLocal},
 	"bridge": {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": hostLocal},
@@ -128,14 +127,14 @@ func TestBehindBridge(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
 		return
 	}
-	// weir's own bridge needs this sysctl to be 0. weir must then switch it on for the other plugin's bridge alone.
+	// weir0 needs this sysctl to be 0. weir must switch iptables on for the other plugin's bridge alone.
 	if err := os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte("0"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	testBehind(t, "bridge")
 }
 
-// ended calls DEL for a refused pod, as a runtime does. The plugin ahead of weir has already made the pod's interface.
+// A runtime calls DEL for a refused pod too, because the plugin before weir has made its interface.
 func ended(n *nodetest.Node, namespace, name string) {
 	n.Helper()
 	if _, err := n.CNI("del", "/run/netns/"+namespace+"."+name, nodetest.Args(namespace, name, "")); err != nil {
@@ -143,7 +142,7 @@ func ended(n *nodetest.Node, namespace, name string) {
 	}
 }
 
-// closedByItsRecord damages a pod's endpoint record. The pod is closed until the record is whole again.
+// The pod is closed until its endpoint record is whole again.
 func closedByItsRecord(n *nodetest.Node, pod *nodetest.Pod) {
 	n.Helper()
 	records, err := filepath.Glob("/run/weir/endpoints/*:eth0.json")
@@ -169,8 +168,7 @@ func closedByItsRecord(n *nodetest.Node, pod *nodetest.Pod) {
 	}
 }
 
-// testBehind: if another plugin makes a pod's interface, policies apply in both directions. Without an agent, ADD is
-// refused. CHECK names what is missing, the agent repairs it, and DEL leaves nothing.
+// testBehind: if another plugin makes a pod's interface, policies apply in both directions.
 func testBehind(t *testing.T, other string) {
 	n := newNodeBehind(t, other, nil)
 	wantNothing := leftovers(t)
@@ -285,8 +283,8 @@ func TestClosedBehindBridge(t *testing.T) {
 	testClosedBehind(t, "bridge")
 }
 
-// testClosedBehind: with enforcement closed, pods behind another plugin start without an agent, and are closed until
-// one runs. If no agent has ever run, ADD fails.
+// testClosedBehind: if enforcement is closed, pods behind another plugin start without an agent, and are closed
+// until one runs.
 func testClosedBehind(t *testing.T, other string) {
 	n := newNodeBehind(t, other, nodetest.Conf{"enforcement": "closed"})
 	if _, err := n.TryAddPod("ns-1", "http-echo"); err == nil ||
@@ -314,7 +312,7 @@ func testClosedBehind(t *testing.T, other string) {
 }
 
 // TestAnAddressThatAnotherPluginGivesAgain: if a new pod gets an earlier pod's address before the earlier DEL, it
-// inherits no set entries. The late DEL doesn't open the new pod.
+// inherits no set entries.
 func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -348,8 +346,7 @@ func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 	}
 }
 
-// TestPolicyThatCantHoldIsRefused: if a pod's packets would bypass the node's FORWARD hook, ADD refuses the pod and
-// leaves nothing.
+// TestPolicyThatCantHoldIsRefused: if a pod's packets would bypass the FORWARD hook, ADD refuses the pod.
 func TestPolicyThatCantHoldIsRefused(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
 		return
@@ -463,8 +460,7 @@ func TestANodeGoesOverFromHostLocal(t *testing.T) {
 	}
 }
 
-// TestWhatARuntimeAsksFor: a pod gets the address, MAC, ranges and DNS that the runtime requests. If a request can't
-// be met, ADD fails and leaves nothing.
+// TestWhatARuntimeAsksFor: if the runtime requests an address, a MAC, ranges or DNS, the pod gets them.
 func TestWhatARuntimeAsksFor(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -555,8 +551,7 @@ func TestWhatARuntimeAsksFor(t *testing.T) {
 	}
 }
 
-// TestBehindPtpDualStack: behind ptp, policies apply in both families. Neighbour discovery works even if policies deny
-// everything.
+// TestBehindPtpDualStack: if ptp makes the interfaces, policies apply in both families.
 func TestBehindPtpDualStack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -636,8 +631,7 @@ spec:
 	reach(client, false)
 }
 
-// nothingUnderSolicitations: if an isolated pod sends a neighbour solicitation through a router, it is dropped. The
-// node's own solicitation arrives.
+// nothingUnderSolicitations: if an isolated pod sends a neighbour solicitation through a router, it is dropped.
 func nothingUnderSolicitations(t *testing.T, from, to *nodetest.Pod) {
 	t.Helper()
 	raw := func(netns string) *net.IPConn {

@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// check returns an error that names everything that is missing or differs from what ADD made.
+// The error names everything that is missing or differs from what ADD made.
 func check(args *call) error {
 	c, err := conf.Parse(args.StdinData)
 	if err != nil {

@@ -21,10 +21,10 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// specVersions are the versions of the CNI specification that the plugin supports, from 0.3.1 on.
+// specVersions are the supported versions of the CNI specification.
 var specVersions = []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}
 
-// verbs has each verb's first version in specVersions, and its required variables (CNI specification 1.1, "Section
+// verbs has each verb's first version in specVersions and its required variables (CNI specification 1.1, "Section
 // 2").
 var verbs = map[string]struct {
 	since    string
@@ -50,7 +50,7 @@ type answer struct {
 	Msg        string
 }
 
-// invoke runs the plugin as a runtime does, and checks the form of its output and errors.
+// invoke also checks the form of the plugin's output and errors.
 func invoke(t *testing.T, n *nodetest.Node, env map[string]string, stdin string) answer {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(n.Bin, "weir"))
@@ -79,7 +79,6 @@ func invoke(t *testing.T, n *nodetest.Node, env map[string]string, stdin string)
 	return a
 }
 
-// container returns the environment of a call for a container's eth0. Its pod is ns-1/ID.
 func container(n *nodetest.Node, verb, id, netns string) map[string]string {
 	return map[string]string{
 		"CNI_COMMAND": verb, "CNI_CONTAINERID": id, "CNI_NETNS": netns, "CNI_IFNAME": "eth0", "CNI_PATH": n.Bin,
@@ -87,8 +86,7 @@ func container(n *nodetest.Node, verb, id, netns string) map[string]string {
 	}
 }
 
-// config returns the plugin's configuration in a version of the specification. Each of more is a JSON key with its
-// value.
+// config returns a configuration for a version of the specification. Each of more is a JSON key with its value.
 func config(spec string, more ...string) string {
 	return fmt.Sprintf(`{"cniVersion": %q, "name": "weir", "type": "weir", "enforcement": "off", `+
 		`"ranges": [{"subnet": "10.88.0.0/24"}, {"subnet": "fd00:10:88::/64"}]%s}`,
@@ -188,8 +186,7 @@ func TestConformanceOfBadCalls(t *testing.T) {
 	}
 }
 
-// TestConformance: in each version, ADD, CHECK and DEL work directly, with libcni and with cnitool, and nothing is
-// left.
+// TestConformance: in each version, ADD, CHECK and DEL work directly, with libcni and with cnitool.
 func TestConformance(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

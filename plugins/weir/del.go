@@ -7,8 +7,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// del ends the attachment. It needs only the endpoint record: no namespace, no agent and no valid configuration. It
-// can be repeated.
+// del needs only the endpoint record: no namespace, no agent and no valid configuration. It can be repeated.
 func del(args *call) error {
 	err := endpoint.CheckID(args.id())
 	if errors.Is(err, endpoint.ErrTooLong) {

@@ -12,7 +12,7 @@ import (
 
 const documentedWindows = "../../docs/security-windows.md"
 
-// TestDocumentedTests: each test that docs/security-windows.md names exists, in the named package or in plugins/weir.
+// TestDocumentedTests: if docs/security-windows.md names a test, it exists in the named package or in plugins/weir.
 func TestDocumentedTests(t *testing.T) {
 	const root = "../.."
 	packages := map[string][]string{} // the packages of each test
@@ -51,7 +51,7 @@ func TestDocumentedTests(t *testing.T) {
 	}
 }
 
-// TestDocumentedWindows: each window of docs/security-windows.md has the same four parts, and one row in the index.
+// TestDocumentedWindows: each window of docs/security-windows.md has the same four parts and a row in the index.
 func TestDocumentedWindows(t *testing.T) {
 	text, err := os.ReadFile(documentedWindows)
 	if err != nil {
@@ -100,8 +100,7 @@ func anchorOf(heading string) string {
 	return strings.ReplaceAll(bare, " ", "-")
 }
 
-// TestDocumentedMessages: the code has each message and log line that docs/troubleshooting.md and docs/metrics.md
-// explain.
+// TestDocumentedMessages: if docs/troubleshooting.md or docs/metrics.md explains a message, the code has it.
 func TestDocumentedMessages(t *testing.T) {
 	const root = "../.."
 	var code strings.Builder

@@ -20,13 +20,11 @@ const (
 		"default route among them, what the pod sends under this network's address leaves by it"
 )
 
-// refuse returns a CNI error with the code and the message, and without details.
 func refuse(code uint, format string, args ...any) error {
 	return types.NewError(code, fmt.Sprintf(format, args...), "")
 }
 
-// cniError returns the CNI error for an error of package attachment. If weir left something behind, the code is that of
-// the original fault. Only cniError chooses the codes of these errors:
+// Only cniError chooses the codes of these errors:
 //
 //   - 3, 4 and 7: the runtime or the configuration has passed something wrong.
 //   - 11 ("try again later"): an address, a MAC, weir's rules or the agent is not available now.
@@ -79,8 +77,7 @@ func cniError(err error) error {
 	return refuse(types.ErrIOFailure, "%v", err)
 }
 
-// linkError returns the CNI error for an interface that could not be made. If a key or variable is wrong, the message
-// begins with its name.
+// If a key or variable is wrong, the message begins with its name.
 func linkError(e *attachment.LinkError) error {
 	switch {
 	case errors.Is(e.Err, bridge.ErrRouteExists):

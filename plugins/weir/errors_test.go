@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// TestErrors: cniError gives each error the right code, its text as the message, and any reason or remedy as details.
+// TestErrors: each error gets the right code, its text as the message, and its remedy as details.
 func TestErrors(t *testing.T) {
 	link := func(err error) error {
 		return &attachment.LinkError{

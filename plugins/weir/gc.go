@@ -12,7 +12,7 @@ import (
 )
 
 // gc ends every attachment to this network that the runtime doesn't list as valid. An empty list ends all of them.
-// After an error gc continues, and returns it at the end. If a listed ID is invalid, gc removes nothing.
+// If a listed ID is invalid, gc removes nothing.
 func gc(args *call) error {
 	var c struct {
 		Name  string               `json:"name"`

@@ -121,7 +121,7 @@ func walkthrough(t *testing.T, ranges nodetest.Conf) {
 		n.DelPod(p)
 	}
 	for line := range strings.Lines(nodetest.Run(t, "conntrack", "-L", "-f", "ipv6")) {
-		// The node's own packets may make new, unreplied entries.
+		// The node's own packets may make new entries without a reply.
 		if strings.Contains(line, "src="+server.IP6) && !strings.Contains(line, "UNREPLIED") {
 			t.Errorf("a connection of a pod that is gone: %s", line)
 		}
@@ -144,7 +144,7 @@ func dialFromNode(t *testing.T, address string) net.Conn {
 	return conn
 }
 
-// TestResultOfBothFamilies: the result of ADD has both families. CHECK names each missing part of IPv6.
+// TestResultOfBothFamilies: if a pod has both families, the result of ADD has both.
 func TestResultOfBothFamilies(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -169,7 +169,7 @@ func TestResultOfBothFamilies(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
-	// Only parts of the IPv6 family are deleted, one more in each case.
+	// Each case deletes one more part of the IPv6 family.
 	for _, tc := range []struct{ breakIt, want string }{
 		{"ipset del weir-pods6 " + p.IP6, "weir-pods6"},
 		{"ip -n ns-1.busybox addr del " + p.IP6 + "/128 dev eth0", p.IP6},
@@ -186,8 +186,8 @@ func TestResultOfBothFamilies(t *testing.T) {
 	}
 }
 
-// TestForgedIPv6SendersAreDropped does the same as TestForgedSendersAreDropped, with IPv6. A pod's neighbour and
-// router discovery is dropped too, even behind other headers.
+// TestForgedIPv6SendersAreDropped: if a pod sends IPv6 under another's MAC or address, or neighbour discovery, the
+// guard drops it.
 func TestForgedIPv6SendersAreDropped(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -302,7 +302,7 @@ func TestForgedIPv6SendersAreDropped(t *testing.T) {
 	})
 }
 
-// TestAnIPv6RangeNeedsIPv6: if IPv6 is off in a pod's namespace, ADD's error says so, and ADD leaves nothing.
+// TestAnIPv6RangeNeedsIPv6: if IPv6 is off in a pod's namespace, ADD's error says so.
 func TestAnIPv6RangeNeedsIPv6(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -329,7 +329,7 @@ type piece struct {
 	data []byte
 }
 
-// ipv6 returns a frame with an IPv6 packet of hop limit 255, which neighbour discovery requires.
+// ipv6 returns a frame with an IPv6 packet. Neighbour discovery requires hop limit 255.
 func ipv6(dstMAC, srcMAC net.HardwareAddr, src, dst netip.Addr, p piece) []byte {
 	h := make([]byte, 8, 40)
 	h[0], h[6], h[7] = 0x60, p.next, 255
@@ -338,7 +338,7 @@ func ipv6(dstMAC, srcMAC net.HardwareAddr, src, dst netip.Addr, p piece) []byte 
 	return frame(dstMAC, srcMAC, unix.ETH_P_IPV6, append(h, p.data...))
 }
 
-// udp6 returns a UDP header to port 9. Its checksum is wrong; no router notices.
+// udp6 returns a UDP header to port 9. Its checksum is wrong, but no router checks it.
 func udp6() piece {
 	return piece{unix.IPPROTO_UDP, []byte{0x30, 0x39, 0, 9, 0, byte(8 + len(marker)), 1, 1}}
 }
@@ -358,7 +358,7 @@ func behind(kind byte, p piece) piece {
 	return piece{kind, append([]byte{p.next, 0, 1, 4, 0, 0, 0, 0}, p.data...)}
 }
 
-// fragment makes the piece a fragment that others follow. The offset is in units of eight bytes.
+// fragment returns the piece as a fragment with further ones to come. The offset is in units of eight bytes.
 func fragment(offset uint16, p piece) piece {
 	h := []byte{p.next, 0, 0, 0, 0, 0, 0, 7}
 	binary.BigEndian.PutUint16(h[2:], offset<<3|1)

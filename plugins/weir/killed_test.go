@@ -34,7 +34,7 @@ type killer struct {
 	made   int // number of containers and namespaces made so far
 }
 
-// slot is a place where containers run, one at a time.
+// A slot has one container at a time.
 type slot struct {
 	id, netns string
 	address   string // set when ADD has answered, and "" again when DEL is called
@@ -65,8 +65,7 @@ func (k *killer) when(verb string) time.Duration {
 	return 1 + time.Duration(k.rnd.Int64N(int64(usual)))
 }
 
-// call calls the plugin. If kill isn't 0, the plugin is killed after that time. A failure without a kill is an error
-// of the test.
+// If kill isn't 0, the plugin is killed after that time. Any other failure is an error of the test.
 func (k *killer) call(verb string, s slot, more string, kill time.Duration) (out string, done bool) {
 	cmd := exec.Command(filepath.Join(k.Bin, "weir"))
 	cmd.Stdin = strings.NewReader(k.conf + more + "}")
@@ -143,7 +142,7 @@ func (k *killer) step(s *slot) {
 	}
 }
 
-// running returns the slots whose ADD has succeeded, and GC's key cni.dev/valid-attachments with their containers.
+// valid is GC's key cni.dev/valid-attachments with the running containers.
 func running(slots []*slot) (all []*slot, valid string) {
 	var list []string
 	for _, s := range slots {
@@ -155,7 +154,7 @@ func running(slots []*slot) (all []*slot, valid string) {
 	return all, `, "cni.dev/valid-attachments": [` + strings.Join(list, ", ") + "]"
 }
 
-// intact fails the test if a running container lacks something, or shares its address with another one.
+// intact fails the test if a running container lacks something, or shares its address.
 func (k *killer) intact(slots []*slot) {
 	k.Helper()
 	all, _ := running(slots)
@@ -179,8 +178,7 @@ func (k *killer) intact(slots []*slot) {
 	}
 }
 
-// run makes calls until enough were killed. Then GC must leave exactly the running containers. A GC that lists none
-// must leave nothing.
+// After the kills, GC must leave exactly the running containers.
 func (k *killer) run(t *testing.T) {
 	before := leftovers(t)
 	slots := make([]*slot, 6)
@@ -232,7 +230,7 @@ func newKiller(t *testing.T, enforcement string) *killer {
 	}
 }
 
-// TestKilled runs without an agent, so only the plugin repairs what killed calls have left.
+// TestKilled: if calls are killed while no agent runs, later calls of the plugin repair what is left.
 func TestKilled(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -240,8 +238,7 @@ func TestKilled(t *testing.T) {
 	newKiller(t, "closed").run(t)
 }
 
-// TestKilledBesideAnAgent: while calls are killed, the agent reaps leftovers. It must not touch attachments in use by
-// a call.
+// TestKilledBesideAnAgent: if calls are killed while an agent reaps, it touches no attachment in use.
 func TestKilledBesideAnAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -257,8 +254,7 @@ func TestKilledBesideAnAgent(t *testing.T) {
 	k.run(t)
 }
 
-// TestAfterAReboot: if /run and all links are gone, DEL and GC of old pods succeed. A new pod gets other addresses
-// than the last pod had.
+// TestAfterAReboot: if /run and all links are gone, DEL and GC of old pods succeed.
 func TestAfterAReboot(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -19,8 +19,8 @@ import (
 var supported = cniversion.PluginSupports("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0").SupportedVersions()
 
 func main() {
-	// The process lives for milliseconds and does one thing after the other. More threads would cost 4 % of its time
-	// (make bench-cni).
+	// The process lives for milliseconds and does one thing after the other. More threads would cost 4 % of its
+	// time (make bench-cni).
 	runtime.GOMAXPROCS(1)
 	os.Exit(run())
 }
@@ -43,8 +43,7 @@ func run() int {
 	return 1
 }
 
-// about serves a person who runs the program. It prints what the program is to stderr, as CNI plugins do; with
-// --version it prints only the version, to stdout.
+// about is for a person who runs the program. CNI plugins print such text to stderr.
 func about(args []string) int {
 	if len(args) > 0 && args[0] == "--version" {
 		fmt.Println(version.Of("weir"))
@@ -55,8 +54,7 @@ func about(args []string) int {
 	return 0
 }
 
-// printVersion prints the result of VERSION (CNI specification 1.1, "Section 5: Version"), in the call's version or
-// else the newest.
+// printVersion answers VERSION (CNI specification 1.1, "Section 5: Version").
 func printVersion(c *call) error {
 	return printJSON(struct {
 		CNIVersion string   `json:"cniVersion"`
@@ -64,7 +62,7 @@ func printVersion(c *call) error {
 	}{c.spoken(), supported})
 }
 
-// printError prints the error as JSON (CNI specification 1.1, "Section 5: Error").
+// printError prints the JSON of CNI specification 1.1, "Section 5: Error".
 func printError(e *types.Error, spoken string) {
 	err := printJSON(struct {
 		CNIVersion string `json:"cniVersion"`

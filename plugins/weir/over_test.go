@@ -15,7 +15,7 @@ import (
 )
 
 // TestAConnectionThatIsOver: if a policy forbids a connection that is already closed, the agent deletes its kernel
-// entry. Otherwise the kernel might take a new SYN from the same port for a packet of the old connection.
+// entry. Otherwise a new SYN from the same port could count as part of the old connection.
 func TestAConnectionThatIsOver(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -55,7 +55,7 @@ func TestAConnectionThatIsOver(t *testing.T) {
 			})
 			return conn, err
 		}
-		// entry returns the kernel's entry of the connection; empty if there is none.
+		// entry returns the kernel's entry of the connection, or "".
 		entry := func() string {
 			list, err := nodetest.Try("conntrack", "-L", "-p", "tcp", "--sport", fmt.Sprint(port))
 			if err != nil {
@@ -98,7 +98,7 @@ func TestAConnectionThatIsOver(t *testing.T) {
 	}
 }
 
-// reuseAddress lets a socket use a port that another socket has used just now.
+// reuseAddress lets a socket use a port that another socket has just used.
 func reuseAddress(_, _ string, c syscall.RawConn) error {
 	var set error
 	err := c.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })

@@ -12,7 +12,6 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// readPrevResult converts a result to the newest version of the specification.
 func readPrevResult(prev types.Result) (*current.Result, error) {
 	r, err := current.NewResultFromResult(prev)
 	if err != nil {
@@ -21,8 +20,7 @@ func readPrevResult(prev types.Result) (*current.Result, error) {
 	return r, nil
 }
 
-// chainedLink returns the addresses and the MAC of the pod's interface ifName, from the previous plugin's result. The
-// MAC may be empty.
+// The MAC may be empty.
 func chainedLink(prev types.Result, ifName string) (*attachment.Chained, error) {
 	r, err := readPrevResult(prev)
 	if err != nil {
@@ -40,8 +38,7 @@ func chainedLink(prev types.Result, ifName string) (*attachment.Chained, error) 
 	return c, nil
 }
 
-// addressesOf returns the pod's addresses in the result. It returns an error if there is none, or if one can't be a
-// pod's.
+// addressesOf returns an error if there is no address, or if one can't be a pod's.
 func addressesOf(r *current.Result) ([]endpoint.Address, error) {
 	var all []endpoint.Address
 	for i, ip := range r.IPs {
@@ -65,7 +62,7 @@ func addressesOf(r *current.Result) ([]endpoint.Address, error) {
 	return all, nil
 }
 
-// interfacesOf returns the result's interfaces on the node, and those in the namespace with the path netns.
+// netns is the path of the pod's network namespace.
 func interfacesOf(r *current.Result, netns string) (onNode, inPod []bridge.Interface) {
 	for n, i := range r.Interfaces {
 		if i.Sandbox != "" && i.Sandbox != netns {

@@ -17,8 +17,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestForgedSendersAreDropped: if a pod's raw frames don't have its own MAC and address, none reaches the node. No
-// raw frame reaches another pod.
+// TestForgedSendersAreDropped: if a pod's raw frames have another MAC or address, none reaches the node.
 func TestForgedSendersAreDropped(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -82,7 +81,6 @@ func frame(dst, src net.HardwareAddr, ethertype uint16, payload []byte) []byte {
 	return append(append(f, payload...), marker...)
 }
 
-// ipv4 returns a frame with a UDP packet to port 9. Its payload is the marker.
 func ipv4(dstMAC, srcMAC net.HardwareAddr, src, dst netip.Addr) []byte {
 	udp := binary.BigEndian.AppendUint16([]byte{0x30, 0x39, 0, 9}, uint16(8+len(marker)))
 	udp = append(udp, 0, 0)
@@ -100,7 +98,7 @@ func ipv4(dstMAC, srcMAC net.HardwareAddr, src, dst netip.Addr) []byte {
 	return frame(dstMAC, srcMAC, unix.ETH_P_IP, append(h, udp...))
 }
 
-// arp returns a broadcast frame with an ARP request for dst. inside is the sender's MAC in the ARP header.
+// inside is the sender's MAC in the ARP header.
 func arp(srcMAC, inside net.HardwareAddr, src, dst netip.Addr) []byte {
 	b := []byte{0, 1, 8, 0, 6, 4, 0, 1}
 	b = append(append(b, inside...), src.AsSlice()...)
@@ -154,8 +152,7 @@ func send(t *testing.T, netns string, f []byte) {
 	}
 }
 
-// seen reports whether a frame with the marker arrives within a second, or until nothing has arrived for a tenth of a
-// second.
+// seen waits at most a second, and ends earlier if nothing arrives for a tenth of a second.
 func seen(t *testing.T, fd int) bool {
 	t.Helper()
 	buf := make([]byte, 2048)

@@ -12,7 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestHostState: "weirctl pods" shows each pod and its policies. Without an agent, the policies are shown as "?".
+// TestHostState: if pods run, "weirctl pods" shows each with its policies. Without an agent, the policies are shown
+// as "?".
 func TestHostState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -7,15 +7,12 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// status returns an error if the configuration is invalid. It also returns one if enforcement is strict and no agent
-// is ready.
-//
-// It reads the agent's heartbeat file, so a node stays ready while its agent is replaced. kubelet marks the node
-// NotReady on each error.
+// With enforcement strict, status returns an error unless an agent was well a short time ago (its heartbeat).
+// kubelet marks the node NotReady on each error.
 //
 // weir never returns code 51, which says that running pods are limited: without an agent the kernel still enforces
-// its rules. The specification wants an error if no address is left (CNI specification 1.1, "STATUS: Check plugin
-// status"). weir returns none: the node would become NotReady, and its running pods would be evicted.
+// its rules. A lack of addresses is no error either, although the specification wants one: the node would become
+// NotReady, and its running pods would be evicted.
 func status(args *call) error {
 	c, err := conf.Parse(args.StdinData)
 	if err != nil || c.Enforcement != conf.Strict {

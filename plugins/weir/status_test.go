@@ -14,8 +14,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestStatus: with enforcement strict, STATUS fails unless the agent's last heartbeat is recent. With enforcement
-// closed or off, STATUS succeeds without an agent.
+// TestStatus: if enforcement is strict, STATUS fails without a recent heartbeat of an agent.
 func TestStatus(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -62,7 +62,7 @@ spec:
     - podSelector: {matchLabels: {app: busybox}}
 `
 
-// egressOnly allows busybox to send to UDP port 53 of any host, and nothing else.
+// egressOnly lets busybox send only to UDP port 53 of any host.
 const egressOnly = `
 kind: NetworkPolicy
 apiVersion: networking.k8s.io/v1
@@ -157,8 +157,7 @@ func leftovers(t testing.TB) []string {
 	return all
 }
 
-// leftBehind compares the present leftovers with those from before. The agent removes set entries after the plugin,
-// so leftBehind waits up to ten seconds.
+// The agent removes set entries after the plugin, so leftBehind waits up to ten seconds.
 func leftBehind(t testing.TB, before []string) (diff string) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
@@ -178,7 +177,7 @@ func TestPodsReachTheWorldAsTheirNode(t *testing.T) {
 	client := n.AddPod("ns-1", "busybox")
 	n.Serve(server.Netns, "tcp", ":80")
 	n.Serve(n.Outside, "tcp", ":80")
-	// On a busy machine, a new link sends nothing for a moment after it is up. So greets tries again after an error.
+	// On a busy machine, a new link sends nothing for a moment. So greets tries again.
 	greets := func(netns, address, want string) {
 		t.Helper()
 		n.Eventually(want+" from "+address, func() error {
@@ -312,7 +311,7 @@ func TestOpenConnectionsAreCut(t *testing.T) {
 	if err := exchange(kubelet); err != nil {
 		t.Errorf("the node's own connection was cut: %v", err)
 	}
-	// When the policy is removed, the connection continues, because TCP sends the dropped packets again.
+	// TCP repeats the dropped packets, so the connection continues without the policy.
 	n.Manifest("policy.yaml", "")
 	n.Eventually("the connection goes on", func() error { return exchange(conn) })
 }
@@ -355,7 +354,7 @@ func TestEnforcementOutlivesTheAgent(t *testing.T) {
 	if diff := leftBehind(t, before); diff != "" {
 		t.Errorf("a refused pod left behind: %s", diff)
 	}
-	// While the agent is dead, pods can end. A new agent finds the kernel's rules right, and changes nothing.
+	// While no agent runs, pods can end. A new agent finds the kernel's rules right, and changes nothing.
 	n.StartAgent()
 	if diff := cmp.Diff(rules, rulesNow(t)); diff != "" {
 		t.Errorf("the restart changed rules: %s", diff)
@@ -385,7 +384,7 @@ func TestClosedPodsWaitForTheAgent(t *testing.T) {
 	}
 	n := nodetest.NewNode(t, nodetest.Conf{"enforcement": "closed"})
 	n.Manifest("cluster.yaml", cluster)
-	// No agent has ever run here, so no rule drops anything: the pods' links stay down.
+	// No agent has ever run here, so no rule drops anything. The pods' links stay down instead.
 	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
 	n.Serve(server.Netns, "tcp", ":80")
 	if _, err := nodetest.Get(t, client.Netns, server.IP+":80"); err == nil {
@@ -655,7 +654,7 @@ func TestCheckNamesWhatIsWrong(t *testing.T) {
 	if err := checkPod(); err != nil {
 		t.Errorf("after all was mended: %v", err)
 	}
-	// CHECK also compares the node and the pod with prevResult, which plugins after weir may have changed.
+	// CHECK also compares with prevResult, which plugins after weir may have changed.
 	records, err := filepath.Glob("/run/weir/endpoints/*.json")
 	if err != nil || len(records) != 1 {
 		t.Fatal(records, err)
@@ -696,8 +695,7 @@ func TestUIDMustMatch(t *testing.T) {
 	n.DelPod(p)
 }
 
-// weir calls the plugin directly, and returns its error's code and message. After a success, it returns 0 and the
-// plugin's output.
+// weir calls the plugin. It returns the error's code and message, or 0 and the plugin's output.
 func weir(t *testing.T, n *nodetest.Node, env map[string]string, stdin string) (code uint, msg string) {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(n.Bin, "weir"))
@@ -720,8 +718,7 @@ func weir(t *testing.T, n *nodetest.Node, env map[string]string, stdin string) (
 	return e.Code, e.Msg
 }
 
-// wantRefusal calls ADD for a new container. The plugin must answer "try again later" (code 11) and a message with
-// the words.
+// wantRefusal calls ADD for a new container, which must fail with "try again later" (code 11) and these words.
 func wantRefusal(t *testing.T, n *nodetest.Node, args, words string) {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(n.ConfDir, "10-weir.conflist"))

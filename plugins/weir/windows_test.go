@@ -20,10 +20,10 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// These tests try to use the windows of docs/security-windows.md: a pod sends forbidden packets during a change, and
-// none may arrive.
+// These tests try to use the windows of docs/security-windows.md: a pod sends forbidden packets during a change,
+// and none may arrive.
 
-// noEgress isolates busybox in egress, and allows it nothing.
+// noEgress isolates busybox in egress, and allows nothing.
 const noEgress = `
 kind: NetworkPolicy
 apiVersion: networking.k8s.io/v1
@@ -57,8 +57,7 @@ func arrivals(t *testing.T, p *nodetest.Pod) *atomic.Int64 {
 	return &count
 }
 
-// flood sends UDP packets until stop is called. stop returns how many were sent. If a packet can't be sent, flood
-// goes on.
+// flood sends UDP packets until stop is called. stop returns how many were sent.
 func flood(t *testing.T, netns, address string) (stop func() int) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -135,8 +134,8 @@ func TestNothingPassesWhilePodsStartAndEnd(t *testing.T) {
 	stop()
 }
 
-// TestFault4NothingPassesWhileTheAgentRestarts: if the agent restarts, no forbidden packet passes and no connection
-// is cut. weave-npc flushed its chains.
+// TestFault4NothingPassesWhileTheAgentRestarts: if the agent restarts, no forbidden packet passes. weave-npc
+// flushed its chains.
 func TestFault4NothingPassesWhileTheAgentRestarts(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -151,7 +150,8 @@ func TestFault4NothingPassesWhileTheAgentRestarts(t *testing.T) {
 	n.KillAgent()
 	n.StartAgent()
 	n.StopAgent()
-	// A file is broken when the agent starts. Its policies are unknown, so the agent doesn't change the kernel's rules.
+	// A file is broken when the agent starts. Its policies are unknown, so the agent doesn't change the kernel's
+	// rules.
 	n.Manifest("policy.yaml", "kind: NetworkPolicy\nspec: [")
 	n.SpawnAgent()
 	n.Eventually("the agent has seen the broken file", func() error {
@@ -186,7 +186,7 @@ func TestFault4NothingPassesWhileTheAgentRestarts(t *testing.T) {
 }
 
 // TestFault5NothingPassesWhilePoliciesChange: if policies and labels change, no forbidden packet passes. weave-npc
-// removed the old rules before it added the new ones.
+// removed old rules before it added new ones.
 func TestFault5NothingPassesWhilePoliciesChange(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -238,7 +238,7 @@ func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 	n.Serve(server.Netns, "tcp", ":80")
 	n.Serve(server.Netns, "udp", ":53")
 	n.Reach(first, server.IP+":80", true)
-	// The ports are fixed, so the kernel would take the second pod's packet for the first pod's flow.
+	// The ports are fixed, so the second pod's packet looks like one of the first pod's connection.
 	ask := func(p *nodetest.Pod) (err error) {
 		nodetest.In(t, p.Netns, func() error {
 			var conn net.Conn
@@ -272,8 +272,8 @@ func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 	n.Reach(second, server.IP+":80", false)
 }
 
-// TestFault5AFlushIsRepaired: if the rules are flushed, the agent enforces policies again within 15 seconds. If no
-// agent ran, the next one also cuts the connections opened meanwhile. weave-npc didn't check its rules again.
+// TestFault5AFlushIsRepaired: if the rules are flushed, the agent enforces policies again within 15 seconds.
+// weave-npc didn't check its rules again.
 func TestFault5AFlushIsRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -335,7 +335,7 @@ func TestFault5AFlushIsRepaired(t *testing.T) {
 	}
 }
 
-// TestFault6PodsAreJudgedBeforeTheyStart: once ADD has returned, policies apply from a pod's first packet. With
+// TestFault6PodsAreJudgedBeforeTheyStart: if ADD has returned, policies apply from the pod's first packet on. With
 // weave-npc, pods started without restriction.
 func TestFault6PodsAreJudgedBeforeTheyStart(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
@@ -382,8 +382,7 @@ func TestFault6PodsAreJudgedBeforeTheyStart(t *testing.T) {
 	}
 }
 
-// TestACutConnectionThatIsForgotten: if the kernel forgets a cut connection, no TCP packet in its middle reopens it.
-// The server's UDP packet is a new connection, which only the server's policies may allow.
+// TestACutConnectionThatIsForgotten: if the kernel forgets a cut connection, no later TCP packet of it reopens it.
 func TestACutConnectionThatIsForgotten(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -453,13 +452,13 @@ func TestAFlushIsClosedWithoutAState(t *testing.T) {
 	}
 }
 
-// flow counts what arrives at both ends of a connection on which both sides send continuously.
+// flow counts what arrives at both ends of a connection.
 type flow struct {
 	network            string
 	toServer, toClient atomic.Int64 // packets or pieces that arrived
 }
 
-// silent returns an error if packets arrive within half a second. TCP repeats lost packets sooner than that.
+// TCP repeats lost packets sooner than half a second.
 func (f *flow) silent() error {
 	toServer, toClient := f.toServer.Load(), f.toClient.Load()
 	time.Sleep(500 * time.Millisecond)
@@ -502,7 +501,7 @@ func connectTCP(t *testing.T, server, client *nodetest.Pod) (conn, accepted net.
 	var l net.Listener
 	nodetest.In(t, server.Netns, func() (err error) { l, err = net.Listen("tcp4", ":0"); return err })
 	defer func() { _ = l.Close() }()
-	// A new port may drop the first SYN on a busy machine; the client then sends a second one.
+	// A new port may drop the first SYN on a busy machine. The client then sends a second one.
 	nodetest.In(t, client.Netns, func() (err error) {
 		conn, err = net.DialTimeout("tcp", fmt.Sprintf("%s:%d", server.IP, l.Addr().(*net.TCPAddr).Port), 10*time.Second)
 		return err
@@ -514,7 +513,7 @@ func connectTCP(t *testing.T, server, client *nodetest.Pod) (conn, accepted net.
 	return conn, accepted
 }
 
-// connectUDP does the same as connectTCP, over UDP. The client sends the first packet.
+// connectUDP is connectTCP over UDP. The client sends the first packet.
 func connectUDP(t *testing.T, server, client *nodetest.Pod) (conn, accepted net.Conn) {
 	t.Helper()
 	var l net.PacketConn

@@ -23,11 +23,8 @@ type Answer[T any] struct {
 	Err   error
 }
 
-// AskAll asks the agents with the function ask, at most o.Parallel at the same time. It passes every answer to the
-// function each, one at a time. o.Within is the time for one answer.
-//
-// If the user may not ask an agent, AskAll ends and returns that error. Otherwise it returns the cause for which ctx
-// has ended, or nil. An agent without an answer is no error.
+// AskAll calls ask for all agents in parallel, and passes each answer to each, one at a time. An agent without an
+// answer is no error. If the user may not ask, AskAll ends with that error. If ctx ends, it returns the cause.
 func AskAll[T any](
 	ctx context.Context, agents []Agent, o AskOptions, ask func(context.Context, Agent) (T, error), each func(Answer[T]),
 ) error {
@@ -76,13 +73,13 @@ func AskAll[T any](
 // AskOptions says how to ask many agents.
 type AskOptions struct {
 	Parallel int
-	// Within is how long one agent may take for its answer.
+	// Within is the time for one agent's answer.
 	Within time.Duration
 }
 
 func errNoAnswer(within time.Duration) error { return fmt.Errorf("no answer within %s", within) }
 
-// Progress is a line on a terminal that says how far a long command is. Elsewhere it prints nothing.
+// Progress is a line on a terminal that says how far a command is.
 type Progress struct {
 	out    io.Writer // nil: print nothing
 	last   time.Time
@@ -92,7 +89,7 @@ type Progress struct {
 // progressEvery is the time between two changes of the line.
 const progressEvery = 100 * time.Millisecond
 
-// NewProgress returns a Progress on f. If f is no terminal, or a dumb one, the Progress prints nothing.
+// NewProgress returns a Progress on f. It prints nothing unless f is a terminal.
 func NewProgress(f *os.File) *Progress {
 	if !term.IsTerminal(int(f.Fd())) || os.Getenv("TERM") == "dumb" {
 		return &Progress{}
@@ -100,7 +97,7 @@ func NewProgress(f *os.File) *Progress {
 	return &Progress{out: f}
 }
 
-// Say replaces the line, unless the last change was a moment ago.
+// Say replaces the line. It does nothing if the last change was a moment ago.
 func (p *Progress) Say(format string, args ...any) {
 	if p == nil || p.out == nil || time.Since(p.last) < progressEvery {
 		return

@@ -17,8 +17,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// AuditPath returns the agent's path for the would-drops of the audited policy. Without a name, it is the path for
-// all audited policies.
+// AuditPath returns the agent's path for one audited policy. An empty name means all.
 func AuditPath(name string) string {
 	if name == "" {
 		return agentapi.AuditPath
@@ -26,24 +25,23 @@ func AuditPath(name string) string {
 	return agentapi.AuditPath + "?" + url.Values{"policy": {name}}.Encode()
 }
 
-// Audit asks this node's agent what the audited policy would have dropped. The error wraps agentapi.ErrNoAgent if there
-// is no agent.
+// Audit asks this node's agent what the audited policy would have dropped. The error wraps agentapi.ErrNoAgent if
+// there is no agent.
 //
 // Equivalent to: curl --unix-socket /run/weir/agent.sock http://agent/v1/audit?policy=NAMESPACE/NAME
 func Audit(ctx context.Context, name string) (r agentapi.AuditReport, err error) {
 	return r, get(ctx, AuditPath(name), &r)
 }
 
-// AuditOfNodes is the sum of the reports of several nodes.
+// AuditOfNodes is the sum of several nodes' reports.
 type AuditOfNodes struct {
 	agentapi.AuditReport
-	// Troubles say which nodes report too little, and why.
+	// Troubles name nodes with incomplete reports, and the reasons.
 	Troubles []string `json:"troubles,omitempty"`
 	kinds    map[string]int
 }
 
-// Add adds the report of one node. It leaves out connections that were last seen before since. since becomes the time
-// from which all nodes have counted.
+// Add adds the report of one node. Connections that were last seen before since are left out.
 func (a *AuditOfNodes) Add(r agentapi.AuditReport, since time.Time) {
 	if a.kinds == nil {
 		a.kinds, a.Node, a.Audited, a.Dropped = map[string]int{}, r.Node, []string{}, []agentapi.AuditedTraffic{}
@@ -84,8 +82,8 @@ func (a *AuditOfNodes) Add(r agentapi.AuditReport, since time.Time) {
 // Knows reports whether the policy is audited.
 func (a *AuditOfNodes) Knows(name string) bool { return slices.Contains(a.Audited, name) }
 
-// PrintAudit prints the report. For one policy, these are the would-drops and the rules that would allow them.
-// Without a name, it lists the audited policies with their numbers of connections.
+// PrintAudit prints the would-drops of one policy, with rules that would allow them. Without a name, it lists the
+// audited policies.
 func PrintAudit(out io.Writer, f Format, a *AuditOfNodes, name string) error {
 	slices.SortFunc(a.Dropped, agentapi.CompareAudited)
 	switch {
@@ -170,7 +168,7 @@ func auditTraffic(line printLine, a *AuditOfNodes, name string) {
 	auditLimits(line, a)
 }
 
-// rulesText returns rules that would allow the traffic: a policy's spec in YAML, with comments.
+// The rules are a policy's spec in YAML, with comments.
 func rulesText(all []agentapi.AuditedTraffic, name string) (string, error) {
 	namespace, _, _ := strings.Cut(name, "/")
 	var traffic []propose.Traffic

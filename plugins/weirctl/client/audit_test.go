@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// TestPrintAudit: the reports of two nodes are added up, and the rules name what they can't allow.
+// TestPrintAudit: if two nodes report, their counts are added up.
 func TestPrintAudit(t *testing.T) {
 	at := time.Unix(1e9, 0)
 	db := agentapi.AuditedEnd{
@@ -100,7 +100,7 @@ No packets are read: n2: no group
 	}
 }
 
-// TestPrintAuditEscapes: texts from an agent can't control a terminal.
+// TestPrintAuditEscapes: if an agent's text has control characters, they don't reach the terminal.
 func TestPrintAuditEscapes(t *testing.T) {
 	const bad = "x\x1b[2J\u009b\n\u202ey"
 	end := agentapi.AuditedEnd{Namespace: bad, Name: bad, Address: netip.MustParseAddr("10.88.0.2")}

@@ -1,6 +1,6 @@
-// Package client asks weir-agent over its socket, or the agents of other nodes through the API server, reads objects
-// from the API server or from files, and prints answers. It needs no kernel interface of Linux, so it builds on every
-// operating system on which Go has Unix sockets.
+// Package client asks agents: this node's over its socket, other nodes' through the API server. It also reads
+// objects from the API server or from files, and prints answers. It needs nothing of Linux, so it also builds for
+// macOS and Windows.
 package client
 
 import (
@@ -15,7 +15,7 @@ import (
 
 const answersWithin = 10 * time.Second
 
-// Status asks the agent for its status. The error wraps agentapi.ErrNoAgent if it can't connect to the agent's socket.
+// Status asks this node's agent for its status. The error wraps agentapi.ErrNoAgent if there is no agent.
 //
 // Equivalent to: curl --unix-socket /run/weir/agent.sock http://agent/v1/status
 func Status(ctx context.Context) (*agentapi.Status, error) {
@@ -28,7 +28,6 @@ func Status(ctx context.Context) (*agentapi.Status, error) {
 
 func get(ctx context.Context, path string, into any) error { return ask(ctx, "GET", path, nil, into) }
 
-// post asks the agent for the path with the question as JSON, and decodes the answer.
 func post(ctx context.Context, path string, question, into any) error {
 	body, err := json.Marshal(question)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// TestBuildsElsewhere: weirctl also builds for macOS and Windows, where it reads files and asks the API server.
+// TestBuildsElsewhere: weirctl also builds for macOS and Windows.
 func TestBuildsElsewhere(t *testing.T) {
 	for _, system := range []string{"darwin", "windows"} {
 		build := exec.Command("go", "build", "-o", os.DevNull, "..")
@@ -76,7 +76,7 @@ func TestPrint(t *testing.T) {
 	}
 }
 
-// TestLongLists: text shortens a list of a thousand policies or problems; JSON has all.
+// TestLongLists: if there are a thousand policies or problems, text shortens the list and JSON has all.
 func TestLongLists(t *testing.T) {
 	s := &agentapi.Status{}
 	for i := range 1000 {

@@ -11,18 +11,18 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// NodeState says how well a node is, the worst first.
+// NodeState says how well a node is.
 type NodeState string
 
-// A node has the first of these states that fits it.
+// A node has the first of these states that fits.
 const (
-	// NodeAway: the agent can't be asked.
+	// NodeAway means that the agent doesn't answer.
 	NodeAway NodeState = "no answer"
-	// NodeNotReady: the kernel doesn't have all that it should.
+	// NodeNotReady means that the kernel lacks something that it should have.
 	NodeNotReady NodeState = "not ready"
-	// NodeFaulty: the node is ready, and a part of the agent fails.
+	// NodeFaulty means that the node is ready, but a part of the agent fails.
 	NodeFaulty NodeState = "faulty"
-	// NodeProblems: parts of objects can't be used, pods are closed, or weir doesn't enforce some policies.
+	// NodeProblems means that parts of objects can't be used, pods are closed, or some policies aren't enforced.
 	NodeProblems NodeState = "problems"
 	NodeWell     NodeState = "ready"
 )
@@ -33,7 +33,7 @@ var worstFirst = []NodeState{NodeAway, NodeNotReady, NodeFaulty, NodeProblems, N
 type NodeStatus struct {
 	Node  string    `json:"node"`
 	State NodeState `json:"state"`
-	// Why says in one line what is wrong; empty if nothing is.
+	// Why says what is wrong. It is empty if nothing is.
 	Why string `json:"why,omitempty"`
 	// Summary is nil if the agent has not answered.
 	Summary *agentapi.Summary `json:"summary,omitempty"`
@@ -41,25 +41,24 @@ type NodeStatus struct {
 
 // ClusterStatus is the state of all nodes.
 type ClusterStatus struct {
-	// Asked is the number of nodes that weir runs on or should run on. Nodes are the known ones of them, the worst
-	// first.
+	// Asked counts the nodes on which weir should run. Nodes has the worst first.
 	Asked  int               `json:"asked"`
 	States map[NodeState]int `json:"states"`
-	// Pods, Isolated and Closed are the sums of the nodes that have answered.
+	// Pods, Isolated and Closed are sums over the nodes that have answered.
 	Pods     int `json:"pods"`
 	Isolated int `json:"isolated"`
 	Closed   int `json:"closed"`
-	// Versions counts the nodes by the version of their agents.
+	// Versions counts the nodes by their agent's version.
 	Versions map[string]int `json:"versions"`
 	Nodes    []NodeStatus   `json:"nodes"`
 }
 
-// NewClusterStatus returns the state of a cluster of which nothing is known.
+// NewClusterStatus returns a status without nodes. asked is the number of nodes.
 func NewClusterStatus(asked int) *ClusterStatus {
 	return &ClusterStatus{Asked: asked, States: map[NodeState]int{}, Versions: map[string]int{}, Nodes: []NodeStatus{}}
 }
 
-// Add adds the answer of one agent. The nodes stay in order, the worst first.
+// Add adds the answer of one agent.
 func (s *ClusterStatus) Add(a Answer[*agentapi.Summary]) {
 	n := NodeStatus{Node: a.Node}
 	if a.Err != nil {
@@ -106,10 +105,10 @@ func judge(s *agentapi.Summary) (NodeState, string) {
 	return NodeWell, ""
 }
 
-// Bad returns how many nodes are not ready, or don't answer.
+// Bad returns how many nodes are not ready or don't answer.
 func (s *ClusterStatus) Bad() int { return s.States[NodeAway] + s.States[NodeNotReady] }
 
-// Counts returns how many nodes are in each state, in words.
+// Counts returns how many nodes are in each state, as text.
 func (s *ClusterStatus) Counts() string {
 	var all []string
 	for _, state := range worstFirst {
@@ -120,10 +119,10 @@ func (s *ClusterStatus) Counts() string {
 	return strings.Join(all, ", ")
 }
 
-// maxWell is how many healthy nodes the text lists by default.
+// The text lists this many healthy nodes by default.
 const maxWell = 20
 
-// PrintClusterStatus prints the state of the nodes. As text, it leaves out most healthy nodes, unless all is true.
+// PrintClusterStatus prints the nodes' states. As text, it leaves out most healthy nodes unless all is true.
 func PrintClusterStatus(out io.Writer, f Format, s *ClusterStatus, all bool) error {
 	if f == JSON {
 		return printJSON(out, s)

@@ -13,14 +13,13 @@ import (
 
 // goal is what a wait waits for: one pod, or all pods of a policy's namespace.
 type goal struct {
-	// namespace is the policy's namespace; empty for a pod.
+	// namespace is the policy's namespace. It is empty if the goal is a pod.
 	namespace string
-	// pod is the pod that must be as expected; nil for a policy.
+	// pod is nil if the goal is a policy.
 	pod *expectedPod
 }
 
-// question returns the question for a node's agent. On nodes other than the pod's own, it asks for the pod's
-// addresses as peers.
+// Nodes other than the pod's own have the pod's addresses only as peers.
 func (g goal) question(x *expected, node string) enforced.Question {
 	q := enforced.Question{At: x.at, Namespaces: []string{g.namespace}}
 	if g.pod == nil {
@@ -49,7 +48,7 @@ func (g goal) concerned(x *expected) (nodes []string) {
 	return nodes
 }
 
-// lacks says in one line why the node doesn't enforce the goal yet. It returns "" if the node does.
+// lacks returns why the node doesn't enforce the goal yet, or "".
 func (g goal) lacks(x *expected, node string, q enforced.Question, a enforced.Answer) string {
 	switch {
 	case len(a.Faults) > 0:
@@ -92,7 +91,7 @@ func (g goal) lacks(x *expected, node string, q enforced.Question, a enforced.An
 	return ""
 }
 
-// differs says how the pod with index i differs from what the node should hold; empty if it doesn't.
+// i is the pod's index.
 func differs(a enforced.Answer, want enforced.Held, i int) string {
 	w, h := want.Pods[i], a.Held.Pods[i]
 	for _, direction := range []struct{ name, want, held string }{
@@ -113,7 +112,6 @@ func differs(a enforced.Answer, want enforced.Held, i int) string {
 	return ""
 }
 
-// classDiffers says how the class that the node holds differs from the one that it should.
 func classDiffers(held, want enforced.Class, a enforced.Answer) string {
 	list := func(c enforced.Class) string {
 		if len(c.Audited) > 0 {
@@ -147,7 +145,7 @@ func setsDiffer(held, want []enforced.Set) string {
 	return ""
 }
 
-// differInPeers names a set that wrongly has or lacks a peer; empty if there is none.
+// differInPeers names a set that wrongly has or lacks a peer, or returns "".
 func differInPeers(held, want enforced.Held) string {
 	sets := func(of enforced.Held) map[string]enforced.Set {
 		all := map[string]enforced.Set{}

@@ -44,7 +44,6 @@ func small() *expected {
 	return x
 }
 
-// answerOf returns the right answer of the node n1 to the question.
 func answerOf(x *expected, q enforced.Question) enforced.Answer {
 	a := enforced.Answer{At: x.at, Endpoints: []policy.Endpoint{{
 		ID: "c:eth0", Pod: policy.PodRef{Namespace: "ns", Name: "web", UID: "web"},
@@ -54,7 +53,7 @@ func answerOf(x *expected, q enforced.Question) enforced.Answer {
 	return a
 }
 
-// TestLacks: the right answer is accepted, and each wrong one is refused with a reason.
+// TestLacks: if a node's answer is wrong, it is refused with a reason.
 func TestLacks(t *testing.T) {
 	client := small().byNode["n2"][0]
 	peers := goal{pod: &client}

@@ -14,8 +14,7 @@ import (
 // completesWithin bounds how long a shell waits for names.
 const completesWithin = 2 * time.Second
 
-// completion completes from the objects of the source. It hides errors: a shell would print them into the command
-// line.
+// completion hides errors, because a shell would print them into the command line.
 func (s *Source) completion(
 	names func(explain.Cluster) []string, directive cobra.ShellCompDirective,
 ) cobra.CompletionFunc {
@@ -38,7 +37,7 @@ func (s *Source) completion(
 	}
 }
 
-// CompleteAudited completes the names of the audited policies that this node's agent knows.
+// CompleteAudited completes the names of this node's audited policies.
 func CompleteAudited(cmd *cobra.Command, args []string, begin string) ([]cobra.Completion, cobra.ShellCompDirective) {
 	ctx, cancel := context.WithTimeout(cmd.Context(), completesWithin)
 	defer cancel()
@@ -53,7 +52,7 @@ func CompleteAudited(cmd *cobra.Command, args []string, begin string) ([]cobra.C
 	return fitting, cobra.ShellCompDirectiveNoFileComp
 }
 
-// odd reports whether names of objects never have the character. A shell could act on it.
+// Names of objects never have such a character, and a shell could act on it.
 func odd(r rune) bool {
 	return (r < 'a' || r > 'z') && (r < '0' || r > '9') && !strings.ContainsRune("-./", r)
 }
@@ -120,7 +119,7 @@ func (s *Source) CompleteNodes() cobra.CompletionFunc {
 	}, cobra.ShellCompDirectiveDefault)
 }
 
-// CompleteFlags completes the values of those of the command's flags that name objects.
+// CompleteFlags adds completions to the command's flags for namespaces, pods, policies and nodes.
 func (s *Source) CompleteFlags(cmd *cobra.Command) {
 	for flag, complete := range map[string]cobra.CompletionFunc{
 		"namespace": s.CompleteNamespaces(), "pod": s.CompletePods(), "policy": s.CompletePolicies(),

@@ -13,14 +13,13 @@ import (
 	"github.com/weir-net/weir/source/manifests"
 )
 
-// invented are the networks for pods of files without addresses. No host has such addresses (RFC 1112, section 4:
+// Pods of files without addresses get one from these networks. No host has such an address (RFC 1112, section 4:
 // class E; RFC 6666: discard only).
 var invented = [...]netip.Prefix{
 	conf.IPv4: netip.MustParsePrefix("240.0.0.0/8"), conf.IPv6: netip.MustParsePrefix("100::/64"),
 }
 
-// loadDirectory reads a directory of manifests. Each workload counts as one pod of the same name. Gaps says what
-// can't be read. If no object can be read, loadDirectory returns an error.
+// Each workload counts as one pod. Gaps says what can't be read. It is an error only if no object can be read.
 func loadDirectory(ctx context.Context, path string) (explain.Cluster, error) {
 	d := &manifests.Dir{Path: path, IgnoreBroken: true}
 	_, err := d.Check()
@@ -43,7 +42,6 @@ func loadDirectory(ctx context.Context, path string) (explain.Cluster, error) {
 	return c, nil
 }
 
-// firstLine returns the first line of an error's text, and how many more lines there are.
 func firstLine(err error) string {
 	lines := strings.Split(strings.TrimSpace(err.Error()), "\n")
 	if len(lines) == 1 {
@@ -52,7 +50,7 @@ func firstLine(err error) string {
 	return fmt.Sprintf("%s (and %d more; weir-agent check lists all)", lines[0], len(lines)-1)
 }
 
-// addWorkloads adds a pod for each workload without an owner, unless there is a pod of that name.
+// A workload without an owner counts as a pod, unless there is a pod of that name.
 func addWorkloads(c *explain.Cluster) {
 	c.Pods = slices.Clone(c.Pods)
 	taken := map[policy.Name]bool{}
@@ -71,9 +69,7 @@ func addWorkloads(c *explain.Cluster) {
 	}
 }
 
-// inventAddresses gives each pod without addresses one address of each family in use, unless the pod has its node's
-// network or has ended. If the files have Nodes, the pod's Node gets the
-// address's network.
+// A pod without addresses gets one of each family in use. Its Node, if there is one, gets the address's network.
 func inventAddresses(c *explain.Cluster) {
 	families := familiesOf(c)
 	next := invented
@@ -115,7 +111,6 @@ func inventAddresses(c *explain.Cluster) {
 	}
 }
 
-// familiesOf returns the families of the cluster's addresses and podCIDRs. Without any, it returns IPv4.
 func familiesOf(c *explain.Cluster) (families []conf.Family) {
 	used := map[conf.Family]bool{}
 	for _, p := range c.Pods {

@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// DropPrinter returns a function that prints drops: as text one a line, as JSON one value a line.
+// DropPrinter returns a function that prints drops, one a line.
 func DropPrinter(out io.Writer, f Format) func(*agentapi.Drop) error {
 	if f == JSON {
 		values := json.NewEncoder(out)
@@ -24,8 +24,8 @@ func DropPrinter(out io.Writer, f Format) func(*agentapi.Drop) error {
 	}
 }
 
-// DropLine returns the drop as text for one line. Names in it may have control characters, so a caller must pass the
-// text through agentapi.OneLine.
+// DropLine returns the drop as text. Names in it may have control characters, so pass it through agentapi.OneLine
+// before printing.
 func DropLine(d *agentapi.Drop) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s  %5dx  ", d.Time.Local().Format("2006-01-02 15:04:05.000"), d.Count)
@@ -82,8 +82,8 @@ func why(d *agentapi.Drop) string {
 	return means
 }
 
-// PcapWriter writes drops to a file for tcpdump and Wireshark, one packet for each drop. The file is like that of
-// "tcpdump -i nflog:88 -w FILE" (LINKTYPE_NFLOG: https://www.tcpdump.org/linktypes/LINKTYPE_NFLOG.html).
+// PcapWriter writes drops to a file for tcpdump and Wireshark. The file is like that of "tcpdump -i nflog:88 -w
+// FILE" (LINKTYPE_NFLOG: https://www.tcpdump.org/linktypes/LINKTYPE_NFLOG.html).
 type PcapWriter struct{ out io.Writer }
 
 const (
@@ -107,7 +107,7 @@ func NewPcapWriter(out io.Writer) (*PcapWriter, error) {
 	return &PcapWriter{out}, err
 }
 
-// Write writes the drop's first packet. It writes nothing if the drop has no IP packet.
+// Write writes the drop's first packet, if the drop has one.
 func (w *PcapWriter) Write(d *agentapi.Drop) error {
 	if len(d.Packet) == 0 || len(d.Packet) > snapLength/2 {
 		return nil
@@ -133,8 +133,7 @@ func (w *PcapWriter) Write(d *agentapi.Drop) error {
 	return err
 }
 
-// logPrefix returns the text that the kernel's rule adds to the packet. For the guard and the gate, it is only the
-// beginning.
+// For the guard and the gate, this is only the beginning of the kernel's text.
 func logPrefix(d *agentapi.Drop) string {
 	if d.Reason == agentapi.ByAudit {
 		return conf.AuditLogPrefix + d.Chain
@@ -142,7 +141,7 @@ func logPrefix(d *agentapi.Drop) string {
 	return conf.LogPrefix + d.Chain
 }
 
-// attribute appends a netlink attribute, padded to a multiple of four bytes.
+// A netlink attribute is padded to a multiple of four bytes.
 func attribute(to []byte, kind uint16, value []byte) []byte {
 	to = binary.LittleEndian.AppendUint16(to, uint16(4+len(value)))
 	to = binary.LittleEndian.AppendUint16(to, kind)

@@ -66,7 +66,7 @@ func TestDropLine(t *testing.T) {
 	}
 }
 
-// FuzzDropLine: whatever the names and reasons are, a drop is one line without control characters.
+// FuzzDropLine: if names have control characters, the drop is still one line without them.
 func FuzzDropLine(f *testing.F) {
 	f.Add("shop/\x1b[2Jdb", "shop/a\nb", "policy", "WEIR-\u202e", true)
 	f.Fuzz(func(t *testing.T, pod, policy, reason, chain string, more bool) {
@@ -86,7 +86,7 @@ func FuzzDropLine(f *testing.F) {
 	})
 }
 
-// TestPcap: another implementation reads the file and finds the packet. A drop without an IP packet is left out.
+// TestPcap: if a drop has a packet, another implementation finds it in the file.
 func TestPcap(t *testing.T) {
 	b := gopacket.NewSerializeBuffer()
 	err := gopacket.SerializeLayers(b, gopacket.SerializeOptions{FixLengths: true},
@@ -124,7 +124,7 @@ func TestPcap(t *testing.T) {
 	}
 }
 
-// FuzzDropsQuery: the agent reads every question as weirctl meant it.
+// FuzzDropsQuery: any query comes through a URL unchanged.
 func FuzzDropsQuery(f *testing.F) {
 	f.Add(int64(time.Minute), true, false, "shop", "db", "a&b=c", uint16(80))
 	f.Fuzz(func(t *testing.T, since int64, follow, packets bool, namespace, pod, policy string, port uint16) {

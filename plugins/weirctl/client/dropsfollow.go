@@ -16,7 +16,7 @@ import (
 type FollowTimes struct {
 	// Window is how long a drop waits for older ones of other nodes.
 	Window time.Duration
-	// Opens is how long a node may take until it tells of drops.
+	// Opens is how long a node may take to open its stream.
 	Opens time.Duration
 	// Silent is how long a node may be silent. An agent gives a sign of life every 15 seconds.
 	Silent time.Duration
@@ -26,18 +26,18 @@ type FollowTimes struct {
 	Look time.Duration
 }
 
-// DefaultFollowTimes are the times of weirctl drops --follow. With them, a flow's first drop is usually printed
-// within a second.
+// DefaultFollowTimes are the times of weirctl drops --follow. A flow's first drop is usually printed within a
+// second.
 var DefaultFollowTimes = FollowTimes{
 	Window: 300 * time.Millisecond, Opens: 20 * time.Second, Silent: 40 * time.Second, Retry: time.Second,
 	Retries: 30 * time.Second, Look: 10 * time.Second,
 }
 
 const (
-	// again is how far a repeated question reaches back before the node's last sign of life. An agent may report a
-	// drop a second late.
+	// A repeated question begins this long before the node's last sign of life, because an agent may report a drop
+	// a second late.
 	again = 3 * time.Second
-	// maxRecent bounds the remembered drops of one node, so that none is printed twice.
+	// maxRecent bounds the drops that are remembered for a node, so that none is printed twice.
 	maxRecent = 8192
 	// firstNames is how many nodes without an answer are named at the beginning.
 	firstNames = 20
@@ -45,10 +45,9 @@ const (
 
 var errGone = errors.New("the node is gone")
 
-// FollowDrops prints the drops of the nodes as they happen, until ctx ends. It orders them by time if they come
-// within the window. Each node has its own stream, so a slow node delays no other. FollowDrops also asks nodes that
-// join, and asks a node again after its stream has ended. It returns the cause for which ctx has ended, an error of
-// o.Print, or an error after which no node can be asked.
+// FollowDrops prints the nodes' drops as they happen, in the order of their times within the window. It also asks
+// nodes that join, and asks again after a node's stream has ended. It returns the cause for which ctx has ended, or
+// an error that concerns all nodes.
 func (c *Cluster) FollowDrops(ctx context.Context, o DropsOfNodes, times FollowTimes) error {
 	agents, err := c.Wanted(ctx, o.Nodes)
 	if err != nil {
@@ -110,7 +109,7 @@ func (f *follower) look(ctx context.Context) {
 	}
 }
 
-// wait waits for the time d, or until wake or the end of ctx. It returns false if ctx has ended.
+// wait returns false if ctx has ended.
 func wait(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -125,7 +124,7 @@ func wait(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
 func (f *follower) update(ctx context.Context, agents []Agent) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	// Open nodes that are away last: they may take long to fail.
+	// Nodes that are away come last, because they may take long to fail.
 	slices.SortStableFunc(agents, func(a, b Agent) int { return len(a.Away+a.Down) - len(b.Away+b.Down) })
 	gone := maps.Clone(f.nodes)
 	for _, a := range agents {
@@ -159,7 +158,7 @@ func (f *follower) update(ctx context.Context, agents []Agent) {
 	f.start()
 }
 
-// start tells a person once how many nodes are followed, when each has answered or failed. The caller holds mu.
+// start says once how many nodes are followed, when each has answered or failed. The caller holds mu.
 func (f *follower) start() {
 	if f.started {
 		return
@@ -213,7 +212,7 @@ func (f *follower) follow(ctx context.Context, n *nodeFollower) {
 
 var errEnded = errors.New("the agent has ended")
 
-// stream reads the agent's drops until the stream ends, and returns why. It waits for its turn first.
+// stream waits for its turn first, and returns why the stream has ended.
 func (f *follower) stream(ctx context.Context, n *nodeFollower, agent Agent) error {
 	select {
 	case f.opening <- struct{}{}:
@@ -258,7 +257,6 @@ func (f *follower) stream(ctx context.Context, n *nodeFollower, agent Agent) err
 	return err
 }
 
-// tells notes that the stream of the node works.
 func (f *follower) tells(n *nodeFollower, agent Agent) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -273,7 +271,7 @@ func (f *follower) tells(n *nodeFollower, agent Agent) {
 	f.start()
 }
 
-// isNew reports whether the drop has not come yet. Reports of missed packets always count as new.
+// Reports of missed packets always count as new.
 func (n *nodeFollower) isNew(d *agentapi.Drop, now time.Time) bool {
 	if d.Kind == agentapi.DropMissed {
 		return true
@@ -292,7 +290,7 @@ func (n *nodeFollower) isNew(d *agentapi.Drop, now time.Time) bool {
 	return true
 }
 
-// print prints the drops in order, until ctx ends. An error of printing stops all.
+// An error of printing ends the command.
 func (f *follower) print(ctx context.Context) {
 	order := dropOrder{window: f.times.Window}
 	timer := time.NewTimer(0)

@@ -13,24 +13,24 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// DropsOfNodes is a question about the drops of many nodes.
+// DropsOfNodes selects and prints drops of many nodes.
 type DropsOfNodes struct {
-	// Query is what each node is asked. The nodes apply its filters.
+	// Query is what each node is asked.
 	Query agentapi.DropsQuery
-	// Nodes are the names of the nodes to ask; empty for all.
+	// Nodes are the names of the nodes to ask. Empty means all.
 	Nodes []string
 	AskOptions
 	// Print prints a drop. An error of Print ends the command.
 	Print func(*agentapi.Drop) error
-	// Tell tells a person, in one line, what isn't a drop: which nodes don't answer.
+	// Tell gets lines for people, such as which nodes don't answer.
 	Tell func(string)
 }
 
-// maxKept bounds the drops that are kept to put them in order, over all nodes. Tests change it.
+// maxKept bounds the drops that are kept for sorting, over all nodes. Tests change it.
 var maxKept = 200_000
 
-// Drops prints the drops that the nodes remember, in the order of their times. If nodes don't answer, it tells which,
-// prints the others' drops, and returns an error.
+// Drops prints the drops that the nodes remember, in the order of their times. If a node doesn't answer, it prints
+// the others' drops, names the node and returns an error.
 func (c *Cluster) Drops(ctx context.Context, o DropsOfNodes, progress *Progress) error {
 	agents, err := c.Wanted(ctx, o.Nodes)
 	if err != nil {
@@ -80,7 +80,6 @@ func (c *Cluster) Drops(ctx context.Context, o DropsOfNodes, progress *Progress)
 	return nil
 }
 
-// cutOldest sorts the drops by time, and removes the oldest if there are too many. It returns how many it removed.
 func cutOldest(all *[]*agentapi.Drop) (removed int) {
 	slices.SortStableFunc(*all, func(a, b *agentapi.Drop) int { return a.Time.Compare(b.Time) })
 	removed = max(len(*all)-maxKept, 0)
@@ -88,8 +87,7 @@ func cutOldest(all *[]*agentapi.Drop) (removed int) {
 	return removed
 }
 
-// Wanted returns the agents of the named nodes; all agents if no node is named. It returns an error for a node that
-// doesn't exist.
+// Wanted returns the agents of the named nodes, or all. A node that doesn't exist is an error.
 func (c *Cluster) Wanted(ctx context.Context, nodes []string) ([]Agent, error) {
 	agents, err := c.Agents(ctx)
 	if err != nil || len(nodes) == 0 {
@@ -108,8 +106,7 @@ func (c *Cluster) Wanted(ctx context.Context, nodes []string) ([]Agent, error) {
 	return some, nil
 }
 
-// readDrops asks the agent for drops, and passes each drop to the function. It ends at the end of the answer or at an
-// error of the function. A nil drop is a sign of life.
+// A nil drop is a sign of life. An error of each ends the reading.
 func (c *Cluster) readDrops(
 	ctx context.Context, of Agent, q agentapi.DropsQuery, each func(*agentapi.Drop) error,
 ) error {
@@ -146,7 +143,7 @@ func (c *Cluster) readDrops(
 	}
 }
 
-// teller tells lines, and counts those beyond a number instead of telling them.
+// teller counts the lines beyond a number instead of telling them.
 type teller struct {
 	tell    func(string)
 	room    int

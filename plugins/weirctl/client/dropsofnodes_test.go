@@ -18,7 +18,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// dropAt is a drop of the node, whose count identifies it.
+// The count identifies the drop.
 func dropAt(node string, count uint64, at time.Time) *agentapi.Drop {
 	return &agentapi.Drop{Kind: agentapi.DropShown, Time: at, Count: count, Node: node, Direction: "ingress"}
 }
@@ -74,8 +74,8 @@ func (o *told) untilTold(t *testing.T, text string) {
 	})
 }
 
-// TestDropsOfNodes: drops are printed in the order of their times. A node that doesn't answer is named; its earlier
-// drops are printed.
+// TestDropsOfNodes: if one node doesn't answer, it is named, and the others' drops are printed in the order of
+// their times.
 func TestDropsOfNodes(t *testing.T) {
 	f := &fakeCluster{}
 	for _, n := range []string{"a", "b", "old", "breaks", "unasked"} {
@@ -131,7 +131,7 @@ func TestDropsOfNodes(t *testing.T) {
 	}
 }
 
-// TestDropsOfNodesAreBounded: of too many drops, the newest are kept, and the others are counted.
+// TestDropsOfNodesAreBounded: if there are too many drops, the newest are kept and the others are counted.
 func TestDropsOfNodesAreBounded(t *testing.T) {
 	defer func(was int) { maxKept = was }(maxKept)
 	maxKept = 5
@@ -157,7 +157,7 @@ func TestDropsOfNodesAreBounded(t *testing.T) {
 	}
 }
 
-// liveNode is a node whose agent tells of drops while it lives.
+// liveNode is a node whose agent sends drops while it lives.
 type liveNode struct {
 	mu    sync.Mutex
 	past  []*agentapi.Drop
@@ -252,8 +252,7 @@ func followAll(t *testing.T, c *liveCluster, o *told, times FollowTimes) (end fu
 
 var errInterrupted = errors.New("interrupted")
 
-// TestFollowDrops: drops of several nodes come in order, and none twice. A node whose stream ends is named and asked
-// again. Nodes that join are followed.
+// TestFollowDrops: if several nodes have drops, they come in order, and none twice.
 func TestFollowDrops(t *testing.T) {
 	c := newLiveCluster("a", "b", "dead", "leaves")
 	c.fails = func(node string) string {
@@ -342,7 +341,7 @@ func TestFollowSilentNodes(t *testing.T) {
 	}
 }
 
-// TestFollowEnds: a missing right to run commands, or an output that can't be written, ends the command.
+// TestFollowEnds: if the user may not run commands, or the output can't be written, the command ends.
 func TestFollowEnds(t *testing.T) {
 	c := newLiveCluster("a", "b")
 	c.forbid = true
@@ -360,8 +359,7 @@ func TestFollowEnds(t *testing.T) {
 	}
 }
 
-// TestDropOrder: if drops come within the window, they are ordered. None waits longer, even if its node's clock is
-// ahead.
+// TestDropOrder: if drops come within the window, they are ordered.
 func TestDropOrder(t *testing.T) {
 	o := dropOrder{window: 100}
 	now := time.Unix(1e9, 0)

@@ -7,8 +7,8 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// dropOrder puts drops of several nodes in the order of their times. Each drop waits for the window, so that older
-// ones can still come. No drop waits longer, whatever the nodes' clocks say.
+// dropOrder sorts drops of several nodes by their times. Each drop waits for the window, so that older ones can
+// still come. A wrong clock of a node makes no drop wait longer.
 type dropOrder struct {
 	window time.Duration
 	drops  dropHeap
@@ -19,13 +19,12 @@ type waitingDrop struct {
 	due time.Time
 }
 
-// add adds a drop that has come at the time now.
 func (o *dropOrder) add(d *agentapi.Drop, now time.Time) {
 	heap.Push(&o.drops, waitingDrop{d, now.Add(o.window)})
 }
 
-// due removes and returns the drops that have waited long enough, with all older ones, in order. next is how long the
-// caller may wait until the next call; 0 if no drop waits.
+// due removes and returns the drops that have waited long enough, with all older ones. next is the time until the
+// next call; 0 means that no drop waits.
 func (o *dropOrder) due(now time.Time) (all []*agentapi.Drop, next time.Duration) {
 	last := -1 // the newest drop that is due; the heap's slice is in no order
 	for i, w := range o.drops {
@@ -46,7 +45,7 @@ func (o *dropOrder) due(now time.Time) (all []*agentapi.Drop, next time.Duration
 	return all, next
 }
 
-// dropHeap has the oldest drop first (container/heap).
+// The oldest drop comes first.
 type dropHeap []waitingDrop
 
 func (h dropHeap) Len() int           { return len(h) }

@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// Dump writes a support bundle: a tar.gz with the state of all nodes, and the status of each. It has only what the
-// types of agentapi name: no token, no environment, no object of the API server.
+// Dump writes a support bundle, a tar.gz with the status of each node. It has no token, no environment and no
+// object of the API server.
 func (c *Cluster) Dump(
 	ctx context.Context, out io.Writer, o AskOptions, p *Progress, version string,
 ) (s *ClusterStatus, err error) {

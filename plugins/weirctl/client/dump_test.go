@@ -15,8 +15,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// TestDump: a bundle has each node's status, or the reason why there is none. It has no fields that the status
-// doesn't define.
+// TestDump: if a node doesn't answer, the bundle has the reason, and the status of each other node.
 func TestDump(t *testing.T) {
 	f := &fakeCluster{}
 	f.add("n1")

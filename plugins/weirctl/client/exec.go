@@ -25,7 +25,7 @@ type Command struct {
 	Args                      []string
 }
 
-// Exec runs the command in its container until it ends, or until ctx ends. stdin may be nil.
+// Exec runs the command until it ends, or until ctx ends. stdin may be nil.
 //
 // Equivalent to: kubectl exec --namespace NAMESPACE POD --container CONTAINER -- ARGS
 func (a *API) Exec(ctx context.Context, c Command, stdin io.Reader, stdout io.Writer) error {
@@ -65,7 +65,7 @@ func (a *API) Exec(ctx context.Context, c Command, stdin io.Reader, stdout io.Wr
 	return a.execError(c, err, errs.String())
 }
 
-// execError returns the error of a command in a pod as one line that says what to do.
+// The error is one line that says what to do.
 func (a *API) execError(c Command, err error, stderr string) error {
 	if err == nil {
 		return nil
@@ -89,15 +89,15 @@ func (a *API) execError(c Command, err error, stderr string) error {
 	return fmt.Errorf("run a command in %s/%s: %s", c.Namespace, c.Pod, firstLine(err))
 }
 
-// forbiddenError says that a person may not do what a command needs. Other nodes would give the same answer.
+// forbiddenError means that the user may not do this. Other nodes would give the same answer.
 type forbiddenError struct{ message string }
 
 func (e *forbiddenError) Error() string { return e.message }
 
-// IsForbidden reports whether err says that a person may not run commands in pods.
+// IsForbidden reports whether the error means that the user may not run commands in pods.
 func IsForbidden(err error) bool { return errors.As(err, new(*forbiddenError)) }
 
-// bounded keeps the beginning of what is written, at most so many bytes (most). It reports all bytes as written.
+// bounded keeps the first most bytes, and reports all bytes as written.
 type bounded struct {
 	mu   sync.Mutex
 	most int

@@ -9,25 +9,25 @@ import (
 
 // Exit codes of weirctl.
 const (
-	// ExitOK: the command succeeded, and what it was asked about is allowed.
+	// ExitOK means success, and that the connection in question is allowed.
 	ExitOK = 0
-	// ExitError: the command could not find out what it was asked.
+	// ExitError means that the command could not get an answer.
 	ExitError = 1
-	// ExitUsage: the command's arguments are wrong, or name what doesn't exist.
+	// ExitUsage means that an argument is wrong, or names something that doesn't exist.
 	ExitUsage = 2
-	// ExitDropped: the connection is dropped, at least in part, or there is nothing to reach.
+	// ExitDropped means that the connection is dropped, at least in part, or that nothing is there to reach.
 	ExitDropped = 3
-	// ExitDiffers: the kernel doesn't enforce what the policies mean.
+	// ExitDiffers means that the kernel doesn't enforce the policies.
 	ExitDiffers = 4
-	// ExitChanges: a change opens or closes connections.
+	// ExitChanges means that a change opens or closes connections.
 	ExitChanges = 5
-	// ExitTimeout: what the command waited for has not happened in time.
+	// ExitTimeout means that the awaited event has not happened in time.
 	ExitTimeout = 6
-	// ExitBroken: a check has found something that is broken.
+	// ExitBroken means that a check has found a fault.
 	ExitBroken = 7
 )
 
-// exit is an error with an exit code. Without an error, weirctl prints nothing more.
+// exit is an error with an exit code. If err is nil, weirctl prints nothing.
 type exit struct {
 	code int
 	err  error
@@ -42,13 +42,13 @@ func (e *exit) Error() string {
 
 func (e *exit) Unwrap() error { return e.err }
 
-// Exit returns an error that makes weirctl end with the code. If err isn't nil, weirctl prints err.
+// Exit returns an error that makes weirctl end with the code. weirctl prints err, which may be nil.
 func Exit(code int, err error) error { return &exit{code, err} }
 
-// Usage returns the error of a wrong argument. It makes weirctl end with ExitUsage.
+// Usage returns an error that makes weirctl print err and end with ExitUsage.
 func Usage(err error) error { return &exit{ExitUsage, err} }
 
-// NoArgs refuses all arguments of a command, with a usage error.
+// NoArgs returns a usage error if the command has arguments.
 func NoArgs(cmd *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -57,7 +57,7 @@ func NoArgs(cmd *cobra.Command, args []string) error {
 	return Usage(fmt.Errorf("%s takes no argument, and got %q; see %s --help", path, args[0], path))
 }
 
-// Code returns the exit code for a command's error, and the text to print; "" if there is none.
+// Code returns the exit code for a command's error, and the text to print. The text may be empty.
 func Code(err error) (code int, text string) {
 	var e *exit
 	switch {

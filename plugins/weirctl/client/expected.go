@@ -20,7 +20,7 @@ import (
 type expected struct {
 	engine *policy.Engine
 	at     enforced.Position
-	// byNode has the pods of each node that can have an attachment there.
+	// byNode has the pods that can have an attachment on the node.
 	byNode map[string][]expectedPod
 	// policed are the namespaces that have policies.
 	policed  map[string]bool
@@ -28,7 +28,6 @@ type expected struct {
 	pods     map[policy.Name]expectedPod
 }
 
-// expectedPod is a pod as the API server has it.
 type expectedPod struct {
 	policy.Pod
 	version  string
@@ -39,8 +38,7 @@ func (p expectedPod) is(e policy.Endpoint) bool {
 	return e.Pod.Namespace == p.Namespace && e.Pod.Name == p.Name && policy.SameUID(p.UID, e.Pod.UID)
 }
 
-// expect reads all pods, namespaces, nodes and policies. Its lists ask for no resourceVersion, so the API server
-// doesn't answer from a cache.
+// The lists ask for no resourceVersion, so the API server doesn't answer from a cache.
 func (a *API) expect(ctx context.Context) (*expected, error) {
 	x := &expected{
 		engine: policy.NewEngine(""), byNode: map[string][]expectedPod{}, policed: map[string]bool{},
@@ -58,7 +56,7 @@ func (a *API) expect(ctx context.Context) (*expected, error) {
 	return x, nil
 }
 
-// note raises at to the object's resourceVersion, if that is higher.
+// note keeps the highest resourceVersion.
 func note(at *uint64, o metav1.Object) error {
 	version, err := strconv.ParseUint(o.GetResourceVersion(), 10, 64)
 	if err != nil {
@@ -69,7 +67,7 @@ func note(at *uint64, o metav1.Object) error {
 	return nil
 }
 
-// all passes every object of the resource to the function, until the function fails. The error is one line.
+// all ends with the first error of each.
 func all[T any, L list](
 	ctx context.Context, a *API, resource resourceList[T, L], into L, each func(*T) error,
 ) (err error) {
@@ -144,8 +142,7 @@ func (x *expected) readPods(ctx context.Context, a *API, d *policy.Delta) error 
 	})
 }
 
-// on returns what the node should hold for the question. endpoints are the node's attachments: other pods have no
-// address there, whatever their status says.
+// endpoints are the node's attachments. Other pods have no address there, whatever their status says.
 func (x *expected) on(node string, endpoints []policy.Endpoint, q enforced.Question) enforced.Held {
 	hide, show := policy.NewDelta(), policy.NewDelta()
 	for _, p := range x.byNode[node] {

@@ -24,11 +24,10 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// pageSize is how many objects the API server sends in one answer. Each page is converted before the next, which
-// saves memory.
+// pageSize is how many objects come in one answer. Each page is converted before the next, which saves memory.
 const pageSize = 500
 
-// API reads objects from the API server. Its clients are for few groups: client-go's clientset would link every
+// API reads objects from the API server. It has clients for few groups only: client-go's clientset would link every
 // group.
 type API struct {
 	Host    string
@@ -37,8 +36,8 @@ type API struct {
 	clients map[schema.GroupVersion]*rest.RESTClient
 }
 
-// Config returns the configuration to reach the API server, as kubectl finds it: the flags, KUBECONFIG, ~/.kube/config,
-// or a pod's service account.
+// Config finds the API server as kubectl does: by the flags, KUBECONFIG, ~/.kube/config, or a pod's service
+// account.
 func (s *Source) Config() (*rest.Config, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = s.Kubeconfig
@@ -94,15 +93,14 @@ type list interface {
 	metav1.ListInterface
 }
 
-// each lists the resource in the namespace, or in all namespaces if that is empty. It reads one page after the other
-// into the list, and calls the function page after each.
+// each reads a list page by page into the parameter into, and calls page after each. An empty namespace means all.
 //
 // Equivalent to: kubectl get RESOURCE --namespace NAMESPACE --chunk-size 500
 func (a *API) each(ctx context.Context, r schema.GroupVersionResource, namespace string, into list, page func()) error {
 	return a.eachOf(ctx, r, namespace, metav1.ListOptions{}, into, page)
 }
 
-// eachOf does the same as each, for the objects that the options select.
+// eachOf is each for the objects that the options select.
 func (a *API) eachOf(
 	ctx context.Context, r schema.GroupVersionResource, namespace string, options metav1.ListOptions, into list,
 	page func(),
@@ -132,9 +130,9 @@ type loader struct {
 
 type resource struct {
 	schema.GroupVersionResource
-	// needed is true if nothing can be said without these objects.
+	// needed means that nothing can be said without these objects.
 	needed bool
-	// without is what isn't known without these objects.
+	// without says what isn't known without these objects.
 	without string
 	read    func(l *loader, r schema.GroupVersionResource, namespace string) error
 }
@@ -145,7 +143,7 @@ var (
 	discovery  = discoveryv1.SchemeGroupVersion
 )
 
-// resources are the kinds of objects, in the order in which they are read.
+// The kinds of objects are in the order in which they are read.
 var resources = []resource{
 	{core.WithResource("pods"), true, "", func(l *loader, r schema.GroupVersionResource, namespace string) error {
 		var pods corev1.PodList
@@ -246,7 +244,7 @@ func (s *Source) loadKubernetes(ctx context.Context, namespaces []string) (expla
 	return api.Load(ctx, namespaces...)
 }
 
-// Load reads the objects of the cluster. If not all may be listed, it reads those of the namespaces.
+// Load reads the objects of the cluster. If the user may not list all, it reads those of the namespaces.
 func (a *API) Load(ctx context.Context, namespaces ...string) (explain.Cluster, error) {
 	slices.Sort(namespaces)
 	l := &loader{API: a, ctx: ctx, namespaces: slices.Compact(namespaces)}
@@ -259,8 +257,7 @@ func (a *API) Load(ctx context.Context, namespaces ...string) (explain.Cluster, 
 	return l.Cluster, nil
 }
 
-// Services reads the Services of the namespace with their endpoints. If namespace is empty, it reads those of all
-// namespaces.
+// Services reads Services with their endpoints. An empty namespace means all.
 func (a *API) Services(ctx context.Context, namespace string) ([]policy.Service, error) {
 	l := &loader{API: a, ctx: ctx}
 	for _, r := range resources {
@@ -275,8 +272,7 @@ func (a *API) Services(ctx context.Context, namespace string) ([]policy.Service,
 	return l.Cluster.Services, nil
 }
 
-// load reads one kind of objects. If not all may be listed, it reads the loader's namespaces, and Gaps says what is
-// missing.
+// If the user may not list all objects, load reads the loader's namespaces, and Gaps says what is missing.
 func (l *loader) load(r resource) error {
 	err := r.read(l, r.GroupVersionResource, "")
 	if err == nil || !apierrors.IsForbidden(err) {
@@ -308,12 +304,11 @@ func (l *loader) load(r resource) error {
 	return nil
 }
 
-// explained returns the error of reading objects as one line that says what to do.
 func (l *loader) explained(r resource, namespace string, err error) error {
 	return l.listError(l.ctx, r.Resource, namespace, err)
 }
 
-// listError returns the error of listing a resource as one line that says what to do.
+// The error is one line that says what to do.
 func (a *API) listError(ctx context.Context, resource, namespace string, err error) error {
 	scope := "--all-namespaces"
 	if namespace != "" {

@@ -22,20 +22,19 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// The agent's container and the namespace of weir's pods in conf/weir.yaml.
 const (
 	agentContainer = "weir-agent"
-	// AgentNamespace is the namespace of weir's pods, unless a flag names another one.
+	// AgentNamespace is the default namespace of weir's pods.
 	AgentNamespace = "kube-system"
 )
 
 var agentLabels = labels.Set{"k8s-app": "weir"}
 
-// Cluster asks the agents of a cluster's nodes. It reaches an agent as kubectl exec does, so no node has a port open
-// for it. The agent's pod runs `weirctl connect`.
+// Cluster asks agents on other nodes. It runs `weirctl connect` in the agent's pod, as kubectl exec does, so no
+// node needs an open port.
 type Cluster struct {
 	*API
-	// Namespace has weir's pods.
+	// Namespace is the namespace of weir's pods.
 	Namespace string
 }
 
@@ -46,7 +45,7 @@ type NodeFlags struct {
 	Parallel  int
 }
 
-// AddFlags defines the flags, with their defaults, which set the fields.
+// AddFlags defines the flags that set the fields.
 func (f *NodeFlags) AddFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&f.Kubeconfig, "kubeconfig", "", "kubeconfig file for the API server; default: as kubectl finds it")
 	flags.StringVar(&f.Context, "context", "", "context in the kubeconfig; default: the current one")
@@ -73,18 +72,18 @@ func (f *NodeFlags) Cluster() (*Cluster, error) {
 // Agent is the agent of one node.
 type Agent struct {
 	Node string
-	// Pod is the agent's pod; empty if the node has none.
+	// Pod is the agent's pod. It is empty if the node has none.
 	Pod string
 	// Image is the image of the agent's container.
 	Image string
-	// Down says why the agent can't be asked; empty if it can.
+	// Down says why the agent can't be asked. It is empty if it can.
 	Down string
-	// Away says what the API server knows to be wrong with the node; empty if nothing is.
+	// Away says what the API server reports as wrong with the node. It may be empty.
 	Away string
 }
 
-// Agents returns the agents of all nodes that weir runs on or should run on, in the order of their nodes. If the user
-// may not list Nodes, nodes without a pod of weir are missing.
+// Agents returns the agents of all nodes on which weir should run, in the order of the nodes. If the user may not
+// list Nodes, nodes without a pod of weir are missing.
 func (c *Cluster) Agents(ctx context.Context) ([]Agent, error) {
 	by := map[string]*Agent{}
 	if err := c.addNodes(ctx, by); err != nil {
@@ -128,7 +127,7 @@ func (c *Cluster) Agents(ctx context.Context) ([]Agent, error) {
 	return all, nil
 }
 
-// addNodes adds the nodes that run Linux. It adds none if the person may not list them.
+// addNodes adds the nodes that run Linux, if the user may list Nodes.
 func (c *Cluster) addNodes(ctx context.Context, by map[string]*Agent) error {
 	var nodes corev1.NodeList
 	err := c.each(ctx, core.WithResource("nodes"), "", &nodes, func() {
@@ -145,7 +144,7 @@ func (c *Cluster) addNodes(ctx context.Context, by map[string]*Agent) error {
 	return nil
 }
 
-// whyAway says why the API server considers the node broken; empty if it doesn't.
+// whyAway returns "" if the API server considers the node ready.
 func whyAway(n *corev1.Node) string {
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue {
@@ -155,7 +154,7 @@ func whyAway(n *corev1.Node) string {
 	return ""
 }
 
-// rank orders the agent's pods of one node. Running pods that aren't ending come first, the newest ahead.
+// Running pods that aren't ending have the highest rank, the newest first.
 func rank(p *corev1.Pod) int64 {
 	r := p.CreationTimestamp.Unix()
 	if p.DeletionTimestamp == nil {
@@ -167,7 +166,7 @@ func rank(p *corev1.Pod) int64 {
 	return r
 }
 
-// whyDown says why no command can run in the agent's container; empty if one can.
+// whyDown returns "" if a command can run in the agent's container.
 func whyDown(p *corev1.Pod) string {
 	for _, s := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
 		switch state := s.State; {
@@ -185,10 +184,11 @@ func whyDown(p *corev1.Pod) string {
 	return fmt.Sprintf("the pod %s doesn't run yet: %s", p.Name, cmp.Or(p.Status.Reason, string(phase)))
 }
 
-// Open asks the agent, and returns its answer as it comes. The caller closes the answer's body, which ends the command
+// Open asks the agent, and returns its answer as it comes. The caller must close the body, which ends the command
 // in the agent's pod. The error is one line.
 //
-// Equivalent to: kubectl exec --stdin POD --container weir-agent -- weirctl connect, with an HTTP request as its input
+// Equivalent to: kubectl exec --stdin POD --container weir-agent -- weirctl connect, with an HTTP request as its
+// input
 func (c *Cluster) Open(ctx context.Context, of Agent, method, path string, body []byte) (*http.Response, error) {
 	if of.Down != "" {
 		return nil, errors.New(cmp.Or(of.Away, of.Down))
@@ -237,7 +237,7 @@ func (c *Cluster) Open(ctx context.Context, of Agent, method, path string, body 
 // endsWithin is how long a command may take to end after its answer.
 const endsWithin = time.Second
 
-// answerBody is the body of an answer. It remembers whether the answer was read to its end.
+// answerBody remembers whether the answer was read to its end.
 type answerBody struct {
 	io.Reader
 	end   func(whole bool)
@@ -256,8 +256,7 @@ func (b *answerBody) Close() error {
 	return nil
 }
 
-// away returns the reason why an agent could not be asked. If the API server knows what is wrong with the node, that
-// is the reason.
+// If the API server says what is wrong with the node, that is the better reason.
 func (c *Cluster) away(of Agent, err error) error {
 	switch {
 	case errors.As(err, new(*forbiddenError)):
@@ -272,7 +271,7 @@ func (c *Cluster) away(of Agent, err error) error {
 	return err
 }
 
-// Ask asks the agent, and decodes its answer. question is nil for a GET. The error is one line.
+// Ask asks the agent and decodes its answer. A nil question sends a GET. The error is one line.
 func (c *Cluster) Ask(ctx context.Context, of Agent, path string, question, into any) error {
 	method, body := http.MethodGet, []byte(nil)
 	if question != nil {
@@ -302,7 +301,7 @@ func (c *Cluster) Ask(ctx context.Context, of Agent, path string, question, into
 
 const maxAnswer = 64 << 20
 
-// Find returns the agent of the node. If there is no such node, it returns a usage error.
+// Find returns the agent of the node. An unknown node is a usage error.
 func Find(agents []Agent, node string) (Agent, error) {
 	for _, a := range agents {
 		if a.Node == node {

@@ -24,18 +24,17 @@ import (
 	"github.com/weir-net/weir/test/execserver"
 )
 
-// fakeCluster is an API server with nodes and weir's pods. The agents answer with handle. Each pod has its node's
-// name.
+// fakeCluster is an API server with nodes and weir's pods. Each pod has its node's name.
 type fakeCluster struct {
 	nodes []corev1.Node
 	pods  []corev1.Pod
-	// handle answers a request to the agent of the node.
+	// handle answers a request to the node's agent.
 	handle func(node string, w http.ResponseWriter, r *http.Request)
-	// fails returns the command's standard error if the command is to fail, or else "".
+	// fails returns the command's standard error if the command fails, or "".
 	fails  func(node string) string
 	forbid bool
 	guard  sync.Locker // guards nodes and pods, if they change; nil otherwise
-	// most is how many commands ran at the same time; now is how many run.
+	// most is how many commands ran at the same time, and now how many run.
 	most, now atomic.Int32
 }
 
@@ -132,7 +131,7 @@ func (f *fakeCluster) exec(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// streamWriter writes an answer as it comes. The end of the connection ends it.
+// streamWriter writes an answer as it comes.
 type streamWriter struct {
 	out    io.Writer
 	header http.Header
@@ -172,7 +171,7 @@ func collect(
 	return all, err
 }
 
-// TestAskAll: every node is asked, at most the allowed number at once, and answers belong to their nodes.
+// TestAskAll: if many nodes are asked, at most the allowed number is asked at once.
 func TestAskAll(t *testing.T) {
 	f := &fakeCluster{}
 	for i := range 40 {
@@ -257,7 +256,7 @@ func TestAskAllPartly(t *testing.T) {
 	}
 }
 
-// TestAskAllForbidden: a person without the right to run commands gets one line, after a few questions only.
+// TestAskAllForbidden: if the user may not run commands, AskAll ends after a few questions.
 func TestAskAllForbidden(t *testing.T) {
 	f := &fakeCluster{forbid: true}
 	for i := range 40 {
@@ -271,7 +270,7 @@ func TestAskAllForbidden(t *testing.T) {
 	}
 }
 
-// TestAskAllEnds: a node that hangs has a limited time. Nothing is asked after the context has ended.
+// TestAskAllEnds: if a node hangs, its time is limited.
 func TestAskAllEnds(t *testing.T) {
 	f := &fakeCluster{}
 	f.add("hangs")
@@ -302,7 +301,7 @@ func TestAskAllEnds(t *testing.T) {
 	}
 }
 
-// TestClusterStatus: the worst node comes first, and healthy nodes don't fill the screen.
+// TestClusterStatus: if there are many healthy nodes, the worst node still comes first.
 func TestClusterStatus(t *testing.T) {
 	s := NewClusterStatus(33)
 	add := func(node string, sum *agentapi.Summary, err error) {

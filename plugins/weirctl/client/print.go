@@ -16,13 +16,13 @@ import (
 // Format is how an answer is printed.
 type Format string
 
-// The formats that all commands have.
+// All commands have these formats.
 const (
 	Text Format = "text"
 	JSON Format = "json"
 )
 
-// ParseFormat reads the value of the flag -o. The error is a usage error.
+// ParseFormat parses the value of the flag -o. A wrong one is a usage error.
 func ParseFormat(s string) (Format, error) {
 	if f := Format(s); f == Text || f == JSON {
 		return f, nil
@@ -30,7 +30,7 @@ func ParseFormat(s string) (Format, error) {
 	return "", Usage(fmt.Errorf("-o %s: must be text or json", s))
 }
 
-// PrintStatus prints the status. As text it is a list of problems and faults, and tables of pods, classes and sets.
+// PrintStatus prints the status. The text has problems, faults, and tables of pods, classes and sets.
 func PrintStatus(out io.Writer, f Format, s *agentapi.Status) error {
 	if f == JSON {
 		return printJSON(out, s)
@@ -38,7 +38,7 @@ func PrintStatus(out io.Writer, f Format, s *agentapi.Status) error {
 	return printTable(out, func(line printLine) { statusLines(line, s) })
 }
 
-// PrintPods prints the pods. As text it prints one pod a line.
+// PrintPods prints the pods, as text one a line.
 func PrintPods(out io.Writer, f Format, pods []agentapi.PodStatus) error {
 	if f == JSON {
 		return printJSON(out, pods)
@@ -52,7 +52,7 @@ func printJSON(out io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
-// printLine prints a line of a table, whose columns are separated by tabs.
+// Tabs separate the columns of a line.
 type printLine func(format string, args ...any)
 
 func printTable(out io.Writer, lines func(printLine)) error {
@@ -135,7 +135,7 @@ func statusLines(line printLine, s *agentapi.Status) {
 	}
 }
 
-// problemTexts returns a line for each problem. Problems that differ only in their fields share a line.
+// Problems that differ only in their fields share a line.
 func problemTexts(of []agentapi.Problem) (lines []string) {
 	problems := make([]ruleset.Problem, len(of))
 	for i, p := range of {
@@ -150,7 +150,7 @@ func problemTexts(of []agentapi.Problem) (lines []string) {
 // PrintJSON prints a value as indented JSON.
 func PrintJSON(out io.Writer, v any) error { return printJSON(out, v) }
 
-// PrintLine prints a text from outside weirctl as one line.
+// PrintLine prints a text from outside weirctl safely, as one line.
 func PrintLine(out io.Writer, text string) error {
 	_, err := fmt.Fprintln(out, agentapi.OneLine(text))
 	return err

@@ -14,17 +14,16 @@ import (
 	"github.com/weir-net/weir/policy/explain"
 )
 
-// Source says where a command's objects come from: the agent on this node, the API server, or a directory of manifests.
+// Source says where a command's objects come from: this node's agent, the API server, or a directory of manifests.
 type Source struct {
-	// Place is agent, kubernetes, dir:PATH, or empty. If it is empty, objects come from the agent if its socket is
-	// here, and otherwise from the API server. With Kubeconfig or Context they always come from the API server.
+	// Place is agent, kubernetes, dir:PATH, or empty. Empty means the agent if its socket is here, and otherwise
+	// the API server. Kubeconfig or Context mean the API server.
 	Place string
-	// Kubeconfig is the path of the kubeconfig; empty for the usual one. Context is a context in it; empty for the
-	// current one.
+	// Kubeconfig is a path, and Context a context in that file. Both may be empty.
 	Kubeconfig, Context string
 }
 
-// AddFlags defines the flags --source, --kubeconfig and --context, which set the fields.
+// AddFlags defines the flags that set the fields.
 func (s *Source) AddFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&s.Place, "source", "",
 		"where objects come from: agent, kubernetes, or dir:PATH, a directory of manifests; default: the agent if one is "+
@@ -43,7 +42,7 @@ const (
 	FromDirectory  Kind = "directory"
 )
 
-// Kind returns the kind of the source, and the path of a directory. The error of a wrong Place is a usage error.
+// Kind returns the kind of the source. path is a directory. A wrong Place is a usage error.
 func (s *Source) Kind() (kind Kind, path string, err error) {
 	path, isDir := strings.CutPrefix(s.Place, "dir:")
 	switch {
@@ -64,9 +63,8 @@ func (s *Source) Kind() (kind Kind, path string, err error) {
 	return FromKubernetes, "", nil
 }
 
-// Load reads all objects of the source. If not all may be listed, it reads only those of the namespaces, and Gaps
-// names what is missing. The error is one line that says what to do. It wraps agentapi.ErrNoAgent if there is no
-// agent.
+// Load reads all objects of the source. If the user may not list all, it reads the namespaces, and Gaps names what
+// is missing. The error is one line that says what to do. It wraps agentapi.ErrNoAgent if there is no agent.
 func (s *Source) Load(ctx context.Context, namespaces ...string) (explain.Cluster, error) {
 	kind, path, err := s.Kind()
 	if err != nil {
@@ -85,16 +83,15 @@ func (s *Source) Load(ctx context.Context, namespaces ...string) (explain.Cluste
 	return c, nil
 }
 
-// hintNoAgent is what to do if no agent answers.
 const hintNoAgent = "weirctl asks the agent of the node that it runs on; " +
 	"use --source kubernetes on other machines, or --source dir:PATH for files"
 
-// Post asks the agent for the path with the question as JSON, and decodes the answer. The error is one line.
+// Post sends the question as JSON to this node's agent, and decodes the answer. The error is one line.
 func Post(ctx context.Context, path string, question, into any) error {
 	return hinted(post(ctx, path, question, into))
 }
 
-// Get asks the agent for the path, and decodes the answer. The error is one line.
+// Get asks this node's agent for the path, and decodes the answer. The error is one line.
 func Get(ctx context.Context, path string, into any) error { return hinted(get(ctx, path, into)) }
 
 func hinted(err error) error {
@@ -112,7 +109,7 @@ type answerError struct {
 	message string
 }
 
-// WrongInput returns the agent's message about a wrong question. wrong is false if err is another error.
+// WrongInput returns the agent's message if the agent has refused the question as wrong.
 func WrongInput(err error) (message string, wrong bool) {
 	var e *answerError
 	if errors.As(err, &e) && e.status == http.StatusBadRequest {

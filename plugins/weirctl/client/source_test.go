@@ -23,7 +23,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// apiServer lists the objects, in pages of one object. It forbids a path if forbid returns true.
+// apiServer lists the objects, in pages of one object.
 func apiServer(t *testing.T, objects map[string][]runtime.Object, forbid func(path string) bool) *API {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -76,7 +76,6 @@ func named(namespace, name string) metav1.ObjectMeta {
 	return metav1.ObjectMeta{Namespace: namespace, Name: name}
 }
 
-// someObjects are two pods, a policy, a Service with an endpoint, and the namespaces.
 func someObjects() map[string][]runtime.Object {
 	port := int32(8080)
 	slice := &discoveryv1.EndpointSlice{
@@ -105,7 +104,7 @@ func someObjects() map[string][]runtime.Object {
 	}
 }
 
-// TestLoadKubernetes: every page of every kind is read, and the endpoints go to their Service.
+// TestLoadKubernetes: if a list has several pages, every page is read.
 func TestLoadKubernetes(t *testing.T) {
 	api := apiServer(t, someObjects(), func(string) bool { return false })
 	c, err := api.Load(t.Context())
@@ -147,7 +146,7 @@ func TestTenant(t *testing.T) {
 	}
 }
 
-// TestLoadDirectory: pods of files get addresses, workloads count as pods, and a broken file is a gap.
+// TestLoadDirectory: if pods of files have no addresses, they get some.
 func TestLoadDirectory(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{
@@ -202,8 +201,7 @@ func TestLoadDirectory(t *testing.T) {
 	}
 }
 
-// TestWrongSource: a wrong source is a usage error. A missing API server or agent gives one line that says what to
-// do.
+// TestWrongSource: if a source is wrong, the command's error is one line that says what to do.
 func TestWrongSource(t *testing.T) {
 	_, err := (&Source{Place: "etcd"}).Load(t.Context())
 	if code, text := Code(err); code != ExitUsage || text != `--source "etcd": must be agent, kubernetes or dir:PATH` {

@@ -25,16 +25,15 @@ const (
 	Yellow = "33"
 )
 
-// Printer prints lines of text for people. It removes control characters, so that names from objects can't act on a
-// terminal.
+// Printer prints lines for people. It removes control characters, so that objects' names can't act on a terminal.
 type Printer struct {
 	out    io.Writer
 	styled bool
 	err    error
 }
 
-// NewPrinter returns a Printer. It uses styles only if out is a terminal, and neither NO_COLOR (no-color.org) nor
-// TERM=dumb asks for plain text.
+// NewPrinter returns a Printer. It uses styles only on a terminal, unless NO_COLOR (no-color.org) is set or TERM is
+// dumb.
 func NewPrinter(out io.Writer) *Printer {
 	f, isFile := out.(*os.File)
 	styled := isFile && term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
@@ -44,11 +43,10 @@ func NewPrinter(out io.Writer) *Printer {
 // Styled is a text with a style.
 type Styled struct{ Style, Text string }
 
-// width is how many columns a line has before it continues on the next one.
+// width is in columns. A longer line continues on the next one.
 const width = 100
 
-// Line prints a line of the parts, which are strings and Styled texts. A long line continues on the next one,
-// indented.
+// Line prints a line of strings and Styled texts. A long line continues on the next one, indented.
 func (p *Printer) Line(parts ...any) {
 	var text strings.Builder
 	type span struct {
@@ -90,7 +88,7 @@ func (p *Printer) Line(parts ...any) {
 	}
 }
 
-// wrap returns the positions of the line's breaks, which are spaces, and the indent of the next lines.
+// The breaks are positions of spaces.
 func wrap(line string) (breaks map[int]bool, indent string) {
 	first := len(line) - len(strings.TrimLeft(line, " "))
 	indent = strings.Repeat(" ", first+2)
@@ -111,8 +109,8 @@ func wrap(line string) (breaks map[int]bool, indent string) {
 // Err returns the first error of writing.
 func (p *Printer) Err() error { return p.err }
 
-// PrintObject prints an object as JSON or YAML. Characters that aren't printable are escaped in JSON, and question
-// marks in YAML.
+// PrintObject prints an object as JSON or YAML. Unprintable characters are escaped in JSON, and question marks in
+// YAML.
 func PrintObject(out io.Writer, f Format, v any) error {
 	text, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {

@@ -16,7 +16,6 @@ import (
 	"github.com/weir-net/weir/policy/enforced"
 )
 
-// resourceList is a resource with the items of its lists.
 type resourceList[T any, L list] struct {
 	of    schema.GroupVersionResource
 	items func(L) []T
@@ -29,9 +28,9 @@ type Waited struct {
 	Name            string `json:"name"`
 	UID             string `json:"uid,omitempty"`
 	ResourceVersion string `json:"resourceVersion,omitempty"`
-	// Audited is true for an audited policy: the nodes audit it, and don't enforce it.
+	// Audited means that the policy is audited and not enforced.
 	Audited bool `json:"audited,omitempty"`
-	// Nodes are those that must enforce the object.
+	// Nodes are the nodes that must enforce the object.
 	Nodes []string `json:"nodes"`
 	// Missing has the nodes that don't enforce the object, with the reasons.
 	Missing map[string]string `json:"missing,omitempty"`
@@ -41,26 +40,22 @@ type Waited struct {
 type Wait struct {
 	Kind string // policy or pod
 	Name policy.Name
-	// Deleted is true to wait until nothing of a policy that is gone is enforced.
+	// Deleted waits until nothing of a deleted policy is enforced.
 	Deleted bool
 	AskOptions
 	Progress *Progress
 }
 
 const (
-	// firstPause is the first wait between two readings of the objects. Each further wait is twice as long, up to
-	// maxPause.
+	// The wait between two readings of the objects doubles each time, up to maxPause.
 	firstPause = 200 * time.Millisecond
 	maxPause   = 5 * time.Second
 	// agentWaits is how long an agent waits for changes before it answers.
 	agentWaits = 5 * time.Second
 )
 
-// Wait returns when each node that the object concerns enforces it as it stood when Wait began, or newer. When ctx
-// ends, the result says which nodes don't enforce the object, and why.
-//
-// Wait computes with the agents' own compiler what each node must hold, and compares that with the agents' answers.
-// An agent answers only when the kernel has all changes that Wait has read.
+// Wait returns when all nodes concerned enforce the object as it was when Wait began, or newer. If ctx ends first,
+// Missing has the reasons. Wait computes what each node must hold, and compares that with the agents' answers.
 func (c *Cluster) Wait(ctx context.Context, w Wait) (Waited, error) {
 	result := Waited{Kind: w.Kind, Namespace: w.Name.Namespace, Name: w.Name.Name, Missing: map[string]string{}}
 	var pending map[string]bool // nil before the first round
@@ -96,7 +91,7 @@ func (c *Cluster) Wait(ctx context.Context, w Wait) (Waited, error) {
 	}
 }
 
-// ended returns the cause for which ctx has ended, if the nodes to wait for are known; otherwise nil.
+// ended returns nil if the nodes to wait for aren't known.
 func ended(ctx context.Context, pending map[string]bool) error {
 	if pending == nil {
 		return nil
@@ -104,7 +99,7 @@ func ended(ctx context.Context, pending map[string]bool) error {
 	return context.Cause(ctx)
 }
 
-// goal returns what the object asks of the nodes; nil if that can't be said yet.
+// goal returns nil if the goal isn't known yet.
 func (w Wait) goal(x *expected, result *Waited, first bool) (*goal, error) {
 	if w.Kind == "policy" {
 		meta, exists := x.policies[w.Name]
@@ -147,8 +142,7 @@ func (w Wait) goal(x *expected, result *Waited, first bool) (*goal, error) {
 	return &goal{pod: &pod}, nil
 }
 
-// askPending asks the pending nodes. It removes each node that lacks nothing, and notes in result what the others
-// lack.
+// askPending removes the nodes that lack nothing from pending. It notes in result what the others lack.
 func (c *Cluster) askPending(
 	ctx context.Context, w Wait, g goal, x *expected, pending map[string]bool, result *Waited,
 ) error {

@@ -20,8 +20,7 @@ func (a *API) Create(ctx context.Context, r schema.GroupVersionResource, namespa
 	return a.writeError(ctx, "create", r, namespace, err)
 }
 
-// Delete deletes the object. The error is one line, and wraps the API server's. An object that doesn't exist is no
-// error.
+// Delete deletes the object. A missing object is no error. The error is one line.
 //
 // Equivalent to: kubectl delete --ignore-not-found --wait=false --namespace NAMESPACE RESOURCE NAME
 func (a *API) Delete(ctx context.Context, r schema.GroupVersionResource, namespace, name string) error {
@@ -55,8 +54,7 @@ func (a *API) Get(
 		Name(name).Do(ctx).Into(into)
 }
 
-// List lists the objects that the options select. It reads one page after the other into the list, and calls the
-// function page after each. The error is one line.
+// List reads a list page by page into the parameter into, and calls page after each. The error is one line.
 //
 // Equivalent to: kubectl get --namespace NAMESPACE RESOURCE
 func (a *API) List(
@@ -66,7 +64,7 @@ func (a *API) List(
 	return a.listError(ctx, r.Resource, namespace, a.eachOf(ctx, r, namespace, options, into, page))
 }
 
-// writeError returns the error of changing an object as one line that says what to do.
+// The error is one line that says what to do.
 func (a *API) writeError(ctx context.Context, verb string, r schema.GroupVersionResource, namespace string, err error,
 ) error {
 	scope := ""
