@@ -9,13 +9,11 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// addressBook has the pods of each address: this node's endpoints with the address, and pods elsewhere that state
-// it.
 type addressBook struct {
 	one  map[netip.Addr]*pod   // an address of one pod
 	more map[netip.Addr][]*pod // an address of several pods
-	// taken is how many endpoints of this node have an address. A pod elsewhere may still state the address: it is an
-	// earlier pod that is being deleted. Policy then uses the address only for the endpoint.
+	// taken counts this node's endpoints with each address. Policy then ignores a pod elsewhere that states the
+	// address: it is an older pod that is being deleted.
 	taken map[netip.Addr]int
 }
 
@@ -63,8 +61,6 @@ func (b *addressBook) all(a netip.Addr) []*pod {
 	return nil
 }
 
-// uses reports whether policy uses the address for the pod. While an endpoint of this node has an address, policy
-// doesn't use it for pods elsewhere.
 func (b *addressBook) uses(p *pod, a netip.Addr) bool { return p.here || b.taken[a] == 0 }
 
 func (b *addressBook) users(a netip.Addr) []*pod {
@@ -81,7 +77,6 @@ func (b *addressBook) users(a netip.Addr) []*pod {
 	return here
 }
 
-// names returns the names of the pods that share the address; nil if fewer than two have or state it.
 func (b *addressBook) names(a netip.Addr) (names []string) {
 	if b.more[a] == nil {
 		return nil
@@ -92,7 +87,6 @@ func (b *addressBook) names(a netip.Addr) (names []string) {
 	return names
 }
 
-// standing has the sets that have an address as an entry: those of live selectors and of named ports.
 type standing struct {
 	selectors []*live // by ID
 	ports     []portAt
@@ -104,8 +98,6 @@ type portAt struct {
 	port NamedPort
 }
 
-// at returns the sets that have the address. A set has a shared address if it would have the address for each pod
-// alone.
 func (e *Engine) at(a netip.Addr) (s standing) {
 	users := e.addresses.users(a)
 	if len(users) == 0 {
@@ -138,8 +130,8 @@ func (e *Engine) at(a netip.Addr) (s standing) {
 
 func comment(p *Pod) string { return p.Namespace + "/" + p.Name }
 
-// moving is what has changed and isn't settled yet. A shared address depends on all of its pods, so sets change only
-// after all pods have.
+// moving has the changes that aren't settled yet. Sets change only after all pods of a shared address have
+// changed.
 type moving struct {
 	addresses map[netip.Addr]standing // which sets had the address before
 	crowds    map[*crowd]bool         // lost their last pod
@@ -154,14 +146,12 @@ func newMoving() moving {
 	}
 }
 
-// touch must be called before any change that concerns the address.
 func (e *Engine) touch(a netip.Addr) {
 	if _, ok := e.moving.addresses[a]; !ok {
 		e.moving.addresses[a] = e.at(a)
 	}
 }
 
-// settleSome settles if many addresses have changed. It must not be called between withdraw and admit of a pod.
 func (e *Engine) settleSome() {
 	const many = 1 << 12
 	if len(e.moving.addresses) >= many {
@@ -169,7 +159,6 @@ func (e *Engine) settleSome() {
 	}
 }
 
-// settle updates the entries of filled sets and the problems of shared addresses. It forgets crowds without pods.
 func (e *Engine) settle() {
 	for a, was := range e.moving.addresses {
 		now := e.at(a)
@@ -186,7 +175,7 @@ func (e *Engine) settle() {
 	empty(&e.moving.crowds)
 }
 
-// empty empties the map. A large map is replaced: clear would leave it large, and slow to iterate.
+// empty replaces a large map: clear would leave it large, and slow to iterate.
 func empty[K comparable, V any](m *map[K]V) {
 	if len(*m) > 64 {
 		*m = map[K]V{}
@@ -195,8 +184,6 @@ func empty[K comparable, V any](m *map[K]V) {
 	clear(*m)
 }
 
-// moveSelectors updates the address's entries in selector sets. If another pod is named in the comment now, it
-// replaces all of these entries.
 func (e *Engine) moveSelectors(a netip.Addr, was, now standing) {
 	renamed := was.of != now.of && was.of != nil && now.of != nil && comment(was.of) != comment(now.of)
 	if !renamed && slices.Equal(was.selectors, now.selectors) {
@@ -225,7 +212,6 @@ func (e *Engine) movePorts(a netip.Addr, was, now standing) {
 	}
 }
 
-// move is a change of a set's entries. If two sets share memory and change in the same way, they still share it.
 type move struct {
 	was, now ruleset.Entries
 	entry    ruleset.Entry

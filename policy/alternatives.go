@@ -6,15 +6,11 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// alternatives has one list for each pod that an endpoint may be: the policies that isolate the pod in one
-// direction. Equal lists count once. If the pod is certain, there is one list.
 type alternatives [][]parsedPolicy
 
-// maybeSuffix marks a policy that may select the pod. Whether it does depends on an unknown label.
+// maybeSuffix marks a policy whose selector depends on an unknown label.
 const maybeSuffix = " (may select it)"
 
-// isolatingPolicies returns the policies that isolate an endpoint, for each of the pods that it may be. A policy
-// that may select the pod isolates it, and allows nothing.
 func isolatingPolicies(d ruleset.Direction, policies []parsedPolicy, pods ...*Pod) alternatives {
 	var all alternatives
 	for _, p := range pods {
@@ -39,13 +35,11 @@ func isolatingPolicies(d ruleset.Direction, policies []parsedPolicy, pods ...*Po
 	return all
 }
 
-// auditedGroup begins the names of a group of audited policies. No policy has this name.
+// auditedGroup begins the names of groups of audited policies. No policy has this name.
 const auditedGroup = "audited"
 
-// split returns the enforced policies if there are any, otherwise the audited ones. Next to enforced policies,
-// audited ones would only allow more, so they would drop nothing.
-//
-// If the endpoint may be one of several pods, one enforced policy of any of them is enough.
+// split returns the enforced policies if there are any, else the audited ones. An audited policy next to an
+// enforced one would only allow more, so it would drop nothing.
 func (a alternatives) split() (deciding alternatives, audited bool) {
 	enforces := false
 	for _, list := range a {
@@ -72,7 +66,6 @@ func (a alternatives) split() (deciding alternatives, audited bool) {
 
 func sameName(a, b parsedPolicy) bool { return a.name == b.name }
 
-// names returns the policies' names, with "or" between two lists. Alternatives with equal names have equal rules.
 func (a alternatives) names() []string {
 	var names []string
 	for i, list := range a {
@@ -98,7 +91,6 @@ func (a alternatives) all() []string {
 	return names
 }
 
-// count counts a policy of several lists several times.
 func (a alternatives) count() int {
 	n := 0
 	for _, list := range a {
@@ -107,8 +99,6 @@ func (a alternatives) count() int {
 	return n
 }
 
-// agreedRules returns the rules that every alternative has. An alternative without policies allows everything, so it
-// is left out.
 func (l *lowering) agreedRules(a alternatives) []ruleset.Rule {
 	var agreed []ruleset.Rule
 	first := true

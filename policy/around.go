@@ -5,9 +5,8 @@ import (
 	"slices"
 )
 
-// Around returns the part of the cluster that decides on packets between the addresses: their pods, these pods'
-// namespaces with all policies, and the attachments. Nothing in the state may be changed. The state needs no Nodes:
-// its pods have only addresses that policy uses.
+// Around returns the part of the cluster that decides about packets between the addresses. The caller must not
+// change it.
 func (e *Engine) Around(addresses []netip.Addr) State {
 	var s State
 	wanted := map[netip.Addr]bool{}

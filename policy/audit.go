@@ -11,17 +11,17 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// AuditAnnotation makes a NetworkPolicy an audited one, if its value is "true". An audited policy isolates nothing
-// and allows nothing. The agent reports the connections that the policy would drop if it were enforced.
+// AuditAnnotation with the value "true" makes a NetworkPolicy an audited one: it isolates nothing and allows
+// nothing. The agent reports the connections that it would drop.
 //
-// It is an annotation, not a label: tools (kustomize, Helm) copy labels from a template to all of its objects. Such
-// a copy must not end the enforcement of a policy.
+// It is an annotation, not a label: kustomize and Helm copy labels to all objects, and so could end
+// enforcement.
 const AuditAnnotation = "weir.io/audit"
 
 const auditField = "metadata.annotations[" + AuditAnnotation + "]"
 
-// Audited reports whether the policy is an audited one. If the annotation has any other value than "true" and
-// "false", Audited returns false and an error: the policy is enforced.
+// Audited reports whether the policy is an audited one. It returns false and an error if the annotation has a
+// value other than "true" and "false".
 func Audited(np *networkingv1.NetworkPolicy) (bool, error) {
 	switch value, ok := np.Annotations[AuditAnnotation]; {
 	case !ok, value == "false":
@@ -49,11 +49,8 @@ func KeepAudit(annotations map[string]string) map[string]string {
 	return nil
 }
 
-// auditClass computes the class of pods that only audited policies would isolate. Its chain drops nothing, and logs
-// the first packet of each connection that the policies would drop. The agent finds out what the other end's
-// policies say.
-//
-// ok is false if the kernel refuses the class set, or an entry of it. Then nothing is logged for these pods.
+// auditClass computes the class of pods that only audited policies would isolate. Its chain drops nothing: it
+// logs the first packet of each connection that these policies would drop.
 func (l *lowering) auditClass(g *group) (k class, ok bool) {
 	rules := l.agreedRules(g.policies)
 	id := ruleset.Identity(g.key, rules)
@@ -81,7 +78,6 @@ func (l *lowering) auditClass(g *group) (k class, ok bool) {
 	return k, true
 }
 
-// refusesAny returns why the kernel refuses the class set or an entry of it; empty if it accepts all.
 func (l *lowering) refusesAny(set string, g *group) (why string) {
 	if why = l.refused.Set(l.family, "", set); why != "" || len(l.refused) == 0 {
 		return why

@@ -8,9 +8,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// familiesOf returns the families that the node needs rules for: always IPv4, and IPv6 if the node's pods have or
-// can get such addresses. Rules for both would double the cost of each change. Without rules for IPv6, the guard
-// drops all IPv6 packets from pods.
+// familiesOf returns IPv4, and IPv6 if the node's pods can have such addresses. Rules for both double the cost
+// of a change. Without IPv6 rules, the guard drops all IPv6 packets from pods.
 func familiesOf(endpoints []Endpoint, self Node) []conf.Family {
 	six := func(a netip.Addr) bool { return conf.FamilyOf(a) == conf.IPv6 }
 	for _, e := range endpoints {
@@ -24,13 +23,11 @@ func familiesOf(endpoints []Endpoint, self Node) []conf.Family {
 	return conf.Families[:1]
 }
 
-// common has the sets, chains and rules that don't depend on any policy.
 type common struct {
 	families  []conf.Family
 	endpoints []Endpoint // in the order of their IDs
-	// networks are the networks of all Nodes' pods.
-	networks [len(conf.Families)]ruleset.Entries
-	sheet    // of all families
+	networks  [len(conf.Families)]ruleset.Entries
+	sheet     // of all families
 }
 
 func (c *common) compile() {
@@ -52,8 +49,8 @@ func (c *common) base() {
 		Sets: []ruleset.SetMatch{toPods}, Comment: "weir: to a pod: its ingress policies",
 		Action: ruleset.Jump, To: ingress.dispatch,
 	}
-	// The dispatch chains drop packets that are no pod's, so no look-up in the set of all pods is needed. The rules
-	// have no comment: nearly every first packet matches them, and the kernel is slow to skip comments.
+	// These rules have no comment: nearly every first packet matches them, and the kernel is slow to skip
+	// comments.
 	toBridge := ruleset.Rule{Out: conf.Bridge, Action: ruleset.GoTo, To: ingress.dispatch}
 	c.chain(conf.BridgeChain,
 		ruleset.Rule{
@@ -66,15 +63,14 @@ func (c *common) base() {
 		ahead,
 		[]ruleset.Rule{{In: conf.Bridge, Action: ruleset.GoTo, To: conf.BridgeChain}},
 		other.self, []ruleset.Rule{fromPod, toBridge, toPod})
-	// This hook has the packets that a pod sends to its own node. weir checks no packets from the node to its pods, so
-	// kubelet's probes always pass.
+	// Here only egress policies are checked. weir checks no packets from the node to its pods, so kubelet's
+	// probes always pass.
 	c.hook(ruleset.CheckToNode, conf.InputChain, "weir: egress policies hold towards this node too",
 		ahead, []ruleset.Rule{toLoopback(c.family, ruleset.Rule{In: conf.Bridge})}, other.loopback,
 		[]ruleset.Rule{
 			{In: conf.Bridge, Action: ruleset.GoTo, To: egress.dispatch}, fromPod,
 		})
-	// The packets at this hook were checked at an earlier hook. These rules have no comment here: the backend writes one
-	// that names the earlier hook.
+	// These packets were checked at an earlier hook. The backend writes a comment that names that hook.
 	c.hook(ruleset.AcceptForwarded, conf.AcceptChain, "weir: no other default drops what policy let through",
 		[]ruleset.Rule{
 			{In: conf.Bridge, Action: ruleset.Accept}, // comparing a link is quicker than a look-up
@@ -90,8 +86,8 @@ func (c *common) base() {
 		}})
 }
 
-// dropChains adds chains that log and drop every packet, one for each reason. A rule that leads there costs other
-// packets one comparison; a rule that logs and one that drops would cost two.
+// dropChains adds one chain for each reason: it logs and drops every packet. Other packets are then compared
+// with one rule, and not with two.
 func (c *common) dropChains() {
 	for _, of := range []struct{ name, why string }{
 		{conf.CutChain, "connections cut by a later change of policy"},
@@ -117,7 +113,6 @@ func nodeNetworks(nodes []Node) (networks [len(conf.Families)]ruleset.Entries) {
 	return networks
 }
 
-// podSets adds two sets: the addresses of this node's pods, and the networks of all nodes' pods.
 func (c *common) podSets() {
 	var pods []ruleset.Entry
 	networks := c.networks[c.family]
@@ -146,8 +141,6 @@ func has(entries ruleset.Entries, e ruleset.Element) bool {
 	return ok
 }
 
-// ahead returns the rules that come before those that send packets to classes. They are for established and cut
-// connections, chained attachments' links and ICMP errors.
 func (c *common) ahead(other links) []ruleset.Rule {
 	established := ruleset.Rule{
 		Track: ruleset.Established, Comment: "weir: connections that were let through", Action: ruleset.Return,
@@ -161,17 +154,11 @@ func (c *common) ahead(other links) []ruleset.Rule {
 		[]ruleset.Rule{icmpFromPods, related})
 }
 
-// icmpErrors adds the chain that checks ICMP errors from pods, and returns two rules for ICMP.
+// icmpErrors adds the chain that drops a pod's ICMP errors about packets that the pod didn't get. Connection
+// tracking ignores the sender of an error, so a pod could end others' connections.
 //
-// icmpFromPods sends ICMP from pods to the chain, which drops errors about packets of others. Connection tracking
-// ignores the sender of an error: without the check, a pod could end or slow down others' connections. Untracked
-// errors are checked too, since forged ones could shrink the packets of the tunnel between nodes.
-//
-// related lets errors about known connections leave the chain without a further check. Any router on the path may
-// send such an error.
-//
-// Related packets of other protocols (FTP's data) are checked like any first packet. Policies don't mention
-// announced connections, and some helpers accept announcements about foreign addresses.
+// icmpFromPods leads to the chain. related accepts errors about known connections: any router may send them.
+// Untracked errors are checked too: forged ones could shrink the packets of the tunnel.
 func (c *common) icmpErrors() (icmpFromPods, related ruleset.Rule) {
 	proto := icmp(c.family)
 	c.chain(conf.ErrorsChain, dropRest([]ruleset.Rule{{
@@ -188,8 +175,8 @@ func (c *common) icmpErrors() (icmpFromPods, related ruleset.Rule) {
 	return icmpFromPods, related
 }
 
-// global returns the rules that exempt pods' global IPv6 addresses (2000::/3, RFC 4291) from masquerading. Clusters
-// assign such addresses so that other hosts see them (kops: "CNIs must not masquerade IPv6 addresses").
+// global exempts pods' global IPv6 addresses (2000::/3, RFC 4291) from masquerading. Clusters assign such
+// addresses so that other hosts see them (kops: "CNIs must not masquerade IPv6 addresses").
 func (c *common) global() []ruleset.Rule {
 	if c.family != conf.IPv6 {
 		return nil

@@ -7,39 +7,29 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Bounds of what a node's kernel gets. They are far above the sizes of policies that people write. They keep one
-// object from holding up the changes of all others. A part of a policy that exceeds a bound allows nothing, and is
-// reported as a problem.
 const (
-	// maxRules is the highest number of kernel rules for one policy. A first packet may be compared with all of them.
+	// maxRules limits the kernel rules of one policy.
 	maxRules = 1 << 10
-	// maxEntries is the highest number of networks and ports in the sets of one policy. A few excepts can cut a block
-	// into many networks. The kernel needs a second to write maxEntries entries.
+	// maxEntries limits the networks and ports in the sets of one policy. A few excepts can cut a block into
+	// many networks.
 	maxEntries = 1 << 17
-	// maxNodeRules, maxNodeSets and maxNodeEntries are the highest numbers for all policies on a node. The sets and
-	// chains of classes don't count: there are no more classes than pods. During a change the kernel has both old and
-	// new ones.
+	// These limit all policies of a node together. Sets and chains of classes don't count.
 	//
-	// The kernel has room for 65,533 sets (IPSET_INVALID_ID in include/uapi/linux/netfilter/ipset/ip_set.h), including
-	// those of other programs. iptables needs a second to write maxNodeRules rules. The kernel needs ten seconds to
-	// write maxNodeEntries entries, and some 200 bytes for each.
+	// The kernel has room for 65,533 sets (IPSET_INVALID_ID in include/uapi/linux/netfilter/ipset/ip_set.h).
+	// iptables needs a second to write maxNodeRules rules. The kernel needs ten seconds for maxNodeEntries
+	// entries.
 	maxNodeRules   = 1 << 15
 	maxNodeSets    = 1 << 13
 	maxNodeEntries = 1 << 20
-	// maxPortRules is the highest number of kernel rules for one protocol's ports. Beyond it, the ports become a port
-	// set, where a look-up costs the same for any number.
-	maxPortRules = 4
+	maxPortRules   = 4
 	// portsPerRule is how many ports one kernel rule can match. A range counts as two ports.
 	portsPerRule = 15
 	maxProblems  = 50
 )
 
-// maxBulk is the largest bulk of a policy that is parsed at once; larger ones wait for NextUnparsed. Tests make it
-// smaller.
+// maxBulk is the largest bulk of a policy that is parsed at once. Larger policies wait for NextUnparsed.
 var maxBulk = 1 << 6
 
-// bulk measures how long the policy's rules take to parse. It counts peers, ports and excepts; labels, expressions
-// and values count for less.
 func bulk(np *networkingv1.NetworkPolicy) (n int) {
 	add := func(peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) {
 		n += len(peers) + len(ports)
@@ -66,14 +56,11 @@ func bulk(np *networkingv1.NetworkPolicy) (n int) {
 	return n
 }
 
-// tooLarge begins the message of a problem about a policy that exceeds a bound.
 const tooLarge = "with it the policy needs "
 
-// size is how many kernel rules and set entries a policy needs.
 type size struct{ rules, entries int }
 
-// bound adds the rule's size and returns the rule. If the policy then exceeds a bound, it reports a problem and
-// returns the rule without peers.
+// bound returns the rule without peers, and reports a problem, if the policy exceeds a bound with the rule.
 func (s *size) bound(r rule, report func(field, format string, args ...any)) rule {
 	with := size{s.rules, s.entries}
 	for _, p := range r.peers {
@@ -99,7 +86,6 @@ func (s *size) bound(r rule, report func(field, format string, args ...any)) rul
 	return r
 }
 
-// rules returns how many kernel rules the ports need for one peer. Ports in a set, or none, need one.
 func (p ports) rules() int {
 	rules, room := 0, 0
 	for _, r := range p.ranges {

@@ -31,26 +31,23 @@ var (
 
 type lowered struct {
 	classes [len(sides)][len(conf.Families)][]class
-	// open are the endpoints that only audited policies would isolate, if the kernel refuses their class.
+	// open has endpoints of audited policies if the kernel refuses their class.
 	open     [len(sides)][len(conf.Families)][]joined
 	supplies []*supply // the sets that the released demands need
 	problems complaints
 }
 
-// class is a class of pods that policies isolate, in one family.
 type class struct {
 	ruleset.Class
 	policies int // how many there are
 	key      string
-	// set and chain are nil if the policies allow nothing, or the kernel refuses the class set. The pods' entries are
-	// then in none.
+	// set and chain are nil if the policies allow nothing, or if the kernel refuses the set.
 	set   *ruleset.Set
 	chain *ruleset.Chain
 	enter ruleset.Rule // sends the pods' packets to the chain
 	none  []ruleset.Entry
 }
 
-// lowering computes the classes of one part, in one direction and family.
 type lowering struct {
 	*compiler
 	*part
@@ -66,7 +63,6 @@ type rulesOf struct {
 	policy    string
 }
 
-// lower computes the classes of the parts whose decisions have changed.
 func (c *compiler) lower() {
 	for _, p := range c.parts {
 		if !p.changed {
@@ -92,7 +88,6 @@ func (c *compiler) lower() {
 	}
 }
 
-// exchange replaces the part's classes, and their sets and chains in the ruleset.
 func (c *compiler) exchange(p *part, now lowered) {
 	was := p.lowered
 	p.lowered, c.joined = now, false
@@ -124,7 +119,6 @@ func (c *compiler) exchange(p *part, now lowered) {
 	}
 }
 
-// collect collects the rules and sets of the released demands. It reports set entries that the kernel refuses.
 func (l *lowering) collect() {
 	seen := map[*supply]bool{}
 	for _, d := range l.released {
@@ -156,9 +150,8 @@ func (l *lowering) classRules(policies []parsedPolicy) []ruleset.Rule {
 	return rules
 }
 
-// class computes the class of the group's pods. If their policies allow nothing, or the kernel refuses the class
-// set, the pods are in the class "none". ok is false if the policies are audited and the kernel refuses a part: the
-// pods then count as isolated by no policy.
+// class returns the class "none" if the policies allow nothing, or if the kernel refuses the class set. ok is
+// false if the policies are audited and the kernel refuses a part.
 func (l *lowering) class(g *group) (k class, ok bool) {
 	if g.audited {
 		return l.auditClass(g)
@@ -200,15 +193,13 @@ func (s *side) noneNames(f conf.Family) (set, chain string) {
 	return f.Set(s.sets + conf.NoneClass), s.chains + strings.ToUpper(conf.NoneClass)
 }
 
-// dropRest appends two rules that log and drop all packets that reach them.
+// dropRest appends two rules: one logs all packets that reach it, and one drops them.
 func dropRest(rules []ruleset.Rule, chain, why string) []ruleset.Rule {
 	return append(rules,
 		ruleset.Rule{Comment: "weir: " + why, Action: ruleset.Log, To: "weir drop " + chain},
 		ruleset.Rule{Comment: "weir: " + why, Action: ruleset.Drop})
 }
 
-// members returns the endpoints' addresses as entries of the set, and the pods that have an entry. It leaves out
-// entries that the kernel refuses, and reports a problem for each.
 func (c *compiler) members(
 	of []joined, f conf.Family, set string, problems *[]ruleset.Problem,
 ) (entries []ruleset.Entry, pods []string) {
@@ -233,8 +224,6 @@ func (c *compiler) members(
 	return entries, pods
 }
 
-// canBe reports whether the kernel accepts the class set. If not, it reports a problem for each of the policies, and
-// what they allow is dropped.
 func (l *lowering) canBe(g *group, set string) bool {
 	why := l.refused.Set(l.family, "", set)
 	if why == "" {

@@ -12,24 +12,18 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// cluster joins the objects of a state: each pod with its addresses, and each endpoint with its pod.
 type cluster struct {
-	pods      []member
-	in        map[string][]int // by namespace: the indexes of its pods in pods
-	endpoints []joined
-	// expected are the pods that will run on this node and have no address yet.
-	expected []*Pod
-	// shared has each address that several pods state as their own. Which of them sends from it is unknown.
-	shared map[netip.Addr][]member
-	// disbelieved are problems of pods without an endpoint on this node. Each is about an address that policy doesn't
-	// use.
+	pods        []member
+	in          map[string][]int // by namespace: the indexes of its pods in pods
+	endpoints   []joined
+	expected    []*Pod
+	shared      map[netip.Addr][]member
 	disbelieved []ruleset.Problem
-	// ambiguous are problems of endpoints that may be one of several pods.
-	ambiguous []ruleset.Problem
+	ambiguous   []ruleset.Problem
 }
 
-// member is a pod with the addresses that policy uses for it: those of its endpoint, or those of its status that its
-// Node can assign.
+// member has only the addresses that policy uses: those of the pod's endpoint, or those that its Node can
+// assign.
 type member struct {
 	Pod
 	namespace Namespace
@@ -37,15 +31,12 @@ type member struct {
 	addresses []netip.Addr
 }
 
-// joined is an endpoint with its pod, if the source has the pod.
 type joined struct {
 	Endpoint
 	known bool // the pod is in the source, or enforcement is off
-	// pods has several pods if it is uncertain which of them the endpoint is.
-	pods []*Pod
+	pods  []*Pod
 }
 
-// sameEndpoint ignores the pods.
 func sameEndpoint(a, b joined) bool { return a.equal(b.Endpoint) }
 
 func (l joined) of(f conf.Family) []netip.Addr {
@@ -65,7 +56,6 @@ func (c cluster) attachments() (all []Endpoint) {
 	return all
 }
 
-// selects returns maybe if the answer depends on an unknown label.
 func (policy parsedPolicy) selects(p *Pod) answer {
 	if p.Namespace != policy.namespace {
 		return no
@@ -132,7 +122,7 @@ func index(state State) cluster {
 			believed, problems := places.believed(p)
 			c.disbelieved = append(c.disbelieved, problems...)
 			for _, a := range believed {
-				// A pod that is being deleted may state an address that another pod's endpoint has already.
+				// A pod that is being deleted may still state an address that now belongs to another pod.
 				if !taken[a] {
 					m.addresses = append(m.addresses, a)
 				}
@@ -168,8 +158,6 @@ func shared(pods []member) map[netip.Addr][]member {
 	return by
 }
 
-// problems returns the problems with pods' addresses and identities. Several pods state one address if the podCIDRs
-// of nodes overlap.
 func (c cluster) problems() []ruleset.Problem {
 	all := slices.Concat(c.disbelieved, c.ambiguous)
 	for _, a := range slices.SortedFunc(maps.Keys(c.shared), netip.Addr.Compare) {
@@ -182,8 +170,6 @@ func (c cluster) problems() []ruleset.Problem {
 	return all
 }
 
-// sharedProblems returns a problem for each pod that states the address. If all names are equal, there is no
-// problem.
 func sharedProblems(a netip.Addr, names []string) (problems []ruleset.Problem) {
 	slices.Sort(names)
 	if names = slices.Compact(names); len(names) < 2 {
@@ -199,8 +185,6 @@ func sharedProblems(a netip.Addr, names []string) (problems []ruleset.Problem) {
 	return problems
 }
 
-// others returns up to three of the names without the one at i, and the number of the rest. All names in each
-// problem would be too much text.
 func others(names []string, i int) string {
 	var some []string
 	for j := 0; j < len(names) && len(some) < 3; j++ {
@@ -215,8 +199,6 @@ func others(names []string, i int) string {
 	return said
 }
 
-// agreed returns a function that reports, for an address, whether means is true for all pods that share it. For an
-// unshared address it returns true. Each address is evaluated once.
 func (c cluster) agreed(means func(member) bool) func(netip.Addr) bool {
 	known := map[netip.Addr]bool{}
 	return func(a netip.Addr) bool {
@@ -233,8 +215,7 @@ func (c cluster) agreed(means func(member) bool) func(netip.Addr) bool {
 	}
 }
 
-// SameUID reports whether the UIDs of an endpoint's pod and of the source's pod of the same name agree. If either UID
-// is empty, the pods count as the same.
+// SameUID reports whether the two UIDs can belong to the same pod. An empty UID agrees with every UID.
 func SameUID(source, endpoint string) bool {
 	return source == "" || endpoint == "" || source == endpoint
 }
@@ -252,7 +233,6 @@ func (c cluster) each(s selector, f func(p *member)) {
 	}
 }
 
-// effort is 0 because Compile has no limit of work.
 func (c cluster) effort(*supply) float64 { return 0 }
 
 func (c cluster) countSelected(s selector, f conf.Family) (n int) {

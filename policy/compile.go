@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Compile turns a state into the ruleset that the kernel should have. It is a pure function, and the specification of
-// weir's enforcement. An Engine gives the same ruleset, and takes less time after small changes.
+// Compile turns a state into the ruleset that the kernel should have. It is the specification of weir's
+// enforcement: an Engine gives the same ruleset.
 func Compile(state State) ruleset.Ruleset {
 	policies, cluster := parseAll(state.Policies), index(state)
 	c := newCompiler(cluster)
@@ -45,48 +45,33 @@ func Compile(state State) ruleset.Ruleset {
 }
 
 type finder interface {
-	// effort returns the work of counting the set, in the unit of work.
 	effort(s *supply) float64
-	// countSelected returns how many addresses of the family the selected pods have: the set has no more entries.
 	countSelected(s selector, f conf.Family) int
-	// selected returns the addresses of the selected pods, as entries. A shared address is among them if the selector
-	// matches all of its pods.
 	selected(s selector, f conf.Family) ruleset.Entries
 	countNamed(p namedPort, f conf.Family) int
-	// named returns the addresses of the pods with the named port, each with the port's number, as entries. A shared
-	// address is among them if its pods agree on the number.
 	named(p namedPort, f conf.Family) ruleset.Entries
 }
 
-// namedPort is a port that a policy names. If here is true, only this node's pods count.
 type namedPort struct {
 	name  string
 	proto ruleset.Protocol
 	here  bool
 }
 
-// compiler compiles the ruleset of one node, without the problems of the cluster's objects. After a change it
-// computes again only what depends on it:
+// compiler compiles the ruleset of one node. After a change it computes only what depends on the change:
 //
 //	replace      the pods or policies of a namespace
 //	resized      the size of a set
 //	setCommon    the rules and sets that belong to no policy
 //	setRefused   everything
-//
-// Invariants, after compile:
-//   - part.lowered has the classes of each namespace.
-//   - supplies has each set that a demand needs, and no other. The sum of their costs is wanted.
-//   - sets and chains have all that the ruleset has, in order.
 type compiler struct {
-	find     finder
-	refused  ruleset.Refused
-	parts    map[string]*part // by namespace
-	common   common
-	supplies map[string]*supply // by name: the sets that policies' rules need
-	wanted   amount             // the amount that all demands need, as far as their sets are counted
-	// fit is true if the node has room for all demands.
-	fit bool
-	// undecided is true if the demands of all parts must be granted again.
+	find      finder
+	refused   ruleset.Refused
+	parts     map[string]*part // by namespace
+	common    common
+	supplies  map[string]*supply // by name: the sets that policies' rules need
+	wanted    amount             // the amount that all demands need, as far as their sets are counted
+	fit       bool
 	undecided bool
 	division  division // while the node doesn't have room for all
 	uncounted map[*supply]bool
@@ -94,7 +79,6 @@ type compiler struct {
 	unwanted  []*supply // the sets that lost their last demand, or their last granted one; an Engine empties the list
 	work      work
 
-	// joined is true if junction and classes are up to date.
 	joined   bool
 	junction sheet // what leads to the classes, in all families
 	classes  []ruleset.Class
@@ -123,8 +107,6 @@ type chainKey struct {
 	name   string
 }
 
-// setCommon takes endpoints, families and networks, and compiles what belongs to no policy. If the families have
-// changed, the next compile computes everything again.
 func (c *compiler) setCommon(now common) {
 	if !slices.Equal(c.common.families, now.families) {
 		c.replaceAll()
@@ -136,7 +118,7 @@ func (c *compiler) setCommon(now common) {
 	c.chains.Replace(was.chains, c.common.chains)
 }
 
-// setRefused takes the parts that the kernel refuses. The next compile computes everything again.
+// setRefused makes the next compile compute everything again.
 func (c *compiler) setRefused(refused ruleset.Refused) {
 	c.refused = refused
 	c.replaceAll()
@@ -183,8 +165,6 @@ func (c *compiler) replace(l *local) {
 	c.undecided = c.undecided || !c.fit
 }
 
-// exchangeWants moves the demands for sets from the old part to the new one. The sets of the new part have the
-// compiler's stamp.
 func (c *compiler) exchangeWants(was, now *part) {
 	for _, s := range was.wants {
 		s.before = c.stamp
@@ -203,7 +183,6 @@ func (c *compiler) exchangeWants(was, now *part) {
 	}
 }
 
-// compile updates the ruleset as far as the limit of work allows, and returns it.
 func (c *compiler) compile() (r ruleset.Ruleset) {
 	for _, p := range c.parts {
 		if p.waits = false; p.stale {
@@ -219,7 +198,6 @@ func (c *compiler) compile() (r ruleset.Ruleset) {
 	return r
 }
 
-// problemsNow returns the last result if no problem has changed.
 func (c *compiler) problemsNow() []ruleset.Problem {
 	if !c.restated {
 		return c.problems

@@ -14,25 +14,23 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// space is a namespace: the object, its policies, and its pods.
 type space struct {
 	name     string
 	object   Namespace // zero if the source doesn't have it
 	crowds   map[uint64]*crowd
 	policies map[string][]keptPolicy
-	// parsed has the policies in the order of their names; nil if they aren't parsed. Only namespaces of this node's
-	// pods have it.
+	// parsed is sorted by name. It is nil if the policies aren't parsed: only namespaces of this node's pods
+	// need them.
 	parsed []parsedPolicy
 }
 
-// keptPolicy is a policy of the source. It is parsed only in namespaces of this node's pods.
 type keptPolicy struct {
 	*networkingv1.NetworkPolicy
 	parsed *parsedPolicy
 }
 
-// crowd has the pods of one namespace that have equal labels. A selector is compared with a crowd once, however many
-// pods it has.
+// crowd has the pods of one namespace that have equal labels. A selector is compared once with each crowd, not
+// with each pod.
 type crowd struct {
 	*space
 	hash   uint64
@@ -41,15 +39,13 @@ type crowd struct {
 	sample *Pod   // any pod with these labels
 	pods   []*pod
 	count  [len(conf.Families)]int // how many addresses of each family policy uses for the pods
-	// matches are the live selectors that match, ordered by ID. A compile appends to the slice; other changes replace
-	// it.
+	// matches are the live selectors that match the crowd, ordered by ID.
 	matches []*live
 	unswept bool // some of matches may be gone
 }
 
 var seed = maphash.MakeSeed()
 
-// labelHash doesn't depend on the order of the labels.
 func labelHash(p *Pod) (hash uint64) {
 	for k, v := range p.Labels {
 		hash += maphash.Comparable(seed, [2]string{k, v}) // not a sum of both: labels may swap their values
@@ -69,7 +65,6 @@ func (e *Engine) space(name string) *space {
 	return s
 }
 
-// setNamespace takes the namespace; nil if the source doesn't have it.
 func (e *Engine) setNamespace(name string, n *Namespace) {
 	s := e.space(name)
 	before := s.object
@@ -104,8 +99,7 @@ func (s *space) each() func(func(*crowd) bool) {
 	}
 }
 
-// setPolicies replaces the policies of that name. It parses them to find their problems. Policies beyond maxBulk
-// wait for NextUnparsed.
+// setPolicies replaces the policies of that name. Policies beyond maxBulk wait for NextUnparsed.
 func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) {
 	s, full := e.space(name.Namespace), name.Namespace+"/"+name.Name
 	local := e.isLocal(s.name)
@@ -135,7 +129,6 @@ func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) 
 	e.dropSpace(s)
 }
 
-// policiesIn returns the namespace's policies, parsed. A policy beyond maxBulk has no rules until NextUnparsed.
 func (e *Engine) policiesIn(namespace string) []parsedPolicy {
 	s := e.space(namespace)
 	if s.parsed != nil {
@@ -196,7 +189,7 @@ func (e *Engine) join(p *pod) {
 	e.selectors.countPorts(c, p.Pod, 1)
 }
 
-// leave takes the pod out of its crowd. settle drops an empty crowd, unless a pod joins it before.
+// leave removes the pod from its crowd. A crowd without pods stays until settle.
 func (e *Engine) leave(p *pod) {
 	c := p.crowd
 	e.selectors.countPorts(c, p.Pod, -1)
@@ -211,7 +204,6 @@ func (e *Engine) leave(p *pod) {
 	}
 }
 
-// dropCrowd forgets the crowd, which must have no pods.
 func (e *Engine) dropCrowd(c *crowd) {
 	e.rematch(c, nil)
 	e.crowds--
@@ -237,8 +229,6 @@ func (e *Engine) dropSpace(s *space) {
 	}
 }
 
-// count counts the pod's address in its crowd, and in the selectors and named ports that match: by is 1 or -1. While
-// an endpoint has the address, it doesn't count for pods elsewhere.
 func (e *Engine) count(p *pod, a netip.Addr, by int) {
 	if !e.addresses.uses(p, a) {
 		return

@@ -12,28 +12,25 @@ import (
 // Name is the namespace and name of an object. An object outside of namespaces has only a name.
 type Name struct{ Namespace, Name string }
 
-// Delta has the objects of a source that have changed since its last delta. The objects that a delta points to never
-// change.
+// Delta has the objects of a source that have changed since its last delta. These objects never change.
 type Delta struct {
-	// Pods has a key for each changed name, with all pods that have the name now, or none. A directory of
-	// manifests may have several pods of one name: then it is unknown which of them an endpoint is.
+	// Pods has all pods of each changed name. The list is empty if the pod is gone. A directory of manifests
+	// may have several pods of one name.
 	Pods map[Name][]*Pod
-	// Policies has a key for each changed name, as Pods has.
-	Policies map[Name][]*networkingv1.NetworkPolicy
-	// Namespaces has each namespace that has changed; nil if it is gone.
+	// Policies has all policies of each changed name.
+	Policies   map[Name][]*networkingv1.NetworkPolicy
 	Namespaces map[string]*Namespace
-	// The following lists replace those of earlier deltas. They are nil if they haven't changed.
 
 	Nodes      *[]Node // with all their claims
 	Workloads  *[]Workload
 	Problems   *[]ruleset.Problem
 	Unenforced *[]Unenforced
 
-	// Number is that of the last delta with a change: this one or an earlier one. Some sources set none.
+	// Number is the number of the last delta with a change. It is 0 if the source has no numbers.
 	Number uint64
 }
 
-// NewDelta returns a delta without changes. The caller may fill its maps.
+// NewDelta returns a delta without changes.
 func NewDelta() *Delta {
 	return &Delta{
 		Pods: map[Name][]*Pod{}, Policies: map[Name][]*networkingv1.NetworkPolicy{}, Namespaces: map[string]*Namespace{},
@@ -46,8 +43,7 @@ func (d *Delta) Empty() bool {
 		d.Nodes == nil && d.Workloads == nil && d.Problems == nil && d.Unenforced == nil
 }
 
-// Difference returns what has changed from the old objects (was) to the new ones (now). The delta points to the new
-// objects.
+// Difference returns the delta that leads from the objects was to the objects now.
 func Difference(was, now Objects) *Delta {
 	d := NewDelta()
 	for name, pods := range changed(byName(was.Pods, Pod.name), byName(now.Pods, Pod.name)) {
@@ -77,7 +73,6 @@ func Difference(was, now Objects) *Delta {
 
 func (p Pod) name() Name { return Name{p.Namespace, p.Name} }
 
-// byName keeps objects of one name in their order.
 func byName[T any](objects []T, name func(T) Name) map[Name][]*T {
 	by := make(map[Name][]*T, len(objects))
 	for i := range objects {
@@ -87,8 +82,6 @@ func byName[T any](objects []T, name func(T) Name) map[Name][]*T {
 	return by
 }
 
-// changed returns the names whose objects have changed, each with its objects in the map now. The value is nil for a
-// name that only the map was has.
 func changed[T any](was, now map[Name][]*T) map[Name][]*T {
 	all := map[Name][]*T{}
 	for name, objects := range now {
@@ -104,7 +97,6 @@ func changed[T any](was, now map[Name][]*T) map[Name][]*T {
 	return all
 }
 
-// list returns nil if the lists are equal.
 func list[T any](was, now []T) *[]T {
 	if slices.EqualFunc(was, now, func(a, b T) bool { return reflect.DeepEqual(a, b) }) {
 		return nil

@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// demand is what a policy's rule needs in the kernel, for one peer and one group of ports. For each family this is
-// one rule in each class's chain, and the rule's sets. The compiler grants a whole demand or no part of it.
+// demand is what a policy's rule needs in the kernel for one peer and one group of ports: one rule in each
+// class's chain, and the rule's sets. The compiler grants all of it or nothing.
 type demand struct {
 	policy  *parsedPolicy
 	side    *side
@@ -55,7 +55,6 @@ type isolation struct {
 	classes int
 }
 
-// isolations returns the policies that isolate the groups of each side, in the order of comparePolicies.
 func isolations(groups [len(sides)][]*group) (all []*isolation) {
 	for i, s := range sides {
 		by := map[string]*isolation{}
@@ -81,9 +80,8 @@ func isolations(groups [len(sides)][]*group) (all []*isolation) {
 	return all
 }
 
-// demand adds the demands of the policies that isolate the groups. It reports demands that the kernel refuses. If
-// the namespace asks for more than the whole node has, its other demands get nothing. It reuses the demands of
-// unchanged policies.
+// demand adds the demands of the policies that isolate the groups. It stops once the namespace asks for more
+// than the whole node has.
 func (b *builder) demand() {
 	room := nodeRoom()
 	b.stamp++
@@ -108,7 +106,6 @@ func (b *builder) demand() {
 	}
 }
 
-// sameRules reports whether both are the rules of the same parsed policy.
 func sameRules(a, b []rule) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }
 
 func (b *builder) refuseAll(i *isolation) {
@@ -150,8 +147,6 @@ func (b *builder) ask(i *isolation) *ask {
 	return a
 }
 
-// complete adds rules and sets to the demand. It returns false if the kernel refuses a part, and reports the part.
-// It also returns false if the peer has no address of the families.
 func (b *builder) complete(d *demand, stated *complaints) bool {
 	for _, f := range b.common.families {
 		if !d.peer.means(f) {
@@ -200,7 +195,6 @@ func (r *complaints) reportPorts(d *demand, why string) {
 	}
 }
 
-// supplyFor returns the supply with the set's name, and makes it if needed. Demands can share a supply.
 func (b *builder) supplyFor(s supply) *supply {
 	if known := b.supplies[s.Name]; known != nil {
 		return known
@@ -222,11 +216,8 @@ func (b *builder) peerSet(p *peer, f conf.Family) *supply {
 	return b.supplyFor(s)
 }
 
-// portSet returns the supply of the port set, how a rule matches it, and words for the comment. A named port needs a
-// set, and so does a long list of numbers. Otherwise the supply is nil.
-//
-// The set of a named port has pods' addresses with the port's number in each pod. So a pod with another number
-// changes no rule. For ingress the set has only pods of this node.
+// portSet returns the supply of the port set; nil if the rule needs none. The set of a named port has each
+// pod's address and number, so a pod with another number changes no rule.
 func (b *builder) portSet(s *side, p *ports, f conf.Family) (set *supply, match ruleset.SetMatch, words string) {
 	switch {
 	case p.name != "":
@@ -251,7 +242,7 @@ func namedPortSet(p namedPort, f conf.Family) string {
 	return f.Set(conf.NamedPortSets + ruleset.Hash(key(string(direction), p.name, string(p.proto))))
 }
 
-// roughly rounds up by at most an eighth. So small changes of a set rarely change which demands are granted.
+// roughly rounds up by at most an eighth. Small changes of a set then rarely change which demands are granted.
 func roughly(n int) int {
 	step := 1
 	for n/step >= 16 {
@@ -260,7 +251,6 @@ func roughly(n int) int {
 	return (n + step - 1) / step * step
 }
 
-// field returns the policy's field that the set represents.
 func (d *demand) field(s *supply) string {
 	if s.Kind == ruleset.AddressPorts || s.Kind == ruleset.Ports {
 		return d.rule.field + ".ports"

@@ -9,16 +9,11 @@ import (
 
 // Endpoint is one attachment of a pod of this node, as policy sees it: the pod's identity and the addresses.
 type Endpoint struct {
-	// ID names the attachment, and is unique on the node.
-	ID  string
-	Pod PodRef
-	// Addresses are assigned to the attachment.
-	Addresses   []Address
-	Enforcement conf.Enforcement
-	// Chained says that another plugin made the interface.
-	Chained bool
-	// HostIf is the interface's link on the node. BridgeIf is the bridge of another plugin that has this link as a port.
-	// Each is empty if there is no such link, or if the link is unknown.
+	ID               string
+	Pod              PodRef
+	Addresses        []Address
+	Enforcement      conf.Enforcement
+	Chained          bool
 	HostIf, BridgeIf string
 }
 

@@ -11,28 +11,21 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Engine compiles the ruleset of one node, and keeps it up to date from deltas. Compile gives the same ruleset for the
-// same state, but perhaps with another order of problems. The cost of an event depends on the node's own pods and on
-// what changes, not on the size of the cluster:
+// Engine compiles the ruleset of one node, and keeps it up to date from deltas. Compile gives the same ruleset
+// for the same state, but perhaps with another order of problems. The cost of an event doesn't depend on the
+// size of the cluster:
 //
-//   - If a pod changes that no policy of the node's pods concerns, a few look-ups are enough.
-//   - If a pod elsewhere changes that is a peer, entries of sets change.
-//   - If the node's own pods change, or policies in their namespaces, the rules of these namespaces are compiled again.
-//     If the node has no room for all policies, the room is also divided again.
-//
-// Invariants, after each method:
-//   - Each pod with an address and without host network is in the crowd of its namespace and labels.
-//   - Each live selector is in the list of each crowd that it matches, and has the number of these crowds' addresses.
-//   - Each live selector that is filled has the entries that Compile would give its set.
+//   - If no policy of the node's pods concerns the changed pod, a few look-ups are enough.
+//   - If a peer changes, entries of sets change.
+//   - If the node's own pods or their policies change, the rules of their namespaces are compiled again.
 //
 // An Engine isn't safe for concurrent use. The rulesets that it returns never change.
 type Engine struct {
 	node string
 
-	pods   map[Name]*pod // the first of each name
-	spaces map[string]*space
-	crowds int // how many there are in all spaces
-	// unparsed has the policies whose rules aren't parsed yet, and the work that parsing takes.
+	pods     map[Name]*pod // the first of each name
+	spaces   map[string]*space
+	crowds   int // how many there are in all spaces
 	unparsed map[Name]float64
 	names    ordered.Map[string, bool] // of all policies, NAMESPACE/NAME: whether it is audited
 	places   places
@@ -62,12 +55,11 @@ type pod struct {
 	*Pod
 	next *pod // another pod of the same name; nil if there is none
 	made bool // a workload can have made the pod; the source doesn't have it
-	// crowd is nil if the pod has no addresses, or uses those of its node.
+	// crowd is nil if the pod has no addresses of its own.
 	crowd *crowd
 	place int // in crowd.pods
 	here  bool
-	// addresses are those of the pod's endpoints on this node, or those of its status that its Node can assign. The
-	// latter count only while no endpoint has them.
+	// addresses are those of the pod's endpoints here, or those of its status that its Node can assign.
 	addresses []netip.Addr
 }
 
@@ -85,7 +77,7 @@ func NewEngine(node string) *Engine {
 	return e
 }
 
-// Apply takes the changes of the source's objects, except Nodes: SetNodes takes those.
+// Apply takes the changes of all objects except Nodes. SetNodes takes Nodes.
 func (e *Engine) Apply(d *Delta) {
 	for name, n := range d.Namespaces {
 		e.setNamespace(name, n)
@@ -109,7 +101,7 @@ func (e *Engine) Apply(d *Delta) {
 	e.settle()
 }
 
-// SetRefused takes the parts of earlier rulesets that the node's kernel refuses.
+// SetRefused takes the parts of rulesets that the node's kernel refuses.
 func (e *Engine) SetRefused(r ruleset.Refused) {
 	if !maps.Equal(e.refused, r) {
 		e.refused, e.stale = r, true
@@ -117,7 +109,7 @@ func (e *Engine) SetRefused(r ruleset.Refused) {
 	}
 }
 
-// SetNodes replaces all Nodes. The caller leaves out claims that aren't accepted.
+// SetNodes replaces all Nodes. They must have only the claims that count.
 func (e *Engine) SetNodes(nodes []Node) {
 	was := e.places
 	e.places = newPlaces(State{Objects: Objects{Nodes: nodes}, Node: e.node})
@@ -215,8 +207,6 @@ func take[T comparable](from map[string]map[T]bool, namespace string, v T) {
 	}
 }
 
-// take adds by (1 or -1) to the number of endpoints with each address. Pods elsewhere that state the address lose or
-// regain it.
 func (e *Engine) take(of Endpoint, by int) {
 	for _, a := range of.Addresses {
 		e.touch(a.Addr)
@@ -228,7 +218,6 @@ func (e *Engine) take(of Endpoint, by int) {
 	}
 }
 
-// countFor counts the address for each pod that has or states it.
 func (e *Engine) countFor(a netip.Addr, by int) {
 	for _, p := range e.addresses.all(a) {
 		for _, stated := range p.addresses {
@@ -239,7 +228,6 @@ func (e *Engine) countFor(a netip.Addr, by int) {
 	}
 }
 
-// given returns the source's pods of that name. Pods that only workloads can have made are left out.
 func (e *Engine) given(name Name) (pods []*Pod) {
 	for p := e.pods[name]; p != nil; p = p.next {
 		if !p.made {
@@ -249,8 +237,6 @@ func (e *Engine) given(name Name) (pods []*Pod) {
 	return pods
 }
 
-// setPods replaces the pods of that name. If there are none, an endpoint of that name gets the pods that workloads
-// can have made.
 func (e *Engine) setPods(name Name, pods []*Pod) {
 	for p := e.pods[name]; p != nil; p = p.next {
 		e.withdraw(p)
@@ -293,7 +279,6 @@ func (e *Engine) setPods(name Name, pods []*Pod) {
 	}
 }
 
-// withdraw takes the pod out of all that admit put it into. Endpoints and Nodes must still be as they were then.
 func (e *Engine) withdraw(p *pod) {
 	if e.expected[p.Namespace][p] {
 		take(e.expected, p.Namespace, p)
@@ -313,8 +298,6 @@ func (e *Engine) withdraw(p *pod) {
 	e.leave(p)
 }
 
-// admit finds the pod's addresses, and puts the pod into its crowd and the address book. A pod of this node without
-// an address becomes an expected pod.
 func (e *Engine) admit(p *pod) {
 	name := p.name()
 	addresses := e.endpointAddresses(name)
@@ -342,7 +325,6 @@ func (e *Engine) admit(p *pod) {
 	}
 }
 
-// endpointAddresses leaves out endpoints whose pod the source doesn't have.
 func (e *Engine) endpointAddresses(name Name) (addresses []netip.Addr) {
 	for _, id := range e.attached[name] {
 		of := e.endpoints[id]
@@ -356,7 +338,6 @@ func (e *Engine) endpointAddresses(name Name) (addresses []netip.Addr) {
 	return addresses
 }
 
-// podsOf returns the pods that the endpoint may be, by name and UID; none if its pod is unknown.
 func (e *Engine) podsOf(of Endpoint) (pods []*Pod) {
 	for p := e.pods[of.Pod.name()]; p != nil; p = p.next {
 		if SameUID(p.UID, of.Pod.UID) {

@@ -2,8 +2,6 @@ package policy
 
 import "slices"
 
-// dropUnwanted forgets selectors and named ports that no demand needs, and entries of sets outside the ruleset. It
-// leaves what exceeds the work to the next compile: the rest only takes memory and time.
 func (e *Engine) dropUnwanted() {
 	c := e.compiler
 	for len(c.unwanted) > 0 && c.work.allows() {

@@ -12,9 +12,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// parseIPBlock returns the smallest list of prefixes that covers cidr without the excepts. It leaves out IPv4-mapped
-// IPv6 addresses (::ffff:0:0/96): no packet has one (RFC 4291, section 2.5.5.2). With an error it returns the wrong
-// field.
 func parseIPBlock(block networkingv1.IPBlock) (prefixes []netip.Prefix, field string, err error) {
 	cidr, err := netip.ParsePrefix(block.CIDR)
 	if err != nil {
@@ -60,8 +57,6 @@ type block struct {
 	prefixes []netip.Prefix
 }
 
-// join returns one peer for all ipBlocks of a list, so the kernel has one rule and one block set. A network's
-// comment in the set describes its ipBlock.
 func join(list string, blocks []block) peer {
 	p := peer{field: blocks[0].field}
 	if len(blocks) > 1 {

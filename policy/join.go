@@ -15,7 +15,6 @@ type sheet struct {
 	chains []*ruleset.Chain
 }
 
-// chain adds a chain that rules of other chains lead to.
 func (s *sheet) chain(name string, rules ...ruleset.Rule) {
 	s.chains = append(s.chains, &ruleset.Chain{Family: s.family, Name: name, Rules: rules})
 }
@@ -39,7 +38,6 @@ type junction struct {
 	classes  []ruleset.Class
 }
 
-// opened is the class of all pods that no policy isolates, in one direction and family.
 type opened struct {
 	ruleset.Class
 	set      *ruleset.Set
@@ -48,8 +46,8 @@ type opened struct {
 
 // join adds the chains that send packets to classes, and the classes that all namespaces share.
 //
-// Classes with more policies come first. So a new policy moves its pods to earlier classes, and all at once: in the
-// transaction that changes the rules.
+// Classes with more policies come first. So the transaction that adds a policy's rules moves all its pods at
+// once.
 func (c *compiler) join() {
 	if c.joined {
 		return
@@ -82,10 +80,9 @@ func (c *compiler) join() {
 	c.chains.Replace(was.chains, c.junction.chains)
 }
 
-// compile adds the chain that sends packets to the class chains. Classes that allow nothing share one set and chain.
 func (j *junction) compile(isolated []*class, open *opened) {
-	// A TCP packet in the middle of a connection must not begin a connection-tracking entry. Otherwise a server could
-	// revive a connection that was cut. Untracked packets (NOTRACK) are checked in both directions.
+	// A TCP packet in the middle of a connection must not begin a connection-tracking entry. Otherwise a server
+	// could revive a connection that was cut.
 	j.dispatch = []ruleset.Rule{{
 		Proto: ruleset.TCP, Track: ruleset.Midstream,
 		Comment: "weir: a TCP connection begins with its first packet", Action: ruleset.GoTo, To: conf.MidstreamChain,
@@ -112,8 +109,8 @@ func (j *junction) add(set *ruleset.Set, r ruleset.Rule) {
 	j.dispatch = append(j.dispatch, r)
 }
 
-// none adds the class "none", of all pods whose policies allow nothing. It exists even if it is empty: then a new
-// policy that denies everything changes only sets, which is quick.
+// none adds the class "none" even without pods. So a new policy that denies everything changes only sets, which
+// is quick.
 func (j *junction) none(pods []ruleset.Entry) {
 	set, chain := j.noneNames(j.family)
 	j.chain(chain, dropRest(nil, chain, "their policies let nothing through")...)
@@ -122,8 +119,6 @@ func (j *junction) none(pods []ruleset.Entry) {
 	})
 }
 
-// stranger returns the rule that drops the bridge's packets from or to no pod. Without it, the log would call them
-// packets of closed pods.
 func (j *junction) stranger() ruleset.Rule {
 	r := ruleset.Rule{
 		Sets:   []ruleset.SetMatch{{Name: j.family.Set(conf.PodsSet), By: j.own, Not: true}},

@@ -11,7 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// LinkOf returns the link of an endpoint. It is empty if the link is unknown, or if a rule can't match its name.
+// LinkOf returns the link of an endpoint. It is empty if the link is unknown, or if a rule can't match its
+// name.
 func LinkOf(e Endpoint) ruleset.Link {
 	switch {
 	case !e.Chained:
@@ -30,7 +31,6 @@ func odd(r rune) bool {
 	return (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && !strings.ContainsRune("-._@", r)
 }
 
-// links are the rules for chained attachments. The guard doesn't check frames from their links.
 type links struct {
 	neighbours []ruleset.Rule // before the rules that send packets to classes
 	senders    []ruleset.Rule // drop packets with forged sources
@@ -91,14 +91,11 @@ func (c *common) chainedPods() chainedPods {
 	return p
 }
 
-// links adds the sets and chains for pods with chained attachments, and returns the rules for them. evaluate are the
-// rules that send packets to classes.
+// links adds the sets and chains for pods with chained attachments, and returns the rules for them.
 //
-// A link that the node routes (ptp) belongs to one pod. Packets from it with another source are forged, and dropped.
-//
-// A bridge of another plugin may have ports that weir doesn't know. No iptables rule matches ipset's physdev
-// entries, so there is a rule for each pod's port. Only two kinds of packets go through these rules: ICMP, and
-// packets with equal source and destination.
+// A link that the node routes (ptp) belongs to one pod. Packets from it with another source are forged. A
+// bridge of another plugin may have unknown ports, so there is a rule for each pod's port: iptables can't match
+// ipset's physdev entries.
 func (c *common) links(evaluate []ruleset.Rule) links {
 	pods := c.chainedPods()
 	if len(pods.addresses)+len(pods.own) == 0 {
@@ -156,7 +153,7 @@ func (c *common) links(evaluate []ruleset.Rule) links {
 		})
 		r.loopback = append(r.loopback, toLoopback(c.family, ruleset.Rule{In: name}))
 	}
-	// Only chained pods need neighbour discovery: weir gives the pods on its own links permanent neighbour entries.
+	// Only chained pods need neighbour discovery: weir's own links have permanent neighbour entries.
 	if c.family == conf.IPv6 {
 		for _, shape := range []ruleset.Shape{ruleset.Solicitation, ruleset.Advertisement} {
 			r.neighbours = append(r.neighbours, ruleset.Rule{
@@ -173,13 +170,11 @@ var loopback = map[conf.Family]netip.Prefix{
 	conf.IPv4: netip.MustParsePrefix("127.0.0.0/8"), conf.IPv6: netip.MustParsePrefix("::1/128"),
 }
 
-// toLoopback returns a rule that drops packets to the node's loopback addresses from the links of r. kubelet has a
-// similar rule for IPv4 (KUBE-FIREWALL; CVE-2020-8558).
+// toLoopback drops packets from the links of r to the node's loopback addresses. kubelet has a similar rule for
+// IPv4 (KUBE-FIREWALL; CVE-2020-8558).
 //
-// The kernel drops such packets itself unless route_localnet is set; portmap sets it for the first hostPort. Packets
-// from loopback addresses are always dropped.
-//
-// Packets whose destination another program translated to loopback are meant to arrive. The rule doesn't match them.
+// The kernel itself drops them unless route_localnet is set, and portmap sets it for the first hostPort. The
+// rule doesn't match packets that another program translated to loopback.
 func toLoopback(f conf.Family, r ruleset.Rule) ruleset.Rule {
 	r.Dst, r.Track, r.Action, r.To = loopback[f], ruleset.Untranslated, ruleset.GoTo, conf.LoopbackChain
 	r.Comment = "weir: no pod reaches the loopback of its node"

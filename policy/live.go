@@ -9,15 +9,13 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// live is a selector or named port in a policy of this node's own pods.
 type live struct {
 	id       uint64
 	selector // empty for a named port
-	// gone is true if the index has dropped the selector. Crowds may still list it.
-	gone  bool
-	scope *scope
-	// print is the exclusive or of the marks of all matching crowds. It is equal for selectors that match the same
-	// crowds.
+	gone     bool
+	scope    *scope
+	// print is the exclusive or of the marks of all matching crowds. Selectors that match the same crowds have
+	// equal prints.
 	print uint64
 	port  namedPort
 	count [len(conf.Families)]int    // how many addresses of each family the matching pods have
@@ -31,7 +29,6 @@ type liveSet struct {
 	entries ruleset.Entries
 }
 
-// scope is a namespaceSelector, or one namespace. Selectors may share a scope.
 type scope struct {
 	key        string
 	of         selector // the selector without its podSelector
@@ -42,17 +39,14 @@ type scope struct {
 func (s *scope) matches(n *space) bool { return s.of.matchesNamespace(n.name, n.object) }
 
 type selectorIndex struct {
-	last   uint64 // the ID of the newest selector or named port
-	byKey  map[string]*live
-	byPort map[portKey]*portSets
-	// crowds has the crowds that have pods with the named port, and how many such pods each has.
-	crowds map[portKey]map[*crowd]int
-	scopes map[string]*scope
-	// open has the namespaceSelectors of selectors without anchors.
-	open map[*scope]bool
-	// byPrint has a selector with filled sets for each print. It may be out of date.
+	last    uint64 // the ID of the newest selector or named port
+	byKey   map[string]*live
+	byPort  map[portKey]*portSets
+	crowds  map[portKey]map[*crowd]int
+	scopes  map[string]*scope
+	open    map[*scope]bool
 	byPrint map[uint64]*live
-	// anchored has each selector under its anchors. A matching pod has at least one of these labels.
+	// anchored lists selectors by label. A pod that matches has at least one of the selector's anchor labels.
 	anchored map[anchor][]*live
 }
 
@@ -81,7 +75,6 @@ func (x *selectorIndex) id() uint64 {
 	return x.last
 }
 
-// tellApart reports whether a live namespaceSelector matches only one of the two versions of the namespace.
 func (x *selectorIndex) tellApart(name string, a, b Namespace) bool {
 	for _, s := range x.scopes {
 		if s.of.matchesNamespace(name, a) != s.of.matchesNamespace(name, b) {
@@ -91,7 +84,6 @@ func (x *selectorIndex) tellApart(name string, a, b Namespace) bool {
 	return false
 }
 
-// matching returns the live selectors that match the crowd, ordered by ID.
 func (x *selectorIndex) matching(c *crowd) (matches []*live) {
 	consider := func(list []*live) {
 		for _, l := range list {
@@ -116,7 +108,7 @@ func (x *selectorIndex) matching(c *crowd) (matches []*live) {
 
 func ownScope(namespace string) string { return "namespace " + namespace }
 
-// anchors returns labels of which a matching pod must have one; none if there are no such labels.
+// anchors returns labels of which a matching pod must have at least one.
 func anchors(m matcher) (all []anchor) {
 	var best *requirement
 	for i := range m.requirements {
@@ -151,8 +143,6 @@ func (x *selectorIndex) ports(p NamedPort, here bool) []*live {
 	return sets.anywhere
 }
 
-// liveSelector returns the live selector, and makes it if needed. A new one is compared with each crowd in its
-// scope.
 func (e *Engine) liveSelector(s selector) *live {
 	x := &e.selectors
 	if l := x.byKey[s.key]; l != nil {
@@ -218,7 +208,6 @@ func (e *Engine) within(s *scope) func(func(*space) bool) {
 	}
 }
 
-// countPorts counts the named ports of a pod that joins the crowd (by is 1) or leaves it (by is -1).
 func (x *selectorIndex) countPorts(c *crowd, p *Pod, by int) {
 	for _, port := range p.Ports {
 		key := portKey{port.Name, port.Proto}
@@ -234,8 +223,6 @@ func (x *selectorIndex) countPorts(c *crowd, p *Pod, by int) {
 	}
 }
 
-// livePort returns the live set of the named port, and makes it if needed. A new one looks at the pods of each crowd
-// with the port.
 func (e *Engine) livePort(p namedPort) *live {
 	key := portKey{p.name, p.proto}
 	sets := e.selectors.byPort[key]
@@ -266,7 +253,6 @@ func (e *Engine) livePort(p namedPort) *live {
 	return l
 }
 
-// withPort yields the pods with an address and the named port. If here is set, it yields only pods of this node.
 func (e *Engine) withPort(l *live) func(func(*pod) bool) {
 	is := func(o NamedPort) bool { return o.Name == l.port.name && o.Proto == l.port.proto }
 	has := func(p *pod) bool { return slices.ContainsFunc(p.Ports, is) }
@@ -291,7 +277,6 @@ func (e *Engine) withPort(l *live) func(func(*pod) bool) {
 	}
 }
 
-// rematch replaces the list of selectors that match the crowd. It updates the address counts of new and former ones.
 func (e *Engine) rematch(c *crowd, matches []*live) {
 	for _, l := range c.matches {
 		if _, in := slices.BinarySearchFunc(matches, l, byID); !in {
@@ -306,8 +291,6 @@ func (e *Engine) rematch(c *crowd, matches []*live) {
 	c.matches = matches
 }
 
-// recount updates the selector's address counts and its print. by is 1 if the selector has begun to match the crowd,
-// and -1 if it has stopped.
 func (e *Engine) recount(l *live, c *crowd, by int) {
 	l.print ^= c.mark
 	for f, n := range c.count {

@@ -8,7 +8,6 @@ import (
 	"k8s.io/apimachinery/pkg/selection"
 )
 
-// matcher is a label selector that finds a value in a list of any length in the same time.
 type matcher struct {
 	requirements []requirement
 	text         string // equal for equal selectors, such as "app=web"
@@ -22,7 +21,7 @@ type requirement struct {
 
 var everything matcher
 
-// newMatcher returns the error for which the API server would refuse the selector.
+// newMatcher returns an error if the API server would refuse the selector.
 func newMatcher(s *metav1.LabelSelector) (matcher, error) {
 	parsed, err := metav1.LabelSelectorAsSelector(s)
 	if err != nil {
@@ -49,10 +48,8 @@ func newMatcher(s *metav1.LabelSelector) (matcher, error) {
 	return m, nil
 }
 
-// String returns the selector as text, such as "app=web,tier in (a,b)".
 func (m matcher) String() string { return m.text }
 
-// Empty reports whether the selector matches all labels because it has no requirement.
 func (m matcher) Empty() bool { return len(m.requirements) == 0 }
 
 func (r *requirement) matches(labels map[string]string) bool {
@@ -70,7 +67,7 @@ func (r *requirement) matches(labels map[string]string) bool {
 	return false
 }
 
-// answer tells whether a selector matches labels. Some labels may be unknown.
+// answer is maybe if it depends on an unknown label.
 type answer int
 
 const (
@@ -79,7 +76,6 @@ const (
 	yes
 )
 
-// ask returns maybe if the answer depends on an unknown label. unknown is nil if all labels are known.
 func (m matcher) ask(known map[string]string, unknown func(key string) bool) answer {
 	a := yes
 	for i := range m.requirements {
@@ -101,8 +97,8 @@ func (p *Pod) matchedBy(m matcher) answer {
 	return m.ask(p.Labels, nil)
 }
 
-// matchedBy returns whether the selector matches the namespace's labels. If the source doesn't have the namespace,
-// only the label with its name is known (KEP-2161).
+// matchedBy reports whether the selector matches the namespace's labels. If the source doesn't have the
+// namespace, only its name label is known (KEP-2161).
 func (n Namespace) matchedBy(m matcher, name string) answer {
 	switch {
 	case n.Name == "":

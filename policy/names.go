@@ -5,18 +5,16 @@ import (
 	"strings"
 )
 
-// These constants describe how Kubernetes' controllers name pods.
 const (
-	// hashAlphabet has the characters of hashes and random endings (k8s.io/apimachinery/pkg/util/rand). It lacks
-	// vowels, 0, 1 and 3.
+	// hashAlphabet has the characters of hashes and random endings (k8s.io/apimachinery/pkg/util/rand).
 	hashAlphabet = "bcdfghjklmnpqrstvwxz2456789"
 	digits       = "0123456789"
 	// A generated name is the generateName, cut to maxGenerated, and randomLength random characters
 	// (k8s.io/apiserver/pkg/storage/names).
 	randomLength = 5
 	maxGenerated = 58
-	// maxHash is the greatest length of a pod template's hash: a 32-bit number, a letter for each decimal digit
-	// (k8s.io/kubernetes/pkg/controller, ComputeHash). Other words are no longer.
+	// maxHash is the greatest length of a pod template's hash: a 32-bit number, with a letter for each decimal
+	// digit (k8s.io/kubernetes/pkg/controller, ComputeHash).
 	maxHash = 10
 )
 
@@ -26,8 +24,7 @@ type named struct {
 	index string // the index of an indexed job's pod
 }
 
-// read splits a generated pod name: the controller's name, then five random characters. ok is false if the
-// workload's pods can't have the name.
+// read splits a pod's name into the controller's name and five random characters.
 func (w Workload) read(name string) (n named, ok bool) {
 	if len(name) <= randomLength {
 		return named{}, false
@@ -56,8 +53,6 @@ func (w Workload) read(name string) (n named, ok bool) {
 	return n, true
 }
 
-// wordAlphabet returns the characters of the word after the workload's name, in names of its pods. It is empty for
-// kinds without such a word.
 func wordAlphabet(kind string) string {
 	switch kind {
 	case "Deployment":
@@ -68,11 +63,8 @@ func wordAlphabet(kind string) string {
 	return ""
 }
 
-// after returns the word of a text of the form NAME-WORD. The word consists of characters of the alphabet. Without
-// an alphabet, the text must be just NAME. ok is false if the text has another form.
-//
-// If the parameter cut is true, the text may be only the beginning of that form. Then whole is false if characters
-// of the word may be missing. If the parameters cut and dash are true, the text may also end with one more dash.
+// after returns WORD if the text is NAME-WORD, and ok is false if it isn't. With the parameter cut, the text
+// may be the beginning of such a name; whole is then false if WORD may be incomplete.
 func after(text, name, alphabet string, cut, dash bool) (word string, whole, ok bool) {
 	if alphabet != "" {
 		name += "-"
@@ -99,7 +91,6 @@ func cutLast(s string) (before, after string, ok bool) {
 	return s[:i], s[i+1:], true
 }
 
-// ordinal parses a 32-bit number as Kubernetes writes it: no sign, no leading zeros.
 func ordinal(s string) (int, bool) {
 	n, err := strconv.ParseInt(s, 10, 32)
 	return int(n), err == nil && n >= 0 && strconv.FormatInt(n, 10) == s

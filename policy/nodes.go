@@ -8,13 +8,12 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// places tells which addresses the pods of each node can have. Others than kubelet may write a pod's status. So
-// policy uses an address in it only if the pod's Node can assign the address. Otherwise one node could give its pods
-// the rights of others.
+// places tells which addresses the pods of each node can have. Programs other than kubelet may write a pod's
+// status. Without this check, one node could give its pods the rights of others.
 type places struct {
 	nodes map[string]Node
 	self  string
-	// unknown is true if the state has no Nodes and doesn't name this node. Then policy uses every address.
+	// unknown is true if the state has no Nodes and no name of this node. Policy then uses every address.
 	unknown bool
 }
 
@@ -26,10 +25,9 @@ func newPlaces(s State) places {
 	return p
 }
 
-// believed returns the addresses of the status that policy uses for a pod without an attachment here. They are
-// within the podCIDRs of the pod's Node and outside of this node's: here only endpoints have addresses. It reports a
-// problem for each other address, or one if the pod's Node is unknown or has no podCIDRs. A pod of this node may
-// state an address of this node without a problem: its attachment comes or has gone.
+// believed returns the addresses of the status that policy uses for a pod without an attachment here. They must
+// be within the podCIDRs of the pod's Node, and outside of this node's. It reports a problem for each other
+// address.
 func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem) {
 	if w.unknown || len(p.Addresses) == 0 {
 		return p.Addresses, nil

@@ -12,7 +12,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// parsedPolicy is a NetworkPolicy, parsed.
 type parsedPolicy struct {
 	name      string // namespace/name
 	namespace string
@@ -22,14 +21,12 @@ type parsedPolicy struct {
 	audited   bool                         // it isolates and allows nothing: see AuditAnnotation
 }
 
-// rule allows packets from (for egress: to) its peers, on its ports.
 type rule struct {
 	field string // the rule's field in the policy
 	peers []peer
 	ports []ports
 }
 
-// peer is the other side in a policy's rule: everyone, a selector's pods, or networks of ipBlocks.
 type peer struct {
 	field    string
 	everyone bool
@@ -64,7 +61,7 @@ func parseAll(list []*networkingv1.NetworkPolicy) parsed {
 
 type reporter func(field, format string, args ...any)
 
-// parse parses a policy. Each part that can't be parsed is a problem, up to maxProblems, and never allows more:
+// parse reports each part that it can't parse, up to maxProblems. Such a part never allows more:
 //
 //   - A wrong podSelector isolates every pod of the namespace, and the policy allows nothing.
 //   - A wrong policyType isolates both directions.
@@ -121,8 +118,8 @@ func parsePolicy(np *networkingv1.NetworkPolicy, rules bool) parsedPolicy {
 	return policy
 }
 
-// directions returns the directions that the policy isolates. Without policyTypes these are ingress and, if there
-// are egress rules, egress (NetworkPolicySpec.policyTypes).
+// directions returns the directions that the policy isolates. Without policyTypes, a policy isolates ingress;
+// with egress rules, egress too (NetworkPolicySpec.policyTypes).
 func directions(spec networkingv1.NetworkPolicySpec, report reporter) []ruleset.Direction {
 	if len(spec.PolicyTypes) == 0 {
 		if len(spec.Egress) > 0 {
@@ -145,7 +142,6 @@ func directions(spec networkingv1.NetworkPolicySpec, report reporter) []ruleset.
 	return ds
 }
 
-// parseRule parses a rule. verb is "from" or "to", the name of the rule's list of peers.
 func parseRule(
 	namespace, field, verb string, peers []networkingv1.NetworkPolicyPeer, list []networkingv1.NetworkPolicyPort,
 	report reporter,

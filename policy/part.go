@@ -9,22 +9,18 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// local is a namespace with pods of this node.
 type local struct {
 	namespace string
 	policies  []parsedPolicy // in the order of their names
 	endpoints []joined       // in the order of their IDs
-	// expected are pods that will run on this node and have no address yet.
-	expected []*Pod
+	expected  []*Pod
 }
 
-// part is what the compiler has computed for one namespace. Only stale, and the fields from granted on, change; all
-// other changes make a new part.
+// part is what the compiler has computed for one namespace. A change of pods or policies makes a new part.
 type part struct {
 	*local
-	stale  bool
-	groups [len(sides)][]*group
-	// open are the endpoints that no policy isolates, or whose enforcement is off.
+	stale   bool
+	groups  [len(sides)][]*group
 	open    [len(sides)][]joined
 	asks    map[askKey]*ask
 	demands []*demand  // those of the asks, in the order of their policies (comparePolicies)
@@ -55,7 +51,7 @@ func (c *compiler) partOf(l *local) *part {
 	return b.part
 }
 
-// comparePolicies orders policies by name, and audited ones last: they never take the room of enforced ones.
+// comparePolicies puts audited policies last: they never take the room of enforced ones.
 func comparePolicies(a, b *parsedPolicy) int {
 	if a.audited != b.audited {
 		if b.audited {
@@ -69,13 +65,10 @@ func comparePolicies(a, b *parsedPolicy) int {
 type group struct {
 	key      string
 	policies alternatives
-	// audited is true if only audited policies would isolate the pods.
-	audited bool
-	pods    []joined
+	audited  bool
+	pods     []joined
 }
 
-// groups returns the endpoints, grouped by the policies that isolate them, and the open endpoints. Closed endpoints
-// are in neither. Endpoints that only audited policies would isolate are grouped by these.
 func (l *local) groups(s *side) (groups []*group, open []joined) {
 	byPolicies := map[string]*group{}
 	at := func(all alternatives) *group {
@@ -91,7 +84,7 @@ func (l *local) groups(s *side) (groups []*group, open []joined) {
 		return byPolicies[k]
 	}
 	notIsolated := at(alternatives{nil})
-	// The classes of expected pods exist too. So enrolling such a pod changes only sets, and ADD is quicker.
+	// Expected pods have classes too. Then enrolling such a pod changes only sets, and ADD is quicker.
 	for _, p := range l.expected {
 		at(isolatingPolicies(s.direction, l.policies, p))
 	}
@@ -127,7 +120,6 @@ func (r *complaints) add(policy *parsedPolicy, all []ruleset.Problem) {
 	}
 }
 
-// report reports a problem of a policy once, and at most maxProblems problems of each policy.
 func (r *complaints) report(policy *parsedPolicy, field, why string) {
 	told := r.told[policy.name]
 	if len(told) >= maxProblems {

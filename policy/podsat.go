@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// PodsAt returns the pods for which policy uses the address, as namespace/name. Several names are in order, with
-// commas. It returns "" if no pod has the address.
+// PodsAt returns the pods for which policy uses the address, as NAMESPACE/NAME with commas. It returns "" if
+// there are none.
 func (e *Engine) PodsAt(a netip.Addr) string {
 	var names []string
 	for _, p := range e.addresses.users(a) {

@@ -14,8 +14,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// ports is what one kernel rule matches: port numbers, or one named port of the destination pod. Without ports it
-// matches the whole protocol. Without a protocol it matches all packets.
 type ports struct {
 	proto   ruleset.Protocol
 	ranges  []ruleset.PortRange
@@ -27,7 +25,6 @@ type ports struct {
 
 const maxFields = 10
 
-// reportFields returns the fields to report a problem for: each one, or "ports" if there are too many.
 func (p ports) reportFields() []string {
 	if len(p.fields) == 0 || len(p.fields) > maxFields {
 		return []string{"ports"}
@@ -35,8 +32,8 @@ func (p ports) reportFields() []string {
 	return p.fields
 }
 
-// parsePorts groups a rule's ports: the numbers of each protocol, and each named port alone. An empty list gives one
-// group that matches everything. A port that can't be parsed is reported, and allows nothing.
+// parsePorts groups a rule's ports. An empty list allows all ports. A port that can't be parsed is reported,
+// and allows nothing.
 func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format string, args ...any)) []ports {
 	if len(list) == 0 {
 		return []ports{{}}
@@ -72,7 +69,6 @@ func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format
 		default:
 			group := ports{proto: proto, ranges: ranges, fields: fields[proto]}
 			if group.rules() > maxPortRules {
-				// Port numbers have no family, so both families use the same set.
 				group.ranges, group.numbers = nil, ranges
 				group.set = conf.NumberSets + ruleset.Hash(key(listed(ranges)))
 			}
@@ -82,7 +78,7 @@ func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format
 	return append(grouped, named...)
 }
 
-// everyPort is the range of a port without the field "port". Its first port is 0, which no API object can have.
+// everyPort is the range of a port without the field "port". It begins with 0, which no API object can have.
 var everyPort = ruleset.PortRange{First: 0, Last: 65535}
 
 func parseProtocol(p *corev1.Protocol) (ruleset.Protocol, error) {
@@ -96,7 +92,6 @@ func parseProtocol(p *corev1.Protocol) (ruleset.Protocol, error) {
 	return "", fmt.Errorf("%q is neither TCP, UDP nor SCTP", *p)
 }
 
-// parsePort returns the numbers or the name of a port. With an error it returns the wrong field.
 func parsePort(p networkingv1.NetworkPolicyPort) (r ruleset.PortRange, name, field string, err error) {
 	switch {
 	case p.Port == nil && p.EndPort != nil:
@@ -150,7 +145,6 @@ func numbers(ranges []ruleset.PortRange) []ruleset.Entry {
 	return all
 }
 
-// listed returns the ranges as text, such as "[80 8080:8090]". A port set's name is a hash of this text.
 func listed(ranges []ruleset.PortRange) string {
 	return strings.ReplaceAll(fmt.Sprint(ranges), "-", ":")
 }

@@ -9,14 +9,13 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Ruleset returns the ruleset for all that the engine was told. Parts that are as they were before share their memory
-// with the last ruleset.
+// Ruleset returns the ruleset for all that the engine was told. Unchanged parts share their memory with the
+// last ruleset.
 func (e *Engine) Ruleset() ruleset.Ruleset { return e.compile(math.Inf(1), nil) }
 
-// Slice does the same as Ruleset, but limits the work. It makes new sets until over returns true, and only as many
-// as the kernel can take in some milliseconds. If some are left, HasSlice returns true, and the next call continues.
-// Large policies aren't parsed: NextUnparsed returns them. Until all is done, what needs the missing sets and rules
-// is dropped. Namespaces that need little come first.
+// Slice is Ruleset with a limit of work: it stops when over returns true. The next call continues. Until all is
+// done, packets that need the missing sets and rules are dropped. NextUnparsed returns the large policies,
+// which Slice doesn't parse.
 func (e *Engine) Slice(over func() bool) ruleset.Ruleset { return e.compile(slice, over) }
 
 // compile spends at most that much work on new sets.
@@ -71,8 +70,7 @@ func (e *Engine) compile(work float64, over func() bool) ruleset.Ruleset {
 // Changed reports whether Ruleset may return another ruleset than the last time.
 func (e *Engine) Changed() bool { return e.HasSlice() || len(e.unparsed) > 0 }
 
-// HasSlice reports whether Slice may return another ruleset than the last time. It returns false if only large
-// policies are left to parse; Changed then returns true.
+// HasSlice reports whether Slice may return another ruleset than the last time.
 func (e *Engine) HasSlice() bool {
 	for l := range e.moving.counts {
 		if l.gone {
@@ -87,7 +85,6 @@ func (e *Engine) HasSlice() bool {
 		e.compiler.waiting() || len(e.compiler.unwanted)+len(e.unswept) > 0
 }
 
-// isLocal reports whether the node has, or will have, attachments of the namespace's pods.
 func (e *Engine) isLocal(namespace string) bool {
 	return len(e.local[namespace])+len(e.expected[namespace]) > 0
 }
@@ -102,7 +99,6 @@ func (e *Engine) commonNow() common {
 	}
 }
 
-// localNow returns the namespace's pods on this node. Without pods it leaves out the policies.
 func (e *Engine) localNow(namespace string) *local {
 	l := &local{namespace: namespace}
 	for _, id := range slices.Sorted(maps.Keys(e.local[namespace])) {
@@ -119,7 +115,7 @@ func (e *Engine) localNow(namespace string) *local {
 	return l
 }
 
-// effort is the number of crowds in the selector's scope, in units of work. It is 1 for other sets.
+// effort returns how much work it is to count the set's entries.
 func (e *Engine) effort(s *supply) float64 {
 	switch {
 	case s.selector == nil:
@@ -136,7 +132,7 @@ func (e *Engine) countSelected(s selector, f conf.Family) int { return e.liveSel
 
 func (e *Engine) countNamed(p namedPort, f conf.Family) int { return e.livePort(p).count[f] }
 
-// selected computes the entries when they are first asked for. settle then keeps them up to date.
+// selected computes the entries at the first call. settle then keeps them up to date.
 func (e *Engine) selected(s selector, f conf.Family) ruleset.Entries {
 	l := e.liveSelector(s)
 	set := &l.sets[f]
@@ -175,8 +171,6 @@ func (e *Engine) entries(to []ruleset.Entry, l *live, c *crowd, f conf.Family) [
 	return to
 }
 
-// twin returns another live selector that matches the same crowds, if the index knows one. Such selectors share the
-// memory of their entries.
 func (x *selectorIndex) twin(l *live) *live {
 	o := x.byPrint[l.print]
 	if o != nil && o != l && o.print == l.print && o.count == l.count && x.byKey[o.key] == o {
@@ -189,7 +183,6 @@ func (x *selectorIndex) twin(l *live) *live {
 	return nil
 }
 
-// named computes the entries when they are first asked for. settle then keeps them up to date.
 func (e *Engine) named(port namedPort, f conf.Family) ruleset.Entries {
 	l := e.livePort(port)
 	set := &l.sets[f]

@@ -12,8 +12,6 @@ type reports struct {
 	changed bool
 }
 
-// reportOf is what some problems are about. At most one field is set. If none is, the source has reported the
-// problems.
 type reportOf struct {
 	pod       *pod
 	policy    Name

@@ -14,12 +14,11 @@ type selector struct {
 	namespace  string
 	namespaces *matcher
 	pods       matcher
-	// key is equal only for equal selectors.
-	key string
+	key        string
 }
 
-// parseSelector parses a peer's selectors. If it has both, they must both match. An absent podSelector matches all
-// pods (API type NetworkPolicyPeer). With an error it returns the wrong field.
+// parseSelector parses a peer's selectors. Without a podSelector, all pods match. If it returns an error, field
+// is the wrong field.
 func parseSelector(namespace string, peer networkingv1.NetworkPolicyPeer) (s selector, field string, err error) {
 	if peer.NamespaceSelector == nil {
 		s.namespace = namespace
@@ -43,7 +42,7 @@ func parseSelector(namespace string, peer networkingv1.NetworkPolicyPeer) (s sel
 	return s, "", nil
 }
 
-// matches reports whether the selector certainly matches: unknown labels don't.
+// matches returns false if the answer depends on an unknown label.
 func (s selector) matches(ns Namespace, p *Pod) bool {
 	return s.matchesNamespace(p.Namespace, ns) && p.matchedBy(s.pods) == yes
 }
@@ -73,7 +72,7 @@ func (s selector) String() string {
 	return b.String()
 }
 
-// key joins the parts. Different lists give different keys, as each part is a JSON string.
+// key gives different keys for different lists: each part is a JSON string.
 func key(parts ...string) string {
 	b, err := json.Marshal(parts)
 	if err != nil {

@@ -21,15 +21,12 @@ func (a amount) within(room amount) bool {
 	return a.rules <= room.rules && a.sets <= room.sets && a.entries <= room.entries
 }
 
-// share returns the part of the room that the amount takes: the largest of its parts of rules, sets and entries.
 func (a amount) share(room amount) float64 {
 	return max(a.rules/room.rules, a.sets/room.sets, a.entries/room.entries)
 }
 
-// nodeRoom returns what all policies of a node together may take. Tests make it smaller.
 var nodeRoom = func() amount { return amount{maxNodeRules, maxNodeSets, maxNodeEntries} }
 
-// maxSetEntries is the highest number of entries of a set. Tests make it smaller.
 var maxSetEntries = conf.MaxSetEntries
 
 var noRoom = fmt.Sprintf("there is no room for it on this node: the policies of its pods "+
@@ -47,8 +44,8 @@ type tenant struct {
 	skipped    float64 // the entries of sets that were counted in vain
 }
 
-// grant decides which demands are granted: all, if the node has room. A demand waits if a set isn't counted yet, and
-// gets nothing if a set is too large. It decides again only where the result may change.
+// grant decides which demands are granted: all, if the node has room. A demand waits while one of its sets
+// isn't counted, and gets nothing if a set is too large.
 func (c *compiler) grant() {
 	was := c.fit
 	if c.fit = c.fits(); !c.fit {
@@ -66,8 +63,6 @@ func (c *compiler) grant() {
 	c.undecided, c.division = false, division{number: c.division.number}
 }
 
-// fits reports whether the node has room for all demands, as far as their sets are counted. It stops counting once
-// there is no room.
 func (c *compiler) fits() bool {
 	room, waiting := nodeRoom(), map[string]float64{}
 	if !c.wanted.within(room) { // the sets that aren't counted, perhaps many, needn't be looked at
@@ -90,7 +85,6 @@ func (c *compiler) fits() bool {
 	return c.wanted.within(room)
 }
 
-// grantAll grants all demands whose sets are counted and not too large.
 func (c *compiler) grantAll(p *part) {
 	t := tenant{part: p, reports: p.stated.then()}
 	for _, d := range p.demands {
@@ -101,7 +95,6 @@ func (c *compiler) grantAll(p *part) {
 	t.decide()
 }
 
-// decide makes what the tenant was granted the decision for its part.
 func (t *tenant) decide() {
 	p := t.part
 	same := slices.Equal(p.granted, t.granted) && slices.Equal(p.decided.all, t.reports.all)
@@ -117,14 +110,11 @@ type division struct {
 	stale  bool           // a set of a greedy namespace has another size
 }
 
-// divide grants demands if the node doesn't have room for all. The result depends on the demands, not on their order
-// in time.
+// divide grants demands if the node doesn't have room for all.
 //
-// Modest namespaces come first, and get all their demands. Each needs no more than an equal share of the node. Sets
-// that they have in common cost each of them a part.
-//
-// The greedy namespaces divide what is left (divideLeft). This can take long, so it isn't done again without a
-// change for them. What is left is rounded, so modest namespaces rarely change it.
+// Modest namespaces, which need at most an equal share of the node, get all their demands. The greedy
+// namespaces divide the rest (divideLeft). The rest is rounded, so a change of a modest namespace rarely
+// changes it.
 func (c *compiler) divide() {
 	modest := c.modest()
 	was := c.division
@@ -167,7 +157,6 @@ func (c *compiler) isGreedy(s *supply, in division) bool {
 	return slices.ContainsFunc(s.wanted, func(p *part) bool { return in.greedy[p] })
 }
 
-// without returns what taken leaves of the room. It rounds taken up to multiples of a 64th of the room.
 func (a amount) without(taken amount) amount {
 	left := func(room, taken float64) float64 {
 		step := max(1, room/64)
@@ -176,9 +165,8 @@ func (a amount) without(taken amount) amount {
 	return amount{left(a.rules, taken.rules), left(a.sets, taken.sets), left(a.entries, taken.entries)}
 }
 
-// modest returns the namespaces that need no more than 1/n of the node, if n namespaces have demands. They all have
-// room together: a shared set counts for a part in each. If one turns out to be greedy, its shared sets count for
-// more in the others.
+// modest returns the namespaces that need at most 1/n of the node, if n namespaces have demands. A set that
+// several namespaces need counts for a part in each.
 func (c *compiler) modest() map[*part]bool {
 	room, n := nodeRoom(), 0
 	for _, p := range c.parts {
@@ -219,7 +207,6 @@ func (c *compiler) modest() map[*part]bool {
 	return modest
 }
 
-// share returns the share of the room that the part needs. It stops counting sets once the share exceeds enough.
 func (c *compiler) share(p *part, enough float64, room amount) float64 {
 	needs := amount{rules: p.rules}
 	for _, s := range p.wants {
@@ -235,9 +222,8 @@ func (c *compiler) share(p *part, enough float64, room amount) float64 {
 	return needs.share(room)
 }
 
-// divideLeft grants demands of the greedy namespaces. The namespace whose share would be smallest comes next. Its
-// share is that of the resource that it takes most of (dominant resource fairness). Namespaces share the cost of
-// common sets. Sets of modest namespaces cost nothing.
+// divideLeft grants demands of the greedy namespaces, one at a time: always for the namespace with the smallest
+// share. A share is that of the resource that the namespace takes most of (dominant resource fairness).
 func (c *compiler) divideLeft() {
 	var all []*tenant
 	for p := range c.division.greedy {
@@ -270,8 +256,6 @@ func (c *compiler) divideLeft() {
 	}
 }
 
-// possible reports whether the kernel can have the demand's sets. known is false if a set can't be counted yet. It
-// reports a set that is too large.
 func (c *compiler) possible(t *tenant, d *demand) (possible, known bool) {
 	for _, s := range d.sets {
 		why, ok := c.count(t.part, s)
@@ -286,8 +270,6 @@ func (c *compiler) possible(t *tenant, d *demand) (possible, known bool) {
 	return true, true
 }
 
-// next moves the tenant to its next demand that fits into the room left, and reports those that it skips. It returns
-// false if no demand fits. Once it has skipped too many entries, it counts no more sets of the tenant.
 func (c *compiler) next(t *tenant, taken amount) bool {
 	room, left := nodeRoom(), c.division.left
 	for ; len(t.demands) > 0; t.demands = t.demands[1:] {
@@ -328,11 +310,8 @@ func (c *compiler) next(t *tenant, taken amount) bool {
 	return false
 }
 
-// costs reports whether the set needs room of its own. A set that a modest namespace or a granted demand uses already
-// has room.
 func (c *compiler) costs(s *supply) bool { return len(s.users) == 0 && s.modest != c.division.number }
 
-// part returns the amount that a set counts for in each of that many namespaces.
 func (s *supply) part(users int) amount {
 	return amount{sets: 1 / float64(users), entries: s.entries / float64(users)}
 }
@@ -359,7 +338,6 @@ func (c *compiler) take(t *tenant, d *demand) amount {
 	return whole
 }
 
-// tenants is a heap. First comes the tenant with the smallest share after its next demand.
 type tenants []*tenant
 
 func (q tenants) Len() int { return len(q) }

@@ -7,29 +7,24 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// supply is a set that demands need. It is counted when its size is needed, and filled when a demand is granted:
-// both take long for many pods.
+// supply is a set that demands need. It is counted and filled only when needed: both take long for many pods.
 type supply struct {
 	ruleset.Set
-	// Only one of these is set: the selector or named port of the set's pods, networks of ipBlocks, or port numbers.
 	selector *selector
 	port     *namedPort
 	blocks   ruleset.Entries
 	numbers  []ruleset.PortRange
 
-	counted  bool
-	size     int     // how many entries the set may have
-	entries  float64 // how many entries the set counts for
-	why      string  // the reason why the set can't exist; empty if it can
-	wanted   []*part // those with a demand for the set
-	granting int     // how many parts have a granted demand for the set
-	// beginning is how many parts have the set in begun. If it isn't 0, the set has only the first entries of source.
-	beginning int
-	source    ruleset.Entries
-	users     []*tenant
-	sharing   int // how many namespaces that may be modest need the set
-	// stamp is the compiler's stamp when a part that needs the set was last made. before is the stamp when such a part
-	// was last replaced.
+	counted       bool
+	size          int     // how many entries the set may have
+	entries       float64 // how many entries the set counts for
+	why           string  // the reason why the set can't exist; empty if it can
+	wanted        []*part // those with a demand for the set
+	granting      int     // how many parts have a granted demand for the set
+	beginning     int
+	source        ruleset.Entries
+	users         []*tenant
+	sharing       int // how many namespaces that may be modest need the set
 	stamp, before uint64
 	modest        uint64 // the last division in which a modest namespace needed the set
 }
@@ -57,8 +52,6 @@ func (c *compiler) unwant(s *supply, p *part) {
 	c.unwanted = append(c.unwanted, s)
 }
 
-// count counts the set's entries, unless that is done or exceeds the limit of work. ok is true if the set is
-// counted. why is the reason why it can't exist; empty if it can.
 func (c *compiler) count(p *part, s *supply) (why string, ok bool) {
 	if s.counted {
 		return s.why, true
@@ -86,8 +79,6 @@ func (c *compiler) sizeOf(s *supply) int {
 	return s.blocks.Len()
 }
 
-// resize takes the number of entries that the set may have. A set that is too large counts for no entries, and why
-// has the reason.
 func (s *supply) resize(n int) {
 	if s.size, s.entries, s.why = n, float64(roughly(n)), ""; n > maxSetEntries {
 		s.entries = 0
@@ -95,7 +86,6 @@ func (s *supply) resize(n int) {
 	}
 }
 
-// resized takes the size of a set whose members have changed. It reports whether a compile may now give other rules.
 func (c *compiler) resized(name string, n int) bool {
 	s := c.supplies[name]
 	if s == nil || !s.counted || s.size == n {
@@ -112,7 +102,6 @@ func (c *compiler) resized(name string, n int) bool {
 	return true
 }
 
-// entriesOf includes entries that the kernel refuses.
 func (c *compiler) entriesOf(s *supply) ruleset.Entries {
 	switch {
 	case s.selector != nil:
@@ -125,7 +114,6 @@ func (c *compiler) entriesOf(s *supply) ruleset.Entries {
 	return s.blocks
 }
 
-// fill puts the set into the ruleset, without entries that the kernel refuses.
 func (c *compiler) fill(s *supply) {
 	s.Entries = c.entriesOf(s)
 	s.Set = c.refused.Without(s.Set, func(ruleset.Entry, string) {})
@@ -144,7 +132,6 @@ func (c *compiler) refill(name string) {
 	}
 }
 
-// grantSets replaces the sets of a part in the ruleset. Sets that no part needs leave it.
 func (c *compiler) grantSets(was, now []*supply) {
 	for _, s := range now {
 		if s.granting++; s.granting == 1 {

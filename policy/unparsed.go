@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Unparsed has large policies of one name whose rules aren't parsed yet. Until they are, the policies isolate their
-// pods and allow nothing.
+// Unparsed has large policies of one name whose rules aren't parsed yet. Until then, they isolate their pods
+// and allow nothing.
 type Unparsed struct {
 	name     Name
 	policies []*networkingv1.NetworkPolicy
@@ -18,9 +18,8 @@ type Unparsed struct {
 	parsed   []parsedPolicy
 }
 
-// NextUnparsed returns policies to parse; nil if there are none. Small policies come first, and namespaces that have
-// had little work done. The caller calls Parse, and then TakeParsed. Until then, NextUnparsed may return the same
-// policies again.
+// NextUnparsed returns policies to parse; nil if there are none. The caller must call Parse, and then
+// TakeParsed.
 func (e *Engine) NextUnparsed() *Unparsed {
 	if len(e.unparsed) == 0 {
 		return nil
@@ -40,7 +39,7 @@ func (e *Engine) NextUnparsed() *Unparsed {
 	return &u
 }
 
-// Parse parses the policies. It may run beside all methods of the engine.
+// Parse parses the policies. It may run at the same time as any method of the engine.
 func (u *Unparsed) Parse() {
 	u.parsed = make([]parsedPolicy, len(u.policies))
 	for i, np := range u.policies {
@@ -48,7 +47,7 @@ func (u *Unparsed) Parse() {
 	}
 }
 
-// TakeParsed takes the parsed policies, unless the policies of that name have changed since. The work counts in both
+// TakeParsed takes the parsed policies, unless newer ones of that name have come. The work counts in both
 // cases: otherwise a policy that changes all the time would always come first.
 func (e *Engine) TakeParsed(u *Unparsed) {
 	e.compiler.work.add(u.name.Namespace, u.effort)

@@ -14,8 +14,7 @@ func Validate(np *networkingv1.NetworkPolicy) []ruleset.Problem {
 	return parse(np).problems
 }
 
-// Invalid returns the problems for which an API server would refuse the policy. An exceeded bound or a wrong
-// AuditAnnotation is none.
+// Invalid returns the problems for which an API server would refuse the policy.
 func Invalid(np *networkingv1.NetworkPolicy) []ruleset.Problem {
 	return slices.DeleteFunc(Validate(np), func(p ruleset.Problem) bool {
 		return strings.HasPrefix(p.Message, tooLarge) || p.Field == auditField

@@ -10,42 +10,32 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// The unit of work is one entry that is put into a set: the kernel takes up to ten microseconds for it.
 const (
-	// slice is the most work of one Slice: the kernel needs some milliseconds for it afterwards.
-	slice = 1 << 10
-	// crowdsPerWork is how many crowds are compared with a selector per unit of work.
-	crowdsPerWork = 200
-	// dropsPerWork is how many selectors are forgotten per unit of work, and sweptPerWork how many are looked at for
-	// that. dropped is how many are forgotten together.
+	// slice limits the work of one Slice, in set entries: the kernel needs up to ten microseconds for each.
+	slice                               = 1 << 10
+	crowdsPerWork                       = 200
 	dropsPerWork, sweptPerWork, dropped = 20, 1000, 1 << 8
-	// bulkPerWork is how many peers, or ports, of policies are parsed per unit of work.
-	bulkPerWork = 2
-	// free is work that a compile may do whatever the clock says. So all work ends, and a small policy's few sets come
-	// in one slice. Otherwise a problem with one of them would go and come again.
+	bulkPerWork                         = 2
+	// free is the work that a compile may always do. So all work ends, and a small policy gets its sets in one
+	// slice.
 	free = 1 << 6
-	// maxWaits is how many compiles in a row may leave work of a namespace. Then the policies that still wait are
-	// reported.
+	// maxWaits is how many compiles in a row may leave work of a namespace. Then the policies that still wait
+	// are reported.
 	maxWaits = 10_000
 )
 
-// maxPiece is the largest set that one compile makes whole. Tests make it smaller.
+// maxPiece is the largest set that one compile makes whole.
 var maxPiece = slice
 
-// work bounds what one compile does for new sets: counting and filling them. The rest waits for the next compile.
-// Until then, rules that need the sets allow nothing. So expensive policies don't hold up other changes.
+// work limits what one compile does for new sets. The rest waits for the next compile, and rules without their
+// sets allow nothing. So expensive policies don't hold up other changes.
 type work struct {
 	limit, left float64
-	// over, if not nil, reports whether the compile has taken enough time.
-	over  func() bool
-	spent bool // something has been done in this compile
-	// done is the work of each namespace. It is cleared when no namespace waits. A namespace with more done comes
-	// later.
-	done map[string]float64
+	over        func() bool
+	spent       bool // something has been done in this compile
+	done        map[string]float64
 }
 
-// spend reports whether the namespace may do that much work now, and counts it. If any is true, or this is the first
-// work, it may exceed the limit.
 func (w *work) spend(namespace string, effort float64, any bool) bool {
 	if math.IsInf(w.left, 1) {
 		return true
@@ -59,7 +49,6 @@ func (w *work) spend(namespace string, effort float64, any bool) bool {
 	return true
 }
 
-// allows reports whether the compile may do more work.
 func (w *work) allows() bool {
 	return w.left > 0 && (w.limit-w.left < free || w.over == nil || !w.over())
 }
@@ -71,7 +60,6 @@ func (w *work) add(namespace string, effort float64) {
 	w.done[namespace] += effort
 }
 
-// order puts namespaces first that have had little work done and need little.
 func (w *work) order(needed map[string]float64) []string {
 	return slices.SortedFunc(maps.Keys(needed), func(a, b string) int {
 		return cmp.Or(cmp.Compare(w.done[a]+needed[a], w.done[b]+needed[b]), strings.Compare(a, b))
@@ -91,8 +79,6 @@ func (c *compiler) waiting() bool {
 	return false
 }
 
-// release decides which of the granted demands get their rules and sets now. A demand costs nothing if the ruleset
-// has all of its sets.
 func (c *compiler) release() {
 	needed := map[string]float64{}
 	for namespace, p := range c.parts {
@@ -133,7 +119,6 @@ func (c *compiler) release() {
 	}
 }
 
-// newEntries returns what the demand's new sets cost: 1 each, and their entries. Sets in seen are not new.
 func newEntries(d *demand, seen map[*supply]bool) (n float64) {
 	for _, s := range d.sets {
 		if s.granting == 0 && !seen[s] {
@@ -143,8 +128,6 @@ func newEntries(d *demand, seen map[*supply]bool) (n float64) {
 	return n
 }
 
-// begin puts entries into the demand's large sets, as far as the work allows. It returns true once they are whole;
-// until then no rule uses them. If the kernel refuses anything, each set is made in one piece.
 func (c *compiler) begin(p *part, d *demand) (whole bool) {
 	if whole = true; len(c.refused) > 0 {
 		return true
@@ -168,7 +151,6 @@ func (c *compiler) begin(p *part, d *demand) (whole bool) {
 	return whole
 }
 
-// abandon undoes begin for these sets. Sets that no part needs leave the ruleset.
 func (c *compiler) abandon(sets []*supply) {
 	for _, s := range sets {
 		if s.beginning--; s.beginning == 0 && s.granting == 0 {

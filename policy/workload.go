@@ -13,29 +13,27 @@ import (
 
 // Workload is an object that makes pods from a template. Only the pattern of the pods' names is known.
 type Workload struct {
-	// Kind is Deployment, ReplicaSet, ReplicationController, StatefulSet, DaemonSet, Job, CronJob, DeploymentConfig, or
-	// Pod. A workload of kind Pod is a static pod, which kubelet names NAME-NODE.
+	// Kind is Deployment, ReplicaSet, ReplicationController, StatefulSet, DaemonSet, Job, CronJob,
+	// DeploymentConfig, or Pod. A workload of kind Pod is a static pod, which kubelet names NAME-NODE.
 	Kind            string
 	Namespace, Name string
 	// Pod is a pod as the template describes it, without a name.
-	Pod Pod
-	// Start is the first ordinal of a StatefulSet.
-	Start int
-	// Indexed jobs number their pods (spec.completionMode).
+	Pod     Pod
+	Start   int
 	Indexed bool
 	// ManualSelector jobs get no labels from the job controller.
 	ManualSelector bool
 	// Owner is the workload that made this one, such as "Deployment web".
 	Owner string
-	// Node is the name of the static pod's node. kubelet appends it to the pod's name.
+	// Node is the name of the static pod's node.
 	Node string
 }
 
 // String returns the workload's kind and name, such as "Deployment shop/web".
 func (w Workload) String() string { return w.Kind + " " + w.Namespace + "/" + w.Name }
 
-// Make returns the workload's pod of that name; ok is false if its pods can't have the name. The pod has the labels
-// that the controller adds. If a value follows from the name, it is in Labels; otherwise the key is in Unknown.
+// Make returns the workload's pod of that name; ok is false if its pods can't have the name. The labels that
+// the controller adds are in Labels, or their keys are in Unknown.
 func (w Workload) Make(name string) (pod Pod, ok bool) {
 	p := w.Pod
 	p.Namespace, p.Name, p.Labels, p.Unknown = w.Namespace, name, maps.Clone(p.Labels), slices.Clone(p.Unknown)
@@ -96,8 +94,7 @@ func (w Workload) Make(name string) (pod Pod, ok bool) {
 	return p, true
 }
 
-// MadeBy returns the different pods of that name that the workloads can have made, and the workload of each. If an
-// owner and its workload both fit, the owner is left out.
+// MadeBy returns the different pods of that name that the workloads can have made, and the workload of each.
 func MadeBy(workloads []Workload, namespace, name string) (pods []Pod, by []Workload) {
 	owners := map[string]bool{} // the owners of the workloads that can have made the pod
 	for _, w := range workloads {
@@ -120,7 +117,6 @@ func MadeBy(workloads []Workload, namespace, name string) (pods []Pod, by []Work
 	return distinct, makers
 }
 
-// ambiguous returns the problem of an endpoint that may be one of several pods. by has their workloads.
 func ambiguous(pods []Pod, by []Workload) ruleset.Problem {
 	var words []string
 	for _, w := range by {
