@@ -1,6 +1,6 @@
-// Package enforced describes what a node enforces for pods, in a short form that can be compared. If two descriptions
-// of a pod are equal, the same is enforced for it, and otherwise not. A description comes from a node, or from a
-// program that compiles the same objects.
+// Package enforced describes in a short form what a node enforces for pods. Two equal descriptions of a pod
+// mean that the same is enforced for the pod. A description comes from a node, or from a program that compiles
+// the same objects.
 package enforced
 
 import (
@@ -18,8 +18,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Position says how much of the API server's objects is enforced. It has the newest enforced resourceVersion of each
-// kind. All earlier changes of that kind are enforced too.
+// Position has, for each kind of object, the resourceVersion up to which all changes are enforced.
 type Position struct {
 	Pods       uint64 `json:"pods"`
 	Namespaces uint64 `json:"namespaces"`
@@ -34,12 +33,13 @@ func (p Position) Includes(o Position) bool {
 
 // Question asks an agent what it enforces.
 type Question struct {
-	// At is what must be enforced before the agent answers. The agent waits for it no longer than Wait.
+	// At is what must be enforced before the agent answers. The agent waits at most Wait.
 	At   Position      `json:"at"`
 	Wait time.Duration `json:"wait"`
-	// Namespaces are those of the pods in question. Without namespaces it is about all pods of the node.
+	// Namespaces limits the question to pods of these namespaces. If it is empty, the question is about all
+	// pods of the node.
 	Namespaces []string `json:"namespaces,omitempty"`
-	// Peers, if there are any, limit the sets in the answer to entries with these addresses.
+	// Peers limits the sets in the answer to entries with these addresses.
 	Peers []netip.Addr `json:"peers,omitempty"`
 }
 
@@ -53,14 +53,13 @@ func (q Question) About(endpoints []policy.Endpoint) (about []policy.Endpoint) {
 	return about
 }
 
-// Answer is what an agent enforces. All of it is from one ruleset that was applied to the kernel.
+// Answer is what an agent enforces. It describes one ruleset that was applied to the kernel.
 type Answer struct {
 	Node    string `json:"node"`
 	Version string `json:"version"`
-	// At is what the ruleset was made from, at least.
+	// At is the position that the ruleset has at least.
 	At Position `json:"at"`
-	// Faults say why the kernel doesn't have all of the ruleset, or why the ruleset is old. They are empty if all is
-	// well.
+	// Faults say why the kernel lacks a part of the ruleset, or why the ruleset is old.
 	Faults []string `json:"faults,omitempty"`
 	// Problems are those of policies in the namespaces. A part of a policy with a problem allows nothing.
 	Problems []ruleset.Problem `json:"problems,omitempty"`
@@ -69,20 +68,19 @@ type Answer struct {
 	Held      Held              `json:"held"`
 }
 
-// Held is what a ruleset holds for pods.
+// Held is what a ruleset has for pods.
 type Held struct {
-	// Pods have one element for each address of each attachment.
 	Pods []Pod `json:"pods"`
-	// Classes has the classes by the names in Pods' Ingress and Egress.
+	// Classes has the classes that Pods names.
 	Classes map[string]Class `json:"classes"`
 }
 
-// Pod is what is enforced on one address of a pod.
+// Pod is what is enforced for one address of a pod.
 type Pod struct {
 	ID      string     `json:"id"` // the attachment's
 	Pod     string     `json:"pod"`
 	Address netip.Addr `json:"address"`
-	// Ingress and Egress name the classes. If one is empty, the pod is closed in that direction.
+	// Ingress and Egress name the classes. An empty name means that the pod is closed in that direction.
 	Ingress string `json:"ingress"`
 	Egress  string `json:"egress"`
 }
@@ -91,12 +89,11 @@ type Pod struct {
 type Class struct {
 	Chain    string   `json:"chain,omitempty"` // empty for pods that no policy isolates
 	Policies []string `json:"policies"`
-	// Audited are the audited policies that would isolate the pods. The chain's name identifies them too.
-	Audited []string `json:"audited,omitempty"`
-	Sets    []Set    `json:"sets,omitempty"`
+	Audited  []string `json:"audited,omitempty"`
+	Sets     []Set    `json:"sets,omitempty"`
 }
 
-// Set is the contents of a set, or what it has of the question's peers.
+// Set describes the contents of a set.
 type Set struct {
 	Name    string `json:"name"`
 	Entries int    `json:"entries"`
@@ -108,7 +105,7 @@ func (c Class) Equal(o Class) bool {
 	return c.Chain == o.Chain && slices.Equal(c.Policies, o.Policies) && slices.Equal(c.Sets, o.Sets)
 }
 
-// Of returns what the ruleset holds for the endpoints. If there are peers, only set entries with their addresses
+// Of returns what the ruleset has for the endpoints. If there are peers, only set entries with their addresses
 // count.
 func Of(r ruleset.Ruleset, endpoints []policy.Endpoint, peers []netip.Addr) Held {
 	h := holder{
@@ -132,7 +129,6 @@ func Of(r ruleset.Ruleset, endpoints []policy.Endpoint, peers []netip.Addr) Held
 	return h.Held
 }
 
-// holder collects the answer of Of. digests has the sets that were read already.
 type holder struct {
 	Held
 	of      ruleset.Ruleset
@@ -144,8 +140,6 @@ type holder struct {
 
 func chainKey(f conf.Family, name string) string { return f.String() + " " + name }
 
-// class returns the name of the class that has the address, and adds the class to Classes. The name is empty if
-// there is none.
 func (h *holder) class(d ruleset.Direction, e policy.Endpoint, a netip.Addr) string {
 	f, own := conf.FamilyOf(a), ruleset.Element{Prefix: netip.PrefixFrom(a, a.BitLen())}
 	for _, c := range h.of.Classes {
@@ -184,7 +178,6 @@ func (h *holder) used(c ruleset.Chain) []Set {
 	return all
 }
 
-// digest returns the number of the set's entries and their digest. If there are peers, only their entries count.
 func (h *holder) digest(s ruleset.Set) Set {
 	out := Set{Name: s.Name}
 	sum := sha256.New()

@@ -7,23 +7,23 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// Cluster is what a source knows of a cluster, with its Services.
+// Cluster is what a source knows of a cluster.
 type Cluster struct {
 	policy.Objects
-	// Endpoints are the attachments on the node of the agent that gave the cluster. Other sources have none.
 	Endpoints []policy.Endpoint
-	// Node is that agent's node; empty if it is unknown, or if no agent gave the cluster.
+	// Node is the node of the agent that gave the cluster. It is empty if the node is unknown, or if no agent
+	// gave the cluster.
 	Node     string
 	Services []policy.Service
 	// Gaps say which objects could not be read, a sentence for each.
 	Gaps []string
-	// Own are the addresses of that agent's node.
+	// Own are the addresses of the agent's node.
 	Own []netip.Addr `json:"-"`
-	// Invented are networks of addresses that the source made up for pods without addresses.
+	// Invented are networks from which the source made up addresses for pods.
 	Invented []netip.Prefix
 }
 
-// NoNode is the NodeName of pods on no Node that the source gave addresses.
+// NoNode is the NodeName of a pod on no Node, if the source made up the pod's address.
 const NoNode = "(none)"
 
 func nodeOf(p *policy.Pod) string {
@@ -33,12 +33,12 @@ func nodeOf(p *policy.Pod) string {
 	return p.NodeName
 }
 
-// podCIDRs leaves out the networks that the source made up.
+// podCIDRs leaves out the networks from which the source made up addresses.
 func (c Cluster) podCIDRs(n policy.Node) []netip.Prefix {
 	return slices.DeleteFunc(slices.Clone(n.PodCIDRs), func(p netip.Prefix) bool { return slices.Contains(c.Invented, p) })
 }
 
-// State returns what the compiler and the evaluator need of the cluster.
+// State returns the part of the cluster that the compiler and the evaluator need.
 func (c Cluster) State() policy.State {
 	return policy.State{Objects: c.Objects, Endpoints: c.Endpoints, Node: c.Node}
 }

@@ -1,6 +1,6 @@
-// Package explain tells why a connection is allowed or dropped: which policies isolate its ends, which rule allows it,
-// and what would have to change so that it is allowed. The judge is package verdict, which is written from the API's
-// text and shares nothing with the compiler. The package is pure: callers read the objects and print the explanations.
+// Package explain tells why a connection is allowed or dropped: which policies isolate its ends, which rule
+// allows it, and which change would allow it. Verdicts come from package verdict, which shares nothing with the
+// compiler. The package is pure: callers read the objects and print the explanations.
 package explain
 
 import (
@@ -20,19 +20,18 @@ const (
 	Dropped Result = "dropped"
 	// Mixed: some paths of a query are allowed, and others are dropped.
 	Mixed Result = "mixed"
-	// Nothing: there is no path. Notes say why.
+	// Nothing: the query has no path. The notes say why.
 	Nothing Result = "nothing to reach"
 )
 
-// Explanation is the answer to a query. Its JSON is documented in docs/explain.md, and fields are only added.
+// Explanation is the answer to a query. docs/explain.md documents its JSON; fields are only added.
 type Explanation struct {
-	Query Query `json:"query"`
-	// Result sums up the paths.
+	Query  Query  `json:"query"`
 	Result Result `json:"result"`
-	// Paths are the connections that the query stands for: one for each two addresses of a family, each port, and each
-	// pod behind a Service. Pods behind a Service with the same verdicts are one path.
+	// Paths are the query's connections: one for each pair of addresses, each port, and each pod behind a
+	// Service. Pods behind a Service with the same verdicts are one path.
 	Paths []Path `json:"paths"`
-	// Notes say what else matters to the connection and isn't policy.
+	// Notes say what else than policy matters to the connection.
 	Notes []string `json:"notes,omitempty"`
 	// Gaps say which objects could not be read.
 	Gaps []string `json:"gaps,omitempty"`
@@ -40,8 +39,8 @@ type Explanation struct {
 	Source string `json:"source,omitempty"`
 }
 
-// Differs reports whether an asked kernel does something else than the policies mean, or whether its agent knows
-// other policies.
+// Differs reports whether a kernel's verdict differs from the policies', or whether its agent knows other
+// policies.
 func (e Explanation) Differs() bool {
 	differs := func(k Kernel) bool { return len(k.Differences) > 0 }
 	return slices.ContainsFunc(e.Paths, func(p Path) bool {
@@ -59,32 +58,28 @@ type Path struct {
 	Port     uint16           `json:"port,omitempty"`
 	// Through is the Service that led to the destination, such as "svc/ns-1/web port 80".
 	Through string `json:"through,omitempty"`
-	// Alike are further destinations of the Service for which everything is the same.
-	Alike  []string `json:"alike,omitempty"`
-	Result Result   `json:"result"`
-	Sides  []Side   `json:"sides"`
-	Notes  []string `json:"notes,omitempty"`
-	// Kernel is what this node's kernel holds for the connection. It is nil if it wasn't asked.
-	Kernel *Kernel `json:"kernel,omitempty"`
-	// Kernels are what the kernels of the ends' nodes hold, if they were asked.
+	// Alike are further destinations of the Service with the same verdicts.
+	Alike   []string `json:"alike,omitempty"`
+	Result  Result   `json:"result"`
+	Sides   []Side   `json:"sides"`
+	Notes   []string `json:"notes,omitempty"`
+	Kernel  *Kernel  `json:"kernel,omitempty"`
 	Kernels []Kernel `json:"kernels,omitempty"`
 }
 
 // Place is one end of a path.
 type Place struct {
 	Address netip.Addr `json:"address"`
-	// Pod is the pod's namespace/name; empty if the address is no pod's.
-	Pod  string `json:"pod,omitempty"`
-	Node string `json:"node,omitempty"`
+	Pod     string     `json:"pod,omitempty"`
+	Node    string     `json:"node,omitempty"`
 	// HostNetwork is true if the pod uses its node's address. Here is true if the pod is on the agent's node.
-	HostNetwork bool `json:"hostNetwork,omitempty"`
-	Here        bool `json:"here,omitempty"`
-	// What says in words what the address is.
-	What string `json:"what,omitempty"`
-	// Invented is true if the source has no address for the pod: this one only stands for it.
+	HostNetwork bool   `json:"hostNetwork,omitempty"`
+	Here        bool   `json:"here,omitempty"`
+	What        string `json:"what,omitempty"`
+	// Invented is true if the source made up the address, because the pod has none.
 	Invented bool `json:"invented,omitempty"`
-	// isNode is true if the address is a node's own, and isOwn if that node is the agent's. isTunnel is true if the
-	// node sends from it through the tunnel. isWorld is true if the address stands for the world.
+	// isNode is true for a node's own address, and isOwn if the node is the agent's. isTunnel is true if the
+	// node sends from the address through the tunnel. isWorld is true if the address stands for the world.
 	isNode, isOwn, isTunnel, isWorld bool
 }
 
@@ -93,25 +88,23 @@ type Side struct {
 	Direction ruleset.Direction `json:"direction"`
 	Result    Result            `json:"result"`
 	Reason    Reason            `json:"reason"`
-	// Pod is the pod that the policies are about; empty if there is none.
-	Pod string `json:"pod,omitempty"`
-	// Node is the node whose rules enforce the verdict; empty if it is unknown.
+	Pod       string            `json:"pod,omitempty"`
+	// Node is the node whose rules enforce the verdict. It is empty if it is unknown.
 	Node string `json:"node,omitempty"`
 	// Policies are all policies that isolate the pod in this direction.
 	Policies []string `json:"policies"`
-	// Audited are the audited policies that would isolate the pod. They have no part in the result.
+	// Audited are the audited policies that would isolate the pod. They don't change the result.
 	Audited []string `json:"audited,omitempty"`
-	// WouldDrop is true if the connection passes, but the audited policies would drop it if they were enforced.
-	// NearestAudited are then their rules, the nearest first.
+	// WouldDrop is true if the connection passes, but audited policies would drop it if they were enforced.
+	// NearestAudited has their rules, the nearest first.
 	WouldDrop      bool           `json:"wouldDrop,omitempty"`
 	NearestAudited []verdict.Near `json:"nearestAudited,omitempty"`
-	// OnlyAudited are rules of audited policies that would allow the connection, if this side drops it.
+	// OnlyAudited are rules of audited policies that would allow a dropped connection.
 	OnlyAudited []Rule `json:"onlyAudited,omitempty"`
-	// Allows are the rules that allow the connection.
-	Allows []Rule `json:"allows,omitempty"`
-	// Nearest are the rules that don't allow a dropped connection, the one with the fewest unmet conditions first.
+	Allows      []Rule `json:"allows,omitempty"`
+	// Nearest are rules that don't allow the connection, those with the fewest unmet conditions first.
 	Nearest []verdict.Near `json:"nearest,omitempty"`
-	// Change says what would allow the connection, if no rule comes near.
+	// Change says what would allow the connection if no rule comes near.
 	Change string `json:"change,omitempty"`
 }
 
@@ -143,6 +136,7 @@ const (
 	Off Reason = "off"
 	// Closed means that the agent doesn't know the pod. All its connections are dropped.
 	Closed Reason = "closed"
-	// Uncertain means that the end may be one of several pods. Each of them must be allowed to connect.
+	// Uncertain means that several pods may be at the end. The policies must allow the connection for all of
+	// them.
 	Uncertain Reason = "uncertain"
 )

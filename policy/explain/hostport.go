@@ -7,7 +7,6 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// hostPort returns the pod with this hostPort on the node; nil if there is none, or if the end is no node.
 func (c *Cluster) hostPort(to Ref, port Port) (*policy.Pod, policy.HostPort) {
 	node, at := to.Name, netip.Addr{}
 	if to.Kind == EndAddress {
@@ -29,8 +28,6 @@ func (c *Cluster) hostPort(to Ref, port Port) (*policy.Pod, policy.HostPort) {
 	return nil, policy.HostPort{}
 }
 
-// leadsFrom returns a function that reports whether a hostPort is that port at the node's address. If at is invalid,
-// any address will do.
 func leadsFrom(at netip.Addr, port Port) func(policy.HostPort) bool {
 	return func(h policy.HostPort) bool {
 		return h.Port == port.Number && h.Proto == port.Proto && (h.Address == at || !h.Address.IsValid() || !at.IsValid())

@@ -13,11 +13,9 @@ import (
 
 const maxPaths = 100
 
-// fewMisses is how many unmet conditions the nearest rule may have. If it has more, a new rule is better than a
-// change of this one (Side.Change).
+// fewMisses is the most unmet conditions of a rule that is worth changing. Otherwise a new rule is better.
 const fewMisses = 2
 
-// maxNear is how many rules that don't allow a connection are listed for each end.
 const maxNear = 20
 
 type judge struct {
@@ -103,7 +101,6 @@ func (j *judge) connect(sources []Place, targets []target) {
 	}
 }
 
-// add adds the path. If one through the same Service differs only in its destination, it counts as alike instead.
 func (j *judge) add(p Path) {
 	for i := range j.Paths {
 		o := &j.Paths[i]
@@ -123,7 +120,6 @@ func (j *judge) label(p Place) string {
 	return p.Address.String()
 }
 
-// alike reports whether both have the same verdicts for the same reasons.
 func alike(a, b []Side) bool {
 	return slices.EqualFunc(a, b, func(x, y Side) bool {
 		return x.Result == y.Result && x.Reason == y.Reason && slices.Equal(x.Policies, y.Policies) &&
@@ -165,7 +161,6 @@ func (j *judge) path(s Place, t target) Path {
 	return p
 }
 
-// audit adds whether audited policies would drop a connection that passes.
 func (j *judge) audit(s *Side, v verdict.Side, p verdict.Packet, peer Place) {
 	if s.WouldDrop = s.Reason != FromNode && !v.AllowedByAll(); s.WouldDrop {
 		s.NearestAudited = j.nearest(s.Direction, p, peer, true)
@@ -179,7 +174,6 @@ func (j *judge) nearest(d ruleset.Direction, p verdict.Packet, peer Place, audit
 	return near
 }
 
-// side turns the evaluator's verdict into a Side. at is the side's own end.
 func (j *judge) side(d ruleset.Direction, v verdict.Side, p verdict.Packet, at, peer Place) Side {
 	s := Side{Direction: d, Result: Dropped, Pod: v.Pod, Node: at.Node, Policies: []string{}}
 	for _, one := range append([]verdict.Side{v}, v.Either...) {
@@ -241,7 +235,7 @@ func (j *judge) side(d ruleset.Direction, v verdict.Side, p verdict.Packet, at, 
 	return s
 }
 
-// standIn corrects what the misses say about a peer whose address only stands for others.
+// standIn corrects the misses if the peer's address stands for others, such as the world.
 func standIn(all []verdict.Near, name string, peer Place) {
 	for _, near := range all {
 		for i := range near.Misses {
@@ -261,7 +255,7 @@ func standIn(all []verdict.Near, name string, peer Place) {
 	}
 }
 
-// needed says what a policy must allow, if no rule comes near.
+// needed says what a policy must allow if no rule comes near.
 func (j *judge) needed(d ruleset.Direction, at, peer Place, p verdict.Packet) string {
 	namespace, _, _ := strings.Cut(at.Pod, "/")
 	what := "for all ports (no other rule allows ICMP)"
@@ -273,7 +267,6 @@ func (j *judge) needed(d ruleset.Direction, at, peer Place, p verdict.Packet) st
 		"selects %s", d, preposition, j.label(peer), what, namespace, at.Pod)
 }
 
-// ruleOf returns the evaluator's rule with whole paths of fields.
 func ruleOf(name string, r verdict.Rule) Rule {
 	rule := Rule{Policy: name, Field: "spec." + r.Field}
 	if r.Peer != verdict.Everyone {

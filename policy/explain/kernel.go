@@ -10,67 +10,55 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Kernel is what the kernel of the agent's node holds for a connection.
+// Kernel is what the kernel of the agent's node has for a connection.
 type Kernel struct {
-	Node string `json:"node,omitempty"`
-	// Result is what the kernel's rules do with the first packet. It is empty if that can't be read.
-	Result Result `json:"result,omitempty"`
-	// Classes are the classes of the node's pods at the ends.
+	Node    string        `json:"node,omitempty"`
+	Result  Result        `json:"result,omitempty"`
 	Classes []KernelClass `json:"classes,omitempty"`
-	// Sets are the first ten sets in which these classes' rules look up an address of the connection.
-	Sets []KernelSet `json:"sets,omitempty"`
-	// Rule is the rule that decides, and Chain is its chain.
-	Chain string `json:"chain,omitempty"`
-	Rule  string `json:"rule,omitempty"`
-	// Differences say where the kernel doesn't do what the policies mean. There should be none.
+	Sets    []KernelSet   `json:"sets,omitempty"`
+	Chain   string        `json:"chain,omitempty"`
+	Rule    string        `json:"rule,omitempty"`
+	// Differences say where the kernel doesn't do what the policies mean.
 	Differences []string `json:"differences,omitempty"`
-	// Unread says why only the kernel's sets could be compared, not its rules.
-	Unread string `json:"unread,omitempty"`
-	// Unknown says why the kernel could not be read.
+	// Unread says why only the kernel's sets could be compared, and not its rules.
+	Unread  string `json:"unread,omitempty"`
 	Unknown string `json:"unknown,omitempty"`
 }
 
-// KernelClass is the class in which the kernel has a pod.
+// KernelClass is the class that the kernel's sets give a pod. Without a Set, the pod is closed.
 type KernelClass struct {
 	Direction ruleset.Direction `json:"direction"`
 	Pod       string            `json:"pod"`
-	// Set and Chain are those of the class. If Set is empty, the pod is in no class, and closed.
-	Set      string   `json:"set,omitempty"`
-	Chain    string   `json:"chain,omitempty"`
-	Policies []string `json:"policies"`
-	// Audited are the audited policies that would isolate the pod.
-	Audited []string `json:"audited,omitempty"`
+	Set       string            `json:"set,omitempty"`
+	Chain     string            `json:"chain,omitempty"`
+	Policies  []string          `json:"policies"`
+	Audited   []string          `json:"audited,omitempty"`
 }
 
-// KernelSet is a set that a rule looks an address up in.
+// KernelSet is a set in which a rule looks up an address of the connection.
 type KernelSet struct {
 	Name    string     `json:"name"`
 	Address netip.Addr `json:"address"`
-	// Holds is true if the kernel's set holds the address.
-	Holds bool `json:"holds"`
-	// For is the rule's comment, which says what the set is for.
-	For string `json:"for,omitempty"`
+	Holds   bool       `json:"holds"`
+	For     string     `json:"for,omitempty"`
 }
 
-// View is a node's kernel beside what should be in it.
+// View is a node's kernel, and the ruleset that should be in it.
 type View struct {
 	Node string
-	// Want is the ruleset that the agent has applied. Held is Want with the kernel's entries, as far as the packets
-	// need them. Wrong says where the kernel's rules differ.
+	// Want is the ruleset that the agent has applied. Held is Want with the kernel's entries for the packets.
+	// Wrong says where the kernel's rules differ.
 	Want, Held ruleset.Ruleset
 	Wrong      []string
-	// Unread says why the kernel's rules could not be compared; empty if they could.
-	Unread string
-	// Unknown says why the kernel could not be read; empty if it could.
-	Unknown string
-	// Links are the links of the node's pods, by their addresses.
-	Links map[netip.Addr]ruleset.Link
+	Unread     string
+	Unknown    string
+	Links      map[netip.Addr]ruleset.Link
 }
 
 const elsewhere = conf.Tunnel
 
-// Packet returns the path's first packet as this node's rules check it. ok is false if they don't: no end is a pod
-// of this node, the node itself sends it, or both ends have the same address.
+// Packet returns the path's first packet as this node's rules check it. ok is false if this node's rules don't
+// check it.
 func (p *Path) Packet(links map[netip.Addr]ruleset.Link) (packet ruleset.Packet, ok bool) {
 	if (!p.From.Here && !p.To.Here) || p.From.Address == p.To.Address || (p.From.isOwn && !p.From.Here) {
 		return ruleset.Packet{}, false
@@ -90,8 +78,7 @@ func (p *Path) Packet(links map[netip.Addr]ruleset.Link) (packet ruleset.Packet,
 	return packet, true
 }
 
-// AddKernel adds to each path what the kernel holds for it. A path that this node doesn't check gets no Kernel. If
-// its ends are pods of other nodes, it gets a note.
+// AddKernel adds to each path what the kernel has for it.
 func (e *Explanation) AddKernel(v View) {
 	for i := range e.Paths {
 		p := &e.Paths[i]
@@ -113,7 +100,6 @@ func (e *Explanation) AddKernel(v View) {
 	}
 }
 
-// unchecked says why this node's kernel says nothing about the path; empty if that needs no words.
 func (p *Path) unchecked() string {
 	if p.From.Here || p.To.Here || (p.From.Pod == "" && p.To.Pod == "") {
 		return ""
@@ -194,7 +180,6 @@ func policiesOf(c *ruleset.Class) string {
 	return strings.Join(c.Policies, ", ")
 }
 
-// samePolicies ignores the order, and words behind a policy's name in the class.
 func samePolicies(class, policies []string) bool {
 	plain := make([]string, len(class))
 	for i, name := range class {
@@ -206,8 +191,6 @@ func samePolicies(class, policies []string) bool {
 	return slices.Equal(plain, want)
 }
 
-// classOf returns the class with the pod's address; nil if there is none. If several classes share a set, it prefers
-// the one with the pod.
 func classOf(r ruleset.Ruleset, d ruleset.Direction, of Place) (found *ruleset.Class) {
 	for i := range r.Classes {
 		c := &r.Classes[i]
@@ -237,11 +220,8 @@ func inSet(r ruleset.Ruleset, name string, a netip.Addr) bool {
 	return false
 }
 
-// maxSets is how many sets of a path's classes are listed. All are compared.
 const maxSets = 10
 
-// compareSets compares the sets in which the class's rules look up the packet's addresses. It lists the first
-// maxSets.
 func (p *Path) compareSets(v View, c KernelClass, packet ruleset.Packet) {
 	chain, ok := v.Held.Chain(conf.FamilyOf(packet.Dst), c.Chain)
 	if !ok {

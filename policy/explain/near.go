@@ -5,7 +5,6 @@ import (
 	"slices"
 )
 
-// nearest returns up to three names that are most like the wanted one.
 func nearest(want string, names []string) []string {
 	type scored struct {
 		name     string
@@ -27,8 +26,8 @@ func nearest(want string, names []string) []string {
 	return all
 }
 
-// distance returns how many characters must change to turn one name into the other (Levenshtein). If a is the
-// beginning of b, as with a Deployment and its pods, it is at most 2.
+// distance returns how many characters must change to turn a into b (Levenshtein). It is at most 2 if b begins
+// with a, as a pod's name begins with its Deployment's.
 func distance(a, b string) int {
 	if len(a) > 2 && len(b) >= len(a) && b[:len(a)] == a {
 		return min(len(b)-len(a), 2)

@@ -22,8 +22,8 @@ func (s Side) enforced() bool {
 	return s.Node != "" && s.Pod != "" && !slices.Contains([]Reason{HostNetwork, NoPod, FromNode, Itself}, s.Reason)
 }
 
-// AddNode adds to each path with an end on the node what the node's kernel holds. of is the answer of the node's
-// agent to the same question. If the agent knows other policies, that is a difference.
+// AddNode adds what the node's kernel has for the paths. of is the same question's answer by that node's agent.
+// Other policies in it are a difference.
 func (e *Explanation) AddNode(node string, of Explanation) {
 	for i := range e.Paths {
 		p := &e.Paths[i]
@@ -48,7 +48,7 @@ func (e *Explanation) AddNode(node string, of Explanation) {
 	}
 }
 
-// AddUnknown adds to each path with an end on the node why its kernel is unknown.
+// AddUnknown adds the reason why the node's kernel could not be read.
 func (e *Explanation) AddUnknown(node, why string) {
 	for i := range e.Paths {
 		if p := &e.Paths[i]; p.endsOn(node) {
@@ -61,7 +61,6 @@ func (p *Path) endsOn(node string) bool {
 	return slices.ContainsFunc(p.Sides, func(s Side) bool { return s.enforced() && s.Node == node })
 }
 
-// disagreements says where the node's agent judges its side of the path otherwise.
 func (p *Path) disagreements(node string, of Path) (all []string) {
 	for i, s := range p.Sides {
 		if !s.enforced() || s.Node != node || i >= len(of.Sides) {

@@ -13,7 +13,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// note adds a note once.
 func (j *judge) note(format string, args ...any) {
 	if n := fmt.Sprintf(format, args...); !slices.Contains(j.Notes, n) {
 		j.Notes = append(j.Notes, n)
@@ -80,8 +79,7 @@ func or(a, b string) string {
 	return a
 }
 
-// masqueraded reports whether the path's source is translated. It is if the destination is outside of the pods'
-// networks, unless the source is a global IPv6 address.
+// masqueraded reports whether the node translates the path's source.
 func (j *judge) masqueraded(p *Path) bool {
 	if p.To.Pod != "" && !p.To.HostNetwork {
 		return false
@@ -110,8 +108,6 @@ func (j *judge) sideNotes(s Side) {
 	}
 }
 
-// strayPolicies notes matching policies in the namespace default, if the pod is in another one: kubectl apply
-// without -n puts them there.
 func (j *judge) strayPolicies(s Side) {
 	namespace, name, _ := strings.Cut(s.Pod, "/")
 	if namespace == metav1.NamespaceDefault || (s.Result == Allowed && s.Reason == Isolated) {
@@ -134,8 +130,6 @@ func (j *judge) strayPolicies(s Side) {
 	}
 }
 
-// isolates reports whether the policy isolates pods in the direction. Without policyTypes, it isolates egress only
-// if it has egress rules.
 func isolates(np *networkingv1.NetworkPolicy, d ruleset.Direction) bool {
 	if len(np.Spec.PolicyTypes) == 0 {
 		return d == ruleset.Ingress || len(np.Spec.Egress) > 0
@@ -147,7 +141,6 @@ func isolates(np *networkingv1.NetworkPolicy, d ruleset.Direction) bool {
 	return slices.Contains(np.Spec.PolicyTypes, want)
 }
 
-// problemNotes notes an address that the pod's node can't have assigned, and problems of isolating policies.
 func (j *judge) problemNotes(p *Path) {
 	for i, end := range []Place{p.From, p.To} {
 		if end.Pod != "" && !end.HostNetwork && p.Sides[i].Pod == "" && p.Sides[i].Reason == NoPod {
@@ -164,7 +157,6 @@ func (j *judge) problemNotes(p *Path) {
 	}
 }
 
-// serviceNotes adds notes about the query's Service. Packets from outside may come under a node's address.
 func (j *judge) serviceNotes(from Ref, s *policy.Service) {
 	outside := from.Kind == EndWorld || (from.Kind == EndAddress && j.outside(from))
 	switch reachable := s.Kind == "NodePort" || s.Kind == "LoadBalancer" || len(s.External) > 0; {
@@ -186,7 +178,6 @@ func (j *judge) outside(r Ref) bool {
 	return p.Pod == "" && p.Node == ""
 }
 
-// worldNotes notes ipBlocks of parts of the world: they may have other verdicts.
 func (j *judge) worldNotes(from Ref) {
 	for _, p := range j.Paths {
 		side := p.Sides[0]

@@ -12,8 +12,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// InputError is the error of a question that is wrong, or names what doesn't exist. Its one line says what to write
-// instead.
+// InputError is the error of a wrong question. Its one line says what to write instead.
 type InputError struct{ message string }
 
 func (e *InputError) Error() string { return e.message }
@@ -28,15 +27,14 @@ func inputError(format string, args ...any) error {
 // EndKind is a kind of ends.
 type EndKind string
 
-// EndNamed is only in queries that aren't resolved yet.
+// The kinds of ends.
 const (
 	EndPod     EndKind = "pod"
 	EndService EndKind = "service"
 	EndNode    EndKind = "node"
 	EndAddress EndKind = "address"
-	// EndWorld is any host outside of the cluster.
-	EndWorld EndKind = "world"
-	// EndNamed is a pod or a Service, whichever has the name.
+	EndWorld   EndKind = "world"
+	// EndNamed is a pod or a Service, whichever has the name. Only unresolved queries have it.
 	EndNamed EndKind = "pod or service"
 )
 
@@ -85,8 +83,8 @@ var names = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
 
 var portNames = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
 
-// Parse reads a query from the arguments FROM and TO[:PORT[/PROTO]]. Names without a namespace are looked up in the
-// given one; if that is empty, in all. The error is an *InputError.
+// Parse reads a query from the arguments FROM and TO[:PORT[/PROTO]]. It looks up names without a namespace in
+// the given one, or in all if that is empty. The error is an *InputError.
 func Parse(from, to, namespace string) (q Query, err error) {
 	if q.From, err = parseEnd(from, namespace); err != nil {
 		return Query{}, err
@@ -104,7 +102,6 @@ func Parse(from, to, namespace string) (q Query, err error) {
 	return q, err
 }
 
-// cutPort cuts off the port after the colon. An IPv6 address with a port is in brackets.
 func cutPort(s string) (end, port string, has bool, err error) {
 	if inner, ok := strings.CutPrefix(s, "["); ok {
 		end, rest, closed := strings.Cut(inner, "]")

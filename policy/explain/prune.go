@@ -25,8 +25,8 @@ func peersOf(np *networkingv1.NetworkPolicy, d ruleset.Direction) (all []network
 	return all
 }
 
-// about returns the part of the state that decides on packets between the addresses. An evaluator of the whole state
-// would take seconds in a large cluster.
+// about returns the part of the state that decides on packets between the addresses. Evaluating the whole state
+// takes seconds in a large cluster.
 func (c *Cluster) about(addresses map[netip.Addr]bool) policy.State {
 	s := policy.State{Node: c.Node}
 	s.Nodes, s.Workloads = c.Nodes, c.Workloads
@@ -70,8 +70,8 @@ func (c *Cluster) about(addresses map[netip.Addr]bool) policy.State {
 	return s
 }
 
-// Concerns returns a function that reports whether an explanation of the query may need a pod. A source may leave
-// out all other pods. c has the attachments, and the pods known so far.
+// Concerns returns a function that reports whether an explanation of the query may need a pod. c must have the
+// attachments.
 func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
 	addresses := Addresses(c, q)
 	named := map[policy.Name]bool{}
@@ -101,8 +101,6 @@ func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
 	}
 }
 
-// ends returns the known ends of the query, and what a node's port leads to: a nodePort's Service or a hostPort's
-// pod.
 func (c *Cluster) ends(q Query) (ends []Ref) {
 	if from, err := c.resolve(q.From); err == nil {
 		ends = append(ends, from)

@@ -10,8 +10,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// resolve finds what the end names. A name without a namespace must be unique. If a pod and a Service share it, it
-// means the pod.
+// resolve finds what the end names. A name without a namespace must be unique; a pod goes before a Service.
 func (c *Cluster) resolve(r Ref) (Ref, error) {
 	switch r.Kind {
 	case EndWorld:
@@ -60,8 +59,6 @@ func (c *Cluster) resolveAddress(r Ref) Ref {
 	return r
 }
 
-// nodePort returns the Service and port that the node's port leads to. It returns nil if the end is no node, or the
-// port no nodePort.
 func (c *Cluster) nodePort(to Ref, port Port) (*policy.Service, policy.ServicePort) {
 	if port.Number == 0 || (to.Kind != EndNode && (to.Kind != EndAddress || !c.placeOf(to.Address).isNode)) {
 		return nil, policy.ServicePort{}
@@ -103,7 +100,6 @@ func prefixed(prefix string, names []string) []string {
 	return all
 }
 
-// matching returns which of the names the reference means.
 func matching(r Ref, kind EndKind, names []string) (found []Ref) {
 	for _, n := range names {
 		namespace, name, _ := strings.Cut(n, "/")
@@ -114,7 +110,6 @@ func matching(r Ref, kind EndKind, names []string) (found []Ref) {
 	return found
 }
 
-// unknown returns the error of an unknown name. It has the nearest names.
 func unknown(kind string, r Ref, names []string) error {
 	want := r.String()
 	candidates := names
@@ -135,7 +130,7 @@ func unknown(kind string, r Ref, names []string) error {
 		near = whole
 	}
 	if len(near) == 0 {
-		// Maybe only the namespace is wrong.
+		// The name may be right, and only the namespace wrong.
 		for _, n := range names {
 			if strings.HasSuffix(n, "/"+r.Name) && len(near) < 3 {
 				near = append(near, n)
@@ -158,7 +153,6 @@ func (c *Cluster) service(r Ref) *policy.Service {
 	return &c.Services[i]
 }
 
-// pods returns the pods of that name. A directory may have several.
 func (c *Cluster) pods(namespace, name string) (all []*policy.Pod) {
 	for i := range c.Pods {
 		if p := &c.Pods[i]; p.Namespace == namespace && p.Name == name {
@@ -168,7 +162,6 @@ func (c *Cluster) pods(namespace, name string) (all []*policy.Pod) {
 	return all
 }
 
-// places returns the addresses of an end. Pods have one for each family. Services have none here.
 func (c *Cluster) places(r Ref) ([]Place, error) {
 	switch r.Kind {
 	case EndAddress:
@@ -267,8 +260,8 @@ func (c *Cluster) placeOf(a netip.Addr) Place {
 	return p
 }
 
-// nodePlaces returns the node's own addresses. To pods elsewhere it sends from its InternalIP or, through the
-// tunnel, from its podCIDR's network address.
+// nodePlaces returns the node's own addresses. To pods elsewhere, a node sends from its InternalIP, or through
+// the tunnel from the network address of its podCIDR.
 func (c *Cluster) nodePlaces(name string) (all []Place, err error) {
 	for _, n := range c.Nodes {
 		if n.Name != name {
@@ -291,7 +284,7 @@ func (c *Cluster) nodePlaces(name string) (all []Place, err error) {
 	return all, nil
 }
 
-// outside are addresses that may stand for the world: documentation ones, which no host has, and public ones.
+// outside are addresses that stand for the world: documentation addresses, then public ones.
 var outside = [...][]netip.Addr{
 	conf.IPv4: {
 		netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("192.0.2.1"),
@@ -300,8 +293,8 @@ var outside = [...][]netip.Addr{
 	conf.IPv6: {netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2606:4700:4700::1111")},
 }
 
-// worldPlaces returns an address of each family that stands for the world. It prefers an address that only ipBlocks
-// of a whole family contain.
+// worldPlaces returns an address for each family. It prefers one that no ipBlock contains, except ipBlocks of
+// the whole family.
 func (c *Cluster) worldPlaces() (all []Place) {
 	blocks := c.blocks()
 	for _, candidates := range outside {

@@ -34,7 +34,6 @@ func (j *judge) targets(to Ref, port Port) ([]target, error) {
 	return all, nil
 }
 
-// ports returns the query's ports. Without a port, these are the pod's named ports.
 func (j *judge) ports(to Ref, port Port) ([]policy.NamedPort, error) {
 	if port.Number != 0 || (port.Name == "" && port.Proto == ruleset.ICMP) {
 		return []policy.NamedPort{{Proto: port.Proto, Number: port.Number}}, nil
@@ -65,8 +64,6 @@ func (j *judge) ports(to Ref, port Port) ([]policy.NamedPort, error) {
 	return nil, inputError("%s has no named ports: write the number of the port instead of %s", to, port.Name)
 }
 
-// serviceTargets returns the ready endpoints of the Service for the port, or for each of its ports if none is given.
-// It returns at most maxPaths for each.
 func (j *judge) serviceTargets(to Ref, port Port) ([]target, error) {
 	s := j.service(to)
 	var ports []policy.ServicePort
@@ -113,8 +110,6 @@ func portForm(p Port) string {
 	return number + "/" + strings.ToUpper(string(p.Proto))
 }
 
-// endpoints returns the ready endpoints of the Service's port. Without EndpointSlices, these are the pods that its
-// selector matches.
 func (j *judge) endpoints(s *policy.Service, p policy.ServicePort) (all []target) {
 	through := fmt.Sprintf("svc/%s port %d", s, p.Port)
 	add := func(place Place, number uint16) {
@@ -149,7 +144,6 @@ func (j *judge) endpoints(s *policy.Service, p policy.ServicePort) (all []target
 	return all
 }
 
-// selected returns the pods that the Service's selector matches; none if it has no selector.
 func (j *judge) selected(s *policy.Service) (all []*policy.Pod) {
 	if len(s.Selector) == 0 {
 		return nil
@@ -163,7 +157,6 @@ func (j *judge) selected(s *policy.Service) (all []*policy.Pod) {
 	return all
 }
 
-// targetNumber returns the pod's port that the Service's port leads to; false if the pod has none.
 func targetNumber(o *policy.Pod, p policy.ServicePort) (uint16, bool) {
 	if p.Target.Type == intstr.Int {
 		return uint16(p.Target.IntVal), p.Target.IntVal >= 1 && p.Target.IntVal <= 65535
@@ -198,8 +191,6 @@ func (j *judge) noEndpoints(s *policy.Service, p policy.ServicePort) string {
 		"kubernetes.io/service-name", s.Name)
 }
 
-// forwarders returns the addresses of a node that passes on packets from outside to a pod on another node. It sends
-// them under its own address. If no node does that for the Service, there are none.
 func (j *judge) forwarders(to Ref, from Place) []Place {
 	s := j.service(to)
 	if s.Local || (s.Kind != "NodePort" && s.Kind != "LoadBalancer") || len(j.Nodes) < 2 {

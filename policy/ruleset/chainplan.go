@@ -2,8 +2,7 @@ package ruleset
 
 import "slices"
 
-// chainPlan says what becomes of a chain if there is room for all of it. If fit is true, it doesn't depend on the
-// exact sizes of the sets, only on their classes.
+// chainPlan has the merges of a chain as if there were room for all.
 type chainPlan struct {
 	chain   Chain
 	sets    map[string]bool // the names of all sets in the rules
@@ -13,7 +12,6 @@ type chainPlan struct {
 	merged  []Rule // the rules with all of the merges; nil if they are not known yet
 }
 
-// plan returns the plan for the chain. It merges no rules of chains at hooks.
 func (b Bounds) plan(c Chain, sets []Set, refused Refused) *chainPlan {
 	p := &chainPlan{chain: c, sets: map[string]bool{}, fit: true}
 	for _, r := range c.Rules {
@@ -62,7 +60,6 @@ func (p *chainPlan) lookUp(sets map[string]bool) bool {
 	return false
 }
 
-// with returns the chain's rules after the merges. A merged rule is in the place of the first rule that it replaces.
 func (p *chainPlan) with(merges []*merge) []Rule {
 	whole := len(merges) == len(p.merges)
 	if whole && p.merged != nil {

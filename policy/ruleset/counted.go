@@ -5,13 +5,11 @@ import (
 	"slices"
 )
 
-// countedSet counts how many parts give it each entry.
 type countedSet struct {
 	*mergedSet
 	entries Entries
 	counted map[part]Entries // the entries of each part's set when the part was last counted
-	// shared has the elements that several parts give, with the number of parts for each comment. Other elements come
-	// from one part each.
+	// shared has the elements that several parts give: for each comment, the number of parts.
 	shared map[Element][]tally
 }
 
@@ -20,7 +18,7 @@ type tally struct {
 	parts   int
 }
 
-// sync makes the set have what its parts give now. of returns a set's entries.
+// sync brings the set up to date with its parts. of returns a set's entries.
 func (c *countedSet) sync(of func(set string) Entries) {
 	if c.counted == nil {
 		c.fill(of)
@@ -41,7 +39,6 @@ func (c *countedSet) sync(of func(set string) Entries) {
 	}
 }
 
-// syncWith does what sync does, but only for the parts made from one set. now are this set's entries.
 func (c *countedSet) syncWith(set string, now Entries) {
 	i, _ := slices.BinarySearchFunc(c.parts, set, func(p part, set string) int { return cmp.Compare(p.set, set) })
 	for ; i < len(c.parts) && c.parts[i].set == set; i++ {
@@ -49,7 +46,6 @@ func (c *countedSet) syncWith(set string, now Entries) {
 	}
 }
 
-// fill counts everything, faster than part after part.
 func (c *countedSet) fill(of func(set string) Entries) {
 	c.counted, c.shared = make(map[part]Entries, len(c.parts)), map[Element][]tally{}
 	var all []Entry
@@ -77,7 +73,6 @@ func (c *countedSet) fill(of func(set string) Entries) {
 	c.entries = EntriesOf(all...)
 }
 
-// count counts what has changed since the part was last counted.
 func (c *countedSet) count(p part, now Entries) {
 	was := c.counted[p]
 	if c.counted[p] = now; was.Same(now) {
@@ -96,7 +91,7 @@ func (c *countedSet) count(p part, now Entries) {
 	}
 }
 
-// give counts one part more (by is 1) or less (-1) that gives the element with the comment. The entry has the
+// give adds by (1 or -1) to the number of parts that give the element with the comment. The entry has the
 // comment that sorts first.
 func (c *countedSet) give(e Element, comment string, by int) {
 	tallies, isShared := c.shared[e]
@@ -119,7 +114,6 @@ func (c *countedSet) give(e Element, comment string, by int) {
 	}
 }
 
-// counting may change the list that it gets.
 func counting(tallies []tally, comment string, by int) []tally {
 	i, ok := slices.BinarySearchFunc(tallies, comment, func(t tally, comment string) int {
 		return cmp.Compare(t.comment, comment)

@@ -9,24 +9,21 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// decision says which rules of a ruleset are merged.
 type decision struct {
 	plans map[chainName]*chainPlan
-	// weights has how much each entry of a merged set needs; entries and pairs are the sums. staying counts, for each
-	// set, the chains with an unmerged rule that looks it up.
+	// weights says how often each set's entries are in merged sets; entries and pairs are the sums. staying
+	// counts the chains that look up an unmerged set.
 	weights        map[string]weight
 	entries, pairs int
 	staying        map[string]int
-	// fit is true if nothing is left out for lack of room.
-	fit bool
+	fit            bool
 
 	merges []*merge     // in the order of the chains
 	merged []*mergedSet // in the order of their names
-	// needed has the sets whose planned merges were left out. Rules still look these sets up.
+	// needed has the sets that rules still look up because their merges were left out.
 	needed map[string]bool
 }
 
-// weight is how many merged entries there are for each entry of a set. pairs of them have ports.
 type weight struct{ entries, pairs int }
 
 func (b Bounds) decide(r Ruleset, refused Refused) *decision {
@@ -35,9 +32,8 @@ func (b Bounds) decide(r Ruleset, refused Refused) *decision {
 	return d
 }
 
-// revise decides again after the ruleset has changed to r; was has the sets before. It plans only chains that have
-// changed, or whose sets have another class or kind. If d.fit is false before or after, the caller must decide anew.
-// The refused parts must be those of the last decision.
+// revise plans the chains that have changed since the last decision. If d.fit is false before or after, the
+// caller must decide anew.
 func (d *decision) revise(b Bounds, was []Set, r Ruleset, refused Refused) {
 	touched := map[string]bool{}
 	for x, y := range pairs(was, r.Sets) {
@@ -83,7 +79,6 @@ func (d *decision) revise(b Bounds, was []Set, r Ruleset, refused Refused) {
 	d.refuse(refused)
 }
 
-// pairs yields the sets of both lists, which are in order. nil stands for a set that one list lacks.
 func pairs(was, now []Set) func(yield func(x, y *Set) bool) {
 	return func(yield func(x, y *Set) bool) {
 		for i, k := 0, 0; i < len(was) || k < len(now); {
@@ -115,7 +110,6 @@ func (s *Set) like(o *Set) bool {
 		s.Opens == o.Opens
 }
 
-// count counts what the plan needs, once more or once less.
 func (d *decision) count(p *chainPlan, by int, of func(set string) Entries) {
 	if p == nil {
 		return
@@ -140,7 +134,6 @@ func (d *decision) count(p *chainPlan, by int, of func(set string) Entries) {
 	}
 }
 
-// cut keeps the smallest merges, as far as there is room.
 func (d *decision) cut(b Bounds, of func(set string) Entries) {
 	type sized struct {
 		*merge
@@ -169,7 +162,6 @@ func (d *decision) cut(b Bounds, of func(set string) Entries) {
 	d.leaveOut(func(m *merge) bool { return !keep[m] })
 }
 
-// leaveOut deletes the merges for which left is true. Their sets stay needed.
 func (d *decision) leaveOut(left func(*merge) bool) {
 	d.merges = slices.DeleteFunc(d.merges, func(m *merge) bool {
 		if !left(m) {
@@ -182,12 +174,11 @@ func (d *decision) leaveOut(left func(*merge) bool) {
 	})
 }
 
-// name gives the merged sets their names: hashes of the rule's conditions and the first of the sets. So a change of
-// policies mostly changes only some entries, not the name. If several sets would have one name, only the largest
-// gets it; the others get hashes of all that they have.
+// name gives each merged set a hash of its rule's conditions and its first set. So a change of policies rarely
+// changes the name.
 //
-// A name may pass from one chain's set to another's. Nothing opens then: the set loses entries before the rules
-// change, and gets new ones after that.
+// A name may pass from one chain's set to another's. This allows nothing: the set loses entries before the
+// rules change, and gets new ones after that.
 func (d *decision) name(r Ruleset) {
 	byKey := map[string][]*mergedSet{}
 	for _, m := range d.merges {
@@ -246,7 +237,6 @@ func (d *decision) refuse(refused Refused) {
 	d.merged = slices.DeleteFunc(d.merged, func(s *mergedSet) bool { return !used[s] })
 }
 
-// apply returns the ruleset with the merged rules. entries returns a merged set's entries.
 func (d *decision) apply(r Ruleset, entries func(*mergedSet) Entries) Ruleset {
 	if len(d.merges) == 0 {
 		return r

@@ -6,14 +6,14 @@ import (
 	"github.com/weir-net/weir/internal/ordered"
 )
 
-// Entries are the entries of a set, in the order of Element.Compare, one for each element. They never change: With
-// and Without return others, which share nearly all memory. The zero value is empty.
+// Entries are the entries of a set, in the order of Element.Compare, one for each element. They never change:
+// With and Without return new ones that share nearly all memory. The zero value is empty.
 type Entries struct{ of ordered.Map[Element, string] }
 
 var noEntries = ordered.New[Element, string](Element.Compare)
 
-// EntriesOf returns the entries. Of several with the same element, it keeps the one whose comment sorts first. It
-// may change the order of the list.
+// EntriesOf returns the entries. Of entries with the same element, it keeps the one whose comment sorts first.
+// It may reorder the list.
 func EntriesOf(list ...Entry) Entries {
 	return Entries{ordered.From(Element.Compare, func(yield func(Element, string) bool) {
 		for _, e := range Order(list) {
@@ -27,10 +27,9 @@ func EntriesOf(list ...Entry) Entries {
 // Len returns the number of entries.
 func (e Entries) Len() int { return e.of.Len() }
 
-// Get returns the element's comment, and whether the element is among the entries.
+// Get returns the element's comment. ok is false if no entry has the element.
 func (e Entries) Get(element Element) (comment string, ok bool) { return e.of.Get(element) }
 
-// last returns the last element for which among is true. among must be true up to some element, and false behind it.
 func (e Entries) last(among func(Element) bool) (Element, bool) { return e.of.Last(among) }
 
 // All yields the entries in order.
@@ -44,7 +43,7 @@ func (e Entries) All() iter.Seq[Entry] {
 	}
 }
 
-// With returns the entries with the added one, in place of any entry with the same element.
+// With returns the entries with this one added. It replaces an entry with the same element.
 func (e Entries) With(added Entry) Entries {
 	if e.Len() == 0 {
 		e.of = noEntries
@@ -52,7 +51,7 @@ func (e Entries) With(added Entry) Entries {
 	return Entries{e.of.With(added.Element, added.Comment)}
 }
 
-// Follow returns the first entries of now: as far as e reaches, and n more. e must be the first entries of was.
+// Follow returns the first entries of now: n more than e has. e must be the first entries of was.
 func (e Entries) Follow(was, now Entries, n int) Entries {
 	last, some := e.last(func(Element) bool { return true })
 	within := func(x Element) bool { return some && x.Compare(last) <= 0 }
@@ -77,11 +76,10 @@ func (e Entries) Follow(was, now Entries, n int) Entries {
 	return e
 }
 
-// Without returns the entries without the one that has this element.
+// Without returns the entries without the one with this element.
 func (e Entries) Without(element Element) Entries { return Entries{e.of.Without(element)} }
 
-// Diff yields, in order, the changes from e to now. The keys are elements, the values comments. If one was made from
-// the other, the time depends only on the differences.
+// Diff yields, in order, the changes from e to now. Shared parts take no time.
 func (e Entries) Diff(now Entries) iter.Seq[ordered.Change[Element, string]] {
 	return e.of.Diff(now.of)
 }
@@ -89,6 +87,6 @@ func (e Entries) Diff(now Entries) iter.Seq[ordered.Change[Element, string]] {
 // Equal reports whether the entries and their comments are the same.
 func (e Entries) Equal(o Entries) bool { return e.of.Equal(o.of) }
 
-// Same reports whether the entries share all their memory, and so are equal. It takes no time. It may be false for
-// equal entries.
+// Same reports whether the entries share all their memory. It takes no time, and may be false for equal
+// entries.
 func (e Entries) Same(o Entries) bool { return e.of.Same(o.of) }

@@ -10,8 +10,7 @@ type groups struct {
 	list  []*group
 }
 
-// group has rules of a chain that differ only in the set of their peers. All these sets are of one kind. The order
-// of the rules doesn't matter: between them are only rules that return too.
+// group has rules of a chain that differ only in the set of their peers. Their order doesn't matter.
 type group struct {
 	like    Rule // a rule without the name of the peers' set
 	peers   int  // the index of the peers' set in like.Sets
@@ -23,7 +22,7 @@ type group struct {
 	numbers []uint16 // the ports, if an entry with a port can stand for them
 }
 
-// groups divides the chain's rules into groups. Rules that can't be merged are in none.
+// groups leaves out rules that can't be merged.
 func (b Bounds) groups(c Chain, sets map[string]*Set) groups {
 	all := groups{rules: c.Rules}
 	type groupKey struct {
@@ -62,7 +61,8 @@ func (b Bounds) groups(c Chain, sets map[string]*Set) groups {
 	return all
 }
 
-// peersOf returns the index of the set match that a merge may replace; -1 if the rule can't be merged.
+// peersOf returns the index of the set match that a merge may replace. It returns -1 if the rule can't be
+// merged.
 func peersOf(r *Rule, c Chain, sets map[string]*Set) int {
 	if len(r.Policies) == 0 || r.Src.IsValid() || r.Dst.IsValid() || r.In != "" || r.Out != "" || r.InPort != "" ||
 		r.Track != "" || r.Shape != "" {
@@ -80,8 +80,6 @@ func peersOf(r *Rule, c Chain, sets map[string]*Set) int {
 	return -1
 }
 
-// restKey appends to key what rules of one group have in common. Lengths precede values, so different rules never
-// give equal keys.
 func restKey(key []byte, run int, r *Rule, peers int, numbers []uint16) []byte {
 	number := func(n int) { key = append(strconv.AppendInt(key, int64(n), 10), ' ') }
 	number(run)
@@ -108,8 +106,6 @@ func restKey(key []byte, run int, r *Rule, peers int, numbers []uint16) []byte {
 	return key
 }
 
-// numbers returns the rule's ports, in order. It returns nil if there are none or more than ListLen, or if no entry
-// can stand for them (port 0, or a protocol without ports).
 func (b Bounds) numbers(r *Rule) (numbers []uint16) {
 	if r.Proto != TCP && r.Proto != UDP && r.Proto != SCTP {
 		return nil

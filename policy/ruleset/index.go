@@ -6,35 +6,28 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Index evaluates packets as a Simulator does, in a time that doesn't grow with the rules, sets and members. It
-// keeps what it has computed, so only one goroutine may use it.
+// Index evaluates packets as a Simulator does, but its time doesn't grow with the rules, sets and members. Only
+// one goroutine may use it, because it keeps what it has computed.
 //
-// The Index looks up each address once. The result is the address's signature: which sets and networks of the rules
-// contain it. In each chain, a signature leads to rows, the rules that may match, by protocol and port.
-//
-// The first addresses are looked up in each set. After many addresses, the Index makes a table of all entries.
+// Each address has a signature: the sets and networks that contain it. In each chain, a signature leads to
+// rows: the rules that may match, by protocol and port.
 type Index struct {
-	// hooks has, for each family, the chains of CheckForwarded and CheckToNode.
 	hooks   [len(conf.Families)][2]*indexedChain
 	members members
 }
 
-// indexedChain has the rules of a chain that may decide on a connection's first packet, in order.
 type indexedChain struct {
 	number int // the chain's number in the Index, from 0
 	rules  []indexedRule
-	// pivots has the rules that addresses of each end lead to.
 	pivots [ends]pivots
 	// rest has the rules that no address leads to.
 	rest *row
 	rows [ends]map[*signature]*row
-	// verdicts has the verdicts on packets that were compared with many rules. It is nil if the chain sends packets to
-	// other chains, or looks up sources with their links.
+	// verdicts keeps verdicts on packets that needed many comparisons. It is nil if the chain leads to other
+	// chains, or looks up links.
 	verdicts map[verdictOf]Action
 }
 
-// verdictOf is the key of a verdict. Packets that differ only in their sources have the same key if the sources have
-// the same signature.
 type verdictOf struct {
 	Packet
 	source   *signature
@@ -49,12 +42,9 @@ const (
 	ends
 )
 
-// indexedRule is a rule with its sets and chains. The fields that decide on most packets come first: together they
-// save look-ups in slow memory.
+// indexedRule has first the fields that decide on most packets. This saves reads of slow memory.
 type indexedRule struct {
-	class class
-	// simple is true if only protocol and port need to be compared. The only other condition, if any, has led to the
-	// rule.
+	class       class
 	simple      bool
 	onePort     bool
 	first, last uint16
@@ -62,23 +52,19 @@ type indexedRule struct {
 	to      *indexedChain
 	members []memberMatch // of Rule.Sets, Rule.Src and Rule.Dst
 	ports   []portMatch   // of Rule.Sets
-	// pivot is the index in members of the match that leads to the rule; -1 if none does.
-	pivot int
+	pivot   int
 }
 
-// memberMatch matches a packet whose address at that end is in the group.
 type memberMatch struct {
 	group int32 // none: nothing is in the group
 	end   end
 	not   bool
-	// exact is the set if its entries have ports or links too.
+	// exact is not nil if the set's entries have ports or links too.
 	exact *Set
 }
 
-// none is the group of a set that doesn't exist, or that can't contain the part looked up.
 const none = -1
 
-// portMatch matches a packet whose port is in the set. A nil set contains nothing.
 type portMatch struct {
 	set *Set
 	not bool
@@ -139,7 +125,6 @@ func NewIndex(r Ruleset) *Index {
 	return x
 }
 
-// indexer makes an Index of the chains that packets can reach.
 type indexer struct {
 	members *members
 	sets    map[string]*Set
@@ -158,7 +143,6 @@ type groupOf struct {
 	network netip.Prefix
 }
 
-// chain indexes the chain and all chains that its rules lead to; nil if there is none.
 func (b *indexer) chain(name chainName) *indexedChain {
 	if c, ok := b.done[name]; ok {
 		return c
@@ -195,7 +179,6 @@ func (b *indexer) chain(name chainName) *indexedChain {
 	return c
 }
 
-// decides reports whether the rule can decide on a connection's first packet.
 func (r *Rule) decides() bool {
 	switch r.Action {
 	case Drop, Return, Jump, GoTo:
@@ -205,7 +188,6 @@ func (r *Rule) decides() bool {
 	return (r.Track == "" || r.Track == Untranslated) && r.Shape != Solicitation && r.Shape != Advertisement
 }
 
-// rule finds the rule's sets. The first condition that an address must be in a set or network becomes the pivot.
 func (b *indexer) rule(r *Rule) indexedRule {
 	i := indexedRule{Rule: r, class: classOf(r.Proto), pivot: -1}
 	for _, m := range r.Sets {

@@ -9,11 +9,9 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// members says which groups contain an address. A group is a set with addresses, or a network.
 type members struct {
-	groups  []memberGroup
-	entries int // of all groups, and one more for each group
-	// found has the signatures of addresses that were looked up. signatures has all of them by their parts.
+	groups     []memberGroup
+	entries    int // of all groups, and one more for each group
 	found      byAddress[*signature]
 	signatures map[signatureOf]*signature
 	searches   int // how many groups were searched so far
@@ -22,17 +20,14 @@ type members struct {
 	key        []byte  // scratch space of intern
 }
 
-// memberGroup is a set or, if that is nil, a network.
 type memberGroup struct {
 	set     *Set
 	network netip.Prefix
 }
 
-// signature says which groups contain an address: its own groups, and those of the signature above. nil stands for
-// no group. Equal signatures have the same pointer. Pods share their network's signature, so its groups are listed
-// once.
+// signature says which groups contain an address: its own, and those of the signature above. Equal signatures
+// have the same pointer. Pods share their network's signature.
 type signature struct {
-	// recent is a quick way to rows of some chains.
 	recent [8]struct {
 		chain *indexedChain
 		end   end
@@ -99,8 +94,7 @@ func (m *members) add(network netip.Prefix, set *Set) int32 {
 // searchTime is how long a search of a group takes, compared with adding an entry to a table.
 const searchTime = 4
 
-// signature returns the address's signature. At first it searches each group. Once the searches have taken as long
-// as a table of all entries, it makes the table.
+// signature searches each group at first. It makes a table once the searches have taken as long as that.
 func (m *members) signature(a netip.Addr) *signature {
 	if t := m.tables[conf.FamilyOf(a)]; t != nil && len(t.sizes) <= few {
 		return t.signature(m, a, a.BitLen())
@@ -125,7 +119,6 @@ func (m *members) signature(a netip.Addr) *signature {
 	return s
 }
 
-// intern returns the signature of the groups in m.list and the signature above. The list must be in order.
 func (m *members) intern(above *signature) *signature {
 	if len(m.list) == 0 {
 		return above
@@ -171,8 +164,7 @@ func (m *members) table(f conf.Family) *memberTable {
 	return t
 }
 
-// memberTable finds signatures by the groups' networks, in one family. It has a map for each size of network: few
-// sizes are in use.
+// memberTable finds signatures in one family. It has one map for each size of network: few sizes are in use.
 type memberTable struct {
 	family   conf.Family
 	bySize   [129]*byAddress[int32] // for each network, by its first address: its index in networks
@@ -187,14 +179,12 @@ type memberNetwork struct {
 	signature *signature // of addresses that are in no smaller network
 }
 
-// memberLink is an element of a linked list of groups. next is an index in links; 0 ends the list.
 type memberLink struct{ group, next int32 }
 
 func newMemberTable(f conf.Family) *memberTable {
 	return &memberTable{family: f, links: make([]memberLink, 1)}
 }
 
-// add adds a group's network if it is of the table's family. A group's networks must come one after the other.
 func (t *memberTable) add(network netip.Prefix, group int32) {
 	if !network.IsValid() || conf.FamilyOf(network.Addr()) != t.family {
 		return
@@ -219,7 +209,6 @@ func (t *memberTable) add(network netip.Prefix, group int32) {
 	n.link = int32(len(t.links) - 1)
 }
 
-// signature returns the signature of the address, by networks of at most that many bits.
 func (t *memberTable) signature(m *members, a netip.Addr, most int) *signature {
 	for _, size := range t.sizes {
 		if size > most {
@@ -244,7 +233,6 @@ func (t *memberTable) signature(m *members, a netip.Addr, most int) *signature {
 	return nil
 }
 
-// first returns the first address of the address's network of that size.
 func first(a netip.Addr, size int) netip.Addr {
 	if size == a.BitLen() {
 		return a
@@ -253,8 +241,7 @@ func first(a netip.Addr, size int) netip.Addr {
 	return p.Addr()
 }
 
-// covering returns the smallest network of the set that contains the address and has at most size bits. By the set's
-// order, it is the last entry ahead of the address, or contains that entry.
+// covering returns the smallest network of the set that contains the address and has at most size bits.
 func (s *Set) covering(a netip.Addr, size int) (netip.Prefix, bool) {
 	for size >= 0 {
 		from := first(a, size)
@@ -274,7 +261,6 @@ func (s *Set) covering(a netip.Addr, size int) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// common returns how many leading bits the addresses have in common. Both must be of one family.
 func common(a, b netip.Addr) int {
 	x, y := a.As16(), b.As16()
 	n := bits.LeadingZeros64(binary.BigEndian.Uint64(x[:8]) ^ binary.BigEndian.Uint64(y[:8]))
@@ -284,7 +270,6 @@ func common(a, b netip.Addr) int {
 	return n - (128 - a.BitLen())
 }
 
-// hasLink reports whether one of the set's networks contains the address and has the link.
 func (s *Set) hasLink(a netip.Addr, link string) bool {
 	for size := a.BitLen(); ; {
 		p, ok := s.covering(a, size)

@@ -2,34 +2,31 @@ package ruleset
 
 import "math/bits"
 
-// Bounds bound what is merged.
+// Bounds limit what is merged.
 type Bounds struct {
-	// Sets is a number of sets that are cheap enough to look up one by one. Sets that aren't merged are shared between
-	// classes of pods.
+	// Sets is how many sets are cheap enough to look up one by one. Classes of pods can share unmerged sets.
 	Sets int
-	// Large is a number of entries. Sets with more stay unmerged, as long as there are no more than Sets look-ups.
+	// Large is how many entries a large set has. Up to Sets large sets stay unmerged.
 	Large int
-	// Lists is a number of lists of ports that are cheap to compare one by one. Merged entries with ports cost more:
-	// when a pod ends, whole sets are read to find its entries.
+	// Lists is how many lists of ports are cheap to compare one by one.
 	Lists int
 	// ListLen is the most ports of a list that are looked up together with an address.
 	ListLen int
 	// SetLen is the most entries of a set that is merged. Each class of pods has a copy of them.
 	SetLen int
-	// Entries is the most entries of all merged sets together. It bounds the kernel's memory (some 200 bytes for each)
-	// and the time to write them.
+	// Entries is the most entries of all merged sets together. Each takes some 200 bytes of the kernel's
+	// memory.
 	Entries int
-	// Pairs is how many of these entries may have ports.
+	// Pairs is how many of these entries may have ports. When a pod ends, whole sets are read to find its
+	// pairs.
 	Pairs int
 }
 
-// UsualBounds returns the bounds of an agent. The most entries take 25 MB of the kernel's memory, and 1.5 s to
-// write.
+// UsualBounds returns the bounds of an agent: at most 25 MB of the kernel's memory, and 1.5 s to write.
 func UsualBounds() Bounds {
 	return Bounds{Sets: 3, Large: 1 << 8, Lists: 8, ListLen: 16, SetLen: 1 << 12, Entries: 1 << 17, Pairs: 1 << 14}
 }
 
-// class returns the size class of a set with n entries. While there is room, sets of one class are treated alike.
 func (b Bounds) class(n int) int {
 	switch {
 	case n > b.SetLen:
@@ -43,16 +40,14 @@ func (b Bounds) class(n int) int {
 // tooLarge is the class of sets that are not merged.
 const tooLarge = 64
 
-// Merge returns a ruleset that allows the same packets with fewer look-ups in sets. Rules of a chain that differ
-// only in the set of their peers become one rule. It looks up a merged set, the union of these sets. So a pod under
-// 1,000 policies needs a few look-ups instead of 1,000. Sets that no rule needs any more are left out.
+// Merge returns a ruleset that allows the same packets with fewer look-ups in sets. Rules of a chain that
+// differ only in the set of their peers become one rule with a merged set. So a pod under 1,000 policies needs
+// a few look-ups instead of 1,000.
 //
-//   - If more than Bounds.Sets sets belong to the same protocol and ports, sets of addresses are merged.
-//     Sets of networks are merged too. A few large sets stay apart.
-//   - If the rules of a protocol have more than Bounds.Lists different lists of ports, address and port are looked
-//     up together. Longer lists don't count.
+//   - Sets are merged if more than Bounds.Sets of them belong to the same protocol and ports.
+//   - Address and port are looked up together if a protocol has more than Bounds.Lists lists of ports.
 //   - If there isn't room for all merged sets, the smallest come first.
-//   - What the kernel has refused isn't merged. Each problem then has its own object and field.
+//   - What the kernel has refused isn't merged.
 //
 // Merge is the specification of a Merger.
 func Merge(r Ruleset, refused Refused) Ruleset { return UsualBounds().Merge(r, refused) }

@@ -6,9 +6,8 @@ import (
 	"slices"
 )
 
-// Merger merges the rulesets of one node, one after the other. Each result is the one of Bounds.Merge. It counts how
-// many sets give each merged entry, so one entry more or less takes a look-up. It isn't safe for concurrent use. The
-// rulesets that it returns never change.
+// Merger merges the rulesets of one node, one after the other, with the results of Bounds.Merge. A small change
+// takes little time. It isn't safe for concurrent use. The rulesets that it returns never change.
 type Merger struct {
 	bounds   Bounds
 	last     Ruleset // as it was given
@@ -39,7 +38,6 @@ func (m *Merger) Merge(r Ruleset, refused Refused) Ruleset {
 	return m.out
 }
 
-// changes returns the indexes of the sets whose entries differ. same is false if more than that differs.
 func changes(was, now []Set) (changed []int, same bool) {
 	if len(was) != len(now) {
 		return nil, false
@@ -62,7 +60,6 @@ func shared[T any](a, b []T) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
-// outgrown reports whether the changed sizes need another decision. If not, it updates the decision's sums.
 func (m *Merger) outgrown(changed []int, r Ruleset) bool {
 	d := m.decision
 	entries, pairs := d.entries, d.pairs
@@ -82,7 +79,6 @@ func (m *Merger) outgrown(changed []int, r Ruleset) bool {
 	return false
 }
 
-// decide decides anew which rules are merged. Merged sets that stay count only what differs.
 func (m *Merger) decide(r Ruleset, refused Refused) {
 	d := m.decision
 	if d != nil && d.fit && maps.Equal(m.refused, refused) {
@@ -136,8 +132,6 @@ func (m *Merger) usersOf(set string) []*countedSet {
 	return m.users[set]
 }
 
-// refill puts the new entries of changed sets into the result, and into the merged sets made from them. changed has
-// indexes in r.Sets.
 func (m *Merger) refill(changed []int, r Ruleset) {
 	m.out.Sets = slices.Clone(m.out.Sets)
 	for _, i := range changed {

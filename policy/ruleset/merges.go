@@ -9,7 +9,6 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// merge is several rules of a chain that become one.
 type merge struct {
 	plan  *chainPlan
 	chain int   // its index in the ruleset
@@ -44,10 +43,8 @@ func portsOf(numbers []uint16) string {
 	return string(text)
 }
 
-// times returns how many merged entries there are for each entry of the part.
 func (p part) times() int { return max(len(p.ports)/2, 1) }
 
-// add appends the merged entries for an entry of the part.
 func (p part) add(all []Entry, e Entry) []Entry {
 	if p.ports == "" {
 		return append(all, e)
@@ -64,7 +61,6 @@ func (p part) compare(o part) int {
 	return cmp.Or(cmp.Compare(p.set, o.set), cmp.Compare(p.proto, o.proto), cmp.Compare(p.ports, o.ports))
 }
 
-// merges returns what becomes of the groups if there is room for all. fit is false if something is left out.
 func (b Bounds) merges(all groups, f conf.Family, sets map[string]*Set, refused Refused) (list []*merge, fit bool) {
 	n := newNeeds(b, all, sets)
 	for _, together := range n.withPorts() {
@@ -90,8 +86,7 @@ func (b Bounds) merges(all groups, f conf.Family, sets map[string]*Set, refused 
 	return list, n.fit
 }
 
-// needs decides which sets of a chain's groups are merged. fit becomes false if something is left out for lack of
-// room.
+// needs decides which sets of a chain's groups are merged.
 type needs struct {
 	Bounds
 	of     groups
@@ -116,8 +111,6 @@ func newNeeds(b Bounds, of groups, sets map[string]*Set) *needs {
 
 func (n *needs) class(name string) int { return n.Bounds.class(n.sets[name].Entries.Len()) }
 
-// keepLarge keeps sets apart that needn't be merged. Of each protocol and ports these are all sets if there are few,
-// and otherwise the largest.
 func (n *needs) keepLarge() {
 	byRest := map[string][]*group{}
 	for _, g := range n.of.list {
@@ -166,7 +159,7 @@ func (n *needs) pairsOf(g *group) (sum int) {
 	return sum
 }
 
-// rounded rounds up by at most an eighth. So one entry more or less rarely changes which rules are merged.
+// rounded rounds up by at most an eighth. One entry more or less then rarely changes which rules are merged.
 func rounded(n int) int {
 	step := 1
 	for n/step >= 16 {
@@ -175,8 +168,6 @@ func rounded(n int) int {
 	return (n + step - 1) / step * step
 }
 
-// withPorts returns lists of groups whose addresses and ports can be looked up together. It leaves out the groups
-// that need most if a list would need too many entries.
 func (n *needs) withPorts() (all [][]*group) {
 	type kin struct {
 		run   int

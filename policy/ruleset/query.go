@@ -27,7 +27,6 @@ type query struct {
 	ends  [ends]*signature
 }
 
-// walk returns Drop if the chain drops the packet, and Return otherwise.
 func (c *indexedChain) walk(q *query) Action {
 	if c == nil {
 		return Return
@@ -56,13 +55,10 @@ func (c *indexedChain) walk(q *query) Action {
 }
 
 const (
-	// usualLists is for how many lists walk has room. For more it allocates memory.
 	usualLists = 16
-	// many rules take as long to compare as the look-up of a verdict.
-	many = 32
+	many       = 32
 )
 
-// compare compares the packet with the rules in the lists, in the chain's order. It changes the lists.
 func (c *indexedChain) compare(q *query, lists [][]int32) Action {
 	for last := int32(-1); ; {
 		first := 0
@@ -94,7 +90,6 @@ func (c *indexedChain) compare(q *query, lists [][]int32) Action {
 	}
 }
 
-// matches reports whether a packet that was led to the rule matches all of its conditions.
 func (r *indexedRule) matches(q *query) bool {
 	switch {
 	case r.class != anyClass && r.class != q.class, r.onePort && (q.Port < r.first || q.Port > r.last):
@@ -130,8 +125,6 @@ func (r *indexedRule) matchesPort(port uint16) bool {
 	return found
 }
 
-// contains reports whether the group contains the packet's address, with its link or port if the set has these. It
-// ignores the field not.
 func (m *memberMatch) contains(q *query) bool {
 	switch {
 	case !q.ends[m.end].in(m.group):

@@ -4,24 +4,22 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Refusal names a part of a ruleset that a node's kernel refuses, such as a match without a kernel module. Exactly
+// Refusal names a part of a ruleset that a node's kernel refuses, such as a match without a kernel module. Only
 // one of Kind, Rule, SetKind and Set isn't empty.
 type Refusal struct {
 	Family conf.Family
 	// Kind is the name of a Kind: a part that several rules can have.
 	Kind string
 	// Rule is the Key of one rule of a policy.
-	Rule string
-	// SetKind is the kind of the sets that the kernel can't make.
+	Rule    string
 	SetKind SetKind
 	// Set is the name of a set. The kernel refuses its Element, or the whole set if Element is zero.
 	Set     string
 	Element Element
 }
 
-// Refused are the parts that a node's kernel has refused. All can be left out safely: without them the ruleset only
-// drops more. If the kernel refuses another part, that is an error of the backend. A value has the part and the
-// reason, such as "the set weir-sel-X: REASON".
+// Refused are the parts that a node's kernel has refused, each with the reason. Without these parts, the
+// ruleset only drops more.
 type Refused map[Refusal]string
 
 // Kind is one part of a rule. A kernel without support for it refuses every rule that has it.
@@ -30,8 +28,7 @@ type Kind struct {
 	Rule Rule // an example that has no other part
 }
 
-// Kinds returns the parts of a policy's rule: how it matches the peer, and how the port. A rule that matches neither
-// has none.
+// Kinds returns the parts of a policy's rule: how it matches the peer, and how it matches the port.
 func (r Rule) Kinds() []Kind {
 	var kinds []Kind
 	example := Rule{Action: Return, Comment: "weir: a trial"}
@@ -68,7 +65,7 @@ func (r Rule) Kinds() []Kind {
 // ByPort reports whether the kind is a match of ports or of the protocol, rather than of the peer.
 func (k Kind) ByPort() bool { return k.Rule.Proto != "" }
 
-// Set returns why the kernel has refused the set's kind or the set; empty if it has refused neither.
+// Set returns why the kernel has refused the set, or its kind. It returns "" if neither is refused.
 func (r Refused) Set(f conf.Family, k SetKind, name string) string {
 	if why, ok := r[Refusal{Family: f, SetKind: k}]; ok && k != "" {
 		return why
@@ -76,8 +73,8 @@ func (r Refused) Set(f conf.Family, k SetKind, name string) string {
 	return r[Refusal{Family: f, Set: name}]
 }
 
-// Rule returns the refused part of the rule with the reason, and whether the part matches ports. The text is empty
-// if no part is refused.
+// Rule returns the refused part of the rule, with the reason. ports is true if the part matches ports. The text
+// is empty if no part is refused.
 func (r Refused) Rule(f conf.Family, rule Rule) (why string, ports bool) {
 	if len(r) == 0 {
 		return "", false
@@ -90,8 +87,7 @@ func (r Refused) Rule(f conf.Family, rule Rule) (why string, ports bool) {
 	return r[Refusal{Family: f, Rule: rule.Key()}], false
 }
 
-// Without returns the set without the entries that the kernel refuses. It calls report with each of them and its
-// value in Refused.
+// Without returns the set without the entries that the kernel refuses. It calls report for each of them.
 func (r Refused) Without(s Set, report func(e Entry, why string)) Set {
 	if len(r) == 0 {
 		return s

@@ -14,7 +14,6 @@ type pivot struct{ group, rule int32 }
 
 func (p *pivots) add(group, rule int32) { p.list = append(p.list, pivot{group, rule}) }
 
-// of returns the rules that the groups lead to, in the order of the chain.
 func (p *pivots) of(groups []int32) (rules []int32) {
 	if !p.sorted {
 		slices.SortFunc(p.list, func(a, b pivot) int {
@@ -33,17 +32,14 @@ func (p *pivots) of(groups []int32) (rules []int32) {
 	return rules
 }
 
-// row has rules that packets may match, in the chain's order. They are those that one signature's groups lead to, or
-// those that no address leads to.
+// row has rules that packets may match, in the chain's order. above has the rules of the surrounding network.
 type row struct {
-	above *row
-	rules []int32
-	one   [1]int32 // the memory of rules, if there is only one rule
-	// byPort has the rules by port, for each class of protocols. It is made when needed.
+	above  *row
+	rules  []int32
+	one    [1]int32 // the memory of rules, if there is only one rule
 	byPort *[classes]*portTable
 }
 
-// row returns the row for addresses with the signature at that end; nil if they lead to no rule.
 func (c *indexedChain) row(at end, s *signature) *row {
 	if s == nil || len(c.pivots[at].list) == 0 {
 		return nil
@@ -60,8 +56,7 @@ func (c *indexedChain) row(at end, s *signature) *row {
 	return r
 }
 
-// newRow makes and keeps the row for the signature. If its own groups lead to no rule, this is the row of the
-// signature above.
+// newRow makes and keeps the row for the signature.
 func (c *indexedChain) newRow(at end, s *signature) *row {
 	r := c.row(at, s.above)
 	if rules := c.pivots[at].of(s.groups); len(rules) > 0 {
@@ -80,8 +75,6 @@ func (c *indexedChain) newRow(at end, s *signature) *row {
 // few rules take less time to compare than a look-up.
 const few = 8
 
-// candidates returns the rules of the row that the packet may match, in order. Rules behind one that surely decides
-// may be missing.
 func (r *row) candidates(c *indexedChain, q *query) []int32 {
 	if len(r.rules) <= few {
 		return r.rules
@@ -97,7 +90,6 @@ func (r *row) candidates(c *indexedChain, q *query) []int32 {
 	return t.at(q.Port)
 }
 
-// portTable has rules by port. A rule matches all ports of a span or none.
 type portTable struct {
 	firsts []uint16 // of each span, the first port, in order; the first span begins with 0
 	rules  [][]int32
@@ -111,8 +103,6 @@ func (t *portTable) at(port uint16) []int32 {
 	return t.rules[i]
 }
 
-// newPortTable returns the table of the row's rules that can match the class. A table that would be too large has
-// only one span.
 func newPortTable(c *indexedChain, r *row, of class) *portTable {
 	var rules []portRule
 	t := &portTable{firsts: []uint16{0}}
@@ -143,7 +133,8 @@ func newPortTable(c *indexedChain, r *row, of class) *portTable {
 
 const lastPort = 1<<16 - 1
 
-// ranges returns ports outside of which the rule matches nothing. exact is true if the rule matches all of them.
+// ranges returns ports outside of which the rule matches nothing. exact is true if the rule matches all of
+// them.
 func (r *indexedRule) ranges() (list []PortRange, exact bool) {
 	if len(r.Ports) > 0 {
 		return r.Ports, len(r.ports) == 0
@@ -167,18 +158,17 @@ func (r *indexedRule) ranges() (list []PortRange, exact bool) {
 	return []PortRange{{0, lastPort}}, len(r.ports) == 0
 }
 
-// portRule is a rule with the ports that it may match. decides is true if it surely decides on them.
 type portRule struct {
 	number  int32
 	ports   []PortRange
 	decides bool
 }
 
-// fill adds the rules to the spans of their ports. A span ends with the first rule that surely decides. fill returns
-// false if the spans would have many more rules than the row.
+// fill adds the rules to the spans of their ports. It returns false if the spans would have many more rules
+// than the row.
 func (t *portTable) fill(rules []portRule) bool {
 	t.rules = make([][]int32, len(t.firsts))
-	// next[i] is i if span i needs more rules, and otherwise a later span. The spans from i up to that one need none.
+	// next[i] is i if span i needs more rules, and otherwise the next span that may need some.
 	next := make([]int, len(t.firsts)+1)
 	for i := range next {
 		next[i] = i

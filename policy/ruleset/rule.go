@@ -25,14 +25,15 @@ type Rule struct {
 	// Comment explains the rule to an operator who lists the kernel's rules.
 	Comment string
 	Action  Action
-	// To is the target chain of Jump and GoTo, or the prefix that Log adds to its copy of the packet.
+	// To is the target chain of Jump and GoTo, or the prefix of Log's messages.
 	To string
-	// Policies has the namespace/name of each policy that allows packets by the rule, in order. Without such a rule,
-	// the ruleset only drops more.
+	// Policies are the policies that allow packets by the rule, in order. Without such a rule, the ruleset only
+	// drops more.
 	Policies []string
 }
 
-// SetMatch matches a packet if the set contains the packet's part By. If Not is true, the set must not contain it.
+// SetMatch matches a packet if the set contains the part By of the packet. With Not, the set must not contain
+// it.
 type SetMatch struct {
 	Name string
 	By   Part
@@ -42,7 +43,7 @@ type SetMatch struct {
 // Part is the part of a packet that a rule looks up in a set.
 type Part string
 
-// Each comment names the kinds of sets in which a rule can look up the Part.
+// The comments name the kinds of sets that can contain the Part.
 const (
 	Source          Part = "source"               // Addresses, Networks
 	Destination     Part = "destination"          // Addresses, Networks
@@ -56,8 +57,7 @@ func (m SetMatch) ports() bool {
 	return m.By == DestinationPort || m.By == DestinationPair || m.By == SourcePair
 }
 
-// Track matches connection tracking's state of the packet. A Simulator runs only first packets: there only
-// Untranslated and First can match.
+// Track matches connection tracking's state of the packet.
 type Track string
 
 const (
@@ -69,34 +69,31 @@ const (
 	Related Track = "related"
 	// Untranslated packets still have the destination that their sender gave them.
 	Untranslated Track = "untranslated"
-	// Midstream packets are TCP packets of an unknown connection that don't begin one. Untracked packets (NOTRACK) are
-	// not among them: each is checked like a first packet.
+	// Midstream packets are TCP packets of an unknown connection that don't begin one. Untracked packets
+	// (NOTRACK) are not among them.
 	Midstream Track = "midstream"
-	// First packets are those with which the kernel first sees a connection, and untracked packets. Later packets of a
-	// connection without answers aren't among them.
+	// First packets are those that begin a connection, and untracked packets.
 	First Track = "first"
 )
 
-// Shape matches a combination of values in the packet's headers. A packet that is too short doesn't match, so a rule
-// with a shape must not drop packets.
+// Shape matches a combination of values in the packet's headers. A packet that is too short doesn't match, so
+// no rule with a shape may drop packets.
 type Shape string
 
 const (
 	// ToItself packets have the same address as source and destination.
 	ToItself Shape = "to its own sender"
-	// HonestICMP packets are ICMP packets that are no errors, and honest errors. In an honest error, the packet inside
-	// has the error's addresses swapped: the error's receiver sent it to the error's sender. Redirects and later
-	// fragments don't match.
+	// HonestICMP packets are ICMP packets that are no errors, and honest errors: the error's receiver has sent
+	// the packet that the error is about. Redirects and later fragments don't match.
 	//
-	// Errors are the types that connection tracking relates to connections. For ICMP these are types 3 (destination
-	// unreachable), 4 (source quench), 11 (time exceeded) and 12 (parameter problem). For ICMPv6 they are all types
-	// below 128 (RFC 4443, section 2.1). An ICMPv6 packet with an extension header doesn't match.
+	// Errors are the types that connection tracking relates to connections. For ICMP these are types 3
+	// (destination unreachable), 4 (source quench), 11 (time exceeded) and 12 (parameter problem). For ICMPv6
+	// they are all types below 128 (RFC 4443, section 2.1).
 	HonestICMP Shape = "no ICMP error, or one about a packet to its sender"
-	// NoICMPError packets are ICMP packets that are no errors. Later fragments and packets with an extension header
-	// don't match.
+	// NoICMPError packets are ICMP packets that are no errors.
 	NoICMPError Shape = "no ICMP error"
-	// Solicitation packets are ICMPv6 neighbour solicitations: a host asks for another's link address. Their hop limit
-	// must be 255: no router has forwarded them (RFC 4861, section 7.1).
+	// Solicitation packets are ICMPv6 neighbour solicitations: a host asks for another's link address. A hop
+	// limit of 255 proves that no router has forwarded them (RFC 4861, section 7.1).
 	Solicitation Shape = "neighbour solicitation"
 	// Advertisement packets are ICMPv6 neighbour advertisements, which answer solicitations.
 	Advertisement Shape = "neighbour advertisement"
@@ -153,7 +150,8 @@ func (r Rule) Equal(o Rule) bool {
 	return r.Comment == o.Comment && slices.Equal(r.Policies, o.Policies) && r.SameAs(o)
 }
 
-// SameAs reports whether the rules have the same conditions and actions. Their comments and policies may differ.
+// SameAs reports whether the rules have the same conditions and actions. Their comments and policies may
+// differ.
 func (r Rule) SameAs(o Rule) bool {
 	return r.Src == o.Src && r.Dst == o.Dst && r.In == o.In && r.Out == o.Out && r.Proto == o.Proto &&
 		r.InPort == o.InPort && slices.Equal(r.Sets, o.Sets) && slices.Equal(r.Ports, o.Ports) && r.Track == o.Track &&
@@ -168,7 +166,7 @@ func (r Rule) Key() string {
 	return b.String()
 }
 
-// encode writes the rule's conditions and action. Lengths precede values, so different rules never give equal texts.
+// encode writes lengths before values: so different rules never give equal texts.
 func (r Rule) encode(b *strings.Builder) {
 	b.Grow(128)
 	put := func(field byte, value string) {
@@ -205,8 +203,8 @@ func (r Rule) encode(b *strings.Builder) {
 	put('c', r.To)
 }
 
-// Identity returns a name for these rules: a hash of the context and the rules' fields and comments. It has 16
-// letters and digits (80 bits).
+// Identity returns a name for these rules: a hash of the context and the rules, with 16 letters and digits (80
+// bits).
 func Identity(context string, rules []Rule) string {
 	var b strings.Builder
 	b.WriteString(context)

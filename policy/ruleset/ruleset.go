@@ -1,17 +1,13 @@
-// Package ruleset describes what a node's packet filter should enforce, as data: sets, chains of rules, and the hooks
-// where packets enter the chains. A backend (netfilter/iptables) lowers a ruleset to its own text, tables and limits,
-// and writes it to the kernel. A Simulator runs packets through a ruleset in memory, and an Index gives the same
-// verdicts in less time.
+// Package ruleset describes as data what a node's packet filter should enforce: sets, chains of rules, and the
+// hooks where packets enter the chains. A backend (netfilter/iptables) writes a ruleset to the kernel. A
+// Simulator runs packets through a ruleset in memory. An Index gives the same verdicts in less time.
 //
 // The package uses no kernel interface and no package of Kubernetes, and has no side effects. Its invariants:
 //
-//   - Sets are ordered by name, chains by family and name, entries by Element.Compare: equal states give equal
-//     rulesets.
-//   - A set is of one family and has no entry of the other family, and no IPv4-mapped IPv6 address (::ffff:0:0/96).
-//   - The names of a class's set and chain contain a hash of the chain's rules (Identity). New rules make a new chain
-//     and a new set, so the rules for the members of a set never change.
-//   - Each chain that checks packets ends with a rule that drops the packet, or returns. A packet passes the
-//     hook if the hook's chain returns.
+//   - Sets are ordered by name, chains by family and name, entries by Element.Compare.
+//   - A set is of one family. It has no IPv4-mapped IPv6 address (::ffff:0:0/96).
+//   - The names of a class's set and chain contain a hash of the chain's rules (Identity). So the rules for the members of a set never change.
+//   - Each chain that checks packets ends with a rule that drops the packet, or returns. A packet passes the hook if the hook's chain returns.
 package ruleset
 
 import (
@@ -32,34 +28,31 @@ type Ruleset struct {
 // Hook is a place on a packet's path where the packet enters a chain.
 type Hook string
 
-// The first two hooks come before the rules of other programs, and the others after them.
+// The first two hooks come before the rules of other programs. The others come after them.
 const (
 	// CheckForwarded is the hook of all packets that the node forwards.
 	CheckForwarded Hook = "check forwarded packets"
 	// CheckToNode is the hook of all packets to the node itself.
 	CheckToNode Hook = "check packets to the node"
-	// AcceptForwarded is the hook of forwarded packets that were checked. Its chain accepts what other rules of the
-	// node might drop by default.
+	// AcceptForwarded is the hook of forwarded packets that were checked. Its chain accepts packets that other
+	// rules might drop by default.
 	AcceptForwarded Hook = "accept forwarded packets"
-	// TranslateSource is the hook of the first packets of connections that leave the node. Its chain decides on their
-	// source address.
+	// TranslateSource is the hook of the first packets of connections that leave the node.
 	TranslateSource Hook = "translate sources"
 )
 
-// Chain is a list of rules. The first matching rule with another action than Log decides.
+// Chain is a list of rules. The first matching rule decides, unless its action is Log.
 type Chain struct {
 	Family conf.Family
 	Name   string
-	// Hook is where packets enter the chain. It is empty if only rules of other chains lead there; such a chain checks
-	// packets.
-	Hook Hook
-	// Comment explains the kernel's rule that leads from the hook to the chain.
+	// Hook is where packets enter the chain. It is empty if only rules of other chains lead there.
+	Hook    Hook
 	Comment string
 	Rules   []Rule
 }
 
-// Dispatch returns the names of the sets that the chain's rules match, in order. Sets that a packet must not be in
-// are left out. A pod in several of them belongs to the class of the first.
+// Dispatch returns the names of the sets that the chain's rules match, in order. A pod in several of them
+// belongs to the class of the first.
 func (c Chain) Dispatch() []string {
 	var names []string
 	for _, r := range c.Rules {
@@ -99,7 +92,7 @@ func (r Ruleset) Chain(f conf.Family, name string) (Chain, bool) {
 	return r.Chains[i], true
 }
 
-// Direction is the direction of traffic, as seen from the pod that a policy selects.
+// Direction is the direction of packets, as seen from the pod that a policy selects.
 type Direction string
 
 // The directions of networking.k8s.io/v1 policyTypes.
@@ -112,22 +105,21 @@ const (
 type Class struct {
 	Direction Direction
 	Policies  []string // empty if no policy isolates the pods
-	// Audited are policies that would isolate the pods if they were enforced. If there are any, there are no Policies.
-	Audited []string
-	Set     string
-	Chain   string
-	Pods    []string
+	Audited   []string
+	Set       string
+	Chain     string
+	Pods      []string
 }
 
-// Problem describes an object, or a part of one, that can't be enforced as written. What the part would have allowed
-// is dropped.
+// Problem describes a part of an object that can't be enforced as written. The packets that it should allow are
+// dropped.
 type Problem struct {
 	Object  string // kind namespace/name
 	Field   string
 	Message string
 }
 
-// SameProblems reports whether the lists share their memory, and so are equal. It may be false for equal lists.
+// SameProblems reports whether the lists share their memory. It may be false for equal lists.
 func SameProblems(a, b []Problem) bool { return shared(a, b) }
 
 // String returns one line for a log.

@@ -20,25 +20,24 @@ const (
 	AddressPorts SetKind = "addresses with ports"
 	// Ports sets serve both families. Their field Family is IPv4.
 	Ports SetKind = "ports"
-	// AddressLinks sets hold addresses and networks, each with the link that its packets come in by.
+	// AddressLinks sets have addresses and networks, each with the link that its packets come in by.
 	AddressLinks SetKind = "addresses with links"
 )
 
-// SetRole decides the order in which a set and the rules that use it change. During the change, no packet passes
-// that neither ruleset allows.
+// SetRole decides the order in which a set and its rules change. During the change, no packet passes that both
+// rulesets drop.
 type SetRole int
 
 const (
-	// Peers sets have entries that rules allow. Old entries go before the rules change, and new ones come after.
-	Peers SetRole = iota
-	// Checked sets have the addresses that the rules check. New entries come before the rules change, and old ones go
+	// Peers sets have entries that rules allow. Old entries go before the rules change, and new ones come
 	// after.
+	Peers SetRole = iota
+	// Checked sets have the addresses that the rules check. New entries come before the rules change, and old
+	// ones go after.
 	Checked
-	// Attached sets are Checked sets with the addresses of this node's attachments. A new attachment has no
-	// connections. Those of a removed one are deleted before its address is assigned again (conntrack.Delete).
+	// Attached sets are Checked sets with the addresses of this node's attachments.
 	Attached
-	// Members sets are class sets. A pod belongs to the class of the first rule in the chain Dispatch whose set has its
-	// address. It changes its class in one step, or is in no class in between.
+	// Members sets are class sets. A pod changes its class in one step, or is in no class in between.
 	Members
 )
 
@@ -50,7 +49,7 @@ type Set struct {
 	Role   SetRole
 	// Dispatch is the chain with the rule that matches a Members set.
 	Dispatch string
-	// Opens is true if the set only serves to allow packets. The ruleset is then safe without it: it drops more.
+	// Opens is true if the set only serves to allow packets. Without the set, the ruleset only drops more.
 	Opens   bool
 	Entries Entries
 }
@@ -61,8 +60,8 @@ type Entry struct {
 	Comment string
 }
 
-// Element is an address or network. In AddressPorts sets it also has a port, in AddressLinks sets a link. In Ports
-// sets it has only a port.
+// Element is an address or network. In AddressPorts sets it also has a port, in AddressLinks sets a link. In
+// Ports sets it has only a port.
 type Element struct {
 	Prefix netip.Prefix
 	Proto  Protocol
@@ -94,7 +93,7 @@ func (e Element) Compare(o Element) int {
 		cmp.Compare(e.Proto, o.Proto), cmp.Compare(e.Port, o.Port), cmp.Compare(e.Link, o.Link))
 }
 
-// Order returns the entries in a Set's order. Of several with the same element, it keeps the one whose comment sorts
+// Order sorts the entries as in a Set. Of entries with the same element, it keeps the one whose comment sorts
 // first.
 func Order(entries []Entry) []Entry {
 	slices.SortFunc(entries, func(a, b Entry) int {

@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Packet is the first packet of a connection at the hooks that check it. Its destination is already translated, its
-// source is not.
+// Packet is the first packet of a connection at the hooks that check it. Its destination is already translated,
+// its source is not.
 type Packet struct {
 	In, Out  string // links; Out is empty for a packet to the node itself
 	InPort   string // the port of In that the packet came in by, if In is a bridge of another plugin's
@@ -22,11 +22,12 @@ type Packet struct {
 	Translated bool
 }
 
-// Link is the link by which an endpoint's packets come in. Port is the port if the link is another plugin's bridge.
+// Link is the link by which an endpoint's packets come in. Port is set if the link is another plugin's bridge:
+// it is the port of that bridge.
 type Link struct{ In, Port string }
 
-// Simulator runs packets through a ruleset in memory, with the kernel's results. So it can tell which established
-// connections the ruleset no longer allows. Without chains for its family, a packet passes.
+// Simulator runs packets through a ruleset in memory, with the kernel's results. Without chains for its family,
+// a packet passes.
 type Simulator struct {
 	chains map[conf.Family]map[string][]Rule
 	hooks  map[conf.Family]map[Hook][]Rule
@@ -35,7 +36,7 @@ type Simulator struct {
 	links  map[string][]Element        // for each set with links: its elements
 }
 
-// NewSimulator returns a Simulator for the ruleset. It returns an error if a set has an entry that it cannot read.
+// NewSimulator returns a Simulator for the ruleset. It returns an error if it can't read an entry of a set.
 func NewSimulator(r Ruleset) (*Simulator, error) {
 	s := &Simulator{
 		chains: map[conf.Family]map[string][]Rule{conf.IPv4: {}, conf.IPv6: {}},
@@ -79,8 +80,7 @@ func (s *Simulator) add(set Set) error {
 // Allows reports whether the packet passes the hook that checks it.
 func (s *Simulator) Allows(p Packet) bool { return s.run(p, nil) }
 
-// Audit reports whether the packet passes. It also returns the directions in which audited policies log it, even if
-// the other direction drops it.
+// Audit reports whether the packet passes, and in which directions audited policies log it.
 func (s *Simulator) Audit(p Packet) (passes bool, logged []Direction) {
 	passes = s.run(p, func(r Rule) {
 		if chain, ok := strings.CutPrefix(r.To, conf.AuditLogPrefix); ok {
@@ -97,7 +97,8 @@ func directionOf(chain string) Direction {
 	return Egress
 }
 
-// run reports whether the packet passes its hook. It calls log, if not nil, with each rule that logs the packet.
+// run reports whether the packet passes its hook. It calls log, if not nil, with each rule that logs the
+// packet.
 func (s *Simulator) run(p Packet, log func(Rule)) bool {
 	hook := CheckForwarded
 	if p.Out == "" {
@@ -106,7 +107,6 @@ func (s *Simulator) run(p Packet, log func(Rule)) bool {
 	return s.walk(s.hooks[conf.FamilyOf(p.Dst)][hook], p, log) != Drop
 }
 
-// walk returns Drop if the rules drop the packet, and Return otherwise.
 func (s *Simulator) walk(rules []Rule, p Packet, log func(Rule)) Action {
 	chains := s.chains[conf.FamilyOf(p.Dst)]
 	for _, r := range rules {
@@ -163,7 +163,6 @@ func (s Shape) matches(p Packet) bool {
 	return false
 }
 
-// byName returns the name of ICMP or ICMPv6 for its number, and any other protocol unchanged.
 func byName(p Protocol) Protocol {
 	switch p {
 	case "1":
@@ -174,7 +173,6 @@ func byName(p Protocol) Protocol {
 	return p
 }
 
-// contains reports whether the set contains the packet's part. It ignores the field Not.
 func (s *Simulator) contains(m SetMatch, p Packet) bool {
 	switch m.By {
 	case SourceLink:

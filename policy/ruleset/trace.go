@@ -9,7 +9,7 @@ type Step struct {
 }
 
 // Trace runs the packet through the ruleset as a Simulator does. It returns whether the packet passes, and the
-// matching rules in order. Without a chain for its hook, it passes.
+// matching rules in order.
 func (r Ruleset) Trace(p Packet) (passes bool, steps []Step, err error) {
 	s, err := NewSimulator(r)
 	if err != nil {
@@ -36,7 +36,6 @@ type tracer struct {
 	steps  []Step
 }
 
-// walk returns Drop if the chain drops the packet, and Return otherwise.
 func (t *tracer) walk(c Chain) Action {
 	for _, r := range c.Rules {
 		if !t.matches(r, t.packet) {

@@ -18,16 +18,13 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Evaluator evaluates packets against the policies of one state. A part of a policy that can't be parsed allows
-// nothing.
+// Evaluator evaluates packets against the policies of one state.
 type Evaluator struct {
 	policies   []isolating
 	ends       map[netip.Addr]end
 	namespaces map[string]policy.Namespace
 }
 
-// end is an address and the pods that have it. Without pods, it is outside of the cluster, a node's, or an
-// attachment's whose pod is unknown.
 type end struct {
 	addr        netip.Addr
 	name        string // namespace/name
@@ -43,8 +40,8 @@ type pod struct {
 	inKnownNamespace  bool
 }
 
-// certainly reports whether the selector surely matches, and whether it may. A requirement on an unknown label may
-// match.
+// certainly reports whether the selector surely matches, and whether it may. A requirement on an unknown label
+// may match.
 func certainly(s labels.Selector, known labels.Set, unknown func(key string) bool) (certainly, possibly bool) {
 	requirements, selectable := s.Requirements()
 	certainly, possibly = selectable, selectable
@@ -58,8 +55,8 @@ func certainly(s labels.Selector, known labels.Set, unknown func(key string) boo
 
 func (p pod) unknownLabel(key string) bool { return slices.Contains(p.Unknown, key) }
 
-// unknownOfNamespace reports whether the namespace's label is unknown. Of an unknown namespace, only the label with
-// its name is known.
+// unknownOfNamespace reports whether the namespace's label is unknown. An unknown namespace has only the label
+// with its name.
 func (p pod) unknownOfNamespace(key string) bool {
 	if !p.inKnownNamespace {
 		return key != corev1.LabelMetadataName
@@ -67,7 +64,6 @@ func (p pod) unknownOfNamespace(key string) bool {
 	return slices.Contains(p.unknown, key)
 }
 
-// isolating is a policy with selectors, peers and ports as functions.
 type isolating struct {
 	*networkingv1.NetworkPolicy
 	name    string
@@ -76,12 +72,11 @@ type isolating struct {
 	rules   map[ruleset.Direction][]rule // for each direction that the policy isolates
 }
 
-// rule matches a packet if one of its peers and one of its ports match.
 type rule struct {
 	field string
 	peers []named[peerMatch]
 	ports []named[portMatch]
-	// byName means that one of the ports is a name: its number depends on the destination.
+	// byName means that one of the ports is a name. Its number depends on the destination.
 	byName bool
 }
 
@@ -95,18 +90,18 @@ type (
 	portMatch func(proto ruleset.Protocol, port uint16, dst end) bool
 )
 
-// New returns an Evaluator for the state. A part of a policy that can't be parsed allows nothing, and is no error.
+// New returns an Evaluator for the state. A part of a policy that can't be parsed allows nothing, and is no
+// error.
 func New(s policy.State) *Evaluator {
 	return new(Cache).New(s)
 }
 
-// Cache makes Evaluators of states that share policies, and parses each policy once. It keeps no earlier versions of
-// a policy. A policy must not change while the Cache is in use. The zero value is ready to use, by one goroutine.
+// Cache makes Evaluators of states that share policies, and parses each policy once. A policy must not change
+// while the Cache is in use. The zero value is ready to use, by one goroutine.
 type Cache struct {
 	parsed map[string][]isolating // by NAMESPACE/NAME
 }
 
-// maxCached bounds the names of policies that a Cache keeps.
 const maxCached = 1 << 11
 
 // New is like the function New.
@@ -141,9 +136,8 @@ func (e *Evaluator) end(a netip.Addr) end {
 	return end{addr: a}
 }
 
-// ends returns the ends that the state knows. An attachment here has its own addresses; a workload may have made its
-// pod. Other pods have the addresses of their status that their Nodes can have assigned. Finished pods, and pods
-// with their node's address, have none.
+// ends returns the state's addresses with their pods. An attachment here has its own addresses. Other pods have
+// the addresses of their status that their Nodes can have assigned.
 func ends(s policy.State, namespaces map[string]policy.Namespace) map[netip.Addr]end {
 	by := map[netip.Addr]end{}
 	attached := map[string]bool{}
@@ -189,9 +183,8 @@ func ends(s policy.State, namespaces map[string]policy.Namespace) map[netip.Addr
 	return by
 }
 
-// assignedBy reports whether the Node can have assigned the address to a pod without an attachment here. The address
-// must be in its podCIDRs, and outside of this node's. If the state has no Nodes and doesn't name this node, every
-// address can be.
+// assignedBy reports whether the Node can have assigned the address to a pod without an attachment here: it is
+// in the Node's podCIDRs, and outside of this node's. Without Nodes and this node's name, every address can be.
 func assignedBy(s policy.State, name string, a netip.Addr) bool {
 	if s.Node == "" && len(s.Nodes) == 0 {
 		return true
@@ -207,8 +200,6 @@ func assignedBy(s policy.State, name string, a netip.Addr) bool {
 	return assigned
 }
 
-// subjects returns a function that tells whether the policy selects a pod, certainly and possibly. If the
-// podSelector can't be parsed, it selects all pods of the namespace.
 func subjects(np *networkingv1.NetworkPolicy) func(pod) (certainly, possibly bool) {
 	sel, err := metav1.LabelSelectorAsSelector(&np.Spec.PodSelector)
 	return func(p pod) (bool, bool) {
@@ -219,9 +210,10 @@ func subjects(np *networkingv1.NetworkPolicy) func(pod) (certainly, possibly boo
 	}
 }
 
-// rules returns the rules for each isolated direction. Without policyTypes, "policies that contain an egress section
-// are assumed to affect egress, and all policies (whether or not they contain an ingress section) are assumed to
-// affect ingress". An unknown type isolates both directions. A wrong podSelector leaves no rules.
+// rules returns the rules for each isolated direction. The API says of a policy without policyTypes: "policies
+// that contain an egress section are assumed to affect egress, and all policies (whether or not they contain an
+// ingress section) are assumed to affect ingress". An unknown type isolates both directions. A wrong
+// podSelector leaves no rules.
 func rules(np *networkingv1.NetworkPolicy) map[ruleset.Direction][]rule {
 	has := func(t networkingv1.PolicyType) bool { return slices.Contains(np.Spec.PolicyTypes, t) }
 	ingress, egress := has(networkingv1.PolicyTypeIngress), has(networkingv1.PolicyTypeEgress)
@@ -255,8 +247,6 @@ func rules(np *networkingv1.NetworkPolicy) map[ruleset.Direction][]rule {
 	return isolated
 }
 
-// newRule returns the rule. For the fields from, to and ports the API says: "if this field is empty or missing, this
-// rule matches all".
 func newRule(
 	np *networkingv1.NetworkPolicy, field, verb string, peers []networkingv1.NetworkPolicyPeer,
 	ports []networkingv1.NetworkPolicyPort,
@@ -285,8 +275,6 @@ func all(pods []pod, so func(pod) bool) bool {
 	return len(pods) > 0 && !slices.ContainsFunc(pods, func(p pod) bool { return !so(p) })
 }
 
-// matchPeer returns the function that matches a peer: an ipBlock, or selectors. A missing namespaceSelector means
-// the policy's namespace, and a missing podSelector all pods. Anything else matches nobody.
 func matchPeer(namespace string, p networkingv1.NetworkPolicyPeer) peerMatch {
 	switch {
 	case p.IPBlock != nil && p.PodSelector == nil && p.NamespaceSelector == nil:
@@ -320,8 +308,7 @@ func matchPeer(namespace string, p networkingv1.NetworkPolicyPeer) peerMatch {
 	}
 }
 
-// matchBlock returns the function that matches an ipBlock. If it has an error, or an except outside of the CIDR, it
-// matches nothing.
+// matchBlock matches nothing if the block has an error, or an except outside of the CIDR.
 func matchBlock(b networkingv1.IPBlock) peerMatch {
 	cidr, err := netip.ParsePrefix(b.CIDR)
 	if err != nil {

@@ -19,14 +19,11 @@ import (
 
 // Miss is a condition of a policy's rule that a packet doesn't meet.
 type Miss struct {
-	// Object is the object that would have to change, such as "Pod ns-1/busybox". It is empty if only the policy can
-	// change.
 	Object string `json:"object,omitempty"`
 	// Field is the field of the policy that has the condition, such as spec.ingress[0].from[0].podSelector.
 	Field string `json:"field"`
-	// Wants is the condition, such as app=busybox.
 	Wants string `json:"wants,omitempty"`
-	// Why says in words why the packet doesn't meet the condition. Change says what would meet it.
+	// Why says why the packet doesn't meet the condition. Change says what would meet it.
 	Why    string `json:"why"`
 	Change string `json:"change"`
 	Kind   Kind   `json:"kind"`
@@ -50,8 +47,7 @@ const (
 	MissUnreadable Kind = "unreadable"
 )
 
-// distance tells which rule comes nearest. A rule for other kinds of ends is farther away than one that lacks a
-// label.
+// distance puts rules for other kinds of ends farther away than rules that lack a label.
 func (m Miss) distance() int {
 	switch m.Kind {
 	case MissNoPod, MissUnreadable:
@@ -62,8 +58,7 @@ func (m Miss) distance() int {
 	return 1
 }
 
-// Near is a rule that doesn't allow a packet, with the conditions that the packet doesn't meet. They are those of
-// the nearest peer and the nearest port.
+// Near is a rule that doesn't allow a packet, with the unmet conditions of its nearest peer and nearest port.
 type Near struct {
 	Policy string `json:"policy"` // namespace/name
 	Field  string `json:"field"`  // such as spec.ingress[0]
@@ -77,7 +72,7 @@ func (n Near) distance() (sum int) {
 	return sum
 }
 
-// Nearest returns rules that don't allow the packet, the nearest first. They are those of policies that certainly
+// Nearest returns rules that don't allow the packet, the nearest first. It looks at policies that certainly
 // isolate the end in that direction: audited or enforced ones.
 func (e *Evaluator) Nearest(d ruleset.Direction, p Packet, audited bool) []Near {
 	src, dst := e.end(p.Src), e.end(p.Dst)
@@ -119,7 +114,6 @@ func (p isolating) selectsSurely(subject end) bool {
 	})
 }
 
-// rawRule is a rule as the policy has it.
 type rawRule struct {
 	peers []networkingv1.NetworkPolicyPeer
 	ports []networkingv1.NetworkPolicyPort
@@ -138,8 +132,8 @@ func rawRules(np *networkingv1.NetworkPolicy, d ruleset.Direction) (all []rawRul
 	return all
 }
 
-// fewest returns the misses of the nearest element. An empty list has none: a rule without peers or ports matches
-// all.
+// fewest returns the misses of the nearest element. An empty list has none: a rule without peers or ports
+// matches all.
 func fewest[T any](list []T, misses func(int, T) []Miss) []Miss {
 	var best []Miss
 	for i, one := range list {
@@ -151,7 +145,6 @@ func fewest[T any](list []T, misses func(int, T) []Miss) []Miss {
 	return best
 }
 
-// missedPeer returns the peer's conditions that the end doesn't meet; none if it matches.
 func missedPeer(namespace, field string, p networkingv1.NetworkPolicyPeer, e end) []Miss {
 	if matchPeer(namespace, p)(e) {
 		return nil
@@ -236,7 +229,6 @@ func missedLabels(s labels.Selector, known labels.Set, unknown func(string) bool
 	return all
 }
 
-// labelMiss leaves Object and Kind to the caller.
 func labelMiss(kind, name, field string, r labels.Requirement, known labels.Set, unknown func(string) bool) Miss {
 	m := Miss{Field: field, Wants: r.String()}
 	value, has := known[r.Key()]
@@ -265,7 +257,6 @@ func labelMiss(kind, name, field string, r labels.Requirement, known labels.Set,
 	return m
 }
 
-// missedBlock returns why the ipBlock doesn't contain the address; none if it does.
 func missedBlock(field string, b networkingv1.IPBlock, a netip.Addr) []Miss {
 	m := Miss{Field: field + ".cidr", Wants: b.CIDR, Kind: MissBlock}
 	cidr, err := netip.ParsePrefix(b.CIDR)
@@ -294,7 +285,6 @@ func missedBlock(field string, b networkingv1.IPBlock, a netip.Addr) []Miss {
 	return nil
 }
 
-// missedPort returns why the port doesn't match the packet; none if it does.
 func missedPort(field string, port networkingv1.NetworkPolicyPort, p Packet, dst end) []Miss {
 	if matchPort(port)(p.Proto, p.Port, dst) {
 		return nil

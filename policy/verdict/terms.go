@@ -13,13 +13,12 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// This file takes a verdict apart, for callers that need the verdicts on many packets. It tells which policies
-// isolate an end, and which ends and ports each of their rules means.
+// This file takes a verdict apart, for callers that need the verdicts on many packets.
 
-// End is one end of connections: an address with the pods that have it, or a pod without an address.
+// End is one end of connections: an address with its pods, or a pod without an address.
 type End struct{ end end }
 
-// At returns the end with that address. It has no pods if the state has no pod with the address.
+// At returns the end with that address. It has no pods if no pod of the state has the address.
 func (e *Evaluator) At(a netip.Addr) End { return End{e.end(a)} }
 
 // Without returns the end of a pod that has no address. No ipBlock contains this end.
@@ -32,7 +31,7 @@ func (e *Evaluator) Known() []netip.Addr {
 	return slices.SortedFunc(maps.Keys(e.ends), netip.Addr.Compare)
 }
 
-// Name returns "NAMESPACE/NAME" of the end's pod; empty if no pod and no attachment has the end's address.
+// Name returns "NAMESPACE/NAME" of the end's pod. It is empty if there is none.
 func (e End) Name() string { return e.end.name }
 
 // Pods returns the pods that may be at the end.
@@ -46,8 +45,6 @@ func (e End) Pods() (all []policy.Pod) {
 // Off reports whether enforcement is off for the end's pod.
 func (e End) Off() bool { return e.end.enforcement == conf.Off }
 
-// newPod returns the pod with its namespace's labels. Of an unknown namespace, only the label with its name is
-// known.
 func newPod(namespaces map[string]policy.Namespace, p policy.Pod) pod {
 	known := pod{Pod: p, labels: p.Labels, namespace: labels.Set{corev1.LabelMetadataName: p.Namespace}}
 	if n, ok := namespaces[p.Namespace]; ok {
@@ -68,10 +65,10 @@ func byName(namespaces []policy.Namespace) map[string]policy.Namespace {
 
 // Isolation is what the policies mean for one end in one direction.
 type Isolation struct {
-	// Closed is true if nothing is allowed, because the end's pod is unknown.
+	// Closed is true if nothing is allowed, because the pod is unknown.
 	Closed bool
-	// Either has one element for each pod that may be at the end and that a policy isolates. All of them must allow a
-	// packet. If there are none, all packets are allowed.
+	// Either has one element for each pod that may be at the end, if policies isolate the pod. All of them must
+	// allow a packet. Without elements, all packets are allowed.
 	Either []Isolated
 }
 
@@ -104,8 +101,7 @@ func (t Terms) Opens(proto ruleset.Protocol, port uint16, dst End) bool {
 	return first(t.ports, func(m portMatch) bool { return m(proto, port, dst.end) }) != ""
 }
 
-// Isolation returns what the policies mean for the end in the direction. The method side does the same for one
-// packet.
+// Isolation returns what the policies mean for the end in the direction.
 func (e *Evaluator) Isolation(d ruleset.Direction, of End) Isolation {
 	subject := of.end
 	if subject.enforcement == conf.Off {
@@ -130,8 +126,8 @@ func (e *Evaluator) Isolation(d ruleset.Direction, of End) Isolation {
 	return i
 }
 
-// isolated returns the policies that may isolate the pods of an end, and whether there are any. Rules come only from
-// policies that certainly select one of the pods.
+// isolated returns the policies that may isolate the pods of an end. Rules come only from policies that
+// certainly select one of the pods.
 func (e *Evaluator) isolated(d ruleset.Direction, pods []pod) (by Isolated, ok bool) {
 	for i := range e.policies {
 		np := &e.policies[i]

@@ -1,8 +1,9 @@
-// Package verdict evaluates a packet against NetworkPolicies. A verdict names the policies and rules that decided.
+// Package verdict evaluates a packet against NetworkPolicies. A verdict names the policies and rules that
+// decided.
 //
-// The package follows only the text of networking.k8s.io/v1. It shares the model of the state with the compiler and
-// nothing else, so tests can compare the two. It evaluates policies only. It doesn't know that weir also drops packets
-// for other reasons (forged senders, the port of the tunnels), nor that no rule checks packets from a node to its pods.
+// The package follows only the text of networking.k8s.io/v1. It shares nothing but the model with the compiler,
+// so tests can compare the two. It knows policies only: not that weir drops packets for other reasons too, nor
+// that packets from a node to its own pods aren't checked.
 package verdict
 
 import (
@@ -25,28 +26,26 @@ type Packet struct {
 
 // Verdict is the verdict on a packet. The packet passes if the policies at both ends allow it.
 type Verdict struct {
-	Packet Packet `json:"packet"`
-	// Self is true if source and destination are the same address. No policy denies such a packet.
-	Self    bool `json:"self"`
-	Egress  Side `json:"egress"`
-	Ingress Side `json:"ingress"`
+	Packet  Packet `json:"packet"`
+	Self    bool   `json:"self"`
+	Egress  Side   `json:"egress"`
+	Ingress Side   `json:"ingress"`
 }
 
 // Side is the verdict of the policies at one end.
 type Side struct {
-	Pod string `json:"pod,omitempty"` // namespace/name; empty if no pod is at this end, so no policies apply
-	// Here is true if the pod is on this node. Otherwise only its own node's rules check its packets.
-	Here bool `json:"here"`
-	// Unknown is true if the pod is unknown: the verdict is deny. Off is true if enforcement is off for the pod: the
-	// verdict is allow.
+	Pod  string `json:"pod,omitempty"` // namespace/name; empty if no pod is at this end, so no policies apply
+	Here bool   `json:"here"`
+	// Unknown is true if the pod is unknown: all is denied. Off is true if enforcement is off for the pod: all
+	// is allowed.
 	Unknown bool `json:"unknown"`
 	Off     bool `json:"off"`
-	// Policies are the policies that isolate the pod in this direction. If there are any, one of their rules must
-	// match.
+	// Policies isolate the pod in this direction. If there are any, one of their rules must match.
 	Policies []Policy `json:"policies"`
-	// Audited are the audited policies that would isolate the pod. They have no part in the verdict.
+	// Audited are the audited policies that would isolate the pod. They don't change the verdict.
 	Audited []Policy `json:"audited,omitempty"`
-	// Either has the verdict of each pod that may be at this end, if that is uncertain. All must be allow.
+	// Either has the verdict of each pod that may be at this end, if that is uncertain. All must allow the
+	// packet.
 	Either []Side `json:"either,omitempty"`
 }
 
@@ -72,11 +71,11 @@ const (
 // Allows reports whether the rule allows the packet: a peer and a port match.
 func (r Rule) Allows() bool { return r.Peer != "" && r.Port != "" }
 
-// Allowed reports whether the policies at this end allow the packet. If enforcement is off, they do; if the pod is
-// unknown, they don't. If several pods may be at the end, the policies of each must allow the packet.
+// Allowed reports whether the policies at this end allow the packet. If several pods may be at the end, the
+// policies of each must allow it.
 func (s Side) Allowed() bool { return s.allowedBy(func(o Side) []Policy { return o.Policies }) }
 
-// AllowedByAll reports whether the packet would still be allowed at this end if the audited policies were enforced.
+// AllowedByAll reports whether this end would still allow the packet if the audited policies were enforced.
 func (s Side) AllowedByAll() bool {
 	return s.allowedBy(func(o Side) []Policy { return slices.Concat(o.Policies, o.Audited) })
 }
@@ -96,8 +95,8 @@ func (s Side) allowedBy(policies func(Side) []Policy) bool {
 // Allowed reports whether the packet passes: both ends allow it, or it goes from an address to itself.
 func (v Verdict) Allowed() bool { return v.Self || (v.Egress.Allowed() && v.Ingress.Allowed()) }
 
-// WouldDrop returns the directions in which audited policies would drop the packet if they were enforced. A packet
-// that is dropped anyway has none.
+// WouldDrop returns the directions in which audited policies would drop the packet if they were enforced. A
+// packet that is dropped anyway has none.
 func (v Verdict) WouldDrop() (directions []ruleset.Direction) {
 	if v.Self || !v.Allowed() {
 		return nil
@@ -111,7 +110,7 @@ func (v Verdict) WouldDrop() (directions []ruleset.Direction) {
 	return directions
 }
 
-// AllowedHere reports whether this node's rules allow the packet. It ignores the ends on other nodes.
+// AllowedHere reports whether this node's rules allow the packet. It ignores ends on other nodes.
 func (v Verdict) AllowedHere() bool {
 	return v.Self || ((!v.Egress.Here || v.Egress.Allowed()) && (!v.Ingress.Here || v.Ingress.Allowed()))
 }
@@ -190,10 +189,10 @@ func (e *Evaluator) Evaluate(p Packet) Verdict {
 	}
 }
 
-// side returns the verdict of the policies at one end: "By default, a pod is non-isolated […]; all connections are
-// allowed. A pod is isolated […] if there is any NetworkPolicy that both selects the pod and has [the direction] in
-// its policyTypes". Then what any of these policies allows is allowed (kubernetes.io, Network Policies, "The two
-// sorts of pod isolation").
+// side returns the verdict of the policies at one end: "By default, a pod is non-isolated […]; all connections
+// are allowed. A pod is isolated […] if there is any NetworkPolicy that both selects the pod and has [the
+// direction] in its policyTypes". Then what any of these policies allows is allowed (kubernetes.io, Network
+// Policies, "The two sorts of pod isolation").
 func (e *Evaluator) side(d ruleset.Direction, subject, peer end, p Packet, dst end) Side {
 	s := Side{Pod: subject.name, Here: subject.here, Off: subject.enforcement == conf.Off}
 	s.Unknown = s.Here && len(subject.pods) == 0 && !s.Off
