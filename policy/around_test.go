@@ -12,7 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// TestAround: for packets between two addresses, Around's part of the cluster gives the same verdicts as the whole.
+// TestAround: for packets between two addresses, Around's part of the cluster gives the same verdicts as the
+// whole cluster.
 func TestAround(t *testing.T) {
 	denied, wouldDrop := 0, 0
 	for seed := range uint64(100) {

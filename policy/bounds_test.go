@@ -18,7 +18,6 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// large returns a state in which only sane/client may reach sane/web. The policies decide which pods may reach x/big.
 func large(t testing.TB, policies ...*networkingv1.NetworkPolicy) policy.State {
 	t.Helper()
 	objects := golden.Objects(t, []byte(`

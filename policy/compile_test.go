@@ -13,15 +13,13 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// TestGolden compares rulesets with testdata/NAME.ruleset. The command go test ./policy -update writes these files.
 func TestGolden(t *testing.T) {
 	golden.Each(t, "..", func(t *testing.T, name string, state policy.State) {
 		golden.Compare(t, "testdata/"+name+".ruleset", written(policy.Compile(state)))
 	})
 }
 
-// TestJudge: the rules and the evaluator both give the verdicts of the table. A packet is FROM>TO:PROTO:PORT, and
-// FROM and TO are pods or addresses.
+// TestJudge: the rules and the evaluator both give the verdicts of the table. A packet is FROM>TO:PROTO:PORT.
 func TestJudge(t *testing.T) {
 	for _, tc := range []struct {
 		file         string
@@ -94,8 +92,7 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// TestChained: packets from chained attachments' addresses (the set weir-chained) aren't masqueraded. Without
-// chained attachments there is no such set.
+// TestChained: packets from chained attachments' addresses (the set weir-chained) aren't masqueraded.
 func TestChained(t *testing.T) {
 	chained := policy.Endpoint{
 		ID:          "c:eth0",

@@ -10,8 +10,7 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// corners has pods on this node (web and db in shop, free in lab) and others. hostnet and hostnet-far have their
-// node's address; done and failed have ended; new has no address.
+// corners has pods on this node (web and db in shop, free in lab) and on others.
 const corners = `
 apiVersion: v1
 kind: Namespace
@@ -70,8 +69,8 @@ kind: Pod
 metadata: {name: new, namespace: shop, labels: {app: web}}
 `
 
-// TestCorners checks points of networking.k8s.io/v1 that are easily misread. Each case has one policy in namespace
-// shop. The rules and the evaluator must both give its verdicts.
+// TestCorners checks points of networking.k8s.io/v1 that are easily misread, for the rules and for the
+// evaluator.
 func TestCorners(t *testing.T) {
 	for _, tc := range []struct {
 		name, spec   string
@@ -238,7 +237,7 @@ func TestCorners(t *testing.T) {
 	}
 }
 
-// TestChangesOfObjects: when a label, a namespace or a policy is removed or changed, its old effect ends.
+// TestChangesOfObjects: if a label, a namespace or a policy is removed or changed, its old effect ends.
 func TestChangesOfObjects(t *testing.T) {
 	const np = `---
 apiVersion: networking.k8s.io/v1

@@ -13,8 +13,6 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// city is a cluster with 100 pods in each namespace and a policy for every ten pods. The measured node has one pod
-// of each of the first 100 namespaces.
 func city(pods int) (*policy.Engine, *policy.Delta) {
 	d := policy.NewDelta()
 	nodes := []policy.Node{}
@@ -90,7 +88,6 @@ func one(p *policy.Pod) *policy.Delta {
 	return d
 }
 
-// BenchmarkEngine measures what events cost in clusters of different sizes.
 func BenchmarkEngine(b *testing.B) {
 	for _, pods := range []int{1000, 10_000, 100_000} {
 		e, all := city(pods)

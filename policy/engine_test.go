@@ -64,8 +64,8 @@ func rest(s policy.State) string {
 	return b.String()
 }
 
-// engineDiffers takes an engine through the states. It returns the first step after which something is wrong, and
-// what is wrong; -1 if nothing is.
+// engineDiffers takes an engine through the states. It returns the first step after which something is wrong;
+// -1 if nothing is.
 func engineDiffers(states []policy.State) (step int, difference string) {
 	e := policy.NewEngine(states[len(states)-1].Node)
 	r := rand.New(rand.NewPCG(uint64(len(states)), 2))
@@ -101,8 +101,6 @@ func engineDiffers(states []policy.State) (step int, difference string) {
 	return -1, ""
 }
 
-// tell tells the engine of the new state in a random order, since the order must not matter. Sometimes it asks for
-// the ruleset in between.
 func tell(r *rand.Rand, e *policy.Engine, was, now policy.State) {
 	parts := []func(){
 		func() { e.SetNodes(now.Nodes) },
@@ -138,8 +136,7 @@ func tell(r *rand.Rand, e *policy.Engine, was, now policy.State) {
 	}
 }
 
-// sliced asks for the ruleset in slices, in one case of three. A slice must allow no more than the whole ruleset,
-// and slices must end. It returns what is wrong.
+// sliced sometimes asks for the ruleset in slices. No slice may allow more than the whole ruleset.
 func sliced(r *rand.Rand, e *policy.Engine, now policy.State) (wrong string) {
 	if r.IntN(3) > 0 {
 		return ""
@@ -175,7 +172,6 @@ func written(r ruleset.Ruleset) string {
 	return b.String()
 }
 
-// differs returns the difference between two rulesets; empty if there is none. The order of problems doesn't matter.
 func differs(got, want ruleset.Ruleset) string {
 	for _, r := range []*ruleset.Ruleset{&got, &want} {
 		r.Problems = slices.SortedFunc(slices.Values(r.Problems), func(a, b ruleset.Problem) int {
@@ -213,7 +209,6 @@ func shrinkStory(states []policy.State) []policy.State {
 	}
 }
 
-// smallerStories returns sequences without one state, or without one object in all states.
 func smallerStories(states []policy.State) (all [][]policy.State) {
 	for i := range states {
 		if len(states) > 1 {

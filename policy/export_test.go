@@ -10,8 +10,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// SmallRoom makes the room of nodes and sets small, until the returned function is called. Random clusters then
-// exceed it. It also makes maxBulk and maxPiece small, so small policies and sets count as large.
+// SmallRoom makes all limits so small that random clusters exceed them. restore undoes it.
 func SmallRoom(rules, sets, entries float64, inSet int) (restore func()) {
 	room, most, many, piece := nodeRoom, maxSetEntries, maxBulk, maxPiece
 	maxBulk, maxPiece = inSet%4, inSet%3
@@ -21,7 +20,6 @@ func SmallRoom(rules, sets, entries float64, inSet int) (restore func()) {
 
 const SliceWork = slice
 
-// SliceOf parses a large policy, if there is one. Then it does what Slice does, with another limit.
 func (e *Engine) SliceOf(work float64) ruleset.Ruleset {
 	if u := e.NextUnparsed(); u != nil {
 		u.Parse()
@@ -38,8 +36,7 @@ func (u *unsound) unless(ok bool, format string, args ...any) {
 	}
 }
 
-// Unsound returns what is wrong with the engine's indexes. A later event could turn such a difference into a wrong
-// ruleset.
+// Unsound returns what is wrong with the engine's indexes.
 func (e *Engine) Unsound() []string {
 	var u unsound
 	all := map[*pod]bool{}
@@ -137,7 +134,6 @@ func (e *Engine) checkSpaces(u *unsound, all map[*pod]bool) {
 	u.unless(reflect.DeepEqual(ports, e.selectors.crowds), "the crowds of ports are %v, not %v", e.selectors.crowds, ports)
 }
 
-// check compares the compiler's sums with the parts.
 func (c *compiler) check(u *unsound) {
 	var wanted amount
 	needs, granting := map[*supply]int{}, map[*supply]int{}
@@ -181,7 +177,7 @@ func (e *Engine) countPort(all map[*pod]bool, port namedPort) (count [len(conf.F
 	return count
 }
 
-// Remains returns what an engine still has after everything is gone; empty if it has nothing.
+// Remains returns what an engine still has after all objects are gone.
 func (e *Engine) Remains() string {
 	x, m := &e.selectors, &e.moving
 	sizes := map[string]int{

@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestOthersPayLittle: beside hostile policies, another tenant's denial takes at most 1.5 times the allocations.
-// Allocations stand for all work: what is computed again is made anew.
+// TestOthersPayLittle: beside hostile policies, another tenant's denial takes at most 1.5 times the
+// allocations. Allocations stand for work.
 func TestOthersPayLittle(t *testing.T) {
 	cost := map[string]float64{}
 	for name, list := range hostile {
@@ -41,7 +41,7 @@ func TestOthersPayLittle(t *testing.T) {
 	}
 }
 
-// TestOneOfManyPolicies: if one of a tenant's large policies changes, only its own sets are asked for again.
+// TestOneOfManyPolicies: if one of a tenant's large policies changes, only its own sets are computed again.
 func TestOneOfManyPolicies(t *testing.T) {
 	cost := map[int]float64{}
 	for _, many := range []int{2, 20} {
@@ -65,8 +65,7 @@ func TestOneOfManyPolicies(t *testing.T) {
 	}
 }
 
-// TestLargeSetsComeInPieces: a slice makes only a part of a large set, and no rule uses the set until it is whole.
-// Another tenant's denial is in the next slice.
+// TestLargeSetsComeInPieces: a slice makes only a part of a large set. No rule uses the set until it is whole.
 func TestLargeSetsComeInPieces(t *testing.T) {
 	const blocks = 8 * policy.SliceWork
 	e, all := city(1000)
@@ -145,8 +144,8 @@ func TestLargeSelectorsAreParsedLater(t *testing.T) {
 	}
 }
 
-// TestChangingPolicyHoldsUpNoOther: if a large policy changes whenever it is parsed, another tenant's larger one is
-// still parsed.
+// TestChangingPolicyHoldsUpNoOther: if a large policy always changes before it is parsed, another tenant's
+// larger policy is still parsed.
 func TestChangingPolicyHoldsUpNoOther(t *testing.T) {
 	e, all := city(300)
 	e.Apply(all)

@@ -12,8 +12,6 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// shop is a cluster. shop/client may reach shop/web on port 80, no pod may reach shop/db, and no policy selects
-// lab/free. Only client is on another node.
 const shop = `
 apiVersion: v1
 kind: Namespace
@@ -70,7 +68,6 @@ func faultNode(name, address string, cidrs ...string) policy.Node {
 	return n
 }
 
-// faultPod has the label of the pods that may reach shop/web.
 func faultPod(namespace, name, node, address string) policy.Pod {
 	return policy.Pod{
 		Namespace: namespace,
@@ -81,10 +78,8 @@ func faultPod(namespace, name, node, address string) policy.Pod {
 	}
 }
 
-// TestFaults: each fault of an object is reported once, with object and field. It allows no more traffic, and denies
-// only the packets in "cut".
+// TestFaults: each fault of an object is reported once, with object and field, and allows no more packets.
 func TestFaults(t *testing.T) {
-	// These are the verdicts without a fault.
 	const (
 		pass   = "client>web:tcp:80 web>client:tcp:9 web>free:tcp:80 client>free:tcp:80 192.0.2.9>free:tcp:80"
 		denied = "client>web:tcp:81 client>db:tcp:80 free>web:tcp:80 free>db:tcp:80 192.0.2.9>web:tcp:80"

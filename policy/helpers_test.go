@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// packet parses "from>to:proto:port". from and to are addresses, names of pods, or "node". NAME is the pod's first
-// address, and NAME/6 its IPv6 address.
+// packet parses "FROM>TO:PROTO:PORT". FROM and TO are addresses, names of pods, or "node". NAME/6 is a pod's
+// IPv6 address.
 func packet(t testing.TB, state policy.State, s string) ruleset.Packet {
 	t.Helper()
 	from, rest, _ := strings.Cut(s, ">")

@@ -39,8 +39,6 @@ func TestIndexOfRulesets(t *testing.T) {
 	}
 }
 
-// manyRules are shapes of rulesets with many policies for one pod. Each function returns the peers and the port of
-// policy i.
 var manyRules = map[string]func(i int) ([]networkingv1.NetworkPolicyPeer, networkingv1.NetworkPolicyPort){
 	"selectors, one port": func(i int) ([]networkingv1.NetworkPolicyPeer, networkingv1.NetworkPolicyPort) {
 		return policytest.Selectors(i, 1), portNumber(80)
@@ -69,8 +67,8 @@ func portNumber(i int) networkingv1.NetworkPolicyPort {
 	return networkingv1.NetworkPolicyPort{Port: &port}
 }
 
-// BenchmarkIndex evaluates packets to a pod under many policies, by an Index and by a Simulator. With an Index, the
-// time for a packet must not grow with the policies. Run it as: go test ./policy -run - -bench Index
+// BenchmarkIndex compares an Index with a Simulator for a pod with many policies. Run it as: go test ./policy
+// -run - -bench Index
 func BenchmarkIndex(b *testing.B) {
 	for name, shape := range manyRules {
 		for _, n := range []int{10, 1_000, 10_000} {
@@ -99,7 +97,6 @@ func BenchmarkIndex(b *testing.B) {
 					}
 					b.ReportMetric(float64(cpu(b)-began)/float64(b.N), "cpu-ns/op")
 				})
-				// Here the index is new for each 8,192 packets.
 				b.Run("cold", func(b *testing.B) {
 					var index *ruleset.Index
 					began := cpu(b)
@@ -116,7 +113,6 @@ func BenchmarkIndex(b *testing.B) {
 	}
 }
 
-// cpu returns the process's processor time in nanoseconds. Other programs disturb it less than a clock.
 func cpu(b *testing.B) int64 {
 	b.Helper()
 	var u syscall.Rusage

@@ -12,8 +12,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// told returns an empty engine and a delta. The delta has pods web, x and y, and a policy for them that allows the
-// peers.
+// told returns an empty engine, and a delta with three pods and a policy that allows the peers.
 func told(peers ...networkingv1.NetworkPolicyPeer) (*Engine, *Delta) {
 	d := NewDelta()
 	for i, name := range []string{"web", "x", "y"} {
@@ -56,8 +55,8 @@ func TestSumOfSizes(t *testing.T) {
 	}
 }
 
-// TestManyNamespaceSelectors: making and dropping many namespaceSelectors takes less memory than the limit. Work in
-// proportion to their square would exceed it.
+// TestManyNamespaceSelectors: the memory for many namespaceSelectors doesn't grow with the square of their
+// number.
 func TestManyNamespaceSelectors(t *testing.T) {
 	const namespaces, selectors, limit = 500, 800, 500 << 20
 	var peers []networkingv1.NetworkPolicyPeer
@@ -100,8 +99,8 @@ func TestManyNamespaceSelectors(t *testing.T) {
 	}
 }
 
-// TestLabelHash: labels that swap their values have different hashes. Otherwise a tenant could put thousands of
-// crowds behind one hash.
+// TestLabelHash: labels that swap their values have different hashes. Otherwise a tenant could give thousands
+// of crowds one hash.
 func TestLabelHash(t *testing.T) {
 	a := labelHash(&Pod{Labels: map[string]string{"a": "1", "b": "2"}})
 	if b := labelHash(&Pod{Labels: map[string]string{"b": "1", "a": "2"}}); a == b {

@@ -11,7 +11,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// wish is a demand in short. A set has as many entries as its name has letters.
 type wish struct {
 	namespace string
 	rules     int
@@ -66,7 +65,6 @@ func (sizes) effort(*supply) float64 { return 0 }
 
 func (sizes) countSelected(s selector, _ conf.Family) int { return len(s.key) }
 
-// takes returns what all wishes need together. A shared set counts once.
 func takes(wishes []wish) (a amount) {
 	sets := map[string]bool{}
 	for _, w := range wishes {
@@ -118,8 +116,8 @@ func TestGrant(t *testing.T) {
 	}
 }
 
-// TestGrantIsFair: granted demands never exceed the room, and a namespace that needs no more than an equal part gets
-// everything. If all demands fit, all are granted.
+// TestGrantIsFair: granted demands never exceed the room. A namespace that needs at most an equal part gets
+// everything.
 func TestGrantIsFair(t *testing.T) {
 	limited := 0
 	for seed := range uint64(3000) {
@@ -162,7 +160,6 @@ func TestGrantIsFair(t *testing.T) {
 		if !whole {
 			limited++
 		}
-		// The order of the namespaces must not matter.
 		order := r.Perm(5)
 		index := make([]int, len(wishes))
 		for i := range index {

@@ -13,7 +13,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// manySets returns a policy whose peers need that many sets, each with all pods.
 func manySets(ns, sets int) *networkingv1.NetworkPolicy {
 	return hostilePolicy(ns, 0, sets, func(n int) networkingv1.NetworkPolicyPeer {
 		return networkingv1.NetworkPolicyPeer{
@@ -44,7 +43,8 @@ func ruled(r ruleset.Ruleset, name string) (n int) {
 	return n
 }
 
-// TestSmallPoliciesComeWhole: the few sets of a small policy are in the next slice, even if its time is over at once.
+// TestSmallPoliciesComeWhole: the sets of a small policy are all in the next slice, even if its time is over at
+// once.
 func TestSmallPoliciesComeWhole(t *testing.T) {
 	e, all := city(200)
 	e.Apply(all)
@@ -58,8 +58,8 @@ func TestSmallPoliciesComeWhole(t *testing.T) {
 	}
 }
 
-// TestSmallNamespacesComeFirst: beside a policy that needs many slices, another namespace's policy is in the next
-// slice. The large policy gets all its rules in the end.
+// TestSmallNamespacesComeFirst: beside a policy that needs many slices, another namespace's policy is in the
+// next slice.
 func TestSmallNamespacesComeFirst(t *testing.T) {
 	e, all := city(500)
 	e.Apply(all)

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// special are networks whose addresses don't identify a single host beyond its link (RFC 6890, sections 2.2.2 and
-// 2.2.3; RFC 4291, section 2.5.5.2). No node and no pod can have one.
+// special are networks whose addresses don't identify a single host beyond its link (RFC 6890, sections 2.2.2
+// and 2.2.3; RFC 4291, section 2.5.5.2). No node and no pod can have one.
 var special = []struct {
 	network netip.Prefix
 	what    string
@@ -31,18 +31,19 @@ var special = []struct {
 	{netip.MustParsePrefix("ff00::/8"), "multicast"},
 }
 
-// maxClaims is how many addresses, and how many networks, of one Node are read. Kubernetes gives a Node at most two
-// of each. More could fill other nodes' routing tables.
+// maxClaims limits how many addresses, and how many networks, of one Node are read. More could fill other
+// nodes' routing tables. Kubernetes gives a Node at most two of each.
 const maxClaims = 32
 
 // Terms are the inputs of Settle other than the Nodes.
 type Terms struct {
 	// Self is this node's name. It is empty if weir makes no routes or tunnels between nodes.
 	Self string
-	// Within are the networks that all podCIDRs must lie in (--cluster-cidr). If there are none, any network will do.
+	// Within are the networks that all podCIDRs must lie in (--cluster-cidr). If it is empty, every network is
+	// allowed.
 	Within []netip.Prefix
-	// Local are the addresses that this node needs itself, sorted. Another node's network with one of them doesn't
-	// count.
+	// Local are the addresses that this node needs, sorted. Another node's network that contains one of them
+	// doesn't count.
 	Local []UnderlayAddress
 	// Before are the Nodes that Settle returned last.
 	Before []policy.Node
@@ -54,26 +55,24 @@ type UnderlayAddress struct {
 	What    string // a description of the address for messages
 }
 
-// Settle decides which claims of Nodes count. It returns the Nodes with these claims, and a problem for each other
-// claim. A forged Node object could draw the traffic of other nodes, or give one pod the rights of another. So
-// routes, tunnels and the addresses of pods on other nodes all come from claims that count.
+// Settle decides which claims of Nodes count. It returns the Nodes with these claims, the oldest first, and a
+// problem for each other claim. Routes, tunnels and the addresses of other nodes' pods use only claims that
+// count. Otherwise a forged Node could draw the traffic of other nodes, or give one pod the rights of another.
 //
 // A claim doesn't count if
 //
 //   - it is a special address, or a network that contains one
-//   - it overlaps a claim that counts, such as another node's InternalIP
+//   - it overlaps a claim that counts
 //   - it is a network outside of all networks in Within, and Within isn't empty
 //   - it is another node's network that contains an address in Local.
 //
-// If the claims of two Nodes overlap, the older Node's claim counts. A Node without a creation time is younger than
-// all others. Of Nodes of the same age, Self is first, and the others are in the order of their names.
+// Of two Nodes that claim the same, the older one wins. A Node without a creation time is the youngest. Of
+// equally old Nodes, Self wins, then the first by name.
 //
-// A claim that counted before still counts, even if an older Node now makes it too: an edited Node must take nothing
-// away. It ends if the Node is made anew or drops it, or if it is another node's network with an address in Local.
+// A claim that counted before goes on, even if an older Node now makes it too: an edited Node must take nothing
+// away. It ends if the Node is made anew, or for the last reason of the list.
 //
 // If Self isn't empty, a Node without an address or a network is a problem too.
-//
-// Settle returns the Nodes from the oldest to the youngest.
 func Settle(nodes []policy.Node, t Terms) ([]policy.Node, []ruleset.Problem) {
 	self, within := t.Self, t.Within
 	s := settler{exact: map[netip.Prefix]string{}, inside: map[netip.Prefix]claim{}, self: self, local: t.Local}
@@ -151,10 +150,8 @@ func consequence(self bool) string {
 	return "its pods can't be reached"
 }
 
-// compareAge orders creation times, the oldest first. A zero time is unknown, and comes last.
 func compareAge(a, b time.Time) int { return cmp.Or(first(!a.IsZero(), !b.IsZero()), a.Compare(b)) }
 
-// first orders conditions: true comes before false.
 func first(a, b bool) int {
 	switch {
 	case a == b:
@@ -169,7 +166,6 @@ func holds(network, p netip.Prefix) bool {
 	return network.Bits() <= p.Bits() && network.Contains(p.Addr())
 }
 
-// claim is a network that a Node states as its own. An address is a network too.
 type claim struct {
 	node    string
 	network netip.Prefix
@@ -182,7 +178,6 @@ func (c claim) String() string {
 	return fmt.Sprintf("%s of node %s", c.network, c.node)
 }
 
-// settler keeps the claims that count. It finds overlaps without comparing all claims with each other.
 type settler struct {
 	four     [33]bool                // the lengths of the IPv4 prefixes that Nodes claim
 	six      [129]bool               // the same for IPv6
@@ -200,7 +195,6 @@ type goingOn struct {
 	network bool
 }
 
-// bound cuts the Node's lists to maxClaims, and reports a problem if they are longer.
 func (s *settler) bound(n policy.Node) policy.Node {
 	tell := func(field, what string, count int) {
 		why := fmt.Sprintf("there are %d %s; only the first %d are looked at", count, what, maxClaims)
@@ -217,8 +211,8 @@ func (s *settler) bound(n policy.Node) policy.Node {
 	return n
 }
 
-// goOn keeps the claims that counted before, if the Node still makes them and nothing refuses them now. It must come
-// before all new claims: the first one that is kept counts.
+// goOn keeps the claims that counted before, unless the Node dropped them or something refuses them now. It
+// must run before new claims are looked at: the first claim wins.
 func (s *settler) goOn(nodes, before []policy.Node) {
 	s.goingOn = map[goingOn]bool{}
 	was := make(map[string]policy.Node, len(before))
@@ -245,8 +239,6 @@ func (s *settler) goOn(nodes, before []policy.Node) {
 	}
 }
 
-// holdsLocal returns why the network doesn't count: it contains an address that this node needs. The reason is empty
-// if it doesn't.
 func (s *settler) holdsLocal(p netip.Prefix) string {
 	compare := func(l UnderlayAddress, a netip.Addr) int { return l.Address.Compare(a) }
 	i, _ := slices.BinarySearchFunc(s.local, p.Masked().Addr(), compare)
@@ -265,8 +257,6 @@ func (s *settler) lengths(p netip.Prefix) []bool {
 
 func (s *settler) note(p netip.Prefix) { s.lengths(p)[p.Bits()] = true }
 
-// refuses returns why the claim can't count: it is special, or overlaps one that is kept. The reason is empty if it
-// can.
 func (s *settler) refuses(node string, p netip.Prefix) string {
 	for _, x := range special {
 		if x.network.Overlaps(p) {

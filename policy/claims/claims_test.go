@@ -16,8 +16,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// claimant returns a Node that was created in that minute; -1 is unknown. addresses and networks are separated by
-// blanks.
 func claimant(name string, minute int, addresses, networks string) policy.Node {
 	n := policy.Node{Name: name}
 	if minute >= 0 {
@@ -109,8 +107,8 @@ func TestSettle(t *testing.T) {
 	}
 }
 
-// TestSettleOrder: if two Nodes claim the same, the older one keeps it, in whatever order they come. Of one age,
-// this node keeps it, else the first by name. An unknown age is the youngest.
+// TestSettleOrder: if two Nodes claim the same, the older Node's claim counts, in whatever order the Nodes
+// come.
 func TestSettleOrder(t *testing.T) {
 	for _, tc := range []struct {
 		first, second int // minutes
@@ -141,8 +139,7 @@ func TestSettleOrder(t *testing.T) {
 	}
 }
 
-// TestWhatCountedBefore: an edited Node takes nothing away from others, even if it is the oldest. A Node that was
-// deleted and made again is another Node.
+// TestWhatCountedBefore: an edited Node takes nothing away from others, even if it is the oldest.
 func TestWhatCountedBefore(t *testing.T) {
 	const address, network = "172.20.1.10", "100.96.1.0/24"
 	victim := claimant("z", 5, address, network)
@@ -187,8 +184,7 @@ func TestOneNodesManyClaims(t *testing.T) {
 	}
 }
 
-// TestLocalAddresses: another node's network doesn't count if it contains an address that this node needs. This
-// node's own network counts.
+// TestLocalAddresses: another node's network doesn't count if it contains an address that this node needs.
 func TestLocalAddresses(t *testing.T) {
 	var local []UnderlayAddress
 	for _, a := range []string{"172.17.0.1", "172.20.1.1", "2001:db8::1"} {

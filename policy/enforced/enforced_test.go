@@ -36,8 +36,7 @@ func TestOfEngine(t *testing.T) {
 	}
 }
 
-// TestOf: a pod's class changes if its policies, their rules or their peers' addresses change, and with nothing
-// else. A pod that the source doesn't have is in no class.
+// TestOf: a pod's class changes only if its policies, their rules or their peers' addresses change.
 func TestOf(t *testing.T) {
 	pod := func(name, address, node string) policy.Pod {
 		return policy.Pod{

@@ -13,7 +13,7 @@ import (
 )
 
 // TestAgreesWithTheEvaluator: on random clusters, an explanation has the verdicts of an evaluator of the whole
-// state. A side that drops says what would allow the connection.
+// state.
 func TestAgreesWithTheEvaluator(t *testing.T) {
 	results := map[Result]int{}
 	for seed := range uint64(150) {
@@ -51,8 +51,8 @@ func TestAgreesWithTheEvaluator(t *testing.T) {
 	}
 }
 
-// TestConcernsServices: if the query names a Service by its address or nodePort, pods of its namespace are needed.
-// Otherwise they aren't.
+// TestConcernsServices: if a query names a Service by its address or nodePort, the pods of the Service's
+// namespace are needed.
 func TestConcernsServices(t *testing.T) {
 	c := Cluster{Services: []policy.Service{{
 		Namespace: "ns-1", Name: "web", Selector: map[string]string{"app": "web"},
@@ -107,8 +107,8 @@ func TestConcerns(t *testing.T) {
 	}
 }
 
-// TestKernelAgrees: if the kernel holds what the compiler has made, it doesn't differ from the policies. If a pod is
-// missing in its class's set, or no rule drops, it differs.
+// TestKernelAgrees: a kernel with the compiler's sets and rules agrees with the policies. It differs if its
+// class set lacks a pod, or if no rule drops.
 func TestKernelAgrees(t *testing.T) {
 	checked, lost := 0, 0
 	for seed := range uint64(150) {
@@ -169,7 +169,7 @@ func TestKernelAgrees(t *testing.T) {
 	}
 }
 
-// opened returns the ruleset without rules that drop packets: they return.
+// opened turns all rules that drop packets into rules that return.
 func opened(r ruleset.Ruleset) ruleset.Ruleset {
 	r.Chains = slices.Clone(r.Chains)
 	for i := range r.Chains {

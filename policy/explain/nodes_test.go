@@ -9,7 +9,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// acrossNodes is a connection between pods of w1 and w2, explained from the API server's objects.
 func acrossNodes() Explanation {
 	return Explanation{Result: Dropped, Paths: []Path{{
 		From: Place{Address: netip.MustParseAddr("10.0.1.2"), Pod: "a/client", Node: "w1"},
@@ -30,8 +29,8 @@ func agentOf(k Kernel) Explanation {
 	return e
 }
 
-// TestBothNodes: the path has what both ends' kernels hold. If a kernel differs, or an agent knows other policies,
-// the explanation differs.
+// TestBothNodes: a path has what both ends' kernels have. The explanation differs if a kernel differs, or an
+// agent knows other policies.
 func TestBothNodes(t *testing.T) {
 	e := acrossNodes()
 	if got := e.EnforcedOn(); !slices.Equal(got, []string{"w1", "w2"}) {

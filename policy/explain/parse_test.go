@@ -97,8 +97,7 @@ func TestParseErrors(t *testing.T) {
 	}
 }
 
-// FuzzParse: no argument makes the parser panic, and errors are one printable line. What it reads, it reads again
-// from its own text.
+// FuzzParse: no argument makes the parser panic, and an error is one printable line.
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{"ns/b:80/udp", "[fd00::1]:80", "node/n", "world", "svc/a/b:x", "10.0.0.1", ":/icmp"} {
 		f.Add("ns/a", s, "")

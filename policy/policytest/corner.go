@@ -12,8 +12,6 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// corner changes the state in a way that clusters rarely see, such as pods that share addresses. It changes the
-// state's lists in place.
 func corner(r *rand.Rand, s *policy.State) {
 	switch r.IntN(9) {
 	case 0, 1:
@@ -42,7 +40,6 @@ func corner(r *rand.Rand, s *policy.State) {
 	}
 }
 
-// cramped draws one of few addresses, on this node or elsewhere.
 func cramped(r *rand.Rand) netip.Addr {
 	of := Of[pick(r, conf.Families[:])]
 	return at(pick(r, []netip.Prefix{of.Subnet, of.Elsewhere, of.Elsewhere}), 2+r.IntN(4))

@@ -9,7 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// This file makes large parts of policies. No two of their ports, addresses or selectors can be merged into one.
+// This file makes large parts of policies. No two of their ports, addresses or selectors can become one.
 
 // OddPorts returns the first n odd port numbers.
 func OddPorts(n int) []networkingv1.NetworkPolicyPort {
@@ -47,7 +47,7 @@ func everyOther(n int) []string {
 	return all
 }
 
-// Selectors returns n different podSelectors: for the label number=FROM, for the next higher number, and so on.
+// Selectors returns n different podSelectors: number=FROM, number=FROM+1, and so on.
 func Selectors(from, n int) []networkingv1.NetworkPolicyPeer {
 	list := make([]networkingv1.NetworkPolicyPeer, n)
 	for i := range list {

@@ -6,8 +6,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Bounds returns bounds of ruleset.Merge for a random cluster. Such clusters are too small for the usual ones: most
-// of these merge nearly everything.
+// Bounds returns small bounds of ruleset.Merge for a random cluster. With the usual bounds nothing would be
+// merged.
 func Bounds(r *rand.Rand) ruleset.Bounds {
 	b := ruleset.UsualBounds()
 	switch r.IntN(4) {

@@ -14,11 +14,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// uplink is the link to all addresses that are neither the node's nor its pods'.
 var uplink = ruleset.Link{In: "eth0"}
 
-// interfaces returns the link of each address: the pods', the node's, and one outside for each family. The node's
-// own have no link.
 func interfaces(s policy.State) map[netip.Addr]ruleset.Link {
 	where := map[netip.Addr]ruleset.Link{}
 	for _, a := range Of {
@@ -40,7 +37,6 @@ func interfaces(s policy.State) map[netip.Addr]ruleset.Link {
 	return where
 }
 
-// between calls f with a packet for each pair of addresses, if weir's rules check packets between them.
 func between(where map[netip.Addr]ruleset.Link, f func(ruleset.Packet)) {
 	all := slices.SortedFunc(maps.Keys(where), netip.Addr.Compare)
 	for _, src := range all {
@@ -53,13 +49,11 @@ func between(where map[netip.Addr]ruleset.Link, f func(ruleset.Packet)) {
 	}
 }
 
-// checked reports whether weir's rules check the packet. They check no packets of the node itself, and none from
-// uplink to uplink.
 func checked(p ruleset.Packet) bool {
 	return p.Src.BitLen() == p.Dst.BitLen() && p.In != "" && (p.In != uplink.In || p.Out != uplink.In)
 }
 
-// At returns the packets with their links on the state's node. It leaves out those that weir doesn't check.
+// At returns the packets with their links on the state's node. It leaves out packets that weir doesn't check.
 func At(s policy.State, packets []ruleset.Packet) []ruleset.Packet {
 	where := interfaces(s)
 	var all []ruleset.Packet
@@ -78,8 +72,7 @@ func At(s policy.State, packets []ruleset.Packet) []ruleset.Packet {
 	return all
 }
 
-// Packets returns first packets between all pairs of pods, the node and an address outside. Each pair has some ports
-// of each protocol.
+// Packets returns first packets between all pairs of pods, the node and an address outside.
 func Packets(s policy.State) []ruleset.Packet {
 	var all []ruleset.Packet
 	between(interfaces(s), func(p ruleset.Packet) {
@@ -92,7 +85,6 @@ func Packets(s policy.State) []ruleset.Packet {
 	return all
 }
 
-// icmp returns the family's ICMP, which stands for all protocols without ports.
 func icmp(dst netip.Addr) ruleset.Protocol {
 	if dst.Is4() {
 		return "1"
@@ -100,8 +92,8 @@ func icmp(dst netip.Addr) ruleset.Protocol {
 	return "58"
 }
 
-// Probes draws packets near a boundary of some policy. They are between pods, the node, an address outside, and
-// edges of ipBlocks. Each pair gets "each" packets, mostly to the state's ports or ports next to them.
+// Probes draws packets near the boundaries of policies. Each pair of addresses gets "each" packets, mostly to
+// ports that policies name or to their neighbours.
 func Probes(r *rand.Rand, s policy.State, each int) []ruleset.Packet {
 	where := interfaces(s)
 	for _, text := range blocks {
@@ -132,14 +124,11 @@ func Probes(r *rand.Rand, s policy.State, each int) []ruleset.Packet {
 	return all
 }
 
-// target is a host's port. An empty protocol stands for one that has no ports.
 type target struct {
 	proto ruleset.Protocol
 	port  uint16
 }
 
-// ofState returns the ports that policies name. A name gives all pods' ports of this name. A number or range also
-// gives its neighbours.
 func ofState(s policy.State) []target {
 	var all []target
 	for _, np := range s.Policies {
@@ -181,7 +170,6 @@ func ofState(s policy.State) []target {
 
 var protos = []ruleset.Protocol{ruleset.TCP, ruleset.UDP, ruleset.SCTP}
 
-// ofNumbers returns usual ports, their neighbours, the lowest and highest ones, and a protocol without ports.
 func ofNumbers() []target {
 	all := []target{{"", 0}}
 	for _, proto := range protos {

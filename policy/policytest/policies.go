@@ -34,8 +34,6 @@ func Policy(r *rand.Rand, i int) *networkingv1.NetworkPolicy {
 	return np
 }
 
-// audit makes one policy in six audited. One in fifty gets another value of the annotation. The choice depends only
-// on the policy.
 func audit(np *networkingv1.NetworkPolicy) {
 	h := fnv.New32a()
 	_, _ = fmt.Fprint(h, np.Namespace, np.Name, np.Spec.String())
@@ -119,7 +117,6 @@ func peers(r *rand.Rand) []networkingv1.NetworkPolicyPeer {
 	return list
 }
 
-// block draws an ipBlock. Its excepts may overlap, cover it, or (an error) lie outside of it.
 func block(r *rand.Rand) *networkingv1.IPBlock {
 	b := &networkingv1.IPBlock{CIDR: pick(r, blocks)}
 	outer := netip.MustParsePrefix(b.CIDR)

@@ -1,6 +1,5 @@
-// Package policytest makes random clusters for tests, and large parts of policies. The clusters are small enough to
-// read when a test fails. They use few names, labels and ports, so policies often select pods, and rules often match
-// packets. Shrink makes a failing cluster smaller.
+// Package policytest makes random clusters for tests, and large parts of policies. The clusters are small
+// enough to read when a test fails. Shrink makes a failing cluster smaller.
 package policytest
 
 import (
@@ -26,7 +25,7 @@ type Addresses struct {
 	both, third       netip.Prefix // both contains Subnet and Elsewhere; third is a network of no node
 }
 
-// Of holds the addresses of each family. Its index is the conf.Family.
+// Of has the addresses of each family, by conf.Family.
 var Of = [...]Addresses{
 	conf.IPv4: {
 		netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"),
@@ -42,7 +41,6 @@ var Of = [...]Addresses{
 
 func local(a netip.Addr) bool { return Of[conf.FamilyOf(a)].Subnet.Contains(a) }
 
-// Some names are two others joined (xa, ab). Code that joins names without a separator would confuse them.
 var (
 	namespaces = []string{"x", "xa", "z"}
 	keys       = []string{"a", "b", "ab"}
@@ -92,8 +90,6 @@ func State(r *rand.Rand) policy.State {
 
 const here, there = "here", "there"
 
-// nodes draws this node (Subnet) and another one (Elsewhere). Sometimes the other node or podCIDRs are missing, or
-// podCIDRs overlap.
 func nodes(r *rand.Rand, families []conf.Family) []policy.Node {
 	cidrs := func(usual func(Addresses) netip.Prefix) (all []netip.Prefix) {
 		for _, f := range families {
@@ -206,7 +202,7 @@ func addPod(r *rand.Rand, s *policy.State, i int, families []conf.Family) {
 // Kind is the kind of a pod's attachment.
 type Kind int
 
-// A pod is on weir's own bridge, on a link of its own that another plugin made (ptp), or on another plugin's bridge.
+// A pod is on weir's own bridge, on a link that another plugin made (ptp), or on another plugin's bridge.
 const (
 	OnWeir Kind = iota
 	OnLink
@@ -228,7 +224,6 @@ func KindOf(number int) Kind {
 	return OnWeir
 }
 
-// named draws a pod's named ports. The numbers differ between pods and protocols.
 func named(r *rand.Rand) []policy.NamedPort {
 	var ports []policy.NamedPort
 	for _, name := range portNames[:2] {

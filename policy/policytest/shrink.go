@@ -131,7 +131,6 @@ func without[T any](list []T) [][]T {
 	return all
 }
 
-// fewer returns the lists with one element less. A list of one element gives none.
 func fewer[T any](list []T) [][]T {
 	if len(list) < 2 {
 		return nil

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Step returns the state after one random event. An object, attachment or Node comes, changes or goes, or the kernel
-// refuses a part of the ruleset. One event in three is a rare one (corner).
+// Step returns the state after one random event: a change of an object, an attachment or a Node, or a part that
+// the kernel refuses.
 func Step(r *rand.Rand, old policy.State) policy.State {
 	s := old
 	s.Namespaces, s.Pods = slices.Clone(old.Namespaces), slices.Clone(old.Pods)
@@ -78,7 +78,6 @@ func Step(r *rand.Rand, old policy.State) policy.State {
 	return unique(s)
 }
 
-// unique keeps the first of several policies, endpoints or namespaces of one name.
 func unique(s policy.State) policy.State {
 	seen := map[string]bool{}
 	again := func(key string) bool {
@@ -119,8 +118,6 @@ func moveAddress(r *rand.Rand, p *policy.Pod, families []conf.Family) {
 	}
 }
 
-// attach adds an attachment for a pod. The pod may be one that only a workload describes, and the address one of a
-// pod elsewhere.
 func attach(r *rand.Rand, s *policy.State) {
 	f := pick(r, conf.Families[:])
 	pod := policy.PodRef{Namespace: pick(r, namespaces), Name: "w-bcdfg", UID: pick(r, []string{"", "one"})}
@@ -145,8 +142,6 @@ func workloads(r *rand.Rand) (all []policy.Workload) {
 	return all
 }
 
-// refusals adds random sets and entries to what the kernel refuses. In half of the cases the kernel refuses nothing
-// any more.
 func refusals(r *rand.Rand, s policy.State) ruleset.Refused {
 	if r.IntN(2) == 0 {
 		return nil

@@ -20,12 +20,10 @@ import (
 // Traffic is connections of one kind, as a policy sees them.
 type Traffic struct {
 	Direction ruleset.Direction
-	// Namespace is that of the policy that shall allow the connections.
 	Namespace string
 	Peer      Peer
-	// Protocol and Port are those at the destination.
-	Protocol ruleset.Protocol
-	Port     uint16
+	Protocol  ruleset.Protocol
+	Port      uint16
 }
 
 // Peer is the other end: pods of a namespace with these labels, or an address if Namespace is empty.
@@ -35,15 +33,15 @@ type Peer struct {
 	Address   netip.Addr
 }
 
-// ofOnePod are controllers' labels in which pods of one workload differ.
+// ofOnePod are labels of controllers that differ between the pods of one workload.
 var ofOnePod = []string{
 	"pod-template-hash", "controller-revision-hash", "pod-template-generation", "statefulset.kubernetes.io/pod-name",
 	"apps.kubernetes.io/pod-index", "controller-uid", "job-name", "batch.kubernetes.io/controller-uid",
 	"batch.kubernetes.io/job-name", "batch.kubernetes.io/job-completion-index",
 }
 
-// Labels returns the labels by which a policy should select the pod. Its workload's pods have them in common, and
-// their values are known.
+// Labels returns the labels by which a policy should select the pod. The pods of a workload have these labels
+// in common.
 func Labels(p *policy.Pod) map[string]string {
 	labels := maps.Clone(p.Labels)
 	for _, key := range slices.Concat(ofOnePod, p.Unknown) {
@@ -52,10 +50,8 @@ func Labels(p *policy.Pod) map[string]string {
 	return labels
 }
 
-// Rules returns rules that allow the traffic. left is traffic without a port that a policy can name, such as ICMP.
-// Only a rule without ports would allow it, and everything else too.
-//
-// Peers with the same ports are in one rule. The order of the traffic doesn't matter.
+// Rules returns rules that allow the traffic. left is traffic without a port that a policy can name, such as
+// ICMP: a rule for it would allow everything.
 func Rules(traffic []Traffic) (
 	ingress []networkingv1.NetworkPolicyIngressRule, egress []networkingv1.NetworkPolicyEgressRule, left []Traffic,
 ) {
@@ -76,7 +72,6 @@ func Rules(traffic []Traffic) (
 	return ingress, egress, left
 }
 
-// hasPort reports whether a NetworkPolicy's port can name the destination's.
 func (t Traffic) hasPort() bool {
 	named := t.Protocol == ruleset.TCP || t.Protocol == ruleset.UDP || t.Protocol == ruleset.SCTP
 	return named && t.Port != 0
@@ -130,7 +125,6 @@ func rulesOf(d ruleset.Direction, traffic []Traffic) (rules []rule) {
 	return rules
 }
 
-// key returns a text that is equal for equal peers.
 func (p Peer) key() string {
 	if p.Namespace == "" {
 		return " " + p.Address.String()

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// TestRulesAllow: if an audited policy gets the rules for what it would drop, it would drop none of that any more.
+// TestRulesAllow: an audited policy with the proposed rules would no longer drop the traffic.
 func TestRulesAllow(t *testing.T) {
 	allowed, left := 0, 0
 	for seed := range uint64(1000) {
@@ -68,7 +68,6 @@ func TestRulesAllow(t *testing.T) {
 	}
 }
 
-// selects reports whether a rule of the audited policies can allow the packet: they must surely select the pod.
 func selects(v verdict.Verdict) bool {
 	for _, side := range [...]verdict.Side{v.Egress, v.Ingress} {
 		if len(side.Either) > 0 {
@@ -85,7 +84,6 @@ func selects(v verdict.Verdict) bool {
 	return false
 }
 
-// peerOf returns the end of the packet that the audited policies don't select.
 func peerOf(s policy.State, v verdict.Verdict, d ruleset.Direction) propose.Peer {
 	pod, address := v.Egress.Pod, v.Packet.Src
 	if d == ruleset.Egress {

@@ -12,17 +12,14 @@ import (
 
 // Applied says what Apply did with each object.
 type Applied struct {
-	// Added, Replaced and Deleted are policies, Namespaces, pods and workloads, such as "NetworkPolicy shop/allow-web".
+	// Added, Replaced and Deleted are the names of objects, such as "NetworkPolicy shop/allow-web".
 	Added, Replaced, Deleted []string
-	// Unused are objects that change no connection of an existing pod, such as a new pod.
-	Unused []string
-	// Missing are policies to delete that don't exist.
-	Missing []string
+	Unused                   []string
+	Missing                  []string
 }
 
-// Apply returns the objects after the file's are applied and the named policies are deleted. An object of the file
-// replaces the one of its name. A pod keeps its addresses and its Node. A workload's pods get its template's labels
-// and ports. A new pod or workload has no effect.
+// Apply returns the objects after the file is applied and the named policies are deleted. A pod keeps its
+// addresses and its Node. A workload's pods get its template's labels and ports.
 func Apply(o, file policy.Objects, deleted ...policy.Name) (policy.Objects, Applied) {
 	a := applying{Objects: o}
 	a.Policies, a.Namespaces, a.Pods = slices.Clone(o.Policies), slices.Clone(o.Namespaces), slices.Clone(o.Pods)
@@ -63,8 +60,6 @@ func (a *applying) deletePolicy(name policy.Name) {
 	}
 }
 
-// replacePolicies replaces the policies of the same names. A file may have several of one name, which contradict
-// each other.
 func (a *applying) replacePolicies(list []*networkingv1.NetworkPolicy) {
 	names := map[policy.Name]bool{}
 	for _, np := range list {
@@ -120,8 +115,6 @@ func (a *applying) replacePod(p policy.Pod) {
 	}
 }
 
-// replaceTemplate gives the workload's pods the labels and ports of its template. They keep the labels of
-// controllers. In a directory, a workload's pod has the workload's name.
 func (a *applying) replaceTemplate(w policy.Workload) {
 	found := false
 	for i := range a.Pods {

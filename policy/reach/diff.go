@@ -9,7 +9,6 @@ import (
 
 // Diff has the connections that differ between two states.
 type Diff struct {
-	// Before and After are the matrices. Their parties are the same, except for the policies that isolate them.
 	Before, After *Matrix
 	Opened        []Row
 	Closed        []Row
@@ -39,7 +38,6 @@ func Compare(before, after policy.State, services []policy.Service) *Diff {
 // Empty reports whether no connection differs.
 func (d *Diff) Empty() bool { return len(d.Opened)+len(d.Closed) == 0 }
 
-// minus returns the index of the set of ports that are in set a but not in set b.
 func (sp *space) minus(a, b int32) int32 {
 	if a == b {
 		return 0
@@ -49,7 +47,6 @@ func (sp *space) minus(a, b int32) int32 {
 	return int32(sp.number(rest))
 }
 
-// joint has the classes that two matrices have in common. before and after are their classes in each.
 type joint struct {
 	Matrix
 	before, after []int

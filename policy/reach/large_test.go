@@ -14,7 +14,6 @@ import (
 	"github.com/weir-net/weir/policy/reach"
 )
 
-// large returns a cluster of 10,000 pods: 100 namespaces with 20 workloads of 5 pods, and 10 policies each.
 func large() policy.State {
 	var s policy.State
 	address := netip.MustParseAddr("10.0.0.1")
@@ -56,8 +55,7 @@ func large() policy.State {
 	return s
 }
 
-// TestLarge: 10,000 pods become 2,011 parties. If a policy is removed, connections are opened and none is closed.
-// The test logs the times, and has no limit for them.
+// TestLarge: 10,000 pods become 2,011 parties. It logs the times, and has no limit for them.
 func TestLarge(t *testing.T) {
 	s := large()
 	began := time.Now()

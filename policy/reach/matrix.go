@@ -9,11 +9,10 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// Reach has the ports on which one party reaches another, for each family. A family is nil if a party has no address
-// of it.
+// Reach has the ports on which one party reaches another, for each family. A family is nil if a party has no
+// address of it.
 type Reach [len(conf.Families)]*Ports
 
-// cell has the number of the set of ports for each family; -1 if no connection is possible.
 type cell [len(conf.Families)]int32
 
 func (sp *space) reach(c cell) (r Reach) {
@@ -29,18 +28,14 @@ func (sp *space) reach(c cell) (r Reach) {
 type rules struct {
 	list   []verdict.Terms
 	number map[verdict.Terms]int
-	// ports has each rule's ports. It has none for rules with named ports: these depend on the destination.
-	ports []bits
+	ports  []bits
 }
 
-// side is what the policies mean for a class of ends in one direction. Unless closed, a packet must match a rule of
-// each list.
 type side struct {
 	closed bool
 	either [][]int // numbers of rules
 }
 
-// class is all ends of one family that the rules can't tell apart, as subjects or as peers.
 type class struct {
 	end             partyEnd
 	egress, ingress side
@@ -52,7 +47,6 @@ func (u *universe) matrix(state int) *Matrix {
 	k.number = map[verdict.Terms]int{}
 	m := &Matrix{Parties: slices.Clone(u.parties), space: u.space, kernel: k}
 	sides := k.isolate(m.Parties)
-	// Parties with the same classes in both families are one class of the matrix.
 	by := map[string]int{}
 	var classOf [len(conf.Families)][]int // by classes of the matrix
 	for i := range u.parties {
@@ -99,15 +93,13 @@ type kernel struct {
 	evaluator *verdict.Evaluator
 	state     int
 	rules
-	classes [len(conf.Families)][]class
-	known   [len(conf.Families)]map[string]int
-	// classOfParty has -1 if the party has no end of the family.
+	classes      [len(conf.Families)][]class
+	known        [len(conf.Families)]map[string]int
 	classOfParty [len(conf.Families)][]int
 }
 
 type sides struct{ egress, ingress side }
 
-// isolate finds the policies that isolate each party, numbers their rules, and names the policies in the parties.
 func (k *kernel) isolate(parties []Party) [][len(conf.Families)]sides {
 	all := make([][len(conf.Families)]sides, len(parties))
 	for i := range parties {
@@ -155,7 +147,6 @@ func (k *kernel) side(i verdict.Isolation, names *[]string) side {
 	return s
 }
 
-// portsOf returns the ports that the rule allows. dst matters only for named ports.
 func (k *kernel) portsOf(t verdict.Terms, dst verdict.End) bits {
 	b := k.space.none()
 	for i, a := range k.space.atoms {
@@ -166,7 +157,6 @@ func (k *kernel) portsOf(t verdict.Terms, dst verdict.End) bits {
 	return b
 }
 
-// classOf returns -1 if the party has no end of the family.
 func (k *kernel) classOf(f int, end partyEnd, s sides) int {
 	if !end.known {
 		return -1
@@ -198,7 +188,6 @@ func (k *kernel) classOf(f int, end partyEnd, s sides) int {
 	return n
 }
 
-// appendTo appends bytes that are equal for equal sides.
 func (s side) appendTo(key []byte) []byte {
 	key = binary.AppendVarint(key, int64(len(s.either)))
 	if s.closed {
@@ -215,7 +204,6 @@ func (s side) appendTo(key []byte) []byte {
 	return key
 }
 
-// between returns, for each two classes, the number of the set of ports on which the first reaches the second.
 func (k *kernel) between(f int) [][]int {
 	classes := k.classes[f]
 	all := make([][]int, len(classes))
@@ -241,7 +229,6 @@ func (k *kernel) between(f int) [][]int {
 	return all
 }
 
-// narrow removes the ports on which the side allows no connection with the peer.
 func (k *kernel) narrow(allowed bits, s side, peer *class, ports []bits) {
 	if s.closed {
 		allowed.minus(k.space.full())

@@ -28,27 +28,22 @@ const (
 // Party is one side of connections.
 type Party struct {
 	Kind Kind `json:"kind"`
-	// Name is "NAMESPACE/WORKLOAD" of pods, or the networks of a region. No two parties have the same.
-	Name      string `json:"name"`
-	Namespace string `json:"namespace,omitempty"`
-	// Pods are the pods' names, and Addresses their addresses, in the same order.
+	// Name is "NAMESPACE/WORKLOAD" of pods, or the networks of a region. It is unique.
+	Name      string         `json:"name"`
+	Namespace string         `json:"namespace,omitempty"`
 	Pods      []string       `json:"pods,omitempty"`
 	Addresses [][]netip.Addr `json:"addresses,omitempty"`
 	// Labels are those that all of the pods have. Labels that differ by their nature (hashes) are left out.
-	Labels map[string]string `json:"labels,omitempty"`
-	// Networks are those of a region.
-	Networks []netip.Prefix `json:"networks,omitempty"`
-	// Services are the ports of Services that lead to the pods.
-	Services []ServicePort `json:"services,omitempty"`
-	// Ingress and Egress are the policies that isolate the pods.
-	Ingress []string `json:"ingress,omitempty"`
-	Egress  []string `json:"egress,omitempty"`
+	Labels   map[string]string `json:"labels,omitempty"`
+	Networks []netip.Prefix    `json:"networks,omitempty"`
+	Services []ServicePort     `json:"services,omitempty"`
+	Ingress  []string          `json:"ingress,omitempty"`
+	Egress   []string          `json:"egress,omitempty"`
 	// Off says that enforcement is off for the pods. Unknown says that the pod is unknown: all is denied.
 	Off     bool `json:"off,omitempty"`
 	Unknown bool `json:"unknown,omitempty"`
 }
 
-// partyEnds has an end for each state and family. All members of the party have equal ends.
 type partyEnds []oneOfEach
 
 type oneOfEach [len(conf.Families)]partyEnd
@@ -61,7 +56,6 @@ type partyEnd struct {
 
 func endAt(e verdict.End) partyEnd { return partyEnd{End: e, known: true} }
 
-// unit is a pod with at most one address of each family. A pod with several attachments is several units.
 type unit struct {
 	pod       policy.Pod // in the first state; only its names, if the pod is unknown
 	addresses oneAddress
@@ -71,7 +65,6 @@ type unit struct {
 
 type oneAddress [len(conf.Families)]netip.Addr
 
-// perPod are the labels that differ between pods, or versions, of one workload.
 var perPod = map[string]bool{
 	"pod-template-hash": true, "controller-revision-hash": true, "pod-template-generation": true,
 	"statefulset.kubernetes.io/pod-name": true, "apps.kubernetes.io/pod-index": true, "controller-uid": true,
@@ -79,7 +72,6 @@ var perPod = map[string]bool{
 	"batch.kubernetes.io/job-completion-index": true, "rollouts-pod-template-hash": true,
 }
 
-// addPods adds a party for each group of pods that no policy can tell apart.
 func (u *universe) addPods() {
 	facts := newFacts(u)
 	by := map[string][]unit{}
@@ -112,7 +104,6 @@ func (u *universe) addPods() {
 	}
 }
 
-// units returns the pods of the first state, with and without addresses.
 func (u *universe) units() []unit {
 	e := u.evaluators[0]
 	type id struct{ name, uid string }
@@ -170,7 +161,6 @@ func (u *universe) units() []unit {
 	return all
 }
 
-// findEnds finds the units' ends in each state. A pod without addresses takes the labels of the pod of its name.
 func (u *universe) findEnds(all []unit) {
 	for s, e := range u.evaluators {
 		pods := map[policy.Name]policy.Pod{}
@@ -198,7 +188,6 @@ func (u *universe) findEnds(all []unit) {
 	}
 }
 
-// facts tells which facts about pods can matter to the policies.
 type facts struct {
 	world  *world
 	labels map[string]bool // keys of the policies' selectors of pods
@@ -231,7 +220,7 @@ func newFacts(u *universe) facts {
 	return f
 }
 
-// key differs for units that policies may tell apart, or whose labels name different workloads.
+// key differs for units that policies may tell apart, or that belong to different workloads.
 func (f facts) key(u unit) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%q", u.pod.Namespace)
@@ -258,8 +247,6 @@ func (f facts) key(u unit) string {
 	return b.String()
 }
 
-// writePod writes the labels and ports that policies name. If workload is true, it writes all labels that a
-// workload's pods share.
 func (f facts) writePod(b *strings.Builder, p policy.Pod, workload bool) {
 	fmt.Fprintf(b, "%q", p.Namespace)
 	for _, k := range slices.Sorted(maps.Keys(p.Labels)) {
@@ -304,7 +291,6 @@ func (u *universe) party(units []unit) Party {
 	return p
 }
 
-// maxWorkloads is how many workloads a party's name has. If there are more, it has their number instead of the last.
 const maxWorkloads = 3
 
 func workloads(units []unit) string {
@@ -320,13 +306,13 @@ func workloads(units []unit) string {
 	return strings.Join(names, ", ")
 }
 
-// generated matches a pod's name with a generated end: hash and random word, random word, or ordinal.
+// generated matches a pod's name with a hash and random characters, with random characters, or with an ordinal.
 var generated = regexp.MustCompile(
 	`^(.+?)(-[bcdfghjklmnpqrstvwxz2456789]{6,10}-[bcdfghjklmnpqrstvwxz2456789]{5}` +
 		`|-[bcdfghjklmnpqrstvwxz2456789]{5}|-[0-9]+)$`)
 
-// workload returns the name of the pod's workload. Without a controller's label, it guesses the name only if there
-// are several such pods.
+// workload returns the name of the pod's workload. Without a controller's label, it guesses the name only if
+// there are several such pods.
 func workload(p policy.Pod, several bool) string {
 	made := slices.ContainsFunc(slices.Collect(maps.Keys(p.Labels)), func(key string) bool { return perPod[key] })
 	if m := generated.FindStringSubmatch(p.Name); m != nil && (made || several) {

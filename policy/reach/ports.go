@@ -115,7 +115,6 @@ func (p Ports) complement() Ports {
 	return Ports{TCP: gaps(p.TCP), UDP: gaps(p.UDP), SCTP: gaps(p.SCTP), Other: !p.Other}
 }
 
-// atom is a range of ports of one protocol that no policy divides. All protocols without ports are noPorts.
 type atom struct {
 	proto ruleset.Protocol
 	ruleset.PortRange
@@ -124,14 +123,12 @@ type atom struct {
 // noPorts stands for the protocols without ports: a rule matches all of them or none.
 const noPorts ruleset.Protocol = "1"
 
-// space has the atoms of all ports, and numbered sets of them. Set 0 is empty.
 type space struct {
 	atoms []atom
 	sets  []bits
 	by    map[string]int
 }
 
-// newSpace divides the ports at each number that a policy names, and at the numbers of named ports.
 func newSpace(states []policy.State) *space {
 	starts := map[ruleset.Protocol]map[int]bool{}
 	for _, proto := range protocols {
@@ -251,7 +248,6 @@ func (b bits) minus(o bits) {
 	}
 }
 
-// key returns a text that is equal for equal sets.
 func (b bits) key() string {
 	text := make([]byte, 0, 8*len(b))
 	for _, w := range b {
@@ -279,7 +275,6 @@ func (sp *space) full() bits {
 	return b
 }
 
-// number returns the set's number, and gives it one if needed. The set must not change afterwards.
 func (sp *space) number(b bits) int {
 	key := b.key()
 	n, ok := sp.by[key]
@@ -311,7 +306,6 @@ func (sp *space) ports(number int) Ports {
 	return p
 }
 
-// extend appends a range behind all others. If it follows the last one directly, that one grows.
 func extend(ranges []ruleset.PortRange, r ruleset.PortRange) []ruleset.PortRange {
 	if n := len(ranges); n > 0 && ranges[n-1].Last+1 == r.First {
 		ranges[n-1].Last = r.Last

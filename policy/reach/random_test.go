@@ -25,8 +25,8 @@ var (
 	seed  = flag.Uint64("seed", 0, "probe the cluster of that seed only")
 )
 
-// TestMatrixIsProbed: on random clusters, the matrix agrees with packets that run through the rulesets of both ends'
-// nodes. After a change, so does the difference. To replay one cluster: go test ./policy/reach -seed N
+// TestMatrixIsProbed: on random clusters, the matrix agrees with packets that run through both nodes' rulesets.
+// To replay one cluster: go test ./policy/reach -seed N
 func TestMatrixIsProbed(t *testing.T) {
 	first, last := uint64(1), uint64(*cases)
 	if *seed != 0 {
@@ -61,8 +61,6 @@ func TestMatrixIsProbed(t *testing.T) {
 	fmt.Printf("reach-diff: %d clusters, %d changed probes, 0 differences\n", done, changed.Load())
 }
 
-// probe checks one random cluster before and after a change. ok is false if overlapping podCIDRs make its nodes
-// disagree on addresses.
 func probe(t *testing.T, seed uint64) (probed, changed int, ok bool) {
 	r := rand.New(rand.NewPCG(seed, 11))
 	before := policy.State{Objects: replicate(r, policytest.State(r).Objects)}
@@ -108,7 +106,6 @@ func probe(t *testing.T, seed uint64) (probed, changed int, ok bool) {
 	return probed, changed, true
 }
 
-// replicate adds pods that are like others, or differ a little.
 func replicate(r *rand.Rand, o policy.Objects) policy.Objects {
 	for i := range r.IntN(8) {
 		p := o.Pods[r.IntN(len(o.Pods))]
@@ -156,8 +153,6 @@ type nodes struct {
 	has   map[string]policy.State
 }
 
-// newNodes compiles the ruleset of each node. It returns false if two pods have one address, or if a node would see
-// another pod there.
 func newNodes(s policy.State) (*nodes, bool) {
 	n := &nodes{
 		of: map[netip.Addr]string{}, links: map[netip.Addr]ruleset.Link{}, by: map[string]*ruleset.Simulator{},
@@ -206,7 +201,6 @@ func newNodes(s policy.State) (*nodes, bool) {
 
 func subnet(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }
 
-// allow reports whether the packet passes the nodes of both ends.
 func (n *nodes) allow(p ruleset.Packet) bool {
 	link := func(a netip.Addr, node string) string {
 		if of, isPod := n.of[a]; isPod && of == node {
@@ -223,8 +217,6 @@ func (n *nodes) allow(p ruleset.Packet) bool {
 	return true
 }
 
-// packets returns packets between all pods and some of the world, to the ports that policies name and their
-// neighbours.
 func packets(r *rand.Rand, states ...policy.State) (all []ruleset.Packet) {
 	known := map[netip.Addr]bool{}
 	var addresses []netip.Addr
@@ -305,7 +297,6 @@ func (t *table) party(a netip.Addr) int {
 
 func (t *table) has(a netip.Addr) bool { return t.party(a) >= 0 }
 
-// allows reports whether one of the rows has the packet's connection. Two such rows are an error.
 func (t *table) allows(test *testing.T, p ruleset.Packet) bool {
 	found := 0
 	i, j := t.party(p.Src), t.party(p.Dst)

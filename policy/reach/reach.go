@@ -1,13 +1,12 @@
-// Package reach computes who can reach whom. A matrix has all connections that the policies allow between pods, and
-// between pods and the world. The package also computes the difference of two matrices.
+// Package reach computes who can reach whom. A matrix has all connections that the policies allow between pods,
+// and between pods and the world. The package also computes the difference of two matrices.
 //
-// A matrix is exact, not sampled. Pods that no policy can tell apart are one party. The world is divided into
-// regions, so that an ipBlock contains all of a region's addresses or none of them. Ports are divided where a
-// policy's range begins or ends, and at the number of each named port. So one verdict holds for all connections
-// between two parties on one range of ports. The verdicts are those of package verdict.
+// A matrix is exact. Pods that no policy can tell apart are one party. A region of the world is inside or
+// outside of each ipBlock as a whole. A range of ports ends where a policy's range ends. So one verdict of
+// package verdict holds for all connections between two parties on one range of ports.
 //
-// A matrix leaves out connections that no policy decides: from a pod to itself, and from a node to its own pods. It
-// also leaves out pods with the host's network: their connections are those of their node, which is in the world.
+// A matrix leaves out connections that no policy decides: from a pod to itself, and from a node to its own
+// pods. It also leaves out pods with the host's network.
 package reach
 
 import (
@@ -18,42 +17,41 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// Matrix says on which ports each party can reach each other one.
+// Matrix says on which ports each party can reach each other party.
 type Matrix struct {
 	Parties []Party
 	space   *space
 	kernel  *kernel
-	// classes has the class of each party. Parties of one class have the same connections.
 	classes []int
 	members [][]int // the parties of each class
 	between [][]cell
 }
 
-// Rule is a rule of a policy, with the parties that it is about.
+// Rule is a rule of a policy. Subjects are the parties that the policy isolates in this direction. Peers are
+// the parties that the rule names.
 type Rule struct {
 	Policy string `json:"policy"` // namespace/name
-	// Field is the policy's field of the rule, such as "ingress[0]". It is "ingress" or "egress" if the policy has no
-	// rules for that direction, and so allows nothing.
-	Field string `json:"field"`
-	// Subjects are the parties that the policy isolates in this direction. Peers are those that the rule means.
-	Subjects []int `json:"subjects"`
-	Peers    []int `json:"peers"`
-	Ports    Ports `json:"ports"`
+	// Field is the policy's field of the rule, such as "ingress[0]". It is "ingress" or "egress" if the policy
+	// has no rules for that direction.
+	Field    string `json:"field"`
+	Subjects []int  `json:"subjects"`
+	Peers    []int  `json:"peers"`
+	Ports    Ports  `json:"ports"`
 }
 
-// New returns the matrix of the state. services are those that lead to the state's pods.
+// New returns the matrix of the state. services are Services that lead to the state's pods.
 func New(s policy.State, services []policy.Service) *Matrix {
 	u := newUniverse(services, s)
 	return u.matrix(0)
 }
 
-// Between returns the ports on which party i can reach party j. The families may have different ports.
+// Between returns the ports on which party i can reach party j.
 func (m *Matrix) Between(i, j int) Reach {
 	c := m.between[m.classes[i]][m.classes[j]]
 	return m.space.reach(c)
 }
 
-// PartyOf returns the party that has the address; false if none has. An unused address in a pods' network has none.
+// PartyOf returns the party that has the address; false if none has it.
 func (m *Matrix) PartyOf(a netip.Addr) (int, bool) {
 	i := slices.IndexFunc(m.Parties, func(p Party) bool { return p.Has(a) })
 	return i, i >= 0
@@ -65,8 +63,6 @@ func (p Party) Has(a netip.Addr) bool {
 		slices.ContainsFunc(p.Addresses, func(all []netip.Addr) bool { return slices.Contains(all, a) })
 }
 
-// universe is what several states have in common: parties, ranges of ports, and regions of the world. No policy
-// divides them further.
 type universe struct {
 	states     []policy.State
 	evaluators []*verdict.Evaluator
@@ -77,7 +73,6 @@ type universe struct {
 	services   []policy.Service
 }
 
-// newUniverse returns the universe of the states. Its pods are those of the first state.
 func newUniverse(services []policy.Service, states ...policy.State) *universe {
 	u := &universe{states: states, services: services, world: newWorld(states)}
 	for _, s := range states {

@@ -26,7 +26,6 @@ func networkPolicy(t *testing.T, text string) *networkingv1.NetworkPolicy {
 	return &np
 }
 
-// pod returns the pod NAMESPACE/NAME. A part is an address, or a label KEY=VALUE.
 func pod(name string, parts ...string) policy.Pod {
 	p := policy.Pod{Labels: map[string]string{}}
 	p.Namespace, p.Name, _ = strings.Cut(name, "/")
@@ -82,7 +81,6 @@ func TestMatrix(t *testing.T) {
 			[]string{`
 metadata: {namespace: a, name: first}
 spec: {podSelector: {matchLabels: {statefulset.kubernetes.io/pod-name: db-0}}, ingress: [{ports: [{port: 80}]}]}`},
-			// The policy selects by a label in which the third pod differs.
 			[]string{
 				"all pods > the world: everything", "everyone > a/db [db-0]: TCP 80",
 				"everyone > a/db [db-1]+a/db [db-2]: everything",
@@ -170,8 +168,8 @@ spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr:
 	}
 }
 
-// TestUnknownAndOff: an attachment whose pod is unknown reaches nobody, and nobody reaches it. If enforcement is
-// off, a policy denies nothing.
+// TestUnknownAndOff: an attachment whose pod is unknown reaches nobody, and nobody reaches it. If enforcement
+// is off, a policy denies nothing.
 func TestUnknownAndOff(t *testing.T) {
 	attached := func(name, address string, enforcement conf.Enforcement) policy.Endpoint {
 		namespace, pod, _ := strings.Cut(name, "/")
@@ -233,8 +231,7 @@ func TestServices(t *testing.T) {
 	}
 }
 
-// TestApply: objects of the file replace those of the same name, and policies are deleted by name. A pod keeps its
-// address, and a workload's pods get its template's labels.
+// TestApply: objects of the file replace those of the same name, and policies are deleted by name.
 func TestApply(t *testing.T) {
 	before := policy.Objects{
 		Namespaces: []policy.Namespace{{Name: "a", Labels: map[string]string{"team": "x"}}},

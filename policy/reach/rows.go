@@ -9,13 +9,11 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Row says that each of the parties From reaches each of the parties To on the ports. A pod's connections to itself,
-// and the world's to the world, don't count.
+// Row says that each party of From reaches each party of To on the ports.
 type Row struct {
-	From  []int `json:"from"`
-	To    []int `json:"to"`
-	Ports Ports `json:"ports"`
-	// Family is IPv4 or IPv6 if the row is only for that family. It is empty if it is for both.
+	From   []int  `json:"from"`
+	To     []int  `json:"to"`
+	Ports  Ports  `json:"ports"`
 	Family string `json:"family,omitempty"`
 }
 
@@ -24,7 +22,6 @@ func (m *Matrix) Rows() []Row {
 	return m.rows(func(i, j int) cell { return m.between[i][j] })
 }
 
-// line is a set of ports of one family, or of both if family is negative.
 type line struct{ ports, family int32 }
 
 func (c cell) lines() []line {
@@ -41,8 +38,6 @@ func nonempty(lines ...line) []line {
 	return slices.DeleteFunc(lines, func(l line) bool { return l.ports <= 0 })
 }
 
-// rows returns the rows of a matrix with these cells. Classes that the same classes reach on the same ports share a
-// row.
 func (m *Matrix) rows(at func(i, j int) cell) []Row {
 	type to struct {
 		from    map[line]bits
@@ -96,8 +91,6 @@ func (m *Matrix) rows(at func(i, j int) cell) []Row {
 	return rows
 }
 
-// namespace returns the namespace of a class's parties; empty if they are in several. Rows of several namespaces are
-// hard to read.
 func (m *Matrix) namespace(class int) Kind {
 	first := m.Parties[m.members[class][0]].Namespace
 	for _, i := range m.members[class] {
@@ -121,8 +114,6 @@ func compareRows(a, b Row) int {
 	return 0
 }
 
-// vacuous reports whether no policy decides on connections from class i to class j: world to world, or a pod to
-// itself.
 func (m *Matrix) vacuous(i, j int) bool {
 	from, to := m.members[i], m.members[j]
 	if m.Parties[from[0]].Kind == World && m.Parties[to[0]].Kind == World {
@@ -139,7 +130,6 @@ func (m *Matrix) expand(classes []int) (parties []int) {
 	return parties
 }
 
-// only keeps the ports of each row that are in the range, and rows that have some.
 func only(rows []Row, proto ruleset.Protocol, ports ruleset.PortRange) (all []Row) {
 	for _, r := range rows {
 		var cut []ruleset.PortRange
@@ -166,9 +156,9 @@ func only(rows []Row, proto ruleset.Protocol, ports ruleset.PortRange) (all []Ro
 	return all
 }
 
-// Filter says which connections to keep. A nil function keeps all.
+// Filter says which connections to keep. A nil function keeps all. Either keeps connections with at least one
+// kept end.
 type Filter struct {
-	// From and To keep connections by their ends. Either keeps those with at least one kept end.
 	From, To, Either func(Party) bool
 	// Proto and Ports keep connections on these ports. If Proto is empty, they keep all.
 	Proto ruleset.Protocol
@@ -192,7 +182,6 @@ func (m *Matrix) Filter(rows []Row, f Filter) []Row {
 	return merge(rows)
 }
 
-// between keeps the parties for which from or to returns true. Rows that lose one end are left out.
 func between(rows []Row, from, to func(party int) bool) (all []Row) {
 	keep := func(list []int, f func(int) bool) (kept []int) {
 		for _, i := range list {
@@ -211,7 +200,7 @@ func between(rows []Row, from, to func(party int) bool) (all []Row) {
 	return all
 }
 
-// merge joins rows that differ only in From, and then those that differ only in To.
+// merge joins rows that differ only in From, and then rows that differ only in To.
 func merge(rows []Row) []Row {
 	join := func(rows []Row, same func(Row) []int, other func(*Row) *[]int) []Row {
 		by := map[string]int{}

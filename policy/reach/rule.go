@@ -60,7 +60,6 @@ func (m *Matrix) Rules() (all []Rule) {
 	return all
 }
 
-// means reports whether the party is a peer of the rule, in one of its families.
 func (k *kernel) means(rule, party int) bool {
 	for f := range conf.Families {
 		if c := k.classOfParty[f][party]; c >= 0 && k.classes[f][c].peer.has(rule) {

@@ -36,8 +36,6 @@ func (u *universe) servicesOf(units []unit) (all []ServicePort) {
 	return all
 }
 
-// targetsOf returns the ports of the unit that the Service's port leads to. If the source has EndpointSlices, they
-// decide, and otherwise the Service's selector.
 func targetsOf(s *policy.Service, port policy.ServicePort, one unit) (all []uint16) {
 	if s.Endpoints != nil {
 		for _, e := range s.Endpoints {

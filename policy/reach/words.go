@@ -14,9 +14,8 @@ func (p Party) String() string {
 	return p.Name
 }
 
-// Words returns the names of the parties in as few words as possible. "everyone", "all pods", "all pods in shop" and
-// "the world" stand for all of these. other are the parties at the other ends: a list is complete without a pod's
-// connection to itself.
+// Words names the parties in as few words as possible, such as "everyone", "all pods in shop" or "the world".
+// other are the parties at the other ends.
 func (m *Matrix) Words(parties, other []int) []string {
 	in := map[int]bool{}
 	for _, i := range parties {
@@ -66,7 +65,6 @@ func (m *Matrix) Words(parties, other []int) []string {
 
 const maxMissing = 2
 
-// missing returns the names of the parties in all that are neither in the map nor itself. It stops after maxMissing.
 func (m *Matrix) missing(all []int, in map[int]bool, itself int) (names []string) {
 	for _, i := range all {
 		if !in[i] && i != itself {

@@ -16,13 +16,11 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// world divides all addresses. Addresses with the same mark are in the same rules' ipBlocks.
 type world struct {
 	starts [len(conf.Families)][]netip.Addr // the first address of each range, in order
 	marks  [len(conf.Families)][]mark       // the mark of each range
 }
 
-// mark stands for the set of lists of ipBlocks that contain an address. It is the sum of the lists' hashes.
 type mark [2]uint64
 
 func (m mark) plus(o mark) mark { return mark{m[0] ^ o[0], m[1] ^ o[1]} }
@@ -80,13 +78,10 @@ func (w *world) at(a netip.Addr) mark {
 }
 
 type region struct {
-	all *netipx.IPSet
-	// free are those that aren't pods'.
+	all  *netipx.IPSet
 	free *netipx.IPSet
 }
 
-// regions returns the regions of the family with free addresses, ordered by their first addresses. taken are the
-// addresses that aren't free.
 func (w *world) regions(f conf.Family, taken *netipx.IPSet) (regions []region) {
 	by := map[mark]*netipx.IPSetBuilder{}
 	var order []mark
@@ -128,7 +123,6 @@ func peersOf(np *networkingv1.NetworkPolicy) (all [][]networkingv1.NetworkPolicy
 	return all
 }
 
-// blocksOf returns the addresses in the peers' ipBlocks. A peer that can't be parsed contains none.
 func blocksOf(peers []networkingv1.NetworkPolicyPeer) []netipx.IPRange {
 	var all netipx.IPSetBuilder
 	for _, p := range peers {
@@ -173,7 +167,7 @@ func hashOf(ranges []netipx.IPRange) mark {
 	return mark{binary.LittleEndian.Uint64(sum[:]), binary.LittleEndian.Uint64(sum[8:])}
 }
 
-// addRegions adds a party for each region of the world. Unused addresses of pods' networks are in none, because no
+// addRegions adds a party for each region of the world. It leaves out unused addresses of pods' networks: no
 // host has them.
 func (u *universe) addRegions() {
 	var pods netipx.IPSetBuilder
@@ -205,7 +199,7 @@ func (u *universe) addRegions() {
 	}
 }
 
-// families returns the families of the pods' addresses. Pods without addresses may get IPv4 and each family that
+// families returns the families of the pods' addresses. Pods without addresses may get IPv4, and families that
 // policies name.
 func (u *universe) families() (all []conf.Family) {
 	var used [len(conf.Families)]bool
@@ -225,8 +219,7 @@ func (u *universe) families() (all []conf.Family) {
 
 const maxNetworks = 3
 
-// nameOf returns the networks of the addresses. If shorter, it returns one network around them, and the exceptions
-// in brackets.
+// nameOf returns the networks of the addresses, or one network with exceptions if that is shorter.
 func nameOf(addresses *netipx.IPSet) string {
 	own, ranges := addresses.Prefixes(), addresses.Ranges()
 	around := enclosing(ranges[0].From(), ranges[len(ranges)-1].To())

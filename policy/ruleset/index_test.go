@@ -33,7 +33,6 @@ func FuzzIndex(f *testing.F) {
 	f.Fuzz(func(t *testing.T, seed uint64) { compare(t, seed, 50, map[bool]int{}) })
 }
 
-// compare checks that an Index and a Simulator of the seed's random ruleset agree on random packets.
 func compare(t *testing.T, seed uint64, packets int, verdicts map[bool]int) {
 	t.Helper()
 	r := &randomRules{rand.New(rand.NewPCG(seed, 0))}
@@ -113,7 +112,7 @@ func (r *randomRules) set(name string) Set {
 	return s
 }
 
-// ruleset draws a ruleset. A chain leads only to chains behind it, so no packet goes in a circle.
+// ruleset draws a ruleset. A chain leads only to later chains, so no packet goes in a circle.
 func (r *randomRules) ruleset() Ruleset {
 	var all Ruleset
 	for i := range 1 + r.IntN(one(r, 3, 30)) {

@@ -102,7 +102,6 @@ func text(r Ruleset) string {
 	return b.String()
 }
 
-// compareMerged checks that a Simulator and an Index of the merged ruleset give the verdicts of the unmerged one.
 func (r *randomRules) compareMerged(t *testing.T, unmerged, merged Ruleset, seen *mergeCounts) {
 	t.Helper()
 	want, err := NewSimulator(unmerged)
@@ -131,7 +130,6 @@ func (r *randomRules) compareMerged(t *testing.T, unmerged, merged Ruleset, seen
 	}
 }
 
-// policies draws a ruleset like those of policies. Most rules return, and look up a set of peers.
 func (r *randomRules) policies() Ruleset {
 	var all Ruleset
 	for i := range 3 + r.IntN(10) {
@@ -205,7 +203,6 @@ func (r *randomRules) peerRule(sets []Set, by Part) Rule {
 	return rule
 }
 
-// next draws the ruleset and the refused parts after one change. The ruleset now stays as it is.
 func (r *randomRules) next(now, merged Ruleset) (Ruleset, Refused) {
 	refused := Refused{}
 	now.Sets = slices.Clone(now.Sets)
@@ -271,8 +268,8 @@ func (r *randomRules) next(now, merged Ruleset) (Ruleset, Refused) {
 	return now, refused
 }
 
-// TestMergedShapes: 1,000 rules with a set each become one rule for each port. If all ports differ, they become one
-// rule that looks up addresses with ports.
+// TestMergedShapes: 1,000 rules with a set each become one rule for each port, or one rule that looks up
+// addresses with ports.
 func TestMergedShapes(t *testing.T) {
 	const policies = 1000
 	single := func(n int) PortRange { return PortRange{uint16(n), uint16(n)} }

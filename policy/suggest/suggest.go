@@ -1,7 +1,6 @@
-// Package suggest writes NetworkPolicies from connections that were seen: policies that allow these connections, and no
-// others. It is pure.
+// Package suggest writes NetworkPolicies that allow the connections that were seen, and no others. It is pure.
 //
-// Pods of a namespace with equal labels are a workload. Labels that controllers give to single pods or versions don't
+// Pods of a namespace with equal labels are a workload. Labels that controllers give to single pods don't
 // count. A policy can't tell such pods apart, so a connection of one counts for all of them.
 package suggest
 
@@ -37,8 +36,7 @@ type End struct {
 	Namespace, Name string
 	Labels          map[string]string
 	Address         netip.Addr
-	// Node is the Node that has the address as its own; empty if none has.
-	Node string
+	Node            string
 }
 
 func (e End) isPod() bool { return e.Name != "" }
@@ -57,21 +55,19 @@ func (e End) String() string {
 // Suggestion is a policy, with the flows that each of its rules allows.
 type Suggestion struct {
 	Policy *networkingv1.NetworkPolicy
-	// Ingress has a list for each ingress rule of the policy: the flows that the rule allows. Egress has the same for
-	// the egress rules.
+	// Ingress has the flows of each ingress rule of the policy. Egress has those of each egress rule.
 	Ingress, Egress [][]Flow
 }
 
 // Result has the suggested policies, and the flows that they don't allow.
 type Result struct {
 	Suggestions []Suggestion
-	// Left are flows of the namespace that no policy can name, such as ICMP: their protocols have no ports.
+	// Left are flows that no policy can name, such as ICMP: their protocols have no ports.
 	Left []Flow
 }
 
-// Policies returns policies for the namespace: one that isolates all of its pods in both directions, and one for
-// each workload with flows. The parameter pods has the existing pods. Deleted pods that occur in flows count too:
-// otherwise a selector might match their workloads.
+// Policies returns policies for the namespace: one that isolates all of its pods, and one for each workload
+// with flows. Pods of flows count even if they are deleted: otherwise a selector might match their workloads.
 func Policies(namespace string, pods []policy.Pod, flows []Flow) Result {
 	s := suggester{namespace: namespace, workloads: map[string][]*workload{}, policies: map[*workload]*rules{}}
 	for i := range pods {
@@ -118,7 +114,6 @@ type suggester struct {
 	policies  map[*workload]*rules
 }
 
-// rules has a workload's flows by direction, peer and port.
 type rules struct{ ingress, egress map[string]*peer }
 
 type peer struct {
@@ -136,7 +131,6 @@ func (p port) compare(o port) int {
 	return cmp.Or(cmp.Compare(p.proto, o.proto), cmp.Compare(p.number, o.number))
 }
 
-// add adds the flow to the policies of its ends in the namespace.
 func (s *suggester) add(f Flow) {
 	from, to := s.of(f.From), s.of(f.To)
 	put := func(of *workload, ingress bool, other *workload, e End) {
@@ -167,7 +161,6 @@ func (s *suggester) add(f Flow) {
 	}
 }
 
-// of returns nil if the end is an address.
 func (s *suggester) of(e End) *workload {
 	if !e.isPod() {
 		return nil
@@ -175,7 +168,6 @@ func (s *suggester) of(e End) *workload {
 	return s.workload(e.Namespace, labelsOf(&policy.Pod{Labels: e.Labels}))
 }
 
-// suggestions returns a policy for each workload with flows.
 func (s *suggester) suggestions() (all []Suggestion) {
 	of := slices.SortedFunc(maps.Keys(s.policies), func(a, b *workload) int { return cmp.Compare(a.key(), b.key()) })
 	names := map[string]bool{"default-deny": true}
@@ -205,7 +197,6 @@ func (s *suggester) suggestions() (all []Suggestion) {
 	return all
 }
 
-// free returns the name, with a number behind it if the name is taken. Then the result counts as taken.
 func free(name string, taken map[string]bool) string {
 	unique := name
 	for n := 2; taken[unique]; n++ {
@@ -221,7 +212,6 @@ type rule struct {
 	flows []Flow
 }
 
-// grouped returns one rule for all peers with the same ports.
 func (s *suggester) grouped(peers map[string]*peer) (rules []rule) {
 	at := map[string]int{}
 	for _, key := range slices.Sorted(maps.Keys(peers)) {

@@ -14,7 +14,6 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// cluster returns random pods of two namespaces with few labels, each with an address of its own.
 func cluster(r *rand.Rand) policy.Objects {
 	var o policy.Objects
 	for _, n := range []string{"shop", "lab"} {
@@ -38,7 +37,6 @@ func cluster(r *rand.Rand) policy.Objects {
 
 var ports = []uint16{53, 80, 443}
 
-// world are addresses of no pod. The first is also that of a pod that is gone.
 var world = []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")}
 
 func ends(o policy.Objects) (all []End) {
@@ -117,7 +115,7 @@ func TestExact(t *testing.T) {
 	t.Logf("suggest: 150 clusters, %d connections allowed, %d denied, 0 differences", allowed, denied)
 }
 
-// TestLeft: what a policy can't name is left. A pod's connection to itself needs no rule.
+// TestLeft: flows that a policy can't name are left. A pod's connection to itself needs no rule.
 func TestLeft(t *testing.T) {
 	a := End{Namespace: "shop", Name: "a", Labels: map[string]string{"app": "a"}, Address: netip.MustParseAddr("10.0.0.1")}
 	r := Policies("shop", nil, []Flow{

@@ -39,7 +39,6 @@ func (w *workload) key() string {
 	return b.String()
 }
 
-// known are the keys of labels that name a workload, the best first.
 var known = []string{
 	"app.kubernetes.io/name", "app", "k8s-app", "app.kubernetes.io/instance", "app.kubernetes.io/component", "component",
 	"tier", "role",
@@ -57,7 +56,6 @@ func (w *workload) keys() []string {
 	})
 }
 
-// name returns a name for the workload's policy, from its best label.
 func (w *workload) name() string {
 	for _, key := range w.keys() {
 		if v := strings.ToLower(w.labels[key]); v != "" {
@@ -75,8 +73,6 @@ func (w *workload) name() string {
 	return "allow-unlabelled"
 }
 
-// selector returns a selector with few labels that matches only this workload. If another workload has more labels,
-// the selector excludes it by one of these.
 func (s *suggester) selector(w *workload) metav1.LabelSelector {
 	var others []*workload
 	for _, o := range s.workloads[w.namespace] {
@@ -93,8 +89,8 @@ func (s *suggester) selector(w *workload) metav1.LabelSelector {
 		}
 		return true
 	}
-	// The best label always comes first: a selector without labels would match pods to come. Then comes the label that
-	// excludes most other workloads, until none does.
+	// The best label always comes first: a selector without labels would match future pods. Further labels come
+	// until the selector matches no other workload.
 	keys := w.keys()
 	for first := true; len(keys) > 0; first = false {
 		best, excluded := "", 0

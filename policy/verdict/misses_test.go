@@ -9,8 +9,7 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// TestNearest: each rule of an isolating policy either allows the packet or is in Nearest, never both. The nearest
-// comes first.
+// TestNearest: each rule of an isolating policy either allows the packet or is in Nearest.
 func TestNearest(t *testing.T) {
 	near, allowed := 0, 0
 	for seed := range uint64(500) {

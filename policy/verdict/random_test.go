@@ -21,8 +21,8 @@ var (
 	seed  = flag.Uint64("seed", 0, "compare them on the cluster of that seed only")
 )
 
-// TestRulesetsDoWhatPoliciesMean: on random clusters, the compiled rules give the evaluator's verdicts. To replay
-// one cluster: go test ./policy/verdict -seed N
+// TestRulesetsDoWhatPoliciesMean: on random clusters, the compiled rules give the evaluator's verdicts. To
+// replay one cluster: go test ./policy/verdict -seed N
 func TestRulesetsDoWhatPoliciesMean(t *testing.T) {
 	if *seed != 0 {
 		compare(t, *seed)
@@ -47,7 +47,6 @@ func TestRulesetsDoWhatPoliciesMean(t *testing.T) {
 	}
 }
 
-// wouldDrops counts the packets that audited policies would drop, in each direction.
 var wouldDrops atomic.Int64
 
 func compare(t *testing.T, seed uint64) {
@@ -65,8 +64,6 @@ func compare(t *testing.T, seed uint64) {
 		policytest.YAML(state))
 }
 
-// difference returns a packet for which rules and policies differ; nil if there is none. It checks compiled and
-// merged rules. Of the packets that pass, the rules must log exactly those that audited policies would drop.
 func difference(s policy.State, b ruleset.Bounds, packets []ruleset.Packet) *ruleset.Packet {
 	packets = policytest.At(s, packets)
 	compiled := policy.Compile(s)
@@ -116,7 +113,6 @@ func difference(s policy.State, b ruleset.Bounds, packets []ruleset.Packet) *rul
 	return &packets[i]
 }
 
-// evaluators returns evaluators of two other states: without the audited policies, and with all enforced.
 func evaluators(s policy.State) (without, all *verdict.Evaluator) {
 	rest, enforced := s, s
 	rest.Policies, enforced.Policies = nil, nil
@@ -131,5 +127,4 @@ func evaluators(s policy.State) (without, all *verdict.Evaluator) {
 	return verdict.New(rest), verdict.New(enforced)
 }
 
-// uncertain reports whether an end may be one of several pods.
 func uncertain(v verdict.Verdict) bool { return len(v.Egress.Either)+len(v.Ingress.Either) > 0 }
