@@ -1,6 +1,6 @@
-// Package netfilter has the types that the agent and each backend share: how much of the kernel to read, and the result
-// of applying a ruleset. A backend (package iptables) writes a ruleset.Ruleset to the kernel; it implements the
-// interface agent.Backend.
+// Package netfilter has the types that the agent and each backend share: how much of the kernel to read, and
+// the result of applying a ruleset. A backend, such as package iptables, writes a ruleset.Ruleset to the
+// kernel.
 package netfilter
 
 import (
@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Verify is how much of weir's state in the kernel to read before the state is compared with a ruleset. The backend
+// Verify is how much of weir's state in the kernel to read before it is compared with a ruleset. The backend
 // remembers the rest.
 type Verify int
 
@@ -29,34 +29,33 @@ const (
 
 // Result is the result of applying a ruleset.
 type Result struct {
-	// Changed is true if the kernel did not have the ruleset already. Sets that no rule uses don't count.
+	// Changed is true if the kernel did not have the ruleset already.
 	Changed bool
-	// Closes is true if the ruleset may deny an established connection that was allowed before. Pods that came or
-	// ended have no such connections.
+	// Closes is true if the ruleset may deny an established connection that was allowed before.
 	Closes bool
 	// Closed has the addresses that left sets of peers, if nothing else has changed. Otherwise it is nil.
 	Closed []netip.Addr
-	// Rules is true if rules were changed, and not only sets.
-	Rules bool
-	// Left has sets that the ruleset no longer has and that are to be destroyed. Destroying a set may take
-	// milliseconds, so it waits for an Apply that has nothing else to do.
+	Rules  bool
+	// Left has unneeded sets that still exist. Destroying a set may take milliseconds, so it waits for an Apply
+	// that has nothing else to do.
 	Left []string
-	// Strays has addresses in the sets of all pods that are assigned to no pod. They stay in the sets.
+	// Strays has addresses in the sets of all pods that belong to no pod. They stay in the sets.
 	Strays []netip.Addr
 }
 
-// Held is what the kernel holds of a ruleset for some packets.
+// Held is the part of a ruleset that the kernel has, for some packets.
 type Held struct {
-	// Ruleset has the chains of the ruleset. Its sets have the entries that the kernel holds and that a packet has.
+	// Ruleset has the chains of the ruleset. Its sets have only the kernel's entries that one of the packets
+	// has.
 	Ruleset ruleset.Ruleset
 	// Wrong says where the kernel's rules and sets differ from the ruleset's. Each element is one sentence.
 	Wrong []string
-	// Unread says why the kernel's rules could not be compared; empty if they could.
+	// Unread says why the kernel's rules could not be compared.
 	Unread string
 }
 
-// UnknownError says which tables could not be read. The backend has written all that it can write without reading
-// them.
+// UnknownError says which tables could not be read. The backend has written all that it can write without
+// reading them.
 type UnknownError struct{ Why []error }
 
 // Error names the tables and why they can't be read.
@@ -64,9 +63,8 @@ func (e *UnknownError) Error() string {
 	return fmt.Sprintf("%v (weir's own chains and rules are written there all the same)", errors.Join(e.Why...))
 }
 
-// RefusedError says that the kernel refuses parts of a ruleset and accepts the rest. Connections that only the
-// refused parts would allow are denied. The caller puts Refused into policy.State. The next ruleset is then
-// compiled without these parts.
+// RefusedError says that the kernel refuses parts of a ruleset and accepts the rest. Connections that need the
+// refused parts are denied. The caller must compile the next ruleset without these parts.
 type RefusedError struct{ Refused ruleset.Refused }
 
 // Error names the parts and the kernel's reasons, in order.

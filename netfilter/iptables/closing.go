@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// closings returns lists of rules. Each list drops all packets of pods. A list needs fewer features of the kernel
+// closings returns lists of rules. Each list drops all packets of pods, and needs fewer features of the kernel
 // than the list before it.
 func closings(f conf.Family) [][]string {
 	set := f.Set(conf.PodsSet)
@@ -19,11 +19,11 @@ func closings(f conf.Family) [][]string {
 	}
 }
 
-// closeAll drops all packets of this node's pods, also those of established connections. It is for a kernel that
-// refuses weir's rules when weir's own drops are missing. If weir's chains are complete, closeAll only restores the
-// rules that lead to them.
+// closeAll drops all packets of this node's pods, also those of established connections. It is for a kernel
+// that refuses weir's rules while weir's own drops are missing.
 //
-// Equivalent to, with WEIR-INPUT in INPUT likewise, and the bridge weir0 in place of the set where sets are refused:
+// Equivalent to, with WEIR-INPUT in INPUT likewise, and the bridge weir0 in place of the set where sets are
+// refused:
 //
 //	iptables -t mangle -N WEIR-FORWARD; iptables -t mangle -I FORWARD -j WEIR-FORWARD
 //	iptables -t mangle -A WEIR-FORWARD -m set --match-set weir-pods src -j DROP
@@ -51,8 +51,6 @@ func (d *Driver) closeAll(ctx context.Context, have state, want *lowered) error 
 	return nil
 }
 
-// closing returns the commands that put drops into weir's first chains and make packets enter these chains first.
-// If drops is nil, the rules in the chains stay. If nothing must change, closing returns no commands.
 func closing(f conf.Family, mangle table, want *lowered, drops []string) (commands [len(conf.Families)]string) {
 	var lines []string
 	for _, j := range want.jumps {

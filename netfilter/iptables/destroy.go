@@ -8,16 +8,15 @@ import (
 	"github.com/vishvananda/netlink/nl"
 )
 
-// destroySlice is how long one Apply destroys sets. It takes longer if more than mostLeft would be left.
+// destroySlice is how long one Apply destroys sets, if no more than mostLeft would be left.
 const destroySlice = 20 * time.Millisecond
 
-// mostLeft is how many unneeded sets and entries an Apply leaves at most. The kernel has room for a limited number
-// of sets. Tests make it smaller.
+// mostLeft is how many unneeded sets and entries an Apply leaves at most. The kernel's number of sets is
+// limited.
 var mostLeft = struct{ sets, entries int }{1 << 12, 1 << 18}
 
-// destroy destroys sets that no rule uses, and returns those that are left. If busy is true, it stops as soon as no
-// more than mostLeft are left. Otherwise it goes on until destroySlice is over. On some kernels each set takes
-// milliseconds, so the rest can wait.
+// destroy destroys sets that no rule uses, and returns those that are left. On some kernels each set takes
+// milliseconds, so the rest waits for a later Apply.
 func (d *Driver) destroy(names []string, have state, busy bool) (left []string, err error) {
 	began, sets, entries := time.Now(), len(names), 0
 	for _, name := range names {
@@ -28,7 +27,7 @@ func (d *Driver) destroy(names []string, have state, busy bool) (left []string, 
 			return append(left, names[i:]...), nil
 		}
 		err := d.sets.Destroy(name)
-		// nf_tables frees a deleted rule some time after the transaction is over. Until then the rule still uses the
+		// nf_tables frees a deleted rule some time after the transaction. Until then the rule still uses the
 		// set.
 		if errors.Is(err, nl.IPSetError(nl.IPSET_ERR_BUSY)) {
 			left = append(left, name)
@@ -42,8 +41,8 @@ func (d *Driver) destroy(names []string, have state, busy bool) (left []string, 
 	return left, nil
 }
 
-// destroyForeign destroys another program's set that has the name of a set of weir's. The kernel refuses this while
-// a rule uses the set.
+// destroyForeign destroys another program's set that has the name of a set of weir's. The kernel refuses this
+// while a rule uses the set.
 //
 // Equivalent to: ipset destroy NAME
 func (d *Driver) destroyForeign(name string) error {

@@ -1,7 +1,6 @@
-// Package iptables owns weir's sets and rules in the kernel. It lists them, compares them with a ruleset.Ruleset, and
-// applies the difference. It flushes nothing first, so applying a ruleset a second time changes nothing, even if
-// another process applied it the first time. The names of weir's sets and chains begin with weir or WEIR; other
-// programs' sets and rules stay as they are.
+// Package iptables owns weir's sets and rules in the kernel. It compares them with a ruleset.Ruleset and
+// applies the difference. It flushes nothing first. The names of weir's sets and chains begin with weir or
+// WEIR; other programs' sets and rules stay as they are.
 package iptables
 
 import (
@@ -20,38 +19,32 @@ import (
 
 // Driver applies rulesets to the kernel. It is not safe for concurrent use.
 type Driver struct {
-	// Flavour of the node's iptables; empty while it isn't known.
-	Flavour Flavour
-	// detected is Flavour for Inspect, which other goroutines call; nil while it isn't known.
+	Flavour  Flavour
 	detected atomic.Pointer[Flavour]
 	sets     *ipset.Handle
-	// have is weir's state in the kernel after the last change; nil if it must be read again.
-	have *state
-	// settled is the last ruleset; nil unless the kernel is known to have all of it and nothing else.
-	settled *ruleset.Ruleset
-	// left are the sets that the last Apply should have destroyed and left for a later Apply.
-	left    []string
-	refresh *refresh // nil if none has begun
-	// fresh is true if have was read and nothing was changed since.
+	have     *state
+	// settled is the last ruleset, if the kernel is known to have all of it and nothing else.
+	settled  *ruleset.Ruleset
+	left     []string
+	refresh  *refresh // nil if none has begun
 	fresh    bool
 	lowering lowering
-	// numbered says for each family whether the node supports numbers of classes.
+	// numbered says whether the node supports numbers of classes.
 	numbered [len(conf.Families)]support
-	// wanted has the families that the last ruleset has rules for.
-	wanted [len(conf.Families)]bool
-	nat    [len(conf.Families)]natSeen
+	wanted   [len(conf.Families)]bool
+	nat      [len(conf.Families)]natSeen
 	// readAt is the generation of nf_tables at which the tables were read; 0 if it is unknown.
 	readAt uint32
 	own    nftnl.OwnChanges
-	// ahead are iptables-restore processes, started in advance, that wait for commands.
+	// ahead are iptables-restore processes that were started in advance and wait for commands.
 	ahead [len(conf.Families)]*restorer
-	// suspects are rules, and kinds of rules, that the kernel has refused before. Before a change with such a rule,
-	// the driver tries the change's rules in a chain that no packet enters.
+	// suspects are rules that the kernel has refused before. The driver tries them in a chain that no packet
+	// enters before it uses them again.
 	suspects map[ruleset.Refusal]bool
 }
 
-// New connects to the kernel and detects which iptables the node uses. A failed detection is no error of New. Read
-// and KeepClosed detect again until it succeeds, and return its error while it fails.
+// New connects to the kernel and detects which iptables the node uses. A failed detection is no error of New:
+// Read and KeepClosed repeat it.
 func New(ctx context.Context) (*Driver, error) {
 	sets, err := ipset.New()
 	if err != nil {
@@ -70,10 +63,9 @@ func (d *Driver) Close() {
 	d.sets.Close()
 }
 
-// Apply makes the kernel have the ruleset. After an UnknownError the kernel has the ruleset, as far as its tables
-// can be read. After a RefusedError the caller must leave out the refused parts. After any other error the change
-// may be incomplete. Even then the kernel allows nothing that both the old and the new state deny. The next Apply
-// continues from there.
+// Apply makes the kernel have the ruleset. After an UnknownError the kernel has the ruleset, as far as its
+// tables can be read. After a RefusedError the caller must leave out the refused parts. After any other error
+// the next Apply continues. The kernel never allows what both the old and the new state deny.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
 	if verify == netfilter.Trust {
 		if r, done, err := d.applyEntries(want); done {
@@ -154,9 +146,8 @@ func (d *Driver) apply(ctx context.Context, rules ruleset.Ruleset, verify netfil
 	return r, err
 }
 
-// KeepClosed protects the pods while no ruleset can be compiled yet. If weir's chains are complete, KeepClosed only
-// puts their jumps first again. If a chain is missing or was flushed, KeepClosed applies the ruleset closed and
-// returns true. In that ruleset no pod is in any class.
+// KeepClosed protects the pods while no ruleset can be compiled yet. If weir's chains are complete, it only
+// puts their jumps first again. Otherwise it applies the ruleset closed, without classes, and returns true.
 func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (bool, error) {
 	if err := d.detect(ctx); err != nil {
 		return false, err
@@ -170,8 +161,8 @@ func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (bool, 
 	return false, err
 }
 
-// PutFirst puts weir's jumps first in the built-in chains and changes nothing else. It is for a kernel that can't
-// be read. While the flavour isn't known, it does nothing.
+// PutFirst puts weir's jumps first in the built-in chains. It is for a kernel that can't be read. While the
+// flavour isn't known, it does nothing.
 func (d *Driver) PutFirst(ctx context.Context, want ruleset.Ruleset) error {
 	if d.Flavour == "" {
 		return nil
@@ -180,8 +171,6 @@ func (d *Driver) PutFirst(ctx context.Context, want ruleset.Ruleset) error {
 	return err
 }
 
-// putFirst puts weir's jumps into their places in the mangle table. If one of weir's chains is missing or was
-// flushed, it changes no rules and returns false.
 func (d *Driver) putFirst(ctx context.Context, want *lowered) (stand bool, err error) {
 	var p plan
 	var why []error
@@ -234,9 +223,8 @@ func (d *Driver) putFirst(ctx context.Context, want *lowered) (stand bool, err e
 	return true, nil
 }
 
-// changeRules carries out the plan's commands. For a table with unknown contents it first tries to delete weir's
-// rules, so that no second copies appear. If this fails, it assumes that the rules don't exist, and tries without
-// the deletions.
+// changeRules carries out the plan's commands. In a table with unknown contents it tries to delete weir's rules
+// first, so that no second copies appear.
 func (d *Driver) changeRules(ctx context.Context, p plan) error {
 	if err := d.restore(ctx, p.restore); err != nil {
 		return err
@@ -252,8 +240,8 @@ func (d *Driver) changeRules(ctx context.Context, p plan) error {
 	return nil
 }
 
-// prepare makes the plan's new sets, which no rule uses yet, and adds them to have. It returns a RefusedError for
-// sets, entries and rules that the kernel refuses. It tries rules only if one of them is suspicious.
+// prepare makes the plan's new sets, which no rule uses yet. It returns a RefusedError for sets, entries and
+// rules that the kernel refuses.
 func (d *Driver) prepare(ctx context.Context, p plan, have state, want *lowered) error {
 	refused := ruleset.Refused{}
 	for _, s := range p.create {
@@ -307,8 +295,7 @@ func (d *Driver) carryOut(ctx context.Context, p plan, have state, want *lowered
 	return left, refused, err
 }
 
-// restore carries out the families' commands, one family after the other. The kernel lets only one process change
-// its tables at a time.
+// The kernel lets only one process change its tables at a time, so the families come one after the other.
 func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]string) error {
 	if commands == [len(conf.Families)]string{} {
 		return nil
@@ -350,7 +337,7 @@ func (d *Driver) restoreFamily(ctx context.Context, f conf.Family, commands stri
 }
 
 // CleanOtherFlavour removes weir's rules from the flavour that the node doesn't use. Call it after an Apply, so
-// that weir's rules are in force all the time.
+// that weir's rules are always in force.
 func (d *Driver) CleanOtherFlavour(ctx context.Context) error {
 	return d.Flavour.other().clean(ctx)
 }

@@ -13,28 +13,23 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// hook is the point at which the kernel sends packets through a chain. iptables never checks that its built-in
-// chains are at their hooks.
 type hook struct {
 	kind     string
 	number   uint32
 	priority int32
 }
 
-// hooks are the hooks of the built-in chains that weir has rules in (iptables/nft.c, xtables_ipv4).
 var hooks = map[string]map[string]hook{
 	"mangle": {"FORWARD": {"filter", unix.NF_INET_FORWARD, -150}, "INPUT": {"filter", unix.NF_INET_LOCAL_IN, -150}},
 	"filter": {"FORWARD": {"filter", unix.NF_INET_FORWARD, 0}},
 	"nat":    {"POSTROUTING": {"nat", unix.NF_INET_POST_ROUTING, 100}},
 }
 
-// misplaced returns the table's built-in chains that have a wrong hook, or none. iptables prints such chains like
-// all others.
+// misplaced returns the table's built-in chains that are at a wrong hook. iptables doesn't show the hook.
 //
 // Equivalent to: nft list chain ip TABLE CHAIN | grep 'type .* hook' (ip6 for IPv6)
 func misplaced(family conf.Family, name string) (found []string, err error) {
 	for _, chain := range builtin[name] {
-		// One request for each chain, because a list would have the chains of all tables: three for each Service.
 		attrs, err := get(unix.NFT_MSG_GETCHAIN, family, nl.NewRtAttr(unix.NFTA_CHAIN_TABLE, nl.ZeroTerminated(name)),
 			nl.NewRtAttr(unix.NFTA_CHAIN_NAME, nl.ZeroTerminated(chain)))
 		switch {
@@ -57,7 +52,6 @@ func readHook(chain map[uint16][]byte) (h hook) {
 	return h
 }
 
-// others returns an error if a misplaced chain has rules of other programs. Weir doesn't delete such a chain.
 func others(family conf.Family, name string, chains []string) error {
 	rules, err := see(family, name)
 	if err != nil {
@@ -72,8 +66,8 @@ func others(family conf.Family, name string, chains []string) error {
 	return nil
 }
 
-// deleteChains deletes built-in chains. iptables makes such a chain again at its proper hook when a rule is added to
-// it.
+// deleteChains deletes built-in chains. iptables makes such a chain again, at its proper hook, with the next
+// rule for it.
 //
 // Equivalent to: nft flush chain ip TABLE CHAIN; nft delete chain ip TABLE CHAIN (ip6 for IPv6)
 func deleteChains(f conf.Family, name string, chains []string) error {

@@ -22,9 +22,8 @@ func (d *Driver) detect(ctx context.Context) (err error) {
 	return err
 }
 
-// Inspect compares the kernel with the ruleset, as far as that decides about the packets. It reads the table
-// mangle, and asks each set only for the packets' own addresses and ports. It changes nothing, and may run beside
-// all other methods.
+// Inspect compares the kernel with the ruleset, as far as that decides about the packets. It changes nothing,
+// and may run at the same time as all other methods.
 //
 // Equivalent to: iptables-save -t mangle; ipset test SET ADDRESS, for each set and address
 func (d *Driver) Inspect(
@@ -68,8 +67,6 @@ type inspected struct {
 	want *lowered
 }
 
-// inspected reads the kernel's state for the packets. If a family lacks a set of numbered pods, it lowers the
-// family's rules without numbers.
 func (d *Driver) inspected(
 	ctx context.Context, want ruleset.Ruleset, packets []ruleset.Packet,
 ) (k inspected, err error) {
@@ -102,8 +99,6 @@ func (d *Driver) inspected(
 	return k, nil
 }
 
-// hasClass reports whether the kernel has the pod in the set's class. known is false if the kernel has one set for
-// each class.
 func (k inspected) hasClass(s ruleset.Set, e ruleset.Element) (has, known bool) {
 	if s.Role != ruleset.Members || k.want.numbers[s.Family] == nil {
 		return false, false
@@ -119,8 +114,6 @@ func (k inspected) hasClass(s ruleset.Set, e ruleset.Element) (has, known bool) 
 	return has, true
 }
 
-// wrongRules describes what is wrong with the family's table: chains that differ, a table that is switched off, or
-// packets that don't come to weir's chains first.
 func (d *Driver) wrongRules(f conf.Family, t table, want *lowered) (wrong []string) {
 	if t.dormant {
 		wrong = append(wrong, fmt.Sprintf("the table %s of %s is switched off", checks, d.Flavour.program(f)))
@@ -141,8 +134,6 @@ func (d *Driver) wrongRules(f conf.Family, t table, want *lowered) (wrong []stri
 	return wrong
 }
 
-// heldBy returns the ruleset without the entries that the kernel lacks or that no packet needs. It also returns the
-// sets that the kernel lacks.
 func (k inspected) heldBy(want ruleset.Ruleset, packets []ruleset.Packet) (ruleset.Ruleset, map[string]bool, error) {
 	var questions []ipset.Question
 	entries := make([][]ruleset.Entry, len(want.Sets))

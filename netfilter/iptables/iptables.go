@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Flavour is a variant of iptables. Legacy keeps its rules in the old x_tables, and NFT in nf_tables. The kernel
-// checks packets with the rules of both flavours, so a node should use only one.
+// Flavour is a variant of iptables. Legacy keeps its rules in x_tables, and NFT in nf_tables. The kernel checks
+// packets with the rules of both, so a node should use only one.
 type Flavour string
 
 // The flavours, as in the names of the programs iptables-legacy and iptables-nft.
@@ -33,14 +33,11 @@ func (f Flavour) other() Flavour {
 	return Legacy
 }
 
-// lockWait is how many seconds iptables waits for its lock. kube-proxy may hold the lock while it writes many
-// rules.
 const lockWait = "10"
 
-// Detect returns the flavour that the node uses: the one with the chains of kubelet or kube-proxy (KEP-3178). If
-// neither has such chains, Detect returns the flavour with more rules of other programs, or NFT if both have as
-// many. It returns an error if the rules can't be read, or if the flavour's iptables-save or iptables-restore is
-// missing.
+// Detect returns the flavour that the node uses: the one with the chains of kubelet or kube-proxy (KEP-3178),
+// else the one with more rules of other programs, else NFT. It returns an error if the rules can't be read, or
+// if iptables-save or iptables-restore is missing.
 func Detect(ctx context.Context) (Flavour, error) {
 	used, err := detect(ctx)
 	if err == nil {
@@ -74,11 +71,10 @@ func detect(ctx context.Context) (Flavour, error) {
 	return NFT, nil
 }
 
-// hints are chains that kubelet and kube-proxy leave in the flavour that the node uses.
 var hints = []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}
 
-// usesNFT counts other programs' rules in iptables-nft, and reports whether one of the hints exists there. It asks
-// the kernel, because iptables-save can't print all rules.
+// usesNFT counts other programs' rules in iptables-nft, and reports whether kubelet or kube-proxy uses it. It
+// asks the kernel, because iptables-save can't print all rules.
 //
 // Equivalent to: nft list chains ip; iptables-nft-save | grep -v WEIR | grep -c ^-A
 func usesNFT() (rules int, hint bool, err error) {
@@ -107,7 +103,7 @@ func usesNFT() (rules int, hint bool, err error) {
 	return rules, hint, nil
 }
 
-// usesLegacy does the same as usesNFT, for iptables-legacy.
+// usesLegacy is usesNFT for iptables-legacy.
 //
 // Equivalent to: iptables-legacy-save | grep -v WEIR | grep -c ^-A
 func usesLegacy(ctx context.Context) (rules int, hint bool, err error) {
@@ -132,7 +128,6 @@ func usesLegacy(ctx context.Context) (rules int, hint bool, err error) {
 	return rules, hint, errors.Join(errs...)
 }
 
-// program returns the name of the family's program: iptables-nft or ip6tables-nft, for example.
 func (f Flavour) program(family conf.Family) string {
 	if family == conf.IPv6 {
 		return "ip6tables-" + string(f)
@@ -140,8 +135,6 @@ func (f Flavour) program(family conf.Family) string {
 	return "iptables-" + string(f)
 }
 
-// save returns one of the family's tables as text.
-//
 // Equivalent to: iptables-save -t TABLE (ip6tables-save for IPv6)
 func (f Flavour) save(ctx context.Context, family conf.Family, table string) (string, error) {
 	return run(ctx, f.program(family)+"-save", "-t", table)
@@ -163,8 +156,8 @@ func run(ctx context.Context, name string, args ...string) (string, error) {
 
 // clean removes weir's jumps and chains from the flavour's tables of both families.
 //
-// Equivalent to: iptables -t TABLE -D CHAIN JUMP; iptables -t TABLE -F WEIR-X; iptables -t TABLE -X WEIR-X; and the
-// same with ip6tables
+// Equivalent to: iptables -t TABLE -D CHAIN JUMP; iptables -t TABLE -F WEIR-X; iptables -t TABLE -X WEIR-X; and
+// the same with ip6tables
 func (f Flavour) clean(ctx context.Context) error {
 	var errs []error
 	for _, family := range conf.Families {

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// legacyPrint returns the fingerprint of a table of iptables-legacy. It reads the table in the kernel's own form.
-// For 4,000 Services that takes milliseconds, and iptables-save takes seconds.
+// legacyPrint reads the table in the kernel's own form. For 4,000 Services that takes milliseconds, and
+// iptables-save takes seconds.
 func legacyPrint(family conf.Family, name string) (print, legacyInfo, error) {
 	t, err := readLegacy(family, name)
 	if err == nil {
@@ -27,16 +27,15 @@ func legacyPrint(family conf.Family, name string) (print, legacyInfo, error) {
 	return "", legacyInfo{}, fmt.Errorf("read table %s of %s: %w", name, Legacy.program(family), err)
 }
 
-// legacyInfo is struct ipt_getinfo, which is also struct ip6t_getinfo.
+// legacyInfo is the kernel's struct ipt_getinfo, which is equal to struct ip6t_getinfo.
 type legacyInfo struct {
 	Name  [32]byte
 	Valid uint32 // bit mask of the hooks with chains
-	// Hooks and Ends have, for each hook, the offset of the first rule and of the chain's policy.
+	// Hooks has for each hook the offset of the first rule, and Ends the offset of the chain's policy.
 	Hooks, Ends [5]uint32
 	Count, Size uint32
 }
 
-// legacyTable is a table in the kernel's own form: entries of different lengths, one after the other.
 type legacyTable struct {
 	legacyInfo
 	legacyLayout
@@ -45,7 +44,6 @@ type legacyTable struct {
 
 type legacyLayout struct {
 	domain, level int
-	// head is the length of an entry's addresses, links and protocol. matches is the offset of the entry's matches.
 	head, matches int
 }
 
@@ -54,8 +52,7 @@ var legacyLayouts = [len(conf.Families)]legacyLayout{
 	conf.IPv6: {unix.AF_INET6, unix.SOL_IPV6, 136, 168}, // struct ip6t_entry
 }
 
-// These options of getsockopt are the same for both families (linux/netfilter_ipv4/ip_tables.h). sizeofGetEntries
-// is the length of struct ipt_get_entries without the entries.
+// These options of getsockopt are the same for both families (linux/netfilter_ipv4/ip_tables.h).
 const (
 	getInfo          = 64
 	getEntries       = 65
@@ -73,8 +70,6 @@ func openLegacy(family conf.Family) (legacySocket, error) {
 	return legacySocket{l, fd}, err
 }
 
-// info returns the table's size, number of rules and hooks. The kernel needs a microsecond, however large the table
-// is. The table must exist.
 func (s legacySocket) info(name string) (i legacyInfo, err error) {
 	answer := make([]byte, binary.Size(i))
 	copy(answer, name)
@@ -85,18 +80,18 @@ func (s legacySocket) info(name string) (i legacyInfo, err error) {
 	return i, err
 }
 
-// natEvery is the time after which the table nat is read again, even if its size and number of rules are the same.
+// natEvery is the time after which the table nat is read again, even if its size and number of rules are the
+// same.
 const natEvery = time.Minute
 
-// natSeen is the table nat of iptables-legacy as it was read last.
 type natSeen struct {
 	legacyInfo
 	print print
 	when  time.Time
 }
 
-// same reports whether the table nat probably has the same rules: it was read a short time ago, and has the same
-// length, number of rules and built-in chains.
+// same reports whether the table nat probably has the same rules. It compares only the length, the number of
+// rules and the built-in chains.
 func (n natSeen) same(family conf.Family) bool {
 	s, err := openLegacy(family)
 	if err != nil {
@@ -107,7 +102,7 @@ func (n natSeen) same(family conf.Family) bool {
 	return err == nil && now == n.legacyInfo && time.Since(n.when) < natEvery
 }
 
-// readLegacy reads a table that exists. If the table changes meanwhile, it reads again, five times at most.
+// readLegacy reads again if the table changes meanwhile, five times at most.
 func readLegacy(family conf.Family, name string) (legacyTable, error) {
 	t := legacyTable{legacyLayout: legacyLayouts[family]}
 	s, err := openLegacy(family)
@@ -131,7 +126,6 @@ func readLegacy(family conf.Family, name string) (legacyTable, error) {
 	return t, err
 }
 
-// getsockopt reads an option of a socket. value has the question, and the kernel writes the answer over it.
 func getsockopt(fd, level, option int, value []byte) error {
 	size := uint32(len(value))
 	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option),
@@ -142,18 +136,15 @@ func getsockopt(fd, level, option int, value []byte) error {
 	return nil
 }
 
-// legacyEntry is a rule, a chain's policy, or the beginning of a chain.
 type legacyEntry struct {
-	offset uint32
-	head   []byte // addresses, links and protocol
-	// matches are the matches, and target is the target, each with its name and data.
+	offset          uint32
+	head            []byte // addresses, links and protocol
 	matches, target []byte
 	next            uint32 // the offset of the next entry
 }
 
 var errLegacy = errors.New("the kernel's answer can't be understood")
 
-// entry returns the entry at the offset. It returns errLegacy if the entry's lengths are impossible.
 func (t *legacyTable) entry(offset uint32) (legacyEntry, error) {
 	rest := t.entries[offset:]
 	if len(rest) < t.matches {
@@ -167,13 +158,12 @@ func (t *legacyTable) entry(offset uint32) (legacyEntry, error) {
 	return legacyEntry{offset, rest[:t.head], rest[t.matches:target], rest[target:next], offset + uint32(next)}, nil
 }
 
-// sizeofTarget is the length of struct xt_entry_target, in which the name is at nameOfTarget.
+// sizeofTarget is the length of struct xt_entry_target. The target's name is at nameOfTarget.
 const (
 	sizeofTarget = 32
 	nameOfTarget = 2
 )
 
-// begins returns the name of the chain that begins with the entry. ok is false for all other entries.
 func (e legacyEntry) begins() (chain string, ok bool) {
 	if text(e.target[nameOfTarget:sizeofTarget-1]) != "ERROR" {
 		return "", false
@@ -181,15 +171,14 @@ func (e legacyEntry) begins() (chain string, ok bool) {
 	return text(e.target[sizeofTarget:]), true
 }
 
-// jumps returns the offset of the entry that follows a match: the next one, or the start of another chain. ok is
-// false for an entry with a verdict or another target.
+// jumps returns the offset of the next entry to compare: the following one, or the start of another chain. ok
+// is false for an entry with a verdict or another target.
 func (e legacyEntry) jumps() (offset uint32, ok bool) {
 	verdict := int32(binary.NativeEndian.Uint32(e.target[sizeofTarget:]))
 	return uint32(verdict), e.target[nameOfTarget] == 0 && verdict >= 0
 }
 
-// print returns the table's fingerprint. If few is true, it covers only POSTROUTING and weir's own chains. It uses
-// chains' names in place of offsets, because offsets change with other programs' rules.
+// print replaces offsets of chains by their names: offsets change with other programs' rules.
 func (t *legacyTable) print(few bool) (print, error) {
 	builtin := map[uint32]string{} // names of the built-in chains, by the offset of the first entry
 	for i, offset := range t.Hooks {
@@ -227,7 +216,6 @@ func (t *legacyTable) print(few bool) (print, error) {
 	return print(h.Sum(nil)), nil
 }
 
-// print writes the entry in a form that doesn't depend on its place in the table.
 func (e legacyEntry) print(h io.Writer, chain string, chains map[uint32]string) {
 	_, _ = fmt.Fprintf(h, "%s %d %d ", chain, len(e.matches), len(e.target))
 	_, _ = h.Write(e.head)

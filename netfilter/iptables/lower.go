@@ -12,7 +12,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// lowered is a ruleset in the words and within the limits of ipset and iptables.
 type lowered struct {
 	sets   []ruleset.Set
 	chains []chain
@@ -20,14 +19,12 @@ type lowered struct {
 	// whole has the names of the sets with an entry for all addresses (/0). ipset needs two entries for it.
 	whole   map[string]bool
 	numbers numbers
-	// classes has, by the name of a set of kind numberedPods, the classes whose pods are in the set.
+	// classes has the classes of each set of numbered pods.
 	classes map[string][]class
 }
 
-// numbers has, for each family, the classes' numbers by dispatch chain.
 type numbers [len(conf.Families)]map[string]*numbering
 
-// chain is one of weir's chains in a table. Each family has tables of its own.
 type chain struct {
 	family      conf.Family
 	table, name string
@@ -36,8 +33,8 @@ type chain struct {
 	dispatch    []string       // the sets that the rules match, in their order
 }
 
-// jump is a rule in a built-in chain that leads to one of weir's chains. If first is true, the jump must be the
-// chain's first rule. Otherwise it comes last, or directly before a rule that refuses all remaining packets.
+// jump is a rule in a built-in chain that leads to one of weir's chains. If first is false, it comes last, or
+// directly before a rule that refuses all remaining packets.
 type jump struct {
 	family       conf.Family
 	table, chain string
@@ -46,7 +43,6 @@ type jump struct {
 	line         string
 }
 
-// place is a built-in chain of iptables. first is true if weir's rule must be first there.
 type place struct {
 	table, chain string
 	first        bool
@@ -59,27 +55,24 @@ var places = map[ruleset.Hook]place{
 	ruleset.TranslateSource: {"nat", "POSTROUTING", false},
 }
 
-// checks is the table in which weir checks packets.
 const checks = "mangle"
 
-// lowering lowers one ruleset after another. It lowers only sets and chains that have changed since the last one.
 type lowering struct {
 	sets    map[string]loweredSet
 	chains  map[chainKey]loweredChain
 	members map[string]loweredMembers // by the name of the set, of kind numberedPods
 }
 
-// chainKey names a chain of a ruleset.
 type chainKey struct {
 	family conf.Family
 	name   string
 }
 
-// lower returns the ruleset as sets of ipset and rules of iptables, without numbers of classes.
+// lower lowers the ruleset without numbers of classes.
 func lower(r ruleset.Ruleset) *lowered { return new(lowering).lower(r, numbers{}) }
 
-// lower returns the ruleset as sets of ipset and rules of iptables. If n has numbers for a family, then a set of kind
-// numberedPods takes the place of a direction's class sets.
+// lower lowers the ruleset. In a family with numbers, one set of numbered pods replaces a direction's class
+// sets.
 func (m *lowering) lower(r ruleset.Ruleset, n numbers) *lowered {
 	l := &lowered{whole: map[string]bool{}, numbers: n, classes: map[string][]class{}}
 	last := *m
@@ -142,8 +135,6 @@ type loweredChain struct {
 	chains  []chain
 }
 
-// lowerChain returns the chain in iptables' words. The parameter before is the result for the last ruleset. If rules
-// and numbers haven't changed since, lowerChain returns it.
 func lowerChain(c ruleset.Chain, classes []class, numbers map[string]*numbering, before loweredChain) loweredChain {
 	table := checks
 	if c.Hook != "" {
@@ -186,7 +177,6 @@ func (l *lowered) has(f conf.Family) bool {
 	return slices.ContainsFunc(l.chains, func(c chain) bool { return c.family == f })
 }
 
-// check returns the chain of that name in the table mangle. It returns an empty chain if there is none.
 func (l *lowered) check(f conf.Family, name string) chain {
 	for _, c := range l.chains {
 		if c.family == f && c.table == checks && c.name == name {
@@ -196,15 +186,14 @@ func (l *lowered) check(f conf.Family, name string) chain {
 	return chain{}
 }
 
-// loweredSet has a set's entries in the ruleset and in ipset.
 type loweredSet struct {
 	kind     ruleset.SetKind
 	from, to ruleset.Entries
 	whole    bool // the set has an entry for all addresses, which ipset stores as two halves
 }
 
-// next lowers the new state of the set s to entries that ipset can store. Sets of type hash:net can't have /0, so two
-// halves take its place. s is the set's last state, and next lowers only the entries that have changed.
+// next lowers only the entries that have changed since s. Sets of type hash:net can't have /0, so two halves
+// replace it.
 func (s loweredSet) next(now ruleset.Set) loweredSet {
 	n := loweredSet{now.Kind, now.Entries, now.Entries, hasAll(now)}
 	if n.whole || s.whole || s.kind != now.Kind {
@@ -235,8 +224,6 @@ func (s loweredSet) next(now ruleset.Set) loweredSet {
 	return n
 }
 
-// hasAll reports whether the set has an entry for all addresses that ipset can't store. This entry is always the
-// first.
 func hasAll(s ruleset.Set) bool {
 	if s.Kind != ruleset.Networks {
 		return false
@@ -252,9 +239,7 @@ func halvesOf(all netip.Prefix) [2]netip.Prefix {
 	return [2]netip.Prefix{lower, netip.PrefixFrom(netipx.PrefixLastIP(lower).Next(), 1)}
 }
 
-// raise translates refused ipset entries back into the ruleset's entries. A refused half of an entry for all
-// addresses becomes that entry. A refused entry of a set of kind numberedPods becomes the same entry in the set of
-// the pod's class.
+// raise translates refused ipset entries back into the ruleset's entries.
 func (l *lowered) raise(refused ruleset.Refused) ruleset.Refused {
 	raised := ruleset.Refused{}
 	for r, why := range refused {
@@ -269,11 +254,10 @@ func (l *lowered) raise(refused ruleset.Refused) ruleset.Refused {
 	return raised
 }
 
-// numberedPods is the kind of a set whose entries are pods' addresses, each with the number of the pod's class. The
-// text of an entry's comment begins with that number.
+// numberedPods is the kind of a set of pods' addresses, each with the number of the pod's class. An entry's
+// comment begins with that number.
 const numberedPods ruleset.SetKind = "addresses with numbers of classes"
 
-// types are ipset's types for the kinds of sets.
 var types = map[ruleset.SetKind]string{
 	ruleset.Addresses: ipset.HashIP, ruleset.Networks: ipset.HashNet, ruleset.AddressPorts: ipset.HashIPPort,
 	ruleset.Ports: ipset.BitmapPort, ruleset.AddressLinks: ipset.HashNetIface,
@@ -291,7 +275,6 @@ func headerOf(s ruleset.Set) ipset.Header {
 	return ipset.Header{Name: s.Name, Type: setType(s.Kind), Family: s.Family}
 }
 
-// kindOf returns the kind of sets with this header. If no kind has the header's type, it returns the type's name.
 func kindOf(h ipset.Header) ruleset.SetKind {
 	if h.Marks {
 		return numberedPods

@@ -10,21 +10,16 @@ import (
 
 // renumbering has the changes to the sets of a family's numbered pods.
 //
-// The sender's egress class and the receiver's ingress class check a packet between two pods. Suppose that both
-// pods change their classes one after the other. Then a packet could pass that neither the old nor the new state
-// allows. So before the rules change, a pod's number may only get a class that allows no more than its old class.
-// Afterwards it may only get a class that allows no more than its new class. If no number fulfils both, the pod is
-// in no class while the rules change.
+// Two classes check a packet between two pods. If both pods changed their classes one after the other, a packet
+// could pass that neither the old nor the new state allows. So a pod may only get a class that allows no more
+// than its old class before the rules change, or no more than its new class afterwards. Otherwise it is in no
+// class meanwhile.
 type renumbering struct {
 	before, after []change
-	// across are changes to a class that allows more in one way and less in another. Each is one step.
-	across []change
-	// closes is true if a change may deny an established connection.
-	closes bool
+	across        []change
+	closes        bool
 }
 
-// renumber returns the changes to the sets of a family's numbered pods. rules is true if the family's rules change
-// too. ended has the addresses of ended attachments: deleting their entries closes nothing.
 func renumber(have state, f conf.Family, sets []ruleset.Set, want *lowered, rules bool, ended map[netip.Addr]bool,
 ) (all renumbering) {
 	type crossing struct {
@@ -65,7 +60,7 @@ func renumber(have state, f conf.Family, sets []ruleset.Set, want *lowered, rule
 		}
 	}
 	for _, c := range crossings {
-		// At most one of the two classes that check a packet changes, so no packet meets a mixture of states.
+		// Only one of the two classes that check a packet changes, so no packet meets a mixture of states.
 		if !rules && (len(moving) == 1 || len(directions) == 1) {
 			all.across = append(all.across, c.add)
 		} else {
@@ -89,7 +84,6 @@ type numberChange struct {
 	known              bool // the old rules are known
 }
 
-// numbersBefore returns the chains to which the set's numbers lead, before and after the change of rules.
 func numbersBefore(have state, f conf.Family, s ruleset.Set, want *lowered) numberChange {
 	t := have.tables[f][checks]
 	d := numberChange{
@@ -106,8 +100,7 @@ func numbersBefore(have state, f conf.Family, s ruleset.Set, want *lowered) numb
 	return d
 }
 
-// when returns the moment at which a pod's number may change from was to now. It prefers a moment at which the pod
-// is never closed.
+// when returns the moment for the change of a pod's number. It prefers a moment that never closes the pod.
 func (d numberChange) when(was, now int) moment {
 	isEarly := d.known && within(d.old[now], d.old[was], d.oldLines)
 	isLate := within(d.new[was], d.new[now], d.newLines)
@@ -127,8 +120,8 @@ func (d numberChange) closes(was, now int) bool {
 	return was != now && (!d.known || !within(d.old[was], d.new[now], d.newLines))
 }
 
-// within reports whether the class chain x surely allows no more than the class chain y. An empty name stands for
-// no class, which allows nothing.
+// within reports whether class chain x surely allows no more than class chain y. An empty name is no class,
+// which allows nothing.
 func within(x, y string, lines func(chain string) []string) bool {
 	const allows, drop, log = " -j RETURN", "-j DROP", "-j NFLOG"
 	switch {
@@ -157,7 +150,6 @@ func within(x, y string, lines func(chain string) []string) bool {
 	return len(of) > 0
 }
 
-// openClasses finds class sets whose rules drop no packet. A pod may be in two such sets at once.
 type openClasses struct {
 	old           map[string][]string // the rules of the table's chains before the change
 	want          *lowered
@@ -166,7 +158,7 @@ type openClasses struct {
 	before, after map[string]bool
 }
 
-// both reports whether a pod may be in both class sets while the rules change, because neither set's rules drop
+// both reports whether a pod may be in both class sets while the rules change: neither set's rules drop
 // packets.
 func (o *openClasses) both(from, to string) bool {
 	if from == "" || to == "" {
@@ -185,7 +177,6 @@ func (o *openClasses) both(from, to string) bool {
 	return o.before[from] && o.after[to] && free(o.before, to) && free(o.after, from)
 }
 
-// openIn says for each set that the dispatch chain matches whether all of its packets are surely allowed.
 func openIn(dispatch []string, lines func(chain string) []string) map[string]bool {
 	open := map[string]bool{}
 	for _, l := range dispatch {
@@ -198,8 +189,7 @@ func openIn(dispatch []string, lines func(chain string) []string) map[string]boo
 	return open
 }
 
-// allowsAll reports whether the chain surely allows every packet, as the chain of audited policies does. One rule
-// must return every packet, and the rules before it may only return or log.
+// allowsAll reports whether the chain surely allows every packet, as the chain of audited policies does.
 func allowsAll(lines []string) bool {
 	for _, l := range lines {
 		switch r := split(l); {

@@ -16,9 +16,8 @@ func (d *Driver) settle(r ruleset.Ruleset, result netfilter.Result, err error) {
 	}
 }
 
-// applyEntries applies a ruleset that differs from the last one only in entries of peers' sets. Most changes are of
-// this kind, and applyEntries looks at nothing else. done is false if the ruleset differs in more: then nothing was
-// changed. Errors are those of Apply.
+// applyEntries applies a ruleset that differs from the last one only in entries of peers' sets: most changes
+// are such. Otherwise it changes nothing, and done is false.
 func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done bool, err error) {
 	changed, ok := d.changedEntries(r)
 	if !ok {
@@ -64,7 +63,6 @@ func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done 
 	return result, true, nil
 }
 
-// addressesOf returns the addresses of the changes. It returns nil if a change has no single address.
 func addressesOf(changes []change) (all []netip.Addr) {
 	for _, c := range changes {
 		if !c.Prefix.IsValid() || !c.Prefix.IsSingleIP() {
@@ -75,8 +73,6 @@ func addressesOf(changes []change) (all []netip.Addr) {
 	return all
 }
 
-// changedEntries returns the sets whose entries have changed since the last ruleset. ok is false if anything else
-// differs, or if the kernel may not have the last ruleset.
 func (d *Driver) changedEntries(r ruleset.Ruleset) (changed []ruleset.Set, ok bool) {
 	last := d.settled
 	if last == nil || d.have == nil || len(r.Sets) != len(last.Sets) || !sameChains(r.Chains, last.Chains) {

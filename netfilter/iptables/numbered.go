@@ -14,8 +14,6 @@ type loweredMembers struct {
 	to      ruleset.Entries
 }
 
-// numbered returns the set of the dispatch chain's pods with their numbers. It reuses the set of the last ruleset,
-// and changes only entries whose class or number is another now.
 func (m *lowering) numbered(last lowering, c ruleset.Chain, classes []class, n *numbering) ruleset.Set {
 	name := c.Family.Set(dispatches[c.Name].set)
 	done := last.members[name].next(classes, n)
@@ -87,7 +85,6 @@ func commentOf(e ipset.Entry, set string) string {
 	return numbered(int(value&^toPod), e.Comment)
 }
 
-// isComment reports whether text stands for the entry's comment. It takes no memory for an entry without a number.
 func isComment(text string, e ipset.Entry, comment []byte, set string) bool {
 	if _, ok := numbersIn(set); !ok {
 		return text == string(comment)
@@ -96,7 +93,6 @@ func isComment(text string, e ipset.Entry, comment []byte, set string) bool {
 	return text == commentOf(e, set)
 }
 
-// numbersIn returns the direction's bit of the numbers in the set. ok is false if the set has no numbers.
 func numbersIn(set string) (bit uint32, ok bool) {
 	if len(set) > len(conf.IngressMap)+1 { // nearly all sets, and the call is made for each entry
 		return 0, false

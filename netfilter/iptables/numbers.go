@@ -13,34 +13,26 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// This file has the numbers of classes. If the kernel supports them, one set for each direction has all pods, each
-// with its class's number. A rule writes the number into the packet's mark, and a tree of chains leads from there
-// to the class's chain. So a first packet takes one look-up, however many classes there are (docs/architecture.md,
-// decision 11).
+// This file has the numbers of classes. One set for each direction has all pods, each with its class's number.
+// A rule writes the number into the packet's mark, and a tree of chains leads from there to the class's chain.
+// So a first packet takes one look-up, however many classes there are (docs/architecture.md, decision 11).
 //
-// A class keeps its number as long as it exists. If a class is gone, its number goes to the class that has all of
-// its pods now. So a changed policy changes rules, and no pod's number.
+// A class keeps its number as long as it exists. So a changed policy changes rules, and no pod's number.
 
-// These are the bits of a packet's mark that have the number of a class. All other bits belong to other programs.
+// A class's number is in these bits of a packet's mark. All other bits belong to other programs.
 const (
-	markShift = 16
-	// markField has all of these bits.
+	markShift        = 16
 	markField uint32 = 0x1fff << markShift
-	// toPod is set in the numbers of ingress classes. It distinguishes them from the sender's number, which may
-	// still be in the mark.
-	toPod = 1 << 12
-	// maxNumber is the greatest number of a class, without toPod.
-	maxNumber = toPod - 1
+	toPod            = 1 << 12
+	maxNumber        = toPod - 1
 	// openClass is the number of the pods that no policy isolates.
 	openClass = 1
 )
 
-// markText returns the number under a mask of the field's bits, as iptables and ipset print them.
 func markText(number, mask uint32) string {
 	return fmt.Sprintf("0x%x/0x%x", number<<markShift, mask<<markShift)
 }
 
-// allBits is the mask of a whole number.
 const allBits = markField >> markShift
 
 type dispatch struct {
@@ -50,7 +42,6 @@ type dispatch struct {
 	bit    uint32
 }
 
-// dispatches are the two chains, by name.
 var dispatches = map[string]dispatch{
 	conf.IngressChain: {conf.IngressMap, conf.LastIngressChain, conf.IngressClassChains + conf.ByNumber, toPod},
 	conf.EgressChain:  {conf.EgressMap, conf.LastEgressChain, conf.EgressClassChains + conf.ByNumber, 0},
@@ -62,7 +53,6 @@ const returns = "RETURN"
 // closedClass ends the names of the two chains that allow nothing. These two classes always exist.
 var closedClass = strings.ToUpper(conf.NoneClass)
 
-// class is a class that a rule of a dispatch chain leads to.
 type class struct {
 	set    string
 	target string // the class's chain, or returns
@@ -70,8 +60,6 @@ type class struct {
 	pods   ruleset.Entries
 }
 
-// classesOf returns the classes that the chain's rules lead to, in the order of the rules. sets are the class sets,
-// by name.
 func classesOf(c ruleset.Chain, sets map[string]ruleset.Set) (classes []class) {
 	for _, r := range c.Rules {
 		if s, ok := leadsToClass(r, sets); ok {
@@ -85,7 +73,6 @@ func classesOf(c ruleset.Chain, sets map[string]ruleset.Set) (classes []class) {
 	return classes
 }
 
-// leadsToClass returns the class set in which the rule looks a pod up. ok is false for all other rules.
 func leadsToClass(r ruleset.Rule, sets map[string]ruleset.Set) (s ruleset.Set, ok bool) {
 	if len(r.Sets) == 1 && !r.Sets[0].Not {
 		s, ok = sets[r.Sets[0].Name]
@@ -93,23 +80,17 @@ func leadsToClass(r ruleset.Rule, sets map[string]ruleset.Set) (s ruleset.Set, o
 	return s, ok
 }
 
-// leaves has for each number the class's chain, or returns.
 type leaves map[int]string
 
-// numbering has the numbers of one direction's classes in one family. It never changes.
 type numbering struct {
 	leaves leaves
-	// of has the number that pods of a class get, by the class's chain.
-	of map[string]int
-	// former are numbers of classes that are gone. Each leads to the class that got all of their pods.
+	of     map[string]int
 	former map[int]bool
 }
 
-// formerComment is the comment of the rule for a former number.
+// formerComment is the comment of the rule for the number of a class that is gone.
 const formerComment = "weir: by the number of a class that is gone"
 
-// assign returns the numbers of the classes. was has the numbers in the kernel's rules, and members the kernel's
-// pods with their numbers. ok is false if there are not enough numbers.
 func assign(was *numbering, members ruleset.Entries, classes []class) (now *numbering, ok bool) {
 	a := assignment{
 		numbering: numbering{leaves{openClass: returns}, map[string]int{returns: openClass}, map[int]bool{}},
@@ -149,7 +130,6 @@ type assignment struct {
 	next    map[int]string  // remembers what findSuccessor returned
 }
 
-// keep takes over numbers that the kernel's rules and pods have.
 func (a *assignment) keep() {
 	count := map[string]int{} // how many numbers each wanted chain has
 	for _, c := range a.classes {
@@ -172,7 +152,7 @@ func (a *assignment) keep() {
 		return
 	}
 	held := a.holders()
-	// First come numbers of pods whose class stays, then the other pods' numbers.
+	// Numbers of pods that stay in their class come first.
 	rank := func(n int) int {
 		if target := a.successor(n); target != "" && target == a.was.leaves[n] {
 			return 0
@@ -208,8 +188,6 @@ func (a *assignment) holders() map[int][]ruleset.Element {
 	return a.held
 }
 
-// successor returns the chain that the number leads to now: the same as before if it is still wanted. Otherwise it
-// is the chain of the class that has all of the number's pods now, or empty.
 func (a *assignment) successor(number int) string {
 	target, ok := a.next[number]
 	if !ok {
@@ -235,9 +213,8 @@ func (a *assignment) findSuccessor(number int) (target string) {
 	return target
 }
 
-// free returns a number for the class that neither the rules nor a pod have; 0 if there is none. The search begins
-// at a hash of the chain's name, so a class that comes again nearly always gets its old number. Rules that another
-// program has saved and restores then lead pods to their own class.
+// free returns an unused number, or 0. It begins at a hash of the chain's name, so a class that comes again
+// nearly always gets its old number. Old rules that another program restores then lead pods to their own class.
 func (a *assignment) free(target string) int {
 	held := a.holders()
 	const first, count = openClass + 1, maxNumber - openClass
@@ -256,7 +233,6 @@ func (a *assignment) free(target string) int {
 	return 0
 }
 
-// classWith returns the first of the classes that has the element; nil if none has it.
 func classWith(e ruleset.Element, classes []class) *class {
 	for i := range classes {
 		if _, ok := classes[i].pods.Get(e); ok {
@@ -266,7 +242,6 @@ func classWith(e ruleset.Element, classes []class) *class {
 	return nil
 }
 
-// finder returns a function like classWith that stays fast with many classes. Its first call looks at all pods.
 func finder(classes []class) func(ruleset.Element) *class {
 	var by map[ruleset.Element]*class
 	return func(e ruleset.Element) *class {
@@ -282,17 +257,14 @@ func finder(classes []class) func(ruleset.Element) *class {
 	}
 }
 
-// numbered returns the text in place of an entry's comment: the number and the comment.
 func numbered(number int, comment string) string { return strconv.Itoa(number) + " " + comment }
 
-// unnumbered undoes numbered. The number is 0 if there is none.
 func unnumbered(text string) (number int, comment string) {
 	head, comment, _ := strings.Cut(text, " ")
 	number, _ = strconv.Atoi(head)
 	return number, comment
 }
 
-// numberingOf reads the numbers of the dispatch chain's classes from a table's rules.
 func numberingOf(rules map[string][]string, chain string) *numbering {
 	d, all := dispatches[chain], &numbering{leaves: leaves{}, former: map[int]bool{}}
 	for name, lines := range rules {
@@ -310,8 +282,6 @@ func numberingOf(rules map[string][]string, chain string) *numbering {
 	return all
 }
 
-// numberIn returns the number that the rule compares the mark with. It returns false if the rule compares only some
-// of the field's bits, or none.
 func numberIn(line string) (uint32, bool) {
 	rest, ok := strings.CutPrefix(line, "-m mark --mark 0x")
 	value, rest, _ := strings.Cut(rest, "/")

@@ -7,10 +7,9 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// refusesAt returns the index of the rule before which weir's jump belongs: the first one that refuses every new
-// connection, itself or in a chain that it jumps to. If rules directly before that one refuse a whole protocol, it
-// is the first of these. Without such a rule, refusesAt returns the number of rules. Many images end filter FORWARD
-// with such a rule.
+// refusesAt returns the index of the rule before which weir's jump belongs: the first rule that refuses every
+// new connection. Many images end filter FORWARD with such a rule. Without such a rule, it returns the number
+// of rules.
 func (t table) refusesAt(rules []string) int {
 	for i, l := range rules {
 		if !t.refuses(l, 0) {
@@ -46,7 +45,7 @@ func (t table) refuses(rule string, depth int) bool {
 	return false
 }
 
-// idle reports whether the rule only logs packets, or jumps to a chain of rules that only log them.
+// idle reports whether the rule only logs packets, or jumps to a chain of rules that only log.
 func (t table) idle(rule string, depth int) bool {
 	target := split(rule).target
 	if depth > maxDepth {
@@ -57,7 +56,6 @@ func (t table) idle(rule string, depth int) bool {
 	return slices.Contains(logs, target) || chain && !slices.ContainsFunc(rules, works)
 }
 
-// logs are the targets that only log a packet.
 var logs = []string{"LOG", "NFLOG", "ULOG"}
 
 type parts struct {
@@ -68,10 +66,8 @@ type parts struct {
 	sets       []string // the sets in the conditions that are not negated
 }
 
-// own reports whether the rule leads to one of weir's chains.
 func (r parts) own() bool { return conf.OwnChain(r.target) }
 
-// dispatchOf returns the sets that a chain's rules match, in order, without negated matches.
 func dispatchOf(rules []string) []string {
 	var names []string
 	for _, l := range rules {
@@ -89,15 +85,14 @@ func (r parts) always() bool {
 	return len(c) == 0 || states && slices.Contains(strings.Split(c[3], ","), "NEW")
 }
 
-// refusesProtocol reports whether the rule refuses all packets of one protocol, as "-p tcp -j REJECT --reject-with
-// tcp-reset" does.
+// refusesProtocol reports whether the rule refuses all packets of one protocol, as "-p tcp -j REJECT
+// --reject-with tcp-reset" does.
 func (r parts) refusesProtocol() bool {
 	c := r.conditions
 	whole := len(c) == 2 || len(c) == 4 && c[2] == "-m" && c[3] == c[1]
 	return r.drops() && whole && c[0] == "-p"
 }
 
-// split reads a rule as iptables-save prints it.
 func split(rule string) parts {
 	var r parts
 	for words := words(rule); len(words) > 0; {
@@ -120,13 +115,10 @@ func split(rule string) parts {
 	return r
 }
 
-// negated reports whether the conditions end with "!", which negates the next condition.
 func negated(conditions []string) bool {
 	return len(conditions) > 0 && conditions[len(conditions)-1] == "!"
 }
 
-// words splits a rule into its words. iptables-save quotes a word with a space, and escapes quotes in it with a
-// backslash.
 func words(rule string) []string {
 	all, word, quoted := []string(nil), []byte(nil), false
 	for i := 0; i < len(rule); i++ {

@@ -12,29 +12,27 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// plan has the steps from the kernel's state to the ruleset, in the order of the fields. After each step the node
-// allows only packets that the old or the new state allows.
+// plan has the steps from the kernel's state to the ruleset, in the order of the fields. After each step the
+// node allows only packets that the old or the new state allows.
 type plan struct {
 	create []ruleset.Set // created with their entries; no rule uses these sets yet
 	before []change
-	// across are changes of pods' numbers that may allow more and deny more. They are made only if all of before
-	// succeeded.
+	// across are changes of pods' numbers that may allow more and deny more. They need all of before to
+	// succeed.
 	across  []change
 	restore [len(conf.Families)]string // for each family's iptables-restore --noflush
-	// blind has the commands for tables that can't be read. Each element is tried by itself.
-	blind []blind
-	after []change
-	// destroy has sets that no rule uses any more. Destroying them can wait.
+	blind   []blind
+	after   []change
 	destroy []string
-	// strays are entries of no known attachment in the sets of all pods. The plan doesn't remove them: an
-	// attachment may just have begun. Only the code that ends an attachment removes its addresses.
+	// strays are entries of no known attachment in the sets of all pods. They stay: an attachment may just have
+	// begun.
 	strays []change
 	// closes is true if the new state may deny an established connection that the old state allows.
 	closes bool
 }
 
-// blind has commands for a table with unknown contents. They delete weir's rules before they add them. If a rule
-// doesn't exist, iptables-restore fails, and the driver tries the commands without deletions.
+// blind has commands for a table with unknown contents. They delete weir's rules before they add them. If a
+// deletion fails, the driver tries the commands without deletions.
 type blind struct {
 	family   conf.Family
 	commands string
@@ -58,18 +56,16 @@ type change struct {
 
 func (p plan) empty() bool { return len(p.destroy) == 0 && !p.changes() }
 
-// changes reports whether the plan does more than destroy sets.
 func (p plan) changes() bool {
 	return len(p.create)+len(p.before)+len(p.across)+len(p.after) > 0 || p.restores()
 }
 
-// restores reports whether the plan changes any family's rules.
 func (p plan) restores() bool {
 	return len(p.blind) > 0 || slices.ContainsFunc(p.restore[:], func(commands string) bool { return commands != "" })
 }
 
-// makePlan returns the steps from have to want. Changes of sets that deny more come before the change of rules, and
-// changes that allow more come after it. One transaction makes all changes of rules in the mangle table.
+// makePlan returns the steps from have to want. Changes of sets that deny more come before the change of rules,
+// and changes that allow more come after it.
 func makePlan(have state, want *lowered) plan {
 	var p plan
 	ended := endedIn(have, want)
@@ -144,7 +140,6 @@ func makePlan(have state, want *lowered) plan {
 	return p
 }
 
-// endedIn returns the addresses that are in the kernel's sets of all pods, but not in the ruleset's.
 func endedIn(have state, want *lowered) map[netip.Addr]bool {
 	ended := map[netip.Addr]bool{}
 	for _, s := range want.sets {
@@ -160,13 +155,6 @@ func endedIn(have state, want *lowered) map[netip.Addr]bool {
 	return ended
 }
 
-// moves returns the changes to the class sets of one direction and family, before and after the change of rules.
-//
-// The sender's egress class and the receiver's ingress class check a packet between two pods. Suppose that both
-// pods change their classes one after the other. Then a packet could pass that neither the old nor the new state
-// allows. So a pod should change its class together with the rules. That works only if the order of the chain's
-// rules allows it. Otherwise the pod is in no class meanwhile. Between two classes that allow everything, the pod
-// is in both meanwhile.
 func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lowered) (before, after []change) {
 	newOrder, oldOrder := want.check(f, chain).dispatch, dispatchOf(have.tables[f][checks].rules[chain])
 	unknown := have.tables[f][checks].unknown != nil
@@ -195,7 +183,7 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 		adds, dels := diff(held, s)
 		for _, c := range adds {
 			from := old[c.Element]
-			// The change of rules removes the old class's rule, which until then comes before this class's rule.
+			// Until the rules change, the old class's rule comes before this class's rule.
 			atOnce := from != "" && !slices.Contains(newOrder, from) &&
 				slices.Index(oldOrder, from) < slices.Index(oldOrder, s.Name)
 			if atOnce || from == s.Name || open.both(from, s.Name) {
@@ -207,7 +195,7 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 		for _, c := range dels {
 			to := target[c.Element]
 			_, toExists := have.sets[to]
-			// The change of rules adds the new class's rule, which comes before this class's rule.
+			// After the rules change, the new class's rule comes before this class's rule.
 			atOnce := !unknown && to != "" && !toExists && slices.Index(newOrder, to) < slices.Index(newOrder, s.Name)
 			if atOnce || s.Name == old[c.Element] && open.both(s.Name, to) {
 				after = append(after, c)
@@ -230,11 +218,8 @@ func diff(have set, want ruleset.Set) (adds, dels []change) {
 	return adds, dels
 }
 
-// restoreTable returns the commands for one table; empty if nothing must change. They write chains that differ, put
-// jumps into their places, and delete weir's chains that the ruleset lacks.
-//
-// If the table can't be read, they write all chains that the kernel doesn't show unchanged. They delete no chains
-// in such a table.
+// restoreTable returns the commands for one table; empty if nothing must change. In a table that can't be read,
+// they delete no chains.
 func restoreTable(f conf.Family, name string, have table, want *lowered) string {
 	var chains, rules, drop []string
 	wanted := map[string]bool{}
@@ -284,8 +269,7 @@ func (t table) is(chain string, rules []string) bool {
 	return ok && slices.Equal(old, rules)
 }
 
-// jumps returns the commands that correct weir's rules in the built-in chains. Afterwards each wanted rule exists
-// once, in its place, and no other rule of weir exists there. The commands don't change other programs' rules.
+// jumps returns the commands that put each of weir's rules in the built-in chains into its place, exactly once.
 func jumps(f conf.Family, name string, have table, want *lowered) []string {
 	var commands []string
 	if have.unknown != nil {
@@ -305,9 +289,8 @@ func jumps(f conf.Family, name string, have table, want *lowered) []string {
 	return commands
 }
 
-// jump returns the commands that put weir's rule into its place in an unknown table. If the kernel shows the rules,
-// the commands only add a missing rule, and deleteCopies removes copies later. iptables can't always delete a rule
-// there, because it must understand all rules before it.
+// jump puts weir's rule into its place in an unknown table. iptables can't always delete a rule there, because
+// it must understand all rules before it. deleteCopies removes copies later.
 func (u *unknown) jump(j jump) []string {
 	add := "-A " + j.chain + " " + j.line
 	if j.first {

@@ -13,12 +13,11 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// print is a fingerprint of a table's rules without their counters. While it stays the same, the slow iptables-save
-// isn't needed. In the table nat it covers only the built-in chain and weir's own, because Services have tens of
-// thousands of rules there. An empty print is unknown.
+// print is a fingerprint of a table's rules. While it stays the same, the slow iptables-save isn't needed. In
+// nat it covers only the built-in chain and weir's own: Services have tens of thousands of rules there. An
+// empty print is unknown.
 type print string
 
-// print returns the fingerprint of a table that exists. was is the table as it was read last.
 func (d *Driver) print(f conf.Family, name string, was table) (print, error) {
 	switch {
 	case d.Flavour == NFT:
@@ -36,7 +35,7 @@ func (d *Driver) print(f conf.Family, name string, was table) (print, error) {
 	return now, err
 }
 
-// nftPrint asks nf_tables for the rules. own are weir's known chains in the table.
+// own are weir's known chains in the table.
 //
 // Equivalent to: nft list table ip TABLE; in nat: nft list chain ip nat CHAIN (ip6 for IPv6)
 func nftPrint(family conf.Family, name string, own []string) (print, error) {
@@ -64,7 +63,7 @@ func nftPrint(family conf.Family, name string, own []string) (print, error) {
 		}
 		return print(h.Sum(nil)), nil
 	}
-	// Rules alone don't show an empty chain, so the print has the number of chains too.
+	// The number of chains shows an empty chain, which has no rules.
 	table, err := get(unix.NFT_MSG_GETTABLE, family, nl.NewRtAttr(unix.NFTA_TABLE_NAME, nl.ZeroTerminated(name)))
 	if err != nil {
 		return "", err

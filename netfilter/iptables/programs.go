@@ -5,8 +5,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// programs match packets for which iptables has no options. Each is classic BPF: it reads the packet from the IP
-// header on. If it reads beyond the packet's end, the rule doesn't match (bpf(4)).
+// programs match packets for which iptables has no options. Each is classic BPF, and begins at the IP header.
+// If it reads beyond the packet's end, the rule doesn't match (bpf(4)).
 //
 // Equivalent to: iptables -m bpf --bytecode "PROGRAM"
 var programs = [len(conf.Families)]map[ruleset.Shape]string{
@@ -14,7 +14,6 @@ var programs = [len(conf.Families)]map[ruleset.Shape]string{
 	conf.IPv6: {ruleset.ToItself: itselfIPv6, ruleset.HonestICMP: honestIPv6, ruleset.NoICMPError: noErrorIPv6},
 }
 
-// The programs for each family. An IPv6 address is compared in four parts.
 const (
 	itselfIPv4 = "6,32 0 0 12,7 0 0 0,32 0 0 16,29 0 1 0,6 0 0 65535,6 0 0 0"
 	itselfIPv6 = "18,32 0 0 8,7 0 0 0,32 0 0 24,29 0 13 0,32 0 0 12,7 0 0 0,32 0 0 28,29 0 9 0," +

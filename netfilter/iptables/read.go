@@ -17,14 +17,13 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// readTime bounds the reading of all tables together, because a program that prints one table may hang.
+// readTime limits the reading of all tables together: a program that prints one table may hang.
 const readTime = 30 * time.Second
 
-// Read reads all of weir's state in the kernel. The caller must read the endpoint records after that, and compute
-// the ruleset from them. Then a record describes each of the plugin's changes that Read has seen.
+// Read reads all of weir's state in the kernel. The caller must read the endpoint records after that, so that
+// they describe each change of the plugin that Read has seen.
 //
-// A table that can't be read is no error of Read: it becomes an unknown table. Apply writes weir's part of the
-// table and then returns an UnknownError.
+// A table that can't be read is no error of Read. Apply writes weir's part of it and returns an UnknownError.
 func (d *Driver) Read(ctx context.Context) error {
 	before := d.have
 	d.have, d.settled, d.refresh = nil, nil, nil
@@ -68,9 +67,8 @@ func (d *Driver) look(ctx context.Context, want ruleset.Ruleset, verify netfilte
 	return nil
 }
 
-// Reread reads again which sets contain the addresses. It reports whether that has changed since the driver last
-// knew it. The plugin changes sets too, so the driver's memory may be wrong after an address has changed from one
-// pod to another.
+// Reread reads again which sets contain the addresses, and reports whether that has changed. The plugin changes
+// sets too, so the driver's memory may be wrong after an address has changed from one pod to another.
 func (d *Driver) Reread(addrs ...netip.Addr) (changed bool) {
 	if d.have == nil {
 		return false // Apply reads everything
@@ -123,7 +121,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 	return changed, nil
 }
 
-// read lists weir's sets and reads the tables. before is the last known state, or nil.
+// before is the last known state, or nil.
 func (d *Driver) read(ctx context.Context, before *state) (state, error) {
 	s := state{sets: map[string]set{}}
 	d.readAt, d.own = 0, nftnl.OwnChanges{}
@@ -153,7 +151,6 @@ func (d *Driver) read(ctx context.Context, before *state) (state, error) {
 	return s, nil
 }
 
-// tablesNow reads the family's tables. It returns none if weir has no rules there and wants none.
 func (d *Driver) tablesNow(ctx context.Context, f conf.Family, before *state) tables {
 	all := tables{}
 	if d.wanted[f] || before == nil || before.tables[f].holds() {
@@ -173,7 +170,6 @@ func (d *Driver) readTables(ctx context.Context, f conf.Family, before *state) t
 	return all
 }
 
-// readSet reads a set. If the set is unchanged, readSet returns before, which shares its memory.
 func (d *Driver) readSet(name string, before set) (set, error) {
 	n, same := 0, true
 	h, _, err := d.sets.Each(name, func(e ipset.Entry, comment []byte) bool {
@@ -196,7 +192,6 @@ func (d *Driver) readSet(name string, before set) (set, error) {
 	return set{kindOf(got.Header), got.Family, ruleset.EntriesOf(entries...)}, nil
 }
 
-// share puts the ruleset's own entries into the state where both are equal. Later comparisons then end at once.
 func (s state) share(want *lowered) {
 	for _, w := range want.sets {
 		if held, ok := s.sets[w.Name]; ok && !held.entries.Same(w.Entries) && held.entries.Equal(w.Entries) {
@@ -206,7 +201,7 @@ func (s state) share(want *lowered) {
 	}
 }
 
-// readTable reads one table, unless its fingerprint is as before. iptables may fail to read one table and read the
+// readTable skips a table whose fingerprint is as before. iptables may fail to read one table and read the
 // others.
 func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, before *state) table {
 	var was table
@@ -239,8 +234,8 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 	return t
 }
 
-// readText reads a table as iptables-save prints it. If that fails, it returns an unknown table with what the
-// kernel shows.
+// readText reads a table as iptables-save prints it. If that fails, it returns an unknown table with the rules
+// that the kernel shows.
 func (d *Driver) readText(ctx context.Context, f conf.Family, name string, before *state) table {
 	there, dormant, err := d.Flavour.exists(f, name)
 	if err == nil && !there {
@@ -286,7 +281,6 @@ func (d *Driver) readText(ctx context.Context, f conf.Family, name string, befor
 	return t
 }
 
-// own returns the names of weir's chains in the table, in order.
 func (t table) own() (chains []string) {
 	for chain := range t.rules {
 		if ours(chain) {
@@ -297,8 +291,8 @@ func (t table) own() (chains []string) {
 	return chains
 }
 
-// forgetOthers forgets other programs' chains without weir's rules. In nat, each Service of the cluster has three
-// such chains.
+// forgetOthers forgets other programs' chains without weir's rules. In nat, each Service of the cluster has
+// three such chains.
 func (t table) forgetOthers() {
 	maps.DeleteFunc(t.rules, func(chain string, rules []string) bool {
 		return !ours(chain) && !slices.Contains(builtin["nat"], chain) &&
@@ -321,7 +315,6 @@ func (f Flavour) read(ctx context.Context, family conf.Family, name string) (tab
 	return withBuiltin(name, parseSave(out)), nil
 }
 
-// withBuiltin adds the table's built-in chains. iptables-save doesn't print a table that was never used.
 func withBuiltin(name string, t table) table {
 	for _, chain := range builtin[name] {
 		if _, ok := t.rules[chain]; !ok {
@@ -331,5 +324,4 @@ func withBuiltin(name string, t table) table {
 	return t
 }
 
-// builtin has the built-in chains that weir has jumps in.
 var builtin = map[string][]string{"mangle": {"FORWARD", "INPUT"}, "filter": {"FORWARD"}, "nat": {"POSTROUTING"}}

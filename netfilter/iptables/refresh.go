@@ -16,10 +16,9 @@ type refresh struct {
 	tables []conf.Family
 }
 
-// Refresh does the same as Read in parts. It calls pause after each part. If pause returns true, Refresh returns
-// false, and the next call continues. Between two calls, the caller may call all other methods. If the parts read so
-// far show another program's change, an Apply between the calls already reverts it. If the kernel's state isn't
-// known, Refresh reads everything without a pause.
+// Refresh is Read in parts. It calls pause after each part. If pause returns true, Refresh returns false, and
+// the next call continues. Between two calls, the caller may call all other methods. If the kernel's state
+// isn't known, Refresh doesn't pause.
 func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err error) {
 	if d.have == nil || d.Flavour == "" {
 		return true, d.Read(ctx)
@@ -38,8 +37,6 @@ func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err
 	}
 }
 
-// refreshPart reads one set, or the tables of one family. The first call only lists the sets. done is true if
-// nothing is left to be read.
 func (d *Driver) refreshPart(ctx context.Context) (done bool, err error) {
 	r := d.refresh
 	switch {
@@ -56,12 +53,11 @@ func (d *Driver) refreshPart(ctx context.Context) (done bool, err error) {
 		d.refreshTables(ctx, f)
 		return false, nil
 	}
-	// Watch reports another generation if rules have changed since the tables were read.
+	// If rules have changed since the tables were read, Watch reports another generation.
 	d.refresh, d.fresh, d.settled = nil, true, nil
 	return true, nil
 }
 
-// beginRefresh lists the sets that are to be read, and forgets sets that are gone.
 func (d *Driver) beginRefresh() (*refresh, error) {
 	headers, err := d.sets.Headers()
 	if err != nil {
@@ -78,8 +74,8 @@ func (d *Driver) beginRefresh() (*refresh, error) {
 			d.settled = nil
 		}
 	}
-	// The sets of all pods come last, shortly before the caller reads the records. Fewer ended pods are then taken
-	// for strays.
+	// The sets of all pods come last, shortly before the caller reads the records. Fewer ended pods then count
+	// as strays.
 	slices.SortStableFunc(r.sets, func(a, b string) int { return cmp.Compare(ofAllPods(a), ofAllPods(b)) })
 	return r, nil
 }
@@ -93,8 +89,6 @@ func ofAllPods(name string) int {
 	return 0
 }
 
-// refreshSet reads a set, or forgets it if it is gone. If it has changed, the next Apply looks at the whole
-// ruleset.
 func (d *Driver) refreshSet(name string) error {
 	before, had := d.have.sets[name]
 	now, err := d.readSet(name, before)
@@ -112,8 +106,8 @@ func (d *Driver) refreshSet(name string) error {
 	return nil
 }
 
-// refreshTables reads a family's tables. With the first family, the driver forgets which generations it has made:
-// Refresh reads their changes.
+// refreshTables reads a family's tables. The first family's call forgets which generations the driver made: the
+// reading covers them.
 func (d *Driver) refreshTables(ctx context.Context, f conf.Family) {
 	readAt, _ := generation() // 0 if it is unknown
 	if f == conf.Families[0] {

@@ -15,8 +15,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// make makes the set with its entries. Refusals of sets that only allow packets go to the map refused, and are no
-// error. If the kernel refuses the whole set, make returns a nil set.
 func (d *Driver) make(s ruleset.Set, refused ruleset.Refused) (*set, error) {
 	header := headerOf(s)
 	if err := d.sets.Create(header); err != nil {
@@ -45,8 +43,6 @@ func (d *Driver) make(s ruleset.Set, refused ruleset.Refused) (*set, error) {
 	return made, err
 }
 
-// tryType returns an error if the kernel doesn't support sets of the header's type.
-//
 // Equivalent to: ipset create weir-trial TYPE && ipset destroy weir-trial
 func (d *Driver) tryType(h ipset.Header) error {
 	h.Name = conf.TrialSet
@@ -56,8 +52,8 @@ func (d *Driver) tryType(h ipset.Header) error {
 	return d.sets.Destroy(h.Name)
 }
 
-// changeSets makes the changes. Refused entries that would only allow packets go to the map refused. A refused
-// number is deleted instead: the pod would keep its last number, which may allow more.
+// changeSets makes the changes. A refused number is deleted instead: the pod would keep its last number, which
+// may allow more.
 func changeSets(changes []change, want *lowered, refused ruleset.Refused) error {
 	all := make([]ipset.Change, len(changes))
 	for i, c := range changes {
@@ -96,7 +92,6 @@ func element(e ipset.Entry) ruleset.Element {
 
 func because(what string, err error) string { return what + ": " + reason(err) }
 
-// reason returns the message of the kernel or of the program without the request, so it is the same each time.
 func reason(err error) string {
 	if said := (*restoreError)(nil); errors.As(err, &said) && said.said != "" {
 		lines := strings.Split(said.said, "\n")
@@ -113,8 +108,6 @@ func reason(err error) string {
 	}
 }
 
-// newRules returns the policies' rules in chains that the kernel lacks or has with other rules. Each rule comes
-// once.
 func newRules(f conf.Family, have state, want *lowered) []ruleset.Rule {
 	var rules []ruleset.Rule
 	known := map[string]bool{}
@@ -132,7 +125,6 @@ func newRules(f conf.Family, have state, want *lowered) []ruleset.Rule {
 	return rules
 }
 
-// suspicious reports whether the kernel has refused one of the rules, or its kind, before.
 func (d *Driver) suspicious(f conf.Family, rules []ruleset.Rule) bool {
 	if len(d.suspects) == 0 {
 		return false
@@ -146,17 +138,16 @@ func (d *Driver) suspicious(f conf.Family, rules []ruleset.Rule) bool {
 }
 
 const (
-	// trialTime bounds the search for refused rules. Rules that were not tried in this time count as refused.
+	// trialTime limits the search for refused rules. Rules that were not tried in this time count as refused.
 	trialTime = 10 * time.Second
 	// trialsEach is the most trials for one namespace's rules.
 	trialsEach = 64
-	// maxSuspects is how many refused rules are remembered. Beyond it, all are forgotten.
+	// maxSuspects is how many refused rules are remembered. After that, all are forgotten.
 	maxSuspects = 1 << 15
 )
 
-// refusedAmong returns the rules that the kernel refuses. It tries them in a chain that no packet enters: first
-// each kind of rules, then each namespace's rules, then single rules. It returns nil if the kernel refuses even an
-// empty chain.
+// refusedAmong tries rules in a chain that no packet enters, and returns those that the kernel refuses. It
+// returns nil if the kernel refuses even an empty chain.
 func (d *Driver) refusedAmong(ctx context.Context, f conf.Family, rules []ruleset.Rule) ruleset.Refused {
 	ctx, cancel := context.WithTimeout(ctx, trialTime)
 	defer cancel()
@@ -189,7 +180,6 @@ type trial struct {
 	refused ruleset.Refused
 }
 
-// kinds adds the refused kinds of rules to t.refused.
 func (t *trial) kinds(rules []ruleset.Rule) {
 	byName := map[string]ruleset.Kind{}
 	for _, r := range rules {
@@ -211,8 +201,8 @@ func (t *trial) kinds(rules []ruleset.Rule) {
 	})
 }
 
-// namespaces adds the refused rules to t.refused. If a namespace's trials don't suffice, some of its accepted rules
-// count as refused. Other namespaces are not affected.
+// namespaces adds the refused rules to t.refused. If the trials of a namespace don't suffice, some of its
+// accepted rules count as refused. Other namespaces are not affected.
 func (t *trial) namespaces(rules []ruleset.Rule) {
 	by := map[string][]ruleset.Rule{}
 	for _, r := range rules {
@@ -232,8 +222,8 @@ func (t *trial) namespaces(rules []ruleset.Rule) {
 	})
 }
 
-// bisect calls tell for each item that try refuses alone. trials bounds the calls of try; 0 means no limit. At the
-// bound, tell is called for all items that may be refused. The largest group is halved first.
+// bisect calls tell for each item that try refuses alone. trials limits the calls of try (0: no limit). After
+// that, it calls tell for all items that may be refused.
 func bisect[T any](items []T, trials int, try func([]T) error, tell func(T, error)) {
 	type group struct {
 		items []T
@@ -265,8 +255,6 @@ func bisect[T any](items []T, trials int, try func([]T) error, tell func(T, erro
 	}
 }
 
-// try adds the rules to a chain that no packet enters, and deletes the chain again. It returns an error if the
-// kernel refuses the rules.
 func (d *Driver) try(ctx context.Context, f conf.Family, rules []ruleset.Rule) error {
 	var lines []string
 	for _, r := range rules {
@@ -275,10 +263,8 @@ func (d *Driver) try(ctx context.Context, f conf.Family, rules []ruleset.Rule) e
 	return d.tryLines(ctx, f, lines)
 }
 
-// tryLines does what try does, with rules as text.
-//
-// Equivalent to: iptables -t mangle -N WEIR-TRIAL; iptables -t mangle -A WEIR-TRIAL RULE…; iptables -t mangle -F
-// WEIR-TRIAL; iptables -t mangle -X WEIR-TRIAL
+// Equivalent to: iptables -t mangle -N WEIR-TRIAL; iptables -t mangle -A WEIR-TRIAL RULE…; iptables -t mangle
+// -F WEIR-TRIAL; iptables -t mangle -X WEIR-TRIAL
 func (d *Driver) tryLines(ctx context.Context, f conf.Family, lines []string) error {
 	if err := ctx.Err(); err != nil {
 		return err

@@ -27,8 +27,8 @@ func (d *Driver) Remove(ctx context.Context) error {
 	return nil
 }
 
-// destroyUnused retries until the set is destroyed or ctx ends. nf_tables frees deleted rules later and sends no
-// message about that.
+// destroyUnused retries until the set is destroyed or ctx ends. nf_tables frees deleted rules later and sends
+// no message about that.
 func (d *Driver) destroyUnused(ctx context.Context, name string) error {
 	ticker := time.NewTicker(10 * time.Millisecond)
 	defer ticker.Stop()

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// restorer is a process of iptables-restore that was started in advance and waits for commands. The start takes
-// most of the time of a change of rules. A waiting process takes no lock.
+// restorer is a process of iptables-restore that waits for commands. The start takes most of the time of a
+// change of rules. A waiting process takes no lock.
 //
 // Equivalent to: iptables-restore --wait 10 --noflush (ip6tables-restore for IPv6)
 type restorer struct {
@@ -31,13 +31,13 @@ type restorer struct {
 }
 
 func startRestorer(f Flavour, family conf.Family) (*restorer, error) {
-	// The process outlives the call that starts it. carryOut bounds its time.
+	// The process outlives the call that starts it. carryOut limits its time.
 	cmd := exec.CommandContext(context.Background(), f.program(family)+"-restore", "--wait", lockWait, "--noflush")
 	r := &restorer{flavour: f, family: family, cmd: cmd, ended: make(chan struct{})}
 	r.cmd.Stderr = &r.output
-	// If the agent is killed, a program that still waits for the lock must change nothing: the next agent may have
-	// given a number to another class. The kernel sends the signal when the thread ends that started the program.
-	// Go ends no such thread before the process ends.
+	// If the agent is killed, a waiting program must change nothing: the next agent may have given a number to
+	// another class. The kernel sends the signal when the thread ends that started the program. Go ends no such
+	// thread before the process ends.
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var err error
 	if r.stdin, err = r.cmd.StdinPipe(); err == nil {
@@ -53,7 +53,6 @@ func startRestorer(f Flavour, family conf.Family) (*restorer, error) {
 	return r, nil
 }
 
-// waits reports whether the process still runs and has the flavour f.
 func (r *restorer) waits(f Flavour) bool {
 	if r == nil || r.flavour != f {
 		return false
@@ -66,8 +65,8 @@ func (r *restorer) waits(f Flavour) bool {
 	}
 }
 
-// carryOut makes the process carry out the commands, in one transaction for each table, and waits for its end. It
-// kills the process if ctx ends, or after 30 seconds.
+// carryOut makes the process carry out the commands, and waits for its end. It kills the process if ctx ends,
+// or after 30 seconds.
 func (r *restorer) carryOut(ctx context.Context, commands string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -105,7 +104,6 @@ func (e *restoreError) Unwrap() error { return e.err }
 // output keeps only the beginning of a program's output, which may have a line for each of 10,000 rules.
 type output struct{ kept bytes.Buffer }
 
-// maxOutput is how many bytes are kept.
 const maxOutput = 4 << 10
 
 // Write reports all of p as written. A short write would end the copying of the program's output.
@@ -116,9 +114,8 @@ func (o *output) Write(p []byte) (int, error) {
 
 func (o *output) String() string { return excerpt.Of(strings.TrimSpace(o.kept.String())) }
 
-// lineNumber matches the number of the wrong line in iptables-restore's output: "line 2 failed", "Error occurred at
-// line: 2", or "line 2: RULE_APPEND failed". For a refused table, iptables-legacy-restore names the line with
-// COMMIT.
+// lineNumber matches the number of the wrong line in iptables-restore's output: "line 2 failed", "Error
+// occurred at line: 2", or "line 2: RULE_APPEND failed".
 var lineNumber = regexp.MustCompile(`\bline:? (\d+)`)
 
 // offending returns the line of the commands that the program's output names. All commands together may have
@@ -141,7 +138,6 @@ func offending(said, commands string) string {
 	return ""
 }
 
-// dismiss ends the process without commands.
 func (r *restorer) dismiss() {
 	if r != nil {
 		_ = r.stdin.Close()

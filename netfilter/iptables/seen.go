@@ -19,18 +19,16 @@ import (
 	"github.com/weir-net/weir/internal/attrs"
 )
 
-// seen is a rule as nf_tables shows it. iptables can't print every rule, but the kernel shows each in this form.
+// seen is a rule as nf_tables shows it. iptables can't print every rule, but the kernel shows each in this
+// form.
 type seen struct {
 	handle uint64
-	// target is the chain that the rule jumps or goes to, DROP or RETURN; empty for all other rules.
 	target string
 	audits bool // the rule logs what audited policies would drop
-	// always is true if the rule has no condition.
 	always bool
 	sum    []byte // hash of the rule without its counters
 }
 
-// parts returns the rule's target. A condition is an empty text there, because only its existence is known.
 func (s seen) parts() parts {
 	p := parts{
 		target: s.target, goes: s.target != "" && s.target != "DROP" && s.target != returns, audits: s.audits,
@@ -41,10 +39,8 @@ func (s seen) parts() parts {
 	return p
 }
 
-// jumpsTo reports whether the rule sends every packet to the chain.
 func (s seen) jumpsTo(chain string) bool { return s.always && s.target == chain }
 
-// sum returns a hash of a chain's rules.
 func sum(rules []seen) string {
 	h := sha256.New()
 	for _, r := range rules {
@@ -53,12 +49,11 @@ func sum(rules []seen) string {
 	return string(h.Sum(nil))
 }
 
-// nfFamilies are the families' numbers in nf_tables.
 var nfFamilies = [len(conf.Families)]uint8{conf.IPv4: unix.NFPROTO_IPV4, conf.IPv6: unix.NFPROTO_IPV6}
 
-// exists returns whether the kernel has the family's table, and whether the table is dormant (switched off). It
-// doesn't ask iptables: the legacy program would make the table, and the nft program shows a missing table as an
-// empty one.
+// exists returns whether the kernel has the family's table, and whether the table is switched off. It doesn't
+// ask iptables: the legacy program would make the table, and the nft program shows a missing table as an empty
+// one.
 //
 // Equivalent to: nft list tables ip | grep 'ip TABLE$'; grep '^TABLE$' /proc/net/ip_tables_names (ip6 for IPv6)
 func (f Flavour) exists(family conf.Family, name string) (there, dormant bool, err error) {
@@ -107,8 +102,8 @@ func wake(f conf.Family, name string) error {
 	return nil
 }
 
-// wake makes packets pass the family's tables again. It switches on dormant tables, and deletes built-in chains at
-// wrong hooks. any is true if there was something to change.
+// wake makes packets pass the family's tables again. It switches on dormant tables, and deletes built-in chains
+// at wrong hooks.
 func (t tables) wake(f conf.Family) (any bool, err error) {
 	for _, name := range tablesUsed {
 		this := t[name]
@@ -138,13 +133,10 @@ func (t tables) wake(f conf.Family) (any bool, err error) {
 	return any, nil
 }
 
-// libraryFamilies are the families as the nftables library numbers them.
 var libraryFamilies = [...]nftables.TableFamily{
 	conf.IPv4: nftables.TableFamilyIPv4, conf.IPv6: nftables.TableFamilyIPv6,
 }
 
-// see asks the kernel for the rules of each chain of the family's table. With only, it asks for one chain's rules.
-//
 // Equivalent to: nft -a list table ip TABLE; nft -a list chain ip TABLE ONLY (ip6 for IPv6)
 func see(family conf.Family, name string, only ...string) (map[string][]seen, error) {
 	chains := map[string][]seen{}
@@ -195,7 +187,6 @@ func readRule(expressions []byte) seen {
 	return r
 }
 
-// targetOf returns the target of an immediate expression; empty if it is no verdict that weir knows.
 func targetOf(immediate []byte) string {
 	verdict := attributes(attributes(attributes(immediate)[unix.NFTA_IMMEDIATE_DATA])[unix.NFTA_DATA_VERDICT])
 	code, chain := verdict[unix.NFTA_VERDICT_CODE], text(verdict[unix.NFTA_VERDICT_CHAIN])
@@ -210,8 +201,8 @@ func targetOf(immediate []byte) string {
 	return chain
 }
 
-// deleteCopies deletes surplus copies of weir's rules in the built-in chains of a table that iptables can't print.
-// Of several rules to one chain, it leaves the first.
+// deleteCopies deletes surplus copies of weir's rules in the built-in chains of a table that iptables can't
+// print. It leaves the first copy.
 //
 // Equivalent to: nft delete rule ip TABLE CHAIN handle HANDLE (ip6 for IPv6)
 func deleteCopies(f conf.Family, name string) error {
@@ -253,8 +244,8 @@ func deleteCopies(f conf.Family, name string) error {
 	return nil
 }
 
-// dump calls each with the attributes of every object of the kind in the family's tables. of narrows the list, for
-// example to one table. If the objects change during five dumps, it returns nl.ErrDumpInterrupted.
+// dump calls each with the attributes of every object of the kind in the family's tables. of narrows the list,
+// for example to one table. It returns nl.ErrDumpInterrupted if the objects change during five dumps.
 func dump(kind int, family conf.Family, of []*nl.RtAttr, each func(attrs []byte)) error {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|kind, unix.NLM_F_DUMP)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: nfFamilies[family], Version: nl.NFNETLINK_V0})
@@ -277,7 +268,6 @@ func dump(kind int, family conf.Family, of []*nl.RtAttr, each func(attrs []byte)
 	return err
 }
 
-// get returns the attributes of the object that the attributes in of name; ENOENT if there is none.
 func get(kind int, family conf.Family, of ...*nl.RtAttr) (map[uint16][]byte, error) {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|kind, 0)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: nfFamilies[family], Version: nl.NFNETLINK_V0})
@@ -296,7 +286,6 @@ func get(kind int, family conf.Family, of ...*nl.RtAttr) (map[uint16][]byte, err
 	return nil, errors.New("the kernel's answer is empty")
 }
 
-// attributes returns the netlink attributes in b, by their types.
 func attributes(b []byte) map[uint16][]byte {
 	all := map[uint16][]byte{}
 	for kind, value := range attrs.In(b) {

@@ -13,10 +13,8 @@ type state struct {
 	tables [len(conf.Families)]tables
 }
 
-// tables are one family's tables, by name.
 type tables map[string]table
 
-// holds reports whether the tables may have a chain of weir's.
 func (t tables) holds() bool {
 	for _, name := range tablesUsed {
 		if t[name].unknown != nil {
@@ -31,7 +29,6 @@ func (t tables) holds() bool {
 	return false
 }
 
-// unknown returns the reasons why tables could not be read.
 func (t tables) unknown() (why []error) {
 	for _, name := range tablesUsed {
 		if u := t[name].unknown; u != nil {
@@ -41,16 +38,13 @@ func (t tables) unknown() (why []error) {
 	return why
 }
 
-// table has the contents of an iptables table, or the reason why they are unknown.
 type table struct {
-	// print is the table's fingerprint from shortly before the reading; empty if it isn't known.
+	// print is the table's fingerprint from shortly before the reading.
 	print print
-	// at is the generation of nf_tables at which the table was last known to be like this; 0 if that isn't known.
-	at uint32
-	// rules are the rules of each chain as iptables-save prints them, without "-A CHAIN"; nil if the table is unknown.
+	// at is the generation of nf_tables at which the table was last known to be like this; 0 if it is unknown.
+	at      uint32
 	rules   map[string][]string
 	unknown *unknown
-	// numbers are the numbers of classes in the rules, by dispatch chain. nil if unknown.
 	numbers map[string]*numbering
 	// dormant is true if another program has switched the table off: its rules exist, but check no packets.
 	dormant bool
@@ -58,29 +52,23 @@ type table struct {
 	misplaced []string
 }
 
-// unknown is a table that iptables-save can't print. weir's rules can be written there nevertheless.
+// unknown is a table that iptables-save can't print. weir's rules can still be written there.
 type unknown struct {
-	why error
-	// seen has the table's rules as the kernel shows them; nil if the kernel doesn't show them (iptables-legacy).
-	seen map[string][]seen
-	// written are weir's chains as the driver last wrote them.
+	why     error
+	seen    map[string][]seen
 	written map[string]written
 }
 
-// written is a chain that the driver wrote, and a hash of its rules as the kernel shows them.
 type written struct {
 	lines []string
 	sum   string
 }
 
-// tablesUsed has the tables in the order of changes. The table that drops packets comes before those that accept
-// them.
+// tablesUsed is in the order of changes. The table that drops packets comes before those that accept them.
 var tablesUsed = []string{"mangle", "filter", "nat"}
 
-// stands reports whether weir's chains in mangle are complete enough to check each pod's packet. Weir's first
-// chains must exist, class chains must end in DROP, and no rule may lead to an empty chain. A chain of audited
-// policies may end in RETURN behind a rule that logs. Other rules aren't compared: another version's rules may
-// differ. If the kernel shows no rules, stands returns false.
+// stands reports whether weir's chains in mangle are complete enough to check each pod's packet. Other rules
+// aren't compared: another version's rules may differ. It returns false if the kernel shows no rules.
 func (t table) stands(f conf.Family, want *lowered) bool {
 	chains := map[string][]parts{}
 	if t.unknown != nil {
@@ -98,7 +86,6 @@ func (t table) stands(f conf.Family, want *lowered) bool {
 	return stand(chains, f, want)
 }
 
-// stand does the work of table.stands. chains has each chain's rules.
 func stand(chains map[string][]parts, f conf.Family, want *lowered) bool {
 	// drops reports whether the chain, and each that it goes to, ends in DROP or is one of audited policies.
 	var drops func(chain string, depth int) bool
@@ -133,8 +120,8 @@ func stand(chains map[string][]parts, f conf.Family, want *lowered) bool {
 	return true
 }
 
-// parseSave reads iptables-save's output for one table. It keeps other programs' chains too: weir's jumps stand
-// among their rules.
+// parseSave reads iptables-save's output for one table. It keeps other programs' chains, because weir's jumps
+// are among their rules.
 func parseSave(out string) table {
 	t := table{rules: map[string][]string{}}
 	for line := range strings.Lines(out) {
@@ -215,9 +202,8 @@ func (s state) after(p plan, want *lowered, left []string) state {
 	return next
 }
 
-// see reads the tables that iptables can't print, after a plan, and deletes surplus copies of weir's rules. It
-// remembers how the kernel shows weir's chains, unless another program has changed rules since before. before is
-// the generation before the plan.
+// see reads the tables that iptables can't print, after a plan, and deletes surplus copies of weir's rules.
+// before is the generation before the plan.
 func (s state) see(want *lowered, p plan, before uint32) error {
 	commits := strings.Count(strings.Join(p.restore[:], ""), "COMMIT\n")
 	for _, f := range conf.Families {

@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// support says whether kernel and iptables support numbers of classes. They need ipset's skbinfo, and SET with
-// --map-set (Linux 3.19).
+// support says whether kernel and iptables support numbers of classes: ipset's skbinfo, and SET with --map-set
+// (Linux 3.19).
 type support int
 
 const (
@@ -20,8 +20,6 @@ const (
 	unsupported
 )
 
-// lower returns the ruleset in the words of ipset and iptables. In families that don't support numbers, each class
-// has a set of its own.
 func (d *Driver) lower(ctx context.Context, r ruleset.Ruleset) *lowered {
 	var n numbers
 	for _, f := range conf.Families {
@@ -32,8 +30,7 @@ func (d *Driver) lower(ctx context.Context, r ruleset.Ruleset) *lowered {
 	return d.lowering.lower(r, n)
 }
 
-// supports reports whether the family supports numbers of classes. It tries that once, unless the kernel already
-// has a set of numbered pods.
+// supports reports whether the family supports numbers of classes. It tries that once.
 //
 // Equivalent to:
 //
@@ -72,8 +69,8 @@ func (d *Driver) supports(ctx context.Context, f conf.Family) bool {
 	return d.numbered[f] == supported
 }
 
-// numbers returns the numbers of the family's classes, by dispatch chain. It returns nil if there are not enough
-// numbers. If the classes are the same as before, it returns the same numberings.
+// numbers returns the numbers of the family's classes, by dispatch chain. It returns nil if there are not
+// enough numbers.
 func (m *lowering) numbers(have *state, f conf.Family, r ruleset.Ruleset) map[string]*numbering {
 	mangle := have.tables[f][checks]
 	if mangle.numbers == nil && mangle.unknown == nil {

@@ -9,11 +9,11 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// maxMultiport is how many ports one multiport match accepts. A range counts as two (xt_multiport, XT_MULTI_PORTS).
+// maxMultiport is how many ports one multiport match accepts. A range counts as two (xt_multiport,
+// XT_MULTI_PORTS).
 const maxMultiport = 15
 
-// lowerRule returns the rule as iptables-save prints it, without "-A CHAIN". A rule with more than maxMultiport
-// ports becomes several. A rule for ruleset.First becomes two.
+// lowerRule returns the rule as iptables-save prints it, without "-A CHAIN". Some rules become several.
 func lowerRule(r ruleset.Rule, f conf.Family) []string {
 	if r.Track == ruleset.First { // no single rule matches both kinds of packets
 		unconfirmed, untracked := r, r
@@ -50,10 +50,8 @@ func multiport(ranges []ruleset.PortRange) [][]ruleset.PortRange {
 	return chunks
 }
 
-// rule builds the text of a rule, option by option.
 type rule struct{ strings.Builder }
 
-// add adds an option, behind a space if it isn't the first. It joins the words without spaces.
 func (t *rule) add(words ...string) {
 	if t.Len() > 0 {
 		t.WriteByte(' ')
@@ -63,8 +61,7 @@ func (t *rule) add(words ...string) {
 	}
 }
 
-// ruleText returns the text of a rule with at most one multiport match. Package fmt would take several times as
-// long.
+// ruleText returns the text of a rule. Package fmt would take several times as long.
 func ruleText(r ruleset.Rule, f conf.Family) string {
 	var t rule
 	t.Grow(128)
@@ -132,7 +129,6 @@ func (t *rule) target(r ruleset.Rule) {
 	}
 }
 
-// tracks are the options for each state of connection tracking.
 var tracks = map[ruleset.Track]string{
 	ruleset.Established:  fmt.Sprintf(`-m conntrack --ctstate ESTABLISHED -m connlabel ! --label "%d"`, conf.CutLabel),
 	ruleset.Cut:          fmt.Sprintf(`-m connlabel --label "%d"`, conf.CutLabel),
@@ -143,20 +139,18 @@ var tracks = map[ruleset.Track]string{
 	untrackedTrack:       "-m conntrack --ctstate UNTRACKED",
 }
 
-// These are the two kinds of packets of ruleset.First: those of connections that the kernel hasn't confirmed, and
+// ruleset.First means two kinds of packets: those of connections that the kernel hasn't confirmed, and
 // untracked ones. The kernel confirms a connection when its first packet leaves the last hook.
 const (
 	unconfirmedTrack ruleset.Track = "unconfirmed"
 	untrackedTrack   ruleset.Track = "untracked"
 )
 
-// discovery are the options for IPv6's neighbour discovery.
 var discovery = map[ruleset.Shape]string{
 	ruleset.Solicitation:  "-m icmp6 --icmpv6-type 135 -m hl --hl-eq 255",
 	ruleset.Advertisement: "-m icmp6 --icmpv6-type 136 -m hl --hl-eq 255",
 }
 
-// flags are the names of a packet's parts in the match "set".
 var flags = map[ruleset.Part]string{
 	ruleset.Source: "src", ruleset.Destination: "dst", ruleset.DestinationPort: "dst",
 	ruleset.SourcePair: "src,dst", ruleset.DestinationPair: "dst,dst", ruleset.SourceLink: "src,src",
@@ -176,7 +170,6 @@ func portText(p ruleset.PortRange) string {
 	return strconv.Itoa(int(p.First)) + ":" + strconv.Itoa(int(p.Last))
 }
 
-// kindText returns the options of a kind of rules, without their values.
 func kindText(k ruleset.Kind) string {
 	var t rule
 	if k.ByPort() {

@@ -10,14 +10,13 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// clearMark clears weir's bits of the packet's mark.
 const clearMark = "-j MARK --set-xmark 0x0/0x1fff0000"
 
-// clears returns the dispatch chain's first rule. It clears weir's bits, because other programs may have written to
-// them. The look-up of an address in no class leaves them as they are. In the ingress chain the sender's number may
-// stay, because no rule matches it there.
+// clears returns the dispatch chain's first rule. It clears weir's bits: other programs may have written to
+// them, and the look-up of an address in no class leaves them as they are.
 //
-// Equivalent to: iptables -t mangle -A WEIR-EGRESS -m mark ! --mark 0x0/0x1fff0000 -j MARK --set-xmark 0x0/0x1fff0000
+// Equivalent to: iptables -t mangle -A WEIR-EGRESS -m mark ! --mark 0x0/0x1fff0000 -j MARK --set-xmark
+// 0x0/0x1fff0000
 func (d dispatch) clears() string {
 	if d.bit == 0 {
 		return "-m mark ! --mark " + markText(0, allBits) + " " + clearMark
@@ -25,8 +24,8 @@ func (d dispatch) clears() string {
 	return "-m mark --mark " + markText(d.bit, d.bit) + " " + clearMark
 }
 
-// lowerDispatch returns the chain that sends packets to classes, and its tree. In place of one look-up for each
-// class, a packet needs one look-up of its pod's number.
+// lowerDispatch returns the chain that sends packets to classes, and its tree. A packet needs one look-up of
+// its pod's number, not one for each class.
 //
 // Equivalent to, for three classes, of which number 1 has the pods under no policy:
 //
@@ -65,9 +64,8 @@ func lowerDispatch(c ruleset.Chain, classes []class, n *numbering) []chain {
 	return append([]chain{top, last}, t.chains...)
 }
 
-// tree makes the chains that lead from a number to the chain of a class. A chain with many numbers compares one
-// digit of them, and goes to another chain for each value but the lowest. Then it continues with the numbers of the
-// lowest value.
+// tree makes the chains that lead from a number to the chain of a class. Each chain compares one digit of the
+// number.
 type tree struct {
 	dispatch
 	*numbering
@@ -78,12 +76,9 @@ type tree struct {
 }
 
 const (
-	// numberBits is how many bits a number has.
 	numberBits = 12
-	// digit is how many bits of a number one chain compares. With fewer, the tree would be deeper than maxDepth.
-	digit = 2
-	// few is how many numbers a chain compares one by one.
-	few = 4
+	digit      = 2
+	few        = 4
 )
 
 // lines returns the rules for the numbers. The numbers are sorted and differ only in the bits below shift.
@@ -112,8 +107,8 @@ func (t *tree) lines(numbers []int, shift int) (lines []string) {
 	return append(lines, t.lines(numbers, shift)...)
 }
 
-// node makes the chain for the numbers that begin with first, and returns the rule that leads to it. Packets with a
-// number of no class are logged and dropped. The chain's name has first's digits, and an x for each other digit.
+// node makes the chain for the numbers that begin with first, and returns the rule that leads to it. Packets
+// with a number of no class are logged and dropped.
 func (t *tree) node(numbers []int, first, shift int) string {
 	digits := strconv.FormatInt(int64(first), 1<<digit)
 	known := (numberBits - shift) / digit
@@ -124,12 +119,10 @@ func (t *tree) node(numbers []int, first, shift int) string {
 	return "-m mark --mark " + markText(t.bit|uint32(first<<shift), mask) + " -g " + name
 }
 
-// logs returns the rule that logs the packets of pods in no class.
 func (t *tree) logs() string {
 	return ruleText(ruleset.Rule{Action: ruleset.Log, To: conf.LogPrefix + strings.TrimSuffix(t.last, "-LAST")}, t.family)
 }
 
-// leaf returns the rule that leads to the class of the number.
 func (t *tree) leaf(number int) string {
 	mark := "-m mark --mark " + markText(t.bit|uint32(number), allBits)
 	r := ruleset.Rule{Comment: t.rules[t.leaves[number]].Comment, Action: ruleset.GoTo, To: t.leaves[number]}
@@ -143,7 +136,7 @@ func (t *tree) leaf(number int) string {
 }
 
 // lowerAround returns the lines of a chain with rules that lead to dispatch chains. No packet may leave with a
-// number in its mark. So either these rules lead to chains that clear the mark, or the chain clears it at its end.
+// number in its mark.
 func lowerAround(rules []ruleset.Rule, one func(ruleset.Rule) []string) (lines []string) {
 	every := slices.ContainsFunc(rules, func(r ruleset.Rule) bool {
 		_, ok := dispatches[r.To]

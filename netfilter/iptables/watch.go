@@ -11,12 +11,10 @@ import (
 	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
-// watch implements Driver.Watch. The kernel reports no changes of the legacy tables.
 func watch(ctx context.Context, heard func(generation uint32, concerned bool)) error {
 	return nftnl.Watch(ctx, concerns, heard)
 }
 
-// generation returns the number of the last change of nf_tables. It fails if the kernel has no nf_tables.
 func generation() (uint32, error) { return nftnl.Generation() }
 
 // concerns reports whether the change is of a table, chain or rule that weir uses.
