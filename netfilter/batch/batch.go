@@ -1,7 +1,6 @@
-// Package batch sends several netlink requests with one system call (Batch), and reads long lists without keeping
-// them (Dumper). Every pod waits for ADD, and most of ADD's time goes to system calls and to new memory. The
-// netlink library takes about four calls and 64 KB of stack for each request. Package batch owns no kernel object.
-// It uses the library to build the requests.
+// Package batch sends several netlink requests with one system call (Batch), and reads long lists without
+// keeping them (Dumper). Every pod waits for ADD, and most of ADD's time goes to system calls and to new
+// memory. Package batch owns no kernel object. It uses the netlink library to build the requests.
 package batch
 
 import (
@@ -16,12 +15,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Batch is a list of netlink requests that are sent together. The kernel handles them in order, and continues after
-// a request that fails. It acknowledges the last request and each one that fails (netlink_rcv_skb in
+// Batch is a list of netlink requests that are sent together. The kernel handles them in order, and continues
+// after a request that fails. It acknowledges the last request and each one that fails (netlink_rcv_skb in
 // net/netlink/af_netlink.c). Only the last request may ask for a list.
 type Batch []*Step
 
-// Step is a request, with a text for errors that describes it.
+// Step is a request of a Batch.
 type Step struct {
 	request *nl.NetlinkRequest
 	doing   string
@@ -29,15 +28,14 @@ type Step struct {
 	MapError func(error) error
 }
 
-// Add appends the request, which must be made without NLM_F_ACK. doing and args are the text that describes the
-// request.
+// Add appends the request, which must be made without NLM_F_ACK. doing and args describe the request in errors.
 func (b *Batch) Add(r *nl.NetlinkRequest, doing string, args ...any) *Step {
 	s := &Step{request: r, doing: fmt.Sprintf(doing, args...)}
 	*b = append(*b, s)
 	return s
 }
 
-// MapError returns a Step.MapError that replaces the error from by the error to, which may be nil.
+// MapError returns a Step.MapError that replaces one error by another, or by nil.
 func MapError(from, to error) func(error) error {
 	return func(err error) error {
 		if errors.Is(err, from) {
@@ -56,9 +54,8 @@ var (
 // largestReply is larger than the kernel's largest reply about one link.
 const largestReply = 32 << 10
 
-// Do sends the requests in the namespace; netns.None() means the caller's own. It returns the replies without
-// headers and acknowledgements. The error is that of the first step that fails. protocol is one of netlink(7), such
-// as NETLINK_ROUTE.
+// Do sends the requests in the namespace; netns.None() means the caller's own. It returns the replies, and the
+// error of the first step that fails. protocol is one of netlink(7), such as NETLINK_ROUTE.
 func (b Batch) Do(protocol int, ns netns.NsHandle) (replies [][]byte, err error) {
 	if len(b) == 0 {
 		return nil, nil
@@ -80,7 +77,7 @@ func (b Batch) Do(protocol int, ns netns.NsHandle) (replies [][]byte, err error)
 	if err := unix.Sendto(fd, all, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, fmt.Errorf("%s: %w", b[0].doing, err)
 	}
-	// The kernel has handled the requests, and put its replies into the socket, before Sendto returns.
+	// The kernel puts all replies into the socket before Sendto returns.
 	buf := make([]byte, largestReply)
 	for {
 		n, _, err := unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT)
@@ -112,8 +109,8 @@ func (b Batch) Do(protocol int, ns netns.NsHandle) (replies [][]byte, err error)
 	}
 }
 
-// openIn opens a socket in the namespace. If the thread can't return to its own namespace, the goroutine stays
-// locked to the thread. Go then never uses the thread again.
+// openIn opens a socket in the namespace. If the thread can't return to its own namespace, it stays locked, and
+// Go never uses it again.
 func openIn(protocol int, ns netns.NsHandle) (fd int, err error) {
 	openSocket := func() (int, error) {
 		return unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
@@ -140,8 +137,6 @@ func openIn(protocol int, ns netns.NsHandle) (fd int, err error) {
 	return fd, err
 }
 
-// failed returns the step's error from a message, after MapError. The message has the type NLMSG_ERROR, or
-// NLMSG_DONE at the end of a list. A message without an error number, or of no step, is ErrNoAnswer.
 func (b Batch) failed(m syscall.NetlinkMessage) error {
 	if len(m.Data) < 4 || int(m.Header.Seq) >= len(b) {
 		return ErrNoAnswer

@@ -19,8 +19,7 @@ func link(name string) *nl.NetlinkRequest {
 	return r
 }
 
-// TestErrors: if a step fails, the error names the step and is MapError's. If MapError returns nil, the batch
-// doesn't fail.
+// TestErrors: if a step fails, the error names the step and is MapError's.
 func TestErrors(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -47,7 +46,7 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// TestReplies: Do returns each step's reply, and all entries of a list that is last, from the given namespace.
+// TestReplies: Do returns each step's reply, and the entries of a list, from the given namespace.
 func TestReplies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

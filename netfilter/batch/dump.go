@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Dumper asks the kernel for lists, one after the other, by one socket. It gives each message of a list to a
-// function, and keeps none. So its memory doesn't grow with the list. A Dumper is not safe for concurrent use.
+// Dumper asks the kernel for lists, one after the other. It gives each message of a list to a function, and
+// keeps none. So its memory doesn't grow with the list. A Dumper is not safe for concurrent use.
 type Dumper struct {
 	protocol int
 	fd       int // -1 if there is no socket
@@ -32,15 +32,14 @@ func (d *Dumper) Close() {
 // net/netlink/af_netlink.c).
 const largestAnswer = 64 << 10
 
-// Dump sends the request, which must ask for a list, and calls each with every message of the list, without its
-// header. A message is valid until each returns. Dump ends early, without an error, if each returns false. It
-// returns nl.ErrDumpInterrupted if the list changed while the kernel wrote it.
+// Dump sends the request, which must ask for a list, and calls each with every message of the list. A message
+// is valid until each returns. Dump ends early, without an error, if each returns false. It returns
+// nl.ErrDumpInterrupted if the list changed while the kernel wrote it.
 func (d *Dumper) Dump(req *nl.NetlinkRequest, each func(msg []byte) bool) error {
 	if err := d.open(); err != nil {
 		return err
 	}
-	// whole is true if the kernel has sent the whole list. Otherwise a message may follow, even after an error, and
-	// the socket can't be used again.
+	// Unless the kernel has sent the whole list, the socket can't be used again.
 	whole := false
 	defer func() {
 		if !whole {
@@ -86,7 +85,6 @@ func (d *Dumper) open() (err error) {
 	return err
 }
 
-// receive receives an answer. It ignores messages of other processes.
 func (d *Dumper) receive() (n, flags int, err error) {
 	for {
 		n, _, flags, from, err := unix.RecvmsgBuffers(d.fd, [][]byte{d.buf}, nil, 0)
@@ -102,8 +100,6 @@ const (
 	enough
 )
 
-// split calls each with every message in the answer, and returns one of the results above. It fails with the
-// kernel's error, or if the answer is incomplete or has another number than seq.
 func split(answer []byte, seq uint32, each func(msg []byte) bool) (end int, err error) {
 	for len(answer) >= unix.SizeofNlMsghdr {
 		size, kind := int(binary.NativeEndian.Uint32(answer)), binary.NativeEndian.Uint16(answer[4:])

@@ -10,8 +10,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// full fills a connection table with the entries of 50 pods. Run the benchmarks as root:
-// go test ./netfilter/conntrack -run - -bench .
 func full(b *testing.B, entries int) {
 	b.Helper()
 	nodetest.Fill(b, entries, func(i int) nodetest.Entry {
@@ -23,7 +21,8 @@ func full(b *testing.B, entries int) {
 	})
 }
 
-// BenchmarkAll200000 reads all entries. It prints the processor time that All takes beside the kernel's own dump.
+// BenchmarkAll200000 reads all entries. It prints the processor time that All takes beside the kernel's own
+// dump.
 func BenchmarkAll200000(b *testing.B) {
 	full(b, 200_000)
 	b.ReportAllocs()
@@ -47,7 +46,7 @@ func BenchmarkAll200000(b *testing.B) {
 	b.ReportMetric(float64((all-dump).Milliseconds())/float64(b.N), "beside-cpu-ms")
 }
 
-// BenchmarkDelete200000 measures Delete for an address without connections. Most addresses of ended pods have none.
+// BenchmarkDelete200000 measures Delete for an address without connections, like most addresses of ended pods.
 func BenchmarkDelete200000(b *testing.B) {
 	full(b, 200_000)
 	b.ReportAllocs()

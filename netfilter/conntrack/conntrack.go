@@ -1,6 +1,5 @@
-// Package conntrack lists connections in the kernel's connection table, marks them as cut, and deletes them. In an
-// entry it changes only the cut bit of the label, unless it must make the entry again (see Apply). It knows nothing
-// of policy.
+// Package conntrack lists connections in the kernel's connection table, marks them as cut, and deletes them. It
+// knows nothing of policy.
 package conntrack
 
 import (
@@ -12,32 +11,30 @@ import (
 
 // Connection is an entry of the connection table.
 type Connection struct {
-	// Src opened the connection, and Dst answers. If the destination was translated, Dst and Port are the translated ones.
+	// Src opened the connection, and Dst answers. If the destination was translated, Dst and Port are the
+	// translated ones.
 	Src, Dst netip.Addr
 	Proto    uint8
 	Port     uint16 // of Dst; 0 for protocols without ports
 	Cut      bool
-	// Assured is the kernel's IPS_ASSURED. For TCP, the handshake is complete. For UDP, both sides have sent, and a
-	// packet came more than two seconds after the first. So a query with one answer is never assured.
+	// Assured is the kernel's IPS_ASSURED. For TCP, the handshake is complete. For UDP, both sides have sent
+	// over more than two seconds.
 	Assured bool
 	// Translated means that Src sent to another address or port than Dst and Port.
 	Translated bool
-	// family and tuple (of the original direction) are as the kernel wrote them. They identify the entry in a
-	// request.
+	// family and tuple identify the entry in a request.
 	family uint8
 	tuple  []byte
 	id     [4]byte // distinguishes the entry from later ones with the same tuple
 	state  tcpState
 }
 
-// tcpState is the state of a TCP connection; the zero value for other protocols.
 type tcpState struct {
 	state uint8 // of enum tcp_conntrack
 	flags uint8 // of the side that opened the connection
 	known bool  // the entry has the flags
 }
 
-// labelBytes is the size of a connection's label (NF_CT_LABELS_MAX_SIZE).
 const labelBytes = 16
 
 func (c Connection) send(operation int, attrs ...*nl.RtAttr) error {
@@ -62,27 +59,25 @@ func request(operation, flags int, family uint8) *nl.NetlinkRequest {
 	return req
 }
 
-// These are bits of an entry's status (enum ip_conntrack_status in
-// include/uapi/linux/netfilter/nf_conntrack_common.h). dstNAT says that the destination was translated.
+// Bits of an entry's status (enum ip_conntrack_status in include/uapi/linux/netfilter/nf_conntrack_common.h).
 const (
 	assured = 1 << 2
 	dstNAT  = 1 << 5
 )
 
-// TCP's flags in an entry (enum in include/uapi/linux/netfilter/nf_conntrack_tcp.h).
 const (
 	flagWindowScale = 0x01
 	flagLiberal     = 0x08
 )
 
-// Midstream reports whether the TCP connection had already begun when the kernel first saw it. Then nobody knows
-// which side opened it. The kernel records that any window is valid and that the window scale is unknown (tcp_new
-// in net/netfilter/nf_conntrack_proto_tcp.c).
+// Midstream reports whether the TCP connection had already begun when the kernel first saw it. Then nobody
+// knows which side opened it. The kernel marks such entries by their flags (tcp_new in
+// net/netfilter/nf_conntrack_proto_tcp.c).
 func (c Connection) Midstream() bool {
 	return c.state.known && c.state.flags&(flagLiberal|flagWindowScale) == flagLiberal
 }
 
-// These are TCP's states at the end of a connection (enum tcp_conntrack in
+// TCP's states at the end of a connection (enum tcp_conntrack in
 // include/uapi/linux/netfilter/nf_conntrack_tcp.h). In LAST_ACK both sides have sent FIN. In CLOSE one side has
 // sent RST.
 const (
@@ -91,11 +86,11 @@ const (
 	stateClose    = 8
 )
 
-// Over reports whether a TCP connection has ended for both sides. The kernel keeps its entry for up to two minutes.
+// Over reports whether a TCP connection has ended for both sides. The kernel keeps its entry for up to two
+// minutes.
 func (c Connection) Over() bool {
 	return c.state.state == stateLastAck || c.state.state == stateTimeWait || c.state.state == stateClose
 }
 
-// Alive reports whether the connection is still in use, as far as the kernel knows. The kernel also keeps entries
-// of connections that are over, of answered UDP queries, and of unanswered SYNs.
+// Alive reports whether the connection is still in use, as far as the kernel knows.
 func (c Connection) Alive() bool { return c.Assured && !c.Over() }

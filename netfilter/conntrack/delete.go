@@ -16,8 +16,9 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// These are attributes and flags of a filter (Linux 5.8 and later): enum ctattr_filter of
-// include/uapi/linux/netfilter/nfnetlink_conntrack.h, and CTA_FILTER_F_CTA_IP_SRC of net/netfilter/nf_internals.h.
+// Attributes and flags of a filter (Linux 5.8 and later): enum ctattr_filter of
+// include/uapi/linux/netfilter/nfnetlink_conntrack.h, and CTA_FILTER_F_CTA_IP_SRC of
+// net/netfilter/nf_internals.h.
 const (
 	ctaFilter           = 25
 	ctaFilterOrigFlags  = 1
@@ -25,17 +26,13 @@ const (
 	ctaFilterSrc        = 1 << 0
 )
 
-// Delete deletes the connections of addresses that are about to be assigned to another pod. Otherwise packets of
-// the previous pod's connections would pass as established. The method depends on the kernel:
+// Delete deletes the connections of addresses that are about to be assigned to another pod. Otherwise packets
+// of the previous pod's connections would pass as established. The method depends on the kernel:
 //
-//   - IPv4, Linux 6.12 and later: the kernel finds and deletes an address's connections in two passes over its
-//     table.
-//   - IPv4, several addresses and a small table: the kernel lists all connections once, and those of the addresses
-//     are deleted. Many pods may end at once, and a pass takes milliseconds even if the table is empty.
+//   - IPv4, Linux 6.12 and later: the kernel finds and deletes an address's connections.
+//   - IPv4, several addresses and a small table: the kernel lists all connections once.
 //   - IPv4, Linux 5.8 and later: the kernel lists the address's connections, and each is deleted.
-//   - Older kernels, and IPv6 on all kernels: the kernel lists all connections of the family. Its filter for IPv6
-//     addresses matches all but the wanted ones (ctnetlink_filter_match_tuple in
-//     net/netfilter/nf_conntrack_netlink.c; seen on 6.18).
+//   - Older kernels, and IPv6: the kernel lists all connections of the family. Its filter for IPv6 addresses matches all but the wanted ones (ctnetlink_filter_match_tuple in net/netfilter/nf_conntrack_netlink.c; seen on 6.18).
 //
 // Equivalent to: conntrack -D -s ADDR; conntrack -D -r ADDR, for each address
 func Delete(addrs ...netip.Addr) error {
@@ -65,8 +62,6 @@ func Delete(addrs ...netip.Addr) error {
 // connections.
 const listedForAPass = 4000
 
-// entries returns the number of entries of the table; a very large number if it can't be read.
-//
 // Equivalent to: sysctl net.netfilter.nf_conntrack_count
 func entries() int {
 	text, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_count")
@@ -80,8 +75,6 @@ func entries() int {
 	return n
 }
 
-// deleteByFilter lets the kernel delete the connections of the IPv4 addresses. It returns EINVAL if the kernel can't
-// delete by a filter.
 func deleteByFilter(addrs []netip.Addr) error {
 	var b batch.Batch
 	for _, a := range addrs {
@@ -93,8 +86,6 @@ func deleteByFilter(addrs []netip.Addr) error {
 	return err
 }
 
-// deletion returns a request that deletes the entries that match the filter. A kernel without filters deletes
-// nothing.
 func deletion(filter []*nl.RtAttr) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_CTNETLINK<<8|nl.IPCTNL_MSG_CT_DELETE, 0)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_INET, Version: 1}) // the kernel reads the family from version 1 on
@@ -104,7 +95,6 @@ func deletion(filter []*nl.RtAttr) *nl.NetlinkRequest {
 	return req
 }
 
-// deleteByFilteredList lists an IPv4 address's connections, and deletes them one by one.
 func deleteByFilteredList(a netip.Addr) error {
 	var errs []error
 	for _, filter := range addressFilters(a) {
@@ -113,15 +103,12 @@ func deleteByFilteredList(a netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// addressFilters returns two filters: for the connections that the address opened, and for those that it answers.
 func addressFilters(a netip.Addr) [2][]*nl.RtAttr {
 	return [2][]*nl.RtAttr{
 		sourceFilter(a, nl.CTA_TUPLE_ORIG, ctaFilterOrigFlags), sourceFilter(a, nl.CTA_TUPLE_REPLY, ctaFilterReplyFlags),
 	}
 }
 
-// deleteByList lists the connections that match the filter, and deletes those of the addresses. A kernel without
-// filters lists all connections. All addresses must be of one family.
 func deleteByList(addrs []netip.Addr, filter []*nl.RtAttr) error {
 	if len(addrs) == 0 {
 		return nil
@@ -146,8 +133,6 @@ func deleteByList(addrs []netip.Addr, filter []*nl.RtAttr) error {
 	return errors.Join(errs...)
 }
 
-// sourceFilter returns a filter for connections with packets from the IPv4 address. tuple and flags are of one
-// direction.
 func sourceFilter(a netip.Addr, tuple, flags int) []*nl.RtAttr {
 	t := nl.NewRtAttr(tuple|unix.NLA_F_NESTED, nil)
 	t.AddRtAttr(nl.CTA_TUPLE_IP|unix.NLA_F_NESTED, nil).AddRtAttr(nl.CTA_IP_V4_SRC, a.AsSlice())

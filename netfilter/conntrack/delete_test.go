@@ -14,8 +14,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestForget: each method of Delete deletes the connections that the addresses have opened or answer, and no
-// others.
+// TestForget: each method of Delete deletes the addresses' connections, and no others.
 func TestForget(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

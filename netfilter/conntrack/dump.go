@@ -13,14 +13,12 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// All yields the entries of the table. Each is valid until the next one is yielded. An error comes last. All keeps
-// only one answer of the kernel in memory, and allocates no memory for an entry: a node may have hundreds of
-// thousands.
+// All yields the entries of the table. Each is valid until the next one is yielded. An error comes last. All
+// allocates no memory for an entry: a node may have hundreds of thousands.
 //
 // Equivalent to: conntrack -L -o labels; conntrack -L -f ipv6 -o labels
 func All() iter.Seq2[Connection, error] { return dump(unix.AF_UNSPEC) }
 
-// dump yields the family's entries that match the filter. A kernel that doesn't know filters sends all entries.
 func dump(family uint8, filter ...*nl.RtAttr) iter.Seq2[Connection, error] {
 	return func(yield func(Connection, error) bool) {
 		more, unread := true, 0
@@ -47,7 +45,6 @@ func dump(family uint8, filter ...*nl.RtAttr) iter.Seq2[Connection, error] {
 	}
 }
 
-// parse reads an entry. ok is false if the message isn't a complete entry. The connection refers to the message.
 func parse(msg []byte) (c Connection, ok bool) {
 	for b := msg[min(nl.SizeofNfgenmsg, len(msg)):]; ; {
 		var kind uint16
@@ -134,8 +131,6 @@ func parseTuple(b []byte) (t tuple) {
 	}
 }
 
-// attribute returns the first attribute's type and value, and the rest of b. Without a complete attribute, value is
-// nil.
 func attribute(b []byte) (kind uint16, value, rest []byte) {
 	if len(b) < unix.SizeofNlAttr {
 		return 0, nil, nil

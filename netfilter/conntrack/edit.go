@@ -16,15 +16,12 @@ import (
 type Operation int
 
 const (
-	// Cut sets the cut bit.
 	Cut Operation = iota
-	// Restore clears the cut bit.
 	Restore
-	// Forget deletes the entry.
 	Forget
 )
 
-// Edit is one change of one entry, for Apply. NewEdit makes it.
+// Edit is one change of one entry, for Apply.
 type Edit struct {
 	Connection
 	Operation
@@ -36,9 +33,9 @@ func NewEdit(c Connection, o Operation) Edit {
 	return Edit{c, o}
 }
 
-// Apply makes the edits with one system call. If one fails, Apply makes each with a call of its own, and returns an
-// error or nil for each edit. It returns no list if the first call has succeeded. An edit of an entry that is gone
-// succeeds.
+// Apply makes the edits with one system call. If one fails, Apply makes each with a call of its own, and
+// returns an error or nil for each. It returns no list if the first call succeeds. An edit of an entry that is
+// gone succeeds.
 func Apply(edits []Edit) []error {
 	var b batch.Batch
 	for _, e := range edits {
@@ -58,7 +55,7 @@ func Apply(edits []Edit) []error {
 	return errs
 }
 
-// apply makes the edit. An entry has no room for a label if no rule used labels when the connection began. Then
+// apply makes the edit. If no rule used labels when the connection began, the entry has no room for one. Then
 // apply deletes the entry and makes it again.
 func (e Edit) apply() error {
 	attrs := e.attributes()
@@ -79,10 +76,10 @@ func (e Edit) kernelOperation() int {
 	return nl.IPCTNL_MSG_CT_NEW
 }
 
-// attributes returns the attributes of the request. The first one identifies the entry.
+// attributes returns the attributes of the request.
 //
-// Equivalent to: conntrack -U TUPLE --label-add 127 (or --label-del); conntrack -D TUPLE, but only of the entry that
-// has the ID
+// Equivalent to: conntrack -U TUPLE --label-add 127 (or --label-del); conntrack -D TUPLE, but only of the entry
+// that has the ID
 func (e Edit) attributes() []*nl.RtAttr {
 	attrs := []*nl.RtAttr{nl.NewRtAttr(nl.CTA_TUPLE_ORIG|unix.NLA_F_NESTED, e.tuple)}
 	if e.Operation == Forget {

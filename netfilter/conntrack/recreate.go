@@ -10,11 +10,10 @@ import (
 	"github.com/weir-net/weir/internal/attrs"
 )
 
-// maxRecreations is how often recreate tries. A packet of the connection may make an entry between the deletion and
-// the new entry.
+// maxRecreations is how often recreate tries. A packet of the connection may make an entry in between.
 const maxRecreations = 100
 
-// recreate deletes the entry and makes it again with these labels. If it only deleted the entry, the server's next
+// recreate deletes the entry and makes it again with these labels. After a deletion alone, the server's next
 // packet would open the connection from the other side. In the new entry, addresses are no longer translated.
 //
 // Equivalent to: conntrack -D TUPLE; conntrack -I TUPLE -r REPLY -t TIMEOUT -u ASSURED,SEEN_REPLY -l 127
@@ -43,7 +42,7 @@ func (c Connection) recreate(labels ...*nl.RtAttr) error {
 	if err != nil {
 		return fmt.Errorf("make anew: %w", err)
 	}
-	// The kernel doesn't report that the new entry has no room for labels. Setting the labels once more does.
+	// The kernel doesn't report that the new entry has no room for labels. Setting them once more does.
 	return c.send(nl.IPCTNL_MSG_CT_NEW, labels...)
 }
 
@@ -80,8 +79,8 @@ func (c Connection) read() (reply []byte, kept []*nl.RtAttr, err error) {
 	return reply, append(kept, nl.NewRtAttr(nl.CTA_STATUS, nl.BEUint32Attr(confirmed|seenReply|assured))), nil
 }
 
-// looseTCP returns a TCP state that every packet of the connection fits. The old entry's window can't be read, and
-// a packet outside of the window would be INVALID. With midstream, Connection.Midstream is true for the new entry.
+// looseTCP returns a TCP state that every packet of the connection fits. The old entry's window can't be read,
+// and a packet outside of the window would be INVALID.
 func looseTCP(midstream bool) *nl.RtAttr {
 	info := nl.NewRtAttr(nl.CTA_PROTOINFO|unix.NLA_F_NESTED, nil)
 	tcp := info.AddRtAttr(nl.CTA_PROTOINFO_TCP|unix.NLA_F_NESTED, nil)

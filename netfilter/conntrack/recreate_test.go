@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestEntriesWithoutRoomForLabels: entries without room for a label can be cut and restored like all others. If no
-// rule uses labels, Apply returns an error.
+// TestEntriesWithoutRoomForLabels: entries without room for a label can be cut and restored like all others. If
+// no rule uses labels, Apply returns an error.
 func TestEntriesWithoutRoomForLabels(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

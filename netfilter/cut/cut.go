@@ -1,7 +1,7 @@
-// Package cut ends connections that rules no longer allow. It marks such connections with a conntrack label. A rule
-// ahead of all others drops packets of marked connections in both directions. A connection that is allowed again
-// loses the label. To delete the conntrack entry instead would not help: the server's next packet would begin a new
-// connection in the opposite direction.
+// Package cut ends connections that rules no longer allow. It marks them with a conntrack label, and a rule
+// ahead of all others drops their packets. A connection that is allowed again loses the label. Deleting the
+// entry instead would not help: the server's next packet would begin a new connection in the opposite
+// direction.
 package cut
 
 import (
@@ -25,7 +25,7 @@ type Result struct {
 	Examples []Example
 }
 
-// Example is a connection that a walk has cut, or restored if Restored is true.
+// Example is a connection that a walk has cut or restored.
 type Example struct {
 	Src, Dst netip.Addr
 	Proto    ruleset.Protocol
@@ -34,12 +34,9 @@ type Example struct {
 }
 
 const (
-	// maxExamples is the highest number of examples: a log line has room for them.
 	maxExamples = 5
-	// maxErrors is the highest number of errors that a walk returns in words.
-	maxErrors = 3
-	// maxEdits is how many entries are changed together. Their requests fit into a socket.
-	maxEdits = 100
+	maxErrors   = 3
+	maxEdits    = 100
 )
 
 // Evaluator evaluates connections by a ruleset. Only one goroutine may use it.
@@ -48,15 +45,14 @@ type Evaluator struct {
 	places map[netip.Addr]place
 }
 
-// place says what an address is on this node. The zero value is for addresses of other hosts and of pods elsewhere.
 type place struct {
 	link ruleset.Link
 	pod  bool // it is a pod's, whose link is link
 	own  bool // it is the node's own
 }
 
-// NewEvaluator returns an Evaluator. links has the links of the node's pods by their addresses, and own has the node's
-// own addresses.
+// NewEvaluator returns an Evaluator. links has the links of the node's pods by their addresses, and own has the
+// node's own addresses.
 func NewEvaluator(r ruleset.Ruleset, links map[netip.Addr]ruleset.Link, own []netip.Addr) Evaluator {
 	e := Evaluator{ruleset.NewIndex(r), make(map[netip.Addr]place, len(links)+len(own))}
 	for addr, link := range links {
@@ -70,8 +66,8 @@ func NewEvaluator(r ruleset.Ruleset, links map[netip.Addr]ruleset.Link, own []ne
 	return e
 }
 
-// allows reports whether the rules would allow the connection if it began now. It returns false if the kernel
-// didn't see the first packet, because then nobody knows which side began.
+// allows reports whether the rules would allow the connection if it began now. Of a midstream connection nobody
+// knows which side began, so it returns false.
 func (e Evaluator) allows(c *conntrack.Connection, src, dst place) bool {
 	return !c.Midstream() && e.rules.Allows(packet(c, src, dst))
 }
@@ -84,15 +80,14 @@ type walk struct {
 	Result
 }
 
-// Walk goes through the connections of the node's pods. It cuts connections that would be denied if they began now,
-// and restores cut connections that would be allowed. It leaves alone connections that the node itself begins.
+// Walk goes through the connections of the node's pods. It cuts connections that would be denied if they began
+// now, and restores cut connections that would be allowed.
 //
-// If a TCP connection is over and would be denied, Walk deletes its entry. With the entry, the kernel would take
-// further packets for established, or even begin a new connection without asking the rules. Without the entry, the
-// rules drop every TCP packet that doesn't begin a connection.
+// If a TCP connection is over and would be denied, Walk deletes its entry. With the entry, the kernel could
+// begin a new connection without asking the rules.
 //
-// The kernel's rules may change during the walk. newest returns an evaluator with the newest rules. Walk changes
-// nothing about a connection on which the two evaluators differ: another walk follows.
+// The kernel's rules may change during the walk. newest returns an evaluator with the newest rules. Walk leaves
+// a connection alone if the two evaluators differ: another walk follows.
 func Walk(by Evaluator, newest func() Evaluator) (Result, error) {
 	w := walk{newest: newest}
 	for c, err := range conntrack.All() {
@@ -118,7 +113,6 @@ func Walk(by Evaluator, newest func() Evaluator) (Result, error) {
 	return w.Result, errors.Join(w.errs...)
 }
 
-// edit notes the change that the connection needs. It applies the notes when there are maxEdits.
 func (w *walk) edit(c conntrack.Connection) {
 	operation := conntrack.Cut
 	switch {
@@ -133,7 +127,6 @@ func (w *walk) edit(c conntrack.Connection) {
 	}
 }
 
-// apply makes the edits with which the newest rules agree, and counts them.
 func (w *walk) apply() {
 	if len(w.edits) == 0 {
 		return
@@ -160,8 +153,6 @@ func (w *walk) apply() {
 	w.edits = w.edits[:0]
 }
 
-// count counts a connection that was cut or restored. Nobody uses some of them any more, such as answered UDP
-// queries. These don't count as cut.
 func (w *walk) count(e *conntrack.Edit) {
 	switch e.Operation {
 	case conntrack.Forget:
@@ -185,8 +176,7 @@ func (w *walk) count(e *conntrack.Edit) {
 	}
 }
 
-// packet returns the connection's first packet at the FORWARD hook, or at INPUT if it is sent to the node. src and
-// dst are the places of its ends.
+// packet returns the connection's first packet at the FORWARD hook, or at INPUT if it is sent to the node.
 func packet(c *conntrack.Connection, src, dst place) ruleset.Packet {
 	p := ruleset.Packet{Src: c.Src, Dst: c.Dst, Port: c.Port, In: "-", Out: "-", Translated: c.Translated}
 	p.Proto = protocol(c.Proto)
@@ -204,7 +194,6 @@ func packet(c *conntrack.Connection, src, dst place) ruleset.Packet {
 	return p
 }
 
-// protocol returns the protocol's name if rules match its ports, and otherwise its number.
 func protocol(number uint8) ruleset.Protocol {
 	switch number {
 	case unix.IPPROTO_TCP:

@@ -16,7 +16,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// States of TCP connections (enum tcp_conntrack).
 const (
 	synSent     = 1
 	established = 3
@@ -26,8 +25,6 @@ const (
 	closed      = 8
 )
 
-// ports returns an Evaluator of rules that allow the node's pod 10.88.0.2 to be reached on these ports only. The
-// node's address is 192.0.2.2.
 func ports(allowed ...uint16) Evaluator {
 	var rules []ruleset.Rule
 	for _, p := range allowed {
@@ -44,7 +41,6 @@ func ports(allowed ...uint16) Evaluator {
 	return NewEvaluator(r, links, []netip.Addr{netip.MustParseAddr("192.0.2.2")})
 }
 
-// entries lists each entry's destination port, with "cut" if the connection is cut.
 func entries(t *testing.T) (list []string) {
 	t.Helper()
 	for c, err := range conntrack.All() {
@@ -61,8 +57,8 @@ func entries(t *testing.T) (list []string) {
 	return list
 }
 
-// TestWalk: connections that the rules no longer allow are cut, and restored once they are allowed again. Entries
-// of TCP connections that are over are deleted. If the newest rules say otherwise, nothing changes.
+// TestWalk: connections that the rules no longer allow are cut, and restored once they are allowed again.
+// Entries of TCP connections that are over are deleted.
 func TestWalk(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -1,8 +1,8 @@
 //go:build linux
 
-// Package flowlog owns the nftables table "inet weir-flows", whose rules copy the first packets of connections from and
-// to pods to a netlink log group, after the policies have allowed them. The table exists only while somebody records
-// flows: without it, no packet meets a rule of it.
+// Package flowlog owns the nftables table "inet weir-flows". Its rules copy the first packets of connections
+// from and to pods to a netlink log group, after the policies have allowed them. The table exists only while
+// somebody records flows.
 //
 //	table inet weir-flows {
 //	  set links { type ifname; elements = { "weir0" } }
@@ -21,9 +21,9 @@
 //	  }
 //	}
 //
-// Priority -149 comes directly after -150, where policies are enforced. Packets that they drop don't get there. The
-// limit bounds what a flood of connections costs, and the counter has the packets beyond it. Packets that the node
-// itself sends to its pods pass neither chain.
+// Priority -149 comes directly after -150, where policies are enforced. The limit bounds what a flood of
+// connections costs, and the counter has the packets beyond it. Packets that the node itself sends to its pods
+// pass neither chain.
 package flowlog
 
 import (
@@ -52,8 +52,8 @@ func table() *nftables.Table {
 	return &nftables.Table{Name: conf.FlowTable, Family: nftables.TableFamilyINet}
 }
 
-// Make makes the table for packets that come in or go out by one of the links. It replaces an earlier table in one
-// transaction.
+// Make makes the table for packets that come in or go out by one of the links. It replaces an earlier table in
+// one transaction.
 //
 // Equivalent to: nft -f, with "delete table inet weir-flows" before the table above
 func Make(links []string) error {

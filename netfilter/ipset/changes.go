@@ -14,21 +14,21 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// Change adds an entry to a set, or replaces the entry's comment and mark. If Delete is true, it deletes the entry.
+// Change adds an entry to a set, or replaces the entry's comment and mark. If Delete is true, it deletes the
+// entry.
 type Change struct {
 	Set    string
 	Entry  Entry
 	Delete bool
 }
 
-// Apply makes the changes, in order, with few system calls. It is no error if an added entry exists, or a deleted
-// one doesn't. If one change fails, Apply still makes the others, and returns the error. So a change that allows
-// traffic must not depend on an earlier one that denies it.
+// Apply makes the changes, in order, with few system calls. It is no error if an added entry exists, or a
+// deleted one doesn't. If one change fails, Apply still makes the others, and returns the error.
 //
 // Equivalent to: ipset add -exist SET ENTRY comment "COMMENT"; ipset del -exist SET ENTRY
 func Apply(changes ...Change) error { return apply(changes, mapError) }
 
-// batchSize is how many changes are sent together. That many fit into a socket's buffer (net.core.wmem_default).
+// batchSize is how many changes fit into a socket's buffer (net.core.wmem_default).
 const batchSize = 256
 
 // Refused is a change that the kernel refused.
@@ -37,11 +37,12 @@ type Refused struct {
 	Err error
 }
 
-// ApplyEach makes the changes like Apply, and returns those that the kernel refused. err is for all other failures,
-// such as ErrNotExist for a missing set.
+// ApplyEach makes the changes like Apply, and returns those that the kernel refused. err is for all other
+// failures, such as ErrNotExist for a missing set.
 func ApplyEach(changes ...Change) (refused []Refused, err error) {
 	var errs []error
-	// The kernel answers each change that fails, and a socket's buffer holds about 200 answers (net.core.rmem_default).
+	// The kernel answers each change that fails, and a socket's buffer holds about 200 answers
+	// (net.core.rmem_default).
 	const answered = 64
 	for some := range slices.Chunk(changes, answered) {
 		var b batch.Batch
@@ -68,7 +69,6 @@ func (c Change) request() (r *nl.NetlinkRequest, doing string) {
 	return request(nl.IPSET_CMD_ADD, c.Set, c.Entry), fmt.Sprintf("add %s to ipset %s", c.Entry, c.Set)
 }
 
-// apply sends the changes. means translates the kernel's errors; nil means that an error doesn't matter.
 func apply(changes []Change, means func(error) error) error {
 	var errs []error
 	for some := range slices.Chunk(changes, batchSize) {
@@ -83,8 +83,8 @@ func apply(changes []Change, means func(error) error) error {
 	return errors.Join(errs...)
 }
 
-// SetsContaining returns which of the sets contain the address, with few system calls. All sets must be of the
-// address's family. It returns ErrNotExist if one of the sets doesn't exist.
+// SetsContaining returns which of the sets contain the address. All sets must be of the address's family. It
+// returns ErrNotExist if one of the sets doesn't exist.
 //
 // Equivalent to: for set in SETS; do ipset test $set ADDR; done
 func SetsContaining(a netip.Addr, sets []string) (map[string]bool, error) {
@@ -110,8 +110,6 @@ func SetsContaining(a netip.Addr, sets []string) (map[string]bool, error) {
 	return in, nil
 }
 
-// mapError gives text to error numbers of ipset's own (include/uapi/linux/netfilter/ipset/ip_set.h), and replaces
-// ENOENT by ErrNotExist.
 func mapError(err error) error {
 	if errno := unix.Errno(0); errors.As(err, &errno) && errno >= nl.IPSET_ERR_PRIVATE {
 		return nl.IPSetError(errno)
@@ -122,8 +120,8 @@ func mapError(err error) error {
 	return err
 }
 
-// request returns the netlink request for a command on one entry. For a bitmap:port set it sends only the port.
-// Since Linux 5.2 such sets refuse the protocol that the netlink library would send.
+// request returns the netlink request for a command on one entry. Since Linux 5.2 bitmap:port sets refuse the
+// protocol that the netlink library would send.
 func request(command int, name string, e Entry) *nl.NetlinkRequest {
 	data := nl.NewRtAttr(nl.IPSET_ATTR_DATA|int(nl.NLA_F_NESTED), nil)
 	number := func() {
@@ -163,7 +161,6 @@ func request(command int, name string, e Entry) *nl.NetlinkRequest {
 	return r
 }
 
-// encode returns the mark as the kernel wants it: Value and then Mask, both big-endian.
 func (m Mark) encode() []byte {
 	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, m.Value), m.Mask)
 }

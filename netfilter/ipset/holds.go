@@ -12,14 +12,13 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// Question asks whether a set holds an entry. An address is also held if one of the set's networks has it.
+// Question asks whether a set has an entry, or a network with the address.
 type Question struct {
 	Set string
 	Entry
 }
 
-// Holds answers the questions, in order, with few system calls. missing has the sets that don't exist; they hold
-// nothing.
+// Holds answers the questions, in order, with few system calls. missing has the sets that don't exist.
 //
 // Equivalent to: ipset test SET ENTRY, for each question
 func Holds(questions []Question) (holds []bool, missing map[string]bool, err error) {

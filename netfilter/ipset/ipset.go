@@ -1,6 +1,6 @@
-// Package ipset creates, changes, lists and deletes weir's IP sets in the kernel, over netlink. Headers and Purge
-// ignore sets whose names don't begin with weir's prefix. Each operation can be repeated. The plugin uses the
-// package for the sets of all pods, and the iptables backend for all sets. The package knows nothing of policy.
+// Package ipset creates, changes, lists and deletes weir's IP sets in the kernel, over netlink. Each operation
+// can be repeated. The plugin uses the package for the sets of all pods, and the iptables backend for all sets.
+// The package knows nothing of policy.
 package ipset
 
 import (
@@ -30,8 +30,8 @@ const (
 	HashNetIface = "hash:net,iface"
 )
 
-// revisions are the types' revisions in Linux 3.14, the first kernel with all that weir needs. For older revisions,
-// the ipset command prints no comments.
+// revisions are the types' revisions in Linux 3.14, the first kernel with all that weir needs. For older
+// revisions, the ipset command prints no comments.
 var revisions = map[string]uint8{HashIP: 3, HashNet: 5, HashIPPort: 4, BitmapPort: 2, HashNetIface: 4}
 
 // markRevision is the first revision of hash:ip whose entries can have marks (Linux 3.19).
@@ -40,7 +40,7 @@ const markRevision = 4
 // ErrNotExist replaces the kernel's ENOENT for a set that doesn't exist.
 var ErrNotExist = errors.New("no such ipset")
 
-// Entry is an address or network in a set, with the comment that "ipset list" shows beside it.
+// Entry is an address or network in a set, with a comment.
 //
 //   - In a hash:ip,port set it also has a protocol (tcp, udp or sctp) and a port.
 //   - In a hash:net,iface set it also has a link.
@@ -71,7 +71,7 @@ func (e Entry) String() string {
 	return e.Prefix.String()
 }
 
-// Set is a set with its entries, as List reads it from the kernel.
+// Set is a set with its entries.
 type Set struct {
 	Header
 	Comments bool // the set was created with room for comments
@@ -97,7 +97,6 @@ func (h *Handle) InUse(name string) (bool, error) {
 	return s.References > 0, nil
 }
 
-// families maps the kernel's numbers of families to weir's.
 var families = map[uint8]conf.Family{unix.AF_INET: conf.IPv4, unix.AF_INET6: conf.IPv6}
 
 // Handle is a connection to the kernel, in the network namespace in which it was opened.
@@ -106,7 +105,7 @@ type Handle struct {
 	lists *batch.Dumper
 }
 
-// New opens a connection. Close closes it.
+// New opens a connection to the kernel.
 func New() (*Handle, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
 	if err != nil {
@@ -115,14 +114,13 @@ func New() (*Handle, error) {
 	return &Handle{h, batch.NewDumper(unix.NETLINK_NETFILTER)}, nil
 }
 
-// Close closes the connection. The sets stay in the kernel.
+// Close closes the connection.
 func (h *Handle) Close() {
 	h.h.Close()
 	h.lists.Close()
 }
 
-// Create makes the set if it doesn't exist. It returns an error if a set of that name has another type. If the
-// existing set is of the other family, Create succeeds, and adding an entry fails.
+// Create makes the set if it doesn't exist. It returns an error if a set of that name has another type.
 //
 // Equivalent to:
 //
@@ -189,7 +187,6 @@ func (h *Handle) Headers() ([]Header, error) {
 	return all, nil
 }
 
-// parseHeader reads a set's header. It returns false if the set isn't weir's.
 func parseHeader(msg []byte) (s Header, ok bool) {
 	if len(msg) < nl.SizeofNfgenmsg {
 		return Header{}, false
@@ -239,8 +236,6 @@ func (h *Handle) Purge(addrs ...netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// entriesOf returns the set's entries for the addresses. It reads sets with ports or links, where an address may
-// have several entries. For other sets it returns one entry for each address, even if the set lacks it.
 func (h *Handle) entriesOf(set Header, addrs []netip.Addr) ([]Entry, error) {
 	if set.Type == HashIPPort || set.Type == HashNetIface {
 		s, err := h.List(set.Name)

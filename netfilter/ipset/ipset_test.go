@@ -151,8 +151,8 @@ func FuzzParseHeader(f *testing.F) {
 	})
 }
 
-// TestBothFamilies: a set refuses an address of the other family. Purge deletes each address only from its own
-// family's sets of pods.
+// TestBothFamilies: a set refuses an address of the other family. Purge deletes each address only from sets of
+// its own family.
 func TestBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

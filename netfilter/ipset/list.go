@@ -26,9 +26,9 @@ func (h *Handle) List(name string) (Set, error) {
 	return s, err
 }
 
-// Each reads the set and calls each for every entry. The entry's field Comment is empty: the comment comes beside
-// it, and is valid until each returns. Each ends early, without an error, if each returns false. comments is true
-// if the set has room for comments. It returns ErrNotExist if there is no such set.
+// Each reads the set and calls each for every entry. The comment is valid until each returns. Each ends early,
+// without an error, if each returns false. comments is true if the set has room for comments. It returns
+// ErrNotExist if there is no such set.
 //
 // Equivalent to: ipset list NAME
 func (h *Handle) Each(name string, each func(e Entry, comment []byte) bool) (s Header, comments bool, err error) {
@@ -77,7 +77,6 @@ func listRequest(name string) *nl.NetlinkRequest {
 	return req
 }
 
-// flagsOf returns the flags in a set's properties: what the set has room for.
 func flagsOf(properties []byte) uint32 {
 	for kind, value := range attrs.In(properties) {
 		if kind == nl.IPSET_ATTR_CADT_FLAGS && len(value) == 4 {
@@ -87,8 +86,6 @@ func flagsOf(properties []byte) uint32 {
 	return 0
 }
 
-// parseEntry reads an entry of a set of that type. ok is false if the entry lacks an address and the set isn't one
-// of ports.
 func parseEntry(data []byte, setType string) (e Entry, comment []byte, ok bool) {
 	var addr netip.Addr
 	bits := -1

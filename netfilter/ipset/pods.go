@@ -8,16 +8,16 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// PodSets implements attachment.PodSets with ipsets. Each method opens its own connection to the kernel.
+// PodSets implements attachment.PodSets with ipsets.
 type PodSets struct{}
 
-// Name returns the name of the set of all pods of the address's family, as messages give it.
+// Name returns the name of the set of all pods of the address's family, for messages.
 func (PodSets) Name(addr netip.Addr) string { return "ipset " + podsSet(addr) }
 
 func podsSet(addr netip.Addr) string { return conf.FamilyOf(addr).Set(conf.PodsSet) }
 
-// Deny adds the addresses to the sets of all pods, with the pod's name as the comment. It makes such a set if it
-// doesn't exist, because no agent has run since the node was started.
+// Deny adds the addresses to the sets of all pods, with the pod's name as the comment. It makes a missing set:
+// no agent may have run since the node was started.
 //
 // Equivalent to: ipset add -exist weir-pods ADDR comment POD (weir-pods6 for IPv6)
 func (PodSets) Deny(pod string, addrs ...netip.Addr) error {
@@ -37,7 +37,6 @@ func (PodSets) Deny(pod string, addrs ...netip.Addr) error {
 	return Apply(changes...)
 }
 
-// createPodsSets makes the sets of all pods for the addresses' families.
 func createPodsSets(addrs []netip.Addr) error {
 	h, err := New()
 	if err != nil {
@@ -102,8 +101,7 @@ func (PodSets) InUse(addr netip.Addr) (bool, error) {
 	return h.InUse(podsSet(addr))
 }
 
-// Check returns an error that names each set that lacks one of the addresses: the set of all pods, or a direction's
-// set of pods in classes.
+// Check returns an error that names each set that lacks one of the addresses.
 func (PodSets) Check(addrs ...netip.Addr) error {
 	h, err := New()
 	if err != nil {
@@ -133,8 +131,6 @@ func (PodSets) Check(addrs ...netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// inClass reports whether a set of one direction's pods in classes has the address. class recognises the names of
-// such sets. An earlier agent's rules may have one set for each class.
 func (h *Handle) inClass(headers []Header, class func(name string) bool, addr netip.Addr) (bool, error) {
 	for _, s := range headers {
 		if s.Family != conf.FamilyOf(addr) || !class(s.Name) {
@@ -148,8 +144,7 @@ func (h *Handle) inClass(headers []Header, class func(name string) bool, addr ne
 	return false, nil
 }
 
-// Addresses returns the addresses in the sets that have only pods of this node: the sets of all pods, and of the pods
-// in classes.
+// Addresses returns the addresses in the sets that have only pods of this node.
 //
 // Equivalent to: for set in weir-pods weir-in weir-eg; do ipset list $set; done (weir-pods6 etc. for IPv6)
 func (PodSets) Addresses() ([]netip.Addr, error) {
@@ -181,7 +176,6 @@ func (PodSets) Addresses() ([]netip.Addr, error) {
 	return all, nil
 }
 
-// onlyThisNodes reports whether the set can only have pods of this node.
 func onlyThisNodes(s Header) bool {
 	return s.Type == HashIP &&
 		(s.Name == s.Family.Set(conf.PodsSet) || conf.IngressClass(s.Name) || conf.EgressClass(s.Name))

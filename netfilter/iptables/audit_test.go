@@ -93,8 +93,8 @@ func TestAuditingDropsNothing(t *testing.T) {
 	}
 }
 
-// TestAuditedClassesStand: while the wanted ruleset is unknown, the chains of audited policies stay as they are.
-// But a chain without the rule that logs counts as damaged: KeepClosed then applies the ruleset closed.
+// TestAuditedClassesStand: KeepClosed leaves chains of audited policies as they are. A chain without the rule
+// that logs counts as damaged.
 func TestAuditedClassesStand(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -25,8 +25,8 @@ func walkthrough(t *testing.T, name string) (r ruleset.Ruleset) {
 	return r
 }
 
-// TestSetsAreDestroyedLater: an Apply that changes something leaves unneeded sets. An Apply with nothing else to do
-// destroys them. A left set that is needed again gets its new entries.
+// TestSetsAreDestroyedLater: an Apply that changes something leaves unneeded sets. An Apply with nothing else
+// to do destroys them.
 func TestSetsAreDestroyedLater(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -57,8 +57,7 @@ func TestSetsAreDestroyedLater(t *testing.T) {
 	}
 }
 
-// TestLeftSetsAreBounded: even if each Apply changes something, it leaves no more sets and entries than mostLeft
-// allows.
+// TestLeftSetsAreBounded: no Apply leaves more sets and entries than mostLeft allows.
 func TestLeftSetsAreBounded(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -90,8 +89,8 @@ func TestLeftSetsAreBounded(t *testing.T) {
 	}
 }
 
-// TestForeignSetUnderAName: if another program's set has the name of a set of weir's, the driver replaces it. If a
-// rule uses that set, the driver returns an error that says what to do.
+// TestForeignSetUnderAName: the driver replaces another program's set with the name of a set of weir's. If a
+// rule uses that set, the error says what to do.
 func TestForeignSetUnderAName(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

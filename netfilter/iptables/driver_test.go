@@ -21,7 +21,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// driver returns a driver for the flavour, even if the node uses the other one.
 func driver(t *testing.T, f Flavour) *Driver {
 	t.Helper()
 	d, err := New(t.Context())
@@ -45,8 +44,7 @@ func mustApply(t *testing.T, d *Driver, want ruleset.Ruleset, verify netfilter.V
 func TestApplyLegacy(t *testing.T) { testApply(t, Legacy) }
 func TestApplyNFT(t *testing.T)    { testApply(t, NFT) }
 
-// testApply applies random rulesets one after the other. After each, a new driver must find nothing to change. At
-// the end Remove must remove weir's rules and sets, and nothing else.
+// testApply applies random rulesets one after the other. After each, a new driver must find nothing to change.
 func testApply(t *testing.T, f Flavour) {
 	if !nodetest.Isolated(t) {
 		return
@@ -147,7 +145,7 @@ func TestDriftIsRepaired(t *testing.T) {
 		nodetest.Run(t, f[0], f[1:]...)
 		mustApply(t, d, want, netfilter.All)
 		if drift == "iptables -t mangle -I FORWARD 1 -j ACCEPT" {
-			// The ACCEPT is another program's rule: weir leaves it, and only puts its own rule first again.
+			// The ACCEPT is another program's rule: weir only puts its own rule first again.
 			nodetest.Run(t, "iptables", "-t", "mangle", "-D", "FORWARD", "-j", "ACCEPT")
 		}
 		if got := listing(t); got != golden {
@@ -156,8 +154,6 @@ func TestDriftIsRepaired(t *testing.T) {
 	}
 }
 
-// listing returns all rules and sets, and the names of weir's chains, without counters and other values that change
-// by themselves.
 func listing(t *testing.T) string {
 	var lines []string
 	for line := range strings.Lines(nodetest.Run(t, "iptables-save") + nodetest.Run(t, "ip6tables-save")) {
@@ -206,8 +202,7 @@ func TestFlavour(t *testing.T) {
 	}
 }
 
-// TestKnows: the driver distinguishes its own changes from those of other programs. Once it has read the tables, it
-// knows all earlier changes.
+// TestKnows: the driver distinguishes its own changes from those of other programs.
 func TestKnows(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -228,8 +223,7 @@ func TestKnows(t *testing.T) {
 		}
 	}()
 	d := driver(t, NFT)
-	// told returns the generations that the watch has reported so far. It makes a change of its own, waits until
-	// the watch reports that change, and leaves it out.
+	// told returns the generations that the watch has reported since the last call.
 	told := func() (all []uint32) {
 		t.Helper()
 		for {
@@ -319,8 +313,8 @@ func TestKnows(t *testing.T) {
 	}
 }
 
-// TestKeepClosed: while the wanted ruleset is unknown, complete rules stay. If a part is missing, KeepClosed writes
-// the ruleset that denies. In either case weir's rule comes first again.
+// TestKeepClosed: while the wanted ruleset is unknown, complete rules stay. If a part is missing, KeepClosed
+// writes the ruleset that denies.
 func TestKeepClosed(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -443,7 +437,7 @@ func TestWithoutIP6tables(t *testing.T) {
 	if err := errors.Join(d.CleanOtherFlavour(t.Context()), d.Remove(t.Context())); err != nil {
 		t.Error(err)
 	}
-	// With ip6tables nothing fails, even though another program has used ip6tables first.
+	// With ip6tables nothing fails, even if another program has used ip6tables first.
 	t.Setenv("PATH", path)
 	nodetest.Run(t, "ip6tables", "-t", "mangle", "-A", "FORWARD", "-j", "ACCEPT")
 	d = driver(t, NFT)

@@ -17,9 +17,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestFault8OneTransactionForAllChanges: weave-npc ran iptables or ipset once for each change. In weir one call
-// makes all changes of rules, and a pod that comes or ends changes no rule. A node has only the rules of its own
-// pods.
+// TestFault8OneTransactionForAllChanges: one call makes all changes of rules, and a pod that comes or ends
+// changes no rule. weave-npc ran a program for each change.
 func TestFault8OneTransactionForAllChanges(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

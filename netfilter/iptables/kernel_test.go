@@ -13,8 +13,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// model is a kernel in memory. It carries out plans, and runs the first packets of connections through its rules
-// and sets.
+// model is a kernel in memory. It carries out plans, and runs first packets through its rules and sets.
 type model struct {
 	testing.TB
 	state
@@ -64,7 +63,6 @@ func (m *model) change(c change) {
 	m.sets[c.set] = s
 }
 
-// restore carries out the commands of iptables-restore --noflush.
 func (m *model) restore(f conf.Family, commands string) {
 	m.Helper()
 	var t table
@@ -103,7 +101,6 @@ func (m *model) restore(f conf.Family, commands string) {
 	}
 }
 
-// foreign is a mark that another program has written to a packet.
 const foreign uint32 = 0xffffffff
 
 func (m *model) allows(p ruleset.Packet) bool {
@@ -115,8 +112,8 @@ func (m *model) allows(p ruleset.Packet) bool {
 	return passes
 }
 
-// allowsWith reports whether a packet with this mark passes. The test fails if the packet leaves with a number of
-// weir's, or if other programs' bits have changed.
+// allowsWith reports whether a packet with this mark passes. No packet may leave with a number of weir's, or
+// with other changes of its mark.
 func (m *model) allowsWith(mark uint32, p ruleset.Packet) bool {
 	m.Helper()
 	chain := "FORWARD"
@@ -133,7 +130,6 @@ func (m *model) allowsWith(mark uint32, p ruleset.Packet) bool {
 	return true
 }
 
-// walk is a packet on its way through the rules.
 type walk struct {
 	*model
 	ruleset.Packet
@@ -143,7 +139,6 @@ type walk struct {
 	logged   bool // a copy went to the log group
 }
 
-// chain runs the packet through the chain. It returns DROP if a rule drops the packet, and RETURN otherwise.
 func (w *walk) chain(name string) string {
 	rules, ok := w.tables[w.family][checks].rules[name]
 	if !ok {

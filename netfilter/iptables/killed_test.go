@@ -14,9 +14,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestNoStepOpensAfterAKill: a plan ends at a random step, as if the agent were killed. The next plan starts from
-// there. No step may accept a packet that the state before the plan and the plan's ruleset both drop. Between the
-// plans another program changes numbers, entries and rules that don't drop.
+// TestNoStepOpensAfterAKill: if a plan ends at a random step, neither that step nor the next plan accepts a
+// packet that the old state and the wanted ruleset both drop.
 func TestNoStepOpensAfterAKill(t *testing.T) {
 	for seed := range uint64(40) {
 		r := rand.New(rand.NewPCG(seed, 77))
@@ -57,7 +56,6 @@ func TestNoStepOpensAfterAKill(t *testing.T) {
 	}
 }
 
-// planTo returns the plan of a driver that reads the kernel. If plain is true, it makes no numbers of classes.
 func (m *model) planTo(want ruleset.Ruleset, plain bool) plan {
 	for _, f := range conf.Families {
 		t := m.tables[f][checks]
@@ -70,7 +68,6 @@ func (m *model) planTo(want ruleset.Ruleset, plain bool) plan {
 	return makePlan(m.state, lowerOnto(m.state, want))
 }
 
-// planUntil carries out the plan until the step with the number stop. If stop is negative, it carries out all.
 func (m *model) planUntil(p plan, stop int, after func(step string)) {
 	type kill struct{}
 	defer func() {
@@ -88,7 +85,6 @@ func (m *model) planUntil(p plan, stop int, after func(step string)) {
 	})
 }
 
-// passes reports whether the packet passes, whatever is in its mark then.
 func (m *model) passes(p ruleset.Packet) bool {
 	chain := "FORWARD"
 	if p.Out == "" {
@@ -110,8 +106,6 @@ func withoutSome(r *rand.Rand, sets []ruleset.Set) []ruleset.Set {
 	return sets
 }
 
-// tamper changes entries of numbered pods and deletes rules that don't drop, at random. It returns what it has
-// done.
 func (m *model) tamper(r *rand.Rand) (done []string) {
 	for _, name := range slices.Sorted(maps.Keys(m.sets)) {
 		s := m.sets[name]

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// TestGolden compares the lowered rulesets with testdata/NAME.rules; go test ./netfilter/iptables -update writes these
-// files.
+// TestGolden compares the lowered rulesets with testdata/NAME.rules; go test ./netfilter/iptables -update
+// writes these files.
 func TestGolden(t *testing.T) {
 	golden.Each(t, "../..", func(t *testing.T, name string, s policy.State) {
 		r := policy.Compile(s)
@@ -66,8 +66,7 @@ func listed(l *lowered, problems []ruleset.Problem) string {
 	return b.String()
 }
 
-// TestLimits: if ipset doesn't support an entry, it is written as other entries. A refusal names the original
-// entry.
+// TestLimits: an entry that ipset doesn't support becomes other entries. A refusal names the original entry.
 func TestLimits(t *testing.T) {
 	entry := func(p, words string) ruleset.Entry {
 		return ruleset.Entry{Element: ruleset.Element{Prefix: netip.MustParsePrefix(p)}, Comment: words}
@@ -134,7 +133,7 @@ func TestMultiport(t *testing.T) {
 	}
 }
 
-// TestLoweringRemembers: if rulesets are lowered one after another, each gives the same as if it were lowered
+// TestLoweringRemembers: a ruleset that is lowered after others gives the same as a ruleset that is lowered
 // alone.
 func TestLoweringRemembers(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 5))

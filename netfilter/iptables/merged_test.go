@@ -19,8 +19,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// crowded returns a state in which many policies isolate one pod of this node. Each policy allows one other pod on
-// its port. Policy number 7 has the given selector.
 func crowded(policies, selector int, port func(i int) int) policy.State {
 	var s policy.State
 	web := map[string]string{"app": "web"}
@@ -50,8 +48,7 @@ func crowded(policies, selector int, port func(i int) int) policy.State {
 }
 
 // BenchmarkPolicyAmongMany changes one of 1,000 policies that isolate a pod, with and without merged sets. It
-// measures the CPU time of the merger, the driver and the driver's programs, without the compiler. It needs root.
-// Run it as: go test ./netfilter/iptables -run - -bench PolicyAmongMany
+// needs root. Run it as: go test ./netfilter/iptables -run - -bench PolicyAmongMany
 func BenchmarkPolicyAmongMany(b *testing.B) {
 	for name, port := range map[string]func(i int) int{
 		"one port": func(int) int { return 80 }, "ports": func(i int) int { return 1 + i },

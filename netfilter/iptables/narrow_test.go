@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestApplyEntries: if a ruleset differs only in entries of peers' sets, the driver applies it without a look at
-// the rest. Any other ruleset is applied whole, and so is the first one after a refusal or a reading of the kernel.
+// TestApplyEntries: if a ruleset differs only in entries of peers' sets, the driver looks at nothing else. It
+// applies any other ruleset whole.
 func TestApplyEntries(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -96,7 +96,6 @@ func TestApplyEntries(t *testing.T) {
 	}
 	mustApply(t, d, now, netfilter.Trust)
 
-	// The kernel refuses an address of the other family.
 	at := slices.IndexFunc(now.Sets, func(s ruleset.Set) bool {
 		return s.Role == ruleset.Peers && s.Opens && s.Kind == ruleset.Addresses && s.Family == conf.IPv4
 	})

@@ -21,10 +21,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// pods has the chain of each pod's class, or returns, by the pod's address.
 type pods map[string]string
 
-// oneDirection returns a ruleset of one direction. A chain's name has the allowed ports, as in "WEIR-EG-80-81".
 func oneDirection(direction string, classes ...pods) ruleset.Ruleset {
 	dispatch, sets, of := conf.EgressChain, conf.EgressClasses, ruleset.Source
 	if direction == "ingress" {
@@ -74,13 +72,11 @@ func oneDirection(direction string, classes ...pods) ruleset.Ruleset {
 	return r
 }
 
-// both returns the rulesets as one, with only a's hook. b's hook is its last chain.
 func both(a, b ruleset.Ruleset) ruleset.Ruleset {
 	a.Sets, a.Chains = slices.Concat(a.Sets, b.Sets), slices.Concat(a.Chains, b.Chains[:len(b.Chains)-1])
 	return a
 }
 
-// inShort returns the changes in short: "weir-eg 10.0.0.1 3", and with a minus for a deletion.
 func inShort(changes []change) (all []string) {
 	for _, c := range changes {
 		number, _ := unnumbered(c.Comment)
@@ -94,22 +90,18 @@ func inShort(changes []change) (all []string) {
 	return all
 }
 
-// numberOf returns the number that a class gets if no other class has it.
 func numberOf(chain string) int {
 	a := assignment{numbering: numbering{leaves: leaves{}}, was: &numbering{}}
 	return a.free(chain)
 }
 
-// gets returns, in the form of inShort, the change that gives the pod the class's number.
 func gets(set, addr, chain string) string { return fmt.Sprint(set, " ", addr, " ", numberOf(chain)) }
 
-// byNumber returns the beginning of the rule for the class's number.
 func byNumber(chain string) string {
 	return "--mark " + markText(uint32(numberOf(chain)), allBits) + " "
 }
 
-// TestNumbers: a change of classes changes the numbers of as few pods as possible. If one number can lead to the
-// right class before and after the change of rules, a pod changes in one step.
+// TestNumbers: a change of classes changes the numbers of as few pods as possible.
 func TestNumbers(t *testing.T) {
 	const a, b, c = "10.0.0.1", "10.0.0.2", "10.0.0.3"
 	egress := func(p pods) ruleset.Ruleset { return oneDirection("egress", p) }
@@ -181,7 +173,7 @@ func TestNumbers(t *testing.T) {
 	}
 }
 
-// TestNumbersAreNotReused: if a pod in the kernel has a number, no new class gets it, even if no rule has it.
+// TestNumbersAreNotReused: no new class gets a number that a pod in the kernel has.
 func TestNumbersAreNotReused(t *testing.T) {
 	have := stateOf(oneDirection("egress", pods{"10.0.0.1": returns}))
 	s := have.sets[conf.EgressMap]
@@ -197,8 +189,7 @@ func TestNumbersAreNotReused(t *testing.T) {
 	}
 }
 
-// TestAClassGetsItsNumberAgain: if a class's pods leave and come again, the class gets its number again. No class
-// that came meanwhile has it. Rules that another program has saved and restores then lead to the same class.
+// TestAClassGetsItsNumberAgain: if a class's pods leave and come again, the class gets its number again.
 func TestAClassGetsItsNumberAgain(t *testing.T) {
 	m := newModel(t)
 	number := func(chain string) int {
@@ -329,8 +320,8 @@ func lead(s state, number int) string {
 	return numberingOf(s.tables[conf.IPv4][checks].rules, conf.EgressChain).leaves[number]
 }
 
-// TestWithoutNumbers: if iptables can't look numbers up, each class has a set of its own. If another driver finds
-// that it can, it replaces these sets by sets of numbered pods.
+// TestWithoutNumbers: if iptables can't look numbers up, each class has a set of its own. A driver that can
+// replaces these sets.
 func TestWithoutNumbers(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -365,8 +356,8 @@ func TestWithoutNumbers(t *testing.T) {
 	}
 }
 
-// TestARefusedNumberCloses: if the kernel refuses a pod's new number, the pod loses its old one, which may allow
-// more. Here another program has put a set without marks in the set's place.
+// TestARefusedNumberCloses: if the kernel refuses a pod's new number, the pod loses its old one, which may
+// allow more.
 func TestARefusedNumberCloses(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -392,8 +383,8 @@ func TestARefusedNumberCloses(t *testing.T) {
 	}
 }
 
-// TestForeignBitsAreDrift: if an entry's mark has bits that aren't weir's, the driver repairs it. SET would write
-// these bits to packets.
+// TestForeignBitsAreDrift: if an entry's mark has bits that aren't weir's, the driver repairs it. SET would
+// write these bits to packets.
 func TestForeignBitsAreDrift(t *testing.T) {
 	at := ruleset.Element{Prefix: netip.MustParsePrefix("10.0.0.1/32")}
 	e := ruleset.Entry{Element: at, Comment: numbered(3, "ns/a")}
@@ -412,8 +403,7 @@ func TestForeignBitsAreDrift(t *testing.T) {
 	}
 }
 
-// TestManyClasses: four times as many new classes take about four times as long to get their numbers, not sixteen
-// times.
+// TestManyClasses: the time to number new classes doesn't grow with the square of their number.
 func TestManyClasses(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

@@ -17,7 +17,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// lowerOnto returns the ruleset with numbers of classes, for a kernel in the state have.
 func lowerOnto(have state, r ruleset.Ruleset) *lowered {
 	var m lowering
 	var n numbers
@@ -39,8 +38,8 @@ func planFor(have, want ruleset.Ruleset) plan {
 	return makePlan(s, lowerOnto(s, want))
 }
 
-// TestNoStepOpens: at no step of a plan between random states does the kernel accept a packet that both states
-// drop. After the last step nothing is left to do.
+// TestNoStepOpens: at no step of a plan does the kernel accept a packet that the states before and after both
+// drop.
 func TestNoStepOpens(t *testing.T) {
 	onto := func(have state, r ruleset.Ruleset, plain bool) *lowered {
 		if plain {
@@ -89,7 +88,6 @@ func TestNoStepOpens(t *testing.T) {
 	t.Logf("%d of %d pods changed their class in one step", inOneStep, moved)
 }
 
-// steps returns how many pods the plan moves to another class in one step, and how many in all.
 func steps(p plan) (inOneStep, all int) {
 	adds, dels := map[string]bool{}, map[string]bool{}
 	for _, c := range slices.Concat(p.before, p.across, p.after) {
@@ -136,8 +134,8 @@ func TestDenyAllChangesSetsOnly(t *testing.T) {
 	}
 }
 
-// TestAPodThatIsExpectedChangesSetsOnly: a pod's classes exist from the time when its object names this node. So
-// attaching the pod changes no rules, unless it is the first of a family or its attachment is chained.
+// TestAPodThatIsExpectedChangesSetsOnly: a pod's classes exist once its object names this node. So attaching
+// the pod changes no rules.
 func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 	for seed := range uint64(100) {
 		s := policytest.State(rand.New(rand.NewPCG(seed, 1)))
@@ -166,8 +164,8 @@ func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 	}
 }
 
-// TestPeersCloseBeforeAndOpenAfter: the plan deletes old peers before the rules change, and adds new peers after.
-// So no old rule accepts packets of a new peer.
+// TestPeersCloseBeforeAndOpenAfter: the plan deletes old peers before the rules change, and adds new peers
+// after. So no old rule accepts packets of a new peer.
 func TestPeersCloseBeforeAndOpenAfter(t *testing.T) {
 	set := func(addrs ...string) ruleset.Ruleset {
 		s := ruleset.Set{Name: "weir-sel-X", Kind: ruleset.Addresses, Role: ruleset.Peers}
@@ -348,7 +346,7 @@ func TestRestoreTouchesOnlyWhatDiffers(t *testing.T) {
 }
 
 // TestAcceptsAheadOfWhatRefusesAll: if filter FORWARD ends with rules that refuse everything, weir's jump comes
-// directly before the first of them. Otherwise it comes last. A jump that is before them already stays.
+// directly before the first of them.
 func TestAcceptsAheadOfWhatRefusesAll(t *testing.T) {
 	want := policy.Compile(policy.State{})
 	const jump = "-j WEIR-ACCEPT"

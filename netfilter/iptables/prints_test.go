@@ -95,7 +95,6 @@ func TestPrint(t *testing.T) {
 	}
 }
 
-// services writes rules for count Services to table nat of both families, as kube-proxy does.
 func services(t testing.TB, flavour Flavour, count int) {
 	t.Helper()
 	for _, f := range conf.Families {
@@ -119,8 +118,8 @@ func services(t testing.TB, flavour Flavour, count int) {
 	}
 }
 
-// BenchmarkReadAmongServices reads weir's state among the rules of 4,000 Services: once as text, then after each
-// change of another program in nat.
+// BenchmarkReadAmongServices reads weir's state among the rules of 4,000 Services: first as text, then after
+// changes of another program in nat.
 func BenchmarkReadAmongServices(b *testing.B) {
 	for _, flavour := range []Flavour{NFT, Legacy} {
 		b.Run(string(flavour), func(b *testing.B) {

@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestReadSet: if a set is unchanged, it shares its memory with what was known. Every kind of change shows.
+// TestReadSet: an unchanged set shares its memory with what was known.
 func TestReadSet(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

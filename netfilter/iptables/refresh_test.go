@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestRefresh: a driver reads the kernel part by part while rulesets change. It then repairs what another program
-// had changed. An unchanged kernel needs no repair.
+// TestRefresh: a driver that reads the kernel part by part repairs what another program has changed. An
+// unchanged kernel needs no repair.
 func TestRefresh(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestTrials: a limited number of trials finds the refused rules, or the kind that they all are. If a namespace
-// needs more trials, accepted rules of the same namespace may count as refused.
+// TestTrials: a limited number of trials finds the refused rules. If a namespace needs more trials, some of its
+// accepted rules count as refused.
 func TestTrials(t *testing.T) {
 	rule := func(of string, proto ruleset.Protocol, ports ...uint16) ruleset.Rule {
 		r := ruleset.Rule{Policies: []string{of}, Proto: proto, Action: ruleset.Return, Comment: "weir: " + of}
@@ -106,8 +106,7 @@ func TestTrials(t *testing.T) {
 	}
 }
 
-// TestRefusedByTheKernel: if the kernel refuses a part that weir can do without, Apply reports it as refused. If
-// weir can't do without it, Apply returns an error.
+// TestRefusedByTheKernel: Apply reports a refused part that weir can do without. Any other refusal is an error.
 func TestRefusedByTheKernel(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestRestorers: a waiting program doesn't lock the tables. If it was killed or has the wrong flavour, the driver
-// starts another. An error contains the program's own message.
+// TestRestorers: a waiting program doesn't lock the tables. The driver replaces one that was killed or has the
+// wrong flavour.
 func TestRestorers(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -59,7 +59,7 @@ func TestRestorers(t *testing.T) {
 }
 
 // TestNoChangeOutlivesTheDriver: if the driver's process is killed while its program waits for the lock, the
-// program changes nothing. Another driver may already have given a number to another class.
+// program changes nothing.
 func TestNoChangeOutlivesTheDriver(t *testing.T) {
 	const commands = "*mangle\n:WEIR-LATE - [0:0]\nCOMMIT\n"
 	if os.Getenv("WEIR_KILLED_DRIVER") != "" {
@@ -111,8 +111,7 @@ func TestNoChangeOutlivesTheDriver(t *testing.T) {
 	}
 }
 
-// TestOffendingLine: an error quotes only an excerpt of the line that the program names, and the beginning of its
-// output.
+// TestOffendingLine: an error quotes only an excerpt of the line that the program names.
 func TestOffendingLine(t *testing.T) {
 	commands := "*mangle\n:WEIR-A - [0:0]\n-A WEIR-A -p sctp -j RETURN\n-A WEIR-A " + strings.Repeat("x", 5000) +
 		"\nCOMMIT\n"

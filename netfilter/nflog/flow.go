@@ -5,14 +5,13 @@ import (
 	"net/netip"
 )
 
-// EtherTypes (IEEE 802 numbers, IANA).
 const (
 	etherIPv4 = 0x0800
 	etherARP  = 0x0806
 	etherIPv6 = 0x86dd
 )
 
-// These are the protocols (IANA) whose headers FlowOf reads, and the most extension headers that it goes through.
+// The protocols (IANA) whose headers FlowOf reads, and the most extension headers that it goes through.
 const (
 	protoICMP     = 1
 	protoTCP      = 6
@@ -30,7 +29,8 @@ const (
 
 // Flow has the parts of a packet's headers that say who talks to whom. It is comparable.
 type Flow struct {
-	// Src and Dst are addresses. IPv4 addresses are in their IPv6-mapped form, so that a Flow needs no pointers.
+	// Src and Dst are addresses. IPv4 addresses are in their IPv6-mapped form, so that a Flow needs no
+	// pointers.
 	Src, Dst [16]byte
 	// EtherType is the packet's. If it is neither IPv4, IPv6 nor ARP, the other fields are zero.
 	EtherType uint16
@@ -38,8 +38,7 @@ type Flow struct {
 	Proto uint8
 	// Type and Code are those of an ICMP packet.
 	Type, Code uint8
-	// SrcPort and DstPort are those of a TCP, UDP, UDP-Lite or SCTP packet. They are 0 for a later fragment or a
-	// packet that is cut off.
+	// SrcPort and DstPort are those of a TCP, UDP, UDP-Lite or SCTP packet. They are 0 for a later fragment.
 	SrcPort, DstPort uint16
 }
 
@@ -64,8 +63,8 @@ func (f Flow) ICMP() bool {
 	return f.EtherType == etherIPv4 && f.Proto == protoICMP || f.EtherType == etherIPv6 && f.Proto == protoICMPv6
 }
 
-// FlowOf reads the headers of a packet that begins with its IP or ARP header. It returns true if the packet has a
-// sender's and a receiver's address. A packet of another kind gives a Flow with the EtherType alone.
+// FlowOf reads the headers of a packet that begins with its IP or ARP header. It returns true if the packet has
+// a sender's and a receiver's address.
 func FlowOf(etherType uint16, b []byte) (Flow, bool) {
 	f := Flow{EtherType: etherType}
 	switch etherType {
@@ -83,8 +82,8 @@ func FlowOf(etherType uint16, b []byte) (Flow, bool) {
 	return f, false
 }
 
-// InTunnel reads the headers of the packet inside a VXLAN packet (RFC 7348, section 5). b begins with the outer IP
-// header. It returns true if the inner packet has a sender's and a receiver's address.
+// InTunnel reads the headers of the packet inside a VXLAN packet (RFC 7348, section 5). b begins with the outer
+// IP header. It returns true if the inner packet has both addresses.
 func InTunnel(etherType uint16, b []byte) (Flow, bool) {
 	outer, ok := FlowOf(etherType, b)
 	if !ok || outer.Proto != protoUDP || outer.DstPort == 0 {
@@ -151,7 +150,6 @@ func (f *Flow) ipv6(b []byte) bool {
 	return true
 }
 
-// transport reads the ports, or the ICMP type and code, as far as b has them.
 func (f *Flow) transport(b []byte) {
 	switch f.Proto {
 	case protoTCP, protoUDP, protoSCTP, protoUDPLite:

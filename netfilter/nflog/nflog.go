@@ -1,14 +1,13 @@
 //go:build linux
 
-// Package nflog reads the packets that the kernel copies to a netlink log group, as rules with the target NFLOG do. It
-// owns no kernel object that outlives its socket, and knows nothing of policies.
+// Package nflog reads the packets that the kernel copies to a netlink log group, as rules with the target NFLOG
+// do. It owns no kernel object that outlives its socket, and knows nothing of policies.
 //
-// The kernel numbers the packets of a group. So Reader.Read finds out how many packets were lost because the program
-// read too slowly: the packets that it passes on and the lost ones together are those that the rules logged.
+// The kernel numbers the packets of a group. So Reader.Read finds out how many packets were lost because the
+// program read too slowly.
 //
-// The library mdlayher/netlink opens and configures the socket. The messages are read without the library, which
-// allocates memory for each message and each attribute (BenchmarkParse). The library florianl/go-nflog is built on it,
-// and also allocates memory for each attribute.
+// The library mdlayher/netlink opens and configures the socket. The messages are read without it: it allocates
+// memory for each message and each attribute (BenchmarkParse). So does florianl/go-nflog.
 package nflog
 
 import (
@@ -26,7 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// These constants are from include/uapi/linux/netfilter/nfnetlink_log.h.
+// From include/uapi/linux/netfilter/nfnetlink_log.h.
 const (
 	msgPacket = 0
 	msgConfig = 1
@@ -44,20 +43,18 @@ const (
 )
 
 const (
-	// headers is how many bytes of a packet the kernel copies: an IPv6 header, extension headers, and a TCP header with
-	// all its options.
+	// headers is how many bytes of a packet the kernel copies: enough for an IPv6 header, extension headers,
+	// and a TCP header with all its options.
 	headers = 128
-	// messageSize is the size of the kernel's buffer in which it collects packets for one message. The kernel needs this
-	// memory in one piece, and finds pieces above eight pages only on a node with enough memory.
+	// messageSize is the size of the kernel's buffer for one message. The kernel needs it in one piece, and
+	// pieces above eight pages are rare.
 	messageSize = 32 << 10
-	// perMessage is the largest number of packets in one message. A packet takes 200 to 300 bytes.
-	perMessage = 100
+	perMessage  = 100
 	// collectFor is how long the kernel collects packets before it sends a message that isn't full.
 	collectFor = 100 * time.Millisecond
-	// answersWithin bounds how long the kernel may take to answer a configuration.
+	// answersWithin limits how long the kernel may take to answer a configuration.
 	answersWithin = 5 * time.Second
-	// socketBuffer is the size of the socket's buffer. It has room for the packets of a tenth of a second, at 100,000
-	// packets a second.
+	// socketBuffer has room for the packets of a tenth of a second, at 100,000 packets a second.
 	socketBuffer = 8 << 20
 )
 
@@ -72,8 +69,8 @@ type Reader struct {
 	next uint32 // number of the next packet
 }
 
-// Open binds to the group. From then on the kernel copies the first 128 bytes of each packet that a rule logs to the
-// group. The error wraps ErrTaken if another program reads the group. The caller must close the Reader.
+// Open binds to the group. From then on the kernel copies the first 128 bytes of each packet that a rule logs
+// to the group. The error wraps ErrTaken if another program reads the group.
 //
 // Equivalent to: tcpdump -i nflog:GROUP --snapshot-length=128
 func Open(group uint16) (*Reader, error) {
@@ -129,8 +126,8 @@ func bind(conn *netlink.Conn, group uint16) (*Reader, error) {
 	return r, nil
 }
 
-// acknowledged waits for the kernel's answer to the configuration. The library's Execute would fail if packets came
-// first. Here such packets count as lost.
+// acknowledged waits for the kernel's answer to the configuration. Packets that come first count as lost; the
+// library's Execute would fail.
 func (r *Reader) acknowledged() error {
 	if err := r.conn.SetReadDeadline(time.Now().Add(answersWithin)); err != nil {
 		return err
@@ -154,8 +151,6 @@ func (r *Reader) acknowledged() error {
 	}
 }
 
-// receive returns the next messages from the socket, which are valid until the next call. If there are none, it
-// waits until the read deadline. Without wait it returns EAGAIN.
 func (r *Reader) receive(wait bool) ([]byte, error) {
 	var n int
 	var failure error
@@ -184,8 +179,8 @@ func messagesIn(b []byte) iter.Seq2[uint16, []byte] {
 	}
 }
 
-// readerOf returns the port ID of the netlink socket that reads the group; empty if none does. For a program's
-// first netlink socket, that is the process ID.
+// readerOf returns the port ID of the netlink socket that reads the group, usually a process ID. It is empty if
+// there is none.
 //
 // Equivalent to: awk '$1 == GROUP { print $2 }' /proc/net/netfilter/nfnetlink_log
 func readerOf(group uint16) string {
@@ -204,18 +199,18 @@ func readerOf(group uint16) string {
 // Close gives up the group. It also ends a Read that waits.
 func (r *Reader) Close() error { return r.conn.Close() }
 
-// Read waits for packets until ctx ends, or for at most the duration wait. It calls each with every packet that has
-// come, and then doesn't wait for more. A packet is valid only until each returns.
+// Read waits for packets until ctx ends, or for at most the duration wait. It calls each with every packet that
+// has come. A packet is valid only until each returns.
 //
-// lost is how many packets were lost before the last one. A loss after it counts with the next packet, because the
-// kernel only numbers packets.
+// lost is how many packets were lost before the last one. The kernel only numbers packets, so a later loss
+// counts with the next packet.
 func (r *Reader) Read(ctx context.Context, wait time.Duration, each func(*Packet)) (lost uint64, err error) {
 	if err := r.conn.SetReadDeadline(time.Now().Add(wait)); err != nil {
 		return 0, err
 	}
 	defer context.AfterFunc(ctx, func() { _ = r.conn.SetReadDeadline(time.Unix(1, 0)) })()
 	var p Packet
-	// The loop is bounded, because the caller has other work too.
+	// The number of messages is limited, because the caller has other work too.
 	for first, left := true, socketBuffer/messageSize; left > 0; left-- {
 		b, err := r.receive(first)
 		switch {
@@ -232,7 +227,6 @@ func (r *Reader) Read(ctx context.Context, wait time.Duration, each func(*Packet
 	return lost, nil
 }
 
-// packets calls each with every packet of the messages, and returns how many were lost before the last one.
 func (r *Reader) packets(b []byte, p *Packet, each func(*Packet)) (lost uint64) {
 	for kind, data := range messagesIn(b) {
 		if kind != unix.NFNL_SUBSYS_ULOG<<8|msgPacket || !p.parse(data) {

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// These are attributes of include/uapi/linux/netfilter/nfnetlink_log.h, and the sizes of struct nfgenmsg and struct
+// Attributes of include/uapi/linux/netfilter/nfnetlink_log.h, and the sizes of struct nfgenmsg and struct
 // nlattr.
 const (
 	attrHeader     = 1
@@ -23,22 +23,18 @@ const (
 	sizeofAttr     = 4
 )
 
-// Packet is a packet that the kernel has copied. Its slices are parts of the Reader's buffer.
+// Packet is a packet that the kernel has copied. Its slices are valid only as long as the Reader's buffer.
 type Packet struct {
-	// Prefix is the text that the rule adds to the packet.
-	Prefix []byte
-	// EtherType is the protocol of Payload, such as 0x0800 for IPv4.
+	Prefix    []byte
 	EtherType uint16
-	// Payload is the beginning of the packet, from the IP header on.
-	Payload []byte
-	// In and Out are the indexes of the links that the packet came in by and would have left by; 0 for none. Port
-	// is the index of the bridge port that a frame came in by.
+	Payload   []byte
+	// In and Out are the indexes of the links that the packet came in by and would have left by; 0 for none.
+	// Port is the index of the bridge port that a frame came in by.
 	In, Out, Port uint32
 
 	number uint32
 }
 
-// parse reads the message. It returns false if an attribute is cut off, or if the packet has no number.
 func (p *Packet) parse(b []byte) bool {
 	if len(b) < sizeofNfgenmsg {
 		return false

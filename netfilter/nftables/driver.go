@@ -1,7 +1,6 @@
-// Package nftables owns weir's tables "ip weir" and "ip6 weir" of nf_tables. It lists them, compares them with a
-// ruleset.Ruleset, and applies the difference in one transaction. So a packet meets the old rules and sets or the new
-// ones, and a refused change changes nothing. Applying a ruleset a second time changes nothing, even if another process
-// applied it the first time. Other programs' tables stay as they are, and need not be read.
+// Package nftables owns weir's tables "ip weir" and "ip6 weir" of nf_tables. It compares them with a
+// ruleset.Ruleset, and applies the difference in one transaction. So a packet meets the old rules and sets or
+// the new ones. Other programs' tables stay as they are, and need not be read.
 //
 // Everything goes over netlink: the package starts no program, and needs none on the node.
 package nftables
@@ -21,18 +20,15 @@ import (
 
 // Driver applies rulesets to the kernel. It is not safe for concurrent use.
 type Driver struct {
-	reader *nftnl.Reader
-	// have is weir's state in the kernel after the last change; nil if it must be read again.
-	have *state
-	// fresh is true if have was read and nothing was changed since.
+	reader   *nftnl.Reader
+	have     *state
 	fresh    bool
 	lowering lowering
 	refresh  *refresh // nil if none has begun
 	// knownAt is the generation of nf_tables at which the kernel had exactly what have has; 0 if it is unknown.
 	knownAt uint32
-	// readAt is the generation at which the tables were read.
-	readAt uint32
-	own    nftnl.OwnChanges
+	readAt  uint32
+	own     nftnl.OwnChanges
 }
 
 // New returns a driver. It changes nothing.
@@ -44,13 +40,13 @@ func (d *Driver) Close() { d.reader.Close() }
 // Name returns the name of the tool whose rules the driver writes.
 func (d *Driver) Name() string { return "nftables" }
 
-// triesOfAChange is how many transactions Apply tries. If another program has changed weir's tables since they were
-// read, the kernel refuses the transaction, and Apply reads them again.
+// triesOfAChange is how many transactions Apply tries. The kernel refuses a transaction if another program has
+// changed weir's tables since they were read.
 const triesOfAChange = 3
 
-// Apply makes the kernel have the ruleset. After a RefusedError the kernel has what it had before, and the caller
-// must leave out the refused parts. After any other error the pods are closed if the kernel's rules don't check all
-// packets. If the kernel's state can't be read, nothing is closed.
+// Apply makes the kernel have the ruleset. After a RefusedError the kernel has what it had before, and the
+// caller must leave out the refused parts. After any other error, Apply closes the pods if the kernel's rules
+// don't check all packets.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
 	if err := d.look(ctx, verify); err != nil {
 		return netfilter.Result{}, err
@@ -89,7 +85,7 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 	}
 }
 
-// apply commits the transaction from the known state to the ruleset. It does nothing if nothing must change.
+// apply commits the transaction from the known state to the ruleset.
 func (d *Driver) apply(want lowered, alone bool) (r netfilter.Result, p *plan, err error) {
 	for _, f := range conf.Families {
 		if want[f] != nil {
@@ -123,9 +119,9 @@ func (d *Driver) apply(want lowered, alone bool) (r netfilter.Result, p *plan, e
 	return r, p, nil
 }
 
-// forgetMissing forgets elements that the plan deletes and the kernel no longer has. The plugin may have deleted
-// them meanwhile. It returns true if there were such elements. A full read would also show newer changes of the
-// plugin, and the next try would undo them.
+// forgetMissing forgets elements that the plan deletes and that the plugin has deleted meanwhile. It returns
+// true if there were any. A full read would also show newer changes of the plugin, and the next try would undo
+// them.
 func (d *Driver) forgetMissing(p *plan) (any bool) {
 	found, err := nftnl.Find(p.deletes)
 	if err != nil {
@@ -144,9 +140,8 @@ func (d *Driver) forgetMissing(p *plan) (any bool) {
 	return any
 }
 
-// KeepClosed protects the pods while no ruleset can be compiled yet. If weir's chains are complete, they stay as
-// they are. If a chain is missing or was flushed, KeepClosed applies the ruleset closed and returns true. In that
-// ruleset no pod is in any class.
+// KeepClosed protects the pods while no ruleset can be compiled yet. If weir's chains are complete, they stay.
+// Otherwise it applies the ruleset closed, without classes, and returns true.
 func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (changed bool, err error) {
 	if err := d.Read(ctx); err != nil {
 		return false, err
@@ -185,9 +180,8 @@ func (d *Driver) Remove(context.Context) error {
 	return errors.Join(errs...)
 }
 
-// closeAll drops all packets of this node's pods, also those of established connections. It is for a kernel that
-// refuses weir's rules when its present rules don't check all packets. If the kernel's state can't be read,
-// closeAll does nothing.
+// closeAll drops all packets of this node's pods, also those of established connections. It is for a kernel
+// that refuses weir's rules while its present rules don't check all packets.
 //
 // Equivalent to, with the chain of INPUT likewise, and without the rules about sets where sets are refused:
 //
@@ -223,8 +217,6 @@ func (d *Driver) closeAll(ctx context.Context, want lowered) error {
 	return errors.Join(errs...)
 }
 
-// closing returns the transaction that makes the chains at the filter's hooks drop pods' packets. The drops are by
-// link, and if sets is true also by address.
 func closing(f conf.Family, have held, want *table, sets bool) *nftnl.Batch {
 	b, t := &nftnl.Batch{}, tables[f]
 	if have.exists && have.mustBeMadeAnew(want) {

@@ -35,8 +35,7 @@ func mustApply(t *testing.T, d *Driver, want ruleset.Ruleset, verify netfilter.V
 	return r
 }
 
-// TestApply applies random rulesets one after the other. After each, a new driver must find nothing to change. At
-// the end Remove must remove weir's rules and sets, and nothing else.
+// TestApply applies random rulesets one after the other. After each, a new driver must find nothing to change.
 func TestApply(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -153,8 +152,8 @@ func TestDriftIsRepaired(t *testing.T) {
 	}
 }
 
-// TestPluginBeside: if the plugin adds and removes pods' addresses between a driver's changes, Apply still
-// succeeds, and takes no address out of the set of all pods. Reread tells what the plugin has changed.
+// TestPluginBeside: if the plugin adds and removes pods' addresses between a driver's changes, Apply succeeds
+// and keeps the plugin's addresses.
 func TestPluginBeside(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -208,8 +207,8 @@ func TestPluginBeside(t *testing.T) {
 	}
 }
 
-// TestAuditedClassesStand: while the wanted ruleset is unknown, the chains of audited policies stay as they are.
-// But a chain without the rule that logs counts as damaged: KeepClosed then applies the ruleset closed.
+// TestAuditedClassesStand: KeepClosed leaves chains of audited policies as they are. A chain without the rule
+// that logs counts as damaged.
 func TestAuditedClassesStand(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -232,8 +231,8 @@ func TestAuditedClassesStand(t *testing.T) {
 	})
 }
 
-// TestKeepClosed: complete chains stay, also those of another version. If a chain is missing or empty, KeepClosed
-// applies the ruleset without members.
+// TestKeepClosed: complete chains stay, also those of another version. If a chain is missing or empty,
+// KeepClosed applies the ruleset without members.
 func TestKeepClosed(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -270,8 +269,7 @@ func TestKeepClosed(t *testing.T) {
 	}
 }
 
-// TestKnows: the driver distinguishes its own changes of rules from other programs' changes. Changes of elements
-// are no concern.
+// TestKnows: the driver distinguishes its own changes of rules from other programs' changes.
 func TestKnows(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

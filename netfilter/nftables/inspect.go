@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Inspect compares the kernel with the ruleset, as far as that decides about the packets. It reads the rules, and asks
-// each set only for the packets' own addresses and ports. It changes nothing, and may run beside all other methods.
+// Inspect compares the kernel with the ruleset, as far as that decides about the packets. It changes nothing,
+// and may run at the same time as all other methods.
 //
 // Equivalent to: nft list table ip weir; nft get element ip weir SET { ADDRESS }, for each set and address
 func (d *Driver) Inspect(
@@ -37,8 +37,6 @@ func (d *Driver) Inspect(
 	return all, err
 }
 
-// wrong says what the kernel's table lacks or has otherwise, without the sets' elements. Surplus in the kernel is
-// not wrong.
 func (h held) wrong(want *table) (wrong []string) {
 	name := fmt.Sprintf("the table %s %s", (&statement{family: want.family}).ip(), tableName)
 	if !h.exists {
@@ -67,7 +65,6 @@ func (h held) wrong(want *table) (wrong []string) {
 	return wrong
 }
 
-// heldBy returns the ruleset without the entries that the kernel lacks or that no packet needs.
 func heldBy(want ruleset.Ruleset, l lowered, packets []ruleset.Packet) (ruleset.Ruleset, error) {
 	var questions []nftnl.Question
 	type place struct {
@@ -113,7 +110,6 @@ func heldBy(want ruleset.Ruleset, l lowered, packets []ruleset.Packet) (ruleset.
 	return held, nil
 }
 
-// in returns the set or map of the table that has the ruleset's set's entries, if there is one.
 func in(t *table, s ruleset.Set) (set, bool) {
 	if t == nil {
 		return set{}, false

@@ -15,7 +15,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// model is a kernel in memory. It runs the first packets of connections through rules in the kernel's form.
+// model is a kernel in memory. It runs first packets through rules in the kernel's form.
 type model struct {
 	of    lowered
 	rules [len(conf.Families)]map[string][][]byte
@@ -42,7 +42,6 @@ func newModel(l lowered) *model {
 	return m
 }
 
-// allows reports whether the packet passes the chains at its hook.
 func (m *model) allows(p ruleset.Packet) bool {
 	f := conf.FamilyOf(p.Dst)
 	hook := uint32(unix.NF_INET_FORWARD)
@@ -65,7 +64,6 @@ func (m *model) allows(p ruleset.Packet) bool {
 	return true
 }
 
-// headers returns the packet's IP header, and the TCP SYN, UDP header or ICMP echo request behind it.
 func headers(p ruleset.Packet) (network, transport []byte) {
 	proto := numberOf(p.Proto)
 	if p.Dst.Is4() {
@@ -93,7 +91,6 @@ func headers(p ruleset.Packet) (network, transport []byte) {
 	return network, transport
 }
 
-// walk is a packet on its way through the rules.
 type walk struct {
 	*model
 	ruleset.Packet
@@ -105,7 +102,6 @@ type walk struct {
 // goesOn is no verdict: the packet goes on with the next expression.
 const goesOn = 1000
 
-// chain runs the packet through the chain. It returns NF_DROP (0), NF_ACCEPT (1) or NFT_RETURN.
 func (w *walk) chain(name string) int32 {
 	rules, ok := w.rules[w.family][name]
 	if !ok {
@@ -128,7 +124,6 @@ func (w *walk) chain(name string) int32 {
 	return unix.NFT_RETURN
 }
 
-// fields returns the attributes' values by their types.
 func fields(data []byte) map[uint16][]byte {
 	all := map[uint16][]byte{}
 	for kind, value := range attrs.In(data) {
@@ -150,7 +145,6 @@ func (w *walk) rule(expressions []byte) (verdict int32, chain string) {
 
 func number(value []byte) uint32 { return binary.BigEndian.Uint32(value) }
 
-// at returns the offset of a register.
 func at(register []byte) int {
 	if n := number(register); n < unix.NFT_REG32_00 {
 		return int(n-unix.NFT_REG_1) * 16
@@ -160,7 +154,6 @@ func at(register []byte) int {
 
 func dataIn(value []byte) []byte { return fields(value)[unix.NFTA_DATA_VALUE] }
 
-// load writes the value to the register, and fills the register's last word with zeros.
 func (w *walk) load(register, value []byte) (int32, string) {
 	to := w.registers[at(register):]
 	copy(to, value)
@@ -230,7 +223,6 @@ func (w *walk) meta(key uint32) []byte {
 	panic(fmt.Sprintf("unknown property %d", key))
 }
 
-// ct returns a property of a new connection.
 func (w *walk) ct(key uint32) []byte {
 	const stateNew = 1 << 3
 	switch key {
@@ -262,7 +254,6 @@ func (w *walk) lookup(a map[uint16][]byte) (int32, string) {
 	return when(found != not)
 }
 
-// has returns the set's entry for the key at the beginning of the registers.
 func (s set) has(registers []byte, f conf.Family) (ruleset.Entry, bool) {
 	e, ok := s.Layout.Element(tables[f].Family, registers)
 	if !ok {

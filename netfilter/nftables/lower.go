@@ -12,59 +12,51 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// table is one family's table as it should be.
 type table struct {
 	family conf.Family
 	sets   []set   // in the order of their names
 	chains []chain // in the order of their names
 }
 
-// lowered is a ruleset in the words of nftables: a table for each family, nil for a family without rules.
+// lowered has a table for each family; nil for a family without rules.
 type lowered [len(conf.Families)]*table
 
-// set is a set or map of a table.
+// set is a set or map of a table. In a map, an element's comment begins with the verdict (withVerdict).
 type set struct {
 	nftnl.Set
 	// kind, role and opens are those of the set of the ruleset.
-	kind  ruleset.SetKind
-	role  ruleset.SetRole
-	opens bool
-	// entries are the elements. In an element of a map, the comment begins with the verdict: see withVerdict.
-	entries ruleset.Entries
-	// listOfPorts is true if the ruleset has these ports in a rule.
+	kind        ruleset.SetKind
+	role        ruleset.SetRole
+	opens       bool
+	entries     ruleset.Entries
 	listOfPorts bool
-	// classes are the classes whose pods a map has.
-	classes []class
+	classes     []class
 }
 
 type chain struct {
 	nftnl.Chain
 	rules   []rule
 	written nftnl.Rules // what the kernel has of the rules
-	// uses are the sets that the rules look up and that exist only for such rules: see complete.
-	uses []string
+	uses    []string
 }
 
 // hooks are the places of the ruleset's hooks. The first two have the priority of iptables' table mangle, so
-// packets meet all programs' rules in the same order with both backends. One hook of the ruleset has no place:
-// nftables can't protect an allowed packet from other programs' later chains.
+// both backends meet other programs' rules in the same order. AcceptForwarded has no place: in nftables a later
+// chain can still drop an accepted packet.
 var hooks = map[ruleset.Hook]nftnl.Hook{
 	ruleset.CheckForwarded:  {Kind: "filter", Number: unix.NF_INET_FORWARD, Priority: -150},
 	ruleset.CheckToNode:     {Kind: "filter", Number: unix.NF_INET_LOCAL_IN, Priority: -150},
 	ruleset.TranslateSource: {Kind: "nat", Number: unix.NF_INET_POST_ROUTING, Priority: 101},
 }
 
-// lowering lowers one ruleset after another. It lowers only sets and chains that have changed since the last one.
 type lowering struct {
 	sets   map[key]loweredSet
 	chains map[key]loweredChain
 	maps   map[key]loweredMap
-	// withoutPorts is true if the kernel can't match the ports of bridges. Whoever changes it must forget the
-	// chains.
+	// withoutPorts is true if the kernel can't match the ports of bridges.
 	withoutPorts bool
 }
 
-// key names an object of a ruleset.
 type key struct {
 	family conf.Family
 	name   string
@@ -119,7 +111,7 @@ func (m *lowering) lower(r ruleset.Ruleset) (l lowered) {
 	return l
 }
 
-// complete adds the sets and chains that the ruleset lacks and the rules need, and sorts everything.
+// complete adds the sets and chains that the rules need and the ruleset lacks.
 func (m *lowering) complete(last lowering, t *table, ports []ruleset.Set) {
 	t.chains = append(t.chains, chain{
 		Chain: nftnl.Chain{Name: labelsChain, Comment: "weir: no packet comes here"},
@@ -153,10 +145,8 @@ func (m *lowering) complete(last lowering, t *table, ports []ruleset.Set) {
 	slices.SortFunc(t.chains, func(a, b chain) int { return cmp.Compare(a.Name, b.Name) })
 }
 
-// labelsChain has the rule that writes the label of cut connections.
 const labelsChain = "WEIR-LABELS"
 
-// chainComments returns the comments of the rules that lead to the classes' chains.
 func chainComments(chains []ruleset.Chain) map[key]string {
 	all := map[key]string{}
 	for _, c := range chains {
@@ -172,7 +162,6 @@ func chainComments(chains []ruleset.Chain) map[key]string {
 	return all
 }
 
-// chain returns the chain in the words of nftables. words is the comment of a chain without a hook.
 func (m *lowering) chain(last lowering, c ruleset.Chain, classes []class, words string) loweredChain {
 	k := key{c.Family, c.Name}
 	now := loweredChain{from: c, classes: nameOf(classes)}
@@ -197,7 +186,6 @@ func sameRules(a, b ruleset.Chain) bool {
 		(len(a.Rules) == 0 || &a.Rules[0] == &b.Rules[0] || slices.EqualFunc(a.Rules, b.Rules, ruleset.Rule.Equal))
 }
 
-// sum writes the chain's rules in the kernel's form, and notes which sets they use.
 func (c *chain) sum(f conf.Family) {
 	for _, r := range c.rules {
 		written, _ := r.write(f)
@@ -210,9 +198,8 @@ func (c *chain) sum(f conf.Family) {
 	}
 }
 
-// lowerRules returns the chain's rules, and the sets for their lists of ports. One look-up takes the place of all
-// rules that send packets to classes. A rule that logs and one that drops the same packets become one. ports is
-// false if the kernel can't match the ports of bridges.
+// lowerRules returns the chain's rules, and the sets for their lists of ports. One look-up replaces all rules
+// that send packets to classes. A rule that logs and one that drops the same packets become one.
 func lowerRules(c ruleset.Chain, classes []class, ports bool) (rules []rule, lists []set) {
 	toClass := map[string]bool{}
 	for _, k := range classes {
@@ -244,7 +231,6 @@ func lowerRules(c ruleset.Chain, classes []class, ports bool) (rules []rule, lis
 	return rules, lists
 }
 
-// byLink makes matches of the set of links compare the link alone, because this set's elements have no address.
 func byLink(sets []ruleset.SetMatch, f conf.Family) []ruleset.SetMatch {
 	for i, m := range sets {
 		if m.By == ruleset.SourceLink && m.Name == f.Set(conf.LinksSet) {
@@ -255,13 +241,11 @@ func byLink(sets []ruleset.SetMatch, f conf.Family) []ruleset.SetMatch {
 	return sets
 }
 
-// dropsTheSame reports whether the second rule drops exactly the packets that the first rule logs.
 func dropsTheSame(log, drop ruleset.Rule) bool {
 	log.Action, log.To = ruleset.Drop, ""
 	return log.Equal(drop)
 }
 
-// splitPorts returns rules with at most one range of ports each. Several single numbers become a set.
 func splitPorts(r rule) (rules []rule, lists []set) {
 	if len(r.Ports) < 2 {
 		return []rule{r}, nil

@@ -28,16 +28,16 @@ func (l lowered) text() string {
 	return strings.Join(all, "\n")
 }
 
-// TestGolden compares the lowered rulesets with testdata/NAME.nft; go test ./netfilter/nftables -update writes these
-// files.
+// TestGolden compares the lowered rulesets with testdata/NAME.nft; go test ./netfilter/nftables -update writes
+// these files.
 func TestGolden(t *testing.T) {
 	golden.Each(t, "../..", func(t *testing.T, name string, s policy.State) {
 		golden.Compare(t, "testdata/"+name+".nft", new(lowering).lower(policy.Compile(s)).text())
 	})
 }
 
-// TestNftReadsTheGoldenFiles: nft can load each golden file and prints the same. It can't load rules for ports of
-// bridges.
+// TestNftReadsTheGoldenFiles: nft can load each golden file and prints the same. It can't load rules for ports
+// of bridges.
 func TestNftReadsTheGoldenFiles(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -91,7 +91,6 @@ var (
 	element        = regexp.MustCompile(`(?:"[^"]*"|[^,"\s])(?:"[^"]*"|[^,"])*`)
 )
 
-// unwrapped returns the text with all elements of a set on one line, sorted.
 func unwrapped(text string) string {
 	return listOfElements.ReplaceAllStringFunc(text, func(found string) string {
 		all := element.FindAllString(listOfElements.FindStringSubmatch(found)[1], -1)
@@ -100,7 +99,6 @@ func unwrapped(text string) string {
 	})
 }
 
-// sorted returns a table's sets and chains sorted. nft prints them in the order in which they were made.
 func sorted(text string) string {
 	all := strings.Split(text, "\n\n")
 	for i, object := range all {
@@ -110,8 +108,7 @@ func sorted(text string) string {
 	return strings.Join(all, "\n\n")
 }
 
-// TestWithoutPorts: if the kernel can't match the ports of bridges, no rule for a port allows anything. Rules that
-// drop stay.
+// TestWithoutPorts: if the kernel can't match the ports of bridges, no rule for a port allows anything.
 func TestWithoutPorts(t *testing.T) {
 	port := func(r ruleset.Rule) ruleset.Rule { r.InPort = "veth1"; return r }
 	c := ruleset.Chain{Name: conf.PortsChain, Rules: []ruleset.Rule{

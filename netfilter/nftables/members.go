@@ -10,19 +10,16 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// class is the pods of a class set, and the chain that checks them.
 type class struct {
 	set    string
 	target string // empty for pods that no policy isolates
 	pods   ruleset.Entries
 }
 
-// isToClass reports whether the rule sends the pods of one of the class sets to their class.
 func isToClass(r ruleset.Rule, sets map[string]bool) bool {
 	return len(r.Sets) == 1 && !r.Sets[0].Not && sets[r.Sets[0].Name]
 }
 
-// classesOf returns the classes that the chain sends packets to, in the order of its rules.
 func classesOf(c ruleset.Chain, sets map[key]ruleset.Set) (all []class) {
 	for _, r := range c.Rules {
 		if len(r.Sets) != 1 || r.Sets[0].Not {
@@ -35,7 +32,6 @@ func classesOf(c ruleset.Chain, sets map[key]ruleset.Set) (all []class) {
 	return all
 }
 
-// nameOf returns a text that differs if the classes' sets or their order differ.
 func nameOf(classes []class) string {
 	var b strings.Builder
 	for _, c := range classes {
@@ -44,7 +40,6 @@ func nameOf(classes []class) string {
 	return b.String()
 }
 
-// mapOf returns the name of the map with the verdicts of a chain that sends packets to classes.
 func mapOf(chain string) string {
 	if chain == conf.EgressChain {
 		return conf.EgressMap
@@ -52,10 +47,8 @@ func mapOf(chain string) string {
 	return conf.IngressMap
 }
 
-// withVerdict returns the value of an entry of a map. target is the class's chain; empty if packets return.
 func withVerdict(target, comment string) string { return target + " " + comment }
 
-// verdictIn returns the verdict and the comment in the value of an entry of a map.
 func verdictIn(value string) (v nftnl.Verdict, comment string) {
 	target, comment, _ := strings.Cut(value, " ")
 	if target == "" {
@@ -64,8 +57,6 @@ func verdictIn(value string) (v nftnl.Verdict, comment string) {
 	return nftnl.Verdict{Code: unix.NFT_GOTO, Chain: target}, comment
 }
 
-// valueOf returns the value for a verdict and a comment that the kernel has. A verdict that weir doesn't use gives
-// a value that no wanted entry has.
 func valueOf(v nftnl.Verdict, comment string) string {
 	switch v.Code {
 	case unix.NFT_RETURN:
@@ -81,8 +72,6 @@ type loweredMap struct {
 	to      ruleset.Entries
 }
 
-// verdicts returns the map with the verdicts of the chain's pods. It changes only entries whose class has changed
-// since the last ruleset.
 func (m *lowering) verdicts(last lowering, c ruleset.Chain, classes []class) set {
 	name := c.Family.Set(mapOf(c.Name))
 	done := last.maps[key{c.Family, name}].next(classes)

@@ -9,22 +9,17 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// plan is the transaction from the kernel's state to a ruleset. No packet meets a half of it. The order of its
-// parts matters only to the kernel, which refuses to delete what is still used.
+// plan is the transaction from the kernel's state to a ruleset. The order of its parts matters only to the
+// kernel: it refuses to delete what is still used.
 type plan struct {
-	batch nftnl.Batch
-	// alone is true if each element is added by a request of its own.
-	alone bool
-	// rules is true if the plan changes rules. closes is true if the new state may deny an established connection
-	// that the old one allows.
+	batch         nftnl.Batch
+	alone         bool
 	rules, closes bool
-	// only is true if addresses leave sets of peers, and nothing else changes. closed has these addresses.
-	closed []netip.Addr
-	only   bool
-	// strays are addresses of no known attachment in the sets of all pods. They stay: only the code that ends an
-	// attachment removes its addresses.
-	strays []netip.Addr
-	// deletes are the elements that the plan deletes. The kernel refuses the plan if one of them is missing.
+	closed        []netip.Addr
+	only          bool
+	// strays are addresses of no known attachment in the sets of all pods. They stay: an attachment may just
+	// have begun.
+	strays  []netip.Addr
 	deletes []nftnl.Question
 	next    state
 }
@@ -41,7 +36,6 @@ type (
 	}
 )
 
-// makePlan returns the transaction from have to want. If alone is true, a refusal says which element is refused.
 func makePlan(have state, want lowered, alone bool) *plan {
 	p := &plan{alone: alone, only: true, next: have}
 	for _, f := range conf.Families {
@@ -59,7 +53,6 @@ func makePlan(have state, want lowered, alone bool) *plan {
 	return p
 }
 
-// table adds what makes the kernel's table the wanted one.
 func (p *plan) table(have held, want *table) {
 	f := want.family
 	at := tables[f]
@@ -110,7 +103,6 @@ func (h held) mustBeMadeAnew(want *table) bool {
 	})
 }
 
-// straysIn returns the entries of the set of all pods that the wanted set lacks, and notes their addresses.
 func (p *plan) straysIn(have held, want *table) (strays []ruleset.Entry) {
 	pods, ok := want.find(want.family.Set(conf.PodsSet))
 	if !ok {
@@ -125,7 +117,6 @@ func (p *plan) straysIn(have held, want *table) (strays []ruleset.Entry) {
 	return strays
 }
 
-// endedIn returns the addresses that are in the kernel's set of all pods, but not in the wanted one.
 func endedIn(have held, want *table) map[netip.Addr]bool {
 	ended := map[netip.Addr]bool{}
 	if pods, ok := want.find(want.family.Set(conf.PodsSet)); ok {
@@ -138,8 +129,6 @@ func endedIn(have held, want *table) map[netip.Addr]bool {
 	return ended
 }
 
-// elements adds the changes of a set's elements, and returns what the kernel has after them. A changed element is
-// deleted and added again. Strays stay.
 func (p *plan) elements(
 	have held, want *table, s set, strays []ruleset.Entry, ended map[netip.Addr]bool,
 ) heldSet {
@@ -184,8 +173,6 @@ func (p *plan) elements(
 	return next
 }
 
-// note notes what an element's change means for connections. denies is true if it may deny some. leaves is true if
-// the element leaves its set.
 func (p *plan) note(role ruleset.SetRole, e ruleset.Element, denies, leaves bool) {
 	switch {
 	case role == ruleset.Members:
@@ -197,7 +184,6 @@ func (p *plan) note(role ruleset.SetRole, e ruleset.Element, denies, leaves bool
 	}
 }
 
-// target returns the chain in the value of an entry of a map.
 func target(value string) string { v, _ := verdictIn(value); return v.Chain }
 
 // within reports whether the kernel's chain was surely allows no more than the wanted chain now. An empty name
@@ -226,7 +212,6 @@ func within(have held, want *table, was, now string) bool {
 	return have.chains[was].Drops
 }
 
-// chain adds what corrects the chain's rules.
 func (p *plan) chain(have held, f conf.Family, c chain) {
 	had, exists := have.chains[c.Name]
 	if exists && slices.Equal(had.Sums, c.written.Sums) {
@@ -243,7 +228,6 @@ func (p *plan) chain(have held, f conf.Family, c chain) {
 	}
 }
 
-// remove adds what deletes the kernel's surplus chains and sets.
 func (p *plan) remove(have held, want *table) {
 	at := tables[want.family]
 	wanted := map[string]bool{}
@@ -271,7 +255,6 @@ func (p *plan) remove(have held, want *table) {
 	}
 }
 
-// isClass reports whether the chain has the rules of a class.
 func isClass(name string) bool {
 	for _, prefix := range []string{conf.IngressClassChains, conf.EgressClassChains} {
 		if len(name) > len(prefix) && name[:len(prefix)] == prefix {

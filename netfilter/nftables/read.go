@@ -16,9 +16,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Read reads all of weir's state in the kernel. The caller must read the endpoint records after that, and compute
-// the ruleset from them. Then a record describes each of the plugin's changes that Read has seen. Read reads
-// nothing if nf_tables hasn't changed since the driver knew the state.
+// Read reads all of weir's state in the kernel, if nf_tables has changed since the last time. The caller must
+// read the endpoint records after that, so that they describe each change of the plugin that Read has seen.
 func (d *Driver) Read(context.Context) error {
 	d.refresh = nil
 	now, _ := nftnl.Generation()
@@ -72,8 +71,6 @@ func (d *Driver) look(ctx context.Context, verify netfilter.Verify) error {
 	return nil
 }
 
-// rereadRules reads the family's table, and the elements of sets that the driver doesn't know. It forgets sets that
-// are gone.
 func (d *Driver) rereadRules(f conf.Family) error {
 	h, err := d.readTable(f)
 	if err != nil {
@@ -91,7 +88,6 @@ func (d *Driver) rereadRules(f conf.Family) error {
 	return nil
 }
 
-// readTable reads the family's table, with its sets but without their elements.
 func (d *Driver) readTable(f conf.Family) (h held, err error) {
 	h, t := newHeld(), tables[f]
 	s, err := d.reader.Table(t)
@@ -139,7 +135,6 @@ func (d *Driver) readTable(f conf.Family) (h held, err error) {
 	return h, nil
 }
 
-// hookOf returns the hook of weir's chain; ok is false if it has none.
 func hookOf(chain string) (h nftnl.Hook, ok bool) {
 	at, ok := map[string]ruleset.Hook{
 		conf.ForwardChain: ruleset.CheckForwarded, conf.InputChain: ruleset.CheckToNode,
@@ -195,9 +190,9 @@ type refresh struct {
 	sets []key // that are still to be read
 }
 
-// Refresh does the same as Read in parts. It calls pause after each part. If pause returns true, Refresh returns
-// false, and the next call continues. Between two calls, the caller may call all other methods. If the kernel's
-// state isn't known, Refresh reads everything without a pause.
+// Refresh is Read in parts. It calls pause after each part. If pause returns true, Refresh returns false, and
+// the next call continues. Between two calls, the caller may call all other methods. If the kernel's state
+// isn't known, Refresh doesn't pause.
 func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err error) {
 	now, _ := nftnl.Generation()
 	if d.have == nil || d.refresh == nil && d.knownAt != 0 && d.knownAt == now {
@@ -215,8 +210,7 @@ func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err
 	}
 }
 
-// refreshPart reads one set. The first call reads the tables without their elements. done is true if nothing is
-// left to be read.
+// refreshPart reads one set. The first call reads the tables without their elements.
 func (d *Driver) refreshPart() (done bool, err error) {
 	if d.refresh == nil {
 		return false, d.beginRefresh()
@@ -253,8 +247,8 @@ func (d *Driver) beginRefresh() error {
 			r.sets = append(r.sets, key{f, name})
 		}
 	}
-	// The sets of all pods come last, shortly before the caller reads the records. Fewer ended pods are then taken
-	// for strays.
+	// The sets of all pods come last, shortly before the caller reads the records. Fewer ended pods then count
+	// as strays.
 	slices.SortFunc(r.sets, func(a, b key) int {
 		return cmp.Or(cmp.Compare(ofAllPods(a), ofAllPods(b)), cmp.Compare(a.name, b.name))
 	})
@@ -269,8 +263,8 @@ func ofAllPods(k key) int {
 	return 0
 }
 
-// Reread reads again which sets contain the addresses. It reports whether that has changed since the driver last
-// knew it. The plugin changes sets too, when pods come and end.
+// Reread reads again which sets contain the addresses, and reports whether that has changed. The plugin changes
+// sets too.
 func (d *Driver) Reread(addrs ...netip.Addr) (changed bool) {
 	if d.have == nil {
 		return false // Apply reads everything
@@ -334,10 +328,10 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 	return changed, nil
 }
 
-// Members returns the addresses of the pods that are in a class, by direction. It reads only the maps, and doesn't
-// check that the chains are complete.
+// Members returns the addresses of the pods that are in a class, by direction. It reads only the maps.
 //
-// Equivalent to: nft list map ip weir weir-in; nft list map ip weir weir-eg (ip6, weir-in6 and weir-eg6 for IPv6)
+// Equivalent to: nft list map ip weir weir-in; nft list map ip weir weir-eg (ip6, weir-in6 and weir-eg6 for
+// IPv6)
 func (d *Driver) Members() (map[ruleset.Direction]map[netip.Addr]bool, error) {
 	members := map[ruleset.Direction]map[netip.Addr]bool{ruleset.Ingress: {}, ruleset.Egress: {}}
 	for direction, name := range map[ruleset.Direction]string{

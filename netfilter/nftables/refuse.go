@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// refusedParts returns the refused parts of the ruleset that can be left out safely. someElement is true if the
-// kernel has also refused such an element, and its answer doesn't tell which.
+// refusedParts returns the refused parts of the ruleset that can be left out safely. someElement is true if
+// such an element was refused, but the answer doesn't tell which.
 func (l lowered) refusedParts(refused *nftnl.RefusedError) (parts ruleset.Refused, someElement bool) {
 	parts = ruleset.Refused{}
 	missing := map[key]bool{} // rules with a missing set are refused too
@@ -57,7 +57,6 @@ func refusesPorts(refused *nftnl.RefusedError) bool {
 	})
 }
 
-// allows reports whether the rule only serves to allow packets by a policy.
 func (r aRule) allows() bool { return r.rule.from != nil && len(r.rule.from.Policies) > 0 }
 
 func (r aRule) refusal() ruleset.Refusal {
@@ -73,8 +72,6 @@ func (r aRule) uses(sets map[key]bool) bool {
 	return false
 }
 
-// rulesWith adds the rules with a refused list of ports to parts. The ruleset has no set for the list, so these
-// rules must be left out.
 func (l lowered) rulesWith(ports aSet, why string, parts ruleset.Refused) {
 	only := map[key]bool{{ports.family, ports.set.Name}: true}
 	for _, f := range conf.Families {

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestRefusals: if the kernel refuses a policy's rule, a set or entries, Apply names exactly these, and changes
-// nothing. Without them it applies the rest.
+// TestRefusals: if the kernel refuses a policy's rule, a set or entries, Apply names exactly these. Without
+// them it applies the rest.
 func TestRefusals(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -105,8 +105,8 @@ func TestAMapsRefusedElementIsItsClass(t *testing.T) {
 	}
 }
 
-// TestRefusedRulesClose: suppose that the kernel refuses a rule of no policy. If its present rules check all
-// packets, they stay. Otherwise all packets of pods are dropped.
+// TestRefusedRulesClose: if the kernel refuses a rule of no policy, its present rules stay. If they don't check
+// all packets, all packets of pods are dropped.
 func TestRefusedRulesClose(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -14,35 +14,31 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// rule is a rule of the ruleset, with fields for what only nftables has.
 type rule struct {
 	ruleset.Rule
-	// Verdicts is the map that has the verdict for the address By; empty if the rule's Action decides.
+	// Verdicts is the map that has the verdict for the address By. It is empty if the rule's Action decides.
 	Verdicts string
 	By       ruleset.Part
-	// Log is the prefix with which the packet is copied to the log group before the rule drops it; empty for no copy.
-	Log string
-	// Match are conditions that the ruleset's rules have no fields for.
+	// Log is the prefix with which the rule logs the packet before it drops it. It is empty if the rule logs
+	// nothing.
+	Log   string
 	Match []condition
-	// from is the rule of the ruleset; nil if there is none.
-	from *ruleset.Rule
+	from  *ruleset.Rule
 }
 
 func (r rule) byPort() bool {
 	return r.from != nil && r.from.InPort != "" && len(r.Match) > 0
 }
 
-// Parts of a packet that only the sets of this package have.
 const (
 	bothEnds ruleset.Part = "source and destination"               // AddressPair
 	innerEnd ruleset.Part = "source, and destination inside of it" // InnerPair
 )
 
-// labels is an action that writes the label of cut connections. No packet reaches such a rule. But the kernel makes
-// room for labels only while a rule writes one.
+// labels is an action that writes the label of cut connections. No packet reaches such a rule, but the kernel
+// makes room for labels only while a rule writes one.
 const labels ruleset.Action = "label as cut"
 
-// condition is a condition of a rule: the text that nft prints, and the expressions.
 type condition struct {
 	text        string
 	expressions func(nftnl.Expressions) nftnl.Expressions
@@ -54,7 +50,6 @@ type statement struct {
 	e      nftnl.Expressions
 }
 
-// write returns the rule in the kernel's form, and as nft prints it.
 func (r rule) write(f conf.Family) (nftnl.Rule, string) {
 	s := &statement{family: f}
 	s.link("iifname", unix.NFT_META_IIFNAME, r.In)
@@ -95,7 +90,6 @@ func (s *statement) add(c condition) {
 	s.e = c.expressions(s.e)
 }
 
-// ip returns the word with which nft names the family's header fields.
 func (s *statement) ip() string {
 	if s.family == conf.IPv6 {
 		return "ip6"
@@ -111,8 +105,6 @@ func (s *statement) link(word string, key uint32, name string) {
 	s.e = s.e.Meta(key, 0).Compare(unix.NFT_CMP_EQ, append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...))
 }
 
-// addressAt returns the offset and length of an address in the family's header. which is 0 for the source and 1 for
-// the destination.
 func (s *statement) addressAt(which uint32) (offset, length uint32) {
 	if s.family == conf.IPv6 {
 		return 8 + 16*which, 16
@@ -120,7 +112,7 @@ func (s *statement) addressAt(which uint32) (offset, length uint32) {
 	return 12 + 4*which, 4
 }
 
-// address compares an address with a network. Like nft, it compares a network of whole bytes by these bytes alone.
+// address compares a network of whole bytes by these bytes alone, as nft does.
 func (s *statement) address(word string, which uint32, p netip.Prefix) {
 	if !p.IsValid() {
 		return
@@ -147,13 +139,11 @@ func (s *statement) address(word string, which uint32, p netip.Prefix) {
 	s.e = s.e.Compare(unix.NFT_CMP_EQ, data)
 }
 
-// numbers are the numbers of protocols that have names.
 var numbers = map[ruleset.Protocol]uint8{
 	ruleset.TCP: unix.IPPROTO_TCP, ruleset.UDP: unix.IPPROTO_UDP, ruleset.SCTP: unix.IPPROTO_SCTP,
 	ruleset.ICMP: unix.IPPROTO_ICMP, ruleset.ICMPv6: unix.IPPROTO_ICMPV6,
 }
 
-// numberOf returns the protocol's number. A protocol without a known name is its number.
 func numberOf(p ruleset.Protocol) uint8 {
 	if n, ok := numbers[p]; ok {
 		return n
@@ -162,7 +152,6 @@ func numberOf(p ruleset.Protocol) uint8 {
 	return uint8(n)
 }
 
-// protocol compares the protocol. nft doesn't print this if a later condition reads the protocol's own header.
 func (s *statement) protocol(r rule) {
 	if r.Proto == "" {
 		return
@@ -190,10 +179,8 @@ func (r rule) readsTransport() bool {
 	return false
 }
 
-// u32 returns a number in the kernel's form for registers.
 func u32(n uint32) []byte { return binary.NativeEndian.AppendUint32(nil, n) }
 
-// Bits of a connection's state (NF_CT_STATE_BIT in nf_conntrack_common.h) and of its status.
 const (
 	stateInvalid     = 1 << 0
 	stateEstablished = 1 << 1
@@ -203,7 +190,6 @@ const (
 	statusDNAT       = 1 << 5 // IPS_DST_NAT
 )
 
-// has matches if the loaded value has a bit of the mask; with not, if it has none of them.
 func has(e nftnl.Expressions, mask []byte, not bool) nftnl.Expressions {
 	op := uint32(unix.NFT_CMP_NEQ)
 	if not {
@@ -241,8 +227,8 @@ var untranslated = condition{"ct status ! dnat", func(e nftnl.Expressions) nftnl
 	return has(e.Ct(unix.NFT_CT_STATUS, 0), u32(statusDNAT), true)
 }}
 
-// unconfirmed matches a connection's first packet. The kernel confirms the connection when that packet leaves the
-// last hook.
+// unconfirmed matches a connection's first packet. The kernel confirms the connection when that packet leaves
+// the last hook.
 var unconfirmed = condition{"ct status ! confirmed", func(e nftnl.Expressions) nftnl.Expressions {
 	return has(e.Ct(unix.NFT_CT_STATUS, 0), u32(statusConfirmed), true)
 }}
@@ -286,7 +272,6 @@ func (s *statement) ports(r rule) {
 	}
 }
 
-// load loads a part of the packet into the first registers, and adds the part's name to the text.
 func (s *statement) load(by ruleset.Part, proto ruleset.Protocol) {
 	word := "th" // for a rule without a protocol
 	if proto != "" {
@@ -351,7 +336,6 @@ func (s *statement) set(m ruleset.SetMatch, proto ruleset.Protocol) {
 	s.e = s.e.Lookup(m.Name, m.Not)
 }
 
-// act adds what the rule does. Rules that drop count what they drop.
 func (s *statement) act(r rule) {
 	verdict := func(code int32, chain string) { s.e = s.e.Verdict(nftnl.Verdict{Code: code, Chain: chain}) }
 	switch r.Action {

@@ -11,8 +11,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// These sets have each address of the node's pods twice: selfSet as source and destination, errorsSet as sender of
-// an ICMP error and receiver of the packet inside.
 const (
 	selfSet   = "weir-self"
 	errorsSet = "weir-errors"
@@ -31,7 +29,6 @@ func pairSets(f conf.Family) []set {
 	}
 }
 
-// comment returns a text that the kernel stores unchanged and nft can read.
 func comment(text string) string { return nftnl.Comment(conf.Comment(text)) }
 
 type loweredSet struct {
@@ -67,7 +64,6 @@ func layoutOf(s ruleset.Set) nftnl.Layout {
 	return nftnl.Address
 }
 
-// setComments are the comments of sets, by the beginning of their names. The first match counts.
 var setComments = []struct{ name, words string }{
 	{conf.PodsSet, nftnl.PodsComment},
 	{conf.NetworksSet, "weir: the networks of all pods"},
@@ -91,8 +87,8 @@ func setComment(name string) string {
 	return ""
 }
 
-// next returns the set with entries that nftables can store. It drops networks inside of other networks, and adapts
-// comments. s is the same set in the last ruleset. Where possible, next lowers only the entries that have changed.
+// next returns the set with entries that nftables can store. It lowers only the entries that have changed since
+// s.
 func (s loweredSet) next(layout nftnl.Layout, now ruleset.Entries) loweredSet {
 	if s.layout != layout {
 		s = loweredSet{}
@@ -129,7 +125,6 @@ func (s loweredSet) next(layout nftnl.Layout, now ruleset.Entries) loweredSet {
 	return n
 }
 
-// nested reports whether one network is inside of another. In the order of the entries, the outer one comes first.
 func nested(entries ruleset.Entries) bool {
 	var outer netip.Prefix
 	for e := range entries.All() {
@@ -176,7 +171,6 @@ func entryOf(layout nftnl.Layout, e nftnl.Element) ruleset.Entry {
 	return to
 }
 
-// protocolOf returns the protocol's name, or its number if it has none.
 func protocolOf(number uint8) ruleset.Protocol {
 	for p, n := range numbers {
 		if n == number {

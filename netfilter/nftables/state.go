@@ -8,7 +8,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// tableName is the name of weir's tables: one of the family ip, and one of ip6.
 var tableName = nftnl.WeirTable(conf.IPv4).Name
 
 var tables = [len(conf.Families)]nftnl.Table{
@@ -19,22 +18,18 @@ type held struct {
 	exists bool
 	off    bool // another program has switched the table off
 	sets   map[string]heldSet
-	// chains are the rules of each chain, also of empty ones.
 	chains map[string]nftnl.Rules
-	// misplaced are chains at wrong hooks, or that drop what reaches their end.
+	// misplaced are chains at wrong hooks, or with a policy that drops.
 	misplaced []string
 }
 
 type heldSet struct {
-	layout nftnl.Layout
-	// unknown is true if the set has a layout that no set of weir's has.
+	layout  nftnl.Layout
 	unknown bool
-	// odd is true if the set has elements that its layout doesn't allow.
 	odd     bool
 	entries ruleset.Entries
 }
 
-// same reports whether the sets are the same and share their entries' memory.
 func (s heldSet) same(o heldSet) bool {
 	return s.layout == o.layout && s.unknown == o.unknown && s.odd == o.odd && s.entries.Same(o.entries)
 }
@@ -53,9 +48,8 @@ func (h held) share(want *table) {
 	}
 }
 
-// stands reports whether weir's chains are complete enough to check each pod's packet. Chains at hooks must have
-// rules, class chains must end in a drop, and no rule may lead to an empty chain. A chain of audited policies may
-// end in a return behind a rule that logs. Other rules aren't compared: another version's rules may differ.
+// stands reports whether weir's chains are complete enough to check each pod's packet. Other rules aren't
+// compared: another version's rules may differ.
 func (h held) stands(want *table) bool {
 	if !h.exists || h.off || len(h.misplaced) > 0 {
 		return false

@@ -11,8 +11,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// String returns the table as nft prints it, with one element of a set on each line.
-//
 // Equivalent to: nft --stateless list table FAMILY weir
 func (t *table) String() string {
 	var b strings.Builder
@@ -115,7 +113,6 @@ func (s set) elementText(e nftnl.Element) string {
 	return key
 }
 
-// hookText has the line that nft prints for a chain at each hook.
 var hookText = map[ruleset.Hook]string{
 	ruleset.CheckForwarded:  "type filter hook forward priority mangle; policy accept;",
 	ruleset.CheckToNode:     "type filter hook input priority mangle; policy accept;",

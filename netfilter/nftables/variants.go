@@ -11,8 +11,7 @@ import (
 )
 
 // variants returns rules that together match what the rule matches. nftables can't compare two addresses of a
-// packet, so it needs sets with each pod's address twice. ports is false if the kernel can't match the ports of
-// bridges.
+// packet, so it needs sets with each pod's address twice.
 func variants(r rule, f conf.Family, ports bool) []rule {
 	with := func(track ruleset.Track, sets []ruleset.SetMatch, match ...condition) rule {
 		v := r
@@ -57,8 +56,6 @@ func variants(r rule, f conf.Family, ports bool) []rule {
 	return []rule{r}
 }
 
-// byPort returns the rule for packets from a port of another plugin's bridge. If ports is false, it leaves out a
-// rule that allows. A rule that drops then doesn't ask for the port.
 func byPort(r rule, ports bool) []rule {
 	port := r.InPort
 	r.InPort = ""
@@ -84,13 +81,12 @@ var directly = condition{"", func(e nftnl.Expressions) nftnl.Expressions {
 	return e.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 6, 1, 0).Compare(unix.NFT_CMP_EQ, []byte{unix.IPPROTO_ICMPV6})
 }}
 
-// hopLimit matches packets that no router has forwarded.
 var hopLimit = condition{"ip6 hoplimit 255", func(e nftnl.Expressions) nftnl.Expressions {
 	return e.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 7, 1, 0).Compare(unix.NFT_CMP_EQ, []byte{255})
 }}
 
-// noErrors has one list of conditions for each range of ICMP types that are no errors. IPv4's errors are the types
-// 3, 4, 5, 11 and 12.
+// noErrors has conditions for each range of ICMP types that are no errors. IPv4's errors are the types 3, 4, 5,
+// 11 and 12.
 var noErrors = [len(conf.Families)][][]condition{
 	conf.IPv4: {
 		{icmpType("icmp type < destination-unreachable", unix.NFT_CMP_LT, 3)},
@@ -106,9 +102,8 @@ var noErrors = [len(conf.Families)][][]condition{
 	}},
 }
 
-// anError are the conditions for ICMP errors other than redirects. If connection tracking calls an error related,
-// it has compared the receiver with the inner packet's sender (nf_conntrack_inet_error in
-// net/netfilter/nf_conntrack_proto.c).
+// anError matches ICMP errors other than redirects. For a related error, the kernel has compared the receiver
+// with the inner packet's sender (nf_conntrack_inet_error in net/netfilter/nf_conntrack_proto.c).
 var anError = [len(conf.Families)][]condition{
 	conf.IPv4: {icmpType("icmp type != redirect", unix.NFT_CMP_NEQ, 5)},
 	conf.IPv6: {directly, icmpType("icmpv6 type < echo-request", unix.NFT_CMP_LT, 128)},

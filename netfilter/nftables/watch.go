@@ -13,9 +13,9 @@ import (
 // TellsOfChanges reports that Watch hears of every change of the rules.
 func (d *Driver) TellsOfChanges() bool { return true }
 
-// Watch calls heard for every generation of nf_tables until ctx ends. It may run beside all other methods.
-// concerned is true if the transaction touched one of weir's tables, even if weir itself made the change.
-// Generation 0 means that messages were lost.
+// Watch calls heard for every generation of nf_tables until ctx ends. concerned is true if the change touched
+// one of weir's tables. Generation 0 means that messages were lost. Watch may run at the same time as all other
+// methods.
 //
 // Equivalent to: nft monitor
 func (d *Driver) Watch(ctx context.Context, heard func(generation uint32, concerned bool)) error {
@@ -30,9 +30,9 @@ func concerns(c nftnl.Change) bool {
 // Generation returns the number of the last change of nf_tables in this network namespace.
 func (d *Driver) Generation() (uint32, error) { return nftnl.Generation() }
 
-// Knows reports whether the driver knows what the generation has changed. Either the driver has read the tables at
-// this generation or later, or the driver has made the change itself. Generation 0 is never known. The caller must
-// pass the generations that Watch reports with concerned true, in ascending order. It may pass one again.
+// Knows reports whether the generation is no news: the driver has read the tables since, or has made the change
+// itself. Generation 0 is always news. The caller must pass generations with concerned true, in ascending
+// order.
 func (d *Driver) Knows(generation uint32) bool {
 	return generation != 0 && ((d.readAt != 0 && int32(generation-d.readAt) <= 0) || d.own.Made(generation))
 }

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Batch is a list of requests that the kernel carries out together or not at all. Its methods add requests. In
-// some, about is the caller's name for the request, which Refusal.About returns.
+// Batch is a list of requests that the kernel carries out together or not at all. Its methods add requests.
+// about is the caller's name for the request, which Refusal.About returns.
 //
 // Equivalent to: nft -f FILE
 type Batch struct{ messages []message }
@@ -24,7 +24,7 @@ type Refusal struct {
 	Err   error
 }
 
-// RefusedError says which requests of a batch the kernel refuses. It has carried out none of the batch.
+// RefusedError says which requests of a batch the kernel refuses. The kernel has carried out none of the batch.
 type RefusedError struct{ Refusals []Refusal }
 
 // Error says how many requests are refused, and why the first of them is.
@@ -48,8 +48,8 @@ func (b *Batch) request(kind int, t Table, flags uint16, about any, body attrs) 
 	b.add(message{unix.NFNL_SUBSYS_NFTABLES<<8 | uint16(kind), flags, t.Family, body, about})
 }
 
-// Commit sends the requests. After a RefusedError the kernel has carried out none of them. After any other error it may
-// have carried out all of them or none.
+// Commit sends the requests. After a RefusedError the kernel has carried out none of them. After any other
+// error it may have carried out all of them or none.
 func (b *Batch) Commit() error {
 	if b.Empty() {
 		return nil
@@ -69,7 +69,6 @@ func (b *Batch) Commit() error {
 	return b.answers(fd)
 }
 
-// serialize returns the messages of a transaction. The last one asks for an answer.
 func (b *Batch) serialize() []byte {
 	size := 0
 	for _, m := range b.messages {
@@ -85,8 +84,8 @@ func (b *Batch) serialize() []byte {
 	return message{kind: unix.NFNL_MSG_BATCH_END}.append(all, uint32(len(b.messages)+1))
 }
 
-// makeRoom makes the socket's buffers large enough for the transaction and its answers. In a user namespace of its
-// own, a process can't exceed the limit of buffers. The kernel then refuses large transactions.
+// makeRoom makes the socket's buffers large enough for the transaction and its answers. In a user namespace of
+// its own, a process can't exceed the limit of buffers.
 func makeRoom(fd, size, messages int) error {
 	const usual, answer = 64 << 10, 1 << 10 // what the kernel counts for an answer
 	for option, need := range map[[2]int]int{

@@ -35,7 +35,7 @@ const (
 	nftaChainUserdata = 12
 )
 
-// AddTable makes the table, or switches it on if another program has switched it off.
+// AddTable makes the table, or switches it on again.
 //
 // Equivalent to: nft add table FAMILY TABLE { comment "COMMENT"; }
 func (b *Batch) AddTable(t Table, words string) {

@@ -17,8 +17,7 @@ type Rule struct {
 	Comment     string
 }
 
-// Sum identifies a rule's expressions and comment, in this process only. Different rules have the same Sum with a
-// probability of 1 in 2^64.
+// Sum identifies a rule's expressions and comment, in this process only.
 type Sum uint64
 
 var seed = maphash.MakeSeed()
@@ -26,8 +25,6 @@ var seed = maphash.MakeSeed()
 // Sum returns the rule's Sum. It is the same for a rule as the kernel prints it, and ignores counts.
 func (r Rule) Sum() Sum { return sum(r.Expressions, comment(commentOfAnObject, r.Comment)) }
 
-// sum hashes the expressions. The kernel may print an attribute with its default 0 that was left out, and change
-// the order.
 func sum(expressions, data []byte) Sum {
 	var all []byte
 	number := func(n int) { all = binary.BigEndian.AppendUint32(all, uint32(n)) }
@@ -68,8 +65,8 @@ func sum(expressions, data []byte) Sum {
 	return Sum(maphash.Bytes(seed, append(all, data...)))
 }
 
-// Expressions are the expressions of a rule, in the form in which the kernel prints them. Each method appends one.
-// There are sixteen registers of 32 bits; a value takes as many as it needs.
+// Expressions are the expressions of a rule, in the form in which the kernel prints them. Each method appends
+// one. There are sixteen registers of 32 bits.
 type Expressions []byte
 
 func (e Expressions) add(name string, data attrs) Expressions {
@@ -80,7 +77,6 @@ func (e Expressions) add(name string, data attrs) Expressions {
 	return Expressions(attrs(e).put(unix.NFTA_LIST_ELEM, one))
 }
 
-// register returns the kernel's number of a register. It numbers every fourth one as a register of 128 bits.
 func register(n int) uint32 {
 	if n%4 == 0 {
 		return uint32(unix.NFT_REG_1 + n/4)
@@ -95,8 +91,7 @@ func (e Expressions) Meta(key uint32, to int) Expressions {
 	return e.add("meta", attrs{}.number(unix.NFTA_META_KEY, key).number(unix.NFTA_META_DREG, register(to)))
 }
 
-// Ct loads a property of the packet's connection, such as unix.NFT_CT_STATE. The rule doesn't match if the packet has
-// no connection, except for the state.
+// Ct loads a property of the packet's connection, such as unix.NFT_CT_STATE.
 func (e Expressions) Ct(key uint32, to int) Expressions {
 	return e.add("ct", attrs{}.number(unix.NFTA_CT_KEY, key).number(unix.NFTA_CT_DREG, register(to)))
 }
@@ -106,7 +101,8 @@ func (e Expressions) SetCt(key uint32, from int) Expressions {
 	return e.add("ct", attrs{}.number(unix.NFTA_CT_KEY, key).number(unix.NFTA_CT_SREG, register(from)))
 }
 
-// Payload loads bytes of the packet, counted from the beginning of a header such as unix.NFT_PAYLOAD_NETWORK_HEADER.
+// Payload loads bytes of the packet, counted from the beginning of a header such as
+// unix.NFT_PAYLOAD_NETWORK_HEADER.
 func (e Expressions) Payload(header uint32, offset, length uint32, to int) Expressions {
 	return e.add("payload", attrs{}.number(unix.NFTA_PAYLOAD_DREG, register(to)).number(unix.NFTA_PAYLOAD_BASE, header).
 		number(unix.NFTA_PAYLOAD_OFFSET, offset).number(unix.NFTA_PAYLOAD_LEN, length))
@@ -126,8 +122,8 @@ func (e Expressions) And(mask []byte) Expressions {
 		put(unix.NFTA_BITWISE_MASK, value(mask)).put(unix.NFTA_BITWISE_XOR, value(make([]byte, len(mask)))))
 }
 
-// Lookup ends the rule unless the set contains what the registers from the first on hold. With not, it ends the
-// rule if the set contains it.
+// Lookup ends the rule unless the set contains the first registers' value. With not, it ends the rule if the
+// set contains it.
 func (e Expressions) Lookup(set string, not bool) Expressions {
 	a := attrs{}.text(unix.NFTA_LOOKUP_SET, set).number(unix.NFTA_LOOKUP_SREG, register(0))
 	if not {
@@ -136,8 +132,8 @@ func (e Expressions) Lookup(set string, not bool) Expressions {
 	return e.add("lookup", a)
 }
 
-// LookupVerdict gives the packet the verdict that the map has for the registers from the first on. It ends the rule
-// if the map has none.
+// LookupVerdict gives the packet the map's verdict for the first registers' value. It ends the rule if the map
+// has none.
 func (e Expressions) LookupVerdict(name string) Expressions {
 	return e.add("lookup", attrs{}.text(unix.NFTA_LOOKUP_SET, name).number(unix.NFTA_LOOKUP_SREG, register(0)).
 		number(unix.NFTA_LOOKUP_DREG, unix.NFT_REG_VERDICT))

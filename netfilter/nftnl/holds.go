@@ -14,7 +14,8 @@ import (
 	netattrs "github.com/weir-net/weir/internal/attrs"
 )
 
-// Question asks for an element of a set by its key. In a set of networks it asks for the network with the address.
+// Question asks for an element of a set by its key. In a set of networks it asks for the network with the
+// address.
 type Question struct {
 	Table Table
 	Set   Set
@@ -24,7 +25,8 @@ type Question struct {
 // questionsEach is how many questions one system call asks. The answers must have room in a socket's buffer.
 const questionsEach = 128
 
-// Find returns the element for each question, in order. It returns nil for an element or set that doesn't exist.
+// Find returns the element for each question, in order. It returns nil for an element or set that doesn't
+// exist.
 //
 // Equivalent to: nft get element FAMILY TABLE SET { KEY }, for each question
 func Find(questions []Question) ([]*Element, error) {
@@ -78,8 +80,8 @@ func (q Question) answer(reply []byte) *Element {
 	return nil
 }
 
-// between returns the network from first up to the address before behind. If behind is zero, it reaches to the last
-// address. ok is false if this is no single network.
+// between returns the network from first up to the address before behind. A zero behind stands for the end of
+// all addresses. ok is false if this is no single network.
 func between(first, behind netip.Addr) (p netip.Prefix, ok bool) {
 	last := netipx.PrefixLastIP(netip.PrefixFrom(first, 0))
 	if behind.IsValid() {

@@ -1,6 +1,6 @@
-// Package nftnl writes and reads tables, chains, rules, sets and maps of nf_tables over netlink. It knows nothing
-// of policies. The library github.com/google/nftables doesn't tell which requests of a transaction the kernel
-// refuses, and keeps all elements of a list in memory. So this package writes the messages itself.
+// Package nftnl writes and reads tables, chains, rules, sets and maps of nf_tables over netlink. It knows
+// nothing of policies. The library github.com/google/nftables doesn't tell which requests of a transaction the
+// kernel refuses, so this package writes the messages itself.
 package nftnl
 
 import (
@@ -15,7 +15,6 @@ type Table struct {
 	Name   string
 }
 
-// attrs are netlink attributes in their binary form.
 type attrs []byte
 
 func (a attrs) put(kind uint16, value []byte) attrs {
@@ -38,7 +37,6 @@ type message struct {
 	about       any // what the caller calls the request
 }
 
-// sizeofGenmsg is the length of struct nfgenmsg, which follows the header of a message.
 const sizeofGenmsg = 4
 
 func (m message) append(to []byte, seq uint32) []byte {
@@ -54,7 +52,6 @@ func (m message) append(to []byte, seq uint32) []byte {
 	return append(to, m.body...)
 }
 
-// comment returns a text as userdata, the form in which nft stores it. kind depends on the object.
 func comment(kind byte, text string) []byte {
 	if text == "" {
 		return nil
@@ -62,7 +59,6 @@ func comment(kind byte, text string) []byte {
 	return userdata(nil, kind, append([]byte(text), 0))
 }
 
-// userdata appends a value to userdata: its type, its length, and the value (libnftnl, src/udata.c).
 func userdata(to []byte, kind byte, value []byte) []byte {
 	return append(append(to, kind, byte(len(value))), value...)
 }
@@ -77,8 +73,8 @@ func userdataIn(data []byte, kind byte) []byte {
 	return nil
 }
 
-// MaxComment is the longest comment, in bytes, that nft reads in a file (NFTNL_UDATA_COMMENT_MAXLEN in libnftnl).
-// The kernel stores longer ones.
+// MaxComment is the longest comment, in bytes, that nft reads in a file (NFTNL_UDATA_COMMENT_MAXLEN in
+// libnftnl). The kernel stores longer ones.
 const MaxComment = 127
 
 // Comment shortens a text to MaxComment bytes.

@@ -2,16 +2,15 @@ package nftnl
 
 import "slices"
 
-// OwnChanges recognises the generations of nf_tables that the driver's own changes made. The kernel doesn't say who
-// made a generation, so OwnChanges counts. If the driver has made three changes in a span, the first three generations
-// of the span that Watch reports with concerned true count as its own. If another program made one of them, one of
-// the driver's own is left over. The driver then reads everything again.
+// OwnChanges recognises the generations of nf_tables that the driver's own changes made. The kernel doesn't say
+// who made a generation, so OwnChanges counts: after three own changes in a span, the first three of its
+// generations count as own. If another program made one of them, one too many is left, and the driver reads
+// everything again.
 type OwnChanges struct {
 	spans []span
 	known []uint32 // generations that count as the driver's own
 }
 
-// span is a range of generations: after the number before, up to and including the number after.
 type span struct {
 	before, after uint32
 	left          int // how many of its changes Watch hasn't reported yet
@@ -23,8 +22,8 @@ func (o *OwnChanges) Note(before, after uint32, changes int) {
 	o.spans = append(o.spans, span{before, after, changes})
 }
 
-// Made reports whether the driver made the generation. The caller must pass only the generations that Watch reports
-// with concerned true, in ascending order. It may pass one again.
+// Made reports whether the driver made the generation. The caller must pass only generations with concerned
+// true, in ascending order.
 func (o *OwnChanges) Made(generation uint32) bool {
 	if slices.Contains(o.known, generation) {
 		return true

@@ -12,8 +12,7 @@ import (
 	netattrs "github.com/weir-net/weir/internal/attrs"
 )
 
-// PodSets implements attachment.PodSets with the sets of weir's tables "ip weir" and "ip6 weir". Each method opens its
-// own connection to the kernel.
+// PodSets implements attachment.PodSets with the sets of weir's tables "ip weir" and "ip6 weir".
 type PodSets struct{}
 
 // WeirTable returns the family's table with weir's rules.
@@ -22,10 +21,8 @@ func WeirTable(f conf.Family) Table {
 }
 
 const (
-	// WeirTableComment is the comment of weir's tables.
 	WeirTableComment = "weir: network policies of this node's pods"
-	// PodsComment is the comment of the sets of all pods.
-	PodsComment = "weir: this node's pods"
+	PodsComment      = "weir: this node's pods"
 )
 
 func podsSet(f conf.Family) Set {
@@ -34,13 +31,13 @@ func podsSet(f conf.Family) Set {
 
 func element(a netip.Addr) Element { return Element{Prefix: netip.PrefixFrom(a, a.BitLen())} }
 
-// Name returns the name of the set of all pods of the address's family, as messages give it.
+// Name returns the name of the set of all pods of the address's family, for messages.
 func (PodSets) Name(addr netip.Addr) string {
 	return "set " + podsSet(conf.FamilyOf(addr)).Name + " of nftables"
 }
 
-// Deny adds the addresses to the sets of all pods, with the pod's name as the comment. It makes such a set if it
-// doesn't exist, because no agent has run since the node was started.
+// Deny adds the addresses to the sets of all pods, with the pod's name as the comment. It makes a missing set:
+// no agent may have run since the node was started.
 //
 // Equivalent to: nft add element ip weir weir-pods { ADDR comment "POD" } (ip6 and weir-pods6 for IPv6)
 func (PodSets) Deny(pod string, addrs ...netip.Addr) error {
@@ -81,10 +78,10 @@ func (PodSets) Remove(addrs ...netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// triesOfAPurge is how often Purge tries. It tries again if the agent has taken an address out of a set meanwhile.
+// triesOfAPurge is how often Purge tries, if the agent takes addresses out of sets meanwhile.
 const triesOfAPurge = 5
 
-// Purge deletes the addresses from every set and map that holds pods.
+// Purge deletes the addresses from every set and map that has pods.
 //
 // Equivalent to: for each set of nft list sets ip (ip6 for IPv6): nft delete element ip weir SET { ADDR }
 func (PodSets) Purge(addrs ...netip.Addr) error {
@@ -167,7 +164,7 @@ func (r *Reader) elementsOf(t Table, s Set, addrs []netip.Addr) (found []Element
 	return found, err
 }
 
-// Holds reports whether the address is in the set of all pods. If there is no such set, it is not.
+// Holds reports whether the address is in the set of all pods. It returns false if there is no such set.
 //
 // Equivalent to: nft get element ip weir weir-pods { ADDR } (ip6 and weir-pods6 for IPv6)
 func (PodSets) Holds(addr netip.Addr) (bool, error) { return in(podsSet(conf.FamilyOf(addr)), addr) }
@@ -216,8 +213,7 @@ func looksUp(expressions []byte, set string) (yes bool) {
 	return yes
 }
 
-// Check returns an error that names each set that lacks one of the addresses: the set of all pods, or a direction's
-// map with the pods' classes.
+// Check returns an error that names each set that lacks one of the addresses.
 func (PodSets) Check(addrs ...netip.Addr) error {
 	var errs []error
 	for _, a := range addrs {
@@ -236,10 +232,10 @@ func (PodSets) Check(addrs ...netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// Addresses returns the addresses in the sets that have only pods of this node: the sets of all pods, and the maps of
-// the pods in classes.
+// Addresses returns the addresses in the sets that have only pods of this node.
 //
-// Equivalent to: nft list set ip weir weir-pods; nft list map ip weir weir-in; nft list map ip weir weir-eg (ip6 etc.)
+// Equivalent to: nft list set ip weir weir-pods; nft list map ip weir weir-in; nft list map ip weir weir-eg
+// (ip6 etc.)
 func (PodSets) Addresses() (all []netip.Addr, err error) {
 	r := NewReader()
 	defer r.Close()

@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestPodSets runs each method in a network namespace without tables, and in one with an agent's sets.
+// TestPodSets runs each method without tables, and with an agent's sets.
 func TestPodSets(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -101,8 +101,8 @@ func TestPodSets(t *testing.T) {
 	holds(other, true)
 }
 
-// TestBatchIsAllOrNothing: if the kernel refuses one request of a batch, it carries out none of them. Commit says
-// which one was refused.
+// TestBatchIsAllOrNothing: if the kernel refuses one request of a batch, it carries out none of them. Commit
+// says which one was refused.
 func TestBatchIsAllOrNothing(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

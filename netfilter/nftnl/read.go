@@ -34,11 +34,9 @@ func request(kind int, flags int, t Table, body attrs) *nl.NetlinkRequest {
 	return req
 }
 
-// triesOfALists is how often list tries. It tries again if the list changes while it is read.
+// triesOfALists is how often list tries, if the list changes while it is read.
 const triesOfALists = 5
 
-// list calls each with the attributes of every object in the list, until each returns false. It calls again before
-// each attempt.
 func (r *Reader) list(kind int, t Table, body attrs, again func(), each func(attrs []byte) bool) (err error) {
 	for range triesOfALists {
 		again()
@@ -148,8 +146,7 @@ func (r *Reader) Hook(t Table, chain string) (hook *Hook, accepts bool, err erro
 	return hook, policy == 1, nil
 }
 
-// Chains returns the names of the table's chains, also of empty ones. The kernel lists all tables' chains of the
-// family for that.
+// Chains returns the names of the table's chains, also of empty ones.
 //
 // Equivalent to: nft list chains FAMILY
 func (r *Reader) Chains(t Table) (names []string, err error) {
@@ -173,10 +170,8 @@ func (r *Reader) Chains(t Table) (names []string, err error) {
 
 // Rules are the rules of a chain.
 type Rules struct {
-	Sums []Sum // in order
-	// To are the chains that the rules lead to, in order.
-	To []string
-	// Drops is true if the last rule drops every packet.
+	Sums  []Sum // in order
+	To    []string
 	Drops bool
 	// Audits is true if the last rule returns every packet, and the rule before it logs for audited policies.
 	Audits bool
@@ -254,8 +249,8 @@ func (c *Rules) add(s Sum, expressions []byte) {
 	c.Audits = logged && returns && others == 0
 }
 
-// Generation returns the number of the last change of nf_tables in this network namespace. It fails if the kernel
-// has no nf_tables.
+// Generation returns the number of the last change of nf_tables in this network namespace. It fails if the
+// kernel has no nf_tables.
 //
 // Equivalent to: nft monitor, which shows the number as "new generation"
 func Generation() (uint32, error) {

@@ -58,9 +58,8 @@ func parseSet(family uint8, answer []byte) (table string, s SetState) {
 	return table, s
 }
 
-// Each calls each with the elements of the set. If each returns false, it ends early, without an error. It calls
-// again before each attempt: it begins anew if the set changes. odd is true if the set has an element that the
-// layout doesn't allow.
+// Each calls each with the elements of the set, until each returns false. It calls again before each attempt:
+// it begins anew if the set changes. odd is true if the layout doesn't allow one of the elements.
 //
 // Equivalent to: nft list set FAMILY TABLE SET
 func (r *Reader) Each(t Table, s Set, again func(), each func(Element) bool) (odd bool, err error) {
@@ -94,13 +93,11 @@ func (r *Reader) Each(t Table, s Set, again func(), each func(Element) bool) (od
 	return odd, wrap(err, "list set %s of table %s", s.Name, t.Name)
 }
 
-// end is a network's first address, or the first address behind the network.
 type end struct {
 	Element
 	last bool
 }
 
-// networks calls each with the networks. ok is false if an end belongs to no network.
 func networks(ends []end, each func(Element) bool) (ok bool) {
 	slices.SortFunc(ends, func(a, b end) int {
 		if c := a.Prefix.Addr().Compare(b.Prefix.Addr()); c != 0 || a.last == b.last {
@@ -140,7 +137,6 @@ func networks(ends []end, each func(Element) bool) (ok bool) {
 	return ok
 }
 
-// element parses an element. last is true if it only ends a network.
 func (l Layout) element(family uint8, data []byte) (e Element, last, ok bool) {
 	var verdict Verdict
 	var words string

@@ -33,7 +33,8 @@ type Set struct {
 	Comment string
 }
 
-// Element is an element of a set. Which fields it uses depends on the layout. Elements of Verdicts have a verdict.
+// Element is an element of a set. Which fields it uses depends on the layout. Elements of Verdicts have a
+// verdict.
 type Element struct {
 	Prefix  netip.Prefix
 	Proto   uint8
@@ -54,13 +55,11 @@ const (
 	typeBits    = 6
 )
 
-// Lengths of the parts of keys, in bytes. In a concatenation each part fills whole registers of four bytes.
 const (
 	ifnameLen   = unix.IFNAMSIZ
 	registerLen = 4
 )
 
-// key returns the type and the length of the elements' keys as the kernel stores them, and flags of the set.
 func (l Layout) key(family uint8) (kind, length, flags uint32) {
 	address, size := uint32(typeIPv4), uint32(4)
 	if family == unix.NFPROTO_IPV6 {
@@ -88,7 +87,6 @@ func (l Layout) key(family uint8) (kind, length, flags uint32) {
 	return address, size, 0
 }
 
-// layoutOf returns the layout of a set with this key, and whether there is one.
 func layoutOf(family uint8, kind, length, flags uint32) (Layout, bool) {
 	for l := Address; l <= InnerPair; l++ {
 		if k, n, f := l.key(family); k == kind && n == length && f == flags {
@@ -112,7 +110,6 @@ func (b *Batch) AddSet(t Table, s Set, about any) {
 	b.request(unix.NFT_MSG_NEWSET, t, unix.NLM_F_CREATE, about, a)
 }
 
-// userdata returns what nft needs to print the set: byte order, comment, and for one layout how to read the key.
 func (s Set) userdata(family uint8) []byte {
 	const none, host, big = 0, 1, 2 // enum byteorder (nftables, include/datatype.h)
 	order := byte(big)
@@ -168,8 +165,8 @@ type ElementOf struct {
 	Element Element
 }
 
-// AddElements adds the elements to the set. Networks must not overlap. An element with a verdict must not exist
-// with another one. If alone is true, each element has a request of its own, so a refusal names it (ElementOf).
+// AddElements adds the elements to the set. Networks must not overlap. If alone is true, each element has a
+// request of its own, so a refusal names it (ElementOf).
 //
 // Equivalent to: nft add element FAMILY TABLE SET { KEY comment "COMMENT", … }
 func (b *Batch) AddElements(t Table, s Set, elements []Element, about any, alone bool) {
@@ -218,7 +215,7 @@ func (b *Batch) elements(kind int, flags uint16, t Table, s Set, elements []Elem
 }
 
 // encode returns the element in the kernel's form. A network is two elements: its first address, and the first
-// address behind it. If whole is false, encode writes only keys.
+// address behind it.
 func (l Layout) encode(e Element, whole bool) []attrs {
 	first := attrs{}.put(unix.NFTA_SET_ELEM_KEY, value(l.keyOf(e)))
 	if whole && l == Verdicts {
@@ -264,7 +261,8 @@ func (l Layout) keyOf(e Element) []byte {
 	return key
 }
 
-// Element returns the element for the key that the registers begin with. ok is false if the layout has no such key.
+// Element returns the element for the key at the beginning of the registers. ok is false if the layout has no
+// such key.
 func (l Layout) Element(family uint8, registers []byte) (e Element, ok bool) {
 	_, length, _ := l.key(family)
 	if len(registers) < int(length) {
@@ -273,7 +271,6 @@ func (l Layout) Element(family uint8, registers []byte) (e Element, ok bool) {
 	return l.parse(family, registers[:length])
 }
 
-// parse returns the element with this key. ok is false if the layout has no such key.
 func (l Layout) parse(family uint8, key []byte) (e Element, ok bool) {
 	_, length, _ := l.key(family)
 	if len(key) != int(length) {

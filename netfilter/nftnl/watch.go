@@ -18,9 +18,9 @@ type Change struct {
 	Table, Chain string
 }
 
-// Watch calls heard for every generation of nf_tables until ctx ends. concerned is true if concerns returns true
-// for one of the transaction's changes. The first call reports the present generation as concerned. Generation 0
-// means that messages were lost: any rule may have changed. New chains and changes of sets are no Changes.
+// Watch calls heard for every generation of nf_tables until ctx ends. concerned is true if concerns returns
+// true for one of the transaction's changes. The first call reports the present generation as concerned.
+// Generation 0 means that messages were lost. New chains and changes of sets are no Changes.
 //
 // Equivalent to: nft monitor
 func Watch(ctx context.Context, concerns func(Change) bool, heard func(generation uint32, concerned bool)) error {
@@ -55,7 +55,6 @@ func Watch(ctx context.Context, concerns func(Change) bool, heard func(generatio
 	}
 }
 
-// generationIn returns the number in a message that ends a transaction. ok is false for all other messages.
 func generationIn(m syscall.NetlinkMessage) (generation uint32, ok bool) {
 	if m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN || len(m.Data) < sizeofGenmsg {
 		return 0, false
