@@ -48,8 +48,6 @@ func (n *node) must(err error) {
 	}
 }
 
-// begin does the first steps of an ADD: it assigns an address and writes the record. It returns the record and its
-// lock.
 func (n *node) begin(container, network string) (e *endpoint.Endpoint, making io.Closer) {
 	n.Helper()
 	e = &endpoint.Endpoint{ContainerID: container, IfName: "eth0", Network: network, Enforcement: conf.Strict}
@@ -69,7 +67,6 @@ func (n *node) begin(container, network string) (e *endpoint.Endpoint, making io
 	return e, making
 }
 
-// add attaches a container with everything that ADD and the agent make.
 func (n *node) add(container, network string) *endpoint.Endpoint {
 	n.Helper()
 	e, making := n.begin(container, network)
@@ -87,7 +84,6 @@ func (n *node) add(container, network string) *endpoint.Endpoint {
 	return e
 }
 
-// traces returns which parts of each container's attachment are on the node. It leaves out containers without any.
 func (n *node) traces() map[string][]string {
 	n.Helper()
 	out := nodetest.Run(n, "sh", "-c",
@@ -199,8 +195,7 @@ func TestCollect(t *testing.T) {
 	n.want("with nothing valid", map[string][]string{})
 }
 
-// TestEvict: Evict removes an address only if it is in the set of all pods and belongs to no attachment. This may
-// have changed since the caller looked.
+// TestEvict: Evict removes an address only if it is in the set of all pods and belongs to no attachment.
 func TestEvict(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -219,8 +214,8 @@ func TestEvict(t *testing.T) {
 	n.want("evicted", map[string][]string{"c1": whole})
 }
 
-// TestLostRecords: Collect removes all traces without a record, except those of attachments that the runtime lists.
-// A pod of another node stays in its selector set.
+// TestLostRecords: Collect removes all traces without a record, except those of attachments that the runtime
+// lists.
 func TestLostRecords(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -245,8 +240,8 @@ func TestLostRecords(t *testing.T) {
 	}
 }
 
-// TestAnIDThatCameBack: the agent finds an attachment that is over. Before it ends the attachment, a new one has the
-// same ID. The agent leaves the new one alone.
+// TestAnIDThatCameBack: if a new attachment gets the ID of one that is over, the agent leaves the new one
+// alone.
 func TestAnIDThatCameBack(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

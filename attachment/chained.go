@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/netfilter/conntrack"
 )
 
-// Behind another plugin weir makes no interface. The pod's link is up before weir is called. So only the set of all
-// pods denies the pod's connections until it is enrolled.
+// Behind another plugin weir makes no interface, and the pod's link is already up. Until the pod is enrolled,
+// only the set of all pods denies its connections.
 
 // Chained describes an interface that another plugin has made.
 type Chained struct {
@@ -35,8 +35,8 @@ func (m *making) chainedSteps() []func() error {
 	}
 }
 
-// findChained finds the pod's link on the node, unless enforcement is "off". It returns bridge.ErrBypassesForward if
-// the link's packets can't be made to pass iptables.
+// findChained finds the pod's link on the node. It returns bridge.ErrBypassesForward if the link's packets
+// can't be made to pass iptables.
 func (m *making) findChained(c *Chained) error {
 	e := &m.record
 	e.Addresses, e.MAC = c.Addresses, c.MAC
@@ -58,8 +58,8 @@ func (m *making) findChained(c *Chained) error {
 	return failed("find the pod's link", err)
 }
 
-// assign writes the record and assigns the addresses to the attachment. An address may come from an attachment whose
-// DEL was missed. Then assign takes it out of all sets. The error may be *ipam.AssignedError.
+// assign writes the record and assigns the addresses to the attachment. If an address's last DEL was missed,
+// assign takes the address out of all sets. The error may be *ipam.AssignedError.
 func (m *making) assign() error {
 	const step = "assign the pod's addresses"
 	unlock, err := endpoint.Lock()
@@ -86,13 +86,12 @@ func (m *making) assign() error {
 	return failed("take the pod's addresses out of the sets of their last pod", m.Sets.Purge(inherited...))
 }
 
-// deleteConnections deletes the addresses' connections from before denyUntilEnrolled. No policy has allowed them.
 func (m *making) deleteConnections() error {
 	return failed("delete the connections of the pod's addresses", conntrack.Delete(addrsOf(m.record.Addresses)...))
 }
 
 // checkDenied returns a *NoRuleError unless a rule is known to deny the pod's connections until it is enrolled.
-// There is no such rule before the first agent has run since the node was started.
+// Before the node's first agent there is none.
 func (m *making) checkDenied(noAgent error) error {
 	for _, addr := range m.record.Addresses {
 		if used, err := m.Sets.InUse(addr.Addr); err != nil || !used {
@@ -102,8 +101,6 @@ func (m *making) checkDenied(noAgent error) error {
 	return nil
 }
 
-// checkChained returns an error if prevResult has other addresses than the record. It also returns one if the pod's
-// bridge bypasses iptables.
 func checkChained(e *endpoint.Endpoint, prevResult []endpoint.Address) error {
 	var errs []error
 	same := func(a, b endpoint.Address) bool { return a.Addr == b.Addr }

@@ -25,7 +25,7 @@ type Expected struct {
 	Routes []conf.Route
 	// OnNode and InPod are the interfaces of the last result, including those of plugins after weir.
 	OnNode, InPod []bridge.Interface
-	// Addresses are the addresses of the last result. Check compares a chained attachment's addresses with them.
+	// Addresses are the addresses of the last result. They matter only for a chained attachment.
 	Addresses []endpoint.Address
 }
 
@@ -39,8 +39,8 @@ func Load(id string) (*endpoint.Endpoint, error) {
 }
 
 // Check returns a *StepError that names everything that is missing or differs from what Make made. It returns a
-// *NetnsError if there is no such namespace. For each direction it only looks whether the pod is in any class,
-// because only the agent knows the right one.
+// *NetnsError if there is no such namespace. It checks that the pod is in a class, but not in which: only the
+// agent knows.
 func (n Node) Check(e *endpoint.Endpoint, want Expected) error {
 	fd, err := openNetns(want.Netns)
 	if err != nil {
@@ -73,7 +73,6 @@ func checkGuard(p bridge.Port) error {
 	return err
 }
 
-// checkOwner returns an error for each address that isn't assigned to the attachment. Another pod could get it.
 func checkOwner(e *endpoint.Endpoint) error {
 	var errs []error
 	for _, a := range e.Addresses {
@@ -93,7 +92,6 @@ func (n Node) checkSets(e *endpoint.Endpoint) error {
 	return n.Sets.Check(addrsOf(e.Addresses)...)
 }
 
-// checkInterfaces returns an error for each interface of the last result that is missing or differs.
 func checkInterfaces(links netlinksafe.Handle, fd netns.NsHandle, want Expected) error {
 	pod, err := netlinksafe.NewHandleAt(fd, unix.NETLINK_ROUTE)
 	if err != nil {
@@ -106,8 +104,8 @@ func checkInterfaces(links netlinksafe.Handle, fd netns.NsHandle, want Expected)
 	)
 }
 
-// CheckAgent returns nil if the heartbeat file says that an agent was ready within agentapi.BeatLasts. The error is
-// *NoAgentError or *StepError.
+// CheckAgent returns nil if the heartbeat file says that an agent was ready within agentapi.BeatLasts. The
+// error is *NoAgentError or *StepError.
 func CheckAgent(now time.Time) error {
 	beat, err := agentapi.LastBeat()
 	if err != nil {

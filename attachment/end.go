@@ -13,30 +13,22 @@ import (
 	"github.com/weir-net/weir/netfilter/conntrack"
 )
 
-// ending is an attachment that is being removed, with what begin has already done. detach skips these steps.
 type ending struct {
-	id string
-	// record is the endpoint record; nil if there is none or it is broken.
-	record *endpoint.Endpoint
-	// sender has the attachment's port, and what the guard allows it to send as. The port's name comes from the ID.
-	// The MAC may be nil.
-	sender bridge.Sender
-	// busy is true if this process has marked the record as busy. Then no other process ends the attachment.
-	busy bool
-	// begun is true if begin has marked the record as ending.
-	begun bool
-	// forbidden is true if begin has also forbidden the port to send, or if the port is another plugin's.
+	id        string
+	record    *endpoint.Endpoint
+	sender    bridge.Sender
+	busy      bool
+	begun     bool
 	forbidden bool
-	// unplugged is true if begin has deleted the link and all neighbour entries.
 	unplugged bool
 }
 
 // End removes the attachment with that ID. It returns nil if there is no record. If the record is broken, End
-// removes what it can find by the ID, and the assigned addresses. The error is a *StepError.
+// removes what it can find by the ID. The error is a *StepError.
 func (n Node) End(id string) error { return failed("delete", n.end(id)) }
 
 func (n Node) end(id string) error {
-	// Reap leaves the attachment alone while this mark is there.
+	// While this mark exists, Reap leaves the attachment alone.
 	mark := endpoint.MarkBusy(id)
 	defer func() { _ = mark.Close() }()
 	x := &ending{id: id, busy: mark.Held()}
@@ -78,8 +70,7 @@ func (n Node) endUnfinished(e *endpoint.Endpoint) error {
 }
 
 // begin does the slowest steps, which need no lock. It marks the record as ending, so that the agent puts the
-// addresses into no more sets. Then it deletes the link, unless another plugin made it. Without a record it returns
-// fs.ErrNotExist.
+// addresses into no more sets. Then it deletes the link, unless another plugin made it.
 func (x *ending) begin() error {
 	e, err := endpoint.MarkEnding(x.id)
 	switch {
@@ -103,8 +94,8 @@ func (x *ending) begin() error {
 	return nil
 }
 
-// unplug deletes the link. If no other attachment is ending, it also forbids the port to send. It deletes the
-// neighbour entries only if nobody else can release the addresses meanwhile.
+// unplug deletes the link. It deletes the neighbour entries only if nobody else can release the addresses
+// meanwhile.
 func (x *ending) unplug() (err error) {
 	neighbours := x.record.Addresses
 	for _, a := range x.record.Addresses {
@@ -121,8 +112,6 @@ func (x *ending) unplug() (err error) {
 	return err
 }
 
-// resume sets the record that was read under the node's lock. It may be that of a new attachment with the same ID.
-// For a new one, detach must do all steps.
 func (x *ending) resume(e *endpoint.Endpoint) {
 	if x.begun && x.record.Created.Equal(e.Created) {
 		x.record = e
@@ -140,8 +129,8 @@ func (x *ending) setRecord(e *endpoint.Endpoint) {
 	}
 }
 
-// endLocked does the steps that begin hasn't done. It returns the record, or nil if there is none any more. The
-// caller must have the node's lock.
+// endLocked does the steps that begin hasn't done. It returns the record; nil if there is none. The caller must
+// have the node's lock.
 func (n Node) endLocked(x *ending) (*endpoint.Endpoint, error) {
 	e, err := endpoint.MarkEnding(x.id)
 	switch {
@@ -157,8 +146,6 @@ func (n Node) endLocked(x *ending) (*endpoint.Endpoint, error) {
 	return e, n.detach(x)
 }
 
-// salvage makes a record for an attachment whose own record is broken. It has the ID, the link's name and the
-// assigned addresses.
 func salvage(id string) (*endpoint.Endpoint, error) {
 	container, ifName, _ := strings.Cut(id, ":")
 	e := &endpoint.Endpoint{ContainerID: container, IfName: ifName, HostIf: bridge.PortName(id)}
@@ -174,8 +161,8 @@ func salvage(id string) (*endpoint.Endpoint, error) {
 	return e, nil
 }
 
-// detach removes everything that the attachment has. The addresses are released last, when nothing refers to them
-// any more. Then the record is removed. The caller must have the node's lock.
+// detach removes everything that the attachment has. It releases the addresses last, when nothing refers to
+// them any more. The caller must have the node's lock.
 func (n Node) detach(x *ending) error {
 	addresses, err := x.addresses()
 	if err != nil {
@@ -205,8 +192,7 @@ func (n Node) detach(x *ending) error {
 	return endpoint.Remove(x.id)
 }
 
-// addresses returns the record's addresses. It leaves out those of another attachment: an earlier attempt had
-// released them.
+// addresses leaves out addresses that belong to another attachment by now: an earlier attempt released them.
 func (x *ending) addresses() ([]endpoint.Address, error) {
 	var own []endpoint.Address
 	for _, a := range x.record.Addresses {

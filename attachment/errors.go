@@ -19,7 +19,6 @@ func (e *StepError) Error() string { return e.Step + ": " + e.Err.Error() }
 
 func (e *StepError) Unwrap() error { return e.Err }
 
-// failed returns a *StepError, and nil if err is nil.
 func failed(step string, err error) error {
 	if err == nil {
 		return nil
@@ -27,7 +26,6 @@ func failed(step string, err error) error {
 	return &StepError{step, err}
 }
 
-// assignError is failed, but leaves errors of ipam's own types unchanged.
 func assignError(step string, err error) error {
 	var exhausted *ipam.ExhaustedError
 	var other *ipam.AssignedError
@@ -77,7 +75,7 @@ func (e *EnrolError) Error() string { return "policy can't be enforced on the po
 
 func (e *EnrolError) Unwrap() error { return e.Err }
 
-// NoRuleError says that no rule may use the set of all pods. So perhaps nothing denies the connections of a pod
+// NoRuleError says that perhaps no rule uses the set of all pods. Then nothing denies the connections of a pod
 // whose link is already up.
 type NoRuleError struct {
 	Set string
@@ -102,10 +100,10 @@ func (e *LeftoverError) Error() string {
 	return fmt.Sprintf("%v; left behind until DEL: %v", e.Cause, e.Err)
 }
 
-// Unwrap returns the cause. Err isn't the reason of the failure.
+// Unwrap returns the cause.
 func (e *LeftoverError) Unwrap() error { return e.Cause }
 
-// NoAgentError says that no agent has been ready for the time For. 0 means: not since the node was started.
+// NoAgentError says for how long no agent has been ready. 0 means: not since the node was started.
 type NoAgentError struct{ For time.Duration }
 
 func (e *NoAgentError) Error() string {

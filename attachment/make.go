@@ -17,8 +17,7 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// enrolTimeout bounds the wait for the agent's answer. The agent may wait for its source. kubelet waits minutes for
-// a sandbox.
+// enrolTimeout limits the wait for the agent's answer. kubelet itself waits minutes for a sandbox.
 const enrolTimeout = 30 * time.Second
 
 // Request describes the attachment that ADD requests.
@@ -37,15 +36,15 @@ type Request struct {
 // Link describes an interface that weir makes.
 type Link struct {
 	Ranges []conf.Range
-	// Addresses are the requested addresses, at most one of each family. In other families the attachment gets a
-	// free address.
+	// Addresses are the requested addresses, at most one of each family. In other families the attachment gets
+	// a free address.
 	Addresses []netip.Addr
 	MAC       net.HardwareAddr // nil: derived from an address
 	MTU       int              // 0: the MTU of the link with the node's default route
 	Routes    []conf.Route
 }
 
-// Made is what the result of ADD needs to say of the attachment.
+// Made is the part of an attachment that the result of ADD needs.
 type Made struct {
 	Record    endpoint.Endpoint
 	BridgeMAC net.HardwareAddr // empty for a chained attachment
@@ -65,7 +64,6 @@ type making struct {
 	lock      io.Closer  // a lock on the record: while it is held, other processes know that Make is running
 }
 
-// enrolment is a request that the agent has not answered yet.
 type enrolment struct {
 	wait   func() (agentapi.EnrolAnswer, error)
 	cancel context.CancelFunc
@@ -73,9 +71,9 @@ type enrolment struct {
 
 // Make makes an attachment, and then calls report. If a step or report fails, Make undoes all steps.
 //
-// Errors are *ExistsError, *NetnsError, *LinkError, *EnrolError, *NoRuleError, bridge.ErrBypassesForward, ipam's
-// *ExhaustedError and *AssignedError, and report's own. A *StepError is any other failure of the kernel or the disk.
-// A *LeftoverError wraps one of these if a step could not be undone.
+// Errors are *ExistsError, *NetnsError, *LinkError, *EnrolError, *NoRuleError, bridge.ErrBypassesForward,
+// ipam's *ExhaustedError and *AssignedError, and report's own. A *StepError is any other failure of the kernel
+// or the disk. A *LeftoverError wraps one of these if a step could not be undone.
 func (n Node) Make(r Request, report func(Made) error) (err error) {
 	m, err := n.prepare(r)
 	if err != nil {
@@ -99,8 +97,7 @@ func (n Node) Make(r Request, report func(Made) error) (err error) {
 	return report(made)
 }
 
-// steps returns the steps of Make, in their order. No packet passes the link before setLinkUp. So the agent can
-// enrol the pod meanwhile.
+// No packet passes the link before setLinkUp. So the agent can enrol the pod meanwhile.
 func (m *making) steps() []func() error {
 	if m.record.Chained {
 		return m.chainedSteps()
@@ -117,7 +114,7 @@ func (m *making) steps() []func() error {
 	}
 }
 
-// prepare makes the checks that need none of the steps. The caller closes what it returns.
+// prepare makes the checks that come before all steps. The caller closes the result.
 func (n Node) prepare(r Request) (*making, error) {
 	id := endpoint.ID(r.ContainerID, r.IfName)
 	if endpoint.Exists(id) {
@@ -192,13 +189,10 @@ func (m *making) port() bridge.Port {
 	}
 }
 
-// allowSender allows the port, in the guard, to send with the attachment's MAC and addresses.
 func (m *making) allowSender() error {
 	return failed("guard the pod's port", bridge.AllowSender(m.port().Sender()))
 }
 
-// denyUntilEnrolled puts the addresses into the sets of all pods, unless enforcement is off. So the kernel drops all
-// new connections of the pod until it is enrolled.
 func (m *making) denyUntilEnrolled() error {
 	if m.record.Enforcement == conf.Off {
 		return nil
@@ -228,7 +222,8 @@ func (m *making) ensureBridge() error {
 	return failed("make the bridge", err)
 }
 
-// createLink makes the veth pair and configures the pod's end. The node's end stays down. Its error is *LinkError.
+// createLink makes the veth pair and configures the pod's end. The node's end stays down. Its error is
+// *LinkError.
 func (m *making) createLink() error {
 	p := m.port()
 	var err error
@@ -238,8 +233,8 @@ func (m *making) createLink() error {
 	return nil
 }
 
-// awaitEnrol waits for the agent's answer. With enforcement "closed" the pod may start without an agent, if it stays
-// closed until an agent enrols it. An outdated configuration is always an error.
+// awaitEnrol waits for the agent's answer. With enforcement "closed" the pod may start without an agent: it
+// stays closed until an agent enrols it.
 func (m *making) awaitEnrol() error {
 	if m.enrolment == nil {
 		m.enrolled = true
@@ -262,7 +257,6 @@ func (m *making) awaitEnrol() error {
 	return nil
 }
 
-// setLinkUp sets the link up if the pod is enrolled. From then on packets pass.
 func (m *making) setLinkUp() error {
 	if !m.enrolled {
 		return nil

@@ -15,7 +15,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// otherSets is another backend's implementation of PodSets. It keeps addresses in memory.
 type otherSets struct {
 	denied []netip.Addr
 	err    error // of Deny
@@ -51,7 +50,7 @@ func request(netns string, enforcement conf.Enforcement) Request {
 	}
 }
 
-// nothing fails the test unless everything of the attachment is gone.
+// nothing fails the test if a part of the attachment is left.
 func nothing(t *testing.T, when string, sets *otherSets) {
 	t.Helper()
 	assigned, err := ipam.Assignments()
@@ -147,8 +146,7 @@ func TestMake(t *testing.T) {
 	}
 }
 
-// TestMakeAndEnd: with another implementation of PodSets an attachment can be made and ended. Evict removes only
-// stray addresses.
+// TestMakeAndEnd: an attachment can be made and ended with another implementation of PodSets.
 func TestMakeAndEnd(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openNetns opens the pod's network namespace. The error is *NetnsError if the path is none, or the node's own.
 func openNetns(path string) (netns.NsHandle, error) {
 	if err := ns.IsNSorErr(path); err != nil {
 		return netns.None(), &NetnsError{path, err}

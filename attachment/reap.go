@@ -9,14 +9,14 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// Reap ends every attachment whose pod is gone without a DEL, and every attachment whose deletion was abandoned. It
-// returns their records. The agent calls Reap because some runtimes never call GC.
+// Reap ends every attachment whose pod is gone without a DEL, or whose deletion was abandoned. It returns their
+// records. The agent calls Reap because some runtimes never call GC.
 func (n Node) Reap() ([]endpoint.Endpoint, error) { return n.endEach(isOver) }
 
-// Collect does the work of CNI's GC. It ends every attachment to the network with an ID that isn't in valid, unless
-// a process is making or ending it. The network of a broken record is unknown, so Collect ends such an attachment
-// only if Reap would end it. Then Collect removes everything that belongs to no attachment. If a step fails, Collect
-// continues with the others. The error is a *StepError.
+// Collect does the work of CNI's GC. It ends every attachment to the network with an ID that isn't in valid,
+// unless a process is making or ending it. The network of a broken record is unknown: Collect ends that
+// attachment only if Reap would. Then Collect removes everything that belongs to no attachment. If a step
+// fails, Collect continues with the others. The error is a *StepError.
 func (n Node) Collect(network string, valid map[string]bool) error {
 	_, err := n.endEach(func(id string) (bool, error) {
 		if valid[id] {
@@ -35,8 +35,8 @@ func (n Node) Collect(network string, valid map[string]bool) error {
 	return failed("collect what is left of attachments", errors.Join(err, n.sweep(valid)))
 }
 
-// endEach ends the attachments for which the function ended returns true, and returns their records. It calls ended
-// again under the node's lock, because meanwhile the ID may belong to a new attachment.
+// endEach ends the attachments for which ended returns true. It asks ended again under the node's lock, because
+// meanwhile the ID may belong to a new attachment.
 func (n Node) endEach(ended func(id string) (bool, error)) (done []endpoint.Endpoint, err error) {
 	ids, err := endpoint.IDs()
 	if err != nil {
@@ -70,13 +70,11 @@ func (n Node) endIf(id string, ended func(string) (bool, error)) (*endpoint.Endp
 	return n.endLocked(&ending{id: id})
 }
 
-// isOver reports whether the attachment is over although no runtime has deleted it. It returns true in two cases:
+// isOver reports whether the attachment is over although no runtime has deleted it. It returns true in two
+// cases:
 //
 //   - A process has begun to delete the attachment, and has exited before it was done.
-//   - No process is making the attachment, and its link on the node is gone: the kernel deletes the link with the
-//     pod's namespace. The path of the namespace proves nothing, because the agent may not see the runtime's mounts.
-//     If the record is broken, a missing link counts only if weir0 has a neighbour entry for one of the addresses.
-//     Without such an entry another plugin may have made the interface, and then the link's name is unknown.
+//   - No process is making the attachment, and its link on the node is gone: the kernel deletes the link with the pod's namespace. If the record is broken, another plugin may have made the interface. So the link counts only if weir0 has a neighbour entry for one of the addresses.
 func isOver(id string) (bool, error) {
 	e, ending, err := endpoint.LoadAny(id)
 	switch {

@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
-// podSets are the sets of the agent's backend. While that is unknown, they are the sets of both backends: a pod is
-// denied in both, and no address stays in either.
+// podSets are the sets of the agent's backend. While the backend is unknown, they are the sets of both
+// backends.
 type podSets struct{}
 
 // used returns the implementations for the backends that may be in use.
@@ -31,8 +31,6 @@ func (podSets) used() ([]PodSets, error) {
 	return []PodSets{ipset.PodSets{}, nftnl.PodSets{}}, nil
 }
 
-// each calls do for each implementation. If there are two, the kernel may lack one of them: the agent can't use that
-// one.
 func (s podSets) each(do func(PodSets) error) error {
 	used, err := s.used()
 	if err != nil {
@@ -57,7 +55,6 @@ func (s podSets) each(do func(PodSets) error) error {
 	return errors.Join(errs...)
 }
 
-// lacks reports whether the error says that the kernel has no ipset or no nf_tables, or not the kind of set.
 func lacks(err error) bool {
 	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) ||
 		errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, nl.IPSetError(nl.IPSET_ERR_FIND_TYPE))
@@ -91,7 +88,6 @@ func (s podSets) Purge(addrs ...netip.Addr) error {
 	return s.each(func(one PodSets) error { return one.Purge(addrs...) })
 }
 
-// Holds reports whether one of the sets holds the address.
 func (s podSets) Holds(addr netip.Addr) (held bool, err error) {
 	err = s.each(func(one PodSets) error {
 		yes, err := one.Holds(addr)
@@ -103,7 +99,6 @@ func (s podSets) Holds(addr netip.Addr) (held bool, err error) {
 	return held, err
 }
 
-// InUse reports whether a rule looks addresses up in one of the sets.
 func (s podSets) InUse(addr netip.Addr) (used bool, err error) {
 	err = s.each(func(one PodSets) error {
 		yes, err := one.InUse(addr)
@@ -115,7 +110,6 @@ func (s podSets) InUse(addr netip.Addr) (used bool, err error) {
 	return used, err
 }
 
-// Check returns nil if the sets of one backend hold all that they should.
 func (s podSets) Check(addrs ...netip.Addr) error {
 	used, err := s.used()
 	if err != nil {

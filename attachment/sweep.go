@@ -11,7 +11,6 @@ import (
 	"github.com/weir-net/weir/netfilter/conntrack"
 )
 
-// traces are the ports, guard entries and addresses on the node, whether or not an attachment with a record has them.
 type traces struct {
 	ports   []string
 	senders []bridge.Sender
@@ -19,7 +18,6 @@ type traces struct {
 	owners  map[netip.Addr]string
 }
 
-// recorded has the IDs, ports and addresses of attachments with a record, and the IDs that the runtime lists.
 type recorded struct {
 	ids   map[string]bool
 	ports map[string]bool
@@ -27,10 +25,10 @@ type recorded struct {
 }
 
 // sweep removes traces of attachments whose records were deleted by hand, or lost. An ID in valid counts as an
-// attachment even without a record. An attachment with a broken record keeps its traces.
+// attachment even without a record.
 //
-// sweep reads the traces first and the records after them. A record is written before everything else, so a trace
-// without a record belongs to no attachment.
+// sweep reads the traces before the records. A record is written first, so a trace without a record belongs to
+// no attachment.
 func (n Node) sweep(valid map[string]bool) error {
 	unlock, err := endpoint.Lock()
 	if err != nil {
@@ -67,8 +65,8 @@ func (n Node) sweep(valid map[string]bool) error {
 	return errors.Join(errs...)
 }
 
-// Evict removes the addresses that belong to no attachment from the sets of all pods. It returns those that it
-// removed. It takes the node's lock, so no address is assigned meanwhile.
+// Evict removes the addresses that belong to no attachment from the sets of all pods, and returns them. It
+// takes the node's lock, so no address is assigned meanwhile.
 func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 	unlock, err := endpoint.Lock()
 	if err != nil {
@@ -98,7 +96,6 @@ func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 	return evicted, n.Sets.Remove(evicted...)
 }
 
-// stale returns the addresses among the traces that belong to no attachment.
 func (r recorded) stale(t traces) []endpoint.Address {
 	var all []endpoint.Address
 	add := func(a netip.Addr) {
@@ -131,8 +128,6 @@ func (n Node) readTraces() (t traces, err error) {
 	return t, err
 }
 
-// readRecords returns what attachments with a record have, and the IDs in valid. An attachment has its record's
-// addresses, and its addresses in owners.
 func readRecords(owners map[netip.Addr]string, valid map[string]bool) (recorded, error) {
 	r := recorded{ids: map[string]bool{}, ports: map[string]bool{}, addrs: map[netip.Addr]bool{}}
 	ids, err := endpoint.IDs()

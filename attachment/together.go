@@ -10,11 +10,9 @@ import (
 	"github.com/weir-net/weir/netfilter/conntrack"
 )
 
-// endWaiting ends x, and with it all attachments whose DELs wait for the node's lock or were killed. So when many
-// pods end at once, the steps are done once for many of them. The caller must have the node's lock, and must call
-// later after it has unlocked.
-//
-// If a step fails, or the record of x was damaged meanwhile, endWaiting ends x alone.
+// endWaiting ends x, and with it all attachments whose DELs wait for the node's lock or were killed. So many
+// pods can end at once. The caller must have the node's lock, and must call the returned function later() after
+// it has unlocked.
 func (n Node) endWaiting(x *ending) (later func(), err error) {
 	later = func() {}
 	ids, err := endpoint.Unattended()
@@ -37,8 +35,8 @@ func (n Node) endWaiting(x *ending) (later func(), err error) {
 	return later, err
 }
 
-// detachAll does the steps of detach, each for all attachments. The caller must have the node's lock, and must call
-// later after it has unlocked.
+// detachAll does the steps of detach, each for all attachments. The caller must have the node's lock, and must
+// call the returned function later() after it has unlocked.
 func (n Node) detachAll(all []*ending) (later func(), err error) {
 	var ports []string
 	var addresses []endpoint.Address

@@ -25,8 +25,8 @@ func (n *node) waiting(container string) (mark endpoint.Mark) {
 	return mark
 }
 
-// TestEndTogether: a DEL that gets the node's lock also ends the attachments whose DELs wait for the lock or were
-// killed. It leaves all others alone. The DELs that waited succeed.
+// TestEndTogether: a DEL that gets the node's lock also ends the attachments whose DELs wait for the lock or
+// were killed.
 func TestEndTogether(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -71,7 +71,6 @@ func TestReapLeavesWaitingDELs(t *testing.T) {
 	}
 }
 
-// failingSets fails in Purge, and calls look before.
 type failingSets struct {
 	ipset.PodSets
 	look func(addrs []netip.Addr)
@@ -86,8 +85,8 @@ func (s failingSets) Purge(addrs ...netip.Addr) error {
 	return s.PodSets.Purge(addrs...)
 }
 
-// TestEndTogetherInOrder: when addresses leave the sets, their ports may send nothing any more, and they are still
-// assigned. After a failure the next DEL ends all.
+// TestEndTogetherInOrder: when addresses leave the sets, their ports may send nothing any more, and they are
+// still assigned.
 func TestEndTogetherInOrder(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -127,8 +126,8 @@ func TestEndTogetherInOrder(t *testing.T) {
 	}
 }
 
-// TestEndTogetherWithDamagedRecord: while a DEL waits for the node's lock, its record is damaged. The DEL still ends
-// the attachment.
+// TestEndTogetherWithDamagedRecord: if a record is damaged while its DEL waits for the node's lock, the DEL
+// still ends the attachment.
 func TestEndTogetherWithDamagedRecord(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -156,8 +155,8 @@ func TestEndTogetherWithDamagedRecord(t *testing.T) {
 	n.must(other.Close())
 }
 
-// TestEndTogetherAfterKill: a killed DEL has released an address, which was assigned anew. The next DEL removes the
-// old record, and nothing of the new attachment.
+// TestEndTogetherAfterKill: if a killed DEL has released an address that was assigned anew, the next DEL leaves
+// the new attachment alone.
 func TestEndTogetherAfterKill(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -8,18 +8,17 @@ import (
 	"path/filepath"
 )
 
-// Backend is the name of the backend with which the agent enforces policies on this node. It is empty while the agent
-// hasn't said it.
+// Backend is the name of the backend with which the agent enforces policies on this node. It is empty while
+// that is unknown.
 type Backend string
 
-// The backends.
 const (
 	Iptables Backend = "iptables"
 	Nftables Backend = "nftables"
 )
 
-// ReadBackend returns the backend that the agent has written into the file of the node's lock. Every ADD opens that
-// file anyway. A reboot removes it.
+// ReadBackend returns the backend that the agent has written into the file of the node's lock. A reboot removes
+// the file.
 //
 // Equivalent to: cat /run/weir/lock
 func ReadBackend() (Backend, error) {
@@ -40,8 +39,8 @@ func ReadBackend() (Backend, error) {
 	return "", nil
 }
 
-// WriteBackend writes the backend's name for ReadBackend. While the agent moves from one backend to another, the name
-// is empty.
+// WriteBackend writes the backend's name for ReadBackend. While the agent changes its backend, the name is
+// empty.
 //
 // Equivalent to: echo -n NAME >/run/weir/lock
 func WriteBackend(b Backend) error {

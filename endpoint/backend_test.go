@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestBackend: what the agent writes is read, also while another process holds the node's lock. Anything else counts
-// as unknown.
+// TestBackend: ReadBackend returns what the agent wrote, also while another process has the node's lock. Other
+// texts count as unknown.
 func TestBackend(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

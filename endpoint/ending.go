@@ -9,9 +9,9 @@ import (
 	"strings"
 )
 
-// MarkEnding marks the attachment as being deleted, and returns its record. From this call on the agent adds the
-// endpoint to no set. The caller needs no lock. Until Remove, each further call returns the record again. It returns
-// fs.ErrNotExist if there is no record, and ErrBroken if the record can't be understood.
+// MarkEnding marks the attachment as being deleted, and returns its record. From this call on the agent adds
+// the endpoint to no set. It returns fs.ErrNotExist if there is no record, and ErrBroken if the record can't be
+// understood.
 func MarkEnding(id string) (*Endpoint, error) {
 	if err := os.Rename(path(id), endingPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("mark endpoint record %s as ending: %w", id, err)
@@ -29,7 +29,8 @@ func Remove(id string) error {
 	return nil
 }
 
-// Exists reports whether the attachment has a record, ending or not. If the kernel doesn't say, it returns true.
+// Exists reports whether the attachment has a record, ending or not. If the kernel doesn't say, it returns
+// true.
 func Exists(id string) bool {
 	for _, p := range []string{path(id), endingPath(id)} {
 		if _, err := os.Lstat(p); !errors.Is(err, fs.ErrNotExist) {
@@ -39,8 +40,8 @@ func Exists(id string) bool {
 	return false
 }
 
-// LoadAny reads the attachment's record, and reports whether the record is ending. It returns fs.ErrNotExist if there
-// is no record, and ErrBroken if the record can't be understood.
+// LoadAny reads the attachment's record, and reports whether the record is ending. It returns fs.ErrNotExist if
+// there is no record, and ErrBroken if the record can't be understood.
 func LoadAny(id string) (e *Endpoint, ending bool, err error) {
 	e, err = load(path(id), id)
 	if !errors.Is(err, fs.ErrNotExist) {
@@ -68,14 +69,14 @@ func IDs() ([]string, error) {
 	return slices.Compact(ids), nil
 }
 
-// Mark is a lock on an attachment's record. It tells other processes that this one makes or ends the attachment. The
-// kernel removes the lock when the process ends.
+// Mark is a lock on an attachment's record. It tells other processes that this one makes or ends the
+// attachment. The kernel removes the lock when the process ends.
 type Mark struct {
 	file *os.File // nil if another process has locked the record, or there is none
 }
 
-// MarkBusy locks the record. Busy reports true until the mark is closed or the process ends. If the record can't be
-// opened or another process has locked it, the returned Mark has no effect.
+// MarkBusy locks the record. Busy reports true until the mark is closed or the process ends. If MarkBusy can't
+// open or lock the record, the mark has no effect.
 //
 // Equivalent to: flock --nonblock RECORD COMMAND
 func MarkBusy(id string) Mark {
@@ -93,8 +94,8 @@ func MarkBusy(id string) Mark {
 // Held reports whether this process has locked the record.
 func (m Mark) Held() bool { return m.file != nil }
 
-// Wait makes the lock a shared one. It means that this process has begun to end the attachment, and now waits for
-// Lock. Whoever has Lock may end the attachment in its place. Busy and Abandoned report false from then on.
+// Wait makes the lock a shared one: this process now waits for Lock to end the attachment. Another process with
+// Lock may end the attachment in its place.
 //
 // Equivalent to: flock --shared RECORD COMMAND
 func (m Mark) Wait() {
@@ -111,8 +112,8 @@ func (m Mark) Close() error {
 	return m.file.Close()
 }
 
-// Unattended returns the IDs of ending attachments on which no process works. Their processes wait for Lock, or were
-// killed. Whoever has Lock may end these attachments.
+// Unattended returns the IDs of ending attachments on which no process works. Their processes wait for Lock, or
+// were killed. A process with Lock may end these attachments.
 func Unattended() ([]string, error) {
 	files, err := os.ReadDir(recordsDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -131,8 +132,8 @@ func Unattended() ([]string, error) {
 	return ids, nil
 }
 
-// OthersEnding reports whether other attachments than this one are being ended now. It returns false if it can't find
-// out.
+// OthersEnding reports whether other attachments than this one are being ended now. It returns false if it
+// can't find out.
 func OthersEnding(id string) bool {
 	files, _ := os.ReadDir(recordsDir)
 	return slices.ContainsFunc(files, func(f os.DirEntry) bool {
@@ -140,8 +141,7 @@ func OthersEnding(id string) bool {
 	})
 }
 
-// Busy reports whether a process is making or ending the attachment. A process in Mark.Wait doesn't count. Without a
-// record Busy reports false.
+// Busy reports whether a process is making or ending the attachment. A process in Mark.Wait doesn't count.
 //
 // Equivalent to: ! flock --nonblock --shared RECORD true
 func Busy(id string) (bool, error) {
@@ -156,8 +156,7 @@ func Busy(id string) (bool, error) {
 	return isLocked(f, lockSh)
 }
 
-// Abandoned reports whether the attachment is ending and the process that began that is gone. A process that waits
-// for Lock isn't gone.
+// Abandoned reports whether the attachment is ending, but the process that began it is gone.
 //
 // Equivalent to: flock --nonblock ENDING-RECORD true
 func Abandoned(id string) (bool, error) {
@@ -173,7 +172,6 @@ func Abandoned(id string) (bool, error) {
 	return !locked && err == nil, err
 }
 
-// openRecord opens the attachment's record, ending or not. A record that is renamed stays locked.
 func openRecord(id string) (*os.File, error) {
 	f, err := os.Open(path(id))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -182,8 +180,6 @@ func openRecord(id string) (*os.File, error) {
 	return f, err
 }
 
-// isLocked reports whether another process's lock excludes the lock how, which is lockEx or lockSh. If not, f has
-// the lock until it is closed.
 func isLocked(f *os.File, how int) (bool, error) {
 	err := flock(f, how|lockNb)
 	if errors.Is(err, errLocked) {

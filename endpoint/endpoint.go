@@ -1,5 +1,5 @@
-// Package endpoint owns the endpoint records and the node's lock. The plugin writes a record on ADD; whoever ends the
-// attachment removes the record. The agent and weirctl read records. The files:
+// Package endpoint owns the endpoint records and the node's lock. The plugin writes a record on ADD. A record
+// is removed when its attachment ends. The agent and weirctl read records. The files:
 //
 //   - /run/weir/endpoints/ID.json: the record of an attachment
 //   - /run/weir/endpoints/ID.ending: the same record while the attachment is being deleted
@@ -34,20 +34,19 @@ const (
 	// Dir has weir's runtime state. A reboot empties /run and ends the network namespaces that the state describes.
 	Dir = "/run/weir"
 
-	recordsDir = Dir + "/endpoints"
-	suffix     = ".json"
-	// endingSuffix ends the name of a record whose attachment is being deleted. Load and List don't read such
-	// records.
+	recordsDir   = Dir + "/endpoints"
+	suffix       = ".json"
 	endingSuffix = ".ending"
-	// tempFile is a record that is being written. The agent doesn't watch its directory, so it isn't woken. One name
-	// is enough, because the writer holds Lock.
+	// tempFile is a record that is being written. It is outside of the directory that the agent watches. One
+	// name is enough, because the writer has Lock.
 	tempFile = Dir + "/endpoint.tmp"
 )
 
 // ErrBroken means that a record exists and can't be understood.
 var ErrBroken = errors.New("the record is broken")
 
-// Endpoint is the record of one attachment: one interface of one container (CNI specification 1.1, "Attachment").
+// Endpoint is the record of one attachment: one interface of one container (CNI specification 1.1,
+// "Attachment").
 type Endpoint struct {
 	ContainerID string           `json:"containerID"`
 	IfName      string           `json:"ifName"`
@@ -59,13 +58,14 @@ type Endpoint struct {
 	HostIf      string           `json:"hostInterface"`
 	Enforcement conf.Enforcement `json:"enforcement"`
 	Created     time.Time        `json:"created"`
-	// Chained means that another plugin made the interface and gave the addresses. HostIf is then that plugin's link
-	// on the node. HostIf and MAC are empty if they are unknown.
+	// Chained means that another plugin made the interface. HostIf is then that plugin's link on the node.
+	// HostIf and MAC are empty if they are unknown.
 	Chained bool `json:"chained,omitempty"`
-	// MTU is the configured MTU of the pod's link in bytes. It is 0 if the configuration has none, and nil if the
-	// configuration is unknown.
+	// MTU is the configured MTU of the pod's link in bytes. It is 0 if the configuration has none, and nil if
+	// the configuration is unknown.
 	MTU *int `json:"mtu,omitempty"`
-	// BridgeIf is the other plugin's bridge of a chained attachment. It is empty if the link is no port of a bridge.
+	// BridgeIf is the other plugin's bridge of a chained attachment. It is empty if the link is no port of a
+	// bridge.
 	BridgeIf string `json:"bridgeInterface,omitempty"`
 }
 
@@ -85,8 +85,7 @@ type Address struct {
 	Gateway netip.Addr   `json:"gateway"`
 }
 
-// ID returns the attachment's ID, which is unique on the node. Neither of its parts contains a colon (CNI
-// specification 1.1, "Parameters").
+// ID returns the attachment's ID, which is unique on the node.
 func (e *Endpoint) ID() string { return ID(e.ContainerID, e.IfName) }
 
 // ID returns the ID of the attachment of the interface ifName in the container.
@@ -96,8 +95,8 @@ func path(id string) string { return filepath.Join(recordsDir, id+suffix) }
 
 func endingPath(id string) string { return filepath.Join(recordsDir, id+endingSuffix) }
 
-// Save writes the record. After a crash the file has either the whole new record or the whole old one. The caller
-// holds Lock.
+// Save writes the record. After a crash the file has either the whole new record or the whole old one. The
+// caller must have Lock.
 func (e *Endpoint) Save() error {
 	making, err := e.Begin()
 	if err != nil {
@@ -107,8 +106,8 @@ func (e *Endpoint) Save() error {
 	return nil
 }
 
-// Begin saves the record and returns a lock on it. Busy reports true until the lock is closed or the process ends.
-// So the record of a running ADD differs from one that a crash left. The caller holds Lock.
+// Begin saves the record and returns a lock on it. Busy reports true until the lock is closed or the process
+// ends. So the record of a running ADD differs from one that a crash left. The caller must have Lock.
 func (e *Endpoint) Begin() (making io.Closer, err error) {
 	if err := os.MkdirAll(recordsDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory of endpoint records: %w", err)
@@ -120,7 +119,7 @@ func (e *Endpoint) Begin() (making io.Closer, err error) {
 	if err := os.WriteFile(tempFile, data, 0o600); err != nil {
 		return nil, fmt.Errorf("write endpoint record %s: %w", e.ID(), err)
 	}
-	// Opened again, for reading. Closing a file that was opened for writing would wake the agent.
+	// Opened again, for reading: closing a file that was opened for writing would wake the agent.
 	f, err := os.Open(tempFile)
 	if err != nil {
 		return nil, fmt.Errorf("open endpoint record %s: %w", e.ID(), err)
@@ -185,8 +184,8 @@ func (b BrokenRecords) Error() string {
 	return strings.Join(all, "; ")
 }
 
-// List reads the records of all attachments that aren't ending, in the order of their IDs. If some can't be read, it
-// returns the others, and BrokenRecords as the error.
+// List reads the records of all attachments that aren't ending, in the order of their IDs. If some can't be
+// read, it returns the others, and BrokenRecords as the error.
 func List() ([]Endpoint, error) {
 	entries, err := os.ReadDir(recordsDir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -226,9 +225,9 @@ func WatchDir() (string, error) {
 	return recordsDir, nil
 }
 
-// Lock takes the node's lock. A process holds it while it writes records, assigns or releases addresses, makes the
-// bridge or repairs node settings. Lock waits without a time limit: processes keep the lock only for a few system
-// calls. The kernel releases the lock when the process ends.
+// Lock takes the node's lock. A process needs it to write records, assign or release addresses, make the bridge
+// or repair node settings. Lock waits without a time limit: processes keep the lock only for a few system
+// calls. The kernel releases it when the process ends.
 //
 // Equivalent to: flock /run/weir/lock COMMAND
 func Lock() (unlock func(), err error) {

@@ -158,8 +158,7 @@ func TestABrokenRecordHidesNoOther(t *testing.T) {
 	}
 }
 
-// TestEnding: Load and List don't return an ending record. MarkEnding returns it again, and Exists reports it, until
-// Remove.
+// TestEnding: after MarkEnding, Load and List don't return the record.
 func TestEnding(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-// These have no meaning: without Unix there is no flock. The package only has to compile, as a part of weirctl.
+// Without Unix there is no flock. The package only has to compile, as a part of weirctl.
 const (
 	lockEx = 1 << iota
 	lockSh

@@ -10,8 +10,8 @@ import (
 	"k8s.io/client-go/tools/record"
 )
 
-// Announce makes a warning event on this node's Node. It doesn't wait: client-go's recorder queues events. While the
-// API server is away, it tries each up to 12 times, ten seconds apart. Repeated events are counted in one.
+// Announce makes a warning event on this node's Node. It doesn't wait: client-go's recorder queues events and
+// tries again. Repeated events are counted in one.
 //
 // To see it: kubectl get events --namespace default --field-selector involvedObject.kind=Node
 func (s *Source) Announce(ctx context.Context, reason, message string) {

@@ -24,8 +24,6 @@ import (
 	scale "github.com/weir-net/weir/test/scale/cluster"
 )
 
-// realisticPod returns the i-th pod of a cluster of workloads with ten replicas each, about 5 KB long. With unique,
-// each pod has labels of its own.
 func realisticPod(i int, unique bool) *corev1.Pod {
 	app := fmt.Sprintf("service-%d", i/10)
 	hash := fmt.Sprintf("%010x", i/10*7919)
@@ -117,7 +115,6 @@ func BenchmarkMemory(b *testing.B) {
 	}
 }
 
-// live returns the bytes of the heap's objects after a garbage collection.
 func live() uint64 {
 	runtime.GC()
 	runtime.GC()
@@ -126,8 +123,8 @@ func live() uint64 {
 	return m.HeapAlloc
 }
 
-// BenchmarkStart measures Run against an API server that streams 100,000 pods, until the first delta. The server
-// sends a file, so nearly all work is the source's.
+// BenchmarkStart measures Run against an API server that streams 100,000 pods, until the first delta. The
+// server sends a file, so nearly all work is the source's.
 func BenchmarkStart(b *testing.B) {
 	const pods = 100_000
 	server, config := newStreams(b)
@@ -167,7 +164,6 @@ func BenchmarkStart(b *testing.B) {
 	}
 }
 
-// bufferedFile is a file that an encoder can write to as an http.ResponseWriter.
 type bufferedFile struct {
 	io.Writer
 	header http.Header
@@ -176,8 +172,6 @@ type bufferedFile struct {
 func (f bufferedFile) Header() http.Header { return f.header }
 func (f bufferedFile) WriteHeader(int)     {}
 
-// watchPeak begins to watch the heap's size, with garbage. The returned function ends that and returns the largest
-// size in bytes.
 func watchPeak(b *testing.B) func() uint64 {
 	b.Helper()
 	stop, result := make(chan struct{}), make(chan uint64)

@@ -19,21 +19,18 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// cluster has a compact copy of each object, with what policy needs. A copy never changes. cluster also collects the
-// changes since the last delta.
+// cluster has a small copy of each object, with the fields that policy needs. A copy never changes.
 type cluster struct {
-	mu         sync.Mutex // for everything below, and for the mirrors
-	pods       pods
-	namespaces map[string]*namespace
-	nodes      map[string]*policy.Node
-	policies   map[policy.Name]*networkingv1.NetworkPolicy
-	departing  *departing
-	problems   map[objectName][]ruleset.Problem
-	// pending has the changes since the last delta; nil until the first one.
+	mu                            sync.Mutex // for everything below, and for the mirrors
+	pods                          pods
+	namespaces                    map[string]*namespace
+	nodes                         map[string]*policy.Node
+	policies                      map[policy.Name]*networkingv1.NetworkPolicy
+	departing                     *departing
+	problems                      map[objectName][]ruleset.Problem
 	pending                       *policy.Delta
 	nodesChanged, problemsChanged bool
-	// number counts the deltas: the first one, and each later one that isn't empty.
-	number uint64
+	number                        uint64
 
 	now     func() time.Time
 	wake    chan struct{} // has a message if take may have something to return
@@ -90,7 +87,6 @@ func newCluster() *cluster {
 	return c
 }
 
-// clusterWide returns the names of objects that are in no namespace.
 func clusterWide[T any](objects map[string]T) func(func(policy.Name) bool) {
 	return func(yield func(policy.Name) bool) {
 		for name := range objects {
@@ -101,7 +97,6 @@ func clusterWide[T any](objects map[string]T) func(func(policy.Name) bool) {
 	}
 }
 
-// wakeUp sends a message to wake if take may return something, unless one waits.
 func (c *cluster) wakeUp() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -114,18 +109,15 @@ func (c *cluster) wakeUp() {
 	}
 }
 
-// waiting reports whether take has something to return. The caller holds the lock.
 func (c *cluster) waiting() bool {
 	return c.pending == nil || !c.pending.Empty() || c.nodesChanged || c.problemsChanged
 }
 
-// complete reports whether each watch has listed its objects at least once. The caller holds the lock.
 func (c *cluster) complete() bool {
 	m := c.mirrors
 	return m.pods.listed && m.namespaces.listed && m.nodes.listed && m.policies.listed
 }
 
-// take returns the changes since its last call. The first call returns all objects.
 func (c *cluster) take() *policy.Delta {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -160,7 +152,6 @@ func (c *cluster) expire() {
 	c.departing.expire(c.now())
 }
 
-// everything returns a delta with all pods, namespaces and policies, and the deleted policies that still count.
 func (c *cluster) everything() *policy.Delta {
 	d := policy.NewDelta()
 	d.Pods = make(map[policy.Name][]*policy.Pod, len(c.pods.known))
@@ -192,7 +183,6 @@ func (n objectName) compare(o objectName) int {
 		strings.Compare(n.Name.Name, o.Name.Name))
 }
 
-// setProblems replaces the problems of an object. Without problems, the object is forgotten.
 func (c *cluster) setProblems(kind string, name policy.Name, problems []ruleset.Problem) {
 	of := objectName{kind, name}
 	if slices.Equal(c.problems[of], problems) {
@@ -232,8 +222,7 @@ func (c *cluster) removeNamespace(name policy.Name) {
 	c.checkDeparture(name.Name)
 }
 
-// checkDeparture ends the departure of the namespace if nothing of it is left. It also updates the problem that some
-// policies are unknown.
+// checkDeparture ends the departure of the namespace if nothing of it is left.
 func (c *cluster) checkDeparture(name string) {
 	inhabited := c.pods.in[name] > 0
 	c.reportPolicies(nil, c.departing.end(name, inhabited))
@@ -248,8 +237,6 @@ func (c *cluster) checkDeparture(name string) {
 	c.setProblems("Namespace", policy.Name{Name: name}, problems)
 }
 
-// reportPolicies puts policies that begin to count, and the ends of others, into the next delta. The first delta has
-// all policies anyway.
 func (c *cluster) reportPolicies(back, over []*networkingv1.NetworkPolicy) {
 	if c.pending == nil {
 		return

@@ -14,7 +14,6 @@ import (
 	"github.com/weir-net/weir/test/deltas"
 )
 
-// add gives the store an object, as the reflector does after an event.
 func add(t testing.TB, store cache.ReflectorStore, o any) {
 	t.Helper()
 	if err := store.Update(o); err != nil {
@@ -29,7 +28,6 @@ func remove(t testing.TB, store cache.ReflectorStore, o any) {
 	}
 }
 
-// list gives the store a complete list: items that have streamed in, or objects of a list in one piece.
 func list[O object, I any](t testing.TB, m *mirror[O, I], streaming bool, objects ...O) {
 	t.Helper()
 	var all []any
@@ -45,7 +43,6 @@ func list[O object, I any](t testing.TB, m *mirror[O, I], streaming bool, object
 	}
 }
 
-// stream returns what the reflector keeps of an object while a list streams in.
 func stream[O object, I any](t testing.TB, m *mirror[O, I], o O) any {
 	t.Helper()
 	item, err := m.Transformer()(o)
@@ -58,7 +55,6 @@ func stream[O object, I any](t testing.TB, m *mirror[O, I], o O) any {
 	return item
 }
 
-// began returns a cluster that has no objects, and has given the first delta.
 func began(t testing.TB) *cluster {
 	t.Helper()
 	c := newCluster()
@@ -121,8 +117,7 @@ var podChanges = map[string]struct {
 	}, false},
 }
 
-// TestPodEvents: only a change of fields that policy needs wakes the loop and is in a delta. Nothing is left of a
-// pod that is gone.
+// TestPodEvents: only a change of fields that policy needs wakes the loop and is in a delta.
 func TestPodEvents(t *testing.T) {
 	for name, tc := range podChanges {
 		t.Run(name, func(t *testing.T) {
@@ -202,8 +197,8 @@ func TestEventsAreCoalesced(t *testing.T) {
 	}
 }
 
-// TestRelist: after a list, the delta has only the pods that differ. A running pod keeps addresses that its status
-// has lost. The pools keep only what is used.
+// TestRelist: after a list, the delta has only the pods that differ. A running pod keeps addresses that its
+// status has lost.
 func TestRelist(t *testing.T) {
 	for name, streaming := range map[string]bool{"streamed": true, "in one piece": false} {
 		t.Run(name, func(t *testing.T) {
@@ -246,8 +241,7 @@ func TestRelist(t *testing.T) {
 	}
 }
 
-// TestAListThatEndsEarlyChangesNothing: a stream that ends before its bookmark changes nothing. After the next list,
-// the pools have forgotten its objects.
+// TestAListThatEndsEarlyChangesNothing: a stream that ends before its bookmark changes nothing.
 func TestAListThatEndsEarlyChangesNothing(t *testing.T) {
 	c := began(t)
 	list(t, c.mirrors.pods, true, newPod(same))
@@ -266,8 +260,7 @@ func TestAListThatEndsEarlyChangesNothing(t *testing.T) {
 	}
 }
 
-// TestPoliciesStayTheSameObjects: an unchanged policy stays the same object, so it is parsed only once. Of its
-// annotations, only the one for audited policies is kept.
+// TestPoliciesStayTheSameObjects: an unchanged policy stays the same object, so it is parsed only once.
 func TestPoliciesStayTheSameObjects(t *testing.T) {
 	c := began(t)
 	np := func(name, version string, types ...networkingv1.PolicyType) *networkingv1.NetworkPolicy {
@@ -307,8 +300,7 @@ func TestPoliciesStayTheSameObjects(t *testing.T) {
 	}
 }
 
-// TestNamespacesAndNodes: after each event, all deltas together give the present state. An event without a meaning
-// for policy is in no delta.
+// TestNamespacesAndNodes: after each event, all deltas together give the present state.
 func TestNamespacesAndNodes(t *testing.T) {
 	c := began(t)
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns", UID: "one"}}

@@ -9,14 +9,15 @@ import (
 	"sync"
 )
 
-// contact has the result of the last request of each watch. Reflectors don't report that the API server is away.
+// contact has the result of the last request of each watch. Reflectors don't report that the API server is
+// away.
 type contact struct {
 	mu   sync.Mutex
 	errs map[string]error // by path
 }
 
-// Transport wraps the client's transport (rest.Config.Wrap). It records for Contact whether the API server answers
-// watches. It also removes what the source doesn't need from the events.
+// Transport wraps the client's transport (rest.Config.Wrap). It records for Contact whether the API server
+// answers watches. It also removes fields that the source doesn't need from events.
 func (s *Source) Transport(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(r *http.Request) (*http.Response, error) {
 		resp, err := next.RoundTrip(r)

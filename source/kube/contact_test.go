@@ -16,8 +16,6 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// apiServer has no objects. It answers each list and watch with the status. If the status is 0, it closes the
-// connection instead.
 func apiServer(t *testing.T, status *atomic.Int64) *httptest.Server {
 	t.Helper()
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -12,11 +12,10 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// maxWatchLag is the longest time by which the watch on namespaces may lag behind the watch on policies. So a policy
-// may be reported as gone this long before its namespace is reported as being deleted.
+// maxWatchLag is the longest time by which the watch on namespaces may lag behind the watch on policies.
 const maxWatchLag = time.Minute
 
-// unknownPolicy is the name of the policy in place of unknown ones. No object can have this name.
+// unknownPolicy stands for unknown policies of a namespace that is being deleted. No object can have this name.
 const unknownPolicy = "(unknown: the namespace is being deleted)"
 
 // departing keeps the policies of namespaces that are being deleted. Kubernetes before 1.33 may delete a policy
@@ -24,16 +23,16 @@ const unknownPolicy = "(unknown: the namespace is being deleted)"
 // namespace and its pods are gone.
 //
 // An agent that starts meanwhile can't know the deleted policies. It isolates all pods of the namespace in both
-// directions. They get only the traffic that the remaining policies allow, which is never more than before.
+// directions. They get only the traffic that the remaining policies allow.
 type departing struct {
 	namespaces map[string]*departure
-	// recent has deleted policies by namespace and name. Their namespace may later be reported as being deleted.
+	// recent has deleted policies by namespace and name. Their namespace may later be reported as being
+	// deleted.
 	recent  map[string]map[string]removal
 	expiry  []removal // in the order of deletion; it may have policies that recent no longer has
 	started time.Time // the time of the first delta; zero before it
 }
 
-// departure is a namespace that is being deleted.
 type departure struct {
 	uid  types.UID
 	gone bool // the Namespace object is gone; pods may still run
@@ -49,8 +48,6 @@ func newDeparting() *departing {
 	return &departing{namespaces: map[string]*departure{}, recent: map[string]map[string]removal{}}
 }
 
-// see takes a namespace as it is now. back are the policies that begin to count, because the namespace is being
-// deleted. over are those that no longer count, because a new namespace has the name.
 func (d *departing) see(name string, uid types.UID, deleting bool, now time.Time) (
 	back, over []*networkingv1.NetworkPolicy,
 ) {
@@ -76,14 +73,12 @@ func (d *departing) see(name string, uid types.UID, deleting bool, now time.Time
 	return slices.Collect(maps.Values(known.kept)), over
 }
 
-// lose records that a namespace that is being deleted is gone. It ignores other namespaces.
 func (d *departing) lose(name string) {
 	if known := d.namespaces[name]; known != nil {
 		known.gone = true
 	}
 }
 
-// end ends the departure of the namespace if it and its pods are gone. It returns the policies that no longer count.
 func (d *departing) end(name string, inhabited bool) (over []*networkingv1.NetworkPolicy) {
 	known := d.namespaces[name]
 	if known == nil || !known.gone || inhabited {
@@ -93,7 +88,6 @@ func (d *departing) end(name string, inhabited bool) (over []*networkingv1.Netwo
 	return slices.Collect(maps.Values(known.kept))
 }
 
-// removed records that the policy was deleted, and reports whether it still counts.
 func (d *departing) removed(p *networkingv1.NetworkPolicy, now time.Time) (kept bool) {
 	if known := d.namespaces[p.Namespace]; known != nil {
 		known.kept[p.Name] = p
@@ -109,7 +103,6 @@ func (d *departing) removed(p *networkingv1.NetworkPolicy, now time.Time) (kept 
 	return false
 }
 
-// stored records that a policy of that name exists again. So no deleted one of this name counts.
 func (d *departing) stored(name policy.Name) {
 	if known := d.namespaces[name.Namespace]; known != nil {
 		delete(known.kept, name.Name)
@@ -117,7 +110,6 @@ func (d *departing) stored(name policy.Name) {
 	d.forget(name)
 }
 
-// expire forgets the policies that were deleted longer than maxWatchLag ago.
 func (d *departing) expire(now time.Time) {
 	for len(d.expiry) > 0 && now.Sub(d.expiry[0].at) > maxWatchLag {
 		r := d.expiry[0]
@@ -134,7 +126,6 @@ func (d *departing) forget(name policy.Name) {
 	}
 }
 
-// kept returns the deleted policies that still count.
 func (d *departing) kept() []*networkingv1.NetworkPolicy {
 	var all []*networkingv1.NetworkPolicy
 	for _, known := range d.namespaces {

@@ -17,7 +17,6 @@ import (
 	"github.com/weir-net/weir/test/deltas"
 )
 
-// departures computes anew which policies count. It is slow, and simple enough to be the specification of departing.
 type departures struct {
 	known   map[string]*known
 	recent  map[policy.Name]time.Time
@@ -45,8 +44,6 @@ func (d *departures) namespace(ns *corev1.Namespace, gone bool, now time.Time) {
 	}
 }
 
-// policies returns the names of the policies that the agent must enforce now. live are those of the API server.
-// inhabited are the namespaces that have pods.
 func (d *departures) policies(now time.Time, live map[policy.Name]bool, inhabited map[string]bool) []string {
 	maps.DeleteFunc(d.recent, func(name policy.Name, at time.Time) bool { return now.Sub(at) > maxWatchLag || live[name] })
 	for name := range live {
@@ -87,7 +84,7 @@ func (d *departures) policies(now time.Time, live map[policy.Name]bool, inhabite
 }
 
 // TestDepartingAtRandom: after each of many random events, the same policies count as by the specification
-// (departures). Each namespace with pods and unknown policies has a problem.
+// (departures).
 func TestDepartingAtRandom(t *testing.T) {
 	for seed := range uint64(1000) {
 		r := rand.New(rand.NewPCG(seed, 5))
@@ -178,8 +175,8 @@ func TestDepartingForgets(t *testing.T) {
 	}
 }
 
-// TestDepartingInLists: a departing namespace, its policies and its pods go without events, between lists. Its
-// policy counts until the pods are gone.
+// TestDepartingInLists: if a departing namespace, its policies and its pods go between lists, the policy counts
+// until the pods are gone.
 func TestDepartingInLists(t *testing.T) {
 	c, sum := began(t), deltas.NewSum()
 	c.departing.started = time.Now().Add(-time.Hour)

@@ -19,7 +19,6 @@ func TestDeparting(t *testing.T) {
 	deny, allow := namedPolicy("deny"), namedPolicy("allow")
 	both, one, none := []*networkingv1.NetworkPolicy{deny, allow}, []*networkingv1.NetworkPolicy{allow},
 		[]*networkingv1.NetworkPolicy{}
-	// step is the state that the watches have reported, and the policies that then count.
 	type step struct {
 		after       time.Duration
 		namespace   *corev1.Namespace // reported by the watch; nil: no event

@@ -17,24 +17,19 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// mirror is the store of a reflector. It keeps only what policy needs of the objects of one kind. O is the API's
-// type. I is an item, which is what policy needs of an object.
+// mirror is the store of a reflector. It keeps only what policy needs of the objects of one kind. O is the
+// API's type, and I (item) is the part of an object that policy needs.
 //
-// A list that streams in becomes items (Transformer). The mirror's own items change only when the list is complete.
+// A list that streams in becomes items (Transformer). The mirror changes only when the list is complete.
 type mirror[O object, I any] struct {
-	mu *sync.Mutex // the cluster's
-	// read returns the item of an object. It doesn't change the cluster.
-	read func(O) I
-	// put stores an item. remove removes the item of that name, if there is one.
-	put    func(policy.Name, I)
-	remove func(policy.Name)
-	names  func(func(policy.Name) bool)
-	// replaced, if not nil, is called after a whole list.
+	mu       *sync.Mutex // the cluster's
+	read     func(O) I
+	put      func(policy.Name, I)
+	remove   func(policy.Name)
+	names    func(func(policy.Name) bool)
 	replaced func()
-	// after is called after a change, without the lock. The name is that of the object, or nil after a whole list.
-	after func(*policy.Name)
-	// listed becomes true with the first complete list.
-	listed bool
+	after    func(*policy.Name)
+	listed   bool
 	// position is the resourceVersion up to which the mirror has all changes. It is 0 if that is unknown.
 	position uint64
 }
@@ -44,7 +39,6 @@ type object interface {
 	metav1.Object
 }
 
-// streamed is an item of a list that streams in.
 type streamed[I any] struct {
 	policy.Name
 	item I
@@ -53,7 +47,7 @@ type streamed[I any] struct {
 // GetObjectMeta returns the namespace and the name. The reflector's own store needs no more.
 func (s *streamed[I]) GetObjectMeta() metav1.Object { return streamedMeta{noMeta, s.Name} }
 
-// streamedMeta has a name, and nothing else. A whole ObjectMeta for each item would be garbage.
+// streamedMeta has only a name. A whole ObjectMeta for each item would be garbage.
 type streamedMeta struct {
 	*metav1.ObjectMeta
 	policy.Name
@@ -68,7 +62,6 @@ func nameOf(o metav1.Object) policy.Name {
 	return policy.Name{Namespace: o.GetNamespace(), Name: o.GetName()}
 }
 
-// Transformer returns the function by which the reflector makes an item of each object that streams in.
 func (m *mirror[O, I]) Transformer() cache.TransformFunc {
 	return func(o any) (any, error) {
 		if object, ok := o.(O); ok {
@@ -84,10 +77,8 @@ func (m *mirror[O, I]) stream(o O) *streamed[I] {
 	return &streamed[I]{nameOf(o), m.read(o)}
 }
 
-// Add does the same as Update: the mirror needn't know which objects are new.
 func (m *mirror[O, I]) Add(o any) error { return m.Update(o) }
 
-// Update stores the item of an object, or returns an error if o isn't of the mirror's kind.
 func (m *mirror[O, I]) Update(o any) error {
 	object, ok := o.(O)
 	if !ok {
@@ -101,7 +92,6 @@ func (m *mirror[O, I]) Update(o any) error {
 	return nil
 }
 
-// Delete removes the item of an object, if there is one. It returns an error if o isn't of the mirror's kind.
 func (m *mirror[O, I]) Delete(o any) error {
 	object, ok := o.(O)
 	if !ok {
@@ -115,16 +105,16 @@ func (m *mirror[O, I]) Delete(o any) error {
 	return nil
 }
 
-// UpdateResourceVersion stores how far the watch has come (cache.ResourceVersionUpdater). The mirror has that
-// version's change by then.
+// UpdateResourceVersion stores how far the watch has come (cache.ResourceVersionUpdater). By then the mirror
+// has that version's change.
 func (m *mirror[O, I]) UpdateResourceVersion(version string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.position = parseVersion(version)
 }
 
-// parseVersion returns a resourceVersion as a number; 0 if it is none. Kubernetes 1.35 promises a number (KEP 5504),
-// and etcd always gave one.
+// parseVersion returns a resourceVersion as a number; 0 if it is none. Kubernetes 1.35 promises a number (KEP
+// 5504), and etcd always gave one.
 func parseVersion(version string) uint64 {
 	n, err := strconv.ParseUint(version, 10, 64)
 	if err != nil {
@@ -133,8 +123,8 @@ func parseVersion(version string) uint64 {
 	return n
 }
 
-// Replace stores the items of a complete list, and removes all others. If the list has anything else, it changes
-// nothing and returns an error.
+// Replace stores the items of a complete list, and removes all others. If the list has anything else, it
+// changes nothing and returns an error.
 func (m *mirror[O, I]) Replace(list []any, version string) error {
 	for i, o := range list {
 		switch o := o.(type) {
@@ -202,11 +192,10 @@ func (m *mirror[O, I]) follow(
 	cache.NewReflectorWithOptions(lw, of, m, cache.ReflectorOptions{Name: "weir"}).RunWithContext(ctx)
 }
 
-// errNoStream keeps the reflector from asking for a list in one piece after an error of a stream. Such a list of
-// 100,000 pods needs two gigabytes.
+// errNoStream keeps the reflector from asking for a list in one piece after an error of a stream. Such a list
+// of 100,000 pods needs two gigabytes.
 var errNoStream = errors.New("the API server streams lists, but the last stream has failed")
 
-// lister adapts the list function of a typed client to the reflector.
 func lister[L runtime.Object](list func(context.Context, metav1.ListOptions) (L, error)) cache.ListWithContextFunc {
 	return func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return list(ctx, o) }
 }

@@ -15,11 +15,11 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// maxEventNames bounds the events that are counted in their objects. Beyond it, an event makes a new object.
+// maxEventNames limits the events whose objects the source remembers.
 const maxEventNames = 4096
 
-// AnnounceOnPod makes a warning event on the pod. If an earlier event has the same key, it counts in that one's
-// object instead. It waits for the API server, at most requestTimeout. It is for one goroutine.
+// AnnounceOnPod makes a warning event on the pod, or counts it in the last event with the same key. It waits
+// for the API server, at most requestTimeout. It is for one goroutine.
 //
 // To see it: kubectl describe pod POD; kubectl get events.events.k8s.io -n NAMESPACE
 func (s *Source) AnnounceOnPod(ctx context.Context, e agentapi.PodEvent) error {

@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// TestAnnounceOnPod: events with one key are one object, which counts. If the API server has forgotten the object,
-// the next event makes a new one.
+// TestAnnounceOnPod: events with one key are one object with a count. If the API server has forgotten the
+// object, the next event makes a new one.
 func TestAnnounceOnPod(t *testing.T) {
 	client := fake.NewClientset()
 	s := &Source{Client: client, Node: "node-1"}

@@ -10,19 +10,15 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// pods are the pods of the cluster, which take most of the agent's memory. So pods share equal labels, ports and
-// names. What only few pods have is in maps.
 type pods struct {
-	known  map[policy.Name]*policy.Pod
-	in     map[string]int // the number of pods by namespace
-	common *pools
-	// apiUIDs has the UID of the API's object of each static pod. The runtime knows another UID, which is in known.
+	known   map[policy.Name]*policy.Pod
+	in      map[string]int // the number of pods by namespace
+	common  *pools
 	apiUIDs map[policy.Name]string
-	// lost has the pods whose status has lost their addresses. known keeps these addresses.
-	lost map[policy.Name]bool
+	lost    map[policy.Name]bool
 }
 
-// podItem is what policy needs of a pod.
+// podItem is the part of a pod that policy needs.
 type podItem struct {
 	*policy.Pod
 	apiUID   string // of a static pod; empty otherwise
@@ -37,7 +33,6 @@ func newPods() pods {
 	}
 }
 
-// readPod returns the pod's item. If nothing has changed that policy needs, the item has the known pod.
 func (c *cluster) readPod(o *corev1.Pod) podItem {
 	var i podItem
 	if o.Annotations[corev1.MirrorPodAnnotationKey] != "" {
@@ -65,8 +60,8 @@ func (c *cluster) readPod(o *corev1.Pod) podItem {
 	return i
 }
 
-// keepsAddresses reports whether a running pod keeps addresses that its status has lost. Kubelet removes addresses
-// that it doesn't know yet.
+// keepsAddresses reports whether a running pod keeps addresses that its status has lost. Kubelet removes
+// addresses that it doesn't know yet.
 func keepsAddresses(was, now *policy.Pod) bool {
 	return len(now.Addresses) == 0 && len(was.Addresses) > 0 && now.UID == was.UID && !now.Finished
 }

@@ -13,8 +13,8 @@ import (
 type pool[T any] struct {
 	hash  func(T) uint64
 	equal func(a, b T) bool
-	// The function own makes the pool's copy of a new value. If own is nil, the pool keeps the value itself.
-	// The pool calls the function free with each dropped copy, unless free is nil.
+	// own makes the pool's copy of a new value; nil keeps the value itself. free, if not nil, is called for
+	// each dropped copy.
 	own    func(T) T
 	free   func(T)
 	values map[uint64]*pooled[T]
@@ -57,7 +57,6 @@ func (p *pool[T]) use(v T) {
 	e.uses++
 }
 
-// release takes one use from the value, and drops the value with its last use.
 func (p *pool[T]) release(v T) {
 	e := p.find(v)
 	if e.uses--; e.uses == 0 {
@@ -65,7 +64,6 @@ func (p *pool[T]) release(v T) {
 	}
 }
 
-// sweep drops the values that are shared, but not used.
 func (p *pool[T]) sweep() {
 	for h, first := range p.values {
 		for e := first; e != nil; e = e.next {
@@ -90,7 +88,6 @@ func (p *pool[T]) drop(h uint64, e *pooled[T]) {
 	}
 }
 
-// pools have what pods have in common: the strings and labels of the replicas of a workload, and so on.
 type pools struct {
 	strings pool[string]
 	labels  pool[map[string]string]
@@ -156,7 +153,6 @@ func newPools() *pools {
 	return p
 }
 
-// share replaces the pod's fields by the pools' copies of them.
 func (p *pools) share(pod *policy.Pod) {
 	pod.Namespace, pod.NodeName = p.strings.share(pod.Namespace), p.strings.share(pod.NodeName)
 	if pod.Labels = p.labels.share(pod.Labels); len(pod.Labels) == 0 {
@@ -167,7 +163,6 @@ func (p *pools) share(pod *policy.Pod) {
 	}
 }
 
-// use adds one use to each pooled value of the pod. The caller must have called share for the pod.
 func (p *pools) use(pod *policy.Pod) {
 	p.strings.use(pod.Namespace)
 	p.strings.use(pod.NodeName)
@@ -175,7 +170,6 @@ func (p *pools) use(pod *policy.Pod) {
 	p.ports.use(pod.Ports)
 }
 
-// release undoes one call of use for the pod.
 func (p *pools) release(pod *policy.Pod) {
 	p.strings.release(pod.Namespace)
 	p.strings.release(pod.NodeName)
@@ -183,7 +177,6 @@ func (p *pools) release(pod *policy.Pod) {
 	p.ports.release(pod.Ports)
 }
 
-// sweep drops what is shared, but not used. Strings come last, because dropped labels and ports release strings.
 func (p *pools) sweep() {
 	p.labels.sweep()
 	p.ports.sweep()

@@ -2,9 +2,8 @@ package kube
 
 import "github.com/weir-net/weir/policy/enforced"
 
-// Position returns how far the watches have come, and the number of a delta. All changes up to there are in this
-// delta and those before it. ok is false before all objects were listed, or if the API server's resourceVersions
-// aren't numbers.
+// Position returns how far the watches have come, and the number of the delta that completes these changes. ok
+// is false before all objects were listed, or if the API server's resourceVersions aren't numbers.
 func (s *Source) Position() (at enforced.Position, delta uint64, ok bool) {
 	s.published.mu.Lock()
 	c := s.published.cluster

@@ -9,8 +9,7 @@ import (
 	"github.com/weir-net/weir/policy/enforced"
 )
 
-// TestPosition: the delta of that number has all changes up to the position, even if it hasn't been taken yet. A
-// change without a meaning for policy moves only the position. Before all lists, or without numbers, ok is false.
+// TestPosition: the deltas up to that number have all changes up to the position.
 func TestPosition(t *testing.T) {
 	c := newCluster()
 	s := &Source{}

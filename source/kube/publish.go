@@ -18,7 +18,6 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// published has the addresses that Publish writes, and the pods for which they have been written.
 type published struct {
 	mu        sync.Mutex
 	addresses map[endpoint.Pod][]netip.Addr
@@ -26,8 +25,6 @@ type published struct {
 	done      map[endpoint.Pod]chan struct{} // closed once writing the pod's addresses has succeeded or failed
 }
 
-// doneChannel returns the pod's channel. Writing the pod's addresses closes it, also with an error. The caller holds
-// the lock.
 func (p *published) doneChannel(pod endpoint.Pod) chan struct{} {
 	if p.done == nil {
 		p.done = map[endpoint.Pod]chan struct{}{}
@@ -38,7 +35,6 @@ func (p *published) doneChannel(pod endpoint.Pod) chan struct{} {
 	return p.done[pod]
 }
 
-// markDone wakes the calls of AwaitPublished that wait for the pod. The caller holds the lock.
 func (p *published) markDone(pod endpoint.Pod) {
 	select {
 	case <-p.doneChannel(pod):
@@ -48,7 +44,7 @@ func (p *published) markDone(pod endpoint.Pod) {
 }
 
 // AwaitPublished waits until the API server has the pod's addresses, or writing them has failed, or ctx ends.
-// Publish must have been called with the pod, or be called soon.
+// Publish must be called with the pod, before or soon after.
 func (s *Source) AwaitPublished(ctx context.Context, pod endpoint.Pod) {
 	s.published.mu.Lock()
 	done := s.published.doneChannel(pod)
@@ -59,14 +55,11 @@ func (s *Source) AwaitPublished(ctx context.Context, pod endpoint.Pod) {
 	}
 }
 
-// Publish writes the pods' addresses into their status, seconds before kubelet does. So agents on other nodes know a
-// pod before its first packet arrives. Publish doesn't wait, and forgets the pods of earlier calls that aren't in
-// this one.
+// Publish writes the pods' addresses into their status, seconds before kubelet does. So agents on other nodes
+// know a pod before its first packet arrives. Publish doesn't wait. It forgets pods that are not in pods.
 //
-//   - Addresses are in the status, because a person who may only create pods can't write it. An annotation could be
-//     forged.
-//   - Kubelet removes the addresses about every ten seconds, until the pod's first container has started. The source
-//     then writes them again at once.
+//   - The addresses are in the status: people who may only create pods can't write it, but can forge an annotation.
+//   - Kubelet removes the addresses about every ten seconds, until the pod's first container has started. The source then writes them again at once.
 //   - A pod without a UID is left to kubelet: another pod of that name may exist by now.
 func (s *Source) Publish(ctx context.Context, pods map[endpoint.Pod][]netip.Addr) {
 	s.published.mu.Lock()
@@ -81,8 +74,8 @@ func (s *Source) Publish(ctx context.Context, pods map[endpoint.Pod][]netip.Addr
 	}
 }
 
-// see writes addresses that the status of the pod of that name lacks. Run calls it for each event of a pod, so it
-// must be cheap for pods that Publish doesn't know.
+// see writes addresses that the pod's status lacks. Run calls it for each event of a pod, so it must be cheap
+// for pods that Publish doesn't know.
 func (s *Source) see(ctx context.Context, name policy.Name) {
 	s.published.mu.Lock()
 	defer s.published.mu.Unlock()
@@ -94,7 +87,6 @@ func (s *Source) see(ctx context.Context, name policy.Name) {
 	}
 }
 
-// seeAll does what see does for each pod that Publish knows. Run calls it after a list of all pods.
 func (s *Source) seeAll(ctx context.Context) {
 	s.published.mu.Lock()
 	defer s.published.mu.Unlock()
@@ -103,8 +95,8 @@ func (s *Source) seeAll(ctx context.Context) {
 	}
 }
 
-// write starts to write the addresses that the pod's status lacks, unless the pod has finished or is another one.
-// After a failure, kubelet writes the addresses some seconds later. The caller holds the lock.
+// write starts to write the addresses that the pod's status lacks. After a failure, kubelet writes them some
+// seconds later. The caller must have the lock.
 func (s *Source) write(ctx context.Context, p endpoint.Pod) {
 	addrs, ok := s.published.addresses[p]
 	if !ok || p.UID == "" || s.published.cluster == nil {
@@ -136,10 +128,12 @@ func (s *Source) write(ctx context.Context, p endpoint.Pod) {
 	}()
 }
 
-// patch writes the addresses; it is no error if the pod is gone. The patch has the UID of the API object, so that no
-// other pod of the same name gets the addresses. For a static pod this UID isn't the one that the runtime knows.
+// patch writes the addresses; it is no error if the pod is gone. The patch has the UID of the API object, so
+// that no other pod of the same name gets the addresses.
 //
-//	Equivalent to: kubectl patch pod NAME --namespace NAMESPACE --subresource=status --type=merge \
+// Equivalent to:
+//
+//	kubectl patch pod NAME --namespace NAMESPACE --subresource=status --type=merge \\
 //	  -p '{"metadata": {"uid": …}, "status": {"podIP": …, "podIPs": …}}'
 func (s *Source) patch(ctx context.Context, pod policy.Name, uid string, addrs []netip.Addr) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)

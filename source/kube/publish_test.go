@@ -22,7 +22,6 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// publishing is a running source, with the patches that it sends.
 type publishing struct {
 	*testing.T
 	*fake.Clientset
@@ -39,7 +38,6 @@ type patch struct {
 	name, subresource string
 }
 
-// publish runs a source on a cluster with someObjects. It returns when the first delta has come.
 func publish(t *testing.T) *publishing {
 	t.Helper()
 	p := &publishing{T: t, Clientset: fake.NewClientset(someObjects()...), patches: make(chan patch, 100)}
@@ -93,7 +91,8 @@ func (p *publishing) hasIP(name, ip string) bool {
 	return slices.ContainsFunc(pods.Items, func(o corev1.Pod) bool { return o.Name == name && o.Status.PodIP == ip })
 }
 
-// wantNone checks that nothing was written. It publishes another pod's address: the next patch must be for that pod.
+// wantNone checks that nothing was written. It publishes another pod's address: the next patch must be for that
+// pod.
 func (p *publishing) wantNone() {
 	p.Helper()
 	p.source.Publish(p.Context(), addresses("ns-1", "b", "two", "100.96.1.99"))
@@ -101,7 +100,6 @@ func (p *publishing) wantNone() {
 	p.wantPatch("b", "two", "100.96.1.99")
 }
 
-// setIP sets the pod's address as kubelet does; an empty address removes it.
 func (p *publishing) setIP(name, ip string) {
 	p.Helper()
 	var status corev1.PodStatus
@@ -126,7 +124,8 @@ func addresses(namespace, name, uid, ip string) map[endpoint.Pod][]netip.Addr {
 	return map[endpoint.Pod][]netip.Addr{{Namespace: namespace, Name: name, UID: uid}: {netip.MustParseAddr(ip)}}
 }
 
-// TestPublish: if kubelet removes a published address, the source writes it again, until Publish leaves the pod out.
+// TestPublish: if kubelet removes a published address, the source writes it again, until Publish leaves the pod
+// out.
 func TestPublish(t *testing.T) {
 	p := publish(t)
 	p.source.Publish(t.Context(), addresses("ns-1", "a", "one", "100.96.1.9"))
@@ -142,8 +141,8 @@ func TestPublish(t *testing.T) {
 	p.wantNone()
 }
 
-// TestAwaitPublished: AwaitPublished returns when the API server has the address, whoever wrote it. It also returns
-// if ctx has ended.
+// TestAwaitPublished: AwaitPublished returns once the API server has the address, whoever wrote it. It also
+// returns if ctx ends.
 func TestAwaitPublished(t *testing.T) {
 	for name, before := range map[string]string{"to be written": "", "there already": "100.96.1.9"} {
 		t.Run(name, func(t *testing.T) {

@@ -22,18 +22,13 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// streams is an API server that streams lists and watches. It answers each watch on pods with what the test sends to
-// the channel pods. All other lists are empty.
 type streams struct {
-	t    testing.TB
-	pods chan podWatch
-	// unable is true if the API server's etcd is too old to stream lists.
+	t      testing.TB
+	pods   chan podWatch
 	unable bool
 	lists  atomic.Int32 // how many lists in one piece the client has asked for
 }
 
-// podWatch is the answer to a watch on pods: events, those of the file, those of more, and the end when end is
-// closed. If status isn't 0, the answer is only this HTTP status.
 type podWatch struct {
 	status int // 0: 200
 	events []watch.Event
@@ -50,7 +45,6 @@ func newStreams(t testing.TB) (*streams, *rest.Config) {
 	return s, &rest.Config{Host: server.URL, QPS: -1, ContentConfig: contentTypes}
 }
 
-// contentTypes are those of weir-agent's client.
 var contentTypes = rest.ContentConfig{
 	ContentType:        runtime.ContentTypeProtobuf,
 	AcceptContentTypes: runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON,
@@ -115,8 +109,6 @@ func (s *streams) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// list answers a request for a list in one piece. Unless unable is true, such a request fails the test. Only the
-// list of pods isn't empty.
 func (s *streams) list(w http.ResponseWriter, r *http.Request, kind runtime.Object) {
 	if s.lists.Add(1); !s.unable {
 		s.t.Errorf("the client asks for a list in one piece: %s", r.URL)
@@ -152,7 +144,6 @@ func sendFile(w io.Writer, name string) error {
 	return err
 }
 
-// encoder returns a function that writes events in the content type that the client prefers.
 func (s *streams) encoder(w http.ResponseWriter, accept string) func(watch.Event) {
 	contentType, _, _ := strings.Cut(accept, ",")
 	if contentType, _, _ = strings.Cut(contentType, ";"); contentType != runtime.ContentTypeProtobuf {
@@ -181,7 +172,6 @@ func (s *streams) encoder(w http.ResponseWriter, accept string) func(watch.Event
 	}
 }
 
-// bookmark returns the event that ends a list that streams in.
 func bookmark(of runtime.Object) watch.Event {
 	o := of.DeepCopyObject().(object)
 	o.SetResourceVersion("7")
@@ -189,7 +179,6 @@ func bookmark(of runtime.Object) watch.Event {
 	return watch.Event{Type: watch.Bookmark, Object: o}
 }
 
-// sourceOf returns a source whose client has the configuration, with the source's own Transport.
 func sourceOf(t testing.TB, config *rest.Config) *Source {
 	t.Helper()
 	s := &Source{}

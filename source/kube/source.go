@@ -1,5 +1,5 @@
-// Package kube is the source that watches a Kubernetes cluster: its pods, namespaces, nodes and NetworkPolicies. It
-// keeps only what policy needs of them. It also writes to the API server:
+// Package kube is the source that watches a Kubernetes cluster: its pods, namespaces, nodes and
+// NetworkPolicies. It also writes to the API server:
 //
 //   - pods' addresses into their status (Publish)
 //   - events about this node (Announce) and its pods (AnnounceOnPod)
@@ -33,7 +33,6 @@ type Source struct {
 	// Node is the name of this node's Node, on which Announce makes events.
 	Node string
 
-	// unenforced has the policies of other kinds; nil before the first survey.
 	unenforced atomic.Pointer[[]policy.Unenforced]
 
 	contact    contact
@@ -44,8 +43,7 @@ type Source struct {
 }
 
 // Run watches until ctx ends. It calls update with the first delta when all watches have synced, and then after
-// changes. One delta may be for several changes. While the API server doesn't answer, Contact returns the error. The
-// watches resume by themselves.
+// changes. While the API server doesn't answer, Contact returns the error. The watches resume by themselves.
 func (s *Source) Run(ctx context.Context, update func(*policy.Delta, error)) error {
 	c := newCluster()
 	s.published.mu.Lock()
@@ -109,8 +107,8 @@ func (s *Source) Run(ctx context.Context, update func(*policy.Delta, error)) err
 
 const requestTimeout = 5 * time.Second
 
-// Lookup asks the API server for the pod of that namespace and name, whatever its UID. It doesn't use the watch. ok
-// is false if there is no such pod.
+// Lookup asks the API server for the pod of that namespace and name, whatever its UID. ok is false if there is
+// no such pod.
 func (s *Source) Lookup(ctx context.Context, p endpoint.Pod) (pod policy.Pod, ok bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()

@@ -15,8 +15,7 @@ import (
 	"github.com/weir-net/weir/test/deltas"
 )
 
-// TestStreams: the watch on pods breaks off, fails, repeats events, and ends with 410. Only whole lists and events
-// after them count. The watch goes on where it was.
+// TestStreams: after failures of the watch on pods, only whole lists and events after them count.
 func TestStreams(t *testing.T) {
 	server, config := newStreams(t)
 	source := sourceOf(t, config)
@@ -38,7 +37,6 @@ func TestStreams(t *testing.T) {
 			t.Fatal("the source doesn't watch pods")
 		}
 	}
-	// want reads deltas until the pods are these, by name and label.
 	want := func(what string, pods ...string) {
 		t.Helper()
 		var got []string

@@ -15,26 +15,18 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// Most of a pod or node means nothing to policy. To decode a whole pod takes 40 µs and leaves 20 KB of garbage. So
-// the source removes other fields from the events of a watch, before the client decodes them. It knows the fields by
-// their numbers in k8s.io/api's generated.proto. These numbers never change.
+// To decode a whole pod takes 40 µs and leaves 20 KB of garbage. So the source removes fields that policy
+// doesn't need from events, before the client decodes them. It knows the fields by their numbers in
+// k8s.io/api's generated.proto, which never change.
 
-// kept says what to keep of a protobuf message.
 type kept struct {
-	// fields says what to keep of each field, by the field's number. nil means the whole field. Other fields are
-	// dropped.
 	fields map[protowire.Number]*kept
-	// entry, if not nil, means that the message is an entry of a map. It has the keys to keep.
-	entry []string
-	// of, if not empty, is a kind such as Pod. The message is then Kubernetes' envelope of an object: the magic
-	// number k8s\x00, and a runtime.Unknown that contains the object. If the object is of another kind, the whole
-	// envelope is kept.
-	of string
+	entry  []string
+	of     string
 }
 
 const magic = "k8s\x00"
 
-// event returns what to keep of a watch's event (metav1.WatchEvent) about objects of the kind.
 func event(kind string, object *kept) *kept {
 	unknown := &kept{of: kind, fields: map[protowire.Number]*kept{1: nil, 2: object, 3: nil, 4: nil}}
 	return &kept{fields: map[protowire.Number]*kept{
@@ -64,7 +56,6 @@ var (
 	}})
 )
 
-// trimmed trims the body of an answer to a watch on pods or nodes. It leaves all other answers as they are.
 func trimmed(r *http.Request, resp *http.Response) {
 	what := map[string]*kept{"/pods": keptPod, "/nodes": keptNode}[strings.TrimPrefix(r.URL.Path, "/api/v1")]
 	if what == nil || r.URL.Query().Get("watch") != "true" || resp.StatusCode != http.StatusOK ||
@@ -74,8 +65,6 @@ func trimmed(r *http.Request, resp *http.Response) {
 	resp.Body = &trimmer{Closer: resp.Body, in: bufio.NewReaderSize(resp.Body, 1<<15), what: what}
 }
 
-// trimmer trims a stream of frames. A frame is a message with its length in four bytes ahead. What it can't read
-// stays as it is.
 type trimmer struct {
 	io.Closer
 	in    *bufio.Reader
@@ -86,7 +75,7 @@ type trimmer struct {
 	whole bool // the rest stays as it is
 }
 
-// maxFrame is the longest frame that is trimmed. Objects of the API have 1.5 MB at most.
+// maxFrame is the longest frame that is trimmed, in bytes. Objects of the API have 1.5 MB at most.
 const maxFrame = 1 << 24
 
 func (t *trimmer) Read(p []byte) (int, error) {
@@ -103,7 +92,6 @@ func (t *trimmer) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// next reads a frame into out, and trims it. Of a frame longer than maxFrame it reads only the length.
 func (t *trimmer) next() error {
 	var length [4]byte
 	if _, err := io.ReadFull(t.in, length[:]); err != nil {
@@ -130,7 +118,6 @@ func (t *trimmer) next() error {
 	return nil
 }
 
-// trim appends what is kept of the message to out. ok is false if it isn't a message.
 func (k *kept) trim(out, message []byte) (_ []byte, ok bool) {
 	for len(message) > 0 {
 		var f field
@@ -151,7 +138,6 @@ func (k *kept) trim(out, message []byte) (_ []byte, ok bool) {
 	return out, true
 }
 
-// field is a field of a protobuf message, in its encoded form.
 type field struct {
 	number protowire.Number
 	kind   protowire.Type
@@ -159,7 +145,6 @@ type field struct {
 	tag    int // the length of the tag, with which the field begins
 }
 
-// nextField splits the message after its first field. ok is false if it isn't a message.
 func nextField(message []byte) (f field, rest []byte, ok bool) {
 	number, kind, tag := protowire.ConsumeTag(message)
 	if tag < 0 {
@@ -172,14 +157,11 @@ func nextField(message []byte) (f field, rest []byte, ok bool) {
 	return field{number, kind, message[:tag+value], tag}, message[tag+value:], true
 }
 
-// content returns the content of a field of type BytesType, without its length.
 func (f field) content() []byte {
 	content, _ := protowire.ConsumeBytes(f.whole[f.tag:])
 	return content
 }
 
-// field appends what is kept of a field of type BytesType to out. ok is false if the content isn't the message that
-// k describes.
 func (k *kept) field(out []byte, f field) (_ []byte, ok bool) {
 	content := f.content()
 	if k.entry != nil {
@@ -213,7 +195,6 @@ func (k *kept) field(out []byte, f field) (_ []byte, ok bool) {
 	return out, true
 }
 
-// bytesOf returns the message's first field of that number. ok is false if it isn't a message.
 func bytesOf(message []byte, want protowire.Number) (value []byte, ok bool) {
 	for len(message) > 0 {
 		var f field

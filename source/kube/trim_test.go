@@ -26,7 +26,6 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// encodeEvents returns a stream of events, as an API server sends it.
 func encodeEvents(t testing.TB, events ...watch.Event) []byte {
 	t.Helper()
 	var stream bytes.Buffer
@@ -38,7 +37,6 @@ func encodeEvents(t testing.TB, events ...watch.Event) []byte {
 	return stream.Bytes()
 }
 
-// answerOf returns the body of an API server's answer, as the client gets it from Transport.
 func answerOf(t testing.TB, path string, status int, contentType string, body io.Reader) io.ReadCloser {
 	t.Helper()
 	rt := (&Source{}).Transport(roundTripper(func(*http.Request) (*http.Response, error) {
@@ -77,7 +75,6 @@ func decodeEvents(t testing.TB, body io.ReadCloser) []watch.Event {
 	}
 }
 
-// wholePods returns pods that have each field that the source reads, and many more.
 func wholePods() []*corev1.Pod {
 	always := corev1.ContainerRestartPolicyAlways
 	all := []*corev1.Pod{{}, realisticPod(7, true), realisticPod(70_000, false)}
@@ -104,7 +101,6 @@ func wholePods() []*corev1.Pod {
 	return all
 }
 
-// onlyMeta returns the metadata that the source and its reflectors need.
 func onlyMeta(m metav1.ObjectMeta) metav1.ObjectMeta {
 	kept := metav1.ObjectMeta{
 		Name: m.Name, Namespace: m.Namespace, UID: m.UID, ResourceVersion: m.ResourceVersion, Labels: m.Labels,
@@ -118,7 +114,6 @@ func onlyMeta(m metav1.ObjectMeta) metav1.ObjectMeta {
 	return kept
 }
 
-// only returns the fields of a pod that the source needs.
 func only(p *corev1.Pod) *corev1.Pod {
 	containers := func(all []corev1.Container) (some []corev1.Container) {
 		for _, c := range all {
@@ -136,8 +131,7 @@ func only(p *corev1.Pod) *corev1.Pod {
 	}
 }
 
-// TestTrim: of the pods in a watch's events, only the fields that the source needs are left. At most a quarter of
-// the bytes is left. Bookmarks and errors arrive too.
+// TestTrim: of the pods in a watch's events, only the fields that the source needs are left.
 func TestTrim(t *testing.T) {
 	var events, want []watch.Event
 	for _, p := range wholePods() {
@@ -264,7 +258,6 @@ func BenchmarkDecode(b *testing.B) {
 	}
 }
 
-// repeated is the stream, again and again.
 type repeated struct {
 	stream []byte
 	at     int

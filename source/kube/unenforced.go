@@ -17,14 +17,14 @@ import (
 )
 
 const (
-	// surveyInterval is how often the source asks the API server for kinds of policy that weir doesn't enforce. A
-	// random delay is added, so that the nodes of a large cluster don't ask at once.
+	// surveyInterval is how often the source asks the API server for kinds of policy that weir doesn't enforce.
+	// A random delay is added, so that the nodes of a large cluster don't ask at once.
 	surveyInterval = 150 * time.Second
 	// surveyRetry is how soon the source asks again if the API server didn't answer.
 	surveyRetry = 15 * time.Second
 )
 
-// notSurveyed is reported if a survey fails and none has succeeded yet.
+// notSurveyed is reported until a first survey has succeeded.
 var notSurveyed = []policy.Unenforced{{
 	Where: "which policies of other kinds the cluster has isn't known: the API server doesn't say which kinds it serves",
 }}
@@ -32,7 +32,6 @@ var notSurveyed = []policy.Unenforced{{
 // noWatch marks requests that aren't part of a watch. Their failure says nothing about the watches.
 type noWatch struct{}
 
-// survey keeps the list of unenforced policies up to date until ctx ends. It calls changed when the list changes.
 func (s *Source) survey(ctx context.Context, changed func()) {
 	for {
 		next := surveyInterval + rand.N(surveyInterval)
@@ -57,8 +56,7 @@ func (s *Source) survey(ctx context.Context, changed func()) {
 	}
 }
 
-// unenforcedKinds returns the kinds of policy that weir doesn't enforce and that have objects. If some API services
-// don't answer, one entry without a kind says so.
+// unenforcedKinds returns the kinds of policy that weir doesn't enforce and that have objects.
 //
 // Equivalent to: kubectl api-resources; for each kind: kubectl get --raw '/apis/GROUP/VERSION/RESOURCE?limit=1'
 func (s *Source) unenforcedKinds(ctx context.Context) ([]policy.Unenforced, error) {
@@ -104,7 +102,6 @@ func (s *Source) unenforcedKinds(ctx context.Context) ([]policy.Unenforced, erro
 	return kinds, nil
 }
 
-// count returns the number of a resource's objects. The answer has the metadata of only one.
 func (s *Source) count(ctx context.Context, r schema.GroupVersionResource) (int, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()

@@ -18,8 +18,6 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// serving returns a source of an API server with these kinds, each with its number of objects as text. "forbidden"
-// or "broken" as the number is an error. While away is true, all answers are errors.
 func serving(t *testing.T, away *atomic.Bool, kinds map[string]string) *Source {
 	t.Helper()
 	groups := map[string][]string{} // kinds by group/version

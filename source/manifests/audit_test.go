@@ -8,8 +8,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// TestAuditAnnotation: only the text "true" makes a policy an audited one. Any doubt leaves the policy enforced, and
-// is reported.
+// TestAuditAnnotation: only the text "true" makes a policy an audited one. Any other value leaves it enforced.
 func TestAuditAnnotation(t *testing.T) {
 	manifest := func(annotations, spec string) []byte {
 		return fmt.Appendf(nil, "kind: NetworkPolicy\napiVersion: networking.k8s.io/v1\n"+

@@ -21,8 +21,8 @@ import (
 // Dir is a source of objects: all manifests in the directory Path and in the directories below it.
 type Dir struct {
 	Path string
-	// Without IgnoreBroken, Dir returns no objects until it knows the content of every file that may have a policy.
-	// With IgnoreBroken, it waits only while an unread file is being written.
+	// Without IgnoreBroken, Dir returns no objects until it knows the content of every file that may have a
+	// policy. With IgnoreBroken, it waits only while an unread file is being written.
 	IgnoreBroken bool
 	// Node is this node's name, which kubelet appends to the names of static pods. If it is empty, Dir adds no
 	// static pods.
@@ -32,28 +32,26 @@ type Dir struct {
 	dirs  map[string]bool
 	// started is true once merge has returned objects. From then on, merge always does.
 	started bool
-	// last has the objects that were in force at the last call of delta.
-	last   policy.Objects
-	report atomic.Pointer[[]agentapi.File]
-	view   atomic.Pointer[view]
+	last    policy.Objects
+	report  atomic.Pointer[[]agentapi.File]
+	view    atomic.Pointer[view]
 }
 
-// graceTime is how long the objects of a missing or empty file stay in force. Editors remove or empty the old file
-// before they write the new one.
+// graceTime is how long the objects of a missing or empty file stay in force. Editors remove or empty the old
+// file before they write the new one.
 const graceTime = 250 * time.Millisecond
 
-// recheckTime is how often a file is read again while a process has it open for writing. The event of the close
-// isn't enough: the kernel reports it a little too early (__fput in fs/file_table.c).
+// recheckTime is how often a file is read again while a process has it open for writing. The kernel reports the
+// close a little too early (__fput in fs/file_table.c).
 const recheckTime = 10 * time.Millisecond
 
 // relistInterval is how often the tree is listed without an event. Some changes cause none: of a link's target
 // outside of the tree, or by another machine.
 const relistInterval = 10 * time.Second
 
-// Run reads the directory, and then each file that changes, until ctx ends. It calls update at the start and after
-// each change, with the changes of the objects in force. The error for update names what can't be read: documents,
-// policies' namespaces and, at the start, files that are being written. The delta is nil until there is a first
-// state (see IgnoreBroken). Run returns an error if the directory can't be listed or watched any more.
+// Run reads the directory, and then each file that changes, until ctx ends. It calls update at the start and
+// after each change. The error for update names what can't be read. The delta is nil until there is a first
+// state (see IgnoreBroken). Run returns an error if it can't list or watch the directory.
 func (d *Dir) Run(ctx context.Context, update func(*policy.Delta, error)) error {
 	w, err := dirwatch.NewTree(d.Path)
 	if err != nil {
@@ -108,7 +106,6 @@ func (d *Dir) Run(ctx context.Context, update func(*policy.Delta, error)) error 
 	}
 }
 
-// delta returns the changes since its last call, and merge's error. The delta is nil until there is a first state.
 func (d *Dir) delta() (*policy.Delta, error) {
 	now, err := d.merge()
 	if now == nil {
@@ -119,8 +116,8 @@ func (d *Dir) delta() (*policy.Delta, error) {
 	return delta, err
 }
 
-// Check reads the directory once, and returns what Run would first give update: the objects, and the error. The
-// objects are nil if an agent couldn't start with them.
+// Check reads the directory once, and returns what Run would first give update. The objects are nil if an agent
+// couldn't start with them.
 func (d *Dir) Check() (*policy.Objects, error) {
 	if _, err := d.read(dirwatch.Change{Lost: true}, func(map[string]bool) error { return nil }); err != nil {
 		return nil, err
@@ -128,8 +125,8 @@ func (d *Dir) Check() (*policy.Objects, error) {
 	return d.merge()
 }
 
-// Files returns each file with its objects, and their states with the reasons, at the last update. Before the first
-// update it returns nil. Other goroutines may call it while Run runs.
+// Files returns each file with its objects, and their states with the reasons, at the last update. Before the
+// first update it returns nil. Other goroutines may call it while Run runs.
 func (d *Dir) Files() []agentapi.File {
 	if r := d.report.Load(); r != nil {
 		return *r
@@ -137,8 +134,8 @@ func (d *Dir) Files() []agentapi.File {
 	return nil
 }
 
-// dropGone drops the files that have been missing or empty for graceTime. Broken links become unreadable instead.
-// again says when to look again, and is nil if that isn't needed.
+// dropGone drops the files that have been missing or empty for graceTime. again says when to look again; nil
+// means never.
 func (d *Dir) dropGone(now time.Time) (changed bool, again <-chan time.Time) {
 	var next time.Duration
 	for name, f := range d.files {
@@ -167,8 +164,6 @@ func (d *Dir) dropGone(now time.Time) (changed bool, again <-chan time.Time) {
 	return changed, time.After(next)
 }
 
-// read reads the manifests that the change names, or the whole tree if that is needed. It calls watch if the
-// directories have changed. changed is true if an object or an error may have changed.
 func (d *Dir) read(change dirwatch.Change, watch func(map[string]bool) error) (changed bool, err error) {
 	if d.files == nil {
 		d.files = map[string]*file{}
@@ -214,8 +209,6 @@ func (d *Dir) read(change dirwatch.Change, watch func(map[string]bool) error) (c
 	return changed, nil
 }
 
-// changesTree reports whether a change of the name may change directories: it may be a directory or a link to one.
-// When a mounted ConfigMap changes, kubelet replaces only the link ..data.
 func (d *Dir) changesTree(name string) bool {
 	if !isManifest(name) || d.dirs[name] {
 		return true
@@ -237,8 +230,8 @@ func (d *Dir) isBrokenLink(name string) bool {
 	return errors.Is(err, fs.ErrNotExist)
 }
 
-// setUnreadable records that the file can't be read at all. changed is true if the error is new. The last good
-// versions of the file's objects stay in force.
+// setUnreadable records that the file can't be read at all. The last good versions of the file's objects stay
+// in force.
 func (d *Dir) setUnreadable(name string, err error) (changed bool) {
 	f := d.files[name]
 	if f == nil {
@@ -250,8 +243,6 @@ func (d *Dir) setUnreadable(name string, err error) (changed bool) {
 	return len(was) != 1 || was[0].err.Error() != err.Error()
 }
 
-// readFile reads the file, and reports whether its objects or errors may have changed. With changedOnly it skips a
-// file that looks unchanged.
 func (d *Dir) readFile(name string, changedOnly bool) (changed bool) {
 	path := filepath.Join(d.Path, name)
 	info, err := os.Stat(path)
@@ -281,7 +272,7 @@ func (d *Dir) readFile(name string, changedOnly bool) (changed bool) {
 	}
 	was := f.busy
 	if f.busy = errors.Is(err, dirwatch.ErrBeingWritten); f.busy {
-		// The file's earlier objects stay in force. If the file holds up the first state, that is news once.
+		// The file's earlier objects stay in force.
 		return !d.started && f.empty() && !was
 	}
 	if missing {

@@ -26,7 +26,6 @@ type update struct {
 	err     error
 }
 
-// String lists the objects in force; "-" means that there is no state yet.
 func (u update) String() string {
 	if u.objects == nil {
 		return "-"
@@ -45,7 +44,6 @@ func (u update) String() string {
 	return strings.Join(all, ", ")
 }
 
-// source is a Dir that runs on a directory of its own. Each update waits for the test.
 type source struct {
 	*testing.T
 	dir     string
@@ -79,7 +77,6 @@ func run(t *testing.T, files map[string]string) *source {
 
 func (s *source) path(name string) string { return filepath.Join(s.dir, name) }
 
-// write makes one event: the close of the file.
 func (s *source) write(name, text string) {
 	s.Helper()
 	if err := os.WriteFile(s.path(name), []byte(text), 0o600); err != nil {
@@ -94,13 +91,11 @@ func (s *source) remove(name string) {
 	}
 }
 
-// want compares the next update: the objects in force, and words in its error. Without words the error must be nil.
 func (s *source) want(objects string, words ...string) {
 	s.Helper()
 	s.compare(s.next(), objects, words...)
 }
 
-// next returns the next update that doesn't report a file that is being written.
 func (s *source) next() update {
 	s.Helper()
 	for {
@@ -165,7 +160,6 @@ func TestDirFollowsItsFiles(t *testing.T) {
 	s.want("Namespace ns-1")
 }
 
-// broken is a text that isn't YAML. A file with this text may have a policy.
 const broken = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: x\n"
 
 func TestDirKnowsNothingWhileAFileMayHoldAPolicy(t *testing.T) {
@@ -219,7 +213,7 @@ func TestABrokenFileKeepsWhatItSaid(t *testing.T) {
 	s.write("a.yaml", broken)
 	s.want("Pod default/a app=two, Pod default/b app=two", "a.yaml: document 1")
 	s.remove("a.yaml")
-	// no error any more; the file's objects stay in force for graceTime
+	// There is no error any more. The file's objects stay in force for graceTime.
 	s.want("Pod default/a app=two, Pod default/b app=two")
 	s.want("Pod default/b app=two")
 }
@@ -228,8 +222,7 @@ func policyOf(metadata, spec string) string {
 	return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: " + metadata + "\nspec: " + spec + "\n---\n"
 }
 
-// TestWhatABadPolicyMeans: a policy with a bad part has the effect that docs/manifests.md states, with and without
-// an earlier good version.
+// TestWhatABadPolicyMeans: a policy with a bad part has the effect that docs/manifests.md states.
 func TestWhatABadPolicyMeans(t *testing.T) {
 	meta, sound := "{name: p, namespace: ns-1}", "{podSelector: {matchLabels: {app: a}}, ingress: [{}]}"
 	s := run(t, map[string]string{"p.yaml": policyOf(meta, sound)})
@@ -273,8 +266,8 @@ func TestWhatABadPolicyMeans(t *testing.T) {
 	s.want("", "p.yaml: document 1", "which namespace it is for isn't known")
 }
 
-// TestTwoFilesWithOneObject: different versions of a policy isolate what any of them selects, and allow what all
-// allow. Of a namespace, only the labels count on which the versions agree. Both versions of a pod count.
+// TestTwoFilesWithOneObject: different versions of a policy isolate what any of them selects, and allow what
+// all allow. Both versions of a pod count.
 func TestTwoFilesWithOneObject(t *testing.T) {
 	deny := policyOf("{name: p}", "{podSelector: {}}")
 	allow := policyOf("{name: p}",
@@ -341,8 +334,7 @@ func TestWhatIsRead(t *testing.T) {
 	s.want("Pod default/a app=two, Pod default/b app=one, Pod default/c app=one, Pod default/d app=")
 }
 
-// TestSubdirectories: manifests in directories and behind links count, and so do later changes. A circle of links
-// does no harm.
+// TestSubdirectories: manifests in directories and behind links count, and so do later changes.
 func TestSubdirectories(t *testing.T) {
 	s := run(t, nil)
 	s.want("")
@@ -372,7 +364,7 @@ func TestSubdirectories(t *testing.T) {
 	until("Pod default/a app=two, Pod default/b app=one")
 	do(os.WriteFile(elsewhere+"/b.yaml", []byte(pod("b", "two")), 0o600))
 	until("Pod default/a app=two, Pod default/b app=two")
-	// a circle of links, and a second link to b.yaml
+	// A circle of links, and a second link to b.yaml.
 	do(os.Symlink("..", s.path("one/loop")), os.Symlink(elsewhere+"/b.yaml", s.path("one/c.yaml")))
 	until("Pod default/a app=two, Pod default/b app=two")
 	do(os.Rename(s.path("one"), s.path("other")))
@@ -385,8 +377,8 @@ func TestSubdirectories(t *testing.T) {
 	until("")
 }
 
-// TestAConfigMap: kubelet mounts a ConfigMap as links through ..data. If it replaces ..data, all files' new versions
-// come into force.
+// TestAConfigMap: kubelet mounts a ConfigMap as links through ..data. If it replaces ..data, all files' new
+// versions come into force.
 func TestAConfigMap(t *testing.T) {
 	s := run(t, nil)
 	s.want("")
@@ -420,8 +412,8 @@ func TestAConfigMap(t *testing.T) {
 	until("Pod default/a app=two, Pod default/b app=two")
 }
 
-// TestAFileThatIsBeingWrittenIsNotRead: while a file is open for writing, its earlier objects stay in force. Half a
-// manifest may lack a policy.
+// TestAFileThatIsBeingWrittenIsNotRead: while a file is open for writing, its earlier objects stay in force.
+// Half a manifest may lack a policy.
 func TestAFileThatIsBeingWrittenIsNotRead(t *testing.T) {
 	s := run(t, map[string]string{"a.yaml": pod("a", "one") + goodPolicy, "b.yaml": pod("b", "one")})
 	s.want("NetworkPolicy default/deny, Pod default/a app=one, Pod default/b app=one")
@@ -507,8 +499,8 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// TestASavedFileIsNeverGone: editors move the old file away before they write the new one. The old policy stays in
-// force meanwhile.
+// TestASavedFileIsNeverGone: editors move the old file away before they write the new one. The old policy stays
+// in force meanwhile.
 func TestASavedFileIsNeverGone(t *testing.T) {
 	s := run(t, map[string]string{"a.yaml": goodPolicy})
 	s.want("NetworkPolicy default/deny")

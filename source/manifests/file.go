@@ -7,24 +7,19 @@ import (
 	"time"
 )
 
-// file is what Dir knows of one file of the directory, which may be gone by now.
 type file struct {
-	// entries are all objects of the file, in force or not.
 	entries  []entry
 	unparsed []unparsed
-	// last has the last good version of each of the file's objects, by key.
-	last map[string]entry
-	// seen means that the whole file could be parsed once. So its objects are known, perhaps in an older version.
-	seen bool
-	// gone is when the file was found missing or empty; zero if the file is there.
-	gone time.Time
+	last     map[string]entry
+	seen     bool
+	gone     time.Time
 	// busy means that a process had the file open for writing at the last try to read it.
 	busy bool
 	stat stat
 }
 
-// update replaces the file's content. If a policy's selector or namespace can't be read, it keeps the last good
-// version. If a document can't be parsed, it keeps all missing objects: the document may contain them.
+// update replaces the file's content. An object that can't be read any more keeps its last good version. So do
+// all missing objects if a document can't be parsed: the document may contain them.
 func (f *file) update(c content) {
 	present := map[string]bool{}
 	for _, e := range c.entries {
@@ -73,7 +68,6 @@ func (f *file) update(c content) {
 	f.seen = f.seen || len(c.unparsed) == 0
 }
 
-// mayHidePolicy reports whether the file may have an unknown policy.
 func (f *file) mayHidePolicy() bool {
 	for _, u := range f.unparsed {
 		if u.mayHoldPolicy && !f.seen {
@@ -83,7 +77,6 @@ func (f *file) mayHidePolicy() bool {
 	return slices.ContainsFunc(f.entries, func(e entry) bool { return e.damage == noNamespace })
 }
 
-// failedWith reports whether the file as a whole can't be read because of err.
 func (f *file) failedWith(err error) bool {
 	return len(f.unparsed) == 1 && errors.Is(f.unparsed[0].err, err)
 }

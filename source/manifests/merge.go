@@ -15,7 +15,6 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// placed is an entry with the file that it is in.
 type placed struct {
 	file string
 	*entry
@@ -23,9 +22,8 @@ type placed struct {
 
 func (p placed) String() string { return printable(p.file) + ", " + p.where }
 
-// merge returns the objects of all files, and stores the report for Files. The error names unparsed documents and
-// policies whose namespace can't be read. Until d.started, it also names files that are being written, and the
-// objects are nil.
+// merge returns the objects of all files, and stores the report for Files. Until d.started, the objects may be
+// nil.
 func (d *Dir) merge() (*policy.Objects, error) {
 	var all policy.Objects
 	var errs, less []error // errs, of files that may have an unknown policy, come first
@@ -77,7 +75,6 @@ func (d *Dir) merge() (*policy.Objects, error) {
 	return &all, errors.Join(errs...)
 }
 
-// busy reports whether an unread file is being written.
 func (d *Dir) busy() bool {
 	for _, f := range d.files {
 		if f.busy && f.empty() {
@@ -87,8 +84,8 @@ func (d *Dir) busy() bool {
 	return false
 }
 
-// addStaticPods adds a workload for each pod whose manifest kubelet may run itself. Kubelet appends the node's name
-// to such a pod's name.
+// addStaticPods adds a workload for each pod whose manifest kubelet may run itself. Kubelet appends the node's
+// name to such a pod's name.
 func (d *Dir) addStaticPods(all *policy.Objects) {
 	for _, p := range all.Pods {
 		if d.Node == "" || p.NodeName != "" { // with a NodeName, an API server has placed the pod
@@ -102,8 +99,8 @@ func (d *Dir) addStaticPods(all *policy.Objects) {
 	}
 }
 
-// mergeVersions adds the object that has these versions, and records at each entry where another one is. Combined
-// versions open nothing that one of them closes. Of a node, the first version counts.
+// mergeVersions adds an object that several files have. Combined versions allow nothing that one of them
+// denies. Of a node, the first version counts.
 func mergeVersions(versions []placed, all *policy.Objects) {
 	first := versions[0]
 	distinct := []placed{first}
@@ -139,8 +136,6 @@ func mergeVersions(versions []placed, all *policy.Objects) {
 	}
 }
 
-// equal reports whether both entries have the same version of their object. Of policies, it compares only the specs
-// and whether they are audited.
 func (e *entry) equal(o *entry) bool {
 	if e.policy != nil && o.policy != nil {
 		return reflect.DeepEqual(e.policy.Spec, o.policy.Spec) &&
@@ -151,7 +146,6 @@ func (e *entry) equal(o *entry) bool {
 		(e.policy == nil) == (o.policy == nil)
 }
 
-// mergeNamespaces keeps the labels that have one known value in all versions. All other labels are unknown.
 func mergeNamespaces(versions []placed) policy.Namespace {
 	agreed := policy.Namespace{Name: versions[0].namespace.Name, Labels: map[string]string{}}
 	unknown := map[string]bool{}
@@ -173,8 +167,8 @@ func mergeNamespaces(versions []placed) policy.Namespace {
 	return agreed
 }
 
-// mergePolicies returns a policy for each pod selector of the versions. It isolates every direction that any version
-// isolates. It has only the rules on which the versions agree.
+// mergePolicies returns a policy for each pod selector of the versions. It isolates every direction that any
+// version isolates. It has only the rules on which the versions agree.
 func mergePolicies(versions []placed) []*networkingv1.NetworkPolicy {
 	agreed := networkingv1.NetworkPolicySpec{}
 	annotations := versions[0].policy.Annotations
@@ -212,8 +206,6 @@ func mergePolicies(versions []placed) []*networkingv1.NetworkPolicy {
 	return all
 }
 
-// isolates returns the directions that the policy isolates: its policyTypes or, without them, ingress, and egress if
-// it has egress rules.
 func isolates(s networkingv1.NetworkPolicySpec) (ingress, egress bool) {
 	if len(s.PolicyTypes) == 0 {
 		return true, len(s.Egress) > 0
@@ -222,7 +214,6 @@ func isolates(s networkingv1.NetworkPolicySpec) (ingress, egress bool) {
 		slices.Contains(s.PolicyTypes, networkingv1.PolicyTypeEgress)
 }
 
-// intersect returns the rules that are in both lists. If first is true, it returns rules.
 func intersect[R any](agreed, rules []R, first bool) []R {
 	if first {
 		return rules

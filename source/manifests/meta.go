@@ -13,28 +13,24 @@ import (
 	"sigs.k8s.io/json"
 )
 
-// meta is an object's metadata, as far as it can be read.
 type meta struct {
 	name, namespace                        string
 	labels                                 map[string]string
 	unknown                                []string // keys of labels whose values are unknown
 	wrongName, wrongNamespace, wrongLabels []complaint
-	// ignored are unknown fields in metadata, and fields beside it that may be meant as metadata.
-	ignored []string
+	ignored                                []string
 }
 
 type complaint struct{ field, why string }
 
 func (c complaint) String() string { return c.field + ": " + c.why }
 
-// metaFields are the fields of ObjectMeta, and two of earlier versions.
 var metaFields = func() map[string]bool {
 	all := fieldsOf(reflect.TypeFor[metav1.ObjectMeta]())
 	all["clusterName"], all["initializers"] = true, true
 	return all
 }()
 
-// metaNames are metaFields and metadata itself in small letters. Such a field beside metadata may be misplaced.
 var metaNames = func() map[string]bool {
 	all := map[string]bool{"metadata": true}
 	for name := range metaFields {
@@ -52,8 +48,6 @@ func fieldsOf(t reflect.Type) map[string]bool {
 	return all
 }
 
-// readMeta reads the object's metadata from raw. What can't be read becomes a complaint. namespaced says whether
-// objects of the kind are in a namespace.
 func (o object) readMeta(raw stdjson.RawMessage, namespaced bool) meta {
 	const path = "metadata"
 	m := meta{namespace: o.namespace}
@@ -129,8 +123,6 @@ func (m *meta) readNamespace(raw stdjson.RawMessage, path string, o object, unkn
 	}
 }
 
-// readLabels reads the labels one by one. A label that can't be read has an unknown value. If all labels can't be
-// read, m.labels remains nil.
 func (m *meta) readLabels(raw stdjson.RawMessage, path string, o object, unknown []complaint) {
 	field := path + ".labels"
 	var values map[string]any
@@ -166,11 +158,9 @@ func (m *meta) readLabels(raw stdjson.RawMessage, path string, o object, unknown
 	}
 }
 
-// unreadable reports whether labels may be missing, because they can't be read or may be misspelt or misplaced.
 func (m meta) unreadable() bool { return m.labels == nil || len(m.ignored) > 0 }
 
-// decode reads the fields that the type has, and ignores others. The case of letters counts. If raw is nil, it does
-// nothing.
+// decode reads the fields that the type has, and ignores others. The case of letters counts.
 func decode(raw stdjson.RawMessage, into any) error {
 	if raw == nil {
 		return nil
@@ -178,7 +168,7 @@ func decode(raw stdjson.RawMessage, into any) error {
 	return json.UnmarshalCaseSensitivePreserveInts(raw, into)
 }
 
-// decodeStrict is like decode, but also returns an error for each unknown field and for each that is given twice.
+// decodeStrict is decode, with an error for each unknown field and for each that is given twice.
 func decodeStrict(raw stdjson.RawMessage, into any) []error {
 	if raw == nil {
 		return nil

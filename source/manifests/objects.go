@@ -36,7 +36,6 @@ func (c *content) addNamespace(o object) {
 	e.reportPartly(m.wrongLabels)
 }
 
-// reportPartly adds the complaints. If there are any, the object counts only in part.
 func (e *entry) reportPartly(c []complaint) {
 	e.complain(c...)
 	if len(c) > 0 {
@@ -100,7 +99,6 @@ func (c *content) addPod(o object) {
 	e.reportPartly(append(m.wrongLabels, wrong...))
 }
 
-// podSpec is what policy needs of a pod's spec. Other fields may be newer than weir and have any type.
 type podSpec struct {
 	NodeName       string             `json:"nodeName"`
 	HostNetwork    bool               `json:"hostNetwork"`
@@ -122,8 +120,8 @@ type containerPort struct {
 	HostIP        stdjson.RawMessage `json:"hostIP"`
 }
 
-// hostPort returns the node's port that leads to the container port, and the node's address. The port is 0 if they
-// can't be read.
+// hostPort returns the node's port that leads to the container port, and the node's address. The port is 0 if
+// they can't be read.
 func (p *containerPort) hostPort() (port int32, address string) {
 	if len(p.HostPort) == 0 || decode(p.HostPort, &port) != nil || len(p.HostIP) > 0 && decode(p.HostIP, &address) != nil {
 		return 0, ""
@@ -145,8 +143,6 @@ func (o object) duplicatePodFields() []complaint {
 	return all
 }
 
-// readPod reads a pod, or the pod of a workload's template. It returns an error only if policy can't do without the
-// bad field. path is the spec's path, for complaints.
 func readPod(m meta, metadata, spec, status stdjson.RawMessage, path string) (*policy.Pod, []complaint, error) {
 	var wrong []complaint
 	var s podSpec

@@ -1,11 +1,9 @@
-// Package manifests is the source that needs no Kubernetes: it reads a directory of ordinary manifests, such as people
-// give to kubectl, and reads a file again whenever it changes. Its invariants:
+// Package manifests is the source that needs no Kubernetes: it reads a directory of ordinary manifests, and
+// reads a file again whenever it changes. Its invariants:
 //
-//   - What can't be read never opens a pod. A policy of which a part can't be read closes the pods that it selects.
-//   - If a document can't be parsed any more, or a policy's selector or namespace can't be read any more, the last good
-//     versions stay in force.
-//   - Until each file that may have a policy could be parsed once, there is no state at all. The option IgnoreBroken
-//     ends this wait.
+//   - A part that can't be read never opens a pod. A policy with such a part closes the pods that it selects.
+//   - If a document, or a policy's selector or namespace, can't be read any more, the last good versions stay in force.
+//   - Until each file that may have a policy could be parsed once, there is no state at all. The option IgnoreBroken ends this wait.
 package manifests
 
 import (
@@ -22,7 +20,6 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// damage is how much of an object can't be read.
 type damage int
 
 const (
@@ -35,7 +32,6 @@ const (
 	notNeeded          // policy doesn't need objects of this kind
 )
 
-// entry is one object of a file.
 type entry struct {
 	where  string // such as "document 2, items[3]"
 	object string // kind, namespace and name, as far as they can be read
@@ -59,12 +55,8 @@ type entry struct {
 	conflict string // says where else the object is, in the same version or another
 }
 
-// maxComplaints bounds the complaints about one object, and its listed fields without meaning. A last line says that
-// there are more.
 const maxComplaints = 20
 
-// complain adds the complaints that e doesn't have yet, shortened and printable. Beyond maxComplaints it adds only
-// that there are more.
 func (e *entry) complain(list ...complaint) {
 	for _, c := range list {
 		c.why, _, _ = strings.Cut(c.why, " (e.g. ") // cuts off long examples in Kubernetes' messages
@@ -81,7 +73,6 @@ func (e *entry) complain(list ...complaint) {
 	}
 }
 
-// ignore records the first maxComplaints fields that have no meaning, and how many more there are.
 func (e *entry) ignore(fields []string) {
 	for _, f := range fields[:min(len(fields), maxComplaints)] {
 		e.ignored = append(e.ignored, printable(f))
@@ -96,11 +87,9 @@ func (e *entry) leaveOut(c ...complaint) {
 	e.damage = leftOut
 }
 
-// unparsed is a document, or a whole file, in which no object can be found.
 type unparsed struct {
-	where string
-	err   error
-	// mayHoldPolicy means that the document or file could have a policy.
+	where         string
+	err           error
 	mayHoldPolicy bool
 }
 
@@ -109,7 +98,8 @@ type content struct {
 	unparsed []unparsed
 }
 
-// parse returns the objects of one file, and the documents that can't be parsed. It looks into Lists and Templates.
+// parse returns the objects of one file, and the documents that can't be parsed. It looks into Lists and
+// Templates.
 func parse(data []byte) content {
 	var c content
 	for _, d := range documents(data) {
@@ -134,7 +124,6 @@ func parse(data []byte) content {
 	return c
 }
 
-// addLeftOut adds an entry for a value that isn't a Kubernetes object. The entry only reports why.
 func (c *content) addLeftOut(o object, why string) {
 	c.entries = append(c.entries, entry{where: o.where, object: o.where, damage: leftOut, ignored: []string{why}})
 }
@@ -178,8 +167,7 @@ func (c *content) add(o object) {
 	}
 }
 
-// couldBePolicy reports whether the object is a NetworkPolicy, or may be a misspelt one. In the groups that have or
-// had NetworkPolicy, all kinds count except the known others.
+// couldBePolicy reports whether the object is a NetworkPolicy, or may be a misspelt one.
 func couldBePolicy(o object) bool {
 	others := []string{
 		"Ingress", "IngressClass", "IPAddress", "ServiceCIDR", "ClusterCIDR", "Deployment", "DaemonSet",
@@ -194,9 +182,8 @@ func couldBePolicy(o object) bool {
 	return false
 }
 
-// misspelt returns the kind that the object's author probably meant: one whose name is equal if case is ignored. If
-// it is equal anyway, the object's apiVersion is wrong. misspelt returns "" if there is no such kind. An object
-// whose group has a dot probably belongs to another API.
+// misspelt returns the kind that the object's author probably meant: its name is equal if case is ignored. It
+// returns "" if there is none. If the names are equal, the object's apiVersion is wrong.
 func misspelt(o object) string {
 	if strings.Contains(o.group(), ".") {
 		return ""
@@ -209,9 +196,8 @@ func misspelt(o object) string {
 	return ""
 }
 
-// Parse reads the manifests of one file. It returns the objects that policy needs, even with an error. The error
-// joins one error for each document and field that can't be read, with the file's name. A policy of which a part
-// can't be read closes pods (addPolicy).
+// Parse reads the manifests of one file. It returns the objects that policy needs, even with an error. The
+// error names each document and field that can't be read. A policy with such a part closes pods.
 func Parse(file string, data []byte) (policy.Objects, error) {
 	c := parse(data)
 	var errs []error

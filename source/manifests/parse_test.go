@@ -125,7 +125,7 @@ status: {phase: Running, podIP: 10.88.0.9, podIPs: [{ip: 10.88.0.2}, {ip: "fd00:
 }
 
 // TestWrappersAsPeopleWriteThem: the policy in a List or Template is found in any case of letters, and after
-// comments or directives. A field that is given twice is noticed even after 300 others.
+// comments or directives.
 func TestWrappersAsPeopleWriteThem(t *testing.T) {
 	const object = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny"}, ` +
 		`"spec": {"podSelector": {}}}`
@@ -176,8 +176,8 @@ func TestNothingIsDroppedSilently(t *testing.T) {
 	}
 }
 
-// TestScalarsAreNotReinterpreted: YAML 1.1 reads these labels as booleans and numbers. Parse returns an error or the
-// label exactly as written. Another value would match other selectors.
+// TestScalarsAreNotReinterpreted: YAML 1.1 reads these labels as booleans and numbers. Parse returns an error,
+// or the label exactly as written.
 func TestScalarsAreNotReinterpreted(t *testing.T) {
 	for _, value := range []string{"y", "no", "1.10", "010"} {
 		got, err := Parse("f.yaml", []byte("apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {app: "+value+"}}\n"))
@@ -187,8 +187,8 @@ func TestScalarsAreNotReinterpreted(t *testing.T) {
 	}
 }
 
-// TestParseComplains puts each document between two good ones. The errors say where the document is and what is
-// wrong. Both good ones count.
+// TestParseComplains: if a bad document is between two good ones, the errors say where it is, and both good
+// ones count.
 func TestParseComplains(t *testing.T) {
 	np := func(spec string) string {
 		return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: ns-1}\nspec: " +
@@ -533,7 +533,6 @@ func FuzzParse(f *testing.F) {
 				t.Errorf("%v: doesn't say where", e)
 			}
 		}
-		// The objects that Parse returns are usable, with or without errors.
 		for _, n := range o.Namespaces {
 			if n.Name == "" || n.Labels["kubernetes.io/metadata.name"] != n.Name {
 				t.Errorf("%+v", n)

@@ -17,7 +17,6 @@ import (
 // nameless is the name of a policy if its own name can't be read.
 const nameless = "nameless"
 
-// policyReader reads one NetworkPolicy field by field. So a bad field doesn't hide the others.
 type policyReader struct {
 	object
 	np           networkingv1.NetworkPolicy
@@ -26,8 +25,8 @@ type policyReader struct {
 	noSelector   bool // it is unknown which pods it selects
 }
 
-// addPolicy reads a NetworkPolicy. If a part can't be read, the policy isolates the pods that it selects, and allows
-// nothing. If the selector can't be read, these are all pods of its namespace.
+// addPolicy reads a NetworkPolicy. If a part can't be read, the policy isolates the pods that it selects, and
+// allows nothing. If the selector can't be read, these are all pods of its namespace.
 func (c *content) addPolicy(o object) {
 	r := policyReader{object: o}
 	m := o.readMeta(o.raw["metadata"], true)
@@ -123,7 +122,6 @@ func joinPath(path string) string {
 	return "."
 }
 
-// readSpec reads the policy's spec, and records what is wrong in it and beside it.
 func (r *policyReader) readSpec() {
 	for _, key := range slices.Sorted(maps.Keys(r.raw)) {
 		if !slices.Contains([]string{"apiVersion", "kind", "metadata", "spec", "status"}, key) {
@@ -164,9 +162,7 @@ func (r *policyReader) readSpec() {
 	r.report("spec.egress", decodeStrict(spec["egress"], &s.Egress)...)
 }
 
-// reportDuplicates reports fields that are given twice. Within ingress or egress, the policy then allows nothing.
-// With two policyTypes, it may isolate both directions. With another field twice, it is unknown which pods the
-// policy selects.
+// reportDuplicates reports fields that are given twice. Such a policy isolates more, or allows nothing.
 func (r *policyReader) reportDuplicates() {
 	for _, f := range r.duplicates {
 		if strings.HasPrefix(f, "status.") || f == "status" || strings.HasPrefix(f, "metadata.") {

@@ -2,9 +2,9 @@ package manifests
 
 import "github.com/weir-net/weir/policy"
 
-// Read returns the objects of the manifests in the texts. The key of a text is its name in errors and problems. An
-// object of which a part can't be read has the same effect as in a Dir. Each such part is a problem of the objects.
-// The error names each document that can't be parsed.
+// Read returns the objects of the manifests in the texts. The key of a text is its name in errors and problems.
+// A part that can't be read is a problem, and has the same effect as in a Dir. The error names each document
+// that can't be parsed.
 func Read(texts map[string][]byte) (policy.Objects, error) {
 	d := &Dir{IgnoreBroken: true, files: map[string]*file{}}
 	for name, text := range texts {

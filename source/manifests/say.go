@@ -13,8 +13,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// printable makes a foreign name safe for a line of text. It is shortened, and in quotes if it has unprintable
-// characters.
 func printable(name string) string {
 	if !utf8.ValidString(name) || strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		name = strconv.Quote(name)
@@ -22,7 +20,6 @@ func printable(name string) string {
 	return excerpt.Of(name)
 }
 
-// errors returns an error for each document that can't be parsed and for each policy whose namespace can't be read.
 func (f *file) errors(name string) []error {
 	var errs []error
 	say := func(where string, err error, effect string) {
@@ -47,7 +44,6 @@ func (f *file) errors(name string) []error {
 	return errs
 }
 
-// audited reports whether the entry has a policy that is audited.
 func (e *entry) audited() bool {
 	if e.policy == nil {
 		return false
@@ -56,7 +52,6 @@ func (e *entry) audited() bool {
 	return audited
 }
 
-// effect says what weir does with an incomplete object, or one that has different versions.
 func (e *entry) effect() string {
 	switch {
 	case e.kept:
@@ -81,8 +76,6 @@ func (e *entry) effect() string {
 	return "the rest of it counts"
 }
 
-// problems returns one problem for each complaint, and one for each version that differs from another. The messages
-// end with the effect and the place.
 func (f *file) problems(name string) []ruleset.Problem {
 	var all []ruleset.Problem
 	for i := range f.entries {
@@ -100,7 +93,6 @@ func (f *file) problems(name string) []ruleset.Problem {
 	return all
 }
 
-// report returns the file's unparsed documents and its objects, with states and reasons.
 func (f *file) report(name string) agentapi.File {
 	out := agentapi.File{Path: name, Objects: []agentapi.FileObject{}}
 	for _, u := range f.unparsed {

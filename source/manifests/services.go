@@ -17,9 +17,9 @@ type view struct {
 	services []policy.Service
 }
 
-// View returns the objects in force and the Services, at the last update. Of the pods, it returns only those for
-// which keep returns true. It returns nothing before the first state. Other goroutines may call it while Run runs.
-// Callers don't change the results.
+// View returns the objects in force and the Services, at the last update. It returns only the pods for which
+// keep returns true. It returns nothing before the first state. Other goroutines may call it while Run runs.
+// Callers must not change the results.
 func (d *Dir) View(_ context.Context, keep func(*policy.Pod) bool) (policy.Objects, []policy.Service, error) {
 	v := d.view.Load()
 	if v == nil {
@@ -35,7 +35,7 @@ func (d *Dir) View(_ context.Context, keep func(*policy.Pod) bool) (policy.Objec
 	return o, v.services, nil
 }
 
-// addService reads a Service. If it can't be read, that is no problem: no policy depends on it.
+// addService reads a Service. It is no problem if that fails: no policy depends on a Service.
 func (c *content) addService(o object) {
 	m := o.readMeta(o.raw["metadata"], true)
 	e := entry{where: o.where, object: o.kind + " " + m.name, damage: notNeeded}
@@ -51,7 +51,6 @@ func (c *content) addService(o object) {
 	e.service = &read
 }
 
-// services returns the Services of all files. Of several of one name, the first file's counts.
 func (d *Dir) services() (all []policy.Service) {
 	seen := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(d.files)) {

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// stat identifies one state of a file on disk, more or less. Only agents read a file twice, and agents run on Linux.
+// stat identifies roughly one state of a file on disk. Only agents read a file twice, and agents run on Linux.
 type stat struct {
 	size  int64
 	mtime time.Time

@@ -14,18 +14,14 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
-// document is a part of a file that should be one object.
 type document struct {
-	where      string // such as "document 2"
-	json       []byte // nil if it can't be parsed
-	duplicates []string
-	err        error
-	// mayHoldPolicy means that the document can't be parsed and could have a policy.
+	where         string // such as "document 2"
+	json          []byte // nil if it can't be parsed
+	duplicates    []string
+	err           error
 	mayHoldPolicy bool
 }
 
-// documents splits the file into its YAML documents. If a document consists of JSON objects, it splits these too, as
-// kubectl does. Documents without a value are skipped.
 func documents(data []byte) []document {
 	var all []document
 	for i, text := range splitDocuments(toUTF8(data)) {
@@ -59,7 +55,8 @@ func documents(data []byte) []document {
 	return all
 }
 
-// toUTF8 returns the text as UTF-8 without the byte order mark. It reads UTF-16 too, because PowerShell writes it.
+// toUTF8 returns the text as UTF-8 without the byte order mark. It reads UTF-16 too, because PowerShell writes
+// it.
 func toUTF8(data []byte) []byte {
 	var bigEndian bool
 	switch {
@@ -80,8 +77,8 @@ func toUTF8(data []byte) []byte {
 	return []byte(string(utf16.Decode(units)))
 }
 
-// splitDocuments splits the stream at lines with --- or ... (YAML 1.2, section 9). The rest of such a line belongs
-// to the next document, unless it is a comment.
+// splitDocuments splits the stream at lines with --- or ... (YAML 1.2, section 9). The rest of such a line
+// belongs to the next document, unless it is a comment.
 func splitDocuments(data []byte) [][]byte {
 	var all [][]byte
 	var now []byte
@@ -112,8 +109,8 @@ func splitDocuments(data []byte) [][]byte {
 	return all
 }
 
-// splitJSON returns the JSON objects of the text. Lines with YAML comments may be between them. ok is false if the
-// text is something else.
+// splitJSON returns the JSON objects of the text, as kubectl accepts them. Lines with YAML comments may be
+// between them.
 func splitJSON(text []byte) (objects [][]byte, ok bool) {
 	var lines []byte
 	for line := range bytes.Lines(text) { // a JSON string contains no end of line
@@ -137,8 +134,8 @@ func splitJSON(text []byte) (objects [][]byte, ok bool) {
 	}
 }
 
-// checkSingle returns an error if the text isn't exactly one YAML document. yaml.YAMLToJSON would ignore what
-// follows. It returns io.EOF if there is no document.
+// checkSingle returns an error if the text isn't exactly one YAML document: yaml.YAMLToJSON would ignore a
+// second one. It returns io.EOF if there is no document.
 func checkSingle(doc []byte) error {
 	d := goyaml.NewDecoder(bytes.NewReader(doc))
 	var ignored any
@@ -151,11 +148,10 @@ func checkSingle(doc []byte) error {
 	return nil
 }
 
-// anyKind finds what could be the kind of an object, at any depth.
 var anyKind = regexp.MustCompile(`(?i)\bkind["']?[ \t]*:[ \t]*["']?([\w.{]*)`)
 
-// mayHoldPolicy reports whether text that can't be parsed could have a policy. It couldn't if it names kinds, and
-// all of them are harmless.
+// mayHoldPolicy reports whether text that can't be parsed could have a policy. It returns false if all kinds in
+// the text are harmless.
 func mayHoldPolicy(text []byte) bool {
 	kinds := anyKind.FindAllSubmatch(text, -1)
 	for _, k := range kinds {
@@ -166,7 +162,6 @@ func mayHoldPolicy(text []byte) bool {
 	return len(kinds) == 0
 }
 
-// harmlessKinds are kinds that aren't policies and contain none.
 var harmlessKinds = func() map[string]bool {
 	all := map[string]bool{}
 	for kind := range strings.FieldsSeq(`ClusterRole ClusterRoleBinding ConfigMap CronJob CustomResourceDefinition
@@ -196,11 +191,10 @@ func duplicatesInYAML(doc []byte) []string {
 	return t.fields
 }
 
-// maxDuplicates bounds the total length of the recorded paths, in bytes. Beyond it, every field counts as given
-// twice.
+// maxDuplicates limits the total length of the recorded paths, in bytes. After that, every field counts as
+// given twice.
 const maxDuplicates = 16 << 20
 
-// duplicateFinder walks through one document, and collects the paths of the fields that are given twice.
 type duplicateFinder struct {
 	path   []string // of the current field
 	fields []string
@@ -230,7 +224,7 @@ func (t *duplicateFinder) findInYAML(v any) {
 	}
 }
 
-// add records that the current field is given twice. Beyond maxDuplicates it records only wholeObject.
+// add records that the current field is given twice. After maxDuplicates it records only wholeObject.
 func (t *duplicateFinder) add() {
 	if t.size > maxDuplicates {
 		return
@@ -243,7 +237,6 @@ func (t *duplicateFinder) add() {
 	t.fields = append(t.fields, field)
 }
 
-// duplicatesInJSON returns the paths of the fields of a JSON object that are given twice.
 func duplicatesInJSON(doc []byte) []string {
 	d := stdjson.NewDecoder(bytes.NewReader(doc))
 	d.UseNumber()

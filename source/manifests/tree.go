@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// isManifest reports whether a file of that name is read. Names that begin with two dots are kubelet's versions of a
-// mounted ConfigMap. Names that begin with .# are editors' locks.
+// isManifest reports whether a file of that name is read. Names that begin with two dots are kubelet's versions
+// of a mounted ConfigMap. Names that begin with .# are editors' locks.
 func isManifest(name string) bool {
 	base := filepath.Base(name)
 	extension := strings.ToLower(filepath.Ext(base))
@@ -19,19 +19,18 @@ func isManifest(name string) bool {
 		slices.Contains([]string{".yaml", ".yml", ".json"}, extension)
 }
 
-// tree is the content of a directory and of those below it.
 type tree struct {
 	files []string         // paths of manifests below the directory
 	dirs  map[string]bool  // paths of the directories below the directory
 	errs  map[string]error // directories that can't be read
 }
 
-// walk lists the manifests and directories below root, without directories whose names begin with two dots. It
-// follows links to directories, because kubelet mounts a ConfigMap's subdirectories as links, but not to a directory
-// above. It returns an error only if root can't be listed.
+// walk lists the manifests and directories below root. It follows links to directories, because kubelet mounts
+// a ConfigMap's subdirectories as links, but not to a directory above. It returns an error only if root can't
+// be listed.
 //
-// Equivalent to: find -L ROOT -name '..?*' -prune -o ! -name '.#*' \( -iname '*.yaml' -o -iname '*.yml' -o -iname
-// '*.json' \) -print
+// Equivalent to: find -L ROOT -name '..?*' -prune -o ! -name '.#*' \( -iname '*.yaml' -o -iname '*.yml' -o
+// -iname '*.json' \) -print
 func walk(root string) (tree, error) {
 	t := tree{dirs: map[string]bool{}, errs: map[string]error{}}
 	err := t.walk(root, ".", nil)

@@ -11,19 +11,15 @@ import (
 	"strings"
 )
 
-// object is one object of a file, without the Lists and Templates that contain it.
 type object struct {
 	where            string // "document 2, items[3]"
 	apiVersion, kind string
 	raw              map[string]stdjson.RawMessage
 	duplicates       []string // paths of fields that are given twice, or wholeObject
-	// namespace is the object's namespace if its metadata names none: that of its Template, or empty.
-	namespace string
-	// labels are the keys of labels that its Template adds.
-	labels []string
+	namespace        string
+	labels           []string
 }
 
-// group returns the group of the object's apiVersion; empty for v1.
 func (o object) group() string {
 	group, _, ok := strings.Cut(o.apiVersion, "/")
 	if !ok {
@@ -32,11 +28,9 @@ func (o object) group() string {
 	return group
 }
 
-// maxNesting is how many Lists and Templates may contain an object.
 const maxNesting = 10
 
-// unfold returns the objects in o if o is a List or Template, at any depth. Otherwise it returns o itself. An item
-// that isn't an object has raw nil.
+// unfold returns the objects in a List or Template, at any depth. Any other object it returns itself.
 func unfold(o object, depth int) (all []object, err error) {
 	var field string
 	kind := strings.ToLower(o.kind)
@@ -98,8 +92,6 @@ func unfold(o object, depth int) (all []object, err error) {
 	return all, nil
 }
 
-// field finds the object's field of that name in any case of letters. It returns the name as the manifest spells it,
-// or "".
 func (o object) field(name string) string {
 	if o.raw[name] != nil {
 		return name
@@ -112,7 +104,6 @@ func (o object) field(name string) string {
 	return ""
 }
 
-// unknown returns a field of the object other than known, apiVersion and kind; empty if there is none.
 func (o object) unknown(known ...string) string {
 	known = append(known, "apiVersion", "kind")
 	for _, key := range slices.Sorted(maps.Keys(o.raw)) {
@@ -123,8 +114,8 @@ func (o object) unknown(known ...string) string {
 	return ""
 }
 
-// duplicatesInItems splits o.duplicates by the items of the field. in has each item's fields, by the item's number.
-// all has those of every item: wholeObject, if it is unknown which items are meant.
+// duplicatesInItems splits o.duplicates by the items of the field. all has the fields that may be in every
+// item.
 func (o object) duplicatesInItems(field string) (in map[string][]string, all []string) {
 	in = map[string][]string{}
 	for _, f := range o.duplicates {
@@ -143,7 +134,6 @@ func (o object) duplicatesInItems(field string) (in map[string][]string, all []s
 // wholeObject, among duplicate fields, means that every field of the object may be given twice.
 const wholeObject = "*"
 
-// read reads the object's fields; it returns false if raw is no object.
 func (o *object) read(raw []byte) bool {
 	if stdjson.Unmarshal(raw, &o.raw) != nil {
 		o.raw = nil
@@ -154,15 +144,13 @@ func (o *object) read(raw []byte) bool {
 	return true
 }
 
-// template is what an OpenShift Template (template.openshift.io/v1) sets in its objects.
 type template struct {
 	parameters map[string]string
 	labels     []string
 	namespace  string
 }
 
-// readTemplate reads a Template, with the parameters that have values. If metadata, labels or parameters have a
-// wrong type, it returns an error.
+// readTemplate reads a Template, with the parameters that have values.
 func readTemplate(o object) (t template, err error) {
 	var read struct {
 		Metadata struct {
@@ -203,8 +191,8 @@ var (
 	wholeParameter = regexp.MustCompile(`^\$\{\{([a-zA-Z0-9_]+)\}\}$`)
 )
 
-// substitute replaces parameters in the JSON value by their values. ${NAME} is replaced within a string or key. A
-// string that is wholly ${{NAME}} becomes the value as JSON, perhaps of another type.
+// substitute replaces parameters in the JSON value by their values. ${NAME} is replaced within a string or key.
+// A string that is wholly ${{NAME}} becomes the value as JSON.
 func (t template) substitute(raw []byte) []byte {
 	d := stdjson.NewDecoder(bytes.NewReader(raw))
 	d.UseNumber()

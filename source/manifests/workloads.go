@@ -9,7 +9,6 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// workloadGroups are the groups in which each kind of workload is or was.
 var workloadGroups = map[string][]string{
 	"Deployment": {"apps", "extensions"}, "ReplicaSet": {"apps", "extensions"}, "DaemonSet": {"apps", "extensions"},
 	"StatefulSet": {"apps"}, "ReplicationController": {""}, "Job": {"batch"}, "CronJob": {"batch"},
@@ -18,7 +17,6 @@ var workloadGroups = map[string][]string{
 
 func isWorkload(o object) bool { return slices.Contains(workloadGroups[o.kind], o.group()) }
 
-// workloadSpec is what policy needs of a workload's spec, or of a CronJob's jobTemplate.
 type workloadSpec struct {
 	Template map[string]stdjson.RawMessage `json:"template"`
 	Ordinals struct {
@@ -83,7 +81,6 @@ func (c *content) addWorkload(o object) {
 	e.reportPartly(append(wrong, more...))
 }
 
-// owner returns the controller that the metadata names, such as "Deployment web"; empty if there is none.
 func owner(metadata stdjson.RawMessage) string {
 	var read struct {
 		OwnerReferences []struct {
@@ -103,8 +100,6 @@ func owner(metadata stdjson.RawMessage) string {
 	return ""
 }
 
-// fieldsBelow returns the fields below the path, relative to it. The path itself, or a field that contains it,
-// becomes wholeObject.
 func fieldsBelow(fields []string, path string) (all []string) {
 	for _, f := range fields {
 		if rest, ok := strings.CutPrefix(f, path+"."); ok {

@@ -1,5 +1,6 @@
-// Package objects converts Kubernetes' types to those of package policy. All sources use it, so that a pod means the
-// same wherever it was read. A field that can't be read is reported as a problem of the object, and left out.
+// Package objects converts Kubernetes' types to those of package policy. All sources use it, so that a pod
+// means the same wherever it was read. A field that can't be read is reported as a problem of the object, and
+// left out.
 package objects
 
 import (
@@ -14,8 +15,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Namespace converts a namespace. It sets the label kubernetes.io/metadata.name, as the API server does, because
-// policies select by it.
+// Namespace converts a namespace. It sets the label kubernetes.io/metadata.name, as the API server does.
 func Namespace(ns *corev1.Namespace) policy.Namespace {
 	labels := maps.Clone(ns.Labels)
 	if labels == nil {
@@ -25,7 +25,6 @@ func Namespace(ns *corev1.Namespace) policy.Namespace {
 	return policy.Namespace{Name: ns.Name, Labels: labels}
 }
 
-// reader collects the problems of the fields that it reads.
 type reader struct {
 	object   string
 	problems []ruleset.Problem
@@ -45,8 +44,8 @@ func Error(problems []ruleset.Problem) error {
 	return errors.Join(errs...)
 }
 
-// Node converts a node, with its internal addresses, and returns the problems of fields that can't be read.
-// claims.Settle decides later which addresses and networks count.
+// Node converts a node, and returns the problems of fields that can't be read. claims.Settle decides later
+// which addresses and networks count.
 func Node(node *corev1.Node) (policy.Node, []ruleset.Problem) {
 	n := policy.Node{Name: node.Name, Created: node.CreationTimestamp.UTC()}
 	r := reader{object: "Node " + node.Name}

@@ -35,8 +35,8 @@ func Pod(pod *corev1.Pod) (policy.Pod, []ruleset.Problem) {
 	return p, r.problems
 }
 
-// IsPod reports whether Pod returns p, without problems, for the pod. It allocates nothing. Sources ask it first,
-// because most events change nothing that policy needs.
+// IsPod reports whether Pod returns p, without problems, for the pod. It allocates nothing. Sources call it
+// first, because most events change nothing that policy needs.
 func IsPod(p *policy.Pod, pod *corev1.Pod) bool {
 	if p.Namespace != pod.Namespace || p.Name != pod.Name || p.UID != uid(pod) || p.NodeName != pod.Spec.NodeName ||
 		p.HostNetwork != pod.Spec.HostNetwork || p.Finished != finished(pod) || p.Unknown != nil ||
@@ -61,8 +61,6 @@ func IsPod(p *policy.Pod, pod *corev1.Pod) bool {
 	return len(hosts)+len(addresses) == 0 && isPorts(p.Ports, &pod.Spec)
 }
 
-// hostPorts returns the node's ports that lead to the pod. A pod with hostNetwork has none. It leaves out ports and
-// addresses that can't be read: the API server accepts none.
 func hostPorts(spec *corev1.PodSpec) iter.Seq[policy.HostPort] {
 	return func(yield func(policy.HostPort) bool) {
 		for c := range portContainers(spec) {
@@ -84,7 +82,6 @@ func hostPorts(spec *corev1.PodSpec) iter.Seq[policy.HostPort] {
 	}
 }
 
-// isPorts reports whether namedPorts returns these ports for the spec, without problems.
 func isPorts(ports []policy.NamedPort, spec *corev1.PodSpec) bool {
 	seen := 0
 	for c := range portContainers(spec) {
@@ -120,7 +117,6 @@ func finished(pod *corev1.Pod) bool {
 	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
 }
 
-// ips returns the pod's addresses as its status has them, with their indexes.
 func ips(s *corev1.PodStatus) iter.Seq2[int, string] {
 	return func(yield func(int, string) bool) {
 		if len(s.PodIPs) == 0 && s.PodIP != "" {
@@ -135,8 +131,7 @@ func ips(s *corev1.PodStatus) iter.Seq2[int, string] {
 	}
 }
 
-// address reads an address of a pod. It refuses an address with a zone. It also refuses 0.0.0.0 and ::, which no
-// ipset accepts.
+// address refuses an address with a zone, and 0.0.0.0 and ::, which no ipset accepts.
 func address(s string) (netip.Addr, bool) {
 	addr, err := netip.ParseAddr(s)
 	if err != nil || addr.IsUnspecified() || addr.Zone() != "" {
@@ -145,8 +140,8 @@ func address(s string) (netip.Addr, bool) {
 	return addr.Unmap(), true
 }
 
-// portContainers returns the containers that can have named ports: ordinary ones, then sidecars. Their order
-// matters, as for Services (k8s.io/kubernetes/pkg/api/v1/pod, FindPort).
+// portContainers returns the containers that can have named ports: ordinary ones, then sidecars. Services use
+// the same order (k8s.io/kubernetes/pkg/api/v1/pod, FindPort).
 func portContainers(spec *corev1.PodSpec) iter.Seq[*corev1.Container] {
 	return func(yield func(*corev1.Container) bool) {
 		for i := range spec.Containers {
@@ -163,8 +158,7 @@ func portContainers(spec *corev1.PodSpec) iter.Seq[*corev1.Container] {
 	}
 }
 
-// namedPorts returns the pod's named ports. Of ports with the same name and protocol, the first counts. A number
-// that isn't from 1 to 65535 is a problem.
+// namedPorts returns the pod's named ports. Of ports with the same name and protocol, the first counts.
 func (r *reader) namedPorts(spec *corev1.PodSpec) []policy.NamedPort {
 	var named []policy.NamedPort
 	for c := range portContainers(spec) {

@@ -9,7 +9,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// randomPod returns a pod with few different values in each field. So two such pods are often alike.
 func randomPod(r *rand.Rand) *corev1.Pod {
 	pick := func(of ...string) string { return of[r.IntN(len(of))] }
 	p := &corev1.Pod{}
@@ -52,7 +51,8 @@ func randomPod(r *rand.Rand) *corev1.Pod {
 	return p
 }
 
-// TestIsPod: IsPod returns true if and only if Pod returns the same pod without problems. IsPod allocates nothing.
+// TestIsPod: IsPod returns true if and only if Pod returns the same pod without problems. IsPod allocates
+// nothing.
 func TestIsPod(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	alike := 0

@@ -2,8 +2,8 @@ package objects
 
 import "strings"
 
-// policyKinds has kinds of network policy of other engines, by the end of their API group. IsPolicy itself
-// recognizes kinds with NetworkPolicy in their names.
+// policyKinds has kinds of network policy of other engines, by the end of their API group. Kinds with
+// NetworkPolicy in their names aren't listed.
 var policyKinds = map[string][]string{
 	"cilium.io":                        {"CiliumEgressGatewayPolicy", "CiliumLocalRedirectPolicy"},
 	"k8s.ovn.org":                      {"EgressFirewall"},
@@ -23,8 +23,7 @@ var policyKinds = map[string][]string{
 }
 
 // IsPolicy reports whether objects of the kind are network policies that weir doesn't enforce, such as
-// CiliumNetworkPolicy. In the group networking.k8s.io none are. In any other group, a kind with NetworkPolicy in its
-// name is one.
+// CiliumNetworkPolicy.
 func IsPolicy(group, kind string) bool {
 	group = strings.ToLower(group)
 	if group == "networking.k8s.io" {

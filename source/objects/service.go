@@ -13,8 +13,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Service converts a Service, without its endpoints. It leaves out addresses and ports that can't be read: the API
-// server accepts none.
+// Service converts a Service, without its endpoints. It leaves out addresses and ports that can't be read.
 func Service(o *corev1.Service) policy.Service {
 	s := policy.Service{
 		Namespace: o.Namespace, Name: o.Name, Kind: string(o.Spec.Type), Selector: o.Spec.Selector,
@@ -47,8 +46,8 @@ func Service(o *corev1.Service) policy.Service {
 	return s
 }
 
-// AddSlice adds the endpoints of an EndpointSlice to the Service. An endpoint without the condition ready is ready,
-// as the API says. It leaves out addresses and ports that can't be read.
+// AddSlice adds the endpoints of an EndpointSlice to the Service. An endpoint without the condition ready is
+// ready, as the API says.
 func AddSlice(s *policy.Service, o *discoveryv1.EndpointSlice) {
 	if s.Endpoints == nil {
 		s.Endpoints = []policy.ServiceEndpoint{}
@@ -75,7 +74,6 @@ func AddSlice(s *policy.Service, o *discoveryv1.EndpointSlice) {
 	}
 }
 
-// addresses returns those of the texts that are addresses. "None" and "" aren't.
 func addresses(texts []string) (all []netip.Addr) {
 	for _, text := range texts {
 		if a, ok := address(text); ok {
@@ -85,7 +83,6 @@ func addresses(texts []string) (all []netip.Addr) {
 	return all
 }
 
-// protocol returns the protocol of a port of a Service, which is TCP by default.
 func protocol(p corev1.Protocol) ruleset.Protocol {
 	if p == "" {
 		return ruleset.TCP
