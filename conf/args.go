@@ -9,16 +9,16 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// Args are the CNI_ARGS that weir reads. The K8S_POD_* give the pod's identity; containerd sets them. IP and MAC
-// are requested addresses (CNI's CONVENTIONS.md, "CNI_ARGS").
+// Args are the CNI_ARGS that weir reads: the pod's identity, as containerd gives it, and requested addresses
+// (CNI's CONVENTIONS.md, "CNI_ARGS").
 type Args struct {
 	Namespace, Name, UID string
 	IPs                  []netip.Addr // one, or several separated by commas
 	MAC                  net.HardwareAddr
 }
 
-// ParseArgs reads CNI_ARGS, "KEY=VALUE;KEY=VALUE". It ignores keys that weir doesn't know. It returns a *types.Error
-// with code 4 if a pair has no "=", or a value is wrong.
+// ParseArgs reads CNI_ARGS, "KEY=VALUE;KEY=VALUE". It ignores keys that weir doesn't know. It returns a
+// *types.Error with code 4 if a pair has no "=", or a value is wrong.
 func ParseArgs(s string) (Args, error) {
 	var a Args
 	for pair := range strings.SplitSeq(s, ";") {

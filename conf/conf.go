@@ -1,7 +1,7 @@
-// Package conf owns weir's network configuration: its types, the parser of the JSON that a runtime passes to the
-// plugin, and the checks that it must pass before the plugin changes anything. It also has the names of kernel objects
-// that the plugin and the agent share. The package is pure: it reads no file and makes no call of the kernel. The
-// folder also has the manifests that people install.
+// Package conf owns weir's network configuration: its types, the parser, and the checks that it must pass
+// before the plugin changes anything. It also has the names of kernel objects that the plugin and the agent
+// share. The package is pure: it reads no file and makes no call of the kernel. The folder also has the
+// manifests that people install.
 package conf
 
 import (
@@ -32,8 +32,7 @@ const (
 // NetConf is the network configuration that a runtime passes to the plugin: CNI's own keys, and weir's.
 type NetConf struct {
 	types.NetConf
-	// Ranges to assign addresses from. A pod gets one address of each family. If there are several ranges of one family,
-	// the pod gets its address from one of them.
+	// Ranges to assign addresses from. A pod gets one address of each family.
 	Ranges []Range `json:"-"`
 	// Routes that pods get. RoutesOf returns a pod's routes, with the default route.
 	Routes []Route `json:"-"`
@@ -46,7 +45,6 @@ type NetConf struct {
 	identity     cniArgs
 }
 
-// knownKeys are the keys of the CNI specification 1.1, "Section 1", and weir's own.
 var knownKeys = []string{
 	"cniVersion", "cniVersions", "name", "type", "disableCheck", "disableGC", "loadOnlyInlinedPlugins",
 	"capabilities", "dns", "args", "runtimeConfig", "prevResult",
@@ -59,7 +57,8 @@ const (
 	maxMTU  = 65535 // the largest IPv4 packet.
 )
 
-// MTURange returns the least and the largest MTU of pods' links, in bytes. six says that the pods have IPv6 addresses.
+// MTURange returns the least and the largest MTU of pods' links, in bytes. six says that the pods have IPv6
+// addresses.
 func MTURange(six bool) (least, largest int) {
 	if six {
 		return minMTU6, maxMTU
@@ -142,8 +141,6 @@ func (c *NetConf) validate() error {
 	return nil
 }
 
-// checkKeys returns an error for the first unknown key, in alphabetical order, because it may be misspelt. It
-// accepts keys that begin with "cni.dev/", which runtimes add.
 func checkKeys(path string, raw map[string]json.RawMessage, known []string) error {
 	var keys []string
 	for k := range raw {
@@ -171,8 +168,6 @@ func keyError(code uint, key, value, why string) error {
 	return types.NewError(code, fmt.Sprintf("%s: %s %s", key, value, why), "")
 }
 
-// decodeError turns an error of encoding/json into one that names the key with the wrong type. Other errors get
-// CNI's code 6.
 func decodeError(raw map[string]json.RawMessage, err error) error {
 	var wrong *json.UnmarshalTypeError
 	if errors.As(err, &wrong) {

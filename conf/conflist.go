@@ -9,8 +9,8 @@ import (
 // Network is the name of the network in Conflist.
 const Network = "weir"
 
-// Conflist returns the network configuration list that the agent writes for the node's runtime: weir, with the node's
-// networks as ranges, and portmap for hostPort. cniVersion is for libcni before 1.1, which doesn't read cniVersions.
+// Conflist returns the network configuration list that the agent writes for the node's runtime: weir, with the
+// node's networks as ranges, and portmap for hostPort.
 func Conflist(networks []netip.Prefix, mtu int, enforcement Enforcement) ([]byte, error) {
 	type subnet struct {
 		Subnet netip.Prefix `json:"subnet"`

@@ -5,7 +5,6 @@ import "net/netip"
 // Family is an IP family. The kernel has sets, tables and chains for each.
 type Family uint8
 
-// IPv4 is the zero value.
 const (
 	IPv4 Family = iota
 	IPv6
@@ -14,8 +13,8 @@ const (
 // Families has both families, in the order in which weir handles them.
 var Families = [...]Family{IPv4, IPv6}
 
-// FamilyOf returns the address's family. An IPv4 address in IPv6 form (::ffff:10.88.0.2) counts as IPv6, so callers
-// unmap it first.
+// FamilyOf returns the address's family. An IPv4 address in IPv6 form (::ffff:10.88.0.2) counts as IPv6, so
+// callers unmap it first.
 func FamilyOf(a netip.Addr) Family {
 	if a.Is4() {
 		return IPv4

@@ -1,11 +1,10 @@
 package conf
 
 const (
-	// FlowTable is the nftables table of the inet family with the rules that log allowed first packets. It exists only
-	// while an agent records flows.
+	// FlowTable is the nftables table of the inet family with the rules that log allowed first packets. It
+	// exists only while an agent records flows.
 	FlowTable = "weir-flows"
 	// FlowGroup is the netlink log group of these packets.
-	FlowGroup = 89
-	// FlowLogPrefix is the text that these rules add to a packet.
+	FlowGroup     = 89
 	FlowLogPrefix = "weir flow"
 )

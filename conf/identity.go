@@ -16,11 +16,10 @@ const (
 	uidLabel       = "io.kubernetes.pod.uid"
 )
 
-// Identify completes the pod's identity from CNI_ARGS. Runtimes without Kubernetes pass only a part of it there:
-// podman the name, nerdctl nothing. Missing parts come from args.cni: first from K8S_POD_NAMESPACE, K8S_POD_NAME
-// and K8S_POD_UID, then from labels (CNI's CONVENTIONS.md, "args in network config"). Identify returns an error if
-// such a part can't be read. It also returns an error if namespace or name is still missing, unless enforcement is
-// off: policy needs both.
+// Identify completes the pod's identity from args.cni: first from K8S_POD_NAMESPACE, K8S_POD_NAME and
+// K8S_POD_UID, then from labels (CNI's CONVENTIONS.md, "args in network config"). Runtimes without Kubernetes
+// pass only a part in CNI_ARGS. Identify returns an error if a part can't be read. Unless enforcement is off,
+// it also returns an error if namespace or name is missing.
 func (c *NetConf) Identify(args Args) (Args, error) {
 	cni := c.identity
 	labels, err := readLabels(cni.Labels)
@@ -61,7 +60,6 @@ func (c *NetConf) Identify(args Args) (Args, error) {
 	return args, nil
 }
 
-// readLabels reads labels: a list of {"key", "value"}, which CNI's conventions specify, or an object.
 func readLabels(raw json.RawMessage) (map[string]string, error) {
 	labels := map[string]string{}
 	if len(raw) == 0 {
@@ -83,6 +81,4 @@ func readLabels(raw json.RawMessage) (map[string]string, error) {
 	return labels, nil
 }
 
-// isObjectName reports whether the text is safe in records, comments of sets and log lines, and has at most 253
-// bytes. The text may be empty.
 func isObjectName(s string) bool { return !strings.ContainsFunc(s, isUnsafe) && len(s) <= 253 }

@@ -23,7 +23,8 @@ import (
 	"k8s.io/client-go/kubernetes/scheme"
 )
 
-// kopsCluster has the fields of kops' Cluster that weir's documentation uses (k8s.io/kops/pkg/apis/kops/v1alpha2).
+// kopsCluster has the fields of kops' Cluster that weir's documentation uses
+// (k8s.io/kops/pkg/apis/kops/v1alpha2).
 type kopsCluster struct {
 	metav1.TypeMeta   `json:",inline"`
 	metav1.ObjectMeta `json:"metadata"`
@@ -69,7 +70,6 @@ type podMonitor struct {
 
 func (m *podMonitor) DeepCopyObject() runtime.Object { d := *m; return &d }
 
-// manifests reads the YAML files that people apply. An unknown field, or one that is given twice, is an error.
 func manifests(t *testing.T) map[string][]runtime.Object {
 	t.Helper()
 	types := runtime.NewScheme()
@@ -112,8 +112,8 @@ func manifests(t *testing.T) map[string][]runtime.Object {
 	return all
 }
 
-// image is the image's name in the manifests. People replace it with the image's name in their registry (Makefile,
-// IMAGE).
+// image is the image's name in the manifests. People replace it with the image's name in their registry
+// (Makefile, IMAGE).
 const image = "weir.local/weir:dev"
 
 func TestManifests(t *testing.T) {
@@ -169,8 +169,8 @@ func TestManifests(t *testing.T) {
 	}
 }
 
-// wantMemoryLimit checks that an agent's container has a memory limit and knows it. Otherwise Go collects garbage
-// too late, and the kernel kills the agent. It ignores other containers.
+// wantMemoryLimit checks that an agent's container has a memory limit and knows it. Otherwise Go collects
+// garbage too late, and the kernel kills the agent.
 func wantMemoryLimit(t *testing.T, path string, c corev1.Container) {
 	t.Helper()
 	if len(c.Command) < 2 || c.Command[1] != "run" {

@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// TestMonitoring: promtool accepts the alerts and the dashboard's queries, and alerts fire as alerts_test.yaml
-// expects. docs/metrics.md explains each alert and each metric that they use.
+// TestMonitoring: promtool accepts the alerts and the dashboard's queries, and docs/metrics.md explains each of
+// them.
 func TestMonitoring(t *testing.T) {
 	promtool := func(args ...string) {
 		t.Helper()

@@ -5,27 +5,26 @@ import "strings"
 // Names and numbers that the plugin, the agent and later versions of both must agree on.
 const (
 	Bridge = "weir0"
-	// Tunnel is the name of the node's VXLAN device, over which pods on other nodes are reached.
+	// Tunnel is the name of the VXLAN device to other nodes.
 	Tunnel = "weir-vxlan"
 	// TunnelTable is the gate: the nftables table of the inet family that checks tunnel packets.
 	TunnelTable = "weir-tunnel"
 	// OverlayPort is the default UDP port of the tunnels: VXLAN's own (RFC 7348, section 5).
 	OverlayPort = 4789
-	// OverlayVNI is the default number of weir's network, which distinguishes it from other networks on the same port (RFC
-	// 7348, section 5: 24 bits).
+	// OverlayVNI is the default VXLAN network identifier of weir's network (RFC 7348, section 5: 24 bits).
 	OverlayVNI = 88
-	// RouteProtocol marks weir's routes to other nodes' pods. The overlay changes no routes of other protocols. The number
-	// is below 256 (rtnetlink(7)), and iproute2's list of protocols doesn't have it.
+	// RouteProtocol marks weir's routes to other nodes' pods. The overlay changes no routes of other protocols.
+	// iproute2's list of protocols doesn't have this number.
 	RouteProtocol = 88
-	// LogGroup is the netlink log group of packets that weir drops, or that audited policies would drop. Only one
-	// program can read a group: the agent.
+	// LogGroup is the netlink log group of packets that weir drops, or that audited policies would drop. Only
+	// one program can read a group: the agent.
 	LogGroup = 88
-	// LogPrefix begins the log text of each rule that drops packets. The rule's chain follows.
+	// LogPrefix begins the log text of each rule that drops packets. The name of the rule's chain follows.
 	LogPrefix = "weir drop "
-	// AuditLogPrefix begins the log text of rules for packets that audited policies would drop. The rule's chain
-	// follows. These packets pass.
+	// AuditLogPrefix begins the log text of rules for packets that audited policies would drop. The name of the
+	// rule's chain follows.
 	AuditLogPrefix = "weir audit "
-	// GuardLogPrefix is the log text for frames under a foreign address. The next five are for the guard's other
+	// GuardLogPrefix is the log text for frames with a forged address. The next five are for the guard's other
 	// rules, and the last two for the gate's.
 	GuardLogPrefix     = LogPrefix + "guard"
 	ReservedLogPrefix  = GuardLogPrefix + "-reserved"  // to a MAC that is for bridges
@@ -37,18 +36,17 @@ const (
 	WayLogPrefix       = LogPrefix + "gate-way"        // pods' addresses by the wrong link or tunnel
 	// CutLabel is the bit of a connection's label that marks the connection as cut.
 	CutLabel = 127
-	// MaxSetEntries is the largest number of entries of one of weir's ipsets (maxelem). Real sets have fewer:
-	// Kubernetes supports up to 150,000 pods. The kernel allocates memory only for entries that exist.
+	// MaxSetEntries is the largest number of entries of one of weir's ipsets (maxelem). The kernel allocates
+	// memory only for entries that exist.
 	MaxSetEntries = 1 << 20
 )
 
 // MaxComment is the length in bytes of the longest text that the kernel keeps with a set's entry
-// (IPSET_MAX_COMMENT_SIZE), a rule (xt_comment) or a link (IFALIASZ). The kernel refuses an entry or a link with a
-// longer text.
+// (IPSET_MAX_COMMENT_SIZE), a rule (xt_comment) or a link (IFALIASZ).
 const MaxComment = 255
 
-// Comment changes the text so that the kernel keeps it unchanged, and so that it is safe to print on a terminal. It
-// shortens the text to MaxComment bytes: a namespace and a pod's name together can have 317.
+// Comment changes the text so that the kernel keeps it unchanged, and so that it is safe to print on a
+// terminal. It shortens the text to MaxComment bytes.
 func Comment(text string) string {
 	if strings.ContainsFunc(text, isChanged) {
 		text = strings.Map(func(r rune) rune {

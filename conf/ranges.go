@@ -13,13 +13,12 @@ import (
 // Range is a range of addresses within a subnet.
 type Range struct {
 	Subnet netip.Prefix `json:"subnet"`
-	// RangeStart and RangeEnd are the first and the last address that the range assigns. Default: the first and the
-	// last address that a host can have. A host can't have the subnet's first address (RFC 4291, section 2.6.1),
-	// nor IPv4's broadcast address.
+	// RangeStart and RangeEnd are the first and the last address that the range assigns. The default is the
+	// first and the last address that a host can have.
 	RangeStart netip.Addr `json:"rangeStart,omitzero"`
 	RangeEnd   netip.Addr `json:"rangeEnd,omitzero"`
-	// Gateway is the bridge's own address in the subnet, which is never assigned. Default: the first that a host can
-	// have.
+	// Gateway is the bridge's own address in the subnet, which is never assigned. The default is the first
+	// address that a host can have.
 	Gateway netip.Addr `json:"gateway,omitzero"`
 	// Exclude has addresses of the range that other hosts use. They are never assigned, not even on request.
 	Exclude []netip.Prefix `json:"exclude,omitempty"`
@@ -27,8 +26,6 @@ type Range struct {
 
 var knownRangeKeys = []string{"subnet", "rangeStart", "rangeEnd", "gateway", "exclude"}
 
-// parseRanges reads a list of ranges, checks each by itself and fills in its defaults. key names the list in
-// errors.
 func parseRanges(key string, list []json.RawMessage) ([]Range, error) {
 	ranges := make([]Range, 0, len(list))
 	for i, item := range list {
@@ -67,7 +64,6 @@ func parseRanges(key string, list []json.RawMessage) ([]Range, error) {
 	return ranges, nil
 }
 
-// complete fills in the range's defaults and checks that its parts fit together.
 func (r *Range) complete(path string) error {
 	if !r.Subnet.IsValid() {
 		return types.NewError(types.ErrInvalidNetworkConfig, path+".subnet is missing",
@@ -116,8 +112,6 @@ func (r *Range) complete(path string) error {
 	return nil
 }
 
-// parseExclude reads the list of excluded networks and addresses. It fails if the range then can't assign any
-// address.
 func (r *Range) parseExclude(path string, data json.RawMessage) error {
 	var list []string
 	if data == nil {
@@ -177,8 +171,6 @@ func (r Range) String() string {
 	return s + ")"
 }
 
-// checkDisjoint returns an error if an address is in two ranges, or if subnets overlap. Ranges of the same subnet
-// must have the same gateway.
 func checkDisjoint(ranges []Range) error {
 	for i, r := range ranges {
 		for j, other := range ranges[:i] {
@@ -196,7 +188,6 @@ func checkDisjoint(ranges []Range) error {
 	return nil
 }
 
-// hostRange returns the first and the last address of the subnet that a host can have.
 func hostRange(subnet netip.Prefix) (first, last netip.Addr) {
 	first, last = subnet.Addr().Next(), lastAddr(subnet)
 	if FamilyOf(first) == IPv4 {
@@ -205,5 +196,4 @@ func hostRange(subnet netip.Prefix) (first, last netip.Addr) {
 	return first, last
 }
 
-// lastAddr returns the last address of the prefix; in IPv4 the broadcast address.
 func lastAddr(p netip.Prefix) netip.Addr { return netipx.RangeOfPrefix(p).To() }

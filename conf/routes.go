@@ -11,24 +11,20 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// Route is a configured route of a pod (CNI specification 1.1, "Success": routes). Each family also has a default
-// route, unless a Route replaces it (IsDefault).
+// Route is a configured route of a pod (CNI specification 1.1, "Success": routes).
 type Route struct {
 	Dst netip.Prefix `json:"dst"`
-	// Gateway is invalid if the configuration gives none. It must be the gateway of the pod's range: a pod reaches
-	// no other host on its link.
-	Gateway netip.Addr `json:"gw,omitzero"`
-	// MTU, AdvMSS and Priority are chosen by the kernel if they are 0.
-	MTU      int `json:"mtu,omitempty"`
-	AdvMSS   int `json:"advmss,omitempty"`
-	Priority int `json:"priority,omitempty"`
-	// Table is the routing table; nil and 0 mean the main table.
-	Table *int `json:"table,omitempty"`
-	// Scope is ScopeGlobal, via the gateway, or ScopeLink, without a gateway; nil means ScopeGlobal.
+	// Gateway is invalid if the configuration gives none. It must be the gateway of the pod's range: a pod
+	// reaches no other host on its link.
+	Gateway  netip.Addr `json:"gw,omitzero"`
+	MTU      int        `json:"mtu,omitempty"`
+	AdvMSS   int        `json:"advmss,omitempty"`
+	Priority int        `json:"priority,omitempty"`
+	Table    *int       `json:"table,omitempty"`
+	// Scope is ScopeGlobal (via the gateway) or ScopeLink (without a gateway). nil means ScopeGlobal.
 	Scope *int `json:"scope,omitempty"`
 }
 
-// Scopes of routes (rtnetlink(7)), and the main table.
 const (
 	ScopeGlobal = 0
 	ScopeLink   = 253
@@ -37,14 +33,13 @@ const (
 
 var knownRouteKeys = []string{"dst", "gw", "mtu", "advmss", "priority", "table", "scope"}
 
-// IsDefault reports whether the route replaces the default route of its family: it leads everywhere via the gateway, in
-// the main table.
+// IsDefault reports whether the route replaces the default route of its family.
 func (r Route) IsDefault() bool { return r.Dst.Bits() == 0 && r.TableID() == mainTable && !r.OnLink() }
 
 // OnLink reports whether the route has no gateway.
 func (r Route) OnLink() bool { return r.Scope != nil && *r.Scope == ScopeLink }
 
-// TableID returns the number of the route's table: the main table's if the route names none.
+// TableID returns the number of the route's table. The default is the main table.
 func (r Route) TableID() int {
 	if r.Table == nil || *r.Table == 0 {
 		return mainTable
@@ -52,7 +47,6 @@ func (r Route) TableID() int {
 	return *r.Table
 }
 
-// parseRoutes reads the value of "routes", and checks each route by itself.
 func parseRoutes(data json.RawMessage) ([]Route, error) {
 	var list []json.RawMessage
 	if err := json.Unmarshal(data, &list); err != nil {
@@ -131,8 +125,8 @@ func (r Route) validate(path string) error {
 	return nil
 }
 
-// checkRoutes checks that each route's family has a range and that a given gateway is these ranges' only gateway.
-// No two routes may have the same destination, table and priority. Without any ranges, it doesn't check families.
+// checkRoutes checks that each route's family has a range, and that a given gateway is the ranges' only
+// gateway. No two routes may have the same destination, table and priority.
 func checkRoutes(routes []Route, ranges []Range) error {
 	for i, r := range routes {
 		path := fmt.Sprintf("routes[%d]", i)
@@ -160,9 +154,8 @@ func checkRoutes(routes []Route, ranges []Range) error {
 	return nil
 }
 
-// RoutesOf returns the routes of a pod with an address of that family and that gateway: the given routes of the
-// family, and the default route. A given default route replaces that one. Routes lead via the gateway unless they
-// are on the link.
+// RoutesOf returns the routes of a pod with an address of that family and that gateway: the given routes, and a
+// default route unless one is given.
 func RoutesOf(given []Route, family Family, gateway netip.Addr) []Route {
 	var routes []Route
 	for _, r := range given {

@@ -12,7 +12,7 @@ import (
 )
 
 // runtimeConfig is what a runtime passes for the conflist's capabilities (CNI's CONVENTIONS.md, "Dynamic Plugin
-// specific fields"). Plugins behind weir read portMappings and bandwidth.
+// specific fields"). The plugins after weir read portMappings and bandwidth.
 type runtimeConfig struct {
 	IPs      []string            `json:"ips"`
 	MAC      string              `json:"mac"`
@@ -24,8 +24,8 @@ type runtimeConfig struct {
 	} `json:"dns"`
 }
 
-// cniArgs is "args.cni" of the configuration. Its labels can only name the pod (see Identify). Policy uses other
-// labels: those of the source.
+// cniArgs is "args.cni" of the configuration. Its labels can only name the pod: policy uses the source's
+// labels.
 type cniArgs struct {
 	IPs       []string        `json:"ips"`
 	MAC       string          `json:"mac"`
@@ -35,13 +35,11 @@ type cniArgs struct {
 	UID       string          `json:"K8S_POD_UID"`
 }
 
-// requested is a requested value, with the key that it was requested under.
 type requested[T any] struct {
 	key   string
 	value T
 }
 
-// parseRuntime reads runtimeConfig and args. The runtime's ranges and DNS settings replace the configuration's.
 func (c *NetConf) parseRuntime(raw map[string]json.RawMessage) error {
 	var rt runtimeConfig
 	if err := decode("runtimeConfig", raw["runtimeConfig"], &rt); err != nil {
@@ -97,10 +95,8 @@ func (c *NetConf) parseRuntime(raw map[string]json.RawMessage) error {
 	return nil
 }
 
-// Addresses returns the addresses that the runtime requests for the pod, at most one of each family. In a family
-// without a requested address the pod gets any free one. Requests are in the configuration ("args",
-// "runtimeConfig") and in CNI_ARGS (IP). Addresses returns an error if two different addresses of one family are
-// requested, or if no range can assign one.
+// Addresses returns the addresses that the runtime requests for the pod, at most one of each family. It returns
+// an error if two different addresses of one family are requested, or if no range can assign one.
 func (c *NetConf) Addresses(args Args) ([]netip.Addr, error) {
 	all := slices.Clone(c.requestedIPs)
 	for _, a := range args.IPs {
@@ -125,8 +121,8 @@ func (c *NetConf) Addresses(args Args) ([]netip.Addr, error) {
 	return addrs, nil
 }
 
-// HardwareAddr returns the MAC that the runtime requests for the pod; nil if it requests none. runtimeConfig has
-// precedence over args.cni, and both over CNI_ARGS.
+// HardwareAddr returns the MAC that the runtime requests for the pod; nil if it requests none. runtimeConfig
+// has precedence over args.cni, and both over CNI_ARGS.
 func (c *NetConf) HardwareAddr(args Args) net.HardwareAddr {
 	if c.requestedMAC.value != nil {
 		return c.requestedMAC.value
@@ -134,7 +130,6 @@ func (c *NetConf) HardwareAddr(args Args) net.HardwareAddr {
 	return args.MAC
 }
 
-// decode reads a key that other programs use too, so it ignores unknown fields. A missing key is no error.
 func decode(key string, data json.RawMessage, into any) error {
 	if data == nil {
 		return nil
@@ -145,7 +140,6 @@ func decode(key string, data json.RawMessage, into any) error {
 	return nil
 }
 
-// parseAddress reads an address without a zone. It ignores a prefix length, which some runtimes append.
 func parseAddress(s string) (netip.Addr, bool) {
 	a, err := netip.ParseAddr(s)
 	if err != nil {
@@ -158,7 +152,7 @@ func parseAddress(s string) (netip.Addr, bool) {
 	return a.Unmap(), a.Zone() == ""
 }
 
-// parseMAC reads the MAC of a single host. It must have 48 bits, not all zero, and be no group address (IEEE 802).
+// parseMAC reads the MAC of a single host: 48 bits, not all zero, and no group address (IEEE 802).
 func parseMAC(s string) (net.HardwareAddr, bool) {
 	mac, err := net.ParseMAC(s)
 	if err != nil || len(mac) != 6 || mac[0]&1 != 0 || mac.String() == "00:00:00:00:00:00" {
@@ -175,7 +169,6 @@ func describe(ranges []Range) string {
 	return strings.Join(all, ", ")
 }
 
-// checkChained returns an error for the first key that has no effect on a chained attachment.
 func (c *NetConf) checkChained() error {
 	for _, k := range []struct {
 		key string
@@ -189,9 +182,8 @@ func (c *NetConf) checkChained() error {
 	return nil
 }
 
-// ForAdd checks what only ADD requires. chained is true if there is a prevResult: then another plugin has made the
-// interface, and weir only enforces policy. It returns an error if ranges is missing, or if a key has no effect on
-// a chained attachment.
+// ForAdd checks what only ADD requires. chained is true if there is a prevResult: then another plugin has made
+// the interface. It returns an error if ranges is missing, or if a key has no effect on a chained attachment.
 func (c *NetConf) ForAdd() (chained bool, err error) {
 	if c.PrevResult != nil {
 		return true, c.checkChained()

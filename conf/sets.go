@@ -2,52 +2,41 @@ package conf
 
 import "strings"
 
-// This file has all names of weir's sets and chains. The plugin, the agent, each backend and later versions of weir
-// share them. The kernel allows 31 bytes for a set's name and 28 for an iptables chain's, so a name has room for a
-// hash of 16 letters. The constants name IPv4's sets; Family.Set turns them into IPv6's.
+// This file has all names of weir's sets and chains. The kernel allows 31 bytes for a set's name and 28 for an
+// iptables chain's, so a name has room for a hash of 16 letters. The constants name IPv4's sets; Family.Set
+// turns them into IPv6's.
 
 // Sets with fixed names.
 const (
-	// PodsSet has the addresses of every pod on the node. The kernel drops packets from and to them unless a class
-	// accepts the packets. The plugin adds a pod before it sets the pod's link up. A pod with enforcement off is
-	// added later, by the agent.
-	PodsSet = ownSet + "pods"
-	// NetworksSet has the networks that pods' addresses come from.
+	// PodsSet has the addresses of every pod on the node. The kernel drops packets from and to them unless a
+	// class accepts the packets.
+	PodsSet     = ownSet + "pods"
 	NetworksSet = ownSet + "networks"
-	// ChainedSet has the addresses of pods whose network another plugin made.
-	ChainedSet = ownSet + "chained"
-	// LinksSet has the links that another plugin made for one pod each. An entry is a link together with the network of
-	// all addresses of the family.
+	ChainedSet  = ownSet + "chained"
+	// LinksSet has the links that another plugin made for one pod each.
 	LinksSet = ownSet + "links"
 	// SendersSet has the addresses of the pods behind these links, each with the pod's link.
 	SendersSet = ownSet + "senders"
-	// IngressMap and EgressMap have the pods of all classes of one direction, each with its class's number. They
-	// replace class sets if the kernel can look such numbers up.
+	// IngressMap and EgressMap have the pods of all classes of one direction, each with its class's number.
+	// They replace class sets if the kernel can look such numbers up.
 	IngressMap = ownSet + "in"
 	EgressMap  = ownSet + "eg"
 	// TrialSet is made and destroyed again, to find out which kinds of sets the kernel supports.
 	TrialSet = ownSet + "trial"
 )
 
-// Prefixes of the names of sets. A hash of the set's meaning follows. Only two class sets have words there: none
-// (the policies allow nothing) and open (no policy isolates the pods).
+// Prefixes of the names of sets. A hash follows.
 const (
-	ownSet = "weir-"
-	// IngressClasses and EgressClasses are class sets: pods of this node that the same policies isolate.
+	ownSet         = "weir-"
 	IngressClasses = ownSet + "in-"
 	EgressClasses  = ownSet + "eg-"
-	// SelectorSets have the pods that a peer's selectors match.
-	SelectorSets = ownSet + "sel-"
-	// BlockSets have the networks of a rule's ipBlocks.
-	BlockSets = ownSet + "net-"
-	// NamedPortSets have the pods with a named port, each with the port's number.
-	NamedPortSets = ownSet + "port-"
-	// MergedSets have the entries of several selector sets, and MergedBlockSets those of several block sets. Entries of
-	// a merged set may have ports.
+	SelectorSets   = ownSet + "sel-"
+	BlockSets      = ownSet + "net-"
+	NamedPortSets  = ownSet + "port-"
+	// MergedSets have the entries of several selector sets, and MergedBlockSets those of several block sets.
 	MergedSets      = ownSet + "mrg-"
 	MergedBlockSets = BlockSets + "mrg-"
-	// NumberSets have port numbers only.
-	NumberSets = ownSet + "numbers-"
+	NumberSets      = ownSet + "numbers-"
 )
 
 // NoneClass and OpenClass replace the hash in the names of the two classes that always exist.
@@ -75,15 +64,16 @@ const (
 	PostroutingChain = ownChain + "POSTROUTING"
 	IngressChain     = ownChain + "INGRESS"
 	EgressChain      = ownChain + "EGRESS"
-	// LastIngressChain and LastEgressChain jump to IngressChain and EgressChain, and clear what these leave in the
-	// packet's mark.
+	// LastIngressChain and LastEgressChain jump to IngressChain and EgressChain, and then clear the class's
+	// number in the packet's mark.
 	LastIngressChain = IngressChain + "-LAST"
 	LastEgressChain  = EgressChain + "-LAST"
 	// TrialChain is made and deleted again, to find out which rules the kernel refuses. No packet enters it.
 	TrialChain = ownChain + "TRIAL"
 )
 
-// Prefixes of the names of chains. The name of a class's chain ends like the name of its class set, in capitals.
+// Prefixes of the names of chains. The name of a class's chain ends like the name of its class set, in
+// capitals.
 const (
 	ownChain           = "WEIR-"
 	IngressClassChains = ownChain + "IN-"
@@ -95,26 +85,26 @@ const (
 // OwnSet reports whether the name is that of one of weir's sets.
 func OwnSet(name string) bool { return strings.HasPrefix(name, ownSet) }
 
-// HoldsPods reports whether the set is weir's and may have entries of a pod. They must be removed when the pod
-// ends. Only sets of networks and of port numbers have none.
+// HoldsPods reports whether the set is weir's and may have entries of a pod.
 func HoldsPods(name string) bool {
 	return OwnSet(name) && !strings.HasPrefix(name, NetworksSet) && !strings.HasPrefix(name, BlockSets) &&
 		!strings.HasPrefix(name, NumberSets)
 }
 
-// SetGroup returns the prefix that the names of sets with one purpose share, such as weir-sel, for both families.
+// SetGroup returns the prefix that the names of sets with one purpose share, such as weir-sel, for both
+// families.
 func SetGroup(name string) string {
 	parts := strings.SplitN(name, "-", 3) // weir, the purpose, a hash
 	group := strings.Join(parts[:min(len(parts), 2)], "-")
 	return strings.TrimSuffix(group, "6") // weir-pods6 is in the group weir-pods
 }
 
-// IngressClass reports whether the set has pods of ingress classes, of either family: one class's pods, or all.
+// IngressClass reports whether the set has pods of ingress classes, of either family.
 func IngressClass(name string) bool {
 	return strings.HasPrefix(name, IngressClasses) || strings.TrimSuffix(name, "6") == IngressMap
 }
 
-// EgressClass reports whether the set has pods of egress classes, of either family: one class's pods, or all.
+// EgressClass reports whether the set has pods of egress classes, of either family.
 func EgressClass(name string) bool {
 	return strings.HasPrefix(name, EgressClasses) || strings.TrimSuffix(name, "6") == EgressMap
 }

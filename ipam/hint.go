@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	// mapsDir has a file for each block of addresses, named after its first address. The file has one bit for each
-	// address. A block without assignments so far has no file.
+	// mapsDir has a file for each block of addresses, with one bit for each address. A block without
+	// assignments so far has no file.
 	mapsDir = endpoint.Dir + "/addresses.maps"
 	// madeFile is the name of an empty file in mapsDir. It was written when the bitmaps were last rebuilt.
 	madeFile = "made"
@@ -28,19 +28,15 @@ const (
 	blockBytes = blockSize / 8
 )
 
-// hint is the bitmaps of assigned addresses: one bit for each address. They say where to look for a free address,
-// so that next doesn't read every link.
+// hint is the bitmaps of assigned addresses: one bit for each address. With them, next doesn't read every link.
 //
 // A link is made before its bit is set, and a bit is cleared before its link is removed. So after a crash, an
-// assigned address may have a clear bit: next finds the link and sets the bit. A free address with a set bit would
-// never be assigned again. Only deletions by hand or a damaged file cause this. So if no address is free, and links
-// have changed since the last rebuild, the bitmaps are rebuilt. If a bit can't be cleared, all bitmaps are deleted,
-// and the next ADD rebuilds them.
+// assigned address may have a clear bit: next finds the link and sets the bit. A free address with a set bit
+// would never be assigned again. So the bitmaps are rebuilt if no address is free and links have changed since.
 type hint struct {
 	readOnly bool // for callers that don't hold endpoint.Lock
 }
 
-// ensure makes the bitmaps if there are none.
 func (h hint) ensure() error {
 	if _, err := os.Lstat(mapsDir); err == nil {
 		return nil
@@ -91,7 +87,6 @@ func (hint) free(r netipx.IPRange) iter.Seq[netip.Addr] {
 	}
 }
 
-// firstClear returns the index of the first clear bit from i on; blockSize if there is none.
 func firstClear(data []byte, i int) int {
 	for i < blockSize {
 		word := binary.LittleEndian.Uint64(data[i/64*8:]) | (1<<(i%64) - 1) // with the bits before i set
@@ -103,16 +98,16 @@ func firstClear(data []byte, i int) int {
 	return blockSize
 }
 
-// mark sets the address's bit, unless h is read-only. A failure only means that next reads the address's link each
-// time.
+// mark sets the address's bit, unless h is read-only. A failure only means that next reads the address's link
+// each time.
 func (h hint) mark(a netip.Addr) {
 	if !h.readOnly {
 		_ = change(a, true)
 	}
 }
 
-// unmark clears the address's bit. If that fails, it deletes all bitmaps: an address with a set bit would never be
-// assigned.
+// unmark clears the address's bit. If that fails, it deletes all bitmaps: an address with a set bit would never
+// be assigned.
 func (hint) unmark(a netip.Addr) error {
 	if change(a, false) != nil {
 		return os.RemoveAll(mapsDir)
@@ -120,8 +115,7 @@ func (hint) unmark(a netip.Addr) error {
 	return nil
 }
 
-// change sets or clears one bit in the block's file. A missing file counts as all clear, so it isn't made to clear
-// a bit.
+// change sets or clears one bit in the block's file. A missing file counts as all clear.
 func change(a netip.Addr, set bool) error {
 	flags := os.O_RDWR
 	if set {
@@ -155,7 +149,6 @@ func (hint) isStale() bool {
 	return err1 != nil || err2 != nil || !made.ModTime().After(links.ModTime())
 }
 
-// rebuildIfStale rebuilds the bitmaps if they are stale, and reports whether it tried to.
 func (h hint) rebuildIfStale() (bool, error) {
 	if !h.isStale() {
 		return false, nil

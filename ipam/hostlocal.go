@@ -13,18 +13,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// hostLocalDir has the addresses of the IPAM plugin host-local, in one directory for each network. A file's name is
-// an address, and its two lines are the container's ID and the interface's name.
+// hostLocalDir has the addresses of the IPAM plugin host-local, in one directory for each network. A file's
+// name is an address, and its two lines are the container's ID and the interface's name.
 const hostLocalDir = "/var/lib/cni/networks"
 
 // settleTime is how long a file of host-local may exist before the pod has its address.
 const settleTime = time.Minute
 
-// hostLocal finds addresses from host-local that pods still use. A node that changes to weir keeps its pods. But
-// the runtime then calls only weir, so host-local's files stay, even after a reboot.
+// hostLocal finds addresses from host-local that pods still use. A node that changes to weir keeps its pods,
+// but the runtime then calls only weir. So host-local's files stay, even after a reboot.
 //
 //   - If an address has a file and a network namespace of the node has the address, the address is in use.
-//   - Files from before the node's start don't count. Namespaces are read only if a file counts.
+//   - Files from before the node's start don't count.
 type hostLocal struct {
 	networks []string
 	booted   time.Time
@@ -49,8 +49,8 @@ func newHostLocal() *hostLocal {
 	return h
 }
 
-// owner returns a text that names the user of the address; empty if the address isn't in use. In doubt, the address
-// counts as in use.
+// owner returns a text that names the user of the address; empty if the address isn't in use. In doubt, the
+// address counts as in use.
 func (h *hostLocal) owner(a netip.Addr) string {
 	if h.unread != nil {
 		return fmt.Sprintf("host-local, perhaps (%v)", h.unread)

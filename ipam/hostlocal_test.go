@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAddressesThatHostLocalGave: if a running pod has an address from host-local, or host-local has just given it,
-// weir doesn't assign the address.
+// TestAddressesThatHostLocalGave: if a running pod has an address from host-local, or host-local has just given
+// it, weir doesn't assign the address.
 func TestAddressesThatHostLocalGave(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -55,7 +55,8 @@ func TestAddressesThatHostLocalGave(t *testing.T) {
 		!strings.Contains(err.Error(), "host-local for container c-10.88.0.2") {
 		t.Errorf("asked for an address of host-local's: %v", err)
 	}
-	// The pod ends. The test deletes only its address, because one of the test's threads may keep the namespace.
+	// The pod ends. The test deletes only its address, because one of the test's threads may keep the
+	// namespace.
 	nodetest.Run(t, "ip", "-n", "old", "addr", "del", "10.88.0.2/24", "dev", "lo")
 	if err := request(); err != nil {
 		t.Error(err)

@@ -8,11 +8,9 @@
 // Invariants:
 //
 //   - One system call makes or removes a link, so a crash leaves an address assigned or free.
-//   - Only the links decide whether an address is assigned. The bitmaps make ADD and DEL equally fast with few and many
-//     addresses; the bitmaps may be lost or wrong at any time.
+//   - Only the links decide whether an address is assigned. The bitmaps only save time, and may be lost or wrong.
 //   - A reboot releases all addresses: /run is emptied, and the pods are gone.
-//   - The address that was assigned last outlives a reboot. Other nodes may still allow traffic to pods from before the
-//     reboot, so the addresses of these pods must not be the first to be assigned again.
+//   - The address that was assigned last outlives a reboot. Other nodes may still allow traffic to pods from before the reboot, so the addresses of these pods must not be the first to be assigned again.
 package ipam
 
 import (
@@ -37,10 +35,10 @@ const (
 
 // Request says which addresses a pod is to get.
 type Request struct {
-	// Ranges to assign from. The pod gets one address of each family, in the order in which the families first appear.
+	// Ranges to assign from. The pod gets one address of each family, in the order in which the families first
+	// appear.
 	Ranges []conf.Range
-	// Addresses that the runtime requests, at most one of each family. A range must contain each (see
-	// conf.NetConf.Addresses).
+	// Addresses that the runtime requests, at most one of each family. A range must contain each.
 	Addresses []netip.Addr
 }
 
@@ -54,15 +52,15 @@ func (e *AssignedError) Error() string {
 	return fmt.Sprintf("address %s was requested, but is assigned to %s", e.Addr, e.Owner)
 }
 
-// Assign picks a free address of each family of the ranges and assigns them to the attachment id. If it fails, it
-// has assigned none. It returns an AssignedError if a requested address isn't free, an ExhaustedError if a family
-// has no free address, or another error, such as record's. The caller holds endpoint.Lock.
+// Assign picks a free address of each family of the ranges and assigns them to the attachment id. If it fails,
+// it has assigned none. It returns an AssignedError if a requested address isn't free, an ExhaustedError if a
+// family has no free address, or another error. The caller must have endpoint.Lock.
 //
-// Before Assign assigns the addresses, it calls record, which writes them into the endpoint record. After a crash,
-// that record says which attachment the addresses belong to.
+// Before Assign assigns the addresses, it calls record, which writes them into the endpoint record. After a
+// crash, that record says which attachment the addresses belong to.
 //
-// Addresses are assigned round-robin. So a released address stays free for as long as possible, and old connections
-// to it can end. A requested address doesn't advance the round.
+// Addresses are assigned round-robin. So a released address stays free for as long as possible, and old
+// connections to it can end.
 func Assign(id string, want Request, record func([]endpoint.Address) error) error {
 	for _, dir := range []string{addressesDir, lastDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -103,8 +101,8 @@ func Assign(id string, want Request, record func([]endpoint.Address) error) erro
 	return nil
 }
 
-// pick returns the requested address that one of the ranges can assign, or an AssignedError if it isn't free.
-// Without such a request, it returns the next free address, or an ExhaustedError. The ranges are all of one family.
+// pick returns the requested address that one of the ranges can assign, or else the next free address. It
+// returns an AssignedError or an ExhaustedError if there is none. The ranges are all of one family.
 func pick(h hint, others *hostLocal, ranges []conf.Range, requested []netip.Addr) (endpoint.Address, error) {
 	for _, a := range requested {
 		i := slices.IndexFunc(ranges, func(r conf.Range) bool { return r.CanAssign(a) })
@@ -137,8 +135,6 @@ func pick(h hint, others *hostLocal, ranges []conf.Range, requested []netip.Addr
 	return endpoint.Address{}, &ExhaustedError{Ranges: ranges}
 }
 
-// next returns the next free address in the round; false if it finds none. It may miss free addresses if the
-// bitmaps are wrong.
 func next(h hint, others *hostLocal, ranges []conf.Range) (endpoint.Address, bool) {
 	for _, r := range rotate(runs(ranges), lastAssigned(ranges)) {
 		for a := range h.free(r.IPRange) {
@@ -154,17 +150,13 @@ func next(h hint, others *hostLocal, ranges []conf.Range) (endpoint.Address, boo
 	return endpoint.Address{}, false
 }
 
-// AssignExternal assigns the attachment id an address that another plugin gave the pod. The caller holds
+// AssignExternal assigns the attachment id an address that another plugin gave the pod. The caller must have
 // endpoint.Lock.
 //
 // The address may still be assigned to another attachment:
 //
-//   - If that attachment has no record, or another plugin gave it the address too, weir has missed its DEL.
-//     AssignExternal then releases the address first.
-//   - If weir gave that attachment the address, AssignExternal returns an AssignedError, because two pods would
-//     have the same address.
-//   - If that attachment's record can't be read, AssignExternal returns an AssignedError, because its pod may be
-//     running.
+//   - If that attachment has no record, or another plugin gave it the address too, weir has missed its DEL. AssignExternal then releases the address first.
+//   - If weir gave that attachment the address, or its record can't be read, AssignExternal returns an AssignedError: two pods would have the same address.
 func AssignExternal(id string, addr netip.Addr) error {
 	if err := os.MkdirAll(addressesDir, 0o700); err != nil {
 		return fmt.Errorf("make %s: %w", addressesDir, err)
@@ -189,8 +181,8 @@ func AssignExternal(id string, addr netip.Addr) error {
 	return assign(h, id, addr)
 }
 
-// assign makes the address's link, then sets its bit. A crash in between leaves an assigned address with a clear
-// bit.
+// assign makes the address's link, then sets its bit. A crash in between leaves an assigned address with a
+// clear bit.
 func assign(h hint, id string, addr netip.Addr) error {
 	if err := os.Symlink(id, linkPath(addr)); err != nil {
 		return fmt.Errorf("assign %s to %s: %w", addr, id, err)
@@ -199,7 +191,6 @@ func assign(h hint, id string, addr netip.Addr) error {
 	return nil
 }
 
-// byFamily groups the ranges by family, in the order in which the families first appear.
 func byFamily(ranges []conf.Range) [][]conf.Range {
 	var families [][]conf.Range
 	for _, r := range ranges {
@@ -215,8 +206,8 @@ func byFamily(ranges []conf.Range) [][]conf.Range {
 	return families
 }
 
-// AssignedTo returns the ID of the attachment that the address is assigned to; empty if the address is free. It returns
-// an error if the link can't be read.
+// AssignedTo returns the ID of the attachment that the address is assigned to; empty if the address is free. It
+// returns an error if the link can't be read.
 func AssignedTo(addr netip.Addr) (string, error) {
 	id, err := os.Readlink(linkPath(addr))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -225,8 +216,8 @@ func AssignedTo(addr netip.Addr) (string, error) {
 	return id, nil
 }
 
-// Release releases the address if it is assigned to the attachment id. Otherwise it does nothing and returns nil.
-// The caller holds endpoint.Lock.
+// Release releases the address if it is assigned to the attachment id. Otherwise it does nothing and returns
+// nil. The caller must have endpoint.Lock.
 func Release(id string, addr netip.Addr) error {
 	if owner, err := AssignedTo(addr); err != nil || owner != id {
 		return err

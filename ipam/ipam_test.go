@@ -21,7 +21,6 @@ import (
 
 var byValue = cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})
 
-// newRange returns the range from 10.88.0.START to 10.88.0.END; the gateway is 10.88.0.1.
 func newRange(start, end byte) conf.Range {
 	return conf.Range{
 		Subnet: netip.MustParsePrefix("10.88.0.0/24"), Gateway: netip.MustParseAddr("10.88.0.1"),
@@ -29,7 +28,6 @@ func newRange(start, end byte) conf.Range {
 	}
 }
 
-// assignOne assigns the attachment an address of each family, and returns the first.
 func assignOne(t *testing.T, id string, ranges ...conf.Range) string {
 	t.Helper()
 	var got endpoint.Address
@@ -80,8 +78,7 @@ func TestAFreedAddressRests(t *testing.T) {
 	wantHolders(t, map[string]string{"10.88.0.2": "e", "10.88.0.3": "b", "10.88.0.4": "c", "10.88.0.5": "f"})
 }
 
-// TestAReboot: after a reboot all addresses are free. The round continues after the last assigned address, because
-// other nodes may still know the old pods.
+// TestAReboot: after a reboot all addresses are free, and the round continues after the last assigned address.
 func TestAReboot(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -167,7 +164,6 @@ func TestSeveralRangesAndExhaustion(t *testing.T) {
 	}
 }
 
-// dual returns a large IPv6 range and an IPv4 range with two free addresses.
 func dual() []conf.Range {
 	return []conf.Range{{
 		Subnet: netip.MustParsePrefix("fd00:10:88::/64"), Gateway: netip.MustParseAddr("fd00:10:88::1"),
@@ -175,8 +171,7 @@ func dual() []conf.Range {
 	}, newRange(1, 3)}
 }
 
-// TestBothFamilies: a pod gets one address of each family, or none if a family has no free address. Each family has
-// its own round.
+// TestBothFamilies: a pod gets one address of each family, or none if a family has no free address.
 func TestBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -258,8 +253,7 @@ func TestOnlyTheHolderReleases(t *testing.T) {
 	wantHolders(t, map[string]string{})
 }
 
-// TestHoldersLeavesStrangersOut: if other programs' files are in the directory of addresses, they don't count as
-// assigned.
+// TestHoldersLeavesStrangersOut: other programs' files in the directory of addresses don't count as assigned.
 func TestHoldersLeavesStrangersOut(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -298,8 +292,8 @@ func TestAFailedRecordLeavesNothing(t *testing.T) {
 	}
 }
 
-// TestACrashAfterTheRecord: if a crash leaves a record whose address is now another attachment's, releasing the
-// record's address takes nothing from that attachment.
+// TestACrashAfterTheRecord: if a record's address is now another attachment's, releasing it takes nothing from
+// that attachment.
 func TestACrashAfterTheRecord(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -446,7 +440,6 @@ func TestRotate(t *testing.T) {
 	}
 }
 
-// randomRanges returns one to four valid ranges: disjoint, in small subnets that some share.
 func randomRanges(rnd *rand.Rand) []conf.Range {
 	gateways := map[netip.Prefix]netip.Addr{}
 	ends := map[netip.Prefix]int{}
@@ -475,8 +468,8 @@ func randomRanges(rnd *rand.Rand) []conf.Range {
 	return ranges
 }
 
-// TestAssignExternalLeavesAddressesOfUnreadableRecords: if an attachment's record can't be read, its address stays
-// assigned, because its pod may be running. Once there is no record, another attachment can get the address.
+// TestAssignExternalLeavesAddressesOfUnreadableRecords: if an attachment's record can't be read, its address
+// stays assigned, because its pod may be running.
 func TestAssignExternalLeavesAddressesOfUnreadableRecords(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

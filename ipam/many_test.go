@@ -16,7 +16,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// wide returns the whole of 10.88.0.0/16: 65,533 addresses.
 func wide() conf.Range {
 	return conf.Range{
 		Subnet: netip.MustParsePrefix("10.88.0.0/16"), Gateway: netip.MustParseAddr("10.88.0.1"),
@@ -49,8 +48,8 @@ func row(ranges ...conf.Range) (all []netip.Addr) {
 	return all
 }
 
-// TestCostDoesNotGrow: with 60,000 assigned addresses, Assign and Release take at most three times as long as with
-// 10, and 100 microseconds more. go test ./ipam -run CostDoesNotGrow -v prints the times.
+// TestCostDoesNotGrow: with 60,000 assigned addresses, Assign and Release take at most three times as long as
+// with 10, and 100 microseconds more.
 func TestCostDoesNotGrow(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -141,8 +140,8 @@ func TestFirstClear(t *testing.T) {
 	}
 }
 
-// TestTheBitmapsAreOnlyAHint: if the bitmaps are lost or wrong, no address is assigned twice, and every free one
-// can be assigned.
+// TestTheBitmapsAreOnlyAHint: if the bitmaps are lost or wrong, no address is assigned twice, and every free
+// one can be assigned.
 func TestTheBitmapsAreOnlyAHint(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -196,8 +195,8 @@ func TestTheBitmapsAreOnlyAHint(t *testing.T) {
 	}
 }
 
-// TestKilledAnywhere: if the process is killed between the two changes of Assign or Release on disk, the address
-// still counts as assigned. Once released, it can be assigned again.
+// TestKilledAnywhere: if the process is killed in the middle of Assign or Release, the address still counts as
+// assigned. Once released, it can be assigned again.
 func TestKilledAnywhere(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

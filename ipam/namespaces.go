@@ -34,8 +34,8 @@ func usedAddresses() (map[netip.Addr]bool, error) {
 	return used, nil
 }
 
-// namespaces returns the paths of all network namespaces except the node's own. Some are mounted, and others exist
-// only because processes run in them.
+// namespaces returns the paths of all network namespaces except the node's own. Some are mounted, and others
+// exist only because processes run in them.
 func namespaces() ([]string, error) {
 	own, err := os.Readlink("/proc/thread-self/ns/net")
 	if err != nil {
@@ -73,7 +73,6 @@ func namespaces() ([]string, error) {
 	return paths, nil
 }
 
-// addressesIn adds to the map all addresses in the network namespace at path.
 func addressesIn(path string, into map[netip.Addr]bool) error {
 	ns, err := netns.GetFromPath(path)
 	if err != nil {

@@ -47,8 +47,8 @@ func rotate(rows []run, last netip.Addr) []run {
 	return slices.Concat([]run{behind}, all)
 }
 
-// lastPath returns the path of the link with the last assigned address. Lists of ranges with the same first subnet
-// share it.
+// lastPath returns the path of the link with the last assigned address. Lists of ranges with the same first
+// subnet share it.
 func lastPath(ranges []conf.Range) string {
 	return filepath.Join(lastDir, strings.ReplaceAll(ranges[0].Subnet.String(), "/", "_"))
 }

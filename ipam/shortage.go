@@ -34,13 +34,12 @@ func (e *ExhaustedError) Error() string {
 		strings.Join(names, ", "), size(e.Ranges))
 }
 
-// Remedy says what the reader of the error can do to get free addresses.
+// Remedy says how the reader of the error can get free addresses.
 func (e *ExhaustedError) Remedy() string {
 	return "an address is free again when its pod is deleted; \"weirctl pods\" lists the pods and their addresses. " +
 		"For more pods, give the node a larger range, or lower kubelet's maxPods to the number of addresses"
 }
 
-// size returns the number of addresses that the ranges can assign, at most math.MaxInt64.
 func size(ranges []conf.Range) int64 {
 	total := new(big.Int)
 	for _, r := range ranges {
@@ -55,7 +54,7 @@ func size(ranges []conf.Range) int64 {
 	return total.Int64()
 }
 
-// recordShortage records the ranges for Shortage. It returns no error, because ADD has its own already.
+// recordShortage returns no error, because ADD has its own already.
 func recordShortage(ranges []conf.Range) {
 	data, err := json.Marshal(ranges)
 	if err == nil {
@@ -63,9 +62,9 @@ func recordShortage(ranges []conf.Range) {
 	}
 }
 
-// Shortage returns the error of the last pod that found no free address, as long as still none is free. Otherwise
-// it returns nil, and removes the record. It takes no lock, so it doesn't rebuild damaged bitmaps. While they are
-// damaged, it may report a shortage that the next ADD ends.
+// Shortage returns the error of the last pod that found no free address, as long as still none is free.
+// Otherwise it returns nil, and removes the record. It takes no lock. With damaged bitmaps, it may report a
+// shortage that the next ADD ends.
 func Shortage() (*ExhaustedError, error) {
 	data, err := os.ReadFile(shortageFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -88,7 +87,6 @@ func Shortage() (*ExhaustedError, error) {
 	return nil, nil
 }
 
-// exhausted reports whether a family of the ranges has no free address.
 func exhausted(ranges []conf.Range) bool {
 	others := newHostLocal()
 	return slices.ContainsFunc(byFamily(ranges), func(f []conf.Range) bool {

@@ -1,5 +1,5 @@
-// Package attrs reads netlink attributes. The library's nl.ParseAttributes is slow: it starts a goroutine for each
-// list and sends every attribute through a channel.
+// Package attrs reads netlink attributes. The library's nl.ParseAttributes is slow: it starts a goroutine for
+// each list.
 package attrs
 
 import (
@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sizeofHeader is the length of an attribute without its value (struct nlattr).
 const sizeofHeader = 4
 
 // In yields the attributes in the data, each with its type and its value. The type has no flags such as

@@ -1,10 +1,9 @@
-// Package dirwatch reports when files in a directory, or in a tree of directories, have changed, and reads files that
-// are whole. It uses inotify directly because it must know when a writer has *closed* a file. A manifest that is read
-// while it is being written may lack the policy that isolates a pod, and the portable watchers report only that a write
-// has begun.
+// Package dirwatch reports when files in a directory, or in a tree of directories, have changed, and reads
+// whole files. It uses inotify directly because it must know when a writer has *closed* a file: half a manifest
+// may lack the policy that isolates a pod.
 //
-// Only Linux has inotify. On other systems nothing can be watched, and ReadFile reads a file even while it is being
-// written.
+// Only Linux has inotify. On other systems nothing can be watched, and ReadFile reads a file even while it is
+// being written.
 package dirwatch
 
 import "errors"
@@ -18,9 +17,8 @@ var ErrBeingWritten = errors.New("the file is being written")
 // ErrNoFile means that the path is that of a device, a socket, a named pipe or a directory.
 var ErrNoFile = errors.New("it is no regular file")
 
-// Change has the names of files that were written and closed, and names that have come or gone. In a tree, new links
-// and directories count too. Names are then paths below the root. Lost means that the kernel dropped events: any
-// file may have changed.
+// Change has the names of files that were written and closed, and names that have come or gone. In a tree,
+// names are paths below the root. Lost means that the kernel dropped events: any file may have changed.
 type Change struct {
 	Names []string
 	Lost  bool

@@ -33,8 +33,8 @@ func New(dir string) (*Watcher, error) {
 		unix.IN_DELETE_SELF|unix.IN_MOVE_SELF|unix.IN_ONLYDIR)
 }
 
-// NewTree does the same as New, and also reports new links and directories. It doesn't watch the directories below dir:
-// Watch adds them.
+// NewTree is New, and also reports new links and directories. It doesn't watch the directories below dir: Watch
+// adds them.
 //
 // Equivalent to: inotifywait -m -e close_write,create,moved_to,moved_from,delete,delete_self,move_self DIR
 func NewTree(dir string) (*Watcher, error) {
@@ -68,7 +68,6 @@ func (w *Watcher) watch(dir string) error {
 	return nil
 }
 
-// control calls f with inotify's descriptor. After os.File.Fd, reads would block.
 func (w *Watcher) control(f func(fd int) (int, error)) (n int, err error) {
 	raw, err := w.f.SyscallConn()
 	if err != nil {
@@ -78,8 +77,8 @@ func (w *Watcher) control(f func(fd int) (int, error)) (n int, err error) {
 	return n, errors.Join(outer, err)
 }
 
-// Watch sets which directories below the root are watched besides the root, by their paths below it. It returns an
-// error for each that can't be watched, and watches the others.
+// Watch sets which directories below the root are watched, by their paths below it. It returns an error for
+// each that can't be watched, and watches the others.
 func (w *Watcher) Watch(dirs map[string]bool) error {
 	var errs []error
 	w.mu.Lock()
@@ -106,8 +105,8 @@ func (w *Watcher) Watch(dirs map[string]bool) error {
 // Close stops watching. A waiting Next returns.
 func (w *Watcher) Close() error { return w.f.Close() }
 
-// Next waits for events and returns the changes, perhaps none. It returns fs.ErrClosed after Close, and ErrGone if
-// the root is gone.
+// Next waits for events and returns the changes, perhaps none. It returns fs.ErrClosed after Close, and ErrGone
+// if the root is gone.
 func (w *Watcher) Next() (Change, error) {
 	var buf [64 << 10]byte
 	n, err := w.f.Read(buf[:])
@@ -120,7 +119,6 @@ func (w *Watcher) Next() (Change, error) {
 	return w.decode(buf[:n])
 }
 
-// decode reads events, struct inotify_event: watch, mask, cookie, length of the name, and the name padded with NULs.
 func (w *Watcher) decode(b []byte) (Change, error) {
 	var c Change
 	for len(b) >= unix.SizeofInotifyEvent {
@@ -152,8 +150,8 @@ func (w *Watcher) decode(b []byte) (Change, error) {
 	return c, nil
 }
 
-// isUnfinished reports whether another event will follow for a created name: its writer will close the file, or it
-// is gone already. A link has no such writer.
+// isUnfinished reports whether another event will follow for a created name: its writer will close the file, or
+// it is gone already.
 func (w *Watcher) isUnfinished(dir, name string) bool {
 	info, err := os.Lstat(filepath.Join(w.dir, dir, name))
 	if err != nil {
@@ -163,9 +161,9 @@ func (w *Watcher) isUnfinished(dir, name string) bool {
 	return info.Mode().IsRegular() && ok && stat.Nlink == 1
 }
 
-// ReadFile reads a file without waiting. It returns ErrBeingWritten if a process has the file open for writing, and
-// ErrNoFile if it isn't a regular file. It takes a read lease (fcntl(2), "Leases"), which excludes writers. On
-// filesystems without leases it can't notice writers.
+// ReadFile reads a file without waiting. It returns ErrBeingWritten if a process has the file open for writing,
+// and ErrNoFile if it isn't a regular file. It takes a read lease (fcntl(2), "Leases"). On filesystems without
+// leases it can't notice writers.
 func ReadFile(path string) (data []byte, err error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if errors.Is(err, unix.ENXIO) { // a socket

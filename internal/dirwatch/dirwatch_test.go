@@ -42,8 +42,6 @@ func write(t *testing.T, path string) {
 	}
 }
 
-// wantNames makes the file "end", and reads changes until the watcher reports it. The names before it must equal
-// want.
 func wantNames(t *testing.T, w *Watcher, dir string, want ...string) {
 	t.Helper()
 	write(t, filepath.Join(dir, "end"))
@@ -240,7 +238,6 @@ func TestLost(t *testing.T) {
 	wantNames(t, w, dir) // later events are reported
 }
 
-// event returns a struct inotify_event as the kernel writes it, with the padded name behind it.
 func event(mask uint32, name string) []byte {
 	b := make([]byte, unix.SizeofInotifyEvent)
 	binary.NativeEndian.PutUint32(b[4:], mask)
@@ -253,7 +250,6 @@ func event(mask uint32, name string) []byte {
 	return append(b, padded...)
 }
 
-// onRoot returns a watcher that watches only its root.
 func onRoot() *Watcher { return &Watcher{dirs: map[int32]string{0: "."}} }
 
 func TestDecode(t *testing.T) {

@@ -8,11 +8,11 @@ import (
 	"unicode/utf8"
 )
 
-// maxLength is the length in bytes to which a text is shortened. A sentence with the longest names fits.
+// maxLength is the length in bytes to which a text is shortened.
 const maxLength = 1024
 
-// Of shortens a text from outside weir, which may have megabytes. It returns the beginning and, if it left something
-// out, how many bytes. Characters that aren't printable become question marks. Newlines stay.
+// Of shortens a text from outside weir, which may have megabytes. It returns the beginning, and the number of
+// bytes that it left out. Characters that aren't printable become question marks. Newlines stay.
 func Of(text string) string {
 	more := 0
 	if len(text) > maxLength {

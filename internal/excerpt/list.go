@@ -8,8 +8,8 @@ import (
 // Named is how many elements List names of a long list.
 const Named = 10
 
-// List returns the list as text, with the separator between its elements. If there are more than Named+1, it returns
-// the first Named, and the number of the others.
+// List returns the list as text, with the separator between its elements. Of a list with more than Named+1
+// elements, it returns the first Named, and the number of the others.
 func List[T ~string](list []T, separator string) string {
 	var b strings.Builder
 	for i, s := range list {

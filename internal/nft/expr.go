@@ -46,8 +46,8 @@ func Verdict(kind expr.VerdictKind, chain string) []expr.Any {
 	return []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}
 }
 
-// IIFName returns a match of the incoming link's name. A padded name (LinkName) matches one link. Any other name
-// matches all links that begin with it, as nft's "weirp*" does.
+// IIFName returns a match of the incoming link's name. A padded name (LinkName) matches one link. Any other
+// name matches all links that begin with it, as nft's "weirp*" does.
 func IIFName(op expr.CmpOp, name []byte) []expr.Any {
 	return []expr.Any{LoadIIFName(unix.NFT_REG_1), &expr.Cmp{Op: op, Register: unix.NFT_REG_1, Data: name}}
 }
@@ -57,11 +57,11 @@ func LinkName(name string) []byte {
 	return append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...)
 }
 
-// Equal matches packets for which load puts the value into register 1.
+// Equal returns a match of packets for which load puts the value into register 1.
 func Equal(load expr.Any, value []byte) []expr.Any { return Compare(load, expr.CmpOpEq, value) }
 
-// Compare matches packets for which op holds between register 1 and the value. load loads register 1, which is the
-// left side.
+// Compare returns a match of packets for which "REGISTER op value" is true. load loads the register, which is
+// register 1.
 func Compare(load expr.Any, op expr.CmpOp, value []byte) []expr.Any {
 	return []expr.Any{load, &expr.Cmp{Op: op, Register: unix.NFT_REG_1, Data: value}}
 }
@@ -74,11 +74,11 @@ func LoadMeta(key expr.MetaKey, register uint32) expr.Any {
 	return &expr.Meta{Key: key, Register: register}
 }
 
-// LoadPayload returns the expression that puts length bytes of the packet into a register. The bytes begin at offset
-// in the header that base names.
+// LoadPayload returns the expression that puts length bytes of the packet into a register. The bytes begin at
+// offset in the header that base names.
 func LoadPayload(base expr.PayloadBase, offset, length, register uint32) expr.Any {
 	return &expr.Payload{Base: base, Offset: offset, Len: length, DestRegister: register}
 }
 
-// Join joins the parts of one rule. A part is evaluated only if the packet matches all parts before it.
+// Join joins the parts of one rule. The kernel evaluates a part only if the packet matches all parts before it.
 func Join(parts ...[]expr.Any) []expr.Any { return slices.Concat(parts...) }

@@ -1,6 +1,6 @@
-// Package nft holds what the guard (package bridge) and the gate (package overlay) have in common as nftables
-// tables. It writes rules, adds chains, and compares the kernel's chains with those that should be there. It owns no
-// kernel object: the caller passes the connection and names the tables.
+// Package nft writes the nftables chains of the guard (package bridge) and the gate (package overlay), and
+// compares them with the kernel's. It owns no kernel object: the caller passes the connection and names the
+// tables.
 package nft
 
 import (
@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Rule is a rule as it should be. nft lists the comment behind the rule.
+// Rule is a rule as it should be.
 type Rule struct {
 	Comment string
 	Exprs   []expr.Any
@@ -39,8 +39,8 @@ func BaseChain(
 	}
 }
 
-// AddChains adds the chains to the connection's transaction, and replaces the rules of existing chains. It adds all
-// chains before the first rule, so that each rule can jump to each chain.
+// AddChains adds the chains to the connection's transaction, and replaces the rules of existing chains. It adds
+// all chains before the first rule, so that each rule can jump to each chain.
 //
 // Equivalent to: nft add chain …; nft flush chain …; nft add rule … for each
 func AddChains(conn *nftables.Conn, chains []Chain) {
@@ -97,8 +97,7 @@ func (want Chain) Same(have Listed) bool {
 	})
 }
 
-// SameHook reports whether the kernel's chain has the wanted hook and priority, and accepts packets at its end. A
-// wanted chain without a hook must have none in the kernel either.
+// SameHook reports whether the kernel's chain has the wanted hook and priority, and accepts packets at its end.
 func (want Chain) SameHook(have Listed) bool {
 	if have.Chain == nil {
 		return false
@@ -111,7 +110,6 @@ func (want Chain) SameHook(have Listed) bool {
 		*have.Priority == *want.Priority && accepts
 }
 
-// same compares the rule's comment and expressions with those of the kernel's rule, in a table of that family.
 func (want Rule) same(family nftables.TableFamily, have *nftables.Rule) bool {
 	return Comment(have) == want.Comment && slices.EqualFunc(have.Exprs, want.Exprs, func(a, b expr.Any) bool {
 		x, errX := encode(family, a)
@@ -126,8 +124,8 @@ func Comment(r *nftables.Rule) string {
 	return comment
 }
 
-// encode encodes the expression without what differs between equal rules: the counters' values, and the sets' IDs,
-// which are valid only in one transaction.
+// encode leaves out what differs between equal rules: the counters' values, and the sets' IDs, which are valid
+// only in one transaction.
 func encode(family nftables.TableFamily, e expr.Any) ([]byte, error) {
 	switch x := e.(type) {
 	case *expr.Counter:

@@ -5,8 +5,8 @@ import (
 	"iter"
 )
 
-// From returns a map of the sorted pairs, which must come in the order of compare. Of pairs with equal keys it takes
-// the first. It is faster than With for each key.
+// From returns a map of the pairs, which must be sorted by compare. Of pairs with equal keys it takes the
+// first. It is faster than With for each key.
 func From[K comparable, V comparable](compare func(a, b K) int, sorted iter.Seq2[K, V]) Map[K, V] {
 	m := New[K, V](compare)
 	var spine []*node[K, V] // the path from the root to the highest key
@@ -32,5 +32,4 @@ func From[K comparable, V comparable](compare func(a, b K) int, sorted iter.Seq2
 	return m
 }
 
-// count sets the node's size. Its children's sizes must be right.
 func (n *node[K, V]) count() { n.size = int32(1 + n.left.len() + n.right.len()) }

@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// List makes sorted lists, one after the other. For a new list it copies the last one, and looks up only the values
-// that have changed.
+// List makes sorted lists, one after the other. For a new list it copies the last one, and looks up only the
+// values that have changed.
 type List[K comparable, T any] struct {
 	key     func(*T) K
 	compare func(a, b K) int
@@ -20,7 +20,8 @@ func NewList[K comparable, T any](key func(*T) K, compare func(a, b K) int) List
 	return List[K, T]{key: key, compare: compare, all: map[K]*T{}, changed: map[K]bool{}}
 }
 
-// Put adds the values, in place of those with the same keys. It must be called again after a value has changed.
+// Put adds the values, and replaces values with the same keys. It must be called again after a value has
+// changed.
 func (l *List[K, T]) Put(values ...*T) {
 	for _, v := range values {
 		k := l.key(v)
@@ -44,8 +45,7 @@ func (l *List[K, T]) Replace(was, now []*T) {
 	l.Put(now...)
 }
 
-// All returns copies of all values, in order. The list doesn't change the result later, and callers must not change it
-// either.
+// All returns copies of all values, in order. Callers must not change the result.
 func (l *List[K, T]) All() []T {
 	if len(l.changed) == 0 {
 		return l.last

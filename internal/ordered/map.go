@@ -1,10 +1,10 @@
 // Package ordered has a sorted map that never changes. Adding or deleting a key returns a new map, which shares
-// nearly all of its memory with the old one. So many goroutines may read one map, and an old version costs little.
-// The package also has List, for sorted lists of which few values change.
+// nearly all of its memory with the old one. The package also has List, for sorted lists of which few values
+// change.
 //
-// The map is a treap (Seidel and Aragon, Randomized Search Trees, 1996): a search tree of the keys that is a heap of
-// the keys' hashes. Two maps with the same keys have the same shape, however they were made. So Diff can skip
-// whatever two maps share. For each different key it takes time in proportion to the logarithm of the size.
+// The map is a treap (Seidel and Aragon, Randomized Search Trees, 1996): a search tree of the keys that is a
+// heap of the keys' hashes. Two maps with the same keys have the same shape, so Diff can skip whatever two maps
+// share.
 package ordered
 
 import (
@@ -34,7 +34,6 @@ func New[K comparable, V comparable](compare func(a, b K) int) Map[K, V] {
 
 var seed = maphash.MakeSeed()
 
-// above reports whether the key with rank a belongs above the key with rank b. Of equal ranks, the keys decide.
 func (m Map[K, V]) above(a uint32, ka K, b uint32, kb K) bool {
 	return a > b || a == b && m.compare(ka, kb) < 0
 }
@@ -49,7 +48,7 @@ func (n *node[K, V]) len() int {
 	return int(n.size)
 }
 
-// Get returns the key's value, and whether the map has the key.
+// Get returns the key's value. ok is false if the map doesn't have the key.
 func (m Map[K, V]) Get(key K) (value V, ok bool) {
 	for n := m.root; n != nil; {
 		switch c := m.compare(key, n.key); {
@@ -64,8 +63,8 @@ func (m Map[K, V]) Get(key K) (value V, ok bool) {
 	return value, false
 }
 
-// Last returns the last key for which among is true. ok is false if there is none. among must be true up to some
-// key, and false behind it.
+// Last returns the last key for which among is true. ok is false if there is none. among must be true up to
+// some key, and false after it.
 func (m Map[K, V]) Last(among func(K) bool) (key K, ok bool) {
 	for n := m.root; n != nil; {
 		if among(n.key) {
@@ -104,11 +103,10 @@ func (m Map[K, V]) Without(key K) Map[K, V] {
 	return m
 }
 
-// Same reports whether the maps share all their memory. Then they are equal. Equal maps that were made separately
-// are not the same.
+// Same reports whether the maps share all their memory. Equal maps that were made separately are not the same.
 func (m Map[K, V]) Same(o Map[K, V]) bool { return m.root == o.root }
 
-// Equal reports whether the maps have the same keys and values. It doesn't look at parts that the maps share.
+// Equal reports whether the maps have the same keys and values. It skips parts that the maps share.
 func (m Map[K, V]) Equal(o Map[K, V]) bool {
 	for range m.Diff(o) {
 		return false
@@ -123,8 +121,7 @@ type Change[K, V any] struct {
 	Had, Has bool // whether the old and the new map have the key
 }
 
-// Diff yields the differences from m to the map now, in the order of the keys. It doesn't look at parts that the maps
-// share.
+// Diff yields the differences from m to now, in the order of the keys. It skips parts that the maps share.
 func (m Map[K, V]) Diff(now Map[K, V]) iter.Seq[Change[K, V]] {
 	if m.compare == nil {
 		m.compare = now.compare
@@ -154,7 +151,6 @@ func (m Map[K, V]) diff(was, now *node[K, V], yield func(Change[K, V]) bool) boo
 		m.diff(right, now.right, yield)
 }
 
-// insert returns the tree n with the leaf. A node with the leaf's key is replaced.
 func (m Map[K, V]) insert(n, leaf *node[K, V]) *node[K, V] {
 	switch {
 	case n == nil:
@@ -170,7 +166,6 @@ func (m Map[K, V]) insert(n, leaf *node[K, V]) *node[K, V] {
 	return n.with(n.left, m.insert(n.right, leaf))
 }
 
-// remove returns the tree n without the key, which it has.
 func (m Map[K, V]) remove(n *node[K, V], key K) *node[K, V] {
 	switch c := m.compare(key, n.key); {
 	case c < 0:
@@ -200,7 +195,6 @@ func (m Map[K, V]) split(n *node[K, V], key K) (lower, higher *node[K, V]) {
 	return n.with(n.left, rest), higher
 }
 
-// join returns one tree of two. All keys of lower are lower than those of higher.
 func (m Map[K, V]) join(lower, higher *node[K, V]) *node[K, V] {
 	switch {
 	case lower == nil:
@@ -213,7 +207,6 @@ func (m Map[K, V]) join(lower, higher *node[K, V]) *node[K, V] {
 	return higher.with(m.join(lower, higher.left), higher.right)
 }
 
-// with returns a copy of the node with other children.
 func (n *node[K, V]) with(left, right *node[K, V]) *node[K, V] {
 	c := *n
 	c.left, c.right, c.size = left, right, int32(1+left.len()+right.len())

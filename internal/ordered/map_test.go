@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestMap: random changes give what Go's own map has, and leave older versions alone. From gives the same map. Diff
-// has exactly the differences.
+// TestMap: random changes give what Go's own map has, and leave older versions alone. Diff has exactly the
+// differences.
 func TestMap(t *testing.T) {
 	for seed := range uint64(200) {
 		r := rand.New(rand.NewPCG(seed, 0))

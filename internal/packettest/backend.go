@@ -51,7 +51,7 @@ func Open(t testing.TB, name Name) Backend {
 	return b
 }
 
-// Use makes the backend of that name write the node's rules from now on. It removes those of the backend before.
+// Use makes the backend of that name write the node's rules from now on. It removes the last backend's rules.
 func (n *Node) Use(name Name) {
 	n.Helper()
 	n.Remove()

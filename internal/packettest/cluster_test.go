@@ -15,7 +15,6 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// attached returns a node with these pods attached, and the state of them.
 func attached(t *testing.T, ports []uint16, pods ...policy.Pod) (*Node, policy.State) {
 	t.Helper()
 	subnet := policytest.Of[conf.IPv4].Subnet
@@ -32,7 +31,6 @@ func attached(t *testing.T, ports []uint16, pods ...policy.Pod) (*Node, policy.S
 	return n, s
 }
 
-// pod returns a pod whose label app is its name.
 func pod(namespace, name, addr string, ports ...policy.NamedPort) policy.Pod {
 	return policy.Pod{
 		Namespace: namespace,
@@ -52,7 +50,6 @@ func networkPolicy(t *testing.T, text string) *networkingv1.NetworkPolicy {
 	return &np
 }
 
-// to returns TCP packets from src to each of the ports of dst.
 func to(dst, src netip.Addr, ports ...uint16) (all []verdict.Packet) {
 	for _, port := range ports {
 		all = append(all, verdict.Packet{Src: src, Dst: dst, Proto: ruleset.TCP, Port: port})

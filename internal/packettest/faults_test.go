@@ -15,11 +15,11 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// These tests are about faults of weave-npc, whose design weir follows. All of them, in all packages: go test ./...
+// These tests are about faults of weave-npc, whose design weir follows. To run all such tests: go test ./...
 // -run TestFault -v
 
-// TestFault1SelectorsThatJoinAlike: two selectors whose parts join to the same letters select different pods. In
-// weave-npc they could share a set.
+// TestFault1SelectorsThatJoinAlike: two selectors whose parts join to the same letters select different pods.
+// In weave-npc they could share a set.
 func TestFault1SelectorsThatJoinAlike(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -72,8 +72,8 @@ spec: {podSelector: {},
 	}
 }
 
-// TestFault3NamedPortsAndRanges: a named port allows the port of that name, or nothing. endPort allows exactly the
-// range. In weave-npc a named port opened the pods, and endPort was ignored.
+// TestFault3NamedPortsAndRanges: a named port allows the port of that name, or nothing. endPort allows exactly
+// the range. In weave-npc a named port opened the pods, and endPort was ignored.
 func TestFault3NamedPortsAndRanges(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -91,8 +91,8 @@ spec: {podSelector: {matchLabels: {app: web}},
 	n.want("a name and a range", to(web, client, 80, 8080, 8082, 8084), to(web, client, 79, 81, 8079, 8085))
 }
 
-// TestFault9NobodyReadsTheLog: the kernel drops packets even if nobody reads the log. The log names the class.
-// weave-npc's enforcement ended with its logging daemon, and its log named no pod or policy.
+// TestFault9NobodyReadsTheLog: the kernel drops packets even if nobody reads the log. weave-npc's enforcement
+// ended with its logging daemon.
 func TestFault9NobodyReadsTheLog(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -15,7 +15,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// host is an address in a network namespace. It has servers for TCP and UDP, and raw sockets for other protocols.
 type host struct {
 	netns   string
 	addr    netip.Addr
@@ -24,13 +23,12 @@ type host struct {
 	mark    int // of the packets that it sends over sockets of TCP and UDP (SO_MARK)
 }
 
-// Protocols without ports are represented by the ICMP of each family.
+// ICMP stands for all protocols without ports.
 const (
 	icmp   ruleset.Protocol = "1"
 	icmpv6 ruleset.Protocol = "58"
 )
 
-// rawProtocols returns the protocols that tests send by raw sockets. The kernel may have no SCTP sockets.
 func rawProtocols(a netip.Addr) map[ruleset.Protocol]int {
 	if a.Is4() {
 		return map[ruleset.Protocol]int{ruleset.SCTP: unix.IPPROTO_SCTP, icmp: unix.IPPROTO_ICMP}
@@ -151,10 +149,9 @@ func payload(p verdict.Packet, number uint32) []byte {
 	return binary.BigEndian.AppendUint32(nil, number)
 }
 
-// numberOf returns the number of a packet that a raw socket has received. It is 0 if no test has sent it.
 func numberOf(r receiver, b []byte) uint32 {
 	proto := r.proto
-	// raw sockets of IPv4 also return the IP header
+	// Raw sockets of IPv4 also return the IP header.
 	if header := int(b[0]&15) * 4; r.family == unix.AF_INET && header < len(b) {
 		b = b[header:]
 	}

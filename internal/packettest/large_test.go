@@ -14,8 +14,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestLargePolicies: a policy that is too large is a problem and allows nothing. All others are enforced, even those
-// of the largest size. Read back, nothing differs.
+// TestLargePolicies: a policy that is too large is a problem and allows nothing. All others are enforced.
 func TestLargePolicies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

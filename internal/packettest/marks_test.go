@@ -13,11 +13,10 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// weirsBits are the bits of a packet's mark that hold the number of a class, as in package iptables.
 const weirsBits = 0x1fff0000
 
-// TestMarks: no packet leaves weir's chains with a number of weir's in its mark. Bits of other programs stay, and
-// change no verdict.
+// TestMarks: no packet leaves weir's chains with a number of weir's in its mark. Bits of other programs stay,
+// and change no verdict.
 func TestMarks(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -62,8 +61,6 @@ func TestMarks(t *testing.T) {
 	}
 }
 
-// counters returns the number of the rules that match packets without the mark, and the packets that they have
-// counted.
 func counters(t *testing.T, flavour iptables.Flavour, mark string) (packets, rules int) {
 	t.Helper()
 	for _, program := range []string{"iptables-", "ip6tables-"} {

@@ -18,7 +18,7 @@ import (
 
 type nflog struct{ fd int }
 
-// These constants are from include/uapi/linux/netfilter/nfnetlink_log.h.
+// From include/uapi/linux/netfilter/nfnetlink_log.h.
 const (
 	nfulnlMsgConfig  = 1
 	nfulaCfgCmd      = 1
@@ -33,8 +33,6 @@ const (
 	nfulnlMsgPacket  = 0
 )
 
-// listen binds to the log group of weir's rules, with a receive buffer of that many bytes.
-//
 // Equivalent to: tcpdump -ni nflog:88 -s 128
 func listen(t testing.TB, buffer int) nflog {
 	t.Helper()
@@ -65,8 +63,7 @@ type logged struct {
 	payload   []byte
 }
 
-// packets returns the packets that were logged until now. The kernel hands over each packet before the system call that
-// sends it returns.
+// The kernel hands over each logged packet before the system call that sends it returns.
 func (l nflog) packets(t testing.TB) (all []logged) {
 	t.Helper()
 	buf := make([]byte, 64<<10)
@@ -99,7 +96,6 @@ func (l nflog) packets(t testing.TB) (all []logged) {
 	}
 }
 
-// read returns the different prefixes of the packets that were logged until now.
 func (l nflog) read(t testing.TB) map[string]bool {
 	t.Helper()
 	prefixes := map[string]bool{}
@@ -109,7 +105,6 @@ func (l nflog) read(t testing.TB) map[string]bool {
 	return prefixes
 }
 
-// overrun reports whether messages were lost because they weren't read.
 func (l nflog) overrun(t *testing.T) bool {
 	t.Helper()
 	_, _, err := unix.Recvfrom(l.fd, make([]byte, 64<<10), 0)
@@ -125,7 +120,6 @@ type audited struct {
 	verdict.Packet
 }
 
-// audits returns the packets that rules of audited policies have logged until now.
 func (l nflog) audits(t testing.TB) map[audited]bool {
 	t.Helper()
 	all := map[audited]bool{}

@@ -1,6 +1,6 @@
-// Package packettest sends real packets between pods, many at a time, and returns which packets arrived. Pods are
-// network namespaces on weir's bridge. The backend writes a test's rules and sets to the kernel: there is no plugin,
-// agent or API server.
+// Package packettest sends real packets between pods, many at a time, and returns which packets arrived. Pods
+// are network namespaces on weir's bridge. The backend writes the rules and sets: there is no plugin, agent or
+// API server.
 package packettest
 
 import (
@@ -29,9 +29,7 @@ type Node struct {
 	Backend
 	Writer Name // the backend
 	// Bounds say what Enforce merges.
-	Bounds ruleset.Bounds
-	// Ports are the ports on which each host answers TCP and UDP. On all other ports it refuses TCP, which also
-	// shows that the packet arrived.
+	Bounds   ruleset.Bounds
 	Ports    []uint16
 	outside  string
 	bridge   *bridge.Bridge
@@ -42,6 +40,7 @@ type Node struct {
 }
 
 // NewNode makes the node. networks has the subnet and gateway of the node's pods, at most one for each family.
+// Each host answers on the ports.
 func NewNode(t testing.TB, networks []endpoint.Address, ports ...uint16) *Node {
 	t.Helper()
 	n := &Node{
@@ -107,9 +106,8 @@ func (n *Node) AddPod(name string, addrs ...netip.Addr) {
 	}
 }
 
-// AddChainedPod attaches a pod as another plugin does: by a veth pair whose end on the node is hostIf. If bridgeIf
-// is empty, the node routes hostIf (ptp). Otherwise hostIf is a port of this bridge, which is made if it is missing.
-// Pods on one bridge then reach each other past the node's routing.
+// AddChainedPod attaches a pod as another plugin does: by a veth pair whose end on the node is hostIf. If
+// bridgeIf is empty, the node routes hostIf (ptp). Otherwise hostIf is a port of this bridge.
 func (n *Node) AddChainedPod(bridgeIf, hostIf, name string, addrs ...netip.Addr) {
 	n.Helper()
 	path := nodetest.NewNS(n, name)
@@ -161,7 +159,6 @@ func (n *Node) AddChainedPod(bridgeIf, hostIf, name string, addrs ...netip.Addr)
 	}
 }
 
-// neighbour is a pod's address on another plugin's bridge.
 type neighbour struct {
 	netns, mac string
 	addr       netip.Addr
@@ -210,8 +207,8 @@ func (n *Node) Hosts() []netip.Addr {
 // Ruleset returns what Enforce writes to the kernel.
 func (n *Node) Ruleset(s policy.State) ruleset.Ruleset { return n.Bounds.Merge(policy.Compile(s), nil) }
 
-// Enforce writes the state's rules and sets to the kernel. It removes all entries of connection tracking, so that
-// each packet is the first of a connection.
+// Enforce writes the state's rules and sets to the kernel. It removes all entries of connection tracking, so
+// that each packet is the first of a connection.
 func (n *Node) Enforce(s policy.State) {
 	n.Helper()
 	if _, err := n.Apply(n.Context(), n.Ruleset(s), netfilter.Trust); err != nil {

@@ -23,8 +23,7 @@ var (
 )
 
 // TestRandomClusters sends packets between the pods of random clusters. Arrivals must equal the evaluator's
-// verdicts, and the log must have what audited policies would drop. To replay one cluster with all backends: go test
-// ./internal/packettest -seed N
+// verdicts. To replay one cluster with all backends: go test ./internal/packettest -seed N
 func TestRandomClusters(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -52,10 +51,8 @@ func TestRandomClusters(t *testing.T) {
 	}
 }
 
-// wouldDrops counts the packets that audited policies would have dropped, in each direction.
 var wouldDrops int
 
-// randomNode makes a node with every address that random clusters may have.
 func randomNode(t *testing.T) *Node {
 	t.Helper()
 	var networks []endpoint.Address
@@ -118,8 +115,7 @@ func compare(t *testing.T, n *Node, seed uint64) (sent int) {
 	return len(packets)
 }
 
-// probes returns the packets that can be sent in the state. The hosts of both addresses must exist. For TCP and UDP,
-// hosts must answer on the port.
+// probes returns the packets that can be sent in the state: hosts with both addresses must exist.
 func probes(n *Node, s policy.State, packets []ruleset.Packet) []ruleset.Packet {
 	attached := func(a netip.Addr) bool {
 		if !policytest.Of[conf.FamilyOf(a)].Subnet.Contains(a) {
@@ -139,8 +135,8 @@ func header(p ruleset.Packet) verdict.Packet {
 	return verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port}
 }
 
-// difference enforces the state and sends the packets. It returns a packet if the packet's arrival contradicts the
-// policies, or if audited policies demand another log. It returns nil if there is none.
+// difference enforces the state and sends the packets. It returns a packet if its arrival or its log
+// contradicts the policies; otherwise nil.
 func (n *Node) difference(s policy.State, packets []ruleset.Packet) *ruleset.Packet {
 	n.Enforce(s)
 	log := listen(n, 64<<20)

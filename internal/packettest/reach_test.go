@@ -19,8 +19,8 @@ import (
 var matrices = flag.Int("matrices", 10, "the matrices of how many random clusters are compared with packets")
 
 // TestRandomMatrices sends packets in random clusters, before and after a change. The arrivals must equal both
-// matrices and their difference. To replay one cluster: go test ./internal/packettest -run TestRandomMatrices -seed
-// N
+// matrices and their difference. To replay one cluster: go test ./internal/packettest -run TestRandomMatrices
+// -seed N
 func TestRandomMatrices(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -44,8 +44,6 @@ func TestRandomMatrices(t *testing.T) {
 	}
 }
 
-// compareMatrices compares the arrivals in one random cluster with its matrices. It returns how many packets there
-// are, and how many arrived in only one of the two states.
 func compareMatrices(n *Node, seed uint64) (sent, changed int) {
 	n.Helper()
 	r := rand.New(rand.NewPCG(seed, 12))
@@ -111,7 +109,6 @@ const (
 	elsewhere // not attached here, but in a network of pods or a pod's: this node doesn't check its policies
 )
 
-// places returns a function that says where an address is in the state.
 func places(s policy.State) func(netip.Addr) where {
 	evaluator := verdict.New(s)
 	attached := map[netip.Addr]bool{}

@@ -15,8 +15,8 @@ import (
 const (
 	// late is how long Send waits for a packet that should arrive. Arriving packets need much less time.
 	late = 3 * time.Second
-	// silence is how long Send waits for packets that should not arrive. The kernel delivers a packet within the
-	// system call that sends it, so a forbidden packet arrives before the wait ends.
+	// silence is how long Send waits for packets that should not arrive. The kernel delivers a packet within
+	// the system call that sends it, so no packet comes later.
 	silence = 30 * time.Millisecond
 )
 
@@ -25,7 +25,6 @@ type receiver struct {
 	family int
 }
 
-// flight is a batch of packets that were sent and may still arrive.
 type flight struct {
 	epoll   int
 	packets []verdict.Packet
@@ -34,8 +33,8 @@ type flight struct {
 	arrived []bool
 }
 
-// Send sends all packets at once and returns which of them arrived. A packet of TCP or UDP counts only if it was
-// answered. expect is true for each packet that should arrive. It only decides how long Send waits.
+// Send sends all packets at once and returns which of them arrived. A packet of TCP or UDP counts only if it
+// was answered. expect is true for each packet that should arrive: it decides only how long Send waits.
 func (n *Node) Send(packets []verdict.Packet, expect []bool) []bool {
 	n.Helper()
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
@@ -112,7 +111,6 @@ func (f *flight) watch(n *Node, fd int, events uint32) {
 	}
 }
 
-// send sends packet number i. The caller is in the network namespace of the packet's source.
 func (f *flight) send(n *Node, h *host, i int) error {
 	p := f.packets[i]
 	number := f.first + uint32(i)
@@ -158,7 +156,6 @@ func (f *flight) send(n *Node, h *host, i int) error {
 	return nil
 }
 
-// receive waits for packets and answers, for about the duration wait, and reports whether any came.
 func (f *flight) receive(n *Node, receivers map[int]receiver, wait time.Duration) bool {
 	n.Helper()
 	events := make([]unix.EpollEvent, 256)
@@ -176,8 +173,8 @@ func (f *flight) receive(n *Node, receivers map[int]receiver, wait time.Duration
 		if err != nil {
 			n.Fatal(err)
 		}
-		// A host without a server refuses or resets the connection: the packet arrived. After any other error, it
-		// did not.
+		// A host without a server refuses or resets the connection: the packet arrived. After any other error,
+		// it did not.
 		f.arrived[f.clients[fd]] = code == 0 || unix.Errno(code) == unix.ECONNREFUSED || unix.Errno(code) == unix.ECONNRESET
 		if err := unix.EpollCtl(f.epoll, unix.EPOLL_CTL_DEL, fd, nil); err != nil {
 			n.Fatal(err)

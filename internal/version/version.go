@@ -1,6 +1,5 @@
-// Package version says from which commit the running program was built. The Go toolchain writes the commit into a
-// program that it builds in a git work tree. The plugin links this package, so it imports only what each Go program
-// has.
+// Package version says from which commit the running program was built. The Go toolchain writes the commit into
+// a program that it builds in a git work tree.
 package version
 
 import (
@@ -22,8 +21,7 @@ func Of(program string) string {
 	return line(program, info)
 }
 
-// line does the same as Of, for the given build information. It says "commit unknown" for a build outside of a git
-// work tree, or in one that git worktree added.
+// line is Of for the given build information. It says "commit unknown" for a build outside of a git work tree.
 func line(program string, info *debug.BuildInfo) string {
 	var commit, when, modified string
 	for _, s := range info.Settings {

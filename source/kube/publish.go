@@ -133,7 +133,7 @@ func (s *Source) write(ctx context.Context, p endpoint.Pod) {
 //
 // Equivalent to:
 //
-//	kubectl patch pod NAME --namespace NAMESPACE --subresource=status --type=merge \\
+//	kubectl patch pod NAME --namespace NAMESPACE --subresource=status --type=merge \
 //	  -p '{"metadata": {"uid": …}, "status": {"podIP": …, "podIPs": …}}'
 func (s *Source) patch(ctx context.Context, pod policy.Name, uid string, addrs []netip.Addr) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
