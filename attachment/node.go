@@ -4,10 +4,12 @@
 // On the node an attachment has its record, guard entry, places in sets, link, neighbour entries, connections
 // and addresses. These invariants hold at all times:
 //
-//   - The record is written before everything else and removed after it, and each step can be repeated. So if a process is killed, Reap, GC or a second DEL removes the rest.
+//   - The record is written before everything else and removed after it, and each step can be repeated. So if a
+//     process is killed, Reap, GC or a second DEL removes the rest.
 //   - Unless enforcement is off, packets pass a link that weir made only after the agent has enrolled the pod.
 //   - An address is released only after the guard forbids the port to send, and no set has the address.
-//   - Addresses are assigned and released, and records are removed, under the node's lock. A DEL with the lock also ends the attachments whose DELs wait for it.
+//   - Addresses are assigned and released, and records are removed, under the node's lock. A DEL with the lock
+//     also ends the attachments whose DELs wait for it.
 package attachment
 
 import "net/netip"

@@ -74,7 +74,9 @@ func (n Node) endIf(id string, ended func(string) (bool, error)) (*endpoint.Endp
 // cases:
 //
 //   - A process has begun to delete the attachment, and has exited before it was done.
-//   - No process is making the attachment, and its link on the node is gone: the kernel deletes the link with the pod's namespace. If the record is broken, another plugin may have made the interface. So the link counts only if weir0 has a neighbour entry for one of the addresses.
+//   - No process is making the attachment, and its link on the node is gone: the kernel deletes the link with
+//     the pod's namespace. If the record is broken, another plugin may have made the interface. So the link
+//     counts only if weir0 has a neighbour entry for one of the addresses.
 func isOver(id string) (bool, error) {
 	e, ending, err := endpoint.LoadAny(id)
 	switch {

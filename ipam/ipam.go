@@ -10,7 +10,8 @@
 //   - One system call makes or removes a link, so a crash leaves an address assigned or free.
 //   - Only the links decide whether an address is assigned. The bitmaps only save time, and may be lost or wrong.
 //   - A reboot releases all addresses: /run is emptied, and the pods are gone.
-//   - The address that was assigned last outlives a reboot. Other nodes may still allow traffic to pods from before the reboot, so the addresses of these pods must not be the first to be assigned again.
+//   - The address that was assigned last outlives a reboot. Other nodes may still allow traffic to pods from
+//     before the reboot, so the addresses of these pods must not be the first to be assigned again.
 package ipam
 
 import (
@@ -155,8 +156,10 @@ func next(h hint, others *hostLocal, ranges []conf.Range) (endpoint.Address, boo
 //
 // The address may still be assigned to another attachment:
 //
-//   - If that attachment has no record, or another plugin gave it the address too, weir has missed its DEL. AssignExternal then releases the address first.
-//   - If weir gave that attachment the address, or its record can't be read, AssignExternal returns an AssignedError: two pods would have the same address.
+//   - If that attachment has no record, or another plugin gave it the address too, weir has missed its DEL.
+//     AssignExternal then releases the address first.
+//   - If weir gave that attachment the address, or its record can't be read, AssignExternal returns an
+//     AssignedError: two pods would have the same address.
 func AssignExternal(id string, addr netip.Addr) error {
 	if err := os.MkdirAll(addressesDir, 0o700); err != nil {
 		return fmt.Errorf("make %s: %w", addressesDir, err)

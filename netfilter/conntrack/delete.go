@@ -32,7 +32,9 @@ const (
 //   - IPv4, Linux 6.12 and later: the kernel finds and deletes an address's connections.
 //   - IPv4, several addresses and a small table: the kernel lists all connections once.
 //   - IPv4, Linux 5.8 and later: the kernel lists the address's connections, and each is deleted.
-//   - Older kernels, and IPv6: the kernel lists all connections of the family. Its filter for IPv6 addresses matches all but the wanted ones (ctnetlink_filter_match_tuple in net/netfilter/nf_conntrack_netlink.c; seen on 6.18).
+//   - Older kernels, and IPv6: the kernel lists all connections of the family. Its filter for IPv6 addresses
+//     matches all but the wanted ones (ctnetlink_filter_match_tuple in net/netfilter/nf_conntrack_netlink.c;
+//     seen on 6.18).
 //
 // Equivalent to: conntrack -D -s ADDR; conntrack -D -r ADDR, for each address
 func Delete(addrs ...netip.Addr) error {

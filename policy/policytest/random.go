@@ -209,7 +209,8 @@ const (
 	OnBridge
 )
 
-// Bridge is the name of another plugin's bridge. Pod number n, unless it is on weir's bridge, has the link vethN on the
+// Bridge is the name of another plugin's bridge. Pod number n, unless it is on weir's bridge, has the link
+// vethN on the
 // node.
 const Bridge = "cni0"
 

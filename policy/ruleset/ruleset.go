@@ -6,8 +6,10 @@
 //
 //   - Sets are ordered by name, chains by family and name, entries by Element.Compare.
 //   - A set is of one family. It has no IPv4-mapped IPv6 address (::ffff:0:0/96).
-//   - The names of a class's set and chain contain a hash of the chain's rules (Identity). So the rules for the members of a set never change.
-//   - Each chain that checks packets ends with a rule that drops the packet, or returns. A packet passes the hook if the hook's chain returns.
+//   - The names of a class's set and chain contain a hash of the chain's rules (Identity). So the rules for the
+//     members of a set never change.
+//   - Each chain that checks packets ends with a rule that drops the packet, or returns. A packet passes the
+//     hook if the hook's chain returns.
 package ruleset
 
 import (

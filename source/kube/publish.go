@@ -59,7 +59,8 @@ func (s *Source) AwaitPublished(ctx context.Context, pod endpoint.Pod) {
 // know a pod before its first packet arrives. Publish doesn't wait. It forgets pods that are not in pods.
 //
 //   - The addresses are in the status: people who may only create pods can't write it, but can forge an annotation.
-//   - Kubelet removes the addresses about every ten seconds, until the pod's first container has started. The source then writes them again at once.
+//   - Kubelet removes the addresses about every ten seconds, until the pod's first container has started. The
+//     source then writes them again at once.
 //   - A pod without a UID is left to kubelet: another pod of that name may exist by now.
 func (s *Source) Publish(ctx context.Context, pods map[endpoint.Pod][]netip.Addr) {
 	s.published.mu.Lock()

@@ -2,8 +2,10 @@
 // reads a file again whenever it changes. Its invariants:
 //
 //   - A part that can't be read never opens a pod. A policy with such a part closes the pods that it selects.
-//   - If a document, or a policy's selector or namespace, can't be read any more, the last good versions stay in force.
-//   - Until each file that may have a policy could be parsed once, there is no state at all. The option IgnoreBroken ends this wait.
+//   - If a document, or a policy's selector or namespace, can't be read any more, the last good versions stay
+//     in force.
+//   - Until each file that may have a policy could be parsed once, there is no state at all. The option
+//     IgnoreBroken ends this wait.
 package manifests
 
 import (
