@@ -116,8 +116,8 @@ func TestReconcileAndItsBackend(t *testing.T) {
 	a, m, r := remembering(t)
 	id := r.attach("web", "10.88.0.2")
 	enrol := func() *enrolment {
-		e := &enrolment{id: id, deadline: time.Now().Add(time.Minute), answer: make(chan answer, 1)}
-		a.takeEnrolment(t.Context(), e)
+		e := &enrolment{ctx: t.Context(), id: id, deadline: time.Now().Add(time.Minute), answer: make(chan answer, 1)}
+		a.takeEnrolment(e)
 		return e
 	}
 	reconcile := func(verify netfilter.Verify, want ...string) {
@@ -176,9 +176,9 @@ func TestReconcileAndItsBackend(t *testing.T) {
 	}
 
 	// A plugin that asks during a resync is answered before the resync goes on.
-	waits = &enrolment{id: id, deadline: time.Now().Add(time.Minute), answer: make(chan answer, 1)}
+	waits = &enrolment{ctx: t.Context(), id: id, deadline: time.Now().Add(time.Minute), answer: make(chan answer, 1)}
 	m.interrupted, m.calls = true, nil
-	go a.send(t.Context(), enrolRequest{t.Context(), waits})
+	go a.send(t.Context(), enrolRequest{waits})
 	a.refresh(t.Context())
 	if want := []string{"part", "Apply", "part", "part"}; !slices.Equal(m.calls, want) || len(waits.answer) != 1 {
 		t.Errorf("during a resync the agent called %q and gave %d answers", m.calls, len(waits.answer))

@@ -149,12 +149,16 @@ func (a *agent) runSource(ctx context.Context) error {
 
 // takeUpdate returns the work that the changes cause. In a large cluster most changes cause none.
 func (a *agent) takeUpdate(d *policy.Delta, err error) work {
-	remaining := work{reconcile: d == nil || !a.cluster.known || d.Nodes != nil}
+	first := !a.cluster.known
+	remaining := work{reconcile: d == nil || first || d.Nodes != nil}
 	if d != nil {
-		if d.Nodes != nil || !a.cluster.known {
+		if d.Nodes != nil || first {
 			a.takeNodes(d)
 		}
 		a.cluster.update(d, a.records.endpoints)
+		if first {
+			a.lookupWaiting()
+		}
 	}
 	a.reportFiles()
 	a.reportUnenforced()
@@ -175,6 +179,15 @@ func (a *agent) takeParsed(p *policy.Unparsed) work {
 	}
 	a.publishSource()
 	return work{}
+}
+
+// lookupWaiting looks up the pods that came before the source's first report, and aren't in it.
+func (a *agent) lookupWaiting() {
+	for _, w := range a.enrolments.waiting {
+		if ep, ok := a.records.endpoints[w.id]; ok && !a.cluster.knows(ep) {
+			a.lookup(w.ctx, ep)
+		}
+	}
 }
 
 // lookup asks the source for a pod that wasn't among its objects. The answer comes as an event (podLookedUp), or

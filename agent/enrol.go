@@ -27,6 +27,7 @@ type enrolments struct {
 }
 
 type enrolment struct {
+	ctx      context.Context // the context of the plugin's HTTP request
 	id       string
 	pod      endpoint.Pod // empty until the pod is enrolled
 	deadline time.Time
@@ -68,7 +69,7 @@ func (e *enrolments) answer(
 }
 
 // The plugin has just changed the endpoint's record and sets, so both are read.
-func (a *agent) takeEnrolment(ctx context.Context, e *enrolment) {
+func (a *agent) takeEnrolment(e *enrolment) {
 	walk := a.records.read(e.id)
 	a.cutting.demand(walk)
 	a.records.churn = true
@@ -83,7 +84,7 @@ func (a *agent) takeEnrolment(ctx context.Context, e *enrolment) {
 	}
 	a.kernel.pluginChanged = a.backend.Reread(addrs...) || a.kernel.pluginChanged
 	if a.cluster.known && !a.cluster.knows(ep) {
-		a.lookup(ctx, ep)
+		a.lookup(e.ctx, ep)
 	}
 }
 
@@ -147,10 +148,10 @@ func (a *agent) enrol(w http.ResponseWriter, r *http.Request) answer {
 		return refusal(http.StatusBadRequest, err.Error())
 	}
 	busy := refusal(http.StatusServiceUnavailable, "the agent is busy")
-	e := &enrolment{id: req.ID, deadline: time.Now().Add(a.EnrolWait), answer: make(chan answer, 1)}
 	ctx, cancel := context.WithTimeout(r.Context(), a.EnrolWait+10*time.Second)
 	defer cancel()
-	if !a.send(ctx, enrolRequest{ctx, e}) {
+	e := &enrolment{ctx: ctx, id: req.ID, deadline: time.Now().Add(a.EnrolWait), answer: make(chan answer, 1)}
+	if !a.send(ctx, enrolRequest{e}) {
 		return busy
 	}
 	select {

@@ -22,10 +22,7 @@ type (
 	}
 	// recordsChanged has the endpoint records that were written or removed.
 	recordsChanged struct{ dirwatch.Change }
-	enrolRequest   struct {
-		ctx context.Context // the context of the plugin's HTTP request
-		*enrolment
-	}
+	enrolRequest   struct{ *enrolment }
 	// podLookedUp is the source's answer to a Lookup.
 	podLookedUp struct {
 		id string
@@ -110,7 +107,7 @@ func (a *agent) handle(e event) work {
 	case recordsChanged:
 		return a.takeRecords(e.Change)
 	case enrolRequest:
-		a.takeEnrolment(e.ctx, e.enrolment)
+		a.takeEnrolment(e.enrolment)
 		return work{true, a.chainsToVerify(e.ctx)}
 	case podLookedUp:
 		a.cluster.addLookup(e.id, e.lookup, a.records.endpoints)

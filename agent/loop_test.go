@@ -18,7 +18,7 @@ func TestHandleAllHandlesAllThatWait(t *testing.T) {
 		for range 9 {
 			go a.send(t.Context(), straysEvicted{})
 		}
-		go a.send(t.Context(), enrolRequest{t.Context(), &enrolment{id: "c:eth0"}})
+		go a.send(t.Context(), enrolRequest{&enrolment{ctx: t.Context(), id: "c:eth0"}})
 		synctest.Wait()
 		rest := a.handleAll(<-a.events)
 		if want := (work{true, netfilter.Rules}); a.stats.Repairs != 9 || len(a.enrolments.waiting) != 1 || rest != want {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -207,6 +208,31 @@ func TestAPodThatWasFoundStays(t *testing.T) {
 	r.wantMetrics(map[string]float64{`weir_set_entries{kind="weir-pods"}`: 0})
 	r.attachUID("db-0", "2", "10.88.0.9")
 	r.wantClass("db-0", classClosed)
+}
+
+// TestLookupAfterTheFirstReport: if a pod comes before the source's first report and isn't in it, the agent looks the
+// pod up.
+func TestLookupAfterTheFirstReport(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	a, _, r := remembering(t)
+	api := newServer(named("db-0", "2", "new"))
+	a.Source = api
+	e := &enrolment{ctx: t.Context(), id: r.attachUID("db-0", "2", "10.88.0.9"), deadline: time.Now().Add(time.Minute)}
+	a.takeRecords(dirwatch.Change{Lost: true})
+	a.takeEnrolment(e)
+	a.takeUpdate(policy.Difference(policy.Objects{}, *shop()), nil)
+	if asked := receive(t, api.asked); asked != "shop/db-0" {
+		t.Errorf("the agent looked up %s", asked)
+	}
+	if answer, ok := receive(t, a.events).(podLookedUp); !ok || answer.id != e.id {
+		t.Errorf("the answer for %s is %+v", e.id, answer)
+	}
+	a.takeUpdate(policy.Difference(*shop(), *shop()), nil)
+	if len(api.asked) > 0 {
+		t.Error("the agent looked up a pod again")
+	}
 }
 
 // TestALateAnswerIsIgnored: if the source reports a pod before the look-up's answer comes, the report counts.

@@ -88,8 +88,8 @@ func (s *stepped) add(name, uid, address string) {
 	if err := ipset.Apply(ipset.Change{Set: conf.PodsSet, Entry: pod}); err != nil {
 		s.Fatal(err)
 	}
-	e := &enrolment{id: id, deadline: time.Now().Add(time.Minute), answer: make(chan answer, 1)}
-	s.takeEnrolment(s.Context(), e)
+	e := &enrolment{ctx: s.Context(), id: id, deadline: time.Now().Add(time.Minute), answer: make(chan answer, 1)}
+	s.takeEnrolment(e)
 	s.reconcile(s.Context(), netfilter.Rules)
 	if r := receive(s.T, e.answer); r.Error != "" {
 		s.Errorf("the answer for %s is %+v", id, r)

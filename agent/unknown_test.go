@@ -114,8 +114,9 @@ func TestConnectionsThatAreUnknown(t *testing.T) {
 	s.hear(netfilter.All)
 	enrol := func() answer {
 		t.Helper()
-		e := &enrolment{id: s.attach("web", "10.88.0.2"), deadline: time.Now(), answer: make(chan answer, 1)}
-		s.takeEnrolment(t.Context(), e)
+		id := s.attach("web", "10.88.0.2")
+		e := &enrolment{ctx: t.Context(), id: id, deadline: time.Now(), answer: make(chan answer, 1)}
+		s.takeEnrolment(e)
 		s.reconcile(t.Context(), netfilter.Trust)
 		return receive(s.T, e.answer)
 	}
