@@ -88,7 +88,7 @@ func (o *auditOptions) run(cmd *cobra.Command, name string) error {
 	return nil
 }
 
-// collect adds the reports of the selected nodes, and returns the nodes that have not answered.
+// collect returns the nodes that have not answered.
 func (o *auditOptions) collect(ctx context.Context, name string, sum *client.AuditOfNodes) (away []string, err error) {
 	var since time.Time
 	if o.since > 0 {

@@ -7,7 +7,7 @@ import (
 	"github.com/weir-net/weir/plugins/weirctl/client"
 )
 
-// TestAuditBadInput: wrong arguments or a missing agent give one line that says what to do, and the exit code.
+// TestAuditBadInput: if an argument is wrong or no agent answers, the command prints one line that says what to do.
 func TestAuditBadInput(t *testing.T) {
 	for _, tc := range []struct {
 		args []string

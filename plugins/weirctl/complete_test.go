@@ -10,8 +10,7 @@ import (
 	"github.com/weir-net/weir/plugins/weirctl/client"
 )
 
-// TestCompleteNames: a shell gets the kinds of objects that wait knows, then their names. Each flag that names objects
-// completes them.
+// TestCompleteNames: a shell gets the names of objects for arguments and flags.
 func TestCompleteNames(t *testing.T) {
 	manifest, err := os.ReadFile("testdata/why/load-balancer.yaml")
 	if err != nil {

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/plugins/weirctl/client"
 )
 
-// connectCommand joins standard input and output with the agent's socket. Commands that ask other nodes' agents run it
-// in the agents' pods (client.Cluster).
+// connectCommand joins standard input and output with the agent's socket. Commands about other nodes run it in the
+// agents' pods.
 //
 // Equivalent to: nc -U /run/weir/agent.sock
 func connectCommand() *cobra.Command {
@@ -27,7 +27,6 @@ func connectCommand() *cobra.Command {
 	}
 }
 
-// connect copies in to the socket, and the socket to out, until the agent closes the connection or ctx ends.
 func connect(ctx context.Context, in io.Reader, out io.Writer) error {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", agentapi.Socket)
 	if err != nil {

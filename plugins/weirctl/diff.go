@@ -23,7 +23,7 @@ import (
 	"github.com/weir-net/weir/source/manifests"
 )
 
-// failOn are the values of --fail-on: which changes make weirctl diff end with client.ExitChanges.
+// With these values of --fail-on, weirctl diff ends with client.ExitChanges.
 var failOn = map[string]func(*reach.Diff) bool{
 	"any":    func(d *reach.Diff) bool { return !d.Empty() },
 	"opens":  func(d *reach.Diff) bool { return len(d.Opened) > 0 },
@@ -136,7 +136,7 @@ func (f *diffFlags) run(cmd *cobra.Command) error {
 	return nil
 }
 
-// idle names the policies that select none of the pods. Most of these are in the wrong namespace.
+// Most policies that select no pod are in the wrong namespace.
 func idle(policies []*networkingv1.NetworkPolicy, pods []policy.Pod) (notes []string) {
 	for _, np := range policies {
 		selector, err := metav1.LabelSelectorAsSelector(&np.Spec.PodSelector)
@@ -155,7 +155,7 @@ func idle(policies []*networkingv1.NetworkPolicy, pods []policy.Pod) (notes []st
 	return notes
 }
 
-// flips names the policies that become audited, or are no longer audited, and those with a wrong annotation.
+// flips names the policies that become audited, or are no longer audited.
 func flips(before, after []*networkingv1.NetworkPolicy) (notes []string) {
 	was := map[policy.Name]bool{} // whether the policy was audited
 	for _, np := range before {
@@ -209,11 +209,10 @@ func policyNames(texts []string) (names []policy.Name, err error) {
 	return names, nil
 }
 
-// maxFile is how many bytes of manifests a file may have. A longer one is an error.
+// maxFile is in bytes.
 const maxFile = 64 << 20
 
-// readFiles reads the objects of files, directories, and "-" for standard input. If no file has an object for
-// policies, it returns an error.
+// readFiles also reads directories, and "-" for standard input.
 func readFiles(paths []string, stdin io.Reader) (policy.Objects, error) {
 	texts := map[string][]byte{}
 	read := func(name string, from io.Reader) error {

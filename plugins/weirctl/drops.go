@@ -89,7 +89,6 @@ func dropsCommand() *cobra.Command {
 	return cmd
 }
 
-// printer returns the function that prints a drop, and one that closes its file.
 func (o *dropsOptions) printer(cmd *cobra.Command) (func(*agentapi.Drop) error, func() error, error) {
 	format, err := client.ParseFormat(o.output)
 	if err != nil {
@@ -173,7 +172,6 @@ func (o *dropsOptions) ofNodes(ctx context.Context, printDrop func(*agentapi.Dro
 	return err
 }
 
-// create creates the file, or returns the command's output if the name is "-".
 func create(cmd *cobra.Command, name string) (out io.Writer, closeIt func() error, err error) {
 	if name == "-" {
 		return cmd.OutOrStdout(), func() error { return nil }, nil

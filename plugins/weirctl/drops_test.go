@@ -7,7 +7,7 @@ import (
 	"github.com/weir-net/weir/plugins/weirctl/client"
 )
 
-// TestDropsBadInput: each wrong argument, and a missing agent, give one line that says what to do, and an exit code.
+// TestDropsBadInput: if an argument is wrong or no agent answers, the command prints one line that says what to do.
 func TestDropsBadInput(t *testing.T) {
 	for _, tc := range []struct {
 		args string

@@ -105,7 +105,7 @@ func explainCommand() *cobra.Command {
 	return cmd
 }
 
-// outcome returns an error with the exit code. It returns nil if the connection is allowed and the kernel agrees.
+// outcome returns nil if the connection is allowed and the kernel agrees.
 func outcome(e explain.Explanation) error {
 	switch {
 	case e.Differs():
@@ -122,7 +122,6 @@ const (
 	servicesWithin = 3 * time.Second
 )
 
-// answer answers the question. If the source is the agent, the agent explains; otherwise weirctl does.
 func answer(ctx context.Context, source *client.Source, question explain.Question) (explain.Explanation, error) {
 	query, err := explain.Parse(question.From, question.To, question.Namespace)
 	if err != nil {

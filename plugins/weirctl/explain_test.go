@@ -28,7 +28,6 @@ func runExplain(t *testing.T, args ...string) (out string, code int, message str
 	return b.String(), code, message
 }
 
-// inDirectory makes a new working directory for the test, with the manifest in "manifests".
 func inDirectory(t *testing.T, manifest []byte) {
 	t.Helper()
 	t.Chdir(t.TempDir())
@@ -40,8 +39,8 @@ func inDirectory(t *testing.T, manifest []byte) {
 	}
 }
 
-// TestWhy compares the answers to the commonest questions with golden files. The first line of each manifest has the
-// arguments. docs/explain.md shows each answer.
+// TestWhy compares the answers to common questions with golden files. The first line of each manifest has the
+// arguments.
 func TestWhy(t *testing.T) {
 	all, err := filepath.Glob("testdata/why/*.yaml")
 	if err != nil || len(all) < 10 {
@@ -102,7 +101,7 @@ const nodePort = `
  spec: {podSelector: {}, ingress: [{from: [{podSelector: {}}], ports: [{port: 8080}]}]}}
 `
 
-// TestNodePort: a nodePort leads to its Service's pods, whose policies decide. Another port of a node is the node's.
+// TestNodePort: if a nodePort leads to a Service's pods, their policies decide.
 func TestNodePort(t *testing.T) {
 	inDirectory(t, []byte(nodePort))
 	for _, tc := range []struct {
@@ -132,7 +131,7 @@ const hostPorts = `---
   {containerPort: 8081, hostPort: 81, hostIP: 192.0.2.2}, {containerPort: 8082, hostPort: {}, hostIP: 3}]}]}}
 `
 
-// TestHostPort: a hostPort leads to its pod, whose policies decide about the pod's own port.
+// TestHostPort: if a hostPort leads to a pod, its policies decide about the pod's own port.
 func TestHostPort(t *testing.T) {
 	inDirectory(t, []byte(nodePort+hostPorts))
 	pod := "to shop/db (10.0.2.2, on n2), TCP port"
@@ -156,7 +155,6 @@ func TestHostPort(t *testing.T) {
 	}
 }
 
-// TestHostNetworkWithoutNode: the errors about a pod whose node is unknown say so.
 func TestHostNetworkWithoutNode(t *testing.T) {
 	inDirectory(t, []byte(nodePort+`---
 {kind: Pod, apiVersion: v1, metadata: {name: host, namespace: shop, labels: {app: host}}, spec: {hostNetwork: true}}
@@ -175,7 +173,7 @@ func TestHostNetworkWithoutNode(t *testing.T) {
 	}
 }
 
-// TestICMP: ICMP has no ports, and only a rule without ports allows it.
+// TestICMP: if a rule has ports, it doesn't allow ICMP.
 func TestICMP(t *testing.T) {
 	inDirectory(t, []byte(nodePort))
 	out, code, message := runExplain(t, "203.0.113.7", "shop/web:/icmp", "--source", "dir:manifests")
@@ -207,7 +205,7 @@ spec:
     ports: [{port: "\u001b]0;x\u0007", protocol: "\u009bTCP"}]
 `
 
-// TestHostileObjects: nothing in an object acts on a terminal, in any format.
+// TestHostileObjects: if an object's text has escapes, they don't reach the terminal.
 func TestHostileObjects(t *testing.T) {
 	inDirectory(t, []byte(hostile))
 	for _, format := range []string{"text", "json", "yaml"} {
@@ -226,7 +224,6 @@ func TestHostileObjects(t *testing.T) {
 	}
 }
 
-// TestFormats: JSON and YAML can be decoded, and give the same result.
 func TestFormats(t *testing.T) {
 	inDirectory(t, []byte(hostile))
 	var all [2]explain.Explanation
@@ -245,7 +242,7 @@ func TestFormats(t *testing.T) {
 	}
 }
 
-// TestMistakes: each wrong argument is one line and the exit code for it.
+// TestMistakes: if an argument is wrong, the command prints one line.
 func TestMistakes(t *testing.T) {
 	inDirectory(t, []byte(hostile))
 	for args, want := range map[string]string{
@@ -272,7 +269,7 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
-// TestCompletion: a shell gets the names of pods, Services, nodes and namespaces, for two arguments only.
+// TestCompletion: a shell gets the names of objects for two arguments only.
 func TestCompletion(t *testing.T) {
 	manifest, err := os.ReadFile("testdata/why/load-balancer.yaml")
 	if err != nil {
@@ -303,7 +300,7 @@ func TestCompletion(t *testing.T) {
 	}
 }
 
-// TestColours: a file gets no colours. A long line continues on the next one, indented.
+// TestColours: if the output is a file, it has no colours.
 func TestColours(t *testing.T) {
 	f, err := os.Create(filepath.Join(t.TempDir(), "out"))
 	if err != nil {

@@ -10,11 +10,9 @@ import (
 	"github.com/weir-net/weir/policy/explain"
 )
 
-// maxExplained is how many nodes an explanation asks. A Service may have endpoints on every node.
+// A Service may have endpoints on every node, so an explanation asks only this many.
 const maxExplained = 16
 
-// addKernels adds what the kernels of the paths' nodes hold. It asks at most maxExplained nodes, and says why one has
-// no answer.
 func addKernels(ctx context.Context, flags *client.NodeFlags, q explain.Question, e *explain.Explanation) {
 	wanted := e.EnforcedOn()
 	if len(wanted) == 0 {

@@ -43,7 +43,7 @@ func result(r explain.Result) client.Styled {
 	return client.Styled{Style: client.Red, Text: strings.ToUpper(string(r))}
 }
 
-// pathLines prints a path. If an earlier path has the same pods and sides, it names that path instead.
+// A path like an earlier one is printed as a reference to it.
 func pathLines(p *client.Printer, path explain.Path, before []explain.Path) {
 	port := strings.ToUpper(string(path.Protocol))
 	if path.Protocol == ruleset.ICMPv6 {
@@ -77,7 +77,6 @@ func pathLines(p *client.Printer, path explain.Path, before []explain.Path) {
 	allKernelLines(p, path)
 }
 
-// listed returns the first five names, and how many more there are.
 func listed(names []string) string {
 	if more := len(names) - 5; more > 0 {
 		return strings.Join(names[:5], ", ") + fmt.Sprintf(" and %d more", more)
@@ -85,7 +84,6 @@ func listed(names []string) string {
 	return strings.Join(names, ", ")
 }
 
-// place returns an end in words: a pod with its address and node, or an address with its meaning.
 func place(p explain.Place) string {
 	switch {
 	case p.Invented:
@@ -172,7 +170,6 @@ func preposition(d ruleset.Direction) string {
 	return "from"
 }
 
-// matched says which peer and port of the rule match.
 func matched(r explain.Rule) string {
 	var parts []string
 	for _, field := range []string{r.Peer, r.Port} {
@@ -210,7 +207,6 @@ func reason(s explain.Side) string {
 	return string(s.Reason)
 }
 
-// sourceLine says where the explanation comes from, and which kernels were asked.
 func sourceLine(e explain.Explanation) string {
 	var nodes []string
 	for _, path := range e.Paths {
@@ -233,7 +229,6 @@ func allKernelLines(p *client.Printer, path explain.Path) {
 	}
 }
 
-// kernelLines prints what the kernel holds; nothing if it wasn't asked.
 func kernelLines(p *client.Printer, k *explain.Kernel) {
 	if k == nil {
 		return

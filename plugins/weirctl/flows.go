@@ -90,7 +90,7 @@ func (f *flowsFlags) addFlags(cmd *cobra.Command) {
 	f.nodes.AddFlags(cmd.Flags())
 }
 
-// ask asks the agent, or those of all nodes, for flows. It may return some answers with an error.
+// ask may return some nodes' answers and an error about others.
 func (f *flowsFlags) ask(ctx context.Context, order *agentapi.FlowsOrder) ([]agentapi.Flows, error) {
 	path := agentapi.FlowsQuery(f.since)
 	if !f.cluster {
@@ -136,7 +136,7 @@ func (f *flowsFlags) ask(ctx context.Context, order *agentapi.FlowsOrder) ([]age
 	return all, err
 }
 
-// usage makes the agent's refusal of a question a usage error.
+// If the agent refuses a question, that is a usage error.
 func usage(err error) error {
 	if message, wrong := client.WrongInput(err); wrong {
 		return client.Usage(errors.New(message))

@@ -5,7 +5,7 @@ import (
 	"github.com/weir-net/weir/netfilter/ipset"
 )
 
-// fromKernel returns a status without an agent: noAgent as an error, the recorded pods, and the kernel's sets.
+// Without an agent, the status has the recorded pods and the kernel's sets.
 func fromKernel(noAgent error) (*agentapi.Status, error) {
 	s := &agentapi.Status{Errors: []string{noAgent.Error() + "; the kernel goes on enforcing what it holds"}}
 	pods, err := recorded()

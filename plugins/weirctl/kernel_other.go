@@ -4,5 +4,5 @@ package main
 
 import "github.com/weir-net/weir/agentapi"
 
-// fromKernel returns noAgent: only the kernel of a node has sets.
+// Only a node has weir's sets.
 func fromKernel(noAgent error) (*agentapi.Status, error) { return nil, noAgent }

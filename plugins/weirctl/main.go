@@ -34,8 +34,8 @@ func run() int {
 		root.Annotations = map[string]string{cobra.CommandDisplayNameAnnotation: "kubectl weir"}
 	}
 	root.Args, root.SuggestionsMinimumDistance = knownCommand, 2
-	// cobra's own flag Version needs a template for its words. A template makes the linker keep every method, which
-	// nearly doubles the program.
+	// cobra's own flag Version needs a template. A template makes the linker keep every method, which nearly
+	// doubles the program.
 	showVersion := root.Flags().Bool("version", false, "print the commit of this program, its date, and Go's version")
 	root.RunE = func(cmd *cobra.Command, _ []string) error {
 		if !*showVersion {
@@ -58,8 +58,7 @@ func run() int {
 	return code
 }
 
-// knownCommand refuses an unknown command with a usage error. Package client looks for the first words of this error,
-// because an agent's pod may have an older weirctl.
+// Package client looks for the first words of this error, because an agent's pod may have an older weirctl.
 func knownCommand(root *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -71,8 +70,7 @@ func knownCommand(root *cobra.Command, args []string) error {
 	return client.Usage(fmt.Errorf("unknown command %q for %q: %s", args[0], root.CommandPath(), hint))
 }
 
-// isPlugin reports whether the program runs as kubectl weir: kubectl starts the program kubectl-weir, which is weirctl
-// under another name.
+// kubectl weir starts a program called kubectl-weir, which is weirctl.
 func isPlugin() bool {
 	return strings.HasPrefix(filepath.Base(os.Args[0]), "kubectl-weir")
 }

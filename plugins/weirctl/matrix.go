@@ -22,7 +22,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// narrow are the flags that say which part of a matrix is shown.
+// narrow are the flags that select a part of a matrix.
 type narrow struct {
 	namespaces []string
 	from, to   string
@@ -40,7 +40,6 @@ func (n *narrow) addFlags(flags *pflag.FlagSet) {
 	flags.IntVar(&n.rows, "rows", 100, "how many rows the table has; 0 for all")
 }
 
-// filter returns the filter that the flags mean, or an error that is a usage error.
 func (n *narrow) filter() (f reach.Filter, err error) {
 	if len(n.namespaces) > 0 {
 		f.Either = func(p reach.Party) bool { return slices.Contains(n.namespaces, p.Namespace) }
@@ -62,8 +61,7 @@ func (n *narrow) filter() (f reach.Filter, err error) {
 	return f, nil
 }
 
-// check returns a usage error if --from or --to names nobody. Otherwise a wrong name would look like one that nobody
-// can reach.
+// A wrong name in --from or --to would look like a pod that nobody can reach.
 func (n *narrow) check(m *reach.Matrix, f reach.Filter) error {
 	for _, end := range []struct {
 		flag, text string
@@ -82,7 +80,7 @@ func (n *narrow) check(m *reach.Matrix, f reach.Filter) error {
 	return nil
 }
 
-// parties returns a test of parties for the flag's text; nil, which means all, if the text is empty.
+// parties returns nil for an empty text, which means all parties.
 func parties(flag, text string) (func(reach.Party) bool, error) {
 	a, err := netip.ParseAddr(text)
 	switch {
@@ -107,7 +105,7 @@ func parties(flag, text string) (func(reach.Party) bool, error) {
 	}, nil
 }
 
-// portRange parses "80", "8000-8080" or "53/udp". Without a protocol, it is TCP.
+// portRange parses "80", "8000-8080" or "53/udp".
 func portRange(text string) (proto ruleset.Protocol, r ruleset.PortRange, err error) {
 	numbers, word, _ := strings.Cut(text, "/")
 	proto = ruleset.Protocol(strings.ToLower(word))
@@ -206,8 +204,7 @@ func isAudited(np *networkingv1.NetworkPolicy) bool {
 	return audited
 }
 
-// load reads the objects of the source. If not all may be listed, it reads both lists of namespaces. Those in
-// namespaces must exist; those in also need not.
+// If the user may not list all objects, load reads both lists of namespaces. Those in namespaces must exist.
 func load(cmd *cobra.Command, source *client.Source, namespaces, also []string) (explain.Cluster, error) {
 	c, err := source.Load(cmd.Context(), slices.Concat(namespaces, also)...)
 	if err != nil {

@@ -50,7 +50,7 @@ spec:
   ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: other}}}]}]
 `
 
-// execute runs the command on the manifests in shop. errs has standard error and the command's error.
+// errs has standard error and the command's error.
 func execute(t *testing.T, cmd *cobra.Command, stdin string, args ...string) (out, errs string, code int) {
 	t.Helper()
 	dir := t.TempDir()
@@ -152,7 +152,7 @@ Opens (from, to, ports):
 	}
 }
 
-// TestIdlePolicy: if a policy selects no pod, because its namespace is missing or wrong, diff prints a note.
+// TestIdlePolicy: if a policy selects no pod, diff prints a note.
 func TestIdlePolicy(t *testing.T) {
 	text := "{kind: NetworkPolicy, apiVersion: networking.k8s.io/v1, metadata: {name: db}, spec: {podSelector: {}}}"
 	out, errs, code := execute(t, diffCommand(), text, "-f", "-")
@@ -163,8 +163,7 @@ func TestIdlePolicy(t *testing.T) {
 	}
 }
 
-// TestAuditedPolicies: diff says that a policy becomes an audited one, and what that opens. matrix names audited
-// policies.
+// TestAuditedPolicies: if a policy becomes audited, diff says what that opens.
 func TestAuditedPolicies(t *testing.T) {
 	audited := strings.Replace(shop, "metadata: {name: db, namespace: shop}\nspec:\n  podSelector",
 		"metadata: {name: db, namespace: shop, annotations: {weir.io/audit: \"true\"}}\nspec:\n  podSelector", 1)
@@ -187,7 +186,7 @@ func TestAuditedPolicies(t *testing.T) {
 	}
 }
 
-// TestUnreadSource: a file that can't be read is an error of diff, and a note of matrix.
+// TestUnreadSource: if a file can't be read, that is an error of diff and a note of matrix.
 func TestUnreadSource(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string) {
@@ -217,7 +216,7 @@ func TestUnreadSource(t *testing.T) {
 	}
 }
 
-// TestReachBadInput: a wrong argument gives one line that says what to do, and the usage exit code.
+// TestReachBadInput: if an argument is wrong, the command prints one line that says what to do.
 func TestReachBadInput(t *testing.T) {
 	for _, tc := range []struct {
 		diff bool

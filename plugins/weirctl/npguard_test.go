@@ -25,15 +25,14 @@ import (
 
 var corpus = flag.String("np-guard", "", "a checkout of github.com/np-guard/netpol-analyzer")
 
-// TestPublishedConnectivity compares matrices with the connectivity that another analyzer, np-guard's netpol-analyzer,
+// TestPublishedConnectivity compares matrices with the results that another analyzer, np-guard's netpol-analyzer,
 // publishes for its own test cases. It needs a checkout of that project:
 //
 //	git clone https://github.com/np-guard/netpol-analyzer /tmp/netpol-analyzer
 //	go test -tags npguard ./plugins/weirctl -run TestPublishedConnectivity -np-guard /tmp/netpol-analyzer -v
 //
-// Cases with kinds of policy that weir doesn't enforce, and with networks that aren't the pods' own, are left out. The
-// analyzer means something else by two things, and the test follows it: no ipBlock contains a pod, and pods with the
-// host's network are ordinary pods.
+// Cases with policies that weir doesn't enforce are left out. Like the analyzer, the test counts pods of the host
+// network as ordinary pods, and no ipBlock contains a pod.
 func TestPublishedConnectivity(t *testing.T) {
 	const end = "_connlist_output.txt"
 	files, err := filepath.Glob(filepath.Join(*corpus, "test_outputs/connlist/*"+end))
@@ -66,7 +65,6 @@ func TestPublishedConnectivity(t *testing.T) {
 	}
 }
 
-// published is the connectivity that the analyzer publishes.
 type published struct {
 	lines []publishedLine
 }
@@ -76,7 +74,6 @@ type publishedLine struct {
 	ports    reach.Ports
 }
 
-// publishedEnd is a workload or a range of addresses.
 type publishedEnd struct {
 	name        string // namespace/name
 	first, last netip.Addr
@@ -84,7 +81,7 @@ type publishedEnd struct {
 
 var publishedFormat = regexp.MustCompile(`^(.+) => (.+) : (.+)$`)
 
-// readPublished reads a published text. ok is false if the text is about several networks or virtual machines.
+// ok is false if the text is about several networks or virtual machines.
 func readPublished(text string) (p published, ok bool) {
 	if regexp.MustCompile(`\[(UDN|CUDN|NAD|udn|VirtualMachine)\]|analyzed in`).MatchString(text) {
 		return p, false
@@ -152,7 +149,7 @@ func publishedPorts(text string) (p reach.Ports) {
 	return p
 }
 
-// allowed returns the published ports between two ends, of which one may be an address.
+// One of the ends may be an address.
 func (p published) allowed(from, to publishedEnd) string {
 	is := func(line, asked publishedEnd) bool {
 		if asked.name != "" {
@@ -225,7 +222,7 @@ func (p published) compare(t *testing.T, dir string, s policy.State) (pairs int)
 	return pairs
 }
 
-// owners returns the owners of the pods in the directory, both as namespace/name.
+// Owners and pods are namespace/name.
 func owners(dir string) map[string]string {
 	by := map[string]string{}
 	type object struct {

@@ -37,7 +37,7 @@ func podsCommand() *cobra.Command {
 	return cmd
 }
 
-// recorded returns the pods with records on disk. The error names the records that can't be read.
+// The error names the records that can't be read.
 func recorded() ([]agentapi.PodStatus, error) {
 	endpoints, err := endpoint.List()
 	pods := []agentapi.PodStatus{}

@@ -10,8 +10,7 @@ import (
 	"github.com/weir-net/weir/plugins/weirctl/probe"
 )
 
-// probeCommand is for the pods of kubectl weir check. "serve" is the pods' program, and the check starts "run" by
-// exec.
+// probeCommand is for the pods of kubectl weir check: "serve" is their program, and the check starts "run" by exec.
 func probeCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "probe", Short: "Answer and try connections in the pods of kubectl weir check", Hidden: true,

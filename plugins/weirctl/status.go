@@ -59,7 +59,7 @@ func statusCommand() *cobra.Command {
 	return cmd
 }
 
-// showStatus prints the status of a node. It returns an error if the node isn't ready.
+// showStatus returns an error if the node isn't ready.
 func showStatus(cmd *cobra.Command, format client.Format, s *agentapi.Status, err error) error {
 	if err != nil {
 		return err

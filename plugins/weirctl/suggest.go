@@ -88,7 +88,7 @@ func suggestCommand() *cobra.Command {
 	return cmd
 }
 
-// recorded returns the flows of the agents. If file isn't empty, it returns the flows in this file.
+// An empty file name means that the agents are asked.
 func (f *flowsFlags) recorded(cmd *cobra.Command, file string) (all []agentapi.Flows, err error) {
 	if file == "" {
 		if all, err = f.ask(cmd.Context(), nil); err != nil {
@@ -109,8 +109,7 @@ func (f *flowsFlags) recorded(cmd *cobra.Command, file string) (all []agentapi.F
 	return all, nil
 }
 
-// seenFlows returns the flows of all nodes, and notes about what is missing. A flow between two nodes is recorded on
-// both.
+// A flow between two nodes is recorded on both. notes say what is missing.
 func seenFlows(recorded []agentapi.Flows, pods []policy.Pod) (flows []suggest.Flow, notes []string) {
 	labels := map[string]map[string]string{}
 	for i := range pods {
@@ -139,8 +138,7 @@ func seenFlows(recorded []agentapi.Flows, pods []policy.Pod) (flows []suggest.Fl
 	return flows, notes
 }
 
-// notRecorded returns a note if the namespace has pods on nodes without recorded flows. The suggested policies deny
-// what these pods need.
+// Without recorded flows on a pod's node, the suggested policies deny what the pod needs.
 func notRecorded(namespace string, recorded []agentapi.Flows, pods []policy.Pod) (notes []string) {
 	nodes := map[string]bool{"": true} // of files, the nodes of pods are not known
 	for _, f := range recorded {
@@ -160,7 +158,7 @@ func notRecorded(namespace string, recorded []agentapi.Flows, pods []policy.Pod)
 	return notes
 }
 
-// endOf returns the end; false if it is uncertain which pod it is.
+// endOf returns false if it is uncertain which pod it is.
 func endOf(e agentapi.FlowEnd, labels map[string]map[string]string) (suggest.End, bool) {
 	end := suggest.End{Address: e.Address, Node: e.Node, Labels: e.Labels}
 	if e.Pod == "" {

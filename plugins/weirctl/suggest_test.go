@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/plugins/weirctl/client"
 )
 
-// flowsOfAPod is a file of flows whose names have control characters and words of YAML.
+// The names of these flows have control characters and words of YAML.
 const flowsOfAPod = `[{"node": "n1", "since": "2026-11-28T19:00:00Z", "flows": [{
 	"source": {
 		"pod": "shop/x\u009b\n---\nkind: Secret", "labels": {"app": "x\n---\nkind: Secret"}, "address": "10.0.0.9"
@@ -20,8 +20,7 @@ const flowsOfAPod = `[{"node": "n1", "since": "2026-11-28T19:00:00Z", "flows": [
 	"destination": {"address": "fd00::9"}, "protocol": "u\u001b[2Jdp", "port": 80
 }]}]`
 
-// TestSuggestBadInput: wrong arguments give one line that says what to do. Names in flows can't become objects of the
-// output, or control a terminal.
+// TestSuggestBadInput: if an argument is wrong, the command prints one line that says what to do.
 func TestSuggestBadInput(t *testing.T) {
 	dir := t.TempDir()
 	flows, none := filepath.Join(dir, "flows.json"), filepath.Join(dir, "none.json")

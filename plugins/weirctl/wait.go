@@ -103,8 +103,7 @@ func completeWaited(nodes *client.NodeFlags) cobra.CompletionFunc {
 	}
 }
 
-// printWait prints the result of a wait. After a timeout it prints what each node lacks, and returns an error with
-// the code ExitTimeout.
+// After a timeout, printWait prints what each node lacks, and returns an error with ExitTimeout.
 func printWait(cmd *cobra.Command, format client.Format, r client.Waited, err error) error {
 	timeout := errors.Is(err, client.ErrTimeout)
 	if err != nil && !timeout {

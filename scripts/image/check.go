@@ -9,11 +9,10 @@ import (
 	"slices"
 )
 
-// families maps a family's programs to the prefix of this family's own extensions.
+// Each program has extensions with this prefix for its own family.
 var families = map[string]string{"iptables": "libipt_", "ip6tables": "libip6t_"}
 
-// matches and targets are the extensions of iptables that the agent's rules use (netfilter/iptables/text.go). Only
-// ip6tables has matches6.
+// The agent's rules use these extensions of iptables (netfilter/iptables/text.go). Only ip6tables has matches6.
 var (
 	matches = []string{
 		"bpf", "comment", "connlabel", "conntrack", "mark", "multiport", "physdev", "sctp", "set", "tcp", "udp",
@@ -22,8 +21,7 @@ var (
 	targets  = []string{"MARK", "MASQUERADE", "NFLOG", "SET", "standard"}
 )
 
-// check returns an error that names each broken program, and each missing extension of iptables. Otherwise only a
-// node would notice.
+// Without this check, a missing extension or a broken program would show only on a node.
 func check(trees ...tree) error {
 	all := tree{}
 	for _, t := range trees {
@@ -61,7 +59,7 @@ func (t tree) has(pattern string) bool {
 	return false
 }
 
-// checkProgram returns an error unless the image has the program and its libraries, for the CPU of weir's programs.
+// The image must have the program and its libraries for the CPU of weir's programs.
 func (t tree) checkProgram(name string) error {
 	way, err := t.follow(name)
 	if err != nil {

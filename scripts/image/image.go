@@ -24,7 +24,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
-// directories are made in addition to those of files. /run is for the lock that iptables shares with the node.
+// /run is for the lock that iptables shares with the node.
 var directories = []string{
 	"dev", "proc", "sys", "run/weir", "usr/lib64", "host/opt/cni/bin", "host/etc/cni/net.d",
 }
@@ -32,8 +32,7 @@ var directories = []string{
 // links point into /usr, as in a current Debian.
 var links = map[string]string{"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
 
-// checkName returns an error unless the name is REGISTRY/NAME:TAG. Without a registry, each runtime would add its
-// own.
+// Without a registry in the name, each runtime would add its own.
 func checkName(s string) error {
 	_, err := name.NewTag(s, name.StrictValidation)
 	if registry, _, ok := strings.Cut(s, "/"); err == nil && (!ok || !strings.ContainsAny(registry, ".:")) {
@@ -45,7 +44,7 @@ func checkName(s string) error {
 	return nil
 }
 
-// assemble makes an image with one layer for each tree. Put the tree that changes most often last.
+// Each tree becomes a layer. Put the tree that changes most often last.
 func assemble(created time.Time, labels map[string]string, trees ...tree) (v1.Image, error) {
 	trees[0] = maps.Clone(trees[0])
 	for name, to := range links {
@@ -88,7 +87,7 @@ func assemble(created time.Time, labels map[string]string, trees ...tree) (v1.Im
 	return img, nil
 }
 
-// layer writes the tree as a tar. The same tree gives the same bytes: all files belong to root and date from 1970.
+// The same tree gives the same bytes: all files belong to root and date from 1970.
 func layer(t tree, dirs []string) ([]byte, error) {
 	entries := map[string]tar.Header{}
 	add := func(dir string) {
@@ -122,8 +121,8 @@ func layer(t tree, dirs []string) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// write writes the image to the file output, and returns the image's digest. The file is an OCI layout, and also an
-// output of "docker save" for older Dockers. containerd takes the image's name from io.containerd.image.name.
+// The file is an OCI layout, and also an output of "docker save". containerd takes the image's name from
+// io.containerd.image.name.
 func write(img v1.Image, name, output string) (v1.Hash, error) {
 	digest, err := img.Digest()
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/layout"
 )
 
-// TestRulesHaveTheirExtensions: check demands each extension in the rules of the compiler's golden files.
+// TestRulesHaveTheirExtensions: if a golden file's rule needs an extension, check demands it.
 func TestRulesHaveTheirExtensions(t *testing.T) {
 	files, err := filepath.Glob("../../netfilter/iptables/testdata/*.rules")
 	if err != nil || len(files) == 0 {
@@ -45,7 +45,6 @@ func TestRulesHaveTheirExtensions(t *testing.T) {
 	}
 }
 
-// complete returns a tree with everything that check demands.
 func complete(t *testing.T) tree {
 	t.Helper()
 	self, err := os.ReadFile("/proc/self/exe")
@@ -157,7 +156,7 @@ func TestCheckName(t *testing.T) {
 	}
 }
 
-// TestWrite reads the file as an OCI layout and as docker save's output. Written twice, an image gives the same file.
+// TestWrite: if an image is written twice, the files are equal.
 func TestWrite(t *testing.T) {
 	made := func() (string, string) {
 		img, err := assemble(time.Unix(1e9, 0).UTC(), map[string]string{"a": "b"},
@@ -229,7 +228,7 @@ func TestWrite(t *testing.T) {
 	}
 }
 
-// unpack unpacks the tar into a new directory. It checks for an end marker, because only some programs need it.
+// unpack checks for the archive's end marker, because only some programs need it.
 func unpack(t *testing.T, data []byte) string {
 	t.Helper()
 	if !bytes.HasSuffix(data, make([]byte, 1024)) {

@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// programs are weir's programs in the image's /usr/bin. "weir-agent install" copies weir from there.
+// "weir-agent install" copies weir from the image's /usr/bin.
 var programs = []string{"weir", "weir-agent", "weirctl"}
 
 func main() {
@@ -82,7 +82,6 @@ func run(o options) error {
 	return nil
 }
 
-// ours returns a tree with weir's programs and all licences.
 func ours(repository string) (tree, error) {
 	t := tree{}
 	for _, name := range programs {
@@ -95,9 +94,8 @@ func ours(repository string) (tree, error) {
 	return t, addLicences(t, repository)
 }
 
-// commit returns the built commit and its time, so that the image doesn't depend on the time of the build. The commit
-// ends in "-dirty" if the sources have changes. Without history it is empty, and the time is 1970. SOURCE_DATE_EPOCH
-// overrides the time: https://reproducible-builds.org/specs/source-date-epoch/
+// The image has the commit's time, so it doesn't depend on the time of the build. SOURCE_DATE_EPOCH overrides this
+// time: https://reproducible-builds.org/specs/source-date-epoch/
 func commit(repository string) (revision string, created time.Time, err error) {
 	seconds := os.Getenv("SOURCE_DATE_EPOCH")
 	if out, err := output(repository, "git", "log", "-1", "--format=%H %ct"); err == nil { // else a tree without history

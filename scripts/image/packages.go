@@ -28,8 +28,7 @@ func versions(packages []pkg) []string {
 	return all
 }
 
-// fetch downloads the packages and all their dependencies, in the versions that apt would install. apt checks their
-// signatures. Names of libraries differ between releases, so fetch asks apt for the dependencies.
+// apt chooses the versions, checks the signatures and knows the dependencies.
 //
 // Equivalent to: apt-get download $(apt-cache depends --recurse NAME…)
 func fetch(names ...string) ([]pkg, error) {
@@ -66,8 +65,7 @@ func fetch(names ...string) ([]pkg, error) {
 	return packages, nil
 }
 
-// parseDepends returns the packages that "apt-cache depends --recurse" prints at the start of a line. It leaves out
-// <virtual> packages, which can't be downloaded, and other architectures.
+// A package's name is at the start of a line. <virtual> packages can't be downloaded.
 func parseDepends(out string) []string {
 	var names []string
 	for line := range strings.Lines(out) {
@@ -80,8 +78,6 @@ func parseDepends(out string) []string {
 	return slices.Compact(names)
 }
 
-// open reads a package: its control fields and its files.
-//
 // Equivalent to: dpkg-deb --fsys-tarfile DEB | tar -x
 func open(deb string) (pkg, error) {
 	control, err := output("", "dpkg-deb", "--field", deb)
@@ -109,7 +105,7 @@ func open(deb string) (pkg, error) {
 	return p, nil
 }
 
-// readTar reads files and links. A hard link becomes a copy of its file.
+// A hard link becomes a copy of its file.
 func readTar(r io.Reader) (tree, error) {
 	t := tree{}
 	for archive := tar.NewReader(r); ; {
@@ -136,7 +132,7 @@ func readTar(r io.Reader) (tree, error) {
 	}
 }
 
-// merged returns the path of a file in an image where /bin, /lib… are links into /usr.
+// In the image, /bin, /lib and others are links into /usr.
 func merged(name string) string {
 	name = strings.TrimPrefix(path.Clean("/"+name), "/")
 	for _, dir := range []string{"bin/", "sbin/", "lib/", "lib32/", "lib64/", "libx32/"} {

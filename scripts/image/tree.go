@@ -37,7 +37,7 @@ func (t tree) glob(pattern string) []string {
 	return names
 }
 
-// follow returns the paths of the links from name to a file, and the file's path. It follows at most eight paths.
+// follow returns the paths of all links from name to a file, and the file's path.
 func (t tree) follow(name string) ([]string, error) {
 	var way []string
 	for range 8 {
@@ -58,8 +58,8 @@ func (t tree) follow(name string) ([]string, error) {
 	return nil, fmt.Errorf("%s: too many links", strings.Join(way, " -> "))
 }
 
-// wanted are the files that the image takes from Debian, besides libraries. With the list of protocols, iptables
-// prints the same names as on the node. Scanners read os-release and dpkg's status.
+// The image takes these files from Debian, besides libraries. With the list of protocols, iptables prints the same
+// names as on the node. Scanners read os-release and dpkg's status.
 var wanted = []string{
 	"usr/sbin/ip*tables-nft", "usr/sbin/ip*tables-nft-restore", "usr/sbin/ip*tables-nft-save",
 	"usr/sbin/ip*tables-legacy", "usr/sbin/ip*tables-legacy-restore", "usr/sbin/ip*tables-legacy-save",
@@ -67,7 +67,6 @@ var wanted = []string{
 	"etc/protocols", "etc/os-release", "usr/share/common-licenses/*",
 }
 
-// choose returns the files that the image needs, and the packages that they are from.
 func choose(packages []pkg) (tree, []pkg, error) {
 	all, chosen := tree{}, tree{}
 	for _, p := range packages {
@@ -103,8 +102,7 @@ func choose(packages []pkg) (tree, []pkg, error) {
 	return withCopyrights(all, chosen, packages)
 }
 
-// libraries returns the paths of the libraries and the loader that a program or library needs. It returns nothing for
-// other files.
+// The loader counts as a library. Files that aren't programs need none.
 func libraries(all tree, name string) ([]string, error) {
 	data := all[name].data
 	if !bytes.HasPrefix(data, []byte(elf.ELFMAG)) {
@@ -139,7 +137,7 @@ func libraries(all tree, name string) ([]string, error) {
 	return found, nil
 }
 
-// withCopyrights adds the copyright files of the packages in use, and dpkg's status of them.
+// The image has the copyright files and dpkg's status of the packages in use.
 func withCopyrights(all, chosen tree, packages []pkg) (tree, []pkg, error) {
 	var used []pkg
 	for _, p := range packages {

@@ -10,7 +10,7 @@ import (
 	"unicode/utf8"
 )
 
-// columns is how many columns a line may have. A tab counts as one column, as in golangci-lint's lll.
+// A tab counts as one column, as in golangci-lint's lll.
 const columns = 120
 
 // TestColumns: no line of Go, shell, Markdown or YAML is longer than columns. golangci-lint checks only Go.
@@ -27,7 +27,7 @@ func TestColumns(t *testing.T) {
 
 var shebang = regexp.MustCompile(`^(#!.*sh$|# shellcheck shell=)`)
 
-// kind returns the language of a file; "" if its lines have no limit.
+// kind returns "" if the file's lines have no limit.
 func kind(f file) string {
 	first, _, _ := bytes.Cut(f.text, []byte("\n"))
 	switch ext := path.Ext(f.path); {
@@ -43,10 +43,10 @@ func kind(f file) string {
 	return ""
 }
 
-// address matches a URL, or the target of a link in Markdown. Neither of them can be wrapped.
+// A URL or the target of a link in Markdown can't be wrapped.
 var address = regexp.MustCompile(`https?://\S+|\]\([^)]*\)`)
 
-// wide returns a message for each line that is too long. Tables in Markdown and addresses don't count.
+// Tables in Markdown and addresses don't count.
 func wide(files []file) (wrong []string) {
 	for _, f := range files {
 		k := kind(f)

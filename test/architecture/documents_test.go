@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-// documents returns the texts of the Markdown pages in the root and in docs, by their paths from the root.
+// The keys are the pages' paths from the root.
 func documents(t *testing.T) map[string]string {
 	t.Helper()
 	pages := map[string]string{}
@@ -37,7 +37,7 @@ func documents(t *testing.T) map[string]string {
 	return pages
 }
 
-// TestDocumentedTargets: "make help" lists each "make TARGET" that a page names.
+// TestDocumentedTargets: if a page names "make TARGET", "make help" lists it.
 func TestDocumentedTargets(t *testing.T) {
 	help, err := exec.Command("make", "--no-print-directory", "-C", root, "help").Output()
 	if err != nil {
@@ -48,7 +48,6 @@ func TestDocumentedTargets(t *testing.T) {
 	}
 }
 
-// unknownTargets returns a message for each make command in the text whose target "make help" doesn't list.
 func unknownTargets(name, text, help string) (wrong []string) {
 	command := regexp.MustCompile("(?m)(?:^ {4,}|`)(?:[A-Z]+=\\S+ )*make ([a-z0-9-]+)")
 	for _, m := range command.FindAllStringSubmatch(text, -1) {

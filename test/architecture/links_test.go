@@ -8,8 +8,7 @@ import (
 	"testing"
 )
 
-// promises has, for each package, the packages that it must never link. A path in the field never includes all paths
-// below it.
+// A package must never link the packages in never. A path in never includes all paths below it.
 var promises = []struct {
 	pkg, why string
 	never    []string
@@ -31,7 +30,7 @@ var promises = []struct {
 	},
 }
 
-// TestLinks: if a package is in promises, go list -deps has none of its forbidden packages.
+// TestLinks: if a package is in promises, it links none of its forbidden packages.
 func TestLinks(t *testing.T) {
 	for _, p := range promises {
 		deps := dependencies(t, p.pkg)
@@ -40,19 +39,18 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// pure are the packages that use no file, no socket and no part of the kernel. Of weir's own packages, they link only
-// each other.
+// pure packages use no file, no socket and no part of the kernel. Of weir's own packages, they link only each
+// other.
 var pure = []string{
 	"conf", "internal/excerpt", "internal/ordered", "policy", "policy/claims", "policy/enforced", "policy/explain",
 	"policy/propose", "policy/reach", "policy/ruleset", "policy/verdict",
 }
 
-// touching are the packages that no pure package may import directly. Indirectly is allowed: Kubernetes' types link
-// net/http and os.
+// No pure package may import these packages directly. Indirectly is allowed: Kubernetes' types link net/http and
+// os.
 var touching = []string{"os", "os/exec", "io/fs", "net/http", "syscall", "golang.org/x/sys", "unsafe"}
 
-// TestPure: of weir's own packages, pure packages link only each other. They don't import the packages in touching
-// themselves.
+// TestPure: if a package is pure, it links no other packages of weir's own.
 func TestPure(t *testing.T) {
 	for _, p := range pure {
 		complain(t, impure(p, dependencies(t, p)))
@@ -67,7 +65,6 @@ func TestPure(t *testing.T) {
 	}
 }
 
-// impure returns the dependencies that are packages of weir's own but aren't pure.
 func impure(pkg string, deps []string) (wrong []string) {
 	for _, d := range deps {
 		if own, ok := strings.CutPrefix(d, module); ok && !slices.Contains(pure, own) {

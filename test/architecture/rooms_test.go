@@ -25,10 +25,11 @@ var floors = [][]string{
 	{"internal"},
 }
 
-// outside are folders of programs that aren't part of weir. No room imports them.
+// These folders have programs that aren't part of weir. No room imports them.
 var outside = []string{"scripts", "test"}
 
-// TestRooms: imports lead to the same floor or down, form no cycle, and never lead from production code to test code.
+// TestRooms: imports lead to the same floor or down, form no cycle, and never lead from production code to test
+// code.
 func TestRooms(t *testing.T) {
 	arrows := imports(production(t, tree(t)))
 	complain(t, upward(arrows))
@@ -42,7 +43,7 @@ func TestRooms(t *testing.T) {
 	t.Log("imports between rooms:\n" + strings.Join(slices.Sorted(maps.Keys(between)), "\n"))
 }
 
-// arrow is an import between two of weir's packages. from and to are their folders.
+// arrow is an import between two folders.
 type arrow struct{ at, from, to string }
 
 func imports(code []goFile) (arrows []arrow) {
@@ -86,7 +87,7 @@ func upward(arrows []arrow) (wrong []string) {
 	return wrong
 }
 
-// cycles returns the cycles of imports between rooms. Within a room, the compiler refuses cycles.
+// Within a room, the compiler refuses cycles.
 func cycles(arrows []arrow) (wrong []string) {
 	next := map[string]map[string]bool{}
 	for _, a := range arrows {

@@ -1,11 +1,11 @@
-// Package architecture tests what the project promises about its own layout: the rooms that a room may import, the
-// packages that the plugin and the policy core may link, and the lengths of files, functions and lines. With -v the
-// tests print the figures:
+// Package architecture tests what the project promises about its own layout: which rooms a room imports, which
+// packages the plugin and the policy core link, and the lengths of files, functions and lines. With -v the tests
+// print the figures:
 //
 //	go test ./test/architecture -v
 //
-// Each rule is a function that takes what was read and returns what is wrong. So a second test can call the rule with
-// made-up input that breaks it.
+// Each rule is a function that returns what is wrong. A second test calls it with made-up input that breaks the
+// rule.
 package architecture
 
 import (
@@ -27,7 +27,7 @@ const (
 	module = "github.com/weir-net/weir/"
 )
 
-// testOnly are the folders that hold code for tests in files that aren't named _test.go.
+// These folders hold code for tests in files that aren't named _test.go.
 var testOnly = []string{"test", "internal/packettest", "policy/policytest"}
 
 // file is a text file of the project, with its path from the root.
@@ -36,7 +36,6 @@ type file struct {
 	text []byte
 }
 
-// goFile is a parsed Go file that isn't a test.
 type goFile struct {
 	file
 	fset *token.FileSet
@@ -55,7 +54,7 @@ func (f goFile) line(p token.Pos) string {
 	return line
 }
 
-// tree reads all files of the project, except those in .git, bin and testdata, and except go.sum, LICENSE and pictures.
+// tree leaves out .git, bin, testdata, go.sum, LICENSE and pictures.
 func tree(t *testing.T) []file {
 	t.Helper()
 	var files []file
@@ -82,7 +81,6 @@ func tree(t *testing.T) []file {
 	return files
 }
 
-// production returns the parsed Go code that isn't only for tests.
 func production(t *testing.T, files []file) []goFile {
 	t.Helper()
 	var code []goFile
@@ -123,7 +121,6 @@ func complain(t *testing.T, wrong []string) {
 	}
 }
 
-// wants checks that a rule found exactly the wanted faults in made-up input.
 func wants(t *testing.T, got []string, want ...string) {
 	t.Helper()
 	if !slices.Equal(got, want) {

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// backend is the only package with iptables' words. Package otherBackend may have one: the name of a priority in nft.
+// Only the package backend may have iptables' words. otherBackend may have one: the name of a priority in nft.
 const (
 	backend      = "netfilter/iptables"
 	otherBackend = "netfilter/nftables"

@@ -20,11 +20,11 @@ var (
 	me    = flag.String("me", "now", "which of the two this process is: now or before")
 )
 
-// times has a process's measurements by their subject, such as "ADD weir": one for each round.
+// times has a process's measurements by their subject, such as "ADD weir". Each round has one.
 type times map[string][]time.Duration
 
-// TestTurns adds and deletes pods, in turns with a process that runs another commit's programs. The two pass a token
-// through two pipes. The process with the present programs begins.
+// TestTurns adds and deletes pods, in turns with a process that runs another commit's programs. The two pass a
+// token through two pipes.
 func TestTurns(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -88,7 +88,7 @@ func save(t *testing.T, took times) {
 	}
 }
 
-// compare prints each commit's ratio of weir's time to bridge's time, and how the two commits differ.
+// compare prints each commit's ratio of weir's time to bridge's time.
 func compare(t *testing.T, now times) {
 	t.Helper()
 	var before times

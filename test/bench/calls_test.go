@@ -15,15 +15,14 @@ import (
 // The functions below make system calls directly. Go's scheduler doesn't know that these block, and wakes no other
 // threads.
 
-// idle is how long a worker waits for a packet before it checks for the end. lost is how long the client waits for an
-// answer.
+// idle is how long a worker waits for a packet before it looks for the end. lost is how long the client waits for
+// an answer.
 const (
 	idle = 50 * time.Millisecond
 	lost = 5 * time.Second
 )
 
-// boundSocket returns a socket bound to the address and port. If no packet comes within wait, its calls end with
-// EAGAIN.
+// If no packet comes within wait, calls with the socket fail with EAGAIN.
 func boundSocket(kind int, addr netip.Addr, port int, wait time.Duration) (int, error) {
 	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -35,10 +35,9 @@ type contender struct {
 	add, del func(ctx context.Context, pod, netns string) error
 }
 
-// plain returns the name in a form that is allowed for networks and namespaces.
+// Names of networks and namespaces allow no plus sign.
 func plain(name string) string { return strings.ReplaceAll(name, "+", "-") }
 
-// plugin returns a contender that calls a real plugin as a runtime does, through libcni.
 func plugin(t *testing.T, n *nodetest.Node, name, conf string) contender {
 	t.Helper()
 	network := plain(name)
@@ -67,7 +66,6 @@ func plugin(t *testing.T, n *nodetest.Node, name, conf string) contender {
 	}
 }
 
-// floor returns a contender that calls the program in the folder floor.
 func floor() contender {
 	program := filepath.Join(*programs, "floor")
 	number := func(pod string) (i int) {
@@ -89,7 +87,7 @@ func floor() contender {
 	}
 }
 
-// local returns the part of a bridge's or ptp's configuration with these subnets.
+// This is the part of bridge's or ptp's configuration with these subnets.
 func local(subnets ...string) string {
 	for i, s := range subnets {
 		subnets[i] = `[{"subnet": "` + s + `"}]`
@@ -215,8 +213,7 @@ func TestADD(t *testing.T) {
 	report(took, all)
 }
 
-// report prints the medians. It also prints the ratio of weir's time to each other plugin's in the same round, with
-// its interval.
+// report prints the medians. It also prints the ratio of weir's time to each other plugin's in the same round.
 func report(took map[string][]time.Duration, all []contender) {
 	for _, what := range []string{
 		"ADD", "DEL", fmt.Sprintf("ADD-%d-parallel", *parallel),

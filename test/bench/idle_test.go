@@ -30,8 +30,8 @@ var (
 	profile       = flag.String("perf", "", "file to which perf records the agent while it is measured")
 )
 
-// TestIdle prints how much of a core the agent uses while nothing changes. It also counts changes of routes,
-// neighbours, addresses and links: there should be none.
+// TestIdle prints how much of a core the agent uses while nothing changes. It counts changes of routes, neighbours,
+// addresses and links, and there should be none.
 func TestIdle(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -101,7 +101,7 @@ const service = `:KUBE-SVC-NUMBER - [0:0]
 -A KUBE-SEP-NUMBER-2 -p tcp -m comment --comment "ns-NUMBER/service" -m tcp -j DNAT --to-destination 10.1.0.2:80
 `
 
-// restoreServices writes kube-proxy's rules, and the chain by which weir detects the flavour.
+// weir detects the flavour of iptables by one of these chains.
 func restoreServices(t *testing.T) {
 	t.Helper()
 	var rules strings.Builder
@@ -118,7 +118,7 @@ func restoreServices(t *testing.T) {
 	}
 }
 
-// cpu returns how much processor time the process and its children that have ended have used.
+// cpu includes the process's ended children.
 func cpu(t *testing.T, pid int) time.Duration {
 	t.Helper()
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
@@ -137,8 +137,7 @@ func cpu(t *testing.T, pid int) time.Duration {
 	return time.Duration(ticks) * 10 * time.Millisecond
 }
 
-// countChanges counts the kernel's messages about changed links, addresses, neighbours and routes, until the test
-// ends. Neighbours that the kernel itself looks for don't count.
+// Neighbours that the kernel itself looks for don't count.
 func countChanges(t *testing.T) *atomic.Int64 {
 	t.Helper()
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR,

@@ -14,9 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// These are the packet filters of other engines, by the public descriptions of their rules. They are layouts, not the
-// engines: everything beside the rules is left out. If an engine compares more of a packet than these rules, the
-// layout is faster than the engine.
+// These are other engines' packet filters, by public descriptions of their rules. Everything but the rules is left
+// out. If an engine compares more of a packet, the filter here is faster than the engine.
 
 func (w *workload) sets() string {
 	var b strings.Builder
@@ -37,7 +36,7 @@ func (w *workload) sets() string {
 	return b.String()
 }
 
-// matches returns the conditions of the policy's rules: one rule for each kind of peer and each protocol.
+// There is one rule for each kind of peer and each protocol.
 func (a allow) matches(i int) (all []string) {
 	where := "src"
 	if a.egress {
@@ -124,8 +123,8 @@ func (w *workload) flat() text {
 	return text{sets: sets, rules: b.String() + "COMMIT\n"}
 }
 
-// podChains is a chain for each pod and for each policy, as kube-router makes them. A mark says that a policy allows
-// the packet. https://github.com/cloudnativelabs/kube-router/blob/master/docs/how-it-works.md describes it.
+// podChains is a chain for each pod and for each policy, as kube-router makes them. A mark says that a policy
+// allows the packet. https://github.com/cloudnativelabs/kube-router/blob/master/docs/how-it-works.md describes it.
 func (w *workload) podChains() text {
 	var chains, rules strings.Builder
 	chains.WriteString("*filter\n:ROUTER-FORWARD - [0:0]\n")
@@ -194,7 +193,6 @@ func (w *workload) queued() text {
 		"-A POSTROUTING -m set --match-set pods dst -j NFQUEUE --queue-num %[1]d\nCOMMIT\n", queueNumber)}
 }
 
-// others returns the layouts that have rules for each policy of the workload.
 func others(name string, w *workload) []filter {
 	written := func(layout string, x func() text) filter {
 		return filter{layout + ", " + name, false, func(t *testing.T, n *packetNode, flavour iptables.Flavour) {
@@ -205,8 +203,8 @@ func others(name string, w *workload) []filter {
 	return []filter{written("flat list", w.flat), written("chains per pod", w.podChains)}
 }
 
-// userSpace is the layout of engines that check first packets in user space. Here no policies are looked up, so they
-// cost nothing.
+// userSpace stands for engines that check first packets in user space. Here no policies are looked up, so they cost
+// nothing.
 func userSpace(w *workload) filter {
 	return filter{"first packets in user space", false, func(t *testing.T, n *packetNode, flavour iptables.Flavour) {
 		t.Helper()

@@ -26,7 +26,7 @@ import (
 
 var podSubnet = netip.MustParsePrefix("10.88.0.0/16")
 
-// localPod returns the address of the node's pod number i. Pod 0 is the client, pod 1 the server.
+// Pod 0 is the client, and pod 1 the server.
 func localPod(i int) netip.Addr {
 	return netip.AddrFrom4([4]byte{10, 88, byte((i + 2) >> 8), byte(i + 2)})
 }
@@ -36,8 +36,7 @@ var (
 	serverAddr = localPod(1)
 )
 
-// packetNode is a node in its own network namespace, with two pods on weir's bridge. Each has its own rules, so that
-// measurements can take turns.
+// Each packetNode has its own network namespace and rules, so that measurements can take turns.
 type packetNode struct {
 	path           string // the node's network namespace
 	client, server string // the pods' namespaces
@@ -47,7 +46,7 @@ type packetNode struct {
 	buf            []byte // of the server
 }
 
-// newPacketNode makes the node, without rules in iptables. If the parameter guard is true, the node has weir's guard.
+// If the parameter guard is true, the node has weir's guard.
 func newPacketNode(t *testing.T, name string, guard bool) *packetNode {
 	t.Helper()
 	n := &packetNode{
@@ -91,8 +90,7 @@ func newPacketNode(t *testing.T, name string, guard bool) *packetNode {
 	return n
 }
 
-// forgetClosed keeps closed connections out of state TIME_WAIT in the thread's network namespace. With many used
-// ports, the kernel needs longer to find a free one.
+// Without this, closed connections stay in TIME_WAIT, and the kernel needs longer to find a free port.
 //
 // Equivalent to: sysctl net.ipv4.tcp_max_tw_buckets=0
 func forgetClosed() error {
@@ -150,10 +148,9 @@ func (n *packetNode) enforceNative(t *testing.T, s policy.State) {
 	})
 }
 
-// text is a packet filter as text: what ipset restore and iptables-restore read.
+// text is the input of ipset restore and iptables-restore.
 type text struct{ sets, rules string }
 
-// write adds the sets and rules to the node's.
 func (n *packetNode) write(t *testing.T, flavour iptables.Flavour, x text) {
 	t.Helper()
 	for _, c := range []struct{ command, input string }{
@@ -175,8 +172,7 @@ func (n *packetNode) write(t *testing.T, flavour iptables.Flavour, x text) {
 	}
 }
 
-// anyNode is what every node has: connection tracking, masquerade and one rule. TestPackets compares each filter's
-// node with a node that has nothing else.
+// Every node has these rules: connection tracking, masquerade and one rule.
 func anyNode() text {
 	return text{rules: fmt.Sprintf("*filter\n-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n"+
 		"*nat\n-A POSTROUTING -s %[1]s ! -d %[1]s -j MASQUERADE\nCOMMIT\n", podSubnet)}

@@ -22,8 +22,7 @@ var (
 	slice = flag.Duration("slice", 20*time.Millisecond, "processor time of one measurement")
 )
 
-// filter is a packet filter. build writes it on the node, in addition to anyNode. guard says whether the node has
-// weir's guard.
+// build writes the filter on the node, in addition to anyNode. guard says whether the node has weir's guard.
 type filter struct {
 	name  string
 	guard bool
@@ -37,7 +36,6 @@ func weir(name string, w *workload) filter {
 	}}
 }
 
-// native returns weir's rules in tables of nftables.
 func native(name string, w *workload) filter {
 	return filter{"nftables, " + name, true, func(t *testing.T, n *packetNode, _ iptables.Flavour) {
 		t.Helper()
@@ -98,8 +96,8 @@ func filters() []filter {
 	return all
 }
 
-// TestPackets compares packet filters by the processor time of connections and packets. Each filter's node takes
-// turns with a base node, which has only anyNode's rules. The result is the ratio of the two times.
+// TestPackets compares packet filters by the processor time of connections and packets. Each filter is measured in
+// turns with a node that has only anyNode's rules. The result is the ratio of the two times.
 func TestPackets(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

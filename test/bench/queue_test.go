@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// queueNumber is the number of the queue to user space.
 const queueNumber = 100
 
 // Constants of linux/netfilter/nfnetlink.h (the subsystem) and nfnetlink_queue.h.
@@ -26,17 +25,17 @@ const (
 	nfqaPacketHdr   = 1
 )
 
-// headersOfPackets is how many bytes of each packet the kernel copies to the queue.
+// The kernel copies this many bytes of each packet to the queue.
 const headersOfPackets = 128
 
-// queue accepts first packets in user space, and does nothing else. A real engine also looks up its policies.
+// queue accepts first packets in user space. A real engine also looks up its policies.
 type queue struct {
 	fd      int
 	buf     []byte
 	verdict []byte // a message whose last four bytes are the packet's number
 }
 
-// newQueue opens the queue in the thread's network namespace.
+// The queue is in the thread's network namespace.
 func newQueue() (*queue, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {
@@ -66,7 +65,7 @@ func message(kind int, attr *nl.RtAttr) []byte {
 	return req.Serialize()
 }
 
-// accept reads one packet and accepts it. It returns nil if no packet comes within the time idle.
+// accept returns nil if no packet comes within the time idle.
 func (q *queue) accept() error {
 	k, err := read(q.fd, q.buf)
 	if err != nil {

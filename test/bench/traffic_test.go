@@ -16,36 +16,33 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// traffic is a kind of traffic between client and server. Both are threads on one core.
+// Client and server are threads on one core.
 type traffic struct {
 	name string
-	// batch is how many times the client repeats its part before it looks at the clock.
+	// The client repeats its part this often before it looks at the clock.
 	batch int
-	// client returns the client's part (once). end ends it and the server's loop.
+	// once is the client's part. end ends the client and the server's loop.
 	client func(*packetNode) (once func() error, end func() error, err error)
 	// server is repeated until the client has ended.
 	server func(*packetNode) error
 }
 
 var (
-	// connections is new connections: the client connects, the server accepts, and both close.
+	// For a new connection, the client connects, the server accepts, and both close.
 	connections = traffic{"new connections", 20, (*packetNode).connect, (*packetNode).accept}
-	// unanswered is datagrams of one flow without answers, as to statsd. The server reads each before the next.
+	// Unanswered packets are datagrams of one flow, as to statsd.
 	unanswered = traffic{"unanswered UDP packets", 100, datagram(false), (*packetNode).receive}
-	// answered is datagrams of one flow with an answer to each.
-	answered = traffic{"answered UDP packets", 50, datagram(true), (*packetNode).answer}
-	// stream is bytes of one TCP connection, in writes of 64 KiB.
-	stream = traffic{"TCP stream", 10, (*packetNode).write64K, (*packetNode).readAll}
+	answered   = traffic{"answered UDP packets", 50, datagram(true), (*packetNode).answer}
+	stream     = traffic{"TCP stream", 10, (*packetNode).write64K, (*packetNode).readAll}
 )
 
-// core is the core that client and server stay on.
 const core = 1
 
-// warmUp is how many batches of a measurement aren't counted.
+// This many batches of a measurement aren't counted.
 const warmUp = 2
 
-// measure returns the processor time of client, server and queue for one repetition of the traffic. This includes the
-// kernel's forwarding, which happens in the sender's system call.
+// The processor time is for one repetition. It includes the kernel's forwarding, which happens in the sender's
+// system call.
 func (n *packetNode) measure(t *testing.T, k traffic, atLeast time.Duration) (took time.Duration) {
 	t.Helper()
 	nodetest.In(t, n.path, func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) })
@@ -109,7 +106,7 @@ type worker struct {
 	done  chan error
 }
 
-// work starts a worker that repeats the function until ended is true or the function fails.
+// work starts a worker that repeats once until ended is true or once fails.
 func work(ended *atomic.Bool, once func() error) *worker {
 	w := &worker{done: make(chan error, 1)}
 	started := make(chan error)
@@ -145,12 +142,11 @@ func clock(id int32) time.Duration {
 	return time.Duration(ts.Nano())
 }
 
-// webServer is the server's address for system calls. The port is in network byte order.
 func webServer() *unix.RawSockaddrInet4 {
 	return &unix.RawSockaddrInet4{Family: unix.AF_INET, Port: 80 << 8, Addr: serverAddr.As4()}
 }
 
-// quiet turns a timeout into success: the worker then checks whether the client has ended.
+// After a timeout the worker looks whether the client has ended, so a timeout is no error.
 func quiet(err error) error {
 	if errors.Is(err, unix.EAGAIN) {
 		return nil
@@ -181,7 +177,6 @@ func (n *packetNode) accept() error {
 	return closeFD(fd)
 }
 
-// datagram returns a client that sends datagrams of one flow. If answer is true, it waits for each answer.
 func datagram(answer bool) func(*packetNode) (once, end func() error, err error) {
 	return func(*packetNode) (once, end func() error, err error) {
 		fd, err := boundSocket(unix.SOCK_DGRAM, clientAddr, 0, lost)
@@ -238,7 +233,7 @@ func (n *packetNode) write64K() (once, end func() error, err error) {
 	return once, func() error { return closeFD(fd) }, nil
 }
 
-// readAll accepts a connection and reads it to its end. It returns nil if none comes within idle.
+// readAll returns nil if no connection comes within idle.
 func (n *packetNode) readAll() error {
 	fd, err := acceptFrom(n.listener)
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// workload is the policies for the pods of one node, independent of any engine.
+// workload has the policies for the pods of one node, independent of any engine.
 type workload struct {
 	local  int                     // how many pods the node has
 	groups map[string][]netip.Addr // pods by a label that they all have
@@ -43,7 +43,7 @@ func newWorkload(local int) *workload {
 
 func elsewhere(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 89, byte(i >> 8), byte(i)}) }
 
-// peer returns the name of the group number i, which has one pod, on another node.
+// The group has one pod, on another node.
 func (w *workload) peer(i int) string {
 	name := fmt.Sprintf("peer-%d", i)
 	if w.groups[name] == nil {
@@ -52,18 +52,17 @@ func (w *workload) peer(i int) string {
 	return name
 }
 
-// other returns the group of the node's pod number i, which is neither client nor server.
+// The pod is neither client nor server.
 func (w *workload) other(i int) string {
 	name := fmt.Sprintf("local-%d", i)
 	w.groups[name] = []netip.Addr{localPod(i)}
 	return name
 }
 
-// add adds policies. Those for the measured traffic come last, so that they are at the end of lists of rules.
+// Policies for the measured traffic come last, so that they are at the end of lists of rules.
 func (w *workload) add(all ...allow) { w.allows = append(w.allows, all...) }
 
-// classes returns a node with a class for each pod. ingress and egress say in which directions policies isolate pods.
-// The client is never isolated for ingress, nor the server for egress.
+// Each pod has its own class. The client is never isolated for ingress, nor the server for egress.
 func classes(local int, ingress, egress bool) *workload {
 	w := newWorkload(local)
 	for i := 2; i < local; i++ {
@@ -78,7 +77,6 @@ func classes(local int, ingress, egress bool) *workload {
 	return w
 }
 
-// oneClass returns a node on which one policy isolates all pods for ingress.
 func oneClass(local int) *workload {
 	w := newWorkload(local)
 	for i := range local {
@@ -88,14 +86,13 @@ func oneClass(local int) *workload {
 	return w
 }
 
-// beside returns a node on which policies isolate all pods except client and server.
+// Policies isolate all pods except client and server.
 func beside(local int) *workload {
 	w := classes(local, true, true)
 	w.allows = w.allows[:len(w.allows)-2]
 	return w
 }
 
-// permit adds the policies that allow what the client sends to the server.
 func (w *workload) permit(ingress, egress bool) {
 	if egress {
 		w.add(allow{egress: true, pods: "client", peers: "server", ports: web})
@@ -105,7 +102,7 @@ func (w *workload) permit(ingress, egress bool) {
 	}
 }
 
-// spread returns a node with policies for all pods but the client. Each of these pods has its own class.
+// Each pod but the client has its own class.
 func spread(policies, local int) *workload {
 	w := newWorkload(local)
 	for i := range policies - 1 {
@@ -119,7 +116,6 @@ func spread(policies, local int) *workload {
 	return w
 }
 
-// selectors returns a node with policies of the server, each with another selector for peers.
 func selectors(policies int) *workload {
 	w := newWorkload(10)
 	for i := range policies - 1 {
@@ -129,7 +125,6 @@ func selectors(policies int) *workload {
 	return w
 }
 
-// ports returns a node with policies of the server, each with another selector and port.
 func ports(policies int) *workload {
 	w := newWorkload(10)
 	for i := range policies - 1 {
@@ -139,8 +134,8 @@ func ports(policies int) *workload {
 	return w
 }
 
-// mixed returns a node with policies of the server like those of Red Hat's tests of policies at scale
-// (kube-burner-ocp, cmd/config/network-policy/ingress-np.yml). All policies have the same ports.
+// The policies are like those of Red Hat's tests of policies at scale (kube-burner-ocp,
+// cmd/config/network-policy/ingress-np.yml).
 func mixed(policies int) *workload {
 	w := newWorkload(10)
 	ports, blockPorts := []portRange{}, []portRange{}
@@ -236,7 +231,7 @@ type term struct {
 	ports []networkingv1.NetworkPolicyPort
 }
 
-// policyPorts returns the ranges as ports of TCP, followed by the same ranges as ports of UDP.
+// The ranges come first for TCP, and then for UDP.
 func policyPorts(ranges []portRange) (all []networkingv1.NetworkPolicyPort) {
 	for _, proto := range []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP} {
 		for _, r := range ranges {

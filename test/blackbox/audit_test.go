@@ -52,8 +52,7 @@ metadata: {name: shut, namespace: shop}
 spec: {podSelector: {matchLabels: {app: shut}}, policyTypes: [Ingress]}
 `
 
-// TestAudit: if only an audited policy would drop a connection, it passes and is reported once. weirctl audit prints
-// rules that would allow it.
+// TestAudit: if only an audited policy would drop a connection, it passes and is reported.
 func TestAudit(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -154,8 +153,8 @@ func TestAudit(t *testing.T) {
 	}
 }
 
-// TestAuditSetWithoutAgent: if the annotation is removed while no agent runs, the next agent cuts the connection that
-// the policy doesn't allow. If the annotation is set again, the next agent lets the connection go on.
+// TestAuditSetWithoutAgent: if the annotation is removed while no agent runs, the next agent cuts the connection
+// that the policy doesn't allow.
 func TestAuditSetWithoutAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestMovesBetweenBackends: if agents with different backends follow each other, connections go on, denied ones stay
-// denied, and the earlier backend leaves nothing.
+// TestMovesBetweenBackends: if an agent with another backend takes over, allowed connections go on and denied ones
+// stay denied.
 func TestMovesBetweenBackends(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -31,9 +31,8 @@ spec:
   ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]
 `
 
-// TestNamespacesWithManySelectors: if 17 namespaces need more sets than a kernel has, another namespace's pods and
-// policies still work. The status reports the peers without room. The kernel has at most 10,000 sets and 35,000
-// rules.
+// TestNamespacesWithManySelectors: if 17 namespaces need more sets than a kernel has, another namespace's policies
+// still work.
 func TestNamespacesWithManySelectors(t *testing.T) {
 	testGreedy(t, func(policy int) string {
 		var peers []string
@@ -44,8 +43,8 @@ func TestNamespacesWithManySelectors(t *testing.T) {
 	})
 }
 
-// TestNamespacesWithManyRules does the same as TestNamespacesWithManySelectors, with policies that need many rules
-// but few sets.
+// TestNamespacesWithManyRules: if namespaces need more rules than a kernel has, another namespace's policies still
+// work.
 func TestNamespacesWithManyRules(t *testing.T) {
 	testGreedy(t, func(policy int) string {
 		var peers, ports []string

@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAFlushWhileTheKernelRefuses: if the table is flushed and the kernel refuses one of weir's rules, isolated pods
-// are closed. Once the kernel accepts the rule, policies apply again.
+// TestAFlushWhileTheKernelRefuses: if the table is flushed and the kernel refuses one of weir's rules, isolated
+// pods are closed.
 func TestAFlushWhileTheKernelRefuses(t *testing.T) {
 	for _, refused := range []string{"connlabel", "comment", "match-set"} {
 		t.Run(refused, func(t *testing.T) { testFlushWhileRefused(t, refused) })

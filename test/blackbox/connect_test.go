@@ -13,8 +13,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestConnect: weirctl connect sends its input to the agent and prints the answer, even if its input stays open.
-// Without an agent it fails.
+// TestConnect: if a request is sent to weirctl connect, it prints the agent's answer, even if its input stays open.
 func TestConnect(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

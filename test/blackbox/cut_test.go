@@ -18,8 +18,7 @@ metadata: {name: deny, namespace: quiet}
 spec: {podSelector: {}, policyTypes: [Ingress]}
 `
 
-// TestConnectionsThatAreOverAreNotCut: if a policy cuts connections, log and status count only open ones, not ended
-// ones that connection tracking still has.
+// TestConnectionsThatAreOverAreNotCut: if a policy cuts connections, log and status count only open ones.
 func TestConnectionsThatAreOverAreNotCut(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -103,7 +102,6 @@ metadata: {name: client, namespace: quiet}
 	}
 }
 
-// echoed fails the test unless an answer comes.
 func echoed(t *testing.T, from *nodetest.Pod, network, address string) {
 	t.Helper()
 	conn, err := nodetest.Dial(t, from.Netns, network, address)

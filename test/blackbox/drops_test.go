@@ -54,7 +54,7 @@ type followed struct {
 	lines chan *shownDrop
 }
 
-// follow starts "weirctl drops -f". It doesn't wait until the agent has the request.
+// follow doesn't wait until the agent has the request.
 func follow(n *nodetest.Node, args ...string) *followed {
 	n.Helper()
 	cmd := exec.Command(filepath.Join(n.Bin, "weirctl"), append([]string{"drops", "-f", "-o", "json"}, args...)...)
@@ -120,8 +120,7 @@ func TestDropsOfTheGuard(t *testing.T) {
 	}
 }
 
-// TestDrops: weirctl drops -f shows a denied connection with its pods and policies. weirctl drops shows it later.
-// Filters leave it out.
+// TestDrops: if a connection is denied, weirctl drops shows its pods and policies.
 func TestDrops(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

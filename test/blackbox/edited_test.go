@@ -10,13 +10,12 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// ageless returns the manifests without the Nodes' creationTimestamps.
 func ageless(manifests string) string {
 	return regexp.MustCompile(`, creationTimestamp: "[^"]*"`).ReplaceAllString(manifests, "")
 }
 
-// edited adds the Node a-evil, which states each of the claims in turn. Every agent must then report a-evil and no
-// other Node, and pods must reach each other. Between the claims no agent may report a problem.
+// edited adds the Node a-evil with each of the claims in turn. Every agent must report only a-evil, and pods must
+// reach each other.
 func edited(
 	c *nodetest.Cluster, honest, ownAddress, ownNetwork string, manifest func(addresses, networks string) string,
 	claims [][2]string,
@@ -79,7 +78,7 @@ func TestTheOldestNodeIsEdited(t *testing.T) {
 		})
 }
 
-// TestNodesWithoutAge does the same as TestTheOldestNodeIsEdited with Nodes that have no creationTimestamp.
+// TestNodesWithoutAge: if Nodes have no creationTimestamp, they also keep what they already have.
 func TestNodesWithoutAge(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -92,8 +91,8 @@ func TestNodesWithoutAge(t *testing.T) {
 		[][2]string{{"172.20.2.10 2001:db8:9::10", "100.96.9.0/24"}, {"172.20.9.10 2001:db8:9::10", "100.96.0.0/13"}})
 }
 
-// TestNetworksOfOthersHoldWhatANodeNeeds: if another node's network contains an address of this node's links or
-// router, this node doesn't route it, and the status says so. Other networks of that node get routes.
+// TestNetworksOfOthersHoldWhatANodeNeeds: if another node's network contains an address that this node needs, this
+// node makes no route to it.
 func TestNetworksOfOthersHoldWhatANodeNeeds(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

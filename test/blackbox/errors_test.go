@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// wrapped puts a script with the program's name first in PATH. In the script, $real is the program's path.
+// In the script, $real is the program's path.
 func wrapped(t *testing.T, name, script string) {
 	t.Helper()
 	real, err := exec.LookPath(name)
@@ -75,7 +75,7 @@ spec: {podSelector: {}, ingress: [{from: [%s]}]}
 	}
 }
 
-// TestFieldsOfAMegabyteAreCut: a field of a megabyte makes neither log nor status longer than 32 KB.
+// TestFieldsOfAMegabyteAreCut: if an object's field has a megabyte, log and status stay shorter than 32 KB.
 func TestFieldsOfAMegabyteAreCut(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

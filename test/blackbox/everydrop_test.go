@@ -29,8 +29,7 @@ func dropsFor(n *nodetest.Node, reason string) (all []shownDrop) {
 	return all
 }
 
-// TestEveryDropShows: for each reason that can concern an enrolled pod that isn't closed, weirctl drops shows the
-// drop and its sender. If the test sends an exact number of packets, this number shows.
+// TestEveryDropShows: if a packet is dropped for any reason, weirctl drops shows the drop and its sender.
 func TestEveryDropShows(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

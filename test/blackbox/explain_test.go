@@ -50,8 +50,7 @@ func explain(n *nodetest.Node, args ...string) (e explanation, code int) {
 	return e, code
 }
 
-// mendable has a policy for one port. The policy allows only pods with a label, in namespaces with a label. labels
-// are the client's labels, team is its namespace's label, and port is the policy's.
+// mendable has a policy that allows one port to pods with a label, in namespaces with a label.
 func mendable(labels, team string, port int) string {
 	return fmt.Sprintf(`
 apiVersion: v1
@@ -87,8 +86,7 @@ spec:
 `, team, labels, port)
 }
 
-// TestExplain: if a connection meets none of several conditions, explain names one of them until all are met. Each
-// time explain says that the kernel agrees. If the client is taken out of the sets, the kernel differs.
+// TestExplain: if a connection fails several conditions, explain names one of them until all are met.
 func TestExplain(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -145,7 +143,7 @@ func TestExplain(t *testing.T) {
 	differs(n, client)
 }
 
-// differs takes the client out of all sets. Then explain must exit with code 4, until the agent's next resync.
+// differs takes the client out of all sets. explain must then exit with code 4.
 func differs(n *nodetest.Node, client *nodetest.Pod) {
 	n.Helper()
 	for _, set := range strings.Fields(nodetest.Run(n, "ipset", "list", "-name")) {
@@ -163,8 +161,7 @@ func differs(n *nodetest.Node, client *nodetest.Pod) {
 	})
 }
 
-// TestExplainErrors: if a question is wrong or no agent runs, explain prints one line with the reason. The exit code
-// tells the kind of error.
+// TestExplainErrors: if a question is wrong or no agent runs, explain prints one line with the reason.
 func TestExplainErrors(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

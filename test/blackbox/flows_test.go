@@ -11,11 +11,10 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// flowTable reports whether the kernel has the table of rules that log flows.
+// flowTable reports whether the kernel has rules that log flows.
 func flowTable() bool { return exec.Command("nft", "list", "table", "inet", "weir-flows").Run() == nil }
 
-// TestFlowsAndSuggestions: while flows are recorded, allowed connections show and dropped ones don't. The suggested
-// policies allow exactly what was seen. Without a recording, the kernel has no rule for it.
+// TestFlowsAndSuggestions: if flows are recorded, the suggested policies allow exactly what was seen.
 func TestFlowsAndSuggestions(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

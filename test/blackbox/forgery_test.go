@@ -39,7 +39,7 @@ func fromOutside(t *testing.T, n *nodetest.Node) *forgery {
 	}
 }
 
-// neighbour returns the MAC of the pod's gateway. If the pod doesn't know it yet, it first has to ask.
+// If the pod doesn't know its gateway's MAC yet, it first has to ask.
 func neighbour(t *testing.T, name string) net.HardwareAddr {
 	t.Helper()
 	var routes []struct{ Gateway string }
@@ -75,20 +75,17 @@ func neighbour(t *testing.T, name string) net.HardwareAddr {
 	return nil
 }
 
-// inside returns a packet of the flow, for the inside of an ICMP error.
 func (f *forgery) inside(u udp, payload string) []byte {
 	f.Helper()
 	return nodetest.Frame(f, u.packet(payload)...)
 }
 
-// datagram returns a frame from the sender to its gateway, with a packet of the flow.
 func (f *forgery) datagram(u udp, payload string) []byte {
 	f.Helper()
 	return nodetest.Frame(f, layersOf(f.ethernet(u.dst.Addr()), u.packet(payload)...)...)
 }
 
-// kind is a kind of ICMP error: type and code in each family, and the header's second word (info4 in IPv4, mtu in
-// IPv6).
+// A kind of ICMP error has a type and a code in each family. info4 and mtu are the header's second word.
 type kind struct {
 	v4, v6     uint16 // type<<8 | code
 	info4, mtu uint32
@@ -103,7 +100,7 @@ var (
 	quench      = kind{v4: 4 << 8, v6: 2 << 8, mtu: 1280}
 )
 
-// icmp returns the layers of an error behind the IP header outer. inside is the packet that the error is about.
+// inside is the packet that the error is about.
 func (f *forgery) icmp(outer gopacket.SerializableLayer, k kind, inside []byte) []gopacket.SerializableLayer {
 	f.Helper()
 	if _, ok := outer.(*layers.IPv4); ok {
@@ -124,13 +121,12 @@ func (f *forgery) ethernet(to netip.Addr) *layers.Ethernet {
 	return ethernet(f.gateway, f.own, to.String())
 }
 
-// send sends an ICMP error about a packet of the flow, from the sender's own address. words is that packet's payload.
+// words is the payload of the packet that the error is about.
 func (f *forgery) send(to string, k kind, about udp, words string) {
 	f.Helper()
 	f.sendAs(f.address(netip.MustParseAddr(to)), to, k, about, words)
 }
 
-// sendAs does the same as send, but with the source address src.
 func (f *forgery) sendAs(src netip.Addr, to string, k kind, about udp, words string) {
 	f.Helper()
 	dst := netip.MustParseAddr(to)

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// firstFragment returns a frame with the first fragment of a UDP datagram: size bytes of zeros. In IPv6, an odd id
-// adds destination options before the fragment header.
+// firstFragment returns a first fragment with size bytes of zeros. In IPv6, an odd id adds destination options
+// before the fragment header.
 func firstFragment(t *testing.T, dstMAC, srcMAC net.HardwareAddr, src, dst string, id, size int) []byte {
 	t.Helper()
 	payload := gopacket.Payload(make([]byte, size))
@@ -39,7 +39,7 @@ func firstFragment(t *testing.T, dstMAC, srcMAC net.HardwareAddr, src, dst strin
 		options, fragment, payload)
 }
 
-// arrive sends datagrams of 8 KB to the other pod, evenly over a time (spread). It returns how many of them arrive.
+// arrive sends datagrams of 8 KB to the other pod, evenly over the time spread. It returns how many arrive.
 func arrive(t *testing.T, from, to *nodetest.Pod, address string, count int, spread time.Duration) int {
 	t.Helper()
 	box := listen(t, to.Netns, "udp", net.JoinHostPort(address, "9999"))
@@ -101,7 +101,7 @@ func TestFragmentsOfOnePod(t *testing.T) {
 	}
 }
 
-// TestControlOwnFragments: without a flood, all fragmented datagrams of a pod arrive, spread over time or at once.
+// TestControlOwnFragments: if no pod floods, all fragmented datagrams of a pod arrive.
 func TestControlOwnFragments(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

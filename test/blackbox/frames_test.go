@@ -20,7 +20,6 @@ import (
 // silence is how long a test waits for a packet that must not arrive.
 const silence = 300 * time.Millisecond
 
-// denyAll isolates all pods of the namespace "hostile", in both directions.
 const denyAll = `
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -28,7 +27,7 @@ metadata: {name: deny-all, namespace: hostile}
 spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
 `
 
-// hostileNode makes a node without rp_filter, with a hostile pod that a policy denies everything, and two other pods.
+// hostileNode makes a node without rp_filter. A policy denies everything to the pod hostile.
 func hostileNode(t *testing.T, conf nodetest.Conf) (n *nodetest.Node, hostile, a, b *nodetest.Pod) {
 	t.Helper()
 	n = nodetest.NewNode(t, conf)
@@ -38,7 +37,7 @@ func hostileNode(t *testing.T, conf nodetest.Conf) (n *nodetest.Node, hostile, a
 	return n, n.AddPod("hostile", "e"), n.AddPod("quiet", "a"), n.AddPod("quiet", "b")
 }
 
-// noReversePath turns off rp_filter, so that a test sees weir's checks alone.
+// Without rp_filter, a test sees weir's checks alone.
 func noReversePath(t *testing.T) {
 	t.Helper()
 	nodetest.Run(t, "sh", "-c", "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done")
@@ -47,7 +46,6 @@ func noReversePath(t *testing.T) {
 // linkLocal returns a MAC that bridges don't forward (IEEE 802.1D, table 7-10).
 func linkLocal(last byte) net.HardwareAddr { return net.HardwareAddr{1, 0x80, 0xc2, 0, 0, last} }
 
-// lldp is a MAC that bridges don't forward. No hook of the bridge sees frames to it, unless group_fwd_mask is set.
 var lldp = linkLocal(0x0e)
 
 type mailbox struct{ conn net.PacketConn }
@@ -63,7 +61,7 @@ func listen(t *testing.T, netns, network, address string) *mailbox {
 	return m
 }
 
-// heard returns the payloads that arrive. It ends when no datagram has arrived for the duration quiet.
+// heard ends when no datagram has arrived for the duration quiet.
 func (m *mailbox) heard(t *testing.T, quiet time.Duration) []string {
 	t.Helper()
 	var all []string
@@ -84,7 +82,6 @@ func (m *mailbox) heard(t *testing.T, quiet time.Duration) []string {
 }
 
 // TestFramesToLinkLocalMACs: if a frame to a link-local MAC has a forged sender, it reaches no service of the node.
-// Without weir, a bridge passes such frames to the node's IP stack.
 func TestFramesToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -93,7 +90,7 @@ func TestFramesToLinkLocalMACs(t *testing.T) {
 	reachNoService(t, e, a)
 }
 
-// TestFramesToLinkLocalMACsWithoutAnAgent does the same on a node that never had an agent.
+// TestFramesToLinkLocalMACsWithoutAnAgent: if the node never had an agent, such a frame reaches no service either.
 func TestFramesToLinkLocalMACsWithoutAnAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -104,8 +101,7 @@ func TestFramesToLinkLocalMACsWithoutAnAgent(t *testing.T) {
 	reachNoService(t, e, a)
 }
 
-// reachNoService sends packets to a service of the node. Those of pod e, to link-local MACs, may not arrive. The
-// ordinary one of pod a must.
+// Packets of pod e to link-local MACs must not arrive. The ordinary packet of pod a must.
 func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 	t.Helper()
 	service := listen(t, nodetest.Self, "udp", ":9999")
@@ -128,7 +124,7 @@ func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 	for _, say := range service.heard(t, silence) {
 		t.Errorf("the node heard E: %s", say)
 	}
-	// The packet of pod a shows that the service receives packets at all.
+	// This packet shows that the service receives packets at all.
 	own := nodetest.Frame(t, layersOf(ethernet(macOf(t, nodetest.Self, "weir0"), macOf(t, a.Netns, "eth0"), a.IP),
 		datagram(a.IP, "192.0.2.2", 9999, []byte("a"))...)...)
 	nodetest.SendFrames(t, a.Netns, "eth0", own)
@@ -137,8 +133,7 @@ func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 	}
 }
 
-// TestARPToLinkLocalMACs: if a hostile pod sends ARP requests to link-local MACs, the node neither answers nor
-// learns.
+// TestARPToLinkLocalMACs: if a pod sends ARP requests to link-local MACs, the node neither answers nor learns.
 func TestARPToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -165,7 +160,6 @@ func TestARPToLinkLocalMACs(t *testing.T) {
 	}
 }
 
-// frags returns the kernel's lines about incomplete packets: their number and memory, in each family.
 func frags(t *testing.T) (all string) {
 	t.Helper()
 	nodetest.In(t, nodetest.Self, func() error {
@@ -185,7 +179,8 @@ func frags(t *testing.T) (all string) {
 	return all
 }
 
-// TestFragmentsToLinkLocalMACs: if fragments come in frames to link-local MACs, they take none of the node's memory.
+// TestFragmentsToLinkLocalMACs: if fragments come in frames to link-local MACs, they take none of the node's
+// memory.
 func TestFragmentsToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -203,14 +198,11 @@ func TestFragmentsToLinkLocalMACs(t *testing.T) {
 	}
 }
 
-// nodesOf returns manifests of this node, with the InternalIP own, and of a node at its uplink's other end, with the
-// InternalIP other.
 func nodesOf(own, other string) string {
 	return nodeManifest("self", 0, own, "10.88.0.0/24") + nodeManifest("other", 0, other, "10.99.0.0/24")
 }
 
-// tunnelNode makes a node with a hostile pod e, a pod b, and a tunnel to another node. here and there are the MACs of
-// the tunnel's ends.
+// tunnelNode makes a node with a tunnel to another node. here and there are the MACs of the tunnel's ends.
 func tunnelNode(t *testing.T, own, other string) (n *nodetest.Node, e, b *nodetest.Pod, here, there net.HardwareAddr) {
 	t.Helper()
 	n = nodetest.NewNode(t, nil)
@@ -229,16 +221,14 @@ func tunnelNode(t *testing.T, own, other string) (n *nodetest.Node, e, b *nodete
 	return n, e, b, macOf(t, nodetest.Self, "weir-vxlan"), there
 }
 
-// tunnelPacket returns a tunnel packet between the nodes src and dst, without an Ethernet header. inner is the frame
-// inside.
+// The packet has no Ethernet header. inner is the frame inside.
 func tunnelPacket(t *testing.T, src, dst string, inner []byte) []gopacket.SerializableLayer {
 	t.Helper()
 	vxlan := append([]byte{8, 0, 0, 0, 0, 0, 88, 0}, inner...)
 	return datagram(src, dst, 4789, vxlan)
 }
 
-// forgesTunnel: if a pod sends tunnel packets in frames to link-local MACs, none arrives at B. The same packet from
-// the other node arrives.
+// forgesTunnel: if a pod sends tunnel packets in frames to link-local MACs, none arrives.
 func forgesTunnel(t *testing.T, own, other string) {
 	_, e, b, here, there := tunnelNode(t, own, other)
 	box := listen(t, b.Netns, "udp", ":9999")
@@ -274,8 +264,7 @@ func TestForgedTunnelFramesOverIPv6(t *testing.T) {
 	}
 }
 
-// TestPortsOfAnEarlierWeir: if an earlier weir has attached the pods, the new agent secures their ports, and removes
-// addresses and routes from router advertisements.
+// TestPortsOfAnEarlierWeir: if an earlier weir has attached the pods, the new agent secures their ports.
 func TestPortsOfAnEarlierWeir(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -304,8 +293,8 @@ func TestPortsOfAnEarlierWeir(t *testing.T) {
 	n.Reach(a, b.IP+":80", true)
 }
 
-// TestThePortsTablesAreRepaired: if another program damages the tables weir-ports or the guard, the agent repairs
-// them within five seconds, sooner than the next resync.
+// TestThePortsTablesAreRepaired: if another program damages the guard's tables, the agent repairs them within five
+// seconds.
 func TestThePortsTablesAreRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -332,8 +321,7 @@ func TestThePortsTablesAreRepaired(t *testing.T) {
 	}
 }
 
-// TestTheNodesLoopback: if route_localnet is set on weir0, the kernel routes pods' packets to 127.0.0.0/8. The guard
-// drops them.
+// TestTheNodesLoopback: if route_localnet is set on weir0, the guard drops pods' packets to 127.0.0.0/8.
 func TestTheNodesLoopback(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

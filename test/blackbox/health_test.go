@@ -37,7 +37,6 @@ func asked(t *testing.T) net.Conn {
 	return conn
 }
 
-// hungUp reports whether the agent ends the connection within the given time.
 func hungUp(t *testing.T, conn net.Conn, within time.Duration) bool {
 	t.Helper()
 	if err := conn.SetReadDeadline(time.Now().Add(within)); err != nil {
@@ -47,7 +46,7 @@ func hungUp(t *testing.T, conn net.Conn, within time.Duration) bool {
 	return err != nil && !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// TestIdleHealthConnectionsEnd: the agent closes a connection within 20 seconds if it is idle after an answer.
+// TestIdleHealthConnectionsEnd: if a connection is idle after an answer, the agent closes it within 20 seconds.
 func TestIdleHealthConnectionsEnd(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -59,7 +58,8 @@ func TestIdleHealthConnectionsEnd(t *testing.T) {
 	}
 }
 
-// TestHealthConnectionsAreBounded: of 300 idle connections the agent keeps at most 64, and still answers kubelet.
+// TestHealthConnectionsAreBounded: if there are 300 idle connections, the agent keeps at most 64 and still answers
+// kubelet.
 func TestHealthConnectionsAreBounded(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -17,8 +17,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// tenants has the pod "attacker", which a policy denies everything, and three pods of another tenant without
-// policies.
+// A policy denies everything to the attacker. The other pods have no policies.
 const tenants = `
 apiVersion: v1
 kind: Namespace
@@ -50,7 +49,6 @@ metadata: {name: deny-all, namespace: attack}
 spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
 `
 
-// dualStack is weir's own network of both families.
 var dualStack = rangesOf("10.88.0.0/24", "fd00:10:88::/64")
 
 func rangesOf(subnets ...string) nodetest.Conf {
@@ -61,7 +59,7 @@ func rangesOf(subnets ...string) nodetest.Conf {
 	return nodetest.Conf{"ranges": ranges}
 }
 
-// otherPlugins has configurations of upstream plugins by name, each with a dual-stack network.
+// These are configurations of upstream plugins, each with a dual-stack network.
 var otherPlugins = map[string]nodetest.Conf{
 	"ptp": {"type": "ptp", "ipam": hostLocal},
 	"bridge": {
@@ -77,7 +75,7 @@ var hostLocal = nodetest.Conf{
 	"routes": []any{nodetest.Conf{"dst": "0.0.0.0/0"}, nodetest.Conf{"dst": "::/0"}},
 }
 
-// isolatedBehind does the same as nodetest.IsolatedWithWeir, with upstream's plugin unless plugin is "weir".
+// isolatedBehind also needs upstream's plugin, unless plugin is "weir".
 func isolatedBehind(t *testing.T, plugin string) bool {
 	t.Helper()
 	if plugin == "weir" {
@@ -86,8 +84,7 @@ func isolatedBehind(t *testing.T, plugin string) bool {
 	return nodetest.IsolatedWithWeir(t, "main/"+plugin, "ipam/host-local")
 }
 
-// attachedBy makes a node with an agent that has read the manifests. Unless plugin is "weir", the named plugin
-// attaches the pods, with weir and portmap behind it.
+// Unless plugin is "weir", the named plugin attaches the pods, with weir and portmap after it.
 func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 	t.Helper()
 	n := nodetest.NewNode(t, dualStack)
@@ -99,8 +96,7 @@ func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 		"ip -n outside route add 10.99.0.0/24 via 192.0.2.2", "ip -n outside route add fd00:10:99::/64 via 2001:db8::2",
 		"ip -n outside route add 10.88.0.0/24 via 192.0.2.2", "ip -n outside route add fd00:10:88::/64 via 2001:db8::2",
 	)
-	// Package net binds to ::1 once, to find out the families. In a pod with loopback down, it would draw the wrong
-	// conclusion.
+	// Package net finds out the families once, by binding to ::1. In a pod with loopback down, it would find none.
 	l, err := net.Listen("tcp", ":0")
 	if err != nil {
 		t.Fatal(err)
@@ -111,7 +107,7 @@ func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 	return n
 }
 
-// dial starts a UDP flow, and fails the test unless the other end answers.
+// dial fails the test unless the other end answers.
 func dial(t *testing.T, netns, address string) *net.UDPConn {
 	t.Helper()
 	conn, err := nodetest.Dial(t, netns, "udp", address)
@@ -149,7 +145,6 @@ func ended(conn net.Conn) bool {
 	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.EPROTO)
 }
 
-// heard returns the words that were in received frames, one entry for each frame and word.
 func heard(s *nodetest.Sniffer, words ...string) []string {
 	var all []string
 	for _, frame := range s.Frames(false, 100*time.Millisecond) {
@@ -162,7 +157,7 @@ func heard(s *nodetest.Sniffer, words ...string) []string {
 	return all
 }
 
-// world has the pods of tenants. All but the attacker serve UDP port 53, and so does the host outside.
+// All pods but the attacker serve UDP port 53, and so does the host outside.
 type world struct {
 	attacker, open, victim, peer *nodetest.Pod
 }
@@ -187,8 +182,8 @@ func TestForgedErrors(t *testing.T)             { forgedErrors(t, "weir") }
 func TestForgedErrorsBehindPtp(t *testing.T)    { forgedErrors(t, "ptp") }
 func TestForgedErrorsBehindBridge(t *testing.T) { forgedErrors(t, "bridge") }
 
-// forgedErrors: if a pod sends ICMP errors about packets that it never received, none arrives or changes the node's
-// path MTU. Connection tracking relates an error to the connection of the packet inside.
+// forgedErrors: if a pod sends ICMP errors about packets that it never received, none arrives. Connection tracking
+// relates an error to the connection of the packet inside.
 func forgedErrors(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -247,8 +242,7 @@ func forgedErrors(t *testing.T, plugin string) {
 	}
 }
 
-// TestForgedErrorsInDisguise: if a forged error is behind options or in fragments, it is dropped too. A check of
-// fixed offsets would miss it.
+// TestForgedErrorsInDisguise: if a forged error is behind options or in fragments, it is dropped too.
 func TestForgedErrorsInDisguise(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -287,7 +281,7 @@ func TestForgedErrorsInDisguise(t *testing.T) {
 	}
 }
 
-// TestRedirectsOfPods: if a pod sends an ICMP redirect, it is dropped. Pods are no routers.
+// TestRedirectsOfPods: if a pod sends an ICMP redirect, it is dropped.
 func TestRedirectsOfPods(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -306,8 +300,7 @@ func TestControlHonestErrors(t *testing.T)             { honestErrors(t, "weir")
 func TestControlHonestErrorsBehindPtp(t *testing.T)    { honestErrors(t, "ptp") }
 func TestControlHonestErrorsBehindBridge(t *testing.T) { honestErrors(t, "bridge") }
 
-// honestErrors: if a sender reaches a port without a server, it gets the ICMP error. Errors of routers outside arrive
-// too.
+// honestErrors: if a sender reaches a port without a server, it gets the ICMP error.
 func honestErrors(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -370,7 +363,7 @@ func honestErrors(t *testing.T, plugin string) {
 	}
 }
 
-// sentAs returns the connection's flow as its destination sees it, behind any masquerade.
+// sentAs returns the flow as its destination sees it, after any masquerade.
 func sentAs(t *testing.T, conn *net.UDPConn, to string) udp {
 	t.Helper()
 	local := conn.LocalAddr().(*net.UDPAddr).AddrPort()

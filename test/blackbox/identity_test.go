@@ -7,8 +7,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestIdentityFromTheConfiguration: if CNI_ARGS don't say which pod it is, the keys or labels of args.cni do. Without
-// them ADD fails and names the keys.
+// TestIdentityFromTheConfiguration: if CNI_ARGS don't name the pod, the keys or labels of args.cni do.
 func TestIdentityFromTheConfiguration(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

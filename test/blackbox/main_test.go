@@ -1,7 +1,7 @@
-// Package blackbox tests how the built programs behave when a pod attacks, a part fails, or an object is hostile. It
-// uses real packets, and doesn't import weir's own packages. So a move of packages doesn't break the tests, and the
-// tests can run against the programs of any commit: WEIR_PROGRAMS names a directory of weir, weir-agent and weirctl.
-// "make blackbox" shows which of the tests fail with programs of an earlier commit.
+// Package blackbox tests the built programs with real packets: a pod attacks, a part fails, or an object is
+// hostile. It imports none of weir's own packages but nodetest. So it can also test programs of an earlier commit:
+// WEIR_PROGRAMS names a directory of weir, weir-agent and weirctl, and "make blackbox" shows which tests fail with
+// them.
 package blackbox
 
 import (

@@ -18,7 +18,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// shop has three pods: a server, the server's client, and another pod.
+// shop has three pods: a server, its client, and another pod.
 const shop = `
 apiVersion: v1
 kind: Namespace
@@ -43,7 +43,6 @@ const denyJSON = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy"
   "metadata": {"name": "deny", "namespace": "shop"},
   "spec": {"podSelector": {"matchLabels": {"app": "server"}}}}`
 
-// shopNode makes a node with the pods of shop, and an agent that reads the node's manifests.
 func shopNode(t *testing.T) (n *nodetest.Node, server, client, other *nodetest.Pod) {
 	n = nodetest.NewNode(t, nil)
 	n.Manifest("shop.yaml", shop)
@@ -54,7 +53,6 @@ func shopNode(t *testing.T) (n *nodetest.Node, server, client, other *nodetest.P
 	return n, server, client, other
 }
 
-// put writes a file into the directory of manifests, and makes subdirectories.
 func put(n *nodetest.Node, name, text string) {
 	n.Helper()
 	path := filepath.Join(n.Manifests, name)
@@ -63,8 +61,7 @@ func put(n *nodetest.Node, name, text string) {
 	}
 }
 
-// closesServer writes one of the files (name, text) after the other. Only without the file may the client reach the
-// server.
+// closesServer writes each of the files (name, text). Only without the file may the client reach the server.
 func closesServer(t *testing.T, files [][2]string) {
 	n, server, client, _ := shopNode(t)
 	for _, f := range files {
@@ -78,7 +75,8 @@ func closesServer(t *testing.T, files [][2]string) {
 	}
 }
 
-// TestManifestsAnywhere: the agent reads files in subdirectories, hidden files, and files with upper-case extensions.
+// TestManifestsAnywhere: if a manifest is hidden, in a subdirectory, or has an upper-case extension, the agent
+// reads it.
 func TestManifestsAnywhere(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -91,7 +89,7 @@ func TestManifestsAnywhere(t *testing.T) {
 	})
 }
 
-// TestManifestsWrapped: the agent finds objects inside lists, templates and streams.
+// TestManifestsWrapped: if an object is inside a list, a template or a stream, the agent finds it.
 func TestManifestsWrapped(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -123,7 +121,7 @@ objects:
 	})
 }
 
-// TestWindowsManifests: the agent reads UTF-16 with CRLF at the ends of lines, which PowerShell writes.
+// TestWindowsManifests: if a manifest is UTF-16 with CRLF, as PowerShell writes it, the agent reads it.
 func TestWindowsManifests(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -136,7 +134,7 @@ func TestWindowsManifests(t *testing.T) {
 	closesServer(t, [][2]string{{"deny.yaml", utf16}})
 }
 
-// TestFieldsNewerThanWeir: fields that weir doesn't know have no effect in objects other than policies.
+// TestFieldsNewerThanWeir: if an object other than a policy has unknown fields, they have no effect.
 func TestFieldsNewerThanWeir(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -153,7 +151,7 @@ status: {newerField: {}, podIP: 10.88.0.200}
 	n.AddPod("shop", "server")
 }
 
-// TestFilesThatAreNoManifests: files that aren't manifests don't stop the agent. The status lists them.
+// TestFilesThatAreNoManifests: if a file is no manifest, the agent goes on and the status lists the file.
 func TestFilesThatAreNoManifests(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -176,8 +174,7 @@ func TestFilesThatAreNoManifests(t *testing.T) {
 	n.Reach(client, server.IP+":80", true)
 }
 
-// TestAFileThatMayHoldAPolicy: if a broken file may contain a policy, the agent isn't ready and no pod starts. With
-// --ignore-broken they do.
+// TestAFileThatMayHoldAPolicy: if a broken file may contain a policy, the agent isn't ready and no pod starts.
 func TestAFileThatMayHoldAPolicy(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -212,8 +209,7 @@ func TestAFileThatMayHoldAPolicy(t *testing.T) {
 	n.AddPod("shop", "server")
 }
 
-// TestBadPoliciesClose: if a policy has a bad field, the pods that it selects are closed. If its selector is bad, its
-// last good version stays in force, or else its namespace is closed.
+// TestBadPoliciesClose: if a policy has a bad field, the pods that it selects are closed.
 func TestBadPoliciesClose(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -224,7 +220,6 @@ func TestBadPoliciesClose(t *testing.T) {
 		return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: shop}\nspec: " +
 			spec + "\n"
 	}
-	// The file exists before the agent starts. Only the selected pods are closed.
 	n.Manifest("bad.yaml", bad("{podSelector: {matchLabels: {app: server}}, ingress: [{form: []}]}"))
 	n.StartAgent()
 	server, client, other := n.AddPod("shop", "server"), n.AddPod("shop", "client"), n.AddPod("shop", "other")
@@ -268,8 +263,7 @@ func TestBadPoliciesClose(t *testing.T) {
 	reach(false, false)
 }
 
-// TestNamespacesHaveTheirName: each namespace has the label kubernetes.io/metadata.name. Without a manifest, its
-// other labels are unknown, and DoesNotExist doesn't match.
+// TestNamespacesHaveTheirName: if a namespace has no manifest, it still has the label kubernetes.io/metadata.name.
 func TestNamespacesHaveTheirName(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -376,8 +370,7 @@ func TestPoliciesThatAreNotEnforced(t *testing.T) {
 	}
 }
 
-// TestOddFiles: pipes, sockets, devices and link loops don't block the agent. A directory whose name ends in .yaml is
-// read.
+// TestOddFiles: if the directory has pipes, sockets, devices or link loops, the agent doesn't hang.
 func TestOddFiles(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -413,8 +406,7 @@ func TestOddFiles(t *testing.T) {
 	n.Reach(client, server.IP+":80", true)
 }
 
-// TestALinkThatLeadsNowhere: if a link dangles, it may lead to a policy. An agent that never read the policy isn't
-// ready; otherwise the policy stays in force.
+// TestALinkThatLeadsNowhere: if a link dangles, it may be to a policy, so a new agent isn't ready.
 func TestALinkThatLeadsNowhere(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -454,7 +446,7 @@ func TestALinkThatLeadsNowhere(t *testing.T) {
 	n.Reach(client, server.IP+":80", false)
 }
 
-// TestNamesThatPretend: names and fields with control characters forge no lines of the log or of weir's commands.
+// TestNamesThatPretend: if names have control characters, they forge no lines of the log or of weir's commands.
 func TestNamesThatPretend(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -493,7 +485,7 @@ func TestNamesThatPretend(t *testing.T) {
 	}
 }
 
-// TestLargeManifests: weir-agent check reads a broken megabyte within 30 seconds. Quadratic time would be longer.
+// TestLargeManifests: if a broken manifest has a megabyte, weir-agent check reads it within 30 seconds.
 func TestLargeManifests(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -527,8 +519,7 @@ func TestLargeManifests(t *testing.T) {
 	}
 }
 
-// TestCheck: "weir-agent check" lists objects without touching the node. If a file or a policy is broken, it fails
-// with status 1.
+// TestCheck: if a file or a policy is broken, "weir-agent check" fails with status 1.
 func TestCheck(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -567,8 +558,8 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// TestStatusBeforeTheFirstState: if an agent starts with a broken file, the earlier agent's rules apply. The status
-// says so, and doesn't call the pod closed.
+// TestStatusBeforeTheFirstState: if an agent starts with a broken file, the status says that the earlier agent's
+// rules apply.
 func TestStatusBeforeTheFirstState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

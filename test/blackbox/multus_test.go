@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// secondNetwork writes the configuration of a second network of weir's, as for Multus. conf has the plugin's keys.
+// secondNetwork writes a second network of weir, as for Multus. conf has the plugin's keys.
 func secondNetwork(t *testing.T, n *nodetest.Node, conf nodetest.Conf) {
 	t.Helper()
 	plugin := nodetest.Conf{"type": "weir"}
@@ -29,7 +29,6 @@ func secondNetwork(t *testing.T, n *nodetest.Node, conf nodetest.Conf) {
 	}
 }
 
-// attachSecond calls the plugin for the pod's interface net1, and returns its output.
 func attachSecond(n *nodetest.Node, verb string, p *nodetest.Pod) (string, error) {
 	cmd := exec.Command(filepath.Join(n.Bin, "cnitool"), verb, "second", p.Netns)
 	cmd.Env = append(os.Environ(), "CNI_PATH="+n.Bin, "NETCONFPATH="+n.ConfDir, "CNI_IFNAME=net1",
@@ -54,8 +53,7 @@ func secondAddresses(t *testing.T, result string) (all []string) {
 	return all
 }
 
-// TestASecondInterface: if pods have a second interface, both are reachable and policies apply to both. DEL of the
-// second leaves the first.
+// TestASecondInterface: if pods have a second interface, policies apply to both.
 func TestASecondInterface(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -140,7 +138,7 @@ func TestASecondInterfaceInTheSameNetwork(t *testing.T) {
 	}
 }
 
-// TestASecondDefaultRouteThatIsAskedFor: ADD refuses a second default route, unless it has a priority.
+// TestASecondDefaultRouteThatIsAskedFor: if a second default route has no priority, ADD refuses it.
 func TestASecondDefaultRouteThatIsAskedFor(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

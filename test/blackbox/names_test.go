@@ -17,7 +17,7 @@ var (
 	longName      = func(first string) string { return first + strings.Repeat("x", 253-len(first)) }
 )
 
-// longest has a server that only the client may reach. All names are as long as possible.
+// longest has a server that only the client may reach.
 var longest = fmt.Sprintf(`
 apiVersion: v1
 kind: Namespace
@@ -47,11 +47,10 @@ spec:
 `, longNamespace, longName("server"), longName("client"), longName("other"), strings.Repeat("t", 63),
 	longName("policy"))
 
-// TestLongestNames: if all names are as long as possible, everything works. Alias and set entry show a name's
-// beginning.
+// TestLongestNames: if all names are as long as possible, everything works.
 func TestLongestNames(t *testing.T) { testLongestNames(t, nil) }
 
-// TestLongestNamesBehindPtp does the same for pods that the plugin ptp attaches, without CHECK and the alias.
+// TestLongestNamesBehindPtp: if the plugin ptp attaches the pods, the longest names work too.
 func TestLongestNamesBehindPtp(t *testing.T) {
 	testLongestNames(t, []nodetest.Conf{
 		{"type": "ptp", "ipam": nodetest.Conf{"type": "host-local", "subnet": "10.88.0.0/24"}},
@@ -112,8 +111,7 @@ func testLongestNames(t *testing.T, plugins []nodetest.Conf) {
 	}
 }
 
-// TestLongestContainerID: if a container's ID is as long as possible, ADD and DEL work. If it is too long for a file
-// name, ADD fails with code 4, and DEL succeeds.
+// TestLongestContainerID: if a container's ID is too long for a file name, ADD fails with code 4.
 func TestLongestContainerID(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

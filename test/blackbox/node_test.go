@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// repairTime is how long a repair may take: ten seconds until the resync, and ten for a busy machine.
+// repairTime is ten seconds until the resync, and ten for a busy machine.
 const repairTime = 10*time.Second + 10*time.Second
 
 // service is an address that the node translates to a pod's, as kube-proxy does.
@@ -103,7 +103,6 @@ func metric(t testing.TB, prefix string) (sum float64) {
 	return sum
 }
 
-// within calls f until f returns nil or d is over. It returns f's last error.
 func within(d time.Duration, f func() error) error {
 	for deadline := time.Now().Add(d); ; time.Sleep(20 * time.Millisecond) {
 		err := f()
@@ -119,8 +118,7 @@ type damage struct {
 	mended  string // a line of shell that succeeds and prints something once the damage is repaired
 }
 
-// comesBack does each damage, and waits until the agent has repaired and reported it, and CHECK succeeds. It returns
-// after the first unrepaired damage.
+// comesBack does each damage. The agent must repair and report it.
 func (n *keptNode) comesBack(all []damage) {
 	n.Helper()
 	for _, d := range all {
@@ -139,7 +137,7 @@ func (n *keptNode) comesBack(all []damage) {
 			return // the next damage would fail for the same reason
 		}
 		n.Logf("%s: put right after %s", d.command, time.Since(began).Round(10*time.Millisecond))
-		// The agent counts a repair only after it has made the repair.
+		// The agent counts a repair after it has made it.
 		if err := within(2*time.Second, func() error {
 			if now := metric(n, `weir_node_repairs_total{what="`+d.what+`"}`); now <= counted {
 				return fmt.Errorf("weir_node_repairs_total{what=%q} is %v", d.what, now)
@@ -187,7 +185,8 @@ func TestNodeSysctlsComeBack(t *testing.T) {
 	n.comesBack(all)
 }
 
-// TestNodeBridgeComesBack: if something changes weir0, its addresses, neighbours or routes, the agent restores them.
+// TestNodeBridgeComesBack: if something changes weir0, its addresses, neighbours or routes, the agent restores
+// them.
 func TestNodeBridgeComesBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -252,8 +251,7 @@ func TestNodePortsComeBack(t *testing.T) {
 	})
 }
 
-// TestCheckSeesTheNode: if a shared part of the node is damaged, CHECK of a pod fails and names it. No agent runs: it
-// would repair the part.
+// TestCheckSeesTheNode: if a shared part of the node is damaged, CHECK of a pod fails and names it.
 func TestCheckSeesTheNode(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -302,8 +300,7 @@ func TestCheckSeesTheNode(t *testing.T) {
 	}
 }
 
-// TestNodeThatCantBeRepaired: if /proc/sys is read-only, the agent isn't ready, reports the sysctl, and repairs
-// everything else.
+// TestNodeThatCantBeRepaired: if /proc/sys is read-only, the agent isn't ready and repairs everything else.
 func TestNodeThatCantBeRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -353,7 +350,6 @@ func TestGuardRepairsAreCounted(t *testing.T) {
 }
 
 // TestGuardThatLooksLikeItself: if a program changes the guard but keeps names and comments, the agent repairs it.
-// nft prints some numbers as words: in the bridge family, "dstnat" is priority -300.
 func TestGuardThatLooksLikeItself(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -404,8 +400,7 @@ spec: {podCIDR: 10.88.1.0/24, podCIDRs: [10.88.1.0/24]}
 status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
 `
 
-// TestNodeOverlayComesBack: if programs change the tunnel, its routes or its entries, the agent repairs them. The
-// namespace outside plays the other node.
+// TestNodeOverlayComesBack: if programs change the tunnel, its routes or its entries, the agent repairs them.
 func TestNodeOverlayComesBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

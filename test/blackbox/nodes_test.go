@@ -9,8 +9,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// nodeManifest returns the manifest of a Node that was created in the given minute. Blanks separate addresses
-// (InternalIPs) and networks (podCIDRs).
+// minute is the minute of the Node's creation. Blanks separate addresses (InternalIPs) and networks (podCIDRs).
 func nodeManifest(name string, minute int, addresses, networks string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b,
@@ -30,8 +29,7 @@ func nodeManifest(name string, minute int, addresses, networks string) string {
 	return b.String()
 }
 
-// honestNodes returns manifests of the Nodes n1 and so on. The first ones, as many as shared says, have one IPv4
-// subnet. Each other Node has its own.
+// The first nodes, as many as shared says, share an IPv4 subnet. Each other node has its own.
 func honestNodes(size, shared int) string {
 	var b strings.Builder
 	for i := 1; i <= size; i++ {
@@ -45,7 +43,7 @@ func honestNodes(size, shared int) string {
 	return b.String()
 }
 
-// labPods returns manifests of the namespace lab and of its pods, one on each node.
+// labPods has the namespace lab and one pod on each node.
 func labPods(size int) string {
 	b := "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: lab}\n"
 	for i := 1; i <= size; i++ {
@@ -76,8 +74,7 @@ var hostileClaims = []struct{ name, addresses, networks string }{
 	},
 }
 
-// TestHostileNode: if one of five Nodes states false claims, every agent reports only this Node. The other nodes'
-// pods reach each other, even after an agent restarts.
+// TestHostileNode: if one of five Nodes states false claims, every agent reports only this Node.
 func TestHostileNode(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -124,7 +121,7 @@ func TestHostileNode(t *testing.T) {
 				}
 			}
 			allReach(c, pods, mode+", "+claim.name)
-			// The agent of n2 restarts, and the routes and the tunnel from before are gone.
+			// The agent of n2 restarts without its earlier routes and tunnel.
 			n := c.Nodes[1]
 			n.StopAgent()
 			n.Run("sh", "-c", "ip route flush proto 88; ip -6 route flush proto 88; ip link del weir-vxlan || true")
@@ -140,8 +137,7 @@ func TestHostileNode(t *testing.T) {
 	}
 }
 
-// shareSubnet joins n1 and n2 by a second link, with the addresses 172.21.0.1 and 172.21.0.2. In crossSubnet, they
-// then need no tunnel. The router gets the routes that a network without encapsulation needs.
+// shareSubnet joins n1 and n2 by a second link, so that they need no tunnel in crossSubnet.
 func shareSubnet(c *nodetest.Cluster) {
 	c.Helper()
 	lines := []string{
@@ -156,7 +152,6 @@ func shareSubnet(c *nodetest.Cluster) {
 	nodetest.RunEach(c, lines...)
 }
 
-// allReach checks that each pod reaches TCP port 80 of each other pod over IPv4.
 func allReach(c *nodetest.Cluster, pods []*nodetest.Pod, when string) {
 	c.Helper()
 	for _, from := range pods {

@@ -12,7 +12,7 @@ import (
 )
 
 // TestHopByHopOptionsToLinkLocalMACs: if a pod sends an unknown IPv6 option under another pod's address, no answer
-// reaches that pod. The kernel answers such options before any IPv6 hook.
+// reaches that pod.
 func TestHopByHopOptionsToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -11,14 +11,14 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// nodes returns manifests of this Node (podCIDRs: own) and of another.
+// own are this Node's podCIDRs.
 func nodes(own ...string) string {
 	return nodeManifest("self", 0, "192.0.2.2", strings.Join(own, " ")) +
 		nodeManifest("other", 0, "192.0.2.1", "10.88.0.0/24")
 }
 
 // clustered makes a node whose agent writes the runtime's configuration. stale is the same node with an outdated
-// configuration, which has the keys of former. Without ranges in former, it has the other node's podCIDR.
+// configuration, made from former.
 func clustered(t *testing.T, former nodetest.Conf, own ...string) (n, stale *nodetest.Node) {
 	t.Helper()
 	stale = nodetest.NewNode(t, former)
@@ -37,8 +37,7 @@ func clustered(t *testing.T, former nodetest.Conf, own ...string) (n, stale *nod
 
 func conflist(n *nodetest.Node) string { return filepath.Join(n.ConfDir, "10-weir.conflist") }
 
-// TestAConfigurationOfAFormerLife: if the configuration is outdated, ADD fails and assigns no address. By then the
-// agent has written the current one.
+// TestAConfigurationOfAFormerLife: if the configuration is outdated, ADD fails and assigns no address.
 func TestAConfigurationOfAFormerLife(t *testing.T) {
 	good := []any{nodetest.Conf{"subnet": "10.99.7.0/24"}}
 	for name, tc := range map[string]struct {
@@ -87,8 +86,7 @@ func TestAConfigurationOfAFormerLife(t *testing.T) {
 	}
 }
 
-// TestPodsFromBeforeAChangeOfPodCIDRs: if the podCIDRs change, the status lists the running pods. They can still be
-// reached.
+// TestPodsFromBeforeAChangeOfPodCIDRs: if the podCIDRs change, the running pods can still be reached.
 func TestPodsFromBeforeAChangeOfPodCIDRs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -123,7 +121,7 @@ func TestPodsFromBeforeAChangeOfPodCIDRs(t *testing.T) {
 	n.Reach(b, a.IP+":80", true)
 }
 
-// TestControlAddressesOfAnotherPlugin: if another plugin attaches a pod, the pod's address may be outside the node's
+// TestControlAddressesOfAnotherPlugin: if another plugin attaches a pod, its address may be outside the node's
 // podCIDRs.
 func TestControlAddressesOfAnotherPlugin(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {

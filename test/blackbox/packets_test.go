@@ -24,7 +24,7 @@ func macOf(t *testing.T, netns, link string) (mac net.HardwareAddr) {
 	return mac
 }
 
-// ethernet returns the header of a frame. ip is an address of the packet inside, and says its family.
+// ip is an address of the packet inside. It decides the family.
 func ethernet(dst, src net.HardwareAddr, ip string) *layers.Ethernet {
 	kind := layers.EthernetTypeIPv4
 	if strings.Contains(ip, ":") {
@@ -39,7 +39,7 @@ func flow(src, dst string) udp {
 	return udp{netip.MustParseAddrPort(src), netip.MustParseAddrPort(dst)}
 }
 
-// packet returns a packet of the flow, without an Ethernet header.
+// The packet has no Ethernet header.
 func (u udp) packet(payload string) []gopacket.SerializableLayer {
 	udp := &layers.UDP{SrcPort: layers.UDPPort(u.src.Port()), DstPort: layers.UDPPort(u.dst.Port())}
 	return []gopacket.SerializableLayer{
@@ -48,7 +48,7 @@ func (u udp) packet(payload string) []gopacket.SerializableLayer {
 	}
 }
 
-// datagram returns a UDP packet from port 40000, without an Ethernet header.
+// The UDP packet comes from port 40000 and has no Ethernet header.
 func datagram(src, dst string, port int, payload []byte) []gopacket.SerializableLayer {
 	from, to := netip.MustParseAddr(src), netip.MustParseAddr(dst)
 	return udp{netip.AddrPortFrom(from, 40000), netip.AddrPortFrom(to, uint16(port))}.packet(string(payload))
@@ -63,8 +63,7 @@ func ip(src, dst netip.Addr, protocol layers.IPProtocol, inside any) gopacket.Se
 	return header(src.String(), dst.String(), protocol, inside)
 }
 
-// header returns the IP header of a packet from src to dst. inside is the transport layer, whose checksum may cover
-// the addresses, or nil.
+// inside is the transport layer, or nil. Its checksum may cover the addresses.
 func header(src, dst string, protocol layers.IPProtocol, inside any) gopacket.SerializableLayer {
 	var ip gopacket.SerializableLayer
 	if strings.Contains(dst, ":") {

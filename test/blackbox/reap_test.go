@@ -92,7 +92,6 @@ func addresses(t *testing.T) string {
 	return strings.TrimSpace(nodetest.Run(t, "sh", "-c", "ls /run/weir/addresses 2>/dev/null || :"))
 }
 
-// processOf returns the PID of a process that runs the program.
 func processOf(t *testing.T, program string) int {
 	t.Helper()
 	program, err := filepath.EvalSymlinks(program)
@@ -116,7 +115,7 @@ func processOf(t *testing.T, program string) int {
 	return 0
 }
 
-// pods returns manifests of the pods and their namespace. Each pod has its name as the label app.
+// Each pod has its name as the label app.
 func pods(namespace string, names ...string) string {
 	text := fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n", namespace)
 	for _, name := range names {

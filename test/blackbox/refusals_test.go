@@ -46,14 +46,14 @@ const harmless = "{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{p
 type refusal struct {
 	spec  string // the spec of the tenant's policy
 	field string // the field that the agent reports
-	// testRefused calls before, adds the policy, and calls after. Both may be nil. After mended the kernel accepts
-	// the part.
+	// testRefused calls before, adds the policy, and calls after. The kernel accepts the part once mended was
+	// called.
 	before, after, mended func(*nodetest.Node)
 	opens                 bool // port 1234 is open once the kernel accepts the part
 	legacy                bool // the node uses iptables-legacy
 }
 
-// rulesFailed is the message of iptables-nft about a rule that the kernel refuses.
+// iptables-nft prints this message for a rule that the kernel refuses.
 const rulesFailed = "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND failed (No such file or directory): " +
 	"rule in chain X"
 
@@ -78,7 +78,7 @@ exit 1`, text, says))
 	return r
 }
 
-// TestRefusedProtocol does testRefused with an SCTP port. A kernel without xt_sctp refuses its rule.
+// TestRefusedProtocol: if the kernel lacks xt_sctp, it refuses the rule of an SCTP port.
 func TestRefusedProtocol(t *testing.T) {
 	testRefused(t, refusal{
 		spec:  `{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}, {port: 9, protocol: SCTP}]}]}`,
@@ -86,8 +86,7 @@ func TestRefusedProtocol(t *testing.T) {
 	}.lacking("-p sctp", rulesFailed))
 }
 
-// TestRefusedProtocolByLegacy does the same with iptables-legacy. Its message names the line of COMMIT, not of the
-// rule.
+// TestRefusedProtocolByLegacy: if iptables-legacy refuses a rule, its message names the line of COMMIT.
 func TestRefusedProtocolByLegacy(t *testing.T) {
 	testRefused(t, refusal{
 		spec: `{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}]}],
@@ -96,7 +95,7 @@ func TestRefusedProtocolByLegacy(t *testing.T) {
 	}.lacking("-p sctp", "iptables-restore: line 99 failed"))
 }
 
-// TestRefusedMultiport does testRefused with several ports. A kernel without xt_multiport refuses their rule.
+// TestRefusedMultiport: if the kernel lacks xt_multiport, it refuses a rule with several ports.
 func TestRefusedMultiport(t *testing.T) {
 	testRefused(t, refusal{
 		spec: `{podSelector: {matchLabels: {app: web}},
@@ -106,7 +105,7 @@ func TestRefusedMultiport(t *testing.T) {
 	}.lacking("-m multiport", ""))
 }
 
-// TestRefusedRule does testRefused with 301 similar rules, of which the kernel refuses one.
+// TestRefusedRule: if the kernel refuses one of 301 similar rules, only this one is reported.
 func TestRefusedRule(t *testing.T) {
 	var rules []string
 	for i := range 300 {
@@ -123,7 +122,7 @@ const someBlocks = `{podSelector: {matchLabels: {app: web}},
 	ingress: [{from: [{ipBlock: {cidr: 10.88.0.0/25}}, {ipBlock: {cidr: 172.16.7.0/24}}],
 		ports: [{port: 1234}]}, {ports: [{port: 80}]}]}`
 
-// TestRefusedSet does testRefused with a set that another program's rule uses with another type.
+// TestRefusedSet: if another program uses a set of the same name and another type, only this set is reported.
 func TestRefusedSet(t *testing.T) {
 	testRefused(t, refusal{
 		spec: someBlocks, field: "spec.ingress[0].from", opens: true,
@@ -148,7 +147,7 @@ func TestRefusedSet(t *testing.T) {
 	})
 }
 
-// TestRefusedEntry does testRefused with a set that has no room for one of its entries.
+// TestRefusedEntry: if a set has no room for one of its entries, only this entry is reported.
 func TestRefusedEntry(t *testing.T) {
 	swap := func(room string) func(n *nodetest.Node) {
 		return func(n *nodetest.Node) {
@@ -168,7 +167,7 @@ func TestRefusedEntry(t *testing.T) {
 	})
 }
 
-// netSet returns the name of one of weir's sets of networks, and an error if there is none.
+// netSet returns the name of one of weir's sets of networks.
 func netSet(n *nodetest.Node) (string, error) {
 	for name := range strings.Lines(nodetest.Run(n, "ipset", "list", "-name")) {
 		if strings.HasPrefix(name, "weir-net-") {
@@ -178,8 +177,7 @@ func netSet(n *nodetest.Node) (string, error) {
 	return "", fmt.Errorf("there is no set with networks")
 }
 
-// testRefused: if the kernel refuses a part, weir reports its object and field once. Everything else applies. Once
-// the kernel accepts the part, weir applies it.
+// testRefused: if the kernel refuses a part, weir reports its object and field, and applies everything else.
 func testRefused(t *testing.T, r refusal) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

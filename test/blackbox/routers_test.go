@@ -25,7 +25,7 @@ func advertisement(dst, src net.HardwareAddr) []gopacket.SerializableLayer {
 	}
 }
 
-// believesNoRouter waits, and fails the test if a router advertisement has given the node a route or an address.
+// believesNoRouter fails the test if a router advertisement has given the node a route or an address.
 func believesNoRouter(t *testing.T) {
 	t.Helper()
 	time.Sleep(silence)
@@ -37,7 +37,7 @@ func believesNoRouter(t *testing.T) {
 	}
 }
 
-// TestRouterAdvertisements: if pods have no IPv6, the node accepts no router advertisement from a pod.
+// TestRouterAdvertisements: if a pod sends a router advertisement, the node doesn't accept it.
 func TestRouterAdvertisements(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -52,7 +52,8 @@ func TestRouterAdvertisements(t *testing.T) {
 	believesNoRouter(t)
 }
 
-// TestRouterAdvertisementsOutOfTheTunnel: a node accepts no router advertisement from its tunnel.
+// TestRouterAdvertisementsOutOfTheTunnel: if a router advertisement comes out of the tunnel, the node doesn't
+// accept it.
 func TestRouterAdvertisementsOutOfTheTunnel(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -65,8 +66,7 @@ func TestRouterAdvertisementsOutOfTheTunnel(t *testing.T) {
 	believesNoRouter(t)
 }
 
-// unaskedAddresses returns the IPv6 addresses of weir's links that weir can't have set: all of pods' ports, and on
-// other links all but unique local ones (fc00::/7).
+// weir sets no IPv6 address on pods' ports, and on its other links only unique local ones (fc00::/7).
 func unaskedAddresses(t *testing.T) (all []string) {
 	t.Helper()
 	for line := range strings.Lines(nodetest.Run(t, "ip", "-6", "-o", "addr", "show")) {
@@ -85,7 +85,7 @@ func unaskedAddresses(t *testing.T) (all []string) {
 	return all
 }
 
-// TestNoAddressThatNobodyAskedFor: without IPv6 pods, weir's links have no IPv6 address.
+// TestNoAddressThatNobodyAskedFor: if no pod has IPv6, weir's links have no IPv6 address.
 func TestNoAddressThatNobodyAskedFor(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -96,8 +96,7 @@ func TestNoAddressThatNobodyAskedFor(t *testing.T) {
 	}
 }
 
-// TestNoAddressThatNobodyAskedForWithIPv6Pods: with IPv6 pods, weir0 has only unique local addresses, and the ports
-// have none.
+// TestNoAddressThatNobodyAskedForWithIPv6Pods: if pods have IPv6, weir0 has only unique local addresses.
 func TestNoAddressThatNobodyAskedForWithIPv6Pods(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

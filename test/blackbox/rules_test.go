@@ -15,8 +15,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// isolated has "server" and "client", which may neither send nor receive, and "other" and "attacker" without
-// policies.
+// "server" and "client" may neither send nor receive. "other" and "attacker" have no policies.
 const isolated = `
 apiVersion: v1
 kind: Namespace
@@ -50,8 +49,7 @@ func TestControlPodsReachThemselves(t *testing.T)      { podsReachThemselves(t, 
 func TestPodsReachThemselvesBehindPtp(t *testing.T)    { podsReachThemselves(t, "ptp") }
 func TestPodsReachThemselvesBehindBridge(t *testing.T) { podsReachThemselves(t, "bridge") }
 
-// podsReachThemselves: if a pod's policies allow nothing, it still reaches itself through a Service or a hostPort. No
-// other pod does.
+// podsReachThemselves: if a pod's policies allow nothing, it still reaches itself through a Service or a hostPort.
 func podsReachThemselves(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -147,7 +145,7 @@ func TestForgedSendersBehindPtp(t *testing.T) {
 }
 
 // TestNotTracked: if NodeLocal DNSCache turns off connection tracking for its address, pods reach it only if their
-// policies allow it. Nothing else becomes reachable.
+// policies allow it.
 func TestNotTracked(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -211,8 +209,7 @@ func TestLoopbackOfTheNode(t *testing.T)             { loopback(t, "weir") }
 func TestLoopbackOfTheNodeBehindPtp(t *testing.T)    { loopback(t, "ptp") }
 func TestLoopbackOfTheNodeBehindBridge(t *testing.T) { loopback(t, "bridge") }
 
-// loopback: portmap makes the node accept packets to 127.0.0.0/8 from pods. Pods reach no server there, unless a rule
-// of the node translates an address to it.
+// loopback: if portmap makes the node accept packets to 127.0.0.0/8 from pods, they still reach no server there.
 func loopback(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -258,7 +255,7 @@ func TestForwardThatRefusesAllLegacy(t *testing.T) {
 }
 
 // forwardThatRefusesAll: if the node's chain FORWARD ends with a rule that rejects all, packets that policies allow
-// still pass. An earlier rule that drops packets still drops them.
+// still pass.
 func forwardThatRefusesAll(t *testing.T, flavour string) {
 	t.Helper()
 	n := nodetest.NewNode(t, dualStack)
@@ -301,8 +298,7 @@ func forwardThatRefusesAll(t *testing.T, flavour string) {
 	reach()
 }
 
-// TestGlobalAddressesAreNotMasqueraded: hosts outside see a pod's global IPv6 address. For a unique local one or
-// IPv4, they see the node's address.
+// TestGlobalAddressesAreNotMasqueraded: if a pod has a global IPv6 address, hosts outside see this address.
 func TestGlobalAddressesAreNotMasqueraded(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -29,8 +29,8 @@ kind: Pod
 metadata: {name: two, namespace: ns-1}
 `
 
-// TestNoAddressIsLeft: if no address is left, ADD refuses the pod, and log, status and a metric report the shortage.
-// STATUS doesn't fail, because kubelet would then have running pods evicted.
+// TestNoAddressIsLeft: if no address is left, ADD refuses the pod, but STATUS succeeds. Otherwise kubelet would
+// evict running pods.
 func TestNoAddressIsLeft(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -12,7 +12,7 @@ import (
 )
 
 // TestAddsAndDelsAreNobodysTampering: if ADD and DEL change sets during resyncs, the agent doesn't undo these
-// changes. After the last DEL, no pod is in the set weir-pods.
+// changes.
 func TestAddsAndDelsAreNobodysTampering(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -91,7 +91,7 @@ func TestAddsAndDelsAreNobodysTampering(t *testing.T) {
 	})
 }
 
-// watchMember checks that the pod, once it is in the set of pods, stays there until its ADD has ended.
+// From its ADD on, the pod must stay in the set of pods.
 func watchMember(t *testing.T, pod string, ended <-chan struct{}) {
 	was := false
 	for {

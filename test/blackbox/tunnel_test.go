@@ -16,8 +16,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// lab makes a dual-stack cluster with one pod on each node. size is the number of nodes, and flags are the agents'
-// flags.
+// lab makes a dual-stack cluster with one pod on each node. flags are the agents' flags.
 func lab(t *testing.T, size int, flags ...string) (*nodetest.Cluster, []*nodetest.Pod) {
 	t.Helper()
 	c := nodetest.NewCluster(t, size)
@@ -58,8 +57,8 @@ func rpFilter(t *testing.T, netns string, value int) {
 	})
 }
 
-// arrives reports whether a datagram of send reaches the address. Then it calls control, whose datagram must begin
-// with "control" and arrive: nothing else comes after it. Without a control, arrives waits 300 ms.
+// arrives reports whether a datagram of send reaches the address. The datagram of control must arrive after it, and
+// must begin with "control". Without a control, arrives waits 300 ms.
 func arrives(t *testing.T, netns, address string, send, control func()) bool {
 	t.Helper()
 	var conn *net.UDPConn
@@ -96,7 +95,6 @@ func tunnelMAC(node string) net.HardwareAddr {
 	return net.HardwareAddr{0x0e, 0x58, b[0], b[1], b[2], b[3]}
 }
 
-// inTunnel returns the payload of a tunnel packet that carries the frame inner.
 func inTunnel(t *testing.T, vni uint32, inner []byte) []byte {
 	t.Helper()
 	return nodetest.Frame(t, &layers.VXLAN{ValidIDFlag: true, VNI: vni}, gopacket.Payload(inner))
@@ -114,7 +112,7 @@ const (
 	vni, vxlanPort      = 88, 4789
 )
 
-// forged returns the frame inside a tunnel packet from n1 to n2. The frame has a datagram to port 9.
+// The frame is inside a tunnel packet from n1 to n2, and has a datagram to port 9.
 func forged(t *testing.T, from, to, payload string) []byte {
 	t.Helper()
 	return udpFrame(t, tunnelMAC(node1), tunnelMAC(node2), from, to, 9, []byte(payload))
@@ -129,8 +127,8 @@ func honest(t *testing.T, to string) func() {
 	return func() { wire(t, 2, node1, node2, vxlanPort, inTunnel(t, vni, forged(t, from, to, "control"))) }
 }
 
-// TestForgedRemotePods: if a host between the nodes sends under addresses of pods or nodes without a tunnel, nothing
-// arrives.
+// TestForgedRemotePods: if a host between the nodes sends without a tunnel under addresses of pods or nodes,
+// nothing arrives.
 func TestForgedRemotePods(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -157,8 +155,8 @@ func TestForgedRemotePods(t *testing.T) {
 	}
 }
 
-// TestForgedInsideTunnels: a packet from a tunnel is dropped unless its source is in the sending node's networks.
-// Tunnel packets of hosts that aren't nodes are dropped.
+// TestForgedInsideTunnels: if the packet inside a tunnel packet isn't from the sending node's networks, it is
+// dropped.
 func TestForgedInsideTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -176,8 +174,7 @@ func TestForgedInsideTunnels(t *testing.T) {
 				t.Errorf("the tunnel of n1 brings packets of %s to %s", from, to)
 			}
 		}
-		// These tunnel packets have a source that is no node's address, or the receiver's own. Under n1's address
-		// they would pass.
+		// These tunnel packets don't come from another node's address. Under n1's address they would pass.
 		if arrives(t, pods[1].Netns, at, func() {
 			inner := map[bool]string{false: "100.96.1.77", true: "fd00:96:1::77"}[strings.Contains(to, ":")]
 			for _, from := range []string{"192.0.2.1", "172.20.1.11", node2} {
@@ -189,7 +186,8 @@ func TestForgedInsideTunnels(t *testing.T) {
 	}
 }
 
-// TestNothingElseOutOfTunnels: the node takes no router advertisement and no ARP request out of a tunnel.
+// TestNothingElseOutOfTunnels: if a router advertisement or an ARP request comes out of a tunnel, the node ignores
+// it.
 func TestNothingElseOutOfTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -200,7 +198,7 @@ func TestNothingElseOutOfTunnels(t *testing.T) {
 	n.Run("sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/all/forwarding; ip -6 route del default")
 	n.StartAgent()
 	awaitConflist(c, n)
-	// Make the link accept router advertisements, so that the test would see one that arrives.
+	// The link must accept router advertisements here, so that the test would see one that arrives.
 	n.Run("sh", "-c",
 		"ip link set weir-vxlan addrgenmode eui64; ip link set weir-vxlan down; ip link set weir-vxlan up; "+
 			"echo 2 > /proc/sys/net/ipv6/conf/weir-vxlan/accept_ra")
@@ -236,8 +234,8 @@ func TestNothingElseOutOfTunnels(t *testing.T) {
 	}
 }
 
-// TestServiceBeforeTunnels: if a node translates a destination to the tunnel port, the packet isn't a tunnel packet.
-// A pod's packet to that port isn't one, either.
+// TestServiceBeforeTunnels: if a node translates a destination to the tunnel port, the packet isn't a tunnel
+// packet.
 func TestServiceBeforeTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -247,7 +245,7 @@ func TestServiceBeforeTunnels(t *testing.T) {
 		rpFilter(t, n.Netns, 0)
 	}
 	n1, n2 := c.Nodes[0], c.Nodes[1]
-	// This is what kube-proxy does for a Service with an EndpointSlice that names n2.
+	// kube-proxy does this for a Service with an EndpointSlice that names n2.
 	n1.Run("iptables", "-t", "nat", "-A", "PREROUTING", "-p", "udp", "--dport", "30000", "-j", "DNAT", "--to-destination",
 		node2+":4789")
 	n1.Run("iptables", "-t", "nat", "-A", "POSTROUTING", "-p", "udp", "-d", node2, "-o", "eth0", "-j", "MASQUERADE")
@@ -288,8 +286,8 @@ func sendUDP(t *testing.T, netns, to string, payload []byte) {
 	}
 }
 
-// TestTunnelsAreNotTranslated: if a rule translates packets to the node's tunnel port, tunnel packets are unaffected.
-// Connection tracking has no entry for them.
+// TestTunnelsAreNotTranslated: if a rule translates packets to the node's tunnel port, tunnel packets are
+// unaffected.
 func TestTunnelsAreNotTranslated(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -356,8 +354,8 @@ func TestTunnelsComeByTheUnderlay(t *testing.T) {
 	}
 }
 
-// TestDirectPeersDontComeOutOfTunnels: in crossSubnet, packets are dropped if they come out of a tunnel from the same
-// subnet, or without a tunnel from another subnet.
+// TestDirectPeersDontComeOutOfTunnels: if a packet between nodes of one subnet comes out of a tunnel in
+// crossSubnet, it is dropped.
 func TestDirectPeersDontComeOutOfTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

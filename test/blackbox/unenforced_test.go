@@ -12,8 +12,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// apiServer answers an agent's requests. served has the number of objects for each kind, under KIND.GROUP/VERSION; -1
-// forbids the list.
+// served has the number of objects for each kind, under KIND.GROUP/VERSION. -1 forbids the list.
 func apiServer(t *testing.T, served map[string]int) *httptest.Server {
 	t.Helper()
 	lists := map[string]string{
@@ -84,8 +83,8 @@ func apiServer(t *testing.T, served map[string]int) *httptest.Server {
 	return server
 }
 
-// TestPoliciesThatAnAPIServerHas: if the API server has policies of a kind that weir doesn't enforce, or may have
-// them, the status, the log and a metric warn.
+// TestPoliciesThatAnAPIServerHas: if the API server may have policies of a kind that weir doesn't enforce, status,
+// log and a metric warn.
 func TestPoliciesThatAnAPIServerHas(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// denied makes a node with an agent, the pods x/a and x/b, and a policy that denies all. The pod x/c isn't attached.
+// A policy denies all to the pods x/a and x/b. The pod x/c isn't attached.
 func denied(t *testing.T) (n *nodetest.Node, a, b *nodetest.Pod) {
 	t.Helper()
 	n = nodetest.NewNode(t, nil)
@@ -24,7 +24,6 @@ func denied(t *testing.T) (n *nodetest.Node, a, b *nodetest.Pod) {
 	return n, a, b
 }
 
-// denyX isolates all pods of the namespace "x", in both directions.
 const denyX = `
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -37,7 +36,7 @@ func sh(t testing.TB, line string) string {
 	return nodetest.Run(t, "sh", "-c", line)
 }
 
-// notReadyFor waits until weirctl status fails, with an output that contains the text why.
+// notReadyFor waits until weirctl status fails with the text why.
 func notReadyFor(n *nodetest.Node, why string) {
 	n.Helper()
 	n.Eventually("the status says what is wrong with "+why, func() error {
@@ -52,7 +51,7 @@ func notReadyFor(n *nodetest.Node, why string) {
 	})
 }
 
-// refused tries to attach the pod x/c. ADD must fail with the reason.
+// ADD of the pod x/c must fail with the text why.
 func refused(n *nodetest.Node, why string) {
 	n.Helper()
 	if _, err := n.TryAddPod("x", "c"); err == nil || !strings.Contains(err.Error(), why) {
@@ -60,7 +59,7 @@ func refused(n *nodetest.Node, why string) {
 	}
 }
 
-// well waits until the node is ready, and then checks that pods start again.
+// well waits until the node is ready. Then pods must start again.
 func well(n *nodetest.Node) {
 	n.Helper()
 	n.Eventually("the node is ready again", func() error {
@@ -72,7 +71,7 @@ func well(n *nodetest.Node) {
 	}
 }
 
-// stays fails the test if f returns an error within the given time.
+// stays fails the test if f returns an error within this time.
 func stays(n *nodetest.Node, within time.Duration, f func() error) {
 	n.Helper()
 	for end := time.Now().Add(within); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
@@ -82,8 +81,7 @@ func stays(n *nodetest.Node, within time.Duration, f func() error) {
 	}
 }
 
-// TestATableThatIptablesCantPrint: if iptables-save fails, the node isn't ready and no pod starts. weir still repairs
-// its rules.
+// TestATableThatIptablesCantPrint: if iptables-save fails, the node isn't ready and no pod starts.
 func TestATableThatIptablesCantPrint(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -109,8 +107,8 @@ func TestATableThatIptablesCantPrint(t *testing.T) {
 	well(n)
 }
 
-// TestATableThatIptablesCallsIncompatible: if nft's rule makes iptables-save omit a table, weir doesn't think that
-// the table is empty. The node isn't ready until the rule is deleted.
+// TestATableThatIptablesCallsIncompatible: if a rule of nft makes iptables-save omit a table, weir doesn't think
+// that the table is empty.
 func TestATableThatIptablesCallsIncompatible(t *testing.T) {
 	for family, program := range map[string]string{"ip": "iptables", "ip6": "ip6tables"} {
 		t.Run(program, func(t *testing.T) {
@@ -176,8 +174,8 @@ func jumps(chain string, want int) error {
 	return nil
 }
 
-// withoutMatch takes an extension away from iptables, for programs that start from now on. They can't print rules
-// with the match. Shell lines that begin with undo have the extension.
+// withoutMatch takes an extension away from iptables, so it can't print rules with the match. Shell lines that
+// begin with undo have the extension.
 func withoutMatch(t *testing.T, match string) (undo string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -187,8 +185,7 @@ func withoutMatch(t *testing.T, match string) (undo string) {
 	return "XTABLES_LIBDIR=" + lib + " "
 }
 
-// TestALegacyTableThatIptablesCantPrint: if iptables-legacy can't print a table, the node isn't ready. Policies still
-// apply, and weir adds its rule only once.
+// TestALegacyTableThatIptablesCantPrint: if iptables-legacy can't print a table, the node isn't ready.
 func TestALegacyTableThatIptablesCantPrint(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -218,7 +215,7 @@ func TestALegacyTableThatIptablesCantPrint(t *testing.T) {
 }
 
 // TestWhichIptablesIsUnknown: if kubelet's chain is in iptables-nft, the agent uses iptables-nft, even if it can't
-// read table nat. If only iptables-legacy has rules and can't print them, the agent isn't ready.
+// read table nat.
 func TestWhichIptablesIsUnknown(t *testing.T) {
 	t.Run("nft", func(t *testing.T) {
 		if !nodetest.IsolatedWithWeir(t) {
@@ -250,8 +247,7 @@ func TestWhichIptablesIsUnknown(t *testing.T) {
 	})
 }
 
-// TestAGuardThatCantBeMadeIsNotForgotten: if the guard is replaced and can't be written at first, the node isn't
-// ready meanwhile.
+// TestAGuardThatCantBeMadeIsNotForgotten: if the guard can't be written at first, the node isn't ready meanwhile.
 func TestAGuardThatCantBeMadeIsNotForgotten(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -278,8 +274,8 @@ func TestAGuardThatCantBeMadeIsNotForgotten(t *testing.T) {
 	})
 }
 
-// TestATableThatIsSwitchedOff: if a program makes a table dormant, the agent switches it on again. nft lists its
-// rules, but the kernel doesn't use them.
+// TestATableThatIsSwitchedOff: if a program makes a table dormant, the agent switches it on again. The kernel
+// doesn't use a dormant table.
 func TestATableThatIsSwitchedOff(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -342,8 +338,7 @@ nft -f /run/forward.nft`)
 	n.Reach(a, b.IP+":80", false)
 }
 
-// TestASetThatCantBeRead: if a set with weir's name has another type, all sets are unknown. The node isn't ready, but
-// weir still restores its rule.
+// TestASetThatCantBeRead: if a set with weir's name has another type, the node isn't ready.
 func TestASetThatCantBeRead(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

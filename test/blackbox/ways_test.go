@@ -32,8 +32,7 @@ func addressOnLo(c *nodetest.Cluster) {
 	}
 }
 
-// TestMTUFollowsTheRoute: the MTU of pods comes from the routes to other nodes. Of several next hops, the smallest
-// MTU counts.
+// TestMTUFollowsTheRoute: if the route to another node has several next hops, the smallest MTU counts for pods.
 func TestMTUFollowsTheRoute(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -68,8 +67,7 @@ func TestMTUFollowsTheRoute(t *testing.T) {
 	c.Eventually("p1 reaches p2", func() error { _, err := nodetest.Get(t, p1.Netns, p2.IP+":80"); return err })
 }
 
-// TestNextHopOfTheOtherFamily: if a node's IPv4 address is behind an IPv6 router, the node is in another subnet and
-// needs a tunnel.
+// TestNextHopOfTheOtherFamily: if a node's IPv4 address is behind an IPv6 router, the node needs a tunnel.
 func TestNextHopOfTheOtherFamily(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -97,8 +95,7 @@ func TestNextHopOfTheOtherFamily(t *testing.T) {
 	allReach(c, pods, "crossSubnet")
 }
 
-// TestOverlayPortAndVNI: if another overlay has the usual port and VNI, weir works with others. Pods can't send to
-// weir's port.
+// TestOverlayPortAndVNI: if another overlay has the usual port and VNI, weir works with others.
 func TestOverlayPortAndVNI(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -134,7 +131,7 @@ func TestOverlayPortAndVNI(t *testing.T) {
 	}
 }
 
-// TestAnotherOverlayOnThePort: another overlay works on the same port. Its other end isn't a node.
+// TestAnotherOverlayOnThePort: if another overlay uses the same port, it still works.
 func TestAnotherOverlayOnThePort(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -151,8 +148,7 @@ func TestAnotherOverlayOnThePort(t *testing.T) {
 		func() error { _, err := nodetest.Get(t, nodetest.RouterNS, "10.99.0.1:80"); return err })
 }
 
-// TestAHostFirewallByState: if a firewall accepts tunnel packets by connection state, it drops them, because they
-// aren't tracked. The status says so.
+// TestAHostFirewallByState: if a host's firewall drops untracked tunnel packets, the status says so.
 func TestAHostFirewallByState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -198,8 +194,7 @@ func TestClusterCIDR(t *testing.T) {
 	}
 }
 
-// TestTheGateIsRepaired: if another program changes the gate's table, the agent restores it, and the gate drops
-// forged packets again.
+// TestTheGateIsRepaired: if another program changes the gate's table, the agent restores it.
 func TestTheGateIsRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

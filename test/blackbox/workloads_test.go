@@ -7,8 +7,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// workloads has workloads of four kinds, and a static pod. The client's pods may reach web and db. The pods of the
-// workload other may reach db-0.
+// The client's pods may reach web and db. The pods of the workload other may reach db-0.
 const workloads = `
 apiVersion: apps/v1
 kind: Deployment
@@ -48,8 +47,7 @@ spec: {podSelector: {matchLabels: {statefulset.kubernetes.io/pod-name: db-0}},
   ingress: [{from: [{podSelector: {matchLabels: {app: other}}}]}]}
 `
 
-// TestPodsOfWorkloads: if a pod's name fits a workload, the pod gets the workload's labels. ADD refuses a pod that
-// fits none.
+// TestPodsOfWorkloads: if a pod's name fits a workload, the pod gets the workload's labels.
 func TestPodsOfWorkloads(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -88,8 +86,7 @@ func TestPodsOfWorkloads(t *testing.T) {
 	}
 }
 
-// TestAPodThatFitsTwoWorkloads: if a pod's name fits two workloads, policies that select either apply. A peer's
-// selector sees only labels that both have.
+// TestAPodThatFitsTwoWorkloads: if a pod's name fits two workloads, policies that select either apply.
 func TestAPodThatFitsTwoWorkloads(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

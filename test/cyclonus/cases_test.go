@@ -1,6 +1,5 @@
-// Package cyclonus runs weir against all test cases of Cyclonus (github.com/mattfenwick/cyclonus). The command cyclonus
-// leaves out half of the cases by default. The code of Cyclonus makes the cases, carries out their steps and computes
-// each packet's verdict. The cluster is in memory; there is no API server.
+// Package cyclonus runs weir against all test cases of Cyclonus (github.com/mattfenwick/cyclonus). Cyclonus' code
+// makes the cases and computes each packet's verdict. The cluster is in memory, without an API server.
 package cyclonus
 
 import (
@@ -35,7 +34,7 @@ var (
 	ipv6 = addresses{netip.MustParsePrefix("fd00:10:88::/64"), netip.MustParseAddr("fd00:10:88::1")}
 )
 
-// world is the cluster of a test case: Cyclonus' state, and each pod's address, which never changes.
+// world is the cluster of a test case. Each pod's address never changes.
 type world struct {
 	connectivity.TestCaseState
 	addresses
@@ -47,7 +46,7 @@ var (
 	protocols  = []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP}
 )
 
-// newWorld returns the cluster of the command cyclonus: pods a, b and c in each of the namespaces x, y and z.
+// The cluster has pods a, b and c in each of the namespaces x, y and z.
 func newWorld(t *testing.T, in addresses) *world {
 	t.Helper()
 	logrus.SetOutput(io.Discard)
@@ -62,7 +61,7 @@ func newWorld(t *testing.T, in addresses) *world {
 	return w
 }
 
-// assign gives an address to each pod that has none. A pod that is made again gets its earlier address.
+// A pod that is made again gets its earlier address.
 func (w *world) assign() {
 	for _, p := range w.Resources.Pods {
 		key := p.PodString().String()
@@ -79,8 +78,7 @@ func (w *world) assign() {
 	}
 }
 
-// cases returns all of Cyclonus' test cases. If the pods have IPv6, it replaces IPv4 blocks by the corresponding IPv6
-// blocks.
+// If the pods have IPv6, IPv6 blocks replace the corresponding IPv4 blocks.
 func (w *world) cases() []*generator.TestCase {
 	cases := generator.NewTestCaseGenerator(true, w.ips["z/c"].String(), namespaces, nil, nil).GenerateAllTestCases()
 	if w.gateway.Is4() {

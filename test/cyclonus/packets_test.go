@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestPacketsIPv4 sends every packet of every test case from pod to pod, with each backend. Exactly the packets must
-// arrive that Cyclonus allows, and those from a pod to itself.
+// TestPacketsIPv4: if Cyclonus allows a packet of a test case, it arrives. All others are dropped, except those
+// from a pod to itself.
 func TestPacketsIPv4(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -25,7 +25,7 @@ func TestPacketsIPv4(t *testing.T) {
 	bothBackends(t, "ipv4", ipv4)
 }
 
-// TestPacketsIPv6 does the same as TestPacketsIPv4, over IPv6.
+// TestPacketsIPv6 is TestPacketsIPv4 over IPv6.
 func TestPacketsIPv6(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -42,7 +42,7 @@ func bothBackends(t *testing.T, family string, in addresses) {
 	testPackets(t, node, attached, "cyclonus-packets-nftables-"+family, in)
 }
 
-// testPackets prints its result behind the title. attached are the pods on the node.
+// attached are the pods on the node.
 func testPackets(
 	t *testing.T, node *packettest.Node, attached map[string]netip.Addr, title string, in addresses,
 ) {
@@ -71,7 +71,6 @@ func testPackets(
 	fmt.Printf("%s: %d/%d\n", title, passed, len(cases))
 }
 
-// attach makes the node have exactly the pods of the cluster.
 func (w *world) attach(node *packettest.Node, attached map[string]netip.Addr) {
 	var now []string
 	for _, p := range w.Resources.Pods {

@@ -1,4 +1,4 @@
-// Package deltas adds up the deltas of a source, for tests that compare all of the source's objects.
+// Package deltas adds up the deltas of a source. Tests can then compare all of the source's objects.
 package deltas
 
 import (
@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// Sum has the objects of all deltas that were added.
+// Sum has the objects of all added deltas.
 type Sum struct {
 	pods       map[policy.Name][]*policy.Pod
 	policies   map[policy.Name][]*networkingv1.NetworkPolicy
@@ -27,8 +27,7 @@ func NewSum() *Sum {
 	}
 }
 
-// Add adds the delta, and returns all objects. Its pods, policies and namespaces are ordered by name. It returns nil
-// if the delta is nil.
+// Add adds the delta and returns all objects, ordered by name. A nil delta gives nil.
 func (s *Sum) Add(d *policy.Delta) *policy.Objects {
 	if d == nil {
 		return nil
@@ -62,7 +61,7 @@ func sorted[T any](by map[policy.Name]T) []policy.Name {
 	})
 }
 
-// latest returns the list at now, and keeps it in last. If now is nil, it returns the list in last.
+// If now is nil, latest returns the last list.
 func latest[T any](last, now *[]T) []T {
 	if now != nil {
 		*last = *now

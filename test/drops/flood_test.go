@@ -17,17 +17,16 @@ var (
 )
 
 const (
-	// within is how soon the quiet pod's packet must show.
+	// The quiet pod's packet must show within this time.
 	within = time.Second
-	// mostTime is how much processor time the agent may take for a denied packet: 5 % of a core at 50,000 a second.
+	// mostTime bounds the agent's processor time for one denied packet: 5 % of a core at 50,000 a second.
 	mostTime = time.Microsecond
-	// mostMemory is how many MiB the agent may have.
+	// mostMemory is in MiB.
 	mostMemory = 120
 )
 
-// TestFlood: if a pod sends 50,000 denied packets a second, another pod's single packet still shows within a second.
-// The agent stays within mostTime for a packet and mostMemory. The lines account for exactly the packets that the
-// rules have logged.
+// TestFlood: if a pod sends 50,000 denied packets a second, another pod's single packet still shows within a
+// second.
 func TestFlood(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

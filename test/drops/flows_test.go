@@ -11,8 +11,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestFlowsUnderFlood: if a pod floods allowed packets while flows are recorded, the agent needs little time, and
-// counts the packets that it doesn't know. Another pod's flow shows.
+// TestFlowsUnderFlood: if a pod floods allowed packets while flows are recorded, another pod's flow still shows.
 func TestFlowsUnderFlood(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -11,8 +11,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestLost: if the agent stands still during a flood, policies hold. Later the lines account for exactly the packets
-// that the rules have logged.
+// TestLost: if the agent stands still during a flood, the later counts still add up to all logged packets.
 func TestLost(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -60,8 +59,6 @@ func TestLost(t *testing.T) {
 	t.Logf("%d packets, %d lost, %d missed", live.count.Load(), live.lost.Load(), live.missed.Load())
 }
 
-// socketDrops returns how many messages the kernel lost because netfilter's netlink sockets were full.
-//
 // Equivalent to: awk '$2 == 12 { sum += $9 } END { print sum }' /proc/net/netlink
 func socketDrops(n *node) (drops int) {
 	n.Helper()
@@ -76,8 +73,7 @@ func socketDrops(n *node) (drops int) {
 	return drops
 }
 
-// TestTaken: if another program reads the log group, the agent enforces policies and says why it reads no drops. It
-// reads them once the program has ended.
+// TestTaken: if another program reads the log group, the agent says why it reads no drops.
 func TestTaken(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

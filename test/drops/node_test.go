@@ -51,7 +51,7 @@ kind: Pod
 metadata: {name: quiet, namespace: shop}
 `
 
-// node is a node with three pods. The policies let none of them reach db.
+// The policies let none of the other two pods reach db.
 type node struct {
 	*nodetest.Node
 	db, flood, quiet *nodetest.Pod
@@ -65,7 +65,7 @@ func newNode(t *testing.T, flags ...string) *node {
 	return n
 }
 
-// start starts an agent, and waits until it is ready. Without flags, it also waits until the agent reads drops.
+// Without flags, start also waits until the agent reads drops.
 func (n *node) start(flags ...string) {
 	n.Helper()
 	n.SpawnAgent(append([]string{"--source", "dir:" + n.Manifests}, flags...)...)
@@ -179,8 +179,7 @@ func (s *sender) send(port uint16) error {
 	return err
 }
 
-// flood sends perSecond packets a second until end is called. Every other packet goes to port 53, the others to one
-// port after the other.
+// Every other packet goes to port 53, the others to one port after the other.
 func (s *sender) flood(perSecond int) (end func()) {
 	go func() {
 		defer close(s.done)
@@ -230,7 +229,7 @@ func processorTime(t testing.TB, pid int) (sum time.Duration) {
 	return sum
 }
 
-// memory returns the resident memory of the process in MiB.
+// The result is in MiB.
 func memory(t testing.TB, pid int) int {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))

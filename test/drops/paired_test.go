@@ -15,8 +15,8 @@ import (
 
 var pairs = flag.Int("pairs", 1, "pairs of agents, with and without --drops, to compare")
 
-// TestPaired compares ADD and the delay of policies under a flood, between an agent that reads drops and one that
-// doesn't.
+// TestPaired compares an agent that reads drops with one that doesn't, by the times of ADD and of policies under a
+// flood.
 func TestPaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -49,7 +49,7 @@ func TestPaired(t *testing.T) {
 	t.Logf("drops-paired: packets sent: %d without, %d with drops", packets[0], packets[1])
 }
 
-// addPod returns how many milliseconds ADD takes.
+// The result is the time of ADD in milliseconds.
 func (n *node) addPod(name string) float64 {
 	n.Helper()
 	n.Manifest(name+".yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: "+name+", namespace: shop}\n")
@@ -62,8 +62,7 @@ func (n *node) addPod(name string) float64 {
 	return float64(took.Microseconds()) / 1000
 }
 
-// allow writes a policy that lets the quiet pod reach db. It returns the milliseconds until the first answer, and
-// removes the policy.
+// allow lets the quiet pod reach db, and returns the milliseconds until the first answer.
 func (n *node) allow() float64 {
 	n.Helper()
 	conn, err := nodetest.Dial(n, n.quiet.Netns, "udp", net.JoinHostPort(n.db.IP, "7"))

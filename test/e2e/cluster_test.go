@@ -1,7 +1,7 @@
 //go:build e2e
 
-// Package e2e_test does on a real cluster (scripts/cluster/up) what users do, and what attackers try. It calls the real
-// kubectl, as a person would.
+// Package e2e_test does on a real cluster (scripts/cluster/up) what users and attackers do. It calls the real
+// kubectl.
 package e2e_test
 
 import (
@@ -25,7 +25,7 @@ import (
 
 const scripts = "../../scripts/cluster/"
 
-// probeBinary is the path of the program probe. Pods have it in their image.
+// probeBinary is the path of the program probe in pods' images.
 var probeBinary string
 
 func TestMain(m *testing.M) {
@@ -44,7 +44,6 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// run runs a command and returns its output. If the command fails, the error contains the output too.
 func run(ctx context.Context, stdin, name string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Stdin = strings.NewReader(stdin)
@@ -84,7 +83,6 @@ func enter(t *testing.T, node string, command ...string) string {
 	return must(t, "", scripts+"enter", append([]string{node}, command...)...)
 }
 
-// eventually calls check until it returns nil. After within, the test fails with check's last error.
 func eventually(t *testing.T, within time.Duration, what string, check func() error) {
 	t.Helper()
 	deadline := time.Now().Add(within)
@@ -104,8 +102,7 @@ func eventually(t *testing.T, within time.Duration, what string, check func() er
 	}
 }
 
-// namespace makes a namespace, which is deleted when the test ends. It waits for the service account: no pod can be
-// made earlier.
+// No pod can be made before the service account, so namespace waits for it.
 func namespace(t *testing.T, name string) string {
 	t.Helper()
 	kubectl(t, "create", "namespace", name)
@@ -244,14 +241,14 @@ func attempts(t *testing.T, out string) []attempt {
 	return all
 }
 
-// api sends requests to the API server directly: starting kubectl for each would take long.
+// api sends requests directly, because starting kubectl for each would take long.
 type api struct {
 	*testing.T
 	client *http.Client
 	url    string
 }
 
-// newAPI connects to the API server through kubectl proxy, on a Unix socket.
+// kubectl proxy listens on a Unix socket.
 func newAPI(t *testing.T) api {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "api")

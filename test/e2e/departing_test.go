@@ -10,7 +10,7 @@ import (
 )
 
 // TestANamespaceThatIsBeingDeleted: if a namespace's policies are deleted before its pods have ended, they stay in
-// force (CVE-2024-7598). If the agent is killed, the next one keeps these pods closed.
+// force (CVE-2024-7598).
 func TestANamespaceThatIsBeingDeleted(t *testing.T) {
 	ns, others := namespace(t, "departing"), namespace(t, "departing-client")
 	on := workers(t)[0].name
@@ -47,7 +47,7 @@ func TestANamespaceThatIsBeingDeleted(t *testing.T) {
 	})
 
 	kubectl(t, "delete", "namespace", ns, "--wait=false")
-	// Kubernetes before 1.33 deletes the policies first by itself; later versions usually don't (KEP-5080).
+	// Kubernetes before 1.33 deletes the policies first by itself. Later versions usually don't (KEP-5080).
 	kubectl(t, "-n", ns, "delete", "networkpolicies", "--all")
 	running := func() {
 		t.Helper()

@@ -12,8 +12,7 @@ import (
 	"time"
 )
 
-// TestBothFamilies tests pods, Services, policies and the world over IPv4 and IPv6. A policy of one family's block
-// doesn't allow the other. Without dual-stack nodes the test is skipped; in CI it fails.
+// TestBothFamilies: if nodes are dual-stack, pods, Services, policies and the world work over IPv4 and IPv6.
 func TestBothFamilies(t *testing.T) {
 	if cidrs := nodeCIDRs(t, workers(t)[0].name); len(cidrs) != 2 {
 		if os.Getenv("CI") != "" {
@@ -39,7 +38,7 @@ func nodeCIDRs(t *testing.T, name string) (cidrs []string) {
 	return cidrs
 }
 
-// families has a pod's address in each family, IPv4 first.
+// IPv4 is first.
 type families [2]string
 
 func podIPs(t *testing.T, namespace, name string) (ips families) {

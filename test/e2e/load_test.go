@@ -21,9 +21,8 @@ spec:
   ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]
 `
 
-// underLoad runs do while two clients together open 200 connections a second. The friend is allowed and the stranger
-// denied. The test fails if a connection has the wrong verdict or needs a second SYN. The clients connect by
-// themselves, because `kubectl exec` needs the API server.
+// underLoad runs do while two clients open 200 connections a second. It fails if a connection has the wrong
+// verdict. The clients connect by themselves, because `kubectl exec` needs the API server.
 func underLoad(t *testing.T, ns string, duration time.Duration, do func()) {
 	t.Helper()
 	a, _, remote := apart(t)
@@ -59,8 +58,8 @@ func underLoad(t *testing.T, ns string, duration time.Duration, do func()) {
 	for _, who := range clients {
 		start(t, pod{
 			Namespace: ns, Name: who, Node: a.name, Labels: "app: " + who, Image: probe, Once: true,
-			// A second SYN means that the first was dropped, so the connection counts as wrong. The friend's timeout
-			// is long, for a busy machine.
+			// A second SYN means that the first was dropped, so the connection counts as wrong. The friend's
+			// timeout is long, for a busy machine.
 			Command: fmt.Sprintf(`[probe, connect, --every=20ms, --timeout=%s, --for=%s, "%s:9000", "%s:9000"]`,
 				map[string]string{"friend": "10s", "stranger": "500ms"}[who], duration, podIP(t, ns, "near"), podIP(t, ns, "far")),
 		})
@@ -89,8 +88,7 @@ func TestRollingUpdate(t *testing.T) {
 	})
 }
 
-// TestAPIServerAway: if the API server is away for ten seconds, agents keep enforcing their policies. Then a new
-// policy applies.
+// TestAPIServerAway: if the API server is away for ten seconds, agents keep enforcing their policies.
 func TestAPIServerAway(t *testing.T) {
 	controlPlanes := strings.Fields(kubectl(t, "get", "nodes", "-l", "node-role.kubernetes.io/control-plane", "-o",
 		"jsonpath={.items[*].metadata.name}"))
@@ -124,8 +122,7 @@ func TestAPIServerAway(t *testing.T) {
 	})
 }
 
-// TestFirstConnection: if a pod is new, its first connection to another node succeeds at once, because its node
-// publishes it. Without publishing, at least one of 50 is late.
+// TestFirstConnection: if a pod is new, its first connection to another node succeeds at once.
 func TestFirstConnection(t *testing.T) {
 	const fresh = 50
 	a, _, remote := apart(t)

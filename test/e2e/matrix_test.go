@@ -23,10 +23,10 @@ import (
 
 var randomClusters = flag.Int("random-clusters", 2, "sets of random policies of TestMatrixIsTrue")
 
-// The ports on which the pods of TestMatrixIsTrue listen.
+// The pods of TestMatrixIsTrue listen on these ports.
 var matrixPorts = []uint16{9000, 9001}
 
-// connection is a connection between two pods of TestMatrixIsTrue. Pods have the names NAMESPACE/NAME.
+// Pods have the names NAMESPACE/NAME.
 type connection struct {
 	from, to, family string
 	port             uint16
@@ -48,7 +48,6 @@ type matrixParty struct {
 	Pods            []string
 }
 
-// expand returns the connections between the pods that the rows mean.
 func expand(rows []matrixRow, parties []matrixParty, pods map[string]map[string]string) connections {
 	by := map[string][]string{}
 	for _, p := range parties {
@@ -82,8 +81,7 @@ func expand(rows []matrixRow, parties []matrixParty, pods map[string]map[string]
 	return all
 }
 
-// TestMatrixIsTrue: kubectl weir matrix has exactly the connections that succeed with real packets. kubectl weir diff
-// has those that a change opens and closes.
+// TestMatrixIsTrue: if kubectl weir matrix has a connection, it succeeds with real packets. All others fail.
 func TestMatrixIsTrue(t *testing.T) {
 	pods := startMatrixPods(t)
 	seed := rand.Uint64()
@@ -187,7 +185,6 @@ func startMatrixPods(t *testing.T) map[string]map[string]string {
 	return pods
 }
 
-// applied applies the policies, waits until they are enforced, and returns the connections that succeed.
 func applied(t *testing.T, pods map[string]map[string]string, policies string) connections {
 	t.Helper()
 	must(t, policies, scripts+"kubectl", "apply", "-f", "-")
@@ -237,7 +234,7 @@ func applied(t *testing.T, pods map[string]map[string]string, policies string) c
 
 const policiesEach = 3 // of each namespace
 
-// randomPolicies returns random policies as a JSON list. Their names are always the same.
+// The names of the policies are always the same.
 func randomPolicies(r *rand.Rand, pods map[string]map[string]string) string {
 	selector := func() *metav1.LabelSelector {
 		s := &metav1.LabelSelector{}

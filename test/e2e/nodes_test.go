@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// reaches reports whether the pod can connect to the address within 900 ms.
+// A connection must succeed within 900 ms.
 func reaches(t *testing.T, ns, pod, address string) bool {
 	t.Helper()
 	out, err := execIn(t.Context(), ns, pod, "probe", "connect", "--count=1", "--timeout=900ms", address)
@@ -23,8 +23,7 @@ func reaches(t *testing.T, ns, pod, address string) bool {
 	return attempts(t, out)[0].OK
 }
 
-// TestNodeJoinsAndLeaves: if a node joins, its pods can be reached, and policies apply. If it leaves, other nodes
-// keep nothing of it.
+// TestNodeJoinsAndLeaves: if a node joins, its pods can be reached. If it leaves, other nodes keep nothing of it.
 func TestNodeJoinsAndLeaves(t *testing.T) {
 	all := workers(t)
 	name := "w" + strconv.Itoa(len(all)+1)
@@ -78,8 +77,7 @@ func TestNodeJoinsAndLeaves(t *testing.T) {
 	})
 }
 
-// TestReboot: if a worker reboots, its pod gets a new address, and its policy applies. The old address is assigned to
-// no pod.
+// TestReboot: if a worker reboots, its pod gets a new address, and its policy applies.
 func TestReboot(t *testing.T) {
 	a, neighbour, _ := apart(t)
 	ns := namespace(t, "reboot")
@@ -157,8 +155,7 @@ metadata: {name: {{.Name}}}
 spec: { {{with .PodCIDR}}podCIDR: {{.}}, podCIDRs: [{{.}}], {{end}}taints: [{key: stray, effect: NoExecute}]}
 `
 
-// TestNodesThatAreWrong: if Nodes are faulty, the status names each, and other nodes' pods still reach each other. If
-// a Node's address changes, the tunnel follows.
+// TestNodesThatAreWrong: if Nodes are faulty, the status names each, and other nodes' pods still reach each other.
 func TestNodesThatAreWrong(t *testing.T) {
 	a, _, remote := apart(t)
 	ns := namespace(t, "wrong-nodes")

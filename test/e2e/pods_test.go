@@ -32,7 +32,7 @@ func TestProbesPass(t *testing.T) {
 	}
 }
 
-// TestHostPort: the world and a pod on another node reach a hostPort. Under a policy that denies all they don't.
+// TestHostPort: if a pod has a hostPort, the world and a pod on another node reach it.
 func TestHostPort(t *testing.T) {
 	ns := namespace(t, "host-port")
 	a, _, remote := apart(t)
@@ -81,8 +81,8 @@ func TestHostPort(t *testing.T) {
 	}
 }
 
-// TestPodReachesItselfThroughItsService: a pod reaches itself, even under policies. The way back needs the bridge's
-// hairpin mode or masquerading.
+// TestPodReachesItselfThroughItsService: if policies isolate a pod, it still reaches itself through its Service.
+// The way back needs hairpin mode or masquerading.
 func TestPodReachesItselfThroughItsService(t *testing.T) {
 	ns := namespace(t, "ns-1") // the manifest of the Service has this namespace
 	start(t, pod{Namespace: ns, Name: "http-echo", Node: workers(t)[0].name, Labels: "app: http-echo", Image: httpEcho})
@@ -106,8 +106,7 @@ spec:
 		calls)
 }
 
-// TestPodsReachTheWorldAsTheirNode: pods reach hosts outside from their node's address. The router drops packets from
-// other addresses.
+// TestPodsReachTheWorldAsTheirNode: if a pod reaches hosts outside, they see its node's address.
 func TestPodsReachTheWorldAsTheirNode(t *testing.T) {
 	ns := namespace(t, "world")
 	start(t,

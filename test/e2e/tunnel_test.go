@@ -41,8 +41,7 @@ func TestFullSizePackets(t *testing.T) {
 	}
 }
 
-// TestForgedTunnelPackets: a node accepts tunnel packets from nodes only, and no pod can send one. No policy checks
-// the packet inside again.
+// TestForgedTunnelPackets: if a host that is no node sends tunnel packets, no node accepts them.
 func TestForgedTunnelPackets(t *testing.T) {
 	ns := namespace(t, "forged")
 	a, neighbour, remote := apart(t)
@@ -110,8 +109,7 @@ spec:
 	}
 	enter(t, "router", append([]string{"ip", "netns", "exec", "stranger", probeBinary},
 		forge("from-a-stranger", remote.address.String())[1:]...)...)
-	// A node's packet is accepted, which shows that the test's packets are valid. It is last, so forged ones would
-	// have arrived.
+	// This packet is accepted, so the test's packets are valid. It is last, so forged ones would have arrived.
 	enter(t, neighbour.name, append([]string{probeBinary}, forge("from-a-node", remote.address.String())[1:]...)...)
 	eventually(t, 10*time.Second, "what a node sends arrives", func() error {
 		if log := kubectl(t, "-n", ns, "logs", "victim"); !strings.Contains(log, "from-a-node") {

@@ -10,7 +10,7 @@ import (
 )
 
 // TestTheNodeIsKept: if weir's settings are removed from a node, the agent restores them with the privileges of
-// conf/weir.yaml. Containers that run before the agent's have no API token.
+// conf/weir.yaml.
 func TestTheNodeIsKept(t *testing.T) {
 	ns := namespace(t, "kept")
 	on := workers(t)[0].name

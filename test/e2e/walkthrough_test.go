@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestWalkthrough follows a workshop's chapter on network policies, in each arrangement of client and server. After
-// the namespace is deleted, nothing of it is left on the nodes.
+// TestWalkthrough follows a workshop's chapter on network policies. When the namespace is deleted, nothing of it is
+// left on the nodes.
 func TestWalkthrough(t *testing.T) {
 	kubectl(t, "-n", "kube-system", "rollout", "status", "ds/weir", "--timeout=120s")
 	first, neighbour, remote := apart(t)

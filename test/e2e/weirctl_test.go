@@ -20,13 +20,13 @@ import (
 
 var waits = flag.Int("waits", 12, "changes of policies of TestWaitIsNeverEarly")
 
-// weir runs kubectl weir, which must end with the exit code. It returns the output, and what is on standard error.
+// weir runs kubectl weir, which must end with this exit code. errs is standard error.
 func weir(t *testing.T, code int, args ...string) (out, errs string) {
 	t.Helper()
 	return weirReads(t, []int{code}, "", args...)
 }
 
-// weirReads runs kubectl weir with the standard input. It must end with one of the exit codes.
+// kubectl weir must end with one of these exit codes.
 func weirReads(t *testing.T, codes []int, stdin string, args ...string) (out, errs string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), scripts+"kubectl", append([]string{"weir"}, args...)...)
@@ -121,7 +121,7 @@ spec:
   ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]
 `
 
-// explained are the parts of kubectl weir explain -o json that the tests read.
+// explained has the parts of kubectl weir explain -o json that the tests read.
 type explained struct {
 	Result string
 	Paths  []struct {
@@ -137,8 +137,7 @@ type explained struct {
 	}
 }
 
-// TestDropsAndExplain: a denied wget shows in kubectl weir drops -f within a second, with both pods and all isolating
-// policies. kubectl weir explain agrees.
+// TestDropsAndExplain: if a connection is denied, kubectl weir drops -f shows it within a second.
 func TestDropsAndExplain(t *testing.T) {
 	a, _, remote := apart(t)
 	ns := namespace(t, "drops-shown")
@@ -204,8 +203,7 @@ func TestDropsAndExplain(t *testing.T) {
 	}
 }
 
-// TestCheckNamesWhatIsBroken: if a node loses all tunnel packets, kubectl weir check names the node. No namespace is
-// left, even after an interrupt.
+// TestCheckNamesWhatIsBroken: if a node loses all tunnel packets, kubectl weir check names the node.
 func TestCheckNamesWhatIsBroken(t *testing.T) {
 	weir(t, 0, "check")
 	victim := workers(t)[1].name
@@ -246,8 +244,7 @@ func TestCheckNamesWhatIsBroken(t *testing.T) {
 	}
 }
 
-// TestWaitIsNeverEarly: each connection after kubectl weir wait, and before the next change, gets the new policies'
-// verdict.
+// TestWaitIsNeverEarly: if kubectl weir wait has returned, each connection gets the new policies' verdict.
 func TestWaitIsNeverEarly(t *testing.T) {
 	ns := namespace(t, "wait")
 	start(t, pod{
@@ -302,7 +299,7 @@ func TestWaitIsNeverEarly(t *testing.T) {
 	for _, c := range clients {
 		for _, a := range attempts(t, kubectl(t, "-n", ns, "logs", c.Name)) {
 			for _, s := range spans {
-				// Packets of a connection are sent again, so one that ends after the next change may have met the new
+				// Packets are sent again, so a connection that ends after the next change may have met the new
 				// policies.
 				if a.Start.Before(s.from) || a.Start.Add(a.Took).After(s.to) {
 					continue

@@ -1,5 +1,5 @@
-// Package estimate has the statistics of the benchmarks: medians and ratios, with intervals that assume nothing about
-// how times are distributed.
+// Package estimate has the statistics of the benchmarks. Its intervals assume nothing about how times are
+// distributed.
 package estimate
 
 import (
@@ -14,13 +14,13 @@ func Median[T time.Duration | float64](list []T) T {
 	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
 }
 
-// Quantile returns the value below which a part (0 to 1) of the list lies. The list must not be empty.
+// Quantile returns the value below which this part (0 to 1) of the list lies. The list must not be empty.
 func Quantile(list []float64, part float64) float64 {
 	sorted := slices.Sorted(slices.Values(list))
 	return sorted[min(int(part*float64(len(sorted))), len(sorted)-1)]
 }
 
-// Ratios returns each round's ratio of two values. The machine's load affects both, so it cancels out.
+// Ratios returns each round's ratio. The machine's load affects both values, so it cancels out.
 func Ratios[T time.Duration | float64](of, to []T) []float64 {
 	all := make([]float64, len(of))
 	for i := range of {
@@ -29,8 +29,7 @@ func Ratios[T time.Duration | float64](of, to []T) []float64 {
 	return all
 }
 
-// Interval returns an interval that contains the true median with a probability of at least 95 %. ok is false if
-// there are too few values.
+// Interval contains the true median with a probability of at least 95 %. ok is false if there are too few values.
 func Interval(list []float64) (low, high float64, ok bool) {
 	rank := IntervalRank(len(list))
 	if rank < 0 {
@@ -40,7 +39,7 @@ func Interval(list []float64) (low, high float64, ok bool) {
 	return sorted[rank], sorted[len(sorted)-1-rank], true
 }
 
-// Text returns the median as text, with its interval, or with a remark that there are too few values.
+// Text returns the median with its interval, or with a remark that there are too few values.
 func Text(list []float64, digits int) string {
 	low, high, ok := Interval(list)
 	if !ok {
@@ -50,9 +49,8 @@ func Text(list []float64, digits int) string {
 		len(list))
 }
 
-// IntervalRank returns how many of n sorted values lie below the interval for their true median. As many lie above
-// it. The interval contains the median with a probability of at least 95 %. This follows from the sign test, which
-// assumes nothing about the distribution. If n is too small, IntervalRank returns -1.
+// IntervalRank returns how many of n sorted values lie below the interval for their true median; as many lie above.
+// It follows from the sign test. IntervalRank returns -1 if n is too small.
 func IntervalRank(n int) int {
 	p := 1.0
 	for range n {

@@ -1,5 +1,4 @@
-// Package golden gives tests the states that the manifests in policy/testdata describe, and compares texts with golden
-// files.
+// Package golden reads the test states of policy/testdata, and compares texts with golden files.
 package golden
 
 import (
@@ -35,7 +34,7 @@ func Each(t *testing.T, root string, f func(t *testing.T, name string, state pol
 	}
 }
 
-// Compare compares the text with the golden file; go test -update writes the file.
+// Compare compares the text with the golden file. go test -update writes the file.
 func Compare(t *testing.T, path, got string) {
 	t.Helper()
 	if *update {
@@ -53,7 +52,7 @@ func Compare(t *testing.T, path, got string) {
 	}
 }
 
-// Load returns the state that OnNode makes of the objects in the file.
+// Load reads the file's objects and returns the node's state (OnNode).
 func Load(t testing.TB, path string) policy.State {
 	t.Helper()
 	data, err := os.ReadFile(path)
@@ -63,8 +62,7 @@ func Load(t testing.TB, path string) policy.State {
 	return OnNode(Objects(t, data))
 }
 
-// Objects parses YAML documents, and returns their namespaces, pods and policies. It doesn't check NetworkPolicies,
-// so tests can have invalid ones. An error in another object fails the test.
+// Objects parses YAML documents. NetworkPolicies aren't validated, so tests can have invalid ones.
 func Objects(t testing.TB, data []byte) policy.Objects {
 	t.Helper()
 	var all policy.Objects
@@ -84,9 +82,9 @@ func Objects(t testing.TB, data []byte) policy.Objects {
 	return all
 }
 
-// OnNode returns the state of a node with these objects. A pod gets an endpoint if its addresses are in 10.88.0.0/24
-// or fd00:10:88::/64, unless it uses its node's network. If the pod has the label "attached", another plugin made its
-// interface. The label's value names the link on the node: LINK, or BRIDGE.PORT.
+// OnNode returns the state of a node with these objects. Pods with addresses in 10.88.0.0/24 or fd00:10:88::/64 are
+// on the node. If a pod has the label "attached", another plugin made its interface; the value names the link, LINK
+// or BRIDGE.PORT.
 func OnNode(objects policy.Objects) policy.State {
 	state := policy.State{Objects: objects}
 	for _, p := range objects.Pods {

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// These are MACs that E may use, besides those of the world.
+// E may use these MACs too.
 var (
 	broadcastMAC = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 	groupMAC4    = net.HardwareAddr{0x01, 0x00, 0x5e, 0, 0, 1}
@@ -23,7 +23,7 @@ var (
 	strangeMAC   = net.HardwareAddr{2, 0xde, 0xad, 0, 0, 1}
 )
 
-// linkLocal returns the MAC 01:80:c2:00:00:0X. By IEEE 802.1D no bridge forwards frames to this MAC.
+// By IEEE 802.1D no bridge forwards frames to 01:80:c2:00:00:0X.
 func linkLocal(x byte) net.HardwareAddr { return net.HardwareAddr{0x01, 0x80, 0xc2, 0, 0, x} }
 
 type name[T any] struct {
@@ -51,8 +51,8 @@ func everything(t testing.TB, w *world, flows []flow) []*frame {
 	return f.frames
 }
 
-// linkLocalMACs forges frames to link-local MACs. The kernel's br_handle_frame (net/bridge/br_input.c) passes such
-// frames to the IP stack, as received on the port itself, unless group_fwd_mask is set.
+// The kernel hands frames to link-local MACs to the IP stack, as received on the port itself, unless group_fwd_mask
+// is set (br_handle_frame).
 func (f *forge) linkLocalMACs() {
 	w := f.w
 	eLocal, portLocal := eui64(w.eMAC), eui64(w.portMAC)
@@ -109,10 +109,8 @@ func (f *forge) tunnelEnd() netip.Addr {
 	return local
 }
 
-// peerPod returns the address of a pod behind the other end of the tunnel.
 func (f *forge) peerPod() netip.Addr { return f.podOf(peerPod4, peerPod6) }
 
-// podOf returns four if the pods have IPv4, else six.
 func (f *forge) podOf(four, six netip.Addr) netip.Addr {
 	if f.w.has4 {
 		return four
@@ -120,7 +118,7 @@ func (f *forge) podOf(four, six netip.Addr) netip.Addr {
 	return six
 }
 
-// raw returns a frame of any type. A type below 1536 is a length (IEEE 802.3), and LLC follows.
+// A type below 1536 is a length (IEEE 802.3), and LLC follows.
 func raw(dst, src net.HardwareAddr, kind uint16, parts ...[]byte) stack {
 	h := append(append([]byte{}, dst...), src...)
 	s := stack{gopacket.Payload(append(h, byte(kind>>8), byte(kind)))}
@@ -130,12 +128,12 @@ func raw(dst, src net.HardwareAddr, kind uint16, parts ...[]byte) stack {
 	return s
 }
 
-// eui64 returns the link-local address that a kernel derives from that MAC.
+// eui64 returns the link-local address that a kernel derives from this MAC.
 func eui64(mac net.HardwareAddr) netip.Addr {
 	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]})
 }
 
-// forgedSenders forges frames with each pair of a sender's MAC and address, except E's own pair.
+// E's own pair of MAC and address is left out.
 func (f *forge) forgedSenders() {
 	w := f.w
 	macs := []name[net.HardwareAddr]{
@@ -207,7 +205,6 @@ func (f *forge) forgedSenders() {
 	}
 }
 
-// otherDestinationMACs forges frames from E's own MAC and address to MACs other than its gateway's.
 func (f *forge) otherDestinationMACs() {
 	w := f.w
 	f.begin("own sender, another destination MAC", "")
@@ -231,7 +228,7 @@ func (f *forge) otherDestinationMACs() {
 	}
 }
 
-// tags forges frames with VLAN tags (IEEE 802.1Q and 802.1ad). The kernel removes a tag with VLAN ID 0.
+// The tags are of IEEE 802.1Q and 802.1ad. The kernel removes a tag with VLAN ID 0.
 func (f *forge) tags() {
 	w := f.w
 	tag := func(kind layers.EthernetType, ids ...uint16) (s stack) {
@@ -275,7 +272,6 @@ func (f *forge) tags() {
 	}
 }
 
-// etherTypes forges frames of other EtherTypes than IP's and ARP's, and frames with LLC or SNAP.
 func (f *forge) etherTypes() {
 	w := f.w
 	f.begin("other EtherTypes", "")
@@ -315,7 +311,7 @@ func (f *forge) etherTypes() {
 	}
 }
 
-// addressResolution forges ARP packets, some of them honest ones about E's own address.
+// Some of these ARP packets are honest, about E's own address.
 func (f *forge) addressResolution() {
 	w := f.w
 	f.begin("ARP, own sender", "the node tells its MAC, which the pod knows")
@@ -349,8 +345,7 @@ type flow struct {
 	from, to netip.AddrPort
 }
 
-// converse makes the victim connect to the host outside and to the third pod. These connections stay open, so that E
-// can forge packets about them.
+// These connections of the victim stay open, so that E can forge packets about them.
 func (w *world) converse(t testing.TB) (flows []flow) {
 	t.Helper()
 	for i, pair := range []struct {
@@ -394,7 +389,7 @@ func (w *world) converse(t testing.TB) (flows []flow) {
 	return flows
 }
 
-// greet sends up to 50 times, until it gets an answer: the first packets on a new link may be lost.
+// The first packets on a new link may be lost, so greet sends up to 50 times.
 func greet(conn *net.UDPConn) (err error) {
 	for range 50 {
 		if _, err = conn.Write([]byte("hello")); err != nil {

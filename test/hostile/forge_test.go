@@ -13,23 +13,23 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// frame is one frame of the hostile pod, or the fragments of one packet. Payload and source port contain its number,
-// which identifies its effects.
+// frame is one frame of the hostile pod, or the fragments of one packet. Payload and source port contain its
+// number, which identifies its effects.
 type frame struct {
 	class, name string
-	// own means that the sender is the pod's own MAC and address. Only such frames may reach the node's IP stack, and
-	// policy applies to them.
+	// own means that the sender is the pod's own MAC and address. Only such frames may reach the node's IP stack,
+	// and policy applies to them.
 	own bool
 	// allowed says why the node may answer the frame. It is empty if the node may not.
 	allowed string
 	// waits means an incomplete packet. The IP stack keeps its fragment.
 	waits bool
-	// asks is the address that an ARP request asks for.
+	// asks is the address in question of an ARP request.
 	asks netip.Addr
 	data [][]byte
 }
 
-// forge collects frames. class and allowed are those of the next frames.
+// class and allowed are those of the next frames.
 type forge struct {
 	t       testing.TB
 	w       *world
@@ -40,23 +40,23 @@ type forge struct {
 
 type stack []gopacket.SerializableLayer
 
-// firstPort is the source port of frame 0. Frame N has firstPort + N.
+// Frame N has the source port firstPort + N.
 const firstPort = 20000
 
 const markerText = "weir-hostile-"
 
-// marker returns the text that identifies the next frame: 18 bytes.
+// The text has 18 bytes and identifies the next frame.
 func (f *forge) marker() []byte { return fmt.Appendf(nil, markerText+"%05d", len(f.frames)) }
 
 func (f *forge) port() uint16 { return uint16(firstPort + len(f.frames)) }
 
-// forged adds a frame that must have no effect. It joins the stacks, and sets types, lengths and checksums.
+// forged adds a frame that must have no effect.
 func (f *forge) forged(name string, stacks ...stack) { f.put(name, false, f.serialize(stacks...)) }
 
-// begin sets the class of the next frames. allowed says why the node may answer those with E's own sender.
+// allowed says why the node may answer frames with E's own sender.
 func (f *forge) begin(class, allowed string) { f.class, f.allowed = class, allowed }
 
-// ownName reports whether E has an address of the stacks' family. ARP counts as IPv4.
+// ARP counts as IPv4.
 func (f *forge) ownName(stacks ...stack) bool {
 	for _, layer := range join(stacks) {
 		switch layer.(type) {
@@ -69,7 +69,7 @@ func (f *forge) ownName(stacks ...stack) bool {
 	return f.w.has4 // ARP
 }
 
-// own adds a frame from the pod's own addresses. Without an address of the family, the frame counts as forged.
+// Without an address of the family, the frame counts as forged.
 func (f *forge) own(name string, stacks ...stack) *frame {
 	return f.put(name, f.ownName(stacks...), f.serialize(stacks...))
 }
@@ -149,7 +149,6 @@ func setProtocol(protocol *layers.IPProtocol, next gopacket.LayerType) {
 
 func eth(dst, src net.HardwareAddr) stack { return stack{&layers.Ethernet{DstMAC: dst, SrcMAC: src}} }
 
-// toNode returns the header that the pod's packets usually have: from its MAC to the bridge's.
 func (f *forge) toNode() stack { return eth(f.w.bridgeMAC, f.w.eMAC) }
 
 func ipHeader(src, dst netip.Addr) stack {
@@ -197,7 +196,6 @@ func (f *forge) echo(src, dst netip.Addr) stack {
 	}})
 }
 
-// payload returns the stack's bytes behind its IP header.
 func (f *forge) payload(s stack) []byte {
 	size := 40
 	if _, ok := s[0].(*layers.IPv4); ok {
@@ -206,8 +204,7 @@ func (f *forge) payload(s stack) []byte {
 	return f.serialize(s)[size:]
 }
 
-// fragments returns two frames with the fragments of a UDP packet. Each has 24 bytes of payload that begin with the
-// marker.
+// The two fragments have 24 bytes of payload each, which begin with the marker.
 func (f *forge) fragments(way stack, src, dst netip.Addr) [][]byte {
 	long := append(append(f.marker(), "      "...), append(f.marker(), "      "...)...) // twice 24 bytes
 	whole := f.payload(join([]stack{ipHeader(src, dst), {
@@ -216,7 +213,7 @@ func (f *forge) fragments(way stack, src, dst netip.Addr) [][]byte {
 	return [][]byte{f.fragment(way, src, dst, whole[:32], 0, true), f.fragment(way, src, dst, whole[32:], 32, false)}
 }
 
-// fragment returns a frame with one fragment of a UDP packet. offset is in bytes.
+// offset is in bytes.
 func (f *forge) fragment(way stack, src, dst netip.Addr, part []byte, offset int, more bool) []byte {
 	if dst.Is4() {
 		h := ipHeader(src, dst)[0].(*layers.IPv4)
@@ -233,7 +230,6 @@ func (f *forge) fragment(way stack, src, dst netip.Addr, part []byte, offset int
 	)
 }
 
-// fragmentHeader returns the IPv6 fragment header (RFC 8200, section 4.5).
 func fragmentHeader(next layers.IPProtocol, offset int, more bool, id uint16) []byte {
 	h := []byte{byte(next), 0, 0, 0, 0, 0, 0, 0}
 	binary.BigEndian.PutUint16(h[2:], uint16(offset))
@@ -244,7 +240,7 @@ func fragmentHeader(next layers.IPProtocol, offset int, more bool, id uint16) []
 	return h
 }
 
-// extension returns an IPv6 packet with the parts behind its header. next is the header's next header.
+// The parts follow the IPv6 header. next is its next header.
 func (f *forge) extension(src, dst netip.Addr, next layers.IPProtocol, parts ...[]byte) stack {
 	h := ipHeader(src, dst)[0].(*layers.IPv6)
 	h.NextHeader = next
@@ -255,8 +251,7 @@ func (f *forge) extension(src, dst netip.Addr, next layers.IPProtocol, parts ...
 	return s
 }
 
-// arp returns an ARP request (op 1) or reply (op 2) without an Ethernet header. inside is the sender's MAC in the ARP
-// packet.
+// op is 1 for a request and 2 for a reply. inside is the sender's MAC in the ARP packet.
 func (f *forge) arp(op uint16, inside net.HardwareAddr, sender, target netip.Addr) stack {
 	return stack{&layers.ARP{
 		AddrType:          layers.LinkTypeEthernet,
@@ -271,8 +266,7 @@ func (f *forge) arp(op uint16, inside net.HardwareAddr, sender, target netip.Add
 	}, gopacket.Payload(f.marker())}
 }
 
-// discovery returns a message of IPv6 neighbour discovery (RFC 4861). kind is the ICMPv6 type. The body comes before
-// an option with the marker.
+// kind is the ICMPv6 type (RFC 4861). An option with the marker follows the body.
 func (f *forge) discovery(src, dst netip.Addr, kind uint8, body []byte) stack {
 	h := ipHeader(src, dst)[0].(*layers.IPv6)
 	h.HopLimit = 255
@@ -285,10 +279,9 @@ func (f *forge) discovery(src, dst netip.Addr, kind uint8, body []byte) stack {
 	}
 }
 
-// linkLayer returns the neighbour discovery option with a MAC: kind 1 means the sender's MAC, kind 2 the target's.
+// kind is 1 for the sender's MAC and 2 for the target's.
 func linkLayer(kind byte, mac net.HardwareAddr) []byte { return append([]byte{kind, 1}, mac...) }
 
-// vxlan returns an IP packet as the other node's tunnel would send it. inner is in the frame inside.
 func (f *forge) vxlan(src, dst netip.Addr, inner stack) stack {
 	return join([]stack{
 		ipHeader(src, dst),

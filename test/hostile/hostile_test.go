@@ -74,8 +74,7 @@ type row struct {
 	controls []count  // one for each value of rp_filter
 }
 
-// attack sends all frames with this value of rp_filter, and returns the result for each class. If strict is true, a
-// forbidden effect fails the test.
+// attack returns the result for each class of frames. If strict is true, a forbidden effect fails the test.
 func attack(t *testing.T, w *world, rp int, strict bool) map[string]*row {
 	t.Helper()
 	w.reversePath(t, rp)
@@ -105,7 +104,7 @@ func attack(t *testing.T, w *world, rp int, strict bool) map[string]*row {
 	return classify(t, frames, o, changes, strict)
 }
 
-// sendOne sends the frame. Every 20 frames it collects the effects, so that no buffer overflows.
+// After each 20 frames the effects are collected, so that no buffer overflows.
 func (s *sender) sendOne(t *testing.T, o *observer, f *frame) {
 	t.Helper()
 	s.send(f)
@@ -168,11 +167,10 @@ func classify(t *testing.T, frames []*frame, o *observer, changes map[string][]s
 	return table
 }
 
-// linkLocalClass is the beginning of the names of classes of frames to link-local MACs (IEEE 802.1D).
+// linkLocalClass begins the names of classes of frames to link-local MACs (IEEE 802.1D).
 const linkLocalClass = "to 01:80:c2:00:00:"
 
-// report prints the table, and the frames that the kernel drops even without weir. docs/hostile-pod.md must have each
-// class, with its number of frames if documentedFrames is true.
+// docs/hostile-pod.md must have each class. If documentedFrames is true, it must have the numbers of frames too.
 func report(t *testing.T, table map[string]*row, documentedFrames bool) {
 	t.Helper()
 	documented, err := os.ReadFile("../../docs/hostile-pod.md")

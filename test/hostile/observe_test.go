@@ -26,8 +26,7 @@ import (
 )
 
 // hooks make the kernel log the packets that its IP stack takes. The chain "enters" comes after weir's own drops
-// (-450) and before reassembly (-400). For ARP, the earliest hook is input. With "tracks", the kernel tracks
-// connections on the node without weir too.
+// (-450) and before reassembly (-400).
 const hooks = `
 table inet hostile {
   chain enters {
@@ -49,8 +48,8 @@ table arp hostile {
 }
 `
 
-// observer records the effects of frames: packets at the hooks, and frames received on links of pods and of the host
-// outside.
+// observer records the effects of frames: packets at the hooks, and frames received on links of pods and of the
+// host outside.
 type observer struct {
 	t      testing.TB
 	w      *world
@@ -61,7 +60,6 @@ type observer struct {
 	others map[string]int          // frames that came to E, and belong to none that it sent
 }
 
-// observe starts the observer. The returned function stops it.
 func observe(t testing.TB, w *world, frames []*frame) (o *observer, end func()) {
 	t.Helper()
 	o = &observer{
@@ -101,8 +99,7 @@ const outsideMAC = "02:00:00:00:00:01"
 
 const toE = "answered to E"
 
-// These constants are from include/uapi/linux/netfilter/nfnetlink_log.h, except logGroup, the group that the hooks log
-// to.
+// These constants are from include/uapi/linux/netfilter/nfnetlink_log.h. logGroup is the group of the hooks.
 const (
 	configMessage = 1
 	configCommand = 1
@@ -112,7 +109,6 @@ const (
 	logGroup      = 99
 )
 
-// listen makes the hooks, and returns a socket for their log group.
 func (o *observer) listen() (fd int) {
 	o.t.Helper()
 	nodetest.In(o.t, o.w.node, func() error {
@@ -137,7 +133,7 @@ func (o *observer) listen() (fd int) {
 	return fd
 }
 
-// readLog records the logged frames. It ends when the last frame was sent and the log is silent.
+// readLog ends when the last frame was sent and the log is silent.
 func (o *observer) readLog(fd int) error {
 	buf := make([]byte, 64<<10)
 	for {
@@ -179,7 +175,7 @@ func (o *observer) readLog(fd int) error {
 	}
 }
 
-// over is a number of no frame. attack notes its effect after the last frame, which ends readLog.
+// over is the number of no frame. attack notes its effect at the end, which ends readLog.
 const over = -1
 
 func (o *observer) isOver() bool {
@@ -197,7 +193,6 @@ func (o *observer) note(id int, what string) {
 	o.seen[id][what] = true
 }
 
-// collect records the frames received on each link, until the link has been silent for the time silence.
 func (o *observer) collect(silence time.Duration) {
 	o.t.Helper()
 	for where, link := range o.links {
@@ -227,7 +222,7 @@ func marked(data []byte) (int, bool) {
 	return id, err == nil
 }
 
-// answer returns the number of the frame that a TCP or ARP packet answers. ok is false for other packets.
+// answer recognises TCP and ARP answers.
 func (o *observer) answer(data []byte) (id int, ok bool) {
 	packet := gopacket.NewPacket(data, layers.LayerTypeEthernet, gopacket.NoCopy)
 	if tcp, ok := packet.Layer(layers.LayerTypeTCP).(*layers.TCP); ok && tcp.DstPort >= firstPort &&
@@ -243,15 +238,13 @@ func (o *observer) answer(data []byte) (id int, ok bool) {
 	return 0, false
 }
 
-// groups reports whether the frame is about the node's multicast groups. The node sends such frames unasked (RFC
-// 3810).
+// The node sends frames about its multicast groups unasked (RFC 3810).
 func groups(data []byte) bool {
 	packet := gopacket.NewPacket(data, layers.LayerTypeEthernet, gopacket.NoCopy)
 	return packet.Layer(layers.LayerTypeMLDv2MulticastListenerReport) != nil || packet.Layer(layers.LayerTypeIGMP) != nil
 }
 
-// state returns what the node and two pods know about other hosts, as sorted lines. This includes the MTUs and
-// redirects that the kernel learned from ICMP errors.
+// state lists what the node and two pods know about other hosts, with the MTUs and redirects from ICMP errors.
 func (o *observer) state() []string {
 	o.t.Helper()
 	var all []string
@@ -315,7 +308,7 @@ func (o *observer) state() []string {
 	return slices.Compact(all)
 }
 
-// news returns the lines of only one state: new ones with "+", removed ones with "-".
+// New lines begin with "+", removed ones with "-".
 func news(was, is []string) []string {
 	var all []string
 	for _, l := range is {

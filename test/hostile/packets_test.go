@@ -33,7 +33,7 @@ func (f *forge) redirect(src, dst, target, destination netip.Addr) stack {
 	return f.discovery(src, dst, layers.ICMPv6TypeRedirect, body)
 }
 
-// neighbourDiscovery forges messages that must be dropped even from E's own MAC and address.
+// These messages must be dropped even from E's own MAC and address.
 func (f *forge) neighbourDiscovery() {
 	w := f.w
 	all := netip.MustParseAddr("ff02::1")
@@ -103,10 +103,10 @@ func (f *forge) neighbourDiscovery() {
 	}
 }
 
-// padding returns an options header of eight bytes that has nothing but padding.
+// The options header has eight bytes with nothing but padding.
 func padding(next layers.IPProtocol) []byte { return []byte{byte(next), 0, 1, 4, 0, 0, 0, 0} }
 
-// hopByHop returns a hop-by-hop options header. The marker is the content of an option of the given type.
+// The marker is the content of an option of the given type.
 func hopByHop(marker []byte, option byte) []byte {
 	return append(
 		[]byte{byte(layers.IPProtocolNoNextHeader), 2, option, byte(len(marker))},
@@ -240,7 +240,6 @@ func (f *forge) errors(flows []flow) {
 	}
 }
 
-// fragmentClasses forges fragments to the bridge's own MAC, under E's or the third pod's address.
 func (f *forge) fragmentClasses() {
 	w := f.w
 	for _, to := range []name[[3]netip.Addr]{
@@ -286,12 +285,11 @@ func (f *forge) fragmentClasses() {
 	}
 }
 
-// atomic returns a frame with a whole packet. In IPv6 it still has a fragment header (RFC 6946).
+// In IPv6 a whole packet may have a fragment header too (RFC 6946).
 func (f *forge) atomic(src, dst netip.Addr) []byte {
 	return f.fragment(f.toNode(), src, dst, f.payload(f.udp(src, dst)), 0, false)
 }
 
-// options4 forges packets with IPv4 options, such as source routes.
 func (f *forge) options4() {
 	w := f.w
 	f.begin("IPv4 options", "")
@@ -344,7 +342,6 @@ func (f *forge) options4() {
 	}
 }
 
-// withOptions adds options to an IPv4 packet, and computes the packet's checksum.
 func withOptions(packet, options []byte) []byte {
 	for len(options)%4 != 0 {
 		options = append(options, 0)
@@ -369,7 +366,7 @@ func sumHeader(p []byte) {
 	binary.BigEndian.PutUint16(p[10:], ^uint16(sum))
 }
 
-// extensions6 forges packets with IPv6 extension headers, in the order of RFC 8200 and in others.
+// The extension headers come in the order of RFC 8200 and in others.
 func (f *forge) extensions6() {
 	w := f.w
 	const (

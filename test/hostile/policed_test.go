@@ -8,7 +8,6 @@ import (
 	"github.com/gopacket/gopacket/layers"
 )
 
-// tunnels forges packets of tunnels and other rare protocols.
 func (f *forge) tunnels() {
 	w := f.w
 	local, remote := w.underlay()
@@ -113,7 +112,7 @@ func (f *forge) tunnels() {
 	}
 }
 
-// destinations forges packets from E's own address that policy denies, to every kind of destination.
+// Policy denies these packets, although their sender is E's own address.
 func (f *forge) destinations() {
 	w := f.w
 	all := []name[[2]netip.Addr]{
@@ -244,7 +243,6 @@ func (f *forge) destinations() {
 	f.forged("DHCPv6", eth(groupMAC6, w.eMAC), ipHeader(eui64(w.eMAC), netip.MustParseAddr("ff02::1:2")), f.udpTo(547))
 }
 
-// connections forges TCP packets outside of any connection, and packets into the victim's connections.
 func (f *forge) connections(flows []flow) {
 	w := f.w
 	f.begin("TCP without a connection", "")
@@ -291,7 +289,6 @@ func (f *forge) ownOf(a netip.Addr) netip.Addr {
 	return f.w.e6
 }
 
-// malformed forges packets with wrong headers or early ends, and frames of zeros.
 func (f *forge) malformed() {
 	w := f.w
 	f.begin("malformed packets", "")

@@ -45,14 +45,14 @@ var (
 
 type families struct{ four, six bool }
 
-// quicken makes new links use their IPv6 addresses at once. By default the kernel first looks for duplicates.
+// By default the kernel first looks for duplicates of a new IPv6 address.
 func quicken(t testing.TB, path string) {
 	t.Helper()
 	sysctl(t, path, "ipv6/conf/default/accept_dad", "0")
 	sysctl(t, path, "ipv6/conf/default/dad_transmits", "0")
 }
 
-// surroundings makes the host outside another node too, with routes to the pods.
+// The host outside also plays another node, with routes to the pods.
 func (w *world) surroundings(t testing.TB) {
 	t.Helper()
 	name, node := filepath.Base(w.outside), filepath.Base(w.node)
@@ -72,8 +72,8 @@ func (w *world) surroundings(t testing.TB) {
 	)
 }
 
-// control makes the same bridge, ports and veth pairs as weir, but no guard and no rules. Of weir's sysctls, it sets
-// only forwarding.
+// control makes the same bridge and veth pairs as weir, but no guard and no rules. Of weir's sysctls, it sets only
+// forwarding.
 func control(t testing.TB, fam families, prefix string) *world {
 	t.Helper()
 	w := &world{
@@ -157,7 +157,6 @@ func control(t testing.TB, fam families, prefix string) *world {
 	return w
 }
 
-// controlTunnel makes the node's end of a tunnel to the other node, for the control.
 func (w *world) controlTunnel(t testing.TB, node string) {
 	t.Helper()
 	local, remote := w.underlay()
@@ -184,7 +183,7 @@ func (w *world) controlTunnel(t testing.TB, node string) {
 	}
 }
 
-// underlay returns the addresses of the tunnel's ends, on this node and on the other.
+// These are the addresses of the tunnel's ends.
 func (w *world) underlay() (local, remote netip.Addr) {
 	if w.has4 {
 		return uplink4, peer4
@@ -192,14 +191,12 @@ func (w *world) underlay() (local, remote netip.Addr) {
 	return uplink6, peer6
 }
 
-// hostMAC returns the MAC that weir derives from an IPv4 address. The control uses it too, so both worlds get the
-// same frames.
+// The control has weir's MACs too, so both worlds get the same frames.
 func hostMAC(a netip.Addr) net.HardwareAddr {
 	b := a.As4()
 	return net.HardwareAddr{0x0a, 0x58, b[0], b[1], b[2], b[3]}
 }
 
-// tunnelMAC returns the MAC of the tunnel's end on the node.
 func tunnelMAC(node netip.Addr) net.HardwareAddr {
 	b := node.AsSlice()
 	if node.Is6() {
@@ -209,7 +206,7 @@ func tunnelMAC(node netip.Addr) net.HardwareAddr {
 	return net.HardwareAddr{0x0e, 0x58, b[0], b[1], b[2], b[3]}
 }
 
-// guarded makes a node with weir. A policy denies E everything; other pods have no policy.
+// A policy denies E everything. Other pods have no policy.
 func guarded(t testing.TB, fam families) *world {
 	t.Helper()
 	w := &world{has4: fam.four, has6: fam.six, node: nodetest.Self, uplinkMAC: net.HardwareAddr{2, 0, 0, 0, 0, 2}}
@@ -322,8 +319,8 @@ func (w *world) finish(t testing.TB) {
 	})
 	// portmap sets this sysctl with the first hostPort.
 	w.sysctl(t, "ipv4/conf/weir0/route_localnet", "1")
-	// The kernel's limits for ICMP errors would hide answers. The kernel answers an incomplete packet only when
-	// reassembly times out, so the timeouts are short.
+	// The kernel's limits for ICMP errors would hide answers. It answers an incomplete packet only after a timeout,
+	// so the timeouts are short.
 	w.sysctl(t, "ipv4/icmp_ratelimit", "0")
 	w.sysctl(t, "ipv6/icmp/ratelimit", "0")
 	w.sysctl(t, "ipv4/icmp_msgs_per_sec", "100000")
@@ -347,10 +344,9 @@ func (w *world) link(t testing.TB, ns, name string) (link netlink.Link) {
 	return link
 }
 
-// sysctl sets a key below /proc/sys/net on the node.
 func (w *world) sysctl(t testing.TB, key, value string) { sysctl(t, w.node, key, value) }
 
-// sysctl sets a key below /proc/sys/net in the namespace. Keys that the kernel lacks are skipped.
+// Keys below /proc/sys/net that the kernel lacks are skipped.
 func sysctl(t testing.TB, path, key, value string) {
 	t.Helper()
 	nodetest.In(t, path, func() error {
@@ -362,7 +358,7 @@ func sysctl(t testing.TB, path, key, value string) {
 	})
 }
 
-// reversePath sets rp_filter for all links of the node, present and future.
+// rp_filter is set for all links of the node, present and future.
 func (w *world) reversePath(t testing.TB, value int) {
 	t.Helper()
 	nodetest.In(t, w.node, func() error {

@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// Cluster is several nodes behind a router. Each node is a network namespace with its own subnet and weir-agent. The
-// nodes share one directory of manifests.
+// Cluster is several nodes behind a router. Each node is a network namespace with its own subnet and weir-agent.
+// The nodes share one directory of manifests.
 type Cluster struct {
 	testing.TB
 	Bin       string
@@ -21,9 +21,9 @@ type Cluster struct {
 	Nodes     []*ClusterNode
 }
 
-// ClusterNode is the I-th node of a cluster, from 1, with the name nI. Its uplink eth0 has the addresses
-// 172.20.I.10/24 and 2001:db8:I::10/64, the MAC 02:00:00:00:0I:02 and the MTU 1400. The router's link rI has the
-// addresses 172.20.I.1 and 2001:db8:I::1 and the MAC 02:00:00:00:0I:01.
+// ClusterNode is the I-th node of a cluster, from 1, with the name nI. Its uplink eth0 has 172.20.I.10/24,
+// 2001:db8:I::10/64, the MAC 02:00:00:00:0I:02 and the MTU 1400. The router's link rI has 172.20.I.1, 2001:db8:I::1
+// and the MAC 02:00:00:00:0I:01.
 type ClusterNode struct {
 	Name, Netns string
 	Conflist    string // the conflist that the node's agent writes
@@ -33,14 +33,14 @@ type ClusterNode struct {
 	log         string
 }
 
-// RouterNS is the path of the namespace of the router between a cluster's nodes.
+// RouterNS is the path of the router's network namespace.
 const RouterNS = "/run/netns/router"
 
 // NewCluster makes a cluster with size nodes. The test must run on a node of its own (see Isolated).
 func NewCluster(t testing.TB, size int) *Cluster {
 	t.Helper()
 	c := &Cluster{TB: t, Bin: os.Getenv(binEnv), Manifests: t.TempDir()}
-	// Network namespaces that are made later also appear in the nodes' mount namespaces.
+	// Network namespaces that are made later then also appear in the nodes' mount namespaces.
 	if err := syscall.Mount("none", "/run", "", syscall.MS_SHARED, ""); err != nil {
 		t.Fatalf("share /run: %v", err)
 	}
@@ -84,7 +84,7 @@ func (c *Cluster) forward(netns string) {
 	})
 }
 
-// hold makes the node's mount namespace, with a /run/weir and /var/lib/cni of its own.
+// The node's mount namespace has a /run/weir and a /var/lib/cni of its own.
 func (n *ClusterNode) hold() {
 	t := n.cluster
 	t.Helper()
@@ -114,7 +114,7 @@ func (n *ClusterNode) Command(name string, args ...string) *exec.Cmd {
 		append([]string{"--net=" + n.Netns, "--mount=/proc/" + pid + "/ns/mnt", "--", name}, args...)...)
 }
 
-// Run runs a command on the node and returns its output. If the command fails, the test ends.
+// Run runs a command on the node and returns its output. A failure ends the test.
 func (n *ClusterNode) Run(name string, args ...string) string {
 	n.cluster.Helper()
 	out, err := n.Command(name, args...).CombinedOutput()
@@ -130,7 +130,7 @@ func (n *ClusterNode) Ctl(args ...string) (string, error) {
 	return string(out), err
 }
 
-// StartAgent starts the node's agent with additional flags, and waits until the agent is ready.
+// StartAgent starts the node's agent with additional flags, and waits until it is ready.
 func (n *ClusterNode) StartAgent(flags ...string) {
 	t := n.cluster
 	t.Helper()
@@ -144,7 +144,7 @@ func (n *ClusterNode) StartAgent(flags ...string) {
 	})
 }
 
-// SpawnAgent does the same as StartAgent, but doesn't wait until the agent is ready.
+// SpawnAgent starts the node's agent with additional flags, and doesn't wait.
 func (n *ClusterNode) SpawnAgent(flags ...string) {
 	t := n.cluster
 	t.Helper()
@@ -169,7 +169,7 @@ func (n *ClusterNode) SpawnAgent(flags ...string) {
 	})
 }
 
-// StopAgent ends the agent with SIGTERM, as kubelet does, and waits. It does nothing if no agent runs.
+// StopAgent ends the agent with SIGTERM, as kubelet does. It does nothing if no agent runs.
 func (n *ClusterNode) StopAgent() {
 	n.cluster.Helper()
 	if n.agent == nil {
@@ -212,7 +212,7 @@ func (c *Cluster) Serve(netns, network, address string) {
 	(&Node{TB: c.TB}).Serve(netns, network, address)
 }
 
-// Manifest writes a manifest and renames it into place. Without a text it removes the manifest.
+// Manifest writes a manifest in one step. An empty text removes the manifest.
 func (c *Cluster) Manifest(name, text string) {
 	c.Helper()
 	(&Node{TB: c.TB, Manifests: c.Manifests}).Manifest(name, text)

@@ -27,7 +27,8 @@ const (
 	Assured  = 1 << 2
 )
 
-// Fill makes a network namespace for the goroutine's thread, and fills its connection table. Fill needs root.
+// Fill makes a network namespace for the goroutine's thread, and adds entries to its connection table. It needs
+// root.
 func Fill(t testing.TB, entries int, entry func(i int) Entry) {
 	t.Helper()
 	runtime.LockOSThread()
@@ -90,8 +91,8 @@ func tuple(kind int, src, dst netip.Addr, proto uint8, sport, dport uint16) *nl.
 	return t
 }
 
-// Dump receives the connection table without reading the entries, which measures the kernel's own work. It returns
-// the number of entries.
+// Dump receives the connection table without parsing it, and returns the number of entries. So its time is the
+// kernel's own work.
 func Dump(t testing.TB) (entries int) {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
@@ -121,7 +122,7 @@ func Dump(t testing.TB) (entries int) {
 	}
 }
 
-// CPU returns the processor time that the process has used, in the kernel too.
+// CPU returns the processor time of the process, the kernel's part included.
 func CPU(t testing.TB) time.Duration {
 	t.Helper()
 	var u unix.Rusage

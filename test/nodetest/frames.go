@@ -47,8 +47,7 @@ type Sniffer struct {
 	fd int
 }
 
-// Sniff begins to receive frames of the link in the namespace. The socket's buffer keeps the frames until Frames reads
-// them.
+// Sniff begins to receive frames of the link. They wait in the socket's buffer for Frames.
 func Sniff(t testing.TB, netns, link string) *Sniffer {
 	t.Helper()
 	s := &Sniffer{t, packetSocket(t, netns, link)}
@@ -56,8 +55,8 @@ func Sniff(t testing.TB, netns, link string) *Sniffer {
 	return s
 }
 
-// Frames returns the frames that leave by the link; if outgoing is false, those that come in. It returns when the
-// link has been silent for the time silence.
+// Frames returns the frames that left by the link if outgoing is true, and those that came in otherwise. It returns
+// when no frame has come for the time silence.
 func (s *Sniffer) Frames(outgoing bool, silence time.Duration) [][]byte {
 	s.t.Helper()
 	var all [][]byte

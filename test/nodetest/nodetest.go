@@ -1,6 +1,5 @@
-// Package nodetest gives a test a node of its own: a process in fresh network, mount and PID namespaces with an empty
-// /run and /var/lib. There the test may make any bridges, sets and rules. The kernel removes all of them when the
-// process ends, even if it is killed.
+// Package nodetest gives a test a node of its own: a process in fresh network, mount and PID namespaces with an
+// empty /run and /var/lib. The kernel removes everything in them when the process ends.
 package nodetest
 
 import (
@@ -46,7 +45,7 @@ func Isolated(t *testing.T) bool {
 	t.Parallel()
 	args := []string{"-test.run=^" + regexp.QuoteMeta(t.Name()) + "$", "-test.v", "-test.count=1"}
 	for _, a := range os.Args[1:] {
-		// Pass on the flags that the test itself defines, and -test.short.
+		// The inner process needs the test's own flags, and -test.short.
 		if !strings.HasPrefix(a, "-test.") || strings.HasPrefix(a, "-test.short") {
 			args = append(args, a)
 		}
@@ -99,7 +98,8 @@ func setUp(t *testing.T) {
 	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	// In these tests threads move between namespaces, so /proc/self may have any of them. Self keeps the node's own.
+	// Threads move between namespaces in these tests, so /proc/self may have any of them. Self keeps the node's
+	// own.
 	if err := os.WriteFile(Self, nil, 0o444); err != nil {
 		t.Fatal(err)
 	}
@@ -115,14 +115,14 @@ func setUp(t *testing.T) {
 	}
 }
 
-// NewNS makes a named network namespace and returns its path. The namespace lives as long as the node.
+// NewNS makes a named network namespace and returns its path.
 //
 // Equivalent to: ip netns add NAME
 func NewNS(t testing.TB, name string) string {
 	t.Helper()
 	path := filepath.Join("/run/netns", name)
-	// The thread must return to its own namespace. If it is the process's first thread, Go parks it instead of ending
-	// it, and it would keep the namespace alive.
+	// The thread must return to its own namespace. Go doesn't end a process's first thread, which would keep the
+	// new namespace alive.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	own, err := netns.Get()
@@ -144,7 +144,7 @@ func NewNS(t testing.TB, name string) string {
 	return path
 }
 
-// DelNS removes the namespace's name. The kernel removes the namespace when no thread and no socket is in it.
+// DelNS removes the namespace's name. The namespace itself ends with its last thread and socket.
 func DelNS(t testing.TB, path string) {
 	t.Helper()
 	if err := errors.Join(unix.Unmount(path, unix.MNT_DETACH), os.Remove(path)); err != nil {
@@ -160,7 +160,7 @@ func In(t testing.TB, path string, f func() error) {
 	}
 }
 
-// Run runs a command on the node and returns its output. If the command fails, the test ends.
+// Run runs a command on the node and returns its output. A failure ends the test.
 func Run(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, err := Try(name, args...)
@@ -170,8 +170,7 @@ func Run(t testing.TB, name string, args ...string) string {
 	return out
 }
 
-// RunEach runs the commands one after the other. If one fails, the test ends. Spaces separate words; there is no
-// quoting.
+// RunEach runs the commands in order. A failure ends the test. Spaces separate words, and there is no quoting.
 func RunEach(t testing.TB, commands ...string) {
 	t.Helper()
 	for _, c := range commands {
@@ -180,8 +179,7 @@ func RunEach(t testing.TB, commands ...string) {
 	}
 }
 
-// Try runs a command, and returns its output, or an error with its output. For example, iptables fails to list a rule
-// whose set disappears.
+// Try runs a command and returns its output. The error has the output too.
 func Try(name string, args ...string) (string, error) {
 	out, err := exec.CommandContext(context.Background(), name, args...).CombinedOutput()
 	if err != nil {
@@ -190,9 +188,8 @@ func Try(name string, args ...string) (string, error) {
 	return string(out), nil
 }
 
-// Outside makes the network outside the node, and returns the path of its namespace. It has the addresses
-// 192.0.2.1/24 and 2001:db8::1/64. The node's uplink eth0 there has 192.0.2.2/24 and 2001:db8::2/64. The node's
-// default routes lead there.
+// Outside makes a host outside with 192.0.2.1/24 and 2001:db8::1/64, and returns its namespace's path. The node's
+// eth0 has 192.0.2.2/24 and 2001:db8::2/64. The node's default routes lead to this host.
 func Outside(t testing.TB) string {
 	t.Helper()
 	path := NewNS(t, "outside")
@@ -207,7 +204,7 @@ func Outside(t testing.TB) string {
 		"ip -n outside link set lo up",
 		"ip route add default via 192.0.2.1",
 		"ip -6 route add default via 2001:db8::1",
-		// In its first seconds, a link looks for duplicate addresses. These entries avoid the wait.
+		// A new link first looks for duplicate addresses. These entries avoid the wait.
 		"ip neigh add 2001:db8::1 lladdr 02:00:00:00:00:01 dev eth0 nud permanent",
 		"ip -n outside neigh add 2001:db8::2 lladdr 02:00:00:00:00:02 dev eth0 nud permanent",
 	)

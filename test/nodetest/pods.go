@@ -21,7 +21,7 @@ type Pod struct {
 	Result          string // the plugin's result, as JSON
 }
 
-// CNI runs cnitool with the verb for the namespace at netns, and returns its stdout. args is the value of CNI_ARGS.
+// CNI runs cnitool with the verb for the network namespace, and returns its stdout. args is the value of CNI_ARGS.
 // env adds variables.
 func (n *Node) CNI(verb, netns, args string, env ...string) (string, error) {
 	cmd := exec.Command(filepath.Join(n.Bin, "cnitool"), verb, "weir", netns)
@@ -44,7 +44,7 @@ func Args(namespace, name, uid string) string {
 	return args
 }
 
-// AddPod makes the pod's network namespace, unless it exists, and attaches it. env has variables for the plugins.
+// AddPod makes the pod's network namespace, unless it exists, and attaches it. env adds variables.
 func (n *Node) AddPod(namespace, name string, env ...string) *Pod {
 	n.Helper()
 	p, err := n.TryAddPod(namespace, name, env...)
@@ -54,7 +54,7 @@ func (n *Node) AddPod(namespace, name string, env ...string) *Pod {
 	return p
 }
 
-// TryAddPod does the same as AddPod, but returns an error if the plugin refuses the pod.
+// TryAddPod is AddPod with an error instead of a failed test.
 func (n *Node) TryAddPod(namespace, name string, env ...string) (*Pod, error) {
 	n.Helper()
 	p := &Pod{Namespace: namespace, Name: name, Netns: filepath.Join("/run/netns", namespace+"."+name)}
@@ -68,7 +68,6 @@ func (n *Node) TryAddPod(namespace, name string, env ...string) (*Pod, error) {
 	return p, p.read(out)
 }
 
-// read fills in the pod from the output of cnitool.
 func (p *Pod) read(out string) error {
 	var result struct {
 		IPs []struct{ Address string }
@@ -97,11 +96,11 @@ func (n *Node) DelPod(p *Pod) {
 	DelNS(n, p.Netns)
 }
 
-// wait is how long a test waits for a packet that must not arrive.
+// A test waits this long for a packet that must not arrive.
 const wait = 250 * time.Millisecond
 
-// Serve runs a server on the address in the namespace, until the test ends. A TCP server sends "hello" and the
-// client's address. Both TCP and UDP servers echo.
+// Serve runs a server in the namespace until the test ends. A TCP server sends "hello" and the client's address.
+// Both TCP and UDP servers echo.
 func (n *Node) Serve(netns, network, address string) {
 	n.Helper()
 	In(n, netns, func() error {
@@ -159,7 +158,7 @@ func echo(conn net.Conn) {
 	}
 }
 
-// Dial connects from the namespace. It gives up after a quarter of a second: dropped packets get no answer.
+// Dial connects from the namespace. It gives up after a quarter of a second, because dropped packets get no answer.
 func Dial(t testing.TB, netns, network, address string) (conn net.Conn, err error) {
 	t.Helper()
 	In(t, netns, func() error {
@@ -169,7 +168,7 @@ func Dial(t testing.TB, netns, network, address string) (conn net.Conn, err erro
 	return conn, err
 }
 
-// Get connects and returns the greeting, which contains the client's address as the server sees it.
+// Get connects and returns the greeting, which has the client's address as the server sees it.
 func Get(t testing.TB, netns, address string) (string, error) {
 	t.Helper()
 	conn, err := Dial(t, netns, "tcp", address)
@@ -185,14 +184,14 @@ func Get(t testing.TB, netns, address string) (string, error) {
 	return strings.TrimSpace(string(buf[:k])), err
 }
 
-// Reach tries to connect to the TCP address until the attempt succeeds or, if want is false, fails. After half a
-// minute Reach fails the test.
+// Reach waits until the pod can connect to the TCP address, or can't if want is false. After half a minute it fails
+// the test.
 func (n *Node) Reach(from *Pod, address string, want bool) {
 	n.Helper()
 	n.ReachFrom(from.Netns, address, want)
 }
 
-// ReachFrom does the same as Reach, from any namespace.
+// ReachFrom is Reach from any namespace.
 func (n *Node) ReachFrom(netns, address string, want bool) {
 	n.Helper()
 	n.Eventually(fmt.Sprintf("%s reaches %s: %v", filepath.Base(netns), address, want), func() error {

@@ -2,6 +2,5 @@
 
 package nodetest
 
-// raceDetector is true if the test is built with the race detector. Then weir-agent is built with the detector too,
-// unless the test uses MainAsShipped.
+// weir-agent is built with the race detector if the test is, unless the test uses MainAsShipped.
 const raceDetector = true

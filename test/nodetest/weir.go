@@ -18,7 +18,7 @@ const (
 	binEnv = "WEIR_NODETEST_BIN"
 	// programsEnv names a directory with weir, weir-agent and weirctl. If it is set, tests run these programs.
 	programsEnv = "WEIR_PROGRAMS"
-	// shippedEnv makes tests build weir-agent without the race detector, even if the test has it.
+	// shippedEnv makes tests build weir-agent without the race detector.
 	shippedEnv = "WEIR_NODETEST_AS_SHIPPED"
 )
 
@@ -31,7 +31,7 @@ var build = sync.OnceValues(func() (string, error) {
 		"github.com/containernetworking/cni/cnitool", "github.com/containernetworking/plugins/plugins/meta/portmap"))
 })
 
-// buildWeir builds weir's programs in the directory, or links those of WEIR_PROGRAMS there.
+// The programs of WEIR_PROGRAMS are linked, if it is set.
 func buildWeir(dir string) error {
 	if given := os.Getenv(programsEnv); given != "" {
 		var errs []error
@@ -58,8 +58,7 @@ var official = struct {
 	built map[string]bool
 }{built: map[string]bool{}}
 
-// buildOfficial builds plugins of github.com/containernetworking/plugins in go.mod's version. A name is, for
-// instance, "main/ptp".
+// The plugins are of github.com/containernetworking/plugins. A name is, for instance, "main/ptp".
 func buildOfficial(dir string, names []string) error {
 	official.Lock()
 	defer official.Unlock()
@@ -83,7 +82,7 @@ func goBuild(dir string, args ...string) error {
 	return nil
 }
 
-// Main is the TestMain of packages with tests that use a Node. It removes the programs that these tests built.
+// Main is the TestMain of packages with tests that use a Node. It removes the programs that were built for them.
 func Main(m *testing.M) {
 	code := m.Run()
 	if os.Getenv(inside) == "" {
@@ -94,8 +93,7 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// MainAsShipped does the same as Main, but never builds weir-agent with the race detector. The detector makes
-// weir-agent several times slower.
+// MainAsShipped is Main without the race detector in weir-agent, which makes it several times slower.
 func MainAsShipped(m *testing.M) {
 	if err := os.Setenv(shippedEnv, "1"); err != nil {
 		panic(err)
@@ -103,7 +101,7 @@ func MainAsShipped(m *testing.M) {
 	Main(m)
 }
 
-// IsolatedWithWeir does the same as Isolated, for tests that run weir's programs and the named upstream plugins.
+// IsolatedWithWeir is Isolated for tests that run weir's programs and the named upstream plugins.
 func IsolatedWithWeir(t *testing.T, plugins ...string) bool {
 	t.Helper()
 	if os.Getenv(inside) == "" {
@@ -121,7 +119,8 @@ func IsolatedWithWeir(t *testing.T, plugins ...string) bool {
 	return Isolated(t)
 }
 
-// Node is a node with weir installed: a conflist of weir and portmap, a directory of manifests, and a network outside.
+// Node is a node with weir installed: a conflist of weir and portmap, a directory of manifests, and a network
+// outside.
 type Node struct {
 	testing.TB
 	Bin       string
@@ -135,8 +134,7 @@ type Node struct {
 // Conf is a plugin's part of the conflist, or an object in it.
 type Conf map[string]any
 
-// NewNode installs weir on the test's own node. Keys of conf are added to the plugin's configuration, or replace its
-// keys.
+// NewNode installs weir on the test's own node. Keys of conf replace keys of the plugin's configuration.
 func NewNode(t testing.TB, conf Conf) *Node {
 	t.Helper()
 	n := &Node{TB: t, Bin: os.Getenv(binEnv), ConfDir: t.TempDir(), Manifests: t.TempDir(), Outside: Outside(t)}
@@ -144,8 +142,7 @@ func NewNode(t testing.TB, conf Conf) *Node {
 	return n
 }
 
-// Configure writes a conflist of weir and portmap. weir has the range 10.88.0.0/24, and the keys of conf, which may
-// replace it.
+// Configure writes a conflist of weir and portmap. weir has the range 10.88.0.0/24 unless conf replaces it.
 func (n *Node) Configure(conf Conf) {
 	n.Helper()
 	plugin := Conf{"type": "weir", "ranges": []any{Conf{"subnet": "10.88.0.0/24"}}}
@@ -155,7 +152,7 @@ func (n *Node) Configure(conf Conf) {
 	n.ConfigureList(plugin, Conf{"type": "portmap", "capabilities": Conf{"portMappings": true}})
 }
 
-// ConfigureList writes a conflist of these plugins, in this order, in place of the earlier conflist.
+// ConfigureList writes a conflist of these plugins, in this order.
 func (n *Node) ConfigureList(plugins ...Conf) {
 	n.Helper()
 	list, err := json.Marshal(Conf{"cniVersion": "1.0.0", "name": "weir", "plugins": plugins})
@@ -186,10 +183,9 @@ func (n *Node) Ctl(args ...string) (string, error) {
 	return string(out), err
 }
 
-// backendEnv names the default backend of agents in tests.
 const backendEnv = "WEIR_BACKEND"
 
-// withBackend returns the agent's flags with the backend that the variable names.
+// The variable names the backend, unless a flag does.
 func withBackend(flags []string) []string {
 	named := slices.ContainsFunc(flags, func(f string) bool { return strings.HasPrefix(f, "--backend") })
 	if b := os.Getenv(backendEnv); b != "" && !named {
@@ -198,8 +194,8 @@ func withBackend(flags []string) []string {
 	return flags
 }
 
-// SpawnAgent starts weir-agent and doesn't wait. Without flags the agent reads the node's manifests. The agent is
-// killed at the test's end. A data race in it fails the test.
+// SpawnAgent starts weir-agent and doesn't wait. Without flags the agent reads the node's manifests. A data race in
+// it fails the test.
 func (n *Node) SpawnAgent(flags ...string) {
 	n.Helper()
 	if len(flags) == 0 {
@@ -230,7 +226,7 @@ func (n *Node) SpawnAgent(flags ...string) {
 // AgentPID returns the agent's process ID. It panics if no agent runs.
 func (n *Node) AgentPID() int { return n.agent.Process.Pid }
 
-// AgentLog returns all that the agent that was started last has logged so far.
+// AgentLog returns the log of the agent that was started last.
 func (n *Node) AgentLog() string {
 	n.Helper()
 	data, err := os.ReadFile(n.agentLog.Name())
@@ -243,7 +239,7 @@ func (n *Node) AgentLog() string {
 // KillAgent ends the agent at once, as a crash does.
 func (n *Node) KillAgent() { n.signal(syscall.SIGKILL) }
 
-// StopAgent ends the agent as kubelet does, with SIGTERM. The test fails if the agent's exit code isn't 0.
+// StopAgent ends the agent with SIGTERM, as kubelet does. The exit code must be 0.
 func (n *Node) StopAgent() { n.signal(syscall.SIGTERM) }
 
 func (n *Node) signal(s os.Signal) {
@@ -262,7 +258,7 @@ func (n *Node) signal(s os.Signal) {
 	}
 }
 
-// Manifest writes a manifest and renames it into place. Without a text it removes the manifest.
+// Manifest writes a manifest in one step. An empty text removes the manifest.
 func (n *Node) Manifest(name, text string) {
 	n.Helper()
 	path := filepath.Join(n.Manifests, name)

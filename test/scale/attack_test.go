@@ -11,16 +11,14 @@ import (
 	"github.com/weir-net/weir/test/scale/cluster"
 )
 
-// attacked are an attack's measurements: how long other tenants wait (in ms) without and under it, and the agent's
-// memory.
+// attacked has other tenants' waiting times without and under an attack, in ms, and the agent's memory.
 type attacked struct {
 	ADD, Deny           []float64 // of other tenants, before the attack
 	ADDUnder, DenyUnder []float64
 	Memory              memory // at the end of the attack
 }
 
-// attack measures the other tenants before and during the attack. During it, a policy of the attacker changes before
-// each measurement. It removes the attack at the end.
+// Under the attack, a policy of the attacker changes before each measurement. attack removes the attack at the end.
 func (n *node) attack(a cluster.Attack) attacked {
 	var r attacked
 	measure := func(add, deny *[]float64) {
@@ -73,5 +71,5 @@ func (n *node) attack(a cluster.Attack) attacked {
 	return r
 }
 
-// attackRounds is how often each latency is measured before and under an attack.
+// Each latency is measured this often, before and under an attack.
 const attackRounds = 3

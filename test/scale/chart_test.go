@@ -25,7 +25,7 @@ type curve struct {
 	points [][2]float64 // pods, value
 }
 
-// charts returns the pictures. They show only the stream with the first rate.
+// The pictures show only the stream with the first rate.
 func charts(r *runs) []chart {
 	rate := 0.0
 	if len(r.Rates) > 0 {
@@ -73,7 +73,7 @@ const (
 	legendLeft, legendLine, labels = 510, 24, 18
 )
 
-// colours can be told apart by people who confuse red and green (Okabe and Ito).
+// People who confuse red and green can tell these colours apart (Okabe and Ito).
 var colours = []string{"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"}
 
 func (c chart) svg() string {
@@ -155,7 +155,7 @@ func escaped(s string) string {
 	return strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;").Replace(s)
 }
 
-// TestChart: a picture is XML with a curve for each row, and its axes hold all points.
+// TestChart: a picture is XML with a curve for each row.
 func TestChart(t *testing.T) {
 	c := chart{"name", "Title", "ms", []curve{
 		{"a -> b", false, [][2]float64{{100, 0.5}, {100000, 2000}}}, {"empty", true, nil},

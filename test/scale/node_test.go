@@ -26,7 +26,8 @@ import (
 	"github.com/weir-net/weir/test/scale/cluster"
 )
 
-// node is the measured node: a real agent with a synthetic API server. It obeys the orchestrator over a socket.
+// node is the measured node: a real agent with a synthetic API server. It takes orders from the orchestrator over a
+// socket.
 type node struct {
 	*nodetest.Node
 	cluster *cluster.Cluster
@@ -45,7 +46,6 @@ type node struct {
 	arrivals    *arrivals
 }
 
-// request asks the node for one thing. The reply is JSON.
 type request struct {
 	Do      string
 	N       int
@@ -54,10 +54,9 @@ type request struct {
 	Seconds float64
 }
 
-// Addresses of the measured node and of its neighbour, which nodetest gives them.
+// nodetest gives these addresses to the measured node and its neighbour.
 const selfAddress, neighbourAddress = "192.0.2.2", "192.0.2.1"
 
-// runNode connects to the orchestrator and answers its requests until it closes the connection.
 func runNode(t *testing.T, socket string, pods int) {
 	conn, err := net.Dial("unix", socket)
 	if err != nil {
@@ -138,16 +137,15 @@ func newNode(t *testing.T, pods int) *node {
 func (n *node) kubeconfig() string { return filepath.Join(n.ConfDir, "kubeconfig") }
 func (n *node) conflist() string   { return filepath.Join(n.ConfDir, "10-weir.conflist") }
 
-// started is what the benchmark measures at a start of the agent.
 type started struct {
-	// Ready is the time from the agent's start until it is ready, in seconds. AfterLists is the part after the API
-	// server sent all lists.
+	// Ready is the time from the agent's start until it is ready, in seconds. AfterLists is its part after the API
+	// server had sent all lists.
 	Ready, AfterLists float64
 	Memory            memory // once the agent is ready
 	IPTables          string // the flavour of iptables that the agent uses
 }
 
-// start starts the agent, waits until it is ready, and returns what is measured of the start.
+// start waits until the agent is ready.
 func (n *node) start() started {
 	began := time.Now()
 	n.SpawnAgent("--kubeconfig", n.kubeconfig(), "--node-name", cluster.NodeName(0), "--encapsulation", "crossSubnet",
@@ -184,7 +182,7 @@ func (n *node) start() started {
 	return s
 }
 
-// iptables returns the flavour of iptables that the agent's metrics name; "unknown" if they name none.
+// iptables returns the flavour that the agent's metrics name, or "unknown".
 func (n *node) iptables(client *http.Client) string {
 	resp, err := client.Get("http://127.0.0.1:6786/metrics")
 	if err != nil {
@@ -201,7 +199,7 @@ func (n *node) iptables(client *http.Client) string {
 	return "unknown"
 }
 
-// fill adds the pods of the measured node and of the probes. It returns each ADD's time in ms.
+// fill returns each ADD's time in ms.
 func (n *node) fill() []float64 {
 	data, err := os.ReadFile(n.conflist())
 	if err == nil {
@@ -234,8 +232,8 @@ func (n *node) fill() []float64 {
 	return took
 }
 
-// attach adds a pod as a runtime does. If the plugin refuses the pod, attach tries again, and ms is the time of all
-// attempts. If attach gives up, ip is empty.
+// attach tries again while the plugin refuses the pod. ms is the time of all attempts. If attach gives up, ip is
+// empty.
 func (n *node) attach(p *corev1.Pod) (path, ip string, ms float64) {
 	path = nodetest.NewNS(n, p.Namespace+"."+p.Name)
 	began := time.Now()
@@ -289,8 +287,7 @@ func runtimeConf(p *corev1.Pod, path string) *libcni.RuntimeConf {
 	}
 }
 
-// adds attaches and deletes pods, one after the other, and returns each ADD's time in ms. The API server knows each
-// pod before its ADD.
+// adds returns each ADD's time in ms. The API server knows each pod before its ADD.
 func (n *node) adds(count int) []float64 {
 	var took []float64
 	for range count {
@@ -307,7 +304,7 @@ func (n *node) adds(count int) []float64 {
 	return took
 }
 
-// policy returns a policy that allows the probes' server ingress from these peers only.
+// policy lets only these peers send to the probes' server.
 func policy(name string, peers ...networkingv1.NetworkPolicyPeer) *networkingv1.NetworkPolicy {
 	p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{
 		Namespace: "probes", Name: name, UID: types.UID("uid-of-" + name),
@@ -324,7 +321,6 @@ func selects(key, value string) metav1.LabelSelector {
 	return metav1.LabelSelector{MatchLabels: map[string]string{key: value}}
 }
 
-// effects are how long denying and allowing changes took, in ms.
 type effects struct{ Deny, Allow []float64 }
 
 func (e *effects) add(allows bool, d time.Duration) {
@@ -336,7 +332,7 @@ func (e *effects) add(allows bool, d time.Duration) {
 	}
 }
 
-// policies creates and deletes policies, and measures until packets between two pods show it.
+// policies measures how long a new or deleted policy takes until packets between two pods show it.
 func (n *node) policies() effects {
 	var e effects
 	client := selects("app", "client")
@@ -356,7 +352,7 @@ func (n *node) policies() effects {
 	return e
 }
 
-// peers changes, deletes and creates a pod on another node, and measures until its packets show it.
+// peers measures how long a change of another node's pod takes until its packets show it.
 func (n *node) peers() effects {
 	var e effects
 	peer := selects("role", "peer")
@@ -400,7 +396,7 @@ func (n *node) remove(o apiserver.Object) time.Time {
 	return at
 }
 
-// background ends any running stream. It starts another unless rate is 0.
+// background replaces the running stream. A rate of 0 only ends it.
 func (n *node) background(rate float64, parts string) {
 	if n.stop != nil {
 		n.stop()
@@ -415,8 +411,7 @@ func (n *node) background(rate float64, parts string) {
 	}
 }
 
-// toggle creates and deletes a policy of a local pod in turn, and returns the agent's CPU time. rate is changes a
-// second.
+// toggle creates and deletes a policy in turn, and returns the agent's CPU time. rate is changes a second.
 func (n *node) toggle(rate float64, d time.Duration) cpuUse {
 	ticker := time.NewTicker(time.Duration(float64(time.Second) / rate))
 	defer ticker.Stop()

@@ -13,23 +13,20 @@ import (
 const (
 	// probeInterval is how often a probe sends a packet.
 	probeInterval = 250 * time.Microsecond
-	// late is when a missing packet counts as dropped. Between two namespaces, packets need microseconds, unless the
-	// receiver waits for a core.
+	// A packet that is missing for this time counts as dropped. Between two namespaces, packets need microseconds.
 	late = 20 * time.Millisecond
-	// holds is how many packets in a row show that a change holds.
+	// So many packets in a row show that a change has taken effect.
 	holds = 100
-	// patience is when a probe and an ADD give up, and then the time that they report. Under an attack, the result is
-	// clear earlier.
+	// A probe and an ADD give up after this time, and report it as their result.
 	patience, patienceUnderAttack = 2 * time.Minute, 30 * time.Second
 )
 
-// arrivals are the probe's packets that have arrived, by number.
+// arrivals has the numbers of the packets that have arrived.
 type arrivals struct {
 	mu   sync.Mutex
 	seen map[uint64]bool
 }
 
-// listen receives the probe's packets on the address in the namespace.
 func (n *node) listen(netns, address string) *arrivals {
 	a := &arrivals{seen: map[uint64]bool{}}
 	nodetest.In(n, netns, func() error {
@@ -58,11 +55,7 @@ func (n *node) listen(netns, address string) *arrivals {
 }
 
 // until makes a change, and returns how long it takes until all packets to the probed pod are allowed, or all are
-// dropped. An empty source is the namespace's own.
-//
-// The packets are UDP without answers, from one port, so the kernel checks each of them. The time begins just before
-// the API server gets the change. It ends with the first packet from which on all are treated as wanted. If until
-// gives up, it returns its patience.
+// dropped. It sends UDP packets without answers, so the kernel checks each of them.
 func (n *node) until(netns, source string, allowed bool, change func() time.Time) time.Duration {
 	n.Helper()
 	var conn net.Conn
@@ -96,8 +89,8 @@ type probe struct {
 	sent []time.Time // by number
 }
 
-// awaitRun sends packets until enough in a row have all arrived, or all been dropped. It ignores packets before from.
-// It returns when that row's first packet was sent.
+// awaitRun sends packets until enough in a row have all arrived, or all been dropped. It returns when the first of
+// these was sent.
 func (p *probe) awaitRun(arrive bool, from int) (first time.Time, ok bool) {
 	p.Helper()
 	deadline := time.Now().Add(p.patience)
@@ -127,8 +120,8 @@ func (p *probe) awaitRun(arrive bool, from int) (first time.Time, ok bool) {
 	}
 }
 
-// row returns the number of the last row's first packet, and whether the row is long enough. Packets that may still
-// be under way don't count as dropped.
+// row returns the number of the last row's first packet. Packets that may still be under way don't count as
+// dropped.
 func (p *probe) row(arrive bool, from int) (first int, ok bool) {
 	p.arrivals.mu.Lock()
 	defer p.arrivals.mu.Unlock()

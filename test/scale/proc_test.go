@@ -19,7 +19,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// cpuTime returns the CPU time of a process and of its ended children, in seconds.
+// cpuTime includes the process's ended children. It is in seconds.
 func cpuTime(t testing.TB, pid int) float64 {
 	t.Helper()
 	// The clock of a process (clock_getcpuclockid(3)) has nanoseconds, /proc only ticks.
@@ -31,7 +31,7 @@ func cpuTime(t testing.TB, pid int) float64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The fields behind the name in brackets begin with the third. cutime is the 16th, cstime the 17th.
+	// The fields after the name in brackets begin with the third. cutime is the 16th, cstime the 17th.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	const tick = 100 // sysconf(_SC_CLK_TCK), on every architecture that Go runs on
 	children := 0.0
@@ -45,18 +45,16 @@ func cpuTime(t testing.TB, pid int) float64 {
 	return float64(own.Nano())/1e9 + children
 }
 
-// cpuUse is the CPU time that the agent took (Seconds) within the time Wall, both in seconds.
+// Seconds is the agent's CPU time within the time Wall. Both are in seconds.
 type cpuUse struct {
 	Seconds, Wall float64
-	// Changes is the number of changes of pods. Events and Bytes are the number and size of the API server's events
-	// for them.
+	// Changes counts changes of pods. Events and Bytes are the API server's events for them.
 	Changes, Events, Bytes int64
 	// Decoding is the CPU time of a program that only decodes the same events.
 	Decoding float64
 }
 
-// window measures the agent's CPU time for some seconds. If the request has a rate, a stream and a decoder run
-// meanwhile.
+// If the request has a rate, a stream and a decoder run during the measurement.
 func (n *node) window(r request) cpuUse {
 	pid, decoder := n.AgentPID(), 0
 	if r.Rate > 0 {
@@ -84,7 +82,7 @@ func (n *node) window(r request) cpuUse {
 	return use
 }
 
-// startDecoder starts a program that only watches pods, and waits until it does. stop kills it.
+// The decoder only watches pods.
 func (n *node) startDecoder() (pid int, stop func()) {
 	n.Helper()
 	watches := n.server.Sent()["pods"].Watches
@@ -105,7 +103,7 @@ func (n *node) startDecoder() (pid int, stop func()) {
 	}
 }
 
-// decode watches pods until it is killed. It returns an error if the watch ends.
+// decode watches pods until it is killed.
 func decode(kubeconfig string) error {
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {
@@ -130,8 +128,7 @@ func decode(kubeconfig string) error {
 	return errors.New("the watch has ended")
 }
 
-// memory is the agent's memory, in MB of 10^6 bytes. RSS is what is resident, Anonymous the part of RSS that is in no
-// file, and Peak the highest RSS.
+// memory is in MB of 10^6 bytes. Anonymous is the part of RSS that is in no file, and Peak the highest RSS.
 type memory struct{ RSS, Anonymous, Peak float64 }
 
 func (n *node) memory() memory {

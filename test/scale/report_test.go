@@ -40,7 +40,7 @@ func (r *runs) rows() []string {
 	})
 }
 
-// growing are the rows with slopes and a comparison with the reference.
+// These rows have slopes and a comparison with the reference.
 func (r *runs) growing() []string {
 	return slices.DeleteFunc(r.rows(), func(row string) bool {
 		return slices.Contains([]string{rowWrites, rowBytes, rowBeyond, rowFill}, row) || strings.Contains(row, ", under ")
@@ -68,8 +68,7 @@ func (r *runs) report() string {
 	return b.String()
 }
 
-// perPod returns a sentence on the memory for each pod, from the smallest cluster of at least 1,000 pods and the
-// largest. It returns "" if there is only one.
+// perPod compares the smallest cluster of at least 1,000 pods with the largest. It returns "" if there is only one.
 func (r *runs) perPod(agent string) string {
 	sizes, _ := r.columns()
 	sizes = slices.DeleteFunc(slices.Sorted(slices.Values(sizes)), func(s int) bool {
@@ -84,8 +83,7 @@ func (r *runs) perPod(agent string) string {
 		thousands(large), figure(kib))
 }
 
-// columnsTable returns a table with a column for each size, and then the columns in more. For these, cell gets 0
-// pods.
+// The table has a column for each size, and then the columns in more. For these, cell gets 0 pods.
 func (r *runs) columnsTable(rows []string, cell func(row string, pods int) string, more ...string) string {
 	var b strings.Builder
 	sizes, _ := r.columns()
@@ -124,7 +122,6 @@ func (r *runs) table(agent string) string {
 	})
 }
 
-// ratios returns a table with each row's ratio to the reference, and its slope.
 func (r *runs) ratios(agent string) string {
 	return r.columnsTable(r.growing(), func(row string, pods int) string {
 		reference := r.get(agent, r.Reference, row)
@@ -163,8 +160,7 @@ func ratio(of, to *run) string {
 	return text
 }
 
-// slope returns the slope of the row's log-log curve from 1,000 pods on. It returns "" if there are fewer than two
-// such clusters.
+// The curve is log-log, from 1,000 pods on. With fewer than two such clusters, slope returns "".
 func (r *runs) slope(agent, row string) string {
 	var xs, ys []float64
 	sizes, _ := r.columns()
@@ -194,7 +190,7 @@ func slope(xs, ys []float64) float64 {
 	return xy / xx
 }
 
-// figure returns a value with three significant digits, but never cuts off digits before the point.
+// figure has three significant digits, or more before the point.
 func figure(v float64) string {
 	switch a := math.Abs(v); {
 	case v == 0:
@@ -220,13 +216,11 @@ func thousands(n int) string {
 	return s
 }
 
-// Marks of the part of a page that the benchmark writes.
 const (
 	beginMark = "<!-- scripts/bench-scale writes what follows -->\n"
 	endMark   = "<!-- scripts/bench-scale wrote what precedes -->\n"
 )
 
-// between returns the page with text in place of what is between the marks.
 func between(page, text string) (string, error) {
 	before, rest, ok := strings.Cut(page, beginMark)
 	_, after, closed := strings.Cut(rest, endMark)

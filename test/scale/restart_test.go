@@ -12,24 +12,21 @@ import (
 	"time"
 )
 
-// restarted says what a restart with nothing changed has written.
 type restarted struct {
 	started
-	// Writes are the requests that change the kernel, by kind; nil if they weren't counted.
+	// Writes counts the requests that change the kernel, by kind. It is nil if they weren't counted.
 	Writes map[string]int
 }
 
-// tracing is how long a traced agent runs. A resync comes every ten seconds.
+// A traced agent runs this long. A resync comes every ten seconds.
 const tracing = 12 * time.Second
 
-// restart stops the agent and starts it again. It doesn't count writes.
 func (n *node) restart() restarted {
 	n.StopAgent()
 	return restarted{started: n.start()}
 }
 
-// restartTraced restarts the agent under strace, although nothing has changed. It counts the agent's writes to the
-// kernel until a resync has passed. Then it restarts the agent without strace.
+// restartTraced restarts the agent under strace, and counts its writes to the kernel until a resync has passed.
 func (n *node) restartTraced() restarted {
 	n.Helper()
 	n.StopAgent()
@@ -54,12 +51,11 @@ func (n *node) restartTraced() restarted {
 	return restarted{started: n.start(), Writes: writes}
 }
 
-// writing matches, in strace's output, netlink requests that change something, and iptables-legacy's writes.
+// writing matches changing netlink requests and iptables-legacy's writes in strace's output.
 var writing = regexp.MustCompile(`nlmsg_type=(RTM_(?:NEW|DEL|SET)\w+|NFNL_SUBSYS_(?:IPSET<<8\|IPSET_CMD_` +
 	`(?:CREATE|DESTROY|FLUSH|RENAME|SWAP|ADD|DEL)|NFTABLES<<8\|NFT_MSG_(?:NEW|DEL|DESTROY)\w+|` +
 	`CTNETLINK<<8\|IPCTNL_MSG_CT_(?:NEW|DELETE)))\b|\b(IP6?T_SO_SET_REPLACE)\b`)
 
-// countWrites counts the requests in a trace by their type.
 func countWrites(trace string) (map[string]int, error) {
 	f, err := os.Open(trace)
 	if err != nil {
@@ -78,7 +74,7 @@ func countWrites(trace string) (map[string]int, error) {
 	return writes, lines.Err()
 }
 
-// TestCountWrites: only requests that change something count. Of several in one message, each counts.
+// TestCountWrites: only requests that change something count.
 func TestCountWrites(t *testing.T) {
 	trace := filepath.Join(t.TempDir(), "trace")
 	text := `7 sendto(3, [{nlmsg_len=52, nlmsg_type=RTM_NEWROUTE, nlmsg_flags=0}, {rtm_family=AF_INET}], 52, 0) = 52

@@ -53,7 +53,7 @@ func (l latency) under(rate float64) string {
 	return fmt.Sprintf("%s, %.0f events/s, %s", l, rate, unit)
 }
 
-// attacked returns the row of an attack; without a name, the same cluster's row without an attack.
+// An empty name means the same cluster without an attack.
 func (l latency) attacked(name string) string {
 	if name == "" {
 		return string(l) + ", other tenants, ms"
@@ -61,8 +61,7 @@ func (l latency) attacked(name string) string {
 	return string(l) + ", other tenants, under " + name + ", ms"
 }
 
-// rowAttackMemory is the beginning of names of rows. These rows have an agent's peak memory until the end of an
-// attack.
+// Rows that begin with rowAttackMemory have an agent's peak memory until the end of an attack.
 const rowAttackMemory = "peak RSS, MB, under "
 
 type runs struct {
@@ -70,7 +69,7 @@ type runs struct {
 		CPUs   int
 		Kernel string
 		Go     string
-		// IPTables is what the agents say of the node's iptables, such as "nft" or "legacy".
+		// IPTables is the flavour of the node's iptables, such as "nft" or "legacy".
 		IPTables string
 	}
 	Mix       string
@@ -144,7 +143,6 @@ func (r *runs) note(agent string, pods int, row string, values []float64) {
 	x.Values = append(x.Values, values)
 }
 
-// all returns the values of all rounds; medians has the median of each round.
 func (x *run) all() []float64 { return slices.Concat(x.Values...) }
 
 func (x *run) medians() (all []float64) {

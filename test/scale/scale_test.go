@@ -54,8 +54,7 @@ func TestMain(m *testing.M) {
 	nodetest.MainAsShipped(m)
 }
 
-// TestScale measures agents in clusters of several sizes. Without flags it is a smoke test; scripts/bench-scale runs it
-// in full.
+// TestScale measures agents in clusters of several sizes. Without flags it is only a short test.
 func TestScale(t *testing.T) {
 	if *socketFlag != "" {
 		if nodetest.IsolatedWithWeir(t) {
@@ -184,7 +183,7 @@ func ask[T any](r *remoteNode, q request) (answer T) {
 	return answer
 }
 
-// turn calls f for each node, in an order that changes with the round.
+// The order of the nodes changes with the round.
 func (o *orchestrator) turn(round int, f func(*remoteNode)) {
 	order := slices.Clone(o.nodes)
 	if round%2 == 1 {
@@ -222,7 +221,7 @@ func (o *orchestrator) startAll() {
 	}
 }
 
-// restarts restarts each agent several times. If writes are to be counted, it restarts each once more.
+// If writes are to be counted, each agent is restarted once more.
 func (o *orchestrator) restarts() {
 	for i := range *restartsFlag {
 		o.turn(i, func(r *remoteNode) { o.noteStart(r, ask[restarted](r, request{Do: "restart"}).started) })
@@ -282,7 +281,7 @@ func (o *orchestrator) latencies() {
 	}
 }
 
-// windows measures the agents' CPU time for some seconds: under each stream, and while policies change.
+// windows measures the agents' CPU time under each stream, and while policies change.
 func (o *orchestrator) windows() {
 	for round := range *windowsFlag {
 		for _, rate := range o.rates {
@@ -307,7 +306,7 @@ func (o *orchestrator) windows() {
 	}
 }
 
-// meaninglessRate is the rate of the stream of events that no policy depends on.
+// No policy depends on the events of this stream.
 const meaninglessRate = 1000
 
 func (o *orchestrator) window(r *remoteNode, rate float64, mix string) cpuUse {
@@ -318,7 +317,6 @@ func (o *orchestrator) window(r *remoteNode, rate float64, mix string) cpuUse {
 	return use
 }
 
-// attacks measures, in each cluster, what each attack costs other tenants.
 func (o *orchestrator) attacks() {
 	if !*attackFlag {
 		return
@@ -337,7 +335,7 @@ func (o *orchestrator) attacks() {
 	}
 }
 
-// finish notes the agents' memory and prints the tables. With -docs it writes the measurements, pictures and page.
+// With -docs, finish writes the measurements, pictures and page.
 func (o *orchestrator) finish() {
 	for _, r := range o.nodes {
 		m := ask[memory](r, request{Do: "memory"})

@@ -1,8 +1,7 @@
 //go:build takeover
 
 // Package takeover_test has today's agent take over a node from the agent of an earlier commit, while packets flow.
-// The node has that agent's records, sets, chains, guard and pods. scripts/blackbox builds the earlier programs and
-// runs this test.
+// scripts/blackbox builds the earlier programs and runs this test.
 package takeover_test
 
 import (
@@ -80,10 +79,10 @@ func pods() string {
 		pod("lab", "stranger", "app: stranger", "") + pod("lab", "locked", "app: locked", "")
 }
 
-// TestAfterStop replaces an agent as kubelet does in a rolling update: the old agent is stopped first.
+// TestAfterStop: if kubelet stops the old agent first, today's agent takes over.
 func TestAfterStop(t *testing.T) { takeOver(t, (*nodetest.Node).StopAgent) }
 
-// TestAfterKill replaces an agent that was killed.
+// TestAfterKill: if the old agent was killed, today's agent takes over.
 func TestAfterKill(t *testing.T) { takeOver(t, (*nodetest.Node).KillAgent) }
 
 func takeOver(t *testing.T, end func(*nodetest.Node)) {
@@ -160,7 +159,7 @@ func takeOver(t *testing.T, end func(*nodetest.Node)) {
 	})
 }
 
-// install links the programs of one directory into another. It replaces each in one step, as an update does.
+// Each program is replaced in one step, as by an update.
 func install(t *testing.T, from, to string) {
 	t.Helper()
 	for _, name := range programs {
@@ -179,7 +178,7 @@ func link(t *testing.T, program, to string) {
 	}
 }
 
-// attached fails the test unless CHECK finds the pod's attachment in order.
+// CHECK must find the pod's attachment in order.
 func attached(t *testing.T, n *nodetest.Node, p *nodetest.Pod) {
 	t.Helper()
 	if out, err := n.CNI("check", p.Netns, nodetest.Args(p.Namespace, p.Name, "")); err != nil {
@@ -187,7 +186,7 @@ func attached(t *testing.T, n *nodetest.Node, p *nodetest.Pod) {
 	}
 }
 
-// timeout limits an attempt to connect. TCP repeats a SYN after one second, so one dropped SYN fails the attempt.
+// TCP repeats a SYN after one second, so one dropped SYN fails the attempt.
 const timeout = 900 * time.Millisecond
 
 // traffic runs flows until it is stopped. It counts the attempts of each flow.
@@ -202,7 +201,7 @@ type flow struct {
 	attempts atomic.Int64
 }
 
-// runs calls attempt repeatedly in a goroutine. Its first error fails the test and ends the flow.
+// The first error of attempt fails the test and ends the flow.
 func (tr *traffic) runs(t *testing.T, name string, attempt func() error) {
 	f := &flow{name: name}
 	tr.flows = append(tr.flows, f)
@@ -225,7 +224,7 @@ func dial(t *testing.T, netns, address string, timeout time.Duration) (conn net.
 	return conn, err
 }
 
-// connects checks that each new connection is established with its first packet.
+// Each new connection must be established with its first packet.
 func (tr *traffic) connects(t *testing.T, netns, address string) {
 	tr.runs(t, filepath.Base(netns)+" connects to "+address, func() error {
 		conn, err := dial(t, netns, address, timeout)
@@ -246,7 +245,7 @@ func (tr *traffic) never(t *testing.T, netns, address string) {
 	})
 }
 
-// keeps checks that one connection continues: each message must be answered within five seconds.
+// One connection must continue: each message is answered within five seconds.
 func (tr *traffic) keeps(t *testing.T, netns, address string) {
 	t.Helper()
 	conn, err := dial(t, netns, address, timeout)

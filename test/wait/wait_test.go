@@ -56,8 +56,7 @@ const (
 	latePort   = 6444
 )
 
-// late accepts connections on the router, at the address from, and forwards them to the address to. Answers come
-// after the delay.
+// late forwards connections from one address of the router to another. Answers come after the delay.
 func late(t *testing.T, from, to string, delay time.Duration) {
 	t.Helper()
 	var listener net.Listener
@@ -86,7 +85,6 @@ func late(t *testing.T, from, to string, delay time.Duration) {
 	}()
 }
 
-// forwardLate copies what comes from server to client, each part after the delay.
 func forwardLate(client, server net.Conn, delay time.Duration) {
 	type part struct {
 		bytes []byte
@@ -115,8 +113,7 @@ func forwardLate(client, server net.Conn, delay time.Duration) {
 	}
 }
 
-// newWaited makes a cluster whose API server is on the router. Each node gets answers 100 ms later than the node
-// before it.
+// Each node gets the API server's answers 100 ms later than the node before it.
 func newWaited(t *testing.T, size int) *waited {
 	t.Helper()
 	w := &waited{Cluster: nodetest.NewCluster(t, size), pods: map[policy.Name]*nodetest.Pod{}}
@@ -169,7 +166,6 @@ func newWaited(t *testing.T, size int) *waited {
 	return w
 }
 
-// connect makes the client. Its API server runs execs on the nodes, and forwards other requests.
 func (w *waited) connect(t *testing.T, router string) {
 	t.Helper()
 	proxy := httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "https", Host: router})
@@ -215,7 +211,7 @@ func (w *waited) connect(t *testing.T, router string) {
 	w.cluster = &client.Cluster{API: api, Namespace: "kube-system"}
 }
 
-// add attaches a pod of the API server, and serves ports 80 and 81 in it.
+// The pod serves ports 80 and 81.
 func (w *waited) add(n *nodetest.ClusterNode, namespace, name string, labels map[string]string) {
 	w.Helper()
 	pod := &corev1.Pod{
@@ -235,7 +231,7 @@ func (w *waited) add(n *nodetest.ClusterNode, namespace, name string, labels map
 	}
 }
 
-// wait does the same as kubectl weir wait. If it fails or takes half a minute, the test ends.
+// If the wait fails or takes half a minute, the test ends.
 func (w *waited) wait(t *testing.T, kind, namespace, name string, deleted bool) client.Waited {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -250,8 +246,8 @@ func (w *waited) wait(t *testing.T, kind, namespace, name string, deleted bool) 
 	return got
 }
 
-// TestWait: after kubectl weir wait, each connection's first packet gets the verdict of the policies. WEIR_WAITS is
-// the number of random changes; the default is 25.
+// TestWait: if kubectl weir wait has returned, each connection's first packet gets the policies' verdict.
+// WEIR_WAITS is the number of random changes.
 func TestWait(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -320,8 +316,8 @@ func pickName[T any](r *rand.Rand, of map[policy.Name]T) policy.Name {
 	return names[r.IntN(len(names))]
 }
 
-// An allowed connection must succeed within answers: before a client repeats its first packet. A denied one must not
-// succeed within notWithin.
+// An allowed connection must succeed within answers: before a client repeats its first packet. A denied one must
+// not succeed within notWithin.
 const (
 	answers   = 900 * time.Millisecond
 	notWithin = 250 * time.Millisecond
@@ -383,7 +379,7 @@ func (w *waited) probe(
 	return wrong
 }
 
-// insecure accepts any certificate: the test server's certificate has another name.
+// The test server's certificate has another name, so any certificate is accepted.
 func insecure() *tls.Config {
 	return &tls.Config{InsecureSkipVerify: true} //nolint:gosec // as above
 }

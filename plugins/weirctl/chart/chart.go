@@ -1,5 +1,5 @@
 // Package chart shows who can reach whom: as a table, JSON, a graph for Graphviz, an SVG picture, or a page for
-// browsers. Names and labels come from objects that anybody may have written. So each format escapes them.
+// browsers. Names and labels may come from a hostile object, so each format escapes them.
 package chart
 
 import (
@@ -16,24 +16,24 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// View is a part of a matrix, to be shown.
+// View is a matrix, or a part of it, to be shown.
 type View struct {
 	*reach.Matrix
 	Rows []reach.Row
-	// Title says what is shown, such as "namespace shop".
+	// Title is such as "namespace shop".
 	Title string
 	// Policies are the names of all policies.
 	Policies []string
-	// Notes say, each in a sentence, what the matrix leaves out.
+	// Notes say what the matrix leaves out, each in a sentence.
 	Notes []string
-	// MaxRows is how many rows a table has; 0 for all.
+	// MaxRows limits the rows of a table. 0 means no limit.
 	MaxRows int
 }
 
-// maxNames is how many parties a cell of a table names.
+// A cell of a table names this many parties.
 const maxNames = 6
 
-// OneLine makes a text from an object safe for a terminal: shortened, and on one line.
+// OneLine makes a text from an object safe to print: shortened, and on one line.
 func OneLine(s string) string { return strings.ReplaceAll(excerpt.Of(s), "\n", " ") }
 
 func few(names []string, most int) string {
@@ -45,8 +45,8 @@ func few(names []string, most int) string {
 	return text
 }
 
-// Table prints the rows as a table: who reaches whom, on which ports, and through which Services. It prints at most
-// v.MaxRows rows, and says how many are left out.
+// Table prints who reaches whom, on which ports, and through which Services. It prints at most MaxRows rows, and
+// the number of further rows.
 func Table(out io.Writer, v View) error {
 	pods, groups, regions := 0, 0, 0
 	for _, p := range v.Parties {
@@ -81,7 +81,6 @@ func plural(n int, one, many string) string {
 	return fmt.Sprint(n, " ", many)
 }
 
-// print prints at most MaxRows rows. mark is the first column; if it is empty, there is none.
 func (v View) print(out io.Writer, rows []reach.Row, mark string) error {
 	var table strings.Builder
 	w := tabwriter.NewWriter(&table, 0, 8, 2, ' ', 0)
@@ -131,7 +130,7 @@ func (v View) print(out io.Writer, rows []reach.Row, mark string) error {
 	return nil
 }
 
-// columnWidth is how many characters of a list fit into one line of a cell.
+// columnWidth is in characters.
 const columnWidth = 44
 
 func wrap(list string) (lines []string) {
@@ -160,7 +159,7 @@ func (v View) more(out io.Writer, rows int) error {
 	return err
 }
 
-// Services returns the Services that lead to one of the row's ports, each with its port, such as "shop/web:80".
+// Services returns the Services that lead to one of the row's ports, such as "shop/web:80".
 func (v View) Services(r reach.Row) (names []string) {
 	for _, i := range r.To {
 		for _, s := range v.Parties[i].Services {
@@ -219,15 +218,15 @@ func printJSON(out io.Writer, value any) error {
 	return e.Encode(value)
 }
 
-// Change is the difference that a change makes, to be shown.
+// Change has the differences between two matrices.
 type Change struct {
 	View
 	Opened, Closed []reach.Row
 	Applied        reach.Applied
 }
 
-// DiffTable prints the objects that the change adds, replaces and deletes. It also prints the connections that open
-// and that close, at most MaxRows rows each.
+// DiffTable prints the changed objects, and the connections that open or close. It prints at most MaxRows rows of
+// each.
 func DiffTable(out io.Writer, c Change) error {
 	var err error
 	say := func(format string, args ...any) {

@@ -31,7 +31,6 @@ import (
 const hostile = "x\x1b[2J\u202e\r\n\"];evil[label=\"" +
 	"</script></text><img src=x onerror=document.title='owned'>{{data}}&\\N\\\""
 
-// view returns a small cluster's view. Most of its objects have the name.
 func view(name string) chart.View {
 	pod := func(namespace, name, address string) policy.Pod {
 		return policy.Pod{
@@ -62,7 +61,7 @@ func draw(t *testing.T, f func(io.Writer, chart.View) error, v chart.View) strin
 	return out.String()
 }
 
-// TestEscapes: if an object's name has escapes, it does nothing in a terminal, and is only text in each format.
+// TestEscapes: if an object's name has escapes, it is only text in each format.
 func TestEscapes(t *testing.T) {
 	v := view(hostile)
 	change := func(out io.Writer, v chart.View) error {
@@ -72,7 +71,7 @@ func TestEscapes(t *testing.T) {
 		"text": chart.Table, "diff": change, "dot": chart.Dot, "svg": chart.SVG, "html": chart.HTML, "json": chart.JSON,
 	} {
 		for _, r := range draw(t, f, v) {
-			// JSON is for programs: it keeps U+202E, which reorders text only where it is shown.
+			// U+202E reorders text only where it is shown, so JSON keeps it.
 			if unicode.IsControl(r) && r != '\n' || r == '\u202e' && name != "json" {
 				t.Errorf("%s has %U", name, r)
 			}
@@ -123,7 +122,7 @@ func TestDot(t *testing.T) {
 	}
 }
 
-// browser returns the path of a Chromium. Without one, the test is skipped; in CI it fails.
+// In CI a missing Chromium fails the test. Elsewhere it skips the test.
 func browser(t *testing.T) string {
 	t.Helper()
 	for _, name := range []string{"chromium", "chromium-browser", "google-chrome", "chrome-headless-shell"} {
@@ -138,8 +137,8 @@ func browser(t *testing.T) string {
 	return ""
 }
 
-// TestPage loads pages in a headless Chromium without a network, and checks what their scripts make. If the variable
-// SCREENSHOTS names a directory, the test leaves pictures there.
+// TestPage checks the pages in a headless Chromium without a network. If the variable SCREENSHOTS names a
+// directory, pictures go there.
 func TestPage(t *testing.T) {
 	chromium := browser(t)
 	dir := t.TempDir()
@@ -204,7 +203,7 @@ func TestPage(t *testing.T) {
 	}
 }
 
-// TestTableIsBounded: a table has no more rows than it should, and says how to see the rest.
+// TestTableIsBounded: if a table has too many rows, it says how to see the rest.
 func TestTableIsBounded(t *testing.T) {
 	v := view("web")
 	v.MaxRows = 1

@@ -14,8 +14,7 @@ import (
 	"github.com/weir-net/weir/policy/reach"
 )
 
-// Dot prints the connections as a graph for Graphviz. Each row is a point with its ports, between those who reach and
-// those who are reached.
+// Dot prints a graph for Graphviz. Each row of the matrix is a point with ports, between senders and receivers.
 //
 // Equivalent to: weirctl matrix -o dot | dot -Tsvg
 func Dot(out io.Writer, v View) error {
@@ -71,12 +70,12 @@ func portsOf(r reach.Row) string {
 	return r.Ports.String()
 }
 
-// quoted returns the text as a string of Graphviz's language. In a label, a backslash begins an escape.
+// In a label of Graphviz's language, a backslash begins an escape.
 func quoted(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(OneLine(s)) + `"`
 }
 
-// The sizes of a picture, in pixels.
+// Sizes in pixels.
 const (
 	boxWidth, boxHeight = 280, 26
 	gap                 = 12
@@ -94,8 +93,8 @@ type picture struct {
 
 type box struct{ text, class string }
 
-// SVG prints the connections as a picture: senders on the left, ports in the middle, receivers on the right. It shows
-// at most MaxRows rows, and the title says how many are left out.
+// SVG prints a picture: senders on the left, ports in the middle, receivers on the right. It shows at most MaxRows
+// rows, and the title has the number of further rows.
 func SVG(out io.Writer, v View) error {
 	rows := v.Rows
 	if v.MaxRows > 0 {
@@ -133,7 +132,6 @@ func (v View) class(words string) string {
 	return "pods"
 }
 
-// add adds the box to the column, unless its key is there already, and returns its index.
 func (p *picture) add(column int, key string, b box) int {
 	i, ok := p.index[column][key]
 	if !ok {
@@ -193,7 +191,7 @@ func (p *picture) print(out io.Writer, title string) error {
 	return w.Flush()
 }
 
-// tops returns the position of each box. Ports are in the middle; other boxes are near their ports.
+// Ports are in the middle. Other boxes are near their ports.
 func (p *picture) tops(tallest int) (tops [3][]int) {
 	const step = boxHeight + gap
 	free := (tallest - len(p.columns[1])) * step / 2
@@ -236,7 +234,6 @@ func shortened(s string, most int) string {
 	return string([]rune(s)[:most-1]) + "…"
 }
 
-// text escapes a text from an object for XML.
 func text(s string) string {
 	var b strings.Builder
 	_ = xml.EscapeText(&b, []byte(OneLine(s))) // a Builder never fails

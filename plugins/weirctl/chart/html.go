@@ -22,7 +22,7 @@ var (
 	pageScript []byte
 )
 
-// pageRow is a row of the page's data. Ports is an index into the data's sets of ports.
+// Ports is an index into the data's sets of ports.
 type pageRow struct {
 	From   []int  `json:"f"`
 	To     []int  `json:"t"`
@@ -53,9 +53,9 @@ type pageData struct {
 	Notes    []string      `json:"notes"`
 }
 
-// HTML prints a page for browsers: the matrix, the connections, and a graph of the policies, with filters. The page
-// needs no network: its Content-Security-Policy allows only its own script and style. The script shows all data from
-// objects as text.
+// HTML prints a page for browsers: the matrix, the connections and a graph of the policies. The page needs no
+// network. Its Content-Security-Policy allows only its own script and style, and the script shows objects' data as
+// text.
 func HTML(out io.Writer, v View) error {
 	d := pageData{
 		Title: v.Title, Parties: v.Parties, Ports: []pagePorts{}, Rows: []pageRow{}, Rules: []pageRule{},
@@ -107,8 +107,7 @@ func HTML(out io.Writer, v View) error {
 	return err
 }
 
-// printable returns the value as JSON in which only printable characters are left unescaped. Marshal escapes <, > and
-// &, so no text ends a script.
+// printable returns JSON with only printable characters. Marshal escapes <, > and &, so no text ends a script.
 func printable(value any) ([]byte, error) {
 	raw, err := json.Marshal(value)
 	if err != nil {

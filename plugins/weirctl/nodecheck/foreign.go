@@ -5,7 +5,7 @@ import "strings"
 // network is another network whose traces may be on a node.
 type network struct {
 	name string
-	// links, chains and tables are names that this network uses. A star at the end stands for any text.
+	// These are names that the network uses. A star at the end stands for any text.
 	links, chains, tables []string
 	severity              Severity
 	mend                  string
@@ -55,8 +55,7 @@ var foreign = []network{
 	},
 }
 
-// matches reports whether the name is the pattern. A star at the end stands for any text, and a star before a space
-// for one word.
+// A star at the end stands for any text, and a star before a space for one word.
 func matches(name, pattern string) bool {
 	if rest, any := strings.CutPrefix(pattern, "* "); any {
 		_, word, ok := strings.Cut(name, " ")

@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Judge returns what the facts mean, the worst first.
+// Judge returns findings from the facts, the worst first.
 func Judge(f Facts) []Finding {
 	var all []Finding
 	for _, judge := range []func(Facts) []Finding{
@@ -28,14 +28,13 @@ func finding(s Severity, mend, what string, args ...any) []Finding {
 	return []Finding{{s, fmt.Sprintf(what, args...), mend}}
 }
 
-// modules are the modules of the kernel that features need.
+// A feature may need a kernel module.
 var modules = map[Feature]string{
 	Bridge: "bridge", Veth: "veth", Tunnel: "vxlan", Guard: "nf_tables, nft_meta_bridge, nft_limit and nft_log",
 	Sets:      "ip_set, ip_set_hash_ip, ip_set_hash_net, ip_set_hash_ipport, ip_set_hash_netiface and ip_set_bitmap_port",
 	Conntrack: "nf_conntrack and nf_conntrack_netlink", LogGroup: "nfnetlink_log",
 }
 
-// installModules says how a node gets modules that are missing.
 const installModules = "install the kernel package with the module (RHEL and its kin: kernel-modules-extra; " +
 	"Ubuntu: linux-modules-extra), then modprobe it: "
 
@@ -67,7 +66,6 @@ func features(f Facts) (all []Finding) {
 	return all
 }
 
-// xtables judges whether the node's flavour of iptables has what weir's rules need.
 func xtables(f Facts) []Finding {
 	if f.NoTrials != "" {
 		return nil
@@ -107,7 +105,7 @@ func xtables(f Facts) []Finding {
 	return all
 }
 
-// forwarding judges the sysctls. Before the first pod there is no weir0, and weir has set none of them.
+// Before the first pod there is no weir0, and weir has set none of these sysctls.
 func forwarding(f Facts) (all []Finding) {
 	for _, s := range []struct{ name, want, why string }{
 		{"net.ipv4.ip_forward", "1", "packets are not routed between pods and the network"},
@@ -252,7 +250,7 @@ func portmap(f Facts) []Finding {
 	return finding(OK, "", "portmap %s", f.Portmap)
 }
 
-// older reports whether the version is older than major.minor. A version that isn't a number isn't older.
+// A version that isn't a number isn't older.
 func older(version string, major, minor int) bool {
 	parts := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 3)
 	if len(parts) < 2 {

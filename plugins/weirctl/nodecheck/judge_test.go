@@ -12,7 +12,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// healthy are the facts of a node on which weir runs.
 func healthy() Facts {
 	f := Facts{
 		Kernel: "6.1.0",
@@ -39,7 +38,7 @@ func (f *Facts) refuse(of Feature) {
 	f.Trials[i].Error = "no such file or directory"
 }
 
-// TestJudge: each fault of a node is found, with its level and how to mend it. A healthy node has none.
+// TestJudge: if a node has a fault, it is found, with a way to mend it.
 func TestJudge(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
@@ -191,7 +190,6 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// TestWorstFirst: the worst findings come first.
 func TestWorstFirst(t *testing.T) {
 	f := healthy()
 	f.Unread, f.Portmap, f.ProxyMode = []string{"x"}, "1.2.0", "ipvs"
@@ -204,8 +202,7 @@ func TestWorstFirst(t *testing.T) {
 	}
 }
 
-// TestAllThatRulesUse: the node check tries the matches and targets that rules in netfilter/iptables/testdata use. It
-// tries no others, except the match sctp. Targets such as ACCEPT need no trial.
+// TestAllThatRulesUse: if rules in netfilter/iptables/testdata use a match or target, the node check tries it.
 func TestAllThatRulesUse(t *testing.T) {
 	files, err := filepath.Glob("../../../netfilter/iptables/testdata/*")
 	if err != nil || len(files) == 0 {

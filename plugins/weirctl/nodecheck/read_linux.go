@@ -26,8 +26,7 @@ import (
 
 const readsWithin = 3 * time.Second
 
-// Read reads the facts of the node that the program runs on. It needs root for most of them. It may load modules of the
-// kernel, as weir would.
+// Read reads the facts of this node. Most of them need root. Read may load kernel modules, as weir does.
 func Read(ctx context.Context) Facts {
 	f := Facts{Sysctls: map[string]string{}}
 	var name unix.Utsname
@@ -70,11 +69,10 @@ func (f *Facts) readSysctls() {
 	}
 }
 
-// conflistDirs are the runtime's configuration in the agent's container and on the node. The first that exists
-// counts.
+// The first is for the agent's container, the second for the node. The first that exists counts.
 var conflistDirs = []string{"/host/etc/cni/net.d", "/etc/cni/net.d"}
 
-// readConflists reads what the runtime reads: files with these endings, in the order of their names.
+// The runtime reads files with these endings, in the order of their names.
 func (f *Facts) readConflists() {
 	for _, dir := range conflistDirs {
 		files, err := os.ReadDir(dir)
@@ -129,8 +127,6 @@ func (f *Facts) readLinks() {
 // hints are chains of kubelet and kube-proxy (KEP-3178).
 var hints = []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}
 
-// readTables reads the tables of nftables, and the chains of the families that iptables-nft uses.
-//
 // Equivalent to: nft list tables; nft list chains ip; nft list chains ip6
 func (f *Facts) readTables() {
 	conn, err := nftables.New()
@@ -157,7 +153,7 @@ func (f *Facts) readTables() {
 	}
 }
 
-// readLegacy reads the tables of iptables-legacy. Only its own program can read their chains.
+// Only iptables-legacy's own program can read its chains.
 func (f *Facts) readLegacy(ctx context.Context) {
 	for _, file := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"} {
 		names, err := os.ReadFile(file)
@@ -200,7 +196,7 @@ var portmapVersion = regexp.MustCompile(`portmap (?:plugin )?(?:version )?v?(\d+
 
 const pluginDir = "/opt/cni/bin"
 
-// Without CNI's variables, portmap prints a line about itself. If that has no version, its module's version counts.
+// Without CNI's variables, portmap prints a line with its version. If there is none, its module's version counts.
 func (f *Facts) readPortmap(ctx context.Context) {
 	if _, err := os.Stat(pluginDir); err != nil {
 		f.NoPlugins = true
@@ -223,8 +219,6 @@ func (f *Facts) readPortmap(ctx context.Context) {
 	}
 }
 
-// moduleVersion returns the version of the CNI plugins' module that the program was built from; empty if it has none.
-//
 // Equivalent to: go version -m PATH
 func moduleVersion(path string) string {
 	info, err := buildinfo.ReadFile(path)
@@ -239,8 +233,6 @@ func moduleVersion(path string) string {
 	return ""
 }
 
-// proxyMode asks kube-proxy for its mode. It returns nothing if none answers.
-//
 // Equivalent to: curl http://127.0.0.1:10249/proxyMode
 func proxyMode(ctx context.Context) string {
 	ctx, cancel := context.WithTimeout(ctx, readsWithin)

@@ -15,7 +15,7 @@ import (
 	"github.com/weir-net/weir/netfilter/nflog"
 )
 
-// try tries the features in a new network namespace, which the kernel removes afterwards with all that is in it.
+// The kernel removes the new network namespace afterwards with all that is in it.
 //
 // Equivalent to: unshare --net
 func (f *Facts) try() {
@@ -63,10 +63,8 @@ func (f *Facts) tried(of Feature, err error) {
 	f.Trials = append(f.Trials, t)
 }
 
-// tryBridge makes a bridge with an isolated port.
-//
-// Equivalent to: ip link add weir0 type bridge; ip link add port type veth peer name pod;
-// ip link set port master weir0; bridge link set dev port isolated on
+// Equivalent to: ip link add weir0 type bridge; ip link add port type veth peer name pod; ip link set port master
+// weir0; bridge link set dev port isolated on
 func tryBridge() error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = conf.Bridge
@@ -86,8 +84,6 @@ func tryBridge() error {
 	return errors.Join(netlink.LinkSetMaster(pair, of), netlink.LinkSetIsolated(pair, true))
 }
 
-// tryVeth makes a veth pair.
-//
 // Equivalent to: ip link add a type veth peer name b
 func tryVeth() error {
 	attrs := netlink.NewLinkAttrs()
@@ -95,8 +91,6 @@ func tryVeth() error {
 	return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "b"})
 }
 
-// tryTunnel makes a VXLAN device.
-//
 // Equivalent to: ip link add weir-vxlan type vxlan id 88 dstport 4789 nolearning
 func tryTunnel() error {
 	attrs := netlink.NewLinkAttrs()
@@ -132,14 +126,11 @@ func tryMarks() error {
 	return h.Create(ipset.Header{Name: conf.TrialSet, Type: ipset.HashIP, Marks: true})
 }
 
-// tryGuard makes the guard, without senders.
 func tryGuard() error {
 	_, _, err := bridge.RepairGuard(func() ([]bridge.Sender, error) { return nil, nil })
 	return err
 }
 
-// tryConntrack lists the connections.
-//
 // Equivalent to: conntrack -L
 func tryConntrack() error {
 	_, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)

@@ -11,8 +11,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestRead: on a kernel that runs weir's other tests, all trials succeed and leave nothing. A match that doesn't
-// exist fails.
+// TestRead: if a kernel has everything, all trials succeed and leave nothing.
 func TestRead(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -50,7 +49,7 @@ func TestRead(t *testing.T) {
 	}
 }
 
-// TestReadAll: what the trials don't cover is read from the node: links, tables, chains, and VXLAN devices.
+// TestReadAll: if a node has links, tables and chains, Read finds them.
 func TestReadAll(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

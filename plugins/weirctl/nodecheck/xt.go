@@ -9,12 +9,11 @@ import (
 type xtUse struct {
 	name   string
 	target bool
-	// family is 4 or 6 if only one family needs it; 0 otherwise.
+	// family is 4 or 6 if only one family needs it, otherwise 0.
 	family int
 	module string
 }
 
-// xtUses are the matches and targets of weir's rules.
 var xtUses = []xtUse{
 	{name: "set", module: "xt_set"},
 	{name: "conntrack", module: "xt_conntrack"},
@@ -35,7 +34,6 @@ var xtUses = []xtUse{
 	{name: "MASQUERADE", target: true, module: "xt_MASQUERADE"},
 }
 
-// xtFeature returns the feature that the flavour of iptables has the match or target.
 func xtFeature(flavour string, u xtUse) Feature {
 	kind := " match "
 	if u.target {
@@ -44,14 +42,13 @@ func xtFeature(flavour string, u xtUse) Feature {
 	return Feature("iptables-" + flavour + kind + u.name)
 }
 
-// xtOf returns the flavour of iptables that the feature is about. ok is false for other features.
+// ok is false for features that aren't iptables'.
 func xtOf(f Feature) (flavour string, ok bool) {
 	rest, ok := strings.CutPrefix(string(f), "iptables-")
 	flavour, _, _ = strings.Cut(rest, " ")
 	return flavour, ok
 }
 
-// xtName returns the match or target of the feature, such as "match set".
 func xtName(f Feature) string {
 	_, name, _ := strings.Cut(string(f), " ")
 	return name

@@ -9,12 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tryXT asks the kernel for each match and target, as iptables does. The kernel loads their modules to answer.
+// The kernel loads the modules of matches and targets to answer.
 func (f *Facts) tryXT() {
 	for _, flavour := range []struct {
 		name string
 		ask  func(u xtUse, family int) error
-		// none is the answer if the kernel has nothing of the flavour.
+		// none is the kernel's answer if it lacks the whole flavour.
 		none error
 	}{{"nft", askNFT, unix.EINVAL}, {"legacy", askLegacy, unix.ENOPROTOOPT}} {
 		var all []Trial
@@ -50,7 +50,7 @@ const (
 	compatType      = 3
 )
 
-// askNFT asks nft_compat for the match or target. A kernel that has only another revision than the first has it too.
+// A kernel with another revision of the match or target has it too.
 //
 // Equivalent to: iptables-nft -m NAME (-j NAME for a target)
 func askNFT(u xtUse, family int) error {
@@ -70,15 +70,13 @@ func askNFT(u xtUse, family int) error {
 	return err
 }
 
-// Constants of linux/netfilter_ipv4/ip_tables.h and linux/netfilter_ipv6/ip6_tables.h. These are for matches; targets
-// have the next number.
+// Constants of linux/netfilter_ipv4/ip_tables.h and linux/netfilter_ipv6/ip6_tables.h, for matches. Targets have
+// the next number.
 const (
 	getRevision4 = 66
 	getRevision6 = 68
 )
 
-// askLegacy asks the legacy tables for the match or target.
-//
 // Equivalent to: iptables-legacy -m NAME (-j NAME for a target)
 func askLegacy(u xtUse, family int) error {
 	level, option := unix.SOL_IP, getRevision4

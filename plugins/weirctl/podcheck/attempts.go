@@ -12,20 +12,19 @@ import (
 	"github.com/weir-net/weir/plugins/weirctl/probe"
 )
 
-// attempt is one probe of a client, and what it is for.
+// attempt is one probe of a client.
 type attempt struct {
 	check Name
 	probe.Probe
 	from, to int // numbers of nodes; to is -1 if the attempt is to no node
 	family   conf.Family
 	hasNone  bool // the attempt has no family
-	// expects is what the probe must answer; empty for anything.
+	// expects is the right answer of the probe. It is empty for any answer.
 	expects string
-	// needs are the direct connections that the attempt depends on. If one fails, the attempt says nothing.
+	// If one of these connections fails, the attempt says nothing.
 	needs []direct
 }
 
-// direct is a connection from the client on one node to the server on another.
 type direct struct {
 	from, to int
 	family   conf.Family
@@ -33,7 +32,7 @@ type direct struct {
 
 func hostPort(a netip.Addr, port uint16) string { return netip.AddrPortFrom(a, port).String() }
 
-// connections returns the attempts to connect from each client to each server. within is the time for each.
+// within is the time for each attempt.
 func (r *run) connections(within time.Duration) (all []attempt) {
 	for _, from := range r.works {
 		for _, to := range r.works {
@@ -97,7 +96,6 @@ func (r *run) open(within time.Duration, world string) []attempt {
 	return all
 }
 
-// clusterIP returns an address that the Service's name must have.
 func (r *run) clusterIP() string {
 	for _, f := range conf.Families {
 		if a := r.service[f]; a.IsValid() {

@@ -34,16 +34,14 @@ type fake struct {
 	nodes   int
 	objects map[string]runtime.Object // by path
 	made    int
-	// starts changes a pod that was made.
+	// starts changes a new pod.
 	starts func(*corev1.Pod)
-	// broken says why a probe fails; empty if it succeeds. server is the number of the probed server's node, or -1.
+	// broken returns why a probe fails, or "". server is the number of the server's node, or -1.
 	broken func(p probe.Probe, from, server int) string
-	// ignores reports whether a node enforces no policies. The node is the server's; for egress, the client's.
+	// ignores reports whether a node enforces no policies.
 	ignores func(node int) bool
-	// forbids refuses a request.
 	forbids func(r *http.Request) bool
-	// runs is called when probes run.
-	runs func(from int)
+	runs    func(from int)
 }
 
 var (

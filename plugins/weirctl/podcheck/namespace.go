@@ -13,17 +13,16 @@ import (
 
 // Times are the times of a check.
 type Times struct {
-	// Poll is the time between two looks at objects that are awaited.
+	// Poll is the time between two looks at objects.
 	Poll time.Duration
-	// Alive is how often a check gives a sign of life in its namespace. After three times without a sign, the
+	// Alive is how often a check gives a sign of life in its namespace. Without a sign for three times as long, the
 	// namespace is left over.
 	Alive time.Duration
-	// Starts is how long pods may take to start. Applies is how long a policy may take until it applies.
+	// Starts bounds the start of pods. Applies bounds the time until a policy applies.
 	Starts, Applies time.Duration
-	// Reach is how long a connection may take. Denied is the time without an answer after which a connection counts
-	// as denied.
+	// Reach bounds a connection. After Denied without an answer, a connection counts as denied.
 	Reach, Denied time.Duration
-	// Removes is how long the command waits until its namespace is gone.
+	// Removes bounds the removal of the namespace at the end.
 	Removes time.Duration
 }
 
@@ -41,7 +40,7 @@ type leftover struct {
 	seen       time.Time
 }
 
-// listNamespaces returns the namespaces of checks, by name, without those that are being deleted.
+// Namespaces that are being deleted don't count.
 func (c *Check) listNamespaces(ctx context.Context) (map[string]leftover, error) {
 	all := map[string]leftover{}
 	var list corev1.NamespaceList
@@ -57,8 +56,7 @@ func (c *Check) listNamespaces(ctx context.Context) (map[string]leftover, error)
 	return all, err
 }
 
-// removeLeftovers removes the namespaces of earlier, killed checks. Clocks of machines differ, so it doesn't compare
-// times: it waits for a sign of life from each check.
+// Clocks of machines differ, so removeLeftovers compares no times: it waits for a sign of life from each check.
 func (c *Check) removeLeftovers(ctx context.Context, seen map[string]leftover) (removed []string, err error) {
 	if len(seen) == 0 {
 		return nil, nil
@@ -82,7 +80,7 @@ func (c *Check) removeLeftovers(ctx context.Context, seen map[string]leftover) (
 	return removed, nil
 }
 
-// stayAlive shows until ctx ends that the check of the namespace runs.
+// stayAlive gives signs of life until ctx ends.
 func (c *Check) stayAlive(ctx context.Context, namespace string) {
 	for i := 1; wait(ctx, c.Times.Alive); i++ {
 		// After an error, the next round tries again. If all fail, the API server is away for other checks too.
@@ -100,7 +98,7 @@ func wait(ctx context.Context, d time.Duration) bool {
 	return ctx.Err() == nil
 }
 
-// remove deletes the namespace and waits until it is gone. The error says what is left.
+// remove waits until the namespace is gone. The error says what is left.
 func (c *Check) remove(ctx context.Context, namespace string) error {
 	ctx, cancel := context.WithTimeout(ctx, c.Times.Removes)
 	defer cancel()

@@ -24,13 +24,13 @@ var (
 )
 
 const (
-	// CheckLabel marks the namespaces of checks, and on pods it says what the pod does.
+	// CheckLabel marks the namespaces of checks. On a pod, its value is the pod's role.
 	CheckLabel = "weir.io/check"
 	// aliveAnnotation of a namespace changes while its check runs.
 	aliveAnnotation = "weir.io/check-alive"
-	// indexLabel has the number of the pod's node in the check.
+	// indexLabel is the number of the pod's node in the check.
 	indexLabel = "weir.io/check-node"
-	// client pods try to reach server pods.
+	// Clients try to reach servers.
 	client = "client"
 	server = "server"
 
@@ -50,10 +50,9 @@ func namespaceObject(name string) *corev1.Namespace {
 
 func podName(role string, node int) string { return fmt.Sprintf("%s-%d", role, node) }
 
-// nobody is the user of the pods' programs.
 const nobody = 65532
 
-// podObject returns a pod of the check. It names its node, so it needs no scheduler. It ends by itself.
+// The pod names its node, so it needs no scheduler. It ends by itself.
 func podObject(role string, i int, node, image string, ends time.Duration) *corev1.Pod {
 	yes, no, user, second, seconds := true, false, int64(nobody), int64(1), int64(ends.Seconds())
 	return &corev1.Pod{
@@ -84,7 +83,7 @@ func podObject(role string, i int, node, image string, ends time.Duration) *core
 					AllowPrivilegeEscalation: &no, ReadOnlyRootFilesystem: &yes,
 					Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
 				},
-				// It also checks that the node reaches its own pods.
+				// This probe also checks that the node reaches its own pods.
 				ReadinessProbe: &corev1.Probe{
 					ProbeHandler: corev1.ProbeHandler{
 						HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt32(probe.Port), Path: "/"},
@@ -96,7 +95,7 @@ func podObject(role string, i int, node, image string, ends time.Duration) *core
 	}
 }
 
-// serviceObject returns a Service with one endpoint, so that a failure tells which node's proxy is broken.
+// The Service has only one endpoint, so a failure shows which node's proxy is broken.
 func serviceObject(node int) *corev1.Service {
 	families := corev1.IPFamilyPolicyPreferDualStack
 	return &corev1.Service{
@@ -111,7 +110,7 @@ func serviceObject(node int) *corev1.Service {
 	}
 }
 
-// policyObject returns a policy that isolates the pods of the role, and allows nothing.
+// The policy isolates the pods of the role, and allows nothing.
 func policyObject(name, role string, t networkingv1.PolicyType) *networkingv1.NetworkPolicy {
 	return &networkingv1.NetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
@@ -122,7 +121,7 @@ func policyObject(name, role string, t networkingv1.PolicyType) *networkingv1.Ne
 	}
 }
 
-// allowObject returns a policy that allows the client on one node to connect to all servers.
+// The policy lets the client of one node connect to all servers.
 func allowObject(node int) *networkingv1.NetworkPolicy {
 	p := policyObject(allowPolicy, server, networkingv1.PolicyTypeIngress)
 	port, tcp := intstr.FromInt32(probe.Port), corev1.ProtocolTCP

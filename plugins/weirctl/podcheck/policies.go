@@ -48,8 +48,8 @@ func (c *Check) policyPhases(ctx context.Context, r *run) error {
 	return nil
 }
 
-// policyPhase tries connections until exactly the allowed ones succeed, or its time is over. It leaves out those that
-// failed without policies.
+// policyPhase tries until exactly the allowed connections succeed. It leaves out those that failed without
+// policies.
 func (c *Check) policyPhase(ctx context.Context, r *run, p phase) (Line, error) {
 	var attempts []attempt
 	for _, a := range r.connections(c.Times.Denied) {
@@ -84,8 +84,7 @@ func (c *Check) policyPhase(ctx context.Context, r *run, p phase) (Line, error) 
 	}
 }
 
-// policyOutcome judges an attempt under a policy. A denied connection gets no answer; any other failure has another
-// cause.
+// A denied connection gets no answer. Any other failure has another cause.
 func (r *run) policyOutcome(a attempt, t tried, allowed bool) Outcome {
 	o := r.outcome(a, t)
 	switch {

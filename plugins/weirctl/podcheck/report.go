@@ -1,6 +1,5 @@
-// Package podcheck checks with real pods whether a cluster's network does what it should: packets reach pods on the
-// same node and on others, Services, names and the world, and policies deny and allow. It makes a namespace for its
-// pods, and removes the namespace.
+// Package podcheck checks a cluster's network with real pods: connections to pods, Services, names and the world,
+// and policies. It makes a namespace for its pods, and removes it at the end.
 package podcheck
 
 import (
@@ -12,7 +11,7 @@ import (
 // Name is the name of one check.
 type Name string
 
-// The checks, in the order in which they are made. A broken check often breaks those behind it.
+// The checks are in their order. A broken check often breaks later ones.
 const (
 	Nodes      Name = "nodes"
 	Start      Name = "pods start"
@@ -30,7 +29,7 @@ const (
 	CleanUp    Name = "clean up"
 )
 
-// State is what came of a check.
+// State is the result of a check.
 type State string
 
 // Values of Line.State.
@@ -40,21 +39,21 @@ const (
 	Skipped State = "skipped"
 )
 
-// Line is what came of one check, in one line.
+// Line is the result of one check, in one line.
 type Line struct {
 	Check  Name   `json:"check"`
 	State  State  `json:"state"`
 	Detail string `json:"detail"`
 }
 
-// Report is what came of all checks.
+// Report has the results of all checks.
 type Report struct {
 	Namespace string   `json:"namespace"`
 	Nodes     []string `json:"nodes"`
 	Lines     []Line   `json:"checks"`
 }
 
-// Broken returns in one line what the first broken check has found; empty if nothing is broken.
+// Broken returns a line about the first broken check, or "".
 func (r *Report) Broken() string {
 	more := 0
 	first := ""
@@ -73,19 +72,18 @@ func (r *Report) Broken() string {
 	return first
 }
 
-// Outcome is what came of one attempt.
+// Outcome is the result of one attempt.
 type Outcome struct {
-	// From is the node of the pod that tried. To is the node that should have answered; empty if that is no node.
+	// From is the client's node, and To the server's. To is empty if there is no server's node.
 	From, To string
-	// Family is IPv4 or IPv6; empty if the attempt has none.
+	// Family is IPv4, IPv6 or empty.
 	Family string
 	OK     bool
 	// Why says what happened instead.
 	Why string
 }
 
-// judge turns the outcomes of a check into its line. hint says what a failure means. Without outcomes the check was
-// skipped.
+// Without outcomes the check was skipped. hint says what a failure may mean.
 func judge(check Name, outcomes []Outcome, hint string) Line {
 	var failed []Outcome
 	for _, o := range outcomes {
@@ -148,7 +146,7 @@ func reasons(failed []Outcome) string {
 
 const maxPairs = 3
 
-// where says in short which attempts have failed, such as those to one node.
+// where summarises which attempts have failed, such as those to one node.
 func where(outcomes, failed []Outcome) string {
 	prefix := ""
 	if some := familiesOf(failed); some != "" && some != familiesOf(outcomes) && !strings.Contains(some, " and ") {

@@ -20,23 +20,22 @@ import (
 	"github.com/weir-net/weir/plugins/weirctl/probe"
 )
 
-// Check says what to check.
+// Check has the options of a check.
 type Check struct {
 	*weirctl.Cluster
-	// Nodes are the names of the nodes to check. If the list is empty, at most MaxNodes nodes are checked, chosen at
-	// random.
+	// Nodes are the nodes to check. If it is empty, at most MaxNodes nodes are chosen at random.
 	Nodes    []string
 	MaxNodes int
-	// Image is the image of the pods; empty for that of weir's own pods.
+	// Image is the pods' image. If it is empty, weir's own image is used.
 	Image string
-	// World is a host and port outside of the cluster to reach; empty to leave that out.
+	// World is a host and port outside of the cluster. It may be empty.
 	World string
 	// Parallel bounds how many pods are asked at the same time.
 	Parallel int
 	// Ends is how long the check may take. Its pods end by themselves a minute later.
 	Ends  time.Duration
 	Times Times
-	// Tell is called with each line as it is known.
+	// Tell gets each line at once.
 	Tell     func(Line)
 	Progress *weirctl.Progress
 }
@@ -53,11 +52,11 @@ type run struct {
 	report    *Report
 }
 
-// first returns the number of a node. Its server is behind the Service, and a policy allows its client.
+// first is the node with the server behind the Service, and with the client that a policy allows.
 func (r *run) first() int { return r.works[0] }
 
-// Run makes the check, and always removes its namespace at the end. The report has what is known until then; nil if
-// no namespace was made. The error is nil if the check was made to its end, whatever it has found.
+// Run makes the check, and removes its namespace at the end. The error is nil if the check was finished, whatever
+// the result. The report may be incomplete. It is nil if no namespace was made.
 func (c *Check) Run(ctx context.Context) (*Report, error) {
 	if c.World != "" && !validWorld(c.World) {
 		return nil, weirctl.Usage(fmt.Errorf("--world %s: must be HOST:PORT, such as example.com:443", c.World))
@@ -120,8 +119,7 @@ func (c *Check) tell(r *run, l Line) {
 	c.Tell(l)
 }
 
-// choose chooses the nodes, and reports the line of this check. If an agent can't be asked, its node is left out, and
-// the line says BROKEN.
+// A node whose agent can't be asked is left out, and its line says BROKEN.
 func (c *Check) choose(ctx context.Context, r *run) error {
 	agents, err := c.Wanted(ctx, c.Nodes)
 	if err != nil {
@@ -192,8 +190,7 @@ var hints = map[Name]string{
 	NodePort: "kube-proxy on the node that receives the packet doesn't lead to the Service's pod",
 }
 
-// openPhase makes the checks without policies. It repeats failed attempts, because kube-proxy and DNS learn of the
-// Service late.
+// Failed attempts are repeated, because kube-proxy and DNS learn of the Service late.
 func (c *Check) openPhase(ctx context.Context, r *run) error {
 	attempts := r.open(c.Times.Reach, c.World)
 	outcomes := make([]Outcome, len(attempts))
@@ -245,7 +242,7 @@ func (c *Check) openPhase(ctx context.Context, r *run) error {
 	return nil
 }
 
-// allDirect reports whether all direct connections work. If not, DNS may fail for that reason.
+// If a direct connection fails, DNS may fail for the same reason.
 func (r *run) allDirect() bool {
 	for _, works := range r.direct {
 		if !works {
@@ -255,19 +252,17 @@ func (r *run) allDirect() bool {
 	return true
 }
 
-// possible reports whether what the attempt needs works.
 func (r *run) possible(a attempt) bool {
 	return !slices.ContainsFunc(a.needs, func(d direct) bool { return !r.direct[d] })
 }
 
-// tried is what came of an attempt. err says why it could not be made.
+// err says why the attempt could not be made.
 type tried struct {
 	probe.Result
 	err error
 }
 
-// try makes each attempt in its client's pod. It returns an error if the user may not run commands in pods, or if ctx
-// has ended.
+// try returns an error if the user may not run commands in pods, or if ctx has ended.
 func (c *Check) try(ctx context.Context, r *run, attempts []attempt) ([]tried, error) {
 	results := make([]tried, len(attempts))
 	by := map[int][]int{} // by the client's node
@@ -301,7 +296,7 @@ func (c *Check) try(ctx context.Context, r *run, attempts []attempt) ([]tried, e
 	return results, context.Cause(ctx)
 }
 
-// probesWithin bounds the time of a command beyond the time of its probes.
+// probesWithin is added to the time of the probes.
 const probesWithin = 20 * time.Second
 
 func (c *Check) runIn(ctx context.Context, namespace, pod string, probes []probe.Probe) ([]probe.Result, error) {

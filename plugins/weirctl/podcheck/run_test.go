@@ -42,7 +42,7 @@ func (f *fake) leftNamespaces() (all []string) {
 	return all
 }
 
-// TestHealthy: in a healthy cluster every check is ok, the pods satisfy Pod Security, and nothing is left.
+// TestHealthy: if a cluster is healthy, every check is ok and nothing is left.
 func TestHealthy(t *testing.T) {
 	for _, nodes := range []int{1, 3} {
 		f := newFake(nodes)
@@ -76,7 +76,7 @@ func TestHealthy(t *testing.T) {
 	}
 }
 
-// TestBroken: what is broken is named, by its check and its node.
+// TestBroken: if something is broken, its check and its node are named.
 func TestBroken(t *testing.T) {
 	v6 := func(p probe.Probe) bool { return strings.HasPrefix(p.To, "[") }
 	for name, tc := range map[string]struct {
@@ -150,7 +150,7 @@ func TestBroken(t *testing.T) {
 	}
 }
 
-// TestOneBreakOneLine: what depends on a broken connection isn't said to be broken too.
+// TestOneBreakOneLine: if a connection is broken, checks that depend on it aren't called broken.
 func TestOneBreakOneLine(t *testing.T) {
 	f := newFake(3)
 	f.broken = func(_ probe.Probe, from, to int) string {
@@ -173,7 +173,7 @@ func TestOneBreakOneLine(t *testing.T) {
 	}
 }
 
-// TestInterrupted: Ctrl-C, a command that may not run, and a failure in the middle remove the namespace.
+// TestInterrupted: if the command is interrupted, it removes its namespace.
 func TestInterrupted(t *testing.T) {
 	interrupted := errors.New("interrupted")
 	for _, when := range []string{"pods", "exec", "policies", "forbidden"} {
@@ -210,7 +210,7 @@ func TestInterrupted(t *testing.T) {
 	}
 }
 
-// TestLeftovers: if a check was killed, the next check removes its namespace. A running check's namespace stays.
+// TestLeftovers: if a check was killed, the next check removes its namespace.
 func TestLeftovers(t *testing.T) {
 	f := newFake(1)
 	for _, name := range []string{"killed", "running", "foreign"} {
@@ -248,8 +248,7 @@ func TestLeftovers(t *testing.T) {
 	}
 }
 
-// TestRefused: without the right to make a namespace, the error says so at once, and nothing is removed. A wrong
-// --world and an unknown node are refused too.
+// TestRefused: if the user may not make a namespace, the error says so at once.
 func TestRefused(t *testing.T) {
 	f := newFake(1)
 	f.forbids = func(r *http.Request) bool {

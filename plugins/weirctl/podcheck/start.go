@@ -19,11 +19,10 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// endsAfter is how long pods outlive the time that their check may take.
+// endsAfter is how long pods outlive the time of their check.
 const endsAfter = time.Minute
 
-// create creates an object in the namespace. No pod can be made before the new namespace has its service account, so
-// create tries again.
+// A new namespace gets its service account late, and no pod can be made before. So create tries again.
 func (c *Check) create(ctx context.Context, namespace string, o runtime.Object) error {
 	for {
 		err := c.Create(ctx, resourceOf(o), namespace, o)
@@ -33,8 +32,7 @@ func (c *Check) create(ctx context.Context, namespace string, o runtime.Object) 
 	}
 }
 
-// startPods makes a client and a server on each node, and waits for them. It notes in r the nodes whose pods are
-// ready.
+// startPods notes in r the nodes whose pods are ready.
 func (c *Check) startPods(ctx context.Context, r *run) (Line, error) {
 	began := time.Now()
 	for i, n := range r.nodes {
@@ -75,7 +73,6 @@ func (c *Check) startPods(ctx context.Context, r *run) (Line, error) {
 	return c.started(ctx, r, by, time.Since(began)), ctx.Err()
 }
 
-// started takes over the pods that are ready, and says why others aren't.
 func (c *Check) started(ctx context.Context, r *run, by map[string]*corev1.Pod, took time.Duration) Line {
 	bad := map[string]string{} // by node
 	for i, n := range r.nodes {
@@ -124,7 +121,7 @@ func addressesOf(p *corev1.Pod) map[conf.Family]netip.Addr {
 	return all
 }
 
-// whyNot says why the pod isn't ready: its last warning, or its state.
+// whyNot returns the pod's last warning, or its state.
 func (c *Check) whyNot(ctx context.Context, p *corev1.Pod) string {
 	var list corev1.EventList
 	var last *corev1.Event
@@ -152,7 +149,6 @@ func (c *Check) whyNot(ctx context.Context, p *corev1.Pod) string {
 	return "the pod isn't ready: " + cmp.Or(p.Status.Message, p.Status.Reason, string(p.Status.Phase))
 }
 
-// startService makes the Service, and reads its addresses and the number of its nodePort.
 func (c *Check) startService(ctx context.Context, r *run) error {
 	if err := c.create(ctx, r.namespace, serviceObject(r.first())); err != nil {
 		return err
@@ -172,7 +168,7 @@ func (c *Check) startService(ctx context.Context, r *run) error {
 	return c.nodeAddresses(ctx, r)
 }
 
-// nodeAddresses reads the nodes' own addresses. Without the right to read Nodes, the check of nodePorts is skipped.
+// If the user may not read Nodes, the check of nodePorts is skipped.
 func (c *Check) nodeAddresses(ctx context.Context, r *run) error {
 	for i, of := range r.nodes {
 		var n corev1.Node

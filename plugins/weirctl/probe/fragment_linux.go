@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// dontFragment makes the kernel send packets of the socket whole, or refuse them if they are larger than a link's MTU.
+// Packets larger than a link's MTU are then refused instead of fragmented.
 //
 // Equivalent to: ping -M do
 func dontFragment(network, _ string, conn syscall.RawConn) (err error) {

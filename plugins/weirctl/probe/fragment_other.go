@@ -4,5 +4,5 @@ package probe
 
 import "syscall"
 
-// dontFragment does nothing: pods run Linux.
+// Only nodes need this, and nodes run Linux.
 func dontFragment(string, string, syscall.RawConn) error { return nil }

@@ -1,5 +1,5 @@
-// Package probe is what the pods of kubectl weir check do: they answer connections and packets, and they try to reach
-// other pods, Services, names and hosts.
+// Package probe is the program in the pods of kubectl weir check. Pods answer connections and packets, and try to
+// reach pods, Services, names and hosts.
 package probe
 
 import (
@@ -26,38 +26,36 @@ type Kind string
 const (
 	// Connect opens a TCP connection to a pod of the check, and reads the name of the pod that answers.
 	Connect Kind = "connect"
-	// Open opens a TCP connection to any host and port.
+	// Open opens a TCP connection to any host.
 	Open Kind = "open"
-	// Large sends a UDP packet to a pod of the check. The packet has the size of the MTU and may not be fragmented.
+	// Large sends a UDP packet of the size of the MTU, unfragmented, to a pod of the check.
 	Large Kind = "large"
-	// Resolve looks up the addresses of a name.
+	// Resolve looks up a name's addresses.
 	Resolve Kind = "resolve"
 )
 
 // Probe is one thing to try.
 type Probe struct {
 	Kind Kind `json:"kind"`
-	// To is a host and a port, or the name to resolve.
+	// To is HOST:PORT, or the name to resolve.
 	To string `json:"to"`
 	// Within is how long the probe may take.
 	Within time.Duration `json:"within"`
 }
 
-// Result is what came of a probe.
+// Result is the result of one probe.
 type Result struct {
 	OK bool `json:"ok"`
-	// Answer depends on the kind: the name of the pod that answered, the size of the large packet, or the resolved
-	// addresses.
+	// Answer is the name of the pod that answered, the size of the large packet, or the resolved addresses.
 	Answer string `json:"answer,omitempty"`
-	// Error says why the probe failed.
-	Error string `json:"error,omitempty"`
-	// Timeout is true if nothing came back. A policy that denies a connection has this effect.
+	Error  string `json:"error,omitempty"`
+	// Timeout means that no answer came, as when a policy denies a connection.
 	Timeout bool `json:"timeout,omitempty"`
 }
 
 const parallel = 64
 
-// Run tries all probes, and returns the results in the same order.
+// Run makes all probes. The results have the same order.
 func Run(ctx context.Context, probes []Probe) []Result {
 	results := make([]Result, len(probes))
 	room := make(chan struct{}, parallel)
@@ -90,7 +88,7 @@ func (p Probe) run(ctx context.Context) Result {
 	return Result{OK: true, Answer: answer}
 }
 
-// reason returns the error without the addresses, which the reader knows.
+// The reader knows the addresses, so they are left out.
 func reason(err error) string {
 	if failed := (*net.OpError)(nil); errors.As(err, &failed) && failed.Err != nil {
 		err = failed.Err
@@ -136,7 +134,7 @@ func open(ctx context.Context, to string) (string, error) {
 	return "", conn.Close()
 }
 
-// again is the time after which a packet without an answer is sent again.
+// A packet without an answer is sent again after this time.
 const again = 300 * time.Millisecond
 
 func large(ctx context.Context, to string) (string, error) {
@@ -175,7 +173,7 @@ func large(ctx context.Context, to string) (string, error) {
 	}
 }
 
-// packetSize returns the MTU of the link with the address: the size of the largest packet from it.
+// packetSize is the MTU of the link with the address.
 func packetSize(from netip.Addr) (int, error) {
 	links, err := net.Interfaces()
 	if err != nil {
@@ -207,8 +205,8 @@ func resolve(ctx context.Context, name string) (string, error) {
 	return strings.Join(all, ","), nil
 }
 
-// Serve answers on Port until ctx ends: a TCP connection with the pod's name, as HTTP, and a UDP packet with the same
-// packet.
+// Serve answers on Port until ctx ends: TCP connections with the pod's name, as HTTP, and UDP packets with
+// themselves.
 func Serve(ctx context.Context, name string) error {
 	address := fmt.Sprintf(":%d", Port)
 	var config net.ListenConfig

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// TestRun: each kind of probe succeeds against a pod that answers, and says why it fails against one that doesn't.
+// TestRun: if a pod answers, each kind of probe succeeds. Otherwise it says why it fails.
 func TestRun(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

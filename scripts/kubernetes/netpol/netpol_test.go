@@ -28,7 +28,7 @@ import (
 
 const (
 	suite = "Netpol"
-	// sctp is the label of specs whose pods open SCTP sockets.
+	// Specs with this label have pods that open SCTP sockets.
 	sctp = "Feature:SCTPConnectivity"
 )
 
@@ -58,7 +58,7 @@ func hasSCTP() bool {
 	return err == nil
 }
 
-// The report has each spec about NetworkPolicy with its result. The last line has the totals.
+// The report has a line for each spec about NetworkPolicy, and a last line with the totals.
 var _ = ginkgo.ReportAfterSuite("specs", func(r ginkgo.Report) {
 	count := map[types.SpecState]int{}
 	var lines []string

@@ -1,6 +1,5 @@
-// Command floor does only what every plugin must do: it makes a veth pair into the pod's namespace, an address, a
-// default route and the route to the gateway, and deletes all of these. The program reads no configuration, stores
-// nothing and checks nothing.
+// Command floor does only what every plugin must do: it makes a veth pair, an address and two routes in the pod,
+// and deletes them. It reads no configuration, stores nothing and checks nothing.
 //
 //	floor add NETNS IFNAME HOSTIF ADDRESS GATEWAY
 //	floor del HOSTIF

@@ -43,8 +43,7 @@ type Attempt struct {
 	Error         string        `json:"error,omitempty"`
 }
 
-// connect opens connections at a steady rate, without waiting for earlier ones. It prints an Attempt as JSON for
-// each.
+// Connections begin at a steady rate, without waiting for earlier ones.
 func connect() *cobra.Command {
 	var every, wait, timeout time.Duration
 	var count int
@@ -107,8 +106,7 @@ func try(address string, timeout time.Duration) (a Attempt) {
 	return a
 }
 
-// listen echoes each datagram, and prints its size, sender and beginning. It also accepts connections, and closes
-// each after a line.
+// listen echoes each datagram and prints its size, sender and beginning. It closes each connection after a line.
 func listen() *cobra.Command {
 	return &cobra.Command{
 		Use:  "listen :PORT",
@@ -147,8 +145,7 @@ func listen() *cobra.Command {
 	}
 }
 
-// datagram sends one UDP packet that may not be fragmented. Its size includes headers. It waits up to two seconds for
-// an answer.
+// The packet may not be fragmented. Its size includes headers. An answer may take two seconds.
 func datagram() *cobra.Command {
 	var size int
 	cmd := &cobra.Command{
@@ -190,7 +187,7 @@ func datagram() *cobra.Command {
 	return cmd
 }
 
-// forge sends VXLAN packets that it builds itself, as an attacker would who pretends to be a node.
+// forge builds VXLAN packets itself, as an attacker would who pretends to be a node.
 func forge() *cobra.Command {
 	var mac, from, to, text string
 	var port, count int
@@ -240,8 +237,7 @@ func forge() *cobra.Command {
 // network is the VXLAN network identifier of weir's tunnels.
 const network = 88
 
-// vxlan returns a packet of a VXLAN network (RFC 7348). Its Ethernet frame has IPv4, UDP without a checksum, and the
-// text.
+// vxlan returns a VXLAN packet (RFC 7348) with IPv4, UDP without a checksum, and the text.
 func vxlan(mac net.HardwareAddr, src, dst netip.Addr, port uint16, text string) []byte {
 	b := []byte{0x08, 0, 0, 0, 0, 0, network, 0}
 	b = append(b, mac...)

@@ -19,7 +19,7 @@ import (
 
 type format struct{ info runtime.SerializerInfo }
 
-// negotiate returns the first format of an Accept header that the server knows, or else JSON.
+// negotiate returns the first known format of an Accept header, or JSON.
 func negotiate(accept string) format {
 	known := scheme.Codecs.SupportedMediaTypes()
 	for part := range strings.SplitSeq(accept, ",") {
@@ -56,7 +56,7 @@ func fail(w http.ResponseWriter, code int, reason metav1.StatusReason, message s
 	})
 }
 
-// sendList writes a list of all objects of a snapshot. It never has all of them in memory.
+// sendList never has all objects in memory.
 func (f format) sendList(w io.Writer, snap snapshot, sel selector) error {
 	each := func(do func(Object) error) error {
 		for i := range snap.len() {
@@ -95,20 +95,19 @@ func (f format) sendList(w io.Writer, snap snapshot, sel selector) error {
 	return err
 }
 
-// message is what protobuf's generated types implement.
 type message interface {
 	Size() int
 	Marshal() ([]byte, error)
 }
 
-// first and second are the tags of the fields 1 and 2 of a protobuf message, with wire type 2. All lists have their
-// metadata in field 1 and their items in field 2.
+// first and second are the tags of the fields 1 and 2 of a protobuf message, with wire type 2. A list has its
+// metadata in field 1 and its items in field 2.
 const (
 	first  = 1<<3 | 2
 	second = 2<<3 | 2
 )
 
-// sendProtobufList writes a list as protobuf. The list's length comes first, so each object is made twice.
+// A protobuf list begins with its length, so each object is made twice.
 func sendProtobufList(
 	w io.Writer, k Kind, meta metav1.ListMeta, each func(func(Object) error) error,
 ) error {

@@ -73,7 +73,7 @@ func (s *Server) serveCollection(w http.ResponseWriter, req *http.Request, r *re
 	s.serveList(w, req, r, sel)
 }
 
-// serveList answers a list. As on a real server, a list at resource version 0 is never in pages.
+// As on a real server, a list at resource version 0 is never in pages.
 func (s *Server) serveList(w http.ResponseWriter, req *http.Request, r *resource, sel selector) {
 	q := req.URL.Query()
 	s.mu.Lock()
@@ -142,8 +142,7 @@ func notFound(w http.ResponseWriter, req *http.Request) {
 	fail(w, http.StatusNotFound, metav1.StatusReasonNotFound, req.URL.Path+" not found")
 }
 
-// servePatch answers a PATCH. A change of the UID is a conflict. All merge patches count as JSON merge patches: lists
-// replace lists.
+// A change of the UID is a conflict. All merge patches count as JSON merge patches, so lists replace lists.
 func (s *Server) servePatch(w http.ResponseWriter, req *http.Request, r *resource) {
 	patch, err := io.ReadAll(io.LimitReader(req.Body, 3<<20))
 	if err != nil {
@@ -191,7 +190,6 @@ func patched(was, now Object, patch []byte, kind string) (Object, error) {
 	return now, err
 }
 
-// serveCreate answers a POST. An object that exists already is a conflict.
 func (s *Server) serveCreate(w http.ResponseWriter, req *http.Request, r *resource) {
 	body, err := io.ReadAll(io.LimitReader(req.Body, 3<<20))
 	if err != nil {
@@ -217,7 +215,6 @@ func (s *Server) serveCreate(w http.ResponseWriter, req *http.Request, r *resour
 	answer(w, req, http.StatusCreated, o)
 }
 
-// discovery answers which groups and kinds the server has, as JSON.
 func discovery(mux *http.ServeMux, kinds []Kind) {
 	groups := &metav1.APIGroupList{TypeMeta: metav1.TypeMeta{Kind: "APIGroupList", APIVersion: "v1"}}
 	lists := map[string]*metav1.APIResourceList{}

@@ -7,7 +7,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// Pods returns the kind Pod. base has the initial pods; nil if there are none.
+// Pods returns the kind Pod. base has the initial pods, and may be nil.
 func Pods(base Base) Kind {
 	return Kind{
 		Version: "v1", Kind: "Pod", Resource: "pods", Namespaced: true, Base: base,
@@ -18,7 +18,7 @@ func Pods(base Base) Kind {
 	}
 }
 
-// Namespaces returns the kind Namespace. base has the initial namespaces; nil if there are none.
+// Namespaces returns the kind Namespace. base has the initial namespaces, and may be nil.
 func Namespaces(base Base) Kind {
 	return Kind{
 		Version: "v1", Kind: "Namespace", Resource: "namespaces", Base: base,
@@ -29,7 +29,7 @@ func Namespaces(base Base) Kind {
 	}
 }
 
-// Nodes returns the kind Node. base has the initial nodes; nil if there are none.
+// Nodes returns the kind Node. base has the initial nodes, and may be nil.
 func Nodes(base Base) Kind {
 	return Kind{
 		Version: "v1", Kind: "Node", Resource: "nodes", Base: base,
@@ -40,7 +40,7 @@ func Nodes(base Base) Kind {
 	}
 }
 
-// NetworkPolicies returns the kind NetworkPolicy. base has the initial policies; nil if there are none.
+// NetworkPolicies returns the kind NetworkPolicy. base has the initial policies, and may be nil.
 func NetworkPolicies(base Base) Kind {
 	return Kind{
 		Group: "networking.k8s.io", Version: "v1", Kind: "NetworkPolicy", Resource: "networkpolicies", Namespaced: true,
@@ -52,7 +52,7 @@ func NetworkPolicies(base Base) Kind {
 	}
 }
 
-// Events returns the kind Event. No event exists from the beginning: clients create them.
+// Events returns the kind Event. Only clients create events.
 func Events() Kind {
 	return Kind{
 		Version: "v1", Kind: "Event", Resource: "events", Namespaced: true,
@@ -63,7 +63,6 @@ func Events() Kind {
 	}
 }
 
-// values returns what the objects, which are pointers to T, point to.
 func values[T any](objects []Object) []T {
 	all := make([]T, len(objects))
 	for i, o := range objects {

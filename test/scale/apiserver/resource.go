@@ -11,7 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// resource has the objects of one kind. The server's lock guards it.
+// The server's lock guards a resource.
 type resource struct {
 	kind    Kind
 	base    []state // of the Base's objects
@@ -66,7 +66,7 @@ func (r *resource) get(name types.NamespacedName) Object {
 	return nil
 }
 
-// hide makes the Base's object of this name no longer count.
+// A hidden object of the Base no longer exists.
 func (r *resource) hide(name types.NamespacedName) {
 	if r.kind.Base == nil {
 		return
@@ -76,7 +76,7 @@ func (r *resource) hide(name types.NamespacedName) {
 	}
 }
 
-// snapshot is all objects of a kind at one version. It is small: objects of the Base are made one by one.
+// A snapshot is small, because objects of the Base are made one by one.
 type snapshot struct {
 	kind    Kind
 	version uint64
@@ -84,7 +84,7 @@ type snapshot struct {
 	others  []Object
 }
 
-// snapshot returns the objects as they are now. The caller holds the server's lock.
+// The caller must hold the server's lock.
 func (r *resource) snapshot(version uint64) snapshot {
 	s := snapshot{kind: r.kind, version: version, base: slices.Clone(r.base)}
 	for _, o := range r.objects {
@@ -96,10 +96,10 @@ func (r *resource) snapshot(version uint64) snapshot {
 	return s
 }
 
-// len returns the number of positions: of the objects, and of gaps between them.
+// Positions may be gaps.
 func (s snapshot) len() int { return len(s.base) + len(s.others) }
 
-// at returns the object at a position; nil if there is a gap.
+// at returns nil if the position is a gap.
 func (s snapshot) at(i int) Object {
 	switch {
 	case i >= len(s.base):

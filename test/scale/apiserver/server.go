@@ -1,9 +1,7 @@
-// Package apiserver is a synthetic Kubernetes API server, for measurements with very large clusters. It answers as a
-// real one: list, watch, WatchList with bookmarks, get, POST and PATCH, in protobuf and in JSON, over TLS. Most of its
-// objects don't exist in memory: a Base makes each of them when it is asked for. So 100,000 pods of 5 KB take a few
-// megabytes.
-//
-// The server has no admission, no defaults, no authentication and no etcd.
+// Package apiserver is a synthetic Kubernetes API server for measurements with very large clusters. It answers
+// list, watch, WatchList with bookmarks, get, POST and PATCH, in protobuf and JSON, over TLS. A Base makes most
+// objects only when a client asks for them, so 100,000 pods take a few megabytes. The server has no admission,
+// defaults, authentication or etcd.
 package apiserver
 
 import (
@@ -19,7 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Object is an object of Kubernetes. An object that a Server has is never changed.
+// Object is an object of Kubernetes. A Server's objects never change.
 type Object interface {
 	runtime.Object
 	metav1.Object
@@ -29,27 +27,25 @@ type Object interface {
 type Base interface {
 	// Len returns the number of objects.
 	Len() int
-	// At returns the i-th object, without a resource version. Each beat is a change of the status that no policy
-	// depends on. The same beat gives the same contents.
+	// At returns the i-th object, without a resource version. The beat selects contents of the status that no
+	// policy depends on.
 	At(i int, beat uint32) Object
-	// Find returns the index of the object of this name, and false if there is none.
+	// Find returns the index of the object. ok is false if there is none.
 	Find(name types.NamespacedName) (int, bool)
 }
 
-// Kind describes one kind of objects that the server has.
+// Kind describes one kind of objects.
 type Kind struct {
 	Group, Version, Kind, Resource string
 
 	Namespaced bool
-	// New returns an empty object, into which a client's object is read.
-	New func() Object
-	// NewList returns a list of the objects.
+	// New returns an empty object.
+	New     func() Object
 	NewList func(meta metav1.ListMeta, items []Object) runtime.Object
-	// Base has the objects that exist from the beginning; nil if there are none.
+	// Base may be nil.
 	Base Base
 }
 
-// path returns the beginning of the paths at which the kind's objects are.
 func (k Kind) path() string {
 	if k.Group == "" {
 		return "/api/" + k.Version
@@ -64,7 +60,7 @@ func (k Kind) apiVersion() string {
 	return k.Group + "/" + k.Version
 }
 
-// Server is the API server. All methods may be called at any time.
+// Server is the API server. Any goroutine may call its methods.
 type Server struct {
 	http      *httptest.Server
 	resources map[string]*resource // by path and resource
@@ -84,7 +80,7 @@ type limits struct {
 // firstVersion is the resource version of the objects that exist from the beginning.
 const firstVersion = 1000
 
-// New returns a server that has objects of these kinds, and listens on the address, such as 127.0.0.1:0.
+// New returns a server for these kinds, which listens on an address such as 127.0.0.1:0.
 func New(address string, kinds ...Kind) (*Server, error) {
 	return newServer(address, limits{log: 2_000, queue: 50_000, bookmarks: time.Minute}, kinds)
 }
@@ -115,10 +111,10 @@ func (s *Server) Close() {
 	s.http.Close()
 }
 
-// URL returns the server's address, such as https://127.0.0.1:6443.
+// URL returns the server's URL, such as https://127.0.0.1:6443.
 func (s *Server) URL() string { return s.http.URL }
 
-// Certificate returns the certificate that clients must trust, as PEM.
+// Certificate returns the server's certificate as PEM.
 func (s *Server) Certificate() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.http.Certificate().Raw})
 }
@@ -140,8 +136,7 @@ current-context: synthetic
 `, s.URL(), base64(s.Certificate()))
 }
 
-// Put stores a copy of the object. The copy replaces a stored object with the same name. Put returns the time when
-// the change was queued for all watches.
+// Put stores a copy of the object. It returns when the change was queued for all watches.
 func (s *Server) Put(o Object) time.Time {
 	r := s.of(o)
 	s.mu.Lock()
@@ -149,7 +144,6 @@ func (s *Server) Put(o Object) time.Time {
 	return s.put(r, o.DeepCopyObject().(Object))
 }
 
-// put does the same as Put without a copy, so nobody may change the object any more. The caller holds the lock.
 func (s *Server) put(r *resource, o Object) time.Time {
 	name := nameOf(o)
 	was := r.get(name)
@@ -162,8 +156,8 @@ func (s *Server) put(r *resource, o Object) time.Time {
 	return time.Now()
 }
 
-// Update changes the stored object with the same kind and name as like. It returns the time when the change was
-// queued for all watches; false if there is no such object.
+// Update changes the object with the kind and name of like. It returns when the change was queued for all watches,
+// or false if there is no such object.
 func (s *Server) Update(like Object, change func(Object)) (time.Time, bool) {
 	r := s.of(like)
 	s.mu.Lock()
@@ -177,8 +171,8 @@ func (s *Server) Update(like Object, change func(Object)) (time.Time, bool) {
 	return s.put(r, now), true
 }
 
-// Beat changes the status of an initial object: the i-th one of the same kind as like. No policy depends on the
-// change. If the object was otherwise changed or deleted, Beat does nothing.
+// Beat changes the status of the i-th initial object of like's kind. It does nothing if the object was changed or
+// deleted otherwise.
 func (s *Server) Beat(like Object, i int) {
 	r := s.of(like)
 	s.mu.Lock()
@@ -193,8 +187,8 @@ func (s *Server) Beat(like Object, i int) {
 	s.tell(r, &event{version: s.rv, was: was, now: r.at(i)})
 }
 
-// Delete deletes the stored object with the same kind and name as like. It returns the time when the change was
-// queued for all watches; false if there is no such object.
+// Delete deletes the object with the kind and name of like. It returns when the change was queued for all watches,
+// or false if there is no such object.
 func (s *Server) Delete(like Object) (time.Time, bool) {
 	r := s.of(like)
 	s.mu.Lock()
@@ -213,7 +207,7 @@ func (s *Server) Delete(like Object) (time.Time, bool) {
 	return time.Now(), true
 }
 
-// Get returns the object of this name and kind as the server has it; nil if it has none.
+// Get returns the object with the kind and name of like, or nil.
 func (s *Server) Get(like Object) Object {
 	r := s.of(like)
 	s.mu.Lock()
@@ -221,7 +215,7 @@ func (s *Server) Get(like Object) Object {
 	return r.get(nameOf(like))
 }
 
-// of returns the resource of an object's type, and panics if there is none.
+// of panics if the server doesn't have the object's type.
 func (s *Server) of(o Object) *resource {
 	for _, r := range s.resources {
 		if sameType(r.kind.New(), o) {
@@ -231,19 +225,19 @@ func (s *Server) of(o Object) *resource {
 	panic(fmt.Sprintf("the API server has no kind of type %T", o))
 }
 
-// Sent says what the server has sent of one kind.
+// Sent counts what the server has sent of one kind.
 type Sent struct {
-	// Changes is the number of changes of objects.
+	// Changes counts changes of objects.
 	Changes int64
-	// Events is the number of events after the watches' initial ones. Bytes is their size before TLS.
+	// Events counts events after the watches' initial ones. Bytes is their size before TLS.
 	Events, Bytes int64
-	// Listed is when the server last wrote the end of a list, or of initial events; zero if it wrote none.
+	// Listed is when the server last wrote the end of a list or of initial events. It may be zero.
 	Listed time.Time
 	// Watches is the number of watches.
 	Watches int
 }
 
-// Sent returns what the server has sent of the kinds, by the resource.
+// Sent returns the counts by resource.
 func (s *Server) Sent() map[string]Sent {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -40,7 +40,7 @@ func namespace(i int) *corev1.Namespace {
 	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID("uid-of-" + name)}}
 }
 
-// next returns the watch's next event of this type, and skips others.
+// next skips events of other types.
 func next(t *testing.T, w apiwatch.Interface, want apiwatch.EventType) apiwatch.Event {
 	t.Helper()
 	deadline := time.After(30 * time.Second)
@@ -59,7 +59,7 @@ func next(t *testing.T, w apiwatch.Interface, want apiwatch.EventType) apiwatch.
 	}
 }
 
-// TestBookmarks: a bookmark ends the initial events. Further bookmarks follow the latest change of any kind.
+// TestBookmarks: if a client asks for initial events, a bookmark ends them.
 func TestBookmarks(t *testing.T) {
 	s, client := newTestServer(t, limits{log: 10, queue: 10, bookmarks: 20 * time.Millisecond})
 	s.Put(namespace(1))
@@ -88,8 +88,7 @@ func TestBookmarks(t *testing.T) {
 	}
 }
 
-// TestForgets: if a watch needs events that the server has forgotten, it is refused. Other watches get all events in
-// order.
+// TestForgets: if a watch needs forgotten events, it is refused.
 func TestForgets(t *testing.T) {
 	s, client := newTestServer(t, limits{log: 10, queue: 100, bookmarks: time.Minute})
 	for i := range 100 {
@@ -112,7 +111,7 @@ func TestForgets(t *testing.T) {
 	}
 }
 
-// TestSlowClient: the watch of a client that doesn't read ends, and holds nobody up.
+// TestSlowClient: if a client doesn't read, its watch ends, and no other client waits.
 func TestSlowClient(t *testing.T) {
 	s, client := newTestServer(t, limits{log: 10, queue: 2, bookmarks: time.Minute})
 	w, err := client.CoreV1().Namespaces().Watch(t.Context(), metav1.ListOptions{})
@@ -131,7 +130,7 @@ func TestSlowClient(t *testing.T) {
 	}
 }
 
-// TestEvents: an event that a client creates is stored. If the client creates it again, it exists already.
+// TestEvents: if a client creates an event twice, the second time it exists already.
 func TestEvents(t *testing.T) {
 	s, client := newTestServer(t, limits{log: 10, queue: 10, bookmarks: time.Minute})
 	e := &corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "e"}, Reason: "Because"}

@@ -15,7 +15,7 @@ import (
 	apiwatch "k8s.io/apimachinery/pkg/watch"
 )
 
-// event is a change of one object. Its frames are made once for all watches, as in a real API server.
+// An event's frames are made once for all watches, as in a real API server.
 type event struct {
 	version  uint64
 	was, now Object // was is nil if the object is new; now is the last state of a deleted object
@@ -27,11 +27,11 @@ type event struct {
 
 type watch struct {
 	selector selector
-	// queue has the events for the client. If it is full, the watch is closed.
+	// If the queue is full, the watch is closed.
 	queue chan *event
 }
 
-// tell logs the event and queues it for all watches. A watch whose queue is full ends. The caller holds the lock.
+// A watch with a full queue ends. The caller must hold the lock.
 func (s *Server) tell(r *resource, e *event) {
 	r.sent.Changes++
 	r.log = append(r.log, e)
@@ -49,8 +49,7 @@ func (s *Server) tell(r *resource, e *event) {
 	}
 }
 
-// kindFor returns the kind of the event for a client with this selector. It returns false if the selector excludes
-// the event.
+// kindFor returns false if the selector excludes the event.
 func (e *event) kindFor(s selector) (apiwatch.EventType, bool) {
 	was, is := e.was != nil && s.matches(e.was), !e.deleted && s.matches(e.now)
 	switch {
@@ -64,7 +63,7 @@ func (e *event) kindFor(s selector) (apiwatch.EventType, bool) {
 	return "", false
 }
 
-// frame returns the event as bytes. It encodes the event once for each format and kind.
+// The event is encoded once for each format and kind.
 func (e *event) frame(f format, kind apiwatch.EventType) ([]byte, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -95,8 +94,8 @@ func (f format) frame(kind apiwatch.EventType, o runtime.Object) ([]byte, error)
 	return frame.Bytes(), nil
 }
 
-// serveWatch answers a watch. It sends all objects first if the client asks for them or names no version. If events
-// are already forgotten, it answers 410.
+// serveWatch sends all objects first if the client asks for them or names no version. If events are already
+// forgotten, it answers 410.
 func (s *Server) serveWatch(w http.ResponseWriter, req *http.Request, r *resource, sel selector) {
 	f := negotiate(req.Header.Get("Accept"))
 	q := req.URL.Query()
@@ -148,7 +147,6 @@ func (s *Server) serveWatch(w http.ResponseWriter, req *http.Request, r *resourc
 	_ = s.follow(ctx, out, f, r, watch, q.Get("allowWatchBookmarks") == "true")
 }
 
-// sendInitial sends all objects as events, and a bookmark if the client has asked for one.
 func (s *Server) sendInitial(
 	out *writer, f format, r *resource, snap snapshot, sel selector, mark bool,
 ) error {
@@ -177,8 +175,8 @@ func (s *Server) sendInitial(
 	return nil
 }
 
-// bookmark sends a bookmark: an object with only a resource version. If ends is true, its annotation marks the end of
-// the initial events.
+// A bookmark is an object with only a resource version. If ends is true, its annotation marks the end of the
+// initial events.
 func (s *Server) bookmark(out *writer, f format, r *resource, version uint64, ends bool) error {
 	o := r.kind.New()
 	o.GetObjectKind().SetGroupVersionKind(r.kind.gvk())
@@ -195,7 +193,7 @@ func (s *Server) bookmark(out *writer, f format, r *resource, version uint64, en
 
 var errClosed = errors.New("the client was too slow")
 
-// follow sends events until ctx ends. It returns an error if the client has gone, or was too slow.
+// follow returns an error if the client has gone or was too slow.
 func (s *Server) follow(
 	ctx context.Context, out *writer, f format, r *resource, w *watch, bookmarks bool,
 ) error {
@@ -229,7 +227,6 @@ func (s *Server) follow(
 	}
 }
 
-// sendEvents sends the event, and those that wait behind it.
 func (s *Server) sendEvents(out *writer, f format, r *resource, w *watch, e *event) error {
 	var events, size int64
 	for more := true; more; {
@@ -262,7 +259,7 @@ func (s *Server) sendEvents(out *writer, f format, r *resource, w *watch, e *eve
 	return nil
 }
 
-// writer is the body of an answer. Bytes may stay in a buffer until flush.
+// Bytes may stay in a buffer until flush.
 type writer struct {
 	w       http.ResponseWriter
 	control *http.ResponseController

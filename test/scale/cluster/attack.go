@@ -8,7 +8,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Attack is policies by which one tenant takes the agent's time. Each is about as large as the API server accepts.
+// Attack has one tenant's policies, which take the agent's time. Each is about as large as the API server accepts.
 type Attack struct {
 	Name string
 	// Namespaces is the number of the tenant's namespaces. Each has a pod on the measured node.
@@ -17,7 +17,7 @@ type Attack struct {
 	spec       func(policy int) networkingv1.NetworkPolicySpec
 }
 
-// Attacks are the attacks that are measured.
+// Attacks are the measured attacks.
 var Attacks = []Attack{
 	{"one policy of 900 peers, each NotIn 100 values", 1, 1, func(int) networkingv1.NetworkPolicySpec {
 		return peersOf(900, func(i int) metav1.LabelSelector {
@@ -43,10 +43,10 @@ var Attacks = []Attack{
 	}},
 }
 
-// NamespaceName returns the name of one of the attack's namespaces.
+// NamespaceName returns the name of the attack's i-th namespace.
 func (a Attack) NamespaceName(i int) string { return fmt.Sprintf("attacker-%d", i) }
 
-// Policies returns the attack's policies of one of its namespaces.
+// Policies returns the attack's policies of one namespace.
 func (a Attack) Policies(namespace int) []*networkingv1.NetworkPolicy {
 	all := make([]*networkingv1.NetworkPolicy, a.policies)
 	for i := range all {
@@ -61,8 +61,7 @@ func (a Attack) Policies(namespace int) []*networkingv1.NetworkPolicy {
 	return all
 }
 
-// distinctPeers returns a function that makes policies of n peers. All peers of all policies have different
-// selectors.
+// All peers of all policies have different selectors.
 func distinctPeers(n int) func(policy int) networkingv1.NetworkPolicySpec {
 	return func(policy int) networkingv1.NetworkPolicySpec {
 		return peersOf(n, func(i int) metav1.LabelSelector {
@@ -73,8 +72,7 @@ func distinctPeers(n int) func(policy int) networkingv1.NetworkPolicySpec {
 	}
 }
 
-// peersOf returns a policy for all pods of its namespace, with ingress from n peers. A peer is all pods that one
-// selector selects.
+// The policy is for all pods of its namespace. A peer is all pods that one selector selects.
 func peersOf(n int, selector func(i int) metav1.LabelSelector) networkingv1.NetworkPolicySpec {
 	spec := networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}}
 	peers := make([]networkingv1.NetworkPolicyPeer, n)

@@ -1,13 +1,12 @@
-// Package cluster describes the synthetic cluster of the measurements: its pods, namespaces, nodes and policies. Each
-// object is made from its number, always with the same contents.
+// Package cluster describes the synthetic cluster of the measurements. Each object is made from its number, always
+// with the same contents.
 //
-//   - Each namespace has up to 100 pods: ten apps of up to ten pods. Ten namespaces are a team's. A cluster has at
-//     least 100 namespaces, so with fewer than 10,000 pods each has fewer.
-//   - Each namespace has ten policies. Nine select one app each. The tenth isolates all pods of the namespace.
-//   - Each node has up to 110 pods. The measured node's pods are spread over the first 100 namespaces, so that the
-//     measured node has the same pods and policies, however large the cluster is. From 10,000 pods on it also has the
-//     same peers.
-//   - The second node is the measured node's neighbour. It has no pods, except those that a measurement creates.
+//   - A cluster has at least 100 namespaces, each with up to 100 pods: ten apps of up to ten pods. Ten namespaces
+//     belong to a team.
+//   - A namespace has ten policies. Nine select one app each. The tenth isolates all pods of the namespace.
+//   - A node has up to 110 pods. The measured node has the same pods and policies in a cluster of any size. From
+//     10,000 pods on, its pods also have the same peers.
+//   - The second node is the measured node's neighbour. It has only pods that a measurement creates.
 package cluster
 
 import (
@@ -20,7 +19,7 @@ import (
 )
 
 const (
-	// PoliciesPerNamespace is one policy for each app but the last, and one for all pods.
+	// There is one policy for each app but the last, and one for all pods.
 	PoliciesPerNamespace = 10
 
 	podsPerNamespace  = 100
@@ -30,7 +29,7 @@ const (
 	localNamespaces   = 100
 )
 
-// Cluster is a cluster with a number of pods, a multiple of 100.
+// Cluster is a cluster with a multiple of 100 pods.
 type Cluster struct {
 	Pods int
 	// Self is the measured node's address. Neighbour is that of the second node, in the same subnet.
@@ -39,8 +38,7 @@ type Cluster struct {
 	local map[int]int // the place of each of the measured node's pods, by the pod's number
 }
 
-// New returns a cluster. The parameter local is the number of pods on the measured node. It counts only up to 110,
-// and only up to the number of all pods.
+// New returns a cluster. local is the number of pods on the measured node, at most 110.
 func New(pods, local int, self, neighbour netip.Addr) *Cluster {
 	c := &Cluster{Pods: pods, Self: self, Neighbour: neighbour, local: map[int]int{}}
 	for i := range min(local, podsPerNode, pods) {
@@ -55,16 +53,16 @@ func (c *Cluster) Namespaces() int { return c.Pods / c.perNamespace() }
 func (c *Cluster) perNamespace() int { return min(podsPerNamespace, c.Pods/localNamespaces) }
 
 // place returns a pod's namespace, and the number in its name. 37 and 100 have no common divisor, so a namespace's
-// pods have different numbers. 13 spreads the first pods over all apps.
+// pods have different numbers.
 func (c *Cluster) place(pod int) (ns, k int) {
 	ns = pod / c.perNamespace()
 	return ns, (pod%c.perNamespace()*37 + ns*13) % podsPerNamespace
 }
 
-// Nodes returns the number of nodes. The measured node and its neighbour count.
+// Nodes returns the number of nodes, with the measured node and its neighbour.
 func (c *Cluster) Nodes() int { return 2 + (c.Pods+podsPerNode-1)/podsPerNode }
 
-// Policies returns the number of policies in all namespaces.
+// Policies returns the number of all policies.
 func (c *Cluster) Policies() int { return c.Namespaces() * PoliciesPerNamespace }
 
 // Local returns the numbers of the measured node's pods, by their places on the node.
@@ -76,7 +74,6 @@ func (c *Cluster) Local() []int {
 	return all
 }
 
-// node returns the number of the pod's node, and the pod's place on the node.
 func (c *Cluster) node(pod int) (node, place int) {
 	if place, ok := c.local[pod]; ok {
 		return 0, place
@@ -88,7 +85,7 @@ func podCIDR(node int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(100 + node>>8), byte(node), 0}), 24)
 }
 
-// Address returns the address of a place on a node. Places from 110 to 239 are free for measurements.
+// Address returns the address of a place on a node. Measurements may use the places from 110 to 239.
 func Address(node, place int) netip.Addr {
 	a := podCIDR(node).Addr().As4()
 	a[3] = byte(place + 10)
@@ -102,22 +99,19 @@ func nodeAddress(node int) netip.Addr {
 	return netip.AddrFrom4([4]byte{172, 20, byte(node >> 8), byte(node)})
 }
 
-// NamespaceName returns the name of the namespace with the number ns.
 func NamespaceName(ns int) string { return fmt.Sprintf("tenant-%d", ns) }
 
-// podName returns a name as a Deployment gives it. It ends with the pod's number in its namespace.
 func podName(k int) string { return fmt.Sprintf("app-%d-5d8c7f9b4-%02d", k/podsPerApp, k) }
 
-// number returns the number behind the prefix in the name. It returns false if the name has another form, or if the
-// number isn't less than the parameter below.
+// number returns the number after the prefix. It must be less than the parameter below.
 func number(name, prefix string, below int) (int, bool) {
 	text, ok := strings.CutPrefix(name, prefix)
 	n, err := strconv.Atoi(text)
 	return n, ok && err == nil && n >= 0 && n < below
 }
 
-// find returns the number of the object with the name. The parameter each is the number of such objects in each
-// namespace. The function nameOf returns the name of an object, from the object's number in its namespace.
+// each is the number of such objects in a namespace. nameOf returns an object's name from its number in the
+// namespace.
 func (c *Cluster) find(name types.NamespacedName, each int, nameOf func(int) string) (int, bool) {
 	ns, ok := number(name.Namespace, "tenant-", c.Namespaces())
 	if !ok {

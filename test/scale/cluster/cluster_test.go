@@ -150,8 +150,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// TestResume: after a list in pages, a watch from the list's version gets all later events. A watch that begins too
-// early is refused.
+// TestResume: if a client watches from a list's version, it gets all later events.
 func TestResume(t *testing.T) {
 	s, client := serve(t, newCluster(100), runtime.ContentTypeProtobuf)
 	list, err := client.CoreV1().Pods("").List(t.Context(), metav1.ListOptions{Limit: 30})
@@ -193,8 +192,7 @@ func TestDiscovery(t *testing.T) {
 	}
 }
 
-// TestLocal: the measured node has the same pods and policies in each cluster. From 10,000 pods on, their peers are
-// the same too.
+// TestLocal: if the cluster is larger, the measured node has the same pods and policies.
 func TestLocal(t *testing.T) {
 	large := newCluster(100_000)
 	local := large.Local()
@@ -244,7 +242,7 @@ func TestRealistic(t *testing.T) {
 	}
 }
 
-// BenchmarkPod makes a pod and packs it, as the API server does for each pod of a list.
+// BenchmarkPod makes and packs a pod, as the API server does for a list.
 func BenchmarkPod(b *testing.B) {
 	c := newCluster(100_000)
 	b.ReportAllocs()

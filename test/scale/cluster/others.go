@@ -14,18 +14,18 @@ import (
 	"github.com/weir-net/weir/test/scale/apiserver"
 )
 
-// NamespaceBase is the cluster's namespaces.
+// NamespaceBase has the cluster's namespaces.
 type NamespaceBase struct{ *Cluster }
 
 // Len returns the number of namespaces.
 func (b NamespaceBase) Len() int { return b.Namespaces() }
 
-// Find returns the number in the namespace's name; false if the cluster has no such namespace.
+// Find returns the number in the namespace's name. ok is false if there is no such namespace.
 func (b NamespaceBase) Find(name types.NamespacedName) (int, bool) {
 	return number(name.Name, "tenant-", b.Namespaces())
 }
 
-// At returns a namespace, with the label of its team. Namespaces never change.
+// At returns a namespace with the label of its team. Namespaces never change.
 func (b NamespaceBase) At(i int, _ uint32) apiserver.Object {
 	return NewNamespace(NamespaceName(i), fmt.Sprintf("team-%d", i/namespacesPerTeam))
 }
@@ -43,13 +43,13 @@ func NewNamespace(name, team string) *corev1.Namespace {
 	}
 }
 
-// NodeBase is the cluster's nodes.
+// NodeBase has the cluster's nodes.
 type NodeBase struct{ *Cluster }
 
 // Len returns the number of nodes.
 func (b NodeBase) Len() int { return b.Nodes() }
 
-// Find returns the number in the node's name; false if the cluster has no such node.
+// Find returns the number in the node's name. ok is false if there is no such node.
 func (b NodeBase) Find(name types.NamespacedName) (int, bool) {
 	return number(name.Name, "node-", b.Nodes())
 }
@@ -103,21 +103,21 @@ func (b NodeBase) At(i int, beat uint32) apiserver.Object {
 	return n
 }
 
-// PolicyBase is the cluster's policies.
+// PolicyBase has the cluster's policies.
 type PolicyBase struct{ *Cluster }
 
 // Len returns the number of policies.
 func (b PolicyBase) Len() int { return b.Policies() }
 
-// Find returns the policy's number in the cluster; false if there is no such policy.
+// Find returns the policy's number in the cluster. ok is false if there is no such policy.
 func (b PolicyBase) Find(name types.NamespacedName) (int, bool) {
 	return b.find(name, PoliciesPerNamespace, policyName)
 }
 
 func policyName(k int) string { return fmt.Sprintf("policy-%d", k) }
 
-// At returns a policy. It allows an app's ingress from the next app of its namespace, from an app of its team and
-// from a load balancer. Every third policy also isolates in egress. A namespace's last policy isolates all pods.
+// At returns a policy. It lets an app receive from the next app of its namespace, from an app of its team and from
+// a load balancer. A namespace's last policy isolates all pods.
 func (b PolicyBase) At(i int, _ uint32) apiserver.Object {
 	ns, k := i/PoliciesPerNamespace, i%PoliciesPerNamespace
 	p := &networkingv1.NetworkPolicy{

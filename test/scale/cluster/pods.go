@@ -13,16 +13,16 @@ import (
 	"github.com/weir-net/weir/test/scale/apiserver"
 )
 
-// born is when all objects were created.
+// All objects were created at this time.
 var born = metav1.NewTime(time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC))
 
-// PodBase is the cluster's pods.
+// PodBase has the cluster's pods.
 type PodBase struct{ *Cluster }
 
 // Len returns the number of pods.
 func (b PodBase) Len() int { return b.Pods }
 
-// Find returns the pod's number in the cluster; false if there is no such pod.
+// Find returns the pod's number in the cluster. ok is false if there is no such pod.
 func (b PodBase) Find(name types.NamespacedName) (int, bool) {
 	i, ok := b.find(name, podsPerNamespace, podName)
 	ns, k := i/podsPerNamespace, i%podsPerNamespace
@@ -43,8 +43,8 @@ func (b PodBase) At(i int, beat uint32) apiserver.Object {
 	return p
 }
 
-// NewPod returns a pod as the scheduler leaves it. It is typical of a cluster with a mesh and a log shipper: about 5
-// KB as JSON.
+// NewPod returns a pod as the scheduler leaves it. It is typical of a cluster with a mesh and a log shipper: about
+// 5 KB as JSON.
 func NewPod(namespace, name, app string, uid types.UID) *corev1.Pod {
 	yes, no := true, false
 	p := &corev1.Pod{
@@ -156,7 +156,6 @@ func condition(kind corev1.PodConditionType, status corev1.ConditionStatus) core
 	return corev1.PodCondition{Type: kind, Status: status, LastTransitionTime: born}
 }
 
-// run fills in the status of a running pod, as kubelet does.
 func run(p *corev1.Pod, address string) {
 	at, yes := born, true
 	p.Status.Phase, p.Status.StartTime, p.Status.HostIP = corev1.PodRunning, &at, "172.20.0.1"
@@ -180,10 +179,10 @@ func run(p *corev1.Pod, address string) {
 	}
 }
 
-// Run fills in the status of a running pod with this address, as kubelet does.
+// Run fills in the status of a running pod, as kubelet does.
 func Run(p *corev1.Pod, address string) { run(p, address) }
 
-// Beat changes the pod's status in a way that no policy depends on. The pod is ready if the beat is even. Beat 0
+// Beat changes the pod's status in a way that no policy depends on. An even beat makes the pod ready. Beat 0
 // changes nothing.
 func Beat(p *corev1.Pod, beat uint32) {
 	if beat == 0 {

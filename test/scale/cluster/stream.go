@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/test/scale/apiserver"
 )
 
-// Mix says in which proportion a stream has events of these kinds.
+// Mix is the proportion of a stream's kinds of events.
 type Mix struct {
 	// Status events change a pod's status in a way that no policy depends on.
 	Status int
@@ -24,7 +24,7 @@ type Mix struct {
 	Here int
 }
 
-// ParseMix reads a mix such as 50:40:10, in the order of Mix's fields.
+// ParseMix parses a mix such as 50:40:10, in the order of Mix's fields.
 func ParseMix(s string) (Mix, error) {
 	var parts [3]int
 	list := strings.Split(s, ":")
@@ -43,7 +43,7 @@ func ParseMix(s string) (Mix, error) {
 
 func (m Mix) String() string { return fmt.Sprintf("%d:%d:%d", m.Status, m.Elsewhere, m.Here) }
 
-// Stream makes events of pods at a steady rate.
+// Stream changes pods at a steady rate.
 type Stream struct {
 	cluster       *Cluster
 	server        *apiserver.Server
@@ -56,10 +56,10 @@ type Stream struct {
 
 type target struct{ namespace, app string }
 
-// poolSize is how many pods of a kind a stream creates, starts and deletes in turn.
+// A stream creates, starts and deletes this many pods of a kind in turn.
 const poolSize = 60
 
-// NewStream returns a stream. It creates all pods of the stream, which run at first, and their namespace elsewhere.
+// NewStream returns a stream, and creates its pods.
 func NewStream(c *Cluster, s *apiserver.Server) *Stream {
 	st := &Stream{cluster: c, server: s}
 	s.Put(NewNamespace("elsewhere", "team-elsewhere"))
@@ -91,7 +91,7 @@ func (t target) like(i int) *corev1.Pod {
 func streamPod(i int) string          { return fmt.Sprintf("stream-%d", i) }
 func streamUID(created int) types.UID { return uid(9, created) }
 
-// step makes the next event of the pool's i-th pod: create, start or delete.
+// The next step of a pod is to be created, started or deleted.
 func (s *Stream) step(i int, t target, place int) {
 	like := t.like(i)
 	now, _ := s.server.Get(like).(*corev1.Pod)
@@ -110,7 +110,7 @@ func (s *Stream) step(i int, t target, place int) {
 	}
 }
 
-// event makes one event of the mix. The n-th event is always of the same kind.
+// The n-th event always has the same kind.
 func (s *Stream) event(m Mix, n int) {
 	// The multiplier spreads the kinds evenly.
 	switch k := n * 7919 % (m.Status + m.Elsewhere + m.Here); {
@@ -127,7 +127,7 @@ func (s *Stream) event(m Mix, n int) {
 	}
 }
 
-// beat changes the status of a pod on another node. If the cluster has none, it is one of the stream's pods.
+// beat changes a pod on another node. Without other nodes, it changes one of the stream's pods.
 func (s *Stream) beat() {
 	s.nextStatus++
 	for range podsPerNode {
@@ -143,7 +143,7 @@ func (s *Stream) beat() {
 	})
 }
 
-// Run makes events of the mix until ctx ends, and returns their number. rate is events a second.
+// Run makes events until ctx ends, and returns their number. rate is events a second.
 func (s *Stream) Run(ctx context.Context, rate float64, m Mix) int {
 	began := time.Now()
 	for n := 0; ; n++ {
@@ -157,7 +157,7 @@ func (s *Stream) Run(ctx context.Context, rate float64, m Mix) int {
 	}
 }
 
-// Background runs a stream until stop is called, which returns the number of events.
+// Background runs a stream until stop is called. stop returns the number of events.
 func (s *Stream) Background(rate float64, m Mix) (stop func() int) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
