@@ -36,7 +36,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// agent is the reconciler. Each part of its state has a type of its own.
 type agent struct {
 	Options
 	backend Backend

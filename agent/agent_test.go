@@ -159,7 +159,6 @@ func (r *running) eventually(what string, f func() error) {
 	}
 }
 
-// receive waits for a value, but not for ever.
 func receive[T any](t testing.TB, from <-chan T) T {
 	t.Helper()
 	select {
@@ -171,7 +170,6 @@ func receive[T any](t testing.TB, from <-chan T) T {
 	panic("unreachable")
 }
 
-// tell makes the source report these objects, and waits until the source has taken them.
 func (r *running) tell(o *policy.Objects, err error) {
 	r.Helper()
 	select {
@@ -226,7 +224,6 @@ func (r *running) wantMetrics(want map[string]float64) {
 	})
 }
 
-// rounds waits until the agent has reconciled four more times.
 func (r *running) rounds() {
 	r.Helper()
 	const syncs = "weir_sync_duration_seconds_count"

@@ -16,7 +16,6 @@ import (
 // connection.
 type auditJudge struct {
 	cache verdict.Cache
-	// found has the would-drops by their indexes in the result of only.
 	found map[int]wouldDrop
 }
 
@@ -26,8 +25,7 @@ type wouldDrop struct {
 	local, peer *policy.Pod
 }
 
-// only keeps the lines that are would-drops, and all lines of other reasons. It counts the lines that it can't
-// evaluate.
+// only leaves out the lines of audited policies that are no would-drops.
 func (j *auditJudge) only(ctx context.Context, a *agent, lines []drops.Line) []drops.Line {
 	j.found = nil
 	isAudit := func(l drops.Line) bool { return l.Prefix != nil && l.Reason == agentapi.ByAudit }
@@ -72,7 +70,6 @@ func addressesOf(lines []drops.Line, of func(drops.Line) bool) (addresses []neti
 	return addresses
 }
 
-// judged returns false if no audited policy would drop the connection.
 func judged(by *verdict.Evaluator, state policy.State, l drops.Line) (w wouldDrop, ok bool) {
 	v := by.Evaluate(verdict.Packet{
 		Src: l.Flow.Source(), Dst: l.Flow.Destination(), Proto: ruleset.Protocol(protocolName(l.Flow.Proto)),

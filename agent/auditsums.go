@@ -22,12 +22,11 @@ import (
 )
 
 const (
-	// Further connections are only counted.
+	// Connections of further kinds are only counted.
 	maxAudited     = 8192
 	maxAuditedEach = 1024
 )
 
-// auditSums counts would-drops by kind. Any goroutine may use it.
 type auditSums struct {
 	mu       sync.Mutex
 	since    time.Time
@@ -144,8 +143,7 @@ func auditedEnd(e agentapi.DropEnd, p *policy.Pod) agentapi.AuditedEnd {
 	return end
 }
 
-// report also forgets the kinds that the policies no longer drop (still returns false). An empty name means all
-// policies.
+// report forgets the kinds of connections for which still returns false. An empty name means all policies.
 func (s *auditSums) report(name string, still func(*agentapi.AuditedTraffic) bool) agentapi.AuditReport {
 	all := s.copyKinds()
 	var ended []auditKind

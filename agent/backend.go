@@ -41,7 +41,8 @@ type Backend interface {
 	// state can't be read.
 	PutFirst(ctx context.Context, want ruleset.Ruleset) error
 	// KeepClosed protects the pods while no ruleset can be compiled yet. If weir's chains are complete, it only
-	// puts their jumps first. Otherwise it applies the ruleset closed and returns true.
+	// puts their jumps first. Otherwise it applies closed, a ruleset in which no pod is in a class, and returns
+	// true.
 	KeepClosed(ctx context.Context, closed ruleset.Ruleset) (changed bool, err error)
 	// CleanOtherFlavour removes weir's rules from the iptables flavour that isn't used. Call Apply first, so that
 	// weir's rules are always in force.

@@ -28,8 +28,7 @@ import (
 
 // memory is a Backend that only records its calls.
 type memory struct {
-	calls []string
-	// fails are the errors of the next calls of Apply.
+	calls       []string
 	fails       []error
 	last        ruleset.Ruleset
 	interrupted bool
@@ -50,7 +49,6 @@ func (m *memory) Close()                                  {}
 func (m *memory) CleanOtherFlavour(context.Context) error { m.call("CleanOtherFlavour"); return nil }
 func (m *memory) Read(context.Context) error              { m.call("Read"); return nil }
 
-// If interrupted is true, Refresh waits for an event after its first part.
 func (m *memory) Refresh(_ context.Context, pause func() bool) (bool, error) {
 	m.call("part")
 	if m.interrupted {
@@ -97,7 +95,6 @@ func (m *memory) Apply(
 	return r, err
 }
 
-// remembering returns an agent with a memory as its backend. Its loop doesn't run.
 func remembering(t *testing.T) (*agent, *memory, *running) {
 	t.Helper()
 	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
@@ -145,7 +142,6 @@ func TestReconcileAndItsBackend(t *testing.T) {
 	}
 	reconcile(netfilter.Trust, "Apply")
 
-	// The agent leaves out refused parts at once. If the kernel refuses them again, the reconcile fails.
 	refusal := ruleset.Refused{ruleset.Refusal{Set: "weir-x"}: "no such type"}
 	m.fails = []error{&netfilter.RefusedError{Refused: refusal}}
 	reconcile(netfilter.Trust, "Apply", "Apply")
@@ -162,7 +158,6 @@ func TestReconcileAndItsBackend(t *testing.T) {
 		t.Errorf("revision %d is taken for enforced, of %d", enforced.revision, target.revision)
 	}
 
-	// Each reconcile reads unknown tables anyway, so no extra read is needed.
 	m.fails = []error{nil, &netfilter.UnknownError{Why: []error{errors.New("table nat can't be read")}}}
 	reconcile(netfilter.Trust, "Read", "Apply")
 	waits = enrol()

@@ -24,7 +24,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// large returns a cluster of 5,000 pods on 100 nodes, and the endpoints of the 50 pods on this node.
 func large(policies int) (*policy.Objects, map[string]endpoint.Endpoint) {
 	o, endpoints := &policy.Objects{}, map[string]endpoint.Endpoint{}
 	for i := range 500 {
@@ -104,7 +103,6 @@ func BenchmarkPodEvent(b *testing.B) {
 			a.cutting.walking = true // no walk begins: it would run on a thread that isn't in the namespace
 			a.takeUpdate(policy.Difference(policy.Objects{}, *objects), nil)
 			a.reconcile(b.Context(), netfilter.All)
-			// The first reconcile has read the records on disk, and there are none.
 			a.records.endpoints, a.records.copied = endpoints, nil
 			a.reconcile(b.Context(), netfilter.Trust)
 			b.ReportAllocs()

@@ -40,7 +40,6 @@ func (b *bounded) Accept() (net.Conn, error) {
 	return c, nil
 }
 
-// Close may be called more than once.
 func (c *boundedConn) Close() error {
 	c.listener.mu.Lock()
 	c.listener.open = slices.DeleteFunc(c.listener.open, func(o *boundedConn) bool { return o == c })

@@ -18,12 +18,9 @@ import (
 //   - engine has the source's objects, with only the accepted claims of the Nodes.
 //   - A looked-up pod replaces the source's pods of its name in engine. They wait in hidden.
 type clusterView struct {
-	engine *policy.Engine
-	// attached is the copy of the records that engine has. It is nil at first.
-	attached *recordsCopy
-	// delta is the number of the last delta in engine.
-	delta uint64
-	// known is true once the source has given a usable state.
+	engine     *policy.Engine
+	attached   *recordsCopy
+	delta      uint64
 	known      bool
 	lookups    map[string]lookup // by endpoint ID
 	hidden     map[policy.Name][]*policy.Pod
@@ -36,7 +33,7 @@ type clusterView struct {
 // lookup is the source's answer about a pod that wasn't among its objects.
 type lookup struct {
 	pod *policy.Pod
-	// namesake is the UID of the pod that the source's objects had under this name then. It may be empty.
+	// namesake is the UID of the source's pod of the same name at that time. It may be empty.
 	namesake string
 }
 
@@ -64,7 +61,6 @@ func (c *clusterView) update(d *policy.Delta, endpoints map[string]endpoint.Endp
 	c.dropLookups(endpoints)
 }
 
-// addLookup forgets earlier answers about other pods of the same name.
 func (c *clusterView) addLookup(id string, l lookup, endpoints map[string]endpoint.Endpoint) {
 	name := policy.Name{Namespace: l.pod.Namespace, Name: l.pod.Name}
 	if _, ok := c.hidden[name]; !ok {
@@ -78,8 +74,7 @@ func (c *clusterView) addLookup(id string, l lookup, endpoints map[string]endpoi
 	c.dropLookups(endpoints)
 }
 
-// dropLookups forgets the lookups of ended endpoints. It forgets a lookup too if the source has reported a pod of
-// that name since: the same pod or a newer one.
+// dropLookups forgets the look-ups of ended endpoints, and those of pods that the source has reported since.
 func (c *clusterView) dropLookups(endpoints map[string]endpoint.Endpoint) {
 	for id, l := range c.lookups {
 		name := policy.Name{Namespace: l.pod.Namespace, Name: l.pod.Name}
@@ -107,7 +102,7 @@ func (c *clusterView) show(name policy.Name) {
 	c.engine.Apply(d)
 }
 
-// If the objects have no pod of this name, a workload that makes such pods is enough.
+// knows reports whether the pod can be put into its classes. A workload that makes such pods is enough.
 func (c *clusterView) knows(e endpoint.Endpoint) bool {
 	if e.Enforcement == conf.Off {
 		return true
@@ -127,7 +122,6 @@ func (c *clusterView) uid(p endpoint.Pod) (string, bool) {
 	return pods[0].UID, true
 }
 
-// namesake ignores looked-up pods. It returns "" if the source has no such pod.
 func (c *clusterView) namesake(p endpoint.Pod) string {
 	if pods, ok := c.hidden[policy.Name{Namespace: p.Namespace, Name: p.Name}]; ok {
 		if len(pods) == 0 {
@@ -170,7 +164,6 @@ func (a *agent) takeUpdate(d *policy.Delta, err error) work {
 	return remaining
 }
 
-// No work remains if no pod of this node has the policies.
 func (a *agent) takeParsed(p *policy.Unparsed) work {
 	a.cluster.parsing = false
 	a.cluster.engine.TakeParsed(p)

@@ -25,8 +25,7 @@ import (
 //   - At most one walk runs. Then walking is true.
 //   - If due is false and no walk runs, all connections are as the rules require.
 type cutting struct {
-	due bool
-	// lazy means that the due walk is only for other nodes' pods that are gone.
+	due      bool
 	lazy     bool
 	last     time.Time // when the last walk began
 	standing int       // how many connections were cut when the last walk ended
@@ -122,7 +121,7 @@ func (a *agent) endPause() {
 	}
 }
 
-// takeWalk returns true if an earlier walk failed: no pod was enrolled since.
+// takeWalk returns true if no pod was enrolled since an earlier walk failed. Then a reconcile is needed.
 func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	defer a.publishStatus()
 	c := &a.cutting
@@ -175,7 +174,7 @@ func (a *agent) listed(connections []cut.Example, more int) string {
 	return strings.Join(list, ", ")
 }
 
-// If a newer target decides otherwise on a connection, the next walk must handle it.
+// If newer rules disagree on a connection, the next walk handles it.
 func walkConnections(by *snapshot, target *atomic.Pointer[snapshot]) (cut.Result, error) {
 	own, err := ownAddresses()
 	if err != nil {

@@ -107,7 +107,6 @@ func TestAWalkIsOvertaken(t *testing.T) {
 		return
 	}
 	s := stepWeb(t)
-	// This rule makes the kernel keep room for labels in new entries.
 	nodetest.Run(t, "iptables", "-t", "raw", "-A", "PREROUTING", "-m", "connlabel", "--label", "1")
 	nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", "10.88.1.5", "-d", "10.88.0.2", "--sport", "4000", "--dport",
 		"53", "-u", "SEEN_REPLY,ASSURED", "-t", "600")
@@ -137,7 +136,6 @@ func TestAWalkIsOvertaken(t *testing.T) {
 			t.Errorf("walk %d: %+v, %v; want %+v", i, got, err, tc.want)
 		}
 	}
-	// While the kernel's state is unknown, the walk stays due.
 	s.faults.set(partKernel, errors.New("it wouldn't"))
 	s.cutting.due = true
 	s.takeWalk(walkResult{})

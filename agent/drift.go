@@ -36,7 +36,6 @@ func (d *drift) hear(generation uint32, concerned bool) {
 	}
 }
 
-// take returns the generations that the loop hasn't looked at yet.
 func (d *drift) take() []uint32 {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -45,7 +44,6 @@ func (d *drift) take() []uint32 {
 	return taken
 }
 
-// hearing bounds the wait for messages that the kernel has already sent.
 const hearing = 20 * time.Millisecond
 
 // none reports whether no other program has changed weir's rules. It returns false if it can't find out in time.

@@ -25,7 +25,6 @@ func TestOwnChangesAreNotReadAgain(t *testing.T) {
 	r.attach("web", "10.88.0.2")
 	r.tell(healthy(), nil)
 	r.wantMetrics(map[string]float64{"weir_ready": 1, `weir_endpoints{direction="ingress",state="isolated"}`: 1})
-	// When the agent has repaired this change, it has received all earlier announcements.
 	flush := func() {
 		t.Helper()
 		repairs := r.metrics()["weir_kernel_repairs_total"]

@@ -11,7 +11,7 @@ import (
 
 const maxEventsWaiting = 64
 
-// dropEvents makes Event objects for pods with dropped packets. note never waits.
+// dropEvents makes Event objects for pods with dropped packets.
 type dropEvents struct {
 	to     PodAnnouncer // nil: no events are made
 	events *drops.Events

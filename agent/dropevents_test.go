@@ -16,7 +16,6 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// podAnnouncer is a Source that keeps the events, and fails for each.
 type podAnnouncer struct {
 	Source
 	events chan agentapi.PodEvent

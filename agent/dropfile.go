@@ -15,7 +15,6 @@ import (
 // maxDropFile is in bytes. A larger file becomes FILE.1, and a new one begins.
 const maxDropFile = 16 << 20
 
-// dropFile writes one JSON value a line. One earlier file is kept.
 type dropFile struct {
 	path   string // empty: nothing is written
 	most   int64

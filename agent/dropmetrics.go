@@ -12,13 +12,11 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Further drops count for dropsElsewhere.
+// Drops without a series of their own count for dropsElsewhere.
 const maxDropSeries = 500
 
-// dropsElsewhere is the namespace and the policy of all drops without a series of their own.
 const dropsElsewhere = "(other)"
 
-// Any goroutine may use dropCounts.
 type dropCounts struct {
 	mu     sync.Mutex
 	counts map[dropSeries]uint64

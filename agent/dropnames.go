@@ -17,13 +17,12 @@ import (
 )
 
 const (
-	// The loop may be busy with a large change. Then names are left out after this time.
-	namesWait = 300 * time.Millisecond
-	// namesAtOnce bounds the addresses in one question to the loop.
+	// namesWait bounds the wait for the loop, which may be busy with a large change.
+	namesWait   = 300 * time.Millisecond
 	namesAtOnce = 1024
 )
 
-// reportDrops adds names to the dropped packets and hands them on. It ends when no more lines come.
+// reportDrops ends when no more lines come.
 func (a *agent) reportDrops(ctx context.Context) {
 	var view dropView
 	var judge auditJudge
@@ -89,7 +88,6 @@ func (c *clusterView) namesOf(addresses []netip.Addr) map[netip.Addr]string {
 	return names
 }
 
-// dropView has names of pods, Nodes and policies for dropped packets.
 type dropView struct {
 	of *snapshot
 	// pods are this node's pods, and nodes the Node objects, by address.
@@ -160,7 +158,6 @@ func (v *dropView) unknown(lines []drops.Line) (addresses []netip.Addr) {
 	return addresses
 }
 
-// names has the pods that the view doesn't know.
 func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) *agentapi.Drop {
 	d := &agentapi.Drop{
 		Kind: l.Kind, Time: l.Time, Count: l.Count, Node: node, Reason: l.Reason, Direction: string(l.Direction),
@@ -258,7 +255,6 @@ func (v *dropView) policies(d ruleset.Direction, chain, pod string) []string {
 	return nil
 }
 
-// Unusual protocols have their number as text.
 func protocolName(number uint8) string {
 	switch number {
 	case 1:

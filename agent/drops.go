@@ -16,10 +16,8 @@ const (
 	// dropsPause is the time between two reads of dropped packets. It bounds the work that a flood causes.
 	dropsPause = 50 * time.Millisecond
 	// dropsWait is the longest wait for packets while lines of earlier packets are still due.
-	dropsWait = 250 * time.Millisecond
-	// dropsIdle is the longest wait for packets otherwise.
-	dropsIdle = time.Minute
-	// dropsRetry is the time between two attempts to open the log group.
+	dropsWait  = 250 * time.Millisecond
+	dropsIdle  = time.Minute
 	dropsRetry = 5 * time.Second
 )
 
@@ -66,7 +64,6 @@ func (a *agent) watchDrops(ctx context.Context) error {
 
 func (l *dropLog) fail(why string) { l.trouble.Store(&why) }
 
-// unread says why no dropped packets are read. It is empty if they are read.
 func (l *dropLog) unread() string {
 	if why := l.trouble.Load(); why != nil {
 		return *why

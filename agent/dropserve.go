@@ -16,7 +16,6 @@ const (
 	lifeSign = 15 * time.Second
 )
 
-// serve answers GET /v1/drops.
 func (l *dropLog) serve(ctx context.Context, w http.ResponseWriter, r *http.Request) {
 	q, err := agentapi.ParseDropsQuery(r.URL.Query())
 	if err != nil {
@@ -69,10 +68,9 @@ func (l *dropLog) serve(ctx context.Context, w http.ResponseWriter, r *http.Requ
 }
 
 type dropWriter struct {
-	json  *json.Encoder
-	conn  *http.ResponseController
-	query agentapi.DropsQuery
-	// written has the drops that came from the ring.
+	json    *json.Encoder
+	conn    *http.ResponseController
+	query   agentapi.DropsQuery
 	written map[*agentapi.Drop]bool
 }
 

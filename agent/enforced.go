@@ -23,14 +23,13 @@ const (
 	enforcedLook        = 10 * time.Millisecond
 )
 
-// enforcedNow returns ok false if newer changes aren't enforced yet. If the source never knows its position, s is
-// nil.
+// ok is false if newer changes aren't enforced yet. s is nil if the source never knows its position.
 func (a *agent) enforcedNow() (at enforced.Position, s *status, ok bool, err error) {
 	source, is := a.Source.(Positioner)
 	if !is {
 		return at, nil, false, errNoPosition
 	}
-	// The position is read first, so the status is never older.
+	// The position is read before the status, so the status is never older.
 	at, delta, known := source.Position()
 	s = a.status.Load()
 	if !known {
@@ -39,8 +38,6 @@ func (a *agent) enforcedNow() (at enforced.Position, s *status, ok bool, err err
 	return at, s, s.delta >= delta && len(s.enforced.ruleset.Sets) > 0, nil
 }
 
-// serveEnforced answers POST /v1/enforced. It waits until the question's versions are enforced, or its time is
-// over.
 func (a *agent) serveEnforced(w http.ResponseWriter, r *http.Request) {
 	var q enforced.Question
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxQuestion)).Decode(&q); err != nil {

@@ -96,7 +96,6 @@ func (a *agent) chainsToVerify(ctx context.Context) netfilter.Verify {
 	return netfilter.Rules
 }
 
-// If err is not nil, no pod is enrolled.
 func (a *agent) answer(err error) time.Duration {
 	return a.enrolments.answer(
 		func(id string) (answer, bool) { return a.answerFor(id, err) },
@@ -131,7 +130,6 @@ func (c *clusterView) whyUnknown(e endpoint.Endpoint) string {
 	return fmt.Sprintf("the source knows no pod %s", e.Pod)
 }
 
-// serveEnrol answers POST /v1/endpoints. The request is {"id": "CONTAINER:IFNAME"}.
 func (a *agent) serveEnrol(w http.ResponseWriter, r *http.Request) {
 	began := time.Now()
 	answer := a.enrol(w, r)

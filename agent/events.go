@@ -11,7 +11,6 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// event is a message from another goroutine to the loop.
 type event interface{ isEvent() }
 
 type (
@@ -20,23 +19,19 @@ type (
 		err  error
 		told time.Time // when the source told the agent
 	}
-	// recordsChanged has the endpoint records that were written or removed.
 	recordsChanged struct{ dirwatch.Change }
 	enrolRequest   struct{ *enrolment }
-	// podLookedUp is the source's answer to a Lookup.
-	podLookedUp struct {
+	podLookedUp    struct {
 		id string
 		lookup
 	}
 	policyParsed struct{ *policy.Unparsed }
 	// waysChanged means that the tunnel or weir's routes to other nodes may have changed.
 	waysChanged struct{}
-	// nodeChecked is the result of a check of the node settings.
 	nodeChecked struct {
 		differences []bridge.Difference
 		err         error
 	}
-	// straysEvicted means that the reaper removed other programs' addresses from the sets of all pods.
 	straysEvicted struct{}
 	// namesWanted asks for the names of pods. The channel must have room for the answer.
 	namesWanted struct {
@@ -62,7 +57,6 @@ func (straysEvicted) isEvent()  {}
 func (namesWanted) isEvent()    {}
 func (stateWanted) isEvent()    {}
 
-// The zero value of work means that nothing must be done.
 type work struct {
 	reconcile bool
 	// verify is how much of the kernel the reconcile must read at least.
@@ -73,7 +67,6 @@ func (w work) and(o work) work {
 	return work{w.reconcile || o.reconcile, max(w.verify, o.verify)}
 }
 
-// send returns false if ctx ends before the loop has received the event.
 func (a *agent) send(ctx context.Context, e event) bool {
 	select {
 	case a.events <- e:

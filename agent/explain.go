@@ -44,7 +44,6 @@ func (x *explainer) begin(ctx context.Context) bool {
 
 func (x *explainer) end() { <-x.one }
 
-// cluster returns the cluster as this node's rules see it, with the pods that keep accepts.
 func (x *explainer) cluster(ctx context.Context, keep func(*policy.Pod) bool) (explain.Cluster, error) {
 	source, ok := x.source.(Viewer)
 	if !ok {
@@ -69,7 +68,6 @@ func (x *explainer) cluster(ctx context.Context, keep func(*policy.Pod) bool) (e
 	return explain.Cluster{Objects: objects, Endpoints: by.endpoints, Node: x.node, Services: services}, nil
 }
 
-// serveObjects answers POST /v1/objects with all objects that the agent knows.
 func (x *explainer) serveObjects(w http.ResponseWriter, r *http.Request) {
 	select {
 	case x.sending <- struct{}{}:
@@ -92,7 +90,6 @@ func (x *explainer) serveObjects(w http.ResponseWriter, r *http.Request) {
 // maxQuestion is in bytes. A question may contain the Services of a whole cluster.
 const maxQuestion = 16 << 20
 
-// serveExplain answers POST /v1/explain.
 func (x *explainer) serveExplain(w http.ResponseWriter, r *http.Request) {
 	var question explain.Question
 	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxQuestion)).Decode(&question); err != nil {
@@ -151,7 +148,7 @@ func (x *explainer) explain(ctx context.Context, question explain.Question) (exp
 	return e, nil
 }
 
-// addKernel looks up to three times if the rules change meanwhile or the kernel differs.
+// If the rules change meanwhile or the kernel differs, addKernel looks again, three times in all.
 func (x *explainer) addKernel(ctx context.Context, e *explain.Explanation) {
 	const tries = 3
 	for range tries {

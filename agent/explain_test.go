@@ -13,7 +13,6 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// viewer has so many pods that the connection can't buffer them all.
 type viewer struct{ *cluster }
 
 func (viewer) View(context.Context, func(*policy.Pod) bool) (policy.Objects, []policy.Service, error) {

@@ -7,7 +7,6 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// A part is a part of the agent or of the node that can have a fault.
 type part string
 
 const (
@@ -40,11 +39,9 @@ var parts = map[part]struct{ name, meaning string }{
 	},
 }
 
-// faults logs when a fault begins, changes its text, or ends.
 type faults struct {
-	log *slog.Logger
-	now map[part]error
-	// logged has the meaning with which each fault was logged.
+	log    *slog.Logger
+	now    map[part]error
 	logged map[part]string
 	// nothingKnown is true until the source has given a usable state.
 	nothingKnown bool
@@ -54,7 +51,7 @@ func newFaults(log *slog.Logger) faults {
 	return faults{log: log, now: map[part]error{}, logged: map[part]string{}, nothingKnown: true}
 }
 
-// firstMeanings replace the meanings while nothingKnown is true.
+// firstMeanings are the meanings of faults before the first usable state.
 var firstMeanings = map[part]string{
 	partSource: "the source has errors and has given no good state yet; no pod is enrolled",
 	partAPI:    "the API server doesn't answer, and the state of the cluster is not known yet; no pod is enrolled",
@@ -67,7 +64,6 @@ func (f *faults) meaning(p part) string {
 	return parts[p].meaning
 }
 
-// A nil error means that the part works.
 func (f *faults) set(p part, err error) {
 	was := f.now[p]
 	switch {

@@ -48,7 +48,6 @@ func allow(name string, pods *metav1.LabelSelector,
 	}
 }
 
-// inKernel returns an error for each part that the kernel must have in spite of a fault, but lacks.
 func inKernel(t *testing.T) error {
 	t.Helper()
 	have := nodetest.Run(t, "ip", "route", "show", "proto", "88")
@@ -139,7 +138,6 @@ func TestFaultsOfObjects(t *testing.T) {
 				"weir_ready":                            1,
 				`weir_fault{part="nodes"}`:              0,
 			})
-			// The fault stays through several reconciles, and the agent's other work continues.
 			other := fmt.Sprintf("10.88.0.%d", 10+i)
 			for range 3 {
 				again := *broken
@@ -431,7 +429,6 @@ func TestMetrics(t *testing.T) {
 		return
 	}
 	r := start(t)
-	// Before the source has reported a state, no pod is enrolled.
 	if _, err := r.enrol(r.attach("web", "10.88.0.2")); err == nil {
 		t.Error("a pod was enrolled without a state")
 	}

@@ -20,9 +20,7 @@ import (
 )
 
 const (
-	// flowsCheck is how often the agent checks the rules that log flows.
-	flowsCheck = 10 * time.Second
-	// maxRecording is the longest recording that a person can order.
+	flowsCheck   = 10 * time.Second
 	maxRecording = 7 * 24 * time.Hour
 )
 
@@ -42,7 +40,6 @@ type flowLog struct {
 
 func newFlowLog() *flowLog { return &flowLog{wake: make(chan struct{}, 1), table: newFlowTable()} }
 
-// order starts a recording of this length. 0 ends the recording.
 func (l *flowLog) order(d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -182,7 +179,6 @@ func (r *recording) count(p *nflog.Packet) {
 	r.sums.Add(p)
 }
 
-// check restores the rules that log flows, and counts the packets that they have left out.
 func (r *recording) check() error {
 	r.checked = time.Now()
 	there, err := r.countBeyond()
@@ -197,7 +193,6 @@ func (r *recording) check() error {
 	return flowlog.Make(links)
 }
 
-// countBeyond counts the packets beyond the kernel's limit. It returns false if the rules are gone.
 func (r *recording) countBeyond() (there bool, err error) {
 	beyond, there, err := flowlog.Beyond()
 	if err == nil {
@@ -219,7 +214,7 @@ func flowLinks(s *snapshot) []string {
 	return slices.Compact(links)
 }
 
-// take adds the present names and labels. Packets with unknown addresses only count as unknown.
+// Packets with unknown addresses are counted without a flow.
 func (r *recording) take(ctx context.Context, lines []drops.Line) {
 	if len(lines) == 0 {
 		return

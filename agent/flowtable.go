@@ -31,7 +31,6 @@ func endKey(e agentapi.FlowEnd) string {
 	return cmp.Or(e.Pod, e.Address.String())
 }
 
-// The newest names and labels replace the earlier ones.
 func (t *flowTable) add(f agentapi.Flow) {
 	key := flowKey{endKey(f.Source), endKey(f.Destination), f.Protocol, f.Port}
 	if same := t.flows[key]; same != nil {
@@ -78,7 +77,6 @@ func (t *flowTable) forget() {
 	t.forgotten++
 }
 
-// since returns copies, the newest last.
 func (t *flowTable) since(from time.Time) []agentapi.Flow {
 	all := []agentapi.Flow{}
 	for _, f := range t.flows {

@@ -69,7 +69,6 @@ func (a *agent) keepGateClosed() error {
 	return overlay.NewGate(overlay.Plan{Options: a.Node.Overlay}, a.foreignLinks()).EnsureExists()
 }
 
-// foreignLinks returns other plugins' links for pods, and the bridges of such links.
 func (a *agent) foreignLinks() []string {
 	var names []string
 	for _, e := range a.records.endpoints {
@@ -86,7 +85,7 @@ func (a *agent) foreignLinks() []string {
 	return names
 }
 
-// If so many packets are missing, a firewall is the likely reason.
+// If this many packets are missing, a firewall on the host is the likely reason.
 const fewPackets = 3
 
 // blocked reports if a host firewall seems to drop tunnel packets. With too few packets it returns was, the earlier

@@ -9,7 +9,6 @@ import (
 	"github.com/weir-net/weir/netfilter"
 )
 
-// keepGuard works at each resync, and in every round before the first complete one.
 func (a *agent) keepGuard(verify netfilter.Verify) error {
 	if verify != netfilter.All && !a.kernel.lastSync.IsZero() {
 		return nil

@@ -13,7 +13,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// kernelView is what the agent knows of weir's sets and rules in the kernel.
 type kernelView struct {
 	// refused has the parts that the kernel has refused since the last resync. The map is replaced, never changed,
 	// because snapshots share it.
@@ -24,16 +23,14 @@ type kernelView struct {
 	// refreshing is true while a resync reads the kernel part by part. refreshed is true once it has read
 	// everything.
 	refreshing, refreshed bool
-	// left has the sets that the last round could not destroy yet.
-	left   []string
-	closed bool // KeepClosed has succeeded while there is no usable state yet
-	tidy   bool // cleanOther has succeeded
+	left                  []string
+	closed                bool // KeepClosed has succeeded while there is no usable state yet
+	tidy                  bool // cleanOther has succeeded
 	// lastSync is when the kernel last had everything that it should have. Zero means never.
 	lastSync time.Time
 	earlier  earlierRules
 }
 
-// refuse returns true if one of these refusals is new.
 func (k *kernelView) refuse(refused ruleset.Refused) (news bool) {
 	all := maps.Clone(k.refused)
 	for r, why := range refused {
@@ -60,13 +57,11 @@ func (k *kernelView) changedByAnother(before, now ruleset.Ruleset, result netfil
 
 func equalSet(a, b ruleset.Set) bool { return a.Name == b.Name && a.Entries.Equal(b.Entries) }
 
-// earlierRules are the class members that an earlier agent left in the kernel.
 type earlierRules struct {
 	members map[ruleset.Direction]map[netip.Addr]bool // nil: the sets could not be read
 	read    bool
 }
 
-// readEarlier does nothing once this agent has applied its own rules. An error is only logged.
 func (a *agent) readEarlier() {
 	if len(a.snapshots.enforced.Load().ruleset.Sets) > 0 {
 		return
@@ -78,7 +73,6 @@ func (a *agent) readEarlier() {
 	a.kernel.earlier = earlierRules{members, true}
 }
 
-// applied has the last attempt's snapshot and error, and the changes of all attempts.
 type applied struct {
 	*snapshot
 	netfilter.Result
@@ -86,13 +80,12 @@ type applied struct {
 	err    error
 }
 
-// A table that can't be read doesn't count.
+// Tables that can't be read don't count.
 func (p *applied) done() bool { return p.err == nil || p.unknown() }
 
 // unknown means that some tables could not be read. All other tables have their rules.
 func (p *applied) unknown() bool { return errors.As(p.err, new(*netfilter.UnknownError)) }
 
-// If the kernel refuses parts of the ruleset, apply tries again without them.
 func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied) {
 	for {
 		read, readErr := a.readKernel(ctx, verify)
@@ -116,8 +109,8 @@ func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied
 	}
 }
 
-// readKernel reads the records after the kernel. So the records contain every change of the plugin that it has
-// read.
+// readKernel reads the records after the kernel, so the records contain every change of the plugin that it has seen
+// there.
 func (a *agent) readKernel(ctx context.Context, verify netfilter.Verify) (netfilter.Verify, error) {
 	if verify != netfilter.All && !a.backend.Unread() {
 		return verify, nil
@@ -131,7 +124,6 @@ func (a *agent) readKernel(ctx context.Context, verify netfilter.Verify) (netfil
 	return netfilter.All, err
 }
 
-// If the kernel can't be read, bring only puts weir's rules first.
 func (a *agent) bring(
 	ctx context.Context, readErr error, want ruleset.Ruleset, verify netfilter.Verify,
 ) (netfilter.Result, error) {

@@ -13,13 +13,11 @@ import (
 
 // If a pod with enforcement "closed" starts while no agent runs, its link stays down until the agent brings it up.
 type links struct {
-	// done has the IDs of endpoints without further work on their links.
 	done map[string]bool
 }
 
 func newLinks() links { return links{done: map[string]bool{}} }
 
-// bringUpLinks logs why a link stays down.
 func (a *agent) bringUpLinks() {
 	for id, e := range a.records.endpoints {
 		if e.Enforcement != conf.Closed || a.links.done[id] || !a.cluster.knows(e) {

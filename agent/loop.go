@@ -8,7 +8,6 @@ import (
 	"github.com/weir-net/weir/netfilter"
 )
 
-// loop reconciles after events, at each resync, and to repeat a failed step.
 func (a *agent) loop(ctx context.Context) error {
 	resync := time.NewTicker(a.Resync)
 	defer resync.Stop()
@@ -97,7 +96,6 @@ func (a *agent) parseNext(ctx context.Context) {
 	}()
 }
 
-// If another program has changed rules, the loop must read everything.
 func (a *agent) heedDrift() work {
 	if !slices.ContainsFunc(a.drift.take(), func(g uint32) bool { return !a.backend.Knows(g) }) {
 		return work{}

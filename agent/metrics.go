@@ -88,10 +88,8 @@ func (m *metrics) handler() http.Handler {
 	return promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{})
 }
 
-// statusCollector makes metrics from the status when Prometheus asks.
 type statusCollector func() *status
 
-// The metrics name this many problems, but count all.
 const maxProblems = 50
 
 func desc(name, help string, labels ...string) *prometheus.Desc {

@@ -12,7 +12,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// accepted and problems are the results of claims.Settle for stated and local.
 type nodeClaims struct {
 	stated   []policy.Node // the source's Nodes with all their claims
 	accepted []policy.Node
@@ -34,7 +33,6 @@ func equalNode(a, b policy.Node) bool {
 		slices.Equal(a.PodCIDRs, b.PodCIDRs)
 }
 
-// These are the addresses that this node itself needs.
 func (n *nodeClaims) readLocal(links netlinksafe.Handle, node NodeOptions) (changed bool) {
 	if node.Name == "" {
 		return false
@@ -47,7 +45,6 @@ func (n *nodeClaims) readLocal(links netlinksafe.Handle, node NodeOptions) (chan
 	return true
 }
 
-// The first delta also needs the addresses that this node itself needs.
 func (a *agent) takeNodes(d *policy.Delta) {
 	n := &a.cluster.nodes
 	if !a.cluster.known {
@@ -60,7 +57,7 @@ func (a *agent) takeNodes(d *policy.Delta) {
 	a.settleClaims()
 }
 
-// The plan of ways must be made again after this.
+// A new plan of routes and tunnels is needed afterwards.
 func (a *agent) settleClaims() {
 	a.cluster.nodes.settle(a.Node)
 	a.cluster.engine.SetNodes(a.cluster.nodes.accepted)

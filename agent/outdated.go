@@ -38,7 +38,6 @@ func (a *agent) outdated(e endpoint.Endpoint) string {
 	return ""
 }
 
-// misplaced returns a message if the attachment has an address outside of this node's podCIDRs, and "" otherwise.
 func (a *agent) misplaced(e endpoint.Endpoint) string {
 	cidrs := a.cluster.podCIDRs(a.Node.Name)
 	if len(cidrs) == 0 || !primary(e) {
@@ -70,7 +69,7 @@ func (a *agent) whyOutdated(what string) string {
 		what, a.Node.Conflist)
 }
 
-// These pods have addresses from before a change of podCIDRs. While a plugin waits, its ADD is refused instead.
+// misplacedPods reports running pods with addresses from before a change of podCIDRs.
 func (a *agent) misplacedPods() []ruleset.Problem {
 	var problems []ruleset.Problem
 	for id, e := range a.records.endpoints {

@@ -18,7 +18,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// server is a cluster that looks up pods and publishes addresses, as the API server does.
 type server struct {
 	*cluster
 	pods      map[string]policy.Pod // the pods that Lookup finds, by namespace/name
@@ -135,7 +134,6 @@ func named(name, uid, app string) policy.Pod {
 	return policy.Pod{Namespace: "shop", Name: name, UID: uid, Labels: map[string]string{"app": app}}
 }
 
-// shop returns a cluster with these pods, and with a policy for each of the labels app=old and app=new.
 func shop(pods ...policy.Pod) *policy.Objects {
 	o := &policy.Objects{Namespaces: []policy.Namespace{{Name: "shop"}}, Pods: pods, Nodes: healthy().Nodes}
 	for _, app := range []string{"old", "new"} {
@@ -144,7 +142,6 @@ func shop(pods ...policy.Pod) *policy.Objects {
 	return o
 }
 
-// wantClass also checks that the pod stays in the class.
 func (r *running) wantClass(name, want string) {
 	r.Helper()
 	check := func() error {
@@ -189,7 +186,6 @@ func TestAPodThatWasFoundStays(t *testing.T) {
 	r.tell(shop(), nil)
 	r.wantClass("db-0", classClosed)
 
-	// A later report about another pod of that name counts too.
 	if _, err := r.enrol(id); err != nil {
 		t.Error(err)
 	}

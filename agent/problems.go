@@ -12,8 +12,7 @@ import (
 )
 
 type problems struct {
-	all []ruleset.Problem // in order; the texts are bounded in length
-	// compiled and others are the lists from which all was made.
+	all              []ruleset.Problem // in order; the texts are bounded in length
 	compiled, others []ruleset.Problem
 	made             time.Time
 }
@@ -53,7 +52,6 @@ func (p *problems) report(log *slog.Logger, compiled, others []ruleset.Problem) 
 	return 0
 }
 
-// One bad object may cause thousands of problems.
 const maxLogged = 50
 
 func logMissing(log func(string, ...any), msg string, list, others []ruleset.Problem) {

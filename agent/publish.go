@@ -22,9 +22,8 @@ const (
 // publisher publishes the addresses of enrolled pods to other nodes, earlier than kubelet does.
 type publisher struct {
 	addresses map[endpoint.Pod][]netip.Addr
-	// records and enrolled are what addresses was computed from.
-	records  *recordsCopy
-	enrolled map[string]bool
+	records   *recordsCopy
+	enrolled  map[string]bool
 }
 
 // A pod that isn't enrolled may never start, so its addresses aren't published. Only eth0 counts, as for kubelet.
@@ -51,7 +50,6 @@ func (p *publisher) publish(
 	}
 }
 
-// awaitPublished runs in the goroutine of the plugin's request, so the loop doesn't wait.
 func (a *agent) awaitPublished(ctx context.Context, e *enrolment) {
 	source, ok := a.Source.(Publisher)
 	_, ifName, _ := strings.Cut(e.id, ":")

@@ -10,10 +10,9 @@ import (
 )
 
 const (
-	// reapEvery is how often the agent looks for attachments of pods that are gone.
 	reapEvery = time.Minute
-	// reapAfter is the time from the deletion of a pod's link to the look. Nearly always a DEL deletes the link,
-	// and has finished by then.
+	// reapAfter is the wait from the deletion of a pod's link to the search for leftovers. Nearly always a DEL
+	// deletes the link, and has finished by then.
 	reapAfter = time.Second
 )
 
@@ -82,7 +81,6 @@ func (a *agent) reapOnce() {
 	}
 }
 
-// A removed stray counts as a repair.
 func (a *agent) evict(ctx context.Context, strays []netip.Addr) {
 	evicted, err := attachment.NewNode().Evict(strays)
 	if err != nil {

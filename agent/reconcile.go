@@ -9,20 +9,18 @@ import (
 	"github.com/weir-net/weir/netfilter"
 )
 
-// retry is the time until a failed change is tried again.
 const retry = time.Second
 
-// A round destroys sets for 20 ms at most. The next one comes after this time.
+// After destroying sets for 20 ms, a round leaves the others to the next one.
 const destroyLater = retry / 10
 
 type round struct {
 	*agent
-	// verify is how much of the kernel to read. Then it is how much was read.
+	// verify is how much of the kernel to read. After applyRuleset it is how much was read.
 	verify   netfilter.Verify
 	applied  applied
 	guardErr error
-	// next is the time until the next reconcile without an event. 0 means none.
-	next time.Duration
+	next     time.Duration
 }
 
 var steps = []func(*round, context.Context) bool{
@@ -46,7 +44,7 @@ var steps = []func(*round, context.Context) bool{
 	(*round).reachNodes,
 	(*round).reportProblems, // again, with the problems that reachNodes has found
 	(*round).bringUpLinks,
-	// bringUpLinks marks pods as enrolled, so it comes first.
+	// bringUpLinks marks pods as enrolled, so it comes before this step.
 	(*round).publishAddresses,
 	(*round).walkConnections,
 	(*round).retryLeftSets,
@@ -110,7 +108,6 @@ func (r *round) keepGuardAndGate(context.Context) bool {
 	return true
 }
 
-// concludeKernel ends the round if the kernel lacks something. Then no pod is enrolled.
 func (r *round) concludeKernel(ctx context.Context) bool {
 	if ctx.Err() != nil {
 		return false
@@ -174,7 +171,7 @@ func (r *round) renewHeartbeat(context.Context) bool {
 	return true
 }
 
-// renewConflist writes the runtime's configuration while a plugin waits that would be refused without it.
+// renewConflist writes the runtime's configuration if a waiting plugin would otherwise be refused.
 func (r *round) renewConflist(context.Context) bool {
 	needed := func(e *enrolment) bool {
 		ep, ok := r.records.endpoints[e.id]
@@ -193,7 +190,7 @@ func (r *round) answerPlugins(context.Context) bool {
 	return true
 }
 
-// reachNodes asks for another round if reach must be repeated.
+// If a way to another node failed, reachNodes asks for another round.
 func (r *round) reachNodes(context.Context) bool {
 	if !r.reach() {
 		r.next = sooner(r.next, retry)

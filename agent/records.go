@@ -26,20 +26,16 @@ import (
 //   - No two of endpoints have an address in common.
 type records struct {
 	endpoints map[string]endpoint.Endpoint
-	// broken are the records that can't be read. Their pods are closed.
-	broken endpoint.BrokenRecords
+	broken    endpoint.BrokenRecords
 	// closed has an endpoint with the known addresses for each broken record.
 	closed map[string]endpoint.Endpoint
 	// complete is true once the directory was read. Before that, no pod counts as gone.
 	complete bool
-	// stale means that the last attempt to list the directory failed.
-	stale bool
+	stale    bool
 	// churn means that attachments have begun or ended since the last read of the kernel, so the plugin may have
 	// changed sets.
-	churn bool
-	// ending means that the last listing found an unfinished DEL.
+	churn  bool
 	ending bool
-	// copied is the last copy. It is nil after a change.
 	copied *recordsCopy
 }
 
@@ -67,7 +63,6 @@ func newRecords() records {
 	}
 }
 
-// attached returns the attachments in the order of their IDs, those with broken records last.
 func (r *records) attached() []endpoint.Endpoint {
 	all := make([]endpoint.Endpoint, 0, len(r.endpoints)+len(r.closed))
 	for _, of := range []map[string]endpoint.Endpoint{r.endpoints, r.closed} {
@@ -189,7 +184,7 @@ func (r *records) add(e endpoint.Endpoint) {
 	}
 }
 
-// A running DEL may still change sets.
+// churn goes on while a DEL runs, because the DEL may still change sets.
 func (r *records) kernelRead() { r.churn = r.ending }
 
 func (r *records) fault() error {
@@ -205,7 +200,6 @@ func shareAddress(a, b endpoint.Endpoint) bool {
 	})
 }
 
-// The first event makes the loop read all records.
 func (a *agent) watchRecords(ctx context.Context, w *dirwatch.Watcher) error {
 	change := dirwatch.Change{Lost: true}
 	for {

@@ -24,7 +24,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// stepped is an agent whose loop the test runs step by step.
 type stepped struct {
 	*running
 	*agent
@@ -111,7 +110,6 @@ func (s *stepped) del(name, uid, address string) {
 	}
 }
 
-// in returns the sets with the address: the beginning of each name, with the entry's comment.
 func (s *stepped) in(address string) []string {
 	s.Helper()
 	headers, err := s.sets.Headers()

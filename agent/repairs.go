@@ -10,10 +10,8 @@ import (
 )
 
 const (
-	// A log line names this many repairs of one kind.
 	namedRepairs = 5
-	// The status lists this many repairs.
-	keptRepairs = 10
+	keptRepairs  = 10
 )
 
 type repairs struct {

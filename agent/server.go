@@ -19,7 +19,6 @@ import (
 )
 
 const (
-	// These bound the arrival of a request, the sending of an answer, and the wait for a connection's next request.
 	headerTimeout = 5 * time.Second
 	answerTimeout = 30 * time.Second
 	idleTimeout   = 10 * time.Second
@@ -58,7 +57,6 @@ func Lock() (io.Closer, error) {
 	return lock, nil
 }
 
-// listen replaces an earlier agent's socket.
 func (a *agent) listen(ctx context.Context) (*servers, error) {
 	s := &servers{}
 	if err := os.Remove(agentapi.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -137,7 +135,6 @@ func (a *agent) serveHealth(w http.ResponseWriter, _ *http.Request) {
 	_, _ = fmt.Fprintln(w, "ok")
 }
 
-// serveReady answers with the reasons if the node isn't ready.
 func (a *agent) serveReady(w http.ResponseWriter, _ *http.Request) {
 	s := a.status.Load()
 	if !s.ready {

@@ -14,17 +14,14 @@ import (
 
 // A snapshot never changes, so any goroutine may read it.
 type snapshot struct {
-	// revision counts this agent's snapshots from 1. The empty first snapshot has 0.
 	revision  uint64
 	endpoints []policy.Endpoint
 	ruleset   ruleset.Ruleset
 	// compiled is the ruleset before sets were merged. It gives the same verdicts.
 	compiled ruleset.Ruleset
-	// delta is the number of the source's last delta in the ruleset.
-	delta uint64
-	// nodes have only accepted claims. lookups are the looked-up pods.
-	nodes   []policy.Node
-	lookups []*policy.Pod
+	delta    uint64
+	nodes    []policy.Node
+	lookups  []*policy.Pod
 }
 
 // The loop stores snapshots, and any goroutine may load them. They are never nil.
@@ -49,7 +46,6 @@ func (a *agent) compile() *snapshot {
 	return next
 }
 
-// If there are too many new sets for one round, the next snapshot has more of them.
 func (a *agent) present() *snapshot {
 	records := a.records.copies()
 	next := &snapshot{revision: a.snapshots.target.Load().revision + 1, endpoints: records.attached}

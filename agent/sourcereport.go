@@ -8,10 +8,8 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// sourceReport has what was last logged.
 type sourceReport struct {
-	files []agentapi.File
-	// omissions are the documents that were left out.
+	files      []agentapi.File
 	omissions  map[omission]bool
 	unenforced []policy.Unenforced
 }

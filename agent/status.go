@@ -15,7 +15,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// These words stand in place of policies' names.
 const (
 	classOpen    = agentapi.ClassOpen
 	classClosed  = agentapi.ClassClosed
@@ -28,21 +27,19 @@ type status struct {
 	enforced *snapshot
 	// delta is the last delta that is enforced. It may be higher than enforced.delta, because most deltas change
 	// nothing on this node.
-	delta     uint64
-	ready     bool
-	lastSync  time.Time
-	backend   string
-	setType   func(ruleset.SetKind) string // Backend.SetType
-	endpoints []endpoint.Endpoint          // without endpoints whose records are broken
-	earlier   earlierRules
-	// stateless means that the source has given no usable state yet.
+	delta      uint64
+	ready      bool
+	lastSync   time.Time
+	backend    string
+	setType    func(ruleset.SetKind) string // Backend.SetType
+	endpoints  []endpoint.Endpoint          // without endpoints whose records are broken
+	earlier    earlierRules
 	stateless  bool
 	policies   ordered.Map[string, bool]
 	faults     map[part]error
 	problems   []ruleset.Problem
 	unenforced []policy.Unenforced
 	files      []agentapi.File
-	// nodeFaults counts the node settings that could not be read or repaired.
 	nodeFaults map[bridge.Kind]int
 	repairs    []agentapi.NodeRepair
 	networks   int // other nodes' networks of pods that this node has routes to
@@ -145,5 +142,4 @@ func (s *status) class(d ruleset.Direction, e endpoint.Endpoint) string {
 	return classClosed
 }
 
-// has reports whether an earlier agent's class has the address.
 func (e *earlierRules) has(d ruleset.Direction, addr netip.Addr) bool { return e.members[d][addr] }

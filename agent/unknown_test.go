@@ -69,7 +69,7 @@ func TestWhatIsUnknown(t *testing.T) {
 				}
 				return nil
 			})
-			// weir's rule is put back first nevertheless.
+			// weir's rule still becomes the first one again.
 			sh(`nft insert rule ip mangle FORWARD counter accept`)
 			r.eventually("weir's rule is first", func() error {
 				out := nodetest.Run(t, "sh", "-c", "nft list chain ip mangle FORWARD 2>/dev/null | grep counter")

@@ -21,8 +21,7 @@ import (
 
 const (
 	// settle is the wait from the first message about a change to the check. One command causes a dozen messages.
-	settle = 50 * time.Millisecond
-	// betweenChecks is the least time between two checks.
+	settle        = 50 * time.Millisecond
 	betweenChecks = 500 * time.Millisecond
 )
 
@@ -44,7 +43,6 @@ type nodeKnowledge struct {
 	tunnels   []conf.Family
 }
 
-// enrolled returns the pods in a class, as NAMESPACE/NAME.
 func (k *nodeKnowledge) enrolled() map[string]bool {
 	all := map[string]bool{}
 	for _, c := range k.classes {
@@ -91,7 +89,6 @@ func (u *upkeep) hear(n bridge.News) {
 	}
 }
 
-// keepNode checks and repairs the node settings at each resync, and soon after a change.
 func (a *agent) keepNode(ctx context.Context) error {
 	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE) // the loop has another handle, so it doesn't wait for this one
 	if err != nil {
@@ -191,7 +188,6 @@ func (u *upkeep) withoutEnding(
 	return found, errors.Join(errs...)
 }
 
-// Attachments that an ADD is still making are left out.
 func (u *upkeep) properties(k *nodeKnowledge, memory uint64, records []endpoint.Endpoint) []bridge.Property {
 	enrolled := k.enrolled()
 	known := bridge.Knowledge{Memory: memory, MAC: u.mac, Tunnels: k.tunnels}
@@ -210,7 +206,6 @@ func (u *upkeep) properties(k *nodeKnowledge, memory uint64, records []endpoint.
 	return bridge.Properties(known)
 }
 
-// A setting that could not be read or repaired is a fault.
 func (a *agent) takeNodeCheck(differences []bridge.Difference, err error) {
 	errs := []error{err}
 	failures, repaired := map[bridge.Kind]int{}, map[bridge.Kind][]repair{}

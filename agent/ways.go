@@ -14,17 +14,14 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// waysEvery is how often the agent reads paths, routes and tunnels without an announced change.
 const waysEvery = time.Minute
 
 // ways are the routes and tunnels to pods on other nodes. There may be thousands, so they are read only after a
 // change or after waysEvery.
 type ways struct {
-	// current means that plan was computed from the newest accepted Nodes.
 	current bool
-	// moved means that the node's addresses or paths may have changed since.
-	moved bool
-	// unchecked means that the kernel's routes and tunnels may have changed.
+	// moved means that the node's addresses or paths may have changed since plan was made.
+	moved     bool
 	unchecked bool
 	checked   time.Time // when the agent last read the kernel's routes and tunnels
 	routes    *overlay.Routes
@@ -52,7 +49,6 @@ func (a *agent) heedNews(verify netfilter.Verify) {
 	}
 }
 
-// planWays makes a new plan if the old one may be outdated, or after a fault.
 func (a *agent) planWays() {
 	w := &a.ways
 	if a.Node.Name == "" || w.current && !w.moved && a.faults.now[partNodes] == nil {

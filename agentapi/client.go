@@ -19,7 +19,6 @@ import (
 // Socket is the Unix socket (mode 0600) on which the agent answers HTTP requests of the plugin and weirctl.
 const Socket = endpoint.Dir + "/agent.sock"
 
-// Paths of the agent's API on Socket.
 const (
 	EnrolPath  = "/v1/endpoints"
 	StatusPath = "/v1/status"

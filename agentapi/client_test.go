@@ -20,7 +20,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// listen serves on the agent's socket. closeIt leaves the socket's file, as a killed agent does.
 func listen(t *testing.T, h http.HandlerFunc) (closeIt func()) {
 	t.Helper()
 	if err := os.MkdirAll(endpoint.Dir, 0o700); err != nil {

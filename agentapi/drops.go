@@ -264,7 +264,6 @@ func readHead(in *bufio.Reader) (status int, err error) {
 	}
 }
 
-// readDrops wraps errors of the stream with failed.
 func readDrops(in io.Reader, failed func(error) error, each func(*Drop) bool) error {
 	for values := json.NewDecoder(in); ; {
 		d := &Drop{}

@@ -92,7 +92,6 @@ func TestPodsReachEachOtherThroughTheNode(t *testing.T) {
 		}
 	}
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.3")
-	// A packet that bypasses the FORWARD hook bypasses policy.
 	nodetest.Run(t, "iptables", "-A", "FORWARD", "-j", "DROP")
 	if out, err := runIn("a", "ping", "-c1", "-W1", "10.88.0.3"); err == nil {
 		t.Fatalf("pods meet beside the FORWARD hook:\n%s", out)

@@ -50,7 +50,6 @@ func Check(h netlinksafe.Handle, p Port, mtu int) error {
 	return errors.Join(append(errs, checkPod(pod, p, br.Attrs().HardwareAddr, mtu))...)
 }
 
-// A pair has a carrier if both ends are up.
 func checkCarrier(link netlink.Link, name string) error {
 	if flags := link.Attrs().RawFlags; flags&unix.IFF_UP != 0 && flags&unix.IFF_LOWER_UP == 0 {
 		return fmt.Errorf("%s has no carrier", name)

@@ -56,7 +56,6 @@ func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 			strings.Contains(out, "REACHABLE") {
 			t.Errorf("the node has asked for neighbours:\n%s", out)
 		}
-		// A packet that bypasses the FORWARD hook bypasses policy.
 		nodetest.Run(t, "ip6tables", "-A", "FORWARD", "-j", "DROP")
 		if out, err := runIn("a", ping...); err == nil {
 			t.Fatalf("pods meet beside the FORWARD hook:\n%s", out)

@@ -51,8 +51,6 @@ func (o *Observed) readLinks() error {
 	return nil
 }
 
-// neighbourEntry is a link's entry for an address, or a bridge's entry for a MAC. Netlink uses one message for
-// both.
 type neighbourEntry struct {
 	link  int
 	state uint16

@@ -218,7 +218,6 @@ func createdAt(m []byte) time.Duration {
 	return 0
 }
 
-// parseRoute returns false for the kernel's cached copies of routes.
 func parseRoute(m []byte) (r RouteSeen, ok bool) {
 	if len(m) < unix.SizeofRtMsg {
 		return r, false

@@ -20,7 +20,6 @@ import (
 // ErrInterfaceExists means that the pod already has an interface of this name.
 var ErrInterfaceExists = errors.New("the interface exists already")
 
-// loopback is the index of lo in each network namespace.
 const loopback = 1
 
 // ErrMACInUse means that another port, or the bridge, has the MAC. Frames for one would go to the other.
@@ -134,7 +133,6 @@ func (b *Bridge) portBatch(p Port, index int) (port batch.Batch) {
 	return port
 }
 
-// podBatch notes in existing which routes the pod already had.
 func (b *Bridge) podBatch(p Port, index int, existing existingRoutes) (pod batch.Batch) {
 	pod.Add(linkUp(loopback, ""), "set lo up in the pod")
 	for _, a := range p.Addresses {

@@ -172,7 +172,6 @@ func sysctlsOfBridges() []Property {
 	}
 }
 
-// For IPv4 the kernel makes these routes itself, but another program can delete them.
 func routesOf(gw netip.Prefix) []Property {
 	address := netip.PrefixFrom(gw.Addr(), gw.Addr().BitLen())
 	local := Route{

@@ -10,7 +10,6 @@ import (
 // Property is one node setting (a sysctl, link, address, route or neighbour entry) that weir makes and repairs.
 type Property interface {
 	Kind() Kind
-	// String describes the property as it should be.
 	String() string
 	// Command is the shell command that restores the property. The repair may do more.
 	Command() string

@@ -105,7 +105,6 @@ import (
 //	}
 const portsTable = "weir-ports"
 
-// A key fills 32-bit registers: 16 bytes for the link's name, 8 for the MAC, and 4 or 16 for the address.
 const (
 	regName = unix.NFT_REG_1
 	regMAC  = unix.NFT_REG_2 // the kernel's name for the fifth 32-bit register
@@ -197,7 +196,6 @@ func forgedRules() []nft.Rule {
 func portRules(sets map[string]*nftables.Set) []nft.Rule {
 	set4, set6 := sets[guardSets[conf.IPv4]], sets[guardSets[conf.IPv6]]
 	accept, limit := nft.Verdict(expr.VerdictAccept, ""), nft.Verdict(expr.VerdictJump, fragmentsChain)
-	// These load the sender's MAC and address into the registers of the key.
 	etherSource := nft.LoadPayload(expr.PayloadBaseLLHeader, 6, 6, regMAC)
 	ip4Source := nft.LoadPayload(expr.PayloadBaseNetworkHeader, 12, 4, regAddr)
 	ip6Source := nft.LoadPayload(expr.PayloadBaseNetworkHeader, 8, 16, regAddr)
@@ -257,12 +255,10 @@ func notMulticast() []expr.Any {
 	return nft.Compare(nft.LoadMeta(expr.MetaKeyPKTTYPE, unix.NFT_REG_1), expr.CmpOpNeq, []byte{unix.PACKET_MULTICAST})
 }
 
-// The network is 127.0.0.0/8 (RFC 1122, section 3.2.1.3).
 func toLoopback() []expr.Any { return compareLoopback(expr.CmpOpEq) }
 
 func notToLoopback() []expr.Any { return compareLoopback(expr.CmpOpNeq) }
 
-// compareLoopback compares the first byte of the IPv4 destination with 127.
 func compareLoopback(op expr.CmpOp) []expr.Any {
 	return nft.Compare(nft.LoadPayload(expr.PayloadBaseNetworkHeader, 16, 1, unix.NFT_REG_1), op, []byte{127})
 }
@@ -280,7 +276,6 @@ func discoveryType(first, last byte) []expr.Any {
 	}
 }
 
-// isSender matches frames with an entry in the set. mac and addr load the frame's MAC and address.
 func isSender(set *nftables.Set, mac, addr expr.Any) []expr.Any {
 	return []expr.Any{
 		nft.LoadIIFName(regName), mac, addr,

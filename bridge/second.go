@@ -19,7 +19,6 @@ var ErrRouteExists = errors.New("the pod has such a route out of another interfa
 // The routing table of a second interface has this number plus the index of the link.
 const firstSecondaryTable = 88_000
 
-// existingRoutes are destinations of routes that the pod already has through other interfaces.
 type existingRoutes map[netip.Prefix]bool
 
 // tolerate returns a function for Step.MapError. The function notes an existing route in t and returns nil.

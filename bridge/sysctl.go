@@ -35,7 +35,6 @@ const (
 	AtLeast
 )
 
-// A value that isn't a number must equal Value.
 func (s Sysctl) satisfiedBy(have string) bool {
 	if s.Bound == Exactly || have == s.Value {
 		return have == s.Value

@@ -74,7 +74,6 @@ type News struct {
 	Underlay bool
 }
 
-// everything is the news at the beginning, and after lost messages.
 var everything = News{Settings: true, Ways: true, Underlay: true}
 
 // Of sysctls, the kernel announces only those of forwarding (NETCONF).
@@ -128,14 +127,12 @@ func WatchNode(ctx context.Context, changed func(News)) error {
 	}
 }
 
-// listener remembers what it has heard, because the kernel repeats announcements without news.
 type listener struct {
 	ours      map[int]string // names of weir's links, by index
 	links     map[int]heardLink
 	addresses map[heardAddress]bool
 }
 
-// heardLink has what paths to other nodes depend on.
 type heardLink struct {
 	name        string
 	mtu, master int

@@ -78,7 +78,6 @@ func (o *Overlay) setNeighbours(tunnel int, remotes []Remote, all *Applied, refu
 			}
 		}
 	}
-	// The old entries of a changed node address are deleted by now, so they don't conflict.
 	for _, p := range remotes {
 		if p.Direct {
 			continue
@@ -99,7 +98,6 @@ func (o *Overlay) setNeighbours(tunnel int, remotes []Remote, all *Applied, refu
 	return nil
 }
 
-// An existing entry is no error.
 func (r refusals) take(node string, n netlink.Neigh, err error) {
 	if err != nil && !errors.Is(err, unix.EEXIST) {
 		r[node] = fmt.Errorf("add neighbour %s (%s) to %s: %w", n.IP, n.HardwareAddr, conf.Tunnel, err)

@@ -85,7 +85,6 @@ func (s *gateSet) add(words string, elements ...nftables.SetElement) {
 	s.elements = append(s.elements, elements...)
 }
 
-// No tunnel packet may come by these links.
 func linksSet(links []string) gateSet {
 	s := gateSet{name: "links", comment: "weir: links that no tunnel packet comes by", keyType: nftables.TypeIFName}
 	names := append([]string{conf.Bridge, conf.Tunnel}, links...)

@@ -15,7 +15,6 @@ import (
 	"github.com/weir-net/weir/internal/nft"
 )
 
-// A chain without a hook is reached by jumps.
 type gateChain struct {
 	name     string
 	hook     *nftables.ChainHook
@@ -39,7 +38,6 @@ func (c gateChain) kernel() nft.Chain {
 	return chain
 }
 
-// The kernel walks a hook's chains from the lowest priority to the highest.
 const (
 	rawPriority    = -300 // after defragmentation (-400), before connection tracking (-200)
 	filterPriority = -160 // before the chains that iptables and other programs usually make
@@ -186,12 +184,10 @@ func verdict(kind expr.VerdictKind, chain string) match {
 	return match{words, nft.Verdict(kind, chain)}
 }
 
-// is compares value with what load puts into register 1.
 func is(words string, load expr.Any, value []byte) match {
 	return match{words, nft.Equal(load, value)}
 }
 
-// loadTransport loads length bytes, from offset in the UDP header on.
 func loadTransport(offset, length, register uint32) expr.Any {
 	return nft.LoadPayload(expr.PayloadBaseTransportHeader, offset, length, register)
 }
@@ -204,12 +200,10 @@ func loadAddress(f conf.Family, field string) expr.Any {
 	return nft.LoadPayload(expr.PayloadBaseNetworkHeader, offset, length, 1)
 }
 
-// lookup compares the value from register 1 on. With not, the rule matches if the set lacks the value.
 func lookup(set string, not bool) expr.Any {
 	return &expr.Lookup{SourceRegister: 1, SetName: set, Invert: not}
 }
 
-// A chain of an inet table sees both families.
 func ofFamily(f conf.Family) match {
 	load := nft.LoadMeta(expr.MetaKeyNFPROTO, 1)
 	if f == conf.IPv6 {

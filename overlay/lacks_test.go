@@ -21,8 +21,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// monitor returns a function that lists the kernel's messages since its last call. The function makes a change of
-// its own, and waits for its message.
 func monitor(t *testing.T, netns string) func() []string {
 	t.Helper()
 	var s *nl.NetlinkSocket
@@ -85,7 +83,6 @@ func TestNothingToDo(t *testing.T) {
 	}
 	o := zones(t)["n2"]
 	const n2 = "/run/netns/n2"
-	// With crossSubnet, n2 reaches the node near, which is in its subnet, directly.
 	nodes := []policy.Node{
 		node("n1", "172.20.1.10 2001:db8:1::10", "100.96.1.0/24", "fd00:96:1::/64"),
 		node("n2", "172.20.2.10 2001:db8:2::10", "100.96.2.0/24", "fd00:96:2::/64"),
@@ -170,7 +167,6 @@ func TestNothingToDo(t *testing.T) {
 			t.Errorf("%s: repaired, and it lacked %v", tc.name, lacks)
 		}
 	}
-	// Apply deletes what the plan doesn't have, and nothing else.
 	for _, stranger := range []string{
 		"ip route add 100.96.9.0/24 via 172.20.2.1 proto 88", "ip route add 100.96.1.0/24 via 172.20.2.1 metric 7 proto 88",
 		"ip neigh add 100.96.9.0 lladdr 02:00:00:00:00:01 dev weir-vxlan nud permanent",

@@ -139,7 +139,6 @@ func (o *Overlay) ensureTunnel(p Plan, all *Applied) (link netlink.Link, made bo
 	return link, made, nil
 }
 
-// A device that differs from the plan is replaced.
 func (o *Overlay) tunnel(p Plan) (link netlink.Link, made bool, err error) {
 	want := &netlink.Vxlan{
 		LinkAttrs: netlink.LinkAttrs{Name: conf.Tunnel, HardwareAddr: MAC(p.NodeAddress), MTU: p.TunnelMTU, TxQLen: -1},
@@ -171,7 +170,6 @@ func (o *Overlay) tunnel(p Plan) (link netlink.Link, made bool, err error) {
 	return link, true, nil
 }
 
-// A tunnel must begin at an address of the node.
 func (o *Overlay) checkNodeAddress(local netip.Addr) error {
 	addrs, err := o.h.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
@@ -191,7 +189,6 @@ func sameTunnel(link netlink.Link, want *netlink.Vxlan) bool {
 		!have.Learning && have.HardwareAddr.String() == want.HardwareAddr.String()
 }
 
-// Only added addresses count as lacks.
 func (o *Overlay) setAddresses(link netlink.Link, want []netip.Addr, all *Applied) error {
 	have, err := o.h.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {

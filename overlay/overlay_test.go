@@ -66,7 +66,6 @@ func zones(t *testing.T) map[string]*Overlay {
 	return all
 }
 
-// ask sends one unfragmented datagram with size bytes of payload to the other node's pod.
 func ask(t *testing.T, from, to string, size int) error {
 	t.Helper()
 	return askOver(t, conf.IPv4, from, to, size)
@@ -178,7 +177,6 @@ func TestOverlayBetweenSubnets(t *testing.T) {
 		t.Error("a packet larger than the MTU passed unfragmented")
 	}
 
-	// n2 gets another address, like an instance that was replaced.
 	nodetest.Run(t, "ip", "-n", "n2", "addr", "del", "172.20.2.10/24", "dev", "eth0")
 	nodetest.Run(t, "ip", "-n", "n2", "addr", "add", "172.20.2.20/24", "dev", "eth0")
 	nodetest.Run(t, "ip", "-n", "n2", "route", "replace", "default", "via", "172.20.2.1")

@@ -18,7 +18,8 @@ type Prefix struct {
 	ByLink, Forged bool
 }
 
-// chains has beginnings of prefixes, and texts whole prefixes. Without a direction, the packet's addresses tell it.
+// chains is by the name of the rule's chain, and texts by the whole log prefix. Without a Direction, the packet's
+// addresses tell it.
 var (
 	chains = map[string]Prefix{
 		conf.IngressChain:   {Direction: ruleset.Ingress, Reason: agentapi.ByClosed},

@@ -32,7 +32,6 @@ type Ring struct {
 	number  uint64
 }
 
-// kept has one sender's entries, the oldest first.
 type kept struct {
 	sender  uint64
 	entries []numbered
@@ -81,7 +80,7 @@ func (r *Ring) dropOldest(of *kept) {
 	delete(r.senders, of.sender)
 }
 
-// The result is in bytes and rough. Drops share the texts of policies.
+// The size is a rough number of bytes. Drops share the texts of policies, so these don't count.
 func size(d *agentapi.Drop) int {
 	return 400 + len(d.Packet) + len(d.Source.Pod) + len(d.Destination.Pod) + 16*len(d.Policies)
 }

@@ -27,10 +27,9 @@ const (
 	// Each pod or link has an account of its own, up to maxSenders. All further senders share some accounts.
 	maxSenders = 8192
 	shared     = 256
-	// Without room for another rest, packets are counted by rule alone. Parsed prefixes are kept up to maxPrefixes.
+	// There are at most maxRests accounts of left-out packets. Beyond that, packets are counted by rule alone.
 	maxRests    = 1024
 	maxPrefixes = 4096
-	// repeatAfter is the least time between two lines of one kind.
 	repeatAfter = time.Second
 )
 
@@ -94,9 +93,8 @@ type sender struct {
 	tokens  float64
 	counted time.Time // the time for which tokens was computed
 	flows   int
-	// last is where the sender's last left-out packet was counted. A sweep sets it to nil.
-	last   *rest
-	lastOf restKey
+	last    *rest
+	lastOf  restKey
 }
 
 type restKey struct {
@@ -225,7 +223,6 @@ func (s *Sums) mayBegin(from *sender) bool {
 	return true
 }
 
-// leaveOut counts a packet that gets no line of its own.
 func (s *Sums) leaveOut(k flowKey, from *sender) {
 	key := restKey{Prefix: k.Prefix, local: k.Src, link: k.link, etherType: k.EtherType, sender: from}
 	switch {

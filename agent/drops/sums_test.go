@@ -11,7 +11,6 @@ import (
 	"github.com/weir-net/weir/netfilter/nflog"
 )
 
-// udp returns a UDP packet that a rule with the prefix has logged.
 func udp(prefix, src, dst string, port uint16) *nflog.Packet {
 	b := make([]byte, 28)
 	b[0], b[9] = 0x45, 17

@@ -11,7 +11,6 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// If printing fails, Make removes the attachment again.
 func add(args *call) error {
 	c, r, err := parseAdd(args)
 	if err != nil {
@@ -59,12 +58,11 @@ func parseAdd(args *call) (*conf.NetConf, attachment.Request, error) {
 	return c, r, err
 }
 
-// An ID that can't be a file's name has CNI error code 4.
 func badID(err error) error {
 	return refuse(types.ErrInvalidEnvironmentVariables, "CNI_CONTAINERID, CNI_IFNAME: %v", err)
 }
 
-// result is for an interface that weir made (CNI specification 1.1, "ADD Success").
+// The result is for an interface that weir made (CNI specification 1.1, "ADD Success").
 func result(made attachment.Made, dns types.DNS) *current.Result {
 	e := made.Record
 	r := &current.Result{

@@ -16,7 +16,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// serveAPI runs an API server on 127.0.0.1:8080 with the objects of the manifests.
 func serveAPI(t *testing.T, manifests string) (stop func()) {
 	t.Helper()
 	lists := map[string][]json.RawMessage{"pods": {}, "namespaces": {}, "nodes": {}, "networkpolicies": {}}
@@ -86,7 +85,6 @@ status: {addresses: [{type: InternalIP, address: 192.0.2.2}]}
 		t.Fatal(err)
 	}
 	spawn := func() { n.SpawnAgent("--node-name", "self", "--kubeconfig", kubeconfig) }
-	// The longer the API server is away, the less often the agent tries, at last every half minute.
 	says := func(words string, ready bool) {
 		t.Helper()
 		for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {

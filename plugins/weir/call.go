@@ -28,7 +28,7 @@ type call struct {
 
 func (c *call) id() string { return endpoint.ID(c.ContainerID, c.IfName) }
 
-// verb is a value of CNI_COMMAND. VERSION is none: it needs neither a configuration nor a container.
+// verb is a value of CNI_COMMAND, without VERSION, which needs neither a configuration nor a container.
 type verb struct {
 	name     string
 	since    string   // the first version of the specification that has the verb
@@ -69,7 +69,6 @@ func readCall() (*call, error) {
 	return c, nil
 }
 
-// spoken returns the runtime's version of the specification. If that is invalid, it returns the newest version.
 func (c *call) spoken() string {
 	if _, _, _, err := version.ParseVersion(c.config.CNIVersion); err != nil || c.config.CNIVersion == "" {
 		return version.Current()
@@ -130,8 +129,8 @@ func checkEnvironment(required []string) error {
 	return nil
 }
 
-// isName is for a network's name or a container's ID (CNI specification 1.1, "Section 1: Plugin configuration
-// objects" and "Section 2: Parameters").
+// A network's name and a container's ID have the same rules (CNI specification 1.1, "Section 1: Plugin
+// configuration objects" and "Section 2: Parameters").
 func isName(s string) bool {
 	for i, r := range s {
 		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
@@ -142,7 +141,7 @@ func isName(s string) bool {
 	return s != ""
 }
 
-// isIfName has the rules of the kernel (dev_valid_name, net/core/dev.c) and of the specification, which allows no
+// These are the rules of the kernel (dev_valid_name, net/core/dev.c) and of the specification, which allows no
 // colon.
 func isIfName(s string) bool {
 	bad := func(r rune) bool { return r == '/' || r == ':' || unicode.IsSpace(r) }

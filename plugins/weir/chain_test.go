@@ -92,7 +92,6 @@ func TestAheadOfTheOfficialPlugins(t *testing.T) {
 	})
 }
 
-// Each of these plugins uses host-local.
 var others = map[string]nodetest.Conf{
 	"ptp":    {"type": "ptp", "ipam": hostLocal},
 	"bridge": {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": hostLocal},
@@ -142,7 +141,6 @@ func ended(n *nodetest.Node, namespace, name string) {
 	}
 }
 
-// The pod is closed until its endpoint record is whole again.
 func closedByItsRecord(n *nodetest.Node, pod *nodetest.Pod) {
 	n.Helper()
 	records, err := filepath.Glob("/run/weir/endpoints/*:eth0.json")
@@ -592,7 +590,6 @@ func testBehindDualStack(t *testing.T, other string) {
 	n.Manifest("policy.yaml", allowed)
 	reach(client, true)
 	reach(stranger, false)
-	// Now both pods are isolated, and the pods' neighbour entries are deleted.
 	both := `
 kind: NetworkPolicy
 apiVersion: networking.k8s.io/v1

@@ -8,7 +8,6 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// The error names everything that is missing or differs from what ADD made.
 func check(args *call) error {
 	c, err := conf.Parse(args.StdinData)
 	if err != nil {

@@ -10,7 +10,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// weirOnNode returns all lines with weir's name in lists of the node's configurations and kernel state.
 func weirOnNode(t *testing.T, n *nodetest.Node) string {
 	t.Helper()
 	var all []string

@@ -21,7 +21,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// specVersions are the supported versions of the CNI specification.
 var specVersions = []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}
 
 // verbs has each verb's first version in specVersions and its required variables (CNI specification 1.1, "Section
@@ -50,7 +49,6 @@ type answer struct {
 	Msg        string
 }
 
-// invoke also checks the form of the plugin's output and errors.
 func invoke(t *testing.T, n *nodetest.Node, env map[string]string, stdin string) answer {
 	t.Helper()
 	cmd := exec.Command(filepath.Join(n.Bin, "weir"))

@@ -29,7 +29,6 @@ var (
 func TestWalkthroughIPv6(t *testing.T)      { walkthrough(t, onlyIPv6) }
 func TestWalkthroughDualStack(t *testing.T) { walkthrough(t, dualStack) }
 
-// walkthrough does the same as TestWalkthrough, and more, over every address of the pods.
 func walkthrough(t *testing.T, ranges nodetest.Conf) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -89,7 +88,6 @@ func walkthrough(t *testing.T, ranges nodetest.Conf) {
 		n.ReachFrom(nodetest.Self, h+":80", true)
 		n.ReachFrom(n.Outside, h+":80", false)
 	}
-	// A pod always reaches itself through its own Service.
 	for _, c := range []string{
 		"-A PREROUTING -d fd00:99::1 -j DNAT --to-destination " + server.IP6,
 		"-A POSTROUTING -s " + server.IP6 + " -d " + server.IP6 + " -j MASQUERADE",
@@ -121,7 +119,6 @@ func walkthrough(t *testing.T, ranges nodetest.Conf) {
 		n.DelPod(p)
 	}
 	for line := range strings.Lines(nodetest.Run(t, "conntrack", "-L", "-f", "ipv6")) {
-		// The node's own packets may make new entries without a reply.
 		if strings.Contains(line, "src="+server.IP6) && !strings.Contains(line, "UNREPLIED") {
 			t.Errorf("a connection of a pod that is gone: %s", line)
 		}
@@ -169,7 +166,6 @@ func TestResultOfBothFamilies(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
-	// Each case deletes one more part of the IPv6 family.
 	for _, tc := range []struct{ breakIt, want string }{
 		{"ipset del weir-pods6 " + p.IP6, "weir-pods6"},
 		{"ip -n ns-1.busybox addr del " + p.IP6 + "/128 dev eth0", p.IP6},
@@ -329,7 +325,6 @@ type piece struct {
 	data []byte
 }
 
-// ipv6 returns a frame with an IPv6 packet. Neighbour discovery requires hop limit 255.
 func ipv6(dstMAC, srcMAC net.HardwareAddr, src, dst netip.Addr, p piece) []byte {
 	h := make([]byte, 8, 40)
 	h[0], h[6], h[7] = 0x60, p.next, 255
@@ -347,7 +342,6 @@ func icmp6(kind byte, body []byte) piece {
 	return piece{unix.IPPROTO_ICMPV6, append([]byte{kind, 0, 1, 1}, body...)}
 }
 
-// advertisement returns a neighbour advertisement for target (RFC 4861, section 4.4).
 func advertisement(target netip.Addr, mac net.HardwareAddr) piece {
 	b := append([]byte{0x60, 0, 0, 0}, target.AsSlice()...)
 	return icmp6(136, append(append(b, 2, 1), mac...))

@@ -34,7 +34,6 @@ type killer struct {
 	made   int // number of containers and namespaces made so far
 }
 
-// A slot has one container at a time.
 type slot struct {
 	id, netns string
 	address   string // set when ADD has answered, and "" again when DEL is called
@@ -154,7 +153,6 @@ func running(slots []*slot) (all []*slot, valid string) {
 	return all, `, "cni.dev/valid-attachments": [` + strings.Join(list, ", ") + "]"
 }
 
-// intact fails the test if a running container lacks something, or shares its address.
 func (k *killer) intact(slots []*slot) {
 	k.Helper()
 	all, _ := running(slots)
@@ -178,7 +176,6 @@ func (k *killer) intact(slots []*slot) {
 	}
 }
 
-// After the kills, GC must leave exactly the running containers.
 func (k *killer) run(t *testing.T) {
 	before := leftovers(t)
 	slots := make([]*slot, 6)

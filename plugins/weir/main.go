@@ -36,7 +36,6 @@ func run() int {
 	if err == nil {
 		return 0
 	}
-	// Errors without a code of the specification are I/O failures.
 	e := types.NewError(types.ErrIOFailure, err.Error(), "")
 	_ = errors.As(err, &e)
 	printError(e, c.spoken())
@@ -54,7 +53,6 @@ func about(args []string) int {
 	return 0
 }
 
-// printVersion answers VERSION (CNI specification 1.1, "Section 5: Version").
 func printVersion(c *call) error {
 	return printJSON(struct {
 		CNIVersion string   `json:"cniVersion"`

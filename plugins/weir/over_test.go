@@ -55,7 +55,6 @@ func TestAConnectionThatIsOver(t *testing.T) {
 			})
 			return conn, err
 		}
-		// entry returns the kernel's entry of the connection, or "".
 		entry := func() string {
 			list, err := nodetest.Try("conntrack", "-L", "-p", "tcp", "--sport", fmt.Sprint(port))
 			if err != nil {
@@ -98,7 +97,6 @@ func TestAConnectionThatIsOver(t *testing.T) {
 	}
 }
 
-// reuseAddress lets a socket use a port that another socket has just used.
 func reuseAddress(_, _ string, c syscall.RawConn) error {
 	var set error
 	err := c.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })

@@ -20,7 +20,6 @@ func readPrevResult(prev types.Result) (*current.Result, error) {
 	return r, nil
 }
 
-// The MAC may be empty.
 func chainedLink(prev types.Result, ifName string) (*attachment.Chained, error) {
 	r, err := readPrevResult(prev)
 	if err != nil {
@@ -38,7 +37,6 @@ func chainedLink(prev types.Result, ifName string) (*attachment.Chained, error) 
 	return c, nil
 }
 
-// addressesOf returns an error if there is no address, or if one can't be a pod's.
 func addressesOf(r *current.Result) ([]endpoint.Address, error) {
 	var all []endpoint.Address
 	for i, ip := range r.IPs {
@@ -62,7 +60,6 @@ func addressesOf(r *current.Result) ([]endpoint.Address, error) {
 	return all, nil
 }
 
-// netns is the path of the pod's network namespace.
 func interfacesOf(r *current.Result, netns string) (onNode, inPod []bridge.Interface) {
 	for n, i := range r.Interfaces {
 		if i.Sandbox != "" && i.Sandbox != netns {

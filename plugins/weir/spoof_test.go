@@ -152,7 +152,6 @@ func send(t *testing.T, netns string, f []byte) {
 	}
 }
 
-// seen waits at most a second, and ends earlier if nothing arrives for a tenth of a second.
 func seen(t *testing.T, fd int) bool {
 	t.Helper()
 	buf := make([]byte, 2048)

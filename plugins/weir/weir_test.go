@@ -21,7 +21,6 @@ import (
 
 func TestMain(m *testing.M) { nodetest.Main(m) }
 
-// cluster has two namespaces and three pods, with the labels of the walkthrough.
 const cluster = `
 apiVersion: v1
 kind: Namespace
@@ -113,7 +112,6 @@ func TestWalkthrough(t *testing.T) {
 	})
 }
 
-// leftovers lists everything that ADD makes.
 func leftovers(t testing.TB) []string {
 	t.Helper()
 	var all []string
@@ -251,7 +249,6 @@ func TestAStrangersAcceptLetsNothingThrough(t *testing.T) {
 	for _, table := range []string{"filter", "mangle"} {
 		nodetest.Run(t, "iptables", "-t", table, "-I", "FORWARD", "1", "-j", "ACCEPT")
 		if table == "mangle" {
-			// This rule comes before weir's own. The agent moves weir's rule to the first place again.
 			n.Eventually("weir's rule is first again", func() error {
 				rules := nodetest.Run(t, "iptables", "-t", "mangle", "-S", "FORWARD")
 				if lines := strings.Split(rules, "\n"); !strings.Contains(lines[1], "WEIR-FORWARD") {
@@ -415,7 +412,6 @@ func TestOffNeedsNoAgent(t *testing.T) {
 	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
 	n.Serve(server.Netns, "tcp", ":80")
 	n.Reach(client, server.IP+":80", true)
-	// An agent that starts later doesn't enforce policy on pods with enforcement off.
 	n.Manifest("cluster.yaml", cluster+"---"+denyAll)
 	n.StartAgent()
 	n.Reach(client, server.IP+":80", true)
@@ -847,7 +843,6 @@ func TestExhaustedRangeAndReuse(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
-	// 10.88.0.1 is the gateway: three addresses are left.
 	n := newNode(t, nodetest.Conf{"ranges": []any{nodetest.Conf{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.4"}}})
 	_, second, _ := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox"), n.AddPod("ns-2", "other")
 	before := leftovers(t)

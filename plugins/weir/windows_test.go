@@ -23,7 +23,6 @@ import (
 // These tests try to use the windows of docs/security-windows.md: a pod sends forbidden packets during a change,
 // and none may arrive.
 
-// noEgress isolates busybox in egress, and allows nothing.
 const noEgress = `
 kind: NetworkPolicy
 apiVersion: networking.k8s.io/v1
@@ -33,7 +32,6 @@ spec:
   policyTypes: [Egress]
 `
 
-// arrivals counts the UDP packets that come to port 9 of the pod.
 func arrivals(t *testing.T, p *nodetest.Pod) *atomic.Int64 {
 	t.Helper()
 	var count atomic.Int64
@@ -57,7 +55,6 @@ func arrivals(t *testing.T, p *nodetest.Pod) *atomic.Int64 {
 	return &count
 }
 
-// flood sends UDP packets until stop is called. stop returns how many were sent.
 func flood(t *testing.T, netns, address string) (stop func() int) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
@@ -452,7 +449,6 @@ func TestAFlushIsClosedWithoutAState(t *testing.T) {
 	}
 }
 
-// flow counts what arrives at both ends of a connection.
 type flow struct {
 	network            string
 	toServer, toClient atomic.Int64 // packets or pieces that arrived
@@ -469,7 +465,6 @@ func (f *flow) silent() error {
 	return nil
 }
 
-// push makes both ends of a connection send continuously.
 func push(t *testing.T, client, server net.Conn) *flow {
 	t.Helper()
 	f := &flow{network: client.LocalAddr().Network()}
@@ -513,7 +508,6 @@ func connectTCP(t *testing.T, server, client *nodetest.Pod) (conn, accepted net.
 	return conn, accepted
 }
 
-// connectUDP is connectTCP over UDP. The client sends the first packet.
 func connectUDP(t *testing.T, server, client *nodetest.Pod) (conn, accepted net.Conn) {
 	t.Helper()
 	var l net.PacketConn

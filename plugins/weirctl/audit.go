@@ -88,7 +88,6 @@ func (o *auditOptions) run(cmd *cobra.Command, name string) error {
 	return nil
 }
 
-// collect returns the nodes that have not answered.
 func (o *auditOptions) collect(ctx context.Context, name string, sum *client.AuditOfNodes) (away []string, err error) {
 	var since time.Time
 	if o.since > 0 {

@@ -23,7 +23,6 @@ import (
 	"github.com/weir-net/weir/source/manifests"
 )
 
-// With these values of --fail-on, weirctl diff ends with client.ExitChanges.
 var failOn = map[string]func(*reach.Diff) bool{
 	"any":    func(d *reach.Diff) bool { return !d.Empty() },
 	"opens":  func(d *reach.Diff) bool { return len(d.Opened) > 0 },
@@ -155,7 +154,6 @@ func idle(policies []*networkingv1.NetworkPolicy, pods []policy.Pod) (notes []st
 	return notes
 }
 
-// flips names the policies that become audited, or are no longer audited.
 func flips(before, after []*networkingv1.NetworkPolicy) (notes []string) {
 	was := map[policy.Name]bool{} // whether the policy was audited
 	for _, np := range before {
@@ -212,7 +210,6 @@ func policyNames(texts []string) (names []policy.Name, err error) {
 // maxFile is in bytes.
 const maxFile = 64 << 20
 
-// readFiles also reads directories, and "-" for standard input.
 func readFiles(paths []string, stdin io.Reader) (policy.Objects, error) {
 	texts := map[string][]byte{}
 	read := func(name string, from io.Reader) error {

@@ -105,7 +105,6 @@ func explainCommand() *cobra.Command {
 	return cmd
 }
 
-// outcome returns nil if the connection is allowed and the kernel agrees.
 func outcome(e explain.Explanation) error {
 	switch {
 	case e.Differs():

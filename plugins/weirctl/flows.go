@@ -136,7 +136,6 @@ func (f *flowsFlags) ask(ctx context.Context, order *agentapi.FlowsOrder) ([]age
 	return all, err
 }
 
-// If the agent refuses a question, that is a usage error.
 func usage(err error) error {
 	if message, wrong := client.WrongInput(err); wrong {
 		return client.Usage(errors.New(message))

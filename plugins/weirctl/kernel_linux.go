@@ -5,7 +5,6 @@ import (
 	"github.com/weir-net/weir/netfilter/ipset"
 )
 
-// Without an agent, the status has the recorded pods and the kernel's sets.
 func fromKernel(noAgent error) (*agentapi.Status, error) {
 	s := &agentapi.Status{Errors: []string{noAgent.Error() + "; the kernel goes on enforcing what it holds"}}
 	pods, err := recorded()

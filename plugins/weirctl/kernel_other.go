@@ -4,5 +4,5 @@ package main
 
 import "github.com/weir-net/weir/agentapi"
 
-// Only a node has weir's sets.
+// Only a Linux kernel has weir's sets.
 func fromKernel(noAgent error) (*agentapi.Status, error) { return nil, noAgent }

@@ -22,7 +22,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// narrow are the flags that select a part of a matrix.
 type narrow struct {
 	namespaces []string
 	from, to   string
@@ -105,7 +104,6 @@ func parties(flag, text string) (func(reach.Party) bool, error) {
 	}, nil
 }
 
-// portRange parses "80", "8000-8080" or "53/udp".
 func portRange(text string) (proto ruleset.Protocol, r ruleset.PortRange, err error) {
 	numbers, word, _ := strings.Cut(text, "/")
 	proto = ruleset.Protocol(strings.ToLower(word))
@@ -220,7 +218,6 @@ func load(cmd *cobra.Command, source *client.Source, namespaces, also []string) 
 	return c, nil
 }
 
-// notes say what the matrix leaves out or guesses.
 func notes(c explain.Cluster, m *reach.Matrix) (notes []string) {
 	notes = append(notes, c.Gaps...)
 	host, bare, invented := 0, 0, 0

@@ -50,7 +50,6 @@ spec:
   ingress: [{from: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: other}}}]}]
 `
 
-// errs has standard error and the command's error.
 func execute(t *testing.T, cmd *cobra.Command, stdin string, args ...string) (out, errs string, code int) {
 	t.Helper()
 	dir := t.TempDir()

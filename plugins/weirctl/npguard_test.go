@@ -81,7 +81,6 @@ type publishedEnd struct {
 
 var publishedFormat = regexp.MustCompile(`^(.+) => (.+) : (.+)$`)
 
-// ok is false if the text is about several networks or virtual machines.
 func readPublished(text string) (p published, ok bool) {
 	if regexp.MustCompile(`\[(UDN|CUDN|NAD|udn|VirtualMachine)\]|analyzed in`).MatchString(text) {
 		return p, false
@@ -149,7 +148,6 @@ func publishedPorts(text string) (p reach.Ports) {
 	return p
 }
 
-// One of the ends may be an address.
 func (p published) allowed(from, to publishedEnd) string {
 	is := func(line, asked publishedEnd) bool {
 		if asked.name != "" {

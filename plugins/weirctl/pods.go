@@ -37,7 +37,6 @@ func podsCommand() *cobra.Command {
 	return cmd
 }
 
-// The error names the records that can't be read.
 func recorded() ([]agentapi.PodStatus, error) {
 	endpoints, err := endpoint.List()
 	pods := []agentapi.PodStatus{}

@@ -59,7 +59,6 @@ func statusCommand() *cobra.Command {
 	return cmd
 }
 
-// showStatus returns an error if the node isn't ready.
 func showStatus(cmd *cobra.Command, format client.Format, s *agentapi.Status, err error) error {
 	if err != nil {
 		return err

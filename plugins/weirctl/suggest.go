@@ -88,7 +88,6 @@ func suggestCommand() *cobra.Command {
 	return cmd
 }
 
-// An empty file name means that the agents are asked.
 func (f *flowsFlags) recorded(cmd *cobra.Command, file string) (all []agentapi.Flows, err error) {
 	if file == "" {
 		if all, err = f.ask(cmd.Context(), nil); err != nil {
@@ -158,7 +157,6 @@ func notRecorded(namespace string, recorded []agentapi.Flows, pods []policy.Pod)
 	return notes
 }
 
-// endOf returns false if it is uncertain which pod it is.
 func endOf(e agentapi.FlowEnd, labels map[string]map[string]string) (suggest.End, bool) {
 	end := suggest.End{Address: e.Address, Node: e.Node, Labels: e.Labels}
 	if e.Pod == "" {

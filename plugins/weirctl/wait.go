@@ -103,7 +103,6 @@ func completeWaited(nodes *client.NodeFlags) cobra.CompletionFunc {
 	}
 }
 
-// After a timeout, printWait prints what each node lacks, and returns an error with ExitTimeout.
 func printWait(cmd *cobra.Command, format client.Format, r client.Waited, err error) error {
 	timeout := errors.Is(err, client.ErrTimeout)
 	if err != nil && !timeout {

@@ -59,7 +59,6 @@ func (t tree) has(pattern string) bool {
 	return false
 }
 
-// The image must have the program and its libraries for the CPU of weir's programs.
 func (t tree) checkProgram(name string) error {
 	way, err := t.follow(name)
 	if err != nil {

@@ -44,7 +44,6 @@ func checkName(s string) error {
 	return nil
 }
 
-// Each tree becomes a layer. Put the tree that changes most often last.
 func assemble(created time.Time, labels map[string]string, trees ...tree) (v1.Image, error) {
 	trees[0] = maps.Clone(trees[0])
 	for name, to := range links {

@@ -10,7 +10,6 @@ import (
 	"strings"
 )
 
-// The licences are those of weir, Go, and each module in the programs' build information.
 func addLicences(t tree, repository string) error {
 	modules := map[string]bool{}
 	for _, name := range programs {

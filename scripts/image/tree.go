@@ -10,7 +10,6 @@ import (
 	"strings"
 )
 
-// tree has files by path, without a slash at the start.
 type tree map[string]file
 
 type file struct {
@@ -37,7 +36,6 @@ func (t tree) glob(pattern string) []string {
 	return names
 }
 
-// follow returns the paths of all links from name to a file, and the file's path.
 func (t tree) follow(name string) ([]string, error) {
 	var way []string
 	for range 8 {
@@ -137,7 +135,6 @@ func libraries(all tree, name string) ([]string, error) {
 	return found, nil
 }
 
-// The image has the copyright files and dpkg's status of the packages in use.
 func withCopyrights(all, chosen tree, packages []pkg) (tree, []pkg, error) {
 	var used []pkg
 	for _, p := range packages {

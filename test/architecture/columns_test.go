@@ -27,7 +27,6 @@ func TestColumns(t *testing.T) {
 
 var shebang = regexp.MustCompile(`^(#!.*sh$|# shellcheck shell=)`)
 
-// kind returns "" if the file's lines have no limit.
 func kind(f file) string {
 	first, _, _ := bytes.Cut(f.text, []byte("\n"))
 	switch ext := path.Ext(f.path); {

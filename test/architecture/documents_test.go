@@ -13,7 +13,6 @@ import (
 	"testing"
 )
 
-// The keys are the pages' paths from the root.
 func documents(t *testing.T) map[string]string {
 	t.Helper()
 	pages := map[string]string{}

@@ -43,7 +43,6 @@ func TestRooms(t *testing.T) {
 	t.Log("imports between rooms:\n" + strings.Join(slices.Sorted(maps.Keys(between)), "\n"))
 }
 
-// arrow is an import between two folders.
 type arrow struct{ at, from, to string }
 
 func imports(code []goFile) (arrows []arrow) {

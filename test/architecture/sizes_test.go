@@ -43,7 +43,6 @@ func TestSizes(t *testing.T) {
 		parameters)
 }
 
-// shares returns each group's percentage of all lines.
 func shares(code []goFile, group func(goFile) string) map[string]float64 {
 	of, all := map[string]float64{}, 0.0
 	for _, f := range code {

@@ -30,7 +30,6 @@ const (
 // These folders hold code for tests in files that aren't named _test.go.
 var testOnly = []string{"test", "internal/packettest", "policy/policytest"}
 
-// file is a text file of the project, with its path from the root.
 type file struct {
 	path string
 	text []byte

@@ -14,7 +14,6 @@ const (
 	otherBackend = "netfilter/nftables"
 )
 
-// itsWords matches two of iptables' options, and the name of one of iptables' tables.
 var itsWords = regexp.MustCompile(`-j |--match-set|mangle`)
 
 // TestWordsOfIptables: outside the iptables backend, no string and no name has iptables' words. Comments may have

@@ -88,7 +88,6 @@ func save(t *testing.T, took times) {
 	}
 }
 
-// compare prints each commit's ratio of weir's time to bridge's time.
 func compare(t *testing.T, now times) {
 	t.Helper()
 	var before times

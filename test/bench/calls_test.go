@@ -22,7 +22,6 @@ const (
 	lost = 5 * time.Second
 )
 
-// If no packet comes within wait, calls with the socket fail with EAGAIN.
 func boundSocket(kind int, addr netip.Addr, port int, wait time.Duration) (int, error) {
 	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -87,7 +87,6 @@ func floor() contender {
 	}
 }
 
-// This is the part of bridge's or ptp's configuration with these subnets.
 func local(subnets ...string) string {
 	for i, s := range subnets {
 		subnets[i] = `[{"subnet": "` + s + `"}]`
@@ -99,7 +98,6 @@ func local(subnets ...string) string {
 		) + `]}`
 }
 
-// weirConf and bridgeConf configure the two plugins that are compared most.
 const weirConf = `{"type": "weir", "ranges": [{"subnet": "10.88.0.0/24"}]}`
 
 func bridgeConf() string {

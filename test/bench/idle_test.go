@@ -88,7 +88,6 @@ func node(name, address, network string) string {
 		"status: {addresses: [{type: InternalIP, address: %s}]}\n", name, network, address)
 }
 
-// service has kube-proxy's rules for a Service with two endpoints, as lines of iptables-restore.
 const service = `:KUBE-SVC-NUMBER - [0:0]
 :KUBE-SEP-NUMBER-1 - [0:0]
 :KUBE-SEP-NUMBER-2 - [0:0]
@@ -118,7 +117,6 @@ func restoreServices(t *testing.T) {
 	}
 }
 
-// cpu includes the process's ended children.
 func cpu(t *testing.T, pid int) time.Duration {
 	t.Helper()
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

@@ -36,7 +36,6 @@ func (w *workload) sets() string {
 	return b.String()
 }
 
-// There is one rule for each kind of peer and each protocol.
 func (a allow) matches(i int) (all []string) {
 	where := "src"
 	if a.egress {

@@ -46,7 +46,6 @@ type packetNode struct {
 	buf            []byte // of the server
 }
 
-// If the parameter guard is true, the node has weir's guard.
 func newPacketNode(t *testing.T, name string, guard bool) *packetNode {
 	t.Helper()
 	n := &packetNode{
@@ -118,7 +117,6 @@ func (n *packetNode) addPod(b *bridge.Bridge, path string, a endpoint.Address, g
 	return bridge.SetLinkUp(port.HostIf)
 }
 
-// enforce writes weir's rules and sets for the state, as the agent would.
 func (n *packetNode) enforce(t *testing.T, flavour iptables.Flavour, s policy.State) {
 	t.Helper()
 	r := ruleset.Merge(policy.Compile(s), nil)
@@ -148,7 +146,6 @@ func (n *packetNode) enforceNative(t *testing.T, s policy.State) {
 	})
 }
 
-// text is the input of ipset restore and iptables-restore.
 type text struct{ sets, rules string }
 
 func (n *packetNode) write(t *testing.T, flavour iptables.Flavour, x text) {
@@ -172,7 +169,6 @@ func (n *packetNode) write(t *testing.T, flavour iptables.Flavour, x text) {
 	}
 }
 
-// Every node has these rules: connection tracking, masquerade and one rule.
 func anyNode() text {
 	return text{rules: fmt.Sprintf("*filter\n-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n"+
 		"*nat\n-A POSTROUTING -s %[1]s ! -d %[1]s -j MASQUERADE\nCOMMIT\n", podSubnet)}

@@ -35,7 +35,6 @@ type queue struct {
 	verdict []byte // a message whose last four bytes are the packet's number
 }
 
-// The queue is in the thread's network namespace.
 func newQueue() (*queue, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {
@@ -65,7 +64,6 @@ func message(kind int, attr *nl.RtAttr) []byte {
 	return req.Serialize()
 }
 
-// accept returns nil if no packet comes within the time idle.
 func (q *queue) accept() error {
 	k, err := read(q.fd, q.buf)
 	if err != nil {

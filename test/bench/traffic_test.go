@@ -18,17 +18,13 @@ import (
 
 // Client and server are threads on one core.
 type traffic struct {
-	name string
-	// The client repeats its part this often before it looks at the clock.
-	batch int
-	// once is the client's part. end ends the client and the server's loop.
+	name   string
+	batch  int
 	client func(*packetNode) (once func() error, end func() error, err error)
-	// server is repeated until the client has ended.
 	server func(*packetNode) error
 }
 
 var (
-	// For a new connection, the client connects, the server accepts, and both close.
 	connections = traffic{"new connections", 20, (*packetNode).connect, (*packetNode).accept}
 	// Unanswered packets are datagrams of one flow, as to statsd.
 	unanswered = traffic{"unanswered UDP packets", 100, datagram(false), (*packetNode).receive}
@@ -38,7 +34,6 @@ var (
 
 const core = 1
 
-// This many batches of a measurement aren't counted.
 const warmUp = 2
 
 // The processor time is for one repetition. It includes the kernel's forwarding, which happens in the sender's
@@ -106,7 +101,6 @@ type worker struct {
 	done  chan error
 }
 
-// work starts a worker that repeats once until ended is true or once fails.
 func work(ended *atomic.Bool, once func() error) *worker {
 	w := &worker{done: make(chan error, 1)}
 	started := make(chan error)
@@ -233,7 +227,6 @@ func (n *packetNode) write64K() (once, end func() error, err error) {
 	return once, func() error { return closeFD(fd) }, nil
 }
 
-// readAll returns nil if no connection comes within idle.
 func (n *packetNode) readAll() error {
 	fd, err := acceptFrom(n.listener)
 	if err != nil {

@@ -17,14 +17,12 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// workload has the policies for the pods of one node, independent of any engine.
 type workload struct {
 	local  int                     // how many pods the node has
 	groups map[string][]netip.Addr // pods by a label that they all have
 	allows []allow
 }
 
-// allow is a policy that isolates pods in one direction and allows traffic with peers.
 type allow struct {
 	egress      bool
 	pods, peers string // names of groups
@@ -43,7 +41,6 @@ func newWorkload(local int) *workload {
 
 func elsewhere(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 89, byte(i >> 8), byte(i)}) }
 
-// The group has one pod, on another node.
 func (w *workload) peer(i int) string {
 	name := fmt.Sprintf("peer-%d", i)
 	if w.groups[name] == nil {
@@ -52,7 +49,6 @@ func (w *workload) peer(i int) string {
 	return name
 }
 
-// The pod is neither client nor server.
 func (w *workload) other(i int) string {
 	name := fmt.Sprintf("local-%d", i)
 	w.groups[name] = []netip.Addr{localPod(i)}
@@ -225,13 +221,11 @@ func (a allow) networkPolicy(namespace, name string) *networkingv1.NetworkPolicy
 	return np
 }
 
-// term is a rule of a policy, in either direction.
 type term struct {
 	peers []networkingv1.NetworkPolicyPeer
 	ports []networkingv1.NetworkPolicyPort
 }
 
-// The ranges come first for TCP, and then for UDP.
 func policyPorts(ranges []portRange) (all []networkingv1.NetworkPolicyPort) {
 	for _, proto := range []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP} {
 		for _, r := range ranges {

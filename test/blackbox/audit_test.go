@@ -10,7 +10,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// auditedShop has audited policies for db and batch, and an enforced policy for shut.
 const auditedShop = `
 apiVersion: v1
 kind: Pod
@@ -202,7 +201,6 @@ func TestAuditSetWithoutAgent(t *testing.T) {
 	}
 }
 
-// unanswered sends UDP datagrams of one connection that nobody answers.
 func unanswered(t *testing.T, from *nodetest.Pod, address string, count int) {
 	t.Helper()
 	conn, err := nodetest.Dial(t, from.Netns, "udp", address)

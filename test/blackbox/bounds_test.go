@@ -9,7 +9,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// small is a namespace with one policy: only the client may reach the server.
 const small = `
 apiVersion: v1
 kind: Pod

@@ -38,7 +38,6 @@ metadata: {name: deny, namespace: shop}
 spec: {podSelector: {matchLabels: {app: db}}, policyTypes: [Ingress]}
 `
 
-// shownDrop has the fields of "weirctl drops -o json" that the tests use.
 type shownDrop struct {
 	Count               uint64
 	Direction, Protocol string

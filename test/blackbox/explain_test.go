@@ -12,7 +12,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// explanation is the part of weirctl explain -o json that the tests read (docs/explain.md).
 type explanation struct {
 	Result string
 	Paths  []struct {
@@ -50,7 +49,6 @@ func explain(n *nodetest.Node, args ...string) (e explanation, code int) {
 	return e, code
 }
 
-// mendable has a policy that allows one port to pods with a label, in namespaces with a label.
 func mendable(labels, team string, port int) string {
 	return fmt.Sprintf(`
 apiVersion: v1

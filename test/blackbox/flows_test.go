@@ -11,7 +11,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// flowTable reports whether the kernel has rules that log flows.
 func flowTable() bool { return exec.Command("nft", "list", "table", "inet", "weir-flows").Run() == nil }
 
 // TestFlowsAndSuggestions: if flows are recorded, the suggested policies allow exactly what was seen.

@@ -13,7 +13,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// forgery builds ICMP errors and other packets that a pod sends.
 type forgery struct {
 	*testing.T
 	from         *nodetest.Pod
@@ -100,7 +99,6 @@ var (
 	quench      = kind{v4: 4 << 8, v6: 2 << 8, mtu: 1280}
 )
 
-// inside is the packet that the error is about.
 func (f *forgery) icmp(outer gopacket.SerializableLayer, k kind, inside []byte) []gopacket.SerializableLayer {
 	f.Helper()
 	if _, ok := outer.(*layers.IPv4); ok {
@@ -121,7 +119,6 @@ func (f *forgery) ethernet(to netip.Addr) *layers.Ethernet {
 	return ethernet(f.gateway, f.own, to.String())
 }
 
-// words is the payload of the packet that the error is about.
 func (f *forgery) send(to string, k kind, about udp, words string) {
 	f.Helper()
 	f.sendAs(f.address(netip.MustParseAddr(to)), to, k, about, words)

@@ -61,7 +61,6 @@ func listen(t *testing.T, netns, network, address string) *mailbox {
 	return m
 }
 
-// heard ends when no datagram has arrived for the duration quiet.
 func (m *mailbox) heard(t *testing.T, quiet time.Duration) []string {
 	t.Helper()
 	var all []string
@@ -124,7 +123,6 @@ func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 	for _, say := range service.heard(t, silence) {
 		t.Errorf("the node heard E: %s", say)
 	}
-	// This packet shows that the service receives packets at all.
 	own := nodetest.Frame(t, layersOf(ethernet(macOf(t, nodetest.Self, "weir0"), macOf(t, a.Netns, "eth0"), a.IP),
 		datagram(a.IP, "192.0.2.2", 9999, []byte("a"))...)...)
 	nodetest.SendFrames(t, a.Netns, "eth0", own)
@@ -221,7 +219,6 @@ func tunnelNode(t *testing.T, own, other string) (n *nodetest.Node, e, b *nodete
 	return n, e, b, macOf(t, nodetest.Self, "weir-vxlan"), there
 }
 
-// The packet has no Ethernet header. inner is the frame inside.
 func tunnelPacket(t *testing.T, src, dst string, inner []byte) []gopacket.SerializableLayer {
 	t.Helper()
 	vxlan := append([]byte{8, 0, 0, 0, 0, 0, 88, 0}, inner...)
@@ -244,7 +241,6 @@ func forgesTunnel(t *testing.T, own, other string) {
 	for _, say := range box.heard(t, silence) {
 		t.Errorf("a pod believes what E says for another: %s", say)
 	}
-	// The frames are valid: they arrive from the other node.
 	nodetest.SendFrames(t, "/run/netns/outside", "eth0",
 		forged(macOf(t, nodetest.Self, "eth0"), macOf(t, "/run/netns/outside", "eth0"), "real"))
 	if got := box.heard(t, silence); len(got) != 1 {

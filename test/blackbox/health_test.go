@@ -15,7 +15,6 @@ import (
 
 const healthAddress = "127.0.0.1:6786"
 
-// asked returns an idle connection on which the agent has answered one request.
 func asked(t *testing.T) net.Conn {
 	t.Helper()
 	conn, err := net.Dial("tcp", healthAddress)

@@ -59,7 +59,6 @@ func rangesOf(subnets ...string) nodetest.Conf {
 	return nodetest.Conf{"ranges": ranges}
 }
 
-// These are configurations of upstream plugins, each with a dual-stack network.
 var otherPlugins = map[string]nodetest.Conf{
 	"ptp": {"type": "ptp", "ipam": hostLocal},
 	"bridge": {
@@ -75,7 +74,6 @@ var hostLocal = nodetest.Conf{
 	"routes": []any{nodetest.Conf{"dst": "0.0.0.0/0"}, nodetest.Conf{"dst": "::/0"}},
 }
 
-// isolatedBehind also needs upstream's plugin, unless plugin is "weir".
 func isolatedBehind(t *testing.T, plugin string) bool {
 	t.Helper()
 	if plugin == "weir" {
@@ -107,7 +105,6 @@ func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 	return n
 }
 
-// dial fails the test unless the other end answers.
 func dial(t *testing.T, netns, address string) *net.UDPConn {
 	t.Helper()
 	conn, err := nodetest.Dial(t, netns, "udp", address)
@@ -121,7 +118,6 @@ func dial(t *testing.T, netns, address string) *net.UDPConn {
 	return conn.(*net.UDPConn)
 }
 
-// speak sends a packet and waits for the answer, up to 20 times.
 func speak(conn net.Conn) error {
 	var err error
 	for range 20 { // the machine may be busy
@@ -138,7 +134,6 @@ func speak(conn net.Conn) error {
 	return err
 }
 
-// ended reports whether an ICMP error ends the flow within 100 ms.
 func ended(conn net.Conn) bool {
 	_ = conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 	_, err := conn.Read(make([]byte, 100))
@@ -218,7 +213,6 @@ func forgedErrors(t *testing.T, plugin string) {
 				t.Errorf("an error has ended the flow to %s", about.dst)
 			}
 		}
-		// Now an error to the other end, about an answer of this end.
 		seen := sentAs(t, toOutside, x.outside)
 		answer := udp{seen.dst, seen.src}
 		f.send(x.outside, unreachable, answer, "secret to the world")
@@ -232,7 +226,6 @@ func forgedErrors(t *testing.T, plugin string) {
 		if route := nodetest.Run(t, "ip", "route", "get", x.outside); strings.Contains(route, "mtu ") {
 			t.Errorf("an error of a pod's has made the node's packets small: %s", route)
 		}
-		// Now from a pod without policies, about a connection that the kernel no longer tracks.
 		nodetest.Run(t, "conntrack", "-F")
 		newForgery(t, w.open).send(x.node, tooBig, flow(own.LocalAddr().String(), own.RemoteAddr().String()), "x")
 		time.Sleep(50 * time.Millisecond)

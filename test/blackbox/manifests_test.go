@@ -18,7 +18,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// shop has three pods: a server, its client, and another pod.
 const shop = `
 apiVersion: v1
 kind: Namespace
@@ -38,7 +37,6 @@ metadata: {name: other, namespace: shop}
 ---
 `
 
-// denyJSON is a policy that denies all connections to the server.
 const denyJSON = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
   "metadata": {"name": "deny", "namespace": "shop"},
   "spec": {"podSelector": {"matchLabels": {"app": "server"}}}}`

@@ -13,7 +13,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// secondNetwork writes a second network of weir, as for Multus. conf has the plugin's keys.
 func secondNetwork(t *testing.T, n *nodetest.Node, conf nodetest.Conf) {
 	t.Helper()
 	plugin := nodetest.Conf{"type": "weir"}
@@ -93,7 +92,6 @@ func TestASecondInterface(t *testing.T) {
 		}
 	}
 	reached(append(secondOf[server], first...), true, outside()...)
-	// In the second network, the client sends from its second address.
 	if seen, err := nodetest.Get(t, client.Netns, net.JoinHostPort(secondOf[server][0], "80")); err != nil ||
 		seen != "hello ::ffff:"+secondOf[client][0] && seen != "hello "+secondOf[client][0] {
 		t.Errorf("in the second network the client is seen as %q (%v), want its address there, %s", seen, err,

@@ -17,7 +17,6 @@ var (
 	longName      = func(first string) string { return first + strings.Repeat("x", 253-len(first)) }
 )
 
-// longest has a server that only the client may reach.
 var longest = fmt.Sprintf(`
 apiVersion: v1
 kind: Namespace

@@ -14,10 +14,8 @@ import (
 // repairTime is ten seconds until the resync, and ten for a busy machine.
 const repairTime = 10*time.Second + 10*time.Second
 
-// service is an address that the node translates to a pod's, as kube-proxy does.
 const service = "10.96.0.1:80"
 
-// keptNode is a dual-stack node with an agent and two pods. The second pod has a server.
 type keptNode struct {
 	*nodetest.Node
 	client, server *nodetest.Pod
@@ -86,7 +84,6 @@ func portOf(t *testing.T, p *nodetest.Pod) string {
 	return result.Interfaces[1].Name
 }
 
-// metric returns the sum of all series with the prefix.
 func metric(t testing.TB, prefix string) (sum float64) {
 	t.Helper()
 	served, err := metrics()
@@ -137,7 +134,6 @@ func (n *keptNode) comesBack(all []damage) {
 			return // the next damage would fail for the same reason
 		}
 		n.Logf("%s: put right after %s", d.command, time.Since(began).Round(10*time.Millisecond))
-		// The agent counts a repair after it has made it.
 		if err := within(2*time.Second, func() error {
 			if now := metric(n, `weir_node_repairs_total{what="`+d.what+`"}`); now <= counted {
 				return fmt.Errorf("weir_node_repairs_total{what=%q} is %v", d.what, now)
@@ -146,7 +142,6 @@ func (n *keptNode) comesBack(all []damage) {
 		}); err != nil {
 			n.Errorf("%s: not counted: %v", d.command, err)
 		}
-		// The status follows at the end of the round.
 		if err := within(2*time.Second, func() error {
 			out, err := n.Ctl("status")
 			if err == nil && (!strings.Contains(out, "REPAIRED: ") || !strings.Contains(out, " "+d.what+": ")) {

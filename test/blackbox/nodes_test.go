@@ -43,7 +43,6 @@ func honestNodes(size, shared int) string {
 	return b.String()
 }
 
-// labPods has the namespace lab and one pod on each node.
 func labPods(size int) string {
 	b := "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: lab}\n"
 	for i := 1; i <= size; i++ {
@@ -53,7 +52,6 @@ func labPods(size int) string {
 	return b
 }
 
-// hostileClaims are false claims of a Node that must not harm other nodes.
 var hostileClaims = []struct{ name, addresses, networks string }{
 	{"no host's addresses", "0.0.0.0 224.0.0.1 255.255.255.255", "100.96.77.0/24"},
 	{"multicast first", "224.0.0.1", "100.96.77.0/24"},
@@ -121,7 +119,6 @@ func TestHostileNode(t *testing.T) {
 				}
 			}
 			allReach(c, pods, mode+", "+claim.name)
-			// The agent of n2 restarts without its earlier routes and tunnel.
 			n := c.Nodes[1]
 			n.StopAgent()
 			n.Run("sh", "-c", "ip route flush proto 88; ip -6 route flush proto 88; ip link del weir-vxlan || true")

@@ -11,7 +11,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// own are this Node's podCIDRs.
 func nodes(own ...string) string {
 	return nodeManifest("self", 0, "192.0.2.2", strings.Join(own, " ")) +
 		nodeManifest("other", 0, "192.0.2.1", "10.88.0.0/24")

@@ -24,7 +24,6 @@ func macOf(t *testing.T, netns, link string) (mac net.HardwareAddr) {
 	return mac
 }
 
-// ip is an address of the packet inside. It decides the family.
 func ethernet(dst, src net.HardwareAddr, ip string) *layers.Ethernet {
 	kind := layers.EthernetTypeIPv4
 	if strings.Contains(ip, ":") {
@@ -39,7 +38,6 @@ func flow(src, dst string) udp {
 	return udp{netip.MustParseAddrPort(src), netip.MustParseAddrPort(dst)}
 }
 
-// The packet has no Ethernet header.
 func (u udp) packet(payload string) []gopacket.SerializableLayer {
 	udp := &layers.UDP{SrcPort: layers.UDPPort(u.src.Port()), DstPort: layers.UDPPort(u.dst.Port())}
 	return []gopacket.SerializableLayer{
@@ -48,7 +46,6 @@ func (u udp) packet(payload string) []gopacket.SerializableLayer {
 	}
 }
 
-// The UDP packet comes from port 40000 and has no Ethernet header.
 func datagram(src, dst string, port int, payload []byte) []gopacket.SerializableLayer {
 	from, to := netip.MustParseAddr(src), netip.MustParseAddr(dst)
 	return udp{netip.AddrPortFrom(from, 40000), netip.AddrPortFrom(to, uint16(port))}.packet(string(payload))

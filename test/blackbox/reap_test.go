@@ -115,7 +115,6 @@ func processOf(t *testing.T, program string) int {
 	return 0
 }
 
-// Each pod has its name as the label app.
 func pods(namespace string, names ...string) string {
 	text := fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s}\n", namespace)
 	for _, name := range names {

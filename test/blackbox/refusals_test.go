@@ -42,7 +42,6 @@ spec: %s
 
 const harmless = "{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}]}]}"
 
-// refusal is a part of one tenant's policy that the kernel refuses.
 type refusal struct {
 	spec  string // the spec of the tenant's policy
 	field string // the field that the agent reports
@@ -53,7 +52,6 @@ type refusal struct {
 	legacy                bool // the node uses iptables-legacy
 }
 
-// iptables-nft prints this message for a rule that the kernel refuses.
 const rulesFailed = "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND failed (No such file or directory): " +
 	"rule in chain X"
 
@@ -167,7 +165,6 @@ func TestRefusedEntry(t *testing.T) {
 	})
 }
 
-// netSet returns the name of one of weir's sets of networks.
 func netSet(n *nodetest.Node) (string, error) {
 	for name := range strings.Lines(nodetest.Run(n, "ipset", "list", "-name")) {
 		if strings.HasPrefix(name, "weir-net-") {

@@ -13,7 +13,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// advertisement returns a router advertisement with a default route and a prefix.
 func advertisement(dst, src net.HardwareAddr) []gopacket.SerializableLayer {
 	prefix := append([]byte{64, 0xc0, 0, 0, 0x0e, 0x10, 0, 0, 0x0e, 0x10, 0, 0, 0, 0}, net.ParseIP("2001:db8:bad::")...)
 	icmp := &layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(layers.ICMPv6TypeRouterAdvertisement, 0)}
@@ -25,7 +24,6 @@ func advertisement(dst, src net.HardwareAddr) []gopacket.SerializableLayer {
 	}
 }
 
-// believesNoRouter fails the test if a router advertisement has given the node a route or an address.
 func believesNoRouter(t *testing.T) {
 	t.Helper()
 	time.Sleep(silence)

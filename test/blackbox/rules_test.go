@@ -15,7 +15,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// "server" and "client" may neither send nor receive. "other" and "attacker" have no policies.
 const isolated = `
 apiVersion: v1
 kind: Namespace

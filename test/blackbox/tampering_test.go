@@ -75,7 +75,6 @@ func TestAddsAndDelsAreNobodysTampering(t *testing.T) {
 	if out := nodetest.Run(t, "ipset", "list", "weir-pods"); strings.Contains(out, "10.77.0.") {
 		t.Errorf("left among the judged pods:\n%s", out)
 	}
-	// The agent undoes and reports a change that another program has really made.
 	nodetest.Run(t, "ipset", "add", "weir-pods", "203.0.113.9")
 	n.Eventually("an address of no pod is taken out", func() error {
 		if out := nodetest.Run(t, "ipset", "list", "weir-pods"); strings.Contains(out, "203.0.113.9") {
@@ -91,7 +90,6 @@ func TestAddsAndDelsAreNobodysTampering(t *testing.T) {
 	})
 }
 
-// From its ADD on, the pod must stay in the set of pods.
 func watchMember(t *testing.T, pod string, ended <-chan struct{}) {
 	was := false
 	for {

@@ -16,7 +16,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// lab makes a dual-stack cluster with one pod on each node. flags are the agents' flags.
 func lab(t *testing.T, size int, flags ...string) (*nodetest.Cluster, []*nodetest.Pod) {
 	t.Helper()
 	c := nodetest.NewCluster(t, size)
@@ -36,7 +35,6 @@ func awaitConflist(c *nodetest.Cluster, n *nodetest.ClusterNode) {
 	c.Eventually("the configuration of "+n.Name, func() error { _, err := os.Stat(n.Conflist); return err })
 }
 
-// rpFilter sets rp_filter for all links of the namespace, present and future.
 func rpFilter(t *testing.T, netns string, value int) {
 	t.Helper()
 	nodetest.In(t, netns, func() error {
@@ -112,13 +110,11 @@ const (
 	vni, vxlanPort      = 88, 4789
 )
 
-// The frame is inside a tunnel packet from n1 to n2, and has a datagram to port 9.
 func forged(t *testing.T, from, to, payload string) []byte {
 	t.Helper()
 	return udpFrame(t, tunnelMAC(node1), tunnelMAC(node2), from, to, 9, []byte(payload))
 }
 
-// honest returns a function that sends "control" through the tunnel from n1 to the pod on n2.
 func honest(t *testing.T, to string) func() {
 	from := "100.96.1.77"
 	if strings.Contains(to, ":") {

@@ -12,7 +12,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// A policy denies all to the pods x/a and x/b. The pod x/c isn't attached.
 func denied(t *testing.T) (n *nodetest.Node, a, b *nodetest.Pod) {
 	t.Helper()
 	n = nodetest.NewNode(t, nil)
@@ -36,7 +35,6 @@ func sh(t testing.TB, line string) string {
 	return nodetest.Run(t, "sh", "-c", line)
 }
 
-// notReadyFor waits until weirctl status fails with the text why.
 func notReadyFor(n *nodetest.Node, why string) {
 	n.Helper()
 	n.Eventually("the status says what is wrong with "+why, func() error {
@@ -51,7 +49,6 @@ func notReadyFor(n *nodetest.Node, why string) {
 	})
 }
 
-// ADD of the pod x/c must fail with the text why.
 func refused(n *nodetest.Node, why string) {
 	n.Helper()
 	if _, err := n.TryAddPod("x", "c"); err == nil || !strings.Contains(err.Error(), why) {
@@ -59,7 +56,6 @@ func refused(n *nodetest.Node, why string) {
 	}
 }
 
-// well waits until the node is ready. Then pods must start again.
 func well(n *nodetest.Node) {
 	n.Helper()
 	n.Eventually("the node is ready again", func() error {
@@ -71,7 +67,6 @@ func well(n *nodetest.Node) {
 	}
 }
 
-// stays fails the test if f returns an error within this time.
 func stays(n *nodetest.Node, within time.Duration, f func() error) {
 	n.Helper()
 	for end := time.Now().Add(within); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {

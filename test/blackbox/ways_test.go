@@ -52,7 +52,6 @@ func TestMTUFollowsTheRoute(t *testing.T) {
 	p1, p2 := n.AddPod("lab", "p1"), c.Nodes[1].AddPod("lab", "p2")
 	c.Serve(p2.Netns, "tcp4", p2.IP+":80")
 	c.Eventually("p1 reaches p2", func() error { _, err := nodetest.Get(t, p1.Netns, p2.IP+":80"); return err })
-	// The second next hop's link has a smaller MTU.
 	nodetest.RunEach(t,
 		"ip link add eth1 netns n1 mtu 1300 type veth peer name x1 mtu 1300 netns router",
 		"ip -n router addr add 172.23.0.1/24 dev x1", "ip -n router link set x1 up",

@@ -7,7 +7,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// The client's pods may reach web and db. The pods of the workload other may reach db-0.
 const workloads = `
 apiVersion: apps/v1
 kind: Deployment

@@ -34,7 +34,6 @@ var (
 	ipv6 = addresses{netip.MustParsePrefix("fd00:10:88::/64"), netip.MustParseAddr("fd00:10:88::1")}
 )
 
-// world is the cluster of a test case. Each pod's address never changes.
 type world struct {
 	connectivity.TestCaseState
 	addresses
@@ -61,7 +60,6 @@ func newWorld(t *testing.T, in addresses) *world {
 	return w
 }
 
-// A pod that is made again gets its earlier address.
 func (w *world) assign() {
 	for _, p := range w.Resources.Pods {
 		key := p.PodString().String()

@@ -42,7 +42,6 @@ func bothBackends(t *testing.T, family string, in addresses) {
 	testPackets(t, node, attached, "cyclonus-packets-nftables-"+family, in)
 }
 
-// attached are the pods on the node.
 func testPackets(
 	t *testing.T, node *packettest.Node, attached map[string]netip.Addr, title string, in addresses,
 ) {

@@ -61,7 +61,6 @@ func sorted[T any](by map[policy.Name]T) []policy.Name {
 	})
 }
 
-// If now is nil, latest returns the last list.
 func latest[T any](last, now *[]T) []T {
 	if now != nil {
 		*last = *now

@@ -17,7 +17,6 @@ var (
 )
 
 const (
-	// The quiet pod's packet must show within this time.
 	within = time.Second
 	// mostTime bounds the agent's processor time for one denied packet: 5 % of a core at 50,000 a second.
 	mostTime = time.Microsecond

@@ -51,7 +51,6 @@ kind: Pod
 metadata: {name: quiet, namespace: shop}
 `
 
-// The policies let none of the other two pods reach db.
 type node struct {
 	*nodetest.Node
 	db, flood, quiet *nodetest.Pod
@@ -65,7 +64,6 @@ func newNode(t *testing.T, flags ...string) *node {
 	return n
 }
 
-// Without flags, start also waits until the agent reads drops.
 func (n *node) start(flags ...string) {
 	n.Helper()
 	n.SpawnAgent(append([]string{"--source", "dir:" + n.Manifests}, flags...)...)
@@ -229,7 +227,6 @@ func processorTime(t testing.TB, pid int) (sum time.Duration) {
 	return sum
 }
 
-// The result is in MiB.
 func memory(t testing.TB, pid int) int {
 	t.Helper()
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))

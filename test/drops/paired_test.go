@@ -49,7 +49,6 @@ func TestPaired(t *testing.T) {
 	t.Logf("drops-paired: packets sent: %d without, %d with drops", packets[0], packets[1])
 }
 
-// The result is the time of ADD in milliseconds.
 func (n *node) addPod(name string) float64 {
 	n.Helper()
 	n.Manifest(name+".yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: "+name+", namespace: shop}\n")
@@ -62,7 +61,6 @@ func (n *node) addPod(name string) float64 {
 	return float64(took.Microseconds()) / 1000
 }
 
-// allow lets the quiet pod reach db, and returns the milliseconds until the first answer.
 func (n *node) allow() float64 {
 	n.Helper()
 	conn, err := nodetest.Dial(n, n.quiet.Netns, "udp", net.JoinHostPort(n.db.IP, "7"))

@@ -25,7 +25,6 @@ import (
 
 const scripts = "../../scripts/cluster/"
 
-// probeBinary is the path of the program probe in pods' images.
 var probeBinary string
 
 func TestMain(m *testing.M) {
@@ -248,7 +247,6 @@ type api struct {
 	url    string
 }
 
-// kubectl proxy listens on a Unix socket.
 func newAPI(t *testing.T) api {
 	t.Helper()
 	socket := filepath.Join(t.TempDir(), "api")

@@ -38,7 +38,6 @@ func nodeCIDRs(t *testing.T, name string) (cidrs []string) {
 	return cidrs
 }
 
-// IPv4 is first.
 type families [2]string
 
 func podIPs(t *testing.T, namespace, name string) (ips families) {

@@ -23,10 +23,8 @@ import (
 
 var randomClusters = flag.Int("random-clusters", 2, "sets of random policies of TestMatrixIsTrue")
 
-// The pods of TestMatrixIsTrue listen on these ports.
 var matrixPorts = []uint16{9000, 9001}
 
-// Pods have the names NAMESPACE/NAME.
 type connection struct {
 	from, to, family string
 	port             uint16
@@ -34,7 +32,6 @@ type connection struct {
 
 type connections map[connection]bool
 
-// matrixRow is a row of the JSON of kubectl weir matrix and diff.
 type matrixRow struct {
 	From, To []string
 	Family   string
@@ -234,7 +231,6 @@ func applied(t *testing.T, pods map[string]map[string]string, policies string) c
 
 const policiesEach = 3 // of each namespace
 
-// The names of the policies are always the same.
 func randomPolicies(r *rand.Rand, pods map[string]map[string]string) string {
 	selector := func() *metav1.LabelSelector {
 		s := &metav1.LabelSelector{}

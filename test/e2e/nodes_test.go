@@ -13,7 +13,6 @@ import (
 	"time"
 )
 
-// A connection must succeed within 900 ms.
 func reaches(t *testing.T, ns, pod, address string) bool {
 	t.Helper()
 	out, err := execIn(t.Context(), ns, pod, "probe", "connect", "--count=1", "--timeout=900ms", address)
@@ -130,7 +129,6 @@ func TestReboot(t *testing.T) {
 		t.Error("after the reboot the server is reached by whom its policy doesn't mean")
 	}
 	kubectl(t, "-n", "kube-system", "rollout", "status", "ds/weir", "--timeout=60s")
-	// No address is assigned to a pod from before the reboot.
 	out := enter(t, neighbour.name, "weirctl", "status", "-o", "json")
 	var status struct {
 		Pods []struct {
@@ -197,7 +195,6 @@ func TestNodesThatAreWrong(t *testing.T) {
 	if !reaches(t, ns, "friend", server) || reaches(t, ns, "stranger", server) {
 		t.Error("a wrong Node has changed what the policy of others lets through")
 	}
-	// If a Node changes its address, the other nodes use the new address.
 	moved := struct{ Name, PodCIDR string }{"zz-moves", "100.127.1.0/24"}
 	apply(t, strayNode, moved)
 	t.Cleanup(func() {

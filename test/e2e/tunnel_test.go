@@ -64,7 +64,6 @@ func TestForgedTunnelPackets(t *testing.T) {
 			Command:   idle,
 			More:      "    securityContext: {privileged: true}",
 		})
-	// The policy allows the friend and denies the attacker.
 	apply(t, `
 kind: NetworkPolicy
 apiVersion: networking.k8s.io/v1

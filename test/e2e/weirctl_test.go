@@ -20,13 +20,11 @@ import (
 
 var waits = flag.Int("waits", 12, "changes of policies of TestWaitIsNeverEarly")
 
-// weir runs kubectl weir, which must end with this exit code. errs is standard error.
 func weir(t *testing.T, code int, args ...string) (out, errs string) {
 	t.Helper()
 	return weirReads(t, []int{code}, "", args...)
 }
 
-// kubectl weir must end with one of these exit codes.
 func weirReads(t *testing.T, codes []int, stdin string, args ...string) (out, errs string) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), scripts+"kubectl", append([]string{"weir"}, args...)...)
@@ -44,7 +42,6 @@ func weirReads(t *testing.T, codes []int, stdin string, args ...string) (out, er
 	return outText.String(), errText.String()
 }
 
-// seenDrop is a line of kubectl weir drops -o json, and when it came.
 type seenDrop struct {
 	Time                time.Time
 	Node, Direction     string
@@ -53,7 +50,6 @@ type seenDrop struct {
 	came                time.Time
 }
 
-// followDrops starts kubectl weir drops -f on all nodes. drops returns what it has shown.
 func followDrops(t *testing.T, args ...string) (drops func() []seenDrop) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
@@ -121,7 +117,6 @@ spec:
   ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]
 `
 
-// explained has the parts of kubectl weir explain -o json that the tests read.
 type explained struct {
 	Result string
 	Paths  []struct {

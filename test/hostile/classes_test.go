@@ -14,7 +14,6 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// E may use these MACs too.
 var (
 	broadcastMAC = net.HardwareAddr{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 	groupMAC4    = net.HardwareAddr{0x01, 0x00, 0x5e, 0, 0, 1}
@@ -133,7 +132,6 @@ func eui64(mac net.HardwareAddr) netip.Addr {
 	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]})
 }
 
-// E's own pair of MAC and address is left out.
 func (f *forge) forgedSenders() {
 	w := f.w
 	macs := []name[net.HardwareAddr]{
@@ -311,7 +309,6 @@ func (f *forge) etherTypes() {
 	}
 }
 
-// Some of these ARP packets are honest, about E's own address.
 func (f *forge) addressResolution() {
 	w := f.w
 	f.begin("ARP, own sender", "the node tells its MAC, which the pod knows")
@@ -338,7 +335,6 @@ func (f *forge) addressResolution() {
 	}
 }
 
-// flow is a conversation between the victim and another host.
 type flow struct {
 	text     string
 	protocol layers.IPProtocol

@@ -24,12 +24,10 @@ type frame struct {
 	allowed string
 	// waits means an incomplete packet. The IP stack keeps its fragment.
 	waits bool
-	// asks is the address in question of an ARP request.
-	asks netip.Addr
-	data [][]byte
+	asks  netip.Addr
+	data  [][]byte
 }
 
-// class and allowed are those of the next frames.
 type forge struct {
 	t       testing.TB
 	w       *world
@@ -40,7 +38,6 @@ type forge struct {
 
 type stack []gopacket.SerializableLayer
 
-// Frame N has the source port firstPort + N.
 const firstPort = 20000
 
 const markerText = "weir-hostile-"
@@ -53,7 +50,6 @@ func (f *forge) port() uint16 { return uint16(firstPort + len(f.frames)) }
 // forged adds a frame that must have no effect.
 func (f *forge) forged(name string, stacks ...stack) { f.put(name, false, f.serialize(stacks...)) }
 
-// allowed says why the node may answer frames with E's own sender.
 func (f *forge) begin(class, allowed string) { f.class, f.allowed = class, allowed }
 
 // ARP counts as IPv4.
@@ -213,7 +209,6 @@ func (f *forge) fragments(way stack, src, dst netip.Addr) [][]byte {
 	return [][]byte{f.fragment(way, src, dst, whole[:32], 0, true), f.fragment(way, src, dst, whole[32:], 32, false)}
 }
 
-// offset is in bytes.
 func (f *forge) fragment(way stack, src, dst netip.Addr, part []byte, offset int, more bool) []byte {
 	if dst.Is4() {
 		h := ipHeader(src, dst)[0].(*layers.IPv4)
@@ -240,7 +235,6 @@ func fragmentHeader(next layers.IPProtocol, offset int, more bool, id uint16) []
 	return h
 }
 
-// The parts follow the IPv6 header. next is its next header.
 func (f *forge) extension(src, dst netip.Addr, next layers.IPProtocol, parts ...[]byte) stack {
 	h := ipHeader(src, dst)[0].(*layers.IPv6)
 	h.NextHeader = next

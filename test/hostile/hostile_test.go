@@ -74,7 +74,6 @@ type row struct {
 	controls []count  // one for each value of rp_filter
 }
 
-// attack returns the result for each class of frames. If strict is true, a forbidden effect fails the test.
 func attack(t *testing.T, w *world, rp int, strict bool) map[string]*row {
 	t.Helper()
 	w.reversePath(t, rp)
@@ -167,7 +166,6 @@ func classify(t *testing.T, frames []*frame, o *observer, changes map[string][]s
 	return table
 }
 
-// linkLocalClass begins the names of classes of frames to link-local MACs (IEEE 802.1D).
 const linkLocalClass = "to 01:80:c2:00:00:"
 
 // docs/hostile-pod.md must have each class. If documentedFrames is true, it must have the numbers of frames too.

@@ -133,7 +133,6 @@ func (o *observer) listen() (fd int) {
 	return fd
 }
 
-// readLog ends when the last frame was sent and the log is silent.
 func (o *observer) readLog(fd int) error {
 	buf := make([]byte, 64<<10)
 	for {
@@ -175,7 +174,6 @@ func (o *observer) readLog(fd int) error {
 	}
 }
 
-// over is the number of no frame. attack notes its effect at the end, which ends readLog.
 const over = -1
 
 func (o *observer) isOver() bool {
@@ -222,7 +220,6 @@ func marked(data []byte) (int, bool) {
 	return id, err == nil
 }
 
-// answer recognises TCP and ARP answers.
 func (o *observer) answer(data []byte) (id int, ok bool) {
 	packet := gopacket.NewPacket(data, layers.LayerTypeEthernet, gopacket.NoCopy)
 	if tcp, ok := packet.Layer(layers.LayerTypeTCP).(*layers.TCP); ok && tcp.DstPort >= firstPort &&
@@ -244,7 +241,6 @@ func groups(data []byte) bool {
 	return packet.Layer(layers.LayerTypeMLDv2MulticastListenerReport) != nil || packet.Layer(layers.LayerTypeIGMP) != nil
 }
 
-// state lists what the node and two pods know about other hosts, with the MTUs and redirects from ICMP errors.
 func (o *observer) state() []string {
 	o.t.Helper()
 	var all []string
@@ -308,7 +304,6 @@ func (o *observer) state() []string {
 	return slices.Compact(all)
 }
 
-// New lines begin with "+", removed ones with "-".
 func news(was, is []string) []string {
 	var all []string
 	for _, l := range is {

@@ -106,7 +106,6 @@ func (f *forge) neighbourDiscovery() {
 // The options header has eight bytes with nothing but padding.
 func padding(next layers.IPProtocol) []byte { return []byte{byte(next), 0, 1, 4, 0, 0, 0, 0} }
 
-// The marker is the content of an option of the given type.
 func hopByHop(marker []byte, option byte) []byte {
 	return append(
 		[]byte{byte(layers.IPProtocolNoNextHeader), 2, option, byte(len(marker))},
@@ -366,7 +365,6 @@ func sumHeader(p []byte) {
 	binary.BigEndian.PutUint16(p[10:], ^uint16(sum))
 }
 
-// The extension headers come in the order of RFC 8200 and in others.
 func (f *forge) extensions6() {
 	w := f.w
 	const (

@@ -112,7 +112,6 @@ func (f *forge) tunnels() {
 	}
 }
 
-// Policy denies these packets, although their sender is E's own address.
 func (f *forge) destinations() {
 	w := f.w
 	all := []name[[2]netip.Addr]{

@@ -52,7 +52,6 @@ func quicken(t testing.TB, path string) {
 	sysctl(t, path, "ipv6/conf/default/dad_transmits", "0")
 }
 
-// The host outside also plays another node, with routes to the pods.
 func (w *world) surroundings(t testing.TB) {
 	t.Helper()
 	name, node := filepath.Base(w.outside), filepath.Base(w.node)
@@ -183,7 +182,6 @@ func (w *world) controlTunnel(t testing.TB, node string) {
 	}
 }
 
-// These are the addresses of the tunnel's ends.
 func (w *world) underlay() (local, remote netip.Addr) {
 	if w.has4 {
 		return uplink4, peer4
@@ -267,7 +265,6 @@ func guarded(t testing.TB, fam families) *world {
 	w.victimMAC, w.thirdMAC = w.link(t, w.victim, "eth0").Attrs().HardwareAddr,
 		w.link(t, w.third, "eth0").Attrs().HardwareAddr
 	w.finish(t)
-	// The agent makes the tunnel once it has read the nodes.
 	n.Eventually("the node has its end of the tunnel", func() error {
 		_, err := netlink.LinkByName("weir-vxlan")
 		return err
@@ -305,7 +302,6 @@ spec: {podCIDRs: [%s]}
 status: {addresses: [{type: InternalIP, address: "%s"}]}
 `
 
-// finish records the MACs of E's veth pair, sets sysctls, and starts the services.
 func (w *world) finish(t testing.TB) {
 	t.Helper()
 	e := w.link(t, w.e, "eth0").Attrs()
@@ -346,7 +342,6 @@ func (w *world) link(t testing.TB, ns, name string) (link netlink.Link) {
 
 func (w *world) sysctl(t testing.TB, key, value string) { sysctl(t, w.node, key, value) }
 
-// Keys below /proc/sys/net that the kernel lacks are skipped.
 func sysctl(t testing.TB, path, key, value string) {
 	t.Helper()
 	nodetest.In(t, path, func() error {
@@ -358,7 +353,6 @@ func sysctl(t testing.TB, path, key, value string) {
 	})
 }
 
-// rp_filter is set for all links of the node, present and future.
 func (w *world) reversePath(t testing.TB, value int) {
 	t.Helper()
 	nodetest.In(t, w.node, func() error {

@@ -84,7 +84,6 @@ func (c *Cluster) forward(netns string) {
 	})
 }
 
-// The node's mount namespace has a /run/weir and a /var/lib/cni of its own.
 func (n *ClusterNode) hold() {
 	t := n.cluster
 	t.Helper()

@@ -45,7 +45,6 @@ func Isolated(t *testing.T) bool {
 	t.Parallel()
 	args := []string{"-test.run=^" + regexp.QuoteMeta(t.Name()) + "$", "-test.v", "-test.count=1"}
 	for _, a := range os.Args[1:] {
-		// The inner process needs the test's own flags, and -test.short.
 		if !strings.HasPrefix(a, "-test.") || strings.HasPrefix(a, "-test.short") {
 			args = append(args, a)
 		}

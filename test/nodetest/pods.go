@@ -96,7 +96,6 @@ func (n *Node) DelPod(p *Pod) {
 	DelNS(n, p.Netns)
 }
 
-// A test waits this long for a packet that must not arrive.
 const wait = 250 * time.Millisecond
 
 // Serve runs a server in the namespace until the test ends. A TCP server sends "hello" and the client's address.

@@ -31,7 +31,6 @@ var build = sync.OnceValues(func() (string, error) {
 		"github.com/containernetworking/cni/cnitool", "github.com/containernetworking/plugins/plugins/meta/portmap"))
 })
 
-// The programs of WEIR_PROGRAMS are linked, if it is set.
 func buildWeir(dir string) error {
 	if given := os.Getenv(programsEnv); given != "" {
 		var errs []error
@@ -52,7 +51,6 @@ func buildWeir(dir string) error {
 		"github.com/weir-net/weir/plugins/weir", "github.com/weir-net/weir/plugins/weirctl"), goBuild(dir, agent...))
 }
 
-// official remembers which of upstream's plugins are built.
 var official = struct {
 	sync.Mutex
 	built map[string]bool
@@ -185,7 +183,6 @@ func (n *Node) Ctl(args ...string) (string, error) {
 
 const backendEnv = "WEIR_BACKEND"
 
-// The variable names the backend, unless a flag does.
 func withBackend(flags []string) []string {
 	named := slices.ContainsFunc(flags, func(f string) bool { return strings.HasPrefix(f, "--backend") })
 	if b := os.Getenv(backendEnv); b != "" && !named {

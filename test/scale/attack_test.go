@@ -11,7 +11,6 @@ import (
 	"github.com/weir-net/weir/test/scale/cluster"
 )
 
-// attacked has other tenants' waiting times without and under an attack, in ms, and the agent's memory.
 type attacked struct {
 	ADD, Deny           []float64 // of other tenants, before the attack
 	ADDUnder, DenyUnder []float64
@@ -71,5 +70,4 @@ func (n *node) attack(a cluster.Attack) attacked {
 	return r
 }
 
-// Each latency is measured this often, before and under an attack.
 const attackRounds = 3

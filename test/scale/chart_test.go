@@ -25,7 +25,6 @@ type curve struct {
 	points [][2]float64 // pods, value
 }
 
-// The pictures show only the stream with the first rate.
 func charts(r *runs) []chart {
 	rate := 0.0
 	if len(r.Rates) > 0 {
@@ -65,7 +64,6 @@ func (r *runs) curves(rows ...string) (all []curve) {
 	return all
 }
 
-// Sizes of the picture. The curves' names stand right of the curves.
 const (
 	chartWidth, chartHeight        = 900, 420
 	plotLeft, plotRight            = 70, 480

@@ -54,7 +54,6 @@ type request struct {
 	Seconds float64
 }
 
-// nodetest gives these addresses to the measured node and its neighbour.
 const selfAddress, neighbourAddress = "192.0.2.2", "192.0.2.1"
 
 func runNode(t *testing.T, socket string, pods int) {
@@ -145,7 +144,6 @@ type started struct {
 	IPTables          string // the flavour of iptables that the agent uses
 }
 
-// start waits until the agent is ready.
 func (n *node) start() started {
 	began := time.Now()
 	n.SpawnAgent("--kubeconfig", n.kubeconfig(), "--node-name", cluster.NodeName(0), "--encapsulation", "crossSubnet",
@@ -182,7 +180,6 @@ func (n *node) start() started {
 	return s
 }
 
-// iptables returns the flavour that the agent's metrics name, or "unknown".
 func (n *node) iptables(client *http.Client) string {
 	resp, err := client.Get("http://127.0.0.1:6786/metrics")
 	if err != nil {
@@ -199,7 +196,6 @@ func (n *node) iptables(client *http.Client) string {
 	return "unknown"
 }
 
-// fill returns each ADD's time in ms.
 func (n *node) fill() []float64 {
 	data, err := os.ReadFile(n.conflist())
 	if err == nil {
@@ -304,7 +300,6 @@ func (n *node) adds(count int) []float64 {
 	return took
 }
 
-// policy lets only these peers send to the probes' server.
 func policy(name string, peers ...networkingv1.NetworkPolicyPeer) *networkingv1.NetworkPolicy {
 	p := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{
 		Namespace: "probes", Name: name, UID: types.UID("uid-of-" + name),
@@ -352,7 +347,6 @@ func (n *node) policies() effects {
 	return e
 }
 
-// peers measures how long a change of another node's pod takes until its packets show it.
 func (n *node) peers() effects {
 	var e effects
 	peer := selects("role", "peer")

@@ -11,17 +11,14 @@ import (
 )
 
 const (
-	// probeInterval is how often a probe sends a packet.
 	probeInterval = 250 * time.Microsecond
 	// A packet that is missing for this time counts as dropped. Between two namespaces, packets need microseconds.
-	late = 20 * time.Millisecond
-	// So many packets in a row show that a change has taken effect.
+	late  = 20 * time.Millisecond
 	holds = 100
 	// A probe and an ADD give up after this time, and report it as their result.
 	patience, patienceUnderAttack = 2 * time.Minute, 30 * time.Second
 )
 
-// arrivals has the numbers of the packets that have arrived.
 type arrivals struct {
 	mu   sync.Mutex
 	seen map[uint64]bool

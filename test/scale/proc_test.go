@@ -45,10 +45,8 @@ func cpuTime(t testing.TB, pid int) float64 {
 	return float64(own.Nano())/1e9 + children
 }
 
-// Seconds is the agent's CPU time within the time Wall. Both are in seconds.
 type cpuUse struct {
-	Seconds, Wall float64
-	// Changes counts changes of pods. Events and Bytes are the API server's events for them.
+	Seconds, Wall          float64
 	Changes, Events, Bytes int64
 	// Decoding is the CPU time of a program that only decodes the same events.
 	Decoding float64
@@ -82,7 +80,6 @@ func (n *node) window(r request) cpuUse {
 	return use
 }
 
-// The decoder only watches pods.
 func (n *node) startDecoder() (pid int, stop func()) {
 	n.Helper()
 	watches := n.server.Sent()["pods"].Watches
@@ -103,7 +100,6 @@ func (n *node) startDecoder() (pid int, stop func()) {
 	}
 }
 
-// decode watches pods until it is killed.
 func decode(kubeconfig string) error {
 	config, err := clientcmd.BuildConfigFromFlags("", kubeconfig)
 	if err != nil {

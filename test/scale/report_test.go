@@ -40,7 +40,6 @@ func (r *runs) rows() []string {
 	})
 }
 
-// These rows have slopes and a comparison with the reference.
 func (r *runs) growing() []string {
 	return slices.DeleteFunc(r.rows(), func(row string) bool {
 		return slices.Contains([]string{rowWrites, rowBytes, rowBeyond, rowFill}, row) || strings.Contains(row, ", under ")
@@ -83,7 +82,6 @@ func (r *runs) perPod(agent string) string {
 		thousands(large), figure(kib))
 }
 
-// The table has a column for each size, and then the columns in more. For these, cell gets 0 pods.
 func (r *runs) columnsTable(rows []string, cell func(row string, pods int) string, more ...string) string {
 	var b strings.Builder
 	sizes, _ := r.columns()

@@ -18,7 +18,6 @@ type restarted struct {
 	Writes map[string]int
 }
 
-// A traced agent runs this long. A resync comes every ten seconds.
 const tracing = 12 * time.Second
 
 func (n *node) restart() restarted {
@@ -51,7 +50,6 @@ func (n *node) restartTraced() restarted {
 	return restarted{started: n.start(), Writes: writes}
 }
 
-// writing matches changing netlink requests and iptables-legacy's writes in strace's output.
 var writing = regexp.MustCompile(`nlmsg_type=(RTM_(?:NEW|DEL|SET)\w+|NFNL_SUBSYS_(?:IPSET<<8\|IPSET_CMD_` +
 	`(?:CREATE|DESTROY|FLUSH|RENAME|SWAP|ADD|DEL)|NFTABLES<<8\|NFT_MSG_(?:NEW|DEL|DESTROY)\w+|` +
 	`CTNETLINK<<8\|IPCTNL_MSG_CT_(?:NEW|DELETE)))\b|\b(IP6?T_SO_SET_REPLACE)\b`)

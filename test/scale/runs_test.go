@@ -39,7 +39,6 @@ const (
 	rowDecoding   latency = "CPU of decoding alone"
 )
 
-// latency is a row that exists for an idle cluster and for each stream.
 type latency string
 
 func (l latency) under(rate float64) string {
@@ -53,7 +52,6 @@ func (l latency) under(rate float64) string {
 	return fmt.Sprintf("%s, %.0f events/s, %s", l, rate, unit)
 }
 
-// An empty name means the same cluster without an attack.
 func (l latency) attacked(name string) string {
 	if name == "" {
 		return string(l) + ", other tenants, ms"
@@ -66,10 +64,9 @@ const rowAttackMemory = "peak RSS, MB, under "
 
 type runs struct {
 	Machine struct {
-		CPUs   int
-		Kernel string
-		Go     string
-		// IPTables is the flavour of the node's iptables, such as "nft" or "legacy".
+		CPUs     int
+		Kernel   string
+		Go       string
 		IPTables string
 	}
 	Mix       string

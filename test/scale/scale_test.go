@@ -183,7 +183,6 @@ func ask[T any](r *remoteNode, q request) (answer T) {
 	return answer
 }
 
-// The order of the nodes changes with the round.
 func (o *orchestrator) turn(round int, f func(*remoteNode)) {
 	order := slices.Clone(o.nodes)
 	if round%2 == 1 {
@@ -221,7 +220,6 @@ func (o *orchestrator) startAll() {
 	}
 }
 
-// If writes are to be counted, each agent is restarted once more.
 func (o *orchestrator) restarts() {
 	for i := range *restartsFlag {
 		o.turn(i, func(r *remoteNode) { o.noteStart(r, ask[restarted](r, request{Do: "restart"}).started) })
@@ -240,7 +238,6 @@ func (o *orchestrator) restarts() {
 	}
 }
 
-// idle measures the CPU time of all agents at once while nothing happens.
 func (o *orchestrator) idle() {
 	for range *windowsFlag {
 		var wg sync.WaitGroup
@@ -281,7 +278,6 @@ func (o *orchestrator) latencies() {
 	}
 }
 
-// windows measures the agents' CPU time under each stream, and while policies change.
 func (o *orchestrator) windows() {
 	for round := range *windowsFlag {
 		for _, rate := range o.rates {
@@ -335,7 +331,6 @@ func (o *orchestrator) attacks() {
 	}
 }
 
-// With -docs, finish writes the measurements, pictures and page.
 func (o *orchestrator) finish() {
 	for _, r := range o.nodes {
 		m := ask[memory](r, request{Do: "memory"})

@@ -178,7 +178,6 @@ func link(t *testing.T, program, to string) {
 	}
 }
 
-// CHECK must find the pod's attachment in order.
 func attached(t *testing.T, n *nodetest.Node, p *nodetest.Pod) {
 	t.Helper()
 	if out, err := n.CNI("check", p.Netns, nodetest.Args(p.Namespace, p.Name, "")); err != nil {
@@ -189,7 +188,6 @@ func attached(t *testing.T, n *nodetest.Node, p *nodetest.Pod) {
 // TCP repeats a SYN after one second, so one dropped SYN fails the attempt.
 const timeout = 900 * time.Millisecond
 
-// traffic runs flows until it is stopped. It counts the attempts of each flow.
 type traffic struct {
 	flows []*flow
 	wg    sync.WaitGroup
@@ -201,7 +199,6 @@ type flow struct {
 	attempts atomic.Int64
 }
 
-// The first error of attempt fails the test and ends the flow.
 func (tr *traffic) runs(t *testing.T, name string, attempt func() error) {
 	f := &flow{name: name}
 	tr.flows = append(tr.flows, f)
@@ -274,7 +271,6 @@ func (tr *traffic) keeps(t *testing.T, netns, address string) {
 	})
 }
 
-// waitForMore waits until each flow has made 20 more attempts. After a minute it fails the test.
 func (tr *traffic) waitForMore(t *testing.T) {
 	t.Helper()
 	was := make([]int64, len(tr.flows))

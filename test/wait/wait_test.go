@@ -42,7 +42,6 @@ import (
 
 func TestMain(m *testing.M) { nodetest.MainAsShipped(m) }
 
-// waited is a cluster of real agents with an API server, and the client of kubectl weir wait.
 type waited struct {
 	*nodetest.Cluster
 	server  *apiserver.Server
@@ -211,7 +210,6 @@ func (w *waited) connect(t *testing.T, router string) {
 	w.cluster = &client.Cluster{API: api, Namespace: "kube-system"}
 }
 
-// The pod serves ports 80 and 81.
 func (w *waited) add(n *nodetest.ClusterNode, namespace, name string, labels map[string]string) {
 	w.Helper()
 	pod := &corev1.Pod{
@@ -231,7 +229,6 @@ func (w *waited) add(n *nodetest.ClusterNode, namespace, name string, labels map
 	}
 }
 
-// If the wait fails or takes half a minute, the test ends.
 func (w *waited) wait(t *testing.T, kind, namespace, name string, deleted bool) client.Waited {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -323,7 +320,6 @@ const (
 	notWithin = 250 * time.Millisecond
 )
 
-// probe tries a connection between any two pods. It returns a text for each wrong result.
 func (w *waited) probe(
 	t *testing.T, r *rand.Rand, policies map[policy.Name]*networkingv1.NetworkPolicy,
 ) (wrong []string) {

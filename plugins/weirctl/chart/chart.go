@@ -30,7 +30,6 @@ type View struct {
 	MaxRows int
 }
 
-// A cell of a table names this many parties.
 const maxNames = 6
 
 // OneLine makes a text from an object safe to print: shortened, and on one line.
@@ -130,7 +129,6 @@ func (v View) print(out io.Writer, rows []reach.Row, mark string) error {
 	return nil
 }
 
-// columnWidth is in characters.
 const columnWidth = 44
 
 func wrap(list string) (lines []string) {

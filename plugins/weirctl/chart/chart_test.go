@@ -27,7 +27,6 @@ import (
 	"github.com/weir-net/weir/policy/reach"
 )
 
-// hostile is a text with escapes for a terminal, HTML, a script, XML and Graphviz's language.
 const hostile = "x\x1b[2J\u202e\r\n\"];evil[label=\"" +
 	"</script></text><img src=x onerror=document.title='owned'>{{data}}&\\N\\\""
 

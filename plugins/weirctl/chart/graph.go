@@ -75,7 +75,6 @@ func quoted(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(OneLine(s)) + `"`
 }
 
-// Sizes in pixels.
 const (
 	boxWidth, boxHeight = 280, 26
 	gap                 = 12

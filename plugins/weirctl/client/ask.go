@@ -86,7 +86,6 @@ type Progress struct {
 	length int
 }
 
-// progressEvery is the time between two changes of the line.
 const progressEvery = 100 * time.Millisecond
 
 // NewProgress returns a Progress on f. It prints nothing unless f is a terminal.

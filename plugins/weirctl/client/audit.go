@@ -168,7 +168,6 @@ func auditTraffic(line printLine, a *AuditOfNodes, name string) {
 	auditLimits(line, a)
 }
 
-// The rules are a policy's spec in YAML, with comments.
 func rulesText(all []agentapi.AuditedTraffic, name string) (string, error) {
 	namespace, _, _ := strings.Cut(name, "/")
 	var traffic []propose.Traffic

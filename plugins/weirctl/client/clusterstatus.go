@@ -119,7 +119,7 @@ func (s *ClusterStatus) Counts() string {
 	return strings.Join(all, ", ")
 }
 
-// The text lists this many healthy nodes by default.
+// As text, a status lists this many healthy nodes by default.
 const maxWell = 20
 
 // PrintClusterStatus prints the nodes' states. As text, it leaves out most healthy nodes unless all is true.

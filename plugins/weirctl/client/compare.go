@@ -13,10 +13,8 @@ import (
 
 // goal is what a wait waits for: one pod, or all pods of a policy's namespace.
 type goal struct {
-	// namespace is the policy's namespace. It is empty if the goal is a pod.
 	namespace string
-	// pod is nil if the goal is a policy.
-	pod *expectedPod
+	pod       *expectedPod
 }
 
 // Nodes other than the pod's own have the pod's addresses only as peers.
@@ -48,7 +46,6 @@ func (g goal) concerned(x *expected) (nodes []string) {
 	return nodes
 }
 
-// lacks returns why the node doesn't enforce the goal yet, or "".
 func (g goal) lacks(x *expected, node string, q enforced.Question, a enforced.Answer) string {
 	switch {
 	case len(a.Faults) > 0:
@@ -91,7 +88,6 @@ func (g goal) lacks(x *expected, node string, q enforced.Question, a enforced.An
 	return ""
 }
 
-// i is the pod's index.
 func differs(a enforced.Answer, want enforced.Held, i int) string {
 	w, h := want.Pods[i], a.Held.Pods[i]
 	for _, direction := range []struct{ name, want, held string }{
@@ -145,7 +141,6 @@ func setsDiffer(held, want []enforced.Set) string {
 	return ""
 }
 
-// differInPeers names a set that wrongly has or lacks a peer, or returns "".
 func differInPeers(held, want enforced.Held) string {
 	sets := func(of enforced.Held) map[string]enforced.Set {
 		all := map[string]enforced.Set{}

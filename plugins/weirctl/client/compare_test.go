@@ -13,7 +13,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// small is a cluster of two nodes: n1 has the pod ns/web, which the policy ns/allow isolates, and n2 its peer.
 func small() *expected {
 	x := &expected{
 		engine: policy.NewEngine(""), byNode: map[string][]expectedPod{}, policed: map[string]bool{"ns": true},

@@ -11,7 +11,6 @@ import (
 	"github.com/weir-net/weir/policy/explain"
 )
 
-// completesWithin bounds how long a shell waits for names.
 const completesWithin = 2 * time.Second
 
 // completion hides errors, because a shell would print them into the command line.

@@ -19,7 +19,7 @@ var invented = [...]netip.Prefix{
 	conf.IPv4: netip.MustParsePrefix("240.0.0.0/8"), conf.IPv6: netip.MustParsePrefix("100::/64"),
 }
 
-// Each workload counts as one pod. Gaps says what can't be read. It is an error only if no object can be read.
+// Each workload counts as one pod. It is no error if only some files can't be read: the result's Gaps names them.
 func loadDirectory(ctx context.Context, path string) (explain.Cluster, error) {
 	d := &manifests.Dir{Path: path, IgnoreBroken: true}
 	_, err := d.Check()

@@ -133,7 +133,7 @@ func (w *PcapWriter) Write(d *agentapi.Drop) error {
 	return err
 }
 
-// For the guard and the gate, this is only the beginning of the kernel's text.
+// For the guard and the gate, this is only the beginning of the rule's log prefix.
 func logPrefix(d *agentapi.Drop) string {
 	if d.Reason == agentapi.ByAudit {
 		return conf.AuditLogPrefix + d.Chain
@@ -141,7 +141,6 @@ func logPrefix(d *agentapi.Drop) string {
 	return conf.LogPrefix + d.Chain
 }
 
-// A netlink attribute is padded to a multiple of four bytes.
 func attribute(to []byte, kind uint16, value []byte) []byte {
 	to = binary.LittleEndian.AppendUint16(to, uint16(4+len(value)))
 	to = binary.LittleEndian.AppendUint16(to, kind)

@@ -38,8 +38,7 @@ const (
 	// a second late.
 	again = 3 * time.Second
 	// maxRecent bounds the drops that are remembered for a node, so that none is printed twice.
-	maxRecent = 8192
-	// firstNames is how many nodes without an answer are named at the beginning.
+	maxRecent  = 8192
 	firstNames = 20
 )
 
@@ -82,7 +81,6 @@ type follower struct {
 	started bool
 }
 
-// nodeFollower follows the drops of one node. The follower's mu guards its state.
 type nodeFollower struct {
 	agent  Agent
 	stop   context.CancelCauseFunc
@@ -212,7 +210,6 @@ func (f *follower) follow(ctx context.Context, n *nodeFollower) {
 
 var errEnded = errors.New("the agent has ended")
 
-// stream waits for its turn first, and returns why the stream has ended.
 func (f *follower) stream(ctx context.Context, n *nodeFollower, agent Agent) error {
 	select {
 	case f.opening <- struct{}{}:
@@ -290,7 +287,7 @@ func (n *nodeFollower) isNew(d *agentapi.Drop, now time.Time) bool {
 	return true
 }
 
-// An error of printing ends the command.
+// An error of printing ends the whole command.
 func (f *follower) print(ctx context.Context) {
 	order := dropOrder{window: f.times.Window}
 	timer := time.NewTimer(0)

@@ -143,7 +143,6 @@ func (c *Cluster) readDrops(
 	}
 }
 
-// teller counts the lines beyond a number instead of telling them.
 type teller struct {
 	tell    func(string)
 	room    int

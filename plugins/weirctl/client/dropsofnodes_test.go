@@ -18,7 +18,6 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// The count identifies the drop.
 func dropAt(node string, count uint64, at time.Time) *agentapi.Drop {
 	return &agentapi.Drop{Kind: agentapi.DropShown, Time: at, Count: count, Node: node, Direction: "ingress"}
 }
@@ -157,7 +156,6 @@ func TestDropsOfNodesAreBounded(t *testing.T) {
 	}
 }
 
-// liveNode is a node whose agent sends drops while it lives.
 type liveNode struct {
 	mu    sync.Mutex
 	past  []*agentapi.Drop

@@ -45,7 +45,6 @@ func (o *dropOrder) due(now time.Time) (all []*agentapi.Drop, next time.Duration
 	return all, next
 }
 
-// The oldest drop comes first.
 type dropHeap []waitingDrop
 
 func (h dropHeap) Len() int           { return len(h) }

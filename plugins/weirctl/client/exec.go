@@ -65,7 +65,6 @@ func (a *API) Exec(ctx context.Context, c Command, stdin io.Reader, stdout io.Wr
 	return a.execError(c, err, errs.String())
 }
 
-// The error is one line that says what to do.
 func (a *API) execError(c Command, err error, stderr string) error {
 	if err == nil {
 		return nil
@@ -89,7 +88,7 @@ func (a *API) execError(c Command, err error, stderr string) error {
 	return fmt.Errorf("run a command in %s/%s: %s", c.Namespace, c.Pod, firstLine(err))
 }
 
-// forbiddenError means that the user may not do this. Other nodes would give the same answer.
+// forbiddenError means that the user may not run commands in pods. Other nodes would give the same answer.
 type forbiddenError struct{ message string }
 
 func (e *forbiddenError) Error() string { return e.message }
@@ -97,7 +96,7 @@ func (e *forbiddenError) Error() string { return e.message }
 // IsForbidden reports whether the error means that the user may not run commands in pods.
 func IsForbidden(err error) bool { return errors.As(err, new(*forbiddenError)) }
 
-// bounded keeps the first most bytes, and reports all bytes as written.
+// bounded keeps the first bytes up to the field most, and reports all bytes as written.
 type bounded struct {
 	mu   sync.Mutex
 	most int

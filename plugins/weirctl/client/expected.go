@@ -18,11 +18,9 @@ import (
 
 // expected is what the API server's objects mean for every node, at one moment.
 type expected struct {
-	engine *policy.Engine
-	at     enforced.Position
-	// byNode has the pods that can have an attachment on the node.
-	byNode map[string][]expectedPod
-	// policed are the namespaces that have policies.
+	engine   *policy.Engine
+	at       enforced.Position
+	byNode   map[string][]expectedPod
 	policed  map[string]bool
 	policies map[policy.Name]metav1.ObjectMeta
 	pods     map[policy.Name]expectedPod
@@ -56,7 +54,6 @@ func (a *API) expect(ctx context.Context) (*expected, error) {
 	return x, nil
 }
 
-// note keeps the highest resourceVersion.
 func note(at *uint64, o metav1.Object) error {
 	version, err := strconv.ParseUint(o.GetResourceVersion(), 10, 64)
 	if err != nil {
@@ -67,7 +64,7 @@ func note(at *uint64, o metav1.Object) error {
 	return nil
 }
 
-// all ends with the first error of each.
+// all ends with the first error of the function each.
 func all[T any, L list](
 	ctx context.Context, a *API, resource resourceList[T, L], into L, each func(*T) error,
 ) (err error) {

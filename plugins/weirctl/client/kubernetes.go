@@ -131,8 +131,7 @@ type loader struct {
 type resource struct {
 	schema.GroupVersionResource
 	// needed means that nothing can be said without these objects.
-	needed bool
-	// without says what isn't known without these objects.
+	needed  bool
 	without string
 	read    func(l *loader, r schema.GroupVersionResource, namespace string) error
 }
@@ -143,7 +142,6 @@ var (
 	discovery  = discoveryv1.SchemeGroupVersion
 )
 
-// The kinds of objects are in the order in which they are read.
 var resources = []resource{
 	{core.WithResource("pods"), true, "", func(l *loader, r schema.GroupVersionResource, namespace string) error {
 		var pods corev1.PodList
@@ -308,7 +306,6 @@ func (l *loader) explained(r resource, namespace string, err error) error {
 	return l.listError(l.ctx, r.Resource, namespace, err)
 }
 
-// The error is one line that says what to do.
 func (a *API) listError(ctx context.Context, resource, namespace string, err error) error {
 	scope := "--all-namespaces"
 	if namespace != "" {

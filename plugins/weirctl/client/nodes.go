@@ -127,7 +127,6 @@ func (c *Cluster) Agents(ctx context.Context) ([]Agent, error) {
 	return all, nil
 }
 
-// addNodes adds the nodes that run Linux, if the user may list Nodes.
 func (c *Cluster) addNodes(ctx context.Context, by map[string]*Agent) error {
 	var nodes corev1.NodeList
 	err := c.each(ctx, core.WithResource("nodes"), "", &nodes, func() {
@@ -144,7 +143,6 @@ func (c *Cluster) addNodes(ctx context.Context, by map[string]*Agent) error {
 	return nil
 }
 
-// whyAway returns "" if the API server considers the node ready.
 func whyAway(n *corev1.Node) string {
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue {
@@ -166,7 +164,7 @@ func rank(p *corev1.Pod) int64 {
 	return r
 }
 
-// whyDown returns "" if a command can run in the agent's container.
+// whyDown returns "" if commands can run in the agent's container.
 func whyDown(p *corev1.Pod) string {
 	for _, s := range slices.Concat(p.Status.InitContainerStatuses, p.Status.ContainerStatuses) {
 		switch state := s.State; {
@@ -234,7 +232,6 @@ func (c *Cluster) Open(ctx context.Context, of Agent, method, path string, body 
 	return response, nil
 }
 
-// endsWithin is how long a command may take to end after its answer.
 const endsWithin = time.Second
 
 // answerBody remembers whether the answer was read to its end.

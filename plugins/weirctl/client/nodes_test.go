@@ -26,11 +26,9 @@ import (
 
 // fakeCluster is an API server with nodes and weir's pods. Each pod has its node's name.
 type fakeCluster struct {
-	nodes []corev1.Node
-	pods  []corev1.Pod
-	// handle answers a request to the node's agent.
+	nodes  []corev1.Node
+	pods   []corev1.Pod
 	handle func(node string, w http.ResponseWriter, r *http.Request)
-	// fails returns the command's standard error if the command fails, or "".
 	fails  func(node string) string
 	forbid bool
 	guard  sync.Locker // guards nodes and pods, if they change; nil otherwise
@@ -94,7 +92,6 @@ func (f *fakeCluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// exec is the API server's side of an exec over a WebSocket, and `weirctl connect` in the pod.
 func (f *fakeCluster) exec(w http.ResponseWriter, r *http.Request) {
 	f.most.Store(max(f.most.Load(), f.now.Add(1)))
 	defer f.now.Add(-1)
@@ -131,7 +128,6 @@ func (f *fakeCluster) exec(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// streamWriter writes an answer as it comes.
 type streamWriter struct {
 	out    io.Writer
 	header http.Header

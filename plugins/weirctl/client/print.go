@@ -52,7 +52,6 @@ func printJSON(out io.Writer, v any) error {
 	return enc.Encode(v)
 }
 
-// Tabs separate the columns of a line.
 type printLine func(format string, args ...any)
 
 func printTable(out io.Writer, lines func(printLine)) error {

@@ -23,7 +23,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// apiServer lists the objects, in pages of one object.
 func apiServer(t *testing.T, objects map[string][]runtime.Object, forbid func(path string) bool) *API {
 	t.Helper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

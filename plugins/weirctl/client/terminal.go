@@ -88,7 +88,6 @@ func (p *Printer) Line(parts ...any) {
 	}
 }
 
-// The breaks are positions of spaces.
 func wrap(line string) (breaks map[int]bool, indent string) {
 	first := len(line) - len(strings.TrimLeft(line, " "))
 	indent = strings.Repeat(" ", first+2)

@@ -50,7 +50,6 @@ const (
 	// The wait between two readings of the objects doubles each time, up to maxPause.
 	firstPause = 200 * time.Millisecond
 	maxPause   = 5 * time.Second
-	// agentWaits is how long an agent waits for changes before it answers.
 	agentWaits = 5 * time.Second
 )
 
@@ -91,7 +90,6 @@ func (c *Cluster) Wait(ctx context.Context, w Wait) (Waited, error) {
 	}
 }
 
-// ended returns nil if the nodes to wait for aren't known.
 func ended(ctx context.Context, pending map[string]bool) error {
 	if pending == nil {
 		return nil
@@ -99,7 +97,6 @@ func ended(ctx context.Context, pending map[string]bool) error {
 	return context.Cause(ctx)
 }
 
-// goal returns nil if the goal isn't known yet.
 func (w Wait) goal(x *expected, result *Waited, first bool) (*goal, error) {
 	if w.Kind == "policy" {
 		meta, exists := x.policies[w.Name]
@@ -142,7 +139,7 @@ func (w Wait) goal(x *expected, result *Waited, first bool) (*goal, error) {
 	return &goal{pod: &pod}, nil
 }
 
-// askPending removes the nodes that lack nothing from pending. It notes in result what the others lack.
+// askPending removes from pending the nodes that lack nothing. It notes in result what the others lack.
 func (c *Cluster) askPending(
 	ctx context.Context, w Wait, g goal, x *expected, pending map[string]bool, result *Waited,
 ) error {

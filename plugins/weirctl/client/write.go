@@ -64,7 +64,6 @@ func (a *API) List(
 	return a.listError(ctx, r.Resource, namespace, a.eachOf(ctx, r, namespace, options, into, page))
 }
 
-// The error is one line that says what to do.
 func (a *API) writeError(ctx context.Context, verb string, r schema.GroupVersionResource, namespace string, err error,
 ) error {
 	scope := ""

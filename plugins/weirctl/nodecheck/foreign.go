@@ -2,7 +2,6 @@ package nodecheck
 
 import "strings"
 
-// network is another network whose traces may be on a node.
 type network struct {
 	name string
 	// These are names that the network uses. A star at the end stands for any text.

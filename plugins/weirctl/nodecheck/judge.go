@@ -28,7 +28,6 @@ func finding(s Severity, mend, what string, args ...any) []Finding {
 	return []Finding{{s, fmt.Sprintf(what, args...), mend}}
 }
 
-// A feature may need a kernel module.
 var modules = map[Feature]string{
 	Bridge: "bridge", Veth: "veth", Tunnel: "vxlan", Guard: "nf_tables, nft_meta_bridge, nft_limit and nft_log",
 	Sets:      "ip_set, ip_set_hash_ip, ip_set_hash_net, ip_set_hash_ipport, ip_set_hash_netiface and ip_set_bitmap_port",

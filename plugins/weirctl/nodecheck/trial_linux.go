@@ -98,7 +98,6 @@ func tryTunnel() error {
 	return netlink.LinkAdd(&netlink.Vxlan{LinkAttrs: attrs, VxlanId: conf.OverlayVNI, Port: conf.OverlayPort})
 }
 
-// trySets makes a set of each type and family that weir uses.
 func trySets() error {
 	h, err := ipset.New()
 	if err != nil {

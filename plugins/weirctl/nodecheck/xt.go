@@ -5,7 +5,6 @@ import (
 	"strings"
 )
 
-// xtUse is a match or a target of iptables that weir's rules use.
 type xtUse struct {
 	name   string
 	target bool
@@ -42,7 +41,6 @@ func xtFeature(flavour string, u xtUse) Feature {
 	return Feature("iptables-" + flavour + kind + u.name)
 }
 
-// ok is false for features that aren't iptables'.
 func xtOf(f Feature) (flavour string, ok bool) {
 	rest, ok := strings.CutPrefix(string(f), "iptables-")
 	flavour, _, _ = strings.Cut(rest, " ")

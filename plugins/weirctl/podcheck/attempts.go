@@ -12,16 +12,14 @@ import (
 	"github.com/weir-net/weir/plugins/weirctl/probe"
 )
 
-// attempt is one probe of a client.
 type attempt struct {
 	check Name
 	probe.Probe
 	from, to int // numbers of nodes; to is -1 if the attempt is to no node
 	family   conf.Family
 	hasNone  bool // the attempt has no family
-	// expects is the right answer of the probe. It is empty for any answer.
-	expects string
-	// If one of these connections fails, the attempt says nothing.
+	expects  string
+	// needs are connections without which the attempt can't succeed. If one fails, the attempt says nothing.
 	needs []direct
 }
 
@@ -32,7 +30,6 @@ type direct struct {
 
 func hostPort(a netip.Addr, port uint16) string { return netip.AddrPortFrom(a, port).String() }
 
-// within is the time for each attempt.
 func (r *run) connections(within time.Duration) (all []attempt) {
 	for _, from := range r.works {
 		for _, to := range r.works {

@@ -28,17 +28,14 @@ import (
 	"github.com/weir-net/weir/test/execserver"
 )
 
-// fake is the API server of a cluster of nodes n0, n1 and so on, and its network.
 type fake struct {
 	mu      sync.Mutex
 	nodes   int
 	objects map[string]runtime.Object // by path
 	made    int
-	// starts changes a new pod.
-	starts func(*corev1.Pod)
+	starts  func(*corev1.Pod)
 	// broken returns why a probe fails, or "". server is the number of the server's node, or -1.
-	broken func(p probe.Probe, from, server int) string
-	// ignores reports whether a node enforces no policies.
+	broken  func(p probe.Probe, from, server int) string
 	ignores func(node int) bool
 	forbids func(r *http.Request) bool
 	runs    func(from int)

@@ -40,7 +40,6 @@ type leftover struct {
 	seen       time.Time
 }
 
-// Namespaces that are being deleted don't count.
 func (c *Check) listNamespaces(ctx context.Context) (map[string]leftover, error) {
 	all := map[string]leftover{}
 	var list corev1.NamespaceList
@@ -80,7 +79,6 @@ func (c *Check) removeLeftovers(ctx context.Context, seen map[string]leftover) (
 	return removed, nil
 }
 
-// stayAlive gives signs of life until ctx ends.
 func (c *Check) stayAlive(ctx context.Context, namespace string) {
 	for i := 1; wait(ctx, c.Times.Alive); i++ {
 		// After an error, the next round tries again. If all fail, the API server is away for other checks too.
@@ -98,7 +96,6 @@ func wait(ctx context.Context, d time.Duration) bool {
 	return ctx.Err() == nil
 }
 
-// remove waits until the namespace is gone. The error says what is left.
 func (c *Check) remove(ctx context.Context, namespace string) error {
 	ctx, cancel := context.WithTimeout(ctx, c.Times.Removes)
 	defer cancel()

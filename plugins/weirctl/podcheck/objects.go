@@ -28,11 +28,9 @@ const (
 	CheckLabel = "weir.io/check"
 	// aliveAnnotation of a namespace changes while its check runs.
 	aliveAnnotation = "weir.io/check-alive"
-	// indexLabel is the number of the pod's node in the check.
-	indexLabel = "weir.io/check-node"
-	// Clients try to reach servers.
-	client = "client"
-	server = "server"
+	indexLabel      = "weir.io/check-node"
+	client          = "client"
+	server          = "server"
 
 	container   = "probe"
 	serviceName = "check"
@@ -110,7 +108,6 @@ func serviceObject(node int) *corev1.Service {
 	}
 }
 
-// The policy isolates the pods of the role, and allows nothing.
 func policyObject(name, role string, t networkingv1.PolicyType) *networkingv1.NetworkPolicy {
 	return &networkingv1.NetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Name: name},
@@ -121,7 +118,6 @@ func policyObject(name, role string, t networkingv1.PolicyType) *networkingv1.Ne
 	}
 }
 
-// The policy lets the client of one node connect to all servers.
 func allowObject(node int) *networkingv1.NetworkPolicy {
 	p := policyObject(allowPolicy, server, networkingv1.PolicyTypeIngress)
 	port, tcp := intstr.FromInt32(probe.Port), corev1.ProtocolTCP

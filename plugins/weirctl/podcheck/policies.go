@@ -9,10 +9,9 @@ import (
 )
 
 type phase struct {
-	check  Name
-	create []*networkingv1.NetworkPolicy
-	remove []string
-	// allowed says which connections are allowed while the policies apply.
+	check   Name
+	create  []*networkingv1.NetworkPolicy
+	remove  []string
 	allowed func(attempt) bool
 }
 

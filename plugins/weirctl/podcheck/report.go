@@ -83,7 +83,6 @@ type Outcome struct {
 	Why string
 }
 
-// Without outcomes the check was skipped. hint says what a failure may mean.
 func judge(check Name, outcomes []Outcome, hint string) Line {
 	var failed []Outcome
 	for _, o := range outcomes {
@@ -146,7 +145,6 @@ func reasons(failed []Outcome) string {
 
 const maxPairs = 3
 
-// where summarises which attempts have failed, such as those to one node.
 func where(outcomes, failed []Outcome) string {
 	prefix := ""
 	if some := familiesOf(failed); some != "" && some != familiesOf(outcomes) && !strings.Contains(some, " and ") {

@@ -52,7 +52,6 @@ type run struct {
 	report    *Report
 }
 
-// first is the node with the server behind the Service, and with the client that a policy allows.
 func (r *run) first() int { return r.works[0] }
 
 // Run makes the check, and removes its namespace at the end. The error is nil if the check was finished, whatever
@@ -178,7 +177,6 @@ func (c *Check) phases(ctx context.Context, r *run) error {
 	return c.policyPhases(ctx, r)
 }
 
-// hints say what a broken check may mean.
 var hints = map[Name]string{
 	SameNode: "see weirctl check on the node",
 	Across: "does the network let packets between the nodes pass, in tunnels UDP port 4789 (--overlay-port)? " +
@@ -256,7 +254,6 @@ func (r *run) possible(a attempt) bool {
 	return !slices.ContainsFunc(a.needs, func(d direct) bool { return !r.direct[d] })
 }
 
-// err says why the attempt could not be made.
 type tried struct {
 	probe.Result
 	err error

@@ -32,7 +32,6 @@ func (c *Check) create(ctx context.Context, namespace string, o runtime.Object) 
 	}
 }
 
-// startPods notes in r the nodes whose pods are ready.
 func (c *Check) startPods(ctx context.Context, r *run) (Line, error) {
 	began := time.Now()
 	for i, n := range r.nodes {
@@ -121,7 +120,6 @@ func addressesOf(p *corev1.Pod) map[conf.Family]netip.Addr {
 	return all
 }
 
-// whyNot returns the pod's last warning, or its state.
 func (c *Check) whyNot(ctx context.Context, p *corev1.Pod) string {
 	var list corev1.EventList
 	var last *corev1.Event

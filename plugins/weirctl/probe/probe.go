@@ -134,7 +134,6 @@ func open(ctx context.Context, to string) (string, error) {
 	return "", conn.Close()
 }
 
-// A packet without an answer is sent again after this time.
 const again = 300 * time.Millisecond
 
 func large(ctx context.Context, to string) (string, error) {
@@ -246,7 +245,6 @@ func echo(packets net.PacketConn) error {
 	}
 }
 
-// answersWithin is how long a client may take to ask.
 const answersWithin = 5 * time.Second
 
 func accept(listener net.Listener, name string) error {

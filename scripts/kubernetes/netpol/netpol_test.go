@@ -58,7 +58,6 @@ func hasSCTP() bool {
 	return err == nil
 }
 
-// The report has a line for each spec about NetworkPolicy, and a last line with the totals.
 var _ = ginkgo.ReportAfterSuite("specs", func(r ginkgo.Report) {
 	count := map[types.SpecState]int{}
 	var lines []string

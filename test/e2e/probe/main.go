@@ -43,7 +43,7 @@ type Attempt struct {
 	Error         string        `json:"error,omitempty"`
 }
 
-// Connections begin at a steady rate, without waiting for earlier ones.
+// connect opens connections at a steady rate, without waiting for earlier ones.
 func connect() *cobra.Command {
 	var every, wait, timeout time.Duration
 	var count int
@@ -145,7 +145,7 @@ func listen() *cobra.Command {
 	}
 }
 
-// The packet may not be fragmented. Its size includes headers. An answer may take two seconds.
+// datagram sends a packet that may not be fragmented. Its size includes headers.
 func datagram() *cobra.Command {
 	var size int
 	cmd := &cobra.Command{
@@ -234,7 +234,6 @@ func forge() *cobra.Command {
 	return cmd
 }
 
-// network is the VXLAN network identifier of weir's tunnels.
 const network = 88
 
 // vxlan returns a VXLAN packet (RFC 7348) with IPv4, UDP without a checksum, and the text.

@@ -19,7 +19,6 @@ import (
 
 type format struct{ info runtime.SerializerInfo }
 
-// negotiate returns the first known format of an Accept header, or JSON.
 func negotiate(accept string) format {
 	known := scheme.Codecs.SupportedMediaTypes()
 	for part := range strings.SplitSeq(accept, ",") {

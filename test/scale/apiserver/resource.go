@@ -11,7 +11,6 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// The server's lock guards a resource.
 type resource struct {
 	kind    Kind
 	base    []state // of the Base's objects
@@ -22,7 +21,6 @@ type resource struct {
 	sent    Sent
 }
 
-// state is what the server remembers of an object of a Base.
 type state struct {
 	version uint64
 	beat    uint32
@@ -66,7 +64,7 @@ func (r *resource) get(name types.NamespacedName) Object {
 	return nil
 }
 
-// A hidden object of the Base no longer exists.
+// After hide, the object of the Base no longer exists.
 func (r *resource) hide(name types.NamespacedName) {
 	if r.kind.Base == nil {
 		return
@@ -96,10 +94,8 @@ func (r *resource) snapshot(version uint64) snapshot {
 	return s
 }
 
-// Positions may be gaps.
 func (s snapshot) len() int { return len(s.base) + len(s.others) }
 
-// at returns nil if the position is a gap.
 func (s snapshot) at(i int) Object {
 	switch {
 	case i >= len(s.base):

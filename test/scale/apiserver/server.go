@@ -77,7 +77,6 @@ type limits struct {
 	bookmarks time.Duration // how often a watch that allows bookmarks gets one
 }
 
-// firstVersion is the resource version of the objects that exist from the beginning.
 const firstVersion = 1000
 
 // New returns a server for these kinds, which listens on an address such as 127.0.0.1:0.
@@ -215,7 +214,6 @@ func (s *Server) Get(like Object) Object {
 	return r.get(nameOf(like))
 }
 
-// of panics if the server doesn't have the object's type.
 func (s *Server) of(o Object) *resource {
 	for _, r := range s.resources {
 		if sameType(r.kind.New(), o) {

@@ -40,7 +40,6 @@ func namespace(i int) *corev1.Namespace {
 	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, UID: types.UID("uid-of-" + name)}}
 }
 
-// next skips events of other types.
 func next(t *testing.T, w apiwatch.Interface, want apiwatch.EventType) apiwatch.Event {
 	t.Helper()
 	deadline := time.After(30 * time.Second)

@@ -27,8 +27,7 @@ type event struct {
 
 type watch struct {
 	selector selector
-	// If the queue is full, the watch is closed.
-	queue chan *event
+	queue    chan *event
 }
 
 // A watch with a full queue ends. The caller must hold the lock.
@@ -49,7 +48,6 @@ func (s *Server) tell(r *resource, e *event) {
 	}
 }
 
-// kindFor returns false if the selector excludes the event.
 func (e *event) kindFor(s selector) (apiwatch.EventType, bool) {
 	was, is := e.was != nil && s.matches(e.was), !e.deleted && s.matches(e.now)
 	switch {
@@ -63,7 +61,6 @@ func (e *event) kindFor(s selector) (apiwatch.EventType, bool) {
 	return "", false
 }
 
-// The event is encoded once for each format and kind.
 func (e *event) frame(f format, kind apiwatch.EventType) ([]byte, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -193,7 +190,6 @@ func (s *Server) bookmark(out *writer, f format, r *resource, version uint64, en
 
 var errClosed = errors.New("the client was too slow")
 
-// follow returns an error if the client has gone or was too slow.
 func (s *Server) follow(
 	ctx context.Context, out *writer, f format, r *resource, w *watch, bookmarks bool,
 ) error {
@@ -259,7 +255,6 @@ func (s *Server) sendEvents(out *writer, f format, r *resource, w *watch, e *eve
 	return nil
 }
 
-// Bytes may stay in a buffer until flush.
 type writer struct {
 	w       http.ResponseWriter
 	control *http.ResponseController

@@ -61,7 +61,6 @@ func (a Attack) Policies(namespace int) []*networkingv1.NetworkPolicy {
 	return all
 }
 
-// All peers of all policies have different selectors.
 func distinctPeers(n int) func(policy int) networkingv1.NetworkPolicySpec {
 	return func(policy int) networkingv1.NetworkPolicySpec {
 		return peersOf(n, func(i int) metav1.LabelSelector {
@@ -72,7 +71,6 @@ func distinctPeers(n int) func(policy int) networkingv1.NetworkPolicySpec {
 	}
 }
 
-// The policy is for all pods of its namespace. A peer is all pods that one selector selects.
 func peersOf(n int, selector func(i int) metav1.LabelSelector) networkingv1.NetworkPolicySpec {
 	spec := networkingv1.NetworkPolicySpec{PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeIngress}}
 	peers := make([]networkingv1.NetworkPolicyPeer, n)

@@ -99,6 +99,7 @@ func nodeAddress(node int) netip.Addr {
 	return netip.AddrFrom4([4]byte{172, 20, byte(node >> 8), byte(node)})
 }
 
+// NamespaceName returns the name of the namespace with this number.
 func NamespaceName(ns int) string { return fmt.Sprintf("tenant-%d", ns) }
 
 func podName(k int) string { return fmt.Sprintf("app-%d-5d8c7f9b4-%02d", k/podsPerApp, k) }

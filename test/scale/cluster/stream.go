@@ -56,7 +56,6 @@ type Stream struct {
 
 type target struct{ namespace, app string }
 
-// A stream creates, starts and deletes this many pods of a kind in turn.
 const poolSize = 60
 
 // NewStream returns a stream, and creates its pods.
@@ -91,7 +90,6 @@ func (t target) like(i int) *corev1.Pod {
 func streamPod(i int) string          { return fmt.Sprintf("stream-%d", i) }
 func streamUID(created int) types.UID { return uid(9, created) }
 
-// The next step of a pod is to be created, started or deleted.
 func (s *Stream) step(i int, t target, place int) {
 	like := t.like(i)
 	now, _ := s.server.Get(like).(*corev1.Pod)
@@ -110,7 +108,6 @@ func (s *Stream) step(i int, t target, place int) {
 	}
 }
 
-// The n-th event always has the same kind.
 func (s *Stream) event(m Mix, n int) {
 	// The multiplier spreads the kinds evenly.
 	switch k := n * 7919 % (m.Status + m.Elsewhere + m.Here); {
