@@ -44,7 +44,7 @@ const (
 	borrowed       = 4
 )
 
-// In a large cluster pods end all the time. Nobody sends from their addresses, so a lazy walk may wait.
+// In a large cluster pods end all the time. Nobody sends from their addresses, so a walk for them alone may wait.
 const lazyPeriods = 4
 
 type walkResult struct {
@@ -91,7 +91,8 @@ func (c *cutting) demand(yes bool) {
 	}
 }
 
-// walk starts a due walk, or sets the pause if it is too early. The kernel must have the target's rules.
+// walk starts a walk if one is due, or sets the pause if it is too early. The kernel must already have the target's
+// rules.
 func (a *agent) walk() {
 	c := &a.cutting
 	if !c.due || c.walking {

@@ -124,7 +124,8 @@ func newDropCounter(to chan<- []drops.Line) *dropCounter {
 	return c
 }
 
-// report never waits for the reporter. It returns true if it must be called again even without new packets.
+// report hands lines to the reporting goroutine, but never waits for it. If more is true, it must be called again
+// even without new packets.
 func (c *dropCounter) report() (more bool) {
 	if len(c.lines) == 0 {
 		c.lines, more = c.sums.Lines(nil)

@@ -124,7 +124,8 @@ func (s *servers) add(l net.Listener, server *http.Server) {
 	}}, s.stop...)
 }
 
-// serveHealth only reports whether the loop runs. kubelet restarts an unhealthy agent, which mends nothing else.
+// serveHealth reports only whether the loop runs. kubelet restarts an unhealthy agent, and a restart mends only a
+// hanging loop.
 func (a *agent) serveHealth(w http.ResponseWriter, _ *http.Request) {
 	since := time.Since(time.Unix(0, a.lastRound.Load()))
 	if since > 3*a.Resync+time.Minute {

@@ -161,7 +161,7 @@ func TestFaultsAreLoggedWhenTheyChange(t *testing.T) {
 	}
 }
 
-// TestCuttingIsDue: if no connection can have to be cut or restored, no walk is due.
+// TestCuttingIsDue: if no connection needs to be cut or restored, no walk is due.
 func TestCuttingIsDue(t *testing.T) {
 	for _, tc := range []struct {
 		name   string

@@ -108,7 +108,7 @@ func (d *Drop) Local() (DropEnd, bool) {
 
 // DropsQuery selects drops for GET /v1/drops. The zero value selects all that the agent remembers.
 type DropsQuery struct {
-	// Since selects drops of the last time of this length. 0 means all.
+	// Since selects drops that are at most this old. 0 means all.
 	Since time.Duration
 	// Follow adds new drops, until the client closes the connection.
 	Follow  bool

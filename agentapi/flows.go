@@ -9,12 +9,12 @@ import (
 // FlowsPath answers with Flows. A POST with a FlowsOrder first starts or ends the recording.
 const FlowsPath = "/v1/flows"
 
-// FlowsOrder starts a recording of flows of this length. Zero ends the recording.
+// FlowsOrder starts a recording of flows that lasts this long. Zero ends the recording.
 type FlowsOrder struct {
 	For time.Duration `json:"for"`
 }
 
-// FlowsQuery returns the path and query for the flows of the last time of this length. 0 means all.
+// FlowsQuery returns the path and query for flows that were last seen at most this long ago. 0 means all.
 func FlowsQuery(since time.Duration) string {
 	if since == 0 {
 		return FlowsPath
@@ -50,7 +50,7 @@ type Flow struct {
 	Last        time.Time `json:"last"`
 }
 
-// FlowEnd describes an end of a Flow at the time of the first connection.
+// FlowEnd describes one end of a Flow, with its last known labels.
 type FlowEnd struct {
 	// Pod is namespace/name. If several pods may have the address, commas separate them.
 	Pod string `json:"pod,omitempty"`

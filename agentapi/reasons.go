@@ -21,7 +21,7 @@ const (
 	ByICMPError = "icmp-error"
 	// ByLoopback means that a pod has sent to a loopback address.
 	ByLoopback = "loopback"
-	// ByFragments means that the pod sends more fragments than the node reassembles for it.
+	// ByFragments means that the pod sends more fragments than the guard accepts.
 	ByFragments = "fragments"
 	// ByDiscovery means that the pod has sent a router advertisement, a neighbour advertisement or a redirect.
 	ByDiscovery = "discovery"

@@ -21,7 +21,7 @@ type Status struct {
 	Files      []File       `json:"files,omitempty"`
 	Pods       []PodStatus  `json:"pods"`
 	Policies   []string     `json:"policies"`
-	// Audited are those Policies that are audited. They isolate nothing.
+	// Audited names those of the Policies that have the audit annotation. They isolate nothing.
 	Audited []string    `json:"audited"`
 	Classes []Class     `json:"classes"`
 	Sets    []SetStatus `json:"sets"`
@@ -71,7 +71,7 @@ type Class struct {
 	Pods    []string `json:"pods"`
 }
 
-// NodeRepair is one repair of the node settings of one kind.
+// NodeRepair has the node settings of one kind that the agent repaired at one time.
 type NodeRepair struct {
 	Time  time.Time `json:"time"`
 	What  string    `json:"what"` // as the label "what" of weir_node_repairs_total

@@ -50,7 +50,7 @@ func Compare(all []Property, o *Observed) []Difference {
 	return differ
 }
 
-// Some properties depend on others, or become right a moment later.
+// Repair restores a property this often at most. Some depend on others, or become right a moment later.
 const attempts = 3
 
 // Repair restores the wrong properties. It goes on if one fails, and tries each one up to three times. It returns

@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// ErrRouteExists means that the pod already has a configured route, through another interface.
+// ErrRouteExists means that a route of the configuration exists already in the pod, through another interface.
 var ErrRouteExists = errors.New("the pod has such a route out of another interface")
 
 // The routing table of a second interface has this number plus the index of the link.

@@ -66,11 +66,11 @@ func receiveOnlyDellink(fd int) error {
 
 // News says what may have changed on the node.
 type News struct {
-	// Settings: node settings (see Properties).
+	// Settings means that node settings may have changed (see Properties).
 	Settings bool
-	// Ways: the tunnel, or weir's routes to other nodes' pods.
+	// Ways means that the tunnel, or a route of weir to other nodes' pods, may have changed.
 	Ways bool
-	// Underlay: the paths to other nodes.
+	// Underlay means that the paths to other nodes may have changed.
 	Underlay bool
 }
 

@@ -243,7 +243,7 @@ func fromSender(outer, inner conf.Family) match {
 	})
 }
 
-// wrongLink also matches a source without a route.
+// wrongLink matches a packet if the route to its source uses another link, or doesn't exist.
 var wrongLink = match{"fib saddr . iif oif 0", []expr.Any{
 	&expr.Fib{Register: 1, FlagSADDR: true, FlagIIF: true, ResultOIF: true},
 	&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)},

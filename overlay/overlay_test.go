@@ -240,7 +240,7 @@ func TestWhatTheKernelRefuses(t *testing.T) {
 	}
 }
 
-// TestOverlayOfBothFamilies: if tunnels have either family, packets of both families go through them.
+// TestOverlayOfBothFamilies: whichever family the tunnels have, packets of both families go through them.
 func TestOverlayOfBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

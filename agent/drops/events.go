@@ -19,7 +19,7 @@ const (
 	allEvery   = 2 * time.Second
 )
 
-// Notice is the contents of an event on a pod about drops of one kind.
+// Notice has the contents of an Event object for a pod, about drops of one kind.
 type Notice struct {
 	// Key is equal for drops of one kind.
 	Key string

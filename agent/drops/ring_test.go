@@ -7,8 +7,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// TestRing: a sender of many keeps its last entries, and the others keep all. Large packets don't take more than
-// ringBytes.
+// TestRing: if a sender has too many entries, it loses its oldest ones, and the others keep all.
 func TestRing(t *testing.T) {
 	r := NewRing()
 	at := time.Unix(1000, 0)

@@ -278,7 +278,7 @@ func TestFault5AFlushIsRepaired(t *testing.T) {
 	n := newNode(t, nil)
 	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
 	n.Serve(server.Netns, "tcp", ":80")
-	// The server may send to the client, and thus open connections in the other direction.
+	// Only ingress is denied, so the server may still connect to the client.
 	n.Manifest("policy.yaml",
 		strings.Replace(denyAll, "podSelector: {}", "podSelector: {matchLabels: {app: http-echo}}", 1))
 	n.Reach(client, server.IP+":80", false)

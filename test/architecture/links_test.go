@@ -30,7 +30,7 @@ var promises = []struct {
 	},
 }
 
-// TestLinks: if a package is in promises, it links none of its forbidden packages.
+// TestLinks: no package of promises links a package that it must never link.
 func TestLinks(t *testing.T) {
 	for _, p := range promises {
 		deps := dependencies(t, p.pkg)

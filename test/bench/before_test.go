@@ -20,7 +20,7 @@ var (
 	me    = flag.String("me", "now", "which of the two this process is: now or before")
 )
 
-// times has a process's measurements by their subject, such as "ADD weir". Each round has one.
+// times has a process's measurements by their subject, such as "ADD weir". Each round adds one.
 type times map[string][]time.Duration
 
 // TestTurns adds and deletes pods, in turns with a process that runs another commit's programs. The two pass a

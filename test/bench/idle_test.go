@@ -135,7 +135,7 @@ func cpu(t *testing.T, pid int) time.Duration {
 	return time.Duration(ticks) * 10 * time.Millisecond
 }
 
-// Neighbours that the kernel itself looks for don't count.
+// countChanges ignores neighbours that the kernel itself looks for.
 func countChanges(t *testing.T) *atomic.Int64 {
 	t.Helper()
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR,

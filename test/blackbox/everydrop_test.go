@@ -29,7 +29,7 @@ func dropsFor(n *nodetest.Node, reason string) (all []shownDrop) {
 	return all
 }
 
-// TestEveryDropShows: if a packet is dropped for any reason, weirctl drops shows the drop and its sender.
+// TestEveryDropShows: if an enrolled pod's packet is dropped, weirctl drops shows the reason and the sender.
 func TestEveryDropShows(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

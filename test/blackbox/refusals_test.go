@@ -76,7 +76,7 @@ exit 1`, text, says))
 	return r
 }
 
-// TestRefusedProtocol: if the kernel lacks xt_sctp, it refuses the rule of an SCTP port.
+// TestRefusedProtocol: if the kernel lacks xt_sctp and refuses an SCTP rule, all other rules apply.
 func TestRefusedProtocol(t *testing.T) {
 	testRefused(t, refusal{
 		spec:  `{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}, {port: 9, protocol: SCTP}]}]}`,
@@ -84,7 +84,8 @@ func TestRefusedProtocol(t *testing.T) {
 	}.lacking("-p sctp", rulesFailed))
 }
 
-// TestRefusedProtocolByLegacy: if iptables-legacy refuses a rule, its message names the line of COMMIT.
+// TestRefusedProtocolByLegacy: if iptables-legacy refuses a rule, and names only the line of COMMIT, all other
+// rules apply.
 func TestRefusedProtocolByLegacy(t *testing.T) {
 	testRefused(t, refusal{
 		spec: `{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}]}],
@@ -93,7 +94,8 @@ func TestRefusedProtocolByLegacy(t *testing.T) {
 	}.lacking("-p sctp", "iptables-restore: line 99 failed"))
 }
 
-// TestRefusedMultiport: if the kernel lacks xt_multiport, it refuses a rule with several ports.
+// TestRefusedMultiport: if the kernel lacks xt_multiport and refuses a rule with several ports, all other rules
+// apply.
 func TestRefusedMultiport(t *testing.T) {
 	testRefused(t, refusal{
 		spec: `{podSelector: {matchLabels: {app: web}},

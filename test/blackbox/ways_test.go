@@ -130,7 +130,7 @@ func TestOverlayPortAndVNI(t *testing.T) {
 	}
 }
 
-// TestAnotherOverlayOnThePort: if another overlay uses the same port, it still works.
+// TestAnotherOverlayOnThePort: if another overlay uses the same port, the other overlay still works.
 func TestAnotherOverlayOnThePort(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

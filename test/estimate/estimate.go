@@ -29,7 +29,8 @@ func Ratios[T time.Duration | float64](of, to []T) []float64 {
 	return all
 }
 
-// Interval contains the true median with a probability of at least 95 %. ok is false if there are too few values.
+// Interval returns an interval that contains the true median with a probability of at least 95 %. ok is false if
+// there are too few values.
 func Interval(list []float64) (low, high float64, ok bool) {
 	rank := IntervalRank(len(list))
 	if rank < 0 {

@@ -228,7 +228,7 @@ func between(page, text string) (string, error) {
 	return before + beginMark + "\n" + text + endMark + after, nil
 }
 
-// TestReport: figures, slopes, ratios and the page are written as expected.
+// TestReport compares figures, slopes, ratios and the page with the expected texts.
 func TestReport(t *testing.T) {
 	for v, want := range map[float64]string{
 		0: "0", 0.0123: "0.012", 1.234: "1.23", 12.34: "12.3", 123.4: "123", 12345.6: "12,346", -1234567: "-1,234,567",

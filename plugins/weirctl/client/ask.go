@@ -23,8 +23,9 @@ type Answer[T any] struct {
 	Err   error
 }
 
-// AskAll calls ask for all agents in parallel, and passes each answer to each, one at a time. An agent without an
-// answer is no error. If the user may not ask, AskAll ends with that error. If ctx ends, it returns the cause.
+// AskAll calls ask for all agents in parallel. It passes the answers to the function each, one at a time. An agent
+// without an answer is no error. If the user may not ask, AskAll ends with that error. If ctx ends, it returns the
+// cause.
 func AskAll[T any](
 	ctx context.Context, agents []Agent, o AskOptions, ask func(context.Context, Agent) (T, error), each func(Answer[T]),
 ) error {

@@ -42,7 +42,7 @@ func (e *exit) Error() string {
 
 func (e *exit) Unwrap() error { return e.err }
 
-// Exit returns an error that makes weirctl end with the code. weirctl prints err, which may be nil.
+// Exit returns an error that makes weirctl end with the code. weirctl prints err unless it is nil.
 func Exit(code int, err error) error { return &exit{code, err} }
 
 // Usage returns an error that makes weirctl print err and end with ExitUsage.

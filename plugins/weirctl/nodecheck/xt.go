@@ -8,7 +8,7 @@ import (
 type xtUse struct {
 	name   string
 	target bool
-	// family is 4 or 6 if only one family needs it, otherwise 0.
+	// family is 4 or 6 if only the rules of IPv4 or IPv6 use the match or target, otherwise 0.
 	family int
 	module string
 }

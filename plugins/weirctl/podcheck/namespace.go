@@ -18,11 +18,12 @@ type Times struct {
 	// Alive is how often a check gives a sign of life in its namespace. Without a sign for three times as long, the
 	// namespace is left over.
 	Alive time.Duration
-	// Starts bounds the start of pods. Applies bounds the time until a policy applies.
+	// Starts is how long pods may take to start. Applies is how long a policy may take until it applies.
 	Starts, Applies time.Duration
-	// Reach bounds a connection. After Denied without an answer, a connection counts as denied.
+	// Reach is how long a connection may take. Without an answer for the time Denied, a connection counts as
+	// denied.
 	Reach, Denied time.Duration
-	// Removes bounds the removal of the namespace at the end.
+	// Removes is how long the removal of the namespace may take.
 	Removes time.Duration
 }
 

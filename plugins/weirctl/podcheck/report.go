@@ -79,7 +79,7 @@ type Outcome struct {
 	// Family is IPv4, IPv6 or empty.
 	Family string
 	OK     bool
-	// Why says what happened instead.
+	// Why says what happened if OK is false.
 	Why string
 }
 

@@ -35,7 +35,7 @@ type Check struct {
 	// Ends is how long the check may take. Its pods end by themselves a minute later.
 	Ends  time.Duration
 	Times Times
-	// Tell gets each line at once.
+	// Tell is called with each line as soon as it is known.
 	Tell     func(Line)
 	Progress *weirctl.Progress
 }

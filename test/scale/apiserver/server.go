@@ -135,7 +135,7 @@ current-context: synthetic
 `, s.URL(), base64(s.Certificate()))
 }
 
-// Put stores a copy of the object. It returns when the change was queued for all watches.
+// Put stores a copy of the object. It returns the time at which the change was queued for all watches.
 func (s *Server) Put(o Object) time.Time {
 	r := s.of(o)
 	s.mu.Lock()
@@ -155,8 +155,8 @@ func (s *Server) put(r *resource, o Object) time.Time {
 	return time.Now()
 }
 
-// Update changes the object with the kind and name of like. It returns when the change was queued for all watches,
-// or false if there is no such object.
+// Update changes the object with the kind and name of like. It returns the time at which the change was queued for
+// all watches, or false if there is no such object.
 func (s *Server) Update(like Object, change func(Object)) (time.Time, bool) {
 	r := s.of(like)
 	s.mu.Lock()
@@ -186,8 +186,8 @@ func (s *Server) Beat(like Object, i int) {
 	s.tell(r, &event{version: s.rv, was: was, now: r.at(i)})
 }
 
-// Delete deletes the object with the kind and name of like. It returns when the change was queued for all watches,
-// or false if there is no such object.
+// Delete deletes the object with the kind and name of like. It returns the time at which the change was queued for
+// all watches, or false if there is no such object.
 func (s *Server) Delete(like Object) (time.Time, bool) {
 	r := s.of(like)
 	s.mu.Lock()
