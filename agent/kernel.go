@@ -29,6 +29,7 @@ type kernelView struct {
 	// lastSync is when the kernel last had everything that it should have. Zero means never.
 	lastSync time.Time
 	earlier  earlierRules
+	notes    []ruleset.Problem // the backend's notes after the last successful apply
 }
 
 func (k *kernelView) refuse(refused ruleset.Refused) (news bool) {
@@ -95,7 +96,7 @@ func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied
 		all.Changed, all.Closes = all.Changed || result.Changed, all.Closes || result.Closes
 		all.Rules = all.Rules || result.Rules
 		all.Closed = result.Closed
-		all.Left, all.Strays = result.Left, append(all.Strays, result.Strays...)
+		all.Left, all.Strays, all.Notes = result.Left, append(all.Strays, result.Strays...), result.Notes
 		var refused *netfilter.RefusedError
 		if !errors.As(err, &refused) {
 			return all

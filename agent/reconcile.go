@@ -97,7 +97,7 @@ func (r *round) planWays(context.Context) bool {
 
 func (r *round) reportProblems(context.Context) bool {
 	wait := r.problems.report(r.Log, r.applied.ruleset.Problems, slices.Concat(
-		r.cluster.nodes.problems, r.ways.problems(), r.misplacedPods()))
+		r.cluster.nodes.problems, r.ways.problems(), r.misplacedPods(), r.noted()))
 	r.next = sooner(r.next, wait)
 	return true
 }

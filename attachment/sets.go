@@ -56,7 +56,8 @@ func (s podSets) each(do func(PodSets) error) error {
 }
 
 func lacks(err error) bool {
-	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EAFNOSUPPORT) ||
+	return errors.Is(err, unix.EPERM) || errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EOPNOTSUPP) ||
+		errors.Is(err, unix.EAFNOSUPPORT) ||
 		errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, nl.IPSetError(nl.IPSET_ERR_FIND_TYPE))
 }
 

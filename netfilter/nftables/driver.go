@@ -29,6 +29,8 @@ type Driver struct {
 	knownAt uint32
 	readAt  uint32
 	own     nftnl.OwnChanges
+	// accepting is about the chain FORWARD of each family.
+	accepting [len(conf.Families)]accepting
 }
 
 // New returns a driver. It changes nothing.
@@ -61,14 +63,15 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 		var refused *nftnl.RefusedError
 		if !errors.As(err, &refused) {
 			if err != nil {
-				err = errors.Join(err, d.closeAll(ctx, l))
+				return r, errors.Join(err, d.closeAll(ctx, l))
 			}
-			return r, err
+			repaired := d.keepAccepting(l)
+			r.Changed, r.Rules, r.Notes = r.Changed || repaired, r.Rules || repaired, d.notes()
+			return r, nil
 		}
 		parts, someElement := l.refusedParts(refused)
 		switch {
-		case refusesPorts(refused) && !d.lowering.withoutPorts:
-			d.lowering = lowering{withoutPorts: true}
+		case d.lowering.without(refused):
 			l = d.lowering.lower(want)
 		case len(parts) > 0:
 			return r, &netfilter.RefusedError{Refused: parts}
@@ -100,14 +103,23 @@ func (d *Driver) apply(want lowered, alone bool) (r netfilter.Result, p *plan, e
 		d.fresh, d.have = false, &p.next
 		return r, p, nil
 	}
-	before, _ := nftnl.Generation()
-	if err := p.batch.Commit(); err != nil {
+	if err := d.commit(&p.batch); err != nil {
 		if !errors.As(err, new(*nftnl.RefusedError)) { // otherwise the kernel has what it had
 			d.have, d.knownAt = nil, 0
 		}
 		return r, p, err
 	}
 	d.fresh, d.have = false, &p.next
+	r.Changed, r.Rules, r.Closes, r.Closed = true, p.rules, p.closes, p.closed
+	return r, p, nil
+}
+
+// commit commits a transaction, and notes its generation.
+func (d *Driver) commit(b *nftnl.Batch) error {
+	before, _ := nftnl.Generation()
+	if err := b.Commit(); err != nil {
+		return err
+	}
 	after, _ := nftnl.Generation()
 	d.own.Note(before, after, 1)
 	if d.knownAt != 0 && d.knownAt == before && after == before+1 {
@@ -115,8 +127,7 @@ func (d *Driver) apply(want lowered, alone bool) (r netfilter.Result, p *plan, e
 	} else {
 		d.knownAt = 0
 	}
-	r.Changed, r.Rules, r.Closes, r.Closed = true, p.rules, p.closes, p.closed
-	return r, p, nil
+	return nil
 }
 
 // forgetMissing forgets elements that the plan deletes and that the plugin has deleted meanwhile. It returns
@@ -164,12 +175,12 @@ func (d *Driver) PutFirst(context.Context, ruleset.Ruleset) error { return nil }
 // CleanOtherFlavour does nothing: weir's tables have only one form.
 func (d *Driver) CleanOtherFlavour(context.Context) error { return nil }
 
-// Remove removes weir's tables. After that every connection of pods is allowed.
+// Remove removes weir's tables, and weir's rules in the chains FORWARD. After that every connection of pods is allowed.
 //
 // Equivalent to: nft delete table ip weir; nft delete table ip6 weir
 func (d *Driver) Remove(context.Context) error {
 	d.have, d.knownAt = nil, 0
-	var errs []error
+	errs := []error{d.removeAccepting()}
 	for _, t := range tables {
 		var b nftnl.Batch
 		b.DeleteTable(t)

@@ -41,8 +41,8 @@ type chain struct {
 }
 
 // hooks are the places of the ruleset's hooks. The first two have the priority of iptables' table mangle, so
-// both backends meet other programs' rules in the same order. AcceptForwarded has no place: in nftables a later
-// chain can still drop an accepted packet.
+// both backends meet other programs' rules in the same order. AcceptForwarded has no place in weir's tables:
+// accept.go has its rules.
 var hooks = map[ruleset.Hook]nftnl.Hook{
 	ruleset.CheckForwarded:  {Kind: "filter", Number: unix.NF_INET_FORWARD, Priority: -150},
 	ruleset.CheckToNode:     {Kind: "filter", Number: unix.NF_INET_LOCAL_IN, Priority: -150},
@@ -53,8 +53,8 @@ type lowering struct {
 	sets   map[key]loweredSet
 	chains map[key]loweredChain
 	maps   map[key]loweredMap
-	// withoutPorts is true if the kernel can't match the ports of bridges.
-	withoutPorts bool
+	// lacks is what the kernel can't do.
+	lacks lacks
 }
 
 type key struct {
@@ -71,7 +71,7 @@ type loweredChain struct {
 
 func (m *lowering) lower(r ruleset.Ruleset) (l lowered) {
 	last := *m
-	*m = lowering{map[key]loweredSet{}, map[key]loweredChain{}, map[key]loweredMap{}, last.withoutPorts}
+	*m = lowering{map[key]loweredSet{}, map[key]loweredChain{}, map[key]loweredMap{}, last.lacks}
 	classSets := map[key]ruleset.Set{}
 	for _, f := range conf.Families {
 		if r.Has(f) {
@@ -175,7 +175,7 @@ func (m *lowering) chain(last lowering, c ruleset.Chain, classes []class, words 
 	if h, ok := hooks[c.Hook]; ok {
 		now.to.Hook = &h
 	}
-	now.to.rules, now.ports = lowerRules(c, classes, !m.withoutPorts)
+	now.to.rules, now.ports = lowerRules(c, classes, m.lacks)
 	now.to.sum(c.Family)
 	m.chains[k] = now
 	return now
@@ -200,7 +200,7 @@ func (c *chain) sum(f conf.Family) {
 
 // lowerRules returns the chain's rules, and the sets for their lists of ports. One look-up replaces all rules
 // that send packets to classes. A rule that logs and one that drops the same packets become one.
-func lowerRules(c ruleset.Chain, classes []class, ports bool) (rules []rule, lists []set) {
+func lowerRules(c ruleset.Chain, classes []class, without lacks) (rules []rule, lists []set) {
 	toClass := map[string]bool{}
 	for _, k := range classes {
 		toClass[k.set] = true
@@ -219,11 +219,13 @@ func lowerRules(c ruleset.Chain, classes []class, ports bool) (rules []rule, lis
 				Rule:     ruleset.Rule{Comment: "weir: to the chain with the policies of the pod"},
 				Verdicts: c.Family.Set(mapOf(c.Name)), By: r.Sets[0].By,
 			}
+		case r.Action == ruleset.Log && without.logs:
+			continue
 		case r.Action == ruleset.Log && i+1 < len(c.Rules) && dropsTheSame(r.Rule, c.Rules[i+1]):
 			r.Log, r.Action, r.To = r.To, ruleset.Drop, ""
 			i++
 		}
-		for _, r := range variants(r, c.Family, ports) {
+		for _, r := range variants(r, c.Family, !without.ports) {
 			split, own := splitPorts(r)
 			rules, lists = append(rules, split...), append(lists, own...)
 		}

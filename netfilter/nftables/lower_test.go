@@ -117,7 +117,7 @@ func TestWithoutPorts(t *testing.T) {
 		{Action: ruleset.Return},
 	}}
 	var text []string
-	rules, _ := lowerRules(c, nil, false)
+	rules, _ := lowerRules(c, nil, lacks{ports: true})
 	for _, r := range rules {
 		_, words := r.write(conf.IPv4)
 		text = append(text, words)

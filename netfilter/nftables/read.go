@@ -27,6 +27,7 @@ func (d *Driver) Read(context.Context) error {
 	}
 	before := d.have
 	d.have, d.knownAt = nil, 0
+	d.forgetAccepting()
 	d.readAt, d.own = now, nftnl.OwnChanges{}
 	var next state
 	for _, f := range conf.Families {
@@ -62,6 +63,7 @@ func (d *Driver) look(ctx context.Context, verify netfilter.Verify) error {
 	if now, _ := nftnl.Generation(); verify == netfilter.Trust || now != 0 && now == d.knownAt {
 		return nil
 	}
+	d.forgetAccepting()
 	for _, f := range conf.Families {
 		if err := d.rereadRules(f); err != nil {
 			d.have, d.knownAt = nil, 0
@@ -239,6 +241,7 @@ func (d *Driver) beginRefresh() error {
 	r := &refresh{}
 	d.readAt, _ = nftnl.Generation()
 	d.own, d.knownAt = nftnl.OwnChanges{}, 0
+	d.forgetAccepting()
 	for _, f := range conf.Families {
 		if err := d.rereadRules(f); err != nil {
 			return err

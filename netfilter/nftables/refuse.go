@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/nftnl"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -50,11 +51,46 @@ func (l lowered) refusedParts(refused *nftnl.RefusedError) (parts ruleset.Refuse
 	return parts, someElement
 }
 
-func refusesPorts(refused *nftnl.RefusedError) bool {
-	return slices.ContainsFunc(refused.Refusals, func(r nftnl.Refusal) bool {
-		about, ok := r.About.(aRule)
-		return ok && about.rule.byPort()
-	})
+// lacks are expressions that the kernel refuses, and that rules can do without.
+type lacks struct {
+	ports bool // a match of the ports of bridges (xt_physdev)
+	logs  bool // a copy to a log group (nfnetlink_log)
+}
+
+// without makes the lowering leave out an expression that the kernel refuses. It returns false if it does so already,
+// or if there is no such expression. The kernel doesn't say which expression of a rule it refuses.
+func (m *lowering) without(refused *nftnl.RefusedError) bool {
+	any := func(of func(rule) bool) bool {
+		return slices.ContainsFunc(refused.Refusals, func(r nftnl.Refusal) bool {
+			about, ok := r.About.(aRule)
+			return ok && of(about.rule)
+		})
+	}
+	now := m.lacks
+	now.ports = now.ports || any(rule.byPort)
+	now.logs = now.logs || any(rule.logs)
+	if now == m.lacks {
+		return false
+	}
+	*m = lowering{lacks: now}
+	return true
+}
+
+func (r rule) logs() bool { return r.Log != "" || r.Action == ruleset.Log }
+
+func (l lacks) notes() (all []netfilter.Note) {
+	add := func(message string) {
+		all = append(all, netfilter.Note{About: "kernel", Message: message + "; then restart the agent"})
+	}
+	if l.ports {
+		add("nftables refuses to match ports of bridges, so ICMP of pods behind another plugin's bridge is dropped: " +
+			"modprobe nft_compat xt_physdev")
+	}
+	if l.logs {
+		add("nftables refuses to log, so policies are enforced, but no dropped packet is reported: " +
+			"modprobe nft_log nfnetlink_log")
+	}
+	return all
 }
 
 func (r aRule) allows() bool { return r.rule.from != nil && len(r.rule.from.Policies) > 0 }

@@ -1,12 +1,17 @@
 package nftables
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"maps"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter"
@@ -140,4 +145,76 @@ func TestRefusedRulesClose(t *testing.T) {
 		t.Errorf("complete rules were changed to\n%s", got)
 	}
 	mustApply(t, d, good, netfilter.Trust)
+}
+
+// renamed makes the kernel refuse an expression, as if it had none of that name.
+func renamed(t *testing.T, expression string) {
+	t.Helper()
+	named := append(binary.NativeEndian.AppendUint16(nil, uint16(4+len(expression)+1)), 1, 0) // NFTA_EXPR_NAME
+	named = append(append(named, expression...), 0)
+	nodetest.EditNetlink(t, true, func(message []byte) unix.Errno {
+		if message[5] != unix.NFNL_SUBSYS_NFTABLES {
+			return 0
+		}
+		for rest := message; ; {
+			i := bytes.Index(rest, named)
+			if i < 0 {
+				return 0
+			}
+			rest = rest[i+4:]
+			rest[0] = 'x'
+		}
+	})
+}
+
+// TestKernelWithoutLogs: a kernel that can't copy packets to a log group enforces all the same, and a note says what
+// is missing. Audited policies still drop nothing.
+func TestKernelWithoutLogs(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	renamed(t, "log")
+	testLacking(t, " log prefix", "modprobe nft_log nfnetlink_log")
+}
+
+// TestKernelWithoutPhysdev: a kernel that can't match the ports of bridges enforces all the same.
+func TestKernelWithoutPhysdev(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	renamed(t, "match")
+	testLacking(t, "xt match", "modprobe nft_compat xt_physdev")
+}
+
+func testLacking(t *testing.T, words, note string) {
+	t.Helper()
+	d := driver(t)
+	r := rand.New(rand.NewPCG(1, 1))
+	for i := range 10 {
+		want := policy.Compile(policytest.DualStack())
+		if i > 0 {
+			want = policy.Compile(policytest.State(r))
+		}
+		result := mustApply(t, d, want, netfilter.Verify(i%3))
+		if !slices.ContainsFunc(result.Notes, func(n netfilter.Note) bool {
+			return n.About == "kernel" && strings.Contains(n.Message, note)
+		}) {
+			t.Errorf("no note with %q: %+v", note, result.Notes)
+		}
+		l := d.lowering.lower(want)
+		for f, table := range l {
+			if table == nil {
+				continue
+			}
+			if text := table.String(); strings.Contains(text, words) {
+				t.Errorf("the rules have %q", words)
+			}
+			if i == 0 && !d.have[f].stands(table) { // without a log, chains of audited policies don't
+				t.Errorf("the chains of %v don't count as complete", conf.Family(f))
+			}
+		}
+		if got := listed(t); strings.Count(got, "drop") < 8 || strings.Contains(got, "kernel refuses") {
+			t.Errorf("the pods are not checked:\n%s", got)
+		}
+	}
 }

@@ -14,8 +14,8 @@ import (
 func (d *Driver) TellsOfChanges() bool { return true }
 
 // Watch calls heard for every generation of nf_tables until ctx ends. concerned is true if the change touched
-// one of weir's tables. Generation 0 means that messages were lost. Watch may run at the same time as all other
-// methods.
+// one of weir's tables, or a chain with rules of weir's. Generation 0 means that messages were lost. Watch may run
+// at the same time as all other methods.
 //
 // Equivalent to: nft monitor
 func (d *Driver) Watch(ctx context.Context, heard func(generation uint32, concerned bool)) error {
@@ -24,7 +24,7 @@ func (d *Driver) Watch(ctx context.Context, heard func(generation uint32, concer
 
 func concerns(c nftnl.Change) bool {
 	own := c.Table == tableName && (c.Family == unix.NFPROTO_IPV4 || c.Family == unix.NFPROTO_IPV6)
-	return own || netfilter.ConcernsGuard(c)
+	return own || concernsAccept(c) || netfilter.ConcernsGuard(c)
 }
 
 // Generation returns the number of the last change of nf_tables in this network namespace.

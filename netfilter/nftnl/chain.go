@@ -90,10 +90,14 @@ func (b *Batch) DeleteChain(t Table, chain string) {
 //
 // Equivalent to: nft add rule FAMILY TABLE CHAIN EXPRESSIONS comment "COMMENT"
 func (b *Batch) AddRule(t Table, chain string, r Rule, about any) {
+	b.request(unix.NFT_MSG_NEWRULE, t, unix.NLM_F_CREATE|unix.NLM_F_APPEND, about, ruleAttrs(t, chain, r))
+}
+
+func ruleAttrs(t Table, chain string, r Rule) attrs {
 	a := attrs{}.text(unix.NFTA_RULE_TABLE, t.Name).text(unix.NFTA_RULE_CHAIN, chain)
 	a = a.put(unix.NFTA_RULE_EXPRESSIONS, r.Expressions)
 	if r.Comment != "" {
 		a = a.put(unix.NFTA_RULE_USERDATA, comment(commentOfAnObject, r.Comment))
 	}
-	b.request(unix.NFT_MSG_NEWRULE, t, unix.NLM_F_CREATE|unix.NLM_F_APPEND, about, a)
+	return a
 }

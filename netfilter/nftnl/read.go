@@ -121,6 +121,13 @@ func (r *Reader) Hook(t Table, chain string) (hook *Hook, accepts bool, err erro
 	if err != nil {
 		return nil, false, wrap(err, "look up chain %s of table %s", chain, t.Name)
 	}
+	hook, accepts = hookIn(answer)
+	return hook, accepts, nil
+}
+
+// hookIn returns the hook in a chain's attributes; nil if it has none. accepts is true if the chain accepts what
+// reaches its end.
+func hookIn(answer []byte) (hook *Hook, accepts bool) {
 	kind, policy := "", uint32(1)
 	for a, value := range netattrs.In(answer) {
 		switch a {
@@ -143,7 +150,7 @@ func (r *Reader) Hook(t Table, chain string) (hook *Hook, accepts bool, err erro
 	if hook != nil {
 		hook.Kind = kind
 	}
-	return hook, policy == 1, nil
+	return hook, policy == 1
 }
 
 // Chains returns the names of the table's chains, also of empty ones.

@@ -1,0 +1,240 @@
+package nftables
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/netfilter/nftnl"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// No chain of weir's can save a packet from a later chain of another program that drops it. So weir writes rules into
+// the chain FORWARD of iptables-nft's tables "ip filter" and "ip6 filter", if they exist. Docker and many images drop
+// there by default. It reports other programs' chains that drop what it allows, and doesn't change them.
+
+// acceptComment marks weir's rules in the chain FORWARD. The jump of the backend iptables has the same words.
+const acceptComment = "weir: no other default drops what policy let through"
+
+const forwardChain = "FORWARD"
+
+var filters = [len(conf.Families)]nftnl.Table{
+	conf.IPv4: {Family: unix.NFPROTO_IPV4, Name: "filter"}, conf.IPv6: {Family: unix.NFPROTO_IPV6, Name: "filter"},
+}
+
+// concernsAccept reports whether the change may have removed weir's rules from the chain FORWARD, or made the table.
+func concernsAccept(c nftnl.Change) bool {
+	return c.Table == filters[0].Name && (c.Family == unix.NFPROTO_IPV4 || c.Family == unix.NFPROTO_IPV6) &&
+		(c.Chain == "" || c.Chain == forwardChain)
+}
+
+// accepting is what the driver knows of the chain FORWARD of a family.
+type accepting struct {
+	known bool        // the chain has the wanted rules, or doesn't exist
+	rules []nftnl.Sum // the wanted rules
+	wrote bool        // the driver has written rules there
+	drops []string    // sentences about other programs' chains that drop pods' packets
+}
+
+// acceptRules returns weir's rules for the chain FORWARD. A chained pod's links and sets are unknown to that table, so
+// each of its addresses has two rules.
+//
+// Equivalent to: iptables-nft -A FORWARD -i weir0 -m comment --comment "weir: …" -j ACCEPT, and the same with -o weir0,
+// -s ADDRESS and -d ADDRESS
+func acceptRules(want *table) (rules []nftnl.Rule) {
+	add := func(r ruleset.Rule) {
+		r.Action = ruleset.Accept
+		s := &statement{family: want.family}
+		s.shortLink(unix.NFT_META_IIFNAME, r.In)
+		s.shortLink(unix.NFT_META_OIFNAME, r.Out)
+		s.address("saddr", 0, r.Src)
+		s.address("daddr", 1, r.Dst)
+		s.e = s.e.Counter()
+		s.act(rule{Rule: r})
+		rules = append(rules, nftnl.Rule{Expressions: s.e, Comment: acceptComment})
+	}
+	add(ruleset.Rule{In: conf.Bridge})
+	add(ruleset.Rule{Out: conf.Bridge})
+	if chained, ok := want.find(want.family.Set(conf.ChainedSet)); ok {
+		for e := range chained.entries.All() {
+			add(ruleset.Rule{Src: e.Prefix})
+			add(ruleset.Rule{Dst: e.Prefix})
+		}
+	}
+	return rules
+}
+
+// shortLink compares a link's name as iptables-nft does, so that it can print the rule.
+func (s *statement) shortLink(key uint32, name string) {
+	if name != "" {
+		s.e = s.e.Meta(key, 0).Compare(unix.NFT_CMP_EQ, append([]byte(name), 0))
+	}
+}
+
+// keepAccepting makes the chains FORWARD have weir's rules for the wanted families, and no others of weir's. It reads
+// them only if they are unknown or other rules are wanted. repaired is true if rules had been lost. Other programs'
+// chains can't harm the rules of policies, so an error is only reported.
+func (d *Driver) keepAccepting(want lowered) (repaired bool) {
+	for _, f := range conf.Families {
+		var rules []nftnl.Rule
+		var sums []nftnl.Sum
+		if want[f] != nil {
+			rules = acceptRules(want[f])
+		}
+		for _, r := range rules {
+			sums = append(sums, r.Sum())
+		}
+		a := &d.accepting[f]
+		same := slices.Equal(a.rules, sums)
+		if a.known && same {
+			continue
+		}
+		changed, err := d.accept(f, rules)
+		repaired = repaired || changed && a.wrote && same
+		a.rules, a.wrote, a.drops = sums, a.wrote || changed, nil
+		if err == nil && want[f] != nil {
+			a.drops, err = d.droppers(f)
+		}
+		if a.known = err == nil; err != nil {
+			a.drops = []string{err.Error()}
+		}
+	}
+	return repaired
+}
+
+// forgetAccepting makes the driver read the chains FORWARD again.
+func (d *Driver) forgetAccepting() {
+	for f := range d.accepting {
+		d.accepting[f].known = false
+	}
+}
+
+// accept makes the family's chain FORWARD have these rules of weir's, directly before a rule that refuses everything,
+// or at the end.
+func (d *Driver) accept(f conf.Family, rules []nftnl.Rule) (changed bool, err error) {
+	for range triesOfAChange {
+		var b nftnl.Batch
+		if err = d.planAccept(&b, f, rules); err != nil || b.Empty() {
+			return false, err
+		}
+		if err = d.commit(&b); !errors.As(err, new(*nftnl.RefusedError)) {
+			return err == nil, err
+		}
+	}
+	return false, fmt.Errorf("accept packets of pods in chain %s of table filter: %w", forwardChain, err)
+}
+
+func (d *Driver) planAccept(b *nftnl.Batch, f conf.Family, rules []nftnl.Rule) error {
+	o := &others{reader: d.reader, table: filters[f]}
+	all, err := d.reader.List(filters[f], forwardChain)
+	if errors.Is(err, nftnl.ErrNotExist) || errors.Is(err, unix.EINVAL) { // EINVAL: the kernel has no nf_tables
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	var own, foreign []nftnl.Listed
+	first := 0 // how many rules of others are before weir's first one
+	for _, r := range all {
+		if commentOf(r) != acceptComment {
+			foreign = append(foreign, r)
+			continue
+		}
+		if len(own) == 0 {
+			first = len(foreign)
+		}
+		own = append(own, r)
+	}
+	to, err := o.refusesAt(foreign)
+	if err != nil {
+		return err
+	}
+	together := len(own) > 0 && all[min(first+len(own), len(all))-1].Handle == own[len(own)-1].Handle
+	if len(own) == len(rules) && (len(own) == 0 || together && first == to) &&
+		slices.EqualFunc(own, rules, func(a nftnl.Listed, b nftnl.Rule) bool { return a.Sum() == b.Sum() }) {
+		return nil
+	}
+	for _, r := range rules {
+		if to < len(foreign) {
+			b.InsertRule(filters[f], forwardChain, r, foreign[to].Handle)
+		} else {
+			b.AddRule(filters[f], forwardChain, r, nil)
+		}
+	}
+	for _, r := range own {
+		b.DeleteRule(filters[f], forwardChain, r.Handle)
+	}
+	return nil
+}
+
+// droppers returns a sentence for each chain of another program that drops forwarded packets which no earlier rule of
+// that chain matches. It leaves out chains whose table has a rule about weir0: there somebody has thought of pods.
+func (d *Driver) droppers(f conf.Family) (all []string, err error) {
+	chains, err := d.reader.BaseChains(unix.NF_INET_FORWARD)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range chains {
+		own := c.Table == tables[f] || c.Table == filters[f] && c.Name == forwardChain
+		if own || c.Family != tables[f].Family && (c.Family != unix.NFPROTO_INET || f != conf.IPv4) {
+			continue
+		}
+		o := &others{reader: d.reader, table: c.Table}
+		rules, err := o.rules(c.Name)
+		if err != nil {
+			return nil, err
+		}
+		at, err := o.refusesAt(rules)
+		if err != nil {
+			return nil, err
+		}
+		if c.Accepts && at == len(rules) {
+			continue
+		}
+		named, err := d.reader.Mentions(c.Table, []byte(conf.Bridge+"\x00"))
+		if err != nil {
+			return nil, err
+		}
+		if named {
+			continue
+		}
+		all = append(all, fmt.Sprintf("chain %s of the nftables table %s (owner: %s) drops forwarded packets of pods that "+
+			"no rule of it accepts: accept them with: %s", c.Name, c.Table, d.ownerOf(c.Table), acceptHint(c)))
+	}
+	return all, nil
+}
+
+// acceptHint returns the commands with which a person accepts pods' packets in the chain.
+func acceptHint(c nftnl.BaseChain) string {
+	if c.Table.Name == "firewalld" {
+		return fmt.Sprintf("firewall-cmd --permanent --zone=trusted --add-interface=%s && firewall-cmd --reload",
+			conf.Bridge)
+	}
+	at := fmt.Sprintf("nft insert rule %s %s", c.Table, c.Name)
+	return fmt.Sprintf("%s iifname %s accept; %s oifname %s accept", at, conf.Bridge, at, conf.Bridge)
+}
+
+// notes returns what other programs drop, and what the kernel lacks.
+func (d *Driver) notes() (all []netfilter.Note) {
+	for _, a := range d.accepting {
+		for _, words := range a.drops {
+			all = append(all, netfilter.Note{About: "host firewall", Message: words})
+		}
+	}
+	return append(all, d.lowering.lacks.notes()...)
+}
+
+// removeAccepting removes weir's rules from the chains FORWARD.
+func (d *Driver) removeAccepting() error {
+	var errs []error
+	for _, f := range conf.Families {
+		_, err := d.accept(f, nil)
+		errs = append(errs, err)
+	}
+	d.accepting = [len(conf.Families)]accepting{}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,196 @@
+package nftables
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// forward returns the rules of filter FORWARD as iptables-nft prints them, without those for chained pods.
+func forward(t *testing.T, program string) []string {
+	t.Helper()
+	return slices.DeleteFunc(strings.Split(strings.TrimSpace(nodetest.Run(t, program, "-S", "FORWARD")), "\n"),
+		func(l string) bool {
+			return strings.HasPrefix(l, "-A FORWARD -s ") || strings.HasPrefix(l, "-A FORWARD -d ")
+		})
+}
+
+const (
+	acceptsIn  = `-A FORWARD -i weir0 -m comment --comment "` + acceptComment + `" -j ACCEPT`
+	acceptsOut = `-A FORWARD -o weir0 -m comment --comment "` + acceptComment + `" -j ACCEPT`
+)
+
+// TestForwardAcceptsPods: the chain FORWARD of iptables-nft gets weir's rules behind all others, but before one that
+// refuses everything. weir doesn't make the chain, and repairs only its own rules.
+func TestForwardAcceptsPods(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	d := driver(t)
+	want := policy.Compile(policytest.DualStack())
+	mustApply(t, d, want, netfilter.All)
+	if all := nodetest.Run(t, "nft", "list", "tables"); strings.Contains(all, "filter") {
+		t.Errorf("weir has made a table of iptables:\n%s", all)
+	}
+	for _, program := range []string{"iptables-nft", "ip6tables-nft"} {
+		drop, reject := "-A FORWARD -p tcp -m tcp --dport 81 -j DROP", "-A FORWARD -p udp -j REJECT"
+		for _, tc := range []struct {
+			name     string
+			commands []string
+			want     []string
+			repairs  bool
+		}{
+			{"drops by default", []string{"-P FORWARD DROP"}, []string{"-P FORWARD DROP", acceptsIn, acceptsOut}, false},
+			{"nothing changes", nil, []string{"-P FORWARD DROP", acceptsIn, acceptsOut}, false},
+			{"flushed", []string{"-F FORWARD"}, []string{"-P FORWARD DROP", acceptsIn, acceptsOut}, true},
+			{
+				"a rule behind",
+				[]string{drop},
+				[]string{"-P FORWARD DROP", drop, acceptsIn, acceptsOut},
+				true,
+			},
+			{
+				"refuses everything",
+				[]string{
+					reject, "-N no", "-A no -m limit --limit 5/min -j LOG", "-A no -p tcp -j REJECT", "-A no -j REJECT",
+					"-A FORWARD -m conntrack --ctstate INVALID -j DROP", "-A FORWARD -m conntrack --ctstate NEW -j no",
+				},
+				[]string{
+					"-P FORWARD DROP", drop, reject, "-A FORWARD -m conntrack --ctstate INVALID -j DROP", acceptsIn, acceptsOut,
+					"-A FORWARD -m conntrack --ctstate NEW -j no",
+				},
+				true,
+			},
+			{
+				"refuses by protocol",
+				[]string{"-F FORWARD", drop, "-A FORWARD -p tcp -j REJECT", "-A FORWARD -j REJECT"},
+				[]string{
+					"-P FORWARD DROP", drop, acceptsIn, acceptsOut, "-A FORWARD -p tcp -j REJECT", "-A FORWARD -j REJECT",
+				},
+				true,
+			},
+			{
+				"one is lost",
+				[]string{"-D" + acceptsIn[2:]},
+				[]string{
+					"-P FORWARD DROP", drop, acceptsIn, acceptsOut, "-A FORWARD -p tcp -j REJECT", "-A FORWARD -j REJECT",
+				},
+				true,
+			},
+		} {
+			for _, c := range tc.commands {
+				nodetest.Run(t, "sh", "-c", program+" "+c)
+			}
+			r := mustApply(t, d, want, netfilter.All)
+			got := forward(t, program)
+			for i, l := range got { // iptables adds the kind of rejection
+				l, _, _ = strings.Cut(l, " --reject-with")
+				got[i] = l
+			}
+			if !slices.Equal(got, tc.want) {
+				t.Errorf("%s, %s:\n%s", program, tc.name, strings.Join(got, "\n"))
+			}
+			if r.Changed != tc.repairs || len(r.Notes) > 0 {
+				t.Errorf("%s, %s: %+v", program, tc.name, r)
+			}
+		}
+		saved := nodetest.Run(t, program+"-save")
+		nodetest.Run(t, "sh", "-c", program+"-restore <<'T'\n"+saved+"T") // the comments are xtables' now
+		mustApply(t, d, want, netfilter.All)
+		if got := forward(t, program); len(got) != 6 || got[2] != acceptsIn || got[3] != acceptsOut {
+			t.Errorf("%s restored:\n%s", program, strings.Join(got, "\n"))
+		}
+	}
+	if err := d.Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if left := nodetest.Run(t, "nft", "list", "ruleset"); strings.Contains(left, "weir") {
+		t.Errorf("left after Remove:\n%s", left)
+	}
+}
+
+// TestForwardAcceptsChainedPods: pods behind another plugin have rules for their addresses.
+func TestForwardAcceptsChainedPods(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	d := driver(t)
+	nodetest.Run(t, "iptables-nft", "-P", "FORWARD", "DROP")
+	chained := func(entries ...ruleset.Entry) string {
+		want := policy.Compile(policytest.DualStack())
+		want.Sets = slices.Clone(want.Sets)
+		for i, s := range want.Sets {
+			if s.Name == conf.ChainedSet {
+				want.Sets[i].Entries = ruleset.EntriesOf(entries...)
+			}
+		}
+		mustApply(t, d, want, netfilter.Trust)
+		return nodetest.Run(t, "iptables-nft", "-S", "FORWARD")
+	}
+	pod := ruleset.Entry{Element: ruleset.Element{Prefix: netip.MustParsePrefix("10.1.2.3/32")}}
+	for _, rule := range []string{"-s 10.1.2.3/32 -m comment", "-d 10.1.2.3/32 -m comment"} {
+		if all := chained(pod); !strings.Contains(all, rule) {
+			t.Errorf("no rule with %s:\n%s", rule, all)
+		}
+	}
+	if all := chained(); strings.Count(all, "\n") != 3 {
+		t.Errorf("after the pod has ended:\n%s", all)
+	}
+}
+
+// TestOthersThatDropAreNoted: a chain of another program that drops what weir allows is named, with its owner and a
+// command that helps, until it accepts pods.
+func TestOthersThatDropAreNoted(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	d := driver(t)
+	want := policy.Compile(policytest.DualStack())
+	noted := func() (all string) {
+		for _, n := range mustApply(t, d, want, netfilter.All).Notes {
+			all += n.About + ": " + n.Message + "\n"
+		}
+		return all
+	}
+	for _, tc := range []struct{ rules, names, mends string }{
+		{
+			"add table inet filter; add chain inet filter forward { type filter hook forward priority 0; policy drop; }",
+			"host firewall: chain forward of the nftables table inet filter (owner: perhaps /etc/nftables.conf)",
+			"insert rule inet filter forward iifname weir0 accept",
+		},
+		{
+			"add table inet firewalld; add chain inet firewalld no; add rule inet firewalld no reject with icmpx type admin-prohibited;" +
+				"add chain inet firewalld filter_FORWARD { type filter hook forward priority 10; };" +
+				"add rule inet firewalld filter_FORWARD ct state established,related accept;" +
+				"add rule inet firewalld filter_FORWARD jump no",
+			"(owner: firewalld)", "delete table inet firewalld",
+		},
+		{
+			"add table ip6 own; add chain ip6 own f { type filter hook forward priority -200; policy drop; }",
+			"chain f of the nftables table ip6 own (owner: unknown)", "add chain ip6 own f { policy accept; }",
+		},
+		{
+			"add table inet innocent; add chain inet innocent f { type filter hook forward priority 1; };" +
+				"add rule inet innocent f tcp dport 22 drop;" +
+				"add chain inet innocent i { type filter hook input priority 1; policy drop; }",
+			"", "delete table inet innocent",
+		},
+	} {
+		nodetest.Run(t, "nft", tc.rules)
+		if all := noted(); !strings.Contains(all, tc.names) || (all == "") != (tc.names == "") {
+			t.Errorf("%s: noted %q", tc.rules, all)
+		}
+		nodetest.Run(t, "nft", tc.mends)
+		if all := noted(); all != "" {
+			t.Errorf("%s: still noted %q", tc.mends, all)
+		}
+	}
+}

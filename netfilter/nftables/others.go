@@ -1,0 +1,218 @@
+package nftables
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/internal/attrs"
+	"github.com/weir-net/weir/netfilter/nftnl"
+)
+
+// others reads chains of other programs.
+type others struct {
+	reader *nftnl.Reader
+	table  nftnl.Table
+	chains map[string][]nftnl.Listed // that have been read
+}
+
+func (o *others) rules(chain string) ([]nftnl.Listed, error) {
+	rules, ok := o.chains[chain]
+	if ok {
+		return rules, nil
+	}
+	rules, err := o.reader.List(o.table, chain)
+	if err != nil && !errors.Is(err, nftnl.ErrNotExist) {
+		return nil, err
+	}
+	if o.chains == nil {
+		o.chains = map[string][]nftnl.Listed{}
+	}
+	o.chains[chain] = rules
+	return rules, nil
+}
+
+// refusesAt returns the index of the first rule that refuses every new connection, itself or in a chain that it
+// leads to. If rules directly before that one refuse a whole protocol, it is the first of these. Without such a
+// rule, refusesAt returns the number of rules. The backend iptables does the same with text.
+func (o *others) refusesAt(rules []nftnl.Listed) (int, error) {
+	for i, r := range rules {
+		refuses, err := o.refuses(r, 0)
+		if err != nil {
+			return 0, err
+		}
+		if !refuses {
+			continue
+		}
+		for i > 0 && effectOf(rules[i-1].Expressions).refusesProtocol() {
+			i--
+		}
+		return i, nil
+	}
+	return len(rules), nil
+}
+
+// maxDepth is how many jumps are followed.
+const maxDepth = 8
+
+func (o *others) refuses(r nftnl.Listed, depth int) (bool, error) {
+	e := effectOf(r.Expressions)
+	switch {
+	case len(e.conditions) > 0 || depth > maxDepth:
+		return false, nil
+	case e.drops:
+		return true, nil
+	case e.chain == "":
+		return false, nil
+	}
+	rules, err := o.rules(e.chain)
+	if err != nil {
+		return false, err
+	}
+	for _, r := range rules {
+		refuses, err := o.refuses(r, depth+1)
+		if refuses || err != nil {
+			return refuses, err
+		}
+		if e := effectOf(r.Expressions); (e.drops || e.ends || e.chain != "") && !e.refusesProtocol() {
+			return false, nil
+		}
+	}
+	return false, nil
+}
+
+// effect is what another program's rule does, as far as weir must know.
+type effect struct {
+	conditions []match
+	drops      bool
+	ends       bool   // the packet leaves the chain, but isn't dropped
+	chain      string // that the rule leads to
+}
+
+// match is an expression of a rule that may keep a rule from matching.
+type match struct {
+	name   string
+	fields map[uint16][]byte
+}
+
+// refusesProtocol reports whether the rule refuses all packets of one protocol.
+func (e effect) refusesProtocol() bool {
+	if !e.drops || len(e.conditions) != 2 || e.conditions[1].name != "cmp" {
+		return false
+	}
+	number := func(kind uint16) uint32 {
+		if v := e.conditions[0].fields[kind]; len(v) == 4 {
+			return binary.BigEndian.Uint32(v)
+		}
+		return ^uint32(0)
+	}
+	switch e.conditions[0].name {
+	case "meta":
+		return number(unix.NFTA_META_KEY) == unix.NFT_META_L4PROTO
+	case "payload": // the protocol's byte in the header of IPv4 or IPv6
+		at := number(unix.NFTA_PAYLOAD_OFFSET)
+		return number(unix.NFTA_PAYLOAD_BASE) == unix.NFT_PAYLOAD_NETWORK_HEADER &&
+			number(unix.NFTA_PAYLOAD_LEN) == 1 && (at == 9 || at == 6)
+	}
+	return false
+}
+
+func fieldsOf(data []byte) map[uint16][]byte {
+	all := map[uint16][]byte{}
+	for kind, value := range attrs.In(data) {
+		all[kind] = value
+	}
+	return all
+}
+
+func effectOf(expressions []byte) (e effect) {
+	for _, one := range attrs.In(expressions) {
+		f := fieldsOf(one)
+		name, f := nftnl.Text(f[unix.NFTA_EXPR_NAME]), fieldsOf(f[unix.NFTA_EXPR_DATA])
+		switch name {
+		case "counter", "log":
+		case "reject":
+			e.drops = true
+		case "immediate":
+			e.verdict(f)
+		case "target":
+			switch nftnl.Text(f[unix.NFTA_TARGET_NAME]) {
+			case "REJECT", "DROP":
+				e.drops = true
+			case "LOG", "NFLOG", "ULOG":
+			default:
+				e.ends = true
+			}
+		case "match":
+			if !always(f) {
+				e.conditions = append(e.conditions, match{name, f})
+			}
+		default:
+			e.conditions = append(e.conditions, match{name, f})
+		}
+	}
+	return e
+}
+
+func (e *effect) verdict(immediate map[uint16][]byte) {
+	v, ok := nftnl.VerdictOf(immediate[unix.NFTA_IMMEDIATE_DATA])
+	switch {
+	case !ok:
+	case v.Chain != "":
+		e.chain = v.Chain
+	case v.Code == 0:
+		e.drops = true
+	default:
+		e.ends = true
+	}
+}
+
+// always reports whether a match of xtables matches every first packet of a connection: a comment, or a condition
+// for the connection's state alone that includes NEW (struct xt_conntrack_mtinfo3).
+func always(fields map[uint16][]byte) bool {
+	const flagsAt, invertAt, statesAt, states, isNew = 146, 148, 150, 1, 1 << 3
+	info := fields[unix.NFTA_MATCH_INFO]
+	switch nftnl.Text(fields[unix.NFTA_MATCH_NAME]) {
+	case "comment":
+		return true
+	case "conntrack":
+		at := func(i int) uint16 { return binary.NativeEndian.Uint16(info[i:]) }
+		return len(info) >= statesAt+2 && at(flagsAt) == states && at(invertAt) == 0 && at(statesAt)&isNew != 0
+	}
+	return false
+}
+
+// commentOf returns the rule's comment, in nft's form or as a match of xtables.
+func commentOf(r nftnl.Listed) string {
+	if r.Comment != "" {
+		return r.Comment
+	}
+	for _, one := range attrs.In(r.Expressions) {
+		f := fieldsOf(one)
+		if nftnl.Text(f[unix.NFTA_EXPR_NAME]) != "match" {
+			continue
+		}
+		if f = fieldsOf(f[unix.NFTA_EXPR_DATA]); nftnl.Text(f[unix.NFTA_MATCH_NAME]) == "comment" {
+			return nftnl.Text(f[unix.NFTA_MATCH_INFO])
+		}
+	}
+	return ""
+}
+
+// knownTables are tables by which a program can be told.
+var knownTables = map[string]string{
+	"firewalld": "firewalld", "docker-bridges": "Docker", "kube-proxy": "kube-proxy", "libvirt_network": "libvirt",
+	"filter": "perhaps /etc/nftables.conf",
+}
+
+func (d *Driver) ownerOf(t nftnl.Table) string {
+	if id := d.reader.Owner(t); id != 0 {
+		return fmt.Sprintf("the process with the netlink port %d", id)
+	}
+	if name, ok := knownTables[t.Name]; ok {
+		return name
+	}
+	return "unknown"
+}

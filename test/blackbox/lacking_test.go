@@ -1,0 +1,99 @@
+package blackbox
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// withoutXtables gives the test's node the kernel and the programs of an image without ipset and xtables. With an
+// error, the kernel answers each use of them with it. Otherwise it doesn't know them.
+func withoutXtables(t *testing.T, refused unix.Errno) {
+	t.Helper()
+	programs := t.TempDir()
+	for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
+		entries, _ := os.ReadDir(dir) // PATH may name a directory that doesn't exist
+		for _, e := range entries {
+			name := e.Name()
+			if strings.Contains(name, "tables") || strings.HasPrefix(name, "ipset") {
+				continue
+			}
+			if err := os.Symlink(filepath.Join(dir, name), filepath.Join(programs, name)); err != nil && !os.IsExist(err) {
+				t.Fatal(err)
+			}
+		}
+	}
+	t.Setenv("PATH", programs)
+	nodetest.EditNetlink(t, false, func(message []byte) unix.Errno {
+		const compat, unused = 11, 0x3f
+		switch subsystem := &message[5]; *subsystem { // the numbers of subsystems are in nfnetlink.h
+		case unix.NFNL_SUBSYS_IPSET, compat:
+			if refused != 0 {
+				return refused
+			}
+			*subsystem = unused
+		case unix.NFNL_SUBSYS_NFTABLES: // attributes of length 10 and 11 with the names of expressions
+			for _, name := range []string{"\x0a\x00\x01\x00match\x00", "\x0b\x00\x01\x00target\x00"} {
+				other := strings.Replace(name, "a", "-", 1)
+				copy(message, bytes.ReplaceAll(message, []byte(name), []byte(other)))
+			}
+		}
+		return 0
+	})
+}
+
+// TestNodeWithoutXtables: nftables enforces policies on a node that has neither ipset nor xtables.
+func TestNodeWithoutXtables(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	nodeWithoutXtables(t, 0)
+}
+
+// TestNodeThatRefusesXtables: nftables does the same on a node that refuses to use ipset and xtables.
+func TestNodeThatRefusesXtables(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	nodeWithoutXtables(t, unix.EPERM)
+}
+
+func nodeWithoutXtables(t *testing.T, refused unix.Errno) {
+	t.Helper()
+	n := nodetest.NewNode(t, dualStack)
+	n.ConfigureList(nodetest.Conf{"type": "weir", "ranges": dualStack["ranges"]}) // without portmap
+	withoutXtables(t, refused)
+	n.Manifest("cluster.yaml", isolated)
+	n.SpawnAgent("--source", "dir:"+n.Manifests, "--backend", "nftables")
+	n.Eventually("the agent is ready", func() error {
+		_, err := n.Ctl("status")
+		return err
+	})
+	n.Serve(n.Outside, "tcp", ":80")
+	for range 2 {
+		client, other, attacker := n.AddPod("shop", "client"), n.AddPod("shop", "other"), n.AddPod("shop", "attacker")
+		n.Serve(attacker.Netns, "tcp", ":80")
+		n.Serve(client.Netns, "tcp", ":80")
+		for _, address := range []string{
+			attacker.IP + ":80", "[" + attacker.IP6 + "]:80", "192.0.2.1:80", "[2001:db8::1]:80",
+		} {
+			n.Reach(other, address, true)
+			n.Reach(client, address, false)
+		}
+		n.Reach(other, client.IP+":80", false)
+		n.Reach(other, "["+client.IP6+"]:80", false)
+		out, err := n.Ctl("status")
+		if err != nil || !strings.Contains(out, "nftables") || strings.Contains(out, "ERROR") {
+			t.Errorf("weirctl status: %v\n%s", err, out)
+		}
+		for _, p := range []*nodetest.Pod{client, other, attacker} {
+			n.DelPod(p)
+		}
+	}
+}
