@@ -167,7 +167,8 @@ func TestOthersThatDropAreNoted(t *testing.T) {
 			"insert rule inet filter forward iifname weir0 accept",
 		},
 		{
-			"add table inet firewalld; add chain inet firewalld no; add rule inet firewalld no reject with icmpx type admin-prohibited;" +
+			"add table inet firewalld; add chain inet firewalld no;" +
+				"add rule inet firewalld no reject with icmpx type admin-prohibited;" +
 				"add chain inet firewalld filter_FORWARD { type filter hook forward priority 10; };" +
 				"add rule inet firewalld filter_FORWARD ct state established,related accept;" +
 				"add rule inet firewalld filter_FORWARD jump no",
