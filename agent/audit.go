@@ -25,7 +25,7 @@ type wouldDrop struct {
 	local, peer *policy.Pod
 }
 
-// only leaves out the lines of audited policies that are no would-drops.
+// If an audited policy has logged a packet that no audited policy would drop, only leaves out its line.
 func (j *auditJudge) only(ctx context.Context, a *agent, lines []drops.Line) []drops.Line {
 	j.found = nil
 	isAudit := func(l drops.Line) bool { return l.Prefix != nil && l.Reason == agentapi.ByAudit }

@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	// Connections of further kinds are only counted.
+	// Beyond these numbers of kinds, connections are only counted.
 	maxAudited     = 8192
 	maxAuditedEach = 1024
 )
@@ -143,7 +143,8 @@ func auditedEnd(e agentapi.DropEnd, p *policy.Pod) agentapi.AuditedEnd {
 	return end
 }
 
-// report forgets the kinds of connections for which still returns false. An empty name means all policies.
+// report calls still for each kind of connections, and forgets the kind if still returns false. An empty name means
+// all policies.
 func (s *auditSums) report(name string, still func(*agentapi.AuditedTraffic) bool) agentapi.AuditReport {
 	all := s.copyKinds()
 	var ended []auditKind

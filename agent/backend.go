@@ -34,8 +34,8 @@ type Backend interface {
 
 	// Apply makes the kernel's state equal to the ruleset. No packet passes meanwhile that the old and the new
 	// ruleset both deny. After a *netfilter.UnknownError, only tables that can't be read may differ. After a
-	// *netfilter.RefusedError, the caller must leave out the refused parts. After any other error, the next Apply
-	// goes on.
+	// *netfilter.RefusedError, the caller must leave out the refused parts. After any other error, a part is
+	// applied, and the next Apply does the rest.
 	Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error)
 	// PutFirst puts weir's rules before all others and changes nothing else. The agent calls it when the kernel's
 	// state can't be read.

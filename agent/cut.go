@@ -38,7 +38,7 @@ type cutting struct {
 }
 
 // Walks take at most half of the time. A long walk's period is twice its duration, and at least shortestPeriod. A
-// walk may begin early, by up to borrowed times shortestPeriod.
+// walk may begin early, but at most by borrowed times shortestPeriod.
 const (
 	shortestPeriod = 500 * time.Millisecond
 	borrowed       = 4
@@ -122,7 +122,8 @@ func (a *agent) endPause() {
 	}
 }
 
-// takeWalk returns true if no pod was enrolled since an earlier walk failed. Then a reconcile is needed.
+// After a failed walk, no pod is enrolled. takeWalk returns true if this walk ends that state, so a reconcile is
+// needed.
 func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	defer a.publishStatus()
 	c := &a.cutting
@@ -175,7 +176,7 @@ func (a *agent) listed(connections []cut.Example, more int) string {
 	return strings.Join(list, ", ")
 }
 
-// If newer rules disagree on a connection, the next walk handles it.
+// If the newest rules decide otherwise on a connection, walkConnections leaves it to the next walk.
 func walkConnections(by *snapshot, target *atomic.Pointer[snapshot]) (cut.Result, error) {
 	own, err := ownAddresses()
 	if err != nil {

@@ -47,7 +47,8 @@ func TestOwnChangesAreNotReadAgain(t *testing.T) {
 		})
 	}
 	flush()
-	// This flush needs one read. The late announcement of the first flush may cause two more.
+	// The tables must be read once for this flush. Two more reads may come from the first flush, which was
+	// announced late.
 	if n := reads() - before; n < 1 || n > 3 {
 		t.Errorf("with %d changes of the agent's own the tables were read %d times, want once, for the flush", changes, n)
 	}

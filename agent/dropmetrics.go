@@ -56,7 +56,7 @@ func (c *dropCounts) count(entries []drops.Entry) {
 	}
 }
 
-// The names lack the namespace, and a long list is shortened.
+// The label has the policies' names without the namespace. A long list is shortened.
 func policyLabel(policies []string) string {
 	names := make([]string, len(policies))
 	for i, p := range policies {

@@ -195,7 +195,7 @@ func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) 
 	return d
 }
 
-// A rule for both directions doesn't tell the direction. It is egress if the sender is a pod of this node.
+// Some rules are for both directions. Then the direction is egress if the sender is a pod of this node.
 func (v *dropView) direction(l drops.Line) string {
 	switch {
 	case l.Reason != agentapi.ByWay && v.pods[l.Flow.Source()] != "": // by another way, the source is forged

@@ -76,7 +76,7 @@ type logReader interface {
 	Close() error
 }
 
-// What was read before an error is still counted.
+// After an error, readDrops still counts the packets that it has already read.
 func (a *agent) readDrops(ctx context.Context, c *dropCounter, open func() (logReader, error)) (err error) {
 	reader, err := open()
 	if err != nil {
@@ -157,7 +157,7 @@ func (c *dropCounter) keepReporting(ctx context.Context, d time.Duration) {
 	}
 }
 
-// end waits until the reporter has everything, and then closes the channel.
+// end waits until the reporting goroutine has all lines, and then closes the channel.
 func (c *dropCounter) end() {
 	if len(c.lines) > 0 {
 		c.to <- c.lines
@@ -198,7 +198,7 @@ func (n *podNetworks) load(s *snapshot) {
 	n.of = s
 }
 
-// contains is true for pods of this node and for all accepted podCIDRs.
+// contains reports whether the address is a pod's on this node, or in an accepted podCIDR.
 func (n *podNetworks) contains(a netip.Addr) bool {
 	if n.pods[a] {
 		return true

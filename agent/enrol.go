@@ -68,7 +68,7 @@ func (e *enrolments) answer(
 	return next
 }
 
-// The plugin has just changed the endpoint's record and sets, so both are read.
+// The plugin has just changed the endpoint's record and sets, so takeEnrolment reads both.
 func (a *agent) takeEnrolment(e *enrolment) {
 	walk := a.records.read(e.id)
 	a.cutting.demand(walk)
@@ -88,7 +88,7 @@ func (a *agent) takeEnrolment(e *enrolment) {
 	}
 }
 
-// Reading the tables is slow, and needless if no other program has changed them.
+// The tables are read only if another program may have changed them, because reading is slow.
 func (a *agent) chainsToVerify(ctx context.Context) netfilter.Verify {
 	if a.backend.TellsOfChanges() && a.drift.none(ctx, a.backend) {
 		return netfilter.Trust

@@ -214,7 +214,7 @@ func flowLinks(s *snapshot) []string {
 	return slices.Compact(links)
 }
 
-// Packets with unknown addresses are counted without a flow.
+// take adds the lines to the flows. Packets with unknown addresses are only counted.
 func (r *recording) take(ctx context.Context, lines []drops.Line) {
 	if len(lines) == 0 {
 		return
@@ -237,7 +237,7 @@ func (r *recording) take(ctx context.Context, lines []drops.Line) {
 	}
 }
 
-// end adds labels only if it is certain which pod has the address.
+// end describes the address. The labels are left out if several pods may have the address.
 func (r *recording) end(address netip.Addr, state policy.State) agentapi.FlowEnd {
 	end := agentapi.FlowEnd{Address: address, Pod: r.view.pods[address], Node: r.view.nodes[address]}
 	var found []*policy.Pod

@@ -61,7 +61,7 @@ func (a *agent) keepGate(verify netfilter.Verify) error {
 	return nil
 }
 
-// While the nodes aren't known, the gate accepts no tunnel packets. An existing gate stays.
+// While the nodes aren't known, keepGateClosed makes a gate that accepts no tunnel packets. An existing gate stays.
 func (a *agent) keepGateClosed() error {
 	if a.Node.Name == "" {
 		return nil

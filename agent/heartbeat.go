@@ -7,12 +7,13 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// Without a recent heartbeat, the plugin's STATUS fails.
+// heartbeat renews the agent's heartbeat file. Without a recent heartbeat, the plugin's STATUS fails.
 type heartbeat struct {
 	last time.Time
 }
 
-// The caller must be sure that the kernel has everything. After an error the heartbeat stays due.
+// renew may be called only if the kernel has everything that it should have. After an error the heartbeat stays
+// due.
 func (h *heartbeat) renew(log *slog.Logger) {
 	if time.Since(h.last) < agentapi.BeatEvery {
 		return

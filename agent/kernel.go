@@ -17,7 +17,7 @@ type kernelView struct {
 	// refused has the parts that the kernel has refused since the last resync. The map is replaced, never changed,
 	// because snapshots share it.
 	refused ruleset.Refused
-	// debt is the least that the next reconcile must read. After a failure it is All, otherwise Trust.
+	// debt is the least that the next reconcile must read. It is All after a failure, and otherwise Trust.
 	debt          netfilter.Verify
 	pluginChanged bool // the plugin has changed sets since the last apply
 	// refreshing is true while a resync reads the kernel part by part. refreshed is true once it has read
@@ -81,7 +81,7 @@ type applied struct {
 	err    error
 }
 
-// Tables that can't be read don't count.
+// done reports whether the kernel has the ruleset. Tables that can't be read don't count.
 func (p *applied) done() bool { return p.err == nil || p.unknown() }
 
 // unknown means that some tables could not be read. All other tables have their rules.

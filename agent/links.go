@@ -11,7 +11,8 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// If a pod with enforcement "closed" starts while no agent runs, its link stays down until the agent brings it up.
+// links has the links that the agent need not bring up any more. If a pod with enforcement "closed" starts while no
+// agent runs, its link stays down until an agent brings it up.
 type links struct {
 	done map[string]bool
 }

@@ -57,7 +57,8 @@ func (a *agent) takeNodes(d *policy.Delta) {
 	a.settleClaims()
 }
 
-// A new plan of routes and tunnels is needed afterwards.
+// settleClaims decides again which Nodes' claims are accepted. A new plan of routes and tunnels is needed
+// afterwards.
 func (a *agent) settleClaims() {
 	a.cluster.nodes.settle(a.Node)
 	a.cluster.engine.SetNodes(a.cluster.nodes.accepted)

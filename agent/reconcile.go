@@ -11,7 +11,7 @@ import (
 
 const retry = time.Second
 
-// After destroying sets for 20 ms, a round leaves the others to the next one.
+// A round destroys sets for at most 20 ms. After this time, the next round goes on.
 const destroyLater = retry / 10
 
 type round struct {
@@ -83,7 +83,7 @@ func (r *round) settleNodes(context.Context) bool {
 	return true
 }
 
-// concludeKernel handles an error later, so the round goes on.
+// An error doesn't end the round here. concludeKernel handles it later.
 func (r *round) applyRuleset(ctx context.Context) bool {
 	r.applied = r.apply(ctx, r.verify)
 	r.verify = r.applied.verify
@@ -102,7 +102,7 @@ func (r *round) reportProblems(context.Context) bool {
 	return true
 }
 
-// concludeKernel handles an error later, so the round goes on.
+// An error doesn't end the round here. concludeKernel handles it later.
 func (r *round) keepGuardAndGate(context.Context) bool {
 	r.guardErr = errors.Join(r.keepGuard(r.verify), r.keepGate(r.verify))
 	return true
@@ -190,7 +190,7 @@ func (r *round) answerPlugins(context.Context) bool {
 	return true
 }
 
-// If a way to another node failed, reachNodes asks for another round.
+// If the routes and tunnels to other nodes can't be set up, reachNodes asks for another round.
 func (r *round) reachNodes(context.Context) bool {
 	if !r.reach() {
 		r.next = sooner(r.next, retry)

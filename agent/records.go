@@ -105,7 +105,7 @@ func (r *records) readAll() (walk bool, err error) {
 	return walk, nil
 }
 
-// If the record can't be read, its pod is closed. walk is true if a broken record was mended.
+// read reads one record. If that fails, its pod is closed. walk is true if a broken record was mended.
 func (r *records) read(id string) (walk bool) {
 	known := slices.Concat(r.endpoints[id].Addresses, r.closed[id].Addresses)
 	walk, r.copied = r.broken[id] != nil, nil
@@ -142,8 +142,8 @@ func (r *records) reread(id string) (changed, walk bool) {
 	return true, walk
 }
 
-// The attachment keeps its addresses in the set of all pods: for another plugin's link, nothing else closes the
-// pod.
+// close marks a record as broken. The attachment's addresses stay in the set of all pods, because nothing else
+// closes a pod behind another plugin's link.
 func (r *records) close(id string, known []endpoint.Address, why error) {
 	container, ifName, _ := strings.Cut(id, ":")
 	e := endpoint.Endpoint{

@@ -37,7 +37,7 @@ func (s *snapshots) init() {
 	s.enforced.Store(&snapshot{})
 }
 
-// sliceTime bounds the engine's work on new sets in one round. A waiting event waits about so long.
+// sliceTime bounds the engine's work on new sets in one round. An event may have to wait for this time.
 const sliceTime = 2 * time.Millisecond
 
 func (a *agent) compile() *snapshot {

@@ -16,7 +16,8 @@ type sourceReport struct {
 
 type omission struct{ path, where, why string }
 
-// Only documents without a known object are logged here. Others are problems.
+// reportFiles logs the documents that were left out and have no known object. With a known object, a document is a
+// problem of the object.
 func (a *agent) reportFiles() {
 	source, ok := a.Source.(Files)
 	if !ok {

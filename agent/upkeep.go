@@ -76,7 +76,7 @@ func (u *upkeep) notify() {
 	}
 }
 
-// A change of only the underlay needs no check now.
+// hear asks for a check of the node, unless only the underlay has changed.
 func (u *upkeep) hear(n bridge.News) {
 	if n.Ways {
 		u.ways.Store(true)
@@ -128,7 +128,7 @@ func (a *agent) keepNode(ctx context.Context) error {
 	}
 }
 
-// If nothing differs, check doesn't take the node's lock.
+// check compares and repairs the node settings. If nothing differs, it doesn't take the node's lock.
 func (u *upkeep) check(links netlinksafe.Handle, k *nodeKnowledge) ([]bridge.Difference, error) {
 	memory, err := bridge.NodeMemory()
 	if err != nil {

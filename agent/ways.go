@@ -78,7 +78,8 @@ func (a *agent) reach() bool {
 	return err == nil
 }
 
-// applyWays does nothing if nothing can have changed. It counts what another program has removed.
+// applyWays applies the plan, unless nothing can have changed. It counts the parts that another program has
+// removed.
 func (a *agent) applyWays() error {
 	w := &a.ways
 	same := w.version == w.applied
@@ -110,7 +111,7 @@ func (a *agent) countLacks(lacks []overlay.Lack) {
 	a.countRepairs(bridge.KindOverlay, all)
 }
 
-// Of many other nodes with a new address, only the first is logged.
+// reportMoves logs nodes with a new address. Of many other nodes, it logs only the first.
 func (a *agent) reportMoves(before, now overlay.Plan) {
 	if before.NodeAddress.IsValid() && now.NodeAddress.IsValid() && before.NodeAddress != now.NodeAddress {
 		a.Log.Info("this node has another address; its tunnels begin there now",

@@ -203,7 +203,8 @@ func inNamespace(pods, namespace string) bool {
 	return false
 }
 
-// named accepts NAME for NAMESPACE/NAME. Commas separate the objects.
+// named reports whether one of the objects has the name. Commas separate the objects. The name may lack the
+// namespace.
 func named(objects, name string) bool {
 	for o := range strings.SplitSeq(objects, ",") {
 		if _, short, ok := strings.Cut(o, "/"); o == name || ok && short == name {

@@ -180,7 +180,8 @@ func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	return &Bridge{Index: link.Attrs().Index, MAC: link.Attrs().HardwareAddr, MTU: link.Attrs().MTU}, nil
 }
 
-// The addresses come last. If the process is killed before, the missing address shows that work is left.
+// ensureIPv4 adds the addresses after everything else. If the process is killed before, the missing address shows
+// that work is left.
 func ensureIPv4(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix) error {
 	if len(gateways) == 0 {
 		return nil

@@ -72,8 +72,8 @@ func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr, mtu i
 	name := p.IfName + " in the pod"
 	errs := []error{checkUp(link, name)}
 	index := link.Attrs().Index
-	// A smaller MTU is right: another plugin, such as tuning, may have set it. Packets larger than the other end's
-	// MTU are dropped.
+	// A smaller MTU in the pod is right: another plugin, such as tuning, may have set it. Packets larger than the
+	// other end's MTU are dropped.
 	if have := link.Attrs().MTU; have > mtu {
 		errs = append(errs, fmt.Errorf("%s has MTU %d, and its other end %d", name, have, mtu))
 	}
@@ -102,7 +102,8 @@ type Interface struct {
 	Addresses []*net.IPNet
 }
 
-// CheckInterfaces verifies MACs, MTUs and addresses in the handle's network namespace. The errors contain where.
+// CheckInterfaces verifies MACs, MTUs and addresses in the handle's network namespace. Errors contain the text
+// where.
 func CheckInterfaces(h netlinksafe.Handle, where string, all []Interface) error {
 	var errs []error
 	for _, i := range all {

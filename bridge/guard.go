@@ -130,7 +130,7 @@ func (s Sender) deleteElements(conn *nftables.Conn) error {
 	return nil
 }
 
-// An absent element fails its whole transaction, so each element has its own.
+// Each element is deleted in a transaction of its own, because an absent element fails its whole transaction.
 func deleteElement(conn *nftables.Conn, f conf.Family, e nftables.SetElement) error {
 	if err := conn.SetDeleteElements(sendersSet(f), []nftables.SetElement{e}); err != nil {
 		return err
@@ -262,7 +262,7 @@ func compareSenders(want []Sender, present senderKeys) (missing []Sender, add, a
 	return missing, add, all
 }
 
-// The kernel refuses an addition if a part of the guard is wrong.
+// If a part of the guard is wrong, the kernel refuses an addition. Then the guard is replaced.
 func makeOrReplaceGuard(add, all elements) error {
 	if makeGuard(add) == nil {
 		return nil

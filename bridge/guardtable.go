@@ -119,7 +119,7 @@ func RemoveGuard() error {
 	}
 	var errs []error
 	for _, t := range guardTables() {
-		// An absent table fails its whole transaction, so each table has its own.
+		// Each table is deleted in a transaction of its own, because an absent table fails its whole transaction.
 		conn.DelTable(t)
 		if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
 			errs = append(errs, fmt.Errorf("delete the guard's table %s: %w", t.Name, err))

@@ -37,7 +37,7 @@ func TestIPv6PodsReachEachOtherThroughTheNode(t *testing.T) {
 			ports = append(ports, p)
 		}
 		ping := []string{"ping", "-6", "-c1", "-W1", "-I", a, b}
-		// A new port forwards a moment later, so ping often.
+		// A new port doesn't forward at once, so ping often.
 		nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-6", "-c1", "-w5", "-i0.05", "-I", a, b)
 		if took := time.Since(began); took > time.Second {
 			t.Errorf("it took %s: the kernel has looked for duplicates", took)

@@ -137,7 +137,8 @@ func (o *Observed) podMTU(port Link) (mtu int, err error) {
 	if port.PeerNS < 0 || port.Peer <= 0 {
 		return 0, nil
 	}
-	// A request for one link has no end of a list. The acknowledgement tells Dump that the answer is whole.
+	// The answer about one link has no end mark as a list has. The acknowledgement tells Dump that the answer is
+	// whole.
 	get := request(unix.RTM_GETLINK, unix.NLM_F_ACK, ifInfo(unix.AF_UNSPEC, port.Peer),
 		number(unix.IFLA_TARGET_NETNSID, port.PeerNS), withoutStatistics())
 	err = o.lists.Dump(get, func(m []byte) bool {

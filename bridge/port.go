@@ -104,7 +104,7 @@ func (b *Bridge) AddPort(p Port) (routes []conf.Route, err error) {
 	return p.addSecondaryRoutes(peer, existing)
 }
 
-// The kernel leaves out the peer's index if both indices are equal.
+// indices returns the indices of a pair's ends. The kernel leaves out the peer's index if both are equal.
 func indices(replies [][]byte) (index, peer int, err error) {
 	if len(replies) != 1 || len(replies[0]) < unix.SizeofIfInfomsg {
 		return 0, 0, batch.ErrNoAnswer

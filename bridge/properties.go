@@ -84,7 +84,7 @@ func Properties(k Knowledge) []Property {
 		all = append(all, sysctlsIPv4()...)
 	}
 	if six {
-		// Only the agent switches IPv6 on. Where it is off, ADD fails.
+		// The agent switches IPv6 on. ADD doesn't: it fails if IPv6 is off.
 		all = append(all, Sysctl{
 			Key: "net/ipv6/conf/" + Name + "/disable_ipv6", Value: "0", Link: Name, Why: "there is IPv6 on " + Name,
 		})

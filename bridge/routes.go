@@ -41,7 +41,7 @@ func checkRoutes(pod netlinksafe.Handle, index int, routes []conf.Route) error {
 	return errors.Join(errs...)
 }
 
-// MTU, AdvMSS and priority are compared only if r has them.
+// matchesRoute compares MTU, AdvMSS and priority only if r has them.
 func matchesRoute(have netlink.Route, r conf.Route) bool {
 	dst := netip.PrefixFrom(r.Dst.Addr(), 0).Masked() // the kernel may leave out the destination of a default route
 	if have.Dst != nil {

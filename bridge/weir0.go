@@ -81,7 +81,7 @@ func (b WeirBridge) Check(o *Observed) error {
 	return nil
 }
 
-// The MAC for one of weir0's addresses is right too.
+// acceptsMAC accepts one of MACs, or the MAC for one of weir0's addresses.
 func (b WeirBridge) acceptsMAC(o *Observed, br Link) bool {
 	if slices.ContainsFunc(b.MACs, func(m net.HardwareAddr) bool { return bytes.Equal(m, br.MAC) }) {
 		return true

@@ -41,7 +41,8 @@ func (p Remote) forwarding(tunnel int) netlink.Neigh {
 	}
 }
 
-// Multicast entries stay. Errors of the kernel go to refused.
+// setNeighbours makes the tunnel's entries equal to those of the remotes. Multicast entries stay. Errors of the
+// kernel go to refused.
 //
 // Equivalent to:
 //
@@ -124,7 +125,8 @@ func sameRoute(have, want netlink.Route, tunnel int) bool {
 		have.Type == unix.RTN_UNICAST
 }
 
-// Routes of nodes in refused are left out. Further errors of the kernel go to refused.
+// setRoutes makes weir's routes equal to the plan's. It leaves out the nodes in refused. Further errors of the
+// kernel go to refused.
 //
 // Equivalent to:
 //

@@ -157,7 +157,7 @@ func prefixLength(n *net.IPNet) int {
 	return ones
 }
 
-// Without such a link, or for lo, the path has no MTU.
+// addressLink returns the path by the link with the address. Without such a link, or for lo, the path has no MTU.
 func (r *Routes) addressLink(local netip.Addr) (Path, error) {
 	addrs, err := r.h.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {

@@ -297,7 +297,7 @@ func (c *planner) path(node string, from, to netip.Addr) (Path, bool) {
 	return path, true
 }
 
-// Without other nodes, the uplink's MTU counts.
+// setMTUs takes the smallest MTU of the paths to other nodes. Without other nodes, it takes the uplink's.
 func (c *planner) setMTUs() {
 	if !c.NodeAddress.IsValid() {
 		return

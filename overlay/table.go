@@ -40,8 +40,8 @@ func openTransaction() (*nftables.Conn, error) {
 }
 
 // Apply makes the kernel's table equal to the gate. If only a few elements differ, it changes only these. Otherwise
-// it replaces the table in one transaction. replaced is true if more than elements was wrong. t is what the table
-// had counted before.
+// it replaces the table in one transaction. replaced is true if the table was missing, or something other than
+// elements was wrong. t has the counts of the table before.
 //
 // Equivalent to: nft -f, with a table of these sets and chains
 func (g Gate) Apply() (replaced bool, t Traffic, err error) {
@@ -182,7 +182,7 @@ func (g Gate) updateElements(conn *nftables.Conn, have gateElements) error {
 		changed = true
 		set := s.kernel()
 		if s.interval && !s.concatenated {
-			// A range is two elements here and could lose one. Such sets are small, so the whole set is filled
+			// A range is two elements in such a set, and could lose one of them. The set is small, so it is filled
 			// anew.
 			conn.FlushSet(set)
 			stale, missing = nil, s.elements
@@ -218,7 +218,7 @@ func (s gateSet) compare(have map[string]nftables.SetElement) (missing, stale []
 	return missing, stale
 }
 
-// The elements are nil if the table must be replaced.
+// readGate returns the kernel's elements, or nil if the table must be replaced.
 func readGate(conn *nftables.Conn, g Gate) (gateElements, Traffic, error) {
 	exists, err := nft.TableExists(conn, gateTable())
 	if err != nil || !exists {
@@ -271,7 +271,7 @@ func ReadTraffic() (Traffic, error) {
 	return trafficOf(chains), err
 }
 
-// The rules that count have certain comments.
+// trafficOf finds the rules that count tunnel packets by their comments.
 func trafficOf(chains map[string]nft.Listed) (t Traffic) {
 	for _, c := range chains {
 		for _, r := range c.Rules {

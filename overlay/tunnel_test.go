@@ -97,7 +97,7 @@ func TestPodsForgeNoTunnelPackets(t *testing.T) {
 		}
 	}
 
-	// The forgery works if n1 only masquerades and there is no gate.
+	// Without a gate, the forged packets arrive if n1 masquerades them.
 	enforce("n1", nodes...)
 	flush("n1")
 	arrives(internal, true)

@@ -87,7 +87,7 @@ func (e *Events) Add(d *agentapi.Drop, now time.Time) (Notice, bool) {
 		of = &bucket{}
 		e.pods[local.Pod] = of
 	}
-	// A kind without an event isn't remembered, so a pod with many kinds takes no room from others.
+	// Only a kind of drops with an event is remembered, so a pod with many kinds takes no room from others.
 	if !of.take(now, podBurst, podEvery) || n == nil && len(e.noticed) >= maxNoticed ||
 		!e.all.take(now, allBurst, allEvery) {
 		return Notice{}, false

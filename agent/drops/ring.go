@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// A Ring is bounded by entries and, roughly, by bytes.
+// A Ring has at most this many entries, and about this many bytes.
 const (
 	ringEntries = 8192
 	ringBytes   = 8 << 20

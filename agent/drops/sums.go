@@ -290,7 +290,7 @@ func (s *Sums) Rest() []Line {
 	return lines
 }
 
-// sweep also forgets flows and senders without packets.
+// sweep adds the lines about left-out and lost packets. It forgets flows and senders without packets.
 func (s *Sums) sweep(list []Line) []Line {
 	for key, r := range s.rests {
 		list = append(list, r.Line)
@@ -323,7 +323,7 @@ func (s *Sums) sweep(list []Line) []Line {
 	return list
 }
 
-// clear would keep the memory of a map that was once large.
+// empty makes a new map, because clear would keep the memory of a map that was once large.
 func empty[K comparable, V any](m *map[K]V) {
 	if len(*m) > 0 {
 		*m = map[K]V{}

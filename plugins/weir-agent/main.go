@@ -79,7 +79,7 @@ func run() int {
 	return 0
 }
 
-// Strings and errors in the log may quote objects' fields of any length.
+// bounded shortens strings and errors in the log, because they may quote objects' fields of any length.
 func bounded(_ []string, a slog.Attr) slog.Attr {
 	switch v := a.Value.Any().(type) {
 	case string:

@@ -28,7 +28,7 @@ type call struct {
 
 func (c *call) id() string { return endpoint.ID(c.ContainerID, c.IfName) }
 
-// verb is a value of CNI_COMMAND, without VERSION, which needs neither a configuration nor a container.
+// verb is a value of CNI_COMMAND other than VERSION, which needs no configuration and no container.
 type verb struct {
 	name     string
 	since    string   // the first version of the specification that has the verb
@@ -129,8 +129,8 @@ func checkEnvironment(required []string) error {
 	return nil
 }
 
-// A network's name and a container's ID have the same rules (CNI specification 1.1, "Section 1: Plugin
-// configuration objects" and "Section 2: Parameters").
+// isName is for networks' names and containers' IDs, which have the same rules (CNI specification 1.1, "Section 1:
+// Plugin configuration objects" and "Section 2: Parameters").
 func isName(s string) bool {
 	for i, r := range s {
 		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
@@ -141,8 +141,8 @@ func isName(s string) bool {
 	return s != ""
 }
 
-// These are the rules of the kernel (dev_valid_name, net/core/dev.c) and of the specification, which allows no
-// colon.
+// isIfName combines the rules of the kernel (dev_valid_name, net/core/dev.c) with those of the specification, which
+// allows no colon.
 func isIfName(s string) bool {
 	bad := func(r rune) bool { return r == '/' || r == ':' || unicode.IsSpace(r) }
 	return s != "" && len(s) <= 15 && s != "." && s != ".." && !strings.ContainsFunc(s, bad)

@@ -90,7 +90,7 @@ func (f *flowsFlags) addFlags(cmd *cobra.Command) {
 	f.nodes.AddFlags(cmd.Flags())
 }
 
-// ask may return some nodes' answers and an error about others.
+// ask may return the answers of some nodes together with an error about other nodes.
 func (f *flowsFlags) ask(ctx context.Context, order *agentapi.FlowsOrder) ([]agentapi.Flows, error) {
 	path := agentapi.FlowsQuery(f.since)
 	if !f.cluster {

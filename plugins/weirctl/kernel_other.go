@@ -4,5 +4,5 @@ package main
 
 import "github.com/weir-net/weir/agentapi"
 
-// Only a Linux kernel has weir's sets.
+// Without Linux there are no sets to read, so fromKernel only returns the error.
 func fromKernel(noAgent error) (*agentapi.Status, error) { return nil, noAgent }

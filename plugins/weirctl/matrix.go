@@ -60,7 +60,7 @@ func (n *narrow) filter() (f reach.Filter, err error) {
 	return f, nil
 }
 
-// A wrong name in --from or --to would look like a pod that nobody can reach.
+// check refuses a wrong name in --from or --to. Otherwise it would look like a pod that nobody can reach.
 func (n *narrow) check(m *reach.Matrix, f reach.Filter) error {
 	for _, end := range []struct {
 		flag, text string

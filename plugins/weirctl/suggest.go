@@ -108,7 +108,8 @@ func (f *flowsFlags) recorded(cmd *cobra.Command, file string) (all []agentapi.F
 	return all, nil
 }
 
-// A flow between two nodes is recorded on both. notes say what is missing.
+// seenFlows returns the flows of all nodes. Both nodes of a flow have recorded it, so the list has it twice. notes
+// say what is missing.
 func seenFlows(recorded []agentapi.Flows, pods []policy.Pod) (flows []suggest.Flow, notes []string) {
 	labels := map[string]map[string]string{}
 	for i := range pods {
@@ -137,7 +138,7 @@ func seenFlows(recorded []agentapi.Flows, pods []policy.Pod) (flows []suggest.Fl
 	return flows, notes
 }
 
-// Without recorded flows on a pod's node, the suggested policies deny what the pod needs.
+// notRecorded names pods on nodes without recorded flows. The suggested policies deny what these pods need.
 func notRecorded(namespace string, recorded []agentapi.Flows, pods []policy.Pod) (notes []string) {
 	nodes := map[string]bool{"": true} // of files, the nodes of pods are not known
 	for _, f := range recorded {

@@ -17,7 +17,7 @@ func nodes(own ...string) string {
 }
 
 // clustered makes a node whose agent writes the runtime's configuration. stale is the same node with an outdated
-// configuration, made from former.
+// configuration, which has the keys of former.
 func clustered(t *testing.T, former nodetest.Conf, own ...string) (n, stale *nodetest.Node) {
 	t.Helper()
 	stale = nodetest.NewNode(t, former)

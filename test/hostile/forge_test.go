@@ -22,7 +22,7 @@ type frame struct {
 	own bool
 	// allowed says why the node may answer the frame. It is empty if the node may not.
 	allowed string
-	// waits means an incomplete packet. The IP stack keeps its fragment.
+	// waits is true for an incomplete packet. The IP stack keeps its fragment.
 	waits bool
 	asks  netip.Addr
 	data  [][]byte
@@ -52,7 +52,7 @@ func (f *forge) forged(name string, stacks ...stack) { f.put(name, false, f.seri
 
 func (f *forge) begin(class, allowed string) { f.class, f.allowed = class, allowed }
 
-// ARP counts as IPv4.
+// ownName reports whether E has an address of the packet's family. ARP counts as IPv4.
 func (f *forge) ownName(stacks ...stack) bool {
 	for _, layer := range join(stacks) {
 		switch layer.(type) {

@@ -67,7 +67,8 @@ func (r *runs) report() string {
 	return b.String()
 }
 
-// perPod compares the smallest cluster of at least 1,000 pods with the largest. It returns "" if there is only one.
+// perPod compares the memory for each pod in the smallest cluster of at least 1,000 pods and in the largest. It
+// returns "" if there is only one.
 func (r *runs) perPod(agent string) string {
 	sizes, _ := r.columns()
 	sizes = slices.DeleteFunc(slices.Sorted(slices.Values(sizes)), func(s int) bool {

@@ -190,7 +190,7 @@ func (p *picture) print(out io.Writer, title string) error {
 	return w.Flush()
 }
 
-// Ports are in the middle. Other boxes are near their ports.
+// tops places the ports in the middle, and each other box near its ports.
 func (p *picture) tops(tallest int) (tops [3][]int) {
 	const step = boxHeight + gap
 	free := (tallest - len(p.columns[1])) * step / 2

@@ -14,7 +14,7 @@ import (
 // NodeState says how well a node is.
 type NodeState string
 
-// A node has the first of these states that fits.
+// If several of these states fit, a node has the first one.
 const (
 	// NodeAway means that the agent doesn't answer.
 	NodeAway NodeState = "no answer"

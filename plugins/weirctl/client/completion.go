@@ -51,7 +51,7 @@ func CompleteAudited(cmd *cobra.Command, args []string, begin string) ([]cobra.C
 	return fitting, cobra.ShellCompDirectiveNoFileComp
 }
 
-// Names of objects never have such a character, and a shell could act on it.
+// odd reports whether no object's name can have the character. A shell could act on such a character.
 func odd(r rune) bool {
 	return (r < 'a' || r > 'z') && (r < '0' || r > '9') && !strings.ContainsRune("-./", r)
 }

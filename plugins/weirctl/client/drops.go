@@ -133,7 +133,7 @@ func (w *PcapWriter) Write(d *agentapi.Drop) error {
 	return err
 }
 
-// For the guard and the gate, this is only the beginning of the rule's log prefix.
+// logPrefix returns the log prefix of the rule. For the guard and the gate, it is only the beginning of the prefix.
 func logPrefix(d *agentapi.Drop) string {
 	if d.Reason == agentapi.ByAudit {
 		return conf.AuditLogPrefix + d.Chain

@@ -106,7 +106,7 @@ func (c *Cluster) Wanted(ctx context.Context, nodes []string) ([]Agent, error) {
 	return some, nil
 }
 
-// A nil drop is a sign of life. An error of each ends the reading.
+// readDrops passes each drop to each. A nil drop is a sign of life. An error of each ends the reading.
 func (c *Cluster) readDrops(
 	ctx context.Context, of Agent, q agentapi.DropsQuery, each func(*agentapi.Drop) error,
 ) error {

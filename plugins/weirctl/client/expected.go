@@ -64,7 +64,7 @@ func note(at *uint64, o metav1.Object) error {
 	return nil
 }
 
-// all ends with the first error of the function each.
+// all passes every object of the resource to the function each, and ends with its first error.
 func all[T any, L list](
 	ctx context.Context, a *API, resource resourceList[T, L], into L, each func(*T) error,
 ) (err error) {
@@ -139,7 +139,8 @@ func (x *expected) readPods(ctx context.Context, a *API, d *policy.Delta) error 
 	})
 }
 
-// endpoints are the node's attachments. Other pods have no address there, whatever their status says.
+// on returns what the node should hold. endpoints are the node's attachments: a pod without one has no address
+// there, whatever its status says.
 func (x *expected) on(node string, endpoints []policy.Endpoint, q enforced.Question) enforced.Held {
 	hide, show := policy.NewDelta(), policy.NewDelta()
 	for _, p := range x.byNode[node] {

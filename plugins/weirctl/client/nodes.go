@@ -253,7 +253,8 @@ func (b *answerBody) Close() error {
 	return nil
 }
 
-// If the API server says what is wrong with the node, that is the better reason.
+// away returns why an agent could not be asked. What the API server reports as wrong with the node is the better
+// reason.
 func (c *Cluster) away(of Agent, err error) error {
 	switch {
 	case errors.As(err, new(*forbiddenError)):

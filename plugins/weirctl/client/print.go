@@ -134,7 +134,7 @@ func statusLines(line printLine, s *agentapi.Status) {
 	}
 }
 
-// Problems that differ only in their fields share a line.
+// problemTexts puts problems that differ only in their fields into one line.
 func problemTexts(of []agentapi.Problem) (lines []string) {
 	problems := make([]ruleset.Problem, len(of))
 	for i, p := range of {

@@ -40,14 +40,14 @@ type Waited struct {
 type Wait struct {
 	Kind string // policy or pod
 	Name policy.Name
-	// Deleted waits until nothing of a deleted policy is enforced.
+	// If Deleted is true, Wait waits until nothing of the deleted policy is enforced any more.
 	Deleted bool
 	AskOptions
 	Progress *Progress
 }
 
 const (
-	// The wait between two readings of the objects doubles each time, up to maxPause.
+	// firstPause is the first wait between two readings of the objects. It doubles each time, up to maxPause.
 	firstPause = 200 * time.Millisecond
 	maxPause   = 5 * time.Second
 	agentWaits = 5 * time.Second

@@ -249,7 +249,7 @@ func portmap(f Facts) []Finding {
 	return finding(OK, "", "portmap %s", f.Portmap)
 }
 
-// A version that isn't a number isn't older.
+// older returns false if the version isn't a number.
 func older(version string, major, minor int) bool {
 	parts := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 3)
 	if len(parts) < 2 {

@@ -69,7 +69,8 @@ func (f *Facts) readSysctls() {
 	}
 }
 
-// The first is for the agent's container, the second for the node. The first that exists counts.
+// The first directory is that of the agent's container, and the second that of the node. The first that exists is
+// read.
 var conflistDirs = []string{"/host/etc/cni/net.d", "/etc/cni/net.d"}
 
 // The runtime reads files with these endings, in the order of their names.

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The kernel loads the modules of matches and targets to answer.
+// tryXT asks the kernel for each match and target, as iptables does. The kernel loads their modules to answer.
 func (f *Facts) tryXT() {
 	for _, flavour := range []struct {
 		name string

@@ -19,7 +19,8 @@ type attempt struct {
 	family   conf.Family
 	hasNone  bool // the attempt has no family
 	expects  string
-	// needs are connections without which the attempt can't succeed. If one fails, the attempt says nothing.
+	// needs are direct connections that the attempt depends on. If one of them is broken, the attempt's failure
+	// says nothing new.
 	needs []direct
 }
 

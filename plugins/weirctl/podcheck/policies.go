@@ -83,7 +83,7 @@ func (c *Check) policyPhase(ctx context.Context, r *run, p phase) (Line, error) 
 	}
 }
 
-// A denied connection gets no answer. Any other failure has another cause.
+// policyOutcome takes a timeout for a denied connection. Any other failure has another cause.
 func (r *run) policyOutcome(a attempt, t tried, allowed bool) Outcome {
 	o := r.outcome(a, t)
 	switch {

@@ -11,7 +11,7 @@ import (
 // Name is the name of one check.
 type Name string
 
-// The checks are in their order. A broken check often breaks later ones.
+// These are the checks in their order. A broken check often breaks later ones.
 const (
 	Nodes      Name = "nodes"
 	Start      Name = "pods start"

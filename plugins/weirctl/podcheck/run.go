@@ -240,7 +240,7 @@ func (c *Check) openPhase(ctx context.Context, r *run) error {
 	return nil
 }
 
-// If a direct connection fails, DNS may fail for the same reason.
+// allDirect reports whether all direct connections work. If one fails, DNS may fail for the same reason.
 func (r *run) allDirect() bool {
 	for _, works := range r.direct {
 		if !works {

@@ -4,5 +4,5 @@ package probe
 
 import "syscall"
 
-// Only nodes need this, and nodes run Linux.
+// dontFragment does nothing here: only pods need it, and they run Linux.
 func dontFragment(string, string, syscall.RawConn) error { return nil }

@@ -88,7 +88,7 @@ func (p Probe) run(ctx context.Context) Result {
 	return Result{OK: true, Answer: answer}
 }
 
-// The reader knows the addresses, so they are left out.
+// reason leaves out the addresses, which the reader knows.
 func reason(err error) string {
 	if failed := (*net.OpError)(nil); errors.As(err, &failed) && failed.Err != nil {
 		err = failed.Err
