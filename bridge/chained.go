@@ -19,8 +19,9 @@ import (
 var ErrBypassesForward = errors.New("policy can't be enforced on its packets")
 
 // FindPeer finds the node's end of an interface that another plugin made. bridgeIf is the bridge of which hostIf is
-// a port. It is empty if the node routes the pod's packets. It returns ErrBypassesForward if the interface isn't a
-// veth pair that ends on the node, or if that end belongs to a device other than a bridge or a VRF.
+// a port. bridgeIf is empty if the node routes the pod's packets. FindPeer returns ErrBypassesForward if the
+// interface isn't a veth pair that ends on the node, or if that end belongs to a device other than a bridge or a
+// VRF.
 //
 // Equivalent to: ip -n NETNS -d link show IFNAME; ip -d link show PEER
 func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (hostIf, bridgeIf string, err error) {

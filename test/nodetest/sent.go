@@ -41,10 +41,10 @@ type answer struct { // struct seccomp_notif_resp
 	flags uint32
 }
 
-// EditNetlink passes each netlink message that this process and its later children send to edit, before the kernel sees
-// it. edit may change the message, but not its length. If it returns an error, the call ends with that error. So a test
-// can make the kernel refuse what its own build has. If legacy is false, the kernel also has no tables of
-// iptables-legacy. There is no way back until the process ends.
+// EditNetlink passes each netlink message that this process and its later children send to edit, before the kernel
+// sees it. edit may change the message, but not its length. If edit returns an error, the system call fails with
+// it, as on a kernel without this feature. If legacy is false, the kernel also seems to have no tables of
+// iptables-legacy. All this lasts until the process ends.
 func EditNetlink(t testing.TB, legacy bool, edit func(message []byte) unix.Errno) {
 	t.Helper()
 	filter := filterOf(legacy)

@@ -106,7 +106,7 @@ func (c *Cluster) Wanted(ctx context.Context, nodes []string) ([]Agent, error) {
 	return some, nil
 }
 
-// readDrops passes each drop to each. A nil drop is a sign of life. An error of each ends the reading.
+// readDrops passes every drop to the function each, whose error ends the reading. A nil drop is a sign of life.
 func (c *Cluster) readDrops(
 	ctx context.Context, of Agent, q agentapi.DropsQuery, each func(*agentapi.Drop) error,
 ) error {
