@@ -209,7 +209,7 @@ func (r *running) metrics() map[string]float64 {
 	return values
 }
 
-// The value -1 means that there is no such metric.
+// wantMetrics waits for these values. -1 means that there is no such metric.
 func (r *running) wantMetrics(want map[string]float64) {
 	r.Helper()
 	r.eventually("metrics", func() error {

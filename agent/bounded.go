@@ -6,8 +6,8 @@ import (
 	"sync"
 )
 
-// Each connection beyond the bound closes the oldest one, so a client with many connections doesn't keep others
-// out.
+// bounded accepts connections up to a bound. A further one closes the oldest, so a client with many connections
+// doesn't keep others out.
 type bounded struct {
 	net.Listener
 	most int

@@ -12,7 +12,8 @@ type conflist struct {
 	mtu int // the MTU of pods' links in the configuration that was last written; 0: none was written yet
 }
 
-// The runtime starts no pod before its network configuration exists. It must have this node's networks and MTU.
+// writeConflist writes the runtime's network configuration once this node's networks and MTU are known. Before, the
+// runtime starts no pod.
 func (a *agent) writeConflist() error {
 	plan := a.ways.plan
 	if a.Node.Conflist == "" || !plan.NodeAddress.IsValid() || plan.MTU == 0 {

@@ -54,7 +54,7 @@ type walkResult struct {
 	err   error
 }
 
-// A walk is due at first, because the rules may have changed while no agent ran.
+// newCutting makes a walk due, because the rules may have changed while no agent ran.
 func newCutting() cutting {
 	c := cutting{due: true, results: make(chan walkResult, 1), shortest: shortestPeriod, pause: time.NewTimer(0)}
 	c.pause.Stop()
@@ -115,7 +115,7 @@ func (a *agent) walk() {
 	}()
 }
 
-// If the kernel has a fault, the next reconcile starts the walk.
+// endPause starts the walk that has waited. If the kernel has a fault, the next reconcile starts it.
 func (a *agent) endPause() {
 	if a.faults.now[partKernel] == nil {
 		a.walk()

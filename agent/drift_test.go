@@ -94,7 +94,8 @@ func TestEnrolmentReadsNothing(t *testing.T) {
 	}
 }
 
-// The returned function says how often table mangle was read since. The other tables are read as often.
+// countReads returns a function that says how often table mangle was read since. The other tables are read as
+// often.
 func countReads(t *testing.T) (reads func() int) {
 	t.Helper()
 	dir, calls := t.TempDir(), "/run/calls"

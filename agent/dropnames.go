@@ -106,7 +106,7 @@ type podSide struct {
 
 const maxEarlier = 256
 
-// Earlier chains are kept, because packets that they dropped may still come.
+// load fills the view from the snapshot. Earlier chains are kept, because packets that they dropped may still come.
 func (v *dropView) load(s *snapshot) {
 	if v.of == s {
 		return

@@ -21,7 +21,8 @@ const (
 	dropsRetry = 5 * time.Second
 )
 
-// One goroutine reads and counts dropped packets. Another finds names and hands the drops on.
+// dropLog reports the packets that the kernel has dropped. One goroutine reads and counts them, another finds names
+// and hands the drops on.
 type dropLog struct {
 	ring    *drops.Ring
 	hub     *drops.Hub

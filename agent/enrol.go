@@ -88,7 +88,8 @@ func (a *agent) takeEnrolment(e *enrolment) {
 	}
 }
 
-// The tables are read only if another program may have changed them, because reading is slow.
+// chainsToVerify says how much of the kernel to read before a pod is enrolled. Reading the tables is slow, so it is
+// done only if another program may have changed them.
 func (a *agent) chainsToVerify(ctx context.Context) netfilter.Verify {
 	if a.backend.TellsOfChanges() && a.drift.none(ctx, a.backend) {
 		return netfilter.Trust
@@ -102,7 +103,7 @@ func (a *agent) answer(err error) time.Duration {
 		func(id string) endpoint.Pod { return a.records.endpoints[id].Pod })
 }
 
-// final is false if the answer may change with time.
+// answerFor returns the present answer. final is false if the answer may still change.
 func (a *agent) answerFor(id string, err error) (r answer, final bool) {
 	ep, ok := a.records.endpoints[id]
 	switch {
@@ -163,7 +164,7 @@ func (a *agent) enrol(w http.ResponseWriter, r *http.Request) answer {
 	}
 }
 
-// A client that doesn't accept the answer loses it after answerTimeout.
+// writeJSON sends the value. A client that doesn't accept it loses it after answerTimeout.
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(answerTimeout)) // fails only in tests
 	w.Header().Set("Content-Type", "application/json")

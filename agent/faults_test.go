@@ -363,7 +363,7 @@ func TestFaultsOfParts(t *testing.T) {
 	}
 }
 
-// Without its link, the pod would count as gone.
+// live makes the pod's link. Without a link, the pod would count as gone.
 func live(t *testing.T, id, other string) {
 	t.Helper()
 	nodetest.Run(t, "ip", "link", "add", bridge.PortName(id), "type", "veth", "peer", "name", other)

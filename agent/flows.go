@@ -202,7 +202,8 @@ func (r *recording) countBeyond() (there bool, err error) {
 	return there, err
 }
 
-// Packets from this node's pods come in by these links: weir0, and those of chained attachments.
+// flowLinks returns the links by which packets of this node's pods come in: weir0, and those of chained
+// attachments.
 func flowLinks(s *snapshot) []string {
 	links := []string{conf.Bridge}
 	for _, l := range s.links() {

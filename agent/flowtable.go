@@ -10,7 +10,8 @@ import (
 
 const maxFlows = 8192
 
-// Without room, the source with the most flows loses its oldest one. So no source pushes out flows of others.
+// flowTable keeps the last flows. Without room, the source with the most flows loses its oldest one, so no source
+// pushes out flows of others.
 type flowTable struct {
 	most      int
 	flows     map[flowKey]*agentapi.Flow

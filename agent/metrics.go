@@ -186,7 +186,7 @@ func oneIf(b bool) int {
 	return 0
 }
 
-// A class counts once, not once for each family.
+// countClasses counts a class once, not once for each family.
 func countClasses(all []agentapi.Class) map[string]int {
 	counts := map[string]int{string(ruleset.Ingress): 0, string(ruleset.Egress): 0}
 	seen := map[string]bool{}

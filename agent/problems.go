@@ -18,8 +18,8 @@ type problems struct {
 }
 
 const (
-	// A long list takes milliseconds to report, and starting pods wait. So it is reported at most once in
-	// manyEvery.
+	// A list of more than many problems takes milliseconds to report, and starting pods wait for it. So it is
+	// reported at most once in manyEvery.
 	many      = 500
 	manyEvery = time.Second
 )

@@ -26,7 +26,8 @@ type publisher struct {
 	enrolled  map[string]bool
 }
 
-// A pod that isn't enrolled may never start, so its addresses aren't published. Only eth0 counts, as for kubelet.
+// publish publishes the addresses of enrolled pods. Any other pod may never start. Only eth0 counts, as for
+// kubelet.
 func (p *publisher) publish(
 	ctx context.Context, source Publisher, enrolled map[string]bool, records *recordsCopy,
 ) {

@@ -17,7 +17,7 @@ const (
 )
 
 type reaper struct {
-	// A stray is an address in the sets of all pods that no pod has.
+	// strays has addresses that are in the sets of all pods, but belong to no pod.
 	strays chan []netip.Addr
 }
 

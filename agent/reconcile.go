@@ -34,10 +34,11 @@ var steps = []func(*round, context.Context) bool{
 	// By now it is known whether pods may be enrolled. If not, one of these two steps ends the reconcile.
 	(*round).concludeKernel,
 	(*round).concludeUnknown,
-	// Once there is a configuration, the runtime calls STATUS, which reads the heartbeat. So the heartbeat is
-	// first.
+	// Once there is a configuration, the runtime calls STATUS, which reads the heartbeat. So this step comes before
+	// the configuration.
 	(*round).renewHeartbeat,
-	// An ADD that is refused as outdated needs a new configuration at its next try. So the configuration is first.
+	// An ADD that is refused as outdated needs a new configuration at its next try. So this step comes before the
+	// answers.
 	(*round).renewConflist,
 	(*round).answerPlugins,
 	// The plugins have their answers, so no pod's start waits for the remaining steps.
@@ -83,7 +84,7 @@ func (r *round) settleNodes(context.Context) bool {
 	return true
 }
 
-// An error doesn't end the round here. concludeKernel handles it later.
+// This step never ends the round: concludeKernel handles its error later.
 func (r *round) applyRuleset(ctx context.Context) bool {
 	r.applied = r.apply(ctx, r.verify)
 	r.verify = r.applied.verify
@@ -102,7 +103,7 @@ func (r *round) reportProblems(context.Context) bool {
 	return true
 }
 
-// An error doesn't end the round here. concludeKernel handles it later.
+// This step never ends the round: concludeKernel handles its error later.
 func (r *round) keepGuardAndGate(context.Context) bool {
 	r.guardErr = errors.Join(r.keepGuard(r.verify), r.keepGate(r.verify))
 	return true

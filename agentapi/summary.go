@@ -18,13 +18,13 @@ type Summary struct {
 	IPTables string    `json:"iptables"`
 	// Errors are why the node isn't ready, or which parts of the agent fail.
 	Errors []string `json:"errors"`
-	// FirstProblems are at most three.
+	// Problems counts all problems. FirstProblems are at most three of them.
 	Problems      int       `json:"problems"`
 	FirstProblems []Problem `json:"firstProblems,omitempty"`
 	// Unenforced counts the kinds of policies that weir doesn't enforce.
 	Unenforced int `json:"unenforced"`
-	// Closed counts pods that are closed in a direction. Isolated counts other pods that aren't open in both
-	// directions.
+	// Pods counts all attachments. Closed counts those that are closed in a direction. Isolated counts the others
+	// that aren't open in both directions.
 	Pods     int   `json:"pods"`
 	Isolated int   `json:"isolated"`
 	Closed   int   `json:"closed"`

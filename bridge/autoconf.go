@@ -106,8 +106,8 @@ func isWeirLink(name string) bool {
 	return name == Name || name == conf.Tunnel || strings.HasPrefix(name, PortPrefix)
 }
 
-// Pods' ports may have no IPv6 address at all. Addresses from router advertisements aren't permanent
-// (linux/if_addr.h).
+// isAutoconfigured reports whether weir's link must not have the address. A pod's port may have none. Addresses
+// from router advertisements aren't permanent (linux/if_addr.h).
 func isAutoconfigured(link string, a netlink.Addr) bool {
 	return strings.HasPrefix(link, PortPrefix) || a.IP.IsLinkLocalUnicast() || a.Flags&unix.IFA_F_PERMANENT == 0
 }

@@ -133,7 +133,8 @@ func isFragment6() []expr.Any {
 	}
 }
 
-// Connection tracking has sysctls of its own for IPv6. A family that the kernel hasn't loaded has none.
+// reassembly returns the sysctls for fragments. Connection tracking has its own for IPv6. A family that the kernel
+// hasn't loaded has none.
 //
 // Equivalent to:
 //

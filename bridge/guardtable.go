@@ -20,8 +20,8 @@ func makeGuard(add elements) error {
 	})
 }
 
-// Some kernels can't log frames of a bridge. Then commit is called again, for a guard without log. If both calls
-// fail, the first error is returned.
+// logIfPossible calls commit for a guard that logs. Some kernels can't log frames of a bridge, so after an error it
+// calls commit for a guard without log. It returns the first error if both fail.
 func logIfPossible(commit func(conn *nftables.Conn, logs bool) error) error {
 	var first error
 	for _, logs := range []bool{true, false} {

@@ -36,7 +36,8 @@ func dump[T any](
 	return all, err
 }
 
-// The counters of links take most of the time (RTEXT_FILTER_SKIP_STATS in linux/rtnetlink.h).
+// withoutStatistics leaves out the counters of links, which take most of the time (RTEXT_FILTER_SKIP_STATS in
+// linux/rtnetlink.h).
 func withoutStatistics() *nl.RtAttr { return number(unix.IFLA_EXT_MASK, 1<<3) }
 
 func (o *Observed) readLinks() error {
@@ -74,7 +75,7 @@ func parseNeighbour(m []byte) (n neighbourEntry, ok bool) {
 	return n, true
 }
 
-// Kernels before 4.4 also list the entries of other links.
+// readNeighbours skips the entries of other links, which kernels before 4.4 list too.
 func (o *Observed) readNeighbours(link int, family uint8) error {
 	list := request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, &netlink.Ndmsg{Family: family}, number(unix.NDA_IFINDEX, link))
 	all, err := dump(o.lists, list, func(m []byte) (neighbourEntry, bool) {
@@ -116,7 +117,7 @@ func (o *Observed) readForwarding(bridge int) error {
 	return nil
 }
 
-// weir's routes to other nodes' pods are left out: there may be thousands, and package overlay reads them.
+// readRoutes leaves out weir's routes to other nodes' pods: there may be thousands, and package overlay reads them.
 func (o *Observed) readRoutes(family uint8) error {
 	list := request(unix.RTM_GETROUTE, unix.NLM_F_DUMP, &nl.RtMsg{RtMsg: unix.RtMsg{Family: family}})
 	all, err := dump(o.lists, list, func(m []byte) (RouteSeen, bool) {

@@ -156,7 +156,8 @@ func parseLink(m []byte) (l Link, ok bool) {
 	return l, l.Name != ""
 }
 
-// The kernel encodes small numbers in one, two or four bytes, in the host's order.
+// smallNumbers returns the attributes that are numbers. The kernel encodes them in one, two or four bytes, in the
+// host's order.
 func smallNumbers(data []byte) map[uint16]uint16 {
 	all := map[uint16]uint16{}
 	for kind, value := range attrs.In(data) {

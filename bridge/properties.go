@@ -123,7 +123,7 @@ func (k Knowledge) gateways() []netip.Prefix {
 	})
 }
 
-// weir0 got the MAC of its first gateway, which may be unknown by now.
+// macs returns the MACs that weir0 may have. It got the MAC of its first gateway, which may be unknown by now.
 func (k Knowledge) macs(gateways []netip.Prefix) []net.HardwareAddr {
 	var all []net.HardwareAddr
 	if k.MAC != nil {
@@ -147,7 +147,8 @@ func sysctlsIPv4() []Property {
 	}
 }
 
-// ip_forward sets this sysctl for all links, but another program can unset it for one.
+// forwardingIPv4 is needed for the single link: ip_forward sets this sysctl for all links, but another program can
+// unset it for one.
 func forwardingIPv4(link string) Property {
 	return Sysctl{
 		Key: "net/ipv4/conf/" + link + "/forwarding", Value: "1", Link: link,

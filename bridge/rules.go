@@ -232,7 +232,7 @@ func rule(comment string, parts ...[]expr.Any) nft.Rule {
 func notFromPort() []expr.Any { return nft.IIFName(expr.CmpOpNeq, []byte(PortPrefix)) }
 func fromPort() []expr.Any    { return nft.IIFName(expr.CmpOpEq, []byte(PortPrefix)) }
 
-// Only weir0 is in bridgeGroup.
+// fromBridge compares the link's group, because only weir0 is in bridgeGroup.
 func fromBridge() []expr.Any {
 	load := nft.LoadMeta(expr.MetaKeyIIFGROUP, unix.NFT_REG_1)
 	return nft.Equal(load, binary.NativeEndian.AppendUint32(nil, bridgeGroup))
@@ -245,7 +245,7 @@ func protocol(etherType uint16) []expr.Any {
 	return nft.Equal(load, binary.BigEndian.AppendUint16(nil, etherType))
 }
 
-// IEEE 802.1D reserves 01:80:c2:00:00:00 to :ff for bridges.
+// toBridges matches frames to 01:80:c2:00:00:00 to :ff, which IEEE 802.1D reserves for bridges.
 func toBridges() []expr.Any {
 	load := nft.LoadPayload(expr.PayloadBaseLLHeader, 0, 5, unix.NFT_REG_1)
 	return nft.Equal(load, []byte{0x01, 0x80, 0xc2, 0, 0})

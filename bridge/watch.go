@@ -157,7 +157,7 @@ func (l *listener) of(index int) News {
 	return News{Settings: ours, Ways: name == conf.Tunnel}
 }
 
-// A message about another plugin's bridge may concern node settings too.
+// news returns what the message may concern. A message about another plugin's bridge may concern node settings too.
 func (l *listener) news(m syscall.NetlinkMessage) News {
 	switch m.Header.Type {
 	case unix.RTM_NEWLINK, unix.RTM_DELLINK:

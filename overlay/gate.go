@@ -105,7 +105,7 @@ func nodesSet(f conf.Family, nodes []netip.Addr) gateSet {
 	return s
 }
 
-// Adjacent networks are joined, because some kernels don't accept adjacent ranges.
+// networkSet joins adjacent networks, because some kernels don't accept adjacent ranges.
 func networkSet(f conf.Family, name, comment string, networks []netip.Prefix) gateSet {
 	s := gateSet{name: setName(f, name), comment: comment, keyType: addressType(f), interval: true}
 	var b netipx.IPSetBuilder
@@ -127,8 +127,8 @@ func networkSet(f conf.Family, name, comment string, networks []netip.Prefix) ga
 	return s
 }
 
-// Each element is a tunnel's end and a network behind it. The end's address has the family outer, the network the
-// family inner.
+// sendersSet has a tunnel's end and a network behind it in each element. The end's address has the family outer,
+// the network the family inner.
 func sendersSet(outer, inner conf.Family, remotes []Remote) gateSet {
 	s := gateSet{
 		name: setName(inner, "senders"), comment: "weir: tunnels' ends and the networks behind each",

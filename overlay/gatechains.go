@@ -72,7 +72,7 @@ func toPort(p Plan) match {
 		is(fmt.Sprintf("udp dport %d", p.Port), loadTransport(2, 2, 1), binary.BigEndian.AppendUint16(nil, p.Port)))
 }
 
-// Other programs may use the port with another VNI.
+// toTunnel also compares the VNI, because other programs may use the port with another one.
 func toTunnel(p Plan) match {
 	vni := binary.BigEndian.AppendUint32(nil, p.VNI)[1:]
 	return join(toPort(p), is(fmt.Sprintf("@th,96,24 %d", p.VNI), loadTransport(12, 3, 1), vni))

@@ -43,7 +43,8 @@ func (r *Routes) To(from, to netip.Addr) (Path, error) {
 	return p, err
 }
 
-// If the families differ, or no link has the address from, the kernel chooses the source.
+// lookUp asks the kernel for the path. If the families differ, or no link has the address from, the kernel chooses
+// the source.
 func (r *Routes) lookUp(from, to netip.Addr) (Path, error) {
 	options := netlink.RouteGetOptions{FIBMatch: true}
 	if from.IsValid() && from.BitLen() == to.BitLen() {

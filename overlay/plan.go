@@ -202,7 +202,8 @@ func (c *planner) report(node, field, format string, args ...any) {
 	c.Problems = append(c.Problems, ruleset.Problem{Object: "Node " + node, Field: field, Message: message})
 }
 
-// Packets of a network that can't be reached are forged. So the network needs a tunnel, and the gate drops them.
+// add plans how the other node's networks are reached. A network that can't be reached also counts as behind a
+// tunnel, so the gate drops its packets: they are forged.
 func (c *planner) add(n policy.Node) {
 	foreign := 0 // networks of families that this node has none of
 	for _, network := range n.PodCIDRs {

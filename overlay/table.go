@@ -136,7 +136,7 @@ func (g Gate) replace(conn *nftables.Conn, logs bool) error {
 	return conn.Flush()
 }
 
-// Some kernels can't log in nftables.
+// replaceQuietly makes the gate without its log, because some kernels can't log in nftables.
 func (g Gate) replaceQuietly() error {
 	conn, err := openTransaction()
 	if err != nil {

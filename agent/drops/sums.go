@@ -176,8 +176,8 @@ func (s *Sums) prefix(text []byte) *Prefix {
 	return p
 }
 
-// A pod has its own account. If Prefix.ByLink is true, its link has it, because the address is forged. Without
-// room, senders share accounts.
+// sender returns the account of a pod, by its address. If Prefix.ByLink is true, it goes by the link, because the
+// address is forged. Without room, senders share accounts.
 func (s *Sums) sender(f flowKey) *sender {
 	by := f.Src
 	if f.link != 0 { // the address is forged

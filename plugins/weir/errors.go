@@ -77,7 +77,7 @@ func cniError(err error) error {
 	return refuse(types.ErrIOFailure, "%v", err)
 }
 
-// If a key or variable is wrong, the message begins with its name.
+// linkError returns the CNI error. If a key or variable is wrong, the message begins with its name.
 func linkError(e *attachment.LinkError) error {
 	switch {
 	case errors.Is(e.Err, bridge.ErrRouteExists):

@@ -454,7 +454,7 @@ type flow struct {
 	toServer, toClient atomic.Int64 // packets or pieces that arrived
 }
 
-// TCP repeats lost packets sooner than half a second.
+// silent waits half a second, because TCP repeats lost packets sooner than that.
 func (f *flow) silent() error {
 	toServer, toClient := f.toServer.Load(), f.toClient.Load()
 	time.Sleep(500 * time.Millisecond)

@@ -32,7 +32,7 @@ var directories = []string{
 // links point into /usr, as in a current Debian.
 var links = map[string]string{"bin": "usr/bin", "sbin": "usr/sbin", "lib": "usr/lib", "lib64": "usr/lib64"}
 
-// Without a registry in the name, each runtime would add its own.
+// checkName demands a registry in the image's name. Without one, each runtime would add its own.
 func checkName(s string) error {
 	_, err := name.NewTag(s, name.StrictValidation)
 	if registry, _, ok := strings.Cut(s, "/"); err == nil && (!ok || !strings.ContainsAny(registry, ".:")) {
@@ -86,7 +86,7 @@ func assemble(created time.Time, labels map[string]string, trees ...tree) (v1.Im
 	return img, nil
 }
 
-// The same tree gives the same bytes: all files belong to root and date from 1970.
+// layer writes the tree as a tar. The same tree gives the same bytes: all files belong to root and date from 1970.
 func layer(t tree, dirs []string) ([]byte, error) {
 	entries := map[string]tar.Header{}
 	add := func(dir string) {
@@ -120,8 +120,8 @@ func layer(t tree, dirs []string) ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// The file is an OCI layout, and also an output of "docker save". containerd takes the image's name from
-// io.containerd.image.name.
+// write writes a file that is an OCI layout, and also an output of "docker save". containerd takes the image's name
+// from io.containerd.image.name.
 func write(img v1.Image, name, output string) (v1.Hash, error) {
 	digest, err := img.Digest()
 	if err != nil {

@@ -65,7 +65,7 @@ func fetch(names ...string) ([]pkg, error) {
 	return packages, nil
 }
 
-// A package's name is at the start of a line. <virtual> packages can't be downloaded.
+// parseDepends returns the names at the start of a line, without <virtual> packages, which can't be downloaded.
 func parseDepends(out string) []string {
 	var names []string
 	for line := range strings.Lines(out) {
@@ -105,7 +105,7 @@ func open(deb string) (pkg, error) {
 	return p, nil
 }
 
-// A hard link becomes a copy of its file.
+// readTar turns a hard link into a copy of its file.
 func readTar(r io.Reader) (tree, error) {
 	t := tree{}
 	for archive := tar.NewReader(r); ; {
@@ -132,7 +132,7 @@ func readTar(r io.Reader) (tree, error) {
 	}
 }
 
-// In the image, /bin, /lib and others are links into /usr.
+// merged moves the path into /usr, because /bin, /lib and others are links into /usr in the image.
 func merged(name string) string {
 	name = strings.TrimPrefix(path.Clean("/"+name), "/")
 	for _, dir := range []string{"bin/", "sbin/", "lib/", "lib32/", "lib64/", "libx32/"} {

@@ -45,7 +45,7 @@ func kind(f file) string {
 // A URL or the target of a link in Markdown can't be wrapped.
 var address = regexp.MustCompile(`https?://\S+|\]\([^)]*\)`)
 
-// Tables in Markdown and addresses don't count.
+// wide complains of each line that is too long. Tables in Markdown and addresses don't count.
 func wide(files []file) (wrong []string) {
 	for _, f := range files {
 		k := kind(f)

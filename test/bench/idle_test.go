@@ -100,7 +100,7 @@ const service = `:KUBE-SVC-NUMBER - [0:0]
 -A KUBE-SEP-NUMBER-2 -p tcp -m comment --comment "ns-NUMBER/service" -m tcp -j DNAT --to-destination 10.1.0.2:80
 `
 
-// weir detects the flavour of iptables by one of these chains.
+// restoreServices writes kube-proxy's rules, and a chain by which weir detects the flavour of iptables.
 func restoreServices(t *testing.T) {
 	t.Helper()
 	var rules strings.Builder

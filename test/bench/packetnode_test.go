@@ -89,7 +89,7 @@ func newPacketNode(t *testing.T, name string, guard bool) *packetNode {
 	return n
 }
 
-// Without this, closed connections stay in TIME_WAIT, and the kernel needs longer to find a free port.
+// forgetClosed keeps closed connections out of TIME_WAIT. Otherwise the kernel needs longer to find a free port.
 //
 // Equivalent to: sysctl net.ipv4.tcp_max_tw_buckets=0
 func forgetClosed() error {

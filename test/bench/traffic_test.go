@@ -36,8 +36,8 @@ const core = 1
 
 const warmUp = 2
 
-// The processor time is for one repetition. It includes the kernel's forwarding, which happens in the sender's
-// system call.
+// measure returns the processor time of one repetition. It includes the kernel's forwarding, which happens in the
+// sender's system call.
 func (n *packetNode) measure(t *testing.T, k traffic, atLeast time.Duration) (took time.Duration) {
 	t.Helper()
 	nodetest.In(t, n.path, func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) })
@@ -140,7 +140,7 @@ func webServer() *unix.RawSockaddrInet4 {
 	return &unix.RawSockaddrInet4{Family: unix.AF_INET, Port: 80 << 8, Addr: serverAddr.As4()}
 }
 
-// After a timeout the worker looks whether the client has ended, so a timeout is no error.
+// quiet returns nil for a timeout: the worker then looks whether the client has ended.
 func quiet(err error) error {
 	if errors.Is(err, unix.EAGAIN) {
 		return nil

@@ -55,10 +55,12 @@ func (w *workload) other(i int) string {
 	return name
 }
 
-// Policies for the measured traffic come last, so that they are at the end of lists of rules.
+// add must be called last with the policies for the measured traffic, so that they are at the end of lists of
+// rules.
 func (w *workload) add(all ...allow) { w.allows = append(w.allows, all...) }
 
-// Each pod has its own class. The client is never isolated for ingress, nor the server for egress.
+// classes returns a node with a class for each pod. The client is never isolated for ingress, nor the server for
+// egress.
 func classes(local int, ingress, egress bool) *workload {
 	w := newWorkload(local)
 	for i := 2; i < local; i++ {
@@ -82,7 +84,7 @@ func oneClass(local int) *workload {
 	return w
 }
 
-// Policies isolate all pods except client and server.
+// beside returns a node on which policies isolate all pods except client and server.
 func beside(local int) *workload {
 	w := classes(local, true, true)
 	w.allows = w.allows[:len(w.allows)-2]
@@ -98,7 +100,7 @@ func (w *workload) permit(ingress, egress bool) {
 	}
 }
 
-// Each pod but the client has its own class.
+// spread returns a node on which each pod but the client has its own class.
 func spread(policies, local int) *workload {
 	w := newWorkload(local)
 	for i := range policies - 1 {
@@ -130,7 +132,7 @@ func ports(policies int) *workload {
 	return w
 }
 
-// The policies are like those of Red Hat's tests of policies at scale (kube-burner-ocp,
+// mixed returns policies like those of Red Hat's tests of policies at scale (kube-burner-ocp,
 // cmd/config/network-policy/ingress-np.yml).
 func mixed(policies int) *workload {
 	w := newWorkload(10)

@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// In the script, $real is the program's path.
+// wrapped puts a script in place of the program. In the script, $real is the program's path.
 func wrapped(t *testing.T, name, script string) {
 	t.Helper()
 	real, err := exec.LookPath(name)

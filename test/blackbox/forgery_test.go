@@ -38,7 +38,7 @@ func fromOutside(t *testing.T, n *nodetest.Node) *forgery {
 	}
 }
 
-// If the pod doesn't know its gateway's MAC yet, it first has to ask.
+// neighbour returns the MAC of the pod's gateway. If the pod doesn't know it yet, it first has to ask.
 func neighbour(t *testing.T, name string) net.HardwareAddr {
 	t.Helper()
 	var routes []struct{ Gateway string }

@@ -37,7 +37,7 @@ func hostileNode(t *testing.T, conf nodetest.Conf) (n *nodetest.Node, hostile, a
 	return n, n.AddPod("hostile", "e"), n.AddPod("quiet", "a"), n.AddPod("quiet", "b")
 }
 
-// Without rp_filter, a test sees weir's checks alone.
+// noReversePath turns off rp_filter, so that a test sees weir's checks alone.
 func noReversePath(t *testing.T) {
 	t.Helper()
 	nodetest.Run(t, "sh", "-c", "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done")
@@ -100,7 +100,8 @@ func TestFramesToLinkLocalMACsWithoutAnAgent(t *testing.T) {
 	reachNoService(t, e, a)
 }
 
-// Packets of pod e to link-local MACs must not arrive. The ordinary packet of pod a must.
+// reachNoService sends packets to a service of the node. Those of pod e, to link-local MACs, must not arrive. The
+// ordinary packet of pod a must.
 func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 	t.Helper()
 	service := listen(t, nodetest.Self, "udp", ":9999")

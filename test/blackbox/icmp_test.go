@@ -82,7 +82,8 @@ func isolatedBehind(t *testing.T, plugin string) bool {
 	return nodetest.IsolatedWithWeir(t, "main/"+plugin, "ipam/host-local")
 }
 
-// Unless plugin is "weir", the named plugin attaches the pods, with weir and portmap after it.
+// attachedBy makes a node with an agent. Unless plugin is "weir", the named plugin attaches the pods, with weir and
+// portmap after it.
 func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 	t.Helper()
 	n := nodetest.NewNode(t, dualStack)
@@ -152,7 +153,7 @@ func heard(s *nodetest.Sniffer, words ...string) []string {
 	return all
 }
 
-// All pods but the attacker serve UDP port 53, and so does the host outside.
+// world has the pods. All but the attacker serve UDP port 53, and so does the host outside.
 type world struct {
 	attacker, open, victim, peer *nodetest.Pod
 }

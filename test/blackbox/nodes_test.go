@@ -9,7 +9,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// minute is the minute of the Node's creation. Blanks separate addresses (InternalIPs) and networks (podCIDRs).
+// nodeManifest returns the manifest of a Node that was created in the given minute. Blanks separate addresses
+// (InternalIPs) and networks (podCIDRs).
 func nodeManifest(name string, minute int, addresses, networks string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b,
@@ -29,7 +30,8 @@ func nodeManifest(name string, minute int, addresses, networks string) string {
 	return b.String()
 }
 
-// The first nodes, as many as shared says, share an IPv4 subnet. Each other node has its own.
+// honestNodes returns manifests of Nodes. The first ones, as many as shared says, share an IPv4 subnet. Each other
+// node has its own.
 func honestNodes(size, shared int) string {
 	var b strings.Builder
 	for i := 1; i <= size; i++ {

@@ -60,7 +60,7 @@ func ip(src, dst netip.Addr, protocol layers.IPProtocol, inside any) gopacket.Se
 	return header(src.String(), dst.String(), protocol, inside)
 }
 
-// inside is the transport layer, or nil. Its checksum may cover the addresses.
+// header returns an IP header. inside is the transport layer, whose checksum may cover the addresses, or nil.
 func header(src, dst string, protocol layers.IPProtocol, inside any) gopacket.SerializableLayer {
 	var ip gopacket.SerializableLayer
 	if strings.Contains(dst, ":") {

@@ -64,7 +64,8 @@ func TestRouterAdvertisementsOutOfTheTunnel(t *testing.T) {
 	believesNoRouter(t)
 }
 
-// weir sets no IPv6 address on pods' ports, and on its other links only unique local ones (fc00::/7).
+// unaskedAddresses returns addresses that weir can't have set. weir sets no IPv6 address on pods' ports, and on its
+// other links only unique local ones (fc00::/7).
 func unaskedAddresses(t *testing.T) (all []string) {
 	t.Helper()
 	for line := range strings.Lines(nodetest.Run(t, "ip", "-6", "-o", "addr", "show")) {

@@ -12,7 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// served has the number of objects for each kind, under KIND.GROUP/VERSION. -1 forbids the list.
+// apiServer answers an agent. served has the number of objects for each kind, under KIND.GROUP/VERSION. -1 forbids
+// the list.
 func apiServer(t *testing.T, served map[string]int) *httptest.Server {
 	t.Helper()
 	lists := map[string]string{

@@ -45,7 +45,7 @@ var (
 	protocols  = []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP}
 )
 
-// The cluster has pods a, b and c in each of the namespaces x, y and z.
+// newWorld returns a cluster with pods a, b and c in each of the namespaces x, y and z.
 func newWorld(t *testing.T, in addresses) *world {
 	t.Helper()
 	logrus.SetOutput(io.Discard)
@@ -76,7 +76,7 @@ func (w *world) assign() {
 	}
 }
 
-// If the pods have IPv6, IPv6 blocks replace the corresponding IPv4 blocks.
+// cases returns all test cases of Cyclonus. If the pods have IPv6, IPv6 blocks replace the IPv4 blocks.
 func (w *world) cases() []*generator.TestCase {
 	cases := generator.NewTestCaseGenerator(true, w.ips["z/c"].String(), namespaces, nil, nil).GenerateAllTestCases()
 	if w.gateway.Is4() {

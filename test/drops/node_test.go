@@ -177,7 +177,7 @@ func (s *sender) send(port uint16) error {
 	return err
 }
 
-// Every other packet goes to port 53, the others to one port after the other.
+// flood sends packets at this rate. Every second packet goes to port 53, the others to one port after the other.
 func (s *sender) flood(perSecond int) (end func()) {
 	go func() {
 		defer close(s.done)

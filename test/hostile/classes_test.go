@@ -22,7 +22,7 @@ var (
 	strangeMAC   = net.HardwareAddr{2, 0xde, 0xad, 0, 0, 1}
 )
 
-// By IEEE 802.1D no bridge forwards frames to 01:80:c2:00:00:0X.
+// linkLocal returns the MAC 01:80:c2:00:00:0X. By IEEE 802.1D no bridge forwards frames to it.
 func linkLocal(x byte) net.HardwareAddr { return net.HardwareAddr{0x01, 0x80, 0xc2, 0, 0, x} }
 
 type name[T any] struct {
@@ -50,8 +50,8 @@ func everything(t testing.TB, w *world, flows []flow) []*frame {
 	return f.frames
 }
 
-// The kernel hands frames to link-local MACs to the IP stack, as received on the port itself, unless group_fwd_mask
-// is set (br_handle_frame).
+// linkLocalMACs forges frames to link-local MACs. The kernel hands them to the IP stack, as received on the port
+// itself, unless group_fwd_mask is set (br_handle_frame).
 func (f *forge) linkLocalMACs() {
 	w := f.w
 	eLocal, portLocal := eui64(w.eMAC), eui64(w.portMAC)
@@ -117,7 +117,7 @@ func (f *forge) podOf(four, six netip.Addr) netip.Addr {
 	return six
 }
 
-// A type below 1536 is a length (IEEE 802.3), and LLC follows.
+// raw returns a frame of any type. A type below 1536 is a length (IEEE 802.3), and LLC follows.
 func raw(dst, src net.HardwareAddr, kind uint16, parts ...[]byte) stack {
 	h := append(append([]byte{}, dst...), src...)
 	s := stack{gopacket.Payload(append(h, byte(kind>>8), byte(kind)))}
@@ -341,7 +341,7 @@ type flow struct {
 	from, to netip.AddrPort
 }
 
-// These connections of the victim stay open, so that E can forge packets about them.
+// converse opens connections of the victim. They stay open, so that E can forge packets about them.
 func (w *world) converse(t testing.TB) (flows []flow) {
 	t.Helper()
 	for i, pair := range []struct {

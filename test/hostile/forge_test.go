@@ -42,7 +42,7 @@ const firstPort = 20000
 
 const markerText = "weir-hostile-"
 
-// The text has 18 bytes and identifies the next frame.
+// marker returns the text that identifies the next frame. It has 18 bytes.
 func (f *forge) marker() []byte { return fmt.Appendf(nil, markerText+"%05d", len(f.frames)) }
 
 func (f *forge) port() uint16 { return uint16(firstPort + len(f.frames)) }
@@ -65,7 +65,7 @@ func (f *forge) ownName(stacks ...stack) bool {
 	return f.w.has4 // ARP
 }
 
-// Without an address of the family, the frame counts as forged.
+// own adds a frame under E's own address. If E has none of the family, the frame counts as forged.
 func (f *forge) own(name string, stacks ...stack) *frame {
 	return f.put(name, f.ownName(stacks...), f.serialize(stacks...))
 }
@@ -245,7 +245,7 @@ func (f *forge) extension(src, dst netip.Addr, next layers.IPProtocol, parts ...
 	return s
 }
 
-// op is 1 for a request and 2 for a reply. inside is the sender's MAC in the ARP packet.
+// arp returns an ARP packet. op is 1 for a request and 2 for a reply. inside is the sender's MAC in the ARP packet.
 func (f *forge) arp(op uint16, inside net.HardwareAddr, sender, target netip.Addr) stack {
 	return stack{&layers.ARP{
 		AddrType:          layers.LinkTypeEthernet,
@@ -260,7 +260,8 @@ func (f *forge) arp(op uint16, inside net.HardwareAddr, sender, target netip.Add
 	}, gopacket.Payload(f.marker())}
 }
 
-// kind is the ICMPv6 type (RFC 4861). An option with the marker follows the body.
+// discovery returns a message of neighbour discovery (RFC 4861). kind is the ICMPv6 type. An option with the marker
+// follows the body.
 func (f *forge) discovery(src, dst netip.Addr, kind uint8, body []byte) stack {
 	h := ipHeader(src, dst)[0].(*layers.IPv6)
 	h.HopLimit = 255
@@ -273,7 +274,7 @@ func (f *forge) discovery(src, dst netip.Addr, kind uint8, body []byte) stack {
 	}
 }
 
-// kind is 1 for the sender's MAC and 2 for the target's.
+// linkLayer returns an option of neighbour discovery. kind is 1 for the sender's MAC and 2 for the target's.
 func linkLayer(kind byte, mac net.HardwareAddr) []byte { return append([]byte{kind, 1}, mac...) }
 
 func (f *forge) vxlan(src, dst netip.Addr, inner stack) stack {

@@ -103,7 +103,7 @@ func attack(t *testing.T, w *world, rp int, strict bool) map[string]*row {
 	return classify(t, frames, o, changes, strict)
 }
 
-// After each 20 frames the effects are collected, so that no buffer overflows.
+// sendOne collects the effects after each 20 frames, so that no buffer overflows.
 func (s *sender) sendOne(t *testing.T, o *observer, f *frame) {
 	t.Helper()
 	s.send(f)
@@ -168,7 +168,8 @@ func classify(t *testing.T, frames []*frame, o *observer, changes map[string][]s
 
 const linkLocalClass = "to 01:80:c2:00:00:"
 
-// docs/hostile-pod.md must have each class. If documentedFrames is true, it must have the numbers of frames too.
+// report compares the results with docs/hostile-pod.md, which must have each class. If documentedFrames is true,
+// the numbers of frames must be right too.
 func report(t *testing.T, table map[string]*row, documentedFrames bool) {
 	t.Helper()
 	documented, err := os.ReadFile("../../docs/hostile-pod.md")

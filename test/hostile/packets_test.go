@@ -33,7 +33,7 @@ func (f *forge) redirect(src, dst, target, destination netip.Addr) stack {
 	return f.discovery(src, dst, layers.ICMPv6TypeRedirect, body)
 }
 
-// These messages must be dropped even from E's own MAC and address.
+// neighbourDiscovery forges messages that must be dropped even from E's own MAC and address.
 func (f *forge) neighbourDiscovery() {
 	w := f.w
 	all := netip.MustParseAddr("ff02::1")
@@ -284,7 +284,7 @@ func (f *forge) fragmentClasses() {
 	}
 }
 
-// In IPv6 a whole packet may have a fragment header too (RFC 6946).
+// atomic returns a whole packet. In IPv6 it still has a fragment header (RFC 6946).
 func (f *forge) atomic(src, dst netip.Addr) []byte {
 	return f.fragment(f.toNode(), src, dst, f.payload(f.udp(src, dst)), 0, false)
 }

@@ -45,7 +45,7 @@ var (
 
 type families struct{ four, six bool }
 
-// By default the kernel first looks for duplicates of a new IPv6 address.
+// quicken lets new IPv6 addresses be used at once. By default the kernel first looks for duplicates.
 func quicken(t testing.TB, path string) {
 	t.Helper()
 	sysctl(t, path, "ipv6/conf/default/accept_dad", "0")
@@ -189,7 +189,7 @@ func (w *world) underlay() (local, remote netip.Addr) {
 	return uplink6, peer6
 }
 
-// The control has weir's MACs too, so both worlds get the same frames.
+// hostMAC returns the MAC that weir would give. The control has the same MACs, so both worlds get the same frames.
 func hostMAC(a netip.Addr) net.HardwareAddr {
 	b := a.As4()
 	return net.HardwareAddr{0x0a, 0x58, b[0], b[1], b[2], b[3]}
@@ -204,7 +204,7 @@ func tunnelMAC(node netip.Addr) net.HardwareAddr {
 	return net.HardwareAddr{0x0e, 0x58, b[0], b[1], b[2], b[3]}
 }
 
-// A policy denies E everything. Other pods have no policy.
+// guarded makes a node with weir. A policy denies E everything. Other pods have no policy.
 func guarded(t testing.TB, fam families) *world {
 	t.Helper()
 	w := &world{has4: fam.four, has6: fam.six, node: nodetest.Self, uplinkMAC: net.HardwareAddr{2, 0, 0, 0, 0, 2}}

@@ -56,7 +56,7 @@ var official = struct {
 	built map[string]bool
 }{built: map[string]bool{}}
 
-// The plugins are of github.com/containernetworking/plugins. A name is, for instance, "main/ptp".
+// buildOfficial builds plugins of github.com/containernetworking/plugins. A name is, for instance, "main/ptp".
 func buildOfficial(dir string, names []string) error {
 	official.Lock()
 	defer official.Unlock()

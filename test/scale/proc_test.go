@@ -52,7 +52,7 @@ type cpuUse struct {
 	Decoding float64
 }
 
-// If the request has a rate, a stream and a decoder run during the measurement.
+// window measures the agent's CPU time. If the request has a rate, a stream and a decoder run meanwhile.
 func (n *node) window(r request) cpuUse {
 	pid, decoder := n.AgentPID(), 0
 	if r.Rate > 0 {

@@ -159,7 +159,8 @@ func ratio(of, to *run) string {
 	return text
 }
 
-// The curve is log-log, from 1,000 pods on. With fewer than two such clusters, slope returns "".
+// slope returns the slope of the row's log-log curve, from 1,000 pods on. With fewer than two such clusters, it
+// returns "".
 func (r *runs) slope(agent, row string) string {
 	var xs, ys []float64
 	sizes, _ := r.columns()

@@ -159,7 +159,7 @@ func takeOver(t *testing.T, end func(*nodetest.Node)) {
 	})
 }
 
-// Each program is replaced in one step, as by an update.
+// install replaces each program in one step, as an update does.
 func install(t *testing.T, from, to string) {
 	t.Helper()
 	for _, name := range programs {
@@ -221,7 +221,7 @@ func dial(t *testing.T, netns, address string, timeout time.Duration) (conn net.
 	return conn, err
 }
 
-// Each new connection must be established with its first packet.
+// connects opens connections. Each must be established with its first packet.
 func (tr *traffic) connects(t *testing.T, netns, address string) {
 	tr.runs(t, filepath.Base(netns)+" connects to "+address, func() error {
 		conn, err := dial(t, netns, address, timeout)
@@ -242,7 +242,7 @@ func (tr *traffic) never(t *testing.T, netns, address string) {
 	})
 }
 
-// One connection must continue: each message is answered within five seconds.
+// keeps checks that one connection continues: each message is answered within five seconds.
 func (tr *traffic) keeps(t *testing.T, netns, address string) {
 	t.Helper()
 	conn, err := dial(t, netns, address, timeout)

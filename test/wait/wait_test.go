@@ -112,7 +112,7 @@ func forwardLate(client, server net.Conn, delay time.Duration) {
 	}
 }
 
-// Each node gets the API server's answers 100 ms later than the node before it.
+// newWaited makes a cluster. Each node gets the API server's answers 100 ms later than the node before it.
 func newWaited(t *testing.T, size int) *waited {
 	t.Helper()
 	w := &waited{Cluster: nodetest.NewCluster(t, size), pods: map[policy.Name]*nodetest.Pod{}}
@@ -375,7 +375,7 @@ func (w *waited) probe(
 	return wrong
 }
 
-// The test server's certificate has another name, so any certificate is accepted.
+// insecure accepts any certificate, because the test server's certificate has another name.
 func insecure() *tls.Config {
 	return &tls.Config{InsecureSkipVerify: true} //nolint:gosec // as above
 }

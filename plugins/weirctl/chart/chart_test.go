@@ -121,7 +121,7 @@ func TestDot(t *testing.T) {
 	}
 }
 
-// In CI a missing Chromium fails the test. Elsewhere it skips the test.
+// browser returns the path of a Chromium. Without one, the test fails in CI, and is skipped elsewhere.
 func browser(t *testing.T) string {
 	t.Helper()
 	for _, name := range []string{"chromium", "chromium-browser", "google-chrome", "chrome-headless-shell"} {

@@ -70,7 +70,7 @@ func portsOf(r reach.Row) string {
 	return r.Ports.String()
 }
 
-// In a label of Graphviz's language, a backslash begins an escape.
+// quoted also escapes backslashes, because they begin an escape in Graphviz's labels.
 func quoted(s string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(OneLine(s)) + `"`
 }

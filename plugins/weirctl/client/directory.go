@@ -13,13 +13,14 @@ import (
 	"github.com/weir-net/weir/source/manifests"
 )
 
-// Pods of files without addresses get one from these networks. No host has such an address (RFC 1112, section 4:
-// class E; RFC 6666: discard only).
+// If a pod of a file has no address, it gets one from these networks. No host has such an address (RFC 1112,
+// section 4: class E; RFC 6666: discard only).
 var invented = [...]netip.Prefix{
 	conf.IPv4: netip.MustParsePrefix("240.0.0.0/8"), conf.IPv6: netip.MustParsePrefix("100::/64"),
 }
 
-// Each workload counts as one pod. It is no error if only some files can't be read: the result's Gaps names them.
+// loadDirectory reads manifests. Each workload counts as one pod. If only some files can't be read, that is no
+// error: Gaps names them.
 func loadDirectory(ctx context.Context, path string) (explain.Cluster, error) {
 	d := &manifests.Dir{Path: path, IgnoreBroken: true}
 	_, err := d.Check()
@@ -50,7 +51,7 @@ func firstLine(err error) string {
 	return fmt.Sprintf("%s (and %d more; weir-agent check lists all)", lines[0], len(lines)-1)
 }
 
-// A workload without an owner counts as a pod, unless there is a pod of that name.
+// addWorkloads adds a pod for each workload without an owner, unless there is a pod of that name.
 func addWorkloads(c *explain.Cluster) {
 	c.Pods = slices.Clone(c.Pods)
 	taken := map[policy.Name]bool{}
@@ -69,7 +70,8 @@ func addWorkloads(c *explain.Cluster) {
 	}
 }
 
-// A pod without addresses gets one of each family in use. Its Node, if there is one, gets the address's network.
+// inventAddresses gives a pod without addresses one of each family in use. Its Node, if there is one, gets the
+// address's network.
 func inventAddresses(c *explain.Cluster) {
 	families := familiesOf(c)
 	next := invented

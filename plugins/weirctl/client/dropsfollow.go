@@ -268,7 +268,7 @@ func (f *follower) tells(n *nodeFollower, agent Agent) {
 	f.start()
 }
 
-// Reports of missed packets always count as new.
+// isNew reports whether the drop has not come yet. Reports of missed packets always count as new.
 func (n *nodeFollower) isNew(d *agentapi.Drop, now time.Time) bool {
 	if d.Kind == agentapi.DropMissed {
 		return true

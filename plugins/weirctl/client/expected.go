@@ -36,7 +36,7 @@ func (p expectedPod) is(e policy.Endpoint) bool {
 	return e.Pod.Namespace == p.Namespace && e.Pod.Name == p.Name && policy.SameUID(p.UID, e.Pod.UID)
 }
 
-// The lists ask for no resourceVersion, so the API server doesn't answer from a cache.
+// expect lists objects without a resourceVersion, so the API server doesn't answer from a cache.
 func (a *API) expect(ctx context.Context) (*expected, error) {
 	x := &expected{
 		engine: policy.NewEngine(""), byNode: map[string][]expectedPod{}, policed: map[string]bool{},

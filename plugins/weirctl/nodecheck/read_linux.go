@@ -154,7 +154,7 @@ func (f *Facts) readTables() {
 	}
 }
 
-// Only iptables-legacy's own program can read its chains.
+// readLegacy reads the tables of iptables-legacy. Only iptables-legacy's own program can read their chains.
 func (f *Facts) readLegacy(ctx context.Context) {
 	for _, file := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"} {
 		names, err := os.ReadFile(file)

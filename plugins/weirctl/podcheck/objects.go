@@ -50,7 +50,7 @@ func podName(role string, node int) string { return fmt.Sprintf("%s-%d", role, n
 
 const nobody = 65532
 
-// The pod names its node, so it needs no scheduler. It ends by itself.
+// podObject returns a pod that names its node, so it needs no scheduler. The pod ends by itself.
 func podObject(role string, i int, node, image string, ends time.Duration) *corev1.Pod {
 	yes, no, user, second, seconds := true, false, int64(nobody), int64(1), int64(ends.Seconds())
 	return &corev1.Pod{
@@ -93,7 +93,7 @@ func podObject(role string, i int, node, image string, ends time.Duration) *core
 	}
 }
 
-// The Service has only one endpoint, so a failure shows which node's proxy is broken.
+// serviceObject returns a Service with only one endpoint, so a failure shows which node's proxy is broken.
 func serviceObject(node int) *corev1.Service {
 	families := corev1.IPFamilyPolicyPreferDualStack
 	return &corev1.Service{

@@ -118,7 +118,8 @@ func (c *Check) tell(r *run, l Line) {
 	c.Tell(l)
 }
 
-// A node whose agent can't be asked is left out, and its line says BROKEN.
+// choose chooses the nodes to check. It leaves out nodes whose agents can't be asked, and its line then says
+// BROKEN.
 func (c *Check) choose(ctx context.Context, r *run) error {
 	agents, err := c.Wanted(ctx, c.Nodes)
 	if err != nil {
@@ -188,7 +189,7 @@ var hints = map[Name]string{
 	NodePort: "kube-proxy on the node that receives the packet doesn't lead to the Service's pod",
 }
 
-// Failed attempts are repeated, because kube-proxy and DNS learn of the Service late.
+// openPhase repeats failed attempts, because kube-proxy and DNS learn of the Service late.
 func (c *Check) openPhase(ctx context.Context, r *run) error {
 	attempts := r.open(c.Times.Reach, c.World)
 	outcomes := make([]Outcome, len(attempts))

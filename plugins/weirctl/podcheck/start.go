@@ -166,7 +166,8 @@ func (c *Check) startService(ctx context.Context, r *run) error {
 	return c.nodeAddresses(ctx, r)
 }
 
-// If the user may not read Nodes, the check of nodePorts is skipped.
+// nodeAddresses reads the nodes' addresses for the check of nodePorts. If the user may not read Nodes, this check
+// is skipped.
 func (c *Check) nodeAddresses(ctx context.Context, r *run) error {
 	for i, of := range r.nodes {
 		var n corev1.Node

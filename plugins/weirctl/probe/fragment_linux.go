@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Packets larger than a link's MTU are then refused instead of fragmented.
+// dontFragment makes the kernel refuse packets larger than a link's MTU, instead of fragmenting them.
 //
 // Equivalent to: ping -M do
 func dontFragment(network, _ string, conn syscall.RawConn) (err error) {

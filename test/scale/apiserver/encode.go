@@ -106,7 +106,7 @@ const (
 	second = 2<<3 | 2
 )
 
-// A protobuf list begins with its length, so each object is made twice.
+// sendProtobufList makes each object twice, because a list begins with its length.
 func sendProtobufList(
 	w io.Writer, k Kind, meta metav1.ListMeta, each func(func(Object) error) error,
 ) error {

@@ -73,7 +73,7 @@ func (s *Server) serveCollection(w http.ResponseWriter, req *http.Request, r *re
 	s.serveList(w, req, r, sel)
 }
 
-// As on a real server, a list at resource version 0 is never in pages.
+// serveList answers a list. As on a real server, a list at resource version 0 is never in pages.
 func (s *Server) serveList(w http.ResponseWriter, req *http.Request, r *resource, sel selector) {
 	q := req.URL.Query()
 	s.mu.Lock()
@@ -142,7 +142,8 @@ func notFound(w http.ResponseWriter, req *http.Request) {
 	fail(w, http.StatusNotFound, metav1.StatusReasonNotFound, req.URL.Path+" not found")
 }
 
-// A change of the UID is a conflict. All merge patches count as JSON merge patches, so lists replace lists.
+// servePatch answers a PATCH. A change of the UID is a conflict. All merge patches count as JSON merge patches, so
+// lists replace lists.
 func (s *Server) servePatch(w http.ResponseWriter, req *http.Request, r *resource) {
 	patch, err := io.ReadAll(io.LimitReader(req.Body, 3<<20))
 	if err != nil {

@@ -30,7 +30,7 @@ type watch struct {
 	queue    chan *event
 }
 
-// A watch with a full queue ends. The caller must hold the lock.
+// tell queues the event for all watches. A watch with a full queue ends. The caller must hold the lock.
 func (s *Server) tell(r *resource, e *event) {
 	r.sent.Changes++
 	r.log = append(r.log, e)

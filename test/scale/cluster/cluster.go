@@ -111,8 +111,8 @@ func number(name, prefix string, below int) (int, bool) {
 	return n, ok && err == nil && n >= 0 && n < below
 }
 
-// each is the number of such objects in a namespace. nameOf returns an object's name from its number in the
-// namespace.
+// find returns the number of the object. each is the number of such objects in a namespace. nameOf returns an
+// object's name from its number in the namespace.
 func (c *Cluster) find(name types.NamespacedName, each int, nameOf func(int) string) (int, bool) {
 	ns, ok := number(name.Namespace, "tenant-", c.Namespaces())
 	if !ok {
