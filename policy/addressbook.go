@@ -12,8 +12,8 @@ import (
 type addressBook struct {
 	one  map[netip.Addr]*pod   // an address of one pod
 	more map[netip.Addr][]*pod // an address of several pods
-	// taken counts this node's endpoints with each address. Policy then ignores a pod elsewhere that states the
-	// address: it is an older pod that is being deleted.
+	// taken is the number of this node's endpoints with each address. If it isn't 0, policy ignores pods
+	// elsewhere with the address: they are old pods that are being deleted.
 	taken map[netip.Addr]int
 }
 

@@ -5,8 +5,7 @@ import (
 	"slices"
 )
 
-// Around returns the part of the cluster that decides about packets between the addresses. The caller must not
-// change it.
+// Around returns the objects that decide on packets between the addresses. The caller must not change them.
 func (e *Engine) Around(addresses []netip.Addr) State {
 	var s State
 	wanted := map[netip.Addr]bool{}

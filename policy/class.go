@@ -31,7 +31,7 @@ var (
 
 type lowered struct {
 	classes [len(sides)][len(conf.Families)][]class
-	// open has endpoints of audited policies if the kernel refuses their class.
+	// open has the endpoints that only audited policies would isolate, if the kernel refuses their class.
 	open     [len(sides)][len(conf.Families)][]joined
 	supplies []*supply // the sets that the released demands need
 	problems complaints

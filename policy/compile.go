@@ -58,12 +58,13 @@ type namedPort struct {
 	here  bool
 }
 
-// compiler compiles the ruleset of one node. After a change it computes only what depends on the change:
+// compiler compiles the ruleset of one node. After one of these calls, compile computes only what depends on
+// the change:
 //
-//	replace      the pods or policies of a namespace
-//	resized      the size of a set
-//	setCommon    the rules and sets that belong to no policy
-//	setRefused   everything
+//	replace      the pods or policies of a namespace have changed
+//	resized      the size of a set has changed
+//	setCommon    the rules and sets that belong to no policy have changed
+//	setRefused   (it computes everything)
 type compiler struct {
 	find      finder
 	refused   ruleset.Refused

@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestOthersPayLittle: beside hostile policies, another tenant's denial takes at most 1.5 times the
-// allocations. Allocations stand for work.
+// TestOthersPayLittle: with other tenants' hostile policies, a tenant's new deny policy needs at most 1.5 times
+// the allocations. Allocations stand for work.
 func TestOthersPayLittle(t *testing.T) {
 	cost := map[string]float64{}
 	for name, list := range hostile {

@@ -108,7 +108,8 @@ func (x *selectorIndex) matching(c *crowd) (matches []*live) {
 
 func ownScope(namespace string) string { return "namespace " + namespace }
 
-// anchors returns labels of which a matching pod must have at least one.
+// anchors returns labels of which a matching pod must have at least one. It returns none if there are no such
+// labels.
 func anchors(m matcher) (all []anchor) {
 	var best *requirement
 	for i := range m.requirements {

@@ -36,7 +36,8 @@ func endpointOf(name string, addrs ...string) Endpoint {
 	return e
 }
 
-// TestSumOfSizes: if the node needs a family no more, changes of the family's sets don't change the sum of sizes.
+// TestSumOfSizes: if the node no longer needs a family, changes of the family's sets don't change the sum of
+// sizes.
 func TestSumOfSizes(t *testing.T) {
 	e, d := told(networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{}})
 	e.Apply(d)

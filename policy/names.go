@@ -9,8 +9,8 @@ const (
 	// hashAlphabet has the characters of hashes and random endings (k8s.io/apimachinery/pkg/util/rand).
 	hashAlphabet = "bcdfghjklmnpqrstvwxz2456789"
 	digits       = "0123456789"
-	// A generated name is the generateName, cut to maxGenerated, and randomLength random characters
-	// (k8s.io/apiserver/pkg/storage/names).
+	// A generated name is the generateName (cut to maxGenerated characters), followed by randomLength random
+	// characters (k8s.io/apiserver/pkg/storage/names).
 	randomLength = 5
 	maxGenerated = 58
 	// maxHash is the greatest length of a pod template's hash: a 32-bit number, with a letter for each decimal
@@ -63,8 +63,8 @@ func wordAlphabet(kind string) string {
 	return ""
 }
 
-// after returns WORD if the text is NAME-WORD, and ok is false if it isn't. With the parameter cut, the text
-// may be the beginning of such a name; whole is then false if WORD may be incomplete.
+// after returns WORD of a text NAME-WORD; ok is false for other texts. If the parameter cut is true, the text
+// may end early: whole is false if WORD may be incomplete.
 func after(text, name, alphabet string, cut, dash bool) (word string, whole, ok bool) {
 	if alphabet != "" {
 		name += "-"

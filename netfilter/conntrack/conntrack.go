@@ -17,8 +17,8 @@ type Connection struct {
 	Proto    uint8
 	Port     uint16 // of Dst; 0 for protocols without ports
 	Cut      bool
-	// Assured is the kernel's IPS_ASSURED. For TCP, the handshake is complete. For UDP, both sides have sent
-	// over more than two seconds.
+	// Assured is the kernel's IPS_ASSURED. For TCP, the handshake is complete. For UDP, both sides have sent,
+	// and packets still came after two seconds.
 	Assured bool
 	// Translated means that Src sent to another address or port than Dst and Port.
 	Translated bool

@@ -42,7 +42,7 @@ func (c Connection) recreate(labels ...*nl.RtAttr) error {
 	if err != nil {
 		return fmt.Errorf("make anew: %w", err)
 	}
-	// The kernel doesn't report that the new entry has no room for labels. Setting them once more does.
+	// If the new entry has no room for labels, the kernel reports it only when they are set once more.
 	return c.send(nl.IPCTNL_MSG_CT_NEW, labels...)
 }
 
@@ -50,7 +50,7 @@ func (c Connection) recreate(labels ...*nl.RtAttr) error {
 //
 // Equivalent to: conntrack -G TUPLE
 func (c Connection) read() (reply []byte, kept []*nl.RtAttr, err error) {
-	// The kernel marks the entry as one of several, so only the acknowledgement ends the answer.
+	// The kernel flags the entry as a part of a list, so only the acknowledgement ends the answer.
 	req := request(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_ACK, c.family)
 	req.AddData(nl.NewRtAttr(nl.CTA_TUPLE_ORIG|unix.NLA_F_NESTED, c.tuple))
 	msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)

@@ -113,7 +113,7 @@ func chains(set *nftables.Set) []nft.Chain {
 	}
 }
 
-// Beyond returns how many packets the limit has left out since Make. there is false if there is no table.
+// Beyond returns how many packets the limit has left out since Make. It returns false if there is no table.
 //
 // Equivalent to: nft list chain inet weir-flows log
 func Beyond() (packets uint64, there bool, err error) {

@@ -295,7 +295,8 @@ func (d *Driver) carryOut(ctx context.Context, p plan, have state, want *lowered
 	return left, refused, err
 }
 
-// The kernel lets only one process change its tables at a time, so the families come one after the other.
+// restore carries out the families' commands one after the other: the kernel lets only one process change its
+// tables at a time.
 func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]string) error {
 	if commands == [len(conf.Families)]string{} {
 		return nil

@@ -33,7 +33,7 @@ type chain struct {
 	dispatch    []string       // the sets that the rules match, in their order
 }
 
-// jump is a rule in a built-in chain that leads to one of weir's chains. If first is false, it comes last, or
+// jump is a rule in a built-in chain that leads to one of weir's chains. A jump that isn't first comes last, or
 // directly before a rule that refuses all remaining packets.
 type jump struct {
 	family       conf.Family

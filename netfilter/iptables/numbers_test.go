@@ -321,7 +321,7 @@ func lead(s state, number int) string {
 }
 
 // TestWithoutNumbers: if iptables can't look numbers up, each class has a set of its own. A driver that can
-// replaces these sets.
+// look numbers up replaces these sets.
 func TestWithoutNumbers(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -52,7 +52,7 @@ func (d *Driver) tryType(h ipset.Header) error {
 	return d.sets.Destroy(h.Name)
 }
 
-// changeSets makes the changes. A refused number is deleted instead: the pod would keep its last number, which
+// changeSets makes the changes. If the kernel refuses a pod's new number, it deletes the pod's entry: the old number
 // may allow more.
 func changeSets(changes []change, want *lowered, refused ruleset.Refused) error {
 	all := make([]ipset.Change, len(changes))

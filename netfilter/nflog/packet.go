@@ -23,7 +23,7 @@ const (
 	sizeofAttr     = 4
 )
 
-// Packet is a packet that the kernel has copied. Its slices are valid only as long as the Reader's buffer.
+// Packet is a packet that the kernel has copied. Its slices are parts of the Reader's buffer.
 type Packet struct {
 	Prefix    []byte
 	EtherType uint16

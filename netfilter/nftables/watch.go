@@ -31,8 +31,8 @@ func concerns(c nftnl.Change) bool {
 func (d *Driver) Generation() (uint32, error) { return nftnl.Generation() }
 
 // Knows reports whether the generation is no news: the driver has read the tables since, or has made the change
-// itself. Generation 0 is always news. The caller must pass generations with concerned true, in ascending
-// order.
+// itself. Generation 0 is always news. The caller must pass the generations that Watch reported as concerned,
+// in ascending order.
 func (d *Driver) Knows(generation uint32) bool {
 	return generation != 0 && ((d.readAt != 0 && int32(generation-d.readAt) <= 0) || d.own.Made(generation))
 }

@@ -22,8 +22,8 @@ func (o *OwnChanges) Note(before, after uint32, changes int) {
 	o.spans = append(o.spans, span{before, after, changes})
 }
 
-// Made reports whether the driver made the generation. The caller must pass only generations with concerned
-// true, in ascending order.
+// Made reports whether the driver made the generation. The caller must pass only the generations that Watch
+// reported as concerned, in ascending order.
 func (o *OwnChanges) Made(generation uint32) bool {
 	if slices.Contains(o.known, generation) {
 		return true

@@ -70,7 +70,7 @@ type UnderlayAddress struct {
 // equally old Nodes, Self wins, then the first by name.
 //
 // A claim that counted before goes on, even if an older Node now makes it too: an edited Node must take nothing
-// away. It ends if the Node is made anew, or for the last reason of the list.
+// away. It ends if its Node drops it or is made anew, or for the last reason of the list.
 //
 // If Self isn't empty, a Node without an address or a network is a problem too.
 func Settle(nodes []policy.Node, t Terms) ([]policy.Node, []ruleset.Problem) {

@@ -57,7 +57,7 @@ func (q Question) About(endpoints []policy.Endpoint) (about []policy.Endpoint) {
 type Answer struct {
 	Node    string `json:"node"`
 	Version string `json:"version"`
-	// At is the position that the ruleset has at least.
+	// At is a position: the ruleset includes all changes up to it, and perhaps later ones.
 	At Position `json:"at"`
 	// Faults say why the kernel lacks a part of the ruleset, or why the ruleset is old.
 	Faults []string `json:"faults,omitempty"`

@@ -36,7 +36,8 @@ func TestOfEngine(t *testing.T) {
 	}
 }
 
-// TestOf: a pod's class changes only if its policies, their rules or their peers' addresses change.
+// TestOf: a pod's class changes if its policies, their rules or their peers' addresses change, and not
+// otherwise.
 func TestOf(t *testing.T) {
 	pod := func(name, address, node string) policy.Pod {
 		return policy.Pod{

@@ -23,7 +23,7 @@ type Cluster struct {
 	Invented []netip.Prefix
 }
 
-// NoNode is the NodeName of a pod on no Node, if the source made up the pod's address.
+// NoNode is the NodeName of a pod that is on no Node and has an address that the source made up.
 const NoNode = "(none)"
 
 func nodeOf(p *policy.Pod) string {

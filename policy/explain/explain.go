@@ -31,7 +31,7 @@ type Explanation struct {
 	// Paths are the query's connections: one for each pair of addresses, each port, and each pod behind a
 	// Service. Pods behind a Service with the same verdicts are one path.
 	Paths []Path `json:"paths"`
-	// Notes say what else than policy matters to the connection.
+	// Notes say what matters to the connection besides policy.
 	Notes []string `json:"notes,omitempty"`
 	// Gaps say which objects could not be read.
 	Gaps []string `json:"gaps,omitempty"`

@@ -13,7 +13,7 @@ import (
 
 const maxPaths = 100
 
-// fewMisses is the most unmet conditions of a rule that is worth changing. Otherwise a new rule is better.
+// fewMisses is how many unmet conditions a rule may have to be worth changing. With more, a new rule is better.
 const fewMisses = 2
 
 const maxNear = 20

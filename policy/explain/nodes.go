@@ -22,8 +22,8 @@ func (s Side) enforced() bool {
 	return s.Node != "" && s.Pod != "" && !slices.Contains([]Reason{HostNetwork, NoPod, FromNode, Itself}, s.Reason)
 }
 
-// AddNode adds what the node's kernel has for the paths. of is the same question's answer by that node's agent.
-// Other policies in it are a difference.
+// AddNode adds what the node's kernel has for the paths. of is the answer of that node's agent to the same
+// question. If the agent knows other policies, that is a difference.
 func (e *Explanation) AddNode(node string, of Explanation) {
 	for i := range e.Paths {
 		p := &e.Paths[i]
@@ -48,7 +48,7 @@ func (e *Explanation) AddNode(node string, of Explanation) {
 	}
 }
 
-// AddUnknown adds the reason why the node's kernel could not be read.
+// AddUnknown adds to each path with an end on the node why the node's kernel could not be read.
 func (e *Explanation) AddUnknown(node, why string) {
 	for i := range e.Paths {
 		if p := &e.Paths[i]; p.endsOn(node) {

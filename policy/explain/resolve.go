@@ -10,7 +10,8 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// resolve finds what the end names. A name without a namespace must be unique; a pod goes before a Service.
+// resolve finds what the end names. A name without a namespace must be unique. If a pod and a Service share it,
+// it means the pod.
 func (c *Cluster) resolve(r Ref) (Ref, error) {
 	switch r.Kind {
 	case EndWorld:

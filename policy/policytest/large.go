@@ -9,7 +9,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// This file makes large parts of policies. No two of their ports, addresses or selectors can become one.
+// This file makes large parts of policies. No two of their ports, addresses or selectors can be merged into
+// one.
 
 // OddPorts returns the first n odd port numbers.
 func OddPorts(n int) []networkingv1.NetworkPolicyPort {

@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Traffic is connections of one kind, as a policy sees them.
+// Traffic stands for connections that are alike for a policy.
 type Traffic struct {
 	Direction ruleset.Direction
 	Namespace string

@@ -14,7 +14,8 @@ type Diff struct {
 	Closed        []Row
 }
 
-// Compare returns the connections of the first state's pods that a change to the state after opens or closes.
+// Compare returns the connections that a change from the state before to the state after opens or closes. It
+// compares only the pods of the state before.
 func Compare(before, after policy.State, services []policy.Service) *Diff {
 	u := newUniverse(services, before, after)
 	d := &Diff{Before: u.matrix(0), After: u.matrix(1)}

@@ -9,7 +9,7 @@ type countedSet struct {
 	*mergedSet
 	entries Entries
 	counted map[part]Entries // the entries of each part's set when the part was last counted
-	// shared has the elements that several parts give: for each comment, the number of parts.
+	// shared has the elements that several parts have, with the number of parts for each comment.
 	shared map[Element][]tally
 }
 
@@ -91,7 +91,7 @@ func (c *countedSet) count(p part, now Entries) {
 	}
 }
 
-// give adds by (1 or -1) to the number of parts that give the element with the comment. The entry has the
+// give adds by (1 or -1) to the number of parts that have the element with the comment. The entry has the
 // comment that sorts first.
 func (c *countedSet) give(e Element, comment string, by int) {
 	tallies, isShared := c.shared[e]

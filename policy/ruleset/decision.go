@@ -174,8 +174,8 @@ func (d *decision) leaveOut(left func(*merge) bool) {
 	})
 }
 
-// name gives each merged set a hash of its rule's conditions and its first set. So a change of policies rarely
-// changes the name.
+// name gives each merged set a name: a hash of its rule's conditions and its first set. So a change of policies
+// rarely changes the name.
 //
 // A name may pass from one chain's set to another's. This allows nothing: the set loses entries before the
 // rules change, and gets new ones after that.

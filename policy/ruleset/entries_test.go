@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestFollow: the first entries of a list follow its changes, and come to have all of it.
+// TestFollow: entries that follow a changing list become equal to the list.
 func TestFollow(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	element := func() Element {

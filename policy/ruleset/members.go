@@ -25,8 +25,8 @@ type memberGroup struct {
 	network netip.Prefix
 }
 
-// signature says which groups contain an address: its own, and those of the signature above. Equal signatures
-// have the same pointer. Pods share their network's signature.
+// signature says which groups contain an address: its own groups, and those of above, the signature of the
+// surrounding network. Equal signatures have the same pointer.
 type signature struct {
 	recent [8]struct {
 		chain *indexedChain
@@ -91,10 +91,11 @@ func (m *members) add(network netip.Prefix, set *Set) int32 {
 	return int32(len(m.groups) - 1)
 }
 
-// searchTime is how long a search of a group takes, compared with adding an entry to a table.
+// searchTime is how many times longer a search of a group takes than adding an entry to a table.
 const searchTime = 4
 
-// signature searches each group at first. It makes a table once the searches have taken as long as that.
+// signature searches each group at first. Once the searches have taken as long as making a table, it makes the
+// table.
 func (m *members) signature(a netip.Addr) *signature {
 	if t := m.tables[conf.FamilyOf(a)]; t != nil && len(t.sizes) <= few {
 		return t.signature(m, a, a.BitLen())

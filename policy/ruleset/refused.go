@@ -73,8 +73,8 @@ func (r Refused) Set(f conf.Family, k SetKind, name string) string {
 	return r[Refusal{Family: f, Set: name}]
 }
 
-// Rule returns the refused part of the rule, with the reason. ports is true if the part matches ports. The text
-// is empty if no part is refused.
+// Rule returns the refused part of the rule, with the reason, as why. It is empty if no part is refused. ports
+// is true if the part matches ports.
 func (r Refused) Rule(f conf.Family, rule Rule) (why string, ports bool) {
 	if len(r) == 0 {
 		return "", false

@@ -44,7 +44,7 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// TestKeysDontRunTogether: if rules have the same text split or ordered otherwise, their keys differ.
+// TestKeysDontRunTogether: rules with the same texts, split or ordered differently, have different keys.
 func TestKeysDontRunTogether(t *testing.T) {
 	match := func(name string) ruleset.SetMatch { return ruleset.SetMatch{Name: name, By: ruleset.Source} }
 	rules := []ruleset.Rule{
