@@ -58,8 +58,8 @@ func (m *making) findChained(c *Chained) error {
 	return failed("find the pod's link", err)
 }
 
-// assign writes the record and assigns the addresses to the attachment. If an address's last DEL was missed,
-// assign takes the address out of all sets. The error may be *ipam.AssignedError.
+// assign writes the record and assigns the addresses to the attachment. If the DEL of an address's earlier
+// attachment was missed, assign takes the address out of all sets. The error may be *ipam.AssignedError.
 func (m *making) assign() error {
 	const step = "assign the pod's addresses"
 	unlock, err := endpoint.Lock()

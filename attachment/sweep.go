@@ -87,7 +87,7 @@ func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 		if err != nil {
 			return nil, err
 		}
-		// This may have changed since the caller saw the address.
+		// An attachment may have got the address since the caller looked.
 		if owners[a] != "" || r.addrs[a] || !denied {
 			continue
 		}

@@ -29,8 +29,7 @@ func Remove(id string) error {
 	return nil
 }
 
-// Exists reports whether the attachment has a record, ending or not. If the kernel doesn't say, it returns
-// true.
+// Exists reports whether the attachment has a record, ending or not. If it can't find out, it returns true.
 func Exists(id string) bool {
 	for _, p := range []string{path(id), endingPath(id)} {
 		if _, err := os.Lstat(p); !errors.Is(err, fs.ErrNotExist) {

@@ -119,7 +119,7 @@ func (e *Endpoint) Begin() (making io.Closer, err error) {
 	if err := os.WriteFile(tempFile, data, 0o600); err != nil {
 		return nil, fmt.Errorf("write endpoint record %s: %w", e.ID(), err)
 	}
-	// Opened again, for reading: closing a file that was opened for writing would wake the agent.
+	// The file is opened again, for reading: closing a file that was opened for writing would wake the agent.
 	f, err := os.Open(tempFile)
 	if err != nil {
 		return nil, fmt.Errorf("open endpoint record %s: %w", e.ID(), err)

@@ -78,7 +78,7 @@ func TestAFreedAddressRests(t *testing.T) {
 	wantHolders(t, map[string]string{"10.88.0.2": "e", "10.88.0.3": "b", "10.88.0.4": "c", "10.88.0.5": "f"})
 }
 
-// TestAReboot: after a reboot all addresses are free, and the round continues after the last assigned address.
+// TestAReboot: after a reboot all addresses are free. The next one is the address after the last assigned one.
 func TestAReboot(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

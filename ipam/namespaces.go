@@ -55,7 +55,7 @@ func namespaces() ([]string, error) {
 	}
 	defer func() { _ = f.Close() }()
 	for lines := bufio.NewScanner(f); lines.Scan(); {
-		// ID PARENT MAJOR:MINOR ROOT MOUNTPOINT …; for a network namespace ROOT is net:[NUMBER]
+		// A line is: ID PARENT MAJOR:MINOR ROOT MOUNTPOINT …. For a network namespace, ROOT is net:[NUMBER]
 		// (proc_pid_mountinfo(5)).
 		if fields := strings.Fields(lines.Text()); len(fields) > 4 && strings.HasPrefix(fields[3], "net:[") {
 			add(fields[3], fields[4])

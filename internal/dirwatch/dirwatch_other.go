@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-// Watcher lets programs build that never watch a directory.
+// Watcher exists so that programs that never watch a directory can be built.
 type Watcher struct{}
 
 // New returns an error: only Linux has inotify.

@@ -29,7 +29,7 @@ func (l *List[K, T]) Put(values ...*T) {
 	}
 }
 
-// Remove removes the values, unless others have taken their places.
+// Remove removes the values. It ignores values that others have replaced.
 func (l *List[K, T]) Remove(values ...*T) {
 	for _, v := range values {
 		if k := l.key(v); l.all[k] == v {

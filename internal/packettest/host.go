@@ -120,7 +120,8 @@ func sockaddr(a netip.Addr, port uint16) unix.Sockaddr {
 	return &unix.SockaddrInet6{Addr: a.As16(), Port: int(port)}
 }
 
-// payload returns the packet's content after the IP header. Its number survives the translation of addresses.
+// payload returns the packet's content after the IP header. It contains the number, which survives the
+// translation of addresses.
 func payload(p verdict.Packet, number uint32) []byte {
 	switch p.Proto {
 	case ruleset.SCTP: // RFC 9260: common header and INIT chunk

@@ -15,7 +15,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// maxEventNames limits the events whose objects the source remembers.
+// maxEventNames limits the events whose objects the source remembers. Other events make new objects.
 const maxEventNames = 4096
 
 // AnnounceOnPod makes a warning event on the pod, or counts it in the last event with the same key. It waits

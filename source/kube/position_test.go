@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/policy/enforced"
 )
 
-// TestPosition: the deltas up to that number have all changes up to the position.
+// TestPosition: the deltas up to Position's number have all changes up to its position.
 func TestPosition(t *testing.T) {
 	c := newCluster()
 	s := &Source{}

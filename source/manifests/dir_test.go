@@ -364,7 +364,7 @@ func TestSubdirectories(t *testing.T) {
 	until("Pod default/a app=two, Pod default/b app=one")
 	do(os.WriteFile(elsewhere+"/b.yaml", []byte(pod("b", "two")), 0o600))
 	until("Pod default/a app=two, Pod default/b app=two")
-	// A circle of links, and a second link to b.yaml.
+	// This makes a circle of links, and a second link to b.yaml.
 	do(os.Symlink("..", s.path("one/loop")), os.Symlink(elsewhere+"/b.yaml", s.path("one/c.yaml")))
 	until("Pod default/a app=two, Pod default/b app=two")
 	do(os.Rename(s.path("one"), s.path("other")))

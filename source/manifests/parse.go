@@ -184,8 +184,8 @@ func couldBePolicy(o object) bool {
 	return false
 }
 
-// misspelt returns the kind that the object's author probably meant: its name is equal if case is ignored. It
-// returns "" if there is none. If the names are equal, the object's apiVersion is wrong.
+// misspelt returns the kind that the object's author probably meant: a known kind with the same name in another
+// case. It returns "" if there is none. If even the case is the same, the object's apiVersion is wrong.
 func misspelt(o object) string {
 	if strings.Contains(o.group(), ".") {
 		return ""
