@@ -15,7 +15,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// maxEventNames limits the events whose objects the source remembers. Other events make new objects.
+// maxEventNames limits the remembered names of events. After that, all are forgotten.
 const maxEventNames = 4096
 
 // AnnounceOnPod makes a warning event on the pod, or counts it in the last event with the same key. It waits
