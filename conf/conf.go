@@ -160,7 +160,7 @@ func invalid(key, value, why string) error {
 	return keyError(types.ErrInvalidNetworkConfig, key, value, why)
 }
 
-// keyError returns an error with this code. It names the key and the first 80 bytes of its value.
+// keyError returns an error with the code. It names the key and the first 80 bytes of its value.
 func keyError(code uint, key, value, why string) error {
 	if len(value) > 80 {
 		value = value[:80] + "…"

@@ -4,7 +4,7 @@ const (
 	// FlowTable is the nftables table of the inet family with the rules that log allowed first packets. It
 	// exists only while an agent records flows.
 	FlowTable = "weir-flows"
-	// FlowGroup is the netlink log group of these packets.
+	// FlowGroup is the netlink log group to which FlowTable's rules copy packets.
 	FlowGroup     = 89
 	FlowLogPrefix = "weir flow"
 )

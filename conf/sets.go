@@ -15,7 +15,7 @@ const (
 	ChainedSet  = ownSet + "chained"
 	// LinksSet has the links that another plugin made for one pod each.
 	LinksSet = ownSet + "links"
-	// SendersSet has the addresses of the pods behind these links, each with the pod's link.
+	// SendersSet has the addresses of pods behind links that another plugin made, each with the pod's link.
 	SendersSet = ownSet + "senders"
 	// IngressMap and EgressMap have the pods of all classes of one direction, each with its class's number.
 	// They replace class sets if the kernel can look such numbers up.
@@ -78,7 +78,7 @@ const (
 	ownChain           = "WEIR-"
 	IngressClassChains = ownChain + "IN-"
 	EgressClassChains  = ownChain + "EG-"
-	// ByNumber follows one of these prefixes in the name of a chain that compares a part of classes' numbers.
+	// ByNumber is a part of the names of chains that compare a part of classes' numbers.
 	ByNumber = "CLASSES-"
 )
 

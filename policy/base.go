@@ -49,8 +49,7 @@ func (c *common) base() {
 		Sets: []ruleset.SetMatch{toPods}, Comment: "weir: to a pod: its ingress policies",
 		Action: ruleset.Jump, To: ingress.dispatch,
 	}
-	// These rules have no comment: nearly every first packet matches them, and the kernel is slow to skip
-	// comments.
+	// Rules that nearly every first packet matches have no comment: the kernel is slow to skip comments.
 	toBridge := ruleset.Rule{Out: conf.Bridge, Action: ruleset.GoTo, To: ingress.dispatch}
 	c.chain(conf.BridgeChain,
 		ruleset.Rule{
@@ -70,7 +69,7 @@ func (c *common) base() {
 		[]ruleset.Rule{
 			{In: conf.Bridge, Action: ruleset.GoTo, To: egress.dispatch}, fromPod,
 		})
-	// These packets were checked at an earlier hook. The backend writes a comment that names that hook.
+	// Packets at this hook were checked at an earlier hook. The backend writes a comment that names that hook.
 	c.hook(ruleset.AcceptForwarded, conf.AcceptChain, "weir: no other default drops what policy let through",
 		[]ruleset.Rule{
 			{In: conf.Bridge, Action: ruleset.Accept}, // comparing a link is quicker than a look-up

@@ -13,7 +13,8 @@ const (
 	// maxEntries limits the networks and ports in the sets of one policy. A few excepts can cut a block into
 	// many networks.
 	maxEntries = 1 << 17
-	// These limit all policies of a node together. Sets and chains of classes don't count.
+	// maxNodeRules, maxNodeSets and maxNodeEntries limit all policies of a node together. Sets and chains of
+	// classes don't count.
 	//
 	// The kernel has room for 65,533 sets (IPSET_INVALID_ID in include/uapi/linux/netfilter/ipset/ip_set.h).
 	// iptables needs a second to write maxNodeRules rules. The kernel needs ten seconds for maxNodeEntries

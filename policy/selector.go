@@ -18,7 +18,7 @@ type selector struct {
 }
 
 // parseSelector parses a peer's selectors. Without a podSelector, all pods match. If it returns an error, field
-// is the wrong field.
+// names the field that is wrong.
 func parseSelector(namespace string, peer networkingv1.NetworkPolicyPeer) (s selector, field string, err error) {
 	if peer.NamespaceSelector == nil {
 		s.namespace = namespace

@@ -19,8 +19,8 @@ const (
 	// free is the work that a compile may always do. So all work ends, and a small policy gets its sets in one
 	// slice.
 	free = 1 << 6
-	// maxWaits is how many compiles in a row may leave work of a namespace. Then the policies that still wait
-	// are reported.
+	// maxWaits is how many compiles in a row may leave a namespace's work undone. Then the policies that still
+	// wait are reported.
 	maxWaits = 10_000
 )
 

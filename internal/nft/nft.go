@@ -145,7 +145,7 @@ func encode(family nftables.TableFamily, e expr.Any) ([]byte, error) {
 //
 // Equivalent to: nft list tables FAMILY
 func TableExists(conn *nftables.Conn, t *nftables.Table) (bool, error) {
-	// This lists the tables, because the library's error for a missing table looks like its other errors.
+	// The library's error for a missing table looks like its other errors, so the tables are listed instead.
 	tables, err := conn.ListTablesOfFamily(t.Family)
 	if err != nil {
 		return false, fmt.Errorf("list nftables tables: %w", err)

@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// These tests are about faults of weave-npc, whose design weir follows. To run all such tests: go test ./...
-// -run TestFault -v
+// The tests in this file are about faults of weave-npc, whose design weir follows. To run all such tests: go
+// test ./... -run TestFault -v
 
 // TestFault1SelectorsThatJoinAlike: two selectors whose parts join to the same letters select different pods.
 // In weave-npc they could share a set.

@@ -33,6 +33,8 @@ const (
 	nfulnlMsgPacket  = 0
 )
 
+// listen binds to weir's log group.
+//
 // Equivalent to: tcpdump -ni nflog:88 -s 128
 func listen(t testing.TB, buffer int) nflog {
 	t.Helper()

@@ -64,6 +64,8 @@ func Delete(addrs ...netip.Addr) error {
 // connections.
 const listedForAPass = 4000
 
+// entries returns the number of entries of the connection table.
+//
 // Equivalent to: sysctl net.netfilter.nf_conntrack_count
 func entries() int {
 	text, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_count")

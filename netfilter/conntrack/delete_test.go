@@ -23,7 +23,7 @@ func TestForget(t *testing.T) {
 	for name, forget := range map[string]func() error{
 		"as ever": func() error { return Delete(address, six) },
 		"many":    func() error { return Delete(address, six, netip.MustParseAddr("10.88.0.99")) },
-		// Linux 6.12 and later can do this.
+		// Linux 6.12 and later can delete by a filter.
 		"at once": func() error {
 			return errors.Join(deleteByFilter([]netip.Addr{address}), deleteByList([]netip.Addr{six}, nil))
 		},

@@ -13,7 +13,7 @@ import (
 // maxRecreations is how often recreate tries. A packet of the connection may make an entry in between.
 const maxRecreations = 100
 
-// recreate deletes the entry and makes it again with these labels. After a deletion alone, the server's next
+// recreate deletes the entry and makes it again with the labels. After a deletion alone, the server's next
 // packet would open the connection from the other side. In the new entry, addresses are no longer translated.
 //
 // Equivalent to: conntrack -D TUPLE; conntrack -I TUPLE -r REPLY -t TIMEOUT -u ASSURED,SEEN_REPLY -l 127
@@ -46,7 +46,7 @@ func (c Connection) recreate(labels ...*nl.RtAttr) error {
 	return c.send(nl.IPCTNL_MSG_CT_NEW, labels...)
 }
 
-// read returns the tuple of the replies, and the attributes that a new entry copies from this one.
+// read returns the tuple of the replies, and the attributes that a new entry copies from the old one.
 //
 // Equivalent to: conntrack -G TUPLE
 func (c Connection) read() (reply []byte, kept []*nl.RtAttr, err error) {

@@ -135,6 +135,8 @@ func (f Flavour) program(family conf.Family) string {
 	return "iptables-" + string(f)
 }
 
+// save returns a table as text.
+//
 // Equivalent to: iptables-save -t TABLE (ip6tables-save for IPv6)
 func (f Flavour) save(ctx context.Context, family conf.Family, table string) (string, error) {
 	return run(ctx, f.program(family)+"-save", "-t", table)

@@ -52,7 +52,7 @@ var legacyLayouts = [len(conf.Families)]legacyLayout{
 	conf.IPv6: {unix.AF_INET6, unix.SOL_IPV6, 136, 168}, // struct ip6t_entry
 }
 
-// These options of getsockopt are the same for both families (linux/netfilter_ipv4/ip_tables.h).
+// Options of getsockopt for x_tables. They are the same for both families (linux/netfilter_ipv4/ip_tables.h).
 const (
 	getInfo          = 64
 	getEntries       = 65

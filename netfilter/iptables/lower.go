@@ -152,7 +152,7 @@ func lowerChain(c ruleset.Chain, classes []class, numbers map[string]*numbering,
 	one := func(rule ruleset.Rule) []string {
 		switch {
 		case rule.Track == ruleset.Established || c.Hook == ruleset.AcceptForwarded && len(rule.Sets) == 0:
-			// Nearly every packet matches these rules, and the kernel takes time to skip a comment.
+			// Nearly every packet matches such a rule, and the kernel takes time to skip a comment.
 			rule.Comment = ""
 		case c.Hook == ruleset.AcceptForwarded:
 			rule.Comment = "weir: judged in the " + checks + " table"

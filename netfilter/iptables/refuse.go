@@ -43,6 +43,8 @@ func (d *Driver) make(s ruleset.Set, refused ruleset.Refused) (*set, error) {
 	return made, err
 }
 
+// tryType returns an error if the kernel has no sets of this type.
+//
 // Equivalent to: ipset create weir-trial TYPE && ipset destroy weir-trial
 func (d *Driver) tryType(h ipset.Header) error {
 	h.Name = conf.TrialSet
@@ -263,6 +265,8 @@ func (d *Driver) try(ctx context.Context, f conf.Family, rules []ruleset.Rule) e
 	return d.tryLines(ctx, f, lines)
 }
 
+// tryLines returns an error if the kernel refuses the rules.
+//
 // Equivalent to: iptables -t mangle -N WEIR-TRIAL; iptables -t mangle -A WEIR-TRIAL RULE…; iptables -t mangle
 // -F WEIR-TRIAL; iptables -t mangle -X WEIR-TRIAL
 func (d *Driver) tryLines(ctx context.Context, f conf.Family, lines []string) error {

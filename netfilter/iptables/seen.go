@@ -137,6 +137,8 @@ var libraryFamilies = [...]nftables.TableFamily{
 	conf.IPv4: nftables.TableFamilyIPv4, conf.IPv6: nftables.TableFamilyIPv6,
 }
 
+// see returns the table's rules by chain, or only those of the named chains.
+//
 // Equivalent to: nft -a list table ip TABLE; nft -a list chain ip TABLE ONLY (ip6 for IPv6)
 func see(family conf.Family, name string, only ...string) (map[string][]seen, error) {
 	chains := map[string][]seen{}

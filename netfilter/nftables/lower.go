@@ -24,7 +24,7 @@ type lowered [len(conf.Families)]*table
 // set is a set or map of a table. In a map, an element's comment begins with the verdict (withVerdict).
 type set struct {
 	nftnl.Set
-	// kind, role and opens are those of the set of the ruleset.
+	// kind, role and opens are copied from the ruleset's set.
 	kind        ruleset.SetKind
 	role        ruleset.SetRole
 	opens       bool

@@ -112,7 +112,8 @@ func (s *statement) addressAt(which uint32) (offset, length uint32) {
 	return 12 + 4*which, 4
 }
 
-// address compares a network of whole bytes by these bytes alone, as nft does.
+// If a network's length is a multiple of 8, address compares only that many bits of the packet's address, as
+// nft does.
 func (s *statement) address(word string, which uint32, p netip.Prefix) {
 	if !p.IsValid() {
 		return

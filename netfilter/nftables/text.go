@@ -11,6 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
+// String returns the table as nft prints it.
+//
 // Equivalent to: nft --stateless list table FAMILY weir
 func (t *table) String() string {
 	var b strings.Builder

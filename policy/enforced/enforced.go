@@ -61,7 +61,8 @@ type Answer struct {
 	At Position `json:"at"`
 	// Faults say why the kernel lacks a part of the ruleset, or why the ruleset is old.
 	Faults []string `json:"faults,omitempty"`
-	// Problems are those of policies in the namespaces. A part of a policy with a problem allows nothing.
+	// Problems are the problems of policies in the question's namespaces. A part of a policy with a problem
+	// allows nothing.
 	Problems []ruleset.Problem `json:"problems,omitempty"`
 	// Endpoints are all attachments of the node that the ruleset was made for.
 	Endpoints []policy.Endpoint `json:"endpoints"`

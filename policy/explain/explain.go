@@ -18,9 +18,9 @@ type Result string
 const (
 	Allowed Result = "allowed"
 	Dropped Result = "dropped"
-	// Mixed: some paths of a query are allowed, and others are dropped.
+	// Mixed means that some paths of a query are allowed, and others are dropped.
 	Mixed Result = "mixed"
-	// Nothing: the query has no path. The notes say why.
+	// Nothing means that the query has no path. The notes say why.
 	Nothing Result = "nothing to reach"
 )
 
@@ -53,7 +53,7 @@ type Path struct {
 	Family string `json:"family"`
 	From   Place  `json:"from"`
 	To     Place  `json:"to"`
-	// Protocol and Port are those at the destination, after the translation of a Service's address.
+	// Protocol and Port are the destination's, after the translation of a Service's address.
 	Protocol ruleset.Protocol `json:"protocol"`
 	Port     uint16           `json:"port,omitempty"`
 	// Through is the Service that led to the destination, such as "svc/ns-1/web port 80".

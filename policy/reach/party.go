@@ -33,7 +33,7 @@ type Party struct {
 	Namespace string         `json:"namespace,omitempty"`
 	Pods      []string       `json:"pods,omitempty"`
 	Addresses [][]netip.Addr `json:"addresses,omitempty"`
-	// Labels are those that all of the pods have. Labels that differ by their nature (hashes) are left out.
+	// Labels are the labels that all of the pods have. Hashes and other labels of single pods are left out.
 	Labels   map[string]string `json:"labels,omitempty"`
 	Networks []netip.Prefix    `json:"networks,omitempty"`
 	Services []ServicePort     `json:"services,omitempty"`

@@ -17,7 +17,7 @@ type Bounds struct {
 	// Entries is the most entries of all merged sets together. Each takes some 200 bytes of the kernel's
 	// memory.
 	Entries int
-	// Pairs is how many of these entries may have ports. When a pod ends, whole sets are read to find its
+	// Pairs is how many entries of merged sets may have ports. When a pod ends, whole sets are read to find its
 	// pairs.
 	Pairs int
 }
@@ -52,7 +52,7 @@ const tooLarge = 64
 // Merge is the specification of a Merger.
 func Merge(r Ruleset, refused Refused) Ruleset { return UsualBounds().Merge(r, refused) }
 
-// Merge does the same as the function Merge, with these bounds.
+// Merge does the same as the function Merge, with the bounds b.
 func (b Bounds) Merge(r Ruleset, refused Refused) Ruleset {
 	of := entriesIn(r.Sets)
 	return b.decide(r, refused).apply(r, func(s *mergedSet) Entries {

@@ -44,7 +44,7 @@ func (p *published) markDone(pod endpoint.Pod) {
 }
 
 // AwaitPublished waits until the API server has the pod's addresses, or writing them has failed, or ctx ends.
-// Publish must be called with the pod, before or soon after.
+// The caller must also pass the pod to Publish, before or soon after.
 func (s *Source) AwaitPublished(ctx context.Context, pod endpoint.Pod) {
 	s.published.mu.Lock()
 	done := s.published.doneChannel(pod)

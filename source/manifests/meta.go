@@ -160,7 +160,7 @@ func (m *meta) readLabels(raw stdjson.RawMessage, path string, o object, unknown
 
 func (m meta) unreadable() bool { return m.labels == nil || len(m.ignored) > 0 }
 
-// decode reads the fields that the type has, and ignores others. The case of letters counts.
+// decode reads the fields that the type has, and ignores others. The names of fields must match in case too.
 func decode(raw stdjson.RawMessage, into any) error {
 	if raw == nil {
 		return nil
