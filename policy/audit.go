@@ -12,7 +12,7 @@ import (
 )
 
 // AuditAnnotation with the value "true" makes a NetworkPolicy an audited one: it isolates nothing and allows
-// nothing. The agent reports the connections that it would drop.
+// nothing. The agent reports the connections that such a policy would drop.
 //
 // It is an annotation, not a label: kustomize and Helm copy labels to all objects, and so could end
 // enforcement.

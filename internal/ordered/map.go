@@ -176,7 +176,8 @@ func (m Map[K, V]) remove(n *node[K, V], key K) *node[K, V] {
 	return m.join(n.left, n.right)
 }
 
-// split divides the tree n, which must not have the key: lower keys, and higher keys.
+// split divides the tree n into keys that are lower than the key and keys that are higher. The tree must not
+// have the key.
 func (m Map[K, V]) split(n *node[K, V], key K) (lower, higher *node[K, V]) {
 	switch {
 	case n == nil:

@@ -36,7 +36,7 @@ func TestEntriesWithoutRoomForLabels(t *testing.T) {
 	} {
 		nodetest.Run(t, "conntrack", append([]string{"-I"}, strings.Fields(entry)...)...)
 	}
-	// The kernel sees the beginning of the first connection only. It sees the others from the middle on.
+	// Of the connection to 127.0.0.1, the kernel sees the beginning. It sees all others from the middle on.
 	nodetest.Run(t, "iptables", "-A", "INPUT", "-m", "conntrack", "--ctstate", "NEW")
 	l, err := net.Listen("tcp4", "127.0.0.1:80")
 	if err != nil {

@@ -11,9 +11,9 @@ import (
 // renumbering has the changes to the sets of a family's numbered pods.
 //
 // Two classes check a packet between two pods. If both pods changed their classes one after the other, a packet
-// could pass that neither the old nor the new state allows. So a pod may only get a class that allows no more
-// than its old class before the rules change, or no more than its new class afterwards. Otherwise it is in no
-// class meanwhile.
+// could pass that neither the old nor the new state allows. So before the rules change, a pod may only get a
+// class that allows no more than its old class. Afterwards it may only get a class that allows no more than its
+// new class. If neither is possible, the pod is in no class meanwhile.
 type renumbering struct {
 	before, after []change
 	across        []change

@@ -201,8 +201,8 @@ func (s state) share(want *lowered) {
 	}
 }
 
-// readTable skips a table whose fingerprint is as before. iptables may fail to read one table and read the
-// others.
+// readTable reads one table, unless it is surely unchanged. Each table is read by itself, because iptables may
+// fail to read one and read the others.
 func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, before *state) table {
 	var was table
 	if before != nil {

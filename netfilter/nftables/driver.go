@@ -47,8 +47,8 @@ func (d *Driver) Name() string { return "nftables" }
 const triesOfAChange = 3
 
 // Apply makes the kernel have the ruleset. After a RefusedError the kernel has what it had before, and the
-// caller must leave out the refused parts. After any other error, Apply closes the pods if the kernel's rules
-// don't check all packets.
+// caller must leave out the refused parts. After any other error, Apply closes the pods if it can read the
+// kernel's rules and they don't check all packets.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
 	if err := d.look(ctx, verify); err != nil {
 		return netfilter.Result{}, err

@@ -186,7 +186,7 @@ func (p *plan) note(role ruleset.SetRole, e ruleset.Element, denies, leaves bool
 
 func target(value string) string { v, _ := verdictIn(value); return v.Chain }
 
-// within reports whether the kernel's chain was surely allows no more than the wanted chain now. An empty name
+// within reports whether the old chain (was) surely allows no more than the new chain (now). An empty name
 // stands for no chain, which allows everything.
 func within(have held, want *table, was, now string) bool {
 	if was == now || now == "" {

@@ -18,8 +18,8 @@ type file struct {
 	stat stat
 }
 
-// update replaces the file's content. An object that can't be read any more keeps its last good version. So do
-// all missing objects if a document can't be parsed: the document may contain them.
+// update replaces the file's content. If a policy's selector or namespace can't be read any more, the last good
+// version stays. So do all missing objects if a document can't be parsed: the document may contain them.
 func (f *file) update(c content) {
 	present := map[string]bool{}
 	for _, e := range c.entries {

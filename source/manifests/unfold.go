@@ -114,8 +114,8 @@ func (o object) unknown(known ...string) string {
 	return ""
 }
 
-// duplicatesInItems splits o.duplicates by the items of the field. all has the fields that may be in every
-// item.
+// duplicatesInItems splits o.duplicates by the items of the field. If it is unknown which items are meant, all
+// is wholeObject.
 func (o object) duplicatesInItems(field string) (in map[string][]string, all []string) {
 	in = map[string][]string{}
 	for _, f := range o.duplicates {
