@@ -287,7 +287,7 @@ func TestEndOfABrokenRecord(t *testing.T) {
 		n.must(NewNode().End("c1:eth0"))
 		n.want("ended", map[string][]string{"c2": whole})
 	}
-	// The record names a link that isn't the attachment's: End doesn't touch that link.
+	// The record names a link that isn't the attachment's: End must not touch that link.
 	e, err := endpoint.Load("c2:eth0")
 	n.must(err)
 	e.HostIf = "lo"

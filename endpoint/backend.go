@@ -52,7 +52,7 @@ func WriteBackend(b Backend) error {
 		return err
 	}
 	defer unlock()
-	// It must stay the same file: other processes have locked it. A partly written name counts as empty.
+	// The file must stay the same one: other processes have locked it. A partly written name counts as empty.
 	f, err := os.OpenFile(filepath.Join(Dir, "lock"), os.O_RDWR, 0o600)
 	if err == nil {
 		_, err = f.WriteAt([]byte(b), 0)

@@ -92,7 +92,7 @@ func (d *Driver) changedEntries(r ruleset.Ruleset) (changed []ruleset.Set, ok bo
 		}
 		changed = append(changed, s)
 	}
-	// If nothing has changed, there is time to destroy the sets that are left.
+	// If nothing has changed, a whole Apply has time to destroy the sets that are left.
 	return changed, len(changed) > 0 || len(d.left) == 0
 }
 

@@ -183,9 +183,8 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 		adds, dels := diff(held, s)
 		for _, c := range adds {
 			from := old[c.Element]
-			// The old class's rule comes first and leaves with the change of rules. The pod then changes its
-			// class in the
-			// same step.
+			// The old class's rule comes first, and goes with the change of rules: then the pod changes its
+			// class in the same step.
 			atOnce := from != "" && !slices.Contains(newOrder, from) &&
 				slices.Index(oldOrder, from) < slices.Index(oldOrder, s.Name)
 			if atOnce || from == s.Name || open.both(from, s.Name) {
@@ -197,9 +196,8 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 		for _, c := range dels {
 			to := target[c.Element]
 			_, toExists := have.sets[to]
-			// The new class's rule comes first and appears with the change of rules. The pod then changes its
-			// class in the
-			// same step.
+			// The new class's rule comes first, and comes with the change of rules: then the pod changes its
+			// class in the same step.
 			atOnce := !unknown && to != "" && !toExists && slices.Index(newOrder, to) < slices.Index(newOrder, s.Name)
 			if atOnce || s.Name == old[c.Element] && open.both(s.Name, to) {
 				after = append(after, c)

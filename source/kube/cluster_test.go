@@ -213,7 +213,7 @@ func TestRelist(t *testing.T) {
 			c := began(t)
 			list(t, c.mirrors.pods, streaming, pod("kept", "1"), pod("gone", "2"), pod("changed", "3"), pod("lost", "1"))
 			c.take()
-			// The labels of the gone pod are those of a new one.
+			// The new pod has the labels of the pod that is gone.
 			list(t, c.mirrors.pods, streaming, pod("changed", "4"), pod("kept", "1"), pod("new", "3"), pod("newer", "2"), lost)
 			d := c.take()
 			got := map[string]string{}

@@ -71,7 +71,7 @@ func (p *publishing) wantPatch(name, uid, ip string) {
 			len(got.Status.PodIPs) != 1 || got.Status.PodIPs[0].IP != ip {
 			p.Errorf("patch %+v, want pod %s, which has UID %s, to have %s in its status", got, name, uid, ip)
 		}
-		// The reactor saw the patch before it was applied.
+		// The fake API server reports a patch before it applies the patch.
 		for deadline := time.Now().Add(10 * time.Second); !p.hasIP(name, ip); {
 			if time.Now().After(deadline) {
 				p.Fatalf("pod %s has not got %s", name, ip)

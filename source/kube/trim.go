@@ -187,7 +187,7 @@ func (k *kept) field(out []byte, f field) (_ []byte, ok bool) {
 	if out, ok = k.trim(out, content); !ok {
 		return out, false
 	}
-	// The length comes first. It is known only now.
+	// The length precedes the content, but is known only now.
 	size := len(out) - start
 	out = append(out, make([]byte, protowire.SizeVarint(uint64(size)))...)
 	copy(out[len(out)-size:], out[start:start+size])
