@@ -24,7 +24,7 @@ func TestMarks(t *testing.T) {
 	n := randomNode(t)
 	for _, flavour := range []iptables.Flavour{iptables.Legacy, iptables.NFT} {
 		n.Use(map[iptables.Flavour]Name{iptables.Legacy: IptablesLegacy, iptables.NFT: IptablesNFT}[flavour])
-		// The kernel itself sends IGMP reports, which no rule of PREROUTING sees.
+		// The counting leaves out IGMP: the kernel itself sends IGMP reports, which no rule of PREROUTING sees.
 		count := func(condition string) {
 			for _, program := range []string{"iptables-", "ip6tables-"} {
 				for _, at := range []string{"filter FORWARD", "filter INPUT", "mangle POSTROUTING"} {

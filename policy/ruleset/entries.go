@@ -51,7 +51,8 @@ func (e Entries) With(added Entry) Entries {
 	return Entries{e.of.With(added.Element, added.Comment)}
 }
 
-// Follow returns the first entries of now: n more than e has. e must be the first entries of was.
+// Follow returns the first entries of now: up to the last one of e, and n more. e must be the first entries of
+// was.
 func (e Entries) Follow(was, now Entries, n int) Entries {
 	last, some := e.last(func(Element) bool { return true })
 	within := func(x Element) bool { return some && x.Compare(last) <= 0 }
