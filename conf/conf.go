@@ -57,8 +57,8 @@ const (
 	maxMTU  = 65535 // the largest IPv4 packet.
 )
 
-// MTURange returns the least and the largest MTU of pods' links, in bytes. six says that the pods have IPv6
-// addresses.
+// MTURange returns the least and the largest MTU of pods' links, in bytes. The parameter six is true if the
+// pods have IPv6 addresses.
 func MTURange(six bool) (least, largest int) {
 	if six {
 		return minMTU6, maxMTU

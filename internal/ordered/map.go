@@ -121,7 +121,8 @@ type Change[K, V any] struct {
 	Had, Has bool // whether the old and the new map have the key
 }
 
-// Diff yields the differences from m to now, in the order of the keys. It skips parts that the maps share.
+// Diff yields the differences from the map m to the map now, in the order of the keys. It skips parts that the
+// maps share.
 func (m Map[K, V]) Diff(now Map[K, V]) iter.Seq[Change[K, V]] {
 	if m.compare == nil {
 		m.compare = now.compare

@@ -32,9 +32,9 @@ func (d *Dumper) Close() {
 // net/netlink/af_netlink.c).
 const largestAnswer = 64 << 10
 
-// Dump sends the request, which must ask for a list, and calls each with every message of the list. A message
-// is valid until each returns. Dump ends early, without an error, if each returns false. It returns
-// nl.ErrDumpInterrupted if the list changed while the kernel wrote it.
+// Dump sends the request, which must ask for a list. It calls the function each() for every message of the
+// list. A message is valid until each() returns. Dump ends early, without an error, if each() returns false. It
+// returns nl.ErrDumpInterrupted if the list changed while the kernel wrote it.
 func (d *Dumper) Dump(req *nl.NetlinkRequest, each func(msg []byte) bool) error {
 	if err := d.open(); err != nil {
 		return err

@@ -26,9 +26,9 @@ func (h *Handle) List(name string) (Set, error) {
 	return s, err
 }
 
-// Each reads the set and calls each for every entry. The comment is valid until each returns. Each ends early,
-// without an error, if each returns false. comments is true if the set has room for comments. It returns
-// ErrNotExist if there is no such set.
+// Each reads the set, and calls the function each() for every entry. The comment is valid until each() returns.
+// Each ends early, without an error, if each() returns false. comments is true if the set has room for
+// comments. The error is ErrNotExist if there is no such set.
 //
 // Equivalent to: ipset list NAME
 func (h *Handle) Each(name string, each func(e Entry, comment []byte) bool) (s Header, comments bool, err error) {

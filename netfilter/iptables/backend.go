@@ -9,8 +9,8 @@ func (d *Driver) Name() string { return string(d.Flavour) }
 // of the legacy tables.
 func (d *Driver) TellsOfChanges() bool { return d.Flavour == NFT }
 
-// Watch calls heard for every generation of nf_tables until ctx ends. concerned is true if the change touched a
-// table, chain or rule that weir uses. The first call reports the present generation. Generation 0 means that
+// Watch calls heard() for every generation of nf_tables until ctx ends. concerned is true if the change touched
+// a table, chain or rule that weir uses. The first call reports the present generation. Generation 0 means that
 // messages were lost. Watch may run at the same time as all other methods.
 //
 // Equivalent to: nft monitor

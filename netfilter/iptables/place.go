@@ -23,7 +23,7 @@ func (t table) refusesAt(rules []string) int {
 	return len(rules)
 }
 
-// maxDepth is how many jumps refuses follows, because a text of rules may contain a loop.
+// maxDepth is how many jumps refuses() follows: the rules of a text may contain a loop.
 const maxDepth = 8
 
 func (t table) refuses(rule string, depth int) bool {

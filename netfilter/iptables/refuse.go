@@ -224,8 +224,8 @@ func (t *trial) namespaces(rules []ruleset.Rule) {
 	})
 }
 
-// bisect calls tell for each item that try refuses alone. trials limits the calls of try (0: no limit). After
-// that, it calls tell for all items that may be refused.
+// bisect calls tell() for each item that try() refuses alone. trials limits the calls of try() (0: no limit).
+// After that, bisect calls tell() for all items that may be refused.
 func bisect[T any](items []T, trials int, try func([]T) error, tell func(T, error)) {
 	type group struct {
 		items []T

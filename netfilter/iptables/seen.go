@@ -246,8 +246,9 @@ func deleteCopies(f conf.Family, name string) error {
 	return nil
 }
 
-// dump calls each with the attributes of every object of the kind in the family's tables. of narrows the list,
-// for example to one table. It returns nl.ErrDumpInterrupted if the objects change during five dumps.
+// dump calls the function each() with the attributes of every object of the kind in the family's tables. The
+// parameter of narrows the list, for example to one table. dump returns nl.ErrDumpInterrupted if the objects
+// change during five dumps.
 func dump(kind int, family conf.Family, of []*nl.RtAttr, each func(attrs []byte)) error {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|kind, unix.NLM_F_DUMP)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: nfFamilies[family], Version: nl.NFNETLINK_V0})

@@ -199,8 +199,8 @@ func readerOf(group uint16) string {
 // Close gives up the group. It also ends a Read that waits.
 func (r *Reader) Close() error { return r.conn.Close() }
 
-// Read waits for packets until ctx ends, or for at most the duration wait. It calls each with every packet that
-// has come. A packet is valid only until each returns.
+// Read waits for packets until ctx ends, or for at most the duration wait. It calls the function each() for
+// every packet that has come. A packet is valid only until each() returns.
 //
 // lost is how many packets were lost before the last one. The kernel only numbers packets, so a later loss
 // counts with the next packet.

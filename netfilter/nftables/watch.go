@@ -13,7 +13,7 @@ import (
 // TellsOfChanges reports that Watch hears of every change of the rules.
 func (d *Driver) TellsOfChanges() bool { return true }
 
-// Watch calls heard for every generation of nf_tables until ctx ends. concerned is true if the change touched
+// Watch calls heard() for every generation of nf_tables until ctx ends. concerned is true if the change touched
 // one of weir's tables, or a chain with rules of weir's. Generation 0 means that messages were lost. Watch may run
 // at the same time as all other methods.
 //

@@ -58,8 +58,9 @@ func parseSet(family uint8, answer []byte) (table string, s SetState) {
 	return table, s
 }
 
-// Each calls each with the elements of the set, until each returns false. Before each attempt it calls again():
-// the reading begins anew if the set changes. odd is true if the layout doesn't allow one of the elements.
+// Each calls the function each() for every element of the set, until each() returns false. Before each attempt
+// it calls again(): the reading begins anew if the set changes. odd is true if the layout doesn't allow one of
+// the elements.
 //
 // Equivalent to: nft list set FAMILY TABLE SET
 func (r *Reader) Each(t Table, s Set, again func(), each func(Element) bool) (odd bool, err error) {

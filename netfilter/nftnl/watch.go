@@ -18,7 +18,7 @@ type Change struct {
 	Table, Chain string
 }
 
-// Watch calls heard for every generation of nf_tables until ctx ends. concerned is true if concerns returns
+// Watch calls heard() for every generation of nf_tables until ctx ends. concerned is true if concerns() returns
 // true for one of the transaction's changes. The first call reports the present generation as concerned.
 // Generation 0 means that messages were lost. New chains and changes of sets are no Changes.
 //

@@ -22,8 +22,8 @@ func (s Side) enforced() bool {
 	return s.Node != "" && s.Pod != "" && !slices.Contains([]Reason{HostNetwork, NoPod, FromNode, Itself}, s.Reason)
 }
 
-// AddNode adds what the node's kernel has for the paths. of is the answer of that node's agent to the same
-// question. If the agent knows other policies, that is a difference.
+// AddNode adds what the node's kernel has for the paths. The parameter of is the answer of that node's agent to
+// the same question. If the agent knows other policies, that is a difference.
 func (e *Explanation) AddNode(node string, of Explanation) {
 	for i := range e.Paths {
 		p := &e.Paths[i]

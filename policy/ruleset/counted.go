@@ -18,7 +18,7 @@ type tally struct {
 	parts   int
 }
 
-// sync brings the set up to date with its parts. of returns a set's entries.
+// sync brings the set up to date with its parts. The function of() returns a set's entries.
 func (c *countedSet) sync(of func(set string) Entries) {
 	if c.counted == nil {
 		c.fill(of)
@@ -91,8 +91,8 @@ func (c *countedSet) count(p part, now Entries) {
 	}
 }
 
-// give adds by (1 or -1) to the number of parts that have the element with the comment. The entry has the
-// comment that sorts first.
+// give changes by 1 or -1 (by) how many parts have the element with the comment. The entry has the comment that
+// sorts first.
 func (c *countedSet) give(e Element, comment string, by int) {
 	tallies, isShared := c.shared[e]
 	if !isShared {

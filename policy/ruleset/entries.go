@@ -51,8 +51,8 @@ func (e Entries) With(added Entry) Entries {
 	return Entries{e.of.With(added.Element, added.Comment)}
 }
 
-// Follow returns the first entries of now: up to the last one of e, and n more. e must be the first entries of
-// was.
+// Follow returns the first entries of the list now: up to the last one of e, and n more. e must be the first
+// entries of the list was.
 func (e Entries) Follow(was, now Entries, n int) Entries {
 	last, some := e.last(func(Element) bool { return true })
 	within := func(x Element) bool { return some && x.Compare(last) <= 0 }
@@ -80,7 +80,7 @@ func (e Entries) Follow(was, now Entries, n int) Entries {
 // Without returns the entries without the one with this element.
 func (e Entries) Without(element Element) Entries { return Entries{e.of.Without(element)} }
 
-// Diff yields, in order, the changes from e to now. Shared parts take no time.
+// Diff yields, in order, the changes from e to the entries now. Shared parts take no time.
 func (e Entries) Diff(now Entries) iter.Seq[ordered.Change[Element, string]] {
 	return e.of.Diff(now.of)
 }
