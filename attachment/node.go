@@ -28,8 +28,8 @@ func NewNode() Node { return Node{Sets: podSets{}} }
 type PodSets interface {
 	// Name returns the name of the set of all pods of the address's family, for messages.
 	Name(addr netip.Addr) string
-	// Deny puts the addresses into the sets of all pods, and makes missing sets. pod is the comment beside each
-	// address.
+	// Deny puts the addresses into the sets of all pods, and makes missing sets. The parameter pod is the
+	// comment beside each address.
 	Deny(pod string, addrs ...netip.Addr) error
 	Remove(addrs ...netip.Addr) error
 	Purge(addrs ...netip.Addr) error

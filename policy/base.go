@@ -156,8 +156,8 @@ func (c *common) ahead(other links) []ruleset.Rule {
 // icmpErrors adds the chain that drops a pod's ICMP errors about packets that the pod didn't get. Connection
 // tracking ignores the sender of an error, so a pod could end others' connections.
 //
-// icmpFromPods leads to the chain. related accepts errors about known connections: any router may send them.
-// Untracked errors are checked too: forged ones could shrink the packets of the tunnel.
+// The rule icmpFromPods leads to the chain. The rule related accepts errors about known connections: any router
+// may send them. Untracked errors are checked too: forged ones could shrink the packets of the tunnel.
 func (c *common) icmpErrors() (icmpFromPods, related ruleset.Rule) {
 	proto := icmp(c.family)
 	c.chain(conf.ErrorsChain, dropRest([]ruleset.Rule{{

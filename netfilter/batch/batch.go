@@ -28,7 +28,8 @@ type Step struct {
 	MapError func(error) error
 }
 
-// Add appends the request, which must be made without NLM_F_ACK. doing and args describe the request in errors.
+// Add appends the request, which must be made without NLM_F_ACK. The parameters doing and args describe the
+// request in errors.
 func (b *Batch) Add(r *nl.NetlinkRequest, doing string, args ...any) *Step {
 	s := &Step{request: r, doing: fmt.Sprintf(doing, args...)}
 	*b = append(*b, s)

@@ -51,8 +51,8 @@ type place struct {
 	own  bool // it is the node's own
 }
 
-// NewEvaluator returns an Evaluator. links has the links of the node's pods by their addresses, and own has the
-// node's own addresses.
+// NewEvaluator returns an Evaluator. The parameter links has the links of the node's pods by their addresses.
+// The parameter own has the node's own addresses.
 func NewEvaluator(r ruleset.Ruleset, links map[netip.Addr]ruleset.Link, own []netip.Addr) Evaluator {
 	e := Evaluator{ruleset.NewIndex(r), make(map[netip.Addr]place, len(links)+len(own))}
 	for addr, link := range links {
@@ -86,8 +86,8 @@ type walk struct {
 // If a TCP connection is over and would be denied, Walk deletes its entry. With the entry, the kernel could
 // begin a new connection without asking the rules.
 //
-// The kernel's rules may change during the walk. newest returns an evaluator with the newest rules. Walk leaves
-// a connection alone if the two evaluators differ: another walk follows.
+// The kernel's rules may change during the walk. The function newest() returns an evaluator with the newest
+// rules. Walk leaves a connection alone if the two evaluators differ: another walk follows.
 func Walk(by Evaluator, newest func() Evaluator) (Result, error) {
 	w := walk{newest: newest}
 	for c, err := range conntrack.All() {

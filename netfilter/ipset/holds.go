@@ -18,7 +18,8 @@ type Question struct {
 	Entry
 }
 
-// Holds answers the questions, in order, with few system calls. missing has the sets that don't exist.
+// Holds answers the questions, in order, with few system calls. The result missing has the sets that don't
+// exist.
 //
 // Equivalent to: ipset test SET ENTRY, for each question
 func Holds(questions []Question) (holds []bool, missing map[string]bool, err error) {

@@ -121,7 +121,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 	return changed, nil
 }
 
-// read returns weir's state in the kernel. before is the last known state, or nil.
+// read returns weir's state in the kernel. The parameter before is the last known state, or nil.
 func (d *Driver) read(ctx context.Context, before *state) (state, error) {
 	s := state{sets: map[string]set{}}
 	d.readAt, d.own = 0, nftnl.OwnChanges{}

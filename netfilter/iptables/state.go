@@ -162,8 +162,8 @@ type set struct {
 	entries ruleset.Entries
 }
 
-// after returns the state after the plan. left has sets that the kernel still has. Strays count as deleted,
-// although they stay in the kernel.
+// after returns the state after the plan. The parameter left has the sets that the kernel still has. Strays
+// count as deleted, although they stay in the kernel.
 func (s state) after(p plan, want *lowered, left []string) state {
 	next := state{sets: make(map[string]set, len(want.sets))}
 	for _, w := range want.sets {
@@ -202,8 +202,8 @@ func (s state) after(p plan, want *lowered, left []string) state {
 	return next
 }
 
-// see reads the tables that iptables can't print, after a plan, and deletes surplus copies of weir's rules.
-// before is the generation before the plan.
+// see reads the tables that iptables can't print, after a plan, and deletes surplus copies of weir's rules. The
+// parameter before is the generation before the plan.
 func (s state) see(want *lowered, p plan, before uint32) error {
 	commits := strings.Count(strings.Join(p.restore[:], ""), "COMMIT\n")
 	for _, f := range conf.Families {

@@ -10,7 +10,7 @@ import (
 )
 
 // Batch is a list of requests that the kernel carries out together or not at all. Its methods add requests.
-// about is the caller's name for the request, which Refusal.About returns.
+// Their parameter about is the caller's name for the request, which Refusal.About returns.
 //
 // Equivalent to: nft -f FILE
 type Batch struct{ messages []message }

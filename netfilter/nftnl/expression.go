@@ -108,8 +108,8 @@ func (e Expressions) Payload(header uint32, offset, length uint32, to int) Expre
 		number(unix.NFTA_PAYLOAD_OFFSET, offset).number(unix.NFTA_PAYLOAD_LEN, length))
 }
 
-// Compare ends the rule unless the comparison of the first register with the data is true. op is such as
-// unix.NFT_CMP_EQ.
+// Compare ends the rule unless the comparison of the first register with the data is true. The parameter op is,
+// for example, unix.NFT_CMP_EQ.
 func (e Expressions) Compare(op uint32, data []byte) Expressions {
 	return e.add("cmp", attrs{}.number(unix.NFTA_CMP_SREG, register(0)).number(unix.NFTA_CMP_OP, op).
 		put(unix.NFTA_CMP_DATA, value(data)))

@@ -15,7 +15,7 @@ func (p Party) String() string {
 }
 
 // Words names the parties in as few words as possible, such as "everyone", "all pods in shop" or "the world".
-// other are the parties at the other ends.
+// The parameter other has the parties at the other ends.
 func (m *Matrix) Words(parties, other []int) []string {
 	in := map[int]bool{}
 	for _, i := range parties {

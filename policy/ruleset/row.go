@@ -32,7 +32,8 @@ func (p *pivots) of(groups []int32) (rules []int32) {
 	return rules
 }
 
-// row has rules that packets may match, in the chain's order. above has the rules of the surrounding network.
+// row has rules that packets may match, in the chain's order. The row above has the rules of the surrounding
+// network.
 type row struct {
 	above  *row
 	rules  []int32

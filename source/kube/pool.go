@@ -13,8 +13,8 @@ import (
 type pool[T any] struct {
 	hash  func(T) uint64
 	equal func(a, b T) bool
-	// own makes the pool's copy of a new value; nil keeps the value itself. free, if not nil, is called for
-	// each dropped copy.
+	// The function own() makes the pool's copy of a new value; nil keeps the value itself. The function free(),
+	// if not nil, is called for each dropped copy.
 	own    func(T) T
 	free   func(T)
 	values map[uint64]*pooled[T]
