@@ -260,7 +260,6 @@ func restoreTable(f conf.Family, name string, have table, want *lowered) string 
 	return b.String()
 }
 
-// is reports whether the chain is known to have exactly these rules.
 func (t table) is(chain string, rules []string) bool {
 	if u := t.unknown; u != nil {
 		w, ok := u.written[chain]
