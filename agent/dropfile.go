@@ -2,7 +2,6 @@ package agent
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"log/slog"
 	"os"
@@ -10,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/agent/drops"
+	"github.com/weir-net/weir/internal/excerpt"
 )
 
 // maxDropFile is in bytes. A larger file becomes FILE.1, and a new one begins.
@@ -37,11 +37,10 @@ func (f *dropFile) write(entries []drops.Entry, log *slog.Logger) {
 
 func (f *dropFile) append(entries []drops.Entry) error {
 	var lines bytes.Buffer
-	out := json.NewEncoder(&lines)
 	for _, e := range entries {
 		d := *e.Drop
 		d.Packet = nil
-		if err := out.Encode(&d); err != nil {
+		if err := excerpt.WriteJSON(&lines, "", &d); err != nil {
 			return err
 		}
 	}

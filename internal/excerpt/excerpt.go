@@ -4,7 +4,6 @@ package excerpt
 import (
 	"fmt"
 	"strings"
-	"unicode"
 	"unicode/utf8"
 )
 
@@ -22,14 +21,19 @@ func Of(text string) string {
 		}
 		text, more = text[:kept], len(text)-kept
 	}
-	text = strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) && r != '\n' {
-			return '?'
-		}
-		return r
-	}, text)
+	text = Printable(text)
 	if more > 0 {
 		text += fmt.Sprintf(" … and %d bytes more", more)
 	}
 	return text
+}
+
+// Printable returns the text with question marks for the characters that aren't printable. Newlines stay.
+func Printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if hidden(r) {
+			return '?'
+		}
+		return r
+	}, text)
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -104,9 +103,7 @@ func check(path, node string) (checked, error) {
 }
 
 func writeCheckedJSON(w io.Writer, c checked) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(c)
+	return excerpt.WriteJSON(w, "  ", c)
 }
 
 func writeChecked(out io.Writer, c checked) error {

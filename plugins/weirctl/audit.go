@@ -48,7 +48,12 @@ func auditCommand() *cobra.Command {
 		Use:   "audit [NS/NAME]",
 		Short: "Show what an audited policy would have dropped, and the rules that would allow it",
 		Long:  auditLong[1:], Example: auditExample,
-		Args: cobra.MaximumNArgs(1), ValidArgsFunction: client.CompleteAudited,
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 1 {
+				return client.Usage(fmt.Errorf("audit takes one policy, NAMESPACE/NAME, and got %d", len(args)))
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd, strings.Join(args, "")) },
 	}
 	flags := cmd.Flags()
@@ -57,6 +62,13 @@ func auditCommand() *cobra.Command {
 	flags.BoolVar(&o.cluster, "cluster", isPlugin(), "ask all nodes, through the API server")
 	flags.StringSliceVar(&o.names, "node", nil, "ask these nodes, through the API server")
 	o.nodes.AddFlags(flags)
+	cmd.ValidArgsFunction = func(c *cobra.Command, args []string, s string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return o.nodes.CompleteAudited()(c, args, s)
+	}
+	o.nodes.CompleteFlags(cmd)
 	return cmd
 }
 

@@ -40,8 +40,10 @@ func TestCompleteNames(t *testing.T) {
 	}
 	for name, of := range map[string]*cobra.Command{
 		"drops": dropsCommand(), "check": checkCommand(), "status": statusCommand(), "explain": explainCommand(),
+		"matrix": matrixCommand(), "diff": diffCommand(), "flows": flowsCommand(), "suggest": suggestCommand(),
+		"audit": auditCommand(), "wait": waitCommand(), "dump": dumpCommand(), "pods": podsCommand(),
 	} {
-		for _, flag := range []string{"namespace", "pod", "policy", "node"} {
+		for _, flag := range []string{"namespace", "pod", "policy", "node", "from", "to", "delete"} {
 			if _, known := of.GetFlagCompletionFunc(flag); of.Flags().Lookup(flag) != nil && !known {
 				t.Errorf("%s --%s isn't completed", name, flag)
 			}

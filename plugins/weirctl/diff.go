@@ -66,6 +66,7 @@ func diffCommand() *cobra.Command {
 	flags.StringArrayVar(&f.deleted, "delete", nil, "NS/NAME of a NetworkPolicy that the change deletes")
 	flags.StringVar(&f.fail, "fail-on", "any", "which changes end with exit code 5: any, opens, closes or never")
 	flags.StringVarP(&f.output, "output", "o", "text", "text or json")
+	f.source.CompleteFlags(cmd)
 	return cmd
 }
 

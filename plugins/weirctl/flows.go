@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/plugins/weirctl/client"
 )
 
@@ -81,6 +81,7 @@ func flowsCommand() *cobra.Command {
 	cmd.Flags().BoolVar(&stop, "stop", false, "end the recording")
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only if the sender or the receiver is in this namespace")
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	f.nodes.CompleteFlags(cmd)
 	return cmd
 }
 
@@ -174,7 +175,7 @@ func printFlows(out io.Writer, format client.Format, all []agentapi.Flows, names
 		all[i].Flows = flows
 	}
 	if format == client.JSON {
-		return json.NewEncoder(out).Encode(all)
+		return excerpt.WriteJSON(out, "", all)
 	}
 	if !recorded {
 		return errNothingRecorded

@@ -10,7 +10,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"unicode"
 
 	"github.com/spf13/cobra"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -85,6 +84,7 @@ func suggestCommand() *cobra.Command {
 	cmd.Flags().StringVar(&file, "flows", "", "take the flows from this file, which weirctl flows -o json has written")
 	cmd.Flags().StringVar(&f.nodes.Place, "source", "",
 		"where pods come from: agent, kubernetes or dir:PATH; default: the agent if one is on this node, else the API server")
+	f.nodes.CompleteFlags(cmd)
 	return cmd
 }
 
@@ -178,13 +178,8 @@ const maxEvidence = 5
 func printSuggestions(out io.Writer, r suggest.Result, notes []string) error {
 	var b strings.Builder
 	comment := func(format string, args ...any) {
-		text := strings.Map(func(r rune) rune {
-			if !unicode.IsPrint(r) {
-				return '?'
-			}
-			return r
-		}, fmt.Sprintf(format, args...))
-		b.WriteString("# " + text + "\n")
+		text := excerpt.Printable(fmt.Sprintf(format, args...))
+		b.WriteString("# " + strings.ReplaceAll(text, "\n", "?") + "\n")
 	}
 	comment("Policies that weirctl suggest has written from connections that were seen. What was not seen is denied.")
 	for _, n := range notes {
@@ -212,7 +207,7 @@ func printSuggestions(out io.Writer, r suggest.Result, notes []string) error {
 		if err != nil {
 			return err
 		}
-		b.Write(text)
+		b.WriteString(excerpt.Printable(string(text)))
 	}
 	_, err := io.WriteString(out, b.String())
 	return err

@@ -3,7 +3,6 @@
 package chart
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"slices"
@@ -210,11 +209,7 @@ func JSON(out io.Writer, v View) error {
 	}{v.Parties, v.named(v.Rows), v.Notes})
 }
 
-func printJSON(out io.Writer, value any) error {
-	e := json.NewEncoder(out)
-	e.SetIndent("", "  ")
-	return e.Encode(value)
-}
+func printJSON(out io.Writer, value any) error { return excerpt.WriteJSON(out, "  ", value) }
 
 // Change has the differences between two matrices.
 type Change struct {

@@ -198,7 +198,7 @@ func rulesText(all []agentapi.AuditedTraffic, name string) (string, error) {
 			return "", err
 		}
 		fmt.Fprintf(&b, "\n# These rules, added to %s, allow all of that. Remove those that you don't want.\n%s",
-			agentapi.OneLine(name), text)
+			agentapi.OneLine(name), excerpt.Printable(string(text)))
 	}
 	if broad {
 		b.WriteString("# A pod without labels can't be told from others: its rule selects all pods of its namespace.\n")

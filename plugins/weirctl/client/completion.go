@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/explain"
 )
 
@@ -34,21 +35,6 @@ func (s *Source) completion(
 		slices.Sort(fitting)
 		return slices.Compact(fitting), cobra.ShellCompDirectiveNoFileComp | directive
 	}
-}
-
-// CompleteAudited completes the names of this node's audited policies.
-func CompleteAudited(cmd *cobra.Command, args []string, begin string) ([]cobra.Completion, cobra.ShellCompDirective) {
-	ctx, cancel := context.WithTimeout(cmd.Context(), completesWithin)
-	defer cancel()
-	var fitting []cobra.Completion
-	if r, err := Audit(ctx, ""); err == nil && len(args) == 0 {
-		for _, name := range r.Audited {
-			if strings.HasPrefix(name, begin) && !strings.ContainsFunc(name, odd) {
-				fitting = append(fitting, name)
-			}
-		}
-	}
-	return fitting, cobra.ShellCompDirectiveNoFileComp
 }
 
 // odd reports whether no object's name can have the character. A shell could act on such a character.
@@ -98,6 +84,18 @@ func (s *Source) CompletePolicies() cobra.CompletionFunc {
 	}, cobra.ShellCompDirectiveDefault)
 }
 
+// CompleteAudited completes the names of audited NetworkPolicies.
+func (s *Source) CompleteAudited() cobra.CompletionFunc {
+	return s.completion(func(c explain.Cluster) (all []string) {
+		for _, p := range c.Policies {
+			if audited, err := policy.Audited(p); audited && err == nil {
+				all = append(all, p.Namespace+"/"+p.Name)
+			}
+		}
+		return all
+	}, cobra.ShellCompDirectiveDefault)
+}
+
 // CompletePods completes the names of pods.
 func (s *Source) CompletePods() cobra.CompletionFunc {
 	return s.completion(func(c explain.Cluster) (all []string) {
@@ -122,7 +120,7 @@ func (s *Source) CompleteNodes() cobra.CompletionFunc {
 func (s *Source) CompleteFlags(cmd *cobra.Command) {
 	for flag, complete := range map[string]cobra.CompletionFunc{
 		"namespace": s.CompleteNamespaces(), "pod": s.CompletePods(), "policy": s.CompletePolicies(),
-		"node": s.CompleteNodes(),
+		"node": s.CompleteNodes(), "from": s.CompletePods(), "to": s.CompletePods(), "delete": s.CompletePolicies(),
 	} {
 		if cmd.Flags().Lookup(flag) != nil {
 			_ = cmd.RegisterFlagCompletionFunc(flag, complete) // fails only for an unknown flag

@@ -2,7 +2,6 @@ package client
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -15,8 +14,7 @@ import (
 // DropPrinter returns a function that prints drops, one a line.
 func DropPrinter(out io.Writer, f Format) func(*agentapi.Drop) error {
 	if f == JSON {
-		values := json.NewEncoder(out)
-		return func(d *agentapi.Drop) error { return values.Encode(d) }
+		return func(d *agentapi.Drop) error { return excerpt.WriteJSON(out, "", d) }
 	}
 	return func(d *agentapi.Drop) error {
 		_, err := fmt.Fprintln(out, agentapi.OneLine(DropLine(d)))

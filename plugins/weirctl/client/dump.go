@@ -2,14 +2,15 @@ package client
 
 import (
 	"archive/tar"
+	"bytes"
 	"compress/gzip"
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"time"
 
 	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/internal/excerpt"
 )
 
 // Dump writes a support bundle, a tar.gz with the status of each node. It has no token, no environment and no
@@ -53,17 +54,17 @@ type dumped struct {
 }
 
 func addFile(bundle *tar.Writer, name string, v any) error {
-	text, err := json.MarshalIndent(v, "", "  ")
-	if err != nil {
+	var text bytes.Buffer
+	if err := excerpt.WriteJSON(&text, "  ", v); err != nil {
 		return err
 	}
 	const readable = 0o644
 	header := tar.Header{
-		Name: "weir/" + name, Mode: readable, Size: int64(len(text)), ModTime: time.Now(), Typeflag: tar.TypeReg,
+		Name: "weir/" + name, Mode: readable, Size: int64(text.Len()), ModTime: time.Now(), Typeflag: tar.TypeReg,
 	}
 	if err := bundle.WriteHeader(&header); err != nil {
 		return err
 	}
-	_, err = bundle.Write(text)
+	_, err := bundle.Write(text.Bytes())
 	return err
 }

@@ -1,7 +1,6 @@
 package client
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -46,11 +45,7 @@ func PrintPods(out io.Writer, f Format, pods []agentapi.PodStatus) error {
 	return printTable(out, func(line printLine) { podLines(line, pods) })
 }
 
-func printJSON(out io.Writer, v any) error {
-	enc := json.NewEncoder(out)
-	enc.SetIndent("", "  ")
-	return enc.Encode(v)
-}
+func printJSON(out io.Writer, v any) error { return excerpt.WriteJSON(out, "  ", v) }
 
 type printLine func(format string, args ...any)
 

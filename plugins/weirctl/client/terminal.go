@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"strings"
-	"unicode"
 
 	"golang.org/x/term"
 	"sigs.k8s.io/yaml"
@@ -111,28 +110,16 @@ func (p *Printer) Err() error { return p.err }
 // PrintObject prints an object as JSON or YAML. Unprintable characters are escaped in JSON, and question marks in
 // YAML.
 func PrintObject(out io.Writer, f Format, v any) error {
-	text, err := json.MarshalIndent(v, "", "  ")
+	if f != YAML {
+		return printJSON(out, v)
+	}
+	text, err := json.Marshal(v)
+	if err == nil {
+		text, err = yaml.JSONToYAML(text)
+	}
 	if err != nil {
 		return err
 	}
-	escape := func(r rune) string { return fmt.Sprintf(`\u%04x`, r) }
-	if f == YAML {
-		if text, err = yaml.JSONToYAML(text); err != nil {
-			return err
-		}
-		escape = func(rune) string { return "?" }
-	}
-	var b strings.Builder
-	for _, r := range string(text) {
-		switch {
-		case r == '\n' || unicode.IsPrint(r):
-			b.WriteRune(r)
-		case r > 0xffff:
-			b.WriteByte('?')
-		default:
-			b.WriteString(escape(r))
-		}
-	}
-	_, err = io.WriteString(out, strings.TrimRight(b.String(), "\n")+"\n")
+	_, err = io.WriteString(out, excerpt.Printable(string(text)))
 	return err
 }
