@@ -123,7 +123,60 @@ func TestAuditSumsAreBounded(t *testing.T) {
 		t.Errorf("connections that came while a report was made are forgotten: %+v", r.Dropped)
 	}
 	s.report("", func(*agentapi.AuditedTraffic) bool { return false })
-	if len(s.kinds)+len(s.each) != 0 {
-		t.Errorf("%d kinds and %d namespaces are left", len(s.kinds), len(s.each))
+	if len(s.kinds)+len(s.each)+s.room != 0 {
+		t.Errorf("%d kinds and %d namespaces are left, with room %d", len(s.kinds), len(s.each), s.room)
+	}
+}
+
+// TestAuditSumsBoundLabels: pods with many labels, and long lists of policies, take as much room as they have bytes.
+// Connections of too large ones are counted.
+func TestAuditSumsBoundLabels(t *testing.T) {
+	s := newAuditSums()
+	sent := uint64(0)
+	send := func(namespace string, port, labels, policies int) {
+		sent++
+		pod := &policy.Pod{Namespace: namespace, Name: "p", Labels: map[string]string{
+			"app": strings.Repeat("x", labels), "port": fmt.Sprint(port),
+		}}
+		by := make([]string, policies)
+		for i := range by {
+			by[i] = fmt.Sprint(namespace, "/np", i)
+		}
+		s.add(&drops.Entry{Drop: &agentapi.Drop{
+			Count: 1, Direction: "ingress", Protocol: "tcp",
+			Destination: agentapi.DropEnd{Pod: namespace + "/p", Port: uint16(port)},
+		}}, wouldDrop{policies: by, local: pod, peer: pod})
+	}
+	const large = 20 << 10
+	for port := range 1000 {
+		for n := range 20 {
+			send(fmt.Sprint("ns", n), port, large, 1)
+		}
+		send("many", port, 1, 1000)
+		send("huge", port, 1<<20, 1)
+		send("long", port, 1, 10_000)
+		if port%200 == 0 {
+			send("quiet", port, 10, 1)
+		}
+	}
+	var bytes int
+	by := map[string]int{}
+	count := uint64(0)
+	r := s.report("", func(*agentapi.AuditedTraffic) bool { return true })
+	for _, d := range r.Dropped {
+		bytes += len(d.Pod.Kind()) + len(d.Peer.Kind()) + len(strings.Join(d.Policies, ","))
+		count += d.Count
+		by[d.Pod.Namespace]++
+	}
+	if count+r.More != sent || bytes > maxAudited*labelRoom {
+		t.Errorf("%d of %d connections, %d bytes", count+r.More, sent, bytes)
+	}
+	if by["quiet"] != 5 || by["ns3"] == 0 || by["many"] == 0 || by["huge"]+by["long"] != 0 {
+		t.Errorf("kinds by namespace: %v", by)
+	}
+	for policies := range s.more {
+		if len(policies) > labelRoom {
+			t.Errorf("a key of %d bytes", len(policies))
+		}
 	}
 }

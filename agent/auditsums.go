@@ -22,7 +22,7 @@ import (
 )
 
 const (
-	// Beyond these numbers of kinds, connections are only counted.
+	// Beyond this room of all kinds, and of one namespace's, connections are only counted. An ordinary kind takes 1.
 	maxAudited     = 8192
 	maxAuditedEach = 1024
 )
@@ -31,7 +31,8 @@ type auditSums struct {
 	mu       sync.Mutex
 	since    time.Time
 	kinds    map[auditKind]*agentapi.AuditedTraffic
-	each     map[string]int    // how many kinds there are, by namespace
+	room     int               // of all kinds
+	each     map[string]int    // the room of the kinds, by namespace
 	more     map[string]uint64 // connections beyond the bounds, by the policies
 	series   map[auditSeries]uint64
 	unjudged uint64
@@ -68,12 +69,7 @@ func (s *auditSums) add(e *drops.Entry, w wouldDrop) {
 	if e.Direction == string(ruleset.Ingress) {
 		local, peer = peer, local
 	}
-	t := agentapi.AuditedTraffic{
-		Direction: e.Direction, Policies: w.policies, Pod: auditedEnd(local, w.local), Peer: auditedEnd(peer, w.peer),
-		Protocol: e.Protocol, Port: e.Destination.Port, Count: e.Count, First: e.Time, Last: e.Time,
-	}
 	by := strings.Join(w.policies, ",")
-	kind := auditKind{t.Direction, by, t.Pod.Kind(), t.Peer.Kind(), t.Protocol, t.Port}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	namespace, _, _ := strings.Cut(local.Pod, "/")
@@ -82,15 +78,38 @@ func (s *auditSums) add(e *drops.Entry, w wouldDrop) {
 		series.namespace, series.policy = dropsElsewhere, dropsElsewhere
 	}
 	s.series[series] += e.Count
-	switch known := s.kinds[kind]; {
-	case known != nil:
+	if len(by) > maxLabels || tooLarge(w.local) || tooLarge(w.peer) {
+		s.countMore(by, e.Count)
+		return
+	}
+	t := agentapi.AuditedTraffic{
+		Direction: e.Direction, Policies: w.policies, Pod: auditedEnd(local, w.local), Peer: auditedEnd(peer, w.peer),
+		Protocol: e.Protocol, Port: e.Destination.Port, Count: e.Count, First: e.Time, Last: e.Time,
+	}
+	kind := auditKind{t.Direction, by, t.Pod.Kind(), t.Peer.Kind(), t.Protocol, t.Port}
+	if known := s.kinds[kind]; known != nil {
 		known.Count += e.Count
 		known.Last, known.Pod, known.Peer = e.Time, t.Pod, t.Peer
-	case s.each[kind.namespace()] >= maxAuditedEach || len(s.kinds) >= maxAudited && !s.makeRoom(kind.namespace()):
+		return
+	}
+	if s.each[kind.namespace()]+kind.room() > maxAuditedEach || !s.makeRoom(kind) {
 		s.countMore(by, e.Count)
-	default:
-		s.kinds[kind] = &t
-		s.each[kind.namespace()]++
+		return
+	}
+	s.kinds[kind] = &t
+	s.take(kind, kind.room())
+}
+
+// tooLarge reports whether the pod's labels are too large to keep. p may be nil.
+func tooLarge(p *policy.Pod) bool { return p != nil && sizeOf(p.Labels) > maxLabels }
+
+func (k auditKind) room() int { return 1 + (len(k.policies)+len(k.local)+len(k.peer))/labelRoom }
+
+// A negative room is given back.
+func (s *auditSums) take(k auditKind, room int) {
+	s.room += room
+	if s.each[k.namespace()] += room; s.each[k.namespace()] == 0 {
+		delete(s.each, k.namespace())
 	}
 }
 
@@ -100,39 +119,39 @@ func (k auditKind) namespace() string {
 }
 
 func (s *auditSums) countMore(policies string, count uint64) {
-	if _, ok := s.more[policies]; !ok && len(s.more) >= maxAuditedEach {
+	if _, ok := s.more[policies]; !ok && len(s.more) >= maxAuditedEach || len(policies) > labelRoom {
 		policies = ""
 	}
 	s.more[policies] += count
 }
 
-// makeRoom forgets one kind of the namespace with the most kinds, and counts its connections in more. It returns
-// false if no namespace has more kinds than wanting.
-func (s *auditSums) makeRoom(wanting string) bool {
-	most := wanting
-	for namespace, n := range s.each {
-		if n > s.each[most] {
-			most = namespace
+// makeRoom forgets kinds of the namespaces that take the most room, and counts their connections in more. It returns
+// false if no namespace takes more than wanting's.
+func (s *auditSums) makeRoom(wanting auditKind) bool {
+	for s.room+wanting.room() > maxAudited {
+		most := wanting.namespace()
+		for namespace, n := range s.each {
+			if n > s.each[most] {
+				most = namespace
+			}
+		}
+		if most == wanting.namespace() {
+			return false
+		}
+		for kind, t := range s.kinds {
+			if kind.namespace() == most {
+				s.forget(kind)
+				s.countMore(kind.policies, t.Count)
+				break
+			}
 		}
 	}
-	if most == wanting {
-		return false
-	}
-	for kind, t := range s.kinds {
-		if kind.namespace() == most {
-			s.forget(kind)
-			s.countMore(kind.policies, t.Count)
-			return true
-		}
-	}
-	return false
+	return true
 }
 
 func (s *auditSums) forget(kind auditKind) {
 	delete(s.kinds, kind)
-	if s.each[kind.namespace()]--; s.each[kind.namespace()] == 0 {
-		delete(s.each, kind.namespace())
-	}
+	s.take(kind, -kind.room())
 }
 
 func auditedEnd(e agentapi.DropEnd, p *policy.Pod) agentapi.AuditedEnd {

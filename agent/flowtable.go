@@ -8,15 +8,23 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-const maxFlows = 8192
+const (
+	maxFlows  = 8192     // the room of all flows
+	labelRoom = 1024     // bytes of labels that take as much room as a flow
+	maxLabels = 32 << 10 // bytes of one pod's labels: a pod may have megabytes
+)
 
-// flowTable keeps the last flows. Without room, the source with the most flows loses its oldest one, so no source
-// pushes out flows of others.
+// Without room, the source whose flows take the most loses its oldest one. So no source pushes out flows of others.
 type flowTable struct {
-	most      int
-	flows     map[flowKey]*agentapi.Flow
-	by        map[string]map[flowKey]bool // the keys of each source
-	forgotten uint64
+	most, room int
+	flows      map[flowKey]*agentapi.Flow
+	by         map[string]*flowsOf // by source
+	forgotten  uint64
+}
+
+type flowsOf struct {
+	keys map[flowKey]bool
+	room int
 }
 
 type flowKey struct {
@@ -25,7 +33,7 @@ type flowKey struct {
 }
 
 func newFlowTable() *flowTable {
-	return &flowTable{most: maxFlows, flows: map[flowKey]*agentapi.Flow{}, by: map[string]map[flowKey]bool{}}
+	return &flowTable{most: maxFlows, flows: map[flowKey]*agentapi.Flow{}, by: map[string]*flowsOf{}}
 }
 
 func endKey(e agentapi.FlowEnd) string {
@@ -33,8 +41,14 @@ func endKey(e agentapi.FlowEnd) string {
 }
 
 func (t *flowTable) add(f agentapi.Flow) {
+	for _, end := range [...]*agentapi.FlowEnd{&f.Source, &f.Destination} {
+		if sizeOf(end.Labels) > maxLabels {
+			end.Labels = nil
+		}
+	}
 	key := flowKey{endKey(f.Source), endKey(f.Destination), f.Protocol, f.Port}
 	if same := t.flows[key]; same != nil {
+		t.take(key, -roomOf(same))
 		same.Count += f.Count
 		same.Last = f.Last
 		// The agent may learn a pod's labels only later, and another pod of the same name may have others.
@@ -45,34 +59,57 @@ func (t *flowTable) add(f agentapi.Flow) {
 				*was = now
 			}
 		}
-		return
+		t.take(key, roomOf(same))
+	} else {
+		for len(t.flows) > 0 && t.room+roomOf(&f) > t.most {
+			t.forget()
+		}
+		t.flows[key] = &f
+		if t.by[key.source] == nil {
+			t.by[key.source] = &flowsOf{keys: map[flowKey]bool{}}
+		}
+		t.by[key.source].keys[key] = true
+		t.take(key, roomOf(&f))
 	}
-	if len(t.flows) >= t.most {
+	for len(t.flows) > 1 && t.room > t.most { // labels have become known
 		t.forget()
 	}
-	t.flows[key] = &f
-	if t.by[key.source] == nil {
-		t.by[key.source] = map[flowKey]bool{}
+}
+
+func roomOf(f *agentapi.Flow) int {
+	return 1 + (sizeOf(f.Source.Labels)+sizeOf(f.Destination.Labels))/labelRoom
+}
+
+func sizeOf(labels map[string]string) (bytes int) {
+	for key, value := range labels {
+		bytes += len(key) + len(value)
 	}
-	t.by[key.source][key] = true
+	return bytes
+}
+
+// A negative room is given back.
+func (t *flowTable) take(key flowKey, room int) {
+	t.room += room
+	t.by[key.source].room += room
 }
 
 func (t *flowTable) forget() {
 	source, most := "", 0
-	for s, keys := range t.by {
-		if len(keys) > most || len(keys) == most && s < source {
-			source, most = s, len(keys)
+	for s, of := range t.by {
+		if of.room > most || of.room == most && s < source {
+			source, most = s, of.room
 		}
 	}
 	var oldest flowKey
 	var seen time.Time
-	for k := range t.by[source] {
+	for k := range t.by[source].keys {
 		if last := t.flows[k].Last; seen.IsZero() || last.Before(seen) {
 			oldest, seen = k, last
 		}
 	}
+	t.take(oldest, -roomOf(t.flows[oldest]))
 	delete(t.flows, oldest)
-	if delete(t.by[source], oldest); len(t.by[source]) == 0 {
+	if delete(t.by[source].keys, oldest); len(t.by[source].keys) == 0 {
 		delete(t.by, source)
 	}
 	t.forgotten++

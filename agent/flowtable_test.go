@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -32,7 +33,8 @@ func TestFlowTable(t *testing.T) {
 		t.Errorf("labels that became known later are not there: %+v", f)
 	}
 	delete(table.flows, flowKey{"a", "c", "tcp", 80})
-	delete(table.by["a"], flowKey{"a", "c", "tcp", 80})
+	delete(table.by["a"].keys, flowKey{"a", "c", "tcp", 80})
+	table.take(flowKey{source: "a"}, -1)
 	for i := range 500 {
 		table.add(flow("scan", fmt.Sprint(i)))
 	}
@@ -43,5 +45,51 @@ func TestFlowTable(t *testing.T) {
 	}
 	if some := table.since(at); len(some) != 1 {
 		t.Errorf("%d flows since the last", len(some))
+	}
+}
+
+// TestFlowTableBoundsLabels: flows of pods with many labels take as much room as the labels have bytes, also if the
+// labels become known later. Other sources keep their flows.
+func TestFlowTableBoundsLabels(t *testing.T) {
+	table := newFlowTable()
+	table.most = 1000
+	at := time.Unix(1000, 0)
+	add := func(source string, port, labels int) {
+		at = at.Add(time.Second)
+		f := agentapi.Flow{
+			Source: agentapi.FlowEnd{Pod: source}, Destination: agentapi.FlowEnd{Pod: "shop/db"}, Protocol: "tcp",
+			Port: uint16(port), Count: 1, First: at, Last: at,
+		}
+		if labels > 0 {
+			f.Source.Labels = map[string]string{"app": strings.Repeat("x", labels)}
+		}
+		table.add(f)
+	}
+	for port := range 10 {
+		add("calm", port, 10)
+	}
+	for port := range 500 {
+		add("large", port, maxLabels-10)
+		add("late", port%50, 0)
+		add("late", port%50, 10<<10)
+		add("huge", port%20, 1<<20)
+	}
+	by, bytes, room := map[string]int{}, 0, 0
+	for _, f := range table.since(time.Time{}) {
+		by[f.Source.Pod]++
+		bytes += sizeOf(f.Source.Labels)
+		room += roomOf(&f)
+	}
+	if bytes > table.most*labelRoom || room > table.most || room != table.room {
+		t.Errorf("%d bytes, room %d, counted as %d", bytes, room, table.room)
+	}
+	if by["calm"] != 10 || by["huge"] != 20 || by["large"] == 0 || by["late"] == 0 {
+		t.Errorf("flows by source: %v", by)
+	}
+	for _, of := range table.by {
+		room -= of.room
+	}
+	if room != 0 {
+		t.Errorf("the sources' room differs from the table's by %d", room)
 	}
 }
