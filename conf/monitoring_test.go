@@ -21,7 +21,7 @@ func TestMonitoring(t *testing.T) {
 		}
 	}
 	promtool("check", "rules", "--lint=all", "--lint-fatal", "monitoring/alerts.yaml")
-	promtool("test", "rules", "monitoring/alerts_test.yaml")
+	promtool("test", "rules", "monitoring/alerts_test.yaml", "monitoring/alerts_days_test.yaml")
 
 	dashboard := read(t, "monitoring/dashboard.json")
 	var board struct {
