@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -38,7 +39,7 @@ func (s *Source) AnnounceOnPod(ctx context.Context, e agentapi.PodEvent) error {
 			return err
 		}
 	}
-	pod := e.Pod.Name[:min(len(e.Pod.Name), 200)]
+	pod := strings.TrimRight(e.Pod.Name[:min(len(e.Pod.Name), 200)], "-.")
 	made, err := events.Create(ctx, &eventsv1.Event{
 		ObjectMeta: metav1.ObjectMeta{Namespace: e.Pod.Namespace, Name: fmt.Sprintf("%s.%x", pod, time.Now().UnixNano())},
 		EventTime:  metav1.NewMicroTime(e.First), ReportingController: "weir.io/weir-agent", ReportingInstance: s.Node,

@@ -1,11 +1,13 @@
 package kube
 
 import (
+	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/weir-net/weir/agentapi"
@@ -48,5 +50,16 @@ func TestAnnounceOnPod(t *testing.T) {
 	if list, err = events.List(t.Context(), metav1.ListOptions{}); err != nil || len(list.Items) != 1 ||
 		list.Items[0].Name == got.Name {
 		t.Errorf("%v, %+v", err, list)
+	}
+	e.Key, e.Pod.Name = "long", strings.Repeat("a", 199)+"-"+strings.Repeat("b", 53)
+	announce(1)
+	list, err = events.List(t.Context(), metav1.ListOptions{})
+	if err != nil || len(list.Items) != 2 {
+		t.Fatalf("%v, %+v", err, list)
+	}
+	for _, made := range list.Items {
+		if wrong := validation.IsDNS1123Subdomain(made.Name); len(wrong) > 0 {
+			t.Errorf("%s: %v", made.Name, wrong)
+		}
 	}
 }
