@@ -76,10 +76,15 @@ func (n *node) start(flags ...string) {
 	})
 }
 
+// logged returns how many packets weir's rules have logged.
 func (n *node) logged() (packets uint64) {
 	n.Helper()
-	for _, m := range regexp.MustCompile(`(?m)^\[(\d+):\d+\] .* -j NFLOG`).FindAllStringSubmatch(
-		nodetest.Run(n, "iptables-save", "-c", "-t", "mangle"), -1) {
+	counter := `counter packets (\d+) bytes \d+ log prefix`
+	rules, err := nodetest.Try("nft", "list", "table", "ip", "weir")
+	if err != nil {
+		rules, counter = nodetest.Run(n, "iptables-save", "-c", "-t", "mangle"), `(?m)^\[(\d+):\d+\] .* -j NFLOG`
+	}
+	for _, m := range regexp.MustCompile(counter).FindAllStringSubmatch(rules, -1) {
 		k, err := strconv.ParseUint(m[1], 10, 64)
 		if err != nil {
 			n.Fatal(err)

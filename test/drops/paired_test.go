@@ -1,22 +1,25 @@
 package drops_test
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"net"
-	"slices"
+	"os"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/weir-net/weir/test/estimate"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
 var pairs = flag.Int("pairs", 1, "pairs of agents, with and without --drops, to compare")
 
-// TestPaired compares an agent that reads drops with one that doesn't, by the times of ADD and of policies under a
-// flood.
+// mostSlower is the largest ratio of times, with and without drops, that counts as unchanged on a busy machine.
+const mostSlower = 1.1
+
+// TestPaired compares ADD and the delay of policies under a flood, between an agent that reads drops and one that
+// doesn't. The agents take turns. It fails if the interval of a ratio is above mostSlower.
 func TestPaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -24,29 +27,55 @@ func TestPaired(t *testing.T) {
 	n := newNode(t)
 	n.Serve(n.db.Netns, "udp", ":7")
 	n.StopAgent()
-	var adds, policies [2][]float64
+	kinds := []struct {
+		what    string
+		measure func(name string) float64
+		took    [2][]float64 // the median of each turn, in ms, without and with drops
+	}{{what: "ADD", measure: n.addPod}, {what: "policy that allows", measure: n.allow}, {
+		what: "policy that denies", measure: func(string) float64 { return n.deny() },
+	}}
 	var packets [2]uint64
+	var spent, used [2]time.Duration
+	most := 0
 	for pair := range *pairs {
 		for turn := range 2 {
 			with := (pair + turn) % 2 // the one that comes first changes
 			n.start([][]string{{"--drops=false"}, nil}[with]...)
 			flood := n.sendFrom(n.flood)
+			began, before := time.Now(), processorTime(t, n.AgentPID())
 			end := flood.flood(*rate)
+			times := make([][]float64, len(kinds))
 			for i := range 10 {
-				adds[with] = append(adds[with], n.addPod(fmt.Sprintf("p-%d-%d-%d", pair, turn, i)))
-				policies[with] = append(policies[with], n.allow())
+				for k := range kinds {
+					times[k] = append(times[k], kinds[k].measure(fmt.Sprintf("p-%d-%d-%d", pair, turn, i)))
+				}
 			}
 			end()
+			spent[with] += time.Since(began)
+			used[with] += processorTime(t, n.AgentPID()) - before
 			packets[with] += flood.sent.Load()
+			most = max(most, memory(t, n.AgentPID()))
+			for k := range kinds {
+				kinds[k].took[with] = append(kinds[k].took[with], estimate.Median(times[k]))
+			}
 			n.StopAgent()
 		}
 	}
-	for what, took := range map[string][2][]float64{"ADD": adds, "policy": policies} {
-		without, with := median(took[0]), median(took[1])
-		t.Logf("drops-paired: %s: %.1f ms without, %.1f ms with drops, ratio %.2f (%d each)", what, without, with,
-			with/without, len(took[0]))
+	for _, k := range kinds {
+		ratios := estimate.Ratios(k.took[1], k.took[0])
+		t.Logf("drops-paired: %s: %.1f ms without, %.1f ms with drops, ratio %s", k.what, estimate.Median(k.took[0]),
+			estimate.Median(k.took[1]), estimate.Text(ratios, 3))
+		if low, _, ok := estimate.Interval(ratios); ok && low > mostSlower {
+			t.Errorf("%s takes longer with drops", k.what)
+		}
 	}
-	t.Logf("drops-paired: packets sent: %d without, %d with drops", packets[0], packets[1])
+	share := func(i int) float64 { return 100 * used[i].Seconds() / spent[i].Seconds() }
+	t.Logf("drops-paired: %.0f packets a second without, %.0f with drops; agent, with all its other work: %.1f %% of a "+
+		"core without, %.1f %% with drops, %d MiB at most", float64(packets[0])/spent[0].Seconds(),
+		float64(packets[1])/spent[1].Seconds(), share(0), share(1), most)
+	if most > mostMemory {
+		t.Errorf("the agent has %d MiB, at most %d", most, mostMemory)
+	}
 }
 
 func (n *node) addPod(name string) float64 {
@@ -61,49 +90,65 @@ func (n *node) addPod(name string) float64 {
 	return float64(took.Microseconds()) / 1000
 }
 
-func (n *node) allow() float64 {
+const allow = `
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: allow, namespace: shop}
+spec: {podSelector: {matchLabels: {app: db}}, ingress: [{ports: [{port: %d, protocol: UDP}]}]}
+`
+
+// allow writes a policy that lets the quiet pod reach db. It returns the milliseconds until the first answer.
+func (n *node) allow(string) float64 {
+	n.Helper()
+	conn := n.dialDB()
+	defer func() { _ = conn.Close() }()
+	n.Manifest("allow.yaml", fmt.Sprintf(allow, 7))
+	began := time.Now()
+	for err := error(os.ErrDeadlineExceeded); err != nil; err = echoes(conn) {
+		n.notTooLong(began, "the policy lets the quiet pod reach db", err)
+	}
+	return float64(time.Since(began).Microseconds()) / 1000
+}
+
+// deny changes the policy of allow, so that it allows another port. It returns the milliseconds until the last answer to a new connection.
+func (n *node) deny() float64 {
+	n.Helper()
+	n.Manifest("allow.yaml", fmt.Sprintf(allow, 8))
+	began, last := time.Now(), time.Duration(0)
+	for silent := 0; silent < 30; silent++ {
+		conn := n.dialDB()
+		err := echoes(conn)
+		_ = conn.Close()
+		if err == nil {
+			silent, last = 0, time.Since(began)
+		}
+		n.notTooLong(began, "the policy is gone", err)
+	}
+	return float64(last.Microseconds()) / 1000
+}
+
+func (n *node) dialDB() net.Conn {
 	n.Helper()
 	conn, err := nodetest.Dial(n, n.quiet.Netns, "udp", net.JoinHostPort(n.db.IP, "7"))
 	if err != nil {
 		n.Fatal(err)
 	}
-	defer func() { _ = conn.Close() }()
-	n.Manifest("allow.yaml", `
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: allow, namespace: shop}
-spec: {podSelector: {matchLabels: {app: db}}, ingress: [{ports: [{port: 7, protocol: UDP}]}]}
-`)
-	began := time.Now()
-	n.Eventually("the policy lets the quiet pod reach db", func() error { return echoes(conn) })
-	took := time.Since(began)
-	n.Manifest("allow.yaml", "")
-	n.Eventually("the policy is gone", func() error {
-		fresh, err := nodetest.Dial(n, n.quiet.Netns, "udp", net.JoinHostPort(n.db.IP, "7"))
-		if err != nil {
-			return err
-		}
-		defer func() { _ = fresh.Close() }()
-		if echoes(fresh) == nil {
-			return unix.EISCONN
-		}
-		return nil
-	})
-	return float64(took.Microseconds()) / 1000
+	return conn
 }
 
-func echoes(conn net.Conn) error {
-	if _, err := conn.Write([]byte("x")); err != nil {
-		return err
+func (n *node) notTooLong(since time.Time, what string, err error) {
+	n.Helper()
+	if time.Since(since) > 30*time.Second {
+		n.Fatalf("%s: not within half a minute: %v", what, err)
 	}
-	if err := conn.SetReadDeadline(time.Now().Add(5 * time.Millisecond)); err != nil {
+}
+
+// echoes sends a packet. It returns nil if an answer comes within a millisecond, or at once if one came before.
+func echoes(conn net.Conn) error {
+	_, sent := conn.Write([]byte("x"))
+	if err := conn.SetReadDeadline(time.Now().Add(time.Millisecond)); err != nil {
 		return err
 	}
 	_, err := conn.Read(make([]byte, 1))
-	return err
-}
-
-func median(all []float64) float64 {
-	slices.Sort(all)
-	return all[len(all)/2]
+	return errors.Join(sent, err)
 }
