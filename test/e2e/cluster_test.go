@@ -245,6 +245,7 @@ type api struct {
 	*testing.T
 	client *http.Client
 	url    string
+	dial   func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 func newAPI(t *testing.T) api {
@@ -254,11 +255,12 @@ func newAPI(t *testing.T) api {
 	if err := proxy.Start(); err != nil {
 		t.Fatal(err)
 	}
-	a := api{T: t, url: "http://localhost", client: &http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
-		},
-	}}}
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+	}
+	a := api{
+		T: t, url: "http://localhost", dial: dial, client: &http.Client{Transport: &http.Transport{DialContext: dial}},
+	}
 	eventually(t, 10*time.Second, "kubectl proxy answers", func() error {
 		resp, err := a.client.Get(a.url + "/version")
 		if err == nil {

@@ -50,7 +50,8 @@ type seenDrop struct {
 	came                time.Time
 }
 
-func followDrops(t *testing.T, args ...string) (drops func() []seenDrop) {
+// said returns the command's lines on standard error.
+func followDrops(t *testing.T, args ...string) (drops func() []seenDrop, said func() []string) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
 	cmd := exec.CommandContext(ctx, scripts+"kubectl", append([]string{"weir", "drops", "-f", "-o", "json"}, args...)...)
@@ -62,6 +63,7 @@ func followDrops(t *testing.T, args ...string) (drops func() []seenDrop) {
 	}
 	var mu sync.Mutex
 	var all []seenDrop
+	var told []string
 	var reading sync.WaitGroup
 	reading.Go(func() {
 		for values := json.NewDecoder(out); ; {
@@ -78,6 +80,9 @@ func followDrops(t *testing.T, args ...string) (drops func() []seenDrop) {
 	following := make(chan string, 1)
 	reading.Go(func() {
 		for lines := bufio.NewScanner(errs); lines.Scan(); {
+			mu.Lock()
+			told = append(told, lines.Text())
+			mu.Unlock()
 			if strings.Contains(lines.Text(), "following the drops of") {
 				following <- lines.Text()
 			}
@@ -97,10 +102,14 @@ func followDrops(t *testing.T, args ...string) (drops func() []seenDrop) {
 		t.Fatal("kubectl weir drops -f doesn't follow all nodes")
 	}
 	return func() []seenDrop {
-		mu.Lock()
-		defer mu.Unlock()
-		return slices.Clone(all)
-	}
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Clone(all)
+		}, func() []string {
+			mu.Lock()
+			defer mu.Unlock()
+			return slices.Clone(told)
+		}
 }
 
 const twoDenies = `
@@ -147,7 +156,7 @@ func TestDropsAndExplain(t *testing.T) {
 	for _, p := range policies {
 		weir(t, 0, "wait", "policy", p)
 	}
-	drops := followDrops(t, "-n", ns)
+	drops, _ := followDrops(t, "-n", ns)
 	if out, err := execIn(t.Context(), ns, "client", "timeout", "2", "wget", "-O-",
 		"http://"+podIP(t, ns, "server")+":9000/"); err == nil {
 		t.Fatalf("the denied wget succeeds: %s", out)
