@@ -180,8 +180,8 @@ func TestDropsGoOn(t *testing.T) {
 	})
 }
 
-// TestExplainWithoutANode: if one of the two nodes is away, kubectl weir explain has the policies' verdict and the other
-// node's kernel, and says in time which node has not answered.
+// TestExplainWithoutANode: if one of the two nodes is away, kubectl weir explain still has the policies' verdict and
+// the other node's kernel.
 func TestExplainWithoutANode(t *testing.T) {
 	ns, client, server, _ := denied(t, "explain-away")
 	must(t, "", scripts+"node-down", server.name)
