@@ -25,7 +25,7 @@ type wouldDrop struct {
 	local, peer *policy.Pod
 }
 
-// If an audited policy has logged a packet that no audited policy would drop, only leaves out its line.
+// only leaves out each packet that the kernel logged for audited policies although none of them would drop it.
 func (j *auditJudge) only(ctx context.Context, a *agent, lines []drops.Line) []drops.Line {
 	j.found = nil
 	isAudit := func(l drops.Line) bool { return l.Prefix != nil && l.Reason == agentapi.ByAudit }

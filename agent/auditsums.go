@@ -22,7 +22,8 @@ import (
 )
 
 const (
-	// Beyond this room of all kinds, and of one namespace's, connections are only counted. An ordinary kind takes 1.
+	// All kinds together take at most maxAudited of room, and those of one namespace maxAuditedEach. An ordinary kind
+	// takes 1. Connections of further kinds are only counted.
 	maxAudited     = 8192
 	maxAuditedEach = 1024
 )
@@ -105,7 +106,7 @@ func tooLarge(p *policy.Pod) bool { return p != nil && sizeOf(p.Labels) > maxLab
 
 func (k auditKind) room() int { return 1 + (len(k.policies)+len(k.local)+len(k.peer))/labelRoom }
 
-// A negative room is given back.
+// take counts the room that the kind takes. A negative room is given back.
 func (s *auditSums) take(k auditKind, room int) {
 	s.room += room
 	if s.each[k.namespace()] += room; s.each[k.namespace()] == 0 {
@@ -241,7 +242,8 @@ func (a *agent) serveAudit(ctx context.Context, w http.ResponseWriter, r *http.R
 	writeJSON(w, http.StatusOK, report)
 }
 
-// If a pod is gone, nobody can know whether its connections would still be dropped. Then stillDropped returns true.
+// stillDropped reports whether the policies of now would drop the connection. If one of its pods is gone, nobody
+// can know, and stillDropped returns true.
 func stillDropped(by *verdict.Evaluator, s policy.State, t *agentapi.AuditedTraffic) bool {
 	for _, e := range [...]*agentapi.AuditedEnd{&t.Pod, &t.Peer} {
 		now := podAt(s, e.Address)

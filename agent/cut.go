@@ -44,7 +44,8 @@ const (
 	borrowed       = 4
 )
 
-// In a large cluster pods end all the time. Nobody sends from their addresses, so a walk for them alone may wait.
+// lazyPeriods is how many periods a walk may wait if only pods have ended. In a large cluster pods end all the
+// time, and nobody sends from their addresses.
 const lazyPeriods = 4
 
 type walkResult struct {

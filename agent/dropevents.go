@@ -51,7 +51,7 @@ func (e *dropEvents) note(entries []drops.Entry, s *snapshot) {
 	}
 }
 
-// Of several errors in a row, only the first is logged.
+// sendDropEvents writes the queued events. Of several errors in a row, it logs only the first.
 func (a *agent) sendDropEvents(ctx context.Context, e *dropEvents) {
 	failed := false
 	for {

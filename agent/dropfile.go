@@ -23,7 +23,7 @@ type dropFile struct {
 	failed bool // whether the last write failed
 }
 
-// Of several errors in a row, only the first is logged.
+// write appends the drops to the file. Of several errors in a row, it logs only the first.
 func (f *dropFile) write(entries []drops.Entry, log *slog.Logger) {
 	if f.path == "" {
 		return

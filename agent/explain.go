@@ -148,7 +148,8 @@ func (x *explainer) explain(ctx context.Context, question explain.Question) (exp
 	return e, nil
 }
 
-// If the rules change meanwhile or the kernel differs, addKernel looks again, three times in all.
+// addKernel adds what the kernel has. If the rules change meanwhile or the kernel differs, it looks again, three
+// times in all.
 func (x *explainer) addKernel(ctx context.Context, e *explain.Explanation) {
 	const tries = 3
 	for range tries {

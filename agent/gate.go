@@ -85,7 +85,8 @@ func (a *agent) foreignLinks() []string {
 	return names
 }
 
-// If this many packets are missing, a firewall on the host is the likely reason.
+// fewPackets: if at least this many packets passed the gate and none of them arrived, a firewall of the host is the
+// likely reason.
 const fewPackets = 3
 
 // blocked reports if a host firewall seems to drop tunnel packets. With too few packets it returns was, the earlier

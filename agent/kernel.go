@@ -47,8 +47,8 @@ func (k *kernelView) refuse(refused ruleset.Refused) (news bool) {
 	return news
 }
 
-// If the agent had to write although it wants the same as before, another program has changed the kernel. Changed
-// sets count only if they can't be the plugin's work.
+// changedByAnother: if the agent had to write although it wants the same as before, another program has changed the
+// kernel. Changed sets count only if they can't be the plugin's work.
 func (k *kernelView) changedByAnother(before, now ruleset.Ruleset, result netfilter.Result, churn bool) bool {
 	if k.lastSync.IsZero() || !slices.EqualFunc(before.Chains, now.Chains, ruleset.Chain.Equal) {
 		return false

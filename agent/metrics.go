@@ -186,7 +186,7 @@ func oneIf(b bool) int {
 	return 0
 }
 
-// countClasses counts a class once, not once for each family.
+// countClasses counts the classes of each direction. A class with both IPv4 and IPv6 addresses counts once.
 func countClasses(all []agentapi.Class) map[string]int {
 	counts := map[string]int{string(ruleset.Ingress): 0, string(ruleset.Egress): 0}
 	seen := map[string]bool{}

@@ -11,7 +11,7 @@ import (
 
 const retry = time.Second
 
-// A round destroys sets for at most 20 ms. After this time, the next round goes on.
+// destroyLater is the time until the next round goes on destroying sets. Each round does it for at most 20 ms.
 const destroyLater = retry / 10
 
 type round struct {

@@ -184,7 +184,7 @@ func (r *records) add(e endpoint.Endpoint) {
 	}
 }
 
-// churn goes on while a DEL runs, because the DEL may still change sets.
+// kernelRead ends churn, unless a DEL runs, which may still change sets.
 func (r *records) kernelRead() { r.churn = r.ending }
 
 func (r *records) fault() error {

@@ -6,8 +6,8 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// The plugin's STATUS must not report a shortage of addresses: the node would become not ready and lose its running
-// pods.
+// reportShortage reports a shortage of addresses in the agent's status, not in the plugin's STATUS: the node would
+// become not ready and lose its running pods.
 func (a *agent) reportShortage(ctx context.Context) {
 	shortage, err := ipam.Shortage()
 	if shortage != nil {

@@ -37,7 +37,8 @@ func (w *ways) problems() []ruleset.Problem {
 	return slices.Concat(w.plan.Problems, w.refused, w.gate.blocked)
 }
 
-// Changes of the underlay wait for the next resync, because on some nodes they come all the time.
+// heedNews takes note of the kernel's changes. Those of the underlay wait for the next resync, because on some
+// nodes they come all the time.
 func (a *agent) heedNews(verify netfilter.Verify) {
 	w := &a.ways
 	w.unchecked = a.upkeep.ways.Swap(false) || w.unchecked

@@ -64,7 +64,7 @@ func (u Unenforced) String() string {
 type Class struct {
 	Direction string   `json:"direction"` // ingress or egress
 	Policies  []string `json:"policies"`  // none: no policy isolates the pods
-	// Audited would isolate the pods if they were enforced. It is empty if there are Policies.
+	// Audited are the audited policies that would isolate the pods. It is empty if there are Policies.
 	Audited []string `json:"audited,omitempty"`
 	Set     string   `json:"set"`
 	Chain   string   `json:"chain,omitempty"`

@@ -122,7 +122,7 @@ func (g NoLinkLocal) String() string {
 	return "the kernel gives " + g.Link + " no link-local address"
 }
 
-// Command changes the mode. An address that the link already has stays.
+// Command returns the command that changes the mode. An address that the link already has stays.
 func (g NoLinkLocal) Command() string { return "ip link set " + g.Link + " addrgenmode none" }
 
 // Check reads the sysctl addr_gen_mode. A missing link is not wrong, and neither is a link without IPv6.
@@ -150,7 +150,7 @@ func (NoAutoconfigured) String() string {
 	return "weir's links have no IPv6 address or route that nobody asked for"
 }
 
-// Command deletes weir0's link-local addresses, which is the usual case. The repair does more.
+// Command returns the command that deletes weir0's link-local addresses, the usual case. The repair does more.
 func (NoAutoconfigured) Command() string { return "ip -6 addr flush dev " + Name + " scope link" }
 
 // Check names each autoconfigured IPv6 address and route of weir's links.

@@ -58,7 +58,8 @@ const (
 	fragmentBytesSet = "fragment-bytes"
 )
 
-// The kernel removes a port from the set after a minute without fragments.
+// fragmentSet returns a set of the ports that send fragments. The kernel removes a port after a minute without
+// fragments.
 func fragmentSet(name string) *nftables.Set {
 	return &nftables.Set{
 		Table: bridgeTable(), Name: name, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian,
@@ -122,7 +123,7 @@ func compareFragment(op expr.CmpOp) []expr.Any {
 	}
 }
 
-// A fragment header may be behind other extension headers (RFC 8200, section 4.5).
+// isFragment6 also finds a fragment header behind other extension headers (RFC 8200, section 4.5).
 func isFragment6() []expr.Any {
 	return []expr.Any{
 		&expr.Exthdr{

@@ -52,7 +52,8 @@ func ensureIPv6(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 	return nil
 }
 
-// A router ignores router advertisements unless accept_ra is 2 (see UplinksAcceptRA).
+// forwardIPv6 makes the node a router. A router ignores router advertisements unless accept_ra is 2 (see
+// UplinksAcceptRA).
 //
 // Equivalent to: sysctl net.ipv6.conf.UPLINK.accept_ra=2 net.ipv6.conf.all.forwarding=1
 func forwardIPv6(h netlinksafe.Handle) error {

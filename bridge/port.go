@@ -228,7 +228,8 @@ func addNeighbourDeletions(b *batch.Batch, addrs []endpoint.Address) error {
 	return nil
 }
 
-// indexOf returns 0 if there is no such link. Unlike netlink, it doesn't wait while the kernel deletes other links.
+// indexOf returns the link's index, or 0 if there is no such link. Unlike netlink, it doesn't wait while the kernel
+// deletes other links.
 func indexOf(name string) (int, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -33,7 +33,7 @@ func (p PortOnBridge) String() string {
 	return fmt.Sprintf("%s is %san isolated port of %s, and takes what the pod sends", p.HostIf, up, Name)
 }
 
-// Command restores all that Check compares, except the MTU.
+// Command returns the command that restores all that Check compares, except the MTU.
 func (p PortOnBridge) Command() string {
 	up := ""
 	if p.Up {
@@ -126,7 +126,8 @@ func (p PortOnBridge) restore(h netlinksafe.Handle, o *Observed) error {
 	return err
 }
 
-// The kernel refuses this while a port has no carrier.
+// setForwardingState lets the bridge pass on what the port sends. The kernel refuses it while the port has no
+// carrier.
 //
 // Equivalent to: bridge link set dev HOSTIF state 3
 func setForwardingState(port Link) error {
@@ -164,7 +165,7 @@ func (f ForwardingEntry) String() string {
 	return fmt.Sprintf("%s sends what is for %s to port %s", Name, f.MAC, f.HostIf)
 }
 
-// Command adds the entry, or replaces one for the same MAC.
+// Command returns the command that adds the entry, or replaces one for the same MAC.
 func (f ForwardingEntry) Command() string {
 	return fmt.Sprintf("bridge fdb replace %s dev %s master static", f.MAC, f.HostIf)
 }
@@ -205,7 +206,7 @@ func (n Neighbour) String() string {
 	return fmt.Sprintf("the node knows the MAC %s of %s", n.MAC, n.Addr)
 }
 
-// Command adds the entry, or replaces one for the same address.
+// Command returns the command that adds the entry, or replaces one for the same address.
 func (n Neighbour) Command() string {
 	return fmt.Sprintf("ip neigh replace %s lladdr %s dev %s nud permanent", n.Addr, n.MAC, Name)
 }
@@ -244,7 +245,7 @@ func (b FilteredBridge) String() string {
 	return "what bridge " + b.Name + " passes on between its ports goes through iptables"
 }
 
-// Command sets the options. They have no effect without the module br_netfilter.
+// Command returns the command that sets the options. They have no effect without the module br_netfilter.
 func (b FilteredBridge) Command() string {
 	return "ip link set " + b.Name + " type bridge nf_call_iptables 1 nf_call_ip6tables 1"
 }

@@ -232,7 +232,8 @@ func rule(comment string, parts ...[]expr.Any) nft.Rule {
 func notFromPort() []expr.Any { return nft.IIFName(expr.CmpOpNeq, []byte(PortPrefix)) }
 func fromPort() []expr.Any    { return nft.IIFName(expr.CmpOpEq, []byte(PortPrefix)) }
 
-// fromBridge compares the link's group, because only weir0 is in bridgeGroup.
+// fromBridge matches packets that come by weir0. It compares the link's group, because only weir0 is in
+// bridgeGroup.
 func fromBridge() []expr.Any {
 	load := nft.LoadMeta(expr.MetaKeyIIFGROUP, unix.NFT_REG_1)
 	return nft.Equal(load, binary.NativeEndian.AppendUint32(nil, bridgeGroup))

@@ -51,7 +51,7 @@ func (s Sysctl) String() string { return s.Why }
 
 func (s Sysctl) name() string { return strings.ReplaceAll(s.Key, "/", ".") }
 
-// Command sets the sysctl to Value, although Bound may allow other values.
+// Command returns the command that sets the sysctl to Value. Bound may allow other values too.
 func (s Sysctl) Command() string { return "sysctl -w " + s.name() + "=" + s.Value }
 
 // Check reads the sysctl's present value.
@@ -135,7 +135,7 @@ func (UplinksAcceptRA) String() string {
 	return "the node goes on listening to the router that its default route is from"
 }
 
-// Command has UPLINK in place of each wrong link.
+// Command returns a command with UPLINK in place of each wrong link.
 func (UplinksAcceptRA) Command() string {
 	return "sysctl -w net.ipv6.conf.UPLINK.accept_ra=2"
 }

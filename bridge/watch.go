@@ -76,7 +76,8 @@ type News struct {
 
 var everything = News{Settings: true, Ways: true, Underlay: true}
 
-// Of sysctls, the kernel announces only those of forwarding (NETCONF).
+// nodeGroups are the messages that WatchNode gets. Of sysctls, the kernel announces only those of forwarding
+// (NETCONF).
 var nodeGroups = []uint{
 	unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
 	unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF, unix.RTNLGRP_IPV4_RULE,

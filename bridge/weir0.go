@@ -39,7 +39,7 @@ var bridgeOptions = []struct {
 	{nl.IFLA_BR_VLAN_FILTERING, "vlan_filtering", 0},
 }
 
-// Command restores all that Check compares, except the MTU, which follows from the ports.
+// Command returns the command that restores all that Check compares, except the MTU, which follows from the ports.
 func (b WeirBridge) Command() string {
 	return fmt.Sprintf("ip link add %[1]s type bridge; ip link set %[1]s address %[2]s arp on up "+
 		"type bridge mcast_snooping 0 stp_state 0 vlan_filtering 0", Name, b.MACs[0])
@@ -81,7 +81,8 @@ func (b WeirBridge) Check(o *Observed) error {
 	return nil
 }
 
-// acceptsMAC accepts one of MACs, or the MAC for one of weir0's addresses.
+// acceptsMAC reports whether weir0's MAC is right: one of b.MACs, or the one that MAC makes from an address of
+// weir0.
 func (b WeirBridge) acceptsMAC(o *Observed, br Link) bool {
 	if slices.ContainsFunc(b.MACs, func(m net.HardwareAddr) bool { return bytes.Equal(m, br.MAC) }) {
 		return true
@@ -162,7 +163,7 @@ func (a Address) String() string {
 	return fmt.Sprintf("%s has the gateway's address %s", Name, bridgeAddress(a.Gateway))
 }
 
-// Command adds the address. IPv6 skips the check for duplicate addresses.
+// Command returns the command that adds the address. IPv6 skips the check for duplicate addresses.
 func (a Address) Command() string {
 	nodad := ""
 	if a.Gateway.Addr().Is6() {
@@ -216,7 +217,7 @@ func (r Route) String() string {
 	return fmt.Sprintf("the way to %s leads to %s", r.Dst, Name)
 }
 
-// Command adds the route, or replaces one to the same destination.
+// Command returns the command that adds the route, or replaces one to the same destination.
 func (r Route) Command() string {
 	if r.Type == unix.RTN_LOCAL {
 		return fmt.Sprintf("ip route replace local %s dev %s table local", r.Dst.Addr(), Name)

@@ -212,7 +212,7 @@ func ofFamily(f conf.Family) match {
 	return is("meta nfproto ipv4", load, []byte{unix.NFPROTO_IPV4})
 }
 
-// The parameter field is "saddr" or "daddr". With not, the address must not be in the set.
+// address matches packets whose address (field: "saddr" or "daddr") is in the set, or with not, is not in it.
 func address(f conf.Family, field, set string, not bool) match {
 	protocol := map[conf.Family]string{conf.IPv4: "ip", conf.IPv6: "ip6"}[f]
 	unequal := ""

@@ -25,10 +25,11 @@ func gateTable() *nftables.Table {
 	return &nftables.Table{Name: conf.TunnelTable, Family: nftables.TableFamilyINet}
 }
 
-// An attribute can't be longer than 64 KiB, and an element takes less than a hundred bytes.
+// maxElements is the most elements of one message. Their attribute can't be longer than 64 KiB, and an element
+// takes less than a hundred bytes.
 const maxElements = 500
 
-// One transaction may have the elements of thousands of nodes, so it needs large buffers.
+// openTransaction makes large buffers, because one transaction may have the elements of thousands of nodes.
 func openTransaction() (*nftables.Conn, error) {
 	conn, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
 		return errors.Join(c.SetWriteBuffer(16<<20), c.SetReadBuffer(1<<20))

@@ -18,7 +18,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// A sender gets as many lines a second as people can read, and takes no room from others.
+// Limits of lines: a sender gets as many a second as people can read, and takes no room from others.
 const (
 	burst     = 50 // lines of one sender at once
 	perSecond = 20 // lines of one sender, over time

@@ -129,7 +129,8 @@ func writeChecked(out io.Writer, c checked) error {
 	return w.Flush()
 }
 
-// Without a name, kubelet calls its node by the host's name, in small letters.
+// kubeletName returns the name that kubelet gives its node, in small letters. If node is empty, it is the host's
+// name.
 func kubeletName(node string) string {
 	if node == "" {
 		node, _ = os.Hostname()

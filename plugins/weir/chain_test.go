@@ -133,7 +133,7 @@ func TestBehindBridge(t *testing.T) {
 	testBehind(t, "bridge")
 }
 
-// A runtime calls DEL for a refused pod too, because the plugin before weir has made its interface.
+// ended calls DEL, as a runtime does for a refused pod too, because the plugin before weir has made its interface.
 func ended(n *nodetest.Node, namespace, name string) {
 	n.Helper()
 	if _, err := n.CNI("del", "/run/netns/"+namespace+"."+name, nodetest.Args(namespace, name, "")); err != nil {

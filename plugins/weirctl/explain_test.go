@@ -269,7 +269,8 @@ func TestMistakes(t *testing.T) {
 	}
 }
 
-// TestCompletion: a shell gets the names of objects for two arguments only.
+// TestCompletion: a shell completes the names of objects for the first two arguments, and of namespaces for
+// --namespace.
 func TestCompletion(t *testing.T) {
 	manifest, err := os.ReadFile("testdata/why/load-balancer.yaml")
 	if err != nil {

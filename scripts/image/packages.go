@@ -65,7 +65,8 @@ func fetch(names ...string) ([]pkg, error) {
 	return packages, nil
 }
 
-// parseDepends returns the names at the start of a line, without <virtual> packages, which can't be downloaded.
+// parseDepends returns the packages in the output of apt-cache depends, except <virtual> ones, which can't be
+// downloaded.
 func parseDepends(out string) []string {
 	var names []string
 	for line := range strings.Lines(out) {
@@ -105,7 +106,7 @@ func open(deb string) (pkg, error) {
 	return p, nil
 }
 
-// readTar turns a hard link into a copy of its file.
+// readTar returns the archive's files. A hard link becomes a copy of its file.
 func readTar(r io.Reader) (tree, error) {
 	t := tree{}
 	for archive := tar.NewReader(r); ; {

@@ -42,7 +42,7 @@ func kind(f file) string {
 	return ""
 }
 
-// A URL or the target of a link in Markdown can't be wrapped.
+// address matches what can't be wrapped: a URL, or the target of a link in Markdown.
 var address = regexp.MustCompile(`https?://\S+|\]\([^)]*\)`)
 
 // wide complains of each line that is too long. Tables in Markdown and addresses don't count.

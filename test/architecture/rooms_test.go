@@ -86,7 +86,7 @@ func upward(arrows []arrow) (wrong []string) {
 	return wrong
 }
 
-// Within a room, the compiler refuses cycles.
+// cycles finds cycles between rooms. Within a room, the compiler refuses them.
 func cycles(arrows []arrow) (wrong []string) {
 	next := map[string]map[string]bool{}
 	for _, a := range arrows {

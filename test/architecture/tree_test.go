@@ -27,7 +27,7 @@ const (
 	module = "github.com/weir-net/weir/"
 )
 
-// These folders hold code for tests in files that aren't named _test.go.
+// testOnly are the folders with code for tests in files that aren't named _test.go.
 var testOnly = []string{"test", "internal/packettest", "policy/policytest"}
 
 type file struct {

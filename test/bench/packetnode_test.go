@@ -26,7 +26,7 @@ import (
 
 var podSubnet = netip.MustParsePrefix("10.88.0.0/16")
 
-// Pod 0 is the client, and pod 1 the server.
+// localPod returns the address of pod i. Pod 0 is the client, and pod 1 the server.
 func localPod(i int) netip.Addr {
 	return netip.AddrFrom4([4]byte{10, 88, byte((i + 2) >> 8), byte(i + 2)})
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// Client and server are threads on one core.
+// traffic is sent by a client thread to a server thread on the same core.
 type traffic struct {
 	name   string
 	batch  int

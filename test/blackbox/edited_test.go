@@ -78,7 +78,8 @@ func TestTheOldestNodeIsEdited(t *testing.T) {
 		})
 }
 
-// TestNodesWithoutAge: if Nodes have no creationTimestamp, they also keep what they already have.
+// TestNodesWithoutAge: if Nodes have no creationTimestamp, and one claims what another already has, the other keeps
+// it.
 func TestNodesWithoutAge(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -100,8 +100,8 @@ func TestFramesToLinkLocalMACsWithoutAnAgent(t *testing.T) {
 	reachNoService(t, e, a)
 }
 
-// reachNoService sends packets to a service of the node. Those of pod e, to link-local MACs, must not arrive. The
-// ordinary packet of pod a must.
+// reachNoService: if pod e sends frames to link-local MACs, no packet in them reaches a service of the node. An
+// ordinary packet of pod a does.
 func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 	t.Helper()
 	service := listen(t, nodetest.Self, "udp", ":9999")

@@ -235,7 +235,7 @@ func (o *observer) answer(data []byte) (id int, ok bool) {
 	return 0, false
 }
 
-// The node sends frames about its multicast groups unasked (RFC 3810).
+// groups reports whether the frame is about the node's multicast groups. Nodes send these unasked (RFC 3810).
 func groups(data []byte) bool {
 	packet := gopacket.NewPacket(data, layers.LayerTypeEthernet, gopacket.NoCopy)
 	return packet.Layer(layers.LayerTypeMLDv2MulticastListenerReport) != nil || packet.Layer(layers.LayerTypeIGMP) != nil

@@ -393,7 +393,7 @@ func (f *forge) extensions6() {
 		text  string
 		next  layers.IPProtocol
 		parts [][]byte
-		// answers means that the kernel's IPv6 may answer with an error before policies are checked.
+		// answers means that the kernel may answer such a packet with an ICMPv6 error before it checks policies.
 		answers bool
 	}{
 		{"hop-by-hop options", hop, [][]byte{padding(udp)}, false},

@@ -79,7 +79,7 @@ func EditNetlink(t testing.TB, legacy bool, edit func(message []byte) unix.Errno
 	}()
 }
 
-// refusal is an error that edit has returned.
+// refusal has an error of edit. The process's call fails with it.
 type refusal struct{ error }
 
 func (r refusal) Unwrap() error { return r.error }

@@ -302,7 +302,7 @@ func (o *orchestrator) windows() {
 	}
 }
 
-// No policy depends on the events of this stream.
+// meaninglessRate is the rate of events on which no policy depends, a second.
 const meaninglessRate = 1000
 
 func (o *orchestrator) window(r *remoteNode, rate float64, mix string) cpuUse {

@@ -49,7 +49,7 @@ type waited struct {
 	pods    map[policy.Name]*nodetest.Pod
 }
 
-// servedPort is the API server's, on the router. late forwards connections from latePort to it.
+// servedPort is the API server's port on the router. late forwards connections from latePort to it.
 const (
 	servedPort = 6443
 	latePort   = 6444

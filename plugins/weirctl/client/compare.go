@@ -17,7 +17,8 @@ type goal struct {
 	pod       *expectedPod
 }
 
-// A node other than the pod's own has the pod's addresses only as those of a peer.
+// question returns what to ask the node. A node other than the pod's own has the pod's addresses only as those of a
+// peer.
 func (g goal) question(x *expected, node string) enforced.Question {
 	q := enforced.Question{At: x.at, Namespaces: []string{g.namespace}}
 	if g.pod == nil {

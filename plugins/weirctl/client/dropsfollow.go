@@ -287,7 +287,7 @@ func (n *nodeFollower) isNew(d *agentapi.Drop, now time.Time) bool {
 	return true
 }
 
-// An error of printing ends the whole command.
+// print prints the drops in the order of their times. An error ends the whole command.
 func (f *follower) print(ctx context.Context) {
 	order := dropOrder{window: f.times.Window}
 	timer := time.NewTimer(0)

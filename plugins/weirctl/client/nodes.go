@@ -152,7 +152,7 @@ func whyAway(n *corev1.Node) string {
 	return ""
 }
 
-// Running pods that aren't ending have the highest rank, the newest first.
+// rank is highest for running pods, then for pods that aren't ending, then for newer pods.
 func rank(p *corev1.Pod) int64 {
 	r := p.CreationTimestamp.Unix()
 	if p.DeletionTimestamp == nil {

@@ -104,7 +104,7 @@ func xtables(f Facts) []Finding {
 	return all
 }
 
-// Before the first pod there is no weir0, and weir has set none of these sysctls.
+// forwarding judges sysctls only if weir0 exists, because weir sets them with the first pod.
 func forwarding(f Facts) (all []Finding) {
 	for _, s := range []struct{ name, want, why string }{
 		{"net.ipv4.ip_forward", "1", "packets are not routed between pods and the network"},

@@ -69,11 +69,11 @@ func (f *Facts) readSysctls() {
 	}
 }
 
-// The first directory is that of the agent's container, and the second that of the node. The first that exists is
-// read.
+// conflistDirs are the runtime's configuration in the agent's container and on the node. Only the first that exists
+// is read.
 var conflistDirs = []string{"/host/etc/cni/net.d", "/etc/cni/net.d"}
 
-// The runtime reads files with these endings, in the order of their names.
+// readConflists reads the files that the runtime reads, in the order of their names.
 func (f *Facts) readConflists() {
 	for _, dir := range conflistDirs {
 		files, err := os.ReadDir(dir)

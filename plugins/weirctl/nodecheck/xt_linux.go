@@ -50,7 +50,7 @@ const (
 	compatType      = 3
 )
 
-// A kernel with another revision of the match or target has it too.
+// askNFT asks the kernel for revision 0 of a match or target. A kernel that knows only another revision has it too.
 //
 // Equivalent to: iptables-nft -m NAME (-j NAME for a target)
 func askNFT(u xtUse, family int) error {

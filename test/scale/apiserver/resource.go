@@ -64,7 +64,7 @@ func (r *resource) get(name types.NamespacedName) Object {
 	return nil
 }
 
-// After hide, the object of the Base no longer exists.
+// hide makes an object of the Base seem deleted.
 func (r *resource) hide(name types.NamespacedName) {
 	if r.kind.Base == nil {
 		return

@@ -172,7 +172,7 @@ func (s *Server) sendInitial(
 	return nil
 }
 
-// A bookmark is an object with only a resource version. If ends is true, its annotation marks the end of the
+// bookmark writes an event that has only a resource version. If ends is true, its annotation marks the end of the
 // initial events.
 func (s *Server) bookmark(out *writer, f format, r *resource, version uint64, ends bool) error {
 	o := r.kind.New()
