@@ -128,8 +128,8 @@ func TestAuditSumsAreBounded(t *testing.T) {
 	}
 }
 
-// TestAuditSumsBoundLabels: pods with many labels, and long lists of policies, take as much room as they have bytes.
-// Connections of too large ones are counted.
+// TestAuditSumsBoundLabels: if pods have many labels, or lists of policies are long, fewer kinds of connections are
+// kept. If labels are too large, connections are only counted.
 func TestAuditSumsBoundLabels(t *testing.T) {
 	s := newAuditSums()
 	sent := uint64(0)

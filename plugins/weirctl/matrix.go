@@ -203,7 +203,8 @@ func isAudited(np *networkingv1.NetworkPolicy) bool {
 	return audited
 }
 
-// If the user may not list all objects, load reads both lists of namespaces. Those in namespaces must exist.
+// load reads the source's objects. If the user may not list all, it reads only those of the namespaces in
+// namespaces and also. Those in namespaces must exist.
 func load(cmd *cobra.Command, source *client.Source, namespaces, also []string) (explain.Cluster, error) {
 	c, err := source.Load(cmd.Context(), slices.Concat(namespaces, also)...)
 	if err != nil {
