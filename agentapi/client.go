@@ -19,6 +19,7 @@ import (
 // Socket is the Unix socket (mode 0600) on which the agent answers HTTP requests of the plugin and weirctl.
 const Socket = endpoint.Dir + "/agent.sock"
 
+// The paths of the agent's API.
 const (
 	EnrolPath  = "/v1/endpoints"
 	StatusPath = "/v1/status"

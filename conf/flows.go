@@ -5,6 +5,7 @@ const (
 	// exists only while an agent records flows.
 	FlowTable = "weir-flows"
 	// FlowGroup is the netlink log group to which FlowTable's rules copy packets.
-	FlowGroup     = 89
+	FlowGroup = 89
+	// FlowLogPrefix begins the log lines of these rules.
 	FlowLogPrefix = "weir flow"
 )

@@ -25,6 +25,7 @@ type Route struct {
 	Scope *int `json:"scope,omitempty"`
 }
 
+// A route's scopes and the main routing table, as in linux/rtnetlink.h.
 const (
 	ScopeGlobal = 0
 	ScopeLink   = 253

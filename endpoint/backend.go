@@ -12,6 +12,7 @@ import (
 // that is unknown.
 type Backend string
 
+// The two backends.
 const (
 	Iptables Backend = "iptables"
 	Nftables Backend = "nftables"

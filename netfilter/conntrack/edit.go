@@ -15,6 +15,7 @@ import (
 // Operation is what an Edit does to an entry.
 type Operation int
 
+// The three operations.
 const (
 	Cut Operation = iota
 	Restore

@@ -20,6 +20,7 @@ func WeirTable(f conf.Family) Table {
 	return Table{Family: [...]uint8{conf.IPv4: unix.NFPROTO_IPV4, conf.IPv6: unix.NFPROTO_IPV6}[f], Name: "weir"}
 }
 
+// Comments in the kernel, by which a person recognises the tables and sets.
 const (
 	WeirTableComment = "weir: network policies of this node's pods"
 	PodsComment      = "weir: this node's pods"

@@ -128,7 +128,7 @@ func (c *call) each(edit func([]byte) unix.Errno) error {
 		return b, err
 	}
 	word := binary.NativeEndian.Uint64
-	pieces := []byte(nil)
+	var pieces []byte
 	if c.number == unix.SYS_SENDTO {
 		pieces = binary.NativeEndian.AppendUint64(binary.NativeEndian.AppendUint64(nil, c.args[1]), c.args[2])
 	} else {

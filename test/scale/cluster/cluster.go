@@ -19,7 +19,7 @@ import (
 )
 
 const (
-	// There is one policy for each app but the last, and one for all pods.
+	// PoliciesPerNamespace counts one policy for each app but the last, and one for all pods.
 	PoliciesPerNamespace = 10
 
 	podsPerNamespace  = 100
