@@ -1,8 +1,11 @@
 package nftables
 
 import (
+	"errors"
 	"fmt"
 	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter"
@@ -57,8 +60,8 @@ type lacks struct {
 	logs  bool // a copy to a log group (nfnetlink_log)
 }
 
-// without makes the lowering leave out an expression that the kernel refuses. It returns false if it does so already,
-// or if there is no such expression. The kernel doesn't say which expression of a rule it refuses.
+// without makes the lowering leave out an expression that the kernel lacks. It returns false if it does so already, or
+// if there is no such expression. A rule with it may also be refused for another reason, so trials tell.
 func (m *lowering) without(refused *nftnl.RefusedError) bool {
 	any := func(of func(rule) bool) bool {
 		return slices.ContainsFunc(refused.Refusals, func(r nftnl.Refusal) bool {
@@ -67,13 +70,32 @@ func (m *lowering) without(refused *nftnl.RefusedError) bool {
 		})
 	}
 	now := m.lacks
-	now.ports = now.ports || any(rule.byPort)
-	now.logs = now.logs || any(rule.logs)
+	if !now.ports && any(rule.byPort) {
+		now.ports = refuses(nftnl.Expressions{}.InPort(conf.Bridge))
+	}
+	if !now.logs && any(rule.logs) {
+		now.logs = refuses(nftnl.Expressions{}.Log(conf.LogGroup, conf.LogPrefix))
+	}
 	if now == m.lacks {
 		return false
 	}
 	*m = lowering{lacks: now}
 	return true
+}
+
+// refuses reports whether the kernel refuses a rule with the expressions in a table without hooks. The transaction
+// removes the table.
+//
+// Equivalent to: nft 'add table ip weir-trial; add chain ip weir-trial c; add rule ip weir-trial c EXPRESSIONS; delete
+// table ip weir-trial'
+func refuses(e nftnl.Expressions) bool {
+	t := nftnl.Table{Family: unix.NFPROTO_IPV4, Name: tableName + "-trial"}
+	var b nftnl.Batch
+	b.AddTable(t, nftnl.WeirTableComment)
+	b.AddChain(t, nftnl.Chain{Name: "c"})
+	b.AddRule(t, "c", nftnl.Rule{Expressions: e}, nil)
+	b.DeleteTable(t)
+	return errors.As(b.Commit(), new(*nftnl.RefusedError))
 }
 
 func (r rule) logs() bool { return r.Log != "" || r.Action == ruleset.Log }

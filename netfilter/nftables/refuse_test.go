@@ -218,3 +218,21 @@ func testLacking(t *testing.T, words, note string) {
 		}
 	}
 }
+
+// TestRefusalsForOtherReasons: if the kernel refuses rules that log because their table is gone, the rules log again.
+func TestRefusalsForOtherReasons(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	d := driver(t)
+	want := policy.Compile(policytest.DualStack())
+	mustApply(t, d, want, netfilter.All)
+	nodetest.Run(t, "nft", "flush ruleset")
+	want.Chains = append(slices.Clone(want.Chains), ruleset.Chain{Name: "WEIR-IN-X", Rules: []ruleset.Rule{
+		{Action: ruleset.Log, To: conf.LogPrefix + "WEIR-IN-X"}, {Action: ruleset.Drop},
+	}})
+	r := mustApply(t, d, want, netfilter.Trust)
+	if got := listed(t); len(r.Notes) > 0 || !strings.Contains(got, "log prefix") || strings.Contains(got, "weir-trial") {
+		t.Errorf("%+v, with the rules\n%s", r, got)
+	}
+}

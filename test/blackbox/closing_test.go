@@ -12,12 +12,16 @@ import (
 // TestAFlushWhileTheKernelRefuses: if the table is flushed and the kernel refuses one of weir's rules, isolated
 // pods are closed.
 func TestAFlushWhileTheKernelRefuses(t *testing.T) {
-	for _, refused := range []string{"connlabel", "comment", "match-set"} {
-		t.Run(refused, func(t *testing.T) { testFlushWhileRefused(t, refused) })
+	for refused, request := range map[string]string{ // what iptables writes, and a part of nf_tables' request
+		"connlabel": "\x08\x00\x02\x00\x00\x00\x00\x0d", // NFT_CT_LABELS
+		"comment":   "weir: connections that were let through",
+		"match-set": "lookup\x00",
+	} {
+		t.Run(refused, func(t *testing.T) { testFlushWhileRefused(t, refused, request) })
 	}
 }
 
-func testFlushWhileRefused(t *testing.T, refused string) {
+func testFlushWhileRefused(t *testing.T, refused, request string) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
@@ -28,6 +32,9 @@ func testFlushWhileRefused(t *testing.T, refused string) {
 	n.Serve(web.Netns, "tcp", ":80")
 	n.Reach(client, web.IP+":80", false)
 	n.StopAgent()
+	if onNftables() {
+		refuseRequests(t, newRule, request)
+	}
 	for _, program := range []string{"iptables-nft-restore", "ip6tables-nft-restore"} {
 		wrapped(t, program, fmt.Sprintf(`
 all=$(cat)
@@ -36,7 +43,7 @@ echo "refused" >&2
 exit 1`, refused))
 	}
 	n.StartAgent()
-	nodetest.Run(t, "iptables-nft", "-t", "mangle", "-F")
+	flushChecks(t)
 	n.Eventually("the node says that it isn't ready", func() error {
 		if out, err := n.Ctl("status"); err == nil {
 			return errors.New("it is ready: " + out)
@@ -60,11 +67,11 @@ exit 1`, refused))
 		if err != nil {
 			return err
 		}
-		rules, err := nodetest.Try("iptables-nft", "-t", "mangle", "-S")
+		rules, err := checks()
 		if err != nil {
 			return err
 		}
-		if !strings.Contains(rules, "connlabel") {
+		if !strings.Contains(rules, "connlabel") && !strings.Contains(rules, "ct label") {
 			return errors.New(out + rules)
 		}
 		return nil

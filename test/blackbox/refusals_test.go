@@ -1,6 +1,7 @@
 package blackbox
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 	"testing"
@@ -50,13 +51,21 @@ type refusal struct {
 	before, after, mended func(*nodetest.Node)
 	opens                 bool // port 1234 is open once the kernel accepts the part
 	legacy                bool // the node uses iptables-legacy
+	// With nftables, nf_tables refuses requests of this kind that contain these bytes. It refuses whole rules, so if
+	// rule isn't empty, it is the field that the agent reports.
+	kind          byte
+	request, rule string
 }
 
 const rulesFailed = "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND failed (No such file or directory): " +
 	"rule in chain X"
 
-// lacking makes iptables refuse input lines with the text until mended is called. says is the message.
+// lacking makes iptables refuse input lines with the text until mended is called. says is the message. With nftables,
+// it makes nf_tables refuse r.request.
 func (r refusal) lacking(text, says string) refusal {
+	if onNftables() && !r.legacy {
+		return r.lackingRequest()
+	}
 	r.before = func(n *nodetest.Node) {
 		n.StopAgent()
 		for _, program := range []string{
@@ -76,11 +85,24 @@ exit 1`, text, says))
 	return r
 }
 
+// lackingRequest makes nf_tables refuse r.request until mended is called.
+func (r refusal) lackingRequest() refusal {
+	r.before = func(n *nodetest.Node) {
+		n.StopAgent()
+		refuseRequests(n.TB.(*testing.T), r.kind, r.request)
+		n.StartAgent()
+	}
+	r.field = cmp.Or(r.rule, r.field)
+	r.after, r.mended = nil, func(n *nodetest.Node) { nodetest.Run(n, "touch", "/run/loaded") }
+	return r
+}
+
 // TestRefusedProtocol: if the kernel lacks xt_sctp and refuses an SCTP rule, all other rules apply.
 func TestRefusedProtocol(t *testing.T) {
 	testRefused(t, refusal{
 		spec:  `{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}, {port: 9, protocol: SCTP}]}]}`,
-		field: "spec.ingress[0].ports[1]",
+		field: "spec.ingress[0].ports[1]", rule: "spec.ingress[0]",
+		kind: newRule, request: "\x05\x00\x01\x00\x84", // compares with 132
 	}.lacking("-p sctp", rulesFailed))
 }
 
@@ -101,7 +123,8 @@ func TestRefusedMultiport(t *testing.T) {
 		spec: `{podSelector: {matchLabels: {app: web}},
 			ingress: [{ports: [{port: 80}]}, {ports: [{port: 1234}, {port: 1236}]}],
 			egress: [{}]}`,
-		field: "spec.ingress[1].ports[0]", opens: true,
+		field: "spec.ingress[1].ports[0]", opens: true, rule: "spec.ingress[1]",
+		kind: newSet, request: "weir-numbers-",
 	}.lacking("-m multiport", ""))
 }
 
@@ -114,7 +137,7 @@ func TestRefusedRule(t *testing.T) {
 	testRefused(t, refusal{
 		spec: fmt.Sprintf(`{podSelector: {matchLabels: {app: web}}, ingress: [%s, {ports: [{port: 80}]}]}`,
 			strings.Join(rules, ", ")),
-		field: "spec.ingress[234]", opens: true,
+		field: "spec.ingress[234]", opens: true, kind: newRule, request: "\x06\x00\x01\x00\x04\xd2", // port 1234
 	}.lacking("--dport 1234 ", rulesFailed))
 }
 
@@ -124,8 +147,8 @@ const someBlocks = `{podSelector: {matchLabels: {app: web}},
 
 // TestRefusedSet: if another program uses a set of the same name and another type, only this set is reported.
 func TestRefusedSet(t *testing.T) {
-	testRefused(t, refusal{
-		spec: someBlocks, field: "spec.ingress[0].from", opens: true,
+	r := refusal{
+		spec: someBlocks, field: "spec.ingress[0].from", opens: true, kind: newSet, request: "weir-net-",
 		before: func(n *nodetest.Node) {
 			n.Manifest("tenants.yaml", fmt.Sprintf(twoPolicies, someBlocks))
 			var name string
@@ -144,7 +167,11 @@ func TestRefusedSet(t *testing.T) {
 			nodetest.Run(n, "iptables-nft", "-t", "raw", "-A", "OUTPUT", "-m", "set", "--match-set", name, "dst")
 		},
 		mended: func(n *nodetest.Node) { nodetest.Run(n, "iptables-nft", "-t", "raw", "-F") },
-	})
+	}
+	if onNftables() {
+		r = r.lackingRequest()
+	}
+	testRefused(t, r)
 }
 
 // TestRefusedEntry: if a set has no room for one of its entries, only this entry is reported.
@@ -161,10 +188,14 @@ func TestRefusedEntry(t *testing.T) {
 			nodetest.Run(n, "ipset", "destroy", "other")
 		}
 	}
-	testRefused(t, refusal{
+	r := refusal{
 		spec: someBlocks, field: "spec.ingress[0].from", after: swap("1"), mended: swap("100"),
-		opens: true,
-	})
+		opens: true, kind: newElement, request: "\x0a\x58\x00\x80", // behind 10.88.0.0/25
+	}
+	if onNftables() {
+		r = r.lackingRequest()
+	}
+	testRefused(t, r)
 }
 
 func netSet(n *nodetest.Node) (string, error) {
@@ -180,6 +211,9 @@ func netSet(n *nodetest.Node) (string, error) {
 func testRefused(t *testing.T, r refusal) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
+	}
+	if r.legacy {
+		aboutIptables(t)
 	}
 	n := nodetest.NewNode(t, nil)
 	if r.legacy {

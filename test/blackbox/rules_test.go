@@ -250,6 +250,7 @@ func TestForwardThatRefusesAllLegacy(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
+	aboutIptables(t)
 	forwardThatRefusesAll(t, "legacy")
 }
 
@@ -294,6 +295,10 @@ func forwardThatRefusesAll(t *testing.T, flavour string) {
 		four+" -A refuse -m limit --limit 5/min -j LOG --log-prefix refused",
 		four+" -A refuse -p tcp -j REJECT --reject-with tcp-reset",
 		four+" -A refuse -j DROP", four+" -A FORWARD -j refuse")
+	reach()
+	// Docker drops by default.
+	nodetest.RunEach(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP", four+" -P FORWARD DROP",
+		six+" -F FORWARD", six+" -P FORWARD DROP")
 	reach()
 }
 

@@ -2,7 +2,6 @@ package blackbox
 
 import (
 	"fmt"
-	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -39,8 +38,7 @@ func TestAddsAndDelsAreNobodysTampering(t *testing.T) {
 				return
 			default:
 			}
-			_ = exec.Command("iptables-nft", "-w", "-t", "mangle", "-A", "FORWARD", "-s", "203.0.113.1", "-j", "ACCEPT").Run()
-			_ = exec.Command("iptables-nft", "-w", "-t", "mangle", "-D", "FORWARD", "-s", "203.0.113.1", "-j", "ACCEPT").Run()
+			disturbRules()
 			time.Sleep(5 * time.Millisecond)
 		}
 	}()
@@ -72,13 +70,13 @@ func TestAddsAndDelsAreNobodysTampering(t *testing.T) {
 	if k := strings.Count(n.AgentLog(), "another program"); k > 0 {
 		t.Errorf("%d times the agent says that another program changed weir's sets or rules, which none did", k)
 	}
-	if out := nodetest.Run(t, "ipset", "list", "weir-pods"); strings.Contains(out, "10.77.0.") {
-		t.Errorf("left among the judged pods:\n%s", out)
+	if out, err := podSet(); err != nil || strings.Contains(out, "10.77.0.") {
+		t.Errorf("left among the judged pods: %v\n%s", err, out)
 	}
-	nodetest.Run(t, "ipset", "add", "weir-pods", "203.0.113.9")
+	addToPodSet(t, "203.0.113.9")
 	n.Eventually("an address of no pod is taken out", func() error {
-		if out := nodetest.Run(t, "ipset", "list", "weir-pods"); strings.Contains(out, "203.0.113.9") {
-			return fmt.Errorf("it is in:\n%s", out)
+		if out, err := podSet(); err != nil || strings.Contains(out, "203.0.113.9") {
+			return fmt.Errorf("it is in: %w\n%s", err, out)
 		}
 		return nil
 	})
@@ -98,8 +96,8 @@ func watchMember(t *testing.T, pod string, ended <-chan struct{}) {
 			return
 		default:
 		}
-		out, err := exec.Command("ipset", "list", "weir-pods").Output()
-		is := strings.Contains(string(out), `"`+pod+`"`)
+		out, err := podSet()
+		is := strings.Contains(out, `"`+pod+`"`)
 		if err == nil && was && !is {
 			t.Errorf("pod %s has left the set of judged pods while its ADD was on its way", pod)
 			return

@@ -81,6 +81,7 @@ func TestATableThatIptablesCantPrint(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
+	aboutIptables(t)
 	n, a, b := denied(t)
 	n.Reach(a, b.IP+":80", false)
 	sh(t, `nft 'add rule ip nat POSTROUTING meta mark set meta mark & 0xff00ffff | 0x00040000'`)
@@ -110,6 +111,7 @@ func TestATableThatIptablesCallsIncompatible(t *testing.T) {
 			if !nodetest.IsolatedWithWeir(t) {
 				return
 			}
+			aboutIptables(t)
 			n := nodetest.NewNode(t, nodetest.Conf{"ranges": []any{
 				nodetest.Conf{"subnet": "10.88.0.0/24"}, nodetest.Conf{"subnet": "fd00:88::/64"},
 			}})
@@ -185,6 +187,7 @@ func TestALegacyTableThatIptablesCantPrint(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
+	aboutIptables(t)
 	sh(t, "iptables-legacy -A INPUT -s 203.0.113.1 -j DROP") // this rule shows that the node uses iptables-legacy
 	undo := withoutMatch(t, "statistic")
 	n, a, b := denied(t)
@@ -216,6 +219,7 @@ func TestWhichIptablesIsUnknown(t *testing.T) {
 		if !nodetest.IsolatedWithWeir(t) {
 			return
 		}
+		aboutIptables(t)
 		sh(t, `iptables-nft -t nat -N KUBE-KUBELET-CANARY; iptables-legacy -A INPUT -s 203.0.113.1 -j DROP`)
 		sh(t, `nft add chain ip nat x; nft 'add rule ip nat x meta mark set meta mark & 0xff00ffff | 0x00040000'`)
 		n := nodetest.NewNode(t, nil)
@@ -230,6 +234,7 @@ func TestWhichIptablesIsUnknown(t *testing.T) {
 		if !nodetest.IsolatedWithWeir(t) {
 			return
 		}
+		aboutIptables(t)
 		undo := withoutMatch(t, "statistic")
 		sh(t, undo+"iptables-legacy -A INPUT -m statistic --mode random --probability 0.5")
 		n := nodetest.NewNode(t, nil)
@@ -277,7 +282,11 @@ func TestATableThatIsSwitchedOff(t *testing.T) {
 	}
 	n, a, b := denied(t)
 	n.Reach(a, b.IP+":80", false)
-	for _, table := range []string{"ip mangle", "bridge weir"} {
+	checks := "ip mangle"
+	if onNftables() {
+		checks = "ip weir"
+	}
+	for _, table := range []string{checks, "bridge weir"} {
 		sh(t, "nft 'add table "+table+" { flags dormant; }'")
 		n.Eventually("table "+table+" is switched on again", func() error {
 			if out := sh(t, "nft list table "+table+" 2>/dev/null"); strings.Contains(out, "dormant") {
@@ -295,6 +304,7 @@ func TestAChainThatHangsElsewhere(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
+	aboutIptables(t)
 	n, a, b := denied(t)
 	for _, hook := range []string{
 		"", "type filter hook output priority -150;", "type filter hook forward priority 300;",
@@ -338,6 +348,7 @@ func TestASetThatCantBeRead(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
+	aboutIptables(t)
 	n, a, b := denied(t)
 	n.Reach(a, b.IP+":80", false)
 	sh(t, `ipset create x hash:ip; ipset create y list:set; ipset add y x; ipset rename y weir-x`)
