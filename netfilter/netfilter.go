@@ -41,11 +41,11 @@ type Result struct {
 	Left []string
 	// Strays has addresses in the sets of all pods that belong to no pod. They stay in the sets.
 	Strays []netip.Addr
-	// Notes say what doesn't work now, although the kernel has the ruleset.
+	// Notes say what doesn't work, although the kernel has the ruleset.
 	Notes []Note
 }
 
-// Note says what on the node keeps the ruleset from working as a whole.
+// Note says what on the node keeps the ruleset from working as a whole, such as another program's rules.
 type Note struct {
 	About   string // such as "host firewall"
 	Message string

@@ -13,9 +13,10 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// No chain of weir's can save a packet from a later chain of another program that drops it. So weir writes rules into
-// the chain FORWARD of iptables-nft's tables "ip filter" and "ip6 filter", if they exist. Docker and many images drop
-// there by default. It reports other programs' chains that drop what it allows, and doesn't change them.
+// In nftables, a later chain of another program can still drop a packet that weir's chains allow. So weir
+// writes rules into the chain FORWARD of iptables-nft's tables "ip filter" and "ip6 filter", if they exist:
+// Docker and many images drop there by default. It reports other programs' chains that drop such packets, and
+// doesn't change them.
 
 // acceptComment marks weir's rules in the chain FORWARD. The jump of the backend iptables has the same words.
 const acceptComment = "weir: no other default drops what policy let through"
@@ -26,13 +27,14 @@ var filters = [len(conf.Families)]nftnl.Table{
 	conf.IPv4: {Family: unix.NFPROTO_IPV4, Name: "filter"}, conf.IPv6: {Family: unix.NFPROTO_IPV6, Name: "filter"},
 }
 
-// concernsAccept reports whether the change may have removed weir's rules from the chain FORWARD, or made the table.
+// concernsAccept reports whether the change may have removed weir's rules from the chain FORWARD, or made its
+// table.
 func concernsAccept(c nftnl.Change) bool {
 	return c.Table == filters[0].Name && (c.Family == unix.NFPROTO_IPV4 || c.Family == unix.NFPROTO_IPV6) &&
 		(c.Chain == "" || c.Chain == forwardChain)
 }
 
-// accepting is what the driver knows of the chain FORWARD of a family.
+// accepting is what the driver knows of a family's chain FORWARD.
 type accepting struct {
 	known bool        // the chain has the wanted rules, or doesn't exist
 	rules []nftnl.Sum // the wanted rules
@@ -40,11 +42,11 @@ type accepting struct {
 	drops []string    // sentences about other programs' chains that drop pods' packets
 }
 
-// acceptRules returns weir's rules for the chain FORWARD. A chained pod's links and sets are unknown to that table, so
-// each of its addresses has two rules.
+// acceptRules returns weir's rules for the chain FORWARD. Its table can't use weir's sets, so each address of a
+// chained pod has two rules.
 //
-// Equivalent to: iptables-nft -A FORWARD -i weir0 -m comment --comment "weir: …" -j ACCEPT, and the same with -o weir0,
-// -s ADDRESS and -d ADDRESS
+// Equivalent to: iptables-nft -A FORWARD -i weir0 -m comment --comment "weir: …" -j ACCEPT, and the same with
+// -o weir0, -s ADDRESS and -d ADDRESS
 func acceptRules(want *table) (rules []nftnl.Rule) {
 	add := func(r ruleset.Rule) {
 		r.Action = ruleset.Accept
@@ -68,16 +70,15 @@ func acceptRules(want *table) (rules []nftnl.Rule) {
 	return rules
 }
 
-// shortLink compares a link's name as iptables-nft does, so that it can print the rule.
+// shortLink compares a link's name as iptables-nft does. Then iptables-nft can print the rule.
 func (s *statement) shortLink(key uint32, name string) {
 	if name != "" {
 		s.e = s.e.Meta(key, 0).Compare(unix.NFT_CMP_EQ, append([]byte(name), 0))
 	}
 }
 
-// keepAccepting makes the chains FORWARD have weir's rules for the wanted families, and no others of weir's. It reads
-// them only if they are unknown or other rules are wanted. repaired is true if rules had been lost. Other programs'
-// chains can't harm the rules of policies, so an error is only reported.
+// keepAccepting makes the chains FORWARD have the rules for the wanted families, and no others of weir's.
+// repaired is true if rules had been lost. An error is only reported, because these rules deny nothing.
 func (d *Driver) keepAccepting(want lowered) (repaired bool) {
 	for _, f := range conf.Families {
 		var rules []nftnl.Rule
@@ -106,15 +107,14 @@ func (d *Driver) keepAccepting(want lowered) (repaired bool) {
 	return repaired
 }
 
-// forgetAccepting makes the driver read the chains FORWARD again.
 func (d *Driver) forgetAccepting() {
 	for f := range d.accepting {
 		d.accepting[f].known = false
 	}
 }
 
-// accept makes the family's chain FORWARD have these rules of weir's, directly before a rule that refuses everything,
-// or at the end.
+// accept puts weir's rules into the family's chain FORWARD, directly before a rule that refuses everything, or
+// at the end.
 func (d *Driver) accept(f conf.Family, rules []nftnl.Rule) (changed bool, err error) {
 	for range triesOfAChange {
 		var b nftnl.Batch
@@ -171,8 +171,8 @@ func (d *Driver) planAccept(b *nftnl.Batch, f conf.Family, rules []nftnl.Rule) e
 	return nil
 }
 
-// droppers returns a sentence for each chain of another program that drops forwarded packets which no earlier rule of
-// that chain matches. It leaves out chains whose table has a rule about weir0: there somebody has thought of pods.
+// droppers returns a sentence for each chain of another program that may drop forwarded packets. It leaves out
+// a chain whose table has a rule about weir0: its owner knows of the pods.
 func (d *Driver) droppers(f conf.Family) (all []string, err error) {
 	chains, err := d.reader.BaseChains(unix.NF_INET_FORWARD)
 	if err != nil {
@@ -208,7 +208,6 @@ func (d *Driver) droppers(f conf.Family) (all []string, err error) {
 	return all, nil
 }
 
-// acceptHint returns the commands with which a person accepts pods' packets in the chain.
 func acceptHint(c nftnl.BaseChain) string {
 	if c.Table.Name == "firewalld" {
 		return fmt.Sprintf("firewall-cmd --permanent --zone=trusted --add-interface=%s && firewall-cmd --reload",
@@ -218,7 +217,6 @@ func acceptHint(c nftnl.BaseChain) string {
 	return fmt.Sprintf("%s iifname %s accept; %s oifname %s accept", at, conf.Bridge, at, conf.Bridge)
 }
 
-// notes returns what other programs drop, and what the kernel lacks.
 func (d *Driver) notes() (all []netfilter.Note) {
 	for _, a := range d.accepting {
 		for _, words := range a.drops {
@@ -228,7 +226,6 @@ func (d *Driver) notes() (all []netfilter.Note) {
 	return append(all, d.lowering.lacks.notes()...)
 }
 
-// removeAccepting removes weir's rules from the chains FORWARD.
 func (d *Driver) removeAccepting() error {
 	var errs []error
 	for _, f := range conf.Families {

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// forward returns the rules of filter FORWARD as iptables-nft prints them, without those for chained pods.
+// forward returns the rules of filter FORWARD as iptables-nft prints them, without rules for chained pods.
 func forward(t *testing.T, program string) []string {
 	t.Helper()
 	return slices.DeleteFunc(strings.Split(strings.TrimSpace(nodetest.Run(t, program, "-S", "FORWARD")), "\n"),
@@ -28,8 +28,8 @@ const (
 	acceptsOut = `-A FORWARD -o weir0 -m comment --comment "` + acceptComment + `" -j ACCEPT`
 )
 
-// TestForwardAcceptsPods: the chain FORWARD of iptables-nft gets weir's rules behind all others, but before one that
-// refuses everything. weir doesn't make the chain, and repairs only its own rules.
+// TestForwardAcceptsPods: weir's rules come last in iptables-nft's chain FORWARD, or directly before a rule
+// that refuses everything. weir doesn't make the chain.
 func TestForwardAcceptsPods(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -146,8 +146,8 @@ func TestForwardAcceptsChainedPods(t *testing.T) {
 	}
 }
 
-// TestOthersThatDropAreNoted: a chain of another program that drops what weir allows is named, with its owner and a
-// command that helps, until it accepts pods.
+// TestOthersThatDropAreNoted: a note names a chain of another program that drops what weir allows, until the
+// chain accepts pods.
 func TestOthersThatDropAreNoted(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

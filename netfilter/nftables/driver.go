@@ -1,6 +1,6 @@
 // Package nftables owns weir's tables "ip weir" and "ip6 weir" of nf_tables. It compares them with a
 // ruleset.Ruleset, and applies the difference in one transaction. So a packet meets the old rules and sets or
-// the new ones. Other programs' tables stay as they are, and need not be read.
+// the new ones. In other programs' tables it changes only the chain FORWARD of the table filter (accept.go).
 //
 // Everything goes over netlink: the package starts no program, and needs none on the node.
 package nftables
@@ -26,10 +26,9 @@ type Driver struct {
 	lowering lowering
 	refresh  *refresh // nil if none has begun
 	// knownAt is the generation of nf_tables at which the kernel had exactly what have has; 0 if it is unknown.
-	knownAt uint32
-	readAt  uint32
-	own     nftnl.OwnChanges
-	// accepting is about the chain FORWARD of each family.
+	knownAt   uint32
+	readAt    uint32
+	own       nftnl.OwnChanges
 	accepting [len(conf.Families)]accepting
 }
 
@@ -114,7 +113,6 @@ func (d *Driver) apply(want lowered, alone bool) (r netfilter.Result, p *plan, e
 	return r, p, nil
 }
 
-// commit commits a transaction, and notes its generation.
 func (d *Driver) commit(b *nftnl.Batch) error {
 	before, _ := nftnl.Generation()
 	if err := b.Commit(); err != nil {

@@ -41,8 +41,8 @@ type chain struct {
 }
 
 // hooks are the places of the ruleset's hooks. The first two have the priority of iptables' table mangle, so
-// both backends meet other programs' rules in the same order. AcceptForwarded has no place in weir's tables:
-// accept.go has its rules.
+// both backends meet other programs' rules in the same order. AcceptForwarded isn't one of them: accept.go
+// writes its rules.
 var hooks = map[ruleset.Hook]nftnl.Hook{
 	ruleset.CheckForwarded:  {Kind: "filter", Number: unix.NF_INET_FORWARD, Priority: -150},
 	ruleset.CheckToNode:     {Kind: "filter", Number: unix.NF_INET_LOCAL_IN, Priority: -150},
@@ -53,8 +53,7 @@ type lowering struct {
 	sets   map[key]loweredSet
 	chains map[key]loweredChain
 	maps   map[key]loweredMap
-	// lacks is what the kernel can't do.
-	lacks lacks
+	lacks  lacks
 }
 
 type key struct {

@@ -11,7 +11,6 @@ import (
 	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
-// others reads chains of other programs.
 type others struct {
 	reader *nftnl.Reader
 	table  nftnl.Table
@@ -34,9 +33,8 @@ func (o *others) rules(chain string) ([]nftnl.Listed, error) {
 	return rules, nil
 }
 
-// refusesAt returns the index of the first rule that refuses every new connection, itself or in a chain that it
-// leads to. If rules directly before that one refuse a whole protocol, it is the first of these. Without such a
-// rule, refusesAt returns the number of rules. The backend iptables does the same with text.
+// refusesAt returns the index of the rule before which weir's rules belong: the first rule that refuses every
+// new connection. Without such a rule, it returns the number of rules.
 func (o *others) refusesAt(rules []nftnl.Listed) (int, error) {
 	for i, r := range rules {
 		refuses, err := o.refuses(r, 0)
@@ -54,7 +52,6 @@ func (o *others) refusesAt(rules []nftnl.Listed) (int, error) {
 	return len(rules), nil
 }
 
-// maxDepth is how many jumps are followed.
 const maxDepth = 8
 
 func (o *others) refuses(r nftnl.Listed, depth int) (bool, error) {
@@ -83,7 +80,7 @@ func (o *others) refuses(r nftnl.Listed, depth int) (bool, error) {
 	return false, nil
 }
 
-// effect is what another program's rule does, as far as weir must know.
+// effect is what another program's rule does, as far as that matters to weir.
 type effect struct {
 	conditions []match
 	drops      bool
@@ -91,7 +88,7 @@ type effect struct {
 	chain      string // that the rule leads to
 }
 
-// match is an expression of a rule that may keep a rule from matching.
+// match is an expression of a rule that may keep the rule from matching.
 type match struct {
 	name   string
 	fields map[uint16][]byte
@@ -169,8 +166,8 @@ func (e *effect) verdict(immediate map[uint16][]byte) {
 	}
 }
 
-// always reports whether a match of xtables matches every first packet of a connection: a comment, or a condition
-// for the connection's state alone that includes NEW (struct xt_conntrack_mtinfo3).
+// always reports whether a match of xtables matches every first packet of a connection (struct
+// xt_conntrack_mtinfo3).
 func always(fields map[uint16][]byte) bool {
 	const flagsAt, invertAt, statesAt, states, isNew = 146, 148, 150, 1, 1 << 3
 	info := fields[unix.NFTA_MATCH_INFO]
@@ -201,7 +198,6 @@ func commentOf(r nftnl.Listed) string {
 	return ""
 }
 
-// knownTables are tables by which a program can be told.
 var knownTables = map[string]string{
 	"firewalld": "firewalld", "docker-bridges": "Docker", "kube-proxy": "kube-proxy", "libvirt_network": "libvirt",
 	"filter": "perhaps /etc/nftables.conf",

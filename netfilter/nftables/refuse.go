@@ -60,8 +60,8 @@ type lacks struct {
 	logs  bool // a copy to a log group (nfnetlink_log)
 }
 
-// without makes the lowering leave out an expression that the kernel lacks. It returns false if it does so already, or
-// if there is no such expression. A rule with it may also be refused for another reason, so trials tell.
+// without makes the lowering leave out an expression that the kernel lacks. It returns false if there is none. A rule
+// may also be refused for another reason, so a trial tells which expression the kernel lacks.
 func (m *lowering) without(refused *nftnl.RefusedError) bool {
 	any := func(of func(rule) bool) bool {
 		return slices.ContainsFunc(refused.Refusals, func(r nftnl.Refusal) bool {

@@ -167,8 +167,8 @@ func renamed(t *testing.T, expression string) {
 	})
 }
 
-// TestKernelWithoutLogs: a kernel that can't copy packets to a log group enforces all the same, and a note says what
-// is missing. Audited policies still drop nothing.
+// TestKernelWithoutLogs: if a kernel can't copy packets to a log group, policies are enforced all the same, and
+// a note says what is missing.
 func TestKernelWithoutLogs(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -177,7 +177,7 @@ func TestKernelWithoutLogs(t *testing.T) {
 	testLacking(t, " log prefix", "modprobe nft_log nfnetlink_log")
 }
 
-// TestKernelWithoutPhysdev: a kernel that can't match the ports of bridges enforces all the same.
+// TestKernelWithoutPhysdev: if a kernel can't match the ports of bridges, policies are enforced all the same.
 func TestKernelWithoutPhysdev(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

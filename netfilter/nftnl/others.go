@@ -56,8 +56,8 @@ func (r *Reader) BaseChains(hook uint32) (chains []BaseChain, err error) {
 	return chains, nil
 }
 
-// Owner returns the netlink port of the program that owns the table; 0 if no program has claimed it. The port is
-// usually the process ID.
+// Owner returns the netlink port of the program that owns the table, usually a process ID. It returns 0 if no
+// program has claimed the table.
 //
 // Equivalent to: nft list table FAMILY TABLE, which shows "flags owner" and the program's name
 func (r *Reader) Owner(t Table) uint32 {

@@ -125,8 +125,6 @@ func (r *Reader) Hook(t Table, chain string) (hook *Hook, accepts bool, err erro
 	return hook, accepts, nil
 }
 
-// hookIn returns the hook in a chain's attributes; nil if it has none. accepts is true if the chain accepts what
-// reaches its end.
 func hookIn(answer []byte) (hook *Hook, accepts bool) {
 	kind, policy := "", uint32(1)
 	for a, value := range netattrs.In(answer) {
