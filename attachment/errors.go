@@ -100,7 +100,6 @@ func (e *LeftoverError) Error() string {
 	return fmt.Sprintf("%v; left behind until DEL: %v", e.Cause, e.Err)
 }
 
-// Unwrap returns the cause.
 func (e *LeftoverError) Unwrap() error { return e.Cause }
 
 // NoAgentError says for how long no agent has been ready. 0 means: not since the node was started.

@@ -6,6 +6,6 @@ const (
 	FlowTable = "weir-flows"
 	// FlowGroup is the netlink log group to which FlowTable's rules copy packets.
 	FlowGroup = 89
-	// FlowLogPrefix begins the log lines of these rules.
+	// FlowLogPrefix is the text that FlowTable's rules add to a packet.
 	FlowLogPrefix = "weir flow"
 )

@@ -25,7 +25,7 @@ type Route struct {
 	Scope *int `json:"scope,omitempty"`
 }
 
-// A route's scopes and the main routing table, as in linux/rtnetlink.h.
+// Scopes of routes, and the main table (rtnetlink(7)).
 const (
 	ScopeGlobal = 0
 	ScopeLink   = 253

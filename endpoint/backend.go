@@ -12,7 +12,7 @@ import (
 // that is unknown.
 type Backend string
 
-// The two backends.
+// The names of the backends.
 const (
 	Iptables Backend = "iptables"
 	Nftables Backend = "nftables"

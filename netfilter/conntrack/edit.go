@@ -15,7 +15,7 @@ import (
 // Operation is what an Edit does to an entry.
 type Operation int
 
-// The three operations.
+// Cut sets the cut bit, Restore clears the cut bit, and Forget deletes the entry.
 const (
 	Cut Operation = iota
 	Restore

@@ -20,7 +20,7 @@ func WeirTable(f conf.Family) Table {
 	return Table{Family: [...]uint8{conf.IPv4: unix.NFPROTO_IPV4, conf.IPv6: unix.NFPROTO_IPV6}[f], Name: "weir"}
 }
 
-// Comments in the kernel, by which a person recognises the tables and sets.
+// The comments of weir's tables, and of the sets of all pods.
 const (
 	WeirTableComment = "weir: network policies of this node's pods"
 	PodsComment      = "weir: this node's pods"
