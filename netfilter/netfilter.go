@@ -66,7 +66,6 @@ type Held struct {
 // reading them.
 type UnknownError struct{ Why []error }
 
-// Error names the tables and why they can't be read.
 func (e *UnknownError) Error() string {
 	return fmt.Sprintf("%v (weir's own chains and rules are written there all the same)", errors.Join(e.Why...))
 }
@@ -75,7 +74,6 @@ func (e *UnknownError) Error() string {
 // refused parts are denied. The caller must compile the next ruleset without these parts.
 type RefusedError struct{ Refused ruleset.Refused }
 
-// Error names the parts and the kernel's reasons, in order.
 func (e *RefusedError) Error() string {
 	return "the kernel refuses " + excerpt.List(slices.Sorted(maps.Values(e.Refused)), "; ")
 }

@@ -25,7 +25,6 @@ func (e Endpoint) equal(o Endpoint) bool {
 // PodRef names a pod. UID is empty if the runtime gave none.
 type PodRef struct{ Namespace, Name, UID string }
 
-// String returns "NAMESPACE/NAME".
 func (p PodRef) String() string { return p.Namespace + "/" + p.Name }
 
 // Address is an address of an endpoint, with the subnet that it was assigned from.

@@ -46,7 +46,6 @@ type Unenforced struct {
 	Count int
 }
 
-// String returns one line for a log.
 func (u Unenforced) String() string {
 	if u.Kind == "" {
 		return u.Where

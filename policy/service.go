@@ -25,7 +25,6 @@ type Service struct {
 	Endpoints []ServiceEndpoint
 }
 
-// String returns the Service as "NAMESPACE/NAME".
 func (s Service) String() string { return s.Namespace + "/" + s.Name }
 
 // ServicePort is a port of a Service. Target is the number or the name of the pods' port. NodePort is 0 if

@@ -29,7 +29,6 @@ type Workload struct {
 	Node string
 }
 
-// String returns the workload's kind and name, such as "Deployment shop/web".
 func (w Workload) String() string { return w.Kind + " " + w.Namespace + "/" + w.Name }
 
 // Make returns the workload's pod of that name; ok is false if its pods can't have the name. The labels that

@@ -27,13 +27,11 @@ type Refusal struct {
 // RefusedError says which requests of a batch the kernel refuses. The kernel has carried out none of the batch.
 type RefusedError struct{ Refusals []Refusal }
 
-// Error says how many requests are refused, and why the first of them is.
 func (e *RefusedError) Error() string {
 	return fmt.Sprintf("nf_tables refuses %d requests of a transaction, the first of them: %v", len(e.Refusals),
 		e.Refusals[0].Err)
 }
 
-// Unwrap returns the kernel's errors.
 func (e *RefusedError) Unwrap() []error {
 	var all []error
 	for _, r := range e.Refusals {

@@ -20,7 +20,6 @@ type BaseChain struct {
 	Accepts bool // the chain accepts what reaches its end
 }
 
-// String returns the table as nft names it.
 func (t Table) String() string { return familyNames[t.Family] + " " + t.Name }
 
 var familyNames = map[uint8]string{unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6", unix.NFPROTO_INET: "inet"}

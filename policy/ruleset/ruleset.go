@@ -124,5 +124,4 @@ type Problem struct {
 // SameProblems reports whether the lists share their memory. It may be false for equal lists.
 func SameProblems(a, b []Problem) bool { return shared(a, b) }
 
-// String returns one line for a log.
 func (p Problem) String() string { return p.Object + ": " + p.Field + ": " + p.Message }

@@ -41,7 +41,6 @@ type End struct {
 
 func (e End) isPod() bool { return e.Name != "" }
 
-// String returns the end in words.
 func (e End) String() string {
 	switch {
 	case e.isPod():
