@@ -193,7 +193,7 @@ func TestFlavour(t *testing.T) {
 	want(Legacy)
 	nodetest.Run(t, "iptables-nft", "-t", "mangle", "-N", "KUBE-IPTABLES-HINT")
 	want(NFT)
-	// Without any iptables the error says so.
+	// If there is no iptables, the error must say so.
 	if err := os.Setenv("PATH", ""); err != nil {
 		t.Fatal(err)
 	}

@@ -22,7 +22,7 @@ type Sum uint64
 
 var seed = maphash.MakeSeed()
 
-// Sum returns the rule's Sum. It is the same for a rule as the kernel prints it, and ignores counts.
+// Sum returns the rule's Sum. The rule has the same Sum when the kernel prints it. Counts don't matter.
 func (r Rule) Sum() Sum { return sum(r.Expressions, comment(commentOfAnObject, r.Comment)) }
 
 func sum(expressions, data []byte) Sum {

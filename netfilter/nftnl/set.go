@@ -13,7 +13,7 @@ import (
 // Layout is what the elements of a set consist of.
 type Layout uint8
 
-// Each comment has the type of the elements, as nft prints it in a table of IPv4.
+// The comments in this block are the types of the elements, as nft prints them in a table of IPv4.
 const (
 	Address     Layout = iota // ipv4_addr
 	Network                   // ipv4_addr, flags interval

@@ -57,7 +57,7 @@ func (q Question) About(endpoints []policy.Endpoint) (about []policy.Endpoint) {
 type Answer struct {
 	Node    string `json:"node"`
 	Version string `json:"version"`
-	// At is a position: the ruleset includes all changes up to it, and perhaps later ones.
+	// At is the position up to which the ruleset includes all changes. It may include later ones.
 	At Position `json:"at"`
 	// Faults say why the kernel lacks a part of the ruleset, or why the ruleset is old.
 	Faults []string `json:"faults,omitempty"`
