@@ -14,7 +14,8 @@ const (
 	maxLabels = 32 << 10 // bytes of one pod's labels: a pod may have megabytes
 )
 
-// Without room, the source whose flows take the most loses its oldest one. So no source pushes out flows of others.
+// flowTable keeps flows of at most the room most. When it is full, the source whose flows take the most room loses its
+// oldest flow, so it pushes out none of others.
 type flowTable struct {
 	most, room int
 	flows      map[flowKey]*agentapi.Flow
@@ -87,7 +88,7 @@ func sizeOf(labels map[string]string) (bytes int) {
 	return bytes
 }
 
-// A negative room is given back.
+// take counts the flow's room. A negative room is given back.
 func (t *flowTable) take(key flowKey, room int) {
 	t.room += room
 	t.by[key.source].room += room

@@ -48,8 +48,8 @@ func TestFlowTable(t *testing.T) {
 	}
 }
 
-// TestFlowTableBoundsLabels: flows of pods with many labels take as much room as the labels have bytes, also if the
-// labels become known later. Other sources keep their flows.
+// TestFlowTableBoundsLabels: if pods have many labels, fewer of their flows are kept, but all flows of other
+// sources.
 func TestFlowTableBoundsLabels(t *testing.T) {
 	table := newFlowTable()
 	table.most = 1000

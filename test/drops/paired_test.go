@@ -97,7 +97,7 @@ metadata: {name: allow, namespace: shop}
 spec: {podSelector: {matchLabels: {app: db}}, ingress: [{ports: [{port: %d, protocol: UDP}]}]}
 `
 
-// allow returns the milliseconds until the quiet pod gets an answer from db.
+// allow writes a policy that lets the quiet pod reach db. It returns the milliseconds until the first answer.
 func (n *node) allow(string) float64 {
 	n.Helper()
 	conn := n.dialDB()
@@ -110,7 +110,8 @@ func (n *node) allow(string) float64 {
 	return float64(time.Since(began).Microseconds()) / 1000
 }
 
-// deny returns the milliseconds until the last answer to a new connection.
+// deny changes the port in the policy of allow. It returns the milliseconds until the last answer to a new
+// connection.
 func (n *node) deny() float64 {
 	n.Helper()
 	n.Manifest("allow.yaml", fmt.Sprintf(allow, 8))

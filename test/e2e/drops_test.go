@@ -19,7 +19,7 @@ import (
 	"github.com/weir-net/weir/source/kube"
 )
 
-// denied starts a server and a client on two nodes, and policies that deny the client. wget tries to connect.
+// denied starts a server and a client on two nodes, with policies that deny the client. wget tries to connect once.
 func denied(t *testing.T, name string) (ns string, client, server node, wget func()) {
 	t.Helper()
 	client, _, server = apart(t)
@@ -76,8 +76,8 @@ func dropEvents(t *testing.T, ns string) (all []podEvent) {
 	return list.Items
 }
 
-// TestDropEvents: an agent with --drop-events and the rights of conf/weir.yaml makes one event on the pod for many
-// denied connections. kubectl describe shows it. The API server accepts a later count of the same event.
+// TestDropEvents: if an agent with --drop-events drops many connections, the pod gets one event. Later the event's
+// count rises.
 func TestDropEvents(t *testing.T) {
 	ns, _, server, wget := denied(t, "drop-events")
 	patch := func(ctx context.Context, strategy, change string) {

@@ -50,7 +50,8 @@ type seenDrop struct {
 	came                time.Time
 }
 
-// said returns the command's lines on standard error.
+// followDrops starts kubectl weir drops -f. drops returns what it has printed, and said its lines on standard
+// error.
 func followDrops(t *testing.T, args ...string) (drops func() []seenDrop, said func() []string) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
