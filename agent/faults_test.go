@@ -239,7 +239,8 @@ func TestANodeThatChangesItsAddress(t *testing.T) {
 	}
 }
 
-// brittle makes iptables' programs fail while the returned file exists. They look for it at their first command.
+// brittle makes iptables-restore (IPv4, both flavours) fail while the file at the returned path exists. A process
+// looks for the file when it gets its first line, because the agent starts such processes in advance.
 func brittle(t *testing.T) string {
 	t.Helper()
 	dir, broken := t.TempDir(), "/run/broken"

@@ -73,7 +73,8 @@ func (r *records) attached() []endpoint.Endpoint {
 	return all
 }
 
-// readAll keeps the earlier records if it fails. walk is true if a broken record was mended.
+// readAll keeps the earlier records if it fails. walk is true if a record was broken before: connections may need a
+// walk now.
 func (r *records) readAll() (walk bool, err error) {
 	all, err := endpoint.List()
 	var broken endpoint.BrokenRecords
@@ -105,7 +106,8 @@ func (r *records) readAll() (walk bool, err error) {
 	return walk, nil
 }
 
-// read reads one record. If that fails, its pod is closed. walk is true if a broken record was mended.
+// read reads one record. A record that doesn't exist is forgotten. If reading fails otherwise, its pod is closed.
+// walk is true if the record was broken before: connections may need a walk now.
 func (r *records) read(id string) (walk bool) {
 	known := slices.Concat(r.endpoints[id].Addresses, r.closed[id].Addresses)
 	walk, r.copied = r.broken[id] != nil, nil

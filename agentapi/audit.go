@@ -50,8 +50,7 @@ type AuditedEnd struct {
 	// Name is the name of one of the pods. It is empty if not exactly one pod has the address.
 	Name string `json:"name,omitempty"`
 	// Node is the Node object that has the address as its own.
-	Node string `json:"node,omitempty"`
-	// Address is the address of the pod or the host.
+	Node    string     `json:"node,omitempty"`
 	Address netip.Addr `json:"address"`
 }
 

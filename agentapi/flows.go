@@ -61,7 +61,6 @@ type FlowEnd struct {
 	Address netip.Addr `json:"address"`
 }
 
-// String returns the end as a text for people.
 func (e FlowEnd) String() string {
 	return DropEnd{Pod: e.Pod, Node: e.Node, Address: e.Address}.String()
 }

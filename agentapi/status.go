@@ -40,7 +40,6 @@ type Problem struct {
 	Message string `json:"message"`
 }
 
-// String returns one line for a log.
 func (p Problem) String() string { return p.Object + ": " + p.Field + ": " + p.Message }
 
 // Unenforced counts policies of a kind that weir doesn't enforce.
@@ -52,7 +51,6 @@ type Unenforced struct {
 	Count int `json:"count"`
 }
 
-// String returns one line for a log.
 func (u Unenforced) String() string {
 	if u.Kind == "" {
 		return u.Where

@@ -22,7 +22,6 @@ type PortOnBridge struct {
 	Up     bool
 }
 
-// Kind is KindPort, also if only the MTU is wrong.
 func (p PortOnBridge) Kind() Kind { return KindPort }
 
 func (p PortOnBridge) String() string {
@@ -199,7 +198,6 @@ type Neighbour struct {
 	HostIf string // the pod's link on the node; if it is missing, the entry isn't checked
 }
 
-// Kind is KindNeighbour in both families.
 func (n Neighbour) Kind() Kind { return KindNeighbour }
 
 func (n Neighbour) String() string {
@@ -238,7 +236,6 @@ func (n Neighbour) restore(h netlinksafe.Handle, _ *Observed) error {
 // Otherwise they bypass policy.
 type FilteredBridge struct{ Name string }
 
-// Kind is KindBridge, as for weir0.
 func (b FilteredBridge) Kind() Kind { return KindBridge }
 
 func (b FilteredBridge) String() string {

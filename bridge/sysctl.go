@@ -44,7 +44,6 @@ func (s Sysctl) satisfiedBy(have string) bool {
 	return err == nil && wrong == nil && (n < limit) == (s.Bound == AtMost)
 }
 
-// Kind is KindSysctl, also for a sysctl of a link.
 func (s Sysctl) Kind() Kind { return KindSysctl }
 
 func (s Sysctl) String() string { return s.Why }
@@ -54,7 +53,6 @@ func (s Sysctl) name() string { return strings.ReplaceAll(s.Key, "/", ".") }
 // Command returns the command that sets the sysctl to Value. Bound may allow other values too.
 func (s Sysctl) Command() string { return "sysctl -w " + s.name() + "=" + s.Value }
 
-// Check reads the sysctl's present value.
 func (s Sysctl) Check(o *Observed) error {
 	if s.Link != "" && o.isMissing(s.Link) {
 		return nil
@@ -128,7 +126,6 @@ func writeSysctl(key, value string) error {
 // that forwards packets ignores advertisements unless accept_ra is 2, and its default route would expire.
 type UplinksAcceptRA struct{}
 
-// Kind is KindSysctl, although the links aren't weir's.
 func (UplinksAcceptRA) Kind() Kind { return KindSysctl }
 
 func (UplinksAcceptRA) String() string {

@@ -24,7 +24,6 @@ type WeirBridge struct {
 	MACs []net.HardwareAddr
 }
 
-// Kind is KindBridge.
 func (b WeirBridge) Kind() Kind { return KindBridge }
 
 func (b WeirBridge) String() string { return Name + " is there, up, and passes on what its ports send" }
@@ -156,7 +155,6 @@ func setOption(index, option int, value uint16) *nl.NetlinkRequest {
 // Address is the property that weir0 has a gateway's address.
 type Address struct{ Gateway netip.Prefix }
 
-// Kind is KindAddress.
 func (a Address) Kind() Kind { return KindAddress }
 
 func (a Address) String() string {
@@ -207,7 +205,6 @@ type Route struct {
 	Source                       netip.Addr // source address for the node's own packets; invalid: the kernel chooses
 }
 
-// Kind is KindRoute, also for a local route.
 func (r Route) Kind() Kind { return KindRoute }
 
 func (r Route) String() string {

@@ -32,11 +32,11 @@ const (
 // NetConf is the network configuration that a runtime passes to the plugin: CNI's own keys, and weir's.
 type NetConf struct {
 	types.NetConf
-	// Ranges to assign addresses from. A pod gets one address of each family.
+	// Ranges are the ranges to assign addresses from. A pod gets one address of each family.
 	Ranges []Range `json:"-"`
-	// Routes that pods get. RoutesOf returns a pod's routes, with the default route.
+	// Routes are the routes that pods get. RoutesOf adds the default route.
 	Routes []Route `json:"-"`
-	// MTU of the pods' links in bytes. 0 means the MTU of the link with the node's default route.
+	// MTU is that of the pods' links in bytes. 0 means the MTU of the link with the node's default route.
 	MTU         int         `json:"mtu,omitempty"`
 	Enforcement Enforcement `json:"enforcement,omitempty"`
 

@@ -5,7 +5,6 @@ import "net/netip"
 // Family is an IP family. The kernel has sets, tables and chains for each.
 type Family uint8
 
-// The families.
 const (
 	IPv4 Family = iota
 	IPv6

@@ -10,7 +10,6 @@ import (
 	"go4.org/netipx"
 )
 
-// Range is a range of addresses within a subnet.
 type Range struct {
 	Subnet netip.Prefix `json:"subnet"`
 	// RangeStart and RangeEnd are the first and the last address that the range assigns. The default is the
@@ -157,7 +156,6 @@ func (r Range) Runs() []netipx.IPRange {
 	return set.Ranges()
 }
 
-// CanAssign reports whether the range assigns the address.
 func (r Range) CanAssign(a netip.Addr) bool {
 	return !a.Less(r.RangeStart) && !r.RangeEnd.Less(a) && a != r.Gateway &&
 		!slices.ContainsFunc(r.Exclude, func(p netip.Prefix) bool { return p.Contains(a) })

@@ -82,7 +82,6 @@ const (
 	ByNumber = "CLASSES-"
 )
 
-// OwnSet reports whether the name is that of one of weir's sets.
 func OwnSet(name string) bool { return strings.HasPrefix(name, ownSet) }
 
 // HoldsPods reports whether the set is weir's and may have entries of a pod.
@@ -109,5 +108,4 @@ func EgressClass(name string) bool {
 	return strings.HasPrefix(name, EgressClasses) || strings.TrimSuffix(name, "6") == EgressMap
 }
 
-// OwnChain reports whether the name is that of one of weir's chains.
 func OwnChain(name string) bool { return strings.HasPrefix(name, ownChain) }

@@ -12,7 +12,6 @@ import (
 // that is unknown.
 type Backend string
 
-// The names of the backends.
 const (
 	Iptables Backend = "iptables"
 	Nftables Backend = "nftables"

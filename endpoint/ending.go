@@ -103,7 +103,6 @@ func (m Mark) Wait() {
 	}
 }
 
-// Close removes the lock.
 func (m Mark) Close() error {
 	if m.file == nil {
 		return nil

@@ -36,10 +36,10 @@ const (
 
 // Request says which addresses a pod is to get.
 type Request struct {
-	// Ranges to assign from. The pod gets one address of each family, in the order in which the families first
-	// appear.
+	// Ranges are the ranges to assign from. The pod gets one address of each family, in the order in which the families
+	// first appear.
 	Ranges []conf.Range
-	// Addresses that the runtime requests, at most one of each family. A range must contain each.
+	// Addresses are those that the runtime requests, at most one of each family. A range must contain each.
 	Addresses []netip.Addr
 }
 

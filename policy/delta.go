@@ -30,7 +30,6 @@ type Delta struct {
 	Number uint64
 }
 
-// NewDelta returns a delta without changes.
 func NewDelta() *Delta {
 	return &Delta{
 		Pods: map[Name][]*Pod{}, Policies: map[Name][]*networkingv1.NetworkPolicy{}, Namespaces: map[string]*Namespace{},

@@ -216,8 +216,8 @@ func (b *builder) peerSet(p *peer, f conf.Family) *supply {
 	return b.supplyFor(s)
 }
 
-// portSet returns the supply of the port set; nil if the rule needs none. The set of a named port has each
-// pod's address and number, so a pod with another number changes no rule.
+// portSet returns the supply of the port set; nil if the rule needs none. The set of a named port has each pod's
+// address with the pod's own port number. So a pod with another port number changes no rule.
 func (b *builder) portSet(s *side, p *ports, f conf.Family) (set *supply, match ruleset.SetMatch, words string) {
 	switch {
 	case p.name != "":

@@ -22,9 +22,8 @@ const (
 // Notice has the contents of an Event object for a pod, about drops of one kind.
 type Notice struct {
 	// Key is equal for drops of one kind.
-	Key string
-	Pod string // the pod whose policies dropped the packets, or that sent what it may not send
-	// Note says what was dropped, and why.
+	Key  string
+	Pod  string // the pod whose policies dropped the packets, or that sent what it may not send
 	Note string
 	// Count is the number of packets since First.
 	Count       uint64
@@ -64,7 +63,6 @@ func (b *bucket) take(now time.Time, burst float64, every time.Duration) bool {
 	return true
 }
 
-// NewEvents returns Events that have seen no drop.
 func NewEvents() *Events { return &Events{noticed: map[string]*notice{}, pods: map[string]*bucket{}} }
 
 // Add returns true and the notice if one is due now.

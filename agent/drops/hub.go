@@ -21,7 +21,6 @@ type Hub struct {
 	readers map[*Subscription]bool
 }
 
-// NewHub returns a Hub without readers.
 func NewHub() *Hub { return &Hub{readers: map[*Subscription]bool{}} }
 
 // Subscription is one reader's queue.
@@ -46,7 +45,6 @@ func (h *Hub) Subscribe(q agentapi.DropsQuery) *Subscription {
 	return s
 }
 
-// Close removes the reader.
 func (s *Subscription) Close() {
 	s.hub.mu.Lock()
 	defer s.hub.mu.Unlock()

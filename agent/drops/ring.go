@@ -43,10 +43,9 @@ type numbered struct {
 	number uint64 // the order in which entries came
 }
 
-// NewRing returns an empty Ring.
 func NewRing() *Ring { return &Ring{senders: map[uint64]*kept{}} }
 
-// Add adds the entries. Earlier ones make room for them.
+// Add adds the entries. If there is no room, it removes earlier ones (see Ring).
 func (r *Ring) Add(entries []Entry) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

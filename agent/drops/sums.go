@@ -33,7 +33,7 @@ const (
 	repeatAfter = time.Second
 )
 
-// Line is packets that are counted together.
+// Line stands for packets that are counted together.
 type Line struct {
 	Kind  agentapi.DropKind
 	Time  time.Time
@@ -109,7 +109,7 @@ type rest struct {
 	Line
 }
 
-// NewSums returns Sums without packets. Set IsPod next.
+// NewSums returns Sums without packets. The caller must set IsPod.
 func NewSums() *Sums {
 	return &Sums{
 		IsPod: func(netip.Addr) bool { return false }, seed: maphash.MakeSeed(), prefixes: map[string]*Prefix{},

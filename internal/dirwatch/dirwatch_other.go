@@ -22,7 +22,6 @@ func (*Watcher) Watch(map[string]bool) error { return errors.ErrUnsupported }
 // Next returns an error: only Linux has inotify.
 func (*Watcher) Next() (Change, error) { return Change{}, errors.ErrUnsupported }
 
-// Close does nothing.
 func (*Watcher) Close() error { return nil }
 
 // ReadFile reads a file. It returns ErrNoFile if it isn't a regular file.

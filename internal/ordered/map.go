@@ -48,7 +48,6 @@ func (n *node[K, V]) len() int {
 	return int(n.size)
 }
 
-// Get returns the key's value. ok is false if the map doesn't have the key.
 func (m Map[K, V]) Get(key K) (value V, ok bool) {
 	for n := m.root; n != nil; {
 		switch c := m.compare(key, n.key); {

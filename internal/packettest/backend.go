@@ -20,14 +20,12 @@ type Backend interface {
 // Name is the name of a backend, with its flavour if it has several.
 type Name string
 
-// Names of the backends.
 const (
 	IptablesLegacy Name = "iptables-legacy"
 	IptablesNFT    Name = "iptables-nft"
 	Nftables       Name = "nftables"
 )
 
-// Names has all backends.
 var Names = []Name{IptablesLegacy, IptablesNFT, Nftables}
 
 // Open returns the backend of that name. The test's end closes it.
@@ -58,7 +56,6 @@ func (n *Node) Use(name Name) {
 	n.Backend, n.Writer = Open(n, name), name
 }
 
-// Remove removes the backend's rules and sets.
 func (n *Node) Remove() {
 	n.Helper()
 	if err := n.Backend.Remove(n.Context()); err != nil {

@@ -31,7 +31,7 @@ func Apply(changes ...Change) error { return apply(changes, mapError) }
 // batchSize is how many changes fit into a socket's buffer (net.core.wmem_default).
 const batchSize = 256
 
-// Refused is a change that the kernel refused.
+// Refused is a change that the kernel refused, with the reason. A change to a missing set is none: see ApplyEach.
 type Refused struct {
 	Change
 	Err error

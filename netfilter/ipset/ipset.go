@@ -71,7 +71,6 @@ func (e Entry) String() string {
 	return e.Prefix.String()
 }
 
-// Set is a set with its entries.
 type Set struct {
 	Header
 	Comments bool // the set was created with room for comments
@@ -105,7 +104,6 @@ type Handle struct {
 	lists *batch.Dumper
 }
 
-// New opens a connection to the kernel.
 func New() (*Handle, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
 	if err != nil {
@@ -114,7 +112,6 @@ func New() (*Handle, error) {
 	return &Handle{h, batch.NewDumper(unix.NETLINK_NETFILTER)}, nil
 }
 
-// Close closes the connection.
 func (h *Handle) Close() {
 	h.h.Close()
 	h.lists.Close()

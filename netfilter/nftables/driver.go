@@ -38,7 +38,6 @@ func New() *Driver { return &Driver{reader: nftnl.NewReader()} }
 // Close disconnects. Applied rulesets stay in the kernel.
 func (d *Driver) Close() { d.reader.Close() }
 
-// Name returns the name of the tool whose rules the driver writes.
 func (d *Driver) Name() string { return "nftables" }
 
 // triesOfAChange is how many transactions Apply tries. The kernel refuses a transaction if another program has

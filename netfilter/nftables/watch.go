@@ -10,7 +10,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TellsOfChanges reports that Watch hears of every change of the rules.
 func (d *Driver) TellsOfChanges() bool { return true }
 
 // Watch calls heard() for every generation of nf_tables until ctx ends. concerned is true if the change touched

@@ -15,7 +15,6 @@ import (
 // Equivalent to: nft -f FILE
 type Batch struct{ messages []message }
 
-// Empty reports whether the batch has no requests.
 func (b *Batch) Empty() bool { return len(b.messages) == 0 }
 
 // Refusal is a request that the kernel refuses.

@@ -145,7 +145,6 @@ func (e Expressions) Load(data []byte) Expressions {
 		put(unix.NFTA_IMMEDIATE_DATA, value(data)))
 }
 
-// Verdict gives the packet the verdict.
 func (e Expressions) Verdict(v Verdict) Expressions {
 	return e.add("immediate", attrs{}.number(unix.NFTA_IMMEDIATE_DREG, unix.NFT_REG_VERDICT).
 		put(unix.NFTA_IMMEDIATE_DATA, v.encode()))

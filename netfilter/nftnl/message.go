@@ -9,7 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Table names a table.
 type Table struct {
 	Family uint8 // such as unix.NFPROTO_IPV4
 	Name   string

@@ -24,7 +24,6 @@ type Reader struct{ dumper *batch.Dumper }
 // NewReader returns a Reader. The caller closes it.
 func NewReader() *Reader { return &Reader{batch.NewDumper(unix.NETLINK_NETFILTER)} }
 
-// Close frees the Reader's socket.
 func (r *Reader) Close() { r.dumper.Close() }
 
 func request(kind int, flags int, t Table, body attrs) *nl.NetlinkRequest {
@@ -79,7 +78,6 @@ func numberOf(value []byte) uint32 {
 	return binary.BigEndian.Uint32(value)
 }
 
-// TableState is what the kernel says of a table.
 type TableState struct {
 	Off     bool   // another program has switched the table off, so its rules check no packets
 	Objects uint32 // how many chains, sets and other objects the table has
@@ -173,7 +171,6 @@ func (r *Reader) Chains(t Table) (names []string, err error) {
 	return names, wrap(err, "list the chains of nf_tables")
 }
 
-// Rules are the rules of a chain.
 type Rules struct {
 	Sums  []Sum // in order
 	To    []string
@@ -213,7 +210,6 @@ func (r *Reader) Rules(t Table) (chains map[string]Rules, err error) {
 	return chains, wrap(err, "list the rules of table %s", t.Name)
 }
 
-// Add appends a rule.
 func (c *Rules) Add(r Rule) { c.add(r.Sum(), r.Expressions) }
 
 func (c *Rules) add(s Sum, expressions []byte) {

@@ -215,7 +215,7 @@ func (b *Batch) elements(kind int, flags uint16, t Table, s Set, elements []Elem
 }
 
 // encode returns the element in the kernel's form. A network is two elements: its first address, and the first
-// address behind it.
+// address behind it, if there is one.
 func (l Layout) encode(e Element, whole bool) []attrs {
 	first := attrs{}.put(unix.NFTA_SET_ELEM_KEY, value(l.keyOf(e)))
 	if whole && l == Verdicts {

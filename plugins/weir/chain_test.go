@@ -309,8 +309,8 @@ func testClosedBehind(t *testing.T, other string) {
 	n.Reach(server, client.IP+":80", true)
 }
 
-// TestAnAddressThatAnotherPluginGivesAgain: if a new pod gets an earlier pod's address before the earlier DEL, it
-// inherits no set entries.
+// TestAnAddressThatAnotherPluginGivesAgain: if a new pod gets the address of a pod whose DEL hasn't come yet, the new
+// pod isn't in that pod's class. The late DEL doesn't take the address out of weir-pods.
 func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return

@@ -24,10 +24,8 @@ func inputError(format string, args ...any) error {
 	return &InputError{strings.ReplaceAll(excerpt.Of(fmt.Sprintf(format, args...)), "\n", " ")}
 }
 
-// EndKind is a kind of ends.
 type EndKind string
 
-// The kinds of ends.
 const (
 	EndPod     EndKind = "pod"
 	EndService EndKind = "service"

@@ -209,9 +209,7 @@ const (
 	OnBridge
 )
 
-// Bridge is the name of another plugin's bridge. Pod number n, unless it is on weir's bridge, has the link
-// vethN on the
-// node.
+// Bridge is the name of another plugin's bridge.
 const Bridge = "cni0"
 
 // KindOf returns the kind of attachment of the pod with that number.

@@ -36,7 +36,6 @@ func Compare(before, after policy.State, services []policy.Service) *Diff {
 	return d
 }
 
-// Empty reports whether no connection differs.
 func (d *Diff) Empty() bool { return len(d.Opened)+len(d.Closed) == 0 }
 
 func (sp *space) minus(a, b int32) int32 {

@@ -16,7 +16,6 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// Kind is a kind of party.
 type Kind string
 
 // The kinds: pods that no policy can tell apart, or a region of addresses outside of the pods' networks.

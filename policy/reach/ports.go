@@ -42,7 +42,6 @@ func (p Ports) Contains(proto ruleset.Protocol, port uint16) bool {
 	return slices.ContainsFunc(p.of(proto), func(r ruleset.PortRange) bool { return r.First <= port && port <= r.Last })
 }
 
-// Empty reports whether the set has no port.
 func (p Ports) Empty() bool { return len(p.TCP)+len(p.UDP)+len(p.SCTP) == 0 && !p.Other }
 
 var protocols = []ruleset.Protocol{ruleset.TCP, ruleset.UDP, ruleset.SCTP}

@@ -24,7 +24,6 @@ func EntriesOf(list ...Entry) Entries {
 	})}
 }
 
-// Len returns the number of entries.
 func (e Entries) Len() int { return e.of.Len() }
 
 // Get returns the element's comment. ok is false if no entry has the element.
@@ -77,7 +76,6 @@ func (e Entries) Follow(was, now Entries, n int) Entries {
 	return e
 }
 
-// Without returns the entries without the one with this element.
 func (e Entries) Without(element Element) Entries { return Entries{e.of.Without(element)} }
 
 // Diff yields, in order, the changes from e to the entries now. Shared parts take no time.

@@ -18,7 +18,6 @@ type Merger struct {
 	out      Ruleset
 }
 
-// NewMerger returns a Merger with these bounds.
 func NewMerger(b Bounds) *Merger { return &Merger{bounds: b} }
 
 // Merge returns what Bounds.Merge returns. It is fastest if the ruleset shares its memory with the last one.

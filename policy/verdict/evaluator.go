@@ -104,7 +104,7 @@ type Cache struct {
 
 const maxCached = 1 << 11
 
-// New is like the function New.
+// New is like the function New, but parses only policies that the Cache hasn't parsed yet.
 func (c *Cache) New(s policy.State) *Evaluator {
 	if len(c.parsed) > maxCached || c.parsed == nil {
 		c.parsed = map[string][]isolating{}

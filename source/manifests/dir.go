@@ -217,7 +217,8 @@ func (d *Dir) changesTree(name string) bool {
 	return err == nil && info.IsDir()
 }
 
-// errBrokenLink means that a link's target doesn't exist, perhaps only for now. The target may have a policy.
+// errBrokenLink means that a symbolic link's target doesn't exist, perhaps only for now. Once the target exists, it
+// may have a policy. So the link counts as a file that may have one.
 var errBrokenLink = errors.New("it is a link that leads nowhere")
 
 func (d *Dir) isBrokenLink(name string) bool {

@@ -404,7 +404,8 @@ func TestOddFiles(t *testing.T) {
 	n.Reach(client, server.IP+":80", true)
 }
 
-// TestALinkThatLeadsNowhere: if a link dangles, it may be to a policy, so a new agent isn't ready.
+// TestALinkThatLeadsNowhere: if a symbolic link leads nowhere, its target may have a policy, so a new agent isn't
+// ready.
 func TestALinkThatLeadsNowhere(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

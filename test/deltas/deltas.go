@@ -19,7 +19,6 @@ type Sum struct {
 	lists      policy.Objects
 }
 
-// NewSum returns a sum without objects.
 func NewSum() *Sum {
 	return &Sum{
 		pods: map[policy.Name][]*policy.Pod{}, policies: map[policy.Name][]*networkingv1.NetworkPolicy{},

@@ -172,7 +172,6 @@ func (n *Node) StartAgent() {
 	})
 }
 
-// Ctl runs weirctl and returns its output.
 func (n *Node) Ctl(args ...string) (string, error) {
 	out, err := exec.Command(filepath.Join(n.Bin, "weirctl"), args...).CombinedOutput()
 	if err != nil {

@@ -71,7 +71,6 @@ func AskAll[T any](
 	return context.Cause(ctx)
 }
 
-// AskOptions says how to ask many agents.
 type AskOptions struct {
 	Parallel int
 	// Within is the time for one agent's answer.
@@ -108,7 +107,7 @@ func (p *Progress) Say(format string, args ...any) {
 	_, _ = fmt.Fprint(p.out, line)
 }
 
-// Clear removes the line.
+// Clear removes the line from the terminal. Call it before printing anything else. p may be nil.
 func (p *Progress) Clear() {
 	if p != nil && p.length > 0 {
 		_, _ = fmt.Fprintf(p.out, "\r%*s\r", p.length, "")

@@ -11,7 +11,6 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// NodeState says how well a node is.
 type NodeState string
 
 // If several of these states fit, a node has the first one.
@@ -29,7 +28,6 @@ const (
 
 var worstFirst = []NodeState{NodeAway, NodeNotReady, NodeFaulty, NodeProblems, NodeWell}
 
-// NodeStatus is the state of one node.
 type NodeStatus struct {
 	Node  string    `json:"node"`
 	State NodeState `json:"state"`
@@ -39,7 +37,6 @@ type NodeStatus struct {
 	Summary *agentapi.Summary `json:"summary,omitempty"`
 }
 
-// ClusterStatus is the state of all nodes.
 type ClusterStatus struct {
 	// Asked counts the nodes on which weir should run. Nodes has the worst first.
 	Asked  int               `json:"asked"`
@@ -58,7 +55,6 @@ func NewClusterStatus(asked int) *ClusterStatus {
 	return &ClusterStatus{Asked: asked, States: map[NodeState]int{}, Versions: map[string]int{}, Nodes: []NodeStatus{}}
 }
 
-// Add adds the answer of one agent.
 func (s *ClusterStatus) Add(a Answer[*agentapi.Summary]) {
 	n := NodeStatus{Node: a.Node}
 	if a.Err != nil {

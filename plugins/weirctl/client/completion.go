@@ -61,7 +61,6 @@ func (s *Source) CompleteEnds() cobra.CompletionFunc {
 	}, cobra.ShellCompDirectiveNoSpace) // a port may follow
 }
 
-// CompleteNamespaces completes the names of namespaces.
 func (s *Source) CompleteNamespaces() cobra.CompletionFunc {
 	return s.completion(func(c explain.Cluster) (all []string) {
 		for _, n := range c.Namespaces {
@@ -74,7 +73,6 @@ func (s *Source) CompleteNamespaces() cobra.CompletionFunc {
 	}, cobra.ShellCompDirectiveDefault)
 }
 
-// CompletePolicies completes the names of NetworkPolicies.
 func (s *Source) CompletePolicies() cobra.CompletionFunc {
 	return s.completion(func(c explain.Cluster) (all []string) {
 		for _, p := range c.Policies {
@@ -84,7 +82,6 @@ func (s *Source) CompletePolicies() cobra.CompletionFunc {
 	}, cobra.ShellCompDirectiveDefault)
 }
 
-// CompleteAudited completes the names of audited NetworkPolicies.
 func (s *Source) CompleteAudited() cobra.CompletionFunc {
 	return s.completion(func(c explain.Cluster) (all []string) {
 		for _, p := range c.Policies {
@@ -96,7 +93,6 @@ func (s *Source) CompleteAudited() cobra.CompletionFunc {
 	}, cobra.ShellCompDirectiveDefault)
 }
 
-// CompletePods completes the names of pods.
 func (s *Source) CompletePods() cobra.CompletionFunc {
 	return s.completion(func(c explain.Cluster) (all []string) {
 		for _, p := range c.Pods {
@@ -106,7 +102,6 @@ func (s *Source) CompletePods() cobra.CompletionFunc {
 	}, cobra.ShellCompDirectiveDefault)
 }
 
-// CompleteNodes completes the names of nodes.
 func (s *Source) CompleteNodes() cobra.CompletionFunc {
 	return s.completion(func(c explain.Cluster) (all []string) {
 		for _, n := range c.Nodes {

@@ -12,7 +12,6 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// FollowTimes are the times of FollowDrops.
 type FollowTimes struct {
 	// Window is how long a drop waits for older ones of other nodes.
 	Window time.Duration
@@ -34,8 +33,8 @@ var DefaultFollowTimes = FollowTimes{
 }
 
 const (
-	// A repeated question begins this long before the node's last sign of life, because an agent may report a drop
-	// a second late.
+	// A node that is asked again is asked for its drops since this long before its last sign of life, because an agent
+	// may report a drop a second late.
 	again = 3 * time.Second
 	// maxRecent bounds the drops that are remembered for a node, so that none is printed twice.
 	maxRecent  = 8192

@@ -15,7 +15,6 @@ import (
 
 // DropsOfNodes selects and prints drops of many nodes.
 type DropsOfNodes struct {
-	// Query is what each node is asked.
 	Query agentapi.DropsQuery
 	// Nodes are the names of the nodes to ask. Empty means all.
 	Nodes []string

@@ -45,7 +45,6 @@ type NodeFlags struct {
 	Parallel  int
 }
 
-// AddFlags defines the flags that set the fields.
 func (f *NodeFlags) AddFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&f.Kubeconfig, "kubeconfig", "", "kubeconfig file for the API server; default: as kubectl finds it")
 	flags.StringVar(&f.Context, "context", "", "context in the kubeconfig; default: the current one")
@@ -69,7 +68,6 @@ func (f *NodeFlags) Cluster() (*Cluster, error) {
 	return &Cluster{api, f.Namespace}, nil
 }
 
-// Agent is the agent of one node.
 type Agent struct {
 	Node string
 	// Pod is the agent's pod. It is empty if the node has none.

@@ -12,7 +12,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Format is how an answer is printed.
 type Format string
 
 // All commands have these formats.

@@ -23,7 +23,6 @@ type Source struct {
 	Kubeconfig, Context string
 }
 
-// AddFlags defines the flags that set the fields.
 func (s *Source) AddFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&s.Place, "source", "",
 		"where objects come from: agent, kubernetes, or dir:PATH, a directory of manifests; default: the agent if one is "+
@@ -32,10 +31,8 @@ func (s *Source) AddFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&s.Context, "context", "", "context in the kubeconfig; default: the current one")
 }
 
-// Kind is a kind of source.
 type Kind string
 
-// The kinds, as Source.Kind finds them.
 const (
 	FromAgent      Kind = "agent"
 	FromKubernetes Kind = "kubernetes"

@@ -39,7 +39,6 @@ func NewPrinter(out io.Writer) *Printer {
 	return &Printer{out: out, styled: styled}
 }
 
-// Styled is a text with a style.
 type Styled struct{ Style, Text string }
 
 // width is in columns. A longer line continues on the next one.

@@ -21,7 +21,6 @@ type resourceList[T any, L list] struct {
 	items func(L) []T
 }
 
-// Waited is the result of a wait.
 type Waited struct {
 	Kind            string `json:"kind"`
 	Namespace       string `json:"namespace"`

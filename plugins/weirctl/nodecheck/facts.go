@@ -35,7 +35,6 @@ type Facts struct {
 	Unread []string `json:"unread,omitempty"`
 }
 
-// Trial is a kernel feature that was tried.
 type Trial struct {
 	Feature Feature `json:"feature"`
 	// Error is the kernel's refusal. It is empty if the feature works.
@@ -66,14 +65,12 @@ type Conflist struct {
 	Error   string   `json:"error,omitempty"`
 }
 
-// VXLAN is a VXLAN device of the node.
 type VXLAN struct {
 	Link string `json:"link"`
 	Port int    `json:"port"`
 	VNI  int    `json:"vni"`
 }
 
-// Severity says how bad a finding is.
 type Severity string
 
 // The severities, the worst first.

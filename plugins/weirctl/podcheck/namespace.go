@@ -11,7 +11,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// Times are the times of a check.
 type Times struct {
 	// Poll is the time between two looks at objects.
 	Poll time.Duration

@@ -46,7 +46,6 @@ type Line struct {
 	Detail string `json:"detail"`
 }
 
-// Report has the results of all checks.
 type Report struct {
 	Namespace string   `json:"namespace"`
 	Nodes     []string `json:"nodes"`

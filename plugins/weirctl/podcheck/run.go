@@ -20,7 +20,7 @@ import (
 	"github.com/weir-net/weir/plugins/weirctl/probe"
 )
 
-// Check has the options of a check.
+// Check tests a cluster's network with pods of its own (Run). Its fields are the options of kubectl weir check.
 type Check struct {
 	*weirctl.Cluster
 	// Nodes are the nodes to check. If it is empty, at most MaxNodes nodes are chosen at random.

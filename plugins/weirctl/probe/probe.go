@@ -20,7 +20,6 @@ import (
 // Port is the TCP and UDP port on which pods answer.
 const Port = 8080
 
-// Kind is a kind of probe.
 type Kind string
 
 const (
@@ -34,7 +33,6 @@ const (
 	Resolve Kind = "resolve"
 )
 
-// Probe is one thing to try.
 type Probe struct {
 	Kind Kind `json:"kind"`
 	// To is HOST:PORT, or the name to resolve.
@@ -43,7 +41,6 @@ type Probe struct {
 	Within time.Duration `json:"within"`
 }
 
-// Result is the result of one probe.
 type Result struct {
 	OK bool `json:"ok"`
 	// Answer is the name of the pod that answered, the size of the large packet, or the resolved addresses.

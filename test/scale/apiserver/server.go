@@ -25,7 +25,6 @@ type Object interface {
 
 // Base makes the objects of one kind that exist from the beginning.
 type Base interface {
-	// Len returns the number of objects.
 	Len() int
 	// At returns the i-th object, without a resource version. The beat selects contents of the status that no
 	// policy depends on.
@@ -118,7 +117,8 @@ func (s *Server) Certificate() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.http.Certificate().Raw})
 }
 
-// Kubeconfig returns a kubeconfig for clients of the server.
+// Kubeconfig returns a kubeconfig with the server's URL and certificate, and a user without credentials: the server
+// asks for none.
 func (s *Server) Kubeconfig() []byte {
 	return fmt.Appendf(nil, `apiVersion: v1
 kind: Config
@@ -225,13 +225,11 @@ func (s *Server) of(o Object) *resource {
 
 // Sent counts what the server has sent of one kind.
 type Sent struct {
-	// Changes counts changes of objects.
 	Changes int64
 	// Events counts events after the watches' initial ones. Bytes is their size before TLS.
 	Events, Bytes int64
 	// Listed is when the server last wrote the end of a list or of initial events. It may be zero.
-	Listed time.Time
-	// Watches is the number of watches.
+	Listed  time.Time
 	Watches int
 }
 

@@ -43,7 +43,6 @@ var Attacks = []Attack{
 	}},
 }
 
-// NamespaceName returns the name of the attack's i-th namespace.
 func (a Attack) NamespaceName(i int) string { return fmt.Sprintf("attacker-%d", i) }
 
 // Policies returns the attack's policies of one namespace.

@@ -62,7 +62,6 @@ func (c *Cluster) place(pod int) (ns, k int) {
 // Nodes returns the number of nodes, with the measured node and its neighbour.
 func (c *Cluster) Nodes() int { return 2 + (c.Pods+podsPerNode-1)/podsPerNode }
 
-// Policies returns the number of all policies.
 func (c *Cluster) Policies() int { return c.Namespaces() * PoliciesPerNamespace }
 
 // Local returns the numbers of the measured node's pods, by their places on the node.
@@ -99,7 +98,6 @@ func nodeAddress(node int) netip.Addr {
 	return netip.AddrFrom4([4]byte{172, 20, byte(node >> 8), byte(node)})
 }
 
-// NamespaceName returns the name of the namespace with this number.
 func NamespaceName(ns int) string { return fmt.Sprintf("tenant-%d", ns) }
 
 func podName(k int) string { return fmt.Sprintf("app-%d-5d8c7f9b4-%02d", k/podsPerApp, k) }

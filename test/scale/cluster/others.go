@@ -14,10 +14,8 @@ import (
 	"github.com/weir-net/weir/test/scale/apiserver"
 )
 
-// NamespaceBase has the cluster's namespaces.
 type NamespaceBase struct{ *Cluster }
 
-// Len returns the number of namespaces.
 func (b NamespaceBase) Len() int { return b.Namespaces() }
 
 // Find returns the number in the namespace's name. ok is false if there is no such namespace.
@@ -30,7 +28,6 @@ func (b NamespaceBase) At(i int, _ uint32) apiserver.Object {
 	return NewNamespace(NamespaceName(i), fmt.Sprintf("team-%d", i/namespacesPerTeam))
 }
 
-// NewNamespace returns a namespace of a team.
 func NewNamespace(name, team string) *corev1.Namespace {
 	return &corev1.Namespace{
 		ObjectMeta: metav1.ObjectMeta{
@@ -43,10 +40,8 @@ func NewNamespace(name, team string) *corev1.Namespace {
 	}
 }
 
-// NodeBase has the cluster's nodes.
 type NodeBase struct{ *Cluster }
 
-// Len returns the number of nodes.
 func (b NodeBase) Len() int { return b.Nodes() }
 
 // Find returns the number in the node's name. ok is false if there is no such node.
@@ -103,10 +98,8 @@ func (b NodeBase) At(i int, beat uint32) apiserver.Object {
 	return n
 }
 
-// PolicyBase has the cluster's policies.
 type PolicyBase struct{ *Cluster }
 
-// Len returns the number of policies.
 func (b PolicyBase) Len() int { return b.Policies() }
 
 // Find returns the policy's number in the cluster. ok is false if there is no such policy.

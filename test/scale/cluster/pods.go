@@ -16,10 +16,8 @@ import (
 // All objects were created at this time.
 var born = metav1.NewTime(time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC))
 
-// PodBase has the cluster's pods.
 type PodBase struct{ *Cluster }
 
-// Len returns the number of pods.
 func (b PodBase) Len() int { return b.Pods }
 
 // Find returns the pod's number in the cluster. ok is false if there is no such pod.
