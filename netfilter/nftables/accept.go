@@ -202,8 +202,9 @@ func (d *Driver) droppers(f conf.Family) (all []string, err error) {
 		if named {
 			continue
 		}
-		all = append(all, fmt.Sprintf("chain %s of the nftables table %s (owner: %s) drops forwarded packets of pods that "+
-			"no rule of it accepts: accept them with: %s", c.Name, c.Table, d.ownerOf(c.Table), acceptHint(c)))
+		all = append(all, fmt.Sprintf("chain %s of the nftables table %s (owner: %s) "+
+			"drops forwarded packets of pods that no rule of it accepts: accept them with: %s",
+			c.Name, c.Table, d.ownerOf(c.Table), acceptHint(c)))
 	}
 	return all, nil
 }

@@ -26,6 +26,16 @@ const (
 	InnerPair                 // ip saddr . @th,192,32: an address, and the same as destination inside an ICMP error
 )
 
+// layouts are nft's names for the layouts, in a table of IPv4.
+var layouts = [...]string{
+	Address: "ipv4_addr", Network: "ipv4_addr, flags interval", AddressPort: "ipv4_addr . inet_proto . inet_service",
+	AddressLink: "ipv4_addr . ifname", Link: "ifname", Port: "inet_service", Verdicts: "ipv4_addr : verdict",
+	AddressPair: "ipv4_addr . ipv4_addr", InnerPair: "ip saddr . @th,192,32",
+}
+
+// String returns nft's name for the type of the elements, in a table of IPv4.
+func (l Layout) String() string { return layouts[l] }
+
 // Set is a set or map without its elements. Its addresses are of its table's family.
 type Set struct {
 	Name    string

@@ -1,8 +1,17 @@
 package main
 
 import (
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
 	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter/ipset"
+	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
 func fromKernel(noAgent error) (*agentapi.Status, error) {
@@ -12,12 +21,20 @@ func fromKernel(noAgent error) (*agentapi.Status, error) {
 		s.Errors = append(s.Errors, err.Error())
 	}
 	s.Pods = pods
+	native, err := nativeSets()
+	if err != nil {
+		return nil, err
+	}
+	s.Sets = native
 	sets, err := ipset.New()
 	if err != nil {
 		return nil, err
 	}
 	defer sets.Close()
 	headers, err := sets.Headers()
+	if err != nil && len(native) > 0 { // a node with nftables may have no ipset
+		return s, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -29,4 +46,33 @@ func fromKernel(noAgent error) (*agentapi.Status, error) {
 		s.Sets = append(s.Sets, agentapi.SetStatus{Name: h.Name, Type: set.Type, Entries: len(set.Entries)})
 	}
 	return s, nil
+}
+
+// nativeSets returns the sets and maps of the backend nftables, in the order of their names.
+func nativeSets() (all []agentapi.SetStatus, err error) {
+	r := nftnl.NewReader()
+	defer r.Close()
+	for _, f := range conf.Families {
+		t := nftnl.WeirTable(f)
+		sets, err := r.Sets(t)
+		if errors.Is(err, nftnl.ErrNotExist) || errors.Is(err, unix.EINVAL) { // EINVAL: the kernel has no nf_tables
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range slices.Sorted(maps.Keys(sets)) {
+			set, n := sets[name], 0
+			_, err := r.Each(t, set.Set, func() { n = 0 }, func(nftnl.Element) bool { n++; return true })
+			if err != nil && !errors.Is(err, nftnl.ErrNotExist) { // it may be deleted meanwhile
+				return nil, err
+			}
+			kind := set.Layout.String()
+			if f == conf.IPv6 {
+				kind = strings.ReplaceAll(kind, "ipv4_addr", "ipv6_addr")
+			}
+			all = append(all, agentapi.SetStatus{Name: name, Type: kind, Entries: n})
+		}
+	}
+	return all, nil
 }

@@ -1,0 +1,71 @@
+package packettest
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/policy/verdict"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+var (
+	states     = flag.Int("states", 10, "with how many random states packets are sent through both backends")
+	firstState = flag.Uint64("first", 1, "the seed of the first of these states")
+)
+
+// TestBackendsAgree sends the same packets through iptables and nftables under the same random states. The same ones
+// must arrive: those that the policies allow. The flavours of iptables take turns.
+func TestBackendsAgree(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := randomNode(t)
+	const block = 20 // states under one backend in a row
+	sent, last := 0, *firstState+uint64(*states)-1
+	for from, i := *firstState, 0; from <= last && !t.Failed(); from, i = from+block, i+1 {
+		arrived := map[uint64][]bool{}
+		for _, name := range []Name{Names[i%2], Nftables} {
+			n.Use(name)
+			for seed := from; seed <= min(from+block-1, last); seed++ {
+				headers, expect, got := n.arrivals(seed)
+				for j, h := range headers {
+					if got[j] != expect[j] || arrived[seed] != nil && got[j] != arrived[seed][j] {
+						t.Errorf("seed %d, %s: %+v arrived: %v; the policies allow it: %v", seed, name, h, got[j], expect[j])
+						return
+					}
+				}
+				if arrived[seed] != nil {
+					sent += len(got)
+				}
+				arrived[seed] = got
+			}
+		}
+	}
+	fmt.Printf("random-backends: %d states, %d packets through each of both backends, 0 differences\n", *states, sent)
+}
+
+// arrivals enforces the random state of the seed and sends packets. It returns them, and for each whether it should
+// arrive and whether it has arrived.
+func (n *Node) arrivals(seed uint64) (headers []verdict.Packet, expect, arrived []bool) {
+	n.Helper()
+	s := randomState(seed)
+	n.Bounds = policytest.Bounds(rand.New(rand.NewPCG(seed, 8)))
+	var packets []ruleset.Packet
+	if packets = probes(n, s, policytest.Probes(rand.New(rand.NewPCG(seed, 7)), s, 10)); len(packets) > mostOfAState {
+		packets = packets[:mostOfAState]
+	}
+	n.Enforce(s)
+	evaluator := verdict.New(s)
+	for _, p := range packets {
+		headers = append(headers, header(p))
+		expect = append(expect, evaluator.Evaluate(header(p)).AllowedHere())
+	}
+	return headers, expect, n.Send(headers, expect)
+}
+
+// mostOfAState bounds the packets of a state, so that many states fit into the time.
+const mostOfAState = 200
