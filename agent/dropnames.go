@@ -195,7 +195,8 @@ func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) 
 	return d
 }
 
-// Some rules are for both directions. Then the direction is egress if the sender is a pod of this node.
+// direction is for rules of both directions: egress if the sender is a pod of this node, else ingress if the receiver
+// is one.
 func (v *dropView) direction(l drops.Line) string {
 	switch {
 	case l.Reason != agentapi.ByWay && v.pods[l.Flow.Source()] != "": // by another way, the source is forged
@@ -241,7 +242,8 @@ func (v *dropView) podBehind(index uint32) string {
 	return pod
 }
 
-// If the chain's class isn't certain, policies returns those that isolate the pod now.
+// policies returns the policies of the chain's class. If several classes share the chain, or it is unknown, it
+// returns the policies that isolate the pod now.
 func (v *dropView) policies(d ruleset.Direction, chain, pod string) []string {
 	if c := v.chains[chain]; c != nil && !v.shared[chain] {
 		return c.Policies

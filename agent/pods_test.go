@@ -172,7 +172,7 @@ func TestAPodThatWasFoundStays(t *testing.T) {
 	r := startWith(t, api.cluster, Options{Source: api, Resync: 50 * time.Millisecond, EnrolWait: time.Minute})
 	before := named("db-0", "1", "old")
 	r.tell(shop(before), nil)
-	r.wantMetrics(map[string]float64{"weir_policies": 2}) // a report that comes behind the lookup's answer would end it
+	r.wantMetrics(map[string]float64{"weir_policies": 2}) // // the agent has taken the report: a report after the lookup's answer would end the lookup
 	id := r.attachUID("db-0", "2", "10.88.0.9")
 	if v, err := r.enrol(id); err != nil || v.Ingress != "shop/new" {
 		t.Errorf("the answer is %+v, %v", v, err)
@@ -240,7 +240,7 @@ func TestALateAnswerIsIgnored(t *testing.T) {
 	api.answers = make(chan struct{})
 	r := startWith(t, api.cluster, Options{Source: api, Resync: 50 * time.Millisecond, EnrolWait: time.Minute})
 	r.tell(shop(), nil)
-	r.wantMetrics(map[string]float64{"weir_policies": 2}) // before its first report, the agent looks up no pod
+	r.wantMetrics(map[string]float64{"weir_policies": 2}) // // the agent has taken the first report: before it, no pod is looked up
 	id, done := r.attachUID("db-0", "2", "10.88.0.9"), make(chan error, 1)
 	go func() {
 		_, err := r.enrol(id)

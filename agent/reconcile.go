@@ -172,7 +172,8 @@ func (r *round) renewHeartbeat(context.Context) bool {
 	return true
 }
 
-// renewConflist writes the runtime's configuration if a waiting plugin would otherwise be refused.
+// renewConflist writes the runtime's configuration if a plugin waits that has an outdated one, or if none was written
+// yet.
 func (r *round) renewConflist(context.Context) bool {
 	needed := func(e *enrolment) bool {
 		ep, ok := r.records.endpoints[e.id]

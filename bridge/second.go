@@ -33,7 +33,8 @@ func (t existingRoutes) tolerate(r conf.Route) func(error) error {
 	}
 }
 
-// refuse returns a function for Step.MapError. The function turns an existing route into ErrRouteExists.
+// refuse returns a function for Step.MapError. The function returns ErrRouteExists if another interface has the
+// route, or the route to its gateway.
 func (t existingRoutes) refuse(r conf.Route) func(error) error {
 	return func(err error) error {
 		byAnother := r.Gateway.IsValid() && t[netip.PrefixFrom(r.Gateway, r.Gateway.BitLen())]

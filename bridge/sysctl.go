@@ -95,7 +95,8 @@ func setAll(all []Property) error {
 	return errors.Join(errs...)
 }
 
-// writeSysctl tries all directories, and returns the first error.
+// writeSysctl tries the second directory only if the first is read-only or forbidden. If both fail, it returns the
+// first error.
 //
 // Equivalent to: sysctl -w KEY=VALUE
 func writeSysctl(key, value string) error {

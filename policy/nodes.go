@@ -25,9 +25,9 @@ func newPlaces(s State) places {
 	return p
 }
 
-// believed returns the addresses of the status that policy uses for a pod without an attachment here. They must
-// be within the podCIDRs of the pod's Node, and outside of this node's. It reports a problem for each other
-// address.
+// believed returns the addresses of the status that policy uses for a pod without an attachment here. They must be
+// within the podCIDRs of the pod's Node, and outside of this node's. Other addresses are problems, except those of
+// this node's own pods.
 func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem) {
 	if w.unknown || len(p.Addresses) == 0 {
 		return p.Addresses, nil

@@ -64,7 +64,7 @@ func Delete(addrs ...netip.Addr) error {
 // connections.
 const listedForAPass = 4000
 
-// entries returns the number of entries of the connection table.
+// entries returns the number of entries of the connection table; math.MaxInt if it is unknown.
 //
 // Equivalent to: sysctl net.netfilter.nf_conntrack_count
 func entries() int {

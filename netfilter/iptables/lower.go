@@ -215,7 +215,7 @@ func (s loweredSet) next(now ruleset.Set) loweredSet {
 			for _, half := range halvesOf(e.Prefix) {
 				n.to = n.to.With(ruleset.Entry{Element: ruleset.Element{Prefix: half}, Comment: e.Comment})
 			}
-		default: // an entry that is itself a half comes after the entry for all, and stays
+		default: // // a half that the ruleset itself has comes after the entry for all, and keeps its comment if that sorts first
 			if was, ok := n.to.Get(e.Element); !ok || !n.whole || e.Comment < was {
 				n.to = n.to.With(e)
 			}

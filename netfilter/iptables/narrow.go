@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// settle remembers the ruleset for applyEntries, if the kernel surely has it and nothing else.
+// settle remembers the ruleset for applyEntries, if Apply has succeeded.
 func (d *Driver) settle(r ruleset.Ruleset, result netfilter.Result, err error) {
 	d.settled, d.left = nil, result.Left
 	if err == nil {

@@ -219,7 +219,8 @@ func testLacking(t *testing.T, words, note string) {
 	}
 }
 
-// TestRefusalsForOtherReasons: if the kernel refuses rules that log because their table is gone, the rules log again.
+// TestRefusalsForOtherReasons: if the kernel refuses rules only because their table is gone, the next try makes the
+// table and the rules, and they log.
 func TestRefusalsForOtherReasons(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

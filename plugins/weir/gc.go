@@ -12,7 +12,6 @@ import (
 )
 
 // gc ends every attachment to this network that the runtime doesn't list as valid. An empty list ends all of them.
-// If a listed ID is invalid, gc removes nothing.
 func gc(args *call) error {
 	var c struct {
 		Name  string               `json:"name"`

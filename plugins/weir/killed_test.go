@@ -235,7 +235,7 @@ func TestKilled(t *testing.T) {
 	newKiller(t, "closed").run(t)
 }
 
-// TestKilledBesideAnAgent: if calls are killed while an agent reaps, it touches no attachment in use.
+// TestKilledBesideAnAgent: if calls are killed while an agent reaps, the agent touches no attachment in use.
 func TestKilledBesideAnAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -221,8 +221,8 @@ func TestFault5NothingPassesWhilePoliciesChange(t *testing.T) {
 	}
 }
 
-// TestAnAddressThatChangesHandsBringsNothingAlong: if an address passes to a second pod, it inherits neither set
-// entries nor connections.
+// TestAnAddressThatChangesHandsBringsNothingAlong: if a second pod gets the address of a pod that has ended, it can't
+// continue the first pod's connections, and the first pod's policies don't apply to it.
 func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

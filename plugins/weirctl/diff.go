@@ -136,7 +136,7 @@ func (f *diffFlags) run(cmd *cobra.Command) error {
 	return nil
 }
 
-// idle names policies that select no pod. Most of them are in the wrong namespace.
+// idle names policies that select no pod, often because their namespace is wrong.
 func idle(policies []*networkingv1.NetworkPolicy, pods []policy.Pod) (notes []string) {
 	for _, np := range policies {
 		selector, err := metav1.LabelSelectorAsSelector(&np.Spec.PodSelector)

@@ -108,8 +108,8 @@ func (f *flowsFlags) recorded(cmd *cobra.Command, file string) (all []agentapi.F
 	return all, nil
 }
 
-// seenFlows returns the flows of all nodes. Both nodes of a flow have recorded it, so the list has it twice. notes
-// say what is missing.
+// seenFlows returns the flows of all nodes. Both nodes record a flow between two nodes, so the list has it twice.
+// notes say what is missing.
 func seenFlows(recorded []agentapi.Flows, pods []policy.Pod) (flows []suggest.Flow, notes []string) {
 	labels := map[string]map[string]string{}
 	for i := range pods {

@@ -89,7 +89,8 @@ func TestFramesToLinkLocalMACs(t *testing.T) {
 	reachNoService(t, e, a)
 }
 
-// TestFramesToLinkLocalMACsWithoutAnAgent: if the node never had an agent, such a frame reaches no service either.
+// TestFramesToLinkLocalMACsWithoutAnAgent: if the node never had an agent, a frame to a link-local MAC with a forged
+// sender reaches no service of the node.
 func TestFramesToLinkLocalMACsWithoutAnAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

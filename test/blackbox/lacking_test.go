@@ -56,7 +56,7 @@ func TestNodeWithoutXtables(t *testing.T) {
 	nodeWithoutXtables(t, 0)
 }
 
-// TestNodeThatRefusesXtables: nftables does the same on a node that refuses to use ipset and xtables.
+// TestNodeThatRefusesXtables: nftables enforces policies on a node that refuses to use ipset and xtables.
 func TestNodeThatRefusesXtables(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

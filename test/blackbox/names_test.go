@@ -46,10 +46,10 @@ spec:
 `, longNamespace, longName("server"), longName("client"), longName("other"), strings.Repeat("t", 63),
 	longName("policy"))
 
-// TestLongestNames: if all names are as long as possible, everything works.
+// TestLongestNames: if all names are as long as possible, ADD, CHECK, DEL, policies and the status work.
 func TestLongestNames(t *testing.T) { testLongestNames(t, nil) }
 
-// TestLongestNamesBehindPtp: if the plugin ptp attaches the pods, the longest names work too.
+// TestLongestNamesBehindPtp: if the plugin ptp attaches pods with such names, ADD, DEL, policies and the status work.
 func TestLongestNamesBehindPtp(t *testing.T) {
 	testLongestNames(t, []nodetest.Conf{
 		{"type": "ptp", "ipam": nodetest.Conf{"type": "host-local", "subnet": "10.88.0.0/24"}},

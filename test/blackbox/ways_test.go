@@ -94,7 +94,7 @@ func TestNextHopOfTheOtherFamily(t *testing.T) {
 	allReach(c, pods, "crossSubnet")
 }
 
-// TestOverlayPortAndVNI: if another overlay has the usual port and VNI, weir works with others.
+// TestOverlayPortAndVNI: if another overlay has the usual port and VNI, weir works with another port and VNI.
 func TestOverlayPortAndVNI(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -19,8 +19,8 @@ var invented = [...]netip.Prefix{
 	conf.IPv4: netip.MustParsePrefix("240.0.0.0/8"), conf.IPv6: netip.MustParsePrefix("100::/64"),
 }
 
-// loadDirectory reads manifests. Each workload counts as one pod. If only some files can't be read, that is no
-// error: Gaps names them.
+// loadDirectory reads manifests. Each workload counts as one pod. If only some files can't be read, that is no error:
+// Gaps says so.
 func loadDirectory(ctx context.Context, path string) (explain.Cluster, error) {
 	d := &manifests.Dir{Path: path, IgnoreBroken: true}
 	_, err := d.Check()
@@ -70,8 +70,8 @@ func addWorkloads(c *explain.Cluster) {
 	}
 }
 
-// inventAddresses gives a pod without addresses one of each family in use. Its Node, if there is one, gets the
-// address's network.
+// inventAddresses gives each pod without addresses one of each family in use. If the source has Nodes, each node's
+// podCIDRs get the networks of these addresses.
 func inventAddresses(c *explain.Cluster) {
 	families := familiesOf(c)
 	next := invented

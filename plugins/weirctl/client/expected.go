@@ -64,7 +64,7 @@ func note(at *uint64, o metav1.Object) error {
 	return nil
 }
 
-// all passes every object of the resource to the function each, and ends with its first error.
+// all passes every object of the resource to the function each, and returns its first error.
 func all[T any, L list](
 	ctx context.Context, a *API, resource resourceList[T, L], into L, each func(*T) error,
 ) (err error) {

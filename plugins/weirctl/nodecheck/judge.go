@@ -104,7 +104,8 @@ func xtables(f Facts) []Finding {
 	return all
 }
 
-// forwarding judges sysctls only if weir0 exists, because weir sets them with the first pod.
+// forwarding judges the sysctls of forwarding and bridges only if weir0 exists, because weir sets them with the first
+// pod.
 func forwarding(f Facts) (all []Finding) {
 	for _, s := range []struct{ name, want, why string }{
 		{"net.ipv4.ip_forward", "1", "packets are not routed between pods and the network"},

@@ -169,7 +169,7 @@ func large(ctx context.Context, to string) (string, error) {
 	}
 }
 
-// packetSize is the MTU of the link with the address.
+// packetSize is the MTU of the link with the address, but at most maxPacket.
 func packetSize(from netip.Addr) (int, error) {
 	links, err := net.Interfaces()
 	if err != nil {
