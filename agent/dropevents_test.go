@@ -26,7 +26,7 @@ func (p podAnnouncer) AnnounceOnPod(_ context.Context, e agentapi.PodEvent) erro
 	return errors.New("the server is away")
 }
 
-// TestDropEvents: if a packet of this node's pod is dropped, an event is made on the pod.
+// TestDropEvents: with --drop-events, a dropped packet of this node's pod makes an event on the pod.
 func TestDropEvents(t *testing.T) {
 	source := podAnnouncer{Source: newCluster(), events: make(chan agentapi.PodEvent, 10)}
 	for _, on := range []bool{false, true} {

@@ -98,7 +98,8 @@ func (s *server) wantPublished(t *testing.T, want map[string]string) {
 	}
 }
 
-// TestEnrolWithTheAPI: if the source hasn't reported a pod, the agent looks it up.
+// TestEnrolWithTheAPI: if the source hasn't reported a pod, the agent looks it up. The addresses of enrolled pods are
+// published until the pods end.
 func TestEnrolWithTheAPI(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

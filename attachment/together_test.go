@@ -52,7 +52,8 @@ func TestEndTogether(t *testing.T) {
 	n.want("c3 ended", map[string][]string{"c5": whole})
 }
 
-// TestReapLeavesWaitingDELs: the agent leaves an attachment alone while its DEL waits for the node's lock.
+// TestReapLeavesWaitingDELs: the agent leaves an attachment alone while its DEL waits for the node's lock. If the DEL
+// is killed, the agent ends the attachment.
 func TestReapLeavesWaitingDELs(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

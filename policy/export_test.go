@@ -10,7 +10,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// SmallRoom makes all limits so small that random clusters exceed them. The function restore() undoes it.
+// SmallRoom replaces the limits, so that random clusters can exceed them. The function restore() undoes it.
 func SmallRoom(rules, sets, entries float64, inSet int) (restore func()) {
 	room, most, many, piece := nodeRoom, maxSetEntries, maxBulk, maxPiece
 	maxBulk, maxPiece = inSet%4, inSet%3

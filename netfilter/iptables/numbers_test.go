@@ -383,8 +383,8 @@ func TestARefusedNumberCloses(t *testing.T) {
 	}
 }
 
-// TestForeignBitsAreDrift: if an entry's mark has bits that aren't weir's, the driver repairs it. SET would
-// write these bits to packets.
+// TestForeignBitsAreDrift: if an entry's mark has bits that aren't weir's, the entry isn't read as weir's own. So the
+// driver replaces it: SET would write these bits to packets.
 func TestForeignBitsAreDrift(t *testing.T) {
 	at := ruleset.Element{Prefix: netip.MustParsePrefix("10.0.0.1/32")}
 	e := ruleset.Entry{Element: at, Comment: numbered(3, "ns/a")}

@@ -281,8 +281,8 @@ func TestClosedBehindBridge(t *testing.T) {
 	testClosedBehind(t, "bridge")
 }
 
-// testClosedBehind: if enforcement is closed, pods behind another plugin start without an agent, and are closed
-// until one runs.
+// testClosedBehind: if enforcement is closed, pods behind another plugin start without an agent, and are closed until
+// one runs. Before the node's first agent, ADD refuses them.
 func testClosedBehind(t *testing.T, other string) {
 	n := newNodeBehind(t, other, nodetest.Conf{"enforcement": "closed"})
 	if _, err := n.TryAddPod("ns-1", "http-echo"); err == nil ||

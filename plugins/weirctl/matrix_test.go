@@ -162,7 +162,7 @@ func TestIdlePolicy(t *testing.T) {
 	}
 }
 
-// TestAuditedPolicies: if a policy becomes audited, diff says what that opens.
+// TestAuditedPolicies: if a policy becomes audited, diff says what that opens. matrix names audited policies.
 func TestAuditedPolicies(t *testing.T) {
 	audited := strings.Replace(shop, "metadata: {name: db, namespace: shop}\nspec:\n  podSelector",
 		"metadata: {name: db, namespace: shop, annotations: {weir.io/audit: \"true\"}}\nspec:\n  podSelector", 1)

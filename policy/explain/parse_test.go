@@ -97,7 +97,8 @@ func TestParseErrors(t *testing.T) {
 	}
 }
 
-// FuzzParse: no argument makes the parser panic, and an error is one printable line.
+// FuzzParse: no argument makes the parser panic, and an error is one printable line. The text of a parsed end names
+// the same end.
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{"ns/b:80/udp", "[fd00::1]:80", "node/n", "world", "svc/a/b:x", "10.0.0.1", ":/icmp"} {
 		f.Add("ns/a", s, "")

@@ -357,7 +357,8 @@ func TestFollowEnds(t *testing.T) {
 	}
 }
 
-// TestDropOrder: if drops come within the window, they are ordered.
+// TestDropOrder: if drops come within the window, they are ordered. A node's clock that is ahead makes no drop wait
+// longer.
 func TestDropOrder(t *testing.T) {
 	o := dropOrder{window: 100}
 	now := time.Unix(1e9, 0)

@@ -266,7 +266,7 @@ func TestAskAllForbidden(t *testing.T) {
 	}
 }
 
-// TestAskAllEnds: if a node hangs, its time is limited.
+// TestAskAllEnds: if a node hangs, its time is limited. If ctx ends, AskAll returns the cause.
 func TestAskAllEnds(t *testing.T) {
 	f := &fakeCluster{}
 	f.add("hangs")

@@ -248,7 +248,8 @@ func TestLeftovers(t *testing.T) {
 	}
 }
 
-// TestRefused: if the user may not make a namespace, the error says so at once.
+// TestRefused: if the user may not make a namespace, or if World or a node's name is wrong, Run returns an error at
+// once.
 func TestRefused(t *testing.T) {
 	f := newFake(1)
 	f.forbids = func(r *http.Request) bool {
