@@ -137,6 +137,7 @@ func TestASecondInterfaceInTheSameNetwork(t *testing.T) {
 }
 
 // TestASecondDefaultRouteThatIsAskedFor: if a second default route has no priority, ADD refuses it.
+// With a priority, ADD accepts it.
 func TestASecondDefaultRouteThatIsAskedFor(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

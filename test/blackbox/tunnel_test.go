@@ -351,7 +351,7 @@ func TestTunnelsComeByTheUnderlay(t *testing.T) {
 }
 
 // TestDirectPeersDontComeOutOfTunnels: if a packet between nodes of one subnet comes out of a tunnel in
-// crossSubnet, it is dropped.
+// crossSubnet, it is dropped. A packet from another subnet that comes without a tunnel is dropped too.
 func TestDirectPeersDontComeOutOfTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

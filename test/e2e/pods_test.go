@@ -106,7 +106,8 @@ spec:
 		calls)
 }
 
-// TestPodsReachTheWorldAsTheirNode: if a pod reaches hosts outside, they see its node's address.
+// TestPodsReachTheWorldAsTheirNode: a pod reaches a host outside the cluster, though the network between the nodes
+// drops packets without a node's address.
 func TestPodsReachTheWorldAsTheirNode(t *testing.T) {
 	ns := namespace(t, "world")
 	start(t,
