@@ -54,7 +54,6 @@ type Backend interface {
 	// Watch calls heard for each new generation of the rules until ctx ends. concerned is true if weir uses
 	// something that changed. Generation 0 means that messages were lost.
 	Watch(ctx context.Context, heard func(generation uint32, concerned bool)) error
-	// Generation returns the newest generation of the rules.
 	Generation() (uint32, error)
 	// Knows reports whether this generation is no news, because the backend made the change itself or has read the
 	// rules since. Pass the generations of Watch with concerned true, in ascending order.

@@ -123,8 +123,8 @@ func (a *agent) endPause() {
 	}
 }
 
-// After a failed walk, no pod is enrolled. takeWalk returns true if this walk ends that state, so a reconcile is
-// needed.
+// takeWalk takes a walk's result. After a failed walk no pod is enrolled. If this walk ends that state, a reconcile
+// is needed.
 func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	defer a.publishStatus()
 	c := &a.cutting

@@ -75,7 +75,8 @@ func (a *agent) serveEnforced(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// enforcedAnswer handles one question at a time, because pods' starts need the processor too.
+// enforcedAnswer answers what the agent enforces. It handles one question at a time, because pods' starts need the
+// processor too.
 func (a *agent) enforcedAnswer(
 	ctx context.Context, q enforced.Question, at enforced.Position, s *status,
 ) enforced.Answer {

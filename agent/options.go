@@ -22,8 +22,7 @@ type Options struct {
 	Log          *slog.Logger
 	// HealthAddress is the host:port of /healthz, /readyz and /metrics. If it is empty, they aren't served.
 	HealthAddress string
-	// Resync is the time from one resync to the next.
-	Resync time.Duration
+	Resync        time.Duration
 	// EnrolWait is how long an enrolment waits for an unknown pod, or for the end of a fault.
 	EnrolWait time.Duration
 	// NoDrops leaves dropped packets to another program.

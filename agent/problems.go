@@ -18,8 +18,8 @@ type problems struct {
 }
 
 const (
-	// A list of more than many problems takes milliseconds to report, and starting pods wait for it. So it is
-	// reported at most once in manyEvery.
+	// If there are more than this many problems, they are reported at most once in manyEvery: a report takes
+	// milliseconds, and starting pods wait for it.
 	many      = 500
 	manyEvery = time.Second
 )

@@ -18,7 +18,6 @@ import (
 // DropsPath answers with dropped packets, as a stream of JSON values (Drop).
 const DropsPath = "/v1/drops"
 
-// DropKind says which packets a Drop counts.
 type DropKind string
 
 // Each packet that the kernel logs is counted in a Drop of one of these kinds. Only packets of audited policies may
@@ -54,14 +53,12 @@ type Drop struct {
 	Chain string `json:"chain,omitempty"`
 	// Policies isolate the pod in this direction. With ByAudit they are audited and would isolate it.
 	Policies []string `json:"policies,omitempty"`
-	// Detail is further text about the first packet.
-	Detail string `json:"detail,omitempty"`
+	Detail   string   `json:"detail,omitempty"`
 	// Packet is the beginning of the first packet, from its IP header on. It is empty unless the client asks for
 	// it.
 	Packet []byte `json:"packet,omitempty"`
 }
 
-// DropEnd is the sender or the receiver of a packet.
 type DropEnd struct {
 	// Pod is namespace/name. If several pods may have the address, commas separate them.
 	Pod string `json:"pod,omitempty"`
@@ -121,7 +118,6 @@ type DropsQuery struct {
 	Audit bool
 }
 
-// Path returns the URL's path and query.
 func (q DropsQuery) Path() string {
 	v := url.Values{}
 	put := func(key, value string, unset bool) {

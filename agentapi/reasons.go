@@ -5,8 +5,7 @@ const (
 	// ByPolicy means that policies isolate the pod, and none of them allows the packet.
 	ByPolicy = "policy"
 	// ByAudit means that the packet passed. Audited policies would drop it if they were enforced.
-	ByAudit = "audit"
-	// ByClosed means that the pod is closed.
+	ByAudit  = "audit"
 	ByClosed = "closed"
 	// ByGuard means that the pod has sent under a MAC or an address of another, or a frame that is not IPv4, IPv6
 	// or ARP.

@@ -9,7 +9,6 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// Status is the answer to GET /v1/status.
 type Status struct {
 	Ready    bool      `json:"ready"`
 	LastSync time.Time `json:"lastSync,omitzero"`
@@ -81,14 +80,13 @@ type NodeRepair struct {
 
 // PodStatus is the status of one attachment on this node.
 type PodStatus struct {
-	Pod         string   `json:"pod"`
-	UID         string   `json:"uid,omitempty"`
-	ContainerID string   `json:"containerID"`
-	Addresses   []string `json:"addresses"`
-	MAC         string   `json:"mac"`
-	HostIf      string   `json:"hostInterface"`
-	// Since is when the attachment was made.
-	Since time.Time `json:"since"`
+	Pod         string    `json:"pod"`
+	UID         string    `json:"uid,omitempty"`
+	ContainerID string    `json:"containerID"`
+	Addresses   []string  `json:"addresses"`
+	MAC         string    `json:"mac"`
+	HostIf      string    `json:"hostInterface"`
+	Since       time.Time `json:"since"`
 	// Ingress and Egress list the first ten policies that isolate the pod, or are a Class… constant.
 	Ingress string `json:"ingress"`
 	Egress  string `json:"egress"`
@@ -122,7 +120,6 @@ func PodOf(e endpoint.Endpoint) PodStatus {
 	return p
 }
 
-// File is one file of a directory of manifests.
 type File struct {
 	Path    string       `json:"path"` // relative to the directory
 	Objects []FileObject `json:"objects"`

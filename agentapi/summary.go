@@ -5,7 +5,6 @@ import (
 	"time"
 )
 
-// SummaryPath answers with a Summary.
 const SummaryPath = "/v1/summary"
 
 // Summary is the status of a node in a few hundred bytes, for commands that ask all nodes of a cluster.

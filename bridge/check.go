@@ -94,7 +94,6 @@ func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr, mtu i
 	return errors.Join(errs...)
 }
 
-// Interface is an interface of a CNI result.
 type Interface struct {
 	Name      string
 	MAC       string // empty: any

@@ -44,7 +44,6 @@ type Observed struct {
 	lists *batch.Dumper
 }
 
-// Link is a link of the node.
 type Link struct {
 	Name, Kind    string
 	Index, Master int

@@ -28,7 +28,6 @@ const (
 	KindOverlay    Kind = "overlay"
 )
 
-// Kinds has every kind, for metrics.
 var Kinds = []Kind{
 	KindSysctl, KindBridge, KindAddress, KindRoute, KindPort, KindForwarding, KindNeighbour, KindGuard, KindOverlay,
 }
@@ -48,15 +47,13 @@ func PodOf(e endpoint.Endpoint) (Pod, bool) {
 	return Pod{HostIf: e.HostIf, MAC: mac, Addresses: e.Addresses}, err == nil && !e.Chained
 }
 
-// Knowledge is the input of Properties.
 type Knowledge struct {
 	Pods []Pod
 	// MAC is weir0's earlier MAC, or nil if it is unknown.
 	MAC net.HardwareAddr
 	// Tunnels are the families of pods' packets that need the tunnel.
 	Tunnels []conf.Family
-	// Memory is the node's memory in bytes.
-	Memory uint64
+	Memory  uint64
 	// Filtered are the bridges of other plugins whose packets must pass through iptables.
 	Filtered []string
 }

@@ -20,7 +20,6 @@ type Property interface {
 	restore(h netlinksafe.Handle, o *Observed) error
 }
 
-// Difference is a property that is wrong or unknown.
 type Difference struct {
 	Property Property
 	// Was is the error of Check before the repair.
@@ -29,7 +28,6 @@ type Difference struct {
 	Failed error
 }
 
-// Unknown reports whether the property couldn't be read.
 func (d Difference) Unknown() bool { return errors.Is(d.Was, ErrUnknown) }
 
 func (d Difference) Error() string {
@@ -39,7 +37,6 @@ func (d Difference) Error() string {
 	return d.Was.Error()
 }
 
-// Compare returns the properties that are wrong or unknown.
 func Compare(all []Property, o *Observed) []Difference {
 	var differ []Difference
 	for _, p := range all {

@@ -228,7 +228,8 @@ func rule(comment string, parts ...[]expr.Any) nft.Rule {
 	return nft.Rule{Comment: comment, Exprs: nft.Join(parts...)}
 }
 
-// Without a final NUL, the comparison matches every name that begins with PortPrefix: nft's "weirp*".
+// notFromPort matches packets that don't come by a pod's port. Without a final NUL, the comparison covers every
+// name that begins with PortPrefix: nft's "weirp*".
 func notFromPort() []expr.Any { return nft.IIFName(expr.CmpOpNeq, []byte(PortPrefix)) }
 func fromPort() []expr.Any    { return nft.IIFName(expr.CmpOpEq, []byte(PortPrefix)) }
 

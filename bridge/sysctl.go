@@ -25,7 +25,6 @@ type Sysctl struct {
 	IfThere bool
 }
 
-// Bound says how a sysctl's value compares with the wanted one.
 type Bound int
 
 // The value must equal the wanted one, or be at most or at least as large.

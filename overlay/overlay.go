@@ -23,7 +23,6 @@ const addrGenModeNone = 1
 // Overlay writes plans to the kernel.
 type Overlay struct{ h netlinksafe.Handle }
 
-// New returns an Overlay in the network namespace of the handle.
 func New(h netlinksafe.Handle) *Overlay { return &Overlay{h} }
 
 // Applied says what Apply had to write, and what the kernel refused.
@@ -35,7 +34,6 @@ type Applied struct {
 	Refused []ruleset.Problem
 }
 
-// Lack is a part of a plan that the kernel lacked.
 type Lack struct {
 	// Was says what was wrong, such as "weir-vxlan is down".
 	Was string

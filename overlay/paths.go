@@ -23,7 +23,6 @@ type Routes struct {
 	known map[[2]netip.Addr]Path
 }
 
-// NewRoutes returns Routes in the network namespace of the handle.
 func NewRoutes(h netlinksafe.Handle) *Routes {
 	return &Routes{h: h, links: map[int]netlink.Link{}, known: map[[2]netip.Addr]Path{}}
 }

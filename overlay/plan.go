@@ -68,7 +68,6 @@ type Options struct {
 	VNI  uint32
 }
 
-// Validate returns an error if an option is out of range.
 func (o Options) Validate() error {
 	if o.Port == 0 {
 		return errors.New("the overlay's port: must be from 1 to 65535")
@@ -91,7 +90,6 @@ type Path struct {
 	Unfit string
 }
 
-// Paths knows the node's routes.
 type Paths interface {
 	// To returns the path from one address to another. If from is invalid, the kernel chooses the source.
 	To(from, to netip.Addr) (Path, error)

@@ -262,7 +262,6 @@ func readGate(conn *nftables.Conn, g Gate) (gateElements, Traffic, error) {
 	return have, t, nil
 }
 
-// ReadTraffic returns the gate's counters of tunnel packets.
 func ReadTraffic() (Traffic, error) {
 	conn, err := openTransaction()
 	if err != nil {

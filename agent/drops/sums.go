@@ -117,7 +117,6 @@ func NewSums() *Sums {
 	}
 }
 
-// At sets the time for the packets that follow.
 func (s *Sums) At(now time.Time) { s.now = now }
 
 // Lost counts packets of which nothing else is known.

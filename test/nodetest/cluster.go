@@ -33,7 +33,6 @@ type ClusterNode struct {
 	log         string
 }
 
-// RouterNS is the path of the router's network namespace.
 const RouterNS = "/run/netns/router"
 
 // NewCluster makes a cluster with size nodes. The test must run on a node of its own (see Isolated).

@@ -87,7 +87,6 @@ func (p *Pod) read(out string) error {
 	return nil
 }
 
-// DelPod detaches the pod and removes its namespace.
 func (n *Node) DelPod(p *Pod) {
 	n.Helper()
 	if _, err := n.CNI("del", p.Netns, Args(p.Namespace, p.Name, "")); err != nil {
@@ -190,7 +189,6 @@ func (n *Node) Reach(from *Pod, address string, want bool) {
 	n.ReachFrom(from.Netns, address, want)
 }
 
-// ReachFrom is Reach from any namespace.
 func (n *Node) ReachFrom(netns, address string, want bool) {
 	n.Helper()
 	n.Eventually(fmt.Sprintf("%s reaches %s: %v", filepath.Base(netns), address, want), func() error {

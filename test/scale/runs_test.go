@@ -59,7 +59,7 @@ func (l latency) attacked(name string) string {
 	return string(l) + ", other tenants, under " + name + ", ms"
 }
 
-// Rows that begin with rowAttackMemory have an agent's peak memory until the end of an attack.
+// rowAttackMemory begins the names of rows with an agent's peak memory until the end of an attack.
 const rowAttackMemory = "peak RSS, MB, under "
 
 type runs struct {

@@ -20,8 +20,7 @@ type View struct {
 	*reach.Matrix
 	Rows []reach.Row
 	// Title is such as "namespace shop".
-	Title string
-	// Policies are the names of all policies.
+	Title    string
 	Policies []string
 	// Notes say what the matrix leaves out, each in a sentence.
 	Notes []string

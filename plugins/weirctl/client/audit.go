@@ -79,7 +79,6 @@ func (a *AuditOfNodes) Add(r agentapi.AuditReport, since time.Time) {
 	}
 }
 
-// Knows reports whether the policy is audited.
 func (a *AuditOfNodes) Knows(name string) bool { return slices.Contains(a.Audited, name) }
 
 // PrintAudit prints the would-drops of one policy, with rules that would allow them. Without a name, it lists the

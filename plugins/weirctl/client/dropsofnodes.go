@@ -13,7 +13,6 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// DropsOfNodes selects and prints drops of many nodes.
 type DropsOfNodes struct {
 	Query agentapi.DropsQuery
 	// Nodes are the names of the nodes to ask. Empty means all.

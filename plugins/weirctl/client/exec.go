@@ -19,7 +19,6 @@ import (
 	"k8s.io/streaming/pkg/httpstream"
 )
 
-// Command is a command in a container of a pod.
 type Command struct {
 	Namespace, Pod, Container string
 	Args                      []string

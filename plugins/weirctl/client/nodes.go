@@ -34,7 +34,6 @@ var agentLabels = labels.Set{"k8s-app": "weir"}
 // node needs an open port.
 type Cluster struct {
 	*API
-	// Namespace is the namespace of weir's pods.
 	Namespace string
 }
 
@@ -71,8 +70,7 @@ func (f *NodeFlags) Cluster() (*Cluster, error) {
 type Agent struct {
 	Node string
 	// Pod is the agent's pod. It is empty if the node has none.
-	Pod string
-	// Image is the image of the agent's container.
+	Pod   string
 	Image string
 	// Down says why the agent can't be asked. It is empty if it can.
 	Down string

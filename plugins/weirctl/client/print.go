@@ -140,7 +140,6 @@ func problemTexts(of []agentapi.Problem) (lines []string) {
 	return lines
 }
 
-// PrintJSON prints a value as indented JSON.
 func PrintJSON(out io.Writer, v any) error { return printJSON(out, v) }
 
 // PrintLine prints a text from outside weirctl safely, as one line.

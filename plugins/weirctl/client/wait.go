@@ -35,7 +35,6 @@ type Waited struct {
 	Missing map[string]string `json:"missing,omitempty"`
 }
 
-// Wait is what to wait for.
 type Wait struct {
 	Kind string // policy or pod
 	Name policy.Name

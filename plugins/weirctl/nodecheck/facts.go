@@ -6,8 +6,7 @@ package nodecheck
 // Facts are what Read has found on a node. Unread says what could not be read.
 type Facts struct {
 	// Kernel is the kernel's release, such as 6.1.0-18-cloud-amd64.
-	Kernel string `json:"kernel"`
-	// Trials are the kernel features that were tried.
+	Kernel string  `json:"kernel"`
 	Trials []Trial `json:"trials"`
 	// NoTrials says why no feature could be tried. It is empty if they were tried.
 	NoTrials string `json:"noTrials,omitempty"`
@@ -41,7 +40,6 @@ type Trial struct {
 	Error string `json:"error,omitempty"`
 }
 
-// Feature is a kernel feature that weir needs.
 type Feature string
 
 // xtFeature names further features: iptables' matches and targets.
@@ -81,7 +79,6 @@ const (
 	OK      Severity = "ok"
 )
 
-// Finding is a conclusion from facts.
 type Finding struct {
 	Severity Severity `json:"severity"`
 	// What says in one line what was found.

@@ -26,7 +26,6 @@ type Times struct {
 	Removes time.Duration
 }
 
-// DefaultTimes are the times that the command uses.
 var DefaultTimes = Times{
 	Poll: 300 * time.Millisecond, Alive: 3 * time.Second, Starts: time.Minute, Applies: 20 * time.Second,
 	Reach: 3 * time.Second, Denied: time.Second, Removes: 45 * time.Second,

@@ -8,7 +8,6 @@ import (
 	"strings"
 )
 
-// Name is the name of one check.
 type Name string
 
 // These are the checks in their order. A broken check often breaks later ones.
@@ -29,7 +28,6 @@ const (
 	CleanUp    Name = "clean up"
 )
 
-// State is the result of a check.
 type State string
 
 // Values of Line.State.
@@ -71,13 +69,11 @@ func (r *Report) Broken() string {
 	return first
 }
 
-// Outcome is the result of one attempt.
 type Outcome struct {
 	// From is the client's node, and To the server's. To is empty if there is no server's node.
 	From, To string
-	// Family is IPv4, IPv6 or empty.
-	Family string
-	OK     bool
+	Family   string
+	OK       bool
 	// Why says what happened if OK is false.
 	Why string
 }

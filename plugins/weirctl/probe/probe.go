@@ -36,8 +36,7 @@ const (
 type Probe struct {
 	Kind Kind `json:"kind"`
 	// To is HOST:PORT, or the name to resolve.
-	To string `json:"to"`
-	// Within is how long the probe may take.
+	To     string        `json:"to"`
 	Within time.Duration `json:"within"`
 }
 

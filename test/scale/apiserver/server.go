@@ -38,9 +38,8 @@ type Kind struct {
 	Group, Version, Kind, Resource string
 
 	Namespaced bool
-	// New returns an empty object.
-	New     func() Object
-	NewList func(meta metav1.ListMeta, items []Object) runtime.Object
+	New        func() Object
+	NewList    func(meta metav1.ListMeta, items []Object) runtime.Object
 	// Base may be nil.
 	Base Base
 }
@@ -101,7 +100,6 @@ func newServer(address string, l limits, kinds []Kind) (*Server, error) {
 	return s, nil
 }
 
-// Close ends the server and all its watches.
 func (s *Server) Close() {
 	s.http.CloseClientConnections()
 	s.http.Config.SetKeepAlivesEnabled(false)

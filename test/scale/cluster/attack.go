@@ -17,7 +17,6 @@ type Attack struct {
 	spec       func(policy int) networkingv1.NetworkPolicySpec
 }
 
-// Attacks are the measured attacks.
 var Attacks = []Attack{
 	{"one policy of 900 peers, each NotIn 100 values", 1, 1, func(int) networkingv1.NetworkPolicySpec {
 		return peersOf(900, func(i int) metav1.LabelSelector {
@@ -45,7 +44,6 @@ var Attacks = []Attack{
 
 func (a Attack) NamespaceName(i int) string { return fmt.Sprintf("attacker-%d", i) }
 
-// Policies returns the attack's policies of one namespace.
 func (a Attack) Policies(namespace int) []*networkingv1.NetworkPolicy {
 	all := make([]*networkingv1.NetworkPolicy, a.policies)
 	for i := range all {

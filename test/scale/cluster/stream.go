@@ -43,7 +43,6 @@ func ParseMix(s string) (Mix, error) {
 
 func (m Mix) String() string { return fmt.Sprintf("%d:%d:%d", m.Status, m.Elsewhere, m.Here) }
 
-// Stream changes pods at a steady rate.
 type Stream struct {
 	cluster       *Cluster
 	server        *apiserver.Server
