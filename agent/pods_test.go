@@ -173,7 +173,8 @@ func TestAPodThatWasFoundStays(t *testing.T) {
 	r := startWith(t, api.cluster, Options{Source: api, Resync: 50 * time.Millisecond, EnrolWait: time.Minute})
 	before := named("db-0", "1", "old")
 	r.tell(shop(before), nil)
-	r.wantMetrics(map[string]float64{"weir_policies": 2}) // // the agent has taken the report: a report after the lookup's answer would end the lookup
+	// The agent must take this report first: after the lookup's answer, a report would end the lookup.
+	r.wantMetrics(map[string]float64{"weir_policies": 2})
 	id := r.attachUID("db-0", "2", "10.88.0.9")
 	if v, err := r.enrol(id); err != nil || v.Ingress != "shop/new" {
 		t.Errorf("the answer is %+v, %v", v, err)
@@ -241,7 +242,8 @@ func TestALateAnswerIsIgnored(t *testing.T) {
 	api.answers = make(chan struct{})
 	r := startWith(t, api.cluster, Options{Source: api, Resync: 50 * time.Millisecond, EnrolWait: time.Minute})
 	r.tell(shop(), nil)
-	r.wantMetrics(map[string]float64{"weir_policies": 2}) // // the agent has taken the first report: before it, no pod is looked up
+	// Before the agent has taken its first report, it looks no pod up.
+	r.wantMetrics(map[string]float64{"weir_policies": 2})
 	id, done := r.attachUID("db-0", "2", "10.88.0.9"), make(chan error, 1)
 	go func() {
 		_, err := r.enrol(id)

@@ -215,7 +215,7 @@ func (s loweredSet) next(now ruleset.Set) loweredSet {
 			for _, half := range halvesOf(e.Prefix) {
 				n.to = n.to.With(ruleset.Entry{Element: ruleset.Element{Prefix: half}, Comment: e.Comment})
 			}
-		default: // // a half that the ruleset itself has comes after the entry for all, and keeps its comment if that sorts first
+		default: // a half that the ruleset has comes after the entry for all, and keeps its comment if that sorts first
 			if was, ok := n.to.Get(e.Element); !ok || !n.whole || e.Comment < was {
 				n.to = n.to.With(e)
 			}
