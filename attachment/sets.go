@@ -122,9 +122,12 @@ func (s podSets) Check(addrs ...netip.Addr) error {
 		if err == nil {
 			return nil
 		}
+		if inUse, _ := one.InUse(addrs[0]); inUse && len(errs) > 0 {
+			errs[0] = err
+		}
 		errs = append(errs, err)
 	}
-	return errs[0] // of ipset, if the backend is unknown: two reports of one fault help nobody
+	return errs[0] // of the backend that has rules: two reports of one fault help nobody
 }
 
 func (s podSets) Addresses() (all []netip.Addr, err error) {

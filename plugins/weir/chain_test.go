@@ -224,7 +224,9 @@ func testBehind(t *testing.T, other string) {
 		t.Error(err)
 	}
 	n.KillAgent() // the agent would repair what the test now breaks
-	breaks := map[string][2]string{"weir-pods": {"ipset del weir-pods " + server.IP, "ipset add weir-pods " + server.IP}}
+	breaks := map[string][2]string{
+		nodetest.PodSet: {nodetest.TakeOutOf(nodetest.PodSet, server.IP), nodetest.PutInto(nodetest.PodSet, server.IP)},
+	}
 	if other == "bridge" {
 		breaks["nf_call_iptables"] = [2]string{"ip link set cni0 type bridge nf_call_iptables 0", "true"}
 	}
@@ -244,8 +246,8 @@ func testBehind(t *testing.T, other string) {
 		t.Errorf("the agent hasn't put it right: %v", err)
 	}
 	n.Eventually("the agent has taken out the pod that is over", func() error {
-		if out := nodetest.Run(t, "ipset", "list"); strings.Contains(out, client.IP+" ") {
-			return fmt.Errorf("%s", out)
+		if out, err := nodetest.ListSets(); err != nil || strings.Contains(out, client.IP+" ") {
+			return fmt.Errorf("%w: %s", err, out)
 		}
 		return nil
 	})
@@ -322,7 +324,12 @@ func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 	}}, nodetest.Conf{"type": "weir", "enforcement": "closed"})
 	n.StartAgent()
 	first := n.AddPod("ns-1", "http-echo")
-	in := func(set string) bool { return exec.Command("ipset", "test", set, first.IP).Run() == nil }
+	in := func(set string) bool {
+		if nodetest.Nftables() {
+			return exec.Command("nft", "get", "element", "ip", "weir", set, "{ "+first.IP+" }").Run() == nil
+		}
+		return exec.Command("ipset", "test", set, first.IP).Run() == nil
+	}
 	if !in("weir-in") || !in("weir-pods") {
 		t.Fatal("the first pod is in no class")
 	}
@@ -601,11 +608,11 @@ spec:
 `
 	n.Manifest("policy.yaml", allowed+"---"+both)
 	n.Eventually("the client is isolated", func() error {
-		sets, err := nodetest.Try("ipset", "list")
+		sets, err := nodetest.ListSets()
 		if err != nil {
 			return err
 		}
-		rules, err := nodetest.Try("ip6tables", "-t", "mangle", "-S")
+		rules, err := nodetest.ListChecks()
 		if err != nil {
 			return err
 		}

@@ -167,7 +167,7 @@ func TestResultOfBothFamilies(t *testing.T) {
 		t.Error(diff)
 	}
 	for _, tc := range []struct{ breakIt, want string }{
-		{"ipset del weir-pods6 " + p.IP6, "weir-pods6"},
+		{nodetest.TakeOutOf(nodetest.PodSet, p.IP6), "weir-pods6"},
 		{"ip -n ns-1.busybox addr del " + p.IP6 + "/128 dev eth0", p.IP6},
 		{"ip neigh del " + p.IP6 + " dev weir0", p.IP6},
 		{"ip -n ns-1.busybox -6 route del default", "default route via fd00:10:88::1"},

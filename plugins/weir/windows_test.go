@@ -282,7 +282,7 @@ func TestFault5AFlushIsRepaired(t *testing.T) {
 	n.Manifest("policy.yaml",
 		strings.Replace(denyAll, "podSelector: {}", "podSelector: {matchLabels: {app: http-echo}}", 1))
 	n.Reach(client, server.IP+":80", false)
-	for _, flush := range []string{"iptables -t mangle -F", "nft flush ruleset"} {
+	for _, flush := range []string{nodetest.FlushChecks(), "nft flush ruleset"} {
 		f := strings.Fields(flush)
 		start := time.Now()
 		nodetest.Run(t, f[0], f[1:]...)
@@ -299,7 +299,7 @@ func TestFault5AFlushIsRepaired(t *testing.T) {
 		nodetest.Run(t, f[0], f[1:]...)
 		tcp, accepted := connectTCP(t, server, client)
 		flows := []*flow{push(t, tcp, accepted)}
-		if flush == "iptables -t mangle -F" { // after the other flush nothing is tracked, so there is no UDP flow to cut
+		if flush == nodetest.FlushChecks() { // after the other flush nothing is tracked, so there is no UDP flow to cut
 			udp, answering := connectUDP(t, server, client)
 			flows = append(flows, push(t, udp, answering))
 		}
@@ -432,7 +432,7 @@ func TestAFlushIsClosedWithoutAState(t *testing.T) {
 	n.Manifest("policy.yaml", denyAll)
 	n.Reach(client, server.IP+":80", false)
 	n.StopAgent()
-	for _, flush := range []string{"iptables -t mangle -F", "nft flush ruleset"} {
+	for _, flush := range []string{nodetest.FlushChecks(), "nft flush ruleset"} {
 		f := strings.Fields(flush)
 		nodetest.Run(t, f[0], f[1:]...)
 		n.Reach(client, server.IP+":80", true)

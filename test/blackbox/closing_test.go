@@ -32,7 +32,7 @@ func testFlushWhileRefused(t *testing.T, refused, request string) {
 	n.Serve(web.Netns, "tcp", ":80")
 	n.Reach(client, web.IP+":80", false)
 	n.StopAgent()
-	if onNftables() {
+	if nodetest.Nftables() {
 		refuseRequests(t, newRule, request)
 	}
 	for _, program := range []string{"iptables-nft-restore", "ip6tables-nft-restore"} {
@@ -43,7 +43,7 @@ echo "refused" >&2
 exit 1`, refused))
 	}
 	n.StartAgent()
-	flushChecks(t)
+	nodetest.RunEach(t, nodetest.FlushChecks())
 	n.Eventually("the node says that it isn't ready", func() error {
 		if out, err := n.Ctl("status"); err == nil {
 			return errors.New("it is ready: " + out)
@@ -67,7 +67,7 @@ exit 1`, refused))
 		if err != nil {
 			return err
 		}
-		rules, err := checks()
+		rules, err := nodetest.ListChecks()
 		if err != nil {
 			return err
 		}

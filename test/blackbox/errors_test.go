@@ -38,7 +38,7 @@ func TestErrorsOfIptablesAreShort(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
-	aboutIptables(t)
+	nodetest.AboutIptables(t)
 	n := nodetest.NewNode(t, nil)
 	wrapped(t, "iptables-nft-restore", `
 all=$(cat)

@@ -11,49 +11,24 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// Both backends run these tests: WEIR_BACKEND names one. The helpers here do the same in the kernel's words of the
-// backend in use.
-
-// onNftables reports whether the tests' agents use nftables.
-func onNftables() bool { return os.Getenv("WEIR_BACKEND") == "nftables" }
-
-// aboutIptables is for a test about the tables of iptables itself: its agent uses the backend iptables in any case.
-func aboutIptables(t *testing.T) {
-	t.Helper()
-	if onNftables() {
-		t.Setenv("WEIR_BACKEND", "iptables")
-	}
-}
-
 // podSet lists the set of the node's IPv4 pods.
 func podSet() (string, error) {
-	if onNftables() {
-		return nodetest.Try("nft", "list", "set", "ip", "weir", "weir-pods")
+	if nodetest.Nftables() {
+		return nodetest.Try("nft", "list", "set", "ip", "weir", nodetest.PodSet)
 	}
-	return nodetest.Try("ipset", "list", "weir-pods")
-}
-
-// addToPodSet adds an IPv4 address to the set of the node's pods.
-func addToPodSet(t *testing.T, address string) {
-	t.Helper()
-	if onNftables() {
-		nodetest.Run(t, "nft", "add", "element", "ip", "weir", "weir-pods", "{", address, "}")
-		return
-	}
-	nodetest.Run(t, "ipset", "add", "weir-pods", address)
+	return nodetest.Try("ipset", "list", nodetest.PodSet)
 }
 
 // takeOut takes an IPv4 address out of all of weir's sets.
 func takeOut(t testing.TB, address string) {
 	t.Helper()
-	if onNftables() {
-		for _, set := range []string{"weir-pods", "weir-self", "weir-errors", "weir-in", "weir-eg"} {
-			_, _ = nodetest.Try("nft", "delete", "element", "ip", "weir", set, "{", address, "}") // not all hold it
-		}
-		return
+	sets := []string{nodetest.PodSet, "weir-self", "weir-errors", "weir-in", "weir-eg"}
+	if !nodetest.Nftables() {
+		sets = strings.Fields(nodetest.Run(t, "ipset", "list", "-name"))
 	}
-	for _, set := range strings.Fields(nodetest.Run(t, "ipset", "list", "-name")) {
-		_, _ = nodetest.Try("ipset", "del", set, address) // most sets don't hold it
+	for _, set := range sets {
+		command := strings.Fields(nodetest.TakeOutOf(set, address))
+		_, _ = nodetest.Try(command[0], command[1:]...) // most sets don't hold it
 	}
 }
 
@@ -61,31 +36,13 @@ func takeOut(t testing.TB, address string) {
 // changes to the agent.
 func disturbRules() {
 	table, place := "mangle", "-A"
-	if onNftables() {
+	if nodetest.Nftables() {
 		table, place = "filter", "-I" // weir's rules there stay the last ones
 	}
 	rule := []string{"FORWARD", "-s", "203.0.113.1", "-j", "ACCEPT"}
 	for _, verb := range []string{place, "-D"} {
 		_, _ = nodetest.Try("iptables-nft", append([]string{"-w", "-t", table, verb}, rule...)...)
 	}
-}
-
-// flushChecks removes the rules that check IPv4 packets.
-func flushChecks(t *testing.T) {
-	t.Helper()
-	if onNftables() {
-		nodetest.Run(t, "nft", "flush", "table", "ip", "weir")
-		return
-	}
-	nodetest.Run(t, "iptables-nft", "-t", "mangle", "-F")
-}
-
-// checks returns the rules that check IPv4 packets.
-func checks() (string, error) {
-	if onNftables() {
-		return nodetest.Try("nft", "list", "table", "ip", "weir")
-	}
-	return nodetest.Try("iptables-nft", "-t", "mangle", "-S")
 }
 
 // Kinds of requests of nf_tables (enum nf_tables_msg_types).

@@ -63,7 +63,7 @@ const rulesFailed = "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND f
 // lacking makes iptables refuse input lines with the text until mended is called. says is the message. With nftables,
 // it makes nf_tables refuse r.request.
 func (r refusal) lacking(text, says string) refusal {
-	if onNftables() && !r.legacy {
+	if nodetest.Nftables() && !r.legacy {
 		return r.lackingRequest()
 	}
 	r.before = func(n *nodetest.Node) {
@@ -168,7 +168,7 @@ func TestRefusedSet(t *testing.T) {
 		},
 		mended: func(n *nodetest.Node) { nodetest.Run(n, "iptables-nft", "-t", "raw", "-F") },
 	}
-	if onNftables() {
+	if nodetest.Nftables() {
 		r = r.lackingRequest()
 	}
 	testRefused(t, r)
@@ -192,7 +192,7 @@ func TestRefusedEntry(t *testing.T) {
 		spec: someBlocks, field: "spec.ingress[0].from", after: swap("1"), mended: swap("100"),
 		opens: true, kind: newElement, request: "\x0a\x58\x00\x80", // behind 10.88.0.0/25
 	}
-	if onNftables() {
+	if nodetest.Nftables() {
 		r = r.lackingRequest()
 	}
 	testRefused(t, r)
@@ -213,7 +213,7 @@ func testRefused(t *testing.T, r refusal) {
 		return
 	}
 	if r.legacy {
-		aboutIptables(t)
+		nodetest.AboutIptables(t)
 	}
 	n := nodetest.NewNode(t, nil)
 	if r.legacy {

@@ -250,7 +250,7 @@ func TestForwardThatRefusesAllLegacy(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
-	aboutIptables(t)
+	nodetest.AboutIptables(t)
 	forwardThatRefusesAll(t, "legacy")
 }
 

@@ -73,7 +73,7 @@ func TestAddsAndDelsAreNobodysTampering(t *testing.T) {
 	if out, err := podSet(); err != nil || strings.Contains(out, "10.77.0.") {
 		t.Errorf("left among the judged pods: %v\n%s", err, out)
 	}
-	addToPodSet(t, "203.0.113.9")
+	nodetest.RunEach(t, nodetest.PutInto(nodetest.PodSet, "203.0.113.9"))
 	n.Eventually("an address of no pod is taken out", func() error {
 		if out, err := podSet(); err != nil || strings.Contains(out, "203.0.113.9") {
 			return fmt.Errorf("it is in: %w\n%s", err, out)

@@ -62,6 +62,10 @@ func well(n *nodetest.Node) {
 		_, err := n.Ctl("status")
 		return err
 	})
+	// A runtime ends what a refused ADD may have left.
+	if _, err := n.CNI("del", "/run/netns/x.c", nodetest.Args("x", "c", "")); err != nil {
+		n.Error(err)
+	}
 	if _, err := n.TryAddPod("x", "c"); err != nil {
 		n.Errorf("when all is known again: %v", err)
 	}
@@ -81,7 +85,7 @@ func TestATableThatIptablesCantPrint(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
-	aboutIptables(t)
+	nodetest.AboutIptables(t)
 	n, a, b := denied(t)
 	n.Reach(a, b.IP+":80", false)
 	sh(t, `nft 'add rule ip nat POSTROUTING meta mark set meta mark & 0xff00ffff | 0x00040000'`)
@@ -111,7 +115,7 @@ func TestATableThatIptablesCallsIncompatible(t *testing.T) {
 			if !nodetest.IsolatedWithWeir(t) {
 				return
 			}
-			aboutIptables(t)
+			nodetest.AboutIptables(t)
 			n := nodetest.NewNode(t, nodetest.Conf{"ranges": []any{
 				nodetest.Conf{"subnet": "10.88.0.0/24"}, nodetest.Conf{"subnet": "fd00:88::/64"},
 			}})
@@ -187,7 +191,7 @@ func TestALegacyTableThatIptablesCantPrint(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
-	aboutIptables(t)
+	nodetest.AboutIptables(t)
 	sh(t, "iptables-legacy -A INPUT -s 203.0.113.1 -j DROP") // this rule shows that the node uses iptables-legacy
 	undo := withoutMatch(t, "statistic")
 	n, a, b := denied(t)
@@ -219,7 +223,7 @@ func TestWhichIptablesIsUnknown(t *testing.T) {
 		if !nodetest.IsolatedWithWeir(t) {
 			return
 		}
-		aboutIptables(t)
+		nodetest.AboutIptables(t)
 		sh(t, `iptables-nft -t nat -N KUBE-KUBELET-CANARY; iptables-legacy -A INPUT -s 203.0.113.1 -j DROP`)
 		sh(t, `nft add chain ip nat x; nft 'add rule ip nat x meta mark set meta mark & 0xff00ffff | 0x00040000'`)
 		n := nodetest.NewNode(t, nil)
@@ -234,7 +238,7 @@ func TestWhichIptablesIsUnknown(t *testing.T) {
 		if !nodetest.IsolatedWithWeir(t) {
 			return
 		}
-		aboutIptables(t)
+		nodetest.AboutIptables(t)
 		undo := withoutMatch(t, "statistic")
 		sh(t, undo+"iptables-legacy -A INPUT -m statistic --mode random --probability 0.5")
 		n := nodetest.NewNode(t, nil)
@@ -283,7 +287,7 @@ func TestATableThatIsSwitchedOff(t *testing.T) {
 	n, a, b := denied(t)
 	n.Reach(a, b.IP+":80", false)
 	checks := "ip mangle"
-	if onNftables() {
+	if nodetest.Nftables() {
 		checks = "ip weir"
 	}
 	for _, table := range []string{checks, "bridge weir"} {
@@ -304,7 +308,7 @@ func TestAChainThatHangsElsewhere(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
-	aboutIptables(t)
+	nodetest.AboutIptables(t)
 	n, a, b := denied(t)
 	for _, hook := range []string{
 		"", "type filter hook output priority -150;", "type filter hook forward priority 300;",
@@ -348,7 +352,7 @@ func TestASetThatCantBeRead(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
-	aboutIptables(t)
+	nodetest.AboutIptables(t)
 	n, a, b := denied(t)
 	n.Reach(a, b.IP+":80", false)
 	sh(t, `ipset create x hash:ip; ipset create y list:set; ipset add y x; ipset rename y weir-x`)
