@@ -18,6 +18,7 @@ func TestAuditBadInput(t *testing.T) {
 		{[]string{"shop/"}, client.ExitUsage, "must be NAMESPACE/NAME"},
 		{[]string{"shop/db", "--since", "-1s"}, client.ExitUsage, "must not be negative"},
 		{[]string{"-o", "xml"}, client.ExitUsage, "must be text or json"},
+		{[]string{"shop/db", "shop/web"}, client.ExitUsage, "audit takes one policy, NAMESPACE/NAME, and got 2"},
 		{[]string{"shop/db"}, client.ExitError, "--cluster asks those of all nodes"},
 	} {
 		cmd := auditCommand()

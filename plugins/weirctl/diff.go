@@ -243,6 +243,9 @@ func readFiles(paths []string, stdin io.Reader) (policy.Objects, error) {
 			defer func() { _ = opened.Close() }()
 			return read(name, opened)
 		})
+		if errors.Is(err, fs.ErrNotExist) {
+			return policy.Objects{}, client.Usage(fmt.Errorf("-f %s: there is no such file or directory", p))
+		}
 		if err != nil {
 			return policy.Objects{}, fmt.Errorf("read -f %s: %w", p, err)
 		}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -63,10 +64,20 @@ func dropsCommand() *cobra.Command {
 				return err
 			}
 			defer func() { err = errors.Join(err, closeOutput()) }()
-			if o.cluster || len(o.names) > 0 {
-				return o.ofNodes(cmd.Context(), printDrop)
+			shown := 0
+			counted := func(d *agentapi.Drop) error {
+				shown++
+				return printDrop(d)
 			}
-			return o.ofThisNode(cmd.Context(), printDrop)
+			if o.cluster || len(o.names) > 0 {
+				err = o.ofNodes(cmd.Context(), counted)
+			} else {
+				err = o.ofThisNode(cmd.Context(), counted)
+			}
+			if err == nil && shown == 0 && !o.query.Follow {
+				_, _ = fmt.Fprintln(cmd.ErrOrStderr(), "weirctl: note: no drop that the agents remember matches")
+			}
+			return err
 		},
 	}
 	flags, q := cmd.Flags(), &o.query
@@ -77,7 +88,7 @@ func dropsCommand() *cobra.Command {
 	flags.StringVar(&q.Pod, "pod", "", "only if this pod is the sender or the receiver: its name, or namespace/name")
 	flags.StringVar(&q.Policy, "policy", "", "only if this policy isolates the pod: its name, or namespace/name")
 	flags.StringVar(&q.Reason, "reason", "", "only if dropped for this reason: "+reasons())
-	flags.Uint16Var(&q.Port, "port", 0, "only packets to this port")
+	flags.Var((*portFlag)(&q.Port), "port", "only packets to this port")
 	flags.BoolVar(&q.Audit, "audit", false, "only packets that passed, and that audited policies would drop")
 	flags.StringVarP(&o.output, "output", "o", "text", "text or json (one value a line)")
 	flags.StringVar(&o.pcap, "pcap", "",
@@ -88,6 +99,23 @@ func dropsCommand() *cobra.Command {
 	o.nodes.CompleteFlags(cmd)
 	return cmd
 }
+
+type portFlag uint16
+
+// Set reads a port.
+func (p *portFlag) Set(text string) error {
+	port, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || port == 0 {
+		return errors.New("must be a port from 1 to 65535")
+	}
+	*p = portFlag(port)
+	return nil
+}
+
+func (p *portFlag) String() string { return strconv.Itoa(int(*p)) }
+
+// Type is the value's name in the help.
+func (p *portFlag) Type() string { return "port" }
 
 func (o *dropsOptions) printer(cmd *cobra.Command) (func(*agentapi.Drop) error, func() error, error) {
 	format, err := client.ParseFormat(o.output)

@@ -27,3 +27,15 @@ func TestDropsBadInput(t *testing.T) {
 		}
 	}
 }
+
+func TestPortFlag(t *testing.T) {
+	for text, want := range map[string]uint16{
+		"1": 1, "65535": 65535, "0": 0, "65536": 0, "-1": 0, "http": 0, "": 0, "80 ": 0,
+	} {
+		port := uint16(0)
+		err := (*portFlag)(&port).Set(text)
+		if port != want || (err == nil) != (want > 0) {
+			t.Errorf("%q: %d, %v", text, port, err)
+		}
+	}
+}

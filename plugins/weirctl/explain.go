@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -140,10 +141,32 @@ func answer(ctx context.Context, source *client.Source, question explain.Questio
 		return explain.Explanation{}, err
 	}
 	e, err := explain.Explain(c, query)
+	if input := (*explain.InputError)(nil); errors.As(err, &input) {
+		err = maybeHidden(err, query, c.Gaps)
+	}
 	if e.Source = "the API server"; kind == client.FromDirectory {
 		e.Source = "the files in " + path
 	}
 	return e, err
+}
+
+// maybeHidden returns an error that names the objects among which the missing end may be, because the user may not
+// read them. If there are none, it returns err.
+func maybeHidden(err error, q explain.Query, gaps []string) error {
+	if !strings.HasPrefix(err.Error(), "there is no ") {
+		return err
+	}
+	among := map[explain.EndKind]string{
+		explain.EndService: " services", explain.EndNamed: " services", explain.EndNode: " nodes",
+	}
+	for _, end := range [...]explain.Ref{q.From, q.To} {
+		for _, gap := range gaps {
+			if objects := among[end.Kind]; objects != "" && strings.Contains(gap, objects) {
+				return fmt.Errorf("%s, or it can't be seen: %s", err.Error(), gap)
+			}
+		}
+	}
+	return err
 }
 
 // An agent that watches the API server doesn't know Services, so weirctl looks them up itself.

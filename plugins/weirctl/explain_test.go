@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -265,6 +266,33 @@ func TestMistakes(t *testing.T) {
 		out, code, message := runExplain(t, list...)
 		if out != "" || code != client.ExitUsage || message != want {
 			t.Errorf("%s: exit code %d\ngot  %s\nwant %s\n%s", args, code, message, want, out)
+		}
+	}
+}
+
+// TestMaybeHidden: an end that the user may not read isn't called missing.
+func TestMaybeHidden(t *testing.T) {
+	gaps := []string{"you may not read services, so weirctl doesn't know which pods Services lead to"}
+	for _, tc := range []struct {
+		to, message string
+		gaps        []string
+		hidden      bool
+	}{
+		{"svc/shop/b:80", "there is no Service svc/shop/b", gaps, true},
+		{"shop/b:80", "there is no pod shop/b", gaps, true},
+		{"svc/shop/b:80", "there is no Service svc/shop/b", nil, false},
+		{"node/n1:80", "there is no node node/n1", gaps, false},
+		{"10.0.0.9:80", "there is no pod with it", gaps, false},
+		{"svc/shop/b:81", "svc/shop/b has no port 81/TCP; it has 80/TCP", gaps, false},
+	} {
+		q, err := explain.Parse("10.0.0.1", tc.to, "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = maybeHidden(explain.NewInputError(tc.message), q, tc.gaps)
+		wrong := errors.As(err, new(*explain.InputError))
+		if wrong == tc.hidden || tc.hidden && !strings.HasSuffix(err.Error(), "or it can't be seen: "+gaps[0]) {
+			t.Errorf("%s: %v", tc.to, err)
 		}
 	}
 }

@@ -180,6 +180,9 @@ func matched(r explain.Rule) string {
 	if len(parts) == 0 {
 		return ", which allows everything"
 	}
+	if len(parts) == 1 {
+		return ": " + parts[0] + " matches"
+	}
 	return ": " + strings.Join(parts, " and ") + " match"
 }
 

@@ -239,7 +239,7 @@ func TestReachBadInput(t *testing.T) {
 		{true, "", client.ExitUsage, "use -f FILE"},
 		{true, "--delete web", client.ExitUsage, "must be NAMESPACE/NAME"},
 		{true, "--delete shop/gone", client.ExitUsage, "there is no NetworkPolicy shop/gone"},
-		{true, "-f gone.yaml", client.ExitError, "no such file"},
+		{true, "-f gone.yaml", client.ExitUsage, "-f gone.yaml: there is no such file or directory"},
 		{true, "-f -", client.ExitError, "there is no object"},
 		{true, "-f - --fail-on all", client.ExitUsage, "must be any, opens, closes or never"},
 	} {

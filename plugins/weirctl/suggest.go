@@ -95,6 +95,9 @@ func (f *flowsFlags) recorded(cmd *cobra.Command, file string) (all []agentapi.F
 		}
 	} else {
 		text, err := os.ReadFile(file)
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, client.Usage(fmt.Errorf("--flows %s: there is no such file", file))
+		}
 		if err != nil {
 			return nil, err
 		}

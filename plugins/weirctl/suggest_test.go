@@ -48,6 +48,7 @@ func TestSuggestBadInput(t *testing.T) {
 	}{
 		{nil, client.ExitUsage, "name the namespace"},
 		{[]string{"-n", "shop", "--since", "-1s"}, client.ExitUsage, "must not be negative"},
+		{[]string{"-n", "shop", "--flows", "gone.json"}, client.ExitUsage, "--flows gone.json: there is no such file"},
 		{[]string{"-n", "shop", "--since", "1h", "--flows", flows}, client.ExitUsage, "exclude each other"},
 		{[]string{"-n", "lab", "--flows", flows}, client.ExitUsage, "neither pods nor flows"},
 		{[]string{"-n", "shop", "--flows", none}, client.ExitError, "no flows were recorded"},

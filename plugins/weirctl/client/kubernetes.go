@@ -323,7 +323,8 @@ func (a *API) listError(ctx context.Context, resource, namespace string, err err
 	case ctx.Err() != nil:
 		return fmt.Errorf("the API server %s has not answered: %w", a.Host, ctx.Err())
 	}
-	return fmt.Errorf("list %s from the API server %s: %s", resource, a.Host, firstLine(err))
+	return fmt.Errorf("list %s from the API server %s: %s (check with: kubectl cluster-info)", resource, a.Host,
+		firstLine(err))
 }
 
 func (l *loader) addSlices() {
