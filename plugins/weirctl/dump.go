@@ -32,6 +32,9 @@ func dumpCommand() *cobra.Command {
 			}
 			const private = 0o600
 			file, err := os.OpenFile(args[0], os.O_CREATE|os.O_EXCL|os.O_WRONLY, private)
+			if errors.Is(err, os.ErrExist) {
+				return client.Usage(fmt.Errorf("%s exists: name a new file", args[0]))
+			}
 			if err != nil {
 				return err
 			}

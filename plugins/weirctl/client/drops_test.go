@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/gopacket/gopacket"
@@ -66,22 +67,30 @@ func TestDropLine(t *testing.T) {
 	}
 }
 
-// FuzzDropLine: if names have control characters, the drop is still one line without them.
+// FuzzDropLine: if names have control characters, the drop is still one line without them, as text and as JSON.
 func FuzzDropLine(f *testing.F) {
 	f.Add("shop/\x1b[2Jdb", "shop/a\nb", "policy", "WEIR-\u202e", true)
+	f.Add("shop/\u009b2Jdb", "shop/\x7f\u0085", "policy", "WEIR-\U000e0041", false)
 	f.Fuzz(func(t *testing.T, pod, policy, reason, chain string, more bool) {
 		d := aDrop()
 		d.Source.Pod, d.Policies, d.Reason, d.Chain, d.Node = pod, []string{policy}, reason, chain, pod
 		if more {
 			d.Kind = agentapi.DropMore
 		}
-		out := &strings.Builder{}
-		if err := DropPrinter(out, Text)(d); err != nil {
-			t.Fatal(err)
-		}
-		line, ok := strings.CutSuffix(out.String(), "\n")
-		if !ok || strings.ContainsFunc(line, func(r rune) bool { return !unicode.IsPrint(r) }) {
-			t.Errorf("%q", out)
+		for _, format := range []Format{Text, JSON} {
+			out := &strings.Builder{}
+			if err := DropPrinter(out, format)(d); err != nil {
+				t.Fatal(err)
+			}
+			line, ok := strings.CutSuffix(out.String(), "\n")
+			if !ok || strings.ContainsFunc(line, func(r rune) bool { return !unicode.IsPrint(r) }) {
+				t.Errorf("%q", out)
+			}
+			var back agentapi.Drop
+			if err := json.Unmarshal([]byte(line), &back); format == JSON && (err != nil ||
+				utf8.ValidString(pod) && back.Source.Pod != pod) {
+				t.Errorf("%v: %q isn't %q", err, back.Source.Pod, pod)
+			}
 		}
 	})
 }
