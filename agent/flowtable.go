@@ -15,7 +15,7 @@ const (
 )
 
 // flowTable keeps flows of at most the room most. When it is full, the source whose flows take the most room loses its
-// oldest flow, so it pushes out none of others.
+// oldest flow. So one source with many flows doesn't push out those of others.
 type flowTable struct {
 	most, room int
 	flows      map[flowKey]*agentapi.Flow

@@ -49,7 +49,7 @@ type AuditedEnd struct {
 	Labels map[string]string `json:"labels,omitempty"`
 	// Name is the name of one of the pods. It is empty if not exactly one pod has the address.
 	Name string `json:"name,omitempty"`
-	// Node is the Node object that has the address as its own.
+	// Node is the name of the node that has the address.
 	Node    string     `json:"node,omitempty"`
 	Address netip.Addr `json:"address"`
 }

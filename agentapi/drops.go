@@ -62,7 +62,7 @@ type Drop struct {
 type DropEnd struct {
 	// Pod is namespace/name. If several pods may have the address, commas separate them.
 	Pod string `json:"pod,omitempty"`
-	// Node is the Node object that has the address as its own.
+	// Node is the name of the node that has the address.
 	Node    string     `json:"node,omitempty"`
 	Address netip.Addr `json:"address,omitzero"`
 	// Port is a TCP, UDP or SCTP port. A source's port is that of the first packet only.

@@ -56,7 +56,7 @@ type FlowEnd struct {
 	Pod string `json:"pod,omitempty"`
 	// Labels are nil unless exactly one pod has the address.
 	Labels map[string]string `json:"labels,omitempty"`
-	// Node is the Node object that has the address as its own.
+	// Node is the name of the node that has the address.
 	Node    string     `json:"node,omitempty"`
 	Address netip.Addr `json:"address"`
 }

@@ -23,11 +23,9 @@ const (
 	Trust Verify = iota
 	// Rules reads the tables with the chains that drop packets. It is quick because it doesn't read the sets.
 	Rules
-	// All reads everything.
 	All
 )
 
-// Result is the result of applying a ruleset.
 type Result struct {
 	// Changed is true if the kernel did not have the ruleset already.
 	Changed bool

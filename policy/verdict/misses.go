@@ -29,7 +29,6 @@ type Miss struct {
 	Kind   Kind   `json:"kind"`
 }
 
-// Kind is a kind of condition that a packet doesn't meet.
 type Kind string
 
 // The kinds are named after what doesn't match. MissUnreadable is a peer or port that can't be parsed.
@@ -47,7 +46,7 @@ const (
 	MissUnreadable Kind = "unreadable"
 )
 
-// distance puts rules for other kinds of ends farther away than rules that lack a label.
+// distance is greater for conditions about another kind of peer than for labels, ports and protocols.
 func (m Miss) distance() int {
 	switch m.Kind {
 	case MissNoPod, MissUnreadable:

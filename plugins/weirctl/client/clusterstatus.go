@@ -50,7 +50,7 @@ type ClusterStatus struct {
 	Nodes    []NodeStatus   `json:"nodes"`
 }
 
-// NewClusterStatus returns a status without nodes. asked is the number of nodes.
+// NewClusterStatus returns a status without nodes. asked is the number of nodes on which weir should run.
 func NewClusterStatus(asked int) *ClusterStatus {
 	return &ClusterStatus{Asked: asked, States: map[NodeState]int{}, Versions: map[string]int{}, Nodes: []NodeStatus{}}
 }

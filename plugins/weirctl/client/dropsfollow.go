@@ -21,7 +21,7 @@ type FollowTimes struct {
 	Silent time.Duration
 	// Retry is the wait before a node is asked again. It doubles with each failure, up to Retries.
 	Retry, Retries time.Duration
-	// Look is how often the nodes are listed again.
+	// Look is the time from one listing of the nodes to the next.
 	Look time.Duration
 }
 
