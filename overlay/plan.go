@@ -122,7 +122,6 @@ func (p Plan) Equal(q Plan) bool {
 	return reflect.DeepEqual(p, q)
 }
 
-// Remote is one network of another node.
 type Remote struct {
 	Node    string
 	Address netip.Addr

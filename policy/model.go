@@ -22,7 +22,6 @@ type State struct {
 	Refused   ruleset.Refused
 }
 
-// Objects are the objects of a cluster.
 type Objects struct {
 	Namespaces []Namespace
 	Pods       []Pod

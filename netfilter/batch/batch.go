@@ -20,7 +20,6 @@ import (
 // net/netlink/af_netlink.c). Only the last request may ask for a list.
 type Batch []*Step
 
-// Step is a request of a Batch.
 type Step struct {
 	request *nl.NetlinkRequest
 	doing   string

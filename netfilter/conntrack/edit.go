@@ -12,7 +12,6 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// Operation is what an Edit does to an entry.
 type Operation int
 
 // Cut sets the cut bit, Restore clears the cut bit, and Forget deletes the entry.
@@ -22,7 +21,6 @@ const (
 	Forget
 )
 
-// Edit is one change of one entry, for Apply.
 type Edit struct {
 	Connection
 	Operation

@@ -25,7 +25,6 @@ type Result struct {
 	Examples []Example
 }
 
-// Example is a connection that a walk has cut or restored.
 type Example struct {
 	Src, Dst netip.Addr
 	Proto    ruleset.Protocol

@@ -263,7 +263,6 @@ var types = map[ruleset.SetKind]string{
 	ruleset.Ports: ipset.BitmapPort, ruleset.AddressLinks: ipset.HashNetIface,
 }
 
-// SetType returns ipset's type for sets of the kind.
 func (d *Driver) SetType(k ruleset.SetKind) string { return setType(k) }
 
 func setType(k ruleset.SetKind) string { return cmp.Or(types[k], string(k)) }

@@ -34,8 +34,7 @@ type Flow struct {
 	Src, Dst [16]byte
 	// EtherType is the packet's. If it is neither IPv4, IPv6 nor ARP, the other fields are zero.
 	EtherType uint16
-	// Proto is the protocol above IP.
-	Proto uint8
+	Proto     uint8
 	// Type and Code are those of an ICMP packet.
 	Type, Code uint8
 	// SrcPort and DstPort are those of a TCP, UDP, UDP-Lite or SCTP packet. They are 0 for a later fragment.

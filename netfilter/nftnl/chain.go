@@ -4,7 +4,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Hook is where packets enter a chain.
 type Hook struct {
 	Kind     string // filter or nat
 	Number   uint32 // such as unix.NF_INET_FORWARD

@@ -11,7 +11,6 @@ import (
 	netattrs "github.com/weir-net/weir/internal/attrs"
 )
 
-// Rule has the expressions of a rule, and its comment.
 type Rule struct {
 	Expressions []byte
 	Comment     string

@@ -142,7 +142,6 @@ func (r *Reader) Mentions(t Table, what []byte) (found bool, err error) {
 	return found, wrap(err, "list the rules of table %s", t.Name)
 }
 
-// Text returns the text in an attribute.
 func Text(value []byte) string { return textOf(value) }
 
 // VerdictOf returns the verdict in the data of an immediate expression. ok is false if the data is no verdict.

@@ -15,7 +15,6 @@ import (
 // PodSets implements attachment.PodSets with the sets of weir's tables "ip weir" and "ip6 weir".
 type PodSets struct{}
 
-// WeirTable returns the family's table with weir's rules.
 func WeirTable(f conf.Family) Table {
 	return Table{Family: [...]uint8{conf.IPv4: unix.NFPROTO_IPV4, conf.IPv6: unix.NFPROTO_IPV6}[f], Name: "weir"}
 }

@@ -10,7 +10,6 @@ import (
 	netattrs "github.com/weir-net/weir/internal/attrs"
 )
 
-// Layout is what the elements of a set consist of.
 type Layout uint8
 
 // The comments in this block are the types of the elements, as nft prints them in a table of IPv4.

@@ -69,7 +69,6 @@ type Answer struct {
 	Held      Held              `json:"held"`
 }
 
-// Held is what a ruleset has for pods.
 type Held struct {
 	Pods []Pod `json:"pods"`
 	// Classes has the classes that Pods names.

@@ -7,7 +7,6 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// Cluster is what a source knows of a cluster.
 type Cluster struct {
 	policy.Objects
 	Endpoints []policy.Endpoint

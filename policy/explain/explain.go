@@ -11,7 +11,6 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// Result is what happens to a connection.
 type Result string
 
 // A path is Allowed or Dropped. A query may also be Mixed or Nothing.
@@ -48,7 +47,6 @@ func (e Explanation) Differs() bool {
 	})
 }
 
-// Path is one connection.
 type Path struct {
 	Family string `json:"family"`
 	From   Place  `json:"from"`
@@ -108,7 +106,6 @@ type Side struct {
 	Change string `json:"change,omitempty"`
 }
 
-// Rule is a rule that allows a connection.
 type Rule struct {
 	Policy string `json:"policy"`
 	Field  string `json:"field"`          // such as spec.ingress[0]
@@ -116,7 +113,6 @@ type Rule struct {
 	Port   string `json:"port,omitempty"` // the field of the port; empty if the rule is for every port
 }
 
-// Reason is why a side allows or drops a connection.
 type Reason string
 
 const (

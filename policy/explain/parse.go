@@ -62,7 +62,6 @@ func (r Ref) String() string {
 	return r.Namespace + "/" + r.Name
 }
 
-// Port is the destination port of a connection.
 type Port struct {
 	// Number is 0 if the port has a name, or if none is given.
 	Number uint16           `json:"number,omitempty"`
@@ -70,7 +69,6 @@ type Port struct {
 	Proto  ruleset.Protocol `json:"protocol,omitempty"`
 }
 
-// Query is the question what happens to a connection.
 type Query struct {
 	From Ref  `json:"from"`
 	To   Ref  `json:"to"`

@@ -199,7 +199,6 @@ func addPod(r *rand.Rand, s *policy.State, i int, families []conf.Family) {
 	s.Endpoints = append(s.Endpoints, e)
 }
 
-// Kind is the kind of a pod's attachment.
 type Kind int
 
 // A pod is on weir's own bridge, on a link that another plugin made (ptp), or on another plugin's bridge.
@@ -212,7 +211,6 @@ const (
 // Bridge is the name of another plugin's bridge.
 const Bridge = "cni0"
 
-// KindOf returns the kind of attachment of the pod with that number.
 func KindOf(number int) Kind {
 	switch number % 4 {
 	case 2:

@@ -85,7 +85,6 @@ func (r Ruleset) Has(f conf.Family) bool {
 	return slices.ContainsFunc(r.Chains, func(c Chain) bool { return c.Family == f })
 }
 
-// Chain returns the chain of that family and name; false if there is none.
 func (r Ruleset) Chain(f conf.Family, name string) (Chain, bool) {
 	i := slices.IndexFunc(r.Chains, func(c Chain) bool { return c.Family == f && c.Name == name })
 	if i < 0 {

@@ -10,7 +10,6 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// SetKind is the kind of the entries of a set.
 type SetKind string
 
 // In Addresses and AddressPorts each prefix is a single address.
@@ -41,7 +40,6 @@ const (
 	Members
 )
 
-// Set is a named set of addresses or ports.
 type Set struct {
 	Name   string
 	Kind   SetKind

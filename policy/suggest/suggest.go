@@ -51,7 +51,6 @@ func (e End) String() string {
 	return e.Address.String()
 }
 
-// Suggestion is a policy, with the flows that each of its rules allows.
 type Suggestion struct {
 	Policy *networkingv1.NetworkPolicy
 	// Ingress has the flows of each ingress rule of the policy. Egress has those of each egress rule.

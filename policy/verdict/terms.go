@@ -63,7 +63,6 @@ func byName(namespaces []policy.Namespace) map[string]policy.Namespace {
 	return by
 }
 
-// Isolation is what the policies mean for one end in one direction.
 type Isolation struct {
 	// Closed is true if nothing is allowed, because the pod is unknown.
 	Closed bool
@@ -101,7 +100,6 @@ func (t Terms) Opens(proto ruleset.Protocol, port uint16, dst End) bool {
 	return first(t.ports, func(m portMatch) bool { return m(proto, port, dst.end) }) != ""
 }
 
-// Isolation returns what the policies mean for the end in the direction.
 func (e *Evaluator) Isolation(d ruleset.Direction, of End) Isolation {
 	subject := of.end
 	if subject.enforcement == conf.Off {

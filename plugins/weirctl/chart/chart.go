@@ -15,7 +15,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// View is a matrix, or a part of it, to be shown.
 type View struct {
 	*reach.Matrix
 	Rows []reach.Row
@@ -210,7 +209,6 @@ func JSON(out io.Writer, v View) error {
 
 func printJSON(out io.Writer, value any) error { return excerpt.WriteJSON(out, "  ", value) }
 
-// Change has the differences between two matrices.
 type Change struct {
 	View
 	Opened, Closed []reach.Row

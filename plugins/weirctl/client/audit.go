@@ -33,7 +33,6 @@ func Audit(ctx context.Context, name string) (r agentapi.AuditReport, err error)
 	return r, get(ctx, AuditPath(name), &r)
 }
 
-// AuditOfNodes is the sum of several nodes' reports.
 type AuditOfNodes struct {
 	agentapi.AuditReport
 	// Troubles name nodes with incomplete reports, and the reasons.

@@ -104,7 +104,6 @@ func judge(s *agentapi.Summary) (NodeState, string) {
 // Bad returns how many nodes are not ready or don't answer.
 func (s *ClusterStatus) Bad() int { return s.States[NodeAway] + s.States[NodeNotReady] }
 
-// Counts returns how many nodes are in each state, as text.
 func (s *ClusterStatus) Counts() string {
 	var all []string
 	for _, state := range worstFirst {

@@ -37,7 +37,6 @@ type Cluster struct {
 	Namespace string
 }
 
-// NodeFlags are the flags of commands that ask the agents of nodes.
 type NodeFlags struct {
 	Source
 	Namespace string

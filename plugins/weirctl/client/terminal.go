@@ -103,7 +103,6 @@ func wrap(line string) (breaks map[int]bool, indent string) {
 	return breaks, indent
 }
 
-// Err returns the first error of writing.
 func (p *Printer) Err() error { return p.err }
 
 // PrintObject prints an object as JSON or YAML. Unprintable characters are escaped in JSON, and question marks in
