@@ -143,31 +143,29 @@ func OthersEnding(id string) bool {
 //
 // Equivalent to: ! flock --nonblock --shared RECORD true
 func Busy(id string) (bool, error) {
-	f, err := openRecord(id)
+	locked, err := tryLock(path(id), lockSh)
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		locked, err = tryLock(endingPath(id), lockSh)
 	}
-	if err != nil {
-		return false, fmt.Errorf("open endpoint record %s: %w", id, err)
-	}
-	defer func() { _ = f.Close() }()
-	return isLocked(f, lockSh)
+	return locked, ignoreNotExist(err)
 }
 
 // Abandoned reports whether the attachment is ending, but the process that began it is gone.
 //
 // Equivalent to: flock --nonblock ENDING-RECORD true
 func Abandoned(id string) (bool, error) {
-	f, err := os.Open(endingPath(id))
+	locked, err := tryLock(endingPath(id), lockEx)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	if err != nil {
-		return false, fmt.Errorf("open endpoint record %s: %w", id, err)
-	}
-	defer func() { _ = f.Close() }()
-	locked, err := isLocked(f, lockEx)
 	return !locked && err == nil, err
+}
+
+func ignoreNotExist(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 func openRecord(id string) (*os.File, error) {
@@ -176,15 +174,4 @@ func openRecord(id string) (*os.File, error) {
 		f, err = os.Open(endingPath(id))
 	}
 	return f, err
-}
-
-func isLocked(f *os.File, how int) (bool, error) {
-	err := flock(f, how|lockNb)
-	if errors.Is(err, errLocked) {
-		return true, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("try the lock of %s: %w", f.Name(), err)
-	}
-	return false, nil
 }

@@ -17,7 +17,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"maps"
 	"net"
 	"net/netip"
@@ -186,36 +185,7 @@ func (b BrokenRecords) Error() string {
 
 // List reads the records of all attachments that aren't ending, in the order of their IDs. If some can't be
 // read, it returns the others, and BrokenRecords as the error.
-func List() ([]Endpoint, error) {
-	entries, err := os.ReadDir(recordsDir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("list endpoint records: %w", err)
-	}
-	var all []Endpoint
-	broken := BrokenRecords{}
-	for _, entry := range entries {
-		id, ok := strings.CutSuffix(entry.Name(), suffix)
-		if !ok {
-			continue
-		}
-		e, err := Load(id)
-		switch {
-		case errors.Is(err, fs.ErrNotExist): // deleted since the directory was listed
-		case err != nil:
-			broken[id] = err
-		default:
-			all = append(all, *e)
-		}
-	}
-	slices.SortFunc(all, func(a, b Endpoint) int { return strings.Compare(a.ID(), b.ID()) })
-	if len(broken) > 0 {
-		return all, broken
-	}
-	return all, nil
-}
+func List() ([]Endpoint, error) { return (&Lister{}).List() }
 
 // WatchDir returns the directory of records, and makes it if it is missing.
 func WatchDir() (string, error) {

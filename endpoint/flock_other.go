@@ -14,6 +14,6 @@ const (
 	lockNb
 )
 
-var errLocked = errors.New("the file is locked")
-
 func flock(*os.File, int) error { return errors.ErrUnsupported }
+
+func tryLock(string, int) (bool, error) { return false, errors.ErrUnsupported }

@@ -4,24 +4,48 @@ package endpoint
 
 import (
 	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 
 	"golang.org/x/sys/unix"
 )
 
-// How flock locks a file, and its error for a file that another process has locked (flock(2)).
+// How flock locks a file (flock(2)).
 const (
-	lockEx    = unix.LOCK_EX
-	lockSh    = unix.LOCK_SH
-	lockNb    = unix.LOCK_NB
-	errLocked = unix.EWOULDBLOCK
+	lockEx = unix.LOCK_EX
+	lockSh = unix.LOCK_SH
+	lockNb = unix.LOCK_NB
 )
 
-func flock(f *os.File, how int) error {
+func flock(f *os.File, how int) error { return flockFd(int(f.Fd()), how) }
+
+func flockFd(fd, how int) error {
 	for {
-		err := unix.Flock(int(f.Fd()), how)
+		err := unix.Flock(fd, how)
 		if !errors.Is(err, unix.EINTR) {
 			return err
 		}
 	}
+}
+
+// tryLock reports whether another process's lock on the file excludes the lock how, which is lockEx or lockSh. It
+// makes three system calls, a fifth of those with an os.File.
+func tryLock(path string, how int) (locked bool, err error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	for errors.Is(err, unix.EINTR) {
+		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	}
+	if err != nil {
+		return false, fmt.Errorf("open endpoint record: %w", &fs.PathError{Op: "open", Path: path, Err: err})
+	}
+	defer func() { _ = unix.Close(fd) }()
+	err = flockFd(fd, how|lockNb)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("try the lock of %s: %w", path, err)
+	}
+	return false, nil
 }

@@ -1,0 +1,84 @@
+package endpoint
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Lister lists the records, and reads only those again that have changed since it last listed them. The zero value
+// has read nothing. A Lister isn't safe for concurrent use.
+type Lister struct {
+	last map[string]listed // by ID
+}
+
+type listed struct {
+	file   fs.FileInfo
+	record Endpoint
+}
+
+// settled is the age from which on a file's time tells its versions apart: a file system's clock may be coarse.
+const settled = time.Second
+
+// List does the same as the function List. Callers must not change the records' addresses.
+func (l *Lister) List() ([]Endpoint, error) {
+	entries, err := os.ReadDir(recordsDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list endpoint records: %w", err)
+	}
+	ids := make([]string, 0, len(entries))
+	for _, entry := range entries {
+		if id, ok := strings.CutSuffix(entry.Name(), suffix); ok {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	now := make(map[string]listed, len(ids))
+	all := make([]Endpoint, 0, len(ids))
+	broken := BrokenRecords{}
+	for _, id := range ids {
+		r, err := l.load(id)
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // deleted since the directory was listed
+		case err != nil:
+			broken[id] = err
+		default:
+			all = append(all, r.record)
+			if r.file != nil {
+				now[id] = r
+			}
+		}
+	}
+	l.last = now
+	if len(broken) > 0 {
+		return all, broken
+	}
+	return all, nil
+}
+
+// load returns the record. Its file is nil if the record must be read again the next time.
+func (l *Lister) load(id string) (listed, error) {
+	file, err := os.Lstat(path(id)) // before the record is read, so that a later change is another version
+	if err != nil {
+		return listed{}, fmt.Errorf("read endpoint record: %w", err)
+	}
+	if was, ok := l.last[id]; ok && os.SameFile(was.file, file) &&
+		was.file.Size() == file.Size() && was.file.ModTime().Equal(file.ModTime()) {
+		return was, nil
+	}
+	e, err := Load(id)
+	if err != nil {
+		return listed{}, err
+	}
+	if age := time.Since(file.ModTime()); !file.Mode().IsRegular() || age < settled {
+		file = nil
+	}
+	return listed{file, *e}, nil
+}
