@@ -3,18 +3,76 @@ package agent
 import (
 	"errors"
 	"net"
+	"reflect"
+	"time"
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/netfilter"
 )
 
+// guardView is what the agent knows of the guard in the kernel.
+type guardView struct {
+	// generation is nf_tables' generation at which the guard was right, with these senders. 0 if it isn't known.
+	generation uint32
+	senders    []bridge.Sender
+	adds       adds
+}
+
+// adds remembers the attachments whose ADD has ended.
+type adds struct {
+	ended map[string]time.Time // by ID: when the attachment was created
+}
+
+// run reports whether an ADD is making the attachment. It asks the kernel only until the ADD has ended.
+func (a *adds) run(e endpoint.Endpoint) bool {
+	if created, ok := a.ended[e.ID()]; ok && created.Equal(e.Created) {
+		return false
+	}
+	if isBusy(e) {
+		return true
+	}
+	if a.ended == nil {
+		a.ended = map[string]time.Time{}
+	}
+	a.ended[e.ID()] = e.Created
+	return false
+}
+
+// forget bounds the memory.
+func (a *adds) forget(attachments int) {
+	if len(a.ended) > 2*attachments+64 {
+		a.ended = nil
+	}
+}
+
+// keepGuard repairs the guard in each round that reads everything from the kernel. Before the first complete round, it
+// does so in every round. It reads the guard only if nf_tables or the records have changed.
 func (a *agent) keepGuard(verify netfilter.Verify) error {
 	if verify != netfilter.All && !a.kernel.lastSync.IsZero() {
 		return nil
 	}
-	attaching := map[string]bool{} // ports that an ADD is making; the ADD adds their entries
-	lacked, fell, err := bridge.RepairGuard(func() ([]bridge.Sender, error) { return senders(attaching) })
+	g := &a.kernel.guard
+	generation, err := a.backend.Generation() // before the guard is read, so that a later change has a later number
+	if err != nil {
+		generation = 0
+	}
+	if generation != 0 && generation == g.generation {
+		now, _, err := a.senders()
+		if err == nil && reflect.DeepEqual(now, g.senders) {
+			return nil
+		}
+	}
+	g.generation = 0
+	var attaching map[string]bool // ports that an ADD is making; the ADD adds their entries
+	lacked, fell, err := bridge.RepairGuard(func() (all []bridge.Sender, err error) {
+		all, attaching, err = a.senders()
+		g.senders = all
+		return all, err
+	})
+	if err == nil {
+		g.generation = generation
+	}
 	var repaired []repair
 	if fell {
 		repaired = append(repaired, repair{"the guard's rules were changed", "weir-agent run"})
@@ -31,22 +89,22 @@ func (a *agent) keepGuard(verify netfilter.Verify) error {
 	return err
 }
 
-// senders reads the records on disk, because the loop may not have read a new one yet. attaching gets the ports
-// that an ADD is making.
-func senders(attaching map[string]bool) ([]bridge.Sender, error) {
-	records, err := endpoint.List()
+// senders reads the records on disk, because the loop may not have read a new one yet. attaching has the ports that
+// an ADD is making.
+func (a *agent) senders() (all []bridge.Sender, attaching map[string]bool, err error) {
+	records, err := a.records.lister.List()
 	if err != nil && !errors.As(err, &endpoint.BrokenRecords{}) {
-		return nil, err
+		return nil, nil, err
 	}
-	var all []bridge.Sender
+	attaching = map[string]bool{}
+	a.kernel.guard.adds.forget(len(records))
 	for _, e := range records {
 		mac, err := net.ParseMAC(e.MAC)
 		if err != nil || e.Chained { // another plugin made the link
 			continue
 		}
-		busy, err := endpoint.Busy(e.ID())
-		attaching[e.HostIf] = busy || err != nil
+		attaching[e.HostIf] = a.kernel.guard.adds.run(e)
 		all = append(all, bridge.Sender{HostIf: e.HostIf, MAC: mac, Addresses: e.Addresses})
 	}
-	return all, nil
+	return all, attaching, nil
 }

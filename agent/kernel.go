@@ -29,6 +29,7 @@ type kernelView struct {
 	// lastSync is when the kernel last had everything that it should have. Zero means never.
 	lastSync time.Time
 	earlier  earlierRules
+	guard    guardView
 	notes    []ruleset.Problem // the backend's notes after the last successful apply
 }
 

@@ -37,6 +37,7 @@ type records struct {
 	churn  bool
 	ending bool
 	copied *recordsCopy
+	lister endpoint.Lister
 }
 
 // A recordsCopy never changes. Most rounds change no records, so they share it.
@@ -76,7 +77,7 @@ func (r *records) attached() []endpoint.Endpoint {
 // readAll keeps the earlier records if it fails. walk is true if a record was broken before: connections may need a
 // walk now.
 func (r *records) readAll() (walk bool, err error) {
-	all, err := endpoint.List()
+	all, err := r.lister.List()
 	var broken endpoint.BrokenRecords
 	if err != nil && !errors.As(err, &broken) {
 		r.stale = true
@@ -89,6 +90,10 @@ func (r *records) readAll() (walk bool, err error) {
 	}
 	r.stale, r.complete, r.ending = false, true, len(ids) > len(all)+len(broken)
 	walk = len(r.broken) > 0
+	if !walk && len(broken) == 0 && r.are(all) {
+		r.churn = r.churn || r.ending
+		return false, nil
+	}
 	r.copied = nil
 	before := maps.Clone(r.endpoints)
 	maps.Copy(before, r.closed)
@@ -104,6 +109,14 @@ func (r *records) readAll() (walk bool, err error) {
 	same := func(x, y endpoint.Endpoint) bool { return reflect.DeepEqual(x, y) }
 	r.churn = r.churn || r.ending || !maps.EqualFunc(before, r.endpoints, same)
 	return walk, nil
+}
+
+// are reports whether these are the known records.
+func (r *records) are(all []endpoint.Endpoint) bool {
+	return len(all) == len(r.endpoints) && !slices.ContainsFunc(all, func(e endpoint.Endpoint) bool {
+		known, ok := r.endpoints[e.ID()]
+		return !ok || !reflect.DeepEqual(known, e)
+	})
 }
 
 // read reads one record. A record that doesn't exist is forgotten. If reading fails otherwise, its pod is closed.

@@ -32,8 +32,23 @@ type upkeep struct {
 	ways    atomic.Bool                   // weir's tunnel and routes to other nodes may have changed
 	// underlay means that the paths to other nodes may have changed. The next resync looks at them.
 	underlay atomic.Bool
-	mac      net.HardwareAddr // the MAC of weir0, as check last saw it
+	heard    atomic.Uint64 // how often the kernel has announced a change
+	// Only check's goroutine uses the following fields.
+	mac  net.HardwareAddr // the MAC of weir0, as check last saw it
+	adds adds
+	seen seenNode
 }
+
+// seenNode is what was observed when nothing differed.
+type seenNode struct {
+	*bridge.Observed // nil if the node must be observed again
+	at               time.Time
+	heard            uint64 // upkeep.heard from before the observation
+}
+
+// observeEvery is how often the node is observed even if the kernel has announced no change. It doesn't announce
+// changes of most sysctls and of the MTUs of pods' ends. check reads the sysctls each time.
+const observeEvery = time.Minute
 
 func newUpkeep() upkeep { return upkeep{changed: make(chan struct{}, 1)} }
 
@@ -78,6 +93,7 @@ func (u *upkeep) notify() {
 
 // hear asks for a check of the node, unless only the underlay has changed.
 func (u *upkeep) hear(n bridge.News) {
+	u.heard.Add(1)
 	if n.Ways {
 		u.ways.Store(true)
 	}
@@ -134,15 +150,20 @@ func (u *upkeep) check(links netlinksafe.Handle, k *nodeKnowledge) ([]bridge.Dif
 	if err != nil {
 		return nil, err
 	}
-	properties := u.properties(k, memory, slices.Collect(maps.Values(k.endpoints)))
-	o := bridge.Observe()
-	defer o.Close()
-	if len(bridge.Compare(properties, o)) == 0 {
-		if l, ok := o.Links[bridge.Name]; ok {
+	u.adds.forget(len(k.endpoints))
+	properties := u.properties(k, memory, slices.Collect(maps.Values(k.endpoints)), u.adds.run)
+	now := u.observe()
+	defer now.Close()
+	if len(bridge.Compare(properties, now.Observed)) == 0 {
+		if l, ok := now.Links[bridge.Name]; ok {
 			u.mac = l.MAC
+		}
+		if u.seen = now; !now.Lasts() {
+			u.seen = seenNode{}
 		}
 		return nil, nil
 	}
+	u.seen = seenNode{}
 	// Under the lock no attachment begins, so no difference comes from a running ADD.
 	unlock, err := endpoint.Lock()
 	if err != nil {
@@ -153,7 +174,21 @@ func (u *upkeep) check(links netlinksafe.Handle, k *nodeKnowledge) ([]bridge.Dif
 	if err != nil && !errors.As(err, &endpoint.BrokenRecords{}) { // takeRecords reports broken records
 		return nil, err
 	}
-	return u.withoutEnding(bridge.Repair(links, u.properties(k, memory, records)), k, memory, records)
+	return u.withoutEnding(bridge.Repair(links, u.properties(k, memory, records, isBusy)), k, memory, records)
+}
+
+// observe returns the last observation if the kernel has announced no change since.
+func (u *upkeep) observe() seenNode {
+	heard := u.heard.Load() // 0 until the kernel's messages are received
+	if u.seen.Observed != nil && heard != 0 && heard == u.seen.heard && time.Since(u.seen.at) < observeEvery {
+		return u.seen
+	}
+	return seenNode{bridge.Observe(), time.Now(), heard}
+}
+
+func isBusy(e endpoint.Endpoint) bool {
+	busy, err := endpoint.Busy(e.ID())
+	return busy || err != nil
 }
 
 // A DEL removes neighbour entries without the node's lock, and Repair may have restored them. So withoutEnding
@@ -181,14 +216,17 @@ func (u *upkeep) withoutEnding(
 		return found, nil
 	}
 	wanted := map[string]bool{}
-	for _, p := range u.properties(k, memory, staying) {
+	for _, p := range u.properties(k, memory, staying, isBusy) {
 		wanted[p.Command()] = true
 	}
 	found = slices.DeleteFunc(found, func(d bridge.Difference) bool { return !wanted[d.Property.Command()] })
 	return found, errors.Join(errs...)
 }
 
-func (u *upkeep) properties(k *nodeKnowledge, memory uint64, records []endpoint.Endpoint) []bridge.Property {
+// properties leaves out attachments for which busy returns true.
+func (u *upkeep) properties(
+	k *nodeKnowledge, memory uint64, records []endpoint.Endpoint, busy func(endpoint.Endpoint) bool,
+) []bridge.Property {
 	enrolled := k.enrolled()
 	known := bridge.Knowledge{Memory: memory, MAC: u.mac, Tunnels: k.tunnels}
 	slices.SortFunc(records, func(a, b endpoint.Endpoint) int { return a.Created.Compare(b.Created) })
@@ -197,7 +235,7 @@ func (u *upkeep) properties(k *nodeKnowledge, memory uint64, records []endpoint.
 			known.Filtered = append(known.Filtered, e.BridgeIf)
 		}
 		pod, ok := bridge.PodOf(e)
-		if busy, err := endpoint.Busy(e.ID()); !ok || busy || err != nil {
+		if !ok || busy(e) {
 			continue
 		}
 		pod.Up = enrolled[e.Pod.String()]

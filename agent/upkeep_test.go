@@ -1,12 +1,15 @@
 package agent
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"slices"
 	"testing"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
@@ -76,4 +79,60 @@ func TestRepairBesideDEL(t *testing.T) {
 			t.Errorf("weir0 has a neighbour entry for %s: %v, want %v", addr, has, want)
 		}
 	}
+}
+
+// TestNodeIsObservedAgain: a check observes the node again after an announcement and after a minute, and reads sysctls
+// each time.
+func TestNodeIsObservedAgain(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer links.Close()
+	u := newUpkeep()
+	check := func() (repaired int) {
+		t.Helper()
+		found, err := u.check(links, &nodeKnowledge{})
+		for _, d := range found {
+			err = errors.Join(err, d.Failed)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(found)
+	}
+	observed := func(when string, again bool) {
+		t.Helper()
+		before := u.seen.Observed
+		if n := check(); n > 0 {
+			t.Errorf("%s: %d repairs", when, n)
+		}
+		if (u.seen.Observed != before) != again {
+			t.Errorf("%s: observed again: %v, want %v", when, !again, again)
+		}
+	}
+	(&nodetest.Node{TB: t}).Eventually("no address is fresh", func() error { // the first check repairs what a new namespace lacks
+		if check(); u.seen.Observed == nil {
+			return errors.New("the observation doesn't last")
+		}
+		return nil
+	})
+	observed("nothing was announced yet", true)
+	observed("the kernel's messages aren't received yet", true)
+	u.hear(bridge.News{Settings: true})
+	observed("an announcement", true)
+	observed("nothing has changed", false)
+	u.hear(bridge.News{Underlay: true})
+	observed("an announcement about the underlay", true)
+	u.seen.at = u.seen.at.Add(-observeEvery)
+	observed("a minute later", true)
+	nodetest.Run(t, "sysctl", "-qw", "net.ipv4.ipfrag_time=30")
+	if n := check(); n != 1 {
+		t.Errorf("a sysctl was changed: %d repairs, want 1", n)
+	}
+	observed("the sysctl was repaired", true)
+	observed("nothing has changed since the repair", false)
 }

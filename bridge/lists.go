@@ -135,8 +135,8 @@ func (o *Observed) readRoutes(family uint8) error {
 //
 // Equivalent to: ip -n NETNS -d link show IFNAME
 func (o *Observed) podMTU(port Link) (mtu int, err error) {
-	if port.PeerNS < 0 || port.Peer <= 0 {
-		return 0, nil
+	if mtu, ok := o.mtus[port.Index]; ok || port.PeerNS < 0 || port.Peer <= 0 {
+		return mtu, nil
 	}
 	// The answer about one link has no end mark as a list has. The acknowledgement tells Dump that the answer is
 	// whole.
@@ -154,5 +154,6 @@ func (o *Observed) podMTU(port Link) (mtu int, err error) {
 	case err != nil:
 		return 0, fmt.Errorf("look up the other end of %s: %w", port.Name, err)
 	}
+	o.mtus[port.Index] = mtu
 	return mtu, nil
 }

@@ -35,11 +35,13 @@ type Observed struct {
 	Routes     []RouteSeen
 	// Sysctl reads a sysctl by its path below /proc/sys.
 	Sysctl func(key string) (string, error)
-	// PodMTU reads the MTU of the pod's end of a pair. It returns 0 if that end is gone or its namespace is
+	// PodMTU reads the MTU of the pod's end of a pair, once. It returns 0 if that end is gone or its namespace is
 	// unknown.
 	PodMTU func(port Link) (int, error)
 
 	links, addresses, neighbours, forwarding, routes error
+
+	mtus map[int]int // results of podMTU, by the index of the port
 
 	lists *batch.Dumper
 }
@@ -101,8 +103,19 @@ func nothingObserved() *Observed {
 		Neighbours: map[int]map[netip.Addr]NeighbourSeen{},
 		Forwarding: map[int]map[string]bool{}, Sysctl: readSysctl, lists: batch.NewDumper(unix.NETLINK_ROUTE),
 	}
-	o.PodMTU = o.podMTU
+	o.mtus, o.PodMTU = map[int]int{}, o.podMTU
 	return o
+}
+
+// Lasts reports whether the state stays true until the kernel announces a change, except for sysctls and the MTUs of
+// pods' ends.
+func (o *Observed) Lasts() bool {
+	for _, fresh := range o.Fresh {
+		if fresh {
+			return false
+		}
+	}
+	return o.ReadError() == nil
 }
 
 // Close frees the socket. PodMTU no longer works then.

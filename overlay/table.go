@@ -262,13 +262,24 @@ func readGate(conn *nftables.Conn, g Gate) (gateElements, Traffic, error) {
 	return have, t, nil
 }
 
+// countingChains are the chains with rules that count tunnel packets.
+var countingChains = []string{"tunnel", "last"}
+
 func ReadTraffic() (Traffic, error) {
-	conn, err := openTransaction()
+	conn, err := nftables.New(nftables.AsLasting())
 	if err != nil {
-		return Traffic{}, err
+		return Traffic{}, fmt.Errorf("open nftables: %w", err)
 	}
-	chains, err := nft.ListChains(conn, gateTable())
-	return trafficOf(chains), err
+	defer func() { _ = conn.CloseLasting() }()
+	chains := map[string]nft.Listed{}
+	for _, name := range countingChains {
+		rules, err := conn.GetRules(gateTable(), &nftables.Chain{Name: name})
+		if err != nil {
+			return Traffic{}, fmt.Errorf("list the rules of the gate's chain %s: %w", name, err)
+		}
+		chains[name] = nft.Listed{Rules: rules}
+	}
+	return trafficOf(chains), nil
 }
 
 // trafficOf finds the rules that count tunnel packets by their comments.

@@ -171,15 +171,15 @@ func (h *Handle) Headers() ([]Header, error) {
 	req.AddData(nl.NewRtAttr(nl.IPSET_ATTR_PROTOCOL, nl.Uint8Attr(nl.IPSET_PROTOCOL)))
 	const listHeader = 1 << 2 // IPSET_FLAG_LIST_HEADER, include/uapi/linux/netfilter/ipset/ip_set.h
 	req.AddData(&nl.Uint32Attribute{Type: nl.IPSET_ATTR_FLAGS | nl.NLA_F_NET_BYTEORDER, Value: listHeader})
-	msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)
-	if err != nil {
-		return nil, fmt.Errorf("list the headers of ipsets: %w", err)
-	}
 	var all []Header
-	for _, msg := range msgs {
+	err := h.lists.Dump(req, func(msg []byte) bool {
 		if s, ok := parseHeader(msg); ok {
 			all = append(all, s)
 		}
+		return true
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list the headers of ipsets: %w", err)
 	}
 	return all, nil
 }

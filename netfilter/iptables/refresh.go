@@ -54,7 +54,7 @@ func (d *Driver) refreshPart(ctx context.Context) (done bool, err error) {
 		return false, nil
 	}
 	// If rules have changed since the tables were read, Watch reports another generation.
-	d.refresh, d.fresh, d.settled = nil, true, nil
+	d.refresh, d.fresh = nil, true
 	return true, nil
 }
 
@@ -113,6 +113,18 @@ func (d *Driver) refreshTables(ctx context.Context, f conf.Family) {
 	if f == conf.Families[0] {
 		d.readAt, d.own = readAt, nftnl.OwnChanges{}
 	}
+	before := d.have.tables[f]
 	d.have.tables[f] = d.tablesNow(ctx, f, d.have)
-	d.settled = nil
+	if !before.same(d.have.tables[f]) {
+		d.settled = nil
+	}
+}
+
+// same reports whether both have the same rules. If it can't know that, it returns false.
+func (t tables) same(now tables) bool {
+	return len(t) == len(now) && !slices.ContainsFunc(tablesUsed, func(name string) bool {
+		_, had := t[name]
+		a, b := t[name], now[name]
+		return had && (a.print == "" || a.print != b.print || b.dormant || len(b.misplaced) > 0 || b.unknown != nil)
+	})
 }
