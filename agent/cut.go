@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/netfilter/conntrack"
 	"github.com/weir-net/weir/netfilter/cut"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
@@ -29,12 +30,19 @@ type cutting struct {
 	lazy     bool
 	last     time.Time // when the last walk began
 	standing int       // how many connections were cut when the last walk ended
-	walking  bool
-	results  chan walkResult // has room for one
-	shortest time.Duration   // shortestPeriod, or less in tests
-	next     time.Time       // the time before which no walk begins
-	paid     time.Time       // when the periods of all walks so far end
-	pause    *time.Timer
+	// known has the standing cut connections, unless there are too many. restore means that the rules may allow some
+	// of them again. Nobody needs to walk through all connections for that.
+	known    []conntrack.Edit
+	restore  bool
+	restored time.Time // when the last restoring began
+	// restoring means that the walk that runs only restores known connections.
+	restoring bool
+	walking   bool
+	results   chan walkResult // has room for one
+	shortest  time.Duration   // shortestPeriod, or less in tests
+	next      time.Time       // the time before which no walk begins
+	paid      time.Time       // when the periods of all walks so far end
+	pause     *time.Timer
 }
 
 // Walks take at most half of the time. A long walk's period is twice its duration, and at least shortestPeriod. A
@@ -44,15 +52,19 @@ const (
 	borrowed       = 4
 )
 
+// restoresPerPeriod bounds how often known connections are restored in a shortestPeriod.
+const restoresPerPeriod = 10
+
 // lazyPeriods is how many periods a walk may wait if only pods have ended. In a large cluster pods end all the
 // time, and nobody sends from their addresses.
 const lazyPeriods = 4
 
 type walkResult struct {
 	cut.Result
-	began time.Time
-	took  time.Duration
-	err   error
+	restore bool // only known connections were looked at
+	began   time.Time
+	took    time.Duration
+	err     error
 }
 
 // newCutting makes a walk due, because the rules may have changed while no agent ran.
@@ -77,6 +89,9 @@ func (s *snapshot) links() map[netip.Addr]ruleset.Link {
 // unless connections are cut or a walk is running. gone means that the change only denies addresses of no pod.
 func (c *cutting) note(r netfilter.Result, verify netfilter.Verify, gone bool) {
 	opens := r.Changed && !gone && (c.standing > 0 || c.walking)
+	if opens && (!c.walking || c.restoring) && len(c.known) == c.standing {
+		c.restore, opens = true, false
+	}
 	// While the repaired sets or rules were missing, connections may have begun.
 	repaired := r.Changed && verify == netfilter.All
 	if gone && r.Closes && !repaired {
@@ -92,28 +107,46 @@ func (c *cutting) demand(yes bool) {
 	}
 }
 
-// walk starts a walk if one is due, or sets the pause if it is too early. The kernel must already have the target's
-// rules.
+// walk starts a walk if one is due, or restores known connections, or sets the pause if it is too early. The kernel
+// must already have the target's rules.
 func (a *agent) walk() {
 	c := &a.cutting
-	if !c.due || c.walking {
+	if c.walking {
 		return
 	}
 	began := time.Now()
-	next := c.next
-	if late := c.last.Add(lazyPeriods * c.shortest); c.lazy && late.After(next) {
-		next = late
-	}
-	if left := next.Sub(began); left > 0 {
-		c.pause.Reset(left)
-		return
-	}
-	c.due, c.lazy, c.walking, c.last = false, false, true, began
 	by := a.snapshots.target.Load()
-	go func() {
-		walk, err := walkConnections(by, &a.snapshots.target)
-		c.results <- walkResult{walk, began, time.Since(began), err}
-	}()
+	var wait time.Duration
+	if c.due {
+		next := c.next
+		if late := c.last.Add(lazyPeriods * c.shortest); c.lazy && late.After(next) {
+			next = late
+		}
+		if wait = next.Sub(began); wait <= 0 {
+			c.due, c.lazy, c.restore, c.walking, c.last = false, false, false, true, began
+			go func() {
+				walk, err := walkConnections(by, &a.snapshots.target)
+				c.results <- walkResult{walk, false, began, time.Since(began), err}
+			}()
+			return
+		}
+	}
+	if c.restore {
+		left := c.restored.Add(c.shortest / restoresPerPeriod).Sub(began)
+		if left <= 0 {
+			known := c.known
+			c.restore, c.walking, c.restoring, c.restored = false, true, true, began
+			go func() {
+				walk, err := restoreConnections(known, by, &a.snapshots.target)
+				c.results <- walkResult{walk, true, began, time.Since(began), err}
+			}()
+			return
+		}
+		wait = sooner(wait, left)
+	}
+	if wait > 0 {
+		c.pause.Reset(wait)
+	}
 }
 
 // endPause starts the walk that has waited. If the kernel has a fault, the next reconcile starts it.
@@ -128,13 +161,9 @@ func (a *agent) endPause() {
 func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	defer a.publishStatus()
 	c := &a.cutting
-	c.walking, c.standing = false, w.Standing
-	if c.next = c.paid; w.began.After(c.next) {
-		c.next = w.began
-	}
-	c.paid = c.next.Add(max(c.shortest, 2*w.took))
-	if soon := c.paid.Add(-borrowed * c.shortest); soon.Before(c.next) {
-		c.next = soon
+	c.walking, c.restoring, c.standing, c.known = false, false, w.Standing, w.Known
+	if !w.restore {
+		c.pay(w)
 	}
 	a.stats.Cut += w.Cut
 	if n := w.Cut + w.Restored; n > 0 {
@@ -149,6 +178,17 @@ func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	}
 	a.endPause()
 	return unknown
+}
+
+// pay sets when the next walk may begin.
+func (c *cutting) pay(w walkResult) {
+	if c.next = c.paid; w.began.After(c.next) {
+		c.next = w.began
+	}
+	c.paid = c.next.Add(max(c.shortest, 2*w.took))
+	if soon := c.paid.Add(-borrowed * c.shortest); soon.Before(c.next) {
+		c.next = soon
+	}
 }
 
 func (a *agent) listed(connections []cut.Example, more int) string {
@@ -177,20 +217,40 @@ func (a *agent) listed(connections []cut.Example, more int) string {
 	return strings.Join(list, ", ")
 }
 
-// If the newest rules decide otherwise on a connection, walkConnections leaves it to the next walk.
+// walkConnections leaves a connection alone if a newer target has another verdict on it: the next walk decides.
 func walkConnections(by *snapshot, target *atomic.Pointer[snapshot]) (cut.Result, error) {
-	own, err := ownAddresses()
+	evaluator, newest, err := evaluators(by, target)
 	if err != nil {
 		return cut.Result{}, err
 	}
+	return cut.Walk(evaluator, newest)
+}
+
+// restoreConnections looks only at the known cut connections.
+func restoreConnections(
+	known []conntrack.Edit, by *snapshot, target *atomic.Pointer[snapshot],
+) (cut.Result, error) {
+	_, newest, err := evaluators(by, target)
+	if err != nil {
+		return cut.Result{}, err
+	}
+	return cut.Restore(known, newest)
+}
+
+// evaluators returns an evaluator with the snapshot's rules, and a function that returns one with the newest target's.
+func evaluators(by *snapshot, target *atomic.Pointer[snapshot]) (cut.Evaluator, func() cut.Evaluator, error) {
+	own, err := ownAddresses()
+	if err != nil {
+		return cut.Evaluator{}, nil, err
+	}
 	evaluator := cut.NewEvaluator(by.ruleset, by.links(), own)
 	last, now := by, evaluator
-	return cut.Walk(evaluator, func() cut.Evaluator {
+	return evaluator, func() cut.Evaluator {
 		if s := target.Load(); s != last {
 			last, now = s, cut.NewEvaluator(s.ruleset, s.links(), own)
 		}
 		return now
-	})
+	}, nil
 }
 
 func ownAddresses() ([]netip.Addr, error) {

@@ -132,7 +132,10 @@ func TestAWalkIsOvertaken(t *testing.T) {
 	} {
 		s.snapshots.target.Store(tc.newest)
 		got, err := walkConnections(tc.held, &s.snapshots.target)
-		if got.Examples = nil; !cmp.Equal(got, tc.want) || err != nil {
+		if len(got.Known) != got.Standing {
+			t.Errorf("walk %d: %d cut connections are known, and %d stand", i, len(got.Known), got.Standing)
+		}
+		if got.Examples, got.Known = nil, nil; !cmp.Equal(got, tc.want) || err != nil {
 			t.Errorf("walk %d: %+v, %v; want %+v", i, got, err, tc.want)
 		}
 	}
@@ -206,6 +209,69 @@ func TestChangesShareAWalk(t *testing.T) {
 	s.faults.set(partKernel, errors.New("it wouldn't"))
 	end()
 	want("the kernel has a fault", false, true)
+}
+
+// TestKnownConnectionsAreRestoredAtOnce: a change that allows a cut connection again needs no walk, unless too many
+// connections are cut.
+func TestKnownConnectionsAreRestoredAtOnce(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	s := stepWeb(t)
+	c := &s.cutting
+	c.shortest = time.Minute
+	end := func() walkResult {
+		t.Helper()
+		w := receive(s.T, c.results)
+		return w
+	}
+	closes := netfilter.Result{Changed: true, Closes: true}
+	opens := netfilter.Result{Changed: true}
+	change := func(r netfilter.Result) {
+		c.note(r, netfilter.Trust, false)
+		s.walk()
+	}
+	stand := func(known int) { // as after a walk
+		w := walkResult{Result: cut.Result{Standing: 2, Known: make([]conntrack.Edit, known)}, began: time.Now()}
+		s.takeWalk(w)
+	}
+	want := func(when string, walking, restoring, due bool) {
+		t.Helper()
+		if c.walking != walking || c.restoring != restoring || c.due != due {
+			t.Errorf("%s: a walk runs: %v, only to restore: %v, another is due: %v", when, c.walking, c.restoring, c.due)
+		}
+	}
+	c.due = false
+	stand(2)
+	c.next, c.paid = time.Now().Add(time.Hour), time.Now().Add(time.Hour)
+	change(opens)
+	want("a change allows more", true, true, false)
+	change(opens)
+	want("another change allows more meanwhile", true, true, false)
+	if !end().restore {
+		t.Error("all connections were walked")
+	}
+	s.takeWalk(walkResult{restore: true, Result: cut.Result{Standing: 2, Known: make([]conntrack.Edit, 2)}})
+	want("known connections were restored a moment ago", false, false, false)
+	if !c.restore {
+		t.Error("the second change is forgotten")
+	}
+	c.restored = time.Time{}
+	s.endPause()
+	want("the pause has ended", true, true, false)
+	change(closes)
+	want("a change forbids more meanwhile", true, true, true)
+	end()
+	stand(1)
+	want("a walk is due, and it is too early", false, false, true)
+	change(opens)
+	c.due, c.restore = false, false
+	change(opens)
+	want("not all cut connections are known", false, false, true)
+	c.next = time.Time{}
+	s.endPause()
+	want("the walk", true, false, false)
+	end()
 }
 
 // TestAWalkForPodsThatAreGoneWaits: if a walk is only for gone pods, it waits lazyPeriods.

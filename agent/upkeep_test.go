@@ -114,7 +114,7 @@ func TestNodeIsObservedAgain(t *testing.T) {
 			t.Errorf("%s: observed again: %v, want %v", when, !again, again)
 		}
 	}
-	(&nodetest.Node{TB: t}).Eventually("no address is fresh", func() error { // the first check repairs what a new namespace lacks
+	(&nodetest.Node{TB: t}).Eventually("no address is fresh", func() error {
 		if check(); u.seen.Observed == nil {
 			return errors.New("the observation doesn't last")
 		}

@@ -21,6 +21,8 @@ import (
 type Result struct {
 	Cut, Restored int // by this walk; only connections in use
 	Standing      int // cut connections when the walk ends
+	// Known has the standing cut connections, for Restore. If there are more than maxKnown, it has only some.
+	Known []conntrack.Edit
 	// Examples has some of the connections that were cut or restored.
 	Examples []Example
 }
@@ -36,6 +38,7 @@ const (
 	maxExamples = 5
 	maxErrors   = 3
 	maxEdits    = 100
+	maxKnown    = 1 << 10
 )
 
 // Evaluator evaluates connections by a ruleset. Only one goroutine may use it.
@@ -103,8 +106,25 @@ func Walk(by Evaluator, newest func() Evaluator) (Result, error) {
 		}
 		if by.allows(&c, src, dst) == c.Cut {
 			w.edit(c)
+		} else if c.Cut {
+			w.keep(c)
 		}
 	}
+	return w.end()
+}
+
+// Restore restores those of the known cut connections that the newest rules allow. If Known has all that stand, and
+// the rules have only become more permissive since, it does the same as Walk.
+func Restore(known []conntrack.Edit, newest func() Evaluator) (Result, error) {
+	w := walk{newest: newest}
+	w.Standing = len(known)
+	for _, e := range known {
+		w.edit(e.Connection)
+	}
+	return w.end()
+}
+
+func (w *walk) end() (Result, error) {
 	w.apply()
 	if w.failed > maxErrors {
 		w.errs = append(w.errs, fmt.Errorf("%d more connections can't be changed", w.failed-maxErrors))
@@ -126,6 +146,14 @@ func (w *walk) edit(c conntrack.Connection) {
 	}
 }
 
+// keep notes that the connection stays cut.
+func (w *walk) keep(c conntrack.Connection) {
+	if len(w.Known) < maxKnown {
+		c.Cut = true
+		w.Known = append(w.Known, conntrack.NewEdit(c, conntrack.Restore))
+	}
+}
+
 func (w *walk) apply() {
 	if len(w.edits) == 0 {
 		return
@@ -135,16 +163,23 @@ func (w *walk) apply() {
 	for _, e := range w.edits {
 		if now.allows(&e.Connection, now.places[e.Src], now.places[e.Dst]) == e.Cut {
 			agreed = append(agreed, e)
+		} else if e.Cut {
+			w.keep(e.Connection)
 		}
 	}
 	errs := conntrack.Apply(agreed)
 	for i := range agreed {
-		if errs == nil || errs[i] == nil {
-			w.count(&agreed[i])
+		e := &agreed[i]
+		failed := errs != nil && errs[i] != nil
+		if e.Operation == conntrack.Cut && !failed || e.Operation == conntrack.Restore && failed {
+			w.keep(e.Connection)
+		}
+		if !failed {
+			w.count(e)
 			continue
 		}
 		if w.failed++; w.failed <= maxErrors {
-			c := &agreed[i].Connection
+			c := &e.Connection
 			w.errs = append(w.errs,
 				fmt.Errorf("label the connection from %s to %s port %d: %w", c.Src, c.Dst, c.Port, errs[i]))
 		}

@@ -94,30 +94,35 @@ func TestWalk(t *testing.T) {
 		return e
 	})
 	all := []uint16{1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008, 1011, 1012, 1013}
+	var known []conntrack.Edit
 	for _, tc := range []struct {
 		name       string
 		by, newest []uint16
 		want       Result // Examples are compared only if connections are restored
 		examples   int
 		entries    string
+		restore    bool // only known connections
 	}{
 		{
 			"everything is allowed", all, all,
 			Result{},
 			0,
 			"1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1013",
+			false,
 		},
 		{
 			"a newer change allows everything", nil, all,
 			Result{},
 			0,
 			"1001, 1002, 1003, 1004, 1005, 1006, 1007, 1008, 1009, 1010, 1011, 1012, 1013",
+			false,
 		},
 		{
 			"nothing is allowed", nil, nil,
 			Result{Cut: 6, Standing: 8},
 			maxExamples,
 			"1001 cut, 1002 cut, 1006 cut, 1007 cut, 1008 cut, 1009, 1010, 1011 cut, 1012 cut, 1013 cut",
+			false,
 		},
 		{
 			"two are allowed again, one of which nobody uses",
@@ -126,17 +131,54 @@ func TestWalk(t *testing.T) {
 			Result{Restored: 1, Standing: 6},
 			1,
 			"1001 cut, 1002, 1006 cut, 1007, 1008 cut, 1009, 1010, 1011 cut, 1012 cut, 1013 cut",
+			false,
+		},
+		{
+			"known connections are allowed again, and one is forbidden",
+			nil,
+			[]uint16{1001, 1007, 1011},
+			Result{Restored: 2, Standing: 4},
+			2,
+			"1001, 1002, 1006 cut, 1007, 1008 cut, 1009, 1010, 1011, 1012 cut, 1013 cut",
+			true,
+		},
+		{
+			"none of the known is allowed",
+			nil,
+			nil,
+			Result{Standing: 4},
+			0,
+			"1001, 1002, 1006 cut, 1007, 1008 cut, 1009, 1010, 1011, 1012 cut, 1013 cut",
+			true,
+		},
+		{
+			"the known are allowed again",
+			nil,
+			[]uint16{1006, 1012},
+			Result{Restored: 1, Standing: 2},
+			1,
+			"1001, 1002, 1006, 1007, 1008 cut, 1009, 1010, 1011, 1012, 1013 cut",
+			true,
 		},
 	} {
 		newest := ports(tc.newest...)
-		got, err := Walk(ports(tc.by...), func() Evaluator { return newest })
+		var got Result
+		var err error
+		if tc.restore {
+			got, err = Restore(known, func() Evaluator { return newest })
+		} else {
+			got, err = Walk(ports(tc.by...), func() Evaluator { return newest })
+		}
 		if err != nil {
 			t.Fatal(err)
+		}
+		if known, got.Known = got.Known, nil; len(known) != got.Standing {
+			t.Errorf("%s: %d cut connections are known, and %d stand", tc.name, len(known), got.Standing)
 		}
 		if len(got.Examples) != tc.examples {
 			t.Errorf("%s: examples %v, want %d", tc.name, got.Examples, tc.examples)
 		}
-		if tc.want.Restored > 0 {
+		if tc.want.Restored > 0 && !tc.restore {
 			tc.want.Examples = []Example{{client, pod, ruleset.TCP, 1002, true}}
 		} else {
 			got.Examples = nil
