@@ -152,8 +152,8 @@ func TestAudit(t *testing.T) {
 	}
 }
 
-// TestAuditSetWithoutAgent: if the annotation is removed while no agent runs, the next agent cuts the connection
-// that the policy doesn't allow.
+// TestAuditSetWithoutAgent: if the annotation is removed while no agent runs, the next agent cuts the connection that
+// the policy doesn't allow. If the annotation is set again, the connection goes on.
 func TestAuditSetWithoutAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -13,7 +13,8 @@ import (
 
 func flowTable() bool { return exec.Command("nft", "list", "table", "inet", "weir-flows").Run() == nil }
 
-// TestFlowsAndSuggestions: if flows are recorded, the suggested policies allow exactly what was seen.
+// TestFlowsAndSuggestions: if flows are recorded, the suggested policies allow exactly what was seen. If the agent is
+// killed, the next one removes the table that logs flows.
 func TestFlowsAndSuggestions(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

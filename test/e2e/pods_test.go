@@ -32,7 +32,8 @@ func TestProbesPass(t *testing.T) {
 	}
 }
 
-// TestHostPort: if a pod has a hostPort, the world and a pod on another node reach it.
+// TestHostPort: if a pod has a hostPort, the world and a pod on another node reach it. If a policy denies all
+// connections, neither does.
 func TestHostPort(t *testing.T) {
 	ns := namespace(t, "host-port")
 	a, _, remote := apart(t)

@@ -208,7 +208,8 @@ func TestDropsAndExplain(t *testing.T) {
 	}
 }
 
-// TestCheckNamesWhatIsBroken: if a node loses all tunnel packets, kubectl weir check names the node.
+// TestCheckNamesWhatIsBroken: if a node loses all tunnel packets, kubectl weir check names the node. An interrupted
+// check removes its namespace.
 func TestCheckNamesWhatIsBroken(t *testing.T) {
 	weir(t, 0, "check")
 	victim := workers(t)[1].name

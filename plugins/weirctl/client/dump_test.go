@@ -15,7 +15,8 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// TestDump: if a node doesn't answer, the bundle has the reason, and the status of each other node.
+// TestDump: if a node doesn't answer, the bundle has the reason, and the status of each other node. It has no unknown
+// fields of answers.
 func TestDump(t *testing.T) {
 	f := &fakeCluster{}
 	f.add("n1")

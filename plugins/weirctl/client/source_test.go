@@ -145,7 +145,7 @@ func TestTenant(t *testing.T) {
 	}
 }
 
-// TestLoadDirectory: if pods of files have no addresses, they get some.
+// TestLoadDirectory: if pods of files have no addresses, they get some. An empty or missing directory is an error.
 func TestLoadDirectory(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{
