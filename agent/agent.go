@@ -38,7 +38,6 @@ import (
 
 type agent struct {
 	Options
-	backend Backend
 	netlink netlinksafe.Handle
 	metrics *metrics
 
@@ -55,6 +54,8 @@ type agent struct {
 	flows     *flowLog
 
 	// Only the loop's goroutine may use the other fields.
+	backend    Backend
+	moving     moving
 	records    records
 	cluster    clusterView
 	merger     *ruleset.Merger
@@ -83,20 +84,21 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer func() { _ = lock.Close() }()
-	if err := o.beginMove(); err != nil {
-		return err
-	}
-	backend, err := o.NewBackend(ctx)
+	chooser := newChooser(o)
+	name, backend, chosen, err := chooser.first(ctx)
 	if err != nil {
 		return err
 	}
-	defer backend.Close()
 	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}
 	defer links.Close()
 	a := newAgent(o, backend, links)
+	defer func() { a.backend.Close() }() // the loop may have replaced it
+	if err := a.begin(name, chosen); err != nil {
+		return err
+	}
 
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
@@ -119,7 +121,8 @@ func Run(ctx context.Context, o Options) error {
 	parts = append(parts,
 		func() error { return a.runSource(ctx) },
 		func() error { return a.watchRecords(ctx, watcher) },
-		func() error { return a.backend.Watch(ctx, a.drift.hear) },
+		func() error { return a.watchRules(ctx) },
+		func() error { return a.watchChoice(ctx, chooser, chosen) },
 		func() error { return a.loop(ctx) },
 		func() error { return a.keepNode(ctx) },
 		func() error { return a.reap(ctx) },
@@ -145,15 +148,18 @@ func Run(ctx context.Context, o Options) error {
 
 func newAgent(o Options, backend Backend, links netlinksafe.Handle) *agent {
 	a := &agent{
-		Options: o, backend: backend, netlink: links,
+		Options: o, netlink: links,
 		events: make(chan event), drift: newDrift(), upkeep: newUpkeep(), reaper: newReaper(),
 		records: newRecords(), cluster: newClusterView(o.Node.Name), enrolments: newEnrolments(), links: newLinks(),
 		merger: ruleset.NewMerger(ruleset.UsualBounds()), cutting: newCutting(), faults: newFaults(o.Log),
 		drops: newDropLog(), flows: newFlowLog(),
 	}
 	a.snapshots.init()
+	a.moving.moved = make(chan struct{}, 1)
+	a.use(backend, "")
+	a.moving.others = 1
 	a.explainer = explainer{
-		source: o.Source, backend: backend, snapshots: &a.snapshots, node: o.Node.Name,
+		source: o.Source, backend: &a.moving.present, snapshots: &a.snapshots, node: o.Node.Name,
 		one: make(chan struct{}, 1), sending: make(chan struct{}, 1),
 	}
 	a.metrics = newMetrics(a.status.Load)

@@ -128,7 +128,7 @@ func startWith(t *testing.T, c *cluster, o Options) *running {
 		Name:    "self",
 		Overlay: overlay.Options{Encapsulation: overlay.Always, Port: conf.OverlayPort, VNI: conf.OverlayVNI},
 	}
-	o.NewBackend = func(ctx context.Context) (Backend, error) { return iptables.New(ctx) }
+	o.Backends = []BackendKind{{New: func(ctx context.Context) (Backend, error) { return iptables.New(ctx) }}}
 	go func() { done <- Run(ctx, o) }()
 	t.Cleanup(func() {
 		cancel()

@@ -44,6 +44,9 @@ type Backend interface {
 	// puts their jumps first. Otherwise it applies closed, a ruleset in which no pod is in a class, and returns
 	// true.
 	KeepClosed(ctx context.Context, closed ruleset.Ruleset) (changed bool, err error)
+	// Stands reads the kernel, and reports whether weir's chains are complete for the families of the ruleset. It
+	// changes nothing.
+	Stands(ctx context.Context, closed ruleset.Ruleset) (bool, error)
 	// CleanOtherFlavour removes weir's rules from the iptables flavour that isn't used. Call Apply first, so that
 	// weir's rules are always in force.
 	CleanOtherFlavour(ctx context.Context) error

@@ -38,16 +38,17 @@ var _ Backend = (*memory)(nil)
 
 func (m *memory) call(name string) { m.calls = append(m.calls, name) }
 
-func (m *memory) Name() string                            { return "memory" }
-func (m *memory) SetType(kind ruleset.SetKind) string     { return string(kind) }
-func (m *memory) TellsOfChanges() bool                    { return false }
-func (m *memory) Unread() bool                            { return false }
-func (m *memory) Reread(...netip.Addr) bool               { return false }
-func (m *memory) Knows(uint32) bool                       { return true }
-func (m *memory) Generation() (uint32, error)             { return 1, nil }
-func (m *memory) Close()                                  {}
-func (m *memory) CleanOtherFlavour(context.Context) error { m.call("CleanOtherFlavour"); return nil }
-func (m *memory) Read(context.Context) error              { m.call("Read"); return nil }
+func (m *memory) Name() string                                          { return "memory" }
+func (m *memory) SetType(kind ruleset.SetKind) string                   { return string(kind) }
+func (m *memory) TellsOfChanges() bool                                  { return false }
+func (m *memory) Unread() bool                                          { return false }
+func (m *memory) Reread(...netip.Addr) bool                             { return false }
+func (m *memory) Knows(uint32) bool                                     { return true }
+func (m *memory) Generation() (uint32, error)                           { return 1, nil }
+func (m *memory) Close()                                                {}
+func (m *memory) Stands(context.Context, ruleset.Ruleset) (bool, error) { return true, nil }
+func (m *memory) CleanOtherFlavour(context.Context) error               { m.call("CleanOtherFlavour"); return nil }
+func (m *memory) Read(context.Context) error                            { m.call("Read"); return nil }
 
 func (m *memory) Refresh(_ context.Context, pause func() bool) (bool, error) {
 	m.call("part")

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/weir-net/weir/agent/choice"
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/netfilter"
@@ -32,6 +33,8 @@ type (
 		differences []bridge.Difference
 		err         error
 	}
+	// backendChosen is another choice of the backend, or another reason for the same.
+	backendChosen struct{ choice.Choice }
 	straysEvicted struct{}
 	// namesWanted asks for the names of pods. The channel must have room for the answer.
 	namesWanted struct {
@@ -53,6 +56,7 @@ func (podLookedUp) isEvent()    {}
 func (policyParsed) isEvent()   {}
 func (waysChanged) isEvent()    {}
 func (nodeChecked) isEvent()    {}
+func (backendChosen) isEvent()  {}
 func (straysEvicted) isEvent()  {}
 func (namesWanted) isEvent()    {}
 func (stateWanted) isEvent()    {}
@@ -111,6 +115,10 @@ func (a *agent) handle(e event) work {
 		return work{reconcile: true}
 	case nodeChecked:
 		a.takeNodeCheck(e.differences, e.err)
+	case backendChosen:
+		a.moving.chosen, a.moving.again = e.Choice, time.Time{}
+		a.publishStatus()
+		return work{reconcile: true}
 	case straysEvicted:
 		a.stats.Repairs++
 	case namesWanted:

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/explain"
@@ -16,7 +17,7 @@ import (
 // explainer works beside the loop. It answers one question at a time, because pods' starts need the processor too.
 type explainer struct {
 	source    Source
-	backend   Backend
+	backend   *atomic.Pointer[Backend]
 	snapshots *snapshots
 	node      string
 	one       chan struct{} // has room for one: the question that is being answered
@@ -160,7 +161,7 @@ func (x *explainer) addKernel(ctx context.Context, e *explain.Explanation) {
 			e.AddKernel(v) // says why there is nothing to look at
 			return
 		}
-		held, err := x.backend.Inspect(ctx, by.ruleset, packets)
+		held, err := (*x.backend.Load()).Inspect(ctx, by.ruleset, packets)
 		if v.Held, v.Wrong, v.Unread = held.Ruleset, held.Wrong, held.Unread; err != nil {
 			v.Unknown = err.Error()
 		}

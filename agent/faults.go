@@ -14,6 +14,7 @@ const (
 	partAPI         part = "api"
 	partRecords     part = "records"
 	partKernel      part = "kernel"
+	partBackend     part = "backend"
 	partConnections part = "connections"
 	partLeftovers   part = "leftovers"
 	partNodes       part = "nodes"
@@ -30,6 +31,9 @@ var parts = map[part]struct{ name, meaning string }{
 	partNodes:     {"other nodes", "routes or tunnels to other nodes can't be set up or checked"},
 	partKernel: {
 		"kernel", "weir's sets or rules can't be applied or read; those in the kernel stay in force, and no pod is enrolled",
+	},
+	partBackend: {
+		"backend", "the chosen backend can't be used; the one in use stays in force",
 	},
 	partConnections: {
 		"connections", "connections can't be read or cut, so some may go on that a policy forbids; no pod is enrolled",

@@ -25,7 +25,6 @@ type kernelView struct {
 	refreshing, refreshed bool
 	left                  []string
 	closed                bool // KeepClosed has succeeded while there is no usable state yet
-	tidy                  bool // cleanOther has succeeded
 	// lastSync is when the kernel last had everything that it should have. Zero means never.
 	lastSync time.Time
 	earlier  earlierRules
@@ -167,11 +166,13 @@ func (a *agent) takeApplied(p applied, well bool) {
 // cleanOther removes weir's rules from the flavour and backend that the node doesn't use. It tries again after each
 // resync until it succeeds.
 func (a *agent) cleanOther(ctx context.Context, verify netfilter.Verify) {
-	if a.kernel.tidy || verify != netfilter.All {
+	if a.moving.others == 0 || verify != netfilter.All {
 		return
 	}
-	err := errors.Join(a.backend.CleanOtherFlavour(ctx), a.endMove(ctx))
-	a.kernel.tidy = err == nil
+	err := errors.Join(a.backend.CleanOtherFlavour(ctx), a.removeOthers(ctx))
+	if err == nil {
+		a.moving.others--
+	}
 	a.faults.set(partLeftovers, err)
 }
 

@@ -2,33 +2,177 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
 
+	"github.com/weir-net/weir/agent/choice"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/dirwatch"
+	"github.com/weir-net/weir/netfilter"
 )
 
-// beginMove must run before the kernel is changed. From then on the plugin closes new pods in both backends.
-func (o Options) beginMove() error {
-	if o.BackendName == "" {
+// moving is the backend in use, and the one that the agent should use.
+type moving struct {
+	// inUse is the name of the backend in use; empty if neither works. Only the loop uses it.
+	inUse  endpoint.Backend
+	chosen choice.Choice
+	// failed is why the last attempt to move failed; nil if it didn't. The next attempt is not made before again.
+	failed error
+	again  time.Time
+	// others is how often cleanOther must still remove the other backends.
+	others int
+	// present is the backend in use, for other goroutines. moved has room for one: present has changed.
+	present atomic.Pointer[Backend]
+	moved   chan struct{}
+}
+
+// removeWithin bounds the removal of a backend's sets and rules, which another program's rules may use.
+const removeWithin = 20 * time.Second
+
+// use makes the backend the one in use. It doesn't change the kernel.
+func (a *agent) use(b Backend, name endpoint.Backend) {
+	a.backend, a.moving.inUse = b, name
+	a.moving.present.Store(&b)
+	select {
+	case a.moving.moved <- struct{}{}:
+	default:
+	}
+}
+
+// watchRules passes the kernel's messages about rules to drift. After a move it watches those of the new backend.
+func (a *agent) watchRules(ctx context.Context) error {
+	for {
+		watched, stop := context.WithCancel(ctx)
+		done := make(chan error, 1)
+		go func() { done <- (*a.moving.present.Load()).Watch(watched, a.drift.hear) }()
+		select {
+		case err := <-done:
+			stop()
+			return err
+		case <-a.moving.moved:
+			stop()
+			if err := <-done; err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// moveIfChosen moves to the chosen backend if another one is in use. It waits until the loop knows the node's state:
+// the new backend's first ruleset must allow all that the old one's allows.
+func (a *agent) moveIfChosen(ctx context.Context) {
+	m := &a.moving
+	if m.chosen.Backend == m.inUse || m.chosen.Backend == "" || time.Now().Before(m.again) {
+		return
+	}
+	if m.inUse != "" && (!a.cluster.known || !a.records.complete) {
+		return
+	}
+	began, from := time.Now(), m.inUse
+	if m.failed = a.move(ctx); m.failed != nil {
+		m.failed = fmt.Errorf("move to the backend %s, %s: %w", m.chosen.Backend, m.chosen.Reason, m.failed)
+		m.again = time.Now().Add(a.SettleChoice)
+		m.others, a.kernel.debt = 1, netfilter.All // what the new backend has already written must go again
+	} else {
+		a.Log.Info("moved to another backend", "from", from, "to", m.inUse, "because", m.chosen.Reason,
+			"took", time.Since(began))
+	}
+	a.faults.set(partBackend, m.failed)
+}
+
+// move applies the ruleset with the chosen backend, and then uses that one. The old backend's rules stay in force, and
+// the next round removes them (cleanOther). Meanwhile, the plugin denies new pods in both backends, and packets must
+// pass the rules of both. If the new backend refuses a part of the ruleset, the old one stays in use.
+func (a *agent) move(ctx context.Context) error {
+	next, err := a.kind(a.moving.chosen.Backend).New(ctx)
+	if err != nil {
+		return err
+	}
+	if a.moving.inUse != "" {
+		err = a.fill(ctx, next)
+	}
+	if err != nil {
+		next.Close()
+		return err
+	}
+	a.backend.Close()
+	a.use(next, a.moving.chosen.Backend)
+	a.moving.others = 2 // an ADD that had begun before may make a set of the old backend once more
+	a.stats.Moves++
+	a.kernel.refused, a.kernel.left, a.kernel.refreshed, a.kernel.pluginChanged = nil, nil, false, false
+	a.kernel.closed, a.kernel.debt = false, netfilter.All
+	a.cutting.demand(true) // the new rules may be newer than the old ones
+	return nil
+}
+
+func (a *agent) fill(ctx context.Context, next Backend) error {
+	if err := endpoint.WriteBackend(""); err != nil {
+		return err
+	}
+	if err := next.Read(ctx); err != nil {
+		return err
+	}
+	// Every ADD that has read the old backend's name has written its record before.
+	a.takeRecords(dirwatch.Change{Lost: true})
+	if a.records.stale {
+		return a.faults.now[partRecords]
+	}
+	refused := a.kernel.refused
+	a.kernel.refused = nil
+	_, err := next.Apply(ctx, a.compile().ruleset, netfilter.Trust)
+	if errors.As(err, new(*netfilter.UnknownError)) {
+		err = nil
+	}
+	if err != nil {
+		a.kernel.refused = refused
+	}
+	return err
+}
+
+// kind returns the backend of that name.
+func (o Options) kind(name endpoint.Backend) BackendKind {
+	for _, k := range o.Backends {
+		if k.Name == name {
+			return k
+		}
+	}
+	return BackendKind{Name: name, New: func(context.Context) (Backend, error) {
+		return nil, fmt.Errorf("no backend %q", name)
+	}}
+}
+
+// begin takes the backend to start with, and the choice. If the plugin has read the name of another backend so far, it
+// denies new pods in both from now on. The kernel must not have been changed yet.
+func (a *agent) begin(name endpoint.Backend, chosen choice.Choice) error {
+	a.moving.inUse, a.moving.chosen = name, chosen
+	a.publishStatus()
+	if name == "" {
 		return nil
 	}
 	before, err := endpoint.ReadBackend()
-	if err != nil || before == o.BackendName {
+	if err != nil || before == name {
 		return err
 	}
 	return endpoint.WriteBackend("")
 }
 
-// endMove removes the other backend's rules. The agent's first rules must already be in force.
-func (o Options) endMove(ctx context.Context) error {
-	if o.BackendName == "" {
+// removeOthers removes the sets and rules of the backends that aren't in use, and then tells the plugin the name of
+// the one in use. This backend's rules must be in force, so that no packet passes unchecked.
+func (a *agent) removeOthers(ctx context.Context) error {
+	if a.moving.inUse == "" {
 		return nil
 	}
-	var err error
-	if o.RemoveOthers != nil {
-		err = o.RemoveOthers(ctx)
+	ctx, cancel := context.WithTimeout(ctx, removeWithin)
+	defer cancel()
+	for _, k := range a.Backends {
+		if k.Name == a.moving.inUse {
+			continue
+		}
+		if err := k.Remove(ctx); err != nil {
+			return fmt.Errorf("remove the backend %s: %w", k.Name, err)
+		}
 	}
-	if err == nil {
-		err = endpoint.WriteBackend(o.BackendName)
-	}
-	return err
+	return endpoint.WriteBackend(a.moving.inUse)
 }

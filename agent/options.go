@@ -10,15 +10,16 @@ import (
 	"github.com/weir-net/weir/overlay"
 )
 
-// Options are the options of an agent. Source, NewBackend, Log and Resync must be set.
+// Options are the options of an agent. Source, Backends, Log and Resync must be set.
 type Options struct {
 	Source Source
-	// NewBackend connects to the kernel's packet filter. Run calls it once, after it has taken the agent's lock.
-	NewBackend func(context.Context) (Backend, error)
-	// BackendName is the backend's name for the plugin. It may be empty.
-	BackendName endpoint.Backend
-	// RemoveOthers removes the sets and rules of the other backends. It may be nil.
-	RemoveOthers func(context.Context) error
+	// Backends are the backends that the agent may use. If there is one, its name may be empty: then the plugin is told
+	// no name.
+	Backends []BackendKind
+	// Backend is the backend to use. If it is empty, the agent chooses one.
+	Backend endpoint.Backend
+	// SettleChoice is how long what the choice rests on must have changed before the agent moves to another backend.
+	SettleChoice time.Duration
 	Log          *slog.Logger
 	// HealthAddress is the host:port of /healthz, /readyz and /metrics. If it is empty, they aren't served.
 	HealthAddress string
@@ -45,4 +46,17 @@ type NodeOptions struct {
 	ClusterCIDRs []netip.Prefix
 	// Conflist is the path of the runtime's network configuration, which the agent writes. It may be empty.
 	Conflist string
+}
+
+// BackendKind is a backend that the agent may use. If it is the only one, New alone must be set.
+type BackendKind struct {
+	Name endpoint.Backend
+	// New connects to the kernel's packet filter. It changes nothing.
+	New func(context.Context) (Backend, error)
+	// Remove removes the backend's sets and rules from the kernel.
+	Remove func(context.Context) error
+	// Lacks tries the features that the backend needs, and returns what the node lacks; nil if the backend works.
+	Lacks func(context.Context) []string
+	// KubeProxy reports whether kube-proxy has rules of this kind.
+	KubeProxy func() (bool, error)
 }

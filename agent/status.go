@@ -27,23 +27,25 @@ type status struct {
 	enforced *snapshot
 	// delta is the last delta that is enforced. It may be higher than enforced.delta, because most deltas change
 	// nothing on this node.
-	delta      uint64
-	ready      bool
-	lastSync   time.Time
-	backend    string
-	setType    func(ruleset.SetKind) string // Backend.SetType
-	endpoints  []endpoint.Endpoint          // without endpoints whose records are broken
-	earlier    earlierRules
-	stateless  bool
-	policies   ordered.Map[string, bool]
-	faults     map[part]error
-	problems   []ruleset.Problem
-	unenforced []policy.Unenforced
-	files      []agentapi.File
-	nodeFaults map[bridge.Kind]int
-	repairs    []agentapi.NodeRepair
-	networks   int // other nodes' networks of pods that this node has routes to
-	stats      agentapi.Stats
+	delta    uint64
+	ready    bool
+	lastSync time.Time
+	backend  string
+	// inUse is the name of the backend, and reason says why it was chosen.
+	inUse, reason string
+	setType       func(ruleset.SetKind) string // Backend.SetType
+	endpoints     []endpoint.Endpoint          // without endpoints whose records are broken
+	earlier       earlierRules
+	stateless     bool
+	policies      ordered.Map[string, bool]
+	faults        map[part]error
+	problems      []ruleset.Problem
+	unenforced    []policy.Unenforced
+	files         []agentapi.File
+	nodeFaults    map[bridge.Kind]int
+	repairs       []agentapi.NodeRepair
+	networks      int // other nodes' networks of pods that this node has routes to
+	stats         agentapi.Stats
 }
 
 func (a *agent) publishStatus() {
@@ -52,6 +54,7 @@ func (a *agent) publishStatus() {
 		ready: a.cluster.known && !a.kernel.lastSync.IsZero() && a.unknown() == nil &&
 			a.faults.now[partKernel] == nil && a.faults.now[partNode] == nil,
 		lastSync: a.kernel.lastSync, backend: a.backend.Name(), setType: a.backend.SetType,
+		inUse: string(a.moving.inUse), reason: a.moving.chosen.Reason,
 		endpoints: a.records.copies().list, earlier: a.kernel.earlier,
 		stateless: !a.cluster.known, policies: a.cluster.engine.Policies(),
 		faults: maps.Clone(a.faults.now), problems: a.problems.all, unenforced: a.source.unenforced, files: a.source.files,
@@ -80,7 +83,7 @@ func (a *agent) report() agentapi.Status {
 
 func (s *status) report() agentapi.Status {
 	r := agentapi.Status{
-		Ready: s.ready, LastSync: s.lastSync, IPTables: s.backend, Stats: s.stats,
+		Ready: s.ready, LastSync: s.lastSync, IPTables: s.backend, Backend: s.inUse, BackendReason: s.reason, Stats: s.stats,
 		Errors: s.errors(), Pods: []agentapi.PodStatus{}, Policies: []string{}, Audited: []string{},
 		Sets: []agentapi.SetStatus{}, Problems: []agentapi.Problem{}, Classes: []agentapi.Class{},
 		Unenforced: []agentapi.Unenforced{}, Files: s.files, NodeRepairs: s.repairs,

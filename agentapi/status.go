@@ -13,6 +13,10 @@ type Status struct {
 	Ready    bool      `json:"ready"`
 	LastSync time.Time `json:"lastSync,omitzero"`
 	IPTables string    `json:"iptables"`
+	// Backend is the backend that enforces the policies: iptables or nftables; empty if neither works. BackendReason
+	// says why it was chosen.
+	Backend       string `json:"backend"`
+	BackendReason string `json:"backendReason"`
 	// Errors are why the node isn't ready, or which parts of the agent fail. There are none if all is well.
 	Errors     []string     `json:"errors"`
 	Problems   []Problem    `json:"problems"`
@@ -162,6 +166,7 @@ type Stats struct {
 	Repairs     int `json:"repairs"`  // repairs of sets and rules that another program had changed
 	Cut         int `json:"cut"`      // connections that were cut
 	NodeRepairs int `json:"nodeRepairs"`
+	Moves       int `json:"moves"` // moves from one backend to another
 }
 
 // FileLines returns the lines of a table of the files' objects. Tabs separate the columns. Without files there are

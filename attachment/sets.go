@@ -72,8 +72,18 @@ func (s podSets) Name(addr netip.Addr) (name string) {
 	return name
 }
 
-func (s podSets) Deny(pod string, addrs ...netip.Addr) error {
-	return s.each(func(one PodSets) error { return one.Deny(pod, addrs...) })
+// triesOfADeny is how often Deny tries. It tries again if the agent, which moves to another backend, has destroyed a set
+// meanwhile.
+const triesOfADeny = 5
+
+func (s podSets) Deny(pod string, addrs ...netip.Addr) (err error) {
+	for range triesOfADeny {
+		err = s.each(func(one PodSets) error { return one.Deny(pod, addrs...) })
+		if !errors.Is(err, ipset.ErrNotExist) && !errors.Is(err, unix.ENOENT) {
+			break
+		}
+	}
+	return err
 }
 
 func (s podSets) Remove(addrs ...netip.Addr) error {

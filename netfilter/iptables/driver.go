@@ -161,6 +161,23 @@ func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (bool, 
 	return false, err
 }
 
+// Stands reads the table with the chains that drop packets. It reports whether these chains are complete for the
+// families of the ruleset. Jumps to them may be missing.
+func (d *Driver) Stands(ctx context.Context, closed ruleset.Ruleset) (bool, error) {
+	if err := d.detect(ctx); err != nil {
+		return false, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, readTime)
+	defer cancel()
+	want := lower(closed)
+	for _, f := range conf.Families {
+		if want.has(f) && !d.readTable(ctx, f, checks, d.have).stands(f, want) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
 // PutFirst puts weir's jumps first in the built-in chains. It is for a kernel that can't be read. While the
 // flavour isn't known, it does nothing.
 func (d *Driver) PutFirst(ctx context.Context, want ruleset.Ruleset) error {

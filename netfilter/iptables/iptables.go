@@ -10,7 +10,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/coreos/go-iptables/iptables"
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
@@ -169,75 +168,64 @@ func (f Flavour) clean(ctx context.Context) error {
 }
 
 func (f Flavour) cleanFamily(ctx context.Context, family conf.Family) error {
-	there := false
-	for _, name := range tablesUsed {
-		exists, _, err := f.exists(family, name)
-		if err != nil {
-			return err
-		}
-		if !exists {
+	for _, table := range tablesUsed {
+		if there, err := f.hasOwn(family, table); err != nil || !there {
+			if err != nil {
+				return fmt.Errorf("look for chains of weir's in table %s of %s: %w", table, f.program(family), err)
+			}
 			continue
 		}
-		t, err := f.read(ctx, family, name)
-		if err != nil {
-			return fmt.Errorf("look for chains of weir's in table %s of %s: %w", name, f.program(family), err)
-		}
-		there = there || tables{name: t}.holds()
-	}
-	if !there {
-		return nil // listing chains makes iptables create the table, so iptables runs only where weir has chains
-	}
-	protocol := iptables.ProtocolIPv4
-	if family == conf.IPv6 {
-		protocol = iptables.ProtocolIPv6
-	}
-	ipt, err := iptables.New(iptables.IPFamily(protocol), iptables.Path(f.program(family)), iptables.Timeout(10))
-	if err != nil {
-		return fmt.Errorf("open %s: %w", f.program(family), err)
-	}
-	for _, table := range tablesUsed {
-		if err := f.cleanTable(ctx, ipt, family, table); err != nil {
+		if err := f.cleanTable(ctx, family, table); err != nil {
 			return fmt.Errorf("clean table %s of %s: %w", table, f.program(family), err)
 		}
 	}
 	return nil
 }
 
-func (f Flavour) cleanTable(ctx context.Context, ipt *iptables.IPTables, family conf.Family, name string) error {
-	there, _, err := f.exists(family, name)
-	if err != nil || !there {
-		return err
+// hasOwn reports whether the table has a chain of weir's. It asks the kernel, because the node may have no iptables, or
+// rules in the table that iptables can't print.
+func (f Flavour) hasOwn(family conf.Family, name string) (yes bool, err error) {
+	if f == Legacy {
+		if there, _, err := f.exists(family, name); err != nil || !there {
+			return false, err
+		}
+		return legacyHas(family, name, conf.OwnChain)
 	}
+	err = dump(unix.NFT_MSG_GETCHAIN, family, nil, func(attrs []byte) {
+		c := attributes(attrs)
+		yes = yes || text(c[unix.NFTA_CHAIN_TABLE]) == name && conf.OwnChain(text(c[unix.NFTA_CHAIN_NAME]))
+	})
+	if errors.Is(err, unix.EINVAL) { // the kernel has no nf_tables
+		return false, nil
+	}
+	return yes, err
+}
+
+// cleanTable deletes the jumps before the chains, in one transaction. So no packet meets a part of the rules.
+func (f Flavour) cleanTable(ctx context.Context, family conf.Family, name string) error {
 	t, err := f.read(ctx, family, name)
 	if err != nil {
 		return err
 	}
-	var commands strings.Builder
-	have := t.rules
-	for chain, lines := range have {
+	var empty, jumps, chains strings.Builder
+	for chain, lines := range t.rules {
+		if conf.OwnChain(chain) {
+			fmt.Fprintf(&empty, ":%s - [0:0]\n", chain)
+			fmt.Fprintf(&chains, "-X %s\n", chain)
+			continue
+		}
 		for _, l := range lines {
-			if !conf.OwnChain(chain) && split(l).own() {
-				fmt.Fprintf(&commands, "-D %s %s\n", chain, l)
+			if split(l).own() {
+				fmt.Fprintf(&jumps, "-D %s %s\n", chain, l)
 			}
 		}
 	}
-	if commands.Len() > 0 {
-		r, err := startRestorer(f, family)
-		if err == nil {
-			err = r.carryOut(ctx, "*"+name+"\n"+commands.String()+"COMMIT\n")
-		}
-		if err != nil {
-			return err
-		}
+	if jumps.Len()+chains.Len() == 0 {
+		return nil
 	}
-	for _, remove := range []func(table, chain string) error{ipt.ClearChain, ipt.DeleteChain} {
-		for chain := range have { // all chains are flushed before one is deleted, because they refer to each other
-			if conf.OwnChain(chain) {
-				if err := remove(name, chain); err != nil {
-					return err
-				}
-			}
-		}
+	r, err := startRestorer(f, family)
+	if err != nil {
+		return err
 	}
-	return nil
+	return r.carryOut(ctx, "*"+name+"\n"+empty.String()+jumps.String()+chains.String()+"COMMIT\n")
 }

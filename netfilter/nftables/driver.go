@@ -151,19 +151,25 @@ func (d *Driver) forgetMissing(p *plan) (any bool) {
 // KeepClosed protects the pods while no ruleset can be compiled yet. If weir's chains are complete, they stay.
 // Otherwise it applies the ruleset closed, without classes, and returns true.
 func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (changed bool, err error) {
+	if stand, err := d.Stands(ctx, closed); stand || err != nil {
+		return false, err
+	}
+	_, err = d.Apply(ctx, closed, netfilter.Trust)
+	return true, err
+}
+
+// Stands reads the kernel, and reports whether weir's chains are complete for the families of the ruleset.
+func (d *Driver) Stands(ctx context.Context, closed ruleset.Ruleset) (bool, error) {
 	if err := d.Read(ctx); err != nil {
 		return false, err
 	}
 	want := new(lowering).lower(closed)
-	stand := true
 	for _, f := range conf.Families {
-		stand = stand && (want[f] == nil || d.have[f].stands(want[f]))
+		if want[f] != nil && !d.have[f].stands(want[f]) {
+			return false, nil
+		}
 	}
-	if stand {
-		return false, nil
-	}
-	_, err = d.Apply(ctx, closed, netfilter.Trust)
-	return true, err
+	return true, nil
 }
 
 // PutFirst does nothing: the kernel runs weir's chains at hooks of their own, whatever other programs do.

@@ -19,21 +19,34 @@ var (
 	_ agent.Backend = (*nftables.Driver)(nil)
 )
 
+// automatic is the value of --backend with which the agent chooses the backend.
+const automatic = "auto"
+
 func setBackend(o *agent.Options, name string) error {
-	switch o.BackendName = endpoint.Backend(name); o.BackendName {
-	case endpoint.Iptables:
-		o.NewBackend = func(ctx context.Context) (agent.Backend, error) { return iptables.New(ctx) }
-		o.RemoveOthers = removeNftables
-	case endpoint.Nftables:
-		o.NewBackend = func(context.Context) (agent.Backend, error) { return nftables.New(), nil }
-		o.RemoveOthers = removeIptables
+	switch o.Backend = endpoint.Backend(name); o.Backend {
+	case automatic:
+		o.Backend = ""
+	case endpoint.Iptables, endpoint.Nftables:
 	default:
-		return fmt.Errorf("--backend %s: must be iptables or nftables", name)
+		return fmt.Errorf("--backend %s: must be %s, iptables or nftables", name, automatic)
+	}
+	if o.SettleChoice <= 0 {
+		return fmt.Errorf("--backend-settle %v: must be more than 0", o.SettleChoice)
+	}
+	o.Backends = []agent.BackendKind{
+		{
+			Name:   endpoint.Iptables,
+			New:    func(ctx context.Context) (agent.Backend, error) { return iptables.New(ctx) },
+			Remove: removeIptables, Lacks: iptables.Lacks, KubeProxy: iptables.KubeProxy,
+		},
+		{
+			Name:   endpoint.Nftables,
+			New:    func(context.Context) (agent.Backend, error) { return nftables.New(), nil },
+			Remove: removeNftables, Lacks: nftables.Lacks, KubeProxy: nftables.KubeProxy,
+		},
 	}
 	return nil
 }
-
-// A kernel without ipset or nf_tables has nothing to remove.
 func removeIptables(ctx context.Context) error {
 	d, err := iptables.New(ctx)
 	if err != nil {

@@ -133,7 +133,9 @@ func runCommand() *cobra.Command {
 	flags.StringVar(&source, "source", "kubernetes",
 		"where policies, pods, namespaces and nodes come from: kubernetes, or dir:PATH, a directory of manifests")
 	flags.StringVar(&backend, "backend", string(endpoint.Iptables),
-		"where policies are enforced: iptables (with ipset), or nftables, which needs neither and is new")
+		"where policies are enforced: iptables (with ipset), nftables, or auto, which takes what suits kube-proxy and the node")
+	flags.DurationVar(&o.SettleChoice, "backend-settle", time.Minute,
+		"with --backend auto: how long kube-proxy's rules must have been elsewhere before the agent moves to another backend")
 	flags.BoolVar(&ignoreBroken, "ignore-broken", false,
 		"with --source dir:PATH: start although a file that may hold a policy can't be read; the policy's pods may be open")
 	flags.StringVar(&kubeconfig, "kubeconfig", "",

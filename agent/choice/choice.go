@@ -1,0 +1,83 @@
+// Package choice decides which backend a node uses. Its functions are pure: what was seen of the node is an argument.
+package choice
+
+import (
+	"strings"
+
+	"github.com/weir-net/weir/endpoint"
+)
+
+// Seen is what the choice rests on.
+type Seen struct {
+	// Nftables is true if kube-proxy has a table in nftables, in either family. Iptables is true if it has chains in
+	// iptables, in either family and flavour. kubelet's chains and Docker's don't count.
+	Nftables, Iptables bool
+	// Newest is the backend that kube-proxy uses now, for a node with kube-proxy's rules in both. It is empty if that
+	// can't be found out.
+	Newest endpoint.Backend
+	// Lacks returns what the node lacks of the features that the backend needs; nil if the backend works. Choose calls
+	// it only for backends that it may choose.
+	Lacks func(endpoint.Backend) []string
+}
+
+// Choice is a backend, with the reason for it.
+type Choice struct {
+	Backend endpoint.Backend // empty if neither works
+	Reason  string
+}
+
+// Choose returns the backend that suits the node. previous is the backend that the node has used before; empty if
+// there is none.
+func Choose(s Seen, previous endpoint.Backend) Choice {
+	wanted, why := want(s, previous)
+	for _, b := range [...]endpoint.Backend{wanted, Other(wanted)} {
+		lacks := s.Lacks(b)
+		if len(lacks) == 0 {
+			return Choice{b, why}
+		}
+		why += "; " + string(b) + " can't be used, the node lacks: " + strings.Join(lacks, ", ")
+	}
+	return Choice{"", why}
+}
+
+func want(s Seen, previous endpoint.Backend) (b endpoint.Backend, why string) {
+	switch {
+	case s.Nftables && !s.Iptables:
+		return endpoint.Nftables, "kube-proxy uses nftables"
+	case s.Iptables && !s.Nftables:
+		return endpoint.Iptables, "kube-proxy uses iptables"
+	case s.Iptables && s.Newest != "":
+		return s.Newest, "kube-proxy's rules are in nftables and in iptables, and it uses " + string(s.Newest) + " now"
+	case s.Iptables && previous != "":
+		return previous, "kube-proxy's rules are in nftables and in iptables, and the node used " + string(previous) +
+			" before"
+	case s.Iptables:
+		return endpoint.Nftables, "kube-proxy's rules are in nftables and in iptables"
+	case previous != "":
+		return previous, "kube-proxy has no rules, and the node used " + string(previous) + " before"
+	}
+	return endpoint.Iptables, "kube-proxy has no rules"
+}
+
+// Other returns the backend that isn't b.
+func Other(b endpoint.Backend) endpoint.Backend {
+	if b == endpoint.Nftables {
+		return endpoint.Iptables
+	}
+	return endpoint.Nftables
+}
+
+// Appeared returns the backend to which kube-proxy has moved last. before and now are what was seen one after the
+// other, and last is the result for what was seen before. The result is empty if it can't be told.
+func Appeared(before, now Seen, last endpoint.Backend) endpoint.Backend {
+	nftables, iptables := now.Nftables && !before.Nftables, now.Iptables && !before.Iptables
+	switch {
+	case nftables && iptables:
+		return ""
+	case nftables:
+		return endpoint.Nftables
+	case iptables:
+		return endpoint.Iptables
+	}
+	return last
+}

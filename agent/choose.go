@@ -1,0 +1,227 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/weir-net/weir/agent/choice"
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// chooser finds out which backend suits the node.
+type chooser struct {
+	Options
+	seen choice.Seen
+	// appeared is the backend to which kube-proxy has moved last, as far as the chooser saw it.
+	appeared endpoint.Backend
+	trials   map[endpoint.Backend]trial
+}
+
+type trial struct {
+	lacks []string
+	when  time.Time
+}
+
+func newChooser(o Options) *chooser {
+	return &chooser{Options: o, trials: map[endpoint.Backend]trial{}}
+}
+
+// choose returns the backend that suits the node. previous is the one that was used before; empty if there is none.
+// If broken is true, the kernel refuses weir's rules, so choose tries the features again that worked before.
+func (c *chooser) choose(ctx context.Context, previous endpoint.Backend, broken bool) (choice.Choice, error) {
+	if c.Backend != "" {
+		return choice.Choice{Backend: c.Backend, Reason: "the flag --backend demands it"}, nil
+	}
+	if len(c.Backends) == 1 {
+		return choice.Choice{Backend: c.Backends[0].Name}, nil
+	}
+	before, now := c.seen, choice.Seen{}
+	for _, k := range c.Backends {
+		there, err := k.KubeProxy()
+		if err != nil {
+			return choice.Choice{}, fmt.Errorf("look for the rules of kube-proxy: %w", err)
+		}
+		if k.Name == endpoint.Nftables {
+			now.Nftables = there
+		} else {
+			now.Iptables = there
+		}
+	}
+	c.appeared = choice.Appeared(before, now, c.appeared)
+	if now.Nftables && now.Iptables {
+		if now.Newest = modeOfKubeProxy(ctx); now.Newest == "" {
+			now.Newest = c.appeared
+		}
+	}
+	c.seen = now
+	changed := before.Nftables != now.Nftables || before.Iptables != now.Iptables || before.Newest != now.Newest
+	for name, t := range c.trials {
+		if changed || time.Since(t.when) > c.SettleChoice && (broken || len(t.lacks) > 0) {
+			delete(c.trials, name)
+		}
+	}
+	now.Lacks = func(b endpoint.Backend) []string {
+		t, ok := c.trials[b]
+		if !ok {
+			t = trial{c.kind(b).Lacks(ctx), time.Now()}
+			c.trials[b] = t
+		}
+		return t.lacks
+	}
+	return choice.Choose(now, previous), nil
+}
+
+// askWithin bounds the question to kube-proxy.
+const askWithin = time.Second
+
+// modeOfKubeProxy asks kube-proxy for its mode. It returns the backend that the mode uses, and nothing if kube-proxy
+// doesn't answer.
+//
+// Equivalent to: curl http://127.0.0.1:10249/proxyMode
+func modeOfKubeProxy(ctx context.Context) endpoint.Backend {
+	ctx, cancel := context.WithTimeout(ctx, askWithin)
+	defer cancel()
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:10249/proxyMode", nil)
+	if err != nil {
+		return ""
+	}
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		return ""
+	}
+	defer func() { _ = answer.Body.Close() }()
+	mode, err := io.ReadAll(io.LimitReader(answer.Body, 20))
+	if err != nil || answer.StatusCode != http.StatusOK {
+		return ""
+	}
+	switch strings.TrimSpace(string(mode)) {
+	case "nftables":
+		return endpoint.Nftables
+	case "iptables", "ipvs":
+		return endpoint.Iptables
+	}
+	return ""
+}
+
+// first returns the choice at the agent's start, and the backend to start with. If the rules in the kernel are those of
+// another backend, the agent starts with that one. It then moves as it does later, so no connection is harmed.
+func (c *chooser) first(ctx context.Context) (name endpoint.Backend, b Backend, chosen choice.Choice, err error) {
+	before, err := endpoint.ReadBackend()
+	if err != nil {
+		return "", nil, chosen, err
+	}
+	if chosen, err = c.choose(ctx, before, false); err != nil {
+		return "", nil, chosen, err
+	}
+	if chosen.Backend == "" && len(c.Backends) > 1 {
+		return "", neither{reason: chosen.Reason}, chosen, nil
+	}
+	b, err = c.kind(chosen.Backend).New(ctx)
+	if err != nil || chosen.Backend == before || len(c.Backends) < 2 || stands(ctx, b) {
+		return chosen.Backend, b, chosen, err
+	}
+	other := choice.Other(chosen.Backend)
+	if standing, err := c.kind(other).New(ctx); err == nil {
+		if stands(ctx, standing) {
+			b.Close()
+			return other, standing, chosen, nil
+		}
+		standing.Close()
+	}
+	return chosen.Backend, b, chosen, nil
+}
+
+func stands(ctx context.Context, b Backend) bool {
+	s := policy.State{}
+	records, _ := endpoint.List() // a broken record changes only which families are looked at
+	for _, e := range records {
+		s.Endpoints = append(s.Endpoints, policyEndpoint(e))
+	}
+	yes, err := b.Stands(ctx, policy.Compile(s))
+	return yes && err == nil
+}
+
+// looks is how often the chooser looks at the node in the time that a change must last.
+const looks = 4
+
+// watchChoice looks at what the choice rests on, and tells the loop of another choice that has lasted for SettleChoice.
+// It tells the loop at once if no backend works so far.
+func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice) error {
+	if a.Options.Backend != "" || len(a.Backends) < 2 {
+		return nil2(ctx)
+	}
+	ticker := time.NewTicker(min(a.Resync, max(a.SettleChoice/looks, time.Millisecond)))
+	defer ticker.Stop()
+	var since time.Time // when the present choice was first another one than told
+	var last endpoint.Backend
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		now, err := c.choose(ctx, told.Backend, a.status.Load().faults[partKernel] != nil)
+		switch {
+		case err != nil || now == told || now.Backend == "" && told.Backend != "":
+			since = time.Time{}
+			continue
+		case now.Backend == told.Backend || told.Backend == "":
+		case since.IsZero() || now.Backend != last:
+			since, last = time.Now(), now.Backend
+			continue
+		case time.Since(since) < a.SettleChoice:
+			continue
+		}
+		since, told = time.Time{}, now
+		a.send(ctx, backendChosen{now})
+	}
+}
+
+func nil2(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
+}
+
+// neither stands for a backend on a node on which none works. Everything fails for the same reason.
+type neither struct{ reason string }
+
+func (n neither) err() error {
+	return errors.New("policies can't be enforced on this node: " + n.reason)
+}
+
+func (neither) Name() string                            { return "" }
+func (neither) SetType(k ruleset.SetKind) string        { return string(k) }
+func (neither) TellsOfChanges() bool                    { return false }
+func (neither) Unread() bool                            { return true }
+func (neither) Reread(...netip.Addr) bool               { return false }
+func (neither) Knows(uint32) bool                       { return true }
+func (neither) Close()                                  {}
+func (neither) CleanOtherFlavour(context.Context) error { return nil }
+func (n neither) Generation() (uint32, error)           { return 0, n.err() }
+func (n neither) Read(context.Context) error            { return n.err() }
+
+func (n neither) Refresh(context.Context, func() bool) (bool, error) { return false, n.err() }
+func (n neither) PutFirst(context.Context, ruleset.Ruleset) error    { return nil }
+
+func (n neither) Members() (map[ruleset.Direction]map[netip.Addr]bool, error) { return nil, n.err() }
+
+func (n neither) Apply(context.Context, ruleset.Ruleset, netfilter.Verify) (netfilter.Result, error) {
+	return netfilter.Result{}, n.err()
+}
+
+func (n neither) KeepClosed(context.Context, ruleset.Ruleset) (bool, error) { return false, n.err() }
+func (n neither) Stands(context.Context, ruleset.Ruleset) (bool, error)     { return false, n.err() }
+func (n neither) Inspect(context.Context, ruleset.Ruleset, []ruleset.Packet) (netfilter.Held, error) {
+	return netfilter.Held{}, n.err()
+}
+
+func (neither) Watch(ctx context.Context, _ func(uint32, bool)) error { return nil2(ctx) }

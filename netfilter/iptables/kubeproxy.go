@@ -1,0 +1,59 @@
+package iptables
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/conf"
+)
+
+// kubeProxyChain is a chain that kube-proxy has in the table nat in its modes iptables and ipvs. It deletes the chain
+// when it changes to another mode. kubelet has no chain of that name.
+const kubeProxyChain = "KUBE-SERVICES"
+
+// KubeProxy reports whether kube-proxy has chains in iptables, in either flavour.
+//
+// Equivalent to: iptables-nft -t nat -n -L KUBE-SERVICES, and likewise with iptables-legacy, ip6tables-nft and
+// ip6tables-legacy
+func KubeProxy() (bool, error) {
+	for _, f := range conf.Families {
+		// One question about one chain: kube-proxy may have tens of thousands.
+		_, err := get(unix.NFT_MSG_GETCHAIN, f, nl.NewRtAttr(unix.NFTA_CHAIN_TABLE, nl.ZeroTerminated("nat")),
+			nl.NewRtAttr(unix.NFTA_CHAIN_NAME, nl.ZeroTerminated(kubeProxyChain)))
+		if err == nil {
+			return true, nil
+		}
+		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) { // EINVAL: the kernel has no nf_tables
+			return false, fmt.Errorf("look up chain %s of table nat: %w", kubeProxyChain, err)
+		}
+		there, _, err := Legacy.exists(f, "nat")
+		if err == nil && there {
+			there, err = legacyHas(f, "nat", func(chain string) bool { return chain == kubeProxyChain })
+		}
+		if there || err != nil {
+			return there, err
+		}
+	}
+	return false, nil
+}
+
+// legacyHas reports whether is returns true for a chain in a table of iptables-legacy.
+func legacyHas(f conf.Family, name string, is func(chain string) bool) (bool, error) {
+	t, err := readLegacy(f, name)
+	for offset := uint32(0); err == nil && offset < uint32(len(t.entries)); {
+		var e legacyEntry
+		if e, err = t.entry(offset); err == nil {
+			if begun, ok := e.begins(); ok && is(begun) {
+				return true, nil
+			}
+			offset = e.next
+		}
+	}
+	if err != nil {
+		return false, fmt.Errorf("read table %s of %s: %w", name, Legacy.program(f), err)
+	}
+	return false, nil
+}
