@@ -164,16 +164,19 @@ func (a *agent) takeApplied(p applied, well bool) {
 }
 
 // cleanOther removes weir's rules from the flavour and backend that the node doesn't use. It tries again after each
-// resync until it succeeds.
-func (a *agent) cleanOther(ctx context.Context, verify netfilter.Verify) {
-	if a.moving.others == 0 || verify != netfilter.All {
+// resync until it succeeds. After a move it does so twice: an ADD that had begun before may make a set once more.
+func (r *round) cleanOther(ctx context.Context) {
+	if r.moving.others == 0 || r.verify != netfilter.All {
 		return
 	}
-	err := errors.Join(a.backend.CleanOtherFlavour(ctx), a.removeOthers(ctx))
-	if err == nil {
-		a.moving.others--
+	err := errors.Join(r.backend.CleanOtherFlavour(ctx), r.removeOthers(ctx))
+	r.faults.set(partLeftovers, err)
+	if err != nil {
+		return
 	}
-	a.faults.set(partLeftovers, err)
+	if r.moving.others--; r.moving.others > 0 {
+		r.kernel.debt, r.next = netfilter.All, sooner(r.next, retry)
+	}
 }
 
 // keepClosed replaces reconcile while there is no usable state. Complete rules of an earlier agent stay. Otherwise

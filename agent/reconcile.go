@@ -132,7 +132,7 @@ func (r *round) concludeKernel(ctx context.Context) bool {
 			r.metrics.delays.Observe(time.Since(r.told).Seconds())
 			r.told = time.Time{}
 		}
-		r.cleanOther(ctx, r.verify)
+		r.cleanOther(ctx)
 		return true
 	}
 	r.stats.Failures++

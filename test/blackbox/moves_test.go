@@ -1,0 +1,383 @@
+package blackbox
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// settle is how long kube-proxy's rules must have been elsewhere in these tests before the agent moves.
+const settle = "100ms"
+
+// movingPods are a server that a policy opens for one client on some ports, a server that nobody may reach, and pods
+// that come and go.
+const movingPods = `
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: some, namespace: shop}
+spec:
+  podSelector: {}
+  policyTypes: [Ingress]
+  ingress:
+  - from: [{podSelector: {matchLabels: {app: client}}, namespaceSelector: {}}]
+    ports: [{port: 80}, {port: 53, protocol: UDP}]
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: server, namespace: shop}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: client, namespace: other, labels: {app: client}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: guest, namespace: other, labels: {app: client}}
+`
+
+// moves is a node whose agent chooses its backend, under traffic.
+type moves struct {
+	*nodetest.Node
+	server, client   *nodetest.Pod
+	stop             chan struct{}
+	traffic          sync.WaitGroup
+	tried, forbidden atomic.Int64 // allowed and forbidden attempts
+	harmed, letIn    atomic.Int64
+	harm             sync.Map // the last failure of each kind of allowed attempts
+}
+
+func newMoves(t *testing.T) *moves {
+	m := &moves{Node: nodetest.NewNode(t, nil), stop: make(chan struct{})}
+	m.Manifest("pods.yaml", denyAllIngress+"---"+movingPods)
+	m.kubeProxy("iptables")
+	m.startAuto()
+	m.uses("iptables")
+	m.server, m.client = m.AddPod("shop", "server"), m.AddPod("other", "client")
+	m.Serve(m.server.Netns, "tcp", ":80")
+	m.Serve(m.server.Netns, "udp", ":53")
+	m.Serve(m.Outside, "tcp", ":80")
+	m.countArrivals()
+	return m
+}
+
+func (m *moves) startAuto() {
+	m.Helper()
+	m.SpawnAgent("--source", "dir:"+m.Manifests, "--backend", "auto", "--backend-settle", settle)
+}
+
+// kubeProxy makes the chains or the table that kube-proxy has with the backend, before it removes those of the other.
+func (m *moves) kubeProxy(backend string) {
+	m.Helper()
+	if backend == "nftables" {
+		nodetest.RunEach(m, "nft add table ip kube-proxy", "iptables-nft -t nat -X KUBE-SERVICES")
+		return
+	}
+	nodetest.RunEach(m, "iptables-nft -t nat -N KUBE-SERVICES")
+	_, _ = nodetest.Try("nft", "delete", "table", "ip", "kube-proxy")
+}
+
+// uses waits until the agent uses the backend, the plugin knows that, and nothing of the other backend is left.
+func (m *moves) uses(backend string) {
+	m.Helper()
+	m.Eventually("the node uses "+backend, func() error {
+		if name, err := os.ReadFile("/run/weir/lock"); string(name) != backend {
+			return fmt.Errorf("the plugin is told %q: %w", name, err)
+		}
+		status, err := m.Ctl("status")
+		if err != nil || !strings.Contains(status, backend) {
+			return fmt.Errorf("%s: %w", status, err)
+		}
+		left, err := nodetest.Try("sh", "-c", "iptables-save; ip6tables-save; ipset list -name; nft list tables")
+		if err != nil {
+			return err
+		}
+		if used := strings.Contains(left, "WEIR"); used != (backend == "iptables") ||
+			strings.Contains(left, "weir-pods") != used || strings.Contains(left, "table ip weir\n") == used {
+			return fmt.Errorf("with %s the node has:\n%s", backend, left)
+		}
+		return nil
+	})
+}
+
+// countArrivals counts what arrives at ports that no policy allows.
+func (m *moves) countArrivals() {
+	nodetest.In(m, m.server.Netns, func() error {
+		l, err := net.Listen("tcp", ":81")
+		if err != nil {
+			return err
+		}
+		p, err := net.ListenPacket("udp", ":54")
+		if err != nil {
+			return err
+		}
+		m.Cleanup(func() { _ = errors.Join(l.Close(), p.Close()) })
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				m.letIn.Add(1)
+				_ = conn.Close()
+			}
+		}()
+		go func() {
+			for {
+				if _, _, err := p.ReadFrom(make([]byte, 64)); err != nil {
+					return
+				}
+				m.letIn.Add(1)
+			}
+		}()
+		return nil
+	})
+}
+
+// answersWithin is enough for TCP to send its first packet again, which repeats counts.
+const answersWithin = 5 * time.Second
+
+// repeats returns how often a TCP connection's first packet was sent again in the namespace: the first one was dropped.
+// Attempts that ended sooner don't count.
+func (m *moves) repeats(netns string) (n int) {
+	m.Helper()
+	nodetest.In(m, netns, func() error {
+		data, err := os.ReadFile("/proc/thread-self/net/netstat")
+		var names []string
+		for line := range strings.Lines(string(data)) {
+			f := strings.Fields(line)
+			i := slices.Index(names, "TCPSynRetrans")
+			if i > 0 && i < len(f) {
+				n, err = strconv.Atoi(f[i])
+				return err
+			}
+			names = f
+		}
+		return errors.Join(err, errors.New("no TCPSynRetrans"))
+	})
+	return n
+}
+
+func (m *moves) dial(netns, network, address string) (conn net.Conn, err error) {
+	m.Helper()
+	nodetest.In(m, netns, func() error {
+		conn, err = net.DialTimeout(network, address, answersWithin)
+		return nil
+	})
+	return conn, err
+}
+
+// start sends 200 new connections per second, a third of them forbidden, and keeps two connections in use.
+func (m *moves) start() {
+	m.Helper()
+	dial := func(network, address string) (net.Conn, error) { return m.dial(m.client.Netns, network, address) }
+	echo := func(conn net.Conn) error {
+		if err := conn.SetDeadline(time.Now().Add(answersWithin)); err != nil {
+			return err
+		}
+		if _, err := conn.Write([]byte("x")); err != nil {
+			return err
+		}
+		_, err := conn.Read(make([]byte, 64))
+		return err
+	}
+	m.every("TCP", 60, false, func() error {
+		conn, err := dial("tcp", m.server.IP+":80")
+		if err != nil {
+			return err
+		}
+		defer func() { _ = conn.Close() }()
+		return echo(conn)
+	})
+	m.every("UDP", 50, false, func() error {
+		conn, err := dial("udp", m.server.IP+":53")
+		if err != nil {
+			return err
+		}
+		defer func() { _ = conn.Close() }()
+		return echo(conn)
+	})
+	m.every("masqueraded TCP", 20, false, func() error {
+		conn, err := dial("tcp", "192.0.2.1:80")
+		if err != nil {
+			return err
+		}
+		defer func() { _ = conn.Close() }()
+		hello := make([]byte, 64)
+		if err := conn.SetDeadline(time.Now().Add(answersWithin)); err != nil {
+			return err
+		}
+		if n, err := conn.Read(hello); err != nil || string(hello[:n]) != "hello 192.0.2.2\n" {
+			return fmt.Errorf("the server said %q: %w", hello[:n], err)
+		}
+		return nil
+	})
+	m.every("forbidden TCP", 35, true, func() error {
+		var conn net.Conn
+		var err error
+		nodetest.In(m, m.client.Netns, func() error {
+			conn, err = net.DialTimeout("tcp", m.server.IP+":81", 20*time.Millisecond)
+			return nil
+		})
+		if err == nil {
+			_ = conn.Close()
+		}
+		return nil
+	})
+	m.every("forbidden UDP", 35, true, func() error {
+		conn, err := dial("udp", m.server.IP+":54")
+		if err == nil {
+			_, err = conn.Write([]byte("x"))
+			_ = conn.Close()
+		}
+		return err
+	})
+	for _, at := range [][2]string{{"tcp", m.server.IP + ":80"}, {"udp", m.server.IP + ":53"}} {
+		conn, err := dial(at[0], at[1])
+		if err != nil {
+			m.Fatal(err)
+		}
+		m.Cleanup(func() { _ = conn.Close() })
+		m.every("long-lived "+at[0], 20, false, func() error { return echo(conn) })
+	}
+}
+
+// every does something as often as that each second, until the traffic ends. Attempts don't wait for each other.
+func (m *moves) every(what string, each int, forbidden bool, do func() error) {
+	m.traffic.Add(1)
+	go func() {
+		defer m.traffic.Done()
+		ticker := time.NewTicker(time.Second / time.Duration(each))
+		defer ticker.Stop()
+		for {
+			select {
+			case <-m.stop:
+				return
+			case <-ticker.C:
+			}
+			attempt := func() {
+				err := do()
+				if forbidden {
+					m.forbidden.Add(1)
+					return
+				}
+				if m.tried.Add(1); err != nil {
+					m.harmed.Add(1)
+					m.harm.Store(what, err.Error())
+				}
+			}
+			if strings.HasPrefix(what, "long-lived") {
+				attempt()
+				continue
+			}
+			m.traffic.Add(1)
+			go func() {
+				defer m.traffic.Done()
+				attempt()
+			}()
+		}
+	}()
+}
+
+// end ends the traffic and reports what went wrong.
+func (m *moves) end() {
+	m.Helper()
+	close(m.stop)
+	m.traffic.Wait()
+	if n := m.harmed.Load(); n > 0 {
+		m.Errorf("%d of %d allowed connections were harmed", n, m.tried.Load())
+		m.harm.Range(func(what, err any) bool {
+			m.Logf("%s: %s", what, err)
+			return true
+		})
+	}
+	if n := m.letIn.Load(); n > 0 {
+		m.Errorf("%d of %d forbidden connections were let through", n, m.forbidden.Load())
+	}
+	if n := m.repeats(m.client.Netns); n > 0 {
+		m.Errorf("%d first packets of allowed connections were dropped", n)
+	}
+	m.Logf("%d allowed attempts, %d forbidden", m.tried.Load(), m.forbidden.Load())
+}
+
+// TestMovesWhileTheAgentRuns: kube-proxy changes its mode 20 times. Each time the agent moves to the other backend.
+// Meanwhile pods come and go.
+func TestMovesWhileTheAgentRuns(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	m := newMoves(t)
+	m.start()
+	m.traffic.Add(1)
+	guests := 0
+	go func() {
+		defer m.traffic.Done()
+		for {
+			select {
+			case <-m.stop:
+				return
+			default:
+			}
+			guest, err := m.TryAddPod("other", "guest")
+			if err != nil {
+				t.Errorf("ADD: %v", err)
+				return
+			}
+			if conn, err := m.dial(guest.Netns, "tcp", m.server.IP+":80"); err != nil {
+				t.Errorf("a new pod doesn't reach the server: %v", err)
+			} else {
+				_ = conn.Close()
+			}
+			if _, err := m.CNI("del", guest.Netns, nodetest.Args("other", "guest", "")); err != nil {
+				t.Errorf("DEL: %v", err)
+				return
+			}
+			guests++
+		}
+	}()
+	for i := range 20 {
+		backend := []string{"nftables", "iptables"}[i%2]
+		m.kubeProxy(backend)
+		m.uses(backend)
+	}
+	m.end()
+	if n := m.repeats("/run/netns/other.guest"); n > 0 {
+		t.Errorf("%d first packets of %d new pods were dropped", n, guests)
+	}
+	t.Logf("%d pods came and went", guests)
+}
+
+// TestKilledWhileItMoves: the agent is killed at any moment of a move. The next agent ends the move.
+func TestKilledWhileItMoves(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	m := newMoves(t)
+	m.start()
+	for i := range 10 {
+		backend := []string{"nftables", "iptables"}[i%2]
+		m.kubeProxy(backend)
+		m.Eventually("the move begins", func() error {
+			name, err := os.ReadFile("/run/weir/lock")
+			if err == nil && len(name) > 0 && string(name) != backend {
+				err = errors.New("not yet")
+			}
+			return err
+		})
+		time.Sleep(time.Duration(rand.IntN(40)) * time.Millisecond) // any moment
+		m.KillAgent()
+		m.startAuto()
+		m.uses(backend)
+	}
+	m.end()
+}
