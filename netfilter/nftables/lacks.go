@@ -1,6 +1,162 @@
 package nftables
 
-import "context"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
 
-// Lacks returns what the node lacks.
-func Lacks(context.Context) []string { return nil }
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/nftnl"
+	"github.com/weir-net/weir/netfilter/probe"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// Lacks tries what weir needs of nf_tables, with packets. It returns what the node lacks, with the kernel's words; nil
+// if it lacks nothing.
+func Lacks(context.Context) (all []string) {
+	families := probe.Families()
+	probe.Apart(func() {
+		for _, f := range families {
+			for _, l := range lacksIn(f) {
+				if !slices.Contains(all, l) {
+					all = append(all, l)
+				}
+			}
+		}
+	})
+	return all
+}
+
+func lacksIn(f conf.Family) (list []string) {
+	t, err := probe.New(f)
+	if err != nil {
+		return nil // the node has no addresses of the family
+	}
+	defer func() { _ = t.Close() }()
+	at := nftnl.Table{Family: tables[f].Family, Name: conf.TrialSet}
+	endTrial(at) // an agent that was killed may have left it
+	defer endTrial(at)
+	want := loweredTrial(t)
+	if err := trialBatch(at, want, nil).Commit(); err != nil {
+		return refusedNeeds(at, want, err)
+	}
+	wrong, err := t.Wrong()
+	if err != nil {
+		return nil // the kernel accepts all rules, and more can't be found out
+	}
+	for _, n := range wrong {
+		list = append(list, n.Name+" (nf_tables accepts them, and they have no effect)")
+	}
+	return list
+}
+
+// endTrial removes the table of a trial.
+//
+// Equivalent to: nft delete table ip weir-trial (ip6 for IPv6)
+func endTrial(at nftnl.Table) {
+	var b nftnl.Batch
+	b.DeleteTable(at)
+	_ = b.Commit() // usually there is none
+}
+
+// loweredTrial returns the trial's table, with rules that only this backend needs: a map leads to a class's chain, and
+// the sets with each pod's address twice tell a pod that sends to itself.
+func loweredTrial(t *probe.Trial) *table {
+	f := t.Family
+	egress := ruleset.Set{
+		Name: f.Set(conf.EgressClasses + conf.OpenClass), Kind: ruleset.Addresses, Family: f, Role: ruleset.Members,
+		Dispatch: conf.EgressChain,
+	}
+	pods := ruleset.Set{Name: f.Set(conf.PodsSet), Kind: ruleset.Addresses, Family: f, Role: ruleset.Attached}
+	pods.Entries = t.Sets[0].Entries
+	egress.Entries = pods.Entries
+	rules := append(t.Rules(),
+		ruleset.Rule{In: "weir-none", Action: ruleset.Jump, To: conf.EgressChain},
+		ruleset.Rule{In: "weir-none", Shape: ruleset.ToItself, Action: ruleset.Return},
+		ruleset.Rule{In: "weir-none", Shape: ruleset.HonestICMP, Track: ruleset.Related, Action: ruleset.Return})
+	r := ruleset.Ruleset{
+		Sets: append(slices.Clone(t.Sets), egress, pods),
+		Chains: []ruleset.Chain{
+			{Family: f, Name: conf.TrialChain, Hook: ruleset.CheckToNode, Rules: rules},
+			{Family: f, Name: conf.EgressChain, Rules: []ruleset.Rule{
+				{Sets: []ruleset.SetMatch{{Name: egress.Name, By: ruleset.Source}}, Action: ruleset.Return},
+				{Action: ruleset.Drop},
+			}},
+			{Family: f, Name: conf.PostroutingChain, Hook: ruleset.TranslateSource, Rules: []ruleset.Rule{
+				{In: "weir-none", Action: ruleset.Masquerade},
+			}},
+		},
+	}
+	m := &lowering{lacks: lacks{ports: true, logs: true}} // weir can do without these
+	return m.lower(r)[f]
+}
+
+// trialBatch returns the transaction that makes the trial's table. If only isn't nil, the chains have only the rules for
+// which it returns true.
+func trialBatch(at nftnl.Table, want *table, only func(*rule) bool) *nftnl.Batch {
+	b := &nftnl.Batch{}
+	b.AddTable(at, nftnl.WeirTableComment)
+	for _, c := range want.chains {
+		b.AddChain(at, c.Chain)
+	}
+	for _, s := range want.sets {
+		b.AddSet(at, s.Set, s.Name)
+		b.AddElements(at, s.Set, s.elements(), s.Name, false)
+	}
+	for _, c := range want.chains {
+		for i := range c.rules {
+			r := &c.rules[i]
+			if only != nil && !only(r) {
+				continue
+			}
+			written, _ := r.write(want.family)
+			b.AddRule(at, c.Name, written, r)
+		}
+	}
+	return b
+}
+
+// refusedNeeds returns which sets and rules the kernel refuses. It reports the first refusals of one transaction only,
+// so refusedNeeds asks again without them.
+func refusedNeeds(at nftnl.Table, want *table, all error) (list []string) {
+	refused := map[any]bool{}
+	for {
+		var e *nftnl.RefusedError
+		if !errors.As(all, &e) {
+			return append(list, "nf_tables: "+all.Error())
+		}
+		more := false
+		for _, r := range e.Refusals {
+			words := "nf_tables: " + r.Err.Error()
+			switch about := r.About.(type) {
+			case string:
+				words = "sets of nf_tables such as " + about + ": " + r.Err.Error()
+			case *rule:
+				if refused[about] {
+					continue
+				}
+				refused[about], more = true, true
+				_, text := withoutPorts(*about).write(want.family)
+				words = fmt.Sprintf("rules of nf_tables like %q: %s", text, r.Err)
+			}
+			if !slices.Contains(list, words) {
+				list = append(list, words)
+			}
+		}
+		if !more {
+			return list
+		}
+		if all = trialBatch(at, want, func(r *rule) bool { return !refused[r] }).Commit(); all == nil {
+			return list
+		}
+	}
+}
+
+// withoutPorts returns the rule for another port. A message must not change with the ports of the trial.
+func withoutPorts(r rule) rule {
+	if len(r.Ports) > 0 {
+		r.Ports = []ruleset.PortRange{{First: 1, Last: 1}}
+	}
+	return r
+}
