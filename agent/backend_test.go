@@ -48,7 +48,8 @@ func (m *memory) Generation() (uint32, error)                           { return
 func (m *memory) Close()                                                {}
 func (m *memory) Stands(context.Context, ruleset.Ruleset) (bool, error) { return true, nil }
 func (m *memory) CleanOtherFlavour(context.Context) error               { m.call("CleanOtherFlavour"); return nil }
-func (m *memory) Read(context.Context) error                            { m.call("Read"); return nil }
+
+func (m *memory) Read(context.Context) error { m.call("Read"); return nil }
 
 func (m *memory) Refresh(_ context.Context, pause func() bool) (bool, error) {
 	m.call("part")

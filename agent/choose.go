@@ -195,7 +195,9 @@ func nil2(ctx context.Context) error {
 type neither struct{ reason string }
 
 func (n neither) err() error {
-	return errors.New("policies can't be enforced on this node: " + n.reason)
+	return errors.New("policies can't be enforced on this node: " + n.reason + ". To get them: install the kernel's " +
+		"additional modules (kernel-modules-extra, linux-modules-extra-$(uname -r)), and restart the agent if its image " +
+		"lacks a program; the agent tries again each minute")
 }
 
 func (neither) Name() string                            { return "" }
@@ -219,7 +221,9 @@ func (n neither) Apply(context.Context, ruleset.Ruleset, netfilter.Verify) (netf
 }
 
 func (n neither) KeepClosed(context.Context, ruleset.Ruleset) (bool, error) { return false, n.err() }
-func (n neither) Stands(context.Context, ruleset.Ruleset) (bool, error)     { return false, n.err() }
+
+func (n neither) Stands(context.Context, ruleset.Ruleset) (bool, error) { return false, n.err() }
+
 func (n neither) Inspect(context.Context, ruleset.Ruleset, []ruleset.Packet) (netfilter.Held, error) {
 	return netfilter.Held{}, n.err()
 }

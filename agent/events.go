@@ -117,6 +117,9 @@ func (a *agent) handle(e event) work {
 		a.takeNodeCheck(e.differences, e.err)
 	case backendChosen:
 		a.moving.chosen, a.moving.again = e.Choice, time.Time{}
+		if a.moving.inUse == "" && e.Backend == "" {
+			a.use(neither{reason: e.Reason}, "")
+		}
 		a.publishStatus()
 		return work{reconcile: true}
 	case straysEvicted:

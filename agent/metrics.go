@@ -15,6 +15,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -97,8 +98,11 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 }
 
 var (
-	readyDesc = desc("weir_ready", "1 if the kernel has the rules of the policies, and the node settings are right.")
-	nodeDesc  = desc("weir_node_faults", "Node settings that can't be read or repaired, by kind.", "what")
+	readyDesc   = desc("weir_ready", "1 if the kernel has the rules of the policies, and the node settings are right.")
+	nodeDesc    = desc("weir_node_faults", "Node settings that can't be read or repaired, by kind.", "what")
+	backendDesc = desc("weir_backend", "Always 1; the labels say which backend enforces the policies, and why it was "+
+		"chosen. Without a backend, none works on this node.", "backend", "reason")
+	movesDesc = desc("weir_backend_moves_total", "Moves from one backend to another.")
 	infoDesc  = desc("weir_info", "Always 1; the label says which iptables the node uses.", "iptables")
 
 	lastSyncDesc = desc("weir_last_sync_timestamp_seconds", "When the kernel last had all that it should, Unix time.")
@@ -127,7 +131,8 @@ var (
 
 func (c statusCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		readyDesc, nodeDesc, infoDesc, lastSyncDesc, faultDesc, problemsDesc, problemDesc, unenforcedDesc, endpointsDesc,
+		readyDesc, nodeDesc, backendDesc, movesDesc, infoDesc, lastSyncDesc, faultDesc, problemsDesc, problemDesc,
+		unenforcedDesc, endpointsDesc,
 		policiesDesc, auditedDesc, classesDesc, setsDesc, entriesDesc, networksDesc, changesDesc, failuresDesc,
 		repairsDesc, cutDesc,
 	} {
@@ -149,6 +154,8 @@ func (c statusCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	gauge(readyDesc, oneIf(s.Ready))
 	gauge(infoDesc, 1, s.IPTables)
+	gauge(backendDesc, 1, s.Backend, excerpt.Of(s.BackendReason))
+	send(prometheus.CounterValue, movesDesc, s.Stats.Moves)
 	if !s.LastSync.IsZero() {
 		at := float64(s.LastSync.UnixMilli()) / 1000
 		ch <- prometheus.MustNewConstMetric(lastSyncDesc, prometheus.GaugeValue, at)

@@ -2,14 +2,20 @@ package agent
 
 import "github.com/weir-net/weir/policy/ruleset"
 
-// noted returns a problem for each of the backend's notes. After a failed apply, the last notes stay.
+// noted returns a problem for each of the backend's notes, and one if no backend works. After a failed apply, the last
+// notes stay.
 func (r *round) noted() []ruleset.Problem {
-	if !r.applied.done() {
-		return r.kernel.notes
-	}
 	object := "this node"
 	if r.Node.Name != "" {
 		object = "Node " + r.Node.Name
+	}
+	if r.moving.inUse == "" && r.moving.chosen.Reason != "" {
+		return []ruleset.Problem{{
+			Object: object, Field: "backend", Message: (neither{r.moving.chosen.Reason}).err().Error(),
+		}}
+	}
+	if !r.applied.done() {
+		return r.kernel.notes
 	}
 	r.kernel.notes = nil
 	for _, n := range r.applied.Notes {

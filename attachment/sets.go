@@ -72,8 +72,8 @@ func (s podSets) Name(addr netip.Addr) (name string) {
 	return name
 }
 
-// triesOfADeny is how often Deny tries. It tries again if the agent, which moves to another backend, has destroyed a set
-// meanwhile.
+// triesOfADeny is how often Deny tries. It tries again if the agent has destroyed a set meanwhile: it moves to another
+// backend.
 const triesOfADeny = 5
 
 func (s podSets) Deny(pod string, addrs ...netip.Addr) (err error) {

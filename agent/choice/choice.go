@@ -56,7 +56,7 @@ func want(s Seen, previous endpoint.Backend) (b endpoint.Backend, why string) {
 	case previous != "":
 		return previous, "kube-proxy has no rules, and the node used " + string(previous) + " before"
 	}
-	return endpoint.Iptables, "kube-proxy has no rules"
+	return endpoint.Iptables, "kube-proxy has no rules, and iptables is the default"
 }
 
 // Other returns the backend that isn't b.

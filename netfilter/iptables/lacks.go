@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/internal/excerpt"
@@ -24,10 +25,8 @@ func Lacks(ctx context.Context) (all []string) {
 	families := probe.Families()
 	probe.Apart(func() {
 		for _, f := range families {
-			for _, l := range lacksIn(ctx, flavour, f) {
-				if !slices.Contains(all, l) {
-					all = append(all, l)
-				}
+			if len(all) == 0 { // both families lack the same, and the search for refused rules takes time
+				all = lacksIn(ctx, flavour, f)
 			}
 		}
 	})
@@ -126,12 +125,20 @@ func (d *Driver) makeTrialSets(t *probe.Trial) (lacks []string) {
 	return lacks
 }
 
+// searchTime bounds the search for refused rules, during which the agent doesn't do anything else at its start.
+const searchTime = 3 * time.Second
+
 // refusedNeeds tries the rules one by one, and returns those that are refused.
 func (d *Driver) refusedNeeds(ctx context.Context, t *probe.Trial, all error) (lacks []string) {
 	if err := d.try(ctx, t.Family, nil); err != nil { // not even a chain without rules
 		return []string{d.Flavour.program(t.Family) + "-restore: " + reason(err)}
 	}
-	for _, r := range append(t.Rules(), unusedRules(t.Family)...) {
+	ctx, cancel := context.WithTimeout(ctx, searchTime)
+	defer cancel()
+	for _, r := range append(t.Examples(), unusedRules(t.Family)...) {
+		if ctx.Err() != nil {
+			return append(lacks, "and perhaps more")
+		}
 		err := d.try(ctx, t.Family, []ruleset.Rule{r})
 		if err == nil {
 			continue

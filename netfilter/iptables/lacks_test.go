@@ -56,8 +56,8 @@ func TestLacks(t *testing.T) {
 	}{
 		{"nothing", `exec %s "$@"`, nil},
 		{"silent sets", `sed "/-m set/d" | %s "$@"`, []string{
-			"sets of addresses (", "outside of a set (", "sets of networks (", "sets of addresses with links (", "sets of ports (",
-			"sets of addresses with ports (",
+			"sets of addresses (", "outside of a set (", "sets of networks (", "sets of addresses with links (",
+			"sets of ports (", "sets of addresses with ports (",
 		}},
 		{"silent states", `sed "/--ctstate ESTABLISHED/d" | %s "$@"`, []string{"connection tracking with labels ("}},
 		{"silent lists", `sed "/multiport/d" | %s "$@"`, []string{"lists of ports ("}},
@@ -74,7 +74,8 @@ func TestLacks(t *testing.T) {
 		if strings.Contains(script, "%s") {
 			script = fmt.Sprintf(script, original)
 		}
-		if err := os.WriteFile(filepath.Join(dir, "iptables-nft-restore"), []byte("#!/bin/sh\n"+script+"\n"), 0o700); err != nil {
+		program := []byte("#!/bin/sh\n" + script + "\n")
+		if err := os.WriteFile(filepath.Join(dir, "iptables-nft-restore"), program, 0o700); err != nil {
 			t.Fatal(err)
 		}
 		got := lacksIn(t.Context(), NFT, conf.IPv4)

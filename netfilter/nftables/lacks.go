@@ -18,10 +18,8 @@ func Lacks(context.Context) (all []string) {
 	families := probe.Families()
 	probe.Apart(func() {
 		for _, f := range families {
-			for _, l := range lacksIn(f) {
-				if !slices.Contains(all, l) {
-					all = append(all, l)
-				}
+			if len(all) == 0 {
+				all = lacksIn(f)
 			}
 		}
 	})
@@ -92,8 +90,8 @@ func loweredTrial(t *probe.Trial) *table {
 	return m.lower(r)[f]
 }
 
-// trialBatch returns the transaction that makes the trial's table. If only isn't nil, the chains have only the rules for
-// which it returns true.
+// trialBatch returns the transaction that makes the trial's table. If only isn't nil, the chains have only the rules
+// for which it returns true.
 func trialBatch(at nftnl.Table, want *table, only func(*rule) bool) *nftnl.Batch {
 	b := &nftnl.Batch{}
 	b.AddTable(at, nftnl.WeirTableComment)

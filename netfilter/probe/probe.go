@@ -1,6 +1,6 @@
-// Package probe finds out whether the kernel does what weir's rules need. A backend writes the rules of a Trial, and the
-// Trial sends packets through them over the loopback link. So it also notices a rule that the kernel accepts and never
-// matches. It links no backend.
+// Package probe finds out whether the kernel does what weir's rules need. A backend writes the rules of a Trial, and
+// the Trial sends packets through them over the loopback link. So it also notices a rule that the kernel accepts and
+// never matches. It links no backend.
 package probe
 
 import (
@@ -20,8 +20,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Trial is a chain of rules for one family, at the hook of packets to the node. For each Need it has a rule that lets the
-// Need's packet pass, and a rule behind it that drops the packet.
+// Trial is a chain of rules for one family, at the hook of packets to the node. For each Need it has a rule that lets
+// the Need's packet pass, and a rule behind it that drops the packet.
 type Trial struct {
 	Family conf.Family
 	Sets   []ruleset.Set
@@ -106,11 +106,15 @@ func New(f conf.Family) (*Trial, error) {
 	t.Needs[k].Rule.Sets = in(set("b", ruleset.AddressPorts, pair), ruleset.DestinationPair).Sets
 
 	for _, track := range []ruleset.Track{ruleset.Related, ruleset.Cut, ruleset.First} {
-		t.Unused = append(t.Unused, Need{Name: "rules with the state " + string(track) + " of connections",
-			Rule: ruleset.Rule{Track: track}})
+		t.Unused = append(t.Unused, Need{
+			Name: "rules with the state " + string(track) + " of connections",
+			Rule: ruleset.Rule{Track: track},
+		})
 	}
-	t.Unused = append(t.Unused, Need{Name: "rules with TCP's flags",
-		Rule: ruleset.Rule{Proto: ruleset.TCP, Track: ruleset.Midstream}})
+	t.Unused = append(t.Unused, Need{
+		Name: "rules with TCP's flags",
+		Rule: ruleset.Rule{Proto: ruleset.TCP, Track: ruleset.Midstream},
+	})
 	slices.SortFunc(t.Sets, func(a, b ruleset.Set) int { return compare(a.Name, b.Name) })
 	return t, nil
 }
@@ -172,12 +176,18 @@ func (t *Trial) Close() error {
 
 // Rules returns the rules of the trial's chain.
 func (t *Trial) Rules() (all []ruleset.Rule) {
-	for _, n := range t.Needs {
-		all = append(all, n.Rule)
-	}
+	all = t.Examples()
 	for i := range t.Needs {
 		port := t.Needs[i].Rule.Ports[0]
 		all = append(all, ruleset.Rule{Proto: ruleset.UDP, Ports: []ruleset.PortRange{port}, Action: ruleset.Drop})
+	}
+	return all
+}
+
+// Examples returns a rule for each thing that the trial needs.
+func (t *Trial) Examples() (all []ruleset.Rule) {
+	for _, n := range t.Needs {
+		all = append(all, n.Rule)
 	}
 	never := ruleset.Rule{Proto: ruleset.UDP, Src: netip.PrefixFrom(loopback[t.Family], loopback[t.Family].BitLen())}
 	for _, n := range t.Unused {
@@ -195,8 +205,9 @@ func (t *Trial) Rules() (all []ruleset.Rule) {
 // them, unless the processor is very busy.
 const arrivesWithin = 200 * time.Millisecond
 
-// Wrong sends the packets, and returns the needs whose rules don't do what they should. The chain must be in the kernel.
-// If not even a packet without further conditions arrives, other programs drop the packets: then nothing is known.
+// Wrong sends the packets, and returns the needs whose rules don't do what they should. The chain must be in the
+// kernel. If not even a packet without further conditions arrives, other programs drop the packets: then nothing is
+// known.
 func (t *Trial) Wrong() (wrong []Need, err error) {
 	deadline := time.Now().Add(arrivesWithin)
 	for i, n := range t.Needs {

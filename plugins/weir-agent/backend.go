@@ -47,6 +47,7 @@ func setBackend(o *agent.Options, name string) error {
 	}
 	return nil
 }
+
 func removeIptables(ctx context.Context) error {
 	d, err := iptables.New(ctx)
 	if err != nil {

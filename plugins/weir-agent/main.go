@@ -25,7 +25,6 @@ import (
 	"github.com/weir-net/weir/agent"
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
-	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/internal/version"
 	"github.com/weir-net/weir/netfilter/flowlog"
@@ -132,10 +131,10 @@ func runCommand() *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVar(&source, "source", "kubernetes",
 		"where policies, pods, namespaces and nodes come from: kubernetes, or dir:PATH, a directory of manifests")
-	flags.StringVar(&backend, "backend", string(endpoint.Iptables),
-		"where policies are enforced: iptables (with ipset), nftables, or auto, which takes what suits kube-proxy and the node")
+	flags.StringVar(&backend, "backend", automatic,
+		"where policies are enforced: iptables (with ipset), nftables, or auto: where kube-proxy has its rules")
 	flags.DurationVar(&o.SettleChoice, "backend-settle", time.Minute,
-		"with --backend auto: how long kube-proxy's rules must have been elsewhere before the agent moves to another backend")
+		"with --backend auto: how long kube-proxy's rules must have been elsewhere before the agent moves there")
 	flags.BoolVar(&ignoreBroken, "ignore-broken", false,
 		"with --source dir:PATH: start although a file that may hold a policy can't be read; the policy's pods may be open")
 	flags.StringVar(&kubeconfig, "kubeconfig", "",

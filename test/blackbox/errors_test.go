@@ -12,9 +12,13 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// wrapped puts a script in place of the program. In the script, $real is the program's path.
+// wrapped puts a script in place of the program. In the script, $real is the program's path. The agent uses iptables
+// even if the script makes it work badly.
 func wrapped(t *testing.T, name, script string) {
 	t.Helper()
+	if !nodetest.Nftables() && strings.Contains(name, "tables") {
+		nodetest.AboutIptables(t)
+	}
 	real, err := exec.LookPath(name)
 	if err != nil {
 		t.Fatal(err)

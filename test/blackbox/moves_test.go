@@ -1,6 +1,7 @@
 package blackbox
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -13,6 +14,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -378,4 +381,68 @@ func TestKilledWhileItMoves(t *testing.T) {
 		m.uses(backend)
 	}
 	m.end()
+}
+
+// TestChoosesWithoutXtables: on a node without ipset and xtables the agent takes nftables, also if kube-proxy uses
+// iptables.
+func TestChoosesWithoutXtables(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.ConfigureList(nodetest.Conf{"type": "weir", "ranges": []any{nodetest.Conf{"subnet": "10.88.0.0/24"}}})
+	nodetest.RunEach(t, "iptables-nft -t nat -N KUBE-SERVICES")
+	withoutXtables(t, 0)
+	n.Manifest("pods.yaml", denyAllIngress)
+	n.SpawnAgent("--source", "dir:"+n.Manifests, "--backend", "auto")
+	n.Eventually("the agent takes nftables", func() error {
+		status, err := n.Ctl("status")
+		if err == nil && !strings.Contains(status, "nftables, because kube-proxy uses iptables; iptables can't be used") {
+			err = errors.New(status)
+		}
+		return err
+	})
+}
+
+// TestNoBackendWorks: the agent isn't ready, names what the node lacks, and no pod starts. Once a backend works, the
+// agent takes it without a restart.
+func TestNoBackendWorks(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.ConfigureList(nodetest.Conf{"type": "weir", "ranges": []any{nodetest.Conf{"subnet": "10.88.0.0/24"}}})
+	var mended atomic.Bool
+	nodetest.EditNetlink(t, false, func(message []byte) unix.Errno {
+		switch {
+		case mended.Load():
+		case message[5] == unix.NFNL_SUBSYS_IPSET:
+			return unix.EOPNOTSUPP
+		case bytes.Contains(message, []byte("weir-trial\x00")):
+			return unix.ENOMEM
+		}
+		return 0
+	})
+	n.Manifest("pods.yaml", denyAllIngress+"---\napiVersion: v1\nkind: Pod\nmetadata: {name: web, namespace: quiet}\n")
+	n.SpawnAgent("--source", "dir:"+n.Manifests, "--backend", "auto", "--backend-settle", settle)
+	n.Eventually("the agent says what the node lacks", func() error {
+		status, err := n.Ctl("status")
+		for _, words := range []string{
+			"none, because", "iptables can't be used", "nftables can't be used", "ERROR:", "PROBLEM:",
+		} {
+			if err == nil || !strings.Contains(status, words) {
+				return fmt.Errorf("%q is missing: %s, %w", words, status, err)
+			}
+		}
+		return nil
+	})
+	if _, err := n.TryAddPod("quiet", "web"); err == nil {
+		t.Error("a pod was started")
+	}
+	mended.Store(true)
+	n.Eventually("the agent takes a backend", func() error {
+		_, err := n.Ctl("status")
+		return err
+	})
+	n.AddPod("quiet", "web")
 }

@@ -16,9 +16,7 @@ func Nftables() bool { return os.Getenv(backendEnv) == "nftables" }
 // AboutIptables is for a test about iptables' own tables: its agents use the backend iptables in any case.
 func AboutIptables(t *testing.T) {
 	t.Helper()
-	if Nftables() {
-		t.Setenv(backendEnv, "iptables")
-	}
+	t.Setenv(backendEnv, "iptables")
 }
 
 var (

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
@@ -66,6 +67,9 @@ const maxProblems = 50
 
 func statusLines(line printLine, s *agentapi.Status) {
 	line("ready:\t%v", s.Ready)
+	if s.BackendReason != "" {
+		line("backend:\t%s, because %s", cmp.Or(s.Backend, "none"), agentapi.OneLine(s.BackendReason))
+	}
 	if !s.LastSync.IsZero() {
 		ago := time.Since(s.LastSync).Round(time.Millisecond)
 		backend := "iptables-" + s.IPTables
