@@ -69,7 +69,7 @@ func TestAFreedAddressRests(t *testing.T) {
 	got = append(got, assignOne(t, "a", r), assignOne(t, "b", r))
 	release(t, "a", got[0])
 	got = append(got, assignOne(t, "c", r), assignOne(t, "d", r))
-	release(t, "d", got[3]) // // d's address was just released, so it comes last again
+	release(t, "d", got[3]) // d's address was just released, so it comes last again
 	got = append(got, assignOne(t, "e", r), assignOne(t, "f", r))
 	want := []string{"10.88.0.2", "10.88.0.3", "10.88.0.4", "10.88.0.5", "10.88.0.2", "10.88.0.5"}
 	if diff := cmp.Diff(want, got); diff != "" {

@@ -102,7 +102,7 @@ func (d *Driver) apply(want lowered, alone bool) (r netfilter.Result, p *plan, e
 		return r, p, nil
 	}
 	if err := d.commit(&p.batch); err != nil {
-		if !errors.As(err, new(*nftnl.RefusedError)) { // // after a RefusedError, the kernel has what it had before
+		if !errors.As(err, new(*nftnl.RefusedError)) { // after a RefusedError, the kernel has what it had before
 			d.have, d.knownAt = nil, 0
 		}
 		return r, p, err

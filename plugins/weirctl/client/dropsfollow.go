@@ -83,7 +83,7 @@ type follower struct {
 type nodeFollower struct {
 	agent  Agent
 	stop   context.CancelCauseFunc
-	wake   chan struct{} // // has room for one; a message means that agent has changed, so that it is asked at once
+	wake   chan struct{} // has room for one; a message means that agent has changed, so that it is asked at once
 	state  followState
 	recent map[string]time.Time // the drops of the last seconds, with the time at which they came
 	heard  time.Time            // of the node's last value; zero if it has not told anything yet

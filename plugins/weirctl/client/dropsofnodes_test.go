@@ -318,7 +318,7 @@ func TestFollowSilentNodes(t *testing.T) {
 	defer func() { _ = end() }()
 	stop := make(chan struct{})
 	defer close(stop)
-	go func() { // // node a sends drops all the time, so it isn't silent
+	go func() { // node a sends drops all the time, so it isn't silent
 		for i := uint64(0); ; i++ {
 			select {
 			case c.nodes["a"].news <- dropAt("a", i, time.Now()):
