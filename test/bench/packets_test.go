@@ -93,7 +93,7 @@ func filters() []filter {
 	} {
 		all = append(all, others(o.name, o.w)...)
 	}
-	return all
+	return append(all, guards()...)
 }
 
 // TestPackets compares packet filters by the processor time of connections and packets. Each filter is measured in

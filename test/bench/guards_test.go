@@ -1,0 +1,133 @@
+//go:build bench
+
+package bench_test
+
+import (
+	"encoding/hex"
+	"fmt"
+	"net"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/netfilter/iptables"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// These are other layouts of the guard's rules. They have only the rules that the measured packets meet, and a rule
+// that drops all other frames. Decision 11 of docs/architecture.md compares them.
+
+// guardedPort is what a layout needs to know of a pod's port.
+type guardedPort struct {
+	name string
+	mac  net.HardwareAddr
+	addr netip.Addr
+}
+
+func (n *packetNode) guardedPorts() []guardedPort {
+	port := func(path string, addr netip.Addr) guardedPort {
+		return guardedPort{bridge.PortName(path), bridge.PodMAC([]endpoint.Address{{Addr: addr}}), addr}
+	}
+	return []guardedPort{port(n.client, clientAddr), port(n.server, serverAddr)}
+}
+
+const (
+	// usual matches what the guard's first rule matches ahead of its look-up.
+	usual = "meta protocol ip meta pkttype != multicast ip daddr != 127.0.0.0/8 ip frag-off & 0x3fff == 0 "
+	// unusual ends the guard's chain.
+	unusual = "iifname != \"weirp*\" accept\n meta protocol arp accept\n counter drop"
+	// netdevGroup is the group of links whose frames a chain at the link has checked already.
+	netdevGroup = 77
+)
+
+// static compares the whole Ethernet header and the sender, without a look-up.
+func (p guardedPort) static() string {
+	gateway := bridge.MAC(podSubnet.Addr().Next())
+	return fmt.Sprintf("@ll,0,112 0x%s%s0800 ip frag-off & 0x3fff == 0 ip daddr != 127.0.0.0/8 ip saddr %s accept",
+		hex.EncodeToString(gateway), hex.EncodeToString(p.mac), p.addr)
+}
+
+func inBridge(sets, rules string) string {
+	return "table bridge weir {\n" + sets +
+		"\nchain ports { type filter hook prerouting priority -300; policy accept;\n" + rules + "\n}\n}\n"
+}
+
+// pastTable is the table weir-ports of that family.
+func pastTable(family string) string {
+	return "table " + family + " weir-ports {\nchain prerouting { type filter hook prerouting priority -450;\n" +
+		"meta iifgroup 2003134834 accept\niifname \"weirp*\" counter drop\n}\n}\n"
+}
+
+// byIndex looks up index, MAC and address in a set of fixed size. The guard looks up name, MAC and address in a set
+// that grows.
+func byIndex(n *packetNode) string {
+	set := "set senders4 { typeof iif . ether saddr . ip saddr; size 8192; elements = { "
+	for _, p := range n.guardedPorts() {
+		set += fmt.Sprintf("%s . %s . %s, ", p.name, p.mac, p.addr)
+	}
+	return inBridge(set+"} }", usual+"iif . ether saddr . ip saddr @senders4 accept\n"+unusual) + pastTable("inet")
+}
+
+// byMap looks up the link's index, which leads to a chain of the port.
+func byMap(n *packetNode) string {
+	chains, leads := "", "map ports { typeof iif : verdict; size 8192; elements = { "
+	for _, p := range n.guardedPorts() {
+		chains += fmt.Sprintf("chain %s {\n%s\n}\n", p.name, p.static())
+		leads += fmt.Sprintf("%[1]s : jump %[1]s, ", p.name)
+	}
+	return inBridge(chains+leads+"} }", "iif vmap @ports\n"+unusual) + pastTable("inet")
+}
+
+// atLinks has a chain at the ingress hook of each port. It needs no chain in the bridge, and for IPv4 no weir-ports,
+// because it sees all frames of the port.
+func atLinks(n *packetNode) string {
+	all := "table netdev weir {\n"
+	for _, p := range n.guardedPorts() {
+		all += fmt.Sprintf("chain %[1]s { type filter hook ingress device %[1]s priority -300; policy drop;\n%[2]s\n"+
+			"meta protocol arp accept\ncounter drop\n}\n", p.name, p.static())
+	}
+	return all + "}\n" + pastTable("ip6")
+}
+
+// atLinksAndInBridge keeps the chain in the bridge for ports without a chain of their own.
+func atLinksAndInBridge(n *packetNode) string {
+	return atLinks(n) + inBridge("", fmt.Sprintf("iifgroup %d accept\n%s", netdevGroup, unusual)) + pastTable("inet")
+}
+
+// withoutLookUp has all conditions of the guard's first rule but the look-up. It guards nothing.
+func withoutLookUp(*packetNode) string {
+	return inBridge("", usual+"accept\n"+unusual) + pastTable("inet")
+}
+
+func guards() []filter {
+	guard := func(name string, rules func(*packetNode) string) filter {
+		return filter{"guard, " + name, false, func(t *testing.T, n *packetNode, _ iptables.Flavour) {
+			t.Helper()
+			nodetest.In(t, n.path, func() error {
+				for _, p := range n.guardedPorts() {
+					set := exec.CommandContext(t.Context(), "ip", "link", "set", p.name, "group", fmt.Sprint(netdevGroup))
+					if out, err := set.CombinedOutput(); err != nil {
+						return fmt.Errorf("%w: %s", err, out)
+					}
+				}
+				cmd := exec.CommandContext(t.Context(), "nft", "-f", "-")
+				cmd.Stdin = strings.NewReader(rules(n))
+				if out, err := cmd.CombinedOutput(); err != nil {
+					return fmt.Errorf("%w: %s", err, out)
+				}
+				return nil
+			})
+		}}
+	}
+	return []filter{
+		{"guard, as it is", true, func(*testing.T, *packetNode, iptables.Flavour) {}},
+		guard("set by index", byIndex),
+		guard("map by index", byMap),
+		guard("chains at links", atLinks),
+		guard("chains at links and a chain in the bridge", atLinksAndInBridge),
+		guard("without the look-up", withoutLookUp),
+	}
+}
