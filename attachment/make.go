@@ -104,11 +104,11 @@ func (m *making) steps() []func() error {
 	}
 	return []func() error{
 		m.reserve,           // assign requested or free addresses, and write the record
-		m.allowSender,       // allow the port, in the guard, to send with its own MAC and addresses
 		m.denyUntilEnrolled, // put the addresses into the set of all pods
 		m.startEnrol,        // ask the agent to enrol the pod
 		m.ensureBridge,      // make weir0, unless it is ready
 		m.createLink,        // make the veth pair, its end on the node down, and configure the pod's end
+		m.allowSender,       // allow the port, in the guard, to send with its own MAC and addresses
 		m.awaitEnrol,        // wait for the agent's answer
 		m.setLinkUp,         // from here packets pass
 	}

@@ -209,7 +209,7 @@ func TestTheGuardIsRepaired(t *testing.T) {
 		}
 	}
 	ports := guardChains(guardSetsByName())[2]
-	ports.Rules = slices.Delete(portRules(sets), 2, 6)[1:]
+	ports.Rules = slices.Delete(portRules(guardSetsByName()), 2, 6)[1:]
 	// Earlier guards logged nothing.
 	ports.Rules = slices.Delete(ports.Rules, len(ports.Rules)-2, len(ports.Rules)-1)
 	ports = withoutLog([]nft.Chain{ports})[0]

@@ -51,21 +51,40 @@ func (s Sender) Command() string {
 	return strings.Join(all, "; ")
 }
 
-type senderKeys map[conf.Family]map[string]bool
+// senderKeys are the keys of elements, by the name of their set.
+type senderKeys map[string]map[string]bool
 
-type elements map[conf.Family][]nftables.SetElement
+// elements are elements by the name of their set.
+type elements map[string][]nftables.SetElement
 
+// elements returns what allows the sender to send. It leaves out quickSet, which allows nothing more.
 func (s Sender) elements() elements {
 	all := elements{}
 	for _, a := range s.Addresses {
-		f := conf.FamilyOf(a.Addr)
-		all[f] = append(all[f], nftables.SetElement{Key: senderKey(s.HostIf, s.MAC, a.Addr)})
+		set := guardSets[conf.FamilyOf(a.Addr)]
+		all[set] = append(all[set], nftables.SetElement{Key: senderKey(s.HostIf, s.MAC, a.Addr)})
 	}
 	return all
 }
 
+// allElements returns the sender's elements in all sets of the guard.
+func (s Sender) allElements() elements {
+	all := s.elements()
+	if quick := s.quick(); len(quick) > 0 {
+		all[quickSet] = quick
+	}
+	return all
+}
+
+// senderSets returns the guard's sets of senders, by name.
+func senderSets() map[string]*nftables.Set {
+	return map[string]*nftables.Set{
+		guardSets[conf.IPv4]: sendersSet(conf.IPv4), guardSets[conf.IPv6]: sendersSet(conf.IPv6), quickSet: quickSenders(),
+	}
+}
+
 // AllowSender lets the port send from this MAC and these addresses. It makes the guard if there is none, or if an
-// earlier weir made it without limits for fragments.
+// earlier weir made it without quickSet. The port's link should exist, so that quickSet gets its index.
 //
 // Equivalent to: nft add element bridge weir senders4 { HOSTIF . MAC . ADDR } (senders6 for IPv6 addresses)
 func AllowSender(s Sender) error {
@@ -73,16 +92,20 @@ func AllowSender(s Sender) error {
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
-	for f, list := range s.elements() {
-		if err := conn.SetAddElements(sendersSet(f), list); err != nil {
+	sets, all := senderSets(), s.allElements()
+	for name, list := range all {
+		if err := conn.SetAddElements(sets[name], list); err != nil {
 			return fmt.Errorf("let port %s send as %s: %w", s.HostIf, s.MAC, err)
 		}
 	}
-	if err := conn.SetAddElements(fragmentSet(fragmentsSet), nil); err != nil {
+	if err := conn.SetAddElements(sets[quickSet], nil); err != nil {
 		return fmt.Errorf("check that the guard exists: %w", err)
 	}
 	err = conn.Flush()
 	if errors.Is(err, unix.ENOENT) {
+		return makeGuard(all)
+	}
+	if errors.Is(err, unix.ENFILE) { // quickSet is full
 		return makeGuard(s.elements())
 	}
 	if err != nil {
@@ -119,10 +142,20 @@ func Unplug(s Sender, neighbours []endpoint.Address) error {
 	return errors.Join(s.deleteElements(conn), RemovePort(s.HostIf, neighbours))
 }
 
+// deleteElements also deletes entries in quickSet that have the sender's MAC and address. If the link is gone, its
+// index is unknown.
 func (s Sender) deleteElements(conn *nftables.Conn) error {
-	for f, list := range s.elements() {
+	all := s.allElements()
+	if len(all[quickSet]) == 0 && len(all[guardSets[conf.IPv4]]) > 0 {
+		has, err := readSenders(conn)
+		if err != nil {
+			return err
+		}
+		all[quickSet] = quickOf(has, all)
+	}
+	for set, list := range all {
 		for _, e := range list {
-			if err := deleteElement(conn, f, e); err != nil {
+			if err := deleteElement(conn, set, e); err != nil {
 				return fmt.Errorf("forbid port %s to send as %s: %w", s.HostIf, s.MAC, err)
 			}
 		}
@@ -131,8 +164,8 @@ func (s Sender) deleteElements(conn *nftables.Conn) error {
 }
 
 // Each element is deleted in a transaction of its own, because an absent element fails its whole transaction.
-func deleteElement(conn *nftables.Conn, f conf.Family, e nftables.SetElement) error {
-	if err := conn.SetDeleteElements(sendersSet(f), []nftables.SetElement{e}); err != nil {
+func deleteElement(conn *nftables.Conn, set string, e nftables.SetElement) error {
+	if err := conn.SetDeleteElements(senderSets()[set], []nftables.SetElement{e}); err != nil {
 		return err
 	}
 	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
@@ -151,9 +184,9 @@ func SenderAllowed(s Sender) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	for f, list := range s.elements() {
+	for set, list := range s.elements() {
 		for _, e := range list {
-			if !has[f][string(e.Key)] {
+			if !has[set][string(e.Key)] {
 				return false, nil
 			}
 		}
@@ -175,17 +208,17 @@ func readSenders(conn *nftables.Conn) (senderKeys, error) {
 		return nil, fmt.Errorf("list the guard's sets: %w", err)
 	}
 	has := senderKeys{}
-	for _, f := range conf.Families {
-		has[f] = map[string]bool{}
-		if !slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == guardSets[f] }) {
+	for name, set := range senderSets() {
+		has[name] = map[string]bool{}
+		if !slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == name }) {
 			continue
 		}
-		list, err := conn.GetSetElements(sendersSet(f))
+		list, err := conn.GetSetElements(set)
 		if err != nil {
-			return nil, fmt.Errorf("list the guard's set %s: %w", guardSets[f], err)
+			return nil, fmt.Errorf("list the guard's set %s: %w", name, err)
 		}
 		for _, e := range list {
-			has[f][string(e.Key)] = true
+			has[name][string(e.Key)] = true
 		}
 	}
 	return has, nil
@@ -230,9 +263,9 @@ func RepairGuard(current func() ([]Sender, error)) (missing []Sender, damaged bo
 			return nil, false, err
 		}
 	}
-	for f, leftovers := range elementsOf(present) {
+	for set, leftovers := range elementsOf(present) {
 		for _, e := range leftovers {
-			if err := deleteElement(conn, f, e); err != nil {
+			if err := deleteElement(conn, set, e); err != nil {
 				return missing, damaged, fmt.Errorf("delete a leftover from the guard: %w", err)
 			}
 		}
@@ -240,19 +273,23 @@ func RepairGuard(current func() ([]Sender, error)) (missing []Sender, damaged bo
 	return missing, damaged, nil
 }
 
-// compareSenders removes the wanted keys from present, so only leftovers remain there.
+// compareSenders removes the wanted keys from present, so only leftovers remain there. A sender that lacks only
+// entries in quickSet may send, so it isn't missing.
 func compareSenders(want []Sender, present senderKeys) (missing []Sender, add, all elements) {
 	add, all = elements{}, elements{}
 	for _, s := range want {
 		complete := true
-		for f, list := range s.elements() {
-			all[f] = append(all[f], list...)
+		for set, list := range s.allElements() {
+			if set == quickSet && len(all[set])+len(list) > quickEntries {
+				continue
+			}
+			all[set] = append(all[set], list...)
 			for _, e := range list {
-				if !present[f][string(e.Key)] {
-					add[f] = append(add[f], e)
-					complete = false
+				if !present[set][string(e.Key)] {
+					add[set] = append(add[set], e)
+					complete = complete && set == quickSet
 				}
-				delete(present[f], string(e.Key))
+				delete(present[set], string(e.Key))
 			}
 		}
 		if !complete {
@@ -272,10 +309,10 @@ func makeOrReplaceGuard(add, all elements) error {
 
 func elementsOf(keys senderKeys) elements {
 	all := elements{}
-	for _, f := range conf.Families {
-		for k := range keys[f] {
-			if len(k) == int(sendersSet(f).KeyType.Bytes) {
-				all[f] = append(all[f], nftables.SetElement{Key: []byte(k)})
+	for name, set := range senderSets() {
+		for k := range keys[name] {
+			if len(k) == int(set.KeyType.Bytes) {
+				all[name] = append(all[name], nftables.SetElement{Key: []byte(k)})
 			}
 		}
 	}

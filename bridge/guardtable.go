@@ -60,9 +60,9 @@ func commitGuard(conn *nftables.Conn, add elements, rules, logs bool) error {
 			return fmt.Errorf("make the guard's set %s: %w", name, err)
 		}
 	}
-	for f, list := range add {
-		if err := conn.SetAddElements(sets[guardSets[f]], list); err != nil {
-			return fmt.Errorf("add to the guard's set %s: %w", guardSets[f], err)
+	for name, list := range add {
+		if err := conn.SetAddElements(sets[name], list); err != nil {
+			return fmt.Errorf("add to the guard's set %s: %w", name, err)
 		}
 	}
 	if rules {

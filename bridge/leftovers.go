@@ -67,7 +67,7 @@ func Senders() ([]Sender, error) {
 	}
 	var all []Sender
 	for _, f := range conf.Families {
-		for k := range has[f] {
+		for k := range has[guardSets[f]] {
 			if s, ok := senderOf([]byte(k)); ok {
 				all = append(all, s)
 			}

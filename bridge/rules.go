@@ -18,12 +18,13 @@ import (
 //	table bridge weir {
 //	  set senders4 { typeof iifname . ether saddr . ip saddr }
 //	  set senders6 { typeof iifname . ether saddr . ip6 saddr }
+//	  set links4 { typeof iif . ether saddr . ip saddr; size 8192 }                           (see quick.go)
 //	  set fragments { typeof iifname; size 65535; flags dynamic,timeout; timeout 1m }         (see fragments.go)
 //	  set fragment-bytes { typeof iifname; size 65535; flags dynamic,timeout; timeout 1m }
 //	  chain ports {
 //	    type filter hook prerouting priority -300; policy accept;
 //	    meta protocol ip meta pkttype != multicast ip daddr != 127.0.0.0/8 ip frag-off & 0x3fff == 0 \
-//	      iifname . ether saddr . ip saddr @senders4 accept
+//	      iif . ether saddr . ip saddr @links4 accept
 //	    iifname != "weirp*" accept
 //	    @ll,0,40 0x0180c20000 log prefix "weir drop guard-reserved" group 88 counter drop
 //	    meta protocol ip ip daddr 127.0.0.0/8 log prefix "weir drop guard-loopback" group 88 counter drop
@@ -130,10 +131,8 @@ func guardTables() []*nftables.Table {
 }
 
 func guardSetsByName() map[string]*nftables.Set {
-	all := map[string]*nftables.Set{}
-	for _, s := range []*nftables.Set{
-		sendersSet(conf.IPv4), sendersSet(conf.IPv6), fragmentSet(fragmentsSet), fragmentSet(fragmentBytesSet),
-	} {
+	all := senderSets()
+	for _, s := range []*nftables.Set{fragmentSet(fragmentsSet), fragmentSet(fragmentBytesSet)} {
 		all[s.Name] = s
 	}
 	return all
@@ -203,7 +202,7 @@ func portRules(sets map[string]*nftables.Set) []nft.Rule {
 	arpSource := nft.LoadPayload(expr.PayloadBaseNetworkHeader, 14, 4, regAddr)
 	return []nft.Rule{
 		rule("weir: whole IPv4 packets under the pod's own name: most frames", protocol(unix.ETH_P_IP), notMulticast(),
-			notToLoopback(), wholeIPv4(), isSender(set4, etherSource, ip4Source), accept),
+			notToLoopback(), wholeIPv4(), isQuickSender(sets[quickSet]), accept),
 		rule("weir: not a pod's port", notFromPort(), accept),
 		rule("weir: to a MAC that is for bridges", toBridges(), logDrop(conf.ReservedLogPrefix)),
 		rule("weir: to the node's loopback addresses", protocol(unix.ETH_P_IP), toLoopback(),
@@ -275,6 +274,17 @@ func discoveryType(first, last byte) []expr.Any {
 	return []expr.Any{
 		nft.LoadPayload(expr.PayloadBaseTransportHeader, 0, 1, unix.NFT_REG_1),
 		&expr.Range{Op: expr.CmpOpEq, Register: unix.NFT_REG_1, FromData: []byte{first}, ToData: []byte{last}},
+	}
+}
+
+// isQuickSender matches frames whose link, MAC and address are in quickSet. The registers have 4 bytes each.
+func isQuickSender(set *nftables.Set) []expr.Any {
+	const index, mac, addr = unix.NFT_REG_1, unix.NFT_REG32_01, unix.NFT_REG32_03
+	return []expr.Any{
+		nft.LoadMeta(expr.MetaKeyIIF, index),
+		nft.LoadPayload(expr.PayloadBaseLLHeader, 6, 6, mac),
+		nft.LoadPayload(expr.PayloadBaseNetworkHeader, 12, 4, addr),
+		&expr.Lookup{SourceRegister: index, SetName: set.Name, SetID: set.ID},
 	}
 }
 

@@ -28,16 +28,21 @@ func ForbidPorts(hostIfs []string) (later func(), err error) {
 	if err != nil {
 		return later, err
 	}
-	all := elementsOf(has)
-	for f, list := range all {
-		list = slices.DeleteFunc(list, func(e nftables.SetElement) bool {
-			s, ok := senderOf(e.Key)
-			return !ok || !slices.Contains(hostIfs, s.HostIf)
-		})
-		if all[f] = list; len(list) == 0 {
+	all := elements{}
+	for name, list := range elementsOf(has) {
+		if name != quickSet {
+			all[name] = slices.DeleteFunc(list, func(e nftables.SetElement) bool {
+				s, ok := senderOf(e.Key)
+				return !ok || !slices.Contains(hostIfs, s.HostIf)
+			})
+		}
+	}
+	all[quickSet] = quickOf(has, all)
+	for name, list := range all {
+		if len(list) == 0 {
 			continue
 		}
-		if err := conn.SetDeleteElements(sendersSet(f), list); err != nil {
+		if err := conn.SetDeleteElements(senderSets()[name], list); err != nil {
 			return later, fmt.Errorf("forbid ports to send: %w", err)
 		}
 	}
@@ -52,9 +57,9 @@ func ForbidPorts(hostIfs []string) (later func(), err error) {
 }
 
 func deleteEach(conn *nftables.Conn, all elements) error {
-	for f, list := range all {
+	for set, list := range all {
 		for _, e := range list {
-			if err := deleteElement(conn, f, e); err != nil {
+			if err := deleteElement(conn, set, e); err != nil {
 				return err
 			}
 		}

@@ -61,14 +61,13 @@ func pastTable(family string) string {
 		"meta iifgroup 2003134834 accept\niifname \"weirp*\" counter drop\n}\n}\n"
 }
 
-// byIndex looks up index, MAC and address in a set of fixed size. The guard looks up name, MAC and address in a set
-// that grows.
-func byIndex(n *packetNode) string {
-	set := "set senders4 { typeof iif . ether saddr . ip saddr; size 8192; elements = { "
+// byName looks up the link's name, the MAC and the address in a set that grows, as the guard did until November 2026.
+func byName(n *packetNode) string {
+	set := "set senders4 { typeof iifname . ether saddr . ip saddr; elements = { "
 	for _, p := range n.guardedPorts() {
 		set += fmt.Sprintf("%s . %s . %s, ", p.name, p.mac, p.addr)
 	}
-	return inBridge(set+"} }", usual+"iif . ether saddr . ip saddr @senders4 accept\n"+unusual) + pastTable("inet")
+	return inBridge(set+"} }", usual+"iifname . ether saddr . ip saddr @senders4 accept\n"+unusual) + pastTable("inet")
 }
 
 // byMap looks up the link's index, which leads to a chain of the port.
@@ -124,7 +123,7 @@ func guards() []filter {
 	}
 	return []filter{
 		{"guard, as it is", true, func(*testing.T, *packetNode, iptables.Flavour) {}},
-		guard("set by index", byIndex),
+		guard("set by name", byName),
 		guard("map by index", byMap),
 		guard("chains at links", atLinks),
 		guard("chains at links and a chain in the bridge", atLinksAndInBridge),

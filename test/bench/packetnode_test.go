@@ -106,13 +106,13 @@ func (n *packetNode) addPod(b *bridge.Bridge, path string, a endpoint.Address, g
 	port := bridge.Port{
 		HostIf: bridge.PortName(path), IfName: "eth0", Netns: handle, MAC: bridge.PodMAC(addresses), Addresses: addresses,
 	}
+	if _, err := b.AddPort(port); err != nil {
+		return err
+	}
 	if guard {
 		if err := bridge.AllowSender(port.Sender()); err != nil {
 			return err
 		}
-	}
-	if _, err := b.AddPort(port); err != nil {
-		return err
 	}
 	return bridge.SetLinkUp(port.HostIf)
 }
