@@ -153,17 +153,13 @@ func (s Sender) deleteElements(conn *nftables.Conn) error {
 		}
 		all[quickSet] = quickOf(has, all)
 	}
-	for set, list := range all {
-		for _, e := range list {
-			if err := deleteElement(conn, set, e); err != nil {
-				return fmt.Errorf("forbid port %s to send as %s: %w", s.HostIf, s.MAC, err)
-			}
-		}
+	if err := deleteTogether(conn, all); err != nil {
+		return fmt.Errorf("forbid port %s to send as %s: %w", s.HostIf, s.MAC, err)
 	}
 	return nil
 }
 
-// Each element is deleted in a transaction of its own, because an absent element fails its whole transaction.
+// deleteElement returns nil if the element is absent.
 func deleteElement(conn *nftables.Conn, set string, e nftables.SetElement) error {
 	if err := conn.SetDeleteElements(senderSets()[set], []nftables.SetElement{e}); err != nil {
 		return err

@@ -38,25 +38,26 @@ func ForbidPorts(hostIfs []string) (later func(), err error) {
 		}
 	}
 	all[quickSet] = quickOf(has, all)
-	for name, list := range all {
-		if len(list) == 0 {
-			continue
-		}
-		if err := conn.SetDeleteElements(senderSets()[name], list); err != nil {
-			return later, fmt.Errorf("forbid ports to send: %w", err)
-		}
-	}
-	err = conn.Flush()
-	if errors.Is(err, unix.ENOENT) { // an element that is absent by now fails the whole transaction
-		err = deleteEach(conn, all)
-	}
-	if err != nil {
+	if err := deleteTogether(conn, all); err != nil {
 		return later, fmt.Errorf("forbid ports to send: %w", err)
 	}
 	return later, nil
 }
 
-func deleteEach(conn *nftables.Conn, all elements) error {
+// deleteTogether deletes the elements in one transaction, or each in its own if one is absent: an absent element
+// fails its whole transaction.
+func deleteTogether(conn *nftables.Conn, all elements) error {
+	for name, list := range all {
+		if len(list) == 0 {
+			continue
+		}
+		if err := conn.SetDeleteElements(senderSets()[name], list); err != nil {
+			return err
+		}
+	}
+	if err := conn.Flush(); !errors.Is(err, unix.ENOENT) {
+		return err
+	}
 	for set, list := range all {
 		for _, e := range list {
 			if err := deleteElement(conn, set, e); err != nil {
