@@ -36,16 +36,16 @@ var noRoom = fmt.Sprintf("there is no room for it on this node: the policies of 
 
 type tenant struct {
 	*part
-	demands    []*demand // the demands that are not decided yet
+	demands    []*demand // demands that are not decided yet
 	granted    []*demand
 	reports    complaints
 	usage      amount  // the amount that its granted demands take
 	afterwards float64 // its share of the node if the next demand is granted
-	skipped    float64 // the entries of sets that were counted in vain
+	skipped    float64 // the entries of sets that were counted and had no room
 }
 
-// grant decides which demands are granted: all, if the node has room. A demand waits while one of its sets
-// isn't counted, and gets nothing if a set is too large.
+// grant grants all demands if the node has room for them; otherwise it calls divide. A demand is never granted
+// while one of its sets isn't counted, or if one is too large.
 func (c *compiler) grant() {
 	was := c.fit
 	if c.fit = c.fits(); !c.fit {
@@ -65,7 +65,7 @@ func (c *compiler) grant() {
 
 func (c *compiler) fits() bool {
 	room, waiting := nodeRoom(), map[string]float64{}
-	if !c.wanted.within(room) { // the sets that aren't counted, perhaps many, needn't be looked at
+	if !c.wanted.within(room) { // no need to count the other sets, which may be many
 		return false
 	}
 	for s := range c.uncounted {
@@ -104,17 +104,16 @@ func (t *tenant) decide() {
 
 type division struct {
 	number uint64         // counts the divisions
-	greedy map[*part]bool // the namespaces that get what the others leave
+	greedy map[*part]bool // the namespaces that divide what the others leave
 	left   amount         // the room that the others leave
 	modest []*supply      // the sets of the others
-	stale  bool           // a set of a greedy namespace has another size
+	stale  bool           // the greedy namespaces must divide the rest again
 }
 
 // divide grants demands if the node doesn't have room for all.
 //
-// Modest namespaces, which need at most an equal share of the node, get all their demands. The greedy
-// namespaces divide the rest (divideLeft). The rest is rounded, so a change of a modest namespace rarely
-// changes it.
+// Modest namespaces need at most an equal share of the node, and get all their demands. The greedy namespaces
+// divide the rest (divideLeft). The rest is rounded down, so a change of a modest namespace rarely changes it.
 func (c *compiler) divide() {
 	modest := c.modest()
 	was := c.division
@@ -165,8 +164,8 @@ func (a amount) without(taken amount) amount {
 	return amount{left(a.rules, taken.rules), left(a.sets, taken.sets), left(a.entries, taken.entries)}
 }
 
-// modest returns the namespaces that need at most 1/n of the node, if n namespaces have demands. A set that
-// several namespaces need counts for a part in each.
+// modest returns the namespaces that need at most 1/n of the node, if n namespaces have demands. A set that k of
+// these namespaces need counts as 1/k of it in each.
 func (c *compiler) modest() map[*part]bool {
 	room, n := nodeRoom(), 0
 	for _, p := range c.parts {
@@ -177,7 +176,7 @@ func (c *compiler) modest() map[*part]bool {
 	equal := 1 / float64(max(n, 1))
 	modest := map[*part]bool{}
 	for _, p := range c.parts {
-		if modest[p] = p.rules <= equal*room.rules; !modest[p] { // its sets, perhaps many, needn't be looked at
+		if modest[p] = p.rules <= equal*room.rules; !modest[p] { // no need to count its sets, which may be many
 			delete(modest, p)
 			continue
 		}
@@ -222,8 +221,9 @@ func (c *compiler) share(p *part, enough float64, room amount) float64 {
 	return needs.share(room)
 }
 
-// divideLeft grants demands of the greedy namespaces, one at a time: always for the namespace with the smallest
-// share. A share is that of the resource that the namespace takes most of (dominant resource fairness).
+// divideLeft grants demands of the greedy namespaces, one at a time, always to the namespace whose share would
+// then be the smallest. A namespace's share is the largest of its shares of the rules, sets and entries (dominant
+// resource fairness).
 func (c *compiler) divideLeft() {
 	var all []*tenant
 	for p := range c.division.greedy {

@@ -116,8 +116,8 @@ func TestGrant(t *testing.T) {
 	}
 }
 
-// TestGrantIsFair: granted demands never exceed the room. A namespace that needs at most an equal part gets
-// everything.
+// TestGrantIsFair: granted demands never exceed the room. A namespace that needs at most an equal part of it gets
+// everything. The order of the namespaces changes nothing.
 func TestGrantIsFair(t *testing.T) {
 	limited := 0
 	for seed := range uint64(3000) {

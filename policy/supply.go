@@ -16,17 +16,17 @@ type supply struct {
 	numbers  []ruleset.PortRange
 
 	counted       bool
-	size          int     // how many entries the set may have
-	entries       float64 // how many entries the set counts for
+	size          int     // how many entries the set had when it was last counted
+	entries       float64 // size, rounded up; 0 if the set is too large
 	why           string  // the reason why the set can't exist; empty if it can
-	wanted        []*part // those with a demand for the set
+	wanted        []*part // the parts with a demand for the set
 	granting      int     // how many parts have a granted demand for the set
 	beginning     int
 	source        ruleset.Entries
 	users         []*tenant
-	sharing       int // how many namespaces that may be modest need the set
+	sharing       int // how many of the namespaces that modest considers need the set
 	stamp, before uint64
-	modest        uint64 // the last division in which a modest namespace needed the set
+	modest        uint64 // number of the last division in which a modest namespace needed the set
 }
 
 func (c *compiler) want(s *supply, p *part) {

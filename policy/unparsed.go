@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Unparsed has large policies of one name whose rules aren't parsed yet. Until then, they isolate their pods
-// and allow nothing.
+// Unparsed has large policies of one name whose rules aren't parsed yet. Until their rules are parsed, the
+// policies isolate their pods and allow nothing.
 type Unparsed struct {
 	name     Name
 	policies []*networkingv1.NetworkPolicy

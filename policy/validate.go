@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Validate returns the parts of the policy that can't be enforced as they are written.
+// Validate returns a problem for each part of the policy that can't be enforced as it is written.
 func Validate(np *networkingv1.NetworkPolicy) []ruleset.Problem {
 	return parse(np).problems
 }

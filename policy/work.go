@@ -24,7 +24,7 @@ const (
 	maxWaits = 10_000
 )
 
-// maxPiece is the largest set that one compile makes whole.
+// maxPiece is the number of entries above which compiles make a set in pieces.
 var maxPiece = slice
 
 // work limits what one compile does for new sets. The rest waits for the next compile, and rules without their

@@ -31,8 +31,8 @@ type Workload struct {
 
 func (w Workload) String() string { return w.Kind + " " + w.Namespace + "/" + w.Name }
 
-// Make returns the workload's pod of that name; ok is false if its pods can't have the name. The labels that
-// the controller adds are in Labels, or their keys are in Unknown.
+// Make returns the workload's pod of that name; ok is false if its pods can't have the name. A label that the
+// controller adds is in Labels. If the label's value is unknown, its key is in Unknown instead.
 func (w Workload) Make(name string) (pod Pod, ok bool) {
 	p := w.Pod
 	p.Namespace, p.Name, p.Labels, p.Unknown = w.Namespace, name, maps.Clone(p.Labels), slices.Clone(p.Unknown)
@@ -93,7 +93,8 @@ func (w Workload) Make(name string) (pod Pod, ok bool) {
 	return p, true
 }
 
-// MadeBy returns the different pods of that name that the workloads can have made, and the workload of each.
+// MadeBy returns the different pods of that name that the workloads can have made, and the workload of each. If a
+// workload and its owner can both have made the pod, only the workload counts.
 func MadeBy(workloads []Workload, namespace, name string) (pods []Pod, by []Workload) {
 	owners := map[string]bool{} // the owners of the workloads that can have made the pod
 	for _, w := range workloads {

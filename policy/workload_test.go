@@ -111,7 +111,8 @@ func TestWorkloadsName(t *testing.T) {
 	}
 }
 
-// TestWorkloadsLabel: a pod gets the labels of its controllers that follow from its name. The others are unknown.
+// TestWorkloadsLabel: if the value of a controller's label follows from the pod's name, the pod has the label.
+// Other labels of controllers are unknown.
 func TestWorkloadsLabel(t *testing.T) {
 	long := strings.Repeat("a", 52)
 	for _, tc := range []struct {

@@ -1,7 +1,8 @@
-// Package suggest writes NetworkPolicies that allow the connections that were seen, and no others. It is pure.
+// Package suggest writes NetworkPolicies that allow the TCP, UDP and SCTP connections that were seen, and no
+// others. It is pure.
 //
-// Pods of a namespace with equal labels are a workload. Labels that controllers give to single pods don't
-// count. A policy can't tell such pods apart, so a connection of one counts for all of them.
+// Pods of a namespace with equal labels are a workload. Labels that controllers give to single pods don't count.
+// A policy can't tell the pods of a workload apart, so a connection of one counts for all of them.
 package suggest
 
 import (
@@ -57,15 +58,16 @@ type Suggestion struct {
 	Ingress, Egress [][]Flow
 }
 
-// Result has the suggested policies, and the flows that they don't allow.
+// Result has the suggested policies, and the flows that no policy can name.
 type Result struct {
 	Suggestions []Suggestion
-	// Left are flows that no policy can name, such as ICMP: their protocols have no ports.
+	// Left has the namespace's flows without a port, such as ICMP. A policy's ports are of TCP, UDP or SCTP.
 	Left []Flow
 }
 
-// Policies returns policies for the namespace: one that isolates all of its pods, and one for each workload
-// with flows. Pods of flows count even if they are deleted: otherwise a selector might match their workloads.
+// Policies returns policies for the namespace: one that isolates all of its pods, and one for each workload with
+// flows. Deleted pods of flows count too: otherwise the selector for another workload might match a deleted pod's
+// labels.
 func Policies(namespace string, pods []policy.Pod, flows []Flow) Result {
 	s := suggester{namespace: namespace, workloads: map[string][]*workload{}, policies: map[*workload]*rules{}}
 	for i := range pods {

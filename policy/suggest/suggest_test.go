@@ -59,7 +59,8 @@ func same(e End) string {
 	return fmt.Sprint(e.Namespace, labels)
 }
 
-// TestExact: the suggested policies allow the flows that were seen between workloads, and nothing else.
+// TestExact: the suggested policies allow a connection from or to the namespace if and only if a flow has the
+// same protocol, port, and workloads or addresses.
 func TestExact(t *testing.T) {
 	allowed, denied := 0, 0
 	for seed := range uint64(150) {
@@ -115,7 +116,7 @@ func TestExact(t *testing.T) {
 	t.Logf("suggest: 150 clusters, %d connections allowed, %d denied, 0 differences", allowed, denied)
 }
 
-// TestLeft: flows that a policy can't name are left. A pod's connection to itself needs no rule.
+// TestLeft: flows that a policy can't name are in Left. A pod's connection to itself needs no rule.
 func TestLeft(t *testing.T) {
 	a := End{Namespace: "shop", Name: "a", Labels: map[string]string{"app": "a"}, Address: netip.MustParseAddr("10.0.0.1")}
 	r := Policies("shop", nil, []Flow{

@@ -89,8 +89,8 @@ func (s *suggester) selector(w *workload) metav1.LabelSelector {
 		}
 		return true
 	}
-	// The best label always comes first: a selector without labels would match future pods. Further labels come
-	// until the selector matches no other workload.
+	// The first label is chosen even if it excludes no workload: a selector without labels would match all future
+	// pods. Each further label must exclude workloads that are still matched, as many as possible.
 	keys := w.keys()
 	for first := true; len(keys) > 0; first = false {
 		best, excluded := "", 0

@@ -55,8 +55,8 @@ func certainly(s labels.Selector, known labels.Set, unknown func(key string) boo
 
 func (p pod) unknownLabel(key string) bool { return slices.Contains(p.Unknown, key) }
 
-// unknownOfNamespace reports whether the namespace's label is unknown. An unknown namespace has only the label
-// with its name.
+// unknownOfNamespace reports whether the label of the pod's namespace is unknown. Of a namespace that isn't
+// known, only the label with its name is known.
 func (p pod) unknownOfNamespace(key string) bool {
 	if !p.inKnownNamespace {
 		return key != corev1.LabelMetadataName
@@ -96,7 +96,7 @@ func New(s policy.State) *Evaluator {
 	return new(Cache).New(s)
 }
 
-// Cache makes Evaluators of states that share policies, and parses each policy once. A policy must not change
+// Cache makes Evaluators of states that share policies, and keeps the parsed policies. A policy must not change
 // while the Cache is in use. The zero value is ready to use, by one goroutine.
 type Cache struct {
 	parsed map[string][]isolating // by NAMESPACE/NAME
@@ -104,7 +104,7 @@ type Cache struct {
 
 const maxCached = 1 << 11
 
-// New is like the function New, but parses only policies that the Cache hasn't parsed yet.
+// New is like the function New, but doesn't parse a policy again that the Cache still has.
 func (c *Cache) New(s policy.State) *Evaluator {
 	if len(c.parsed) > maxCached || c.parsed == nil {
 		c.parsed = map[string][]isolating{}
@@ -136,8 +136,8 @@ func (e *Evaluator) end(a netip.Addr) end {
 	return end{addr: a}
 }
 
-// ends returns the state's addresses with their pods. An attachment here has its own addresses. Other pods have
-// the addresses of their status that their Nodes can have assigned.
+// ends returns the end at each address of the state. A pod with an attachment on this node has the attachment's
+// addresses. Any other pod has those addresses of its status that its Node can have assigned.
 func ends(s policy.State, namespaces map[string]policy.Namespace) map[netip.Addr]end {
 	by := map[netip.Addr]end{}
 	attached := map[string]bool{}
@@ -183,8 +183,9 @@ func ends(s policy.State, namespaces map[string]policy.Namespace) map[netip.Addr
 	return by
 }
 
-// assignedBy reports whether the Node can have assigned the address to a pod without an attachment here: it is
-// in the Node's podCIDRs, and outside of this node's. Without Nodes and this node's name, every address can be.
+// assignedBy reports whether the Node of that name can have assigned the address: the address is in the Node's
+// podCIDRs, and in none of this node's. If the state has neither Nodes nor this node's name, every Node can have
+// assigned every address.
 func assignedBy(s policy.State, name string, a netip.Addr) bool {
 	if s.Node == "" && len(s.Nodes) == 0 {
 		return true
@@ -308,7 +309,7 @@ func matchPeer(namespace string, p networkingv1.NetworkPolicyPeer) peerMatch {
 	}
 }
 
-// matchBlock matches nothing if the block has an error, or an except outside of the CIDR.
+// matchBlock matches nothing if a network can't be parsed, or an except isn't within the CIDR.
 func matchBlock(b networkingv1.IPBlock) peerMatch {
 	cidr, err := netip.ParsePrefix(b.CIDR)
 	if err != nil {

@@ -31,13 +31,14 @@ type Miss struct {
 
 type Kind string
 
-// The kinds are named after what doesn't match. MissUnreadable is a peer or port that can't be parsed.
+// MissUnreadable is a peer or port with an error, so that it matches nothing. The other kinds are named after
+// what doesn't match.
 const (
 	MissLabel          Kind = "label"
 	MissNamespaceLabel Kind = "namespaceLabel"
 	// MissNamespace: a podSelector without a namespaceSelector selects only pods of the policy's own namespace.
 	MissNamespace Kind = "namespace"
-	// MissNoPod: selectors match only pods.
+	// MissNoPod: the peer has a selector, which matches only pods, and the address is of no pod.
 	MissNoPod      Kind = "noPod"
 	MissBlock      Kind = "ipBlock"
 	MissPort       Kind = "port"
@@ -46,7 +47,8 @@ const (
 	MissUnreadable Kind = "unreadable"
 )
 
-// distance is greater for conditions about another kind of peer than for labels, ports and protocols.
+// distance is smallest for conditions about labels, namespaces, ports and protocols. Other conditions need
+// another peer, or a correction of the policy.
 func (m Miss) distance() int {
 	switch m.Kind {
 	case MissNoPod, MissUnreadable:
@@ -71,8 +73,8 @@ func (n Near) distance() (sum int) {
 	return sum
 }
 
-// Nearest returns rules that don't allow the packet, the nearest first. It looks at policies that certainly
-// isolate the end in that direction: audited or enforced ones.
+// Nearest returns rules that don't allow the packet, the nearest first. The rules are of policies that certainly
+// isolate the end in that direction: of audited policies if audited is true, otherwise of enforced ones.
 func (e *Evaluator) Nearest(d ruleset.Direction, p Packet, audited bool) []Near {
 	src, dst := e.end(p.Src), e.end(p.Dst)
 	subject, peer := src, dst
@@ -338,7 +340,7 @@ func missedPort(field string, port networkingv1.NetworkPolicyPort, p Packet, dst
 			Change: fmt.Sprintf("add port %d to the rule", p.Port),
 		})
 	}
-	if len(all) == 0 { // the policy has a number or a range that no port can have
+	if len(all) == 0 { // the policy's range has a number that no port has, such as 0 or 65536
 		m.Why = fmt.Sprintf("%s is no port, so it matches nothing", number())
 		return []Miss{m}
 	}

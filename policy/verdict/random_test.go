@@ -93,7 +93,7 @@ func difference(s policy.State, b ruleset.Bounds, packets []ruleset.Packet) *rul
 		if dropped := v.Allowed() && !all.Evaluate(v.Packet).Allowed(); dropped != (len(want) > 0) {
 			return true
 		}
-		if uncertain(v) { // docs/audit.md: what is reported of such a pod
+		if uncertain(v) { // docs/audit.md says what is reported of uncertain pods
 			return false
 		}
 		want = slices.DeleteFunc(want, func(d ruleset.Direction) bool {

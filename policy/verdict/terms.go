@@ -13,7 +13,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// This file takes a verdict apart, for callers that need the verdicts on many packets.
+// This file exports what a verdict is computed from (ends, isolating policies and their rules), for callers that
+// need the verdicts on many packets.
 
 // End is one end of connections: an address with its pods, or a pod without an address.
 type End struct{ end end }
@@ -26,12 +27,12 @@ func (e *Evaluator) Without(p policy.Pod) End {
 	return End{end{name: p.Namespace + "/" + p.Name, pods: []pod{newPod(e.namespaces, p)}}}
 }
 
-// Known returns the addresses that the state's pods and attachments have, in order.
+// Known returns the addresses at which the state has a pod or an attachment, in order.
 func (e *Evaluator) Known() []netip.Addr {
 	return slices.SortedFunc(maps.Keys(e.ends), netip.Addr.Compare)
 }
 
-// Name returns "NAMESPACE/NAME" of the end's pod. It is empty if there is none.
+// Name returns "NAMESPACE/NAME" of the end's pod, or "" if no pod is at the end.
 func (e End) Name() string { return e.end.name }
 
 // Pods returns the pods that may be at the end.
@@ -66,19 +67,19 @@ func byName(namespaces []policy.Namespace) map[string]policy.Namespace {
 type Isolation struct {
 	// Closed is true if nothing is allowed, because the pod is unknown.
 	Closed bool
-	// Either has one element for each pod that may be at the end, if policies isolate the pod. All of them must
+	// Either has an element for each pod that may be at the end and that policies isolate. All elements must
 	// allow a packet. Without elements, all packets are allowed.
 	Either []Isolated
 }
 
-// Isolated are the policies that isolate a pod. One of the terms must allow a packet.
+// Isolated are the policies that isolate a pod. At least one of the terms must allow a packet.
 type Isolated struct {
 	Policies []string // namespace/name
 	Terms    []Terms
 }
 
-// Terms are the peers and ports of one rule. The rule allows a packet if both match. Terms of the same rule are
-// equal.
+// Terms are the peers and ports of one rule. The rule allows a packet if both match. Two Terms of the same rule
+// are equal (==).
 type Terms struct {
 	Policy string // namespace/name
 	*rule
@@ -124,7 +125,7 @@ func (e *Evaluator) Isolation(d ruleset.Direction, of End) Isolation {
 	return i
 }
 
-// isolated returns the policies that may isolate the pods of an end. Rules come only from policies that
+// isolated returns the enforced policies that may isolate the pods of an end. Terms come only from policies that
 // certainly select one of the pods.
 func (e *Evaluator) isolated(d ruleset.Direction, pods []pod) (by Isolated, ok bool) {
 	for i := range e.policies {

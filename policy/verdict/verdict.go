@@ -2,8 +2,8 @@
 // decided.
 //
 // The package follows only the text of networking.k8s.io/v1. It shares nothing but the model with the compiler,
-// so tests can compare the two. It knows policies only: not that weir drops packets for other reasons too, nor
-// that packets from a node to its own pods aren't checked.
+// so tests can compare the two. It knows policies only: weir also drops packets for other reasons, and it doesn't
+// check packets from a node to its own pods.
 package verdict
 
 import (
@@ -24,7 +24,8 @@ type Packet struct {
 	Port  uint16           `json:"port"` // of the destination; 0 for protocols without ports
 }
 
-// Verdict is the verdict on a packet. The packet passes if the policies at both ends allow it.
+// Verdict is the verdict on a packet. The packet passes if the policies at both ends allow it, or if both ends
+// are one address (Self).
 type Verdict struct {
 	Packet  Packet `json:"packet"`
 	Self    bool   `json:"self"`
@@ -44,8 +45,8 @@ type Side struct {
 	Policies []Policy `json:"policies"`
 	// Audited are the audited policies that would isolate the pod. They don't change the verdict.
 	Audited []Policy `json:"audited,omitempty"`
-	// Either has the verdict of each pod that may be at this end, if that is uncertain. All must allow the
-	// packet.
+	// Either has the verdict for each pod, if this end is on this node and may be one of several pods. All of
+	// them must allow the packet.
 	Either []Side `json:"either,omitempty"`
 }
 
@@ -75,7 +76,7 @@ func (r Rule) Allows() bool { return r.Peer != "" && r.Port != "" }
 // policies of each must allow it.
 func (s Side) Allowed() bool { return s.allowedBy(func(o Side) []Policy { return o.Policies }) }
 
-// AllowedByAll reports whether this end would still allow the packet if the audited policies were enforced.
+// AllowedByAll reports whether this end would allow the packet if the audited policies were enforced too.
 func (s Side) AllowedByAll() bool {
 	return s.allowedBy(func(o Side) []Policy { return slices.Concat(o.Policies, o.Audited) })
 }
@@ -217,7 +218,7 @@ func (e *Evaluator) side(d ruleset.Direction, subject, peer end, p Packet, dst e
 		if !isolates || !possibly {
 			continue
 		}
-		if !certainly { // the policy may not select the pod, so it isolates the pod and allows nothing
+		if !certainly { // it is unknown whether the policy selects the pod, so it isolates the pod and allows nothing
 			rules = nil
 		}
 		evaluated := Policy{Name: np.name}

@@ -1,4 +1,4 @@
-// Command http-echo is the walkthrough's server: it answers each request with its body, and logs it.
+// Command http-echo is the walkthrough's server: it sends the body of each request back, and logs the request.
 package main
 
 import (

@@ -9,7 +9,7 @@ import (
 	"slices"
 )
 
-// Each program has extensions with this prefix for its own family.
+// An extension of only one of the two programs is in a file with this prefix.
 var families = map[string]string{"iptables": "libipt_", "ip6tables": "libip6t_"}
 
 // The agent's rules use these extensions of iptables (netfilter/iptables/text.go). Only ip6tables has matches6.

@@ -156,7 +156,8 @@ func TestCheckName(t *testing.T) {
 	}
 }
 
-// TestWrite: if an image is written twice, the files are equal.
+// TestWrite: an image is written twice, and the files are equal. The file is an OCI layout, and has what "docker
+// load" needs.
 func TestWrite(t *testing.T) {
 	made := func() (string, string) {
 		img, err := assemble(time.Unix(1e9, 0).UTC(), map[string]string{"a": "b"},
@@ -228,7 +229,7 @@ func TestWrite(t *testing.T) {
 	}
 }
 
-// unpack checks for the archive's end marker, because only some programs need it.
+// unpack also checks for the archive's end marker: some programs need it, and Go's reader doesn't.
 func unpack(t *testing.T, data []byte) string {
 	t.Helper()
 	if !bytes.HasSuffix(data, make([]byte, 1024)) {

@@ -30,7 +30,8 @@ func versions(packages []pkg) []string {
 
 // apt chooses the versions, checks the signatures and knows the dependencies.
 //
-// Equivalent to: apt-get download $(apt-cache depends --recurse NAME…)
+// Equivalent to: apt-get download $(apt-cache depends --recurse --no-recommends … NAME… | grep '^[^ <:]*$' | sort
+// -u)
 func fetch(names ...string) ([]pkg, error) {
 	dir, err := os.MkdirTemp("", "weir-image-")
 	if err != nil {
@@ -65,8 +66,8 @@ func fetch(names ...string) ([]pkg, error) {
 	return packages, nil
 }
 
-// parseDepends returns the packages in the output of apt-cache depends, except <virtual> ones, which can't be
-// downloaded.
+// parseDepends returns the packages in the output of apt-cache depends. It leaves out <virtual> packages, which
+// can't be downloaded, and packages of another architecture (NAME:ARCHITECTURE).
 func parseDepends(out string) []string {
 	var names []string
 	for line := range strings.Lines(out) {
@@ -79,7 +80,9 @@ func parseDepends(out string) []string {
 	return slices.Compact(names)
 }
 
-// Equivalent to: dpkg-deb --fsys-tarfile DEB | tar -x
+// open reads the package into memory.
+//
+// Equivalent to: dpkg-deb --field DEB; dpkg-deb --fsys-tarfile DEB | tar -x
 func open(deb string) (pkg, error) {
 	control, err := output("", "dpkg-deb", "--field", deb)
 	if err != nil {
@@ -133,7 +136,7 @@ func readTar(r io.Reader) (tree, error) {
 	}
 }
 
-// merged moves the path into /usr, because /bin, /lib and others are links into /usr in the image.
+// merged puts usr/ before a path in bin, lib and the like: in the image these are links into /usr.
 func merged(name string) string {
 	name = strings.TrimPrefix(path.Clean("/"+name), "/")
 	for _, dir := range []string{"bin/", "sbin/", "lib/", "lib32/", "lib64/", "libx32/"} {

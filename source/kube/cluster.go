@@ -66,7 +66,7 @@ func newCluster() *cluster {
 		policies: map[policy.Name]*networkingv1.NetworkPolicy{}, departing: newDeparting(),
 		problems: map[objectName][]ruleset.Problem{}, wake: make(chan struct{}, 1), now: time.Now,
 	}
-	after := func(*policy.Name) { c.wakeUp() } // Run replaces that of the pods
+	after := func(*policy.Name) { c.wakeUp() } // Run replaces the pods' function
 	c.mirrors = mirrors{
 		pods: &mirror[*corev1.Pod, podItem]{
 			mu: &c.mu, read: c.readPod, put: c.putPod, remove: c.removePod, names: maps.Keys(c.pods.known),
@@ -222,7 +222,8 @@ func (c *cluster) removeNamespace(name policy.Name) {
 	c.checkDeparture(name.Name)
 }
 
-// checkDeparture ends the departure of the namespace if nothing of it is left.
+// checkDeparture ends the departure of the namespace if the namespace and its pods are gone. While pods are left,
+// it reports a problem if deleted policies are unknown.
 func (c *cluster) checkDeparture(name string) {
 	inhabited := c.pods.in[name] > 0
 	c.reportPolicies(nil, c.departing.end(name, inhabited))

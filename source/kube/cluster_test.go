@@ -87,7 +87,7 @@ func newPod(change func(*corev1.Pod)) *corev1.Pod {
 
 func same(*corev1.Pod) {}
 
-// podChanges are changes of newPod's pod. want says whether policy needs to know them.
+// podChanges are changes of newPod's pod. want is true if policy needs to know the change.
 var podChanges = map[string]struct {
 	change func(*corev1.Pod)
 	want   bool
@@ -169,7 +169,7 @@ func wantNothing(t *testing.T, c *cluster) {
 	}
 }
 
-// TestEventsAreCoalesced: a delta has the latest state of each name. It doesn't change the deltas before it.
+// TestEventsAreCoalesced: a delta has the latest state of each name. Later events don't change an earlier delta.
 func TestEventsAreCoalesced(t *testing.T) {
 	c := began(t)
 	named := func(name, app string) *corev1.Pod {
@@ -213,7 +213,7 @@ func TestRelist(t *testing.T) {
 			c := began(t)
 			list(t, c.mirrors.pods, streaming, pod("kept", "1"), pod("gone", "2"), pod("changed", "3"), pod("lost", "1"))
 			c.take()
-			// The new pod has the labels of the pod that is gone.
+			// Pod "newer" has the labels of "gone", and "new" has the labels that "changed" had.
 			list(t, c.mirrors.pods, streaming, pod("changed", "4"), pod("kept", "1"), pod("new", "3"), pod("newer", "2"), lost)
 			d := c.take()
 			got := map[string]string{}

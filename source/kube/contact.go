@@ -17,7 +17,8 @@ type contact struct {
 }
 
 // Transport wraps the client's transport (rest.Config.Wrap). It records for Contact whether the API server
-// answers watches. It also removes fields that the source doesn't need from events.
+// answers watches. It also removes fields that the source doesn't need from the events of watches on pods and
+// nodes.
 func (s *Source) Transport(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(r *http.Request) (*http.Response, error) {
 		resp, err := next.RoundTrip(r)

@@ -83,7 +83,7 @@ func (d *departures) policies(now time.Time, live map[policy.Name]bool, inhabite
 	return names
 }
 
-// TestDepartingAtRandom: after each of many random events, the same policies count as by the specification
+// TestDepartingAtRandom: after each of many random events, the policies in force are those of the specification
 // (departures).
 func TestDepartingAtRandom(t *testing.T) {
 	for seed := range uint64(1000) {
@@ -153,7 +153,7 @@ func TestDepartingAtRandom(t *testing.T) {
 	}
 }
 
-// TestDepartingForgets: a policy is forgotten once it was deleted longer than maxWatchLag ago.
+// TestDepartingForgets: a policy that was deleted more than maxWatchLag ago is forgotten.
 func TestDepartingForgets(t *testing.T) {
 	now := time.Now()
 	c := began(t)
@@ -175,8 +175,8 @@ func TestDepartingForgets(t *testing.T) {
 	}
 }
 
-// TestDepartingInLists: if a departing namespace, its policies and its pods go between lists, the policy counts
-// until the pods are gone.
+// TestDepartingInLists: lists instead of events report that the policy, the namespace and then the pod are gone.
+// The policy stays in force until the pod is gone.
 func TestDepartingInLists(t *testing.T) {
 	c, sum := began(t), deltas.NewSum()
 	c.departing.started = time.Now().Add(-time.Hour)

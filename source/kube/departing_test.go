@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/deltas"
 )
 
-// TestDeparting: after each event of a sequence, the right policies count. There is a problem if and only if
-// policies are unknown.
+// TestDeparting: while a namespace is being deleted, its policies stay in force until its pods are gone. There is
+// a problem if and only if some of its policies are unknown.
 func TestDeparting(t *testing.T) {
 	deny, allow := namedPolicy("deny"), namedPolicy("allow")
 	both, one, none := []*networkingv1.NetworkPolicy{deny, allow}, []*networkingv1.NetworkPolicy{allow},

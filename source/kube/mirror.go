@@ -17,10 +17,11 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// mirror is the store of a reflector. It keeps only what policy needs of the objects of one kind. O is the
-// API's type, and I (item) is the part of an object that policy needs.
+// mirror is the store of a reflector. It keeps only what policy needs of the objects of one kind. O is the API's
+// type, and I (item) is the part of an object that policy needs.
 //
-// A list that streams in becomes items (Transformer). The mirror changes only when the list is complete.
+// While a list streams in, each object becomes an item at once (Transformer). The mirror changes only when the
+// list is complete.
 type mirror[O object, I any] struct {
 	mu       *sync.Mutex // the cluster's
 	read     func(O) I
@@ -47,7 +48,7 @@ type streamed[I any] struct {
 // GetObjectMeta returns the namespace and the name. The reflector's own store needs no more.
 func (s *streamed[I]) GetObjectMeta() metav1.Object { return streamedMeta{noMeta, s.Name} }
 
-// streamedMeta has only a name. A whole ObjectMeta for each item would be garbage.
+// streamedMeta has only a namespace and a name. A whole ObjectMeta for each item would be garbage.
 type streamedMeta struct {
 	*metav1.ObjectMeta
 	policy.Name
@@ -123,8 +124,8 @@ func parseVersion(version string) uint64 {
 	return n
 }
 
-// Replace stores the items of a complete list, and removes all others. If the list has anything else, it
-// changes nothing and returns an error.
+// Replace stores the items of a complete list, and removes all others. If an element has another type, the mirror
+// stays as it is, and Replace returns an error.
 func (m *mirror[O, I]) Replace(list []any, version string) error {
 	for i, o := range list {
 		switch o := o.(type) {
@@ -192,8 +193,8 @@ func (m *mirror[O, I]) follow(
 	cache.NewReflectorWithOptions(lw, of, m, cache.ReflectorOptions{Name: "weir"}).RunWithContext(ctx)
 }
 
-// errNoStream keeps the reflector from asking for a list in one piece after an error of a stream. Such a list
-// of 100,000 pods needs two gigabytes.
+// errNoStream keeps the reflector from asking for a list in one piece after an error of a stream. The list of
+// 100,000 pods in one piece needs two gigabytes.
 var errNoStream = errors.New("the API server streams lists, but the last stream has failed")
 
 func lister[L runtime.Object](list func(context.Context, metav1.ListOptions) (L, error)) cache.ListWithContextFunc {

@@ -50,7 +50,7 @@ func (c *cluster) readPod(o *corev1.Pod) podItem {
 		now.Addresses, i.lost = was.Addresses, true
 	}
 	c.pods.common.share(&now)
-	if was != nil { // equal strings stay the same, also as the key of known
+	if was != nil { // keeps the equal strings of the pod before, which are also in the key of known
 		now.Name = was.Name
 		if now.UID == was.UID {
 			now.UID = was.UID
@@ -75,7 +75,7 @@ func (c *cluster) putPod(name policy.Name, i podItem) {
 		return
 	}
 	c.pods.common.use(i.Pod)
-	name = policy.Name{Namespace: i.Namespace, Name: i.Name} // with the strings that are kept anyway
+	name = policy.Name{Namespace: i.Namespace, Name: i.Name} // the pod's own strings, so that the key keeps no others
 	c.pods.known[name] = i.Pod
 	if c.pending != nil {
 		c.pending.Pods[name] = []*policy.Pod{i.Pod}

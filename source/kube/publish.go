@@ -96,8 +96,8 @@ func (s *Source) seeAll(ctx context.Context) {
 	}
 }
 
-// write starts to write the addresses that the pod's status lacks. After a failure, kubelet writes them some
-// seconds later. The caller must have the lock.
+// write starts to write the pod's addresses if its status lacks one of them. After a failure, kubelet writes them
+// some seconds later. The caller must have the lock.
 func (s *Source) write(ctx context.Context, p endpoint.Pod) {
 	addrs, ok := s.published.addresses[p]
 	if !ok || p.UID == "" || s.published.cluster == nil {

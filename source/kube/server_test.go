@@ -32,7 +32,7 @@ type streams struct {
 type podWatch struct {
 	status int // 0: 200
 	events []watch.Event
-	file   string // of encoded events that come after these
+	file   string // with encoded events, which come after events
 	more   chan watch.Event
 	end    chan struct{}
 }
@@ -55,7 +55,7 @@ func (s *streams) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		"/api/v1/pods": &corev1.Pod{}, "/api/v1/namespaces": &corev1.Namespace{}, "/api/v1/nodes": &corev1.Node{},
 		"/apis/networking.k8s.io/v1/networkpolicies": &networkingv1.NetworkPolicy{},
 	}
-	if kinds[r.URL.Path] == nil { // the survey
+	if kinds[r.URL.Path] == nil { // a request of the survey (unenforced.go)
 		http.NotFound(w, r)
 		return
 	}

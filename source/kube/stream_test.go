@@ -15,7 +15,8 @@ import (
 	"github.com/weir-net/weir/test/deltas"
 )
 
-// TestStreams: after failures of the watch on pods, only whole lists and events after them count.
+// TestStreams: whatever failures the watch on pods has, the pods are those of the last whole list and of the
+// events after it.
 func TestStreams(t *testing.T) {
 	server, config := newStreams(t)
 	source := sourceOf(t, config)
@@ -77,8 +78,8 @@ func TestStreams(t *testing.T) {
 
 	first.more <- event(watch.Added, "c", "1", "8")
 	want("a pod comes", "a=1", "b=1", "c=1")
-	first.more <- event(watch.Modified, "c", "1", "9") // means nothing
-	first.more <- event(watch.Added, "c", "1", "9")    // twice
+	first.more <- event(watch.Modified, "c", "1", "9") // changes nothing that policy needs
+	first.more <- event(watch.Added, "c", "1", "9")    // the same event again
 	first.more <- event(watch.Deleted, "b", "1", "10")
 	want("a pod goes", "a=1", "c=1")
 	first.more <- event(watch.Deleted, "b", "1", "10")

@@ -15,9 +15,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// To decode a whole pod takes 40 µs and leaves 20 KB of garbage. So the source removes fields that policy
-// doesn't need from events, before the client decodes them. It knows the fields by their numbers in
-// k8s.io/api's generated.proto, which never change.
+// Decoding a whole pod takes 40 µs and leaves 20 KB of garbage. So the source trims each event before the client
+// decodes it: fields of pods and nodes that policy doesn't need are removed. The source knows the fields by their
+// numbers in k8s.io/api's generated.proto, which never change.
 
 type kept struct {
 	fields map[protowire.Number]*kept
@@ -70,9 +70,9 @@ type trimmer struct {
 	in    *bufio.Reader
 	what  *kept
 	frame []byte
-	out   []byte // what hasn't been read yet is from at on
+	out   []byte // trimmed bytes; out[at:] hasn't been read yet
 	at    int
-	whole bool // the rest stays as it is
+	whole bool // the rest of the stream stays as it is
 }
 
 // maxFrame is the longest frame that is trimmed, in bytes. Objects of the API have 1.5 MB at most.

@@ -24,7 +24,7 @@ const (
 	surveyRetry = 15 * time.Second
 )
 
-// notSurveyed is reported until a first survey has succeeded.
+// notSurveyed is reported if the first survey fails, until a survey succeeds.
 var notSurveyed = []policy.Unenforced{{
 	Where: "which policies of other kinds the cluster has isn't known: the API server doesn't say which kinds it serves",
 }}
@@ -56,7 +56,8 @@ func (s *Source) survey(ctx context.Context, changed func()) {
 	}
 }
 
-// unenforcedKinds returns the kinds of policy that weir doesn't enforce and that have objects.
+// unenforcedKinds returns the kinds of policy that weir doesn't enforce, and that have objects or can't be
+// counted.
 //
 // Equivalent to: kubectl api-resources; for each kind: kubectl get --raw '/apis/GROUP/VERSION/RESOURCE?limit=1'
 func (s *Source) unenforcedKinds(ctx context.Context) ([]policy.Unenforced, error) {

@@ -134,8 +134,8 @@ func (d *Dir) Files() []agentapi.File {
 	return nil
 }
 
-// dropGone drops the files that have been missing or empty for graceTime. The result again says when to look
-// again; nil means never.
+// dropGone drops the files that have been missing or empty for graceTime; a broken link becomes unreadable
+// instead. The result again says when to look again; nil means never.
 func (d *Dir) dropGone(now time.Time) (changed bool, again <-chan time.Time) {
 	var next time.Duration
 	for name, f := range d.files {
