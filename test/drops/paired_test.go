@@ -28,9 +28,9 @@ func TestPaired(t *testing.T) {
 	n.Serve(n.db.Netns, "udp", ":7")
 	n.StopAgent()
 	kinds := []struct {
-		what    string
-		measure func(name string) float64
-		took    [2][]float64 // the median of each turn, in ms, without and with drops
+		what          string
+		measure       func(name string) float64
+		took, quarter [2][]float64 // median and lower quartile of each turn, in ms, without and with drops
 	}{{what: "ADD", measure: n.addPod}, {what: "policy that allows", measure: n.allow}, {
 		what: "policy that denies", measure: func(string) float64 { return n.deny() },
 	}}
@@ -57,15 +57,17 @@ func TestPaired(t *testing.T) {
 			most = max(most, memory(t, n.AgentPID()))
 			for k := range kinds {
 				kinds[k].took[with] = append(kinds[k].took[with], estimate.Median(times[k]))
+				kinds[k].quarter[with] = append(kinds[k].quarter[with], estimate.Quantile(times[k], 0.25))
 			}
 			n.StopAgent()
 		}
 	}
 	for _, k := range kinds {
-		ratios := estimate.Ratios(k.took[1], k.took[0])
-		t.Logf("drops-paired: %s: %.1f ms without, %.1f ms with drops, ratio %s", k.what, estimate.Median(k.took[0]),
-			estimate.Median(k.took[1]), estimate.Text(ratios, 3))
-		if low, _, ok := estimate.Interval(ratios); ok && low > mostSlower {
+		// Other programs on a busy machine delay most samples, and the quickest ones the least.
+		median, quarter := estimate.Ratios(k.took[1], k.took[0]), estimate.Ratios(k.quarter[1], k.quarter[0])
+		t.Logf("drops-paired: %s: %.1f ms without, %.1f ms with drops, ratio %s; of the lower quartiles %s", k.what,
+			estimate.Median(k.took[0]), estimate.Median(k.took[1]), estimate.Text(median, 3), estimate.Text(quarter, 3))
+		if low, _, ok := estimate.Interval(median); ok && low > mostSlower {
 			t.Errorf("%s takes longer with drops", k.what)
 		}
 	}
@@ -130,11 +132,13 @@ func (n *node) deny() float64 {
 
 func (n *node) dialDB() net.Conn {
 	n.Helper()
-	conn, err := nodetest.Dial(n, n.quiet.Netns, "udp", net.JoinHostPort(n.db.IP, "7"))
-	if err != nil {
-		n.Fatal(err)
+	for began := time.Now(); ; {
+		conn, err := nodetest.Dial(n, n.quiet.Netns, "udp", net.JoinHostPort(n.db.IP, "7"))
+		if err == nil {
+			return conn
+		}
+		n.notTooLong(began, "there is a socket", err) // on a busy machine, Dial may time out
 	}
-	return conn
 }
 
 func (n *node) notTooLong(since time.Time, what string, err error) {
