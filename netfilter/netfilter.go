@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Verify is how much of weir's state in the kernel to read before it is compared with a ruleset. The backend
-// remembers the rest.
+// Verify says how much of weir's state in the kernel a backend reads before it compares this state with a
+// ruleset. The rest is in the backend's memory.
 type Verify int
 
 const (
@@ -37,7 +37,8 @@ type Result struct {
 	// Left has unneeded sets that still exist. Destroying a set may take milliseconds, so it waits for an Apply
 	// that has nothing else to do.
 	Left []string
-	// Strays has addresses in the sets of all pods that belong to no pod. They stay in the sets.
+	// Strays has the addresses that are in weir-pods (or its IPv6 set) and belong to no pod. They stay in the
+	// sets.
 	Strays []netip.Addr
 	// Notes say what doesn't work, although the kernel has the ruleset.
 	Notes []Note
@@ -51,8 +52,8 @@ type Note struct {
 
 // Held is the part of a ruleset that the kernel has, for some packets.
 type Held struct {
-	// Ruleset has the chains of the ruleset. Its sets have only the kernel's entries that one of the packets
-	// has.
+	// Ruleset has the compiled chains, whatever the kernel has. Its sets have only those of the kernel's entries
+	// that the packets look up.
 	Ruleset ruleset.Ruleset
 	// Wrong says where the kernel's rules and sets differ from the ruleset's. Each element is one sentence.
 	Wrong []string

@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestPrint: if only counters or rules that don't concern weir change, the fingerprint stays. Any other change
-// changes it.
+// TestPrint: in mangle and filter, each change of a rule changes the fingerprint. In nat, only changes in
+// POSTROUTING and in weir's chains do. Counters don't.
 func TestPrint(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -118,8 +118,8 @@ func services(t testing.TB, flavour Flavour, count int) {
 	}
 }
 
-// BenchmarkReadAmongServices reads weir's state among the rules of 4,000 Services: first as text, then after
-// changes of another program in nat.
+// BenchmarkReadAmongServices reads weir's state among the rules of 4,000 Services: once as text, and then after
+// each of another program's changes in nat.
 func BenchmarkReadAmongServices(b *testing.B) {
 	for _, flavour := range []Flavour{NFT, Legacy} {
 		b.Run(string(flavour), func(b *testing.B) {

@@ -17,13 +17,13 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// readTime limits the reading of all tables together: a program that prints one table may hang.
+// readTime limits how long one call may read tables, because iptables-save may hang.
 const readTime = 30 * time.Second
 
-// Read reads all of weir's state in the kernel. The caller must read the endpoint records after that, so that
-// they describe each change of the plugin that Read has seen.
+// Read reads all of weir's state in the kernel. The caller must read the endpoint records after Read, so that the
+// records describe each change of the plugin that Read has seen.
 //
-// A table that can't be read is no error of Read. Apply writes weir's part of it and returns an UnknownError.
+// A table that can't be read isn't an error of Read. Apply writes weir's part of it and returns an UnknownError.
 func (d *Driver) Read(ctx context.Context) error {
 	before := d.have
 	d.have, d.settled, d.refresh = nil, nil, nil
@@ -40,7 +40,7 @@ func (d *Driver) Read(ctx context.Context) error {
 	return nil
 }
 
-// Unread reports whether the kernel's state is unknown. Then the next Apply reads it.
+// Unread reports whether the kernel's state is unknown. If it is, the next Apply reads it.
 func (d *Driver) Unread() bool { return d.have == nil }
 
 func (d *Driver) look(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) error {
@@ -54,7 +54,7 @@ func (d *Driver) look(ctx context.Context, want ruleset.Ruleset, verify netfilte
 	defer cancel()
 	for _, f := range conf.Families {
 		holds := d.have.tables[f].holds()
-		if d.wanted[f] && !holds { // weir had no rules in the family's tables, so they weren't read before
+		if d.wanted[f] && !holds { // the family's tables may not have been read
 			d.have.tables[f] = d.readTables(ctx, f, d.have)
 			continue
 		}
@@ -67,8 +67,8 @@ func (d *Driver) look(ctx context.Context, want ruleset.Ruleset, verify netfilte
 	return nil
 }
 
-// Reread reads again which sets contain the addresses, and reports whether that has changed. The plugin changes
-// sets too, so the driver's memory may be wrong after an address has changed from one pod to another.
+// Reread reads again which sets contain the addresses. It also reads all sets whose entries have a port, a link
+// or a number. It returns true if a set differs from the driver's memory: the plugin changes sets too.
 func (d *Driver) Reread(addrs ...netip.Addr) (changed bool) {
 	if d.have == nil {
 		return false // Apply reads everything
@@ -201,8 +201,8 @@ func (s state) share(want *lowered) {
 	}
 }
 
-// readTable reads one table, unless it is surely unchanged. Each table is read by itself, because iptables may
-// fail to read one and read the others.
+// readTable reads one table, unless it is surely unchanged. iptables-save may fail for one table and print the
+// others.
 func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, before *state) table {
 	var was table
 	if before != nil {
@@ -218,7 +218,7 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 	}
 	var now print
 	if err == nil && !dormant {
-		now, _ = d.print(f, name, was) // without it, the table is read as text
+		now, _ = d.print(f, name, was) // if that fails, the table is read as text
 	}
 	if now != "" && now == was.print {
 		was.at = at
@@ -227,15 +227,15 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 	t := d.readText(ctx, f, name, before)
 	if t.unknown == nil && !t.dormant && len(t.misplaced) == 0 {
 		t.print, t.at = now, at
-		if name == "nat" && d.Flavour == NFT && !slices.Equal(t.own(), was.own()) { // the print lacks chains
+		if name == "nat" && d.Flavour == NFT && !slices.Equal(t.own(), was.own()) { // the print has the chains of was
 			t.print, t.at = "", 0
 		}
 	}
 	return t
 }
 
-// readText reads a table as iptables-save prints it. If that fails, it returns an unknown table with the rules
-// that the kernel shows.
+// readText reads a table as iptables-save prints it. If that fails, the table is unknown, and has only the rules
+// that see finds (none with iptables-legacy).
 func (d *Driver) readText(ctx context.Context, f conf.Family, name string, before *state) table {
 	there, dormant, err := d.Flavour.exists(f, name)
 	if err == nil && !there {
@@ -271,7 +271,7 @@ func (d *Driver) readText(ctx context.Context, f conf.Family, name string, befor
 			u.why = errors.Join(u.why, err)
 		}
 		if err == nil && !d.wanted[f] && !slices.ContainsFunc(slices.Collect(maps.Keys(u.seen)), ours) {
-			return table{rules: map[string][]string{}} // weir has no rules in this table and wants none
+			return table{rules: map[string][]string{}} // weir has no chains with rules in this table and wants none
 		}
 	}
 	t = table{unknown: u, dormant: dormant, misplaced: away}
@@ -291,8 +291,8 @@ func (t table) own() (chains []string) {
 	return chains
 }
 
-// forgetOthers forgets other programs' chains without weir's rules. In nat, each Service of the cluster has
-// three such chains.
+// forgetOthers forgets the chains of other programs that have no rules of weir. In nat, kube-proxy makes several
+// such chains for each Service.
 func (t table) forgetOthers() {
 	maps.DeleteFunc(t.rules, func(chain string, rules []string) bool {
 		return !ours(chain) && !slices.Contains(builtin["nat"], chain) &&
@@ -302,13 +302,14 @@ func (t table) forgetOthers() {
 
 func ours(chain string) bool { return conf.OwnChain(chain) }
 
-// read reads a table that exists. If iptables-save doesn't print the whole table, the error quotes its output.
+// read reads a table that exists. If iptables-save doesn't print the whole table, the error quotes the beginning
+// of its output.
 func (f Flavour) read(ctx context.Context, family conf.Family, name string) (table, error) {
 	out, err := f.save(ctx, family, name)
 	if err != nil {
 		return table{}, err
 	}
-	// If a rule isn't iptables' own, iptables-nft-save prints only a comment, and succeeds.
+	// If a rule of the table isn't iptables' own, iptables-nft-save prints only a comment, and succeeds.
 	if !strings.Contains("\n"+out, "\n*"+name+"\n") || !strings.Contains(out, "\nCOMMIT\n") {
 		return table{}, fmt.Errorf("%s-save -t %s doesn't print it: %.200s", f.program(family), name, strings.TrimSpace(out))
 	}

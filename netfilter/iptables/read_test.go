@@ -11,7 +11,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestReadSet: an unchanged set shares its memory with what was known.
+// TestReadSet: readSet returns the known entries themselves, not a copy, if the kernel's set is unchanged.
+// Otherwise it returns what the kernel has.
 func TestReadSet(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -32,7 +33,7 @@ func TestReadSet(t *testing.T) {
 		{"del", name, "10.0.0.7"},
 		{"add", name, "10.0.0.7", "comment", "default/other", "-exist"},
 		{"add", name, "10.0.0.7", "-exist"}, // takes the comment away
-		{"swap", name, "weir-y"},            // for an equal set with one other address
+		{"swap", name, "weir-y"},            // for a set of the same size, with one other address
 		{"rename", "weir-z", name},          // now a set of another type
 	} {
 		known := set{ruleset.Addresses, conf.IPv4, want}

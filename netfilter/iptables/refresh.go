@@ -16,9 +16,9 @@ type refresh struct {
 	tables []conf.Family
 }
 
-// Refresh is Read in parts. It calls pause after each part. If pause returns true, Refresh returns false, and
-// the next call continues. Between two calls, the caller may call all other methods. If the kernel's state
-// isn't known, Refresh doesn't pause.
+// Refresh is Read in parts. It calls pause after each part. If pause returns true, Refresh returns false, and the
+// next call continues. Between two calls, the caller may call all other methods. If the kernel's state isn't
+// known, Refresh reads it in one part.
 func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err error) {
 	if d.have == nil || d.Flavour == "" {
 		return true, d.Read(ctx)
@@ -74,8 +74,8 @@ func (d *Driver) beginRefresh() (*refresh, error) {
 			d.settled = nil
 		}
 	}
-	// The sets of all pods come last, shortly before the caller reads the records. Fewer ended pods then count
-	// as strays.
+	// The sets of all pods are read last, shortly before the caller reads the records. If a pod ends between the
+	// two readings, its address counts as a stray.
 	slices.SortStableFunc(r.sets, func(a, b string) int { return cmp.Compare(ofAllPods(a), ofAllPods(b)) })
 	return r, nil
 }
@@ -106,8 +106,8 @@ func (d *Driver) refreshSet(name string) error {
 	return nil
 }
 
-// refreshTables reads a family's tables. The first family's call forgets which generations the driver made: the
-// reading covers them.
+// refreshTables reads a family's tables. Before the first family's, it notes nf_tables' generation and forgets
+// the driver's own earlier changes: the tables are read after them.
 func (d *Driver) refreshTables(ctx context.Context, f conf.Family) {
 	readAt, _ := generation() // 0 if it is unknown
 	if f == conf.Families[0] {

@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestRefresh: a driver that reads the kernel part by part repairs what another program has changed. An
-// unchanged kernel needs no repair.
+// TestRefresh: after a Refresh, Apply repairs what another program has changed, even if the ruleset changes
+// between the parts. In an unchanged kernel it changes nothing.
 func TestRefresh(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -54,8 +54,8 @@ func (d *Driver) tryType(h ipset.Header) error {
 	return d.sets.Destroy(h.Name)
 }
 
-// changeSets makes the changes. If the kernel refuses a pod's new number, it deletes the pod's entry: the old number
-// may allow more.
+// changeSets makes the changes. If the kernel refuses a pod's new number, changeSets deletes the pod's entry,
+// because the old number may allow more.
 func changeSets(changes []change, want *lowered, refused ruleset.Refused) error {
 	all := make([]ipset.Change, len(changes))
 	for i, c := range changes {
@@ -140,11 +140,12 @@ func (d *Driver) suspicious(f conf.Family, rules []ruleset.Rule) bool {
 }
 
 const (
-	// trialTime limits the search for refused rules. Rules that were not tried in this time count as refused.
+	// trialTime limits the search for refused rules. Rules that no trial has accepted in this time count as
+	// refused.
 	trialTime = 10 * time.Second
-	// trialsEach is the most trials for one namespace's rules.
+	// trialsEach limits the trials of one namespace's rules.
 	trialsEach = 64
-	// maxSuspects is how many refused rules are remembered. After that, all are forgotten.
+	// maxSuspects limits the remembered refusals. If there are more, the next search forgets them all.
 	maxSuspects = 1 << 15
 )
 
@@ -203,12 +204,12 @@ func (t *trial) kinds(rules []ruleset.Rule) {
 	})
 }
 
-// namespaces adds the refused rules to t.refused. If the trials of a namespace don't suffice, some of its
-// accepted rules count as refused. Other namespaces are not affected.
+// namespaces adds the refused rules to t.refused. If the trials of a namespace don't suffice, rules that the
+// kernel would accept count as refused too, but only the namespace's own.
 func (t *trial) namespaces(rules []ruleset.Rule) {
 	by := map[string][]ruleset.Rule{}
 	for _, r := range rules {
-		namespace, _, _ := strings.Cut(r.Policies[0], "/") // one chain has the policies of one namespace
+		namespace, _, _ := strings.Cut(r.Policies[0], "/") // all policies of a rule are in one namespace
 		by[namespace] = append(by[namespace], r)
 	}
 	bisect(slices.Sorted(maps.Keys(by)), 0, func(names []string) error {
@@ -225,13 +226,13 @@ func (t *trial) namespaces(rules []ruleset.Rule) {
 }
 
 // bisect calls tell() for each item that try() refuses alone. trials limits the calls of try() (0: no limit).
-// After that, bisect calls tell() for all items that may be refused.
+// Once the limit is reached, bisect calls tell() for every item of the groups that were refused last.
 func bisect[T any](items []T, trials int, try func([]T) error, tell func(T, error)) {
 	type group struct {
 		items []T
 		err   error
 	}
-	var refused []group // in the order of their size, the largest first
+	var refused []group
 	done := 0
 	attempt := func(items []T) {
 		if len(items) == 0 {
@@ -267,8 +268,10 @@ func (d *Driver) try(ctx context.Context, f conf.Family, rules []ruleset.Rule) e
 
 // tryLines returns an error if the kernel refuses the rules.
 //
-// Equivalent to: iptables -t mangle -N WEIR-TRIAL; iptables -t mangle -A WEIR-TRIAL RULE…; iptables -t mangle
-// -F WEIR-TRIAL; iptables -t mangle -X WEIR-TRIAL
+// Equivalent to:
+//
+//	iptables -t mangle -N WEIR-TRIAL; iptables -t mangle -A WEIR-TRIAL RULE…
+//	iptables -t mangle -F WEIR-TRIAL; iptables -t mangle -X WEIR-TRIAL
 func (d *Driver) tryLines(ctx context.Context, f conf.Family, lines []string) error {
 	if err := ctx.Err(); err != nil {
 		return err

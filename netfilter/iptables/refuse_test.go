@@ -15,7 +15,7 @@ import (
 )
 
 // TestTrials: a limited number of trials finds the refused rules. If a namespace needs more trials, some of its
-// accepted rules count as refused.
+// good rules count as refused.
 func TestTrials(t *testing.T) {
 	rule := func(of string, proto ruleset.Protocol, ports ...uint16) ruleset.Rule {
 		r := ruleset.Rule{Policies: []string{of}, Proto: proto, Action: ruleset.Return, Comment: "weir: " + of}
@@ -106,7 +106,8 @@ func TestTrials(t *testing.T) {
 	}
 }
 
-// TestRefusedByTheKernel: Apply reports a refused part that weir can do without. Any other refusal is an error.
+// TestRefusedByTheKernel: if the kernel refuses a part that weir can do without, Apply returns a RefusedError.
+// For any other part it returns another error.
 func TestRefusedByTheKernel(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -10,14 +10,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Remove removes all of weir's sets and rules from the kernel. After that every connection of pods is allowed.
+// Remove removes all of weir's sets, chains and rules from the kernel. After that, no policy is enforced.
 func (d *Driver) Remove(ctx context.Context) error {
 	d.have = nil
 	if err := errors.Join(NFT.clean(ctx), Legacy.clean(ctx)); err != nil {
 		return err
 	}
 	headers, err := d.sets.Headers()
-	if errors.Is(err, unix.EPERM) { // whoever may change chains, but not sets, never made a rule with a set
+	if errors.Is(err, unix.EPERM) { // a process that may not read sets has made none
 		return nil
 	}
 	if err != nil {
@@ -31,8 +31,8 @@ func (d *Driver) Remove(ctx context.Context) error {
 	return nil
 }
 
-// destroyUnused retries until the set is destroyed or ctx ends. nf_tables frees deleted rules later and sends
-// no message about that.
+// destroyUnused destroys a set. While the set is in use it retries, until ctx ends: nf_tables frees deleted rules
+// later, and sends no message about that.
 func (d *Driver) destroyUnused(ctx context.Context, name string) error {
 	ticker := time.NewTicker(10 * time.Millisecond)
 	defer ticker.Stop()

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// restorer is a process of iptables-restore that waits for commands. The start takes most of the time of a
-// change of rules. A waiting process takes no lock.
+// restorer is a process of iptables-restore that waits for commands. It is started in advance, because the start
+// takes most of the time of a change of rules. While it waits, it holds no lock.
 //
 // Equivalent to: iptables-restore --wait 10 --noflush (ip6tables-restore for IPv6)
 type restorer struct {
@@ -35,9 +35,9 @@ func startRestorer(f Flavour, family conf.Family) (*restorer, error) {
 	cmd := exec.CommandContext(context.Background(), f.program(family)+"-restore", "--wait", lockWait, "--noflush")
 	r := &restorer{flavour: f, family: family, cmd: cmd, ended: make(chan struct{})}
 	r.cmd.Stderr = &r.output
-	// If the agent is killed, a waiting program must change nothing: the next agent may have given a number to
-	// another class. The kernel sends the signal when the thread ends that started the program. Go ends no such
-	// thread before the process ends.
+	// If the agent is killed, a program that waits for the lock must change nothing: the next agent may have
+	// given a number to another class. The kernel sends the signal when the thread that started the program ends.
+	// Go keeps such a thread until the agent ends.
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var err error
 	if r.stdin, err = r.cmd.StdinPipe(); err == nil {
@@ -118,8 +118,8 @@ func (o *output) String() string { return excerpt.Of(strings.TrimSpace(o.kept.St
 // occurred at line: 2", or "line 2: RULE_APPEND failed".
 var lineNumber = regexp.MustCompile(`\bline:? (\d+)`)
 
-// offending returns the line of the commands that the program's output names. All commands together may have
-// megabytes.
+// offending finds the number of a line in the program's output, and quotes an excerpt of that line of the
+// commands. All commands together may have megabytes.
 func offending(said, commands string) string {
 	m := lineNumber.FindStringSubmatch(said)
 	if m == nil {

@@ -111,7 +111,8 @@ func TestNoChangeOutlivesTheDriver(t *testing.T) {
 	}
 }
 
-// TestOffendingLine: an error quotes only an excerpt of the line that the program names.
+// TestOffendingLine: an error quotes only an excerpt of the line whose number the program prints, and only the
+// beginning of the program's output.
 func TestOffendingLine(t *testing.T) {
 	commands := "*mangle\n:WEIR-A - [0:0]\n-A WEIR-A -p sctp -j RETURN\n-A WEIR-A " + strings.Repeat("x", 5000) +
 		"\nCOMMIT\n"

@@ -19,8 +19,8 @@ import (
 	"github.com/weir-net/weir/internal/attrs"
 )
 
-// seen is a rule as nf_tables shows it. iptables can't print every rule, but the kernel shows each in this
-// form.
+// seen is what readRule finds in a rule of nf_tables. weir looks at rules this way if iptables-save can't print
+// them.
 type seen struct {
 	handle uint64
 	target string
@@ -51,11 +51,11 @@ func sum(rules []seen) string {
 
 var nfFamilies = [len(conf.Families)]uint8{conf.IPv4: unix.NFPROTO_IPV4, conf.IPv6: unix.NFPROTO_IPV6}
 
-// exists returns whether the kernel has the family's table, and whether the table is switched off. It doesn't
-// ask iptables: the legacy program would make the table, and the nft program shows a missing table as an empty
-// one.
+// exists returns whether the kernel has the family's table, and whether the table is switched off. It doesn't ask
+// iptables: the legacy program would make the table, and the nft program shows a missing table as an empty one.
 //
-// Equivalent to: nft list tables ip | grep 'ip TABLE$'; grep '^TABLE$' /proc/net/ip_tables_names (ip6 for IPv6)
+// Equivalent to: nft list table ip TABLE | head -n 2; for Legacy: grep '^TABLE$' /proc/net/ip_tables_names (ip6
+// for IPv6)
 func (f Flavour) exists(family conf.Family, name string) (there, dormant bool, err error) {
 	if f == Legacy {
 		path := "/proc/thread-self/net/ip_tables_names"
@@ -137,7 +137,7 @@ var libraryFamilies = [...]nftables.TableFamily{
 	conf.IPv4: nftables.TableFamilyIPv4, conf.IPv6: nftables.TableFamilyIPv6,
 }
 
-// see returns the table's rules by chain, or only those of the named chains.
+// see returns the table's rules by chain. If a chain is named, it returns only that chain's.
 //
 // Equivalent to: nft -a list table ip TABLE; nft -a list chain ip TABLE ONLY (ip6 for IPv6)
 func see(family conf.Family, name string, only ...string) (map[string][]seen, error) {
@@ -203,8 +203,8 @@ func targetOf(immediate []byte) string {
 	return chain
 }
 
-// deleteCopies deletes surplus copies of weir's rules in the built-in chains of a table that iptables can't
-// print. It leaves the first copy.
+// deleteCopies deletes the rules that lead from built-in chains to weir's chains. For each of weir's chains it
+// keeps the first rule without a condition. It is for a table that iptables can't print.
 //
 // Equivalent to: nft delete rule ip TABLE CHAIN handle HANDLE (ip6 for IPv6)
 func deleteCopies(f conf.Family, name string) error {
@@ -248,7 +248,7 @@ func deleteCopies(f conf.Family, name string) error {
 
 // dump calls the function each() with the attributes of every object of the kind in the family's tables. The
 // parameter of narrows the list, for example to one table. dump returns nl.ErrDumpInterrupted if the objects
-// change during five dumps.
+// change during each of five dumps.
 func dump(kind int, family conf.Family, of []*nl.RtAttr, each func(attrs []byte)) error {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|kind, unix.NLM_F_DUMP)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: nfFamilies[family], Version: nl.NFNETLINK_V0})

@@ -52,7 +52,7 @@ type table struct {
 	misplaced []string
 }
 
-// unknown is a table that iptables-save can't print. weir's rules can still be written there.
+// unknown is what weir knows of a table that iptables-save can't print. weir's rules can still be written there.
 type unknown struct {
 	why     error
 	seen    map[string][]seen
@@ -64,11 +64,13 @@ type written struct {
 	sum   string
 }
 
-// tablesUsed is in the order of changes. The table that drops packets comes before those that accept them.
+// tablesUsed has the tables in the order in which weir changes them. mangle drops packets, so it comes before
+// filter, which accepts packets.
 var tablesUsed = []string{"mangle", "filter", "nat"}
 
-// stands reports whether weir's chains in mangle are complete enough to check each pod's packet. Other rules
-// aren't compared: another version's rules may differ. It returns false if the kernel shows no rules.
+// stands reports whether weir's chains in mangle are complete enough to check every packet of a pod. It doesn't
+// compare their rules with the wanted ones, because another version's rules may differ. It returns false if the
+// kernel shows no rules.
 func (t table) stands(f conf.Family, want *lowered) bool {
 	chains := map[string][]parts{}
 	if t.unknown != nil {
@@ -87,7 +89,8 @@ func (t table) stands(f conf.Family, want *lowered) bool {
 }
 
 func stand(chains map[string][]parts, f conf.Family, want *lowered) bool {
-	// drops reports whether the chain, and each that it goes to, ends in DROP or is one of audited policies.
+	// drops reports whether the chain, and each chain that it goes to, ends in DROP, or in the log and RETURN of
+	// audited policies.
 	var drops func(chain string, depth int) bool
 	drops = func(chain string, depth int) bool {
 		rules := chains[chain]
@@ -162,8 +165,8 @@ type set struct {
 	entries ruleset.Entries
 }
 
-// after returns the state after the plan. The parameter left has the sets that the kernel still has. Strays
-// count as deleted, although they stay in the kernel.
+// after returns the state after the plan. The parameter left has unneeded sets that still exist. Strays count as
+// deleted, although they stay in the kernel.
 func (s state) after(p plan, want *lowered, left []string) state {
 	next := state{sets: make(map[string]set, len(want.sets))}
 	for _, w := range want.sets {
@@ -202,8 +205,9 @@ func (s state) after(p plan, want *lowered, left []string) state {
 	return next
 }
 
-// see reads the tables that iptables can't print, after a plan, and deletes surplus copies of weir's rules. The
-// parameter before is the generation before the plan.
+// see reads the unknown tables again after a plan, and deletes surplus copies of weir's rules. If the plan alone
+// has changed nf_tables since the generation before, see also notes how the kernel shows the chains that weir
+// wrote.
 func (s state) see(want *lowered, p plan, before uint32) error {
 	commits := strings.Count(strings.Join(p.restore[:], ""), "COMMIT\n")
 	for _, f := range conf.Families {

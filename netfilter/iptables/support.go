@@ -30,12 +30,14 @@ func (d *Driver) lower(ctx context.Context, r ruleset.Ruleset) *lowered {
 	return d.lowering.lower(r, n)
 }
 
-// supports reports whether the family supports numbers of classes. It tries that once.
+// supports reports whether the family supports numbers of classes. It remembers what a trial has shown.
 //
 // Equivalent to:
 //
 //	ipset create weir-trial hash:ip skbinfo
 //	iptables -t mangle -N WEIR-TRIAL; iptables -t mangle -A WEIR-TRIAL -j SET --map-set weir-trial src --map-mark
+//	iptables -t mangle -A WEIR-TRIAL -m mark --mark 0x10000/0x1fff0000 -j RETURN
+//	iptables -t mangle -A WEIR-TRIAL -j MARK --set-xmark 0x0/0x1fff0000
 //	iptables -t mangle -F WEIR-TRIAL; iptables -t mangle -X WEIR-TRIAL; ipset destroy weir-trial
 func (d *Driver) supports(ctx context.Context, f conf.Family) bool {
 	for _, at := range dispatches {

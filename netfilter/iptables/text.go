@@ -92,7 +92,8 @@ func ruleText(r ruleset.Rule, f conf.Family) string {
 	if program := programs[f][r.Shape]; program != "" {
 		t.add(`-m bpf --bytecode "`, program, `"`)
 	}
-	// The kernel compares from left to right. A port takes a fifth of the time of a look-up in a set.
+	// The kernel compares from left to right. Ports come before sets, because a port takes a fifth of the time of
+	// a look-up in a set.
 	switch len(r.Ports) {
 	case 0:
 	case 1:

@@ -12,11 +12,14 @@ import (
 
 const clearMark = "-j MARK --set-xmark 0x0/0x1fff0000"
 
-// clears returns the dispatch chain's first rule. It clears weir's bits: other programs may have written to
-// them, and the look-up of an address in no class leaves them as they are.
+// clears returns the rule that clears weir's bits before the look-up of a number. Other programs may have written
+// to these bits, and the look-up of an address in no class leaves them as they are.
 //
-// Equivalent to: iptables -t mangle -A WEIR-EGRESS -m mark ! --mark 0x0/0x1fff0000 -j MARK --set-xmark
-// 0x0/0x1fff0000
+// Equivalent to, for egress:
+//
+//	iptables -t mangle -A WEIR-EGRESS -m mark ! --mark 0x0/0x1fff0000 -j MARK --set-xmark 0x0/0x1fff0000
+//
+// For ingress, the rule matches only the bit of ingress.
 func (d dispatch) clears() string {
 	if d.bit == 0 {
 		return "-m mark ! --mark " + markText(0, allBits) + " " + clearMark
@@ -24,10 +27,10 @@ func (d dispatch) clears() string {
 	return "-m mark --mark " + markText(d.bit, d.bit) + " " + clearMark
 }
 
-// lowerDispatch returns the chain that sends packets to classes, and its tree. A packet needs one look-up of
-// its pod's number, not one for each class.
+// lowerDispatch returns the dispatch chain, the chain that jumps to it and then clears the mark, and the chains
+// of the tree. A packet needs one look-up of its pod's number, not one for each class.
 //
-// Equivalent to, for three classes, of which number 1 has the pods under no policy:
+// Equivalent to, for three classes, of which number 1 has the pods under no policy (after the rule of clears):
 //
 //	iptables -t mangle -A WEIR-EGRESS -j SET --map-set weir-eg src --map-mark
 //	iptables -t mangle -A WEIR-EGRESS -m mark --mark 0x10000/0x1fff0000 -j RETURN
@@ -64,8 +67,8 @@ func lowerDispatch(c ruleset.Chain, classes []class, n *numbering) []chain {
 	return append([]chain{top, last}, t.chains...)
 }
 
-// tree makes the chains that lead from a number to the chain of a class. Each chain compares one digit of the
-// number.
+// tree makes the chains that lead from a number to the chain of its class. It divides the numbers by their digits
+// of two bits until few are left.
 type tree struct {
 	dispatch
 	*numbering
@@ -107,8 +110,8 @@ func (t *tree) lines(numbers []int, shift int) (lines []string) {
 	return append(lines, t.lines(numbers, shift)...)
 }
 
-// node makes the chain for the numbers that begin with first, and returns the rule that leads to it. Packets
-// with a number of no class are logged and dropped.
+// node makes the chain for the numbers whose bits from shift on are first. It returns the rule that leads to the
+// chain. The chain logs and drops packets with a number of no class.
 func (t *tree) node(numbers []int, first, shift int) string {
 	digits := strconv.FormatInt(int64(first), 1<<digit)
 	known := (numberBits - shift) / digit
@@ -135,8 +138,8 @@ func (t *tree) leaf(number int) string {
 	return mark + " " + ruleText(r, t.family)
 }
 
-// lowerAround returns the lines of a chain with rules that lead to dispatch chains. No packet may leave with a
-// number in its mark.
+// lowerAround returns the lines of a chain with rules that lead to dispatch chains. No packet may leave the chain
+// with a number in its mark: the rules lead to chains that clear the mark, or the chain's last line clears it.
 func lowerAround(rules []ruleset.Rule, one func(ruleset.Rule) []string) (lines []string) {
 	every := slices.ContainsFunc(rules, func(r ruleset.Rule) bool {
 		_, ok := dispatches[r.To]

@@ -41,10 +41,10 @@ type Flow struct {
 	SrcPort, DstPort uint16
 }
 
-// Source returns the sender's address; the zero Addr if the packet has none.
+// Source returns the sender's address; the zero Addr if the packet is neither IP nor ARP.
 func (f Flow) Source() netip.Addr { return f.addr(f.Src) }
 
-// Destination returns the receiver's address; the zero Addr if the packet has none.
+// Destination returns the receiver's address; the zero Addr if the packet is neither IP nor ARP.
 func (f Flow) Destination() netip.Addr { return f.addr(f.Dst) }
 
 func (f Flow) addr(a [16]byte) netip.Addr {
@@ -142,7 +142,7 @@ func (f *Flow) ipv6(b []byte) bool {
 		}
 		later := f.Proto == extFragment && binary.BigEndian.Uint16(b[2:])&0xfff8 != 0
 		f.Proto, b = b[0], b[size:]
-		if later { // has no header of the protocol
+		if later { // a later fragment has no header of the protocol
 			return true
 		}
 	}

@@ -1,7 +1,7 @@
 //go:build linux
 
-// Package nflog reads the packets that the kernel copies to a netlink log group, as rules with the target NFLOG
-// do. It owns no kernel object that outlives its socket, and knows nothing of policies.
+// Package nflog reads the packets that the kernel copies to a netlink log group for rules with the target NFLOG.
+// It owns no kernel object that outlives its socket, and knows nothing of policies.
 //
 // The kernel numbers the packets of a group. So Reader.Read finds out how many packets were lost because the
 // program read too slowly.
@@ -61,7 +61,7 @@ const (
 // ErrTaken means that another program reads the group: a group has one reader in a network namespace.
 var ErrTaken = errors.New("another program reads the log group")
 
-// Reader reads the packets of one group. It is for one goroutine.
+// Reader reads the packets of one group. Only one goroutine may call Read.
 type Reader struct {
 	conn *netlink.Conn
 	raw  syscall.RawConn
@@ -126,8 +126,8 @@ func bind(conn *netlink.Conn, group uint16) (*Reader, error) {
 	return r, nil
 }
 
-// acknowledged waits for the kernel's answer to the configuration. Packets that come first count as lost; the
-// library's Execute would fail.
+// acknowledged waits for the kernel's answer to the configuration. Packets that come before the answer count as
+// lost. The library's Execute would fail on them.
 func (r *Reader) acknowledged() error {
 	if err := r.conn.SetReadDeadline(time.Now().Add(answersWithin)); err != nil {
 		return err
@@ -199,11 +199,11 @@ func readerOf(group uint16) string {
 // Close gives up the group. It also ends a Read that waits.
 func (r *Reader) Close() error { return r.conn.Close() }
 
-// Read waits for packets until ctx ends, or for at most the duration wait. It calls the function each() for
-// every packet that has come. A packet is valid only until each() returns.
+// Read waits for packets until ctx ends, or for at most the duration wait. It calls the function each() for every
+// packet that it reads. A packet is valid only until each() returns.
 //
-// lost is how many packets were lost before the last one. The kernel only numbers packets, so a later loss
-// counts with the next packet.
+// lost is how many packets were lost before the last one. The kernel only numbers packets, so a later loss counts
+// with the next packet.
 func (r *Reader) Read(ctx context.Context, wait time.Duration, each func(*Packet)) (lost uint64, err error) {
 	if err := r.conn.SetReadDeadline(time.Now().Add(wait)); err != nil {
 		return 0, err

@@ -181,7 +181,7 @@ func FuzzPackets(f *testing.F) {
 	})
 }
 
-// FuzzFlow: if gopacket finds no error in a packet, both readers find the same addresses and TCP port.
+// FuzzFlow: if FlowOf and gopacket can both read a packet, they find the same addresses and the same TCP port.
 func FuzzFlow(f *testing.F) {
 	f.Add(true, syn(f))
 	f.Add(false, make([]byte, 60))

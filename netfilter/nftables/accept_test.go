@@ -103,7 +103,7 @@ func TestForwardAcceptsPods(t *testing.T) {
 			}
 		}
 		saved := nodetest.Run(t, program+"-save")
-		nodetest.Run(t, "sh", "-c", program+"-restore <<'T'\n"+saved+"T") // the comments are xtables' now
+		nodetest.Run(t, "sh", "-c", program+"-restore <<'T'\n"+saved+"T") // now the comments are matches of xtables
 		mustApply(t, d, want, netfilter.All)
 		if got := forward(t, program); len(got) != 6 || got[2] != acceptsIn || got[3] != acceptsOut {
 			t.Errorf("%s restored:\n%s", program, strings.Join(got, "\n"))
@@ -117,7 +117,7 @@ func TestForwardAcceptsPods(t *testing.T) {
 	}
 }
 
-// TestForwardAcceptsChainedPods: pods behind another plugin have rules for their addresses.
+// TestForwardAcceptsChainedPods: the chain FORWARD has rules for a chained pod's address until the pod ends.
 func TestForwardAcceptsChainedPods(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -1,6 +1,6 @@
 // Package nftables owns weir's tables "ip weir" and "ip6 weir" of nf_tables. It compares them with a
-// ruleset.Ruleset, and applies the difference in one transaction. So a packet meets the old rules and sets or
-// the new ones. In other programs' tables it changes only the chain FORWARD of the table filter (accept.go).
+// ruleset.Ruleset, and applies the difference in one transaction. So a packet meets either the old rules or the
+// new ones. In other programs' tables it changes only the chain FORWARD of the table filter (accept.go).
 //
 // Everything goes over netlink: the package starts no program, and needs none on the node.
 package nftables
@@ -25,7 +25,8 @@ type Driver struct {
 	fresh    bool
 	lowering lowering
 	refresh  *refresh // nil if none has begun
-	// knownAt is the generation of nf_tables at which the kernel had exactly what have has; 0 if it is unknown.
+	// knownAt is the generation of nf_tables at which the kernel had exactly the state d.have; 0 if it is
+	// unknown.
 	knownAt   uint32
 	readAt    uint32
 	own       nftnl.OwnChanges
@@ -40,12 +41,12 @@ func (d *Driver) Close() { d.reader.Close() }
 
 func (d *Driver) Name() string { return "nftables" }
 
-// triesOfAChange is how many transactions Apply tries. The kernel refuses a transaction if another program has
-// changed weir's tables since they were read.
+// triesOfAChange limits the tries of a transaction. The kernel refuses it if another program has changed the
+// tables since they were read.
 const triesOfAChange = 3
 
-// Apply makes the kernel have the ruleset. After a RefusedError the kernel has what it had before, and the
-// caller must leave out the refused parts. After any other error, Apply closes the pods if it can read the
+// Apply makes the kernel have the ruleset. After a RefusedError the kernel has what it had before, and the caller
+// must leave out the refused parts. Before Apply returns another error, it closes the pods if it can read the
 // kernel's rules and they don't check all packets.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
 	if err := d.look(ctx, verify); err != nil {
@@ -178,7 +179,7 @@ func (d *Driver) PutFirst(context.Context, ruleset.Ruleset) error { return nil }
 // CleanOtherFlavour does nothing: weir's tables have only one form.
 func (d *Driver) CleanOtherFlavour(context.Context) error { return nil }
 
-// Remove removes weir's tables, and weir's rules in the chains FORWARD. After that every connection of pods is allowed.
+// Remove removes weir's tables, and weir's rules in the chains FORWARD. After that, no policy is enforced.
 //
 // Equivalent to: nft delete table ip weir; nft delete table ip6 weir
 func (d *Driver) Remove(context.Context) error {
@@ -213,10 +214,10 @@ func awaitPackets() {
 	_, _, _ = unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0)
 }
 
-// closeAll drops all packets of this node's pods, also those of established connections. It is for a kernel
-// that refuses weir's rules while its present rules don't check all packets.
+// closeAll drops all packets of this node's pods, also those of established connections. It is for a kernel that
+// refuses weir's rules while its present rules don't check all packets.
 //
-// Equivalent to, with the chain of INPUT likewise, and without the rules about sets where sets are refused:
+// Equivalent to:
 //
 //	nft add table ip weir; nft add set ip weir weir-pods { type ipv4_addr; }
 //	nft add element ip weir weir-pods { ADDRESS, … }
@@ -226,6 +227,8 @@ func awaitPackets() {
 //	nft add rule ip weir WEIR-FORWARD ip daddr @weir-pods counter drop
 //	nft add rule ip weir WEIR-FORWARD iifname weir0 counter drop
 //	nft add rule ip weir WEIR-FORWARD oifname weir0 counter drop
+//
+// WEIR-INPUT gets the same rules except the last. If the kernel refuses the set, its rules are left out.
 func (d *Driver) closeAll(ctx context.Context, want lowered) error {
 	if d.have == nil {
 		if err := d.Read(ctx); err != nil {

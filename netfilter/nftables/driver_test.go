@@ -231,8 +231,8 @@ func TestAuditedClassesStand(t *testing.T) {
 	})
 }
 
-// TestKeepClosed: complete chains stay, also those of another version. If a chain is missing or empty,
-// KeepClosed applies the ruleset without members.
+// TestKeepClosed: complete chains stay, also those of another version. If the chains aren't complete, KeepClosed
+// applies the closed ruleset.
 func TestKeepClosed(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

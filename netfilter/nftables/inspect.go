@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Inspect compares the kernel with the ruleset, as far as that decides about the packets. It changes nothing,
-// and may run at the same time as all other methods.
+// Inspect compares the kernel's rules for the packets' families with the ruleset's, and looks the packets up in
+// the kernel's sets. It changes nothing, and may run at the same time as all other methods.
 //
 // Equivalent to: nft list table ip weir; nft get element ip weir SET { ADDRESS }, for each set and address
 func (d *Driver) Inspect(

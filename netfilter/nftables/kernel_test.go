@@ -15,7 +15,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// model is a kernel in memory. It runs first packets through rules in the kernel's form.
+// model is a kernel in memory. It runs first packets of connections through rules in the kernel's form.
 type model struct {
 	of    lowered
 	rules [len(conf.Families)]map[string][][]byte

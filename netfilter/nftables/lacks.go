@@ -58,8 +58,8 @@ func endTrial(at nftnl.Table) {
 	_ = b.Commit() // usually there is none
 }
 
-// loweredTrial returns the trial's table, with rules that only this backend needs: a map leads to a class's chain, and
-// the sets with each pod's address twice tell a pod that sends to itself.
+// loweredTrial returns the trial's table. It adds rules that package probe doesn't try: with a verdict map, with
+// pairs of addresses, and with masquerading.
 func loweredTrial(t *probe.Trial) *table {
 	f := t.Family
 	egress := ruleset.Set{
@@ -115,8 +115,8 @@ func trialBatch(at nftnl.Table, want *table, only func(*rule) bool) *nftnl.Batch
 	return b
 }
 
-// refusedNeeds returns which sets and rules the kernel refuses. It reports the first refusals of one transaction only,
-// so refusedNeeds asks again without them.
+// refusedNeeds returns which sets and rules the kernel refuses. The kernel reports only the first refusals of a
+// transaction, so refusedNeeds tries again without the refused rules.
 func refusedNeeds(at nftnl.Table, want *table, all error) (list []string) {
 	refused := map[any]bool{}
 	for {
@@ -151,7 +151,8 @@ func refusedNeeds(at nftnl.Table, want *table, all error) (list []string) {
 	}
 }
 
-// withoutPorts returns the rule for another port. A message must not change with the ports of the trial.
+// withoutPorts returns the rule with port 1 instead of its ports. A message must not change with the trial's
+// ports.
 func withoutPorts(r rule) rule {
 	if len(r.Ports) > 0 {
 		r.Ports = []ruleset.PortRange{{First: 1, Last: 1}}

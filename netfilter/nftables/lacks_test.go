@@ -33,7 +33,7 @@ func TestLacksNothing(t *testing.T) {
 	}
 }
 
-// TestRulesWithoutEffect: if the kernel lacks the rule of one need, the trial names that need.
+// TestRulesWithoutEffect: if the trial's table lacks the rule of one need, the trial names that need.
 func TestRulesWithoutEffect(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -24,7 +24,6 @@ type lowered [len(conf.Families)]*table
 // set is a set or map of a table. In a map, an element's comment begins with the verdict (withVerdict).
 type set struct {
 	nftnl.Set
-	// kind, role and opens are copied from the ruleset's set.
 	kind        ruleset.SetKind
 	role        ruleset.SetRole
 	opens       bool
@@ -40,9 +39,9 @@ type chain struct {
 	uses    []string
 }
 
-// hooks are the places of the ruleset's hooks. The first two have the priority of iptables' table mangle, so
-// both backends meet other programs' rules in the same order. AcceptForwarded isn't one of them: accept.go
-// writes its rules.
+// hooks are the places of the ruleset's hooks. The first two have the priority of iptables' table mangle, so a
+// packet meets weir's and other programs' rules in the same order with both backends. AcceptForwarded isn't one
+// of them: accept.go writes its rules.
 var hooks = map[ruleset.Hook]nftnl.Hook{
 	ruleset.CheckForwarded:  {Kind: "filter", Number: unix.NF_INET_FORWARD, Priority: -150},
 	ruleset.CheckToNode:     {Kind: "filter", Number: unix.NF_INET_LOCAL_IN, Priority: -150},

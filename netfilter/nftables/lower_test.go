@@ -36,8 +36,8 @@ func TestGolden(t *testing.T) {
 	})
 }
 
-// TestNftReadsTheGoldenFiles: nft can load each golden file and prints the same. It can't load rules for ports
-// of bridges.
+// TestNftReadsTheGoldenFiles: nft prints each golden file's tables as the file has them, after loading the file
+// and after the backend has written them. nft can't load files with rules for bridge ports.
 func TestNftReadsTheGoldenFiles(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -33,8 +33,9 @@ func (o *others) rules(chain string) ([]nftnl.Listed, error) {
 	return rules, nil
 }
 
-// refusesAt returns the index of the rule before which weir's rules belong: the first rule that refuses every
-// new connection. Without such a rule, it returns the number of rules.
+// refusesAt returns the index of the rule before which weir's rules belong. It is the first rule that refuses
+// every new connection, or the first of the rules directly before it that refuse one protocol each. Without such
+// a rule, it is the number of rules.
 func (o *others) refusesAt(rules []nftnl.Listed) (int, error) {
 	for i, r := range rules {
 		refuses, err := o.refuses(r, 0)

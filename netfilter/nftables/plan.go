@@ -17,8 +17,8 @@ type plan struct {
 	rules, closes bool
 	closed        []netip.Addr
 	only          bool
-	// strays are addresses of no known attachment in the sets of all pods. They stay: an attachment may just
-	// have begun.
+	// strays are the addresses in the sets of all pods that have no known attachment. They stay: an attachment
+	// may just have begun.
 	strays  []netip.Addr
 	deletes []nftnl.Question
 	next    state
@@ -94,8 +94,8 @@ func (p *plan) table(have held, want *table) {
 	p.next[f] = next
 }
 
-// mustBeMadeAnew reports whether a chain has another hook than wanted, or a set another type. The kernel can't
-// change these.
+// mustBeMadeAnew reports whether the table must be deleted first: a chain has another hook or policy than wanted,
+// or a set has another type.
 func (h held) mustBeMadeAnew(want *table) bool {
 	return len(h.misplaced) > 0 || slices.ContainsFunc(want.sets, func(s set) bool {
 		had, ok := h.sets[s.Name]

@@ -17,7 +17,8 @@ import (
 )
 
 // Read reads all of weir's state in the kernel, if nf_tables has changed since the last time. The caller must
-// read the endpoint records after that, so that they describe each change of the plugin that Read has seen.
+// read the endpoint records after Read, so that the records describe each change of the plugin that Read has
+// seen.
 func (d *Driver) Read(context.Context) error {
 	d.refresh = nil
 	now, _ := nftnl.Generation()
@@ -53,7 +54,7 @@ func (d *Driver) Read(context.Context) error {
 	return nil
 }
 
-// Unread reports whether the kernel's state is unknown. Then the next Apply reads it.
+// Unread reports whether the kernel's state is unknown. If it is, the next Apply reads it.
 func (d *Driver) Unread() bool { return d.have == nil }
 
 func (d *Driver) look(ctx context.Context, verify netfilter.Verify) error {
@@ -160,7 +161,7 @@ func (d *Driver) readSets(f conf.Family, h *held, was held) (err error) {
 	return nil
 }
 
-// readSet reads the elements of a set. If they are unchanged, it returns before, which shares its memory.
+// readSet reads the elements of a set. If they are unchanged, it returns the parameter before, not a copy.
 func (d *Driver) readSet(f conf.Family, name string, s, before heldSet) (heldSet, error) {
 	if s.unknown {
 		return s, nil
@@ -192,9 +193,9 @@ type refresh struct {
 	sets []key // that are still to be read
 }
 
-// Refresh is Read in parts. It calls pause after each part. If pause returns true, Refresh returns false, and
-// the next call continues. Between two calls, the caller may call all other methods. If the kernel's state
-// isn't known, Refresh doesn't pause.
+// Refresh is Read in parts. It calls pause after each part. If pause returns true, Refresh returns false, and the
+// next call continues. Between two calls, the caller may call all other methods. If the kernel's state is unknown
+// or surely unchanged, Refresh has only one part.
 func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err error) {
 	now, _ := nftnl.Generation()
 	if d.have == nil || d.refresh == nil && d.knownAt != 0 && d.knownAt == now {
@@ -212,7 +213,7 @@ func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err
 	}
 }
 
-// refreshPart reads one set. The first call reads the tables without their elements.
+// refreshPart reads one set. The first call of a refresh reads the rules and the names of the sets instead.
 func (d *Driver) refreshPart() (done bool, err error) {
 	if d.refresh == nil {
 		return false, d.beginRefresh()
@@ -250,8 +251,8 @@ func (d *Driver) beginRefresh() error {
 			r.sets = append(r.sets, key{f, name})
 		}
 	}
-	// The sets of all pods come last, shortly before the caller reads the records. Fewer ended pods then count
-	// as strays.
+	// The sets of all pods are read last, shortly before the caller reads the records. If a pod ends between the
+	// two readings, its address counts as a stray.
 	slices.SortFunc(r.sets, func(a, b key) int {
 		return cmp.Or(cmp.Compare(ofAllPods(a), ofAllPods(b)), cmp.Compare(a.name, b.name))
 	})
@@ -266,8 +267,8 @@ func ofAllPods(k key) int {
 	return 0
 }
 
-// Reread reads again which sets contain the addresses, and reports whether that has changed. The plugin changes
-// sets too.
+// Reread reads again which sets contain the addresses. It also reads all sets whose elements have an address and
+// a port or a link. It returns true if a set differs from the driver's memory: the plugin changes sets too.
 func (d *Driver) Reread(addrs ...netip.Addr) (changed bool) {
 	if d.have == nil {
 		return false // Apply reads everything
