@@ -156,8 +156,9 @@ const looks = 4
 // watchChoice looks at what the choice rests on, and tells the loop of another choice that has lasted for SettleChoice.
 // It tells the loop at once if no backend works so far.
 func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice) error {
-	if a.Options.Backend != "" || len(a.Backends) < 2 {
-		return nil2(ctx)
+	if a.Backend != "" || len(a.Backends) < 2 {
+		<-ctx.Done()
+		return nil
 	}
 	ticker := time.NewTicker(min(a.Resync, max(a.SettleChoice/looks, time.Millisecond)))
 	defer ticker.Stop()
@@ -184,11 +185,6 @@ func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice)
 		since, told = time.Time{}, now
 		a.send(ctx, backendChosen{now})
 	}
-}
-
-func nil2(ctx context.Context) error {
-	<-ctx.Done()
-	return nil
 }
 
 // neither stands for a backend on a node on which none works. Everything fails for the same reason.
@@ -228,4 +224,7 @@ func (n neither) Inspect(context.Context, ruleset.Ruleset, []ruleset.Packet) (ne
 	return netfilter.Held{}, n.err()
 }
 
-func (neither) Watch(ctx context.Context, _ func(uint32, bool)) error { return nil2(ctx) }
+func (neither) Watch(ctx context.Context, _ func(uint32, bool)) error {
+	<-ctx.Done()
+	return nil
+}

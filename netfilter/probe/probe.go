@@ -11,6 +11,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -115,15 +116,8 @@ func New(f conf.Family) (*Trial, error) {
 		Name: "rules with TCP's flags",
 		Rule: ruleset.Rule{Proto: ruleset.TCP, Track: ruleset.Midstream},
 	})
-	slices.SortFunc(t.Sets, func(a, b ruleset.Set) int { return compare(a.Name, b.Name) })
+	slices.SortFunc(t.Sets, func(a, b ruleset.Set) int { return strings.Compare(a.Name, b.Name) })
 	return t, nil
-}
-
-func compare(a, b string) int {
-	if a < b {
-		return -1
-	}
-	return 1
 }
 
 func (t *Trial) add(n Need) int {
