@@ -10,7 +10,7 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// corners has pods on this node (web and db in shop, free in lab) and on others.
+// corners has two namespaces. The pods web, db and free have endpoints on this node. The other pods don't.
 const corners = `
 apiVersion: v1
 kind: Namespace
@@ -69,8 +69,7 @@ kind: Pod
 metadata: {name: new, namespace: shop, labels: {app: web}}
 `
 
-// TestCorners checks points of networking.k8s.io/v1 that are easily misread, for the rules and for the
-// evaluator.
+// TestCorners: the rules and the evaluator follow networking.k8s.io/v1 in points that are easily misread.
 func TestCorners(t *testing.T) {
 	for _, tc := range []struct {
 		name, spec   string

@@ -19,8 +19,8 @@ type space struct {
 	object   Namespace // zero if the source doesn't have it
 	crowds   map[uint64]*crowd
 	policies map[string][]keptPolicy
-	// parsed is sorted by name. It is nil if the policies aren't parsed: only namespaces of this node's pods
-	// need them.
+	// parsed has the parsed policies, sorted by name. It is nil until policiesIn makes it, and for namespaces
+	// without pods of this node.
 	parsed []parsedPolicy
 }
 
@@ -29,16 +29,15 @@ type keptPolicy struct {
 	parsed *parsedPolicy
 }
 
-// crowd has the pods of one namespace that have equal labels. A selector is compared once with each crowd, not
-// with each pod.
+// crowd has the pods of one namespace that have equal labels. Selectors are compared with crowds, not with pods.
 type crowd struct {
 	*space
 	hash   uint64
-	mark   uint64 // a random number, by which the crowd is part of live.print
+	mark   uint64 // a random number: see live.print
 	next   *crowd // another crowd of the space with the same hash
 	sample *Pod   // any pod with these labels
 	pods   []*pod
-	count  [len(conf.Families)]int // how many addresses of each family policy uses for the pods
+	count  [len(conf.Families)]int // by family: how many of the pods' addresses count (addressBook.uses)
 	// matches are the live selectors that match the crowd, ordered by ID.
 	matches []*live
 	unswept bool // some of matches may be gone
@@ -48,7 +47,7 @@ var seed = maphash.MakeSeed()
 
 func labelHash(p *Pod) (hash uint64) {
 	for k, v := range p.Labels {
-		hash += maphash.Comparable(seed, [2]string{k, v}) // not a sum of both: labels may swap their values
+		hash += maphash.Comparable(seed, [2]string{k, v}) // of key and value together: two labels may swap their values
 	}
 	for _, k := range p.Unknown {
 		hash += maphash.String(seed, k) * 17

@@ -12,7 +12,7 @@ import (
 // Name is the namespace and name of an object. An object outside of namespaces has only a name.
 type Name struct{ Namespace, Name string }
 
-// Delta has the objects of a source that have changed since its last delta. These objects never change.
+// Delta has the objects that have changed since the source's last delta. Nobody may modify the objects in a Delta.
 type Delta struct {
 	// Pods has all pods of each changed name. The list is empty if the pod is gone. A directory of manifests
 	// may have several pods of one name.
@@ -21,12 +21,12 @@ type Delta struct {
 	Policies   map[Name][]*networkingv1.NetworkPolicy
 	Namespaces map[string]*Namespace
 
-	Nodes      *[]Node // with all their claims
+	Nodes      *[]Node // all Nodes with all claims; nil if nothing of them has changed
 	Workloads  *[]Workload
 	Problems   *[]ruleset.Problem
 	Unenforced *[]Unenforced
 
-	// Number is the number of the last delta with a change. It is 0 if the source has no numbers.
+	// Number is how many deltas with changes the source has given so far. It is 0 if the source doesn't count.
 	Number uint64
 }
 
@@ -42,7 +42,7 @@ func (d *Delta) Empty() bool {
 		d.Nodes == nil && d.Workloads == nil && d.Problems == nil && d.Unenforced == nil
 }
 
-// Difference returns the delta that leads from the objects was to the objects now.
+// Difference returns the delta between two states of a source's objects.
 func Difference(was, now Objects) *Delta {
 	d := NewDelta()
 	for name, pods := range changed(byName(was.Pods, Pod.name), byName(now.Pods, Pod.name)) {

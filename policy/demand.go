@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// demand is what a policy's rule needs in the kernel for one peer and one group of ports: one rule in each
-// class's chain, and the rule's sets. The compiler grants all of it or nothing.
+// demand has the rules and sets that a policy's rule needs for one peer and one group of ports. The chain of each
+// class under the policy gets the rules. The compiler grants the whole demand or nothing.
 type demand struct {
 	policy  *parsedPolicy
 	side    *side
@@ -45,8 +45,8 @@ type askKey struct {
 type builder struct {
 	*compiler
 	*part
-	last map[askKey]*ask    // those of the part before
-	made map[string]*supply // by name: the supplies that no other part has
+	last map[askKey]*ask    // the asks of the namespace's previous part
+	made map[string]*supply // by name: the supplies that the compiler doesn't have yet
 }
 
 type isolation struct {
@@ -63,7 +63,7 @@ func isolations(groups [len(sides)][]*group) (all []*isolation) {
 			for _, list := range g.policies {
 				for j := range list {
 					policy := &list[j]
-					if seen[policy.name] { // an alternative of the same group has the policy too
+					if seen[policy.name] { // an earlier alternative of the group has the policy too
 						continue
 					}
 					seen[policy.name] = true
@@ -80,8 +80,8 @@ func isolations(groups [len(sides)][]*group) (all []*isolation) {
 	return all
 }
 
-// demand adds the demands of the policies that isolate the groups. It stops once the namespace asks for more
-// than the whole node has.
+// demand adds the demands of the policies that isolate the groups' pods. Once the demands need more rules or sets
+// than a whole node has room for, it refuses the policies that are left.
 func (b *builder) demand() {
 	room := nodeRoom()
 	b.stamp++
@@ -216,8 +216,8 @@ func (b *builder) peerSet(p *peer, f conf.Family) *supply {
 	return b.supplyFor(s)
 }
 
-// portSet returns the supply of the port set; nil if the rule needs none. The set of a named port has each pod's
-// address with the pod's own port number. So a pod with another port number changes no rule.
+// portSet returns the port set's supply, the match for a rule, and words for the rule's comment. The supply is nil
+// if the rule needs no port set. The set of a named port has pairs of a pod's address and its port number.
 func (b *builder) portSet(s *side, p *ports, f conf.Family) (set *supply, match ruleset.SetMatch, words string) {
 	switch {
 	case p.name != "":

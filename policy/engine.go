@@ -12,8 +12,8 @@ import (
 )
 
 // Engine compiles the ruleset of one node, and keeps it up to date from deltas. Compile gives the same ruleset
-// for the same state, but perhaps with another order of problems. The cost of an event doesn't depend on the
-// size of the cluster:
+// for the same state, but perhaps with another order of problems. Most events cost the same in a cluster of any
+// size:
 //
 //   - If no policy of the node's pods concerns the changed pod, a few look-ups are enough.
 //   - If a peer changes, entries of sets change.
@@ -27,7 +27,7 @@ type Engine struct {
 	spaces   map[string]*space
 	crowds   int // how many there are in all spaces
 	unparsed map[Name]float64
-	names    ordered.Map[string, bool] // of all policies, NAMESPACE/NAME: whether it is audited
+	names    ordered.Map[string, bool] // by the name of each policy, NAMESPACE/NAME: whether it is audited
 	places   places
 	networks [len(conf.Families)]ruleset.Entries // of all Nodes
 	workload []Workload
@@ -77,7 +77,7 @@ func NewEngine(node string) *Engine {
 	return e
 }
 
-// Apply takes the changes of all objects except Nodes. SetNodes takes Nodes.
+// Apply takes the changes of a delta, except those of Nodes and Unenforced. SetNodes takes Nodes.
 func (e *Engine) Apply(d *Delta) {
 	for name, n := range d.Namespaces {
 		e.setNamespace(name, n)
@@ -109,7 +109,7 @@ func (e *Engine) SetRefused(r ruleset.Refused) {
 	}
 }
 
-// SetNodes replaces all Nodes. They must have only the claims that count.
+// SetNodes replaces all Nodes. The new Nodes must have only the claims that count (package claims).
 func (e *Engine) SetNodes(nodes []Node) {
 	was := e.places
 	e.places = newPlaces(State{Objects: Objects{Nodes: nodes}, Node: e.node})
@@ -347,7 +347,7 @@ func (e *Engine) podsOf(of Endpoint) (pods []*Pod) {
 	return pods
 }
 
-// Pods returns the pods of that name that Apply was told of. Pods that only workloads can have made are left out.
+// Pods returns the pods of that name that Apply was told of. It leaves out pods that the engine made from workloads.
 func (e *Engine) Pods(name Name) []*Pod { return e.given(name) }
 
 // Policies returns the names of all policies (NAMESPACE/NAME) in order, and whether each is audited. The result

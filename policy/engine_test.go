@@ -19,8 +19,8 @@ import (
 
 var sequences = flag.Int("sequences", 200, "how many random sequences of 50 events TestEngineIsCompile tries")
 
-// TestEngineIsCompile: after each random event, the engine's ruleset is Compile's and its indexes are sound. A
-// failure prints the shortest story that still fails.
+// TestEngineIsCompile: after each random event, the engine gives the same ruleset as Compile, and the engine's
+// indexes are sound. If a sequence fails, the test shortens the sequence before it prints it.
 func TestEngineIsCompile(t *testing.T) {
 	events := 0
 	defer policy.SmallRoom(0, 0, 0, 0)() // restores the room
@@ -64,8 +64,8 @@ func rest(s policy.State) string {
 	return b.String()
 }
 
-// engineDiffers takes an engine through the states. It returns the first step after which something is wrong;
-// -1 if nothing is.
+// engineDiffers takes an engine through the states. It returns the index of the first state after which something
+// is wrong; -1 if nothing is.
 func engineDiffers(states []policy.State) (step int, difference string) {
 	e := policy.NewEngine(states[len(states)-1].Node)
 	r := rand.New(rand.NewPCG(uint64(len(states)), 2))
@@ -109,7 +109,7 @@ func tell(r *rand.Rand, e *policy.Engine, was, now policy.State) {
 		func() { e.SetRefused(now.Refused) },
 	}
 	r.Shuffle(len(parts), func(i, j int) { parts[i], parts[j] = parts[j], parts[i] })
-	var late *policy.Unparsed // parsed before the next events, and taken after them
+	var late *policy.Unparsed // these policies are parsed before later events, and taken after them
 	for _, part := range parts {
 		part()
 		switch r.IntN(4) {

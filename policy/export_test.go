@@ -10,7 +10,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// SmallRoom replaces the limits, so that random clusters can exceed them. The function restore() undoes it.
+// SmallRoom replaces the limits, so that random clusters can exceed them. The function restore() brings the old
+// limits back.
 func SmallRoom(rules, sets, entries float64, inSet int) (restore func()) {
 	room, most, many, piece := nodeRoom, maxSetEntries, maxBulk, maxPiece
 	maxBulk, maxPiece = inSet%4, inSet%3

@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestOthersPayLittle: with other tenants' hostile policies, a tenant's new deny policy needs at most 1.5 times
-// the allocations. Allocations stand for work.
+// TestOthersPayLittle: hostile policies of other tenants add at most half to the allocations for a tenant's new deny
+// policy. Allocations stand for work.
 func TestOthersPayLittle(t *testing.T) {
 	cost := map[string]float64{}
 	for name, list := range hostile {
@@ -41,7 +41,8 @@ func TestOthersPayLittle(t *testing.T) {
 	}
 }
 
-// TestOneOfManyPolicies: if one of a tenant's large policies changes, only its own sets are computed again.
+// TestOneOfManyPolicies: a change of a large policy takes at most three times as much beside 19 other large policies
+// of the tenant as beside one.
 func TestOneOfManyPolicies(t *testing.T) {
 	cost := map[int]float64{}
 	for _, many := range []int{2, 20} {
@@ -173,7 +174,7 @@ func TestAbandonedSetsAreForgotten(t *testing.T) {
 	e, all := city(300)
 	e.Apply(all)
 	e.Ruleset()
-	defer policy.SmallRoom(1<<15, 1<<13, 1<<20, 7)() // large is what has more than one entry
+	defer policy.SmallRoom(1<<15, 1<<13, 1<<20, 7)() // maxPiece is 1, so sets with more entries come in pieces
 	peers := func(first, n int) *policy.Delta {
 		d := policy.NewDelta()
 		for i := range n {

@@ -78,7 +78,7 @@ func faultPod(namespace, name, node, address string) policy.Pod {
 	}
 }
 
-// TestFaults: each fault of an object is reported once, with object and field, and allows no more packets.
+// TestFaults: a faulty object allows no more packets. The problems that are reported name the object and the field.
 func TestFaults(t *testing.T) {
 	const (
 		pass   = "client>web:tcp:80 web>client:tcp:9 web>free:tcp:80 client>free:tcp:80 192.0.2.9>free:tcp:80"
@@ -87,7 +87,7 @@ func TestFaults(t *testing.T) {
 	for _, tc := range []struct {
 		name     string
 		more     string        // manifests
-		nodes    []policy.Node // in addition to self
+		nodes    []policy.Node // in addition to self and peer
 		pods     []policy.Pod  // in addition to those of the manifests
 		unread   []ruleset.Problem
 		problems []string // the beginning of each problem
@@ -201,7 +201,7 @@ func TestFaults(t *testing.T) {
 			}},
 		},
 		{
-			name: "a peer's selector with a value that no label has", // older than the API server's validation
+			name: "a peer's selector with a value that no label has", // old API servers accepted such values
 			more: "metadata: {name: x, namespace: shop}\nspec: {podSelector: {matchLabels: {app: db}}, " +
 				"ingress: [{from: [{podSelector: {matchLabels: {app: 'no such value!'}}}]}]}",
 			problems: []string{"NetworkPolicy shop/x: spec.ingress[0].from[0].podSelector: "},

@@ -34,7 +34,7 @@ type junction struct {
 	*compiler
 	*side
 	sheet
-	dispatch []ruleset.Rule // the rules that send packets to class chains, in order
+	dispatch []ruleset.Rule // the rules of the chain that sends packets to class chains, in order
 	classes  []ruleset.Class
 }
 
@@ -46,8 +46,8 @@ type opened struct {
 
 // join adds the chains that send packets to classes, and the classes that all namespaces share.
 //
-// Classes with more policies come first. So the transaction that adds a policy's rules moves all its pods at
-// once.
+// Classes with more policies come first. So, when a policy is added, the transaction with the policy's rules moves
+// all of its pods to their new classes at once.
 func (c *compiler) join() {
 	if c.joined {
 		return

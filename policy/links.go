@@ -25,14 +25,14 @@ func LinkOf(e Endpoint) ruleset.Link {
 	return ruleset.Link{In: e.HostIf}
 }
 
-// odd reports whether iptables may interpret the character in a link's name. A + at the end matches any
-// continuation.
+// odd reports whether iptables may interpret the character in a link's name. For example, a + at the end matches
+// every longer name.
 func odd(r rune) bool {
 	return (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && !strings.ContainsRune("-._@", r)
 }
 
 type links struct {
-	neighbours []ruleset.Rule // before the rules that send packets to classes
+	neighbours []ruleset.Rule // allow neighbour discovery, before policies are checked
 	senders    []ruleset.Rule // drop packets with forged sources
 	self       []ruleset.Rule // allow packets from a pod to itself
 	loopback   []ruleset.Rule // drop packets to the node's loopback addresses
@@ -41,8 +41,8 @@ type links struct {
 
 type chainedPods struct {
 	addresses []ruleset.Entry // the addresses of all these pods
-	own       []ruleset.Entry // for each link that belongs to one pod: the network of all addresses, on that link
-	senders   []ruleset.Entry // for each such link: the pod's own addresses, on that link
+	own       []ruleset.Entry // for each link that belongs to one pod: all addresses (0.0.0.0/0 or ::/0) on the link
+	senders   []ruleset.Entry // for each link that belongs to one pod: the pod's addresses on the link
 	ports     []ruleset.Rule  // match packets from a pod's bridge port with the pod's address as source
 	foreign   []ruleset.Rule  // match packets from a pod's bridge port with any source
 	bridges   map[string]bool // the bridges that have pods' links as ports
@@ -93,9 +93,9 @@ func (c *common) chainedPods() chainedPods {
 
 // links adds the sets and chains for pods with chained attachments, and returns the rules for them.
 //
-// A link that the node routes (ptp) belongs to one pod. Packets from it with another source are forged. A
-// bridge of another plugin may have unknown ports, so there is a rule for each pod's port: iptables can't match
-// ipset's physdev entries.
+// A link that the node routes (ptp) belongs to one pod: packets from the link with another source are forged. A
+// bridge of another plugin has ports of several pods. Each of these ports has rules of its own, because iptables
+// can't match ipset's physdev entries.
 func (c *common) links(evaluate []ruleset.Rule) links {
 	pods := c.chainedPods()
 	if len(pods.addresses)+len(pods.own) == 0 {
@@ -170,11 +170,11 @@ var loopback = map[conf.Family]netip.Prefix{
 	conf.IPv4: netip.MustParsePrefix("127.0.0.0/8"), conf.IPv6: netip.MustParsePrefix("::1/128"),
 }
 
-// toLoopback drops packets from the links of r to the node's loopback addresses. kubelet has a similar rule for
-// IPv4 (KUBE-FIREWALL; CVE-2020-8558).
+// toLoopback completes the rule r, which has only the links: packets from these links to the node's loopback
+// addresses are dropped. kubelet has a similar rule for IPv4 (KUBE-FIREWALL; CVE-2020-8558).
 //
-// The kernel itself drops them unless route_localnet is set, and portmap sets it for the first hostPort. The
-// rule doesn't match packets that another program translated to loopback.
+// The kernel itself drops such packets unless route_localnet is set, and portmap sets it for the first hostPort.
+// The rule doesn't match packets that another program translated to loopback.
 func toLoopback(f conf.Family, r ruleset.Rule) ruleset.Rule {
 	r.Dst, r.Track, r.Action, r.To = loopback[f], ruleset.Untranslated, ruleset.GoTo, conf.LoopbackChain
 	r.Comment = "weir: no pod reaches the loopback of its node"

@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// TestSelf: an isolated pod reaches itself, however it is attached. A sender with the pod's forged address
-// doesn't reach it.
+// TestSelf: an isolated pod reaches itself, however it is attached. Another sender that forges the pod's address
+// doesn't reach the pod.
 func TestSelf(t *testing.T) {
 	simulator, err := ruleset.NewSimulator(policy.Compile(golden.Load(t, "testdata/other-plugins.yaml")))
 	if err != nil {

@@ -18,7 +18,7 @@ type live struct {
 	// equal prints.
 	print uint64
 	port  namedPort
-	count [len(conf.Families)]int    // how many addresses of each family the matching pods have
+	count [len(conf.Families)]int    // by family: how many of the matching pods' addresses count
 	names [len(conf.Families)]string // the names of the sets
 	sets  [len(conf.Families)]liveSet
 }
@@ -108,8 +108,8 @@ func (x *selectorIndex) matching(c *crowd) (matches []*live) {
 
 func ownScope(namespace string) string { return "namespace " + namespace }
 
-// anchors returns labels of which a matching pod must have at least one. It returns none if there are no such
-// labels.
+// anchors returns labels. Every pod that m matches has at least one of them. If m has no In and no Exists, anchors
+// returns none.
 func anchors(m matcher) (all []anchor) {
 	var best *requirement
 	for i := range m.requirements {

@@ -27,7 +27,7 @@ func newMatcher(s *metav1.LabelSelector) (matcher, error) {
 	if err != nil {
 		return matcher{}, err
 	}
-	requirements, _ := parsed.Requirements() // every selector but labels.Nothing has requirements
+	requirements, _ := parsed.Requirements() // the ignored result is false only for labels.Nothing, and s isn't nil
 	m := matcher{text: parsed.String(), requirements: make([]requirement, 0, len(requirements))}
 	for _, p := range requirements {
 		r := requirement{key: p.Key(), op: p.Operator()}
@@ -67,7 +67,7 @@ func (r *requirement) matches(labels map[string]string) bool {
 	return false
 }
 
-// answer is maybe if it depends on an unknown label.
+// answer says whether a selector matches. It is maybe if an unknown label decides.
 type answer int
 
 const (

@@ -26,7 +26,7 @@ type Objects struct {
 	Namespaces []Namespace
 	Pods       []Pod
 	Policies   []*networkingv1.NetworkPolicy
-	// Nodes of a source have all their claims. Nodes of a State have only the claims that count.
+	// Nodes of a source have all their claims. Nodes of a State have only the claims that count (package claims).
 	Nodes []Node
 	// Workloads make pods that are not in Pods.
 	Workloads []Workload
@@ -37,7 +37,7 @@ type Objects struct {
 }
 
 // Unenforced are policies of one kind that weir doesn't enforce. Kind includes the group, such as
-// CiliumNetworkPolicy.cilium.io; it is empty if the kinds are unknown. Count is 0 if it is unknown.
+// CiliumNetworkPolicy.cilium.io. It is empty if the kinds are unknown.
 type Unenforced struct {
 	Kind  string
 	Where string
@@ -60,7 +60,7 @@ func (o Objects) Empty() bool {
 // Node has the parts of a v1 Node that policy and the overlay need.
 type Node struct {
 	Name string
-	// Created is zero if it is unknown. If two Nodes make the same claim, the older Node's claim counts.
+	// Created is zero if it is unknown. If two Nodes make the same new claim, the older Node's claim counts.
 	Created   time.Time
 	Addresses []netip.Addr
 	// PodCIDRs are the networks of the node's pods. Packets from pods to them are never masqueraded.

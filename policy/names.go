@@ -24,7 +24,7 @@ type named struct {
 	index string // the index of an indexed job's pod
 }
 
-// read splits a pod's name into the controller's name and five random characters.
+// read returns the word and the index in a pod's name. ok is false if the workload's pods can't have the name.
 func (w Workload) read(name string) (n named, ok bool) {
 	if len(name) <= randomLength {
 		return named{}, false
@@ -63,8 +63,8 @@ func wordAlphabet(kind string) string {
 	return ""
 }
 
-// after returns WORD of a text NAME-WORD; ok is false for other texts. If the parameter cut is true, the text
-// may end early: whole is false if WORD may be incomplete.
+// after returns WORD of a text NAME-WORD. Without an alphabet, the text is NAME alone. If the parameter cut is true,
+// the text may end early, and whole is false if WORD may be incomplete. ok is false for other texts.
 func after(text, name, alphabet string, cut, dash bool) (word string, whole, ok bool) {
 	if alphabet != "" {
 		name += "-"

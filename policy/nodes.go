@@ -9,7 +9,7 @@ import (
 )
 
 // places tells which addresses the pods of each node can have. Programs other than kubelet may write a pod's
-// status. Without this check, one node could give its pods the rights of others.
+// status. If policy believed every status, a node could give its pods the rights of other nodes' pods.
 type places struct {
 	nodes map[string]Node
 	self  string
@@ -25,9 +25,9 @@ func newPlaces(s State) places {
 	return p
 }
 
-// believed returns the addresses of the status that policy uses for a pod without an attachment here. They must be
-// within the podCIDRs of the pod's Node, and outside of this node's. Other addresses are problems, except those of
-// this node's own pods.
+// believed returns the addresses that policy uses for a pod without an attachment here. They must be within the
+// podCIDRs of the pod's Node, and outside of this node's. Each other address is a problem, with one exception: a
+// pod of this node may already have an address from this node's podCIDRs.
 func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem) {
 	if w.unknown || len(p.Addresses) == 0 {
 		return p.Addresses, nil

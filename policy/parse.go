@@ -18,7 +18,7 @@ type parsedPolicy struct {
 	pods      matcher
 	rules     map[ruleset.Direction][]rule // the policy doesn't isolate directions that are absent
 	problems  []ruleset.Problem            // the parts of the policy that can't be parsed
-	audited   bool                         // it isolates and allows nothing: see AuditAnnotation
+	audited   bool                         // the policy isolates nothing and allows nothing: see AuditAnnotation
 }
 
 type rule struct {
@@ -31,8 +31,8 @@ type peer struct {
 	field    string
 	everyone bool
 	selector *selector
-	networks [len(conf.Families)]ruleset.Entries // the networks of all ipBlocks in one list, by family
-	set      string                              // the name of its IPv4 set; empty if the set would always be empty
+	networks [len(conf.Families)]ruleset.Entries // by family: the networks of all ipBlocks of the rule
+	set      string                              // the name of the IPv4 set; empty for everyone and for empty ipBlocks
 	words    string                              // a description of the peer, which comment contains
 	comment  string                              // the comment of the kernel's rules for the peer
 }
@@ -118,8 +118,8 @@ func parsePolicy(np *networkingv1.NetworkPolicy, rules bool) parsedPolicy {
 	return policy
 }
 
-// directions returns the directions that the policy isolates. Without policyTypes, a policy isolates ingress;
-// with egress rules, egress too (NetworkPolicySpec.policyTypes).
+// directions returns the directions in which the policy isolates pods. A policy without policyTypes isolates in
+// ingress, and if it has egress rules, in egress too (NetworkPolicySpec.policyTypes).
 func directions(spec networkingv1.NetworkPolicySpec, report reporter) []ruleset.Direction {
 	if len(spec.PolicyTypes) == 0 {
 		if len(spec.Egress) > 0 {

@@ -29,11 +29,11 @@ type part struct {
 	stated  complaints // the problems with demands that the kernel refuses
 
 	granted  []*demand
-	decided  complaints // with the problems of demands that aren't granted
+	decided  complaints // stated, and the problems of demands that aren't granted
 	released []*demand  // the granted demands for which the ruleset has the rules and sets
-	begun    []*supply  // the large sets of which the ruleset has some entries, and that no rule uses yet
+	begun    []*supply  // the large sets that the ruleset has in part; no rule uses them yet
 	fresh    bool       // grant hasn't decided yet, or some sets are not counted yet
-	waits    bool       // whether work is left that was beyond the limit of the last compile
+	waits    bool       // the last compile left work, because of its limit
 	waited   int        // how many compiles have left work, one after the other
 	changed  bool       // lowered must be computed again
 	lowered  lowered

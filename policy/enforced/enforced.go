@@ -1,6 +1,5 @@
-// Package enforced describes in a short form what a node enforces for pods. Two equal descriptions of a pod
-// mean that the same is enforced for the pod. A description comes from a node, or from a program that compiles
-// the same objects.
+// Package enforced describes in a short form what a ruleset enforces for pods. A program can compare the
+// description of a node's ruleset with that of a ruleset that it compiles from the same objects.
 package enforced
 
 import (
@@ -43,7 +42,6 @@ type Question struct {
 	Peers []netip.Addr `json:"peers,omitempty"`
 }
 
-// About returns the endpoints that the question is about.
 func (q Question) About(endpoints []policy.Endpoint) (about []policy.Endpoint) {
 	for _, e := range endpoints {
 		if len(q.Namespaces) == 0 || slices.Contains(q.Namespaces, e.Pod.Namespace) {
@@ -64,7 +62,7 @@ type Answer struct {
 	// Problems are the problems of policies in the question's namespaces. A part of a policy with a problem
 	// allows nothing.
 	Problems []ruleset.Problem `json:"problems,omitempty"`
-	// Endpoints are all attachments of the node that the ruleset was made for.
+	// Endpoints are the attachments that the ruleset was made for: all of the node, in every namespace.
 	Endpoints []policy.Endpoint `json:"endpoints"`
 	Held      Held              `json:"held"`
 }
@@ -93,11 +91,10 @@ type Class struct {
 	Sets     []Set    `json:"sets,omitempty"`
 }
 
-// Set describes the contents of a set.
 type Set struct {
 	Name    string `json:"name"`
 	Entries int    `json:"entries"`
-	Digest  string `json:"digest"` // of these entries, without their comments; empty if there are none
+	Digest  string `json:"digest"` // a hash of the entries without their comments; empty if there are none
 }
 
 // Equal reports whether the classes are for the same policies, with the same rules and sets.
@@ -105,8 +102,8 @@ func (c Class) Equal(o Class) bool {
 	return c.Chain == o.Chain && slices.Equal(c.Policies, o.Policies) && slices.Equal(c.Sets, o.Sets)
 }
 
-// Of returns what the ruleset has for the endpoints. If there are peers, only set entries with their addresses
-// count.
+// Of returns what the ruleset enforces for the endpoints. Unless peers is empty, the sets are described by the
+// entries with these addresses only.
 func Of(r ruleset.Ruleset, endpoints []policy.Endpoint, peers []netip.Addr) Held {
 	h := holder{
 		Held: Held{Pods: []Pod{}, Classes: map[string]Class{}}, of: r, peers: peers, sets: map[string]ruleset.Set{},

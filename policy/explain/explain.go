@@ -1,6 +1,6 @@
 // Package explain tells why a connection is allowed or dropped: which policies isolate its ends, which rule
-// allows it, and which change would allow it. Verdicts come from package verdict, which shares nothing with the
-// compiler. The package is pure: callers read the objects and print the explanations.
+// allows it, and which change would allow it. Package verdict gives the verdicts, without the compiler. Package
+// explain is pure: callers read the objects and print the explanations.
 package explain
 
 import (
@@ -27,8 +27,8 @@ const (
 type Explanation struct {
 	Query  Query  `json:"query"`
 	Result Result `json:"result"`
-	// Paths are the query's connections: one for each pair of addresses, each port, and each pod behind a
-	// Service. Pods behind a Service with the same verdicts are one path.
+	// Paths are the query's connections: one for each pair of addresses and each port. Pods behind a Service are
+	// one path if they have the same verdicts.
 	Paths []Path `json:"paths"`
 	// Notes say what matters to the connection besides policy.
 	Notes []string `json:"notes,omitempty"`
@@ -38,8 +38,7 @@ type Explanation struct {
 	Source string `json:"source,omitempty"`
 }
 
-// Differs reports whether a kernel's verdict differs from the policies', or whether its agent knows other
-// policies.
+// Differs reports whether a path has Differences between a kernel and the policies.
 func (e Explanation) Differs() bool {
 	differs := func(k Kernel) bool { return len(k.Differences) > 0 }
 	return slices.ContainsFunc(e.Paths, func(p Path) bool {
@@ -102,7 +101,7 @@ type Side struct {
 	Allows      []Rule `json:"allows,omitempty"`
 	// Nearest are rules that don't allow the connection, those with the fewest unmet conditions first.
 	Nearest []verdict.Near `json:"nearest,omitempty"`
-	// Change says what would allow the connection if no rule comes near.
+	// Change says which rule to add. It is empty if the connection is allowed, or if a rule comes near.
 	Change string `json:"change,omitempty"`
 }
 
@@ -130,7 +129,7 @@ const (
 	Itself Reason = "itself"
 	// Off means that enforcement is off for the pod.
 	Off Reason = "off"
-	// Closed means that the agent doesn't know the pod. All its connections are dropped.
+	// Closed means that the agent doesn't know the pod. All new connections of the pod are dropped.
 	Closed Reason = "closed"
 	// Uncertain means that several pods may be at the end. The policies must allow the connection for all of
 	// them.

@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// TestAgreesWithTheEvaluator: on random clusters, an explanation has the verdicts of an evaluator of the whole
-// state.
+// TestAgreesWithTheEvaluator: on random clusters, explanations and an evaluator of the whole state give the same
+// results. Connections from a node to its own pods are excepted.
 func TestAgreesWithTheEvaluator(t *testing.T) {
 	results := map[Result]int{}
 	for seed := range uint64(150) {
@@ -107,8 +107,8 @@ func TestConcerns(t *testing.T) {
 	}
 }
 
-// TestKernelAgrees: a kernel with the compiler's sets and rules agrees with the policies. It differs if its
-// class set lacks a pod, or if no rule drops.
+// TestKernelAgrees: a kernel with the compiler's sets and rules agrees with the policies. The kernel differs if a
+// class set lacks a pod, or if no rule drops a connection that the policies don't allow.
 func TestKernelAgrees(t *testing.T) {
 	checked, lost := 0, 0
 	for seed := range uint64(150) {

@@ -13,7 +13,7 @@ import (
 
 const maxPaths = 100
 
-// fewMisses is how many unmet conditions a rule may have to be worth changing. With more, a new rule is better.
+// A rule with more than fewMisses unmet conditions isn't worth changing: a new rule is better.
 const fewMisses = 2
 
 const maxNear = 20
@@ -89,7 +89,7 @@ func (j *judge) connect(sources []Place, targets []target) {
 	for _, f := range conf.Families {
 		for _, s := range sources {
 			for _, t := range targets {
-				within := s.isTunnel && s.Node == t.Node // nothing goes through a tunnel to its own node
+				within := s.isTunnel && s.Node == t.Node // a node sends nothing through the tunnel to its own pods
 				if conf.FamilyOf(s.Address) == f && conf.FamilyOf(t.Address) == f && !within {
 					j.add(j.path(s, t))
 				}
@@ -235,7 +235,7 @@ func (j *judge) side(d ruleset.Direction, v verdict.Side, p verdict.Packet, at, 
 	return s
 }
 
-// standIn corrects the misses if the peer's address stands for others, such as the world.
+// standIn rewrites the misses that are about the peer's address, if the address stands for the world or is made up.
 func standIn(all []verdict.Near, name string, peer Place) {
 	for _, near := range all {
 		for i := range near.Misses {
@@ -255,7 +255,7 @@ func standIn(all []verdict.Near, name string, peer Place) {
 	}
 }
 
-// needed says what a policy must allow if no rule comes near.
+// needed says which rule to add if no rule comes near.
 func (j *judge) needed(d ruleset.Direction, at, peer Place, p verdict.Packet) string {
 	namespace, _, _ := strings.Cut(at.Pod, "/")
 	what := "for all ports (no other rule allows ICMP)"

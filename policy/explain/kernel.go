@@ -10,7 +10,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Kernel is what the kernel of the agent's node has for a connection.
+// Kernel is what the kernel of one node has for a connection.
 type Kernel struct {
 	Node    string        `json:"node,omitempty"`
 	Result  Result        `json:"result,omitempty"`
@@ -78,7 +78,7 @@ func (p *Path) Packet(links map[netip.Addr]ruleset.Link) (packet ruleset.Packet,
 	return packet, true
 }
 
-// AddKernel adds to each path what the kernel has for it.
+// AddKernel adds to each path what the kernel has for it. A path that the node doesn't check gets no Kernel.
 func (e *Explanation) AddKernel(v View) {
 	for i := range e.Paths {
 		p := &e.Paths[i]
@@ -183,7 +183,7 @@ func policiesOf(c *ruleset.Class) string {
 func samePolicies(class, policies []string) bool {
 	plain := make([]string, len(class))
 	for i, name := range class {
-		plain[i], _, _ = strings.Cut(name, " ") // "(may select it)"
+		plain[i], _, _ = strings.Cut(name, " ") // without "(may select it)"
 	}
 	want := slices.Clone(policies)
 	slices.Sort(plain)

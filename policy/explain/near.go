@@ -26,8 +26,8 @@ func nearest(want string, names []string) []string {
 	return all
 }
 
-// distance returns how many characters must change to turn a into b (Levenshtein). It is at most 2 if b begins
-// with a, as a pod's name begins with its Deployment's.
+// distance returns how many characters must change to turn a into b (Levenshtein). If a has three characters or
+// more, and b begins with a, it returns at most 2: a pod's name begins with its Deployment's name.
 func distance(a, b string) int {
 	if len(a) > 2 && len(b) >= len(a) && b[:len(a)] == a {
 		return min(len(b)-len(a), 2)

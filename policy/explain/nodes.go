@@ -22,8 +22,8 @@ func (s Side) enforced() bool {
 	return s.Node != "" && s.Pod != "" && !slices.Contains([]Reason{HostNetwork, NoPod, FromNode, Itself}, s.Reason)
 }
 
-// AddNode adds what the node's kernel has for the paths. The parameter of is the answer of that node's agent to
-// the same question. If the agent knows other policies, that is a difference.
+// AddNode adds what the node's kernel has for the paths. The parameter of is the answer of the node's agent to the
+// same query. If that answer has another result, reason or policies for an end on the node, this is a difference.
 func (e *Explanation) AddNode(node string, of Explanation) {
 	for i := range e.Paths {
 		p := &e.Paths[i]
@@ -48,7 +48,7 @@ func (e *Explanation) AddNode(node string, of Explanation) {
 	}
 }
 
-// AddUnknown adds to each path with an end on the node why the node's kernel could not be read.
+// AddUnknown says, in each path that the node enforces, why the node's kernel could not be read.
 func (e *Explanation) AddUnknown(node, why string) {
 	for i := range e.Paths {
 		if p := &e.Paths[i]; p.endsOn(node) {

@@ -58,7 +58,7 @@ func TestBothNodes(t *testing.T) {
 		of := agentOf(Kernel{Result: Dropped})
 		change(&of.Paths[0].Sides[1])
 		e = acrossNodes()
-		e.AddNode("w1", of) // it isn't about w1's pod
+		e.AddNode("w1", of) // the change is about w2's pod
 		if e.Differs() {
 			t.Errorf("%s: %+v", name, e.Paths[0].Kernels)
 		}

@@ -32,7 +32,7 @@ const (
 	EndNode    EndKind = "node"
 	EndAddress EndKind = "address"
 	EndWorld   EndKind = "world"
-	// EndNamed is a pod or a Service, whichever has the name. Only unresolved queries have it.
+	// EndNamed is a pod or a Service, whichever has the name. Ends are of this kind only until they are resolved.
 	EndNamed EndKind = "pod or service"
 )
 
@@ -79,8 +79,8 @@ var names = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
 
 var portNames = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
 
-// Parse reads a query from the arguments FROM and TO[:PORT[/PROTO]]. It looks up names without a namespace in
-// the given one, or in all if that is empty. The error is an *InputError.
+// Parse reads a query from the arguments FROM and TO[:PORT[/PROTO]]. A name without a namespace gets the given
+// namespace, which may be empty. The error is an *InputError.
 func Parse(from, to, namespace string) (q Query, err error) {
 	if q.From, err = parseEnd(from, namespace); err != nil {
 		return Query{}, err

@@ -80,7 +80,7 @@ func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
 			named[policy.Name{Namespace: e.Pod.Namespace, Name: e.Pod.Name}] = true
 		}
 	}
-	services := map[string]bool{} // namespaces of Services that are asked about by an address or a node's port
+	services := map[string]bool{} // the namespaces of the Services among the query's ends
 	for _, r := range c.ends(q) {
 		if r.Kind == EndService {
 			services[r.Namespace] = true
@@ -117,7 +117,7 @@ func (c *Cluster) ends(q Query) (ends []Ref) {
 	return ends
 }
 
-// Addresses returns the known addresses of the query's ends.
+// Addresses returns the known addresses of the query's ends, and of the pods behind Services among them.
 func Addresses(c Cluster, q Query) map[netip.Addr]bool {
 	all := map[netip.Addr]bool{}
 	for _, r := range []Ref{q.From, q.To} {

@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// resolve finds what the end names. A name without a namespace must be unique. If a pod and a Service share it,
-// it means the pod.
+// resolve finds the object that r names. If a pod and a Service have the name, it returns the pod. A name without
+// a namespace must be unique.
 func (c *Cluster) resolve(r Ref) (Ref, error) {
 	switch r.Kind {
 	case EndWorld:
@@ -294,8 +294,8 @@ var outside = [...][]netip.Addr{
 	conf.IPv6: {netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2606:4700:4700::1111")},
 }
 
-// worldPlaces returns an address for each family. It prefers one that no ipBlock contains, except ipBlocks of
-// the whole family.
+// worldPlaces returns one address of each family. If possible, the address is in no cidr and no except of an
+// ipBlock, apart from 0.0.0.0/0 and ::/0.
 func (c *Cluster) worldPlaces() (all []Place) {
 	blocks := c.blocks()
 	for _, candidates := range outside {

@@ -28,7 +28,7 @@ func corner(r *rand.Rand, s *policy.State) {
 		changePod(r, s, func(p *policy.Pod) { p.HostNetwork = !p.HostNetwork })
 	case 5:
 		emptyNamespace(r, s, pick(r, namespaces))
-	case 6: // nearly all endpoints of one family go
+	case 6: // endpoints go: all whose first address is of one family, and a third of the others
 		f := pick(r, conf.Families[:])
 		s.Endpoints = slices.DeleteFunc(s.Endpoints, func(e policy.Endpoint) bool {
 			return r.IntN(3) == 0 || len(e.Addresses) > 0 && conf.FamilyOf(e.Addresses[0].Addr) == f

@@ -72,7 +72,7 @@ func At(s policy.State, packets []ruleset.Packet) []ruleset.Packet {
 	return all
 }
 
-// Packets returns first packets between all pairs of pods, the node and an address outside.
+// Packets returns first packets between pods, the node and an address outside: those that weir checks on this node.
 func Packets(s policy.State) []ruleset.Packet {
 	var all []ruleset.Packet
 	between(interfaces(s), func(p ruleset.Packet) {

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Step returns the state after one random event: a change of an object, an attachment or a Node, or a part that
-// the kernel refuses.
+// Step returns the state after a random event: an object, an attachment or what the kernel refuses changes. Some
+// events are several changes at once.
 func Step(r *rand.Rand, old policy.State) policy.State {
 	s := old
 	s.Namespaces, s.Pods = slices.Clone(old.Namespaces), slices.Clone(old.Pods)
