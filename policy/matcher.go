@@ -27,7 +27,7 @@ func newMatcher(s *metav1.LabelSelector) (matcher, error) {
 	if err != nil {
 		return matcher{}, err
 	}
-	requirements, _ := parsed.Requirements() // the ignored result is false only for labels.Nothing, and s isn't nil
+	requirements, _ := parsed.Requirements() // the ignored result is false only if s is nil
 	m := matcher{text: parsed.String(), requirements: make([]requirement, 0, len(requirements))}
 	for _, p := range requirements {
 		r := requirement{key: p.Key(), op: p.Operator()}
