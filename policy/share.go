@@ -44,7 +44,7 @@ type tenant struct {
 	skipped    float64 // the entries of sets that were counted and had no room
 }
 
-// grant grants all demands if the node has room for them; otherwise it calls divide. A demand is never granted
+// grant grants all demands if the node has room for them; otherwise divide chooses. A demand is never granted
 // while one of its sets isn't counted, or if one is too large.
 func (c *compiler) grant() {
 	was := c.fit

@@ -125,8 +125,8 @@ func (d *Dir) Check() (*policy.Objects, error) {
 	return d.merge()
 }
 
-// Files returns each file with its objects, and their states with the reasons, at the last update. Before the
-// first update it returns nil. Other goroutines may call it while Run runs.
+// Files returns each file with its objects, as of the last update. Each object has its state, with the reason.
+// Before the first update, Files returns nil. Other goroutines may call it while Run runs.
 func (d *Dir) Files() []agentapi.File {
 	if r := d.report.Load(); r != nil {
 		return *r

@@ -266,8 +266,9 @@ func TestWhatABadPolicyMeans(t *testing.T) {
 	s.want("", "p.yaml: document 1", "which namespace it is for isn't known")
 }
 
-// TestTwoFilesWithOneObject: different versions of a policy isolate what any of them selects, and allow what
-// all allow. Both versions of a pod count.
+// TestTwoFilesWithOneObject: different versions of a policy isolate what any of them selects, and allow only what
+// all of them allow. Of a pod, all versions are in force. Labels in which versions of a namespace differ are
+// unknown.
 func TestTwoFilesWithOneObject(t *testing.T) {
 	deny := policyOf("{name: p}", "{podSelector: {}}")
 	allow := policyOf("{name: p}",
@@ -334,7 +335,8 @@ func TestWhatIsRead(t *testing.T) {
 	s.want("Pod default/a app=two, Pod default/b app=one, Pod default/c app=one, Pod default/d app=")
 }
 
-// TestSubdirectories: manifests in directories and behind links count, and so do later changes.
+// TestSubdirectories: manifests in subdirectories and behind symbolic links are read, and read again if they
+// change.
 func TestSubdirectories(t *testing.T) {
 	s := run(t, nil)
 	s.want("")

@@ -19,7 +19,7 @@ type file struct {
 }
 
 // update replaces the file's content. If a policy's selector or namespace can't be read any more, the last good
-// version stays. So do all missing objects if a document can't be parsed: the document may contain them.
+// version stays. If a document can't be parsed, missing objects stay too: the document may contain them.
 func (f *file) update(c content) {
 	present := map[string]bool{}
 	for _, e := range c.entries {

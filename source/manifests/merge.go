@@ -22,8 +22,8 @@ type placed struct {
 
 func (p placed) String() string { return printable(p.file) + ", " + p.where }
 
-// merge returns the objects of all files, and stores the report for Files. Until d.started, the objects may be
-// nil.
+// merge returns the objects of all files, and stores what Files and View return. It returns nil objects while
+// d.started is false.
 func (d *Dir) merge() (*policy.Objects, error) {
 	var all policy.Objects
 	var errs, less []error // errs, of files that may have an unknown policy, come first
@@ -99,8 +99,8 @@ func (d *Dir) addStaticPods(all *policy.Objects) {
 	}
 }
 
-// mergeVersions adds an object that several files have. Combined versions allow nothing that one of them
-// denies. Of a node, the first version counts.
+// mergeVersions adds an object, of which one or more files have versions. Versions of a policy are merged, so
+// that they allow nothing that one of them denies. Of a node, only the first version is added.
 func mergeVersions(versions []placed, all *policy.Objects) {
 	first := versions[0]
 	distinct := []placed{first}
@@ -167,13 +167,14 @@ func mergeNamespaces(versions []placed) policy.Namespace {
 	return agreed
 }
 
-// mergePolicies returns a policy for each pod selector of the versions. It isolates every direction that any
-// version isolates. It has only the rules on which the versions agree.
+// mergePolicies returns a policy for each pod selector of the versions. Each of these policies isolates every
+// direction that a version isolates. It has only those rules of a direction that all versions with this direction
+// have.
 func mergePolicies(versions []placed) []*networkingv1.NetworkPolicy {
 	agreed := networkingv1.NetworkPolicySpec{}
 	annotations := versions[0].policy.Annotations
 	for _, v := range versions {
-		if audited, _ := policy.Audited(v.policy); !audited { // the policy is enforced, and a wrong value is reported
+		if audited, _ := policy.Audited(v.policy); !audited { // if one version is enforced, so is the result
 			annotations = v.policy.Annotations
 		}
 	}

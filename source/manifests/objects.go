@@ -121,7 +121,7 @@ type containerPort struct {
 }
 
 // hostPort returns the node's port that leads to the container port, and the node's address. The port is 0 if
-// they can't be read.
+// there is none, or if the port or the address can't be read.
 func (p *containerPort) hostPort() (port int32, address string) {
 	if len(p.HostPort) == 0 || decode(p.HostPort, &port) != nil || len(p.HostIP) > 0 && decode(p.HostIP, &address) != nil {
 		return 0, ""
@@ -129,7 +129,8 @@ func (p *containerPort) hostPort() (port int32, address string) {
 	return port, address
 }
 
-// podFieldsThatMatter are a pod's fields that policy needs. If one is given twice, the pod is left out.
+// podFieldsThatMatter are the fields outside of metadata that policy needs of a pod. If one is given twice, the
+// pod is left out.
 var podFieldsThatMatter = regexp.MustCompile(`^(\*|spec|status|spec\.(hostNetwork|nodeName)|` +
 	`spec\.(initC|c)ontainers(\[\d+\](\.ports.*)?)?|status\.(phase|podIP|podIPs.*))$`)
 

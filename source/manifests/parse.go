@@ -1,11 +1,11 @@
-// Package manifests is the source that needs no Kubernetes: it reads a directory of ordinary manifests, and
-// reads a file again whenever it changes. Its invariants:
+// Package manifests is the source that needs no Kubernetes: it reads a directory of ordinary manifests, and reads
+// a file again whenever it changes. Its invariants:
 //
 //   - A part that can't be read never opens a pod. A policy with such a part closes the pods that it selects.
 //   - If a document, or a policy's selector or namespace, can't be read any more, the last good versions stay
 //     in force.
-//   - Until each file that may have a policy could be parsed once, there is no state at all. The option
-//     IgnoreBroken ends this wait.
+//   - Until each file that may have a policy could be parsed once, there is no state at all. Dir.IgnoreBroken
+//     shortens this wait.
 package manifests
 
 import (
@@ -184,8 +184,8 @@ func couldBePolicy(o object) bool {
 	return false
 }
 
-// misspelt returns the kind that the object's author probably meant: a known kind with the same name in another
-// case. It returns "" if there is none. If even the case is the same, the object's apiVersion is wrong.
+// misspelt returns the known kind whose name is the object's kind in any case of letters, or "" if there is none.
+// The author has probably misspelt this kind, or its apiVersion.
 func misspelt(o object) string {
 	if strings.Contains(o.group(), ".") {
 		return ""
@@ -198,8 +198,8 @@ func misspelt(o object) string {
 	return ""
 }
 
-// Parse reads the manifests of one file. It returns the objects that policy needs, even with an error. The
-// error names each document and field that can't be read. A policy with such a part closes pods.
+// Parse reads the manifests of one file. It returns the objects that policy needs, even with an error. The error
+// names each document and field that can't be read.
 func Parse(file string, data []byte) (policy.Objects, error) {
 	c := parse(data)
 	var errs []error

@@ -124,8 +124,9 @@ status: {phase: Running, podIP: 10.88.0.9, podIPs: [{ip: 10.88.0.2}, {ip: "fd00:
 	}
 }
 
-// TestWrappersAsPeopleWriteThem: the policy in a List or Template is found in any case of letters, and after
-// comments or directives.
+// TestWrappersAsPeopleWriteThem: a policy is found if a List or Template is written in another case of letters,
+// and after comments or directives. Rules that are given twice are noticed among hundreds of other fields that
+// are given twice.
 func TestWrappersAsPeopleWriteThem(t *testing.T) {
 	const object = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny"}, ` +
 		`"spec": {"podSelector": {}}}`

@@ -21,12 +21,13 @@ type policyReader struct {
 	object
 	np           networkingv1.NetworkPolicy
 	wrong        []complaint
-	anyDirection bool // it may isolate both directions
+	anyDirection bool // it is unknown which directions it isolates, so it isolates both
 	noSelector   bool // it is unknown which pods it selects
 }
 
-// addPolicy reads a NetworkPolicy. If a part can't be read, the policy isolates the pods that it selects, and
-// allows nothing. If the selector can't be read, these are all pods of its namespace.
+// addPolicy reads a NetworkPolicy. If its namespace can't be read, no policy is added. If another part can't be
+// read, the policy isolates the pods that it selects, and allows nothing. If that part is the selector, the
+// policy isolates all pods of its namespace.
 func (c *content) addPolicy(o object) {
 	r := policyReader{object: o}
 	m := o.readMeta(o.raw["metadata"], true)
@@ -162,7 +163,9 @@ func (r *policyReader) readSpec() {
 	r.report("spec.egress", decodeStrict(spec["egress"], &s.Egress)...)
 }
 
-// reportDuplicates reports fields that are given twice. Such a policy isolates more, or allows nothing.
+// reportDuplicates reports fields that are given twice. The policy then allows nothing. It also isolates both
+// directions if policyTypes is given twice, and all pods of its namespace if a field other than policyTypes,
+// ingress or egress is.
 func (r *policyReader) reportDuplicates() {
 	for _, f := range r.duplicates {
 		if strings.HasPrefix(f, "status.") || f == "status" || strings.HasPrefix(f, "metadata.") {

@@ -113,7 +113,7 @@ func splitDocuments(data []byte) [][]byte {
 // between them.
 func splitJSON(text []byte) (objects [][]byte, ok bool) {
 	var lines []byte
-	for line := range bytes.Lines(text) { // a JSON string contains no end of line
+	for line := range bytes.Lines(text) { // no JSON string has an end of line
 		if !bytes.HasPrefix(bytes.TrimSpace(line), []byte("#")) {
 			lines = append(lines, line...)
 		}
@@ -150,8 +150,8 @@ func checkSingle(doc []byte) error {
 
 var anyKind = regexp.MustCompile(`(?i)\bkind["']?[ \t]*:[ \t]*["']?([\w.{]*)`)
 
-// mayHoldPolicy reports whether text that can't be parsed could have a policy. It returns false if all kinds in
-// the text are harmless.
+// mayHoldPolicy reports whether text that can't be parsed could have a policy. It returns false only if the text
+// has kinds, and all of them are harmless.
 func mayHoldPolicy(text []byte) bool {
 	kinds := anyKind.FindAllSubmatch(text, -1)
 	for _, k := range kinds {

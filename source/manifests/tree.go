@@ -25,12 +25,12 @@ type tree struct {
 	errs  map[string]error // directories that can't be read
 }
 
-// walk lists the manifests and directories below root. It follows links to directories, because kubelet mounts
-// a ConfigMap's subdirectories as links, but not to a directory above. It returns an error only if root can't
-// be listed.
+// walk lists the manifests and directories below root. It follows links to directories, because kubelet mounts a
+// ConfigMap's subdirectories as links. It doesn't follow a link to a directory above. It returns an error only if
+// root can't be listed.
 //
-// Equivalent to: find -L ROOT -name '..?*' -prune -o ! -name '.#*' \( -iname '*.yaml' -o -iname '*.yml' -o
-// -iname '*.json' \) -print
+// Equivalent to: find -L ROOT -name '..?*' -prune -o ! -type d ! -name '.#*' \( -iname '*.yaml' -o
+// -iname '*.yml' -o -iname '*.json' \) -print
 func walk(root string) (tree, error) {
 	t := tree{dirs: map[string]bool{}, errs: map[string]error{}}
 	err := t.walk(root, ".", nil)

@@ -30,7 +30,8 @@ func (o object) group() string {
 
 const maxNesting = 10
 
-// unfold returns the objects in a List or Template, at any depth. Any other object it returns itself.
+// unfold returns the objects in a List or Template, and in Lists and Templates within it. It returns any other
+// object as it is.
 func unfold(o object, depth int) (all []object, err error) {
 	var field string
 	kind := strings.ToLower(o.kind)
@@ -114,8 +115,8 @@ func (o object) unknown(known ...string) string {
 	return ""
 }
 
-// duplicatesInItems splits o.duplicates by the items of the field. If it is unknown which items are meant, all
-// is wholeObject.
+// duplicatesInItems splits o.duplicates by the items of the field. If a path isn't below an item, the result all
+// is wholeObject, because any item may be meant.
 func (o object) duplicatesInItems(field string) (in map[string][]string, all []string) {
 	in = map[string][]string{}
 	for _, f := range o.duplicates {

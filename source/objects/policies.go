@@ -2,8 +2,8 @@ package objects
 
 import "strings"
 
-// policyKinds has kinds of network policy of other engines, by the end of their API group. Kinds with
-// NetworkPolicy in their names aren't listed.
+// policyKinds has other engines' kinds of network policy, by the end of their API group. IsPolicy knows kinds
+// with NetworkPolicy in their names without this list.
 var policyKinds = map[string][]string{
 	"cilium.io":                        {"CiliumEgressGatewayPolicy", "CiliumLocalRedirectPolicy"},
 	"k8s.ovn.org":                      {"EgressFirewall"},

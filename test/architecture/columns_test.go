@@ -45,7 +45,8 @@ func kind(f file) string {
 // address matches what can't be wrapped: a URL, or the target of a link in Markdown.
 var address = regexp.MustCompile(`https?://\S+|\]\([^)]*\)`)
 
-// wide complains of each line that is too long. Tables in Markdown and addresses don't count.
+// wide complains of each line that is too long. Tables in Markdown, and addresses in Markdown and YAML, don't
+// count.
 func wide(files []file) (wrong []string) {
 	for _, f := range files {
 		k := kind(f)

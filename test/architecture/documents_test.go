@@ -75,7 +75,7 @@ func TestDocumentedPaths(t *testing.T) {
 	}
 }
 
-// everything returns the paths, from the root, of all files except git's own files and the files that make builds.
+// everything returns the paths, from the root, of all files except those in .git and bin.
 func everything(t *testing.T) (paths []string) {
 	t.Helper()
 	err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
@@ -182,7 +182,7 @@ func brokenLinks(name, text string, anchors map[string][]string, paths []string)
 	return wrong
 }
 
-// headings returns the anchors that Markdown gives to the page's headings.
+// headings returns the anchors that GitHub gives to the page's headings.
 func headings(text string) (anchors []string) {
 	for _, m := range regexp.MustCompile(`(?m)^#+ (.+)$`).FindAllStringSubmatch(text, -1) {
 		words := regexp.MustCompile(`[^\p{L}\p{N} _-]`).ReplaceAllString(strings.ToLower(m[1]), "")

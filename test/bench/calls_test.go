@@ -15,8 +15,8 @@ import (
 // The functions below make system calls directly. Go's scheduler doesn't know that these block, and wakes no other
 // threads.
 
-// idle is how long a worker waits for a packet before it looks for the end. lost is how long the client waits for
-// an answer.
+// idle is how long a worker waits for a packet before it looks whether the client has ended. lost is how long the
+// client waits for an answer.
 const (
 	idle = 50 * time.Millisecond
 	lost = 5 * time.Second

@@ -35,7 +35,7 @@ type contender struct {
 	add, del func(ctx context.Context, pod, netns string) error
 }
 
-// plain removes plus signs, which names of networks and namespaces may not have.
+// plain replaces plus signs, which names of networks and namespaces may not have.
 func plain(name string) string { return strings.ReplaceAll(name, "+", "-") }
 
 func plugin(t *testing.T, n *nodetest.Node, name, conf string) contender {

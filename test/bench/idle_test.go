@@ -30,8 +30,8 @@ var (
 	profile       = flag.String("perf", "", "file to which perf records the agent while it is measured")
 )
 
-// TestIdle prints how much of a core the agent uses while nothing changes. It counts changes of routes, neighbours,
-// addresses and links, and there should be none.
+// TestIdle prints how much of a core the agent uses while nothing changes. It also counts changes of routes,
+// permanent neighbours, addresses and links in this time, and during a restart. There should be none.
 func TestIdle(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -57,7 +57,7 @@ func TestIdle(t *testing.T) {
 	for i := range *pods {
 		n.AddPod("bench", fmt.Sprint("pod-", i))
 	}
-	time.Sleep(15 * time.Second) // until what the pods' starts cause is over, and one resync
+	time.Sleep(15 * time.Second) // until the work after the pods' starts is over, and one resync
 	if *profile != "" {
 		record := exec.Command("perf", "record", "-q", "-g", "-F", "999", "--inherit", "-o", *profile, "-p",
 			strconv.Itoa(n.AgentPID()))
@@ -135,7 +135,7 @@ func cpu(t *testing.T, pid int) time.Duration {
 	return time.Duration(ticks) * 10 * time.Millisecond
 }
 
-// countChanges ignores neighbours that the kernel itself looks for.
+// countChanges ignores neighbours that aren't permanent: the kernel itself looks for these.
 func countChanges(t *testing.T) *atomic.Int64 {
 	t.Helper()
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR,

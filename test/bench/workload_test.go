@@ -100,7 +100,8 @@ func (w *workload) permit(ingress, egress bool) {
 	}
 }
 
-// spread returns a node on which each pod but the client has its own class.
+// spread returns a node with that many policies. They isolate all pods but the client in turn, so that each of
+// these pods has its own class.
 func spread(policies, local int) *workload {
 	w := newWorkload(local)
 	for i := range policies - 1 {

@@ -176,7 +176,7 @@ func TestAuditSetWithoutAgent(t *testing.T) {
 		n.KillAgent()
 		n.Manifest("shop.yaml", enforced)
 		n.StartAgent()
-		if round == 1 { // it may have changed the rules, and not the connections
+		if round == 1 { // the killed agent may have changed the rules, and not the connections
 			n.KillAgent()
 			n.StartAgent()
 		}

@@ -30,8 +30,8 @@ spec:
   ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]
 `
 
-// TestNamespacesWithManySelectors: if 17 namespaces need more sets than a kernel has, another namespace's policies
-// still work.
+// TestNamespacesWithManySelectors: if 17 namespaces need more sets than a node has room for, another namespace's
+// policies still work.
 func TestNamespacesWithManySelectors(t *testing.T) {
 	testGreedy(t, func(policy int) string {
 		var peers []string
@@ -42,8 +42,8 @@ func TestNamespacesWithManySelectors(t *testing.T) {
 	})
 }
 
-// TestNamespacesWithManyRules: if namespaces need more rules than a kernel has, another namespace's policies still
-// work.
+// TestNamespacesWithManyRules: if namespaces need more rules than a node has room for, another namespace's
+// policies still work.
 func TestNamespacesWithManyRules(t *testing.T) {
 	testGreedy(t, func(policy int) string {
 		var peers, ports []string

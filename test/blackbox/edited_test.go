@@ -92,8 +92,8 @@ func TestNodesWithoutAge(t *testing.T) {
 		[][2]string{{"172.20.2.10 2001:db8:9::10", "100.96.9.0/24"}, {"172.20.9.10 2001:db8:9::10", "100.96.0.0/13"}})
 }
 
-// TestNetworksOfOthersHoldWhatANodeNeeds: if another node's network contains an address that this node needs, this
-// node makes no route to it.
+// TestNetworksOfOthersHoldWhatANodeNeeds: if another node's network contains an address that this node needs,
+// this node makes no route to that network.
 func TestNetworksOfOthersHoldWhatANodeNeeds(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

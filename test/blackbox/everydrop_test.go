@@ -29,7 +29,8 @@ func dropsFor(n *nodetest.Node, reason string) (all []shownDrop) {
 	return all
 }
 
-// TestEveryDropShows: if an enrolled pod's packet is dropped, weirctl drops shows the reason and the sender.
+// TestEveryDropShows: weir drops packets for several reasons. For each of them, weirctl drops shows the reason
+// and the sender.
 func TestEveryDropShows(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
