@@ -36,7 +36,13 @@ test: packages vet $(if $(CI),lint) ## every test, with the race detector; CI=tr
 	cd scripts/image && go test ./...
 	@scripts/fuzz $(FUZZTIME)
 	$(if $(CI),@SIZE=ci scripts/prove)
+	$(if $(CI),@$(MAKE) --no-print-directory test-nftables)
 	$(if $(CI),@CONTROL_PLANES=1 N=3 STACK=dual scripts/cluster/with make --no-print-directory e2e-ci)
+	$(if $(CI),@CONTROL_PLANES=1 N=3 STACK=dual PROXY=nftables scripts/cluster/with \
+		make --no-print-directory e2e-ci)
+
+test-nftables: ## the tests with agents, attackers and killed plugins, with the backend nftables
+	WEIR_BACKEND=nftables go test -timeout 40m ./test/blackbox ./test/hostile ./plugins/weir
 
 e2e-ci:
 	@scripts/e2e -skip TestFirstConnection
@@ -99,5 +105,5 @@ lint: packages ## golangci-lint, and shellcheck of every script that git knows
 clean: ## remove bin/
 	rm -rf $(BIN)
 
-.PHONY: all help demo image test prove blackbox cluster-up cluster-down e2e e2e-ci e2e-upstream bench-cni \
-	bench-packets bench-scale fuzz pictures packages vet lint clean FORCE
+.PHONY: all help demo image test test-nftables prove blackbox cluster-up cluster-down e2e e2e-ci e2e-upstream \
+	bench-cni bench-packets bench-scale fuzz pictures packages vet lint clean FORCE

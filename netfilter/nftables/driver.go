@@ -1,6 +1,7 @@
 // Package nftables owns weir's tables "ip weir" and "ip6 weir" of nf_tables. It compares them with a
-// ruleset.Ruleset, and applies the difference in one transaction. So a packet meets either the old rules or the
-// new ones. In other programs' tables it changes only the chain FORWARD of the table filter (accept.go).
+// ruleset.Ruleset, and applies the difference in one transaction. A packet meets the old rules or the new ones. But
+// its look-ups find the newest elements (TestPacketsDuringAChange). In other programs' tables it changes only the
+// chain FORWARD of the table filter (accept.go).
 //
 // Everything goes over netlink: the package starts no program, and needs none on the node.
 package nftables

@@ -86,10 +86,10 @@ func (m *lowering) without(refused *nftnl.RefusedError) bool {
 // refuses reports whether the kernel refuses a rule with the expressions in a table without hooks. The transaction
 // removes the table.
 //
-// Equivalent to: nft 'add table ip weir-trial; add chain ip weir-trial c; add rule ip weir-trial c EXPRESSIONS; delete
-// table ip weir-trial'
+// Equivalent to: nft 'add table ip weir-refused; add chain ip weir-refused c; add rule ip weir-refused c
+// EXPRESSIONS; delete table ip weir-refused'
 func refuses(e nftnl.Expressions) bool {
-	t := nftnl.Table{Family: unix.NFPROTO_IPV4, Name: tableName + "-trial"}
+	t := nftnl.Table{Family: unix.NFPROTO_IPV4, Name: tableName + "-refused"}
 	var b nftnl.Batch
 	b.AddTable(t, nftnl.WeirTableComment)
 	b.AddChain(t, nftnl.Chain{Name: "c"})

@@ -233,7 +233,8 @@ func TestRefusalsForOtherReasons(t *testing.T) {
 		{Action: ruleset.Log, To: conf.LogPrefix + "WEIR-IN-X"}, {Action: ruleset.Drop},
 	}})
 	r := mustApply(t, d, want, netfilter.Trust)
-	if got := listed(t); len(r.Notes) > 0 || !strings.Contains(got, "log prefix") || strings.Contains(got, "weir-trial") {
+	got := listed(t)
+	if len(r.Notes) > 0 || !strings.Contains(got, "log prefix") || strings.Contains(got, "weir-refused") {
 		t.Errorf("%+v, with the rules\n%s", r, got)
 	}
 }

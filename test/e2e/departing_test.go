@@ -17,7 +17,7 @@ func TestANamespaceThatIsBeingDeleted(t *testing.T) {
 	start(t,
 		// The pod takes long to end, as a database does.
 		pod{
-			Namespace: ns, Name: "server", Node: on, Labels: "app: server", Image: probe, Grace: 45,
+			Namespace: ns, Name: "server", Node: on, Labels: "app: server", Image: probe, Grace: 90,
 			Command: `[sh, -c, "trap '' TERM; probe listen :9000 & sleep infinity"]`,
 		},
 		pod{Namespace: others, Name: "client", Node: on, Labels: "app: client", Image: probe, Command: idle})
