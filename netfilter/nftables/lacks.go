@@ -29,7 +29,7 @@ func Lacks(context.Context) (all []string) {
 func lacksIn(f conf.Family) (list []string) {
 	t, err := probe.New(f)
 	if err != nil {
-		return nil // the node has no addresses of the family
+		return nil // the node has no loopback address of the family
 	}
 	defer func() { _ = t.Close() }()
 	at := nftnl.Table{Family: tables[f].Family, Name: conf.TrialSet}

@@ -21,8 +21,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestRefusals: if the kernel refuses a policy's rule, a set or entries, Apply names exactly these. Without
-// them it applies the rest.
+// TestRefusals: if the kernel refuses a policy's rule, a set or an entry, an error of Apply names exactly these;
+// entries only once no rule and no set is refused. Without them Apply applies the rest.
 func TestRefusals(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -110,8 +110,8 @@ func TestAMapsRefusedElementIsItsClass(t *testing.T) {
 	}
 }
 
-// TestRefusedRulesClose: if the kernel refuses a rule of no policy, its present rules stay. If they don't check
-// all packets, all packets of pods are dropped.
+// TestRefusedRulesClose: if the kernel refuses a rule that belongs to no policy, the kernel's present rules stay,
+// provided that they check all packets. Otherwise all packets of pods are dropped.
 func TestRefusedRulesClose(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

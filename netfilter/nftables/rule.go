@@ -16,7 +16,8 @@ import (
 
 type rule struct {
 	ruleset.Rule
-	// Verdicts is the map that has the verdict for the address By. It is empty if the rule's Action decides.
+	// Verdicts is the name of a map with verdicts; empty if the rule's Action decides. By is the packet's address
+	// that is looked up in the map.
 	Verdicts string
 	By       ruleset.Part
 	// Log is the prefix with which the rule logs the packet before it drops it. It is empty if the rule logs

@@ -87,8 +87,8 @@ func setComment(name string) string {
 	return ""
 }
 
-// next returns the set with entries that nftables can store. It lowers only the entries that have changed since
-// s.
+// next returns the set with entries that nftables can store. Where the layout allows it, next lowers only the
+// entries that have changed since s.
 func (s loweredSet) next(layout nftnl.Layout, now ruleset.Entries) loweredSet {
 	if s.layout != layout {
 		s = loweredSet{}

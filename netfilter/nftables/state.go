@@ -48,8 +48,8 @@ func (h held) share(want *table) {
 	}
 }
 
-// stands reports whether weir's chains are complete enough to check each pod's packet. Other rules aren't
-// compared: another version's rules may differ.
+// stands reports whether weir's chains are complete enough to check every packet of a pod. It doesn't compare
+// their rules with the wanted ones, because another version's rules may differ.
 func (h held) stands(want *table) bool {
 	if !h.exists || h.off || len(h.misplaced) > 0 {
 		return false

@@ -13,8 +13,8 @@ import (
 func (d *Driver) TellsOfChanges() bool { return true }
 
 // Watch calls heard() for every generation of nf_tables until ctx ends. concerned is true if the change touched
-// one of weir's tables, or a chain with rules of weir's. Generation 0 means that messages were lost. Watch may run
-// at the same time as all other methods.
+// one of weir's tables, the guard's and the gate's included, or a chain FORWARD of iptables-nft. Generation 0
+// means that messages were lost. Watch may run at the same time as all other methods.
 //
 // Equivalent to: nft monitor
 func (d *Driver) Watch(ctx context.Context, heard func(generation uint32, concerned bool)) error {
@@ -36,7 +36,7 @@ func (d *Driver) Knows(generation uint32) bool {
 	return generation != 0 && ((d.readAt != 0 && int32(generation-d.readAt) <= 0) || d.own.Made(generation))
 }
 
-// SetType returns nft's name for the element type of such sets, in a table of IPv4.
+// SetType returns nft's name for the element type of sets of the kind k, in a table of IPv4.
 func (d *Driver) SetType(k ruleset.SetKind) string {
 	return map[ruleset.SetKind]string{
 		ruleset.Addresses: "ipv4_addr", ruleset.Networks: "ipv4_addr, flags interval",

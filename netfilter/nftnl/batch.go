@@ -9,15 +9,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Batch is a list of requests that the kernel carries out together or not at all. Its methods add requests.
-// Their parameter about is the caller's name for the request, which Refusal.About returns.
+// Batch is a list of requests that the kernel carries out together or not at all. All methods except Empty and
+// Commit add requests. Their parameter about is the caller's name for the request. If the kernel refuses the
+// request, it is in Refusal.About.
 //
 // Equivalent to: nft -f FILE
 type Batch struct{ messages []message }
 
 func (b *Batch) Empty() bool { return len(b.messages) == 0 }
 
-// Refusal is a request that the kernel refuses.
+// Refusal says which request the kernel refuses, and why.
 type Refusal struct {
 	About any // nil if the caller has no name for the request
 	Err   error

@@ -121,8 +121,8 @@ func (e Expressions) And(mask []byte) Expressions {
 		put(unix.NFTA_BITWISE_MASK, value(mask)).put(unix.NFTA_BITWISE_XOR, value(make([]byte, len(mask)))))
 }
 
-// Lookup ends the rule unless the set contains the first registers' value. With not, it ends the rule if the
-// set contains it.
+// Lookup ends the rule unless the set contains the first registers' value. If the parameter not is true, Lookup
+// ends the rule if the set contains the value.
 func (e Expressions) Lookup(set string, not bool) Expressions {
 	a := attrs{}.text(unix.NFTA_LOOKUP_SET, set).number(unix.NFTA_LOOKUP_SREG, register(0))
 	if not {

@@ -80,8 +80,8 @@ func (q Question) answer(reply []byte) *Element {
 	return nil
 }
 
-// between returns the network from first up to the address before behind. A zero behind stands for the end of
-// all addresses. ok is false if this is no single network.
+// between returns the network from first up to the address before behind. A zero behind stands for the end of all
+// addresses. ok is false if no single network has exactly these addresses.
 func between(first, behind netip.Addr) (p netip.Prefix, ok bool) {
 	last := netipx.PrefixLastIP(netip.PrefixFrom(first, 0))
 	if behind.IsValid() {

@@ -3,9 +3,9 @@ package nftnl
 import "slices"
 
 // OwnChanges recognises the generations of nf_tables that the driver's own changes made. The kernel doesn't say
-// who made a generation, so OwnChanges counts: after three own changes in a span, the first three of its
-// generations count as own. If another program made one of them, one too many is left, and the driver reads
-// everything again.
+// who made a generation, so OwnChanges counts: of a span in which the driver made three changes, the first three
+// generations count as own. If another program made one of these three, a later one of the driver's doesn't count
+// as own, and the driver reads everything again.
 type OwnChanges struct {
 	spans []span
 	known []uint32 // generations that count as the driver's own

@@ -102,7 +102,7 @@ func TestPodSets(t *testing.T) {
 }
 
 // TestBatchIsAllOrNothing: if the kernel refuses one request of a batch, it carries out none of them. Commit
-// says which one was refused.
+// says which ones were refused.
 func TestBatchIsAllOrNothing(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

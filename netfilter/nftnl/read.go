@@ -33,7 +33,7 @@ func request(kind int, flags int, t Table, body attrs) *nl.NetlinkRequest {
 	return req
 }
 
-// triesOfALists is how often list tries, if the list changes while it is read.
+// triesOfALists is how often list tries to read a list that changes while it is read.
 const triesOfALists = 5
 
 func (r *Reader) list(kind int, t Table, body attrs, again func(), each func(attrs []byte) bool) (err error) {
@@ -79,13 +79,13 @@ func numberOf(value []byte) uint32 {
 }
 
 type TableState struct {
-	Off     bool   // another program has switched the table off, so its rules check no packets
+	Off     bool   // the table has a flag; mostly another program has switched it off, so its rules check no packets
 	Objects uint32 // how many chains, sets and other objects the table has
 }
 
 // Table returns the table's state; ErrNotExist if there is no such table.
 //
-// Equivalent to: nft list tables FAMILY
+// Equivalent to: nft list table FAMILY TABLE
 func (r *Reader) Table(t Table) (s TableState, err error) {
 	answer, err := get(unix.NFT_MSG_GETTABLE, t, attrs{}.text(unix.NFTA_TABLE_NAME, t.Name))
 	if err != nil {

@@ -58,7 +58,7 @@ func parseSet(family uint8, answer []byte) (table string, s SetState) {
 	return table, s
 }
 
-// Each calls the function each() for every element of the set, until each() returns false. Before each attempt
+// Each calls the function each() for every element of the set, until each() returns false. Before every attempt
 // it calls again(): the reading begins anew if the set changes. odd is true if the layout doesn't allow one of
 // the elements.
 //

@@ -1,6 +1,6 @@
-// Package probe finds out whether the kernel does what weir's rules need. A backend writes the rules of a Trial, and
-// the Trial sends packets through them over the loopback link. So it also notices a rule that the kernel accepts and
-// never matches. It links no backend.
+// Package probe finds out whether the kernel does what weir's rules need. A backend writes the rules of a Trial,
+// and the Trial sends packets through these rules over the loopback link. So probe also notices a rule that the
+// kernel accepts and never matches. The package imports no backend.
 package probe
 
 import (
@@ -21,8 +21,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Trial is a chain of rules for one family, at the hook of packets to the node. For each Need it has a rule that lets
-// the Need's packet pass, and a rule behind it that drops the packet.
+// Trial is a chain of rules for one family, at the hook of packets to the node. The rule of each Need lets the
+// Need's packet pass, or drops it if Need.drops is true. A later rule drops every Need's packet.
 type Trial struct {
 	Family conf.Family
 	Sets   []ruleset.Set
@@ -125,7 +125,8 @@ func (t *Trial) add(n Need) int {
 	return len(t.Needs) - 1
 }
 
-// listen opens a socket for each Need that has none, and puts its port into the Need's rule.
+// listen opens a socket for each Need that has none. It puts the destination port of the Need's packet into the
+// Need's rule.
 func (t *Trial) listen() error {
 	for i := len(t.receivers); i < len(t.Needs); i++ {
 		r, err := listen(t.Family)
@@ -168,7 +169,8 @@ func (t *Trial) Close() error {
 	return err
 }
 
-// Rules returns the rules of the trial's chain.
+// Rules returns the rules of the trial's chain: the examples, and after them one rule for each Need, which drops
+// the Need's packet.
 func (t *Trial) Rules() (all []ruleset.Rule) {
 	all = t.Examples()
 	for i := range t.Needs {
@@ -178,7 +180,8 @@ func (t *Trial) Rules() (all []ruleset.Rule) {
 	return all
 }
 
-// Examples returns a rule for each thing that the trial needs.
+// Examples returns the rules of Needs and of Unused. It gives those of Unused a link that doesn't exist, so that
+// no packet matches them.
 func (t *Trial) Examples() (all []ruleset.Rule) {
 	for _, n := range t.Needs {
 		all = append(all, n.Rule)
@@ -200,8 +203,8 @@ func (t *Trial) Examples() (all []ruleset.Rule) {
 const arrivesWithin = 200 * time.Millisecond
 
 // Wrong sends the packets, and returns the needs whose rules don't do what they should. The chain must be in the
-// kernel. If not even a packet without further conditions arrives, other programs drop the packets: then nothing is
-// known.
+// kernel. If not even the packet of the plain rule with a port arrives, Wrong returns an error: other programs
+// may drop the packets.
 func (t *Trial) Wrong() (wrong []Need, err error) {
 	deadline := time.Now().Add(arrivesWithin)
 	for i, n := range t.Needs {
