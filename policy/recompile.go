@@ -13,12 +13,12 @@ import (
 // last ruleset.
 func (e *Engine) Ruleset() ruleset.Ruleset { return e.compile(math.Inf(1), nil) }
 
-// Slice is Ruleset with a limit of work: it stops when over returns true. The next call continues. Until all is
-// done, packets that need the missing sets and rules are dropped. NextUnparsed returns the large policies,
-// which Slice doesn't parse.
+// Slice is Ruleset with a limit of work: it stops after a fixed amount, or earlier if over returns true. The next
+// call continues. Until all is done, packets that need the missing sets and rules are dropped. Slice parses no large
+// policies: see NextUnparsed.
 func (e *Engine) Slice(over func() bool) ruleset.Ruleset { return e.compile(slice, over) }
 
-// compile spends at most that much work on new sets.
+// compile begins no more work on new sets once the work is spent, or once over returns true.
 func (e *Engine) compile(work float64, over func() bool) ruleset.Ruleset {
 	if math.IsInf(work, 1) {
 		e.parseAll()

@@ -16,7 +16,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestRefused: a part that the kernel refuses leaves the ruleset, and is reported. Only packets that need the
+// TestRefused: a part that the kernel refuses is left out of the ruleset, and reported. Only packets that need the
 // part are dropped.
 func TestRefused(t *testing.T) {
 	sctp, port, http := corev1.ProtocolSCTP, intstr.FromInt32(9), intstr.FromInt32(80)

@@ -14,8 +14,8 @@ type Diff struct {
 	Closed        []Row
 }
 
-// Compare returns the connections that a change from the state before to the state after opens or closes. It
-// compares only the pods of the state before.
+// Compare returns the connections that are possible in only one of two states. It compares only the pods of the
+// first state.
 func Compare(before, after policy.State, services []policy.Service) *Diff {
 	u := newUniverse(services, before, after)
 	d := &Diff{Before: u.matrix(0), After: u.matrix(1)}

@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// Reach has the ports on which one party reaches another, for each family. A family is nil if a party has no
-// address of it.
+// Reach has the ports on which one party reaches another, by family. The ports of a family are nil if one of the
+// parties has only addresses of the other family.
 type Reach [len(conf.Families)]*Ports
 
 type cell [len(conf.Families)]int32
@@ -39,7 +39,7 @@ type side struct {
 type class struct {
 	end             partyEnd
 	egress, ingress side
-	peer            bits // the rules of which the ends are peers
+	peer            bits // the numbers of the rules that allow the ends as peers
 }
 
 func (u *universe) matrix(state int) *Matrix {
@@ -48,7 +48,7 @@ func (u *universe) matrix(state int) *Matrix {
 	m := &Matrix{Parties: slices.Clone(u.parties), space: u.space, kernel: k}
 	sides := k.isolate(m.Parties)
 	by := map[string]int{}
-	var classOf [len(conf.Families)][]int // by classes of the matrix
+	var classOf [len(conf.Families)][]int // by family and the matrix's class: the kernel's class
 	for i := range u.parties {
 		var of [len(conf.Families)]int
 		key := []byte(m.Parties[i].Kind) // the world doesn't reach the world, so it has classes of its own
@@ -162,7 +162,7 @@ func (k *kernel) classOf(f int, end partyEnd, s sides) int {
 		return -1
 	}
 	c := class{end: end, egress: s.egress, ingress: s.ingress, peer: newBits(len(k.list))}
-	var named []byte // the numbers of the named ports decide too
+	var named []byte // the end's numbers for named ports tell classes apart too
 	for i, t := range k.list {
 		if t.Means(end.End) {
 			c.peer.set(i)

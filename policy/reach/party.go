@@ -56,7 +56,7 @@ type partyEnd struct {
 func endAt(e verdict.End) partyEnd { return partyEnd{End: e, known: true} }
 
 type unit struct {
-	pod       policy.Pod // in the first state; only its names, if the pod is unknown
+	pod       policy.Pod // the pod in the first state; only namespace and name if the pod is unknown
 	addresses oneAddress
 	key       string // differs for units that a policy of any state may tell apart
 	ends      partyEnds
@@ -189,7 +189,7 @@ func (u *universe) findEnds(all []unit) {
 
 type facts struct {
 	world  *world
-	labels map[string]bool // keys of the policies' selectors of pods
+	labels map[string]bool // the label keys in the policies' podSelectors
 	ports  map[string]bool // names of ports
 }
 
@@ -305,13 +305,13 @@ func workloads(units []unit) string {
 	return strings.Join(names, ", ")
 }
 
-// generated matches a pod's name with a hash and random characters, with random characters, or with an ordinal.
+// generated matches names of pods that end in a hash and random characters, in random characters, or in an ordinal.
 var generated = regexp.MustCompile(
 	`^(.+?)(-[bcdfghjklmnpqrstvwxz2456789]{6,10}-[bcdfghjklmnpqrstvwxz2456789]{5}` +
 		`|-[bcdfghjklmnpqrstvwxz2456789]{5}|-[0-9]+)$`)
 
-// workload returns the name of the pod's workload. Without a controller's label, it guesses the name only if
-// there are several such pods.
+// workload guesses the name of the pod's workload from the pod's name. It returns the pod's name for a single pod
+// that has none of the controllers' labels.
 func workload(p policy.Pod, several bool) string {
 	made := slices.ContainsFunc(slices.Collect(maps.Keys(p.Labels)), func(key string) bool { return perPod[key] })
 	if m := generated.FindStringSubmatch(p.Name); m != nil && (made || several) {

@@ -1,9 +1,9 @@
 // Package reach computes who can reach whom. A matrix has all connections that the policies allow between pods,
 // and between pods and the world. The package also computes the difference of two matrices.
 //
-// A matrix is exact. Pods that no policy can tell apart are one party. A region of the world is inside or
-// outside of each ipBlock as a whole. A range of ports ends where a policy's range ends. So one verdict of
-// package verdict holds for all connections between two parties on one range of ports.
+// A matrix is exact. No policy can tell the pods of one party apart. A region of the world is inside or outside of
+// each ipBlock as a whole. Where a range of ports in a policy begins or ends, the matrix begins a new range. So one
+// verdict of package verdict holds for all connections between two parties on one range of ports.
 //
 // A matrix leaves out connections that no policy decides: from a pod to itself, and from a node to its own
 // pods. It also leaves out pods with the host's network.
@@ -51,13 +51,13 @@ func (m *Matrix) Between(i, j int) Reach {
 	return m.space.reach(c)
 }
 
-// PartyOf returns the party that has the address; false if none has it.
+// PartyOf returns the index of the party that has the address; false if none has it.
 func (m *Matrix) PartyOf(a netip.Addr) (int, bool) {
 	i := slices.IndexFunc(m.Parties, func(p Party) bool { return p.Has(a) })
 	return i, i >= 0
 }
 
-// Has reports whether the address is one of the pods', or in one of the networks.
+// Has reports whether the address is one of the party's Addresses, or in one of its Networks.
 func (p Party) Has(a netip.Addr) bool {
 	return slices.ContainsFunc(p.Networks, func(n netip.Prefix) bool { return n.Contains(a) }) ||
 		slices.ContainsFunc(p.Addresses, func(all []netip.Addr) bool { return slices.Contains(all, a) })

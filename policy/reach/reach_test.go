@@ -168,8 +168,8 @@ spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr:
 	}
 }
 
-// TestUnknownAndOff: an attachment whose pod is unknown reaches nobody, and nobody reaches it. If enforcement
-// is off, a policy denies nothing.
+// TestUnknownAndOff: an attachment whose pod is unknown reaches nobody, and nobody reaches it. If enforcement is off
+// for a pod, policies deny the pod nothing.
 func TestUnknownAndOff(t *testing.T) {
 	attached := func(name, address string, enforcement conf.Enforcement) policy.Endpoint {
 		namespace, pod, _ := strings.Cut(name, "/")

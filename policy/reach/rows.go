@@ -156,8 +156,8 @@ func only(rows []Row, proto ruleset.Protocol, ports ruleset.PortRange) (all []Ro
 	return all
 }
 
-// Filter says which connections to keep. A nil function keeps all. Either keeps connections with at least one
-// kept end.
+// Filter says which connections to keep. A nil function keeps all. Either must return true for at least one end of a
+// connection.
 type Filter struct {
 	From, To, Either func(Party) bool
 	// Proto and Ports keep connections on these ports. If Proto is empty, they keep all.

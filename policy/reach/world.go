@@ -167,8 +167,8 @@ func hashOf(ranges []netipx.IPRange) mark {
 	return mark{binary.LittleEndian.Uint64(sum[:]), binary.LittleEndian.Uint64(sum[8:])}
 }
 
-// addRegions adds a party for each region of the world. It leaves out unused addresses of pods' networks: no
-// host has them.
+// addRegions adds a party for each region of the world. The addresses of pods and of the Nodes' podCIDRs belong to no
+// region.
 func (u *universe) addRegions() {
 	var pods netipx.IPSetBuilder
 	for i, s := range u.states {
@@ -199,8 +199,8 @@ func (u *universe) addRegions() {
 	}
 }
 
-// families returns the families of the pods' addresses. Pods without addresses may get IPv4, and families that
-// policies name.
+// families returns the families of the pods' addresses. Pods without addresses count as IPv4, and also as IPv6 if an
+// ipBlock divides the IPv6 addresses.
 func (u *universe) families() (all []conf.Family) {
 	var used [len(conf.Families)]bool
 	for _, ends := range u.ends {

@@ -91,8 +91,8 @@ func (c *countedSet) count(p part, now Entries) {
 	}
 }
 
-// give changes by 1 or -1 (by) how many parts have the element with the comment. The entry has the comment that
-// sorts first.
+// give adds by (1 or -1) to the number of parts that have the element with this comment. The set's entry for the
+// element gets the comment that sorts first. If no part has the element any more, the entry is removed.
 func (c *countedSet) give(e Element, comment string, by int) {
 	tallies, isShared := c.shared[e]
 	if !isShared {

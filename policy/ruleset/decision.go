@@ -11,8 +11,8 @@ import (
 
 type decision struct {
 	plans map[chainName]*chainPlan
-	// weights says how often each set's entries are in merged sets; entries and pairs are the sums. staying
-	// counts the chains that look up an unmerged set.
+	// weights says, for each set, how often its entries are in merged sets. entries and pairs are the (rounded)
+	// sizes of all merged sets together. staying says, for each set, how many chains have a rule for the set itself.
 	weights        map[string]weight
 	entries, pairs int
 	staying        map[string]int
@@ -177,8 +177,8 @@ func (d *decision) leaveOut(left func(*merge) bool) {
 // name gives each merged set a name: a hash of its rule's conditions and its first set. So a change of policies
 // rarely changes the name.
 //
-// A name may pass from one chain's set to another's. This allows nothing: the set loses entries before the
-// rules change, and gets new ones after that.
+// A merged set may get the name that another chain's merged set had before. This allows no wrong packet: the set
+// with this name loses entries before the rules change, and gets new ones after that.
 func (d *decision) name(r Ruleset) {
 	byKey := map[string][]*mergedSet{}
 	for _, m := range d.merges {

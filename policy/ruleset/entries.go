@@ -50,8 +50,8 @@ func (e Entries) With(added Entry) Entries {
 	return Entries{e.of.With(added.Element, added.Comment)}
 }
 
-// Follow returns the first entries of the list now: up to the last one of e, and n more. e must be the first
-// entries of the list was.
+// Follow brings e up to date with a list. e must have the first entries of the list as it was. The result has the
+// entries of the list as it is now: those up to the last element of e, and the next n.
 func (e Entries) Follow(was, now Entries, n int) Entries {
 	last, some := e.last(func(Element) bool { return true })
 	within := func(x Element) bool { return some && x.Compare(last) <= 0 }
@@ -78,7 +78,7 @@ func (e Entries) Follow(was, now Entries, n int) Entries {
 
 func (e Entries) Without(element Element) Entries { return Entries{e.of.Without(element)} }
 
-// Diff yields, in order, the changes from e to the entries now. Shared parts take no time.
+// Diff yields, in order, the changes that turn e into the parameter now. Memory that both share takes no time.
 func (e Entries) Diff(now Entries) iter.Seq[ordered.Change[Element, string]] {
 	return e.of.Diff(now.of)
 }

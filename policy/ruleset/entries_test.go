@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// TestFollow: entries that follow a changing list become equal to the list.
+// TestFollow: entries that follow a changing list always have its first entries, and in the end all of them.
 func TestFollow(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	element := func() Element {

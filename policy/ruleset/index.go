@@ -6,11 +6,11 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Index evaluates packets as a Simulator does, but its time doesn't grow with the rules, sets and members. Only
-// one goroutine may use it, because it keeps what it has computed.
+// Index evaluates packets as a Simulator does, but its time hardly grows with the number of rules, sets and entries.
+// Only one goroutine may use an Index, because it keeps what it has computed.
 //
-// Each address has a signature: the sets and networks that contain it. In each chain, a signature leads to
-// rows: the rules that may match, by protocol and port.
+// Each address has a signature: the sets and networks that contain it. In each chain, a signature leads to a row:
+// the rules that may match, by protocol and port.
 type Index struct {
 	hooks   [len(conf.Families)][2]*indexedChain
 	members members
@@ -24,7 +24,7 @@ type indexedChain struct {
 	rest *row
 	rows [ends]map[*signature]*row
 	// verdicts keeps verdicts on packets that needed many comparisons. It is nil if the chain leads to other
-	// chains, or looks up links.
+	// chains, or looks up sources together with links or ports.
 	verdicts map[verdictOf]Action
 }
 
@@ -42,7 +42,7 @@ const (
 	ends
 )
 
-// indexedRule has first the fields that decide on most packets. This saves reads of slow memory.
+// The first fields of an indexedRule decide on most packets. So most comparisons read only a little memory.
 type indexedRule struct {
 	class       class
 	simple      bool
@@ -225,7 +225,8 @@ func (b *indexer) rule(r *Rule) indexedRule {
 	return i
 }
 
-// member returns the match for the set. Its group is none if no set of this kind can contain the part m.By.
+// member returns the match for the set. Its group is none if there is no such set, or if a set of this kind can't
+// contain the part m.By.
 func (b *indexer) member(m SetMatch, set *Set) memberMatch {
 	match := memberMatch{group: none, end: source, not: m.Not}
 	if m.By == Destination || m.By == DestinationPair {

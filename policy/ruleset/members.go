@@ -25,8 +25,8 @@ type memberGroup struct {
 	network netip.Prefix
 }
 
-// signature says which groups contain an address: its own groups, and those of above, the signature of the
-// surrounding network. Equal signatures have the same pointer.
+// A signature says which groups contain an address: those in the field groups, and those of the signature above,
+// which belongs to the surrounding network. Equal signatures have the same pointer.
 type signature struct {
 	recent [8]struct {
 		chain *indexedChain
@@ -91,11 +91,11 @@ func (m *members) add(network netip.Prefix, set *Set) int32 {
 	return int32(len(m.groups) - 1)
 }
 
-// searchTime is how many times longer a search of a group takes than adding an entry to a table.
+// A search of a group takes searchTime times as long as adding an entry to a table.
 const searchTime = 4
 
-// signature searches each group at first. Once the searches have taken as long as making a table, it makes the
-// table.
+// signature searches each group at first. Once the searches have taken as long as making a table would take, it
+// makes the table.
 func (m *members) signature(a netip.Addr) *signature {
 	if t := m.tables[conf.FamilyOf(a)]; t != nil && len(t.sizes) <= few {
 		return t.signature(m, a, a.BitLen())
@@ -203,7 +203,7 @@ func (t *memberTable) add(network netip.Prefix, group int32) {
 		t.bySize[size].set(first, i)
 	}
 	n := &t.networks[i]
-	if n.link != 0 && t.links[n.link].group == group { // it has the network with another link or port
+	if n.link != 0 && t.links[n.link].group == group { // the group has the network already, with another link or port
 		return
 	}
 	t.links = append(t.links, memberLink{group, n.link})

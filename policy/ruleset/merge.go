@@ -6,19 +6,20 @@ import "math/bits"
 type Bounds struct {
 	// Sets is how many sets are cheap enough to look up one by one. Classes of pods can share unmerged sets.
 	Sets int
-	// Large is how many entries a large set has. Up to Sets large sets stay unmerged.
+	// Large is the most entries of a set that isn't large. The largest sets stay unmerged, if the number of look-ups
+	// doesn't exceed Sets.
 	Large int
 	// Lists is how many lists of ports are cheap to compare one by one.
 	Lists int
-	// ListLen is the most ports of a list that are looked up together with an address.
+	// ListLen limits lists of ports that are looked up together with an address. Longer lists stay as they are.
 	ListLen int
-	// SetLen is the most entries of a set that is merged. Each class of pods has a copy of them.
+	// SetLen limits sets that are merged, because each class of pods gets a copy of the entries. Larger sets stay as
+	// they are.
 	SetLen int
-	// Entries is the most entries of all merged sets together. Each takes some 200 bytes of the kernel's
-	// memory.
+	// Entries limits the entries of all merged sets together. Each takes some 200 bytes of the kernel's memory.
 	Entries int
-	// Pairs is how many entries of merged sets may have ports. When a pod ends, whole sets are read to find its
-	// pairs.
+	// Pairs limits the entries with ports in all merged sets together. When a pod ends, whole sets are read to find
+	// the pod's entries with ports.
 	Pairs int
 }
 
@@ -47,7 +48,7 @@ const tooLarge = 64
 //   - Sets are merged if more than Bounds.Sets of them belong to the same protocol and ports.
 //   - Address and port are looked up together if a protocol has more than Bounds.Lists lists of ports.
 //   - If there isn't room for all merged sets, the smallest come first.
-//   - What the kernel has refused isn't merged.
+//   - Merged sets and rules that the kernel has refused are left out.
 //
 // Merge is the specification of a Merger.
 func Merge(r Ruleset, refused Refused) Ruleset { return UsualBounds().Merge(r, refused) }

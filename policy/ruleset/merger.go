@@ -7,7 +7,7 @@ import (
 )
 
 // Merger merges the rulesets of one node, one after the other, with the results of Bounds.Merge. A small change
-// takes little time. It isn't safe for concurrent use. The rulesets that it returns never change.
+// takes little time. A Merger isn't safe for concurrent use. The rulesets that it returns never change.
 type Merger struct {
 	bounds   Bounds
 	last     Ruleset // as it was given

@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// TestMerge: a merged random ruleset allows exactly the same packets. A Merger gives the same merged ruleset after
-// each step.
+// TestMerge: a merged random ruleset allows exactly the same packets as before. After each step of a sequence, a
+// Merger gives the same ruleset as Bounds.Merge.
 func TestMerge(t *testing.T) {
 	sequences := 300
 	if testing.Short() {
@@ -312,7 +312,8 @@ func TestMergedShapes(t *testing.T) {
 	}
 }
 
-// TestLargeSetsStayApart: few or large sets aren't merged, and the others become one.
+// TestLargeSetsStayApart: few sets aren't merged. Of many sets, some large ones stay apart, and the others become
+// one.
 func TestLargeSetsStayApart(t *testing.T) {
 	b := UsualBounds()
 	for name, tc := range map[string]struct {

@@ -11,8 +11,8 @@ import (
 
 type merge struct {
 	plan  *chainPlan
-	chain int   // its index in the ruleset
-	rules []int // their indexes in the chain, in order
+	chain int   // the index of the chain in the ruleset
+	rules []int // the indexes of the replaced rules in the chain, in order
 	rule  Rule
 	peers int // the index of the merged set in rule.Sets
 	kind  SetKind

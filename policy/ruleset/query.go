@@ -6,7 +6,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Allows reports whether the packet passes the hook that checks it. It passes if no chain is there.
+// Allows reports whether the packet passes the hook that checks it. Without a chain at that hook, it passes.
 func (x *Index) Allows(p Packet) bool {
 	hooks := &x.hooks[conf.FamilyOf(p.Dst)]
 	c := hooks[0]

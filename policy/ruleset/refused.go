@@ -4,8 +4,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Refusal names a part of a ruleset that a node's kernel refuses, such as a match without a kernel module. Only
-// one of Kind, Rule, SetKind and Set isn't empty.
+// Refusal names a part of a ruleset that a node's kernel refuses, such as a match without a kernel module. Exactly
+// one of Kind, Rule, SetKind and Set names the part; the others are empty.
 type Refusal struct {
 	Family conf.Family
 	// Kind is the name of a Kind: a part that several rules can have.
@@ -73,8 +73,8 @@ func (r Refused) Set(f conf.Family, k SetKind, name string) string {
 	return r[Refusal{Family: f, Set: name}]
 }
 
-// Rule returns the refused part of the rule, with the reason, as why. It is empty if no part is refused. ports
-// is true if the part matches ports.
+// Rule returns why the kernel has refused the rule or a part of it; "" if the kernel hasn't. ports is true if the
+// refused part matches ports or the protocol.
 func (r Refused) Rule(f conf.Family, rule Rule) (why string, ports bool) {
 	if len(r) == 0 {
 		return "", false

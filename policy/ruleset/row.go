@@ -57,7 +57,8 @@ func (c *indexedChain) row(at end, s *signature) *row {
 	return r
 }
 
-// newRow makes and keeps the row for the signature.
+// newRow makes and keeps the row for the signature. If none of the signature's own groups leads to a rule, this is
+// the row of the signature above.
 func (c *indexedChain) newRow(at end, s *signature) *row {
 	r := c.row(at, s.above)
 	if rules := c.pivots[at].of(s.groups); len(rules) > 0 {
@@ -134,8 +135,8 @@ func newPortTable(c *indexedChain, r *row, of class) *portTable {
 
 const lastPort = 1<<16 - 1
 
-// ranges returns ports outside of which the rule matches nothing. exact is true if the rule matches all of
-// them.
+// ranges returns a list of ports. The rule matches no port outside of the list. exact is true if no condition on
+// ports excludes a port in the list.
 func (r *indexedRule) ranges() (list []PortRange, exact bool) {
 	if len(r.Ports) > 0 {
 		return r.Ports, len(r.ports) == 0

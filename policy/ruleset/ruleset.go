@@ -1,13 +1,13 @@
 // Package ruleset describes as data what a node's packet filter should enforce: sets, chains of rules, and the
-// hooks where packets enter the chains. A backend (netfilter/iptables) writes a ruleset to the kernel. A
+// hooks where packets enter the chains. A backend, such as netfilter/iptables, writes a ruleset to the kernel. A
 // Simulator runs packets through a ruleset in memory. An Index gives the same verdicts in less time.
 //
 // The package uses no kernel interface and no package of Kubernetes, and has no side effects. Its invariants:
 //
 //   - Sets are ordered by name, chains by family and name, entries by Element.Compare.
-//   - A set is of one family. It has no IPv4-mapped IPv6 address (::ffff:0:0/96).
-//   - The names of a class's set and chain contain a hash of the chain's rules (Identity). So the rules for the
-//     members of a set never change.
+//   - A set has addresses of one family, and no IPv4-mapped IPv6 address (::ffff:0:0/96).
+//   - The names of a class's set and chain contain a hash of the policies' rules (Identity). So other rules come
+//     with another set. The classes "none" and "open" need no hash: their rules are always the same.
 //   - Each chain that checks packets ends with a rule that drops the packet, or returns. A packet passes the
 //     hook if the hook's chain returns.
 package ruleset
@@ -43,7 +43,7 @@ const (
 	TranslateSource Hook = "translate sources"
 )
 
-// Chain is a list of rules. The first matching rule decides, unless its action is Log.
+// Chain is a list of rules. A packet meets them in order. What a matching rule does is its Action.
 type Chain struct {
 	Family conf.Family
 	Name   string
@@ -53,8 +53,8 @@ type Chain struct {
 	Rules   []Rule
 }
 
-// Dispatch returns the names of the sets that the chain's rules match, in order. A pod in several of them
-// belongs to the class of the first.
+// Dispatch returns the names of the sets that the chain's rules look up, in order, except those with Not. A pod in
+// several of these sets belongs to the class of the first.
 func (c Chain) Dispatch() []string {
 	var names []string
 	for _, r := range c.Rules {

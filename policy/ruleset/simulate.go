@@ -14,7 +14,7 @@ import (
 // its source is not.
 type Packet struct {
 	In, Out  string // links; Out is empty for a packet to the node itself
-	InPort   string // the port of In that the packet came in by, if In is a bridge of another plugin's
+	InPort   string // the port of In that the packet came in by, if In is another plugin's bridge
 	Src, Dst netip.Addr
 	Proto    Protocol // a name or a number
 	Port     uint16   // of the destination; 0 for protocols without ports

@@ -46,7 +46,7 @@ func (t *tracer) walk(c Chain) Action {
 		case Drop, Return:
 			return r.Action
 		case Jump, GoTo:
-			next, _ := t.Chain(c.Family, r.To) // without it, nothing is in the chain
+			next, _ := t.Chain(c.Family, r.To) // a chain that doesn't exist has no rules
 			if result := t.walk(next); result == Drop || r.Action == GoTo {
 				return result
 			}
