@@ -84,7 +84,8 @@ spec:
 `, team, labels, port)
 }
 
-// TestExplain: if a connection fails several conditions, explain names one of them until all are met.
+// TestExplain: explain names the conditions that a connection doesn't meet. The test meets the first of them,
+// again and again, until the connection is allowed.
 func TestExplain(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -141,7 +142,8 @@ func TestExplain(t *testing.T) {
 	differs(n, client)
 }
 
-// differs takes the client out of all sets. explain must then exit with code 4.
+// differs takes the client out of all sets. explain must then exit with code 4, until a resync has repaired the
+// sets.
 func differs(n *nodetest.Node, client *nodetest.Pod) {
 	n.Helper()
 	takeOut(n, client.IP)

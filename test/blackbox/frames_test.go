@@ -27,7 +27,8 @@ metadata: {name: deny-all, namespace: hostile}
 spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
 `
 
-// hostileNode makes a node without rp_filter. A policy denies everything to the pod hostile.
+// hostileNode returns a node without rp_filter, and three of its pods. A policy denies everything to the first of
+// them.
 func hostileNode(t *testing.T, conf nodetest.Conf) (n *nodetest.Node, hostile, a, b *nodetest.Pod) {
 	t.Helper()
 	n = nodetest.NewNode(t, conf)
@@ -133,7 +134,8 @@ func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 	}
 }
 
-// TestARPToLinkLocalMACs: if a pod sends ARP requests to link-local MACs, the node neither answers nor learns.
+// TestARPToLinkLocalMACs: if a pod sends ARP requests to link-local MACs, the node neither answers nor learns the
+// sender's MAC.
 func TestARPToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -202,7 +204,8 @@ func nodesOf(own, other string) string {
 	return nodeManifest("self", 0, own, "10.88.0.0/24") + nodeManifest("other", 0, other, "10.99.0.0/24")
 }
 
-// tunnelNode makes a node with a tunnel to another node. here and there are the MACs of the tunnel's ends.
+// tunnelNode makes a node with a tunnel to another node. here and there are the MACs of the tunnel's ends: here
+// on this node, there on the other.
 func tunnelNode(t *testing.T, own, other string) (n *nodetest.Node, e, b *nodetest.Pod, here, there net.HardwareAddr) {
 	t.Helper()
 	n = nodetest.NewNode(t, nil)

@@ -95,7 +95,8 @@ func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 		"ip -n outside route add 10.99.0.0/24 via 192.0.2.2", "ip -n outside route add fd00:10:99::/64 via 2001:db8::2",
 		"ip -n outside route add 10.88.0.0/24 via 192.0.2.2", "ip -n outside route add fd00:10:88::/64 via 2001:db8::2",
 	)
-	// Package net finds out the families once, by binding to ::1. In a pod with loopback down, it would find none.
+	// Package net finds out only once which families work, by binding to ::1. If it did this in a pod whose
+	// loopback is down, it would find none.
 	l, err := net.Listen("tcp", ":0")
 	if err != nil {
 		t.Fatal(err)
@@ -275,7 +276,7 @@ func TestForgedErrorsInDisguise(t *testing.T) {
 	}
 }
 
-// TestRedirectsOfPods: if a pod sends an ICMP redirect, it is dropped.
+// TestRedirectsOfPods: an ICMP redirect that a pod sends is dropped.
 func TestRedirectsOfPods(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -294,7 +295,8 @@ func TestControlHonestErrors(t *testing.T)             { honestErrors(t, "weir")
 func TestControlHonestErrorsBehindPtp(t *testing.T)    { honestErrors(t, "ptp") }
 func TestControlHonestErrorsBehindBridge(t *testing.T) { honestErrors(t, "bridge") }
 
-// honestErrors: if a sender reaches a port without a server, it gets the ICMP error.
+// honestErrors: a sender gets the ICMP error of a port without a server, and the error of a router between the
+// ends.
 func honestErrors(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return

@@ -52,8 +52,8 @@ const (
 	newElement = 12
 )
 
-// refuseRequests makes nf_tables refuse requests of the kind with the bytes, of programs that start from now on, until
-// the file /run/loaded exists.
+// refuseRequests makes nf_tables refuse requests that are of this kind and contain the text, until the file
+// /run/loaded exists. Only programs that start from now on are affected.
 func refuseRequests(t *testing.T, kind byte, with string) {
 	t.Helper()
 	nodetest.EditNetlink(t, true, func(message []byte) unix.Errno {

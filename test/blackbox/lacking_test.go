@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// withoutXtables gives the test's node the kernel and the programs of an image without ipset and xtables. With an
-// error, the kernel answers each use of them with it. Otherwise it doesn't know them.
+// withoutXtables hides ipset's and xtables' programs from the test's node. If refused isn't 0, the kernel answers
+// requests for ipset and xtables with this error. Otherwise the kernel doesn't know them.
 func withoutXtables(t *testing.T, refused unix.Errno) {
 	t.Helper()
 	programs := t.TempDir()

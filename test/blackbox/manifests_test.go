@@ -173,6 +173,7 @@ func TestFilesThatAreNoManifests(t *testing.T) {
 }
 
 // TestAFileThatMayHoldAPolicy: if a broken file may contain a policy, the agent isn't ready and no pod starts.
+// With --ignore-broken, the agent starts without the file.
 func TestAFileThatMayHoldAPolicy(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

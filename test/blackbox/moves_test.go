@@ -20,11 +20,10 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// settle is how long kube-proxy's rules must have been elsewhere in these tests before the agent moves.
+// settle is how long kube-proxy's rules must stay in another backend before the agent moves there too.
 const settle = "100ms"
 
-// movingPods are a server that a policy opens for one client on some ports, a server that nobody may reach, and pods
-// that come and go.
+// movingPods are a server, and two pods to which a policy opens two ports of the server.
 const movingPods = `
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -148,11 +147,11 @@ func (m *moves) countArrivals() {
 	})
 }
 
-// answersWithin is enough for TCP to send its first packet again, which repeats counts.
+// answersWithin is long enough for TCP to send a connection's first packet again. repeats counts these packets.
 const answersWithin = 5 * time.Second
 
-// repeats returns how often a TCP connection's first packet was sent again in the namespace: the first one was dropped.
-// Attempts that ended sooner don't count.
+// repeats returns how often TCP sent a connection's first packet again in the namespace, because the first one
+// was dropped. The forbidden attempts end sooner and don't count.
 func (m *moves) repeats(netns string) (n int) {
 	m.Helper()
 	nodetest.In(m, netns, func() error {
@@ -181,7 +180,7 @@ func (m *moves) dial(netns, network, address string) (conn net.Conn, err error) 
 	return conn, err
 }
 
-// start sends 200 new connections per second, a third of them forbidden, and keeps two connections in use.
+// start makes 200 new connections per second, a third of them forbidden, and keeps two more connections in use.
 func (m *moves) start() {
 	m.Helper()
 	dial := func(network, address string) (net.Conn, error) { return m.dial(m.client.Netns, network, address) }
@@ -256,7 +255,8 @@ func (m *moves) start() {
 	}
 }
 
-// every does something as often as that each second, until the traffic ends. Attempts don't wait for each other.
+// every calls do so many times each second, until the traffic ends. Only the calls for a long-lived connection
+// wait for each other.
 func (m *moves) every(what string, each int, forbidden bool, do func() error) {
 	m.traffic.Add(1)
 	go func() {
@@ -404,8 +404,8 @@ func TestChoosesWithoutXtables(t *testing.T) {
 	})
 }
 
-// TestNoBackendWorks: the agent isn't ready, names what the node lacks, and no pod starts. Once a backend works, the
-// agent takes it without a restart.
+// TestNoBackendWorks: if no backend works, the agent isn't ready, names what the node lacks, and no pod starts.
+// Once a backend works, the agent takes it without a restart.
 func TestNoBackendWorks(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -57,7 +57,7 @@ func newKeptNode(t *testing.T) *keptNode {
 		{nodetest.Self, n.server.IP + ":80"},
 		{nodetest.Self, "[" + n.server.IP6 + "]:80"},
 	}
-	if err := within(repairTime, n.traffic); err != nil { // the servers may have little of the processors
+	if err := within(repairTime, n.traffic); err != nil { // the servers may start slowly
 		t.Fatalf("before anything is broken: %v", err)
 	}
 	return n
