@@ -41,13 +41,13 @@ func (p Remote) forwarding(tunnel int) netlink.Neigh {
 	}
 }
 
-// setNeighbours makes the tunnel's entries equal to those of the remotes. Multicast entries stay. Errors of the
-// kernel go to refused.
+// setNeighbours makes the tunnel's entries equal to those of the remotes behind it. Multicast entries stay. If
+// the kernel refuses a new entry, the error goes to refused.
 //
 // Equivalent to:
 //
 //	ip neigh replace VIA lladdr MAC dev weir-vxlan nud permanent
-//	bridge fdb replace MAC dev weir-vxlan dst NODE self permanent
+//	bridge fdb append MAC dev weir-vxlan dst NODE self permanent
 func (o *Overlay) setNeighbours(tunnel int, remotes []Remote, all *Applied, refused refusals) error {
 	want := make(map[entry]bool, 2*len(remotes))
 	for _, p := range remotes {
@@ -126,8 +126,8 @@ func sameRoute(have, want netlink.Route, tunnel int) bool {
 		have.Type == unix.RTN_UNICAST
 }
 
-// setRoutes makes weir's routes equal to the plan's. It leaves out the nodes in refused. Further errors of the
-// kernel go to refused.
+// setRoutes makes weir's routes equal to the plan's, and deletes those to the nodes in refused. If the kernel
+// refuses a new route, the error goes to refused.
 //
 // Equivalent to:
 //
@@ -153,7 +153,7 @@ func (o *Overlay) setRoutes(tunnel int, p Plan, all *Applied, refused refusals) 
 			}
 		}
 		if kept >= 0 {
-			have[remote.Network] = append(present[:kept:kept], present[kept+1:]...) // weir's others to it, with other metrics
+			have[remote.Network] = append(present[:kept:kept], present[kept+1:]...) // weir's others, with other metrics, go
 			continue
 		}
 		all.lack(fmt.Sprintf("the route to %s (node %s) is missing", remote.Network, remote.Node), "%s", remote.command())

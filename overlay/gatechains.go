@@ -72,7 +72,7 @@ func toPort(p Plan) match {
 		is(fmt.Sprintf("udp dport %d", p.Port), loadTransport(2, 2, 1), binary.BigEndian.AppendUint16(nil, p.Port)))
 }
 
-// toTunnel also compares the VNI, because other programs may use the port with another one.
+// toTunnel also compares the VNI, because other programs may use the port with another VNI.
 func toTunnel(p Plan) match {
 	vni := binary.BigEndian.AppendUint32(nil, p.VNI)[1:]
 	return join(toPort(p), is(fmt.Sprintf("@th,96,24 %d", p.VNI), loadTransport(12, 3, 1), vni))
@@ -212,7 +212,8 @@ func ofFamily(f conf.Family) match {
 	return is("meta nfproto ipv4", load, []byte{unix.NFPROTO_IPV4})
 }
 
-// address matches packets whose address (field: "saddr" or "daddr") is in the set, or with not, is not in it.
+// address matches packets whose address is in the set. The parameter field is "saddr" or "daddr". If not is true,
+// address matches packets whose address isn't in the set.
 func address(f conf.Family, field, set string, not bool) match {
 	protocol := map[conf.Family]string{conf.IPv4: "ip", conf.IPv6: "ip6"}[f]
 	unequal := ""
@@ -223,8 +224,8 @@ func address(f conf.Family, field, set string, not bool) match {
 	return join(ofFamily(f), match{words, []expr.Any{loadAddress(f, field), lookup(setName(f, set), not)}})
 }
 
-// fromSender matches if outer and inner source address are one element of the senders' set. Frames that aren't IP
-// don't match.
+// fromSender matches a tunnel packet if its outer and its inner source address together are an element of the
+// senders' set. The packet inside must be of the family inner.
 func fromSender(outer, inner conf.Family) match {
 	ethertype, at, length, words := uint16(unix.ETH_P_IP), uint32(30+12), uint32(4), "@th,224,16 0x0800"
 	if inner == conf.IPv6 {
@@ -243,7 +244,8 @@ func fromSender(outer, inner conf.Family) match {
 	})
 }
 
-// wrongLink matches a packet if the route to its source uses another link, or doesn't exist.
+// wrongLink matches a packet if the route to its source uses another link than the packet came by, or doesn't
+// exist.
 var wrongLink = match{"fib saddr . iif oif 0", []expr.Any{
 	&expr.Fib{Register: 1, FlagSADDR: true, FlagIIF: true, ResultOIF: true},
 	&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: make([]byte, 4)},

@@ -27,8 +27,8 @@ func New(h netlinksafe.Handle) *Overlay { return &Overlay{h} }
 
 // Applied says what Apply had to write, and what the kernel refused.
 type Applied struct {
-	// Lacks are the parts of the plan that the kernel lacked. A new VXLAN device is the only lack, because
-	// everything else was gone with the old one.
+	// Lacks are the parts of the plan that the kernel lacked. If the VXLAN device is new, it is the only lack:
+	// everything else was gone with the old device.
 	Lacks []Lack
 	// Refused has a problem for each node whose route or entry the kernel refuses.
 	Refused []ruleset.Problem
@@ -37,7 +37,7 @@ type Applied struct {
 type Lack struct {
 	// Was says what was wrong, such as "weir-vxlan is down".
 	Was string
-	// Command is a shell command for the part. Apply may set more.
+	// Command is a shell command that would make the part. Apply may set more.
 	Command string
 }
 

@@ -37,8 +37,8 @@ func zones(t *testing.T) map[string]*Overlay {
 	for i := 1; i <= 3; i++ {
 		name := fmt.Sprint("n", i)
 		path := nodetest.NewNS(t, name)
-		// A real node forwards IPv6 too: ADD sets this sysctl. Otherwise a node would use its default route once its
-		// gateway is slow to answer.
+		// A real node forwards IPv6 too: ADD sets this sysctl. Without it, a node would use its default route
+		// once its gateway is slow to answer.
 		nodetest.In(t, path,
 			func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0o600) })
 		run("ip link add eth0 netns %s mtu 1400 type veth peer name %s mtu 1400 netns router", name, name)

@@ -72,7 +72,7 @@ func (r *Routes) lookUp(from, to netip.Addr) (Path, error) {
 	}
 }
 
-// Packets may take any next hop, so the smallest MTU counts. The path is on the link only if all next hops are.
+// Packets may take any next hop, so the smallest MTU counts. The path is OnLink only if no next hop is a router.
 func (r *Routes) path(route netlink.Route) (Path, error) {
 	p := Path{OnLink: true, MTU: route.MTU}
 	hops := route.MultiPath
@@ -180,7 +180,7 @@ func (r *Routes) addressLink(local netip.Addr) (Path, error) {
 }
 
 // UnderlayAddresses returns the addresses of the node's links and routers, sorted. weir's own links and routes
-// don't count. A route to pods over such an address would cut the node off.
+// don't count. If a route to pods covered such an address, the node would be cut off.
 //
 // Equivalent to: ip addr show; ip route show table all
 func UnderlayAddresses(h netlinksafe.Handle) ([]claims.UnderlayAddress, error) {

@@ -3,9 +3,9 @@
 //
 // Its kernel objects:
 //
-//   - the VXLAN device weir-vxlan with its addresses, which doesn't exist where no node needs a tunnel
-//   - for each network of another node a route of protocol 88, and if it is reached through the tunnel, a neighbour and
-//     a forwarding entry of weir-vxlan; no route if routers between the nodes know the network
+//   - the VXLAN device weir-vxlan with its addresses, if this node reaches another node's pods through a tunnel
+//   - a route of protocol 88 for each network of another node, unless routers between the nodes know the network
+//   - a neighbour and a forwarding entry of weir-vxlan for each network behind the tunnel
 //   - the nftables table "inet weir-tunnel", the gate
 //
 // Invariants:
@@ -159,8 +159,8 @@ func MAC(node netip.Addr) net.HardwareAddr {
 //
 //   - All tunnels have one family: that of this node's first address.
 //   - Packets without a tunnel need an address of their own family at the other node.
-//   - A Node without an address or a network is left out until it has one.
-//   - A network of a family in which this node has no network is left out.
+//   - A Node without an address or a network has no Remote until it has one.
+//   - A network of a family in which this node has no network has no Remote.
 func Compute(self string, o Options, nodes []policy.Node, paths Paths) Plan {
 	c := planner{Plan: Plan{Options: o}, self: self, paths: paths, macs: map[string]string{}}
 	for _, n := range nodes {
@@ -295,7 +295,8 @@ func (c *planner) path(node string, from, to netip.Addr) (Path, bool) {
 	return path, true
 }
 
-// setMTUs takes the smallest MTU of the paths to other nodes. Without other nodes, it takes the uplink's.
+// setMTUs computes both MTUs from the smallest MTU of the paths to other nodes. If no such path is known, it
+// takes the uplink's MTU instead.
 func (c *planner) setMTUs() {
 	if !c.NodeAddress.IsValid() {
 		return

@@ -40,9 +40,9 @@ func openTransaction() (*nftables.Conn, error) {
 	return conn, nil
 }
 
-// Apply makes the kernel's table equal to the gate. If only a few elements differ, it changes only these. Otherwise
-// it replaces the table in one transaction. replaced is true if the table was missing, or something other than
-// elements was wrong. t has the counts of the table before.
+// Apply makes the kernel's table equal to the gate. If only elements are wrong, and few of them must be deleted,
+// it changes only elements. Otherwise it replaces the table in one transaction. replaced is true if the table was
+// missing, or something other than elements was wrong. t has the counts of the table before.
 //
 // Equivalent to: nft -f, with a table of these sets and chains
 func (g Gate) Apply() (replaced bool, t Traffic, err error) {
@@ -282,7 +282,7 @@ func ReadTraffic() (Traffic, error) {
 	return trafficOf(chains), nil
 }
 
-// trafficOf finds the rules that count tunnel packets by their comments.
+// trafficOf adds up the counts of tunnel packets. It finds the counting rules by their comments.
 func trafficOf(chains map[string]nft.Listed) (t Traffic) {
 	for _, c := range chains {
 		for _, r := range c.Rules {

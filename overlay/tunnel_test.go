@@ -18,7 +18,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestPodsForgeNoTunnelPackets: if a pod of n1 forges tunnel packets of n1, the gate of n1 drops them.
+// TestPodsForgeNoTunnelPackets: if n1 has a gate, a pod of n1 can't send a forged tunnel packet to n2, not even
+// to an address that n1 doesn't know.
 func TestPodsForgeNoTunnelPackets(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

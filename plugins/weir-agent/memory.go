@@ -13,8 +13,8 @@ const heapShare = 0.9
 // collectAt is GOGC. Most of the heap stays, so Go's default of 100 would need twice the memory.
 const collectAt = 50
 
-// limitMemory keeps Go's heap below the container's memory limit: limit, in bytes, or "". GOGC and GOMEMLIMIT take
-// precedence.
+// limitMemory keeps Go's heap below the container's memory limit. The parameter limit is in bytes; empty means no
+// limit. GOGC and GOMEMLIMIT take precedence.
 func limitMemory(limit string) error {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(collectAt)

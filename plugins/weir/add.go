@@ -62,7 +62,7 @@ func badID(err error) error {
 	return refuse(types.ErrInvalidEnvironmentVariables, "CNI_CONTAINERID, CNI_IFNAME: %v", err)
 }
 
-// The result is for an interface that weir made (CNI specification 1.1, "ADD Success").
+// result returns the result for an interface that weir made (CNI specification 1.1, "ADD Success").
 func result(made attachment.Made, dns types.DNS) *current.Result {
 	e := made.Record
 	r := &current.Result{

@@ -182,7 +182,7 @@ func testBehind(t *testing.T, other string) {
 	})
 	n.StartAgent()
 	nothing := leftovers(t)
-	for i := range 8 { // as if somebody had used the link before weir was called
+	for i := range 8 { // as if packets to the pods' addresses had come before weir was called
 		nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", "192.0.2.9", "-d", fmt.Sprint("10.99.0.", 2+i), "--sport",
 			"4000", "--dport", "53", "-t", "600")
 	}
@@ -351,7 +351,8 @@ func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 	}
 }
 
-// TestPolicyThatCantHoldIsRefused: if a pod's packets would bypass the FORWARD hook, ADD refuses the pod.
+// TestPolicyThatCantHoldIsRefused: ADD refuses a pod whose packets would bypass the FORWARD hook, and a
+// prevResult or an interface that weir can't enforce policy on.
 func TestPolicyThatCantHoldIsRefused(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
 		return
@@ -635,7 +636,8 @@ spec:
 	reach(client, false)
 }
 
-// nothingUnderSolicitations: if an isolated pod sends a neighbour solicitation through a router, it is dropped.
+// nothingUnderSolicitations: if an isolated pod sends a neighbour solicitation through a router, the solicitation
+// is dropped.
 func nothingUnderSolicitations(t *testing.T, from, to *nodetest.Pod) {
 	t.Helper()
 	raw := func(netns string) *net.IPConn {
