@@ -94,7 +94,9 @@ func walkthrough(t *testing.T, client, server node) {
 	for _, n := range []node{client, server} {
 		eventually(t, 10*time.Second, "nothing is left on "+n.name, func() error {
 			for _, command := range []string{
-				"ipset save", "iptables-save", "ip neighbour show dev weir0", "nft list ruleset",
+				"ipset save", "iptables-save", "ip neighbour show dev weir0",
+				// kube-proxy keeps chains of deleted Services for a while.
+				"nft list tables | grep ' weir' | while read -r table; do nft list $table; done",
 				"ls /run/weir/endpoints", "conntrack -L",
 			} {
 				out, err := run(t.Context(), "", scripts+"enter", n.name, "sh", "-c", command+" 2>/dev/null")
