@@ -12,7 +12,8 @@ import (
 // TestAFlushWhileTheKernelRefuses: if the table is flushed and the kernel refuses one of weir's rules, isolated
 // pods are closed.
 func TestAFlushWhileTheKernelRefuses(t *testing.T) {
-	for refused, request := range map[string]string{ // by words of a rule in iptables: bytes of the rule in a request to nf_tables
+	// By words of a rule in iptables: bytes of the rule in a request to nf_tables.
+	for refused, request := range map[string]string{
 		"connlabel": "\x08\x00\x02\x00\x00\x00\x00\x0d", // NFT_CT_LABELS
 		"comment":   "weir: connections that were let through",
 		"match-set": "lookup\x00",
