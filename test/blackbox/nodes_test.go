@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// nodeManifest returns the manifest of a Node that was created in the given minute. Blanks separate addresses
-// (InternalIPs) and networks (podCIDRs).
+// nodeManifest returns the manifest of a Node. addresses are its InternalIPs and networks its podCIDRs, separated by
+// blanks. minute is the minute in which the Node was created.
 func nodeManifest(name string, minute int, addresses, networks string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b,
@@ -30,8 +30,8 @@ func nodeManifest(name string, minute int, addresses, networks string) string {
 	return b.String()
 }
 
-// honestNodes returns manifests of Nodes. The first ones, as many as shared says, share an IPv4 subnet. Each other
-// node has its own.
+// honestNodes returns the manifests of n1, n2 and so on. The IPv4 addresses of the first shared Nodes are in one
+// subnet. Each other Node has a subnet of its own.
 func honestNodes(size, shared int) string {
 	var b strings.Builder
 	for i := 1; i <= size; i++ {
@@ -74,7 +74,8 @@ var hostileClaims = []struct{ name, addresses, networks string }{
 	},
 }
 
-// TestHostileNode: if one of five Nodes states false claims, every agent reports only this Node.
+// TestHostileNode: if one Node claims addresses or networks that aren't its own, every agent reports only this Node,
+// and the pods of the other nodes still reach each other.
 func TestHostileNode(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -136,7 +137,7 @@ func TestHostileNode(t *testing.T) {
 	}
 }
 
-// shareSubnet joins n1 and n2 by a second link, so that they need no tunnel in crossSubnet.
+// shareSubnet joins n1 and n2 by a second link, so that they need no tunnel in the mode crossSubnet.
 func shareSubnet(c *nodetest.Cluster) {
 	c.Helper()
 	lines := []string{

@@ -16,8 +16,8 @@ func nodes(own ...string) string {
 		nodeManifest("other", 0, "192.0.2.1", "10.88.0.0/24")
 }
 
-// clustered makes a node whose agent writes the runtime's configuration. stale is the same node with an outdated
-// configuration, which has the keys of former.
+// clustered makes a node whose agent writes the runtime's configuration. stale is the same node with an older
+// configuration, which has former's keys.
 func clustered(t *testing.T, former nodetest.Conf, own ...string) (n, stale *nodetest.Node) {
 	t.Helper()
 	stale = nodetest.NewNode(t, former)
@@ -120,7 +120,7 @@ func TestPodsFromBeforeAChangeOfPodCIDRs(t *testing.T) {
 	n.Reach(b, a.IP+":80", true)
 }
 
-// TestControlAddressesOfAnotherPlugin: if another plugin attaches a pod, its address may be outside the node's
+// TestControlAddressesOfAnotherPlugin: a pod that another plugin attaches may have an address outside the node's
 // podCIDRs.
 func TestControlAddressesOfAnotherPlugin(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {

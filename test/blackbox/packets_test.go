@@ -60,7 +60,8 @@ func ip(src, dst netip.Addr, protocol layers.IPProtocol, inside any) gopacket.Se
 	return header(src.String(), dst.String(), protocol, inside)
 }
 
-// header returns an IP header. inside is the transport layer, whose checksum may cover the addresses, or nil.
+// header returns an IP header for inside, which may be nil. If inside's checksum covers the IP addresses, header sets
+// them in inside.
 func header(src, dst string, protocol layers.IPProtocol, inside any) gopacket.SerializableLayer {
 	var ip gopacket.SerializableLayer
 	if strings.Contains(dst, ":") {

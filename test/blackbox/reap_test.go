@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestADeletionOnItsWayIsLeftToIt: if DEL of an attachment is running, the agent doesn't reap the attachment.
+// TestADeletionOnItsWayIsLeftToIt: while DEL of an attachment runs, the agent doesn't clean up the attachment.
 func TestADeletionOnItsWayIsLeftToIt(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -61,7 +61,7 @@ func TestADeletionOnItsWayIsLeftToIt(t *testing.T) {
 	if err := lock.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for i, p := range []*nodetest.Pod{b, c} { // once the pod is removed, the agent has looked at the node once more
+	for i, p := range []*nodetest.Pod{b, c} { // the agent removes p when it looks at the node again
 		nodetest.DelNS(t, p.Netns)
 		n.Eventually("the agent takes away pod "+p.Name, func() error {
 			if got := addresses(t); strings.Contains(got, p.IP) || links() != 1-i {

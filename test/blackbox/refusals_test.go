@@ -10,7 +10,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// twoPolicies has two namespaces with one policy each. The spec of shop's policy is %s.
+// twoPolicies has two namespaces with one policy each. %s is the spec of the policy in namespace shop.
 const twoPolicies = `
 apiVersion: v1
 kind: Pod
@@ -44,15 +44,15 @@ spec: %s
 const harmless = "{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}]}]}"
 
 type refusal struct {
-	spec  string // the spec of the tenant's policy
+	spec  string // the spec of the policy in namespace shop
 	field string // the field that the agent reports
-	// testRefused calls before, adds the policy, and calls after. The kernel accepts the part once mended was
-	// called.
+	// testRefused calls before, applies spec, calls after, and later mended. From then on, the kernel accepts the
+	// part that it has refused.
 	before, after, mended func(*nodetest.Node)
-	opens                 bool // port 1234 is open once the kernel accepts the part
+	opens                 bool // port 1234 is open after mended
 	legacy                bool // the node uses iptables-legacy
-	// With nftables, nf_tables refuses requests of this kind that contain these bytes. It refuses whole rules, so if
-	// rule isn't empty, it is the field that the agent reports.
+	// With nftables, the kernel refuses requests of this kind that contain these bytes. It refuses whole rules, so
+	// the agent reports rule, if it isn't empty, instead of field.
 	kind          byte
 	request, rule string
 }
@@ -60,8 +60,8 @@ type refusal struct {
 const rulesFailed = "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND failed (No such file or directory): " +
 	"rule in chain X"
 
-// lacking makes iptables refuse input lines with the text until mended is called. says is the message. With nftables,
-// it makes nf_tables refuse r.request.
+// lacking makes iptables-restore refuse input that contains the text, with the message says, until mended is called.
+// With nftables, nf_tables refuses r.request instead.
 func (r refusal) lacking(text, says string) refusal {
 	if nodetest.Nftables() && !r.legacy {
 		return r.lackingRequest()
@@ -85,7 +85,7 @@ exit 1`, text, says))
 	return r
 }
 
-// lackingRequest makes nf_tables refuse r.request until mended is called.
+// lackingRequest makes nf_tables refuse requests of r.kind that contain r.request, until mended is called.
 func (r refusal) lackingRequest() refusal {
 	r.before = func(n *nodetest.Node) {
 		n.StopAgent()
@@ -97,12 +97,12 @@ func (r refusal) lackingRequest() refusal {
 	return r
 }
 
-// TestRefusedProtocol: if the kernel lacks xt_sctp and refuses an SCTP rule, all other rules apply.
+// TestRefusedProtocol: if the kernel refuses an SCTP rule, all other rules apply.
 func TestRefusedProtocol(t *testing.T) {
 	testRefused(t, refusal{
 		spec:  `{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}, {port: 9, protocol: SCTP}]}]}`,
 		field: "spec.ingress[0].ports[1]", rule: "spec.ingress[0]",
-		kind: newRule, request: "\x05\x00\x01\x00\x84", // compares with 132
+		kind: newRule, request: "\x05\x00\x01\x00\x84", // compares the protocol with 132 (SCTP)
 	}.lacking("-p sctp", rulesFailed))
 }
 
@@ -116,8 +116,7 @@ func TestRefusedProtocolByLegacy(t *testing.T) {
 	}.lacking("-p sctp", "iptables-restore: line 99 failed"))
 }
 
-// TestRefusedMultiport: if the kernel lacks xt_multiport and refuses a rule with several ports, all other rules
-// apply.
+// TestRefusedMultiport: if the kernel refuses a rule with several ports, all other rules apply.
 func TestRefusedMultiport(t *testing.T) {
 	testRefused(t, refusal{
 		spec: `{podSelector: {matchLabels: {app: web}},
@@ -128,7 +127,8 @@ func TestRefusedMultiport(t *testing.T) {
 	}.lacking("-m multiport", ""))
 }
 
-// TestRefusedRule: if the kernel refuses one of 301 similar rules, only this one is reported.
+// TestRefusedRule: if the kernel refuses one of 301 similar rules, the agent reports this rule, and applies the
+// others.
 func TestRefusedRule(t *testing.T) {
 	var rules []string
 	for i := range 300 {
@@ -145,7 +145,8 @@ const someBlocks = `{podSelector: {matchLabels: {app: web}},
 	ingress: [{from: [{ipBlock: {cidr: 10.88.0.0/25}}, {ipBlock: {cidr: 172.16.7.0/24}}],
 		ports: [{port: 1234}]}, {ports: [{port: 80}]}]}`
 
-// TestRefusedSet: if another program uses a set of the same name and another type, only this set is reported.
+// TestRefusedSet: if the kernel refuses a set, for example because another program uses a set with this name, the
+// agent reports the policy's field, and applies all other rules.
 func TestRefusedSet(t *testing.T) {
 	r := refusal{
 		spec: someBlocks, field: "spec.ingress[0].from", opens: true, kind: newSet, request: "weir-net-",
@@ -174,7 +175,8 @@ func TestRefusedSet(t *testing.T) {
 	testRefused(t, r)
 }
 
-// TestRefusedEntry: if a set has no room for one of its entries, only this entry is reported.
+// TestRefusedEntry: if the kernel refuses one entry of a set, the agent reports the policy's field, and applies
+// everything else.
 func TestRefusedEntry(t *testing.T) {
 	swap := func(room string) func(n *nodetest.Node) {
 		return func(n *nodetest.Node) {
@@ -190,7 +192,7 @@ func TestRefusedEntry(t *testing.T) {
 	}
 	r := refusal{
 		spec: someBlocks, field: "spec.ingress[0].from", after: swap("1"), mended: swap("100"),
-		opens: true, kind: newElement, request: "\x0a\x58\x00\x80", // behind 10.88.0.0/25
+		opens: true, kind: newElement, request: "\x0a\x58\x00\x80", // 10.88.0.128, where 10.88.0.0/25 ends
 	}
 	if nodetest.Nftables() {
 		r = r.lackingRequest()
@@ -207,7 +209,8 @@ func netSet(n *nodetest.Node) (string, error) {
 	return "", fmt.Errorf("there is no set with networks")
 }
 
-// testRefused: if the kernel refuses a part, weir reports its object and field, and applies everything else.
+// testRefused: if the kernel refuses a part of a policy, the agent reports the policy and the field, and applies
+// everything else.
 func testRefused(t *testing.T, r refusal) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

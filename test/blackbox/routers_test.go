@@ -84,8 +84,7 @@ func unaskedAddresses(t *testing.T) (all []string) {
 	return all
 }
 
-// TestNoAddressThatNobodyAskedFor: if no pod has IPv6, the kernel gives weir's links no
-// IPv6 address by itself.
+// TestNoAddressThatNobodyAskedFor: if no pod has IPv6, the kernel gives weir's links no IPv6 address by itself.
 func TestNoAddressThatNobodyAskedFor(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -73,7 +73,7 @@ func TestControlForgedSelf(t *testing.T)             { forgedSelf(t, "weir") }
 func TestControlForgedSelfBehindPtp(t *testing.T)    { forgedSelf(t, "ptp") }
 func TestControlForgedSelfBehindBridge(t *testing.T) { forgedSelf(t, "bridge") }
 
-// forgedSelf: if another host sends to an isolated pod under the pod's own address, the packet doesn't arrive.
+// forgedSelf: if another pod or host sends to an isolated pod under the pod's own address, the packet doesn't arrive.
 func forgedSelf(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -101,7 +101,8 @@ func forgedSelf(t *testing.T, plugin string) {
 	}
 }
 
-// TestForgedSendersBehindPtp: if a packet's source isn't an address of the link's pod, it arrives nowhere.
+// TestForgedSendersBehindPtp: if a pod behind ptp sends under an address that isn't its own, the packet reaches
+// neither the node, nor another pod, nor a host outside.
 func TestForgedSendersBehindPtp(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -208,7 +209,8 @@ func TestLoopbackOfTheNode(t *testing.T)             { loopback(t, "weir") }
 func TestLoopbackOfTheNodeBehindPtp(t *testing.T)    { loopback(t, "ptp") }
 func TestLoopbackOfTheNodeBehindBridge(t *testing.T) { loopback(t, "bridge") }
 
-// loopback: if portmap makes the node accept packets to 127.0.0.0/8 from pods, they still reach no server there.
+// loopback: if portmap sets route_localnet, a pod's packets to 127.0.0.0/8 still reach no server of the node. Packets
+// that a DNAT rule leads there do.
 func loopback(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -254,8 +256,8 @@ func TestForwardThatRefusesAllLegacy(t *testing.T) {
 	forwardThatRefusesAll(t, "legacy")
 }
 
-// forwardThatRefusesAll: if the node's chain FORWARD ends with a rule that rejects all, packets that policies allow
-// still pass.
+// forwardThatRefusesAll: if the node's chain FORWARD rejects or drops all packets at its end, those that policies
+// allow still pass. An earlier DROP rule of the chain still applies.
 func forwardThatRefusesAll(t *testing.T, flavour string) {
 	t.Helper()
 	n := nodetest.NewNode(t, dualStack)

@@ -29,8 +29,8 @@ kind: Pod
 metadata: {name: two, namespace: ns-1}
 `
 
-// TestNoAddressIsLeft: if no address is left, ADD refuses the pod, but STATUS succeeds. Otherwise kubelet would
-// evict running pods.
+// TestNoAddressIsLeft: if no address is left, ADD refuses the pod, but STATUS succeeds. If STATUS failed, kubelet
+// would have running pods evicted.
 func TestNoAddressIsLeft(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

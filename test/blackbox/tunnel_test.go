@@ -55,8 +55,8 @@ func rpFilter(t *testing.T, netns string, value int) {
 	})
 }
 
-// arrives reports whether a datagram of send reaches the address. The datagram of control must arrive after it, and
-// must begin with "control". Without a control, arrives waits 300 ms.
+// arrives reports whether a datagram that send sends reaches the address. It then waits for the datagram of control,
+// which must arrive, and begins with "control". If control is nil, it waits until none comes for 300 ms.
 func arrives(t *testing.T, netns, address string, send, control func()) bool {
 	t.Helper()
 	var conn *net.UDPConn
@@ -98,7 +98,7 @@ func inTunnel(t *testing.T, vni uint32, inner []byte) []byte {
 	return nodetest.Frame(t, &layers.VXLAN{ValidIDFlag: true, VNI: vni}, gopacket.Payload(inner))
 }
 
-// wire sends a datagram over the router's link to that node (1, 2, 3). from may be forged.
+// wire sends a datagram over the router's link to node 1, 2 or 3. from may be forged.
 func wire(t *testing.T, node int, from, to string, port int, payload []byte) {
 	t.Helper()
 	mac := func(last byte) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, byte(node), last} }
@@ -123,7 +123,7 @@ func honest(t *testing.T, to string) func() {
 	return func() { wire(t, 2, node1, node2, vxlanPort, inTunnel(t, vni, forged(t, from, to, "control"))) }
 }
 
-// TestForgedRemotePods: if a host between the nodes sends without a tunnel under addresses of pods or nodes,
+// TestForgedRemotePods: if a host between the nodes sends without a tunnel under an address of the pods' networks,
 // nothing arrives.
 func TestForgedRemotePods(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
@@ -151,8 +151,8 @@ func TestForgedRemotePods(t *testing.T) {
 	}
 }
 
-// TestForgedInsideTunnels: if the packet inside a tunnel packet isn't from the sending node's networks, it is
-// dropped.
+// TestForgedInsideTunnels: if the source inside a tunnel packet isn't in the sending node's podCIDRs, the packet is
+// dropped. Tunnel packets of hosts that aren't nodes are dropped too.
 func TestForgedInsideTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -230,8 +230,8 @@ func TestNothingElseOutOfTunnels(t *testing.T) {
 	}
 }
 
-// TestServiceBeforeTunnels: if a node translates a destination to the tunnel port, the packet isn't a tunnel
-// packet.
+// TestServiceBeforeTunnels: if a node's DNAT rule leads a packet to a tunnel port, the packet isn't taken for a
+// tunnel packet.
 func TestServiceBeforeTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -282,8 +282,7 @@ func sendUDP(t *testing.T, netns, to string, payload []byte) {
 	}
 }
 
-// TestTunnelsAreNotTranslated: if a rule translates packets to the node's tunnel port, tunnel packets are
-// unaffected.
+// TestTunnelsAreNotTranslated: a DNAT rule for the node's tunnel port doesn't affect tunnel packets.
 func TestTunnelsAreNotTranslated(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -350,8 +349,8 @@ func TestTunnelsComeByTheUnderlay(t *testing.T) {
 	}
 }
 
-// TestDirectPeersDontComeOutOfTunnels: if a packet between nodes of one subnet comes out of a tunnel in
-// crossSubnet, it is dropped. A packet from another subnet that comes without a tunnel is dropped too.
+// TestDirectPeersDontComeOutOfTunnels: in the mode crossSubnet, a packet from a node in the same subnet is dropped if
+// it comes out of a tunnel. A packet from a node in another subnet is dropped if it comes without a tunnel.
 func TestDirectPeersDontComeOutOfTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

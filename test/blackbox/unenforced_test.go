@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// apiServer answers an agent. served has the number of objects for each kind, under KIND.GROUP/VERSION. -1 forbids
-// the list.
+// apiServer answers an agent. The keys of served are KIND.GROUP/VERSION, and the values are numbers of objects. With
+// -1, the agent may not list the kind.
 func apiServer(t *testing.T, served map[string]int) *httptest.Server {
 	t.Helper()
 	lists := map[string]string{

@@ -62,7 +62,7 @@ func well(n *nodetest.Node) {
 		_, err := n.Ctl("status")
 		return err
 	})
-	// A runtime ends what a refused ADD may have left.
+	// A runtime calls DEL after an ADD that failed.
 	if _, err := n.CNI("del", "/run/netns/x.c", nodetest.Args("x", "c", "")); err != nil {
 		n.Error(err)
 	}
@@ -132,7 +132,7 @@ func TestATableThatIptablesCallsIncompatible(t *testing.T) {
 			}
 			notReadyFor(n, "mangle")
 			refused(n, "mangle")
-			// The agent repairs changes to weir's own rules, and applies a change of policy.
+			// The agent still repairs changes to weir's own rules, and applies a change of policy.
 			sh(t, "nft insert rule "+forward+" ct state established counter")
 			n.Eventually("weir's rule is first, and there once", func() error {
 				rules := strings.Split(sh(t, "nft list chain "+forward+" 2>/dev/null | grep counter"), "\n")
@@ -175,8 +175,8 @@ func jumps(chain string, want int) error {
 	return nil
 }
 
-// withoutMatch takes an extension away from iptables, so it can't print rules with the match. Shell lines that
-// begin with undo have the extension.
+// withoutMatch removes a match's library from iptables, so that iptables can't print rules with the match. In a shell
+// line that begins with undo, iptables has the library.
 func withoutMatch(t *testing.T, match string) (undo string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -192,7 +192,7 @@ func TestALegacyTableThatIptablesCantPrint(t *testing.T) {
 		return
 	}
 	nodetest.AboutIptables(t)
-	sh(t, "iptables-legacy -A INPUT -s 203.0.113.1 -j DROP") // this rule shows that the node uses iptables-legacy
+	sh(t, "iptables-legacy -A INPUT -s 203.0.113.1 -j DROP") // because of this rule, the agent uses iptables-legacy
 	undo := withoutMatch(t, "statistic")
 	n, a, b := denied(t)
 	n.Reach(a, b.IP+":80", false)
@@ -217,7 +217,7 @@ func TestALegacyTableThatIptablesCantPrint(t *testing.T) {
 }
 
 // TestWhichIptablesIsUnknown: if kubelet's chain is in iptables-nft, the agent uses iptables-nft, even if it can't
-// read table nat.
+// read table nat. If there is no such chain, and iptables-legacy can't print its rules, the node isn't ready.
 func TestWhichIptablesIsUnknown(t *testing.T) {
 	t.Run("nft", func(t *testing.T) {
 		if !nodetest.IsolatedWithWeir(t) {

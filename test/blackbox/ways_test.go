@@ -66,7 +66,8 @@ func TestMTUFollowsTheRoute(t *testing.T) {
 	c.Eventually("p1 reaches p2", func() error { _, err := nodetest.Get(t, p1.Netns, p2.IP+":80"); return err })
 }
 
-// TestNextHopOfTheOtherFamily: if a node's IPv4 address is behind an IPv6 router, the node needs a tunnel.
+// TestNextHopOfTheOtherFamily: if the route to a node's IPv4 address has an IPv6 next hop, packets to the node's pods
+// take the tunnel.
 func TestNextHopOfTheOtherFamily(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -94,7 +95,8 @@ func TestNextHopOfTheOtherFamily(t *testing.T) {
 	allReach(c, pods, "crossSubnet")
 }
 
-// TestOverlayPortAndVNI: if another overlay has the usual port and VNI, weir works with another port and VNI.
+// TestOverlayPortAndVNI: if another overlay uses weir's default port and VNI, weir works with another port and VNI.
+// No pod can send to weir's port.
 func TestOverlayPortAndVNI(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -130,7 +132,7 @@ func TestOverlayPortAndVNI(t *testing.T) {
 	}
 }
 
-// TestAnotherOverlayOnThePort: if another overlay uses the same port, the other overlay still works.
+// TestAnotherOverlayOnThePort: if another overlay uses weir's port with another VNI, the other overlay still works.
 func TestAnotherOverlayOnThePort(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -85,7 +85,8 @@ func TestPodsOfWorkloads(t *testing.T) {
 	}
 }
 
-// TestAPodThatFitsTwoWorkloads: if a pod's name fits two workloads, policies that select either apply.
+// TestAPodThatFitsTwoWorkloads: if a pod's name fits two workloads, only those connections pass that are allowed with
+// the labels of each workload.
 func TestAPodThatFitsTwoWorkloads(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -56,8 +56,8 @@ func TestModel(t *testing.T) {
 	fmt.Printf("cyclonus-model: %d/%d\n", passed, len(cases))
 }
 
-// A packet from a pod to itself is always allowed: "a pod cannot block access to itself" (kubernetes.io, Network
-// Policies).
+// compare says how weir's verdict differs from Cyclonus'. A packet from a pod to itself must be allowed in any case:
+// "a pod cannot block access to itself" (kubernetes.io, Network Policies).
 func compare(v verdict.Verdict, want *probe.JobResult) string {
 	self := want.Job.FromKey == want.Job.ToKey
 	switch {

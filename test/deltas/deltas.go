@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// Sum has the objects of all added deltas.
+// Sum has the objects of a source after all added deltas.
 type Sum struct {
 	pods       map[policy.Name][]*policy.Pod
 	policies   map[policy.Name][]*networkingv1.NetworkPolicy
@@ -26,7 +26,8 @@ func NewSum() *Sum {
 	}
 }
 
-// Add adds the delta and returns all objects, ordered by name. A nil delta gives nil.
+// Add adds the delta and returns all objects. Pods, policies and namespaces are ordered by name. A nil delta gives
+// nil.
 func (s *Sum) Add(d *policy.Delta) *policy.Objects {
 	if d == nil {
 		return nil

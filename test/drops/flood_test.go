@@ -1,4 +1,4 @@
-// Package drops_test floods a node with packets that policies deny, and checks what weirctl drops shows.
+// Package drops_test floods a node with packets, and checks what weirctl drops and weirctl flows show.
 package drops_test
 
 import (
@@ -20,7 +20,7 @@ const (
 	within = time.Second
 	// mostTime bounds the agent's processor time for one denied packet: 5 % of a core at 50,000 a second.
 	mostTime = time.Microsecond
-	// mostMemory is in MiB.
+	// mostMemory bounds the agent's memory, in MiB.
 	mostMemory = 120
 )
 

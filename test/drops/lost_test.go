@@ -11,7 +11,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestLost: if the agent stands still during a flood, the later counts still add up to all logged packets.
+// TestLost: if the agent is stopped during a flood, the counts that it reports afterwards add up to all logged
+// packets.
 func TestLost(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -101,7 +101,7 @@ type reader struct {
 	lost   atomic.Uint64 // packets of lines that say LOST
 
 	mu   sync.Mutex
-	seen map[uint16]time.Time // when a line about the quiet pod came, by destination port
+	seen map[uint16]time.Time // when the first line about the quiet pod came, by destination port
 }
 
 func (n *node) reader() *reader {
@@ -182,7 +182,8 @@ func (s *sender) send(port uint16) error {
 	return err
 }
 
-// flood sends packets at this rate. Every second packet goes to port 53, the others to one port after the other.
+// flood sends packets until end is called. Every second packet goes to port 53, the others to one odd port after the
+// other.
 func (s *sender) flood(perSecond int) (end func()) {
 	go func() {
 		defer close(s.done)

@@ -39,7 +39,7 @@ func TestPaired(t *testing.T) {
 	most := 0
 	for pair := range *pairs {
 		for turn := range 2 {
-			with := (pair + turn) % 2 // the one that comes first changes
+			with := (pair + turn) % 2 // the agents take turns at being first
 			n.start([][]string{{"--drops=false"}, nil}[with]...)
 			flood := n.sendFrom(n.flood)
 			began, before := time.Now(), processorTime(t, n.AgentPID())
@@ -63,7 +63,8 @@ func TestPaired(t *testing.T) {
 		}
 	}
 	for _, k := range kinds {
-		// Other programs on a busy machine delay most samples, and the quickest ones the least.
+		// Other programs on a busy machine delay the quickest samples the least, so the lower quartile is compared
+		// too.
 		median, quarter := estimate.Ratios(k.took[1], k.took[0]), estimate.Ratios(k.quarter[1], k.quarter[0])
 		t.Logf("drops-paired: %s: %.1f ms without, %.1f ms with drops, ratio %s; of the lower quartiles %s", k.what,
 			estimate.Median(k.took[0]), estimate.Median(k.took[1]), estimate.Text(median, 3), estimate.Text(quarter, 3))
@@ -148,7 +149,7 @@ func (n *node) notTooLong(since time.Time, what string, err error) {
 	}
 }
 
-// echoes sends a packet. It returns nil if an answer comes within a millisecond, or at once if one came before.
+// echoes sends a packet, and waits a millisecond for an answer. The answer may be to an earlier packet.
 func echoes(conn net.Conn) error {
 	_, sent := conn.Write([]byte("x"))
 	if err := conn.SetReadDeadline(time.Now().Add(time.Millisecond)); err != nil {

@@ -101,7 +101,7 @@ func eventually(t *testing.T, within time.Duration, what string, check func() er
 	}
 }
 
-// No pod can be made before the service account, so namespace waits for it.
+// namespace also waits for the namespace's service account, without which no pod can be made.
 func namespace(t *testing.T, name string) string {
 	t.Helper()
 	kubectl(t, "create", "namespace", name)
@@ -240,7 +240,7 @@ func attempts(t *testing.T, out string) []attempt {
 	return all
 }
 
-// api sends requests directly, because starting kubectl for each would take long.
+// api sends requests through kubectl proxy, because starting kubectl for each would take long.
 type api struct {
 	*testing.T
 	client *http.Client

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// TestANamespaceThatIsBeingDeleted: if a namespace's policies are deleted before its pods have ended, they stay in
-// force (CVE-2024-7598).
+// TestANamespaceThatIsBeingDeleted: while a namespace is being deleted, its policies stay in force until its pods
+// have ended, even if the policies are deleted first (CVE-2024-7598).
 func TestANamespaceThatIsBeingDeleted(t *testing.T) {
 	ns, others := namespace(t, "departing"), namespace(t, "departing-client")
 	on := workers(t)[0].name

@@ -76,8 +76,8 @@ func dropEvents(t *testing.T, ns string) (all []podEvent) {
 	return list.Items
 }
 
-// TestDropEvents: if an agent with --drop-events drops many connections, the pod gets one event. Later the event's
-// count rises.
+// TestDropEvents: if an agent with --drop-events drops many connections to a pod, the pod gets one event. If an event
+// is announced again, its count rises.
 func TestDropEvents(t *testing.T) {
 	ns, _, server, wget := denied(t, "drop-events")
 	patch := func(ctx context.Context, strategy, change string) {
@@ -180,8 +180,8 @@ func TestDropsGoOn(t *testing.T) {
 	})
 }
 
-// TestExplainWithoutANode: if one of the two nodes is away, kubectl weir explain still has the policies' verdict and
-// the other node's kernel.
+// TestExplainWithoutANode: if the server's node is down, kubectl weir explain still prints the policies' verdict and
+// the verdict of the other node's kernel.
 func TestExplainWithoutANode(t *testing.T) {
 	ns, client, server, _ := denied(t, "explain-away")
 	must(t, "", scripts+"node-down", server.name)

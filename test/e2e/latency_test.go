@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// TestPolicyLatency measures the time from a request to its first effect on connections between two nodes. The
-// median may be at most 20 ms, and the worst case 100 ms.
+// TestPolicyLatency measures the time from the creation or deletion of a policy to its first effect on connections
+// between two nodes. The median may be at most 20 ms, and the worst case 100 ms.
 func TestPolicyLatency(t *testing.T) {
 	const times = 20
 	ns := namespace(t, "latency")

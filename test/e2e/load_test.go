@@ -122,7 +122,8 @@ func TestAPIServerAway(t *testing.T) {
 	})
 }
 
-// TestFirstConnection: if a pod is new, its first connection to another node succeeds at once.
+// TestFirstConnection: the first connection of a new pod to another node succeeds at once. If agents may not publish
+// addresses (pods/status), some first connections are late.
 func TestFirstConnection(t *testing.T) {
 	const fresh = 50
 	a, _, remote := apart(t)

@@ -78,7 +78,8 @@ func expand(rows []matrixRow, parties []matrixParty, pods map[string]map[string]
 	return all
 }
 
-// TestMatrixIsTrue: if kubectl weir matrix has a connection, it succeeds with real packets. All others fail.
+// TestMatrixIsTrue: with real packets, exactly those connections succeed that kubectl weir matrix prints. Exactly
+// those change that kubectl weir diff prints.
 func TestMatrixIsTrue(t *testing.T) {
 	pods := startMatrixPods(t)
 	seed := rand.Uint64()

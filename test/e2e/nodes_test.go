@@ -76,7 +76,7 @@ func TestNodeJoinsAndLeaves(t *testing.T) {
 	})
 }
 
-// TestReboot: if a worker reboots, its pod gets a new address, and its policy applies.
+// TestReboot: if a worker reboots, a pod on it gets a new address, and its policy still applies.
 func TestReboot(t *testing.T) {
 	a, neighbour, _ := apart(t)
 	ns := namespace(t, "reboot")
@@ -153,7 +153,8 @@ metadata: {name: {{.Name}}}
 spec: { {{with .PodCIDR}}podCIDR: {{.}}, podCIDRs: [{{.}}], {{end}}taints: [{key: stray, effect: NoExecute}]}
 `
 
-// TestNodesThatAreWrong: if Nodes are faulty, the status names each, and other nodes' pods still reach each other.
+// TestNodesThatAreWrong: if Nodes are faulty, the status names each, and other nodes' pods still reach each other. If
+// a Node's address changes, the tunnel leads to the new one.
 func TestNodesThatAreWrong(t *testing.T) {
 	a, _, remote := apart(t)
 	ns := namespace(t, "wrong-nodes")

@@ -50,8 +50,8 @@ type seenDrop struct {
 	came                time.Time
 }
 
-// followDrops starts kubectl weir drops -f. drops returns what it has printed, and said its lines on standard
-// error.
+// followDrops starts kubectl weir drops -f. drops returns the drops that the command has printed, and said its lines
+// on standard error.
 func followDrops(t *testing.T, args ...string) (drops func() []seenDrop, said func() []string) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
@@ -142,7 +142,8 @@ type explained struct {
 	}
 }
 
-// TestDropsAndExplain: if a connection is denied, kubectl weir drops -f shows it within a second.
+// TestDropsAndExplain: if a connection is denied, kubectl weir drops -f shows it within a second, and kubectl weir
+// explain names the same policies.
 func TestDropsAndExplain(t *testing.T) {
 	a, _, remote := apart(t)
 	ns := namespace(t, "drops-shown")
@@ -250,7 +251,7 @@ func TestCheckNamesWhatIsBroken(t *testing.T) {
 	}
 }
 
-// TestWaitIsNeverEarly: if kubectl weir wait has returned, each connection gets the new policies' verdict.
+// TestWaitIsNeverEarly: after kubectl weir wait has returned, each new connection gets the new policies' verdict.
 func TestWaitIsNeverEarly(t *testing.T) {
 	ns := namespace(t, "wait")
 	start(t, pod{

@@ -20,7 +20,8 @@ func Quantile(list []float64, part float64) float64 {
 	return sorted[min(int(part*float64(len(sorted))), len(sorted)-1)]
 }
 
-// Ratios returns each round's ratio. The machine's load affects both values, so it cancels out.
+// Ratios divides each round's value in of by the round's value in to. The machine's load affects both values, so it
+// cancels out.
 func Ratios[T time.Duration | float64](of, to []T) []float64 {
 	all := make([]float64, len(of))
 	for i := range of {
@@ -55,7 +56,7 @@ func Text(list []float64, digits int) string {
 func IntervalRank(n int) int {
 	p := 1.0
 	for range n {
-		p /= 2 // probability of no heads
+		p /= 2 // probability of no heads in n tosses
 	}
 	rank := -1
 	for k, sum := 0, p; sum <= 0.025; k++ {

@@ -10,8 +10,8 @@ import (
 	"k8s.io/streaming/pkg/httpstream/wsstream"
 )
 
-// Serve answers a request for an exec over a WebSocket. run is the command, and its error the command's failure.
-// gone closes if the client leaves.
+// Serve answers an exec over a WebSocket. run is called as the command, and its error is the command's failure. gone
+// closes when the client leaves.
 func Serve(
 	w http.ResponseWriter, r *http.Request,
 	run func(command []string, stdin io.Reader, stdout, stderr io.Writer, gone <-chan struct{}) error,

@@ -83,8 +83,8 @@ func Objects(t testing.TB, data []byte) policy.Objects {
 }
 
 // OnNode returns the state of a node with these objects. Pods with addresses in 10.88.0.0/24 or fd00:10:88::/64 are
-// on the node. If a pod has the label "attached", another plugin made its interface; the value names the link, LINK
-// or BRIDGE.PORT.
+// on the node. If a pod has the label "attached", another plugin made its interface. The label's value is the name of
+// the node's link (LINK), or of the bridge and its port (BRIDGE.PORT).
 func OnNode(objects policy.Objects) policy.State {
 	state := policy.State{Objects: objects}
 	for _, p := range objects.Pods {

@@ -236,7 +236,7 @@ func forge() *cobra.Command {
 
 const network = 88
 
-// vxlan returns a VXLAN packet (RFC 7348) with IPv4, UDP without a checksum, and the text.
+// vxlan returns a VXLAN header (RFC 7348) and a frame with IPv4, UDP without a checksum, and the text.
 func vxlan(mac net.HardwareAddr, src, dst netip.Addr, port uint16, text string) []byte {
 	b := []byte{0x08, 0, 0, 0, 0, 0, network, 0}
 	b = append(b, mac...)
