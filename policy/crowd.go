@@ -40,7 +40,7 @@ type crowd struct {
 	count  [len(conf.Families)]int // by family: how many of the pods' addresses count (addressBook.uses)
 	// matches are the live selectors that match the crowd, ordered by ID.
 	matches []*live
-	unswept bool // some of matches may be gone
+	unswept bool // some of the selectors in matches may be gone
 }
 
 var seed = maphash.MakeSeed()
@@ -98,7 +98,7 @@ func (s *space) each() func(func(*crowd) bool) {
 	}
 }
 
-// setPolicies replaces the policies of that name. Policies beyond maxBulk wait for NextUnparsed.
+// setPolicies replaces the policies of that name. Policies larger than maxBulk wait for NextUnparsed.
 func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) {
 	s, full := e.space(name.Namespace), name.Namespace+"/"+name.Name
 	local := e.isLocal(s.name)

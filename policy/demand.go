@@ -16,7 +16,7 @@ type demand struct {
 	rule    *rule
 	peer    *peer
 	ports   *ports
-	classes int // how many classes the policy isolates
+	classes int // how many classes are under the policy
 	rules   []familyRule
 	sets    []*supply
 }
@@ -30,7 +30,7 @@ func (d *demand) cost() float64 { return float64(d.classes * len(d.rules) * d.po
 
 type ask struct {
 	rules   []rule
-	classes int // how many classes the policy isolates
+	classes int // how many classes are under the policy
 	demands []*demand
 	sets    []*supply // each once
 	cost    float64   // how many kernel rules the demands need

@@ -25,11 +25,11 @@ type Engine struct {
 
 	pods     map[Name]*pod // the first of each name
 	spaces   map[string]*space
-	crowds   int // how many there are in all spaces
+	crowds   int // the number of crowds in all spaces
 	unparsed map[Name]float64
 	names    ordered.Map[string, bool] // by the name of each policy, NAMESPACE/NAME: whether it is audited
 	places   places
-	networks [len(conf.Families)]ruleset.Entries // of all Nodes
+	networks [len(conf.Families)]ruleset.Entries // the podCIDRs of all Nodes
 	workload []Workload
 
 	endpoints map[string]Endpoint        // by ID
@@ -41,13 +41,13 @@ type Engine struct {
 	addresses addressBook
 	selectors selectorIndex
 	moving    moving
-	unswept   []*crowd // with selectors that are gone
+	unswept   []*crowd // their matches may have selectors that are gone
 	reports   reports
 
 	compiler *compiler
 	touched  map[string]bool // the namespaces that must be compiled again
 	common   bool            // what belongs to no policy must be compiled again
-	stale    bool            // something else must be compiled again
+	stale    bool            // what the kernel refuses, or the size of a set, has changed
 	ruleset  ruleset.Ruleset
 }
 
@@ -57,9 +57,10 @@ type pod struct {
 	made bool // a workload can have made the pod; the source doesn't have it
 	// crowd is nil if the pod has no addresses of its own.
 	crowd *crowd
-	place int // in crowd.pods
+	place int // the index in crowd.pods
 	here  bool
-	// addresses are those of the pod's endpoints here, or those of its status that its Node can assign.
+	// addresses are those of the pod's endpoints here. Without endpoints here, they are those of the pod's status
+	// that policy uses (places.believed).
 	addresses []netip.Addr
 }
 

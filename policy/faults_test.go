@@ -86,7 +86,7 @@ func TestFaults(t *testing.T) {
 	)
 	for _, tc := range []struct {
 		name     string
-		more     string        // manifests
+		more     string        // one more NetworkPolicy, without its kind
 		nodes    []policy.Node // in addition to self and peer
 		pods     []policy.Pod  // in addition to those of the manifests
 		unread   []ruleset.Problem

@@ -36,11 +36,11 @@ type links struct {
 	senders    []ruleset.Rule // drop packets with forged sources
 	self       []ruleset.Rule // allow packets from a pod to itself
 	loopback   []ruleset.Rule // drop packets to the node's loopback addresses
-	masquerade []ruleset.Rule // leave the source of chained pods' packets to their plugin
+	masquerade []ruleset.Rule // exempt chained pods' packets from masquerading
 }
 
 type chainedPods struct {
-	addresses []ruleset.Entry // the addresses of all these pods
+	addresses []ruleset.Entry // the addresses of all chained pods
 	own       []ruleset.Entry // for each link that belongs to one pod: all addresses (0.0.0.0/0 or ::/0) on the link
 	senders   []ruleset.Entry // for each link that belongs to one pod: the pod's addresses on the link
 	ports     []ruleset.Rule  // match packets from a pod's bridge port with the pod's address as source

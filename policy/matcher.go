@@ -10,7 +10,7 @@ import (
 
 type matcher struct {
 	requirements []requirement
-	text         string // equal for equal selectors, such as "app=web"
+	text         string // such as "app=web"; equal selectors have equal texts
 }
 
 type requirement struct {

@@ -81,8 +81,8 @@ type Pod struct {
 	// UID is empty if the source has none. The pod then matches every endpoint of the same name.
 	UID    string
 	Labels map[string]string
-	// Unknown are the keys of labels whose value, or existence, is unknown. A policy isolates the pod, and
-	// allows nothing, if its podSelector depends on such a label. No peer matches by such a label.
+	// Unknown are the keys of labels whose value, or existence, is unknown. If a policy's podSelector depends on such
+	// a label, the policy isolates the pod and allows nothing. No peer matches by such a label.
 	Unknown []string
 	Ports   []NamedPort
 	// HostPorts are ports of the pod's node that lead to ports of the pod. No ruleset depends on them: weir

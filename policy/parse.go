@@ -32,7 +32,7 @@ type peer struct {
 	everyone bool
 	selector *selector
 	networks [len(conf.Families)]ruleset.Entries // by family: the networks of all ipBlocks of the rule
-	set      string                              // the name of the IPv4 set; empty for everyone and for empty ipBlocks
+	set      string                              // the name of the IPv4 set; empty for everyone, and without networks
 	words    string                              // a description of the peer, which comment contains
 	comment  string                              // the comment of the kernel's rules for the peer
 }
@@ -118,8 +118,8 @@ func parsePolicy(np *networkingv1.NetworkPolicy, rules bool) parsedPolicy {
 	return policy
 }
 
-// directions returns the directions in which the policy isolates pods. A policy without policyTypes isolates in
-// ingress, and if it has egress rules, in egress too (NetworkPolicySpec.policyTypes).
+// directions returns the directions in which the policy isolates pods. Without policyTypes, these are ingress, and
+// egress if the policy has egress rules (NetworkPolicySpec.policyTypes).
 func directions(spec networkingv1.NetworkPolicySpec, report reporter) []ruleset.Direction {
 	if len(spec.PolicyTypes) == 0 {
 		if len(spec.Egress) > 0 {

@@ -26,7 +26,7 @@ type part struct {
 	demands []*demand  // those of the asks, in the order of their policies (comparePolicies)
 	wants   []*supply  // the sets that the demands need
 	rules   float64    // how many kernel rules the demands need
-	stated  complaints // the problems with demands that the kernel refuses
+	stated  complaints // the problems with demands that the kernel refuses, or that are too many for a whole node
 
 	granted  []*demand
 	decided  complaints // stated, and the problems of demands that aren't granted

@@ -15,7 +15,7 @@ type reports struct {
 type reportOf struct {
 	pod       *pod
 	policy    Name
-	ambiguous Name       // the pods of this name
+	ambiguous Name       // a name that several pods may have
 	shared    netip.Addr // an address of several pods
 }
 

@@ -69,7 +69,7 @@ type Answer struct {
 
 type Held struct {
 	Pods []Pod `json:"pods"`
-	// Classes has the classes that Pods names.
+	// Classes has the classes by the names in the fields Ingress and Egress of Pods.
 	Classes map[string]Class `json:"classes"`
 }
 

@@ -86,7 +86,7 @@ type Side struct {
 	Result    Result            `json:"result"`
 	Reason    Reason            `json:"reason"`
 	Pod       string            `json:"pod,omitempty"`
-	// Node is the node whose rules enforce the verdict. It is empty if it is unknown.
+	// Node is the node whose rules enforce the verdict; empty if the node is unknown.
 	Node string `json:"node,omitempty"`
 	// Policies are all policies that isolate the pod in this direction.
 	Policies []string `json:"policies"`
@@ -101,7 +101,7 @@ type Side struct {
 	Allows      []Rule `json:"allows,omitempty"`
 	// Nearest are rules that don't allow the connection, those with the fewest unmet conditions first.
 	Nearest []verdict.Near `json:"nearest,omitempty"`
-	// Change says which rule to add. It is empty if the connection is allowed, or if a rule comes near.
+	// Change says which rule to add, if the policies drop the connection and no rule comes near.
 	Change string `json:"change,omitempty"`
 }
 

@@ -29,8 +29,8 @@ func agentOf(k Kernel) Explanation {
 	return e
 }
 
-// TestBothNodes: a path has what both ends' kernels have. The explanation differs if a kernel differs, or an
-// agent knows other policies.
+// TestBothNodes: a path has what both ends' kernels have. Differs reports a difference of a kernel, and an agent's
+// answer that disagrees with the explanation.
 func TestBothNodes(t *testing.T) {
 	e := acrossNodes()
 	if got := e.EnforcedOn(); !slices.Equal(got, []string{"w1", "w2"}) {

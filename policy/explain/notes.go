@@ -79,7 +79,7 @@ func or(a, b string) string {
 	return a
 }
 
-// masqueraded reports whether the node translates the path's source.
+// masqueraded reports whether the sender's node replaces the path's source address with its own.
 func (j *judge) masqueraded(p *Path) bool {
 	if p.To.Pod != "" && !p.To.HostNetwork {
 		return false

@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// InputError is the error of a wrong question. Its one line says what to write instead.
+// InputError is the error of a wrong question. Its message is one line for the person who asked.
 type InputError struct{ message string }
 
 func (e *InputError) Error() string { return e.message }

@@ -56,7 +56,7 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// TestParseErrors: if an argument is wrong, the error is one line that says what to write.
+// TestParseErrors: if an argument is wrong, the error is an InputError that says what is wrong or what to write.
 func TestParseErrors(t *testing.T) {
 	const forms = "an end is NAMESPACE/POD, svc/NAMESPACE/SERVICE, an address, node/NAME or world"
 	for to, want := range map[string]string{

@@ -71,7 +71,7 @@ func selector(r *rand.Rand) *metav1.LabelSelector {
 	switch r.IntN(10) {
 	case 0, 1:
 		return s // selects all
-	case 2: // the text of this selector is a key alone, and the text of another selector may end with that key
+	case 2: // a selector whose text is only a key: a bug could take it for the end of another selector's text
 		s.MatchExpressions = []metav1.LabelSelectorRequirement{{Key: pick(r, keys), Operator: metav1.LabelSelectorOpExists}}
 		return s
 	}

@@ -50,8 +50,8 @@ func Labels(p *policy.Pod) map[string]string {
 	return labels
 }
 
-// Rules returns rules that allow the traffic. The result left is traffic without a port that a policy can name,
-// such as ICMP: a rule for it would allow everything.
+// Rules returns rules that allow the traffic. The third result has the traffic without a port that a policy can
+// name, such as ICMP: a rule for it would allow everything.
 func Rules(traffic []Traffic) (
 	ingress []networkingv1.NetworkPolicyIngressRule, egress []networkingv1.NetworkPolicyEgressRule, left []Traffic,
 ) {

@@ -33,7 +33,7 @@ type rules struct {
 
 type side struct {
 	closed bool
-	either [][]int // numbers of rules
+	either [][]int // for each pod that the end may be and that policies isolate: the numbers of the policies' rules
 }
 
 type class struct {

@@ -18,7 +18,7 @@ type group struct {
 	run     int      // how many rules ahead of the group in the chain don't return
 	rest    string   // restKey of each rule; a group with the other kind of sets can have the same
 	rules   []int    // the indexes of the group's rules in the chain
-	sets    []string // the peers' set of each
+	sets    []string // the peers' set of each rule
 	numbers []uint16 // the ports, if an entry with a port can stand for them
 }
 

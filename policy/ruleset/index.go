@@ -56,7 +56,7 @@ type indexedRule struct {
 }
 
 type memberMatch struct {
-	group int32 // none: nothing is in the group
+	group int32 // none if the group contains no address
 	end   end
 	not   bool
 	// exact is not nil if the set's entries have ports or links too.

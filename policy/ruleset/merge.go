@@ -6,8 +6,8 @@ import "math/bits"
 type Bounds struct {
 	// Sets is how many sets are cheap enough to look up one by one. Classes of pods can share unmerged sets.
 	Sets int
-	// Large is the most entries of a set that isn't large. The largest sets stay unmerged, if the number of look-ups
-	// doesn't exceed Sets.
+	// Large is the number of entries above which a set is large. Large sets stay unmerged, the largest first, as long
+	// as there are not more than Sets look-ups.
 	Large int
 	// Lists is how many lists of ports are cheap to compare one by one.
 	Lists int

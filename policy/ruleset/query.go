@@ -73,7 +73,7 @@ func (c *indexedChain) compare(q *query, lists [][]int32) Action {
 		number := lists[first][0]
 		lists[first] = lists[first][1:]
 		r := &c.rules[number]
-		if number == last || !r.matches(q) { // several networks of a set may lead to a rule
+		if number == last || !r.matches(q) { // several networks of a set may lead to the same rule
 			continue
 		}
 		last = number

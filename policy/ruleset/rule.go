@@ -27,8 +27,8 @@ type Rule struct {
 	Action  Action
 	// To is the target chain of Jump and GoTo, or the prefix of Log's messages.
 	To string
-	// Policies are the policies that allow packets by the rule, in order. Without such a rule, the ruleset only
-	// drops more.
+	// Policies are the policies that the rule belongs to, in order. A rule with Policies only allows packets: without
+	// the rule, the ruleset drops more.
 	Policies []string
 }
 

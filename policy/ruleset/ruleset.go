@@ -43,7 +43,7 @@ const (
 	TranslateSource Hook = "translate sources"
 )
 
-// Chain is a list of rules. A packet meets them in order. What a matching rule does is its Action.
+// Chain is a list of rules. A packet meets the rules in order. The Action of a rule says what happens if it matches.
 type Chain struct {
 	Family conf.Family
 	Name   string

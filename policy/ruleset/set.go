@@ -23,8 +23,8 @@ const (
 	AddressLinks SetKind = "addresses with links"
 )
 
-// SetRole decides the order in which a set and its rules change. During the change, no packet passes that both
-// rulesets drop.
+// SetRole decides the order in which a set and its rules change. A packet that the old and the new ruleset drop is
+// also dropped during the change.
 type SetRole int
 
 const (
@@ -84,7 +84,7 @@ func (e Element) String() string {
 
 // Compare compares elements by address, size of the network, protocol, port and link.
 func (e Element) Compare(o Element) int {
-	if c := e.Prefix.Addr().Compare(o.Prefix.Addr()); c != 0 { // nearly always, and comparing the rest takes longer
+	if c := e.Prefix.Addr().Compare(o.Prefix.Addr()); c != 0 { // the usual case, and comparing the rest takes longer
 		return c
 	}
 	return cmp.Or(cmp.Compare(e.Prefix.Bits(), o.Prefix.Bits()),
