@@ -104,9 +104,9 @@ func (t *tenant) decide() {
 
 type division struct {
 	number uint64         // counts the divisions
-	greedy map[*part]bool // the namespaces that divide what the others leave
-	left   amount         // the room that the others leave
-	modest []*supply      // the sets of the others
+	greedy map[*part]bool // the other namespaces, which divide what the modest ones leave
+	left   amount         // the room that the modest namespaces leave
+	modest []*supply      // the sets of the modest namespaces
 	stale  bool           // the greedy namespaces must divide the rest again
 }
 
@@ -192,7 +192,7 @@ func (c *compiler) modest() map[*part]bool {
 	few := func(a, b *part) int { return cmp.Compare(len(a.wants), len(b.wants)) }
 	for changed := true; changed; {
 		changed = false
-		for _, p := range slices.SortedFunc(maps.Keys(modest), few) { // so those with few sets have them counted first
+		for _, p := range slices.SortedFunc(maps.Keys(modest), few) { // the namespaces with few sets come first
 			if c.share(p, equal, room) <= equal {
 				continue
 			}

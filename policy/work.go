@@ -16,8 +16,8 @@ const (
 	crowdsPerWork                       = 200
 	dropsPerWork, sweptPerWork, dropped = 20, 1000, 1 << 8
 	bulkPerWork                         = 2
-	// free is the work that a compile may always do. So all work ends, and a small policy gets its sets in one
-	// slice.
+	// free is the work that a compile may do even if its time is over. So all work ends, and a small policy gets
+	// its sets in one slice.
 	free = 1 << 6
 	// maxWaits is how many compiles in a row may leave a namespace's work undone. Then the policies that still
 	// wait are reported.

@@ -43,8 +43,8 @@ func ruled(r ruleset.Ruleset, name string) (n int) {
 	return n
 }
 
-// TestSmallPoliciesComeWhole: the sets of a small policy are all in the next slice, even if its time is over at
-// once.
+// TestSmallPoliciesComeWhole: the sets of a small policy are all in the next slice, even if the slice's time is
+// over at once.
 func TestSmallPoliciesComeWhole(t *testing.T) {
 	e, all := city(200)
 	e.Apply(all)

@@ -66,8 +66,8 @@ type Result struct {
 }
 
 // Policies returns policies for the namespace: one that isolates all of its pods, and one for each workload with
-// flows. Deleted pods of flows count too: otherwise the selector for another workload might match a deleted pod's
-// labels.
+// flows. Deleted pods that have flows count too: otherwise the selector for another workload might match a
+// deleted pod's labels.
 func Policies(namespace string, pods []policy.Pod, flows []Flow) Result {
 	s := suggester{namespace: namespace, workloads: map[string][]*workload{}, policies: map[*workload]*rules{}}
 	for i := range pods {

@@ -137,7 +137,8 @@ func (e *Evaluator) end(a netip.Addr) end {
 }
 
 // ends returns the end at each address of the state. A pod with an attachment on this node has the attachment's
-// addresses. Any other pod has those addresses of its status that its Node can have assigned.
+// addresses. Any other pod has those addresses of its status that its Node can have assigned, unless it has
+// finished or uses its node's network.
 func ends(s policy.State, namespaces map[string]policy.Namespace) map[netip.Addr]end {
 	by := map[netip.Addr]end{}
 	attached := map[string]bool{}

@@ -67,8 +67,9 @@ func byName(namespaces []policy.Namespace) map[string]policy.Namespace {
 type Isolation struct {
 	// Closed is true if nothing is allowed, because the pod is unknown.
 	Closed bool
-	// Either has an element for each pod that may be at the end and that policies isolate. All elements must
-	// allow a packet. Without elements, all packets are allowed.
+	// Either has an element for each pod of the end that policies isolate, or one for all its pods if the end
+	// isn't on this node. All elements must allow a packet. If there are none and Closed is false, all packets
+	// are allowed.
 	Either []Isolated
 }
 

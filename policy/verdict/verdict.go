@@ -192,8 +192,8 @@ func (e *Evaluator) Evaluate(p Packet) Verdict {
 
 // side returns the verdict of the policies at one end: "By default, a pod is non-isolated […]; all connections
 // are allowed. A pod is isolated […] if there is any NetworkPolicy that both selects the pod and has [the
-// direction] in its policyTypes". Then what any of these policies allows is allowed (kubernetes.io, Network
-// Policies, "The two sorts of pod isolation").
+// direction] in its policyTypes". If the pod is isolated, a packet is allowed if one of these policies allows it
+// (kubernetes.io, Network Policies, "The two sorts of pod isolation").
 func (e *Evaluator) side(d ruleset.Direction, subject, peer end, p Packet, dst end) Side {
 	s := Side{Pod: subject.name, Here: subject.here, Off: subject.enforcement == conf.Off}
 	s.Unknown = s.Here && len(subject.pods) == 0 && !s.Off

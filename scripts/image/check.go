@@ -9,7 +9,8 @@ import (
 	"slices"
 )
 
-// An extension of only one of the two programs is in a file with this prefix.
+// If only one of the two programs has an extension, the name of the extension's file begins with the program's
+// prefix. Other names begin with libxt_.
 var families = map[string]string{"iptables": "libipt_", "ip6tables": "libip6t_"}
 
 // The agent's rules use these extensions of iptables (netfilter/iptables/text.go). Only ip6tables has matches6.

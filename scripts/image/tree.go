@@ -100,7 +100,7 @@ func choose(packages []pkg) (tree, []pkg, error) {
 	return withCopyrights(all, chosen, packages)
 }
 
-// libraries returns what a program or a library needs. The loader counts as a library.
+// libraries returns the files that a program or a library loads directly. The loader counts as a library.
 func libraries(all tree, name string) ([]string, error) {
 	data := all[name].data
 	if !bytes.HasPrefix(data, []byte(elf.ELFMAG)) {

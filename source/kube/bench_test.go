@@ -39,7 +39,7 @@ func realisticPod(i int, unique bool) *corev1.Pod {
 	return p
 }
 
-// BenchmarkPodEvent measures one event in a cluster of 10,000 pods, until the loop would be woken.
+// BenchmarkPodEvent measures one event in a cluster of 10,000 pods, up to the message that wakes the loop.
 func BenchmarkPodEvent(b *testing.B) {
 	for _, bc := range []struct {
 		name   string

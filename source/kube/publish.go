@@ -56,7 +56,7 @@ func (s *Source) AwaitPublished(ctx context.Context, pod endpoint.Pod) {
 }
 
 // Publish writes the pods' addresses into their status, seconds before kubelet does. So agents on other nodes
-// know a pod before its first packet arrives. Publish doesn't wait. It forgets pods that are not in pods.
+// know a pod before its first packet arrives. Publish doesn't wait. It forgets all other pods.
 //
 //   - The addresses are in the status: people who may only create pods can't write it, but can forge an annotation.
 //   - Kubelet removes the addresses about every ten seconds, until the pod's first container has started. The
@@ -75,8 +75,8 @@ func (s *Source) Publish(ctx context.Context, pods map[endpoint.Pod][]netip.Addr
 	}
 }
 
-// see writes addresses that the pod's status lacks. Run calls it for each event of a pod, so it must be cheap
-// for pods that Publish doesn't know.
+// see writes the pod's addresses if its status lacks one of them. Run calls it for each event of a pod, so it
+// must be cheap for pods that Publish doesn't know.
 func (s *Source) see(ctx context.Context, name policy.Name) {
 	s.published.mu.Lock()
 	defer s.published.mu.Unlock()
@@ -152,7 +152,7 @@ func (s *Source) patch(ctx context.Context, pod policy.Name, uid string, addrs [
 	}
 	pods := s.Client.CoreV1().Pods(pod.Namespace)
 	_, err = pods.Patch(ctx, pod.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
-	// Another UID is a conflict, or invalid because a UID can't be changed. Either way the pod is gone.
+	// If the pod has another UID by now, the API server answers Conflict or Invalid. Either way the pod is gone.
 	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) && !apierrors.IsInvalid(err) {
 		return fmt.Errorf("publish the addresses of pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}

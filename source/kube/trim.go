@@ -15,8 +15,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// Decoding a whole pod takes 40 µs and leaves 20 KB of garbage. So the source trims each event before the client
-// decodes it: fields of pods and nodes that policy doesn't need are removed. The source knows the fields by their
+// Decoding a whole pod takes 40 µs and leaves 20 KB of garbage. So the source trims events of pods and nodes
+// before the client decodes them: it removes fields that policy doesn't need. It knows the fields by their
 // numbers in k8s.io/api's generated.proto, which never change.
 
 type kept struct {

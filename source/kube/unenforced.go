@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	// surveyInterval is how often the source asks the API server for kinds of policy that weir doesn't enforce.
-	// A random delay is added, so that the nodes of a large cluster don't ask at once.
+	// surveyInterval is the least time until the source asks the API server again for kinds of policy that weir
+	// doesn't enforce. A random delay is added, so that the nodes of a large cluster don't ask at once.
 	surveyInterval = 150 * time.Second
 	// surveyRetry is how soon the source asks again if the API server didn't answer.
 	surveyRetry = 15 * time.Second

@@ -45,8 +45,8 @@ const graceTime = 250 * time.Millisecond
 // close a little too early (__fput in fs/file_table.c).
 const recheckTime = 10 * time.Millisecond
 
-// relistInterval is how often the tree is listed without an event. Some changes cause none: of a link's target
-// outside of the tree, or by another machine.
+// relistInterval is how often the tree is listed without an event. A link's target outside of the tree can change
+// without an event, and so can files that another machine writes.
 const relistInterval = 10 * time.Second
 
 // Run reads the directory, and then each file that changes, until ctx ends. It calls update at the start and

@@ -101,7 +101,7 @@ func (s *source) next() update {
 	for {
 		select {
 		case u := <-s.updates:
-			if errors.Is(u.err, dirwatch.ErrBeingWritten) { // reported before the first good state; the file's close comes next
+			if errors.Is(u.err, dirwatch.ErrBeingWritten) { // only before the first state; an update for the file's close follows
 				continue
 			}
 			return u

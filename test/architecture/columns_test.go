@@ -13,7 +13,7 @@ import (
 // A tab counts as one column, as in golangci-lint's lll.
 const columns = 120
 
-// TestColumns: no line of Go, shell, Markdown or YAML is longer than columns. golangci-lint checks only Go.
+// TestColumns: no line of Go, shell, Markdown or YAML has more than 120 columns. golangci-lint checks only Go.
 func TestColumns(t *testing.T) {
 	files := tree(t)
 	complain(t, wide(files))

@@ -94,7 +94,8 @@ func everything(t *testing.T) (paths []string) {
 	return paths
 }
 
-// unknownPaths returns the words in backquotes or blocks that look like paths of the project and aren't in paths.
+// unknownPaths complains of each word in backquotes or blocks that looks like a path of the project, but isn't
+// the path of a file or folder.
 func unknownPaths(name, text string, paths []string) (wrong []string) {
 	for _, span := range regexp.MustCompile("`[^`\n]+`|(?m)^ {4,}.*$").FindAllString(text, -1) {
 		for word := range strings.FieldsSeq(strings.Trim(span, "`")) {

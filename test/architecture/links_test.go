@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// A package must never link the packages in never. A path in never includes all paths below it.
+// The package pkg must never link the packages that never lists, nor those in folders below them.
 var promises = []struct {
 	pkg, why string
 	never    []string

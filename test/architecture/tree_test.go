@@ -53,7 +53,7 @@ func (f goFile) line(p token.Pos) string {
 	return line
 }
 
-// tree leaves out .git, bin, testdata, go.sum, LICENSE and pictures.
+// tree returns the project's files, without .git, bin, testdata, go.sum, LICENSE and pictures.
 func tree(t *testing.T) []file {
 	t.Helper()
 	var files []file

@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// Only the package backend may have iptables' words. otherBackend may have one: the name of a priority in nft.
+// backend may have all of iptables' words. otherBackend may have one of them, mangle: in nft it is the name of a
+// priority.
 const (
 	backend      = "netfilter/iptables"
 	otherBackend = "netfilter/nftables"
@@ -16,7 +17,7 @@ const (
 
 var itsWords = regexp.MustCompile(`-j |--match-set|mangle`)
 
-// TestWordsOfIptables: outside the iptables backend, no string and no name has iptables' words. Comments may have
+// TestWordsOfIptables: except for the two backends, no string and no name has iptables' words. Comments may have
 // them.
 func TestWordsOfIptables(t *testing.T) {
 	complain(t, iptablesWords(production(t, tree(t))))

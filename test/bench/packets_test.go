@@ -109,7 +109,8 @@ func TestPackets(t *testing.T) {
 
 func comparePackets(t *testing.T, flavour iptables.Flavour) {
 	t.Helper()
-	// Client, server and queue block their threads, and Go's scheduler doesn't know.
+	// Client, server and queue block their threads without the knowledge of Go's scheduler, so it may use more
+	// threads.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(8))
 	base := newPacketNode(t, string(flavour)+"-base", false)
 	base.write(t, flavour, anyNode())

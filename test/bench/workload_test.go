@@ -133,7 +133,7 @@ func ports(policies int) *workload {
 	return w
 }
 
-// mixed returns policies like those of Red Hat's tests of policies at scale (kube-burner-ocp,
+// mixed returns a node with policies like those of Red Hat's tests of policies at scale (kube-burner-ocp,
 // cmd/config/network-policy/ingress-np.yml).
 func mixed(policies int) *workload {
 	w := newWorkload(10)

@@ -209,7 +209,7 @@ func unanswered(t *testing.T, from *nodetest.Pod, address string, count int) {
 	}
 	defer func() { _ = conn.Close() }()
 	for range count {
-		_, _ = conn.Write([]byte("x")) // an ICMP error about an earlier one may come
+		_, _ = conn.Write([]byte("x")) // an ICMP error about an earlier packet may come
 	}
 }
 

@@ -32,8 +32,8 @@ func takeOut(t testing.TB, address string) {
 	}
 }
 
-// disturbRules adds a rule of another program to a chain with rules of weir's and deletes it. The kernel reports both
-// changes to the agent.
+// disturbRules adds another program's rule to a chain that also has weir's rules, and deletes this rule again.
+// The kernel reports both changes to the agent.
 func disturbRules() {
 	table, place := "mangle", "-A"
 	if nodetest.Nftables() {

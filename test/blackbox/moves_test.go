@@ -54,7 +54,7 @@ type moves struct {
 	server, client   *nodetest.Pod
 	stop             chan struct{}
 	traffic          sync.WaitGroup
-	tried, forbidden atomic.Int64 // allowed and forbidden attempts
+	tried, forbidden atomic.Int64 // how many allowed and how many forbidden attempts were made
 	harmed, letIn    atomic.Int64
 	harm             sync.Map // the last failure of each kind of allowed attempts
 }
@@ -255,8 +255,8 @@ func (m *moves) start() {
 	}
 }
 
-// every calls do so many times each second, until the traffic ends. Only the calls for a long-lived connection
-// wait for each other.
+// every calls do, as many times per second as each says, until the traffic ends. Only the calls for a long-lived
+// connection wait for each other.
 func (m *moves) every(what string, each int, forbidden bool, do func() error) {
 	m.traffic.Add(1)
 	go func() {
@@ -358,7 +358,7 @@ func TestMovesWhileTheAgentRuns(t *testing.T) {
 	t.Logf("%d pods came and went", guests)
 }
 
-// TestKilledWhileItMoves: the agent is killed at any moment of a move. The next agent ends the move.
+// TestKilledWhileItMoves: the agent is killed at a random moment of a move. The next agent completes the move.
 func TestKilledWhileItMoves(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -375,7 +375,7 @@ func TestKilledWhileItMoves(t *testing.T) {
 			}
 			return err
 		})
-		time.Sleep(time.Duration(rand.IntN(40)) * time.Millisecond) // any moment
+		time.Sleep(time.Duration(rand.IntN(40)) * time.Millisecond) // a random moment
 		m.KillAgent()
 		m.startAuto()
 		m.uses(backend)
