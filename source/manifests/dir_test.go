@@ -101,7 +101,8 @@ func (s *source) next() update {
 	for {
 		select {
 		case u := <-s.updates:
-			if errors.Is(u.err, dirwatch.ErrBeingWritten) { // only before the first state; an update for the file's close follows
+			// This happens only before the first state. An update for the file's close follows.
+			if errors.Is(u.err, dirwatch.ErrBeingWritten) {
 				continue
 			}
 			return u
