@@ -23,7 +23,7 @@ var sequences = flag.Int("sequences", 200, "how many random sequences of 50 even
 // indexes are sound. If a sequence fails, the test shortens the sequence before it prints it.
 func TestEngineIsCompile(t *testing.T) {
 	events := 0
-	defer policy.SmallRoom(0, 0, 0, 0)() // restores the room
+	defer policy.SmallRoom(0, 0, 0, 0)() // in the end, restores the room
 	for seed := range uint64(*sequences) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		switch r.IntN(4) {

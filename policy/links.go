@@ -170,8 +170,8 @@ var loopback = map[conf.Family]netip.Prefix{
 	conf.IPv4: netip.MustParsePrefix("127.0.0.0/8"), conf.IPv6: netip.MustParsePrefix("::1/128"),
 }
 
-// toLoopback completes the rule r, which has only the links: packets from these links to the node's loopback
-// addresses are dropped. kubelet has a similar rule for IPv4 (KUBE-FIREWALL; CVE-2020-8558).
+// toLoopback completes r, a rule that matches packets by their links. The result drops packets from these links to
+// the node's loopback addresses. kubelet has a similar rule for IPv4 (KUBE-FIREWALL; CVE-2020-8558).
 //
 // The kernel itself drops such packets unless route_localnet is set, and portmap sets it for the first hostPort.
 // The rule doesn't match packets that another program translated to loopback.

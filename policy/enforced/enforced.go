@@ -38,7 +38,7 @@ type Question struct {
 	// Namespaces limits the question to pods of these namespaces. If it is empty, the question is about all
 	// pods of the node.
 	Namespaces []string `json:"namespaces,omitempty"`
-	// Peers limits the sets in the answer to entries with these addresses.
+	// Unless Peers is empty, sets in the answer are described by their entries with these addresses only.
 	Peers []netip.Addr `json:"peers,omitempty"`
 }
 
@@ -51,7 +51,7 @@ func (q Question) About(endpoints []policy.Endpoint) (about []policy.Endpoint) {
 	return about
 }
 
-// Answer is what an agent enforces. It describes one ruleset that was applied to the kernel.
+// Answer is what an agent enforces. All of it is about one ruleset.
 type Answer struct {
 	Node    string `json:"node"`
 	Version string `json:"version"`
@@ -59,8 +59,7 @@ type Answer struct {
 	At Position `json:"at"`
 	// Faults say why the kernel lacks a part of the ruleset, or why the ruleset is old.
 	Faults []string `json:"faults,omitempty"`
-	// Problems are the problems of policies in the question's namespaces. A part of a policy with a problem
-	// allows nothing.
+	// Problems are about faulty parts of policies in the question's namespaces. These parts allow nothing.
 	Problems []ruleset.Problem `json:"problems,omitempty"`
 	// Endpoints are the attachments that the ruleset was made for: all of the node, in every namespace.
 	Endpoints []policy.Endpoint `json:"endpoints"`

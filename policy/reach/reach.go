@@ -27,8 +27,8 @@ type Matrix struct {
 	between [][]cell
 }
 
-// Rule is a rule of a policy. Subjects are the parties that the policy isolates in this direction. Peers are
-// the parties that the rule names.
+// Rule is a rule of a policy. Subjects are the parties that the policy isolates in the rule's direction. Peers are
+// the parties that the rule allows.
 type Rule struct {
 	Policy string `json:"policy"` // namespace/name
 	// Field is the policy's field of the rule, such as "ingress[0]". It is "ingress" or "egress" if the policy
@@ -39,7 +39,7 @@ type Rule struct {
 	Ports    Ports  `json:"ports"`
 }
 
-// New returns the matrix of the state. services are Services that lead to the state's pods.
+// New returns the matrix of the state. A party names those of the services that lead to the party's pods.
 func New(s policy.State, services []policy.Service) *Matrix {
 	u := newUniverse(services, s)
 	return u.matrix(0)

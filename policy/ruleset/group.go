@@ -15,11 +15,11 @@ type group struct {
 	like    Rule // a rule without the name of the peers' set
 	peers   int  // the index of the peers' set in like.Sets
 	kind    SetKind
-	run     int      // how many rules ahead of the group in the chain don't return
+	run     int      // how many rules of the chain before the group's rules have another action than Return
 	rest    string   // restKey of each rule; a group with the other kind of sets can have the same
 	rules   []int    // the indexes of the group's rules in the chain
 	sets    []string // the peers' set of each rule
-	numbers []uint16 // the ports, if an entry with a port can stand for them
+	numbers []uint16 // the rules' ports, if entries with these ports can replace the condition on ports
 }
 
 // groups leaves out rules that can't be merged.

@@ -168,14 +168,14 @@ func (m *members) table(f conf.Family) *memberTable {
 // memberTable finds signatures in one family. It has one map for each size of network: few sizes are in use.
 type memberTable struct {
 	family   conf.Family
-	bySize   [129]*byAddress[int32] // for each network, by its first address: its index in networks
+	bySize   [129]*byAddress[int32] // by a network's size and its first address: the index in networks
 	sizes    []int                  // the largest first
 	networks []memberNetwork
 	links    []memberLink
 }
 
 type memberNetwork struct {
-	link      int32      // the index in links of the first group; 0 if there is none
+	link      int32      // the index in links of the network's first group; 0 if there is none
 	resolved  bool       // signature is set
 	signature *signature // of addresses that are in no smaller network
 }

@@ -57,7 +57,7 @@ func (m SetMatch) ports() bool {
 	return m.By == DestinationPort || m.By == DestinationPair || m.By == SourcePair
 }
 
-// Track matches connection tracking's state of the packet.
+// Track matches the state that connection tracking gives a packet.
 type Track string
 
 const (
@@ -106,7 +106,8 @@ type Action string
 const (
 	Accept Action = "accept"
 	Drop   Action = "drop"
-	// Return ends the chain: the packet continues after the rule that jumped to the chain, or after the hook.
+	// Return ends the chain. The packet continues after the last Jump that led to the chain; without a Jump, after
+	// the hook.
 	Return Action = "return"
 	// Jump sends the packet through the chain To. The packet continues after the jump if that chain returns.
 	Jump Action = "jump"
