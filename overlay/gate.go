@@ -23,10 +23,9 @@ import (
 //   - It is never forwarded, not even if a Service or a hostPort has translated its destination to a node. A node sends
 //     its tunnel packets itself.
 //   - Pods can't send it.
-//   - If it names weir's VNI, the node accepts it only if it comes by the underlay and untranslated, and if the
-//     sender of the packet inside is in a network of the node that sent it. Other programs may use the port with
+//   - If it names weir's VNI, the node accepts it only if it comes by the underlay and untranslated. Also, the sender
+//     of the packet inside must be in a network of the node that sent the packet. Other programs may use the port with
 //     other VNIs. The underlay is every link but weir's and pods': a node may use any of its NICs for tunnel packets.
-//     The inner Ethernet header begins 16 bytes behind the beginning of the UDP header (RFC 7348, section 5).
 //
 // Packets from pods' addresses must come by the link or tunnel by which this node reaches these pods:
 //

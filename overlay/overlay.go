@@ -225,7 +225,10 @@ func hostNet(a netip.Addr) *net.IPNet {
 
 // Remove deletes the whole overlay: routes, device and gate.
 //
-// Equivalent to: ip route flush proto 88; ip link del weir-vxlan; nft delete table inet weir-tunnel
+// Equivalent to:
+//
+//	ip route flush proto 88; ip -6 route flush proto 88
+//	ip link del weir-vxlan; nft delete table inet weir-tunnel
 func (o *Overlay) Remove() error {
 	return errors.Join(o.removeRoutes(), o.removeTunnel(), Gate{}.Remove())
 }

@@ -52,7 +52,8 @@ func ParseEncapsulation(s string) (Encapsulation, error) {
 	return "", fmt.Errorf("encapsulation %q: must be always, crossSubnet or never", s)
 }
 
-// Overhead returns how many bytes of headers the tunnel adds to a packet (RFC 7348, section 4).
+// Overhead returns how many bytes of headers the tunnel adds to a packet (RFC 7348, section 4). The outer IP
+// header has the family of local.
 func Overhead(local netip.Addr) int {
 	if local.Is4() {
 		return 20 + 8 + 8 + 14
@@ -101,7 +102,7 @@ type Paths interface {
 type Plan struct {
 	Options
 	// NodeAddress is where all tunnels of this node begin. It is invalid while the node can't have an overlay.
-	// Gateways are the node's own addresses in the pods' networks, one of each family.
+	// Gateways are the first addresses of this node's podCIDRs, one of each family.
 	NodeAddress netip.Addr
 	Gateways    []netip.Addr
 	Remotes     []Remote

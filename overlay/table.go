@@ -68,8 +68,8 @@ func (g Gate) Apply() (replaced bool, t Traffic, err error) {
 	return have == nil, t, nil
 }
 
-// EnsureExists makes the gate's table if it is missing or broken. Older rules may stay. The agent calls it while
-// the nodes aren't known.
+// EnsureExists makes the gate anew if one of its chains is missing, empty or at another hook. Other rules in the
+// chains may stay. The agent calls it while the nodes aren't known.
 func (g Gate) EnsureExists() error {
 	conn, err := openTransaction()
 	if err != nil {
@@ -156,8 +156,8 @@ func elementKey(e nftables.SetElement) string {
 	return fmt.Sprintf("%x %x %v", e.Key, end, e.IntervalEnd)
 }
 
-// In a set of 5,000 concatenated ranges, each deletion takes more than a millisecond. The whole table is made in
-// 200 milliseconds.
+// maxDeletions limits how many elements Apply deletes; for more, it makes the table anew. In a set of 5,000
+// concatenated ranges, each deletion takes more than a millisecond. The whole table is made in 200 milliseconds.
 const maxDeletions = 100
 
 func (g Gate) countStale(have gateElements) (n int) {

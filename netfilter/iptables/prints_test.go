@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestPrint: in mangle and filter, each change of a rule changes the fingerprint. In nat, only changes in
-// POSTROUTING and in weir's chains do. Counters don't.
+// TestPrint: in mangle and filter, each change of a rule or chain changes the fingerprint. In nat, only changes
+// in POSTROUTING and in weir's chains do. Counters don't.
 func TestPrint(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

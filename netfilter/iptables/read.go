@@ -235,7 +235,7 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 }
 
 // readText reads a table as iptables-save prints it. If that fails, the table is unknown, and has only the rules
-// that see finds (none with iptables-legacy).
+// that nf_tables shows (none with iptables-legacy).
 func (d *Driver) readText(ctx context.Context, f conf.Family, name string, before *state) table {
 	there, dormant, err := d.Flavour.exists(f, name)
 	if err == nil && !there {

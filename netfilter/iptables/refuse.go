@@ -226,7 +226,7 @@ func (t *trial) namespaces(rules []ruleset.Rule) {
 }
 
 // bisect calls tell() for each item that try() refuses alone. trials limits the calls of try() (0: no limit).
-// Once the limit is reached, bisect calls tell() for every item of the groups that were refused last.
+// Once the limit is reached, bisect calls tell() for all items of the refused groups that are left.
 func bisect[T any](items []T, trials int, try func([]T) error, tell func(T, error)) {
 	type group struct {
 		items []T

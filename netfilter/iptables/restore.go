@@ -36,8 +36,8 @@ func startRestorer(f Flavour, family conf.Family) (*restorer, error) {
 	r := &restorer{flavour: f, family: family, cmd: cmd, ended: make(chan struct{})}
 	r.cmd.Stderr = &r.output
 	// If the agent is killed, a program that waits for the lock must change nothing: the next agent may have
-	// given a number to another class. The kernel sends the signal when the thread that started the program ends.
-	// Go keeps such a thread until the agent ends.
+	// given a number to another class. The kernel sends the signal when the thread that started the program ends,
+	// usually with the agent.
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var err error
 	if r.stdin, err = r.cmd.StdinPipe(); err == nil {

@@ -137,7 +137,7 @@ var libraryFamilies = [...]nftables.TableFamily{
 	conf.IPv4: nftables.TableFamilyIPv4, conf.IPv6: nftables.TableFamilyIPv6,
 }
 
-// see returns the table's rules by chain. If a chain is named, it returns only that chain's.
+// see returns the table's rules by chain. If the parameter only has a chain, see returns only this chain's rules.
 //
 // Equivalent to: nft -a list table ip TABLE; nft -a list chain ip TABLE ONLY (ip6 for IPv6)
 func see(family conf.Family, name string, only ...string) (map[string][]seen, error) {
@@ -203,8 +203,8 @@ func targetOf(immediate []byte) string {
 	return chain
 }
 
-// deleteCopies deletes the rules that lead from built-in chains to weir's chains. For each of weir's chains it
-// keeps the first rule without a condition. It is for a table that iptables can't print.
+// deleteCopies deletes surplus copies of weir's rules in a table that iptables can't print. Of the rules that
+// lead from one built-in chain to one of weir's chains, it keeps the first without a condition.
 //
 // Equivalent to: nft delete rule ip TABLE CHAIN handle HANDLE (ip6 for IPv6)
 func deleteCopies(f conf.Family, name string) error {

@@ -205,9 +205,9 @@ func (s state) after(p plan, want *lowered, left []string) state {
 	return next
 }
 
-// see reads the unknown tables again after a plan, and deletes surplus copies of weir's rules. If the plan alone
-// has changed nf_tables since the generation before, see also notes how the kernel shows the chains that weir
-// wrote.
+// see reads the unknown tables again after a plan, and deletes surplus copies of weir's rules. The parameter
+// before is nf_tables' generation before the plan. If only the plan has changed nf_tables since then, see also
+// notes how the kernel shows weir's chains.
 func (s state) see(want *lowered, p plan, before uint32) error {
 	commits := strings.Count(strings.Join(p.restore[:], ""), "COMMIT\n")
 	for _, f := range conf.Families {

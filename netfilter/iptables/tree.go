@@ -110,8 +110,8 @@ func (t *tree) lines(numbers []int, shift int) (lines []string) {
 	return append(lines, t.lines(numbers, shift)...)
 }
 
-// node makes the chain for the numbers whose bits from shift on are first. It returns the rule that leads to the
-// chain. The chain logs and drops packets with a number of no class.
+// node makes the chain for the numbers n with n>>shift == first, and returns the rule that leads to the chain.
+// The chain logs and drops packets with a number of no class.
 func (t *tree) node(numbers []int, first, shift int) string {
 	digits := strconv.FormatInt(int64(first), 1<<digit)
 	known := (numberBits - shift) / digit

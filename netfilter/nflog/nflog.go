@@ -202,8 +202,8 @@ func (r *Reader) Close() error { return r.conn.Close() }
 // Read waits for packets until ctx ends, or for at most the duration wait. It calls the function each() for every
 // packet that it reads. A packet is valid only until each() returns.
 //
-// lost is how many packets were lost before the last one. The kernel only numbers packets, so a later loss counts
-// with the next packet.
+// lost is how many packets were lost before the last packet that Read has read. The kernel only numbers packets,
+// so a later loss counts with the next packet.
 func (r *Reader) Read(ctx context.Context, wait time.Duration, each func(*Packet)) (lost uint64, err error) {
 	if err := r.conn.SetReadDeadline(time.Now().Add(wait)); err != nil {
 		return 0, err

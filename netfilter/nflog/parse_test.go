@@ -193,7 +193,7 @@ func FuzzFlow(f *testing.F) {
 		got, ok := FlowOf(etherType, b)
 		p := gopacket.NewPacket(b, first, gopacket.DecodeOptions{Lazy: true, NoCopy: true})
 		ip := p.NetworkLayer()
-		if !ok || ip == nil || p.ErrorLayer() != nil { // gopacket refuses more packets
+		if !ok || ip == nil || p.ErrorLayer() != nil { // one of the two can't read the packet
 			return
 		}
 		src, dst := ip.NetworkFlow().Endpoints()

@@ -27,8 +27,8 @@ var filters = [len(conf.Families)]nftnl.Table{
 	conf.IPv4: {Family: unix.NFPROTO_IPV4, Name: "filter"}, conf.IPv6: {Family: unix.NFPROTO_IPV6, Name: "filter"},
 }
 
-// concernsAccept reports whether the change may have removed weir's rules from the chain FORWARD, or made its
-// table.
+// concernsAccept reports whether the change is one of iptables-nft's tables filter, or in their chains FORWARD.
+// Such a change may have removed weir's rules there.
 func concernsAccept(c nftnl.Change) bool {
 	return c.Table == filters[0].Name && (c.Family == unix.NFPROTO_IPV4 || c.Family == unix.NFPROTO_IPV6) &&
 		(c.Chain == "" || c.Chain == forwardChain)
@@ -113,8 +113,8 @@ func (d *Driver) forgetAccepting() {
 	}
 }
 
-// accept puts weir's rules into the family's chain FORWARD, directly before a rule that refuses everything, or
-// at the end.
+// accept puts weir's rules into the family's chain FORWARD: directly before the rules that refuse everything, or
+// else at the end.
 func (d *Driver) accept(f conf.Family, rules []nftnl.Rule) (changed bool, err error) {
 	for range triesOfAChange {
 		var b nftnl.Batch

@@ -28,8 +28,8 @@ const (
 	acceptsOut = `-A FORWARD -o weir0 -m comment --comment "` + acceptComment + `" -j ACCEPT`
 )
 
-// TestForwardAcceptsPods: weir's rules come last in iptables-nft's chain FORWARD, or directly before a rule
-// that refuses everything. weir doesn't make the chain.
+// TestForwardAcceptsPods: weir's rules in iptables-nft's chain FORWARD come directly before the rules that refuse
+// everything, or else last. weir doesn't make the chain.
 func TestForwardAcceptsPods(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -204,7 +204,7 @@ func (d *Driver) Remove(context.Context) error {
 	return errors.Join(errs...)
 }
 
-// awaitPackets waits until all packets that meet rules now have left them. A packet keeps the rules that it met first,
+// awaitPackets waits for the packets that are between two rules of weir's. A packet keeps the rules that it met first,
 // but looks up elements as they are at the moment. So a packet would be dropped if its pod left the maps while the
 // packet was between the first rule and the look-up.
 //

@@ -35,7 +35,7 @@ type set struct {
 type chain struct {
 	nftnl.Chain
 	rules   []rule
-	written nftnl.Rules // what the kernel has of the rules
+	written nftnl.Rules // a summary of the rules, to compare with the kernel's
 	uses    []string
 }
 

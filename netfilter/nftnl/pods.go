@@ -36,8 +36,8 @@ func (PodSets) Name(addr netip.Addr) string {
 	return "set " + podsSet(conf.FamilyOf(addr)).Name + " of nftables"
 }
 
-// Deny adds the addresses to the sets of all pods, with the pod's name as the comment. It makes a missing set:
-// no agent may have run since the node was started.
+// Deny adds the addresses to the sets of all pods, with the pod's name as the comment. It makes a missing set,
+// because perhaps no agent has run since the node was started.
 //
 // Equivalent to: nft add element ip weir weir-pods { ADDR comment "POD" } (ip6 and weir-pods6 for IPv6)
 func (PodSets) Deny(pod string, addrs ...netip.Addr) error {
@@ -213,7 +213,7 @@ func looksUp(expressions []byte, set string) (yes bool) {
 	return yes
 }
 
-// Check returns an error that names each set that lacks one of the addresses.
+// Check returns an error that names each address with the sets and maps that lack it.
 func (PodSets) Check(addrs ...netip.Addr) error {
 	var errs []error
 	for _, a := range addrs {

@@ -92,7 +92,7 @@ func TestPodSets(t *testing.T) {
 	if c := strings.Count(got, "10.88.0.3"); c != strings.Count(before, "10.88.0.3") {
 		t.Errorf("Purge took other addresses:\n%s", got)
 	}
-	if strings.Count(got, "10.88.0.2") != 1 { // the block
+	if strings.Count(got, "10.88.0.2") != 1 { // the one in weir-net-x stays
 		t.Errorf("Purge left or took an address:\n%s", got)
 	}
 	no("deny", p.Deny("x/y", four, other))

@@ -104,7 +104,7 @@ func networks(ends []end, each func(Element) bool) (ok bool) {
 		if c := a.Prefix.Addr().Compare(b.Prefix.Addr()); c != 0 || a.last == b.last {
 			return c
 		}
-		if a.last { // where two networks meet, one ends first
+		if a.last { // where two networks meet, the end of the one comes before the beginning of the other
 			return -1
 		}
 		return 1

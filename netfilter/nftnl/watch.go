@@ -19,8 +19,8 @@ type Change struct {
 }
 
 // Watch calls heard() for every generation of nf_tables until ctx ends. concerned is true if concerns() returns
-// true for one of the transaction's changes. The first call reports the present generation as concerned.
-// Generation 0 means that messages were lost. New chains and changes of sets are no Changes.
+// true for one of the transaction's changes. The first call of heard() reports the present generation as
+// concerned. Generation 0 means that messages were lost. New chains and changes of sets are no Changes.
 //
 // Equivalent to: nft monitor
 func Watch(ctx context.Context, concerns func(Change) bool, heard func(generation uint32, concerned bool)) error {

@@ -22,7 +22,7 @@ import (
 )
 
 // Trial is a chain of rules for one family, at the hook of packets to the node. The rule of each Need lets the
-// Need's packet pass, or drops it if Need.drops is true. A later rule drops every Need's packet.
+// Need's packet pass, or drops it if Need.drops is true. Later rules drop the packets of all Needs.
 type Trial struct {
 	Family conf.Family
 	Sets   []ruleset.Set

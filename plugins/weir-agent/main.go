@@ -60,8 +60,8 @@ func run() int {
 		Use: "weir-agent", Short: "Enforces NetworkPolicies on the pods of this node",
 		SilenceUsage: true, SilenceErrors: true,
 	}
-	// cobra's own flag Version needs a template. A template makes the linker keep every method, which nearly
-	// doubles the program.
+	// cobra's own --version needs a template. A template makes the linker keep every method, which nearly doubles
+	// the program.
 	showVersion := root.Flags().Bool("version", false, "print the commit of this program, its date, and Go's version")
 	root.RunE = func(cmd *cobra.Command, _ []string) error {
 		if !*showVersion {

@@ -28,7 +28,7 @@ type call struct {
 
 func (c *call) id() string { return endpoint.ID(c.ContainerID, c.IfName) }
 
-// verb is a value of CNI_COMMAND other than VERSION, which needs no configuration and no container.
+// verb is a value of CNI_COMMAND, except VERSION. VERSION needs no configuration.
 type verb struct {
 	name     string
 	since    string   // the first version of the specification that has the verb
@@ -46,8 +46,8 @@ func allVerbs() []verb {
 	}
 }
 
-// readCall doesn't validate the call, because errors need its version. For VERSION, stdin may be empty or a
-// terminal.
+// readCall doesn't validate the call: even an error must be printed in the call's version. For VERSION, stdin may
+// be empty or a terminal.
 func readCall() (*call, error) {
 	c := &call{
 		command: os.Getenv("CNI_COMMAND"), ContainerID: os.Getenv("CNI_CONTAINERID"), Netns: os.Getenv("CNI_NETNS"),
