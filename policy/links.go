@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// LinkOf returns the link of an endpoint. It is empty if the link is unknown, or if a rule can't match its
-// name.
+// LinkOf returns the link of an endpoint. The result is empty if the link is unknown, or if a rule can't match the
+// link's name.
 func LinkOf(e Endpoint) ruleset.Link {
 	switch {
 	case !e.Chained:

@@ -92,8 +92,8 @@ type Side struct {
 	Policies []string `json:"policies"`
 	// Audited are the audited policies that would isolate the pod. They don't change the result.
 	Audited []string `json:"audited,omitempty"`
-	// WouldDrop is true if the connection passes, but audited policies would drop it if they were enforced.
-	// NearestAudited has their rules, the nearest first.
+	// WouldDrop is true if the connection passes and would be dropped if the audited policies were enforced too.
+	// NearestAudited has rules of the audited policies, the nearest first.
 	WouldDrop      bool           `json:"wouldDrop,omitempty"`
 	NearestAudited []verdict.Near `json:"nearestAudited,omitempty"`
 	// OnlyAudited are rules of audited policies that would allow a dropped connection.

@@ -28,7 +28,7 @@ func (m *Matrix) Words(parties, other []int) []string {
 	all, inNamespace, inWorld := m.split()
 	complete := func(list []int) bool {
 		return len(list) > 0 && !slices.ContainsFunc(list, func(i int) bool {
-			return !in[i] && (i != itself || len(list) < 3) // instead of "all" for one other party: its name
+			return !in[i] && (i != itself || len(list) < 3) // one other party is named, instead of "all"
 		})
 	}
 	var words []string

@@ -20,7 +20,7 @@ type decision struct {
 
 	merges []*merge     // in the order of the chains
 	merged []*mergedSet // in the order of their names
-	// needed has the sets that rules still look up because their merges were left out.
+	// needed has the sets of the merges that were left out: rules still look up these sets.
 	needed map[string]bool
 }
 

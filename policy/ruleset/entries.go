@@ -42,7 +42,7 @@ func (e Entries) All() iter.Seq[Entry] {
 	}
 }
 
-// With returns the entries with this one added. It replaces an entry with the same element.
+// With returns the entries with one more. The added entry replaces an entry with the same element.
 func (e Entries) With(added Entry) Entries {
 	if e.Len() == 0 {
 		e.of = noEntries
