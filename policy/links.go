@@ -33,8 +33,8 @@ func odd(r rune) bool {
 
 type links struct {
 	neighbours []ruleset.Rule // allow neighbour discovery, before policies are checked
-	senders    []ruleset.Rule // drop packets with forged sources
-	self       []ruleset.Rule // allow packets from a pod to itself
+	senders    []ruleset.Rule // lead packets with forged sources to the chain that drops them
+	self       []ruleset.Rule // lead packets to their own source to the chain that lets pods reach themselves
 	loopback   []ruleset.Rule // drop packets to the node's loopback addresses
 	masquerade []ruleset.Rule // exempt chained pods' packets from masquerading
 }
