@@ -21,7 +21,8 @@ type Delta struct {
 	Policies   map[Name][]*networkingv1.NetworkPolicy
 	Namespaces map[string]*Namespace
 
-	Nodes      *[]Node // all Nodes with all claims; nil if nothing of them has changed
+	// Each of these four lists is complete, and nil if nothing in the list has changed. Nodes have all their claims.
+	Nodes      *[]Node
 	Workloads  *[]Workload
 	Problems   *[]ruleset.Problem
 	Unenforced *[]Unenforced

@@ -70,8 +70,8 @@ func (c *Cluster) about(addresses map[netip.Addr]bool) policy.State {
 	return s
 }
 
-// Concerns returns a function that reports whether an explanation of the query may need a pod. The cluster c
-// must have the attachments.
+// Concerns returns a function that reports whether an explanation of the query may need a pod. The Endpoints of c
+// must be complete.
 func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
 	addresses := Addresses(c, q)
 	named := map[policy.Name]bool{}
