@@ -50,7 +50,7 @@ type Note struct {
 	Message string
 }
 
-// Held is the part of a ruleset that the kernel has, for some packets.
+// Held says what the kernel has of a ruleset, as far as some packets are concerned.
 type Held struct {
 	// Ruleset has the compiled chains, whatever the kernel has. Its sets have only those of the kernel's entries
 	// that the packets look up.

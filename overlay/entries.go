@@ -131,7 +131,7 @@ func sameRoute(have, want netlink.Route, tunnel int) bool {
 //
 // Equivalent to:
 //
-//	ip route add NETWORK via VIA dev weir-vxlan onlink src GATEWAY proto 88  (replace, if weir has a route there already)
+//	ip route add NETWORK via VIA dev weir-vxlan onlink src GATEWAY proto 88  (replace, if weir has a route there)
 //	ip route add NETWORK via NODE proto 88                                   (without a tunnel)
 func (o *Overlay) setRoutes(tunnel int, p Plan, all *Applied, refused refusals) error {
 	have, err := o.weirRoutes()
@@ -153,7 +153,7 @@ func (o *Overlay) setRoutes(tunnel int, p Plan, all *Applied, refused refusals) 
 			}
 		}
 		if kept >= 0 {
-			have[remote.Network] = append(present[:kept:kept], present[kept+1:]...) // weir's others, with other metrics, go
+			have[remote.Network] = append(present[:kept:kept], present[kept+1:]...) // the others are deleted
 			continue
 		}
 		all.lack(fmt.Sprintf("the route to %s (node %s) is missing", remote.Network, remote.Node), "%s", remote.command())

@@ -30,14 +30,14 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Encapsulation says which packets between nodes' pods travel in tunnels.
+// Encapsulation says which packets between pods of different nodes travel in tunnels.
 type Encapsulation string
 
 const (
 	// Always encapsulates all of them. It works wherever nodes reach each other, also with EC2's source/destination
 	// check.
 	Always Encapsulation = "always"
-	// CrossSubnet encapsulates packets to nodes in other subnets.
+	// CrossSubnet encapsulates packets to pods of nodes in other subnets.
 	CrossSubnet Encapsulation = "crossSubnet"
 	// Never encapsulates nothing. Routers between subnets must know the pods' networks.
 	Never Encapsulation = "never"

@@ -19,7 +19,9 @@ const (
 	itselfIPv6 = "18,32 0 0 8,7 0 0 0,32 0 0 24,29 0 13 0,32 0 0 12,7 0 0 0,32 0 0 28,29 0 9 0," +
 		"32 0 0 16,7 0 0 0,32 0 0 32,29 0 5 0,32 0 0 20,7 0 0 0,32 0 0 36,29 0 1 0,6 0 0 65535,6 0 0 0"
 
-	// honestIPv4 is the following program, which steps over IPv4's options. The label P matches, and N doesn't.
+	// honestIPv4 matches ICMP packets that are no errors. It also matches an error if the packet inside went from the
+	// error's receiver to the error's sender, unless the error is a redirect. It matches no later fragment, and
+	// steps over IPv4's options. A packet that reaches the label P matches.
 	//
 	//	ldh [6]; jset #0x1fff, N; ldx 4*([0]&0xf); ldb [x + 0]
 	//	jeq #3, E; jeq #4, E; jeq #11, E; jeq #12, E; jeq #5, N, P

@@ -113,7 +113,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 			}
 			changed = true
 			if s.entries = s.entries.Without(e); in[name] {
-				s.entries = s.entries.With(ruleset.Entry{Element: e}) // without the comment, so that Apply writes it again
+				s.entries = s.entries.With(ruleset.Entry{Element: e}) // without comment, so Apply writes it again
 			}
 			d.have.sets[name] = s
 		}

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// restorer is a process of iptables-restore that waits for commands. It is started in advance, because the start
-// takes most of the time of a change of rules. While it waits, it holds no lock.
+// restorer is a process of iptables-restore that waits for commands. It is started in advance, because a start
+// takes longer than the change of rules itself. While it waits, it holds no lock.
 //
 // Equivalent to: iptables-restore --wait 10 --noflush (ip6tables-restore for IPv6)
 type restorer struct {

@@ -15,7 +15,7 @@ import (
 
 // In nftables, a later chain of another program can still drop a packet that weir's chains allow. So weir
 // writes rules into the chain FORWARD of iptables-nft's tables "ip filter" and "ip6 filter", if they exist:
-// Docker and many images drop there by default. Other chains that drop such packets are only
+// Docker and many operating systems drop there by default. Other chains that drop such packets are only
 // reported.
 
 // acceptComment marks weir's rules in the chain FORWARD. The jump of the backend iptables has the same words.

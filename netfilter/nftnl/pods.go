@@ -83,7 +83,7 @@ const triesOfAPurge = 5
 
 // Purge deletes the addresses from every set and map that has pods.
 //
-// Equivalent to: for each set of nft list sets ip (ip6 for IPv6): nft delete element ip weir SET { ADDR }
+// Equivalent to, for each set and map (ip6 for IPv6): nft delete element ip weir SET { ADDR }
 func (PodSets) Purge(addrs ...netip.Addr) error {
 	r := NewReader()
 	defer r.Close()

@@ -11,7 +11,7 @@ import (
 
 // Sets returns the sets and maps of the table.
 //
-// Equivalent to: nft list sets FAMILY
+// Equivalent to: nft list sets FAMILY; nft list maps FAMILY
 func (r *Reader) Sets(t Table) (sets map[string]SetState, err error) {
 	body := attrs{}.text(unix.NFTA_SET_TABLE, t.Name)
 	err = r.list(unix.NFT_MSG_GETSET, t, body, func() { sets = map[string]SetState{} }, func(answer []byte) bool {

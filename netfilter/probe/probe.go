@@ -34,7 +34,7 @@ type Trial struct {
 	receivers []*net.UDPConn
 }
 
-// Need is something that weir needs of the kernel.
+// Need is something that weir needs of the kernel, with the rule that tests it.
 type Need struct {
 	Name string
 	Rule ruleset.Rule // it matches the Need's packet
@@ -160,7 +160,6 @@ func portOf(c *net.UDPConn) uint16 { return c.LocalAddr().(*net.UDPAddr).AddrPor
 
 func (t *Trial) port(need int) uint16 { return portOf(t.receivers[need]) }
 
-// Close closes the sockets.
 func (t *Trial) Close() error {
 	err := t.sender.Close()
 	for _, r := range t.receivers {
@@ -248,7 +247,7 @@ func (t *Trial) Wrong() (wrong []Need, err error) {
 var errOthers = errors.New("packets for trials don't arrive over the loopback link, whatever the rules are")
 
 func arrives(at *net.UDPConn, deadline time.Time) bool {
-	if least := time.Now().Add(time.Millisecond); deadline.Before(least) { // otherwise not even a waiting packet is read
+	if least := time.Now().Add(time.Millisecond); deadline.Before(least) { // else not even a waiting packet is read
 		deadline = least
 	}
 	if at.SetReadDeadline(deadline) != nil {

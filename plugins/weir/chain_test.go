@@ -133,7 +133,8 @@ func TestBehindBridge(t *testing.T) {
 	testBehind(t, "bridge")
 }
 
-// ended calls DEL, as a runtime does for a refused pod too, because the plugin before weir has made its interface.
+// ended calls DEL. A runtime does so even for a refused pod, because the plugin before weir has made the pod's
+// interface.
 func ended(n *nodetest.Node, namespace, name string) {
 	n.Helper()
 	if _, err := n.CNI("del", "/run/netns/"+namespace+"."+name, nodetest.Args(namespace, name, "")); err != nil {
