@@ -35,7 +35,7 @@ func (e *Evaluator) Known() []netip.Addr {
 // Name returns "NAMESPACE/NAME" of the end's pod, or "" if no pod is at the end.
 func (e End) Name() string { return e.end.name }
 
-// Pods returns the pods that may be at the end.
+// Pods returns the end's pods: several if it is uncertain which pod is there, none if no pod has the address.
 func (e End) Pods() (all []policy.Pod) {
 	for _, p := range e.end.pods {
 		all = append(all, p.Pod)

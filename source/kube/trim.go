@@ -70,7 +70,7 @@ type trimmer struct {
 	in    *bufio.Reader
 	what  *kept
 	frame []byte
-	out   []byte // trimmed bytes; out[at:] hasn't been read yet
+	out   []byte // bytes for the client; out[at:] hasn't been read yet
 	at    int
 	whole bool // the rest of the stream stays as it is
 }

@@ -25,9 +25,9 @@ type policyReader struct {
 	noSelector   bool // it is unknown which pods it selects
 }
 
-// addPolicy reads a NetworkPolicy. If its namespace can't be read, no policy is added. If another part can't be
-// read, the policy isolates the pods that it selects, and allows nothing. If that part is the selector, the
-// policy isolates all pods of its namespace.
+// addPolicy reads a NetworkPolicy. If its namespace can't be read, no policy is added. If a part other than an
+// annotation can't be read, the policy isolates the pods that it selects, and allows nothing. If that part is the
+// selector, the policy isolates all pods of its namespace.
 func (c *content) addPolicy(o object) {
 	r := policyReader{object: o}
 	m := o.readMeta(o.raw["metadata"], true)

@@ -1,6 +1,6 @@
 // Package architecture tests what the project promises about its own layout: which rooms a room imports, which
-// packages the plugin and the policy core link, and the lengths of files, functions and lines. With -v the tests
-// print the figures:
+// packages the plugin and the policy core link, and the lengths of files, functions and lines. It also tests that
+// what the documents name exists. With -v the tests print the figures:
 //
 //	go test ./test/architecture -v
 //

@@ -1,7 +1,7 @@
 //go:build bench
 
-// Package bench_test compares weir with other plugins, in runs that take turns. A shared machine is fast at one time
-// and slow at another, so only ratios of times mean something.
+// Package bench_test compares weir with other plugins and with other packet filters, in runs that take turns. A
+// shared machine is fast at one time and slow at another, so only ratios of times mean something.
 package bench_test
 
 import (

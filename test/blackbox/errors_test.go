@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// wrapped puts a script in place of the program. In the script, $real is the program's path. If the program is
-// one of iptables', agents use the backend iptables even if the script works badly.
+// wrapped puts a script in place of the program. In the script, $real is the program's path. Agents use the
+// backend iptables even if the script makes iptables work badly, except when the tests run with nftables.
 func wrapped(t *testing.T, name, script string) {
 	t.Helper()
 	if !nodetest.Nftables() && strings.Contains(name, "tables") {

@@ -39,8 +39,8 @@ func firstFragment(t *testing.T, dstMAC, srcMAC net.HardwareAddr, src, dst strin
 		options, fragment, payload)
 }
 
-// arrive sends count datagrams of 8 KB to the other pod, at equal intervals that together last for spread. It
-// returns how many datagrams arrive.
+// arrive sends count datagrams of 8 KB to the other pod, at equal intervals. The time from the first to the last
+// is almost spread. It returns how many datagrams arrive.
 func arrive(t *testing.T, from, to *nodetest.Pod, address string, count int, spread time.Duration) int {
 	t.Helper()
 	box := listen(t, to.Netns, "udp", net.JoinHostPort(address, "9999"))

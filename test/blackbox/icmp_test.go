@@ -179,8 +179,8 @@ func TestForgedErrors(t *testing.T)             { forgedErrors(t, "weir") }
 func TestForgedErrorsBehindPtp(t *testing.T)    { forgedErrors(t, "ptp") }
 func TestForgedErrorsBehindBridge(t *testing.T) { forgedErrors(t, "bridge") }
 
-// forgedErrors: if a pod sends ICMP errors about packets that it never received, none arrives. Connection tracking
-// relates an error to the connection of the packet inside.
+// forgedErrors: if a pod sends ICMP errors about packets that it never received, none arrives. Without weir's
+// check they would: connection tracking relates an error to the connection of the packet inside.
 func forgedErrors(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return

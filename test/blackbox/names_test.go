@@ -49,7 +49,8 @@ spec:
 // TestLongestNames: if all names are as long as possible, ADD, CHECK, DEL, policies and the status work.
 func TestLongestNames(t *testing.T) { testLongestNames(t, nil) }
 
-// TestLongestNamesBehindPtp: if the plugin ptp attaches pods with such names, ADD, DEL, policies and the status work.
+// TestLongestNamesBehindPtp: if all names are as long as possible and the plugin ptp attaches the pods, ADD, DEL,
+// policies and the status work.
 func TestLongestNamesBehindPtp(t *testing.T) {
 	testLongestNames(t, []nodetest.Conf{
 		{"type": "ptp", "ipam": nodetest.Conf{"type": "host-local", "subnet": "10.88.0.0/24"}},

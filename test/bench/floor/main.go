@@ -1,5 +1,6 @@
-// Command floor does only what every plugin must do: it makes a veth pair, an address and two routes in the pod,
-// and deletes them. It reads no configuration, stores nothing and checks nothing.
+// Command floor does only what every plugin must do. "add" makes a veth pair, gives the pod's end an address, and
+// makes a route on the node and one in the pod. "del" deletes the veth pair. floor reads no configuration, stores
+// nothing and checks nothing.
 //
 //	floor add NETNS IFNAME HOSTIF ADDRESS GATEWAY
 //	floor del HOSTIF
