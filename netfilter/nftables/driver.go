@@ -19,7 +19,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Driver applies rulesets to the kernel. It is not safe for concurrent use.
+// Driver applies rulesets to the kernel. Apart from Inspect and Watch, its methods aren't safe for concurrent
+// use.
 type Driver struct {
 	reader   *nftnl.Reader
 	have     *state
@@ -204,12 +205,12 @@ func (d *Driver) Remove(context.Context) error {
 	return errors.Join(errs...)
 }
 
-// awaitPackets waits for the packets that are between two rules of weir's. A packet keeps the rules that it met first,
-// but looks up elements as they are at the moment. So a packet would be dropped if its pod left the maps while the
-// packet was between the first rule and the look-up.
+// awaitPackets waits for the packets that are between two rules of weir's. A packet keeps the rules that it met
+// first, but looks up elements as they are at the moment. So a packet would be dropped if its pod left the maps
+// while the packet was between the first rule and the look-up.
 //
-// The kernel's membarrier waits until all processors have left their read-side critical sections, in which they handle
-// packets (membarrier(2), MEMBARRIER_CMD_GLOBAL).
+// The kernel's membarrier waits until all processors have left their read-side critical sections, in which they
+// handle packets (membarrier(2), MEMBARRIER_CMD_GLOBAL).
 func awaitPackets() {
 	const global = 1
 	_, _, _ = unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0)

@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Batch is a list of requests that the kernel carries out together or not at all. All methods except Empty and
-// Commit add requests. Their parameter about is the caller's name for the request. If the kernel refuses the
-// request, it is in Refusal.About.
+// Batch is a list of requests that the kernel carries out together or not at all. All exported methods except
+// Empty and Commit add requests. Their parameter about is the caller's name for the request. If the kernel
+// refuses the request, it is in Refusal.About.
 //
 // Equivalent to: nft -f FILE
 type Batch struct{ messages []message }

@@ -14,8 +14,8 @@ import (
 	netattrs "github.com/weir-net/weir/internal/attrs"
 )
 
-// Question asks for an element of a set by its key. In a set of networks it asks for the network with the
-// address.
+// Question asks for an element of a set by its key. In a set of networks it asks for the network that contains
+// the address.
 type Question struct {
 	Table Table
 	Set   Set

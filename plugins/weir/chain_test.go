@@ -352,8 +352,8 @@ func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 	}
 }
 
-// TestPolicyThatCantHoldIsRefused: ADD refuses a pod whose packets would bypass the FORWARD hook, and a
-// prevResult or an interface that weir can't enforce policy on.
+// TestPolicyThatCantHoldIsRefused: ADD refuses a pod whose packets would bypass the FORWARD hook. It also refuses
+// an interface, a prevResult or a configuration with which weir can't enforce policy behind another plugin.
 func TestPolicyThatCantHoldIsRefused(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
 		return
