@@ -50,8 +50,8 @@ func everything(t testing.TB, w *world, flows []flow) []*frame {
 	return f.frames
 }
 
-// linkLocalMACs forges frames to link-local MACs. The kernel hands them to the IP stack, as received on the port
-// itself, unless group_fwd_mask is set (br_handle_frame).
+// linkLocalMACs forges frames to link-local MACs. From 01:80:c2:00:00:02 on, the kernel hands them to the IP stack,
+// as received on the port itself, unless group_fwd_mask is set (br_handle_frame).
 func (f *forge) linkLocalMACs() {
 	w := f.w
 	eLocal, portLocal := eui64(w.eMAC), eui64(w.portMAC)
@@ -226,7 +226,8 @@ func (f *forge) otherDestinationMACs() {
 	}
 }
 
-// The tags are of IEEE 802.1Q and 802.1ad. The kernel removes a tag with VLAN ID 0.
+// tags adds frames with tags of IEEE 802.1Q and 802.1ad. The kernel ignores a single tag with VLAN ID 0, so policy
+// applies to E's own packets behind it.
 func (f *forge) tags() {
 	w := f.w
 	tag := func(kind layers.EthernetType, ids ...uint16) (s stack) {

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// frame is one frame of the hostile pod, or the fragments of one packet. Payload and source port contain its
-// number, which identifies its effects.
+// frame is one frame of the hostile pod, or the fragments of one packet. Its number is the index in forge.frames. The
+// payload or a port contains the number, so that the effects can be assigned to the frame.
 type frame struct {
 	class, name string
 	// own means that the sender is the pod's own MAC and address. Only such frames may reach the node's IP stack,
@@ -200,7 +200,7 @@ func (f *forge) payload(s stack) []byte {
 	return f.serialize(s)[size:]
 }
 
-// The two fragments have 24 bytes of payload each, which begin with the marker.
+// fragments returns a UDP packet in two fragments. Each has 24 bytes of the payload, which begin with the marker.
 func (f *forge) fragments(way stack, src, dst netip.Addr) [][]byte {
 	long := append(append(f.marker(), "      "...), append(f.marker(), "      "...)...) // twice 24 bytes
 	whole := f.payload(join([]stack{ipHeader(src, dst), {
@@ -265,7 +265,7 @@ func (f *forge) arp(op uint16, inside net.HardwareAddr, sender, target netip.Add
 func (f *forge) discovery(src, dst netip.Addr, kind uint8, body []byte) stack {
 	h := ipHeader(src, dst)[0].(*layers.IPv6)
 	h.HopLimit = 255
-	option := append([]byte{253, 3}, f.marker()...) // of 24 bytes; RFC 4727 has the number for experiments
+	option := append([]byte{253, 3}, f.marker()...) // type 253: for experiments (RFC 4727); 3: 24 bytes
 	return stack{
 		h,
 		&layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(kind, 0)},

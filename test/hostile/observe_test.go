@@ -235,7 +235,7 @@ func (o *observer) answer(data []byte) (id int, ok bool) {
 	return 0, false
 }
 
-// groups reports whether the frame is about the node's multicast groups. Nodes send these unasked (RFC 3810).
+// groups reports whether the frame is about the node's multicast groups. A node sends such frames unasked (RFC 3810).
 func groups(data []byte) bool {
 	packet := gopacket.NewPacket(data, layers.LayerTypeEthernet, gopacket.NoCopy)
 	return packet.Layer(layers.LayerTypeMLDv2MulticastListenerReport) != nil || packet.Layer(layers.LayerTypeIGMP) != nil
@@ -283,7 +283,7 @@ func (o *observer) state() []string {
 		}
 		nodetest.In(o.t, path, func() error {
 			for _, family := range []string{"-4", "-6"} {
-				// Equivalent to: ip route show cache. It has what the kernel learned from ICMP errors.
+				// The route cache has what the kernel learned from ICMP errors.
 				out, err := exec.Command("ip", family, "-o", "route", "show", "cache").Output()
 				if err != nil {
 					return err

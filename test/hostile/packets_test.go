@@ -103,7 +103,7 @@ func (f *forge) neighbourDiscovery() {
 	}
 }
 
-// The options header has eight bytes with nothing but padding.
+// padding returns an options header of eight bytes, with padding only.
 func padding(next layers.IPProtocol) []byte { return []byte{byte(next), 0, 1, 4, 0, 0, 0, 0} }
 
 func hopByHop(marker []byte, option byte) []byte {

@@ -189,7 +189,7 @@ func (w *world) underlay() (local, remote netip.Addr) {
 	return uplink6, peer6
 }
 
-// hostMAC returns the MAC that weir would give. The control has the same MACs, so both worlds get the same frames.
+// hostMAC returns the MAC that weir gives to a pod or bridge with this IPv4 address.
 func hostMAC(a netip.Addr) net.HardwareAddr {
 	b := a.As4()
 	return net.HardwareAddr{0x0a, 0x58, b[0], b[1], b[2], b[3]}

@@ -39,7 +39,7 @@ const RouterNS = "/run/netns/router"
 func NewCluster(t testing.TB, size int) *Cluster {
 	t.Helper()
 	c := &Cluster{TB: t, Bin: os.Getenv(binEnv), Manifests: t.TempDir()}
-	// Network namespaces that are made later then also appear in the nodes' mount namespaces.
+	// Network namespaces that are made later then also appear in the /run of the nodes' mount namespaces.
 	if err := syscall.Mount("none", "/run", "", syscall.MS_SHARED, ""); err != nil {
 		t.Fatalf("share /run: %v", err)
 	}

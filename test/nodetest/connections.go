@@ -27,8 +27,7 @@ const (
 	Assured  = 1 << 2
 )
 
-// Fill makes a network namespace for the goroutine's thread, and adds entries to its connection table. It needs
-// root.
+// Fill makes a network namespace for the goroutine's thread, and adds entries to its connection table. It needs root.
 func Fill(t testing.TB, entries int, entry func(i int) Entry) {
 	t.Helper()
 	runtime.LockOSThread()
@@ -40,7 +39,7 @@ func Fill(t testing.TB, entries int, entry func(i int) Entry) {
 	Add(t, entries, entry)
 }
 
-// Add adds entries to the connection table. Unlike entries of conntrack -I, they count as seen from the beginning.
+// Add adds entries to the connection table of the thread's network namespace. entry returns the i-th entry.
 func Add(t testing.TB, entries int, entry func(i int) Entry) {
 	t.Helper()
 	socket, err := nl.Subscribe(unix.NETLINK_NETFILTER)
@@ -91,8 +90,8 @@ func tuple(kind int, src, dst netip.Addr, proto uint8, sport, dport uint16) *nl.
 	return t
 }
 
-// Dump receives the connection table without parsing it, and returns the number of entries. So its time is the
-// kernel's own work.
+// Dump returns the number of entries of the connection table. It doesn't parse them, so nearly all its time is the
+// kernel's.
 func Dump(t testing.TB) (entries int) {
 	t.Helper()
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// Most tests run with either backend: WEIR_BACKEND names one. These functions say the same in the words of the backend
-// in use.
+// Most tests run with either backend, which WEIR_BACKEND names. These functions return the names and commands of that
+// backend.
 
 // Nftables reports whether agents in tests use the backend nftables.
 func Nftables() bool { return os.Getenv(backendEnv) == "nftables" }
@@ -57,8 +57,8 @@ func ListChecks() (string, error) {
 	return Try("iptables-nft", "-t", "mangle", "-S")
 }
 
-// FlushChecks is the command that removes the rules that check IPv4 packets. Connections are tracked all the same,
-// because the rules that masquerade stay.
+// FlushChecks is the command after which no rule checks IPv4 packets. Connections are still tracked, because the
+// rules that masquerade stay.
 func FlushChecks() string {
 	if Nftables() {
 		return "nft flush chain ip weir WEIR-FORWARD; flush chain ip weir WEIR-INPUT"
@@ -84,8 +84,8 @@ func TakeOutOf(set, address string) string {
 	return "ipset del " + strings.Fields(setIn(set, address))[2] + " " + address
 }
 
-// PutInto is the command that puts an address into a set of weir's. In weir-in and weir-eg it counts as that of a pod
-// that no policy isolates.
+// PutInto is the command that puts an address into a set of weir's. In weir-in and weir-eg, the entry is that of a
+// pod which no policy isolates.
 func PutInto(set, address string) string {
 	class := set == "weir-in" || set == "weir-eg"
 	switch {

@@ -44,7 +44,7 @@ func Args(namespace, name, uid string) string {
 	return args
 }
 
-// AddPod makes the pod's network namespace, unless it exists, and attaches it. env adds variables.
+// AddPod attaches a pod, and makes its network namespace unless it exists. env adds variables.
 func (n *Node) AddPod(namespace, name string, env ...string) *Pod {
 	n.Helper()
 	p, err := n.TryAddPod(namespace, name, env...)

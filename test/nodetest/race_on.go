@@ -2,5 +2,6 @@
 
 package nodetest
 
-// weir-agent is built with the race detector if the test is, unless the test uses MainAsShipped.
+// raceDetector is true if the tests are built with the race detector. Then weir-agent is too, unless the tests use
+// MainAsShipped.
 const raceDetector = true

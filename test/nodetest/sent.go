@@ -42,9 +42,9 @@ type answer struct { // struct seccomp_notif_resp
 }
 
 // EditNetlink passes each netlink message that this process and its later children send to edit, before the kernel
-// sees it. edit may change the message, but not its length. If edit returns an error, the system call fails with
-// it, as on a kernel without this feature. If legacy is false, the kernel also seems to have no tables of
-// iptables-legacy. All this lasts until the process ends.
+// sees it. edit may change the message, but not its length. If edit returns an error, the system call fails with this
+// error. If legacy is false, the kernel also seems to have no tables of iptables-legacy. The effect lasts until the
+// process ends.
 func EditNetlink(t testing.TB, legacy bool, edit func(message []byte) unix.Errno) {
 	t.Helper()
 	filter := filterOf(legacy)
@@ -84,8 +84,9 @@ type refusal struct{ error }
 
 func (r refusal) Unwrap() error { return r.error }
 
-// filterOf returns the program that stops sendto and sendmsg. If legacy is false, the options of sockets for the tables
-// of iptables-legacy don't exist (IPT_BASE_CTL in include/uapi/linux/netfilter_ipv4/ip_tables.h, and IP6T_BASE_CTL).
+// filterOf returns the seccomp program that hands sendto and sendmsg to EditNetlink. If legacy is false, socket
+// options for the tables of iptables-legacy don't exist (IPT_BASE_CTL in
+// include/uapi/linux/netfilter_ipv4/ip_tables.h, and IP6T_BASE_CTL).
 func filterOf(legacy bool) (f []unix.SockFilter) {
 	const number, level, option = 0, 24, 32 // in struct seccomp_data
 	add := func(code uint16, jt, jf uint8, k uint32) {

@@ -17,7 +17,8 @@ type attacked struct {
 	Memory              memory // at the end of the attack
 }
 
-// Under the attack, a policy of the attacker changes before each measurement. attack removes the attack at the end.
+// attack measures before and during the attack, and removes the attack. During it, a policy of the attacker changes
+// before each measurement.
 func (n *node) attack(a cluster.Attack) attacked {
 	var r attacked
 	measure := func(add, deny *[]float64) {

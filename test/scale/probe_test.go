@@ -52,7 +52,7 @@ func (n *node) listen(netns, address string) *arrivals {
 }
 
 // until makes a change, and returns how long it takes until all packets to the probed pod are allowed, or all are
-// dropped. It sends UDP packets without answers, so the kernel checks each of them.
+// dropped. The UDP packets get no answers, so none belongs to an established connection.
 func (n *node) until(netns, source string, allowed bool, change func() time.Time) time.Duration {
 	n.Helper()
 	var conn net.Conn
@@ -86,8 +86,8 @@ type probe struct {
 	sent []time.Time // by number
 }
 
-// awaitRun sends packets until enough in a row have all arrived, or all been dropped. It returns when the first of
-// these was sent.
+// awaitRun sends packets until enough in a row have arrived, or have been dropped. first is the time at which the
+// first of these packets was sent.
 func (p *probe) awaitRun(arrive bool, from int) (first time.Time, ok bool) {
 	p.Helper()
 	deadline := time.Now().Add(p.patience)
@@ -117,8 +117,8 @@ func (p *probe) awaitRun(arrive bool, from int) (first time.Time, ok bool) {
 	}
 }
 
-// row returns the number of the last row's first packet. Packets that may still be under way don't count as
-// dropped.
+// row looks at the packets sent last, and returns the first after which all have arrived, or all have been dropped.
+// ok is true if there are enough of them. Packets that may still be under way don't count.
 func (p *probe) row(arrive bool, from int) (first int, ok bool) {
 	p.arrivals.mu.Lock()
 	defer p.arrivals.mu.Unlock()

@@ -19,7 +19,7 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
-// cpuTime includes the process's ended children. It is in seconds.
+// cpuTime returns the CPU time of a process and its ended children, in seconds.
 func cpuTime(t testing.TB, pid int) float64 {
 	t.Helper()
 	// The clock of a process (clock_getcpuclockid(3)) has nanoseconds, /proc only ticks.

@@ -67,8 +67,8 @@ func (r *runs) report() string {
 	return b.String()
 }
 
-// perPod compares the memory for each pod in the smallest cluster of at least 1,000 pods and in the largest. It
-// returns "" if there is only one.
+// perPod says how much memory each further pod takes, from the smallest cluster of at least 1,000 pods to the
+// largest. It returns "" if there is only one such cluster.
 func (r *runs) perPod(agent string) string {
 	sizes, _ := r.columns()
 	sizes = slices.DeleteFunc(slices.Sorted(slices.Values(sizes)), func(s int) bool {
@@ -190,7 +190,7 @@ func slope(xs, ys []float64) float64 {
 	return xy / xx
 }
 
-// figure has three significant digits, or more before the point.
+// figure rounds to three digits, but not before the point. Values below 1 get fewer digits.
 func figure(v float64) string {
 	switch a := math.Abs(v); {
 	case v == 0:

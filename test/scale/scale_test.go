@@ -302,7 +302,7 @@ func (o *orchestrator) windows() {
 	}
 }
 
-// meaninglessRate is the rate of events on which no policy depends, a second.
+// meaninglessRate is how many events a second are made to measure events that no policy depends on.
 const meaninglessRate = 1000
 
 func (o *orchestrator) window(r *remoteNode, rate float64, mix string) cpuUse {

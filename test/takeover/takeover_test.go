@@ -79,10 +79,12 @@ func pods() string {
 		pod("lab", "stranger", "app: stranger", "") + pod("lab", "locked", "app: locked", "")
 }
 
-// TestAfterStop: if kubelet stops the old agent first, today's agent takes over.
+// TestAfterStop: if kubelet stops the old agent first, today's agent takes over, and all connections go on getting
+// the right verdict.
 func TestAfterStop(t *testing.T) { takeOver(t, (*nodetest.Node).StopAgent) }
 
-// TestAfterKill: if the old agent was killed, today's agent takes over.
+// TestAfterKill: if the old agent was killed, today's agent takes over, and all connections go on getting the right
+// verdict.
 func TestAfterKill(t *testing.T) { takeOver(t, (*nodetest.Node).KillAgent) }
 
 func takeOver(t *testing.T, end func(*nodetest.Node)) {

@@ -243,7 +243,7 @@ func (w *waited) wait(t *testing.T, kind, namespace, name string, deleted bool) 
 	return got
 }
 
-// TestWait: if kubectl weir wait has returned, each connection's first packet gets the policies' verdict.
+// TestWait: after weirctl wait has returned, the first packet of each connection gets the policies' verdict.
 // WEIR_WAITS is the number of random changes.
 func TestWait(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {

@@ -55,7 +55,7 @@ func fail(w http.ResponseWriter, code int, reason metav1.StatusReason, message s
 	})
 }
 
-// sendList never has all objects in memory.
+// sendList writes the objects one by one, so they are never all in memory.
 func (f format) sendList(w io.Writer, snap snapshot, sel selector) error {
 	each := func(do func(Object) error) error {
 		for i := range snap.len() {

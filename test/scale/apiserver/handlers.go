@@ -91,8 +91,7 @@ func (s *Server) serveList(w http.ResponseWriter, req *http.Request, r *resource
 	from := 0
 	meta := metav1.ListMeta{ResourceVersion: fmt.Sprint(snap.version)}
 	if token := q.Get("continue"); token != "" {
-		// The token has the version of the first page. Later objects come at the end, or in the watch from that
-		// version.
+		// The token has the version of the first page. A client's watch from that version has all later changes.
 		if _, err := fmt.Sscanf(token, "%d-%s", &from, &meta.ResourceVersion); err != nil {
 			fail(w, http.StatusGone, metav1.StatusReasonExpired, "the continue token is too old")
 			return
@@ -142,8 +141,8 @@ func notFound(w http.ResponseWriter, req *http.Request) {
 	fail(w, http.StatusNotFound, metav1.StatusReasonNotFound, req.URL.Path+" not found")
 }
 
-// servePatch answers a PATCH. A change of the UID is a conflict. All merge patches count as JSON merge patches, so
-// lists replace lists.
+// servePatch answers a PATCH. A change of the UID is a conflict. A strategic merge patch counts as a JSON merge
+// patch, so lists replace lists.
 func (s *Server) servePatch(w http.ResponseWriter, req *http.Request, r *resource) {
 	patch, err := io.ReadAll(io.LimitReader(req.Body, 3<<20))
 	if err != nil {

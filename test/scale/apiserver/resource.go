@@ -74,7 +74,7 @@ func (r *resource) hide(name types.NamespacedName) {
 	}
 }
 
-// A snapshot is small, because objects of the Base are made one by one.
+// snapshot has a kind's objects at one version. It is small, because objects of the Base are made one by one.
 type snapshot struct {
 	kind    Kind
 	version uint64

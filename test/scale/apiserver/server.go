@@ -17,7 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Object is an object of Kubernetes. A Server's objects never change.
+// Object is an object of Kubernetes. A Server never changes an object in place.
 type Object interface {
 	runtime.Object
 	metav1.Object
@@ -221,7 +221,7 @@ func (s *Server) of(o Object) *resource {
 	panic(fmt.Sprintf("the API server has no kind of type %T", o))
 }
 
-// Sent counts what the server has sent of one kind.
+// Sent says what the server has sent of one kind. Changes counts changes of objects, and Watches open watches.
 type Sent struct {
 	Changes int64
 	// Events counts events after the watches' initial ones. Bytes is their size before TLS.

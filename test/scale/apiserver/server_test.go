@@ -129,7 +129,7 @@ func TestSlowClient(t *testing.T) {
 	}
 }
 
-// TestEvents: if a client creates an event twice, the second time it exists already.
+// TestEvents: if a client creates the same event twice, the second attempt fails with AlreadyExists.
 func TestEvents(t *testing.T) {
 	s, client := newTestServer(t, limits{log: 10, queue: 10, bookmarks: time.Minute})
 	e := &corev1.Event{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "e"}, Reason: "Because"}

@@ -15,7 +15,7 @@ import (
 	apiwatch "k8s.io/apimachinery/pkg/watch"
 )
 
-// An event's frames are made once for all watches, as in a real API server.
+// event is a change of an object. Its frames are made once for all watches, as in a real API server.
 type event struct {
 	version  uint64
 	was, now Object // was is nil if the object is new; now is the last state of a deleted object
@@ -91,8 +91,8 @@ func (f format) frame(kind apiwatch.EventType, o runtime.Object) ([]byte, error)
 	return frame.Bytes(), nil
 }
 
-// serveWatch sends all objects first if the client asks for them or names no version. If events are already
-// forgotten, it answers 410.
+// serveWatch sends all objects first if the client asks for them, or if its version is 0 or missing. If events after
+// the version are forgotten, it answers 410.
 func (s *Server) serveWatch(w http.ResponseWriter, req *http.Request, r *resource, sel selector) {
 	f := negotiate(req.Header.Get("Accept"))
 	q := req.URL.Query()

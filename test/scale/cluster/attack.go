@@ -8,7 +8,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Attack has one tenant's policies, which take the agent's time. Each is about as large as the API server accepts.
+// Attack has one tenant's policies, which are to take much of the agent's time. Each is small enough for the API
+// server.
 type Attack struct {
 	Name string
 	// Namespaces is the number of the tenant's namespaces. Each has a pod on the measured node.

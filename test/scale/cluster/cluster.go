@@ -1,11 +1,11 @@
 // Package cluster describes the synthetic cluster of the measurements. Each object is made from its number, always
 // with the same contents.
 //
-//   - A cluster has at least 100 namespaces, each with up to 100 pods: ten apps of up to ten pods. Ten namespaces
-//     belong to a team.
+//   - A cluster has at least 100 namespaces, each with up to 100 pods: ten apps of up to ten pods. Each team
+//     has ten namespaces.
 //   - A namespace has ten policies. Nine select one app each. The tenth isolates all pods of the namespace.
-//   - A node has up to 110 pods. The measured node has the same pods and policies in a cluster of any size. From
-//     10,000 pods on, its pods also have the same peers.
+//   - A node has up to 110 pods. The measured node has the same pods and policies in each cluster that has
+//     enough pods. From 10,000 pods on, its pods also have the same peers.
 //   - The second node is the measured node's neighbour. It has only pods that a measurement creates.
 package cluster
 
@@ -102,7 +102,7 @@ func NamespaceName(ns int) string { return fmt.Sprintf("tenant-%d", ns) }
 
 func podName(k int) string { return fmt.Sprintf("app-%d-5d8c7f9b4-%02d", k/podsPerApp, k) }
 
-// number returns the number after the prefix. It must be less than the parameter below.
+// number returns the number after the prefix. ok is false if it isn't from 0 to below-1.
 func number(name, prefix string, below int) (int, bool) {
 	text, ok := strings.CutPrefix(name, prefix)
 	n, err := strconv.Atoi(text)

@@ -109,8 +109,8 @@ func (b PolicyBase) Find(name types.NamespacedName) (int, bool) {
 
 func policyName(k int) string { return fmt.Sprintf("policy-%d", k) }
 
-// At returns a policy. It lets an app receive from the next app of its namespace, from an app of its team and from
-// a load balancer. A namespace's last policy isolates all pods.
+// At returns a policy. A namespace's last policy isolates all pods. Each other policy lets an app receive from two
+// other apps and from an ipBlock. Every third one also isolates the app for egress.
 func (b PolicyBase) At(i int, _ uint32) apiserver.Object {
 	ns, k := i/PoliciesPerNamespace, i%PoliciesPerNamespace
 	p := &networkingv1.NetworkPolicy{

@@ -41,8 +41,7 @@ func (b PodBase) At(i int, beat uint32) apiserver.Object {
 	return p
 }
 
-// NewPod returns a pod as the scheduler leaves it. It is typical of a cluster with a mesh and a log shipper: about
-// 5 KB as JSON.
+// NewPod returns a pod that doesn't run yet. The caller sets its node. A running pod has about 5 KB as JSON.
 func NewPod(namespace, name, app string, uid types.UID) *corev1.Pod {
 	yes, no := true, false
 	p := &corev1.Pod{
@@ -180,8 +179,8 @@ func run(p *corev1.Pod, address string) {
 // Run fills in the status of a running pod, as kubelet does.
 func Run(p *corev1.Pod, address string) { run(p, address) }
 
-// Beat changes the pod's status in a way that no policy depends on. An even beat makes the pod ready. Beat 0
-// changes nothing.
+// Beat changes the pod's status in a way that no policy depends on. An odd beat makes a running pod not ready, and an
+// even one ready. Beat 0 changes nothing.
 func Beat(p *corev1.Pod, beat uint32) {
 	if beat == 0 {
 		return

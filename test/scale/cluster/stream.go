@@ -123,7 +123,7 @@ func (s *Stream) event(m Mix, n int) {
 	}
 }
 
-// beat changes a pod on another node. Without other nodes, it changes one of the stream's pods.
+// beat changes the status of a pod on another node. If no other node has pods, it changes one of the stream's pods.
 func (s *Stream) beat() {
 	s.nextStatus++
 	for range podsPerNode {
