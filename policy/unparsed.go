@@ -47,8 +47,8 @@ func (u *Unparsed) Parse() {
 	}
 }
 
-// TakeParsed takes the parsed policies, unless the policies of that name have changed since. The work counts in
-// both cases: otherwise a policy that changes all the time would always come first.
+// TakeParsed takes the parsed policies, unless the policies of that name have changed since. In both cases it
+// adds the work to the namespace's: otherwise a policy that changes all the time would always come first.
 func (e *Engine) TakeParsed(u *Unparsed) {
 	e.compiler.work.add(u.name.Namespace, u.effort)
 	if _, ok := e.unparsed[u.name]; !ok || !slices.Equal(e.policiesOf(u.name), u.policies) {

@@ -94,7 +94,7 @@ func (w Workload) Make(name string) (pod Pod, ok bool) {
 }
 
 // MadeBy returns the different pods of that name that the workloads can have made, and the workload of each. If a
-// workload and its owner can both have made the pod, only the workload counts.
+// workload and its owner can both have made the pod, MadeBy leaves out the owner.
 func MadeBy(workloads []Workload, namespace, name string) (pods []Pod, by []Workload) {
 	owners := map[string]bool{} // the owners of the workloads that can have made the pod
 	for _, w := range workloads {

@@ -1,8 +1,8 @@
 // Package suggest writes NetworkPolicies that allow the TCP, UDP and SCTP connections that were seen, and no
 // others. It is pure.
 //
-// Pods of a namespace with equal labels are a workload. Labels that controllers give to single pods don't count.
-// A policy can't tell the pods of a workload apart, so a connection of one counts for all of them.
+// Pods of a namespace with equal labels are a workload, apart from labels that controllers give to single pods. A
+// policy can't tell the pods of a workload apart, so a connection of one pod is allowed for all of them.
 package suggest
 
 import (
@@ -66,8 +66,7 @@ type Result struct {
 }
 
 // Policies returns policies for the namespace: one that isolates all of its pods, and one for each workload with
-// flows. Deleted pods that have flows count too: otherwise the selector for another workload might match a
-// deleted pod's labels.
+// flows. The selectors also tell workloads apart from those of deleted pods in flows.
 func Policies(namespace string, pods []policy.Pod, flows []Flow) Result {
 	s := suggester{namespace: namespace, workloads: map[string][]*workload{}, policies: map[*workload]*rules{}}
 	for i := range pods {

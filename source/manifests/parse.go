@@ -26,11 +26,11 @@ type damage int
 
 const (
 	intact      damage = iota
-	partly             // only the part that can be read counts
+	partly             // only the part that can be read is used
 	denying            // a policy of which a part can't be read: the pods that it selects are closed
 	noSelector         // a policy whose selector can't be read: all pods of its namespace are closed
 	noNamespace        // a policy whose namespace can't be read: nobody knows which pods it selects
-	leftOut            // nothing of the object counts
+	leftOut            // nothing of the object is used
 	notNeeded          // policy doesn't need objects of this kind
 )
 

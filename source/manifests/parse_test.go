@@ -188,8 +188,8 @@ func TestScalarsAreNotReinterpreted(t *testing.T) {
 	}
 }
 
-// TestParseComplains: if a bad document is between two good ones, the errors say where it is, and both good
-// ones count.
+// TestParseComplains: if a bad document is between two good ones, the errors say where the bad one is, and Parse
+// returns the objects of both good ones.
 func TestParseComplains(t *testing.T) {
 	np := func(spec string) string {
 		return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: ns-1}\nspec: " +
@@ -201,7 +201,7 @@ func TestParseComplains(t *testing.T) {
 		byLabel  = "ns-1: app=a"                 // denies all ingress of the pods that it selects
 		byLabel2 = "ns-1: app=a Ingress Egress"  // denies all ingress and egress of these pods
 		all      = "ns-1: <none> Ingress Egress" // denies both for all pods of its namespace
-		counts   = "counts"                      // the part that can be read counts
+		counts   = "counts"                      // Parse returns the part that can be read
 	)
 	selected := "podSelector: {matchLabels: {app: a}}, policyTypes: [Ingress]"
 	for _, tc := range []struct {

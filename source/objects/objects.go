@@ -44,8 +44,8 @@ func Error(problems []ruleset.Problem) error {
 	return errors.Join(errs...)
 }
 
-// Node converts a node, and returns the problems of fields that can't be read. claims.Settle decides later
-// which addresses and networks count.
+// Node converts a node, and returns the problems of fields that can't be read. claims.Settle decides later which
+// of the addresses and networks are valid claims.
 func Node(node *corev1.Node) (policy.Node, []ruleset.Problem) {
 	n := policy.Node{Name: node.Name, Created: node.CreationTimestamp.UTC()}
 	r := reader{object: "Node " + node.Name}

@@ -158,7 +158,7 @@ func portContainers(spec *corev1.PodSpec) iter.Seq[*corev1.Container] {
 	}
 }
 
-// namedPorts returns the pod's named ports. Of ports with the same name and protocol, the first counts.
+// namedPorts returns the pod's named ports. Of ports with the same name and protocol, it returns only the first.
 func (r *reader) namedPorts(spec *corev1.PodSpec) []policy.NamedPort {
 	var named []policy.NamedPort
 	for c := range portContainers(spec) {

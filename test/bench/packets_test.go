@@ -22,7 +22,8 @@ var (
 	slice = flag.Duration("slice", 20*time.Millisecond, "processor time of one measurement")
 )
 
-// build writes the filter on the node, in addition to anyNode. guard says whether the node has weir's guard.
+// build writes the filter's rules on a node that already has anyNode's rules. guard is true if the node also gets
+// weir's guard.
 type filter struct {
 	name  string
 	guard bool

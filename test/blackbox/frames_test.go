@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// silence is how long a test waits for a packet that must not arrive.
+// silence is how long a test waits for the next packet before it concludes that none comes.
 const silence = 300 * time.Millisecond
 
 const denyAll = `

@@ -151,7 +151,7 @@ func (m *moves) countArrivals() {
 const answersWithin = 5 * time.Second
 
 // repeats returns how often TCP sent a connection's first packet again in the namespace, because the first one
-// was dropped. The forbidden attempts end sooner and don't count.
+// was dropped. Forbidden attempts end before TCP sends again.
 func (m *moves) repeats(netns string) (n int) {
 	m.Helper()
 	nodetest.In(m, netns, func() error {
