@@ -42,8 +42,8 @@ func (r *Routes) To(from, to netip.Addr) (Path, error) {
 	return p, err
 }
 
-// lookUp asks the kernel for the path. If the families differ, or no link has the address from, the kernel chooses
-// the source.
+// lookUp asks the kernel for the path. If no link has the node's address (from), or it is of the other family,
+// the kernel chooses the source.
 func (r *Routes) lookUp(from, to netip.Addr) (Path, error) {
 	options := netlink.RouteGetOptions{FIBMatch: true}
 	if from.IsValid() && from.BitLen() == to.BitLen() {
@@ -112,8 +112,8 @@ func (r *Routes) link(index int) (netlink.Link, error) {
 	return l, nil
 }
 
-// Uplink returns the MTU of the path by the link with the node's address. If there is no such link, or it is lo,
-// the default routes count.
+// Uplink returns a Path with only an MTU: that of the link with the node's address. Without such a link, or if it
+// is lo, it is the smallest MTU of the default routes.
 //
 // Equivalent to: ip addr show to LOCAL; ip route show default
 func (r *Routes) Uplink(local netip.Addr) (Path, error) {
@@ -157,7 +157,8 @@ func prefixLength(n *net.IPNet) int {
 	return ones
 }
 
-// addressLink returns the path by the link with the address. Without such a link, or for lo, the path has no MTU.
+// addressLink returns a Path with the MTU of the link that has the address. Without such a link, or for lo, the
+// MTU is 0.
 func (r *Routes) addressLink(local netip.Addr) (Path, error) {
 	addrs, err := r.h.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {

@@ -77,8 +77,8 @@ func (s *statement) shortLink(key uint32, name string) {
 	}
 }
 
-// keepAccepting makes the chains FORWARD have the rules for the wanted families, and no others of weir's.
-// repaired is true if rules had been lost. An error is only reported, because these rules deny nothing.
+// keepAccepting puts the rules of the wanted families into the chains FORWARD, and removes weir's other rules
+// there. repaired is true if rules had been lost. An error is only reported, because these rules deny nothing.
 func (d *Driver) keepAccepting(want lowered) (repaired bool) {
 	for _, f := range conf.Families {
 		var rules []nftnl.Rule

@@ -182,7 +182,7 @@ func always(fields map[uint16][]byte) bool {
 	return false
 }
 
-// commentOf returns the rule's comment, in nft's form or as a match of xtables.
+// commentOf returns the rule's comment, whether nft or xtables has written it.
 func commentOf(r nftnl.Listed) string {
 	if r.Comment != "" {
 		return r.Comment

@@ -83,7 +83,7 @@ func (b *Batch) serialize() []byte {
 }
 
 // makeRoom makes the socket's buffers large enough for the transaction and its answers. In a user namespace of
-// its own, a process can't exceed the limit of buffers.
+// its own, a process can't exceed the kernel's limits of buffers, so makeRoom then keeps to these.
 func makeRoom(fd, size, messages int) error {
 	const usual, answer = 64 << 10, 1 << 10 // what the kernel counts for an answer
 	for option, need := range map[[2]int]int{

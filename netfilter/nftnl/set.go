@@ -165,7 +165,8 @@ func (b *Batch) DeleteSet(t Table, name string) {
 	b.request(unix.NFT_MSG_DELSET, t, 0, nil, attrs{}.text(unix.NFTA_SET_TABLE, t.Name).text(unix.NFTA_SET_NAME, name))
 }
 
-// maxElements is how many bytes of elements one message takes. An attribute can't be longer than 64 KiB.
+// maxElements is the size of elements, in bytes, after which a message ends. An attribute can't be longer than 64
+// KiB.
 const maxElements = 60 << 10
 
 // ElementOf is a Refusal's About if a single element was refused.
