@@ -66,7 +66,7 @@ type Result struct {
 }
 
 // Policies returns policies for the namespace: one that isolates all of its pods, and one for each workload with
-// flows. The selectors also tell workloads apart from those of deleted pods in flows.
+// flows. Flows also name the workloads of deleted pods, so that no other workload's selector matches them.
 func Policies(namespace string, pods []policy.Pod, flows []Flow) Result {
 	s := suggester{namespace: namespace, workloads: map[string][]*workload{}, policies: map[*workload]*rules{}}
 	for i := range pods {
