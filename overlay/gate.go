@@ -13,19 +13,21 @@ import (
 	"github.com/weir-net/weir/internal/nft"
 )
 
-// Gate is the nftables table "inet weir-tunnel". It decides which packets count as tunnel packets, and which packets
-// may come from the addresses of pods on other nodes. Both decisions matter because no policy checks the sender again:
-// a host that can send into a tunnel, or from the address of a pod on another node, passes for that pod.
+// Gate is the nftables table "inet weir-tunnel". It decides which packets count as tunnel packets, and which
+// packets may come from the addresses of pods on other nodes. Both decisions matter because no policy checks the
+// sender again: a host that can send into a tunnel, or from the address of a pod on another node, passes for that
+// pod.
 //
 // A tunnel packet is UDP to the tunnels' port and to a node's InternalIP.
 //
 //   - It is untracked. So its destination is never translated, and no ICMP error is RELATED to it.
-//   - It is never forwarded, not even if a Service or a hostPort has translated its destination to a node. A node sends
-//     its tunnel packets itself.
+//   - It is never forwarded, not even if a Service or a hostPort has translated its destination to a node. A node
+//     sends its tunnel packets itself.
 //   - Pods can't send it.
-//   - If it names weir's VNI, the node accepts it only if it comes by the underlay and untranslated. Also, the sender
-//     of the packet inside must be in a network of the node that sent the packet. Other programs may use the port with
-//     other VNIs. The underlay is every link but weir's and pods': a node may use any of its NICs for tunnel packets.
+//   - If it names weir's VNI, the node accepts it only if it comes by the underlay and untranslated. Also, the
+//     sender of the packet inside must be in a network of the node that sent the packet. Other programs may use the
+//     port with other VNIs. The underlay is every link but weir's and pods': a node may use any of its NICs for
+//     tunnel packets.
 //
 // Packets from pods' addresses must come by the link or tunnel by which this node reaches these pods:
 //
