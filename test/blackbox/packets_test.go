@@ -60,8 +60,8 @@ func ip(src, dst netip.Addr, protocol layers.IPProtocol, inside any) gopacket.Se
 	return header(src.String(), dst.String(), protocol, inside)
 }
 
-// header returns an IP header for inside, which may be nil. If inside's checksum covers the IP addresses, header sets
-// them in inside.
+// header returns the IP header of a packet. inside is the next layer, or nil. If its checksum covers the IP
+// addresses, it gets the addresses from header.
 func header(src, dst string, protocol layers.IPProtocol, inside any) gopacket.SerializableLayer {
 	var ip gopacket.SerializableLayer
 	if strings.Contains(dst, ":") {

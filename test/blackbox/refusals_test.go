@@ -51,8 +51,8 @@ type refusal struct {
 	before, after, mended func(*nodetest.Node)
 	opens                 bool // port 1234 is open after mended
 	legacy                bool // the node uses iptables-legacy
-	// With nftables, the kernel refuses requests of this kind that contain these bytes. It refuses whole rules, so
-	// the agent reports rule, if it isn't empty, instead of field.
+	// With nftables, the kernel refuses requests of this kind that contain these bytes. If rule isn't empty, the
+	// agent reports it instead of field, because the kernel refuses whole rules.
 	kind          byte
 	request, rule string
 }
@@ -60,8 +60,8 @@ type refusal struct {
 const rulesFailed = "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND failed (No such file or directory): " +
 	"rule in chain X"
 
-// lacking makes iptables-restore refuse input that contains the text, with the message says, until mended is called.
-// With nftables, nf_tables refuses r.request instead.
+// lacking makes iptables-restore fail on input that contains the text, until mended is called. The error message is
+// says. With nftables, unless r.legacy is true, nf_tables refuses r.request instead.
 func (r refusal) lacking(text, says string) refusal {
 	if nodetest.Nftables() && !r.legacy {
 		return r.lackingRequest()

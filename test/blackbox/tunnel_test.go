@@ -55,8 +55,8 @@ func rpFilter(t *testing.T, netns string, value int) {
 	})
 }
 
-// arrives reports whether a datagram that send sends reaches the address. It then waits for the datagram of control,
-// which must arrive, and begins with "control". If control is nil, it waits until none comes for 300 ms.
+// arrives calls send, and reports whether a datagram then reaches the address. The datagram of control must also
+// arrive, begins with "control", and ends the wait. If control is nil, the wait ends when nothing comes for 300 ms.
 func arrives(t *testing.T, netns, address string, send, control func()) bool {
 	t.Helper()
 	var conn *net.UDPConn
@@ -98,7 +98,7 @@ func inTunnel(t *testing.T, vni uint32, inner []byte) []byte {
 	return nodetest.Frame(t, &layers.VXLAN{ValidIDFlag: true, VNI: vni}, gopacket.Payload(inner))
 }
 
-// wire sends a datagram over the router's link to node 1, 2 or 3. from may be forged.
+// wire sends a datagram on the router's link to the node with this number. The sender's address (from) may be forged.
 func wire(t *testing.T, node int, from, to string, port int, payload []byte) {
 	t.Helper()
 	mac := func(last byte) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, byte(node), last} }

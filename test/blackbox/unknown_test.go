@@ -347,7 +347,8 @@ nft -f /run/forward.nft`)
 	n.Reach(a, b.IP+":80", false)
 }
 
-// TestASetThatCantBeRead: if a set with weir's name has another type, the node isn't ready.
+// TestASetThatCantBeRead: if another program's set has a name like weir's sets, and a type that the agent can't read,
+// the node isn't ready.
 func TestASetThatCantBeRead(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -66,8 +66,8 @@ func TestMTUFollowsTheRoute(t *testing.T) {
 	c.Eventually("p1 reaches p2", func() error { _, err := nodetest.Get(t, p1.Netns, p2.IP+":80"); return err })
 }
 
-// TestNextHopOfTheOtherFamily: if the route to a node's IPv4 address has an IPv6 next hop, packets to the node's pods
-// take the tunnel.
+// TestNextHopOfTheOtherFamily: in the mode crossSubnet, if the route to a node's IPv4 address has an IPv6 next hop,
+// packets to the node's pods take the tunnel.
 func TestNextHopOfTheOtherFamily(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

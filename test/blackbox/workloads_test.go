@@ -46,7 +46,8 @@ spec: {podSelector: {matchLabels: {statefulset.kubernetes.io/pod-name: db-0}},
   ingress: [{from: [{podSelector: {matchLabels: {app: other}}}]}]}
 `
 
-// TestPodsOfWorkloads: if a pod's name fits a workload, the pod gets the workload's labels.
+// TestPodsOfWorkloads: if a pod's name fits a workload, the pod gets the workload's labels. A pod whose name fits
+// none is refused.
 func TestPodsOfWorkloads(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

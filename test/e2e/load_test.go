@@ -21,7 +21,7 @@ spec:
   ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]
 `
 
-// underLoad runs do while two clients open 200 connections a second. The test fails if a connection has the wrong
+// underLoad calls do while two clients open 200 connections a second. The test fails if a connection has the wrong
 // verdict. The clients connect by themselves, because `kubectl exec` needs the API server.
 func underLoad(t *testing.T, ns string, duration time.Duration, do func()) {
 	t.Helper()

@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// TestFullSizePackets: if packets have the size of a pod's MTU and DF, they reach pods everywhere and come back.
+// TestFullSizePackets: packets as large as a pod's MTU, which may not be fragmented, reach pods on all nodes and are
+// answered.
 func TestFullSizePackets(t *testing.T) {
 	ns := namespace(t, "full-size")
 	a, neighbour, remote := apart(t)

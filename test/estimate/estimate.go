@@ -20,8 +20,8 @@ func Quantile(list []float64, part float64) float64 {
 	return sorted[min(int(part*float64(len(sorted))), len(sorted)-1)]
 }
 
-// Ratios divides each round's value in of by the round's value in to. The machine's load affects both values, so it
-// cancels out.
+// Ratios divides each value of the first list by the same round's value of the second. The machine's load affects
+// both values, so it cancels out.
 func Ratios[T time.Duration | float64](of, to []T) []float64 {
 	all := make([]float64, len(of))
 	for i := range of {
@@ -51,8 +51,8 @@ func Text(list []float64, digits int) string {
 		len(list))
 }
 
-// IntervalRank returns how many of n sorted values lie below the interval for their true median; as many lie above.
-// It follows from the sign test. IntervalRank returns -1 if n is too small.
+// IntervalRank returns how many of n sorted values lie below the interval for the true median. As many lie above. The
+// interval follows from the sign test. IntervalRank returns -1 if n is too small.
 func IntervalRank(n int) int {
 	p := 1.0
 	for range n {

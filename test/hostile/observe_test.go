@@ -87,7 +87,7 @@ func observe(t testing.TB, w *world, frames []*frame) (o *observer, end func()) 
 		o.links[where] = nodetest.Sniff(t, path, "eth0")
 	}
 	return o, func() {
-		// Closing a netlink socket doesn't wake its reader, so readLog checks from time to time.
+		// Closing a netlink socket doesn't wake its reader, so readLog checks from time to time whether it must end.
 		if err := <-done; err != nil {
 			t.Error(err)
 		}

@@ -15,7 +15,8 @@ import (
 // Numbers that the package unix lacks (include/uapi/linux/seccomp.h).
 const (
 	seccompSetModeFilter = 1
-	// tsync puts the filter on all threads; newListener returns a file of the filtered calls. Both together need esrch.
+	// tsync puts the filter on all threads. newListener returns a descriptor that delivers the filtered calls. Both
+	// together need esrch.
 	tsync, newListener, esrch = 1 << 0, 1 << 3, 1 << 4
 	retAllow, retErrno        = 0x7fff0000, 0x00050000
 	retUserNotif              = 0x7fc00000

@@ -91,7 +91,7 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// MainAsShipped is Main without the race detector in weir-agent, which makes it several times slower.
+// MainAsShipped is Main, but weir-agent has no race detector, which would make it several times slower.
 func MainAsShipped(m *testing.M) {
 	if err := os.Setenv(shippedEnv, "1"); err != nil {
 		panic(err)

@@ -86,8 +86,8 @@ type probe struct {
 	sent []time.Time // by number
 }
 
-// awaitRun sends packets until enough in a row have arrived, or have been dropped. first is the time at which the
-// first of these packets was sent.
+// awaitRun sends packets until enough in a row have arrived or, if arrive is false, have been dropped. first is the
+// time at which the first of these packets was sent.
 func (p *probe) awaitRun(arrive bool, from int) (first time.Time, ok bool) {
 	p.Helper()
 	deadline := time.Now().Add(p.patience)
@@ -117,8 +117,8 @@ func (p *probe) awaitRun(arrive bool, from int) (first time.Time, ok bool) {
 	}
 }
 
-// row looks at the packets sent last, and returns the first after which all have arrived, or all have been dropped.
-// ok is true if there are enough of them. Packets that may still be under way don't count.
+// row returns the number of the first packet from which on all have arrived or, if arrive is false, none has. ok is
+// true if these packets are enough. Packets that may still be under way don't count.
 func (p *probe) row(arrive bool, from int) (first int, ok bool) {
 	p.arrivals.mu.Lock()
 	defer p.arrivals.mu.Unlock()

@@ -190,7 +190,8 @@ func slope(xs, ys []float64) float64 {
 	return xy / xx
 }
 
-// figure rounds to three digits, but not before the point. Values below 1 get fewer digits.
+// figure writes a value with three digits, or with all digits before the point if they are more. A value below 1 gets
+// two or three decimals.
 func figure(v float64) string {
 	switch a := math.Abs(v); {
 	case v == 0:

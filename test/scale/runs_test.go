@@ -59,7 +59,7 @@ func (l latency) attacked(name string) string {
 	return string(l) + ", other tenants, under " + name + ", ms"
 }
 
-// rowAttackMemory begins the names of rows with an agent's peak memory until the end of an attack.
+// rowAttackMemory and an attack's name make the name of a row: the agent's peak memory until the end of the attack.
 const rowAttackMemory = "peak RSS, MB, under "
 
 type runs struct {

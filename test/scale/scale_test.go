@@ -39,7 +39,7 @@ var (
 		"as it can")
 	docsFlag = flag.String("docs", "", "folder of the pages to write tables, curves and measurements into")
 
-	// The orchestrator starts this test once more for each node.
+	// This test starts its own program once more with these flags: for each node, and to decode pods.
 	socketFlag = flag.String("node-socket", "", "for this test's own use: be a node")
 	nodePods   = flag.Int("node-pods", 0, "for this test's own use: the size of the node's cluster")
 	decodeFlag = flag.String("decode", "", "for this test's own use: a kubeconfig; watch pods and decode them")

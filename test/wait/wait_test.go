@@ -313,8 +313,8 @@ func pickName[T any](r *rand.Rand, of map[policy.Name]T) policy.Name {
 	return names[r.IntN(len(names))]
 }
 
-// An allowed connection must succeed within answers: before a client repeats its first packet. A denied one must
-// not succeed within notWithin.
+// An allowed connection may take less time (answers) than a client waits before it repeats its first packet. A denied
+// connection must not succeed within notWithin.
 const (
 	answers   = 900 * time.Millisecond
 	notWithin = 250 * time.Millisecond

@@ -106,7 +106,8 @@ func try(address string, timeout time.Duration) (a Attempt) {
 	return a
 }
 
-// listen echoes each datagram and prints its size, sender and beginning. It closes each connection after a line.
+// listen echoes each datagram and prints its size, sender and beginning. It closes each TCP connection after a line
+// of input.
 func listen() *cobra.Command {
 	return &cobra.Command{
 		Use:  "listen :PORT",
@@ -145,7 +146,7 @@ func listen() *cobra.Command {
 	}
 }
 
-// datagram sends a packet that may not be fragmented. Its size includes headers.
+// datagram sends a packet that may not be fragmented, and waits for the answer. --size includes the headers.
 func datagram() *cobra.Command {
 	var size int
 	cmd := &cobra.Command{

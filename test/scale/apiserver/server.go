@@ -33,7 +33,6 @@ type Base interface {
 	Find(name types.NamespacedName) (int, bool)
 }
 
-// Kind describes one kind of objects.
 type Kind struct {
 	Group, Version, Kind, Resource string
 

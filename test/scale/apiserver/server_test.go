@@ -110,7 +110,7 @@ func TestForgets(t *testing.T) {
 	}
 }
 
-// TestSlowClient: if a client doesn't read, its watch ends, and no other client waits.
+// TestSlowClient: if a client doesn't read, its watch ends, and changes don't wait for it.
 func TestSlowClient(t *testing.T) {
 	s, client := newTestServer(t, limits{log: 10, queue: 2, bookmarks: time.Minute})
 	w, err := client.CoreV1().Namespaces().Watch(t.Context(), metav1.ListOptions{})

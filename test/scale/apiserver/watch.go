@@ -91,8 +91,8 @@ func (f format) frame(kind apiwatch.EventType, o runtime.Object) ([]byte, error)
 	return frame.Bytes(), nil
 }
 
-// serveWatch sends all objects first if the client asks for them, or if its version is 0 or missing. If events after
-// the version are forgotten, it answers 410.
+// serveWatch sends all objects first if the client asks for them, or gives the version 0 or none. If events after the
+// version are forgotten, it answers 410.
 func (s *Server) serveWatch(w http.ResponseWriter, req *http.Request, r *resource, sel selector) {
 	f := negotiate(req.Header.Get("Accept"))
 	q := req.URL.Query()

@@ -242,7 +242,7 @@ func TestRealistic(t *testing.T) {
 	}
 }
 
-// BenchmarkPod makes and packs a pod, as the API server does for a list.
+// BenchmarkPod makes and encodes a pod, as the API server does for a list.
 func BenchmarkPod(b *testing.B) {
 	c := newCluster(100_000)
 	b.ReportAllocs()
