@@ -52,6 +52,7 @@ const (
 	Marks     Feature = "ipset with marks (skbinfo)"
 	Conntrack Feature = "connection tracking over netlink"
 	LogGroup  Feature = "NFLOG over netlink"
+	Native    Feature = "rules and sets of nftables"
 )
 
 // Conflist is a file of the runtime's network configuration.

@@ -32,6 +32,7 @@ var modules = map[Feature]string{
 	Bridge: "bridge", Veth: "veth", Tunnel: "vxlan", Guard: "nf_tables, nft_meta_bridge, nft_limit and nft_log",
 	Sets:      "ip_set, ip_set_hash_ip, ip_set_hash_net, ip_set_hash_ipport, ip_set_hash_netiface and ip_set_bitmap_port",
 	Conntrack: "nf_conntrack and nf_conntrack_netlink", LogGroup: "nfnetlink_log",
+	Native: "nf_tables, nft_ct, nft_masq and nft_log",
 }
 
 const installModules = "install the kernel package with the module (RHEL and its kin: kernel-modules-extra; " +
@@ -42,6 +43,7 @@ func features(f Facts) (all []Finding) {
 		return finding(Unknown, "run weirctl check as root on the node itself", "no feature of the kernel was tried: %s",
 			f.NoTrials)
 	}
+	native, iptables := f.works(Native), f.works(Sets) && len(f.lacksXT()) == 0
 	var works []string
 	for _, t := range f.Trials {
 		switch _, isXT := xtOf(t.Feature); {
@@ -52,6 +54,15 @@ func features(f Facts) (all []Finding) {
 			all = append(all, Finding{
 				Warning, "the kernel refuses " + string(t.Feature) + ": " + t.Error,
 				"a kernel since 3.19 has it; without it, the cost of a packet grows with the number of classes",
+			})
+		case t.Feature == Sets && native:
+			all = append(all, Finding{
+				Warning, "the kernel refuses ipset: " + t.Error, "nothing: weir enforces policies with nftables on this node",
+			})
+		case t.Feature == Native && iptables:
+			all = append(all, Finding{
+				Warning, "nftables can't enforce policies: " + t.Error,
+				"nothing: weir enforces policies with iptables and ipset on this node",
 			})
 		default:
 			all = append(all, Finding{
@@ -65,33 +76,51 @@ func features(f Facts) (all []Finding) {
 	return all
 }
 
+func (f Facts) works(of Feature) bool { return slices.Contains(f.Trials, Trial{Feature: of}) }
+
+// flavour returns the iptables that weir uses if it enforces policies with iptables, and why.
+func (f Facts) flavour() (used, why string) {
+	switch {
+	case f.NFT:
+		return "nft", "kube-proxy's or kubelet's chains are there"
+	case len(f.Legacy) > 0:
+		return "legacy", "its tables exist: " + strings.Join(f.Legacy, ", ")
+	}
+	return "nft", "the kernel has no tables of iptables-legacy"
+}
+
+func (f Facts) triedXT() bool {
+	used, _ := f.flavour()
+	return slices.ContainsFunc(f.Trials, func(t Trial) bool { of, _ := xtOf(t.Feature); return of == used })
+}
+
+func (f Facts) lacksXT() (missing []string) {
+	used, _ := f.flavour()
+	for _, t := range f.Trials {
+		if of, _ := xtOf(t.Feature); of == used && t.Error != "" {
+			missing = append(missing, xtName(t.Feature))
+		}
+	}
+	return missing
+}
+
 func xtables(f Facts) []Finding {
 	if f.NoTrials != "" {
 		return nil
 	}
-	missing := map[string][]string{}
-	tried := map[string]bool{}
-	for _, t := range f.Trials {
-		if flavour, ok := xtOf(t.Feature); ok {
-			if tried[flavour] = true; t.Error != "" {
-				missing[flavour] = append(missing[flavour], xtName(t.Feature))
-			}
-		}
-	}
-	used, why := "nft", "the kernel has no tables of iptables-legacy"
-	switch {
-	case f.NFT:
-		why = "kube-proxy's or kubelet's chains are there"
-	case len(f.Legacy) > 0:
-		used, why = "legacy", "its tables exist: "+strings.Join(f.Legacy, ", ")
-	}
+	used, why := f.flavour()
+	missing := f.lacksXT()
 	var all []Finding
 	switch {
-	case !tried[used]:
+	case !f.triedXT():
 		all = finding(Unknown, "run weirctl check as root on the node itself", "iptables-%s was not tried", used)
-	case len(missing[used]) > 0:
-		all = finding(Broken, installModules+strings.Join(modulesOf(missing[used]), ", "),
-			"iptables-%s, which the node uses (%s), lacks %s", used, why, strings.Join(missing[used], ", "))
+	case len(missing) > 0:
+		severity, mend := Broken, installModules+strings.Join(modulesOf(missing), ", ")
+		if f.works(Native) {
+			severity, mend = Warning, "nothing: weir enforces policies with nftables on this node"
+		}
+		all = finding(severity, mend, "iptables-%s, which the node uses (%s), lacks %s", used, why,
+			strings.Join(missing, ", "))
 	default:
 		all = finding(OK, "", "iptables-%s, which the node uses (%s), has all matches and targets of weir's rules", used, why)
 	}

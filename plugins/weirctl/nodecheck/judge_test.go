@@ -24,7 +24,7 @@ func healthy() Facts {
 		Tables: []string{"ip nat", "bridge weir"}, VXLANs: []VXLAN{{"weir-vxlan", 4789, 88}}, NFT: true, Portmap: "1.9.0",
 		ProxyMode: "iptables", Agent: true,
 	}
-	for _, of := range []Feature{Bridge, Veth, Tunnel, Sets, Marks, Guard, Conntrack, LogGroup} {
+	for _, of := range []Feature{Bridge, Veth, Tunnel, Sets, Marks, Guard, Conntrack, LogGroup, Native} {
 		f.Trials = append(f.Trials, Trial{Feature: of})
 	}
 	for _, u := range xtUses {
@@ -36,6 +36,28 @@ func healthy() Facts {
 func (f *Facts) refuse(of Feature) {
 	i := slices.IndexFunc(f.Trials, func(t Trial) bool { return t.Feature == of })
 	f.Trials[i].Error = "no such file or directory"
+}
+
+// TestNoBackendWorks: if neither backend works, the findings name the modules of both.
+func TestNoBackendWorks(t *testing.T) {
+	f := healthy()
+	for _, of := range []Feature{Native, Sets, "iptables-nft match set", "iptables-nft target NFLOG"} {
+		f.refuse(of)
+	}
+	all := ""
+	for _, finding := range Judge(f) {
+		if finding.Severity == Broken {
+			all += finding.What + "; " + finding.Mend + "\n"
+		}
+	}
+	for _, want := range []string{
+		"refuses ipset", "ip_set_hash_ip", "refuses rules and sets of nftables", "nft_masq",
+		"iptables-nft, which the node uses", "lacks match set, target NFLOG", "xt_set, xt_NFLOG",
+	} {
+		if !strings.Contains(all, want) {
+			t.Errorf("%q lacks %q", all, want)
+		}
+	}
 }
 
 // TestJudge: if a node has a fault, it is found, with a way to mend it.
@@ -50,11 +72,15 @@ func TestJudge(t *testing.T) {
 			"no bridge", func(f *Facts) { f.refuse(Bridge) },
 			[]string{"BROKEN", "a bridge with isolated ports: no such", "modprobe it: bridge"},
 		},
-		{"no sets", func(f *Facts) { f.refuse(Sets) }, []string{"BROKEN", "refuses ipset", "ip_set_hash_ip"}},
+		{"no sets", func(f *Facts) { f.refuse(Sets) }, []string{"warning", "refuses ipset", "with nftables"}},
+		{
+			"no nftables", func(f *Facts) { f.refuse(Native) },
+			[]string{"warning", "nftables can't", "with iptables and ipset"},
+		},
 		{"no marks", func(f *Facts) { f.refuse(Marks) }, []string{"warning", "skbinfo", "3.19"}},
 		{
 			"no nft_compat match", func(f *Facts) { f.refuse("iptables-nft match set"); f.refuse("iptables-nft target NFLOG") },
-			[]string{"BROKEN", "iptables-nft, which the node uses", "lacks match set, target NFLOG", "xt_set, xt_NFLOG"},
+			[]string{"warning", "iptables-nft, which the node uses", "lacks match set, target NFLOG", "with nftables"},
 		},
 		{
 			"not tried", func(f *Facts) { f.Trials, f.NoTrials = nil, "not permitted" },

@@ -36,7 +36,7 @@ func Read(ctx context.Context) Facts {
 	if _, err := os.Stat(agentapi.Socket); err == nil {
 		f.Agent = true
 	}
-	f.try()
+	f.try(ctx)
 	f.readSysctls()
 	f.readConflists()
 	f.readLinks()

@@ -1,9 +1,11 @@
 package nodecheck
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"runtime"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -13,12 +15,13 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter/ipset"
 	"github.com/weir-net/weir/netfilter/nflog"
+	"github.com/weir-net/weir/netfilter/nftables"
 )
 
 // The kernel removes the new network namespace afterwards with all that is in it.
 //
 // Equivalent to: unshare --net
-func (f *Facts) try() {
+func (f *Facts) try(ctx context.Context) {
 	runtime.LockOSThread()
 	own, err := netns.Get()
 	if err != nil {
@@ -45,6 +48,7 @@ func (f *Facts) try() {
 		{Guard, tryGuard},
 		{Conntrack, tryConntrack},
 		{LogGroup, tryLogGroup},
+		{Native, func() error { return tryNative(ctx) }},
 	} {
 		f.tried(t.of, t.try())
 	}
@@ -123,6 +127,13 @@ func tryMarks() error {
 	}
 	defer h.Close()
 	return h.Create(ipset.Header{Name: conf.TrialSet, Type: ipset.HashIP, Marks: true})
+}
+
+func tryNative(ctx context.Context) error {
+	if lacks := nftables.Lacks(ctx); len(lacks) > 0 {
+		return errors.New(strings.Join(lacks, "; "))
+	}
+	return nil
 }
 
 func tryGuard() error {
