@@ -76,9 +76,9 @@ func (l *flowLog) answer(d time.Duration) agentapi.Flows {
 	}
 }
 
-// watchFlows never returns an error: the agent goes on without a record of flows.
+// watchFlows never returns an error, because enforcement doesn't need it.
 func (a *agent) watchFlows(ctx context.Context) error {
-	if err := flowlog.Remove(); err != nil { // a killed agent may have left its rules
+	if err := flowlog.Remove(); err != nil { // an agent that was killed may have left it
 		a.Log.Warn("rules that log flows may be left", "error", err)
 	}
 	if a.Flows {

@@ -136,12 +136,12 @@ func TestABrokenRecordHidesNoOther(t *testing.T) {
 	}
 	record, err := os.ReadFile(path("a:eth0"))
 	if err == nil {
-		err = os.WriteFile(path("h:eth0"), record, 0o600) // a copy of a:eth0's record, which DEL would leave behind
+		err = os.WriteFile(path("h:eth0"), record, 0o600) // its ID isn't the one of the file name
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink("nowhere", path("g:eth0")); err != nil { // like a DEL between listing and reading
+	if err := os.Symlink("nowhere", path("g:eth0")); err != nil { // as if a DEL removed it after the listing
 		t.Fatal(err)
 	}
 	got, err := List()
@@ -212,7 +212,7 @@ func TestCheckID(t *testing.T) {
 		"c1:eth0":                          true,
 		ID("c1", "eth0.10"):                true,
 		"c.1_2-3:net1":                     true,
-		"c1:..":                            true, // a strange name, but no other directory's
+		"c1:..":                            true, // an odd name, but a file in the records' directory
 		"":                                 false,
 		":":                                false,
 		"c1":                               false,

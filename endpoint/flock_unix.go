@@ -29,8 +29,8 @@ func flockFd(fd, how int) error {
 	}
 }
 
-// tryLock reports whether another process's lock on the file excludes the lock how, which is lockEx or lockSh. It
-// makes three system calls, a fifth of those with an os.File.
+// tryLock tries to lock the file, without waiting, and unlocks it at once. how is lockEx or lockSh. locked is true if
+// a lock on another open file description excludes this lock. Without an os.File, it makes only three system calls.
 func tryLock(path string, how int) (locked bool, err error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	for errors.Is(err, unix.EINTR) {

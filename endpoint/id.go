@@ -23,10 +23,11 @@ func CheckID(id string) error {
 // ErrTooLong is what CheckID's error wraps if the ID has more than maxID bytes.
 var ErrTooLong = errors.New("the endpoint ID is too long")
 
-// maxID is the length of the longest ID in bytes. A file's name has at most 255 bytes (NAME_MAX).
+// maxID is the length of the longest ID in bytes. A file's name has at most 255 bytes (NAME_MAX), endingSuffix
+// included.
 const maxID = 255 - len(endingSuffix)
 
-// IDOfFile returns the ID of the attachment whose record has that file name. ok is false for all other names.
+// IDOfFile returns the ID of the attachment whose record has this file name. ok is false for all other names.
 func IDOfFile(name string) (id string, ok bool) {
 	id, ok = strings.CutSuffix(name, suffix)
 	return id, ok && CheckID(id) == nil

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Lister lists the records, and reads only those again that have changed since it last listed them. The zero value
-// has read nothing. A Lister isn't safe for concurrent use.
+// Lister lists the records and remembers them. It reads a file again only if the file has changed, or was younger
+// than settled when it was last read. The zero value has read nothing. A Lister isn't safe for concurrent use.
 type Lister struct {
 	last map[string]listed // by ID
 }
@@ -21,7 +21,8 @@ type listed struct {
 	record Endpoint
 }
 
-// settled is the age from which on a file's time tells its versions apart: a file system's clock may be coarse.
+// settled is how old a file's modification time must be to identify a version of the file. A file system's clock may
+// be coarse, so two changes in quick succession may leave the same time.
 const settled = time.Second
 
 // List does the same as the function List. Callers must not change the records' addresses.

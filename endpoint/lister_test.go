@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestLister: each change of a file shows, even one that keeps its size.
+// TestLister: List shows each change of a record's file, even one that keeps the file's size.
 func TestLister(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -62,7 +62,7 @@ func TestLister(t *testing.T) {
 	old("a", time.Hour)
 	want("two records", "10.88.0.2", "10.88.0.3")
 	want("nothing has changed", "10.88.0.2", "10.88.0.3")
-	save("a", "10.88.0.4") // in another file
+	save("a", "10.88.0.4") // Save makes a new file
 	want("a record was replaced", "10.88.0.4", "10.88.0.3")
 	old("a", time.Hour)
 	want("a record has another time", "10.88.0.4", "10.88.0.3")

@@ -28,12 +28,12 @@ const (
 	blockBytes = blockSize / 8
 )
 
-// hint has one bit for each address: it is set if the address is probably assigned. With the bits, next doesn't
-// read every link.
+// hint has one bit for each address: it is set if the address is probably assigned. With the bits, next doesn't read
+// every link.
 //
 // A link is made before its bit is set, and a bit is cleared before its link is removed. So after a crash, an
-// assigned address may have a clear bit, which next corrects. A free address with a set bit would never be
-// assigned again. So the bitmaps are rebuilt if no address is free and links have changed since.
+// assigned address may have a clear bit, which next corrects. If the bitmaps were damaged, a free address may have a
+// set bit. So pick rebuilds them if next finds no free address and links have changed since the last rebuild.
 type hint struct {
 	readOnly bool // for callers that don't hold endpoint.Lock
 }

@@ -20,10 +20,11 @@ const hostLocalDir = "/var/lib/cni/networks"
 // settleTime is how long a file of host-local may exist before the pod has its address.
 const settleTime = time.Minute
 
-// hostLocal finds addresses from host-local that pods still use. A node that changes to weir keeps its pods,
-// but the runtime then calls only weir. So host-local's files stay, even after a reboot.
+// hostLocal finds addresses from host-local that pods still use. A node that changes to weir keeps its pods, but the
+// runtime then calls only weir. So host-local's files stay, even after a reboot.
 //
-//   - If an address has a file and a network namespace of the node has the address, the address is in use.
+//   - An address with a file is in use if a network namespace of the node has the address, or if the file is
+//     younger than settleTime.
 //   - Files from before the node's start don't count.
 type hostLocal struct {
 	networks []string

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAddressesThatHostLocalGave: if a running pod has an address from host-local, or host-local has just given
-// it, weir doesn't assign the address.
+// TestAddressesThatHostLocalGave: weir doesn't assign an address that host-local gave a running pod, or that it has
+// just given to a new one.
 func TestAddressesThatHostLocalGave(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -43,7 +43,7 @@ type Request struct {
 	Addresses []netip.Addr
 }
 
-// AssignedError means that a requested address is assigned to another attachment, or in use by host-local.
+// AssignedError means that a requested address isn't free: it is assigned to an attachment, or host-local's.
 type AssignedError struct {
 	Addr  netip.Addr
 	Owner string // an attachment's ID, or words about host-local
@@ -141,7 +141,7 @@ func next(h hint, others *hostLocal, ranges []conf.Range) (endpoint.Address, boo
 	for _, r := range rotate(runs(ranges), lastAssigned(ranges)) {
 		for a := range h.free(r.IPRange) {
 			if _, err := os.Lstat(linkPath(a)); !errors.Is(err, fs.ErrNotExist) {
-				h.mark(a) // a crash came before its bit was set, or the link can't be read
+				h.mark(a) // its bit is wrong, or the link can't be read
 				continue
 			}
 			if others.owner(a) == "" {

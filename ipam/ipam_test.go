@@ -292,8 +292,8 @@ func TestAFailedRecordLeavesNothing(t *testing.T) {
 	}
 }
 
-// TestACrashAfterTheRecord: if a record's address is now another attachment's, releasing it takes nothing from
-// that attachment.
+// TestACrashAfterTheRecord: after a crash in record, the address is free. If another attachment gets the address,
+// Release with the crashed attachment's ID does nothing.
 func TestACrashAfterTheRecord(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -347,7 +347,7 @@ func TestTheLastFileIsOnlyAHint(t *testing.T) {
 		release(t, "c", a)
 	}
 	wantHolders(t, assigned)
-	for range 2 { // a file of another program, then what a crash left of writing it
+	for range 2 { // files of another program, in place of the link and of the new link
 		for _, path := range []string{lastPath(ranges), lastPath(ranges) + ".tmp"} {
 			if err := os.WriteFile(path+".new", []byte("10.88.0.5"), 0o600); err != nil {
 				t.Fatal(err)

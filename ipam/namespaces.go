@@ -19,7 +19,8 @@ import (
 // usedAddresses returns the addresses in all network namespaces of the node except the node's own namespace.
 //
 // Equivalent to: for pid in $(lsns -n -t net -o PID); do nsenter -t $pid -n ip addr; done
-// (nsenter --net=PATH, if the namespace is only mounted)
+//
+// These commands list the node's own namespace too. A namespace that is only mounted needs nsenter --net=PATH.
 func usedAddresses() (map[netip.Addr]bool, error) {
 	paths, err := namespaces()
 	if err != nil {
@@ -27,7 +28,7 @@ func usedAddresses() (map[netip.Addr]bool, error) {
 	}
 	used := map[netip.Addr]bool{}
 	for _, path := range paths {
-		if err := addressesIn(path, used); err != nil && !errors.Is(err, fs.ErrNotExist) { // the namespace is gone
+		if err := addressesIn(path, used); err != nil && !errors.Is(err, fs.ErrNotExist) { // unless the namespace is gone
 			return used, fmt.Errorf("addresses in %s: %w", path, err)
 		}
 	}

@@ -66,7 +66,8 @@ func recordLast(path string, addr netip.Addr) error {
 	return os.Rename(tmp, path)
 }
 
-// lastAssigned returns the last assigned address. If the link can't be read, it returns the zero Addr.
+// lastAssigned returns the last assigned address. It returns the zero Addr if no link can be read or its target isn't
+// an address.
 func lastAssigned(ranges []conf.Range) netip.Addr {
 	target, err := os.Readlink(lastPath(ranges))
 	if err != nil {

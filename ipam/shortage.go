@@ -16,7 +16,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// shortageFile has the ranges in which the last pod found no address. The runtime passes the ranges only to the
+// shortageFile has the ranges of the last pod that found no free address. The runtime passes the ranges only to the
 // plugin, and the agent reads them here.
 const shortageFile = endpoint.Dir + "/shortage.json"
 

@@ -1,4 +1,4 @@
-// Package attrs reads netlink attributes. The library's nl.ParseAttributes is slow: it starts a goroutine for
+// Package attrs reads netlink attributes. The netlink library's nl.ParseAttributes is slow: it starts a goroutine for
 // each list.
 package attrs
 

@@ -33,8 +33,8 @@ func New(dir string) (*Watcher, error) {
 		unix.IN_DELETE_SELF|unix.IN_MOVE_SELF|unix.IN_ONLYDIR)
 }
 
-// NewTree is New, and also reports new links and directories. It doesn't watch the directories below dir: Watch
-// adds them.
+// NewTree is New, and also reports new links and directories. It doesn't watch the directories below dir: Watch adds
+// them. isUnfinished leaves out the create events of files that are still to be closed.
 //
 // Equivalent to: inotifywait -m -e close_write,create,moved_to,moved_from,delete,delete_self,move_self DIR
 func NewTree(dir string) (*Watcher, error) {
@@ -137,7 +137,7 @@ func (w *Watcher) decode(b []byte) (Change, error) {
 		switch {
 		case mask&unix.IN_Q_OVERFLOW != 0:
 			c.Lost = true
-		case !known, mask&unix.IN_IGNORED != 0 && dir != ".": // an earlier event has reported the reason
+		case !known, mask&unix.IN_IGNORED != 0 && dir != ".": // no longer watched, or an earlier event gave the reason
 		case gone && dir == ".":
 			return c, ErrGone
 		case gone:
@@ -161,9 +161,9 @@ func (w *Watcher) isUnfinished(dir, name string) bool {
 	return info.Mode().IsRegular() && ok && stat.Nlink == 1
 }
 
-// ReadFile reads a file without waiting. It returns ErrBeingWritten if a process has the file open for writing,
-// and ErrNoFile if it isn't a regular file. It takes a read lease (fcntl(2), "Leases"). On filesystems without
-// leases it can't notice writers.
+// ReadFile reads a file without waiting. It returns ErrBeingWritten if a process has the file open for writing, and
+// ErrNoFile if it isn't a regular file. It notices writers by taking a read lease (fcntl(2), "Leases"). On
+// filesystems without leases it notices none.
 func ReadFile(path string) (data []byte, err error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
 	if errors.Is(err, unix.ENXIO) { // a socket

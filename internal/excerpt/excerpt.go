@@ -7,11 +7,11 @@ import (
 	"unicode/utf8"
 )
 
-// maxLength is the length in bytes to which a text is shortened.
+// maxLength is how many bytes of a text Of keeps at most.
 const maxLength = 1024
 
-// Of shortens a text from outside weir, which may have megabytes. It returns the beginning, and the number of
-// bytes that it left out. Characters that aren't printable become question marks. Newlines stay.
+// Of returns a text of at most maxLength bytes whole. From a longer text it keeps the beginning, and says how many
+// bytes it left out. Characters that aren't printable become question marks. Newlines stay.
 func Of(text string) string {
 	more := 0
 	if len(text) > maxLength {

@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// TestOf: a text of more than 1,024 bytes is cut between characters. Control characters become question marks,
-// except newlines.
+// TestOf: a text of more than 1,024 bytes is cut between characters. Characters that aren't printable become question
+// marks, except newlines.
 func TestOf(t *testing.T) {
 	for text, want := range map[string]string{
 		"":                             "",

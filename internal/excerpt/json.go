@@ -23,7 +23,8 @@ func WriteJSON(out io.Writer, indent string, value any) error {
 	return err
 }
 
-// escaped returns the JSON text with escapes for characters that aren't printable. They occur only within strings.
+// escaped returns the JSON text with escapes for characters that aren't printable. JSON has such characters only
+// within strings.
 func escaped(text []byte) []byte {
 	if !bytes.ContainsFunc(text, hidden) {
 		return text

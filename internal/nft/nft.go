@@ -97,7 +97,8 @@ func (want Chain) Same(have Listed) bool {
 	})
 }
 
-// SameHook reports whether the kernel's chain has the wanted hook and priority, and accepts packets at its end.
+// SameHook reports whether the kernel's chain has the wanted hook and priority, and accepts packets at its end. If no
+// hook is wanted, it reports whether the kernel's chain has none.
 func (want Chain) SameHook(have Listed) bool {
 	if have.Chain == nil {
 		return false
@@ -124,8 +125,8 @@ func Comment(r *nftables.Rule) string {
 	return comment
 }
 
-// encode leaves out what differs between equal rules: the counters' values, and the sets' IDs, which are valid
-// only in one transaction.
+// encode returns the expression's bytes, without what differs between equal rules: the counters' values, and the
+// sets' IDs, which are valid only in one transaction.
 func encode(family nftables.TableFamily, e expr.Any) ([]byte, error) {
 	switch x := e.(type) {
 	case *expr.Counter:

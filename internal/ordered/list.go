@@ -15,7 +15,7 @@ type List[K comparable, T any] struct {
 	last    []T
 }
 
-// NewList returns an empty list of values with these keys, sorted by compare.
+// NewList returns an empty list. key returns a value's key, and compare gives the order of the keys.
 func NewList[K comparable, T any](key func(*T) K, compare func(a, b K) int) List[K, T] {
 	return List[K, T]{key: key, compare: compare, all: map[K]*T{}, changed: map[K]bool{}}
 }

@@ -28,7 +28,7 @@ func TestList(t *testing.T) {
 			case was != nil:
 				want[p.key] = p
 				list.Put(p)
-				list.Remove(was) // p has its place
+				list.Remove(was) // changes nothing: p has replaced it
 			}
 		}
 		if !slices.Equal(before, kept) {

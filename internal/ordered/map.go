@@ -102,7 +102,8 @@ func (m Map[K, V]) Without(key K) Map[K, V] {
 	return m
 }
 
-// Same reports whether the maps share all their memory. Equal maps that were made separately are not the same.
+// Same reports whether the maps share all their memory. Equal maps that were made separately are not the same, unless
+// they are empty.
 func (m Map[K, V]) Same(o Map[K, V]) bool { return m.root == o.root }
 
 // Equal reports whether the maps have the same keys and values. It skips parts that the maps share.

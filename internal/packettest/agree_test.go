@@ -17,8 +17,8 @@ var (
 	firstState = flag.Uint64("first", 1, "the seed of the first of these states")
 )
 
-// TestBackendsAgree sends the same packets through iptables and nftables under the same random states. The same ones
-// must arrive: those that the policies allow. The flavours of iptables take turns.
+// TestBackendsAgree sends the same packets through iptables and nftables under the same random states. Through both,
+// exactly those packets must arrive that the policies allow. The flavours of iptables take turns.
 func TestBackendsAgree(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -67,5 +67,5 @@ func (n *Node) arrivals(seed uint64) (headers []verdict.Packet, expect, arrived 
 	return headers, expect, n.Send(headers, expect)
 }
 
-// mostOfAState bounds the packets of a state, so that many states fit into the time.
+// mostOfAState is how many packets arrivals sends at most, so that a run gets through many states.
 const mostOfAState = 200

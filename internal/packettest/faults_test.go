@@ -18,8 +18,9 @@ import (
 // The tests in this file are about faults of weave-npc, whose design weir follows. To run all such tests: go
 // test ./... -run TestFault -v
 
-// TestFault1SelectorsThatJoinAlike: two selectors whose parts join to the same letters select different pods.
-// In weave-npc they could share a set.
+// TestFault1SelectorsThatJoinAlike: selector a in namespace x, and the empty selector in namespace xa, select
+// different pods. In weave-npc two such selectors could share a set, because namespace and selector join to the same
+// letters.
 func TestFault1SelectorsThatJoinAlike(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -18,7 +18,7 @@ import (
 type host struct {
 	netns   string
 	addr    netip.Addr
-	raw     map[ruleset.Protocol]int // raw sockets: each sends packets, and receives all that arrive
+	raw     map[ruleset.Protocol]int // raw sockets: each sends packets of its protocol, and receives all that arrive
 	servers []io.Closer
 	mark    int // of the packets that it sends over sockets of TCP and UDP (SO_MARK)
 }
@@ -80,7 +80,7 @@ func (h *host) close() {
 	h.servers, h.raw = nil, nil
 }
 
-// acceptAll accepts connections. It closes each after its client, so that the kernel keeps no connection.
+// acceptAll accepts connections. It resets each one that its client has closed, so that no socket stays in TIME_WAIT.
 func acceptAll(l *net.TCPListener) {
 	for {
 		c, err := l.AcceptTCP()
@@ -120,8 +120,8 @@ func sockaddr(a netip.Addr, port uint16) unix.Sockaddr {
 	return &unix.SockaddrInet6{Addr: a.As16(), Port: int(port)}
 }
 
-// payload returns the packet's content after the IP header. It contains the number, which survives the
-// translation of addresses.
+// payload returns the bytes that are written to the packet's socket. For a raw socket these are all bytes after the
+// IP header. They contain the number, which address translation doesn't change.
 func payload(p verdict.Packet, number uint32) []byte {
 	switch p.Proto {
 	case ruleset.SCTP: // RFC 9260: common header and INIT chunk

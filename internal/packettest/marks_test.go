@@ -15,7 +15,7 @@ import (
 
 const weirsBits = 0x1fff0000
 
-// TestMarks: no packet leaves weir's chains with a number of weir's in its mark. Bits of other programs stay,
+// TestMarks: no packet leaves weir's chains with a class's number in its mark. Other programs' bits of the mark stay,
 // and change no verdict.
 func TestMarks(t *testing.T) {
 	if !nodetest.Isolated(t) {

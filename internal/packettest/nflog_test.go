@@ -65,7 +65,8 @@ type logged struct {
 	payload   []byte
 }
 
-// The kernel hands over each logged packet before the system call that sends it returns.
+// packets returns the packets that were logged so far. It needn't wait: the kernel logs a packet before the sender's
+// system call returns.
 func (l nflog) packets(t testing.TB) (all []logged) {
 	t.Helper()
 	buf := make([]byte, 64<<10)

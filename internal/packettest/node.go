@@ -27,7 +27,7 @@ import (
 type Node struct {
 	testing.TB
 	Backend
-	Writer Name // the backend
+	Writer Name // the name of Backend
 	// Bounds say what Enforce merges.
 	Bounds   ruleset.Bounds
 	Ports    []uint16
@@ -106,8 +106,9 @@ func (n *Node) AddPod(name string, addrs ...netip.Addr) {
 	}
 }
 
-// AddChainedPod attaches a pod as another plugin does: by a veth pair whose end on the node is hostIf. If
-// bridgeIf is empty, the node routes hostIf (ptp). Otherwise hostIf is a port of this bridge.
+// AddChainedPod attaches a pod as another plugin does: by a veth pair whose end on the node is hostIf. If bridgeIf is
+// empty, the node routes the pod's addresses to hostIf, as with the plugin ptp. Otherwise hostIf is a port of the
+// bridge bridgeIf.
 func (n *Node) AddChainedPod(bridgeIf, hostIf, name string, addrs ...netip.Addr) {
 	n.Helper()
 	path := nodetest.NewNS(n, name)
@@ -188,7 +189,7 @@ func (n *Node) AddOutside(addr netip.Addr) {
 	n.addHost(n.outside, addr)
 }
 
-// AddSelf makes the node itself a host that pods can send to, under the node's address.
+// AddSelf makes the node itself a host that pods can send to. The node must have the address already.
 func (n *Node) AddSelf(addr netip.Addr) {
 	n.Helper()
 	n.addHost(nodetest.Self, addr)

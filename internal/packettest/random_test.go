@@ -22,8 +22,10 @@ var (
 	seed     = flag.Uint64("seed", 0, "only of the cluster of that seed")
 )
 
-// TestRandomClusters sends packets between the pods of random clusters. Arrivals must equal the evaluator's
-// verdicts. To replay one cluster with all backends: go test ./internal/packettest -seed N
+// TestRandomClusters sends packets between the pods of random clusters. Which packets arrive, and which are logged
+// for audited policies, must equal the evaluator's verdicts.
+//
+// To replay one cluster with all backends: go test ./internal/packettest -run TestRandomClusters -seed N
 func TestRandomClusters(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -115,7 +117,8 @@ func compare(t *testing.T, n *Node, seed uint64) (sent int) {
 	return len(packets)
 }
 
-// probes returns the packets that can be sent in the state: hosts with both addresses must exist.
+// probes returns the packets that Send can send in the state: hosts with both addresses must exist, and for TCP and
+// UDP a server on the port.
 func probes(n *Node, s policy.State, packets []ruleset.Packet) []ruleset.Packet {
 	attached := func(a netip.Addr) bool {
 		if !policytest.Of[conf.FamilyOf(a)].Subnet.Contains(a) {

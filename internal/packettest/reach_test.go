@@ -18,9 +18,10 @@ import (
 
 var matrices = flag.Int("matrices", 10, "the matrices of how many random clusters are compared with packets")
 
-// TestRandomMatrices sends packets in random clusters, before and after a change. The arrivals must equal both
-// matrices and their difference. To replay one cluster: go test ./internal/packettest -run TestRandomMatrices
-// -seed N
+// TestRandomMatrices sends packets in random clusters, before and after a change. Which packets arrive must equal the
+// matrix before the change, the matrix after it, and the difference of both.
+//
+// To replay one cluster: go test ./internal/packettest -run TestRandomMatrices -seed N
 func TestRandomMatrices(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -106,7 +107,7 @@ type where int
 const (
 	inWorld where = iota
 	attachedHere
-	elsewhere // not attached here, but in a network of pods or a pod's: this node doesn't check its policies
+	elsewhere // in a podCIDR or a pod's, but not attached here: this node doesn't check its policies
 )
 
 func places(s policy.State) func(netip.Addr) where {

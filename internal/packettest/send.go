@@ -33,8 +33,9 @@ type flight struct {
 	arrived []bool
 }
 
-// Send sends all packets at once and returns which of them arrived. A packet of TCP or UDP counts only if it
-// was answered. expect is true for each packet that should arrive: it decides only how long Send waits.
+// Send sends all packets at once and returns which of them arrived. A packet of TCP or UDP counts only if it was
+// answered, be it with a refusal. expect is true for each packet that should arrive: it decides only how long Send
+// waits.
 func (n *Node) Send(packets []verdict.Packet, expect []bool) []bool {
 	n.Helper()
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)

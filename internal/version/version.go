@@ -8,7 +8,7 @@ import (
 	"runtime/debug"
 )
 
-// Of returns one line for the program of that name: its commit, the commit's time, and Go's version and platform.
+// Of returns one line with the program's name, its commit, the commit's time, and Go's version and platform:
 //
 //	weirctl: commit 5a067641f0ab (2026-11-27T21:12:52Z), go1.26.8 linux/amd64
 //

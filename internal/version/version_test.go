@@ -37,7 +37,7 @@ func TestLine(t *testing.T) {
 	}
 }
 
-// TestPrograms: each program that make builds says the commit that Go wrote into it.
+// TestPrograms: weir, weir-agent and weirctl, built by make, say the commit that Go wrote into them.
 func TestPrograms(t *testing.T) {
 	head := ""
 	// Go finds no commit in a copy of the sources without git, nor in a linked work tree, whose .git is a file.

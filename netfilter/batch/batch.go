@@ -46,7 +46,8 @@ func MapError(from, to error) func(error) error {
 }
 
 var (
-	// ErrNoAnswer means that the kernel had no room for its answer, or that the answer is malformed.
+	// ErrNoAnswer means that the kernel's answer is missing or malformed, for instance because the socket had no
+	// room.
 	ErrNoAnswer = errors.New("the kernel doesn't answer")
 	errChanged  = errors.New("the list changed while it was read")
 )
@@ -54,8 +55,8 @@ var (
 // largestReply is larger than the kernel's largest reply about one link.
 const largestReply = 32 << 10
 
-// Do sends the requests in the namespace; netns.None() means the caller's own. It returns the replies, and the
-// error of the first step that fails. protocol is one of netlink(7), such as NETLINK_ROUTE.
+// Do sends the requests in the namespace; netns.None() means the caller's own. It returns the replies, or the error
+// of the first step that fails. protocol is one of netlink(7), such as NETLINK_ROUTE.
 func (b Batch) Do(protocol int, ns netns.NsHandle) (replies [][]byte, err error) {
 	if len(b) == 0 {
 		return nil, nil
@@ -109,8 +110,8 @@ func (b Batch) Do(protocol int, ns netns.NsHandle) (replies [][]byte, err error)
 	}
 }
 
-// openIn opens a socket in the namespace. If the thread can't return to its own namespace, it stays locked, and
-// Go never uses it again.
+// openIn opens a socket in the namespace. If the thread can't return to its own namespace, it stays locked, so that
+// Go runs no other goroutine on it.
 func openIn(protocol int, ns netns.NsHandle) (fd int, err error) {
 	openSocket := func() (int, error) {
 		return unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)

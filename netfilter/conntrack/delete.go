@@ -26,15 +26,17 @@ const (
 	ctaFilterSrc        = 1 << 0
 )
 
-// Delete deletes the connections of addresses that are about to be assigned to another pod. Otherwise packets
-// of the previous pod's connections would pass as established. The method depends on the kernel:
+// Delete deletes the connections of addresses that are about to be assigned to another pod. Otherwise packets of the
+// previous pod's connections would pass as established. For IPv4, Delete uses the first of these methods that
+// applies:
 //
-//   - IPv4, Linux 6.12 and later: the kernel finds and deletes an address's connections.
-//   - IPv4, several addresses and a small table: the kernel lists all connections once.
-//   - IPv4, Linux 5.8 and later: the kernel lists the address's connections, and each is deleted.
-//   - Older kernels, and IPv6: the kernel lists all connections of the family. Its filter for IPv6 addresses
-//     matches all but the wanted ones (ctnetlink_filter_match_tuple in net/netfilter/nf_conntrack_netlink.c;
-//     seen on 6.18).
+//   - several addresses and a small table: the kernel lists all connections once
+//   - Linux 6.12 and later: the kernel finds and deletes an address's connections
+//   - Linux 5.8 and later: the kernel lists the address's connections, and each is deleted
+//   - older kernels: the kernel lists all connections
+//
+// For IPv6, the kernel lists all connections. Its filter for IPv6 addresses matches all but the wanted ones
+// (ctnetlink_filter_match_tuple in net/netfilter/nf_conntrack_netlink.c; seen on 6.18).
 //
 // Equivalent to: conntrack -D -s ADDR; conntrack -D -r ADDR, for each address
 func Delete(addrs ...netip.Addr) error {

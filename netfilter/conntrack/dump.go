@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// All yields the entries of the table. Each is valid until the next one is yielded. An error comes last. All
-// allocates no memory for an entry: a node may have hundreds of thousands.
+// All yields the entries of the table. Each is valid until the next one is yielded. An error comes last. A node may
+// have hundreds of thousands of entries, so All allocates no memory for each.
 //
 // Equivalent to: conntrack -L -o labels; conntrack -L -f ipv6 -o labels
 func All() iter.Seq2[Connection, error] { return dump(unix.AF_UNSPEC) }

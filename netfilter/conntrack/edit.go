@@ -32,9 +32,9 @@ func NewEdit(c Connection, o Operation) Edit {
 	return Edit{c, o}
 }
 
-// Apply makes the edits with one system call. If one fails, Apply makes each with a call of its own, and
-// returns an error or nil for each. It returns no list if the first call succeeds. An edit of an entry that is
-// gone succeeds.
+// Apply makes the edits with one system call. If one of them fails, Apply makes each edit with a call of its own, and
+// returns an error or nil for each. It returns no list if the first call succeeds. An edit of an entry that is gone
+// succeeds.
 func Apply(edits []Edit) []error {
 	var b batch.Batch
 	for _, e := range edits {
@@ -54,8 +54,8 @@ func Apply(edits []Edit) []error {
 	return errs
 }
 
-// apply makes the edit. If no rule used labels when the connection began, the entry has no room for one. Then
-// apply deletes the entry and makes it again.
+// apply makes the edit. If no rule used labels when the connection began, the entry has no room for the cut bit. To
+// cut such an entry, apply deletes it and makes it again.
 func (e Edit) apply() error {
 	attrs := e.attributes()
 	err := e.send(e.kernelOperation(), attrs[1:]...)

@@ -46,7 +46,8 @@ func (c Connection) recreate(labels ...*nl.RtAttr) error {
 	return c.send(nl.IPCTNL_MSG_CT_NEW, labels...)
 }
 
-// read returns the tuple of the replies, and the attributes that a new entry copies from the old one.
+// read returns the tuple of the replies, and the attributes for the new entry: the old entry's timeout, a state that
+// fits the connection, and a status.
 //
 // Equivalent to: conntrack -G TUPLE
 func (c Connection) read() (reply []byte, kept []*nl.RtAttr, err error) {

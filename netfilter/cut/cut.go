@@ -49,8 +49,8 @@ type Evaluator struct {
 
 type place struct {
 	link ruleset.Link
-	pod  bool // it is a pod's, whose link is link
-	own  bool // it is the node's own
+	pod  bool // the address is a pod's, with this link
+	own  bool // the address is the node's own
 }
 
 // NewEvaluator returns an Evaluator. The parameter links has the links of the node's pods by their addresses.
@@ -82,14 +82,14 @@ type walk struct {
 	Result
 }
 
-// Walk goes through the connections of the node's pods. It cuts connections that would be denied if they began
-// now, and restores cut connections that would be allowed.
+// Walk goes through the connections of the node's pods, except those that the node itself opened. It cuts connections
+// that would be denied if they began now, and restores cut connections that would be allowed.
 //
-// If a TCP connection is over and would be denied, Walk deletes its entry. With the entry, the kernel could
-// begin a new connection without asking the rules.
+// If a TCP connection is over and would be denied, Walk deletes its entry. With the entry, the kernel could begin a
+// new connection without asking the rules.
 //
-// The kernel's rules may change during the walk. The function newest() returns an evaluator with the newest
-// rules. Walk leaves a connection alone if the two evaluators differ: another walk follows.
+// The kernel's rules may change during the walk. The function newest() returns an evaluator with the newest rules.
+// Walk leaves a connection alone if the two evaluators differ: another walk follows.
 func Walk(by Evaluator, newest func() Evaluator) (Result, error) {
 	w := walk{newest: newest}
 	for c, err := range conntrack.All() {

@@ -57,8 +57,8 @@ func entries(t *testing.T) (list []string) {
 	return list
 }
 
-// TestWalk: connections that the rules no longer allow are cut, and restored once they are allowed again.
-// Entries of TCP connections that are over are deleted.
+// TestWalk: connections that the rules no longer allow are cut, and restored once they are allowed again. If a TCP
+// connection is over and denied, its entry is deleted.
 func TestWalk(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -98,10 +98,10 @@ func TestWalk(t *testing.T) {
 	for _, tc := range []struct {
 		name       string
 		by, newest []uint16
-		want       Result // Examples are compared only if connections are restored
+		want       Result // Examples are compared only if Walk restores connections
 		examples   int
 		entries    string
-		restore    bool // only known connections
+		restore    bool // Restore is called instead of Walk
 	}{
 		{
 			"everything is allowed", all, all,

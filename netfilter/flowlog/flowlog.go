@@ -52,10 +52,10 @@ func table() *nftables.Table {
 	return &nftables.Table{Name: conf.FlowTable, Family: nftables.TableFamilyINet}
 }
 
-// Make makes the table for packets that come in or go out by one of the links. It replaces an earlier table in
-// one transaction.
+// Make makes the table for packets that come in or go out by one of the links. It replaces an earlier table in one
+// transaction.
 //
-// Equivalent to: nft -f, with "delete table inet weir-flows" before the table above
+// Equivalent to: nft -f, with "table inet weir-flows; delete table inet weir-flows" before the table above
 func Make(links []string) error {
 	conn, err := nftables.New()
 	if err != nil {

@@ -30,7 +30,7 @@ func TestSets(t *testing.T) {
 		}
 	}
 	pod, net := netip.MustParsePrefix("10.88.0.2/32"), netip.MustParsePrefix("10.88.0.0/24")
-	for range 2 { // each verb is safe to repeat
+	for range 2 { // each operation can be repeated
 		must(h.Create(Header{"weir-pods", HashIP, conf.IPv4, false}))
 		must(h.Create(Header{"weir-networks", HashNet, conf.IPv4, false}))
 		must(Apply(Change{Set: "weir-pods", Entry: Entry{Prefix: pod, Comment: "ns-1/a"}}))

@@ -17,7 +17,7 @@ func (PodSets) Name(addr netip.Addr) string { return "ipset " + podsSet(addr) }
 func podsSet(addr netip.Addr) string { return conf.FamilyOf(addr).Set(conf.PodsSet) }
 
 // Deny adds the addresses to the sets of all pods, with the pod's name as the comment. It makes a missing set:
-// no agent may have run since the node was started.
+// perhaps no agent has run since the node was started.
 //
 // Equivalent to: ipset add -exist weir-pods ADDR comment POD (weir-pods6 for IPv6)
 func (PodSets) Deny(pod string, addrs ...netip.Addr) error {
@@ -65,8 +65,7 @@ func (PodSets) Remove(addrs ...netip.Addr) error {
 
 // Purge deletes the addresses from every set of pods.
 //
-// Equivalent to: for set in $(ipset list -name | grep ^weir-); do ipset del -exist $set ADDR; done (each entry of
-// ADDR in sets with ports)
+// Equivalent to: ipset del -exist SET ENTRY, for each set of pods and each of its entries with one of the addresses
 func (PodSets) Purge(addrs ...netip.Addr) error {
 	if len(addrs) == 0 {
 		return nil
@@ -101,7 +100,7 @@ func (PodSets) InUse(addr netip.Addr) (bool, error) {
 	return h.InUse(podsSet(addr))
 }
 
-// Check returns an error that names each set that lacks one of the addresses.
+// Check returns an error for each address that isn't in the set of all pods, or that is in no class of a direction.
 func (PodSets) Check(addrs ...netip.Addr) error {
 	h, err := New()
 	if err != nil {
@@ -146,7 +145,7 @@ func (h *Handle) inClass(headers []Header, class func(name string) bool, addr ne
 
 // Addresses returns the addresses in the sets that have only pods of this node.
 //
-// Equivalent to: for set in weir-pods weir-in weir-eg; do ipset list $set; done (weir-pods6 etc. for IPv6)
+// Equivalent to: ipset list SET, for weir-pods, for weir-in and weir-eg, and for the class sets; likewise for IPv6
 func (PodSets) Addresses() ([]netip.Addr, error) {
 	h, err := New()
 	if err != nil {

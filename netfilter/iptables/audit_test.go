@@ -93,8 +93,8 @@ func TestAuditingDropsNothing(t *testing.T) {
 	}
 }
 
-// TestAuditedClassesStand: KeepClosed leaves chains of audited policies as they are. A chain without the rule
-// that logs counts as damaged.
+// TestAuditedClassesStand: KeepClosed leaves chains of audited policies as they are. A chain without the log rule
+// before its last rule counts as damaged.
 func TestAuditedClassesStand(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

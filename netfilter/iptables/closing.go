@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// closings returns lists of rules. Each list drops all packets of pods, and needs fewer features of the kernel
-// than the list before it.
+// closings returns two lists of rules. The first drops all packets of pods. The second needs no sets, and drops all
+// packets that enter or leave by weir's bridge.
 func closings(f conf.Family) [][]string {
 	set := f.Set(conf.PodsSet)
 	return [][]string{
@@ -19,11 +19,11 @@ func closings(f conf.Family) [][]string {
 	}
 }
 
-// closeAll drops all packets of this node's pods, also those of established connections. It is for a kernel
-// that refuses weir's rules while weir's own drops are missing.
+// closeAll is for a kernel that refuses weir's rules. If weir's chains that drop packets are complete, it only puts
+// the jumps to them first. Otherwise it drops all packets of this node's pods, also those of established connections.
 //
-// Equivalent to, with WEIR-INPUT in INPUT likewise, and the bridge weir0 in place of the set where sets are
-// refused:
+// The latter is equivalent to, with WEIR-INPUT in INPUT likewise, and the bridge weir0 in place of the set where sets
+// are refused:
 //
 //	iptables -t mangle -N WEIR-FORWARD; iptables -t mangle -I FORWARD -j WEIR-FORWARD
 //	iptables -t mangle -A WEIR-FORWARD -m set --match-set weir-pods src -j DROP

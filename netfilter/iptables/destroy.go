@@ -8,7 +8,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 )
 
-// destroySlice is how long one Apply destroys sets, if no more than mostLeft would be left.
+// destroySlice is how long an Apply with no other changes destroys sets, if no more than mostLeft would be left.
 const destroySlice = 20 * time.Millisecond
 
 // mostLeft is how many unneeded sets and entries an Apply leaves at most. The kernel's number of sets is

@@ -43,8 +43,8 @@ type Driver struct {
 	suspects map[ruleset.Refusal]bool
 }
 
-// New connects to the kernel and detects which iptables the node uses. A failed detection is no error of New:
-// Read and KeepClosed repeat it.
+// New connects to the kernel and detects which iptables the node uses. A failed detection is no error of New: later
+// calls repeat it.
 func New(ctx context.Context) (*Driver, error) {
 	sets, err := ipset.New()
 	if err != nil {
@@ -146,8 +146,8 @@ func (d *Driver) apply(ctx context.Context, rules ruleset.Ruleset, verify netfil
 	return r, err
 }
 
-// KeepClosed protects the pods while no ruleset can be compiled yet. If weir's chains are complete, it only
-// puts their jumps first again. Otherwise it applies the ruleset closed, without classes, and returns true.
+// KeepClosed protects the pods while no ruleset can be compiled yet. If weir's chains are complete, it only puts
+// their jumps first again. Otherwise it applies the given ruleset, which has no classes, and returns true.
 func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (bool, error) {
 	if err := d.detect(ctx); err != nil {
 		return false, err
@@ -178,8 +178,8 @@ func (d *Driver) Stands(ctx context.Context, closed ruleset.Ruleset) (bool, erro
 	return true, nil
 }
 
-// PutFirst puts weir's jumps first in the built-in chains. It is for a kernel that can't be read. While the
-// flavour isn't known, it does nothing.
+// PutFirst puts weir's jumps first in the built-in chains of the table that drops packets. It is for a kernel that
+// can't be read. It does nothing while the flavour isn't known, or if weir's chains are known to be incomplete.
 func (d *Driver) PutFirst(ctx context.Context, want ruleset.Ruleset) error {
 	if d.Flavour == "" {
 		return nil
@@ -257,8 +257,8 @@ func (d *Driver) changeRules(ctx context.Context, p plan) error {
 	return nil
 }
 
-// prepare makes the plan's new sets, which no rule uses yet. It returns a RefusedError for sets, entries and
-// rules that the kernel refuses.
+// prepare makes the plan's new sets, which no rule uses yet, and tries new rules that are suspects. It returns a
+// RefusedError for what the kernel refuses.
 func (d *Driver) prepare(ctx context.Context, p plan, have state, want *lowered) error {
 	refused := ruleset.Refused{}
 	for _, s := range p.create {

@@ -313,8 +313,8 @@ func TestKnows(t *testing.T) {
 	}
 }
 
-// TestKeepClosed: while the wanted ruleset is unknown, complete rules stay. If a part is missing, KeepClosed
-// writes the ruleset that denies.
+// TestKeepClosed: if weir's chains are complete, KeepClosed leaves them. If a part is missing, it applies the ruleset
+// without classes.
 func TestKeepClosed(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestFault8OneTransactionForAllChanges: one call makes all changes of rules, and a pod that comes or ends
-// changes no rule. weave-npc ran a program for each change.
+// TestFault8OneTransactionForAllChanges: one run of iptables-restore makes all changes of rules, and a pod that comes
+// or changes runs no program. weave-npc ran a program for each change.
 func TestFault8OneTransactionForAllChanges(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

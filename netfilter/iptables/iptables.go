@@ -34,9 +34,9 @@ func (f Flavour) other() Flavour {
 
 const lockWait = "10"
 
-// Detect returns the flavour that the node uses: the one with the chains of kubelet or kube-proxy (KEP-3178),
-// else the one with more rules of other programs, else NFT. It returns an error if the rules can't be read, or
-// if iptables-save or iptables-restore is missing.
+// Detect returns the flavour that the node uses: the one with chains of kubelet (KEP-3178), else the one with more
+// rules of other programs, else NFT. It returns an error if the rules can't be read, or if iptables-save or
+// iptables-restore is missing.
 func Detect(ctx context.Context) (Flavour, error) {
 	used, err := detect(ctx)
 	if err == nil {
@@ -72,8 +72,8 @@ func detect(ctx context.Context) (Flavour, error) {
 
 var hints = []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}
 
-// usesNFT counts other programs' rules in iptables-nft, and reports whether kubelet or kube-proxy uses it. It
-// asks the kernel, because iptables-save can't print all rules.
+// usesNFT counts other programs' rules in iptables-nft. hint is true if kubelet has chains there. usesNFT asks the
+// kernel, because iptables-save can't print all rules.
 //
 // Equivalent to: nft list chains ip; iptables-nft-save | grep -v WEIR | grep -c ^-A
 func usesNFT() (rules int, hint bool, err error) {
@@ -201,7 +201,7 @@ func (f Flavour) hasOwn(family conf.Family, name string) (yes bool, err error) {
 	return yes, err
 }
 
-// cleanTable deletes the jumps before the chains, in one transaction. So no packet meets a part of the rules.
+// cleanTable deletes weir's jumps and chains in one transaction, so no packet meets a part of the rules.
 func (f Flavour) cleanTable(ctx context.Context, family conf.Family, name string) error {
 	t, err := f.read(ctx, family, name)
 	if err != nil {

@@ -112,8 +112,8 @@ func (m *model) allows(p ruleset.Packet) bool {
 	return passes
 }
 
-// allowsWith reports whether a packet with this mark passes. The test fails if the packet leaves with a number
-// of weir's, or with other bits of its mark changed.
+// allowsWith reports whether a packet with this mark passes. The test fails if the packet leaves with a class's
+// number in its mark, or with other bits of its mark changed.
 func (m *model) allowsWith(mark uint32, p ruleset.Packet) bool {
 	m.Helper()
 	chain := "FORWARD"

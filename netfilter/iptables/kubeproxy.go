@@ -40,7 +40,7 @@ func KubeProxy() (bool, error) {
 	return false, nil
 }
 
-// legacyHas reports whether is returns true for a chain in a table of iptables-legacy.
+// legacyHas reports whether the function is() returns true for one of the table's chains in iptables-legacy.
 func legacyHas(f conf.Family, name string, is func(chain string) bool) (bool, error) {
 	t, err := readLegacy(f, name)
 	for offset := uint32(0); err == nil && offset < uint32(len(t.entries)); {

@@ -64,7 +64,7 @@ func lacksIn(ctx context.Context, flavour Flavour, f conf.Family) []string {
 	return lacks
 }
 
-// noTrial removes the chain of a trial.
+// noTrial are the commands that remove a trial's chain.
 const noTrial = "*" + checks + "\n:" + conf.TrialChain + " - [0:0]\n-D INPUT -i lo -j " + conf.TrialChain +
 	"\n-X " + conf.TrialChain + "\nCOMMIT\n"
 
@@ -75,10 +75,11 @@ func masquerades(f conf.Family) string {
 		"\n-X " + conf.TrialChain + "\nCOMMIT\n"
 }
 
-// trialCommands are the commands that make the trial's chain and lead packets of the loopback link into it.
+// trialCommands are the commands that make the trial's chain and lead packets of the loopback link into it, followed
+// by masquerades.
 //
-// Equivalent to: iptables -t mangle -N WEIR-TRIAL; iptables -t mangle -A WEIR-TRIAL RULE…;
-// iptables -t mangle -I INPUT -i lo -j WEIR-TRIAL
+// Equivalent to: iptables -t mangle -N WEIR-TRIAL; iptables -t mangle -A WEIR-TRIAL RULE…; iptables -t mangle -I
+// INPUT -i lo -j WEIR-TRIAL
 func trialCommands(t *probe.Trial, f conf.Family) string {
 	var b strings.Builder
 	b.WriteString("*" + checks + "\n:" + conf.TrialChain + " - [0:0]\n")
@@ -91,7 +92,8 @@ func trialCommands(t *probe.Trial, f conf.Family) string {
 	return b.String()
 }
 
-// unusedRules are rules of which only this backend needs that the kernel accepts them.
+// unusedRules are rules that only this backend needs. No packet of the trial matches them: the kernel must only
+// accept them.
 func unusedRules(f conf.Family) []ruleset.Rule {
 	proto := [...]ruleset.Protocol{conf.IPv4: ruleset.ICMP, conf.IPv6: ruleset.ICMPv6}[f]
 	all := []ruleset.Rule{

@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestLacksNothing: this kernel has all that weir needs. The trial leaves nothing, also in the node's own namespace.
+// TestLacksNothing: this kernel has all that weir needs. A trial in the node's own namespace leaves nothing behind.
 func TestLacksNothing(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -38,8 +38,8 @@ func TestLacksNothing(t *testing.T) {
 	t.Logf("a trial took %v", time.Since(began))
 }
 
-// TestLacks: iptables-restore accepts some rules and doesn't write them, or refuses them. The trial names what that
-// concerns.
+// TestLacks: if iptables-restore leaves rules out without an error, or refuses them, lacksIn names what the node
+// lacks.
 func TestLacks(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// legacyPrint reads the table in the kernel's own form. For 4,000 Services that takes milliseconds, and
-// iptables-save takes seconds.
+// legacyPrint returns the table's fingerprint. It reads the table in the kernel's own form: for 4,000 Services that
+// takes milliseconds, and iptables-save takes seconds.
 func legacyPrint(family conf.Family, name string) (print, legacyInfo, error) {
 	t, err := readLegacy(family, name)
 	if err == nil {
@@ -90,8 +90,8 @@ type natSeen struct {
 	when  time.Time
 }
 
-// same reports whether the table nat probably has the same rules. It compares only the length, the number of
-// rules and the built-in chains.
+// same reports whether the table nat probably has the same rules. It compares only the length, the number of rules
+// and the built-in chains. After natEvery it returns false.
 func (n natSeen) same(family conf.Family) bool {
 	s, err := openLegacy(family)
 	if err != nil {
@@ -102,7 +102,7 @@ func (n natSeen) same(family conf.Family) bool {
 	return err == nil && now == n.legacyInfo && time.Since(n.when) < natEvery
 }
 
-// readLegacy reads again if the table changes meanwhile, five times at most.
+// readLegacy reads the table. If the table changes during the reading, it begins again, at most four times.
 func readLegacy(family conf.Family, name string) (legacyTable, error) {
 	t := legacyTable{legacyLayout: legacyLayouts[family]}
 	s, err := openLegacy(family)
@@ -171,14 +171,15 @@ func (e legacyEntry) begins() (chain string, ok bool) {
 	return text(e.target[sizeofTarget:]), true
 }
 
-// jumps returns the offset of the next entry to compare: the following one, or the start of another chain. ok
-// is false for an entry with a verdict or another target.
+// jumps returns the offset of the entry that the kernel compares next: the following one, or the start of another
+// chain. ok is false for an entry with a verdict or another target.
 func (e legacyEntry) jumps() (offset uint32, ok bool) {
 	verdict := int32(binary.NativeEndian.Uint32(e.target[sizeofTarget:]))
 	return uint32(verdict), e.target[nameOfTarget] == 0 && verdict >= 0
 }
 
-// print replaces offsets of chains by their names: offsets change with other programs' rules.
+// print returns the fingerprint of the table's rules; if few is true, only of POSTROUTING's and weir's own. For a
+// jump it takes the chain's name, not its offset: offsets change with other programs' rules.
 func (t *legacyTable) print(few bool) (print, error) {
 	builtin := map[uint32]string{} // names of the built-in chains, by the offset of the first entry
 	for i, offset := range t.Hooks {
@@ -192,7 +193,7 @@ func (t *legacyTable) print(few bool) (print, error) {
 		chain string
 	}
 	var all []placed
-	chains := map[uint32]string{} // by the offset of the first entry behind the beginning
+	chains := map[uint32]string{} // names of the other chains, by the offset of their first rule
 	chain := ""
 	for offset := uint32(0); offset < uint32(len(t.entries)); {
 		e, err := t.entry(offset)

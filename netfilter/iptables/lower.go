@@ -34,7 +34,7 @@ type chain struct {
 }
 
 // jump is a rule in a built-in chain that leads to one of weir's chains. A jump that isn't first comes last, or
-// directly before a rule that refuses all remaining packets.
+// directly before the rules that refuse all new connections (refusesAt).
 type jump struct {
 	family       conf.Family
 	table, chain string
@@ -192,8 +192,8 @@ type loweredSet struct {
 	whole    bool // the set has an entry for all addresses, which ipset stores as two halves
 }
 
-// next lowers only the entries that have changed since s. Sets of type hash:net can't have /0, so two halves
-// replace it.
+// next returns the set lowered. Unless a set has /0, it lowers only the entries that have changed since s. Sets of
+// type hash:net can't have /0, so two halves replace it.
 func (s loweredSet) next(now ruleset.Set) loweredSet {
 	n := loweredSet{now.Kind, now.Entries, now.Entries, hasAll(now)}
 	if n.whole || s.whole || s.kind != now.Kind {

@@ -10,10 +10,11 @@ import (
 
 // renumbering has the changes to the sets of a family's numbered pods.
 //
-// Two classes check a packet between two pods. If both pods changed their classes one after the other, a packet
-// could pass that neither the old nor the new state allows. So before the rules change, a pod may only get a
-// class that allows no more than its old class. Afterwards it may only get a class that allows no more than its
-// new class. If neither is possible, the pod is in no class meanwhile.
+// Two classes check a packet between two pods. If both pods changed their classes one after the other, a packet could
+// pass that neither the old nor the new state allows. So a pod gets its new number before the rules change, if that
+// gives it no more than its old class. Otherwise it gets the number after the change, if its old number until then
+// gives it no more than its new class. If neither is so, the pod is in no class meanwhile, or its number is in
+// across.
 type renumbering struct {
 	before, after []change
 	across        []change

@@ -13,11 +13,12 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// This file has the numbers of classes. One set for each direction has all pods, each with its class's number.
-// A rule writes the number into the packet's mark, and a tree of chains leads from there to the class's chain.
-// So a first packet takes one look-up, however many classes there are (docs/architecture.md, decision 11).
+// This file has the numbers of classes. One set for each direction has all pods, each with its class's number. A rule
+// writes the number into the packet's mark, and a tree of chains leads from there to the class's chain. So a first
+// packet takes one look-up, however many classes there are (docs/architecture.md, decision 11).
 //
-// A class keeps its number as long as it exists. So a changed policy changes rules, and no pod's number.
+// If all pods of a class move to a new class, the new class takes over the number. So editing a policy mostly changes
+// rules, and no pod's number.
 
 // A class's number is in these bits of a packet's mark. All other bits belong to other programs.
 const (
@@ -37,7 +38,7 @@ const allBits = markField >> markShift
 
 type dispatch struct {
 	set    string // the set of all pods with their numbers
-	last   string // jumps to the dispatch chain and then clears the mark
+	last   string // the chain that jumps to the dispatch chain and then clears the mark
 	prefix string // begins the names of the tree's chains
 	bit    uint32
 }

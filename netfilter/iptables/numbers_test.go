@@ -216,7 +216,8 @@ func TestAClassGetsItsNumberAgain(t *testing.T) {
 	}
 }
 
-// TestTree: packets of 300 classes reach their classes' chains. Numbers of no class are dropped.
+// TestTree: packets of 300 classes reach their classes' chains. Packets of pods whose number no class has are
+// dropped.
 func TestTree(t *testing.T) {
 	classes := pods{"10.1.0.0": returns}
 	for i := 1; i < 300; i++ {
@@ -253,7 +254,7 @@ func TestTree(t *testing.T) {
 	}
 }
 
-// TestTreeIsFlat: a packet meets few of the tree's rules, and the tree is no deeper than maxDepth.
+// TestTreeIsFlat: a packet meets few of the tree's rules, and the tree isn't too deep for stands.
 func TestTreeIsFlat(t *testing.T) {
 	for n, most := range map[int]float64{10: 6, 250: 12, 3000: 17} {
 		classes := pods{"10.255.0.0": returns}

@@ -7,9 +7,9 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// refusesAt returns the index of the rule before which weir's jump belongs: the first rule that refuses every
-// new connection. Many images end filter FORWARD with such a rule. Without such a rule, it returns the number
-// of rules.
+// refusesAt returns the index of the rule before which weir's jump belongs: the first rule that refuses every new
+// connection, or the first of the rules directly before it that each refuse a protocol. Many images end filter
+// FORWARD with such rules. Without them, it returns the number of rules.
 func (t table) refusesAt(rules []string) int {
 	for i, l := range rules {
 		if !t.refuses(l, 0) {
@@ -23,7 +23,7 @@ func (t table) refusesAt(rules []string) int {
 	return len(rules)
 }
 
-// maxDepth is how many jumps refuses() follows: the rules of a text may contain a loop.
+// maxDepth is how many jumps are followed from chain to chain: the chains may form a circle.
 const maxDepth = 8
 
 func (t table) refuses(rule string, depth int) bool {

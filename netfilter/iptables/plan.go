@@ -270,7 +270,8 @@ func (t table) is(chain string, rules []string) bool {
 	return ok && slices.Equal(old, rules)
 }
 
-// jumps returns the commands that put each of weir's rules in the built-in chains into its place, exactly once.
+// jumps returns the commands that put weir's jumps into their places in the built-in chains. In a table that can be
+// read, they also delete copies, and jumps that aren't wanted.
 func jumps(f conf.Family, name string, have table, want *lowered) []string {
 	var commands []string
 	if have.unknown != nil {
@@ -290,8 +291,8 @@ func jumps(f conf.Family, name string, have table, want *lowered) []string {
 	return commands
 }
 
-// jump puts weir's rule into its place in an unknown table. iptables can't always delete a rule there, because
-// it must understand all rules before it. deleteCopies removes copies later.
+// jump returns the commands that put weir's rule into its place in an unknown table. To delete a rule there, iptables
+// must understand all rules ahead of that rule, and often can't. deleteCopies removes copies later.
 func (u *unknown) jump(j jump) []string {
 	add := "-A " + j.chain + " " + j.line
 	if j.first {

@@ -155,7 +155,7 @@ func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 			}
 		}
 		lastOfFamily := policy.Compile(before).Has(conf.IPv6) != policy.Compile(s).Has(conf.IPv6)
-		if !known || lastOfFamily || e.Enforcement == conf.Off || e.Chained { // on a bridge, a rule names its port
+		if !known || lastOfFamily || e.Enforcement == conf.Off || e.Chained { // a rule may name a chained pod's port
 			continue
 		}
 		if p := planFor(policy.Compile(before), policy.Compile(s)); p.restores() {

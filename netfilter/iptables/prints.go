@@ -35,7 +35,7 @@ func (d *Driver) print(f conf.Family, name string, was table) (print, error) {
 	return now, err
 }
 
-// nftPrint asks nf_tables for the rules. The parameter own has weir's known chains in the table.
+// nftPrint computes the print from the rules in nf_tables. The parameter own has weir's known chains in the table.
 //
 // Equivalent to: nft list table ip TABLE; in nat: nft list chain ip nat CHAIN (ip6 for IPv6)
 func nftPrint(family conf.Family, name string, own []string) (print, error) {
