@@ -9,7 +9,7 @@
 // Invariants:
 //   - The loop's goroutine alone reads and writes the loop's state, and calls the methods of the backend that change
 //     something. Other goroutines share with the loop only values that never change, such as snapshots, and types that
-//     any goroutine may use: channels, atomic values, drift and metrics.
+//     any goroutine may use, such as drift and metrics.
 //   - A plugin hears that its pod is enrolled only after the kernel enforces the policies on the pod. As long as the
 //     kernel, the records or the connections could not be read, no pod is enrolled.
 //   - A failed read is unknown, neither empty nor unchanged: the loop keeps the earlier result and tries again.

@@ -104,7 +104,8 @@ func (j *journal) String() string {
 
 const healthAddress = "127.0.0.1:6786"
 
-// running is an agent in a network namespace of its own. Its Node is named self.
+// running is a test with an agent. Both are on a node of their own (nodetest.Isolated), whose Node object is named
+// self.
 type running struct {
 	*testing.T
 	*cluster
@@ -209,7 +210,7 @@ func (r *running) metrics() map[string]float64 {
 	return values
 }
 
-// wantMetrics waits for these values. -1 means that there is no such metric.
+// wantMetrics waits until the metrics have these values. -1 means that there must be no such metric.
 func (r *running) wantMetrics(want map[string]float64) {
 	r.Helper()
 	r.eventually("metrics", func() error {
@@ -279,7 +280,7 @@ func (r *running) attachUID(name, uid, address string) string {
 			Gateway: netip.MustParseAddr("10.88.0.1"),
 		}},
 	}
-	making, err := e.Begin() // the ADD never makes a link; without a running ADD, the attachment would be over
+	making, err := e.Begin() // no link is made: without a running ADD, the agent would take the attachment for ended
 	if err != nil {
 		r.Fatal(err)
 	}

@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// Only the agent can decide what audited policies would drop, because the kernel knows only one end of the
-// connection.
+// auditJudge decides which connections audited policies would drop. The kernel can't: a node's rules have the
+// policies of this node's pods only, and the other end's policies may drop the connection anyway.
 type auditJudge struct {
 	cache verdict.Cache
 	found map[int]wouldDrop
@@ -25,7 +25,8 @@ type wouldDrop struct {
 	local, peer *policy.Pod
 }
 
-// only leaves out each packet that the kernel logged for audited policies although none of them would drop it.
+// only leaves out the lines that the kernel logged for audited policies although these policies would not drop the
+// packets. If the agent can't decide that, it leaves the line out too, and counts its packets as unjudged.
 func (j *auditJudge) only(ctx context.Context, a *agent, lines []drops.Line) []drops.Line {
 	j.found = nil
 	isAudit := func(l drops.Line) bool { return l.Prefix != nil && l.Reason == agentapi.ByAudit }

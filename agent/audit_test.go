@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// TestAuditsReportWouldDrops: on random clusters, the agent reports a packet if and only if an audited policy would
-// drop it.
+// TestAuditsReportWouldDrops: on random clusters, the agent reports a packet if and only if the audited policies
+// would drop it.
 func TestAuditsReportWouldDrops(t *testing.T) {
 	reported, left := 0, 0
 	for seed := range uint64(2000) {
@@ -75,7 +75,8 @@ func flowOf(p ruleset.Packet) nflog.Flow {
 	return f
 }
 
-// TestAuditSumsAreBounded: if a namespace has very many kinds of connections, other namespaces keep their room.
+// TestAuditSumsAreBounded: if some namespaces have very many kinds of connections, another namespace's few kinds are
+// all kept.
 func TestAuditSumsAreBounded(t *testing.T) {
 	s := newAuditSums()
 	sent := uint64(0)
@@ -128,8 +129,8 @@ func TestAuditSumsAreBounded(t *testing.T) {
 	}
 }
 
-// TestAuditSumsBoundLabels: if pods have many labels, or lists of policies are long, fewer kinds of connections are
-// kept. If labels are too large, connections are only counted.
+// TestAuditSumsBoundLabels: if labels are large, or lists of policies are long, fewer kinds of connections are kept.
+// If they are too large, the connections are only counted.
 func TestAuditSumsBoundLabels(t *testing.T) {
 	s := newAuditSums()
 	sent := uint64(0)

@@ -22,8 +22,8 @@ import (
 )
 
 const (
-	// All kinds together take at most maxAudited of room, and those of one namespace maxAuditedEach. An ordinary kind
-	// takes 1. Connections of further kinds are only counted.
+	// All kinds of connections together take at most maxAudited of room, and the kinds of one namespace take at most
+	// maxAuditedEach. A kind with few labels takes 1.
 	maxAudited     = 8192
 	maxAuditedEach = 1024
 )
@@ -163,8 +163,8 @@ func auditedEnd(e agentapi.DropEnd, p *policy.Pod) agentapi.AuditedEnd {
 	return end
 }
 
-// report calls still for each kind of connections, and forgets the kind if still returns false. An empty name means
-// all policies.
+// report returns the kinds of connections that the named policy would drop. An empty name means all policies. A kind
+// for which still returns false is forgotten.
 func (s *auditSums) report(name string, still func(*agentapi.AuditedTraffic) bool) agentapi.AuditReport {
 	all := s.copyKinds()
 	var ended []auditKind
@@ -242,8 +242,8 @@ func (a *agent) serveAudit(ctx context.Context, w http.ResponseWriter, r *http.R
 	writeJSON(w, http.StatusOK, report)
 }
 
-// stillDropped reports whether the policies of now would drop the connection. If one of its pods is gone, nobody
-// can know, and stillDropped returns true.
+// stillDropped reports whether today's policies would drop the connection. If one of its pods is gone, nobody can
+// know, and stillDropped returns true.
 func stillDropped(by *verdict.Evaluator, s policy.State, t *agentapi.AuditedTraffic) bool {
 	for _, e := range [...]*agentapi.AuditedEnd{&t.Pod, &t.Peer} {
 		now := podAt(s, e.Address)

@@ -24,7 +24,7 @@ type Backend interface {
 	// Refresh reads like Read, but in parts. It stops after a part if pause returns true, and then done is false.
 	// The next Refresh goes on with the next part.
 	Refresh(ctx context.Context, pause func() bool) (done bool, err error)
-	// Unread reports whether the kernel's state is unknown, so that Apply must read it first.
+	// Unread reports whether the kernel's state is unknown. If it is, the next Apply reads it.
 	Unread() bool
 	// Reread reads which sets contain the addresses. It reports whether the plugin has changed these sets since the
 	// last Apply.
@@ -32,9 +32,9 @@ type Backend interface {
 	// Members returns the addresses in the kernel's class sets. An earlier agent may have put them there.
 	Members() (map[ruleset.Direction]map[netip.Addr]bool, error)
 
-	// Apply makes the kernel's state equal to the ruleset. No packet passes meanwhile that the old and the new
-	// ruleset both deny. After a *netfilter.UnknownError, only tables that can't be read may differ. After a
-	// *netfilter.RefusedError, the caller must leave out the refused parts. After any other error, a part is
+	// Apply makes the kernel's state equal to the ruleset. No packet passes meanwhile that the old and the new ruleset
+	// both deny. After a *netfilter.UnknownError, only tables that can't be read may differ. After a
+	// *netfilter.RefusedError, the caller must leave out the refused parts. After any other error, a part may be
 	// applied, and the next Apply does the rest.
 	Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error)
 	// PutFirst puts weir's rules before all others and changes nothing else. The agent calls it when the kernel's

@@ -26,7 +26,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// memory is a Backend that only records its calls.
+// memory is a Backend that records its calls and changes nothing. Apply returns the errors in fails, one a call.
 type memory struct {
 	calls       []string
 	fails       []error
@@ -184,7 +184,8 @@ func TestReconcileAndItsBackend(t *testing.T) {
 	reconcile(netfilter.All, "Read", "Apply")
 }
 
-// TestLargePoliciesTakeSeveralRounds: if policies have large sets, each round applies a part of them.
+// TestLargePoliciesTakeSeveralRounds: if a policy with large sets comes after the first ruleset, each round applies a
+// part of its sets.
 func TestLargePoliciesTakeSeveralRounds(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

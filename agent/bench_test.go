@@ -76,8 +76,8 @@ func large(policies int) (*policy.Objects, map[string]endpoint.Endpoint) {
 	return o, endpoints
 }
 
-// BenchmarkPodEvent measures the agent's work when another node's pod begins or ends that policies here select. It
-// needs root.
+// BenchmarkPodEvent measures the agent's work when a pod of another node begins or ends. Peers of this node's
+// policies select the pod. The benchmark needs root.
 func BenchmarkPodEvent(b *testing.B) {
 	for _, policies := range []int{1000, 10000} {
 		b.Run(fmt.Sprintf("pods=5000/policies=%d", policies), func(b *testing.B) {
@@ -125,7 +125,8 @@ func BenchmarkPodEvent(b *testing.B) {
 	}
 }
 
-// BenchmarkEventOfNoConcern measures the agent's work when another node's pod changes that no policy here selects.
+// BenchmarkEventOfNoConcern measures the agent's work when a pod of another node changes. No peer of this node's
+// policies selects the pod.
 func BenchmarkEventOfNoConcern(b *testing.B) {
 	objects, endpoints := large(1000)
 	o := Options{Source: newCluster(), Log: slog.New(slog.DiscardHandler)}

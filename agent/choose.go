@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// chooser finds out which backend suits the node.
+// chooser chooses the node's backend, again and again. It remembers what it saw and which backends it tried.
 type chooser struct {
 	Options
 	seen choice.Seen
@@ -36,7 +36,7 @@ func newChooser(o Options) *chooser {
 }
 
 // choose returns the backend that suits the node. previous is the one that was used before; empty if there is none.
-// If broken is true, the kernel refuses weir's rules, so choose tries the features again that worked before.
+// broken means that the kernel can't be read or changed, so backends that worked at their last trial are tried again.
 func (c *chooser) choose(ctx context.Context, previous endpoint.Backend, broken bool) (choice.Choice, error) {
 	if c.Backend != "" {
 		return choice.Choice{Backend: c.Backend, Reason: "the flag --backend demands it"}, nil
@@ -80,11 +80,11 @@ func (c *chooser) choose(ctx context.Context, previous endpoint.Backend, broken 
 	return choice.Choose(now, previous), nil
 }
 
-// askWithin bounds the question to kube-proxy.
+// askWithin is how long modeOfKubeProxy waits for the answer.
 const askWithin = time.Second
 
-// modeOfKubeProxy asks kube-proxy for its mode. It returns the backend that the mode uses, and nothing if kube-proxy
-// doesn't answer.
+// modeOfKubeProxy asks kube-proxy for its mode, and returns the backend that this mode uses. It returns nothing if
+// kube-proxy doesn't answer, or names an unknown mode.
 //
 // Equivalent to: curl http://127.0.0.1:10249/proxyMode
 func modeOfKubeProxy(ctx context.Context) endpoint.Backend {
@@ -112,8 +112,8 @@ func modeOfKubeProxy(ctx context.Context) endpoint.Backend {
 	return ""
 }
 
-// first returns the choice at the agent's start, and the backend to start with. If the rules in the kernel are those of
-// another backend, the agent starts with that one. It then moves as it does later, so no connection is harmed.
+// first returns the choice at the agent's start, and the backend to start with. That is the other backend if only the
+// other one's rules are complete in the kernel. The agent then moves later, which harms no connection.
 func (c *chooser) first(ctx context.Context) (name endpoint.Backend, b Backend, chosen choice.Choice, err error) {
 	before, err := endpoint.ReadBackend()
 	if err != nil {
@@ -142,7 +142,7 @@ func (c *chooser) first(ctx context.Context) (name endpoint.Backend, b Backend, 
 
 func stands(ctx context.Context, b Backend) bool {
 	s := policy.State{}
-	records, _ := endpoint.List() // a broken record changes only which families are looked at
+	records, _ := endpoint.List() // a broken record is left out; it could only add a family
 	for _, e := range records {
 		s.Endpoints = append(s.Endpoints, policyEndpoint(e))
 	}
@@ -150,11 +150,11 @@ func stands(ctx context.Context, b Backend) bool {
 	return yes && err == nil
 }
 
-// looks is how often the chooser looks at the node in the time that a change must last.
+// looks is how often, at least, the chooser looks at the node within SettleChoice.
 const looks = 4
 
-// watchChoice looks at what the choice rests on, and tells the loop of another choice that has lasted for SettleChoice.
-// It tells the loop at once if no backend works so far.
+// watchChoice chooses again and again. It tells the loop once another backend has been the choice for SettleChoice.
+// If no backend has worked so far, or only the reason is another one, it tells the loop at once.
 func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice) error {
 	if a.Backend != "" || len(a.Backends) < 2 {
 		<-ctx.Done()
@@ -162,7 +162,7 @@ func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice)
 	}
 	ticker := time.NewTicker(min(a.Resync, max(a.SettleChoice/looks, time.Millisecond)))
 	defer ticker.Stop()
-	var since time.Time // when the present choice was first another one than told
+	var since time.Time // when last became the choice; zero while told's backend is the choice
 	var last endpoint.Backend
 	for {
 		select {
@@ -187,7 +187,7 @@ func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice)
 	}
 }
 
-// neither stands for a backend on a node on which none works. Everything fails for the same reason.
+// neither is the Backend of a node on which no backend works. Nearly all of its methods fail, for the same reason.
 type neither struct{ reason string }
 
 func (n neither) err() error {

@@ -16,7 +16,7 @@ import (
 //
 // Invariants:
 //   - engine has the source's objects, with only the accepted claims of the Nodes.
-//   - A looked-up pod replaces the source's pods of its name in engine. They wait in hidden.
+//   - A looked-up pod replaces the source's pods of its name in engine. Meanwhile, hidden has the source's pods.
 type clusterView struct {
 	engine     *policy.Engine
 	attached   *recordsCopy
@@ -33,7 +33,8 @@ type clusterView struct {
 // lookup is the source's answer about a pod that wasn't among its objects.
 type lookup struct {
 	pod *policy.Pod
-	// namesake is the UID of the source's pod of the same name at that time. It may be empty.
+	// namesake is the UID that the source's pod of this name had when the agent asked. It is empty if there was no such
+	// pod.
 	namesake string
 }
 
@@ -74,7 +75,8 @@ func (c *clusterView) addLookup(id string, l lookup, endpoints map[string]endpoi
 	c.dropLookups(endpoints)
 }
 
-// dropLookups forgets the look-ups of ended endpoints, and those of pods that the source has reported since.
+// dropLookups forgets the look-ups of ended endpoints. It also forgets a look-up if the source has since reported a
+// pod of the name other than the namesake.
 func (c *clusterView) dropLookups(endpoints map[string]endpoint.Endpoint) {
 	for id, l := range c.lookups {
 		name := policy.Name{Namespace: l.pod.Namespace, Name: l.pod.Name}
@@ -102,7 +104,8 @@ func (c *clusterView) show(name policy.Name) {
 	c.engine.Apply(d)
 }
 
-// knows reports whether the pod can be put into its classes. A workload that makes such pods is enough.
+// knows reports whether the pod can be put into its classes. If the source has no pod of the name, a workload that
+// makes such pods is enough.
 func (c *clusterView) knows(e endpoint.Endpoint) bool {
 	if e.Enforcement == conf.Off {
 		return true

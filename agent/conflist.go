@@ -12,8 +12,8 @@ type conflist struct {
 	mtu int // the MTU of pods' links in the configuration that was last written; 0: none was written yet
 }
 
-// writeConflist writes the runtime's network configuration once this node's networks and MTU are known. Before, the
-// runtime starts no pod.
+// writeConflist writes the runtime's network configuration once this node's address and MTU are known. Without that
+// file, the runtime starts no pod.
 func (a *agent) writeConflist() error {
 	plan := a.ways.plan
 	if a.Node.Conflist == "" || !plan.NodeAddress.IsValid() || plan.MTU == 0 {

@@ -24,14 +24,14 @@ import (
 // Invariants:
 //
 //   - At most one walk runs. Then walking is true.
-//   - If due is false and no walk runs, all connections are as the rules require.
+//   - If due and restore are false and no walk runs, all connections are as the rules require.
 type cutting struct {
 	due      bool
 	lazy     bool
 	last     time.Time // when the last walk began
 	standing int       // how many connections were cut when the last walk ended
-	// known has the standing cut connections, unless there are too many. restore means that the rules may allow some
-	// of them again. Nobody needs to walk through all connections for that.
+	// known has the standing cut connections, unless there are too many. restore means that the rules may allow some of
+	// them again. Then the agent looks only at these.
 	known    []conntrack.Edit
 	restore  bool
 	restored time.Time // when the last restoring began
@@ -45,8 +45,8 @@ type cutting struct {
 	pause     *time.Timer
 }
 
-// Walks take at most half of the time. A long walk's period is twice its duration, and at least shortestPeriod. A
-// walk may begin early, but at most by borrowed times shortestPeriod.
+// A walk's period is twice the walk's duration, and at least shortestPeriod. So in the long run, walks take at most
+// half of the time. A walk may begin up to borrowed times shortestPeriod before the earlier walks' periods end.
 const (
 	shortestPeriod = 500 * time.Millisecond
 	borrowed       = 4
@@ -85,8 +85,8 @@ func (s *snapshot) links() map[netip.Addr]ruleset.Link {
 	return all
 }
 
-// note makes a walk due if the change may concern a connection. A change that only allows more concerns none,
-// unless connections are cut or a walk is running. gone means that the change only denies addresses of no pod.
+// note makes a walk due if the change may concern a connection. A change that only allows more concerns none, unless
+// connections are cut or a walk runs. gone means that all addresses that may do less now belong to ended pods.
 func (c *cutting) note(r netfilter.Result, verify netfilter.Verify, gone bool) {
 	opens := r.Changed && !gone && (c.standing > 0 || c.walking)
 	if opens && (!c.walking || c.restoring) && len(c.known) == c.standing {
@@ -149,15 +149,15 @@ func (a *agent) walk() {
 	}
 }
 
-// endPause starts the walk that has waited. If the kernel has a fault, the next reconcile starts it.
+// endPause starts the walk that has waited. While the kernel has a fault, it leaves that to a later reconcile.
 func (a *agent) endPause() {
 	if a.faults.now[partKernel] == nil {
 		a.walk()
 	}
 }
 
-// takeWalk takes a walk's result. After a failed walk no pod is enrolled. If this walk ends that state, a reconcile
-// is needed.
+// takeWalk takes a walk's result. After a failed walk, no pod is enrolled until another one succeeds. reconcile is
+// true if this walk is that one.
 func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	defer a.publishStatus()
 	c := &a.cutting

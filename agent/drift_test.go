@@ -47,14 +47,15 @@ func TestOwnChangesAreNotReadAgain(t *testing.T) {
 		})
 	}
 	flush()
-	// The tables must be read once for this flush. Two more reads may come from the first flush, which was
-	// announced late.
+	// The tables must be read once for this flush. Two more reads may come from the first flush, if it was announced
+	// late.
 	if n := reads() - before; n < 1 || n > 3 {
 		t.Errorf("with %d changes of the agent's own the tables were read %d times, want once, for the flush", changes, n)
 	}
 }
 
-// TestEnrolmentReadsNothing: if a new pod is enrolled, it doesn't wait for a read of the tables.
+// TestEnrolmentReadsNothing: if a new pod is enrolled, the agent reads the tables only if another program has changed
+// weir's rules.
 func TestEnrolmentReadsNothing(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -83,7 +84,7 @@ func TestEnrolmentReadsNothing(t *testing.T) {
 		nodetest.Run(t, "nft", "add", "table", "ip", fmt.Sprint("strangers-", i)) // another program's table
 		enrol(id)
 	}
-	// If the flush came while the agent was reading the tables, it is announced once more.
+	// If the agent was reading the tables when the flush came, it reads them once more afterwards.
 	if n := reads() - before; n > 1 {
 		t.Errorf("for 6 new pods the tables were read %d times, want not at all", n)
 	}
@@ -94,8 +95,7 @@ func TestEnrolmentReadsNothing(t *testing.T) {
 	}
 }
 
-// countReads returns a function that says how often table mangle was read since. The other tables are read as
-// often.
+// countReads returns a function that says how often table mangle was read since countReads was called.
 func countReads(t *testing.T) (reads func() int) {
 	t.Helper()
 	dir, calls := t.TempDir(), "/run/calls"

@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// maxDropFile is in bytes. A larger file becomes FILE.1, and a new one begins.
+// maxDropFile is in bytes. Before a file would become larger, it is renamed to FILE.1, and a new one begins.
 const maxDropFile = 16 << 20
 
 type dropFile struct {
@@ -49,7 +49,7 @@ func (f *dropFile) append(entries []drops.Entry) error {
 			return err
 		}
 	}
-	if f.size > 0 && f.size+int64(lines.Len()) > f.most { // also a file that an earlier agent has left, or that stayed
+	if f.size > 0 && f.size+int64(lines.Len()) > f.most { // the size may be an earlier agent's work
 		f.close()
 		if err := os.Rename(f.path, f.path+".1"); err != nil {
 			return err

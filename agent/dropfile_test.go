@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// TestDropFile: if the file is full, it becomes the earlier file and a new one begins.
+// TestDropFile: if the file is full, it becomes FILE.1 and a new one begins.
 func TestDropFile(t *testing.T) {
 	log := &bytes.Buffer{}
 	logger := slog.New(slog.NewTextHandler(log, nil))
@@ -50,7 +50,7 @@ func TestDropFile(t *testing.T) {
 	if err := errors.Join(os.Remove(path+".1"), os.MkdirAll(path+".1/x", 0o700)); err != nil {
 		t.Fatal(err)
 	}
-	for i := range uint64(40) { // there is no earlier file to make
+	for i := range uint64(40) { // FILE.1 is a directory, so the file can't be renamed
 		write(i)
 	}
 	if info, err := os.Stat(path); err != nil || info.Size() > 1000 {

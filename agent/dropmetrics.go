@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// maxDropSeries bounds the series of the metric for drops. Further drops count for dropsElsewhere.
+// Once a metric has maxDropSeries series, drops of further namespaces and policies count for dropsElsewhere.
 const maxDropSeries = 500
 
 const dropsElsewhere = "(other)"

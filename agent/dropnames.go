@@ -22,7 +22,8 @@ const (
 	namesAtOnce = 1024
 )
 
-// reportDrops ends when no more lines come.
+// reportDrops finds the names for each line, and hands the drop to all that take drops. It ends when a.drops.lines is
+// closed.
 func (a *agent) reportDrops(ctx context.Context) {
 	var view dropView
 	var judge auditJudge
@@ -106,7 +107,8 @@ type podSide struct {
 
 const maxEarlier = 256
 
-// load fills the view from the snapshot. Earlier chains are kept, because packets that they dropped may still come.
+// load fills the view from the snapshot. The policies of earlier chains are kept, because lines about packets that
+// these chains dropped may still come.
 func (v *dropView) load(s *snapshot) {
 	if v.of == s {
 		return
@@ -225,6 +227,8 @@ func (v *dropView) detail(l drops.Line, d *agentapi.Drop) string {
 	return ""
 }
 
+// podBehind returns the pod at the port with this index. It returns nothing if there is none.
+//
 // Equivalent to: ip -o link | grep ^INDEX:, and a look at weirctl pods
 func (v *dropView) podBehind(index uint32) string {
 	if pod, ok := v.ports[index]; ok {

@@ -34,7 +34,7 @@ func newDropLog() dropLog {
 	return dropLog{ring: drops.NewRing(), hub: drops.NewHub(), lines: make(chan []drops.Line, 1)}
 }
 
-// watchDrops never returns an error, because enforcement doesn't need it.
+// watchDrops never returns an error: the agent goes on without a record of drops.
 func (a *agent) watchDrops(ctx context.Context) error {
 	if a.NoDrops {
 		a.drops.fail("the agent runs with --drops=false")
@@ -77,7 +77,8 @@ type logReader interface {
 	Close() error
 }
 
-// After an error, readDrops still counts the packets that it has already read.
+// readDrops counts packets until ctx ends or a read fails. It also counts the packets that it has read before the
+// error.
 func (a *agent) readDrops(ctx context.Context, c *dropCounter, open func() (logReader, error)) (err error) {
 	reader, err := open()
 	if err != nil {
@@ -125,8 +126,8 @@ func newDropCounter(to chan<- []drops.Line) *dropCounter {
 	return c
 }
 
-// report hands lines to the reporting goroutine, but never waits for it. If more is true, it must be called again
-// even without new packets.
+// report hands lines to the reporting goroutine, but never waits for it. If more is true, call report again even
+// without new packets.
 func (c *dropCounter) report() (more bool) {
 	if len(c.lines) == 0 {
 		c.lines, more = c.sums.Lines(nil)

@@ -23,7 +23,8 @@ const (
 	enforcedLook        = 10 * time.Millisecond
 )
 
-// ok is false if newer changes aren't enforced yet. s is nil if the source never knows its position.
+// enforcedNow returns the source's position. ok is true if the kernel's rules contain all changes up to this
+// position. s is nil if the source never knows its position.
 func (a *agent) enforcedNow() (at enforced.Position, s *status, ok bool, err error) {
 	source, is := a.Source.(Positioner)
 	if !is {

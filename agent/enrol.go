@@ -19,8 +19,8 @@ import (
 
 var errNotSynced = errors.New("the agent has no good state of the policies yet (weirctl status says why)")
 
-// enrolments has the waiting plugins and the enrolled endpoints. Each plugin gets exactly one answer, at its
-// deadline at the latest.
+// enrolments has the waiting plugins and the enrolled endpoints. Each plugin gets exactly one answer, in the first
+// reconcile after its deadline at the latest.
 type enrolments struct {
 	waiting []*enrolment
 	done    map[string]bool // by endpoint ID
@@ -164,7 +164,7 @@ func (a *agent) enrol(w http.ResponseWriter, r *http.Request) answer {
 	}
 }
 
-// writeJSON sends the value. A client that doesn't accept it loses it after answerTimeout.
+// writeJSON sends the value. It gives up after answerTimeout if the client doesn't read.
 func writeJSON(w http.ResponseWriter, status int, v any) {
 	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(answerTimeout)) // fails only in tests
 	w.Header().Set("Content-Type", "application/json")

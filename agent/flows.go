@@ -76,9 +76,9 @@ func (l *flowLog) answer(d time.Duration) agentapi.Flows {
 	}
 }
 
-// watchFlows never returns an error, because enforcement doesn't need it.
+// watchFlows never returns an error: the agent goes on without a record of flows.
 func (a *agent) watchFlows(ctx context.Context) error {
-	if err := flowlog.Remove(); err != nil { // an agent that was killed may have left it
+	if err := flowlog.Remove(); err != nil { // a killed agent may have left its rules
 		a.Log.Warn("rules that log flows may be left", "error", err)
 	}
 	if a.Flows {

@@ -11,11 +11,11 @@ import (
 const (
 	maxFlows  = 8192     // the room of all flows
 	labelRoom = 1024     // bytes of labels that take as much room as a flow
-	maxLabels = 32 << 10 // bytes of one pod's labels: a pod may have megabytes
+	maxLabels = 32 << 10 // bytes of one pod's labels; larger labels are not kept
 )
 
-// flowTable keeps flows of at most the room most. When it is full, the source whose flows take the most room loses its
-// oldest flow. So one source with many flows doesn't push out those of others.
+// flowTable keeps flows. When there is no room, the source whose flows take the most room loses its oldest flow. So
+// one source with many flows doesn't push out those of others.
 type flowTable struct {
 	most, room int
 	flows      map[flowKey]*agentapi.Flow

@@ -48,8 +48,8 @@ func TestFlowTable(t *testing.T) {
 	}
 }
 
-// TestFlowTableBoundsLabels: if pods have many labels, fewer of their flows are kept, but all flows of other
-// sources.
+// TestFlowTableBoundsLabels: if a source's labels are large, fewer of its flows are kept, but all flows of sources
+// with small labels.
 func TestFlowTableBoundsLabels(t *testing.T) {
 	table := newFlowTable()
 	table.most = 1000

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/netfilter/iptables"
 )
 
-// FuzzEnrol: any request on the socket gets a JSON answer. A record is only read if its ID is valid.
+// FuzzEnrol: any request to enrol gets a JSON answer. As there are no records, the answer is a refusal.
 func FuzzEnrol(f *testing.F) {
 	for _, s := range []string{
 		`{"id": "c:eth0"}`, `{"id": "../c:eth0"}`, `{"id": "c:e:0"}`, `{"id": 1}`, `{"id": "c:eth0", "id": "."}`,

@@ -21,8 +21,8 @@ type gate struct {
 	blocked    []ruleset.Problem
 }
 
-// keepGate reads the kernel's gate at a resync, or if the wanted gate has changed. After an error no pod is
-// enrolled.
+// keepGate applies the gate if the wanted gate has changed or the last attempt failed, and at a resync if nf_tables may
+// have changed. After an error, no pod is enrolled.
 func (a *agent) keepGate(verify netfilter.Verify) error {
 	if a.Node.Name == "" {
 		return nil

@@ -11,7 +11,6 @@ import (
 	"github.com/weir-net/weir/netfilter"
 )
 
-// guardView is what the agent knows of the guard in the kernel.
 type guardView struct {
 	// generation is nf_tables' generation at which the guard was right, with these senders. 0 if it isn't known.
 	generation uint32
@@ -39,15 +38,15 @@ func (a *adds) run(e endpoint.Endpoint) bool {
 	return false
 }
 
-// forget bounds the memory.
+// forget forgets all attachments once there are many more in memory than on the node.
 func (a *adds) forget(attachments int) {
 	if len(a.ended) > 2*attachments+64 {
 		a.ended = nil
 	}
 }
 
-// keepGuard repairs the guard in each round that reads everything from the kernel. Before the first complete round, it
-// does so in every round. It reads the guard only if nf_tables or the records have changed.
+// keepGuard repairs the guard in each round that reads everything from the kernel, and in every round until one has
+// succeeded. If neither nf_tables nor the records have changed, it doesn't read the guard.
 func (a *agent) keepGuard(verify netfilter.Verify) error {
 	if verify != netfilter.All && !a.kernel.lastSync.IsZero() {
 		return nil

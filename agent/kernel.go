@@ -15,9 +15,9 @@ import (
 
 type kernelView struct {
 	// refused has the parts that the kernel has refused since the last resync. The map is replaced, never changed,
-	// because snapshots share it.
+	// because the engine keeps it, and compares it with the next one.
 	refused ruleset.Refused
-	// debt is the least that the next reconcile must read. It is All after a failure, and otherwise Trust.
+	// debt is the least that the next reconcile must read. Usually it is All after a failure, and otherwise Trust.
 	debt          netfilter.Verify
 	pluginChanged bool // the plugin has changed sets since the last apply
 	// refreshing is true while a resync reads the kernel part by part. refreshed is true once it has read
@@ -47,8 +47,8 @@ func (k *kernelView) refuse(refused ruleset.Refused) (news bool) {
 	return news
 }
 
-// changedByAnother: if the agent had to write although it wants the same as before, another program has changed the
-// kernel. Changed sets count only if they can't be the plugin's work.
+// changedByAnother reports whether another program has changed the kernel: the agent had to write although it wants
+// the same as before. Changed sets count only if they can't be the plugin's work.
 func (k *kernelView) changedByAnother(before, now ruleset.Ruleset, result netfilter.Result, churn bool) bool {
 	if k.lastSync.IsZero() || !slices.EqualFunc(before.Chains, now.Chains, ruleset.Chain.Equal) {
 		return false
@@ -110,8 +110,8 @@ func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied
 	}
 }
 
-// readKernel reads the records after the kernel, so the records contain every change of the plugin that it has seen
-// there.
+// readKernel reads the kernel if verify is All or the kernel's state is unknown. Afterwards it reads the records. In
+// this order, the records contain every change of the plugin that is in the result.
 func (a *agent) readKernel(ctx context.Context, verify netfilter.Verify) (netfilter.Verify, error) {
 	if verify != netfilter.All && !a.backend.Unread() {
 		return verify, nil

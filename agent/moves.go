@@ -18,7 +18,7 @@ type moving struct {
 	// inUse is the name of the backend in use; empty if neither works. Only the loop uses it.
 	inUse  endpoint.Backend
 	chosen choice.Choice
-	// failed is why the last attempt to move failed; nil if it didn't. The next attempt is not made before again.
+	// failed is why the last attempt to move failed; nil if it didn't. again is the earliest time of the next attempt.
 	failed error
 	again  time.Time
 	// others is how often cleanOther must still remove the other backends.
@@ -28,7 +28,7 @@ type moving struct {
 	moved   chan struct{}
 }
 
-// removeWithin bounds the removal of a backend's sets and rules, which another program's rules may use.
+// removeWithin is how long the removal of the unused backends' sets and rules may take.
 const removeWithin = 20 * time.Second
 
 // use makes the backend the one in use. It doesn't change the kernel.
@@ -114,7 +114,7 @@ func (a *agent) fill(ctx context.Context, next Backend) error {
 	if err := next.Read(ctx); err != nil {
 		return err
 	}
-	// Every ADD that has read the old backend's name has written its record before.
+	// An ADD that still works with the old backend alone has written its record before it read the backend's name.
 	a.takeRecords(dirwatch.Change{Lost: true})
 	if a.records.stale {
 		return a.faults.now[partRecords]
@@ -131,7 +131,7 @@ func (a *agent) fill(ctx context.Context, next Backend) error {
 	return err
 }
 
-// kind returns the backend of that name.
+// kind returns the backend of that name. If there is none, its New fails.
 func (o Options) kind(name endpoint.Backend) BackendKind {
 	for _, k := range o.Backends {
 		if k.Name == name {

@@ -2,8 +2,8 @@ package agent
 
 import "github.com/weir-net/weir/policy/ruleset"
 
-// noted returns a problem for each of the backend's notes, and one if no backend works. After a failed apply, the last
-// notes stay.
+// noted returns a problem for each of the backend's notes. After a failed apply, the last notes stay. If no backend
+// works, noted returns one problem that says so.
 func (r *round) noted() []ruleset.Problem {
 	object := "this node"
 	if r.Node.Name != "" {

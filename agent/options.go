@@ -18,7 +18,7 @@ type Options struct {
 	Backends []BackendKind
 	// Backend is the backend to use. If it is empty, the agent chooses one.
 	Backend endpoint.Backend
-	// SettleChoice is how long what the choice rests on must have changed before the agent moves to another backend.
+	// SettleChoice is how long another backend must have been the choice before the agent moves to it.
 	SettleChoice time.Duration
 	Log          *slog.Logger
 	// HealthAddress is the host:port of /healthz, /readyz and /metrics. If it is empty, they aren't served.
@@ -44,7 +44,8 @@ type NodeOptions struct {
 	Overlay overlay.Options
 	// ClusterCIDRs contain all accepted podCIDRs. An empty list accepts every podCIDR.
 	ClusterCIDRs []netip.Prefix
-	// Conflist is the path of the runtime's network configuration, which the agent writes. It may be empty.
+	// Conflist is the path of the runtime's network configuration, which the agent writes. If it is empty, the agent
+	// writes none.
 	Conflist string
 }
 

@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// outdated returns why an attachment doesn't fit this node, or "". Its network configuration was old, so another
-// node may have its address.
+// outdated returns why an attachment doesn't fit this node, or "". Such an attachment was made with an old network
+// configuration, and another node may have its address.
 func (a *agent) outdated(e endpoint.Endpoint) string {
 	if !primary(e) {
 		return ""

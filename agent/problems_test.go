@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestManyProblemsAreReportedSeldom: if many problems change, they are reported once a second.
+// TestManyProblemsAreReportedSeldom: if many problems change all the time, they are reported once a second.
 func TestManyProblemsAreReportedSeldom(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		list := func(n int) (all []ruleset.Problem) {

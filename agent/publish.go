@@ -14,8 +14,8 @@ import (
 const (
 	// kubelet reports the addresses of this interface as the pod's (defaultIfName of containerd's CRI plugin).
 	podInterface = "eth0"
-	// publishWait bounds how long an ADD waits for the publication. Without it, other nodes may drop the pod's
-	// first packet, and TCP repeats that after a second.
+	// publishWait bounds how long an ADD waits for the publication. If the ADD didn't wait, other nodes might drop the
+	// pod's first packet, and TCP sends it again only after a second.
 	publishWait = time.Second
 )
 
@@ -26,8 +26,8 @@ type publisher struct {
 	enrolled  map[string]bool
 }
 
-// publish publishes the addresses of enrolled pods. Any other pod may never start. Only eth0 counts, as for
-// kubelet.
+// publish publishes the addresses of enrolled pods, because a pod that isn't enrolled may never start. Only eth0
+// counts, as for kubelet.
 func (p *publisher) publish(
 	ctx context.Context, source Publisher, enrolled map[string]bool, records *recordsCopy,
 ) {

@@ -17,7 +17,7 @@ const (
 )
 
 type reaper struct {
-	// strays has addresses that are in the sets of all pods, but belong to no pod.
+	// strays has addresses that are in weir-pods, the sets of all pods, but belong to no pod.
 	strays chan []netip.Addr
 }
 

@@ -173,8 +173,8 @@ func (r *round) renewHeartbeat(context.Context) bool {
 	return true
 }
 
-// renewConflist writes the runtime's configuration if a plugin waits that has an outdated one, or if none was written
-// yet.
+// renewConflist writes the runtime's network configuration if a waiting plugin has an outdated one, or if a plugin
+// waits and the agent has written none yet.
 func (r *round) renewConflist(context.Context) bool {
 	needed := func(e *enrolment) bool {
 		ep, ok := r.records.endpoints[e.id]

@@ -21,7 +21,7 @@ import (
 // records are the endpoint records as last read.
 //
 // Invariants:
-//   - An ID is a key of endpoints or of broken, never of both.
+//   - No ID is a key of both endpoints and broken.
 //   - closed has the same keys as broken.
 //   - No two of endpoints have an address in common.
 type records struct {
@@ -138,7 +138,8 @@ func (r *records) read(id string) (walk bool) {
 	return walk
 }
 
-// changed is true if the kernel needs a change now. A new record rarely does: its plugin asks to enrol later.
+// reread reads one record after a message about it. changed is true if the kernel may need a change now. For a new
+// record it rarely is, because the plugin asks to enrol the attachment later.
 func (r *records) reread(id string) (changed, walk bool) {
 	before, had := r.endpoints[id]
 	walk = r.read(id)

@@ -45,7 +45,7 @@ type Files interface {
 
 // Announcer is a Source that makes Event objects for this node's Node object.
 type Announcer interface {
-	// Announce makes a warning event. The reason is in CamelCase. It doesn't wait.
+	// Announce makes a warning event, without waiting for the server. The reason is in CamelCase.
 	Announce(ctx context.Context, reason, message string)
 }
 

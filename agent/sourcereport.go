@@ -16,8 +16,8 @@ type sourceReport struct {
 
 type omission struct{ path, where, why string }
 
-// reportFiles logs the documents that were left out and have no known object. With a known object, a document is a
-// problem of the object.
+// reportFiles logs the documents that were left out and whose object isn't known. If it is known, the omission is a
+// problem of this object instead.
 func (a *agent) reportFiles() {
 	source, ok := a.Source.(Files)
 	if !ok {

@@ -161,7 +161,7 @@ func TestFaultsAreLoggedWhenTheyChange(t *testing.T) {
 	}
 }
 
-// TestCuttingIsDue: if no connection needs to be cut or restored, no walk is due.
+// TestCuttingIsDue: a walk is due if and only if a connection may have to be cut or restored.
 func TestCuttingIsDue(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
@@ -184,7 +184,7 @@ func TestCuttingIsDue(t *testing.T) {
 	}
 }
 
-// TestRefusalsAreReplaced: if a refusal is new, refuse makes a new map, because snapshots share the old one.
+// TestRefusalsAreReplaced: if a refusal is new, refuse makes a new map, because the engine keeps the old one.
 func TestRefusalsAreReplaced(t *testing.T) {
 	var k kernelView
 	one, two := ruleset.Refusal{Set: "one"}, ruleset.Refusal{Set: "two"}

@@ -25,7 +25,7 @@ const (
 	betweenChecks = 500 * time.Millisecond
 )
 
-// upkeep keeps the node settings (bridge.Properties), beside the loop. Only its goroutine uses mac.
+// upkeep keeps the node settings (bridge.Properties), beside the loop.
 type upkeep struct {
 	known   atomic.Pointer[nodeKnowledge] // stored by the loop
 	changed chan struct{}                 // has room for one: the node or known may have changed
@@ -46,8 +46,8 @@ type seenNode struct {
 	heard            uint64 // upkeep.heard from before the observation
 }
 
-// observeEvery is how often the node is observed even if the kernel has announced no change. It doesn't announce
-// changes of most sysctls and of the MTUs of pods' ends. check reads the sysctls each time.
+// observeEvery is how often the node is observed even if the kernel has announced no change. The kernel doesn't
+// announce changes of most sysctls, which check therefore reads each time, nor of the MTUs of pods' ends.
 const observeEvery = time.Minute
 
 func newUpkeep() upkeep { return upkeep{changed: make(chan struct{}, 1)} }
@@ -177,7 +177,8 @@ func (u *upkeep) check(links netlinksafe.Handle, k *nodeKnowledge) ([]bridge.Dif
 	return u.withoutEnding(bridge.Repair(links, u.properties(k, memory, records, isBusy)), k, memory, records)
 }
 
-// observe returns the last observation if the kernel has announced no change since.
+// observe observes the node. If the kernel has announced no change since the last observation, it returns that one
+// for up to observeEvery.
 func (u *upkeep) observe() seenNode {
 	heard := u.heard.Load() // 0 until the kernel's messages are received
 	if u.seen.Observed != nil && heard != 0 && heard == u.seen.heard && time.Since(u.seen.at) < observeEvery {
@@ -191,8 +192,9 @@ func isBusy(e endpoint.Endpoint) bool {
 	return busy || err != nil
 }
 
-// A DEL removes neighbour entries without the node's lock, and Repair may have restored them. So withoutEnding
-// removes them again. The caller must have held the lock since it listed the records.
+// withoutEnding leaves out repairs for ending attachments. A DEL removes neighbour entries without the node's lock,
+// and Repair may have restored them, so withoutEnding removes them again. The caller must have held the lock since it
+// listed the records.
 func (u *upkeep) withoutEnding(
 	found []bridge.Difference, k *nodeKnowledge, memory uint64, records []endpoint.Endpoint,
 ) ([]bridge.Difference, error) {

@@ -112,7 +112,7 @@ func (a *agent) countLacks(lacks []overlay.Lack) {
 	a.countRepairs(bridge.KindOverlay, all)
 }
 
-// reportMoves logs nodes with a new address. Of many other nodes, it logs only the first.
+// reportMoves logs nodes with a new address. Of many other nodes, it logs the first ones and the number of the rest.
 func (a *agent) reportMoves(before, now overlay.Plan) {
 	if before.NodeAddress.IsValid() && now.NodeAddress.IsValid() && before.NodeAddress != now.NodeAddress {
 		a.Log.Info("this node has another address; its tunnels begin there now",

@@ -37,7 +37,7 @@ type AuditedTraffic struct {
 	// Protocol is the protocol above IP, such as tcp, or its number. Port is the destination's port, or 0.
 	Protocol string    `json:"protocol"`
 	Port     uint16    `json:"port,omitempty"`
-	Count    uint64    `json:"count"` // of first packets
+	Count    uint64    `json:"count"` // of the packets with which connections begin
 	First    time.Time `json:"first"`
 	Last     time.Time `json:"last"`
 }
@@ -82,7 +82,8 @@ func (e AuditedEnd) Kind() string {
 	return b.String()
 }
 
-// CompareAudited orders by direction, then by the pod's namespace, then by count (largest first).
+// CompareAudited orders by direction, then by the pod's namespace, then by count (largest first), then by the other
+// fields.
 func CompareAudited(a, b AuditedTraffic) int {
 	return cmp.Or(strings.Compare(a.Direction, b.Direction), strings.Compare(a.Pod.Namespace, b.Pod.Namespace),
 		cmp.Compare(b.Count, a.Count), strings.Compare(a.Pod.String(), b.Pod.String()),

@@ -60,7 +60,7 @@ type Question struct {
 
 // Ask sends the agent one request. The error wraps ErrNoAgent if Ask can't connect.
 //
-// Equivalent to: curl --unix-socket /run/weir/agent.sock -X METHOD -d BODY http://agent/PATH
+// Equivalent to, with Answer: curl --unix-socket /run/weir/agent.sock -X METHOD -d BODY http://agent/PATH
 //
 // Ask writes HTTP/1.0 by hand, because net/http would nearly double the plugin's size.
 func Ask(ctx context.Context, method, path string, body []byte) (*Question, error) {
@@ -99,9 +99,9 @@ func (q *Question) failed(err error) error {
 	return fmt.Errorf("%s: %w", q.what, err)
 }
 
-// Enrol asks the agent to enrol the endpoint. The caller must call the returned function once. It waits until the
-// kernel enforces the pod's policies. Its error wraps ErrNoAgent if there is no agent, and ErrOutdated if another
-// try is useless.
+// Enrol asks the agent to enrol the endpoint. The caller must call wait once: wait waits until the kernel enforces
+// the pod's policies. The error of wait wraps ErrNoAgent if there is no agent, and ErrOutdated if another try is
+// useless.
 func Enrol(ctx context.Context, id string) (wait func() (EnrolAnswer, error)) {
 	body, err := json.Marshal(EnrolRequest{ID: id})
 	var question *Question

@@ -20,8 +20,8 @@ const DropsPath = "/v1/drops"
 
 type DropKind string
 
-// Each packet that the kernel logs is counted in a Drop of one of these kinds. Only packets of audited policies may
-// be missing.
+// Each packet that the kernel logs is counted in a Drop of one of these kinds. Only packets that were logged for
+// audited policies may be missing.
 const (
 	// DropShown counts packets of one sender to one address and port.
 	DropShown DropKind = "drop"
@@ -37,7 +37,7 @@ const (
 // fields are empty.
 type Drop struct {
 	Kind DropKind `json:"kind"`
-	// Time is when the agent read the first of the packets, at most 0.2 seconds after the drop.
+	// Time is when the agent read the first of the packets, usually within 0.2 seconds of the drop.
 	Time        time.Time `json:"time"`
 	Count       uint64    `json:"count"`
 	Node        string    `json:"node,omitempty"`
@@ -49,7 +49,7 @@ type Drop struct {
 	Protocol string `json:"protocol,omitempty"`
 	// ICMP is an ICMP packet's type and code, as "type 8 code 0".
 	ICMP string `json:"icmp,omitempty"`
-	// Chain is the chain whose rule logged the packets. The guard and the gate leave it empty.
+	// Chain is the chain whose rule logged the packets. It is empty if the rule's log prefix names none.
 	Chain string `json:"chain,omitempty"`
 	// Policies isolate the pod in this direction. With ByAudit they are audited and would isolate it.
 	Policies []string `json:"policies,omitempty"`
@@ -167,7 +167,8 @@ func ParseDropsQuery(v url.Values) (q DropsQuery, err error) {
 	return q, nil
 }
 
-// Matches reports whether the query selects the drop. DropLost and DropMissed always match. Matches ignores Since.
+// Matches reports whether the query selects the drop. DropLost and DropMissed always match, and DropMore matches
+// every port. Matches ignores Since.
 func (q DropsQuery) Matches(d *Drop) bool {
 	if d.Kind == DropLost || d.Kind == DropMissed {
 		return true
@@ -210,10 +211,10 @@ func named(objects, name string) bool {
 	return false
 }
 
-// Drops calls each with each drop from the agent, until each returns false. With q.Follow it waits for new drops.
-// The error wraps ErrNoAgent if there is no agent. The end of ctx is an error.
+// Drops asks the agent for drops, and passes them to the function each, one by one, until this returns false. The
+// error wraps ErrNoAgent if there is no agent. The end of ctx is an error.
 //
-// Equivalent to: curl --no-buffer --unix-socket /run/weir/agent.sock 'http://agent/v1/drops?follow=true'
+// Equivalent to, with q.Follow: curl --no-buffer --unix-socket /run/weir/agent.sock 'http://agent/v1/drops?follow=true'
 func Drops(ctx context.Context, q DropsQuery, each func(*Drop) bool) error {
 	question, err := Ask(ctx, "GET", q.Path(), nil)
 	if err != nil {

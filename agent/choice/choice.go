@@ -7,7 +7,7 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// Seen is what the choice rests on.
+// Seen is what the agent has seen of the node.
 type Seen struct {
 	// Nftables is true if kube-proxy has a table in nftables, in either family. Iptables is true if it has chains in
 	// iptables, in either family and flavour. kubelet's chains and Docker's don't count.
@@ -67,8 +67,8 @@ func Other(b endpoint.Backend) endpoint.Backend {
 	return endpoint.Nftables
 }
 
-// Appeared returns the backend to which kube-proxy has moved last. before and now are what was seen one after the
-// other, and last is the result for what was seen before. The result is empty if it can't be told.
+// Appeared returns the backend to which kube-proxy has moved last, or nothing if that is unknown. before and now are
+// two looks at the node. last is what Appeared returned for the earlier look.
 func Appeared(before, now Seen, last endpoint.Backend) endpoint.Backend {
 	nftables, iptables := now.Nftables && !before.Nftables, now.Iptables && !before.Iptables
 	switch {

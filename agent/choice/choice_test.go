@@ -56,7 +56,8 @@ func TestChoose(t *testing.T) {
 	}
 }
 
-// TestChooseTriesOnlyWhatItMayChoose: a trial costs time, and it changes the kernel for a moment.
+// TestChooseTriesOnlyWhatItMayChoose: if the wanted backend works, Choose doesn't try the other one. A trial costs
+// time, and it changes the kernel for a moment.
 func TestChooseTriesOnlyWhatItMayChoose(t *testing.T) {
 	var tried []endpoint.Backend
 	Choose(Seen{Nftables: true, Lacks: func(b endpoint.Backend) []string {
@@ -68,7 +69,6 @@ func TestChooseTriesOnlyWhatItMayChoose(t *testing.T) {
 	}
 }
 
-// TestAppeared checks which backend counts as the one to which kube-proxy has moved last.
 func TestAppeared(t *testing.T) {
 	in := func(nftables, iptables bool) Seen { return Seen{Nftables: nftables, Iptables: iptables} }
 	for _, tc := range []struct {
@@ -78,7 +78,7 @@ func TestAppeared(t *testing.T) {
 		{in(false, true), in(true, true), none, nft},
 		{in(true, false), in(true, true), none, ipt},
 		{in(true, true), in(true, true), nft, nft},
-		{in(true, true), in(true, true), none, none}, // the agent came later
+		{in(true, true), in(true, true), none, none}, // kube-proxy had moved before the agent started
 		{in(false, false), in(true, true), ipt, none},
 		{in(true, true), in(false, true), nft, nft},
 		{in(false, true), in(true, false), ipt, nft},

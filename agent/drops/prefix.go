@@ -10,7 +10,7 @@ import (
 
 // Prefix is what a log prefix says about the rule that logged the packet.
 type Prefix struct {
-	// Chain is empty if the rule isn't weir's.
+	// Chain is the rule's chain. It is empty if the log prefix names none.
 	Chain     string
 	Direction ruleset.Direction
 	Reason    string

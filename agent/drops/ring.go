@@ -21,8 +21,8 @@ type Entry struct {
 	Sender uint64
 }
 
-// Ring keeps the last drops. Without room, the sender with the most entries loses its oldest one, so it pushes out
-// nothing of others. Any goroutine may use it.
+// Ring keeps the last drops. If there is no room, the sender with the most entries loses its oldest one. Any
+// goroutine may use Ring.
 type Ring struct {
 	mu      sync.Mutex
 	senders map[uint64]*kept

@@ -27,7 +27,7 @@ const (
 	// Each pod or link has an account of its own, up to maxSenders. All further senders share some accounts.
 	maxSenders = 8192
 	shared     = 256
-	// There are at most maxRests accounts of left-out packets. Beyond that, packets are counted by rule alone.
+	// Once there are maxRests accounts of left-out packets, further ones are counted by rule alone.
 	maxRests    = 1024
 	maxPrefixes = 4096
 	repeatAfter = time.Second
@@ -175,8 +175,9 @@ func (s *Sums) prefix(text []byte) *Prefix {
 	return p
 }
 
-// sender returns the account of a pod, by its address. If Prefix.ByLink is true, it goes by the link, because the
-// address is forged. Without room, senders share accounts.
+// sender returns the account for the sender of the flow's packets. It goes by the link if the flow has one, because
+// the address is forged then, and otherwise by the source address. Addresses of no pod share accounts. So do further
+// senders if there is no room.
 func (s *Sums) sender(f flowKey) *sender {
 	by := f.Src
 	if f.link != 0 { // the address is forged

@@ -71,7 +71,8 @@ func TestFirstAtOnce(t *testing.T) {
 	}
 }
 
-// TestFairAndExact: if many senders flood Sums, another pod's single packet still gets its line.
+// TestFairAndExact: if many senders flood Sums, another pod's single packet still gets its line, and each packet is
+// counted in a line.
 func TestFairAndExact(t *testing.T) {
 	s, tick := sums()
 	random := rand.New(rand.NewPCG(1, 2))

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// TestFullSizePackets: packets as large as a pod's MTU, which may not be fragmented, reach pods on all nodes and are
-// answered.
+// TestFullSizePackets: packets as large as a pod's MTU, which may not be fragmented, reach pods on the same node, in
+// the same subnet and in another subnet, and are answered.
 func TestFullSizePackets(t *testing.T) {
 	ns := namespace(t, "full-size")
 	a, neighbour, remote := apart(t)
