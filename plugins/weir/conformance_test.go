@@ -23,8 +23,8 @@ import (
 
 var specVersions = []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"}
 
-// verbs has each verb's first version in specVersions and its required variables (CNI specification 1.1, "Section
-// 2").
+// verbs: since is the first of specVersions that has the verb. required lists the variables that the verb must have
+// (CNI specification 1.1, "Section 2").
 var verbs = map[string]struct {
 	since    string
 	required []string
@@ -84,7 +84,8 @@ func container(n *nodetest.Node, verb, id, netns string) map[string]string {
 	}
 }
 
-// config returns a configuration for a version of the specification. Each of more is a JSON key with its value.
+// config returns a configuration with both families and without enforcement. Each string in more is a further JSON
+// key with its value.
 func config(spec string, more ...string) string {
 	return fmt.Sprintf(`{"cniVersion": %q, "name": "weir", "type": "weir", "enforcement": "off", `+
 		`"ranges": [{"subnet": "10.88.0.0/24"}, {"subnet": "fd00:10:88::/64"}]%s}`,
@@ -184,7 +185,8 @@ func TestConformanceOfBadCalls(t *testing.T) {
 	}
 }
 
-// TestConformance: in each version, ADD, CHECK and DEL work directly, with libcni and with cnitool.
+// TestConformance: in each version of the specification, the version's verbs work if they are called directly, through
+// libcni and through cnitool.
 func TestConformance(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -24,7 +24,7 @@ func refuse(code uint, format string, args ...any) error {
 	return types.NewError(code, fmt.Sprintf(format, args...), "")
 }
 
-// Only cniError chooses the codes of these errors:
+// cniError chooses the CNI code of an error of package attachment:
 //
 //   - 3, 4 and 7: the runtime or the configuration has passed something wrong.
 //   - 11 ("try again later"): an address, a MAC, weir's rules or the agent is not available now.
@@ -77,7 +77,7 @@ func cniError(err error) error {
 	return refuse(types.ErrIOFailure, "%v", err)
 }
 
-// linkError returns the CNI error. If a key or variable is wrong, the message begins with its name.
+// linkError: if the cause is a key of the configuration or a variable, the message begins with its name.
 func linkError(e *attachment.LinkError) error {
 	switch {
 	case errors.Is(e.Err, bridge.ErrRouteExists):

@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// TestErrors: each error gets the right code, its text as the message, and its remedy as details.
+// TestErrors: the CNI code, message and details of each error.
 func TestErrors(t *testing.T) {
 	link := func(err error) error {
 		return &attachment.LinkError{

@@ -141,7 +141,8 @@ func dialFromNode(t *testing.T, address string) net.Conn {
 	return conn
 }
 
-// TestResultOfBothFamilies: if a pod has both families, the result of ADD has both.
+// TestResultOfBothFamilies: if a pod has both families, the result of ADD has both. CHECK finds each missing part of
+// the pod's IPv6.
 func TestResultOfBothFamilies(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -190,7 +191,7 @@ func TestForgedIPv6SendersAreDropped(t *testing.T) {
 	}
 	n := newNode(t, dualStack)
 	victim, pod := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
-	four := n.AddPod("ns-2", "other") // its IPv6 address is removed below
+	four := n.AddPod("ns-2", "other") // its IPv6 address is removed from the guard's senders below
 	own, others := netip.MustParseAddr(pod.IP6), netip.MustParseAddr(victim.IP6)
 	gateway, free, local := netip.MustParseAddr("fd00:10:88::1"), netip.MustParseAddr("fd00:10:88::77"),
 		netip.MustParseAddr("fe80::1")

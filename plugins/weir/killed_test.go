@@ -111,7 +111,7 @@ func (k *killer) fresh() slot {
 
 func (k *killer) step(s *slot) {
 	switch {
-	case s.begun: // a runtime calls DEL after such an ADD, or is killed too and never calls it
+	case s.begun: // a runtime then calls DEL, or is killed too and never calls it
 		if k.chance(3) == 0 {
 			*s = k.fresh()
 		} else if _, done := k.call("DEL", *s, "", k.when("DEL")); done {
@@ -235,7 +235,8 @@ func TestKilled(t *testing.T) {
 	newKiller(t, "closed").run(t)
 }
 
-// TestKilledBesideAnAgent: if calls are killed while an agent reaps, the agent touches no attachment in use.
+// TestKilledBesideAnAgent: an agent removes the attachments whose namespaces are gone. While calls of the plugin are
+// killed, the agent removes no attachment in use.
 func TestKilledBesideAnAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -251,7 +252,7 @@ func TestKilledBesideAnAgent(t *testing.T) {
 	k.run(t)
 }
 
-// TestAfterAReboot: if /run and all links are gone, DEL and GC of old pods succeed.
+// TestAfterAReboot: after a reboot, DEL and GC for an old pod succeed, and the next pod gets other addresses.
 func TestAfterAReboot(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

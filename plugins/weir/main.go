@@ -42,7 +42,7 @@ func run() int {
 	return 1
 }
 
-// about is for a person who runs the program. CNI plugins print such text to stderr.
+// about is for a person who runs the program. Without --version it prints to stderr, as other CNI plugins do.
 func about(args []string) int {
 	if len(args) > 0 && args[0] == "--version" {
 		fmt.Println(version.Of("weir"))

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAConnectionThatIsOver: if a policy forbids a connection that is already closed, the agent deletes its kernel
+// TestAConnectionThatIsOver: if a policy forbids a connection that is already closed, the agent deletes its conntrack
 // entry. Otherwise a new SYN from the same port could count as part of the old connection.
 func TestAConnectionThatIsOver(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {

@@ -159,7 +159,7 @@ func leftovers(t testing.TB) []string {
 	return all
 }
 
-// The agent removes set entries after the plugin, so leftBehind waits up to ten seconds.
+// leftBehind waits up to ten seconds, because the agent removes set entries after the plugin has returned.
 func leftBehind(t testing.TB, before []string) (diff string) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
@@ -218,7 +218,7 @@ func TestEgressPolicyHoldsTowardsTheNodeAndTheWorld(t *testing.T) {
 		n.Reach(client, addr+":80", false)
 		n.Eventually("UDP 53 of "+addr, func() error { return askUDP(t, client.Netns, addr+":53") })
 	}
-	n.Reach(server, client.IP+":81", false) // ingress is open: no server listens, so this is refused and doesn't time out
+	n.Reach(server, client.IP+":81", false) // ingress is open: the connection is refused, as no server listens
 	if _, err := nodetest.Dial(t, server.Netns, "tcp", client.IP+":81"); err == nil ||
 		!strings.Contains(err.Error(), "refused") {
 		t.Errorf("ingress of a pod under an egress policy: %v, want connection refused", err)
@@ -355,7 +355,7 @@ func TestEnforcementOutlivesTheAgent(t *testing.T) {
 	if diff := leftBehind(t, before); diff != "" {
 		t.Errorf("a refused pod left behind: %s", diff)
 	}
-	// While no agent runs, pods can end. A new agent finds the kernel's rules right, and changes nothing.
+	// A new agent finds the kernel's rules right, and changes none.
 	n.StartAgent()
 	if diff := cmp.Diff(rules, rulesNow(t)); diff != "" {
 		t.Errorf("the restart changed rules: %s", diff)
@@ -514,7 +514,7 @@ func TestDelNeedsNothing(t *testing.T) {
 		t.Fatalf("%v, %d connections of the pod's", err, flows())
 	}
 	n.KillAgent()
-	// As after a crash: the namespace and the agent are gone, and the configuration has become invalid.
+	// The namespace and the agent are gone, and the configuration is invalid.
 	nodetest.DelNS(t, p.Netns)
 	n.Configure(nodetest.Conf{"ranges": "none"})
 	for range 2 {
@@ -530,8 +530,8 @@ func TestDelNeedsNothing(t *testing.T) {
 	}
 }
 
-// TestARepeatedDelLeavesTheNextHolderAlone: if a repeated DEL finds its address assigned to another pod, that pod
-// keeps everything.
+// TestARepeatedDelLeavesTheNextHolderAlone: if a pod's DEL is repeated after another pod has got the address, the other
+// pod keeps the address, its set entries and its neighbour entry.
 func TestARepeatedDelLeavesTheNextHolderAlone(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -600,7 +600,7 @@ func TestCheckNamesWhatIsWrong(t *testing.T) {
 	}
 	mac := strings.Fields(nodetest.Run(t, "ip", "neigh", "show", p.IP))[4]
 	gateway := strings.Fields(nodetest.Run(t, "ip", "-n", "ns-1.busybox", "neigh", "show", "10.88.0.1"))[4]
-	n.KillAgent() // the agent would repair what the test breaks before CHECK sees it
+	n.KillAgent() // the agent could repair the damage before CHECK sees it
 	for _, tc := range []struct{ name, breakIt, mendIt, want string }{
 		{
 			"isolation", "bridge link set dev " + link + " isolated off", "bridge link set dev " + link + " isolated on",
@@ -728,7 +728,8 @@ func weir(t *testing.T, n *nodetest.Node, env map[string]string, stdin string) (
 	return e.Code, e.Msg
 }
 
-// wantRefusal calls ADD for a new container, which must fail with "try again later" (code 11) and these words.
+// wantRefusal calls ADD for a new container. ADD must fail with "try again later" (code 11) and a message with the
+// words.
 func wantRefusal(t *testing.T, n *nodetest.Node, args, words string) {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(n.ConfDir, "10-weir.conflist"))

@@ -20,8 +20,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// These tests try to use the windows of docs/security-windows.md: a pod sends forbidden packets during a change,
-// and none may arrive.
+// These tests try to use the windows of docs/security-windows.md. In most of them a pod sends forbidden packets during
+// a change, and none may arrive.
 
 const noEgress = `
 kind: NetworkPolicy
@@ -117,7 +117,7 @@ func TestNothingPassesWhilePodsStartAndEnd(t *testing.T) {
 	if got := count.Load(); got != 0 {
 		t.Errorf("%d packets of an isolated pod arrived while it started or ended", got)
 	}
-	// Without the policy, the same pod's packets arrive.
+	// Without the policy, packets arrive, so the test would have seen them.
 	n.Manifest("policy.yaml", "")
 	netns := nodetest.NewNS(t, "ns-1.busybox")
 	stop := flood(t, netns, server.IP+":9")
@@ -221,8 +221,8 @@ func TestFault5NothingPassesWhilePoliciesChange(t *testing.T) {
 	}
 }
 
-// TestAnAddressThatChangesHandsBringsNothingAlong: if a second pod gets the address of a pod that has ended, it can't
-// continue the first pod's connections, and the first pod's policies don't apply to it.
+// TestAnAddressThatChangesHandsBringsNothingAlong: if a second pod gets the address of a pod that has ended, the second
+// pod can't continue the first one's connections, and may not open the connections that the first one could open.
 func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -379,7 +379,8 @@ func TestFault6PodsAreJudgedBeforeTheyStart(t *testing.T) {
 	}
 }
 
-// TestACutConnectionThatIsForgotten: if the kernel forgets a cut connection, no later TCP packet of it reopens it.
+// TestACutConnectionThatIsForgotten: if the kernel forgets a cut connection, the server's next packet passes only if
+// the packet is UDP and the server may open connections to the client.
 func TestACutConnectionThatIsForgotten(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -420,8 +421,8 @@ func TestACutConnectionThatIsForgotten(t *testing.T) {
 	}
 }
 
-// TestAFlushIsClosedWithoutAState: if rules are flushed while the agent doesn't know the policies, it closes the
-// pods.
+// TestAFlushIsClosedWithoutAState: if rules are flushed before or while an agent runs that can't read the policies, the
+// agent closes the pods.
 func TestAFlushIsClosedWithoutAState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -451,7 +452,7 @@ func TestAFlushIsClosedWithoutAState(t *testing.T) {
 
 type flow struct {
 	network            string
-	toServer, toClient atomic.Int64 // packets or pieces that arrived
+	toServer, toClient atomic.Int64 // UDP packets that arrived, or pieces of a TCP stream
 }
 
 // silent waits half a second, because TCP repeats lost packets sooner than that.

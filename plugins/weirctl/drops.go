@@ -102,7 +102,7 @@ func dropsCommand() *cobra.Command {
 
 type portFlag uint16
 
-// Set reads a port.
+// Set accepts the ports from 1 to 65535.
 func (p *portFlag) Set(text string) error {
 	port, err := strconv.ParseUint(text, 10, 16)
 	if err != nil || port == 0 {

@@ -150,8 +150,8 @@ func answer(ctx context.Context, source *client.Source, question explain.Questio
 	return e, err
 }
 
-// maybeHidden returns an error that names the objects among which the missing end may be, because the user may not
-// read them. If there are none, it returns err.
+// maybeHidden adds to err that the missing end may be among objects that the user may not read. If there are no such
+// objects, it returns err.
 func maybeHidden(err error, q explain.Query, gaps []string) error {
 	if !strings.HasPrefix(err.Error(), "there is no ") {
 		return err
@@ -180,7 +180,7 @@ func askAgent(
 	switch query.To.Kind {
 	case explain.EndService:
 		find(query.To.Namespace)
-	case explain.EndAddress, explain.EndNode: // of a Service, or with a nodePort
+	case explain.EndAddress, explain.EndNode: // a Service's address, or a node with a nodePort
 		find("")
 	}
 	e, err := ask(ctx, question)

@@ -206,7 +206,7 @@ spec:
     ports: [{port: "\u001b]0;x\u0007", protocol: "\u009bTCP"}]
 `
 
-// TestHostileObjects: if an object's text has escapes, they don't reach the terminal.
+// TestHostileObjects: if an object's text has control characters, they don't reach the terminal.
 func TestHostileObjects(t *testing.T) {
 	inDirectory(t, []byte(hostile))
 	for _, format := range []string{"text", "json", "yaml"} {

@@ -10,7 +10,7 @@ import (
 	"github.com/weir-net/weir/policy/explain"
 )
 
-// A Service may have endpoints on every node, so an explanation asks only this many.
+// A Service may have endpoints on every node, so an explanation asks at most this many nodes.
 const maxExplained = 16
 
 func addKernels(ctx context.Context, flags *client.NodeFlags, q explain.Question, e *explain.Explanation) {

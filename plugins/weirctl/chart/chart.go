@@ -18,12 +18,12 @@ import (
 type View struct {
 	*reach.Matrix
 	Rows []reach.Row
-	// Title is such as "namespace shop".
+	// Title says what the matrix is of: "namespace shop", for example.
 	Title    string
 	Policies []string
 	// Notes say what the matrix leaves out, each in a sentence.
 	Notes []string
-	// MaxRows limits the rows of a table. 0 means no limit.
+	// MaxRows limits the rows of a table or an SVG picture. 0 means no limit.
 	MaxRows int
 }
 

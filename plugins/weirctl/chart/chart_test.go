@@ -60,7 +60,7 @@ func draw(t *testing.T, f func(io.Writer, chart.View) error, v chart.View) strin
 	return out.String()
 }
 
-// TestEscapes: if an object's name has escapes, it is only text in each format.
+// TestEscapes: control characters, quotes and tags in an object's name are only text in each format.
 func TestEscapes(t *testing.T) {
 	v := view(hostile)
 	change := func(out io.Writer, v chart.View) error {
@@ -70,7 +70,7 @@ func TestEscapes(t *testing.T) {
 		"text": chart.Table, "diff": change, "dot": chart.Dot, "svg": chart.SVG, "html": chart.HTML, "json": chart.JSON,
 	} {
 		for _, r := range draw(t, f, v) {
-			// U+202E reorders text only where it is shown, so JSON keeps it.
+			// U+202E changes only how text is shown. JSON is for programs, so it keeps U+202E.
 			if unicode.IsControl(r) && r != '\n' || r == '\u202e' && name != "json" {
 				t.Errorf("%s has %U", name, r)
 			}
@@ -108,7 +108,7 @@ func TestEscapes(t *testing.T) {
 	}
 }
 
-// TestDot: a graph has one node for each party and one for each row.
+// TestDot: a graph has a frame for a namespace, and nodes for parties and rows.
 func TestDot(t *testing.T) {
 	got := draw(t, chart.Dot, view("web"))
 	for _, want := range []string{

@@ -14,9 +14,10 @@ import (
 	"github.com/weir-net/weir/policy/reach"
 )
 
-// Dot prints a graph for Graphviz. Each row of the matrix is a point with ports, between senders and receivers.
+// Dot prints a graph for Graphviz. Each row of the matrix is a node of the graph, labelled with the row's ports. Lines
+// lead from the senders to this node, and from this node to the receivers.
 //
-// Equivalent to: weirctl matrix -o dot | dot -Tsvg
+// Equivalent to: weirctl matrix -o dot
 func Dot(out io.Writer, v View) error {
 	w := bufio.NewWriter(out)
 	line := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) } // Flush reports errors
@@ -78,7 +79,7 @@ func quoted(s string) string {
 const (
 	boxWidth, boxHeight = 280, 26
 	gap                 = 12
-	between             = 130 // from column to column
+	between             = 130 // between two columns
 	charWidth           = 7
 	margin              = 20
 	titleHeight         = 40
@@ -86,7 +87,7 @@ const (
 
 type picture struct {
 	columns [3][]box
-	edges   [2][][2]int // from column to column: the indexes of boxes
+	edges   [2][][2]int // from each column to the next: the indexes of two boxes
 	index   [3]map[string]int
 }
 

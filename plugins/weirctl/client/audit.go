@@ -25,8 +25,8 @@ func AuditPath(name string) string {
 	return agentapi.AuditPath + "?" + url.Values{"policy": {name}}.Encode()
 }
 
-// Audit asks this node's agent what the audited policy would have dropped. The error wraps agentapi.ErrNoAgent if
-// there is no agent.
+// Audit asks this node's agent what one audited policy would have dropped, or with an empty name, what all of them
+// would have dropped. The error wraps agentapi.ErrNoAgent if there is no agent.
 //
 // Equivalent to: curl --unix-socket /run/weir/agent.sock http://agent/v1/audit?policy=NAMESPACE/NAME
 func Audit(ctx context.Context, name string) (r agentapi.AuditReport, err error) {
@@ -40,7 +40,7 @@ type AuditOfNodes struct {
 	kinds    map[string]int
 }
 
-// Add adds the report of one node. Connections that were last seen before since are left out.
+// Add adds the report of one node, without the connections that were last seen before the time in since.
 func (a *AuditOfNodes) Add(r agentapi.AuditReport, since time.Time) {
 	if a.kinds == nil {
 		a.kinds, a.Node, a.Audited, a.Dropped = map[string]int{}, r.Node, []string{}, []agentapi.AuditedTraffic{}
@@ -81,7 +81,7 @@ func (a *AuditOfNodes) Add(r agentapi.AuditReport, since time.Time) {
 func (a *AuditOfNodes) Knows(name string) bool { return slices.Contains(a.Audited, name) }
 
 // PrintAudit prints the would-drops of one policy, with rules that would allow them. Without a name, it lists the
-// audited policies.
+// audited policies. As JSON, it prints a in both cases.
 func PrintAudit(out io.Writer, f Format, a *AuditOfNodes, name string) error {
 	slices.SortFunc(a.Dropped, agentapi.CompareAudited)
 	switch {

@@ -114,10 +114,9 @@ func (s *ClusterStatus) Counts() string {
 	return strings.Join(all, ", ")
 }
 
-// As text, a status lists this many healthy nodes by default.
 const maxWell = 20
 
-// PrintClusterStatus prints the nodes' states. As text, it leaves out most healthy nodes unless all is true.
+// PrintClusterStatus prints the nodes' states. As text, it lists at most maxWell healthy nodes, unless all is true.
 func PrintClusterStatus(out io.Writer, f Format, s *ClusterStatus, all bool) error {
 	if f == JSON {
 		return printJSON(out, s)

@@ -107,7 +107,7 @@ func inventAddresses(c *explain.Cluster) {
 		n.PodCIDRs = append(slices.Clip(n.PodCIDRs), invented[:]...)
 		delete(nodes, n.Name)
 	}
-	delete(nodes, "") // no Node assigns the addresses of a pod without one
+	delete(nodes, "") // a pod without a node adds no Node
 	for name := range nodes {
 		c.Nodes = append(c.Nodes, policy.Node{Name: name, PodCIDRs: invented[:]})
 	}

@@ -105,7 +105,7 @@ func NewPcapWriter(out io.Writer) (*PcapWriter, error) {
 	return &PcapWriter{out}, err
 }
 
-// Write writes the drop's first packet, if the drop has one.
+// Write writes the drop's first packet, if the drop has one and it is IP.
 func (w *PcapWriter) Write(d *agentapi.Drop) error {
 	if len(d.Packet) == 0 || len(d.Packet) > snapLength/2 {
 		return nil

@@ -43,9 +43,9 @@ const (
 
 var errGone = errors.New("the node is gone")
 
-// FollowDrops prints the nodes' drops as they happen, in the order of their times within the window. It also asks
-// nodes that join, and asks again after a node's stream has ended. It returns the cause for which ctx has ended, or
-// an error that concerns all nodes.
+// FollowDrops prints the nodes' drops as they happen. It sorts drops that come within times.Window by their times. It
+// also asks nodes that join, and asks again after a node's stream has ended. It returns if ctx ends, if Print fails, or
+// with an error that concerns all nodes.
 func (c *Cluster) FollowDrops(ctx context.Context, o DropsOfNodes, times FollowTimes) error {
 	agents, err := c.Wanted(ctx, o.Nodes)
 	if err != nil {
@@ -83,7 +83,7 @@ type follower struct {
 type nodeFollower struct {
 	agent  Agent
 	stop   context.CancelCauseFunc
-	wake   chan struct{} // has room for one; a message means that agent has changed, so that it is asked at once
+	wake   chan struct{} // has room for one message: agent has changed, and is asked at once
 	state  followState
 	recent map[string]time.Time // the drops of the last seconds, with the time at which they came
 	heard  time.Time            // of the node's last value; zero if it has not told anything yet
@@ -106,7 +106,7 @@ func (f *follower) look(ctx context.Context) {
 	}
 }
 
-// wait returns false if ctx has ended.
+// wait waits for the time d, but not after a message of wake. It returns false if ctx has ended.
 func wait(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -227,7 +227,7 @@ func (f *follower) stream(ctx context.Context, n *nodeFollower, agent Agent) err
 	}
 	err := f.readDrops(ctx, agent, q, func(d *agentapi.Drop) error {
 		opened()
-		silence.Stop() // while this command's reader is slow, the node isn't
+		silence.Stop() // this command's slow output doesn't count as the node's silence
 		now := time.Now()
 		f.tells(n, agent)
 		n.heard = now

@@ -73,8 +73,7 @@ func (o *told) untilTold(t *testing.T, text string) {
 	})
 }
 
-// TestDropsOfNodes: if one node doesn't answer, it is named, and the others' drops are printed in the order of
-// their times.
+// TestDropsOfNodes: nodes that don't answer are named, and all other drops are printed in the order of their times.
 func TestDropsOfNodes(t *testing.T) {
 	f := &fakeCluster{}
 	for _, n := range []string{"a", "b", "old", "breaks", "unasked"} {

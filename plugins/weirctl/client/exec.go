@@ -38,7 +38,7 @@ func (a *API) Exec(ctx context.Context, c Command, stdin io.Reader, stdout io.Wr
 	if err != nil {
 		return fmt.Errorf("prepare to run a command in a pod: %w", err)
 	}
-	overSPDY, err := remotecommand.NewSPDYExecutor(config, http.MethodPost, url) // API servers before 1.31
+	overSPDY, err := remotecommand.NewSPDYExecutor(config, http.MethodPost, url) // for older API servers
 	if err != nil {
 		return fmt.Errorf("prepare to run a command in a pod: %w", err)
 	}
@@ -87,15 +87,16 @@ func (a *API) execError(c Command, err error, stderr string) error {
 	return fmt.Errorf("run a command in %s/%s: %s", c.Namespace, c.Pod, firstLine(err))
 }
 
-// forbiddenError means that the user may not run commands in pods. Other nodes would give the same answer.
+// forbiddenError means that the API server refuses the user's commands in pods or the user's credentials. It would do
+// so for every node.
 type forbiddenError struct{ message string }
 
 func (e *forbiddenError) Error() string { return e.message }
 
-// IsForbidden reports whether the error means that the user may not run commands in pods.
+// IsForbidden reports whether the API server has refused to run a command in a pod for this user.
 func IsForbidden(err error) bool { return errors.As(err, new(*forbiddenError)) }
 
-// bounded keeps the first bytes up to the field most, and reports all bytes as written.
+// bounded keeps only the first bytes (most is their number), and reports all bytes as written.
 type bounded struct {
 	mu   sync.Mutex
 	most int

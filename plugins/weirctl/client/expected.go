@@ -36,7 +36,7 @@ func (p expectedPod) is(e policy.Endpoint) bool {
 	return e.Pod.Namespace == p.Namespace && e.Pod.Name == p.Name && policy.SameUID(p.UID, e.Pod.UID)
 }
 
-// expect lists objects without a resourceVersion, so the API server doesn't answer from a cache.
+// expect lists objects without a resourceVersion, so the API server answers with the newest.
 func (a *API) expect(ctx context.Context) (*expected, error) {
 	x := &expected{
 		engine: policy.NewEngine(""), byNode: map[string][]expectedPod{}, policed: map[string]bool{},
@@ -139,8 +139,8 @@ func (x *expected) readPods(ctx context.Context, a *API, d *policy.Delta) error 
 	})
 }
 
-// on returns what the node should hold. endpoints are the node's attachments: a pod without one has no address
-// there, whatever its status says.
+// on returns what the node should hold. endpoints are the node's attachments. A pod of the node without an attachment
+// counts as a pod without addresses.
 func (x *expected) on(node string, endpoints []policy.Endpoint, q enforced.Question) enforced.Held {
 	hide, show := policy.NewDelta(), policy.NewDelta()
 	for _, p := range x.byNode[node] {

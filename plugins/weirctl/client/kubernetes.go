@@ -95,7 +95,7 @@ type list interface {
 
 // each reads a list page by page into the parameter into, and calls page after each. An empty namespace means all.
 //
-// Equivalent to: kubectl get RESOURCE --namespace NAMESPACE --chunk-size 500
+// Equivalent to: kubectl get RESOURCE --namespace NAMESPACE --chunk-size 500 (or --all-namespaces)
 func (a *API) each(ctx context.Context, r schema.GroupVersionResource, namespace string, into list, page func()) error {
 	return a.eachOf(ctx, r, namespace, metav1.ListOptions{}, into, page)
 }
@@ -123,7 +123,7 @@ func (a *API) eachOf(
 type loader struct {
 	*API
 	ctx        context.Context
-	namespaces []string // those that count if not all may be listed
+	namespaces []string // to be read if the user may not list all
 	explain.Cluster
 	slices []discoveryv1.EndpointSlice
 }

@@ -248,8 +248,8 @@ func (b *answerBody) Close() error {
 	return nil
 }
 
-// away returns why an agent could not be asked. What the API server reports as wrong with the node is the better
-// reason.
+// away returns why an agent could not be asked. If the API server has reported a fault of the node, away usually
+// returns it instead of err.
 func (c *Cluster) away(of Agent, err error) error {
 	switch {
 	case errors.As(err, new(*forbiddenError)):

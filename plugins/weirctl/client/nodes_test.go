@@ -24,7 +24,7 @@ import (
 	"github.com/weir-net/weir/test/execserver"
 )
 
-// fakeCluster is an API server with nodes and weir's pods. Each pod has its node's name.
+// fakeCluster is an API server with nodes and weir's pods. The pod of the node n is weir-n.
 type fakeCluster struct {
 	nodes  []corev1.Node
 	pods   []corev1.Pod
@@ -252,7 +252,7 @@ func TestAskAllPartly(t *testing.T) {
 	}
 }
 
-// TestAskAllForbidden: if the user may not run commands, AskAll ends after a few questions.
+// TestAskAllForbidden: if the user may not run commands, AskAll returns one error that says so, and no answers.
 func TestAskAllForbidden(t *testing.T) {
 	f := &fakeCluster{forbid: true}
 	for i := range 40 {

@@ -15,7 +15,7 @@ import (
 
 type Format string
 
-// All commands have these formats.
+// Formats of most commands.
 const (
 	Text Format = "text"
 	JSON Format = "json"

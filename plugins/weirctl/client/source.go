@@ -16,8 +16,8 @@ import (
 
 // Source says where a command's objects come from: this node's agent, the API server, or a directory of manifests.
 type Source struct {
-	// Place is agent, kubernetes, dir:PATH, or empty. Empty means the agent if its socket is here, and otherwise
-	// the API server. Kubeconfig or Context mean the API server.
+	// Place is agent, kubernetes, dir:PATH, or empty. Empty means the API server if Kubeconfig or Context is set, or
+	// if this node has no agent's socket. Otherwise it means the agent.
 	Place string
 	// Kubeconfig is a path, and Context a context in that file. Both may be empty.
 	Kubeconfig, Context string
@@ -39,7 +39,7 @@ const (
 	FromDirectory  Kind = "directory"
 )
 
-// Kind returns the kind of the source. path is a directory. A wrong Place is a usage error.
+// Kind returns the kind of the source, and for FromDirectory the directory's path. A wrong Place is a usage error.
 func (s *Source) Kind() (kind Kind, path string, err error) {
 	path, isDir := strings.CutPrefix(s.Place, "dir:")
 	switch {

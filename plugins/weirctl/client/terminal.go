@@ -41,7 +41,7 @@ func NewPrinter(out io.Writer) *Printer {
 
 type Styled struct{ Style, Text string }
 
-// width is in columns. A longer line continues on the next one.
+// width is in bytes.
 const width = 100
 
 // Line prints a line of strings and Styled texts. A long line continues on the next one, indented.
@@ -105,8 +105,8 @@ func wrap(line string) (breaks map[int]bool, indent string) {
 
 func (p *Printer) Err() error { return p.err }
 
-// PrintObject prints an object as JSON or YAML. Unprintable characters are escaped in JSON, and question marks in
-// YAML.
+// PrintObject prints an object as JSON or YAML. JSON has escapes in place of unprintable characters, and YAML has
+// question marks.
 func PrintObject(out io.Writer, f Format, v any) error {
 	if f != YAML {
 		return printJSON(out, v)

@@ -95,6 +95,7 @@ func ended(ctx context.Context, pending map[string]bool) error {
 	return context.Cause(ctx)
 }
 
+// goal returns nil without an error if the pod has no node or no address yet.
 func (w Wait) goal(x *expected, result *Waited, first bool) (*goal, error) {
 	if w.Kind == "policy" {
 		meta, exists := x.policies[w.Name]
@@ -152,7 +153,7 @@ func (c *Cluster) askPending(
 	now := g.concerned(x)
 	var ask []Agent
 	for _, node := range slices.Sorted(maps.Keys(pending)) {
-		if !slices.Contains(now, node) { // the pods that it was about are gone
+		if !slices.Contains(now, node) { // the node need not enforce it any more
 			delete(pending, node)
 			delete(result.Missing, node)
 			continue
