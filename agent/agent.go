@@ -1,22 +1,22 @@
 // Package agent owns the node's reconciler. From a source of Kubernetes objects and the node's endpoint records it
 // computes the kernel's sets, rules and routes, applies them, and answers plugins that ask to enrol a pod.
 //
-// One goroutine, the loop, does all of this. The other goroutines send it events (events.go), and after each event that
-// leaves work the loop reconciles (reconcile.go lists the steps). Further goroutines end the attachments of pods that
-// are gone without a DEL (reap.go), cut connections that a change forbids (cut.go), keep the node settings outside of
-// the packet filter (upkeep.go), and report dropped packets (drops.go).
+// One goroutine, the loop, does all of this. Other goroutines send it events (events.go). After an event that leaves
+// work, the loop reconciles (reconcile.go lists the steps). Besides, goroutines end the attachments of pods that are
+// gone without a DEL (reap.go), cut connections that a change forbids (cut.go), keep the node settings (upkeep.go),
+// report dropped packets (drops.go), and record allowed connections (flows.go).
 //
 // Invariants:
 //   - The loop's goroutine alone reads and writes the loop's state, and calls the methods of the backend that change
 //     something. Other goroutines share with the loop only values that never change, such as snapshots, and types that
 //     any goroutine may use, such as drift and metrics.
-//   - A plugin hears that its pod is enrolled only after the kernel enforces the policies on the pod. As long as the
-//     kernel, the records or the connections could not be read, no pod is enrolled.
-//   - A failed read is unknown, neither empty nor unchanged: the loop keeps the earlier result and tries again.
+//   - A plugin hears that its pod is enrolled only after the kernel enforces the policies on the pod. While the
+//     kernel, the records or the connections can't be read, no pod is enrolled.
+//   - What can't be read is unknown, neither empty nor unchanged: the loop keeps the earlier result and tries again.
 //   - Nothing is flushed first: a new agent takes over the sets, rules and routes of an earlier one.
 //
 // The plugin changes the kernel too. It adds a new pod's addresses to the set of all pods, removes an ended pod's
-// addresses from all sets, and allows a new pod's port, in the guard, to send.
+// addresses from all of weir's sets of pods, and allows a new pod's port, in the guard, to send.
 package agent
 
 import (

@@ -237,7 +237,7 @@ func (r *running) rounds() {
 	})
 }
 
-// A pod with an address in 10.88.1.0/24 is on node peer. All others are on this node.
+// pod returns a pod of node peer if the address is in 10.88.1.0/24, and otherwise a pod of node self.
 func pod(name, address string) policy.Pod {
 	p := policy.Pod{Namespace: "shop", Name: name, NodeName: "self"}
 	if address != "" {

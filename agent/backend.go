@@ -32,8 +32,8 @@ type Backend interface {
 	// Members returns the addresses in the kernel's class sets. An earlier agent may have put them there.
 	Members() (map[ruleset.Direction]map[netip.Addr]bool, error)
 
-	// Apply makes the kernel's state equal to the ruleset. No packet passes meanwhile that the old and the new ruleset
-	// both deny. After a *netfilter.UnknownError, only tables that can't be read may differ. After a
+	// Apply makes the kernel's state equal to the ruleset. Meanwhile, a packet that both the old and the new ruleset
+	// deny doesn't pass. After a *netfilter.UnknownError, only tables that can't be read may differ. After a
 	// *netfilter.RefusedError, the caller must leave out the refused parts. After any other error, a part may be
 	// applied, and the next Apply does the rest.
 	Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error)

@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// clusterView is the agent's view of the cluster.
+// clusterView has the source's objects and the pods that were looked up.
 //
 // Invariants:
 //   - engine has the source's objects, with only the accepted claims of the Nodes.

@@ -23,7 +23,7 @@ import (
 //
 // Invariants:
 //
-//   - At most one walk runs. Then walking is true.
+//   - At most one walk runs. While one runs, walking is true.
 //   - If due and restore are false and no walk runs, all connections are as the rules require.
 type cutting struct {
 	due      bool
@@ -31,11 +31,11 @@ type cutting struct {
 	last     time.Time // when the last walk began
 	standing int       // how many connections were cut when the last walk ended
 	// known has the standing cut connections, unless there are too many. restore means that the rules may allow some of
-	// them again. Then the agent looks only at these.
+	// them again. To restore these, the agent looks only at known.
 	known    []conntrack.Edit
 	restore  bool
 	restored time.Time // when the last restoring began
-	// restoring means that the walk that runs only restores known connections.
+	// restoring means that the running walk only restores known connections.
 	restoring bool
 	walking   bool
 	results   chan walkResult // has room for one
@@ -55,8 +55,8 @@ const (
 // restoresPerPeriod bounds how often known connections are restored in a shortestPeriod.
 const restoresPerPeriod = 10
 
-// lazyPeriods is how many periods a walk may wait if only pods have ended. In a large cluster pods end all the
-// time, and nobody sends from their addresses.
+// If only pods have ended, the next walk begins no earlier than lazyPeriods times shortestPeriod after the last one
+// began. In a large cluster pods end all the time, and nobody sends from their addresses.
 const lazyPeriods = 4
 
 type walkResult struct {
@@ -85,8 +85,9 @@ func (s *snapshot) links() map[netip.Addr]ruleset.Link {
 	return all
 }
 
-// note makes a walk due if the change may concern a connection. A change that only allows more concerns none, unless
-// connections are cut or a walk runs. gone means that all addresses that may do less now belong to ended pods.
+// note makes a walk due if the change may concern a connection, or only a restoring if that is enough. A change that
+// only allows more concerns no connection, unless connections are cut or a walk runs. gone means that all addresses
+// that may do less now belong to ended pods.
 func (c *cutting) note(r netfilter.Result, verify netfilter.Verify, gone bool) {
 	opens := r.Changed && !gone && (c.standing > 0 || c.walking)
 	if opens && (!c.walking || c.restoring) && len(c.known) == c.standing {

@@ -201,7 +201,7 @@ func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) 
 // is one.
 func (v *dropView) direction(l drops.Line) string {
 	switch {
-	case l.Reason != agentapi.ByWay && v.pods[l.Flow.Source()] != "": // by another way, the source is forged
+	case l.Reason != agentapi.ByWay && v.pods[l.Flow.Source()] != "": // with ByWay, the source is forged
 		return string(ruleset.Egress)
 	case v.pods[l.Flow.Destination()] != "":
 		return string(ruleset.Ingress)
@@ -246,8 +246,8 @@ func (v *dropView) podBehind(index uint32) string {
 	return pod
 }
 
-// policies returns the policies of the chain's class. If several classes share the chain, or it is unknown, it
-// returns the policies that isolate the pod now.
+// policies returns the policies of the chain's class, also if only an earlier snapshot has the chain. If several
+// classes share the chain, or no snapshot has it, policies returns the policies that isolate the pod now.
 func (v *dropView) policies(d ruleset.Direction, chain, pod string) []string {
 	if c := v.chains[chain]; c != nil && !v.shared[chain] {
 		return c.Policies

@@ -23,7 +23,8 @@ func (viewer) View(context.Context, func(*policy.Pod) bool) (policy.Objects, []p
 	return o, nil, nil
 }
 
-// TestStoppedClient: if a client asks for all objects and doesn't read them, no other client waits.
+// TestStoppedClient: if a client asks for all objects and doesn't read them, other clients' questions don't wait.
+// Only another client that asks for all objects waits.
 func TestStoppedClient(t *testing.T) {
 	x := explainer{
 		source: viewer{newCluster()}, snapshots: &snapshots{}, one: make(chan struct{}, 1), sending: make(chan struct{}, 1),

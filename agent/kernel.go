@@ -137,8 +137,8 @@ func (a *agent) bring(
 	return a.backend.Apply(ctx, want, verify)
 }
 
-// takeApplied counts a repair only if well is true and there was no fault. Otherwise the change may be the agent's
-// own.
+// takeApplied notes what was applied. It counts a repair only if well is true and there was no fault: otherwise the
+// change may be the agent's own.
 func (a *agent) takeApplied(p applied, well bool) {
 	if p.Changed {
 		a.stats.Changes++
@@ -163,8 +163,9 @@ func (a *agent) takeApplied(p applied, well bool) {
 	a.reaper.offer(p.Strays)
 }
 
-// cleanOther removes weir's rules from the flavour and backend that the node doesn't use. It tries again after each
-// resync until it succeeds. After a move it does so twice: an ADD that had begun before may make a set once more.
+// cleanOther removes weir's rules from the flavour and backend that the node doesn't use. It tries again at each
+// resync until it succeeds. After a move it must succeed twice: an ADD that had begun before may make a set once
+// more.
 func (r *round) cleanOther(ctx context.Context) {
 	if r.moving.others == 0 || r.verify != netfilter.All {
 		return

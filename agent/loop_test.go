@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/netfilter/iptables"
 )
 
-// TestHandleAllHandlesAllThatWait: if several events wait, one reconcile handles them all.
+// TestHandleAllHandlesAllThatWait: if several events wait, handleAll handles them all, so one reconcile is enough.
 func TestHandleAllHandlesAllThatWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAgent(Options{Log: slog.New(slog.DiscardHandler)}, &iptables.Driver{}, netlinksafe.Handle{})

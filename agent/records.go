@@ -27,7 +27,7 @@ import (
 type records struct {
 	endpoints map[string]endpoint.Endpoint
 	broken    endpoint.BrokenRecords
-	// closed has an endpoint with the known addresses for each broken record.
+	// closed has an endpoint for each broken record, with those of the attachment's addresses that are known.
 	closed map[string]endpoint.Endpoint
 	// complete is true once the directory was read. Before that, no pod counts as gone.
 	complete bool
@@ -181,7 +181,8 @@ func (r *records) close(id string, known []endpoint.Address, why error) {
 	r.broken[id], r.closed[id] = errors.Join(why, err), e
 }
 
-// add drops any other record with the same address. Otherwise the new pod would also get the old pod's rights.
+// add adds the record. Any other record with the same address is forgotten or becomes broken: otherwise the new pod
+// would also get the old pod's rights.
 func (r *records) add(e endpoint.Endpoint) {
 	r.endpoints[e.ID()] = e
 	for id, o := range r.endpoints {

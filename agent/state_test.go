@@ -19,8 +19,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestClusterViewJoinsLookups: if the agent has looked up a pod, it counts until its endpoint ends or another pod
-// of its name is reported.
+// TestClusterViewJoinsLookups: if the agent has looked up a pod, the pod counts until its endpoint ends or a newer
+// pod of its name is reported.
 func TestClusterViewJoinsLookups(t *testing.T) {
 	web := endpoint.Endpoint{ContainerID: "c", IfName: "eth0", Pod: endpoint.Pod{Namespace: "shop", Name: "web", UID: "2"}}
 	endpoints := map[string]endpoint.Endpoint{web.ID(): web}

@@ -44,7 +44,7 @@ type status struct {
 	files         []agentapi.File
 	nodeFaults    map[bridge.Kind]int
 	repairs       []agentapi.NodeRepair
-	networks      int // other nodes' networks of pods that this node has routes to
+	networks      int // pods' networks on other nodes, to which this node has routes
 	stats         agentapi.Stats
 }
 

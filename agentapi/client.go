@@ -19,7 +19,6 @@ import (
 // Socket is the Unix socket (mode 0600) on which the agent answers HTTP requests of the plugin and weirctl.
 const Socket = endpoint.Dir + "/agent.sock"
 
-// The paths of the agent's API.
 const (
 	EnrolPath  = "/v1/endpoints"
 	StatusPath = "/v1/status"
@@ -35,7 +34,8 @@ type EnrolRequest struct {
 	ID string `json:"id"`
 }
 
-// EnrolAnswer names the policies that isolate the pod, or says why the agent can't enrol the pod.
+// EnrolAnswer names the policies that isolate the pod in each direction ("open" if none does), or says why the agent
+// can't enrol the pod.
 type EnrolAnswer struct {
 	Ingress string `json:"ingress,omitempty"`
 	Egress  string `json:"egress,omitempty"`

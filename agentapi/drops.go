@@ -214,7 +214,7 @@ func named(objects, name string) bool {
 // Drops asks the agent for drops, and passes them to the function each, one by one, until this returns false. The
 // error wraps ErrNoAgent if there is no agent. The end of ctx is an error.
 //
-// Equivalent to, with q.Follow: curl --no-buffer --unix-socket /run/weir/agent.sock 'http://agent/v1/drops?follow=true'
+// Equivalent to, with q.Follow: curl -N --unix-socket /run/weir/agent.sock 'http://agent/v1/drops?follow=true'
 func Drops(ctx context.Context, q DropsQuery, each func(*Drop) bool) error {
 	question, err := Ask(ctx, "GET", q.Path(), nil)
 	if err != nil {

@@ -12,8 +12,7 @@ type Seen struct {
 	// Nftables is true if kube-proxy has a table in nftables, in either family. Iptables is true if it has chains in
 	// iptables, in either family and flavour. kubelet's chains and Docker's don't count.
 	Nftables, Iptables bool
-	// Newest is the backend that kube-proxy uses now, for a node with kube-proxy's rules in both. It is empty if that
-	// can't be found out.
+	// Newest is the backend that kube-proxy uses now, if kube-proxy's rules are in both. It is empty if nobody knows.
 	Newest endpoint.Backend
 	// Lacks returns what the node lacks of the features that the backend needs; nil if the backend works. Choose calls
 	// it only for backends that it may choose.
@@ -26,8 +25,8 @@ type Choice struct {
 	Reason  string
 }
 
-// Choose returns the backend that suits the node. previous is the backend that the node has used before; empty if
-// there is none.
+// Choose returns the backend that kube-proxy uses. If that is unknown, it returns previous, the backend that the node
+// has used before; if previous is empty, a default. If the backend can't be used, Choose returns the other one.
 func Choose(s Seen, previous endpoint.Backend) Choice {
 	wanted, why := want(s, previous)
 	for _, b := range [...]endpoint.Backend{wanted, Other(wanted)} {

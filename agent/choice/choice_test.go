@@ -14,7 +14,8 @@ const (
 	nft  = endpoint.Nftables
 )
 
-// TestChoose has a row for each case of the rule, and each of its exceptions.
+// TestChoose: if the backend that kube-proxy uses works, it is chosen, and otherwise the other one. What the node has
+// used before decides only if it isn't known which one kube-proxy uses.
 func TestChoose(t *testing.T) {
 	for _, tc := range []struct {
 		name               string

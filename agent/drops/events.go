@@ -65,7 +65,7 @@ func (b *bucket) take(now time.Time, burst float64, every time.Duration) bool {
 
 func NewEvents() *Events { return &Events{noticed: map[string]*notice{}, pods: map[string]*bucket{}} }
 
-// Add returns true and the notice if one is due now.
+// Add returns true, and a notice about drops like this one, if such a notice is due now.
 func (e *Events) Add(d *agentapi.Drop, now time.Time) (Notice, bool) {
 	local, _ := d.Local()
 	certain := local.Pod != "" && !strings.Contains(local.Pod, ",")
@@ -135,8 +135,8 @@ func noteOf(d *agentapi.Drop) string {
 		why = "isolated by " + strings.Join(d.Policies, ", ")
 	}
 	source := d.Source
-	source.Port = 0 // another one for each connection
+	source.Port = 0 // each connection has another source port
 	note := agentapi.OneLine(fmt.Sprintf("dropped %s from %s to %s: %s",
 		strings.TrimSpace(strings.ToUpper(d.Protocol)+" "+d.ICMP), source, d.Destination, why))
-	return strings.ToValidUTF8(note[:min(len(note), maxNote)], "") // a cut character would become three bytes
+	return strings.ToValidUTF8(note[:min(len(note), maxNote)], "") // half a character would become three bytes
 }
