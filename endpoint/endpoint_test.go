@@ -114,7 +114,7 @@ func TestABrokenRecordHidesNoOther(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// These are files that a crash in Save leaves, and files of other programs.
+	// The first file is what a crash in Save leaves. The others are other programs'.
 	for _, name := range []string{tempFile, dir + "/a:eth0.json.tmp", dir + "/notes"} {
 		if err := os.WriteFile(name, []byte(`{"contain`), 0o600); err != nil {
 			t.Fatal(err)

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// CheckID returns an error if id isn't an attachment's ID. An accepted ID names no file outside of the records'
+// CheckID returns an error if id can't be an attachment's ID. An accepted ID names no file outside of the records'
 // directory. The error wraps ErrTooLong if the ID is too long for a file name.
 func CheckID(id string) error {
 	container, ifName, ok := strings.Cut(id, ":")

@@ -64,9 +64,9 @@ func (l *Lister) List() ([]Endpoint, error) {
 	return all, nil
 }
 
-// load returns the record. Its file is nil if the record must be read again the next time.
+// load returns the record of the attachment id. listed.file is nil if the record must be read again the next time.
 func (l *Lister) load(id string) (listed, error) {
-	file, err := os.Lstat(path(id)) // before the record is read, so that a later change is another version
+	file, err := os.Lstat(path(id)) // before the record is read: List reads it again if the file changes meanwhile
 	if err != nil {
 		return listed{}, fmt.Errorf("read endpoint record: %w", err)
 	}

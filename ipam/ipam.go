@@ -2,7 +2,7 @@
 //
 //   - /run/weir/addresses/ADDRESS: a symbolic link for each assigned address. Its target is the attachment's ID.
 //   - /run/weir/addresses.maps: bitmaps of the assigned addresses (see hint)
-//   - /var/lib/cni/weir/last: for each list of ranges, the address that was assigned last
+//   - /var/lib/cni/weir/last/SUBNET: a symbolic link whose target is the address that was assigned last (see lastPath)
 //   - /run/weir/shortage.json: the ranges that had no free address (see Shortage)
 //
 // Invariants:

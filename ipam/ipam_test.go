@@ -347,7 +347,7 @@ func TestTheLastFileIsOnlyAHint(t *testing.T) {
 		release(t, "c", a)
 	}
 	wantHolders(t, assigned)
-	for range 2 { // files of another program, in place of the link and of the new link
+	for range 2 { // other programs' files, at the link's path and at lastPath + ".tmp"
 		for _, path := range []string{lastPath(ranges), lastPath(ranges) + ".tmp"} {
 			if err := os.WriteFile(path+".new", []byte("10.88.0.5"), 0o600); err != nil {
 				t.Fatal(err)

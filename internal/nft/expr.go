@@ -46,8 +46,8 @@ func Verdict(kind expr.VerdictKind, chain string) []expr.Any {
 	return []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}
 }
 
-// IIFName returns a match of the incoming link's name. A padded name (LinkName) matches one link. Any other
-// name matches all links that begin with it, as nft's "weirp*" does.
+// IIFName returns a match of the incoming link's name. A padded name (LinkName) matches one link. Any other name
+// matches all links whose names begin with it, as nft's "weirp*" does.
 func IIFName(op expr.CmpOp, name []byte) []expr.Any {
 	return []expr.Any{LoadIIFName(unix.NFT_REG_1), &expr.Cmp{Op: op, Register: unix.NFT_REG_1, Data: name}}
 }

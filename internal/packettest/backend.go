@@ -49,7 +49,7 @@ func Open(t testing.TB, name Name) Backend {
 	return b
 }
 
-// Use makes the backend of that name write the node's rules from now on. It removes the last backend's rules.
+// Use makes the backend with the name write the node's rules from now on. It removes the previous backend's rules.
 func (n *Node) Use(name Name) {
 	n.Helper()
 	n.Remove()

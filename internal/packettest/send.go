@@ -15,8 +15,8 @@ import (
 const (
 	// late is how long Send waits for a packet that should arrive. Arriving packets need much less time.
 	late = 3 * time.Second
-	// silence is how long Send waits for packets that should not arrive. The kernel delivers a packet within
-	// the system call that sends it, so no packet comes later.
+	// silence is how long Send goes on waiting after the last arrival, for packets that should not arrive. The kernel
+	// delivers a packet within the system call that sends it, so no packet comes later.
 	silence = 30 * time.Millisecond
 )
 

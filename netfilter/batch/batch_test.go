@@ -19,8 +19,8 @@ func link(name string) *nl.NetlinkRequest {
 	return r
 }
 
-// TestErrors: if a step fails, the error names the step and is MapError's. If MapError returns nil, nothing has
-// failed.
+// TestErrors: if a step fails, the error names the step and wraps what MapError returned. If MapError returns nil,
+// nothing has failed.
 func TestErrors(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

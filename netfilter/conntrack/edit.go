@@ -75,10 +75,10 @@ func (e Edit) kernelOperation() int {
 	return nl.IPCTNL_MSG_CT_NEW
 }
 
-// attributes returns the attributes of the request.
+// attributes returns the request's attributes. For Forget they include the entry's ID, so that no later entry with
+// the same tuple is deleted.
 //
-// Equivalent to: conntrack -U TUPLE --label-add 127 (or --label-del); conntrack -D TUPLE, but only of the entry
-// that has the ID
+// Equivalent to: conntrack -U TUPLE --label-add 127 (or --label-del); conntrack -D TUPLE, if the entry has the ID
 func (e Edit) attributes() []*nl.RtAttr {
 	attrs := []*nl.RtAttr{nl.NewRtAttr(nl.CTA_TUPLE_ORIG|unix.NLA_F_NESTED, e.tuple)}
 	if e.Operation == Forget {

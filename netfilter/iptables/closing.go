@@ -22,8 +22,8 @@ func closings(f conf.Family) [][]string {
 // closeAll is for a kernel that refuses weir's rules. If weir's chains that drop packets are complete, it only puts
 // the jumps to them first. Otherwise it drops all packets of this node's pods, also those of established connections.
 //
-// The latter is equivalent to, with WEIR-INPUT in INPUT likewise, and the bridge weir0 in place of the set where sets
-// are refused:
+// The drops are equivalent to these commands, and the same for WEIR-INPUT in INPUT. If sets are refused, the bridge
+// weir0 takes the place of the set.
 //
 //	iptables -t mangle -N WEIR-FORWARD; iptables -t mangle -I FORWARD -j WEIR-FORWARD
 //	iptables -t mangle -A WEIR-FORWARD -m set --match-set weir-pods src -j DROP

@@ -22,10 +22,10 @@ func (d *Driver) detect(ctx context.Context) (err error) {
 	return err
 }
 
-// Inspect compares the kernel with the ruleset, as far as that decides about the packets. It changes nothing,
-// and may run at the same time as all other methods.
+// Inspect compares weir's rules with the ruleset, and looks up in the sets what the packets could match there. It
+// changes nothing, and may run at the same time as all other methods.
 //
-// Equivalent to: iptables-save -t mangle; ipset test SET ADDRESS, for each set and address
+// Equivalent to: iptables-save -t mangle; ipset test SET ENTRY, for each set and each packet
 func (d *Driver) Inspect(
 	ctx context.Context, want ruleset.Ruleset, packets []ruleset.Packet,
 ) (held netfilter.Held, err error) {

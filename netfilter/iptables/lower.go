@@ -30,7 +30,7 @@ type chain struct {
 	table, name string
 	lines       []string
 	rules       []ruleset.Rule // the rules that the lines are lowered from
-	dispatch    []string       // the sets that the rules match, in their order
+	dispatch    []string       // the sets that the rules match, in the order of the rules
 }
 
 // jump is a rule in a built-in chain that leads to one of weir's chains. A jump that isn't first comes last, or

@@ -11,10 +11,9 @@ import (
 // renumbering has the changes to the sets of a family's numbered pods.
 //
 // Two classes check a packet between two pods. If both pods changed their classes one after the other, a packet could
-// pass that neither the old nor the new state allows. So a pod gets its new number before the rules change, if that
-// gives it no more than its old class. Otherwise it gets the number after the change, if its old number until then
-// gives it no more than its new class. If neither is so, the pod is in no class meanwhile, or its number is in
-// across.
+// pass that neither the old nor the new state allows. So a pod's number changes before the rules if the new class
+// allows no more than the old one. It changes after the rules if the old number then leads to a class that allows no
+// more than the new one. Otherwise the pod is in no class while the rules change; across has the exceptions.
 type renumbering struct {
 	before, after []change
 	across        []change

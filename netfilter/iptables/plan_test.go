@@ -134,8 +134,8 @@ func TestDenyAllChangesSetsOnly(t *testing.T) {
 	}
 }
 
-// TestAPodThatIsExpectedChangesSetsOnly: a pod's classes exist once its object names this node. So attaching
-// the pod changes no rules.
+// TestAPodThatIsExpectedChangesSetsOnly: a pod's classes exist once its object names this node. So attaching the pod
+// changes no rules, unless it is a chained pod or the family's first.
 func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 	for seed := range uint64(100) {
 		s := policytest.State(rand.New(rand.NewPCG(seed, 1)))
@@ -346,7 +346,7 @@ func TestRestoreTouchesOnlyWhatDiffers(t *testing.T) {
 }
 
 // TestAcceptsAheadOfWhatRefusesAll: if filter FORWARD ends with rules that refuse everything, weir's jump comes
-// directly before the first of them.
+// before them.
 func TestAcceptsAheadOfWhatRefusesAll(t *testing.T) {
 	want := policy.Compile(policy.State{})
 	const jump = "-j WEIR-ACCEPT"
