@@ -34,14 +34,14 @@ type auditSums struct {
 	kinds    map[auditKind]*agentapi.AuditedTraffic
 	room     int               // of all kinds
 	each     map[string]int    // the room of the kinds, by namespace
-	more     map[string]uint64 // connections beyond the bounds, by the policies
+	more     map[string]uint64 // connections for which there was no room, by their policies
 	series   map[auditSeries]uint64
 	unjudged uint64
 }
 
 type auditKind struct {
 	direction, policies string // all policies of a kind are in one namespace
-	local, peer         string // namespace and labels of pods, or an address
+	local, peer         string // AuditedEnd.Kind of each end
 	protocol            string
 	port                uint16
 }

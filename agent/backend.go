@@ -26,10 +26,11 @@ type Backend interface {
 	Refresh(ctx context.Context, pause func() bool) (done bool, err error)
 	// Unread reports whether the kernel's state is unknown. If it is, the next Apply reads it.
 	Unread() bool
-	// Reread reads which sets contain the addresses. It reports whether the plugin has changed these sets since the
-	// last Apply.
+	// Reread reads which sets contain the addresses. It returns true if the plugin may have changed sets: a set differs
+	// from the backend's memory, or can't be read.
 	Reread(addrs ...netip.Addr) (changed bool)
-	// Members returns the addresses in the kernel's class sets. An earlier agent may have put them there.
+	// Members returns the addresses that are in a class according to the kernel. An earlier agent may have put them
+	// there.
 	Members() (map[ruleset.Direction]map[netip.Addr]bool, error)
 
 	// Apply makes the kernel's state equal to the ruleset. Meanwhile, a packet that both the old and the new ruleset
@@ -37,12 +38,11 @@ type Backend interface {
 	// *netfilter.RefusedError, the caller must leave out the refused parts. After any other error, a part may be
 	// applied, and the next Apply does the rest.
 	Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error)
-	// PutFirst puts weir's rules before all others and changes nothing else. The agent calls it when the kernel's
-	// state can't be read.
+	// PutFirst puts weir's jumps before the rules of other programs, and changes nothing else. The agent calls it when
+	// the kernel's state can't be read.
 	PutFirst(ctx context.Context, want ruleset.Ruleset) error
-	// KeepClosed protects the pods while no ruleset can be compiled yet. If weir's chains are complete, it only
-	// puts their jumps first. Otherwise it applies closed, a ruleset in which no pod is in a class, and returns
-	// true.
+	// KeepClosed protects the pods while no ruleset can be compiled yet. If weir's chains are complete, it only puts
+	// their jumps first. Otherwise it returns true, and applies the ruleset closed, in which no pod is in a class.
 	KeepClosed(ctx context.Context, closed ruleset.Ruleset) (changed bool, err error)
 	// Stands reads the kernel, and reports whether weir's chains are complete for the families of the ruleset. It
 	// changes nothing.

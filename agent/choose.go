@@ -187,7 +187,7 @@ func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice)
 	}
 }
 
-// neither is the Backend of a node on which no backend works. Nearly all of its methods fail, for the same reason.
+// neither is the Backend of a node on which no backend works. Most of its methods fail, all for the same reason.
 type neither struct{ reason string }
 
 func (n neither) err() error {

@@ -91,7 +91,7 @@ func (c *clusterView) namesOf(addresses []netip.Addr) map[netip.Addr]string {
 
 type dropView struct {
 	of *snapshot
-	// pods are this node's pods, and nodes the Node objects, by address.
+	// pods has the names of this node's pods, and nodes those of the Node objects, by address.
 	pods, nodes map[netip.Addr]string
 	chains      map[string]*ruleset.Class // a class of each chain, by the chain's name
 	shared      map[string]bool           // true for a chain that several classes share

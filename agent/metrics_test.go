@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestDocumentedMetrics: docs/metrics.md has all metrics, faults and kinds of repair, and no others.
+// TestDocumentedMetrics: docs/metrics.md has all metrics, and no others. It also has all faults and kinds of repair.
 func TestDocumentedMetrics(t *testing.T) {
 	text, err := os.ReadFile("../docs/metrics.md")
 	if err != nil {

@@ -111,7 +111,8 @@ func (a *agent) keepNode(ctx context.Context) error {
 		return fmt.Errorf("open netlink: %w", err)
 	}
 	defer links.Close()
-	// The agent makes these settings before any pod comes. If that fails, the first check reports it.
+	// The first check comes only after the loop has read the records. These settings are made earlier. If that fails,
+	// the first check reports it.
 	_ = errors.Join(bridge.SetReassembly(), bridge.RemoveAutoconfigured(links))
 	watching := make(chan error, 1)
 	go func() {

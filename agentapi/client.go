@@ -1,6 +1,6 @@
-// Package agentapi is the interface between the plugin, the agent and weirctl: requests over the agent's socket,
-// the status in its answers, and the heartbeat file. The plugin links this package, so it links nothing of
-// Kubernetes and no HTTP library.
+// Package agentapi is the interface between the plugin, the agent and weirctl: requests over the agent's socket, the
+// status in its answers, and the heartbeat file. The package needs nothing of Kubernetes and no HTTP library, because
+// these would make the plugin large.
 package agentapi
 
 import (

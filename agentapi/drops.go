@@ -25,7 +25,7 @@ type DropKind string
 const (
 	// DropShown counts packets of one sender to one address and port.
 	DropShown DropKind = "drop"
-	// DropMore counts packets of one sender that had too many destinations to show each one.
+	// DropMore counts packets that aren't shown, because their sender had too many destinations.
 	DropMore DropKind = "more"
 	// DropLost counts packets that the agent missed, because it read from the kernel too slowly.
 	DropLost DropKind = "lost"
@@ -91,8 +91,8 @@ func (e DropEnd) String() string {
 	return name + " (" + address + ")"
 }
 
-// Local returns the end on this node: the destination for ingress, the source for egress. It returns false if the
-// direction is unknown.
+// Local returns the end on the drop's node: the destination for ingress, the source for egress. It returns false if
+// the direction is unknown.
 func (d *Drop) Local() (DropEnd, bool) {
 	switch d.Direction {
 	case "ingress":

@@ -14,8 +14,8 @@ type Seen struct {
 	Nftables, Iptables bool
 	// Newest is the backend that kube-proxy uses now, if kube-proxy's rules are in both. It is empty if nobody knows.
 	Newest endpoint.Backend
-	// Lacks returns what the node lacks of the features that the backend needs; nil if the backend works. Choose calls
-	// it only for backends that it may choose.
+	// Lacks returns what the node lacks of the features that the backend needs; nil if the backend works. Choose asks
+	// about the second backend only if the first one doesn't work.
 	Lacks func(endpoint.Backend) []string
 }
 

@@ -14,7 +14,7 @@ const (
 	noticeFor  = time.Hour // how long a kind of drops is remembered after the last of them
 	retell     = 5 * time.Minute
 	podBurst   = 5           // notices about one pod at once
-	podEvery   = time.Minute // one more notice about the pod
+	podEvery   = time.Minute // time until one more notice about the pod
 	allBurst   = 30          // notices about all pods at once
 	allEvery   = 2 * time.Second
 )
