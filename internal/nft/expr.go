@@ -60,8 +60,8 @@ func LinkName(name string) []byte {
 // Equal returns a match of packets for which load puts the value into register 1.
 func Equal(load expr.Any, value []byte) []expr.Any { return Compare(load, expr.CmpOpEq, value) }
 
-// Compare returns a match of packets for which op is true between register 1 and the value. load puts a value
-// of the packet into register 1.
+// Compare returns a match of packets. load puts a value of the packet into register 1, and op compares the register
+// with the given value.
 func Compare(load expr.Any, op expr.CmpOp, value []byte) []expr.Any {
 	return []expr.Any{load, &expr.Cmp{Op: op, Register: unix.NFT_REG_1, Data: value}}
 }

@@ -23,7 +23,7 @@ type host struct {
 	mark    int // of the packets that it sends over sockets of TCP and UDP (SO_MARK)
 }
 
-// ICMP stands for all protocols without ports.
+// In these tests, ICMP stands for all protocols without ports.
 const (
 	icmp   ruleset.Protocol = "1"
 	icmpv6 ruleset.Protocol = "58"

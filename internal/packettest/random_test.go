@@ -22,8 +22,8 @@ var (
 	seed     = flag.Uint64("seed", 0, "only of the cluster of that seed")
 )
 
-// TestRandomClusters sends packets between the pods of random clusters. Which packets arrive, and which are logged
-// for audited policies, must equal the evaluator's verdicts.
+// TestRandomClusters sends packets between the pods of random clusters. The packets that arrive, and those that are
+// logged for audited policies, must agree with the evaluator's verdicts.
 //
 // To replay one cluster with all backends: go test ./internal/packettest -run TestRandomClusters -seed N
 func TestRandomClusters(t *testing.T) {

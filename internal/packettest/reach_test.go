@@ -18,8 +18,8 @@ import (
 
 var matrices = flag.Int("matrices", 10, "the matrices of how many random clusters are compared with packets")
 
-// TestRandomMatrices sends packets in random clusters, before and after a change. Which packets arrive must equal the
-// matrix before the change, the matrix after it, and the difference of both.
+// TestRandomMatrices sends packets in random clusters, before and after a change. The packets that arrive must agree
+// with the matrix before the change, with the matrix after it, and with their difference.
 //
 // To replay one cluster: go test ./internal/packettest -run TestRandomMatrices -seed N
 func TestRandomMatrices(t *testing.T) {

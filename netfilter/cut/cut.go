@@ -146,7 +146,7 @@ func (w *walk) edit(c conntrack.Connection) {
 	}
 }
 
-// keep notes that the connection stays cut.
+// keep notes in Known that the connection stays cut, unless Known is full.
 func (w *walk) keep(c conntrack.Connection) {
 	if len(w.Known) < maxKnown {
 		c.Cut = true
