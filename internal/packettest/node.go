@@ -1,6 +1,6 @@
-// Package packettest sends real packets between pods, many at a time, and returns which packets arrived. Pods
-// are network namespaces on weir's bridge. The backend writes the rules and sets: there is no plugin, agent or
-// API server.
+// Package packettest sends real packets between pods, many at a time, and returns which packets arrived. Pods are
+// network namespaces, on weir's bridge or behind another plugin's link. The backend writes the rules and sets: there
+// is no plugin, agent or API server.
 package packettest
 
 import (

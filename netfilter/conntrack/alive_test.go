@@ -7,7 +7,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAlive: a connection is alive if it is assured and TCP hasn't closed it.
+// TestAlive: a connection is alive if it is assured and not over.
 func TestAlive(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -33,8 +33,8 @@ type chain struct {
 	dispatch    []string       // the sets that the rules match, in the order of the rules
 }
 
-// jump is a rule in a built-in chain that leads to one of weir's chains. A jump that isn't first comes last, or
-// directly before the rules that refuse all new connections (refusesAt).
+// jump is a rule in a built-in chain that leads to one of weir's chains. A jump that isn't first must come before the
+// rules that refuse all new connections (refusesAt).
 type jump struct {
 	family       conf.Family
 	table, chain string

@@ -189,7 +189,7 @@ func openIn(dispatch []string, lines func(chain string) []string) map[string]boo
 	return open
 }
 
-// allowsAll reports whether the chain surely allows every packet, as the chain of audited policies does.
+// allowsAll reports whether the chain surely allows every packet, as a chain of audited policies alone does.
 func allowsAll(lines []string) bool {
 	for _, l := range lines {
 		switch r := split(l); {

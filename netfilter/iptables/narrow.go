@@ -34,7 +34,7 @@ func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done 
 	last, refused := d.settled, ruleset.Refused{}
 	have := d.have
 	d.have, d.settled = nil, nil // unknown until all changes are made
-	// Deletions come first. So no packet passes in between that neither the old nor the new state allows.
+	// Deletions come first. So in between, no packet passes that both the old and the new state drop.
 	for _, changes := range [][]change{dels, adds} {
 		if err := changeSets(changes, want, refused); err != nil {
 			return result, true, err

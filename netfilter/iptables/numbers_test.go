@@ -216,7 +216,7 @@ func TestAClassGetsItsNumberAgain(t *testing.T) {
 	}
 }
 
-// TestTree: packets of 300 classes reach their classes' chains. Packets of pods whose number no class has are
+// TestTree: packets of 300 classes reach their classes' chains. If a pod's number is no class's, its packets are
 // dropped.
 func TestTree(t *testing.T) {
 	classes := pods{"10.1.0.0": returns}
@@ -254,7 +254,7 @@ func TestTree(t *testing.T) {
 	}
 }
 
-// TestTreeIsFlat: a packet meets few of the tree's rules, and the tree isn't too deep for stands.
+// TestTreeIsFlat: a packet meets few of the tree's rules, and stands() counts the rules as complete.
 func TestTreeIsFlat(t *testing.T) {
 	for n, most := range map[int]float64{10: 6, 250: 12, 3000: 17} {
 		classes := pods{"10.255.0.0": returns}
