@@ -9,12 +9,13 @@ import (
 // FlowsPath answers with Flows. A POST with a FlowsOrder first starts or ends the recording.
 const FlowsPath = "/v1/flows"
 
-// FlowsOrder starts a recording of flows that lasts this long. Zero ends the recording.
+// FlowsOrder asks for a recording of flows. For is its length, counted from now. 0 ends the recording.
 type FlowsOrder struct {
 	For time.Duration `json:"for"`
 }
 
-// FlowsQuery returns the path and query for flows that were last seen at most this long ago. 0 means all.
+// FlowsQuery returns the path and query that ask for flows that were last seen less than since ago. If since is 0,
+// they ask for all flows.
 func FlowsQuery(since time.Duration) string {
 	if since == 0 {
 		return FlowsPath
@@ -25,13 +26,14 @@ func FlowsQuery(since time.Duration) string {
 // Flows are the allowed connections that a node's agent has recorded.
 type Flows struct {
 	Node string `json:"node,omitempty"`
-	// Since is zero if the agent has recorded nothing. Until may be in the future.
+	// Since and Until are the beginning and the end of the last recording. Since is zero if there was none. Until may
+	// be in the future.
 	Since time.Time `json:"since,omitzero"`
 	Until time.Time `json:"until,omitzero"`
 	// Why is set if a recording is ordered, but the agent can't record.
 	Recording bool   `json:"recording"`
 	Why       string `json:"why,omitempty"`
-	// Unknown counts packets that are in no flow: there were too many flows, or the agent read too slowly.
+	// Unknown counts packets that are in no flow, for instance because the agent read too slowly.
 	Unknown uint64 `json:"unknown,omitempty"`
 	// Forgotten counts flows that the agent removed to make room for newer ones.
 	Forgotten uint64 `json:"forgotten,omitempty"`

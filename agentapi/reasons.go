@@ -7,14 +7,15 @@ const (
 	// ByAudit means that the packet passed. Audited policies would drop it if they were enforced.
 	ByAudit  = "audit"
 	ByClosed = "closed"
-	// ByGuard means that the pod has sent under a MAC or an address of another, or a frame that is not IPv4, IPv6
-	// or ARP.
+	// ByGuard means that the pod has sent under a MAC or an address that isn't its own, or a frame that is not IPv4,
+	// IPv6 or ARP.
 	ByGuard = "guard"
 	// ByCut means that the connection was cut, because the policies no longer allow it.
 	ByCut = "cut"
 	// ByMidstream means that a TCP packet belongs to no connection that the node knows, and begins none.
 	ByMidstream = "midstream"
-	// ByNoPod means that the packet came from or went to the pods' bridge under an address without a pod.
+	// ByNoPod means that a packet came from weir0 and its source is no pod, or went to weir0 and its destination is
+	// no pod.
 	ByNoPod = "no-pod"
 	// ByICMPError means that a pod has sent an ICMP error about a packet that it did not receive.
 	ByICMPError = "icmp-error"
@@ -28,8 +29,8 @@ const (
 	ByReserved = "reserved-mac"
 	// ByPast means that the packet went from the pod's port to the node's IP stack without crossing the bridge.
 	ByPast = "past-bridge"
-	// ByTunnel means that a tunnel packet has a forged sender, or is not between two nodes. It also means that a
-	// pod has sent to the tunnel port of a node.
+	// ByTunnel means that a tunnel packet is forged or isn't between the InternalIPs of two nodes, or that a pod has
+	// sent to the tunnels' port of a host that is no pod.
 	ByTunnel = "tunnel"
 	// ByWay means that a packet came in on another link or tunnel than the one that leads to its source.
 	ByWay = "way"

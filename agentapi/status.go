@@ -61,7 +61,7 @@ func (u Unenforced) String() string {
 	return fmt.Sprintf("%s is a kind of policy that weir doesn't enforce: %s", u.Kind, u.Where)
 }
 
-// Class is one family's addresses of the pods that the same policies isolate in one direction.
+// Class has the pods that the same policies isolate in one direction. Each address family has classes of its own.
 type Class struct {
 	Direction string   `json:"direction"` // ingress or egress
 	Policies  []string `json:"policies"`  // none: no policy isolates the pods
@@ -77,7 +77,7 @@ type NodeRepair struct {
 	Time  time.Time `json:"time"`
 	What  string    `json:"what"` // as the label "what" of weir_node_repairs_total
 	Count int       `json:"count"`
-	Was   string    `json:"was"` // the state before the first of these repairs, in words
+	Was   string    `json:"was"` // the states before the first repairs, in words
 	// Command is the shell command for the first of these repairs.
 	Command string `json:"command"`
 }
@@ -91,7 +91,8 @@ type PodStatus struct {
 	MAC         string    `json:"mac"`
 	HostIf      string    `json:"hostInterface"`
 	Since       time.Time `json:"since"`
-	// Ingress and Egress list the first ten policies that isolate the pod, or are a Class… constant.
+	// Ingress and Egress name the policies that isolate the pod, of a long list only the first ten. Without such
+	// policies they have one of the values below.
 	Ingress string `json:"ingress"`
 	Egress  string `json:"egress"`
 }

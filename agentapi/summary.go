@@ -36,7 +36,8 @@ type Summary struct {
 
 const maxFirst = 3
 
-// Summarise counts what the status lists. It keeps only the errors and the first problems.
+// Summarise counts the elements of the status's lists. Of the elements themselves it keeps only the errors and the
+// first problems.
 func Summarise(s Status, node, version string) Summary {
 	sum := Summary{
 		Node: node, Version: version, Ready: s.Ready, LastSync: s.LastSync, IPTables: s.IPTables, Errors: s.Errors,

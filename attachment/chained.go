@@ -35,8 +35,9 @@ func (m *making) chainedSteps() []func() error {
 	}
 }
 
-// findChained finds the pod's link on the node. It returns bridge.ErrBypassesForward if the link's packets
-// can't be made to pass iptables.
+// findChained finds the pod's link on the node, unless enforcement is off. If the link is a port of a bridge, it
+// makes the bridge's packets pass the FORWARD hook. It returns bridge.ErrBypassesForward if the link's packets can't
+// pass that hook.
 func (m *making) findChained(c *Chained) error {
 	e := &m.record
 	e.Addresses, e.MAC = c.Addresses, c.MAC
@@ -91,7 +92,7 @@ func (m *making) deleteConnections() error {
 }
 
 // checkDenied returns a *NoRuleError unless a rule is known to deny the pod's connections until it is enrolled.
-// Before the node's first agent there is none.
+// Before the node's first agent there is no such rule.
 func (m *making) checkDenied(noAgent error) error {
 	for _, addr := range m.record.Addresses {
 		if used, err := m.Sets.InUse(addr.Addr); err != nil || !used {

@@ -38,9 +38,8 @@ func Load(id string) (*endpoint.Endpoint, error) {
 	return e, failed("check", err)
 }
 
-// Check returns a *StepError that names everything that is missing or differs from what Make made. It returns a
-// *NetnsError if there is no such namespace. It checks that the pod is in a class, but not in which: only the
-// agent knows.
+// Check returns a *StepError that names what is missing or differs from what Make made. It returns a *NetnsError if
+// there is no such namespace. It checks that the pod is in a class, but not in which: only the agent knows.
 func (n Node) Check(e *endpoint.Endpoint, want Expected) error {
 	fd, err := openNetns(want.Netns)
 	if err != nil {

@@ -94,8 +94,8 @@ func (x *ending) begin() error {
 	return nil
 }
 
-// unplug deletes the link. It deletes the neighbour entries only if nobody else can release the addresses
-// meanwhile.
+// unplug deletes the link. If no other attachment is ending, it also takes the sender out of the guard. It deletes
+// the neighbour entries only if no other process can release the addresses meanwhile.
 func (x *ending) unplug() (err error) {
 	neighbours := x.record.Addresses
 	for _, a := range x.record.Addresses {
@@ -161,8 +161,8 @@ func salvage(id string) (*endpoint.Endpoint, error) {
 	return e, nil
 }
 
-// detach removes everything that the attachment has. It releases the addresses last, when nothing refers to
-// them any more. The caller must have the node's lock.
+// detach removes everything that the attachment has, the record last. It releases the addresses only when nothing
+// else but the record refers to them. The caller must have the node's lock.
 func (n Node) detach(x *ending) error {
 	addresses, err := x.addresses()
 	if err != nil {

@@ -36,8 +36,8 @@ type Request struct {
 // Link describes an interface that weir makes.
 type Link struct {
 	Ranges []conf.Range
-	// Addresses are the requested addresses, at most one of each family. In other families the attachment gets
-	// a free address.
+	// Addresses are the requested addresses, at most one of each family. If none is requested in a family of Ranges,
+	// the attachment gets a free one.
 	Addresses []netip.Addr
 	MAC       net.HardwareAddr // nil: derived from an address
 	MTU       int              // 0: the MTU of the link with the node's default route
@@ -97,7 +97,7 @@ func (n Node) Make(r Request, report func(Made) error) (err error) {
 	return report(made)
 }
 
-// No packet passes the link before setLinkUp. So the agent can enrol the pod meanwhile.
+// Before setLinkUp, no packet passes a link that weir has made. So the agent can enrol the pod while createLink runs.
 func (m *making) steps() []func() error {
 	if m.record.Chained {
 		return m.chainedSteps()
@@ -110,11 +110,11 @@ func (m *making) steps() []func() error {
 		m.createLink,        // make the veth pair, its end on the node down, and configure the pod's end
 		m.allowSender,       // allow the port, in the guard, to send with its own MAC and addresses
 		m.awaitEnrol,        // wait for the agent's answer
-		m.setLinkUp,         // from here packets pass
+		m.setLinkUp,         // set the link up if the pod is enrolled; from here packets pass
 	}
 }
 
-// prepare makes the checks that come before all steps. The caller closes the result.
+// prepare checks the request, and finds the link of a chained attachment. The caller closes the result.
 func (n Node) prepare(r Request) (*making, error) {
 	id := endpoint.ID(r.ContainerID, r.IfName)
 	if endpoint.Exists(id) {

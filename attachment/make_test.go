@@ -50,7 +50,7 @@ func request(netns string, enforcement conf.Enforcement) Request {
 	}
 }
 
-// nothing fails the test if a part of the attachment is left.
+// The function nothing reports an error if a part of the attachment is left.
 func nothing(t *testing.T, when string, sets *otherSets) {
 	t.Helper()
 	assigned, err := ipam.Assignments()

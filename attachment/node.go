@@ -19,7 +19,7 @@ type Node struct {
 	Sets PodSets
 }
 
-// NewNode returns the node that the process runs on. No other function chooses an implementation of PodSets.
+// NewNode returns the node that the process runs on, with the sets of the agent's backend.
 func NewNode() Node { return Node{Sets: podSets{}} }
 
 // PodSets are the packet filter's sets of this node's pods. Packets of a pod in the set of all pods are dropped

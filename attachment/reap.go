@@ -13,10 +13,10 @@ import (
 // records. The agent calls Reap because some runtimes never call GC.
 func (n Node) Reap() ([]endpoint.Endpoint, error) { return n.endEach(isOver) }
 
-// Collect does the work of CNI's GC. It ends every attachment to the network with an ID that isn't in valid,
-// unless a process is making or ending it. The network of a broken record is unknown: Collect ends that
-// attachment only if Reap would. Then Collect removes everything that belongs to no attachment. If a step
-// fails, Collect continues with the others. The error is a *StepError.
+// Collect does the work of CNI's GC. It ends the network's attachments whose IDs aren't in valid, except those that a
+// process is making or ending. If a record is broken, its network is unknown: Collect ends that attachment only if
+// Reap would. Then Collect removes everything that belongs to no attachment. If a step fails, Collect continues with
+// the others. The error is a *StepError.
 func (n Node) Collect(network string, valid map[string]bool) error {
 	_, err := n.endEach(func(id string) (bool, error) {
 		if valid[id] {
@@ -74,9 +74,9 @@ func (n Node) endIf(id string, ended func(string) (bool, error)) (*endpoint.Endp
 // cases:
 //
 //   - A process has begun to delete the attachment, and has exited before it was done.
-//   - No process is making the attachment, and its link on the node is gone: the kernel deletes the link with
-//     the pod's namespace. If the record is broken, another plugin may have made the interface. So the link
-//     counts only if weir0 has a neighbour entry for one of the addresses.
+//   - No process is making the attachment, and its link on the node is gone: the kernel deletes the link with the
+//     pod's namespace. If the record is broken, another plugin may have made the interface. Then weir0 must also have
+//     a neighbour entry for one of the addresses: weir makes such entries only for its own links.
 func isOver(id string) (bool, error) {
 	e, ending, err := endpoint.LoadAny(id)
 	switch {
@@ -97,7 +97,7 @@ func isOver(id string) (bool, error) {
 	if e.HostIf == "" { // a chained attachment whose link is unknown
 		return false, nil
 	}
-	// Busy comes first: a process that makes the attachment makes the link before it exits.
+	// Busy is asked before PortExists: a process that makes the attachment makes the link before it exits.
 	if busy, err := endpoint.Busy(id); busy || err != nil {
 		return false, err
 	}

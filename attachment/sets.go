@@ -72,8 +72,8 @@ func (s podSets) Name(addr netip.Addr) (name string) {
 	return name
 }
 
-// triesOfADeny is how often Deny tries. It tries again if the agent has destroyed a set meanwhile: it moves to another
-// backend.
+// triesOfADeny is how often Deny tries. A try fails if the agent destroys a set meanwhile, because the agent is
+// changing its backend.
 const triesOfADeny = 5
 
 func (s podSets) Deny(pod string, addrs ...netip.Addr) (err error) {
@@ -137,7 +137,7 @@ func (s podSets) Check(addrs ...netip.Addr) error {
 		}
 		errs = append(errs, err)
 	}
-	return errs[0] // of the backend that has rules: two reports of one fault help nobody
+	return errs[0] // one report is enough: that of the backend that has rules, or else of the first
 }
 
 func (s podSets) Addresses() (all []netip.Addr, err error) {

@@ -45,7 +45,7 @@ func TestEndTogether(t *testing.T) {
 	if list := nodetest.Run(t, "ip", "neigh", "show", "nud", "permanent"); len(list) == 0 {
 		t.Error("the neighbours of running pods are gone")
 	}
-	n.must(NewNode().End("c2:eth0")) // what waited goes on
+	n.must(NewNode().End("c2:eth0")) // the DEL that waited goes on, and finds nothing to do
 	n.must(waits.Close())
 	n.must(works.Close())
 	n.must(NewNode().End("c3:eth0"))
@@ -86,8 +86,8 @@ func (s failingSets) Purge(addrs ...netip.Addr) error {
 	return s.PodSets.Purge(addrs...)
 }
 
-// TestEndTogetherInOrder: when addresses leave the sets, their ports may send nothing any more, and they are
-// still assigned.
+// TestEndTogetherInOrder: when addresses leave the sets, their ports may no longer send, and the addresses are still
+// assigned.
 func TestEndTogetherInOrder(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// RemoveAutoconfigured removes IPv6 addresses and routes from autoconfiguration on weir's links. It also stops the
-// kernel from making new ones on weir0 and the tunnel. An earlier version of weir let the kernel make them.
+// RemoveAutoconfigured removes the IPv6 addresses and routes that the kernel made by itself on weir's links. It also
+// stops the kernel from making new ones on weir0 and the tunnel. Earlier versions of weir didn't stop the kernel.
 //
 // Equivalent to, for each such LINK:
 //

@@ -1,4 +1,5 @@
-// Package bridge connects pods to the node. It makes, checks and repairs everything over netlink. It owns:
+// Package bridge connects pods to the node. It makes, checks and repairs everything over netlink, except sysctls. It
+// owns:
 //
 //   - the Linux bridge weir0 with its addresses and routes
 //   - a veth pair for each pod: one end, weirp..., is a port of weir0, the other is the pod's interface
@@ -35,17 +36,18 @@ import (
 const (
 	// Name is weir0, the bridge of all pods whose interfaces weir made.
 	Name = conf.Bridge
-	// PortPrefix begins the names of the pods' links on the node. No other link's name may begin with it, because
-	// the guard matches it.
+	// PortPrefix begins the names of the pods' links on the node. No other link's name may begin so, because the
+	// guard treats every link with this prefix as a pod's.
 	PortPrefix = "weirp"
 
-	// bridgeGroup is a link group with weir0 alone: the letters "weir". The guard compares this number.
+	// bridgeGroup is the number of weir0's link group, in which no other link is: the letters "weir". The guard
+	// recognizes weir0 by this number.
 	bridgeGroup = 0x77656972
 
 	defaultMTU = 1500
 )
 
-// Bridge is weir0. New pairs get its MTU.
+// Bridge is weir0. MTU is that of new pairs: the requested MTU, or else weir0's.
 type Bridge struct {
 	Index int
 	MAC   net.HardwareAddr
@@ -74,14 +76,14 @@ func Ensure(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	return b.withMTU(mtu)
 }
 
-// FindReady returns weir0 if it is complete, and otherwise nil. It returns nil also after an error, because Ensure
-// then reports the error. It needs no lock.
+// FindReady returns weir0 if it is complete, and otherwise nil. It also calls DisableBridgeNetfilter. After an error
+// it returns nil: Ensure, which the caller calls then, reports the error. FindReady needs no lock.
 func FindReady(mtu int, gateways []netip.Prefix) *Bridge {
 	b, err := readReady(gateways)
 	if err == nil && b != nil {
 		b, err = b.withMTU(mtu)
 	}
-	if err != nil { // Ensure returns the same error
+	if err != nil {
 		return nil
 	}
 	return b
@@ -180,8 +182,8 @@ func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	return &Bridge{Index: link.Attrs().Index, MAC: link.Attrs().HardwareAddr, MTU: link.Attrs().MTU}, nil
 }
 
-// ensureIPv4 adds the addresses after everything else. If the process is killed before, the missing address shows
-// that work is left.
+// ensureIPv4 sets the sysctls before it adds an address. If the process is killed in between, the missing address
+// shows that work is left.
 func ensureIPv4(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix) error {
 	if len(gateways) == 0 {
 		return nil

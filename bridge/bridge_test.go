@@ -56,7 +56,7 @@ func newNodeFor(t *testing.T, addrs string) node {
 	return node{t, h, b}
 }
 
-// pod adds a port and sets it up. The guard doesn't allow its sender yet.
+// pod adds a port and sets its link up. The guard doesn't allow the port to send yet.
 func (n node) pod(name, addr string) Port {
 	n.Helper()
 	path := nodetest.NewNS(n, name)
@@ -99,8 +99,8 @@ func TestPodsReachEachOtherThroughTheNode(t *testing.T) {
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.1")
 }
 
-// TestTranslatedPacketsReachPodsOfTheSameNode: if kube-proxy's rules send a packet back to the sender's bridge, it
-// arrives.
+// TestTranslatedPacketsReachPodsOfTheSameNode: if a DNAT rule, as kube-proxy makes, leads a pod's packet to a pod of
+// the same node, the packet arrives.
 func TestTranslatedPacketsReachPodsOfTheSameNode(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -161,7 +161,7 @@ func TestTheGuardIsRepaired(t *testing.T) {
 	p := Sender{PortName("a"), MAC(netip.MustParseAddr("10.88.0.2")), address("10.88.0.2")}
 	rules := func() string {
 		lines := strings.Split(nodetest.Run(t, "nft", "-s", "list", "ruleset"), "\n")
-		slices.Sort(lines) // the kernel lists elements as they were made
+		slices.Sort(lines) // the kernel lists chains and sets in the order in which they were made
 		return strings.Join(lines, "\n")
 	}
 	if err := AllowSender(p); err != nil {

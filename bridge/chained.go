@@ -97,7 +97,7 @@ func EnableBridgeNetfilter(h netlinksafe.Handle, name string) error {
 	return nil
 }
 
-// NetfilterEnabled reports whether both options are on.
+// NetfilterEnabled reports whether the bridge has both options that EnableBridgeNetfilter sets.
 //
 // Equivalent to: ip -d link show BRIDGE | grep 'nf_call_iptables 1 nf_call_ip6tables 1'
 func NetfilterEnabled(name string) (bool, error) {

@@ -14,8 +14,9 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Check verifies a port and the node's part of it. The error names everything that is wrong or can't be read. With
-// mtu 0, any MTU is right.
+// Check verifies both ends of a pod's pair, and the node settings that the pod needs. If weir0 or the port's link is
+// missing, the error names only that. Otherwise it names everything that is wrong or can't be read. With mtu 0, the
+// node's end may have any MTU.
 func Check(h netlinksafe.Handle, p Port, mtu int) error {
 	br, err := h.LinkByName(Name)
 	if err != nil {
@@ -101,8 +102,8 @@ type Interface struct {
 	Addresses []*net.IPNet
 }
 
-// CheckInterfaces verifies MACs, MTUs and addresses in the handle's network namespace. Errors contain the text
-// where.
+// CheckInterfaces verifies MACs, MTUs and addresses in the handle's network namespace. The errors repeat the
+// parameter where, such as "on the node".
 func CheckInterfaces(h netlinksafe.Handle, where string, all []Interface) error {
 	var errs []error
 	for _, i := range all {

@@ -14,10 +14,10 @@ import (
 	"github.com/weir-net/weir/internal/nft"
 )
 
-// The kernel reassembles fragmented datagrams before policy is checked, and all pods share one memory for it: 4 MiB for
-// each family, where an incomplete datagram stays for 30 seconds (IPv6: 60). About 6,000 small fragments fill that
-// memory; then no other pod's fragments arrive. So the guard bounds the fragments that each port sends, before IP sees
-// them, and weir makes the memory large enough for the fragments that the guard accepts.
+// The kernel reassembles fragmented datagrams before policy is checked, and all pods share one memory for it: 4 MiB
+// for each family, where an incomplete datagram stays for 30 seconds (IPv6: 60). A few thousand small fragments fill
+// that memory; then no other pod's fragments arrive. So the guard bounds the fragments that each port sends, before
+// IP sees them, and weir makes the memory large enough for the fragments that the guard accepts.
 //
 // Rates:
 //
@@ -134,8 +134,8 @@ func isFragment6() []expr.Any {
 	}
 }
 
-// reassembly returns the sysctls for fragments. Connection tracking has its own for IPv6. A family that the kernel
-// hasn't loaded has none.
+// reassembly returns the sysctls for fragments: IPv4's, IPv6's, and connection tracking's own for IPv6. It doesn't
+// matter if the kernel lacks some of them.
 //
 // Equivalent to:
 //

@@ -51,13 +51,13 @@ func (s Sender) Command() string {
 	return strings.Join(all, "; ")
 }
 
-// senderKeys are the keys of elements, by the name of their set.
+// senderKeys has the keys of the guard's entries, by the name of the set.
 type senderKeys map[string]map[string]bool
 
-// elements are elements by the name of their set.
+// elements has elements of the guard's sets, by the name of the set.
 type elements map[string][]nftables.SetElement
 
-// elements returns what allows the sender to send. It leaves out quickSet, which allows nothing more.
+// elements returns the sender's elements in all sets but quickSet. The elements in quickSet allow nothing more.
 func (s Sender) elements() elements {
 	all := elements{}
 	for _, a := range s.Addresses {
@@ -114,8 +114,7 @@ func AllowSender(s Sender) error {
 	return nil
 }
 
-// ForbidSender removes the sender's entries from the guard. The port can then send nothing. Missing entries are no
-// error.
+// ForbidSender removes the sender's entries from the guard. Missing entries are no error.
 //
 // Equivalent to: nft delete element bridge weir senders4 { HOSTIF . MAC . ADDR } (senders6 for IPv6 addresses)
 func ForbidSender(s Sender) error {
@@ -142,8 +141,8 @@ func Unplug(s Sender, neighbours []endpoint.Address) error {
 	return errors.Join(s.deleteElements(conn), RemovePort(s.HostIf, neighbours))
 }
 
-// deleteElements also deletes entries in quickSet that have the sender's MAC and address. If the link is gone, its
-// index is unknown.
+// deleteElements deletes the sender's entries from all sets of the guard. If the link is gone, its index is unknown.
+// Then it deletes the entries in quickSet with the sender's MAC and one of its addresses.
 func (s Sender) deleteElements(conn *nftables.Conn) error {
 	all := s.allElements()
 	if len(all[quickSet]) == 0 && len(all[guardSets[conf.IPv4]]) > 0 {
@@ -170,7 +169,7 @@ func deleteElement(conn *nftables.Conn, set string, e nftables.SetElement) error
 	return nil
 }
 
-// SenderAllowed reports whether the guard has all entries of the sender.
+// SenderAllowed reports whether the guard has all entries of the sender. Those in quickSet don't count.
 func SenderAllowed(s Sender) (bool, error) {
 	conn, err := nftables.New()
 	if err != nil {
@@ -228,9 +227,9 @@ func senderKey(hostIf string, mac net.HardwareAddr, addr netip.Addr) []byte {
 	return append(k, addr.AsSlice()...)
 }
 
-// RepairGuard restores the guard in one transaction. It returns the senders that the guard lacked. damaged is true
-// if the rules were wrong. If the sets or the senders can't be read, it repairs only the rules and returns the
-// error.
+// RepairGuard restores the guard's rules and entries in one transaction, and then deletes leftovers. It returns the
+// senders that the guard lacked. damaged is true if the rules were wrong or couldn't be read. If the sets or the
+// senders can't be read, it repairs only the rules and returns the error.
 //
 // RepairGuard reads the sets before it calls current: a port's record exists longer than its entry, so an entry
 // without a record is a leftover.
@@ -295,7 +294,7 @@ func compareSenders(want []Sender, present senderKeys) (missing []Sender, add, a
 	return missing, add, all
 }
 
-// If a part of the guard is wrong, the kernel refuses an addition. Then the guard is replaced.
+// If a set or a chain has a wrong type, the kernel refuses the addition. Then the whole guard is replaced.
 func makeOrReplaceGuard(add, all elements) error {
 	if makeGuard(add) == nil {
 		return nil

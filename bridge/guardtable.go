@@ -83,7 +83,7 @@ func commitGuard(conn *nftables.Conn, add elements, rules, logs bool) error {
 	return nil
 }
 
-// guardIntact compares tables, chains and rules, with or without log, but not the sets.
+// guardIntact compares the chains and rules of the guard's tables, but not the sets. Rules may lack the log.
 //
 // Equivalent to: nft list table bridge weir; nft list table inet weir-ports; nft list table arp weir-ports
 func guardIntact(conn *nftables.Conn) (bool, error) {

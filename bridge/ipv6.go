@@ -18,8 +18,8 @@ import (
 // delay a pod by two seconds.
 const addrGenModeNone = 1
 
-// weir0's addresses are /128. With the subnet's prefix length, the node would also answer for the subnet's first
-// address, which belongs to the tunnel.
+// ensureIPv6 gives weir0 addresses with /128. With the subnet's prefix length, the node would also answer for the
+// subnet's first address, which belongs to the tunnel.
 //
 // Equivalent to:
 //

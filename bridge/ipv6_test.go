@@ -106,7 +106,8 @@ func TestABridgeGetsItsOtherFamily(t *testing.T) {
 	}
 }
 
-// TestWithoutIPv6: if IPv6 is switched off, AddPort says so and leaves nothing behind.
+// TestWithoutIPv6: if IPv6 is switched off in a pod, AddPort says so and leaves no link behind. If it is off on
+// weir0, Ensure says so.
 func TestWithoutIPv6(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -141,8 +142,8 @@ func TestWithoutIPv6(t *testing.T) {
 	}
 }
 
-// TestTheNodesOwnRouterStays: if a node's default route came from a router advertisement, the link accepts further
-// ones.
+// TestTheNodesOwnRouterStays: if a node's default route came from a router advertisement, its link goes on accepting
+// advertisements.
 func TestTheNodesOwnRouterStays(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

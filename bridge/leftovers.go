@@ -33,8 +33,8 @@ func Ports() ([]string, error) {
 	return names, nil
 }
 
-// HasNeighbour reports whether weir0 has a permanent neighbour entry for one of the addresses. If it has, weir made
-// the link of this pod.
+// HasNeighbour reports whether weir0 has a permanent neighbour entry for one of the addresses. Only weir makes such
+// entries, so the link of such a pod is weir's.
 //
 // Equivalent to: ip neigh show ADDR dev weir0 nud permanent
 func HasNeighbour(addrs []endpoint.Address) (bool, error) {
@@ -53,7 +53,7 @@ func HasNeighbour(addrs []endpoint.Address) (bool, error) {
 	}), nil
 }
 
-// Senders returns one Sender for each entry of the guard's sets.
+// Senders returns one Sender for each entry of the sets senders4 and senders6.
 //
 // Equivalent to: nft list set bridge weir senders4; nft list set bridge weir senders6
 func Senders() ([]Sender, error) {

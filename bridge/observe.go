@@ -107,8 +107,9 @@ func nothingObserved() *Observed {
 	return o
 }
 
-// Lasts reports whether the state stays true until the kernel announces a change, except for sysctls and the MTUs of
-// pods' ends.
+// Lasts returns false if a part couldn't be read, or if an address is younger than a second, because its routes may
+// still come. Otherwise the state stays true until the kernel announces a change. Sysctls and the MTUs of pods' ends
+// may change unannounced.
 func (o *Observed) Lasts() bool {
 	for _, fresh := range o.Fresh {
 		if fresh {
@@ -168,8 +169,8 @@ func parseLink(m []byte) (l Link, ok bool) {
 	return l, l.Name != ""
 }
 
-// smallNumbers returns the attributes that are numbers. The kernel encodes them in one, two or four bytes, in the
-// host's order.
+// smallNumbers returns the attributes of one, two or four bytes as numbers. It leaves out numbers of more than 16
+// bits.
 func smallNumbers(data []byte) map[uint16]uint16 {
 	all := map[uint16]uint16{}
 	for kind, value := range attrs.In(data) {
@@ -270,7 +271,8 @@ func (o *Observed) isMissing(name string) bool {
 	return o.links == nil && !ok
 }
 
-// link returns false for a missing link. Its error wraps ErrUnknown if the links or one of reads couldn't be read.
+// link returns false for a missing link. The parameter reads has the errors of other reads that the caller needs. If
+// one of them, or that of reading the links, isn't nil, link returns an error that wraps it and ErrUnknown.
 func (o *Observed) link(name string, reads ...error) (Link, bool, error) {
 	if err := errors.Join(append(reads, o.links)...); err != nil {
 		return Link{}, false, fmt.Errorf("%s: %w: %w", name, ErrUnknown, err)

@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// PortOnBridge is the property that a pod's link is an isolated port of weir0, with an MTU that the pod's end can
-// use. A missing link is not wrong: the kernel deletes it with the pod's network namespace.
+// PortOnBridge is the property that a pod's link is an isolated port of weir0, and that its MTU isn't smaller than
+// that of the pod's end. A missing link is not wrong: the kernel deletes the link with the pod's network namespace.
 type PortOnBridge struct {
 	HostIf string
 	Up     bool
@@ -32,7 +32,7 @@ func (p PortOnBridge) String() string {
 	return fmt.Sprintf("%s is %san isolated port of %s, and takes what the pod sends", p.HostIf, up, Name)
 }
 
-// Command returns the command that restores all that Check compares, except the MTU.
+// Command returns the command that restores what Check compares, except the MTU and the port's state.
 func (p PortOnBridge) Command() string {
 	up := ""
 	if p.Up {
@@ -59,7 +59,7 @@ var portFlags = []struct {
 	{nl.IFLA_BRPORT_GROUP_FWD_MASK, "group_fwd_mask", linkLocalMACs},
 }
 
-// Check compares the port's link with weir0. If either is missing, nothing is wrong here.
+// Check names all that is wrong with the port. If the port's link or weir0 is missing, nothing is wrong here.
 func (p PortOnBridge) Check(o *Observed) error {
 	port, ok, err := o.link(p.HostIf)
 	if err != nil || !ok {

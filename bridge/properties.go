@@ -51,15 +51,15 @@ type Knowledge struct {
 	Pods []Pod
 	// MAC is weir0's earlier MAC, or nil if it is unknown.
 	MAC net.HardwareAddr
-	// Tunnels are the families of pods' packets that need the tunnel.
+	// Tunnels are the families whose packets between pods of different nodes need the tunnel.
 	Tunnels []conf.Family
 	Memory  uint64
 	// Filtered are the bridges of other plugins whose packets must pass through iptables.
 	Filtered []string
 }
 
-// Properties returns the node settings of weir, in the order in which they must be made. ADD makes them, CHECK
-// verifies them, and the agent repairs them. Package overlay has further settings.
+// Properties returns the node settings of weir, in the order in which they must be made. ADD makes most of them,
+// CHECK verifies them, and the agent repairs them. Package overlay has further settings.
 func Properties(k Knowledge) []Property {
 	all := append(reassembly(k.Memory), NoAutoconfigured{})
 	for _, link := range []string{Name, conf.Tunnel} {
@@ -120,7 +120,8 @@ func (k Knowledge) gateways() []netip.Prefix {
 	})
 }
 
-// macs returns the MACs that weir0 may have. It got the MAC of its first gateway, which may be unknown by now.
+// macs returns the MACs that weir0 may have: k.MAC if that is known, otherwise the MACs of all gateways. weir0 got
+// the MAC of its first gateway, but which was the first may be unknown.
 func (k Knowledge) macs(gateways []netip.Prefix) []net.HardwareAddr {
 	var all []net.HardwareAddr
 	if k.MAC != nil {

@@ -60,7 +60,8 @@ import (
 //
 //   - The number of set lookups for a frame doesn't depend on the number of pods.
 //   - The first rule accepts nearly all frames of pods. It accepts no frame that the other rules drop or limit, and
-//     saves a part of the time that they take. The MACs that are for bridges are multicast.
+//     saves a part of the time that they take. It leaves out multicast, because the MACs that are for bridges are
+//     multicast.
 //   - Neighbour discovery (RFC 4861: router and neighbour solicitations and advertisements, redirects) is dropped,
 //     also behind extension headers. The addresses that such a message is about are inside the message, where no set
 //     lookup reaches. Pods don't need it: all neighbours are permanent.
@@ -246,7 +247,8 @@ func protocol(etherType uint16) []expr.Any {
 	return nft.Equal(load, binary.BigEndian.AppendUint16(nil, etherType))
 }
 
-// toBridges matches frames to 01:80:c2:00:00:00 to :ff, which IEEE 802.1D reserves for bridges.
+// toBridges matches frames to the MACs 01:80:c2:00:00:00 to 01:80:c2:00:00:ff. IEEE reserves them for bridges and
+// other standards.
 func toBridges() []expr.Any {
 	load := nft.LoadPayload(expr.PayloadBaseLLHeader, 0, 5, unix.NFT_REG_1)
 	return nft.Equal(load, []byte{0x01, 0x80, 0xc2, 0, 0})

@@ -51,10 +51,10 @@ func hasDefault(given []conf.Route, a endpoint.Address) bool {
 	})
 }
 
-// addSecondaryRoutes adds the routes of a pod's second interface, which Multus adds, and returns them. If the pod's
-// default route leads out of another interface, the second interface gets only a route to its own network. A rule
-// and a table of their own lead answers back out of the second interface, because the guard allows its address on
-// no other port.
+// addSecondaryRoutes returns the routes of the interface. If the pod's default route already leads out of another
+// interface, this is a second interface, as Multus adds them. A second interface gets a route to its network instead
+// of a default route. It also gets a table with a default route for packets from its own address, because the guard
+// allows this address on no other port.
 //
 // Equivalent to, in the pod:
 //

@@ -27,7 +27,7 @@ type Sysctl struct {
 
 type Bound int
 
-// The value must equal the wanted one, or be at most or at least as large.
+// The sysctl must be equal to Sysctl.Value, at most as large, or at least as large.
 const (
 	Exactly Bound = iota
 	AtMost
@@ -162,8 +162,8 @@ func (UplinksAcceptRA) wrongUplinks(o *Observed) (wrong []string, err error) {
 	return wrong, nil
 }
 
-// Check names the links that have such routes and accept_ra 1. With accept_ra 0 a link is not wrong: the
-// administrator chose it.
+// Check names the links that have routes from router advertisements, and accept_ra 1. With accept_ra 0 a link is not
+// wrong: the administrator chose it.
 func (l UplinksAcceptRA) Check(o *Observed) error {
 	wrong, err := l.wrongUplinks(o)
 	if err == nil && len(wrong) > 0 {

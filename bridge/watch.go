@@ -49,8 +49,8 @@ func WatchPorts(ctx context.Context, gone func()) error {
 	}
 }
 
-// Other messages about new links would wake the agent while a pod waits. The filter reads numbers in network byte
-// order (socket(7), SO_ATTACH_FILTER).
+// receiveOnlyDellink drops all messages but RTM_DELLINK: messages about new links would wake the agent while a pod
+// waits for its ADD. The filter reads numbers in network byte order (socket(7), SO_ATTACH_FILTER).
 func receiveOnlyDellink(fd int) error {
 	const offsetOfType = 4 // struct nlmsghdr
 	end := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.RTM_DELLINK))
@@ -76,8 +76,8 @@ type News struct {
 
 var everything = News{Settings: true, Ways: true, Underlay: true}
 
-// nodeGroups are the messages that WatchNode gets. Of sysctls, the kernel announces only those of forwarding
-// (NETCONF).
+// nodeGroups are the messages that WatchNode gets. Of the sysctls that weir sets, the kernel announces only those of
+// forwarding (NETCONF).
 var nodeGroups = []uint{
 	unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
 	unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF, unix.RTNLGRP_IPV4_RULE,
@@ -85,8 +85,8 @@ var nodeGroups = []uint{
 }
 
 // WatchNode calls changed after node settings or paths to other nodes have changed, or may have. weir's own changes
-// count too. The first call has all news. It returns when ctx ends, or with an error if it can't listen to the
-// kernel.
+// count too. Its first call, with all news, comes at once. WatchNode returns when ctx ends, or with an error if it
+// can't listen to the kernel.
 //
 // Equivalent to: ip monitor link address neigh route rule nexthop netconf
 func WatchNode(ctx context.Context, changed func(News)) error {

@@ -23,7 +23,7 @@ type Enforcement string
 const (
 	// Strict fails ADD: without the agent's answer there is no pod. It is the default.
 	Strict Enforcement = "strict"
-	// Closed lets the pod start, but the pod's link stays down until the agent has enrolled the pod.
+	// Closed lets the pod start, but without connections until the agent has enrolled the pod.
 	Closed Enforcement = "closed"
 	// Off makes only the network: ADD asks no agent, and no policy is enforced on the pod.
 	Off Enforcement = "off"
@@ -66,10 +66,10 @@ func MTURange(six bool) (least, largest int) {
 	return minMTU, maxMTU
 }
 
-// Parse reads and validates the network configuration of a CNI call. Errors are *types.Error, and name the key and
-// its value:
+// Parse reads and validates the network configuration of a CNI call. Its errors are *types.Error. Those with the
+// codes 2 and 7 name the key:
 //
-//   - code 6: the configuration is no JSON object, or prevResult can't be read
+//   - code 6: the configuration or prevResult can't be read
 //   - code 2: a key is unknown
 //   - code 7: a key is missing, or its value is wrong
 func Parse(data []byte) (*NetConf, error) {
@@ -160,7 +160,7 @@ func invalid(key, value, why string) error {
 	return keyError(types.ErrInvalidNetworkConfig, key, value, why)
 }
 
-// keyError returns an error with the code. It names the key and the first 80 bytes of its value.
+// keyError returns an error with the code, the key, the first 80 bytes of the key's value, and the reason.
 func keyError(code uint, key, value, why string) error {
 	if len(value) > 80 {
 		value = value[:80] + "…"

@@ -143,8 +143,8 @@ func TestParseTakesTheRuntimesKeys(t *testing.T) {
 	}
 }
 
-// TestParseRefuses: if a configuration is wrong, Parse returns CNI's code and a message that names the key and
-// the value.
+// TestParseRefuses: if a configuration is wrong, Parse returns an error with CNI's code and a message that says what
+// is wrong.
 func TestParseRefuses(t *testing.T) {
 	const ranges = `"ranges": [{"subnet": "10.88.0.0/24"}]`
 	for _, tc := range []struct {
@@ -481,8 +481,8 @@ func TestParseArgs(t *testing.T) {
 	}
 }
 
-// TestIdentify: CNI_ARGS have precedence over args.cni. If a part is missing or can't be read, Identify returns
-// an error.
+// TestIdentify: CNI_ARGS have precedence over args.cni. If a needed part is missing or wrong, Identify returns an
+// error.
 func TestIdentify(t *testing.T) {
 	for _, tc := range []struct {
 		name, cni string

@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// TestMonitoring: promtool accepts the alerts and the dashboard's queries, and docs/metrics.md explains each of
-// them.
+// TestMonitoring: promtool accepts the alerts and the dashboard's queries. docs/metrics.md explains each alert, and
+// each metric in the alerts and the queries.
 func TestMonitoring(t *testing.T) {
 	promtool := func(args ...string) {
 		t.Helper()

@@ -19,7 +19,8 @@ const (
 	// LogGroup is the netlink log group of packets that weir drops, or that audited policies would drop. Only
 	// one program can read a group: the agent.
 	LogGroup = 88
-	// LogPrefix begins the log text of each rule that drops packets. The name of the rule's chain follows.
+	// LogPrefix begins the log text of each rule that drops packets. The name of the rule's chain follows, except in
+	// the guard's and the gate's rules (below).
 	LogPrefix = "weir drop "
 	// AuditLogPrefix begins the log text of rules for packets that audited policies would drop. The name of the
 	// rule's chain follows.
@@ -31,9 +32,9 @@ const (
 	LoopbackLogPrefix  = GuardLogPrefix + "-loopback"  // to the node's loopback addresses
 	FragmentsLogPrefix = GuardLogPrefix + "-fragments" // more fragments than the bound
 	DiscoveryLogPrefix = GuardLogPrefix + "-discovery" // what pods may not say in IPv6's neighbour discovery
-	PastLogPrefix      = GuardLogPrefix + "-past"      // from a port to the node's IP stack
-	TunnelLogPrefix    = LogPrefix + "gate-tunnel"     // tunnel packets, and to the tunnels' port
-	WayLogPrefix       = LogPrefix + "gate-way"        // pods' addresses by the wrong link or tunnel
+	PastLogPrefix      = GuardLogPrefix + "-past"      // from a port to the node's IP stack, past the bridge
+	TunnelLogPrefix    = LogPrefix + "gate-tunnel"     // forged tunnel packets, and packets of pods to the tunnels' port
+	WayLogPrefix       = LogPrefix + "gate-way"        // from a pod's address, but by the wrong link or tunnel
 	// CutLabel is the bit of a connection's label that marks the connection as cut.
 	CutLabel = 127
 	// MaxSetEntries is the largest number of entries of one of weir's ipsets (maxelem). The kernel allocates
@@ -45,8 +46,8 @@ const (
 // (IPSET_MAX_COMMENT_SIZE), a rule (xt_comment) or a link (IFALIASZ).
 const MaxComment = 255
 
-// Comment changes the text so that the kernel keeps it unchanged, and so that it is safe to print on a
-// terminal. It shortens the text to MaxComment bytes.
+// Comment returns the text with question marks for the characters that isChanged names, and shortened to MaxComment
+// bytes.
 func Comment(text string) string {
 	if strings.ContainsFunc(text, isChanged) {
 		text = strings.Map(func(r rune) rune {

@@ -19,7 +19,7 @@ type Range struct {
 	// Gateway is the bridge's own address in the subnet, which is never assigned. The default is the first
 	// address that a host can have.
 	Gateway netip.Addr `json:"gateway,omitzero"`
-	// Exclude has addresses of the range that other hosts use. They are never assigned, not even on request.
+	// Exclude has networks whose addresses are never assigned, not even on request.
 	Exclude []netip.Prefix `json:"exclude,omitempty"`
 }
 

@@ -14,8 +14,8 @@ import (
 // Route is a configured route of a pod (CNI specification 1.1, "Success": routes).
 type Route struct {
 	Dst netip.Prefix `json:"dst"`
-	// Gateway is invalid if the configuration gives none. It must be the gateway of the pod's range: a pod
-	// reaches no other host on its link.
+	// Gateway is invalid if the configuration gives none. A given one must be the gateway of the pod's range, because
+	// a pod reaches no other host on its link.
 	Gateway  netip.Addr `json:"gw,omitzero"`
 	MTU      int        `json:"mtu,omitempty"`
 	AdvMSS   int        `json:"advmss,omitempty"`
@@ -37,7 +37,7 @@ var knownRouteKeys = []string{"dst", "gw", "mtu", "advmss", "priority", "table",
 // IsDefault reports whether the route replaces the default route of its family.
 func (r Route) IsDefault() bool { return r.Dst.Bits() == 0 && r.TableID() == mainTable && !r.OnLink() }
 
-// OnLink reports whether the route has no gateway.
+// OnLink reports whether the route's scope is ScopeLink. Such a route has no gateway.
 func (r Route) OnLink() bool { return r.Scope != nil && *r.Scope == ScopeLink }
 
 // TableID returns the number of the route's table. The default is the main table.
@@ -126,8 +126,8 @@ func (r Route) validate(path string) error {
 	return nil
 }
 
-// checkRoutes checks that each route's family has a range, and that a given gateway is the ranges' only
-// gateway. No two routes may have the same destination, table and priority.
+// checkRoutes checks that each route's family has a range, unless there are no ranges. A given gateway must be the
+// only gateway of the family's ranges. No two routes may have the same destination, table and priority.
 func checkRoutes(routes []Route, ranges []Range) error {
 	for i, r := range routes {
 		path := fmt.Sprintf("routes[%d]", i)
@@ -155,8 +155,8 @@ func checkRoutes(routes []Route, ranges []Range) error {
 	return nil
 }
 
-// RoutesOf returns the routes of a pod with an address of that family and that gateway: the given routes, and a
-// default route unless one is given.
+// RoutesOf returns a pod's routes of the family: the given ones, and a default route unless one is given. Routes
+// without ScopeLink lead to the gateway.
 func RoutesOf(given []Route, family Family, gateway netip.Addr) []Route {
 	var routes []Route
 	for _, r := range given {

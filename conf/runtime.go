@@ -24,8 +24,7 @@ type runtimeConfig struct {
 	} `json:"dns"`
 }
 
-// cniArgs is "args.cni" of the configuration. Its labels can only name the pod: policy uses the source's
-// labels.
+// cniArgs is "args.cni" of the configuration. weir uses Labels only to identify the pod, and not to match policies.
 type cniArgs struct {
 	IPs       []string        `json:"ips"`
 	MAC       string          `json:"mac"`
@@ -182,8 +181,8 @@ func (c *NetConf) checkChained() error {
 	return nil
 }
 
-// ForAdd checks what only ADD requires. chained is true if there is a prevResult: then another plugin has made
-// the interface. It returns an error if ranges is missing, or if a key has no effect on a chained attachment.
+// ForAdd checks what only ADD requires. chained is true if there is a prevResult: then another plugin has made the
+// interface, and ranges, routes and mtu must be absent. Otherwise ranges must be there.
 func (c *NetConf) ForAdd() (chained bool, err error) {
 	if c.PrevResult != nil {
 		return true, c.checkChained()

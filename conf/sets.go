@@ -15,7 +15,7 @@ const (
 	ChainedSet  = ownSet + "chained"
 	// LinksSet has the links that another plugin made for one pod each.
 	LinksSet = ownSet + "links"
-	// SendersSet has the addresses of pods behind links that another plugin made, each with the pod's link.
+	// SendersSet has the addresses of the pods on the links of LinksSet, each with the pod's link.
 	SendersSet = ownSet + "senders"
 	// IngressMap and EgressMap have the pods of all classes of one direction, each with its class's number.
 	// They replace class sets if the kernel can look such numbers up.
@@ -39,7 +39,7 @@ const (
 	NumberSets      = ownSet + "numbers-"
 )
 
-// NoneClass and OpenClass replace the hash in the names of the two classes that always exist.
+// NoneClass and OpenClass replace the hash in the names of the sets of the two classes that always exist.
 const (
 	NoneClass = "none"
 	OpenClass = "open"
@@ -55,7 +55,7 @@ const (
 	PortsChain   = ownChain + "PORTS"
 	// These chains log and drop every packet. The log's text names the chain, which tells the reason.
 	CutChain       = ownChain + "CUT"       // of cut connections
-	MidstreamChain = ownChain + "MIDSTREAM" // of TCP connections of which connection tracking knows nothing
+	MidstreamChain = ownChain + "MIDSTREAM" // of TCP connections that connection tracking doesn't know
 	NoPodChain     = ownChain + "NO-POD"    // from or to the bridge, but from or to no pod
 	ForgedChain    = ownChain + "FORGED"    // from a pod's link, but not from the pod's addresses
 	LoopbackChain  = ownChain + "LOOPBACK"  // to the node's loopback addresses
@@ -78,7 +78,7 @@ const (
 	ownChain           = "WEIR-"
 	IngressClassChains = ownChain + "IN-"
 	EgressClassChains  = ownChain + "EG-"
-	// ByNumber is a part of the names of chains that compare a part of classes' numbers.
+	// ByNumber follows one of these prefixes in the names of chains that find a packet's class by the class's number.
 	ByNumber = "CLASSES-"
 )
 
