@@ -88,7 +88,7 @@ func (b *addressBook) names(a netip.Addr) (names []string) {
 }
 
 type standing struct {
-	selectors []*live // by ID
+	selectors []*live // in the order of their IDs
 	ports     []portAt
 	of        *Pod // the pod in the entry's comment
 }

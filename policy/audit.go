@@ -14,7 +14,7 @@ import (
 // AuditAnnotation with the value "true" makes a NetworkPolicy an audited one: it isolates nothing and allows
 // nothing. The agent reports the connections that such a policy would drop.
 //
-// It is an annotation, not a label: kustomize and Helm copy labels to all objects, and so could end
+// It is an annotation, not a label: kustomize and Helm charts often copy labels to all objects, and could so end
 // enforcement.
 const AuditAnnotation = "weir.io/audit"
 
@@ -40,8 +40,8 @@ func allAudited(policies []*networkingv1.NetworkPolicy) bool {
 	})
 }
 
-// KeepAudit returns only AuditAnnotation of a policy's annotations; nil if the policy doesn't have it. Policy needs
-// no other annotation.
+// KeepAudit returns only AuditAnnotation of a policy's annotations, because weir uses no other. It returns nil if the
+// policy doesn't have this annotation.
 func KeepAudit(annotations map[string]string) map[string]string {
 	if value, ok := annotations[AuditAnnotation]; ok {
 		return map[string]string{AuditAnnotation: value}
@@ -49,8 +49,9 @@ func KeepAudit(annotations map[string]string) map[string]string {
 	return nil
 }
 
-// auditClass computes the class of pods that only audited policies would isolate. Its chain drops nothing: it
-// logs the first packet of each connection that these policies would drop.
+// auditClass computes the class of pods that only audited policies would isolate. Its chain drops nothing: it logs
+// the first packet of each connection that these policies would drop. ok is false if the kernel refuses the class set
+// or one of its entries.
 func (l *lowering) auditClass(g *group) (k class, ok bool) {
 	rules := l.agreedRules(g.policies)
 	id := ruleset.Identity(g.key, rules)

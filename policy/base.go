@@ -8,8 +8,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// familiesOf returns IPv4, and IPv6 if the node's pods can have such addresses. Rules for both double the cost
-// of a change. Without IPv6 rules, the guard drops all IPv6 packets from pods.
+// familiesOf returns IPv4, and also IPv6 if one of the node's pods or podCIDRs has an IPv6 address. Rules for both
+// families double the cost of a change. The guard drops IPv6 packets from a port whose pod has no
+// IPv6 address.
 func familiesOf(endpoints []Endpoint, self Node) []conf.Family {
 	six := func(a netip.Addr) bool { return conf.FamilyOf(a) == conf.IPv6 }
 	for _, e := range endpoints {
@@ -69,7 +70,7 @@ func (c *common) base() {
 		[]ruleset.Rule{
 			{In: conf.Bridge, Action: ruleset.GoTo, To: egress.dispatch}, fromPod,
 		})
-	// Packets at this hook were checked at an earlier hook. The backend writes a comment that names that hook.
+	// Packets at this hook were checked at an earlier hook. In iptables, a comment names the table of the earlier hook.
 	c.hook(ruleset.AcceptForwarded, conf.AcceptChain, "weir: no other default drops what policy let through",
 		[]ruleset.Rule{
 			{In: conf.Bridge, Action: ruleset.Accept}, // comparing a link is quicker than a look-up
@@ -85,8 +86,9 @@ func (c *common) base() {
 		}})
 }
 
-// dropChains adds one chain for each reason: it logs and drops every packet. Other packets are then compared
-// with one rule, and not with two.
+// dropChains adds a chain for each of these reasons to drop packets. The chain logs and drops every packet. So
+// packets that aren't dropped meet only the rule that leads to the chain, and not one rule that logs and one that
+// drops.
 func (c *common) dropChains() {
 	for _, of := range []struct{ name, why string }{
 		{conf.CutChain, "connections cut by a later change of policy"},
@@ -156,8 +158,9 @@ func (c *common) ahead(other links) []ruleset.Rule {
 // icmpErrors adds the chain that drops a pod's ICMP errors about packets that the pod didn't get. Connection
 // tracking ignores the sender of an error, so a pod could end others' connections.
 //
-// The rule icmpFromPods leads to the chain. The rule related accepts errors about known connections: any router
-// may send them. Untracked errors are checked too: forged ones could shrink the packets of the tunnel.
+// The rule icmpFromPods leads all ICMP packets of pods to the chain, also those of no known connection: a forged
+// error could shrink the packets of the tunnel. The rule related lets errors about known connections pass, because
+// any router may send them.
 func (c *common) icmpErrors() (icmpFromPods, related ruleset.Rule) {
 	proto := icmp(c.family)
 	c.chain(conf.ErrorsChain, dropRest([]ruleset.Rule{{

@@ -16,7 +16,7 @@ const (
 	// maxNodeRules, maxNodeSets and maxNodeEntries limit all policies of a node together. Sets and chains of
 	// classes don't count.
 	//
-	// The kernel has room for 65,533 sets (IPSET_INVALID_ID in include/uapi/linux/netfilter/ipset/ip_set.h).
+	// The kernel's numbers of sets have 16 bits (ip_set_id_t in include/uapi/linux/netfilter/ipset/ip_set.h).
 	// iptables needs a second to write maxNodeRules rules. The kernel needs ten seconds for maxNodeEntries
 	// entries.
 	maxNodeRules   = 1 << 15
@@ -28,9 +28,10 @@ const (
 	maxProblems  = 50
 )
 
-// maxBulk is the largest bulk of a policy that is parsed at once. Larger policies wait for NextUnparsed.
+// maxBulk limits the policies that are parsed at once. A policy with a larger bulk waits for NextUnparsed.
 var maxBulk = 1 << 6
 
+// bulk counts what makes a policy slow to parse: peers, ports and excepts, and to a lesser degree selectors.
 func bulk(np *networkingv1.NetworkPolicy) (n int) {
 	add := func(peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) {
 		n += len(peers) + len(ports)

@@ -157,7 +157,7 @@ func TestLargePolicies(t *testing.T) {
 		{
 			name:     "more sets than a node has room for",
 			policies: sets,
-			rules:    8192 - 8192/64, // the rest is for namespace sane: the room that is left is rounded
+			rules:    8192 - 8192/64, // what the namespace sane leaves, rounded down
 			denied:   "10.88.1.9>big:tcp:1 client>big:tcp:1",
 			more: []policy.Pod{{
 				Namespace: "x",

@@ -33,7 +33,7 @@ type lowered struct {
 	classes [len(sides)][len(conf.Families)][]class
 	// open has the endpoints that only audited policies would isolate, if the kernel refuses their class.
 	open     [len(sides)][len(conf.Families)][]joined
-	supplies []*supply // the sets that the released demands need
+	supplies []*supply // the sets that the released demands need: see part.released
 	problems complaints
 }
 
@@ -151,7 +151,7 @@ func (l *lowering) classRules(policies []parsedPolicy) []ruleset.Rule {
 }
 
 // class returns the class "none" if the policies allow nothing, or if the kernel refuses the class set. ok is
-// false if the policies are audited and the kernel refuses a part.
+// false if the policies are audited and the kernel refuses the class set or one of its entries.
 func (l *lowering) class(g *group) (k class, ok bool) {
 	if g.audited {
 		return l.auditClass(g)

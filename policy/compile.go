@@ -87,7 +87,7 @@ type compiler struct {
 	sets     ordered.List[string, ruleset.Set]
 	chains   ordered.List[chainKey, ruleset.Chain]
 
-	problems   []ruleset.Problem // those of all parts; out of date if restated is true
+	problems   []ruleset.Problem // of all parts, and of pods that no policy isolates; out of date if restated is true
 	restated   bool
 	openStated bool // some of the problems are about pods that no policy isolates
 }

@@ -185,8 +185,8 @@ func TestConformanceOfBadCalls(t *testing.T) {
 	}
 }
 
-// TestConformance: in each version of the specification, the version's verbs work if they are called directly, through
-// libcni and through cnitool.
+// TestConformance: in each version of the specification, the version's verbs work if they are called directly,
+// through libcni and through cnitool.
 func TestConformance(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

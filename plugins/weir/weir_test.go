@@ -530,8 +530,8 @@ func TestDelNeedsNothing(t *testing.T) {
 	}
 }
 
-// TestARepeatedDelLeavesTheNextHolderAlone: if a pod's DEL is repeated after another pod has got the address, the other
-// pod keeps the address, its set entries and its neighbour entry.
+// TestARepeatedDelLeavesTheNextHolderAlone: if a pod's DEL is repeated after another pod has got the address, the
+// other pod keeps the address, its set entries and its neighbour entry.
 func TestARepeatedDelLeavesTheNextHolderAlone(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -20,8 +20,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// These tests try to use the windows of docs/security-windows.md. In most of them a pod sends forbidden packets during
-// a change, and none may arrive.
+// These tests try to use the windows of docs/security-windows.md. In most of them a pod sends forbidden packets
+// during a change, and none may arrive.
 
 const noEgress = `
 kind: NetworkPolicy
@@ -221,8 +221,9 @@ func TestFault5NothingPassesWhilePoliciesChange(t *testing.T) {
 	}
 }
 
-// TestAnAddressThatChangesHandsBringsNothingAlong: if a second pod gets the address of a pod that has ended, the second
-// pod can't continue the first one's connections, and may not open the connections that the first one could open.
+// TestAnAddressThatChangesHandsBringsNothingAlong: if a second pod gets the address of a pod that has ended, the
+// second pod can't continue the first one's connections, and may not open the connections that the first one could
+// open.
 func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -421,8 +422,8 @@ func TestACutConnectionThatIsForgotten(t *testing.T) {
 	}
 }
 
-// TestAFlushIsClosedWithoutAState: if rules are flushed before or while an agent runs that can't read the policies, the
-// agent closes the pods.
+// TestAFlushIsClosedWithoutAState: if rules are flushed before or while an agent runs that can't read the policies,
+// the agent closes the pods.
 func TestAFlushIsClosedWithoutAState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -48,7 +48,8 @@ func fromKernel(noAgent error) (*agentapi.Status, error) {
 	return s, nil
 }
 
-// nativeSets returns the sets and maps of the backend nftables, IPv4's first, each family's in the order of their names.
+// nativeSets returns the sets and maps of the backend nftables, IPv4's first, each family's in the order of their
+// names.
 func nativeSets() (all []agentapi.SetStatus, err error) {
 	r := nftnl.NewReader()
 	defer r.Close()

@@ -1,5 +1,5 @@
-// Command weirctl shows people what weir does on this node or in the whole cluster (as kubectl weir), and what it would
-// do with the manifests of a directory.
+// Command weirctl shows people what weir does on this node or in the whole cluster (as kubectl weir), and what it
+// would do with the manifests of a directory.
 package main
 
 import (

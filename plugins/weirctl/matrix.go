@@ -203,8 +203,8 @@ func isAudited(np *networkingv1.NetworkPolicy) bool {
 	return audited
 }
 
-// load reads the source's objects. If the user may not list all, it reads only those of the namespaces in
-// namespaces and also. Those in namespaces must exist.
+// load reads the source's objects. If the user may not list all, it reads only those of two lists of namespaces:
+// namespaces and also. A namespace of the first list must exist.
 func load(cmd *cobra.Command, source *client.Source, namespaces, also []string) (explain.Cluster, error) {
 	c, err := source.Load(cmd.Context(), slices.Concat(namespaces, also)...)
 	if err != nil {

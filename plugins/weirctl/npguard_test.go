@@ -220,7 +220,7 @@ func (p published) compare(t *testing.T, dir string, s policy.State) (pairs int)
 	return pairs
 }
 
-// Owners and pods are namespace/name.
+// owners returns the owner of each object that has one. Objects and owners are namespace/name.
 func owners(dir string) map[string]string {
 	by := map[string]string{}
 	type object struct {

@@ -111,8 +111,8 @@ func (f *flowsFlags) recorded(cmd *cobra.Command, file string) (all []agentapi.F
 	return all, nil
 }
 
-// seenFlows returns the flows of all nodes. Both nodes record a flow between two nodes, so the list has it twice.
-// notes say what is missing.
+// seenFlows returns the flows of all nodes. A flow between two nodes is in the list twice, because both nodes record
+// it. notes say what is missing.
 func seenFlows(recorded []agentapi.Flows, pods []policy.Pod) (flows []suggest.Flow, notes []string) {
 	labels := map[string]map[string]string{}
 	for i := range pods {
@@ -141,9 +141,10 @@ func seenFlows(recorded []agentapi.Flows, pods []policy.Pod) (flows []suggest.Fl
 	return flows, notes
 }
 
-// notRecorded names pods on nodes without recorded flows. The suggested policies deny what these pods need.
+// notRecorded names the nodes that have pods of the namespace and no recorded flows. The suggested policies deny what
+// these pods need.
 func notRecorded(namespace string, recorded []agentapi.Flows, pods []policy.Pod) (notes []string) {
-	nodes := map[string]bool{"": true} // of files, the nodes of pods are not known
+	nodes := map[string]bool{"": true} // a pod of a manifest may have no node
 	for _, f := range recorded {
 		nodes[f.Node] = nodes[f.Node] || !f.Since.IsZero()
 	}

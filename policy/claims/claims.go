@@ -1,4 +1,5 @@
-// Package claims decides which of the addresses and networks that Nodes claim count. It is pure.
+// Package claims decides which claims of Nodes count. A claim is an address or a network that a Node states as its
+// own. The package reads and changes nothing on the node.
 package claims
 
 import (
@@ -14,7 +15,7 @@ import (
 )
 
 // special are networks whose addresses don't identify a single host beyond its link (RFC 6890, sections 2.2.2
-// and 2.2.3; RFC 4291, section 2.5.5.2). No node and no pod can have one.
+// and 2.2.3; RFC 4291, section 2.5.5.2). Nodes can't use them to reach each other or pods.
 var special = []struct {
 	network netip.Prefix
 	what    string
@@ -55,9 +56,9 @@ type UnderlayAddress struct {
 	What    string // a description of the address for messages
 }
 
-// Settle decides which claims of Nodes count. It returns the Nodes with these claims, the oldest first, and a
-// problem for each other claim. Routes, tunnels and the addresses of other nodes' pods use only claims that
-// count. Otherwise a forged Node could draw the traffic of other nodes, or give one pod the rights of another.
+// Settle decides which claims of Nodes count. It returns the Nodes with these claims, the oldest first, and problems
+// about the other claims. Routes, tunnels and the addresses of other nodes' pods use only claims that count.
+// Otherwise a forged Node could draw the traffic of other nodes, or give one pod the rights of another.
 //
 // A claim doesn't count if
 //
@@ -69,8 +70,9 @@ type UnderlayAddress struct {
 // Of two Nodes that claim the same, the older one wins. A Node without a creation time is the youngest. Of
 // equally old Nodes, Self wins, then the first by name.
 //
-// A claim that counted before goes on, even if an older Node now makes it too: an edited Node must take nothing
-// away. It ends if its Node drops it or is made anew, or for the last reason of the list.
+// A claim that counted before goes on, even if an older Node now makes the same claim: an edited Node must take
+// nothing away. A claim ends if its Node no longer makes it, if its Node is deleted or replaced by a new one, or for
+// the last reason of the list.
 //
 // If Self isn't empty, a Node without an address or a network is a problem too.
 func Settle(nodes []policy.Node, t Terms) ([]policy.Node, []ruleset.Problem) {
@@ -221,7 +223,7 @@ func (s *settler) goOn(nodes, before []policy.Node) {
 	}
 	for _, n := range nodes {
 		w, ok := was[n.Name]
-		if !ok || !w.Created.Equal(n.Created) { // another object of the same name
+		if !ok || !w.Created.Equal(n.Created) { // a new Node, perhaps of an old Node's name
 			continue
 		}
 		for _, a := range n.Addresses {

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/policy/reach"
 )
 
-// Dot prints a graph for Graphviz. Each row of the matrix is a node of the graph, labelled with the row's ports. Lines
-// lead from the senders to this node, and from this node to the receivers.
+// Dot prints a graph for Graphviz. Each row of the matrix is a node of the graph, labelled with the row's ports.
+// Lines lead from the senders to this node, and from this node to the receivers.
 //
 // Equivalent to: weirctl matrix -o dot
 func Dot(out io.Writer, v View) error {

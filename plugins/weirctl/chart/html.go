@@ -53,8 +53,8 @@ type pageData struct {
 	Notes    []string      `json:"notes"`
 }
 
-// HTML prints a page for browsers: the matrix, the connections and a graph of the policies. The page loads nothing. Its
-// Content-Security-Policy allows no script but the page's own, which shows objects' data as text.
+// HTML prints a page for browsers: the matrix, the connections and a graph of the policies. The page loads nothing.
+// Its Content-Security-Policy allows no script but the page's own, which shows objects' data as text.
 func HTML(out io.Writer, v View) error {
 	d := pageData{
 		Title: v.Title, Parties: v.Parties, Ports: []pagePorts{}, Rows: []pageRow{}, Rules: []pageRule{},

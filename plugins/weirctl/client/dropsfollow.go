@@ -44,8 +44,8 @@ const (
 var errGone = errors.New("the node is gone")
 
 // FollowDrops prints the nodes' drops as they happen. It sorts drops that come within times.Window by their times. It
-// also asks nodes that join, and asks again after a node's stream has ended. It returns if ctx ends, if Print fails, or
-// with an error that concerns all nodes.
+// also asks nodes that join, and asks again after a node's stream has ended. It returns if ctx ends, if Print fails,
+// or with an error that concerns all nodes.
 func (c *Cluster) FollowDrops(ctx context.Context, o DropsOfNodes, times FollowTimes) error {
 	agents, err := c.Wanted(ctx, o.Nodes)
 	if err != nil {

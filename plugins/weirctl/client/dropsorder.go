@@ -7,8 +7,8 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// dropOrder sorts drops of several nodes by their times. Each drop waits as long as the window, so that older drops can
-// still come. No drop waits longer because a node's clock is wrong.
+// dropOrder sorts drops of several nodes by their times. Each drop waits as long as the window, so that older drops
+// can still come. No drop waits longer because a node's clock is wrong.
 type dropOrder struct {
 	window time.Duration
 	drops  dropHeap

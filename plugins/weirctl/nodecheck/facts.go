@@ -1,6 +1,6 @@
 // Package nodecheck checks whether a node has everything that weir needs, and whether other programs disturb weir.
 // Read reads facts, and Judge turns them into findings. Read tries kernel features in a network namespace of its
-// own, so it changes nothing on the node.
+// own, so it changes nothing on the node, but the kernel may load modules.
 package nodecheck
 
 // Facts are what Read has found on a node. Unread says what could not be read.
@@ -19,8 +19,7 @@ type Facts struct {
 	Chains []string `json:"chains"`
 	Tables []string `json:"tables"`
 	VXLANs []VXLAN  `json:"vxlans,omitempty"`
-	// Legacy are the tables of iptables-legacy that exist. NFT means that iptables-nft has chains of kubelet or
-	// kube-proxy.
+	// Legacy are the tables of iptables-legacy that exist. NFT means that iptables-nft has kubelet's chains.
 	Legacy []string `json:"legacy"`
 	NFT    bool     `json:"nft"`
 	// Portmap is the version of the plugin portmap, such as 1.9.0. It is empty if portmap is missing.

@@ -4,7 +4,7 @@ import "strings"
 
 type network struct {
 	name string
-	// These are names that the network uses. A star at the end stands for any text.
+	// These are patterns of the names that the network uses: see matches.
 	links, chains, tables []string
 	severity              Severity
 	mend                  string
@@ -12,7 +12,8 @@ type network struct {
 
 const rebootAfter = "delete its DaemonSet and its files in /etc/cni/net.d, then restart the node"
 
-// foreign are other pod networks. One that enforces policies or routes pods' packets disturbs weir.
+// foreign are other pod networks and kube-proxy's IPVS mode. They disturb weir if they enforce policies or route
+// pods' packets.
 var foreign = []network{
 	{
 		name: "Cilium", links: []string{"cilium_*", "lxc*"}, chains: []string{"CILIUM_*"}, tables: []string{"* cilium*"},

@@ -63,7 +63,7 @@ func (f *Facts) readSysctls() {
 		switch {
 		case err == nil:
 			f.Sysctls[name] = strings.TrimSpace(string(value))
-		case !errors.Is(err, fs.ErrNotExist): // its module isn't loaded
+		case !errors.Is(err, fs.ErrNotExist): // a sysctl is missing until its module is loaded
 			f.unread(name, err)
 		}
 	}
@@ -125,7 +125,7 @@ func (f *Facts) readLinks() {
 	}
 }
 
-// hints are chains of kubelet and kube-proxy (KEP-3178).
+// hints are chains that kubelet makes with the iptables flavour of the node (KEP-3178).
 var hints = []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}
 
 // Equivalent to: nft list tables; nft list chains ip; nft list chains ip6
@@ -158,7 +158,7 @@ func (f *Facts) readTables() {
 func (f *Facts) readLegacy(ctx context.Context) {
 	for _, file := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"} {
 		names, err := os.ReadFile(file)
-		if !errors.Is(err, fs.ErrNotExist) { // its module isn't loaded
+		if !errors.Is(err, fs.ErrNotExist) { // the file is missing until its module is loaded
 			f.unread(file, err)
 		}
 		f.Legacy = append(f.Legacy, strings.Fields(string(names))...)
@@ -197,7 +197,8 @@ var portmapVersion = regexp.MustCompile(`portmap (?:plugin )?(?:version )?v?(\d+
 
 const pluginDir = "/opt/cni/bin"
 
-// Without CNI's variables, portmap prints a line with its version. If there is none, its module's version counts.
+// Without CNI's variables, portmap prints a line with its version. If portmap prints no version, that of its Go
+// module counts.
 func (f *Facts) readPortmap(ctx context.Context) {
 	if _, err := os.Stat(pluginDir); err != nil {
 		f.NoPlugins = true

@@ -18,7 +18,8 @@ import (
 	"github.com/weir-net/weir/netfilter/nftables"
 )
 
-// The kernel removes the new network namespace afterwards with all that is in it.
+// try tries each feature in a new network namespace. The kernel removes the namespace afterwards, with all that is in
+// it.
 //
 // Equivalent to: unshare --net
 func (f *Facts) try(ctx context.Context) {

@@ -15,7 +15,7 @@ type Times struct {
 	// Poll is the time between two looks at objects.
 	Poll time.Duration
 	// Alive is how often a check gives a sign of life in its namespace. Without a sign for three times as long, the
-	// namespace is left over.
+	// next check removes the namespace.
 	Alive time.Duration
 	// Starts is how long pods may take to start. Applies is how long a policy may take until it applies.
 	Starts, Applies time.Duration
@@ -54,7 +54,8 @@ func (c *Check) listNamespaces(ctx context.Context) (map[string]leftover, error)
 	return all, err
 }
 
-// Clocks of machines differ, so removeLeftovers compares no times: it waits for a sign of life from each check.
+// Clocks of machines differ, so removeLeftovers compares no times. It waits, and removes the namespaces whose checks
+// have given no sign of life meanwhile.
 func (c *Check) removeLeftovers(ctx context.Context, seen map[string]leftover) (removed []string, err error) {
 	if len(seen) == 0 {
 		return nil, nil

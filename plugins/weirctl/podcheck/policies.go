@@ -83,7 +83,7 @@ func (c *Check) policyPhase(ctx context.Context, r *run, p phase) (Line, error) 
 	}
 }
 
-// policyOutcome takes a timeout for a denied connection. Any other failure has another cause.
+// policyOutcome expects a timeout if no policy allows the connection. Any other failure has another cause.
 func (r *run) policyOutcome(a attempt, t tried, allowed bool) Outcome {
 	o := r.outcome(a, t)
 	switch {

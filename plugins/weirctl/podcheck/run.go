@@ -48,14 +48,14 @@ type run struct {
 	service   map[conf.Family]netip.Addr
 	nodePort  uint16
 	internal  map[int]map[conf.Family]netip.Addr // nodes' own addresses
-	direct    map[direct]bool                    // the direct connections that work
+	direct    map[direct]bool                    // whether the direct connection works
 	report    *Report
 }
 
 func (r *run) first() int { return r.works[0] }
 
 // Run makes the check, and removes its namespace at the end. The error is nil if the check was finished, whatever
-// the result. The report may be incomplete. It is nil if no namespace was made.
+// the result. After an error the report is incomplete, or nil if Run has ended before it made the namespace.
 func (c *Check) Run(ctx context.Context) (*Report, error) {
 	if c.World != "" && !validWorld(c.World) {
 		return nil, weirctl.Usage(fmt.Errorf("--world %s: must be HOST:PORT, such as example.com:443", c.World))
@@ -90,7 +90,7 @@ func (c *Check) Run(ctx context.Context) (*Report, error) {
 	stop()
 	running.Wait()
 	c.Progress.Say("removing the namespace %s", r.namespace)
-	left := c.remove(context.WithoutCancel(ctx), r.namespace) // also if it isn't known whether it was made
+	left := c.remove(context.WithoutCancel(ctx), r.namespace) // also if the namespace may not exist
 	c.Progress.Clear()
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
@@ -118,8 +118,8 @@ func (c *Check) tell(r *run, l Line) {
 	c.Tell(l)
 }
 
-// choose chooses the nodes to check. It leaves out nodes whose agents can't be asked, and its line then says
-// BROKEN.
+// choose chooses the nodes to check. It leaves out nodes that aren't ready or whose agents can't be asked. The line
+// of the check Nodes is then BROKEN.
 func (c *Check) choose(ctx context.Context, r *run) error {
 	agents, err := c.Wanted(ctx, c.Nodes)
 	if err != nil {

@@ -42,7 +42,8 @@ func (f *fake) leftNamespaces() (all []string) {
 	return all
 }
 
-// TestHealthy: if a cluster is healthy, every check is ok and nothing is left.
+// TestHealthy: if a cluster is healthy, every check is ok and nothing is left. With one node, the check across nodes
+// is skipped.
 func TestHealthy(t *testing.T) {
 	for _, nodes := range []int{1, 3} {
 		f := newFake(nodes)
@@ -81,7 +82,7 @@ func TestBroken(t *testing.T) {
 	v6 := func(p probe.Probe) bool { return strings.HasPrefix(p.To, "[") }
 	for name, tc := range map[string]struct {
 		change func(*fake)
-		want   string // of the report's one line
+		want   string // the beginning of Report.Broken
 	}{
 		"a node's tunnel": {func(f *fake) {
 			f.broken = func(_ probe.Probe, from, to int) string {
@@ -173,7 +174,7 @@ func TestOneBreakOneLine(t *testing.T) {
 	}
 }
 
-// TestInterrupted: if the command is interrupted, it removes its namespace.
+// TestInterrupted: if a check is interrupted, or may not make an object, it removes its namespace.
 func TestInterrupted(t *testing.T) {
 	interrupted := errors.New("interrupted")
 	for _, when := range []string{"pods", "exec", "policies", "forbidden"} {

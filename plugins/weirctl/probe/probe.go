@@ -200,8 +200,7 @@ func resolve(ctx context.Context, name string) (string, error) {
 	return strings.Join(all, ","), nil
 }
 
-// Serve answers on Port until ctx ends: TCP connections with the pod's name, as HTTP, and UDP packets with
-// themselves.
+// Serve answers on Port until ctx ends. A TCP connection gets the pod's name, as HTTP. A UDP packet is sent back.
 func Serve(ctx context.Context, name string) error {
 	address := fmt.Sprintf(":%d", Port)
 	var config net.ListenConfig
