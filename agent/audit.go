@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// auditJudge decides which connections audited policies would drop. The kernel can't: a node's rules have the
-// policies of this node's pods only, and the other end's policies may drop the connection anyway.
+// auditJudge decides which connections audited policies would drop. The kernel can't: a node's rules decide only for
+// the node's own pods, and the other end's policies may drop the connection anyway.
 type auditJudge struct {
 	cache verdict.Cache
 	found map[int]wouldDrop

@@ -75,8 +75,8 @@ func (c *clusterView) addLookup(id string, l lookup, endpoints map[string]endpoi
 	c.dropLookups(endpoints)
 }
 
-// dropLookups forgets the look-ups of ended endpoints. It also forgets a look-up if the source has since reported a
-// pod of the name other than the namesake.
+// dropLookups forgets the look-ups of ended endpoints. It also forgets a look-up once the source's pod of the name is
+// another one than the namesake.
 func (c *clusterView) dropLookups(endpoints map[string]endpoint.Endpoint) {
 	for id, l := range c.lookups {
 		name := policy.Name{Namespace: l.pod.Namespace, Name: l.pod.Name}

@@ -49,7 +49,7 @@ func (f *dropFile) append(entries []drops.Entry) error {
 			return err
 		}
 	}
-	if f.size > 0 && f.size+int64(lines.Len()) > f.most { // the size may be an earlier agent's work
+	if f.size > 0 && f.size+int64(lines.Len()) > f.most { // the file may be an earlier agent's
 		f.close()
 		if err := os.Rename(f.path, f.path+".1"); err != nil {
 			return err

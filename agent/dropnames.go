@@ -64,7 +64,7 @@ func (a *agent) names(ctx context.Context, addresses []netip.Addr) map[netip.Add
 	return names
 }
 
-// askLoop returns false if the loop doesn't answer within namesWait.
+// askLoop sends the loop a question, and waits for the answer. ok is false if none comes within namesWait.
 func askLoop[T any](ctx context.Context, a *agent, question event, answer <-chan T) (reply T, ok bool) {
 	ctx, cancel := context.WithTimeout(ctx, namesWait)
 	defer cancel()
@@ -197,8 +197,8 @@ func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) 
 	return d
 }
 
-// direction is for rules of both directions: egress if the sender is a pod of this node, else ingress if the receiver
-// is one.
+// direction returns the direction for a rule that has none: egress if the sender is a pod of this node, else ingress
+// if the receiver is one.
 func (v *dropView) direction(l drops.Line) string {
 	switch {
 	case l.Reason != agentapi.ByWay && v.pods[l.Flow.Source()] != "": // with ByWay, the source is forged

@@ -76,7 +76,7 @@ func (a *agent) serveEnforced(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// enforcedAnswer answers what the agent enforces. It handles one question at a time, because pods' starts need the
+// enforcedAnswer returns what the agent enforces. It handles one question at a time, because pods' starts need the
 // processor too.
 func (a *agent) enforcedAnswer(
 	ctx context.Context, q enforced.Question, at enforced.Position, s *status,

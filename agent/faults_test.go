@@ -370,7 +370,7 @@ func live(t *testing.T, id, other string) {
 	nodetest.Run(t, "ip", "link", "add", bridge.PortName(id), "type", "veth", "peer", "name", other)
 }
 
-// TestEachBrokenRecordIsLogged: if a second record breaks, it is logged as a fault of its own.
+// TestEachBrokenRecordIsLogged: if a second record breaks while the first is still broken, the second is logged too.
 func TestEachBrokenRecordIsLogged(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -14,8 +14,8 @@ const (
 	maxLabels = 32 << 10 // bytes of one pod's labels; larger labels are not kept
 )
 
-// flowTable keeps flows. When there is no room, the source whose flows take the most room loses its oldest flow. So
-// one source with many flows doesn't push out those of others.
+// flowTable keeps flows. When there is no room, the source whose flows take the most room loses its least recent
+// flow. So a source with many flows doesn't push out those of others.
 type flowTable struct {
 	most, room int
 	flows      map[flowKey]*agentapi.Flow

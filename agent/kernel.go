@@ -84,7 +84,7 @@ type applied struct {
 // done reports whether the kernel has the ruleset. Tables that can't be read don't count.
 func (p *applied) done() bool { return p.err == nil || p.unknown() }
 
-// unknown means that some tables could not be read. All other tables have their rules.
+// unknown reports whether the only error is that some tables can't be read. All other tables have their rules then.
 func (p *applied) unknown() bool { return errors.As(p.err, new(*netfilter.UnknownError)) }
 
 func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied) {
@@ -101,7 +101,7 @@ func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied
 		if !errors.As(err, &refused) {
 			return all
 		}
-		// A running walk may have left out connections of the refused part.
+		// A running walk may have left alone connections on which the refused target disagreed (walkConnections).
 		a.cutting.demand(a.cutting.walking)
 		if !a.kernel.refuse(refused.Refused) {
 			return all

@@ -114,7 +114,8 @@ func (a *agent) fill(ctx context.Context, next Backend) error {
 	if err := next.Read(ctx); err != nil {
 		return err
 	}
-	// An ADD that still works with the old backend alone has written its record before it read the backend's name.
+	// An ADD that still works with the old backend alone has written its record before it read the backend's name. So
+	// its record is read here.
 	a.takeRecords(dirwatch.Change{Lost: true})
 	if a.records.stale {
 		return a.faults.now[partRecords]

@@ -13,8 +13,8 @@ import (
 // Options are the options of an agent. Source, Backends, Log and Resync must be set.
 type Options struct {
 	Source Source
-	// Backends are the backends that the agent may use. If there is one, its name may be empty: then the plugin is told
-	// no name.
+	// Backends are the backends that the agent may use. If there is only one, its name may be empty: then the plugin is
+	// told no name.
 	Backends []BackendKind
 	// Backend is the backend to use. If it is empty, the agent chooses one.
 	Backend endpoint.Backend
@@ -28,7 +28,7 @@ type Options struct {
 	EnrolWait time.Duration
 	// NoDrops leaves dropped packets to another program.
 	NoDrops bool
-	// DropsFile is the file to which dropped packets are written as JSON. It may be empty.
+	// DropsFile is the file to which dropped packets are written as JSON. If it is empty, they are written nowhere.
 	DropsFile string
 	// DropEvents makes Event objects for pods with dropped packets.
 	DropEvents bool

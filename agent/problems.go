@@ -12,7 +12,7 @@ import (
 )
 
 type problems struct {
-	all              []ruleset.Problem // in order; the texts are bounded in length
+	all              []ruleset.Problem // sorted; the texts are bounded in length
 	compiled, others []ruleset.Problem
 	made             time.Time
 }

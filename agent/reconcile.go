@@ -31,7 +31,7 @@ var steps = []func(*round, context.Context) bool{
 	(*round).reportProblems,
 	// The gate accepts tunnel packets from the nodes in the plan, so it comes after planWays.
 	(*round).keepGuardAndGate,
-	// By now it is known whether pods may be enrolled. If not, one of these two steps ends the reconcile.
+	// By now it is known whether pods may be enrolled. If they may not, one of these two steps ends the reconcile.
 	(*round).concludeKernel,
 	(*round).concludeUnknown,
 	// Once there is a configuration, the runtime calls STATUS, which reads the heartbeat. So this step comes before

@@ -27,7 +27,7 @@ import (
 type records struct {
 	endpoints map[string]endpoint.Endpoint
 	broken    endpoint.BrokenRecords
-	// closed has an endpoint for each broken record, with those of the attachment's addresses that are known.
+	// closed has an endpoint for each broken record, with the attachment's addresses as far as they are known.
 	closed map[string]endpoint.Endpoint
 	// complete is true once the directory was read. Before that, no pod counts as gone.
 	complete bool

@@ -29,7 +29,7 @@ func (a *agent) reportFiles() {
 	for _, f := range a.source.files {
 		for _, o := range f.Objects {
 			key := omission{f.Path, o.Where, o.Why}
-			if o.State != agentapi.FileLeftOut || o.Object != "" { // left-out objects are reported as problems
+			if o.State != agentapi.FileLeftOut || o.Object != "" { // a known object has a problem instead
 				continue
 			}
 			if a.source.omissions[key] = true; !was[key] {

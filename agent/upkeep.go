@@ -39,7 +39,7 @@ type upkeep struct {
 	seen seenNode
 }
 
-// seenNode is what was observed when nothing differed.
+// seenNode is an observation of the node in which all settings were right.
 type seenNode struct {
 	*bridge.Observed // nil if the node must be observed again
 	at               time.Time

@@ -34,8 +34,8 @@ type EnrolRequest struct {
 	ID string `json:"id"`
 }
 
-// EnrolAnswer names the policies that isolate the pod in each direction ("open" if none does), or says why the agent
-// can't enrol the pod.
+// EnrolAnswer says which policies isolate the pod in each direction (as PodStatus does), or why the agent can't enrol
+// the pod.
 type EnrolAnswer struct {
 	Ingress string `json:"ingress,omitempty"`
 	Egress  string `json:"egress,omitempty"`

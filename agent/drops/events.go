@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// An API server keeps an event for an hour by default, and each costs it a write.
+// By default an API server keeps an event for an hour, and each event costs the server a write.
 const (
 	maxNoticed = 2048      // kinds of drops that are remembered
 	noticeFor  = time.Hour // how long a kind of drops is remembered after the last of them

@@ -39,8 +39,8 @@ type Line struct {
 	Time  time.Time
 	Count uint64
 	*Prefix
-	// Flow has the packets' addresses and ports. For DropMore it has at most those of the pod whose policies
-	// dropped the packets, and of the sending pod.
+	// Flow has the packets' addresses and ports. For DropMore it has at most two addresses: that of the pod whose
+	// policies dropped the packets, and that of the sending pod.
 	Flow nflog.Flow
 	// Port is the index of the pod's link if Prefix.ByLink is true, otherwise 0.
 	Port uint32
