@@ -197,8 +197,8 @@ func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) 
 	return d
 }
 
-// direction returns the direction for a rule that has none: egress if the sender is a pod of this node, else ingress
-// if the receiver is one.
+// direction returns the direction of packets that a rule for both directions dropped: egress if the sender is a pod
+// of this node, else ingress if the receiver is one, else nothing.
 func (v *dropView) direction(l drops.Line) string {
 	switch {
 	case l.Reason != agentapi.ByWay && v.pods[l.Flow.Source()] != "": // with ByWay, the source is forged

@@ -76,7 +76,7 @@ func (l *flowLog) answer(d time.Duration) agentapi.Flows {
 	}
 }
 
-// watchFlows never returns an error: the agent would end.
+// watchFlows never returns an error, because an error would end the agent.
 func (a *agent) watchFlows(ctx context.Context) error {
 	if err := flowlog.Remove(); err != nil { // a killed agent may have left its rules
 		a.Log.Warn("rules that log flows may be left", "error", err)

@@ -84,7 +84,7 @@ type applied struct {
 // done reports whether the kernel has the ruleset. Tables that can't be read don't count.
 func (p *applied) done() bool { return p.err == nil || p.unknown() }
 
-// unknown reports whether the only error is that some tables can't be read. All other tables have their rules then.
+// unknown reports whether some tables can't be read. All other tables have their rules then.
 func (p *applied) unknown() bool { return errors.As(p.err, new(*netfilter.UnknownError)) }
 
 func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied) {
