@@ -25,7 +25,7 @@ const (
 	ByFragments = "fragments"
 	// ByDiscovery means that the pod has sent a router advertisement, a neighbour advertisement or a redirect.
 	ByDiscovery = "discovery"
-	// ByReserved means that the destination MAC is one that the standard reserves for bridges.
+	// ByReserved means that the destination MAC is one of 01:80:c2:00:00:00 to :ff. They are reserved for bridges.
 	ByReserved = "reserved-mac"
 	// ByPast means that the packet went from the pod's port to the node's IP stack without crossing the bridge.
 	ByPast = "past-bridge"

@@ -17,7 +17,7 @@ type Status struct {
 	// says why it was chosen.
 	Backend       string `json:"backend"`
 	BackendReason string `json:"backendReason"`
-	// Errors are why the node isn't ready, or which parts of the agent fail. There are none if all is well.
+	// Errors say why the node isn't ready, or which parts of the agent fail. The list is empty if all is well.
 	Errors     []string     `json:"errors"`
 	Problems   []Problem    `json:"problems"`
 	Unenforced []Unenforced `json:"unenforced"`
@@ -35,8 +35,8 @@ type Status struct {
 	NodeRepairs []NodeRepair `json:"nodeRepairs"`
 }
 
-// Problem is an object, or one of its fields, that can't be used as written. A policy's part with a problem allows
-// nothing.
+// Problem is an object, or one of its fields, that can't be used as written. The part of a policy that has a problem
+// allows nothing.
 type Problem struct {
 	Object  string `json:"object"` // kind namespace/name
 	Field   string `json:"field"`
@@ -72,12 +72,12 @@ type Class struct {
 	Pods    []string `json:"pods"`
 }
 
-// NodeRepair has the node settings of one kind that the agent repaired at one time.
+// NodeRepair says which node settings of one kind the agent has repaired at once.
 type NodeRepair struct {
 	Time  time.Time `json:"time"`
 	What  string    `json:"what"` // as the label "what" of weir_node_repairs_total
 	Count int       `json:"count"`
-	Was   string    `json:"was"` // the states before the first repairs, in words
+	Was   string    `json:"was"` // the states before the first five of these repairs, in words
 	// Command is the shell command for the first of these repairs.
 	Command string `json:"command"`
 }
@@ -126,7 +126,7 @@ func PodOf(e endpoint.Endpoint) PodStatus {
 }
 
 type File struct {
-	Path    string       `json:"path"` // relative to the directory
+	Path    string       `json:"path"` // relative to the directory of the manifests
 	Objects []FileObject `json:"objects"`
 }
 
@@ -153,7 +153,7 @@ const (
 	FileUnreadable  FileState = "unreadable"
 )
 
-// SetStatus is one of weir's sets, as the ruleset has it.
+// SetStatus is one of weir's sets, as the agent has computed it.
 type SetStatus struct {
 	Name    string `json:"name"`
 	Type    string `json:"type"`
@@ -192,5 +192,6 @@ func FileLines(files []File) []string {
 	return all
 }
 
-// OneLine makes a text from outside weir safe to print: one line, shortened, without unprintable characters.
+// OneLine makes a text from outside weir safe to print: it is one line, shortened, and has question marks for
+// unprintable characters.
 func OneLine(s string) string { return strings.ReplaceAll(excerpt.Of(s), "\n", " ") }

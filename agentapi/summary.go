@@ -15,7 +15,7 @@ type Summary struct {
 	Ready    bool      `json:"ready"`
 	LastSync time.Time `json:"lastSync,omitzero"`
 	IPTables string    `json:"iptables"`
-	// Errors are why the node isn't ready, or which parts of the agent fail.
+	// Errors say why the node isn't ready, or which parts of the agent fail.
 	Errors []string `json:"errors"`
 	// Problems counts all problems. FirstProblems are at most three of them.
 	Problems      int       `json:"problems"`

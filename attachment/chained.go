@@ -29,7 +29,7 @@ func (m *making) chainedSteps() []func() error {
 	return []func() error{
 		m.assign,            // write the record, and assign the other plugin's addresses to the attachment
 		m.denyUntilEnrolled, // put the addresses into the set of all pods
-		m.deleteConnections, // delete connections that began while no policy was enforced
+		m.deleteConnections, // delete the addresses' connections: they began without policy
 		m.startEnrol,        // ask the agent to enrol the pod
 		m.awaitEnrol,        // wait for the agent's answer
 	}

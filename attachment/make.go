@@ -40,7 +40,7 @@ type Link struct {
 	// the attachment gets a free one.
 	Addresses []netip.Addr
 	MAC       net.HardwareAddr // nil: derived from an address
-	MTU       int              // 0: the MTU of the link with the node's default route
+	MTU       int              // 0: weir0's MTU
 	Routes    []conf.Route
 }
 

@@ -18,7 +18,7 @@ import (
 // RemoveAutoconfigured removes the IPv6 addresses and routes that the kernel made by itself on weir's links. It also
 // stops the kernel from making new ones on weir0 and the tunnel. Earlier versions of weir didn't stop the kernel.
 //
-// Equivalent to, for each such LINK:
+// Equivalent to, for each LINK of weir:
 //
 //	ip link set LINK addrgenmode none; sysctl net.ipv6.conf.LINK.accept_ra=0          (weir0 and weir-vxlan)
 //	ip -6 addr del ADDRESS dev LINK; ip -6 route flush dev LINK proto ra
@@ -106,8 +106,8 @@ func isWeirLink(name string) bool {
 	return name == Name || name == conf.Tunnel || strings.HasPrefix(name, PortPrefix)
 }
 
-// isAutoconfigured reports whether weir's link must not have the address. A pod's port may have none. Addresses
-// from router advertisements aren't permanent (linux/if_addr.h).
+// isAutoconfigured reports whether weir's link must not have the address. A pod's port must not have any address.
+// Addresses from router advertisements aren't permanent (linux/if_addr.h).
 func isAutoconfigured(link string, a netlink.Addr) bool {
 	return strings.HasPrefix(link, PortPrefix) || a.IP.IsLinkLocalUnicast() || a.Flags&unix.IFA_F_PERMANENT == 0
 }

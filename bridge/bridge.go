@@ -242,7 +242,8 @@ func create(h netlinksafe.Handle, mtu int, mac net.HardwareAddr) (netlink.Link, 
 // Equivalent to: sysctl net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0
 func DisableBridgeNetfilter() error { return setAll(sysctlsOfBridges()) }
 
-// underlayMTU prefers the IPv4 default route. Without any default route it returns 1500.
+// underlayMTU returns the MTU of the link with the default route, IPv4's if there is one. Without any default route
+// it returns 1500.
 //
 // Equivalent to: ip route show default; ip -6 route show default
 func underlayMTU(h netlinksafe.Handle) (int, error) {

@@ -41,7 +41,7 @@ type Sender struct {
 	Addresses []endpoint.Address
 }
 
-// Command returns the shell command that adds the sender to the guard's sets.
+// Command returns the shell command that adds the sender to the sets senders4 and senders6.
 func (s Sender) Command() string {
 	var all []string
 	for _, a := range s.Addresses {
@@ -84,7 +84,8 @@ func senderSets() map[string]*nftables.Set {
 }
 
 // AllowSender lets the port send from this MAC and these addresses. It makes the guard if there is none, or if an
-// earlier weir made it without quickSet. The port's link should exist, so that quickSet gets its index.
+// earlier weir made it without quickSet. The port's link should exist already: an entry in quickSet needs the link's
+// index.
 //
 // Equivalent to: nft add element bridge weir senders4 { HOSTIF . MAC . ADDR } (senders6 for IPv6 addresses)
 func AllowSender(s Sender) error {
@@ -231,8 +232,8 @@ func senderKey(hostIf string, mac net.HardwareAddr, addr netip.Addr) []byte {
 // senders that the guard lacked. damaged is true if the rules were wrong or couldn't be read. If the sets or the
 // senders can't be read, it repairs only the rules and returns the error.
 //
-// RepairGuard reads the sets before it calls current: a port's record exists longer than its entry, so an entry
-// without a record is a leftover.
+// RepairGuard reads the sets before it calls current, which reads the records. A port's record exists longer than its
+// entries, so an entry without a record is a leftover.
 func RepairGuard(current func() ([]Sender, error)) (missing []Sender, damaged bool, err error) {
 	conn, err := nftables.New()
 	if err != nil {

@@ -53,7 +53,7 @@ type Link struct {
 	MTU           int
 	MAC           net.HardwareAddr
 	Up            bool
-	Running       bool // it has a carrier, and its operational state is up (RFC 2863, ifOperStatus)
+	Running       bool // its operational state is up (RFC 2863, ifOperStatus), so it has a carrier
 	NoARP         bool
 	Bridge        map[uint16]uint16 // options of a bridge, by IFLA_BR_*; only values of at most 16 bits
 	Port          map[uint16]uint16 // options of a bridge's port, by IFLA_BRPORT_*; only values of at most 16 bits
@@ -119,7 +119,7 @@ func (o *Observed) Lasts() bool {
 	return o.ReadError() == nil
 }
 
-// Close frees the socket. PodMTU no longer works then.
+// Close frees the socket. After that, PodMTU doesn't work.
 func (o *Observed) Close() { o.lists.Close() }
 
 func readSysctl(key string) (string, error) {

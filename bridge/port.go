@@ -22,7 +22,7 @@ var ErrInterfaceExists = errors.New("the interface exists already")
 
 const loopback = 1
 
-// ErrMACInUse means that another port, or the bridge, has the MAC. Frames for one would go to the other.
+// ErrMACInUse means that another port, or the bridge, has the MAC. Frames for the one would go to the other.
 var ErrMACInUse = errors.New("another port or the bridge has this MAC")
 
 // PortName returns the name of an attachment's link on the node: PortPrefix and a hash of the attachment's ID. It

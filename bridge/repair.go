@@ -24,7 +24,8 @@ type Difference struct {
 	Property Property
 	// Was is the error of Check before the repair.
 	Was error
-	// Failed is the error of the repair. It is nil if the property is right now, or if there was no repair.
+	// Failed says why the property isn't right after Repair. It is nil if the property is right, and in Compare's
+	// results.
 	Failed error
 }
 
@@ -47,12 +48,12 @@ func Compare(all []Property, o *Observed) []Difference {
 	return differ
 }
 
-// Repair restores a property this often at most. Some depend on others, or become right a moment later.
+// Repair restores a property this often at most. Some properties depend on others, or become right a moment later.
 const attempts = 3
 
-// Repair restores the wrong properties. It goes on if one fails, and tries each one up to three times. It returns
-// all properties that were wrong or unknown. The caller must hold endpoint.Lock, and must have read the records
-// while holding it.
+// Repair restores the wrong properties. It goes on if a property can't be restored, and tries each one up to three
+// times. It returns all properties that were wrong or unknown. The caller must hold endpoint.Lock, and must have read
+// the records while holding it.
 func Repair(h netlinksafe.Handle, all []Property) []Difference {
 	var wrong []Difference
 	var tried []int

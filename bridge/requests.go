@@ -78,9 +78,9 @@ func setAlias(index int, alias string) *nl.NetlinkRequest {
 	return request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, index), text)
 }
 
-// linkLocalMACs makes a port treat frames to the link-local MACs of IEEE 802.1D like other frames, so that they
-// pass the guard. Otherwise the kernel hands them to the node's IP stack, past the hooks of the bridge family. The
-// kernel refuses the bit for 01:80:c2:00:00:01, and never accepts such a frame.
+// linkLocalMACs makes a port treat frames to the link-local MACs of IEEE 802.1D like other frames, so that they pass
+// the guard. Otherwise the kernel hands them to the node's IP stack, past the hooks of the bridge family. The kernel
+// refuses the bit for 01:80:c2:00:00:01, and drops frames to that MAC.
 const linkLocalMACs = 0xfffd
 
 // Equivalent to:
@@ -155,7 +155,7 @@ func addressesOf(index int, replies [][]byte) map[netip.Prefix]bool {
 			continue
 		}
 		for kind, value := range attrs.In(r[unix.SizeofIfAddrmsg:]) {
-			// For IPv4, IFA_LOCAL is the address, and IFA_ADDRESS is the address of its peer if there is one (linux/if_addr.h).
+			// For IPv4, IFA_LOCAL is the address, and IFA_ADDRESS may be a peer's (linux/if_addr.h).
 			addr, ok := netip.AddrFromSlice(value)
 			if ok && (kind == unix.IFA_LOCAL || kind == unix.IFA_ADDRESS && addr.Is6()) {
 				all[netip.PrefixFrom(addr, int(m.Prefixlen))] = true

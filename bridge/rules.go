@@ -67,8 +67,9 @@ import (
 //     lookup reaches. Pods don't need it: all neighbours are permanent.
 //   - A pod without an IPv6 address can't send IPv6: senders6 has no entry for its port.
 //   - Rules copy what they drop to the log group that the agent reads. The chain "forged" does so for the last rule.
-//     The kernel of a pod without an IPv6 address sends some ICMPv6 packets nevertheless, and each kernel sends router
-//     and neighbour solicitations: these are no news. On a kernel that can't log frames of a bridge, no rule logs.
+//     The kernel of a pod without an IPv6 address sends some ICMPv6 packets nevertheless, and each kernel sends
+//     router and neighbour solicitations: these aren't logged. On a kernel that can't log frames of a bridge, no rule
+//     logs.
 //   - Packets to the node's loopback addresses are dropped because portmap sets route_localnet on weir0, and the kernel
 //     then routes them.
 //

@@ -18,10 +18,10 @@ type Sysctl struct {
 	Value string
 	Bound Bound
 	Why   string // what the sysctl is for
-	// Link is the link of the sysctl. It is empty for a sysctl of the node. If the link is missing, the sysctl
-	// isn't checked.
+	// Link is the link that the sysctl belongs to. It is empty for a sysctl of the node. If the link is missing, the
+	// sysctl isn't checked.
 	Link string
-	// IfThere means that a missing sysctl isn't wrong, because its kernel module isn't loaded.
+	// IfThere means that a missing sysctl isn't wrong, because its kernel module may not be loaded.
 	IfThere bool
 }
 
@@ -122,8 +122,8 @@ func writeSysctl(key, value string) error {
 	return fmt.Errorf("set sysctl %s=%s: %w", strings.ReplaceAll(key, "/", "."), value, first)
 }
 
-// UplinksAcceptRA is the property that links with routes from router advertisements accept further ones. A node
-// that forwards packets ignores advertisements unless accept_ra is 2, and its default route would expire.
+// UplinksAcceptRA is the property that links with routes from router advertisements accept further advertisements. A
+// node that forwards packets ignores advertisements unless accept_ra is 2, and its default route would expire.
 type UplinksAcceptRA struct{}
 
 func (UplinksAcceptRA) Kind() Kind { return KindSysctl }

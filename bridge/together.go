@@ -44,8 +44,8 @@ func ForbidPorts(hostIfs []string) (later func(), err error) {
 	return later, nil
 }
 
-// deleteTogether deletes the elements in one transaction, or each in its own if one is absent: an absent element
-// fails its whole transaction.
+// deleteTogether deletes the elements in one transaction. An absent element fails the whole transaction: then it
+// deletes each element in one of its own.
 func deleteTogether(conn *nftables.Conn, all elements) error {
 	for name, list := range all {
 		if len(list) == 0 {

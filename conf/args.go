@@ -9,8 +9,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// Args are the CNI_ARGS that weir reads: the pod's identity, as containerd gives it, and requested addresses
-// (CNI's CONVENTIONS.md, "CNI_ARGS").
+// Args are the CNI_ARGS that weir reads: the pod's identity, as containerd gives it, and the requested addresses and
+// MAC (CNI's CONVENTIONS.md, "CNI_ARGS").
 type Args struct {
 	Namespace, Name, UID string
 	IPs                  []netip.Addr // one, or several separated by commas

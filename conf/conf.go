@@ -32,7 +32,7 @@ const (
 // NetConf is the network configuration that a runtime passes to the plugin: CNI's own keys, and weir's.
 type NetConf struct {
 	types.NetConf
-	// Ranges are the ranges to assign addresses from. A pod gets one address of each family.
+	// Ranges are the ranges to assign addresses from. A pod gets one address of each family that has a range.
 	Ranges []Range `json:"-"`
 	// Routes are the routes that pods get. RoutesOf adds the default route.
 	Routes []Route `json:"-"`

@@ -141,7 +141,8 @@ func (r *Range) parseExclude(path string, data json.RawMessage) error {
 	return nil
 }
 
-// Runs returns the addresses that the range assigns, in order: all but the gateway and the excluded ones.
+// Runs returns the addresses that the range assigns, as runs in ascending order. The gateway and the excluded
+// addresses are left out.
 func (r Range) Runs() []netipx.IPRange {
 	var b netipx.IPSetBuilder
 	b.AddRange(netipx.IPRangeFrom(r.RangeStart, r.RangeEnd))

@@ -8,8 +8,8 @@ import "strings"
 
 // Sets with fixed names.
 const (
-	// PodsSet has the addresses of every pod on the node. The kernel drops packets from and to them unless a
-	// class accepts the packets.
+	// PodsSet has the addresses of the node's pods, except those with enforcement off. The kernel drops packets from
+	// and to them unless a class accepts the packets.
 	PodsSet     = ownSet + "pods"
 	NetworksSet = ownSet + "networks"
 	ChainedSet  = ownSet + "chained"
@@ -90,8 +90,8 @@ func HoldsPods(name string) bool {
 		!strings.HasPrefix(name, NumberSets)
 }
 
-// SetGroup returns the prefix that the names of sets with one purpose share, such as weir-sel, for both
-// families.
+// SetGroup returns what the names of all sets with the same purpose begin with, such as weir-sel. Both families have
+// the same groups.
 func SetGroup(name string) string {
 	parts := strings.SplitN(name, "-", 3) // weir, the purpose, a hash
 	group := strings.Join(parts[:min(len(parts), 2)], "-")

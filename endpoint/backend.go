@@ -31,7 +31,7 @@ func ReadBackend() (Backend, error) {
 	}
 	defer func() { _ = f.Close() }()
 	var name [16]byte
-	n, _ := f.Read(name[:]) // at the file's end, nothing is read
+	n, _ := f.Read(name[:]) // n is 0 if the file is empty
 	switch b := Backend(name[:n]); b {
 	case Iptables, Nftables:
 		return b, nil
@@ -52,7 +52,8 @@ func WriteBackend(b Backend) error {
 		return err
 	}
 	defer unlock()
-	// The file must stay the same one: other processes have locked it. A partly written name counts as empty.
+	// The file must stay the same one, because other processes wait for its lock. A partly written name counts as
+	// empty.
 	f, err := os.OpenFile(filepath.Join(Dir, "lock"), os.O_RDWR, 0o600)
 	if err == nil {
 		_, err = f.WriteAt([]byte(b), 0)

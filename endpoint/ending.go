@@ -68,8 +68,8 @@ func IDs() ([]string, error) {
 	return slices.Compact(ids), nil
 }
 
-// Mark is a lock on an attachment's record. It tells other processes that this one makes or ends the
-// attachment. The kernel removes the lock when the process ends.
+// Mark is a lock on an attachment's record. It tells other processes that this process makes or ends the attachment.
+// The kernel removes the lock when the process ends.
 type Mark struct {
 	file *os.File // nil if another process has locked the record, or there is none
 }
