@@ -9,8 +9,7 @@ import (
 )
 
 // familiesOf returns IPv4, and also IPv6 if one of the node's pods or podCIDRs has an IPv6 address. Rules for both
-// families double the cost of a change. The guard drops IPv6 packets from a port whose pod has no
-// IPv6 address.
+// families double the cost of a change. The guard drops IPv6 packets from a port whose pod has no IPv6 address.
 func familiesOf(endpoints []Endpoint, self Node) []conf.Family {
 	six := func(a netip.Addr) bool { return conf.FamilyOf(a) == conf.IPv6 }
 	for _, e := range endpoints {
@@ -86,9 +85,8 @@ func (c *common) base() {
 		}})
 }
 
-// dropChains adds a chain for each of these reasons to drop packets. The chain logs and drops every packet. So
-// packets that aren't dropped meet only the rule that leads to the chain, and not one rule that logs and one that
-// drops.
+// dropChains adds a chain for each of these reasons to drop packets. The chain has two rules, to log and to drop.
+// Other packets meet only one rule, which leads to the chain.
 func (c *common) dropChains() {
 	for _, of := range []struct{ name, why string }{
 		{conf.CutChain, "connections cut by a later change of policy"},

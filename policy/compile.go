@@ -58,13 +58,13 @@ type namedPort struct {
 	here  bool
 }
 
-// compiler compiles the ruleset of one node. After one of these calls, compile computes only what depends on
-// the change:
+// compiler compiles the ruleset of one node. These calls tell it of changes, and compile then computes only what
+// depends on the changes:
 //
 //	replace      the pods or policies of a namespace have changed
 //	resized      the size of a set has changed
 //	setCommon    the rules and sets that belong to no policy have changed
-//	setRefused   (it computes everything)
+//	setRefused   the kernel refuses something else; compile then computes everything
 type compiler struct {
 	find      finder
 	refused   ruleset.Refused

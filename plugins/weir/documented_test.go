@@ -12,7 +12,8 @@ import (
 
 const documentedWindows = "../../docs/security-windows.md"
 
-// TestDocumentedTests: if docs/security-windows.md names a test, it exists in the named package or in plugins/weir.
+// TestDocumentedTests: each test that docs/security-windows.md names exists in plugins/weir, or in the package whose
+// path follows in brackets.
 func TestDocumentedTests(t *testing.T) {
 	const root = "../.."
 	packages := map[string][]string{} // the packages of each test
@@ -34,7 +35,7 @@ func TestDocumentedTests(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// A package's path comes in brackets after the last of its tests.
+	// A package's path comes in brackets after the names of its tests.
 	named := regexp.MustCompile("((?:`Test\\w+`(?:,\\s+|\\s+and\\s+)?)+)(?:\\s*\\(([\\w/, ]+)\\))?")
 	found := 0
 	for _, m := range named.FindAllStringSubmatch(string(text), -1) {
@@ -100,7 +101,8 @@ func anchorOf(heading string) string {
 	return strings.ReplaceAll(bare, " ", "-")
 }
 
-// TestDocumentedMessages: if docs/troubleshooting.md or docs/metrics.md explains a message, the code has it.
+// TestDocumentedMessages: the code has all parts of each message that docs/troubleshooting.md or docs/metrics.md
+// explains.
 func TestDocumentedMessages(t *testing.T) {
 	const root = "../.."
 	var code strings.Builder

@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// TestErrors: the CNI code, message and details of each error.
+// TestErrors: each kind of error becomes a CNI error with the right code, message and details.
 func TestErrors(t *testing.T) {
 	link := func(err error) error {
 		return &attachment.LinkError{

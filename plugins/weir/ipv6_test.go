@@ -183,8 +183,8 @@ func TestResultOfBothFamilies(t *testing.T) {
 	}
 }
 
-// TestForgedIPv6SendersAreDropped: if a pod sends IPv6 under another's MAC or address, or neighbour discovery, the
-// guard drops it.
+// TestForgedIPv6SendersAreDropped: the guard drops IPv6 packets with another MAC or address than the pod's own, and
+// all neighbour discovery of pods.
 func TestForgedIPv6SendersAreDropped(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -273,7 +273,7 @@ func TestAfterAReboot(t *testing.T) {
 		addresses = append(addresses, result.IPs[0].Address, result.IPs[1].Address)
 	}
 	add("old")
-	// As after a reboot: the kernel's objects and /run are gone.
+	// As after a reboot: weir's links, rules and sets and /run/weir are gone.
 	nodetest.Run(t, "sh", "-ec", `for link in $(ip -br link | grep -o "^weir[^@ ]*"); do ip link del $link; done
 		nft flush ruleset; ipset destroy; rm -rf /run/weir`)
 	if left := leftovers(t); len(left) > 0 {

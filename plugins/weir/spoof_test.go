@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestForgedSendersAreDropped: if a pod's raw frames have another MAC or address, none reaches the node.
+// TestForgedSendersAreDropped: no raw frame with another MAC or address than the pod's own reaches the node.
 func TestForgedSendersAreDropped(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

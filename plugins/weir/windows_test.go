@@ -131,8 +131,8 @@ func TestNothingPassesWhilePodsStartAndEnd(t *testing.T) {
 	stop()
 }
 
-// TestFault4NothingPassesWhileTheAgentRestarts: if the agent restarts, no forbidden packet passes. weave-npc
-// flushed its chains.
+// TestFault4NothingPassesWhileTheAgentRestarts: if the agent restarts, no forbidden packet passes. weave-npc flushed
+// its chains when it started.
 func TestFault4NothingPassesWhileTheAgentRestarts(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -270,8 +270,8 @@ func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 	n.Reach(second, server.IP+":80", false)
 }
 
-// TestFault5AFlushIsRepaired: if the rules are flushed, the agent enforces policies again within 15 seconds.
-// weave-npc didn't check its rules again.
+// TestFault5AFlushIsRepaired: if another program flushes the rules, the agent enforces policies again within 15
+// seconds. weave-npc didn't notice that its rules were gone.
 func TestFault5AFlushIsRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// AuditPath returns the agent's path for one audited policy. An empty name means all.
+// AuditPath returns the path of the agent's API that reports on one audited policy, or with an empty name, on all.
 func AuditPath(name string) string {
 	if name == "" {
 		return agentapi.AuditPath
@@ -81,7 +81,7 @@ func (a *AuditOfNodes) Add(r agentapi.AuditReport, since time.Time) {
 func (a *AuditOfNodes) Knows(name string) bool { return slices.Contains(a.Audited, name) }
 
 // PrintAudit prints the would-drops of one policy, with rules that would allow them. Without a name, it lists the
-// audited policies. As JSON, it prints a in both cases.
+// audited policies. As JSON, it prints the whole report, with and without a name.
 func PrintAudit(out io.Writer, f Format, a *AuditOfNodes, name string) error {
 	slices.SortFunc(a.Dropped, agentapi.CompareAudited)
 	switch {

@@ -17,8 +17,8 @@ type goal struct {
 	pod       *expectedPod
 }
 
-// question returns what to ask the node. A node other than the pod's own has the pod's addresses only as those of a
-// peer.
+// question returns what to ask the node. If the pod is on another node, the question is about the pod's addresses in
+// the sets of peers.
 func (g goal) question(x *expected, node string) enforced.Question {
 	q := enforced.Question{At: x.at, Namespaces: []string{g.namespace}}
 	if g.pod == nil {

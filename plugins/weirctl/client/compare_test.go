@@ -52,7 +52,7 @@ func answerOf(x *expected, q enforced.Question) enforced.Answer {
 	return a
 }
 
-// TestLacks: if a node's answer is wrong, it is refused with a reason.
+// TestLacks: lacks says what is wrong with a node's answer.
 func TestLacks(t *testing.T) {
 	client := small().byNode["n2"][0]
 	peers := goal{pod: &client}

@@ -36,7 +36,7 @@ const (
 	// A node that is asked again is asked for its drops since this long before its last sign of life, because an agent
 	// may report a drop a second late.
 	again = 3 * time.Second
-	// maxRecent bounds the drops that are remembered for a node, so that none is printed twice.
+	// maxRecent limits nodeFollower.recent. A drop that is in recent isn't printed again.
 	maxRecent  = 8192
 	firstNames = 20
 )
@@ -86,7 +86,7 @@ type nodeFollower struct {
 	wake   chan struct{} // has room for one message: agent has changed, and is asked at once
 	state  followState
 	recent map[string]time.Time // the drops of the last seconds, with the time at which they came
-	heard  time.Time            // of the node's last value; zero if it has not told anything yet
+	heard  time.Time            // when the node's last value came; zero before the first
 }
 
 type followState int
@@ -106,7 +106,7 @@ func (f *follower) look(ctx context.Context) {
 	}
 }
 
-// wait waits for the time d, but not after a message of wake. It returns false if ctx has ended.
+// wait returns when the time d is over, wake has a message, or ctx has ended. It returns false if ctx has ended.
 func wait(ctx context.Context, d time.Duration, wake <-chan struct{}) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -267,7 +267,7 @@ func (f *follower) tells(n *nodeFollower, agent Agent) {
 	f.start()
 }
 
-// isNew reports whether the drop has not come yet. Reports of missed packets always count as new.
+// isNew reports whether the drop hasn't come before. Reports of missed packets always count as new.
 func (n *nodeFollower) isNew(d *agentapi.Drop, now time.Time) bool {
 	if d.Kind == agentapi.DropMissed {
 		return true
@@ -286,7 +286,7 @@ func (n *nodeFollower) isNew(d *agentapi.Drop, now time.Time) bool {
 	return true
 }
 
-// print prints the drops in the order of their times. An error ends the whole command.
+// print prints the drops in the order of their times. An error of Print ends the command.
 func (f *follower) print(ctx context.Context) {
 	order := dropOrder{window: f.times.Window}
 	timer := time.NewTimer(0)
@@ -298,7 +298,7 @@ func (f *follower) print(ctx context.Context) {
 		case d := <-f.drops:
 			order.add(d, time.Now())
 			if len(order.drops) > 1 {
-				continue // the timer runs
+				continue // the timer is running
 			}
 		case <-timer.C:
 		}

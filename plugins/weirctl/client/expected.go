@@ -16,7 +16,7 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// expected is what the API server's objects mean for every node, at one moment.
+// expected is what the API server's objects mean for every node, as expect has read them.
 type expected struct {
 	engine   *policy.Engine
 	at       enforced.Position
@@ -139,8 +139,8 @@ func (x *expected) readPods(ctx context.Context, a *API, d *policy.Delta) error 
 	})
 }
 
-// on returns what the node should hold. endpoints are the node's attachments. A pod of the node without an attachment
-// counts as a pod without addresses.
+// on returns what the node should hold. endpoints are the node's attachments. If a pod of the node has no attachment,
+// it counts as a pod without addresses.
 func (x *expected) on(node string, endpoints []policy.Endpoint, q enforced.Question) enforced.Held {
 	hide, show := policy.NewDelta(), policy.NewDelta()
 	for _, p := range x.byNode[node] {

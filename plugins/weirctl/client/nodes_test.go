@@ -32,7 +32,7 @@ type fakeCluster struct {
 	fails  func(node string) string
 	forbid bool
 	guard  sync.Locker // guards nodes and pods, if they change; nil otherwise
-	// most is how many commands ran at the same time, and now how many run.
+	// most is how many commands ran at the same time at most. now is how many run.
 	most, now atomic.Int32
 }
 

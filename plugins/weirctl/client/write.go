@@ -56,7 +56,7 @@ func (a *API) Get(
 
 // List reads a list page by page into the parameter into, and calls page after each. The error is one line.
 //
-// Equivalent to: kubectl get --namespace NAMESPACE RESOURCE
+// Equivalent to: kubectl get --namespace NAMESPACE --selector LABELS --field-selector FIELDS RESOURCE
 func (a *API) List(
 	ctx context.Context, r schema.GroupVersionResource, namespace string, options metav1.ListOptions, into list,
 	page func(),

@@ -10,11 +10,12 @@ type Facts struct {
 	Trials []Trial `json:"trials"`
 	// NoTrials says why no feature could be tried. It is empty if they were tried.
 	NoTrials string `json:"noTrials,omitempty"`
-	// Sysctls has the existing sysctls, by name.
+	// Sysctls has values by name, without the sysctls that don't exist.
 	Sysctls map[string]string `json:"sysctls"`
 	// Conflists are the files of /etc/cni/net.d, in the runtime's order.
 	Conflists []Conflist `json:"conflists"`
-	// Links are network links, Chains are iptables' chains, and Tables are nftables' tables with their families.
+	// Links are network links. Chains are chains of nftables (ip and ip6) and of iptables-legacy. Tables are nftables'
+	// tables with their families.
 	Links  []string `json:"links"`
 	Chains []string `json:"chains"`
 	Tables []string `json:"tables"`

@@ -78,7 +78,7 @@ func features(f Facts) (all []Finding) {
 
 func (f Facts) works(of Feature) bool { return slices.Contains(f.Trials, Trial{Feature: of}) }
 
-// flavour returns the iptables that weir uses if it enforces policies with iptables, and why.
+// flavour returns the flavour of iptables, nft or legacy, that weir uses with the backend iptables, and why.
 func (f Facts) flavour() (used, why string) {
 	switch {
 	case f.NFT:

@@ -50,7 +50,8 @@ const (
 	compatType      = 3
 )
 
-// askNFT asks the kernel for revision 0 of a match or target. A kernel that knows only another revision has it too.
+// askNFT asks the kernel for revision 0 of a match or target. If the kernel answers EPROTONOSUPPORT, it has another
+// revision, and askNFT returns nil.
 //
 // Equivalent to: iptables-nft -m NAME (-j NAME for a target)
 func askNFT(u xtUse, family int) error {

@@ -124,7 +124,7 @@ func (c *Check) whyNot(ctx context.Context, p *corev1.Pod) string {
 	var list corev1.EventList
 	var last *corev1.Event
 	options := metav1.ListOptions{FieldSelector: "involvedObject.name=" + p.Name}
-	_ = c.List(ctx, events, p.Namespace, options, &list, func() { // without events, the state must do
+	_ = c.List(ctx, events, p.Namespace, options, &list, func() { // without events, the pod's state has to say why
 		for _, e := range list.Items {
 			if e.Type == corev1.EventTypeWarning && e.InvolvedObject.UID == p.UID &&
 				(last == nil || last.LastTimestamp.Before(&e.LastTimestamp)) {
