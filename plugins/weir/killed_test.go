@@ -53,7 +53,7 @@ func (k *killer) chance(n int) int {
 	return k.rnd.IntN(n)
 }
 
-// when returns the time after which to kill a call of the verb; 0 means never.
+// when returns the time after which a call of the verb is to be killed; 0 if the call isn't to be killed.
 func (k *killer) when(verb string) time.Duration {
 	k.mu.Lock()
 	defer k.mu.Unlock()

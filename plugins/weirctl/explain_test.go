@@ -40,8 +40,8 @@ func inDirectory(t *testing.T, manifest []byte) {
 	}
 }
 
-// TestWhy compares the answers to common questions with golden files. The first line of each manifest has the
-// arguments.
+// TestWhy compares the answers to common questions with golden files and with docs/explain.md. The first line of each
+// manifest has the arguments.
 func TestWhy(t *testing.T) {
 	all, err := filepath.Glob("testdata/why/*.yaml")
 	if err != nil || len(all) < 10 {
@@ -243,7 +243,7 @@ func TestFormats(t *testing.T) {
 	}
 }
 
-// TestMistakes: if an argument is wrong, the command prints one line.
+// TestMistakes: if an argument is wrong, the command prints one line that says what to do.
 func TestMistakes(t *testing.T) {
 	inDirectory(t, []byte(hostile))
 	for args, want := range map[string]string{

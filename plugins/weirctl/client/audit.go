@@ -28,7 +28,8 @@ func AuditPath(name string) string {
 // Audit asks this node's agent what one audited policy would have dropped, or with an empty name, what all of them
 // would have dropped. The error wraps agentapi.ErrNoAgent if there is no agent.
 //
-// Equivalent to: curl --unix-socket /run/weir/agent.sock http://agent/v1/audit?policy=NAMESPACE/NAME
+// Equivalent to: curl --unix-socket /run/weir/agent.sock http://agent/v1/audit?policy=NAMESPACE/NAME (without
+// ?policy=… for an empty name)
 func Audit(ctx context.Context, name string) (r agentapi.AuditReport, err error) {
 	return r, get(ctx, AuditPath(name), &r)
 }

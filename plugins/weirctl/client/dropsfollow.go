@@ -33,8 +33,8 @@ var DefaultFollowTimes = FollowTimes{
 }
 
 const (
-	// A node that is asked again is asked for its drops since this long before its last sign of life, because an agent
-	// may report a drop a second late.
+	// If a node's stream has ended, the next question is about the drops since the node's last sign of life and during
+	// this time before it, because an agent may report a drop a second late.
 	again = 3 * time.Second
 	// maxRecent limits nodeFollower.recent. A drop that is in recent isn't printed again.
 	maxRecent  = 8192

@@ -24,7 +24,7 @@ type DropsOfNodes struct {
 	Tell func(string)
 }
 
-// maxKept bounds the drops that are kept for sorting, over all nodes. Tests change it.
+// maxKept bounds the drops that Drops prints, over all nodes. It prints the newest. Tests change maxKept.
 var maxKept = 200_000
 
 // Drops prints the drops that the nodes remember, in the order of their times. If a node doesn't answer, it prints

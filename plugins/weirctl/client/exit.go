@@ -9,7 +9,7 @@ import (
 
 // Exit codes of weirctl.
 const (
-	// ExitOK means success, and that the connection in question is allowed.
+	// ExitOK means success. For explain it means that the connection is allowed.
 	ExitOK = 0
 	// ExitError means that the command could not get an answer.
 	ExitError = 1

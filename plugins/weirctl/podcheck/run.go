@@ -260,7 +260,8 @@ type tried struct {
 	err error
 }
 
-// try returns an error if the user may not run commands in pods, or if ctx has ended.
+// try returns an error if the user may not run commands in pods, or if ctx has ended. Other failures are in the
+// results.
 func (c *Check) try(ctx context.Context, r *run, attempts []attempt) ([]tried, error) {
 	results := make([]tried, len(attempts))
 	by := map[int][]int{} // by the client's node
