@@ -40,7 +40,7 @@ type Flows struct {
 	Flows     []Flow `json:"flows"`
 }
 
-// Flow stands for all recorded connections of one source to one port of one destination. A UDP packet counts as a
+// Flow stands for all recorded connections of one source to one port of one destination. Each UDP packet counts as a
 // connection until an answer comes.
 type Flow struct {
 	Source      FlowEnd   `json:"source"`

@@ -20,7 +20,7 @@ import (
 // enrolTimeout limits the wait for the agent's answer. kubelet itself waits minutes for a sandbox.
 const enrolTimeout = 30 * time.Second
 
-// Request describes the attachment that ADD requests.
+// Request describes the attachment to make: with an interface of weir's (Link), or of another plugin's (Chained).
 type Request struct {
 	ContainerID, IfName string // ContainerID and IfName together are the attachment's ID
 	Network             string

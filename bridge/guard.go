@@ -76,7 +76,7 @@ func (s Sender) allElements() elements {
 	return all
 }
 
-// senderSets returns the guard's sets of senders, by name.
+// senderSets returns senders4, senders6 and quickSet, by name.
 func senderSets() map[string]*nftables.Set {
 	return map[string]*nftables.Set{
 		guardSets[conf.IPv4]: sendersSet(conf.IPv4), guardSets[conf.IPv6]: sendersSet(conf.IPv6), quickSet: quickSenders(),

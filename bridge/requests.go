@@ -165,7 +165,7 @@ func addressesOf(index int, replies [][]byte) map[netip.Prefix]bool {
 	return all
 }
 
-// Equivalent to:
+// Equivalent to, without the options that r doesn't set:
 //
 //	ip route add DST via GATEWAY dev IFNAME mtu MTU advmss MSS metric PRIORITY table TABLE  (onlink for IPv6)
 //	ip route add DST dev IFNAME scope link mtu MTU advmss MSS metric PRIORITY table TABLE   (without a gateway)
