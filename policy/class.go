@@ -68,7 +68,7 @@ func (c *compiler) lower() {
 		if !p.changed {
 			continue
 		}
-		p.changed = p.waits // the next compile releases more
+		p.changed = p.waits // if demands wait, the next compile releases more of them
 		l := lowering{compiler: c, part: p, to: &lowered{problems: p.decided.then()}, rules: map[rulesOf][]ruleset.Rule{}}
 		l.collect()
 		l.reportWait()

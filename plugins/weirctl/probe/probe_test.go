@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// TestRun: if a pod answers, each kind of probe succeeds. Otherwise it says why it fails.
+// TestRun: each kind of probe succeeds if a pod answers. A failed probe says why it failed.
 func TestRun(t *testing.T) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
