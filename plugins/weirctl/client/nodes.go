@@ -242,7 +242,8 @@ func (b *answerBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close ends the command.
+// Close ends the command in the agent's pod. If the answer was read to its end, Close first waits up to endsWithin for
+// the command to end by itself.
 func (b *answerBody) Close() error {
 	b.end(b.whole)
 	return nil

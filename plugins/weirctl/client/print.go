@@ -15,7 +15,6 @@ import (
 
 type Format string
 
-// Formats of most commands.
 const (
 	Text Format = "text"
 	JSON Format = "json"

@@ -30,7 +30,6 @@ const (
 
 type State string
 
-// Values of Line.State.
 const (
 	OK      State = "ok"
 	Broken  State = "BROKEN"
