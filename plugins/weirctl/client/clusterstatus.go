@@ -17,7 +17,8 @@ type NodeState string
 const (
 	// NodeAway means that the agent doesn't answer.
 	NodeAway NodeState = "no answer"
-	// NodeNotReady means that the kernel lacks something that it should have.
+	// NodeNotReady means that the agent doesn't know all policies, pods or records, or could not apply them or the
+	// node settings.
 	NodeNotReady NodeState = "not ready"
 	// NodeFaulty means that the node is ready, but a part of the agent fails.
 	NodeFaulty NodeState = "faulty"
