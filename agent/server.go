@@ -38,10 +38,13 @@ func (s *servers) close() {
 	s.stop = nil
 }
 
-// Lock takes the agent's lock, so that only one agent runs. It returns an error if another process has the lock.
-// The kernel releases the lock when the process ends.
+// lockWait limits the wait for the agent's lock. A killed agent's threads and children may hold it a moment longer.
+const lockWait = 2 * time.Second
+
+// Lock takes the agent's lock, so that only one agent runs. It returns an error if another process has the lock for
+// two seconds. The kernel releases the lock when the process ends.
 //
-// Equivalent to: flock --nonblock /run/weir/agent.lock COMMAND
+// Equivalent to: flock --timeout 2 /run/weir/agent.lock COMMAND
 func Lock() (io.Closer, error) {
 	if err := os.MkdirAll(endpoint.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make %s: %w", endpoint.Dir, err)
@@ -50,11 +53,16 @@ func Lock() (io.Closer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the agent's lock: %w", err)
 	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = lock.Close()
-		return nil, fmt.Errorf("another weir-agent runs on this node (it holds %s): %w", lock.Name(), err)
+	for end := time.Now().Add(lockWait); ; time.Sleep(10 * time.Millisecond) { // flock has no timeout of its own
+		err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			return lock, nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) {
+			_ = lock.Close()
+			return nil, fmt.Errorf("another weir-agent runs on this node (it holds %s): %w", lock.Name(), err)
+		}
 	}
-	return lock, nil
 }
 
 func (a *agent) listen(ctx context.Context) (*servers, error) {

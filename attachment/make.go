@@ -110,7 +110,8 @@ func (m *making) steps() []func() error {
 		m.createLink,        // make the veth pair, its end on the node down, and configure the pod's end
 		m.allowSender,       // allow the port, in the guard, to send with its own MAC and addresses
 		m.awaitEnrol,        // wait for the agent's answer
-		m.setLinkUp,         // set the link up if the pod is enrolled; from here packets pass
+		m.setLinkUp,         // set the link up if the pod is enrolled; from here packets may pass
+		m.awaitLink,         // wait until packets pass, because the kernel takes a moment
 	}
 }
 
@@ -262,4 +263,11 @@ func (m *making) setLinkUp() error {
 		return nil
 	}
 	return failed("set the pod's link up", bridge.SetLinkUp(m.record.HostIf))
+}
+
+func (m *making) awaitLink() error {
+	if !m.enrolled {
+		return nil
+	}
+	return failed("wait for the pod's link", bridge.AwaitLink(m.record.HostIf, m.record.IfName, m.netns))
 }

@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -174,6 +175,40 @@ func SetLinkUp(hostIf string) error {
 	up.Add(linkUp(0, hostIf), "set %s up", hostIf)
 	_, err := up.Do(unix.NETLINK_ROUTE, netns.None())
 	return err
+}
+
+// linkWait limits AwaitLink. On a quiet machine the kernel needs less than a millisecond.
+const linkWait = time.Second
+
+// AwaitLink waits until packets pass the pair in both directions, for at most a second. A link that is up drops packets
+// until the kernel's link watch has run (net/core/link_watch.c). Since Linux 6.8 a look-up of the link runs it.
+//
+// Equivalent to: ip link show HOSTIF; ip link show weir0; ip -n NETNS link show IFNAME
+func AwaitLink(hostIf, ifName string, pod netns.NsHandle) error {
+	for end := time.Now().Add(linkWait); ; time.Sleep(time.Millisecond) {
+		ours, err := running(netns.None(), hostIf, Name)
+		if err != nil {
+			return err
+		}
+		theirs, err := running(pod, ifName)
+		if err != nil || ours && theirs || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
+func running(ns netns.NsHandle, links ...string) (bool, error) {
+	var get batch.Batch
+	for _, name := range links {
+		get.Add(getLink(name), "look up link %s", name)
+	}
+	replies, err := get.Do(unix.NETLINK_ROUTE, ns)
+	for _, r := range replies {
+		if l, ok := parseLink(r); !ok || !l.Running {
+			return false, err
+		}
+	}
+	return err == nil, err
 }
 
 // RemovePort deletes the pair, and the node's neighbour entries for the addresses. Missing ones are no error.

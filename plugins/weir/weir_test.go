@@ -491,6 +491,25 @@ func TestParallel(t *testing.T) {
 	}
 }
 
+// TestNewPodsSendAtOnce: what a pod sends right after its ADD arrives.
+func TestNewPodsSendAtOnce(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := newNode(t, nil)
+	n.Serve(n.Outside, "udp", ":53")
+	for i := range 50 {
+		p := n.AddPod("ns-1", "busybox")
+		if err := askUDP(t, p.Netns, "192.0.2.1:53"); err != nil {
+			t.Errorf("pod %d: %v", i, err)
+		}
+		if _, err := n.CNI("del", p.Netns, nodetest.Args("ns-1", "busybox", "")); err != nil {
+			t.Fatal(err)
+		}
+		nodetest.DelNS(t, p.Netns)
+	}
+}
+
 func TestDelNeedsNothing(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

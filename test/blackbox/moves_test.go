@@ -309,7 +309,9 @@ func (m *moves) end() {
 		m.Errorf("%d of %d forbidden connections were let through", n, m.forbidden.Load())
 	}
 	if n := m.repeats(m.client.Netns); n > 0 {
-		m.Errorf("%d first packets of allowed connections were dropped", n)
+		dropped, err := m.Ctl("drops", "--port", "80")
+		m.Errorf("%d first packets of allowed connections were dropped; the agent remembers of port 80: %v\n%s", n, err,
+			dropped)
 	}
 	m.Logf("%d allowed attempts, %d forbidden", m.tried.Load(), m.forbidden.Load())
 }
