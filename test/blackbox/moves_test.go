@@ -23,7 +23,7 @@ import (
 // settle is how long kube-proxy's rules must stay in another backend before the agent moves there too.
 const settle = "100ms"
 
-// movingPods are a server, and two pods to which a policy opens two ports of the server.
+// movingPods are a server, and three pods to which a policy opens two ports of the server.
 const movingPods = `
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -46,12 +46,17 @@ metadata: {name: client, namespace: other, labels: {app: client}}
 apiVersion: v1
 kind: Pod
 metadata: {name: guest, namespace: other, labels: {app: client}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: intruder, namespace: other, labels: {app: client}}
 `
 
 // moves is a node whose agent chooses its backend, under traffic.
 type moves struct {
 	*nodetest.Node
 	server, client   *nodetest.Pod
+	intruder         *nodetest.Pod // its attempts are forbidden
 	stop             chan struct{}
 	traffic          sync.WaitGroup
 	tried, forbidden atomic.Int64 // how many allowed and how many forbidden attempts were made
@@ -67,6 +72,7 @@ func newMoves(t *testing.T) *moves {
 	m.startAuto()
 	m.uses("iptables")
 	m.server, m.client = m.AddPod("shop", "server"), m.AddPod("other", "client")
+	m.intruder = m.AddPod("other", "intruder")
 	m.Serve(m.server.Netns, "tcp", ":80")
 	m.Serve(m.server.Netns, "udp", ":53")
 	m.Serve(m.Outside, "tcp", ":80")
@@ -151,7 +157,7 @@ func (m *moves) countArrivals() {
 const answersWithin = 5 * time.Second
 
 // repeats returns how often TCP sent a connection's first packet again in the namespace, because the first one
-// was dropped. Forbidden attempts end before TCP sends again.
+// was dropped.
 func (m *moves) repeats(netns string) (n int) {
 	m.Helper()
 	nodetest.In(m, netns, func() error {
@@ -228,7 +234,7 @@ func (m *moves) start() {
 	m.every("forbidden TCP", 35, true, func() error {
 		var conn net.Conn
 		var err error
-		nodetest.In(m, m.client.Netns, func() error {
+		nodetest.In(m, m.intruder.Netns, func() error {
 			conn, err = net.DialTimeout("tcp", m.server.IP+":81", 20*time.Millisecond)
 			return nil
 		})
@@ -238,7 +244,7 @@ func (m *moves) start() {
 		return nil
 	})
 	m.every("forbidden UDP", 35, true, func() error {
-		conn, err := dial("udp", m.server.IP+":54")
+		conn, err := m.dial(m.intruder.Netns, "udp", m.server.IP+":54")
 		if err == nil {
 			_, err = conn.Write([]byte("x"))
 			_ = conn.Close()
