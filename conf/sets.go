@@ -68,7 +68,8 @@ const (
 	// number in the packet's mark.
 	LastIngressChain = IngressChain + "-LAST"
 	LastEgressChain  = EgressChain + "-LAST"
-	// TrialChain is made and deleted again, to find out which rules the kernel refuses. No packet enters it.
+	// TrialChain is made and deleted again, to find out which rules the kernel refuses, or accepts without effect. Only
+	// packets over the loopback link may enter it.
 	TrialChain = ownChain + "TRIAL"
 )
 
