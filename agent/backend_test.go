@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/weir-net/weir/internal/dirwatch"
+	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
@@ -237,5 +238,36 @@ func TestLargePoliciesTakeSeveralRounds(t *testing.T) {
 	}
 	if rounds < 2 || made() != 2*many {
 		t.Errorf("after %d rounds there are %d of %d sets", rounds, made(), 2*many)
+	}
+}
+
+// TestAChoiceThatGoesBack: if the choice goes back to the backend in use, the fault of the failed move ends.
+func TestAChoiceThatGoesBack(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	a, _, _ := remembering(t)
+	a.moving.inUse, a.moving.failed = endpoint.Iptables, errors.New("no room")
+	a.moving.chosen.Backend = endpoint.Iptables
+	a.faults.set(partBackend, a.moving.failed)
+	a.moveIfChosen(t.Context())
+	if a.faults.now[partBackend] != nil {
+		t.Errorf("the fault is still %v", a.faults.now[partBackend])
+	}
+}
+
+// TestLeftoversRefusePods: if the other backend's rules can't be removed while the plugin denies pods in both
+// backends, no pod is enrolled.
+func TestLeftoversRefusePods(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	a, _, _ := remembering(t)
+	a.faults.set(partLeftovers, errors.New("busy"))
+	if a.unknown() != nil {
+		t.Error("leftovers refuse pods though the plugin denies them in one backend only")
+	}
+	if a.moving.both = true; a.unknown() == nil {
+		t.Error("pods are enrolled that the other backend's rules drop")
 	}
 }

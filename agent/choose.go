@@ -65,7 +65,9 @@ func (c *chooser) choose(ctx context.Context, previous endpoint.Backend, broken 
 	c.seen = now
 	changed := before.Nftables != now.Nftables || before.Iptables != now.Iptables || before.Newest != now.Newest
 	for name, t := range c.trials {
-		if changed || time.Since(t.when) > c.SettleChoice && (broken || len(t.lacks) > 0) {
+		// The loop takes a trial of the backend in use for another program's rules. So while it works, it isn't tried.
+		works := name == previous && !broken && len(t.lacks) == 0
+		if changed && !works || time.Since(t.when) > c.SettleChoice && (broken || len(t.lacks) > 0) {
 			delete(c.trials, name)
 		}
 	}

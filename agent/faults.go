@@ -39,7 +39,8 @@ var parts = map[part]struct{ name, meaning string }{
 		"connections", "connections can't be read or cut, so some may go on that a policy forbids; no pod is enrolled",
 	},
 	partLeftovers: {
-		"leftovers", "weir's rules may be left in the iptables flavour that the node doesn't use; they allow nothing",
+		"leftovers",
+		"weir's rules may be left in a backend or iptables flavour that the node doesn't use; they allow nothing",
 	},
 }
 

@@ -23,6 +23,8 @@ type moving struct {
 	again  time.Time
 	// others is how often cleanOther must still remove the other backends.
 	others int
+	// both is true while the plugin denies new pods in both backends.
+	both bool
 	// present is the backend in use, for other goroutines. moved has room for one: present has changed.
 	present atomic.Pointer[Backend]
 	moved   chan struct{}
@@ -64,6 +66,10 @@ func (a *agent) watchRules(ctx context.Context) error {
 // the new backend's first ruleset must allow all that the old one's allows.
 func (a *agent) moveIfChosen(ctx context.Context) {
 	m := &a.moving
+	if m.chosen.Backend == m.inUse && m.failed != nil { // the choice has gone back
+		m.failed = nil
+		a.faults.set(partBackend, nil)
+	}
 	if m.chosen.Backend == m.inUse || m.chosen.Backend == "" || time.Now().Before(m.again) {
 		return
 	}
@@ -95,6 +101,12 @@ func (a *agent) move(ctx context.Context) error {
 	}
 	if err != nil {
 		next.Close()
+		if a.moving.inUse != "" && a.faults.now[partKernel] == nil {
+			// A failed Apply may have closed all pods. The old backend's rules are in force, so they may open again.
+			removing, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeWithin)
+			defer cancel()
+			err = errors.Join(err, a.kind(a.moving.chosen.Backend).Remove(removing))
+		}
 		return err
 	}
 	a.backend.Close()
@@ -108,6 +120,7 @@ func (a *agent) move(ctx context.Context) error {
 }
 
 func (a *agent) fill(ctx context.Context, next Backend) error {
+	a.moving.both = true
 	if err := endpoint.WriteBackend(""); err != nil {
 		return err
 	}
@@ -156,6 +169,7 @@ func (a *agent) begin(name endpoint.Backend, chosen choice.Choice) error {
 	if err != nil || before == name {
 		return err
 	}
+	a.moving.both = true
 	return endpoint.WriteBackend("")
 }
 
@@ -175,5 +189,7 @@ func (a *agent) removeOthers(ctx context.Context) error {
 			return fmt.Errorf("remove the backend %s: %w", k.Name, err)
 		}
 	}
-	return endpoint.WriteBackend(a.moving.inUse)
+	err := endpoint.WriteBackend(a.moving.inUse)
+	a.moving.both = a.moving.both && err != nil
+	return err
 }

@@ -165,6 +165,9 @@ func (a *agent) unknown() error {
 	if a.records.stale {
 		return a.faults.now[partRecords]
 	}
+	if a.moving.both && a.faults.now[partLeftovers] != nil {
+		return a.faults.now[partLeftovers] // the other backend's rules would drop what new pods send and receive
+	}
 	return a.faults.now[partConnections]
 }
 

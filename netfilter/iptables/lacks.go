@@ -164,6 +164,8 @@ func (d *Driver) refusedNeeds(ctx context.Context, t *probe.Trial, all error) (l
 }
 
 func (d *Driver) endTrial(ctx context.Context, t *probe.Trial) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), searchTime) // also when the agent ends
+	defer cancel()
 	err := d.once(ctx, t.Family, noTrial)
 	for _, s := range t.Sets {
 		if err == nil || errors.As(err, new(*restoreError)) {

@@ -23,6 +23,9 @@ func (d *Driver) Remove(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// A set that stays busy longer than this is used by another program's rule.
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
 	for _, h := range headers {
 		if err := d.destroyUnused(ctx, h.Name); err != nil {
 			return fmt.Errorf("remove: %w", err)

@@ -79,7 +79,7 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 		case someElement && !alone:
 			alone = true
 		case try < triesOfAChange && d.forgetMissing(p):
-		case try == triesOfAChange:
+		case try >= triesOfAChange:
 			return r, errors.Join(fmt.Errorf("change the tables %s of nf_tables: %w", tableName, err), d.closeAll(ctx, l))
 		default:
 			if err := d.Read(ctx); err != nil {

@@ -107,7 +107,8 @@ func (n *node) allow(string) float64 {
 	defer func() { _ = conn.Close() }()
 	n.Manifest("allow.yaml", fmt.Sprintf(allow, 7))
 	began := time.Now()
-	for err := error(os.ErrDeadlineExceeded); err != nil; err = echoes(conn) {
+	err := os.ErrDeadlineExceeded
+	for ; err != nil; err = echoes(conn) {
 		n.notTooLong(began, "the policy lets the quiet pod reach db", err)
 	}
 	return float64(time.Since(began).Microseconds()) / 1000
