@@ -19,8 +19,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
-	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
