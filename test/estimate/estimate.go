@@ -4,6 +4,7 @@ package estimate
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"time"
 )
@@ -54,15 +55,19 @@ func Text(list []float64, digits int) string {
 // IntervalRank returns how many of n sorted values lie below the interval for the true median. As many lie above. The
 // interval follows from the sign test. IntervalRank returns -1 if n is too small.
 func IntervalRank(n int) int {
-	p := 1.0
-	for range n {
-		p /= 2 // probability of no heads in n tosses
-	}
-	rank := -1
-	for k, sum := 0, p; sum <= 0.025; k++ {
+	rank, sum := -1, 0.0
+	for k := range n {
+		sum += math.Exp(logFactorial(n) - logFactorial(k) - logFactorial(n-k) - float64(n)*math.Ln2)
+		if sum > 0.025 {
+			break
+		}
 		rank = k
-		p *= float64(n-k) / float64(k+1)
-		sum += p
 	}
 	return rank
+}
+
+// logFactorial has no bound: the probability of no heads in 1,100 tosses is too small for a float64.
+func logFactorial(n int) float64 {
+	l, _ := math.Lgamma(float64(n) + 1)
+	return l
 }
