@@ -57,13 +57,13 @@ prove: packages ## compare what the kernel is told with what NetworkPolicies mea
 	@SIZE=$(SIZE) scripts/prove
 
 blackbox: BEFORE ?= 5a06764
-blackbox: packages ## the black-box tests with the programs of BEFORE=5a06764, which must fail, and with today's
+blackbox: ## the black-box tests with the programs of BEFORE=5a06764, which must fail, and with today's
 	@scripts/blackbox $(BEFORE)
 
 bench-cni: ## measure ADD and DEL beside upstream's plugins, or beside another commit's: BEFORE=5a06764
 	@BEFORE=$(BEFORE) scripts/bench-cni
 
-bench-packets: packages ## measure connections and packets under weir's rules and the layouts of other engines
+bench-packets: ## measure connections and packets under weir's rules and the layouts of other engines
 	@scripts/bench-packets
 
 bench-scale: ## measure an agent in clusters of 100 to 100,000 pods, or beside another commit's: BEFORE=5a06764
