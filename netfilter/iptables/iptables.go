@@ -182,23 +182,30 @@ func (f Flavour) cleanFamily(ctx context.Context, family conf.Family) error {
 	return nil
 }
 
-// hasOwn reports whether the table has a chain of weir's. It asks the kernel, because the node may have no iptables, or
-// rules in the table that iptables can't print.
-func (f Flavour) hasOwn(family conf.Family, name string) (yes bool, err error) {
+// hasOwn reports whether the table has a chain of weir's.
+func (f Flavour) hasOwn(family conf.Family, name string) (bool, error) {
+	chains, err := f.chains(family, name)
+	return slices.ContainsFunc(chains, conf.OwnChain), err
+}
+
+// chains returns the names of the table's chains; nil if there is no such table. It asks the kernel, because the node
+// may have no iptables, or rules in the table that iptables can't print.
+func (f Flavour) chains(family conf.Family, name string) (names []string, err error) {
 	if f == Legacy {
 		if there, _, err := f.exists(family, name); err != nil || !there {
-			return false, err
+			return nil, err
 		}
-		return legacyHas(family, name, conf.OwnChain)
+		return legacyChains(family, name)
 	}
 	err = dump(unix.NFT_MSG_GETCHAIN, family, nil, func(attrs []byte) {
-		c := attributes(attrs)
-		yes = yes || text(c[unix.NFTA_CHAIN_TABLE]) == name && conf.OwnChain(text(c[unix.NFTA_CHAIN_NAME]))
+		if c := attributes(attrs); text(c[unix.NFTA_CHAIN_TABLE]) == name {
+			names = append(names, text(c[unix.NFTA_CHAIN_NAME]))
+		}
 	})
 	if errors.Is(err, unix.EINVAL) { // the kernel has no nf_tables
-		return false, nil
+		return nil, nil
 	}
-	return yes, err
+	return names, err
 }
 
 // cleanTable deletes weir's jumps and chains in one transaction, so no packet meets a part of the rules.

@@ -3,6 +3,7 @@ package iptables
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -29,31 +30,28 @@ func KubeProxy() (bool, error) {
 		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) { // EINVAL: the kernel has no nf_tables
 			return false, fmt.Errorf("look up chain %s of table nat: %w", kubeProxyChain, err)
 		}
-		there, _, err := Legacy.exists(f, "nat")
-		if err == nil && there {
-			there, err = legacyHas(f, "nat", func(chain string) bool { return chain == kubeProxyChain })
-		}
-		if there || err != nil {
+		chains, err := Legacy.chains(f, "nat")
+		if there := slices.Contains(chains, kubeProxyChain); there || err != nil {
 			return there, err
 		}
 	}
 	return false, nil
 }
 
-// legacyHas reports whether the function is() returns true for one of the table's chains in iptables-legacy.
-func legacyHas(f conf.Family, name string, is func(chain string) bool) (bool, error) {
+// legacyChains returns the names of the table's chains in iptables-legacy, except the built-in ones.
+func legacyChains(f conf.Family, name string) (names []string, err error) {
 	t, err := readLegacy(f, name)
 	for offset := uint32(0); err == nil && offset < uint32(len(t.entries)); {
 		var e legacyEntry
 		if e, err = t.entry(offset); err == nil {
-			if begun, ok := e.begins(); ok && is(begun) {
-				return true, nil
+			if begun, ok := e.begins(); ok {
+				names = append(names, begun)
 			}
 			offset = e.next
 		}
 	}
 	if err != nil {
-		return false, fmt.Errorf("read table %s of %s: %w", name, Legacy.program(f), err)
+		return nil, fmt.Errorf("read table %s of %s: %w", name, Legacy.program(f), err)
 	}
-	return false, nil
+	return names, nil
 }

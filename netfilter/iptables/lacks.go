@@ -2,10 +2,8 @@ package iptables
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/weir-net/weir/conf"
@@ -34,10 +32,7 @@ func Lacks(ctx context.Context) (all []string) {
 }
 
 func lacksIn(ctx context.Context, flavour Flavour, f conf.Family) []string {
-	t, err := probe.New(f)
-	if err != nil {
-		return nil // the node has no addresses of the family
-	}
+	t := probe.New(f)
 	defer func() { _ = t.Close() }()
 	sets, err := ipset.New()
 	if err != nil {
@@ -45,84 +40,25 @@ func lacksIn(ctx context.Context, flavour Flavour, f conf.Family) []string {
 	}
 	d := &Driver{Flavour: flavour, sets: sets, suspects: map[ruleset.Refusal]bool{}}
 	defer d.Close()
-	_ = d.once(ctx, f, noTrial) // an agent that was killed may have left it
+	d.removeTrial(ctx, f) // an agent that was killed may have left it
 	defer d.endTrial(ctx, t)
-	lacks := d.makeTrialSets(t)
+	lacks, numbers := d.makeTrialSets(t)
 	if len(lacks) > 0 {
 		return lacks
 	}
-	if err := d.once(ctx, f, trialCommands(t, f)); err != nil {
+	err = d.once(ctx, f, trialCommands(t, numbers))
+	if err != nil && numbers { // without numbers of classes, weir uses class sets
+		err = d.once(ctx, f, trialCommands(t, false))
+	}
+	if err != nil {
 		return d.refusedNeeds(ctx, t, err)
 	}
-	wrong, err := t.Wrong()
+	wrong, err := t.Wrong(func() { d.removeTrial(ctx, f) })
 	if err != nil {
 		return nil // the kernel accepts all rules, and more can't be found out
 	}
 	for _, n := range wrong {
 		lacks = append(lacks, fmt.Sprintf("%s (%s accepts them, and they have no effect)", n.Name, flavour.program(f)))
-	}
-	return lacks
-}
-
-// noTrial are the commands that remove a trial's chain.
-const noTrial = "*" + checks + "\n:" + conf.TrialChain + " - [0:0]\n-D INPUT -i lo -j " + conf.TrialChain +
-	"\n-X " + conf.TrialChain + "\nCOMMIT\n"
-
-// masquerades are the commands that try weir's rule in the table nat, in a chain that no packet enters.
-func masquerades(f conf.Family) string {
-	rule := ruleText(ruleset.Rule{Action: ruleset.Masquerade}, f)
-	return "*nat\n:" + conf.TrialChain + " - [0:0]\n-A " + conf.TrialChain + " " + rule + "\n-F " + conf.TrialChain +
-		"\n-X " + conf.TrialChain + "\nCOMMIT\n"
-}
-
-// trialCommands are the commands that make the trial's chain and lead packets of the loopback link into it, followed
-// by masquerades.
-//
-// Equivalent to: iptables -t mangle -N WEIR-TRIAL; iptables -t mangle -A WEIR-TRIAL RULE…; iptables -t mangle -I
-// INPUT -i lo -j WEIR-TRIAL
-func trialCommands(t *probe.Trial, f conf.Family) string {
-	var b strings.Builder
-	b.WriteString("*" + checks + "\n:" + conf.TrialChain + " - [0:0]\n")
-	for _, r := range append(t.Rules(), unusedRules(f)...) {
-		for _, line := range lowerRule(r, f) {
-			fmt.Fprintf(&b, "-A %s %s\n", conf.TrialChain, line)
-		}
-	}
-	b.WriteString("-I INPUT -i lo -j " + conf.TrialChain + "\nCOMMIT\n" + masquerades(f))
-	return b.String()
-}
-
-// unusedRules are rules that only this backend needs. No packet of the trial matches them: the kernel must only
-// accept them.
-func unusedRules(f conf.Family) []ruleset.Rule {
-	proto := [...]ruleset.Protocol{conf.IPv4: ruleset.ICMP, conf.IPv6: ruleset.ICMPv6}[f]
-	all := []ruleset.Rule{
-		{Shape: ruleset.ToItself, Action: ruleset.Return},
-		{Proto: proto, Shape: ruleset.HonestICMP, Action: ruleset.Return},
-		{Action: ruleset.Log, To: conf.LogPrefix + conf.TrialChain},
-	}
-	if f == conf.IPv6 {
-		all = append(all, ruleset.Rule{Proto: proto, Shape: ruleset.Solicitation, Action: ruleset.Return})
-	}
-	for i := range all {
-		all[i].In = "weir-none"
-	}
-	return all
-}
-
-func (d *Driver) makeTrialSets(t *probe.Trial) (lacks []string) {
-	for _, s := range t.Sets {
-		if err := d.sets.Create(headerOf(s)); err != nil {
-			lacks = append(lacks, "ipset of the type "+setType(s.Kind)+": "+reason(err))
-			continue
-		}
-		var changes []ipset.Change
-		for e := range s.Entries.All() {
-			changes = append(changes, ipset.Change{Set: s.Name, Entry: entryOf(e, s.Name)})
-		}
-		if err := ipset.Apply(changes...); err != nil {
-			lacks = append(lacks, "entries of an ipset of the type "+setType(s.Kind)+": "+reason(err))
-		}
 	}
 	return lacks
 }
@@ -141,6 +77,9 @@ func (d *Driver) refusedNeeds(ctx context.Context, t *probe.Trial, all error) (l
 		if ctx.Err() != nil {
 			return append(lacks, "and perhaps more")
 		}
+		if r.Action == ruleset.Jump || r.Action == ruleset.GoTo { // there is no chain to lead to
+			continue
+		}
 		err := d.try(ctx, t.Family, []ruleset.Rule{r})
 		if err == nil {
 			continue
@@ -154,7 +93,7 @@ func (d *Driver) refusedNeeds(ctx context.Context, t *probe.Trial, all error) (l
 			lacks = append(lacks, words)
 		}
 	}
-	if err := d.once(ctx, t.Family, masquerades(t.Family)); err != nil {
+	if err := d.once(ctx, t.Family, masquerades(t, "")); err != nil {
 		lacks = append(lacks, d.Flavour.program(t.Family)+" rules that masquerade: "+reason(err))
 	}
 	if len(lacks) == 0 {
@@ -166,11 +105,9 @@ func (d *Driver) refusedNeeds(ctx context.Context, t *probe.Trial, all error) (l
 func (d *Driver) endTrial(ctx context.Context, t *probe.Trial) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), searchTime) // also when the agent ends
 	defer cancel()
-	err := d.once(ctx, t.Family, noTrial)
+	d.removeTrial(ctx, t.Family)
 	for _, s := range t.Sets {
-		if err == nil || errors.As(err, new(*restoreError)) {
-			_ = d.destroyUnused(ctx, s.Name)
-		}
+		_ = d.destroyUnused(ctx, s.Name) // if that fails, the next trial uses the set
 	}
 }
 

@@ -2,14 +2,23 @@ package iptables
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/ipset"
+	"github.com/weir-net/weir/netfilter/probe"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/test/golden"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -44,6 +53,7 @@ func TestLacks(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
+	nodetest.Outside(t) // gives the node an address to masquerade with
 	original, err := exec.LookPath("iptables-nft-restore")
 	if err != nil {
 		t.Fatal(err)
@@ -56,12 +66,18 @@ func TestLacks(t *testing.T) {
 	}{
 		{"nothing", `exec %s "$@"`, nil},
 		{"silent sets", `sed "/-m set/d" | %s "$@"`, []string{
-			"sets of addresses (", "outside of a set (", "sets of networks (", "sets of addresses with links (",
-			"sets of ports (", "sets of addresses with ports (",
+			"sets of addresses (", "addresses outside of a set (", "sets of networks (", "outside of networks (",
+			"sets of addresses with links (", "links outside of a set (", "rules that masquerade (", "sets of ports (",
+			"sets of addresses with ports (",
 		}},
 		{"silent states", `sed "/--ctstate ESTABLISHED/d" | %s "$@"`, []string{"connection tracking with labels ("}},
 		{"silent lists", `sed "/multiport/d" | %s "$@"`, []string{"lists of ports ("}},
-		{"nothing is written", `cat >/dev/null`, []string{"rules that drop packets ("}},
+		{"silent classes", `sed "/--map-set/d" | %s "$@"`, []string{"classes of senders (", "classes of receivers ("}},
+		{"silent programs", `sed "/-m bpf/d" | %s "$@"`, []string{"rules that compare two addresses ("}},
+		{"silent masquerading", `sed "/MASQUERADE/d" | %s "$@"`, []string{"rules that masquerade ("}},
+		{"no numbers", `text=$(cat); case "$text" in *--map-set*) echo "no SET" >&2; exit 1;; esac
+			echo "$text" | %s "$@"`, nil},
+		{"nothing is written", `cat >/dev/null`, []string{"rules that drop packets (", "rules that masquerade ("}},
 		{"refused labels", `text=$(cat); case "$text" in *connlabel*) echo "no connlabel: load it" >&2; exit 1;; esac
 			echo "$text" | %s "$@"`, []string{
 			`like -p udp -m conntrack --ctstate ESTABLISHED -m connlabel`, `-m connlabel --label`,
@@ -87,4 +103,101 @@ func TestLacks(t *testing.T) {
 			t.Errorf("%s: the node lacks\n%s", tc.name, strings.Join(got, "\n"))
 		}
 	}
+}
+
+// TestLacksNothingAmongOthersRules: an administrator's rules on the node disturb the packets of a trial there. The
+// trial doesn't take that for a lack.
+func TestLacksNothingAmongOthersRules(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	nodetest.Outside(t) // gives the node an address of IPv6
+	for _, flavour := range []Flavour{NFT, Legacy} {
+		nodetest.EachDisturbance(t, string(flavour), func(t *testing.T) {
+			for _, f := range conf.Families {
+				if lacks := lacksIn(t.Context(), flavour, f); len(lacks) > 0 {
+					t.Errorf("%s: the node lacks %q", flavour.program(f), lacks)
+				}
+			}
+		})
+	}
+}
+
+// exempt has the features of real rules that no trial tries.
+var exempt = []string{
+	"-m sctp --dport", // only of policies: a refused rule closes only connections with SCTP
+	"-p sctp",
+	// Only pods behind another plugin's bridge need it. It loads the module br_netfilter, which makes iptables' rules
+	// apply to all bridges of the node.
+	"-m physdev --physdev-in",
+}
+
+// TestTrialsTryAllFeatures: the trial has each match, target and type of set that weir's rules use.
+func TestTrialsTryAllFeatures(t *testing.T) {
+	for _, f := range conf.Families {
+		tried := map[string]bool{}
+		p := probe.New(f)
+		defer func() { _ = p.Close() }()
+		for _, s := range p.Sets {
+			h := headerOf(s)
+			h.Marks = s.Role == ruleset.Members // makeTrialSets
+			tried[typeOf(h)] = true
+		}
+		for line := range strings.Lines(trialCommands(p, true)) {
+			if rule, ok := strings.CutPrefix(line, "-A "); ok {
+				_, rule, _ = strings.Cut(strings.TrimSpace(rule), " ")
+				for _, feature := range featuresOf(rule) {
+					tried[feature] = true
+				}
+			}
+		}
+		missing := map[string]string{}
+		check := func(s policy.State) {
+			l := lowerOnto(state{}, policy.Compile(s))
+			for _, s := range l.sets {
+				if h := headerOf(s); s.Family == f && !tried[typeOf(h)] {
+					missing[typeOf(h)] = s.Name
+				}
+			}
+			for _, c := range l.chains {
+				for _, line := range c.lines {
+					for _, feature := range featuresOf(line) {
+						if c.family == f && !tried[feature] && !slices.Contains(exempt, feature) {
+							missing[feature] = line
+						}
+					}
+				}
+			}
+		}
+		golden.Each(t, "../..", func(_ *testing.T, _ string, s policy.State) { check(s) })
+		for i := range uint64(100) {
+			check(policytest.State(rand.New(rand.NewPCG(1, i))))
+		}
+		for feature, of := range missing {
+			t.Errorf("%s: no trial tries %q, which the rules have: %s", f, feature, of)
+		}
+	}
+}
+
+func typeOf(h ipset.Header) string { return fmt.Sprintf("set %s, with marks: %v", h.Type, h.Marks) }
+
+// featuresOf splits a rule into its matches and its target, without names and numbers.
+func featuresOf(rule string) (all []string) {
+	begins := func(w string) bool { return len(w) == 2 && w[0] == '-' }
+	numbers := regexp.MustCompile(`^(0x[0-9a-f]+/0x[0-9a-f]+|[0-9:,]+)$`)
+	named := []string{"--comment", "--match-set", "--map-set", "--nflog-prefix", "-i", "-o", "-s", "-d", "--physdev-in"}
+	var one []string
+	for i, w := range words(rule + " -x") {
+		if begins(w) && i > 0 {
+			all, one = append(all, strings.Join(one, " ")), nil
+		}
+		name := len(one) > 0 && slices.Contains(named, one[len(one)-1])
+		if conf.OwnChain(w) {
+			w = "CHAIN"
+		}
+		if !name && !numbers.MatchString(w) {
+			one = append(one, w)
+		}
+	}
+	return all
 }

@@ -146,7 +146,7 @@ func lowerChain(c ruleset.Chain, classes []class, numbers map[string]*numbering,
 		return before
 	}
 	if now.numbers != nil {
-		now.chains = lowerDispatch(c, classes, now.numbers)
+		now.chains = lowerDispatch(dispatches[c.Name], c, classes, now.numbers)
 		return now
 	}
 	one := func(rule ruleset.Rule) []string {

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/probe"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -138,13 +139,14 @@ var tracks = map[ruleset.Track]string{
 	ruleset.Midstream:    "-m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack ! --ctstate UNTRACKED",
 	unconfirmedTrack:     "-m conntrack ! --ctstatus CONFIRMED",
 	untrackedTrack:       "-m conntrack --ctstate UNTRACKED",
+	probe.Unestablished:  "-m conntrack --ctstate INVALID,NEW,UNTRACKED",
 }
 
 // ruleset.First means two kinds of packets: those of connections that the kernel hasn't confirmed, and
 // untracked ones. The kernel confirms a connection when its first packet leaves the last hook.
 const (
 	unconfirmedTrack ruleset.Track = "unconfirmed"
-	untrackedTrack   ruleset.Track = "untracked"
+	untrackedTrack                 = probe.Untracked
 )
 
 var discovery = map[ruleset.Shape]string{

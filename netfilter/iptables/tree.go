@@ -36,8 +36,7 @@ func (d dispatch) clears() string {
 //	iptables -t mangle -A WEIR-EGRESS -m mark --mark 0x10000/0x1fff0000 -j RETURN
 //	iptables -t mangle -A WEIR-EGRESS -m mark --mark 0x20000/0x1fff0000 -g WEIR-EG-NONE
 //	iptables -t mangle -A WEIR-EGRESS -m mark --mark 0x30000/0x1fff0000 -g WEIR-EG-HASH
-func lowerDispatch(c ruleset.Chain, classes []class, n *numbering) []chain {
-	d := dispatches[c.Name]
+func lowerDispatch(d dispatch, c ruleset.Chain, classes []class, n *numbering) []chain {
 	rules := map[string]ruleset.Rule{}
 	sets := map[string]bool{}
 	for _, k := range classes {

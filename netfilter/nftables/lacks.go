@@ -27,10 +27,7 @@ func Lacks(context.Context) (all []string) {
 }
 
 func lacksIn(f conf.Family) (list []string) {
-	t, err := probe.New(f)
-	if err != nil {
-		return nil // the node has no loopback address of the family
-	}
+	t := probe.New(f)
 	defer func() { _ = t.Close() }()
 	at := nftnl.Table{Family: tables[f].Family, Name: conf.TrialSet}
 	endTrial(at) // an agent that was killed may have left it
@@ -39,7 +36,7 @@ func lacksIn(f conf.Family) (list []string) {
 	if err := trialBatch(at, want, nil).Commit(); err != nil {
 		return refusedNeeds(at, want, err)
 	}
-	wrong, err := t.Wrong()
+	wrong, err := t.Wrong(func() { endTrial(at) })
 	if err != nil {
 		return nil // the kernel accepts all rules, and more can't be found out
 	}
@@ -58,33 +55,31 @@ func endTrial(at nftnl.Table) {
 	_ = b.Commit() // usually there is none
 }
 
-// loweredTrial returns the trial's table. It adds rules that package probe doesn't try: with a verdict map, with
-// pairs of addresses, and with masquerading.
+// loweredTrial returns the trial's table. It adds rules that no packet of the trial can test: about ICMP, and those
+// with pairs of addresses inside of ICMP errors.
 func loweredTrial(t *probe.Trial) *table {
 	f := t.Family
-	egress := ruleset.Set{
-		Name: f.Set(conf.EgressClasses + conf.OpenClass), Kind: ruleset.Addresses, Family: f, Role: ruleset.Members,
-		Dispatch: conf.EgressChain,
-	}
 	pods := ruleset.Set{Name: f.Set(conf.PodsSet), Kind: ruleset.Addresses, Family: f, Role: ruleset.Attached}
-	pods.Entries = t.Sets[0].Entries
-	egress.Entries = pods.Entries
-	rules := append(t.Rules(),
-		ruleset.Rule{In: "weir-none", Action: ruleset.Jump, To: conf.EgressChain},
-		ruleset.Rule{In: "weir-none", Shape: ruleset.ToItself, Action: ruleset.Return},
-		ruleset.Rule{In: "weir-none", Shape: ruleset.HonestICMP, Track: ruleset.Related, Action: ruleset.Return})
+	pods.Entries = t.Sets[0].Entries // the trial's address, so that the pairs have it twice
+	links := ruleset.Set{Name: f.Set(conf.LinksSet), Kind: ruleset.AddressLinks, Family: f, Role: ruleset.Checked}
+	rules := t.Rules()
+	never := []ruleset.Rule{
+		{Shape: ruleset.HonestICMP, Track: ruleset.Related},
+		{Shape: ruleset.NoICMPError},
+		{Sets: []ruleset.SetMatch{{Name: links.Name, By: ruleset.SourceLink}}},
+	}
+	if f == conf.IPv6 {
+		never = append(never, ruleset.Rule{Shape: ruleset.Solicitation}, ruleset.Rule{Shape: ruleset.Advertisement})
+	}
+	for _, r := range never {
+		r.In, r.Action = "weir-none", ruleset.Return
+		rules = append(rules, r)
+	}
 	r := ruleset.Ruleset{
-		Sets: append(slices.Clone(t.Sets), egress, pods),
-		Chains: []ruleset.Chain{
-			{Family: f, Name: conf.TrialChain, Hook: ruleset.CheckToNode, Rules: rules},
-			{Family: f, Name: conf.EgressChain, Rules: []ruleset.Rule{
-				{Sets: []ruleset.SetMatch{{Name: egress.Name, By: ruleset.Source}}, Action: ruleset.Return},
-				{Action: ruleset.Drop},
-			}},
-			{Family: f, Name: conf.PostroutingChain, Hook: ruleset.TranslateSource, Rules: []ruleset.Rule{
-				{In: "weir-none", Action: ruleset.Masquerade},
-			}},
-		},
+		Sets: append(slices.Clone(t.Sets), pods, links),
+		Chains: append(slices.Clone(t.Chains),
+			ruleset.Chain{Family: f, Name: conf.TrialChain, Hook: ruleset.CheckToNode, Rules: rules},
+			ruleset.Chain{Family: f, Name: conf.PostroutingChain, Hook: ruleset.TranslateSource, Rules: t.Masquerades()}),
 	}
 	m := &lowering{lacks: lacks{ports: true, logs: true}} // weir can do without these
 	return m.lower(r)[f]

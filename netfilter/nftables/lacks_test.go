@@ -1,14 +1,21 @@
 package nftables
 
 import (
-	"slices"
-	"strings"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/attrs"
 	"github.com/weir-net/weir/netfilter/nftnl"
 	"github.com/weir-net/weir/netfilter/probe"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/policytest"
+	"github.com/weir-net/weir/test/golden"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -38,19 +45,18 @@ func TestRulesWithoutEffect(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
+	nodetest.Outside(t) // gives the node an address to masquerade with
 	for _, f := range conf.Families {
 		for i := range len(open(t, f).Needs) {
 			p := open(t, f)
 			at, need := nftnl.Table{Family: tables[f].Family, Name: conf.TrialSet}, p.Needs[i]
 			err := trialBatch(at, loweredTrial(p), func(r *rule) bool {
-				same := slices.Equal(r.Ports, need.Rule.Ports[:1]) || len(need.Rule.Ports) > 1 && len(r.Sets) == 1 &&
-					strings.HasPrefix(r.Sets[0].Name, conf.NumberSets)
-				return !same || r.Action != need.Rule.Action && i > 0
+				return r.from == nil || !r.from.Equal(need.Rule)
 			}).Commit()
 			if err != nil {
 				t.Fatal(err)
 			}
-			wrong, err := p.Wrong()
+			wrong, err := p.Wrong(func() { endTrial(at) })
 			if i == 1 { // without this rule, it looks as if other programs dropped the packets
 				if err == nil {
 					t.Errorf("%s: no error without the rule of %s", f, need.Name)
@@ -63,12 +69,105 @@ func TestRulesWithoutEffect(t *testing.T) {
 	}
 }
 
+// TestLacksNothingAmongOthersRules: an administrator's rules on the node disturb the packets of a trial there. The
+// trial doesn't take that for a lack.
+func TestLacksNothingAmongOthersRules(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	nodetest.Outside(t) // gives the node an address of IPv6
+	nodetest.EachDisturbance(t, "nft", func(t *testing.T) {
+		for _, f := range conf.Families {
+			if lacks := lacksIn(f); len(lacks) > 0 {
+				t.Errorf("%s: the node lacks %q", f, lacks)
+			}
+		}
+	})
+}
+
+// TestTrialsTryAllFeatures: the trial has each expression and layout of set that weir's rules use.
+func TestTrialsTryAllFeatures(t *testing.T) {
+	without := lacks{ports: true, logs: true} // weir can do without these
+	for _, f := range conf.Families {
+		tried := featuresOf(loweredTrial(open(t, f)))
+		missing := map[string]string{}
+		check := func(s policy.State) {
+			l := (&lowering{lacks: without}).lower(policy.Compile(s))
+			for feature, of := range featuresOf(l[f]) {
+				if tried[feature] == "" {
+					missing[feature] = of
+				}
+			}
+		}
+		golden.Each(t, "../..", func(_ *testing.T, _ string, s policy.State) { check(s) })
+		for i := range uint64(100) {
+			check(policytest.State(rand.New(rand.NewPCG(1, i))))
+		}
+		for feature, of := range missing {
+			t.Errorf("%s: no trial tries %s, which the rules have: %s", f, feature, of)
+		}
+	}
+}
+
+// featuresOf returns the expressions and layouts of sets of the table, each with a rule or set that has it. It leaves
+// out names, and the data that packets are compared with.
+func featuresOf(of *table) map[string]string {
+	all := map[string]string{}
+	if of == nil {
+		return all
+	}
+	layouts := map[string]string{}
+	for _, s := range of.sets {
+		layouts[s.Name] = s.Layout.String()
+		all["sets of "+layouts[s.Name]] = s.Name
+	}
+	for _, c := range of.chains {
+		if c.Hook != nil && c.Hook.Kind == "nat" {
+			all["chains for address translation"] = c.Name
+		}
+		for i := range c.rules {
+			written, words := c.rules[i].write(of.family)
+			for _, one := range attrs.In(written.Expressions) {
+				e := fieldsOf(one)
+				name, fields := nftnl.Text(e[unix.NFTA_EXPR_NAME]), fieldsOf(e[unix.NFTA_EXPR_DATA])
+				all[feature(name, fields, layouts)] = words
+			}
+		}
+	}
+	return all
+}
+
+func feature(name string, fields map[uint16][]byte, layouts map[string]string) string {
+	number := func(kind uint16) uint32 {
+		if v := fields[kind]; len(v) == 4 {
+			return binary.BigEndian.Uint32(v)
+		}
+		return 0
+	}
+	switch name {
+	case "meta":
+		return fmt.Sprintf("meta %d", number(unix.NFTA_META_KEY))
+	case "ct":
+		return fmt.Sprintf("ct %d, writes: %v", number(unix.NFTA_CT_KEY), fields[unix.NFTA_CT_SREG] != nil)
+	case "payload":
+		return fmt.Sprintf("payload %d", number(unix.NFTA_PAYLOAD_BASE))
+	case "cmp":
+		return fmt.Sprintf("cmp %d", number(unix.NFTA_CMP_OP))
+	case "lookup":
+		return fmt.Sprintf("lookup in %s, for a verdict: %v, inverted: %v", layouts[nftnl.Text(fields[unix.NFTA_LOOKUP_SET])],
+			fields[unix.NFTA_LOOKUP_DREG] != nil, number(unix.NFTA_LOOKUP_FLAGS))
+	case "immediate":
+		v, ok := nftnl.VerdictOf(fields[unix.NFTA_IMMEDIATE_DATA])
+		return fmt.Sprintf("immediate, verdict: %v %d", ok, v.Code)
+	case "masq":
+		return fmt.Sprintf("masq with flags %d", number(unix.NFTA_MASQ_FLAGS))
+	}
+	return name
+}
+
 func open(t *testing.T, f conf.Family) *probe.Trial {
 	t.Helper()
-	p, err := probe.New(f)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := probe.New(f)
 	t.Cleanup(func() { _ = p.Close() })
 	return p
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter/nftnl"
+	"github.com/weir-net/weir/netfilter/probe"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -41,7 +42,7 @@ func nameOf(classes []class) string {
 }
 
 func mapOf(chain string) string {
-	if chain == conf.EgressChain {
+	if chain == conf.EgressChain || chain == probe.EgressChain {
 		return conf.EgressMap
 	}
 	return conf.IngressMap

@@ -11,6 +11,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter/nftnl"
+	"github.com/weir-net/weir/netfilter/probe"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -187,6 +188,7 @@ const (
 	stateInvalid     = 1 << 0
 	stateEstablished = 1 << 1
 	stateRelated     = 1 << 2
+	stateNew         = 1 << 3
 	stateUntracked   = 1 << 6
 	statusConfirmed  = 1 << 3 // IPS_CONFIRMED
 	statusDNAT       = 1 << 5 // IPS_DST_NAT
@@ -253,6 +255,10 @@ func (s *statement) track(t ruleset.Track) {
 		s.add(condition{"ct state != untracked", func(e nftnl.Expressions) nftnl.Expressions {
 			return e.Ct(unix.NFT_CT_STATE, 0).Compare(unix.NFT_CMP_NEQ, u32(stateUntracked))
 		}})
+	case probe.Untracked:
+		s.add(ctState("untracked", stateUntracked))
+	case probe.Unestablished:
+		s.add(ctState("invalid,new,untracked", stateInvalid|stateNew|stateUntracked))
 	}
 }
 

@@ -1,0 +1,123 @@
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/weir-net/weir/conf"
+)
+
+func listen(f conf.Family) (*net.UDPConn, error) {
+	c, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(loopback[f], 0)))
+	if err != nil {
+		return nil, fmt.Errorf("open a socket for a trial: %w", err)
+	}
+	return c, nil
+}
+
+func addrOf(c *net.UDPConn) netip.AddrPort { return unmapped(c.LocalAddr().(*net.UDPAddr).AddrPort()) }
+
+func unmapped(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }
+
+func portOf(c *net.UDPConn) uint16 { return addrOf(c).Port() }
+
+// arrivesWithin is how long a trial waits for packets that should arrive. They arrive within the system call that sends
+// them, unless the processor is very busy.
+const arrivesWithin = 200 * time.Millisecond
+
+var errOthers = errors.New("packets for trials don't arrive unchanged over the loopback link, whatever the rules are")
+
+// Wrong sends the packets, and returns the needs whose rules don't do what they should. The chains must be in the
+// kernel. If there are such needs, Wrong calls remove, which removes the chains, and sends the packets again. If one of
+// them doesn't arrive unchanged, or not even the packet of the plain rule with a port has arrived, Wrong returns an
+// error: other programs drop or change packets over the loopback link, so no need is known to be wrong.
+func (t *Trial) Wrong(remove func()) (wrong []Need, err error) {
+	from, err := t.send()
+	if err != nil {
+		return nil, err
+	}
+	for i, n := range t.Needs {
+		arrived := from[i].IsValid()
+		switch {
+		case n.drops && arrived, !n.drops && !n.masquerades && !arrived:
+			wrong = append(wrong, n)
+		case n.masquerades && arrived && from[i] == addrOf(t.sender):
+			wrong = append(wrong, n)
+		}
+	}
+	if slices.ContainsFunc(wrong, func(n Need) bool { return n.Name == t.Needs[1].Name }) {
+		return nil, errOthers
+	}
+	if len(wrong) == 0 {
+		return nil, nil
+	}
+	remove()
+	if from, err = t.send(); err != nil {
+		return nil, err
+	}
+	for i, n := range t.Needs {
+		source := addrOf(t.sender)
+		if n.answer {
+			source = addrOf(t.receivers[i])
+		}
+		if !from[i].IsValid() || from[i] != source && !n.masquerades { // a connection stays masqueraded
+			return nil, errOthers
+		}
+	}
+	return wrong, nil
+}
+
+// send sends the packet of each need. It returns the sources under which they arrived; the zero value for a packet that
+// didn't arrive, or that the kernel refused to send.
+func (t *Trial) send() ([]netip.AddrPort, error) {
+	if t.silent != nil {
+		return nil, t.silent
+	}
+	deadline := time.Now().Add(arrivesWithin)
+	from := make([]netip.AddrPort, len(t.Needs))
+	sent := make([]bool, len(t.Needs))
+	for i, n := range t.Needs {
+		_, err := t.sender.WriteToUDPAddrPort([]byte("x"), addrOf(t.receivers[i]))
+		if err == nil && n.answer { // its rule is for the answer, so the packet itself passes all rules
+			if !arrives(t.receivers[i], deadline).IsValid() {
+				return nil, errOthers
+			}
+			_, err = t.receivers[i].WriteToUDPAddrPort([]byte("x"), addrOf(t.sender))
+		}
+		sent[i] = err == nil
+	}
+	for i, n := range t.Needs {
+		switch {
+		case !sent[i] || n.drops:
+		case n.answer:
+			from[i] = arrives(t.sender, deadline)
+		default:
+			from[i] = arrives(t.receivers[i], deadline)
+		}
+	}
+	for i, n := range t.Needs { // the other packets, which were sent later, have arrived by now
+		if n.drops {
+			from[i] = arrives(t.receivers[i], time.Time{})
+		}
+	}
+	return from, nil
+}
+
+// arrives returns the source of the next packet; the zero value if none arrives in time.
+func arrives(at *net.UDPConn, deadline time.Time) netip.AddrPort {
+	if least := time.Now().Add(time.Millisecond); deadline.Before(least) { // else not even a waiting packet is read
+		deadline = least
+	}
+	if at.SetReadDeadline(deadline) != nil {
+		return netip.AddrPort{}
+	}
+	n, from, err := at.ReadFromUDPAddrPort(make([]byte, 8))
+	if err != nil || n == 0 {
+		return netip.AddrPort{}
+	}
+	return unmapped(from)
+}
