@@ -66,6 +66,10 @@ func (b Batch) Do(protocol int, ns netns.NsHandle) (replies [][]byte, err error)
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
 	defer func() { _ = unix.Close(fd) }()
+	return b.do(fd)
+}
+
+func (b Batch) do(fd int) (replies [][]byte, err error) {
 	var all []byte
 	for i, st := range b {
 		st.request.Seq = uint32(i)

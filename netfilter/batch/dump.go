@@ -10,7 +10,8 @@ import (
 )
 
 // Dumper asks the kernel for lists, one after the other. It gives each message of a list to a function, and
-// keeps none. So its memory doesn't grow with the list. A Dumper is not safe for concurrent use.
+// keeps none. So its memory doesn't grow with the list. Its socket stays open. A Dumper is not safe for concurrent
+// use.
 type Dumper struct {
 	protocol int
 	fd       int // -1 if there is no socket
@@ -65,6 +66,20 @@ func (d *Dumper) Dump(req *nl.NetlinkRequest, each func(msg []byte) bool) error 
 			return err
 		}
 	}
+}
+
+// Do sends the requests like Batch.Do, by the Dumper's socket.
+func (d *Dumper) Do(b Batch) (replies [][]byte, err error) {
+	if len(b) == 0 {
+		return nil, nil
+	}
+	if err := d.open(); err != nil {
+		return nil, fmt.Errorf("open netlink: %w", err)
+	}
+	if replies, err = b.do(d.fd); err != nil {
+		d.Close() // there may be more answers in it
+	}
+	return replies, err
 }
 
 func (d *Dumper) open() (err error) {

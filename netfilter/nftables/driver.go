@@ -23,6 +23,7 @@ import (
 // use.
 type Driver struct {
 	reader   *nftnl.Reader
+	sender   nftnl.Sender
 	have     *state
 	fresh    bool
 	lowering lowering
@@ -39,7 +40,10 @@ type Driver struct {
 func New() *Driver { return &Driver{reader: nftnl.NewReader()} }
 
 // Close disconnects. Applied rulesets stay in the kernel.
-func (d *Driver) Close() { d.reader.Close() }
+func (d *Driver) Close() {
+	d.reader.Close()
+	d.sender.Close()
+}
 
 func (d *Driver) Name() string { return "nftables" }
 
@@ -116,11 +120,11 @@ func (d *Driver) apply(want lowered, alone bool) (r netfilter.Result, p *plan, e
 }
 
 func (d *Driver) commit(b *nftnl.Batch) error {
-	before, _ := nftnl.Generation()
-	if err := b.Commit(); err != nil {
+	before, _ := d.reader.Generation()
+	if err := d.sender.Commit(b); err != nil {
 		return err
 	}
-	after, _ := nftnl.Generation()
+	after, _ := d.reader.Generation()
 	d.own.Note(before, after, 1)
 	if d.knownAt != 0 && d.knownAt == before && after == before+1 {
 		d.knownAt = after
@@ -134,7 +138,7 @@ func (d *Driver) commit(b *nftnl.Batch) error {
 // true if there were any. A full read would also show newer changes of the plugin, and the next try would undo
 // them.
 func (d *Driver) forgetMissing(p *plan) (any bool) {
-	found, err := nftnl.Find(p.deletes)
+	found, err := d.reader.Find(p.deletes)
 	if err != nil {
 		return false
 	}

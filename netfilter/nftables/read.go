@@ -21,7 +21,7 @@ import (
 // seen.
 func (d *Driver) Read(context.Context) error {
 	d.refresh = nil
-	now, _ := nftnl.Generation()
+	now, _ := d.reader.Generation()
 	if d.have != nil && now != 0 && d.knownAt == now {
 		d.fresh = true
 		return nil
@@ -48,7 +48,7 @@ func (d *Driver) Read(context.Context) error {
 		next[f] = h
 	}
 	d.have, d.fresh = &next, true
-	if after, _ := nftnl.Generation(); after == now {
+	if after, _ := d.reader.Generation(); after == now {
 		d.knownAt = now
 	}
 	return nil
@@ -61,7 +61,7 @@ func (d *Driver) look(ctx context.Context, verify netfilter.Verify) error {
 	if d.have == nil || verify == netfilter.All {
 		return d.Read(ctx)
 	}
-	if now, _ := nftnl.Generation(); verify == netfilter.Trust || now != 0 && now == d.knownAt {
+	if now, _ := d.reader.Generation(); verify == netfilter.Trust || now != 0 && now == d.knownAt {
 		return nil
 	}
 	d.forgetAccepting()
@@ -197,7 +197,7 @@ type refresh struct {
 // next call continues. Between two calls, the caller may call all other methods. If the kernel's state is unknown
 // or surely unchanged, Refresh has only one part.
 func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err error) {
-	now, _ := nftnl.Generation()
+	now, _ := d.reader.Generation()
 	if d.have == nil || d.refresh == nil && d.knownAt != 0 && d.knownAt == now {
 		return true, d.Read(ctx)
 	}
@@ -240,7 +240,7 @@ func (d *Driver) refreshPart() (done bool, err error) {
 
 func (d *Driver) beginRefresh() error {
 	r := &refresh{}
-	d.readAt, _ = nftnl.Generation()
+	d.readAt, _ = d.reader.Generation()
 	d.own, d.knownAt = nftnl.OwnChanges{}, 0
 	d.forgetAccepting()
 	for _, f := range conf.Families {
@@ -306,7 +306,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 			}
 		}
 	}
-	found, err := nftnl.Find(questions)
+	found, err := d.reader.Find(questions)
 	if err != nil {
 		return changed, fmt.Errorf("look addresses up in the sets: %w", err)
 	}

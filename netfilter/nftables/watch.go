@@ -27,7 +27,7 @@ func concerns(c nftnl.Change) bool {
 }
 
 // Generation returns the number of the last change of nf_tables in this network namespace.
-func (d *Driver) Generation() (uint32, error) { return nftnl.Generation() }
+func (d *Driver) Generation() (uint32, error) { return d.reader.Generation() }
 
 // Knows reports whether the generation is no news: the driver has read the tables since, or has made the change
 // itself. Generation 0 is always news. The caller must pass the generations that Watch reported as concerned,

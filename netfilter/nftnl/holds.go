@@ -5,7 +5,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/vishvananda/netns"
 	"go4.org/netipx"
 	"golang.org/x/sys/unix"
 
@@ -29,7 +28,7 @@ const questionsEach = 128
 // exist.
 //
 // Equivalent to: nft get element FAMILY TABLE SET { KEY }, for each question
-func Find(questions []Question) ([]*Element, error) {
+func (r *Reader) Find(questions []Question) ([]*Element, error) {
 	found := make([]*Element, 0, len(questions))
 	for some := range slices.Chunk(questions, questionsEach) {
 		var b batch.Batch
@@ -47,7 +46,7 @@ func Find(questions []Question) ([]*Element, error) {
 				return err
 			}
 		}
-		replies, err := b.Do(unix.NETLINK_NETFILTER, netns.None())
+		replies, err := r.dumper.Do(b)
 		if err != nil {
 			return nil, err
 		}
@@ -61,6 +60,13 @@ func Find(questions []Question) ([]*Element, error) {
 		}
 	}
 	return found, nil
+}
+
+// Find is Reader.Find with a socket of its own.
+func Find(questions []Question) ([]*Element, error) {
+	r := NewReader()
+	defer r.Close()
+	return r.Find(questions)
 }
 
 func (q Question) answer(reply []byte) *Element {

@@ -60,7 +60,8 @@ func (r *Reader) BaseChains(hook uint32) (chains []BaseChain, err error) {
 //
 // Equivalent to: nft list table FAMILY TABLE, which shows "flags owner" and the program's name
 func (r *Reader) Owner(t Table) uint32 {
-	answer, err := get(unix.NFT_MSG_GETTABLE, t, attrs{}.text(unix.NFTA_TABLE_NAME, t.Name))
+	answer, err := r.get(unix.NFT_MSG_GETTABLE, t, attrs{}.text(unix.NFTA_TABLE_NAME, t.Name),
+		"look up table %s of nf_tables", t.Name)
 	if err != nil {
 		return 0
 	}

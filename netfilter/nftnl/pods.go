@@ -68,10 +68,12 @@ func denyBatch(pod string, addrs []netip.Addr, missing bool) *Batch {
 // Equivalent to: nft delete element ip weir weir-pods { ADDR } (ip6 and weir-pods6 for IPv6)
 func (PodSets) Remove(addrs ...netip.Addr) error {
 	var errs []error
+	var s Sender
+	defer s.Close()
 	for _, a := range addrs { // each alone, because one missing element would refuse all
 		var b Batch
 		b.DeleteElements(WeirTable(conf.FamilyOf(a)), podsSet(conf.FamilyOf(a)), []Element{element(a)})
-		if err := b.Commit(); err != nil && !errors.Is(err, unix.ENOENT) {
+		if err := s.Commit(&b); err != nil && !errors.Is(err, unix.ENOENT) {
 			errs = append(errs, fmt.Errorf("take %s out of set %s: %w", a, podsSet(conf.FamilyOf(a)).Name, err))
 		}
 	}
@@ -135,7 +137,7 @@ func (r *Reader) purge(f conf.Family, addrs []netip.Addr) error {
 			}
 		}
 	}
-	found, err := Find(questions)
+	found, err := r.Find(questions)
 	if err != nil {
 		return err
 	}

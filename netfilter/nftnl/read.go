@@ -56,17 +56,28 @@ func notExist(err error) error {
 	return err
 }
 
-func get(kind int, t Table, body attrs) ([]byte, error) {
-	msgs, err := request(kind, 0, t, body).Execute(unix.NETLINK_NETFILTER, 0)
-	if err != nil {
-		return nil, notExist(err)
+func (r *Reader) get(kind int, t Table, body attrs, doing string, args ...any) ([]byte, error) {
+	var b batch.Batch
+	missing := false
+	b.Add(request(kind, 0, t, body), doing, args...).MapError = func(err error) error {
+		if missing = errors.Is(err, unix.ENOENT); missing {
+			return nil
+		}
+		return err
 	}
-	for _, m := range msgs {
+	replies, err := r.dumper.Do(b)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range replies {
 		if len(m) >= sizeofGenmsg {
 			return m[sizeofGenmsg:], nil
 		}
 	}
-	return nil, errors.New("the kernel's answer is empty")
+	if missing {
+		return nil, wrap(ErrNotExist, doing, args...)
+	}
+	return nil, fmt.Errorf("%s: the kernel's answer is empty", fmt.Sprintf(doing, args...))
 }
 
 func textOf(value []byte) string { return string(bytes.TrimRight(value, "\x00")) }
@@ -87,9 +98,10 @@ type TableState struct {
 //
 // Equivalent to: nft list table FAMILY TABLE
 func (r *Reader) Table(t Table) (s TableState, err error) {
-	answer, err := get(unix.NFT_MSG_GETTABLE, t, attrs{}.text(unix.NFTA_TABLE_NAME, t.Name))
+	answer, err := r.get(unix.NFT_MSG_GETTABLE, t, attrs{}.text(unix.NFTA_TABLE_NAME, t.Name),
+		"look up table %s of nf_tables", t.Name)
 	if err != nil {
-		return s, wrap(err, "look up table %s of nf_tables", t.Name)
+		return s, err
 	}
 	for kind, value := range netattrs.In(answer) {
 		switch kind {
@@ -114,10 +126,11 @@ func wrap(err error, doing string, args ...any) error {
 //
 // Equivalent to: nft list chain FAMILY TABLE CHAIN
 func (r *Reader) Hook(t Table, chain string) (hook *Hook, accepts bool, err error) {
-	answer, err := get(unix.NFT_MSG_GETCHAIN, t,
-		attrs{}.text(unix.NFTA_CHAIN_TABLE, t.Name).text(unix.NFTA_CHAIN_NAME, chain))
+	answer, err := r.get(unix.NFT_MSG_GETCHAIN, t,
+		attrs{}.text(unix.NFTA_CHAIN_TABLE, t.Name).text(unix.NFTA_CHAIN_NAME, chain),
+		"look up chain %s of table %s", chain, t.Name)
 	if err != nil {
-		return nil, false, wrap(err, "look up chain %s of table %s", chain, t.Name)
+		return nil, false, err
 	}
 	hook, accepts = hookIn(answer)
 	return hook, accepts, nil
@@ -254,15 +267,23 @@ func (c *Rules) add(s Sum, expressions []byte) {
 // kernel has no nf_tables.
 //
 // Equivalent to: nft monitor, which shows the number as "new generation"
-func Generation() (uint32, error) {
-	answer, err := get(unix.NFT_MSG_GETGEN, Table{}, nil)
+func (r *Reader) Generation() (uint32, error) {
+	const doing = "ask for the generation of nf_tables"
+	answer, err := r.get(unix.NFT_MSG_GETGEN, Table{}, nil, doing)
 	if err != nil {
-		return 0, wrap(err, "ask for the generation of nf_tables")
+		return 0, err
 	}
 	for kind, value := range netattrs.In(answer) {
 		if kind == unix.NFTA_GEN_ID {
 			return numberOf(value), nil
 		}
 	}
-	return 0, errors.New("ask for the generation of nf_tables: the kernel's answer has none")
+	return 0, errors.New(doing + ": the kernel's answer has none")
+}
+
+// Generation is Reader.Generation with a socket of its own.
+func Generation() (uint32, error) {
+	r := NewReader()
+	defer r.Close()
+	return r.Generation()
 }
