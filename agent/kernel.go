@@ -93,9 +93,11 @@ func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied
 		s := a.compile()
 		result, err := a.bring(ctx, readErr, s.ruleset, read)
 		all.snapshot, all.verify, all.err = s, max(all.verify, read), err
+		if all.Closed = result.Closed; all.Changed {
+			all.Closed = nil
+		}
 		all.Changed, all.Closes = all.Changed || result.Changed, all.Closes || result.Closes
 		all.Rules = all.Rules || result.Rules
-		all.Closed = result.Closed
 		all.Left, all.Strays, all.Notes = result.Left, append(all.Strays, result.Strays...), result.Notes
 		var refused *netfilter.RefusedError
 		if !errors.As(err, &refused) {

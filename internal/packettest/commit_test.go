@@ -18,9 +18,8 @@ import (
 var commits = flag.Int("commits", 100, "how many changes each backend makes while packets flow")
 
 // TestPacketsDuringAChange sends packets as fast as it can while the rules change back and forth. Before a change only
-// the receiver's policy denies them, and after it only the sender's. iptables closes before it opens, so no packet
-// passes. With nftables, a packet on its way through the rules may meet the old sender's class and the new receiver's
-// (docs/security-windows.md). The test prints how many do, and fails if more than one a change does.
+// the receiver's policy denies them, and after it only the sender's. Each backend closes before it opens, so no packet
+// passes, not even one that is on its way through the rules.
 func TestPacketsDuringAChange(t *testing.T) {
 	for _, name := range Names {
 		t.Run(string(name), func(t *testing.T) { packetsDuringAChange(t, name) })
@@ -86,8 +85,8 @@ func packetsDuringAChange(t *testing.T, name Name) {
 	<-stopped
 	fmt.Printf("changes-%s: %d changes in %v, %d packets sent, %d passed\n", name, *commits, took.Round(time.Millisecond),
 		sent.Load(), passed.Load())
-	if most := map[Name]int64{Nftables: int64(*commits)}[name]; passed.Load() > most {
-		t.Errorf("%d packets passed, at most %d may", passed.Load(), most)
+	if passed.Load() > 0 {
+		t.Errorf("%d packets passed that the policies deny", passed.Load())
 	}
 }
 

@@ -1,7 +1,7 @@
 // Package nftables owns weir's tables "ip weir" and "ip6 weir" of nf_tables. It compares them with a
-// ruleset.Ruleset, and applies the difference in one transaction. A packet meets the old rules or the new ones. But
-// its look-ups find the newest elements (TestPacketsDuringAChange). In other programs' tables it changes only the
-// chain FORWARD of the table filter (accept.go).
+// ruleset.Ruleset, and applies the difference: in one transaction, or in several if packets that are on their way could
+// pass a single one (steps.go). In other programs' tables it changes only the chain FORWARD of the table filter
+// (accept.go).
 //
 // Everything goes over netlink: the package starts no program, and needs none on the node.
 package nftables
@@ -51,9 +51,9 @@ func (d *Driver) Name() string { return "nftables" }
 // tables since they were read.
 const triesOfAChange = 3
 
-// Apply makes the kernel have the ruleset. After a RefusedError the kernel has what it had before, and the caller
-// must leave out the refused parts. Before Apply returns another error, it closes the pods if it can read the
-// kernel's rules and they don't check all packets.
+// Apply makes the kernel have the ruleset. After a RefusedError the kernel has what it had before, or a state on the
+// way to the ruleset, and the caller must leave out the refused parts. Before Apply returns another error, it closes
+// the pods if it can read the kernel's rules and they don't check all packets.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
 	if err := d.look(ctx, verify); err != nil {
 		return netfilter.Result{}, err
@@ -63,8 +63,8 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 	var all netfilter.Result
 	for try := 1; ; try++ {
 		r, p, err := d.apply(l, alone)
-		all.Strays = append(all.Strays, r.Strays...)
-		r.Strays = all.Strays
+		all = joined(all, r)
+		r = all
 		var refused *nftnl.RefusedError
 		if !errors.As(err, &refused) {
 			if err != nil {
@@ -93,29 +93,42 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 	}
 }
 
-// apply commits the transaction from the known state to the ruleset.
+// joined returns the result of two tries.
+func joined(a, b netfilter.Result) netfilter.Result {
+	if b.Strays = append(a.Strays, b.Strays...); a.Changed {
+		b.Changed, b.Rules, b.Closes, b.Closed = true, a.Rules || b.Rules, a.Closes || b.Closes, nil
+	}
+	return b
+}
+
+// apply commits the transactions from the known state to the ruleset. It returns the last transaction.
 func (d *Driver) apply(want lowered, alone bool) (r netfilter.Result, p *plan, err error) {
 	for _, f := range conf.Families {
 		if want[f] != nil {
 			d.have[f].share(want[f])
 		}
 	}
-	p = makePlan(*d.have, want, alone)
+	states, count := statesOf(*d.have, want)
+	whole := makePlan(*d.have, want, alone)
 	if d.fresh {
-		r.Strays = p.strays
+		r.Strays = whole.strays
 	}
-	if p.batch.Empty() {
-		d.fresh, d.have = false, &p.next
-		return r, p, nil
-	}
-	if err := d.commit(&p.batch); err != nil {
-		if !errors.As(err, new(*nftnl.RefusedError)) { // after a RefusedError, the kernel has what it had before
-			d.have, d.knownAt = nil, 0
+	for i := range count {
+		if p = whole; count > 1 {
+			p = makePlan(*d.have, nth(states, i), alone)
 		}
-		return r, p, err
+		if !p.batch.Empty() {
+			if err := d.commit(&p.batch); err != nil {
+				if !errors.As(err, new(*nftnl.RefusedError)) { // after a RefusedError, the kernel has what it had before
+					d.have, d.knownAt = nil, 0
+				}
+				return r, p, err
+			}
+			r.Changed, r.Rules, r.Closes = true, whole.rules, whole.closes
+		}
+		d.fresh, d.have = false, &p.next
 	}
-	d.fresh, d.have = false, &p.next
-	r.Changed, r.Rules, r.Closes, r.Closed = true, p.rules, p.closes, p.closed
+	r.Closed = whole.closed
 	return r, p, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -18,21 +19,21 @@ import (
 // model is a kernel in memory. It runs first packets of connections through rules in the kernel's form.
 type model struct {
 	of    lowered
-	rules [len(conf.Families)]map[string][][]byte
+	rules [len(conf.Families)]map[string][][]expression
 	sets  [len(conf.Families)]map[string]set
 }
 
 func newModel(l lowered) *model {
 	m := &model{of: l}
 	for f, table := range l {
-		m.rules[f], m.sets[f] = map[string][][]byte{}, map[string]set{}
+		m.rules[f], m.sets[f] = map[string][][]expression{}, map[string]set{}
 		if table == nil {
 			continue
 		}
 		for _, c := range table.chains {
 			for _, r := range c.rules {
 				written, _ := r.write(conf.Family(f))
-				m.rules[f][c.Name] = append(m.rules[f][c.Name], written.Expressions)
+				m.rules[f][c.Name] = append(m.rules[f][c.Name], expressionsIn(written.Expressions))
 			}
 		}
 		for _, s := range table.sets {
@@ -42,26 +43,50 @@ func newModel(l lowered) *model {
 	return m
 }
 
+// then returns the model after a transaction to the state.
+func (m *model) then(l lowered) *model {
+	next := newModel(l)
+	for f, table := range l {
+		if table != nil && table.partial {
+			next.of[f] = m.of[f]
+			rules, sets := maps.Clone(m.rules[f]), maps.Clone(m.sets[f])
+			maps.Copy(rules, next.rules[f])
+			maps.Copy(sets, next.sets[f])
+			next.rules[f], next.sets[f] = rules, sets
+		}
+	}
+	return next
+}
+
 func (m *model) allows(p ruleset.Packet) bool {
+	yes, _ := m.allowsWhile(p, nil, 0)
+	return yes
+}
+
+// allowsWhile runs the packet while a transaction makes the model later from m: after that many look-ups. The packet
+// meets the rules of m, and its further look-ups find the elements of later. lookups is how many look-ups it made.
+func (m *model) allowsWhile(p ruleset.Packet, later *model, after int) (yes bool, lookups int) {
 	f := conf.FamilyOf(p.Dst)
 	hook := uint32(unix.NF_INET_FORWARD)
 	if p.Out == "" {
 		hook = unix.NF_INET_LOCAL_IN
 	}
 	if m.of[f] == nil {
-		return true
+		return true, 0
 	}
 	for _, c := range m.of[f].chains {
 		if c.Hook != nil && c.Hook.Number == hook {
-			w := walk{model: m, Packet: p, family: f}
+			w := walk{model: m, Packet: p, family: f, later: later, after: after, lookups: lookups}
 			w.network, w.transport = headers(p)
-			if verdict := w.chain(c.Name); verdict == unix.NFT_RETURN || verdict == 1 {
+			verdict := w.chain(c.Name)
+			lookups = w.lookups
+			if verdict == unix.NFT_RETURN || verdict == 1 {
 				continue
 			}
-			return false
+			return false, lookups
 		}
 	}
-	return true
+	return true, lookups
 }
 
 func headers(p ruleset.Packet) (network, transport []byte) {
@@ -97,6 +122,8 @@ type walk struct {
 	family             conf.Family
 	network, transport []byte
 	registers          [64]byte
+	later              *model // nil if no transaction comes in between
+	after, lookups     int
 }
 
 // goesOn is no verdict: the packet goes on with the next expression.
@@ -104,7 +131,7 @@ const goesOn = 1000
 
 func (w *walk) chain(name string) int32 {
 	rules, ok := w.rules[w.family][name]
-	if !ok {
+	if !ok && w.later == nil { // a new chain has no rules in the packet's generation
 		panic(fmt.Sprintf("there is no chain %s", name))
 	}
 	for _, expressions := range rules {
@@ -132,11 +159,40 @@ func fields(data []byte) map[uint16][]byte {
 	return all
 }
 
-func (w *walk) rule(expressions []byte) (verdict int32, chain string) {
-	for _, one := range attrs.In(expressions) {
+type expression struct {
+	name string
+	data map[uint16][]byte
+	// value is what is compared, or a mask. verdict and chain are those of an immediate.
+	value   []byte
+	verdict int32
+	chain   string
+}
+
+func expressionsIn(rule []byte) (all []expression) {
+	for _, one := range attrs.In(rule) {
 		e := fields(one)
 		name := string(bytes.TrimRight(e[unix.NFTA_EXPR_NAME], "\x00"))
-		if verdict, chain = w.expression(name, fields(e[unix.NFTA_EXPR_DATA])); verdict != goesOn {
+		x := expression{name: name, data: fields(e[unix.NFTA_EXPR_DATA])}
+		switch name {
+		case "cmp":
+			x.value = dataIn(x.data[unix.NFTA_CMP_DATA])
+		case "bitwise":
+			x.value = dataIn(x.data[unix.NFTA_BITWISE_MASK])
+		case "immediate":
+			v := fields(fields(x.data[unix.NFTA_IMMEDIATE_DATA])[unix.NFTA_DATA_VERDICT])
+			if code := v[unix.NFTA_VERDICT_CODE]; code != nil {
+				x.verdict = int32(number(code))
+			}
+			x.chain = string(bytes.TrimRight(v[unix.NFTA_VERDICT_CHAIN], "\x00"))
+		}
+		all = append(all, x)
+	}
+	return all
+}
+
+func (w *walk) rule(expressions []expression) (verdict int32, chain string) {
+	for _, e := range expressions {
+		if verdict, chain = w.expression(e); verdict != goesOn {
 			return verdict, chain
 		}
 	}
@@ -170,8 +226,9 @@ func when(matches bool) (int32, string) {
 	return unix.NFT_BREAK, ""
 }
 
-func (w *walk) expression(name string, a map[uint16][]byte) (int32, string) {
-	switch name {
+func (w *walk) expression(e expression) (int32, string) {
+	a := e.data
+	switch e.name {
 	case "meta":
 		return w.load(a[unix.NFTA_META_DREG], w.meta(number(a[unix.NFTA_META_KEY])))
 	case "ct":
@@ -184,14 +241,22 @@ func (w *walk) expression(name string, a map[uint16][]byte) (int32, string) {
 		from, length := number(a[unix.NFTA_PAYLOAD_OFFSET]), number(a[unix.NFTA_PAYLOAD_LEN])
 		return w.load(a[unix.NFTA_PAYLOAD_DREG], header[from:from+length])
 	case "cmp":
-		data := dataIn(a[unix.NFTA_CMP_DATA])
-		c := bytes.Compare(w.registers[at(a[unix.NFTA_CMP_SREG]):][:len(data)], data)
-		return when(map[uint32]bool{
-			unix.NFT_CMP_EQ: c == 0, unix.NFT_CMP_NEQ: c != 0, unix.NFT_CMP_LT: c < 0, unix.NFT_CMP_LTE: c <= 0,
-			unix.NFT_CMP_GT: c > 0, unix.NFT_CMP_GTE: c >= 0,
-		}[number(a[unix.NFTA_CMP_OP])])
+		c := bytes.Compare(w.registers[at(a[unix.NFTA_CMP_SREG]):][:len(e.value)], e.value)
+		switch number(a[unix.NFTA_CMP_OP]) {
+		case unix.NFT_CMP_EQ:
+			return when(c == 0)
+		case unix.NFT_CMP_NEQ:
+			return when(c != 0)
+		case unix.NFT_CMP_LT:
+			return when(c < 0)
+		case unix.NFT_CMP_LTE:
+			return when(c <= 0)
+		case unix.NFT_CMP_GT:
+			return when(c > 0)
+		}
+		return when(c >= 0)
 	case "bitwise":
-		mask := dataIn(a[unix.NFTA_BITWISE_MASK])
+		mask := e.value
 		value := slices.Clone(w.registers[at(a[unix.NFTA_BITWISE_SREG]):][:len(mask)])
 		for i := range value {
 			value[i] &= mask[i]
@@ -200,14 +265,13 @@ func (w *walk) expression(name string, a map[uint16][]byte) (int32, string) {
 	case "lookup":
 		return w.lookup(a)
 	case "immediate":
-		v := fields(fields(a[unix.NFTA_IMMEDIATE_DATA])[unix.NFTA_DATA_VERDICT])
-		return int32(number(v[unix.NFTA_VERDICT_CODE])), string(bytes.TrimRight(v[unix.NFTA_VERDICT_CHAIN], "\x00"))
+		return e.verdict, e.chain
 	case "match": // physdev
 		return when(string(bytes.TrimRight(a[unix.NFTA_MATCH_INFO][:unix.IFNAMSIZ], "\x00")) == w.InPort)
 	case "counter", "log":
 		return goesOn, ""
 	}
-	panic(fmt.Sprintf("unknown expression %s", name))
+	panic(fmt.Sprintf("unknown expression %s", e.name))
 }
 
 func (w *walk) meta(key uint32) []byte {
@@ -242,6 +306,11 @@ func (w *walk) ct(key uint32) []byte {
 func (w *walk) lookup(a map[uint16][]byte) (int32, string) {
 	name := string(bytes.TrimRight(a[unix.NFTA_LOOKUP_SET], "\x00"))
 	s, ok := w.sets[w.family][name]
+	if w.lookups++; w.later != nil && w.lookups > w.after {
+		if now, found := w.later.sets[w.family][name]; found { // the elements of a deleted set stay for a while
+			s, ok = now, true
+		}
+	}
 	if !ok {
 		panic(fmt.Sprintf("there is no set %s", name))
 	}

@@ -16,6 +16,8 @@ type table struct {
 	family conf.Family
 	sets   []set   // in the order of their names
 	chains []chain // in the order of their names
+	// partial is true if the table also keeps its other sets and chains.
+	partial bool
 }
 
 // lowered has a table for each family; nil for a family without rules.

@@ -4,11 +4,15 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/ruleset"
@@ -59,4 +63,117 @@ func compare(t *testing.T, m *lowering, seed uint64) int {
 		}
 	}
 	return len(packets)
+}
+
+// TestNoStepOpens: after no transaction of a change does the kernel allow a packet that the states before and after the
+// change both deny. Nor does it during a transaction, when the packet has made only a part of its look-ups.
+func TestNoStepOpens(t *testing.T) {
+	several, most := 0, 0
+	for seed := range uint64(35) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		s := policytest.State(r)
+		var m lowering
+		old := policytest.Bounds(r).Merge(policy.Compile(s), nil)
+		first := m.lower(old)
+		have, kernel := makePlan(state{}, first, false).next, newModel(first)
+		for range 3 {
+			next := policytest.Change(r, s)
+			now := policytest.Bounds(r).Merge(policy.Compile(next), nil)
+			want := m.lower(now)
+			last := newModel(want)
+			denied := slices.DeleteFunc(policytest.Packets(next), func(p ruleset.Packet) bool {
+				return kernel.allows(p) || last.allows(p)
+			})
+			states, count := statesOf(have, want)
+			if count > 1 {
+				several++
+			}
+			most = max(most, count)
+			for i := range count {
+				p := makePlan(have, nth(states, i), false)
+				after := kernel.then(nth(states, i))
+				for _, packet := range denied {
+					if step, ok := opens(kernel, after, packet); ok {
+						t.Fatalf("seed %d: %+v passes transaction %d of %d after %d look-ups", seed, packet, i+1, count, step)
+					}
+				}
+				have, kernel = p.next, after
+			}
+			if p := makePlan(have, want, false); !p.batch.Empty() {
+				t.Fatalf("seed %d: something is left to be done after the last transaction", seed)
+			}
+			s = next
+		}
+	}
+	t.Logf("%d of 105 changes had several transactions, at most %d", several, most)
+}
+
+// opens reports whether the packet passes during or after the transaction from one model to the other.
+func opens(before, after *model, p ruleset.Packet) (lookups int, yes bool) {
+	for ; ; lookups++ {
+		yes, all := before.allowsWhile(p, after, lookups)
+		if yes {
+			return lookups, true
+		}
+		if all <= lookups {
+			return lookups, after.allows(p)
+		}
+	}
+}
+
+// TestTransactions: a change that only allows less or only allows more is one transaction, and so is a change of a
+// single set. Of other changes, the first transaction only allows less.
+func TestTransactions(t *testing.T) {
+	type entries map[string]string // by set
+	roles := map[string]ruleset.SetRole{
+		"weir-sel-A": ruleset.Peers, "weir-sel-B": ruleset.Peers, conf.ChainedSet: ruleset.Checked,
+	}
+	with := func(all entries) lowered {
+		r := policy.Compile(policy.State{})
+		for name, role := range roles {
+			s := ruleset.Set{Name: name, Kind: ruleset.Addresses, Role: role}
+			for _, a := range strings.Fields(all[name]) {
+				s.Entries = s.Entries.With(ruleset.Entry{Element: ruleset.Element{Prefix: netip.MustParsePrefix(a + "/32")}})
+			}
+			r.Sets = append(r.Sets, s)
+		}
+		return new(lowering).lower(r)
+	}
+	const a, b = "10.0.0.1", "10.0.0.2"
+	for name, c := range map[string]struct{ was, now, between entries }{
+		"less":          {entries{"weir-sel-A": a, "weir-sel-B": b}, entries{}, nil},
+		"more":          {entries{}, entries{"weir-sel-A": a, "weir-sel-B": b}, nil},
+		"one set":       {entries{"weir-sel-A": a}, entries{"weir-sel-A": b}, nil},
+		"less and more": {entries{"weir-sel-A": a}, entries{"weir-sel-B": b}, entries{}},
+		"more checks": {
+			entries{}, entries{conf.ChainedSet: a, "weir-sel-B": b}, entries{conf.ChainedSet: a},
+		},
+		"fewer checks": {
+			entries{"weir-sel-A": a, conf.ChainedSet: b}, entries{}, entries{conf.ChainedSet: b},
+		},
+	} {
+		have, want := makePlan(state{}, with(c.was), false).next, with(c.now)
+		states, count := statesOf(have, want)
+		var between []string
+		for i := range count {
+			p := makePlan(have, nth(states, i), false)
+			if have = p.next; i < count-1 && !p.batch.Empty() {
+				for set := range roles {
+					for e := range have[conf.IPv4].sets[set].entries.All() {
+						between = append(between, set+" "+e.Prefix.Addr().String())
+					}
+				}
+			}
+		}
+		var wanted []string
+		for set, address := range c.between {
+			wanted = append(wanted, set+" "+address)
+		}
+		if !slices.Equal(between, wanted) || (c.between == nil) != (count == 1) {
+			t.Errorf("%s: %d states, in between %q, want %q", name, count, between, wanted)
+		}
+		if p := makePlan(have, want, false); !p.batch.Empty() {
+			t.Errorf("%s: something is left to be done", name)
+		}
+	}
 }

@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -9,8 +10,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// plan is the transaction from the kernel's state to a ruleset. The order of its parts matters only to the
-// kernel: it refuses to delete what is still used.
+// plan is a transaction from the kernel's state to another. The order of its parts matters only to the kernel: it
+// refuses to delete what is still used.
 type plan struct {
 	batch         nftnl.Batch
 	alone         bool
@@ -68,6 +69,10 @@ func (p *plan) table(have held, want *table) {
 		exists: true, sets: make(map[string]heldSet, len(want.sets)),
 		chains: make(map[string]nftnl.Rules, len(want.chains)),
 	}
+	if want.partial {
+		maps.Copy(next.sets, have.sets)
+		maps.Copy(next.chains, have.chains)
+	}
 	if !have.exists || have.off {
 		p.batch.AddTable(at, nftnl.WeirTableComment)
 		p.rules, p.closes, p.only = true, true, false
@@ -90,7 +95,9 @@ func (p *plan) table(have held, want *table) {
 		next.chains[c.Name] = c.written
 		p.chain(have, f, c)
 	}
-	p.remove(have, want)
+	if !want.partial {
+		p.remove(have, want)
+	}
 	p.next[f] = next
 }
 

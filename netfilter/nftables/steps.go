@@ -1,0 +1,249 @@
+package nftables
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/nftnl"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// A packet meets the rules of the generation in which it met its first rule. But each of its look-ups finds the newest
+// elements. So a packet that is on its way during a transaction may meet the old class of its sender and the new class
+// of its receiver, and pass although the old and the new state deny it. It may also find a class whose chain has no
+// rules yet in its generation.
+//
+// So a change that takes away and gives has several transactions. Each of them only allows less, or only allows more,
+// or changes a single look-up of a packet. And a class's chain comes before pods move to it.
+
+// step says in which of a change's transactions an element changes.
+type step int
+
+const (
+	makes step = iota // makes new sets and chains, which no packet meets yet
+	takes             // allows less
+	moves             // moves pods between classes of which neither allows all that the other allows
+	gives             // allows more
+)
+
+// change is a change of one family's table.
+type change struct {
+	have    held
+	want    *table
+	steps   map[string]map[ruleset.Element]step // by the set that has the element already, or gets it
+	rules   bool                                // rules of existing chains change
+	any     [gives + 1]bool
+	moving  []string // the maps in which pods move
+	unready bool     // pods move to a chain that isn't there yet
+	// both has chains for pods that must be allowed by their old and by their new class, by these two classes.
+	both map[[2]string]chain
+}
+
+// statesOf returns the states of each family's table after each transaction, and how many transactions there are.
+func statesOf(have state, want lowered) (states [len(conf.Families)][]*table, count int) {
+	count = 1
+	for f, t := range want {
+		if t != nil {
+			states[f] = split(have[f], t)
+			count = max(count, len(states[f]))
+		}
+	}
+	return states, count
+}
+
+// nth returns the state of both families after the transaction number i. A family that has fewer keeps its last.
+func nth(states [len(conf.Families)][]*table, i int) (l lowered) {
+	for f, all := range states {
+		if len(all) > 0 {
+			l[f] = all[min(i, len(all)-1)]
+		}
+	}
+	return l
+}
+
+// split returns the states of the table after each transaction of the change. The last is the wanted state.
+func split(have held, want *table) []*table {
+	if !have.exists || have.off || have.mustBeMadeAnew(want) || have.isOdd() {
+		return []*table{want} // the rules are damaged
+	}
+	c := change{have: have, want: want, steps: map[string]map[ruleset.Element]step{}, both: map[[2]string]chain{}}
+	for _, s := range want.sets {
+		if had, ok := have.sets[s.Name]; ok && !had.entries.Same(s.entries) {
+			c.set(s, had)
+		}
+	}
+	for _, k := range want.chains {
+		had, ok := have.chains[k.Name]
+		c.rules = c.rules || ok && !slices.Equal(had.Sums, k.written.Sums)
+	}
+	return c.states()
+}
+
+func (h held) isOdd() bool {
+	for _, s := range h.sets {
+		if s.odd {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *change) set(s set, had heldSet) {
+	steps := map[ruleset.Element]step{}
+	for d := range had.entries.Diff(s.entries) {
+		at := gives
+		switch {
+		case s.role == ruleset.Members && d.Had && d.Has:
+			at = c.move(target(d.Was), target(d.Now))
+		case s.role == ruleset.Attached && !d.Has:
+			continue // strays stay
+		case s.Layout == nftnl.Network && s.role == ruleset.Checked: // decides only about masquerading
+		case s.role == ruleset.Attached, s.role == ruleset.Checked && d.Has, s.role != ruleset.Checked && !d.Has:
+			at = takes
+		}
+		if s.role == ruleset.Members && d.Has && at >= moves {
+			c.unready = c.unready || !c.ready(target(d.Now))
+		}
+		c.any[at] = true
+		if at == moves && !slices.Contains(c.moving, s.Name) {
+			c.moving = append(c.moving, s.Name)
+		}
+		steps[d.Key] = at
+	}
+	if len(steps) > 0 {
+		c.steps[s.Name] = steps
+	}
+}
+
+// move returns the step of a pod's move from one class's chain to another's. An empty name stands for no chain, which
+// allows everything.
+func (c *change) move(was, now string) step {
+	_, known := c.have.chains[was]
+	switch {
+	case now == was || within(c.have, c.want, was, now):
+		return gives // or nothing but a comment
+	case was == "", c.ready(now) && (!known || c.deniesAll(now)):
+		return takes // a new chain has no rules for packets that are on their way, so for them the pod stays open
+	case !known:
+		return gives
+	}
+	return moves
+}
+
+func (c *change) wanted(name string) (chain, bool) {
+	i := slices.IndexFunc(c.want.chains, func(k chain) bool { return k.Name == name })
+	if i < 0 {
+		return chain{}, false
+	}
+	return c.want.chains[i], true
+}
+
+// ready reports whether packets that are on their way meet the chain's rules.
+func (c *change) ready(name string) bool {
+	had, ok := c.have.chains[name]
+	k, _ := c.wanted(name)
+	return name == "" || ok && slices.Equal(had.Sums, k.written.Sums)
+}
+
+func (c *change) deniesAll(name string) bool {
+	k, ok := c.wanted(name)
+	return ok && k.written.Drops && !slices.ContainsFunc(k.rules, func(r rule) bool { return r.Action != ruleset.Drop })
+}
+
+func (c *change) states() []*table {
+	alone := len(c.steps) <= 1 || !c.any[moves] && !(c.any[takes] && c.any[gives])
+	if alone && (!c.rules || len(c.steps) == 0) {
+		if c.unready {
+			return []*table{c.after(makes), c.want}
+		}
+		return []*table{c.want}
+	}
+	slices.Sort(c.moving)
+	first := 1 // in one of the maps, pods move directly
+	if c.rules {
+		first = 0 // a change of rules counts as such a map
+	}
+	var states []*table
+	if len(c.moving) > first {
+		for _, name := range c.moving[first:] {
+			c.stage(name)
+		}
+		states = append(states, c.after(makes))
+	}
+	return append(states, c.after(takes), c.after(moves), c.want)
+}
+
+// stage makes the pods of the map move in two steps. In between, packets need the permission of both classes.
+func (c *change) stage(name string) {
+	s, _ := c.want.find(name)
+	for d := range c.have.sets[name].entries.Diff(s.entries) {
+		if c.steps[name][d.Key] == moves {
+			c.through(target(d.Was), target(d.Now))
+		}
+	}
+}
+
+func (c *change) through(was, now string) chain {
+	pair := [2]string{was, now}
+	if k, ok := c.both[pair]; ok {
+		return k
+	}
+	prefix := conf.IngressClassChains
+	if strings.HasPrefix(now, conf.EgressClassChains) {
+		prefix = conf.EgressClassChains
+	}
+	k := chain{
+		Chain: nftnl.Chain{
+			Name: prefix + "BOTH-" + ruleset.Hash(was+" "+now), Comment: "weir: pods on their way to another class",
+		},
+		rules: []rule{
+			{Rule: ruleset.Rule{Action: ruleset.Jump, To: was}}, {Rule: ruleset.Rule{Action: ruleset.GoTo, To: now}},
+		},
+	}
+	k.sum(c.want.family)
+	c.both[pair] = k
+	return k
+}
+
+// after returns the table as it is after the step. The plan to it removes nothing.
+func (c *change) after(last step) *table {
+	t := &table{family: c.want.family, partial: true}
+	for _, s := range c.want.sets {
+		if had, ok := c.have.sets[s.Name]; ok {
+			s.entries = c.entries(s, had, last)
+		}
+		t.sets = append(t.sets, s)
+	}
+	for _, k := range c.want.chains {
+		if _, ok := c.have.chains[k.Name]; !ok || last >= takes {
+			t.chains = append(t.chains, k)
+		}
+	}
+	for _, k := range c.both {
+		t.chains = append(t.chains, k)
+	}
+	return t
+}
+
+func (c *change) entries(s set, had heldSet, last step) ruleset.Entries {
+	all, steps := had.entries, c.steps[s.Name]
+	if len(steps) == 0 {
+		return all
+	}
+	for d := range had.entries.Diff(s.entries) {
+		at, ok := steps[d.Key]
+		k, staged := c.both[[2]string{target(d.Was), target(d.Now)}]
+		switch staged = staged && at == moves && s.role == ruleset.Members; {
+		case !ok || at > last && !staged, staged && last < takes:
+		case staged:
+			_, words := verdictIn(d.Now)
+			all = all.With(ruleset.Entry{Element: d.Key, Comment: withVerdict(k.Name, words)})
+		case d.Has:
+			all = all.With(ruleset.Entry{Element: d.Key, Comment: d.Now})
+		default:
+			all = all.Without(d.Key)
+		}
+	}
+	return all
+}
