@@ -9,6 +9,7 @@ import (
 
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/policy/verdict"
 	"github.com/weir-net/weir/test/golden"
 )
 
@@ -214,6 +215,22 @@ func TestFaults(t *testing.T) {
 			problems: []string{"NetworkPolicy shop/x: spec.ingress[0].from[0].namespaceSelector: "},
 		},
 		{
+			name: "IPv4 networks written as IPv6 networks",
+			pods: []policy.Pod{{
+				Namespace: "shop", Name: "six", Labels: map[string]string{"app": "db"}, NodeName: "self",
+				Addresses: []netip.Addr{netip.MustParseAddr("fd00:10:88::7")},
+			}},
+			more: "metadata: {name: x, namespace: shop}\nspec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [" +
+				"{ipBlock: {cidr: '::ffff:198.51.100.7/120'}}, {ipBlock: {cidr: '::/0', except: ['::ffff:10.0.0.0/104']}}]}]}",
+			problems: []string{
+				"NetworkPolicy shop/x: spec.ingress[0].from[0].ipBlock.cidr: ::ffff:198.51.100.7/120 is an IPv4 network " +
+					"written as an IPv6 network: write 198.51.100.0/24",
+				"NetworkPolicy shop/x: spec.ingress[0].from[1].ipBlock.except[0]: ::ffff:10.0.0.0/104 is an IPv4 network " +
+					"written as an IPv6 network: write 10.0.0.0/8",
+			},
+			denied: "198.51.100.7>db:tcp:80 2001:db8::1>six/6:tcp:80",
+		},
+		{
 			name: "a podSelector that can't be read, in a policy that lets everybody in",
 			more: "metadata: {name: x, namespace: shop}\nspec: {podSelector: {matchLabels: {app: 'no such value!'}}, " +
 				"ingress: [{}], egress: [{}], policyTypes: [Ingress, Egress]}",
@@ -262,9 +279,14 @@ func TestFaults(t *testing.T) {
 					t.Errorf("%s: allowed %v, want %v", s, !want, want)
 				}
 			}
+			evaluator := verdict.New(state)
 			for _, s := range strings.Fields(denied + " " + tc.denied) {
-				if simulator.Allows(packet(t, state, s)) {
+				p := packet(t, state, s)
+				if simulator.Allows(p) {
 					t.Errorf("%s is let through", s)
+				}
+				if evaluator.Evaluate(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port}).Allowed() {
+					t.Errorf("%s: the evaluator allows what the rules deny", s)
 				}
 			}
 		})

@@ -17,6 +17,9 @@ func parseIPBlock(block networkingv1.IPBlock) (prefixes []netip.Prefix, field st
 	if err != nil {
 		return nil, "ipBlock.cidr", fmt.Errorf("%q is no CIDR", block.CIDR)
 	}
+	if err := notMapped(cidr); err != nil {
+		return nil, "ipBlock.cidr", err
+	}
 	var b netipx.IPSetBuilder
 	b.AddPrefix(cidr.Masked())
 	for i, s := range block.Except {
@@ -24,6 +27,9 @@ func parseIPBlock(block networkingv1.IPBlock) (prefixes []netip.Prefix, field st
 		except, err := netip.ParsePrefix(s)
 		if err != nil {
 			return nil, field, fmt.Errorf("%q is no CIDR", s)
+		}
+		if err := notMapped(except); err != nil {
+			return nil, field, err
 		}
 		if except.Addr().BitLen() != cidr.Addr().BitLen() || !cidr.Masked().Contains(except.Addr()) ||
 			except.Bits() < cidr.Bits() {
@@ -42,6 +48,16 @@ func parseIPBlock(block networkingv1.IPBlock) (prefixes []netip.Prefix, field st
 		prefixes = append(prefixes, p)
 	}
 	return prefixes, "", nil
+}
+
+// notMapped refuses an IPv4-mapped IPv6 network. No packet has such an address. An API server accepts the network
+// unless its feature StrictIPCIDRValidation is on.
+func notMapped(p netip.Prefix) error {
+	if a := p.Masked().Addr(); a.Is4In6() {
+		return fmt.Errorf("%s is an IPv4 network written as an IPv6 network: write %s", p,
+			netip.PrefixFrom(a.Unmap(), p.Bits()-96))
+	}
+	return nil
 }
 
 func describeIPBlock(block networkingv1.IPBlock) string {

@@ -72,6 +72,13 @@ func TestMatrix(t *testing.T) {
 			[]string{"a/x > the world: everything"},
 		},
 		{
+			"IPv4 networks written as IPv6 networks match nothing",
+			[]policy.Pod{pod("a/x", "fd00::1")},
+			[]string{`{metadata: {namespace: a, name: p}, spec: {ingress: [{from: [{ipBlock: {cidr: "::ffff:10.0.0.0/104"}},
+			  {ipBlock: {cidr: "::/0", except: ["::ffff:10.0.0.0/104"]}}]}]}}`},
+			[]string{"a/x > the world: everything"},
+		},
+		{
 			"replicas are one group, which policies that select by a pod's own label divide",
 			[]policy.Pod{
 				pod("a/db-0", "10.0.0.1", "app=db", "statefulset.kubernetes.io/pod-name=db-0"),

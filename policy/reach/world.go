@@ -142,14 +142,15 @@ func blocksOf(peers []networkingv1.NetworkPolicyPeer) []netipx.IPRange {
 
 func blockOf(b networkingv1.IPBlock) (*netipx.IPSet, bool) {
 	cidr, err := netip.ParsePrefix(b.CIDR)
-	if err != nil || cidr.Addr().Is4In6() {
+	mapped := func(p netip.Prefix) bool { return p.Masked().Addr().Is4In6() }
+	if err != nil || mapped(cidr) {
 		return nil, false
 	}
 	var set netipx.IPSetBuilder
 	set.AddPrefix(cidr.Masked())
 	for _, text := range b.Except {
 		except, err := netip.ParsePrefix(text)
-		if err != nil || except.Bits() < cidr.Bits() || !cidr.Contains(except.Addr()) {
+		if err != nil || mapped(except) || except.Bits() < cidr.Bits() || !cidr.Contains(except.Addr()) {
 			return nil, false
 		}
 		set.RemovePrefix(except.Masked())

@@ -310,16 +310,19 @@ func matchPeer(namespace string, p networkingv1.NetworkPolicyPeer) peerMatch {
 	}
 }
 
-// matchBlock matches nothing if a network can't be parsed, or an except isn't within the CIDR.
+// isMapped reports whether the network is an IPv4 network written as an IPv6 network. No packet has its addresses.
+func isMapped(p netip.Prefix) bool { return p.Masked().Addr().Is4In6() }
+
+// matchBlock matches nothing if a network can't be parsed or is mapped, or an except isn't within the CIDR.
 func matchBlock(b networkingv1.IPBlock) peerMatch {
 	cidr, err := netip.ParsePrefix(b.CIDR)
-	if err != nil {
+	if err != nil || isMapped(cidr) {
 		return nobody
 	}
 	var excepts []netip.Prefix
 	for _, text := range b.Except {
 		except, err := netip.ParsePrefix(text)
-		if err != nil || except.Bits() < cidr.Bits() || !cidr.Contains(except.Addr()) {
+		if err != nil || isMapped(except) || except.Bits() < cidr.Bits() || !cidr.Contains(except.Addr()) {
 			return nobody
 		}
 		excepts = append(excepts, except)

@@ -262,7 +262,7 @@ func missedBlock(field string, b networkingv1.IPBlock, a netip.Addr) []Miss {
 	m := Miss{Field: field + ".cidr", Wants: b.CIDR, Kind: MissBlock}
 	cidr, err := netip.ParsePrefix(b.CIDR)
 	switch {
-	case err != nil:
+	case err != nil || isMapped(cidr):
 		m.Kind, m.Why, m.Change = MissUnreadable, fmt.Sprintf("%q is no network, so it matches nobody", b.CIDR), "correct it"
 		return []Miss{m}
 	case !cidr.Contains(a):
@@ -273,7 +273,7 @@ func missedBlock(field string, b networkingv1.IPBlock, a netip.Addr) []Miss {
 	for i, text := range b.Except {
 		m.Field, m.Wants = fmt.Sprintf("%s.except[%d]", field, i), "not "+text
 		except, err := netip.ParsePrefix(text)
-		if err != nil || except.Bits() < cidr.Bits() || !cidr.Contains(except.Addr()) {
+		if err != nil || isMapped(except) || except.Bits() < cidr.Bits() || !cidr.Contains(except.Addr()) {
 			m.Kind, m.Change = MissUnreadable, "correct it"
 			m.Why = fmt.Sprintf("%q is no network within %s, so the ipBlock matches nobody", text, b.CIDR)
 			return []Miss{m}
