@@ -38,6 +38,9 @@ type Driver struct {
 	own    nftnl.OwnChanges
 	// ahead are iptables-restore processes that were started in advance and wait for commands.
 	ahead [len(conf.Families)]*restorer
+	spent []*restorer // they have carried out their commands, and wait for release
+	// counter asks for the generation of nf_tables, also shortly after a change.
+	counter *nftnl.Reader
 	// suspects are rules that the kernel has refused before. The driver tries them in a chain that no packet
 	// enters before it uses them again.
 	suspects map[ruleset.Refusal]bool
@@ -50,9 +53,13 @@ func New(ctx context.Context) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Driver{sets: sets, suspects: map[ruleset.Refusal]bool{}}
+	d := newDriver(sets)
 	_ = d.detect(ctx)
 	return d, nil
+}
+
+func newDriver(sets *ipset.Handle) *Driver {
+	return &Driver{sets: sets, suspects: map[ruleset.Refusal]bool{}, counter: nftnl.NewReader()}
 }
 
 // Close disconnects. Applied rulesets stay in the kernel.
@@ -60,6 +67,7 @@ func (d *Driver) Close() {
 	for _, r := range d.ahead {
 		r.dismiss()
 	}
+	d.counter.Close()
 	d.sets.Close()
 }
 
@@ -103,7 +111,7 @@ func (d *Driver) apply(ctx context.Context, rules ruleset.Ruleset, verify netfil
 	have := *d.have
 	var refused ruleset.Refused
 	if !p.empty() {
-		before, _ := generation()
+		before, _ := d.counter.Generation()
 		if err := d.prepare(ctx, p, have, want); err != nil {
 			if !errors.As(err, new(*netfilter.RefusedError)) { // after a RefusedError the kernel's state is known
 				d.have = nil
@@ -246,6 +254,7 @@ func (d *Driver) changeRules(ctx context.Context, p plan) error {
 	if err := d.restore(ctx, p.restore); err != nil {
 		return err
 	}
+	defer d.release()
 	for _, b := range p.blind {
 		if d.restoreFamily(ctx, b.family, b.commands) == nil {
 			continue
@@ -318,7 +327,8 @@ func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]strin
 	if commands == [len(conf.Families)]string{} {
 		return nil
 	}
-	before, err := generation() // fails on a kernel without nf_tables
+	defer d.release()
+	before, err := d.counter.Generation() // fails on a kernel without nf_tables
 	tables := 0
 	for _, f := range conf.Families {
 		if commands[f] == "" {
@@ -329,7 +339,7 @@ func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]strin
 		}
 		tables += strings.Count(commands[f], "COMMIT\n")
 	}
-	after, errAfter := generation()
+	after, errAfter := d.counter.Generation()
 	if err == nil && errAfter == nil {
 		d.own.Note(before, after, tables)
 	}
@@ -347,11 +357,21 @@ func (d *Driver) restoreFamily(ctx context.Context, f conf.Family, commands stri
 			return err
 		}
 	}
-	if err := r.carryOut(ctx, commands); err != nil {
+	if err := r.change(ctx, commands); err != nil {
 		return err
 	}
+	d.spent = append(d.spent, r)
 	d.ahead[f], _ = startRestorer(d.Flavour, f) // after an error, the next call tries again
 	return nil
+}
+
+// release lets the processes end that have carried out their commands. It comes after the changes of all families,
+// because while such a process ends, the kernel makes no other change of nf_tables.
+func (d *Driver) release() {
+	for _, r := range d.spent {
+		r.release()
+	}
+	d.spent = nil
 }
 
 // CleanOtherFlavour removes weir's rules from the flavour that the node doesn't use. Call it after an Apply, so

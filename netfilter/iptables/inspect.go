@@ -37,7 +37,8 @@ func (d *Driver) Inspect(
 	if err != nil {
 		return held, err
 	}
-	own := &Driver{Flavour: *flavour, sets: sets}
+	own := newDriver(sets)
+	own.Flavour = *flavour
 	defer own.Close()
 	ctx, cancel := context.WithTimeout(ctx, readTime)
 	defer cancel()

@@ -38,7 +38,8 @@ func lacksIn(ctx context.Context, flavour Flavour, f conf.Family) []string {
 	if err != nil {
 		return []string{"ipset: " + err.Error()}
 	}
-	d := &Driver{Flavour: flavour, sets: sets, suspects: map[ruleset.Refusal]bool{}}
+	d := newDriver(sets)
+	d.Flavour = flavour
 	defer d.Close()
 	d.removeTrial(ctx, f) // an agent that was killed may have left it
 	defer d.endTrial(ctx, t)

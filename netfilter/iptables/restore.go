@@ -3,14 +3,19 @@ package iptables
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/internal/excerpt"
@@ -24,7 +29,7 @@ type restorer struct {
 	flavour Flavour
 	family  conf.Family
 	cmd     *exec.Cmd
-	stdin   io.WriteCloser
+	stdin   *os.File // a pipe with little room
 	output  output
 	ended   chan struct{} // closed when the process has ended
 	err     error         // of the process; set before ended is closed
@@ -39,11 +44,7 @@ func startRestorer(f Flavour, family conf.Family) (*restorer, error) {
 	// given a number to another class. The kernel sends the signal when the thread that started the program ends,
 	// usually with the agent.
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	var err error
-	if r.stdin, err = r.cmd.StdinPipe(); err == nil {
-		err = r.cmd.Start()
-	}
-	if err != nil {
+	if err := r.start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", r.cmd.Path, err)
 	}
 	go func() {
@@ -51,6 +52,46 @@ func startRestorer(f Flavour, family conf.Family) (*restorer, error) {
 		r.err = r.cmd.Wait()
 	}()
 	return r, nil
+}
+
+func (r *restorer) start() (err error) {
+	var stdin *os.File
+	if stdin, r.stdin, err = os.Pipe(); err != nil {
+		return err
+	}
+	defer func() { _ = stdin.Close() }()
+	r.cmd.Stdin = stdin
+	if err = shrink(r.stdin); err == nil {
+		err = r.cmd.Start()
+	}
+	if err != nil {
+		_ = r.stdin.Close()
+	}
+	return err
+}
+
+// shrink limits what the pipe holds to one page.
+func shrink(pipe *os.File) error {
+	conn, err := pipe.SyscallConn()
+	if err != nil {
+		return err
+	}
+	return errors.Join(conn.Control(func(fd uintptr) {
+		_, err = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, os.Getpagesize())
+	}), err)
+}
+
+// readsItself reports whether the process is iptables' own program. Another one under the name of
+// iptables-nft-restore, such as a script, may read ahead, and hand the commands on later.
+func (r *restorer) readsItself() bool {
+	program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", r.cmd.Process.Pid))
+	return err == nil && filepath.Base(program) == "xtables-nft-multi"
+}
+
+// comments are lines that iptables-restore skips. They don't fit into the pipe and the program's own buffer.
+func comments() []byte {
+	const line, buffer = 1 << 10, 1 << 16
+	return bytes.Repeat([]byte("#"+strings.Repeat(" ", line-2)+"\n"), (os.Getpagesize()+buffer)/line+1)
 }
 
 func (r *restorer) waits(f Flavour) bool {
@@ -65,14 +106,29 @@ func (r *restorer) waits(f Flavour) bool {
 	}
 }
 
-// carryOut makes the process carry out the commands, and waits for its end. It kills the process if ctx ends,
-// or after 30 seconds.
+// carryOut makes the process carry out the commands, and waits for its end. It kills the process if ctx ends, or after
+// 30 seconds.
 func (r *restorer) carryOut(ctx context.Context, commands string) error {
+	err := r.change(ctx, commands)
+	r.dismiss()
+	return err
+}
+
+// change is carryOut, but it doesn't wait for the end of iptables-nft-restore once the kernel has the change. That
+// program ends tens of milliseconds later: it closes its socket, and the kernel then first frees the deleted rules.
+// When the program reads the last of the comments, it has carried out the commands ahead of them. It then waits for
+// release.
+func (r *restorer) change(ctx context.Context, commands string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = r.cmd.Process.Kill() })
 	defer stop()
 	_, err := io.WriteString(r.stdin, commands)
+	if err == nil && r.flavour == NFT {
+		if _, ended := r.stdin.Write(comments()); ended == nil && r.readsItself() {
+			return nil
+		}
+	}
 	if closeErr := r.stdin.Close(); err == nil {
 		err = closeErr
 	}
@@ -138,9 +194,12 @@ func offending(said, commands string) string {
 	return ""
 }
 
+// release lets the process end, and doesn't wait for the end.
+func (r *restorer) release() { _ = r.stdin.Close() }
+
 func (r *restorer) dismiss() {
 	if r != nil {
-		_ = r.stdin.Close()
+		r.release()
 		<-r.ended
 	}
 }

@@ -58,6 +58,52 @@ func TestRestorers(t *testing.T) {
 	}
 }
 
+// TestChangesAreMade: when restoreFamily returns, the kernel has the change. It doesn't wait for the program's end,
+// unless a program under the same name may make the change only at its end.
+func TestChangesAreMade(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	dir := t.TempDir()
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	reads := "#!/bin/sh\nPATH=${PATH#*:}\ncommands=$(cat)\nprintf '%s\\n' \"$commands\" | iptables-nft-restore \"$@\"\n"
+	for _, script := range []string{"", reads} {
+		if script != "" {
+			if err := os.WriteFile(filepath.Join(dir, "iptables-nft-restore"), []byte(script), 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d := driver(t, NFT)
+		for i, commands := range []string{":WEIR-A - [0:0]\n-A WEIR-A -j DROP", ":WEIR-A - [0:0]\n-X WEIR-A"} {
+			if err := d.restoreFamily(t.Context(), conf.IPv4, "*mangle\n"+commands+"\nCOMMIT\n"); err != nil {
+				t.Fatal(err)
+			}
+			has := strings.Contains(nodetest.Run(t, "nft", "list", "table", "ip", "mangle"), "WEIR-A")
+			if has != (i == 0) {
+				t.Errorf("with the program %q, after the change %q, the kernel has the chain: %v", script, commands, has)
+			}
+			r := d.spent[len(d.spent)-1]
+			select {
+			case <-r.ended:
+				if script == "" {
+					t.Error("restoreFamily has waited for the program's end")
+				}
+			default:
+				if script != "" {
+					t.Error("a program that reads ahead still runs")
+				}
+			}
+		}
+		ending := d.spent
+		d.release()
+		for _, r := range ending {
+			if <-r.ended; r.err != nil {
+				t.Errorf("the program %q: %v", script, r.err)
+			}
+		}
+	}
+}
+
 // TestNoChangeOutlivesTheDriver: if the driver's process is killed while its program waits for the lock, the
 // program changes nothing.
 func TestNoChangeOutlivesTheDriver(t *testing.T) {
