@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/weir-net/weir/agent/choice"
@@ -24,6 +25,8 @@ type chooser struct {
 	// appeared is the backend to which kube-proxy has moved last, as far as the chooser saw it.
 	appeared endpoint.Backend
 	trials   map[endpoint.Backend]trial
+	// turn is locked during a trial; nil while no loop runs.
+	turn sync.Locker
 }
 
 type trial struct {
@@ -65,7 +68,7 @@ func (c *chooser) choose(ctx context.Context, previous endpoint.Backend, broken 
 	c.seen = now
 	changed := before.Nftables != now.Nftables || before.Iptables != now.Iptables || before.Newest != now.Newest
 	for name, t := range c.trials {
-		// The loop takes a trial of the backend in use for another program's rules. So while it works, it isn't tried.
+		// A trial of the backend in use makes the loop wait, and read the kernel again. So while it works, it isn't tried.
 		works := name == previous && !broken && len(t.lacks) == 0
 		if changed && !works || time.Since(t.when) > c.SettleChoice && (broken || len(t.lacks) > 0) {
 			delete(c.trials, name)
@@ -74,12 +77,26 @@ func (c *chooser) choose(ctx context.Context, previous endpoint.Backend, broken 
 	now.Lacks = func(b endpoint.Backend) []string {
 		t, ok := c.trials[b]
 		if !ok {
-			t = trial{c.kind(b).Lacks(ctx), time.Now()}
+			t = trial{c.try(ctx, b), time.Now()}
 			c.trials[b] = t
 		}
 		return t.lacks
 	}
 	return choice.Choose(now, previous), nil
+}
+
+// tryWithin limits a trial, because the loop waits for it, and a program that the trial starts may hang.
+const tryWithin = 10 * time.Second
+
+// try returns what the node lacks of the features that the backend needs.
+func (c *chooser) try(ctx context.Context, b endpoint.Backend) []string {
+	if c.turn != nil {
+		c.turn.Lock()
+		defer c.turn.Unlock()
+	}
+	ctx, cancel := context.WithTimeout(ctx, tryWithin)
+	defer cancel()
+	return c.kind(b).Lacks(ctx)
 }
 
 // askWithin is how long modeOfKubeProxy waits for the answer.
@@ -162,6 +179,7 @@ func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice)
 		<-ctx.Done()
 		return nil
 	}
+	c.turn = &a.turn
 	ticker := time.NewTicker(min(a.Resync, max(a.SettleChoice/looks, time.Millisecond)))
 	defer ticker.Stop()
 	var since time.Time // when last became the choice; zero while told's backend is the choice

@@ -29,7 +29,9 @@ func (a *agent) loop(ctx context.Context) error {
 		case <-resync.C:
 			a.prepareResync(ctx)
 			remaining.verify = netfilter.All
+			a.turn.Lock()
 			a.refresh(ctx)
+			a.turn.Unlock()
 		case <-again.C:
 		case w := <-a.cutting.results:
 			remaining.reconcile = a.takeWalk(w)
@@ -45,7 +47,10 @@ func (a *agent) loop(ctx context.Context) error {
 		}
 		a.lastRound.Store(time.Now().UnixNano())
 		again.Stop()
-		if next := a.reconcile(ctx, remaining.verify); next > 0 {
+		a.turn.Lock()
+		next := a.reconcile(ctx, remaining.verify)
+		a.turn.Unlock()
+		if next > 0 {
 			again.Reset(next)
 		}
 	}

@@ -1,0 +1,82 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/weir-net/weir/agent/choice"
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// failing is a Backend that can't write to the kernel. In uses it counts the calls and trials under way.
+type failing struct {
+	memory
+	uses, together, rounds *atomic.Int64
+}
+
+func (f *failing) use() {
+	if f.uses.Add(1) > 1 {
+		f.together.Add(1)
+	}
+	time.Sleep(time.Millisecond) // the time that a real call takes
+	f.uses.Add(-1)
+}
+
+func (f *failing) KeepClosed(context.Context, ruleset.Ruleset) (bool, error) {
+	f.use()
+	f.rounds.Add(1)
+	return false, errors.New("no room")
+}
+
+// TestTrialsAndTheLoopTakeTurns: during a lasting fault of the kernel, the backend in use is tried again and again. No
+// trial runs while the loop reads or changes the kernel.
+func TestTrialsAndTheLoopTakeTurns(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	a, _, _ := remembering(t)
+	var uses, together, rounds, trials atomic.Int64
+	b := &failing{uses: &uses, together: &together, rounds: &rounds}
+	a.Resync, a.SettleChoice = time.Millisecond, time.Millisecond
+	for _, name := range []endpoint.Backend{endpoint.Iptables, endpoint.Nftables} {
+		a.Backends = append(a.Backends, BackendKind{
+			Name:      name,
+			KubeProxy: func() (bool, error) { return false, nil },
+			Lacks: func(context.Context) []string {
+				b.use()
+				trials.Add(1)
+				return nil
+			},
+		})
+	}
+	a.use(b, endpoint.Iptables)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 2)
+	go func() { done <- a.loop(ctx) }()
+	go func() {
+		done <- a.watchChoice(ctx, newChooser(a.Options), choice.Choice{Backend: endpoint.Iptables})
+	}()
+	deadline := time.After(20 * time.Second)
+	for trials.Load() < 20 || rounds.Load() < 20 {
+		select {
+		case <-deadline:
+			t.Fatalf("%d trials and %d rounds of the loop", trials.Load(), rounds.Load())
+		case <-time.After(time.Millisecond):
+		}
+	}
+	cancel()
+	for range 2 {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+	if n := together.Load(); n > 0 {
+		t.Errorf("%d times a trial ran while the loop used the kernel, or the reverse", n)
+	}
+}
