@@ -4,15 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"net/netip"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/weir-net/weir/agent/choice"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/kubeproxy"
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
@@ -99,30 +97,10 @@ func (c *chooser) try(ctx context.Context, b endpoint.Backend) []string {
 	return c.kind(b).Lacks(ctx)
 }
 
-// askWithin is how long modeOfKubeProxy waits for the answer.
-const askWithin = time.Second
-
 // modeOfKubeProxy asks kube-proxy for its mode, and returns the backend that this mode uses. It returns nothing if
 // kube-proxy doesn't answer, or names an unknown mode.
-//
-// Equivalent to: curl http://127.0.0.1:10249/proxyMode
 func modeOfKubeProxy(ctx context.Context) endpoint.Backend {
-	ctx, cancel := context.WithTimeout(ctx, askWithin)
-	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:10249/proxyMode", nil)
-	if err != nil {
-		return ""
-	}
-	answer, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return ""
-	}
-	defer func() { _ = answer.Body.Close() }()
-	mode, err := io.ReadAll(io.LimitReader(answer.Body, 20))
-	if err != nil || answer.StatusCode != http.StatusOK {
-		return ""
-	}
-	switch strings.TrimSpace(string(mode)) {
+	switch kubeproxy.Mode(ctx) {
 	case "nftables":
 		return endpoint.Nftables
 	case "iptables", "ipvs":

@@ -6,9 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/internal/kubeproxy"
 )
 
 const readsWithin = 3 * time.Second
@@ -43,7 +42,7 @@ func Read(ctx context.Context) Facts {
 	f.readTables()
 	f.readLegacy(ctx)
 	f.readPortmap(ctx)
-	f.ProxyMode = proxyMode(ctx)
+	f.ProxyMode = kubeproxy.Mode(ctx)
 	return f
 }
 
@@ -233,24 +232,4 @@ func moduleVersion(path string) string {
 		}
 	}
 	return ""
-}
-
-// Equivalent to: curl http://127.0.0.1:10249/proxyMode
-func proxyMode(ctx context.Context) string {
-	ctx, cancel := context.WithTimeout(ctx, readsWithin)
-	defer cancel()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://127.0.0.1:10249/proxyMode", nil)
-	if err != nil {
-		return ""
-	}
-	answer, err := http.DefaultClient.Do(request)
-	if err != nil {
-		return ""
-	}
-	defer func() { _ = answer.Body.Close() }()
-	mode, err := io.ReadAll(io.LimitReader(answer.Body, 20))
-	if err != nil || answer.StatusCode != http.StatusOK {
-		return ""
-	}
-	return strings.TrimSpace(string(mode))
 }
