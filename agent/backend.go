@@ -8,13 +8,13 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Backend writes rulesets to the kernel. It remembers what it last read or wrote. Any goroutine may call SetType,
-// Watch and Inspect. Only the loop may call the other methods.
+// Backend writes rulesets to the kernel. It remembers what it last read or wrote. Any goroutine may call Sets, Watch
+// and Inspect. Only the loop may call the other methods.
 type Backend interface {
 	// Name returns the name of the tool that writes the rules. It is empty while the tool is unknown.
 	Name() string
-	// SetType returns the backend's name for a kind of sets, such as "hash:ip".
-	SetType(kind ruleset.SetKind) string
+	// Sets returns the sets and maps that the kernel has for the last ruleset.
+	Sets(last ruleset.Ruleset) []netfilter.KernelSet
 	// TellsOfChanges reports whether Watch hears of every change of the rules, by any program.
 	TellsOfChanges() bool
 

@@ -40,7 +40,7 @@ var _ Backend = (*memory)(nil)
 func (m *memory) call(name string) { m.calls = append(m.calls, name) }
 
 func (m *memory) Name() string                                          { return "memory" }
-func (m *memory) SetType(kind ruleset.SetKind) string                   { return string(kind) }
+func (m *memory) Sets(ruleset.Ruleset) []netfilter.KernelSet            { return nil }
 func (m *memory) TellsOfChanges() bool                                  { return false }
 func (m *memory) Unread() bool                                          { return false }
 func (m *memory) Reread(...netip.Addr) bool                             { return false }

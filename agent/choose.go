@@ -194,16 +194,16 @@ func (n neither) err() error {
 		"lacks a program; the agent tries again each minute")
 }
 
-func (neither) Name() string                            { return "" }
-func (neither) SetType(k ruleset.SetKind) string        { return string(k) }
-func (neither) TellsOfChanges() bool                    { return false }
-func (neither) Unread() bool                            { return true }
-func (neither) Reread(...netip.Addr) bool               { return false }
-func (neither) Knows(uint32) bool                       { return true }
-func (neither) Close()                                  {}
-func (neither) CleanOtherFlavour(context.Context) error { return nil }
-func (n neither) Generation() (uint32, error)           { return 0, n.err() }
-func (n neither) Read(context.Context) error            { return n.err() }
+func (neither) Name() string                               { return "" }
+func (neither) Sets(ruleset.Ruleset) []netfilter.KernelSet { return nil }
+func (neither) TellsOfChanges() bool                       { return false }
+func (neither) Unread() bool                               { return true }
+func (neither) Reread(...netip.Addr) bool                  { return false }
+func (neither) Knows(uint32) bool                          { return true }
+func (neither) Close()                                     {}
+func (neither) CleanOtherFlavour(context.Context) error    { return nil }
+func (n neither) Generation() (uint32, error)              { return 0, n.err() }
+func (n neither) Read(context.Context) error               { return n.err() }
 
 func (n neither) Refresh(context.Context, func() bool) (bool, error) { return false, n.err() }
 func (n neither) PutFirst(context.Context, ruleset.Ruleset) error    { return nil }

@@ -443,7 +443,7 @@ func TestMetrics(t *testing.T) {
 		"weir_ready": 1, "weir_policies": 1, `weir_info{iptables="nft"}`: 1,
 		`weir_endpoints{direction="ingress",state="isolated"}`: 1, `weir_endpoints{direction="ingress",state="closed"}`: 0,
 		`weir_endpoints{direction="egress",state="open"}`: 1,
-		`weir_sets{kind="weir-in"}`:                       3, `weir_sets{kind="weir-sel"}`: 1,
+		`weir_sets{kind="weir-in"}`:                       1, `weir_sets{kind="weir-sel"}`: 1,
 		`weir_set_entries{kind="weir-sel"}`: 1, `weir_set_entries{kind="weir-pods"}`: 1,
 		`weir_set_entries{kind="weir-networks"}`: 2, `weir_classes{direction="ingress"}`: 2,
 		`weir_classes{direction="egress"}`: 1,

@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 
 	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/enforced"
 	"github.com/weir-net/weir/policy/ruleset"
@@ -41,7 +42,7 @@ func TestDocumentedMetrics(t *testing.T) {
 		sets := []ruleset.Set{{Name: "weir-pods"}}
 		return &status{
 			enforced: &snapshot{ruleset: ruleset.Ruleset{Sets: sets}}, lastSync: time.Unix(1e9, 0),
-			setType:    func(k ruleset.SetKind) string { return string(k) },
+			sets:       func(ruleset.Ruleset) []netfilter.KernelSet { return []netfilter.KernelSet{{Name: "weir-pods"}} },
 			problems:   []ruleset.Problem{{Object: "Node x", Field: "spec"}},
 			unenforced: []policy.Unenforced{{Kind: "CiliumNetworkPolicy.cilium.io"}},
 		}

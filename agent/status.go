@@ -11,6 +11,7 @@ import (
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/ordered"
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -33,8 +34,8 @@ type status struct {
 	backend  string
 	// inUse is the name of the backend, and reason says why it was chosen.
 	inUse, reason string
-	setType       func(ruleset.SetKind) string // Backend.SetType
-	endpoints     []endpoint.Endpoint          // without endpoints whose records are broken
+	sets          func(ruleset.Ruleset) []netfilter.KernelSet // Backend.Sets
+	endpoints     []endpoint.Endpoint                         // without endpoints whose records are broken
 	earlier       earlierRules
 	stateless     bool
 	policies      ordered.Map[string, bool]
@@ -53,7 +54,7 @@ func (a *agent) publishStatus() {
 		enforced: a.snapshots.enforced.Load(), delta: a.snapshots.enforced.Load().delta,
 		ready: a.cluster.known && !a.kernel.lastSync.IsZero() && a.unknown() == nil &&
 			a.faults.now[partKernel] == nil && a.faults.now[partNode] == nil,
-		lastSync: a.kernel.lastSync, backend: a.backend.Name(), setType: a.backend.SetType,
+		lastSync: a.kernel.lastSync, backend: a.backend.Name(), sets: a.backend.Sets,
 		inUse: string(a.moving.inUse), reason: a.moving.chosen.Reason,
 		endpoints: a.records.copies().list, earlier: a.kernel.earlier,
 		stateless: !a.cluster.known, policies: a.cluster.engine.Policies(),
@@ -99,10 +100,18 @@ func (s *status) report() agentapi.Status {
 	for _, u := range s.unenforced {
 		r.Unenforced = append(r.Unenforced, agentapi.Unenforced(u))
 	}
+	in := map[string]string{} // the sets in the kernel, by class set
+	for _, k := range s.sets(s.enforced.ruleset) {
+		r.Sets = append(r.Sets, agentapi.SetStatus{Name: k.Name, Type: k.Type, Entries: k.Entries})
+		for _, class := range k.Classes {
+			in[class] = k.Name
+		}
+	}
+	slices.SortStableFunc(r.Sets, func(a, b agentapi.SetStatus) int { return cmp.Compare(a.Name, b.Name) })
 	for _, c := range s.enforced.ruleset.Classes {
 		r.Classes = append(r.Classes, agentapi.Class{
-			Direction: string(c.Direction), Policies: c.Policies, Audited: c.Audited, Set: c.Set, Chain: c.Chain,
-			Pods: c.Pods,
+			Direction: string(c.Direction), Policies: c.Policies, Audited: c.Audited, Set: cmp.Or(in[c.Set], c.Set),
+			Chain: c.Chain, Pods: c.Pods,
 		})
 	}
 	for _, e := range s.endpoints {
@@ -113,9 +122,6 @@ func (s *status) report() agentapi.Status {
 	slices.SortFunc(r.Pods, func(a, b agentapi.PodStatus) int {
 		return cmp.Or(cmp.Compare(a.Pod, b.Pod), cmp.Compare(a.ContainerID, b.ContainerID))
 	})
-	for _, set := range s.enforced.ruleset.Sets {
-		r.Sets = append(r.Sets, agentapi.SetStatus{Name: set.Name, Type: s.setType(set.Kind), Entries: set.Entries.Len()})
-	}
 	return r
 }
 

@@ -67,9 +67,10 @@ type Class struct {
 	Policies  []string `json:"policies"`  // none: no policy isolates the pods
 	// Audited are the audited policies that would isolate the pods. It is empty if there are Policies.
 	Audited []string `json:"audited,omitempty"`
-	Set     string   `json:"set"`
-	Chain   string   `json:"chain,omitempty"`
-	Pods    []string `json:"pods"`
+	// Set is the set or map in the kernel that has the pods' addresses. It may have those of other classes too.
+	Set   string   `json:"set"`
+	Chain string   `json:"chain,omitempty"`
+	Pods  []string `json:"pods"`
 }
 
 // NodeRepair says which node settings of one kind the agent has repaired at once.
@@ -153,7 +154,7 @@ const (
 	FileUnreadable  FileState = "unreadable"
 )
 
-// SetStatus is one of weir's sets, as the agent has computed it.
+// SetStatus is one of weir's sets or maps in the kernel.
 type SetStatus struct {
 	Name    string `json:"name"`
 	Type    string `json:"type"`

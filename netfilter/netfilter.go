@@ -44,6 +44,25 @@ type Result struct {
 	Notes []Note
 }
 
+// KernelSet is a set or map that a backend makes in the kernel.
+type KernelSet struct {
+	Name, Type string
+	Entries    int
+	// Classes are the class sets of the ruleset that the set or map replaces. It has all of their entries.
+	Classes []string
+}
+
+// AddClass adds the class set to the set or map of that name, which replaces all class sets of a direction.
+func AddClass(all []KernelSet, name, kind string, class ruleset.Set) []KernelSet {
+	i := slices.IndexFunc(all, func(k KernelSet) bool { return k.Name == name })
+	if i < 0 {
+		i, all = len(all), append(all, KernelSet{Name: name, Type: kind})
+	}
+	all[i].Entries += class.Entries.Len()
+	all[i].Classes = append(all[i].Classes, class.Name)
+	return all
+}
+
 // Note says what on the node keeps the ruleset from working as a whole, such as another program's rules.
 type Note struct {
 	About   string // such as "host firewall"

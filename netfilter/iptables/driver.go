@@ -31,6 +31,7 @@ type Driver struct {
 	lowering lowering
 	// numbered says whether the node supports numbers of classes.
 	numbered [len(conf.Families)]support
+	byNumber [len(conf.Families)]atomic.Bool // whether the last ruleset has numbers of classes
 	wanted   [len(conf.Families)]bool
 	nat      [len(conf.Families)]natSeen
 	// readAt is the generation of nf_tables at which the tables were read; 0 if it is unknown.

@@ -263,8 +263,6 @@ var types = map[ruleset.SetKind]string{
 	ruleset.Ports: ipset.BitmapPort, ruleset.AddressLinks: ipset.HashNetIface,
 }
 
-func (d *Driver) SetType(k ruleset.SetKind) string { return setType(k) }
-
 func setType(k ruleset.SetKind) string { return cmp.Or(types[k], string(k)) }
 
 func headerOf(s ruleset.Set) ipset.Header {

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
@@ -176,5 +178,37 @@ func TestLoweringRemembers(t *testing.T) {
 			t.Fatalf("step %d: with memory:\n%s\nwithout:\n%s", i, got, want)
 		}
 		have = have.after(makePlan(have, l), l, nil)
+	}
+}
+
+// TestSets: Sets returns the sets that the lowering makes, with and without numbers of classes.
+func TestSets(t *testing.T) {
+	check := func(name string, s policy.State, numbers bool) {
+		r := policy.Compile(s)
+		l, d := lower(r), &Driver{}
+		if numbers {
+			l = lowerOnto(state{}, r)
+			for f := range conf.Families {
+				d.byNumber[f].Store(true)
+			}
+		}
+		var want, got []string
+		for _, s := range l.sets {
+			want = append(want, fmt.Sprint(s.Name, headerOf(s).Type, s.Entries.Len()))
+		}
+		for _, s := range d.Sets(r) {
+			got = append(got, fmt.Sprint(s.Name, s.Type, s.Entries))
+		}
+		slices.Sort(want)
+		slices.Sort(got)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: -in the kernel +Sets\n%s", name, diff)
+		}
+	}
+	for _, numbers := range []bool{false, true} {
+		golden.Each(t, "../..", func(_ *testing.T, name string, s policy.State) { check(name, s, numbers) })
+		for i := range uint64(200) {
+			check(fmt.Sprint("state ", i), policytest.State(rand.New(rand.NewPCG(2, i))), numbers)
+		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/ipset"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -91,6 +92,27 @@ func isComment(text string, e ipset.Entry, comment []byte, set string) bool {
 	}
 	e.Comment = string(comment)
 	return text == commentOf(e, set)
+}
+
+// Sets returns the sets of the ruleset in the kernel, for people. It neither lowers the ruleset nor reads the kernel.
+func (d *Driver) Sets(r ruleset.Ruleset) (all []netfilter.KernelSet) {
+	byNumber := func(s ruleset.Set) bool { return s.Role == ruleset.Members && d.byNumber[s.Family].Load() }
+	for _, s := range r.Sets {
+		if byNumber(s) {
+			all = netfilter.AddClass(all, s.Family.Set(dispatches[s.Dispatch].set), setType(ruleset.Addresses), s)
+		}
+	}
+	for _, s := range r.Sets {
+		if byNumber(s) {
+			continue
+		}
+		n := s.Entries.Len()
+		if hasAll(s) {
+			n = loweredSet{}.next(s).to.Len()
+		}
+		all = append(all, netfilter.KernelSet{Name: s.Name, Type: setType(s.Kind), Entries: n})
+	}
+	return all
 }
 
 func numbersIn(set string) (bit uint32, ok bool) {

@@ -26,6 +26,7 @@ func (d *Driver) lower(ctx context.Context, r ruleset.Ruleset) *lowered {
 		if r.Has(f) && d.supports(ctx, f) {
 			n[f] = d.lowering.numbers(d.have, f, r)
 		}
+		d.byNumber[f].Store(n[f] != nil)
 	}
 	return d.lowering.lower(r, n)
 }

@@ -1,6 +1,8 @@
 package nftables
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/test/golden"
 	"github.com/weir-net/weir/test/nodetest"
@@ -124,5 +127,33 @@ func TestWithoutPorts(t *testing.T) {
 	}
 	if want := []string{"counter drop", "goto WEIR-X", "return"}; !slices.Equal(text, want) {
 		t.Errorf("got %q, want %q", text, want)
+	}
+}
+
+// TestSets: Sets returns the sets and maps that the lowering makes.
+func TestSets(t *testing.T) {
+	check := func(name string, s policy.State) {
+		r := policy.Compile(s)
+		var want, got []string
+		for _, of := range new(lowering).lower(r) {
+			if of == nil {
+				continue
+			}
+			for _, s := range of.sets {
+				want = append(want, fmt.Sprint(s.Name, s.Layout.In(of.family), s.entries.Len()))
+			}
+		}
+		for _, s := range new(Driver).Sets(r) {
+			got = append(got, fmt.Sprint(s.Name, s.Type, s.Entries))
+		}
+		slices.Sort(want)
+		slices.Sort(got)
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: -in the kernel +Sets\n%s", name, diff)
+		}
+	}
+	golden.Each(t, "../..", func(_ *testing.T, name string, s policy.State) { check(name, s) })
+	for i := range uint64(200) {
+		check(fmt.Sprint("state ", i), policytest.State(rand.New(rand.NewPCG(2, i))))
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/nftnl"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -15,6 +16,9 @@ const (
 	selfSet   = "weir-self"
 	errorsSet = "weir-errors"
 )
+
+// pairOf has the sets that variants looks up for shapes.
+var pairOf = map[ruleset.Shape]string{ruleset.ToItself: selfSet, ruleset.HonestICMP: errorsSet}
 
 func pairSets(f conf.Family) []set {
 	pair := func(name string, layout nftnl.Layout, words string) set {
@@ -194,4 +198,72 @@ func (t *table) find(name string) (set, bool) {
 		return set{}, false
 	}
 	return t.sets[i], true
+}
+
+// Sets returns the sets and maps of the ruleset in the kernel, for people. It neither lowers the ruleset nor reads the
+// kernel.
+func (*Driver) Sets(r ruleset.Ruleset) (all []netfilter.KernelSet) {
+	for _, s := range r.Sets {
+		if s.Role == ruleset.Members {
+			all = netfilter.AddClass(all, s.Family.Set(mapOf(s.Dispatch)), nftnl.Verdicts.In(s.Family), s)
+		}
+	}
+	add := func(name string, layout nftnl.Layout, f conf.Family, n int) {
+		all = append(all, netfilter.KernelSet{Name: name, Type: layout.In(f), Entries: n})
+	}
+	used, lists := uses(r)
+	for _, s := range r.Sets {
+		switch {
+		case s.Role == ruleset.Members:
+		case s.Kind == ruleset.Ports:
+			for _, f := range conf.Families {
+				if used[key{f, s.Name}] {
+					add(s.Name, nftnl.Port, f, s.Entries.Len())
+				}
+			}
+		case layoutOf(s) == nftnl.Network && nested(s.Entries):
+			add(s.Name, nftnl.Network, s.Family, outermost(s.Entries).Len())
+		default:
+			add(s.Name, layoutOf(s), s.Family, s.Entries.Len())
+		}
+		if s.Name == s.Family.Set(conf.PodsSet) {
+			for _, pair := range pairSets(s.Family) {
+				if used[key{s.Family, pair.Name}] {
+					add(pair.Name, pair.Layout, s.Family, s.Entries.Len())
+				}
+			}
+		}
+	}
+	for k, s := range lists {
+		add(s.Name, s.Layout, k.family, s.entries.Len())
+	}
+	return all
+}
+
+// uses returns the sets of ports and of pairs that rules look up, and the sets for the rules' lists of ports.
+func uses(r ruleset.Ruleset) (used map[key]bool, lists map[key]set) {
+	used, lists = map[key]bool{}, map[key]set{}
+	for _, c := range r.Chains {
+		if _, ok := hooks[c.Hook]; c.Hook != "" && !ok {
+			continue
+		}
+		for i := range c.Rules {
+			r := &c.Rules[i]
+			if name := pairOf[r.Shape]; name != "" {
+				used[key{c.Family, c.Family.Set(name)}] = true
+			}
+			for _, m := range r.Sets {
+				if m.By == ruleset.DestinationPort {
+					used[key{c.Family, m.Name}] = true
+				}
+			}
+			if len(r.Ports) > 1 {
+				_, own := splitPorts(rule{Rule: *r})
+				for _, s := range own {
+					lists[key{c.Family, s.Name}] = s
+				}
+			}
+		}
+	}
+	return used, lists
 }

@@ -7,7 +7,6 @@ import (
 
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/nftnl"
-	"github.com/weir-net/weir/policy/ruleset"
 )
 
 func (d *Driver) TellsOfChanges() bool { return true }
@@ -34,13 +33,4 @@ func (d *Driver) Generation() (uint32, error) { return d.reader.Generation() }
 // in ascending order.
 func (d *Driver) Knows(generation uint32) bool {
 	return generation != 0 && ((d.readAt != 0 && int32(generation-d.readAt) <= 0) || d.own.Made(generation))
-}
-
-// SetType returns nft's name for the element type of sets of the kind k, in a table of IPv4.
-func (d *Driver) SetType(k ruleset.SetKind) string {
-	return map[ruleset.SetKind]string{
-		ruleset.Addresses: "ipv4_addr", ruleset.Networks: "ipv4_addr, flags interval",
-		ruleset.AddressPorts: "ipv4_addr . inet_proto . inet_service", ruleset.Ports: "inet_service",
-		ruleset.AddressLinks: "ipv4_addr . ifname",
-	}[k]
 }

@@ -3,10 +3,12 @@ package nftnl
 import (
 	"encoding/binary"
 	"net/netip"
+	"strings"
 
 	"go4.org/netipx"
 	"golang.org/x/sys/unix"
 
+	"github.com/weir-net/weir/conf"
 	netattrs "github.com/weir-net/weir/internal/attrs"
 )
 
@@ -34,6 +36,16 @@ var layouts = [...]string{
 
 // String returns nft's name for the type of the elements, in a table of IPv4.
 func (l Layout) String() string { return layouts[l] }
+
+// In returns nft's name for the type of the elements, in a table of the family.
+func (l Layout) In(f conf.Family) string {
+	if f == conf.IPv6 {
+		return inIPv6.Replace(l.String())
+	}
+	return l.String()
+}
+
+var inIPv6 = strings.NewReplacer("ipv4_addr", "ipv6_addr", "ip saddr . @th,192,32", "ip6 saddr . @th,256,128")
 
 // Set is a set or map without its elements. Its addresses are of its table's family.
 type Set struct {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"maps"
 	"slices"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -68,11 +67,7 @@ func nativeSets() (all []agentapi.SetStatus, err error) {
 			if err != nil && !errors.Is(err, nftnl.ErrNotExist) { // it may be deleted meanwhile
 				return nil, err
 			}
-			kind := set.Layout.String()
-			if f == conf.IPv6 {
-				kind = strings.ReplaceAll(kind, "ipv4_addr", "ipv6_addr")
-			}
-			all = append(all, agentapi.SetStatus{Name: name, Type: kind, Entries: n})
+			all = append(all, agentapi.SetStatus{Name: name, Type: set.Layout.In(f), Entries: n})
 		}
 	}
 	return all, nil
