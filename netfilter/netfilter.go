@@ -26,6 +26,9 @@ const (
 	All
 )
 
+// AcceptComment is the comment of weir's rules in the chain FORWARD of the table filter.
+const AcceptComment = "weir: no other default drops what policy let through"
+
 type Result struct {
 	// Changed is true if the kernel did not have the ruleset already.
 	Changed bool

@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -15,11 +16,8 @@ import (
 
 // In nftables, a later chain of another program can still drop a packet that weir's chains allow. So weir
 // writes rules into the chain FORWARD of iptables-nft's tables "ip filter" and "ip6 filter", if they exist:
-// Docker and many operating systems drop there by default. Other chains that drop such packets are only
-// reported.
-
-// acceptComment marks weir's rules in the chain FORWARD. The jump of the backend iptables has the same words.
-const acceptComment = "weir: no other default drops what policy let through"
+// Docker and many operating systems drop there by default. If iptables-legacy's chain FORWARD drops packets, it gets
+// the same rules (Driver.Legacy). Other chains that drop such packets are only reported.
 
 const forwardChain = "FORWARD"
 
@@ -40,6 +38,10 @@ type accepting struct {
 	rules []nftnl.Sum // the wanted rules
 	wrote bool        // the driver has written rules there
 	drops []string    // sentences about other programs' chains that drop pods' packets
+	// legacyKnown is true if iptables-legacy's chain FORWARD accepts pods' packets, or legacy says why it doesn't.
+	// legacyWrote is true if the driver has written rules there.
+	legacyKnown, legacyWrote bool
+	legacy                   string
 }
 
 // acceptRules returns weir's rules for the chain FORWARD. Its table can't use weir's sets, so each address of a
@@ -48,7 +50,7 @@ type accepting struct {
 // Equivalent to: iptables-nft -A FORWARD -i weir0 -m comment --comment "weir: …" -j ACCEPT, and the same with
 // -o weir0, -s ADDRESS and -d ADDRESS
 func acceptRules(want *table) (rules []nftnl.Rule) {
-	add := func(r ruleset.Rule) {
+	for _, r := range accepted(want) {
 		r.Action = ruleset.Accept
 		s := &statement{family: want.family}
 		s.shortLink(unix.NFT_META_IIFNAME, r.In)
@@ -57,14 +59,17 @@ func acceptRules(want *table) (rules []nftnl.Rule) {
 		s.address("daddr", 1, r.Dst)
 		s.e = s.e.Counter()
 		s.act(rule{Rule: r})
-		rules = append(rules, nftnl.Rule{Expressions: s.e, Comment: acceptComment})
+		rules = append(rules, nftnl.Rule{Expressions: s.e, Comment: netfilter.AcceptComment})
 	}
-	add(ruleset.Rule{In: conf.Bridge})
-	add(ruleset.Rule{Out: conf.Bridge})
+	return rules
+}
+
+// accepted returns the conditions of weir's rules for the chain FORWARD.
+func accepted(want *table) []ruleset.Rule {
+	rules := []ruleset.Rule{{In: conf.Bridge}, {Out: conf.Bridge}}
 	if chained, ok := want.find(want.family.Set(conf.ChainedSet)); ok {
 		for e := range chained.entries.All() {
-			add(ruleset.Rule{Src: e.Prefix})
-			add(ruleset.Rule{Dst: e.Prefix})
+			rules = append(rules, ruleset.Rule{Src: e.Prefix}, ruleset.Rule{Dst: e.Prefix})
 		}
 	}
 	return rules
@@ -79,7 +84,7 @@ func (s *statement) shortLink(key uint32, name string) {
 
 // keepAccepting puts the rules of the wanted families into the chains FORWARD, and removes weir's other rules
 // there. repaired is true if rules had been lost. An error is only reported, because these rules deny nothing.
-func (d *Driver) keepAccepting(want lowered) (repaired bool) {
+func (d *Driver) keepAccepting(ctx context.Context, want lowered) (repaired bool) {
 	for _, f := range conf.Families {
 		var rules []nftnl.Rule
 		var sums []nftnl.Sum
@@ -91,6 +96,10 @@ func (d *Driver) keepAccepting(want lowered) (repaired bool) {
 		}
 		a := &d.accepting[f]
 		same := slices.Equal(a.rules, sums)
+		if !a.legacyKnown || !same {
+			lost := d.acceptInLegacy(ctx, f, want[f])
+			repaired = repaired || lost && same
+		}
 		if a.known && same {
 			continue
 		}
@@ -107,9 +116,36 @@ func (d *Driver) keepAccepting(want lowered) (repaired bool) {
 	return repaired
 }
 
+// acceptInLegacy puts weir's rules into the chain FORWARD of iptables-legacy, if that drops packets. lost is true if
+// the driver has written rules there before.
+func (d *Driver) acceptInLegacy(ctx context.Context, f conf.Family, want *table) (lost bool) {
+	if d.Legacy == nil {
+		return false
+	}
+	var rules []ruleset.Rule
+	if want != nil {
+		rules = accepted(want)
+	}
+	a := &d.accepting[f]
+	changed, problem, err := d.Legacy(ctx, f, rules)
+	lost = changed && a.legacyWrote
+	a.legacyKnown, a.legacyWrote, a.legacy = err == nil, a.legacyWrote || changed, problem
+	if err != nil {
+		a.legacy = err.Error()
+	}
+	return lost
+}
+
 func (d *Driver) forgetAccepting() {
 	for f := range d.accepting {
 		d.accepting[f].known = false
+	}
+}
+
+// forgetLegacy makes the next Apply look at iptables-legacy again. The kernel doesn't tell of changes there.
+func (d *Driver) forgetLegacy() {
+	for f := range d.accepting {
+		d.accepting[f].legacyKnown = false
 	}
 }
 
@@ -140,7 +176,7 @@ func (d *Driver) planAccept(b *nftnl.Batch, f conf.Family, rules []nftnl.Rule) e
 	var own, foreign []nftnl.Listed
 	first := 0 // how many rules of others are before weir's first one
 	for _, r := range all {
-		if commentOf(r) != acceptComment {
+		if commentOf(r) != netfilter.AcceptComment {
 			foreign = append(foreign, r)
 			continue
 		}
@@ -223,15 +259,22 @@ func (d *Driver) notes() (all []netfilter.Note) {
 		for _, words := range a.drops {
 			all = append(all, netfilter.Note{About: "host firewall", Message: words})
 		}
+		if a.legacy != "" {
+			all = append(all, netfilter.Note{About: "host firewall", Message: a.legacy})
+		}
 	}
 	return append(all, d.lowering.lacks.notes()...)
 }
 
-func (d *Driver) removeAccepting() error {
+func (d *Driver) removeAccepting(ctx context.Context) error {
 	var errs []error
 	for _, f := range conf.Families {
 		_, err := d.accept(f, nil)
 		errs = append(errs, err)
+		if d.Legacy != nil {
+			_, _, err = d.Legacy(ctx, f, nil)
+			errs = append(errs, err)
+		}
 	}
 	d.accepting = [len(conf.Families)]accepting{}
 	return errors.Join(errs...)

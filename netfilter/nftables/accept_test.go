@@ -24,8 +24,8 @@ func forward(t *testing.T, program string) []string {
 }
 
 const (
-	acceptsIn  = `-A FORWARD -i weir0 -m comment --comment "` + acceptComment + `" -j ACCEPT`
-	acceptsOut = `-A FORWARD -o weir0 -m comment --comment "` + acceptComment + `" -j ACCEPT`
+	acceptsIn  = `-A FORWARD -i weir0 -m comment --comment "` + netfilter.AcceptComment + `" -j ACCEPT`
+	acceptsOut = `-A FORWARD -o weir0 -m comment --comment "` + netfilter.AcceptComment + `" -j ACCEPT`
 )
 
 // TestForwardAcceptsPods: weir's rules in iptables-nft's chain FORWARD come directly before the rules that refuse

@@ -3,7 +3,7 @@
 // pass a single one (steps.go). In other programs' tables it changes only the chain FORWARD of the table filter
 // (accept.go).
 //
-// Everything goes over netlink: the package starts no program, and needs none on the node.
+// Everything goes over netlink: the package starts no program, and needs none on the node. Only Driver.Legacy may.
 package nftables
 
 import (
@@ -22,6 +22,10 @@ import (
 // Driver applies rulesets to the kernel. Apart from Inspect and Watch, its methods aren't safe for concurrent
 // use.
 type Driver struct {
+	// Legacy puts the rules into the chain FORWARD of iptables-legacy if that drops packets, and else removes weir's
+	// rules there. If it can't, problem says how a person can. If Legacy is nil, iptables-legacy isn't looked at.
+	Legacy func(ctx context.Context, f conf.Family, rules []ruleset.Rule) (changed bool, problem string, err error)
+
 	reader   *nftnl.Reader
 	sender   nftnl.Sender
 	have     *state
@@ -70,7 +74,7 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 			if err != nil {
 				return r, errors.Join(err, d.closeAll(ctx, l))
 			}
-			repaired := d.keepAccepting(l)
+			repaired := d.keepAccepting(ctx, l)
 			r.Changed, r.Rules, r.Notes = r.Changed || repaired, r.Rules || repaired, d.notes()
 			return r, nil
 		}
@@ -201,9 +205,9 @@ func (d *Driver) CleanOtherFlavour(context.Context) error { return nil }
 // Remove removes weir's tables, and weir's rules in the chains FORWARD. After that, no policy is enforced.
 //
 // Equivalent to: nft delete table ip weir; nft delete table ip6 weir
-func (d *Driver) Remove(context.Context) error {
+func (d *Driver) Remove(ctx context.Context) error {
 	d.have, d.knownAt = nil, 0
-	errs := []error{d.removeAccepting()}
+	errs := []error{d.removeAccepting(ctx)}
 	for _, t := range tables {
 		for _, chain := range []string{conf.ForwardChain, conf.InputChain, conf.PostroutingChain} {
 			var b nftnl.Batch

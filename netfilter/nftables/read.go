@@ -21,6 +21,7 @@ import (
 // seen.
 func (d *Driver) Read(context.Context) error {
 	d.refresh = nil
+	d.forgetLegacy()
 	now, _ := d.reader.Generation()
 	if d.have != nil && now != 0 && d.knownAt == now {
 		d.fresh = true
@@ -243,6 +244,7 @@ func (d *Driver) beginRefresh() error {
 	d.readAt, _ = d.reader.Generation()
 	d.own, d.knownAt = nftnl.OwnChanges{}, 0
 	d.forgetAccepting()
+	d.forgetLegacy()
 	for _, f := range conf.Families {
 		if err := d.rereadRules(f); err != nil {
 			return err

@@ -41,7 +41,7 @@ func setBackend(o *agent.Options, name string) error {
 		},
 		{
 			Name:   endpoint.Nftables,
-			New:    func(context.Context) (agent.Backend, error) { return nftables.New(), nil },
+			New:    func(context.Context) (agent.Backend, error) { return newNftables(), nil },
 			Remove: removeNftables, Lacks: nftables.Lacks, KubeProxy: nftables.KubeProxy,
 		},
 	}
@@ -61,8 +61,14 @@ func removeIptables(ctx context.Context) error {
 	return err
 }
 
-func removeNftables(ctx context.Context) error {
+func newNftables() *nftables.Driver {
 	d := nftables.New()
+	d.Legacy = iptables.AcceptInLegacy
+	return d
+}
+
+func removeNftables(ctx context.Context) error {
+	d := newNftables()
 	defer d.Close()
 	err := d.Remove(ctx)
 	if errors.Is(err, unix.EINVAL) {

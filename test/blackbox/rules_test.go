@@ -256,6 +256,16 @@ func TestForwardThatRefusesAllLegacy(t *testing.T) {
 	forwardThatRefusesAll(t, "legacy")
 }
 
+// TestForwardThatRefusesAllLegacyBesideNftables: the chain FORWARD of iptables-legacy also drops packets that the
+// backend nftables has allowed.
+func TestForwardThatRefusesAllLegacyBesideNftables(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	t.Setenv("WEIR_BACKEND", "nftables")
+	forwardThatRefusesAll(t, "legacy")
+}
+
 // forwardThatRefusesAll: if the node's chain FORWARD rejects or drops all packets at its end, those that policies
 // allow still pass. An earlier DROP rule of the chain still applies.
 func forwardThatRefusesAll(t *testing.T, flavour string) {
