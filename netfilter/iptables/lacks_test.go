@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/ipset"
 	"github.com/weir-net/weir/netfilter/probe"
 	"github.com/weir-net/weir/policy"
@@ -35,9 +36,7 @@ func TestLacksNothing(t *testing.T) {
 			}
 		}
 	}
-	left := nodetest.Run(t, "sh", "-c", "iptables-nft-save; ip6tables-nft-save; iptables-legacy-save; "+
-		"ip6tables-legacy-save; ipset list -name")
-	if strings.Contains(strings.ToLower(left), conf.TrialSet) {
+	if left := trialIn(t); left != "" {
 		t.Errorf("the trials have left:\n%s", left)
 	}
 	began := time.Now()
@@ -200,4 +199,56 @@ func featuresOf(rule string) (all []string) {
 		}
 	}
 	return all
+}
+
+// TestKilledTrial: an agent that was killed has left a trial on the node. Apply removes its chains, jumps and sets, and
+// so does the next trial.
+func TestKilledTrial(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	nodetest.Outside(t) // gives the node an address of IPv6
+	for _, flavour := range []Flavour{NFT, Legacy} {
+		d := driver(t, flavour)
+		want := policy.Compile(policytest.DualStack())
+		for what, remove := range map[string]func(){
+			"Apply": func() { mustApply(t, d, want, netfilter.All) },
+			"a trial": func() {
+				for _, f := range conf.Families {
+					if lacks := lacksIn(t.Context(), flavour, f); len(lacks) > 0 {
+						t.Errorf("%s: the node lacks %q", flavour.program(f), lacks)
+					}
+				}
+			},
+		} {
+			for _, f := range conf.Families {
+				p := probe.New(f)
+				defer func() { _ = p.Close() }()
+				lacks, numbers := d.makeTrialSets(p)
+				if len(lacks) > 0 {
+					t.Fatal(lacks)
+				}
+				if err := d.once(t.Context(), f, trialCommands(p, numbers)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			remove()
+			for range 100 { // unneeded sets are destroyed by an Apply that has nothing else to do
+				if left := trialIn(t); left == "" {
+					break
+				}
+				remove()
+			}
+			if left := trialIn(t); left != "" {
+				t.Errorf("%s of iptables-%s has left:\n%s", what, flavour, left)
+			}
+		}
+	}
+}
+
+// trialIn returns the lines about trials in the rules and sets of the node.
+func trialIn(t *testing.T) string {
+	t.Helper()
+	return nodetest.Run(t, "sh", "-c", `(iptables-nft-save; ip6tables-nft-save; iptables-legacy-save
+		ip6tables-legacy-save; ipset list -name) 2>/dev/null | grep -i weir-trial || true`)
 }
