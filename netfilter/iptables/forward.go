@@ -54,8 +54,8 @@ func AcceptInLegacy(ctx context.Context, f conf.Family, rules []ruleset.Rule) (
 	return true, "", nil
 }
 
-// acceptCommands returns the commands that bring the rules into the chain that iptables-save has printed. They are empty
-// if the chain has the rules, and no others of weir.
+// acceptCommands returns the commands that bring the rules into the chain that iptables-save has printed. They are
+// empty if the chain has the rules, and no others of weir.
 func acceptCommands(saved string, f conf.Family, rules []ruleset.Rule) string {
 	t := parseSave(saved)
 	var own, foreign, want []string

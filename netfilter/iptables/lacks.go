@@ -76,13 +76,13 @@ func (d *Driver) refusedNeeds(ctx context.Context, t *probe.Trial, all error) (l
 	defer cancel()
 	for _, r := range append(t.Examples(), unusedRules(t.Family)...) {
 		if ctx.Err() != nil {
-			return append(lacks, "and perhaps more")
+			break
 		}
 		if r.Action == ruleset.Jump || r.Action == ruleset.GoTo { // there is no chain to lead to
 			continue
 		}
-		err := d.try(ctx, t.Family, []ruleset.Rule{r})
-		if err == nil {
+		err := d.once(ctx, t.Family, tryCommands(lowerRule(r, t.Family)))
+		if err == nil || ctx.Err() != nil {
 			continue
 		}
 		if len(r.Ports) > 0 { // a message must not change with the ports of the trial
@@ -93,6 +93,9 @@ func (d *Driver) refusedNeeds(ctx context.Context, t *probe.Trial, all error) (l
 		if !slices.Contains(lacks, words) {
 			lacks = append(lacks, words)
 		}
+	}
+	if ctx.Err() != nil {
+		return append(lacks, "and perhaps more")
 	}
 	if err := d.once(ctx, t.Family, masquerades(t, "")); err != nil {
 		lacks = append(lacks, d.Flavour.program(t.Family)+" rules that masquerade: "+reason(err))

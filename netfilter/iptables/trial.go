@@ -86,6 +86,15 @@ func masquerades(t *probe.Trial, jump string) string {
 	return commands + jump + "COMMIT\n"
 }
 
+// tryCommands are the commands that make a chain of the lines, which no packet enters, and delete it again.
+func tryCommands(lines []string) string {
+	head := "*" + checks + "\n:" + conf.TrialChain + " - [0:0]\n"
+	for _, line := range lines {
+		head += "-A " + conf.TrialChain + " " + line + "\n"
+	}
+	return head + "-F " + conf.TrialChain + "\n-X " + conf.TrialChain + "\nCOMMIT\n"
+}
+
 // unusedRules are rules that only this backend needs. No packet of the trial matches them: the kernel must only
 // accept them.
 func unusedRules(f conf.Family) []ruleset.Rule {
