@@ -8,8 +8,6 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
-	"github.com/weir-net/weir/policy/ruleset"
-	"github.com/weir-net/weir/policy/verdict"
 	"github.com/weir-net/weir/test/golden"
 )
 
@@ -72,22 +70,8 @@ func TestJudge(t *testing.T) {
 	} {
 		t.Run(tc.file, func(t *testing.T) {
 			state := golden.Load(t, "testdata/"+tc.file+".yaml")
-			simulator, err := ruleset.NewSimulator(policy.Compile(state))
-			if err != nil {
-				t.Fatal(err)
-			}
-			for want, list := range map[bool]string{true: tc.pass, false: tc.denied} {
-				for _, s := range strings.Fields(list) {
-					p := packet(t, state, s)
-					if got := simulator.Allows(p); got != want {
-						t.Errorf("%s: allowed %v, want %v", s, got, want)
-					}
-					v := verdict.New(state).Evaluate(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
-					if v.AllowedHere() != want {
-						t.Errorf("%s: want allowed %v, but the evaluator says:\n%s", s, want, v)
-					}
-				}
-			}
+			decides(t, policy.Compile(state), state, tc.pass, tc.denied)
+			evaluates(t, state, tc.pass, tc.denied)
 		})
 	}
 }

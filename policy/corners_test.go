@@ -6,7 +6,6 @@ import (
 
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
-	"github.com/weir-net/weir/policy/verdict"
 	"github.com/weir-net/weir/test/golden"
 )
 
@@ -215,23 +214,8 @@ func TestCorners(t *testing.T) {
 			if len(want.Problems) > 0 {
 				t.Error(want.Problems)
 			}
-			simulator, err := ruleset.NewSimulator(want)
-			if err != nil {
-				t.Fatal(err)
-			}
-			evaluator := verdict.New(state)
-			for want, list := range map[bool]string{true: tc.pass, false: tc.denied} {
-				for _, s := range strings.Fields(list) {
-					p := packet(t, state, s)
-					if got := simulator.Allows(p); got != want {
-						t.Errorf("%s: the rules let it through: %v, want %v", s, got, want)
-					}
-					v := evaluator.Evaluate(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
-					if v.AllowedHere() != want {
-						t.Errorf("%s: want allowed %v, but the evaluator says:\n%s", s, want, v)
-					}
-				}
-			}
+			decides(t, want, state, tc.pass, tc.denied)
+			evaluates(t, state, tc.pass, tc.denied)
 		})
 	}
 }

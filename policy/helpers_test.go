@@ -9,7 +9,40 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/policy/verdict"
 )
+
+// decides checks that the ruleset allows the packets in the list pass, and drops those in the list denied. Spaces
+// separate packets.
+func decides(t *testing.T, r ruleset.Ruleset, s policy.State, pass, denied string) {
+	t.Helper()
+	simulator, err := ruleset.NewSimulator(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for want, list := range map[bool]string{true: pass, false: denied} {
+		for _, p := range strings.Fields(list) {
+			if got := simulator.Allows(packet(t, s, p)); got != want {
+				t.Errorf("%s: allowed: %v, want %v", p, got, want)
+			}
+		}
+	}
+}
+
+// evaluates checks the same of the evaluator's verdicts.
+func evaluates(t *testing.T, s policy.State, pass, denied string) {
+	t.Helper()
+	evaluator := verdict.New(s)
+	for want, list := range map[bool]string{true: pass, false: denied} {
+		for _, text := range strings.Fields(list) {
+			p := packet(t, s, text)
+			v := evaluator.Evaluate(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
+			if v.AllowedHere() != want {
+				t.Errorf("%s: want allowed: %v, but the evaluator says:\n%s", text, want, v)
+			}
+		}
+	}
+}
 
 // packet parses "FROM>TO:PROTO:PORT". FROM and TO are addresses, names of pods, or "node". NAME/6 is a pod's
 // IPv6 address.

@@ -14,21 +14,26 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-func TestSets(t *testing.T) {
-	if !nodetest.Isolated(t) {
-		return
-	}
-	h, err := New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer h.Close()
-	must := func(err error) {
+// open returns a handle, and a function that ends the test for an error.
+func open(t *testing.T) (h *Handle, must func(error)) {
+	t.Helper()
+	must = func(err error) {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
+	h, err := New()
+	must(err)
+	t.Cleanup(h.Close)
+	return h, must
+}
+
+func TestSets(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	h, must := open(t)
 	pod, net := netip.MustParsePrefix("10.88.0.2/32"), netip.MustParsePrefix("10.88.0.0/24")
 	for range 2 { // each operation can be repeated
 		must(h.Create(Header{"weir-pods", HashIP, conf.IPv4, false}))
@@ -157,17 +162,7 @@ func TestBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	h, err := New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer h.Close()
-	must := func(err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	h, must := open(t)
 	one := map[conf.Family]netip.Prefix{
 		conf.IPv4: netip.MustParsePrefix("10.88.0.2/32"),
 		conf.IPv6: netip.MustParsePrefix("fd00:10:88::2/128"),

@@ -34,9 +34,7 @@ func TestForwardAcceptsPods(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	d := driver(t)
-	want := policy.Compile(policytest.DualStack())
-	mustApply(t, d, want, netfilter.All)
+	d, want := dualStack(t)
 	if all := nodetest.Run(t, "nft", "list", "tables"); strings.Contains(all, "filter") {
 		t.Errorf("weir has made a table of iptables:\n%s", all)
 	}

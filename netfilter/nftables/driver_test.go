@@ -35,6 +35,14 @@ func mustApply(t *testing.T, d *Driver, want ruleset.Ruleset, verify netfilter.V
 	return r
 }
 
+// dualStack returns a driver, and the ruleset of policytest.DualStack, which it has applied.
+func dualStack(t *testing.T) (*Driver, ruleset.Ruleset) {
+	t.Helper()
+	d, r := driver(t), policy.Compile(policytest.DualStack())
+	mustApply(t, d, r, netfilter.All)
+	return d, r
+}
+
 // TestApply applies random rulesets one after the other. After each, a new driver must find nothing to change.
 func TestApply(t *testing.T) {
 	if !nodetest.Isolated(t) {
@@ -101,9 +109,7 @@ func TestDriftIsRepaired(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	d := driver(t)
-	want := policy.Compile(policytest.DualStack())
-	mustApply(t, d, want, netfilter.All)
+	d, want := dualStack(t)
 	golden := listed(t)
 	for _, drift := range []string{
 		"flush chain ip weir WEIR-FORWARD",

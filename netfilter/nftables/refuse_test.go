@@ -27,9 +27,7 @@ func TestRefusals(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	d := driver(t)
-	good := policy.Compile(policytest.DualStack())
-	mustApply(t, d, good, netfilter.All)
+	d, good := dualStack(t)
 	before := listed(t)
 	six := netip.MustParsePrefix("2001:db8::9/128") // no address of an IPv4 set
 	host := netip.MustParsePrefix("203.0.113.9/32")
@@ -225,9 +223,7 @@ func TestRefusalsForOtherReasons(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	d := driver(t)
-	want := policy.Compile(policytest.DualStack())
-	mustApply(t, d, want, netfilter.All)
+	d, want := dualStack(t)
 	nodetest.Run(t, "nft", "flush ruleset")
 	want.Chains = append(slices.Clone(want.Chains), ruleset.Chain{Name: "WEIR-IN-X", Rules: []ruleset.Rule{
 		{Action: ruleset.Log, To: conf.LogPrefix + "WEIR-IN-X"}, {Action: ruleset.Drop},

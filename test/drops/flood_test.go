@@ -36,32 +36,11 @@ func TestFlood(t *testing.T) {
 		n.reader().signal(syscall.SIGSTOP)
 	}
 	quiet, flood := n.sendFrom(n.quiet), n.sendFrom(n.flood)
-	n.Eventually("the reader gets lines", func() error {
-		if err := quiet.send(1); err != nil {
-			return err
-		}
-		if _, ok := live.saw(1); !ok {
-			return fmt.Errorf("no line")
-		}
-		return nil
-	})
+	live.await(n, quiet)
 	began, used, sent := time.Now(), processorTime(t, n.AgentPID()), n.logged()
 	end := flood.flood(*rate)
 	slowest, late := time.Duration(0), 0
-	for i := range *rounds {
-		port := uint16(1000 + i)
-		at := time.Now()
-		if err := quiet.send(port); err != nil {
-			t.Fatal(err)
-		}
-		n.Eventually(fmt.Sprintf("packet %d of the quiet pod shows", i), func() error {
-			if _, ok := live.saw(port); !ok {
-				return fmt.Errorf("no line")
-			}
-			return nil
-		})
-		seen, _ := live.saw(port)
-		took := seen.Sub(at)
+	for _, took := range live.single(n, quiet) {
 		slowest = max(slowest, took)
 		if took > within {
 			late++

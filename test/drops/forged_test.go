@@ -3,6 +3,7 @@ package drops_test
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -24,33 +25,10 @@ func TestFloodOfForgedSenders(t *testing.T) {
 	if err := unix.Bind(flood.fd, &unix.SockaddrInet4{Addr: [4]byte{10, 88, 0, 77}}); err != nil {
 		t.Fatal(err)
 	}
-	n.Eventually("the reader gets lines", func() error {
-		if err := quiet.send(1); err != nil {
-			return err
-		}
-		if _, ok := live.saw(1); !ok {
-			return fmt.Errorf("no line")
-		}
-		return nil
-	})
+	live.await(n, quiet)
 	began, used := time.Now(), processorTime(t, n.AgentPID())
 	end := flood.flood(*rate)
-	slowest := time.Duration(0)
-	for i := range *rounds {
-		port := uint16(1000 + i)
-		at := time.Now()
-		if err := quiet.send(port); err != nil {
-			t.Fatal(err)
-		}
-		n.Eventually(fmt.Sprintf("packet %d of the quiet pod shows", i), func() error {
-			if _, ok := live.saw(port); !ok {
-				return fmt.Errorf("no line")
-			}
-			return nil
-		})
-		seen, _ := live.saw(port)
-		slowest = max(slowest, seen.Sub(at))
-	}
+	slowest := slices.Max(live.single(n, quiet))
 	end()
 	took := time.Since(began)
 	used = processorTime(t, n.AgentPID()) - used

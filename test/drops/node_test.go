@@ -153,6 +153,41 @@ func (r *reader) saw(port uint16) (time.Time, bool) {
 	return at, ok
 }
 
+// await waits until the reader gets a line about a packet that quiet sends.
+func (r *reader) await(n *node, quiet *sender) {
+	n.Helper()
+	n.Eventually("the reader gets lines", func() error {
+		if err := quiet.send(1); err != nil {
+			return err
+		}
+		if _, ok := r.saw(1); !ok {
+			return fmt.Errorf("no line")
+		}
+		return nil
+	})
+}
+
+// single lets quiet send packets one by one. It returns how long each took to show in a line.
+func (r *reader) single(n *node, quiet *sender) (took []time.Duration) {
+	n.Helper()
+	for i := range *rounds {
+		port := uint16(1000 + i)
+		at := time.Now()
+		if err := quiet.send(port); err != nil {
+			n.Fatal(err)
+		}
+		n.Eventually(fmt.Sprintf("packet %d of the quiet pod shows", i), func() error {
+			if _, ok := r.saw(port); !ok {
+				return fmt.Errorf("no line")
+			}
+			return nil
+		})
+		seen, _ := r.saw(port)
+		took = append(took, seen.Sub(at))
+	}
+	return took
+}
+
 func (r *reader) signal(s syscall.Signal) { _ = r.cmd.Process.Signal(s) }
 
 type sender struct {

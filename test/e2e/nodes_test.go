@@ -76,22 +76,28 @@ func TestNodeJoinsAndLeaves(t *testing.T) {
 	})
 }
 
+// startServer starts the pods of the manifest labelled: the server on one node, its friend and the stranger on another.
+func startServer(t *testing.T, ns string, server, clients node) {
+	t.Helper()
+	start(t,
+		pod{
+			Namespace: ns,
+			Name:      "server",
+			Node:      server.name,
+			Labels:    "app: server",
+			Image:     probe,
+			Command:   `[probe, listen, ":9000"]`,
+		},
+		pod{Namespace: ns, Name: "friend", Node: clients.name, Labels: "app: friend", Image: probe, Command: idle},
+		pod{Namespace: ns, Name: "stranger", Node: clients.name, Labels: "app: stranger", Image: probe, Command: idle})
+}
+
 // TestReboot: if a worker reboots, a pod on it gets a new address, and its policy still applies.
 func TestReboot(t *testing.T) {
 	a, neighbour, _ := apart(t)
 	ns := namespace(t, "reboot")
 	apply(t, labelled, ns)
-	start(t,
-		pod{
-			Namespace: ns,
-			Name:      "server",
-			Node:      neighbour.name,
-			Labels:    "app: server",
-			Image:     probe,
-			Command:   `[probe, listen, ":9000"]`,
-		},
-		pod{Namespace: ns, Name: "friend", Node: a.name, Labels: "app: friend", Image: probe, Command: idle},
-		pod{Namespace: ns, Name: "stranger", Node: a.name, Labels: "app: stranger", Image: probe, Command: idle})
+	startServer(t, ns, neighbour, a)
 	before := podIP(t, ns, "server")
 	must(t, "", scripts+"node-down", neighbour.name)
 	must(t, "", scripts+"node-up", neighbour.name)
@@ -159,17 +165,7 @@ func TestNodesThatAreWrong(t *testing.T) {
 	a, _, remote := apart(t)
 	ns := namespace(t, "wrong-nodes")
 	apply(t, labelled, ns)
-	start(t,
-		pod{
-			Namespace: ns,
-			Name:      "server",
-			Node:      remote.name,
-			Labels:    "app: server",
-			Image:     probe,
-			Command:   `[probe, listen, ":9000"]`,
-		},
-		pod{Namespace: ns, Name: "friend", Node: a.name, Labels: "app: friend", Image: probe, Command: idle},
-		pod{Namespace: ns, Name: "stranger", Node: a.name, Labels: "app: stranger", Image: probe, Command: idle})
+	startServer(t, ns, remote, a)
 	server := podIP(t, ns, "server") + ":9000"
 	taken := kubectl(t, "get", "node", remote.name, "-o", "jsonpath={.spec.podCIDR}")
 	for _, n := range []struct{ Name, PodCIDR, Address, Problem string }{
