@@ -60,11 +60,24 @@ blackbox: BEFORE ?= 5a06764
 blackbox: ## the black-box tests with the programs of BEFORE=5a06764, which must fail, and with today's
 	@scripts/blackbox $(BEFORE)
 
+# Every measurement with fewer rounds than its own target takes. Its cluster has only a synthetic API server.
+bench: ## all measurements that need no cluster, in short: ADD, packets, changes, floods, large clusters
+	@scripts/bench-cni -rounds 10 -bursts 1
+	@scripts/bench-curves -rounds 6 -slice 5ms
+	@scripts/bench-drops -pairs 3 -rounds 5
+	@scripts/bench-scale -pods 100,1000 -rounds 3 -windows 1 -seconds 4 -restarts 1
+
 bench-cni: ## measure ADD and DEL beside upstream's plugins, or beside another commit's: BEFORE=5a06764
 	@BEFORE=$(BEFORE) scripts/bench-cni
 
 bench-packets: ## measure connections and packets under weir's rules and the layouts of other engines
 	@scripts/bench-packets
+
+bench-curves: ## measure packets and changes while a node fills with pods or policies, with both backends
+	@scripts/bench-curves
+
+bench-drops: ## measure what a flood of denied packets costs
+	@scripts/bench-drops
 
 bench-scale: ## measure an agent in clusters of 100 to 100,000 pods, or beside another commit's: BEFORE=5a06764
 	@BEFORE=$(BEFORE) scripts/bench-scale $(FLAGS)
@@ -106,4 +119,4 @@ clean: ## remove bin/
 	rm -rf $(BIN)
 
 .PHONY: all help demo image test test-nftables prove blackbox cluster-up cluster-down e2e e2e-ci e2e-upstream \
-	bench-cni bench-packets bench-scale fuzz pictures packages vet lint clean FORCE
+	bench bench-cni bench-packets bench-curves bench-drops bench-scale fuzz pictures packages vet lint clean FORCE

@@ -192,14 +192,17 @@ func (w *workload) queued() text {
 		"-A POSTROUTING -m set --match-set pods dst -j NFQUEUE --queue-num %[1]d\nCOMMIT\n", queueNumber)}
 }
 
-func others(name string, w *workload) []filter {
-	written := func(layout string, x func() text) filter {
-		return filter{layout + ", " + name, false, func(t *testing.T, n *packetNode, flavour iptables.Flavour) {
-			t.Helper()
-			n.write(t, flavour, x())
-		}}
-	}
-	return []filter{written("flat list", w.flat), written("chains per pod", w.podChains)}
+func flatList(name string, w *workload) filter { return written("flat list, "+name, w.flat) }
+
+func chainsPerPod(name string, w *workload) filter {
+	return written("chains per pod, "+name, w.podChains)
+}
+
+func written(name string, rules func() text) filter {
+	return filter{name, false, func(t *testing.T, n *packetNode, flavour iptables.Flavour) {
+		t.Helper()
+		n.write(t, flavour, rules())
+	}}
 }
 
 // userSpace stands for engines that check first packets in user space. Here no policies are looked up, so they cost

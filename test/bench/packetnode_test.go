@@ -3,6 +3,7 @@
 package bench_test
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"os"
@@ -117,31 +118,47 @@ func (n *packetNode) addPod(b *bridge.Bridge, path string, a endpoint.Address, g
 	return bridge.SetLinkUp(port.HostIf)
 }
 
-func (n *packetNode) enforce(t *testing.T, flavour iptables.Flavour, s policy.State) {
+// newBareNode returns a node with the rules that every filter has too.
+func newBareNode(t *testing.T, flavour iptables.Flavour, name string, guard bool) *packetNode {
 	t.Helper()
+	n := newPacketNode(t, name, guard)
+	n.write(t, flavour, anyNode())
+	return n
+}
+
+// backend is the part of agent.Backend that writes rules.
+type backend interface {
+	Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error)
+	Close()
+}
+
+// backend opens weir's backend on the node: nftables, or iptables with that flavour.
+func (n *packetNode) backend(t *testing.T, native bool, flavour iptables.Flavour) (b backend) {
+	t.Helper()
+	nodetest.In(t, n.path, func() error {
+		if native {
+			b = nftables.New()
+			return nil
+		}
+		d, err := iptables.New(t.Context())
+		if err == nil {
+			d.Flavour = flavour
+		}
+		b = d
+		return err
+	})
+	return b
+}
+
+func (n *packetNode) enforce(t *testing.T, b backend, s policy.State) {
+	t.Helper()
+	defer b.Close()
 	r := ruleset.Merge(policy.Compile(s), nil)
 	for _, p := range r.Problems {
 		t.Fatal(p)
 	}
 	nodetest.In(t, n.path, func() error {
-		d, err := iptables.New(t.Context())
-		if err != nil {
-			return err
-		}
-		defer d.Close()
-		d.Flavour = flavour
-		_, err = d.Apply(t.Context(), r, netfilter.Trust)
-		return err
-	})
-}
-
-func (n *packetNode) enforceNative(t *testing.T, s policy.State) {
-	t.Helper()
-	r := ruleset.Merge(policy.Compile(s), nil)
-	nodetest.In(t, n.path, func() error {
-		d := nftables.New()
-		defer d.Close()
-		_, err := d.Apply(t.Context(), r, netfilter.Trust)
+		_, err := b.Apply(t.Context(), r, netfilter.Trust)
 		return err
 	})
 }
@@ -150,26 +167,31 @@ type text struct{ sets, rules string }
 
 func (n *packetNode) write(t *testing.T, flavour iptables.Flavour, x text) {
 	t.Helper()
-	for _, c := range []struct{ command, input string }{
-		{"ipset restore", x.sets},
-		{"iptables-" + string(flavour) + "-restore --noflush", x.rules},
-	} {
-		if c.input == "" {
-			continue
-		}
-		words := strings.Fields(c.command)
-		nodetest.In(t, n.path, func() error {
-			cmd := exec.CommandContext(t.Context(), words[0], words[1:]...)
-			cmd.Stdin = strings.NewReader(c.input)
-			if out, err := cmd.CombinedOutput(); err != nil {
-				return fmt.Errorf("%s: %w: %.2000s\n%.2000s", c.command, err, out, c.input)
-			}
-			return nil
-		})
+	if x.sets != "" {
+		n.run(t, x.sets, "ipset restore")
+	}
+	if x.rules != "" {
+		n.run(t, x.rules, "iptables-"+string(flavour)+"-restore --noflush")
 	}
 }
 
+// run runs a command on the node. Spaces separate words, and there is no quoting.
+func (n *packetNode) run(t *testing.T, input, command string) {
+	t.Helper()
+	words := strings.Fields(command)
+	nodetest.In(t, n.path, func() error {
+		cmd := exec.CommandContext(t.Context(), words[0], words[1:]...)
+		cmd.Stdin = strings.NewReader(input)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%s: %w: %.2000s\n%.2000s", command, err, out, input)
+		}
+		return nil
+	})
+}
+
+const bareRule = "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n"
+
 func anyNode() text {
-	return text{rules: fmt.Sprintf("*filter\n-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\nCOMMIT\n"+
+	return text{rules: fmt.Sprintf("*filter\n"+bareRule+"COMMIT\n"+
 		"*nat\n-A POSTROUTING -s %[1]s ! -d %[1]s -j MASQUERADE\nCOMMIT\n", podSubnet)}
 }

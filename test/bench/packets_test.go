@@ -33,14 +33,14 @@ type filter struct {
 func weir(name string, w *workload) filter {
 	return filter{"weir, " + name, true, func(t *testing.T, n *packetNode, flavour iptables.Flavour) {
 		t.Helper()
-		n.enforce(t, flavour, w.state())
+		n.enforce(t, n.backend(t, false, flavour), w.state())
 	}}
 }
 
 func native(name string, w *workload) filter {
-	return filter{"nftables, " + name, true, func(t *testing.T, n *packetNode, _ iptables.Flavour) {
+	return filter{"nftables, " + name, true, func(t *testing.T, n *packetNode, flavour iptables.Flavour) {
 		t.Helper()
-		n.enforceNative(t, w.state())
+		n.enforce(t, n.backend(t, true, flavour), w.state())
 	}}
 }
 
@@ -92,7 +92,7 @@ func filters() []filter {
 		{"250 pods, 10,000 policies spread", spread(10_000, 250)},
 		{"1,000 selectors on one port of a pod", selectors(1000)},
 	} {
-		all = append(all, others(o.name, o.w)...)
+		all = append(all, flatList(o.name, o.w), chainsPerPod(o.name, o.w))
 	}
 	return append(all, guards()...)
 }
@@ -110,50 +110,59 @@ func TestPackets(t *testing.T) {
 
 func comparePackets(t *testing.T, flavour iptables.Flavour) {
 	t.Helper()
-	// Client, server and queue block their threads without the knowledge of Go's scheduler, so it may use more
-	// threads.
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(8))
-	base := newPacketNode(t, string(flavour)+"-base", false)
-	base.write(t, flavour, anyNode())
 	wanted := regexp.MustCompile(*only)
-	type contestant struct {
-		filter
-		node *packetNode
-	}
+	base := newBareNode(t, flavour, string(flavour)+"-base", false)
 	var all []contestant
 	for i, f := range filters() {
-		if !wanted.MatchString(string(flavour) + ": " + f.name) {
-			continue
+		if wanted.MatchString(string(flavour) + ": " + f.name) {
+			all = append(all, newContestant(t, flavour, fmt.Sprintf("%s-%d", flavour, i), f))
 		}
-		n := newPacketNode(t, fmt.Sprintf("%s-%d", flavour, i), f.guard)
-		n.write(t, flavour, anyNode())
-		f.build(t, n, flavour)
-		all = append(all, contestant{f, n})
 	}
 	kinds := slices.DeleteFunc([]traffic{connections, unanswered, answered, stream}, func(k traffic) bool {
 		return !regexp.MustCompile(*kinds).MatchString(k.name)
 	})
-	took := map[string]*[2][]time.Duration{}
+	race(t, base, all, kinds)
+	for _, k := range kinds {
+		for _, c := range all {
+			pair := c.took[k.name]
+			fmt.Printf("packets %s, %s, %s: %s, %.2f us\n", flavour, k.name, c.name,
+				estimate.Text(estimate.Ratios(pair[0], pair[1]), 3), float64(estimate.Median(pair[1]).Nanoseconds())/1000)
+		}
+	}
+}
+
+type contestant struct {
+	filter
+	node *packetNode
+	// took has the times of the bare node and of the filter, by the kind of traffic.
+	took map[string]*[2][]time.Duration
+}
+
+func newContestant(t *testing.T, flavour iptables.Flavour, name string, f filter) contestant {
+	t.Helper()
+	n := newBareNode(t, flavour, name, f.guard)
+	f.build(t, n, flavour)
+	return contestant{f, n, map[string]*[2][]time.Duration{}}
+}
+
+// race measures each filter in turns with the bare node.
+func race(t *testing.T, bare *packetNode, all []contestant, kinds []traffic) {
+	t.Helper()
+	// Client, server and queue block their threads without the knowledge of Go's scheduler, so it may use more
+	// threads.
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(8))
 	for round := range *rounds {
 		for _, c := range all {
 			for _, k := range kinds {
-				key := k.name + c.name
-				if took[key] == nil {
-					took[key] = &[2][]time.Duration{}
+				if c.took[k.name] == nil {
+					c.took[k.name] = &[2][]time.Duration{}
 				}
-				pair := [2]*packetNode{base, c.node}
+				pair := [2]*packetNode{bare, c.node}
 				for i := range pair { // each of the two begins in every other round
 					i = (i + round) % 2
-					took[key][i] = append(took[key][i], pair[i].measure(t, k, *slice))
+					c.took[k.name][i] = append(c.took[k.name][i], pair[i].measure(t, k, *slice))
 				}
 			}
-		}
-	}
-	for _, k := range kinds {
-		for _, c := range all {
-			pair := took[k.name+c.name]
-			fmt.Printf("packets %s, %s, %s: %s, %.2f us\n", flavour, k.name, c.name,
-				estimate.Text(estimate.Ratios(pair[0], pair[1]), 3), float64(estimate.Median(pair[1]).Nanoseconds())/1000)
 		}
 	}
 }

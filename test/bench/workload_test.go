@@ -33,6 +33,8 @@ type allow struct {
 
 type portRange struct{ first, last int }
 
+const namespace = "bench"
+
 var web = []portRange{{80, 80}}
 
 func newWorkload(local int) *workload {
@@ -159,7 +161,6 @@ func mixed(policies int) *workload {
 }
 
 func (w *workload) state() policy.State {
-	const namespace = "bench"
 	labels := map[netip.Addr]map[string]string{}
 	for i := range w.local {
 		labels[localPod(i)] = map[string]string{}
@@ -188,12 +189,12 @@ func (w *workload) state() policy.State {
 		})
 	}
 	for i, a := range w.allows {
-		s.Policies = append(s.Policies, a.networkPolicy(namespace, fmt.Sprintf("policy-%05d", i)))
+		s.Policies = append(s.Policies, a.networkPolicy(fmt.Sprintf("policy-%05d", i)))
 	}
 	return s
 }
 
-func (a allow) networkPolicy(namespace, name string) *networkingv1.NetworkPolicy {
+func (a allow) networkPolicy(name string) *networkingv1.NetworkPolicy {
 	selected := func(group string) metav1.LabelSelector {
 		return metav1.LabelSelector{MatchLabels: map[string]string{group: ""}}
 	}
