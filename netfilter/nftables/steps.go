@@ -152,7 +152,7 @@ func (c *change) deniesAll(name string) bool {
 }
 
 func (c *change) states() []*table {
-	alone := len(c.steps) <= 1 || !c.any[moves] && !(c.any[takes] && c.any[gives])
+	alone := len(c.steps) <= 1 || !c.any[moves] && (!c.any[takes] || !c.any[gives])
 	if alone && (!c.rules || len(c.steps) == 0) {
 		if c.unready {
 			return []*table{c.after(makes), c.want}
