@@ -46,10 +46,12 @@ const (
 	// headers is how many bytes of a packet the kernel copies: enough for an IPv6 header, extension headers,
 	// and a TCP header with all its options.
 	headers = 128
-	// messageSize is the size of the kernel's buffer for one message. The kernel needs it in one piece, and
-	// pieces above eight pages are rare.
-	messageSize = 32 << 10
-	perMessage  = 100
+	// messageSize is the size of the kernel's buffer for one message. The kernel needs the buffer and less than a
+	// KiB of its own in one piece, and pieces above eight pages are rare.
+	messageSize = 31 << 10
+	// perMessage is more packets than a message has room for. So the kernel sends full messages, and wakes the
+	// reader less often.
+	perMessage = 1 << 10
 	// collectFor is how long the kernel collects packets before it sends a message that isn't full.
 	collectFor = 100 * time.Millisecond
 	// answersWithin limits how long the kernel may take to answer a configuration.
