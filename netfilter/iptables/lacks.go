@@ -67,29 +67,44 @@ func lacksIn(ctx context.Context, flavour Flavour, f conf.Family) []string {
 // searchTime bounds the search for refused rules, during which the agent doesn't do anything else at its start.
 const searchTime = 3 * time.Second
 
-// refusedNeeds tries the rules one by one, and returns those that are refused.
+// refusedNeeds searches for the refused rules, and returns a sentence for each.
 func (d *Driver) refusedNeeds(ctx context.Context, t *probe.Trial, all error) (lacks []string) {
 	if err := d.try(ctx, t.Family, nil); err != nil { // not even a chain without rules
 		return []string{d.Flavour.program(t.Family) + "-restore: " + reason(err)}
 	}
 	ctx, cancel := context.WithTimeout(ctx, searchTime)
 	defer cancel()
-	for _, r := range append(t.Examples(), unusedRules(t.Family)...) {
+	rules := slices.DeleteFunc(append(t.Examples(), unusedRules(t.Family)...), func(r ruleset.Rule) bool {
+		return r.Action == ruleset.Jump || r.Action == ruleset.GoTo // there is no chain to lead to
+	})
+	why := make([]error, len(rules))
+	numbers := make([]int, len(rules))
+	for i := range numbers {
+		numbers[i] = i
+	}
+	bisect(numbers, 0, func(some []int) error {
 		if ctx.Err() != nil {
-			break
+			return nil
 		}
-		if r.Action == ruleset.Jump || r.Action == ruleset.GoTo { // there is no chain to lead to
-			continue
+		var lines []string
+		for _, i := range some {
+			lines = append(lines, lowerRule(rules[i], t.Family)...)
 		}
-		err := d.once(ctx, t.Family, tryCommands(lowerRule(r, t.Family)))
-		if err == nil || ctx.Err() != nil {
+		err := d.once(ctx, t.Family, tryCommands(lines))
+		if ctx.Err() != nil { // it says nothing about the rules
+			return nil
+		}
+		return err
+	}, func(i int, err error) { why[i] = err })
+	for i, r := range rules {
+		if why[i] == nil {
 			continue
 		}
 		if len(r.Ports) > 0 { // a message must not change with the ports of the trial
 			r.Ports = []ruleset.PortRange{{First: 1, Last: 1}}
 		}
 		words := fmt.Sprintf("%s rules like %s: %s", d.Flavour.program(t.Family),
-			excerpt.Of(lowerRule(r, t.Family)[0]), reason(err))
+			excerpt.Of(lowerRule(r, t.Family)[0]), reason(why[i]))
 		if !slices.Contains(lacks, words) {
 			lacks = append(lacks, words)
 		}
