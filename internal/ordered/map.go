@@ -80,6 +80,21 @@ func (m Map[K, V]) All() iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) { m.root.all(yield) }
 }
 
+// After yields the keys behind the given one in order, with their values.
+func (m Map[K, V]) After(key K) iter.Seq2[K, V] {
+	return func(yield func(K, V) bool) { m.after(m.root, key, yield) }
+}
+
+func (m Map[K, V]) after(n *node[K, V], key K, yield func(K, V) bool) bool {
+	switch {
+	case n == nil:
+		return true
+	case m.compare(n.key, key) <= 0:
+		return m.after(n.right, key, yield)
+	}
+	return m.after(n.left, key, yield) && yield(n.key, n.value) && n.right.all(yield)
+}
+
 func (n *node[K, V]) all(yield func(K, V) bool) bool {
 	return n == nil || n.left.all(yield) && yield(n.key, n.value) && n.right.all(yield)
 }

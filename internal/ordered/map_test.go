@@ -60,6 +60,13 @@ func check(t *testing.T, m Map[int, int], want map[int]int) {
 		}
 		last = k
 	}
+	for _, k := range []int{-1, 20, 60} {
+		behind := maps.Clone(want)
+		maps.DeleteFunc(behind, func(n, _ int) bool { return n <= k })
+		if got := maps.Collect(m.After(k)); !maps.Equal(got, behind) {
+			t.Fatalf("the keys behind %d are %v, want %v", k, got, behind)
+		}
+	}
 	for k := -1; k <= 60; k++ { // the last key that is k or lower
 		want := k
 		for ; want >= 0; want-- {

@@ -140,7 +140,6 @@ func (d *Driver) apply(ctx context.Context, rules ruleset.Ruleset, verify netfil
 		held.entries = held.entries.Without(e.Element)
 		next.sets[e.Set] = held
 	}
-	next.share(want)
 	d.have = &next
 	if len(refused) > 0 {
 		return r, &netfilter.RefusedError{Refused: want.raise(refused)}

@@ -192,15 +192,6 @@ func (d *Driver) readSet(name string, before set) (set, error) {
 	return set{kindOf(got.Header), got.Family, ruleset.EntriesOf(entries...)}, nil
 }
 
-func (s state) share(want *lowered) {
-	for _, w := range want.sets {
-		if held, ok := s.sets[w.Name]; ok && !held.entries.Same(w.Entries) && held.entries.Equal(w.Entries) {
-			held.entries = w.Entries
-			s.sets[w.Name] = held
-		}
-	}
-}
-
 // readTable reads one table, unless it is surely unchanged. iptables-save may fail for one table and print the
 // others.
 func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, before *state) table {

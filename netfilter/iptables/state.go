@@ -165,24 +165,12 @@ type set struct {
 	entries ruleset.Entries
 }
 
-// after returns the state after the plan. The parameter left has unneeded sets that still exist. Strays count as
-// deleted, although they stay in the kernel.
+// after returns the state after the plan to want. The parameter left has unneeded sets that still exist. Strays count
+// as deleted, although they stay in the kernel.
 func (s state) after(p plan, want *lowered, left []string) state {
 	next := state{sets: make(map[string]set, len(want.sets))}
 	for _, w := range want.sets {
-		next.sets[w.Name] = s.sets[w.Name]
-	}
-	for _, w := range p.create {
 		next.sets[w.Name] = set{w.Kind, w.Family, w.Entries}
-	}
-	for _, c := range slices.Concat(p.before, p.across, p.after, p.strays) {
-		changed := next.sets[c.set]
-		if c.del {
-			changed.entries = changed.entries.Without(c.Element)
-		} else {
-			changed.entries = changed.entries.With(c.Entry)
-		}
-		next.sets[c.set] = changed
 	}
 	for _, name := range left {
 		next.sets[name] = s.sets[name]

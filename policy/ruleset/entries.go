@@ -64,14 +64,15 @@ func (e Entries) Follow(was, now Entries, n int) Entries {
 			e = e.Without(c.Key)
 		}
 	}
-	for more := range now.All() {
-		if within(more.Element) {
-			continue
-		}
+	rest := now.of.All()
+	if some {
+		rest = now.of.After(last)
+	}
+	for element, comment := range rest {
 		if n--; n < 0 {
 			break
 		}
-		e = e.With(more)
+		e = e.With(Entry{element, comment})
 	}
 	return e
 }
