@@ -163,7 +163,7 @@ func newAgent(o Options, backend Backend, links netlinksafe.Handle) *agent {
 	a.use(backend, "")
 	a.moving.others = 1
 	a.explainer = explainer{
-		source: o.Source, backend: &a.moving.present, snapshots: &a.snapshots, node: o.Node.Name,
+		source: o.Source, backend: &a.moving.present, snapshots: &a.snapshots, status: &a.status, node: o.Node.Name,
 		one: make(chan struct{}, 1), sending: make(chan struct{}, 1),
 	}
 	a.metrics = newMetrics(a.status.Load)

@@ -19,6 +19,7 @@ type explainer struct {
 	source    Source
 	backend   *atomic.Pointer[Backend]
 	snapshots *snapshots
+	status    *atomic.Pointer[status]
 	node      string
 	one       chan struct{} // has room for one: the question that is being answered
 	// An answer with all objects may have a hundred megabytes, so only one is sent at a time.
@@ -66,7 +67,9 @@ func (x *explainer) cluster(ctx context.Context, keep func(*policy.Pod) bool) (e
 		}
 	}
 	objects.Nodes = by.nodes
-	return explain.Cluster{Objects: objects, Endpoints: by.endpoints, Node: x.node, Services: services}, nil
+	return explain.Cluster{
+		Objects: objects, Endpoints: by.endpoints, Node: x.node, Services: services, Gaps: x.status.Load().gaps(),
+	}, nil
 }
 
 func (x *explainer) serveObjects(w http.ResponseWriter, r *http.Request) {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,7 +28,8 @@ func (viewer) View(context.Context, func(*policy.Pod) bool) (policy.Objects, []p
 // Only another client that asks for all objects waits.
 func TestStoppedClient(t *testing.T) {
 	x := explainer{
-		source: viewer{newCluster()}, snapshots: &snapshots{}, one: make(chan struct{}, 1), sending: make(chan struct{}, 1),
+		source: viewer{newCluster()}, snapshots: &snapshots{}, status: &atomic.Pointer[status]{},
+		one: make(chan struct{}, 1), sending: make(chan struct{}, 1),
 	}
 	x.snapshots.init()
 	server := httptest.NewServer(http.HandlerFunc(x.serveObjects))

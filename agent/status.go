@@ -152,3 +152,17 @@ func (s *status) class(d ruleset.Direction, e endpoint.Endpoint) string {
 }
 
 func (e *earlierRules) has(d ruleset.Direction, addr netip.Addr) bool { return e.members[d][addr] }
+
+// gaps returns the faults because of which the agent may not know all objects, or may know them as they were. s may be
+// nil.
+func (s *status) gaps() (gaps []string) {
+	if s == nil {
+		return nil
+	}
+	for _, p := range [...]part{partSource, partAPI} {
+		if err := s.faults[p]; err != nil {
+			gaps = append(gaps, parts[p].meaning+": "+err.Error())
+		}
+	}
+	return gaps
+}

@@ -211,8 +211,9 @@ func named(objects, name string) bool {
 	return false
 }
 
-// Drops asks the agent for drops, and passes them to the function each, one by one, until this returns false. The
-// error wraps ErrNoAgent if there is no agent. The end of ctx is an error.
+// Drops asks the agent for drops, and passes them to the function each, one by one, until this returns false. With
+// q.Follow, an idle agent sends a sign of life every 15 seconds, which Drops passes as nil. The error wraps ErrNoAgent
+// if there is no agent. The end of ctx is an error.
 //
 // Equivalent to, with q.Follow: curl -N --unix-socket /run/weir/agent.sock 'http://agent/v1/drops?follow=true'
 func Drops(ctx context.Context, q DropsQuery, each func(*Drop) bool) error {
@@ -270,8 +271,8 @@ func readDrops(in io.Reader, failed func(error) error, each func(*Drop) bool) er
 			return nil
 		case err != nil:
 			return failed(err)
-		case d.Kind == "": // a sign of life
-		case !each(d):
+		case d.Kind == "" && each(nil):
+		case d.Kind == "" || !each(d):
 			return nil
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -77,7 +78,8 @@ func (o *auditOptions) run(cmd *cobra.Command, name string) error {
 	if err != nil {
 		return err
 	}
-	if namespace, rest, ok := strings.Cut(name, "/"); name != "" && (!ok || namespace == "" || rest == "") {
+	namespace, rest, _ := strings.Cut(name, "/")
+	if name != "" && (namespace == "" || rest == "" || strings.Contains(rest, "/")) {
 		return client.Usage(fmt.Errorf("%q: must be NAMESPACE/NAME of a NetworkPolicy", name))
 	}
 	if o.since < 0 {
@@ -91,11 +93,14 @@ func (o *auditOptions) run(cmd *cobra.Command, name string) error {
 	if name != "" && len(away) == 0 && !sum.Knows(name) && len(sum.Dropped) == 0 {
 		return client.Usage(fmt.Errorf("no audited NetworkPolicy %q is known: weirctl audit lists the audited ones", name))
 	}
+	if sum.Nodes == 0 {
+		return errors.New("no node has answered: " + cmp.Or(strings.Join(away, "; "), "no agent runs in this cluster"))
+	}
 	if err := client.PrintAudit(cmd.OutOrStdout(), format, &sum, name); err != nil {
 		return fmt.Errorf("print the report: %w", err)
 	}
 	if len(away) > 0 {
-		return errors.New("some nodes are missing: " + strings.Join(away, "; "))
+		return errors.New("the report lacks some nodes: " + strings.Join(away, "; "))
 	}
 	return nil
 }

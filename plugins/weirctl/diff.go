@@ -18,6 +18,7 @@ import (
 	"github.com/weir-net/weir/plugins/weirctl/chart"
 	"github.com/weir-net/weir/plugins/weirctl/client"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/explain"
 	"github.com/weir-net/weir/policy/reach"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/source/manifests"
@@ -57,7 +58,7 @@ func diffCommand() *cobra.Command {
   weirctl diff -f new.yaml --fail-on opens        # in CI: only what opens is a failure
   weirctl diff -f new/ --source dir:old/          # two directories, without a cluster`,
 		Args: client.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
+		RunE: interruptible(func(cmd *cobra.Command, _ []string) error { return f.run(cmd) }),
 	}
 	flags := cmd.Flags()
 	f.source.AddFlags(flags)
@@ -94,11 +95,14 @@ func (f *diffFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return err
 	}
+	if err := onlyDeleted(deleted, file.Policies); err != nil {
+		return err
+	}
 	c, err := load(cmd, &f.source, f.narrow.namespaces, namespacesOf(file, deleted))
 	if err != nil {
 		return err
 	}
-	if kind, _, err := f.source.Kind(); err == nil && kind == client.FromDirectory && len(c.Gaps) > 0 {
+	if kind, _, err := f.source.Kind(); err == nil && kind != client.FromKubernetes && len(c.Gaps) > 0 {
 		return errors.New(chart.OneLine(strings.Join(c.Gaps, "; "))) // the unread policy may be what the change replaces
 	}
 	before := c.State()
@@ -106,7 +110,8 @@ func (f *diffFlags) run(cmd *cobra.Command) error {
 	var applied reach.Applied
 	after.Objects, applied = reach.Apply(before.Objects, file, deleted...)
 	if len(applied.Missing) > 0 {
-		return client.Usage(fmt.Errorf("--delete: there is no %s", chart.OneLine(strings.Join(applied.Missing, ", "))))
+		near := explain.NearNames(strings.TrimPrefix(applied.Missing[0], "NetworkPolicy "), namesOf(before.Policies))
+		return client.Usage(fmt.Errorf("--delete: there is no %s", chart.OneLine(strings.Join(applied.Missing, ", ")+near)))
 	}
 	d := reach.Compare(before, after, c.Services)
 	if err := f.narrow.check(d.After, filter); err != nil {
@@ -206,6 +211,22 @@ func policyNames(texts []string) (names []policy.Name, err error) {
 		names = append(names, policy.Name{Namespace: namespace, Name: name})
 	}
 	return names, nil
+}
+
+func onlyDeleted(deleted []policy.Name, policies []*networkingv1.NetworkPolicy) error {
+	for _, n := range deleted {
+		if slices.Contains(namesOf(policies), n.Namespace+"/"+n.Name) {
+			return client.Usage(fmt.Errorf("--delete %s/%s: the files have this policy too", n.Namespace, n.Name))
+		}
+	}
+	return nil
+}
+
+func namesOf(policies []*networkingv1.NetworkPolicy) (names []string) {
+	for _, np := range policies {
+		names = append(names, np.Namespace+"/"+np.Name)
+	}
+	return names
 }
 
 // maxFile is in bytes.

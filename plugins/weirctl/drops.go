@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -157,17 +158,33 @@ func reasonNames() (names []string) {
 
 func reasons() string { return strings.Join(reasonNames(), ", ") }
 
-func (o *dropsOptions) ofThisNode(ctx context.Context, printDrop func(*agentapi.Drop) error) error {
+func (o *dropsOptions) ofThisNode(interrupted context.Context, printDrop func(*agentapi.Drop) error) error {
+	ctx, stop := context.WithCancelCause(interrupted)
+	defer stop(nil)
+	within := answersWithin
+	if o.query.Follow {
+		within = client.DefaultFollowTimes.Silent
+	}
+	silence := time.AfterFunc(within, func() { stop(fmt.Errorf("the agent has not answered for %s", within)) })
+	defer silence.Stop()
 	var failed error
 	err := agentapi.Drops(ctx, o.query, func(d *agentapi.Drop) bool {
-		failed = printDrop(d)
+		silence.Stop() // this command's slow output doesn't count as the agent's silence
+		if d != nil {
+			failed = printDrop(d)
+		}
+		silence.Reset(within)
 		return failed == nil
 	})
 	switch {
 	case failed != nil:
 		return failed
-	case ctx.Err() != nil: // Ctrl-C
+	case interrupted.Err() != nil && o.query.Follow: // Ctrl-C
 		return nil //nolint:nilerr // that is how the command ends
+	case interrupted.Err() != nil:
+		return errInterrupted
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
 	case errors.Is(err, os.ErrPermission):
 		return fmt.Errorf("%s may not be opened: run weirctl as root", agentapi.Socket)
 	case errors.Is(err, agentapi.ErrNoAgent):

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -145,7 +147,10 @@ func answer(ctx context.Context, source *client.Source, question explain.Questio
 		err = maybeHidden(err, query, c.Gaps)
 	}
 	if e.Source = "the API server"; kind == client.FromDirectory {
-		e.Source = "the files in " + path
+		e.Source = "the files in " + filepath.Clean(path)
+		if filepath.Clean(path) == "." {
+			e.Source = "the files in this directory"
+		}
 	}
 	return e, err
 }
@@ -153,20 +158,29 @@ func answer(ctx context.Context, source *client.Source, question explain.Questio
 // maybeHidden adds to err that the missing end may be among objects that the user may not read. If there are no such
 // objects, it returns err.
 func maybeHidden(err error, q explain.Query, gaps []string) error {
-	if !strings.HasPrefix(err.Error(), "there is no ") {
-		return err
-	}
 	among := map[explain.EndKind]string{
 		explain.EndService: " services", explain.EndNamed: " services", explain.EndNode: " nodes",
 	}
 	for _, end := range [...]explain.Ref{q.From, q.To} {
+		objects := among[end.Kind]
+		if objects == "" || !isMissing(err, end) {
+			continue
+		}
 		for _, gap := range gaps {
-			if objects := among[end.Kind]; objects != "" && strings.Contains(gap, objects) {
+			_, listed, _ := strings.Cut(gap, " only in ")
+			listed, _, _ = strings.Cut(listed, ", so ")
+			if strings.Contains(gap, objects) && !slices.Contains(strings.Split(listed, ", "), end.Namespace) {
 				return fmt.Errorf("%s, or it can't be seen: %s", err.Error(), gap)
 			}
 		}
 	}
 	return err
+}
+
+// isMissing reports whether err says that there is no such end. Its text is: there is no KIND NAME; REMARKS
+func isMissing(err error, end explain.Ref) bool {
+	text, _, _ := strings.Cut(err.Error(), ";")
+	return strings.HasPrefix(text, "there is no ") && strings.HasSuffix(text, " "+end.String())
 }
 
 // An agent that watches the API server doesn't know Services, so weirctl looks them up itself.

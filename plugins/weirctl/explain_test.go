@@ -273,6 +273,7 @@ func TestMistakes(t *testing.T) {
 // TestMaybeHidden: an end that the user may not read isn't called missing.
 func TestMaybeHidden(t *testing.T) {
 	gaps := []string{"you may not read services, so weirctl doesn't know which pods Services lead to"}
+	listed := []string{"you may list services only in a, shop, so those of other namespaces are missing"}
 	for _, tc := range []struct {
 		to, message string
 		gaps        []string
@@ -281,6 +282,11 @@ func TestMaybeHidden(t *testing.T) {
 		{"svc/shop/b:80", "there is no Service svc/shop/b", gaps, true},
 		{"shop/b:80", "there is no pod shop/b", gaps, true},
 		{"svc/shop/b:80", "there is no Service svc/shop/b", nil, false},
+		{"svc/shop/b:80", "there is no Service svc/shop/b; the nearest names are svc/shop/c", gaps, true},
+		{"svc/shop/b:80", "there is no Service svc/shop/b", listed, false},
+		{"svc/b/b:80", "there is no Service svc/b/b", listed, true},
+		{"svc/shop/b:80", "there is no pod a/b", gaps, false},
+		{"node/n1:80", "there is no node node/n1", listed, false},
 		{"node/n1:80", "there is no node node/n1", gaps, false},
 		{"10.0.0.9:80", "there is no pod with it", gaps, false},
 		{"svc/shop/b:81", "svc/shop/b has no port 81/TCP; it has 80/TCP", gaps, false},
@@ -291,7 +297,7 @@ func TestMaybeHidden(t *testing.T) {
 		}
 		err = maybeHidden(explain.NewInputError(tc.message), q, tc.gaps)
 		wrong := errors.As(err, new(*explain.InputError))
-		if wrong == tc.hidden || tc.hidden && !strings.HasSuffix(err.Error(), "or it can't be seen: "+gaps[0]) {
+		if wrong == tc.hidden || tc.hidden && !strings.HasSuffix(err.Error(), "or it can't be seen: "+tc.gaps[0]) {
 			t.Errorf("%s: %v", tc.to, err)
 		}
 	}

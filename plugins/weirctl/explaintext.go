@@ -212,17 +212,23 @@ func reason(s explain.Side) string {
 
 func sourceLine(e explain.Explanation) string {
 	var nodes []string
+	asked := false
 	for _, path := range e.Paths {
 		for _, k := range path.Kernels {
-			if !slices.Contains(nodes, k.Node) {
+			asked = true
+			if k.Unknown == "" && !slices.Contains(nodes, k.Node) {
 				nodes = append(nodes, k.Node)
 			}
 		}
 	}
-	if len(nodes) == 0 {
-		return "From " + e.Source + ". The kernel was not asked: weirctl on the pods' nodes does that."
+	from := "From " + strings.TrimSuffix(e.Source, ".")
+	switch {
+	case !asked:
+		return from + ". The kernel was not asked: weirctl on the pods' nodes does that."
+	case len(nodes) == 0:
+		return from + ". No agent has answered."
 	}
-	return "From " + e.Source + ", and the agents of " + listed(nodes) + "."
+	return from + ", and the agents of " + listed(nodes) + "."
 }
 
 func allKernelLines(p *client.Printer, path explain.Path) {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -51,12 +52,33 @@ func run() int {
 	root.AddCommand(checkCommand(), probeCommand())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return client.Usage(err) })
 	klog.SetLogger(logr.Discard()) // client-go would log to standard error what a command returns as its error
-	code, text := client.Code(root.ExecuteContext(ctx))
+	err := root.ExecuteContext(ctx)
+	code, text := client.Code(err)
+	if errors.Is(err, os.ErrPermission) && os.Geteuid() > 0 && !strings.Contains(text, "as root") {
+		text += ": run weirctl as root"
+	}
 	if text != "" {
 		fmt.Fprintln(os.Stderr, "weirctl:", excerpt.Of(text))
 	}
 	return code
 }
+
+// interruptible returns a command that ends at Ctrl-C although it reads a pipe or computes. Such a command leaves
+// nothing behind.
+func interruptible(run func(*cobra.Command, []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		done := make(chan error, 1)
+		go func() { done <- run(cmd, args) }()
+		select {
+		case err := <-done:
+			return err
+		case <-cmd.Context().Done():
+			return errInterrupted
+		}
+	}
+}
+
+var errInterrupted = errors.New("interrupted")
 
 // Package client looks for the first words of this error, because an agent's pod may have an older weirctl.
 func knownCommand(root *cobra.Command, args []string) error {

@@ -74,9 +74,24 @@ func (n *narrow) check(m *reach.Matrix, f reach.Filter) error {
 		if !strings.Contains(end.text, "/") {
 			why = "it is in a pods' network, or of a family that no pod has, and no pod has it"
 		}
+		why += explain.NearNames(end.text, partyNames(m))
 		return client.Usage(fmt.Errorf("%s %s: %s", end.flag, end.text, why))
 	}
 	return nil
+}
+
+func partyNames(m *reach.Matrix) (names []string) {
+	for _, p := range m.Parties {
+		names = append(names, p.Name)
+		for _, pod := range p.Pods {
+			names = append(names, p.Namespace+"/"+pod)
+		}
+		for _, s := range p.Services {
+			names = append(names, s.Service)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // parties returns nil for an empty text, which means all parties.
@@ -158,7 +173,7 @@ func matrixCommand() *cobra.Command {
   weirctl matrix -n shop -o dot | dot -Tpng > m.png # a graph, drawn by Graphviz
   weirctl matrix --source dir:manifests/            # what the manifests of a directory mean, without a cluster`,
 		Args: client.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: interruptible(func(cmd *cobra.Command, _ []string) error {
 			print, ok := formats[output]
 			if !ok {
 				return client.Usage(fmt.Errorf("-o %s: must be text, json, html, svg or dot", output))
@@ -189,7 +204,7 @@ func matrixCommand() *cobra.Command {
 			}
 			warn(cmd, v.Notes)
 			return print(cmd.OutOrStdout(), v)
-		},
+		}),
 	}
 	source.AddFlags(cmd.Flags())
 	narrow.addFlags(cmd.Flags())
@@ -214,7 +229,11 @@ func load(cmd *cobra.Command, source *client.Source, namespaces, also []string) 
 		known := slices.ContainsFunc(c.Namespaces, func(o policy.Namespace) bool { return o.Name == n }) ||
 			slices.ContainsFunc(c.Pods, func(p policy.Pod) bool { return p.Namespace == n })
 		if !known {
-			return c, client.Usage(fmt.Errorf("there is no namespace %q and no pod in it", n))
+			var all []string
+			for _, o := range c.Namespaces {
+				all = append(all, o.Name)
+			}
+			return c, client.Usage(fmt.Errorf("there is no namespace %q and no pod in it%s", n, explain.NearNames(n, all)))
 		}
 	}
 	return c, nil

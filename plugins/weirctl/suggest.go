@@ -19,6 +19,7 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/plugins/weirctl/client"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/explain"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/suggest"
 )
@@ -50,7 +51,7 @@ func suggestCommand() *cobra.Command {
 		Use: "suggest -n NAMESPACE", Short: "Write NetworkPolicies that allow the connections that were seen",
 		Long: suggestLong[1:], Example: suggestExample,
 		Args: client.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: interruptible(func(cmd *cobra.Command, _ []string) error {
 			switch {
 			case namespace == "":
 				return client.Usage(errors.New("name the namespace: -n NAMESPACE"))
@@ -77,7 +78,7 @@ func suggestCommand() *cobra.Command {
 			}
 			result := suggest.Policies(namespace, c.Pods, flows)
 			return printSuggestions(cmd.OutOrStdout(), result, append(notes, c.Gaps...))
-		},
+		}),
 	}
 	f.addFlags(cmd)
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "the namespace of the policies")
@@ -107,6 +108,9 @@ func (f *flowsFlags) recorded(cmd *cobra.Command, file string) (all []agentapi.F
 	}
 	if !slices.ContainsFunc(all, func(f agentapi.Flows) bool { return !f.Since.IsZero() }) {
 		return nil, errNothingRecorded
+	}
+	if !slices.ContainsFunc(all, func(f agentapi.Flows) bool { return len(f.Flows) > 0 }) {
+		return nil, errors.New("no flow was seen in this time, so the policies would deny everything: record for longer")
 	}
 	return all, nil
 }
@@ -144,7 +148,7 @@ func seenFlows(recorded []agentapi.Flows, pods []policy.Pod) (flows []suggest.Fl
 // notRecorded names the nodes that have pods of the namespace and no recorded flows. The suggested policies deny what
 // these pods need.
 func notRecorded(namespace string, recorded []agentapi.Flows, pods []policy.Pod) (notes []string) {
-	nodes := map[string]bool{"": true} // a pod of a manifest may have no node
+	nodes := map[string]bool{"": true, explain.NoNode: true} // a pod of a manifest may have no node
 	for _, f := range recorded {
 		nodes[f.Node] = nodes[f.Node] || !f.Since.IsZero()
 	}

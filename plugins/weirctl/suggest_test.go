@@ -1,10 +1,13 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/weir-net/weir/plugins/weirctl/client"
 )
@@ -20,14 +23,37 @@ const flowsOfAPod = `[{"node": "n1", "since": "2026-11-28T19:00:00Z", "flows": [
 	"destination": {"address": "fd00::9"}, "protocol": "u\u001b[2Jdp", "port": 80
 }]}]`
 
+// TestInterrupted: a command that reads a pipe ends when its context does.
+func TestInterrupted(t *testing.T) {
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _, _ = write.Close(), read.Close() }()
+	ctx, stop := context.WithCancel(t.Context())
+	cmd := diffCommand()
+	cmd.SilenceErrors, cmd.SilenceUsage = true, true
+	cmd.SetIn(read)
+	cmd.SetArgs([]string{"-f", "-", "--source", "dir:" + t.TempDir()})
+	time.AfterFunc(10*time.Millisecond, stop)
+	if err := cmd.ExecuteContext(ctx); !errors.Is(err, errInterrupted) {
+		t.Errorf("diff: %v", err)
+	}
+}
+
 // TestSuggestBadInput: if an argument is wrong, the command prints one line that says what to do.
 func TestSuggestBadInput(t *testing.T) {
 	dir := t.TempDir()
 	flows, none := filepath.Join(dir, "flows.json"), filepath.Join(dir, "none.json")
+	quiet := filepath.Join(dir, "quiet.json")
 	const objects = "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n---\n" +
 		"apiVersion: v1\nkind: Pod\nmetadata: {name: db, namespace: shop}\nspec: {nodeName: n1}\n---\n" +
-		"apiVersion: v1\nkind: Pod\nmetadata: {name: far, namespace: shop}\nspec: {nodeName: n2}\n"
-	for file, text := range map[string]string{flows: flowsOfAPod, none: "[]", filepath.Join(dir, "m.yaml"): objects} {
+		"apiVersion: v1\nkind: Pod\nmetadata: {name: far, namespace: shop}\nspec: {nodeName: n2}\n---\n" +
+		"apiVersion: v1\nkind: Pod\nmetadata: {name: anywhere, namespace: shop}\n"
+	const nothing = `[{"node": "n1", "since": "2026-11-28T19:00:00Z", "flows": []}]`
+	for file, text := range map[string]string{
+		flows: flowsOfAPod, none: "[]", quiet: nothing, filepath.Join(dir, "m.yaml"): objects,
+	} {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -52,6 +78,7 @@ func TestSuggestBadInput(t *testing.T) {
 		{[]string{"-n", "shop", "--since", "1h", "--flows", flows}, client.ExitUsage, "exclude each other"},
 		{[]string{"-n", "lab", "--flows", flows}, client.ExitUsage, "neither pods nor flows"},
 		{[]string{"-n", "shop", "--flows", none}, client.ExitError, "no flows were recorded"},
+		{[]string{"-n", "shop", "--flows", quiet}, client.ExitError, "would deny everything"},
 	} {
 		if code, text, _ := run(tc.args...); code != tc.code || !strings.Contains(text, tc.want) ||
 			strings.Contains(text, "\n") {

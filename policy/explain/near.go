@@ -3,7 +3,17 @@ package explain
 import (
 	"cmp"
 	"slices"
+	"strings"
 )
+
+// NearNames returns the names that are nearest to the wanted name, as the end of an error: "; the nearest names are a,
+// b". It returns an empty text if no name is near.
+func NearNames(want string, names []string) string {
+	if near := nearest(want, names); len(near) > 0 {
+		return "; the nearest names are " + strings.Join(near, ", ")
+	}
+	return ""
+}
 
 func nearest(want string, names []string) []string {
 	type scored struct {

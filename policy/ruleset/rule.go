@@ -136,7 +136,10 @@ const (
 )
 
 // PortRange is the ports from First to Last, both included.
-type PortRange struct{ First, Last uint16 }
+type PortRange struct {
+	First uint16 `json:"first"`
+	Last  uint16 `json:"last"`
+}
 
 // String returns the range as "80" or "80-90".
 func (p PortRange) String() string {

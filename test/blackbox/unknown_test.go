@@ -6,6 +6,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -364,4 +366,52 @@ func TestASetThatCantBeRead(t *testing.T) {
 	refused(n, "weir-x")
 	sh(t, `ipset destroy weir-x`)
 	well(n)
+}
+
+// TestStoppedAgent: if the agent doesn't answer, no command waits for ever, and none says that nothing has happened.
+func TestStoppedAgent(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n, _, _ := denied(t)
+	if err := syscall.Kill(n.AgentPID(), syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = syscall.Kill(n.AgentPID(), syscall.SIGCONT) })
+	var asked sync.WaitGroup
+	for _, question := range []string{
+		"drops", "drops -o json", "audit", "audit x/deny", "flows", "matrix", "explain x/a x/b:80", "diff --delete x/deny",
+	} {
+		asked.Go(func() {
+			cmd := exec.CommandContext(t.Context(), filepath.Join(n.Bin, "weirctl"), strings.Fields(question)...)
+			out, err := cmd.CombinedOutput()
+			var exit *exec.ExitError
+			if !errors.As(err, &exit) || exit.ExitCode() != 1 || strings.Count(string(out), "\n") != 1 {
+				t.Errorf("weirctl %s: %v\n%s", question, err, out)
+			}
+		})
+	}
+	asked.Wait()
+}
+
+// TestGapsOfTheAgent: if the agent can't read a manifest, explain and matrix say so, and diff refuses.
+func TestGapsOfTheAgent(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n, _, _ := denied(t)
+	n.Manifest("z.yaml", "{{{")
+	n.Eventually("the status names the manifest", func() error {
+		if out, err := n.Ctl("status"); err != nil || !strings.Contains(out, "z.yaml: ") {
+			return fmt.Errorf("%v: %s", err, out)
+		}
+		return nil
+	})
+	for question, code := range map[string]int{"explain x/a x/b:80": 3, "matrix": 0, "diff --delete x/deny": 1} {
+		cmd := exec.CommandContext(t.Context(), filepath.Join(n.Bin, "weirctl"), strings.Fields(question)...)
+		out, err := cmd.CombinedOutput()
+		if cmd.ProcessState.ExitCode() != code || !strings.Contains(string(out), "z.yaml") {
+			t.Errorf("weirctl %s: %v, want exit code %d\n%s", question, err, code, out)
+		}
+	}
 }

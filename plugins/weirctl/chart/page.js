@@ -52,12 +52,12 @@ document.addEventListener("DOMContentLoaded", () => {
     if (!m) { $("port").classList.add("wrong"); return null; }
     return { first: +m[1], last: +(m[2] || m[1]), proto: (m[3] || "tcp").toLowerCase() };
   };
-  const opens = (set, p) => !p || (data.ports[set][p.proto] || []).some((r) => r.First <= p.last && p.first <= r.Last);
-  const covers = (set, p) => (data.ports[set][p.proto] || []).some((r) => r.First <= p.first && p.last <= r.Last);
+  const opens = (set, p) => !p || (data.ports[set][p.proto] || []).some((r) => r.first <= p.last && p.first <= r.last);
+  const covers = (set, p) => (data.ports[set][p.proto] || []).some((r) => r.first <= p.first && p.last <= r.last);
   const words = (r, p) => {
     const family = r.v ? ` (${r.v})` : "";
     if (!p) return data.ports[r.p].words + family;
-    const cut = (data.ports[r.p][p.proto] || []).map((x) => [Math.max(x.First, p.first), Math.min(x.Last, p.last)])
+    const cut = (data.ports[r.p][p.proto] || []).map((x) => [Math.max(x.first, p.first), Math.min(x.last, p.last)])
       .filter(([a, b]) => a <= b).map(([a, b]) => a === b ? a : `${a}-${b}`);
     return `${p.proto.toUpperCase()} ${cut.join(", ")}${family}`;
   };

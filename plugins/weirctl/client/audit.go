@@ -36,6 +36,8 @@ func Audit(ctx context.Context, name string) (r agentapi.AuditReport, err error)
 
 type AuditOfNodes struct {
 	agentapi.AuditReport
+	// Nodes is how many nodes have reported.
+	Nodes int `json:"nodes"`
 	// Troubles name nodes with incomplete reports, and the reasons.
 	Troubles []string `json:"troubles,omitempty"`
 	kinds    map[string]int
@@ -43,6 +45,7 @@ type AuditOfNodes struct {
 
 // Add adds the report of one node, without the connections that were last seen before the time in since.
 func (a *AuditOfNodes) Add(r agentapi.AuditReport, since time.Time) {
+	a.Nodes++
 	if a.kinds == nil {
 		a.kinds, a.Node, a.Audited, a.Dropped = map[string]int{}, r.Node, []string{}, []agentapi.AuditedTraffic{}
 	} else {
@@ -106,7 +109,7 @@ func PrintAudit(out io.Writer, f Format, a *AuditOfNodes, name string) error {
 
 func auditSummary(line printLine, a *AuditOfNodes) {
 	if len(a.Audited) == 0 {
-		line("No policy is audited.")
+		line("No node that has answered knows an audited policy.")
 		return
 	}
 	line("POLICY\tWOULD DROP\tKINDS\tLAST")
@@ -151,6 +154,10 @@ func auditLimits(line printLine, a *AuditOfNodes) {
 
 func auditTraffic(line printLine, a *AuditOfNodes, name string) {
 	if len(a.Dropped) == 0 {
+		if !a.Knows(name) {
+			line("No node that has answered knows %s as an audited policy.", agentapi.OneLine(name))
+			return
+		}
 		line("%s is audited, and would have dropped nothing that was seen.", agentapi.OneLine(name))
 		auditLimits(line, a)
 		return
