@@ -15,12 +15,10 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-const guardTable = "weir"
-
 var guardSets = map[conf.Family]string{conf.IPv4: "senders4", conf.IPv6: "senders6"}
 
 func bridgeTable() *nftables.Table {
-	return &nftables.Table{Name: guardTable, Family: nftables.TableFamilyBridge}
+	return &nftables.Table{Name: conf.GuardTable, Family: nftables.TableFamilyBridge}
 }
 
 func sendersSet(f conf.Family) *nftables.Set {
@@ -46,7 +44,7 @@ func (s Sender) Command() string {
 	var all []string
 	for _, a := range s.Addresses {
 		all = append(all, fmt.Sprintf("nft add element bridge %s %s '{ %s . %s . %s }'",
-			guardTable, guardSets[conf.FamilyOf(a.Addr)], s.HostIf, s.MAC, a.Addr))
+			conf.GuardTable, guardSets[conf.FamilyOf(a.Addr)], s.HostIf, s.MAC, a.Addr))
 	}
 	return strings.Join(all, "; ")
 }
@@ -196,7 +194,7 @@ func readSenders(conn *nftables.Conn) (senderKeys, error) {
 		return nil, fmt.Errorf("list the bridge family's tables: %w", err)
 	}
 	// The library's error for a missing set looks like its other errors, so list tables and sets first.
-	if !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == guardTable }) {
+	if !slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == conf.GuardTable }) {
 		return nil, nil
 	}
 	sets, err := conn.GetSets(bridgeTable())

@@ -10,6 +10,7 @@ import (
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/internal/nft"
 )
 
@@ -78,7 +79,7 @@ func commitGuard(conn *nftables.Conn, add elements, rules, logs bool) error {
 	}
 	if err != nil {
 		return fmt.Errorf("make the guard (nftables tables bridge %s, inet %s and arp %s): %w",
-			guardTable, portsTable, portsTable, err)
+			conf.GuardTable, conf.PortsTable, conf.PortsTable, err)
 	}
 	return nil
 }

@@ -106,7 +106,13 @@ import (
 //	    iifname "weir-vxlan" counter drop
 //	  }
 //	}
-const portsTable = "weir-ports"
+func guardTables() []*nftables.Table {
+	return []*nftables.Table{
+		bridgeTable(),
+		{Name: conf.PortsTable, Family: nftables.TableFamilyINet},
+		{Name: conf.PortsTable, Family: nftables.TableFamilyARP},
+	}
+}
 
 const (
 	regName = unix.NFT_REG_1
@@ -123,14 +129,6 @@ const (
 	forgedChain    = "forged"
 	discoveryChain = "discovery"
 )
-
-func guardTables() []*nftables.Table {
-	return []*nftables.Table{
-		bridgeTable(),
-		{Name: portsTable, Family: nftables.TableFamilyINet},
-		{Name: portsTable, Family: nftables.TableFamilyARP},
-	}
-}
 
 func guardSetsByName() map[string]*nftables.Set {
 	all := senderSets()

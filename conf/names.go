@@ -7,6 +7,10 @@ const (
 	Bridge = "weir0"
 	// Tunnel is the name of the VXLAN device to other nodes.
 	Tunnel = "weir-vxlan"
+	// GuardTable and PortsTable are the guard: the nftables table of the bridge family, and the tables of the families
+	// inet and arp, that check packets from pods' ports.
+	GuardTable = "weir"
+	PortsTable = "weir-ports"
 	// TunnelTable is the gate: the nftables table of the inet family that checks tunnel packets.
 	TunnelTable = "weir-tunnel"
 	// OverlayPort is the default UDP port of the tunnels: VXLAN's own (RFC 7348, section 5).

@@ -2,9 +2,9 @@ package conf
 
 import "strings"
 
-// This file has all names of weir's sets and chains. The kernel allows 31 bytes for a set's name and 28 for an
-// iptables chain's, so a name has room for a hash of 16 letters. The constants name IPv4's sets; Family.Set
-// turns them into IPv6's.
+// This file has all names of weir's sets and chains, except those in the tables of the guard, the gate and the flow
+// log. The kernel allows 31 bytes for a set's name and 28 for an iptables chain's, so a name has room for a hash of 16
+// letters. The constants name IPv4's sets; Family.Set turns them into IPv6's.
 
 // Sets with fixed names.
 const (
@@ -21,6 +21,10 @@ const (
 	// They replace class sets if the kernel can look such numbers up.
 	IngressMap = ownSet + "in"
 	EgressMap  = ownSet + "eg"
+	// SelfSet and ErrorsSet have each address of PodsSet twice. Only nftables needs them: it can't compare two
+	// addresses of a packet.
+	SelfSet   = ownSet + "self"
+	ErrorsSet = ownSet + "errors"
 	// TrialSet is made and destroyed again, to find out which kinds of sets the kernel supports.
 	TrialSet = ownSet + "trial"
 )
@@ -59,6 +63,10 @@ const (
 	NoPodChain     = ownChain + "NO-POD"    // from or to the bridge, but from or to no pod
 	ForgedChain    = ownChain + "FORGED"    // from a pod's link, but not from the pod's addresses
 	LoopbackChain  = ownChain + "LOOPBACK"  // to the node's loopback addresses
+
+	// LabelsChain has one rule, which no packet meets. It makes the kernel keep labels of connections, and only
+	// nftables needs it.
+	LabelsChain = ownChain + "LABELS"
 
 	AcceptChain      = ownChain + "ACCEPT"
 	PostroutingChain = ownChain + "POSTROUTING"

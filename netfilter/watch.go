@@ -12,9 +12,9 @@ import (
 func ConcernsGuard(c nftnl.Change) bool {
 	switch c.Family {
 	case unix.NFPROTO_BRIDGE:
-		return c.Table == "weir"
+		return c.Table == conf.GuardTable
 	case unix.NFPROTO_INET, unix.NFPROTO_ARP:
-		return c.Table == "weir-ports" || c.Table == conf.TunnelTable
+		return c.Table == conf.PortsTable || c.Table == conf.TunnelTable
 	}
 	return false
 }

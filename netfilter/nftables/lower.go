@@ -114,7 +114,7 @@ func (m *lowering) lower(r ruleset.Ruleset) (l lowered) {
 // complete adds the sets and chains that the rules need and the ruleset lacks.
 func (m *lowering) complete(last lowering, t *table, ports []ruleset.Set) {
 	t.chains = append(t.chains, chain{
-		Chain: nftnl.Chain{Name: labelsChain, Comment: "weir: no packet comes here"},
+		Chain: nftnl.Chain{Name: conf.LabelsChain, Comment: "weir: no packet comes here"},
 		rules: []rule{{Rule: ruleset.Rule{
 			Action: labels, Comment: "weir: the kernel has room for labels of connections while a rule writes one",
 		}}},
@@ -144,8 +144,6 @@ func (m *lowering) complete(last lowering, t *table, ports []ruleset.Set) {
 	slices.SortFunc(t.sets, func(a, b set) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(t.chains, func(a, b chain) int { return cmp.Compare(a.Name, b.Name) })
 }
-
-const labelsChain = "WEIR-LABELS"
 
 func chainComments(chains []ruleset.Chain) map[key]string {
 	all := map[key]string{}

@@ -12,13 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-const (
-	selfSet   = "weir-self"
-	errorsSet = "weir-errors"
-)
-
 // pairOf has the sets that variants looks up for shapes.
-var pairOf = map[ruleset.Shape]string{ruleset.ToItself: selfSet, ruleset.HonestICMP: errorsSet}
+var pairOf = map[ruleset.Shape]string{ruleset.ToItself: conf.SelfSet, ruleset.HonestICMP: conf.ErrorsSet}
 
 func pairSets(f conf.Family) []set {
 	pair := func(name string, layout nftnl.Layout, words string) set {
@@ -28,8 +23,9 @@ func pairSets(f conf.Family) []set {
 		}
 	}
 	return []set{
-		pair(selfSet, nftnl.AddressPair, "weir: this node's pods, as sender and receiver of a packet"),
-		pair(errorsSet, nftnl.InnerPair, "weir: this node's pods, as sender of an error and receiver of the packet inside"),
+		pair(conf.SelfSet, nftnl.AddressPair, "weir: this node's pods, as sender and receiver of a packet"),
+		pair(conf.ErrorsSet, nftnl.InnerPair,
+			"weir: this node's pods, as sender of an error and receiver of the packet inside"),
 	}
 }
 

@@ -25,8 +25,8 @@ func variants(r rule, f conf.Family, ports bool) []rule {
 		return v
 	}
 	proto := [...]ruleset.Protocol{conf.IPv4: ruleset.ICMP, conf.IPv6: ""}[f] // for IPv6: see directly
-	self := []ruleset.SetMatch{{Name: f.Set(selfSet), By: bothEnds}}
-	inner := []ruleset.SetMatch{{Name: f.Set(errorsSet), By: innerEnd}}
+	self := []ruleset.SetMatch{{Name: f.Set(conf.SelfSet), By: bothEnds}}
+	inner := []ruleset.SetMatch{{Name: f.Set(conf.ErrorsSet), By: innerEnd}}
 	switch {
 	case r.InPort != "":
 		return byPort(r, ports)
