@@ -91,13 +91,80 @@ const (
 	ByNumber = "CLASSES-"
 )
 
-func OwnSet(name string) bool { return strings.HasPrefix(name, ownSet) }
+// SetKind is the purpose of a set. No code but KindOfSet reads it from a name.
+type SetKind uint8
 
-// HoldsPods reports whether the set is weir's and may have entries of a pod.
-func HoldsPods(name string) bool {
-	return OwnSet(name) && !strings.HasPrefix(name, NetworksSet) && !strings.HasPrefix(name, BlockSets) &&
-		!strings.HasPrefix(name, NumberSets)
+const (
+	// ForeignSet is a set of another program, and UnknownSet a set of weir's whose purpose this version doesn't know.
+	ForeignSet SetKind = iota
+	UnknownSet
+	SetOfPods
+	SetOfNetworks
+	SetOfChained
+	SetOfLinks
+	SetOfSenders
+	// SetOfIngress has pods of ingress classes, and SetOfEgress of egress classes: one class, or all of them.
+	SetOfIngress
+	SetOfEgress
+	SetOfSelves
+	SetOfErrors
+	SetOfTrials
+	SetOfSelected
+	SetOfBlocks
+	SetOfNamedPorts
+	SetOfMerged
+	SetOfMergedBlocks
+	SetOfNumbers
+)
+
+var fixedSets = map[string]SetKind{
+	PodsSet: SetOfPods, NetworksSet: SetOfNetworks, ChainedSet: SetOfChained, LinksSet: SetOfLinks,
+	SendersSet: SetOfSenders, IngressMap: SetOfIngress, EgressMap: SetOfEgress, SelfSet: SetOfSelves,
+	ErrorsSet: SetOfErrors, TrialSet: SetOfTrials,
 }
+
+// hashedSets has MergedBlockSets before BlockSets, which is the beginning of it.
+var hashedSets = []struct {
+	prefix string
+	kind   SetKind
+}{
+	{IngressClasses, SetOfIngress},
+	{EgressClasses, SetOfEgress},
+	{SelectorSets, SetOfSelected},
+	{MergedBlockSets, SetOfMergedBlocks},
+	{BlockSets, SetOfBlocks},
+	{NamedPortSets, SetOfNamedPorts},
+	{MergedSets, SetOfMerged},
+	{NumberSets, SetOfNumbers},
+}
+
+// KindOfSet returns the purpose of the set with this name, of either family.
+func KindOfSet(name string) SetKind {
+	if !strings.HasPrefix(name, ownSet) {
+		return ForeignSet
+	}
+	if k, fixed := fixedSets[strings.TrimSuffix(name, "6")]; fixed {
+		return k
+	}
+	for _, h := range hashedSets {
+		if strings.HasPrefix(name, h.prefix) {
+			return h.kind
+		}
+	}
+	return UnknownSet
+}
+
+// MayHavePods reports whether sets of this kind may have entries of a pod. If weir doesn't know the purpose of one of
+// its sets, the set may have them: otherwise a later pod with the same address could inherit them.
+func (k SetKind) MayHavePods() bool {
+	switch k {
+	case ForeignSet, SetOfNetworks, SetOfBlocks, SetOfMergedBlocks, SetOfNumbers:
+		return false
+	}
+	return true
+}
+
+func OwnSet(name string) bool { return KindOfSet(name) != ForeignSet }
 
 // SetGroup returns what the names of all sets with the same purpose begin with, such as weir-sel. Both families have
 // the same groups.
@@ -107,14 +174,30 @@ func SetGroup(name string) string {
 	return strings.TrimSuffix(group, "6") // weir-pods6 is in the group weir-pods
 }
 
-// IngressClass reports whether the set has pods of ingress classes, of either family.
-func IngressClass(name string) bool {
-	return strings.HasPrefix(name, IngressClasses) || strings.TrimSuffix(name, "6") == IngressMap
+// ChainKind is the purpose of a chain, as far as code must read it from a name.
+type ChainKind uint8
+
+const (
+	ForeignChain ChainKind = iota
+	// OtherChain is each other chain of weir's, also one that this version doesn't know.
+	OtherChain
+	// ChainOfIngress and ChainOfEgress check packets of pods' classes in one direction. They also are the chains that
+	// find a class by its number.
+	ChainOfIngress
+	ChainOfEgress
+)
+
+// KindOfChain returns the purpose of the chain with this name.
+func KindOfChain(name string) ChainKind {
+	switch {
+	case strings.HasPrefix(name, IngressClassChains):
+		return ChainOfIngress
+	case strings.HasPrefix(name, EgressClassChains):
+		return ChainOfEgress
+	case strings.HasPrefix(name, ownChain):
+		return OtherChain
+	}
+	return ForeignChain
 }
 
-// EgressClass reports whether the set has pods of egress classes, of either family.
-func EgressClass(name string) bool {
-	return strings.HasPrefix(name, EgressClasses) || strings.TrimSuffix(name, "6") == EgressMap
-}
-
-func OwnChain(name string) bool { return strings.HasPrefix(name, ownChain) }
+func OwnChain(name string) bool { return KindOfChain(name) != ForeignChain }

@@ -49,20 +49,20 @@ func prefixOf(text string) *Prefix {
 	}
 	if chain, audit := strings.CutPrefix(text, conf.AuditLogPrefix); audit {
 		p := &Prefix{Chain: chain, Direction: ruleset.Egress, Reason: agentapi.ByAudit}
-		if strings.HasPrefix(chain, conf.IngressClassChains) {
+		if conf.KindOfChain(chain) == conf.ChainOfIngress {
 			p.Direction = ruleset.Ingress
 		}
 		return p
 	}
 	chain, ours := strings.CutPrefix(text, conf.LogPrefix)
 	p, known := chains[chain]
-	switch {
+	switch kind := conf.KindOfChain(chain); {
 	case !ours:
 		return &Prefix{Reason: agentapi.ByOther}
 	case known:
-	case strings.HasPrefix(chain, conf.IngressClassChains):
+	case kind == conf.ChainOfIngress:
 		p = Prefix{Direction: ruleset.Ingress, Reason: agentapi.ByPolicy}
-	case strings.HasPrefix(chain, conf.EgressClassChains):
+	case kind == conf.ChainOfEgress:
 		p = Prefix{Direction: ruleset.Egress, Reason: agentapi.ByPolicy}
 	default:
 		p = Prefix{Reason: agentapi.ByOther}

@@ -213,7 +213,7 @@ func (h *Handle) Purge(addrs ...netip.Addr) error {
 	var changes []Change
 	var errs []error
 	for _, s := range sets {
-		if !conf.HoldsPods(s.Name) {
+		if !conf.KindOfSet(s.Name).MayHavePods() {
 			continue
 		}
 		present, err := h.entriesOf(s, addrs)

@@ -117,10 +117,10 @@ func (PodSets) Check(addrs ...netip.Addr) error {
 			errs = append(errs, errors.Join(fmt.Errorf("%s is not in ipset %s", a, podsSet(a)), err))
 		}
 		for _, of := range []struct {
-			name  string
-			class func(name string) bool
-		}{{conf.IngressMap, conf.IngressClass}, {conf.EgressMap, conf.EgressClass}} {
-			if in, err := h.inClass(headers, of.class, a); err != nil || !in {
+			name string
+			kind conf.SetKind
+		}{{conf.IngressMap, conf.SetOfIngress}, {conf.EgressMap, conf.SetOfEgress}} {
+			if in, err := h.inClass(headers, of.kind, a); err != nil || !in {
 				errs = append(errs, errors.Join(fmt.Errorf(
 					"%s is in no class (ipset %s): its new connections are dropped until weir-agent enrols the pod",
 					a, of.name), err))
@@ -130,9 +130,9 @@ func (PodSets) Check(addrs ...netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-func (h *Handle) inClass(headers []Header, class func(name string) bool, addr netip.Addr) (bool, error) {
+func (h *Handle) inClass(headers []Header, kind conf.SetKind, addr netip.Addr) (bool, error) {
 	for _, s := range headers {
-		if s.Family != conf.FamilyOf(addr) || !class(s.Name) {
+		if s.Family != conf.FamilyOf(addr) || conf.KindOfSet(s.Name) != kind {
 			continue
 		}
 		// A set that was deleted after it was listed has no entries.
@@ -176,6 +176,9 @@ func (PodSets) Addresses() ([]netip.Addr, error) {
 }
 
 func onlyThisNodes(s Header) bool {
-	return s.Type == HashIP &&
-		(s.Name == s.Family.Set(conf.PodsSet) || conf.IngressClass(s.Name) || conf.EgressClass(s.Name))
+	switch conf.KindOfSet(s.Name) {
+	case conf.SetOfPods, conf.SetOfIngress, conf.SetOfEgress:
+		return s.Type == HashIP
+	}
+	return false
 }

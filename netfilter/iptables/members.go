@@ -18,11 +18,13 @@ func (d *Driver) Members() (map[ruleset.Direction]map[netip.Addr]bool, error) {
 	}
 	members := map[ruleset.Direction]map[netip.Addr]bool{ruleset.Ingress: {}, ruleset.Egress: {}}
 	for _, h := range headers {
-		direction := ruleset.Ingress
-		switch {
-		case conf.EgressClass(h.Name):
+		var direction ruleset.Direction
+		switch conf.KindOfSet(h.Name) {
+		case conf.SetOfIngress:
+			direction = ruleset.Ingress
+		case conf.SetOfEgress:
 			direction = ruleset.Egress
-		case !conf.IngressClass(h.Name):
+		default:
 			continue
 		}
 		set, err := d.sets.List(h.Name)

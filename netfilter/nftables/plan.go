@@ -263,10 +263,9 @@ func (p *plan) remove(have held, want *table) {
 }
 
 func isClass(name string) bool {
-	for _, prefix := range []string{conf.IngressClassChains, conf.EgressClassChains} {
-		if len(name) > len(prefix) && name[:len(prefix)] == prefix {
-			return true
-		}
+	switch conf.KindOfChain(name) {
+	case conf.ChainOfIngress, conf.ChainOfEgress:
+		return true
 	}
 	return false
 }

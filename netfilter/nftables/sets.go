@@ -42,7 +42,7 @@ func (m *lowering) set(last lowering, f conf.Family, s ruleset.Set) set {
 	done := last.sets[k].next(layout, s.Entries)
 	m.sets[k] = done
 	return set{
-		Set:  nftnl.Set{Name: s.Name, Layout: layout, Comment: setComment(s.Name)},
+		Set:  nftnl.Set{Name: s.Name, Layout: layout, Comment: setComments[conf.KindOfSet(s.Name)]},
 		kind: s.Kind, role: s.Role, opens: s.Opens, entries: done.to,
 	}
 }
@@ -64,27 +64,18 @@ func layoutOf(s ruleset.Set) nftnl.Layout {
 	return nftnl.Address
 }
 
-var setComments = []struct{ name, words string }{
-	{conf.PodsSet, nftnl.PodsComment},
-	{conf.NetworksSet, "weir: the networks of all pods"},
-	{conf.ChainedSet, "weir: pods whose network another plugin made"},
-	{conf.LinksSet, "weir: links that another plugin made for one pod each"},
-	{conf.SendersSet, "weir: pods on links that another plugin made"},
-	{conf.SelectorSets, "weir: pods that a policy's selectors match"},
-	{conf.MergedBlockSets, "weir: networks of several policies"},
-	{conf.BlockSets, "weir: networks of a policy"},
-	{conf.NamedPortSets, "weir: pods with a named port, and its number there"},
-	{conf.MergedSets, "weir: pods of several policies"},
-	{conf.NumberSets, "weir: a list of ports"},
-}
-
-func setComment(name string) string {
-	for _, c := range setComments {
-		if strings.HasPrefix(name, c.name) {
-			return c.words
-		}
-	}
-	return ""
+var setComments = map[conf.SetKind]string{
+	conf.SetOfPods:         nftnl.PodsComment,
+	conf.SetOfNetworks:     "weir: the networks of all pods",
+	conf.SetOfChained:      "weir: pods whose network another plugin made",
+	conf.SetOfLinks:        "weir: links that another plugin made for one pod each",
+	conf.SetOfSenders:      "weir: pods on links that another plugin made",
+	conf.SetOfSelected:     "weir: pods that a policy's selectors match",
+	conf.SetOfMergedBlocks: "weir: networks of several policies",
+	conf.SetOfBlocks:       "weir: networks of a policy",
+	conf.SetOfNamedPorts:   "weir: pods with a named port, and its number there",
+	conf.SetOfMerged:       "weir: pods of several policies",
+	conf.SetOfNumbers:      "weir: a list of ports",
 }
 
 // next returns the set with entries that nftables can store. Where the layout allows it, next lowers only the

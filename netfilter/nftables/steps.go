@@ -2,7 +2,6 @@ package nftables
 
 import (
 	"slices"
-	"strings"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter/nftnl"
@@ -190,7 +189,7 @@ func (c *change) through(was, now string) chain {
 		return k
 	}
 	prefix := conf.IngressClassChains
-	if strings.HasPrefix(now, conf.EgressClassChains) {
+	if conf.KindOfChain(now) == conf.ChainOfEgress {
 		prefix = conf.EgressClassChains
 	}
 	k := chain{

@@ -124,7 +124,8 @@ func (r *Reader) purge(f conf.Family, addrs []netip.Addr) error {
 	var questions []Question
 	for _, s := range sets {
 		switch {
-		case !s.Known || !conf.HoldsPods(s.Name) || s.Layout == Network || s.Layout == Link || s.Layout == Port:
+		case !s.Known || !conf.KindOfSet(s.Name).MayHavePods():
+		case s.Layout == Network || s.Layout == Link || s.Layout == Port:
 		case s.Layout == AddressPort || s.Layout == AddressLink: // an address may have many elements
 			found, err := r.elementsOf(t, s.Set, addrs)
 			if err != nil {
