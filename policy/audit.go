@@ -73,7 +73,9 @@ func (l *lowering) auditClass(g *group) (k class, ok bool) {
 	}
 	const why = "weir: what the audited policies would drop"
 	l.fill(&k, g, append(rules,
-		ruleset.Rule{Track: ruleset.First, Comment: why, Action: ruleset.Log, To: conf.AuditLogPrefix + k.Chain},
+		ruleset.Rule{
+			Track: ruleset.First, Comment: why, Action: ruleset.Log, To: conf.AuditLogPrefix + k.Chain, Audits: l.direction,
+		},
 		ruleset.Rule{Comment: why, Action: ruleset.Return}))
 	k.enter.Comment = "weir: pods under audited policies: " + strings.Join(k.Audited, ", ")
 	return k, true

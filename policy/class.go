@@ -196,7 +196,7 @@ func (s *side) noneNames(f conf.Family) (set, chain string) {
 // dropRest appends two rules: one logs all packets that reach it, and one drops them.
 func dropRest(rules []ruleset.Rule, chain, why string) []ruleset.Rule {
 	return append(rules,
-		ruleset.Rule{Comment: "weir: " + why, Action: ruleset.Log, To: "weir drop " + chain},
+		ruleset.Rule{Comment: "weir: " + why, Action: ruleset.Log, To: conf.LogPrefix + chain},
 		ruleset.Rule{Comment: "weir: " + why, Action: ruleset.Drop})
 }
 

@@ -132,7 +132,7 @@ func (l nflog) audits(t testing.TB) map[audited]bool {
 			continue
 		}
 		a := audited{Direction: ruleset.Egress}
-		if strings.HasPrefix(chain, conf.IngressClassChains) {
+		if conf.KindOfChain(chain) == conf.ChainOfIngress {
 			a.Direction = ruleset.Ingress
 		}
 		f, _ := flows.FlowOf(p.etherType, p.payload)

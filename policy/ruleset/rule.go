@@ -27,6 +27,8 @@ type Rule struct {
 	Action  Action
 	// To is the target chain of Jump and GoTo, or the prefix of Log's messages.
 	To string
+	// Audits is for Log: audited policies would drop the packet in this direction. It is empty if the packet is dropped.
+	Audits Direction
 	// Policies are the policies that the rule belongs to, in order. A rule with Policies only allows packets: without
 	// the rule, the ruleset drops more.
 	Policies []string
@@ -159,7 +161,7 @@ func (r Rule) Equal(o Rule) bool {
 func (r Rule) SameAs(o Rule) bool {
 	return r.Src == o.Src && r.Dst == o.Dst && r.In == o.In && r.Out == o.Out && r.Proto == o.Proto &&
 		r.InPort == o.InPort && slices.Equal(r.Sets, o.Sets) && slices.Equal(r.Ports, o.Ports) && r.Track == o.Track &&
-		r.Shape == o.Shape && r.Action == o.Action && r.To == o.To
+		r.Shape == o.Shape && r.Action == o.Action && r.To == o.To && r.Audits == o.Audits
 }
 
 // Key returns a text for the rule's conditions and action. Two rules have equal keys only if SameAs is true for
@@ -205,6 +207,7 @@ func (r Rule) encode(b *strings.Builder) {
 	}
 	put('a', string(r.Action))
 	put('c', r.To)
+	put('u', string(r.Audits))
 }
 
 // Identity returns a name for these rules: a hash of the context and the rules, with 16 letters and digits (80

@@ -3,7 +3,6 @@ package ruleset
 import (
 	"net/netip"
 	"slices"
-	"strings"
 
 	"go4.org/netipx"
 
@@ -83,18 +82,11 @@ func (s *Simulator) Allows(p Packet) bool { return s.run(p, nil) }
 // Audit reports whether the packet passes, and in which directions audited policies log it.
 func (s *Simulator) Audit(p Packet) (passes bool, logged []Direction) {
 	passes = s.run(p, func(r Rule) {
-		if chain, ok := strings.CutPrefix(r.To, conf.AuditLogPrefix); ok {
-			logged = append(logged, directionOf(chain))
+		if r.Audits != "" {
+			logged = append(logged, r.Audits)
 		}
 	})
 	return passes, logged
-}
-
-func directionOf(chain string) Direction {
-	if strings.HasPrefix(chain, conf.IngressClassChains) {
-		return Ingress
-	}
-	return Egress
 }
 
 // run reports whether the packet passes its hook. It calls log, if not nil, with each rule that logs the
