@@ -128,7 +128,7 @@ func TestRefusedRulesClose(t *testing.T) {
 	got := listed(t)
 	for _, drop := range []string{
 		"ip saddr @weir-pods counter drop", "ip6 daddr @weir-pods6 counter drop", `iifname "weir0" counter drop`,
-		`oifname "weir0" counter drop`, "hook forward priority mangle", "hook input priority mangle",
+		`oifname "weir0" counter drop`, "hook forward priority -150", "hook input priority -150",
 	} {
 		if !strings.Contains(got, drop) {
 			t.Errorf("no %q in\n%s", drop, got)

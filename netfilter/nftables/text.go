@@ -116,8 +116,8 @@ func (s set) elementText(e nftnl.Element) string {
 }
 
 var hookText = map[ruleset.Hook]string{
-	ruleset.CheckForwarded:  "type filter hook forward priority mangle; policy accept;",
-	ruleset.CheckToNode:     "type filter hook input priority mangle; policy accept;",
+	ruleset.CheckForwarded:  "type filter hook forward priority -150; policy accept;",
+	ruleset.CheckToNode:     "type filter hook input priority -150; policy accept;",
 	ruleset.TranslateSource: "type nat hook postrouting priority srcnat + 1; policy accept;",
 }
 

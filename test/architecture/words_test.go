@@ -8,16 +8,12 @@ import (
 	"testing"
 )
 
-// backend may have all of iptables' words. otherBackend may have one of them, mangle: in nft it is the name of a
-// priority.
-const (
-	backend      = "netfilter/iptables"
-	otherBackend = "netfilter/nftables"
-)
+// backend may have all of iptables' words.
+const backend = "netfilter/iptables"
 
 var itsWords = regexp.MustCompile(`-j |--match-set|mangle`)
 
-// TestWordsOfIptables: except for the two backends, no string and no name has iptables' words. Comments may have
+// TestWordsOfIptables: except for the backend iptables, no string and no name has iptables' words. Comments may have
 // them.
 func TestWordsOfIptables(t *testing.T) {
 	complain(t, iptablesWords(production(t, tree(t))))
@@ -38,8 +34,7 @@ func iptablesWords(code []goFile) (wrong []string) {
 			case *ast.Ident:
 				text = n.Name
 			}
-			w := itsWords.FindString(text)
-			if w != "" && (w != "mangle" || f.pkg() != otherBackend) {
+			if w := itsWords.FindString(text); w != "" {
 				wrong = append(wrong, fmt.Sprintf("%s: %q is a word of iptables', in a package beside %s", f.at(n), w, backend))
 			}
 			return true
