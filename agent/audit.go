@@ -12,9 +12,9 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// auditJudge decides which connections audited policies would drop. The kernel can't: a node's rules decide only for
-// the node's own pods, and the other end's policies may drop the connection anyway.
-type auditJudge struct {
+// auditEvaluator finds the connections that audited policies would drop. The kernel can't: a node's rules are only
+// about the node's own pods, and the other end's policies may drop the connection anyway.
+type auditEvaluator struct {
 	cache verdict.Cache
 	found map[int]wouldDrop
 }
@@ -26,19 +26,19 @@ type wouldDrop struct {
 }
 
 // only leaves out the lines that the kernel logged for audited policies although these policies would not drop the
-// packets. If the agent can't decide that, it leaves the line out too, and counts its packets as unjudged.
-func (j *auditJudge) only(ctx context.Context, a *agent, lines []drops.Line) []drops.Line {
-	j.found = nil
+// packets. If the agent can't evaluate that, it leaves the line out too, and counts its packets as unevaluated.
+func (e *auditEvaluator) only(ctx context.Context, a *agent, lines []drops.Line) []drops.Line {
+	e.found = nil
 	isAudit := func(l drops.Line) bool { return l.Prefix != nil && l.Reason == agentapi.ByAudit }
 	if !slices.ContainsFunc(lines, isAudit) {
 		return lines
 	}
-	j.found = map[int]wouldDrop{}
+	e.found = map[int]wouldDrop{}
 	answer := make(chan policy.State, 1)
 	state, known := askLoop(ctx, a, stateWanted{addressesOf(lines, isAudit), answer}, answer)
 	var evaluator *verdict.Evaluator
 	if known {
-		evaluator = j.cache.New(state)
+		evaluator = e.cache.New(state)
 	}
 	var rest []drops.Line
 	for _, l := range lines {
@@ -50,8 +50,8 @@ func (j *auditJudge) only(ctx context.Context, a *agent, lines []drops.Line) []d
 			a.metrics.audits.leaveOut(l.Count)
 			continue
 		}
-		if w, ok := judged(evaluator, state, l); ok {
-			j.found[len(rest)] = w
+		if w, ok := evaluateAudited(evaluator, state, l); ok {
+			e.found[len(rest)] = w
 			rest = append(rest, l)
 		}
 	}
@@ -71,7 +71,8 @@ func addressesOf(lines []drops.Line, of func(drops.Line) bool) (addresses []neti
 	return addresses
 }
 
-func judged(by *verdict.Evaluator, state policy.State, l drops.Line) (w wouldDrop, ok bool) {
+// evaluateAudited reports whether audited policies would drop the packet of the line.
+func evaluateAudited(by *verdict.Evaluator, state policy.State, l drops.Line) (w wouldDrop, ok bool) {
 	v := by.Evaluate(verdict.Packet{
 		Src: l.Flow.Source(), Dst: l.Flow.Destination(), Proto: ruleset.Protocol(protocolName(l.Flow.Proto)),
 		Port: l.Flow.DstPort,

@@ -38,7 +38,7 @@ func TestAuditsReportWouldDrops(t *testing.T) {
 			around := engine.Around([]netip.Addr{p.Src, p.Dst})
 			_, logged := rules.Audit(p)
 			for _, d := range logged {
-				w, ok := judged(verdict.New(around), around, drops.Line{
+				w, ok := evaluateAudited(verdict.New(around), around, drops.Line{
 					Kind: agentapi.DropShown, Prefix: &drops.Prefix{Direction: d, Reason: agentapi.ByAudit}, Flow: flowOf(p),
 				})
 				if ok != slices.Contains(v.WouldDrop(), d) {

@@ -36,7 +36,7 @@ type auditSums struct {
 	each     map[string]int    // the room of the kinds, by namespace
 	more     map[string]uint64 // connections for which there was no room, by their policies
 	series   map[auditSeries]uint64
-	unjudged uint64
+	unevaluated uint64
 }
 
 type auditKind struct {
@@ -62,7 +62,7 @@ func newAuditSums() *auditSums {
 func (s *auditSums) leaveOut(count uint64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.unjudged += count
+	s.unevaluated += count
 }
 
 func (s *auditSums) add(e *drops.Entry, w wouldDrop) {
@@ -176,7 +176,7 @@ func (s *auditSums) report(name string, still func(*agentapi.AuditedTraffic) boo
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := agentapi.AuditReport{
-		Since: s.since, Audited: []string{}, Dropped: []agentapi.AuditedTraffic{}, Unjudged: s.unjudged,
+		Since: s.since, Audited: []string{}, Dropped: []agentapi.AuditedTraffic{}, Unevaluated: s.unevaluated,
 	}
 	for _, kind := range ended {
 		if t := s.kinds[kind]; t != nil && t.Count == all[kind].Count { // no connection was added meanwhile
@@ -262,13 +262,13 @@ var (
 	wouldDropsDesc = desc("weir_audit_would_drops_total", "Connections that passed and that audited policies would drop, "+
 		"by direction, namespace of the pod, and the audited policies that would isolate it.",
 		"direction", "namespace", "policy")
-	unjudgedDesc = desc("weir_audit_unjudged_total", "Connections that the rules of audited policies logged, and that "+
-		"the agent could not judge: too many came at once, or the agent's loop was busy.")
+	unevaluatedDesc = desc("weir_audit_unevaluated_total", "Connections that the rules of audited policies logged, and "+
+		"that the agent could not evaluate: too many came at once, or the agent's loop was busy.")
 )
 
 func (s *auditSums) Describe(ch chan<- *prometheus.Desc) {
 	ch <- wouldDropsDesc
-	ch <- unjudgedDesc
+	ch <- unevaluatedDesc
 }
 
 func (s *auditSums) Collect(ch chan<- prometheus.Metric) {
@@ -278,5 +278,5 @@ func (s *auditSums) Collect(ch chan<- prometheus.Metric) {
 		ch <- prometheus.MustNewConstMetric(wouldDropsDesc, prometheus.CounterValue, float64(n),
 			k.direction, k.namespace, k.policy)
 	}
-	ch <- prometheus.MustNewConstMetric(unjudgedDesc, prometheus.CounterValue, float64(s.unjudged))
+	ch <- prometheus.MustNewConstMetric(unevaluatedDesc, prometheus.CounterValue, float64(s.unevaluated))
 }

@@ -52,7 +52,7 @@ type Backend interface {
 	CleanOtherFlavour(ctx context.Context) error
 
 	// Inspect compares the kernel's state for these packets with the ruleset. It changes nothing.
-	Inspect(ctx context.Context, want ruleset.Ruleset, packets []ruleset.Packet) (netfilter.Held, error)
+	Inspect(ctx context.Context, want ruleset.Ruleset, packets []ruleset.Packet) (netfilter.Inspection, error)
 
 	// Watch calls heard for each new generation of the rules until ctx ends. concerned is true if weir uses
 	// something that changed. Generation 0 means that messages were lost.

@@ -73,8 +73,8 @@ func (m *memory) Watch(ctx context.Context, _ func(uint32, bool)) error {
 	return nil
 }
 
-func (m *memory) Inspect(_ context.Context, want ruleset.Ruleset, _ []ruleset.Packet) (netfilter.Held, error) {
-	return netfilter.Held{Ruleset: want}, nil
+func (m *memory) Inspect(_ context.Context, want ruleset.Ruleset, _ []ruleset.Packet) (netfilter.Inspection, error) {
+	return netfilter.Inspection{Ruleset: want}, nil
 }
 
 func (m *memory) PutFirst(context.Context, ruleset.Ruleset) error {

@@ -218,8 +218,8 @@ func (n neither) KeepClosed(context.Context, ruleset.Ruleset) (bool, error) { re
 
 func (n neither) Stands(context.Context, ruleset.Ruleset) (bool, error) { return false, n.err() }
 
-func (n neither) Inspect(context.Context, ruleset.Ruleset, []ruleset.Packet) (netfilter.Held, error) {
-	return netfilter.Held{}, n.err()
+func (n neither) Inspect(context.Context, ruleset.Ruleset, []ruleset.Packet) (netfilter.Inspection, error) {
+	return netfilter.Inspection{}, n.err()
 }
 
 func (neither) Watch(ctx context.Context, _ func(uint32, bool)) error {

@@ -26,7 +26,7 @@ const (
 // closed.
 func (a *agent) reportDrops(ctx context.Context) {
 	var view dropView
-	var judge auditJudge
+	var audits auditEvaluator
 	file := dropFile{path: a.DropsFile, most: maxDropFile}
 	defer file.close()
 	events := a.newDropEvents()
@@ -37,12 +37,12 @@ func (a *agent) reportDrops(ctx context.Context) {
 	}
 	for lines := range a.drops.lines {
 		view.load(a.snapshots.target.Load())
-		lines = judge.only(ctx, a, lines)
+		lines = audits.only(ctx, a, lines)
 		names := a.names(ctx, view.unknown(lines))
 		entries := make([]drops.Entry, len(lines))
 		for i, l := range lines {
 			entries[i] = drops.Entry{Drop: view.drop(l, names, a.Node.Name), Sender: l.Sender}
-			if w, ok := judge.found[i]; ok {
+			if w, ok := audits.found[i]; ok {
 				entries[i].Policies = w.policies
 				a.metrics.audits.add(&entries[i], w)
 			}
@@ -190,7 +190,7 @@ func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) 
 	case agentapi.ByPolicy:
 		local, _ := d.Local()
 		d.Policies = v.policies(l.Direction, l.Chain, local.Pod)
-	case agentapi.ByCut, agentapi.ByMidstream, agentapi.ByWay:
+	case agentapi.ByCut, agentapi.ByMidstream, agentapi.ByWrongLink:
 		d.Direction = v.direction(l)
 	}
 	d.Detail = v.detail(l, d)
@@ -201,7 +201,7 @@ func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) 
 // of this node, else ingress if the receiver is one, else nothing.
 func (v *dropView) direction(l drops.Line) string {
 	switch {
-	case l.Reason != agentapi.ByWay && v.pods[l.Flow.Source()] != "": // with ByWay, the source is forged
+	case l.Reason != agentapi.ByWrongLink && v.pods[l.Flow.Source()] != "": // with ByWrongLink, the source is forged
 		return string(ruleset.Egress)
 	case v.pods[l.Flow.Destination()] != "":
 		return string(ruleset.Ingress)

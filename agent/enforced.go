@@ -99,6 +99,6 @@ func (a *agent) enforcedAnswer(
 			answer.Problems = append(answer.Problems, p)
 		}
 	}
-	answer.Held = enforced.Of(s.enforced.compiled, q.About(answer.Endpoints), q.Peers)
+	answer.ShortForm = enforced.Of(s.enforced.compiled, q.About(answer.Endpoints), q.Peers)
 	return answer
 }

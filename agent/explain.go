@@ -165,7 +165,7 @@ func (x *explainer) addKernel(ctx context.Context, e *explain.Explanation) {
 			return
 		}
 		held, err := (*x.backend.Load()).Inspect(ctx, by.ruleset, packets)
-		if v.Held, v.Wrong, v.Unread = held.Ruleset, held.Wrong, held.Unread; err != nil {
+		if v.Have, v.Wrong, v.Unread = held.Ruleset, held.Wrong, held.Unread; err != nil {
 			v.Unknown = err.Error()
 		}
 		if len(by.ruleset.Sets) == 0 {

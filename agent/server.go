@@ -60,7 +60,7 @@ func Lock() (io.Closer, error) {
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) {
 			_ = lock.Close()
-			return nil, fmt.Errorf("another weir-agent runs on this node (it holds %s): %w", lock.Name(), err)
+			return nil, fmt.Errorf("another weir-agent runs on this node (it has locked %s): %w", lock.Name(), err)
 		}
 	}
 }

@@ -133,7 +133,7 @@ func (a *agent) reportMoves(before, now overlay.Plan) {
 			continue
 		}
 		if len(moved) < excerpt.Named {
-			a.Log.Info("a node has another address; the way to its pods leads there now",
+			a.Log.Info("a node has another address; packets to its pods go there now",
 				"node", p.Node, "before", was, "now", p.Address)
 		}
 		a.metrics.moves.Inc()

@@ -21,8 +21,8 @@ type AuditReport struct {
 	Dropped []AuditedTraffic `json:"wouldDrop"`
 	// More counts connections of further kinds, for which there was no room in Dropped.
 	More uint64 `json:"more,omitempty"`
-	// Unjudged counts the connections that the agent could not evaluate. It counts for all policies together.
-	Unjudged uint64 `json:"unjudged,omitempty"`
+	// Unevaluated counts the connections that the agent could not evaluate. It counts for all policies together.
+	Unevaluated uint64 `json:"unevaluated,omitempty"`
 	// Trouble says why the agent reads no packets. It is empty if the agent reads them.
 	Trouble string `json:"trouble,omitempty"`
 }

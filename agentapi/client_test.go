@@ -54,7 +54,7 @@ func TestEnrol(t *testing.T) {
 		err    string // "": none
 	}{
 		{
-			"judged", answer(200, `{"ingress": "ns-1/deny", "egress": "open"}`),
+			"enrolled", answer(200, `{"ingress": "ns-1/deny", "egress": "open"}`),
 			EnrolAnswer{Ingress: "ns-1/deny", Egress: "open"},
 			"",
 		},

@@ -32,8 +32,8 @@ const (
 	// ByTunnel means that a tunnel packet is forged or isn't between the InternalIPs of two nodes, or that a pod has
 	// sent to the tunnels' port of a host that is no pod.
 	ByTunnel = "tunnel"
-	// ByWay means that a packet came in on another link or tunnel than the one that leads to its source.
-	ByWay = "way"
+	// ByWrongLink means that a packet came in on another link or tunnel than the one that leads to its source.
+	ByWrongLink = "wrong-link"
 	// ByOther means that a rule of another program or version logged the packet.
 	ByOther = "other"
 )
@@ -54,7 +54,7 @@ var Reasons = []struct{ Reason, Meaning string }{
 	{ByReserved, "no pod may send to a MAC that is reserved for bridges"},
 	{ByPast, "it would reach the node's IP stack past the bridge"},
 	{ByTunnel, "a tunnel packet that does not come from a node, or names no pod of that node"},
-	{ByWay, "not by the link or the tunnel that leads to the pod with this address"},
+	{ByWrongLink, "not by the link or the tunnel that leads to the pod with this address"},
 	{ByOther, "a rule of another program"},
 }
 

@@ -104,7 +104,7 @@ func TestProperties(t *testing.T) {
 			join(bridge, sysctls4, sysctls6, ofBridges, gateway4, gateway6, port, neighbour6),
 		},
 		{
-			"not judged yet",
+			"not enrolled yet",
 			Knowledge{Pods: []Pod{closed}},
 			join(bridge, sysctls4, ofBridges, gateway4, strings.Replace(port[0], " up;", ";", 1), port[1:]),
 		},

@@ -211,7 +211,7 @@ func (r Route) String() string {
 	if r.Type == unix.RTN_LOCAL {
 		return fmt.Sprintf("the node takes what is for %s", r.Dst.Addr())
 	}
-	return fmt.Sprintf("the way to %s leads to %s", r.Dst, Name)
+	return fmt.Sprintf("the route to %s by %s", r.Dst, Name)
 }
 
 // Command returns the command that adds the route, or replaces one to the same destination.

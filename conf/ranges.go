@@ -81,7 +81,7 @@ func (r *Range) complete(path string) error {
 			"can't be routed: pods need unique local (fd00::/8) or global addresses")
 	}
 	if r.Subnet.Bits() > r.Subnet.Addr().BitLen()-2 {
-		return invalid(path+".subnet", r.Subnet.String(), "is too small: it must hold a gateway and a pod")
+		return invalid(path+".subnet", r.Subnet.String(), "is too small: it must have addresses for a gateway and a pod")
 	}
 	first, last := hostRange(r.Subnet)
 	if !r.Gateway.IsValid() {

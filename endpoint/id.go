@@ -15,7 +15,7 @@ func CheckID(id string) error {
 		return fmt.Errorf("%q is no endpoint ID (CONTAINER:INTERFACE)", id)
 	}
 	if len(id) > maxID {
-		return fmt.Errorf("%.80q: %w: it has %d bytes, and the name of its record holds %d", id, ErrTooLong, len(id), maxID)
+		return fmt.Errorf("%.80q: %w: it has %d bytes, and a record's name can have %d", id, ErrTooLong, len(id), maxID)
 	}
 	return nil
 }

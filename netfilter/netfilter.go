@@ -72,8 +72,8 @@ type Note struct {
 	Message string
 }
 
-// Held says what the kernel has of a ruleset, as far as some packets are concerned.
-type Held struct {
+// Inspection says what the kernel has of a ruleset, as far as some packets are concerned.
+type Inspection struct {
 	// Ruleset has the compiled chains, whatever the kernel has. Its sets have only those of the kernel's entries
 	// that the packets look up.
 	Ruleset ruleset.Ruleset

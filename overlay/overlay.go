@@ -84,7 +84,7 @@ func (r refusals) problems() []ruleset.Problem {
 	for _, node := range slices.Sorted(maps.Keys(r)) {
 		all = append(all, ruleset.Problem{
 			Object: "Node " + node, Field: "status.addresses",
-			Message: fmt.Sprintf("the kernel refuses the way to it, and its pods can't be reached: %v", r[node]),
+			Message: fmt.Sprintf("the kernel refuses a route or tunnel to it, so its pods can't be reached: %v", r[node]),
 		})
 	}
 	return all

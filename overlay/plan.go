@@ -319,7 +319,7 @@ func (c *planner) setMTUs() {
 	least, largest := conf.MTURange(six)
 	if c.MTU = min(c.leastMTU-overhead, largest); c.MTU < least {
 		c.report(c.self, "status.addresses",
-			"the way to other nodes takes packets of %d bytes only, so large ones of pods go in fragments", c.leastMTU)
+			"the path to other nodes takes packets of at most %d bytes, so pods' large packets travel in fragments", c.leastMTU)
 		c.MTU = least
 	}
 	c.TunnelMTU = max(min(c.leastTunnelMTU-Overhead(c.NodeAddress), largest), least)

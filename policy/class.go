@@ -232,7 +232,7 @@ func (l *lowering) canBe(g *group, set string) bool {
 	for _, list := range g.policies {
 		for i := range list {
 			l.to.problems.report(&list[i], string(l.direction), refusedByKernel(why)+
-				"; what the policy lets through is closed to pods that are under the same policies")
+				"; pods that exactly the same policies isolate are closed")
 		}
 	}
 	return false

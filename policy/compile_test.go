@@ -17,8 +17,8 @@ func TestGolden(t *testing.T) {
 	})
 }
 
-// TestJudge: the rules and the evaluator both give the verdicts of the table. A packet is FROM>TO:PROTO:PORT.
-func TestJudge(t *testing.T) {
+// TestVerdicts: the rules and the evaluator both give the verdicts of the table. A packet is FROM>TO:PROTO:PORT.
+func TestVerdicts(t *testing.T) {
 	for _, tc := range []struct {
 		file         string
 		pass, denied string

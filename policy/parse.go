@@ -87,7 +87,7 @@ func parsePolicy(np *networkingv1.NetworkPolicy, rules bool) parsedPolicy {
 		report(auditField, "%v", err)
 	}
 	if policy.pods, err = newMatcher(&np.Spec.PodSelector); err != nil {
-		report("spec.podSelector", "%v; every pod in namespace %s is isolated, and the policy lets nothing through",
+		report("spec.podSelector", "%v; every pod in namespace %s is isolated, and the policy allows nothing",
 			err, np.Namespace)
 		policy.pods = everything
 	}

@@ -77,7 +77,7 @@ func TestRefused(t *testing.T) {
 			ruleset.Refusal{Set: class},
 			"", "client>big:tcp:1 client>big:tcp:80",
 			"NetworkPolicy x/big: spec.ingress: the kernel refuses it: why" +
-				"; what the policy lets through is closed",
+				"; pods that exactly the same policies isolate are closed",
 		},
 		"a pod in its class": {
 			ruleset.Refusal{Set: pods, Element: element("10.88.0.4/32")},

@@ -128,6 +128,6 @@ func ambiguous(pods []Pod, by []Workload) ruleset.Problem {
 	}
 	return ruleset.Problem{
 		Object: "Pod " + pods[0].Namespace + "/" + pods[0].Name, Field: "metadata.name",
-		Message: fmt.Sprintf("%s: nothing passes but packets that each of them lets through", why),
+		Message: fmt.Sprintf("%s: only packets pass that all of them allow", why),
 	}
 }

@@ -39,7 +39,7 @@ var (
 		conf.DiscoveryLogPrefix: {Direction: ruleset.Egress, Reason: agentapi.ByDiscovery, ByLink: true},
 		conf.PastLogPrefix:      {Direction: ruleset.Egress, Reason: agentapi.ByPast, ByLink: true},
 		conf.TunnelLogPrefix:    {Reason: agentapi.ByTunnel, Forged: true},
-		conf.WayLogPrefix:       {Reason: agentapi.ByWay, Forged: true},
+		conf.WayLogPrefix:       {Reason: agentapi.ByWrongLink, Forged: true},
 	}
 )
 

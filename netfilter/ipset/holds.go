@@ -45,7 +45,7 @@ func Holds(questions []Question) (holds []bool, missing map[string]bool, err err
 			}
 		}
 		if _, err := b.Do(unix.NETLINK_NETFILTER, netns.None()); err != nil {
-			return nil, nil, fmt.Errorf("ask which ipsets hold an address: %w", err)
+			return nil, nil, fmt.Errorf("ask which ipsets have an address: %w", err)
 		}
 	}
 	return holds, missing, nil

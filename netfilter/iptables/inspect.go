@@ -28,7 +28,7 @@ func (d *Driver) detect(ctx context.Context) (err error) {
 // Equivalent to: iptables-save -t mangle; ipset test SET ENTRY, for each set and each packet
 func (d *Driver) Inspect(
 	ctx context.Context, want ruleset.Ruleset, packets []ruleset.Packet,
-) (held netfilter.Held, err error) {
+) (held netfilter.Inspection, err error) {
 	flavour := d.detected.Load()
 	if flavour == nil {
 		return held, errors.New("the agent doesn't know yet which iptables the node uses")

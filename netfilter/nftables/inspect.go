@@ -17,7 +17,7 @@ import (
 // Equivalent to: nft list table ip weir; nft get element ip weir SET { ADDRESS }, for each set and address
 func (d *Driver) Inspect(
 	_ context.Context, want ruleset.Ruleset, packets []ruleset.Packet,
-) (all netfilter.Held, err error) {
+) (all netfilter.Inspection, err error) {
 	own := New()
 	defer own.Close()
 	l := new(lowering).lower(want)

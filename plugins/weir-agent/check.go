@@ -57,7 +57,7 @@ func checkCommand() *cobra.Command {
 			}
 			switch {
 			case !c.Ready:
-				return errors.New("an agent would not be ready: a file can't be read that may hold a policy")
+				return errors.New("an agent would not be ready: a file can't be read that may contain a policy")
 			case len(c.Errors)+len(c.Problems) > 0:
 				return fmt.Errorf("%d errors and %d problems", len(c.Errors), len(c.Problems))
 			}

@@ -136,7 +136,7 @@ func runCommand() *cobra.Command {
 	flags.DurationVar(&o.SettleChoice, "backend-settle", time.Minute,
 		"with --backend auto: how long kube-proxy's rules must have been elsewhere before the agent moves there")
 	flags.BoolVar(&ignoreBroken, "ignore-broken", false,
-		"with --source dir:PATH: start although a file that may hold a policy can't be read; the policy's pods may be open")
+		"with --source dir:PATH: start although a file that may contain a policy can't be read; its pods may be open")
 	flags.StringVar(&kubeconfig, "kubeconfig", "",
 		"kubeconfig file to reach the API server from outside of the cluster; default: as a pod does")
 	flags.StringVar(&o.HealthAddress, "health-address", "127.0.0.1:6786",
@@ -158,7 +158,7 @@ func runCommand() *cobra.Command {
 	flags.Uint32Var(&o.Node.Overlay.VNI, "overlay-vni", conf.OverlayVNI,
 		"VXLAN network identifier of the tunnels between nodes, the same on all of them")
 	flags.StringSliceVar(&within, "cluster-cidr", nil,
-		"networks that hold all podCIDRs, separated by commas; a podCIDR outside of them doesn't count; default: any")
+		"networks that contain all podCIDRs, separated by commas; a podCIDR outside of them doesn't count; default: any")
 	flags.StringVar(&o.Node.Conflist, "conflist", "",
 		"where to write the runtime's network configuration once policy is enforced; default: none is written")
 	return cmd

@@ -301,10 +301,10 @@ func testClosedBehind(t *testing.T, other string) {
 	n.Serve(client.Netns, "tcp", ":80")
 	for range 3 {
 		if _, err := nodetest.Get(t, client.Netns, server.IP+":80"); err == nil {
-			t.Error("a pod is open that no agent has judged")
+			t.Error("a pod is open that no agent has enrolled")
 		}
 		if _, err := nodetest.Get(t, server.Netns, client.IP+":80"); err == nil {
-			t.Error("a pod is reached that no agent has judged")
+			t.Error("a pod is reached that no agent has enrolled")
 		}
 	}
 	n.StartAgent()

@@ -392,10 +392,10 @@ func TestClosedPodsWaitForTheAgent(t *testing.T) {
 	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
 	n.Serve(server.Netns, "tcp", ":80")
 	if _, err := nodetest.Get(t, client.Netns, server.IP+":80"); err == nil {
-		t.Error("a pod is open that no agent has judged")
+		t.Error("a pod is open that no agent has enrolled")
 	}
 	if _, err := nodetest.Get(t, client.Netns, "192.0.2.1:80"); err == nil || strings.Contains(err.Error(), "refused") {
-		t.Errorf("a pod is open that no agent has judged: %v", err)
+		t.Errorf("a pod is open that no agent has enrolled: %v", err)
 	}
 	n.StartAgent()
 	n.Reach(client, server.IP+":80", true)

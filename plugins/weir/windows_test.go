@@ -333,9 +333,9 @@ func TestFault5AFlushIsRepaired(t *testing.T) {
 	}
 }
 
-// TestFault6PodsAreJudgedBeforeTheyStart: if ADD has returned, policies apply from the pod's first packet on. With
+// TestFault6PodsAreEnrolledBeforeTheyStart: if ADD has returned, policies apply from the pod's first packet on. With
 // weave-npc, pods started without restriction.
-func TestFault6PodsAreJudgedBeforeTheyStart(t *testing.T) {
+func TestFault6PodsAreEnrolledBeforeTheyStart(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}

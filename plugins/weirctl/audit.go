@@ -112,14 +112,10 @@ func (o *auditOptions) collect(ctx context.Context, name string, sum *client.Aud
 	}
 	if !o.cluster && len(o.names) == 0 {
 		r, err := client.Audit(ctx, name)
-		if errors.Is(err, agentapi.ErrNoAgent) {
-			return nil, fmt.Errorf("%w: weirctl audit asks the agent of the node that it runs on; --cluster asks those of all "+
-				"nodes, and --node NAME that of one", agentapi.ErrNoAgent)
-		}
 		if err == nil {
 			sum.Add(r, since)
 		}
-		return nil, err
+		return nil, client.Hinted(err, client.HintNode)
 	}
 	cluster, err := o.nodes.Cluster()
 	if err != nil {

@@ -19,7 +19,7 @@ func TestAuditBadInput(t *testing.T) {
 		{[]string{"shop/db", "--since", "-1s"}, client.ExitUsage, "must not be negative"},
 		{[]string{"-o", "xml"}, client.ExitUsage, "must be text or json"},
 		{[]string{"shop/db", "shop/web"}, client.ExitUsage, "audit takes one policy, NAMESPACE/NAME, and got 2"},
-		{[]string{"shop/db"}, client.ExitError, "--cluster asks those of all nodes"},
+		{[]string{"shop/db"}, client.ExitError, "--cluster asks the agents of all nodes"},
 	} {
 		cmd := auditCommand()
 		cmd.SilenceErrors, cmd.SilenceUsage = true, true

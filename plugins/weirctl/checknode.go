@@ -18,7 +18,7 @@ type nodeReport struct {
 
 func checkNode(cmd *cobra.Command, format client.Format) error {
 	r := nodeReport{Facts: nodecheck.Read(cmd.Context())}
-	r.Findings = nodecheck.Judge(r.Facts)
+	r.Findings = nodecheck.Findings(r.Facts)
 	out := cmd.OutOrStdout()
 	if format == client.JSON {
 		if err := client.PrintJSON(out, r); err != nil {

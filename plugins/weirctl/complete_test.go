@@ -2,7 +2,10 @@ package main
 
 import (
 	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/spf13/cobra"
@@ -46,6 +49,44 @@ func TestCompleteNames(t *testing.T) {
 		for _, flag := range []string{"namespace", "pod", "policy", "node", "from", "to", "delete"} {
 			if _, known := of.GetFlagCompletionFunc(flag); of.Flags().Lookup(flag) != nil && !known {
 				t.Errorf("%s --%s isn't completed", name, flag)
+			}
+		}
+	}
+}
+
+// TestHints: if there is neither an agent nor a kubeconfig, each command's error names only flags that it has.
+func TestHints(t *testing.T) {
+	t.Setenv("KUBECONFIG", filepath.Join(t.TempDir(), "none"))
+	t.Setenv("HOME", t.TempDir())
+	for _, tc := range []struct {
+		cmd  *cobra.Command
+		args string
+	}{
+		{flowsCommand(), ""},
+		{flowsCommand(), "--cluster"},
+		{suggestCommand(), "-n shop"},
+		{auditCommand(), "shop/db"},
+		{dropsCommand(), ""},
+		{dropsCommand(), "--node n1"},
+		{statusCommand(), "--cluster"},
+		{waitCommand(), "pod shop/db"},
+		{explainCommand(), "shop/db shop/web:80"},
+		{explainCommand(), "shop/db shop/web:80 --source agent"},
+		{explainCommand(), "shop/db shop/web:80 --cluster"},
+		{matrixCommand(), ""},
+		{dumpCommand(), filepath.Join(t.TempDir(), "bundle.tar.gz")},
+	} {
+		cmd := tc.cmd
+		cmd.SilenceErrors, cmd.SilenceUsage = true, true
+		cmd.SetArgs(strings.Fields(tc.args))
+		_, text := client.Code(cmd.ExecuteContext(t.Context()))
+		hints := regexp.MustCompile(`--[a-z][a-z-]*`).FindAllString(text, -1)
+		if len(hints) == 0 {
+			t.Errorf("%s %s: no hint: %q", cmd.Name(), tc.args, text)
+		}
+		for _, flag := range hints {
+			if cmd.Flags().Lookup(flag[2:]) == nil {
+				t.Errorf("%s %s: there is no flag %s: %q", cmd.Name(), tc.args, flag, text)
 			}
 		}
 	}

@@ -185,16 +185,11 @@ func (o *dropsOptions) ofThisNode(interrupted context.Context, printDrop func(*a
 		return errInterrupted
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
-	case errors.Is(err, os.ErrPermission):
-		return fmt.Errorf("%s may not be opened: run weirctl as root", agentapi.Socket)
-	case errors.Is(err, agentapi.ErrNoAgent):
-		return fmt.Errorf("%w: weirctl drops asks the agent of the node that it runs on; --cluster asks those of all "+
-			"nodes, and --node NAME that of one", agentapi.ErrNoAgent)
 	}
 	if err == nil && o.query.Follow {
 		err = errors.New("the agent has ended")
 	}
-	return err
+	return client.Hinted(err, client.HintNode)
 }
 
 func (o *dropsOptions) ofNodes(ctx context.Context, printDrop func(*agentapi.Drop) error) error {

@@ -211,7 +211,7 @@ func askAgent(
 }
 
 func ask(ctx context.Context, question explain.Question) (e explain.Explanation, err error) {
-	err = client.Post(ctx, agentapi.ExplainPath, question, &e)
+	err = client.Hinted(client.Post(ctx, agentapi.ExplainPath, question, &e), client.HintSource)
 	if message, wrong := client.WrongInput(err); wrong {
 		err = explain.NewInputError(message)
 	}

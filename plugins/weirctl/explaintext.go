@@ -263,11 +263,11 @@ func kernelLines(p *client.Printer, k *explain.Kernel) {
 		p.Line("    ", c.Pod, " is in the ", string(c.Direction), " class of ", classPolicies(c), chain)
 	}
 	for _, s := range k.Sets {
-		holds := "doesn't hold"
-		if s.Holds {
-			holds = "holds"
+		has := "doesn't have"
+		if s.Has {
+			has = "has"
 		}
-		p.Line("    ", s.Name, " ", holds, " ", s.Address.String(), " (", s.For, ")")
+		p.Line("    ", s.Name, " ", has, " ", s.Address.String(), " (", s.For, ")")
 	}
 	if k.Rule != "" {
 		p.Line("    ", k.Chain, " decides: ", k.Rule)

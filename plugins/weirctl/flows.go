@@ -101,7 +101,7 @@ func (f *flowsFlags) ask(ctx context.Context, order *agentapi.FlowsOrder) ([]age
 			ask = func() error { return client.Post(ctx, path, order, &one) }
 		}
 		if err := ask(); err != nil {
-			return nil, usage(err)
+			return nil, usage(client.Hinted(err, client.HintCluster))
 		}
 		return []agentapi.Flows{one}, nil
 	}

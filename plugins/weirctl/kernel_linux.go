@@ -14,7 +14,7 @@ import (
 )
 
 func fromKernel(noAgent error) (*agentapi.Status, error) {
-	s := &agentapi.Status{Errors: []string{noAgent.Error() + "; the kernel goes on enforcing what it holds"}}
+	s := &agentapi.Status{Errors: []string{noAgent.Error() + "; rules of weir that are in the kernel stay in force"}}
 	pods, err := recorded()
 	if err != nil {
 		s.Errors = append(s.Errors, err.Error())

@@ -247,7 +247,7 @@ func (s *settler) holdsLocal(p netip.Prefix) string {
 	if i == len(s.local) || !p.Contains(s.local[i].Address) {
 		return ""
 	}
-	return fmt.Sprintf("it holds %s, %s", s.local[i].Address, s.local[i].What)
+	return fmt.Sprintf("it contains %s, %s", s.local[i].Address, s.local[i].What)
 }
 
 func (s *settler) lengths(p netip.Prefix) []bool {
@@ -265,7 +265,7 @@ func (s *settler) refuses(node string, p netip.Prefix) string {
 			if p.IsSingleIP() {
 				return "such addresses are special (" + x.what + ")"
 			}
-			return fmt.Sprintf("it holds special addresses (%s, %s)", x.network, x.what)
+			return fmt.Sprintf("it contains special addresses (%s, %s)", x.network, x.what)
 		}
 	}
 	other, overlaps := s.inside[p]

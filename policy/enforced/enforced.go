@@ -63,10 +63,11 @@ type Answer struct {
 	Problems []ruleset.Problem `json:"problems,omitempty"`
 	// Endpoints are the attachments that the ruleset was made for: all of the node, in every namespace.
 	Endpoints []policy.Endpoint `json:"endpoints"`
-	Held      Held              `json:"held"`
+	ShortForm ShortForm         `json:"shortForm"`
 }
 
-type Held struct {
+// ShortForm has the classes of pods, and the contents of the sets of these classes.
+type ShortForm struct {
 	Pods []Pod `json:"pods"`
 	// Classes has the classes by the names in the fields Ingress and Egress of Pods.
 	Classes map[string]Class `json:"classes"`
@@ -103,9 +104,9 @@ func (c Class) Equal(o Class) bool {
 
 // Of returns what the ruleset enforces for the endpoints. Unless peers is empty, the sets are described by the
 // entries with these addresses only.
-func Of(r ruleset.Ruleset, endpoints []policy.Endpoint, peers []netip.Addr) Held {
-	h := holder{
-		Held: Held{Pods: []Pod{}, Classes: map[string]Class{}}, of: r, peers: peers, sets: map[string]ruleset.Set{},
+func Of(r ruleset.Ruleset, endpoints []policy.Endpoint, peers []netip.Addr) ShortForm {
+	h := shortener{
+		ShortForm: ShortForm{Pods: []Pod{}, Classes: map[string]Class{}}, of: r, peers: peers, sets: map[string]ruleset.Set{},
 		chains: map[string]ruleset.Chain{}, digests: map[string]Set{},
 	}
 	for _, s := range r.Sets {
@@ -122,11 +123,11 @@ func Of(r ruleset.Ruleset, endpoints []policy.Endpoint, peers []netip.Addr) Held
 			})
 		}
 	}
-	return h.Held
+	return h.ShortForm
 }
 
-type holder struct {
-	Held
+type shortener struct {
+	ShortForm
 	of      ruleset.Ruleset
 	peers   []netip.Addr
 	sets    map[string]ruleset.Set
@@ -136,7 +137,7 @@ type holder struct {
 
 func chainKey(f conf.Family, name string) string { return f.String() + " " + name }
 
-func (h *holder) class(d ruleset.Direction, e policy.Endpoint, a netip.Addr) string {
+func (h *shortener) class(d ruleset.Direction, e policy.Endpoint, a netip.Addr) string {
 	f, own := conf.FamilyOf(a), ruleset.Element{Prefix: netip.PrefixFrom(a, a.BitLen())}
 	for _, c := range h.of.Classes {
 		set := h.sets[c.Set]
@@ -157,7 +158,7 @@ func (h *holder) class(d ruleset.Direction, e policy.Endpoint, a netip.Addr) str
 	return ""
 }
 
-func (h *holder) used(c ruleset.Chain) []Set {
+func (h *shortener) used(c ruleset.Chain) []Set {
 	by := map[string]Set{}
 	for _, r := range c.Rules {
 		for _, m := range r.Sets {
@@ -174,7 +175,7 @@ func (h *holder) used(c ruleset.Chain) []Set {
 	return all
 }
 
-func (h *holder) digest(s ruleset.Set) Set {
+func (h *shortener) digest(s ruleset.Set) Set {
 	out := Set{Name: s.Name}
 	sum := sha256.New()
 	var line []byte

@@ -15,7 +15,7 @@ import (
 // TestAgreesWithTheEvaluator: on random clusters, explanations and an evaluator of the whole state give the same
 // results. Connections from a node to its own pods are excepted.
 func TestAgreesWithTheEvaluator(t *testing.T) {
-	results := map[Result]int{}
+	results, itself := map[Result]int{}, 0
 	for seed := range uint64(150) {
 		r := rand.New(rand.NewPCG(seed, 11))
 		state := policytest.State(r)
@@ -42,12 +42,18 @@ func TestAgreesWithTheEvaluator(t *testing.T) {
 				if s.Result == Dropped && s.Reason == Isolated && len(s.Nearest) == 0 && s.Change == "" {
 					t.Errorf("seed %d: %+v: nothing says what would allow it: %+v", seed, p, s)
 				}
+				if s.Result == Allowed && (s.Change != "" || len(s.Nearest)+len(s.OnlyAudited) > 0) {
+					t.Errorf("seed %d: %+v is allowed, and the explanation says what would allow it: %+v", seed, p, s)
+				}
+				if s.Reason == Itself {
+					itself++
+				}
 			}
 			results[e.Result]++
 		}
 	}
-	if results[Allowed] < 500 || results[Dropped] < 500 {
-		t.Errorf("too few cases: %v", results)
+	if results[Allowed] < 500 || results[Dropped] < 500 || itself < 50 {
+		t.Errorf("too few cases: %v, %d of a pod to itself", results, itself)
 	}
 }
 
@@ -122,7 +128,7 @@ func TestKernelAgrees(t *testing.T) {
 		if seed%2 == 0 {
 			want = policytest.Bounds(r).Merge(want, nil)
 		}
-		view := View{Node: "here", Want: want, Held: want, Links: map[netip.Addr]ruleset.Link{}}
+		view := View{Node: "here", Want: want, Have: want, Links: map[netip.Addr]ruleset.Link{}}
 		for _, e := range state.Endpoints {
 			for _, a := range e.Addresses {
 				view.Links[a.Addr] = policy.LinkOf(e)
@@ -149,7 +155,7 @@ func TestKernelAgrees(t *testing.T) {
 			}
 			if k.Result == Dropped {
 				tampered := view
-				tampered.Held = opened(want)
+				tampered.Have = opened(want)
 				if e.AddKernel(tampered); e.Paths[0].Kernel.Result != Allowed || !e.Differs() {
 					t.Fatalf("seed %d: without a drop nothing differs: %+v", seed, e.Paths[0].Kernel)
 				}
@@ -157,7 +163,7 @@ func TestKernelAgrees(t *testing.T) {
 			if e.Paths[0].From.Here && e.Paths[0].Sides[0].Reason == Isolated {
 				lost++
 				tampered := view
-				tampered.Held = without(want, k.Classes[0].Set)
+				tampered.Have = without(want, k.Classes[0].Set)
 				if e.AddKernel(tampered); !e.Differs() {
 					t.Fatalf("seed %d: without %s nothing differs: %+v", seed, k.Classes[0].Set, e.Paths[0].Kernel)
 				}

@@ -39,16 +39,16 @@ type KernelClass struct {
 type KernelSet struct {
 	Name    string     `json:"name"`
 	Address netip.Addr `json:"address"`
-	Holds   bool       `json:"holds"`
+	Has     bool       `json:"has"`
 	For     string     `json:"for,omitempty"`
 }
 
 // View is a node's kernel, and the ruleset that should be in it.
 type View struct {
 	Node string
-	// Want is the ruleset that the agent has applied. Held is Want with the kernel's entries for the packets.
+	// Want is the ruleset that the agent has applied. Have is Want with the kernel's entries for the packets.
 	// Wrong says where the kernel's rules differ.
-	Want, Held ruleset.Ruleset
+	Want, Have ruleset.Ruleset
 	Wrong      []string
 	Unread     string
 	Unknown    string
@@ -113,7 +113,7 @@ func (p *Path) unchecked() string {
 
 func (p *Path) compare(v View, packet ruleset.Packet) error {
 	k := p.Kernel
-	passes, steps, err := v.Held.Trace(packet)
+	passes, steps, err := v.Have.Trace(packet)
 	if err != nil {
 		return err
 	}
@@ -148,7 +148,7 @@ func (p *Path) compare(v View, packet ruleset.Packet) error {
 
 func (p *Path) compareClass(v View, s Side, end Place) {
 	k := p.Kernel
-	held, wanted := classOf(v.Held, s.Direction, end), classOf(v.Want, s.Direction, end)
+	held, wanted := classOf(v.Have, s.Direction, end), classOf(v.Want, s.Direction, end)
 	class := KernelClass{Direction: s.Direction, Pod: end.Pod, Policies: []string{}}
 	if held != nil {
 		class.Set, class.Chain, class.Policies, class.Audited = held.Set, held.Chain, held.Policies, held.Audited
@@ -223,7 +223,7 @@ func inSet(r ruleset.Ruleset, name string, a netip.Addr) bool {
 const maxSets = 10
 
 func (p *Path) compareSets(v View, c KernelClass, packet ruleset.Packet) {
-	chain, ok := v.Held.Chain(conf.FamilyOf(packet.Dst), c.Chain)
+	chain, ok := v.Have.Chain(conf.FamilyOf(packet.Dst), c.Chain)
 	if !ok {
 		return
 	}
@@ -238,14 +238,14 @@ func (p *Path) compareSets(v View, c KernelClass, packet ruleset.Packet) {
 			default:
 				continue
 			}
-			held := inSet(v.Held, m.Name, a)
+			held := inSet(v.Have, m.Name, a)
 			if wanted := inSet(v.Want, m.Name, a); held != wanted {
-				words := map[bool]string{true: "holds", false: "lacks"}
+				words := map[bool]string{true: "has", false: "lacks"}
 				p.Kernel.Differences = append(p.Kernel.Differences,
 					fmt.Sprintf("the kernel's set %s %s %s, and should not", m.Name, words[held], a))
 			}
 			if len(p.Kernel.Sets) < maxSets {
-				p.Kernel.Sets = append(p.Kernel.Sets, KernelSet{Name: m.Name, Address: a, Holds: held, For: r.Comment})
+				p.Kernel.Sets = append(p.Kernel.Sets, KernelSet{Name: m.Name, Address: a, Has: held, For: r.Comment})
 			}
 		}
 	}

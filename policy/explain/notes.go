@@ -13,56 +13,56 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-func (j *judge) note(format string, args ...any) {
-	if n := fmt.Sprintf(format, args...); !slices.Contains(j.Notes, n) {
-		j.Notes = append(j.Notes, n)
+func (x *explainer) note(format string, args ...any) {
+	if n := fmt.Sprintf(format, args...); !slices.Contains(x.Notes, n) {
+		x.Notes = append(x.Notes, n)
 	}
 }
 
-func (j *judge) notes(from, to Ref) {
-	for i := range j.Paths {
-		j.pathNotes(&j.Paths[i])
+func (x *explainer) notes(from, to Ref) {
+	for i := range x.Paths {
+		x.pathNotes(&x.Paths[i])
 	}
-	if s := j.service(to); to.Kind == EndService && s != nil {
-		j.serviceNotes(from, s)
+	if s := x.service(to); to.Kind == EndService && s != nil {
+		x.serviceNotes(from, s)
 	} else if to.Kind == EndPod && s != nil {
-		j.note("there is also a Service of this name: ask about svc/%s", s)
+		x.note("there is also a Service of this name: ask about svc/%s", s)
 	}
 	if from.Kind == EndWorld || to.Kind == EndWorld {
-		j.worldNotes(from)
+		x.worldNotes(from)
 	}
-	for _, u := range j.Unenforced {
-		j.note("%s", u.String())
+	for _, u := range x.Unenforced {
+		x.note("%s", u.String())
 	}
 }
 
-func (j *judge) pathNotes(p *Path) {
+func (x *explainer) pathNotes(p *Path) {
 	for _, side := range p.Sides {
-		j.sideNotes(side)
+		x.sideNotes(side)
 	}
 	for _, end := range []Place{p.From, p.To} {
 		if end.HostNetwork {
-			j.note("%s uses the network of its node %s: no policy selects it, no selector matches it, and its address is "+
+			x.note("%s uses the network of its node %s: no policy selects it, no selector matches it, and its address is "+
 				"the node's", end.Pod, end.Node)
 		}
 	}
 	ingress := p.Sides[1]
 	switch {
 	case p.From.isNode && ingress.Reason == FromNode:
-		j.note("%s is on the same node, and packets from a node to its own pods aren't checked (kubelet's probes need that)",
-			j.label(p.To))
+		x.note("%s is on the same node, and packets from a node to its own pods aren't checked (kubelet's probes need that)",
+			x.label(p.To))
 	case p.From.isNode && ingress.Reason == Isolated:
-		j.note("only an ipBlock matches a node's address. weir sees a node's address for hostNetwork pods, for kubelet and " +
+		x.note("only an ipBlock matches a node's address. weir sees a node's address for hostNetwork pods, for kubelet and " +
 			"the API server (webhooks), and for connections from outside that kube-proxy passes on to another node")
 	}
-	if p.Result == Allowed && p.From.Pod != "" && !p.From.HostNetwork && j.masqueraded(p) {
-		j.note("%s sees the address of the pod's node%s, not the pod's: weir masquerades packets that leave the pods' "+
-			"networks", j.label(p.To), before(" ", p.From.Node))
+	if p.Result == Allowed && p.From.Pod != "" && !p.From.HostNetwork && x.masqueraded(p) {
+		x.note("%s sees the address of the pod's node%s, not the pod's: weir masquerades packets that leave the pods' "+
+			"networks", x.label(p.To), before(" ", p.From.Node))
 	}
 	if p.From.Pod == "" && p.To.Pod == "" {
-		j.note("neither %s nor %s is a pod: policies decide only about pods' connections", j.label(p.From), j.label(p.To))
+		x.note("neither %s nor %s is a pod: policies decide only about pods' connections", x.label(p.From), x.label(p.To))
 	}
-	j.problemNotes(p)
+	x.problemNotes(p)
 }
 
 func before(prefix, text string) string {
@@ -80,11 +80,11 @@ func or(a, b string) string {
 }
 
 // masqueraded reports whether the sender's node replaces the path's source address with its own.
-func (j *judge) masqueraded(p *Path) bool {
+func (x *explainer) masqueraded(p *Path) bool {
 	if p.To.Pod != "" && !p.To.HostNetwork {
 		return false
 	}
-	for _, n := range j.Nodes {
+	for _, n := range x.Nodes {
 		for _, cidr := range n.PodCIDRs {
 			if cidr.Contains(p.To.Address) {
 				return false
@@ -94,37 +94,37 @@ func (j *judge) masqueraded(p *Path) bool {
 	return p.From.Address.Is4() || p.From.Address.IsPrivate()
 }
 
-func (j *judge) sideNotes(s Side) {
+func (x *explainer) sideNotes(s Side) {
 	switch s.Reason {
 	case Closed:
-		j.note("pod %s is closed: the agent doesn't know the pod's labels, so it drops the pod's new connections until "+
+		x.note("pod %s is closed: the agent doesn't know the pod's labels, so it drops the pod's new connections until "+
 			"its source knows the pod (weirctl status)", s.Pod)
 	case Off:
-		j.note("enforcement is off for pod %s in its network's configuration, so policies don't apply to it", s.Pod)
+		x.note("enforcement is off for pod %s in its network's configuration, so policies don't apply to it", s.Pod)
 	case Uncertain:
-		j.note("it is uncertain which of several pods %s is, so each of them must be allowed", s.Pod)
+		x.note("it is uncertain which of several pods %s is, so each of them must be allowed", s.Pod)
 	case Open, Isolated:
-		j.strayPolicies(s)
+		x.strayPolicies(s)
 	}
 }
 
-func (j *judge) strayPolicies(s Side) {
+func (x *explainer) strayPolicies(s Side) {
 	namespace, name, _ := strings.Cut(s.Pod, "/")
 	if namespace == metav1.NamespaceDefault || (s.Result == Allowed && s.Reason == Isolated) {
 		return
 	}
-	pods := j.pods(namespace, name)
+	pods := x.pods(namespace, name)
 	if len(pods) != 1 {
 		return
 	}
-	for _, np := range j.Policies {
+	for _, np := range x.Policies {
 		if np.Namespace != metav1.NamespaceDefault || !isolates(np, s.Direction) ||
 			len(np.Spec.PodSelector.MatchLabels)+len(np.Spec.PodSelector.MatchExpressions) == 0 {
 			continue
 		}
 		selector, err := metav1.LabelSelectorAsSelector(&np.Spec.PodSelector)
 		if err == nil && selector.Matches(labels.Set(pods[0].Labels)) {
-			j.note("NetworkPolicy %s/%s would select %s, but a policy selects pods of its own namespace only: is it meant for "+
+			x.note("NetworkPolicy %s/%s would select %s, but a policy selects pods of its own namespace only: is it meant for "+
 				"namespace %s?", np.Namespace, np.Name, s.Pod, namespace)
 		}
 	}
@@ -141,51 +141,51 @@ func isolates(np *networkingv1.NetworkPolicy, d ruleset.Direction) bool {
 	return slices.Contains(np.Spec.PolicyTypes, want)
 }
 
-func (j *judge) problemNotes(p *Path) {
+func (x *explainer) problemNotes(p *Path) {
 	for i, end := range []Place{p.From, p.To} {
 		if end.Pod != "" && !end.HostNetwork && p.Sides[i].Pod == "" && p.Sides[i].Reason == NoPod {
-			j.note("%s isn't within the podCIDRs of %s's Node %s, so weir doesn't believe that it is the pod's address: no "+
+			x.note("%s isn't within the podCIDRs of %s's Node %s, so weir doesn't believe that it is the pod's address: no "+
 				"policy applies to it, and no selector matches it", end.Address, end.Pod, or(end.Node, "(unknown)"))
 		}
-		for _, problem := range ruleset.Together(j.Problems) {
+		for _, problem := range ruleset.Together(x.Problems) {
 			for _, name := range p.Sides[i].Policies {
 				if problem.Object == "NetworkPolicy "+name {
-					j.note("%s", problem)
+					x.note("%s", problem)
 				}
 			}
 		}
 	}
 }
 
-func (j *judge) serviceNotes(from Ref, s *policy.Service) {
-	outside := from.Kind == EndWorld || (from.Kind == EndAddress && j.outside(from))
+func (x *explainer) serviceNotes(from Ref, s *policy.Service) {
+	outside := from.Kind == EndWorld || (from.Kind == EndAddress && x.outside(from))
 	switch reachable := s.Kind == "NodePort" || s.Kind == "LoadBalancer" || len(s.External) > 0; {
 	case !outside:
 	case !reachable:
-		j.note("svc/%s has the type ClusterIP, so nothing outside of the cluster reaches it: what comes through an ingress "+
+		x.note("svc/%s has the type ClusterIP, so nothing outside of the cluster reaches it: what comes through an ingress "+
 			"controller comes from the controller's pods", s)
 	case s.Local:
-		j.note("svc/%s has externalTrafficPolicy: Local, so pods see the clients' own addresses", s)
+		x.note("svc/%s has externalTrafficPolicy: Local, so pods see the clients' own addresses", s)
 	default:
-		j.note("svc/%s has externalTrafficPolicy: Cluster. A node that passes a client's packet on to a pod on another node "+
+		x.note("svc/%s has externalTrafficPolicy: Cluster. A node that passes a client's packet on to a pod on another node "+
 			"sends it under its own address, so an ipBlock with the clients' network doesn't match it. "+
 			"externalTrafficPolicy: Local keeps the clients' addresses", s)
 	}
 }
 
-func (j *judge) outside(r Ref) bool {
-	p := j.placeOf(r.Address)
+func (x *explainer) outside(r Ref) bool {
+	p := x.placeOf(r.Address)
 	return p.Pod == "" && p.Node == ""
 }
 
-func (j *judge) worldNotes(from Ref) {
-	for _, p := range j.Paths {
+func (x *explainer) worldNotes(from Ref) {
+	for _, p := range x.Paths {
 		side := p.Sides[0]
 		if from.Kind == EndWorld {
 			side = p.Sides[1]
 		}
 		var blocks []string
-		for _, np := range j.Policies {
+		for _, np := range x.Policies {
 			if !slices.Contains(side.Policies, np.Namespace+"/"+np.Name) {
 				continue
 			}
@@ -206,7 +206,7 @@ func (j *judge) worldNotes(from Ref) {
 				more = fmt.Sprintf(" and %d more", len(blocks)-5)
 				blocks = blocks[:5]
 			}
-			j.note("world means addresses that no ipBlock names. The policies of %s also name %s%s: ask about an address there",
+			x.note("world means addresses that no ipBlock names. The policies of %s also name %s%s: ask about an address there",
 				side.Pod, strings.Join(blocks, ", "), more)
 		}
 	}

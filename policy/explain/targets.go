@@ -13,15 +13,15 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-func (j *judge) targets(to Ref, port Port) ([]target, error) {
+func (x *explainer) targets(to Ref, port Port) ([]target, error) {
 	if to.Kind == EndService {
-		return j.serviceTargets(to, port)
+		return x.serviceTargets(to, port)
 	}
-	places, err := j.places(to)
+	places, err := x.places(to)
 	if err != nil {
 		return nil, err
 	}
-	ports, err := j.ports(to, port)
+	ports, err := x.ports(to, port)
 	if err != nil {
 		return nil, err
 	}
@@ -34,13 +34,13 @@ func (j *judge) targets(to Ref, port Port) ([]target, error) {
 	return all, nil
 }
 
-func (j *judge) ports(to Ref, port Port) ([]policy.NamedPort, error) {
+func (x *explainer) ports(to Ref, port Port) ([]policy.NamedPort, error) {
 	if port.Number != 0 || (port.Name == "" && port.Proto == ruleset.ICMP) {
 		return []policy.NamedPort{{Proto: port.Proto, Number: port.Number}}, nil
 	}
 	var named []policy.NamedPort
 	var known []string
-	for _, p := range j.pods(to.Namespace, to.Name) {
+	for _, p := range x.pods(to.Namespace, to.Name) {
 		for _, n := range p.Ports {
 			known = append(known, fmt.Sprintf("%s (%d/%s)", n.Name, n.Number, strings.ToUpper(string(n.Proto))))
 			if port.Name == "" || (n.Name == port.Name && n.Proto == port.Proto) {
@@ -64,8 +64,8 @@ func (j *judge) ports(to Ref, port Port) ([]policy.NamedPort, error) {
 	return nil, inputError("%s has no named ports: write the number of the port instead of %s", to, port.Name)
 }
 
-func (j *judge) serviceTargets(to Ref, port Port) ([]target, error) {
-	s := j.service(to)
+func (x *explainer) serviceTargets(to Ref, port Port) ([]target, error) {
+	s := x.service(to)
 	var ports []policy.ServicePort
 	var known []string
 	for _, p := range s.Ports {
@@ -89,12 +89,12 @@ func (j *judge) serviceTargets(to Ref, port Port) ([]target, error) {
 	}
 	var all []target
 	for _, p := range ports {
-		ready := j.endpoints(s, p)
+		ready := x.endpoints(s, p)
 		if len(ready) == 0 {
-			j.Notes = append(j.Notes, j.noEndpoints(s, p))
+			x.Notes = append(x.Notes, x.noEndpoints(s, p))
 		}
 		if more := len(ready) - maxPaths; more > 0 {
-			j.Notes = append(j.Notes, fmt.Sprintf("%s has %d more endpoints, which are left out", to, more))
+			x.Notes = append(x.Notes, fmt.Sprintf("%s has %d more endpoints, which are left out", to, more))
 			ready = ready[:maxPaths]
 		}
 		all = append(all, ready...)
@@ -110,7 +110,7 @@ func portForm(p Port) string {
 	return number + "/" + strings.ToUpper(string(p.Proto))
 }
 
-func (j *judge) endpoints(s *policy.Service, p policy.ServicePort) (all []target) {
+func (x *explainer) endpoints(s *policy.Service, p policy.ServicePort) (all []target) {
 	through := fmt.Sprintf("svc/%s port %d", s, p.Port)
 	add := func(place Place, number uint16) {
 		t := target{Place: place, proto: p.Proto, port: number, through: through}
@@ -123,17 +123,17 @@ func (j *judge) endpoints(s *policy.Service, p policy.ServicePort) (all []target
 		for _, e := range s.Endpoints {
 			i := slices.IndexFunc(e.Ports, func(n policy.NamedPort) bool { return n.Name == p.Name && n.Proto == p.Proto })
 			if e.Ready && i >= 0 {
-				add(j.placeOf(e.Address), e.Ports[i].Number)
+				add(x.placeOf(e.Address), e.Ports[i].Number)
 			}
 		}
 		return all
 	}
-	for _, o := range j.selected(s) {
+	for _, o := range x.selected(s) {
 		number, ok := targetNumber(o, p)
 		if !ok || o.Finished {
 			continue
 		}
-		places, err := j.places(Ref{Kind: EndPod, Namespace: o.Namespace, Name: o.Name})
+		places, err := x.places(Ref{Kind: EndPod, Namespace: o.Namespace, Name: o.Name})
 		if err != nil {
 			continue
 		}
@@ -144,13 +144,13 @@ func (j *judge) endpoints(s *policy.Service, p policy.ServicePort) (all []target
 	return all
 }
 
-func (j *judge) selected(s *policy.Service) (all []*policy.Pod) {
+func (x *explainer) selected(s *policy.Service) (all []*policy.Pod) {
 	if len(s.Selector) == 0 {
 		return nil
 	}
 	selector := labels.SelectorFromSet(s.Selector)
-	for i := range j.Pods {
-		if o := &j.Pods[i]; o.Namespace == s.Namespace && selector.Matches(labels.Set(o.Labels)) {
+	for i := range x.Pods {
+		if o := &x.Pods[i]; o.Namespace == s.Namespace && selector.Matches(labels.Set(o.Labels)) {
 			all = append(all, o)
 		}
 	}
@@ -170,10 +170,10 @@ func targetNumber(o *policy.Pod, p policy.ServicePort) (uint16, bool) {
 	return o.Ports[i].Number, true
 }
 
-func (j *judge) noEndpoints(s *policy.Service, p policy.ServicePort) string {
+func (x *explainer) noEndpoints(s *policy.Service, p policy.ServicePort) string {
 	where := fmt.Sprintf("svc/%s port %d has no ready endpoint, so kube-proxy refuses connections to it, whatever the "+
 		"policies are: ", s, p.Port)
-	pods := j.selected(s)
+	pods := x.selected(s)
 	switch {
 	case len(s.Selector) == 0:
 		return where + "it has no selector, and no EndpointSlice"
@@ -191,14 +191,14 @@ func (j *judge) noEndpoints(s *policy.Service, p policy.ServicePort) string {
 		"kubernetes.io/service-name", s.Name)
 }
 
-func (j *judge) forwarders(to Ref, from Place) []Place {
-	s := j.service(to)
-	if s.Local || (s.Kind != "NodePort" && s.Kind != "LoadBalancer") || len(j.Nodes) < 2 {
+func (x *explainer) forwarders(to Ref, from Place) []Place {
+	s := x.service(to)
+	if s.Local || (s.Kind != "NodePort" && s.Kind != "LoadBalancer") || len(x.Nodes) < 2 {
 		return nil
 	}
 	var all []Place
 	seen := map[conf.Family]bool{}
-	for _, cidr := range j.podCIDRs(j.Nodes[0]) {
+	for _, cidr := range x.podCIDRs(x.Nodes[0]) {
 		if f := conf.FamilyOf(cidr.Addr()); !seen[f] && (from.isWorld || f == conf.FamilyOf(from.Address)) {
 			seen[f] = true
 			all = append(all, Place{

@@ -135,7 +135,7 @@ func (v Verdict) String() string {
 		fmt.Fprintf(&b, "%s: %s", d.Direction, result(d.Allowed()))
 		switch {
 		case len(d.Either) > 0:
-			fmt.Fprintf(&b, ": %s may be one of %d pods, and each of them must be let through\n", d.Pod, len(d.Either))
+			fmt.Fprintf(&b, ": %s may be one of %d pods, and the policies must allow each of them\n", d.Pod, len(d.Either))
 		case d.Off:
 			fmt.Fprintf(&b, ": enforcement is off for %s\n", d.Pod)
 		case d.Unknown:

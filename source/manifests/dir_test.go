@@ -171,7 +171,7 @@ func TestDirKnowsNothingWhileAFileMayHoldAPolicy(t *testing.T) {
 		"service.yaml": "apiVersion: v1\nkind: Service\nmetadata: {name: {{ .Values.name }}}\n",
 		"crd.yaml":     "kind: X\napiVersion: example.com/v1\n",
 	})
-	s.want("-", "b.yaml: document 1", "service.yaml: document 1", "it holds no policy")
+	s.want("-", "b.yaml: document 1", "service.yaml: document 1", "it contains no policy")
 	s.write("a.yaml", pod("a", "two"))
 	s.want("-", "b.yaml: document 1")
 	s.write("c.yaml", "{{- if .Values.policy }}\n")

@@ -30,9 +30,9 @@ func (f *file) errors(name string) []error {
 		case f.seen:
 			say(u.where, u.err, "what it said before stays in force")
 		case u.mayHoldPolicy:
-			say(u.where, u.err, "it may hold a policy, and has never been readable")
+			say(u.where, u.err, "it may contain a policy, and has never been readable")
 		default:
-			say(u.where, u.err, "it holds no policy, and is left out")
+			say(u.where, u.err, "it contains no policy, and is left out")
 		}
 	}
 	for _, e := range f.entries {
@@ -57,13 +57,13 @@ func (e *entry) effect() string {
 	case e.kept:
 		return "its last good version stays in force"
 	case e.differs && e.policy != nil:
-		return "it isolates the pods that any version selects, and lets through what all of them do"
+		return "it isolates the pods that any version selects, and allows what all versions allow"
 	case e.differs && e.node != nil:
 		return "the first in the order of the files' names counts"
 	case e.differs:
 		return "what all versions agree on counts"
 	case (e.damage == denying || e.damage == noSelector) && e.audited():
-		return "it is audited as a policy that lets nothing through"
+		return "it is audited as a policy that allows nothing"
 	case e.damage == denying:
 		return "the pods that it selects are closed"
 	case e.damage == noSelector:

@@ -81,7 +81,7 @@ func TestEveryDropShows(t *testing.T) {
 		{"no-pod", b.Netns, udpFrame(t, macOf(t, b.Netns, "eth0"), gateway, b.IP, nobody, 53, nil), nobody + ":53"},
 		{"tunnel", "/run/netns/outside", stranger, "inside is a packet from 10.99.0.7 to " + b.IP},
 		{
-			"way", "/run/netns/outside", udpFrame(t, outside, uplink, "10.99.0.7", b.IP, 53, nil),
+			"wrong-link", "/run/netns/outside", udpFrame(t, outside, uplink, "10.99.0.7", b.IP, 53, nil),
 			"ingress  10.99.0.7:40000 -> quiet/b",
 		},
 	} {

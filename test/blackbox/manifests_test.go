@@ -392,7 +392,7 @@ func TestOddFiles(t *testing.T) {
 	n.StartAgent()
 	out, err := n.Ctl("status")
 	for _, name := range []string{"pipe.yaml", "socket.yaml", "zero.json"} {
-		if err != nil || !strings.Contains(out, name+": it is no regular file; it holds no policy, and is left out") {
+		if err != nil || !strings.Contains(out, name+": it is no regular file; it contains no policy, and is left out") {
 			t.Errorf("the status doesn't say that %s is left out: %v\n%s", name, err, out)
 		}
 	}

@@ -71,7 +71,7 @@ func TestAddsAndDelsAreNobodysTampering(t *testing.T) {
 		t.Errorf("%d times the agent says that another program changed weir's sets or rules, which none did", k)
 	}
 	if out, err := podSet(); err != nil || strings.Contains(out, "10.77.0.") {
-		t.Errorf("left among the judged pods: %v\n%s", err, out)
+		t.Errorf("left in the set of all pods: %v\n%s", err, out)
 	}
 	nodetest.RunEach(t, nodetest.PutInto(nodetest.PodSet, "203.0.113.9"))
 	n.Eventually("an address of no pod is taken out", func() error {
@@ -99,7 +99,7 @@ func watchMember(t *testing.T, pod string, ended <-chan struct{}) {
 		out, err := podSet()
 		is := strings.Contains(out, `"`+pod+`"`)
 		if err == nil && was && !is {
-			t.Errorf("pod %s has left the set of judged pods while its ADD was on its way", pod)
+			t.Errorf("pod %s has left the set of all pods while its ADD was on its way", pod)
 			return
 		}
 		was = was || (err == nil && is)

@@ -59,7 +59,7 @@ func TestPolicyLatency(t *testing.T) {
 			}
 			i := slices.IndexFunc(all, func(a attempt) bool { return a.Start.After(c.at) && a.OK == open })
 			if i < 0 {
-				t.Fatalf("no connection after the change at %v was judged by it", c.at)
+				t.Fatalf("no connection after the change at %v was evaluated by it", c.at)
 			}
 			took, answered = append(took, all[i].Start.Sub(c.at)), append(answered, c.answered)
 		}

@@ -31,7 +31,7 @@ func AuditPath(name string) string {
 // Equivalent to: curl --unix-socket /run/weir/agent.sock http://agent/v1/audit?policy=NAMESPACE/NAME (without
 // ?policy=… for an empty name)
 func Audit(ctx context.Context, name string) (r agentapi.AuditReport, err error) {
-	return r, get(ctx, AuditPath(name), &r)
+	return r, Get(ctx, AuditPath(name), &r)
 }
 
 type AuditOfNodes struct {
@@ -54,7 +54,7 @@ func (a *AuditOfNodes) Add(r agentapi.AuditReport, since time.Time) {
 	if a.Since.IsZero() || r.Since.After(a.Since) {
 		a.Since = r.Since
 	}
-	a.More, a.Unjudged = a.More+r.More, a.Unjudged+r.Unjudged
+	a.More, a.Unevaluated = a.More+r.More, a.Unevaluated+r.Unevaluated
 	if r.Trouble != "" {
 		a.Troubles = append(a.Troubles, strings.TrimPrefix(r.Node+": ", ": ")+r.Trouble)
 	}
@@ -143,9 +143,9 @@ func auditLimits(line printLine, a *AuditOfNodes) {
 	if a.More > 0 {
 		line("%d more connections are not listed: there are too many different ones.", a.More)
 	}
-	if a.Unjudged > 0 {
-		line("%d connections could not be judged: too many came at once, or the agent was busy. "+
-			"Some of them may be would-drops.", a.Unjudged)
+	if a.Unevaluated > 0 {
+		line("%d connections could not be evaluated: too many came at once, or the agent was busy. "+
+			"Some of them may be would-drops.", a.Unevaluated)
 	}
 	for _, t := range a.Troubles {
 		line("No packets are read: %s", agentapi.OneLine(t))

@@ -37,7 +37,7 @@ func TestPrintAudit(t *testing.T) {
 		out,
 	}}, at.Add(-time.Minute))
 	sum.Add(agentapi.AuditReport{
-		Node: "n2", Since: at.Add(time.Second), Audited: []string{"shop/db", "shop/new"}, Unjudged: 7, Trouble: "no group",
+		Node: "n2", Since: at.Add(time.Second), Audited: []string{"shop/db", "shop/new"}, Unevaluated: 7, Trouble: "no group",
 		Dropped: []agentapi.AuditedTraffic{
 			traffic(web, "tcp", 5432, 4, at.Add(time.Second)), traffic(other, "tcp", 5432, 1, at),
 		},
@@ -54,7 +54,7 @@ ingress    shop/db-0  192.0.2.9     icmp      1      `+clock+`  `+clock+`
 ingress    shop/db-0  tools/backup  tcp 5432  1      `+clock+`  `+clock+`
 
 Counted since `+later+`.
-7 connections could not be judged: too many came at once, or the agent was busy. Some of them may be would-drops.
+7 connections could not be evaluated: too many came at once, or the agent was busy. Some of them may be would-drops.
 No packets are read: n2: no group
 
 # These rules, added to shop/db, allow all of that. Remove those that you don't want.
@@ -93,7 +93,7 @@ shop/db   10 connections  4      `+later+`
 shop/new  0 connections   0      -
 
 Counted since `+later+`.
-7 connections could not be judged: too many came at once, or the agent was busy. Some of them may be would-drops.
+7 connections could not be evaluated: too many came at once, or the agent was busy. Some of them may be would-drops.
 No packets are read: n2: no group
 `, b.String()); diff != "" {
 		t.Error(diff)

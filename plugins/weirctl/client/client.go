@@ -20,15 +20,17 @@ const answersWithin = 10 * time.Second
 // Equivalent to: curl --unix-socket /run/weir/agent.sock http://agent/v1/status
 func Status(ctx context.Context) (*agentapi.Status, error) {
 	s := &agentapi.Status{}
-	if err := get(ctx, agentapi.StatusPath, s); err != nil {
+	if err := Get(ctx, agentapi.StatusPath, s); err != nil {
 		return nil, err
 	}
 	return s, nil
 }
 
-func get(ctx context.Context, path string, into any) error { return ask(ctx, "GET", path, nil, into) }
+// Get asks this node's agent for the path, and decodes the answer. The error is one line.
+func Get(ctx context.Context, path string, into any) error { return ask(ctx, "GET", path, nil, into) }
 
-func post(ctx context.Context, path string, question, into any) error {
+// Post sends the question as JSON to this node's agent, and decodes the answer. The error is one line.
+func Post(ctx context.Context, path string, question, into any) error {
 	body, err := json.Marshal(question)
 	if err != nil {
 		return fmt.Errorf("ask the agent: %w", err)

@@ -62,7 +62,7 @@ func (s *ClusterStatus) Add(a Answer[*agentapi.Summary]) {
 		n.State, n.Why = NodeAway, a.Err.Error()
 	} else {
 		n.Summary = a.Value
-		n.State, n.Why = judge(a.Value)
+		n.State, n.Why = stateOf(a.Value)
 		s.Pods, s.Isolated, s.Closed = s.Pods+a.Value.Pods, s.Isolated+a.Value.Isolated, s.Closed+a.Value.Closed
 		s.Versions[a.Value.Version]++
 	}
@@ -78,7 +78,7 @@ func (s *ClusterStatus) Add(a Answer[*agentapi.Summary]) {
 	s.Nodes = slices.Insert(s.Nodes, at, n)
 }
 
-func judge(s *agentapi.Summary) (NodeState, string) {
+func stateOf(s *agentapi.Summary) (NodeState, string) {
 	faults := excerpt.List(s.Errors, "; ")
 	switch {
 	case !s.Ready:

@@ -57,7 +57,7 @@ func (g goal) lacks(x *expected, node string, q enforced.Question, a enforced.An
 	pods := x.byNode[node]
 	if g.pod != nil {
 		if q.Peers != nil {
-			return differInPeers(a.Held, x.on(node, a.Endpoints, q))
+			return differInPeers(a.ShortForm, x.on(node, a.Endpoints, q))
 		}
 		pods = []expectedPod{*g.pod}
 	}
@@ -79,7 +79,7 @@ func (g goal) lacks(x *expected, node string, q enforced.Question, a enforced.An
 		if !known { // the pod came after the objects were read, or is gone
 			continue
 		}
-		if i >= len(a.Held.Pods) || a.Held.Pods[i].ID != w.ID || a.Held.Pods[i].Address != w.Address {
+		if i >= len(a.ShortForm.Pods) || a.ShortForm.Pods[i].ID != w.ID || a.ShortForm.Pods[i].Address != w.Address {
 			return "the agent's answer has other pods than its attachments: it is of another version"
 		}
 		if why := differs(a, want, i); why != "" {
@@ -89,8 +89,8 @@ func (g goal) lacks(x *expected, node string, q enforced.Question, a enforced.An
 	return ""
 }
 
-func differs(a enforced.Answer, want enforced.Held, i int) string {
-	w, h := want.Pods[i], a.Held.Pods[i]
+func differs(a enforced.Answer, want enforced.ShortForm, i int) string {
+	w, h := want.Pods[i], a.ShortForm.Pods[i]
 	for _, direction := range []struct{ name, want, held string }{
 		{"ingress", w.Ingress, h.Ingress}, {"egress", w.Egress, h.Egress},
 	} {
@@ -100,7 +100,7 @@ func differs(a enforced.Answer, want enforced.Held, i int) string {
 			}
 			return fmt.Sprintf("the pod %s is in no %s class, so it is closed", w.Pod, direction.name)
 		}
-		wanted, held := want.Classes[direction.want], a.Held.Classes[direction.held]
+		wanted, held := want.Classes[direction.want], a.ShortForm.Classes[direction.held]
 		if wanted.Equal(held) {
 			continue
 		}
@@ -142,8 +142,8 @@ func setsDiffer(held, want []enforced.Set) string {
 	return ""
 }
 
-func differInPeers(held, want enforced.Held) string {
-	sets := func(of enforced.Held) map[string]enforced.Set {
+func differInPeers(held, want enforced.ShortForm) string {
+	sets := func(of enforced.ShortForm) map[string]enforced.Set {
 		all := map[string]enforced.Set{}
 		for _, c := range of.Classes {
 			for _, s := range c.Sets {

@@ -48,7 +48,7 @@ func answerOf(x *expected, q enforced.Question) enforced.Answer {
 		ID: "c:eth0", Pod: policy.PodRef{Namespace: "ns", Name: "web", UID: "web"},
 		Addresses: []policy.Address{{Addr: netip.MustParseAddr("10.0.1.1")}},
 	}}}
-	a.Held = x.on("n1", a.Endpoints, q)
+	a.ShortForm = x.on("n1", a.Endpoints, q)
 	return a
 }
 
@@ -57,11 +57,11 @@ func TestLacks(t *testing.T) {
 	client := small().byNode["n2"][0]
 	peers := goal{pod: &client}
 	both := func(a *enforced.Answer, change func(*enforced.Class)) {
-		for name, c := range a.Held.Classes {
+		for name, c := range a.ShortForm.Classes {
 			if c.Chain != "" {
 				c.Policies, c.Sets = append([]string{}, c.Policies...), append([]enforced.Set{}, c.Sets...)
 				change(&c)
-				a.Held.Classes[name] = c
+				a.ShortForm.Classes[name] = c
 			}
 		}
 	}
@@ -92,7 +92,7 @@ func TestLacks(t *testing.T) {
 		},
 		"closed": {
 			goal{namespace: "ns"},
-			func(a *enforced.Answer) { a.Held.Pods[0].Ingress = "" },
+			func(a *enforced.Answer) { a.ShortForm.Pods[0].Ingress = "" },
 			"the pod ns/web is in no ingress class, so it is closed",
 		},
 		"open": {

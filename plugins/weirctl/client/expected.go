@@ -141,7 +141,7 @@ func (x *expected) readPods(ctx context.Context, a *API, d *policy.Delta) error 
 
 // on returns what the node should hold. endpoints are the node's attachments. If a pod of the node has no attachment,
 // it counts as a pod without addresses.
-func (x *expected) on(node string, endpoints []policy.Endpoint, q enforced.Question) enforced.Held {
+func (x *expected) on(node string, endpoints []policy.Endpoint, q enforced.Question) enforced.ShortForm {
 	hide, show := policy.NewDelta(), policy.NewDelta()
 	for _, p := range x.byNode[node] {
 		if len(p.Addresses) > 0 && !slices.ContainsFunc(endpoints, p.is) {

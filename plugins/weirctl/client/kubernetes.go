@@ -36,6 +36,8 @@ type API struct {
 	clients map[schema.GroupVersion]*rest.RESTClient
 }
 
+var errNoKubeconfig = errors.New("no kubeconfig says where the API server is: use --kubeconfig FILE")
+
 // Config finds the API server as kubectl does: by the flags, KUBECONFIG, ~/.kube/config, or a pod's service
 // account.
 func (s *Source) Config() (*rest.Config, error) {
@@ -47,8 +49,7 @@ func (s *Source) Config() (*rest.Config, error) {
 		return config, nil
 	}
 	if clientcmd.IsEmptyConfig(err) {
-		return nil, errors.New("no agent runs here and no kubeconfig says where the API server is: use --kubeconfig FILE, " +
-			"or --source dir:PATH for files")
+		return nil, errNoKubeconfig
 	}
 	return nil, fmt.Errorf("read the kubeconfig: %s", firstLine(err))
 }
@@ -232,6 +233,12 @@ var resources = []resource{
 
 func (s *Source) loadKubernetes(ctx context.Context, namespaces []string) (explain.Cluster, error) {
 	config, err := s.Config()
+	if errors.Is(err, errNoKubeconfig) {
+		err = fmt.Errorf("%w, or --source dir:PATH for files", err)
+		if s.Place == "" && s.Context == "" {
+			err = fmt.Errorf("no agent runs here, and %w", err)
+		}
+	}
 	if err != nil {
 		return explain.Cluster{}, err
 	}

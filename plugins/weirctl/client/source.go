@@ -76,28 +76,25 @@ func (s *Source) Load(ctx context.Context, namespaces ...string) (explain.Cluste
 	}
 	var c explain.Cluster
 	if err := Post(ctx, agentapi.ObjectsPath, nil, &c); err != nil {
-		return explain.Cluster{}, err
+		return explain.Cluster{}, Hinted(err, HintSource)
 	}
 	return c, nil
 }
 
-const hintNoAgent = "weirctl asks the agent of the node that it runs on; " +
-	"use --source kubernetes on other machines, or --source dir:PATH for files"
+// Hints for Hinted. Each names only flags that the command has.
+const (
+	HintSource  = "use --source kubernetes on other machines, or --source dir:PATH for files"
+	HintCluster = "--cluster asks the agents of all nodes"
+	HintNode    = HintCluster + ", and --node NAME that of one"
+)
 
-// Post sends the question as JSON to this node's agent, and decodes the answer. The error is one line.
-func Post(ctx context.Context, path string, question, into any) error {
-	return hinted(post(ctx, path, question, into))
-}
-
-// Get asks this node's agent for the path, and decodes the answer. The error is one line.
-func Get(ctx context.Context, path string, into any) error { return hinted(get(ctx, path, into)) }
-
-func hinted(err error) error {
+// Hinted adds advice to an error of a question to this node's agent. hint says which flags help if there is no agent.
+func Hinted(err error, hint string) error {
 	switch {
 	case errors.Is(err, os.ErrPermission):
 		return fmt.Errorf("%s may not be opened: run weirctl as root: %w", agentapi.Socket, os.ErrPermission)
 	case errors.Is(err, agentapi.ErrNoAgent):
-		return fmt.Errorf("%w: %s", agentapi.ErrNoAgent, hintNoAgent)
+		return fmt.Errorf("%w: weirctl asks the agent of the node that it runs on; %s", agentapi.ErrNoAgent, hint)
 	}
 	return err
 }

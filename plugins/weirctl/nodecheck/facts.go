@@ -1,5 +1,5 @@
 // Package nodecheck checks whether a node has everything that weir needs, and whether other programs disturb weir.
-// Read reads facts, and Judge turns them into findings. Read tries kernel features in a network namespace of its
+// Read reads facts, and Findings turns them into findings. Read tries kernel features in a network namespace of its
 // own, so it changes nothing on the node, but the kernel may load modules.
 package nodecheck
 

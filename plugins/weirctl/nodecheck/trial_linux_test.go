@@ -32,7 +32,7 @@ func TestRead(t *testing.T) {
 	if nft != len(xtUses) {
 		t.Errorf("%d trials of iptables-nft", nft)
 	}
-	for _, finding := range Judge(f) {
+	for _, finding := range Findings(f) {
 		if finding.Severity == Broken {
 			t.Errorf("%+v", finding)
 		}
@@ -62,7 +62,7 @@ func TestReadAll(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 	var all strings.Builder
-	for _, finding := range Judge(f) {
+	for _, finding := range Findings(f) {
 		all.WriteString(string(finding.Severity) + " " + finding.What + "\n")
 	}
 	for _, want := range []string{

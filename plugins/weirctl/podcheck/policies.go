@@ -71,7 +71,7 @@ func (c *Check) policyPhase(ctx context.Context, r *run, p phase) (Line, error) 
 		}
 		took := time.Since(began)
 		if !wrong || took > c.Times.Applies {
-			line := judge(p.check, outcomes, "")
+			line := lineOf(p.check, outcomes, "")
 			if line.State == OK {
 				line.Detail += fmt.Sprintf(", applied within %.1f s", took.Seconds())
 			}

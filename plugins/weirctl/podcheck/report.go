@@ -77,7 +77,7 @@ type Outcome struct {
 	Why string
 }
 
-func judge(check Name, outcomes []Outcome, hint string) Line {
+func lineOf(check Name, outcomes []Outcome, hint string) Line {
 	var failed []Outcome
 	for _, o := range outcomes {
 		if !o.OK {

@@ -236,7 +236,7 @@ func (c *Check) openPhase(ctx context.Context, r *run) error {
 				its = append(its, outcomes[i])
 			}
 		}
-		c.tell(r, judge(check, its, hints[check]))
+		c.tell(r, lineOf(check, its, hints[check]))
 	}
 	return nil
 }

@@ -9,13 +9,13 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Judge returns findings from the facts, the worst first.
-func Judge(f Facts) []Finding {
+// Findings returns findings from the facts, the worst first.
+func Findings(f Facts) []Finding {
 	var all []Finding
-	for _, judge := range []func(Facts) []Finding{
+	for _, of := range []func(Facts) []Finding{
 		features, xtables, forwarding, conntrack, conflists, leftovers, neighbours, portmap, proxy, tunnels, unread,
 	} {
-		all = append(all, judge(f)...)
+		all = append(all, of(f)...)
 	}
 	order := []Severity{Broken, Warning, Unknown, OK}
 	slices.SortStableFunc(all, func(a, b Finding) int {
@@ -133,7 +133,7 @@ func xtables(f Facts) []Finding {
 	return all
 }
 
-// forwarding judges the sysctls of forwarding and bridges only if weir0 exists, because weir sets them with the first
+// forwarding looks at the sysctls of forwarding and bridges only if weir0 exists, because weir sets them with the first
 // pod.
 func forwarding(f Facts) (all []Finding) {
 	for _, s := range []struct{ name, want, why string }{
@@ -161,7 +161,7 @@ func forwarding(f Facts) (all []Finding) {
 	}
 	if f.Sysctls["net.ipv4.conf.all.rp_filter"] == "1" {
 		all = append(all, Finding{
-			Warning, "net.ipv4.conf.all.rp_filter is 1 (strict): packets of nodes with more than one way may be dropped",
+			Warning, "net.ipv4.conf.all.rp_filter is 1 (strict): on a node with several uplinks, packets may be dropped",
 			"sysctl -w net.ipv4.conf.all.rp_filter=2 on nodes with more than one link",
 		})
 	}

@@ -45,7 +45,7 @@ func TestNoBackendWorks(t *testing.T) {
 		f.refuse(of)
 	}
 	all := ""
-	for _, finding := range Judge(f) {
+	for _, finding := range Findings(f) {
 		if finding.Severity == Broken {
 			all += finding.What + "; " + finding.Mend + "\n"
 		}
@@ -60,8 +60,8 @@ func TestNoBackendWorks(t *testing.T) {
 	}
 }
 
-// TestJudge: if a node has a fault, it is found, with a way to mend it.
-func TestJudge(t *testing.T) {
+// TestFindings: if a node has a fault, it is found, with a way to mend it.
+func TestFindings(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		change func(*Facts)
@@ -196,7 +196,7 @@ func TestJudge(t *testing.T) {
 			f := healthy()
 			tc.change(&f)
 			var bad []Finding
-			for i, finding := range Judge(f) {
+			for i, finding := range Findings(f) {
 				if finding.Severity != OK {
 					bad = append(bad, finding)
 				}
@@ -220,7 +220,7 @@ func TestWorstFirst(t *testing.T) {
 	f := healthy()
 	f.Unread, f.Portmap, f.ProxyMode = []string{"x"}, "1.2.0", "ipvs"
 	var order []Severity
-	for _, finding := range Judge(f) {
+	for _, finding := range Findings(f) {
 		order = append(order, finding.Severity)
 	}
 	if diff := cmp.Diff([]Severity{Broken, Warning, Unknown, OK}, slices.Compact(order)); diff != "" {

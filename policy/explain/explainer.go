@@ -18,7 +18,7 @@ const fewMisses = 2
 
 const maxNear = 20
 
-type judge struct {
+type explainer struct {
 	*Cluster
 	evaluator *verdict.Evaluator
 	Explanation
@@ -26,7 +26,7 @@ type judge struct {
 
 // Explain answers the query. The error is an *InputError.
 func Explain(c Cluster, q Query) (Explanation, error) {
-	j := judge{Cluster: &c, Explanation: Explanation{Query: q, Gaps: c.Gaps, Paths: []Path{}}}
+	x := explainer{Cluster: &c, Explanation: Explanation{Query: q, Gaps: c.Gaps, Paths: []Path{}}}
 	from, err := c.resolve(q.From)
 	if err != nil {
 		return Explanation{}, err
@@ -41,13 +41,13 @@ func Explain(c Cluster, q Query) (Explanation, error) {
 	if from.Kind == EndService {
 		return Explanation{}, inputError("%s: a Service sends nothing itself; name one of its pods", from)
 	}
-	j.Query.From, j.Query.To = from, to
+	x.Query.From, x.Query.To = from, to
 	if s, p := c.nodePort(to, q.Port); s != nil {
-		j.note("port %d of a node is a nodePort of svc/%s: kube-proxy passes on what comes there to the Service's pods",
+		x.note("port %d of a node is a nodePort of svc/%s: kube-proxy passes on what comes there to the Service's pods",
 			q.Port.Number, s)
 		to, q.Port = Ref{Kind: EndService, Namespace: s.Namespace, Name: s.Name}, Port{Number: p.Port, Proto: p.Proto}
 	} else if pod, h := c.hostPort(to, q.Port); pod != nil {
-		j.note("port %d of node %s is a hostPort of %s/%s: portmap translates it to the pod's port %d before weir checks "+
+		x.note("port %d of node %s is a hostPort of %s/%s: portmap translates it to the pod's port %d before weir checks "+
 			"the packet", h.Port, pod.NodeName, pod.Namespace, pod.Name, h.Target)
 		to, q.Port = Ref{Kind: EndPod, Namespace: pod.Namespace, Name: pod.Name}, Port{Number: h.Target, Proto: h.Proto}
 	}
@@ -55,18 +55,18 @@ func Explain(c Cluster, q Query) (Explanation, error) {
 	if err != nil {
 		return Explanation{}, err
 	}
-	targets, err := j.targets(to, q.Port)
+	targets, err := x.targets(to, q.Port)
 	if err != nil {
 		return Explanation{}, err
 	}
-	outside := from.Kind == EndWorld || (from.Kind == EndAddress && j.outside(from))
+	outside := from.Kind == EndWorld || (from.Kind == EndAddress && x.outside(from))
 	if outside && to.Kind == EndService {
-		sources = append(sources, j.forwarders(to, sources[0])...)
+		sources = append(sources, x.forwarders(to, sources[0])...)
 	}
-	j.connect(sources, targets)
-	j.sumUp()
-	j.notes(from, to)
-	return j.Explanation, nil
+	x.connect(sources, targets)
+	x.sumUp()
+	x.notes(from, to)
+	return x.Explanation, nil
 }
 
 type target struct {
@@ -77,7 +77,7 @@ type target struct {
 	notes   []string
 }
 
-func (j *judge) connect(sources []Place, targets []target) {
+func (x *explainer) connect(sources []Place, targets []target) {
 	addresses := map[netip.Addr]bool{}
 	for _, s := range sources {
 		addresses[s.Address] = true
@@ -85,35 +85,35 @@ func (j *judge) connect(sources []Place, targets []target) {
 	for _, t := range targets {
 		addresses[t.Address] = true
 	}
-	j.evaluator = verdict.New(j.about(addresses))
+	x.evaluator = verdict.New(x.about(addresses))
 	for _, f := range conf.Families {
 		for _, s := range sources {
 			for _, t := range targets {
 				within := s.isTunnel && s.Node == t.Node // a node sends nothing through the tunnel to its own pods
 				if conf.FamilyOf(s.Address) == f && conf.FamilyOf(t.Address) == f && !within {
-					j.add(j.path(s, t))
+					x.add(x.path(s, t))
 				}
 			}
 		}
 	}
-	if len(j.Paths) == 0 && len(sources) > 0 && len(targets) > 0 {
-		j.Notes = append(j.Notes, fmt.Sprintf("%s and %s have no address of the same family", j.Query.From, j.Query.To))
+	if len(x.Paths) == 0 && len(sources) > 0 && len(targets) > 0 {
+		x.Notes = append(x.Notes, fmt.Sprintf("%s and %s have no address of the same family", x.Query.From, x.Query.To))
 	}
 }
 
-func (j *judge) add(p Path) {
-	for i := range j.Paths {
-		o := &j.Paths[i]
+func (x *explainer) add(p Path) {
+	for i := range x.Paths {
+		o := &x.Paths[i]
 		same := o.Through == p.Through && o.From == p.From && o.To.Here == p.To.Here && o.Port == p.Port
 		if p.Through != "" && same && alike(o.Sides, p.Sides) && slices.Equal(o.Notes, p.Notes) {
-			o.Alike = append(o.Alike, j.label(p.To))
+			o.Alike = append(o.Alike, x.label(p.To))
 			return
 		}
 	}
-	j.Paths = append(j.Paths, p)
+	x.Paths = append(x.Paths, p)
 }
 
-func (j *judge) label(p Place) string {
+func (x *explainer) label(p Place) string {
 	if p.Pod != "" {
 		return p.Pod
 	}
@@ -130,7 +130,7 @@ func alike(a, b []Side) bool {
 	})
 }
 
-func (j *judge) path(s Place, t target) Path {
+func (x *explainer) path(s Place, t target) Path {
 	f := conf.FamilyOf(s.Address)
 	p := Path{
 		Family: f.String(), From: s, To: t.Place, Protocol: t.proto, Port: t.port, Through: t.through, Notes: t.notes,
@@ -139,13 +139,13 @@ func (j *judge) path(s Place, t target) Path {
 		p.Protocol = ruleset.ICMPv6
 	}
 	packet := verdict.Packet{Src: s.Address, Dst: t.Address, Proto: p.Protocol, Port: t.port}
-	v := j.evaluator.Evaluate(packet)
+	v := x.evaluator.Evaluate(packet)
 	p.Sides = []Side{
-		j.side(ruleset.Egress, v.Egress, packet, s, t.Place), j.side(ruleset.Ingress, v.Ingress, packet, t.Place, s),
+		x.side(ruleset.Egress, v.Egress, packet, s, t.Place), x.side(ruleset.Ingress, v.Ingress, packet, t.Place, s),
 	}
 	if v.Self {
 		for i := range p.Sides {
-			p.Sides[i].Result, p.Sides[i].Reason, p.Sides[i].Nearest, p.Sides[i].OnlyAudited = Allowed, Itself, nil, nil
+			p.Sides[i].allow(Itself)
 		}
 	}
 	p.Result = Allowed
@@ -155,26 +155,26 @@ func (j *judge) path(s Place, t target) Path {
 		}
 	}
 	if p.Result == Allowed && !v.Self {
-		j.audit(&p.Sides[0], v.Egress, packet, t.Place)
-		j.audit(&p.Sides[1], v.Ingress, packet, s)
+		x.audit(&p.Sides[0], v.Egress, packet, t.Place)
+		x.audit(&p.Sides[1], v.Ingress, packet, s)
 	}
 	return p
 }
 
-func (j *judge) audit(s *Side, v verdict.Side, p verdict.Packet, peer Place) {
+func (x *explainer) audit(s *Side, v verdict.Side, p verdict.Packet, peer Place) {
 	if s.WouldDrop = s.Reason != FromNode && !v.AllowedByAll(); s.WouldDrop {
-		s.NearestAudited = j.nearest(s.Direction, p, peer, true)
+		s.NearestAudited = x.nearest(s.Direction, p, peer, true)
 	}
 }
 
-func (j *judge) nearest(d ruleset.Direction, p verdict.Packet, peer Place, audited bool) []verdict.Near {
-	near := j.evaluator.Nearest(d, p, audited)
+func (x *explainer) nearest(d ruleset.Direction, p verdict.Packet, peer Place, audited bool) []verdict.Near {
+	near := x.evaluator.Nearest(d, p, audited)
 	near = near[:min(len(near), maxNear)]
-	standIn(near, j.label(peer), peer)
+	standIn(near, x.label(peer), peer)
 	return near
 }
 
-func (j *judge) side(d ruleset.Direction, v verdict.Side, p verdict.Packet, at, peer Place) Side {
+func (x *explainer) side(d ruleset.Direction, v verdict.Side, p verdict.Packet, at, peer Place) Side {
 	s := Side{Direction: d, Result: Dropped, Pod: v.Pod, Node: at.Node, Policies: []string{}}
 	for _, one := range append([]verdict.Side{v}, v.Either...) {
 		for _, np := range one.Policies {
@@ -219,7 +219,7 @@ func (j *judge) side(d ruleset.Direction, v verdict.Side, p verdict.Packet, at, 
 	}
 	sameNode := peer.Node != "" && peer.Node == at.Node || peer.isOwn && at.Here
 	if d == ruleset.Ingress && peer.isNode && sameNode && v.Pod != "" {
-		s.Result, s.Reason, s.OnlyAudited = Allowed, FromNode, nil
+		s.allow(FromNode)
 		return s
 	}
 	if s.Result == Allowed {
@@ -227,12 +227,17 @@ func (j *judge) side(d ruleset.Direction, v verdict.Side, p verdict.Packet, at, 
 	}
 	if s.Result == Dropped && s.Reason != Closed {
 		s.Allows = nil
-		s.Nearest = j.nearest(d, p, peer, false)
+		s.Nearest = x.nearest(d, p, peer, false)
 		if len(s.Nearest) == 0 || len(s.Nearest[0].Misses) > fewMisses {
-			s.Change = j.needed(d, at, peer, p)
+			s.Change = x.needed(d, at, peer, p)
 		}
 	}
 	return s
+}
+
+// allow makes the side allowed whatever its policies say, so there is nothing to change.
+func (s *Side) allow(why Reason) {
+	s.Result, s.Reason, s.Nearest, s.Change, s.OnlyAudited = Allowed, why, nil, "", nil
 }
 
 // standIn rewrites the misses that are about the peer's address, if the address stands for the world or is made up.
@@ -256,7 +261,7 @@ func standIn(all []verdict.Near, name string, peer Place) {
 }
 
 // needed says which rule to add if no rule comes near.
-func (j *judge) needed(d ruleset.Direction, at, peer Place, p verdict.Packet) string {
+func (x *explainer) needed(d ruleset.Direction, at, peer Place, p verdict.Packet) string {
 	namespace, _, _ := strings.Cut(at.Pod, "/")
 	what := "for all ports (no other rule allows ICMP)"
 	if p.Port != 0 {
@@ -264,7 +269,7 @@ func (j *judge) needed(d ruleset.Direction, at, peer Place, p verdict.Packet) st
 	}
 	preposition := map[ruleset.Direction]string{ruleset.Ingress: "from", ruleset.Egress: "to"}[d]
 	return fmt.Sprintf("add an %s rule %s %s %s to one of these policies, or to a new policy in namespace %s that "+
-		"selects %s", d, preposition, j.label(peer), what, namespace, at.Pod)
+		"selects %s", d, preposition, x.label(peer), what, namespace, at.Pod)
 }
 
 func ruleOf(name string, r verdict.Rule) Rule {
@@ -278,14 +283,14 @@ func ruleOf(name string, r verdict.Rule) Rule {
 	return rule
 }
 
-func (j *judge) sumUp() {
-	j.Result = Nothing
-	for i, p := range j.Paths {
+func (x *explainer) sumUp() {
+	x.Result = Nothing
+	for i, p := range x.Paths {
 		switch {
 		case i == 0:
-			j.Result = p.Result
-		case j.Result != p.Result:
-			j.Result = Mixed
+			x.Result = p.Result
+		case x.Result != p.Result:
+			x.Result = Mixed
 		}
 	}
 }
