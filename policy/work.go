@@ -121,8 +121,12 @@ func (c *compiler) release() {
 
 func newEntries(d *demand, seen map[*supply]bool) (n float64) {
 	for _, s := range d.sets {
-		if s.granting == 0 && !seen[s] {
-			n += 1 + max(0, s.entries-float64(s.Entries.Len()))
+		switch {
+		case s.granting > 0 || seen[s]:
+		case s.source.Len() > 0: // begun, so its size is known exactly: the rounded one may be out of reach
+			n += 1 + float64(s.source.Len()-s.Entries.Len())
+		default:
+			n += 1 + s.entries
 		}
 	}
 	return n

@@ -99,6 +99,27 @@ func TestSmallNamespacesComeFirst(t *testing.T) {
 	}
 }
 
+// TestLargeSetsEnd: a set whose rounded size exceeds its size by more than a slice is made all the same.
+func TestLargeSetsEnd(t *testing.T) {
+	defer policy.SmallRoom(1<<15, 1<<13, 1<<20, 1003)() // maxPiece is 1, so sets with more entries come in pieces
+	e, all := city(200)                                 // 200 is rounded up to 208
+	e.Apply(all)
+	e.Ruleset()
+	e.Apply(policies(hostilePolicy(1, 0, 1, func(int) networkingv1.NetworkPolicyPeer {
+		return networkingv1.NetworkPolicyPeer{NamespaceSelector: &metav1.LabelSelector{}}
+	})))
+	var last ruleset.Ruleset
+	for n := 0; e.Changed(); n++ {
+		if n > 200 {
+			t.Fatal("the slices don't end")
+		}
+		last = e.SliceOf(4)
+	}
+	if ruled(last, "ns1/hostile0") != 1 {
+		t.Error("the policy's rule is missing")
+	}
+}
+
 // TestLongWaitsAreReported: a policy has a problem if its sets still aren't made after many slices.
 func TestLongWaitsAreReported(t *testing.T) {
 	e, all := city(1000)
