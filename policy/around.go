@@ -29,7 +29,7 @@ func (e *Engine) Around(addresses []netip.Addr) State {
 			continue
 		}
 		s.Endpoints = append(s.Endpoints, n)
-		for p := e.pods[n.Pod.name()]; p != nil; p = p.next {
+		for p := e.pods.Get(n.Pod.name()); p != nil; p = p.next {
 			add(p)
 		}
 	}

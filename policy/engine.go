@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/hashed"
 	"github.com/weir-net/weir/internal/ordered"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -23,7 +24,7 @@ import (
 type Engine struct {
 	node string
 
-	pods     map[Name]*pod // the first of each name
+	pods     hashed.Map[Name, pod] // the first of each name
 	spaces   map[string]*space
 	crowds   int // the number of crowds in all spaces
 	unparsed map[Name]float64
@@ -64,10 +65,12 @@ type pod struct {
 	addresses []netip.Addr
 }
 
+func (p *pod) key() Name { return p.name() }
+
 // NewEngine returns an engine for the node of that name. The name is empty if it isn't known.
 func NewEngine(node string) *Engine {
 	e := &Engine{
-		node: node, pods: map[Name]*pod{}, spaces: map[string]*space{}, unparsed: map[Name]float64{},
+		node: node, pods: hashed.New((*pod).key), spaces: map[string]*space{}, unparsed: map[Name]float64{},
 		names:     ordered.New[string, bool](cmp.Compare),
 		endpoints: map[string]Endpoint{}, attached: map[Name][]string{}, local: map[string]map[string]bool{},
 		expected: map[string]map[*pod]bool{}, touched: map[string]bool{}, common: true,
@@ -132,7 +135,7 @@ func (e *Engine) SetNodes(nodes []Node) {
 	}
 	e.networks, e.common = nodeNetworks(nodes), true
 	all := changed[e.node] || was.unknown != e.places.unknown
-	for _, first := range e.pods {
+	for _, first := range e.pods.All() {
 		for p := first; p != nil; p = p.next {
 			if len(p.Addresses) > 0 && (all || changed[p.NodeName]) && !p.here {
 				e.withdraw(p)
@@ -170,7 +173,7 @@ func (e *Engine) SetEndpoints(endpoints []Endpoint) {
 	e.common = true
 	for name := range changed {
 		e.touched[name.Namespace] = true
-		for p := e.pods[name]; p != nil; p = p.next {
+		for p := e.pods.Get(name); p != nil; p = p.next {
 			e.withdraw(p)
 		}
 		for _, id := range e.attached[name] {
@@ -230,7 +233,7 @@ func (e *Engine) countFor(a netip.Addr, by int) {
 }
 
 func (e *Engine) given(name Name) (pods []*Pod) {
-	for p := e.pods[name]; p != nil; p = p.next {
+	for p := e.pods.Get(name); p != nil; p = p.next {
 		if !p.made {
 			pods = append(pods, p.Pod)
 		}
@@ -239,7 +242,7 @@ func (e *Engine) given(name Name) (pods []*Pod) {
 }
 
 func (e *Engine) setPods(name Name, pods []*Pod) {
-	for p := e.pods[name]; p != nil; p = p.next {
+	for p := e.pods.Get(name); p != nil; p = p.next {
 		e.withdraw(p)
 	}
 	local := e.attached[name] != nil
@@ -260,7 +263,7 @@ func (e *Engine) setPods(name Name, pods []*Pod) {
 		}
 		e.reports.set(reportOf{ambiguous: name}, []ruleset.Problem{ambiguous(values, by)})
 	}
-	delete(e.pods, name)
+	e.pods.Delete(name)
 	var first, last *pod
 	for _, p := range pods {
 		if next := (&pod{Pod: p, made: made}); first == nil {
@@ -270,7 +273,7 @@ func (e *Engine) setPods(name Name, pods []*Pod) {
 		}
 	}
 	if first != nil {
-		e.pods[name] = first
+		e.pods.Put(first)
 	}
 	for p := first; p != nil; p = p.next {
 		e.admit(p)
@@ -340,7 +343,7 @@ func (e *Engine) endpointAddresses(name Name) (addresses []netip.Addr) {
 }
 
 func (e *Engine) podsOf(of Endpoint) (pods []*Pod) {
-	for p := e.pods[of.Pod.name()]; p != nil; p = p.next {
+	for p := e.pods.Get(of.Pod.name()); p != nil; p = p.next {
 		if SameUID(p.UID, of.Pod.UID) {
 			pods = append(pods, p.Pod)
 		}

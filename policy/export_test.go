@@ -41,7 +41,7 @@ func (u *unsound) unless(ok bool, format string, args ...any) {
 func (e *Engine) Unsound() []string {
 	var u unsound
 	all := map[*pod]bool{}
-	for name, first := range e.pods {
+	for name, first := range e.pods.All() {
 		for p := first; p != nil; p = p.next {
 			if u.unless((p.crowd != nil) == (!p.HostNetwork && len(p.addresses) > 0), "%v has no crowd", name); p.crowd != nil {
 				all[p] = true
@@ -182,7 +182,7 @@ func (e *Engine) countPort(all map[*pod]bool, port namedPort) (count [len(conf.F
 func (e *Engine) Remains() string {
 	x, m := &e.selectors, &e.moving
 	sizes := map[string]int{
-		"pods": len(e.pods), "spaces": len(e.spaces), "names": e.names.Len(), "local": len(e.local),
+		"pods": e.pods.Len(), "spaces": len(e.spaces), "names": e.names.Len(), "local": len(e.local),
 		"unparsed": len(e.unparsed),
 		"parts":    len(e.compiler.parts), "supplies": len(e.compiler.supplies),
 		"endpoints": len(e.endpoints), "attached": len(e.attached), "expected": len(e.expected),

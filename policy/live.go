@@ -260,7 +260,7 @@ func (e *Engine) withPort(l *live) func(func(*pod) bool) {
 	return func(yield func(*pod) bool) {
 		if l.port.here {
 			for name := range e.attached {
-				for p := e.pods[name]; p != nil; p = p.next {
+				for p := e.pods.Get(name); p != nil; p = p.next {
 					if p.here && p.crowd != nil && has(p) && !yield(p) {
 						return
 					}

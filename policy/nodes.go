@@ -27,7 +27,7 @@ func newPlaces(s State) places {
 
 // believed returns the addresses that policy uses for a pod without an attachment here. They must be within the
 // podCIDRs of the pod's Node, and outside of this node's. Each other address is a problem, with one exception: a
-// pod of this node may already have an address from this node's podCIDRs.
+// pod of this node may already have an address from this node's podCIDRs. Callers must not change the result.
 func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem) {
 	if w.unknown || len(p.Addresses) == 0 {
 		return p.Addresses, nil
@@ -50,12 +50,17 @@ func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem)
 			node.Name, p.Addresses[0])
 		return nil, problems
 	}
+	own := w.nodes[w.self].PodCIDRs
+	doubted := func(a netip.Addr) bool { return !contains(node.PodCIDRs, a) || contains(own, a) }
+	if !slices.ContainsFunc(p.Addresses, doubted) {
+		return p.Addresses, nil // of nearly all pods, so they need no second copy
+	}
 	for _, a := range p.Addresses {
 		switch {
 		case !contains(node.PodCIDRs, a):
 			report("status.podIPs", "%s is outside of the podCIDRs of the pod's Node %s; no policy uses it for the pod",
 				a, node.Name)
-		case !contains(w.nodes[w.self].PodCIDRs, a):
+		case !contains(own, a):
 			addrs = append(addrs, a)
 		case node.Name != w.self:
 			report("status.podIPs",

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"cmp"
+	"iter"
 	"maps"
 	"reflect"
 	"slices"
@@ -26,6 +27,7 @@ type cluster struct {
 	namespaces                    map[string]*namespace
 	nodes                         map[string]*policy.Node
 	policies                      map[policy.Name]*networkingv1.NetworkPolicy
+	selectors                     *pools // the labels in the policies' selectors
 	departing                     *departing
 	problems                      map[objectName][]ruleset.Problem
 	pending                       *policy.Delta
@@ -63,13 +65,13 @@ type mirrors struct {
 func newCluster() *cluster {
 	c := &cluster{
 		pods: newPods(), namespaces: map[string]*namespace{}, nodes: map[string]*policy.Node{},
-		policies: map[policy.Name]*networkingv1.NetworkPolicy{}, departing: newDeparting(),
+		policies: map[policy.Name]*networkingv1.NetworkPolicy{}, selectors: newPools(), departing: newDeparting(),
 		problems: map[objectName][]ruleset.Problem{}, wake: make(chan struct{}, 1), now: time.Now,
 	}
 	after := func(*policy.Name) { c.wakeUp() } // Run replaces the pods' function
 	c.mirrors = mirrors{
 		pods: &mirror[*corev1.Pod, podItem]{
-			mu: &c.mu, read: c.readPod, put: c.putPod, remove: c.removePod, names: maps.Keys(c.pods.known),
+			mu: &c.mu, read: c.readPod, put: c.putPod, remove: c.removePod, names: c.pods.names,
 			replaced: c.pods.common.sweep, after: after,
 		},
 		namespaces: &mirror[*corev1.Namespace, namespace]{
@@ -80,8 +82,8 @@ func newCluster() *cluster {
 			mu: &c.mu, read: readNode, put: c.putNode, remove: c.removeNode, names: clusterWide(c.nodes), after: after,
 		},
 		policies: &mirror[*networkingv1.NetworkPolicy, *networkingv1.NetworkPolicy]{
-			mu: &c.mu, read: readPolicy, put: c.putPolicy, remove: c.removePolicy, names: maps.Keys(c.policies),
-			after: after,
+			mu: &c.mu, read: c.readPolicy, put: c.putPolicy, remove: c.removePolicy, names: maps.Keys(c.policies),
+			replaced: c.selectors.sweep, after: after,
 		},
 	}
 	return c
@@ -154,8 +156,8 @@ func (c *cluster) expire() {
 
 func (c *cluster) everything() *policy.Delta {
 	d := policy.NewDelta()
-	d.Pods = make(map[policy.Name][]*policy.Pod, len(c.pods.known))
-	for name, p := range c.pods.known {
+	d.Pods = make(map[policy.Name][]*policy.Pod, c.pods.known.Len())
+	for name, p := range c.pods.known.All() {
 		d.Pods[name] = []*policy.Pod{p}
 	}
 	for name, n := range c.namespaces {
@@ -271,7 +273,10 @@ func (c *cluster) removeNode(name policy.Name) {
 	c.setProblems("Node", name, nil)
 }
 
-func readPolicy(p *networkingv1.NetworkPolicy) *networkingv1.NetworkPolicy {
+func (c *cluster) readPolicy(p *networkingv1.NetworkPolicy) *networkingv1.NetworkPolicy {
+	for labels := range matchLabels(&p.Spec) {
+		*labels = c.selectors.labels.share(*labels)
+	}
 	meta := metav1.ObjectMeta{Namespace: p.Namespace, Name: p.Name, Annotations: policy.KeepAudit(p.Annotations)}
 	return &networkingv1.NetworkPolicy{ObjectMeta: meta, Spec: p.Spec}
 }
@@ -281,6 +286,10 @@ func (c *cluster) putPolicy(name policy.Name, p *networkingv1.NetworkPolicy) {
 	if was := c.policies[name]; was != nil && reflect.DeepEqual(was, p) {
 		return // the policy stays the same object, so nothing parses it again
 	}
+	for labels := range matchLabels(&p.Spec) {
+		c.selectors.labels.use(*labels)
+	}
+	c.releaseSelectors(c.policies[name])
 	c.policies[name] = p
 	c.reportPolicies([]*networkingv1.NetworkPolicy{p}, nil)
 }
@@ -291,7 +300,42 @@ func (c *cluster) removePolicy(name policy.Name) {
 		return
 	}
 	delete(c.policies, name)
+	c.releaseSelectors(p)
 	if !c.departing.removed(p, c.now()) {
 		c.reportPolicies(nil, []*networkingv1.NetworkPolicy{p})
+	}
+}
+
+func (c *cluster) releaseSelectors(p *networkingv1.NetworkPolicy) {
+	if p == nil {
+		return
+	}
+	for labels := range matchLabels(&p.Spec) {
+		c.selectors.labels.release(*labels)
+	}
+}
+
+// matchLabels yields all matchLabels of a policy that aren't empty.
+func matchLabels(spec *networkingv1.NetworkPolicySpec) iter.Seq[*map[string]string] {
+	return func(yield func(*map[string]string) bool) {
+		on := true
+		of := func(s *metav1.LabelSelector) {
+			if on && s != nil && len(s.MatchLabels) > 0 {
+				on = yield(&s.MatchLabels)
+			}
+		}
+		peers := func(list []networkingv1.NetworkPolicyPeer) {
+			for i := range list {
+				of(list[i].PodSelector)
+				of(list[i].NamespaceSelector)
+			}
+		}
+		of(&spec.PodSelector)
+		for i := range spec.Ingress {
+			peers(spec.Ingress[i].From)
+		}
+		for i := range spec.Egress {
+			peers(spec.Egress[i].To)
+		}
 	}
 }

@@ -1,6 +1,8 @@
 package kube
 
 import (
+	"net/netip"
+	"reflect"
 	"slices"
 	"testing"
 
@@ -10,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/cache"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/test/deltas"
 )
@@ -157,15 +160,72 @@ func TestPodEvents(t *testing.T) {
 	}
 }
 
+// TestPack: a pod with any number of addresses stays the same, and has none of the old pod's memory.
+func TestPack(t *testing.T) {
+	for n := range 4 {
+		pod := policy.Pod{Namespace: "ns", Name: "a"}
+		for i := range n {
+			pod.Addresses = append(pod.Addresses, netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}))
+		}
+		packed := pack(pod)
+		if !reflect.DeepEqual(*packed, pod) {
+			t.Errorf("%+v has become %+v", pod, packed)
+		}
+		if n > 0 && n <= len(conf.Families) && &packed.Addresses[0] == &pod.Addresses[0] {
+			t.Errorf("a pod with %d addresses keeps them in an object of their own", n)
+		}
+	}
+}
+
+// TestSelectorsShareLabels: equal labels in policies' selectors share their memory, until no policy has them.
+func TestSelectorsShareLabels(t *testing.T) {
+	c := began(t)
+	shared := func(name string) *networkingv1.NetworkPolicy {
+		app := func() *metav1.LabelSelector {
+			return &metav1.LabelSelector{MatchLabels: map[string]string{"app": "web"}}
+		}
+		peers := []networkingv1.NetworkPolicyPeer{{PodSelector: app()}, {NamespaceSelector: app()}, {PodSelector: nil}}
+		return &networkingv1.NetworkPolicy{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: name},
+			Spec: networkingv1.NetworkPolicySpec{
+				PodSelector: *app(),
+				Ingress:     []networkingv1.NetworkPolicyIngressRule{{From: peers}},
+				Egress:      []networkingv1.NetworkPolicyEgressRule{{To: peers}},
+			},
+		}
+	}
+	add(t, c.mirrors.policies, shared("a"))
+	add(t, c.mirrors.policies, shared("b"))
+	first := map[uintptr]bool{}
+	for _, p := range c.policies {
+		for labels := range matchLabels(&p.Spec) {
+			first[reflect.ValueOf(*labels).Pointer()] = true
+		}
+	}
+	if len(first) != 1 {
+		t.Errorf("equal labels have %d copies", len(first))
+	}
+	changed := shared("b")
+	changed.Spec.PodSelector.MatchLabels = map[string]string{"app": "db"}
+	add(t, c.mirrors.policies, changed)
+	if n := len(c.selectors.labels.values); n != 2 {
+		t.Errorf("the pool has %d labels, not 2", n)
+	}
+	remove(t, c.mirrors.policies, shared("a"))
+	remove(t, c.mirrors.policies, changed)
+	wantNothing(t, c)
+}
+
 func wantNothing(t *testing.T, c *cluster) {
 	t.Helper()
 	p := &c.pods
-	if n := len(p.known) + len(p.in) + len(p.apiUIDs) + len(p.lost) + len(c.problems); n > 0 {
+	if n := p.known.Len() + len(p.in) + len(p.apiUIDs) + len(p.lost) + len(c.problems); n > 0 {
 		t.Errorf("left: %+v, %v", p, c.problems)
 	}
-	common := p.common
-	if n := len(common.labels.values) + len(common.ports.values) + len(common.strings.values); n > 0 {
-		t.Errorf("left in the pools: %v, %v, %v", common.labels.values, common.ports.values, common.strings.values)
+	for _, of := range []*pools{p.common, c.selectors} {
+		if n := len(of.labels.values) + len(of.ports.values) + len(of.strings.values); n > 0 {
+			t.Errorf("left in the pools: %v, %v, %v", of.labels.values, of.ports.values, of.strings.values)
+		}
 	}
 }
 
@@ -248,7 +308,7 @@ func TestAListThatEndsEarlyChangesNothing(t *testing.T) {
 	c.take()
 	other := newPod(func(p *corev1.Pod) { p.Name, p.Labels = "b", map[string]string{"app": "b", "x": "y"} })
 	stream(t, c.mirrors.pods, other)
-	if d := c.take(); !d.Empty() || len(c.pods.known) != 1 {
+	if d := c.take(); !d.Empty() || c.pods.known.Len() != 1 {
 		t.Errorf("half a list counts: %+v", d)
 	}
 	list(t, c.mirrors.pods, true, newPod(same))

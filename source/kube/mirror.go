@@ -75,7 +75,8 @@ func (m *mirror[O, I]) Transformer() cache.TransformFunc {
 func (m *mirror[O, I]) stream(o O) *streamed[I] {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return &streamed[I]{nameOf(o), m.read(o)}
+	item := m.read(o)
+	return &streamed[I]{nameOf(o), item}
 }
 
 func (m *mirror[O, I]) Add(o any) error { return m.Update(o) }

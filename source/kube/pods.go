@@ -1,17 +1,20 @@
 package kube
 
 import (
+	"net/netip"
 	"reflect"
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/hashed"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/source/objects"
 )
 
 type pods struct {
-	known   map[policy.Name]*policy.Pod
+	known   hashed.Map[policy.Name, policy.Pod]
 	in      map[string]int // the number of pods by namespace
 	common  *pools
 	apiUIDs map[policy.Name]string
@@ -28,8 +31,18 @@ type podItem struct {
 
 func newPods() pods {
 	return pods{
-		known: map[policy.Name]*policy.Pod{}, in: map[string]int{}, common: newPools(),
+		known: hashed.New(podName), in: map[string]int{}, common: newPools(),
 		apiUIDs: map[policy.Name]string{}, lost: map[policy.Name]bool{},
+	}
+}
+
+func podName(p *policy.Pod) policy.Name { return policy.Name{Namespace: p.Namespace, Name: p.Name} }
+
+func (p *pods) names(yield func(policy.Name) bool) {
+	for name := range p.known.All() {
+		if !yield(name) {
+			return
+		}
 	}
 }
 
@@ -39,7 +52,7 @@ func (c *cluster) readPod(o *corev1.Pod) podItem {
 		i.apiUID = string(o.UID)
 	}
 	name := nameOf(o)
-	was := c.pods.known[name]
+	was := c.pods.known.Get(name)
 	if was != nil && objects.IsPod(was, o) {
 		i.Pod = was
 		return i
@@ -50,14 +63,39 @@ func (c *cluster) readPod(o *corev1.Pod) podItem {
 		now.Addresses, i.lost = was.Addresses, true
 	}
 	c.pods.common.share(&now)
-	if was != nil { // keeps the equal strings of the pod before, which are also in the key of known
-		now.Name = was.Name
-		if now.UID == was.UID {
-			now.UID = was.UID
-		}
+	if was != nil && now.UID == was.UID {
+		now.Name, now.UID = was.Name, was.UID
+	} else {
+		both := now.Name + now.UID
+		now.Name, now.UID = both[:len(now.Name)], both[len(now.Name):]
 	}
-	i.Pod = &now
+	o.Namespace, o.Name = now.Namespace, now.Name // a list that streams in keeps no other copies
+	i.Pod = pack(now)
 	return i
+}
+
+// pack moves the pod with its addresses into one object. A garbage collection visits every object of every pod, so
+// fewer objects make it cheaper.
+func pack(p policy.Pod) *policy.Pod {
+	switch len(p.Addresses) {
+	case 1:
+		all := &struct {
+			policy.Pod
+			addresses [1]netip.Addr
+		}{Pod: p}
+		all.addresses[0] = p.Addresses[0]
+		all.Addresses = all.addresses[:]
+		return &all.Pod
+	case len(conf.Families):
+		all := &struct {
+			policy.Pod
+			addresses [len(conf.Families)]netip.Addr
+		}{Pod: p}
+		copy(all.addresses[:], p.Addresses)
+		all.Addresses = all.addresses[:]
+		return &all.Pod
+	}
+	return &p
 }
 
 // keepsAddresses reports whether a running pod keeps addresses that its status has lost. Kubelet removes
@@ -70,13 +108,13 @@ func (c *cluster) putPod(name policy.Name, i podItem) {
 	set(c.pods.apiUIDs, name, i.apiUID)
 	set(c.pods.lost, name, i.lost)
 	c.setProblems("Pod", name, i.problems)
-	was := c.pods.known[name]
+	was := c.pods.known.Get(name)
 	if i.Pod == was || was != nil && reflect.DeepEqual(was, i.Pod) {
 		return
 	}
 	c.pods.common.use(i.Pod)
-	name = policy.Name{Namespace: i.Namespace, Name: i.Name} // the pod's own strings, so that the key keeps no others
-	c.pods.known[name] = i.Pod
+	name = podName(i.Pod) // the pod's own strings, so that a delta keeps no others
+	c.pods.known.Put(i.Pod)
 	if c.pending != nil {
 		c.pending.Pods[name] = []*policy.Pod{i.Pod}
 	}
@@ -90,11 +128,11 @@ func (c *cluster) putPod(name policy.Name, i podItem) {
 }
 
 func (c *cluster) removePod(name policy.Name) {
-	was := c.pods.known[name]
+	was := c.pods.known.Get(name)
 	if was == nil {
 		return
 	}
-	delete(c.pods.known, name)
+	c.pods.known.Delete(name)
 	delete(c.pods.apiUIDs, name)
 	delete(c.pods.lost, name)
 	c.setProblems("Pod", name, nil)
@@ -111,7 +149,7 @@ func (c *cluster) removePod(name policy.Name) {
 func (c *cluster) pod(name policy.Name) (i podItem, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	p := c.pods.known[name]
+	p := c.pods.known.Get(name)
 	return podItem{Pod: p, apiUID: c.pods.apiUIDs[name], lost: c.pods.lost[name]}, p != nil
 }
 

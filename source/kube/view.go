@@ -25,7 +25,7 @@ func (s *Source) View(_ context.Context, keep func(*policy.Pod) bool) (policy.Ob
 		return policy.Objects{}, nil, errNotListed
 	}
 	o := policy.Objects{Nodes: *values(c.nodes)}
-	for _, p := range c.pods.known {
+	for _, p := range c.pods.known.All() {
 		if keep(p) {
 			o.Pods = append(o.Pods, *p)
 		}
