@@ -31,10 +31,17 @@ type PodSets interface {
 	// Deny puts the addresses into the sets of all pods, and makes missing sets. The parameter pod is the
 	// comment beside each address.
 	Deny(pod string, addrs ...netip.Addr) error
+	// Remove takes the addresses out of the sets of all pods, and out of no other set. It is for addresses of no pod,
+	// which another program has put there.
 	Remove(addrs ...netip.Addr) error
+	// Purge takes the addresses out of every set that may have entries of a pod. After Purge, the addresses can be
+	// released: a later pod inherits nothing.
 	Purge(addrs ...netip.Addr) error
+	// Holds reports whether the address is in the set of all pods.
 	Holds(addr netip.Addr) (bool, error)
+	// InUse reports whether a rule looks addresses up in the set of all pods of the address's family.
 	InUse(addr netip.Addr) (bool, error)
+	// Check returns an error for each address that isn't in the set of all pods, or that is in no class of a direction.
 	Check(addrs ...netip.Addr) error
 	// Addresses returns the addresses in all sets that can have only pods of this node.
 	Addresses() ([]netip.Addr, error)
