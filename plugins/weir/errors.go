@@ -24,7 +24,9 @@ func refuse(code uint, format string, args ...any) error {
 	return types.NewError(code, fmt.Sprintf(format, args...), "")
 }
 
-// cniError chooses the CNI code of an error of package attachment:
+// cniError chooses the CNI code of an error of package attachment. No other code chooses one for these errors. An error
+// in the call itself, such as a wrong key or a missing prevResult, has its code where the call is read: package conf,
+// and this package's check.go, gc.go and prevresult.go.
 //
 //   - 3, 4 and 7: the runtime or the configuration has passed something wrong.
 //   - 11 ("try again later"): an address, a MAC, weir's rules or the agent is not available now.
