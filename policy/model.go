@@ -95,6 +95,9 @@ type Pod struct {
 	// them.
 	HostNetwork bool
 	Finished    bool
+	// Unready is true if the pod's status says that Services don't send to the pod. Only sources without
+	// EndpointSlices set it, and no ruleset depends on it.
+	Unready bool `json:",omitempty"`
 }
 
 // HostPort is a port of a pod's node that leads to a port of the pod.

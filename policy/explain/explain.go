@@ -78,6 +78,8 @@ type Place struct {
 	// isNode is true for a node's own address, and isOwn if the node is the agent's. isTunnel is true if the
 	// node sends from the address through the tunnel. isWorld is true if the address stands for the world.
 	isNode, isOwn, isTunnel, isWorld bool
+	// forwards is true for a node that passes on packets from outside.
+	forwards bool
 }
 
 // Side is the verdict of the policies at one end.

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
 )
@@ -20,7 +21,8 @@ const maxNear = 20
 
 type explainer struct {
 	*Cluster
-	evaluator *verdict.Evaluator
+	evaluator   *verdict.Evaluator
+	byNamespace map[string][]*policy.Pod
 	Explanation
 }
 
@@ -42,28 +44,38 @@ func Explain(c Cluster, q Query) (Explanation, error) {
 		return Explanation{}, inputError("%s: a Service sends nothing itself; name one of its pods", from)
 	}
 	x.Query.From, x.Query.To = from, to
+	sources, err := c.places(from)
+	if err != nil {
+		return Explanation{}, err
+	}
+	in := entrance{address: to.Address, outside: from.Kind == EndWorld || (from.Kind == EndAddress && x.outside(from))}
+	if !in.outside {
+		in.sender = sources[0].Node
+	}
 	if s, p := c.nodePort(to, q.Port); s != nil {
 		x.note("port %d of a node is a nodePort of svc/%s: kube-proxy passes on what comes there to the Service's pods",
 			q.Port.Number, s)
 		to, q.Port = Ref{Kind: EndService, Namespace: s.Namespace, Name: s.Name}, Port{Number: p.Port, Proto: p.Proto}
+		in.node = or(x.Query.To.Name, c.placeOf(in.address).Node)
 	} else if pod, h := c.hostPort(to, q.Port); pod != nil {
 		x.note("port %d of node %s is a hostPort of %s/%s: portmap translates it to the pod's port %d before weir checks "+
 			"the packet", h.Port, pod.NodeName, pod.Namespace, pod.Name, h.Target)
 		to, q.Port = Ref{Kind: EndPod, Namespace: pod.Namespace, Name: pod.Name}, Port{Number: h.Target, Proto: h.Proto}
 	}
-	sources, err := c.places(from)
+	targets, err := x.targets(to, q.Port, in)
 	if err != nil {
 		return Explanation{}, err
 	}
-	targets, err := x.targets(to, q.Port)
-	if err != nil {
-		return Explanation{}, err
+	if s := x.service(to); to.Kind == EndService && len(targets) > 0 {
+		sources = x.admitted(s, in, sources)
+		reaches := func(p Place) bool {
+			return !in.address.IsValid() || conf.FamilyOf(in.address) == conf.FamilyOf(p.Address)
+		}
+		if i := slices.IndexFunc(sources, reaches); in.outside && i >= 0 {
+			sources = append(sources, x.forwarders(s, in, sources[i])...)
+		}
 	}
-	outside := from.Kind == EndWorld || (from.Kind == EndAddress && x.outside(from))
-	if outside && to.Kind == EndService {
-		sources = append(sources, x.forwarders(to, sources[0])...)
-	}
-	x.connect(sources, targets)
+	x.connect(sources, targets, in)
 	x.sumUp()
 	x.notes(from, to)
 	return x.Explanation, nil
@@ -75,9 +87,10 @@ type target struct {
 	port    uint16
 	through string
 	notes   []string
+	on      string // the node of a Service's endpoint, if it is known
 }
 
-func (x *explainer) connect(sources []Place, targets []target) {
+func (x *explainer) connect(sources []Place, targets []target, in entrance) {
 	addresses := map[netip.Addr]bool{}
 	for _, s := range sources {
 		addresses[s.Address] = true
@@ -90,7 +103,7 @@ func (x *explainer) connect(sources []Place, targets []target) {
 		for _, s := range sources {
 			for _, t := range targets {
 				within := s.isTunnel && s.Node == t.Node // a node sends nothing through the tunnel to its own pods
-				if conf.FamilyOf(s.Address) == f && conf.FamilyOf(t.Address) == f && !within {
+				if conf.FamilyOf(s.Address) == f && conf.FamilyOf(t.Address) == f && !within && in.passes(s, t) {
 					x.add(x.path(s, t))
 				}
 			}

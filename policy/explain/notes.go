@@ -2,6 +2,8 @@ package explain
 
 import (
 	"fmt"
+	"iter"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -9,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -110,22 +113,61 @@ func (x *explainer) sideNotes(s Side) {
 
 func (x *explainer) strayPolicies(s Side) {
 	namespace, name, _ := strings.Cut(s.Pod, "/")
-	if namespace == metav1.NamespaceDefault || (s.Result == Allowed && s.Reason == Isolated) {
+	if s.Result == Allowed && s.Reason == Isolated {
 		return
 	}
 	pods := x.pods(namespace, name)
 	if len(pods) != 1 {
 		return
 	}
-	for _, np := range x.Policies {
-		if np.Namespace != metav1.NamespaceDefault || !isolates(np, s.Direction) ||
-			len(np.Spec.PodSelector.MatchLabels)+len(np.Spec.PodSelector.MatchExpressions) == 0 {
-			continue
+	said := 0
+	for np, selector := range x.strays(pods[0], s.Direction) {
+		if slices.ContainsFunc(x.in(np.Namespace), func(p *policy.Pod) bool {
+			return !p.HostNetwork && selector.Matches(labels.Set(p.Labels))
+		}) {
+			continue // it has pods of its own
 		}
-		selector, err := metav1.LabelSelectorAsSelector(&np.Spec.PodSelector)
-		if err == nil && selector.Matches(labels.Set(pods[0].Labels)) {
-			x.note("NetworkPolicy %s/%s would select %s, but a policy selects pods of its own namespace only: is it meant for "+
-				"namespace %s?", np.Namespace, np.Name, s.Pod, namespace)
+		if said++; said > maxStrays {
+			return
+		}
+		x.note("NetworkPolicy %s/%s would select %s, but a policy selects pods of its own namespace only, and selects none "+
+			"there: is it meant for namespace %s?", np.Namespace, np.Name, s.Pod, namespace)
+	}
+}
+
+const maxStrays = 3
+
+func (x *explainer) in(namespace string) []*policy.Pod {
+	if x.byNamespace == nil {
+		x.byNamespace = map[string][]*policy.Pod{}
+		for i := range x.Pods {
+			p := &x.Pods[i]
+			x.byNamespace[p.Namespace] = append(x.byNamespace[p.Namespace], p)
+		}
+	}
+	return x.byNamespace[namespace]
+}
+
+// strays returns policies of other namespaces that would isolate the pod if they were in its namespace. Policies with
+// an empty podSelector are left out.
+func (c *Cluster) strays(pod *policy.Pod, d ruleset.Direction) iter.Seq2[*networkingv1.NetworkPolicy, labels.Selector] {
+	return func(yield func(*networkingv1.NetworkPolicy, labels.Selector) bool) {
+		for _, np := range c.Policies {
+			s := &np.Spec.PodSelector
+			if np.Namespace == pod.Namespace || !isolates(np, d) || len(s.MatchLabels)+len(s.MatchExpressions) == 0 {
+				continue
+			}
+			fits := true // parsing each selector takes too long
+			for key, value := range s.MatchLabels {
+				fits = fits && pod.Labels[key] == value
+			}
+			if !fits {
+				continue
+			}
+			selector, err := metav1.LabelSelectorAsSelector(s)
+			if err == nil && selector.Matches(labels.Set(pod.Labels)) && !yield(np, selector) {
+				return
+			}
 		}
 	}
 }
@@ -159,13 +201,14 @@ func (x *explainer) problemNotes(p *Path) {
 
 func (x *explainer) serviceNotes(from Ref, s *policy.Service) {
 	outside := from.Kind == EndWorld || (from.Kind == EndAddress && x.outside(from))
-	switch reachable := s.Kind == "NodePort" || s.Kind == "LoadBalancer" || len(s.External) > 0; {
+	switch {
 	case !outside:
-	case !reachable:
+	case !s.IsExternal():
 		x.note("svc/%s has the type ClusterIP, so nothing outside of the cluster reaches it: what comes through an ingress "+
 			"controller comes from the controller's pods", s)
 	case s.Local:
-		x.note("svc/%s has externalTrafficPolicy: Local, so pods see the clients' own addresses", s)
+		x.note("svc/%s has externalTrafficPolicy: Local, so pods see the clients' own addresses, and kube-proxy drops "+
+			"connections to a node without a ready endpoint", s)
 	default:
 		x.note("svc/%s has externalTrafficPolicy: Cluster. A node that passes a client's packet on to a pod on another node "+
 			"sends it under its own address, so an ipBlock with the clients' network doesn't match it. "+
@@ -180,9 +223,12 @@ func (x *explainer) outside(r Ref) bool {
 
 func (x *explainer) worldNotes(from Ref) {
 	for _, p := range x.Paths {
-		side := p.Sides[0]
+		side, world := p.Sides[0], p.To
 		if from.Kind == EndWorld {
-			side = p.Sides[1]
+			side, world = p.Sides[1], p.From
+		}
+		if !world.isWorld {
+			continue
 		}
 		var blocks []string
 		for _, np := range x.Policies {
@@ -190,12 +236,15 @@ func (x *explainer) worldNotes(from Ref) {
 				continue
 			}
 			for _, peer := range peersOf(np, side.Direction) {
-				if peer.IPBlock != nil && !strings.HasSuffix(peer.IPBlock.CIDR, "/0") {
+				if peer.IPBlock == nil {
+					continue
+				}
+				if !inNetwork(peer.IPBlock.CIDR, world) {
 					blocks = append(blocks, peer.IPBlock.CIDR)
-				} else if peer.IPBlock != nil {
-					for _, x := range peer.IPBlock.Except {
-						blocks = append(blocks, "except "+x)
-					}
+					continue
+				}
+				for _, x := range peer.IPBlock.Except {
+					blocks = append(blocks, "except "+x)
 				}
 			}
 		}
@@ -210,4 +259,10 @@ func (x *explainer) worldNotes(from Ref) {
 				side.Pod, strings.Join(blocks, ", "), more)
 		}
 	}
+}
+
+// inNetwork reports whether the network has the place's address, or is of the other family.
+func inNetwork(network string, p Place) bool {
+	cidr, err := netip.ParsePrefix(network)
+	return err == nil && (cidr.Contains(p.Address) || conf.FamilyOf(cidr.Addr()) != conf.FamilyOf(p.Address))
 }

@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
@@ -86,10 +87,16 @@ func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
 			services[r.Namespace] = true
 		}
 	}
+	homes := c.homes(q)
 	toNode := q.To.Kind == EndNode || q.To.Kind == EndAddress
 	return func(p *policy.Pod) bool {
 		if services[p.Namespace] || toNode && slices.ContainsFunc(p.HostPorts, leadsFrom(netip.Addr{}, q.Port)) {
 			return true
+		}
+		for _, selector := range homes[p.Namespace] {
+			if selector.Matches(labels.Set(p.Labels)) {
+				return true
+			}
 		}
 		for _, r := range []Ref{q.From, q.To} {
 			if r.Name != "" && (p.Namespace == r.Namespace || p.Name == r.Name) {
@@ -99,6 +106,34 @@ func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
 		return named[policy.Name{Namespace: p.Namespace, Name: p.Name}] ||
 			slices.ContainsFunc(p.Addresses, func(a netip.Addr) bool { return addresses[a] })
 	}
+}
+
+// homes returns the podSelectors of strays of the query's ends, by their namespaces. A stray that selects pods there
+// is none.
+func (c *Cluster) homes(q Query) map[string][]labels.Selector {
+	all := map[string][]labels.Selector{}
+	for _, r := range c.ends(q) {
+		for i := range c.Pods {
+			p := &c.Pods[i]
+			isEnd := p.Namespace == r.Namespace && p.Name == r.Name
+			switch r.Kind {
+			case EndAddress:
+				isEnd = slices.Contains(p.Addresses, r.Address)
+			case EndService:
+				s := labels.SelectorFromSet(c.service(r).Selector)
+				isEnd = p.Namespace == r.Namespace && !s.Empty() && s.Matches(labels.Set(p.Labels))
+			}
+			if !isEnd {
+				continue
+			}
+			for _, d := range directions {
+				for np, selector := range c.strays(p, d) {
+					all[np.Namespace] = append(all[np.Namespace], selector)
+				}
+			}
+		}
+	}
+	return all
 }
 
 func (c *Cluster) ends(q Query) (ends []Ref) {

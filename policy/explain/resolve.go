@@ -53,7 +53,7 @@ func (c *Cluster) resolve(r Ref) (Ref, error) {
 
 func (c *Cluster) resolveAddress(r Ref) Ref {
 	for _, s := range c.Services {
-		if slices.Contains(s.ClusterIPs, r.Address) || slices.Contains(s.External, r.Address) {
+		if s.Has(r.Address) {
 			return Ref{Kind: EndService, Namespace: s.Namespace, Name: s.Name, Address: r.Address}
 		}
 	}
@@ -283,48 +283,4 @@ func (c *Cluster) nodePlaces(name string) (all []Place, err error) {
 		return nil, inputError("node %s has no InternalIP and no podCIDR", name)
 	}
 	return all, nil
-}
-
-// outside are addresses that stand for the world: documentation addresses, then public ones.
-var outside = [...][]netip.Addr{
-	conf.IPv4: {
-		netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("192.0.2.1"),
-		netip.MustParseAddr("8.8.8.8"), netip.MustParseAddr("1.1.1.1"),
-	},
-	conf.IPv6: {netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2606:4700:4700::1111")},
-}
-
-// worldPlaces returns one address of each family. If possible, the address is in no cidr and no except of an
-// ipBlock, apart from 0.0.0.0/0 and ::/0.
-func (c *Cluster) worldPlaces() (all []Place) {
-	blocks := c.blocks()
-	for _, candidates := range outside {
-		chosen := candidates[0]
-		for _, a := range candidates {
-			if !slices.ContainsFunc(blocks, func(p netip.Prefix) bool { return p.Bits() > 0 && p.Contains(a) }) {
-				chosen = a
-				break
-			}
-		}
-		all = append(all, Place{Address: chosen, What: "stands for any address outside of the cluster", isWorld: true})
-	}
-	return all
-}
-
-func (c *Cluster) blocks() (all []netip.Prefix) {
-	for _, np := range c.Policies {
-		for _, d := range directions {
-			for _, p := range peersOf(np, d) {
-				if p.IPBlock == nil {
-					continue
-				}
-				for _, text := range append([]string{p.IPBlock.CIDR}, p.IPBlock.Except...) {
-					if cidr, err := netip.ParsePrefix(text); err == nil {
-						all = append(all, cidr)
-					}
-				}
-			}
-		}
-	}
-	return all
 }

@@ -2,6 +2,7 @@ package explain
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -13,9 +14,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-func (x *explainer) targets(to Ref, port Port) ([]target, error) {
+func (x *explainer) targets(to Ref, port Port, in entrance) ([]target, error) {
 	if to.Kind == EndService {
-		return x.serviceTargets(to, port)
+		return x.serviceTargets(to, port, in)
 	}
 	places, err := x.places(to)
 	if err != nil {
@@ -27,6 +28,9 @@ func (x *explainer) targets(to Ref, port Port) ([]target, error) {
 	}
 	var all []target
 	for _, place := range places {
+		if in.address.IsValid() && conf.FamilyOf(in.address) != conf.FamilyOf(place.Address) {
+			continue // a hostPort at an address of the other family
+		}
 		for _, p := range ports {
 			all = append(all, target{Place: place, proto: p.Proto, port: p.Number})
 		}
@@ -64,9 +68,42 @@ func (x *explainer) ports(to Ref, port Port) ([]policy.NamedPort, error) {
 	return nil, inputError("%s has no named ports: write the number of the port instead of %s", to, port.Name)
 }
 
-func (x *explainer) serviceTargets(to Ref, port Port) ([]target, error) {
+func (x *explainer) serviceTargets(to Ref, port Port, in entrance) ([]target, error) {
 	s := x.service(to)
-	var ports []policy.ServicePort
+	icmp := port.Proto == ruleset.ICMP
+	ports, err := portsOf(s, to, port)
+	switch {
+	case s.Kind == "ExternalName":
+		return nil, inputError("%s is only a name for a host outside of the cluster: ask about the host's address", to)
+	case s.Headless && (icmp || port.Number != 0): // every port of the pods, also one that the Service lacks
+		ports = []policy.ServicePort{{Proto: port.Proto, Port: port.Number}}
+	case s.Headless && len(s.Ports) == 0:
+		return nil, inputError("%s is headless and has no ports: write the port of its pods, %s:PORT", to, to)
+	case len(s.Ports) == 0:
+		return nil, inputError("%s has no ports", to)
+	case icmp:
+		return nil, inputError("%s: kube-proxy passes on only the ports of a Service, and no ICMP: name one of its pods", to)
+	case err != nil:
+		return nil, err
+	}
+	var all []target
+	for _, p := range ports {
+		ready := x.endpoints(s, p, port.Name != "")
+		if len(ready) == 0 {
+			x.note("%s", x.noEndpoints(s, p))
+		}
+		ready = x.local(s, in, x.inFamilies(s, in, ready))
+		if more := len(ready) - maxPaths; more > 0 {
+			x.note("%s has %d more endpoints, which are left out", to, more)
+			ready = ready[:maxPaths]
+		}
+		all = append(all, ready...)
+	}
+	return all, nil
+}
+
+// portsOf returns the Service's ports that the query means: all, if it names none.
+func portsOf(s *policy.Service, to Ref, port Port) (ports []policy.ServicePort, err error) {
 	var known []string
 	for _, p := range s.Ports {
 		form := fmt.Sprintf("%d/%s", p.Port, strings.ToUpper(string(p.Proto)))
@@ -79,27 +116,10 @@ func (x *explainer) serviceTargets(to Ref, port Port) ([]target, error) {
 			ports = append(ports, p)
 		}
 	}
-	switch {
-	case s.Kind == "ExternalName":
-		return nil, inputError("%s is only a name for a host outside of the cluster: ask about the host's address", to)
-	case len(s.Ports) == 0:
-		return nil, inputError("%s has no ports", to)
-	case len(ports) == 0:
-		return nil, inputError("%s has no port %s; it has %s", to, portForm(port), strings.Join(known, ", "))
+	if len(ports) == 0 {
+		err = inputError("%s has no port %s; it has %s", to, portForm(port), strings.Join(known, ", "))
 	}
-	var all []target
-	for _, p := range ports {
-		ready := x.endpoints(s, p)
-		if len(ready) == 0 {
-			x.Notes = append(x.Notes, x.noEndpoints(s, p))
-		}
-		if more := len(ready) - maxPaths; more > 0 {
-			x.Notes = append(x.Notes, fmt.Sprintf("%s has %d more endpoints, which are left out", to, more))
-			ready = ready[:maxPaths]
-		}
-		all = append(all, ready...)
-	}
-	return all, nil
+	return ports, err
 }
 
 func portForm(p Port) string {
@@ -110,27 +130,32 @@ func portForm(p Port) string {
 	return number + "/" + strings.ToUpper(string(p.Proto))
 }
 
-func (x *explainer) endpoints(s *policy.Service, p policy.ServicePort) (all []target) {
-	through := fmt.Sprintf("svc/%s port %d", s, p.Port)
-	add := func(place Place, number uint16) {
-		t := target{Place: place, proto: p.Proto, port: number, through: through}
-		if number != p.Port {
-			t.notes = append(t.notes, fmt.Sprintf("policies see port %d of the pod, not port %d of the Service", number, p.Port))
+// behind is a ready address behind a Service, and on the node where it is.
+type behind struct {
+	Place
+	on     string
+	number func(policy.ServicePort) (uint16, bool)
+}
+
+func (x *explainer) behind(s *policy.Service) (all []behind) {
+	for _, e := range s.Endpoints {
+		if !e.Ready {
+			continue
 		}
-		all = append(all, t)
+		place := x.placeOf(e.Address)
+		all = append(all, behind{place, or(e.Node, place.Node), func(p policy.ServicePort) (uint16, bool) {
+			i := slices.IndexFunc(e.Ports, func(n policy.NamedPort) bool { return n.Name == p.Name && n.Proto == p.Proto })
+			if i < 0 {
+				return 0, false
+			}
+			return e.Ports[i].Number, true
+		}})
 	}
 	if s.Endpoints != nil {
-		for _, e := range s.Endpoints {
-			i := slices.IndexFunc(e.Ports, func(n policy.NamedPort) bool { return n.Name == p.Name && n.Proto == p.Proto })
-			if e.Ready && i >= 0 {
-				add(x.placeOf(e.Address), e.Ports[i].Number)
-			}
-		}
 		return all
 	}
 	for _, o := range x.selected(s) {
-		number, ok := targetNumber(o, p)
-		if !ok || o.Finished {
+		if o.Finished || o.Unready && !s.Unready {
 			continue
 		}
 		places, err := x.places(Ref{Kind: EndPod, Namespace: o.Namespace, Name: o.Name})
@@ -138,10 +163,46 @@ func (x *explainer) endpoints(s *policy.Service, p policy.ServicePort) (all []ta
 			continue
 		}
 		for _, place := range places {
-			add(place, number)
+			all = append(all, behind{place, place.Node, func(p policy.ServicePort) (uint16, bool) { return targetNumber(o, p) }})
 		}
 	}
 	return all
+}
+
+// endpoints returns the targets of a Service's port. A client of a headless Service finds the pods' addresses in DNS,
+// and, if it asks for a port by its name, also the pods' port (SRV). Otherwise it sends to the port that it knows.
+func (x *explainer) endpoints(s *policy.Service, p policy.ServicePort, byName bool) (all []target) {
+	seen := map[netip.Addr]bool{}
+	for _, b := range x.behind(s) {
+		number, ok := b.number(p)
+		t := target{Place: b.Place, on: b.on, proto: p.Proto, port: number, through: fmt.Sprintf("svc/%s port %d", s, p.Port)}
+		switch {
+		case s.Headless:
+			if seen[b.Address] || byName && !ok {
+				continue
+			}
+			seen[b.Address] = true
+			if t.through = fmt.Sprintf("svc/%s (headless)", s); !byName {
+				t.port, t.notes = p.Port, untranslated(s, p, b)
+			}
+		case !ok:
+			continue
+		case number != p.Port:
+			t.notes = append(t.notes, fmt.Sprintf("policies see port %d of the pod, not port %d of the Service", number, p.Port))
+		}
+		all = append(all, t)
+	}
+	return all
+}
+
+func untranslated(s *policy.Service, p policy.ServicePort, b behind) []string {
+	for _, stated := range s.Ports {
+		if number, ok := b.number(stated); ok && stated.Port == p.Port && stated.Proto == p.Proto && number != p.Port {
+			return []string{fmt.Sprintf("the Service is headless: its name has the pods' addresses, and nothing translates "+
+				"port %d to the targetPort %d", p.Port, number)}
+		}
+	}
+	return nil
 }
 
 func (x *explainer) selected(s *policy.Service) (all []*policy.Pod) {
@@ -173,6 +234,9 @@ func targetNumber(o *policy.Pod, p policy.ServicePort) (uint16, bool) {
 func (x *explainer) noEndpoints(s *policy.Service, p policy.ServicePort) string {
 	where := fmt.Sprintf("svc/%s port %d has no ready endpoint, so kube-proxy refuses connections to it, whatever the "+
 		"policies are: ", s, p.Port)
+	if s.Headless {
+		where = fmt.Sprintf("svc/%s has no ready endpoint, so its name has no address, whatever the policies are: ", s)
+	}
 	pods := x.selected(s)
 	switch {
 	case len(s.Selector) == 0:
@@ -184,28 +248,9 @@ func (x *explainer) noEndpoints(s *policy.Service, p policy.ServicePort) string 
 		!slices.ContainsFunc(pods, func(o *policy.Pod) bool { _, ok := targetNumber(o, p); return ok }):
 		return where + fmt.Sprintf("its pods have no %s port named %s", strings.ToUpper(string(p.Proto)), p.Target.StrVal)
 	}
-	if s.Endpoints == nil {
+	if s.Endpoints == nil && slices.ContainsFunc(pods, func(o *policy.Pod) bool { return !o.Unready }) {
 		return where + "none of its pods has a known address"
 	}
 	return where + fmt.Sprintf("none of its pods is ready: kubectl -n %s get endpointslices -l %s=%s", s.Namespace,
 		"kubernetes.io/service-name", s.Name)
-}
-
-func (x *explainer) forwarders(to Ref, from Place) []Place {
-	s := x.service(to)
-	if s.Local || (s.Kind != "NodePort" && s.Kind != "LoadBalancer") || len(x.Nodes) < 2 {
-		return nil
-	}
-	var all []Place
-	seen := map[conf.Family]bool{}
-	for _, cidr := range x.podCIDRs(x.Nodes[0]) {
-		if f := conf.FamilyOf(cidr.Addr()); !seen[f] && (from.isWorld || f == conf.FamilyOf(from.Address)) {
-			seen[f] = true
-			all = append(all, Place{
-				Address: cidr.Addr(),
-				What:    "stands for the node that receives the packet, if it isn't the pod's own node", isNode: true,
-			})
-		}
-	}
-	return all
 }

@@ -227,11 +227,16 @@ func TestServices(t *testing.T) {
 			}},
 		},
 	}
+	services = append(services, policy.Service{
+		Namespace: "a", Name: "headless", Headless: true, Selector: services[0].Selector,
+		Ports: []policy.ServicePort{{Proto: ruleset.TCP, Port: 80, Target: intstr.FromInt32(8080)}},
+	})
 	m := reach.New(policy.State{Objects: policy.Objects{Pods: []policy.Pod{web}}}, services)
 	want := []reach.ServicePort{
 		{Service: "a/by-selector", Proto: ruleset.TCP, Port: 80, Targets: []uint16{8080}},
 		{Service: "a/by-selector", Proto: ruleset.UDP, Port: 53, Targets: []uint16{5353}},
 		{Service: "a/by-slices", Proto: ruleset.TCP, Port: 443, Targets: []uint16{8443}},
+		{Service: "a/headless", Proto: ruleset.TCP, Port: 80, Targets: []uint16{80}}, // nothing translates it
 	}
 	if diff := cmp.Diff(want, m.Parties[0].Services); diff != "" {
 		t.Error(diff)

@@ -27,6 +27,9 @@ func (u *universe) servicesOf(units []unit) (all []ServicePort) {
 			for _, one := range units {
 				targets = append(targets, targetsOf(s, port, one)...)
 			}
+			if s.Headless && leadsTo(s, units) {
+				targets = []uint16{port.Port} // nothing translates it
+			}
 			slices.Sort(targets)
 			if targets = slices.Compact(targets); len(targets) > 0 {
 				all = append(all, ServicePort{s.String(), port.Proto, port.Port, targets})
@@ -34,6 +37,23 @@ func (u *universe) servicesOf(units []unit) (all []ServicePort) {
 		}
 	}
 	return all
+}
+
+// leadsTo reports whether the headless Service's name has an address of a unit.
+func leadsTo(s *policy.Service, units []unit) bool {
+	return slices.ContainsFunc(units, func(one unit) bool {
+		if s.Endpoints == nil {
+			return isSelected(s, one)
+		}
+		return slices.ContainsFunc(s.Endpoints, func(e policy.ServiceEndpoint) bool {
+			return slices.Contains(one.addresses[:], e.Address)
+		})
+	})
+}
+
+func isSelected(s *policy.Service, one unit) bool {
+	return len(s.Selector) > 0 && s.Namespace == one.pod.Namespace &&
+		labels.SelectorFromSet(s.Selector).Matches(labels.Set(one.pod.Labels))
 }
 
 func targetsOf(s *policy.Service, port policy.ServicePort, one unit) (all []uint16) {
@@ -50,8 +70,7 @@ func targetsOf(s *policy.Service, port policy.ServicePort, one unit) (all []uint
 		}
 		return all
 	}
-	if len(s.Selector) == 0 || s.Namespace != one.pod.Namespace ||
-		!labels.SelectorFromSet(s.Selector).Matches(labels.Set(one.pod.Labels)) {
+	if !isSelected(s, one) {
 		return nil
 	}
 	if port.Target.Type == intstr.Int {

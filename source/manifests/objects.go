@@ -152,8 +152,9 @@ func readPod(m meta, metadata, spec, status stdjson.RawMessage, path string) (*p
 	}
 	pod := corev1.Pod{Spec: corev1.PodSpec{NodeName: s.NodeName, HostNetwork: s.HostNetwork}}
 	var rest struct {
-		UID         string            `json:"uid"`
-		Annotations map[string]string `json:"annotations"`
+		UID         string             `json:"uid"`
+		Annotations map[string]string  `json:"annotations"`
+		Deleted     stdjson.RawMessage `json:"deletionTimestamp"`
 	}
 	if err := decode(metadata, &rest); err != nil {
 		wrong = append(wrong, complaint{"metadata", err.Error()})
@@ -179,13 +180,21 @@ func readPod(m meta, metadata, spec, status stdjson.RawMessage, path string) (*p
 		Phase  corev1.PodPhase `json:"phase"`
 		PodIP  string          `json:"podIP"`
 		PodIPs []corev1.PodIP  `json:"podIPs"`
+		// A fault in these fields takes no address from the pod.
+		Conditions stdjson.RawMessage `json:"conditions"`
 	}
 	if err := decode(status, &brief); err != nil {
 		wrong = append(wrong, complaint{"status", "it has no addresses: " + err.Error()})
 	}
 	pod.Status = corev1.PodStatus{Phase: brief.Phase, PodIP: brief.PodIP, PodIPs: brief.PodIPs}
+	if decode(brief.Conditions, &pod.Status.Conditions) != nil {
+		pod.Status.Conditions = nil
+	}
+	if text := string(rest.Deleted); text != "" && text != "null" {
+		pod.DeletionTimestamp = &metav1.Time{}
+	}
 	read, problems := objects.Pod(&pod)
-	read.Unknown = m.unknown
+	read.Unknown, read.Unready = m.unknown, objects.Unready(&pod)
 	return &read, append(wrong, complaints(problems)...), nil
 }
 

@@ -117,6 +117,14 @@ func finished(pod *corev1.Pod) bool {
 	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
 }
 
+// Unready reports whether the pod's status says that no Service sends to the pod. A pod without a status, as in a
+// manifest, counts as ready.
+func Unready(pod *corev1.Pod) bool {
+	notReady := func(c corev1.PodCondition) bool { return c.Type == corev1.PodReady && c.Status != corev1.ConditionTrue }
+	return pod.DeletionTimestamp != nil || pod.Status.Phase == corev1.PodPending ||
+		slices.ContainsFunc(pod.Status.Conditions, notReady)
+}
+
 func ips(s *corev1.PodStatus) iter.Seq2[int, string] {
 	return func(yield func(int, string) bool) {
 		if len(s.PodIPs) == 0 && s.PodIP != "" {

@@ -9,6 +9,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -17,7 +18,11 @@ import (
 func Service(o *corev1.Service) policy.Service {
 	s := policy.Service{
 		Namespace: o.Namespace, Name: o.Name, Kind: string(o.Spec.Type), Selector: o.Spec.Selector,
-		Local: o.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
+		Local:    o.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal,
+		Headless: o.Spec.ClusterIP == corev1.ClusterIPNone, Unready: o.Spec.PublishNotReadyAddresses,
+	}
+	if p := o.Spec.InternalTrafficPolicy; p != nil {
+		s.InternalLocal = *p == corev1.ServiceInternalTrafficPolicyLocal
 	}
 	if s.Kind == "" {
 		s.Kind = string(corev1.ServiceTypeClusterIP)
@@ -26,11 +31,17 @@ func Service(o *corev1.Service) policy.Service {
 	if len(clusterIPs) == 0 {
 		clusterIPs = []string{o.Spec.ClusterIP}
 	}
-	external := slices.Clone(o.Spec.ExternalIPs)
+	s.Headless = s.Headless || slices.Contains(clusterIPs, corev1.ClusterIPNone)
+	s.ClusterIPs, s.External = addresses(clusterIPs), addresses(o.Spec.ExternalIPs)
 	for _, i := range o.Status.LoadBalancer.Ingress {
-		external = append(external, i.IP)
+		s.Balancer = append(s.Balancer, addresses([]string{i.IP})...)
 	}
-	s.ClusterIPs, s.External = addresses(clusterIPs), addresses(external)
+	for _, text := range o.Spec.LoadBalancerSourceRanges {
+		if p, err := netip.ParsePrefix(strings.TrimSpace(text)); err == nil {
+			s.Ranges = append(s.Ranges, p.Masked())
+		}
+	}
+	s.Families = families(o.Spec.IPFamilies, s.ClusterIPs)
 	for _, p := range o.Spec.Ports {
 		if p.Port < 1 || p.Port > 65535 || p.NodePort < 0 || p.NodePort > 65535 {
 			continue
@@ -44,6 +55,25 @@ func Service(o *corev1.Service) policy.Service {
 		s.Ports = append(s.Ports, port)
 	}
 	return s
+}
+
+// families returns the stated families. Without them, it returns those of the clusterIPs.
+func families(stated []corev1.IPFamily, clusterIPs []netip.Addr) (all []conf.Family) {
+	for _, f := range stated {
+		switch f {
+		case corev1.IPv4Protocol:
+			all = append(all, conf.IPv4)
+		case corev1.IPv6Protocol:
+			all = append(all, conf.IPv6)
+		}
+	}
+	if len(all) > 0 {
+		return all
+	}
+	for _, a := range clusterIPs {
+		all = append(all, conf.FamilyOf(a))
+	}
+	return all
 }
 
 // AddSlice adds the endpoints of an EndpointSlice to the Service. An endpoint without the condition ready is
@@ -68,8 +98,12 @@ func AddSlice(s *policy.Service, o *discoveryv1.EndpointSlice) {
 	}
 	for _, e := range o.Endpoints {
 		ready := e.Conditions.Ready == nil || *e.Conditions.Ready
+		node := ""
+		if e.NodeName != nil {
+			node = *e.NodeName
+		}
 		for _, a := range addresses(e.Addresses) {
-			s.Endpoints = append(s.Endpoints, policy.ServiceEndpoint{Address: a, Ready: ready, Ports: ports})
+			s.Endpoints = append(s.Endpoints, policy.ServiceEndpoint{Address: a, Node: node, Ready: ready, Ports: ports})
 		}
 	}
 }

@@ -149,6 +149,7 @@ var resources = []resource{
 		return l.each(l.ctx, r, namespace, &pods, func() {
 			for i := range pods.Items {
 				pod, problems := objects.Pod(&pods.Items[i])
+				pod.Unready = objects.Unready(&pods.Items[i])
 				l.Pods, l.Problems = append(l.Pods, pod), append(l.Problems, problems...)
 			}
 			pods = corev1.PodList{ListMeta: pods.ListMeta}

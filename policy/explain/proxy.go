@@ -1,0 +1,165 @@
+package explain
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
+)
+
+// entrance says how a connection comes to a Service. kube-proxy chooses the endpoints by it.
+type entrance struct {
+	outside bool
+	// address is the destination. It is invalid if the query names the Service.
+	address netip.Addr
+	// node has the nodePort that is the destination. It is empty without one.
+	node string
+	// sender is the sender's node, empty if unknown or outside.
+	sender string
+}
+
+// external reports whether the connection goes to an address by which hosts outside of the cluster reach the Service.
+func (in entrance) external(s *policy.Service) bool {
+	return in.outside || in.node != "" || in.address.IsValid() && !slices.Contains(s.ClusterIPs, in.address)
+}
+
+// receiver returns the node to which kube-proxy limits the endpoints, with the field that says so; "" without a limit.
+// kube-proxy doesn't limit connections from a node, or from the node's pods, to the node's own nodePorts.
+func (in entrance) receiver(s *policy.Service) (node, field string) {
+	switch {
+	case s.Headless:
+	case in.node != "" && s.Local && in.sender != in.node:
+		return in.node, "externalTrafficPolicy"
+	case s.InternalLocal && !in.external(s):
+		return in.sender, "internalTrafficPolicy"
+	}
+	return "", ""
+}
+
+// local leaves out the endpoints that kube-proxy doesn't use because they aren't on the receiving node. An endpoint
+// whose node is unknown stays, if the source has no EndpointSlices.
+func (x *explainer) local(s *policy.Service, in entrance, all []target) []target {
+	node, field := in.receiver(s)
+	if node == "" {
+		if s.InternalLocal && !s.Headless && !in.external(s) {
+			x.note("svc/%s has internalTrafficPolicy: Local, so only endpoints on the sender's node get its connections. It "+
+				"is unknown on which node the sender is", s)
+		}
+		return all
+	}
+	near := slices.DeleteFunc(slices.Clone(all), func(t target) bool {
+		return t.on != node && (t.on != "" || s.Endpoints != nil)
+	})
+	switch unknown := slices.ContainsFunc(near, func(t target) bool { return t.on == "" }); {
+	case len(near) == 0 && len(all) > 0:
+		x.note("svc/%s has %s: Local, and node %s has no endpoint of it, so kube-proxy drops connections to it there, "+
+			"whatever the policies are", s, field, node)
+	case unknown:
+		x.note("svc/%s has %s: Local, so only endpoints on node %s get these connections. It is unknown on which nodes its "+
+			"pods are", s, field, node)
+	case len(near) < len(all):
+		x.note("svc/%s has %s: Local, so only endpoints on node %s get these connections", s, field, node)
+	}
+	return near
+}
+
+// inFamilies leaves out the endpoints to which the Service doesn't lead: those of families that the Service lacks, and
+// those of another family than the query's address.
+func (x *explainer) inFamilies(s *policy.Service, in entrance, all []target) []target {
+	families := s.Families
+	if in.address.IsValid() {
+		families = []conf.Family{conf.FamilyOf(in.address)}
+	}
+	if len(families) == 0 {
+		return all
+	}
+	kept := slices.DeleteFunc(slices.Clone(all), func(t target) bool {
+		return !slices.Contains(families, conf.FamilyOf(t.Address))
+	})
+	if len(kept) == 0 && len(all) > 0 {
+		x.note("svc/%s leads to %s addresses only, and its pods have none", s, families[0])
+	}
+	return kept
+}
+
+// admitted leaves out the senders whose connections kube-proxy drops because of the loadBalancerSourceRanges.
+func (x *explainer) admitted(s *policy.Service, in entrance, sources []Place) []Place {
+	if len(s.Ranges) == 0 || s.Kind != "LoadBalancer" {
+		return sources
+	}
+	if !slices.Contains(s.Balancer, in.address) {
+		if in.outside && !in.address.IsValid() && in.node == "" {
+			x.note("svc/%s has loadBalancerSourceRanges: kube-proxy drops connections to the load balancer's addresses from "+
+				"outside of %s", s, listPrefixes(s.Ranges))
+		}
+		return sources
+	}
+	sources = slices.Clone(sources)
+	fits := func(p Place) bool { return conf.FamilyOf(p.Address) == conf.FamilyOf(in.address) }
+	if !slices.ContainsFunc(sources, fits) {
+		return sources
+	}
+	return slices.DeleteFunc(sources, func(p Place) bool {
+		if !fits(p) {
+			return true
+		}
+		if p.Invented || slices.ContainsFunc(s.Ranges, func(r netip.Prefix) bool { return r.Contains(p.Address) }) {
+			return false
+		}
+		hint := ""
+		if p.isWorld {
+			hint = ". Ask about an address there"
+		}
+		x.note("%s isn't in the loadBalancerSourceRanges of svc/%s (%s), so kube-proxy drops its connections to %s, "+
+			"whatever the policies are%s", x.label(p), s, listPrefixes(s.Ranges), in.address, hint)
+		return true
+	})
+}
+
+func listPrefixes(all []netip.Prefix) string {
+	text := ""
+	for i, p := range all[:min(len(all), 5)] {
+		if i > 0 {
+			text += ", "
+		}
+		text += p.String()
+	}
+	if more := len(all) - 5; more > 0 {
+		text += fmt.Sprintf(" and %d more", more)
+	}
+	return text
+}
+
+// forwarders are the nodes that pass on packets from outside to pods on other nodes, under their own addresses.
+func (x *explainer) forwarders(s *policy.Service, in entrance, from Place) []Place {
+	if s.Local || !s.IsExternal() || len(x.Nodes) < 2 {
+		return nil
+	}
+	of := x.Nodes[0]
+	what := "stands for the node that receives the packet, if it isn't the pod's own node"
+	if i := slices.IndexFunc(x.Nodes, func(n policy.Node) bool { return n.Name == in.node }); i >= 0 {
+		of = x.Nodes[i]
+		what = fmt.Sprintf("node %s, which receives the packet and passes it on", in.node)
+	}
+	var all []Place
+	seen := map[conf.Family]bool{}
+	for _, cidr := range x.podCIDRs(of) {
+		f := conf.FamilyOf(cidr.Addr())
+		if !seen[f] && (f == conf.FamilyOf(from.Address) || from.isWorld && !in.address.IsValid()) {
+			seen[f] = true
+			all = append(all, Place{Address: cidr.Addr(), What: what, isNode: true, forwards: true})
+		}
+	}
+	return all
+}
+
+// passes reports whether packets from s can come to t. If it is known which node receives them, this node sends them
+// on under its own address to pods on other nodes, and under the sender's to its own.
+func (in entrance) passes(s Place, t target) bool {
+	if in.node == "" || t.on == "" || !in.outside {
+		return true
+	}
+	return s.forwards == (t.on != in.node)
+}

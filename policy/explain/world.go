@@ -1,0 +1,131 @@
+package explain
+
+import (
+	"net/netip"
+	"slices"
+
+	"go4.org/netipx"
+
+	"github.com/weir-net/weir/conf"
+)
+
+// outside are addresses that stand for the world: documentation addresses, then public ones.
+var outside = [...][]netip.Addr{
+	conf.IPv4: {
+		netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("192.0.2.1"),
+		netip.MustParseAddr("8.8.8.8"), netip.MustParseAddr("1.1.1.1"),
+	},
+	conf.IPv6: {netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2606:4700:4700::1111")},
+}
+
+// public are the networks of hosts outside of clusters, and reserved the parts of them that no such host has.
+var (
+	public = [...]netip.Prefix{
+		conf.IPv4: netip.MustParsePrefix("0.0.0.0/0"), conf.IPv6: netip.MustParsePrefix("2000::/3"),
+	}
+	reserved = []netip.Prefix{
+		netip.MustParsePrefix("0.0.0.0/8"), netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("100.64.0.0/10"),
+		netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("169.254.0.0/16"),
+		netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.0.0.0/24"),
+		netip.MustParsePrefix("192.168.0.0/16"), netip.MustParsePrefix("198.18.0.0/15"),
+		netip.MustParsePrefix("224.0.0.0/3"), netip.MustParsePrefix("2001::/32"), netip.MustParsePrefix("2002::/16"),
+	}
+)
+
+// worldPlaces returns one address of each family that is outside of the cluster, and in no cidr and no except of an
+// ipBlock. Networks of ipBlocks that leave no such address don't count, the widest first: 0.0.0.0/0 never counts, and
+// 2000::/3 doesn't count either, because it has all public addresses.
+func (c *Cluster) worldPlaces() (all []Place) {
+	blocks, own := c.blocks(), c.ownNetworks()
+	for f, candidates := range outside {
+		a := freeAddress(conf.Family(f), candidates, blocks, own)
+		all = append(all, Place{Address: a, What: "stands for any address outside of the cluster", isWorld: true})
+	}
+	return all
+}
+
+func freeAddress(f conf.Family, candidates []netip.Addr, blocks, own []netip.Prefix) netip.Addr {
+	widest := 0 // networks that are as wide as this, or wider, don't count
+	counts := func(p netip.Prefix) bool { return p.Bits() > widest }
+	for _, a := range candidates {
+		has := func(p netip.Prefix) bool { return p.Contains(a) }
+		named := func(p netip.Prefix) bool { return counts(p) && has(p) }
+		if !slices.ContainsFunc(own, has) && !slices.ContainsFunc(blocks, named) {
+			return a
+		}
+	}
+	for ; widest < candidates[0].BitLen(); widest++ {
+		var free netipx.IPSetBuilder
+		free.AddPrefix(public[f])
+		for _, p := range slices.Concat(reserved, own) {
+			free.RemovePrefix(p)
+		}
+		for _, p := range blocks {
+			if counts(p) {
+				free.RemovePrefix(p)
+			}
+		}
+		set, err := free.IPSet()
+		if err != nil || len(set.Ranges()) == 0 {
+			continue
+		}
+		for _, a := range candidates {
+			if set.Contains(a) {
+				return a
+			}
+		}
+		first := set.Ranges()[0]
+		if second := first.From().Next(); first.Contains(second) { // the first one may be a network's own address
+			return second
+		}
+		return first.From()
+	}
+	return candidates[0]
+}
+
+// ownNetworks are the addresses of the cluster: those of its nodes, pods and Services.
+func (c *Cluster) ownNetworks() (all []netip.Prefix) {
+	add := func(addresses ...netip.Addr) {
+		for _, a := range addresses {
+			all = append(all, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	add(c.Own...)
+	for _, n := range c.Nodes {
+		add(n.Addresses...)
+		for _, p := range n.PodCIDRs {
+			all = append(all, p.Masked())
+		}
+	}
+	for i := range c.Pods {
+		add(c.Pods[i].Addresses...)
+	}
+	for _, e := range c.Endpoints {
+		for _, a := range e.Addresses {
+			add(a.Addr)
+		}
+	}
+	for i := range c.Services {
+		s := &c.Services[i]
+		add(slices.Concat(s.ClusterIPs, s.External, s.Balancer)...)
+	}
+	return all
+}
+
+func (c *Cluster) blocks() (all []netip.Prefix) {
+	for _, np := range c.Policies {
+		for _, d := range directions {
+			for _, p := range peersOf(np, d) {
+				if p.IPBlock == nil {
+					continue
+				}
+				for _, text := range append([]string{p.IPBlock.CIDR}, p.IPBlock.Except...) {
+					if cidr, err := netip.ParsePrefix(text); err == nil {
+						all = append(all, cidr.Masked())
+					}
+				}
+			}
+		}
+	}
+	return all
+}
