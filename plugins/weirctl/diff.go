@@ -80,8 +80,7 @@ func (f *diffFlags) run(cmd *cobra.Command) error {
 	if err != nil {
 		return client.Usage(err)
 	}
-	filter, err := f.narrow.filter()
-	if err != nil {
+	if _, err := f.narrow.filter(); err != nil {
 		return err
 	}
 	deleted, err := policyNames(f.deleted)
@@ -105,6 +104,10 @@ func (f *diffFlags) run(cmd *cobra.Command) error {
 	if kind, _, err := f.source.Kind(); err == nil && kind != client.FromKubernetes && len(c.Gaps) > 0 {
 		return errors.New(chart.OneLine(strings.Join(c.Gaps, "; "))) // the unread policy may be what the change replaces
 	}
+	filter, more, err := f.narrow.resolve(c)
+	if err != nil {
+		return err
+	}
 	before := c.State()
 	after := before
 	var applied reach.Applied
@@ -119,9 +122,10 @@ func (f *diffFlags) run(cmd *cobra.Command) error {
 	}
 	d.Opened, d.Closed = d.After.Filter(d.Opened, filter), d.After.Filter(d.Closed, filter)
 	change := chart.Change{
-		View:   chart.View{Matrix: d.After, Title: f.narrow.title(), MaxRows: f.narrow.rows, Notes: notes(c, d.After)},
+		View:   chart.View{Matrix: d.After, Title: f.narrow.title(), MaxRows: f.narrow.rows},
 		Opened: d.Opened, Closed: d.Closed, Applied: applied,
 	}
+	change.Notes = append(more, notes(c, d.After)...)
 	for _, p := range ruleset.Together(file.Problems) {
 		change.Notes = append(change.Notes, p.String())
 	}

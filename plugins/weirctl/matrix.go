@@ -32,7 +32,8 @@ type narrow struct {
 func (n *narrow) addFlags(flags *pflag.FlagSet) {
 	flags.StringSliceVarP(&n.namespaces, "namespace", "n", nil, "only connections from or to pods of this namespace")
 	flags.StringVar(&n.from, "from", "",
-		"only connections from these: NS/NAME of pods, workloads or a Service, with * for any text; an address; or world")
+		"only connections from these: NS/NAME of pods, workloads or a Service, with * for any text; an address of a pod, "+
+			"a Service or another host; or world")
 	flags.StringVar(&n.to, "to", "", "only connections to these: as --from")
 	flags.StringVar(&n.port, "port", "",
 		"only connections on these ports of pods: 80, 8000-8080, 53/udp; without a protocol: TCP")
@@ -58,6 +59,25 @@ func (n *narrow) filter() (f reach.Filter, err error) {
 		}
 	}
 	return f, nil
+}
+
+// resolve replaces a Service's address by the Service's name, because no pod has the address. The notes name addresses
+// that may be of Services that the source doesn't know.
+func (n *narrow) resolve(c explain.Cluster) (f reach.Filter, notes []string, err error) {
+	for _, text := range []*string{&n.from, &n.to} {
+		a, err := netip.ParseAddr(*text)
+		if err != nil {
+			continue
+		}
+		if i := slices.IndexFunc(c.Services, func(s policy.Service) bool { return s.Has(a.Unmap()) }); i >= 0 {
+			*text = c.Services[i].String()
+		} else if c.Node != "" && len(c.Services) == 0 {
+			notes = append(notes, fmt.Sprintf("the agent knows no Services, so %s may be the address of one: ask with "+
+				"--source kubernetes", a))
+		}
+	}
+	f, err = n.filter()
+	return f, notes, err
 }
 
 // check refuses a wrong name in --from or --to. Otherwise it would look like a pod that nobody can reach.
@@ -178,11 +198,14 @@ func matrixCommand() *cobra.Command {
 			if !ok {
 				return client.Usage(fmt.Errorf("-o %s: must be text, json, html, svg or dot", output))
 			}
-			filter, err := narrow.filter()
-			if err != nil {
+			if _, err := narrow.filter(); err != nil {
 				return err
 			}
 			c, err := load(cmd, &source, narrow.namespaces, nil)
+			if err != nil {
+				return err
+			}
+			filter, more, err := narrow.resolve(c)
 			if err != nil {
 				return err
 			}
@@ -190,7 +213,7 @@ func matrixCommand() *cobra.Command {
 			if err := narrow.check(m, filter); err != nil {
 				return err
 			}
-			v := chart.View{Matrix: m, Title: narrow.title(), MaxRows: narrow.rows, Notes: notes(c, m)}
+			v := chart.View{Matrix: m, Title: narrow.title(), MaxRows: narrow.rows, Notes: append(more, notes(c, m)...)}
 			v.Rows = m.Filter(m.Rows(), filter)
 			var audited []string
 			for _, np := range c.Policies {

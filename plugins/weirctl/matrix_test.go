@@ -215,6 +215,20 @@ func TestUnreadSource(t *testing.T) {
 	}
 }
 
+// TestServiceAddress: an address of a Service means the pods behind it.
+func TestServiceAddress(t *testing.T) {
+	dir := t.TempDir()
+	text := strings.Replace(shop, "spec: {selector: {app: db}", "spec: {clusterIP: 10.96.0.10, selector: {app: db}", 1)
+	if err := os.WriteFile(filepath.Join(dir, "a.yaml"), []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	byName, _, _ := execute(t, matrixCommand(), "", "--source", "dir:"+dir, "--to", "shop/db")
+	byAddress, errs, code := execute(t, matrixCommand(), "", "--source", "dir:"+dir, "--to", "10.96.0.10")
+	if byAddress != byName || errs != "" || code != 0 || !strings.Contains(byAddress, "shop/web (2 pods)  shop/db") {
+		t.Errorf("%d, %s\n%s\nby name:\n%s", code, errs, byAddress, byName)
+	}
+}
+
 // TestReachBadInput: if an argument is wrong, the command prints one line that says what to do.
 func TestReachBadInput(t *testing.T) {
 	for _, tc := range []struct {
