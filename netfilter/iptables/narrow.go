@@ -2,7 +2,6 @@ package iptables
 
 import (
 	"net/netip"
-	"slices"
 
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy/ruleset"
@@ -74,28 +73,10 @@ func addressesOf(changes []change) (all []netip.Addr) {
 }
 
 func (d *Driver) changedEntries(r ruleset.Ruleset) (changed []ruleset.Set, ok bool) {
-	last := d.settled
-	if last == nil || d.have == nil || len(r.Sets) != len(last.Sets) || !sameChains(r.Chains, last.Chains) {
+	if d.settled == nil || d.have == nil {
 		return nil, false
 	}
-	for i, s := range r.Sets {
-		was := last.Sets[i]
-		if s.Name != was.Name || s.Kind != was.Kind || s.Family != was.Family || s.Role != was.Role || s.Opens != was.Opens ||
-			s.Dispatch != was.Dispatch {
-			return nil, false
-		}
-		if s.Entries.Same(was.Entries) {
-			continue
-		}
-		if s.Role != ruleset.Peers {
-			return nil, false
-		}
-		changed = append(changed, s)
-	}
+	changed, ok = r.ChangedPeers(*d.settled)
 	// If nothing has changed, a whole Apply has time to destroy the sets that are left.
-	return changed, len(changed) > 0 || len(d.left) == 0
-}
-
-func sameChains(a, b []ruleset.Chain) bool {
-	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0] || slices.EqualFunc(a, b, ruleset.Chain.Equal))
+	return changed, ok && (len(changed) > 0 || len(d.left) == 0)
 }

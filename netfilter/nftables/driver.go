@@ -29,6 +29,7 @@ type Driver struct {
 	reader   *nftnl.Reader
 	sender   nftnl.Sender
 	have     *state
+	settled  *ruleset.Ruleset // what the kernel has, if the last Apply has succeeded
 	fresh    bool
 	lowering lowering
 	refresh  *refresh // nil if none has begun
@@ -59,12 +60,19 @@ const triesOfAChange = 3
 // way to the ruleset, and the caller must leave out the refused parts. Before Apply returns another error, it closes
 // the pods if it can read the kernel's rules and they don't check all packets.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
+	var all netfilter.Result
+	if verify == netfilter.Trust {
+		done := false
+		if all, done = d.applyEntries(want); done {
+			return all, nil
+		}
+	}
+	d.settled = nil
 	if err := d.look(ctx, verify); err != nil {
-		return netfilter.Result{}, err
+		return all, err
 	}
 	l := d.lowering.lower(want)
 	alone := false
-	var all netfilter.Result
 	for try := 1; ; try++ {
 		r, p, err := d.apply(l, alone)
 		all = joined(all, r)
@@ -76,6 +84,7 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 			}
 			repaired := d.keepAccepting(ctx, l)
 			r.Changed, r.Rules, r.Notes = r.Changed || repaired, r.Rules || repaired, d.notes()
+			d.settled = &want
 			return r, nil
 		}
 		parts, someElement := l.refusedParts(refused)

@@ -3,6 +3,7 @@ package nftables
 import (
 	"cmp"
 	"context"
+	"errors"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -102,6 +103,55 @@ func TestApply(t *testing.T) {
 	if left := nodetest.Run(t, "nft", "list", "ruleset"); strings.Contains(left, "weir") ||
 		!strings.Contains(left, "somebody") {
 		t.Errorf("left after Remove:\n%s", left)
+	}
+}
+
+// TestApplyEntries: if a ruleset differs only in entries of peers' sets, the driver looks at nothing else. It applies
+// any other ruleset whole.
+func TestApplyEntries(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	d, now := dualStack(t)
+	peers := slices.DeleteFunc(slices.Clone(now.Sets), func(s ruleset.Set) bool {
+		return s.Role != ruleset.Peers || s.Kind == ruleset.Ports || s.Entries.Len() == 0
+	})
+	if len(peers) == 0 {
+		t.Fatal("no set of peers")
+	}
+	mustApply(t, d, now, netfilter.All)
+	with := func(s ruleset.Set, entries ruleset.Entries) ruleset.Ruleset {
+		next := now
+		next.Sets = slices.Clone(now.Sets)
+		next.Sets[slices.IndexFunc(now.Sets, func(o ruleset.Set) bool { return o.Name == s.Name })].Entries = entries
+		return next
+	}
+	for _, s := range peers {
+		for e := range s.Entries.All() {
+			for _, next := range []ruleset.Ruleset{with(s, s.Entries.Without(e.Element)), with(s, s.Entries)} {
+				result, done := d.applyEntries(next)
+				if !done || !result.Changed || result.Rules {
+					t.Fatalf("a change of %s: %+v, %v", s.Name, result, done)
+				}
+				if got := mustApply(t, driver(t), next, netfilter.All); got.Changed {
+					t.Fatalf("a change of %s: a driver that reads everything changes something", s.Name)
+				}
+			}
+		}
+	}
+	odd := ruleset.Entry{Element: ruleset.Element{Prefix: netip.MustParsePrefix("2001:db8::1/128")}}
+	four := slices.IndexFunc(peers, func(s ruleset.Set) bool {
+		return s.Family == conf.IPv4 && s.Kind == ruleset.Addresses && s.Opens
+	})
+	_, err := d.Apply(t.Context(), with(peers[four], peers[four].Entries.With(odd)), netfilter.Trust)
+	if refused := (*netfilter.RefusedError)(nil); !errors.As(err, &refused) || len(refused.Refused) != 1 {
+		t.Errorf("an entry that the kernel refuses: %v", err)
+	}
+	if _, done := d.applyEntries(with(peers[0], ruleset.Entries{})); done {
+		t.Error("after a refusal only entries were applied")
+	}
+	if got := mustApply(t, d, now, netfilter.Trust); got.Changed {
+		t.Error("after a refusal the driver takes the refused entry for one of the kernel's")
 	}
 }
 

@@ -235,6 +235,7 @@ func (d *Driver) refreshPart() (done bool, err error) {
 		delete(d.have[k.family].sets, k.name)
 		return false, nil
 	}
+	d.settled = nil
 	d.have[k.family].sets[k.name] = now
 	return false, err
 }
@@ -295,6 +296,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 					return changed, err
 				}
 				changed = changed || !now.same(s)
+				d.settled = nil
 				d.have[f].sets[name] = now
 			default:
 				for _, a := range addrs {
@@ -329,6 +331,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 		default:
 			continue
 		}
+		d.settled = nil
 		d.have[f].sets[q.Set.Name] = s
 	}
 	return changed, nil

@@ -99,3 +99,30 @@ func Order(entries []Entry) []Entry {
 	})
 	return slices.CompactFunc(entries, func(a, b Entry) bool { return a.Element == b.Element })
 }
+
+// ChangedPeers returns the sets of peers whose entries differ from those of the earlier ruleset. ok is false if the
+// rulesets differ in anything else. Most changes are changes of peers' sets: pods come and go.
+func (r Ruleset) ChangedPeers(earlier Ruleset) (changed []Set, ok bool) {
+	if len(r.Sets) != len(earlier.Sets) || !sameChains(r.Chains, earlier.Chains) {
+		return nil, false
+	}
+	for i, s := range r.Sets {
+		was := earlier.Sets[i]
+		if s.Name != was.Name || s.Kind != was.Kind || s.Family != was.Family || s.Role != was.Role || s.Opens != was.Opens ||
+			s.Dispatch != was.Dispatch {
+			return nil, false
+		}
+		if s.Entries.Same(was.Entries) {
+			continue
+		}
+		if s.Role != Peers {
+			return nil, false
+		}
+		changed = append(changed, s)
+	}
+	return changed, true
+}
+
+func sameChains(a, b []Chain) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0] || slices.EqualFunc(a, b, Chain.Equal))
+}

@@ -1,0 +1,53 @@
+package nftables
+
+import (
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+// applyEntries applies a ruleset that differs from the last one only in entries of peers' sets: most changes are such.
+// Otherwise, or if the kernel refuses the change, done is false, and the whole ruleset must be applied. The result
+// then has the transactions that the kernel has made.
+func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done bool) {
+	want, ok := d.changedEntries(r)
+	if !ok {
+		return result, false
+	}
+	d.settled = nil // until the change is made
+	result, _, err := d.apply(want, false)
+	if err != nil {
+		return result, false
+	}
+	d.settled, result.Notes = &r, d.notes()
+	return result, true
+}
+
+// changedEntries returns tables with only the sets that must change.
+func (d *Driver) changedEntries(r ruleset.Ruleset) (want lowered, ok bool) {
+	if d.settled == nil || d.have == nil || d.fresh {
+		return want, false
+	}
+	changed, ok := r.ChangedPeers(*d.settled)
+	if !ok || len(changed) == 0 {
+		return want, false
+	}
+	for _, f := range conf.Families {
+		if h := d.have[f]; h.exists {
+			if want[f] = (&table{family: f, partial: true}); h.off || len(h.misplaced) > 0 || h.isOdd() {
+				return want, false
+			}
+		}
+	}
+	for _, s := range changed {
+		if s.Kind == ruleset.Ports || want[s.Family] == nil {
+			return want, false
+		}
+		lowered := d.lowering.set(d.lowering, s.Family, s)
+		if had, ok := d.have[s.Family].sets[s.Name]; !ok || had.unknown || had.layout != lowered.Layout {
+			return want, false
+		}
+		want[s.Family].sets = append(want[s.Family].sets, lowered)
+	}
+	return want, true
+}
