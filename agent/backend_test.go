@@ -19,7 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
-	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy"
@@ -247,8 +247,8 @@ func TestAChoiceThatGoesBack(t *testing.T) {
 		return
 	}
 	a, _, _ := remembering(t)
-	a.moving.inUse, a.moving.failed = endpoint.Iptables, errors.New("no room")
-	a.moving.chosen.Backend = endpoint.Iptables
+	a.moving.inUse, a.moving.failed = conf.Iptables, errors.New("no room")
+	a.moving.chosen.Backend = conf.Iptables
 	a.faults.set(partBackend, a.moving.failed)
 	a.moveIfChosen(t.Context())
 	if a.faults.now[partBackend] != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/weir-net/weir/agent/choice"
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/kubeproxy"
 	"github.com/weir-net/weir/netfilter"
@@ -21,8 +22,8 @@ type chooser struct {
 	Options
 	seen choice.Seen
 	// appeared is the backend to which kube-proxy has moved last, as far as the chooser saw it.
-	appeared endpoint.Backend
-	trials   map[endpoint.Backend]trial
+	appeared conf.Backend
+	trials   map[conf.Backend]trial
 	// turn is locked during a trial; nil while no loop runs.
 	turn sync.Locker
 }
@@ -33,12 +34,12 @@ type trial struct {
 }
 
 func newChooser(o Options) *chooser {
-	return &chooser{Options: o, trials: map[endpoint.Backend]trial{}}
+	return &chooser{Options: o, trials: map[conf.Backend]trial{}}
 }
 
 // choose returns the backend that suits the node. previous is the one that was used before; empty if there is none.
 // broken means that the kernel can't be read or changed, so backends that worked at their last trial are tried again.
-func (c *chooser) choose(ctx context.Context, previous endpoint.Backend, broken bool) (choice.Choice, error) {
+func (c *chooser) choose(ctx context.Context, previous conf.Backend, broken bool) (choice.Choice, error) {
 	if c.Backend != "" {
 		return choice.Choice{Backend: c.Backend, Reason: "the flag --backend demands it"}, nil
 	}
@@ -51,7 +52,7 @@ func (c *chooser) choose(ctx context.Context, previous endpoint.Backend, broken 
 		if err != nil {
 			return choice.Choice{}, fmt.Errorf("look for the rules of kube-proxy: %w", err)
 		}
-		if k.Name == endpoint.Nftables {
+		if k.Name == conf.Nftables {
 			now.Nftables = there
 		} else {
 			now.Iptables = there
@@ -72,7 +73,7 @@ func (c *chooser) choose(ctx context.Context, previous endpoint.Backend, broken 
 			delete(c.trials, name)
 		}
 	}
-	now.Lacks = func(b endpoint.Backend) []string {
+	now.Lacks = func(b conf.Backend) []string {
 		t, ok := c.trials[b]
 		if !ok {
 			t = trial{c.try(ctx, b), time.Now()}
@@ -87,7 +88,7 @@ func (c *chooser) choose(ctx context.Context, previous endpoint.Backend, broken 
 const tryWithin = 10 * time.Second
 
 // try returns what the node lacks of the features that the backend needs.
-func (c *chooser) try(ctx context.Context, b endpoint.Backend) []string {
+func (c *chooser) try(ctx context.Context, b conf.Backend) []string {
 	if c.turn != nil {
 		c.turn.Lock()
 		defer c.turn.Unlock()
@@ -99,19 +100,19 @@ func (c *chooser) try(ctx context.Context, b endpoint.Backend) []string {
 
 // modeOfKubeProxy asks kube-proxy for its mode, and returns the backend that this mode uses. It returns nothing if
 // kube-proxy doesn't answer, or names an unknown mode.
-func modeOfKubeProxy(ctx context.Context) endpoint.Backend {
+func modeOfKubeProxy(ctx context.Context) conf.Backend {
 	switch kubeproxy.Mode(ctx) {
 	case "nftables":
-		return endpoint.Nftables
+		return conf.Nftables
 	case "iptables", "ipvs":
-		return endpoint.Iptables
+		return conf.Iptables
 	}
 	return ""
 }
 
 // first returns the choice at the agent's start, and the backend to start with. That is the other backend if only the
 // other one's rules are complete in the kernel. The agent then moves later, which harms no connection.
-func (c *chooser) first(ctx context.Context) (name endpoint.Backend, b Backend, chosen choice.Choice, err error) {
+func (c *chooser) first(ctx context.Context) (name conf.Backend, b Backend, chosen choice.Choice, err error) {
 	before, err := endpoint.ReadBackend()
 	if err != nil {
 		return "", nil, chosen, err
@@ -161,7 +162,7 @@ func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice)
 	ticker := time.NewTicker(min(a.Resync, max(a.SettleChoice/looks, time.Millisecond)))
 	defer ticker.Stop()
 	var since time.Time // when last became the choice; zero while told's backend is the choice
-	var last endpoint.Backend
+	var last conf.Backend
 	for {
 		select {
 		case <-ctx.Done():

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/weir-net/weir/agent/choice"
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/netfilter"
@@ -16,7 +17,7 @@ import (
 // moving is the backend in use, and the one that the agent should use.
 type moving struct {
 	// inUse is the name of the backend in use; empty if neither works. Only the loop uses it.
-	inUse  endpoint.Backend
+	inUse  conf.Backend
 	chosen choice.Choice
 	// failed is why the last attempt to move failed; nil if it didn't. again is the earliest time of the next attempt.
 	failed error
@@ -34,7 +35,7 @@ type moving struct {
 const removeWithin = 20 * time.Second
 
 // use makes the backend the one in use. It doesn't change the kernel.
-func (a *agent) use(b Backend, name endpoint.Backend) {
+func (a *agent) use(b Backend, name conf.Backend) {
 	a.backend, a.moving.inUse = b, name
 	a.moving.present.Store(&b)
 	select {
@@ -146,7 +147,7 @@ func (a *agent) fill(ctx context.Context, next Backend) error {
 }
 
 // kind returns the backend of that name. If there is none, its New fails.
-func (o Options) kind(name endpoint.Backend) BackendKind {
+func (o Options) kind(name conf.Backend) BackendKind {
 	for _, k := range o.Backends {
 		if k.Name == name {
 			return k
@@ -159,7 +160,7 @@ func (o Options) kind(name endpoint.Backend) BackendKind {
 
 // begin takes the backend to start with, and the choice. If the plugin has read the name of another backend so far, it
 // denies new pods in both from now on. The kernel must not have been changed yet.
-func (a *agent) begin(name endpoint.Backend, chosen choice.Choice) error {
+func (a *agent) begin(name conf.Backend, chosen choice.Choice) error {
 	a.moving.inUse, a.moving.chosen = name, chosen
 	a.publishStatus()
 	if name == "" {

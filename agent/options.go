@@ -6,7 +6,7 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/overlay"
 )
 
@@ -17,7 +17,7 @@ type Options struct {
 	// told no name.
 	Backends []BackendKind
 	// Backend is the backend to use. If it is empty, the agent chooses one.
-	Backend endpoint.Backend
+	Backend conf.Backend
 	// SettleChoice is how long another backend must have been the choice before the agent moves to it.
 	SettleChoice time.Duration
 	Log          *slog.Logger
@@ -51,7 +51,7 @@ type NodeOptions struct {
 
 // BackendKind is a backend that the agent may use. If it is the only one, New alone must be set.
 type BackendKind struct {
-	Name endpoint.Backend
+	Name conf.Backend
 	// New connects to the kernel's packet filter. It changes nothing.
 	New func(context.Context) (Backend, error)
 	// Remove removes the backend's sets and rules from the kernel.

@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/weir-net/weir/agent/choice"
-	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -43,7 +43,7 @@ func TestTrialsAndTheLoopTakeTurns(t *testing.T) {
 	var uses, together, rounds, trials atomic.Int64
 	b := &failing{uses: &uses, together: &together, rounds: &rounds}
 	a.Resync, a.SettleChoice = time.Millisecond, time.Millisecond
-	for _, name := range []endpoint.Backend{endpoint.Iptables, endpoint.Nftables} {
+	for _, name := range []conf.Backend{conf.Iptables, conf.Nftables} {
 		a.Backends = append(a.Backends, BackendKind{
 			Name:      name,
 			KubeProxy: func() (bool, error) { return false, nil },
@@ -54,13 +54,13 @@ func TestTrialsAndTheLoopTakeTurns(t *testing.T) {
 			},
 		})
 	}
-	a.use(b, endpoint.Iptables)
+	a.use(b, conf.Iptables)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	done := make(chan error, 2)
 	go func() { done <- a.loop(ctx) }()
 	go func() {
-		done <- a.watchChoice(ctx, newChooser(a.Options), choice.Choice{Backend: endpoint.Iptables})
+		done <- a.watchChoice(ctx, newChooser(a.Options), choice.Choice{Backend: conf.Iptables})
 	}()
 	deadline := time.After(20 * time.Second)
 	for trials.Load() < 20 || rounds.Load() < 20 {

@@ -7,6 +7,7 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/netfilter/ipset"
 	"github.com/weir-net/weir/netfilter/nftnl"
@@ -23,9 +24,9 @@ func (podSets) used() ([]PodSets, error) {
 		return nil, err
 	}
 	switch backend {
-	case endpoint.Iptables:
+	case conf.Iptables:
 		return []PodSets{ipset.PodSets{}}, nil
-	case endpoint.Nftables:
+	case conf.Nftables:
 		return []PodSets{nftnl.PodSets{}}, nil
 	}
 	return []PodSets{ipset.PodSets{}, nftnl.PodSets{}}, nil

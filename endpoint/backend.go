@@ -6,22 +6,15 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-)
 
-// Backend is the name of the backend with which the agent enforces policies on this node. It is empty while
-// that is unknown.
-type Backend string
-
-const (
-	Iptables Backend = "iptables"
-	Nftables Backend = "nftables"
+	"github.com/weir-net/weir/conf"
 )
 
 // ReadBackend returns the backend that the agent has written into the file of the node's lock. A reboot removes
 // the file.
 //
 // Equivalent to: cat /run/weir/lock
-func ReadBackend() (Backend, error) {
+func ReadBackend() (conf.Backend, error) {
 	f, err := os.Open(filepath.Join(Dir, "lock"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", nil
@@ -32,8 +25,8 @@ func ReadBackend() (Backend, error) {
 	defer func() { _ = f.Close() }()
 	var name [16]byte
 	n, _ := f.Read(name[:]) // n is 0 if the file is empty
-	switch b := Backend(name[:n]); b {
-	case Iptables, Nftables:
+	switch b := conf.Backend(name[:n]); b {
+	case conf.Iptables, conf.Nftables:
 		return b, nil
 	}
 	return "", nil
@@ -43,7 +36,7 @@ func ReadBackend() (Backend, error) {
 // empty.
 //
 // Equivalent to: echo -n NAME >/run/weir/lock
-func WriteBackend(b Backend) error {
+func WriteBackend(b conf.Backend) error {
 	if now, err := ReadBackend(); err == nil && now == b {
 		return nil
 	}

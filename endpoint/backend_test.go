@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -14,14 +15,14 @@ func TestBackend(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	read := func(want Backend) {
+	read := func(want conf.Backend) {
 		t.Helper()
 		if got, err := ReadBackend(); got != want || err != nil {
 			t.Errorf("read %q, %v; want %q", got, err, want)
 		}
 	}
 	read("")
-	for _, b := range []Backend{Iptables, Nftables, Iptables, "", Nftables} {
+	for _, b := range []conf.Backend{conf.Iptables, conf.Nftables, conf.Iptables, "", conf.Nftables} {
 		if err := WriteBackend(b); err != nil {
 			t.Fatal(err)
 		}

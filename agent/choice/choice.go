@@ -4,7 +4,7 @@ package choice
 import (
 	"strings"
 
-	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/conf"
 )
 
 // Seen is what the agent has seen of the node.
@@ -13,23 +13,23 @@ type Seen struct {
 	// iptables, in either family and flavour. kubelet's chains and Docker's don't count.
 	Nftables, Iptables bool
 	// Newest is the backend that kube-proxy uses now, if kube-proxy's rules are in both. It is empty if nobody knows.
-	Newest endpoint.Backend
+	Newest conf.Backend
 	// Lacks returns what the node lacks of the features that the backend needs; nil if the backend works. Choose asks
 	// about the second backend only if the first one doesn't work.
-	Lacks func(endpoint.Backend) []string
+	Lacks func(conf.Backend) []string
 }
 
 // Choice is a backend, with the reason for it.
 type Choice struct {
-	Backend endpoint.Backend // empty if neither works
+	Backend conf.Backend // empty if neither works
 	Reason  string
 }
 
 // Choose returns the backend that kube-proxy uses. If that is unknown, it returns previous, the backend that the node
 // has used before; if previous is empty, a default. If the backend can't be used, Choose returns the other one.
-func Choose(s Seen, previous endpoint.Backend) Choice {
+func Choose(s Seen, previous conf.Backend) Choice {
 	wanted, why := want(s, previous)
-	for _, b := range [...]endpoint.Backend{wanted, Other(wanted)} {
+	for _, b := range [...]conf.Backend{wanted, Other(wanted)} {
 		lacks := s.Lacks(b)
 		if len(lacks) == 0 {
 			return Choice{b, why}
@@ -39,44 +39,44 @@ func Choose(s Seen, previous endpoint.Backend) Choice {
 	return Choice{"", why}
 }
 
-func want(s Seen, previous endpoint.Backend) (b endpoint.Backend, why string) {
+func want(s Seen, previous conf.Backend) (b conf.Backend, why string) {
 	switch {
 	case s.Nftables && !s.Iptables:
-		return endpoint.Nftables, "kube-proxy uses nftables"
+		return conf.Nftables, "kube-proxy uses nftables"
 	case s.Iptables && !s.Nftables:
-		return endpoint.Iptables, "kube-proxy uses iptables"
+		return conf.Iptables, "kube-proxy uses iptables"
 	case s.Iptables && s.Newest != "":
 		return s.Newest, "kube-proxy's rules are in nftables and in iptables, and it uses " + string(s.Newest) + " now"
 	case s.Iptables && previous != "":
 		return previous, "kube-proxy's rules are in nftables and in iptables, and the node used " + string(previous) +
 			" before"
 	case s.Iptables:
-		return endpoint.Nftables, "kube-proxy's rules are in nftables and in iptables"
+		return conf.Nftables, "kube-proxy's rules are in nftables and in iptables"
 	case previous != "":
 		return previous, "kube-proxy has no rules, and the node used " + string(previous) + " before"
 	}
-	return endpoint.Iptables, "kube-proxy has no rules, and iptables is the default"
+	return conf.Iptables, "kube-proxy has no rules, and iptables is the default"
 }
 
 // Other returns the backend that isn't b.
-func Other(b endpoint.Backend) endpoint.Backend {
-	if b == endpoint.Nftables {
-		return endpoint.Iptables
+func Other(b conf.Backend) conf.Backend {
+	if b == conf.Nftables {
+		return conf.Iptables
 	}
-	return endpoint.Nftables
+	return conf.Nftables
 }
 
 // Appeared returns the backend to which kube-proxy has moved last, or nothing if that is unknown. before and now are
 // two looks at the node. last is what Appeared returned for the earlier look.
-func Appeared(before, now Seen, last endpoint.Backend) endpoint.Backend {
+func Appeared(before, now Seen, last conf.Backend) conf.Backend {
 	nftables, iptables := now.Nftables && !before.Nftables, now.Iptables && !before.Iptables
 	switch {
 	case nftables && iptables:
 		return ""
 	case nftables:
-		return endpoint.Nftables
+		return conf.Nftables
 	case iptables:
-		return endpoint.Iptables
+		return conf.Iptables
 	}
 	return last
 }

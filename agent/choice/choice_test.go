@@ -5,13 +5,13 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/conf"
 )
 
 const (
-	none = endpoint.Backend("")
-	ipt  = endpoint.Iptables
-	nft  = endpoint.Nftables
+	none = conf.Backend("")
+	ipt  = conf.Iptables
+	nft  = conf.Nftables
 )
 
 // TestChoose: if the backend that kube-proxy uses works, it is chosen, and otherwise the other one. What the node has
@@ -20,9 +20,9 @@ func TestChoose(t *testing.T) {
 	for _, tc := range []struct {
 		name               string
 		nftables, iptables bool
-		newest, previous   endpoint.Backend
-		lack               []endpoint.Backend // the backends that don't work
-		want               endpoint.Backend
+		newest, previous   conf.Backend
+		lack               []conf.Backend // the backends that don't work
+		want               conf.Backend
 		reason             string // a part of it
 	}{
 		{"in nftables", true, false, none, none, nil, nft, "kube-proxy uses nftables"},
@@ -60,8 +60,8 @@ func TestChoose(t *testing.T) {
 // TestChooseTriesOnlyWhatItMayChoose: if the wanted backend works, Choose doesn't try the other one. A trial costs
 // time, and it changes the kernel for a moment.
 func TestChooseTriesOnlyWhatItMayChoose(t *testing.T) {
-	var tried []endpoint.Backend
-	Choose(Seen{Nftables: true, Lacks: func(b endpoint.Backend) []string {
+	var tried []conf.Backend
+	Choose(Seen{Nftables: true, Lacks: func(b conf.Backend) []string {
 		tried = append(tried, b)
 		return nil
 	}}, none)
@@ -74,7 +74,7 @@ func TestAppeared(t *testing.T) {
 	in := func(nftables, iptables bool) Seen { return Seen{Nftables: nftables, Iptables: iptables} }
 	for _, tc := range []struct {
 		before, now Seen
-		last, want  endpoint.Backend
+		last, want  conf.Backend
 	}{
 		{in(false, true), in(true, true), none, nft},
 		{in(true, false), in(true, true), none, ipt},
@@ -90,10 +90,10 @@ func TestAppeared(t *testing.T) {
 	}
 }
 
-func list(all ...endpoint.Backend) []endpoint.Backend { return all }
+func list(all ...conf.Backend) []conf.Backend { return all }
 
-func lacking(all []endpoint.Backend) func(endpoint.Backend) []string {
-	return func(b endpoint.Backend) []string {
+func lacking(all []conf.Backend) func(conf.Backend) []string {
+	return func(b conf.Backend) []string {
 		if slices.Contains(all, b) {
 			return []string{"x", "y"}
 		}

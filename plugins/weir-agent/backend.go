@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/agent"
-	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/netfilter/nftables"
 )
@@ -23,10 +23,10 @@ var (
 const automatic = "auto"
 
 func setBackend(o *agent.Options, name string) error {
-	switch o.Backend = endpoint.Backend(name); o.Backend {
+	switch o.Backend = conf.Backend(name); o.Backend {
 	case automatic:
 		o.Backend = ""
-	case endpoint.Iptables, endpoint.Nftables:
+	case conf.Iptables, conf.Nftables:
 	default:
 		return fmt.Errorf("--backend %s: must be %s, iptables or nftables", name, automatic)
 	}
@@ -35,12 +35,12 @@ func setBackend(o *agent.Options, name string) error {
 	}
 	o.Backends = []agent.BackendKind{
 		{
-			Name:   endpoint.Iptables,
+			Name:   conf.Iptables,
 			New:    func(ctx context.Context) (agent.Backend, error) { return iptables.New(ctx) },
 			Remove: removeIptables, Lacks: iptables.Lacks, KubeProxy: iptables.KubeProxy,
 		},
 		{
-			Name:   endpoint.Nftables,
+			Name:   conf.Nftables,
 			New:    func(context.Context) (agent.Backend, error) { return newNftables(), nil },
 			Remove: removeNftables, Lacks: nftables.Lacks, KubeProxy: nftables.KubeProxy,
 		},
