@@ -9,18 +9,18 @@ import (
 )
 
 const checkLong = `
-On a node, as weirctl, it checks what weir needs of the node, and which other programs may get in weir's way:
+On a node, weirctl checks what weir needs of the node, and which other programs may disturb weir:
 features of the kernel and their modules, sysctls, the table of connections, iptables' flavours, the runtime's
 network configurations, what other networks have left, firewalld, portmap's version and kube-proxy's mode. Each
-line says how to mend what it has found. It tries features of the kernel in a network namespace of its own, and
-changes nothing of the node, but the kernel may load modules. It needs root.
+line says how to mend a fault. The check tries features of the kernel in a network namespace of its own, and changes
+nothing on the node, but the kernel may load modules. It needs root.
 
-As kubectl weir, or with --cluster, it checks with real pods whether the cluster's network does what it should:
+As kubectl weir, or with --cluster, the command tests the cluster's network with real pods:
 pod to pod on one node and across nodes, large packets, a Service, DNS, nodePorts, a host outside (--world), and
-policies that deny and allow, for each address family that the pods have. It makes a namespace, with two pods of
-weir's own image on each node, under the Pod Security level "restricted". It removes the namespace at its end,
-after a failure, and after Ctrl-C. Namespaces that a killed check has left are removed by the next one. It needs
-the rights to make namespaces and all that it makes in them, and to run commands in its pods.
+policies that deny and allow, for each address family that the pods have. The test makes a namespace, with two pods
+of weir's own image on each node, under the Pod Security level "restricted". The namespace is removed at the end,
+after a failure, and after Ctrl-C. The next check removes namespaces that a killed check has left. You need the
+rights to make namespaces, pods, Services and NetworkPolicies, and to run commands in the pods.
 
 Exit codes:
   0  nothing is broken

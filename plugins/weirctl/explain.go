@@ -29,10 +29,10 @@ FROM and TO are
 PORT is a number or a name, and PROTO is tcp (the default), udp, sctp or icmp. Without a port, the explanation is about
 all ports of a Service, or all named ports of a pod. An IPv6 address with a port is in brackets: [fd00::3]:80.
 
-On a node, the agent answers, and the explanation has what the kernel holds. On other machines the objects come from the
-API server, and the kernel's part is left out. kubectl weir, or --cluster, also asks the agents of both ends' nodes what
-their kernels hold. That needs the right to run commands in weir's pods; without it, the rest is explained. With
---source dir:PATH the objects come from files, and nothing else is needed.
+On a node, the agent answers, and the explanation has the kernel's rules and sets. On other machines the objects come
+from the API server, and the kernel's part is left out. kubectl weir, or --cluster, also asks the agents of both ends'
+nodes for their kernels' rules and sets. That needs the right to run commands in weir's pods; without it, the rest is
+explained. With --source dir:PATH the objects come from files, and nothing else is needed.
 
 Exit codes:
   0  allowed
@@ -47,7 +47,7 @@ const explainExample = `  weirctl explain shop/web-0 shop/db:5432               
   weirctl explain world svc/shop/web:443                  # from outside
   weirctl explain node/node-1 shop/web-0:8080             # probes, and all else that a node sends
   weirctl explain shop/web-0 192.0.2.10:443 -o json
-  kubectl weir explain shop/web-0 shop/db:5432            # with what both nodes' kernels hold
+  kubectl weir explain shop/web-0 shop/db:5432            # with both nodes' kernels
   weirctl explain shop/web-0 shop/db:5432 --source dir:manifests/   # before anything is applied`
 
 func explainCommand() *cobra.Command {

@@ -30,8 +30,8 @@ pods in both directions, and one for each workload, which allows the connections
 comments name these connections. Nothing is applied.
 
 Pods that differ only in labels such as pod-template-hash are one workload. Addresses outside of the cluster become
-ipBlocks of one address: put a larger one in their place where that is what you mean. What was not seen is denied, so
-record for long enough: jobs at night, failovers, deployments. Try the result with weirctl diff -f, or as audited
+ipBlocks of one address: replace them by larger ones where you mean a network. What was not seen is denied, so record
+for long enough: jobs at night, failovers, deployments. Try the result with weirctl diff -f, or as audited
 policies first (docs/audit.md).
 
 Exit codes:

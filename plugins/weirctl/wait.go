@@ -17,14 +17,14 @@ import (
 )
 
 const waitLong = `
-Waits until every node that an object concerns enforces it: the object with the UID and resourceVersion that it
-has now, with every pod, namespace and label as they stand now. It says which nodes don't, and why.
+Waits until every node that a policy or pod concerns enforces its newest version, with the newest pods, namespaces
+and labels. The output names the nodes that don't enforce it yet, with the reason.
 
 A policy concerns the nodes of all pods of its namespace. A pod concerns its own node, and all nodes with a pod in a
-namespace that has policies, because these may name it as a peer, or may have done so. With --deleted it waits until
-nothing of a policy that is gone is enforced.
+namespace that has policies, because these may name it as a peer, or may have done so. With --deleted, the command
+waits until no node enforces the deleted policy any more.
 
-It reads all pods, namespaces, nodes and policies, and runs a command in weir's pods, as kubectl exec does.
+The command reads all pods, namespaces, nodes and policies, and runs a command in weir's pods, as kubectl exec does.
 Exit codes: 0 if the object is enforced, 6 if it isn't within the timeout, 1 if that can't be found out, 2 if the
 arguments are wrong or name nothing.`
 
@@ -83,7 +83,7 @@ func waitCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
 	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long to wait")
-	cmd.Flags().BoolVar(&deleted, "deleted", false, "wait until nothing of a policy that is gone is enforced")
+	cmd.Flags().BoolVar(&deleted, "deleted", false, "wait until no node enforces the deleted policy any more")
 	nodes.AddFlags(cmd.Flags())
 	cmd.ValidArgsFunction = completeWaited(&nodes)
 	return cmd
