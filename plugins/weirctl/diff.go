@@ -125,7 +125,7 @@ func (f *diffFlags) run(cmd *cobra.Command) error {
 		View:   chart.View{Matrix: d.After, Title: f.narrow.title(), MaxRows: f.narrow.rows},
 		Opened: d.Opened, Closed: d.Closed, Applied: applied,
 	}
-	change.Notes = append(more, notes(c, d.After)...)
+	change.Notes = slices.Concat(more, notes(c, d.After))
 	for _, p := range ruleset.Together(file.Problems) {
 		change.Notes = append(change.Notes, p.String())
 	}
