@@ -29,13 +29,13 @@ const (
 )
 
 type auditSums struct {
-	mu       sync.Mutex
-	since    time.Time
-	kinds    map[auditKind]*agentapi.AuditedTraffic
-	room     int               // of all kinds
-	each     map[string]int    // the room of the kinds, by namespace
-	more     map[string]uint64 // connections for which there was no room, by their policies
-	series   map[auditSeries]uint64
+	mu          sync.Mutex
+	since       time.Time
+	kinds       map[auditKind]*agentapi.AuditedTraffic
+	room        int               // of all kinds
+	each        map[string]int    // the room of the kinds, by namespace
+	more        map[string]uint64 // connections for which there was no room, by their policies
+	series      map[auditSeries]uint64
 	unevaluated uint64
 }
 

@@ -84,15 +84,15 @@ func (d *Driver) refusedNeeds(ctx context.Context, t *probe.Trial, all error) (l
 	}
 	bisect(numbers, 0, func(some []int) error {
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // rules that were not tried don't count as refused
 		}
 		var lines []string
 		for _, i := range some {
 			lines = append(lines, lowerRule(rules[i], t.Family)...)
 		}
 		err := d.once(ctx, t.Family, tryCommands(lines))
-		if ctx.Err() != nil { // it says nothing about the rules
-			return nil
+		if ctx.Err() != nil {
+			return nil //nolint:nilerr // it says nothing about the rules
 		}
 		return err
 	}, func(i int, err error) { why[i] = err })

@@ -62,10 +62,11 @@ const triesOfAChange = 3
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
 	var all netfilter.Result
 	if verify == netfilter.Trust {
-		done := false
-		if all, done = d.applyEntries(want); done {
-			return all, nil
+		r, done := d.applyEntries(want)
+		if done {
+			return r, nil
 		}
+		all = r
 	}
 	d.settled = nil
 	if err := d.look(ctx, verify); err != nil {

@@ -403,7 +403,7 @@ func TestGapsOfTheAgent(t *testing.T) {
 	n.Manifest("z.yaml", "{{{")
 	n.Eventually("the status names the manifest", func() error {
 		if out, err := n.Ctl("status"); err != nil || !strings.Contains(out, "z.yaml: ") {
-			return fmt.Errorf("%v: %s", err, out)
+			return fmt.Errorf("%s: %w", out, errors.Join(err, errors.New("no z.yaml")))
 		}
 		return nil
 	})
