@@ -117,7 +117,7 @@ func TestDocumentedMessages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	joined := regexp.MustCompile(`" \+\s*"`).ReplaceAllString(code.String(), "") // strings of several lines, joined
+	joined := regexp.MustCompile(`" ?\+\s*"`).ReplaceAllString(code.String(), "") // strings of several lines, joined
 	table := regexp.MustCompile(`(?m)^\| (?:message|error) \|.*\n\|---.*\n((?:\|.*\n)+)`)
 	logged := regexp.MustCompile(`msg="([^"]+)"`)
 	found := 0
