@@ -1,6 +1,7 @@
 package nodetest
 
 import (
+	_ "embed"
 	"os"
 	"regexp"
 	"strings"
@@ -49,12 +50,15 @@ func ListSets() (string, error) {
 	return b.String(), nil
 }
 
-// ListChecks lists the rules that check IPv4 packets.
+//go:embed testdata/flush-checks
+var flushChecks string
+
+// ListChecks lists the rules that check IPv4 packets, and perhaps other rules.
 func ListChecks() (string, error) {
 	if Nftables() {
 		return Try("nft", "list", "table", "ip", "weir")
 	}
-	return Try("iptables-nft", "-t", "mangle", "-S")
+	return Try("iptables-nft-save")
 }
 
 // FlushChecks is the command after which no rule checks IPv4 packets. Connections are still tracked, because the
@@ -63,7 +67,7 @@ func FlushChecks() string {
 	if Nftables() {
 		return "nft flush chain ip weir WEIR-FORWARD; flush chain ip weir WEIR-INPUT"
 	}
-	return "iptables-nft -t mangle -F"
+	return strings.TrimSpace(flushChecks)
 }
 
 // PodSet is the name of the set of the node's IPv4 pods, as weir's messages have it.
