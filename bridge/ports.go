@@ -78,7 +78,7 @@ func (p PortOnBridge) Check(o *Observed) error {
 	} else {
 		for _, f := range portFlags {
 			if port.Port[f.kind] != f.value {
-				wrong = append(wrong, fmt.Sprintf("is not isolated as it should be (%s is %d)", f.name, port.Port[f.kind]))
+				wrong = append(wrong, fmt.Sprintf("has %s %d instead of %d", f.name, port.Port[f.kind], f.value))
 			}
 		}
 		if port.Running && br.Up && port.Port[nl.IFLA_BRPORT_STATE] != forwardingState {

@@ -248,7 +248,10 @@ func TestCompare(t *testing.T) {
 		{"port down", func(o *Observed) {
 			edit(o, "weirp1", func(l *Link) { l.Up, l.Running = false, false })
 		}, "weirp1 is down", false},
-		{"not isolated", func(o *Observed) { o.Links["weirp1"].Port[nl.IFLA_BRPORT_ISOLATED] = 0 }, "isolated is 0", false},
+		{
+			"not isolated", func(o *Observed) { o.Links["weirp1"].Port[nl.IFLA_BRPORT_ISOLATED] = 0 },
+			"has isolated 0 instead of 1", false,
+		},
 		{"off the bridge", func(o *Observed) { edit(o, "weirp1", func(l *Link) { l.Master = 0 }) }, "not on weir0", false},
 		{"disabled", func(o *Observed) { o.Links["weirp1"].Port[nl.IFLA_BRPORT_STATE] = 0 }, "its state is 0", false},
 		{

@@ -35,7 +35,7 @@ func checkRoutes(pod netlinksafe.Handle, index int, routes []conf.Route) error {
 		case r.IsDefault():
 			errs = append(errs, fmt.Errorf("the pod lacks the default route via %s", r.Gateway))
 		default:
-			errs = append(errs, fmt.Errorf("the pod lacks the route to %s as it should be", r.Dst))
+			errs = append(errs, fmt.Errorf("the pod lacks the route to %s, or has it with other values", r.Dst))
 		}
 	}
 	return errors.Join(errs...)
