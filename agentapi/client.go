@@ -1,6 +1,11 @@
 // Package agentapi is the interface between the plugin, the agent and weirctl: requests over the agent's socket, the
-// status in its answers, and the heartbeat file. The package needs nothing of Kubernetes and no HTTP library, because
-// these would make the plugin large.
+// status in its answers, and the heartbeat file. The plugin links the package, so the package must stay small.
+//
+// Invariants:
+//   - A pod counts as enrolled only if the agent has answered with the status 200.
+//   - Nobody waits longer for an answer than the context of the request allows.
+//   - A heartbeat that can't be read is an error. Only a missing file means that no agent was well since the boot.
+//   - The package changes no file but the heartbeat, and no part of the kernel.
 package agentapi
 
 import (

@@ -2,8 +2,9 @@
 // no runtime deletes. It uses no CNI types: the plugin translates calls, results and errors.
 //
 // On the node an attachment has its record, guard entry, places in sets, link, neighbour entries, connections
-// and addresses. These invariants hold at all times:
+// and addresses.
 //
+// Invariants:
 //   - The record is written before everything else and removed after it, and each step can be repeated. So if a
 //     process is killed, Reap, GC or a second DEL removes the rest.
 //   - Unless enforcement is off, packets pass a link that weir made only after the agent has enrolled the pod.

@@ -8,7 +8,6 @@
 //   - the sysctls that all of these need
 //
 // Invariants:
-//
 //   - The ports are isolated, so pods exchange no frames through the bridge. The node routes each packet between pods,
 //     and the packet passes the FORWARD hook, where policy is enforced.
 //   - Nothing is resolved or learned: neighbour entries are permanent, and the bridge has a static forwarding entry for

@@ -1,7 +1,12 @@
-// Package conf owns weir's network configuration: its types, the parser, and the checks that it must pass
-// before the plugin changes anything. It also has the names of kernel objects that the plugin and the agent
-// share. The package is pure: it reads no file and makes no call of the kernel. The folder also has the
-// manifests that people install.
+// Package conf owns weir's network configuration: its types, the parser, and the checks that it must pass before the
+// plugin changes anything. It also has the names of kernel objects that the plugin and the agent share. The folder also
+// has the manifests that people install.
+//
+// Invariants:
+//   - The package reads no file and makes no call of the kernel.
+//   - Parse accepts no unknown key and no wrong value. The same configuration always gives the same error.
+//   - No other code reads the purpose of a set from the beginning of its name. If the purpose of one of weir's sets is
+//     unknown, the set counts as one that may have pods.
 package conf
 
 import (

@@ -6,7 +6,6 @@
 //   - /run/weir/lock: the node's lock
 //
 // Invariants:
-//
 //   - A record is whole: it is written beside the directory and renamed into it.
 //   - Records outlive all processes, but not a reboot, which empties /run.
 //   - A record that can't be understood is reported (ErrBroken) and never taken for absent.

@@ -6,9 +6,9 @@
 //   - /run/weir/shortage.json: the ranges that had no free address (see Shortage)
 //
 // Invariants:
-//
 //   - One system call makes or removes a link, so a crash leaves an address assigned or free.
 //   - Only the links decide whether an address is assigned. The bitmaps only save time, and may be lost or wrong.
+//   - A process assigns and releases addresses only with the node's lock.
 //   - A reboot releases all addresses: /run is emptied, and the pods are gone.
 //   - The address that was assigned last outlives a reboot. Other nodes may still allow traffic to pods from
 //     before the reboot, so the addresses of these pods must not be the first to be assigned again.

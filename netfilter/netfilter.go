@@ -1,6 +1,9 @@
-// Package netfilter has the types that the agent and each backend share: how much of the kernel to read, and
-// the result of applying a ruleset. A backend, such as package iptables, writes a ruleset.Ruleset to the
-// kernel.
+// Package netfilter has the types that the agent and each backend share: how much of the kernel to read, and the result
+// of applying a ruleset. A backend, such as package iptables, writes a ruleset.Ruleset to the kernel.
+//
+// Invariants:
+//   - The package itself neither reads nor changes the kernel.
+//   - Neither a refusal of the kernel (RefusedError) nor a table that can't be read (UnknownError) counts as success.
 package netfilter
 
 import (

@@ -9,7 +9,6 @@
 //   - the nftables table "inet weir-tunnel", the gate
 //
 // Invariants:
-//
 //   - Nothing is learned from the network, and nothing is written to the Kubernetes API. The MAC of a tunnel's end
 //     follows from the address of its node.
 //   - Routes of other protocols are never changed.

@@ -1,7 +1,12 @@
-// Package policy compiles NetworkPolicies into a ruleset: the sets and rules by which the kernel enforces them.
+// Package policy compiles NetworkPolicies into a ruleset: the sets and rules by which the kernel enforces them. A State
+// has all that policy needs to know of the cluster and of this node. Compile turns it into a ruleset.Ruleset.
 //
-// A State has all that policy needs to know of the cluster and of this node. Compile turns it into a
-// ruleset.Ruleset. The package is pure: it uses no netlink, no client of the Kubernetes API and no files.
+// Invariants:
+//   - The package is pure: it uses no netlink, no client of the Kubernetes API and no files.
+//   - The same state gives the same ruleset. An Engine without waiting work has the ruleset that Compile would give.
+//   - A part of a policy that can't be compiled allows nothing, and is reported with its object and field.
+//   - If a node has no room for all demands, each namespace keeps its share. A demand without room allows nothing, and
+//     is reported.
 package policy
 
 import (

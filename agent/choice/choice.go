@@ -1,4 +1,8 @@
-// Package choice decides which backend a node uses. Its functions are pure: what was seen of the node is an argument.
+// Package choice decides which backend a node uses. All that was seen of the node is an argument.
+//
+// Invariants:
+//   - If a backend works, it is chosen, even if kube-proxy uses the other one.
+//   - The choice depends only on the arguments, and has its reason with it.
 package choice
 
 import (

@@ -1,9 +1,12 @@
-// Package drops keeps account of dropped packets: it counts packets of the same kind together, keeps the last of the
-// counts, and hands new ones to clients. Its memory is bounded, whatever packets come and whatever clients do, and no
-// count is lost: a packet that isn't shown is counted among those that were left out.
+// Package drops counts dropped packets of the same kind together, keeps the last of the counts, and hands new ones to
+// clients. Package agent gives it the packets, and finds the names of their senders and receivers.
 //
-// The package neither reads packets nor knows the cluster. Package agent gives it packets, and finds the names of
-// their senders and receivers.
+// Invariants:
+//   - The memory is bounded, whatever packets come and whatever clients do.
+//   - No count is lost: a packet that isn't shown is counted among those that were left out.
+//   - A slow client delays neither the packets nor other clients. It hears how many packets it has missed.
+//   - A sender gets a limited number of lines a second, so its flood hides no other sender's drops. If there are more
+//     senders than accounts, some share one.
 package drops
 
 import (

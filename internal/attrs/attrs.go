@@ -1,5 +1,9 @@
 // Package attrs reads netlink attributes. The netlink library's nl.ParseAttributes is slow: it starts a goroutine for
 // each list.
+//
+// Invariants:
+//   - A value is a part of the given data: nothing is copied, and nothing beyond the data is read.
+//   - An attribute that is cut off ends the list, without an error.
 package attrs
 
 import (

@@ -1,9 +1,14 @@
-// Package dirwatch reports when files in a directory, or in a tree of directories, have changed, and reads
-// whole files. It uses inotify directly because it must know when a writer has *closed* a file: half a manifest
-// may lack the policy that isolates a pod.
+// Package dirwatch reports when files in a directory, or in a tree of directories, have changed, and reads whole files.
+// It uses inotify directly because it must know when a writer has *closed* a file: half a manifest may lack the policy
+// that isolates a pod.
 //
-// Only Linux has inotify. On other systems nothing can be watched, and ReadFile reads a file even while it is
-// being written.
+// Only Linux has inotify. On other systems nothing can be watched, and ReadFile reads a file even while it is being
+// written.
+//
+// Invariants:
+//   - A written file is reported when its writer closes it.
+//   - If the kernel drops events, Change.Lost says so. A directory that is gone is an error (ErrGone).
+//   - ReadFile never waits. It reads no file that a process has open for writing, unless the filesystem has no leases.
 package dirwatch
 
 import "errors"

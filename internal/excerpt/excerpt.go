@@ -1,4 +1,8 @@
 // Package excerpt shortens texts from outside weir and makes them safe to print in logs, problems and errors.
+//
+// Invariants:
+//   - Of, Printable and WriteJSON return only printable characters and newlines.
+//   - A text that Of or List has shortened says how much was left out. Of cuts no character in two.
 package excerpt
 
 import (

@@ -1,4 +1,8 @@
 // Package hashed has a map for many values that have their keys in themselves.
+//
+// Invariants:
+//   - Get returns only a value with the wanted key, even if other keys have the same hash.
+//   - Each key has one value at most.
 package hashed
 
 import (

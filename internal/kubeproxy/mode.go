@@ -1,4 +1,8 @@
-// Package kubeproxy asks the node's kube-proxy.
+// Package kubeproxy asks the node's kube-proxy for its mode.
+//
+// Invariants:
+//   - The question takes a second at most.
+//   - Without a whole answer the mode is unknown, which is an empty text.
 package kubeproxy
 
 import (

@@ -1,6 +1,12 @@
-// Package nft writes the nftables chains of the guard (package bridge) and the gate (package overlay), and
-// compares them with the kernel's. It owns no kernel object: the caller passes the connection and names the
-// tables.
+// Package nft writes the nftables chains of the guard (package bridge) and the gate (package overlay), and compares
+// them with the kernel's.
+//
+// Invariants:
+//   - The package owns no kernel object: the caller passes the connection, and names the tables.
+//   - AddChains only adds to the caller's transaction. Nothing changes before the caller commits it.
+//   - A chain is the same only if its hook and all its rules are, in their order. What rules have counted doesn't
+//     matter.
+//   - A table that another program owns or has switched off counts as absent.
 package nft
 
 import (

@@ -1,10 +1,14 @@
-// Package ordered has a sorted map that never changes. Adding or deleting a key returns a new map, which shares
-// nearly all of its memory with the old one. The package also has List, for sorted lists of which few values
-// change.
+// Package ordered has a sorted map that never changes. Adding or deleting a key returns a new map, which shares nearly
+// all of its memory with the old one. The package also has List, for sorted lists of which few values change.
 //
-// The map is a treap (Seidel and Aragon, Randomized Search Trees, 1996): a search tree of the keys that is a
-// heap of the keys' hashes. Two maps with the same keys have the same shape, so Diff can skip whatever two maps
-// share.
+// The map is a treap (Seidel and Aragon, Randomized Search Trees, 1996): a search tree of the keys that is a heap of
+// the keys' hashes.
+//
+// Invariants:
+//   - A map never changes, so any number of goroutines may read it without a lock.
+//   - Two maps with the same keys have the same shape, whatever the order of the changes was. So Diff can skip whatever
+//     two maps share.
+//   - The keys are in order, and each occurs once.
 package ordered
 
 import (

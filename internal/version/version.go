@@ -1,5 +1,9 @@
-// Package version says from which commit the running program was built. The Go toolchain writes the commit into
-// a program that it builds in a git work tree.
+// Package version says from which commit the running program was built. The Go toolchain writes the commit into a
+// program that it builds in a git work tree.
+//
+// Invariants:
+//   - The package reads no file: the text comes from the running program itself.
+//   - A commit that is unknown, or that had changes, is called so.
 package version
 
 import (

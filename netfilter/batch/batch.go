@@ -1,6 +1,14 @@
-// Package batch sends several netlink requests with one system call (Batch), and reads long lists without
-// keeping them (Dumper). Every pod waits for ADD, and most of ADD's time goes to system calls and to new
-// memory. Package batch owns no kernel object. It uses the netlink library to build the requests.
+// Package batch sends several netlink requests with one system call (Batch), and reads long lists without keeping them
+// (Dumper). Every pod waits for ADD, and most of ADD's time goes to system calls and to new memory. The package uses
+// the netlink library to build the requests.
+//
+// Invariants:
+//   - Do succeeds only if the kernel has acknowledged the last request, and has reported no error except those that
+//     MapError ignores.
+//   - A list that changes while it is read is an error. It never counts as a shorter list.
+//   - The memory of a Dumper doesn't grow with the list.
+//   - A thread that can't return to its own network namespace runs no other goroutine.
+//   - The package owns no kernel object.
 package batch
 
 import (

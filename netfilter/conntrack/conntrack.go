@@ -1,5 +1,10 @@
-// Package conntrack lists connections in the kernel's connection table, marks them as cut, and deletes them. It
-// knows nothing of policy.
+// Package conntrack lists connections in the kernel's connection table, marks them as cut, and deletes them.
+//
+// Invariants:
+//   - The package knows nothing of policies.
+//   - Each call can be repeated: an entry that is gone is no error.
+//   - If an entry can't be understood, the list ends with an error. It never counts as complete.
+//   - Forget deletes only the entry that was listed, and no later one of the same addresses and ports.
 package conntrack
 
 import (

@@ -1,7 +1,11 @@
-// Package cut ends connections that rules no longer allow. It marks them with a conntrack label, and a rule
-// ahead of all others drops their packets. A connection that is allowed again loses the label. Deleting the
-// entry instead would not help: the server's next packet would begin a new connection in the opposite
-// direction.
+// Package cut ends connections that rules no longer allow. It marks them with a conntrack label, and a rule ahead of
+// all others drops their packets. A connection that is allowed again loses the label. Deleting the entry instead would
+// not help: the server's next packet would begin a new connection in the opposite direction.
+//
+// Invariants:
+//   - If the rules change during a walk, the walk leaves the connections alone on which old and new rules disagree.
+//   - A walk leaves alone the connections that the node itself has opened, and those without a pod of the node.
+//   - A connection that can't be changed is reported, and holds up no other.
 package cut
 
 import (

@@ -1,8 +1,7 @@
 //go:build linux
 
-// Package flowlog owns the nftables table "inet weir-flows". Its rules copy the first packets of connections
-// from and to pods to a netlink log group, after the policies have allowed them. The table exists only while
-// somebody records flows.
+// Package flowlog owns the nftables table "inet weir-flows". Its rules copy the first packets of connections from and
+// to pods to a netlink log group, after the policies have allowed them.
 //
 //	table inet weir-flows {
 //	  set links { type ifname; elements = { "weir0" } }
@@ -21,9 +20,13 @@
 //	  }
 //	}
 //
-// Priority -149 comes directly after -150, where policies are enforced. The limit bounds what a flood of
-// connections costs, and the counter has the packets beyond it. Packets that the node itself sends to its pods
+// Priority -149 comes directly after -150, where policies are enforced. Packets that the node itself sends to its pods
 // pass neither chain.
+//
+// Invariants:
+//   - The rules drop no packet.
+//   - The table is whole or absent: one transaction makes, replaces or deletes it. Make and Remove can be repeated.
+//   - The limit bounds what a flood of connections costs. The counter has the packets beyond it.
 package flowlog
 
 import (

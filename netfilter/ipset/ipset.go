@@ -1,6 +1,12 @@
-// Package ipset creates, changes, lists and deletes weir's IP sets in the kernel, over netlink. Each operation
-// can be repeated. The plugin uses the package for the sets of all pods, and the iptables backend for all sets.
-// The package knows nothing of policy.
+// Package ipset creates, changes, lists and deletes weir's IP sets in the kernel, over netlink. The plugin uses the
+// package for the sets of all pods, and the iptables backend for all sets.
+//
+// Invariants:
+//   - The package knows nothing of policies.
+//   - Each call can be repeated: an entry that exists, or that is deleted already, is no error.
+//   - A change that fails holds up no other change of the same call.
+//   - A missing set is reported as missing, and never counts as empty.
+//   - Headers lists only weir's sets, so Purge changes no others.
 package ipset
 
 import (

@@ -1,6 +1,12 @@
-// Package iptables owns weir's sets and rules in the kernel. It compares them with a ruleset.Ruleset and
-// applies the difference. It flushes nothing first. The names of weir's sets and chains begin with weir or
-// WEIR; other programs' sets and rules stay as they are.
+// Package iptables is the backend iptables. It owns weir's sets and rules in the kernel, compares them with a
+// ruleset.Ruleset, and applies the difference.
+//
+// Invariants:
+//   - No step of a change allows a packet that both the old and the new state deny. Nothing is flushed first.
+//   - Applying a ruleset twice changes nothing.
+//   - Other programs' sets, chains and rules stay as they are. The names of weir's sets and chains begin with weir- or
+//     WEIR-. In other chains, weir's rules jump to weir's chains or have weir's comment.
+//   - A table that can't be read is unknown: weir's rules are written there all the same, and the error says so.
 package iptables
 
 import (

@@ -1,13 +1,15 @@
 //go:build linux
 
 // Package nflog reads the packets that the kernel copies to a netlink log group for rules with the target NFLOG.
-// It owns no kernel object that outlives its socket, and knows nothing of policies.
 //
-// The kernel numbers the packets of a group. So Reader.Read finds out how many packets were lost because the
-// program read too slowly.
+// The library mdlayher/netlink opens and configures the socket. The messages are read without it: it allocates memory
+// for each message and each attribute (BenchmarkParse). So does florianl/go-nflog.
 //
-// The library mdlayher/netlink opens and configures the socket. The messages are read without it: it allocates
-// memory for each message and each attribute (BenchmarkParse). So does florianl/go-nflog.
+// Invariants:
+//   - The package knows nothing of policies, and owns no kernel object that outlives its socket.
+//   - The kernel numbers the packets of a group. So each is read, or is counted as lost when a later one is read.
+//   - Reading a packet copies nothing: a Packet consists of parts of the Reader's buffer.
+//   - A group that another program reads stays with that program (ErrTaken).
 package nflog
 
 import (

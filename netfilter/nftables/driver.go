@@ -1,9 +1,13 @@
-// Package nftables owns weir's tables "ip weir" and "ip6 weir" of nf_tables. It compares them with a
-// ruleset.Ruleset, and applies the difference: in one transaction, or in several if packets that are on their way could
-// pass a single one (steps.go). In other programs' tables it changes only the chain FORWARD of the table filter
-// (accept.go).
+// Package nftables is the backend nftables. It owns weir's tables "ip weir" and "ip6 weir" of nf_tables, compares them
+// with a ruleset.Ruleset, and applies the difference: in one transaction, or in several if packets that are on their
+// way could pass a single one (steps.go).
 //
-// Everything goes over netlink: the package starts no program, and needs none on the node. Only Driver.Legacy may.
+// Invariants:
+//   - No transaction of a change allows a packet that both the old and the new state deny, even if it comes between two
+//     look-ups of the packet.
+//   - Applying a ruleset twice changes nothing.
+//   - In other programs' tables it changes only its own rules in the chain FORWARD of the table filter (accept.go).
+//   - Everything goes over netlink: the package starts no program, and needs none on the node. Only Driver.Legacy may.
 package nftables
 
 import (

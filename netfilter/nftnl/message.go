@@ -1,6 +1,12 @@
-// Package nftnl writes and reads tables, chains, rules, sets and maps of nf_tables over netlink. It knows
-// nothing of policies. The library github.com/google/nftables doesn't tell which requests of a transaction the
-// kernel refuses, so this package writes the messages itself.
+// Package nftnl writes and reads tables, chains, rules, sets and maps of nf_tables over netlink. The library
+// github.com/google/nftables doesn't tell which requests of a transaction the kernel refuses, so this package writes
+// the messages itself.
+//
+// Invariants:
+//   - The package knows nothing of policies.
+//   - The kernel carries out a Batch as a whole or not at all. A RefusedError names the refused requests.
+//   - A list that changes while it is read is read anew, and never counts as a shorter list.
+//   - The calls of PodSets can be repeated.
 package nftnl
 
 import (

@@ -1,7 +1,14 @@
-// Package probe finds out whether the kernel does what weir's rules need. A backend writes the rules of a Trial,
-// and the Trial sends packets through these rules over the loopback link. So probe also notices a rule that the
-// kernel accepts and never matches. On the node itself, rules of other programs may disturb the packets. Then a Trial
-// only finds out which rules the kernel refuses. The package imports no backend.
+// Package probe finds out whether the kernel does what weir's rules need. A backend writes the rules of a Trial, and
+// the Trial sends packets through these rules over the loopback link. So probe also notices a rule that the kernel
+// accepts and never matches. On the node itself, rules of other programs may disturb the packets. Then a Trial only
+// finds out which rules the kernel refuses.
+//
+// Invariants:
+//   - No Need counts as wrong because of other programs' rules: if packets don't arrive without the trial's rules
+//     either, Wrong returns an error.
+//   - A Trial changes nothing on the node: it only opens sockets, which Close closes.
+//   - The kernel removes the network namespace of Apart with all that is in it. Apart needs no right: without the right
+//     to make a namespace, it uses the node's.
 package probe
 
 import (

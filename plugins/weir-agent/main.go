@@ -1,5 +1,11 @@
 // Command weir-agent is the node's reconciler: with run it keeps the kernel's sets and rules as the NetworkPolicies
 // require. With other commands it checks manifests, installs the CNI plugin, and removes weir from the node.
+//
+// Invariants:
+//   - The command decides nothing about policies: it reads flags, and connects the parts.
+//   - Only one agent runs on a node, and cleanup refuses to run beside it.
+//   - What is enforced stays enforced when the agent stops.
+//   - cleanup removes weir's links before the rules, so no pod on weir0 has a link without rules.
 package main
 
 import (

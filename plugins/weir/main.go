@@ -1,5 +1,11 @@
 // Command weir is the CNI plugin. The container runtime runs it once for each call (CNI specification 1.1, "Section 2:
 // Execution Protocol"): it reads the call, has package attachment do the work, and prints the result or the error.
+//
+// Invariants:
+//   - ADD refuses a wrong variable or a wrong configuration before it changes anything.
+//   - If a step of ADD fails, ADD undoes all steps before it. The error names what could not be undone.
+//   - DEL needs only the endpoint record, and can be repeated.
+//   - Each error has one of CNI's codes.
 package main
 
 import (

@@ -1,5 +1,12 @@
-// Command weirctl shows people what weir does on this node or in the whole cluster (as kubectl weir), and what it
-// would do with the manifests of a directory.
+// Command weirctl shows people what weir does on this node or in the whole cluster (as kubectl weir), and what it would
+// do with the manifests of a directory.
+//
+// Invariants:
+//   - Only check changes what is enforced: in a cluster it makes pods and policies in a namespace of its own, and
+//     removes the namespace. Otherwise, only flows --record and --stop change something: agents begin or end a
+//     recording.
+//   - weirctl writes no file except the one that the arguments name.
+//   - If no agent answers, status shows the endpoint records and the sets in the kernel, and fails.
 package main
 
 import (

@@ -1,5 +1,11 @@
-// Package claims decides which claims of Nodes count. A claim is an address or a network that a Node states as its
-// own. The package reads and changes nothing on the node.
+// Package claims decides which claims of Nodes count. A claim is an address or a network that a Node states as its own.
+// The package reads and changes nothing on the node.
+//
+// Invariants:
+//   - No two claims that count overlap, and none has a special address, such as a loopback address.
+//   - The order of the Nodes doesn't matter. Of two Nodes with the same new claim, the older Node's claim counts.
+//   - A claim that counts goes on while its Node makes it, unless its network has an address that this node needs.
+//   - A claim that doesn't count is a problem of its Node.
 package claims
 
 import (

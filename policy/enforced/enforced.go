@@ -1,5 +1,10 @@
-// Package enforced describes in a short form what a ruleset enforces for pods. A program can compare the
-// description of a node's ruleset with that of a ruleset that it compiles from the same objects.
+// Package enforced describes in a short form what a ruleset enforces for pods. A program can compare the description of
+// a node's ruleset with that of a ruleset that it compiles from the same objects.
+//
+// Invariants:
+//   - The package is pure. The same ruleset and endpoints give the same short form, whichever program computes it.
+//   - Sets with the same entries have the same digest. The entries' comments don't matter.
+//   - A closed pod is in the short form, with an empty class.
 package enforced
 
 import (

@@ -1,6 +1,10 @@
-// Package explain tells why a connection is allowed or dropped: which policies isolate its ends, which rule
-// allows it, and which change would allow it. Package verdict gives the verdicts, without the compiler. Package
-// explain is pure: callers read the objects and print the explanations.
+// Package explain tells why a connection is allowed or dropped: which policies isolate its ends, which rule allows it,
+// and which change would allow it.
+//
+// Invariants:
+//   - The package is pure: callers read the objects and print the explanations.
+//   - Package verdict gives the verdicts, without the compiler.
+//   - An explanation names the objects that could not be read (Gaps), and the nodes whose kernels could not be read.
 package explain
 
 import (

@@ -1,4 +1,10 @@
-// Package propose writes rules of NetworkPolicies that allow given connections. It is pure.
+// Package propose writes rules of NetworkPolicies that allow given connections.
+//
+// Invariants:
+//   - The package is pure.
+//   - A policy with the rules allows the connections, except those without a port that a policy can name. Rules returns
+//     these.
+//   - The rules allow each peer only the ports of its own connections.
 package propose
 
 import (

@@ -1,12 +1,15 @@
-// Package reach computes who can reach whom. A matrix has all connections that the policies allow between pods,
-// and between pods and the world. The package also computes the difference of two matrices.
+// Package reach computes who can reach whom. A matrix has all connections that the policies allow between pods, and
+// between pods and the world. The package also computes the difference of two matrices.
 //
-// A matrix is exact. No policy can tell the pods of one party apart. A region of the world is inside or outside of
-// each ipBlock as a whole. Where a range of ports in a policy begins or ends, the matrix begins a new range. So one
-// verdict of package verdict holds for all connections between two parties on one range of ports.
+// No policy can tell the pods of one party apart. A region of the world is inside or outside of each ipBlock as a
+// whole. Where a range of ports in a policy begins or ends, the matrix begins a new range. So one verdict of package
+// verdict holds for all connections between two parties on one range of ports.
 //
-// A matrix leaves out connections that no policy decides: from a pod to itself, and from a node to its own
-// pods. It also leaves out pods with the host's network.
+// Invariants:
+//   - The package is pure.
+//   - A matrix is exact. It leaves out only connections that no policy decides (from a pod to itself, and from a node
+//     to its own pods) and pods with the host's network.
+//   - Each connection of a matrix is in exactly one of its rows.
 package reach
 
 import (

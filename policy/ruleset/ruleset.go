@@ -2,8 +2,9 @@
 // hooks where packets enter the chains. A backend, such as netfilter/iptables, writes a ruleset to the kernel. A
 // Simulator runs packets through a ruleset in memory. An Index gives the same verdicts in less time.
 //
-// The package uses no kernel interface and no package of Kubernetes, and has no side effects. Its invariants:
-//
+// Invariants:
+//   - The package uses no kernel interface and no package of Kubernetes, and has no side effects.
+//   - A merged ruleset (Merger) has the verdicts of the ruleset that it was made from.
 //   - Sets are ordered by name, chains by family and name, entries by Element.Compare.
 //   - A set has addresses of one family, and no IPv4-mapped IPv6 address (::ffff:0:0/96).
 //   - The names of a class's set and chain contain a hash of the policies' rules (Identity). So other rules come

@@ -1,8 +1,13 @@
-// Package suggest writes NetworkPolicies that allow the TCP, UDP and SCTP connections that were seen, and no
-// others. It is pure.
+// Package suggest writes NetworkPolicies that allow the TCP, UDP and SCTP connections that were seen.
 //
 // Pods of a namespace with equal labels are a workload, apart from labels that controllers give to single pods. A
 // policy can't tell the pods of a workload apart, so a connection of one pod is allowed for all of them.
+//
+// Invariants:
+//   - The package is pure.
+//   - The policies isolate all pods of the namespace. They allow the connections that were seen, for all pods of their
+//     workloads, and no others.
+//   - Connections that no policy can name are returned.
 package suggest
 
 import (

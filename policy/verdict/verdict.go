@@ -1,9 +1,13 @@
-// Package verdict evaluates a packet against NetworkPolicies. A verdict names the policies and rules that
-// decided.
+// Package verdict evaluates a packet against NetworkPolicies. A verdict names the policies and rules that decided. The
+// package knows policies only: weir also drops packets for other reasons, and it doesn't check packets from a node to
+// its own pods.
 //
-// The package follows only the text of networking.k8s.io/v1. It shares nothing but the model with the compiler,
-// so tests can compare the two. It knows policies only: weir also drops packets for other reasons, and it doesn't
-// check packets from a node to its own pods.
+// Invariants:
+//   - The package is pure. It follows only the text of networking.k8s.io/v1.
+//   - It shares nothing but the model with the compiler, so tests can compare the two.
+//   - A part of a policy that can't be read allows nothing. A policy whose selector can't be read isolates all pods of
+//     its namespace.
+//   - A pod that a policy may select, because a label is unknown, is isolated. No rule allows anything by such a label.
 package verdict
 
 import (

@@ -1,8 +1,14 @@
-// Package kube is the source that watches a Kubernetes cluster: its pods, namespaces, nodes and
-// NetworkPolicies. It also writes to the API server:
+// Package kube is the source that watches a Kubernetes cluster: its pods, namespaces, nodes and NetworkPolicies. It
+// also writes to the API server: pods' addresses into their status (Publish), and events about this node (Announce) and
+// its pods (AnnounceOnPod).
 //
-//   - pods' addresses into their status (Publish)
-//   - events about this node (Announce) and its pods (AnnounceOnPod)
+// Invariants:
+//   - The first delta comes when the pods, namespaces, nodes and policies have all been listed.
+//   - While the API server doesn't answer, all objects stay as they were.
+//   - While a namespace is being deleted, its policies stay in force until its pods are gone. If an agent starts
+//     meanwhile, the deleted policies are unknown, and all pods of the namespace are isolated.
+//   - Nothing but these addresses and events is written. A patch of a pod's status has the pod's UID, so it changes no
+//     other pod of the same name.
 package kube
 
 import (

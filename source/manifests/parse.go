@@ -1,11 +1,12 @@
-// Package manifests is the source that needs no Kubernetes: it reads a directory of ordinary manifests, and reads
-// a file again whenever it changes. Its invariants:
+// Package manifests is the source that needs no Kubernetes: it reads a directory of ordinary manifests, and reads a
+// file again whenever it changes.
 //
+// Invariants:
+//   - A file is read only while no process has it open for writing, as far as package dirwatch can tell.
 //   - A part that can't be read never opens a pod. A policy with such a part closes the pods that it selects.
-//   - If a document, or a policy's selector or namespace, can't be read any more, the last good versions stay
-//     in force.
-//   - Until each file that may have a policy could be parsed once, there is no state at all. Dir.IgnoreBroken
-//     shortens this wait.
+//   - If a document, or a policy's selector or namespace, can't be read any more, the last good versions stay in force.
+//   - Until each file that may have a policy could be parsed once, there is no state at all. Dir.IgnoreBroken shortens
+//     this wait.
 package manifests
 
 import (

@@ -1,6 +1,10 @@
-// Package objects converts Kubernetes' types to those of package policy. All sources use it, so that a pod
-// means the same wherever it was read. A field that can't be read is reported as a problem of the object, and
-// left out.
+// Package objects converts Kubernetes' types to those of package policy.
+//
+// Invariants:
+//   - All sources use it, so that a pod means the same wherever it was read.
+//   - A field of a pod or a Node that policy needs and that can't be read is a problem of the object. The rest counts.
+//   - IsPod returns true if and only if Pod would return the same pod without problems.
+//   - The package reads no file and asks no API server.
 package objects
 
 import (

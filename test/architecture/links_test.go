@@ -68,7 +68,7 @@ func TestLinks(t *testing.T) {
 // link only pure ones.
 func pure(pkg string) bool {
 	return !forTests(pkg) && (within(pkg, "policy") || within(pkg, "conf")) ||
-		slices.Contains([]string{"internal/excerpt", "internal/hashed", "internal/ordered"}, pkg)
+		slices.Contains([]string{"agent/choice", "internal/excerpt", "internal/hashed", "internal/ordered"}, pkg)
 }
 
 // harmless are the packages that a pure package may import directly. Indirectly it may link more: Kubernetes' types

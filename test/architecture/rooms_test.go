@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"go/ast"
 	"maps"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -142,5 +143,74 @@ func TestRoomsFindsArrowsThatPointUp(t *testing.T) {
 	if got := imports([]goFile{parse(t, file{"a/a.go", []byte(source)})}); !slices.Equal(got,
 		[]arrow{{"a/a.go:5", "a", "b/c"}}) {
 		t.Errorf("%v", got)
+	}
+}
+
+// TestInvariants: if the table of rooms has a folder, the comments of the folder's packages list their invariants.
+func TestInvariants(t *testing.T) {
+	files := tree(t)
+	i := slices.IndexFunc(files, func(f file) bool { return f.path == "docs/architecture.md" })
+	folders := roomsIn(string(files[i].text))
+	if len(folders) == 0 {
+		t.Fatal("docs/architecture.md has no table of rooms")
+	}
+	silent, stating := invariants(production(t, files), folders)
+	complain(t, silent)
+	t.Logf("%d packages list their invariants", stating)
+}
+
+// roomsIn returns the folders in the first column of the page's table of rooms.
+func roomsIn(page string) (folders []string) {
+	_, table, _ := strings.Cut(page, "\n| room |")
+	table, _, _ = strings.Cut(table, "\n\n")
+	for row := range strings.Lines(table) {
+		first, _, _ := strings.Cut(strings.TrimPrefix(row, "|"), "|")
+		for i, part := range strings.Split(first, "`") {
+			if i%2 == 1 { // between backticks
+				folders = append(folders, strings.TrimSuffix(part, "/"))
+			}
+		}
+	}
+	return folders
+}
+
+var listOfInvariants = regexp.MustCompile(`(?m)^Invariants:\n\n?  - `)
+
+// invariants complains of each package in the folders whose comment has no list of invariants. It also returns how many
+// packages have one.
+func invariants(code []goFile, folders []string) (wrong []string, stating int) {
+	states := map[string]bool{}
+	for _, f := range code {
+		if slices.ContainsFunc(folders, func(folder string) bool { return within(f.pkg(), folder) }) {
+			states[f.pkg()] = states[f.pkg()] || listOfInvariants.MatchString(f.ast.Doc.Text())
+		}
+	}
+	for _, pkg := range slices.Sorted(maps.Keys(states)) {
+		if states[pkg] {
+			stating++
+		} else {
+			wrong = append(wrong, pkg+": no package comment has a list that begins with \"Invariants:\"")
+		}
+	}
+	return wrong, stating
+}
+
+func TestInvariantsFindsSilentPackages(t *testing.T) {
+	folders := roomsIn("# P\n\n| x |\n|---|\n| `x` |\n\n| room | owns |\n|---|---|\n| `a`, `b/` | `c` |\n\n| `d` |\n")
+	if !slices.Equal(folders, []string{"a", "b"}) {
+		t.Errorf("%v", folders)
+	}
+	var code []goFile
+	for path, text := range map[string]string{
+		"a/a.go": "// Package a.\n//\n// Invariants:\n//   - It holds.\npackage a\n", "a/other.go": "package a\n",
+		"b/c/c.go": "// Package c. Invariants: none.\npackage c\n", "b/d/d.go": "package d\n", "c/c.go": "package c\n",
+	} {
+		code = append(code, parse(t, file{path, []byte(text)}))
+	}
+	wrong, stating := invariants(code, folders)
+	wants(t, wrong, "b/c: no package comment has a list that begins with \"Invariants:\"",
+		"b/d: no package comment has a list that begins with \"Invariants:\"")
+	if stating != 1 {
+		t.Errorf("%d packages", stating)
 	}
 }

@@ -1,5 +1,10 @@
 // Package chart shows who can reach whom: as a table, JSON, a graph for Graphviz, an SVG picture, or a page for
-// browsers. Names and labels may come from a hostile object, so each format escapes them.
+// browsers.
+//
+// Invariants:
+//   - Each format escapes names and labels, which may come from a hostile object.
+//   - The page loads nothing, and runs no script but its own.
+//   - A table or picture that leaves out rows says how many.
 package chart
 
 import (

@@ -1,6 +1,11 @@
-// Package client asks agents: this node's over its socket, other nodes' through the API server. It also reads
-// objects from the API server or from files, and prints answers. It needs nothing of Linux, so it also builds for
-// macOS and Windows.
+// Package client asks agents: this node's over its socket, other nodes' through the API server. It also reads objects
+// from the API server or from files, and prints answers.
+//
+// Invariants:
+//   - The package needs nothing of Linux, so it also builds for macOS and Windows.
+//   - A node that was asked and doesn't answer is in the result, with the reason.
+//   - Objects that the user may not read are named (Gaps). They never count as absent.
+//   - JSON, YAML and the lines of a Printer have no characters that act on a terminal.
 package client
 
 import (

@@ -1,6 +1,11 @@
-// Package nodecheck checks whether a node has everything that weir needs, and whether other programs disturb weir.
-// Read reads facts, and Findings turns them into findings. Read tries kernel features in a network namespace of its
-// own, so it changes nothing on the node, but the kernel may load modules.
+// Package nodecheck checks whether a node has everything that weir needs, and whether other programs disturb weir. Read
+// reads facts, and Findings turns them into findings.
+//
+// Invariants:
+//   - Read changes nothing on the node, but the kernel may load modules: features are tried in a network namespace that
+//     the kernel removes afterwards.
+//   - The findings depend only on the facts.
+//   - What could not be read is a finding of its own, with the severity unknown.
 package nodecheck
 
 // Facts are what Read has found on a node. Unread says what could not be read.

@@ -1,5 +1,11 @@
-// Package podcheck checks a cluster's network with real pods: connections to pods, Services, names and the world,
-// and policies. It makes a namespace for its pods, and removes it at the end.
+// Package podcheck checks a cluster's network with real pods: connections to pods, Services, names and the world, and
+// policies.
+//
+// Invariants:
+//   - The check makes objects only in a namespace of its own, and removes the namespace also after an error. If that
+//     fails, the error names the namespace. The pods end by themselves.
+//   - Of other checks' namespaces, it removes only those without a sign of life.
+//   - A connection counts as denied only if no answer comes. Any other failure has another cause.
 package podcheck
 
 import (

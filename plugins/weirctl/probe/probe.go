@@ -1,5 +1,9 @@
-// Package probe is the program in the pods of kubectl weir check. Pods answer connections and packets, and try to
-// reach pods, Services, names and hosts.
+// Package probe is the program in the pods of kubectl weir check. Pods answer connections and packets, and try to reach
+// pods, Services, names and hosts.
+//
+// Invariants:
+//   - Run returns a result for each probe, in the same order. Probes don't take longer than their own limits.
+//   - A pod answers only with its name, or with the packet that it has received.
 package probe
 
 import (
