@@ -32,7 +32,7 @@ all ports of a Service, or all named ports of a pod. An IPv6 address with a port
 On a node, the agent answers, and the explanation has the kernel's rules and sets. On other machines the objects come
 from the API server, and the kernel's part is left out. kubectl weir, or --cluster, also asks the agents of both ends'
 nodes for their kernels' rules and sets. That needs the right to run commands in weir's pods; without it, the rest is
-explained. With --source dir:PATH the objects come from files, and nothing else is needed.
+explained. With --source dir:PATH the objects come from files, without a cluster.
 
 Exit codes:
   0  allowed

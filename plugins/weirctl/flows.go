@@ -18,11 +18,11 @@ import (
 )
 
 const flowsLong = `
-Shows which connections the policies have allowed: who connected to whom, to which port, how often, and when last. The
-agent records that only while somebody asks for it, with --record, or if it runs with --flows. Otherwise no packet
-meets a rule for it. While it records, the kernel copies the first packet of each connection, at most 2,000 a second.
+Shows which connections the policies have allowed, with both ends, the port, how often and when last. The agent records
+connections during a recording (--record), or always if it runs with --flows. Without a recording, the kernel has no
+rule for this. During a recording it copies the first packet of each connection, at most 2,000 a second.
 
-A line stands for all connections of a pod, or of an address, to one port of another. The agent keeps 8,192 of them.
+A line stands for all connections of a pod, or of an address, to one port of another. The agent keeps 8,192 lines.
 As kubectl weir, or with --cluster, the command is about all nodes.
 
 Exit codes:

@@ -30,9 +30,9 @@ pods in both directions, and one for each workload, which allows the connections
 comments name these connections. Nothing is applied.
 
 Pods that differ only in labels such as pod-template-hash are one workload. Addresses outside of the cluster become
-ipBlocks of one address: replace them by larger ones where you mean a network. What was not seen is denied, so record
-for long enough: jobs at night, failovers, deployments. Try the result with weirctl diff -f, or as audited
-policies first (docs/audit.md).
+ipBlocks of one address, which you can replace by larger networks. The policies deny connections that were not
+recorded. So record for long enough to see nightly jobs, failovers and deployments. Before you enforce the policies,
+look at weirctl diff -f, or audit them (docs/audit.md).
 
 Exit codes:
   0  the policies were written

@@ -21,7 +21,7 @@ Waits until every node that a policy or pod concerns enforces its newest version
 and labels. The output names the nodes that don't enforce it yet, with the reason.
 
 A policy concerns the nodes of all pods of its namespace. A pod concerns its own node, and all nodes with a pod in a
-namespace that has policies, because these may name it as a peer, or may have done so. With --deleted, the command
+namespace that has policies: a policy may name it as a peer, or may have named it before. With --deleted, the command
 waits until no node enforces the deleted policy any more.
 
 The command reads all pods, namespaces, nodes and policies, and runs a command in weir's pods, as kubectl exec does.
