@@ -69,7 +69,6 @@ func (c *cluster) readPod(o *corev1.Pod) podItem {
 		both := now.Name + now.UID
 		now.Name, now.UID = both[:len(now.Name)], both[len(now.Name):]
 	}
-	o.Namespace, o.Name = now.Namespace, now.Name // a list that streams in keeps no other copies
 	i.Pod = pack(now)
 	return i
 }
