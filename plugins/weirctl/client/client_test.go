@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -103,5 +104,23 @@ func TestLongLists(t *testing.T) {
 	}
 	if !strings.Contains(json.String(), "ns/policy-999") || !strings.Contains(json.String(), "Node n999") {
 		t.Error("the JSON lacks the last policy or problem")
+	}
+}
+
+// TestTablesEscape: if an agent's texts have control characters, they don't reach the terminal.
+func TestTablesEscape(t *testing.T) {
+	const bad = "x\x1b[2J\u009b\r\u202ey"
+	pods := []agentapi.PodStatus{{Pod: bad, ContainerID: bad, HostIf: bad, Ingress: bad, Egress: bad, Addresses: []string{bad}}}
+	s := &agentapi.Status{
+		Backend: bad, BackendReason: bad, IPTables: bad, Errors: []string{bad}, Policies: []string{bad}, Audited: []string{bad},
+		Problems: []agentapi.Problem{{Object: bad, Field: bad, Message: bad}}, Pods: pods, LastSync: time.Now(),
+		Classes:     []agentapi.Class{{Chain: bad, Policies: []string{bad}}, {Audited: []string{bad}}},
+		Sets:        []agentapi.SetStatus{{Name: bad, Type: bad}},
+		NodeRepairs: []agentapi.NodeRepair{{What: bad, Was: bad, Command: bad}},
+	}
+	b := &bytes.Buffer{}
+	if err := errors.Join(PrintStatus(b, Text, s), PrintPods(b, Text, pods)); err != nil ||
+		strings.ContainsAny(b.String(), "\x1b\u009b\r\u202e") {
+		t.Errorf("%v: %q", err, b)
 	}
 }

@@ -50,8 +50,24 @@ type printLine func(format string, args ...any)
 
 func printTable(out io.Writer, lines func(printLine)) error {
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
-	lines(func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) }) // Flush reports errors
+	lines(func(format string, args ...any) {
+		for i, a := range args {
+			if text, ok := a.(string); ok {
+				args[i] = inTable(text)
+			}
+		}
+		_, _ = fmt.Fprintf(w, format+"\n", args...) // Flush reports errors
+	})
 	return w.Flush()
+}
+
+// inTable makes a text from outside of weir safe to print in a line of a table. Tabs separate cells.
+func inTable(text string) string {
+	cells := strings.Split(strings.ReplaceAll(text, "\n", " "), "\t")
+	for i, c := range cells {
+		cells[i] = excerpt.Printable(c)
+	}
+	return strings.Join(cells, "\t")
 }
 
 func podLines(line printLine, pods []agentapi.PodStatus) {
