@@ -76,7 +76,7 @@ func (c *chooser) choose(ctx context.Context, previous conf.Backend, broken bool
 	now.Lacks = func(b conf.Backend) []string {
 		t, ok := c.trials[b]
 		if !ok {
-			t = trial{c.try(ctx, b), time.Now()}
+			t = trial{c.try(ctx, b, b == previous && !broken), time.Now()}
 			c.trials[b] = t
 		}
 		return t.lacks
@@ -87,15 +87,20 @@ func (c *chooser) choose(ctx context.Context, previous conf.Backend, broken bool
 // tryWithin limits a trial, because the loop waits for it, and a program that the trial starts may hang.
 const tryWithin = 10 * time.Second
 
-// try returns what the node lacks of the features that the backend needs.
-func (c *chooser) try(ctx context.Context, b conf.Backend) []string {
+// try returns what the node lacks of the features that the backend needs. A trial that takes too long shows nothing, for
+// instance because another program has the lock of xtables. If worked is true, nothing then counts as lacking.
+func (c *chooser) try(ctx context.Context, b conf.Backend, worked bool) []string {
 	if c.turn != nil {
 		c.turn.Lock()
 		defer c.turn.Unlock()
 	}
 	ctx, cancel := context.WithTimeout(ctx, tryWithin)
 	defer cancel()
-	return c.kind(b).Lacks(ctx)
+	lacks := c.kind(b).Lacks(ctx)
+	if worked && ctx.Err() != nil {
+		return nil
+	}
+	return lacks
 }
 
 // modeOfKubeProxy asks kube-proxy for its mode, and returns the backend that this mode uses. It returns nothing if

@@ -136,6 +136,7 @@ var hashedSets = []struct {
 	{NamedPortSets, SetOfNamedPorts},
 	{MergedSets, SetOfMerged},
 	{NumberSets, SetOfNumbers},
+	{TrialSet + "-", SetOfTrials},
 }
 
 // KindOfSet returns the purpose of the set with this name, of either family.
@@ -158,7 +159,7 @@ func KindOfSet(name string) SetKind {
 // its sets, the set may have them: otherwise a later pod with the same address could inherit them.
 func (k SetKind) MayHavePods() bool {
 	switch k {
-	case ForeignSet, SetOfNetworks, SetOfBlocks, SetOfMergedBlocks, SetOfNumbers:
+	case ForeignSet, SetOfNetworks, SetOfBlocks, SetOfMergedBlocks, SetOfNumbers, SetOfTrials:
 		return false
 	}
 	return true

@@ -28,6 +28,8 @@ func TestKindOfSet(t *testing.T) {
 		{NumberSets + hash, SetOfNumbers, false},
 		{SelfSet, SetOfSelves, true},
 		{ErrorsSet, SetOfErrors, true},
+		{TrialSet, SetOfTrials, false},
+		{TrialSet + "-p", SetOfTrials, false},
 		{"weir-podsof-" + hash, UnknownSet, true},
 		{"weir-networks-of-pods", UnknownSet, true},
 		{"weir-later-" + hash, UnknownSet, true},

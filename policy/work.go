@@ -24,8 +24,9 @@ const (
 	maxWaits = 10_000
 )
 
-// maxPiece is the number of entries above which compiles make a set in pieces.
-var maxPiece = slice
+// maxPiece is the number of entries above which compiles make a set in pieces. A demand may have two sets in each
+// family. Beside one that is made in pieces, a slice must have room for the whole of the others.
+var maxPiece = slice / 4
 
 // work limits what one compile does for new sets. The rest waits for the next compile, and rules without their
 // sets allow nothing. So expensive policies don't hold up other changes.

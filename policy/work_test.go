@@ -8,6 +8,7 @@ import (
 
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
@@ -117,6 +118,39 @@ func TestLargeSetsEnd(t *testing.T) {
 	}
 	if ruled(last, "ns1/hostile0") != 1 {
 		t.Error("the policy's rule is missing")
+	}
+}
+
+// TestLargeSetsBesideOthers: the other set of a rule is made beside a set that comes in pieces, whatever its size.
+func TestLargeSetsBesideOthers(t *testing.T) {
+	port := intstr.FromString("http")
+	np := cityPolicy(1, 0)
+	np.Name, np.Spec.PodSelector = "hostile0", metav1.LabelSelector{}
+	np.Spec.PolicyTypes, np.Spec.Ingress = []networkingv1.PolicyType{"Egress"}, nil
+	np.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{
+		To:    []networkingv1.NetworkPolicyPeer{{NamespaceSelector: &metav1.LabelSelector{}}},
+		Ports: []networkingv1.NetworkPolicyPort{{Port: &port}},
+	}}
+	for _, named := range []int{500, 990, 1020, 1500} {
+		e, all := city(3000)
+		for _, pods := range all.Pods {
+			if named--; named >= 0 {
+				pods[0].Ports = []policy.NamedPort{{Name: "http", Proto: ruleset.TCP, Number: 80}}
+			}
+		}
+		e.Apply(all)
+		e.Ruleset()
+		e.Apply(policies(np))
+		var last ruleset.Ruleset
+		for n := 0; e.Changed(); n++ {
+			if n > 200 {
+				t.Fatal("the slices don't end")
+			}
+			last = e.SliceOf(policy.SliceWork)
+		}
+		if ruled(last, "ns1/hostile0") != 1 {
+			t.Error("the policy's rule is missing")
+		}
 	}
 }
 

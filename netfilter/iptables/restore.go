@@ -88,10 +88,11 @@ func (r *restorer) readsItself() bool {
 	return err == nil && filepath.Base(program) == "xtables-nft-multi"
 }
 
-// comments are lines that iptables-restore skips. They don't fit into the pipe and the program's own buffer.
+// comments are lines that iptables-restore skips. They don't fit into the pipe, the C library's buffer, and that of the
+// program's own: version 1.8.4 first reads 64 KiB, and a line more, before it carries out the first command.
 func comments() []byte {
 	const line, buffer = 1 << 10, 1 << 16
-	return bytes.Repeat([]byte("#"+strings.Repeat(" ", line-2)+"\n"), (os.Getpagesize()+buffer)/line+1)
+	return bytes.Repeat([]byte("#"+strings.Repeat(" ", line-2)+"\n"), (2*os.Getpagesize()+buffer)/line+2)
 }
 
 func (r *restorer) waits(f Flavour) bool {

@@ -155,6 +155,28 @@ func TestApplyEntries(t *testing.T) {
 	}
 }
 
+// TestDriftBeforeEntries: if a refresh has begun and found missing rules, a change of entries repairs them too.
+func TestDriftBeforeEntries(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	d, now := dualStack(t)
+	mustApply(t, d, now, netfilter.All)
+	nodetest.Run(t, "nft", "flush", "chain", "ip", "weir", conf.ForwardChain)
+	if done, err := d.Refresh(t.Context(), func() bool { return true }); done || err != nil {
+		t.Fatalf("a refresh that gives way: %v, %v", done, err)
+	}
+	next := now
+	next.Sets = slices.Clone(now.Sets)
+	i := slices.IndexFunc(next.Sets, func(s ruleset.Set) bool {
+		return s.Role == ruleset.Peers && s.Kind == ruleset.Addresses && s.Entries.Len() > 0
+	})
+	next.Sets[i].Entries = ruleset.Entries{}
+	if r := mustApply(t, d, next, netfilter.Trust); !r.Rules {
+		t.Errorf("the rules are still missing: %+v", r)
+	}
+}
+
 func TestDriftIsRepaired(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -143,7 +143,7 @@ func TestTransactions(t *testing.T) {
 	for name, c := range map[string]struct{ was, now, between entries }{
 		"less":          {entries{"weir-sel-A": a, "weir-sel-B": b}, entries{}, nil},
 		"more":          {entries{}, entries{"weir-sel-A": a, "weir-sel-B": b}, nil},
-		"one set":       {entries{"weir-sel-A": a}, entries{"weir-sel-A": b}, nil},
+		"one set":       {entries{"weir-sel-A": a}, entries{"weir-sel-A": b}, entries{}},
 		"less and more": {entries{"weir-sel-A": a}, entries{"weir-sel-B": b}, entries{}},
 		"more checks": {
 			entries{}, entries{conf.ChainedSet: a, "weir-sel-B": b}, entries{conf.ChainedSet: a},

@@ -243,7 +243,7 @@ func (d *Driver) refreshPart() (done bool, err error) {
 func (d *Driver) beginRefresh() error {
 	r := &refresh{}
 	d.readAt, _ = d.reader.Generation()
-	d.own, d.knownAt = nftnl.OwnChanges{}, 0
+	d.own, d.knownAt, d.settled = nftnl.OwnChanges{}, 0, nil
 	d.forgetAccepting()
 	d.forgetLegacy()
 	for _, f := range conf.Families {

@@ -14,7 +14,8 @@ import (
 // rules yet in its generation.
 //
 // So a change that takes away and gives has several transactions. Each of them only allows less, or only allows more,
-// or changes a single look-up of a packet. And a class's chain comes before pods move to it.
+// or changes a single look-up of a packet: one in a map. Sets of peers have several: the policies of both ends may look
+// up the same set. And a class's chain comes before pods move to it.
 
 // step says in which of a change's transactions an element changes.
 type step int
@@ -34,6 +35,7 @@ type change struct {
 	rules   bool                                // rules of existing chains change
 	any     [gives + 1]bool
 	moving  []string // the maps in which pods move
+	sets    bool     // sets change that aren't maps
 	unready bool     // pods move to a chain that isn't there yet
 	// both has chains for pods that must be allowed by their old and by their new class, by these two classes.
 	both map[[2]string]chain
@@ -112,6 +114,7 @@ func (c *change) set(s set, had heldSet) {
 	}
 	if len(steps) > 0 {
 		c.steps[s.Name] = steps
+		c.sets = c.sets || s.role != ruleset.Members
 	}
 }
 
@@ -151,7 +154,7 @@ func (c *change) deniesAll(name string) bool {
 }
 
 func (c *change) states() []*table {
-	alone := len(c.steps) <= 1 || !c.any[moves] && (!c.any[takes] || !c.any[gives])
+	alone := len(c.steps) <= 1 && !c.sets || !c.any[moves] && (!c.any[takes] || !c.any[gives])
 	if alone && (!c.rules || len(c.steps) == 0) {
 		if c.unready {
 			return []*table{c.after(makes), c.want}
