@@ -87,8 +87,8 @@ func (c *chooser) choose(ctx context.Context, previous conf.Backend, broken bool
 // tryWithin limits a trial, because the loop waits for it, and a program that the trial starts may hang.
 const tryWithin = 10 * time.Second
 
-// try returns what the node lacks of the features that the backend needs. A trial that takes too long shows nothing, for
-// instance because another program has the lock of xtables. If worked is true, nothing then counts as lacking.
+// try returns what the node lacks of the features that the backend needs. A trial that takes too long shows nothing,
+// for instance because another program has the lock of xtables. If worked is true, nothing then counts as lacking.
 func (c *chooser) try(ctx context.Context, b conf.Backend, worked bool) []string {
 	if c.turn != nil {
 		c.turn.Lock()

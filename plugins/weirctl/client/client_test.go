@@ -110,9 +110,12 @@ func TestLongLists(t *testing.T) {
 // TestTablesEscape: if an agent's texts have control characters, they don't reach the terminal.
 func TestTablesEscape(t *testing.T) {
 	const bad = "x\x1b[2J\u009b\r\u202ey"
-	pods := []agentapi.PodStatus{{Pod: bad, ContainerID: bad, HostIf: bad, Ingress: bad, Egress: bad, Addresses: []string{bad}}}
+	pods := []agentapi.PodStatus{
+		{Pod: bad, ContainerID: bad, HostIf: bad, Ingress: bad, Egress: bad, Addresses: []string{bad}},
+	}
 	s := &agentapi.Status{
-		Backend: bad, BackendReason: bad, IPTables: bad, Errors: []string{bad}, Policies: []string{bad}, Audited: []string{bad},
+		Backend: bad, BackendReason: bad, IPTables: bad, Errors: []string{bad}, Policies: []string{bad},
+		Audited:  []string{bad},
 		Problems: []agentapi.Problem{{Object: bad, Field: bad, Message: bad}}, Pods: pods, LastSync: time.Now(),
 		Classes:     []agentapi.Class{{Chain: bad, Policies: []string{bad}}, {Audited: []string{bad}}},
 		Sets:        []agentapi.SetStatus{{Name: bad, Type: bad}},
