@@ -45,7 +45,8 @@ type AuditedTraffic struct {
 // AuditedEnd is one end of connections: the pods of one workload, or an address.
 type AuditedEnd struct {
 	Namespace string `json:"namespace,omitempty"`
-	// Labels are the pods' labels, without those that a controller gives to each single pod.
+	// Labels are the labels that the pods of the workload have in common. Labels such as job-name, which a controller
+	// sets anew for each pod or Job, are left out.
 	Labels map[string]string `json:"labels,omitempty"`
 	// Name is the name of one of the pods. It is empty if not exactly one pod has the address.
 	Name string `json:"name,omitempty"`

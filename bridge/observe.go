@@ -59,7 +59,6 @@ type Link struct {
 	Port          map[uint16]uint16 // options of a bridge's port, by IFLA_BRPORT_*; only values of at most 16 bits
 }
 
-// NeighbourSeen is a link's neighbour entry for an address.
 type NeighbourSeen struct {
 	MAC       string
 	Permanent bool

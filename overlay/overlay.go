@@ -27,8 +27,8 @@ func New(h netlinksafe.Handle) *Overlay { return &Overlay{h} }
 
 // Applied says what Apply had to write, and what the kernel refused.
 type Applied struct {
-	// Lacks are the parts of the plan that the kernel lacked. If the VXLAN device is new, it is the only lack:
-	// everything else was gone with the old device.
+	// Lacks are the parts of the plan that Apply found missing or wrong. If there was no VXLAN device, Lacks has only
+	// the device: the addresses, neighbours and routes of a device need it.
 	Lacks []Lack
 	// Refused has a problem for each node whose route or entry the kernel refuses.
 	Refused []ruleset.Problem

@@ -271,7 +271,8 @@ func ofAllPods(k key) int {
 }
 
 // Reread reads again which sets contain the addresses. It also reads all sets whose elements have an address and
-// a port or a link. It returns true if a set differs from the driver's memory: the plugin changes sets too.
+// a port or a link. It returns true if a set differs from the driver's memory, because the plugin changes sets too,
+// or if it can't read the sets.
 func (d *Driver) Reread(addrs ...netip.Addr) (changed bool) {
 	if d.have == nil {
 		return false // Apply reads everything

@@ -72,7 +72,8 @@ func (c *Cluster) about(addresses map[netip.Addr]bool) policy.State {
 }
 
 // Concerns returns a function that reports whether an explanation of the query may need a pod. The Endpoints of c
-// must be complete.
+// must be complete. An address may be that of a pod of another node: so call Concerns again once c has the pods that
+// the first function asks for.
 func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
 	addresses := Addresses(c, q)
 	named := map[policy.Name]bool{}

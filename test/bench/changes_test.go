@@ -31,7 +31,7 @@ var (
 	more     = allow{pods: "server", peers: "newcomer", ports: web}
 )
 
-// changer makes a change of a node: what begins, or ends. It returns once the kernel has the change.
+// changer begins or ends one kind of change (the parameter what) on a node. It returns once the kernel has the change.
 type changer func(what string, begins bool)
 
 // TestChanges prints how long a change takes as a node fills, from the changed object until the kernel has it: with

@@ -256,8 +256,8 @@ func TestForwardThatRefusesAllLegacy(t *testing.T) {
 	forwardThatRefusesAll(t, "legacy")
 }
 
-// TestForwardThatRefusesAllLegacyBesideNftables: the chain FORWARD of iptables-legacy also drops packets that the
-// backend nftables has allowed.
+// TestForwardThatRefusesAllLegacyBesideNftables: with the backend nftables, packets that policies allow pass although
+// the chain FORWARD of iptables-legacy refuses all packets at its end.
 func TestForwardThatRefusesAllLegacyBesideNftables(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

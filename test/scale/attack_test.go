@@ -17,7 +17,8 @@ type attacked struct {
 	Memory              memory // at the end of the attack
 }
 
-// attack measures before and during the attack, and removes the attack. During it, a policy of the attacker changes
+// attack carries out the attack, and removes it at the end. Before and during the attack, it measures another tenant's
+// ADD, and the time until a new policy denies packets. During the attack, it changes one of the attacker's policies
 // before each measurement.
 func (n *node) attack(a cluster.Attack) attacked {
 	var r attacked

@@ -36,7 +36,8 @@ func (p expectedPod) is(e policy.Endpoint) bool {
 	return e.Pod.Namespace == p.Namespace && e.Pod.Name == p.Name && policy.SameUID(p.UID, e.Pod.UID)
 }
 
-// expect lists objects without a resourceVersion, so the API server answers with the newest.
+// expect reads the objects, and what they mean for each node. Its requests name no resourceVersion, so the API server
+// answers with its newest state.
 func (a *API) expect(ctx context.Context) (*expected, error) {
 	x := &expected{
 		engine: policy.NewEngine(""), byNode: map[string][]expectedPod{}, policed: map[string]bool{},
