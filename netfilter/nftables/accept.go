@@ -14,10 +14,11 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// In nftables, a later chain of another program can still drop a packet that weir's chains allow. So weir
-// writes rules into the chain FORWARD of iptables-nft's tables "ip filter" and "ip6 filter", if they exist:
-// Docker and many operating systems drop there by default. If iptables-legacy's chain FORWARD drops packets, it gets
-// the same rules (Driver.Legacy). Other chains that drop such packets are only reported.
+// In nftables, a later chain of another program can still drop a packet that weir's chains allow. The chain FORWARD of
+// iptables-nft's tables "ip filter" and "ip6 filter" often does: Docker and many operating systems give it the policy
+// DROP. So weir writes rules that accept such packets into this chain, if it exists. If the chain FORWARD of
+// iptables-legacy drops packets, weir writes the same rules there (Driver.Legacy). Other chains that drop such packets
+// are only reported.
 
 const forwardChain = "FORWARD"
 

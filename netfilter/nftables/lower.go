@@ -41,9 +41,9 @@ type chain struct {
 	uses    []string
 }
 
-// hooks are the places of the ruleset's hooks. The first two have the priority of the table that the backend iptables
-// uses, so a packet meets weir's and other programs' rules in the same order with both backends. AcceptForwarded isn't
-// one of them: accept.go writes its rules.
+// hooks has the hook of the kernel for each hook of a ruleset. The first two have the priority of the table that the
+// backend iptables uses. So with both backends, a packet meets weir's rules and those of other programs in the same
+// order. The hook AcceptForwarded is missing here, because accept.go writes its rules.
 var hooks = map[ruleset.Hook]nftnl.Hook{
 	ruleset.CheckForwarded:  {Kind: "filter", Number: unix.NF_INET_FORWARD, Priority: -150},
 	ruleset.CheckToNode:     {Kind: "filter", Number: unix.NF_INET_LOCAL_IN, Priority: -150},

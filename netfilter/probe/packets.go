@@ -34,7 +34,7 @@ var errOthers = errors.New("packets for trials don't arrive unchanged over the l
 // Wrong sends the packets, and returns the needs whose rules don't do what they should. The chains must be in the
 // kernel. If there are such needs, Wrong calls remove, which removes the chains, and sends the packets again. If one of
 // them doesn't arrive unchanged, or not even the packet of the plain rule with a port has arrived, Wrong returns an
-// error: other programs drop or change packets over the loopback link, so no need is known to be wrong.
+// error. Other programs then drop or change packets over the loopback link, so the trial says nothing about the needs.
 func (t *Trial) Wrong(remove func()) (wrong []Need, err error) {
 	from, err := t.send()
 	if err != nil {

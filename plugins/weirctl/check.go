@@ -9,7 +9,7 @@ import (
 )
 
 const checkLong = `
-On a node, weirctl checks what weir needs of the node, and which other programs may disturb weir:
+On a node, weirctl checks whether the node has what weir needs, and whether other programs may disturb weir. It looks at
 features of the kernel and their modules, sysctls, the table of connections, iptables' flavours, the runtime's
 network configurations, what other networks have left, firewalld, portmap's version and kube-proxy's mode. Each
 line says how to mend a fault. The check tries features of the kernel in a network namespace of its own, and changes

@@ -24,7 +24,9 @@ A policy concerns the nodes of all pods of its namespace. A pod concerns its own
 namespace that has policies: a policy may name it as a peer, or may have named it before. With --deleted, the command
 waits until no node enforces the deleted policy any more.
 
-The command reads all pods, namespaces, nodes and policies, and runs a command in weir's pods, as kubectl exec does.
+The command needs the rights to list all pods, namespaces, nodes and policies, and to run commands in weir's pods, as
+kubectl exec does.
+
 Exit codes: 0 if the object is enforced, 6 if it isn't within the timeout, 1 if that can't be found out, 2 if the
 arguments are wrong or name nothing.`
 

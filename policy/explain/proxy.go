@@ -155,8 +155,8 @@ func (x *explainer) forwarders(s *policy.Service, in entrance, from Place) []Pla
 	return all
 }
 
-// passes reports whether packets from s can come to t. If it is known which node receives them, this node sends them
-// on under its own address to pods on other nodes, and under the sender's to its own.
+// passes reports whether packets from s can come to t. A node that receives packets for a Service forwards them: to
+// pods of other nodes with its own address as their source, and to its own pods with the sender's.
 func (in entrance) passes(s Place, t target) bool {
 	if in.node == "" || t.on == "" || !in.outside {
 		return true

@@ -175,7 +175,7 @@ func (n *packetNode) write(t *testing.T, flavour iptables.Flavour, x text) {
 	}
 }
 
-// run runs a command on the node. Spaces separate words, and there is no quoting.
+// run runs a command on the node. It splits the command at spaces: no argument can contain one.
 func (n *packetNode) run(t *testing.T, input, command string) {
 	t.Helper()
 	words := strings.Fields(command)

@@ -169,7 +169,8 @@ func Run(t testing.TB, name string, args ...string) string {
 	return out
 }
 
-// RunEach runs the commands in order. A failure ends the test. Spaces separate words, and there is no quoting.
+// RunEach runs the commands in order. A failure ends the test. It splits commands at spaces: no argument can
+// contain one.
 func RunEach(t testing.TB, commands ...string) {
 	t.Helper()
 	for _, c := range commands {
