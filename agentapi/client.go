@@ -53,7 +53,7 @@ var ErrNoAgent = errors.New("no agent answers on " + Socket)
 // ErrOutdated means that the agent refuses the attachment, because its configuration contradicts the agent's.
 var ErrOutdated = errors.New("the configuration is out of date")
 
-// maxAnswer is in bytes. Real answers have some megabytes at most.
+// maxAnswer limits an answer's size in bytes. Real answers have a few megabytes at most.
 const maxAnswer = 64 << 20
 
 // Question is a request that the agent hasn't answered yet.

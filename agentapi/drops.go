@@ -103,11 +103,11 @@ func (d *Drop) Local() (DropEnd, bool) {
 	return DropEnd{}, false
 }
 
-// DropsQuery selects drops for GET /v1/drops. The zero value selects all that the agent remembers.
+// DropsQuery selects drops for GET /v1/drops. The zero value selects all drops that the agent remembers.
 type DropsQuery struct {
 	// Since selects drops that are at most this old. 0 means all.
 	Since time.Duration
-	// Follow adds new drops, until the client closes the connection.
+	// Follow asks for new drops too, until the client closes the connection.
 	Follow  bool
 	Packets bool
 	// Namespace, Pod, Policy, Reason and Port select drops; empty means any. Namespace and Pod match either end.
@@ -200,8 +200,8 @@ func inNamespace(pods, namespace string) bool {
 	return false
 }
 
-// named reports whether one of the objects has the name. Commas separate the objects. The name may lack the
-// namespace.
+// named reports whether one of the objects has the name. Commas separate the objects. The name may be given without
+// its namespace.
 func named(objects, name string) bool {
 	for o := range strings.SplitSeq(objects, ",") {
 		if _, short, ok := strings.Cut(o, "/"); o == name || ok && short == name {
@@ -211,9 +211,9 @@ func named(objects, name string) bool {
 	return false
 }
 
-// Drops asks the agent for drops, and passes them to the function each, one by one, until this returns false. With
-// q.Follow, an idle agent sends a sign of life every 15 seconds, which Drops passes as nil. The error wraps ErrNoAgent
-// if there is no agent. The end of ctx is an error.
+// Drops asks the agent for drops, and calls each for every drop until each returns false. With q.Follow, an idle
+// agent sends a sign of life every 15 seconds: Drops then calls each with nil. The error wraps ErrNoAgent if there is
+// no agent. The end of ctx is an error.
 //
 // Equivalent to, with q.Follow: curl -N --unix-socket /run/weir/agent.sock 'http://agent/v1/drops?follow=true'
 func Drops(ctx context.Context, q DropsQuery, each func(*Drop) bool) error {

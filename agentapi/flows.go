@@ -14,8 +14,8 @@ type FlowsOrder struct {
 	For time.Duration `json:"for"`
 }
 
-// FlowsQuery returns the path and query that ask for flows that were last seen less than since ago. If since is 0,
-// they ask for all flows.
+// FlowsQuery returns the path and query for the flows of the last since: flows that were seen in this time. If since
+// is 0, the query is for all flows.
 func FlowsQuery(since time.Duration) string {
 	if since == 0 {
 		return FlowsPath
@@ -30,7 +30,7 @@ type Flows struct {
 	// be in the future.
 	Since time.Time `json:"since,omitzero"`
 	Until time.Time `json:"until,omitzero"`
-	// Why is set if a recording is ordered, but the agent can't record.
+	// Why says why the agent can't record although a recording is ordered. It is empty if the agent records.
 	Recording bool   `json:"recording"`
 	Why       string `json:"why,omitempty"`
 	// Unknown counts packets that are in no flow, for instance because the agent read too slowly.

@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	// The modification time of this file is when an agent was last well. A reboot removes the file.
+	// heartbeat is a file whose modification time is when an agent was last well. A reboot removes the file.
 	heartbeat = endpoint.Dir + "/heartbeat"
 	// BeatEvery is how often the agent renews its heartbeat. A busy agent may be late.
 	BeatEvery = 5 * time.Second

@@ -12,7 +12,7 @@ const (
 	ByGuard = "guard"
 	// ByCut means that the connection was cut, because the policies no longer allow it.
 	ByCut = "cut"
-	// ByMidstream means that a TCP packet belongs to no connection that the node knows, and begins none.
+	// ByMidstream means that a TCP packet belongs to no connection that the node knows, and isn't a SYN that begins one.
 	ByMidstream = "midstream"
 	// ByNoPod means that a packet came from weir0 and its source is no pod, or went to weir0 and its destination is
 	// no pod.

@@ -67,7 +67,8 @@ type Class struct {
 	Policies  []string `json:"policies"`  // none: no policy isolates the pods
 	// Audited are the audited policies that would isolate the pods. It is empty if there are Policies.
 	Audited []string `json:"audited,omitempty"`
-	// Set is the set or map in the kernel that has the pods' addresses. It may have those of other classes too.
+	// Set is the set or map in the kernel that has the pods' addresses. The set may also have the addresses of other
+	// classes.
 	Set   string   `json:"set"`
 	Chain string   `json:"chain,omitempty"`
 	Pods  []string `json:"pods"`
@@ -92,8 +93,8 @@ type PodStatus struct {
 	MAC         string    `json:"mac"`
 	HostIf      string    `json:"hostInterface"`
 	Since       time.Time `json:"since"`
-	// Ingress and Egress name the policies that isolate the pod, of a long list only the first ten. Without such
-	// policies they have one of the values below.
+	// Ingress and Egress name the policies that isolate the pod; of a long list they have only the first ten. If no
+	// policy isolates the pod, they have one of the values below.
 	Ingress string `json:"ingress"`
 	Egress  string `json:"egress"`
 }
@@ -171,8 +172,8 @@ type Stats struct {
 	Moves       int `json:"moves"` // moves from one backend to another
 }
 
-// FileLines returns the lines of a table of the files' objects. Tabs separate the columns. Without files there are
-// no lines.
+// FileLines returns the lines of a table that lists the files' objects. Tabs separate the columns. If there are no
+// files, there are no lines.
 func FileLines(files []File) []string {
 	var all []string
 	if len(files) > 0 {

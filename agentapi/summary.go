@@ -22,8 +22,8 @@ type Summary struct {
 	FirstProblems []Problem `json:"firstProblems,omitempty"`
 	// Unenforced counts the kinds of policies that weir doesn't enforce.
 	Unenforced int `json:"unenforced"`
-	// Pods counts all attachments. Closed counts those that are closed in a direction. Isolated counts the others
-	// that aren't open in both directions.
+	// Pods counts all attachments. Closed counts attachments that are closed in a direction. Isolated counts attachments
+	// that are not closed, and that policies isolate in a direction.
 	Pods     int   `json:"pods"`
 	Isolated int   `json:"isolated"`
 	Closed   int   `json:"closed"`

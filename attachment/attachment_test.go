@@ -137,7 +137,7 @@ func TestReap(t *testing.T) {
 	for _, name := range []string{"c1", "c2", "c3"} {
 		n.add(name, "weir")
 	}
-	_, making := n.begin("c4", "weir") // an ADD that has no link yet
+	_, making := n.begin("c4", "weir") // a running ADD that has made no link yet
 	held := []string{"address", "record"}
 	all := map[string][]string{"c1": whole, "c2": whole, "c3": whole, "c4": held}
 	reap := func(want ...string) {
@@ -154,12 +154,12 @@ func TestReap(t *testing.T) {
 		n.want(fmt.Sprintf("reaped %s", want), all)
 	}
 	reap()
-	nodetest.Run(t, "ip", "link", "del", "c1") // as the kernel does with the pod's namespace
+	nodetest.Run(t, "ip", "link", "del", "c1") // the kernel deletes the link when the pod's namespace ends
 	reap("c1")
 	ending := endpoint.MarkBusy("c2:eth0")
-	n.must(os.Rename(record("c2", ".json"), record("c2", ".ending"))) // a DEL that is running
+	n.must(os.Rename(record("c2", ".json"), record("c2", ".ending"))) // a running DEL
 	reap()
-	n.must(ending.Close()) // the DEL was killed
+	n.must(ending.Close()) // now the DEL of c2 was killed
 	reap("c2")
 	n.must(os.WriteFile(record("c3", ".json"), []byte("{"), 0o600))
 	reap() // c3's pod still runs
@@ -167,7 +167,7 @@ func TestReap(t *testing.T) {
 	reap("c3")
 	n.must(making.Close()) // the ADD was killed
 	reap("c4")
-	n.must(NewNode().End("c1:eth0")) // a DEL that comes late
+	n.must(NewNode().End("c1:eth0")) // a late DEL, when Reap has already ended the attachment
 }
 
 func TestCollect(t *testing.T) {
@@ -179,9 +179,9 @@ func TestCollect(t *testing.T) {
 		n.add(name, network)
 	}
 	_, making := n.begin("c5", "weir")
-	nodetest.Run(t, "ip", "link", "del", "c3") // its pod is gone, but it is in another network
+	nodetest.Run(t, "ip", "link", "del", "c3") // c3's pod is gone, but c3 is in another network
 	over := []string{"3 sets", "address", "guard", "record"}
-	n.must(os.WriteFile(record("c4", ".json"), []byte("{"), 0o600)) // now its network is unknown
+	n.must(os.WriteFile(record("c4", ".json"), []byte("{"), 0o600)) // with a broken record, c4's network is unknown
 	valid := map[string]bool{"c1:eth0": true, "c9:eth0": true}
 	for range 2 {
 		n.must(NewNode().Collect("weir", valid))
@@ -240,8 +240,8 @@ func TestLostRecords(t *testing.T) {
 	}
 }
 
-// TestAnIDThatCameBack: if a new attachment gets the ID of one that is over, the agent leaves the new one
-// alone.
+// TestAnIDThatCameBack: endEach asks a second time whether an attachment is over, because a new attachment may have
+// got the same ID meanwhile.
 func TestAnIDThatCameBack(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -271,7 +271,7 @@ func TestEndOfABrokenRecord(t *testing.T) {
 	n.add("c2", "weir")
 	n.must(os.WriteFile(record("c1", ".json"), []byte(`{"containerID": "c1", "ifName": "eth0", "hostInterface": 7`),
 		0o600))
-	// Without a link and a neighbour entry the attachment looks like another plugin's.
+	// Without a link and a neighbour entry the attachment looks like another plugin's, so Reap must leave it.
 	for _, command := range []string{
 		"link del " + bridge.PortName("c1:eth0"),
 		"neigh flush nud permanent dev " + bridge.Name,

@@ -38,8 +38,9 @@ func Load(id string) (*endpoint.Endpoint, error) {
 	return e, failed("check", err)
 }
 
-// Check returns a *StepError that names what is missing or differs from what Make made. It returns a *NetnsError if
-// there is no such namespace. It checks that the pod is in a class, but not in which: only the agent knows.
+// Check returns a *StepError that names each part of the attachment that is missing or changed. It returns a
+// *NetnsError if want.Netns is no network namespace. Check finds out whether the pod is in any class. Only the agent
+// knows the right class.
 func (n Node) Check(e *endpoint.Endpoint, want Expected) error {
 	fd, err := openNetns(want.Netns)
 	if err != nil {

@@ -23,8 +23,8 @@ type ending struct {
 	unplugged bool
 }
 
-// End removes the attachment with that ID. It returns nil if there is no record. If the record is broken, End
-// removes what it can find by the ID. The error is a *StepError.
+// End removes the attachment with this ID. It returns nil if there is no record. If the record is broken, End removes
+// all parts that it can find by the ID. The error is a *StepError.
 func (n Node) End(id string) error { return failed("delete", n.end(id)) }
 
 func (n Node) end(id string) error {
@@ -192,7 +192,8 @@ func (n Node) detach(x *ending) error {
 	return endpoint.Remove(x.id)
 }
 
-// addresses leaves out addresses that belong to another attachment by now: an earlier attempt released them.
+// addresses returns the addresses that the record names and that are still assigned to this attachment. An earlier
+// DEL may have released the others, and ADD may have assigned them again.
 func (x *ending) addresses() ([]endpoint.Address, error) {
 	var own []endpoint.Address
 	for _, a := range x.record.Addresses {

@@ -45,7 +45,7 @@ type NoRecordError struct{ ID string }
 
 func (e *NoRecordError) Error() string { return "there is no endpoint record " + e.ID }
 
-// NetnsError says that the path is no network namespace, or the node's own. Err says which.
+// NetnsError says that the path is no network namespace, or is the node's own namespace. Err says which.
 type NetnsError struct {
 	Path string
 	Err  error

@@ -17,7 +17,7 @@ import (
 
 type otherSets struct {
 	denied []netip.Addr
-	err    error // of Deny
+	err    error // the error that Deny returns
 	used   bool
 }
 
@@ -50,8 +50,8 @@ func request(netns string, enforcement conf.Enforcement) Request {
 	}
 }
 
-// The function nothing reports an error if a part of the attachment is left.
-func nothing(t *testing.T, when string, sets *otherSets) {
+// wantNothingLeft reports an error for each part of the attachment that is left.
+func wantNothingLeft(t *testing.T, when string, sets *otherSets) {
 	t.Helper()
 	assigned, err := ipam.Assignments()
 	senders, err2 := bridge.Senders()
@@ -142,7 +142,7 @@ func TestMake(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		nothing(t, tc.name, sets)
+		wantNothingLeft(t, tc.name, sets)
 	}
 }
 
@@ -178,7 +178,7 @@ func TestMakeAndEnd(t *testing.T) {
 		if err := n.End("c1:eth0"); err != nil {
 			t.Fatal(err)
 		}
-		nothing(t, "ended", sets)
+		wantNothingLeft(t, "ended", sets)
 	}
 	var none *NoRecordError
 	if _, err := Load("c1:eth0"); !errors.As(err, &none) {

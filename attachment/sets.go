@@ -138,7 +138,7 @@ func (s podSets) Check(addrs ...netip.Addr) error {
 		}
 		errs = append(errs, err)
 	}
-	return errs[0] // one report is enough: that of the backend that has rules, or else of the first
+	return errs[0] // the first error, or the error of a later backend whose rules are in use
 }
 
 func (s podSets) Addresses() (all []netip.Addr, err error) {

@@ -35,8 +35,8 @@ func (n Node) endWaiting(x *ending) (later func(), err error) {
 	return later, err
 }
 
-// detachAll does the steps of detach, each for all attachments. The caller must have the node's lock, and must
-// call the returned function later() after it has unlocked.
+// detachAll does what detach does, for all attachments: each step for all of them before the next step. The caller
+// must have the node's lock, and must call the returned function later() after it has unlocked.
 func (n Node) detachAll(all []*ending) (later func(), err error) {
 	var ports []string
 	var addresses []endpoint.Address

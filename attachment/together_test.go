@@ -86,8 +86,8 @@ func (s failingSets) Purge(addrs ...netip.Addr) error {
 	return s.PodSets.Purge(addrs...)
 }
 
-// TestEndTogetherInOrder: when addresses leave the sets, their ports may no longer send, and the addresses are still
-// assigned.
+// TestEndTogetherInOrder: addresses leave the sets after the guard has forbidden their ports to send, and before they
+// are released.
 func TestEndTogetherInOrder(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

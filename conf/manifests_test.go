@@ -169,8 +169,8 @@ func TestManifests(t *testing.T) {
 	}
 }
 
-// wantMemoryLimit checks that an agent's container has a memory limit and knows it. Otherwise Go collects
-// garbage too late, and the kernel kills the agent.
+// wantMemoryLimit checks that an agent's container has a memory limit, and gets the limit as an environment variable.
+// Without the variable, Go collects garbage too late, and the kernel kills the agent.
 func wantMemoryLimit(t *testing.T, path string, c corev1.Container) {
 	t.Helper()
 	if len(c.Command) < 2 || c.Command[1] != "run" {

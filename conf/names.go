@@ -29,13 +29,13 @@ const (
 	// AuditLogPrefix begins the log text of rules for packets that audited policies would drop. The name of the
 	// rule's chain follows.
 	AuditLogPrefix = "weir audit "
-	// GuardLogPrefix is the log text for frames with a forged address. The next five are for the guard's other
-	// rules, and the last two for the gate's.
+	// GuardLogPrefix is the log text for frames with a forged address. The next five texts are for the guard's other
+	// rules, and the last two for the gate's rules.
 	GuardLogPrefix     = LogPrefix + "guard"
-	ReservedLogPrefix  = GuardLogPrefix + "-reserved"  // to a MAC that is for bridges
+	ReservedLogPrefix  = GuardLogPrefix + "-reserved"  // to a MAC that is reserved for bridges
 	LoopbackLogPrefix  = GuardLogPrefix + "-loopback"  // to the node's loopback addresses
-	FragmentsLogPrefix = GuardLogPrefix + "-fragments" // more fragments than the bound
-	DiscoveryLogPrefix = GuardLogPrefix + "-discovery" // what pods may not say in IPv6's neighbour discovery
+	FragmentsLogPrefix = GuardLogPrefix + "-fragments" // more fragments than the guard accepts
+	DiscoveryLogPrefix = GuardLogPrefix + "-discovery" // neighbour discovery that pods may not send
 	PastLogPrefix      = GuardLogPrefix + "-past"      // from a port to the node's IP stack, past the bridge
 	TunnelLogPrefix    = LogPrefix + "gate-tunnel"     // forged tunnel packets, and packets of pods to the tunnels' port
 	WayLogPrefix       = LogPrefix + "gate-way"        // from a pod's address, but by the wrong link or tunnel
@@ -46,8 +46,8 @@ const (
 	MaxSetEntries = 1 << 20
 )
 
-// MaxComment is the length in bytes of the longest text that the kernel keeps with a set's entry
-// (IPSET_MAX_COMMENT_SIZE), a rule (xt_comment) or a link (IFALIASZ).
+// Comment returns the text, shortened to MaxComment bytes. Question marks replace the characters for which isChanged
+// returns true.
 const MaxComment = 255
 
 // Comment returns the text with question marks for the characters that isChanged names, and shortened to MaxComment

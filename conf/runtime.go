@@ -11,8 +11,8 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 )
 
-// runtimeConfig is what a runtime passes for the conflist's capabilities (CNI's CONVENTIONS.md, "Dynamic Plugin
-// specific fields"). The plugins after weir read portMappings and bandwidth.
+// runtimeConfig has the values that a runtime passes for the conflist's capabilities (CNI's CONVENTIONS.md, "Dynamic
+// Plugin specific fields"). weir leaves portMappings and bandwidth to the plugins after it.
 type runtimeConfig struct {
 	IPs      []string            `json:"ips"`
 	MAC      string              `json:"mac"`
@@ -181,8 +181,9 @@ func (c *NetConf) checkChained() error {
 	return nil
 }
 
-// ForAdd checks what only ADD requires. chained is true if there is a prevResult: then another plugin has made the
-// interface, and ranges, routes and mtu must be absent. Otherwise ranges must be there.
+// ForAdd checks the keys that depend on whether weir makes the interface. chained is true if there is a prevResult:
+// then another plugin has made the interface, and ranges, routes and mtu must be absent. Otherwise ranges must be
+// there.
 func (c *NetConf) ForAdd() (chained bool, err error) {
 	if c.PrevResult != nil {
 		return true, c.checkChained()

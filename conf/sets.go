@@ -8,8 +8,8 @@ import "strings"
 
 // Sets with fixed names.
 const (
-	// PodsSet has the addresses of the node's pods, except those with enforcement off. The kernel drops packets from
-	// and to them unless a class accepts the packets.
+	// PodsSet has the addresses of the node's pods, except pods with enforcement off. The kernel drops packets from and
+	// to these addresses unless a class allows the packets.
 	PodsSet     = ownSet + "pods"
 	NetworksSet = ownSet + "networks"
 	ChainedSet  = ownSet + "chained"
@@ -17,8 +17,8 @@ const (
 	LinksSet = ownSet + "links"
 	// SendersSet has the addresses of the pods on the links of LinksSet, each with the pod's link.
 	SendersSet = ownSet + "senders"
-	// IngressMap and EgressMap have the pods of all classes of one direction, each with its class's number.
-	// They replace class sets if the kernel can look such numbers up.
+	// IngressMap and EgressMap have the pods of all classes of one direction, each with the number of its class. They
+	// replace the class sets if the kernel can look numbers up.
 	IngressMap = ownSet + "in"
 	EgressMap  = ownSet + "eg"
 	// SelfSet and ErrorsSet have each address of PodsSet twice. Only nftables needs them: it can't compare two
@@ -123,7 +123,7 @@ var fixedSets = map[string]SetKind{
 	ErrorsSet: SetOfErrors, TrialSet: SetOfTrials,
 }
 
-// hashedSets has MergedBlockSets before BlockSets, which is the beginning of it.
+// hashedSets lists MergedBlockSets before BlockSets, because BlockSets is the beginning of MergedBlockSets.
 var hashedSets = []struct {
 	prefix string
 	kind   SetKind
@@ -167,8 +167,8 @@ func (k SetKind) MayHavePods() bool {
 
 func OwnSet(name string) bool { return KindOfSet(name) != ForeignSet }
 
-// SetGroup returns what the names of all sets with the same purpose begin with, such as weir-sel. Both families have
-// the same groups.
+// SetGroup returns the common beginning of the names of all sets with the same purpose, such as weir-sel. IPv4's and
+// IPv6's sets are in one group.
 func SetGroup(name string) string {
 	parts := strings.SplitN(name, "-", 3) // weir, the purpose, a hash
 	group := strings.Join(parts[:min(len(parts), 2)], "-")
@@ -180,10 +180,10 @@ type ChainKind uint8
 
 const (
 	ForeignChain ChainKind = iota
-	// OtherChain is each other chain of weir's, also one that this version doesn't know.
+	// OtherChain is any other chain of weir's, even one that this version doesn't know.
 	OtherChain
-	// ChainOfIngress and ChainOfEgress check packets of pods' classes in one direction. They also are the chains that
-	// find a class by its number.
+	// ChainOfIngress and ChainOfEgress are chains of pods' classes in one direction, and chains that find a class by its
+	// number.
 	ChainOfIngress
 	ChainOfEgress
 )

@@ -2,7 +2,8 @@ package conf
 
 import "testing"
 
-// TestKindOfSet: DEL takes a pod's addresses out of the sets that may have pods, and only names tell which these are.
+// TestKindOfSet: DEL decides by a set's name whether the set may have the pod's addresses. So each name must give the
+// right kind.
 func TestKindOfSet(t *testing.T) {
 	const hash = "4STFVNXYVR6HKU33"
 	for _, tc := range []struct {

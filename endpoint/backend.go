@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// ReadBackend returns the backend that the agent has written into the file of the node's lock. A reboot removes
-// the file.
+// ReadBackend returns the backend that the agent has written into the file of the node's lock. The backend is "" if
+// it is unknown: a reboot removes the file.
 //
 // Equivalent to: cat /run/weir/lock
 func ReadBackend() (conf.Backend, error) {
@@ -32,8 +32,7 @@ func ReadBackend() (conf.Backend, error) {
 	return "", nil
 }
 
-// WriteBackend writes the backend's name for ReadBackend. While the agent changes its backend, the name is
-// empty.
+// WriteBackend writes the backend's name for ReadBackend. The agent writes "" while it changes its backend.
 //
 // Equivalent to: echo -n NAME >/run/weir/lock
 func WriteBackend(b conf.Backend) error {
@@ -45,8 +44,8 @@ func WriteBackend(b conf.Backend) error {
 		return err
 	}
 	defer unlock()
-	// The file must stay the same one, because other processes wait for its lock. A partly written name counts as
-	// empty.
+	// The file is written in place, because other processes wait for its lock. ReadBackend takes a partly written name
+	// for an unknown backend.
 	f, err := os.OpenFile(filepath.Join(Dir, "lock"), os.O_RDWR, 0o600)
 	if err == nil {
 		_, err = f.WriteAt([]byte(b), 0)

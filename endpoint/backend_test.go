@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestBackend: ReadBackend returns what the agent wrote, also while another process has the node's lock. Other
-// texts count as unknown.
+// TestBackend: ReadBackend returns the name that WriteBackend wrote, even while another process has the node's lock.
+// Any other content of the file gives the unknown backend.
 func TestBackend(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

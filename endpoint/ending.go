@@ -93,13 +93,13 @@ func MarkBusy(id string) Mark {
 // Held reports whether this process has locked the record.
 func (m Mark) Held() bool { return m.file != nil }
 
-// Wait makes the lock a shared one: this process now waits for Lock to end the attachment. Another process with
-// Lock may end the attachment in its place.
+// Wait turns the lock into a shared lock, before the process waits for the node's lock. From then on, a process that
+// has the node's lock may end the attachment in its place.
 //
 // Equivalent to: flock --shared RECORD COMMAND
 func (m Mark) Wait() {
 	if m.file != nil {
-		_ = flock(m.file, lockSh) // a failure leaves the lock as it was, and then no other process takes over
+		_ = flock(m.file, lockSh) // if this fails, the lock stays exclusive, and no other process ends the attachment
 	}
 }
 
@@ -110,8 +110,8 @@ func (m Mark) Close() error {
 	return m.file.Close()
 }
 
-// Unattended returns the IDs of ending attachments on which no process works. Their processes wait for Lock, or
-// were killed. A process with Lock may end these attachments.
+// Unattended returns the IDs of ending attachments whose processes wait for the node's lock, or were killed. A
+// process that has the node's lock may end these attachments.
 func Unattended() ([]string, error) {
 	files, err := os.ReadDir(recordsDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -130,8 +130,8 @@ func Unattended() ([]string, error) {
 	return ids, nil
 }
 
-// OthersEnding reports whether other attachments than this one are being ended now. It returns false if it
-// can't find out.
+// OthersEnding reports whether any attachment other than id is ending. It returns false if the directory can't be
+// read.
 func OthersEnding(id string) bool {
 	files, _ := os.ReadDir(recordsDir)
 	return slices.ContainsFunc(files, func(f os.DirEntry) bool {
@@ -139,7 +139,8 @@ func OthersEnding(id string) bool {
 	})
 }
 
-// Busy reports whether a process is making or ending the attachment. A process in Mark.Wait doesn't count.
+// Busy reports whether a process is making or ending the attachment. A process that has called Mark.Wait doesn't
+// count.
 //
 // Equivalent to: ! flock --nonblock --shared RECORD true
 func Busy(id string) (bool, error) {
@@ -150,7 +151,7 @@ func Busy(id string) (bool, error) {
 	return locked, ignoreNotExist(err)
 }
 
-// Abandoned reports whether the attachment is ending, but the process that began it is gone.
+// Abandoned reports whether the attachment is ending, and the process that began to end it is gone.
 //
 // Equivalent to: flock --nonblock ENDING-RECORD true
 func Abandoned(id string) (bool, error) {

@@ -35,8 +35,8 @@ const (
 	recordsDir   = Dir + "/endpoints"
 	suffix       = ".json"
 	endingSuffix = ".ending"
-	// tempFile is a record that is being written. It is outside of the directory that the agent watches. One
-	// name is enough, because the writer has Lock.
+	// tempFile is a record that is being written. The agent doesn't watch its directory. One name is enough, because
+	// only the process that has the node's lock writes.
 	tempFile = Dir + "/endpoint.tmp"
 )
 
@@ -104,8 +104,8 @@ func (e *Endpoint) Save() error {
 	return nil
 }
 
-// Begin saves the record and returns a lock on it. Busy reports true until the lock is closed or the process
-// ends. So the record of a running ADD differs from one that a crash left. The caller must have Lock.
+// Begin saves the record and returns a lock on it. Busy returns true until the lock is closed or the process ends. So
+// other processes can tell a running ADD from a killed one. The caller must have the node's lock.
 func (e *Endpoint) Begin() (making io.Closer, err error) {
 	if err := os.MkdirAll(recordsDir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory of endpoint records: %w", err)
@@ -147,7 +147,7 @@ func load(path, id string) (*Endpoint, error) {
 	if err := CheckID(e.ID()); err != nil {
 		return nil, fmt.Errorf("endpoint record %s: %w: %w", path, ErrBroken, err)
 	}
-	if e.ID() != id { // a copied file: DEL wouldn't remove it
+	if e.ID() != id { // somebody has copied the file: DEL wouldn't remove the copy
 		return nil, fmt.Errorf("endpoint record %s: %w: it is of %s", path, ErrBroken, e.ID())
 	}
 	if err := e.check(); err != nil {
@@ -156,7 +156,8 @@ func load(path, id string) (*Endpoint, error) {
 	return e, nil
 }
 
-// check returns an error for values that the kernel would refuse. One such record would hold up all other pods.
+// check returns an error for values that the kernel would refuse. Otherwise one such record would hold up all other
+// pods.
 func (e *Endpoint) check() error {
 	var err error
 	if !e.Chained { // weir doesn't use the MAC of other plugins' interfaces

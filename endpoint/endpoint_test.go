@@ -64,7 +64,7 @@ func TestRecords(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	must(Remove("a:eth0")) // not even the directory exists yet
+	must(Remove("a:eth0")) // even the directory is missing
 	wantList(t)
 	b, a := newEndpoint("b"), newEndpoint("a")
 	must(b.Save())
@@ -114,7 +114,7 @@ func TestABrokenRecordHidesNoOther(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// The first file is what a crash in Save leaves. The others are other programs'.
+	// A crash in Save leaves the first of these files. Other programs may leave files like the other two.
 	for _, name := range []string{tempFile, dir + "/a:eth0.json.tmp", dir + "/notes"} {
 		if err := os.WriteFile(name, []byte(`{"contain`), 0o600); err != nil {
 			t.Fatal(err)
@@ -136,12 +136,12 @@ func TestABrokenRecordHidesNoOther(t *testing.T) {
 	}
 	record, err := os.ReadFile(path("a:eth0"))
 	if err == nil {
-		err = os.WriteFile(path("h:eth0"), record, 0o600) // its ID isn't the one of the file name
+		err = os.WriteFile(path("h:eth0"), record, 0o600) // the file's name has another ID than the record
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink("nowhere", path("g:eth0")); err != nil { // as if a DEL removed it after the listing
+	if err := os.Symlink("nowhere", path("g:eth0")); err != nil { // as if DEL had removed it after the listing
 		t.Fatal(err)
 	}
 	got, err := List()

@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-// Without Unix there is no flock. The package only has to compile, as a part of weirctl.
+// Windows has no flock. weirctl links this package there, but never locks a record.
 const (
 	lockEx = 1 << iota
 	lockSh

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// How flock locks a file (flock(2)).
+// Kinds of locks, for flock(2).
 const (
 	lockEx = unix.LOCK_EX
 	lockSh = unix.LOCK_SH
@@ -29,8 +29,8 @@ func flockFd(fd, how int) error {
 	}
 }
 
-// tryLock tries to lock the file, without waiting, and unlocks it at once. how is lockEx or lockSh. locked is true if
-// a lock on another open file description excludes this lock. Without an os.File, it makes only three system calls.
+// tryLock locks the file without waiting, and unlocks it at once. The parameter how is lockEx or lockSh. locked is
+// true if the file has a lock that excludes this one. tryLock uses no os.File, so it makes only three system calls.
 func tryLock(path string, how int) (locked bool, err error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	for errors.Is(err, unix.EINTR) {

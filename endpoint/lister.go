@@ -66,7 +66,7 @@ func (l *Lister) List() ([]Endpoint, error) {
 
 // load returns the record of the attachment id. listed.file is nil if the record must be read again the next time.
 func (l *Lister) load(id string) (listed, error) {
-	file, err := os.Lstat(path(id)) // before the record is read: List reads it again if the file changes meanwhile
+	file, err := os.Lstat(path(id)) // read before the record, so that List notices a later change
 	if err != nil {
 		return listed{}, fmt.Errorf("read endpoint record: %w", err)
 	}

@@ -62,7 +62,7 @@ func TestLister(t *testing.T) {
 	old("a", time.Hour)
 	want("two records", "10.88.0.2", "10.88.0.3")
 	want("nothing has changed", "10.88.0.2", "10.88.0.3")
-	save("a", "10.88.0.4") // Save makes a new file
+	save("a", "10.88.0.4") // Save replaces the file
 	want("a record was replaced", "10.88.0.4", "10.88.0.3")
 	old("a", time.Hour)
 	want("a record has another time", "10.88.0.4", "10.88.0.3")

@@ -33,10 +33,10 @@ func TestAddressesThatHostLocalGave(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	file("10.88.0.2", 2*settleTime)        // of a pod that runs
-	file("10.88.0.3", 2*settleTime)        // of a pod that has ended
-	file("10.88.0.4", 0)                   // of a pod that has no address yet
-	file("10.88.0.5", 10*365*24*time.Hour) // from before the node's start: no pod's
+	file("10.88.0.2", 2*settleTime)        // a pod that runs
+	file("10.88.0.3", 2*settleTime)        // a pod that has ended
+	file("10.88.0.4", 0)                   // a pod that has not set up its address yet
+	file("10.88.0.5", 10*365*24*time.Hour) // a file from before the node's start, so no pod has the address
 	file("last_reserved_ip.0", 0)
 	r := newRange(1, 9)
 	for _, want := range []string{"10.88.0.3", "10.88.0.5", "10.88.0.6"} {

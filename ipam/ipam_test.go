@@ -69,7 +69,7 @@ func TestAFreedAddressRests(t *testing.T) {
 	got = append(got, assignOne(t, "a", r), assignOne(t, "b", r))
 	release(t, "a", got[0])
 	got = append(got, assignOne(t, "c", r), assignOne(t, "d", r))
-	release(t, "d", got[3]) // d's address was just released, so it comes last again
+	release(t, "d", got[3]) // d's address was released last, so it is assigned last
 	got = append(got, assignOne(t, "e", r), assignOne(t, "f", r))
 	want := []string{"10.88.0.2", "10.88.0.3", "10.88.0.4", "10.88.0.5", "10.88.0.2", "10.88.0.5"}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -347,7 +347,7 @@ func TestTheLastFileIsOnlyAHint(t *testing.T) {
 		release(t, "c", a)
 	}
 	wantHolders(t, assigned)
-	for range 2 { // other programs' files, at the link's path and at lastPath + ".tmp"
+	for range 2 { // files of other programs are in the way, at the link's path and at lastPath + ".tmp"
 		for _, path := range []string{lastPath(ranges), lastPath(ranges) + ".tmp"} {
 			if err := os.WriteFile(path+".new", []byte("10.88.0.5"), 0o600); err != nil {
 				t.Fatal(err)

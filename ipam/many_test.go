@@ -80,7 +80,7 @@ func TestCostDoesNotGrow(t *testing.T) {
 			if err := os.Remove(last); err != nil && !os.IsNotExist(err) {
 				t.Fatal(err)
 			}
-			if tc.last.IsValid() { // the round begins with the next address
+			if tc.last.IsValid() { // Assign begins with the address after the last assigned one
 				if err := os.Symlink(tc.last.String(), last); err != nil {
 					t.Fatal(err)
 				}
@@ -202,7 +202,7 @@ func TestKilledAnywhere(t *testing.T) {
 		return
 	}
 	a := netip.MustParseAddr("10.88.0.2")
-	ranges := []conf.Range{newRange(1, 3)} // this address and another
+	ranges := []conf.Range{newRange(1, 3)} // a and one other address
 	for name, killed := range map[string]func(){
 		"Reserve, before the bit": func() { _ = os.Symlink("killed", linkPath(a)) },
 		"Release, before the link": func() {
@@ -271,7 +271,7 @@ func TestAskedFor(t *testing.T) {
 		asked, got []string
 	}{
 		{[]string{"10.88.0.3", "fd00:10:88::99"}, []string{"fd00:10:88::99", "10.88.0.3"}},
-		{nil, []string{"fd00:10:88::2", "10.88.0.2"}}, // a requested address doesn't advance the round
+		{nil, []string{"fd00:10:88::2", "10.88.0.2"}}, // a requested address doesn't change which address comes next
 	} {
 		got, err := want("a", tc.asked...)
 		if err != nil || !slices.Equal(got, tc.got) {

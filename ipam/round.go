@@ -47,13 +47,13 @@ func rotate(rows []run, last netip.Addr) []run {
 	return slices.Concat([]run{behind}, all)
 }
 
-// lastPath returns the path of the link with the last assigned address. Lists of ranges with the same first
-// subnet share it.
+// lastPath returns the path of the link whose target is the last assigned address. Lists of ranges with the same
+// first subnet share one link.
 func lastPath(ranges []conf.Range) string {
 	return filepath.Join(lastDir, strings.ReplaceAll(ranges[0].Subnet.String(), "/", "_"))
 }
 
-// recordLast records the address as the target of a symbolic link: a crash of the machine could lose a file's
+// recordLast stores the address as the target of a symbolic link, because a crash of the machine could lose a file's
 // content.
 func recordLast(path string, addr netip.Addr) error {
 	tmp := path + ".tmp"

@@ -54,7 +54,7 @@ func size(ranges []conf.Range) int64 {
 	return total.Int64()
 }
 
-// recordShortage returns no error, because ADD has its own already.
+// recordShortage stores the ranges for Shortage. It returns no error: ADD fails with an ExhaustedError in any case.
 func recordShortage(ranges []conf.Range) {
 	data, err := json.Marshal(ranges)
 	if err == nil {
@@ -62,9 +62,9 @@ func recordShortage(ranges []conf.Range) {
 	}
 }
 
-// Shortage returns the error of the last pod that found no free address, as long as still none is free.
-// Otherwise it returns nil, and removes the record. It takes no lock. With damaged bitmaps, it may report a
-// shortage that the next ADD ends.
+// Shortage returns the error of the last pod that found no free address, as long as the ranges still have none.
+// Otherwise it removes shortageFile and returns nil. It takes no lock. With damaged bitmaps, it may report a shortage
+// until the next ADD rebuilds them.
 func Shortage() (*ExhaustedError, error) {
 	data, err := os.ReadFile(shortageFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -75,7 +75,7 @@ func Shortage() (*ExhaustedError, error) {
 	}
 	var ranges []conf.Range
 	if err := json.Unmarshal(data, &ranges); err != nil || len(ranges) == 0 {
-		// The next pod that finds no address writes the record again.
+		// The next pod that finds no free address writes the file again.
 		return nil, os.Remove(shortageFile)
 	}
 	if exhausted(ranges) {
