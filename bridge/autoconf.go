@@ -37,7 +37,7 @@ func RemoveAutoconfigured(h netlinksafe.Handle) error {
 	}
 	var errs []error
 	links := map[int]netlink.Link{}
-	weirLink := func(index int) netlink.Link { // nil if it isn't weir's, or is gone
+	weirLink := func(index int) netlink.Link { // nil if the link isn't weir's, or is gone
 		link, known := links[index]
 		if !known && index != 0 {
 			if l, err := h.LinkByIndex(index); err == nil && isWeirLink(l.Attrs().Name) {
@@ -106,8 +106,9 @@ func isWeirLink(name string) bool {
 	return name == Name || name == conf.Tunnel || strings.HasPrefix(name, PortPrefix)
 }
 
-// isAutoconfigured reports whether weir's link must not have the address. A pod's port must not have any address.
-// Addresses from router advertisements aren't permanent (linux/if_addr.h).
+// isAutoconfigured reports whether weir's link must not have this address: any address of a pod's port, a link-local
+// address, or an address that isn't permanent. Addresses from router advertisements aren't permanent
+// (linux/if_addr.h).
 func isAutoconfigured(link string, a netlink.Addr) bool {
 	return strings.HasPrefix(link, PortPrefix) || a.IP.IsLinkLocalUnicast() || a.Flags&unix.IFA_F_PERMANENT == 0
 }
@@ -150,7 +151,8 @@ func (NoAutoconfigured) String() string {
 	return "weir's links have no IPv6 address or route that nobody asked for"
 }
 
-// Command returns the command that deletes weir0's link-local addresses, the usual case. The repair does more.
+// Command returns the command for the usual case: it deletes weir0's link-local addresses. The repair also deletes
+// other addresses, and routes.
 func (NoAutoconfigured) Command() string { return "ip -6 addr flush dev " + Name + " scope link" }
 
 // Check names each autoconfigured IPv6 address and route of weir's links.

@@ -73,8 +73,8 @@ func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr, mtu i
 	name := p.IfName + " in the pod"
 	errs := []error{checkUp(link, name)}
 	index := link.Attrs().Index
-	// A smaller MTU in the pod is right: another plugin, such as tuning, may have set it. Packets larger than the
-	// other end's MTU are dropped.
+	// A smaller MTU is allowed: another plugin, such as tuning, may have set it. With a larger MTU, the other end would
+	// drop large packets.
 	if have := link.Attrs().MTU; have > mtu {
 		errs = append(errs, fmt.Errorf("%s has MTU %d, and its other end %d", name, have, mtu))
 	}

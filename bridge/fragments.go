@@ -14,43 +14,36 @@ import (
 	"github.com/weir-net/weir/internal/nft"
 )
 
-// The kernel reassembles fragmented datagrams before policy is checked, and all pods share one memory for it: 4 MiB
-// for each family, where an incomplete datagram stays for 30 seconds (IPv6: 60). A few thousand small fragments fill
-// that memory; then no other pod's fragments arrive. So the guard bounds the fragments that each port sends, before
-// IP sees them, and weir makes the memory large enough for the fragments that the guard accepts.
+// The kernel reassembles fragmented datagrams before policy is checked, in one memory for all pods: 4 MiB for each
+// family. There an incomplete datagram stays for 30 seconds (IPv6: 60). So a pod that sends a few thousand incomplete
+// datagrams would fill the memory, and the kernel would drop all other pods' fragments. Two measures prevent this:
 //
-// Rates:
+//   - The guard limits the fragments that each port sends. Beyond its own share, a port may use the shared part,
+//     which the other ports leave over.
+//   - weir enlarges the memory, and shortens the stay of incomplete datagrams (see reassembly).
 //
-//   - Each port may send portFragments a second, up to portFragments of them at once, and portBytes a second. This is
-//     100 datagrams of 8 KB a second with an MTU of 900 bytes or more.
-//   - Beyond its own share, a port may use what all ports share: sharedFragments and sharedBytes a second. One pod can
-//     send far more than its own share while the others don't, and a pod that floods takes nothing from the others' own
-//     shares.
-//
-// Memory:
-//
-//   - The kernel drops an incomplete datagram after reassemblyTime, T = 2 s. One second would do for the network, but a
-//     pod that waits for the processor may stop between two fragments.
-//   - A token bucket accepts at most rate x T + burst in that time, and a bucket of bytes has a burst of one second.
-//     That is 3,000 fragments and 3 MiB for a port, and 21,000 fragments and 48 MiB more for all ports.
-//   - The kernel charges about 1 KiB for a small fragment, and at most 1024 + 2n for one of n bytes: 2.5 KiB for 700 to
-//     1,514 bytes, 13.5 KiB for 9,000. So a port takes less than 8 MiB, and the shared part less than 96 MiB.
-//   - reassemblyMemory, 512 MiB, is enough for about 50 pods that send as much as they can at the same time. It is an
-//     upper bound: without an attack the memory isn't used. A node with less than 4 GiB gets an eighth of its memory.
-//
-// The guard doesn't bound fragments that come from outside the node or out of the tunnel. Pods of other nodes send no
-// incomplete datagrams, since their own node reassembles them. Other hosts need 100,000 fragments of 1,500 bytes a
-// second, or 250,000 small ones, to fill the memory.
+// The guard doesn't limit fragments that come from other hosts. Other nodes reassemble the fragments of their own
+// pods. Another host would need 100,000 large fragments a second to fill the memory.
 const (
-	portFragments   = 1000     // a second, and at once
-	portBytes       = 1 << 20  // a second
-	sharedFragments = 10_000   // a second
-	sharedAtOnce    = 1000     // fragments
-	sharedBytes     = 16 << 20 // a second
+	// A port may send this many fragments a second, and the same number at once. That is enough for 100 datagrams of
+	// 8 KB a second with an MTU of 900 bytes or more.
+	portFragments = 1000
+	portBytes     = 1 << 20 // a second
 
-	reassemblyTime   = 2         // seconds; the kernel accepts only whole seconds
-	reassemblyMemory = 512 << 20 // bytes, for each family
-	memoryPart       = 8         // reassembly gets at most the node's memory divided by this
+	// All ports together may send this much a second beyond their own shares.
+	sharedFragments = 10_000
+	sharedBytes     = 16 << 20
+	sharedAtOnce    = 1000 // fragments
+
+	// reassemblyTime is in whole seconds. After this time, the kernel drops an incomplete datagram. One second would be
+	// too short for a pod that waits for the processor between two fragments.
+	reassemblyTime = 2
+	// reassemblyMemory is in bytes, for each family. In reassemblyTime, a port's own share takes less than 8 MiB, and
+	// the shared part less than 96 MiB. So the memory is enough for 50 pods that flood at the same time. The kernel
+	// allocates it only for fragments that exist.
+	reassemblyMemory = 512 << 20
+	// memoryPart limits reassemblyMemory to this part of the node's memory: an eighth.
+	memoryPart = 8
 )
 
 const (
@@ -123,7 +116,8 @@ func compareFragment(op expr.CmpOp) []expr.Any {
 	}
 }
 
-// isFragment6 also finds a fragment header behind other extension headers (RFC 8200, section 4.5).
+// isFragment6 matches IPv6 fragments, even if other extension headers precede the fragment header (RFC 8200, section
+// 4.5).
 func isFragment6() []expr.Any {
 	return []expr.Any{
 		&expr.Exthdr{
@@ -134,8 +128,8 @@ func isFragment6() []expr.Any {
 	}
 }
 
-// reassembly returns the sysctls for fragments: IPv4's, IPv6's, and connection tracking's own for IPv6. It doesn't
-// matter if the kernel lacks some of them.
+// reassembly returns the sysctls for fragments of IPv4 and IPv6, and those of connection tracking for IPv6. The
+// kernel may lack some of them.
 //
 // Equivalent to:
 //
@@ -158,7 +152,8 @@ func reassembly(nodeMemory uint64) []Property {
 	return all
 }
 
-// SetReassembly sets the node's limits for the reassembly of fragments. Better limits of the administrator stay.
+// SetReassembly sets the node's limits for reassembly. If the administrator has set a larger memory or a shorter
+// time, it stays.
 func SetReassembly() error {
 	memory, err := NodeMemory()
 	if err != nil {

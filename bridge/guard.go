@@ -49,13 +49,13 @@ func (s Sender) Command() string {
 	return strings.Join(all, "; ")
 }
 
-// senderKeys has the keys of the guard's entries, by the name of the set.
+// senderKeys has the keys of the elements in the guard's sets, by the name of the set.
 type senderKeys map[string]map[string]bool
 
 // elements has elements of the guard's sets, by the name of the set.
 type elements map[string][]nftables.SetElement
 
-// elements returns the sender's elements in all sets but quickSet. The elements in quickSet allow nothing more.
+// elements returns the sender's elements in senders4 and senders6. An element in quickSet only saves time.
 func (s Sender) elements() elements {
 	all := elements{}
 	for _, a := range s.Addresses {
@@ -267,8 +267,9 @@ func RepairGuard(current func() ([]Sender, error)) (missing []Sender, damaged bo
 	return missing, damaged, nil
 }
 
-// compareSenders removes the wanted keys from present, so only leftovers remain there. A sender that lacks only
-// entries in quickSet may send, so it isn't missing.
+// compareSenders compares the wanted senders with the guard's entries (present). It returns the senders that the
+// guard doesn't allow to send, the elements to add, and all wanted elements. It deletes the wanted keys from present,
+// so only leftovers remain there.
 func compareSenders(want []Sender, present senderKeys) (missing []Sender, add, all elements) {
 	add, all = elements{}, elements{}
 	for _, s := range want {
@@ -293,7 +294,8 @@ func compareSenders(want []Sender, present senderKeys) (missing []Sender, add, a
 	return missing, add, all
 }
 
-// If a set or a chain has a wrong type, the kernel refuses the addition. Then the whole guard is replaced.
+// makeOrReplaceGuard replaces the whole guard if the kernel refuses the additions: a set or a chain may have a wrong
+// type.
 func makeOrReplaceGuard(add, all elements) error {
 	if makeGuard(add) == nil {
 		return nil

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// If a list changes while dump reads it, dump begins again; it reads five times at most. The function parse must keep
-// no part of a message.
+// dump reads a list from the kernel, and parses each message. If the list changes meanwhile, dump reads it again,
+// five times at most. The function parse must not keep parts of a message, because the next one overwrites it.
 func dump[T any](
 	lists *batch.Dumper, list *nl.NetlinkRequest, parse func(message []byte) (T, bool),
 ) (all []T, err error) {

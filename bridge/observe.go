@@ -106,9 +106,9 @@ func nothingObserved() *Observed {
 	return o
 }
 
-// Lasts returns false if a part couldn't be read, or if an address is younger than a second, because its routes may
-// still come. Otherwise the state stays true until the kernel announces a change. Sysctls and the MTUs of pods' ends
-// may change unannounced.
+// Lasts reports whether the state stays true until the kernel announces a change. It doesn't if a part couldn't be
+// read, or if an address is younger than a second: the kernel may still add its routes. Sysctls, and the MTUs of
+// pods' ends, may change without an announcement.
 func (o *Observed) Lasts() bool {
 	for _, fresh := range o.Fresh {
 		if fresh {
@@ -270,8 +270,8 @@ func (o *Observed) isMissing(name string) bool {
 	return o.links == nil && !ok
 }
 
-// link returns false for a missing link. The parameter reads has the errors of other reads that the caller needs. If
-// one of them, or that of reading the links, isn't nil, link returns an error that wraps it and ErrUnknown.
+// link returns the link, and false if it is missing. The parameter reads has the errors of the other parts that the
+// caller needs. If the links or one of these parts couldn't be read, link returns an error that wraps ErrUnknown.
 func (o *Observed) link(name string, reads ...error) (Link, bool, error) {
 	if err := errors.Join(append(reads, o.links)...); err != nil {
 		return Link{}, false, fmt.Errorf("%s: %w: %w", name, ErrUnknown, err)

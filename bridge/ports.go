@@ -105,7 +105,7 @@ func (p PortOnBridge) restore(h netlinksafe.Handle, o *Observed) error {
 		return fmt.Errorf("look up %s: %w", Name, err)
 	}
 	var fix batch.Batch
-	if port.Master != br.Attrs().Index { // the link stays down until it is isolated
+	if port.Master != br.Attrs().Index { // the link stays down until the port is isolated
 		fix.Add(linkDown(port.Index), "set %s down", p.HostIf)
 		setMaster := request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_UNSPEC, port.Index),
 			number(unix.IFLA_MASTER, br.Attrs().Index))

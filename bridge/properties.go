@@ -15,7 +15,7 @@ import (
 // Kind is a kind of property. Repairs are counted by kind.
 type Kind string
 
-// No Property has KindGuard or KindOverlay: they count repairs of other code.
+// KindGuard and KindOverlay count the repairs of the guard and of package overlay, for which there is no Property.
 const (
 	KindSysctl     Kind = "sysctl"
 	KindBridge     Kind = "bridge"
@@ -24,7 +24,7 @@ const (
 	KindPort       Kind = "port"
 	KindForwarding Kind = "forwarding"
 	KindNeighbour  Kind = "neighbour"
-	KindGuard      Kind = "guard" // counted for RepairGuard
+	KindGuard      Kind = "guard"
 	KindOverlay    Kind = "overlay"
 )
 
@@ -145,8 +145,8 @@ func sysctlsIPv4() []Property {
 	}
 }
 
-// forwardingIPv4 is needed for the single link: ip_forward sets this sysctl for all links, but another program can
-// unset it for one.
+// forwardingIPv4 returns the sysctl of a single link. ip_forward sets it for all links, but another program can unset
+// it for one.
 func forwardingIPv4(link string) Property {
 	return Sysctl{
 		Key: "net/ipv4/conf/" + link + "/forwarding", Value: "1", Link: link,

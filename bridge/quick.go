@@ -19,7 +19,8 @@ const quickSet = "links4"
 // quickEntries is how many entries the kernel accepts. Beyond it, ports have no entries in quickSet.
 const quickEntries = 8192
 
-// quickSenders has no flag for concatenations: with it, the library doesn't send the size.
+// quickSenders returns quickSet. It sets no flag for concatenations: with that flag, the library doesn't send the
+// size.
 func quickSenders() *nftables.Set {
 	return &nftables.Set{
 		Table: bridgeTable(), Name: quickSet, Size: quickEntries,

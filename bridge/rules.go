@@ -12,8 +12,9 @@ import (
 	"github.com/weir-net/weir/internal/nft"
 )
 
-// The guard is three nftables tables. The first, "bridge weir", sees each frame that a port hands to the bridge, and
-// drops a frame unless its MAC and address are those of the port's pod:
+// The guard is three nftables tables. "bridge weir" sees each frame that a port hands to the bridge, and drops a
+// frame unless its MAC and address are those of the port's pod. The two tables weir-ports drop packets that reach the
+// node's IP stack without passing "bridge weir". portRules and guardChains give the reasons for the rules.
 //
 //	table bridge weir {
 //	  set senders4 { typeof iifname . ether saddr . ip saddr }
@@ -55,42 +56,6 @@ import (
 //	    limit rate over 16777216 bytes/second log prefix "weir drop guard-fragments" group 88 counter drop
 //	  }
 //	}
-//
-// Reasons for the rules:
-//
-//   - The number of set lookups for a frame doesn't depend on the number of pods.
-//   - The first rule accepts nearly all frames of pods. It accepts no frame that the other rules drop or limit, and
-//     saves a part of the time that they take. It leaves out multicast, because the MACs that are for bridges are
-//     multicast.
-//   - Neighbour discovery (RFC 4861: router and neighbour solicitations and advertisements, redirects) is dropped,
-//     also behind extension headers. The addresses that such a message is about are inside the message, where no set
-//     lookup reaches. Pods don't need it: all neighbours are permanent.
-//   - A pod without an IPv6 address can't send IPv6: senders6 has no entry for its port.
-//   - Rules copy what they drop to the log group that the agent reads. The chain "forged" does so for the last rule.
-//     The kernel of a pod without an IPv6 address sends some ICMPv6 packets nevertheless, and each kernel sends
-//     router and neighbour solicitations: these aren't logged. On a kernel that can't log frames of a bridge, no rule
-//     logs.
-//   - Packets to the node's loopback addresses are dropped because portmap sets route_localnet on weir0, and the kernel
-//     then routes them.
-//
-// The other two tables, both named weir-ports, drop frames that bypass the bridge's rules. The bridge hands some frames
-// to the node's IP stack as if the port had received them, unless the port is set to forward them (linkLocalMACs):
-//
-//   - frames to the link-local MACs of IEEE 802.1D, 01:80:c2:00:00:02 to :0f (br_handle_frame in net/bridge/br_input.c)
-//   - frames to 01:80:c2:00:00:00 where the bridge runs STP
-//
-// If another program changes that setting of a port, the tables drop what reaches the IP stack from the port. An
-// ordinary frame reaches the IP stack from weir0, so the rules that drop match no legitimate packet. They need no
-// change when a pod comes or goes, and hold for all ports. Priority -450 comes before -400, where connection tracking
-// reassembles fragments. Each packet of a pod passes the first of the two tables, so its first rule accepts what comes
-// by weir0. That rule compares the link's group, because the kernel takes three times as long to compare a name.
-// Packets of a weir0 without the group pass the other rules, which don't match them.
-//
-// These tables also drop neighbour discovery and ARP that comes out of the tunnel. Nodes don't need them, and a router
-// advertisement would give this node a default route. The gate (package overlay) also drops most such packets, but not
-// those from addresses of pods. The guard's rules cover those too, and exist from the first ADD on, before there is a
-// gate.
-//
 //	table inet weir-ports {
 //	  chain prerouting {
 //	    type filter hook prerouting priority -450; policy accept;
@@ -138,6 +103,15 @@ func guardSetsByName() map[string]*nftables.Set {
 	return all
 }
 
+// guardChains returns the chains of the guard's tables. Reasons for the chains of the two tables weir-ports:
+//
+//   - The bridge hands frames to link-local MACs directly to the IP stack, unless a port forwards them (linkLocalMACs).
+//     If another program changes this setting of a port, these chains drop the frames.
+//   - An ordinary packet of a pod reaches the IP stack from weir0. So a packet from a port has bypassed the guard.
+//   - Priority -450 comes before connection tracking reassembles fragments (-400).
+//   - The first rule of "prerouting" compares weir0's link group, because comparing a name takes three times as long.
+//   - Neighbour discovery and ARP out of the tunnel are dropped: a router advertisement would give the node a default
+//     route. The gate (package overlay) doesn't drop them if they come from addresses of pods.
 func guardChains(sets map[string]*nftables.Set) []nft.Chain {
 	tables := guardTables()
 	bridge, inet, arp := tables[0], tables[1], tables[2]
@@ -173,7 +147,8 @@ func logDrop(prefix string) []expr.Any { return append(logTo(prefix), nft.Drop()
 
 func logTo(prefix string) []expr.Any { return nft.Log(prefix, conf.LogGroup) }
 
-// Only advertisements and redirects are logged: they are attempts to deceive others.
+// discoveryRules drop neighbour discovery. Only advertisements and redirects are logged, because only these can
+// deceive other hosts. Each pod's kernel sends solicitations.
 func discoveryRules() []nft.Rule {
 	return []nft.Rule{
 		rule("weir: a router advertisement of a pod", discoveryType(134, 134), logTo(conf.DiscoveryLogPrefix)),
@@ -183,7 +158,7 @@ func discoveryRules() []nft.Rule {
 	}
 }
 
-// ICMPv6 isn't logged, because every new pod's kernel sends some.
+// forgedRules log frames with a forged sender. They don't log ICMPv6, because each new pod's kernel sends some.
 func forgedRules() []nft.Rule {
 	return []nft.Rule{
 		rule("weir: IPv6's own messages, which every new pod sends", protocol(unix.ETH_P_IPV6), icmpv6(),
@@ -192,6 +167,14 @@ func forgedRules() []nft.Rule {
 	}
 }
 
+// portRules returns the rules of the chain "ports". Reasons for some of them:
+//
+//   - The first rule accepts nearly all frames of pods, and so saves the time of the other rules. It accepts no frame
+//     that a later rule drops or limits. It skips multicast frames, because the MACs that are for bridges are multicast.
+//   - portmap sets route_localnet on weir0, and then the kernel routes packets to loopback addresses.
+//   - Pods need no neighbour discovery, because their neighbour entries are permanent. The guard can't check such a
+//     message: the address that it is about is inside.
+//   - If a pod has no IPv6 address, senders6 has no element for its port, so the pod can't send IPv6.
 func portRules(sets map[string]*nftables.Set) []nft.Rule {
 	set4, set6 := sets[guardSets[conf.IPv4]], sets[guardSets[conf.IPv6]]
 	accept, limit := nft.Verdict(expr.VerdictAccept, ""), nft.Verdict(expr.VerdictJump, fragmentsChain)

@@ -21,7 +21,8 @@ const firstSecondaryTable = 88_000
 
 type existingRoutes map[netip.Prefix]bool
 
-// tolerate returns a function for Step.MapError. The function notes an existing route in t and returns nil.
+// tolerate returns a function for Step.MapError. If the route exists already, the function adds it to t and returns
+// nil.
 func (t existingRoutes) tolerate(r conf.Route) func(error) error {
 	exists := t.refuse(r)
 	return func(err error) error {

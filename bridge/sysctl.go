@@ -75,7 +75,8 @@ func (s Sysctl) restore(netlinksafe.Handle, *Observed) error { return writeSysct
 // An unprivileged container has /proc/sys read-only. So conf/weir.yaml mounts the node's /proc/sys/net below /host.
 var sysctlDirs = []string{"/proc/sys/", "/host/proc/sys/"}
 
-// setAll writes only wrong values. So it succeeds with a read-only /proc/sys if all are right.
+// setAll writes only the sysctls that have a wrong value. So it succeeds with a read-only /proc/sys if all values are
+// right.
 //
 // Equivalent to: sysctl -w KEY=VALUE for each
 func setAll(all []Property) error {

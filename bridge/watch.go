@@ -113,7 +113,7 @@ func WatchNode(ctx context.Context, changed func(News)) error {
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, unix.ENOBUFS): // messages were lost, perhaps about any of these
+		case errors.Is(err, unix.ENOBUFS): // messages were lost, perhaps about links and addresses
 			clear(known.links)
 			clear(known.addresses)
 			changed(everything)

@@ -138,7 +138,7 @@ func (b WeirBridge) restore(h netlinksafe.Handle, o *Observed) error {
 	return err
 }
 
-// stp_state has four bytes, other options have one.
+// setOption returns a request that sets an option of weir0. stp_state has four bytes, other options have one.
 //
 // Equivalent to: ip link set weir0 type bridge OPTION VALUE
 func setOption(index, option int, value uint16) *nl.NetlinkRequest {

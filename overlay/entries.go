@@ -118,8 +118,8 @@ func (p Remote) route(tunnel int, plan Plan) netlink.Route {
 	return r
 }
 
-// sameRoute compares the kernel's route with the wanted one. If want names no link, any link but the tunnel will
-// do.
+// sameRoute compares the kernel's route with the wanted one. If want names no link, the route may use any link except
+// the tunnel.
 func sameRoute(have, want netlink.Route, tunnel int) bool {
 	link := have.LinkIndex == want.LinkIndex || want.LinkIndex == 0 && have.LinkIndex != tunnel
 	return link && have.Gw.Equal(want.Gw) && have.Src.Equal(want.Src) && have.MTU == 0 && len(have.MultiPath) == 0 &&
@@ -153,7 +153,7 @@ func (o *Overlay) setRoutes(tunnel int, p Plan, all *Applied, refused refusals) 
 			}
 		}
 		if kept >= 0 {
-			have[remote.Network] = append(present[:kept:kept], present[kept+1:]...) // the others are deleted
+			have[remote.Network] = append(present[:kept:kept], present[kept+1:]...) // the network's other routes are deleted
 			continue
 		}
 		all.lack(fmt.Sprintf("the route to %s (node %s) is missing", remote.Network, remote.Node), "%s", remote.command())

@@ -40,8 +40,8 @@ func (c gateChain) kernel() nft.Chain {
 
 const (
 	rawPriority    = -300 // after defragmentation (-400), before connection tracking (-200)
-	filterPriority = -160 // before the chains that iptables and other programs usually make
-	lastPriority   = 300  // behind them: counts the packets that all others have accepted
+	filterPriority = -160 // before most chains of iptables and other programs
+	lastPriority   = 300  // after these chains, to count the packets that they accept
 )
 
 // untracked is NF_CT_STATE_UNTRACKED_BIT (include/uapi/linux/netfilter/nf_conntrack_common.h).
@@ -72,7 +72,7 @@ func toPort(p Plan) match {
 		is(fmt.Sprintf("udp dport %d", p.Port), loadTransport(2, 2, 1), binary.BigEndian.AppendUint16(nil, p.Port)))
 }
 
-// toTunnel also compares the VNI, because other programs may use the port with another VNI.
+// toTunnel matches packets to the tunnels' port with weir's VNI. Other programs may use the port with other VNIs.
 func toTunnel(p Plan) match {
 	vni := binary.BigEndian.AppendUint32(nil, p.VNI)[1:]
 	return join(toPort(p), is(fmt.Sprintf("@th,96,24 %d", p.VNI), loadTransport(12, 3, 1), vni))
@@ -83,7 +83,7 @@ func tunnelPortRules(p Plan) (raw, forward, input []gateRule) {
 		return nil, nil, nil
 	}
 	fromLinks := match{"iifname @links", []expr.Any{nft.LoadIIFName(1), lookup("links", false)}}
-	// A packet has a port's name here only if the bridge didn't pass the frame through weir0.
+	// Ordinary packets of pods come from weir0. A packet has a port's name here only if its frame bypassed the bridge.
 	fromPort := match{
 		fmt.Sprintf(`iifname "%s*"`, bridge.PortPrefix), nft.IIFName(expr.CmpOpEq, []byte(bridge.PortPrefix)),
 	}

@@ -43,7 +43,7 @@ func monitor(t *testing.T, netns string) func() []string {
 		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 			return m.Data[5] == conf.RouteProtocol // rtm_protocol
 		case unix.RTM_NEWNEIGH:
-			if m.Data[8]&unix.NUD_PERMANENT == 0 { // ndm_state: the kernel looks for a neighbour on its own
+			if m.Data[8]&unix.NUD_PERMANENT == 0 { // ndm_state: an entry that the kernel makes by itself
 				return false
 			}
 		}
@@ -116,7 +116,7 @@ func TestNothingToDo(t *testing.T) {
 	for _, tc := range []struct {
 		name, damage string // a command of ip or bridge
 		want         string // part of the first lack's text
-		writes       string // message types; *: any, and more lacks may follow
+		writes       string // the types of the messages that Apply causes; *: any types, and perhaps further lacks
 	}{
 		{"down", "ip link set weir-vxlan down", "weir-vxlan is down", "*"},
 		{"MTU", "ip link set weir-vxlan mtu 1280", "has MTU 1280, not 1350", "RTM_NEWLINK"},
@@ -149,7 +149,7 @@ func TestNothingToDo(t *testing.T) {
 	} {
 		f := strings.Fields(tc.damage)
 		nodetest.Run(t, f[0], append([]string{"-n", "n2"}, f[1:]...)...)
-		if tc.name == "down" { // the kernel removes more then: IPv6's entries and routes
+		if tc.name == "down" { // the kernel then also removes IPv6's entries and routes
 			apply(plan, o)
 			settled(t)
 			continue

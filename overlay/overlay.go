@@ -90,7 +90,8 @@ func (r refusals) problems() []ruleset.Problem {
 	return all
 }
 
-// ensureTunnel fails while the plan has no MTU, or no link has the node's address.
+// ensureTunnel makes or repairs the VXLAN device. It fails while the plan has no MTU, or no link has the node's
+// address.
 //
 // Equivalent to:
 //

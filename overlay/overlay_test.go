@@ -274,7 +274,7 @@ func TestOverlayOfBothFamilies(t *testing.T) {
 					from, to, _ := strings.Cut(pair, " ")
 					want := len(nodes) == 3 || !strings.Contains(pair, "n3")
 					err := askOver(t, f, from, to, 100)
-					for tries := 0; tries < 3 && want && err != nil; tries++ { // the machine may be busy
+					for tries := 0; tries < 3 && want && err != nil; tries++ { // try again, because the machine may be busy
 						err = askOver(t, f, from, to, 100)
 					}
 					if (err == nil) != want {

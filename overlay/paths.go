@@ -72,7 +72,8 @@ func (r *Routes) lookUp(from, to netip.Addr) (Path, error) {
 	}
 }
 
-// Packets may take any next hop, so the smallest MTU counts. The path is OnLink only if no next hop is a router.
+// path returns the route's path. Packets may take any next hop, so the smallest MTU counts. The path is OnLink only
+// if no next hop is a router.
 func (r *Routes) path(route netlink.Route) (Path, error) {
 	p := Path{OnLink: true, MTU: route.MTU}
 	hops := route.MultiPath

@@ -116,7 +116,7 @@ type Plan struct {
 
 func (p Plan) gateway(a netip.Addr) netip.Addr { return firstOf(conf.FamilyOf(a), p.Gateways) }
 
-// Equal reports whether both plans ask the same of the kernel. Problems don't count.
+// Equal reports whether both plans want the same in the kernel. It ignores problems.
 func (p Plan) Equal(q Plan) bool {
 	p.Problems, q.Problems = nil, nil
 	return reflect.DeepEqual(p, q)
@@ -154,8 +154,8 @@ func MAC(node netip.Addr) net.HardwareAddr {
 	return net.HardwareAddr{0x0e, 0x58, b[0], b[1], b[2], b[3]}
 }
 
-// Compute plans the overlay of the node self. nodes must be in the order of their creation, and have only accepted
-// claims (see claims.Settle).
+// Compute plans the overlay of the node self. The caller passes the nodes in the order of their creation, with only
+// their accepted claims (see claims.Settle).
 //
 //   - All tunnels have one family: that of this node's first address.
 //   - Packets without a tunnel need an address of their own family at the other node.
