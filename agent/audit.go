@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// auditEvaluator finds the connections that audited policies would drop. The kernel can't: a node's rules are only
-// about the node's own pods, and the other end's policies may drop the connection anyway.
+// auditEvaluator finds the connections that audited policies would drop. The kernel can't find them: a node's rules
+// are only about the node's own pods, and policies at the other end may drop the connection anyway.
 type auditEvaluator struct {
 	cache verdict.Cache
 	found map[int]wouldDrop
@@ -26,7 +26,7 @@ type wouldDrop struct {
 }
 
 // only leaves out the lines that the kernel logged for audited policies although these policies would not drop the
-// packets. If the agent can't evaluate that, it leaves the line out too, and counts its packets as unevaluated.
+// packets. If the agent can't evaluate a line, only leaves it out too, and counts its packets as unevaluated.
 func (e *auditEvaluator) only(ctx context.Context, a *agent, lines []drops.Line) []drops.Line {
 	e.found = nil
 	isAudit := func(l drops.Line) bool { return l.Prefix != nil && l.Reason == agentapi.ByAudit }

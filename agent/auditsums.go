@@ -22,8 +22,8 @@ import (
 )
 
 const (
-	// All kinds of connections together take at most maxAudited of room, and the kinds of one namespace take at most
-	// maxAuditedEach. A kind with few labels takes 1.
+	// The kinds of connections have a limited room: maxAudited for all kinds together, and maxAuditedEach for the kinds
+	// of one namespace. A kind with few labels takes 1.
 	maxAudited     = 8192
 	maxAuditedEach = 1024
 )
@@ -98,7 +98,7 @@ func (s *auditSums) add(e *drops.Entry, w wouldDrop) {
 		return
 	}
 	s.kinds[kind] = &t
-	s.take(kind, kind.room())
+	s.addRoom(kind, kind.room())
 }
 
 // tooLarge reports whether the pod's labels are too large to keep. p may be nil.
@@ -106,8 +106,8 @@ func tooLarge(p *policy.Pod) bool { return p != nil && sizeOf(p.Labels) > maxLab
 
 func (k auditKind) room() int { return 1 + (len(k.policies)+len(k.local)+len(k.peer))/labelRoom }
 
-// take counts the room that the kind takes. A negative room is given back.
-func (s *auditSums) take(k auditKind, room int) {
+// addRoom adds to the room that the kind, its namespace and all kinds take. A negative number reduces it.
+func (s *auditSums) addRoom(k auditKind, room int) {
 	s.room += room
 	if s.each[k.namespace()] += room; s.each[k.namespace()] == 0 {
 		delete(s.each, k.namespace())
@@ -127,7 +127,7 @@ func (s *auditSums) countMore(policies string, count uint64) {
 }
 
 // makeRoom forgets kinds of the namespaces that take the most room, and counts their connections in more. It returns
-// false if no namespace takes more than wanting's.
+// false if the namespace of the kind wanting takes the most room.
 func (s *auditSums) makeRoom(wanting auditKind) bool {
 	for s.room+wanting.room() > maxAudited {
 		most := wanting.namespace()
@@ -152,7 +152,7 @@ func (s *auditSums) makeRoom(wanting auditKind) bool {
 
 func (s *auditSums) forget(kind auditKind) {
 	delete(s.kinds, kind)
-	s.take(kind, -kind.room())
+	s.addRoom(kind, -kind.room())
 }
 
 func auditedEnd(e agentapi.DropEnd, p *policy.Pod) agentapi.AuditedEnd {
@@ -243,7 +243,7 @@ func (a *agent) serveAudit(ctx context.Context, w http.ResponseWriter, r *http.R
 }
 
 // stillDropped reports whether today's policies would drop the connection. If one of its pods is gone, nobody can
-// know, and stillDropped returns true.
+// know, so stillDropped returns true.
 func stillDropped(by *verdict.Evaluator, s policy.State, t *agentapi.AuditedTraffic) bool {
 	for _, e := range [...]*agentapi.AuditedEnd{&t.Pod, &t.Peer} {
 		now := podAt(s, e.Address)

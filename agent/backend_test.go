@@ -27,7 +27,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// memory is a Backend that records its calls and changes nothing. Apply returns the errors in fails, one a call.
+// memory is a Backend that records its calls and changes nothing. Each call of Apply returns the next error in fails.
 type memory struct {
 	calls       []string
 	fails       []error

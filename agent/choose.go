@@ -67,7 +67,8 @@ func (c *chooser) choose(ctx context.Context, previous conf.Backend, broken bool
 	c.seen = now
 	changed := before.Nftables != now.Nftables || before.Iptables != now.Iptables || before.Newest != now.Newest
 	for name, t := range c.trials {
-		// A trial of the backend in use makes the loop wait, and read the kernel again. So while it works, it isn't tried.
+		// A trial of the backend in use makes the loop wait, and read the kernel again. So the backend in use isn't tried
+		// while it works.
 		works := name == previous && !broken && len(t.lacks) == 0
 		if changed && !works || time.Since(t.when) > c.SettleChoice && (broken || len(t.lacks) > 0) {
 			delete(c.trials, name)
@@ -87,8 +88,8 @@ func (c *chooser) choose(ctx context.Context, previous conf.Backend, broken bool
 // tryWithin limits a trial, because the loop waits for it, and a program that the trial starts may hang.
 const tryWithin = 10 * time.Second
 
-// try returns what the node lacks of the features that the backend needs. A trial that takes too long shows nothing,
-// for instance because another program has the lock of xtables. If worked is true, nothing then counts as lacking.
+// try returns what the node lacks of the features that the backend needs. If worked is true and the trial takes too
+// long, try returns nil: another program may have the lock of xtables.
 func (c *chooser) try(ctx context.Context, b conf.Backend, worked bool) []string {
 	if c.turn != nil {
 		c.turn.Lock()
@@ -115,8 +116,8 @@ func modeOfKubeProxy(ctx context.Context) conf.Backend {
 	return ""
 }
 
-// first returns the choice at the agent's start, and the backend to start with. That is the other backend if only the
-// other one's rules are complete in the kernel. The agent then moves later, which harms no connection.
+// first returns the choice at the agent's start, and the backend to start with. If only the other backend's rules are
+// complete in the kernel, the agent starts with that one. It moves later, which harms no connection.
 func (c *chooser) first(ctx context.Context) (name conf.Backend, b Backend, chosen choice.Choice, err error) {
 	before, err := endpoint.ReadBackend()
 	if err != nil {
@@ -156,8 +157,8 @@ func stands(ctx context.Context, b Backend) bool {
 // looks is how often, at least, the chooser looks at the node within SettleChoice.
 const looks = 4
 
-// watchChoice chooses again and again. It tells the loop once another backend has been the choice for SettleChoice.
-// If no backend has worked so far, or only the reason is another one, it tells the loop at once.
+// watchChoice chooses again and again. It tells the loop when another backend has been the choice for SettleChoice.
+// It tells the loop at once if no backend has worked so far, or if only the reason has changed.
 func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice) error {
 	if a.Backend != "" || len(a.Backends) < 2 {
 		<-ctx.Done()
@@ -166,7 +167,7 @@ func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice)
 	c.turn = &a.turn
 	ticker := time.NewTicker(min(a.Resync, max(a.SettleChoice/looks, time.Millisecond)))
 	defer ticker.Stop()
-	var since time.Time // when last became the choice; zero while told's backend is the choice
+	var since time.Time // when last became the choice; zero if told's backend is the choice
 	var last conf.Backend
 	for {
 		select {

@@ -75,8 +75,8 @@ func (c *clusterView) addLookup(id string, l lookup, endpoints map[string]endpoi
 	c.dropLookups(endpoints)
 }
 
-// dropLookups forgets the look-ups of ended endpoints. It also forgets a look-up once the source's pod of the name is
-// another one than the namesake.
+// dropLookups forgets the look-ups of ended endpoints. It also forgets a look-up when the source's pod of this name
+// is no longer the namesake.
 func (c *clusterView) dropLookups(endpoints map[string]endpoint.Endpoint) {
 	for id, l := range c.lookups {
 		name := policy.Name{Namespace: l.pod.Namespace, Name: l.pod.Name}
@@ -144,7 +144,8 @@ func (a *agent) runSource(ctx context.Context) error {
 	return nil
 }
 
-// takeUpdate returns the work that the changes cause. In a large cluster most changes cause none.
+// takeUpdate takes the source's changes, and returns the work that they cause. In a large cluster most changes cause
+// none.
 func (a *agent) takeUpdate(d *policy.Delta, err error) work {
 	first := !a.cluster.known
 	remaining := work{reconcile: d == nil || first || d.Nodes != nil}

@@ -41,7 +41,7 @@ type cutting struct {
 	results   chan walkResult // has room for one
 	shortest  time.Duration   // shortestPeriod, or less in tests
 	next      time.Time       // the time before which no walk begins
-	paid      time.Time       // when the periods of all walks so far end
+	paid      time.Time       // when the periods of all walks so far end; see borrowed
 	pause     *time.Timer
 }
 
@@ -85,10 +85,10 @@ func (s *snapshot) links() map[netip.Addr]ruleset.Link {
 	return all
 }
 
-// note makes a walk due if the change may concern a connection, or only a restoring if that is enough. A change that
-// only allows more concerns no connection, unless connections are cut or a walk runs. gone means that all addresses
-// that may do less now belong to ended pods.
-func (c *cutting) note(r netfilter.Result, verify netfilter.Verify, gone bool) {
+// afterApply makes a walk due if the applied change may concern a connection. If it is enough to restore known
+// connections, only that becomes due. A change that only allows more concerns no connection, unless connections are
+// cut or a walk runs. gone is true if only the addresses of ended pods may do less now.
+func (c *cutting) afterApply(r netfilter.Result, verify netfilter.Verify, gone bool) {
 	opens := r.Changed && !gone && (c.standing > 0 || c.walking)
 	if opens && (!c.walking || c.restoring) && len(c.known) == c.standing {
 		c.restore, opens = true, false
@@ -150,15 +150,15 @@ func (a *agent) walk() {
 	}
 }
 
-// endPause starts the walk that has waited. While the kernel has a fault, it leaves that to a later reconcile.
+// endPause starts the walk that has waited. If the kernel has a fault, a later reconcile starts it.
 func (a *agent) endPause() {
 	if a.faults.now[partKernel] == nil {
 		a.walk()
 	}
 }
 
-// takeWalk takes a walk's result. After a failed walk, no pod is enrolled until another one succeeds. reconcile is
-// true if this walk is that one.
+// takeWalk takes a walk's result. After a failed walk, no pod is enrolled until another walk succeeds. reconcile is
+// true if this walk is the first that succeeds, because pods may be enrolled again.
 func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	defer a.publishStatus()
 	c := &a.cutting

@@ -100,7 +100,7 @@ func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	wantCut("an agent has started", 4)
 }
 
-// TestAWalkIsOvertaken: if the rules change during a walk, it leaves alone the connections on which old and new
+// TestAWalkIsOvertaken: if the rules change during a walk, the walk leaves alone the connections on which old and new
 // rules disagree.
 func TestAWalkIsOvertaken(t *testing.T) {
 	if !nodetest.Isolated(t) {
@@ -155,7 +155,7 @@ func TestChangesShareAWalk(t *testing.T) {
 	s := stepWeb(t)
 	s.cutting.shortest = time.Minute
 	change := func() {
-		s.cutting.note(netfilter.Result{Changed: true, Closes: true}, netfilter.Trust, false)
+		s.cutting.afterApply(netfilter.Result{Changed: true, Closes: true}, netfilter.Trust, false)
 		s.walk()
 	}
 	want := func(when string, walking, due bool) {
@@ -228,7 +228,7 @@ func TestKnownConnectionsAreRestoredAtOnce(t *testing.T) {
 	closes := netfilter.Result{Changed: true, Closes: true}
 	opens := netfilter.Result{Changed: true}
 	change := func(r netfilter.Result) {
-		c.note(r, netfilter.Trust, false)
+		c.afterApply(r, netfilter.Trust, false)
 		s.walk()
 	}
 	stand := func(known int) { // as after a walk
@@ -282,7 +282,7 @@ func TestAWalkForPodsThatAreGoneWaits(t *testing.T) {
 	s := stepWeb(t)
 	s.cutting.shortest = time.Minute
 	change := func(gone bool) {
-		s.cutting.note(netfilter.Result{Changed: true, Closes: true}, netfilter.Trust, gone)
+		s.cutting.afterApply(netfilter.Result{Changed: true, Closes: true}, netfilter.Trust, gone)
 		s.walk()
 	}
 	want := func(when string, walking, due bool) {

@@ -46,8 +46,8 @@ func (d *drift) take() []uint32 {
 
 const hearing = 20 * time.Millisecond
 
-// none returns true if no other program has changed weir's rules. It returns false if one has, or if there isn't time
-// to find out.
+// none reports whether it is certain that no other program has changed weir's rules. It returns false if there isn't
+// time to find out.
 func (d *drift) none(ctx context.Context, backend Backend) bool {
 	now, err := backend.Generation()
 	if err != nil {

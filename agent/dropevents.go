@@ -26,7 +26,7 @@ func (a *agent) newDropEvents() *dropEvents {
 	return e
 }
 
-func (e *dropEvents) note(entries []drops.Entry, s *snapshot) {
+func (e *dropEvents) report(entries []drops.Entry, s *snapshot) {
 	if e.to == nil {
 		return
 	}

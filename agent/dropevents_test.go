@@ -43,7 +43,7 @@ func TestDropEvents(t *testing.T) {
 				Destination: agentapi.DropEnd{Pod: pod, Address: netip.MustParseAddr("10.0.0.2"), Port: 80},
 			}}
 		}
-		e.note([]drops.Entry{drop("shop/elsewhere"), drop("shop/db"), drop("shop/db")}, s)
+		e.report([]drops.Entry{drop("shop/elsewhere"), drop("shop/db"), drop("shop/db")}, s)
 		if !on {
 			continue
 		}

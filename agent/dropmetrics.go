@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Once a metric has maxDropSeries series, drops of further namespaces and policies count for dropsElsewhere.
+// If a metric has maxDropSeries series, drops of further namespaces and policies count for dropsElsewhere.
 const maxDropSeries = 500
 
 const dropsElsewhere = "(other)"
@@ -56,7 +56,7 @@ func (c *dropCounts) count(entries []drops.Entry) {
 	}
 }
 
-// The label has the policies' names without the namespace. A long list is shortened.
+// policyLabel returns the policies' names without their namespaces. It shortens a long list.
 func policyLabel(policies []string) string {
 	names := make([]string, len(policies))
 	for i, p := range policies {

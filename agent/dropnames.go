@@ -22,8 +22,8 @@ const (
 	namesAtOnce = 1024
 )
 
-// reportDrops finds the names for each line, and hands the drop to all that take drops. It ends when a.drops.lines is
-// closed.
+// reportDrops finds the pods' and policies' names for each line, and passes the drop on to metrics, clients, events
+// and the file. It ends when a.drops.lines is closed.
 func (a *agent) reportDrops(ctx context.Context) {
 	var view dropView
 	var audits auditEvaluator
@@ -50,7 +50,7 @@ func (a *agent) reportDrops(ctx context.Context) {
 		a.metrics.drops.count(entries)
 		a.drops.ring.Add(entries)
 		a.drops.hub.Publish(entries)
-		events.note(entries, view.of)
+		events.report(entries, view.of)
 		file.write(entries, a.Log)
 	}
 }

@@ -47,7 +47,7 @@ func (l *dropLog) serve(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		if q.Since > 0 {
 			from = time.Now().Add(-q.Since)
 		}
-		// A new drop may be in both the ring and the queue.
+		// A new drop may be in both the ring and the queue. It must be written once.
 		past := l.ring.Since(from)
 		if err := out.write(past); err != nil || !q.Follow {
 			return
@@ -61,7 +61,7 @@ func (l *dropLog) serve(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		if err := out.write(news.Next(ctx, lifeSign)); err != nil {
 			return
 		}
-		if queues > 0 { // the last drops of the ring may have come to the queue only after the first look at it
+		if queues > 0 { // after the first look at the queue, a drop of the ring may still have come to it
 			out.written = nil
 		}
 	}

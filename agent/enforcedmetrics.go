@@ -8,7 +8,8 @@ import (
 	"github.com/weir-net/weir/policy/enforced"
 )
 
-// positionCollector turns the enforced position into metrics. While it is unknown, they keep the last known one.
+// positionCollector turns the enforced position into metrics. While the position is unknown, the metrics keep the
+// last known one.
 type positionCollector struct {
 	mu   sync.Mutex
 	last enforced.Position

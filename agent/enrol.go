@@ -68,7 +68,8 @@ func (e *enrolments) answer(
 	return next
 }
 
-// The plugin has just changed the endpoint's record and sets, so takeEnrolment reads both.
+// takeEnrolment lets the plugin wait for its answer. The plugin has just changed the endpoint's record and sets, so
+// takeEnrolment reads both.
 func (a *agent) takeEnrolment(e *enrolment) {
 	walk := a.records.read(e.id)
 	a.cutting.demand(walk)

@@ -141,7 +141,7 @@ func (a *agent) recordFlows(ctx context.Context) (err error) {
 		r.sums.At(time.Now())
 		r.sums.Lost(lost)
 		lines, more := r.sums.Lines(nil)
-		r.take(ctx, lines)
+		r.addFlows(ctx, lines)
 		if err == nil && time.Since(r.checked) >= flowsCheck {
 			err = r.check()
 		}
@@ -157,7 +157,7 @@ func (a *agent) recordFlows(ctx context.Context) (err error) {
 		}
 	}
 	_, err = r.countBeyond()
-	r.take(ctx, r.sums.Rest())
+	r.addFlows(ctx, r.sums.Rest())
 	return err
 }
 
@@ -215,8 +215,8 @@ func flowLinks(s *snapshot) []string {
 	return slices.Compact(links)
 }
 
-// take adds the lines to the flows. Packets with unknown addresses are only counted.
-func (r *recording) take(ctx context.Context, lines []drops.Line) {
+// addFlows adds the lines to the flows. Packets with unknown addresses are only counted.
+func (r *recording) addFlows(ctx context.Context, lines []drops.Line) {
 	if len(lines) == 0 {
 		return
 	}

@@ -49,7 +49,7 @@ func (t *flowTable) add(f agentapi.Flow) {
 	}
 	key := flowKey{endKey(f.Source), endKey(f.Destination), f.Protocol, f.Port}
 	if same := t.flows[key]; same != nil {
-		t.take(key, -roomOf(same))
+		t.addRoom(key, -roomOf(same))
 		same.Count += f.Count
 		same.Last = f.Last
 		// The agent may learn a pod's labels only later, and another pod of the same name may have others.
@@ -60,7 +60,7 @@ func (t *flowTable) add(f agentapi.Flow) {
 				*was = now
 			}
 		}
-		t.take(key, roomOf(same))
+		t.addRoom(key, roomOf(same))
 	} else {
 		for len(t.flows) > 0 && t.room+roomOf(&f) > t.most {
 			t.forget()
@@ -70,9 +70,9 @@ func (t *flowTable) add(f agentapi.Flow) {
 			t.by[key.source] = &flowsOf{keys: map[flowKey]bool{}}
 		}
 		t.by[key.source].keys[key] = true
-		t.take(key, roomOf(&f))
+		t.addRoom(key, roomOf(&f))
 	}
-	for len(t.flows) > 1 && t.room > t.most { // labels have become known
+	for len(t.flows) > 1 && t.room > t.most { // a flow takes more room after its labels have become known
 		t.forget()
 	}
 }
@@ -88,8 +88,8 @@ func sizeOf(labels map[string]string) (bytes int) {
 	return bytes
 }
 
-// take counts the flow's room. A negative room is given back.
-func (t *flowTable) take(key flowKey, room int) {
+// addRoom adds to the room that the flow's source and all flows take. A negative number reduces it.
+func (t *flowTable) addRoom(key flowKey, room int) {
 	t.room += room
 	t.by[key.source].room += room
 }
@@ -108,7 +108,7 @@ func (t *flowTable) forget() {
 			oldest, seen = k, last
 		}
 	}
-	t.take(oldest, -roomOf(t.flows[oldest]))
+	t.addRoom(oldest, -roomOf(t.flows[oldest]))
 	delete(t.flows, oldest)
 	if delete(t.by[source].keys, oldest); len(t.by[source].keys) == 0 {
 		delete(t.by, source)

@@ -34,7 +34,7 @@ func TestFlowTable(t *testing.T) {
 	}
 	delete(table.flows, flowKey{"a", "c", "tcp", 80})
 	delete(table.by["a"].keys, flowKey{"a", "c", "tcp", 80})
-	table.take(flowKey{source: "a"}, -1)
+	table.addRoom(flowKey{source: "a"}, -1)
 	for i := range 500 {
 		table.add(flow("scan", fmt.Sprint(i)))
 	}

@@ -38,7 +38,7 @@ func (a *adds) run(e endpoint.Endpoint) bool {
 	return false
 }
 
-// forget forgets all attachments once there are many more in memory than on the node.
+// forget empties the memory when it has many more attachments than the node.
 func (a *adds) forget(attachments int) {
 	if len(a.ended) > 2*attachments+64 {
 		a.ended = nil

@@ -103,7 +103,8 @@ func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied
 		if !errors.As(err, &refused) {
 			return all
 		}
-		// A running walk may have left alone connections on which the refused target disagreed (walkConnections).
+		// A running walk may have left alone connections on which the refused target disagreed (walkConnections). So
+		// another walk is due.
 		a.cutting.demand(a.cutting.walking)
 		if !a.kernel.refuse(refused.Refused) {
 			return all
@@ -161,7 +162,7 @@ func (a *agent) takeApplied(p applied, well bool) {
 		read = netfilter.All
 	}
 	gone := len(p.Closed) > 0 && !slices.ContainsFunc(p.Closed, a.cluster.engine.HasAddress)
-	a.cutting.note(p.Result, read, gone)
+	a.cutting.afterApply(p.Result, read, gone)
 	a.reaper.offer(p.Strays)
 }
 

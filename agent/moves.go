@@ -116,7 +116,7 @@ func (a *agent) move(ctx context.Context) error {
 	a.stats.Moves++
 	a.kernel.refused, a.kernel.left, a.kernel.refreshed, a.kernel.pluginChanged = nil, nil, false, false
 	a.kernel.closed, a.kernel.debt = false, netfilter.All
-	a.cutting.demand(true) // the new rules may be newer than the old ones
+	a.cutting.demand(true) // the new backend's ruleset may be newer than the old backend's
 	return nil
 }
 
@@ -129,7 +129,7 @@ func (a *agent) fill(ctx context.Context, next Backend) error {
 		return err
 	}
 	// An ADD that still works with the old backend alone has written its record before it read the backend's name. So
-	// its record is read here.
+	// reading the records now finds its pod.
 	a.takeRecords(dirwatch.Change{Lost: true})
 	if a.records.stale {
 		return a.faults.now[partRecords]
@@ -158,8 +158,8 @@ func (o Options) kind(name conf.Backend) BackendKind {
 	}}
 }
 
-// begin takes the backend to start with, and the choice. If the plugin has read the name of another backend so far, it
-// denies new pods in both from now on. The kernel must not have been changed yet.
+// begin sets the backend to start with, and the choice. If the plugin knows another backend's name so far, it denies
+// new pods in both backends from now on. The kernel must not have been changed yet.
 func (a *agent) begin(name conf.Backend, chosen choice.Choice) error {
 	a.moving.inUse, a.moving.chosen = name, chosen
 	a.publishStatus()

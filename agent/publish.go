@@ -26,8 +26,8 @@ type publisher struct {
 	enrolled  map[string]bool
 }
 
-// publish publishes the addresses of enrolled pods, because a pod that isn't enrolled may never start. Only eth0
-// counts, as for kubelet.
+// publish publishes the eth0 addresses of enrolled pods. kubelet also reports eth0 only. A pod that isn't enrolled
+// may never start, so its addresses are not published.
 func (p *publisher) publish(
 	ctx context.Context, source Publisher, enrolled map[string]bool, records *recordsCopy,
 ) {

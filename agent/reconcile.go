@@ -137,7 +137,7 @@ func (r *round) concludeKernel(ctx context.Context) bool {
 	}
 	r.stats.Failures++
 	r.kernel.debt = netfilter.All
-	if r.guardErr == nil && r.applied.unknown() { // each reconcile reads unknown tables anyway
+	if r.guardErr == nil && r.applied.unknown() { // each reconcile reads unknown tables in any case
 		r.kernel.debt = netfilter.Trust
 	}
 	if done {
@@ -221,8 +221,8 @@ func (r *round) walkConnections(context.Context) bool {
 	return true
 }
 
-// If two rounds could not destroy the same sets, a rule of another program may use them. Then the next round waits
-// longer.
+// retryLeftSets asks for another round if sets could not be destroyed. If the same sets are left twice, a rule of
+// another program may use them, so the next round comes later.
 func (r *round) retryLeftSets(context.Context) bool {
 	left := r.applied.Left
 	switch {
@@ -236,7 +236,8 @@ func (r *round) retryLeftSets(context.Context) bool {
 	return true
 }
 
-// If the engine has more sets to make, the next round comes at once, after waiting events.
+// continueSlices asks for another round if the engine has more sets to make. The round comes at once, after waiting
+// events.
 func (r *round) continueSlices(context.Context) bool {
 	if r.cluster.engine.HasSlice() {
 		r.next = time.Nanosecond

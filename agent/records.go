@@ -74,8 +74,8 @@ func (r *records) attached() []endpoint.Endpoint {
 	return all
 }
 
-// readAll keeps the earlier records if it fails. walk is true if a record was broken before: connections may need a
-// walk now.
+// readAll reads all records. If that fails, it keeps the earlier records. walk is true if a record was broken before:
+// connections may need a walk now.
 func (r *records) readAll() (walk bool, err error) {
 	all, err := r.lister.List()
 	var broken endpoint.BrokenRecords
@@ -90,7 +90,7 @@ func (r *records) readAll() (walk bool, err error) {
 	}
 	r.stale, r.complete, r.ending = false, true, len(ids) > len(all)+len(broken)
 	walk = len(r.broken) > 0
-	if !walk && len(broken) == 0 && r.are(all) {
+	if !walk && len(broken) == 0 && r.equal(all) {
 		r.churn = r.churn || r.ending
 		return false, nil
 	}
@@ -104,15 +104,15 @@ func (r *records) readAll() (walk bool, err error) {
 		r.add(e)
 	}
 	for id, why := range broken {
-		r.close(id, before[id].Addresses, why)
+		r.markBroken(id, before[id].Addresses, why)
 	}
 	same := func(x, y endpoint.Endpoint) bool { return reflect.DeepEqual(x, y) }
 	r.churn = r.churn || r.ending || !maps.EqualFunc(before, r.endpoints, same)
 	return walk, nil
 }
 
-// are reports whether these are the known records.
-func (r *records) are(all []endpoint.Endpoint) bool {
+// equal reports whether all has exactly the known records.
+func (r *records) equal(all []endpoint.Endpoint) bool {
 	return len(all) == len(r.endpoints) && !slices.ContainsFunc(all, func(e endpoint.Endpoint) bool {
 		known, ok := r.endpoints[e.ID()]
 		return !ok || !reflect.DeepEqual(known, e)
@@ -131,7 +131,7 @@ func (r *records) read(id string) (walk bool) {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
-		r.close(id, known, err)
+		r.markBroken(id, known, err)
 	default:
 		r.add(*e)
 	}
@@ -158,9 +158,9 @@ func (r *records) reread(id string) (changed, walk bool) {
 	return true, walk
 }
 
-// close marks a record as broken. The attachment's addresses stay in the set of all pods, because nothing else
+// markBroken marks a record as broken. The attachment's addresses stay in the set of all pods, because nothing else
 // closes a pod behind another plugin's link.
-func (r *records) close(id string, known []endpoint.Address, why error) {
+func (r *records) markBroken(id string, known []endpoint.Address, why error) {
 	container, ifName, _ := strings.Cut(id, ":")
 	e := endpoint.Endpoint{
 		ContainerID: container, IfName: ifName, Enforcement: conf.Strict, Pod: endpoint.Pod{Namespace: "unknown", Name: id},
@@ -194,9 +194,9 @@ func (r *records) add(e endpoint.Endpoint) {
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 		case err != nil:
-			r.close(id, nil, err)
+			r.markBroken(id, nil, err)
 		case shareAddress(e, *o):
-			r.close(id, o.Addresses, fmt.Errorf("endpoint record %s: its address is assigned to %s now", id, e.ID()))
+			r.markBroken(id, o.Addresses, fmt.Errorf("endpoint record %s: its address is assigned to %s now", id, e.ID()))
 		}
 	}
 }

@@ -22,7 +22,7 @@ const (
 	headerTimeout = 5 * time.Second
 	answerTimeout = 30 * time.Second
 	idleTimeout   = 10 * time.Second
-	// This many connections are enough: kubelet and a few Prometheus servers ask one by one.
+	// healthConnections are enough for kubelet and a few Prometheus servers, which ask one by one.
 	healthConnections = 32
 )
 

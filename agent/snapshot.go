@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// A snapshot never changes, so any goroutine may read it.
+// A snapshot is the node's endpoints and their ruleset. It never changes, so any goroutine may read it.
 type snapshot struct {
 	revision  uint64
 	endpoints []policy.Endpoint

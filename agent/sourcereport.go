@@ -16,8 +16,8 @@ type sourceReport struct {
 
 type omission struct{ path, where, why string }
 
-// reportFiles logs the documents that were left out and whose object isn't known. If it is known, the omission is a
-// problem of this object instead.
+// reportFiles logs the documents that are left out and whose object isn't known. A document of a known object is a
+// problem of the object instead.
 func (a *agent) reportFiles() {
 	source, ok := a.Source.(Files)
 	if !ok {
@@ -29,7 +29,7 @@ func (a *agent) reportFiles() {
 	for _, f := range a.source.files {
 		for _, o := range f.Objects {
 			key := omission{f.Path, o.Where, o.Why}
-			if o.State != agentapi.FileLeftOut || o.Object != "" { // a known object has a problem instead
+			if o.State != agentapi.FileLeftOut || o.Object != "" {
 				continue
 			}
 			if a.source.omissions[key] = true; !was[key] {

@@ -178,7 +178,7 @@ func TestCuttingIsDue(t *testing.T) {
 		{"something was missing in the kernel", cutting{}, netfilter.Result{Changed: true}, netfilter.All, true},
 		{"a walk was due", cutting{due: true}, netfilter.Result{}, netfilter.Trust, true},
 	} {
-		if tc.before.note(tc.result, tc.verify, false); tc.before.due != tc.due {
+		if tc.before.afterApply(tc.result, tc.verify, false); tc.before.due != tc.due {
 			t.Errorf("%s: a walk is due: %v", tc.name, tc.before.due)
 		}
 	}

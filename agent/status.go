@@ -23,7 +23,7 @@ const (
 	classUnknown = agentapi.ClassUnknown
 )
 
-// A status never changes, so reports needn't wait for the loop.
+// A status is the source of all reports. It never changes, so reports needn't wait for the loop.
 type status struct {
 	enforced *snapshot
 	// delta is the last delta that is enforced. It may be higher than enforced.delta, because most deltas change
@@ -153,8 +153,7 @@ func (s *status) class(d ruleset.Direction, e endpoint.Endpoint) string {
 
 func (e *earlierRules) has(d ruleset.Direction, addr netip.Addr) bool { return e.members[d][addr] }
 
-// gaps returns the faults because of which the agent may not know all objects, or may know them as they were. s may be
-// nil.
+// gaps returns the faults because of which the agent may lack objects, or have old versions of them. s may be nil.
 func (s *status) gaps() (gaps []string) {
 	if s == nil {
 		return nil

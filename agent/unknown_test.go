@@ -59,7 +59,7 @@ func TestWhatIsUnknown(t *testing.T) {
 	} {
 		t.Run(tc.what, func(t *testing.T) {
 			sh(tc.unknown)
-			// The agent reads only those tables again whose rules have changed.
+			// The agent reads a table again only if the table's rules have changed. These rules change all three tables.
 			sh(`for c in mangle\ FORWARD filter\ FORWARD nat\ POSTROUTING; do nft add rule ip $c counter; done`)
 			metric := `weir_fault{part="` + tc.part + `"}`
 			r.wantMetrics(map[string]float64{"weir_ready": 0, metric: 1})

@@ -111,8 +111,8 @@ func (a *agent) keepNode(ctx context.Context) error {
 		return fmt.Errorf("open netlink: %w", err)
 	}
 	defer links.Close()
-	// The first check comes only after the loop has read the records. These settings are made earlier. If that fails,
-	// the first check reports it.
+	// The first check comes only after the loop has read the records, so these settings are made now. If that fails, the
+	// first check reports it.
 	_ = errors.Join(bridge.SetReassembly(), bridge.RemoveAutoconfigured(links))
 	watching := make(chan error, 1)
 	go func() {
@@ -136,7 +136,7 @@ func (a *agent) keepNode(ctx context.Context) error {
 		}
 		soon, last = nil, time.Now()
 		if k := a.upkeep.known.Load(); k != nil {
-			if a.upkeep.ways.Load() { // the loop sets it to false when it takes note
+			if a.upkeep.ways.Load() { // the loop sets ways to false when it reads the news
 				a.send(ctx, waysChanged{})
 			}
 			differences, err := a.upkeep.check(links, k)
@@ -194,7 +194,7 @@ func isBusy(e endpoint.Endpoint) bool {
 }
 
 // withoutEnding leaves out repairs for ending attachments. A DEL removes neighbour entries without the node's lock,
-// and Repair may have restored them, so withoutEnding removes them again. The caller must have held the lock since it
+// so Repair may have restored them: withoutEnding removes them again. The caller must have held the lock since it
 // listed the records.
 func (u *upkeep) withoutEnding(
 	found []bridge.Difference, k *nodeKnowledge, memory uint64, records []endpoint.Endpoint,

@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// By default an API server keeps an event for an hour, and each event costs the server a write.
+// The limits of events. By default an API server keeps an event for an hour, and each event costs the server a write.
 const (
 	maxNoticed = 2048      // kinds of drops that are remembered
 	noticeFor  = time.Hour // how long a kind of drops is remembered after the last of them
@@ -138,5 +138,5 @@ func noteOf(d *agentapi.Drop) string {
 	source.Port = 0 // each connection has another source port
 	note := agentapi.OneLine(fmt.Sprintf("dropped %s from %s to %s: %s",
 		strings.TrimSpace(strings.ToUpper(d.Protocol)+" "+d.ICMP), source, d.Destination, why))
-	return strings.ToValidUTF8(note[:min(len(note), maxNote)], "") // half a character would become three bytes
+	return strings.ToValidUTF8(note[:min(len(note), maxNote)], "") // a character cut in half would become three bytes
 }

@@ -14,12 +14,12 @@ type Prefix struct {
 	Chain     string
 	Direction ruleset.Direction
 	Reason    string
-	// With ByLink, only the packet's link tells its sender. With Forged, nothing does.
+	// ByLink means that only the packet's link tells its sender. Forged means that nothing tells its sender.
 	ByLink, Forged bool
 }
 
-// chains is by the name of the rule's chain, and texts by the whole log prefix. Without a Direction, the packet's
-// addresses tell it.
+// chains has the meanings of the names of chains, and texts those of whole log prefixes. If a meaning has no
+// Direction, the packet's addresses tell the direction.
 var (
 	chains = map[string]Prefix{
 		conf.IngressChain:   {Direction: ruleset.Ingress, Reason: agentapi.ByClosed},

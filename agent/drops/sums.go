@@ -21,7 +21,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Limits of lines: a sender gets as many a second as people can read, and takes no room from others.
+// Limits of lines. A sender gets as many lines a second as people can read, and takes no room from other senders.
 const (
 	burst     = 50 // lines of one sender at once
 	perSecond = 20 // lines of one sender, over time
@@ -178,12 +178,12 @@ func (s *Sums) prefix(text []byte) *Prefix {
 	return p
 }
 
-// sender returns the account for the sender of the flow's packets. It goes by the link if the flow has one, because
-// the address is forged then, and otherwise by the source address. Addresses of no pod share accounts. So do further
-// senders if there is no room.
+// sender returns the account for the sender of the flow's packets. If the flow has a link, its address is forged, so
+// the link identifies the sender. Otherwise the source address does. Addresses of no pod share accounts. If there is
+// no room for more accounts, further senders share accounts too.
 func (s *Sums) sender(f flowKey) *sender {
 	by := f.Src
-	if f.link != 0 { // the address is forged
+	if f.link != 0 {
 		by = [16]byte{}
 		binary.BigEndian.PutUint32(by[12:], f.link) // differs from the address of every pod
 	}

@@ -22,7 +22,8 @@ var (
 	targets  = []string{"MARK", "MASQUERADE", "NFLOG", "SET", "standard"}
 )
 
-// Without this check, a missing extension or a broken program would show only on a node.
+// check returns an error if the image lacks an extension, or a program's library. Otherwise this would show only on a
+// node.
 func check(trees ...tree) error {
 	all := tree{}
 	for _, t := range trees {

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// "weir-agent install" copies weir from the image's /usr/bin.
+// programs are in the image's /usr/bin. From there "weir-agent install" copies the plugin to the node.
 var programs = []string{"weir", "weir-agent", "weirctl"}
 
 func main() {
@@ -95,8 +95,8 @@ func ours(repository string) (tree, error) {
 	return t, addLicences(t, repository)
 }
 
-// The image has the commit's time, so it doesn't depend on the time of the build. SOURCE_DATE_EPOCH overrides this
-// time: https://reproducible-builds.org/specs/source-date-epoch/
+// commit returns the commit's hash and time. The image has this time, so it doesn't depend on the time of the build.
+// SOURCE_DATE_EPOCH overrides the time: https://reproducible-builds.org/specs/source-date-epoch/
 func commit(repository string) (revision string, created time.Time, err error) {
 	seconds := os.Getenv("SOURCE_DATE_EPOCH")
 	if out, err := output(repository, "git", "log", "-1", "--format=%H %ct"); err == nil { // else a tree without history

@@ -28,10 +28,11 @@ func versions(packages []pkg) []string {
 	return all
 }
 
-// apt chooses the versions, checks the signatures and knows the dependencies.
+// fetch downloads the packages and all that they depend on. apt chooses the versions and checks the signatures.
 //
-// Equivalent to: apt-get download $(apt-cache depends --recurse --no-recommends … NAME… | grep '^[^ <:]*$' | sort
-// -u)
+// Equivalent to:
+//
+//	apt-get download $(apt-cache depends --recurse --no-recommends … NAME… | grep '^[^ <:]*$' | sort -u)
 func fetch(names ...string) ([]pkg, error) {
 	dir, err := os.MkdirTemp("", "weir-image-")
 	if err != nil {
@@ -136,7 +137,7 @@ func readTar(r io.Reader) (tree, error) {
 	}
 }
 
-// merged puts usr/ before a path in bin, lib and the like: in the image these are links into /usr.
+// merged puts usr/ before a path in bin, lib and the like, because these are links into /usr in the image.
 func merged(name string) string {
 	name = strings.TrimPrefix(path.Clean("/"+name), "/")
 	for _, dir := range []string{"bin/", "sbin/", "lib/", "lib32/", "lib64/", "libx32/"} {
