@@ -83,10 +83,10 @@ func check(path, node string) (checked, error) {
 	if broken != nil {
 		c.Errors = strings.Split(broken.Error(), "\n")
 	}
-	if objects == nil { // read again without the broken files, to report the others
+	if objects == nil { // read again without the broken files, to report problems of the other files
 		dir = &manifests.Dir{Path: path, Node: kubeletName(node), IgnoreBroken: true}
 		if objects, _ = dir.Check(); objects == nil {
-			return c, nil // a file is being written
+			return c, nil // a file is being written just now
 		}
 	}
 	for _, p := range policy.Compile(policy.State{Objects: *objects}).Problems {

@@ -46,8 +46,8 @@ func allVerbs() []verb {
 	}
 }
 
-// readCall doesn't validate the call: even an error must be printed in the call's version. For VERSION, stdin may
-// be empty or a terminal.
+// readCall reads the call without validating it, because even an error must be printed in the call's version. For
+// VERSION, stdin may be empty or a terminal.
 func readCall() (*call, error) {
 	c := &call{
 		command: os.Getenv("CNI_COMMAND"), ContainerID: os.Getenv("CNI_CONTAINERID"), Netns: os.Getenv("CNI_NETNS"),
@@ -129,8 +129,8 @@ func checkEnvironment(required []string) error {
 	return nil
 }
 
-// isName is for networks' names and containers' IDs, which have the same rules (CNI specification 1.1, "Section 1:
-// Plugin configuration objects" and "Section 2: Parameters").
+// isName reports whether s can be a network's name or a container's ID. Both have the same rules (CNI specification
+// 1.1, "Section 1: Plugin configuration objects" and "Section 2: Parameters").
 func isName(s string) bool {
 	for i, r := range s {
 		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
@@ -141,8 +141,8 @@ func isName(s string) bool {
 	return s != ""
 }
 
-// isIfName combines the rules of the kernel (dev_valid_name, net/core/dev.c) with those of the specification, which
-// allows no colon.
+// isIfName reports whether s can be an interface's name, for the kernel (dev_valid_name, net/core/dev.c) and for the
+// specification, which allows no colon.
 func isIfName(s string) bool {
 	bad := func(r rune) bool { return r == '/' || r == ':' || unicode.IsSpace(r) }
 	return s != "" && len(s) <= 15 && s != "." && s != ".." && !strings.ContainsFunc(s, bad)

@@ -312,8 +312,8 @@ func testClosedBehind(t *testing.T, other string) {
 	n.Reach(server, client.IP+":80", true)
 }
 
-// TestAnAddressThatAnotherPluginGivesAgain: if a new pod gets the address of a pod whose DEL hasn't come yet, the new
-// pod isn't in that pod's class. The late DEL doesn't take the address out of weir-pods.
+// TestAnAddressThatAnotherPluginGivesAgain: if a new pod gets the address of an old pod whose DEL hasn't come yet,
+// the new pod isn't in the old pod's class. The late DEL doesn't take the address out of weir-pods.
 func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return

@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// Details of errors: the reason, or the remedy.
+// Details of CNI errors. Each says the reason for the error, or its remedy.
 const (
 	strictDetails = "enforcement is strict: no pod starts unless weir-agent has put it into its class"
 	freeDetails   = "it is free again when the pod that has it is deleted"
@@ -79,7 +79,8 @@ func cniError(err error) error {
 	return refuse(types.ErrIOFailure, "%v", err)
 }
 
-// linkError: if the cause is a key of the configuration or a variable, the message begins with its name.
+// linkError returns the CNI error for an interface that could not be made. If a key of the configuration or a
+// variable is the cause, the message begins with its name.
 func linkError(e *attachment.LinkError) error {
 	switch {
 	case errors.Is(e.Err, bridge.ErrRouteExists):

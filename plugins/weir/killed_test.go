@@ -64,7 +64,8 @@ func (k *killer) when(verb string) time.Duration {
 	return 1 + time.Duration(k.rnd.Int64N(int64(usual)))
 }
 
-// If kill isn't 0, the plugin is killed after that time. Any other failure is an error of the test.
+// call runs the plugin. If kill isn't 0, call kills the plugin after this time. Any other failure is an error of the
+// test.
 func (k *killer) call(verb string, s slot, more string, kill time.Duration) (out string, done bool) {
 	cmd := exec.Command(filepath.Join(k.Bin, "weir"))
 	cmd.Stdin = strings.NewReader(k.conf + more + "}")
@@ -141,7 +142,8 @@ func (k *killer) step(s *slot) {
 	}
 }
 
-// valid is GC's key cni.dev/valid-attachments with the running containers.
+// running returns the slots with running containers. valid is GC's key cni.dev/valid-attachments with these
+// containers.
 func running(slots []*slot) (all []*slot, valid string) {
 	var list []string
 	for _, s := range slots {

@@ -159,7 +159,8 @@ func leftovers(t testing.TB) []string {
 	return all
 }
 
-// leftBehind waits up to ten seconds, because the agent removes set entries after the plugin has returned.
+// leftBehind compares the node's state with before. It waits up to ten seconds until they are equal, because the
+// agent removes set entries after the plugin has returned.
 func leftBehind(t testing.TB, before []string) (diff string) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {

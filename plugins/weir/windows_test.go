@@ -456,7 +456,7 @@ type flow struct {
 	toServer, toClient atomic.Int64 // UDP packets that arrived, or pieces of a TCP stream
 }
 
-// silent waits half a second, because TCP repeats lost packets sooner than that.
+// silent returns an error if a packet arrives within half a second. TCP repeats lost packets sooner than that.
 func (f *flow) silent() error {
 	toServer, toClient := f.toServer.Load(), f.toClient.Load()
 	time.Sleep(500 * time.Millisecond)

@@ -102,7 +102,7 @@ func (f *diffFlags) run(cmd *cobra.Command) error {
 		return err
 	}
 	if kind, _, err := f.source.Kind(); err == nil && kind != client.FromKubernetes && len(c.Gaps) > 0 {
-		return errors.New(chart.OneLine(strings.Join(c.Gaps, "; "))) // the unread policy may be what the change replaces
+		return errors.New(chart.OneLine(strings.Join(c.Gaps, "; "))) // the change may replace a policy that could not be read
 	}
 	filter, more, err := f.narrow.resolve(c)
 	if err != nil {
@@ -233,7 +233,7 @@ func namesOf(policies []*networkingv1.NetworkPolicy) (names []string) {
 	return names
 }
 
-// maxFile is in bytes.
+// maxFile is the size in bytes of the largest file that readFiles reads.
 const maxFile = 64 << 20
 
 func readFiles(paths []string, stdin io.Reader) (policy.Objects, error) {

@@ -183,7 +183,8 @@ func isMissing(err error, end explain.Ref) bool {
 	return strings.HasPrefix(text, "there is no ") && strings.HasSuffix(text, " "+end.String())
 }
 
-// An agent that watches the API server doesn't know Services, so weirctl looks them up itself.
+// askAgent asks this node's agent. An agent that watches the API server doesn't know Services, so askAgent looks them
+// up itself.
 func askAgent(
 	ctx context.Context, source *client.Source, query explain.Query, question explain.Question,
 ) (explain.Explanation, error) {

@@ -64,7 +64,7 @@ func nativeSets() (all []agentapi.SetStatus, err error) {
 		for _, name := range slices.Sorted(maps.Keys(sets)) {
 			set, n := sets[name], 0
 			_, err := r.Each(t, set.Set, func() { n = 0 }, func(nftnl.Element) bool { n++; return true })
-			if err != nil && !errors.Is(err, nftnl.ErrNotExist) { // it may be deleted meanwhile
+			if err != nil && !errors.Is(err, nftnl.ErrNotExist) { // the set may be deleted meanwhile
 				return nil, err
 			}
 			all = append(all, agentapi.SetStatus{Name: name, Type: set.Layout.In(f), Entries: n})

@@ -87,7 +87,8 @@ func interruptible(run func(*cobra.Command, []string) error) func(*cobra.Command
 
 var errInterrupted = errors.New("interrupted")
 
-// Package client looks for the first words of this error, because an agent's pod may have an older weirctl.
+// knownCommand returns an error for an unknown command. Package client looks for the first words of this error,
+// because an agent's pod may have an older weirctl.
 func knownCommand(root *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return nil
@@ -99,7 +100,7 @@ func knownCommand(root *cobra.Command, args []string) error {
 	return client.Usage(fmt.Errorf("unknown command %q for %q: %s", args[0], root.CommandPath(), hint))
 }
 
-// kubectl weir starts a program called kubectl-weir, which is weirctl.
+// isPlugin reports whether kubectl runs weirctl. "kubectl weir" starts a program called kubectl-weir.
 func isPlugin() bool {
 	return strings.HasPrefix(filepath.Base(os.Args[0]), "kubectl-weir")
 }

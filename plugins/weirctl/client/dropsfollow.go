@@ -33,8 +33,8 @@ var DefaultFollowTimes = FollowTimes{
 }
 
 const (
-	// If a node's stream has ended, the next question is about the drops since the node's last sign of life and during
-	// this time before it, because an agent may report a drop a second late.
+	// again is how far before a node's last sign of life the node's next stream begins. An agent may report a drop a
+	// second late.
 	again = 3 * time.Second
 	// maxRecent limits nodeFollower.recent. A drop that is in recent isn't printed again.
 	maxRecent  = 8192
@@ -83,7 +83,7 @@ type follower struct {
 type nodeFollower struct {
 	agent  Agent
 	stop   context.CancelCauseFunc
-	wake   chan struct{} // has room for one message: agent has changed, and is asked at once
+	wake   chan struct{} // has room for one message: agent has changed, so ask it at once
 	state  followState
 	recent map[string]time.Time // the drops of the last seconds, with the time at which they came
 	heard  time.Time            // when the node's last value came; zero before the first

@@ -32,7 +32,7 @@ type fakeCluster struct {
 	fails  func(node string) string
 	forbid bool
 	guard  sync.Locker // guards nodes and pods, if they change; nil otherwise
-	// most is how many commands ran at the same time at most. now is how many run.
+	// most is the largest number of commands that ran at the same time. now is the number of commands that run.
 	most, now atomic.Int32
 }
 

@@ -41,7 +41,7 @@ func NewPrinter(out io.Writer) *Printer {
 
 type Styled struct{ Style, Text string }
 
-// width is in bytes.
+// width is the length in bytes after which Printer continues on the next line.
 const width = 100
 
 // Line prints a line of strings and Styled texts. A long line continues on the next one, indented.

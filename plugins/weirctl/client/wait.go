@@ -138,7 +138,7 @@ func (w Wait) goal(x *expected, result *Waited, first bool) (*goal, error) {
 	return &goal{pod: &pod}, nil
 }
 
-// askPending removes from pending the nodes that lack nothing. It notes in result what the others lack.
+// askPending removes from pending the nodes that lack nothing. It records in result what each other node lacks.
 func (c *Cluster) askPending(
 	ctx context.Context, w Wait, g goal, x *expected, pending map[string]bool, result *Waited,
 ) error {
@@ -153,7 +153,7 @@ func (c *Cluster) askPending(
 	now := g.concerned(x)
 	var ask []Agent
 	for _, node := range slices.Sorted(maps.Keys(pending)) {
-		if !slices.Contains(now, node) { // the node need not enforce it any more
+		if !slices.Contains(now, node) { // the node need not enforce the object any more
 			delete(pending, node)
 			delete(result.Missing, node)
 			continue

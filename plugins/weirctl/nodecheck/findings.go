@@ -279,7 +279,8 @@ func portmap(f Facts) []Finding {
 	return finding(OK, "", "portmap %s", f.Portmap)
 }
 
-// older returns false if the version doesn't begin with two numbers.
+// older reports whether the version is older than major.minor. It returns false if the version doesn't begin with two
+// numbers.
 func older(version string, major, minor int) bool {
 	parts := strings.SplitN(strings.TrimPrefix(version, "v"), ".", 3)
 	if len(parts) < 2 {

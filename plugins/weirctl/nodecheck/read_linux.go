@@ -196,8 +196,8 @@ var portmapVersion = regexp.MustCompile(`portmap (?:plugin )?(?:version )?v?(\d+
 
 const pluginDir = "/opt/cni/bin"
 
-// Without CNI's variables, portmap prints a line with its version. If portmap prints no version, that of its Go
-// module counts.
+// readPortmap reads the version of the plugin portmap. Without CNI's variables, portmap prints a line with its
+// version. If the line has no version, the version of portmap's Go module counts.
 func (f *Facts) readPortmap(ctx context.Context) {
 	if _, err := os.Stat(pluginDir); err != nil {
 		f.NoPlugins = true

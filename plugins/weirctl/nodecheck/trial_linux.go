@@ -68,8 +68,10 @@ func (f *Facts) tried(of Feature, err error) {
 	f.Trials = append(f.Trials, t)
 }
 
-// Equivalent to: ip link add weir0 type bridge; ip link add port type veth peer name pod; ip link set port master
-// weir0; bridge link set dev port isolated on
+// Equivalent to:
+//
+//	ip link add weir0 type bridge; ip link add port type veth peer name pod
+//	ip link set port master weir0; bridge link set dev port isolated on
 func tryBridge() error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = conf.Bridge

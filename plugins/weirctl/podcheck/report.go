@@ -16,7 +16,7 @@ import (
 
 type Name string
 
-// These are the checks in their order. A broken check often breaks later ones.
+// The checks in their order. A fault in one of them often breaks later ones.
 const (
 	Nodes      Name = "nodes"
 	Start      Name = "pods start"
