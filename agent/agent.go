@@ -67,7 +67,7 @@ type agent struct {
 	enrolments enrolments
 	links      links
 	publisher  publisher
-	ways       ways
+	overlay    overlayView
 	cutting    cutting
 	conflist   conflist
 	heartbeat  heartbeat

@@ -15,7 +15,7 @@ type conflist struct {
 // writeConflist writes the runtime's network configuration once this node's address and MTU are known. Without that
 // file, the runtime starts no pod.
 func (a *agent) writeConflist() error {
-	plan := a.ways.plan
+	plan := a.overlay.plan
 	if a.Node.Conflist == "" || !plan.NodeAddress.IsValid() || plan.MTU == 0 {
 		return nil
 	}

@@ -38,7 +38,7 @@ func TestConflist(t *testing.T) {
 		Node: NodeOptions{Name: "self", Overlay: overlay.Options{Encapsulation: overlay.Always}, Conflist: path},
 	}, driver, links)
 	a.takeUpdate(policy.Difference(policy.Objects{}, *healthy()), nil)
-	a.planWays()
+	a.planOverlay()
 	configurations := func() []string { // the files that libcni (ConfFiles) takes for configurations
 		var names []string
 		for _, ext := range []string{".conf", ".conflist", ".json"} {

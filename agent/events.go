@@ -27,9 +27,9 @@ type (
 		lookup
 	}
 	policyParsed struct{ *policy.Unparsed }
-	// waysChanged means that the tunnel or weir's routes to other nodes may have changed.
-	waysChanged struct{}
-	nodeChecked struct {
+	// overlayChanged means that the tunnel or weir's routes to other nodes may have changed.
+	overlayChanged struct{}
+	nodeChecked    struct {
 		differences []bridge.Difference
 		err         error
 	}
@@ -54,7 +54,7 @@ func (recordsChanged) isEvent() {}
 func (enrolRequest) isEvent()   {}
 func (podLookedUp) isEvent()    {}
 func (policyParsed) isEvent()   {}
-func (waysChanged) isEvent()    {}
+func (overlayChanged) isEvent() {}
 func (nodeChecked) isEvent()    {}
 func (backendChosen) isEvent()  {}
 func (straysEvicted) isEvent()  {}
@@ -111,7 +111,7 @@ func (a *agent) handle(e event) work {
 		return work{reconcile: true}
 	case policyParsed:
 		return a.takeParsed(e.Unparsed)
-	case waysChanged:
+	case overlayChanged:
 		return work{reconcile: true}
 	case nodeChecked:
 		a.takeNodeCheck(e.differences, e.err)

@@ -13,7 +13,7 @@ import (
 type gate struct {
 	inKernel bool
 	plan     overlay.Plan
-	version  int // of plan (ways.version)
+	version  int // of plan (overlayView.version)
 	links    []string
 	traffic  overlay.Traffic
 	// generation is nf_tables' generation when the kernel's gate was last right. 0 means unknown.
@@ -27,8 +27,8 @@ func (a *agent) keepGate(verify netfilter.Verify) error {
 	if a.Node.Name == "" {
 		return nil
 	}
-	g, plan, links := &a.ways.gate, a.ways.plan, a.foreignLinks()
-	same := g.inKernel && g.version == a.ways.version && slices.Equal(g.links, links)
+	g, plan, links := &a.overlay.gate, a.overlay.plan, a.foreignLinks()
+	same := g.inKernel && g.version == a.overlay.version && slices.Equal(g.links, links)
 	if same && verify != netfilter.All {
 		return nil
 	}
@@ -57,7 +57,7 @@ func (a *agent) keepGate(verify netfilter.Verify) error {
 	} else {
 		g.blocked = blocked(a.Node, g.traffic, traffic, g.blocked)
 	}
-	g.inKernel, g.plan, g.version, g.links, g.traffic = true, plan, a.ways.version, links, traffic
+	g.inKernel, g.plan, g.version, g.links, g.traffic = true, plan, a.overlay.version, links, traffic
 	return nil
 }
 

@@ -62,7 +62,7 @@ func (a *agent) takeNodes(d *policy.Delta) {
 func (a *agent) settleClaims() {
 	a.cluster.nodes.settle(a.Node)
 	a.cluster.engine.SetNodes(a.cluster.nodes.accepted)
-	a.ways.current = false
+	a.overlay.current = false
 }
 
 func (c *clusterView) podCIDRs(node string) []netip.Prefix {

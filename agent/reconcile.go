@@ -27,9 +27,9 @@ var steps = []func(*round, context.Context) bool{
 	// The ruleset, the gate and the routes depend on the accepted Nodes.
 	(*round).settleNodes,
 	(*round).applyRuleset,
-	(*round).planWays,
+	(*round).planOverlay,
 	(*round).reportProblems,
-	// The gate accepts tunnel packets from the nodes in the plan, so it comes after planWays.
+	// The gate accepts tunnel packets from the nodes in the plan, so it comes after planOverlay.
 	(*round).keepGuardAndGate,
 	// By now it is known whether pods may be enrolled. If they may not, one of these two steps ends the reconcile.
 	(*round).concludeKernel,
@@ -78,7 +78,7 @@ func (a *agent) reconcile(ctx context.Context, verify netfilter.Verify) time.Dur
 func (r *round) settleNodes(context.Context) bool {
 	r.heedNews(r.verify)
 	n := &r.cluster.nodes
-	look := r.ways.moved || r.verify == netfilter.All && n.err != nil
+	look := r.overlay.moved || r.verify == netfilter.All && n.err != nil
 	if look && n.readLocal(r.netlink, r.Node) {
 		r.settleClaims()
 	}
@@ -92,14 +92,14 @@ func (r *round) applyRuleset(ctx context.Context) bool {
 	return true
 }
 
-func (r *round) planWays(context.Context) bool {
-	r.agent.planWays()
+func (r *round) planOverlay(context.Context) bool {
+	r.agent.planOverlay()
 	return true
 }
 
 func (r *round) reportProblems(context.Context) bool {
 	wait := r.problems.report(r.Log, r.applied.ruleset.Problems, slices.Concat(
-		r.cluster.nodes.problems, r.ways.problems(), r.misplacedPods(), r.noted()))
+		r.cluster.nodes.problems, r.overlay.problems(), r.misplacedPods(), r.noted()))
 	r.next = sooner(r.next, wait)
 	return true
 }

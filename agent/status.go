@@ -59,7 +59,7 @@ func (a *agent) publishStatus() {
 		endpoints: a.records.copies().list, earlier: a.kernel.earlier,
 		stateless: !a.cluster.known, policies: a.cluster.engine.Policies(),
 		faults: maps.Clone(a.faults.now), problems: a.problems.all, unenforced: a.source.unenforced, files: a.source.files,
-		nodeFaults: a.repairs.failures, repairs: slices.Clone(a.repairs.last), networks: len(a.ways.kernel.Remotes),
+		nodeFaults: a.repairs.failures, repairs: slices.Clone(a.repairs.last), networks: len(a.overlay.kernel.Remotes),
 		stats: a.stats,
 	})
 }

@@ -29,7 +29,7 @@ const (
 type upkeep struct {
 	known   atomic.Pointer[nodeKnowledge] // stored by the loop
 	changed chan struct{}                 // has room for one: the node or known may have changed
-	ways    atomic.Bool                   // weir's tunnel and routes to other nodes may have changed
+	overlay atomic.Bool                   // weir's tunnel and routes to other nodes may have changed
 	// underlay means that the paths to other nodes may have changed. The next resync looks at them.
 	underlay atomic.Bool
 	heard    atomic.Uint64 // how often the kernel has announced a change
@@ -75,7 +75,7 @@ func (a *agent) tellUpkeep() {
 	k := &nodeKnowledge{
 		endpoints: a.records.copies().endpoints, classes: a.snapshots.enforced.Load().ruleset.Classes,
 	}
-	for _, gw := range a.ways.plan.Gateways {
+	for _, gw := range a.overlay.plan.Gateways {
 		k.tunnels = append(k.tunnels, conf.FamilyOf(gw))
 	}
 	before := a.upkeep.known.Swap(k)
@@ -94,13 +94,13 @@ func (u *upkeep) notify() {
 // hear asks for a check of the node, unless only the underlay has changed.
 func (u *upkeep) hear(n bridge.News) {
 	u.heard.Add(1)
-	if n.Ways {
-		u.ways.Store(true)
+	if n.Overlay {
+		u.overlay.Store(true)
 	}
 	if n.Underlay {
 		u.underlay.Store(true)
 	}
-	if n.Settings || n.Ways {
+	if n.Settings || n.Overlay {
 		u.notify()
 	}
 }
@@ -136,8 +136,8 @@ func (a *agent) keepNode(ctx context.Context) error {
 		}
 		soon, last = nil, time.Now()
 		if k := a.upkeep.known.Load(); k != nil {
-			if a.upkeep.ways.Load() { // the loop sets ways to false when it reads the news
-				a.send(ctx, waysChanged{})
+			if a.upkeep.overlay.Load() { // the loop sets overlay to false when it reads the news
+				a.send(ctx, overlayChanged{})
 			}
 			differences, err := a.upkeep.check(links, k)
 			a.send(ctx, nodeChecked{differences, err})

@@ -170,7 +170,7 @@ func forgedRules() []nft.Rule {
 // portRules returns the rules of the chain "ports". Reasons for some of them:
 //
 //   - The first rule accepts nearly all frames of pods, and so saves the time of the other rules. It accepts no frame
-//     that a later rule drops or limits. It skips multicast frames, because the MACs that are for bridges are multicast.
+//     that a later rule drops or limits. It skips multicast, because the MACs that are for bridges are multicast.
 //   - portmap sets route_localnet on weir0, and then the kernel routes packets to loopback addresses.
 //   - Pods need no neighbour discovery, because their neighbour entries are permanent. The guard can't check such a
 //     message: the address that it is about is inside.

@@ -68,13 +68,13 @@ func receiveOnlyDellink(fd int) error {
 type News struct {
 	// Settings means that node settings may have changed (see Properties).
 	Settings bool
-	// Ways means that the tunnel, or a route of weir to other nodes' pods, may have changed.
-	Ways bool
+	// Overlay means that the tunnel, or a route of weir to other nodes' pods, may have changed.
+	Overlay bool
 	// Underlay means that the paths to other nodes may have changed.
 	Underlay bool
 }
 
-var everything = News{Settings: true, Ways: true, Underlay: true}
+var everything = News{Settings: true, Overlay: true, Underlay: true}
 
 // nodeGroups are the messages that WatchNode gets. Of the sysctls that weir sets, the kernel announces only those of
 // forwarding (NETCONF).
@@ -155,7 +155,7 @@ func (l *listener) add(index int, name string) {
 
 func (l *listener) of(index int) News {
 	name, ours := l.ours[index]
-	return News{Settings: ours, Ways: name == conf.Tunnel}
+	return News{Settings: ours, Overlay: name == conf.Tunnel}
 }
 
 // news returns what the message may concern. A message about another plugin's bridge may concern node settings too.
@@ -184,7 +184,7 @@ func (l *listener) news(m syscall.NetlinkMessage) News {
 			}
 		}
 		own := m.Data[5] == conf.RouteProtocol // rtm_protocol
-		return News{Settings: n.Settings || own, Ways: n.Ways || own, Underlay: !n.Settings && !own}
+		return News{Settings: n.Settings || own, Overlay: n.Overlay || own, Underlay: !n.Settings && !own}
 	}
 	return News{}
 }

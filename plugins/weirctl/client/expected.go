@@ -55,7 +55,7 @@ func (a *API) expect(ctx context.Context) (*expected, error) {
 	return x, nil
 }
 
-func note(at *uint64, o metav1.Object) error {
+func raise(at *uint64, o metav1.Object) error {
 	version, err := strconv.ParseUint(o.GetResourceVersion(), 10, 64)
 	if err != nil {
 		return fmt.Errorf("%s has the resourceVersion %q: the API server's versions are no numbers, so weirctl can't "+
@@ -91,7 +91,7 @@ func (x *expected) readPolicies(ctx context.Context, a *API, d *policy.Delta) er
 		name := policy.Name{Namespace: p.Namespace, Name: p.Name}
 		x.policies[name], x.policed[p.Namespace] = p.ObjectMeta, true
 		d.Policies[name] = []*networkingv1.NetworkPolicy{p.DeepCopy()}
-		return note(&x.at.Policies, p)
+		return raise(&x.at.Policies, p)
 	})
 }
 
@@ -102,7 +102,7 @@ func (x *expected) readNamespaces(ctx context.Context, a *API, d *policy.Delta) 
 	return all(ctx, a, r, &corev1.NamespaceList{}, func(n *corev1.Namespace) error {
 		read := objects.Namespace(n)
 		d.Namespaces[n.Name] = &read
-		return note(&x.at.Namespaces, n)
+		return raise(&x.at.Namespaces, n)
 	})
 }
 
@@ -114,7 +114,7 @@ func (x *expected) readNodes(ctx context.Context, a *API, _ *policy.Delta) error
 	err := all(ctx, a, r, &corev1.NodeList{}, func(n *corev1.Node) error {
 		read, _ := objects.Node(n)
 		nodes = append(nodes, read)
-		return note(&x.at.Nodes, n)
+		return raise(&x.at.Nodes, n)
 	})
 	if err == nil {
 		accepted, _ := claims.Settle(nodes, claims.Terms{})
@@ -136,7 +136,7 @@ func (x *expected) readPods(ctx context.Context, a *API, d *policy.Delta) error 
 		if !read.HostNetwork && !read.Finished && read.NodeName != "" {
 			x.byNode[read.NodeName] = append(x.byNode[read.NodeName], one)
 		}
-		return note(&x.at.Pods, p)
+		return raise(&x.at.Pods, p)
 	})
 }
 

@@ -14,11 +14,11 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-const waysEvery = time.Minute
+const overlayEvery = time.Minute
 
-// ways are the routes and tunnels to pods on other nodes. There may be thousands, so they are read only after a
-// change or after waysEvery.
-type ways struct {
+// overlayView has the routes and tunnels to pods on other nodes. There may be thousands, so they are read only after a
+// change or after overlayEvery.
+type overlayView struct {
 	current bool
 	// moved means that the node's addresses or paths may have changed since plan was made.
 	moved     bool
@@ -33,36 +33,36 @@ type ways struct {
 	gate             gate
 }
 
-func (w *ways) problems() []ruleset.Problem {
-	return slices.Concat(w.plan.Problems, w.refused, w.gate.blocked)
+func (o *overlayView) problems() []ruleset.Problem {
+	return slices.Concat(o.plan.Problems, o.refused, o.gate.blocked)
 }
 
 // heedNews takes note of the kernel's changes. Those of the underlay wait for the next resync, because on some
 // nodes they come all the time.
 func (a *agent) heedNews(verify netfilter.Verify) {
-	w := &a.ways
-	w.unchecked = a.upkeep.ways.Swap(false) || w.unchecked
+	o := &a.overlay
+	o.unchecked = a.upkeep.overlay.Swap(false) || o.unchecked
 	if verify != netfilter.All {
 		return
 	}
-	if a.upkeep.underlay.Swap(false) || time.Since(w.checked) >= waysEvery || len(w.refused) > 0 {
-		w.moved, w.unchecked = true, true
+	if a.upkeep.underlay.Swap(false) || time.Since(o.checked) >= overlayEvery || len(o.refused) > 0 {
+		o.moved, o.unchecked = true, true
 	}
 }
 
-func (a *agent) planWays() {
-	w := &a.ways
-	if a.Node.Name == "" || w.current && !w.moved && a.faults.now[partNodes] == nil {
+func (a *agent) planOverlay() {
+	o := &a.overlay
+	if a.Node.Name == "" || o.current && !o.moved && a.faults.now[partNodes] == nil {
 		return
 	}
-	if w.routes == nil || w.moved {
-		w.routes = overlay.NewRoutes(a.netlink)
+	if o.routes == nil || o.moved {
+		o.routes = overlay.NewRoutes(a.netlink)
 	}
-	plan := overlay.Compute(a.Node.Name, a.Node.Overlay, a.cluster.nodes.accepted, w.routes)
-	if w.version == 0 || !w.plan.Equal(plan) {
-		w.version++
+	plan := overlay.Compute(a.Node.Name, a.Node.Overlay, a.cluster.nodes.accepted, o.routes)
+	if o.version == 0 || !o.plan.Equal(plan) {
+		o.version++
 	}
-	w.plan, w.current, w.moved = plan, true, false
+	o.plan, o.current, o.moved = plan, true, false
 }
 
 // reach returns false if it must be called again. If the kernel refuses one node's route, the others get theirs.
@@ -70,7 +70,7 @@ func (a *agent) reach() bool {
 	if a.Node.Name == "" {
 		return true
 	}
-	err := a.applyWays()
+	err := a.applyOverlay()
 	if err == nil {
 		err = a.writeConflist()
 	}
@@ -79,28 +79,28 @@ func (a *agent) reach() bool {
 	return err == nil
 }
 
-// applyWays applies the plan, unless nothing can have changed. It counts the parts that another program has
+// applyOverlay applies the plan, unless nothing can have changed. It counts the parts that another program has
 // removed.
-func (a *agent) applyWays() error {
-	w := &a.ways
-	same := w.version == w.applied
-	if same && !w.unchecked && a.faults.now[partNodes] == nil {
+func (a *agent) applyOverlay() error {
+	o := &a.overlay
+	same := o.version == o.applied
+	if same && !o.unchecked && a.faults.now[partNodes] == nil {
 		return nil
 	}
-	refusedBefore := len(w.refused) > 0
-	applied, err := overlay.New(a.netlink).Apply(w.plan)
-	w.refused = applied.Refused
+	refusedBefore := len(o.refused) > 0
+	applied, err := overlay.New(a.netlink).Apply(o.plan)
+	o.refused = applied.Refused
 	if err == nil && len(applied.Lacks) > 0 { // the tunnel's device may be new, and may have got addresses by itself
 		err = bridge.RemoveAutoconfigured(a.netlink)
 	}
 	if err != nil {
 		return err
 	}
-	if same && !refusedBefore && len(w.refused) == 0 {
+	if same && !refusedBefore && len(o.refused) == 0 {
 		a.countLacks(applied.Lacks)
 	}
-	a.reportMoves(w.kernel, w.plan)
-	w.kernel, w.applied, w.unchecked, w.checked = w.plan, w.version, false, time.Now()
+	a.reportMoves(o.kernel, o.plan)
+	o.kernel, o.applied, o.unchecked, o.checked = o.plan, o.version, false, time.Now()
 	return nil
 }
 
