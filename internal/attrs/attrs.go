@@ -1,9 +1,9 @@
-// Package attrs reads netlink attributes. The netlink library's nl.ParseAttributes is slow: it starts a goroutine for
-// each list.
+// Package attrs reads netlink attributes. The netlink library's own function, nl.ParseAttributes, is slow: it starts a
+// goroutine for each list.
 //
 // Invariants:
-//   - A value is a part of the given data: nothing is copied, and nothing beyond the data is read.
-//   - An attribute that is cut off ends the list, without an error.
+//   - A value is a part of the given data. Nothing is copied.
+//   - If the last attribute is cut off, the list ends before it, without an error.
 package attrs
 
 import (
@@ -15,8 +15,8 @@ import (
 
 const sizeofHeader = 4
 
-// In yields the attributes in the data, each with its type and its value. The type has no flags such as
-// NLA_F_NESTED. In stops at an attribute that is cut off.
+// In yields the type and the value of each attribute in the data. The type comes without flags such as NLA_F_NESTED. In
+// stops at an attribute that is cut off.
 func In(data []byte) iter.Seq2[uint16, []byte] {
 	return func(yield func(kind uint16, value []byte) bool) {
 		for len(data) >= sizeofHeader {

@@ -29,7 +29,7 @@ func TestIn(t *testing.T) {
 	if diff := cmp.Diff(want, collect(data)); diff != "" {
 		t.Error(diff)
 	}
-	for length := range data { // of data that is cut off, In yields only whole attributes
+	for length := range data { // In yields only whole attributes, wherever the data is cut off
 		got := collect(data[:length])
 		if len(got) >= len(want) || len(got) > 0 && !cmp.Equal(want[:len(got)], got) {
 			t.Errorf("%d bytes: %v", length, got)
@@ -40,7 +40,7 @@ func TestIn(t *testing.T) {
 	}
 }
 
-// FuzzIn: no data makes In panic, or yield more bytes than the data has.
+// FuzzIn: whatever the data, In doesn't panic, and yields no more bytes than the data has.
 func FuzzIn(f *testing.F) {
 	f.Add([]byte{8, 0, 1, 0, 1, 2, 3, 4})
 	f.Add([]byte{3, 0, 1, 0})

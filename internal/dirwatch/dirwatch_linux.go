@@ -15,17 +15,17 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Watcher watches one directory, or a tree.
+// Watcher watches one directory, or a tree of directories.
 type Watcher struct {
 	f    *os.File
 	dir  string
 	mask uint32
 
 	mu   sync.Mutex
-	dirs map[int32]string // the watched directories below dir, by inotify's number; dir itself is "."
+	dirs map[int32]string // watched directories by inotify's number; a path is relative to dir, which itself is "."
 }
 
-// New watches the files directly in dir from now on.
+// New watches the files directly in dir.
 //
 // Equivalent to: inotifywait -m -e close_write,moved_to,moved_from,delete,delete_self,move_self DIR
 func New(dir string) (*Watcher, error) {
@@ -33,8 +33,8 @@ func New(dir string) (*Watcher, error) {
 		unix.IN_DELETE_SELF|unix.IN_MOVE_SELF|unix.IN_ONLYDIR)
 }
 
-// NewTree is New, and also reports new links and directories. It doesn't watch the directories below dir: Watch adds
-// them. isUnfinished leaves out the create events of files that are still to be closed.
+// NewTree watches dir like New, and also reports new directories and links. To watch the directories below dir, call
+// Watch.
 //
 // Equivalent to: inotifywait -m -e close_write,create,moved_to,moved_from,delete,delete_self,move_self DIR
 func NewTree(dir string) (*Watcher, error) {
@@ -62,7 +62,8 @@ func (w *Watcher) watch(dir string) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if was, ok := w.dirs[int32(wd)]; !ok || was != "." { // unless a link below the root leads back to the root
+	// A link below the root may lead to the root, which must stay ".".
+	if was, ok := w.dirs[int32(wd)]; !ok || was != "." {
 		w.dirs[int32(wd)] = dir
 	}
 	return nil
@@ -77,8 +78,8 @@ func (w *Watcher) control(f func(fd int) (int, error)) (n int, err error) {
 	return n, errors.Join(outer, err)
 }
 
-// Watch sets which directories below the root are watched, by their paths below it. It returns an error for
-// each that can't be watched, and watches the others.
+// Watch sets which directories below the root are watched, as paths relative to the root. If a directory can't be
+// watched, Watch returns an error, but watches the other directories.
 func (w *Watcher) Watch(dirs map[string]bool) error {
 	var errs []error
 	w.mu.Lock()
@@ -88,13 +89,13 @@ func (w *Watcher) Watch(dirs map[string]bool) error {
 		}
 		if !dirs[dir] {
 			delete(w.dirs, wd)
-			// If the directory is gone, the kernel has ended the watch itself, and returns an error.
+			// An error means that the directory is gone: the kernel has then ended the watch.
 			_, _ = w.control(func(fd int) (int, error) { return unix.InotifyRmWatch(fd, uint32(wd)) })
 		}
 	}
 	w.mu.Unlock()
 	for dir := range dirs {
-		// Known directories are watched again: another directory may have the same path by now.
+		// This also renews the watch on known paths: a path may now belong to another directory.
 		if err := w.watch(dir); err != nil {
 			errs = append(errs, err)
 		}
@@ -102,11 +103,11 @@ func (w *Watcher) Watch(dirs map[string]bool) error {
 	return errors.Join(errs...)
 }
 
-// Close stops watching. A waiting Next returns.
+// Close stops watching. A goroutine that waits in Next gets fs.ErrClosed.
 func (w *Watcher) Close() error { return w.f.Close() }
 
-// Next waits for events and returns the changes, perhaps none. It returns fs.ErrClosed after Close, and ErrGone
-// if the root is gone.
+// Next waits for events, and returns the changes, perhaps none. It returns fs.ErrClosed after Close, and ErrGone if the
+// root is gone.
 func (w *Watcher) Next() (Change, error) {
 	var buf [64 << 10]byte
 	n, err := w.f.Read(buf[:])
@@ -137,7 +138,8 @@ func (w *Watcher) decode(b []byte) (Change, error) {
 		switch {
 		case mask&unix.IN_Q_OVERFLOW != 0:
 			c.Lost = true
-		case !known, mask&unix.IN_IGNORED != 0 && dir != ".": // no longer watched, or an earlier event gave the reason
+		// Ignore events of a directory that isn't watched any more.
+		case !known, mask&unix.IN_IGNORED != 0 && dir != ".":
 		case gone && dir == ".":
 			return c, ErrGone
 		case gone:
@@ -150,29 +152,29 @@ func (w *Watcher) decode(b []byte) (Change, error) {
 	return c, nil
 }
 
-// isUnfinished reports whether another event will follow for a created name: its writer will close the file, or
-// it is gone already.
+// isUnfinished reports whether another event will follow the event that the name was created: the writer of a new file
+// will close it, or the file is already deleted.
 func (w *Watcher) isUnfinished(dir, name string) bool {
 	info, err := os.Lstat(filepath.Join(w.dir, dir, name))
 	if err != nil {
-		return errors.Is(err, fs.ErrNotExist) // its deletion is an event too
+		return errors.Is(err, fs.ErrNotExist) // an event will report the deletion
 	}
 	stat, ok := info.Sys().(*syscall.Stat_t)
 	return info.Mode().IsRegular() && ok && stat.Nlink == 1
 }
 
 // ReadFile reads a file without waiting. It returns ErrBeingWritten if a process has the file open for writing, and
-// ErrNoFile if it isn't a regular file. It notices writers by taking a read lease (fcntl(2), "Leases"). On
-// filesystems without leases it notices none.
+// ErrNoFile if the path is no regular file. It finds writers by asking the kernel for a read lease (fcntl(2),
+// "Leases"). On filesystems without leases it can't find writers.
 func ReadFile(path string) (data []byte, err error) {
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
-	if errors.Is(err, unix.ENXIO) { // a socket
+	if errors.Is(err, unix.ENXIO) { // the path is a socket
 		return nil, ErrNoFile
 	}
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, f.Close()) }() // also ends the lease
+	defer func() { err = errors.Join(err, f.Close()) }() // closing also ends the lease
 	if info, err := f.Stat(); err != nil {
 		return nil, err
 	} else if !info.Mode().IsRegular() {

@@ -7,7 +7,7 @@ import (
 	"os"
 )
 
-// Watcher exists so that programs that never watch a directory can be built.
+// Watcher lets programs that watch no directory be built on systems without inotify.
 type Watcher struct{}
 
 // New returns an error: only Linux has inotify.
@@ -24,7 +24,7 @@ func (*Watcher) Next() (Change, error) { return Change{}, errors.ErrUnsupported 
 
 func (*Watcher) Close() error { return nil }
 
-// ReadFile reads a file. It returns ErrNoFile if it isn't a regular file.
+// ReadFile reads a file. It returns ErrNoFile if the path is no regular file.
 func ReadFile(path string) ([]byte, error) {
 	info, err := os.Stat(path)
 	if err != nil {

@@ -85,7 +85,7 @@ func TestAFileIsReportedWhenItIsClosed(t *testing.T) {
 	if _, err := os.ReadFile(f.Name()); err != nil {
 		t.Fatal(err)
 	}
-	wantNames(t, w, dir) // reading a file is no change
+	wantNames(t, w, dir) // reading a file causes no event
 }
 
 func TestRenamesAndDeletes(t *testing.T) {
@@ -102,7 +102,8 @@ func TestRenamesAndDeletes(t *testing.T) {
 		{func() error { return os.WriteFile(dir+"/c", nil, 0o600) }, []string{"c"}},
 		{func() error { return os.Remove(dir + "/c") }, []string{"c"}},
 		{func() error { return os.MkdirAll(dir+"/d/e", 0o700) }, nil},
-		{func() error { return os.WriteFile(dir+"/d/f", nil, 0o600) }, nil}, // only files directly in the directory count
+		// New watches only files directly in the directory.
+		{func() error { return os.WriteFile(dir+"/d/f", nil, 0o600) }, nil},
 	} {
 		if err := step.do(); err != nil {
 			t.Fatal(err)
@@ -184,10 +185,10 @@ func TestTree(t *testing.T) {
 		{func() error { return os.Symlink("b/c", dir+"/a/link") }, []string{"a/link"}},
 		{func() error { return os.Link(dir+"/a/b/c", dir+"/hard") }, []string{"hard"}},
 		{func() error { return os.Mkdir(dir+"/new", 0o700) }, []string{"new"}},
-		{func() error { return os.WriteFile(dir+"/new/x", nil, 0o600) }, nil}, // this directory isn't watched yet
+		{func() error { return os.WriteFile(dir+"/new/x", nil, 0o600) }, nil}, // the new directory isn't watched yet
 		{func() error { return w.Watch(map[string]bool{"a": true, "new": true}) }, nil},
 		{func() error { return os.WriteFile(dir+"/new/x", nil, 0o600) }, []string{"new/x"}},
-		{func() error { return os.WriteFile(dir+"/a/b/c", nil, 0o600) }, nil}, // this directory isn't watched any more
+		{func() error { return os.WriteFile(dir+"/a/b/c", nil, 0o600) }, nil}, // the directory is no longer watched
 		{func() error { return os.RemoveAll(dir + "/new") }, []string{"new/x", "new", "new"}},
 		{func() error { return os.Rename(dir+"/a", dir+"/d") }, []string{"a", "d", "a"}},
 	} {
@@ -207,7 +208,7 @@ func TestTree(t *testing.T) {
 	}
 }
 
-// TestLost: if the kernel's queue overflows, Next reports the loss, and later changes too.
+// TestLost: if the kernel's queue of events overflows, Next reports the loss. It still reports later changes.
 func TestLost(t *testing.T) {
 	data, err := os.ReadFile("/proc/sys/fs/inotify/max_queued_events")
 	if err != nil {
@@ -220,7 +221,7 @@ func TestLost(t *testing.T) {
 	w, dir := watch(t)
 	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
 	write(t, a)
-	for range room/2 + 1 { // each rename makes two events
+	for range room/2 + 1 { // each rename causes two events
 		if err := os.Rename(a, b); err != nil {
 			t.Fatal(err)
 		}
@@ -235,7 +236,7 @@ func TestLost(t *testing.T) {
 			break
 		}
 	}
-	wantNames(t, w, dir) // later events are reported
+	wantNames(t, w, dir) // events after the loss are reported
 }
 
 func event(mask uint32, name string) []byte {

@@ -1,8 +1,8 @@
-// Package excerpt shortens texts from outside weir and makes them safe to print in logs, problems and errors.
+// Package excerpt shortens texts that come from outside of weir, and makes them safe to print.
 //
 // Invariants:
 //   - Of, Printable and WriteJSON return only printable characters and newlines.
-//   - A text that Of or List has shortened says how much was left out. Of cuts no character in two.
+//   - A text that Of or List has shortened ends with how much was left out. Of cuts no character in two.
 package excerpt
 
 import (
@@ -14,8 +14,8 @@ import (
 // maxLength is how many bytes of a text Of keeps at most.
 const maxLength = 1024
 
-// Of returns a text of at most maxLength bytes whole. From a longer text it keeps the beginning, and says how many
-// bytes it left out. Characters that aren't printable become question marks. Newlines stay.
+// Of returns the text, or the first maxLength bytes of a longer text with the number of bytes that were left out. It
+// replaces characters that aren't printable by question marks, except newlines.
 func Of(text string) string {
 	more := 0
 	if len(text) > maxLength {
@@ -32,7 +32,7 @@ func Of(text string) string {
 	return text
 }
 
-// Printable returns the text with question marks for the characters that aren't printable. Newlines stay.
+// Printable replaces characters that aren't printable by question marks, except newlines.
 func Printable(text string) string {
 	return strings.Map(func(r rune) rune {
 		if hidden(r) {

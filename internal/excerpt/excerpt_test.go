@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// TestOf: a text of more than 1,024 bytes is cut between characters. Characters that aren't printable become question
+// TestOf: Of cuts a text of more than 1,024 bytes, but no character. Characters that aren't printable become question
 // marks, except newlines.
 func TestOf(t *testing.T) {
 	for text, want := range map[string]string{

@@ -10,8 +10,9 @@ import (
 	"unicode/utf8"
 )
 
-// WriteJSON writes the value as JSON and a newline. indent is the indent of each level; without one, the value is in
-// one line. Characters that aren't printable are escaped: encoding/json leaves some that a terminal acts on.
+// WriteJSON writes the value as JSON, and a newline. indent is the indentation of each level; if it is empty, the JSON
+// is one line. Characters that aren't printable are escaped, because a terminal could act on them. encoding/json
+// doesn't escape all of them.
 func WriteJSON(out io.Writer, indent string, value any) error {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
@@ -23,8 +24,8 @@ func WriteJSON(out io.Writer, indent string, value any) error {
 	return err
 }
 
-// escaped returns the JSON text with escapes for characters that aren't printable. JSON has such characters only
-// within strings.
+// escaped escapes all characters of the JSON text that aren't printable. In JSON, such characters are always within
+// strings.
 func escaped(text []byte) []byte {
 	if !bytes.ContainsFunc(text, hidden) {
 		return text

@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// TestWriteJSON: no character that a terminal could act on is left, and the value stays the same.
+// TestWriteJSON: the output has no character that a terminal could act on, and can be read back as the same value.
 func TestWriteJSON(t *testing.T) {
 	odd := "a\x00\x1b[2J\x7f\u0085\u009b31m\u00a0\u200b\u202e\u2028\ue000\U000e0041é語\U0001f600\n\t<&>"
 	value := map[string][]string{odd: {odd, "plain"}}

@@ -5,18 +5,19 @@ import (
 	"strings"
 )
 
-// Named is how many elements List names of a long list.
+// Named is how many elements of a long list List names.
 const Named = 10
 
-// List returns the list as text, with the separator between its elements. Of a list with more than Named+1
-// elements, it returns the first Named, and the number of the others.
+// List returns the elements as text, with the separator between them. If there are more than Named+1 elements, it
+// returns the first Named elements and the number of the rest.
 func List[T ~string](list []T, separator string) string {
 	var b strings.Builder
 	for i, s := range list {
 		if i > 0 {
 			b.WriteString(separator)
 		}
-		if i == Named && len(list) > Named+1 { // "and 1 more" would be as long as the name
+		// A single left-out element is named, because "and 1 more" would be as long.
+		if i == Named && len(list) > Named+1 {
 			fmt.Fprintf(&b, "and %d more", len(list)-Named)
 			break
 		}

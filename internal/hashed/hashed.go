@@ -1,8 +1,8 @@
-// Package hashed has a map for many values that have their keys in themselves.
+// Package hashed has a map for many values that contain their own keys.
 //
 // Invariants:
-//   - Get returns only a value with the wanted key, even if other keys have the same hash.
-//   - Each key has one value at most.
+//   - Get never returns a value with another key, even if the keys' hashes are equal.
+//   - There is at most one value for each key.
 package hashed
 
 import (
@@ -10,17 +10,17 @@ import (
 	"iter"
 )
 
-// Map is like map[K]*V, but keeps the hashes of the keys instead of the keys. So its only pointers are those to the
-// values: a map of names takes less than half of the memory, and a garbage collection has less to visit.
+// Map is like map[K]*V, but stores hashes instead of keys, because each value contains its key. With names as keys, it
+// needs less than half of the memory, and garbage collection visits fewer pointers.
 type Map[K comparable, V any] struct {
 	key  func(*V) K
 	hash func(K) uint64
-	// values has one value for each hash. others has the values whose hash another value had when they were put.
+	// values has one value for each hash. A second value with the same hash is in others.
 	values map[uint64]*V
 	others map[K]*V
 }
 
-// New returns an empty map. key returns a value's key, which must never change.
+// New returns an empty map. The function key returns a value's key. The key of a value must never change.
 func New[K comparable, V any](key func(*V) K) Map[K, V] {
 	seed := maphash.MakeSeed()
 	return Map[K, V]{
@@ -29,7 +29,7 @@ func New[K comparable, V any](key func(*V) K) Map[K, V] {
 	}
 }
 
-// Get returns the value of the key; nil if there is none.
+// Get returns the value of the key, or nil.
 func (m *Map[K, V]) Get(k K) *V {
 	if v := m.values[m.hash(k)]; v != nil && m.key(v) == k {
 		return v
@@ -49,7 +49,7 @@ func (m *Map[K, V]) Put(v *V) {
 	delete(m.others, k)
 }
 
-// Delete removes the value of the key, if there is one.
+// Delete removes the value of the key, if any.
 func (m *Map[K, V]) Delete(k K) {
 	h := m.hash(k)
 	if at := m.values[h]; at != nil && m.key(at) == k {
@@ -62,7 +62,7 @@ func (m *Map[K, V]) Delete(k K) {
 // Len returns the number of values.
 func (m *Map[K, V]) Len() int { return len(m.values) + len(m.others) }
 
-// All yields the values with their keys, in no order. The caller may delete the yielded value.
+// All yields the keys and values, in random order. The caller may delete the value that was just yielded.
 func (m *Map[K, V]) All() iter.Seq2[K, *V] {
 	return func(yield func(K, *V) bool) {
 		for _, v := range m.values {

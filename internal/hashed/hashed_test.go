@@ -8,7 +8,7 @@ import (
 
 type pair struct{ key, value int }
 
-// TestMap: after random changes, the map has the values of Go's own map, also if many keys have the same hash.
+// TestMap: after random changes, Map has the same values as Go's map, even if many keys have the same hash.
 func TestMap(t *testing.T) {
 	for name, hash := range map[string]func(int) uint64{
 		"the real hash": nil, "three hashes": func(k int) uint64 { return uint64(k % 3) },

@@ -1,8 +1,8 @@
 // Package kubeproxy asks the node's kube-proxy for its mode.
 //
 // Invariants:
-//   - The question takes a second at most.
-//   - Without a whole answer the mode is unknown, which is an empty text.
+//   - The question takes at most a second.
+//   - The mode is empty if it is unknown: kube-proxy doesn't answer, or only in part.
 package kubeproxy
 
 import (
@@ -13,10 +13,9 @@ import (
 	"time"
 )
 
-// answersWithin is how long Mode waits for the answer.
 const answersWithin = time.Second
 
-// Mode returns the mode of the node's kube-proxy, such as "nftables". It returns nothing if kube-proxy doesn't answer.
+// Mode returns the mode of the node's kube-proxy, such as "nftables". It returns "" if kube-proxy doesn't answer.
 //
 // Equivalent to: curl http://127.0.0.1:10249/proxyMode
 func Mode(ctx context.Context) string {

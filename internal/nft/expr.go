@@ -7,20 +7,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Counter returns the statement "counter". Chain.Same ignores what it has counted.
+// Counter returns the statement "counter". Chain.Same ignores the counter's value.
 func Counter() []expr.Any { return []expr.Any{&expr.Counter{}} }
 
 // Drop returns the statements "counter drop".
 func Drop() []expr.Any { return append(Counter(), Verdict(expr.VerdictDrop, "")...) }
 
-// Log returns the statement "log prefix PREFIX group GROUP": the kernel copies the packet to a netlink log group.
+// Log returns the statement "log prefix PREFIX group GROUP", by which the kernel copies packets to a netlink log group.
 func Log(prefix string, group uint16) []expr.Any {
 	return []expr.Any{&expr.Log{
 		Key: 1<<unix.NFTA_LOG_GROUP | 1<<unix.NFTA_LOG_PREFIX, Group: group, Data: []byte(prefix),
 	}}
 }
 
-// WithoutLog returns the rule without statements that log.
+// WithoutLog returns the rule without its log statements.
 func (r Rule) WithoutLog() Rule {
 	r.Exprs = slices.DeleteFunc(slices.Clone(r.Exprs), func(e expr.Any) bool {
 		_, logs := e.(*expr.Log)
@@ -29,7 +29,7 @@ func (r Rule) WithoutLog() Rule {
 	return r
 }
 
-// WithoutLog returns the chain without statements that log, and without rules that do nothing else.
+// WithoutLog returns the chain without log statements. Rules that only log are removed.
 func (want Chain) WithoutLog() Chain {
 	rules := want.Rules
 	want.Rules = nil
@@ -41,44 +41,44 @@ func (want Chain) WithoutLog() Chain {
 	return want
 }
 
-// Verdict returns a verdict statement; chain is the chain to which a jump or goto leads.
+// Verdict returns a verdict statement. chain is the target of a jump or goto, and empty for other verdicts.
 func Verdict(kind expr.VerdictKind, chain string) []expr.Any {
 	return []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}
 }
 
-// IIFName returns a match of the incoming link's name. A padded name (LinkName) matches one link. Any other name
-// matches all links whose names begin with it, as nft's "weirp*" does.
+// IIFName returns a match of the name of the link by which the packet came in. A name from LinkName matches one link.
+// Any other name matches all links whose names begin with it, as nft's "weirp*" does.
 func IIFName(op expr.CmpOp, name []byte) []expr.Any {
 	return []expr.Any{LoadIIFName(unix.NFT_REG_1), &expr.Cmp{Op: op, Register: unix.NFT_REG_1, Data: name}}
 }
 
-// LinkName returns a link's whole name as the kernel compares it: padded with zeros to 16 bytes.
+// LinkName returns a link's name in the form in which the kernel compares it: 16 bytes, filled with zeros.
 func LinkName(name string) []byte {
 	return append([]byte(name), make([]byte, unix.IFNAMSIZ-len(name))...)
 }
 
-// Equal returns a match of packets for which load puts the value into register 1.
+// Equal returns a match: load puts a value of the packet into register 1, which must equal the given value.
 func Equal(load expr.Any, value []byte) []expr.Any { return Compare(load, expr.CmpOpEq, value) }
 
-// Compare returns a match of packets. load puts a value of the packet into register 1, and op compares the register
-// with the given value.
+// Compare returns a match: load puts a value of the packet into register 1, and op compares the register with the given
+// value.
 func Compare(load expr.Any, op expr.CmpOp, value []byte) []expr.Any {
 	return []expr.Any{load, &expr.Cmp{Op: op, Register: unix.NFT_REG_1, Data: value}}
 }
 
-// LoadIIFName returns the expression that puts the incoming link's name into a register.
+// LoadIIFName returns the expression that puts the name of the incoming link into a register.
 func LoadIIFName(register uint32) expr.Any { return LoadMeta(expr.MetaKeyIIFNAME, register) }
 
-// LoadMeta returns the expression that puts a property of the packet, such as its protocol, into a register.
+// LoadMeta returns the expression that puts the packet's property key, such as its protocol, into a register.
 func LoadMeta(key expr.MetaKey, register uint32) expr.Any {
 	return &expr.Meta{Key: key, Register: register}
 }
 
-// LoadPayload returns the expression that puts length bytes of the packet into a register. The bytes begin at
-// offset in the header that base names.
+// LoadPayload returns the expression that puts bytes of the packet into a register. base names a header of the packet.
+// offset and length select bytes from there.
 func LoadPayload(base expr.PayloadBase, offset, length, register uint32) expr.Any {
 	return &expr.Payload{Base: base, Offset: offset, Len: length, DestRegister: register}
 }
 
-// Join joins the parts of one rule. The kernel evaluates a part only if the packet matches all parts before it.
+// Join joins parts into one rule. The kernel evaluates a part only if the packet matches all parts before it.
 func Join(parts ...[]expr.Any) []expr.Any { return slices.Concat(parts...) }

@@ -1,12 +1,12 @@
 // Package nft writes the nftables chains of the guard (package bridge) and the gate (package overlay), and compares
-// them with the kernel's.
+// them with the chains in the kernel.
 //
 // Invariants:
-//   - The package owns no kernel object: the caller passes the connection, and names the tables.
+//   - The caller passes the connection to the kernel, and names the tables.
 //   - AddChains only adds to the caller's transaction. Nothing changes before the caller commits it.
-//   - A chain is the same only if its hook and all its rules are, in their order. What rules have counted doesn't
-//     matter.
-//   - A table that another program owns or has switched off counts as absent.
+//   - Two chains are the same only if they have the same hook and the same rules in the same order. Values of counters
+//     don't matter.
+//   - A table that another program owns or has disabled counts as missing.
 package nft
 
 import (
@@ -21,13 +21,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Rule is a rule as it should be.
+// Rule is a rule that the kernel should have.
 type Rule struct {
 	Comment string
 	Exprs   []expr.Any
 }
 
-// Chain is a chain as it should be, with its rules in order.
+// Chain is a chain that the kernel should have, with its rules in order.
 type Chain struct {
 	*nftables.Chain
 	Rules []Rule
@@ -45,8 +45,8 @@ func BaseChain(
 	}
 }
 
-// AddChains adds the chains to the connection's transaction, and replaces the rules of existing chains. It adds
-// all chains before the first rule, so that each rule can jump to each chain.
+// AddChains adds the chains to the connection's transaction. It replaces the rules of existing chains. All chains are
+// added before the first rule, because a rule can only jump to an existing chain.
 //
 // Equivalent to: nft add chain …; nft flush chain …; nft add rule … for each
 func AddChains(conn *nftables.Conn, chains []Chain) {
@@ -64,13 +64,13 @@ func AddChains(conn *nftables.Conn, chains []Chain) {
 	}
 }
 
-// Listed is a chain as the kernel has it, with its rules.
+// Listed is a chain that the kernel has, with its rules.
 type Listed struct {
 	*nftables.Chain
 	Rules []*nftables.Rule
 }
 
-// ListChains returns the table's chains by name. If there is no such table, it returns no chains and no error.
+// ListChains returns the table's chains by name. If the table is missing, it returns no chains and no error.
 //
 // Equivalent to: nft list table FAMILY TABLE
 func ListChains(conn *nftables.Conn, t *nftables.Table) (map[string]Listed, error) {
@@ -84,7 +84,7 @@ func ListChains(conn *nftables.Conn, t *nftables.Table) (map[string]Listed, erro
 			continue
 		}
 		rules, err := conn.GetRules(t, c)
-		if errors.Is(err, unix.ENOENT) { // deleted since the chains were listed
+		if errors.Is(err, unix.ENOENT) { // the chain was deleted after it was listed
 			continue
 		}
 		if err != nil {
@@ -95,16 +95,15 @@ func ListChains(conn *nftables.Conn, t *nftables.Table) (map[string]Listed, erro
 	return all, nil
 }
 
-// Same reports whether the kernel's chain is at the wanted hook and has the wanted rules. It ignores what the rules
-// have counted.
+// Same reports whether the kernel's chain has the wanted hook and the wanted rules. It ignores the values of counters.
 func (want Chain) Same(have Listed) bool {
 	return want.SameHook(have) && slices.EqualFunc(have.Rules, want.Rules, func(h *nftables.Rule, w Rule) bool {
 		return w.same(want.Table.Family, h)
 	})
 }
 
-// SameHook reports whether the kernel's chain has the wanted hook and priority, and accepts packets at its end. If no
-// hook is wanted, it reports whether the kernel's chain has none.
+// SameHook reports whether the kernel's chain has the wanted hook and priority, and the policy accept. If want has no
+// hook, it reports whether the kernel's chain has none either.
 func (want Chain) SameHook(have Listed) bool {
 	if have.Chain == nil {
 		return false
@@ -125,14 +124,14 @@ func (want Rule) same(family nftables.TableFamily, have *nftables.Rule) bool {
 	})
 }
 
-// Comment returns the comment of a rule that the kernel has; empty if it has none.
+// Comment returns the comment of a rule in the kernel, or "".
 func Comment(r *nftables.Rule) string {
 	comment, _ := userdata.GetString(r.UserData, userdata.TypeComment)
 	return comment
 }
 
-// encode returns the expression's bytes, without what differs between equal rules: the counters' values, and the
-// sets' IDs, which are valid only in one transaction.
+// encode returns the expression as bytes, without the parts in which equal rules may differ: values of counters, and
+// IDs of sets, which are valid only in one transaction.
 func encode(family nftables.TableFamily, e expr.Any) ([]byte, error) {
 	switch x := e.(type) {
 	case *expr.Counter:
@@ -147,12 +146,12 @@ func encode(family nftables.TableFamily, e expr.Any) ([]byte, error) {
 	return expr.Marshal(byte(family), e)
 }
 
-// TableExists reports whether the kernel has the table and its rules are in use. A table with flags counts as
-// absent: another program has switched it off ("dormant"), or owns it.
+// TableExists reports whether the kernel has the table, and its rules are in force. A table with flags counts as
+// missing: another program owns it, or has disabled it ("dormant").
 //
 // Equivalent to: nft list tables FAMILY
 func TableExists(conn *nftables.Conn, t *nftables.Table) (bool, error) {
-	// The library's error for a missing table looks like its other errors, so the tables are listed instead.
+	// This lists the tables, because the library's error for a missing table can't be told from its other errors.
 	tables, err := conn.ListTablesOfFamily(t.Family)
 	if err != nil {
 		return false, fmt.Errorf("list nftables tables: %w", err)

@@ -5,11 +5,11 @@ import (
 	"iter"
 )
 
-// From returns a map of the pairs, which must be sorted by compare. Of pairs with equal keys it takes the
-// first. It is faster than With for each key.
+// From returns a map of the pairs, which must be sorted by compare. If several pairs have the same key, the first
+// counts. From is faster than calling With for each pair.
 func From[K comparable, V comparable](compare func(a, b K) int, sorted iter.Seq2[K, V]) Map[K, V] {
 	m := New[K, V](compare)
-	var spine []*node[K, V] // the path from the root to the highest key
+	var spine []*node[K, V] // nodes on the way from the root to the highest key
 	for key, value := range sorted {
 		if len(spine) > 0 && compare(spine[len(spine)-1].key, key) == 0 {
 			continue

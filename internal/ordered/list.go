@@ -5,23 +5,23 @@ import (
 	"slices"
 )
 
-// List makes sorted lists, one after the other. For a new list it copies the last one, and looks up only the
-// values that have changed.
+// List returns its values as a sorted slice. It makes each new slice from the last one, and looks up only the values
+// that have changed since.
 type List[K comparable, T any] struct {
 	key     func(*T) K
 	compare func(a, b K) int
 	all     map[K]*T
-	changed map[K]bool // since the last list
+	changed map[K]bool // keys whose values have changed since last was made
 	last    []T
 }
 
-// NewList returns an empty list. key returns a value's key, and compare gives the order of the keys.
+// NewList returns an empty list. The function key returns a value's key, and compare orders the keys.
 func NewList[K comparable, T any](key func(*T) K, compare func(a, b K) int) List[K, T] {
 	return List[K, T]{key: key, compare: compare, all: map[K]*T{}, changed: map[K]bool{}}
 }
 
-// Put adds the values, and replaces values with the same keys. It must be called again after a value has
-// changed.
+// Put adds the values. A value replaces an earlier one with the same key. If a value itself has changed, the caller
+// must call Put again.
 func (l *List[K, T]) Put(values ...*T) {
 	for _, v := range values {
 		k := l.key(v)
@@ -29,7 +29,7 @@ func (l *List[K, T]) Put(values ...*T) {
 	}
 }
 
-// Remove removes the values. It ignores values that others have replaced.
+// Remove removes the values. It ignores values that Put has replaced.
 func (l *List[K, T]) Remove(values ...*T) {
 	for _, v := range values {
 		if k := l.key(v); l.all[k] == v {
@@ -39,13 +39,13 @@ func (l *List[K, T]) Remove(values ...*T) {
 	}
 }
 
-// Replace calls Remove with the old values, and then Put with the new ones.
+// Replace removes the old values, and adds the new ones.
 func (l *List[K, T]) Replace(was, now []*T) {
 	l.Remove(was...)
 	l.Put(now...)
 }
 
-// All returns copies of all values, in order. Callers must not change the result.
+// All returns copies of all values, sorted by key. Callers must not change the slice.
 func (l *List[K, T]) All() []T {
 	if len(l.changed) == 0 {
 		return l.last

@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// TestList: the list has the values of a map after the same changes, in order. Earlier lists stay as they were.
+// TestList: after random changes, the list has the same values as a map, in order. Slices that were returned before
+// don't change.
 func TestList(t *testing.T) {
 	type pair struct{ key, value int }
 	r := rand.New(rand.NewPCG(1, 1))
@@ -28,7 +29,7 @@ func TestList(t *testing.T) {
 			case was != nil:
 				want[p.key] = p
 				list.Put(p)
-				list.Remove(was) // changes nothing: p has replaced it
+				list.Remove(was) // ignored, because p has replaced the value
 			}
 		}
 		if !slices.Equal(before, kept) {

@@ -1,13 +1,13 @@
-// Package ordered has a sorted map that never changes. Adding or deleting a key returns a new map, which shares nearly
-// all of its memory with the old one. The package also has List, for sorted lists of which few values change.
+// Package ordered has an immutable sorted map: adding or deleting a key returns a new map, which shares most of its
+// memory with the old one. The package also has List, a sorted list.
 //
-// The map is a treap (Seidel and Aragon, Randomized Search Trees, 1996): a search tree of the keys that is a heap of
-// the keys' hashes.
+// The map is a treap (Seidel and Aragon, Randomized Search Trees, 1996): a search tree by key, and a heap by the keys'
+// hashes.
 //
 // Invariants:
 //   - A map never changes, so any number of goroutines may read it without a lock.
-//   - Two maps with the same keys have the same shape, whatever the order of the changes was. So Diff can skip whatever
-//     two maps share.
+//   - Maps with the same keys have trees of the same shape, in whatever order the keys were added. So Diff can skip the
+//     parts that two maps share.
 //   - The keys are in order, and each occurs once.
 package ordered
 
@@ -16,8 +16,8 @@ import (
 	"iter"
 )
 
-// Map is an immutable map, sorted by key. The zero value is empty, and keys can't be added to it. New and From
-// return maps with an order of keys.
+// Map is an immutable map, sorted by key. Use New or From to make a map. The zero value is an empty map to which no key
+// can be added.
 type Map[K comparable, V comparable] struct {
 	root    *node[K, V]
 	compare func(a, b K) int
@@ -28,10 +28,10 @@ type node[K, V any] struct {
 	key         K
 	value       V
 	size        int32
-	rank        uint32 // the key's hash; no child has a higher one
+	rank        uint32 // the key's hash; a child's rank is never higher
 }
 
-// New returns an empty map whose keys have the order of compare.
+// New returns an empty map. compare orders the keys.
 func New[K comparable, V comparable](compare func(a, b K) int) Map[K, V] {
 	return Map[K, V]{compare: compare}
 }
@@ -42,7 +42,7 @@ func (m Map[K, V]) above(a uint32, ka K, b uint32, kb K) bool {
 	return a > b || a == b && m.compare(ka, kb) < 0
 }
 
-// Len returns the number of keys, without counting them.
+// Len returns the number of keys. It takes the same time for a map of any size.
 func (m Map[K, V]) Len() int { return m.root.len() }
 
 func (n *node[K, V]) len() int {
@@ -66,8 +66,8 @@ func (m Map[K, V]) Get(key K) (value V, ok bool) {
 	return value, false
 }
 
-// Last returns the last key for which among() is true. ok is false if there is none. The function among() must
-// be true up to some key, and false after it.
+// Last returns the last key for which among returns true. ok is false if there is none. For sorted keys, among must
+// return true up to some key, and false after it.
 func (m Map[K, V]) Last(among func(K) bool) (key K, ok bool) {
 	for n := m.root; n != nil; {
 		if among(n.key) {
@@ -79,12 +79,12 @@ func (m Map[K, V]) Last(among func(K) bool) (key K, ok bool) {
 	return key, ok
 }
 
-// All yields the keys in order, with their values.
+// All yields the keys and values, sorted by key.
 func (m Map[K, V]) All() iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) { m.root.all(yield) }
 }
 
-// After yields the keys behind the given one in order, with their values.
+// After yields the keys that are higher than the given key, and their values, sorted by key.
 func (m Map[K, V]) After(key K) iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) { m.after(m.root, key, yield) }
 }
@@ -103,7 +103,7 @@ func (n *node[K, V]) all(yield func(K, V) bool) bool {
 	return n == nil || n.left.all(yield) && yield(n.key, n.value) && n.right.all(yield)
 }
 
-// With returns the map with the key and the value. It returns m itself if the key has this value already.
+// With returns a map that also has the key with the value. It returns m itself if m has this key and value.
 func (m Map[K, V]) With(key K, value V) Map[K, V] {
 	if old, ok := m.Get(key); ok && old == value {
 		return m
@@ -113,7 +113,7 @@ func (m Map[K, V]) With(key K, value V) Map[K, V] {
 	return m
 }
 
-// Without returns the map without the key. It returns m itself if m doesn't have the key.
+// Without returns a map without the key. It returns m itself if m doesn't have the key.
 func (m Map[K, V]) Without(key K) Map[K, V] {
 	if _, ok := m.Get(key); ok {
 		m.root = m.remove(m.root, key)
@@ -121,8 +121,8 @@ func (m Map[K, V]) Without(key K) Map[K, V] {
 	return m
 }
 
-// Same reports whether the maps share all their memory. Equal maps that were made separately are not the same, unless
-// they are empty.
+// Same reports whether the maps share all their memory. It returns false for equal maps that were made separately,
+// unless they are empty.
 func (m Map[K, V]) Same(o Map[K, V]) bool { return m.root == o.root }
 
 // Equal reports whether the maps have the same keys and values. It skips parts that the maps share.
@@ -133,15 +133,14 @@ func (m Map[K, V]) Equal(o Map[K, V]) bool {
 	return true
 }
 
-// Change is a difference between two maps in one key.
+// Change is the difference of two maps in one key.
 type Change[K, V any] struct {
 	Key      K
 	Was, Now V
-	Had, Has bool // whether the old and the new map have the key
+	Had, Has bool // true if the old map and the new map, respectively, have the key
 }
 
-// Diff yields the differences from the map m to the map now, in the order of the keys. It skips parts that the
-// maps share.
+// Diff yields the changes from the map m to the map now, sorted by key. It skips parts that the maps share.
 func (m Map[K, V]) Diff(now Map[K, V]) iter.Seq[Change[K, V]] {
 	if m.compare == nil {
 		m.compare = now.compare
@@ -161,7 +160,7 @@ func (m Map[K, V]) diff(was, now *node[K, V], yield func(Change[K, V]) bool) boo
 		return m.diff(was.left, now.left, yield) &&
 			(was.value == now.value || yield(Change[K, V]{was.key, was.value, now.value, true, true})) &&
 			m.diff(was.right, now.right, yield)
-	case m.above(was.rank, was.key, now.rank, now.key): // the new map doesn't have the key
+	case m.above(was.rank, was.key, now.rank, now.key): // the key is only in the old map
 		left, right := m.split(now, was.key)
 		return m.diff(was.left, left, yield) && yield(Change[K, V]{Key: was.key, Was: was.value, Had: true}) &&
 			m.diff(was.right, right, yield)
@@ -196,8 +195,7 @@ func (m Map[K, V]) remove(n *node[K, V], key K) *node[K, V] {
 	return m.join(n.left, n.right)
 }
 
-// split divides the tree n into keys that are lower than the key and keys that are higher. The tree must not
-// have the key.
+// split divides the tree n into the keys below the given key and the keys above it. The tree must not contain the key.
 func (m Map[K, V]) split(n *node[K, V], key K) (lower, higher *node[K, V]) {
 	switch {
 	case n == nil:

@@ -8,8 +8,8 @@ import (
 	"testing"
 )
 
-// TestMap: random changes give what Go's own map has, and leave older versions alone. Diff has exactly the
-// differences.
+// TestMap: after random changes, Map has the same content as Go's map, and earlier versions of Map haven't changed.
+// Diff yields exactly the differences of two versions.
 func TestMap(t *testing.T) {
 	for seed := range uint64(200) {
 		r := rand.New(rand.NewPCG(seed, 0))
@@ -34,7 +34,7 @@ func TestMap(t *testing.T) {
 			check(t, v.Map, v.want)
 			built := From(cmp.Compare, func(yield func(int, int) bool) {
 				for _, k := range slices.Sorted(maps.Keys(v.want)) {
-					if !yield(k, v.want[k]) || !yield(k, -1) { // the second is ignored
+					if !yield(k, v.want[k]) || !yield(k, -1) { // From must ignore the second pair with the same key
 						return
 					}
 				}
@@ -67,7 +67,7 @@ func check(t *testing.T, m Map[int, int], want map[int]int) {
 			t.Fatalf("the keys behind %d are %v, want %v", k, got, behind)
 		}
 	}
-	for k := -1; k <= 60; k++ { // the last key that is k or lower
+	for k := -1; k <= 60; k++ {
 		want := k
 		for ; want >= 0; want-- {
 			if _, ok := m.Get(want); ok {
@@ -110,7 +110,7 @@ func sameShape(a, b *node[int, int]) bool {
 	return a.key == b.key && a.size == b.size && sameShape(a.left, b.left) && sameShape(a.right, b.right)
 }
 
-// BenchmarkDiff measures With and Diff for one different key, in maps of a hundred to a million keys.
+// BenchmarkDiff measures With and Diff for a change of one key, in maps with 100 to 1,000,000 keys.
 func BenchmarkDiff(b *testing.B) {
 	for _, n := range []int{100, 10_000, 1_000_000} {
 		m := From(cmp.Compare, func(yield func(int, int) bool) {

@@ -17,14 +17,15 @@ var (
 	firstState = flag.Uint64("first", 1, "the seed of the first of these states")
 )
 
-// TestBackendsAgree sends the same packets through iptables and nftables under the same random states. Through both,
-// exactly those packets must arrive that the policies allow. The flavours of iptables take turns.
+// TestBackendsAgree sends the same packets through the rules of iptables and of nftables, in the same random clusters.
+// With each backend, exactly those packets must arrive that the policies allow. Clusters take turns between
+// iptables-legacy and iptables-nft.
 func TestBackendsAgree(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
 	n := randomNode(t)
-	const block = 20 // states under one backend in a row
+	const block = 20 // how many states run with one backend before the next backend has its turn
 	sent, last := 0, *firstState+uint64(*states)-1
 	for from, i := *firstState, 0; from <= last && !t.Failed(); from, i = from+block, i+1 {
 		arrived := map[uint64][]bool{}
@@ -48,8 +49,8 @@ func TestBackendsAgree(t *testing.T) {
 	fmt.Printf("random-backends: %d states, %d packets through each of both backends, 0 differences\n", *states, sent)
 }
 
-// arrivals enforces the random state of the seed and sends packets. It returns them, and for each whether it should
-// arrive and whether it has arrived.
+// arrivals enforces the policies of a random cluster and sends packets between its pods. For each packet, it returns
+// whether the packet should arrive, and whether it has arrived.
 func (n *Node) arrivals(seed uint64) (headers []verdict.Packet, expect, arrived []bool) {
 	n.Helper()
 	s := randomState(seed)
@@ -67,5 +68,5 @@ func (n *Node) arrivals(seed uint64) (headers []verdict.Packet, expect, arrived 
 	return headers, expect, n.Send(headers, expect)
 }
 
-// mostOfAState is how many packets arrivals sends at most, so that a run gets through many states.
+// mostOfAState is how many packets are sent at most in one cluster, so that there is time for many clusters.
 const mostOfAState = 200

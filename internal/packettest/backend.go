@@ -10,14 +10,14 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Backend writes rulesets to the kernel.
+// Backend writes rulesets to the kernel, and removes them.
 type Backend interface {
 	Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error)
 	Remove(ctx context.Context) error
 	Close()
 }
 
-// Name is the name of a backend, with its flavour if it has several.
+// Name names a backend. iptables has two names, one for each flavour.
 type Name string
 
 const (
@@ -28,7 +28,7 @@ const (
 
 var Names = []Name{IptablesLegacy, IptablesNFT, Nftables}
 
-// Open returns the backend of that name. The test's end closes it.
+// Open returns the backend of that name. It is closed at the end of the test.
 func Open(t testing.TB, name Name) Backend {
 	t.Helper()
 	var b Backend
@@ -49,7 +49,7 @@ func Open(t testing.TB, name Name) Backend {
 	return b
 }
 
-// Use makes the backend with the name write the node's rules from now on. It removes the previous backend's rules.
+// Use removes the node's rules, and makes the named backend write all further rules.
 func (n *Node) Use(name Name) {
 	n.Helper()
 	n.Remove()

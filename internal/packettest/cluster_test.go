@@ -57,7 +57,7 @@ func to(dst, src netip.Addr, ports ...uint16) (all []verdict.Packet) {
 	return all
 }
 
-// want sends the packets of both lists. Those of pass should arrive, and those of closed should not.
+// want sends all packets. Those in pass must arrive, and those in closed must not.
 func (n *Node) want(what string, pass, closed []verdict.Packet) {
 	n.Helper()
 	packets := append(append([]verdict.Packet{}, pass...), closed...)

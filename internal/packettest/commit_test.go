@@ -17,9 +17,9 @@ import (
 
 var commits = flag.Int("commits", 100, "how many changes each backend makes while packets flow")
 
-// TestPacketsDuringAChange sends packets as fast as it can while the rules change back and forth. Before a change only
-// the receiver's policy denies them, and after it only the sender's. Each backend closes before it opens, so no packet
-// passes, not even one that is on its way through the rules.
+// TestPacketsDuringAChange sends packets while the rules change back and forth. Before each change the receiver's
+// policy denies the packets, and after it the sender's. So no packet may pass at any moment. Each backend must
+// therefore add the new denial before it removes the old one.
 func TestPacketsDuringAChange(t *testing.T) {
 	for _, name := range Names {
 		t.Run(string(name), func(t *testing.T) { packetsDuringAChange(t, name) })
@@ -67,7 +67,7 @@ func packetsDuringAChange(t *testing.T, name Name) {
 			case <-stop:
 				return
 			default:
-				_, _ = sender.Write([]byte("x")) // the kernel reports no drop
+				_, _ = sender.Write([]byte("x")) // ignored: the kernel returns no error for a dropped packet
 				sent.Add(1)
 			}
 		}
@@ -76,7 +76,7 @@ func packetsDuringAChange(t *testing.T, name Name) {
 	for i := range *commits {
 		apply(i + 1)
 		before := sent.Load()
-		for sent.Load() < before+20 { // packets also flow between two changes
+		for sent.Load() < before+20 { // lets some packets flow before the next change
 			time.Sleep(50 * time.Microsecond)
 		}
 	}
@@ -90,7 +90,8 @@ func packetsDuringAChange(t *testing.T, name Name) {
 	}
 }
 
-// dialBetween returns a UDP socket that receives in the pod of its address, and one that sends to it.
+// dialBetween returns two connected UDP sockets. The receiver is in the pod with the address to, and the sender in the
+// pod with the address from.
 func dialBetween(t *testing.T, n *Node, to, from string) (receiver *net.UDPConn, sender net.Conn) {
 	t.Helper()
 	at, err := net.ResolveUDPAddr("udp", to)

@@ -15,12 +15,11 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// The tests in this file are about faults of weave-npc, whose design weir follows. To run all such tests: go
-// test ./... -run TestFault -v
+// The tests in this file are about faults of weave-npc, the policy engine whose design weir follows. To run the tests
+// of all such faults: go test ./... -run TestFault -v
 
-// TestFault1SelectorsThatJoinAlike: selector a in namespace x, and the empty selector in namespace xa, select
-// different pods. In weave-npc two such selectors could share a set, because namespace and selector join to the same
-// letters.
+// TestFault1SelectorsThatJoinAlike: selector a in namespace x selects other pods than the empty selector in namespace
+// xa. In weave-npc these two could share a set, because it joined namespace and selector to the text "xa".
 func TestFault1SelectorsThatJoinAlike(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -46,8 +45,8 @@ func TestFault1SelectorsThatJoinAlike(t *testing.T) {
 		append(to(x, other, 80), to(xa, bare.Addresses[0], 80)...))
 }
 
-// TestFault2ANamespaceLosesItsLabel: if a namespace loses a label, its pods leave the peers with this
-// namespaceSelector. In weave-npc some stayed.
+// TestFault2ANamespaceLosesItsLabel: if a namespace loses a label, its pods no longer match a namespaceSelector with
+// this label. In weave-npc, some of the pods still matched.
 func TestFault2ANamespaceLosesItsLabel(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -73,8 +72,8 @@ spec: {podSelector: {},
 	}
 }
 
-// TestFault3NamedPortsAndRanges: a named port allows the port of that name, or nothing. endPort allows exactly
-// the range. In weave-npc a named port opened the pods, and endPort was ignored.
+// TestFault3NamedPortsAndRanges: a named port allows only the port of this name, and endPort allows exactly a range. In
+// weave-npc, a named port allowed all ports, and endPort was ignored.
 func TestFault3NamedPortsAndRanges(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -92,8 +91,8 @@ spec: {podSelector: {matchLabels: {app: web}},
 	n.want("a name and a range", to(web, client, 80, 8080, 8082, 8084), to(web, client, 79, 81, 8079, 8085))
 }
 
-// TestFault9NobodyReadsTheLog: the kernel drops packets even if nobody reads the log. weave-npc's enforcement
-// ended with its logging daemon.
+// TestFault9NobodyReadsTheLog: the kernel drops packets even if no process reads the log. weave-npc stopped enforcing
+// policies when its logging daemon ended.
 func TestFault9NobodyReadsTheLog(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -130,7 +129,7 @@ func TestFault9NobodyReadsTheLog(t *testing.T) {
 		if want := map[string]bool{"ingress x/in x/web": true, "egress x/out x/mute": true}; !maps.Equal(told, want) {
 			t.Errorf("%s: the log tells of %v, want %v", name, told, want)
 		}
-		var many []verdict.Packet // more than the socket's buffer holds
+		var many []verdict.Packet // more packets than fit into the log socket's buffer
 		for range 3000 {
 			many = append(many, verdict.Packet{Src: client, Dst: web, Proto: ruleset.UDP, Port: 81})
 		}

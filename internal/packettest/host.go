@@ -16,14 +16,15 @@ import (
 )
 
 type host struct {
-	netns   string
-	addr    netip.Addr
-	raw     map[ruleset.Protocol]int // raw sockets: each sends packets of its protocol, and receives all that arrive
+	netns string
+	addr  netip.Addr
+	// Raw sockets by protocol; each sends packets of its protocol, and receives all packets of this protocol.
+	raw     map[ruleset.Protocol]int
 	servers []io.Closer
-	mark    int // of the packets that it sends over sockets of TCP and UDP (SO_MARK)
+	mark    int // mark of the packets that are sent over TCP and UDP sockets (SO_MARK)
 }
 
-// In these tests, ICMP stands for all protocols without ports.
+// The tests use ICMP as the example of a protocol without ports.
 const (
 	icmp   ruleset.Protocol = "1"
 	icmpv6 ruleset.Protocol = "58"
@@ -80,7 +81,8 @@ func (h *host) close() {
 	h.servers, h.raw = nil, nil
 }
 
-// acceptAll accepts connections. It resets each one that its client has closed, so that no socket stays in TIME_WAIT.
+// acceptAll accepts connections. When the client closes a connection, acceptAll resets it, so that no socket stays in
+// the state TIME_WAIT.
 func acceptAll(l *net.TCPListener) {
 	for {
 		c, err := l.AcceptTCP()
@@ -120,21 +122,21 @@ func sockaddr(a netip.Addr, port uint16) unix.Sockaddr {
 	return &unix.SockaddrInet6{Addr: a.As16(), Port: int(port)}
 }
 
-// payload returns the bytes that are written to the packet's socket. For a raw socket these are all bytes after the
-// IP header. They contain the number, which address translation doesn't change.
+// payload returns the bytes to write to the packet's socket. They contain the packet's number, by which the receiver
+// recognises the packet even if its addresses were translated. For a raw socket, the bytes begin behind the IP header.
 func payload(p verdict.Packet, number uint32) []byte {
 	switch p.Proto {
-	case ruleset.SCTP: // RFC 9260: common header and INIT chunk
+	case ruleset.SCTP: // the common header and an INIT chunk (RFC 9260)
 		b := make([]byte, 32)
 		binary.BigEndian.PutUint16(b, 40000+uint16(number%20000))
 		binary.BigEndian.PutUint16(b[2:], p.Port)
-		b[12], b[15] = 1, 20 // INIT, length
+		b[12], b[15] = 1, 20 // the chunk's type (INIT) and length
 		binary.BigEndian.PutUint32(b[16:], number)
-		binary.BigEndian.PutUint32(b[20:], 65535) // window
-		b[25], b[27] = 1, 1                       // streams
+		binary.BigEndian.PutUint32(b[20:], 65535) // the window
+		b[25], b[27] = 1, 1                       // numbers of outgoing and incoming streams
 		binary.LittleEndian.PutUint32(b[8:], crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)))
 		return b
-	case icmp, icmpv6: // RFC 792, RFC 4443: echo; for ICMPv6 the kernel computes the checksum
+	case icmp, icmpv6: // an echo request (RFC 792, RFC 4443); the kernel computes the checksum of ICMPv6
 		b := make([]byte, 12)
 		b[0] = map[ruleset.Protocol]byte{icmp: 8, icmpv6: 128}[p.Proto]
 		binary.BigEndian.PutUint16(b[4:], uint16(number))
@@ -152,7 +154,7 @@ func payload(p verdict.Packet, number uint32) []byte {
 
 func numberOf(r receiver, b []byte) uint32 {
 	proto := r.proto
-	// Raw sockets of IPv4 also return the IP header.
+	// Raw IPv4 sockets return packets with the IP header. This removes the header.
 	if header := int(b[0]&15) * 4; r.family == unix.AF_INET && header < len(b) {
 		b = b[header:]
 	}

@@ -14,14 +14,16 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestLargePolicies: a policy that is too large is a problem and allows nothing. All others are enforced.
+// TestLargePolicies: a policy that is too large is reported as a problem, and allows nothing. All other policies are
+// enforced.
 func TestLargePolicies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
 	var (
-		web, big   = netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("10.88.0.4")
-		even, last = netip.MustParseAddr("172.16.0.0"), netip.MustParseAddr("172.19.13.62") // the last of 100,000 even ones
+		web, big = netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("10.88.0.4")
+		// even and last are the first and the last of policytest's 100,000 even addresses.
+		even, last = netip.MustParseAddr("172.16.0.0"), netip.MustParseAddr("172.19.13.62")
 		odd        = even.Next()
 	)
 	n, state := attached(t, []uint16{1, 2, 7999, 8000}, pod("x", "web", "10.88.0.2"), pod("x", "big", "10.88.0.4"))

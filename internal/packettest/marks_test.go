@@ -15,8 +15,8 @@ import (
 
 const weirsBits = 0x1fff0000
 
-// TestMarks: no packet leaves weir's chains with a class's number in its mark. Other programs' bits of the mark stay,
-// and change no verdict.
+// TestMarks: no packet leaves weir's chains with the number of a class in its mark. Bits of the mark that other
+// programs have set stay, and don't change weir's verdicts.
 func TestMarks(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -24,7 +24,7 @@ func TestMarks(t *testing.T) {
 	n := randomNode(t)
 	for _, flavour := range []iptables.Flavour{iptables.Legacy, iptables.NFT} {
 		n.Use(map[iptables.Flavour]Name{iptables.Legacy: IptablesLegacy, iptables.NFT: IptablesNFT}[flavour])
-		// The counting leaves out IGMP: the kernel itself sends IGMP reports, which no rule of PREROUTING sees.
+		// IGMP isn't counted, because the kernel's own IGMP reports don't pass PREROUTING, where the test sets marks.
 		count := func(condition string) {
 			for _, program := range []string{"iptables-", "ip6tables-"} {
 				for _, at := range []string{"filter FORWARD", "filter INPUT", "mangle POSTROUTING"} {
@@ -79,7 +79,7 @@ func counters(t *testing.T, flavour iptables.Flavour, mark string) (packets, rul
 	return packets, rules
 }
 
-// TestAPodsOwnMark: a pod whose packets have a mark (SO_MARK) reaches no more than without it.
+// TestAPodsOwnMark: a pod gets no further if it sends its packets with a mark (SO_MARK).
 func TestAPodsOwnMark(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -89,7 +89,7 @@ func TestAPodsOwnMark(t *testing.T) {
 	state.Namespaces = []policy.Namespace{{Name: "x"}}
 	n.Enforce(state)
 	n.want("without a policy", to(web, client, 80), nil)
-	for _, closed := range []string{"web", "client"} { // by the receiver's policy, then by the sender's
+	for _, closed := range []string{"web", "client"} { // the receiver's policy, then the sender's, denies the packets
 		s := state
 		s.Policies = append(s.Policies, networkPolicy(t, fmt.Sprintf(
 			"{metadata: {namespace: x, name: np}, spec: {podSelector: {matchLabels: {app: %s}}, "+

@@ -18,7 +18,7 @@ import (
 
 type nflog struct{ fd int }
 
-// From include/uapi/linux/netfilter/nfnetlink_log.h.
+// These constants are from include/uapi/linux/netfilter/nfnetlink_log.h.
 const (
 	nfulnlMsgConfig  = 1
 	nfulaCfgCmd      = 1
@@ -28,12 +28,12 @@ const (
 	nfulaCfgBufSize  = 3
 	nfulaCfgQthresh  = 5 // how many packets the kernel puts into one message
 	nfulaPrefix      = 10
-	nfulaPacketHdr   = 1 // begins with the EtherType
+	nfulaPacketHdr   = 1 // the attribute begins with the packet's EtherType
 	nfulaPayload     = 9
 	nfulnlMsgPacket  = 0
 )
 
-// listen binds to weir's log group.
+// listen binds a socket to weir's log group. buffer is the size of the socket's buffer in bytes.
 //
 // Equivalent to: tcpdump -ni nflog:88 -s 128
 func listen(t testing.TB, buffer int) nflog {
@@ -65,8 +65,8 @@ type logged struct {
 	payload   []byte
 }
 
-// packets returns the packets that were logged so far. It needn't wait: the kernel logs a packet before the sender's
-// system call returns.
+// packets returns the packets that were logged so far. It doesn't wait, because the kernel logs a packet before the
+// sender's system call returns.
 func (l nflog) packets(t testing.TB) (all []logged) {
 	t.Helper()
 	buf := make([]byte, 64<<10)
@@ -117,7 +117,7 @@ func (l nflog) overrun(t *testing.T) bool {
 	return err != nil
 }
 
-// audited is a packet that the rules of audited policies have logged.
+// audited is a packet that a rule of an audited policy has logged.
 type audited struct {
 	ruleset.Direction
 	verdict.Packet

@@ -1,6 +1,6 @@
-// Package packettest sends real packets between pods, many at a time, and returns which packets arrived. Pods are
-// network namespaces, on weir's bridge or behind another plugin's link. The backend writes the rules and sets: there
-// is no plugin, agent or API server.
+// Package packettest sends real packets between pods, many at a time, and returns which packets have arrived. Each pod
+// is a network namespace, on weir's bridge or behind another plugin's link. A backend writes the rules and sets. No
+// plugin, agent or API server runs.
 package packettest
 
 import (
@@ -23,24 +23,25 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// Node is a node with pods, and hosts outside. The test must be nodetest.Isolated.
+// Node is a node with pods, and with hosts outside of the cluster. Only tests in which nodetest.Isolated returned true
+// may use it.
 type Node struct {
 	testing.TB
 	Backend
-	Writer Name // the name of Backend
-	// Bounds say what Enforce merges.
+	Writer Name // Writer is the name of Backend.
+	// Bounds limit how many sets Enforce writes: beyond them, sets are merged.
 	Bounds   ruleset.Bounds
 	Ports    []uint16
 	outside  string
 	bridge   *bridge.Bridge
-	networks map[conf.Family]endpoint.Address // each Address has no Addr
+	networks map[conf.Family]endpoint.Address // subnet and gateway of each family; Addr is not set
 	hosts    map[netip.Addr]*host
-	bridged  map[string][]neighbour // keyed by the name of another plugin's bridge
-	last     uint32                 // number of the last packet
+	bridged  map[string][]neighbour // the key is the name of another plugin's bridge
+	last     uint32                 // the number of the last packet that was sent
 }
 
-// NewNode makes the node. networks has the subnet and gateway of the node's pods, at most one for each family.
-// Each host answers on the ports.
+// NewNode makes a node. networks has the subnets and gateways of its pods, at most one of each family. Each host
+// answers on the given ports.
 func NewNode(t testing.TB, networks []endpoint.Address, ports ...uint16) *Node {
 	t.Helper()
 	n := &Node{
@@ -77,7 +78,7 @@ func (n *Node) addresses(addrs []netip.Addr) []endpoint.Address {
 	return all
 }
 
-// AddPod attaches a pod to weir's bridge, with one or two addresses, and starts servers on each.
+// AddPod attaches a pod with one or two addresses to weir's bridge, and starts servers on the addresses.
 func (n *Node) AddPod(name string, addrs ...netip.Addr) {
 	n.Helper()
 	path := nodetest.NewNS(n, name)
@@ -106,9 +107,9 @@ func (n *Node) AddPod(name string, addrs ...netip.Addr) {
 	}
 }
 
-// AddChainedPod attaches a pod as another plugin does: by a veth pair whose end on the node is hostIf. If bridgeIf is
-// empty, the node routes the pod's addresses to hostIf, as with the plugin ptp. Otherwise hostIf is a port of the
-// bridge bridgeIf.
+// AddChainedPod attaches a pod as another plugin would, by a veth pair. hostIf is the pair's end on the node. If
+// bridgeIf is empty, the node routes the pod's addresses to hostIf, as the plugin ptp does. Otherwise hostIf becomes a
+// port of the bridge bridgeIf.
 func (n *Node) AddChainedPod(bridgeIf, hostIf, name string, addrs ...netip.Addr) {
 	n.Helper()
 	path := nodetest.NewNS(n, name)
@@ -165,7 +166,7 @@ type neighbour struct {
 	addr       netip.Addr
 }
 
-// DelPod detaches a pod that AddPod attached with these addresses.
+// DelPod detaches a pod that AddPod attached with the same addresses.
 func (n *Node) DelPod(name string, addrs ...netip.Addr) {
 	n.Helper()
 	for _, addr := range addrs {
@@ -178,24 +179,24 @@ func (n *Node) DelPod(name string, addrs ...netip.Addr) {
 	nodetest.DelNS(n, "/run/netns/"+name)
 }
 
-// AddOutside gives the host outside one more address, for instance that of a pod on another node.
+// AddOutside gives the host outside of the node another address, such as that of a pod on another node.
 func (n *Node) AddOutside(addr netip.Addr) {
 	n.Helper()
 	args := []string{"-n", "outside", "addr", "replace", addr.String(), "dev", "lo"}
 	if addr.Is6() {
-		args = append(args, "nodad") // the address can be used at once
+		args = append(args, "nodad") // without duplicate address detection, so the address can be used at once
 	}
 	nodetest.Run(n, "ip", args...)
 	n.addHost(n.outside, addr)
 }
 
-// AddSelf makes the node itself a host that pods can send to. The node must have the address already.
+// AddSelf makes the node itself a host to which pods can send. The node must already have the address.
 func (n *Node) AddSelf(addr netip.Addr) {
 	n.Helper()
 	n.addHost(nodetest.Self, addr)
 }
 
-// Hosts returns the addresses between which a test can send packets, in order.
+// Hosts returns the sorted addresses of all hosts between which packets can be sent.
 func (n *Node) Hosts() []netip.Addr {
 	var all []netip.Addr
 	for a := range n.hosts {
@@ -205,11 +206,11 @@ func (n *Node) Hosts() []netip.Addr {
 	return all
 }
 
-// Ruleset returns what Enforce writes to the kernel.
+// Ruleset returns the ruleset that Enforce would write for the state.
 func (n *Node) Ruleset(s policy.State) ruleset.Ruleset { return n.Bounds.Merge(policy.Compile(s), nil) }
 
-// Enforce writes the state's rules and sets to the kernel. It removes all entries of connection tracking, so
-// that each packet is the first of a connection.
+// Enforce writes the state's rules and sets to the kernel. It also forgets all connections, so that each packet is the
+// first of a connection.
 func (n *Node) Enforce(s policy.State) {
 	n.Helper()
 	if _, err := n.Apply(n.Context(), n.Ruleset(s), netfilter.Trust); err != nil {

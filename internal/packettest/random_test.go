@@ -22,8 +22,8 @@ var (
 	seed     = flag.Uint64("seed", 0, "only of the cluster of that seed")
 )
 
-// TestRandomClusters sends packets between the pods of random clusters. The packets that arrive, and those that are
-// logged for audited policies, must agree with the evaluator's verdicts.
+// TestRandomClusters sends packets between the pods of random clusters. Exactly those packets must arrive that the
+// evaluator allows, and exactly those must be logged that audited policies would drop.
 //
 // To replay one cluster with all backends: go test ./internal/packettest -run TestRandomClusters -seed N
 func TestRandomClusters(t *testing.T) {
@@ -85,7 +85,7 @@ func randomNode(t *testing.T) *Node {
 		n.AddSelf(a.Node)
 		n.AddOutside(a.Outside)
 	}
-	// These addresses are at the edges of the ipBlocks.
+	// These addresses are just inside and outside of the policies' ipBlocks.
 	for _, a := range []string{
 		"10.87.255.255", "10.88.1.0", "10.88.1.1", "10.88.2.0", "128.0.0.0", "128.0.0.1",
 		"fd00:10:87:ffff:ffff:ffff:ffff:ffff", "fd00:10:88:1::", "fd00:10:88:1::1", "fd00:10:88:2::", "2001:db8:0:1::",
@@ -117,8 +117,8 @@ func compare(t *testing.T, n *Node, seed uint64) (sent int) {
 	return len(packets)
 }
 
-// probes returns the packets that Send can send in the state: hosts with both addresses must exist, and for TCP and
-// UDP a server on the port.
+// probes leaves out the packets that Send can't send. Hosts with both addresses must exist, and for TCP and UDP a
+// server on the port.
 func probes(n *Node, s policy.State, packets []ruleset.Packet) []ruleset.Packet {
 	attached := func(a netip.Addr) bool {
 		if !policytest.Of[conf.FamilyOf(a)].Subnet.Contains(a) {
@@ -138,8 +138,8 @@ func header(p ruleset.Packet) verdict.Packet {
 	return verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port}
 }
 
-// difference enforces the state and sends the packets. It returns a packet if its arrival or its log
-// contradicts the policies; otherwise nil.
+// difference enforces the state and sends the packets. It returns a packet that arrived or was logged contrary to the
+// policies, or nil if there is none.
 func (n *Node) difference(s policy.State, packets []ruleset.Packet) *ruleset.Packet {
 	n.Enforce(s)
 	log := listen(n, 64<<20)

@@ -18,8 +18,8 @@ import (
 
 var matrices = flag.Int("matrices", 10, "the matrices of how many random clusters are compared with packets")
 
-// TestRandomMatrices sends packets in random clusters, before and after a change. The packets that arrive must agree
-// with the matrix before the change, with the matrix after it, and with their difference.
+// TestRandomMatrices sends packets in random clusters, before and after a change. Exactly those packets must arrive
+// that the matrix before and the matrix after the change allow. The difference of the matrices must match, too.
 //
 // To replay one cluster: go test ./internal/packettest -run TestRandomMatrices -seed N
 func TestRandomMatrices(t *testing.T) {
@@ -107,7 +107,7 @@ type where int
 const (
 	inWorld where = iota
 	attachedHere
-	elsewhere // in a podCIDR or a pod's, but not attached here: this node doesn't check its policies
+	elsewhere // an address of pods, but of no pod on this node, so this node doesn't check the pod's policies
 )
 
 func places(s policy.State) func(netip.Addr) where {

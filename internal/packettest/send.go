@@ -13,10 +13,10 @@ import (
 )
 
 const (
-	// late is how long Send waits for a packet that should arrive. Arriving packets need much less time.
+	// late is how long Send waits at most for packets that should arrive.
 	late = 3 * time.Second
-	// silence is how long Send goes on waiting after the last arrival, for packets that should not arrive. The kernel
-	// delivers a packet within the system call that sends it, so no packet comes later.
+	// silence is how long Send waits after the last arrival, for packets that should not arrive. This is long enough,
+	// because the kernel delivers a packet within the system call that sends it.
 	silence = 30 * time.Millisecond
 )
 
@@ -28,14 +28,13 @@ type receiver struct {
 type flight struct {
 	epoll   int
 	packets []verdict.Packet
-	clients map[int]int // index of the packet that each client's socket of TCP or UDP has sent
-	first   uint32      // number of the first packet
+	clients map[int]int // for each client socket of TCP or UDP, the index of its packet
+	first   uint32      // the number of the first packet
 	arrived []bool
 }
 
-// Send sends all packets at once and returns which of them arrived. A packet of TCP or UDP counts only if it was
-// answered, be it with a refusal. expect is true for each packet that should arrive: it decides only how long Send
-// waits.
+// Send sends all packets at once, and returns which of them have arrived. A TCP or UDP packet has arrived if it was
+// answered or refused. expect is true for each packet that should arrive, and decides only how long Send waits.
 func (n *Node) Send(packets []verdict.Packet, expect []bool) []bool {
 	n.Helper()
 	epoll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
@@ -55,7 +54,7 @@ func (n *Node) Send(packets []verdict.Packet, expect []bool) []bool {
 	for _, h := range n.hosts {
 		for proto, fd := range h.raw {
 			receivers[fd] = receiver{proto, family(h.addr)}
-			f.drain(fd, receivers[fd]) // discard packets of an earlier flight
+			f.drain(fd, receivers[fd]) // discards late packets of an earlier call of Send
 			f.watch(n, fd, unix.EPOLLIN)
 		}
 	}
@@ -143,12 +142,12 @@ func (f *flight) send(n *Node, h *host, i int) error {
 		f.watch(n, fd, unix.EPOLLIN)
 		return nil
 	}
-	// With this option, closing the socket resets the connection. So no socket stays behind in TIME_WAIT.
+	// With this option, closing the socket resets the connection, so that no socket stays in the state TIME_WAIT.
 	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
 		return err
 	}
 	if err := unix.Connect(fd, sockaddr(p.Dst, p.Port)); errors.Is(err, unix.ECONNREFUSED) {
-		f.arrived[i] = true // refused at once: the host sent to itself
+		f.arrived[i] = true // the host has sent to itself, and the kernel refused at once
 		return nil
 	} else if err != nil && !errors.Is(err, unix.EINPROGRESS) {
 		return err
@@ -174,8 +173,8 @@ func (f *flight) receive(n *Node, receivers map[int]receiver, wait time.Duration
 		if err != nil {
 			n.Fatal(err)
 		}
-		// A host without a server refuses or resets the connection: the packet arrived. After any other error,
-		// it did not.
+		// If the host has no server on the port, it refuses or resets the connection. Then the packet has arrived. Any
+		// other error means that it has not.
 		f.arrived[f.clients[fd]] = code == 0 || unix.Errno(code) == unix.ECONNREFUSED || unix.Errno(code) == unix.ECONNRESET
 		if err := unix.EpollCtl(f.epoll, unix.EPOLL_CTL_DEL, fd, nil); err != nil {
 			n.Fatal(err)

@@ -1,9 +1,9 @@
-// Package version says from which commit the running program was built. The Go toolchain writes the commit into a
-// program that it builds in a git work tree.
+// Package version returns the commit from which the running program was built. The Go toolchain writes the commit into
+// programs that it builds in a git work tree.
 //
 // Invariants:
-//   - The package reads no file: the text comes from the running program itself.
-//   - A commit that is unknown, or that had changes, is called so.
+//   - The package reads no file: the running program itself contains the text.
+//   - If the commit is unknown, or the work tree had changes, the text says so.
 package version
 
 import (
@@ -12,7 +12,7 @@ import (
 	"runtime/debug"
 )
 
-// Of returns one line with the program's name, its commit, the commit's time, and Go's version and platform:
+// Of returns one line with the program's name, its commit, the time of the commit, and Go's version and platform:
 //
 //	weirctl: commit 5a067641f0ab (2026-11-27T21:12:52Z), go1.26.8 linux/amd64
 //
@@ -25,7 +25,8 @@ func Of(program string) string {
 	return line(program, info)
 }
 
-// line is Of for the given build information. It says "commit unknown" for a build outside of a git work tree.
+// line returns the line of Of for the given build information. It contains "commit unknown" if the program was built
+// outside of a git work tree.
 func line(program string, info *debug.BuildInfo) string {
 	var commit, when, modified string
 	for _, s := range info.Settings {

@@ -37,10 +37,10 @@ func TestLine(t *testing.T) {
 	}
 }
 
-// TestPrograms: weir, weir-agent and weirctl, built by make, say the commit that Go wrote into them.
+// TestPrograms: weir, weir-agent and weirctl, when built by make, print the commit that Go has written into them.
 func TestPrograms(t *testing.T) {
 	head := ""
-	// Go finds no commit in a copy of the sources without git, nor in a linked work tree, whose .git is a file.
+	// Go finds no commit in a copy without .git, nor in a linked work tree, where .git is a file.
 	if git, err := os.Stat("../../.git"); err == nil && git.IsDir() {
 		if out, err := exec.Command("git", "rev-parse", "HEAD").Output(); err == nil {
 			head = string(out[:12])
@@ -53,7 +53,8 @@ func TestPrograms(t *testing.T) {
 			bin := t.TempDir()
 			path := filepath.Join(bin, program)
 			build := exec.Command("make", "-C", "../..", "BIN="+bin, path)
-			build.Env = append(os.Environ(), "MAKEFLAGS=", "MFLAGS=") // not those of the make that runs the test
+			// Removes the variables of a make that runs this test.
+			build.Env = append(os.Environ(), "MAKEFLAGS=", "MFLAGS=")
 			if out, err := build.CombinedOutput(); err != nil {
 				t.Fatalf("%v\n%s", err, out)
 			}

@@ -10,23 +10,23 @@ import (
 	"k8s.io/client-go/tools/record"
 )
 
-// Announce makes a warning event on this node's Node. It doesn't wait: client-go's recorder queues events and
-// tries again. Repeated events are counted in one.
+// Announce makes a warning event on this node's Node. It doesn't wait for the API server: client-go's recorder queues
+// events and sends them again after a failure. It counts repeated events in one.
 //
-// To see it: kubectl get events --namespace default --field-selector involvedObject.kind=Node
+// To see the event: kubectl get events --namespace default --field-selector involvedObject.kind=Node
 func (s *Source) Announce(ctx context.Context, reason, message string) {
 	s.announcing.Do(func() {
 		broadcaster := record.NewBroadcaster(record.WithContext(ctx))
 		broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: s.Client.CoreV1().Events("")})
 		s.recorder = broadcaster.NewRecorder(scheme(), corev1.EventSource{Component: "weir-agent", Host: s.Node})
 	})
-	// Kubelet's events have the node's name as UID too. "kubectl describe node" searches for it.
+	// The UID is the node's name, as in kubelet's events: "kubectl describe node" shows only events with this UID.
 	node := &corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: s.Node, UID: types.UID(s.Node)}
 	s.recorder.Event(node, corev1.EventTypeWarning, reason, message)
 }
 
 func scheme() *runtime.Scheme {
 	s := runtime.NewScheme()
-	_ = corev1.AddToScheme(s) // fails only if two types have one name
+	_ = corev1.AddToScheme(s)
 	return s
 }

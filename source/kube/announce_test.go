@@ -12,8 +12,8 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 )
 
-// TestAnnounce: Announce makes a warning event on the Node, with the UID that "kubectl describe node" searches
-// for.
+// TestAnnounce: Announce makes a warning event on the Node. The event has the UID by which "kubectl describe node"
+// finds events.
 func TestAnnounce(t *testing.T) {
 	client := fake.NewClientset()
 	s := &Source{Client: client, Log: slog.New(slog.NewTextHandler(io.Discard, nil)), Node: "node-1"}

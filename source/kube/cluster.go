@@ -20,14 +20,15 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// cluster has a small copy of each object, with the fields that policy needs. A copy never changes.
+// cluster keeps the fields that policy needs of each object of the cluster. It never changes a stored object: an event
+// replaces the object.
 type cluster struct {
-	mu                            sync.Mutex // for everything below, and for the mirrors
+	mu                            sync.Mutex // also locks the mirrors
 	pods                          pods
 	namespaces                    map[string]*namespace
 	nodes                         map[string]*policy.Node
 	policies                      map[policy.Name]*networkingv1.NetworkPolicy
-	selectors                     *pools // the labels in the policies' selectors
+	selectors                     *pools // shared memory for equal labels of policies' selectors
 	departing                     *departing
 	problems                      map[objectName][]ruleset.Problem
 	pending                       *policy.Delta
@@ -35,7 +36,7 @@ type cluster struct {
 	number                        uint64
 
 	now     func() time.Time
-	wake    chan struct{} // has a message if take may have something to return
+	wake    chan struct{} // has a message if there may be a new delta
 	mirrors mirrors
 }
 
@@ -68,7 +69,7 @@ func newCluster() *cluster {
 		policies: map[policy.Name]*networkingv1.NetworkPolicy{}, selectors: newPools(), departing: newDeparting(),
 		problems: map[objectName][]ruleset.Problem{}, wake: make(chan struct{}, 1), now: time.Now,
 	}
-	after := func(*policy.Name) { c.wakeUp() } // Run replaces the pods' function
+	after := func(*policy.Name) { c.wakeUp() } // Run replaces this function for pods
 	c.mirrors = mirrors{
 		pods: &mirror[*corev1.Pod, podItem]{
 			mu: &c.mu, read: c.readPod, put: c.putPod, remove: c.removePod, names: c.pods.names,
@@ -284,7 +285,7 @@ func (c *cluster) readPolicy(p *networkingv1.NetworkPolicy) *networkingv1.Networ
 func (c *cluster) putPolicy(name policy.Name, p *networkingv1.NetworkPolicy) {
 	c.departing.stored(name)
 	if was := c.policies[name]; was != nil && reflect.DeepEqual(was, p) {
-		return // the policy stays the same object, so nothing parses it again
+		return // the old object stays, so the engine doesn't parse the policy again
 	}
 	for labels := range matchLabels(&p.Spec) {
 		c.selectors.labels.use(*labels)
@@ -315,7 +316,7 @@ func (c *cluster) releaseSelectors(p *networkingv1.NetworkPolicy) {
 	}
 }
 
-// matchLabels yields all matchLabels of a policy that aren't empty.
+// matchLabels yields pointers to the non-empty matchLabels of all selectors in a policy.
 func matchLabels(spec *networkingv1.NetworkPolicySpec) iter.Seq[*map[string]string] {
 	return func(yield func(*map[string]string) bool) {
 		on := true

@@ -90,7 +90,7 @@ func newPod(change func(*corev1.Pod)) *corev1.Pod {
 
 func same(*corev1.Pod) {}
 
-// podChanges are changes of newPod's pod. want is true if policy needs to know the change.
+// podChanges are changes of the pod that newPod returns. want is true if policy depends on the changed field.
 var podChanges = map[string]struct {
 	change func(*corev1.Pod)
 	want   bool
@@ -120,7 +120,8 @@ var podChanges = map[string]struct {
 	}, false},
 }
 
-// TestPodEvents: only a change of fields that policy needs wakes the loop and is in a delta.
+// TestPodEvents: an event of a pod wakes the agent's loop, and is part of a delta, only if it changes a field that
+// policy needs.
 func TestPodEvents(t *testing.T) {
 	for name, tc := range podChanges {
 		t.Run(name, func(t *testing.T) {
@@ -147,7 +148,7 @@ func TestPodEvents(t *testing.T) {
 			if problems := len(o.Problems); (problems == 1) != (name == "a broken address") {
 				t.Errorf("problems %v", o.Problems)
 			}
-			add(t, c.mirrors.pods, newPod(tc.change)) // the same event again
+			add(t, c.mirrors.pods, newPod(tc.change))
 			take(false)
 			remove(t, c.mirrors.pods, newPod(same))
 			if o := take(true); len(o.Pods)+len(o.Problems) > 0 {
@@ -160,7 +161,8 @@ func TestPodEvents(t *testing.T) {
 	}
 }
 
-// TestPack: a pod with any number of addresses stays the same, and has none of the old pod's memory.
+// TestPack: pack keeps all fields of a pod, with any number of addresses. The result doesn't share the addresses'
+// memory.
 func TestPack(t *testing.T) {
 	for n := range 4 {
 		pod := policy.Pod{Namespace: "ns", Name: "a"}
@@ -177,7 +179,8 @@ func TestPack(t *testing.T) {
 	}
 }
 
-// TestSelectorsShareLabels: equal labels in policies' selectors share their memory, until no policy has them.
+// TestSelectorsShareLabels: equal labels in the selectors of several policies are stored once. They are removed with
+// the last of these policies.
 func TestSelectorsShareLabels(t *testing.T) {
 	c := began(t)
 	shared := func(name string) *networkingv1.NetworkPolicy {
@@ -229,7 +232,8 @@ func wantNothing(t *testing.T, c *cluster) {
 	}
 }
 
-// TestEventsAreCoalesced: a delta has the latest state of each name. Later events don't change an earlier delta.
+// TestEventsAreCoalesced: of several events of one pod, the delta has only the latest state. Later events don't change
+// a delta that was returned before.
 func TestEventsAreCoalesced(t *testing.T) {
 	c := began(t)
 	named := func(name, app string) *corev1.Pod {
@@ -257,8 +261,8 @@ func TestEventsAreCoalesced(t *testing.T) {
 	}
 }
 
-// TestRelist: after a list, the delta has only the pods that differ. A running pod keeps addresses that its
-// status has lost.
+// TestRelist: after a new list of all pods, the delta has only the pods that changed. A running pod keeps its addresses
+// if its status has none any more.
 func TestRelist(t *testing.T) {
 	for name, streaming := range map[string]bool{"streamed": true, "in one piece": false} {
 		t.Run(name, func(t *testing.T) {
@@ -273,7 +277,7 @@ func TestRelist(t *testing.T) {
 			c := began(t)
 			list(t, c.mirrors.pods, streaming, pod("kept", "1"), pod("gone", "2"), pod("changed", "3"), pod("lost", "1"))
 			c.take()
-			// Pod "newer" has the labels of "gone", and "new" has the labels that "changed" had.
+			// The labels of some pods equal labels that other pods have lost, so they share memory.
 			list(t, c.mirrors.pods, streaming, pod("changed", "4"), pod("kept", "1"), pod("new", "3"), pod("newer", "2"), lost)
 			d := c.take()
 			got := map[string]string{}
@@ -301,7 +305,8 @@ func TestRelist(t *testing.T) {
 	}
 }
 
-// TestAListThatEndsEarlyChangesNothing: a stream that ends before its bookmark changes nothing.
+// TestAListThatEndsEarlyChangesNothing: if a stream of a list breaks off before its end (a bookmark), the known pods
+// stay as they were.
 func TestAListThatEndsEarlyChangesNothing(t *testing.T) {
 	c := began(t)
 	list(t, c.mirrors.pods, true, newPod(same))
@@ -360,7 +365,7 @@ func TestPoliciesStayTheSameObjects(t *testing.T) {
 	}
 }
 
-// TestNamespacesAndNodes: after each event, all deltas together give the present state.
+// TestNamespacesAndNodes: after each event, the sum of all deltas has the present namespaces and nodes.
 func TestNamespacesAndNodes(t *testing.T) {
 	c := began(t)
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns", UID: "one"}}

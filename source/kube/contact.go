@@ -9,15 +9,14 @@ import (
 	"sync"
 )
 
-// contact has the result of the last request of each watch. Reflectors don't report that the API server is
-// away.
+// contact has the last error of each watch. client-go's reflectors don't report that the API server doesn't answer.
 type contact struct {
 	mu   sync.Mutex
-	errs map[string]error // by path
+	errs map[string]error // the key is the path of the watch's requests
 }
 
-// Transport wraps the client's transport (rest.Config.Wrap). It records for Contact whether the API server
-// answers watches. It also removes fields that the source doesn't need from the events of watches on pods and
+// Transport wraps the HTTP transport of the client (rest.Config.Wrap). It records whether the API server answers the
+// watches' requests, which Contact returns. It also removes fields that policy doesn't need from events of pods and
 // nodes.
 func (s *Source) Transport(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(r *http.Request) (*http.Response, error) {
@@ -29,7 +28,7 @@ func (s *Source) Transport(next http.RoundTripper) http.RoundTripper {
 			return resp, err
 		}
 		q := r.URL.Query()
-		ofWatch := q.Has("watch") || q.Has("resourceVersion") || q.Has("limit") // a watch begins with a list
+		ofWatch := q.Has("watch") || q.Has("resourceVersion") || q.Has("limit") // lists precede watches
 		if !ofWatch || (err != nil && r.Context().Err() != nil) {
 			return resp, err
 		}
@@ -42,7 +41,7 @@ func (s *Source) Transport(next http.RoundTripper) http.RoundTripper {
 	})
 }
 
-// recovers reports whether the watch goes on by itself after an answer with this status.
+// recovers reports whether the client continues the watch by itself after a response with this status.
 func recovers(status int) bool {
 	return status == http.StatusGone || status == http.StatusTooManyRequests
 }
@@ -63,12 +62,13 @@ func (c *contact) set(path string, err error) {
 	}
 }
 
-// Contact returns an error if the last request of a watch has failed. The error has each cause once.
+// Contact returns the errors of all watches whose last request failed. It is nil if all watches work. Equal errors are
+// returned once.
 func (s *Source) Contact() error {
 	s.contact.mu.Lock()
 	defer s.contact.mu.Unlock()
 	var errs []error
-	seen := map[string]bool{} // without an answer the error is the same for each watch
+	seen := map[string]bool{} // if the API server is down, all watches have the same error
 	for _, path := range slices.Sorted(maps.Keys(s.contact.errs)) {
 		if err := s.contact.errs[path]; !seen[err.Error()] {
 			seen[err.Error()] = true

@@ -22,16 +22,16 @@ func apiServer(t *testing.T, status *atomic.Int64) *httptest.Server {
 		w.Header().Set("Content-Type", "application/json")
 		watch := r.URL.Query().Get("watch") == "true"
 		switch code := int(status.Load()); {
-		case strings.Contains(r.URL.Path, "/pods/"): // one pod
+		case strings.Contains(r.URL.Path, "/pods/"): // a request for one pod, not a watch
 			w.WriteHeader(http.StatusNotFound)
 		case code == 0:
 			panic(http.ErrAbortHandler)
 		case code != http.StatusOK:
 			w.WriteHeader(code)
 		case watch && r.URL.Query().Has("sendInitialEvents"):
-			w.WriteHeader(http.StatusUnprocessableEntity) // makes the client list first
+			w.WriteHeader(http.StatusUnprocessableEntity) // the client then lists instead of streaming
 		case watch:
-			w.(http.Flusher).Flush() // the watch ends at once, and the source begins another
+			w.(http.Flusher).Flush() // the watch ends at once, so the source begins another watch
 		default:
 			_, _ = w.Write([]byte(`{"metadata": {"resourceVersion": "1"}, "items": []}`))
 		}
@@ -77,7 +77,7 @@ func TestContact(t *testing.T) {
 			contact("")
 			status.Store(int64(tc.code))
 			contact(tc.want)
-			// An answer to a request for one pod doesn't mean that the watches are answered.
+			// A response to a request for one pod isn't evidence that the API server answers watches.
 			if _, _, err := source.Lookup(ctx, endpoint.Pod{Namespace: "ns-1", Name: "a"}); err != nil {
 				t.Error(err)
 			}

@@ -12,30 +12,31 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// maxWatchLag is the longest time by which the watch on namespaces may lag behind the watch on policies.
+// maxWatchLag is the longest time by which the watch on namespaces may lag behind the watch on policies. For this long,
+// deleted policies are remembered: their namespace may turn out to be deleted too.
 const maxWatchLag = time.Minute
 
-// unknownPolicy stands for unknown policies of a namespace that is being deleted. No object can have this name.
+// unknownPolicy is the name of a made-up policy, which stands for the unknown policies of a namespace that is being
+// deleted. No object in Kubernetes can have this name.
 const unknownPolicy = "(unknown: the namespace is being deleted)"
 
-// departing keeps the policies of namespaces that are being deleted. Kubernetes before 1.33 may delete a policy
-// while the pods that it isolates still run (CVE-2024-7598, KEP-5080). A kept policy stays in force until the
-// namespace and its pods are gone.
+// departing keeps the policies of namespaces that are being deleted. Kubernetes before 1.33 may delete a policy while
+// the pods that the policy isolates still run (CVE-2024-7598). So a kept policy stays in force until the namespace and
+// its pods are gone.
 //
-// An agent that starts meanwhile can't know the deleted policies. It isolates all pods of the namespace in both
-// directions. They get only the traffic that the remaining policies allow.
+// An agent that starts during the deletion can't know the policies that were deleted before. It isolates all pods of
+// such a namespace, in both directions.
 type departing struct {
 	namespaces map[string]*departure
-	// recent has deleted policies by namespace and name. Their namespace may later be reported as being
-	// deleted.
+	// recent has policies that were deleted within maxWatchLag, by namespace and name.
 	recent  map[string]map[string]removal
-	expiry  []removal // in the order of deletion; it may have policies that recent no longer has
-	started time.Time // the time of the first delta; zero before it
+	expiry  []removal // in the order of deletion; some of these policies may no longer be in recent
+	started time.Time // when the first delta was returned; zero before
 }
 
 type departure struct {
 	uid  types.UID
-	gone bool // the Namespace object is gone; pods may still run
+	gone bool // the Namespace object is gone, but its pods may still run
 	kept map[string]*networkingv1.NetworkPolicy
 }
 

@@ -83,8 +83,8 @@ func (d *departures) policies(now time.Time, live map[policy.Name]bool, inhabite
 	return names
 }
 
-// TestDepartingAtRandom: after each of many random events, the policies in force are those of the specification
-// (departures).
+// TestDepartingAtRandom: after each of many random events, the policies in force are equal to those of a simple model
+// (type departures).
 func TestDepartingAtRandom(t *testing.T) {
 	for seed := range uint64(1000) {
 		r := rand.New(rand.NewPCG(seed, 5))
@@ -153,7 +153,7 @@ func TestDepartingAtRandom(t *testing.T) {
 	}
 }
 
-// TestDepartingForgets: a policy that was deleted more than maxWatchLag ago is forgotten.
+// TestDepartingForgets: departing forgets a policy that was deleted longer ago than maxWatchLag.
 func TestDepartingForgets(t *testing.T) {
 	now := time.Now()
 	c := began(t)
@@ -175,8 +175,8 @@ func TestDepartingForgets(t *testing.T) {
 	}
 }
 
-// TestDepartingInLists: lists instead of events report that the policy, the namespace and then the pod are gone.
-// The policy stays in force until the pod is gone.
+// TestDepartingInLists: the watches miss all events of a namespace's deletion, and only new lists lack the objects. The
+// policy still stays in force until the pod is gone.
 func TestDepartingInLists(t *testing.T) {
 	c, sum := began(t), deltas.NewSum()
 	c.departing.started = time.Now().Add(-time.Hour)

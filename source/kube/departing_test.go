@@ -13,15 +13,15 @@ import (
 	"github.com/weir-net/weir/test/deltas"
 )
 
-// TestDeparting: while a namespace is being deleted, its policies stay in force until its pods are gone. There is
-// a problem if and only if some of its policies are unknown.
+// TestDeparting: while a namespace is being deleted, its policies stay in force until its pods are gone. If the agent
+// can't know some of the policies, it reports a problem.
 func TestDeparting(t *testing.T) {
 	deny, allow := namedPolicy("deny"), namedPolicy("allow")
 	both, one, none := []*networkingv1.NetworkPolicy{deny, allow}, []*networkingv1.NetworkPolicy{allow},
 		[]*networkingv1.NetworkPolicy{}
 	type step struct {
 		after       time.Duration
-		namespace   *corev1.Namespace // reported by the watch; nil: no event
+		namespace   *corev1.Namespace // what the watch reports; nil if there is no event
 		gone        bool
 		live        []*networkingv1.NetworkPolicy
 		uninhabited bool

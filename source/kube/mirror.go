@@ -17,13 +17,12 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// mirror is the store of a reflector. It keeps only what policy needs of the objects of one kind. O is the API's
-// type, and I (item) is the part of an object that policy needs.
+// mirror stores the objects of one kind for client-go's reflector, which lists and watches them. O is the API's type of
+// the objects. I is the part of an object that policy needs; only this part is stored.
 //
-// While a list streams in, each object becomes an item at once (Transformer). The mirror changes only when the
-// list is complete.
+// A list may arrive as a stream of objects. The mirror changes only when the list is complete.
 type mirror[O object, I any] struct {
-	mu       *sync.Mutex // the cluster's
+	mu       *sync.Mutex // the lock of the cluster to which the mirror belongs
 	read     func(O) I
 	put      func(policy.Name, I)
 	remove   func(policy.Name)
@@ -31,7 +30,8 @@ type mirror[O object, I any] struct {
 	replaced func()
 	after    func(*policy.Name)
 	listed   bool
-	// position is the resourceVersion up to which the mirror has all changes. It is 0 if that is unknown.
+	// position is a resourceVersion: the mirror has all changes up to it. It is 0 if the resourceVersion isn't a
+	// number.
 	position uint64
 }
 
@@ -45,16 +45,16 @@ type streamed[I any] struct {
 	item I
 }
 
-// GetObjectMeta returns the namespace and the name. The reflector's own store needs no more.
+// GetObjectMeta returns only a namespace and a name, because client-go's reflector reads nothing else.
 func (s *streamed[I]) GetObjectMeta() metav1.Object { return streamedMeta{noMeta, s.Name} }
 
-// streamedMeta has only a namespace and a name. A whole ObjectMeta for each item would be garbage.
+// streamedMeta has only a namespace and a name. A whole ObjectMeta for each object would cost memory.
 type streamedMeta struct {
 	*metav1.ObjectMeta
 	policy.Name
 }
 
-var noMeta = &metav1.ObjectMeta{} // never changed
+var noMeta = &metav1.ObjectMeta{} // shared by all streamedMeta, so nothing may change it
 
 func (m streamedMeta) GetNamespace() string { return m.Name.Namespace }
 func (m streamedMeta) GetName() string      { return m.Name.Name }
@@ -107,16 +107,16 @@ func (m *mirror[O, I]) Delete(o any) error {
 	return nil
 }
 
-// UpdateResourceVersion stores how far the watch has come (cache.ResourceVersionUpdater). By then the mirror
-// has that version's change.
+// UpdateResourceVersion stores the resourceVersion of the last event (cache.ResourceVersionUpdater). The reflector
+// calls it after the event's change.
 func (m *mirror[O, I]) UpdateResourceVersion(version string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.position = parseVersion(version)
 }
 
-// parseVersion returns a resourceVersion as a number; 0 if it is none. Kubernetes 1.35 promises a number (KEP
-// 5504), and etcd always gave one.
+// parseVersion returns a resourceVersion as a number, or 0 if it isn't one. Kubernetes promises a number since version
+// 1.35 (KEP 5504). With etcd it always was a number.
 func parseVersion(version string) uint64 {
 	n, err := strconv.ParseUint(version, 10, 64)
 	if err != nil {
@@ -125,13 +125,13 @@ func parseVersion(version string) uint64 {
 	return n
 }
 
-// Replace stores the items of a complete list, and removes all others. If an element has another type, the mirror
-// stays as it is, and Replace returns an error.
+// Replace stores the items of a complete list, and removes all other items. If the list has an object of another type,
+// Replace returns an error and changes nothing.
 func (m *mirror[O, I]) Replace(list []any, version string) error {
 	for i, o := range list {
 		switch o := o.(type) {
 		case *streamed[I]:
-		case O: // from an API server that doesn't stream lists
+		case O: // an API server that doesn't stream lists has sent a whole list
 			list[i] = m.stream(o)
 		default:
 			return fmt.Errorf("a list has a %T", o)
@@ -146,7 +146,7 @@ func (m *mirror[O, I]) Replace(list []any, version string) error {
 		s := o.(*streamed[I])
 		delete(gone, s.Name)
 		m.put(s.Name, s.item)
-		list[i] = nil // may be collected as soon as possible: the list of all pods is long
+		list[i] = nil // frees the memory early: the list of all pods is long
 	}
 	for name := range gone {
 		m.remove(name)
@@ -160,13 +160,13 @@ func (m *mirror[O, I]) Replace(list []any, version string) error {
 	return nil
 }
 
-// Resync does nothing: nobody has taken anything out of the mirror.
+// Resync does nothing, because the mirror needs no repetition of known objects.
 func (m *mirror[O, I]) Resync() error { return nil }
 
 func (m *mirror[O, I]) follow(
 	ctx context.Context, client any, of O, list cache.ListWithContextFunc, watch cache.WatchFuncWithContext,
 ) {
-	var streams atomic.Bool // the API server streams lists
+	var streams atomic.Bool // true if the API server can stream lists
 	lw := cache.ToListWatcherWithWatchListSemantics(&cache.ListWatch{
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watching.Interface, error) {
 			w, err := watch(ctx, o)
@@ -179,7 +179,8 @@ func (m *mirror[O, I]) follow(
 			}
 			return watching.Filter(w, func(e watching.Event) (watching.Event, bool) {
 				if e.Type == watching.Error && apierrors.IsInternalError(apierrors.FromObject(e.Object)) {
-					streams.Store(false) // etcd before 3.4.31 or 3.5.13: kubernetes issue 123192
+					// Old versions of etcd can't stream lists (before 3.4.31 or 3.5.13; kubernetes issue 123192).
+					streams.Store(false)
 				}
 				return e, true
 			}), nil
@@ -194,8 +195,8 @@ func (m *mirror[O, I]) follow(
 	cache.NewReflectorWithOptions(lw, of, m, cache.ReflectorOptions{Name: "weir"}).RunWithContext(ctx)
 }
 
-// errNoStream keeps the reflector from asking for a list in one piece after an error of a stream. The list of
-// 100,000 pods in one piece needs two gigabytes.
+// errNoStream is returned instead of a whole list if the API server can stream lists, so that the reflector tries to
+// stream again. A whole list of 100,000 pods would need 2 GB of memory.
 var errNoStream = errors.New("the API server streams lists, but the last stream has failed")
 
 func lister[L runtime.Object](list func(context.Context, metav1.ListOptions) (L, error)) cache.ListWithContextFunc {

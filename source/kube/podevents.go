@@ -16,13 +16,14 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// maxEventNames limits the remembered names of events. After that, all are forgotten.
+// maxEventNames limits how many events the source remembers to count repetitions. When the limit is reached, it forgets
+// all of them.
 const maxEventNames = 4096
 
-// AnnounceOnPod makes a warning event on the pod, or counts it in the last event with the same key. It waits
-// for the API server, at most requestTimeout. It is for one goroutine.
+// AnnounceOnPod makes a warning event on the pod. If there is an event with the same key, it only updates that event's
+// count. It waits for the API server, at most for requestTimeout. Only one goroutine may call it.
 //
-// To see it: kubectl describe pod POD; kubectl get events.events.k8s.io -n NAMESPACE
+// To see the event: kubectl describe pod POD; kubectl get events.events.k8s.io -n NAMESPACE
 func (s *Source) AnnounceOnPod(ctx context.Context, e agentapi.PodEvent) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -35,7 +36,8 @@ func (s *Source) AnnounceOnPod(ctx context.Context, e agentapi.PodEvent) error {
 			return err
 		}
 		_, err = events.Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{})
-		if err == nil || !apierrors.IsNotFound(err) { // an API server forgets events after an hour
+		// The API server deletes events after an hour. A deleted event is made anew below.
+		if err == nil || !apierrors.IsNotFound(err) {
 			return err
 		}
 	}

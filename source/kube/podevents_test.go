@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// TestAnnounceOnPod: events with one key are one object with a count. If the API server has forgotten the
-// object, the next event makes a new one.
+// TestAnnounceOnPod: repetitions with the same key only update the count of one event. If the API server has deleted
+// the event, AnnounceOnPod makes a new one.
 func TestAnnounceOnPod(t *testing.T) {
 	client := fake.NewClientset()
 	s := &Source{Client: client, Node: "node-1"}

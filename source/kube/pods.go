@@ -15,17 +15,17 @@ import (
 
 type pods struct {
 	known   hashed.Map[policy.Name, policy.Pod]
-	in      map[string]int // the number of pods by namespace
+	in      map[string]int // the number of pods in each namespace
 	common  *pools
 	apiUIDs map[policy.Name]string
 	lost    map[policy.Name]bool
 }
 
-// podItem is the part of a pod that policy needs.
+// podItem has the parts of a pod that the source stores.
 type podItem struct {
 	*policy.Pod
-	apiUID   string // of a static pod; empty otherwise
-	lost     bool   // Addresses are those that the status had before
+	apiUID   string // the UID in the API, if the pod is static: its runtime knows another one
+	lost     bool   // true if the pod's status has no addresses any more, and Addresses are the earlier ones
 	problems []ruleset.Problem
 }
 
@@ -73,8 +73,8 @@ func (c *cluster) readPod(o *corev1.Pod) podItem {
 	return i
 }
 
-// pack moves the pod with its addresses into one object. A garbage collection visits every object of every pod, so
-// fewer objects make it cheaper.
+// pack copies the pod and its addresses into one block of memory. Garbage collection visits every block, so fewer
+// blocks make it cheaper.
 func pack(p policy.Pod) *policy.Pod {
 	switch len(p.Addresses) {
 	case 1:
@@ -97,8 +97,8 @@ func pack(p policy.Pod) *policy.Pod {
 	return &p
 }
 
-// keepsAddresses reports whether a running pod keeps addresses that its status has lost. Kubelet removes
-// addresses that it doesn't know yet.
+// keepsAddresses reports whether the pod keeps its earlier addresses although its status has none now. Kubelet may
+// remove addresses from the status of a running pod, because it doesn't know them yet.
 func keepsAddresses(was, now *policy.Pod) bool {
 	return len(now.Addresses) == 0 && len(was.Addresses) > 0 && now.UID == was.UID && !now.Finished
 }
@@ -112,7 +112,7 @@ func (c *cluster) putPod(name policy.Name, i podItem) {
 		return
 	}
 	c.pods.common.use(i.Pod)
-	name = podName(i.Pod) // the pod's own strings, so that a delta keeps no others
+	name = podName(i.Pod) // a name from the stored pod, so that a delta keeps no other strings in memory
 	c.pods.known.Put(i.Pod)
 	if c.pending != nil {
 		c.pending.Pods[name] = []*policy.Pod{i.Pod}

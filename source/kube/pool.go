@@ -9,12 +9,12 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// pool keeps one copy of equal values. It drops a value with its last use.
+// pool stores equal values once, to save memory. It removes a value when nothing uses it any more.
 type pool[T any] struct {
 	hash  func(T) uint64
 	equal func(a, b T) bool
-	// The function own() makes the pool's copy of a new value; nil keeps the value itself. The function free(),
-	// if not nil, is called for each dropped copy.
+	// own, if not nil, returns the copy of a new value that the pool keeps. free, if not nil, is called when the pool
+	// removes a copy.
 	own    func(T) T
 	free   func(T)
 	values map[uint64]*pooled[T]
@@ -23,7 +23,7 @@ type pool[T any] struct {
 type pooled[T any] struct {
 	value T
 	uses  int
-	next  *pooled[T] // another value with the same hash
+	next  *pooled[T] // a different value with the same hash
 }
 
 func (p *pool[T]) find(v T) *pooled[T] {
@@ -34,7 +34,8 @@ func (p *pool[T]) find(v T) *pooled[T] {
 	return e
 }
 
-// share returns the pool's copy of the value. A caller that keeps the copy must call use, or sweep may drop it.
+// share returns the pool's copy of the value. A caller that keeps the copy must call use. Otherwise sweep may remove
+// the copy.
 func (p *pool[T]) share(v T) T {
 	if e := p.find(v); e != nil {
 		return e.value
@@ -47,10 +48,10 @@ func (p *pool[T]) share(v T) T {
 	return v
 }
 
-// use adds one use to the value. The value must come from share.
+// use counts one more use of the value. The value must come from share.
 func (p *pool[T]) use(v T) {
 	e := p.find(v)
-	if e == nil { // its last other use has ended since
+	if e == nil { // the value was removed after the caller's share
 		p.share(v)
 		e = p.find(v)
 	}
@@ -108,7 +109,7 @@ func newPools() *pools {
 	p.labels = pool[map[string]string]{
 		values: map[uint64]*pooled[map[string]string]{}, equal: maps.Equal[map[string]string, map[string]string],
 		hash: func(labels map[string]string) uint64 {
-			var sum uint64 // doesn't depend on the order
+			var sum uint64 // a sum, because the order of a map's keys is random
 			for key, value := range labels {
 				sum += hash(key)*31 + hash(value)
 			}

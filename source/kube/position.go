@@ -2,8 +2,9 @@ package kube
 
 import "github.com/weir-net/weir/policy/enforced"
 
-// Position returns how far the watches have come, and the number of the delta that completes these changes. ok
-// is false before all objects were listed, or if the API server's resourceVersions aren't numbers.
+// Position returns the resourceVersions up to which the watches have reported changes, and the number of the delta with
+// the last of these changes. ok is false until all objects have been listed, and if the resourceVersions aren't
+// numbers.
 func (s *Source) Position() (at enforced.Position, delta uint64, ok bool) {
 	s.published.mu.Lock()
 	c := s.published.cluster

@@ -9,7 +9,8 @@ import (
 	"github.com/weir-net/weir/policy/enforced"
 )
 
-// TestPosition: the deltas up to Position's number have all changes up to its position.
+// TestPosition: once the delta of the returned number has been taken, all changes up to the returned position are
+// known.
 func TestPosition(t *testing.T) {
 	c := newCluster()
 	s := &Source{}

@@ -21,8 +21,8 @@ import (
 type published struct {
 	mu        sync.Mutex
 	addresses map[endpoint.Pod][]netip.Addr
-	cluster   *cluster                       // has the watch's pods; nil until Run
-	done      map[endpoint.Pod]chan struct{} // closed once writing the pod's addresses has succeeded or failed
+	cluster   *cluster                       // the pods that the watch has reported; nil until Run
+	done      map[endpoint.Pod]chan struct{} // closed when writing the pod's addresses has succeeded or failed
 }
 
 func (p *published) doneChannel(pod endpoint.Pod) chan struct{} {
@@ -43,8 +43,8 @@ func (p *published) markDone(pod endpoint.Pod) {
 	}
 }
 
-// AwaitPublished waits until the API server has the pod's addresses, or writing them has failed, or ctx ends.
-// The caller must also pass the pod to Publish, before or soon after.
+// AwaitPublished waits until the API server has the pod's addresses, until writing them has failed, or until ctx ends.
+// It returns early only if the caller also passes the pod to Publish.
 func (s *Source) AwaitPublished(ctx context.Context, pod endpoint.Pod) {
 	s.published.mu.Lock()
 	done := s.published.doneChannel(pod)
@@ -55,13 +55,15 @@ func (s *Source) AwaitPublished(ctx context.Context, pod endpoint.Pod) {
 	}
 }
 
-// Publish writes the pods' addresses into their status, seconds before kubelet does. So agents on other nodes
-// know a pod before its first packet arrives. Publish doesn't wait. It forgets all other pods.
+// Publish writes the addresses of this node's pods into the pods' status, seconds before kubelet does. So agents on
+// other nodes know a pod before its first packet arrives. Publish doesn't wait for the API server. pods must have all
+// pods to publish: Publish forgets pods that it lacks.
 //
-//   - The addresses are in the status: people who may only create pods can't write it, but can forge an annotation.
-//   - Kubelet removes the addresses about every ten seconds, until the pod's first container has started. The
-//     source then writes them again at once.
-//   - A pod without a UID is left to kubelet: another pod of that name may exist by now.
+//   - The addresses are in the status and not in an annotation: users who may create pods could forge an annotation.
+//   - Kubelet removes the addresses about every ten seconds until the pod's first container has started. The source
+//     writes
+//     them again at once.
+//   - The source doesn't write the addresses of a pod without a UID: a newer pod may have the same name.
 func (s *Source) Publish(ctx context.Context, pods map[endpoint.Pod][]netip.Addr) {
 	s.published.mu.Lock()
 	defer s.published.mu.Unlock()
@@ -75,8 +77,8 @@ func (s *Source) Publish(ctx context.Context, pods map[endpoint.Pod][]netip.Addr
 	}
 }
 
-// see writes the pod's addresses if its status lacks one of them. Run calls it for each event of a pod, so it
-// must be cheap for pods that Publish doesn't know.
+// see writes the published addresses of the pod again if its status lacks one of them. It is called for each event of
+// every pod, so it must be cheap for pods that aren't published.
 func (s *Source) see(ctx context.Context, name policy.Name) {
 	s.published.mu.Lock()
 	defer s.published.mu.Unlock()
@@ -96,8 +98,8 @@ func (s *Source) seeAll(ctx context.Context) {
 	}
 }
 
-// write starts to write the pod's addresses if its status lacks one of them. After a failure, kubelet writes them
-// some seconds later. The caller must have the lock.
+// write starts to write the pod's addresses, unless its status has all of them. It doesn't try again after a failure:
+// kubelet writes the addresses some seconds later. The caller must hold the lock s.published.mu.
 func (s *Source) write(ctx context.Context, p endpoint.Pod) {
 	addrs, ok := s.published.addresses[p]
 	if !ok || p.UID == "" || s.published.cluster == nil {
@@ -129,8 +131,8 @@ func (s *Source) write(ctx context.Context, p endpoint.Pod) {
 	}()
 }
 
-// patch writes the addresses; it is no error if the pod is gone. The patch has the UID of the API object, so
-// that no other pod of the same name gets the addresses.
+// patch writes the addresses into the pod's status. It returns no error if the pod is gone. The patch contains the UID,
+// so another pod of the same name doesn't get the addresses.
 //
 // Equivalent to:
 //
@@ -152,7 +154,7 @@ func (s *Source) patch(ctx context.Context, pod policy.Name, uid string, addrs [
 	}
 	pods := s.Client.CoreV1().Pods(pod.Namespace)
 	_, err = pods.Patch(ctx, pod.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
-	// If the pod has another UID by now, the API server answers Conflict or Invalid. Either way the pod is gone.
+	// The API server answers Conflict or Invalid if the pod now has another UID: the pod with the old UID is gone.
 	if err != nil && !apierrors.IsNotFound(err) && !apierrors.IsConflict(err) && !apierrors.IsInvalid(err) {
 		return fmt.Errorf("publish the addresses of pod %s/%s: %w", pod.Namespace, pod.Name, err)
 	}

@@ -47,7 +47,7 @@ func publish(t *testing.T) *publishing {
 			t.Error(err)
 		}
 		p.patches <- got
-		return false, nil, nil // false: the fake client then applies the patch
+		return false, nil, nil // false: the fake client goes on, and applies the patch
 	})
 	p.source = &Source{Client: p.Clientset, Log: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithCancel(context.Background())
@@ -71,7 +71,7 @@ func (p *publishing) wantPatch(name, uid, ip string) {
 			len(got.Status.PodIPs) != 1 || got.Status.PodIPs[0].IP != ip {
 			p.Errorf("patch %+v, want pod %s, which has UID %s, to have %s in its status", got, name, uid, ip)
 		}
-		// The fake API server reports a patch before it applies the patch.
+		// Wait: the fake API server reports a patch before it applies the patch.
 		for deadline := time.Now().Add(10 * time.Second); !p.hasIP(name, ip); {
 			if time.Now().After(deadline) {
 				p.Fatalf("pod %s has not got %s", name, ip)
@@ -91,8 +91,8 @@ func (p *publishing) hasIP(name, ip string) bool {
 	return slices.ContainsFunc(pods.Items, func(o corev1.Pod) bool { return o.Name == name && o.Status.PodIP == ip })
 }
 
-// wantNone checks that nothing was written. It publishes another pod's address: the next patch must be for that
-// pod.
+// wantNone checks that the source has written nothing. It publishes the address of another pod: if the next patch is
+// for this pod, there was none before.
 func (p *publishing) wantNone() {
 	p.Helper()
 	p.source.Publish(p.Context(), addresses("ns-1", "b", "two", "100.96.1.99"))
@@ -124,8 +124,8 @@ func addresses(namespace, name, uid, ip string) map[endpoint.Pod][]netip.Addr {
 	return map[endpoint.Pod][]netip.Addr{{Namespace: namespace, Name: name, UID: uid}: {netip.MustParseAddr(ip)}}
 }
 
-// TestPublish: if kubelet removes a published address, the source writes it again, until Publish leaves the pod
-// out.
+// TestPublish: if kubelet removes a published address, the source writes the address again. It stops once Publish is
+// called without the pod.
 func TestPublish(t *testing.T) {
 	p := publish(t)
 	p.source.Publish(t.Context(), addresses("ns-1", "a", "one", "100.96.1.9"))
@@ -137,12 +137,12 @@ func TestPublish(t *testing.T) {
 	p.setIP("a", "100.96.1.9")
 	p.source.Publish(t.Context(), addresses("ns-1", "a", "one", "100.96.1.9"))
 	p.wantNone()
-	p.setIP("a", "") // Publish doesn't know the pod any more
+	p.setIP("a", "") // the pod is no longer published, so the source must not write
 	p.wantNone()
 }
 
-// TestAwaitPublished: AwaitPublished returns once the API server has the address, whoever wrote it. It also
-// returns if ctx ends.
+// TestAwaitPublished: AwaitPublished returns once the API server has the address, whether the source or kubelet wrote
+// it. It also returns when ctx ends.
 func TestAwaitPublished(t *testing.T) {
 	for name, before := range map[string]string{"to be written": "", "there already": "100.96.1.9"} {
 		t.Run(name, func(t *testing.T) {
@@ -169,7 +169,8 @@ func TestAwaitPublished(t *testing.T) {
 	publish(t).source.AwaitPublished(ctx, endpoint.Pod{Namespace: "ns-1", Name: "nobody", UID: "x"})
 }
 
-// TestPublishBeforeThePodIsKnown: if the watch reports a pod only after Publish, the address is written then.
+// TestPublishBeforeThePodIsKnown: if Publish is called before the watch reports the pod, the address is written when
+// the watch reports the pod.
 func TestPublishBeforeThePodIsKnown(t *testing.T) {
 	p := publish(t)
 	p.source.Publish(t.Context(), addresses("ns-1", "late", "two", "100.96.1.9"))
@@ -177,8 +178,8 @@ func TestPublishBeforeThePodIsKnown(t *testing.T) {
 	p.wantPatch("late", "two", "100.96.1.9")
 }
 
-// TestPublishAStaticPod: the runtime and the API server have different UIDs for a static pod. Publish gets the
-// runtime's, and the patch has the API server's.
+// TestPublishAStaticPod: a static pod has one UID in the runtime and another in the API server. Publish gets the
+// runtime's UID. The patch must have the API server's.
 func TestPublishAStaticPod(t *testing.T) {
 	p := publish(t)
 	p.source.Publish(t.Context(), addresses("kube-system", "static-n1", "runtime", "100.96.1.9"))
@@ -197,7 +198,8 @@ func TestPublishNoNamesake(t *testing.T) {
 	}
 }
 
-// TestPublishGivesUpQuietly: patch returns no error if the pod is gone. Another refusal is an error.
+// TestPublishGivesUpQuietly: patch returns no error if the API server's answer means that the pod is gone. Any other
+// refusal is an error.
 func TestPublishGivesUpQuietly(t *testing.T) {
 	pods := schema.GroupResource{Resource: "pods"}
 	for name, tc := range map[string]struct {

@@ -26,13 +26,13 @@ type streams struct {
 	t      testing.TB
 	pods   chan podWatch
 	unable bool
-	lists  atomic.Int32 // how many lists in one piece the client has asked for
+	lists  atomic.Int32 // number of requests for a whole list, as opposed to a stream
 }
 
 type podWatch struct {
-	status int // 0: 200
+	status int // HTTP status of the response; 0 means 200
 	events []watch.Event
-	file   string // with encoded events, which come after events
+	file   string // path of a file with more encoded events, sent after events
 	more   chan watch.Event
 	end    chan struct{}
 }
@@ -55,7 +55,7 @@ func (s *streams) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		"/api/v1/pods": &corev1.Pod{}, "/api/v1/namespaces": &corev1.Namespace{}, "/api/v1/nodes": &corev1.Node{},
 		"/apis/networking.k8s.io/v1/networkpolicies": &networkingv1.NetworkPolicy{},
 	}
-	if kinds[r.URL.Path] == nil { // a request of the survey (unenforced.go)
+	if kinds[r.URL.Path] == nil { // a request for other kinds of policies (unenforced.go)
 		http.NotFound(w, r)
 		return
 	}
@@ -102,7 +102,7 @@ func (s *streams) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			write(e)
 			w.(http.Flusher).Flush()
 		case <-answer.end:
-			panic(http.ErrAbortHandler) // the connection dies
+			panic(http.ErrAbortHandler) // breaks the connection off
 		case <-r.Context().Done():
 			return
 		}
@@ -167,7 +167,7 @@ func (s *streams) encoder(w http.ResponseWriter, accept string) func(watch.Event
 		}
 		event := &metav1.WatchEvent{Type: string(e.Type), Object: runtime.RawExtension{Raw: object.Bytes()}}
 		if err := frames.Encode(event); err != nil {
-			s.t.Log(err) // the client has gone
+			s.t.Log(err) // the client has closed the connection
 		}
 	}
 }

@@ -1,14 +1,15 @@
 // Package kube is the source that watches a Kubernetes cluster: its pods, namespaces, nodes and NetworkPolicies. It
-// also writes to the API server: pods' addresses into their status (Publish), and events about this node (Announce) and
-// its pods (AnnounceOnPod).
+// also writes pods' addresses into their status (Publish), and makes events on this node (Announce) and its pods
+// (AnnounceOnPod).
 //
 // Invariants:
-//   - The first delta comes when the pods, namespaces, nodes and policies have all been listed.
-//   - While the API server doesn't answer, all objects stay as they were.
-//   - While a namespace is being deleted, its policies stay in force until its pods are gone. If an agent starts
-//     meanwhile, the deleted policies are unknown, and all pods of the namespace are isolated.
-//   - Nothing but these addresses and events is written. A patch of a pod's status has the pod's UID, so it changes no
-//     other pod of the same name.
+//   - The first delta comes when all pods, namespaces, nodes and policies have been listed.
+//   - While the API server doesn't answer, the known objects stay as they are.
+//   - While a namespace is being deleted, its policies stay in force until its pods are gone. If an agent starts during
+//     the deletion, it isolates all pods of the namespace.
+//   - The package writes nothing but addresses and events. A patch of a pod's status contains the pod's UID, so it
+//     never
+//     changes another pod of the same name.
 package kube
 
 import (
@@ -32,24 +33,24 @@ import (
 	"github.com/weir-net/weir/source/objects"
 )
 
-// Source watches an API server and writes to it. The caller sets the exported fields before Run.
+// Source watches an API server, and writes to it. The exported fields must be set before Run.
 type Source struct {
 	Client kubernetes.Interface
 	Log    *slog.Logger
-	// Node is the name of this node's Node, on which Announce makes events.
+	// Node is the name of the node on which the agent runs.
 	Node string
 
 	unenforced atomic.Pointer[[]policy.Unenforced]
 
 	contact    contact
 	published  published
-	eventNames map[string]string // of the events on pods, by their keys
+	eventNames map[string]string // the name of the event on a pod, by the event's key (PodEvent.Key)
 	announcing sync.Once
 	recorder   record.EventRecorder
 }
 
-// Run watches until ctx ends. It calls update with the first delta when all watches have synced, and then after
-// changes. While the API server doesn't answer, Contact returns the error. The watches resume by themselves.
+// Run watches until ctx ends. It calls update with the first delta when all objects have been listed, and with further
+// deltas after changes. While the API server doesn't answer, Run goes on trying, and Contact returns the error.
 func (s *Source) Run(ctx context.Context, update func(*policy.Delta, error)) error {
 	c := newCluster()
 	s.published.mu.Lock()
@@ -80,7 +81,7 @@ func (s *Source) Run(ctx context.Context, update func(*policy.Delta, error)) err
 	expiry := time.NewTicker(maxWatchLag)
 	defer expiry.Stop()
 	surveyed := make(chan struct{}, 1)
-	var unenforced []policy.Unenforced // as of the last delta
+	var unenforced []policy.Unenforced // the value in the last delta
 	for begun := false; ; {
 		select {
 		case <-ctx.Done():
@@ -104,7 +105,7 @@ func (s *Source) Run(ctx context.Context, update func(*policy.Delta, error)) err
 			go s.survey(ctx, func() {
 				select {
 				case surveyed <- struct{}{}:
-				default: // a message is waiting already
+				default:
 				}
 			})
 		}
@@ -113,8 +114,8 @@ func (s *Source) Run(ctx context.Context, update func(*policy.Delta, error)) err
 
 const requestTimeout = 5 * time.Second
 
-// Lookup asks the API server for the pod of that namespace and name, whatever its UID. ok is false if there is
-// no such pod.
+// Lookup asks the API server for the pod with p's namespace and name. It ignores p's UID. ok is false if there is no
+// such pod.
 func (s *Source) Lookup(ctx context.Context, p endpoint.Pod) (pod policy.Pod, ok bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -125,6 +126,6 @@ func (s *Source) Lookup(ctx context.Context, p endpoint.Pod) (pod policy.Pod, ok
 	if err != nil {
 		return policy.Pod{}, false, fmt.Errorf("ask for pod %s: %w", p, err)
 	}
-	pod, _ = objects.Pod(got) // the watch reports the problems
+	pod, _ = objects.Pod(got) // problems are ignored here: the watch reports them too
 	return pod, true, nil
 }

@@ -125,7 +125,7 @@ func TestRun(t *testing.T) {
 		t.Error("the namespace lacks the label with its name")
 	}
 
-	// until reads updates until ok accepts one, ten at most. The source may put several changes into one.
+	// until waits for an update that ok accepts. It reads at most ten updates. One update may contain several changes.
 	until := func(what string, ok func(*policy.Objects) bool) {
 		t.Helper()
 		for range 10 {

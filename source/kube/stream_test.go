@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/test/deltas"
 )
 
-// TestStreams: whatever failures the watch on pods has, the pods are those of the last whole list and of the
-// events after it.
+// TestStreams: the watch on pods fails in several ways. The known pods are always those of the last complete list, with
+// the events after it.
 func TestStreams(t *testing.T) {
 	server, config := newStreams(t)
 	source := sourceOf(t, config)
@@ -25,7 +25,8 @@ func TestStreams(t *testing.T) {
 	all := deltas.NewSum()
 	go func() {
 		done <- source.Run(ctx, func(d *policy.Delta, _ error) {
-			if o := all.Add(d); len(d.Pods) > 0 { // else it is the survey's, which may come at any time
+			// A delta without pods is about other kinds of policies, and may come at any time.
+			if o := all.Add(d); len(d.Pods) > 0 {
 				states <- o
 			}
 		})
@@ -78,8 +79,8 @@ func TestStreams(t *testing.T) {
 
 	first.more <- event(watch.Added, "c", "1", "8")
 	want("a pod comes", "a=1", "b=1", "c=1")
-	first.more <- event(watch.Modified, "c", "1", "9") // changes nothing that policy needs
-	first.more <- event(watch.Added, "c", "1", "9")    // the same event again
+	first.more <- event(watch.Modified, "c", "1", "9") // changes no field that policy needs
+	first.more <- event(watch.Added, "c", "1", "9")
 	first.more <- event(watch.Deleted, "b", "1", "10")
 	want("a pod goes", "a=1", "c=1")
 	first.more <- event(watch.Deleted, "b", "1", "10")
@@ -89,7 +90,7 @@ func TestStreams(t *testing.T) {
 
 	close(first.end)
 	second := podWatch{more: make(chan watch.Event), end: make(chan struct{})}
-	answer(second) // the watch goes on where it was
+	answer(second) // the watch continues after the last event
 	second.more <- event(watch.Modified, "a", "2", "11")
 	want("the watch goes on", "a=2", "c=1")
 
@@ -111,7 +112,7 @@ func TestStreams(t *testing.T) {
 	}
 }
 
-// TestNoStreams: an API server that can't stream lists is asked once for each list in one piece.
+// TestNoStreams: if the API server can't stream lists, the source asks once for each whole list.
 func TestNoStreams(t *testing.T) {
 	server, config := newStreams(t)
 	server.unable = true

@@ -15,9 +15,9 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 )
 
-// Decoding a whole pod takes 40 µs and leaves 20 KB of garbage. So the source trims events of pods and nodes
-// before the client decodes them: it removes fields that policy doesn't need. It knows the fields by their
-// numbers in k8s.io/api's generated.proto, which never change.
+// This file removes fields that policy doesn't need from events of pods and nodes, before the client decodes the
+// events. Decoding a whole pod would take 40 µs and leave 20 KB of garbage. Numbers of fields are those of
+// generated.proto in k8s.io/api. They never change.
 
 type kept struct {
 	fields map[protowire.Number]*kept
@@ -70,12 +70,12 @@ type trimmer struct {
 	in    *bufio.Reader
 	what  *kept
 	frame []byte
-	out   []byte // bytes for the client; out[at:] hasn't been read yet
+	out   []byte // bytes for the client, which has read them up to at
 	at    int
-	whole bool // the rest of the stream stays as it is
+	whole bool // passes the rest of the stream on unchanged
 }
 
-// maxFrame is the longest frame that is trimmed, in bytes. Objects of the API have 1.5 MB at most.
+// maxFrame is the length in bytes up to which a frame is trimmed. The API server's objects have at most 1.5 MB.
 const maxFrame = 1 << 24
 
 func (t *trimmer) Read(p []byte) (int, error) {
@@ -142,7 +142,7 @@ type field struct {
 	number protowire.Number
 	kind   protowire.Type
 	whole  []byte
-	tag    int // the length of the tag, with which the field begins
+	tag    int // length of the field's tag, which is the beginning of whole
 }
 
 func nextField(message []byte) (f field, rest []byte, ok bool) {
@@ -187,7 +187,7 @@ func (k *kept) field(out []byte, f field) (_ []byte, ok bool) {
 	if out, ok = k.trim(out, content); !ok {
 		return out, false
 	}
-	// The length precedes the content, but is known only now.
+	// The length must precede the content. It is known only now, so this moves the content behind it.
 	size := len(out) - start
 	out = append(out, make([]byte, protowire.SizeVarint(uint64(size)))...)
 	copy(out[len(out)-size:], out[start:start+size])

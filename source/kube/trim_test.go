@@ -131,7 +131,7 @@ func only(p *corev1.Pod) *corev1.Pod {
 	}
 }
 
-// TestTrim: of the pods in a watch's events, only the fields that the source needs are left.
+// TestTrim: the trimmed events of a watch on pods have only the fields that the source needs.
 func TestTrim(t *testing.T) {
 	var events, want []watch.Event
 	for _, p := range wholePods() {
@@ -194,7 +194,8 @@ func TestTrimNodes(t *testing.T) {
 	}
 }
 
-// TestTrimLeavesTheRestAlone: other answers, and streams that can't be read, stay as they are.
+// TestTrimLeavesTheRestAlone: the trimmer passes on unchanged what isn't a watch on pods or nodes, and streams that it
+// can't parse.
 func TestTrimLeavesTheRestAlone(t *testing.T) {
 	stream := encodeEvents(t, watch.Event{Type: watch.Added, Object: realisticPod(1, false)})
 	const pods = "/api/v1/pods?watch=true"
@@ -225,7 +226,8 @@ func TestTrimLeavesTheRestAlone(t *testing.T) {
 	}
 }
 
-// TestTrimAnything: if bytes of a frame are random, the trimmer doesn't panic or fail, and the frame doesn't grow.
+// TestTrimAnything: if bytes of a frame are random, the trimmer doesn't panic or return an error, and the frame doesn't
+// become longer.
 func TestTrimAnything(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	stream := encodeEvents(t, watch.Event{Type: watch.Added, Object: realisticPod(1, true)})
@@ -241,7 +243,7 @@ func TestTrimAnything(t *testing.T) {
 	}
 }
 
-// BenchmarkDecode measures what the client does with an event before the source sees it.
+// BenchmarkDecode measures how long the client decodes one event, with and without trimming.
 func BenchmarkDecode(b *testing.B) {
 	stream := encodeEvents(b, watch.Event{Type: watch.Modified, Object: realisticPod(77, false)})
 	for name, path := range map[string]string{"trimmed": "/api/v1/pods?watch=true", "whole": "/api/v1/others?watch=true"} {

@@ -17,19 +17,19 @@ import (
 )
 
 const (
-	// surveyInterval is the least time until the source asks the API server again for kinds of policy that weir
-	// doesn't enforce. A random delay is added, so that the nodes of a large cluster don't ask at once.
+	// surveyInterval is how long the source waits at least before it asks the API server again for other kinds of
+	// policies. A random delay is added, so that the nodes of a large cluster don't all ask at once.
 	surveyInterval = 150 * time.Second
-	// surveyRetry is how soon the source asks again if the API server didn't answer.
+	// surveyRetry is how long the source waits after a failed survey.
 	surveyRetry = 15 * time.Second
 )
 
-// notSurveyed is reported if the first survey fails, until a survey succeeds.
+// notSurveyed is the result while no survey has succeeded.
 var notSurveyed = []policy.Unenforced{{
 	Where: "which policies of other kinds the cluster has isn't known: the API server doesn't say which kinds it serves",
 }}
 
-// noWatch marks requests that aren't part of a watch. Their failure says nothing about the watches.
+// noWatch marks requests that aren't part of a watch. Contact ignores their errors.
 type noWatch struct{}
 
 func (s *Source) survey(ctx context.Context, changed func()) {
@@ -41,7 +41,7 @@ func (s *Source) survey(ctx context.Context, changed func()) {
 			if known := s.unenforced.Load(); known == nil {
 				kinds = notSurveyed
 			} else {
-				kinds = *known // the API server is away; Contact reports that
+				kinds = *known // keep the last result; Contact reports that the API server doesn't answer
 			}
 		}
 		before := s.unenforced.Swap(&kinds)
@@ -56,13 +56,13 @@ func (s *Source) survey(ctx context.Context, changed func()) {
 	}
 }
 
-// unenforcedKinds returns the kinds of policy that weir doesn't enforce, and that have objects or can't be
-// counted.
+// unenforcedKinds returns the kinds of policies that weir doesn't enforce, such as CiliumNetworkPolicy. It leaves out
+// kinds of which the cluster has no object.
 //
 // Equivalent to: kubectl api-resources; for each kind: kubectl get --raw '/apis/GROUP/VERSION/RESOURCE?limit=1'
 func (s *Source) unenforcedKinds(ctx context.Context) ([]policy.Unenforced, error) {
 	ctx = context.WithValue(ctx, noWatch{}, true)
-	// If an API service is down, this call returns the kinds of all other services, and an error.
+	// If one of the API server's services is down, this call returns an error and the kinds of all other services.
 	_, lists, err := s.Client.Discovery().ServerGroupsAndResources()
 	if len(lists) == 0 {
 		return nil, fmt.Errorf("ask the API server what it serves: %w", err)

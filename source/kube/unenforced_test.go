@@ -20,7 +20,7 @@ import (
 
 func serving(t *testing.T, away *atomic.Bool, kinds map[string]string) *Source {
 	t.Helper()
-	groups := map[string][]string{} // kinds by group/version
+	groups := map[string][]string{} // kinds by group and version
 	for kind := range kinds {
 		name, version, _ := strings.Cut(kind, ".")
 		groups[version] = append(groups[version], name)
@@ -114,7 +114,7 @@ func TestUnenforcedKinds(t *testing.T) {
 	}
 }
 
-// TestSurvey: if the first survey fails, notSurveyed is reported. No failure of a survey affects Contact.
+// TestSurvey: until a survey succeeds, the result is notSurveyed. A survey's failure doesn't change Contact.
 func TestSurvey(t *testing.T) {
 	var away atomic.Bool
 	away.Store(true)

@@ -8,7 +8,8 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// TestAuditAnnotation: only the text "true" makes a policy an audited one. Any other value leaves it enforced.
+// TestAuditAnnotation: a policy is audited only if the annotation's value is the text "true". With any other value the
+// policy is enforced.
 func TestAuditAnnotation(t *testing.T) {
 	manifest := func(annotations, spec string) []byte {
 		return fmt.Appendf(nil, "kind: NetworkPolicy\napiVersion: networking.k8s.io/v1\n"+

@@ -18,40 +18,40 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// Dir is a source of objects: all manifests in the directory Path and in the directories below it.
+// Dir is a source that reads all manifests in the directory Path and in the directories below it.
 type Dir struct {
 	Path string
-	// Without IgnoreBroken, Dir returns no objects until it knows the content of every file that may have a
-	// policy. With IgnoreBroken, it waits only while an unread file is being written.
+	// With IgnoreBroken, Dir starts although files can't be parsed, and waits only for files that are being written.
+	// Without it, Dir returns no objects until each file that may have a policy could be parsed.
 	IgnoreBroken bool
-	// Node is this node's name, which kubelet appends to the names of static pods. If it is empty, Dir adds no
-	// static pods.
+	// Node is the name of this node. Kubelet appends it to the names of static pods. Without it, Dir adds no static
+	// pods.
 	Node string
 
 	files map[string]*file
 	dirs  map[string]bool
-	// started is true once merge has returned objects. From then on, merge always does.
+	// started is true once merge has returned objects. From then on, merge always returns objects.
 	started bool
 	last    policy.Objects
 	report  atomic.Pointer[[]agentapi.File]
 	view    atomic.Pointer[view]
 }
 
-// graceTime is how long the objects of a missing or empty file stay in force. Editors remove or empty the old
-// file before they write the new one.
+// graceTime is how long the objects of a missing or empty file stay in force. Editors remove or empty the old file
+// before they write the new one.
 const graceTime = 250 * time.Millisecond
 
-// recheckTime is how often a file is read again while a process has it open for writing. The kernel reports the
-// close a little too early (__fput in fs/file_table.c).
+// recheckTime is how often Dir tries to read a file that a process has open for writing. Another try is needed, because
+// the kernel reports the close before it releases the file (__fput in fs/file_table.c).
 const recheckTime = 10 * time.Millisecond
 
-// relistInterval is how often the tree is listed without an event. A link's target outside of the tree can change
-// without an event, and so can files that another machine writes.
+// relistInterval is how often Dir lists all files, even without an event. Some changes cause no event: those of a
+// link's target outside of the directory, and those that another machine makes.
 const relistInterval = 10 * time.Second
 
-// Run reads the directory, and then each file that changes, until ctx ends. It calls update at the start and
-// after each change. The error for update names what can't be read. The delta is nil until there is a first
-// state (see IgnoreBroken). Run returns an error if it can't list or watch the directory.
+// Run reads all files, and then each file that changes, until ctx ends. It calls update once at the start and after
+// each change. The error for update names the files and parts that can't be read. The delta is nil as long as Dir can't
+// start (see IgnoreBroken). Run returns an error if it can't list or watch the directory.
 func (d *Dir) Run(ctx context.Context, update func(*policy.Delta, error)) error {
 	w, err := dirwatch.NewTree(d.Path)
 	if err != nil {
@@ -116,8 +116,8 @@ func (d *Dir) delta() (*policy.Delta, error) {
 	return delta, err
 }
 
-// Check reads the directory once, and returns what Run would first give update. The objects are nil if an agent
-// couldn't start with them.
+// Check reads the directory once, and returns the objects and the error of Run's first update. The objects are nil if
+// an agent couldn't start with them.
 func (d *Dir) Check() (*policy.Objects, error) {
 	if _, err := d.read(dirwatch.Change{Lost: true}, func(map[string]bool) error { return nil }); err != nil {
 		return nil, err
@@ -125,8 +125,8 @@ func (d *Dir) Check() (*policy.Objects, error) {
 	return d.merge()
 }
 
-// Files returns each file with its objects, as of the last update. Each object has its state, with the reason.
-// Before the first update, Files returns nil. Other goroutines may call it while Run runs.
+// Files returns each file with the state of each of its objects, at the last update. Before the first update it returns
+// nil. Any goroutine may call it.
 func (d *Dir) Files() []agentapi.File {
 	if r := d.report.Load(); r != nil {
 		return *r
@@ -134,8 +134,8 @@ func (d *Dir) Files() []agentapi.File {
 	return nil
 }
 
-// dropGone drops the files that have been missing or empty for graceTime; a broken link becomes unreadable
-// instead. The result again says when to look again; nil means never.
+// dropGone removes files that have been missing or empty for graceTime, and their objects. A broken link is instead
+// marked as unreadable. The caller must call dropGone again when the channel again has a message; nil means never.
 func (d *Dir) dropGone(now time.Time) (changed bool, again <-chan time.Time) {
 	var next time.Duration
 	for name, f := range d.files {
@@ -181,8 +181,8 @@ func (d *Dir) read(change dirwatch.Change, watch func(map[string]bool) error) (c
 	if err != nil {
 		return changed, err
 	}
-	// Files that come into a new directory before it is watched cause no event. So the tree is listed until no
-	// directory is new.
+	// The kernel reports no event for files that were made in a new directory before it was watched. So the loop lists
+	// the tree again until there is no new directory.
 	for !maps.Equal(t.dirs, d.dirs) {
 		d.dirs = t.dirs
 		if err := watch(d.dirs); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -217,8 +217,8 @@ func (d *Dir) changesTree(name string) bool {
 	return err == nil && info.IsDir()
 }
 
-// errBrokenLink means that a symbolic link's target doesn't exist, perhaps only for now. Once the target exists, it
-// may have a policy. So the link counts as a file that may have one.
+// errBrokenLink means that a symbolic link's target doesn't exist. The target may appear later and have a policy, so
+// the link counts as a file that may have one.
 var errBrokenLink = errors.New("it is a link that leads nowhere")
 
 func (d *Dir) isBrokenLink(name string) bool {
@@ -231,8 +231,7 @@ func (d *Dir) isBrokenLink(name string) bool {
 	return errors.Is(err, fs.ErrNotExist)
 }
 
-// setUnreadable records that the file can't be read at all. The last good versions of the file's objects stay
-// in force.
+// setUnreadable records that the whole file can't be read. The last good versions of its objects stay in force.
 func (d *Dir) setUnreadable(name string, err error) (changed bool) {
 	f := d.files[name]
 	if f == nil {
@@ -273,7 +272,6 @@ func (d *Dir) readFile(name string, changedOnly bool) (changed bool) {
 	}
 	was := f.busy
 	if f.busy = errors.Is(err, dirwatch.ErrBeingWritten); f.busy {
-		// The file's earlier objects stay in force.
 		return !d.started && f.empty() && !was
 	}
 	if missing {

@@ -101,7 +101,7 @@ func (s *source) next() update {
 	for {
 		select {
 		case u := <-s.updates:
-			// This happens only before the first state. An update for the file's close follows.
+			// The file was open when the directory was first read. Its close causes another update.
 			if errors.Is(u.err, dirwatch.ErrBeingWritten) {
 				continue
 			}
@@ -175,11 +175,11 @@ func TestDirKnowsNothingWhileAFileMayHoldAPolicy(t *testing.T) {
 	s.write("a.yaml", pod("a", "two"))
 	s.want("-", "b.yaml: document 1")
 	s.write("c.yaml", "{{- if .Values.policy }}\n")
-	s.want("-", "b.yaml: document 1") // the earlier objects of c.yaml are known
+	s.want("-", "b.yaml: document 1") // c.yaml's error is gone, because its earlier objects are known
 	s.write("b.yaml", pod("b", "two"))
 	s.want("Pod default/a app=two, Pod default/b app=two, Pod default/c app=one", "c.yaml: document 1",
 		"what it said before stays in force")
-	s.write("d.yaml", broken) // new and broken: the state stays in force, and the error is reported
+	s.write("d.yaml", broken) // a new broken file: the known objects stay in force, and the error is reported
 	s.want("Pod default/a app=two, Pod default/b app=two, Pod default/c app=one", "d.yaml: document 1",
 		"has never been readable")
 }
@@ -214,7 +214,7 @@ func TestABrokenFileKeepsWhatItSaid(t *testing.T) {
 	s.write("a.yaml", broken)
 	s.want("Pod default/a app=two, Pod default/b app=two", "a.yaml: document 1")
 	s.remove("a.yaml")
-	// There is no error any more. The file's objects stay in force for graceTime.
+	// The error is gone. The removed file's objects stay in force for graceTime.
 	s.want("Pod default/a app=two, Pod default/b app=two")
 	s.want("Pod default/b app=two")
 }
@@ -223,7 +223,7 @@ func policyOf(metadata, spec string) string {
 	return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: " + metadata + "\nspec: " + spec + "\n---\n"
 }
 
-// TestWhatABadPolicyMeans: a policy with a bad part has the effect that docs/manifests.md states.
+// TestWhatABadPolicyMeans: a policy that can't be read completely has the effect that docs/manifests.md describes.
 func TestWhatABadPolicyMeans(t *testing.T) {
 	meta, sound := "{name: p, namespace: ns-1}", "{podSelector: {matchLabels: {app: a}}, ingress: [{}]}"
 	s := run(t, map[string]string{"p.yaml": policyOf(meta, sound)})
@@ -267,9 +267,9 @@ func TestWhatABadPolicyMeans(t *testing.T) {
 	s.want("", "p.yaml: document 1", "which namespace it is for isn't known")
 }
 
-// TestTwoFilesWithOneObject: different versions of a policy isolate what any of them selects, and allow only what
-// all of them allow. Of a pod, all versions are in force. Labels in which versions of a namespace differ are
-// unknown.
+// TestTwoFilesWithOneObject: if files have different versions of a policy, a pod is isolated if any version isolates
+// it, and traffic passes only if all versions allow it. All versions of a pod are in force. If versions of a namespace
+// differ in a label, the label's value is unknown.
 func TestTwoFilesWithOneObject(t *testing.T) {
 	deny := policyOf("{name: p}", "{podSelector: {}}")
 	allow := policyOf("{name: p}",
@@ -279,7 +279,7 @@ func TestTwoFilesWithOneObject(t *testing.T) {
 		a, b string
 		want []string
 	}{
-		{deny, deny, []string{"<none> in=0 out=0 [Ingress]"}}, // both are equal: the policy is used unchanged
+		{deny, deny, []string{"<none> in=0 out=0 [Ingress]"}}, // equal versions count as one policy
 		{deny, allow, []string{"<none> in=0 out=1 [Ingress Egress]", "app=a in=0 out=1 [Ingress Egress]"}},
 		{allow, deny, []string{"app=a in=0 out=1 [Ingress Egress]", "<none> in=0 out=1 [Ingress Egress]"}},
 		{both, allow, []string{"app=a in=1 out=1 [Ingress Egress]"}},
@@ -336,8 +336,8 @@ func TestWhatIsRead(t *testing.T) {
 	s.want("Pod default/a app=two, Pod default/b app=one, Pod default/c app=one, Pod default/d app=")
 }
 
-// TestSubdirectories: manifests in subdirectories and behind symbolic links are read, and read again if they
-// change.
+// TestSubdirectories: Dir reads manifests in subdirectories and behind symbolic links, and reads them again after
+// changes.
 func TestSubdirectories(t *testing.T) {
 	s := run(t, nil)
 	s.want("")
@@ -367,7 +367,7 @@ func TestSubdirectories(t *testing.T) {
 	until("Pod default/a app=two, Pod default/b app=one")
 	do(os.WriteFile(elsewhere+"/b.yaml", []byte(pod("b", "two")), 0o600))
 	until("Pod default/a app=two, Pod default/b app=two")
-	// This makes a circle of links, and a second link to b.yaml.
+	// The first link leads back to its own parent directory. The second is another name of b.yaml.
 	do(os.Symlink("..", s.path("one/loop")), os.Symlink(elsewhere+"/b.yaml", s.path("one/c.yaml")))
 	until("Pod default/a app=two, Pod default/b app=two")
 	do(os.Rename(s.path("one"), s.path("other")))
@@ -380,8 +380,8 @@ func TestSubdirectories(t *testing.T) {
 	until("")
 }
 
-// TestAConfigMap: kubelet mounts a ConfigMap as links through ..data. If it replaces ..data, all files' new
-// versions come into force.
+// TestAConfigMap: kubelet mounts a ConfigMap as links through the link ..data. When kubelet replaces ..data, Dir reads
+// the new versions of all files.
 func TestAConfigMap(t *testing.T) {
 	s := run(t, nil)
 	s.want("")
@@ -415,8 +415,8 @@ func TestAConfigMap(t *testing.T) {
 	until("Pod default/a app=two, Pod default/b app=two")
 }
 
-// TestAFileThatIsBeingWrittenIsNotRead: while a file is open for writing, its earlier objects stay in force.
-// Half a manifest may lack a policy.
+// TestAFileThatIsBeingWrittenIsNotRead: while a file is open for writing, its earlier objects stay in force. A
+// half-written file may lack a policy.
 func TestAFileThatIsBeingWrittenIsNotRead(t *testing.T) {
 	s := run(t, map[string]string{"a.yaml": pod("a", "one") + goodPolicy, "b.yaml": pod("b", "one")})
 	s.want("NetworkPolicy default/deny, Pod default/a app=one, Pod default/b app=one")
@@ -440,7 +440,7 @@ func TestAFileThatIsBeingWrittenIsNotRead(t *testing.T) {
 	s.want("NetworkPolicy default/still, Pod default/a app=two, Pod default/b app=three")
 }
 
-// TestChangesDuringAnUpdate: changes that happen while an update is applied come with a later update.
+// TestChangesDuringAnUpdate: if files change during a call of update, a later call has the changes.
 func TestChangesDuringAnUpdate(t *testing.T) {
 	s := run(t, nil)
 	s.write("a.yaml", pod("a", "one"))
@@ -451,7 +451,7 @@ func TestChangesDuringAnUpdate(t *testing.T) {
 		select {
 		case u := <-s.updates:
 			if errors.Is(u.err, dirwatch.ErrBeingWritten) {
-				continue // the file was still open when the directory was first read
+				continue // the file was still open when Dir first read the directory
 			}
 			if u.err != nil {
 				t.Fatal(u.err)
@@ -473,7 +473,7 @@ func TestRunEndsWithItsDirectory(t *testing.T) {
 	}
 	for {
 		select {
-		case <-s.updates: // for the removal of a.yaml
+		case <-s.updates: // the update for the removal of a.yaml
 		case err := <-s.ended:
 			if !errors.Is(err, dirwatch.ErrGone) || !strings.Contains(err.Error(), s.dir) {
 				t.Errorf("%v, want that %s is gone", err, s.dir)
@@ -502,8 +502,8 @@ func TestRunEndsWithItsContext(t *testing.T) {
 	}
 }
 
-// TestASavedFileIsNeverGone: editors move the old file away before they write the new one. The old policy stays
-// in force meanwhile.
+// TestASavedFileIsNeverGone: editors move the old file away before they write the new one. In between, the old policy
+// stays in force.
 func TestASavedFileIsNeverGone(t *testing.T) {
 	s := run(t, map[string]string{"a.yaml": goodPolicy})
 	s.want("NetworkPolicy default/deny")
@@ -514,7 +514,7 @@ func TestASavedFileIsNeverGone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.write("b.yaml", pod("b", "one")) // makes Run read the directory meanwhile
+	s.write("b.yaml", pod("b", "one")) // an update for another file, so that Dir reads the directory
 	s.want("NetworkPolicy default/deny, Pod default/b app=one")
 	if _, err := f.WriteString(strings.Replace(goodPolicy, "deny", "still", 1)); err != nil {
 		t.Fatal(err)

@@ -13,13 +13,14 @@ type file struct {
 	last     map[string]entry
 	seen     bool
 	gone     time.Time
-	// busy means that a process had the file open for writing at the last try to read it.
+	// busy is true if a process had the file open for writing when Dir last tried to read it.
 	busy bool
 	stat stat
 }
 
-// update replaces the file's content. If a policy's selector or namespace can't be read any more, the last good
-// version stays. If a document can't be parsed, missing objects stay too: the document may contain them.
+// update replaces the file's objects. If a policy's selector or namespace can't be read any more, the policy's last
+// good version stays in force. If a document can't be parsed, objects that are now missing stay in force, because the
+// document may contain them.
 func (f *file) update(c content) {
 	present := map[string]bool{}
 	for _, e := range c.entries {

@@ -22,11 +22,11 @@ type placed struct {
 
 func (p placed) String() string { return printable(p.file) + ", " + p.where }
 
-// merge returns the objects of all files, and stores what Files and View return. It returns nil objects while
-// d.started is false.
+// merge returns the objects of all files, and updates the results of Files and View. It returns nil as long as Dir
+// can't start.
 func (d *Dir) merge() (*policy.Objects, error) {
 	var all policy.Objects
-	var errs, less []error // errs, of files that may have an unknown policy, come first
+	var errs, less []error // errs are about files that may have a policy; less are about other files, and come last
 	blocked := false
 	by := map[string][]placed{}
 	var order []string
@@ -84,11 +84,11 @@ func (d *Dir) busy() bool {
 	return false
 }
 
-// addStaticPods adds a workload for each pod whose manifest kubelet may run itself. Kubelet appends the node's
-// name to such a pod's name.
+// addStaticPods adds a workload for each pod without a node, because kubelet may run the manifest as a static pod.
+// Kubelet appends the node's name to the name of such a pod.
 func (d *Dir) addStaticPods(all *policy.Objects) {
 	for _, p := range all.Pods {
-		if d.Node == "" || p.NodeName != "" { // with a NodeName, an API server has placed the pod
+		if d.Node == "" || p.NodeName != "" { // a pod with a NodeName comes from an API server
 			continue
 		}
 		of := p
@@ -99,8 +99,8 @@ func (d *Dir) addStaticPods(all *policy.Objects) {
 	}
 }
 
-// mergeVersions adds an object, of which one or more files have versions. Versions of a policy are merged, so
-// that they allow nothing that one of them denies. Of a node, only the first version is added.
+// mergeVersions adds one object, which may have different versions in several files. Merged versions of a policy allow
+// nothing that one of the versions denies. Of a Node, only the first version is added.
 func mergeVersions(versions []placed, all *policy.Objects) {
 	first := versions[0]
 	distinct := []placed{first}
@@ -129,7 +129,7 @@ func mergeVersions(versions []placed, all *policy.Objects) {
 		all.Policies = append(all.Policies, mergePolicies(distinct)...)
 	case first.namespace != nil:
 		all.Namespaces = append(all.Namespaces, mergeNamespaces(distinct))
-	default: // package policy itself merges the versions of a pod or workload
+	default: // package policy merges the versions of pods and workloads
 		for _, v := range distinct {
 			v.addTo(all)
 		}
@@ -167,14 +167,14 @@ func mergeNamespaces(versions []placed) policy.Namespace {
 	return agreed
 }
 
-// mergePolicies returns a policy for each pod selector of the versions. Each of these policies isolates every
-// direction that a version isolates. It has only those rules of a direction that all versions with this direction
-// have.
+// mergePolicies returns one policy for each different pod selector of the versions. Each of these policies isolates
+// pods in all directions in which any version does. In each direction, it has only the rules that all versions with the
+// direction have.
 func mergePolicies(versions []placed) []*networkingv1.NetworkPolicy {
 	agreed := networkingv1.NetworkPolicySpec{}
 	annotations := versions[0].policy.Annotations
 	for _, v := range versions {
-		if audited, _ := policy.Audited(v.policy); !audited { // if one version is enforced, so is the result
+		if audited, _ := policy.Audited(v.policy); !audited { // the result is enforced if one of the versions is
 			annotations = v.policy.Annotations
 		}
 	}

@@ -16,7 +16,7 @@ import (
 type meta struct {
 	name, namespace                        string
 	labels                                 map[string]string
-	unknown                                []string // keys of labels whose values are unknown
+	unknown                                []string // keys of labels whose values can't be read
 	wrongName, wrongNamespace, wrongLabels []complaint
 	ignored                                []string
 }
@@ -52,7 +52,7 @@ func (o object) readMeta(raw stdjson.RawMessage, namespaced bool) meta {
 	const path = "metadata"
 	m := meta{namespace: o.namespace}
 	if m.namespace == "" {
-		m.namespace = metav1.NamespaceDefault // as kubectl does
+		m.namespace = metav1.NamespaceDefault // kubectl's default
 	}
 	var fields map[string]stdjson.RawMessage
 	err := stdjson.Unmarshal(orEmpty(raw), &fields)
@@ -135,7 +135,7 @@ func (m *meta) readLabels(raw stdjson.RawMessage, path string, o object, unknown
 	m.labels = map[string]string{}
 	for _, key := range slices.Sorted(maps.Keys(values)) {
 		value, isText := values[key].(string)
-		if values[key] == nil { // null counts as an empty string
+		if values[key] == nil { // the API server reads null as an empty string
 			isText = true
 		}
 		msgs := append(validation.IsQualifiedName(key), validation.IsValidLabelValue(value)...)
@@ -160,7 +160,7 @@ func (m *meta) readLabels(raw stdjson.RawMessage, path string, o object, unknown
 
 func (m meta) unreadable() bool { return m.labels == nil || len(m.ignored) > 0 }
 
-// decode reads the fields that the type has, and ignores others. The names of fields must match in case too.
+// decode reads the fields that the type has, and ignores all other fields. Upper and lower case of field names matter.
 func decode(raw stdjson.RawMessage, into any) error {
 	if raw == nil {
 		return nil
@@ -168,7 +168,8 @@ func decode(raw stdjson.RawMessage, into any) error {
 	return json.UnmarshalCaseSensitivePreserveInts(raw, into)
 }
 
-// decodeStrict is decode, with an error for each unknown field and for each that is given twice.
+// decodeStrict does the same as decode, and returns an error for each unknown field and for each field that is given
+// twice.
 func decodeStrict(raw stdjson.RawMessage, into any) []error {
 	if raw == nil {
 		return nil

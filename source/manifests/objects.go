@@ -28,7 +28,7 @@ func (c *content) addNamespace(o object) {
 		return
 	}
 	ns := corev1.Namespace{}
-	_ = decode(toJSON(o), &ns) // policy needs nothing beyond names and labels, so errors don't matter
+	_ = decode(toJSON(o), &ns) // policy needs only the name and the labels, so errors in other fields don't matter
 	ns.Name, ns.Labels = m.name, m.labels
 	read := objects.Namespace(&ns)
 	read.Unknown = slices.DeleteFunc(m.unknown, func(key string) bool { return key == corev1.LabelMetadataName })
@@ -46,7 +46,7 @@ func (e *entry) reportPartly(c []complaint) {
 func toJSON(o object) stdjson.RawMessage {
 	raw, err := stdjson.Marshal(o.raw)
 	if err != nil {
-		return nil // impossible: it was read from JSON
+		return nil // impossible: the value was read from JSON
 	}
 	return raw
 }
@@ -120,8 +120,8 @@ type containerPort struct {
 	HostIP        stdjson.RawMessage `json:"hostIP"`
 }
 
-// hostPort returns the node's port that leads to the container port, and the node's address. The port is 0 if
-// there is none, or if the port or the address can't be read.
+// hostPort returns the port and the address of the node that lead to the container's port. The port is 0 if the
+// container has no such port, or if the port or the address can't be read.
 func (p *containerPort) hostPort() (port int32, address string) {
 	if len(p.HostPort) == 0 || decode(p.HostPort, &port) != nil || len(p.HostIP) > 0 && decode(p.HostIP, &address) != nil {
 		return 0, ""
@@ -129,8 +129,8 @@ func (p *containerPort) hostPort() (port int32, address string) {
 	return port, address
 }
 
-// podFieldsThatMatter are the fields outside of metadata that policy needs of a pod. If one is given twice, the
-// pod is left out.
+// podFieldsThatMatter matches the fields of a pod, outside of its metadata, that policy needs. If one of them is given
+// twice, the pod is left out.
 var podFieldsThatMatter = regexp.MustCompile(`^(\*|spec|status|spec\.(hostNetwork|nodeName)|` +
 	`spec\.(initC|c)ontainers(\[\d+\](\.ports.*)?)?|status\.(phase|podIP|podIPs.*))$`)
 
@@ -180,7 +180,7 @@ func readPod(m meta, metadata, spec, status stdjson.RawMessage, path string) (*p
 		Phase  corev1.PodPhase `json:"phase"`
 		PodIP  string          `json:"podIP"`
 		PodIPs []corev1.PodIP  `json:"podIPs"`
-		// A fault in these fields takes no address from the pod.
+		// Conditions are decoded separately, so that an error in them doesn't remove the pod's addresses.
 		Conditions stdjson.RawMessage `json:"conditions"`
 	}
 	if err := decode(status, &brief); err != nil {

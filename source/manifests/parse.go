@@ -1,12 +1,13 @@
-// Package manifests is the source that needs no Kubernetes: it reads a directory of ordinary manifests, and reads a
-// file again whenever it changes.
+// Package manifests is the source that needs no Kubernetes: it reads a directory of manifests, and reads a file again
+// when it changes.
 //
 // Invariants:
 //   - A file is read only while no process has it open for writing, as far as package dirwatch can tell.
 //   - A part that can't be read never opens a pod. A policy with such a part closes the pods that it selects.
-//   - If a document, or a policy's selector or namespace, can't be read any more, the last good versions stay in force.
-//   - Until each file that may have a policy could be parsed once, there is no state at all. Dir.IgnoreBroken shortens
-//     this wait.
+//   - If a document, or a policy's selector or namespace, can't be read any more, the last good version stays in force.
+//   - Until each file that may have a policy could be parsed once, there are no objects at all. With Dir.IgnoreBroken,
+//     this
+//     wait ends sooner.
 package manifests
 
 import (
@@ -27,19 +28,19 @@ type damage int
 
 const (
 	intact      damage = iota
-	partly             // only the part that can be read is used
-	denying            // a policy of which a part can't be read: the pods that it selects are closed
-	noSelector         // a policy whose selector can't be read: all pods of its namespace are closed
-	noNamespace        // a policy whose namespace can't be read: nobody knows which pods it selects
+	partly             // a part can't be read; the rest is used
+	denying            // a policy with a part that can't be read: the pods that it selects are closed
+	noSelector         // a policy with a selector that can't be read: all pods of its namespace are closed
+	noNamespace        // a policy with a namespace that can't be read: which pods it selects is unknown
 	leftOut            // nothing of the object is used
-	notNeeded          // policy doesn't need objects of this kind
+	notNeeded          // an object of a kind that weir doesn't use
 )
 
 type entry struct {
 	where  string // such as "document 2, items[3]"
-	object string // kind, namespace and name, as far as they can be read
-	key    string // equal to object; empty with noNamespace, leftOut and notNeeded, and if unenforced is set
-	name   string // of a policy with the damage noNamespace
+	object string // kind, namespace and name, as far as they could be read
+	key    string // object, or empty if no other version of the object needs to be found
+	name   string // the name of a policy with a namespace that can't be read
 
 	namespace  *policy.Namespace
 	pod        *policy.Pod
@@ -47,22 +48,22 @@ type entry struct {
 	policy     *networkingv1.NetworkPolicy
 	workload   *policy.Workload
 	unenforced *policy.Unenforced
-	service    *policy.Service // only for explanations
+	service    *policy.Service // never enforced: weirctl explains connections with it
 
 	damage   damage
 	problems []complaint
-	ignored  []string // fields that have no meaning, or the reason for leaving out what is no object
+	ignored  []string // fields that weir doesn't know, or why this is no object
 
-	kept     bool   // this is the last good version of an object that can't be read now
-	differs  bool   // there is another version, in this file or another
-	conflict string // says where else the object is, in the same version or another
+	kept     bool   // true if this is an earlier version, because the present one can't be read
+	differs  bool   // true if another version of the object exists
+	conflict string // where another version of the object is
 }
 
 const maxComplaints = 20
 
 func (e *entry) complain(list ...complaint) {
 	for _, c := range list {
-		c.why, _, _ = strings.Cut(c.why, " (e.g. ") // cuts off long examples in Kubernetes' messages
+		c.why, _, _ = strings.Cut(c.why, " (e.g. ") // cuts off the long examples in messages of Kubernetes
 		c.field, c.why = printable(c.field), excerpt.Of(c.why)
 		switch {
 		case len(e.problems) > maxComplaints:
@@ -101,8 +102,8 @@ type content struct {
 	unparsed []unparsed
 }
 
-// parse returns the objects of one file, and the documents that can't be parsed. It looks into Lists and
-// Templates.
+// parse returns the objects of one file, and the documents that can't be parsed. It also returns the objects in Lists
+// and Templates.
 func parse(data []byte) content {
 	var c content
 	for _, d := range documents(data) {
@@ -170,7 +171,7 @@ func (c *content) add(o object) {
 	}
 }
 
-// couldBePolicy reports whether the object is a NetworkPolicy, or may be a misspelt one.
+// couldBePolicy reports whether the object is a NetworkPolicy, or could be one whose kind or apiVersion is misspelt.
 func couldBePolicy(o object) bool {
 	others := []string{
 		"Ingress", "IngressClass", "IPAddress", "ServiceCIDR", "ClusterCIDR", "Deployment", "DaemonSet",
@@ -185,8 +186,8 @@ func couldBePolicy(o object) bool {
 	return false
 }
 
-// misspelt returns the known kind whose name is the object's kind in any case of letters, or "" if there is none.
-// The author has probably misspelt this kind, or its apiVersion.
+// misspelt returns the known kind that equals the object's kind except for upper and lower case. It returns "" if there
+// is none. The object may be of this kind, with a misspelt kind or apiVersion.
 func misspelt(o object) string {
 	if strings.Contains(o.group(), ".") {
 		return ""
@@ -199,8 +200,8 @@ func misspelt(o object) string {
 	return ""
 }
 
-// Parse reads the manifests of one file. It returns the objects that policy needs, even with an error. The error
-// names each document and field that can't be read.
+// Parse reads the manifests of one file. It returns the objects that policy needs, and an error that names each
+// document and field that can't be read. The objects are valid even with an error.
 func Parse(file string, data []byte) (policy.Objects, error) {
 	c := parse(data)
 	var errs []error
@@ -211,7 +212,7 @@ func Parse(file string, data []byte) (policy.Objects, error) {
 		for _, p := range e.problems {
 			errs = append(errs, fmt.Errorf("%s: %s: %s: %s", file, e.where, e.object, p))
 		}
-		if e.damage == leftOut && len(e.problems) == 0 { // no object
+		if e.damage == leftOut && len(e.problems) == 0 { // the document is no Kubernetes object
 			errs = append(errs, fmt.Errorf("%s: %s: %s", file, e.where, strings.Join(e.ignored, ", ")))
 		}
 	}

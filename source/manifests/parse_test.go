@@ -107,7 +107,7 @@ status: {phase: Running, podIP: 10.88.0.9, podIPs: [{ip: 10.88.0.2}, {ip: "fd00:
 				strings.Replace(goodPolicy, "deny", "also", 1) + "---\n" + goodPod,
 			policy.Objects{Pods: pod.Pods, Policies: policies("deny", "also").Policies},
 		},
-		// Objects of kinds that weir doesn't use are no errors, even if they are faulty.
+		// Objects of kinds that weir doesn't use cause no error, even if they have faults.
 		{"other kinds", "apiVersion: v1\nkind: Service\nmetadata: {name: NO}\nspeck: 1\n---\n" + goodPod +
 			"---\napiVersion: apps/v1\nkind: ControllerRevision\nspec: {template: {kind: NetworkPolicy}}\n---\n" +
 			"apiVersion: networking.k8s.io/v1\nkind: Ingress\n", pod},
@@ -124,9 +124,9 @@ status: {phase: Running, podIP: 10.88.0.9, podIPs: [{ip: 10.88.0.2}, {ip: "fd00:
 	}
 }
 
-// TestWrappersAsPeopleWriteThem: a policy is found if a List or Template is written in another case of letters,
-// and after comments or directives. Rules that are given twice are noticed among hundreds of other fields that
-// are given twice.
+// TestWrappersAsPeopleWriteThem: Parse finds a policy in a List or Template whose fields are in upper or lower case, or
+// behind comments and directives. If a policy's rules are given twice, Parse returns an error, even if hundreds of
+// other fields are also given twice.
 func TestWrappersAsPeopleWriteThem(t *testing.T) {
 	const object = `{"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy", "metadata": {"name": "deny"}, ` +
 		`"spec": {"podSelector": {}}}`
@@ -177,8 +177,8 @@ func TestNothingIsDroppedSilently(t *testing.T) {
 	}
 }
 
-// TestScalarsAreNotReinterpreted: YAML 1.1 reads these labels as booleans and numbers. Parse returns an error,
-// or the label exactly as written.
+// TestScalarsAreNotReinterpreted: YAML 1.1 reads some labels as booleans or numbers. For these, Parse must return an
+// error or the label exactly as written.
 func TestScalarsAreNotReinterpreted(t *testing.T) {
 	for _, value := range []string{"y", "no", "1.10", "010"} {
 		got, err := Parse("f.yaml", []byte("apiVersion: v1\nkind: Pod\nmetadata: {name: a, labels: {app: "+value+"}}\n"))
@@ -188,8 +188,8 @@ func TestScalarsAreNotReinterpreted(t *testing.T) {
 	}
 }
 
-// TestParseComplains: if a bad document is between two good ones, the errors say where the bad one is, and Parse
-// returns the objects of both good ones.
+// TestParseComplains: if a bad document is between two good ones, the error says where the bad document is, and Parse
+// still returns the objects of the good ones.
 func TestParseComplains(t *testing.T) {
 	np := func(spec string) string {
 		return "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: bad, namespace: ns-1}\nspec: " +
@@ -197,17 +197,17 @@ func TestParseComplains(t *testing.T) {
 	}
 	pod := func(meta string) string { return "apiVersion: v1\nkind: Pod\nmetadata: " + meta + "\n" }
 	const (
-		left     = ""                            // it is left out
-		byLabel  = "ns-1: app=a"                 // denies all ingress of the pods that it selects
-		byLabel2 = "ns-1: app=a Ingress Egress"  // denies all ingress and egress of these pods
-		all      = "ns-1: <none> Ingress Egress" // denies both for all pods of its namespace
+		left     = ""                            // the bad object is left out
+		byLabel  = "ns-1: app=a"                 // the policy denies ingress of the pods that it selects
+		byLabel2 = "ns-1: app=a Ingress Egress"  // the policy denies ingress and egress of the pods that it selects
+		all      = "ns-1: <none> Ingress Egress" // the policy denies ingress and egress of all pods of its namespace
 		counts   = "counts"                      // Parse returns the part that can be read
 	)
 	selected := "podSelector: {matchLabels: {app: a}}, policyTypes: [Ingress]"
 	for _, tc := range []struct {
 		name, doc string
 		effect    string
-		want      []string // one error each, in this order
+		want      []string // one error for each text, in this order
 	}{
 		{"unknown field", np("{podSelectr: {}}"), all, []string{"spec.podSelectr: unknown field"}},
 		{

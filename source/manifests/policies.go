@@ -14,20 +14,20 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// nameless is the name of a policy if its own name can't be read.
+// nameless is the name that a policy gets if its own name can't be read.
 const nameless = "nameless"
 
 type policyReader struct {
 	object
 	np           networkingv1.NetworkPolicy
 	wrong        []complaint
-	anyDirection bool // it is unknown which directions it isolates, so it isolates both
-	noSelector   bool // it is unknown which pods it selects
+	anyDirection bool // the policy's directions can't be read, so it isolates both
+	noSelector   bool // the policy's selector can't be read, so it selects all pods of the namespace
 }
 
-// addPolicy reads a NetworkPolicy. If its namespace can't be read, no policy is added. If a part other than an
-// annotation can't be read, the policy isolates the pods that it selects, and allows nothing. If that part is the
-// selector, the policy isolates all pods of its namespace.
+// addPolicy reads a NetworkPolicy. If the namespace can't be read, no policy is added. If the selector can't be read,
+// the policy isolates all pods of its namespace, and allows nothing. If another part can't be read, the policy isolates
+// the pods that it selects, and allows nothing. Annotations are an exception: see readAudit.
 func (c *content) addPolicy(o object) {
 	r := policyReader{object: o}
 	m := o.readMeta(o.raw["metadata"], true)
@@ -79,7 +79,7 @@ func (c *content) addPolicy(o object) {
 	c.entries = append(c.entries, e)
 }
 
-// readAudit reads the annotation policy.AuditAnnotation. If it can't be read, the policy is enforced.
+// readAudit reads the annotation policy.AuditAnnotation. If the annotation can't be read, the policy is enforced.
 func (r *policyReader) readAudit() (wrong []complaint) {
 	const path = "metadata.annotations"
 	var metadata struct {
@@ -105,7 +105,7 @@ func (r *policyReader) readAudit() (wrong []complaint) {
 
 func (r *policyReader) report(field string, errs ...error) {
 	for _, err := range errs {
-		// sigs.k8s.io/json names the field relative to the value that it was given.
+		// sigs.k8s.io/json gives a path relative to the decoded value. This makes it a path from the object's root.
 		at, why := field, err.Error()
 		if m := fieldInError.FindStringSubmatch(why); m != nil {
 			at, why = field+joinPath(m[2])+m[2], m[1]+" field"
@@ -127,7 +127,7 @@ func (r *policyReader) readSpec() {
 	for _, key := range slices.Sorted(maps.Keys(r.raw)) {
 		if !slices.Contains([]string{"apiVersion", "kind", "metadata", "spec", "status"}, key) {
 			r.wrong, r.anyDirection = append(r.wrong, complaint{key, "unknown field"}), true
-			r.noSelector = r.noSelector || r.raw["spec"] == nil // the unknown field may be a misspelt spec
+			r.noSelector = r.noSelector || r.raw["spec"] == nil // the unknown field may be a misspelt "spec"
 		}
 	}
 	var spec map[string]stdjson.RawMessage
@@ -163,13 +163,13 @@ func (r *policyReader) readSpec() {
 	r.report("spec.egress", decodeStrict(spec["egress"], &s.Egress)...)
 }
 
-// reportDuplicates reports fields that are given twice. The policy then allows nothing. It also isolates both
-// directions if policyTypes is given twice, and all pods of its namespace if a field other than policyTypes,
-// ingress or egress is.
+// reportDuplicates reports fields that are given twice, and makes the policy allow nothing. If policyTypes is given
+// twice, the policy isolates both directions. If the field is neither policyTypes nor in ingress or egress, the policy
+// isolates all pods of its namespace.
 func (r *policyReader) reportDuplicates() {
 	for _, f := range r.duplicates {
 		if strings.HasPrefix(f, "status.") || f == "status" || strings.HasPrefix(f, "metadata.") {
-			continue // readMeta reports what matters in metadata, and in status nothing does
+			continue // readMeta reports duplicates in metadata, and the status doesn't matter
 		}
 		r.wrong = append(r.wrong, complaint{f, fmt.Sprintf("%q is already set: it is there twice", f)})
 		switch {

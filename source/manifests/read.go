@@ -2,9 +2,8 @@ package manifests
 
 import "github.com/weir-net/weir/policy"
 
-// Read returns the objects of the manifests in the texts. The key of a text is its name in errors and problems.
-// A part that can't be read is a problem, and has the same effect as in a Dir. The error names each document
-// that can't be parsed.
+// Read returns the objects of the manifests in the texts. A text's key is its name in errors and problems. Parts that
+// can't be read have the same effect as in Dir. The error names each document that can't be parsed.
 func Read(texts map[string][]byte) (policy.Objects, error) {
 	d := &Dir{IgnoreBroken: true, files: map[string]*file{}}
 	for name, text := range texts {

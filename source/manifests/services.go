@@ -17,9 +17,9 @@ type view struct {
 	services []policy.Service
 }
 
-// View returns the objects in force and the Services, at the last update. It returns only the pods for which
-// keep returns true. It returns nothing before the first state. Other goroutines may call it while Run runs.
-// Callers must not change the results.
+// View returns the objects in force and the Services at the last update. It returns only the pods for which keep
+// returns true. Before the first update it returns nothing. Callers must not change the results. Any goroutine may call
+// it.
 func (d *Dir) View(_ context.Context, keep func(*policy.Pod) bool) (policy.Objects, []policy.Service, error) {
 	v := d.view.Load()
 	if v == nil {
@@ -35,7 +35,8 @@ func (d *Dir) View(_ context.Context, keep func(*policy.Pod) bool) (policy.Objec
 	return o, v.services, nil
 }
 
-// addService reads a Service. It is no problem if that fails: no policy depends on a Service.
+// addService reads a Service. It reports no problem if the Service can't be read, because policies don't depend on
+// Services.
 func (c *content) addService(o object) {
 	m := o.readMeta(o.raw["metadata"], true)
 	e := entry{where: o.where, object: o.kind + " " + m.name, damage: notNeeded}

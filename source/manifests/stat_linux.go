@@ -5,7 +5,7 @@ import (
 	"syscall"
 )
 
-// stat identifies one state of a file on disk. With an equal stat, the file hasn't changed.
+// stat identifies a version of a file: as long as stat is equal, the file hasn't changed.
 type stat struct {
 	dev, ino     uint64
 	size         int64

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// stat identifies roughly one state of a file on disk. Only agents read a file twice, and agents run on Linux.
+// stat is a rough version of stat_linux.go's: only agents read a file again, and agents run on Linux.
 type stat struct {
 	size  int64
 	mtime time.Time

@@ -16,7 +16,7 @@ import (
 
 type document struct {
 	where         string // such as "document 2"
-	json          []byte // nil if it can't be parsed
+	json          []byte // nil if the document can't be parsed
 	duplicates    []string
 	err           error
 	mayHoldPolicy bool
@@ -42,7 +42,7 @@ func documents(data []byte) []document {
 			d.duplicates = duplicatesInYAML(text)
 		}
 		if errors.Is(d.err, io.EOF) || (d.err == nil && string(d.json) == "null") {
-			continue // only comments
+			continue // the document has only comments
 		}
 		if d.err == nil && bytes.HasPrefix(d.json, []byte(`"`)) && anyKind.Match(text) {
 			d.err = errors.New("it is one text, in which a kind is named") // such as JSON behind a line with //
@@ -55,8 +55,7 @@ func documents(data []byte) []document {
 	return all
 }
 
-// toUTF8 returns the text as UTF-8 without the byte order mark. It reads UTF-16 too, because PowerShell writes
-// it.
+// toUTF8 returns the text as UTF-8, without a byte order mark. It also reads UTF-16, which PowerShell writes.
 func toUTF8(data []byte) []byte {
 	var bigEndian bool
 	switch {
@@ -77,8 +76,8 @@ func toUTF8(data []byte) []byte {
 	return []byte(string(utf16.Decode(units)))
 }
 
-// splitDocuments splits the stream at lines with --- or ... (YAML 1.2, section 9). The rest of such a line
-// belongs to the next document, unless it is a comment.
+// splitDocuments splits the stream at the lines that begin with --- or ... (YAML 1.2, section 9). The rest of such a
+// line belongs to the next document, unless the rest is a comment.
 func splitDocuments(data []byte) [][]byte {
 	var all [][]byte
 	var now []byte
@@ -95,7 +94,7 @@ func splitDocuments(data []byte) [][]byte {
 		}
 		if !starts || (len(rest) > 0 && !bytes.ContainsAny(rest[:1], " \t\r\n")) {
 			if line[0] == '%' && len(bytes.TrimSpace(now)) == 0 {
-				line = []byte("\n") // a directive, such as %YAML 1.1
+				line = []byte("\n") // drops a directive, such as %YAML 1.1
 			}
 			now = append(now, line...)
 			continue
@@ -109,11 +108,11 @@ func splitDocuments(data []byte) [][]byte {
 	return all
 }
 
-// splitJSON returns the JSON objects of the text, as kubectl accepts them. Lines with YAML comments may be
-// between them.
+// splitJSON splits the text into JSON objects. Like kubectl, it accepts several objects in a row. It ignores lines with
+// YAML comments.
 func splitJSON(text []byte) (objects [][]byte, ok bool) {
 	var lines []byte
-	for line := range bytes.Lines(text) { // no JSON string has an end of line
+	for line := range bytes.Lines(text) { // splitting at lines is safe, because a JSON string contains no line break
 		if !bytes.HasPrefix(bytes.TrimSpace(line), []byte("#")) {
 			lines = append(lines, line...)
 		}
@@ -128,14 +127,14 @@ func splitJSON(text []byte) (objects [][]byte, ok bool) {
 		if err := d.Decode(&o); errors.Is(err, io.EOF) {
 			return objects, true
 		} else if err != nil || !bytes.HasPrefix(o, []byte("{")) {
-			return nil, false // perhaps YAML
+			return nil, false // the text isn't JSON, but may be YAML
 		}
 		objects = append(objects, o)
 	}
 }
 
-// checkSingle returns an error if the text isn't exactly one YAML document: yaml.YAMLToJSON would ignore a
-// second one. It returns io.EOF if there is no document.
+// checkSingle returns an error unless the text is exactly one YAML document: yaml.YAMLToJSON would ignore a second one.
+// If there is no document, the error is io.EOF.
 func checkSingle(doc []byte) error {
 	d := goyaml.NewDecoder(bytes.NewReader(doc))
 	var ignored any
@@ -150,8 +149,8 @@ func checkSingle(doc []byte) error {
 
 var anyKind = regexp.MustCompile(`(?i)\bkind["']?[ \t]*:[ \t]*["']?([\w.{]*)`)
 
-// mayHoldPolicy reports whether text that can't be parsed could have a policy. It returns false only if the text
-// has kinds, and all of them are harmless.
+// mayHoldPolicy reports whether a text that can't be parsed may have a policy. It returns false only if the text names
+// kinds, and none of them can contain a policy.
 func mayHoldPolicy(text []byte) bool {
 	kinds := anyKind.FindAllSubmatch(text, -1)
 	for _, k := range kinds {
@@ -176,7 +175,8 @@ var harmlessKinds = func() map[string]bool {
 
 var alreadySet = regexp.MustCompile(`already set`)
 
-// duplicatesInYAML returns the paths of the fields that are given twice. YAML readers use the last value.
+// duplicatesInYAML returns the paths of the fields that are given twice, which YAML allows. Readers of YAML use the
+// last value.
 func duplicatesInYAML(doc []byte) []string {
 	var ignored any
 	if err := goyaml.UnmarshalStrict(doc, &ignored); err == nil || !alreadySet.MatchString(err.Error()) {
@@ -184,21 +184,21 @@ func duplicatesInYAML(doc []byte) []string {
 	}
 	var top goyaml.MapSlice
 	if err := goyaml.Unmarshal(doc, &top); err != nil {
-		return nil // no object
+		return nil // the document is no object
 	}
 	var t duplicateFinder
 	t.findInYAML(top)
 	return t.fields
 }
 
-// maxDuplicates limits the total length of the recorded paths, in bytes. After that, every field counts as
-// given twice.
+// maxDuplicates limits the total length in bytes of the recorded paths. Beyond the limit, each field of the object
+// counts as given twice.
 const maxDuplicates = 16 << 20
 
 type duplicateFinder struct {
-	path   []string // of the current field
+	path   []string // path of the current field
 	fields []string
-	size   int // total length of fields, in bytes
+	size   int // total length of fields in bytes
 }
 
 func (t *duplicateFinder) findInYAML(v any) {
@@ -224,7 +224,8 @@ func (t *duplicateFinder) findInYAML(v any) {
 	}
 }
 
-// add records that the current field is given twice. After maxDuplicates it records only wholeObject.
+// add records the path of the current field as given twice. When the total length exceeds maxDuplicates, it records
+// wholeObject instead.
 func (t *duplicateFinder) add() {
 	if t.size > maxDuplicates {
 		return
@@ -242,7 +243,7 @@ func duplicatesInJSON(doc []byte) []string {
 	d.UseNumber()
 	var t duplicateFinder
 	if t.findInJSON(d) != nil {
-		return nil // impossible: it was parsed before
+		return nil // impossible: the text was parsed before
 	}
 	return t.fields
 }

@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// isManifest reports whether a file of that name is read. Names that begin with two dots are kubelet's versions
-// of a mounted ConfigMap. Names that begin with .# are editors' locks.
+// isManifest reports whether Dir reads a file of this name. It doesn't read names that begin with two dots, which are
+// kubelet's copies of a ConfigMap, or with .#, which are locks of editors.
 func isManifest(name string) bool {
 	base := filepath.Base(name)
 	extension := strings.ToLower(filepath.Ext(base))
@@ -20,17 +20,17 @@ func isManifest(name string) bool {
 }
 
 type tree struct {
-	files []string         // paths of manifests below the directory
-	dirs  map[string]bool  // paths of the directories below the directory
-	errs  map[string]error // directories that can't be read
+	files []string
+	dirs  map[string]bool
+	errs  map[string]error // errors of directories that can't be read
 }
 
-// walk lists the manifests and directories below root. It follows links to directories, because kubelet mounts a
-// ConfigMap's subdirectories as links. It doesn't follow a link to a directory above. It returns an error only if
+// walk lists the manifests and directories below root. It follows links to directories, because kubelet mounts the
+// subdirectories of a ConfigMap as links. It doesn't follow a link to a directory above. It returns an error only if
 // root can't be listed.
 //
-// Equivalent to: find -L ROOT -name '..?*' -prune -o ! -type d ! -name '.#*' \( -iname '*.yaml' -o
-// -iname '*.yml' -o -iname '*.json' \) -print
+// Equivalent to: find -L ROOT -name '..?*' -prune -o ! -type d ! -name '.#*' \( -iname '*.yaml' -o -iname '*.yml' -o
+// -iname '*.json' \) -print
 func walk(root string) (tree, error) {
 	t := tree{dirs: map[string]bool{}, errs: map[string]error{}}
 	err := t.walk(root, ".", nil)

@@ -12,7 +12,7 @@ import (
 )
 
 type object struct {
-	where            string // "document 2, items[3]"
+	where            string // such as "document 2, items[3]"
 	apiVersion, kind string
 	raw              map[string]stdjson.RawMessage
 	duplicates       []string // paths of fields that are given twice, or wholeObject
@@ -30,8 +30,7 @@ func (o object) group() string {
 
 const maxNesting = 10
 
-// unfold returns the objects in a List or Template, and in Lists and Templates within it. It returns any other
-// object as it is.
+// unfold returns the objects in a List or Template, also in nested ones. It returns any other object unchanged.
 func unfold(o object, depth int) (all []object, err error) {
 	var field string
 	kind := strings.ToLower(o.kind)
@@ -115,8 +114,8 @@ func (o object) unknown(known ...string) string {
 	return ""
 }
 
-// duplicatesInItems splits o.duplicates by the items of the field. If a path isn't below an item, the result all
-// is wholeObject, because any item may be meant.
+// duplicatesInItems returns the paths of o.duplicates that are below items of the field, by item. If a path isn't below
+// an item, all is wholeObject, and applies to every item.
 func (o object) duplicatesInItems(field string) (in map[string][]string, all []string) {
 	in = map[string][]string{}
 	for _, f := range o.duplicates {
@@ -132,7 +131,7 @@ func (o object) duplicatesInItems(field string) (in map[string][]string, all []s
 	return in, all
 }
 
-// wholeObject, among duplicate fields, means that every field of the object may be given twice.
+// wholeObject, in a list of fields that are given twice, means that each field of the object may be given twice.
 const wholeObject = "*"
 
 func (o *object) read(raw []byte) bool {
@@ -140,7 +139,7 @@ func (o *object) read(raw []byte) bool {
 		o.raw = nil
 		return false
 	}
-	_ = stdjson.Unmarshal(o.raw["apiVersion"], &o.apiVersion) // a value of another type counts as none
+	_ = stdjson.Unmarshal(o.raw["apiVersion"], &o.apiVersion) // a value that is no string counts as missing
 	_ = stdjson.Unmarshal(o.raw["kind"], &o.kind)
 	return true
 }
@@ -151,7 +150,7 @@ type template struct {
 	namespace  string
 }
 
-// readTemplate reads a Template, with the parameters that have values.
+// readTemplate reads a Template's parameters, as far as they have values.
 func readTemplate(o object) (t template, err error) {
 	var read struct {
 		Metadata struct {
@@ -192,8 +191,8 @@ var (
 	wholeParameter = regexp.MustCompile(`^\$\{\{([a-zA-Z0-9_]+)\}\}$`)
 )
 
-// substitute replaces parameters in the JSON value by their values. ${NAME} is replaced within a string or key.
-// A string that is wholly ${{NAME}} becomes the value as JSON.
+// substitute replaces a Template's parameters in the JSON value. ${NAME} in a string or key is replaced by the value as
+// text. A string that is exactly ${{NAME}} is replaced by the value as JSON.
 func (t template) substitute(raw []byte) []byte {
 	d := stdjson.NewDecoder(bytes.NewReader(raw))
 	d.UseNumber()

@@ -1,10 +1,12 @@
-// Package objects converts Kubernetes' types to those of package policy.
+// Package objects converts Kubernetes' types to the types of package policy.
 //
 // Invariants:
-//   - All sources use it, so that a pod means the same wherever it was read.
-//   - A field of a pod or a Node that policy needs and that can't be read is a problem of the object. The rest counts.
-//   - IsPod returns true if and only if Pod would return the same pod without problems.
-//   - The package reads no file and asks no API server.
+//   - All sources use this package, so a pod has the same meaning in a manifest and in the API server.
+//   - If policy needs a field of a pod or a Node, and the field can't be read, that is a problem of the object. The
+//     other
+//     fields are used.
+//   - IsPod returns true if and only if Pod would return the same pod, without problems.
+//   - The package reads no file, and asks no API server.
 package objects
 
 import (
@@ -19,7 +21,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Namespace converts a namespace. It sets the label kubernetes.io/metadata.name, as the API server does.
+// Namespace converts a namespace. It adds the label kubernetes.io/metadata.name, as the API server does.
 func Namespace(ns *corev1.Namespace) policy.Namespace {
 	labels := maps.Clone(ns.Labels)
 	if labels == nil {
@@ -39,7 +41,7 @@ func (r *reader) report(field, format string, args ...any) {
 	r.problems = append(r.problems, ruleset.Problem{Object: r.object, Field: field, Message: message})
 }
 
-// Error returns the problems as one error, which names the fields but not the object; nil if there are none.
+// Error joins the problems into one error, which names the fields but not the object. Without problems it is nil.
 func Error(problems []ruleset.Problem) error {
 	var errs []error
 	for _, p := range problems {
@@ -48,8 +50,8 @@ func Error(problems []ruleset.Problem) error {
 	return errors.Join(errs...)
 }
 
-// Node converts a node, and returns the problems of fields that can't be read. claims.Settle decides later which
-// of the addresses and networks are valid claims.
+// Node converts a node, and returns the problems of fields that can't be read. The returned addresses and networks are
+// only claims: claims.Settle decides which of them are valid.
 func Node(node *corev1.Node) (policy.Node, []ruleset.Problem) {
 	n := policy.Node{Name: node.Name, Created: node.CreationTimestamp.UTC()}
 	r := reader{object: "Node " + node.Name}

@@ -35,8 +35,8 @@ func Pod(pod *corev1.Pod) (policy.Pod, []ruleset.Problem) {
 	return p, r.problems
 }
 
-// IsPod reports whether Pod returns p, without problems, for the pod. It allocates nothing. Sources call it
-// first, because most events change nothing that policy needs.
+// IsPod reports whether Pod would return exactly p for this pod, without problems. It allocates no memory: sources call
+// it for each event, and most events change nothing that policy needs.
 func IsPod(p *policy.Pod, pod *corev1.Pod) bool {
 	if p.Namespace != pod.Namespace || p.Name != pod.Name || p.UID != uid(pod) || p.NodeName != pod.Spec.NodeName ||
 		p.HostNetwork != pod.Spec.HostNetwork || p.Finished != finished(pod) || p.Unknown != nil ||
@@ -105,7 +105,8 @@ func isPorts(ports []policy.NamedPort, spec *corev1.PodSpec) bool {
 	return seen == len(ports)
 }
 
-// uid returns the pod's UID as the runtime knows it. The API object of a static pod has it in an annotation.
+// uid returns the UID by which the runtime knows the pod. For a static pod, the API object has this UID in an
+// annotation.
 func uid(pod *corev1.Pod) string {
 	if uid := pod.Annotations[corev1.MirrorPodAnnotationKey]; uid != "" {
 		return uid
@@ -117,7 +118,7 @@ func finished(pod *corev1.Pod) bool {
 	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
 }
 
-// Unready reports whether the pod's status says that no Service sends to the pod. A pod without a status, as in a
+// Unready reports whether Services send no traffic to the pod, by the pod's status. A pod without a status, as in a
 // manifest, counts as ready.
 func Unready(pod *corev1.Pod) bool {
 	notReady := func(c corev1.PodCondition) bool { return c.Type == corev1.PodReady && c.Status != corev1.ConditionTrue }
@@ -139,7 +140,8 @@ func ips(s *corev1.PodStatus) iter.Seq2[int, string] {
 	}
 }
 
-// address refuses an address with a zone, and 0.0.0.0 and ::, which no ipset accepts.
+// address parses an address of a pod. It refuses an address with a zone, and the addresses 0.0.0.0 and ::, because a
+// set can't contain them.
 func address(s string) (netip.Addr, bool) {
 	addr, err := netip.ParseAddr(s)
 	if err != nil || addr.IsUnspecified() || addr.Zone() != "" {
@@ -148,8 +150,8 @@ func address(s string) (netip.Addr, bool) {
 	return addr.Unmap(), true
 }
 
-// portContainers returns the containers that can have named ports: ordinary ones, then sidecars. Services use
-// the same order (k8s.io/kubernetes/pkg/api/v1/pod, FindPort).
+// portContainers yields the containers that can have named ports: first the ordinary containers, then sidecars.
+// Services use the same order (FindPort in k8s.io/kubernetes/pkg/api/v1/pod).
 func portContainers(spec *corev1.PodSpec) iter.Seq[*corev1.Container] {
 	return func(yield func(*corev1.Container) bool) {
 		for i := range spec.Containers {
@@ -166,7 +168,7 @@ func portContainers(spec *corev1.PodSpec) iter.Seq[*corev1.Container] {
 	}
 }
 
-// namedPorts returns the pod's named ports. Of ports with the same name and protocol, it returns only the first.
+// namedPorts returns the pod's named ports. If several have the same name and protocol, it returns only the first.
 func (r *reader) namedPorts(spec *corev1.PodSpec) []policy.NamedPort {
 	var named []policy.NamedPort
 	for c := range portContainers(spec) {
@@ -200,7 +202,7 @@ func valid(port *corev1.ContainerPort) bool {
 func namedPort(port *corev1.ContainerPort) policy.NamedPort {
 	n := policy.NamedPort{Name: port.Name, Number: uint16(port.ContainerPort)}
 	switch port.Protocol {
-	case corev1.ProtocolTCP, "": // ContainerPort.protocol: "Defaults to TCP"
+	case corev1.ProtocolTCP, "": // the API's default is TCP
 		n.Proto = ruleset.TCP
 	case corev1.ProtocolUDP:
 		n.Proto = ruleset.UDP

@@ -51,8 +51,7 @@ func randomPod(r *rand.Rand) *corev1.Pod {
 	return p
 }
 
-// TestIsPod: IsPod returns true if and only if Pod returns the same pod without problems. IsPod allocates
-// nothing.
+// TestIsPod: IsPod returns true if and only if Pod returns the same pod, without problems. IsPod allocates no memory.
 func TestIsPod(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	alike := 0

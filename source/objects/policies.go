@@ -2,8 +2,8 @@ package objects
 
 import "strings"
 
-// policyKinds has other engines' kinds of network policy, by the end of their API group. IsPolicy knows kinds
-// with NetworkPolicy in their names without this list.
+// policyKinds has kinds of network policies of other programs. The key is the end of their API group. Kinds with
+// NetworkPolicy in the name needn't be here.
 var policyKinds = map[string][]string{
 	"cilium.io":                        {"CiliumEgressGatewayPolicy", "CiliumLocalRedirectPolicy"},
 	"k8s.ovn.org":                      {"EgressFirewall"},
@@ -22,7 +22,7 @@ var policyKinds = map[string][]string{
 	"vpcresources.k8s.aws":             {"SecurityGroupPolicy"},
 }
 
-// IsPolicy reports whether objects of the kind are network policies that weir doesn't enforce, such as
+// IsPolicy reports whether the kind is a kind of network policies that weir doesn't enforce, such as
 // CiliumNetworkPolicy.
 func IsPolicy(group, kind string) bool {
 	group = strings.ToLower(group)

@@ -49,7 +49,7 @@ func Service(o *corev1.Service) policy.Service {
 		port := policy.ServicePort{
 			Name: p.Name, Proto: protocol(p.Protocol), Port: uint16(p.Port), Target: p.TargetPort, NodePort: uint16(p.NodePort),
 		}
-		if port.Target == intstr.FromInt32(0) || port.Target == intstr.FromString("") { // "the value of the 'port' field"
+		if port.Target == intstr.FromInt32(0) || port.Target == intstr.FromString("") { // the API's default: the port
 			port.Target = intstr.FromInt32(p.Port)
 		}
 		s.Ports = append(s.Ports, port)
@@ -57,7 +57,7 @@ func Service(o *corev1.Service) policy.Service {
 	return s
 }
 
-// families returns the stated families. Without them, it returns those of the clusterIPs.
+// families returns the families that the Service states. If it states none, families returns those of its clusterIPs.
 func families(stated []corev1.IPFamily, clusterIPs []netip.Addr) (all []conf.Family) {
 	for _, f := range stated {
 		switch f {
@@ -76,8 +76,8 @@ func families(stated []corev1.IPFamily, clusterIPs []netip.Addr) (all []conf.Fam
 	return all
 }
 
-// AddSlice adds the endpoints of an EndpointSlice to the Service. An endpoint without the condition ready is
-// ready, as the API says.
+// AddSlice adds the endpoints of an EndpointSlice to the Service. As the API says, an endpoint without the condition
+// ready is ready.
 func AddSlice(s *policy.Service, o *discoveryv1.EndpointSlice) {
 	if s.Endpoints == nil {
 		s.Endpoints = []policy.ServiceEndpoint{}
