@@ -1,14 +1,12 @@
 // Package batch sends several netlink requests with one system call (Batch), and reads long lists without keeping them
-// (Dumper). Every pod waits for ADD, and most of ADD's time goes to system calls and to new memory. The package uses
-// the netlink library to build the requests.
+// in memory (Dumper). It makes ADD faster, whose time mostly goes to system calls and new memory.
 //
 // Invariants:
 //   - Do succeeds only if the kernel has acknowledged the last request, and has reported no error except those that
 //     MapError ignores.
-//   - A list that changes while it is read is an error. It never counts as a shorter list.
+//   - If a list changes while it is read, that is an error: the list never counts as a shorter one.
 //   - The memory of a Dumper doesn't grow with the list.
 //   - A thread that can't return to its own network namespace runs no other goroutine.
-//   - The package owns no kernel object.
 package batch
 
 import (
@@ -23,27 +21,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Batch is a list of netlink requests that are sent together. The kernel handles them in order, and continues
-// after a request that fails. It acknowledges the last request and each one that fails (netlink_rcv_skb in
+// Batch is a list of netlink requests that are sent together. The kernel handles them in order, and continues after a
+// request that fails. It answers only the last request and each request that fails (netlink_rcv_skb in
 // net/netlink/af_netlink.c). Only the last request may ask for a list.
 type Batch []*Step
 
 type Step struct {
 	request *nl.NetlinkRequest
 	doing   string
-	// MapError, if not nil, replaces the kernel's error. It returns nil if the error doesn't matter.
+	// MapError, if not nil, replaces the kernel's error. It returns nil to ignore the error.
 	MapError func(error) error
 }
 
-// Add appends the request, which must be made without NLM_F_ACK. The parameters doing and args describe the
-// request in errors.
+// Add appends the request, which must not have the flag NLM_F_ACK. Errors describe the request by doing and args, as in
+// fmt.Sprintf.
 func (b *Batch) Add(r *nl.NetlinkRequest, doing string, args ...any) *Step {
 	s := &Step{request: r, doing: fmt.Sprintf(doing, args...)}
 	*b = append(*b, s)
 	return s
 }
 
-// MapError returns a Step.MapError that replaces one error by another, or by nil.
+// MapError returns a function for Step.MapError, which replaces the error from by the error to (nil: no error).
 func MapError(from, to error) func(error) error {
 	return func(err error) error {
 		if errors.Is(err, from) {
@@ -54,8 +52,7 @@ func MapError(from, to error) func(error) error {
 }
 
 var (
-	// ErrNoAnswer means that the kernel's answer is missing or malformed, for instance because the socket had no
-	// room.
+	// ErrNoAnswer means that the kernel's answer is missing or malformed. For instance, the socket's buffer was full.
 	ErrNoAnswer = errors.New("the kernel doesn't answer")
 	errChanged  = errors.New("the list changed while it was read")
 )
@@ -63,13 +60,13 @@ var (
 // largestReply is larger than the kernel's largest reply about one link.
 const largestReply = 32 << 10
 
-// Do sends the requests in the namespace; netns.None() means the caller's own. It returns the replies, or the error
-// of the first step that fails. protocol is one of netlink(7), such as NETLINK_ROUTE.
+// Do sends the requests in the network namespace; netns.None() means the caller's own. It returns the replies, or the
+// error of the first request that fails. protocol is one of netlink(7), such as NETLINK_ROUTE.
 func (b Batch) Do(protocol int, ns netns.NsHandle) (replies [][]byte, err error) {
 	if len(b) == 0 {
 		return nil, nil
 	}
-	fd, err := openIn(protocol, ns)
+	fd, err := socketIn(protocol, ns)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
@@ -90,7 +87,7 @@ func (b Batch) do(fd int) (replies [][]byte, err error) {
 	if err := unix.Sendto(fd, all, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return nil, fmt.Errorf("%s: %w", b[0].doing, err)
 	}
-	// The kernel puts all replies into the socket before Sendto returns.
+	// All replies are in the socket's buffer when Sendto returns, so Recvfrom needn't wait.
 	buf := make([]byte, largestReply)
 	for {
 		n, _, err := unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT)
@@ -122,9 +119,9 @@ func (b Batch) do(fd int) (replies [][]byte, err error) {
 	}
 }
 
-// openIn opens a socket in the namespace. If the thread can't return to its own namespace, it stays locked, so that
-// Go runs no other goroutine on it.
-func openIn(protocol int, ns netns.NsHandle) (fd int, err error) {
+// socketIn opens a netlink socket in the namespace. If the thread can't return to its own namespace, the thread stays
+// locked, so that Go runs no other goroutine in the wrong namespace.
+func socketIn(protocol int, ns netns.NsHandle) (fd int, err error) {
 	openSocket := func() (int, error) {
 		return unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, protocol)
 	}

@@ -19,8 +19,8 @@ func link(name string) *nl.NetlinkRequest {
 	return r
 }
 
-// TestErrors: if a step fails, the error names the step and wraps what MapError returned. If MapError returns nil,
-// nothing has failed.
+// TestErrors: if a request fails, the error names the request and wraps the result of MapError. If MapError returns
+// nil, Do succeeds.
 func TestErrors(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -47,7 +47,7 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// TestReplies: Do returns each step's reply, and the entries of a list, from the given namespace.
+// TestReplies: Do returns the reply to each request, and all entries of a list, from the given namespace.
 func TestReplies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -9,19 +9,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Dumper asks the kernel for lists, one after the other. It gives each message of a list to a function, and
-// keeps none. So its memory doesn't grow with the list. Its socket stays open. A Dumper is not safe for concurrent
-// use.
+// Dumper asks the kernel for lists, one after the other, and passes each message of a list to a function. It keeps no
+// message, so its memory doesn't grow with the list. Only one goroutine may use it.
 type Dumper struct {
 	protocol int
-	fd       int // -1 if there is no socket
+	fd       int // the open socket, or -1
 	buf      []byte
 }
 
-// NewDumper returns a Dumper for one protocol of netlink(7), such as NETLINK_ROUTE. The caller must close it.
+// NewDumper returns a Dumper for one protocol of netlink(7), such as NETLINK_ROUTE. The caller must call Close.
 func NewDumper(protocol int) *Dumper { return &Dumper{protocol: protocol, fd: -1} }
 
-// Close frees the socket. The next Dump opens another one.
+// Close closes the socket. A later Dump opens another socket.
 func (d *Dumper) Close() {
 	if d.fd >= 0 {
 		_ = unix.Close(d.fd)
@@ -29,18 +28,18 @@ func (d *Dumper) Close() {
 	}
 }
 
-// largestAnswer is larger than the kernel's largest answer of many messages (32 KiB; netlink_dump in
+// largestAnswer is larger than the kernel's largest answer with several messages (32 KiB; netlink_dump in
 // net/netlink/af_netlink.c).
 const largestAnswer = 64 << 10
 
-// Dump sends the request, which must ask for a list. It calls the function each() for every message of the
-// list. A message is valid until each() returns. Dump ends early, without an error, if each() returns false. It
-// returns nl.ErrDumpInterrupted if the list changed while the kernel wrote it.
+// Dump sends the request, which must ask for a list, and calls each for every message. A message is valid until each
+// returns. If each returns false, Dump ends without an error. If the list changed while the kernel wrote it, Dump
+// returns nl.ErrDumpInterrupted.
 func (d *Dumper) Dump(req *nl.NetlinkRequest, each func(msg []byte) bool) error {
 	if err := d.open(); err != nil {
 		return err
 	}
-	// Unless the kernel has sent the whole list, the socket can't be used again.
+	// If a part of the list is still in the socket, another request can't use the socket, so it is closed.
 	whole := false
 	defer func() {
 		if !whole {
@@ -68,7 +67,7 @@ func (d *Dumper) Dump(req *nl.NetlinkRequest, each func(msg []byte) bool) error 
 	}
 }
 
-// Do sends the requests like Batch.Do, by the Dumper's socket.
+// Do sends the requests like Batch.Do, through the Dumper's socket.
 func (d *Dumper) Do(b Batch) (replies [][]byte, err error) {
 	if len(b) == 0 {
 		return nil, nil
@@ -77,7 +76,7 @@ func (d *Dumper) Do(b Batch) (replies [][]byte, err error) {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
 	if replies, err = b.do(d.fd); err != nil {
-		d.Close() // there may be more answers in it
+		d.Close() // the socket may have more answers, so it can't be used again
 	}
 	return replies, err
 }

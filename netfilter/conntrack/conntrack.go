@@ -1,10 +1,11 @@
-// Package conntrack lists connections in the kernel's connection table, marks them as cut, and deletes them.
+// Package conntrack lists connections in the kernel's connection table, marks connections as cut, and deletes
+// connections.
 //
 // Invariants:
 //   - The package knows nothing of policies.
-//   - Each call can be repeated: an entry that is gone is no error.
-//   - If an entry can't be understood, the list ends with an error. It never counts as complete.
-//   - Forget deletes only the entry that was listed, and no later one of the same addresses and ports.
+//   - Each call can be repeated: it is no error if an entry is gone.
+//   - If an entry can't be parsed, the list ends with an error, and doesn't count as complete.
+//   - Forget deletes only the listed entry, and never a later one with the same addresses and ports.
 package conntrack
 
 import (
@@ -16,28 +17,28 @@ import (
 
 // Connection is an entry of the connection table.
 type Connection struct {
-	// Src opened the connection, and Dst answers. If the destination was translated, Dst and Port are the
-	// translated ones.
+	// Src opened the connection, and Dst answers. If the destination was translated, as for a Service, Dst and Port are
+	// those of the pod behind the Service.
 	Src, Dst netip.Addr
 	Proto    uint8
-	Port     uint16 // of Dst; 0 for protocols without ports
+	Port     uint16 // the port of Dst; 0 for protocols without ports
 	Cut      bool
-	// Assured is the kernel's IPS_ASSURED. For TCP, the handshake is complete. For UDP, both sides have sent,
-	// and packets still came after two seconds.
+	// Assured is the kernel's flag IPS_ASSURED. A TCP connection is assured after the handshake. A UDP connection is
+	// assured once both sides have sent packets for more than two seconds.
 	Assured bool
-	// Translated means that Src sent to another address or port than Dst and Port.
+	// Translated means that Src sent to another address or port than Dst and Port, for instance to a Service.
 	Translated bool
-	// family and tuple identify the entry in a request.
+	// family and tuple identify the entry in requests to the kernel.
 	family uint8
 	tuple  []byte
-	id     [4]byte // distinguishes the entry from later ones with the same tuple
+	id     [4]byte // differs between the entry and a later entry with the same tuple
 	state  tcpState
 }
 
 type tcpState struct {
-	state uint8 // of enum tcp_conntrack
-	flags uint8 // of the side that opened the connection
-	known bool  // the entry has the flags
+	state uint8 // one of enum tcp_conntrack
+	flags uint8 // flags of the side that opened the connection
+	known bool  // true if the kernel has told the flags
 }
 
 const labelBytes = 16
@@ -52,7 +53,7 @@ func (c Connection) send(operation int, attrs ...*nl.RtAttr) error {
 	return err
 }
 
-// Attributes of enum ctattr_type, include/uapi/linux/netfilter/nfnetlink_conntrack.h.
+// These attributes are from enum ctattr_type (include/uapi/linux/netfilter/nfnetlink_conntrack.h).
 const (
 	ctaLabels     = 22
 	ctaLabelsMask = 23
@@ -64,7 +65,7 @@ func request(operation, flags int, family uint8) *nl.NetlinkRequest {
 	return req
 }
 
-// Bits of an entry's status (enum ip_conntrack_status in include/uapi/linux/netfilter/nf_conntrack_common.h).
+// These are bits of an entry's status (enum ip_conntrack_status in include/uapi/linux/netfilter/nf_conntrack_common.h).
 const (
 	assured = 1 << 2
 	dstNAT  = 1 << 5
@@ -75,27 +76,25 @@ const (
 	flagLiberal     = 0x08
 )
 
-// Midstream reports whether the TCP connection had already begun when the kernel first saw it. Then nobody
-// knows which side opened it. The kernel marks such entries by their flags (tcp_new in
-// net/netfilter/nf_conntrack_proto_tcp.c).
+// Midstream reports whether the kernel saw no beginning of the TCP connection. Then it is unknown which side opened the
+// connection. The kernel's tcp_new gives such entries these flags (net/netfilter/nf_conntrack_proto_tcp.c).
 func (c Connection) Midstream() bool {
 	return c.state.known && c.state.flags&(flagLiberal|flagWindowScale) == flagLiberal
 }
 
-// TCP's states at the end of a connection (enum tcp_conntrack in
-// include/uapi/linux/netfilter/nf_conntrack_tcp.h). In LAST_ACK both sides have sent FIN. In CLOSE one side has
-// sent RST.
+// These are the states at the end of a TCP connection (enum tcp_conntrack in
+// include/uapi/linux/netfilter/nf_conntrack_tcp.h). In LAST_ACK both sides have sent FIN. In CLOSE one side has sent
+// RST.
 const (
 	stateLastAck  = 6
 	stateTimeWait = 7
 	stateClose    = 8
 )
 
-// Over reports whether a TCP connection has ended for both sides. The kernel keeps its entry for up to two
-// minutes.
+// Over reports whether both sides have ended the TCP connection. The kernel keeps such an entry for up to two minutes.
 func (c Connection) Over() bool {
 	return c.state.state == stateLastAck || c.state.state == stateTimeWait || c.state.state == stateClose
 }
 
-// Alive reports whether the connection is still in use, as far as the kernel knows.
+// Alive reports whether the connection is in use, as far as the kernel knows.
 func (c Connection) Alive() bool { return c.Assured && !c.Over() }

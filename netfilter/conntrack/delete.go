@@ -16,9 +16,8 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// Attributes and flags of a filter (Linux 5.8 and later): enum ctattr_filter of
-// include/uapi/linux/netfilter/nfnetlink_conntrack.h, and CTA_FILTER_F_CTA_IP_SRC of
-// net/netfilter/nf_internals.h.
+// These constants select connections by source address, since Linux 5.8. They are from enum ctattr_filter in
+// include/uapi/linux/netfilter/nfnetlink_conntrack.h, and from net/netfilter/nf_internals.h (CTA_FILTER_F_CTA_IP_SRC).
 const (
 	ctaFilter           = 25
 	ctaFilterOrigFlags  = 1
@@ -26,16 +25,15 @@ const (
 	ctaFilterSrc        = 1 << 0
 )
 
-// Delete deletes the connections of addresses that are about to be assigned to another pod. Otherwise packets of the
-// previous pod's connections would pass as established. For IPv4, Delete uses the first of these methods that
-// applies:
+// Delete deletes all connections of addresses that are about to be assigned to another pod. Otherwise packets of the
+// previous pod's connections could reach the new pod. For IPv4, Delete uses the first method that is possible:
 //
 //   - several addresses and a small table: the kernel lists all connections once
 //   - Linux 6.12 and later: the kernel finds and deletes an address's connections
-//   - Linux 5.8 and later: the kernel lists the address's connections, and each is deleted
+//   - Linux 5.8 and later: the kernel lists an address's connections, and Delete deletes each
 //   - older kernels: the kernel lists all connections
 //
-// For IPv6, the kernel lists all connections. Its filter for IPv6 addresses matches all but the wanted ones
+// For IPv6, the kernel always lists all connections. Its filter for IPv6 addresses matches the wrong ones
 // (ctnetlink_filter_match_tuple in net/netfilter/nf_conntrack_netlink.c; seen on 6.18).
 //
 // Equivalent to: conntrack -D -s ADDR; conntrack -D -r ADDR, for each address
@@ -62,11 +60,11 @@ func Delete(addrs ...netip.Addr) error {
 	return errors.Join(append(errs, err)...)
 }
 
-// listedForAPass is how many entries the kernel lists in the time that it needs to delete one address's
-// connections.
+// listedForAPass is how many connections the kernel lists in the time in which it finds and deletes the connections of
+// one address.
 const listedForAPass = 4000
 
-// entries returns the number of entries of the connection table; math.MaxInt if it is unknown.
+// entries returns the number of entries of the connection table. If the number is unknown, it returns math.MaxInt.
 //
 // Equivalent to: sysctl net.netfilter.nf_conntrack_count
 func entries() int {
@@ -94,7 +92,8 @@ func deleteByFilter(addrs []netip.Addr) error {
 
 func deletion(filter []*nl.RtAttr) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_CTNETLINK<<8|nl.IPCTNL_MSG_CT_DELETE, 0)
-	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_INET, Version: 1}) // the kernel reads the family from version 1 on
+	// Version 0 would make the kernel ignore the family.
+	req.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_INET, Version: 1})
 	for _, attr := range filter {
 		req.AddData(attr)
 	}

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestForget: each method of Delete deletes the addresses' connections, and no others.
+// TestForget: each method of Delete deletes the connections of the given addresses, and no others.
 func TestForget(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -23,7 +23,7 @@ func TestForget(t *testing.T) {
 	for name, forget := range map[string]func() error{
 		"as ever": func() error { return Delete(address, six) },
 		"many":    func() error { return Delete(address, six, netip.MustParseAddr("10.88.0.99")) },
-		// Linux 6.12 and later can delete by a filter.
+		// Only Linux 6.12 and later can delete connections by a filter.
 		"at once": func() error {
 			return errors.Join(deleteByFilter([]netip.Addr{address}), deleteByList([]netip.Addr{six}, nil))
 		},
@@ -72,7 +72,7 @@ func TestForget(t *testing.T) {
 			t.Errorf("%s: left: %s", name, diff)
 		}
 	}
-	// This kernel must filter its lists. If it listed all entries, the checks above would pass too.
+	// This checks that the kernel filters its list: without a filter, the cases above would pass too.
 	for c, err := range dump(unix.AF_INET,
 		sourceFilter(netip.MustParseAddr("10.88.0.4"), nl.CTA_TUPLE_ORIG, ctaFilterOrigFlags)...) {
 		if err != nil {

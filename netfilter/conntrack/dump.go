@@ -13,8 +13,9 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// All yields the entries of the table. Each is valid until the next one is yielded. An error comes last. A node may
-// have hundreds of thousands of entries, so All allocates no memory for each.
+// All yields the entries of the connection table. An entry is valid until the next one is yielded. If the table can't
+// be read completely, the last element is an error. All allocates no memory for an entry, because a node may have
+// hundreds of thousands.
 //
 // Equivalent to: conntrack -L -o labels; conntrack -L -f ipv6 -o labels
 func All() iter.Seq2[Connection, error] { return dump(unix.AF_UNSPEC) }
@@ -36,7 +37,8 @@ func dump(family uint8, filter ...*nl.RtAttr) iter.Seq2[Connection, error] {
 			}
 			return more
 		})
-		if err == nil && unread > 0 { // nobody knows whether a policy allows these
+		// It is unknown whether policies allow these connections, so the caller must know of them.
+		if err == nil && unread > 0 {
 			err = fmt.Errorf("%d of them can't be understood", unread)
 		}
 		if err != nil && more {

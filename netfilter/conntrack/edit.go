@@ -14,7 +14,7 @@ import (
 
 type Operation int
 
-// Cut sets the cut bit, Restore clears the cut bit, and Forget deletes the entry.
+// Cut sets the conntrack label that marks a connection as cut. Restore clears this label. Forget deletes the entry.
 const (
 	Cut Operation = iota
 	Restore
@@ -26,15 +26,14 @@ type Edit struct {
 	Operation
 }
 
-// NewEdit returns an Edit that stays valid when the next connection is yielded.
+// NewEdit returns an Edit of the connection. The Edit stays valid when the list yields the next connection.
 func NewEdit(c Connection, o Operation) Edit {
 	c.tuple = bytes.Clone(c.tuple)
 	return Edit{c, o}
 }
 
-// Apply makes the edits with one system call. If one of them fails, Apply makes each edit with a call of its own, and
-// returns an error or nil for each. It returns no list if the first call succeeds. An edit of an entry that is gone
-// succeeds.
+// Apply makes the edits with one system call. If an edit fails, Apply repeats each edit with a call of its own, and
+// returns an error or nil for each. If all succeed, it returns nil. It is no error if an entry is gone.
 func Apply(edits []Edit) []error {
 	var b batch.Batch
 	for _, e := range edits {
@@ -54,15 +53,15 @@ func Apply(edits []Edit) []error {
 	return errs
 }
 
-// apply makes the edit. If no rule used labels when the connection began, the entry has no room for the cut bit. To
-// cut such an entry, apply deletes it and makes it again.
+// apply makes the edit. If no rule used labels when the connection began, its entry has no room for a label. To cut
+// such a connection, apply deletes the entry and makes it again with room.
 func (e Edit) apply() error {
 	attrs := e.attributes()
 	err := e.send(e.kernelOperation(), attrs[1:]...)
 	if e.Operation == Cut && errors.Is(err, unix.ENOSPC) {
 		err = e.recreate(attrs[1:]...)
 	}
-	if errors.Is(err, unix.ENOENT) { // the connection has ended
+	if errors.Is(err, unix.ENOENT) { // the entry is gone
 		return nil
 	}
 	return err
@@ -75,8 +74,8 @@ func (e Edit) kernelOperation() int {
 	return nl.IPCTNL_MSG_CT_NEW
 }
 
-// attributes returns the request's attributes. For Forget they include the entry's ID, so that no later entry with
-// the same tuple is deleted.
+// attributes returns the request's attributes. A request to delete contains the entry's ID, so that the kernel deletes
+// no later entry with the same tuple.
 //
 // Equivalent to: conntrack -U TUPLE --label-add 127 (or --label-del); conntrack -D TUPLE, if the entry has the ID
 func (e Edit) attributes() []*nl.RtAttr {

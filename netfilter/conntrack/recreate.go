@@ -10,11 +10,11 @@ import (
 	"github.com/weir-net/weir/internal/attrs"
 )
 
-// maxRecreations is how often recreate tries. A packet of the connection may make an entry in between.
+// maxRecreations is how often recreate tries. A try fails if a packet of the connection makes an entry in between.
 const maxRecreations = 100
 
-// recreate deletes the entry and makes it again with the labels. After a deletion alone, the server's next
-// packet would open the connection from the other side. In the new entry, addresses are no longer translated.
+// recreate deletes the entry and makes it again with the labels. If it only deleted the entry, the server's next packet
+// would begin a new connection in the opposite direction. The new entry doesn't translate addresses.
 //
 // Equivalent to: conntrack -D TUPLE; conntrack -I TUPLE -r REPLY -t TIMEOUT -u ASSURED,SEEN_REPLY -l 127
 func (c Connection) recreate(labels ...*nl.RtAttr) error {
@@ -23,7 +23,7 @@ func (c Connection) recreate(labels ...*nl.RtAttr) error {
 		return err
 	}
 	for range maxRecreations {
-		for _, tuple := range [][]byte{c.tuple, reply} { // a packet in between may have made an entry in either direction
+		for _, tuple := range [][]byte{c.tuple, reply} { // a packet may have made a new entry in either direction
 			err := Connection{family: c.family, tuple: tuple}.send(nl.IPCTNL_MSG_CT_DELETE)
 			if err != nil && !errors.Is(err, unix.ENOENT) {
 				return fmt.Errorf("delete: %w", err)
@@ -42,16 +42,16 @@ func (c Connection) recreate(labels ...*nl.RtAttr) error {
 	if err != nil {
 		return fmt.Errorf("make anew: %w", err)
 	}
-	// If the new entry has no room for labels, the kernel reports it only when they are set once more.
+	// This sets the labels once more, because only now the kernel reports if the new entry has no room for labels.
 	return c.send(nl.IPCTNL_MSG_CT_NEW, labels...)
 }
 
-// read returns the tuple of the replies, and the attributes for the new entry: the old entry's timeout, a state that
-// fits the connection, and a status.
+// read returns what is needed to make the entry again: the tuple of the replies, the old entry's timeout, a TCP state
+// and a status.
 //
 // Equivalent to: conntrack -G TUPLE
 func (c Connection) read() (reply []byte, kept []*nl.RtAttr, err error) {
-	// The kernel flags the entry as a part of a list, so only the acknowledgement ends the answer.
+	// NLM_F_ACK asks for an acknowledgement, which ends the answer: the kernel marks the entry as part of a list.
 	req := request(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_ACK, c.family)
 	req.AddData(nl.NewRtAttr(nl.CTA_TUPLE_ORIG|unix.NLA_F_NESTED, c.tuple))
 	msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)
@@ -75,13 +75,13 @@ func (c Connection) read() (reply []byte, kept []*nl.RtAttr, err error) {
 			}
 		}
 	}
-	// The kernel keeps assured entries when the table is full.
+	// An assured entry stays even if the connection table is full.
 	const confirmed, seenReply, assured = 1 << 3, 1 << 1, 1 << 2 // enum ip_conntrack_status
 	return reply, append(kept, nl.NewRtAttr(nl.CTA_STATUS, nl.BEUint32Attr(confirmed|seenReply|assured))), nil
 }
 
-// looseTCP returns a TCP state that every packet of the connection fits. The old entry's window can't be read,
-// and a packet outside of the window would be INVALID.
+// looseTCP returns a TCP state that accepts every packet of the connection. The old entry's TCP window can't be read,
+// and with a wrong window the kernel would call packets INVALID.
 func looseTCP(midstream bool) *nl.RtAttr {
 	info := nl.NewRtAttr(nl.CTA_PROTOINFO|unix.NLA_F_NESTED, nil)
 	tcp := info.AddRtAttr(nl.CTA_PROTOINFO_TCP|unix.NLA_F_NESTED, nil)

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestEntriesWithoutRoomForLabels: entries without room for a label can be cut and restored like all others. If no
-// rule uses labels at the time, Apply returns an error.
+// TestEntriesWithoutRoomForLabels: Apply can cut and restore connections whose entries have no room for a label. If no
+// rule uses labels at that time, the kernel can't make room, and Apply returns an error.
 func TestEntriesWithoutRoomForLabels(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -36,7 +36,7 @@ func TestEntriesWithoutRoomForLabels(t *testing.T) {
 	} {
 		nodetest.Run(t, "conntrack", append([]string{"-I"}, strings.Fields(entry)...)...)
 	}
-	// The kernel sees this connection from its beginning. The TCP entries that conntrack -I made count as midstream.
+	// The kernel sees the beginning of this connection. Entries that conntrack -I makes would count as midstream.
 	nodetest.Run(t, "iptables", "-A", "INPUT", "-m", "conntrack", "--ctstate", "NEW")
 	l, err := net.Listen("tcp4", "127.0.0.1:80")
 	if err != nil {
@@ -85,7 +85,7 @@ func TestEntriesWithoutRoomForLabels(t *testing.T) {
 	if diff := cmp.Diff(before, listing(t)); diff != "" {
 		t.Errorf("restored: %s", diff)
 	}
-	// No rule uses labels any more, so this new entry gets no room for one.
+	// Without a rule that uses labels, the kernel makes new entries without room for a label.
 	nodetest.Run(t, "iptables", "-F")
 	nodetest.Run(t, "conntrack", "-D", "-p", "icmp")
 	nodetest.Run(t, "conntrack", "-I", "-p", "udp", "-s", "10.88.0.2", "-d", "10.88.0.3", "--sport", "1", "--dport", "1",

@@ -7,7 +7,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestTranslated: if a connection's destination port is translated, Translated is true and Port is the new port.
+// TestTranslated: if a connection's destination port is translated, Translated is true, and Port is the new port.
 func TestTranslated(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -19,7 +19,7 @@ func TestTranslated(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = l.Close() }()
-	want := map[int]bool{} // by the client's port
+	want := map[int]bool{} // the wanted value of Translated, by the client's port
 	for address, translated := range map[string]bool{"127.0.0.1:80": false, "127.0.0.1:81": true} {
 		conn, err := nodetest.Dial(t, nodetest.Self, "tcp", address)
 		if err != nil {

@@ -1,11 +1,12 @@
-// Package cut ends connections that rules no longer allow. It marks them with a conntrack label, and a rule ahead of
-// all others drops their packets. A connection that is allowed again loses the label. Deleting the entry instead would
-// not help: the server's next packet would begin a new connection in the opposite direction.
+// Package cut ends connections that the rules no longer allow. It marks them with a conntrack label, and a rule at the
+// beginning of weir's rules drops their packets. If a connection is allowed again, it loses the label. To delete the
+// connection's entry instead would not help: the server's next packet would begin a new connection in the opposite
+// direction.
 //
 // Invariants:
-//   - If the rules change during a walk, the walk leaves the connections alone on which old and new rules disagree.
-//   - A walk leaves alone the connections that the node itself has opened, and those without a pod of the node.
-//   - A connection that can't be changed is reported, and holds up no other.
+//   - If the rules change during a walk, the walk changes no connection on which the old and the new rules disagree.
+//   - A walk changes no connection that the node itself has opened, and none without a pod of the node.
+//   - If a connection can't be changed, that is reported, and the walk continues.
 package cut
 
 import (
@@ -21,11 +22,11 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Result has the counts of a walk through the connections.
+// Result counts what a walk through the connections has done.
 type Result struct {
-	Cut, Restored int // by this walk; only connections in use
-	Standing      int // cut connections when the walk ends
-	// Known has the standing cut connections, for Restore. If there are more than maxKnown, it has only some.
+	Cut, Restored int // connections in use that this walk has cut or restored
+	Standing      int // cut connections in the table at the end of the walk
+	// Known has at most maxKnown of the cut connections. Restore can restore these without a walk.
 	Known []conntrack.Edit
 	// Examples has some of the connections that were cut or restored.
 	Examples []Example
@@ -53,12 +54,12 @@ type Evaluator struct {
 
 type place struct {
 	link ruleset.Link
-	pod  bool // the address is a pod's, with this link
-	own  bool // the address is the node's own
+	pod  bool // true if the address belongs to a pod of the node, with this link
+	own  bool // true if the address belongs to the node itself
 }
 
-// NewEvaluator returns an Evaluator. The parameter links has the links of the node's pods by their addresses.
-// The parameter own has the node's own addresses.
+// NewEvaluator returns an Evaluator of the ruleset. links has the link of each of the node's pods, by address. own has
+// the node's own addresses.
 func NewEvaluator(r ruleset.Ruleset, links map[netip.Addr]ruleset.Link, own []netip.Addr) Evaluator {
 	e := Evaluator{ruleset.NewIndex(r), make(map[netip.Addr]place, len(links)+len(own))}
 	for addr, link := range links {
@@ -72,8 +73,8 @@ func NewEvaluator(r ruleset.Ruleset, links map[netip.Addr]ruleset.Link, own []ne
 	return e
 }
 
-// allows reports whether the rules would allow the connection if it began now. Of a midstream connection nobody
-// knows which side began, so it returns false.
+// allows reports whether the rules would allow the connection as a new one. It returns false for a midstream
+// connection, because it is unknown which side opened the connection.
 func (e Evaluator) allows(c *conntrack.Connection, src, dst place) bool {
 	return !c.Midstream() && e.rules.Allows(packet(c, src, dst))
 }
@@ -82,18 +83,18 @@ type walk struct {
 	newest func() Evaluator
 	edits  []conntrack.Edit
 	errs   []error
-	failed int // how many entries could not be changed
+	failed int // the number of entries that could not be changed
 	Result
 }
 
-// Walk goes through the connections of the node's pods, except those that the node itself opened. It cuts connections
-// that would be denied if they began now, and restores cut connections that would be allowed.
+// Walk goes through the connections of the node's pods. It cuts connections that the rules would deny as new ones, and
+// restores cut connections that the rules would allow. It leaves out connections that the node itself has opened.
 //
-// If a TCP connection is over and would be denied, Walk deletes its entry. With the entry, the kernel could begin a
-// new connection without asking the rules.
+// If a denied TCP connection has ended, Walk deletes its entry. Otherwise the kernel could reuse the entry for a new
+// connection, whose packets would count as established.
 //
-// The kernel's rules may change during the walk. The function newest() returns an evaluator with the newest rules.
-// Walk leaves a connection alone if the two evaluators differ: another walk follows.
+// The rules may change during the walk. The function newest returns an evaluator of the newest rules. If it disagrees
+// with the evaluator by, Walk doesn't change the connection: another walk follows.
 func Walk(by Evaluator, newest func() Evaluator) (Result, error) {
 	w := walk{newest: newest}
 	for c, err := range conntrack.All() {
@@ -117,8 +118,8 @@ func Walk(by Evaluator, newest func() Evaluator) (Result, error) {
 	return w.end()
 }
 
-// Restore restores those of the known cut connections that the newest rules allow. If Known has all that stand, and
-// the rules have only become more permissive since, it does the same as Walk.
+// Restore restores the known cut connections that the newest rules allow. It takes the place of Walk if known has all
+// cut connections, and the rules have only come to allow more.
 func Restore(known []conntrack.Edit, newest func() Evaluator) (Result, error) {
 	w := walk{newest: newest}
 	w.Standing = len(known)
@@ -150,7 +151,7 @@ func (w *walk) edit(c conntrack.Connection) {
 	}
 }
 
-// keep notes in Known that the connection stays cut, unless Known is full.
+// keep adds the connection to Known, the list of cut connections, unless the list is full.
 func (w *walk) keep(c conntrack.Connection) {
 	if len(w.Known) < maxKnown {
 		c.Cut = true
@@ -214,7 +215,8 @@ func (w *walk) count(e *conntrack.Edit) {
 	}
 }
 
-// packet returns the connection's first packet at the FORWARD hook, or at INPUT if it is sent to the node.
+// packet returns the connection's first packet as the FORWARD hook sees it, or the INPUT hook if the node itself is the
+// destination.
 func packet(c *conntrack.Connection, src, dst place) ruleset.Packet {
 	p := ruleset.Packet{Src: c.Src, Dst: c.Dst, Port: c.Port, In: "-", Out: "-", Translated: c.Translated}
 	p.Proto = protocol(c.Proto)

@@ -57,13 +57,13 @@ func entries(t *testing.T) (list []string) {
 	return list
 }
 
-// TestWalk: connections that the rules no longer allow are cut, and restored once they are allowed again. If a TCP
-// connection is over and denied, its entry is deleted.
+// TestWalk: Walk cuts connections that the rules no longer allow, and restores them when the rules allow them again. If
+// a denied TCP connection has ended, Walk deletes its entry.
 func TestWalk(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	// Once a rule uses labels, new entries have room for them.
+	// This rule uses labels, so that new entries have room for them.
 	nodetest.Run(t, "iptables", "-t", "raw", "-A", "PREROUTING", "-m", "connlabel", "--label", "1")
 	const inUse = nodetest.Answered | nodetest.Assured
 	pod, client := netip.MustParseAddr("10.88.0.2"), netip.MustParseAddr("10.88.1.5")
@@ -76,8 +76,10 @@ func TestWalk(t *testing.T) {
 		{Proto: unix.IPPROTO_TCP, State: synSent},
 		{Proto: unix.IPPROTO_UDP, Status: nodetest.Answered},
 		{Proto: unix.IPPROTO_UDP, Status: inUse},
-		{Proto: unix.IPPROTO_TCP, State: timeWait, Status: inUse, Src: netip.MustParseAddr("192.0.2.2")}, // the node
-		{Proto: unix.IPPROTO_TCP, State: timeWait, Status: inUse, Dst: netip.MustParseAddr("10.88.1.6")}, // no local pod
+		// A connection from the node itself.
+		{Proto: unix.IPPROTO_TCP, State: timeWait, Status: inUse, Src: netip.MustParseAddr("192.0.2.2")},
+		// A connection without a pod of this node.
+		{Proto: unix.IPPROTO_TCP, State: timeWait, Status: inUse, Dst: netip.MustParseAddr("10.88.1.6")},
 		{Proto: unix.IPPROTO_UDP, Status: inUse},
 		{Proto: unix.IPPROTO_UDP, Status: inUse},
 		{Proto: unix.IPPROTO_UDP, Status: inUse},
@@ -98,10 +100,10 @@ func TestWalk(t *testing.T) {
 	for _, tc := range []struct {
 		name       string
 		by, newest []uint16
-		want       Result // Examples are compared only if Walk restores connections
+		want       Result // Examples are compared only if connections are restored
 		examples   int
 		entries    string
-		restore    bool // Restore is called instead of Walk
+		restore    bool // calls Restore instead of Walk
 	}{
 		{
 			"everything is allowed", all, all,
@@ -192,12 +194,12 @@ func TestWalk(t *testing.T) {
 	}
 }
 
-// TestWalkFails: if connections can't be cut, the error names some of them and counts the others.
+// TestWalkFails: if connections can't be cut, the error names some of them and counts the rest.
 func TestWalkFails(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	for port := range 7 { // no rule uses labels: there is no room for them
+	for port := range 7 { // entries without room for a label, because no rule uses labels
 		nodetest.Run(t, "conntrack", "-I", "-t", "600", "-p", "udp", "-s", "10.88.1.5", "-d", "10.88.0.2", "--sport", "4000",
 			"--dport", fmt.Sprint(1001+port))
 	}

@@ -1,7 +1,7 @@
 //go:build linux
 
-// Package flowlog owns the nftables table "inet weir-flows". Its rules copy the first packets of connections from and
-// to pods to a netlink log group, after the policies have allowed them.
+// Package flowlog owns the nftables table "inet weir-flows". Its rules copy the first packet of each connection from
+// and to pods to a netlink log group, if the policies have allowed the packet.
 //
 //	table inet weir-flows {
 //	  set links { type ifname; elements = { "weir0" } }
@@ -20,13 +20,13 @@
 //	  }
 //	}
 //
-// Priority -149 comes directly after -150, where policies are enforced. Packets that the node itself sends to its pods
-// pass neither chain.
+// The priority -149 comes directly after -150, at which policies are enforced. Packets that the node itself sends to
+// its pods aren't logged.
 //
 // Invariants:
 //   - The rules drop no packet.
 //   - The table is whole or absent: one transaction makes, replaces or deletes it. Make and Remove can be repeated.
-//   - The limit bounds what a flood of connections costs. The counter has the packets beyond it.
+//   - The limit bounds the cost of a flood of connections. The counter counts the packets beyond the limit.
 package flowlog
 
 import (
@@ -45,7 +45,7 @@ import (
 
 const (
 	behindPolicies = -149
-	rate, burst    = 2000, 4000 // packets a second, and at once
+	rate, burst    = 2000, 4000 // packets per second, and packets at once
 	// stateNew is NF_CT_STATE_BIT(IP_CT_NEW) (include/uapi/linux/netfilter/nf_conntrack_common.h).
 	stateNew = 1 << 3
 	beyond   = "weir: beyond the limit"
@@ -55,8 +55,8 @@ func table() *nftables.Table {
 	return &nftables.Table{Name: conf.FlowTable, Family: nftables.TableFamilyINet}
 }
 
-// Make makes the table for packets that come in or go out by one of the links. It replaces an earlier table in one
-// transaction.
+// Make makes the table for packets that come in or go out by one of the links. If the table exists, the same
+// transaction replaces it.
 //
 // Equivalent to: nft -f, with "table inet weir-flows; delete table inet weir-flows" before the table above
 func Make(links []string) error {
@@ -65,7 +65,7 @@ func Make(links []string) error {
 		return fmt.Errorf("open nftables: %w", err)
 	}
 	t := table()
-	conn.AddTable(t) // deleting a table that is absent would fail
+	conn.AddTable(t) // makes sure that the table exists, because DelTable would fail otherwise
 	conn.DelTable(t)
 	conn.AddTable(t)
 	set := &nftables.Set{Table: t, Name: "links", KeyType: nftables.TypeIFName}
@@ -116,7 +116,8 @@ func chains(set *nftables.Set) []nft.Chain {
 	}
 }
 
-// Beyond returns how many packets the limit has left out since Make. It returns false if there is no table.
+// Beyond returns how many packets were not logged since Make because of the limit. there is false if the table doesn't
+// exist.
 //
 // Equivalent to: nft list chain inet weir-flows log
 func Beyond() (packets uint64, there bool, err error) {
@@ -141,7 +142,7 @@ func Beyond() (packets uint64, there bool, err error) {
 	return 0, false, nil
 }
 
-// Remove deletes the table. It returns nil if there is none.
+// Remove deletes the table. It is no error if the table doesn't exist.
 //
 // Equivalent to: nft delete table inet weir-flows
 func Remove() error {

@@ -14,35 +14,35 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// Change adds an entry to a set, or replaces the entry's comment and mark. If Delete is true, it deletes the
-// entry.
+// Change adds an entry to a set, or deletes the entry if Delete is true. If an added entry already exists, its comment
+// and mark are replaced.
 type Change struct {
 	Set    string
 	Entry  Entry
 	Delete bool
 }
 
-// Apply makes the changes, in order, with few system calls. It is no error if an added entry exists, or a
-// deleted one doesn't. If one change fails, Apply still makes the others, and returns the error.
+// Apply makes the changes in order, with few system calls. It is no error if an added entry exists, or if a deleted
+// entry doesn't. If a change fails, Apply still makes the other changes, and returns the error.
 //
 // Equivalent to: ipset add -exist SET ENTRY comment "COMMENT"; ipset del -exist SET ENTRY
 func Apply(changes ...Change) error { return apply(changes, mapError) }
 
-// batchSize is how many changes fit into a socket's buffer (net.core.wmem_default).
+// batchSize is how many changes fit into a socket's buffer for sending (net.core.wmem_default).
 const batchSize = 256
 
-// Refused is a change that the kernel refused, with the reason. A change to a missing set is none: see ApplyEach.
+// Refused is a change that the kernel has refused, with the reason. A change to a missing set isn't one: see ApplyEach.
 type Refused struct {
 	Change
 	Err error
 }
 
-// ApplyEach makes the changes like Apply, and returns those that the kernel refused. err is for all other
+// ApplyEach makes the changes like Apply, and returns the changes that the kernel has refused. err has all other
 // failures, such as ErrNotExist for a missing set.
 func ApplyEach(changes ...Change) (refused []Refused, err error) {
 	var errs []error
-	// The kernel answers each change that fails, and a socket's buffer holds about 200 answers
-	// (net.core.rmem_default).
+	// The kernel sends an answer for each change that fails. A socket's buffer for receiving has room for about 200
+	// answers (net.core.rmem_default).
 	const answered = 64
 	for some := range slices.Chunk(changes, answered) {
 		var b batch.Batch
@@ -83,8 +83,8 @@ func apply(changes []Change, means func(error) error) error {
 	return errors.Join(errs...)
 }
 
-// SetsContaining returns which of the sets contain the address. All sets must be of the address's family. It
-// returns ErrNotExist if one of the sets doesn't exist.
+// SetsContaining returns which of the sets contain the address. Each set must have the address's family. If a set
+// doesn't exist, the error is ErrNotExist.
 //
 // Equivalent to: for set in SETS; do ipset test $set ADDR; done
 func SetsContaining(a netip.Addr, sets []string) (map[string]bool, error) {
@@ -96,7 +96,8 @@ func SetsContaining(a netip.Addr, sets []string) (map[string]bool, error) {
 			e := Entry{Prefix: netip.PrefixFrom(a, a.BitLen())}
 			test := b.Add(request(nl.IPSET_CMD_TEST, name, e), "test %s in ipset %s", a, name)
 			test.MapError = func(err error) error {
-				if err = mapError(err); errors.Is(err, nl.IPSetError(nl.IPSET_ERR_EXIST)) { // not in the set
+				// Here this error means that the address isn't in the set.
+				if err = mapError(err); errors.Is(err, nl.IPSetError(nl.IPSET_ERR_EXIST)) {
 					delete(in, name)
 					return nil
 				}
@@ -120,8 +121,8 @@ func mapError(err error) error {
 	return err
 }
 
-// request returns the netlink request for a command on one entry. Since Linux 5.2 bitmap:port sets refuse the
-// protocol that the netlink library would send.
+// request returns the netlink request for a command on one entry. The netlink library's own requests can't be used for
+// bitmap:port sets: they contain a protocol, which such sets refuse since Linux 5.2.
 func request(command int, name string, e Entry) *nl.NetlinkRequest {
 	data := nl.NewRtAttr(nl.IPSET_ATTR_DATA|int(nl.NLA_F_NESTED), nil)
 	number := func() {

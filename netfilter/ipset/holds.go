@@ -12,14 +12,13 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// Question asks whether a set has an entry, or a network with the address.
+// Question asks whether the set has the entry, or a network that contains the entry's address.
 type Question struct {
 	Set string
 	Entry
 }
 
-// Holds answers the questions, in order, with few system calls. The result missing has the sets that don't
-// exist.
+// Holds answers the questions in order, with few system calls. missing has the sets that don't exist.
 //
 // Equivalent to: ipset test SET ENTRY, for each question
 func Holds(questions []Question) (holds []bool, missing map[string]bool, err error) {

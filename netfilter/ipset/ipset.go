@@ -1,12 +1,12 @@
-// Package ipset creates, changes, lists and deletes weir's IP sets in the kernel, over netlink. The plugin uses the
-// package for the sets of all pods, and the iptables backend for all sets.
+// Package ipset creates, changes, lists and deletes weir's IP sets in the kernel, over netlink. The plugin uses it for
+// the sets of all pods, and the backend iptables for all sets.
 //
 // Invariants:
 //   - The package knows nothing of policies.
-//   - Each call can be repeated: an entry that exists, or that is deleted already, is no error.
-//   - A change that fails holds up no other change of the same call.
+//   - Each call can be repeated: it is no error if an added entry exists, or if a deleted entry doesn't.
+//   - If a change fails, the other changes of the same call are still made.
 //   - A missing set is reported as missing, and never counts as empty.
-//   - Headers lists only weir's sets, so Purge changes no others.
+//   - Headers lists only weir's sets, so Purge changes no other sets.
 package ipset
 
 import (
@@ -26,32 +26,33 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// Types of sets (ipset(8)).
+// These are types of sets (ipset(8)).
 const (
 	HashIP     = "hash:ip"
 	HashNet    = "hash:net"
 	HashIPPort = "hash:ip,port"
 	BitmapPort = "bitmap:port"
-	// HashNetIface sets have addresses and networks, each with a link.
+	// HashNetIface sets contain addresses and networks, each with a link.
 	HashNetIface = "hash:net,iface"
 )
 
-// revisions are the types' revisions in Linux 3.14, the first kernel with all that weir needs. For older
-// revisions, the ipset command prints no comments.
+// revisions has the revision of each type of set in Linux 3.14, the first kernel with everything that weir needs. With
+// older revisions, the ipset command prints no comments.
 var revisions = map[string]uint8{HashIP: 3, HashNet: 5, HashIPPort: 4, BitmapPort: 2, HashNetIface: 4}
 
-// markRevision is the first revision of hash:ip whose entries can have marks (Linux 3.19).
+// markRevision is the first revision of hash:ip in which entries can have marks (Linux 3.19).
 const markRevision = 4
 
-// ErrNotExist replaces the kernel's ENOENT for a set that doesn't exist.
+// ErrNotExist means that there is no set of this name.
 var ErrNotExist = errors.New("no such ipset")
 
-// Entry is an address or network in a set, with a comment.
+// Entry is an entry of a set, with a comment. The type of the set decides which other fields are used:
 //
-//   - In a hash:ip,port set it also has a protocol (tcp, udp or sctp) and a port.
-//   - In a hash:net,iface set it also has a link.
-//   - In a bitmap:port set it is a port and nothing else.
-//   - In a set with marks it has a mark.
+//   - hash:ip and hash:net: Prefix
+//   - hash:ip,port: Prefix, Proto (tcp, udp or sctp) and Port
+//   - hash:net,iface: Prefix and Link
+//   - bitmap:port: Port
+//   - a set with marks: also Mark
 type Entry struct {
 	Prefix  netip.Prefix
 	Proto   string
@@ -61,7 +62,7 @@ type Entry struct {
 	Comment string
 }
 
-// Mark is what a rule with the target SET writes into the mark of a packet: Value into the bits of Mask.
+// Mark is written into the mark of a packet by a rule with the target SET: Value into the bits of Mask.
 type Mark struct{ Value, Mask uint32 }
 
 func (e Entry) String() string {
@@ -79,19 +80,19 @@ func (e Entry) String() string {
 
 type Set struct {
 	Header
-	Comments bool // the set was created with room for comments
+	Comments bool // true if the set has room for comments
 	Entries  []Entry
 }
 
-// Header has the properties with which a set was created.
+// Header has the properties with which a set was created, but not its entries.
 type Header struct {
 	Name, Type string
-	Family     conf.Family // the family of the set's entries; the kernel refuses entries of the other family
-	// Marks is true if the set has room for marks (skbinfo). Headers doesn't read it.
+	Family     conf.Family // the family of the set's entries
+	// Marks is true if entries can have marks (skbinfo). Headers doesn't read it.
 	Marks bool
 }
 
-// InUse reports whether a rule uses the set. It returns ErrNotExist if there is no such set.
+// InUse reports whether a rule uses the set. If there is no such set, the error is ErrNotExist.
 //
 // Equivalent to: ipset list -terse NAME | grep References
 func (h *Handle) InUse(name string) (bool, error) {
@@ -104,7 +105,7 @@ func (h *Handle) InUse(name string) (bool, error) {
 
 var families = map[uint8]conf.Family{unix.AF_INET: conf.IPv4, unix.AF_INET6: conf.IPv6}
 
-// Handle is a connection to the kernel, in the network namespace in which it was opened.
+// Handle is a connection to the kernel. It belongs to the network namespace in which it was opened.
 type Handle struct {
 	h     *netlink.Handle
 	lists *batch.Dumper
@@ -123,7 +124,7 @@ func (h *Handle) Close() {
 	h.lists.Close()
 }
 
-// Create makes the set if it doesn't exist. It returns an error if a set of that name has another type.
+// Create makes the set, unless it exists. It returns an error if a set of this name has another type.
 //
 // Equivalent to:
 //
@@ -137,7 +138,7 @@ func (h *Handle) Create(s Header) error {
 	if s.Marks {
 		options.Revision, options.Skbinfo = max(options.Revision, markRevision), true
 	}
-	if s.Type == BitmapPort { // it takes 8 KB; with comments it would take 512 KB. Both families use it
+	if s.Type == BitmapPort { // both families use it; without comments it takes 8 KB instead of 512 KB
 		options.PortTo = 65535
 	} else {
 		options.Comments, options.MaxElements = true, conf.MaxSetEntries
@@ -149,7 +150,7 @@ func (h *Handle) Create(s Header) error {
 	return wrap(err, "create ipset %s (%s, %s)", s.Name, s.Type, s.Family)
 }
 
-// Has reports whether the address is in the set. It returns ErrNotExist if there is no such set.
+// Has reports whether the address is in the set. If there is no such set, the error is ErrNotExist.
 //
 // Equivalent to: ipset test NAME ADDR
 func (h *Handle) Has(name string, a netip.Addr) (bool, error) {
@@ -157,7 +158,7 @@ func (h *Handle) Has(name string, a netip.Addr) (bool, error) {
 	return in[name], err
 }
 
-// Destroy deletes the set. It returns nil if there is no such set, and an error if a rule uses the set.
+// Destroy deletes the set. It is no error if there is no such set. If a rule uses the set, Destroy returns an error.
 //
 // Equivalent to: ipset destroy NAME
 func (h *Handle) Destroy(name string) error {
@@ -168,14 +169,14 @@ func (h *Handle) Destroy(name string) error {
 	return err
 }
 
-// Headers returns the headers of weir's sets, without reading their entries.
+// Headers returns the headers of weir's sets. It doesn't read the entries.
 //
 // Equivalent to: ipset list -terse
 func (h *Handle) Headers() ([]Header, error) {
 	req := nl.NewNetlinkRequest(nl.IPSET_CMD_LIST|unix.NFNL_SUBSYS_IPSET<<8, nl.GetIpsetFlags(nl.IPSET_CMD_LIST))
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: uint8(unix.AF_NETLINK), Version: nl.NFNETLINK_V0})
 	req.AddData(nl.NewRtAttr(nl.IPSET_ATTR_PROTOCOL, nl.Uint8Attr(nl.IPSET_PROTOCOL)))
-	const listHeader = 1 << 2 // IPSET_FLAG_LIST_HEADER, include/uapi/linux/netfilter/ipset/ip_set.h
+	const listHeader = 1 << 2 // IPSET_FLAG_LIST_HEADER in include/uapi/linux/netfilter/ipset/ip_set.h
 	req.AddData(&nl.Uint32Attribute{Type: nl.IPSET_ATTR_FLAGS | nl.NLA_F_NET_BYTEORDER, Value: listHeader})
 	var all []Header
 	err := h.lists.Dump(req, func(msg []byte) bool {
@@ -210,7 +211,8 @@ func parseHeader(msg []byte) (s Header, ok bool) {
 	return s, conf.OwnSet(s.Name)
 }
 
-// Purge deletes the addresses from all of weir's sets of pods. Sets of networks and of port numbers stay.
+// Purge deletes the addresses from all of weir's sets that contain pods. It doesn't change sets of networks and of
+// ports.
 func (h *Handle) Purge(addrs ...netip.Addr) error {
 	sets, err := h.Headers()
 	if err != nil {
@@ -223,7 +225,7 @@ func (h *Handle) Purge(addrs ...netip.Addr) error {
 			continue
 		}
 		present, err := h.entriesOf(s, addrs)
-		if !errors.Is(err, ErrNotExist) { // otherwise the set was deleted after it was listed
+		if !errors.Is(err, ErrNotExist) { // ErrNotExist means that the set was deleted after Headers
 			errs = append(errs, err)
 		}
 		for _, e := range present {

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// open returns a handle, and a function that ends the test for an error.
+// open returns a handle, and a function that ends the test if it is given an error.
 func open(t *testing.T) (h *Handle, must func(error)) {
 	t.Helper()
 	must = func(err error) {
@@ -35,7 +35,7 @@ func TestSets(t *testing.T) {
 	}
 	h, must := open(t)
 	pod, net := netip.MustParsePrefix("10.88.0.2/32"), netip.MustParsePrefix("10.88.0.0/24")
-	for range 2 { // each operation can be repeated
+	for range 2 { // twice, because each operation can be repeated
 		must(h.Create(Header{"weir-pods", HashIP, conf.IPv4, false}))
 		must(h.Create(Header{"weir-networks", HashNet, conf.IPv4, false}))
 		must(Apply(Change{Set: "weir-pods", Entry: Entry{Prefix: pod, Comment: "ns-1/a"}}))
@@ -144,7 +144,7 @@ func TestSets(t *testing.T) {
 	}
 }
 
-// FuzzParseHeader: whatever the kernel answers, parseHeader accepts no set that isn't weir's.
+// FuzzParseHeader: whatever the kernel answers, parseHeader accepts only names of weir's sets.
 func FuzzParseHeader(f *testing.F) {
 	f.Add([]byte("\x02\x00\x00\x00\x05\x00\x01\x00\x06\x00\x00\x00\x0e\x00\x02\x00weir-pods\x00\x00\x00"))
 	f.Add([]byte("\x02\x00\x00\x00\x04\x00\x02\x00"))
@@ -156,8 +156,8 @@ func FuzzParseHeader(f *testing.F) {
 	})
 }
 
-// TestBothFamilies: a set refuses an address of the other family. Purge deletes each address only from sets of
-// its own family.
+// TestBothFamilies: a set refuses addresses of the other family. Purge looks for an address only in sets of the
+// address's family.
 func TestBothFamilies(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

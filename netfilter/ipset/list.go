@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/internal/attrs"
 )
 
-// List reads the set. It returns ErrNotExist if there is no such set.
+// List reads the set with its entries. If there is no such set, the error is ErrNotExist.
 //
 // Equivalent to: ipset list NAME
 func (h *Handle) List(name string) (Set, error) {
@@ -26,9 +26,9 @@ func (h *Handle) List(name string) (Set, error) {
 	return s, err
 }
 
-// Each reads the set, and calls the function each() for every entry. The comment is valid until each() returns.
-// Each ends early, without an error, if each() returns false. comments is true if the set has room for
-// comments. The error is ErrNotExist if there is no such set.
+// Each reads the set, and calls each for every entry. The comment is valid until each returns. If each returns false,
+// Each ends without an error. comments is true if the set has room for comments. If there is no such set, the error is
+// ErrNotExist.
 //
 // Equivalent to: ipset list NAME
 func (h *Handle) Each(name string, each func(e Entry, comment []byte) bool) (s Header, comments bool, err error) {
@@ -126,7 +126,7 @@ func parseEntry(data []byte, setType string) (e Entry, comment []byte, ok bool) 
 	switch {
 	case bits > 0:
 	case setType == HashNetIface && addr.IsUnspecified():
-		// The kernel sends a prefix length of 0 for /0, or none.
+		// For the network /0, the kernel sends the length 0, or no length.
 		bits = 0
 	default: // a single address
 		bits = addr.BitLen()

@@ -11,13 +11,13 @@ import (
 // PodSets implements attachment.PodSets with ipsets.
 type PodSets struct{}
 
-// Name returns the name of the set of all pods of the address's family, for messages.
+// Name returns the name of the set of all pods of the address's family. It is meant for messages.
 func (PodSets) Name(addr netip.Addr) string { return "ipset " + podsSet(addr) }
 
 func podsSet(addr netip.Addr) string { return conf.FamilyOf(addr).Set(conf.PodsSet) }
 
-// Deny adds the addresses to the sets of all pods, with the pod's name as the comment. It makes a missing set:
-// perhaps no agent has run since the node was started.
+// Deny adds the addresses to the sets of all pods, with the pod's name as a comment. It creates missing sets, because
+// the agent may not have run since the node started.
 //
 // Equivalent to: ipset add -exist weir-pods ADDR comment POD (weir-pods6 for IPv6)
 func (PodSets) Deny(pod string, addrs ...netip.Addr) error {
@@ -51,7 +51,7 @@ func createPodsSets(addrs []netip.Addr) error {
 	return nil
 }
 
-// Remove takes the addresses out of the sets of all pods. It returns ErrNotExist if such a set is missing.
+// Remove removes the addresses from the sets of all pods. If such a set is missing, the error is ErrNotExist.
 //
 // Equivalent to: ipset del -exist weir-pods ADDR (weir-pods6 for IPv6)
 func (PodSets) Remove(addrs ...netip.Addr) error {
@@ -63,7 +63,7 @@ func (PodSets) Remove(addrs ...netip.Addr) error {
 	return Apply(changes...)
 }
 
-// Purge deletes the addresses from every set of pods.
+// Purge deletes the addresses from all sets that contain pods.
 //
 // Equivalent to: ipset del -exist SET ENTRY, for each set of pods and each of its entries with one of the addresses
 func (PodSets) Purge(addrs ...netip.Addr) error {
@@ -78,7 +78,7 @@ func (PodSets) Purge(addrs ...netip.Addr) error {
 	return h.Purge(addrs...)
 }
 
-// Holds reports whether the address is in the set of all pods. It returns ErrNotExist if there is no such set.
+// Holds reports whether the address is in the set of all pods. If there is no such set, the error is ErrNotExist.
 //
 // Equivalent to: ipset test weir-pods ADDR (weir-pods6 for IPv6)
 func (PodSets) Holds(addr netip.Addr) (bool, error) {
@@ -87,8 +87,8 @@ func (PodSets) Holds(addr netip.Addr) (bool, error) {
 	return in[set], err
 }
 
-// InUse reports whether a rule looks addresses up in the set of all pods of this address's family. It returns
-// ErrNotExist if there is no such set.
+// InUse reports whether a rule uses the set of all pods of this address's family. If there is no such set, the error is
+// ErrNotExist.
 //
 // Equivalent to: ipset list -terse weir-pods | grep References (weir-pods6 for IPv6)
 func (PodSets) InUse(addr netip.Addr) (bool, error) {
@@ -100,7 +100,8 @@ func (PodSets) InUse(addr netip.Addr) (bool, error) {
 	return h.InUse(podsSet(addr))
 }
 
-// Check returns an error for each address that isn't in the set of all pods, or that is in no class of a direction.
+// Check returns an error for each address that isn't in the set of all pods, and for each that is in no class of
+// ingress or of egress.
 func (PodSets) Check(addrs ...netip.Addr) error {
 	h, err := New()
 	if err != nil {
@@ -135,7 +136,7 @@ func (h *Handle) inClass(headers []Header, kind conf.SetKind, addr netip.Addr) (
 		if s.Family != conf.FamilyOf(addr) || conf.KindOfSet(s.Name) != kind {
 			continue
 		}
-		// A set that was deleted after it was listed has no entries.
+		// ErrNotExist means that the set was deleted after it was listed, so the address isn't in it.
 		if in, err := h.Has(s.Name, addr); in || err != nil && !errors.Is(err, ErrNotExist) {
 			return in, err
 		}
@@ -143,7 +144,7 @@ func (h *Handle) inClass(headers []Header, kind conf.SetKind, addr netip.Addr) (
 	return false, nil
 }
 
-// Addresses returns the addresses in the sets that have only pods of this node.
+// Addresses returns the addresses in all sets that contain only pods of this node.
 //
 // Equivalent to: ipset list SET, for weir-pods, for weir-in and weir-eg, and for the class sets; likewise for IPv6
 func (PodSets) Addresses() ([]netip.Addr, error) {
@@ -162,7 +163,7 @@ func (PodSets) Addresses() ([]netip.Addr, error) {
 			continue
 		}
 		set, err := h.List(s.Name)
-		if errors.Is(err, ErrNotExist) { // deleted since it was listed
+		if errors.Is(err, ErrNotExist) { // the set was deleted after it was listed
 			continue
 		}
 		if err != nil {

@@ -20,7 +20,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAuditingDropsNothing: if an audited policy comes, changes or goes, no step of the plan drops a packet.
+// TestAuditingDropsNothing: while an audited policy is added, changed or deleted, no step of the change drops a packet.
 func TestAuditingDropsNothing(t *testing.T) {
 	var open policy.State
 	for seed := uint64(0); len(open.Endpoints) < 3; seed++ {
@@ -44,7 +44,7 @@ func TestAuditingDropsNothing(t *testing.T) {
 	some.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{
 		{PodSelector: &metav1.LabelSelector{}},
 	}}}
-	labelled := func(pods int) policy.State { // the audited policy selects that many pods
+	labelled := func(pods int) policy.State { // a state in which the audited policy selects this many pods
 		spec := none
 		spec.PodSelector.MatchLabels = map[string]string{"trial": "yes"}
 		s := audited(spec)
@@ -93,8 +93,8 @@ func TestAuditingDropsNothing(t *testing.T) {
 	}
 }
 
-// TestAuditedClassesStand: KeepClosed leaves chains of audited policies as they are. A chain without the log rule
-// before its last rule counts as damaged.
+// TestAuditedClassesStand: KeepClosed accepts chains with rules of audited policies as complete. If the rule that logs
+// is missing before the last rule, the chain counts as damaged.
 func TestAuditedClassesStand(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

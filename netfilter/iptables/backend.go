@@ -2,15 +2,15 @@ package iptables
 
 import "context"
 
-// Name returns the flavour of iptables that the node uses. It is empty until the flavour is known.
+// Name returns the flavour of iptables that the node uses. It returns "" until the flavour is known.
 func (d *Driver) Name() string { return string(d.Flavour) }
 
-// TellsOfChanges reports whether the kernel reports every change of rules to Watch. It doesn't report changes
-// of the legacy tables.
+// TellsOfChanges reports whether Watch hears of every change of rules. It is false with iptables-legacy, because the
+// kernel doesn't report changes of legacy tables.
 func (d *Driver) TellsOfChanges() bool { return d.Flavour == NFT }
 
-// Watch calls heard() for every generation of nf_tables until ctx ends. concerned is true if the change touched
-// a table, chain or rule that weir uses. The first call reports the present generation. Generation 0 means that
+// Watch calls heard for every generation (change number) of nf_tables until ctx ends. concerned is true if the change
+// touched a table, chain or rule that weir uses. The first call has the present generation. Generation 0 means that
 // messages were lost. Watch may run at the same time as all other methods.
 //
 // Equivalent to: nft monitor
@@ -23,9 +23,9 @@ func (d *Driver) Watch(ctx context.Context, heard func(generation uint32, concer
 // Equivalent to: nft monitor, which shows the number as "new generation"
 func (d *Driver) Generation() (uint32, error) { return generation() }
 
-// Knows reports whether the generation is no news: the driver has read the tables since, or has made the change
-// itself. Generation 0 is always news. The caller must pass the generations that Watch reported as concerned,
-// in ascending order.
+// Knows reports whether the driver already knows the change with this generation: it made the change itself, or has
+// read the tables since. It returns false for generation 0. The caller must pass the generations that Watch reported as
+// concerned, in ascending order.
 func (d *Driver) Knows(generation uint32) bool {
 	return generation != 0 && ((d.readAt != 0 && int32(generation-d.readAt) <= 0) || d.own.Made(generation))
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// closings returns two lists of rules. The first drops all packets of pods. The second needs no sets, and drops all
-// packets that enter or leave by weir's bridge.
+// closings returns two lists of rules, to be tried in order. The first drops all packets of pods. The second drops all
+// packets that pass weir's bridge, and works even if the kernel refuses sets.
 func closings(f conf.Family) [][]string {
 	set := f.Set(conf.PodsSet)
 	return [][]string{
@@ -19,11 +19,12 @@ func closings(f conf.Family) [][]string {
 	}
 }
 
-// closeAll is for a kernel that refuses weir's rules. If weir's chains that drop packets are complete, it only puts
-// the jumps to them first. Otherwise it drops all packets of this node's pods, also those of established connections.
+// closeAll closes the node's pods if the kernel refuses weir's rules. If weir's chains that drop packets are complete,
+// it only makes sure that the jumps to these chains are first. Otherwise it drops all packets of the node's pods, also
+// those of established connections.
 //
-// The drops are equivalent to these commands, and the same for WEIR-INPUT in INPUT. If sets are refused, the bridge
-// weir0 takes the place of the set.
+// The drops are equivalent to these commands, and to the same for WEIR-INPUT in INPUT. If the kernel refuses sets, the
+// rules match the bridge weir0 instead.
 //
 //	iptables -t mangle -N WEIR-FORWARD; iptables -t mangle -I FORWARD -j WEIR-FORWARD
 //	iptables -t mangle -A WEIR-FORWARD -m set --match-set weir-pods src -j DROP
@@ -31,7 +32,7 @@ func closings(f conf.Family) [][]string {
 func (d *Driver) closeAll(ctx context.Context, have state, want *lowered) error {
 	for _, f := range conf.Families {
 		mangle := have.tables[f][checks]
-		if !want.has(f) || mangle.unknown != nil { // only PutFirst can change an unknown table
+		if !want.has(f) || mangle.unknown != nil { // PutFirst handles a table that can't be read
 			continue
 		}
 		attempts := [][]string{nil}
@@ -58,7 +59,7 @@ func closing(f conf.Family, mangle table, want *lowered, drops []string) (comman
 			continue
 		}
 		if drops != nil && !slices.Equal(mangle.rules[j.to], drops) {
-			lines = append(lines, ":"+j.to+" - [0:0]") // makes the chain, or empties it
+			lines = append(lines, ":"+j.to+" - [0:0]") // creates the chain, or empties it
 			for _, rule := range drops {
 				lines = append(lines, "-A "+j.to+" "+rule)
 			}

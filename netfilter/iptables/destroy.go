@@ -8,15 +8,15 @@ import (
 	"github.com/vishvananda/netlink/nl"
 )
 
-// destroySlice is how long an Apply with no other changes destroys sets, if no more than mostLeft would be left.
+// destroySlice is how long one Apply destroys unneeded sets, if it has nothing else to do. The rest waits for a later
+// Apply, unless there are more sets than mostLeft.
 const destroySlice = 20 * time.Millisecond
 
-// mostLeft is how many unneeded sets and entries an Apply leaves at most. The kernel's number of sets is
-// limited.
+// mostLeft is how many unneeded sets, and entries in them, an Apply may leave. The kernel limits the number of sets.
 var mostLeft = struct{ sets, entries int }{1 << 12, 1 << 18}
 
-// destroy destroys sets that no rule uses, and returns those that are left. On some kernels each set takes
-// milliseconds, so the rest waits for a later Apply.
+// destroy destroys sets that no rule uses, and returns the sets that it leaves for a later Apply. On some kernels it
+// takes milliseconds to destroy one set. If busy is true, it leaves as many sets as mostLeft allows.
 func (d *Driver) destroy(names []string, have state, busy bool) (left []string, err error) {
 	began, sets, entries := time.Now(), len(names), 0
 	for _, name := range names {
@@ -27,8 +27,7 @@ func (d *Driver) destroy(names []string, have state, busy bool) (left []string, 
 			return append(left, names[i:]...), nil
 		}
 		err := d.sets.Destroy(name)
-		// nf_tables frees a deleted rule some time after the transaction. Until then the rule still uses the
-		// set.
+		// nf_tables frees a deleted rule only some time after the transaction. Until then, the set counts as in use.
 		if errors.Is(err, nl.IPSetError(nl.IPSET_ERR_BUSY)) {
 			left = append(left, name)
 			continue
@@ -41,7 +40,7 @@ func (d *Driver) destroy(names []string, have state, busy bool) (left []string, 
 	return left, nil
 }
 
-// destroyForeign destroys another program's set that has the name of a set of weir's. The kernel refuses this
+// destroyForeign destroys a set of another program that has the name of one of weir's sets. The kernel refuses this
 // while a rule uses the set.
 //
 // Equivalent to: ipset destroy NAME

@@ -25,8 +25,8 @@ func walkthrough(t *testing.T, name string) (r ruleset.Ruleset) {
 	return r
 }
 
-// TestSetsAreDestroyedLater: an Apply that changes something leaves unneeded sets. An Apply with nothing else
-// to do destroys them.
+// TestSetsAreDestroyedLater: an Apply that changes rules leaves unneeded sets. An Apply that has nothing else to do
+// destroys these sets.
 func TestSetsAreDestroyedLater(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -47,7 +47,7 @@ func TestSetsAreDestroyedLater(t *testing.T) {
 		t.Error("sets that are needed again have not their entries")
 	}
 	mustApply(t, d, without, netfilter.Trust)
-	for range 100 { // nf_tables may still use a set
+	for range 100 { // several tries, because the set counts as in use until nf_tables has freed deleted rules
 		if r = mustApply(t, d, without, netfilter.Trust); len(r.Left) == 0 {
 			break
 		}
@@ -57,7 +57,7 @@ func TestSetsAreDestroyedLater(t *testing.T) {
 	}
 }
 
-// TestLeftSetsAreBounded: no Apply leaves more sets and entries than mostLeft allows.
+// TestLeftSetsAreBounded: Apply never leaves more unneeded sets and entries than mostLeft allows.
 func TestLeftSetsAreBounded(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -89,8 +89,8 @@ func TestLeftSetsAreBounded(t *testing.T) {
 	}
 }
 
-// TestForeignSetUnderAName: the driver replaces another program's set with the name of a set of weir's. If a
-// rule uses that set, the error says what to do.
+// TestForeignSetUnderAName: the driver replaces a set that another program has made under the name of one of weir's
+// sets. If a rule uses the foreign set, the error says what a person must do.
 func TestForeignSetUnderAName(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -104,7 +104,7 @@ func TestForeignSetUnderAName(t *testing.T) {
 		t.Errorf("while a rule uses it: %v", err)
 	}
 	nodetest.Run(t, "iptables-nft", "-F", "INPUT")
-	for range 1000 { // nf_tables may still use the set
+	for range 1000 { // several tries, because the set counts as in use until nf_tables has freed the deleted rule
 		if _, err = d.Apply(t.Context(), want, netfilter.Trust); err == nil {
 			break
 		}

@@ -1,5 +1,5 @@
-// Package iptables is the backend iptables. It owns weir's sets and rules in the kernel, compares them with a
-// ruleset.Ruleset, and applies the difference.
+// Package iptables is the backend iptables. It compares weir's sets and rules in the kernel with a ruleset.Ruleset, and
+// applies the difference.
 //
 // Invariants:
 //   - No step of a change allows a packet that both the old and the new state deny. Nothing is flushed first.
@@ -23,38 +23,38 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Driver applies rulesets to the kernel. It is not safe for concurrent use.
+// Driver applies rulesets to the kernel. Only one goroutine may use it.
 type Driver struct {
 	Flavour  Flavour
 	detected atomic.Pointer[Flavour]
 	sets     *ipset.Handle
 	have     *state
-	// settled is the last ruleset, if the kernel is known to have all of it and nothing else.
+	// settled is the last ruleset, if the kernel is known to have exactly this ruleset.
 	settled  *ruleset.Ruleset
 	left     []string
-	refresh  *refresh // nil if none has begun
+	refresh  *refresh // a reading of the kernel's state that has begun, or nil
 	fresh    bool
 	lowering lowering
-	// numbered says whether the node supports numbers of classes.
+	// numbered has for each family whether the node supports numbers of classes.
 	numbered [len(conf.Families)]support
-	byNumber [len(conf.Families)]atomic.Bool // whether the last ruleset has numbers of classes
+	byNumber [len(conf.Families)]atomic.Bool // true if the last ruleset was written with numbers of classes
 	wanted   [len(conf.Families)]bool
 	nat      [len(conf.Families)]natSeen
-	// readAt is the generation of nf_tables at which the tables were read; 0 if it is unknown.
+	// readAt is the generation of nf_tables at which the tables were last read, or 0 if it is unknown.
 	readAt uint32
 	own    nftnl.OwnChanges
-	// ahead are iptables-restore processes that were started in advance and wait for commands.
+	// ahead has an iptables-restore process for each family. It is started in advance and waits for commands.
 	ahead [len(conf.Families)]*restorer
-	spent []*restorer // they have carried out their commands, and wait for release
-	// counter asks for the generation of nf_tables, also shortly after a change.
+	spent []*restorer // processes that have carried out their commands, but haven't ended
+	// counter reads the generation of nf_tables.
 	counter *nftnl.Reader
-	// suspects are rules that the kernel has refused before. The driver tries them in a chain that no packet
-	// enters before it uses them again.
+	// suspects are rules that the kernel has refused before. Before the driver uses them again, it tries them in a
+	// chain that no packet enters.
 	suspects map[ruleset.Refusal]bool
 }
 
-// New connects to the kernel and detects which iptables the node uses. A failed detection is no error of New: later
-// calls repeat it.
+// New connects to the kernel, and detects which flavour of iptables the node uses. If the detection fails, New returns
+// no error: later calls of the driver try again.
 func New(ctx context.Context) (*Driver, error) {
 	sets, err := ipset.New()
 	if err != nil {
@@ -69,7 +69,7 @@ func newDriver(sets *ipset.Handle) *Driver {
 	return &Driver{sets: sets, suspects: map[ruleset.Refusal]bool{}, counter: nftnl.NewReader()}
 }
 
-// Close disconnects. Applied rulesets stay in the kernel.
+// Close ends the driver's connections to the kernel. Rules and sets stay.
 func (d *Driver) Close() {
 	for _, r := range d.ahead {
 		r.dismiss()
@@ -78,9 +78,12 @@ func (d *Driver) Close() {
 	d.sets.Close()
 }
 
-// Apply makes the kernel have the ruleset. After an UnknownError the kernel has the ruleset, as far as its
-// tables can be read. After a RefusedError the caller must leave out the refused parts. After any other error
-// the next Apply continues. The kernel never allows what both the old and the new state deny.
+// Apply makes the kernel's rules and sets equal to the ruleset. At no moment does the kernel allow a packet that both
+// the old and the new state deny.
+//
+//   - After an UnknownError, some tables can't be read. Weir's rules were written there too.
+//   - After a RefusedError, the caller must leave the refused parts out of the next ruleset.
+//   - After any other error, the next Apply continues.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
 	if verify == netfilter.Trust {
 		if r, done, err := d.applyEntries(want); done {
@@ -120,14 +123,14 @@ func (d *Driver) apply(ctx context.Context, rules ruleset.Ruleset, verify netfil
 	if !p.empty() {
 		before, _ := d.counter.Generation()
 		if err := d.prepare(ctx, p, have, want); err != nil {
-			if !errors.As(err, new(*netfilter.RefusedError)) { // after a RefusedError the kernel's state is known
+			if !errors.As(err, new(*netfilter.RefusedError)) { // a RefusedError leaves the kernel's state known
 				d.have = nil
 				err = errors.Join(err, d.closeAll(ctx, have, want))
 			}
 			return r, err
 		}
 		r.Closes, r.Rules = r.Closes || p.closes, r.Rules || p.restores()
-		d.have = nil // the state is unknown until all steps are done
+		d.have = nil // the kernel's state is unknown until all steps are done
 		r.Left, refused, err = d.carryOut(ctx, p, have, want)
 		r.Changed = len(p.create)+len(p.before)+len(p.across)+len(p.after)-len(refused) > 0 || r.Rules
 		if err != nil && !errors.As(err, new(*netfilter.RefusedError)) {
@@ -160,8 +163,9 @@ func (d *Driver) apply(ctx context.Context, rules ruleset.Ruleset, verify netfil
 	return r, err
 }
 
-// KeepClosed protects the pods while no ruleset can be compiled yet. If weir's chains are complete, it only puts
-// their jumps first again. Otherwise it applies the given ruleset, which has no classes, and returns true.
+// KeepClosed protects the pods until a ruleset can be compiled. If weir's chains in the kernel are complete, it only
+// makes sure that the jumps to them are first. Otherwise it applies closed, a ruleset without classes, and returns
+// true.
 func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (bool, error) {
 	if err := d.detect(ctx); err != nil {
 		return false, err
@@ -175,8 +179,8 @@ func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (bool, 
 	return false, err
 }
 
-// Stands reads the table with the chains that drop packets. It reports whether these chains are complete for the
-// families of the ruleset. Jumps to them may be missing.
+// Stands reports whether the chains that drop packets are complete in the kernel, for the families of the ruleset. It
+// ignores whether the jumps to these chains exist.
 func (d *Driver) Stands(ctx context.Context, closed ruleset.Ruleset) (bool, error) {
 	if err := d.detect(ctx); err != nil {
 		return false, err
@@ -192,8 +196,8 @@ func (d *Driver) Stands(ctx context.Context, closed ruleset.Ruleset) (bool, erro
 	return true, nil
 }
 
-// PutFirst puts weir's jumps first in the built-in chains of the table that drops packets. It is for a kernel that
-// can't be read. It does nothing while the flavour isn't known, or if weir's chains are known to be incomplete.
+// PutFirst puts the jumps to weir's chains first in the built-in chains of the table mangle. It works even if the table
+// can't be read. It does nothing while the flavour is unknown, or if weir's chains are known to be incomplete.
 func (d *Driver) PutFirst(ctx context.Context, want ruleset.Ruleset) error {
 	if d.Flavour == "" {
 		return nil
@@ -254,8 +258,8 @@ func (d *Driver) putFirst(ctx context.Context, want *lowered) (stand bool, err e
 	return true, nil
 }
 
-// changeRules carries out the plan's commands. In a table with unknown contents it tries to delete weir's rules
-// first, so that no second copies appear.
+// changeRules carries out the plan's commands. In a table that can't be read, it first tries to delete weir's rules, so
+// that they don't exist twice.
 func (d *Driver) changeRules(ctx context.Context, p plan) error {
 	if err := d.restore(ctx, p.restore); err != nil {
 		return err
@@ -272,8 +276,8 @@ func (d *Driver) changeRules(ctx context.Context, p plan) error {
 	return nil
 }
 
-// prepare makes the plan's new sets, which no rule uses yet, and tries new rules that are suspects. It returns a
-// RefusedError for what the kernel refuses.
+// prepare creates the plan's new sets, and tries new rules that are suspects. For parts that the kernel refuses, it
+// returns a RefusedError.
 func (d *Driver) prepare(ctx context.Context, p plan, have state, want *lowered) error {
 	refused := ruleset.Refused{}
 	for _, s := range p.create {
@@ -327,14 +331,14 @@ func (d *Driver) carryOut(ctx context.Context, p plan, have state, want *lowered
 	return left, refused, err
 }
 
-// restore carries out the families' commands one after the other: the kernel lets only one process change its
+// restore carries out the commands of one family after the other, because the kernel lets only one process change its
 // tables at a time.
 func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]string) error {
 	if commands == [len(conf.Families)]string{} {
 		return nil
 	}
 	defer d.release()
-	before, err := d.counter.Generation() // fails on a kernel without nf_tables
+	before, err := d.counter.Generation() // fails if the kernel has no nf_tables
 	tables := 0
 	for _, f := range conf.Families {
 		if commands[f] == "" {
@@ -352,7 +356,7 @@ func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]strin
 	return nil
 }
 
-// restoreFamily carries out the family's commands. Then it starts the process for the next change in advance.
+// restoreFamily carries out one family's commands. Then it starts the process for the next change in advance.
 func (d *Driver) restoreFamily(ctx context.Context, f conf.Family, commands string) error {
 	r := d.ahead[f]
 	d.ahead[f] = nil
@@ -367,12 +371,12 @@ func (d *Driver) restoreFamily(ctx context.Context, f conf.Family, commands stri
 		return err
 	}
 	d.spent = append(d.spent, r)
-	d.ahead[f], _ = startRestorer(d.Flavour, f) // after an error, the next call tries again
+	d.ahead[f], _ = startRestorer(d.Flavour, f) // if this fails, the next call starts the process
 	return nil
 }
 
-// release lets the processes end that have carried out their commands. It comes after the changes of all families,
-// because while such a process ends, the kernel makes no other change of nf_tables.
+// release lets processes end that have carried out their commands. It is called after the changes of all families,
+// because the kernel delays other changes of nf_tables while such a process ends.
 func (d *Driver) release() {
 	for _, r := range d.spent {
 		r.release()
@@ -380,8 +384,8 @@ func (d *Driver) release() {
 	d.spent = nil
 }
 
-// CleanOtherFlavour removes weir's rules from the flavour that the node doesn't use. Call it after an Apply, so
-// that weir's rules are always in force.
+// CleanOtherFlavour removes weir's rules from the flavour of iptables that the node doesn't use. Call it only after an
+// Apply, so that weir's rules are always in force.
 func (d *Driver) CleanOtherFlavour(ctx context.Context) error {
 	return d.Flavour.other().clean(ctx)
 }

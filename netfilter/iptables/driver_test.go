@@ -62,7 +62,7 @@ func testApply(t *testing.T, f Flavour) {
 		f conf.Family
 	}
 	kinds := map[kind]bool{}
-	came, went, six := 0, 0, false // how often IPv6 has come and gone; whether it is there
+	came, went, six := 0, 0, false // how often IPv6 was added and removed, and whether it is there now
 	for i := range 25 {
 		want := policy.Compile(s)
 		for _, set := range want.Sets {
@@ -82,10 +82,10 @@ func testApply(t *testing.T, f Flavour) {
 			t.Fatalf("round %d: applied again by another driver, the ruleset changed something", i)
 		}
 		if s = policytest.Change(r, s); i%5 == 4 {
-			s = random() // a state that has nothing to do with the last
+			s = random() // a random state instead of a change of the last
 		}
 	}
-	if len(kinds) != 9 { // five kinds of sets for two families, but port numbers have no family
+	if len(kinds) != 9 { // five kinds of sets for each family, but sets of port numbers have no family
 		t.Errorf("the states don't need every type of set in each family: %v", kinds)
 	}
 	if came < 2 || went < 1 {
@@ -145,7 +145,7 @@ func TestDriftIsRepaired(t *testing.T) {
 		nodetest.Run(t, f[0], f[1:]...)
 		mustApply(t, d, want, netfilter.All)
 		if drift == "iptables -t mangle -I FORWARD 1 -j ACCEPT" {
-			// The ACCEPT is another program's rule, so weir leaves it. The test removes it.
+			// The rule ACCEPT is another program's, so weir doesn't remove it, and the test must.
 			nodetest.Run(t, "iptables", "-t", "mangle", "-D", "FORWARD", "-j", "ACCEPT")
 		}
 		if got := listing(t); got != golden {
@@ -178,7 +178,7 @@ func TestFlavour(t *testing.T) {
 			t.Errorf("detected %q, %v; want %q", got, err, f)
 		}
 	}
-	want(NFT) // no program has made rules
+	want(NFT) // no program has made rules yet
 	mustApply(t, driver(t, Legacy), policy.Compile(policy.State{}), netfilter.All)
 	want(NFT) // weir's own rules don't count
 	d := driver(t, NFT)
@@ -193,7 +193,7 @@ func TestFlavour(t *testing.T) {
 	want(Legacy)
 	nodetest.Run(t, "iptables-nft", "-t", "mangle", "-N", "KUBE-IPTABLES-HINT")
 	want(NFT)
-	// If there is no iptables, the error must say so.
+	// Without iptables, the error must name iptables.
 	if err := os.Setenv("PATH", ""); err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +202,7 @@ func TestFlavour(t *testing.T) {
 	}
 }
 
-// TestKnows: the driver distinguishes its own changes from those of other programs.
+// TestKnows: the driver can tell its own changes of nf_tables from other programs' changes.
 func TestKnows(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -223,7 +223,7 @@ func TestKnows(t *testing.T) {
 		}
 	}()
 	d := driver(t, NFT)
-	// told returns the generations that the watch has reported since the last call.
+	// told returns the generations that Watch has reported since the last call.
 	told := func() (all []uint32) {
 		t.Helper()
 		for {
@@ -249,7 +249,7 @@ func TestKnows(t *testing.T) {
 			}
 		}
 	}
-	told() // the watch has begun
+	told() // waits until the watch has begun
 	r := rand.New(rand.NewPCG(3, 3))
 	s := policytest.State(r)
 	own := 0
@@ -281,14 +281,14 @@ func TestKnows(t *testing.T) {
 		t.Error("it doesn't know a change that it has read")
 	}
 
-	// Another program's change comes in the middle of the driver's own.
+	// In this program, another program's change comes in the middle of the driver's own change.
 	dir := t.TempDir()
 	script := "#!/bin/sh\nPATH=${PATH#*:}\niptables-nft-restore \"$@\" && iptables-nft -t mangle -F WEIR-INPUT\n"
 	if err := os.WriteFile(dir+"/iptables-nft-restore", []byte(script), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
-	d.ahead[conf.IPv4].dismiss() // the program was started before the script was there
+	d.ahead[conf.IPv4].dismiss() // ends the process that was started in advance, before the script existed
 	before, err := generation()
 	if err != nil {
 		t.Fatal(err)
@@ -313,8 +313,8 @@ func TestKnows(t *testing.T) {
 	}
 }
 
-// TestKeepClosed: if weir's chains are complete, KeepClosed leaves them. If a part is missing, it applies the ruleset
-// without classes.
+// TestKeepClosed: if weir's chains are complete, KeepClosed doesn't change them. If a part is missing, it applies the
+// ruleset without classes.
 func TestKeepClosed(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -334,9 +334,10 @@ func TestKeepClosed(t *testing.T) {
 	}
 	for drift, stays := range map[string]bool{
 		"true": true,
-		"iptables -t mangle -I FORWARD 1 -j ACCEPT":           true, // weir's rule is no longer first
-		"iptables -t mangle -F FORWARD":                       true,
-		"iptables -t mangle -I " + class.Chain + " -j RETURN": true, // a chain of an older weir may differ
+		"iptables -t mangle -I FORWARD 1 -j ACCEPT": true, // weir's rule is no longer first
+		"iptables -t mangle -F FORWARD":             true,
+		// Other rules in a class's chain don't count: an older version may have made them.
+		"iptables -t mangle -I " + class.Chain + " -j RETURN": true,
 		"iptables -t mangle -F":                               false,
 		"iptables -t mangle -F WEIR-FORWARD":                  false,
 		"iptables -t mangle -F WEIR-INPUT":                    false,
@@ -362,7 +363,7 @@ func TestKeepClosed(t *testing.T) {
 				t.Errorf("after %q weir's rules aren't first:\n%s", drift, f)
 			}
 			for _, undo := range []string{"FORWARD -j ACCEPT", class.Chain + " -j RETURN"} {
-				// The command fails if the rule doesn't exist.
+				// An error means that the rule doesn't exist.
 				_ = exec.Command(program, append([]string{"-t", "mangle", "-D"}, strings.Fields(undo)...)...).Run()
 			}
 		}
@@ -372,7 +373,7 @@ func TestKeepClosed(t *testing.T) {
 	}
 }
 
-// TestKeepClosedAfterAnUpgrade: rules of a version with fewer chains stay until the wanted ruleset is known.
+// TestKeepClosedAfterAnUpgrade: KeepClosed leaves the rules of an older version, which has fewer chains, as they are.
 func TestKeepClosedAfterAnUpgrade(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -393,8 +394,8 @@ func TestKeepClosedAfterAnUpgrade(t *testing.T) {
 	}
 }
 
-// TestWithoutIP6tables: a node without IPv6 pods never calls ip6tables. With IPv6 pods, a failure of ip6tables
-// gives an error that names it.
+// TestWithoutIP6tables: on a node without IPv6 pods, the driver never runs ip6tables. With IPv6 pods, an error names
+// ip6tables if it fails.
 func TestWithoutIP6tables(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -437,11 +438,11 @@ func TestWithoutIP6tables(t *testing.T) {
 	if err := errors.Join(d.CleanOtherFlavour(t.Context()), d.Remove(t.Context())); err != nil {
 		t.Error(err)
 	}
-	// With ip6tables nothing fails, even if another program has used ip6tables first.
+	// If ip6tables works, nothing fails, even if another program has used ip6tables before.
 	t.Setenv("PATH", path)
 	nodetest.Run(t, "ip6tables", "-t", "mangle", "-A", "FORWARD", "-j", "ACCEPT")
 	d = driver(t, NFT)
-	for range 2 { // IPv6 comes, goes, and comes again
+	for range 2 { // IPv6 is added and removed twice
 		mustApply(t, d, policy.Compile(four), netfilter.Trust)
 		if out := nodetest.Run(t, "ip6tables-save"); strings.Contains(out, "WEIR") {
 			t.Errorf("rules for IPv6 that nobody needs:\n%s", out)

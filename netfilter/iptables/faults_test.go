@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestFault8OneTransactionForAllChanges: one run of iptables-restore makes all changes of rules, and a pod that comes
-// or changes runs no program. weave-npc ran a program for each change.
+// TestFault8OneTransactionForAllChanges: one run of iptables-restore makes all changes of rules. If a pod is added or
+// changed, no program runs at all. weave-npc ran a program for each change.
 func TestFault8OneTransactionForAllChanges(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -26,7 +26,8 @@ func TestFault8OneTransactionForAllChanges(t *testing.T) {
 	dir, calls := t.TempDir(), "/run/calls"
 	for _, program := range []string{"iptables-nft", "iptables-nft-save", "iptables-nft-restore", "ipset"} {
 		script := fmt.Sprintf("#!/bin/sh\necho %s >>%s\nPATH=${PATH#*:} exec %s \"$@\"\n", program, calls, program)
-		if program == "iptables-nft-restore" { // this program is started in advance, so it counts only when it gets commands
+		// The program is started in advance, so only a start with commands counts.
+		if program == "iptables-nft-restore" {
 			script = fmt.Sprintf("#!/bin/sh\nread -r first || exit 0\necho %s >>%s\n{ printf '%%s\\n' \"$first\"; cat; } "+
 				"| PATH=${PATH#*:} %s \"$@\"\n",
 				program, calls, program)
@@ -68,7 +69,7 @@ func TestFault8OneTransactionForAllChanges(t *testing.T) {
 	}
 	add("a", "10.88.0.2", true)
 	add("b", "10.88.0.3", true)
-	for i := range 100 { // two for each pod on this node, the others for one elsewhere
+	for i := range 100 { // two policies for each pod of this node, and 96 for pods elsewhere
 		app := map[int]string{0: "a", 1: "a", 2: "b", 3: "b"}[i]
 		if app == "" {
 			app = "elsewhere"

@@ -18,9 +18,10 @@ import (
 
 const forward = "FORWARD"
 
-// AcceptInLegacy is for the backend nftables. If the chain FORWARD of iptables-legacy drops packets by default, it puts
-// the rules into that chain: directly before the rules that refuse everything, or else at the end. Otherwise it removes
-// weir's rules there. It needs iptables-legacy's programs. Without them, problem says how a person can do it.
+// AcceptInLegacy is for nodes with the backend nftables. If the chain FORWARD of iptables-legacy drops packets by
+// default, AcceptInLegacy adds rules that accept pods' packets: before rules that refuse everything, or else at the
+// end. Otherwise it removes such rules. If the programs of iptables-legacy are missing, problem says what a person can
+// do.
 //
 // Equivalent to: iptables-legacy -A FORWARD RULE (ip6tables-legacy for IPv6)
 func AcceptInLegacy(ctx context.Context, f conf.Family, rules []ruleset.Rule) (
@@ -54,12 +55,12 @@ func AcceptInLegacy(ctx context.Context, f conf.Family, rules []ruleset.Rule) (
 	return true, "", nil
 }
 
-// acceptCommands returns the commands that bring the rules into the chain that iptables-save has printed. They are
-// empty if the chain has the rules, and no others of weir.
+// acceptCommands returns commands for iptables-restore that add the rules to the chain FORWARD, and remove weir's old
+// rules there. saved is the output of iptables-save. The result is empty if the chain already has the rules.
 func acceptCommands(saved string, f conf.Family, rules []ruleset.Rule) string {
 	t := parseSave(saved)
 	var own, foreign, want []string
-	first := 0 // how many rules of others are before weir's first one
+	first := 0 // how many rules of other programs precede weir's first rule
 	for _, line := range t.rules[forward] {
 		if !strings.Contains(line, `--comment "`+netfilter.AcceptComment+`" -j ACCEPT`) {
 			foreign = append(foreign, line)
@@ -94,8 +95,8 @@ func acceptCommands(saved string, f conf.Family, rules []ruleset.Rule) string {
 	return b.String()
 }
 
-// legacyProblem returns a sentence if the chain FORWARD of iptables-legacy drops packets by default, and no rule of the
-// table names the bridge. It reads the table without a program.
+// legacyProblem returns a problem as text if the chain FORWARD of iptables-legacy drops packets by default, and no rule
+// of the table names weir's bridge. It reads the table from the kernel, without a program.
 func legacyProblem(f conf.Family, pods bool) (string, error) {
 	t, err := readLegacy(f, "filter")
 	if err != nil {
@@ -111,11 +112,11 @@ func legacyProblem(f conf.Family, pods bool) (string, error) {
 		Legacy.program(f), Legacy.program(f), accept, conf.Bridge, accept, conf.Bridge), nil
 }
 
-// legacyDrop is the verdict of DROP in x_tables: -NF_DROP - 1 (net/ipv4/netfilter/ip_tables.c).
+// legacyDrop is the number of the verdict DROP in x_tables: -NF_DROP - 1 (net/ipv4/netfilter/ip_tables.c).
 const legacyDrop = -1
 
-// refuses reports whether the built-in chain refuses all packets that no other rule of it accepts: by its policy, or by
-// a rule without conditions. It doesn't follow jumps.
+// refuses reports whether the built-in chain refuses all packets that its earlier rules don't accept: by its policy, or
+// by a rule without conditions. It doesn't follow jumps.
 func (t *legacyTable) refuses(hook int) (bool, error) {
 	for offset := t.Hooks[hook]; ; {
 		e, err := t.entry(offset)
@@ -136,8 +137,7 @@ func (e legacyEntry) refuses() bool {
 	return name == "REJECT" || name == "" && verdict == legacyDrop
 }
 
-// always reports whether the entry matches every packet: it has no match but a comment, and no address, link or
-// protocol.
+// always reports whether the rule matches every packet: it has no condition except comments.
 func (e legacyEntry) always() bool {
 	const sizeofMatch = 32
 	for rest := e.matches; len(rest) > 0; {

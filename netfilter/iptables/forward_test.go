@@ -10,7 +10,7 @@ import (
 )
 
 // TestAcceptInLegacy: the chain FORWARD of iptables-legacy has weir's rules only while it drops packets by default, and
-// at their place.
+// they are at the right place.
 func TestAcceptInLegacy(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -68,8 +68,8 @@ func refusal(f conf.Family) string {
 	return "-j REJECT --reject-with icmp-port-unreachable"
 }
 
-// TestAcceptInLegacyWithoutPrograms: without iptables-legacy's programs, the problem says how a person can accept the
-// packets. It ends when the person has done so.
+// TestAcceptInLegacyWithoutPrograms: if the programs of iptables-legacy are missing, the problem says how a person can
+// accept pods' packets. When the person has done so, there is no problem any more.
 func TestAcceptInLegacyWithoutPrograms(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -25,7 +25,7 @@ var hooks = map[string]map[string]hook{
 	"nat":    {"POSTROUTING": {"nat", unix.NF_INET_POST_ROUTING, 100}},
 }
 
-// misplaced returns the table's built-in chains that are at a wrong hook. iptables doesn't show the hook.
+// misplaced returns the table's built-in chains that are at a wrong hook, which iptables doesn't show.
 //
 // Equivalent to: nft list chain ip TABLE CHAIN | grep 'type .* hook' (ip6 for IPv6)
 func misplaced(family conf.Family, name string) (found []string, err error) {
@@ -66,8 +66,8 @@ func others(family conf.Family, name string, chains []string) error {
 	return nil
 }
 
-// deleteChains deletes built-in chains. iptables makes such a chain again, at its proper hook, with the next
-// rule for it.
+// deleteChains deletes built-in chains. With the next rule for such a chain, iptables makes the chain again at the
+// right hook.
 //
 // Equivalent to: nft flush chain ip TABLE CHAIN; nft delete chain ip TABLE CHAIN (ip6 for IPv6)
 func deleteChains(f conf.Family, name string, chains []string) error {

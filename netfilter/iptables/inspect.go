@@ -22,8 +22,8 @@ func (d *Driver) detect(ctx context.Context) (err error) {
 	return err
 }
 
-// Inspect compares weir's rules with the ruleset, and looks up in the sets what the packets could match there. It
-// changes nothing, and may run at the same time as all other methods.
+// Inspect compares weir's rules in the kernel with the ruleset, and returns which elements of its sets the packets
+// could match. It changes nothing, and may run at the same time as all other methods.
 //
 // Equivalent to: iptables-save -t mangle; ipset test SET ENTRY, for each set and each packet
 func (d *Driver) Inspect(
@@ -64,7 +64,7 @@ func (d *Driver) Inspect(
 }
 
 type inspected struct {
-	have state // the tables that check the packets, and the sets of numbered pods
+	have state // tables with the rules that check packets, and sets with numbers of classes
 	want *lowered
 }
 

@@ -17,7 +17,8 @@ import (
 func TestInspectLegacy(t *testing.T) { testInspect(t, Legacy) }
 func TestInspectNFT(t *testing.T)    { testInspect(t, NFT) }
 
-// testInspect applies random rulesets. The entries that Inspect finds must give each packet its verdict.
+// testInspect applies random rulesets. A ruleset with only the elements that Inspect returns must give the packets the
+// same verdicts.
 func testInspect(t *testing.T, f Flavour) {
 	if !nodetest.Isolated(t) {
 		return
@@ -29,7 +30,7 @@ func testInspect(t *testing.T, f Flavour) {
 	var want ruleset.Ruleset
 	var packets []ruleset.Packet
 	for i := range 8 {
-		if err := d.Remove(t.Context()); err != nil { // else pods of the last state stay in sets
+		if err := d.Remove(t.Context()); err != nil { // removes the sets with the last state's pods
 			t.Fatal(err)
 		}
 		s := policytest.State(r)
@@ -43,7 +44,7 @@ func testInspect(t *testing.T, f Flavour) {
 		mustApply(t, d, want, netfilter.Verify(i%3))
 		if packets = policytest.Probes(r, s, 3); i == 1 {
 			for n := range packets {
-				packets[n].Proto, packets[n].Port = ruleset.TCP, 8080 // the number of a named port
+				packets[n].Proto, packets[n].Port = ruleset.TCP, 8080 // the port number of a named port
 			}
 		}
 		held, err := d.Inspect(t.Context(), want, packets)

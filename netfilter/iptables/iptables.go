@@ -15,11 +15,11 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Flavour is a variant of iptables. Legacy keeps its rules in x_tables, and NFT in nf_tables. The kernel checks
-// packets with the rules of both, so a node should use only one.
+// Flavour is a variant of iptables: legacy has its rules in x_tables, and nft in nf_tables. The kernel checks packets
+// with the rules of both, so a node should use only one.
 type Flavour string
 
-// The flavours, as in the names of the programs iptables-legacy and iptables-nft.
+// The values are as in the names of the programs iptables-legacy and iptables-nft.
 const (
 	Legacy Flavour = "legacy"
 	NFT    Flavour = "nft"
@@ -34,8 +34,8 @@ func (f Flavour) other() Flavour {
 
 const lockWait = "10"
 
-// Detect returns the flavour that the node uses: the one with chains of kubelet (KEP-3178), else the one with more
-// rules of other programs, else NFT. It returns an error if the rules can't be read, or if iptables-save or
+// Detect returns the flavour that the node uses: the one with chains of kubelet (KEP-3178), or else the one with more
+// rules of other programs, or else NFT. It returns an error if rules can't be read, or if iptables-save or
 // iptables-restore is missing.
 func Detect(ctx context.Context) (Flavour, error) {
 	used, err := detect(ctx)
@@ -72,8 +72,8 @@ func detect(ctx context.Context) (Flavour, error) {
 
 var hints = []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}
 
-// usesNFT counts other programs' rules in iptables-nft. hint is true if kubelet has chains there. usesNFT asks the
-// kernel, because iptables-save can't print all rules.
+// usesNFT counts the rules that other programs have in iptables-nft. hint is true if kubelet has chains there. It reads
+// from the kernel, because iptables-save can't print all rules.
 //
 // Equivalent to: nft list chains ip; iptables-nft-save | grep -v WEIR | grep -c ^-A
 func usesNFT() (rules int, hint bool, err error) {
@@ -102,7 +102,7 @@ func usesNFT() (rules int, hint bool, err error) {
 	return rules, hint, nil
 }
 
-// usesLegacy is usesNFT for iptables-legacy.
+// usesLegacy counts the rules that other programs have in iptables-legacy. hint is true if kubelet has chains there.
 //
 // Equivalent to: iptables-legacy-save | grep -v WEIR | grep -c ^-A
 func usesLegacy(ctx context.Context) (rules int, hint bool, err error) {
@@ -134,7 +134,7 @@ func (f Flavour) program(family conf.Family) string {
 	return "iptables-" + string(f)
 }
 
-// save returns a table as text.
+// save returns the rules of a table as text.
 //
 // Equivalent to: iptables-save -t TABLE (ip6tables-save for IPv6)
 func (f Flavour) save(ctx context.Context, family conf.Family, table string) (string, error) {
@@ -145,7 +145,7 @@ func run(ctx context.Context, name string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, readTime)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.WaitDelay = time.Second // for child processes of the program
+	cmd.WaitDelay = time.Second // how long to wait if a child process keeps the output open
 	var out bytes.Buffer
 	var errOut output
 	cmd.Stdout, cmd.Stderr = &out, &errOut
@@ -155,10 +155,10 @@ func run(ctx context.Context, name string, args ...string) (string, error) {
 	return out.String(), nil
 }
 
-// clean removes weir's jumps and chains from the flavour's tables of both families.
+// clean removes weir's jumps and chains from all tables of the flavour, for both families.
 //
-// Equivalent to: iptables -t TABLE -D CHAIN JUMP; iptables -t TABLE -F WEIR-X; iptables -t TABLE -X WEIR-X; and
-// the same with ip6tables
+// Equivalent to: iptables -t TABLE -D CHAIN JUMP; iptables -t TABLE -F WEIR-X; iptables -t TABLE -X WEIR-X; and the
+// same with ip6tables
 func (f Flavour) clean(ctx context.Context) error {
 	var errs []error
 	for _, family := range conf.Families {
@@ -182,14 +182,14 @@ func (f Flavour) cleanFamily(ctx context.Context, family conf.Family) error {
 	return nil
 }
 
-// hasOwn reports whether the table has a chain of weir's.
+// hasOwn reports whether the table has one of weir's chains.
 func (f Flavour) hasOwn(family conf.Family, name string) (bool, error) {
 	chains, err := f.chains(family, name)
 	return slices.ContainsFunc(chains, conf.OwnChain), err
 }
 
-// chains returns the names of the table's chains; nil if there is no such table. It asks the kernel, because the node
-// may have no iptables, or rules in the table that iptables can't print.
+// chains returns the names of the table's chains, or nil if there is no such table. It reads from the kernel, because
+// the programs of iptables may be missing, or may be unable to print some rules.
 func (f Flavour) chains(family conf.Family, name string) (names []string, err error) {
 	if f == Legacy {
 		if there, _, err := f.exists(family, name); err != nil || !there {
@@ -208,7 +208,7 @@ func (f Flavour) chains(family conf.Family, name string) (names []string, err er
 	return names, err
 }
 
-// cleanTable deletes weir's jumps and chains in one transaction, so no packet meets a part of the rules.
+// cleanTable deletes weir's jumps and chains in one transaction, so that no packet meets only a part of the rules.
 func (f Flavour) cleanTable(ctx context.Context, family conf.Family, name string) error {
 	t, err := f.read(ctx, family, name)
 	if err != nil {

@@ -13,11 +13,11 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// model is a kernel in memory. It carries out plans, and runs first packets through its rules and sets.
+// model is a model of the kernel in memory. It carries out plans, and checks first packets with its rules and sets.
 type model struct {
 	testing.TB
 	state
-	parsed [len(conf.Families)]map[string]modelRule // by text
+	parsed [len(conf.Families)]map[string]modelRule // parsed rules by their text
 }
 
 func newModel(t testing.TB) *model {
@@ -112,8 +112,8 @@ func (m *model) allows(p ruleset.Packet) bool {
 	return passes
 }
 
-// allowsWith reports whether a packet with this mark passes. The test fails if the packet leaves with a class's
-// number in its mark, or with other bits of its mark changed.
+// allowsWith reports whether a packet with this mark passes. The test fails if the packet leaves with the number of a
+// class in its mark, or if other bits of the mark have changed.
 func (m *model) allowsWith(mark uint32, p ruleset.Packet) bool {
 	m.Helper()
 	chain := "FORWARD"
@@ -135,8 +135,8 @@ type walk struct {
 	ruleset.Packet
 	family   conf.Family
 	mark     uint32
-	numbered bool // a number was written to the mark
-	logged   bool // a copy went to the log group
+	numbered bool // true if a rule has written the number of a class to the mark
+	logged   bool // true if a rule has copied the packet to the log group
 }
 
 func (w *walk) chain(name string) string {
@@ -185,7 +185,7 @@ type modelRule struct {
 	conditions []condition
 	target     string
 	goes       bool
-	options    []string // of the target
+	options    []string // options of the target
 }
 
 type condition struct {
@@ -268,9 +268,9 @@ func (w *walk) matcher(option string, values []string) func(w *walk) bool {
 		return func(w *walk) bool { return w.inSet(value, values[1]) }
 	case "--ctstate":
 		return func(w *walk) bool { return value == "DNAT" && w.Translated }
-	case "--tcp-flags": // a first packet has the flag SYN and no other
+	case "--tcp-flags": // true, because a first packet of TCP has the flag SYN and no other
 		return always(true)
-	case "--ctstatus": // the kernel has not confirmed the connection of a first packet
+	case "--ctstatus": // the connection of a first packet isn't confirmed yet
 		return always(value != "CONFIRMED")
 	case "--label", "--icmpv6-type":
 		return always(false)

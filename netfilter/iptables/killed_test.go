@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestNoStepOpensAfterAKill: if a plan ends at a random step, neither that step nor the next plan accepts a
-// packet that the old state and the wanted ruleset both drop.
+// TestNoStepOpensAfterAKill: a plan is stopped after a random step. Neither this step nor any step of the next plan may
+// accept a packet that both the old state and the wanted ruleset drop.
 func TestNoStepOpensAfterAKill(t *testing.T) {
 	for seed := range uint64(40) {
 		r := rand.New(rand.NewPCG(seed, 77))
@@ -28,7 +28,7 @@ func TestNoStepOpensAfterAKill(t *testing.T) {
 			stop := r.IntN(len(p.before) + len(p.across) + len(p.after) + 6)
 			if round == 0 || round == 5 {
 				stop = -1
-			} else if stop == 0 { // killed while it makes sets
+			} else if stop == 0 { // the agent is killed while it creates sets
 				p.create = withoutSome(r, p.create)
 			}
 			packets, after := policytest.Packets(s), simulator(t, want)

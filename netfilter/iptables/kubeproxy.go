@@ -11,17 +11,17 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// kubeProxyChain is a chain that kube-proxy has in the table nat in its modes iptables and ipvs. It deletes the chain
-// when it changes to another mode. kubelet has no chain of that name.
+// kubeProxyChain is a chain that kube-proxy has in the table nat in its modes iptables and ipvs. In other modes,
+// kube-proxy deletes it. kubelet has no chain of this name.
 const kubeProxyChain = "KUBE-SERVICES"
 
-// KubeProxy reports whether kube-proxy has chains in iptables, in either flavour.
+// KubeProxy reports whether kube-proxy has chains in either flavour of iptables.
 //
 // Equivalent to: iptables-nft -t nat -n -L KUBE-SERVICES, and likewise with iptables-legacy, ip6tables-nft and
 // ip6tables-legacy
 func KubeProxy() (bool, error) {
 	for _, f := range conf.Families {
-		// One question about one chain: kube-proxy may have tens of thousands.
+		// This asks for one chain instead of a list, because kube-proxy may have tens of thousands of chains.
 		_, err := get(unix.NFT_MSG_GETCHAIN, f, nl.NewRtAttr(unix.NFTA_CHAIN_TABLE, nl.ZeroTerminated("nat")),
 			nl.NewRtAttr(unix.NFTA_CHAIN_NAME, nl.ZeroTerminated(kubeProxyChain)))
 		if err == nil {
@@ -38,7 +38,7 @@ func KubeProxy() (bool, error) {
 	return false, nil
 }
 
-// legacyChains returns the names of the table's chains in iptables-legacy, except the built-in ones.
+// legacyChains returns the names of the table's chains in iptables-legacy, without the built-in chains.
 func legacyChains(f conf.Family, name string) (names []string, err error) {
 	t, err := readLegacy(f, name)
 	for offset := uint32(0); err == nil && offset < uint32(len(t.entries)); {

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Lacks tries what weir needs of iptables and ipset, with packets. It returns what the node lacks, with the kernel's
-// words; nil if it lacks nothing.
+// Lacks tries with packets whether the node's iptables and ipset can do what weir needs. For each need that isn't met,
+// it returns a sentence with the kernel's error.
 func Lacks(ctx context.Context) (all []string) {
 	flavour, err := Detect(ctx)
 	if err != nil {
@@ -23,7 +23,7 @@ func Lacks(ctx context.Context) (all []string) {
 	families := probe.Families()
 	probe.Apart(func() {
 		for _, f := range families {
-			if len(all) == 0 { // both families lack the same, and the search for refused rules takes time
+			if len(all) == 0 { // both families lack the same, and the search takes time
 				all = lacksIn(ctx, flavour, f)
 			}
 		}
@@ -41,14 +41,14 @@ func lacksIn(ctx context.Context, flavour Flavour, f conf.Family) []string {
 	d := newDriver(sets)
 	d.Flavour = flavour
 	defer d.Close()
-	d.removeTrial(ctx, f) // an agent that was killed may have left it
+	d.removeTrial(ctx, f) // removes what a killed agent may have left
 	defer d.endTrial(ctx, t)
 	lacks, numbers := d.makeTrialSets(t)
 	if len(lacks) > 0 {
 		return lacks
 	}
 	err = d.once(ctx, f, trialCommands(t, numbers))
-	if err != nil && numbers { // without numbers of classes, weir uses class sets
+	if err != nil && numbers { // weir can do without numbers of classes, and then uses class sets
 		err = d.once(ctx, f, trialCommands(t, false))
 	}
 	if err != nil {
@@ -56,7 +56,7 @@ func lacksIn(ctx context.Context, flavour Flavour, f conf.Family) []string {
 	}
 	wrong, err := t.Wrong(func() { d.removeTrial(ctx, f) })
 	if err != nil {
-		return nil // the kernel accepts all rules, and more can't be found out
+		return nil // the kernel accepts all rules, so there is no refused rule to find
 	}
 	for _, n := range wrong {
 		lacks = append(lacks, fmt.Sprintf("%s (%s accepts them, and they have no effect)", n.Name, flavour.program(f)))
@@ -64,18 +64,19 @@ func lacksIn(ctx context.Context, flavour Flavour, f conf.Family) []string {
 	return lacks
 }
 
-// searchTime bounds the search for refused rules, during which the agent doesn't do anything else at its start.
+// searchTime limits the search for refused rules, because the starting agent waits for the search.
 const searchTime = 3 * time.Second
 
-// refusedNeeds searches for the refused rules, and returns a sentence for each.
+// refusedNeeds tries each rule alone. It returns a sentence for each rule that the kernel refuses.
 func (d *Driver) refusedNeeds(ctx context.Context, t *probe.Trial, all error) (lacks []string) {
-	if err := d.try(ctx, t.Family, nil); err != nil { // not even a chain without rules
+	if err := d.try(ctx, t.Family, nil); err != nil { // the kernel refuses even a chain without rules
 		return []string{d.Flavour.program(t.Family) + "-restore: " + reason(err)}
 	}
 	ctx, cancel := context.WithTimeout(ctx, searchTime)
 	defer cancel()
 	rules := slices.DeleteFunc(append(t.Examples(), unusedRules(t.Family)...), func(r ruleset.Rule) bool {
-		return r.Action == ruleset.Jump || r.Action == ruleset.GoTo // there is no chain to lead to
+		// Leave out rules that lead to a chain, because the trial has no other chain.
+		return r.Action == ruleset.Jump || r.Action == ruleset.GoTo
 	})
 	why := make([]error, len(rules))
 	numbers := make([]int, len(rules))
@@ -100,7 +101,7 @@ func (d *Driver) refusedNeeds(ctx context.Context, t *probe.Trial, all error) (l
 		if why[i] == nil {
 			continue
 		}
-		if len(r.Ports) > 0 { // a message must not change with the ports of the trial
+		if len(r.Ports) > 0 { // replaces the trial's ports, so that the message is always the same
 			r.Ports = []ruleset.PortRange{{First: 1, Last: 1}}
 		}
 		words := fmt.Sprintf("%s rules like %s: %s", d.Flavour.program(t.Family),
@@ -122,11 +123,12 @@ func (d *Driver) refusedNeeds(ctx context.Context, t *probe.Trial, all error) (l
 }
 
 func (d *Driver) endTrial(ctx context.Context, t *probe.Trial) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), searchTime) // also when the agent ends
+	// A context of its own, so that the trial is removed even if the agent ends.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), searchTime)
 	defer cancel()
 	d.removeTrial(ctx, t.Family)
 	for _, s := range t.Sets {
-		_ = d.destroyUnused(ctx, s.Name) // if that fails, the next trial uses the set
+		_ = d.destroyUnused(ctx, s.Name) // if that fails, the next trial uses the set again
 	}
 }
 

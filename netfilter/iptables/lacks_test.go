@@ -23,12 +23,13 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestLacksNothing: this kernel has all that weir needs. A trial in the node's own namespace leaves nothing behind.
+// TestLacksNothing: the node on which this test runs has everything that weir needs. A trial in the node's own network
+// namespace leaves nothing behind.
 func TestLacksNothing(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	nodetest.Outside(t) // gives the node an address of IPv6
+	nodetest.Outside(t) // gives the node an IPv6 address
 	for _, flavour := range []Flavour{NFT, Legacy} {
 		for _, f := range conf.Families {
 			if lacks := lacksIn(t.Context(), flavour, f); len(lacks) > 0 {
@@ -46,13 +47,13 @@ func TestLacksNothing(t *testing.T) {
 	t.Logf("a trial took %v", time.Since(began))
 }
 
-// TestLacks: if iptables-restore leaves rules out without an error, or refuses them, lacksIn names what the node
+// TestLacks: if iptables-restore refuses rules, or leaves them out without an error, lacksIn returns what the node
 // lacks.
 func TestLacks(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	nodetest.Outside(t) // gives the node an address to masquerade with
+	nodetest.Outside(t) // gives the node an address with which it can masquerade
 	original, err := exec.LookPath("iptables-nft-restore")
 	if err != nil {
 		t.Fatal(err)
@@ -61,7 +62,7 @@ func TestLacks(t *testing.T) {
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	for _, tc := range []struct {
 		name, script string
-		want         []string // parts of what the node lacks, in order
+		want         []string // parts of the wanted results, in order
 	}{
 		{"nothing", `exec %s "$@"`, nil},
 		{"silent sets", `sed "/-m set/d" | %s "$@"`, []string{
@@ -104,13 +105,13 @@ func TestLacks(t *testing.T) {
 	}
 }
 
-// TestLacksNothingAmongOthersRules: an administrator's rules on the node disturb the packets of a trial there. The
-// trial doesn't take that for a lack.
+// TestLacksNothingAmongOthersRules: rules of an administrator disturb the packets of a trial. The trial must not
+// conclude that the node lacks something.
 func TestLacksNothingAmongOthersRules(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	nodetest.Outside(t) // gives the node an address of IPv6
+	nodetest.Outside(t) // gives the node an IPv6 address
 	for _, flavour := range []Flavour{NFT, Legacy} {
 		nodetest.EachDisturbance(t, string(flavour), func(t *testing.T) {
 			for _, f := range conf.Families {
@@ -122,16 +123,16 @@ func TestLacksNothingAmongOthersRules(t *testing.T) {
 	}
 }
 
-// exempt has the features of real rules that no trial tries.
+// exempt has the features of weir's rules that no trial tries.
 var exempt = []string{
-	"-m sctp --dport", // only of policies: a refused rule closes only connections with SCTP
+	"-m sctp --dport", // if refused, only policies with SCTP don't work
 	"-p sctp",
-	// Only pods behind another plugin's bridge need it. It loads the module br_netfilter, which makes iptables' rules
-	// apply to all bridges of the node.
+	// Only pods behind another plugin's bridge need this match. To try it would load the module br_netfilter, which
+	// makes iptables' rules apply to all bridges of the node.
 	"-m physdev --physdev-in",
 }
 
-// TestTrialsTryAllFeatures: the trial has each match, target and type of set that weir's rules use.
+// TestTrialsTryAllFeatures: the trial tries each match, each target and each type of set that weir's rules use.
 func TestTrialsTryAllFeatures(t *testing.T) {
 	for _, f := range conf.Families {
 		tried := map[string]bool{}
@@ -139,7 +140,7 @@ func TestTrialsTryAllFeatures(t *testing.T) {
 		defer func() { _ = p.Close() }()
 		for _, s := range p.Sets {
 			h := headerOf(s)
-			h.Marks = s.Role == ruleset.Members // makeTrialSets
+			h.Marks = s.Role == ruleset.Members // as makeTrialSets does
 			tried[typeOf(h)] = true
 		}
 		for line := range strings.Lines(trialCommands(p, true)) {
@@ -180,7 +181,7 @@ func TestTrialsTryAllFeatures(t *testing.T) {
 
 func typeOf(h ipset.Header) string { return fmt.Sprintf("set %s, with marks: %v", h.Type, h.Marks) }
 
-// featuresOf splits a rule into its matches and its target, without names and numbers.
+// featuresOf splits a rule into its matches and its target, and removes names and numbers.
 func featuresOf(rule string) (all []string) {
 	begins := func(w string) bool { return len(w) == 2 && w[0] == '-' }
 	numbers := regexp.MustCompile(`^(0x[0-9a-f]+/0x[0-9a-f]+|[0-9:,]+)$`)
@@ -201,13 +202,13 @@ func featuresOf(rule string) (all []string) {
 	return all
 }
 
-// TestKilledTrial: an agent that was killed has left a trial on the node. Apply removes its chains, jumps and sets, and
-// so does the next trial.
+// TestKilledTrial: an agent was killed during a trial on the node. Apply and the next trial both remove the remaining
+// chains, jumps and sets.
 func TestKilledTrial(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	nodetest.Outside(t) // gives the node an address of IPv6
+	nodetest.Outside(t) // gives the node an IPv6 address
 	for _, flavour := range []Flavour{NFT, Legacy} {
 		d := driver(t, flavour)
 		want := policy.Compile(policytest.DualStack())
@@ -233,7 +234,7 @@ func TestKilledTrial(t *testing.T) {
 				}
 			}
 			remove()
-			for range 100 { // unneeded sets are destroyed by an Apply that has nothing else to do
+			for range 100 { // several times, because only an Apply that has nothing else to do destroys sets
 				if left := trialIn(t); left == "" {
 					break
 				}
@@ -246,7 +247,7 @@ func TestKilledTrial(t *testing.T) {
 	}
 }
 
-// trialIn returns the lines about trials in the rules and sets of the node.
+// trialIn returns what trials have left in the node's rules and sets, one line each.
 func trialIn(t *testing.T) string {
 	t.Helper()
 	return nodetest.Run(t, "sh", "-c", `(iptables-nft-save; ip6tables-nft-save; iptables-legacy-save

@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// legacyPrint returns the table's fingerprint. It reads the table in the kernel's own form: for 4,000 Services that
-// takes milliseconds, and iptables-save takes seconds.
+// legacyPrint returns the table's fingerprint. It reads the table in the kernel's own form, which takes milliseconds
+// for 4,000 Services. iptables-save would take seconds.
 func legacyPrint(family conf.Family, name string) (print, legacyInfo, error) {
 	t, err := readLegacy(family, name)
 	if err == nil {
@@ -30,8 +30,8 @@ func legacyPrint(family conf.Family, name string) (print, legacyInfo, error) {
 // legacyInfo is the kernel's struct ipt_getinfo, which is equal to struct ip6t_getinfo.
 type legacyInfo struct {
 	Name  [32]byte
-	Valid uint32 // bit mask of the hooks with chains
-	// Hooks has for each hook the offset of the first rule, and Ends the offset of the chain's policy.
+	Valid uint32 // bits of the hooks at which the table has chains
+	// Hooks has the offset of the first rule of each hook's chain. Ends has the offset of the chain's policy.
 	Hooks, Ends [5]uint32
 	Count, Size uint32
 }
@@ -52,7 +52,8 @@ var legacyLayouts = [len(conf.Families)]legacyLayout{
 	conf.IPv6: {unix.AF_INET6, unix.SOL_IPV6, 136, 168}, // struct ip6t_entry
 }
 
-// Options of getsockopt for x_tables. They are the same for both families (linux/netfilter_ipv4/ip_tables.h).
+// These are options of getsockopt for x_tables, with equal numbers for both families
+// (linux/netfilter_ipv4/ip_tables.h).
 const (
 	getInfo          = 64
 	getEntries       = 65
@@ -80,8 +81,7 @@ func (s legacySocket) info(name string) (i legacyInfo, err error) {
 	return i, err
 }
 
-// natEvery is the time after which the table nat is read again, even if its size and number of rules are the
-// same.
+// natEvery is how often the table nat is read, even if its size and number of rules haven't changed.
 const natEvery = time.Minute
 
 type natSeen struct {
@@ -90,8 +90,8 @@ type natSeen struct {
 	when  time.Time
 }
 
-// same reports whether the table nat probably has the same rules. It compares only the length, the number of rules
-// and the built-in chains. After natEvery it returns false.
+// same reports whether the table nat probably has the same rules as when it was last read. It compares only the size,
+// the number of rules and the built-in chains. It returns false if the last reading was natEvery ago.
 func (n natSeen) same(family conf.Family) bool {
 	s, err := openLegacy(family)
 	if err != nil {
@@ -102,7 +102,7 @@ func (n natSeen) same(family conf.Family) bool {
 	return err == nil && now == n.legacyInfo && time.Since(n.when) < natEvery
 }
 
-// readLegacy reads the table. If the table changes during the reading, it begins again, at most four times.
+// readLegacy reads the table. If the table changes meanwhile, it reads again, at most four times.
 func readLegacy(family conf.Family, name string) (legacyTable, error) {
 	t := legacyTable{legacyLayout: legacyLayouts[family]}
 	s, err := openLegacy(family)
@@ -138,9 +138,9 @@ func getsockopt(fd, level, option int, value []byte) error {
 
 type legacyEntry struct {
 	offset          uint32
-	head            []byte // addresses, links and protocol
+	head            []byte // conditions: addresses, links and protocol
 	matches, target []byte
-	next            uint32 // the offset of the next entry
+	next            uint32 // offset of the next entry
 }
 
 var errLegacy = errors.New("the kernel's answer can't be understood")
@@ -158,7 +158,7 @@ func (t *legacyTable) entry(offset uint32) (legacyEntry, error) {
 	return legacyEntry{offset, rest[:t.head], rest[t.matches:target], rest[target:next], offset + uint32(next)}, nil
 }
 
-// sizeofTarget is the length of struct xt_entry_target. The target's name is at nameOfTarget.
+// sizeofTarget is the length of struct xt_entry_target, in which the target's name begins at nameOfTarget.
 const (
 	sizeofTarget = 32
 	nameOfTarget = 2
@@ -171,17 +171,18 @@ func (e legacyEntry) begins() (chain string, ok bool) {
 	return text(e.target[sizeofTarget:]), true
 }
 
-// jumps returns the offset of the entry that the kernel compares next: the following one, or the start of another
-// chain. ok is false for an entry with a verdict or another target.
+// jumps returns the offset of the next entry that the kernel compares: the following one, or the beginning of another
+// chain. ok is false if the entry ends in a verdict or has another target.
 func (e legacyEntry) jumps() (offset uint32, ok bool) {
 	verdict := int32(binary.NativeEndian.Uint32(e.target[sizeofTarget:]))
 	return uint32(verdict), e.target[nameOfTarget] == 0 && verdict >= 0
 }
 
-// print returns the fingerprint of the table's rules; if few is true, only of POSTROUTING's and weir's own. For a
-// jump it takes the chain's name, not its offset: offsets change with other programs' rules.
+// print returns the fingerprint of the table's rules. If few is true, it covers only the chain POSTROUTING and weir's
+// own chains. It covers the names of jumps' chains, and not their offsets, because other programs' rules change the
+// offsets.
 func (t *legacyTable) print(few bool) (print, error) {
-	builtin := map[uint32]string{} // names of the built-in chains, by the offset of the first entry
+	builtin := map[uint32]string{} // names of the built-in chains, by the offset of their first entry
 	for i, offset := range t.Hooks {
 		if t.Valid&(1<<i) != 0 {
 			builtin[offset] = fmt.Sprint("hook ", i)
@@ -193,7 +194,7 @@ func (t *legacyTable) print(few bool) (print, error) {
 		chain string
 	}
 	var all []placed
-	chains := map[uint32]string{} // names of the other chains, by the offset of their first rule
+	chains := map[uint32]string{} // names of other chains, by the offset of their first rule
 	chain := ""
 	for offset := uint32(0); offset < uint32(len(t.entries)); {
 		e, err := t.entry(offset)

@@ -16,10 +16,10 @@ type lowered struct {
 	sets   []ruleset.Set
 	chains []chain
 	jumps  []jump
-	// whole has the names of the sets with an entry for all addresses (/0). ipset needs two entries for it.
+	// whole has the names of sets that contain all addresses (/0). ipset needs two entries to express /0.
 	whole   map[string]bool
 	numbers numbers
-	// classes has the classes of each set of numbered pods.
+	// classes has for each set of numbered pods the classes whose pods it contains.
 	classes map[string][]class
 }
 
@@ -29,12 +29,12 @@ type chain struct {
 	family      conf.Family
 	table, name string
 	lines       []string
-	rules       []ruleset.Rule // the rules that the lines are lowered from
-	dispatch    []string       // the sets that the rules match, in the order of the rules
+	rules       []ruleset.Rule // the rules that were lowered to the lines
+	dispatch    []string       // the sets that the rules look up, in order
 }
 
-// jump is a rule in a built-in chain that leads to one of weir's chains. A jump that isn't first must come before the
-// rules that refuse all new connections (refusesAt).
+// jump is a rule in a built-in chain that leads to one of weir's chains. If first is false, the jump must still precede
+// the rules that refuse all new connections (refusesAt).
 type jump struct {
 	family       conf.Family
 	table, chain string
@@ -60,7 +60,7 @@ const checks = "mangle"
 type lowering struct {
 	sets    map[string]loweredSet
 	chains  map[chainKey]loweredChain
-	members map[string]loweredMembers // by the name of the set, of kind numberedPods
+	members map[string]loweredMembers // by the name of the set, for sets of kind numberedPods
 }
 
 type chainKey struct {
@@ -68,7 +68,7 @@ type chainKey struct {
 	name   string
 }
 
-// lower lowers the ruleset without numbers of classes.
+// lower lowers the ruleset to iptables' rules and ipsets, without numbers of classes.
 func lower(r ruleset.Ruleset) *lowered { return new(lowering).lower(r, numbers{}) }
 
 // lower lowers the ruleset. In a family with numbers, one set of numbered pods replaces a direction's class
