@@ -1,9 +1,10 @@
-// Package netfilter has the types that the agent and each backend share: how much of the kernel to read, and the result
-// of applying a ruleset. A backend, such as package iptables, writes a ruleset.Ruleset to the kernel.
+// Package netfilter has types that the agent and both backends use: how much of the kernel's state to read, and what
+// applying a ruleset has done. A backend, such as package iptables, writes a ruleset.Ruleset to the kernel.
 //
 // Invariants:
 //   - The package itself neither reads nor changes the kernel.
-//   - Neither a refusal of the kernel (RefusedError) nor a table that can't be read (UnknownError) counts as success.
+//   - It never counts as success if the kernel refuses a part (RefusedError), or if a table can't be read
+//     (UnknownError).
 package netfilter
 
 import (
@@ -17,14 +18,14 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Verify says how much of weir's state in the kernel a backend reads before it compares this state with a
-// ruleset. The rest is in the backend's memory.
+// Verify says how much of weir's state in the kernel a backend reads before it applies a ruleset. For the rest it uses
+// what it remembers.
 type Verify int
 
 const (
-	// Trust reads only what isn't known.
+	// Trust reads only what the backend doesn't remember.
 	Trust Verify = iota
-	// Rules reads the tables with the chains that drop packets. It is quick because it doesn't read the sets.
+	// Rules reads the tables whose chains drop packets. It doesn't read sets, so it is quick.
 	Rules
 	All
 )
@@ -33,20 +34,19 @@ const (
 const AcceptComment = "weir: no other default drops what policy let through"
 
 type Result struct {
-	// Changed is true if the kernel did not have the ruleset already.
+	// Changed is true if Apply has changed something in the kernel.
 	Changed bool
-	// Closes is true if the ruleset may deny an established connection that was allowed before.
+	// Closes is true if the new rules may deny an established connection that was allowed before.
 	Closes bool
-	// Closed has the addresses that left sets of peers, if nothing else has changed. Otherwise it is nil.
+	// Closed has the addresses that were deleted from sets of peers, if nothing else has changed. Otherwise it is nil.
 	Closed []netip.Addr
 	Rules  bool
-	// Left has unneeded sets that still exist. Destroying a set may take milliseconds, so it waits for an Apply
-	// that has nothing else to do.
+	// Left has unneeded sets that still exist. Destroying a set may take milliseconds, so it is left to an Apply that
+	// has nothing else to do.
 	Left []string
-	// Strays has the addresses that are in weir-pods (or its IPv6 set) and belong to no pod. They stay in the
-	// sets.
+	// Strays has addresses in weir-pods (or its IPv6 set) that belong to no known pod. Apply doesn't remove them.
 	Strays []netip.Addr
-	// Notes say what doesn't work, although the kernel has the ruleset.
+	// Notes say what doesn't work although the kernel has the ruleset.
 	Notes []Note
 }
 
@@ -54,11 +54,12 @@ type Result struct {
 type KernelSet struct {
 	Name, Type string
 	Entries    int
-	// Classes are the class sets of the ruleset that the set or map replaces. It has all of their entries.
+	// Classes are the ruleset's class sets whose entries this set or map contains.
 	Classes []string
 }
 
-// AddClass adds the class set to the set or map of that name, which replaces all class sets of a direction.
+// AddClass adds the entries of the class set to the set or map of the given name, which takes the place of all class
+// sets of a direction.
 func AddClass(all []KernelSet, name, kind string, class ruleset.Set) []KernelSet {
 	i := slices.IndexFunc(all, func(k KernelSet) bool { return k.Name == name })
 	if i < 0 {
@@ -69,33 +70,32 @@ func AddClass(all []KernelSet, name, kind string, class ruleset.Set) []KernelSet
 	return all
 }
 
-// Note says what on the node keeps the ruleset from working as a whole, such as another program's rules.
+// Note says what on the node disturbs weir's rules, such as another program's rules.
 type Note struct {
 	About   string // such as "host firewall"
 	Message string
 }
 
-// Inspection says what the kernel has of a ruleset, as far as some packets are concerned.
+// Inspection is what the kernel has of a ruleset, as far as it concerns some packets.
 type Inspection struct {
-	// Ruleset has the compiled chains, whatever the kernel has. Its sets have only those of the kernel's entries
-	// that the packets look up.
+	// Ruleset has the chains of the compiled ruleset. Its sets contain only entries that are in the kernel and that
+	// rules could look up for the packets.
 	Ruleset ruleset.Ruleset
-	// Wrong says where the kernel's rules and sets differ from the ruleset's. Each element is one sentence.
+	// Wrong has a sentence for each difference between the kernel's rules and sets and the ruleset.
 	Wrong []string
-	// Unread says why the kernel's rules could not be compared.
+	// Unread says why the kernel's rules could not be compared with the ruleset.
 	Unread string
 }
 
-// UnknownError says which tables could not be read. The backend has written all that it can write without
-// reading them.
+// UnknownError says which tables could not be read. The backend has written its rules there all the same.
 type UnknownError struct{ Why []error }
 
 func (e *UnknownError) Error() string {
 	return fmt.Sprintf("%v (weir's own chains and rules are written there all the same)", errors.Join(e.Why...))
 }
 
-// RefusedError says that the kernel refuses parts of a ruleset and accepts the rest. Connections that need the
-// refused parts are denied. The caller must compile the next ruleset without these parts.
+// RefusedError says that the kernel refuses parts of a ruleset. Connections that need these parts are denied. The
+// caller must leave them out of the next ruleset.
 type RefusedError struct{ Refused ruleset.Refused }
 
 func (e *RefusedError) Error() string {

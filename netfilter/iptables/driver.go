@@ -81,7 +81,7 @@ func (d *Driver) Close() {
 // Apply makes the kernel's rules and sets equal to the ruleset. At no moment does the kernel allow a packet that both
 // the old and the new state deny.
 //
-//   - After an UnknownError, some tables can't be read. Weir's rules were written there too.
+//   - After an UnknownError, some tables can't be read. weir's rules were written there too.
 //   - After a RefusedError, the caller must leave the refused parts out of the next ruleset.
 //   - After any other error, the next Apply continues.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {

@@ -71,8 +71,8 @@ type chainKey struct {
 // lower lowers the ruleset to iptables' rules and ipsets, without numbers of classes.
 func lower(r ruleset.Ruleset) *lowered { return new(lowering).lower(r, numbers{}) }
 
-// lower lowers the ruleset. In a family with numbers, one set of numbered pods replaces a direction's class
-// sets.
+// lower lowers the ruleset. In a family with numbers of classes, one set of numbered pods takes the place of all class
+// sets of a direction.
 func (m *lowering) lower(r ruleset.Ruleset, n numbers) *lowered {
 	l := &lowered{whole: map[string]bool{}, numbers: n, classes: map[string][]class{}}
 	last := *m
@@ -105,7 +105,8 @@ func (m *lowering) lower(r ruleset.Ruleset, n numbers) *lowered {
 		if c.Hook != "" {
 			p := places[c.Hook]
 			comment := c.Comment
-			if c.Hook != ruleset.TranslateSource { // every packet meets the rule, and the kernel takes time to skip a comment
+			// Every packet meets jumps other than that for masquerading, and the kernel takes time to skip a comment.
+			if c.Hook != ruleset.TranslateSource {
 				comment = ""
 			}
 			line := ruleText(ruleset.Rule{Comment: comment, Action: ruleset.Jump, To: c.Name}, c.Family)
@@ -130,8 +131,8 @@ func (m *lowering) set(s ruleset.Set) loweredSet {
 
 type loweredChain struct {
 	rules   []ruleset.Rule
-	numbers *numbering // nil if the chain sends no packets to classes by number
-	around  bool       // the family has numbers of classes
+	numbers *numbering // the numbers of classes, if this is a dispatch chain; otherwise nil
+	around  bool       // true if the family has numbers of classes
 	chains  []chain
 }
 
@@ -152,7 +153,8 @@ func lowerChain(c ruleset.Chain, classes []class, numbers map[string]*numbering,
 	one := func(rule ruleset.Rule) []string {
 		switch {
 		case rule.Track == ruleset.Established || c.Hook == ruleset.AcceptForwarded && len(rule.Sets) == 0:
-			// Nearly every packet matches such a rule, and the kernel takes time to skip a comment.
+			// The rule has no comment, because the kernel takes time to skip a comment, and nearly every packet meets
+			// the rule.
 			rule.Comment = ""
 		case c.Hook == ruleset.AcceptForwarded:
 			rule.Comment = "weir: judged in the " + checks + " table"
@@ -189,11 +191,11 @@ func (l *lowered) check(f conf.Family, name string) chain {
 type loweredSet struct {
 	kind     ruleset.SetKind
 	from, to ruleset.Entries
-	whole    bool // the set has an entry for all addresses, which ipset stores as two halves
+	whole    bool // true if the set contains all addresses, which ipset stores as two halves
 }
 
-// next returns the set lowered. Unless a set has /0, it lowers only the entries that have changed since s. Sets of
-// type hash:net can't have /0, so two halves replace it.
+// next lowers the set now. s is the lowered form of an earlier set of this name: only entries that have changed since
+// are lowered. ipset can't store the network /0, so two halves replace it.
 func (s loweredSet) next(now ruleset.Set) loweredSet {
 	n := loweredSet{now.Kind, now.Entries, now.Entries, hasAll(now)}
 	if n.whole || s.whole || s.kind != now.Kind {
@@ -215,7 +217,7 @@ func (s loweredSet) next(now ruleset.Set) loweredSet {
 			for _, half := range halvesOf(e.Prefix) {
 				n.to = n.to.With(ruleset.Entry{Element: ruleset.Element{Prefix: half}, Comment: e.Comment})
 			}
-		default: // a half that the ruleset has comes after the entry for all, and keeps its comment if that sorts first
+		default: // if the ruleset also has a half itself, the comment that sorts first stays
 			if was, ok := n.to.Get(e.Element); !ok || !n.whole || e.Comment < was {
 				n.to = n.to.With(e)
 			}
@@ -239,7 +241,7 @@ func halvesOf(all netip.Prefix) [2]netip.Prefix {
 	return [2]netip.Prefix{lower, netip.PrefixFrom(netipx.PrefixLastIP(lower).Next(), 1)}
 }
 
-// raise translates refused ipset entries back into the ruleset's entries.
+// raise returns the ruleset's entries that correspond to refused entries of ipsets.
 func (l *lowered) raise(refused ruleset.Refused) ruleset.Refused {
 	raised := ruleset.Refused{}
 	for r, why := range refused {
@@ -254,8 +256,8 @@ func (l *lowered) raise(refused ruleset.Refused) ruleset.Refused {
 	return raised
 }
 
-// numberedPods is the kind of a set of pods' addresses, each with the number of the pod's class. An entry's
-// comment begins with that number.
+// numberedPods is the kind of a set with pods' addresses, and the number of each pod's class. An entry's comment begins
+// with this number.
 const numberedPods ruleset.SetKind = "addresses with numbers of classes"
 
 var types = map[ruleset.SetKind]string{

@@ -18,8 +18,8 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// TestGolden compares the lowered rulesets with testdata/NAME.rules; go test ./netfilter/iptables -update
-// writes these files.
+// TestGolden compares the lowered rulesets with testdata/NAME.rules. To write these files: go test ./netfilter/iptables
+// -run Golden -update
 func TestGolden(t *testing.T) {
 	golden.Each(t, "../..", func(t *testing.T, name string, s policy.State) {
 		r := policy.Compile(s)
@@ -68,7 +68,8 @@ func listed(l *lowered, problems []ruleset.Problem) string {
 	return b.String()
 }
 
-// TestLimits: an entry that ipset doesn't support becomes other entries. A refusal names the original entry.
+// TestLimits: entries that ipset doesn't support are replaced by others. If the kernel refuses such an entry, the
+// refusal names the ruleset's original entry.
 func TestLimits(t *testing.T) {
 	entry := func(p, words string) ruleset.Entry {
 		return ruleset.Entry{Element: ruleset.Element{Prefix: netip.MustParsePrefix(p)}, Comment: words}
@@ -119,11 +120,12 @@ func TestLimits(t *testing.T) {
 	}
 }
 
-// TestMultiport: if a rule has more ports than iptables accepts, it becomes several rules.
+// TestMultiport: a rule with more ports than iptables allows becomes several rules.
 func TestMultiport(t *testing.T) {
 	r := ruleset.Rule{Proto: ruleset.TCP, Action: ruleset.Return}
 	for i := range uint16(8) {
-		r.Ports = append(r.Ports, ruleset.PortRange{First: 10 * i, Last: 10*i + 5}) // 7 of these ranges fit into one rule
+		// One rule has room for 7 of these ranges.
+		r.Ports = append(r.Ports, ruleset.PortRange{First: 10 * i, Last: 10*i + 5})
 	}
 	r.Ports = append(r.Ports, ruleset.PortRange{First: 99, Last: 99})
 	want := []string{
@@ -135,8 +137,7 @@ func TestMultiport(t *testing.T) {
 	}
 }
 
-// TestLoweringRemembers: a ruleset that is lowered after others gives the same as a ruleset that is lowered
-// alone.
+// TestLoweringRemembers: lowering reuses parts of earlier rulesets. The result is the same as without earlier rulesets.
 func TestLoweringRemembers(t *testing.T) {
 	r := rand.New(rand.NewPCG(5, 5))
 	comments := []string{"a", "b", `"`, strings.Repeat("x", 300)}
@@ -181,7 +182,7 @@ func TestLoweringRemembers(t *testing.T) {
 	}
 }
 
-// TestSets: Sets returns the sets that the lowering makes, with and without numbers of classes.
+// TestSets: Sets returns the same sets that lowering makes, with and without numbers of classes.
 func TestSets(t *testing.T) {
 	check := func(name string, s policy.State, numbers bool) {
 		r := policy.Compile(s)

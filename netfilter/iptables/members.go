@@ -7,10 +7,10 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Members returns the addresses of the pods that are in a class, by direction. It reads only the sets.
+// Members returns the addresses of the pods that are in a class, by direction. It reads only sets.
 //
-// Equivalent to: ipset list weir-in; ipset list weir-eg (weir-in6 and weir-eg6 for IPv6; and each set of one
-// class, weir-in-* or weir-eg-*)
+// Equivalent to: ipset list weir-in; ipset list weir-eg (weir-in6 and weir-eg6 for IPv6; and each set of one class,
+// weir-in-* or weir-eg-*)
 func (d *Driver) Members() (map[ruleset.Direction]map[netip.Addr]bool, error) {
 	headers, err := d.sets.Headers()
 	if err != nil {

@@ -47,8 +47,8 @@ func crowded(policies, selector int, port func(i int) int) policy.State {
 	return s
 }
 
-// BenchmarkPolicyAmongMany changes one of 1,000 policies that isolate a pod, with and without merged sets. It
-// needs root. Run it as: go test ./netfilter/iptables -run - -bench PolicyAmongMany
+// BenchmarkPolicyAmongMany measures a change of one of 1,000 policies that isolate a pod, with and without merged sets.
+// Run it as root: go test ./netfilter/iptables -run - -bench PolicyAmongMany
 func BenchmarkPolicyAmongMany(b *testing.B) {
 	for name, port := range map[string]func(i int) int{
 		"one port": func(int) int { return 80 }, "ports": func(i int) int { return 1 + i },
@@ -56,7 +56,8 @@ func BenchmarkPolicyAmongMany(b *testing.B) {
 		for _, merged := range []bool{false, true} {
 			for _, flavour := range []Flavour{NFT, Legacy} {
 				b.Run(fmt.Sprintf("%s/merged=%v/%s", name, merged, flavour), func(b *testing.B) {
-					runtime.LockOSThread() // the thread ends with the benchmark, and the namespace with it
+					// Stays locked, so that the thread and its network namespace end with the benchmark.
+					runtime.LockOSThread()
 					if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 						b.Fatal(err)
 					}

@@ -8,12 +8,12 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// renumbering has the changes to the sets of a family's numbered pods.
+// renumbering has the changes of pods' numbers in one family's sets: before the change of rules, and after it.
 //
-// Two classes check a packet between two pods. If both pods changed their classes one after the other, a packet could
-// pass that neither the old nor the new state allows. So a pod's number changes before the rules if the new class
-// allows no more than the old one. It changes after the rules if the old number then leads to a class that allows no
-// more than the new one. Otherwise the pod is in no class while the rules change; across has the exceptions.
+// A packet between two pods is checked by a class of each. If both pods changed their classes one after the other, a
+// packet could pass that neither the old nor the new state allows. So each pod's number changes at a moment at which
+// the pod's class allows no more than its old class, or no more than its new one. If there is no such moment, the pod
+// is in no class while the rules change. The list across has the exceptions: a number that changes directly.
 type renumbering struct {
 	before, after []change
 	across        []change
@@ -31,7 +31,7 @@ func renumber(have state, f conf.Family, sets []ruleset.Set, want *lowered, rule
 	for _, s := range sets {
 		held, exists := have.sets[s.Name]
 		if !exists || held.kind != s.Kind {
-			continue // the set is created with its entries
+			continue // this set is created with all its entries
 		}
 		d := numbersBefore(have, f, s, want)
 		for c := range held.entries.Diff(s.Entries) {
@@ -60,7 +60,8 @@ func renumber(have state, f conf.Family, sets []ruleset.Set, want *lowered, rule
 		}
 	}
 	for _, c := range crossings {
-		// Only one of the two classes that check a packet changes, so no packet meets a mixture of states.
+		// Only one of the two classes of a packet changes, so no packet can meet the old state of one pod and the new
+		// state of another.
 		if !rules && (len(moving) == 1 || len(directions) == 1) {
 			all.across = append(all.across, c.add)
 		} else {
@@ -75,13 +76,13 @@ type moment int
 const (
 	early moment = iota // before the rules change
 	late                // after the rules have changed
-	never               // the pod must be in no class in between
+	never               // no moment is safe: the pod must be in no class in between
 )
 
 type numberChange struct {
 	old, new           leaves
 	oldLines, newLines func(chain string) []string
-	known              bool // the old rules are known
+	known              bool // true if the old rules could be read
 }
 
 func numbersBefore(have state, f conf.Family, s ruleset.Set, want *lowered) numberChange {
@@ -100,7 +101,8 @@ func numbersBefore(have state, f conf.Family, s ruleset.Set, want *lowered) numb
 	return d
 }
 
-// when returns the moment for the change of a pod's number. It prefers a moment that never closes the pod.
+// when returns the moment at which a pod's number may change. If possible, it chooses a moment at which the pod is
+// never closed.
 func (d numberChange) when(was, now int) moment {
 	isEarly := d.known && within(d.old[now], d.old[was], d.oldLines)
 	isLate := within(d.new[was], d.new[now], d.newLines)
@@ -115,13 +117,13 @@ func (d numberChange) when(was, now int) moment {
 	return never
 }
 
-// closes reports whether the new number may deny what the old one allowed.
+// closes reports whether the class with the number now may deny what the class with the number was allowed.
 func (d numberChange) closes(was, now int) bool {
 	return was != now && (!d.known || !within(d.old[was], d.new[now], d.newLines))
 }
 
-// within reports whether class chain x surely allows no more than class chain y. An empty name is no class,
-// which allows nothing.
+// within reports whether the chain x certainly allows no more than the chain y. An empty name means no class, which
+// allows nothing.
 func within(x, y string, lines func(chain string) []string) bool {
 	const allows, drop, log = " -j RETURN", "-j DROP", "-j NFLOG"
 	switch {
@@ -151,22 +153,22 @@ func within(x, y string, lines func(chain string) []string) bool {
 }
 
 type openClasses struct {
-	old           map[string][]string // the rules of the table's chains before the change
+	old           map[string][]string // rules of the table's chains before the change
 	want          *lowered
 	family        conf.Family
-	chain         string // the dispatch chain
+	chain         string
 	before, after map[string]bool
 }
 
-// both reports whether a pod may be in both class sets while the rules change: neither set's rules drop
-// packets.
-func (o *openClasses) both(from, to string) bool {
+// mayBeInBoth reports whether a pod may be in both class sets while the rules change, because the rules of neither set
+// drop packets.
+func (o *openClasses) mayBeInBoth(from, to string) bool {
 	if from == "" || to == "" {
 		return false
 	}
 	if o.before == nil {
-		o.before = openIn(o.old[o.chain], func(chain string) []string { return o.old[chain] })
-		o.after = openIn(o.want.check(o.family, o.chain).lines, func(chain string) []string {
+		o.before = openSets(o.old[o.chain], func(chain string) []string { return o.old[chain] })
+		o.after = openSets(o.want.check(o.family, o.chain).lines, func(chain string) []string {
 			return o.want.check(o.family, chain).lines
 		})
 	}
@@ -177,7 +179,7 @@ func (o *openClasses) both(from, to string) bool {
 	return o.before[from] && o.after[to] && free(o.before, to) && free(o.after, from)
 }
 
-func openIn(dispatch []string, lines func(chain string) []string) map[string]bool {
+func openSets(dispatch []string, lines func(chain string) []string) map[string]bool {
 	open := map[string]bool{}
 	for _, l := range dispatch {
 		r := split(l)
@@ -189,7 +191,8 @@ func openIn(dispatch []string, lines func(chain string) []string) map[string]boo
 	return open
 }
 
-// allowsAll reports whether the chain surely allows every packet, as a chain of audited policies alone does.
+// allowsAll reports whether the chain certainly allows all packets, as the chain of a class with only audited policies
+// does.
 func allowsAll(lines []string) bool {
 	for _, l := range lines {
 		switch r := split(l); {

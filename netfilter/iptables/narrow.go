@@ -7,7 +7,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// settle remembers the ruleset for applyEntries, if Apply has succeeded.
+// settle remembers the ruleset for applyEntries if Apply has succeeded.
 func (d *Driver) settle(r ruleset.Ruleset, result netfilter.Result, err error) {
 	d.settled, d.left = nil, result.Left
 	if err == nil {
@@ -15,8 +15,8 @@ func (d *Driver) settle(r ruleset.Ruleset, result netfilter.Result, err error) {
 	}
 }
 
-// applyEntries applies a ruleset that differs from the last one only in entries of peers' sets: most changes
-// are such. Otherwise it changes nothing, and done is false.
+// applyEntries is a quick Apply for the most frequent change: only entries of peers' sets differ from the last ruleset.
+// After any other change, it does nothing, and returns false as done.
 func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done bool, err error) {
 	changed, ok := d.changedEntries(r)
 	if !ok {
@@ -32,8 +32,8 @@ func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done 
 	}
 	last, refused := d.settled, ruleset.Refused{}
 	have := d.have
-	d.have, d.settled = nil, nil // unknown until all changes are made
-	// Deletions come first. So in between, no packet passes that both the old and the new state drop.
+	d.have, d.settled = nil, nil // the state is unknown until all changes are made
+	// Deletions come before additions, so that no packet passes in between that both the old and the new state drop.
 	for _, changes := range [][]change{dels, adds} {
 		if err := changeSets(changes, want, refused); err != nil {
 			return result, true, err
@@ -77,6 +77,6 @@ func (d *Driver) changedEntries(r ruleset.Ruleset) (changed []ruleset.Set, ok bo
 		return nil, false
 	}
 	changed, ok = r.ChangedPeers(*d.settled)
-	// If nothing has changed, a whole Apply has time to destroy the sets that are left.
+	// Without a change, a whole Apply is better, because it destroys unneeded sets.
 	return changed, ok && (len(changed) > 0 || len(d.left) == 0)
 }

@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestApplyEntries: if a ruleset differs only in entries of peers' sets, the driver looks at nothing else. It
-// applies any other ruleset whole.
+// TestApplyEntries: if only entries of peers' sets have changed, the driver reads nothing else from the kernel.
+// Otherwise it makes a whole Apply.
 func TestApplyEntries(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -24,7 +24,7 @@ func TestApplyEntries(t *testing.T) {
 	d := driver(t, NFT)
 	r := rand.New(rand.NewPCG(9, 9))
 	var now ruleset.Ruleset
-	var pool []ruleset.Set // sets of peers, whose entries come and go
+	var pool []ruleset.Set // sets of peers, of which the test changes entries
 	for len(pool) < 5 {
 		now = policy.Compile(policytest.State(r))
 		pool = slices.DeleteFunc(slices.Clone(now.Sets), func(s ruleset.Set) bool {

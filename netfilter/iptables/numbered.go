@@ -11,7 +11,7 @@ import (
 
 type loweredMembers struct {
 	numbers *numbering
-	classes map[string]ruleset.Entries // by class set
+	classes map[string]ruleset.Entries // entries by the name of the class set
 	to      ruleset.Entries
 }
 
@@ -80,7 +80,8 @@ func commentOf(e ipset.Entry, set string) string {
 		return e.Comment
 	}
 	value, foreign := e.Mark.Value>>markShift, e.Mark.Value&^markField
-	if e.Mark.Mask != markField || foreign != 0 || value&toPod != bit { // not weir's: a number that no class has
+	// weir has not written this mark, so the entry gets a number that no class has.
+	if e.Mark.Mask != markField || foreign != 0 || value&toPod != bit {
 		return numbered(0, e.Comment)
 	}
 	return numbered(int(value&^toPod), e.Comment)
@@ -94,7 +95,7 @@ func isComment(text string, e ipset.Entry, comment []byte, set string) bool {
 	return text == commentOf(e, set)
 }
 
-// Sets returns the sets of the ruleset in the kernel, for people. It neither lowers the ruleset nor reads the kernel.
+// Sets returns the sets that the ruleset has in the kernel. It doesn't read the kernel.
 func (d *Driver) Sets(r ruleset.Ruleset) (all []netfilter.KernelSet) {
 	byNumber := func(s ruleset.Set) bool { return s.Role == ruleset.Members && d.byNumber[s.Family].Load() }
 	for _, s := range r.Sets {
@@ -116,7 +117,8 @@ func (d *Driver) Sets(r ruleset.Ruleset) (all []netfilter.KernelSet) {
 }
 
 func numbersIn(set string) (bit uint32, ok bool) {
-	if len(set) > len(conf.IngressMap)+1 { // nearly all sets, and the call is made for each entry
+	// Quick exit: this function is called for each entry, and the name of nearly every set is longer.
+	if len(set) > len(conf.IngressMap)+1 {
 		return 0, false
 	}
 	for _, d := range dispatches {

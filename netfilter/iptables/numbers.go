@@ -13,20 +13,20 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// This file has the numbers of classes. One set for each direction has all pods, each with its class's number. A rule
-// writes the number into the packet's mark, and a tree of chains leads from there to the class's chain. So a first
-// packet takes one look-up, however many classes there are (docs/architecture.md, decision 11).
+// This file has the numbers of classes. For each direction, one set has all pods, each with the number of its class. A
+// rule writes this number into the packet's mark, and a tree of chains leads from the number to the class's chain. So a
+// first packet needs one look-up, however many classes there are (docs/architecture.md, decision 11).
 //
-// If all pods of a class move to a new class, the new class takes over the number. So editing a policy mostly changes
+// If all pods of a class move to a new class, the new class gets the old number. So a change of a policy mostly changes
 // rules, and no pod's number.
 
-// A class's number is in these bits of a packet's mark. All other bits belong to other programs.
+// The number of a class is in the bits markField of a packet's mark. Other programs may use all other bits.
 const (
 	markShift        = 16
 	markField uint32 = 0x1fff << markShift
 	toPod            = 1 << 12
 	maxNumber        = toPod - 1
-	// openClass is the number of the pods that no policy isolates.
+	// openClass is the number of the class of pods that no policy isolates.
 	openClass = 1
 )
 
@@ -38,8 +38,8 @@ const allBits = markField >> markShift
 
 type dispatch struct {
 	set    string // the set of all pods with their numbers
-	last   string // the chain that jumps to the dispatch chain and then clears the mark
-	prefix string // begins the names of the tree's chains
+	last   string // the chain that jumps to the dispatch chain, and then clears the mark
+	prefix string // beginning of the names of the tree's chains
 	bit    uint32
 }
 
@@ -48,10 +48,10 @@ var dispatches = map[string]dispatch{
 	conf.EgressChain:  {conf.EgressMap, conf.LastEgressChain, conf.EgressClassChains + conf.ByNumber, 0},
 }
 
-// returns stands for the chain of the open class: its packets leave the dispatch chain.
+// returns stands for the chain of the pods that no policy isolates. There is no such chain: their packets return.
 const returns = "RETURN"
 
-// closedClass ends the names of the two chains that allow nothing. These two classes always exist.
+// closedClass is the end of the names of the two chains that allow nothing, one for each direction. They always exist.
 var closedClass = strings.ToUpper(conf.NoneClass)
 
 type class struct {
@@ -89,7 +89,7 @@ type numbering struct {
 	former map[int]bool
 }
 
-// formerComment is the comment of the rule for the number of a class that is gone.
+// formerComment is the comment of a rule for the number of a class that doesn't exist any more.
 const formerComment = "weir: by the number of a class that is gone"
 
 func assign(was *numbering, members ruleset.Entries, classes []class) (now *numbering, ok bool) {
@@ -125,10 +125,10 @@ type assignment struct {
 	was     *numbering
 	members ruleset.Entries
 	classes []class
-	held    map[int][]ruleset.Element // the members by number; nil before holders is called
+	held    map[int][]ruleset.Element // members by number; nil until holders is called
 	with    func(ruleset.Element) *class
-	wanted  map[string]bool // the chains of the classes
-	next    map[int]string  // remembers what findSuccessor returned
+	wanted  map[string]bool // names of the classes' chains
+	next    map[int]string  // results of findSuccessor
 }
 
 func (a *assignment) keep() {
@@ -136,7 +136,8 @@ func (a *assignment) keep() {
 	for _, c := range a.classes {
 		count[c.target] = 0
 	}
-	same, single := true, true // all classes had numbers before, and no others had; each had one number
+	// same is true if exactly the present classes had numbers. single is true if each of them had only one.
+	same, single := true, true
 	for n, target := range a.was.leaves {
 		_, ok := count[target]
 		count[target]++
@@ -153,7 +154,7 @@ func (a *assignment) keep() {
 		return
 	}
 	held := a.holders()
-	// Numbers of pods that stay in their class come first.
+	// Numbers whose pods stay in their class come first.
 	rank := func(n int) int {
 		if target := a.successor(n); target != "" && target == a.was.leaves[n] {
 			return 0
@@ -167,7 +168,7 @@ func (a *assignment) keep() {
 		if n <= openClass || n > maxNumber || target == "" {
 			continue
 		}
-		// A number that no pod needs goes with the next change of rules.
+		// A number without pods is dropped, unless that would be the only change of rules.
 		if len(held[n]) == 0 && a.of[target] != 0 && (!same || !a.was.former[n]) {
 			continue
 		}
@@ -204,7 +205,7 @@ func (a *assignment) findSuccessor(number int) (target string) {
 	}
 	for _, e := range a.holders()[number] {
 		switch c := a.with(e); {
-		case c == nil: // the pod has ended, or is closed
+		case c == nil: // the pod has ended or is closed
 		case target != "" && target != c.target:
 			return ""
 		default:
@@ -214,8 +215,8 @@ func (a *assignment) findSuccessor(number int) (target string) {
 	return target
 }
 
-// free returns an unused number, or 0. It begins at a hash of the chain's name, so a class that comes again
-// nearly always gets its old number. Old rules that another program restores then lead pods to their own class.
+// free returns an unused number, or 0. The search begins at a hash of the chain's name, so a class nearly always gets
+// the same number again. If another program restores old rules, they then lead pods to the right class.
 func (a *assignment) free(target string) int {
 	held := a.holders()
 	const first, count = openClass + 1, maxNumber - openClass
@@ -248,7 +249,7 @@ func finder(classes []class) func(ruleset.Element) *class {
 	return func(e ruleset.Element) *class {
 		if by == nil {
 			by = map[ruleset.Element]*class{}
-			for i := range slices.Backward(classes) { // of several classes with an element, the first one stays
+			for i := range slices.Backward(classes) { // backward, so that the first class with an element counts
 				for pod := range classes[i].pods.All() {
 					by[pod.Element] = &classes[i]
 				}

@@ -101,14 +101,14 @@ func byNumber(chain string) string {
 	return "--mark " + markText(uint32(numberOf(chain)), allBits) + " "
 }
 
-// TestNumbers: a change of classes changes the numbers of as few pods as possible.
+// TestNumbers: if classes change, as few pods as possible get another number.
 func TestNumbers(t *testing.T) {
 	const a, b, c = "10.0.0.1", "10.0.0.2", "10.0.0.3"
 	egress := func(p pods) ruleset.Ruleset { return oneDirection("egress", p) }
 	for name, tc := range map[string]struct {
 		have, want    ruleset.Ruleset
 		before, after []string
-		rules         string // what the changed rules contain
+		rules         string // a part of the wanted rules
 	}{
 		"an edited policy": {
 			have: egress(pods{a: "WEIR-EG-80", b: "WEIR-EG-80"}), want: egress(pods{a: "WEIR-EG-443", b: "WEIR-EG-443"}),
@@ -173,7 +173,7 @@ func TestNumbers(t *testing.T) {
 	}
 }
 
-// TestNumbersAreNotReused: no new class gets a number that a pod in the kernel has.
+// TestNumbersAreNotReused: a new class never gets a number that an entry in the kernel has.
 func TestNumbersAreNotReused(t *testing.T) {
 	have := stateOf(oneDirection("egress", pods{"10.0.0.1": returns}))
 	s := have.sets[conf.EgressMap]
@@ -189,7 +189,7 @@ func TestNumbersAreNotReused(t *testing.T) {
 	}
 }
 
-// TestAClassGetsItsNumberAgain: if a class's pods leave and come again, the class gets its number again.
+// TestAClassGetsItsNumberAgain: a class loses its pods, and later has pods again. It gets its old number again.
 func TestAClassGetsItsNumberAgain(t *testing.T) {
 	m := newModel(t)
 	number := func(chain string) int {
@@ -216,8 +216,8 @@ func TestAClassGetsItsNumberAgain(t *testing.T) {
 	}
 }
 
-// TestTree: packets of 300 classes reach their classes' chains. If a pod's number is no class's, its packets are
-// dropped.
+// TestTree: with 300 classes, each pod's packets reach the chain of its class. Packets of a pod whose number belongs to
+// no class are dropped.
 func TestTree(t *testing.T) {
 	classes := pods{"10.1.0.0": returns}
 	for i := 1; i < 300; i++ {
@@ -254,7 +254,7 @@ func TestTree(t *testing.T) {
 	}
 }
 
-// TestTreeIsFlat: a packet meets few of the tree's rules, and stands() counts the rules as complete.
+// TestTreeIsFlat: a packet meets few rules of the tree. stands() accepts the tree's rules as complete.
 func TestTreeIsFlat(t *testing.T) {
 	for n, most := range map[int]float64{10: 6, 250: 12, 3000: 17} {
 		classes := pods{"10.255.0.0": returns}
@@ -281,7 +281,7 @@ func TestTreeIsFlat(t *testing.T) {
 				}
 			}
 		}
-		if each := float64(met) / float64(len(all)-1); each > most+3 { // three rules come before the tree
+		if each := float64(met) / float64(len(all)-1); each > most+3 { // three rules precede the tree
 			t.Errorf("%d classes: a packet meets %.1f rules, want %.0f at most beside three", n, each, most)
 		}
 		if !m.state.tables[conf.IPv4][checks].stands(conf.IPv4, l) {
@@ -290,8 +290,8 @@ func TestTreeIsFlat(t *testing.T) {
 	}
 }
 
-// TestPodsInNoClassAreLogged: however many classes there are, packets of a pod in no class are logged, in both
-// directions.
+// TestPodsInNoClassAreLogged: packets of a pod in no class are logged in both directions, however many classes there
+// are.
 func TestPodsInNoClassAreLogged(t *testing.T) {
 	for _, direction := range []string{"egress", "ingress"} {
 		for _, n := range []int{3, 40, 300} {
@@ -321,8 +321,8 @@ func lead(s state, number int) string {
 	return numberingOf(s.tables[conf.IPv4][checks].rules, conf.EgressChain).leaves[number]
 }
 
-// TestWithoutNumbers: if iptables can't look numbers up, each class has a set of its own. A driver that can
-// look numbers up replaces these sets.
+// TestWithoutNumbers: if iptables can't look numbers up, each class has its own set. Once iptables can, the driver
+// replaces these sets.
 func TestWithoutNumbers(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -357,8 +357,8 @@ func TestWithoutNumbers(t *testing.T) {
 	}
 }
 
-// TestARefusedNumberCloses: if the kernel refuses a pod's new number, the pod loses its old one, which may
-// allow more.
+// TestARefusedNumberCloses: if the kernel refuses a pod's new number, the driver deletes the pod's entry, because the
+// old number may allow more.
 func TestARefusedNumberCloses(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -384,8 +384,8 @@ func TestARefusedNumberCloses(t *testing.T) {
 	}
 }
 
-// TestForeignBitsAreDrift: if an entry's mark has bits that aren't weir's, the entry isn't read as weir's own. So the
-// driver replaces it: SET would write these bits to packets.
+// TestForeignBitsAreDrift: an entry's mark has bits that aren't weir's. The driver replaces the entry, because the
+// kernel would write these bits into packets.
 func TestForeignBitsAreDrift(t *testing.T) {
 	at := ruleset.Element{Prefix: netip.MustParsePrefix("10.0.0.1/32")}
 	e := ruleset.Entry{Element: at, Comment: numbered(3, "ns/a")}
@@ -404,7 +404,7 @@ func TestForeignBitsAreDrift(t *testing.T) {
 	}
 }
 
-// TestManyClasses: the time to number new classes doesn't grow with the square of their number.
+// TestManyClasses: twice as many new classes take about twice the time to number, and not four times.
 func TestManyClasses(t *testing.T) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

@@ -7,9 +7,9 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// refusesAt returns the index of the rule before which weir's jump belongs: the first rule that refuses every new
-// connection, or the first of the rules directly before it that each refuse a protocol. Many images end filter
-// FORWARD with such rules. Without them, it returns the number of rules.
+// refusesAt returns the index in a chain's rules at which weir's jump belongs: before the rules at the end that refuse
+// every new connection. Many operating systems end filter FORWARD with such rules. Rules directly before them that
+// refuse all packets of one protocol count too. Without such rules, refusesAt returns the number of rules.
 func (t table) refusesAt(rules []string) int {
 	for i, l := range rules {
 		if !t.refuses(l, 0) {
@@ -23,7 +23,7 @@ func (t table) refusesAt(rules []string) int {
 	return len(rules)
 }
 
-// maxDepth is how many jumps are followed from chain to chain: the chains may form a circle.
+// maxDepth is how many jumps are followed, because chains may form a circle.
 const maxDepth = 8
 
 func (t table) refuses(rule string, depth int) bool {
@@ -45,7 +45,7 @@ func (t table) refuses(rule string, depth int) bool {
 	return false
 }
 
-// idle reports whether the rule only logs packets, or jumps to a chain of rules that only log.
+// idle reports whether the rule only logs packets, or jumps to a chain whose rules only log packets.
 func (t table) idle(rule string, depth int) bool {
 	target := split(rule).target
 	if depth > maxDepth {
@@ -61,9 +61,9 @@ var logs = []string{"LOG", "NFLOG", "ULOG"}
 type parts struct {
 	conditions []string
 	target     string
-	goes       bool     // the rule has -g, not -j
-	audits     bool     // the rule logs what audited policies would drop
-	sets       []string // the sets in the conditions that are not negated
+	goes       bool     // true if the rule has -g instead of -j
+	audits     bool     // true if the rule logs what audited policies would drop
+	sets       []string // sets of the conditions without "!"
 }
 
 func (r parts) own() bool { return conf.OwnChain(r.target) }
@@ -85,8 +85,8 @@ func (r parts) always() bool {
 	return len(c) == 0 || states && slices.Contains(strings.Split(c[3], ","), "NEW")
 }
 
-// refusesProtocol reports whether the rule refuses all packets of one protocol, as "-p tcp -j REJECT
-// --reject-with tcp-reset" does.
+// refusesProtocol reports whether the rule refuses all packets of one protocol, such as "-p tcp -j REJECT --reject-with
+// tcp-reset".
 func (r parts) refusesProtocol() bool {
 	c := r.conditions
 	whole := len(c) == 2 || len(c) == 4 && c[2] == "-m" && c[3] == c[1]

@@ -12,27 +12,27 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// plan has the steps from the kernel's state to the ruleset, in the order of the fields. After each step the
-// node allows only packets that the old or the new state allows.
+// plan has the steps from the kernel's state to the wanted ruleset, in the order of the fields. After each step, the
+// kernel allows only packets that the old or the new state allows.
 type plan struct {
-	create []ruleset.Set // created with their entries; no rule uses these sets yet
+	create []ruleset.Set // sets to create with their entries, which no rule uses yet
 	before []change
-	// across are changes of pods' numbers that may allow more and deny more. They need all of before to
-	// succeed.
+	// across are direct changes of pods' numbers, which may both allow and deny more. They may happen only if all
+	// changes of before have succeeded.
 	across  []change
-	restore [len(conf.Families)]string // for each family's iptables-restore --noflush
+	restore [len(conf.Families)]string // commands of each family for iptables-restore --noflush
 	blind   []blind
 	after   []change
 	destroy []string
-	// strays are entries of no known attachment in the sets of all pods. They stay: an attachment may just have
-	// begun.
+	// strays are entries of the sets of all pods that belong to no known attachment. They are not deleted, because a
+	// new attachment may not be known yet.
 	strays []change
 	// closes is true if the new state may deny an established connection that the old state allows.
 	closes bool
 }
 
-// blind has commands for a table with unknown contents. They delete weir's rules before they add them. If a
-// deletion fails, the driver tries the commands without deletions.
+// blind has commands for a table that can't be read. They delete weir's rules before they add them. If a deletion
+// fails, the driver uses the commands without deletions.
 type blind struct {
 	family   conf.Family
 	commands string
@@ -64,8 +64,8 @@ func (p plan) restores() bool {
 	return len(p.blind) > 0 || slices.ContainsFunc(p.restore[:], func(commands string) bool { return commands != "" })
 }
 
-// makePlan returns the steps from have to want. Changes of sets that deny more come before the change of rules,
-// and changes that allow more come after it.
+// makePlan returns the steps from the state have to the ruleset want. Changes of sets that deny more precede the change
+// of rules. Changes that allow more follow it.
 func makePlan(have state, want *lowered) plan {
 	var p plan
 	ended := endedIn(have, want)
@@ -80,7 +80,8 @@ func makePlan(have state, want *lowered) plan {
 	for _, s := range want.sets {
 		wanted[s.Name] = true
 		old, ok := have.sets[s.Name]
-		// The kernel refuses to make the set if a set of that name has another type.
+		// A set of another type must be made anew: the kernel refuses to create a set whose name exists with another
+		// type.
 		if ok = ok && old.kind == s.Kind && old.family == s.Family; !ok {
 			p.create = append(p.create, s)
 		}
@@ -120,7 +121,7 @@ func makePlan(have state, want *lowered) plan {
 		}
 	}
 	for _, f := range conf.Families {
-		changes := false // of the rules that check packets
+		changes := false // true if rules that check packets change
 		for _, name := range tablesUsed {
 			t := have.tables[f][name]
 			commands := restoreTable(f, name, t, want)
@@ -158,7 +159,7 @@ func endedIn(have state, want *lowered) map[netip.Addr]bool {
 func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lowered) (before, after []change) {
 	newOrder, oldOrder := want.check(f, chain).dispatch, dispatchOf(have.tables[f][checks].rules[chain])
 	unknown := have.tables[f][checks].unknown != nil
-	old := map[ruleset.Element]string{} // by address: the first class set with it now
+	old := map[ruleset.Element]string{} // for each address, the first class set that has it now
 	for _, name := range slices.Backward(oldOrder) {
 		for e := range have.sets[name].entries.All() {
 			old[e.Element] = name
@@ -168,7 +169,7 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 	for _, s := range sets {
 		wanted[s.Name] = s.Entries
 	}
-	target := map[ruleset.Element]string{} // by address: the first class set with it after the change
+	target := map[ruleset.Element]string{} // for each address, the first class set that has it after the change
 	for _, name := range slices.Backward(newOrder) {
 		for e := range wanted[name].All() {
 			target[e.Element] = name
@@ -178,16 +179,16 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 	for _, s := range sets {
 		held, exists := have.sets[s.Name]
 		if !exists {
-			continue // the set is created with its entries
+			continue // this set is created with all its entries
 		}
 		adds, dels := diff(held, s)
 		for _, c := range adds {
 			from := old[c.Element]
-			// The old class's rule comes first, and goes with the change of rules: then the pod changes its
-			// class in the same step.
+			// The rule of the old class precedes the rule of the new class, and the change of rules removes it. So the
+			// pod changes its class at this moment.
 			atOnce := from != "" && !slices.Contains(newOrder, from) &&
 				slices.Index(oldOrder, from) < slices.Index(oldOrder, s.Name)
-			if atOnce || from == s.Name || open.both(from, s.Name) {
+			if atOnce || from == s.Name || open.mayBeInBoth(from, s.Name) {
 				before = append(before, c)
 			} else {
 				after = append(after, c)
@@ -196,10 +197,10 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 		for _, c := range dels {
 			to := target[c.Element]
 			_, toExists := have.sets[to]
-			// The new class's rule comes first, and comes with the change of rules: then the pod changes its
-			// class in the same step.
+			// The rule of the new class precedes the rule of the old class, and the change of rules adds it. So the pod
+			// changes its class at this moment.
 			atOnce := !unknown && to != "" && !toExists && slices.Index(newOrder, to) < slices.Index(newOrder, s.Name)
-			if atOnce || s.Name == old[c.Element] && open.both(s.Name, to) {
+			if atOnce || s.Name == old[c.Element] && open.mayBeInBoth(s.Name, to) {
 				after = append(after, c)
 			} else {
 				before = append(before, c)
@@ -220,8 +221,8 @@ func diff(have set, want ruleset.Set) (adds, dels []change) {
 	return adds, dels
 }
 
-// restoreTable returns the commands for one table; empty if nothing must change. In a table that can't be read,
-// they delete no chains.
+// restoreTable returns the commands for one table, or "" if nothing must change. If the table can't be read, it deletes
+// no chains.
 func restoreTable(f conf.Family, name string, have table, want *lowered) string {
 	var chains, rules, drop []string
 	wanted := map[string]bool{}
@@ -240,7 +241,7 @@ func restoreTable(f conf.Family, name string, have table, want *lowered) string 
 	}
 	for _, chain := range slices.Sorted(maps.Keys(have.rules)) {
 		if conf.OwnChain(chain) && !wanted[chain] {
-			chains = append(chains, chain) // naming the chain flushes it
+			chains = append(chains, chain) // a line with the chain's name empties the chain
 			drop = append(drop, "-X "+chain)
 		}
 	}
@@ -270,8 +271,8 @@ func (t table) is(chain string, rules []string) bool {
 	return ok && slices.Equal(old, rules)
 }
 
-// jumps returns the commands that put weir's jumps into their places in the built-in chains. In a table that can be
-// read, they also delete copies, and jumps that aren't wanted.
+// jumps returns the commands that put weir's jumps into their places in the built-in chains. If the table can be read,
+// the commands also delete copies, and jumps that aren't wanted.
 func jumps(f conf.Family, name string, have table, want *lowered) []string {
 	var commands []string
 	if have.unknown != nil {
@@ -291,8 +292,9 @@ func jumps(f conf.Family, name string, have table, want *lowered) []string {
 	return commands
 }
 
-// jump returns the commands that put weir's rule into its place in an unknown table. To delete a rule there, iptables
-// must understand all rules ahead of that rule, and often can't. deleteCopies removes copies later.
+// jump returns the commands that put weir's rule into its place in a table that can't be read. It deletes old copies of
+// the rule only if nothing is known of the table: iptables can delete a rule only if it understands all rules before
+// it. Later, deleteCopies deletes copies.
 func (u *unknown) jump(j jump) []string {
 	add := "-A " + j.chain + " " + j.line
 	if j.first {
@@ -313,7 +315,7 @@ func (u *unknown) jump(j jump) []string {
 func jumpsIn(f conf.Family, name, chain string, t table, want *lowered) []string {
 	have := t.rules[chain]
 	var ours, others []string // ours are weir's rules in the chain, wanted or not
-	last := 0                 // how many of others come before weir's last rule
+	last := 0                 // how many rules of other programs precede weir's last rule
 	for _, l := range have {
 		if split(l).own() {
 			ours, last = append(ours, l), len(others)

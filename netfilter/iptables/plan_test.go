@@ -38,8 +38,7 @@ func planFor(have, want ruleset.Ruleset) plan {
 	return makePlan(s, lowerOnto(s, want))
 }
 
-// TestNoStepOpens: at no step of a plan does the kernel accept a packet that the states before and after both
-// drop.
+// TestNoStepOpens: at no step of a plan does the kernel accept a packet that both the old and the new state drop.
 func TestNoStepOpens(t *testing.T) {
 	onto := func(have state, r ruleset.Ruleset, plain bool) *lowered {
 		if plain {
@@ -57,7 +56,7 @@ func TestNoStepOpens(t *testing.T) {
 		m.plan(makePlan(m.state, onto(m.state, old, wasPlain)), func(string) {})
 		for range 2 {
 			next := policytest.Change(r, s)
-			// Another version of weir may have merged the sets otherwise.
+			// The bounds differ at each change, as between versions of weir that merge sets differently.
 			want := policytest.Bounds(r).Merge(policy.Compile(next), nil)
 			packets := policytest.Packets(next)
 			before, after := simulator(t, old), simulator(t, want)
@@ -134,8 +133,8 @@ func TestDenyAllChangesSetsOnly(t *testing.T) {
 	}
 }
 
-// TestAPodThatIsExpectedChangesSetsOnly: a pod's classes exist once its object names this node. So attaching the pod
-// changes no rules, unless it is a chained pod or the family's first.
+// TestAPodThatIsExpectedChangesSetsOnly: the classes of a pod exist as soon as the pod's object names this node. So
+// attaching the pod changes no rules, except for a chained pod and the first pod of a family.
 func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 	for seed := range uint64(100) {
 		s := policytest.State(rand.New(rand.NewPCG(seed, 1)))
@@ -155,7 +154,8 @@ func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 			}
 		}
 		lastOfFamily := policy.Compile(before).Has(conf.IPv6) != policy.Compile(s).Has(conf.IPv6)
-		if !known || lastOfFamily || e.Enforcement == conf.Off || e.Chained { // a rule may name a chained pod's port
+		// Rules may name the port of a chained pod.
+		if !known || lastOfFamily || e.Enforcement == conf.Off || e.Chained {
 			continue
 		}
 		if p := planFor(policy.Compile(before), policy.Compile(s)); p.restores() {
@@ -164,8 +164,8 @@ func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 	}
 }
 
-// TestPeersCloseBeforeAndOpenAfter: the plan deletes old peers before the rules change, and adds new peers
-// after. So no old rule accepts packets of a new peer.
+// TestPeersCloseBeforeAndOpenAfter: the plan deletes old peers before the rules change, and adds new peers afterwards.
+// So no old rule accepts packets of a new peer.
 func TestPeersCloseBeforeAndOpenAfter(t *testing.T) {
 	set := func(addrs ...string) ruleset.Ruleset {
 		s := ruleset.Set{Name: "weir-sel-X", Kind: ruleset.Addresses, Role: ruleset.Peers}
@@ -184,7 +184,7 @@ func TestPeersCloseBeforeAndOpenAfter(t *testing.T) {
 	}
 }
 
-// TestCloses: the plan distinguishes changes that only allow more from changes that may deny.
+// TestCloses: plan.closes is false if a change only allows more, and true if a change may deny something.
 func TestCloses(t *testing.T) {
 	set := func(role ruleset.SetRole, addrs ...string) ruleset.Ruleset {
 		s := ruleset.Set{Name: fmt.Sprint("weir-", role), Kind: ruleset.Addresses, Role: role}
@@ -256,7 +256,8 @@ func TestCloses(t *testing.T) {
 		opened++
 		before, after := simulator(t, old), simulator(t, want)
 		was, is := attached(old), attached(want)
-		stays := func(a netip.Addr) bool { return was[a] == is[a] } // other addresses have no connections
+		// Only addresses that keep their pod can have connections.
+		stays := func(a netip.Addr) bool { return was[a] == is[a] }
 		for _, packet := range append(policytest.Packets(s), policytest.Packets(next)...) {
 			if stays(packet.Src) && stays(packet.Dst) && before.Allows(packet) && !after.Allows(packet) {
 				t.Fatalf("seed %d: the plan says that it closes nothing, and %+v passed before it only: %+v", seed, packet, p)
@@ -297,7 +298,7 @@ func TestRestoreTouchesOnlyWhatDiffers(t *testing.T) {
 	for _, tc := range []struct {
 		name   string
 		change func(state)
-		want   []string // must be in the restore; if empty, there must be none
+		want   []string // texts in the commands for iptables-restore; if empty, there must be no command
 		not    string
 	}{
 		{"nothing", func(state) {}, nil, ""},
@@ -345,15 +346,15 @@ func TestRestoreTouchesOnlyWhatDiffers(t *testing.T) {
 	}
 }
 
-// TestAcceptsAheadOfWhatRefusesAll: if filter FORWARD ends with rules that refuse everything, weir's jump comes
-// before them.
+// TestAcceptsAheadOfWhatRefusesAll: if filter FORWARD ends with rules that refuse everything, weir's jump is put before
+// these rules.
 func TestAcceptsAheadOfWhatRefusesAll(t *testing.T) {
 	want := policy.Compile(policy.State{})
 	const jump = "-j WEIR-ACCEPT"
 	const reject, drop = "-j REJECT --reject-with icmp-host-prohibited", "-d 169.254.169.254/32 -j DROP"
 	for name, tc := range map[string]struct {
-		forward, chain []string // chain is another program's
-		want           string   // the command that puts the jump there; empty if it stays
+		forward, chain []string // rules of FORWARD, and of another program's chain
+		want           string   // the command that puts the jump into its place; "" if the jump is already there
 	}{
 		"an empty chain":       {nil, nil, "-A FORWARD " + jump},
 		"a rule of somebody's": {[]string{drop}, nil, "-A FORWARD " + jump},

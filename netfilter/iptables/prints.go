@@ -13,9 +13,9 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// print is a fingerprint of a table's rules. While it stays the same, the slow iptables-save isn't needed. In
-// nat it covers only the built-in chain and weir's own: Services have tens of thousands of rules there. An
-// empty print is unknown.
+// print is a fingerprint of a table's rules. While it stays the same, the slow iptables-save isn't needed. In nat it
+// covers only POSTROUTING and weir's own chains, because Services may have tens of thousands of rules there. An empty
+// print means unknown.
 type print string
 
 func (d *Driver) print(f conf.Family, name string, was table) (print, error) {
@@ -35,7 +35,7 @@ func (d *Driver) print(f conf.Family, name string, was table) (print, error) {
 	return now, err
 }
 
-// nftPrint computes the print from the rules in nf_tables. The parameter own has weir's known chains in the table.
+// nftPrint computes the fingerprint from the rules in nf_tables. own has weir's known chains in the table.
 //
 // Equivalent to: nft list table ip TABLE; in nat: nft list chain ip nat CHAIN (ip6 for IPv6)
 func nftPrint(family conf.Family, name string, own []string) (print, error) {
@@ -63,7 +63,7 @@ func nftPrint(family conf.Family, name string, own []string) (print, error) {
 		}
 		return print(h.Sum(nil)), nil
 	}
-	// The number of chains shows an empty chain, which has no rules.
+	// The number of the table's chains is included, because a new empty chain adds no rule.
 	table, err := get(unix.NFT_MSG_GETTABLE, family, nl.NewRtAttr(unix.NFTA_TABLE_NAME, nl.ZeroTerminated(name)))
 	if err != nil {
 		return "", err

@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestPrint: in mangle and filter, each change of a rule or chain changes the fingerprint. In nat, only changes
-// in POSTROUTING and in weir's chains do. Counters don't.
+// TestPrint: in mangle and filter, each change of a rule or chain changes the fingerprint. In nat, only changes in
+// POSTROUTING and in weir's chains do. Counters of rules never change it.
 func TestPrint(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -118,12 +118,12 @@ func services(t testing.TB, flavour Flavour, count int) {
 	}
 }
 
-// BenchmarkReadAmongServices reads weir's state among the rules of 4,000 Services: once as text, and then after
-// each of another program's changes in nat.
+// BenchmarkReadAmongServices reads weir's state among the rules of 4,000 Services: once as text, and then after each of
+// another program's changes in nat.
 func BenchmarkReadAmongServices(b *testing.B) {
 	for _, flavour := range []Flavour{NFT, Legacy} {
 		b.Run(string(flavour), func(b *testing.B) {
-			runtime.LockOSThread() // the thread ends with the benchmark, and the namespace with it
+			runtime.LockOSThread() // stays locked, so that the thread and its network namespace end with the benchmark
 			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 				b.Fatal(err)
 			}

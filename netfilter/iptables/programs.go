@@ -5,8 +5,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// programs are classic BPF programs, for packets that iptables' own options can't match. Their offsets count from
-// the IP header. A program that reads beyond the packet's end doesn't match (bpf(4)).
+// programs are classic BPF programs for packets that iptables' options can't match. Offsets count from the IP header.
+// If a program reads beyond the packet's end, the rule doesn't match (bpf(4)).
 //
 // Equivalent to: iptables -m bpf --bytecode "PROGRAM"
 var programs = [len(conf.Families)]map[ruleset.Shape]string{
@@ -19,9 +19,9 @@ const (
 	itselfIPv6 = "18,32 0 0 8,7 0 0 0,32 0 0 24,29 0 13 0,32 0 0 12,7 0 0 0,32 0 0 28,29 0 9 0," +
 		"32 0 0 16,7 0 0 0,32 0 0 32,29 0 5 0,32 0 0 20,7 0 0 0,32 0 0 36,29 0 1 0,6 0 0 65535,6 0 0 0"
 
-	// honestIPv4 matches ICMP packets that are no errors. It also matches an error if the packet inside went from the
-	// error's receiver to the error's sender, unless the error is a redirect. It matches no later fragment, and
-	// steps over IPv4's options. A packet that reaches the label P matches.
+	// honestIPv4 matches ICMP packets that are not errors, and ICMP errors whose inner packet went from the error's
+	// receiver to the error's sender. It never matches redirects and later fragments. In the program, P means that the
+	// packet matches, N that it doesn't, and E is the check of an error.
 	//
 	//	ldh [6]; jset #0x1fff, N; ldx 4*([0]&0xf); ldb [x + 0]
 	//	jeq #3, E; jeq #4, E; jeq #11, E; jeq #12, E; jeq #5, N, P
@@ -30,8 +30,8 @@ const (
 	//	N: ret #0
 	honestIPv4 = "21,40 0 0 6,69 18 0 8191,177 0 0 0,80 0 0 0,21 4 0 3,21 3 0 4,21 2 0 11,21 1 0 12,21 11 10 5," +
 		"64 0 0 24,2 0 0 0,64 0 0 20,2 0 0 1,32 0 0 12,97 0 0 0,29 0 4 0,32 0 0 16,97 0 0 1,29 0 1 0,6 0 0 65535,6 0 0 0"
-	// honestIPv6 begins with: ldb [6]; jneq #58, N; ldb [40]; jeq #137, N; jge #128, P. Then it compares the
-	// addresses, each in four words: ld [8]; tax; ld [72]; jneq x, N; and so on.
+	// honestIPv6 is the same for IPv6. It begins with: ldb [6]; jneq #58, N; ldb [40]; jeq #137, N; jge #128, P. Then
+	// it compares the addresses, each in four words: ld [8]; tax; ld [72]; jneq x, N; and so on.
 	honestIPv6 = "39,48 0 0 6,21 0 36 58,48 0 0 40,21 34 0 137,53 32 0 128," +
 		"32 0 0 8,7 0 0 0,32 0 0 72,29 0 29 0,32 0 0 12,7 0 0 0,32 0 0 76,29 0 25 0," +
 		"32 0 0 16,7 0 0 0,32 0 0 80,29 0 21 0,32 0 0 20,7 0 0 0,32 0 0 84,29 0 17 0," +

@@ -20,10 +20,10 @@ import (
 // readTime limits how long one call may read tables, because iptables-save may hang.
 const readTime = 30 * time.Second
 
-// Read reads all of weir's state in the kernel. The caller must read the endpoint records after Read, so that the
-// records describe each change of the plugin that Read has seen.
+// Read reads weir's sets and rules from the kernel. The caller must read the endpoint records after Read: the records
+// then cover every change by the plugin that Read has seen.
 //
-// A table that can't be read isn't an error of Read. Apply writes weir's part of it and returns an UnknownError.
+// It is no error if a table can't be read: Apply still writes weir's part of the table, and returns an UnknownError.
 func (d *Driver) Read(ctx context.Context) error {
 	before := d.have
 	d.have, d.settled, d.refresh = nil, nil, nil
@@ -40,7 +40,7 @@ func (d *Driver) Read(ctx context.Context) error {
 	return nil
 }
 
-// Unread reports whether the kernel's state is unknown. If it is, the next Apply reads it.
+// Unread reports whether the kernel's state is unknown. In this case, the next Apply reads it.
 func (d *Driver) Unread() bool { return d.have == nil }
 
 func (d *Driver) look(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) error {
@@ -54,7 +54,7 @@ func (d *Driver) look(ctx context.Context, want ruleset.Ruleset, verify netfilte
 	defer cancel()
 	for _, f := range conf.Families {
 		holds := d.have.tables[f].holds()
-		if d.wanted[f] && !holds { // the family's tables may not have been read
+		if d.wanted[f] && !holds { // the tables of this family may never have been read
 			d.have.tables[f] = d.readTables(ctx, f, d.have)
 			continue
 		}
@@ -67,15 +67,15 @@ func (d *Driver) look(ctx context.Context, want ruleset.Ruleset, verify netfilte
 	return nil
 }
 
-// Reread reads again which sets contain the addresses. It also reads all sets whose entries have a port, a link
-// or a number. It returns true if a set differs from the driver's memory: the plugin changes sets too.
+// Reread reads again which sets contain the addresses, and all sets whose entries have a port, a link or a number. It
+// returns true if a set has changed: the plugin changes sets too.
 func (d *Driver) Reread(addrs ...netip.Addr) (changed bool) {
 	if d.have == nil {
-		return false // Apply reads everything
+		return false // the next Apply reads everything
 	}
 	changed, err := d.reread(addrs)
 	if err != nil {
-		d.have = nil // Apply reads everything, and returns the error
+		d.have = nil // the next Apply reads everything, and returns the error
 		return true
 	}
 	if changed {
@@ -90,7 +90,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 		switch s.kind {
 		case ruleset.Addresses:
 			plain[s.family] = append(plain[s.family], name)
-		case ruleset.AddressPorts, ruleset.AddressLinks, numberedPods: // an address may have many entries, or a number
+		case ruleset.AddressPorts, ruleset.AddressLinks, numberedPods: // these sets are read as a whole
 			now, err := d.readSet(name, s)
 			if err != nil {
 				return changed, err
@@ -113,7 +113,8 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 			}
 			changed = true
 			if s.entries = s.entries.Without(e); in[name] {
-				s.entries = s.entries.With(ruleset.Entry{Element: e}) // without comment, so Apply writes it again
+				// Without the comment, so that Apply writes the entry again.
+				s.entries = s.entries.With(ruleset.Entry{Element: e})
 			}
 			d.have.sets[name] = s
 		}
@@ -121,11 +122,11 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 	return changed, nil
 }
 
-// read returns weir's state in the kernel. The parameter before is the last known state, or nil.
+// read reads weir's sets and rules from the kernel. before is the last known state, or nil.
 func (d *Driver) read(ctx context.Context, before *state) (state, error) {
 	s := state{sets: map[string]set{}}
 	d.readAt, d.own = 0, nftnl.OwnChanges{}
-	readAt, _ := generation() // 0 without nf_tables
+	readAt, _ := generation() // 0 if the kernel has no nf_tables
 	headers, err := d.sets.Headers()
 	if err != nil {
 		return s, err
@@ -192,14 +193,14 @@ func (d *Driver) readSet(name string, before set) (set, error) {
 	return set{kindOf(got.Header), got.Family, ruleset.EntriesOf(entries...)}, nil
 }
 
-// readTable reads one table, unless it is surely unchanged. iptables-save may fail for one table and print the
-// others.
+// readTable reads one table, unless it certainly hasn't changed. Tables are read one by one, because iptables-save may
+// fail for one table only.
 func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, before *state) table {
 	var was table
 	if before != nil {
 		was = before.tables[f][name]
 	}
-	at, _ := generation() // 0 if it is unknown
+	at, _ := generation() // 0 if the generation is unknown
 	if d.Flavour == NFT && at != 0 && was.at == at {
 		return was
 	}
@@ -209,7 +210,7 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 	}
 	var now print
 	if err == nil && !dormant {
-		now, _ = d.print(f, name, was) // if that fails, the table is read as text
+		now, _ = d.print(f, name, was) // without a fingerprint, the table is read as text
 	}
 	if now != "" && now == was.print {
 		was.at = at
@@ -218,15 +219,16 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 	t := d.readText(ctx, f, name, before)
 	if t.unknown == nil && !t.dormant && len(t.misplaced) == 0 {
 		t.print, t.at = now, at
-		if name == "nat" && d.Flavour == NFT && !slices.Equal(t.own(), was.own()) { // the print has the chains of was
+		// The fingerprint covers the chains that weir had before. If weir has others now, it is unknown.
+		if name == "nat" && d.Flavour == NFT && !slices.Equal(t.own(), was.own()) {
 			t.print, t.at = "", 0
 		}
 	}
 	return t
 }
 
-// readText reads a table as iptables-save prints it. If that fails, the table is unknown, and has only the rules
-// that nf_tables shows (none with iptables-legacy).
+// readText reads a table as iptables-save prints it. If that fails, the table is unknown, and has only the rules that
+// nf_tables shows. With iptables-legacy it then has no rules.
 func (d *Driver) readText(ctx context.Context, f conf.Family, name string, before *state) table {
 	there, dormant, err := d.Flavour.exists(f, name)
 	if err == nil && !there {
@@ -262,7 +264,7 @@ func (d *Driver) readText(ctx context.Context, f conf.Family, name string, befor
 			u.why = errors.Join(u.why, err)
 		}
 		if err == nil && !d.wanted[f] && !slices.ContainsFunc(slices.Collect(maps.Keys(u.seen)), ours) {
-			return table{rules: map[string][]string{}} // weir has no chains with rules in this table and wants none
+			return table{rules: map[string][]string{}} // weir has no rules in this table, and needs none
 		}
 	}
 	t = table{unknown: u, dormant: dormant, misplaced: away}
@@ -282,7 +284,7 @@ func (t table) own() (chains []string) {
 	return chains
 }
 
-// forgetOthers forgets the chains of other programs that have no rules of weir. In nat, kube-proxy makes several
+// forgetOthers removes from t the chains of other programs in which weir has no rules. In nat, kube-proxy makes several
 // such chains for each Service.
 func (t table) forgetOthers() {
 	maps.DeleteFunc(t.rules, func(chain string, rules []string) bool {
@@ -293,14 +295,14 @@ func (t table) forgetOthers() {
 
 func ours(chain string) bool { return conf.OwnChain(chain) }
 
-// read reads a table that exists. If iptables-save doesn't print the whole table, the error quotes the beginning
-// of its output.
+// read reads a table that exists. If iptables-save doesn't print the whole table, the error quotes the beginning of the
+// output.
 func (f Flavour) read(ctx context.Context, family conf.Family, name string) (table, error) {
 	out, err := f.save(ctx, family, name)
 	if err != nil {
 		return table{}, err
 	}
-	// If a rule of the table isn't iptables' own, iptables-nft-save prints only a comment, and succeeds.
+	// If a rule of the table isn't one of iptables, iptables-nft-save prints only a comment, and no error.
 	if !strings.Contains("\n"+out, "\n*"+name+"\n") || !strings.Contains(out, "\nCOMMIT\n") {
 		return table{}, fmt.Errorf("%s-save -t %s doesn't print it: %.200s", f.program(family), name, strings.TrimSpace(out))
 	}

@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestReadSet: readSet returns the known entries themselves, not a copy, if the kernel's set is unchanged.
-// Otherwise it returns what the kernel has.
+// TestReadSet: if the kernel's set hasn't changed, readSet returns the known entries and no copy of them. Otherwise it
+// returns the kernel's entries.
 func TestReadSet(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -23,7 +23,7 @@ func TestReadSet(t *testing.T) {
 		return ruleset.Entry{Element: ruleset.Element{Prefix: netip.MustParsePrefix(addr + "/32")}, Comment: comment}
 	}
 	var all []ruleset.Entry
-	for i := range 500 { // more than fit into one answer of the kernel
+	for i := range 500 { // more than one answer of the kernel has room for
 		all = append(all, entry(netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}).String(), "default/pod"))
 	}
 	want := ruleset.EntriesOf(all...)
@@ -32,9 +32,9 @@ func TestReadSet(t *testing.T) {
 		{"add", name, "10.1.0.1"},
 		{"del", name, "10.0.0.7"},
 		{"add", name, "10.0.0.7", "comment", "default/other", "-exist"},
-		{"add", name, "10.0.0.7", "-exist"}, // takes the comment away
-		{"swap", name, "weir-y"},            // for a set of the same size, with one other address
-		{"rename", "weir-z", name},          // now a set of another type
+		{"add", name, "10.0.0.7", "-exist"}, // removes the comment
+		{"swap", name, "weir-y"},            // swaps the set with one of the same size, in which one address differs
+		{"rename", "weir-z", name},          // replaces the set by one of another type
 	} {
 		known := set{ruleset.Addresses, conf.IPv4, want}
 		for set, entries := range map[string]ruleset.Entries{

@@ -12,13 +12,13 @@ import (
 )
 
 type refresh struct {
-	sets   []string // that are still to be read
+	sets   []string // names of the sets that are still to be read
 	tables []conf.Family
 }
 
-// Refresh is Read in parts. It calls pause after each part. If pause returns true, Refresh returns false, and the
-// next call continues. Between two calls, the caller may call all other methods. If the kernel's state isn't
-// known, Refresh reads it in one part.
+// Refresh reads the kernel's state like Read, but in parts. It calls pause after each part. If pause returns true,
+// Refresh returns false, and the next call continues. In between, the caller may call other methods. If the kernel's
+// state is unknown, Refresh reads it in one part.
 func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err error) {
 	if d.have == nil || d.Flavour == "" {
 		return true, d.Read(ctx)
@@ -53,7 +53,8 @@ func (d *Driver) refreshPart(ctx context.Context) (done bool, err error) {
 		d.refreshTables(ctx, f)
 		return false, nil
 	}
-	// If rules have changed since the tables were read, Watch reports another generation.
+	// If rules have changed since their tables were read, Watch has reported another generation, so the change isn't
+	// lost.
 	d.refresh, d.fresh = nil, true
 	return true, nil
 }
@@ -74,8 +75,8 @@ func (d *Driver) beginRefresh() (*refresh, error) {
 			d.settled = nil
 		}
 	}
-	// The sets of all pods are read last, shortly before the caller reads the records. If a pod ends between the
-	// two readings, its address counts as a stray.
+	// The sets of all pods come last, shortly before the caller reads the endpoint records. If a pod ends in between,
+	// its address counts as a stray.
 	slices.SortStableFunc(r.sets, func(a, b string) int { return cmp.Compare(ofAllPods(a), ofAllPods(b)) })
 	return r, nil
 }
@@ -93,7 +94,7 @@ func (d *Driver) refreshSet(name string) error {
 	before, had := d.have.sets[name]
 	now, err := d.readSet(name, before)
 	switch {
-	case errors.Is(err, ipset.ErrNotExist): // destroyed since it was listed
+	case errors.Is(err, ipset.ErrNotExist): // the set was destroyed after it was listed
 		delete(d.have.sets, name)
 	case err != nil:
 		return err
@@ -106,10 +107,10 @@ func (d *Driver) refreshSet(name string) error {
 	return nil
 }
 
-// refreshTables reads a family's tables. Before the first family's, it notes nf_tables' generation and forgets
-// the driver's own earlier changes: the tables are read after them.
+// refreshTables reads a family's tables. Before it reads the first family's, it stores the generation of nf_tables, and
+// forgets the driver's earlier changes.
 func (d *Driver) refreshTables(ctx context.Context, f conf.Family) {
-	readAt, _ := generation() // 0 if it is unknown
+	readAt, _ := generation() // 0 if the generation is unknown
 	if f == conf.Families[0] {
 		d.readAt, d.own = readAt, nftnl.OwnChanges{}
 	}
@@ -120,7 +121,7 @@ func (d *Driver) refreshTables(ctx context.Context, f conf.Family) {
 	}
 }
 
-// same reports whether both have the same rules. If it can't know that, it returns false.
+// same reports whether t and now certainly have the same rules.
 func (t tables) same(now tables) bool {
 	return len(t) == len(now) && !slices.ContainsFunc(tablesUsed, func(name string) bool {
 		_, had := t[name]

@@ -43,7 +43,7 @@ func (d *Driver) make(s ruleset.Set, refused ruleset.Refused) (*set, error) {
 	return made, err
 }
 
-// tryType returns an error if the kernel has no sets of this type.
+// tryType returns an error if the kernel can't create sets of this type.
 //
 // Equivalent to: ipset create weir-trial TYPE && ipset destroy weir-trial
 func (d *Driver) tryType(h ipset.Header) error {
@@ -54,8 +54,8 @@ func (d *Driver) tryType(h ipset.Header) error {
 	return d.sets.Destroy(h.Name)
 }
 
-// changeSets makes the changes. If the kernel refuses a pod's new number, changeSets deletes the pod's entry,
-// because the old number may allow more.
+// changeSets makes the changes. If the kernel refuses a pod's new number, changeSets deletes the pod's entry, because
+// the old number may allow more.
 func changeSets(changes []change, want *lowered, refused ruleset.Refused) error {
 	all := make([]ipset.Change, len(changes))
 	for i, c := range changes {
@@ -71,7 +71,7 @@ func changeSets(changes []change, want *lowered, refused ruleset.Refused) error 
 			opens[s.Name] = s
 		}
 	}
-	each, err := ipset.ApplyEach(all...) // one at a time, to find those that fail
+	each, err := ipset.ApplyEach(all...) // finds out which of the changes fail
 	var closed []ipset.Change
 	for _, r := range each {
 		s, ok := opens[r.Set]
@@ -140,17 +140,17 @@ func (d *Driver) suspicious(f conf.Family, rules []ruleset.Rule) bool {
 }
 
 const (
-	// trialTime limits the search for refused rules. Rules that no trial has accepted in this time count as
+	// trialTime limits the search for refused rules. If the time is over, rules that no trial has accepted count as
 	// refused.
 	trialTime = 10 * time.Second
-	// trialsEach limits the trials of one namespace's rules.
+	// trialsEach limits the trials for the rules of one namespace.
 	trialsEach = 64
-	// maxSuspects limits the remembered refusals. If there are more, the next search forgets them all.
+	// maxSuspects limits the remembered refusals. If there are more, all of them are forgotten.
 	maxSuspects = 1 << 15
 )
 
-// refusedAmong tries rules in a chain that no packet enters, and returns those that the kernel refuses. It
-// returns nil if the kernel refuses even an empty chain.
+// refusedAmong tries rules in a chain that no packet enters, and returns the rules that the kernel refuses. It returns
+// nil if the kernel refuses even an empty chain.
 func (d *Driver) refusedAmong(ctx context.Context, f conf.Family, rules []ruleset.Rule) ruleset.Refused {
 	ctx, cancel := context.WithTimeout(ctx, trialTime)
 	defer cancel()
@@ -204,8 +204,8 @@ func (t *trial) kinds(rules []ruleset.Rule) {
 	})
 }
 
-// namespaces adds the refused rules to t.refused. If the trials of a namespace don't suffice, rules that the
-// kernel would accept count as refused too, but only the namespace's own.
+// namespaces adds the refused rules to t.refused. The number of trials for each namespace is limited. If it is too
+// small, some good rules of the namespace count as refused too.
 func (t *trial) namespaces(rules []ruleset.Rule) {
 	by := map[string][]ruleset.Rule{}
 	for _, r := range rules {
@@ -225,8 +225,8 @@ func (t *trial) namespaces(rules []ruleset.Rule) {
 	})
 }
 
-// bisect calls tell() for each item that try() refuses alone. trials limits the calls of try() (0: no limit).
-// Once the limit is reached, bisect calls tell() for all items of the refused groups that are left.
+// bisect tries groups of items to find those that try refuses alone, and calls tell for each. trials limits the calls
+// of try (0: no limit). At the limit, it calls tell for all items of the refused groups that are left.
 func bisect[T any](items []T, trials int, try func([]T) error, tell func(T, error)) {
 	type group struct {
 		items []T

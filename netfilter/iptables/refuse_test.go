@@ -14,8 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestTrials: a limited number of trials finds the refused rules. If a namespace needs more trials, some of its
-// good rules count as refused.
+// TestTrials: a limited number of trials finds the refused rules. If a namespace needs more trials, some of its good
+// rules count as refused too.
 func TestTrials(t *testing.T) {
 	rule := func(of string, proto ruleset.Protocol, ports ...uint16) ruleset.Rule {
 		r := ruleset.Rule{Policies: []string{of}, Proto: proto, Action: ruleset.Return, Comment: "weir: " + of}
@@ -34,8 +34,8 @@ func TestTrials(t *testing.T) {
 		rules   []ruleset.Rule
 		refuses []string
 		want    []string
-		trials  int // at most
-		most    int // how many of namespace a's rules may count as refused
+		trials  int // the most trials that may be made
+		most    int // how many rules of namespace a may count as refused
 	}{
 		"nothing": {rules: many("a/np", 1000), trials: 2},
 		"a protocol, in many rules": {
@@ -89,7 +89,7 @@ func TestTrials(t *testing.T) {
 				}
 			}
 			slices.Sort(got)
-			if tc.most > 0 { // rules of namespace a that may be taken for refused
+			if tc.most > 0 { // good rules of namespace a may be among the refused ones
 				all := len(got)
 				got = slices.DeleteFunc(got, func(s string) bool { return strings.HasPrefix(s, "rule -p tcp -m tcp --dport 1") })
 				if n := all - len(got); n < 301 || n > tc.most {
@@ -106,8 +106,8 @@ func TestTrials(t *testing.T) {
 	}
 }
 
-// TestRefusedByTheKernel: if the kernel refuses a part that weir can do without, Apply returns a RefusedError.
-// For any other part it returns another error.
+// TestRefusedByTheKernel: if the kernel refuses a part that weir can do without, Apply returns a RefusedError. If it
+// refuses another part, Apply returns another error.
 func TestRefusedByTheKernel(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -141,7 +141,7 @@ func TestRefusedByTheKernel(t *testing.T) {
 			errors.As(err, new(*netfilter.RefusedError)) {
 			t.Errorf("a type that there isn't, of a set that must be: %v", err)
 		}
-		// A rule uses the set, so the driver can't replace it.
+		// The driver can't replace this set, because a rule uses it.
 		nodetest.Run(t, "ipset", "create", "weir-x", "list:set")
 		nodetest.Run(t, fmt.Sprintf("iptables-%s", f), "-A", "INPUT", "-m", "set", "--match-set", "weir-x", "src")
 		if got := refused(with(ruleset.Set{Name: "weir-x", Kind: ruleset.Addresses, Opens: true})); got[ruleset.Refusal{
@@ -150,7 +150,8 @@ func TestRefusedByTheKernel(t *testing.T) {
 			t.Errorf("a set of another type: %v", got)
 		}
 		nodetest.Run(t, fmt.Sprintf("iptables-%s", f), "-F", "INPUT")
-		nodetest.Run(t, "sh", "-c", "until ipset destroy weir-x; do :; done") // nf_tables frees rules later
+		// nf_tables frees the deleted rule some time later.
+		nodetest.Run(t, "sh", "-c", "until ipset destroy weir-x; do :; done")
 		bad := base
 		bad.Chains = append(slices.Clone(base.Chains), ruleset.Chain{Name: "WEIR-IN-X", Rules: []ruleset.Rule{
 			{Policies: []string{"a/np"}, Action: ruleset.Return, Comment: "weir: a"},

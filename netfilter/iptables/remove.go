@@ -10,20 +10,20 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Remove removes all of weir's sets, chains and rules from the kernel. After that, no policy is enforced.
+// Remove removes weir's sets, chains and rules from the kernel. Then no policy is enforced any more.
 func (d *Driver) Remove(ctx context.Context) error {
 	d.have = nil
 	if err := errors.Join(NFT.clean(ctx), Legacy.clean(ctx)); err != nil {
 		return err
 	}
 	headers, err := d.sets.Headers()
-	if errors.Is(err, unix.EPERM) { // a process that may not read sets has made none
+	if errors.Is(err, unix.EPERM) { // without the right to read sets, weir can't have made any
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	// A set that stays busy longer than this is used by another program's rule.
+	// If a set is busy for more than a second, another program's rule uses it.
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	for _, h := range headers {
@@ -34,8 +34,8 @@ func (d *Driver) Remove(ctx context.Context) error {
 	return nil
 }
 
-// destroyUnused destroys a set. While the set is in use it retries, until ctx ends: nf_tables frees deleted rules
-// later, and sends no message about that.
+// destroyUnused destroys a set. While the set is busy, it tries again until ctx ends: nf_tables frees deleted rules
+// later, and sends no message when it does.
 func (d *Driver) destroyUnused(ctx context.Context, name string) error {
 	ticker := time.NewTicker(10 * time.Millisecond)
 	defer ticker.Stop()

@@ -21,28 +21,28 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 )
 
-// restorer is a process of iptables-restore that waits for commands. It is started in advance, because a start
-// takes longer than the change of rules itself. While it waits, it holds no lock.
+// restorer is a process of iptables-restore that waits for commands. It is started in advance, because the start takes
+// longer than the change of rules. A waiting process doesn't lock the tables.
 //
 // Equivalent to: iptables-restore --wait 10 --noflush (ip6tables-restore for IPv6)
 type restorer struct {
 	flavour Flavour
 	family  conf.Family
 	cmd     *exec.Cmd
-	stdin   *os.File // a pipe with little room
+	stdin   *os.File // a pipe with a small buffer
 	output  output
 	ended   chan struct{} // closed when the process has ended
-	err     error         // of the process; set before ended is closed
+	err     error         // how the process has ended; valid when ended is closed
 }
 
 func startRestorer(f Flavour, family conf.Family) (*restorer, error) {
-	// The process outlives the call that starts it. carryOut limits its time.
+	// The process outlives this call, so it doesn't end with the caller's context. carryOut limits its time.
 	cmd := exec.CommandContext(context.Background(), f.program(family)+"-restore", "--wait", lockWait, "--noflush")
 	r := &restorer{flavour: f, family: family, cmd: cmd, ended: make(chan struct{})}
 	r.cmd.Stderr = &r.output
-	// If the agent is killed, a program that waits for the lock must change nothing: the next agent may have
-	// given a number to another class. The kernel sends the signal when the thread that started the program ends,
-	// usually with the agent.
+	// If the agent is killed, a process that waits for the lock must not make its change: the next agent may have given
+	// a number to another class. So the kernel kills the process when the thread that started it ends, which is usually
+	// when the agent ends.
 	r.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := r.start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", r.cmd.Path, err)
@@ -70,7 +70,7 @@ func (r *restorer) start() (err error) {
 	return err
 }
 
-// shrink limits what the pipe holds to one page.
+// shrink limits the buffer of the pipe to one page.
 func shrink(pipe *os.File) error {
 	conn, err := pipe.SyscallConn()
 	if err != nil {
@@ -81,15 +81,16 @@ func shrink(pipe *os.File) error {
 	}), err)
 }
 
-// readsItself reports whether the process is iptables' own program. Another one under the name of
-// iptables-nft-restore, such as a script, may read ahead, and hand the commands on later.
+// readsItself reports whether the process is iptables' own program. A script of the same name may read commands early,
+// and pass them on later.
 func (r *restorer) readsItself() bool {
 	program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", r.cmd.Process.Pid))
 	return err == nil && filepath.Base(program) == "xtables-nft-multi"
 }
 
-// comments are lines that iptables-restore skips. They don't fit into the pipe, the C library's buffer, and that of the
-// program's own: version 1.8.4 first reads 64 KiB, and a line more, before it carries out the first command.
+// comments are lines that iptables-restore ignores. They are too long for the buffers of the pipe, of the C library and
+// of the program together. iptables-restore 1.8.4 reads 64 KiB and one more line before it carries out the first
+// command.
 func comments() []byte {
 	const line, buffer = 1 << 10, 1 << 16
 	return bytes.Repeat([]byte("#"+strings.Repeat(" ", line-2)+"\n"), (2*os.Getpagesize()+buffer)/line+2)
@@ -107,18 +108,20 @@ func (r *restorer) waits(f Flavour) bool {
 	}
 }
 
-// carryOut makes the process carry out the commands, and waits for its end. It kills the process if ctx ends, or after
-// 30 seconds.
+// carryOut makes the process carry out the commands, and waits for the process to end. It kills the process if ctx
+// ends, or after 30 seconds.
 func (r *restorer) carryOut(ctx context.Context, commands string) error {
 	err := r.change(ctx, commands)
 	r.dismiss()
 	return err
 }
 
-// change is carryOut, but it doesn't wait for the end of iptables-nft-restore once the kernel has the change. That
-// program ends tens of milliseconds later: it closes its socket, and the kernel then first frees the deleted rules.
-// When the program reads the last of the comments, it has carried out the commands ahead of them. It then waits for
-// release.
+// change makes the process carry out the commands. It returns as soon as the kernel has the change. Then
+// iptables-nft-restore still runs for tens of milliseconds, because the kernel frees the deleted rules when the program
+// closes its socket.
+//
+// After the commands, change sends comments. When the program has read them, it has carried out the commands. It then
+// waits for release.
 func (r *restorer) change(ctx context.Context, commands string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -134,7 +137,7 @@ func (r *restorer) change(ctx context.Context, commands string) error {
 		err = closeErr
 	}
 	<-r.ended
-	if r.err != nil { // the exit status says more than a failed write
+	if r.err != nil { // the exit status says more than the error of writing
 		err = r.err
 	}
 	if err != nil {
@@ -163,7 +166,7 @@ type output struct{ kept bytes.Buffer }
 
 const maxOutput = 4 << 10
 
-// Write reports all of p as written. A short write would end the copying of the program's output.
+// Write always reports that it has written all of p. Otherwise the rest of the program's output would not be read.
 func (o *output) Write(p []byte) (int, error) {
 	o.kept.Write(p[:min(len(p), maxOutput-o.kept.Len())])
 	return len(p), nil
@@ -171,12 +174,11 @@ func (o *output) Write(p []byte) (int, error) {
 
 func (o *output) String() string { return excerpt.Of(strings.TrimSpace(o.kept.String())) }
 
-// lineNumber matches the number of the wrong line in iptables-restore's output: "line 2 failed", "Error
-// occurred at line: 2", or "line 2: RULE_APPEND failed".
+// lineNumber finds the number of the wrong line in the output of iptables-restore, such as "line 2 failed", "Error
+// occurred at line: 2" or "line 2: RULE_APPEND failed".
 var lineNumber = regexp.MustCompile(`\bline:? (\d+)`)
 
-// offending finds the number of a line in the program's output, and quotes an excerpt of that line of the
-// commands. All commands together may have megabytes.
+// offending returns an excerpt of the line of the commands whose number is in the program's output.
 func offending(said, commands string) string {
 	m := lineNumber.FindStringSubmatch(said)
 	if m == nil {
@@ -195,7 +197,7 @@ func offending(said, commands string) string {
 	return ""
 }
 
-// release lets the process end, and doesn't wait for the end.
+// release lets the process end, but doesn't wait for its end.
 func (r *restorer) release() { _ = r.stdin.Close() }
 
 func (r *restorer) dismiss() {

@@ -14,14 +14,14 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestRestorers: a waiting program doesn't lock the tables. The driver replaces one that was killed or has the
-// wrong flavour.
+// TestRestorers: a waiting process doesn't lock the tables. The driver replaces a process that was killed, or that has
+// the wrong flavour.
 func TestRestorers(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
 	d := driver(t, NFT)
-	for _, f := range []Flavour{NFT, Legacy} { // the second time a program of the first flavour waits
+	for _, f := range []Flavour{NFT, Legacy} { // the second time, the waiting process has the first flavour
 		d.Flavour = f
 		chain := func(name string) error {
 			return d.restoreFamily(t.Context(), conf.IPv4, "*mangle\n:"+name+" - [0:0]\nCOMMIT\n")
@@ -58,8 +58,8 @@ func TestRestorers(t *testing.T) {
 	}
 }
 
-// TestChangesAreMade: when restoreFamily returns, the kernel has the change. It doesn't wait for the program's end,
-// unless a program under the same name may make the change only at its end.
+// TestChangesAreMade: when restoreFamily returns, the kernel has the change. restoreFamily doesn't wait for the process
+// to end, except if a script takes the place of the program.
 func TestChangesAreMade(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -104,8 +104,8 @@ func TestChangesAreMade(t *testing.T) {
 	}
 }
 
-// TestNoChangeOutlivesTheDriver: if the driver's process is killed while its program waits for the lock, the
-// program changes nothing.
+// TestNoChangeOutlivesTheDriver: if the driver's process is killed while iptables-restore waits for the lock,
+// iptables-restore makes no change.
 func TestNoChangeOutlivesTheDriver(t *testing.T) {
 	const commands = "*mangle\n:WEIR-LATE - [0:0]\nCOMMIT\n"
 	if os.Getenv("WEIR_KILLED_DRIVER") != "" {
@@ -145,7 +145,7 @@ func TestNoChangeOutlivesTheDriver(t *testing.T) {
 		t.Fatalf("the program runs: %v", !runs)
 	}
 	await(true)
-	time.Sleep(200 * time.Millisecond) // until the program has its commands
+	time.Sleep(200 * time.Millisecond) // until the program has read its commands
 	_ = killed.Process.Kill()
 	_ = killed.Wait()
 	if err := lock.Close(); err != nil {
@@ -157,8 +157,8 @@ func TestNoChangeOutlivesTheDriver(t *testing.T) {
 	}
 }
 
-// TestOffendingLine: an error quotes only an excerpt of the line whose number the program prints, and only the
-// beginning of the program's output.
+// TestOffendingLine: an error quotes only the beginning of the program's output, and an excerpt of the line whose
+// number is in the output.
 func TestOffendingLine(t *testing.T) {
 	commands := "*mangle\n:WEIR-A - [0:0]\n-A WEIR-A -p sctp -j RETURN\n-A WEIR-A " + strings.Repeat("x", 5000) +
 		"\nCOMMIT\n"

@@ -19,12 +19,11 @@ import (
 	"github.com/weir-net/weir/internal/attrs"
 )
 
-// seen is what readRule finds in a rule of nf_tables. weir looks at rules this way if iptables-save can't print
-// them.
+// seen is a rule as nf_tables shows it. weir reads rules in this form if iptables-save can't print the table.
 type seen struct {
 	handle uint64
 	target string
-	audits bool // the rule logs what audited policies would drop
+	audits bool // true if the rule logs what audited policies would drop
 	always bool
 	sum    []byte // hash of the rule without its counters
 }
@@ -51,11 +50,11 @@ func sum(rules []seen) string {
 
 var nfFamilies = [len(conf.Families)]uint8{conf.IPv4: unix.NFPROTO_IPV4, conf.IPv6: unix.NFPROTO_IPV6}
 
-// exists returns whether the kernel has the family's table, and whether the table is switched off. It doesn't ask
-// iptables: the legacy program would make the table, and the nft program shows a missing table as an empty one.
+// exists reports whether the kernel has the family's table, and whether the table is switched off. It asks the kernel
+// and not iptables: iptables-legacy would create the table, and iptables-nft shows a missing table as an empty one.
 //
-// Equivalent to: nft list table ip TABLE | head -n 2; for Legacy: grep '^TABLE$' /proc/net/ip_tables_names (ip6
-// for IPv6)
+// Equivalent to: nft list table ip TABLE | head -n 2; for Legacy: grep '^TABLE$' /proc/net/ip_tables_names (ip6 for
+// IPv6)
 func (f Flavour) exists(family conf.Family, name string) (there, dormant bool, err error) {
 	if f == Legacy {
 		path := "/proc/thread-self/net/ip_tables_names"
@@ -73,7 +72,7 @@ func (f Flavour) exists(family conf.Family, name string) (there, dormant bool, e
 	}
 	err = dump(unix.NFT_MSG_GETTABLE, family, nil, func(attrs []byte) {
 		if table := attributes(attrs); text(table[unix.NFTA_TABLE_NAME]) == name {
-			const isDormant = 1 // NFT_TABLE_F_DORMANT, include/uapi/linux/netfilter/nf_tables.h
+			const isDormant = 1 // NFT_TABLE_F_DORMANT in include/uapi/linux/netfilter/nf_tables.h
 			flags := table[unix.NFTA_TABLE_FLAGS]
 			there, dormant = true, len(flags) == 4 && binary.BigEndian.Uint32(flags)&isDormant != 0
 		}
@@ -87,7 +86,7 @@ func (f Flavour) exists(family conf.Family, name string) (there, dormant bool, e
 	return there, dormant, nil
 }
 
-// wake switches a table on again.
+// wake switches on a table that another program has switched off.
 //
 // Equivalent to: nft add table ip TABLE (ip6 for IPv6)
 func wake(f conf.Family, name string) error {
@@ -102,8 +101,8 @@ func wake(f conf.Family, name string) error {
 	return nil
 }
 
-// wake makes packets pass the family's tables again. It switches on dormant tables, and deletes built-in chains
-// at wrong hooks.
+// wake makes sure that packets pass the family's tables: it switches on tables, and deletes built-in chains at wrong
+// hooks.
 func (t tables) wake(f conf.Family) (any bool, err error) {
 	for _, name := range tablesUsed {
 		this := t[name]
@@ -137,7 +136,8 @@ var libraryFamilies = [...]nftables.TableFamily{
 	conf.IPv4: nftables.TableFamilyIPv4, conf.IPv6: nftables.TableFamilyIPv6,
 }
 
-// see returns the table's rules by chain. If the parameter only has a chain, see returns only this chain's rules.
+// see returns the table's rules by chain, as nf_tables shows them. With a chain as the parameter only, it returns only
+// the rules of this chain.
 //
 // Equivalent to: nft -a list table ip TABLE; nft -a list chain ip TABLE ONLY (ip6 for IPv6)
 func see(family conf.Family, name string, only ...string) (map[string][]seen, error) {
@@ -179,7 +179,7 @@ func readRule(expressions []byte) seen {
 			r.target = targetOf(data)
 		case "match":
 			r.always = r.always && text(attributes(data)[unix.NFTA_MATCH_NAME]) == "comment"
-		case "log", "target": // newer versions of iptables-nft write NFLOG as log
+		case "log", "target": // newer versions of iptables-nft write the target NFLOG as "log"
 			r.audits, r.always = r.audits || bytes.Contains(data, []byte(conf.AuditLogPrefix)), false
 		default:
 			r.always = false
@@ -203,8 +203,8 @@ func targetOf(immediate []byte) string {
 	return chain
 }
 
-// deleteCopies deletes surplus copies of weir's rules in a table that iptables can't print. Of the rules that
-// lead from one built-in chain to one of weir's chains, it keeps the first without a condition.
+// deleteCopies deletes copies of weir's rules in a table that iptables can't print. Of the rules that lead from a
+// built-in chain to the same chain of weir's, it keeps the first one without a condition.
 //
 // Equivalent to: nft delete rule ip TABLE CHAIN handle HANDLE (ip6 for IPv6)
 func deleteCopies(f conf.Family, name string) error {
@@ -246,9 +246,9 @@ func deleteCopies(f conf.Family, name string) error {
 	return nil
 }
 
-// dump calls the function each() with the attributes of every object of the kind in the family's tables. The
-// parameter of narrows the list, for example to one table. dump returns nl.ErrDumpInterrupted if the objects
-// change during each of five dumps.
+// dump calls each with the attributes of every object of the kind in the family's tables. The attributes of limit the
+// list, for example to one table. If the objects change during each of five attempts, dump returns
+// nl.ErrDumpInterrupted.
 func dump(kind int, family conf.Family, of []*nl.RtAttr, each func(attrs []byte)) error {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|kind, unix.NLM_F_DUMP)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: nfFamilies[family], Version: nl.NFNETLINK_V0})
@@ -256,7 +256,7 @@ func dump(kind int, family conf.Family, of []*nl.RtAttr, each func(attrs []byte)
 		req.AddData(attr)
 	}
 	var err error
-	for range 5 { // the rules may change during the dump
+	for range 5 { // objects may change during an attempt
 		var msgs [][]byte
 		if msgs, err = req.Execute(unix.NETLINK_NETFILTER, 0); errors.Is(err, nl.ErrDumpInterrupted) {
 			continue

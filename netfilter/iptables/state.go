@@ -39,20 +39,20 @@ func (t tables) unknown() (why []error) {
 }
 
 type table struct {
-	// print is the table's fingerprint from shortly before the reading.
+	// print is the fingerprint that the table had shortly before it was read.
 	print print
-	// at is the generation of nf_tables at which the table was last known to be like this; 0 if it is unknown.
+	// at is the last generation of nf_tables at which the table had these rules, or 0 if it is unknown.
 	at      uint32
 	rules   map[string][]string
 	unknown *unknown
 	numbers map[string]*numbering
-	// dormant is true if another program has switched the table off: its rules exist, but check no packets.
+	// dormant is true if another program has switched the table off. Then its rules check no packets.
 	dormant bool
-	// misplaced are built-in chains that aren't at the hook where iptables puts them.
+	// misplaced has built-in chains at another hook than the one at which iptables puts them.
 	misplaced []string
 }
 
-// unknown is what weir knows of a table that iptables-save can't print. weir's rules can still be written there.
+// unknown has what is known of a table that iptables-save can't print. weir's rules can still be written there.
 type unknown struct {
 	why     error
 	seen    map[string][]seen
@@ -64,13 +64,13 @@ type written struct {
 	sum   string
 }
 
-// tablesUsed has the tables in the order in which weir changes them. mangle drops packets, so it comes before
-// filter, which accepts packets.
+// tablesUsed has the tables in the order in which weir changes them. mangle comes first, because it drops packets, and
+// filter accepts packets.
 var tablesUsed = []string{"mangle", "filter", "nat"}
 
-// stands reports whether weir's chains in mangle are complete enough to check every packet of a pod. It doesn't
-// compare their rules with the wanted ones, because another version's rules may differ. It returns false if the
-// kernel shows no rules.
+// stands reports whether weir's chains in mangle are complete enough to check every packet of a pod. It doesn't compare
+// the rules with the wanted ones, because another version of weir may have made them. It returns false if the rules
+// can't be read.
 func (t table) stands(f conf.Family, want *lowered) bool {
 	chains := map[string][]parts{}
 	if t.unknown != nil {
@@ -89,8 +89,8 @@ func (t table) stands(f conf.Family, want *lowered) bool {
 }
 
 func stand(chains map[string][]parts, f conf.Family, want *lowered) bool {
-	// drops reports whether the chain, and each chain that it goes to, ends in DROP, or in the log and RETURN of
-	// audited policies.
+	// drops reports whether the chain, and each chain to which it goes, drops all packets that it doesn't allow: its
+	// last rule is DROP, or it ends in the log and RETURN of audited policies.
 	var drops func(chain string, depth int) bool
 	drops = func(chain string, depth int) bool {
 		rules := chains[chain]
@@ -123,8 +123,8 @@ func stand(chains map[string][]parts, f conf.Family, want *lowered) bool {
 	return true
 }
 
-// parseSave reads iptables-save's output for one table. It keeps other programs' chains, because weir's jumps
-// are among their rules.
+// parseSave parses iptables-save's output for one table. It also returns other programs' chains, because weir has rules
+// in some of them.
 func parseSave(out string) table {
 	t := table{rules: map[string][]string{}}
 	for line := range strings.Lines(out) {
@@ -165,8 +165,8 @@ type set struct {
 	entries ruleset.Entries
 }
 
-// after returns the state after the plan to want. The parameter left has unneeded sets that still exist. Strays count
-// as deleted, although they stay in the kernel.
+// after returns the state of the kernel after the plan has made it equal to want. left has unneeded sets that still
+// exist. Strays count as deleted, although they are still in the kernel.
 func (s state) after(p plan, want *lowered, left []string) state {
 	next := state{sets: make(map[string]set, len(want.sets))}
 	for _, w := range want.sets {
@@ -181,7 +181,7 @@ func (s state) after(p plan, want *lowered, left []string) state {
 		}
 		for name, t := range s.tables[f] {
 			unchanged := !strings.Contains("\n"+p.restore[f], "\n*"+name+"\n")
-			if t.unknown != nil || unchanged { // an unknown table stays unknown
+			if t.unknown != nil || unchanged { // a table that can't be read stays unknown
 				next.tables[f][name] = t
 			}
 		}
@@ -193,9 +193,9 @@ func (s state) after(p plan, want *lowered, left []string) state {
 	return next
 }
 
-// see reads the unknown tables again after a plan, and deletes surplus copies of weir's rules. The parameter
-// before is nf_tables' generation before the plan. If only the plan has changed nf_tables since then, see also
-// notes how the kernel shows weir's chains.
+// see reads the tables again that iptables can't print, and deletes copies of weir's rules. before is the generation of
+// nf_tables before the plan was carried out. If only the plan has changed nf_tables since, see stores how nf_tables
+// shows weir's chains.
 func (s state) see(want *lowered, p plan, before uint32) error {
 	commits := strings.Count(strings.Join(p.restore[:], ""), "COMMIT\n")
 	for _, f := range conf.Families {

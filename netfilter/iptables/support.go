@@ -10,7 +10,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// support says whether kernel and iptables support numbers of classes: ipset's skbinfo, and SET with --map-set
+// support is whether a family supports numbers of classes. They need ipset's skbinfo and the target SET with --map-set
 // (Linux 3.19).
 type support int
 
@@ -31,7 +31,7 @@ func (d *Driver) lower(ctx context.Context, r ruleset.Ruleset) *lowered {
 	return d.lowering.lower(r, n)
 }
 
-// supports reports whether the family supports numbers of classes. It remembers what a trial has shown.
+// supports reports whether the family supports numbers of classes. It tries that once, and remembers the result.
 //
 // Equivalent to:
 //
@@ -54,7 +54,7 @@ func (d *Driver) supports(ctx context.Context, f conf.Family) bool {
 		if trial.Marks = false; d.tryType(trial) == nil {
 			d.numbered[f] = unsupported
 		}
-		return false // if the kernel refuses every set, the next Apply tries again
+		return false // if the kernel refuses all sets, the next Apply tries again
 	}
 	rules := []string{
 		"-j SET --map-set " + conf.TrialSet + " src --map-mark",
@@ -72,8 +72,8 @@ func (d *Driver) supports(ctx context.Context, f conf.Family) bool {
 	return d.numbered[f] == supported
 }
 
-// numbers returns the numbers of the family's classes, by dispatch chain. It returns nil if there are not
-// enough numbers.
+// numbers returns the numbers of the family's classes, by dispatch chain. If there are more classes than numbers, it
+// returns nil.
 func (m *lowering) numbers(have *state, f conf.Family, r ruleset.Ruleset) map[string]*numbering {
 	mangle := have.tables[f][checks]
 	if mangle.numbers == nil && mangle.unknown == nil {

@@ -10,13 +10,14 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// maxMultiport is how many ports one multiport match accepts. A range counts as two (xt_multiport,
-// XT_MULTI_PORTS).
+// maxMultiport is how many ports one multiport match may have. A range counts as two ports (XT_MULTI_PORTS in
+// xt_multiport).
 const maxMultiport = 15
 
-// lowerRule returns the rule as iptables-save prints it, without "-A CHAIN". Some rules become several.
+// lowerRule returns the rule in the form of iptables-save, without "-A CHAIN". A rule that iptables can't express as
+// one becomes several.
 func lowerRule(r ruleset.Rule, f conf.Family) []string {
-	if r.Track == ruleset.First { // no single rule matches both kinds of packets
+	if r.Track == ruleset.First { // one rule can't match both unconfirmed and untracked packets
 		unconfirmed, untracked := r, r
 		unconfirmed.Track, untracked.Track = unconfirmedTrack, untrackedTrack
 		return append(lowerRule(unconfirmed, f), lowerRule(untracked, f)...)
@@ -62,7 +63,7 @@ func (t *rule) add(words ...string) {
 	}
 }
 
-// ruleText returns the text of a rule. Package fmt would take several times as long.
+// ruleText returns the text of a rule. It doesn't use package fmt, which would take several times as long.
 func ruleText(r ruleset.Rule, f conf.Family) string {
 	var t rule
 	t.Grow(128)
@@ -93,7 +94,7 @@ func ruleText(r ruleset.Rule, f conf.Family) string {
 	if program := programs[f][r.Shape]; program != "" {
 		t.add(`-m bpf --bytecode "`, program, `"`)
 	}
-	// The kernel compares from left to right. Ports come before sets, because a port takes a fifth of the time of
+	// The kernel compares the conditions in this order. Ports precede sets, because a port takes a fifth of the time of
 	// a look-up in a set.
 	switch len(r.Ports) {
 	case 0:
@@ -110,7 +111,8 @@ func ruleText(r ruleset.Rule, f conf.Family) string {
 		t.add(matchText(m), " ", m.Name, " ", flags[m.By])
 	}
 	if r.Comment != "" {
-		t.add(`-m comment --comment "`, conf.Comment(r.Comment), `"`) // iptables-save quotes a comment with a space
+		// A space at the end, so that iptables-save quotes the comment.
+		t.add(`-m comment --comment "`, conf.Comment(r.Comment), `"`)
 	}
 	t.target(r)
 	return t.String()
@@ -142,8 +144,8 @@ var tracks = map[ruleset.Track]string{
 	probe.Unestablished:  "-m conntrack --ctstate INVALID,NEW,UNTRACKED",
 }
 
-// ruleset.First means two kinds of packets: those of connections that the kernel hasn't confirmed, and
-// untracked ones. The kernel confirms a connection when its first packet leaves the last hook.
+// ruleset.First matches packets of connections that the kernel hasn't confirmed, and untracked packets. The kernel
+// confirms a connection when its first packet leaves the last hook.
 const (
 	unconfirmedTrack ruleset.Track = "unconfirmed"
 	untrackedTrack                 = probe.Untracked

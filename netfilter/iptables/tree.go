@@ -12,14 +12,14 @@ import (
 
 const clearMark = "-j MARK --set-xmark 0x0/0x1fff0000"
 
-// clears returns the rule that clears weir's bits before the look-up of a number. Other programs may have written
-// to these bits, and the look-up of an address in no class leaves them as they are.
+// clears returns the rule that clears weir's bits in the mark before a number is looked up. Otherwise bits of another
+// program would count as a number if the address is in no class.
 //
 // Equivalent to, for egress:
 //
 //	iptables -t mangle -A WEIR-EGRESS -m mark ! --mark 0x0/0x1fff0000 -j MARK --set-xmark 0x0/0x1fff0000
 //
-// For ingress, the rule matches only the bit of ingress.
+// For ingress, the rule matches only packets whose mark has the bit of ingress.
 func (d dispatch) clears() string {
 	if d.bit == 0 {
 		return "-m mark ! --mark " + markText(0, allBits) + " " + clearMark
@@ -27,10 +27,10 @@ func (d dispatch) clears() string {
 	return "-m mark --mark " + markText(d.bit, d.bit) + " " + clearMark
 }
 
-// lowerDispatch returns the dispatch chain, the chain that jumps to it and then clears the mark, and the chains
-// of the tree. A packet needs one look-up of its pod's number, not one for each class.
+// lowerDispatch returns three kinds of chains: the dispatch chain, which looks up the number of the pod's class; the
+// chain that jumps to the dispatch chain and then clears the mark; and the chains of the tree.
 //
-// Equivalent to, for three classes, of which number 1 has the pods under no policy (after the rule of clears):
+// Equivalent to, for three classes, of which number 1 has the pods that no policy isolates (after the rule of clears):
 //
 //	iptables -t mangle -A WEIR-EGRESS -j SET --map-set weir-eg src --map-mark
 //	iptables -t mangle -A WEIR-EGRESS -m mark --mark 0x10000/0x1fff0000 -j RETURN
@@ -66,14 +66,14 @@ func lowerDispatch(d dispatch, c ruleset.Chain, classes []class, n *numbering) [
 	return append([]chain{top, last}, t.chains...)
 }
 
-// tree makes the chains that lead from a number to the chain of its class. It divides the numbers by their digits
-// of two bits until few are left.
+// tree makes the chains that lead from a number to the chain of its class. Each chain divides the numbers by two more
+// bits, until few numbers are left.
 type tree struct {
 	dispatch
 	*numbering
 	family conf.Family
-	rules  map[string]ruleset.Rule // the ruleset's rules that lead to the classes, by target
-	rest   []string                // the dispatch chain's lines for packets of pods in no class
+	rules  map[string]ruleset.Rule // the ruleset's rules that lead to classes, by the classes' chains
+	rest   []string                // lines of the dispatch chain for pods in no class
 	chains []chain
 }
 
@@ -83,7 +83,8 @@ const (
 	few        = 4
 )
 
-// lines returns the rules for the numbers. The numbers are sorted and differ only in the bits below shift.
+// lines returns the rules that lead to the classes with these numbers. The numbers are sorted, and differ only in the
+// bits below shift.
 func (t *tree) lines(numbers []int, shift int) (lines []string) {
 	if len(numbers) <= few {
 		for _, n := range numbers {
@@ -109,8 +110,8 @@ func (t *tree) lines(numbers []int, shift int) (lines []string) {
 	return append(lines, t.lines(numbers, shift)...)
 }
 
-// node makes the chain for the numbers n with n>>shift == first, and returns the rule that leads to the chain.
-// The chain logs and drops packets with a number of no class.
+// node makes a chain for the numbers n with n>>shift == first, and returns the rule that leads to the chain. The chain
+// logs and drops packets whose number belongs to no class.
 func (t *tree) node(numbers []int, first, shift int) string {
 	digits := strconv.FormatInt(int64(first), 1<<digit)
 	known := (numberBits - shift) / digit
@@ -128,7 +129,7 @@ func (t *tree) logs() string {
 func (t *tree) leaf(number int) string {
 	mark := "-m mark --mark " + markText(t.bit|uint32(number), allBits)
 	r := ruleset.Rule{Comment: t.rules[t.leaves[number]].Comment, Action: ruleset.GoTo, To: t.leaves[number]}
-	if r.To == returns { // nearly every packet matches the rule, and the kernel takes time to skip a comment
+	if r.To == returns { // the kernel takes time to skip a comment, and nearly every packet matches this rule
 		r = ruleset.Rule{Action: ruleset.Return}
 	}
 	if t.former[number] {
@@ -137,8 +138,8 @@ func (t *tree) leaf(number int) string {
 	return mark + " " + ruleText(r, t.family)
 }
 
-// lowerAround returns the lines of a chain with rules that lead to dispatch chains. No packet may leave the chain
-// with a number in its mark: the rules lead to chains that clear the mark, or the chain's last line clears it.
+// lowerAround returns the lines of a chain whose rules lead to dispatch chains. No packet may leave the chain with a
+// number in its mark. So either the rules lead to chains that clear the mark, or the chain's last line clears the mark.
 func lowerAround(rules []ruleset.Rule, one func(ruleset.Rule) []string) (lines []string) {
 	every := slices.ContainsFunc(rules, func(r ruleset.Rule) bool {
 		_, ok := dispatches[r.To]

@@ -15,18 +15,18 @@ import (
 // trialClass is the number of the trial's only class.
 const trialClass = openClass + 1
 
-// trialDispatches are dispatches for the chains of a trial.
+// trialDispatches has the trial's dispatch chains.
 var trialDispatches = map[string]dispatch{
 	probe.EgressChain:  {last: probe.EgressChain + "-LAST"},
 	probe.IngressChain: {last: probe.IngressChain + "-LAST", bit: toPod},
 }
 
-// trialCommands are the commands that make the trial's chains and lead packets of the loopback link into them. With
-// numbers, class sets have numbers of classes.
+// trialCommands returns the commands that make the trial's chains, and lead packets of the loopback link into these
+// chains. With numbers, the class sets have numbers of classes.
 //
-// Equivalent to: iptables -t mangle -N WEIR-TRIAL; iptables -t mangle -A WEIR-TRIAL RULE…; iptables -t mangle -I
-// INPUT -i lo -j WEIR-TRIAL; iptables -t nat -N WEIR-TRIAL; iptables -t nat -A WEIR-TRIAL -p udp --dport PORT -j
-// MASQUERADE --random-fully; iptables -t nat -I POSTROUTING -o lo -j WEIR-TRIAL
+// Equivalent to: iptables -t mangle -N WEIR-TRIAL; iptables -t mangle -A WEIR-TRIAL RULE…; iptables -t mangle -I INPUT
+// -i lo -j WEIR-TRIAL; iptables -t nat -N WEIR-TRIAL; iptables -t nat -A WEIR-TRIAL -p udp --dport PORT -j MASQUERADE
+// --random-fully; iptables -t nat -I POSTROUTING -o lo -j WEIR-TRIAL
 func trialCommands(t *probe.Trial, numbers bool) string {
 	main := chain{name: conf.TrialChain}
 	for _, r := range append(t.Rules(), unusedRules(t.Family)...) {
@@ -58,7 +58,7 @@ func trialCommands(t *probe.Trial, numbers bool) string {
 		masquerades(t, "-I POSTROUTING "+trialJumps["nat"]+"\n")
 }
 
-// trialDispatch lowers the chain as lowerDispatch does for real chains, with one class.
+// trialDispatch lowers the chain like a real dispatch chain with one class.
 func trialDispatch(c ruleset.Chain) []chain {
 	d := trialDispatches[c.Name]
 	d.set = strings.TrimSuffix(c.Rules[0].Sets[0].Name, "6")
@@ -73,8 +73,8 @@ var trialJumps = map[string]string{
 	checks: "-i lo -j " + conf.TrialChain, "nat": "-o lo -j " + conf.TrialChain,
 }
 
-// masquerades are the commands that try weir's rule in the table nat. Without a jump, no packet enters the chain, and
-// the commands delete it again.
+// masquerades returns the commands that try weir's rule in the table nat. Without a jump, no packet enters the chain,
+// and the commands delete the chain again.
 func masquerades(t *probe.Trial, jump string) string {
 	commands := "*nat\n:" + conf.TrialChain + " - [0:0]\n"
 	for _, r := range t.Masquerades() {
@@ -86,7 +86,7 @@ func masquerades(t *probe.Trial, jump string) string {
 	return commands + jump + "COMMIT\n"
 }
 
-// tryCommands are the commands that make a chain of the lines, which no packet enters, and delete it again.
+// tryCommands returns commands that make a chain of the lines and delete it again. No packet enters the chain.
 func tryCommands(lines []string) string {
 	head := "*" + checks + "\n:" + conf.TrialChain + " - [0:0]\n"
 	for _, line := range lines {
@@ -95,8 +95,8 @@ func tryCommands(lines []string) string {
 	return head + "-F " + conf.TrialChain + "\n-X " + conf.TrialChain + "\nCOMMIT\n"
 }
 
-// unusedRules are rules that only this backend needs. No packet of the trial matches them: the kernel must only
-// accept them.
+// unusedRules are rules that only the backend iptables needs. The trial only checks that the kernel accepts them: none
+// of its packets matches them.
 func unusedRules(f conf.Family) []ruleset.Rule {
 	proto := [...]ruleset.Protocol{conf.IPv4: ruleset.ICMP, conf.IPv6: ruleset.ICMPv6}[f]
 	all := []ruleset.Rule{
@@ -114,7 +114,7 @@ func unusedRules(f conf.Family) []ruleset.Rule {
 	return all
 }
 
-// makeTrialSets makes the trial's sets. numbers is true if the class sets have numbers of classes.
+// makeTrialSets makes the trial's sets. numbers is true if the kernel supports numbers of classes in the class sets.
 func (d *Driver) makeTrialSets(t *probe.Trial) (lacks []string, numbers bool) {
 	numbers = true
 	for _, s := range t.Sets {
@@ -160,7 +160,7 @@ func (d *Driver) removeTrial(ctx context.Context, f conf.Family) {
 		}
 		head, end := "*"+table+"\n"+heads, ends+"COMMIT\n"
 		if d.once(ctx, f, head+jump+trialJumps[table]+"\n"+end) != nil {
-			_ = d.once(ctx, f, head+end) // without the jump; if that fails too, the next trial tries again
+			_ = d.once(ctx, f, head+end) // the jump may be missing, so this deletes only the chains
 		}
 	}
 }

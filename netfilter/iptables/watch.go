@@ -17,7 +17,7 @@ func watch(ctx context.Context, heard func(generation uint32, concerned bool)) e
 
 func generation() (uint32, error) { return nftnl.Generation() }
 
-// concerns reports whether the change is of a table, chain or rule that weir uses, the guard's included.
+// concerns reports whether the change is of a table, chain or rule of weir, or of the guard.
 func concerns(c nftnl.Change) bool {
 	if netfilter.ConcernsGuard(c) {
 		return true

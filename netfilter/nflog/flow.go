@@ -11,7 +11,7 @@ const (
 	etherIPv6 = 0x86dd
 )
 
-// The protocols (IANA) whose headers FlowOf reads, and the most extension headers that it goes through.
+// The constants are protocols whose headers FlowOf reads, IPv6's extension headers, and how many of these it skips.
 const (
 	protoICMP     = 1
 	protoTCP      = 6
@@ -27,24 +27,24 @@ const (
 	maxExtHeaders = 8
 )
 
-// Flow has the parts of a packet's headers that say who talks to whom. It is comparable.
+// Flow says who sends a packet to whom, as far as the packet's headers say it. It is comparable.
 type Flow struct {
-	// Src and Dst are addresses. IPv4 addresses are in their IPv6-mapped form, so that a Flow needs no
-	// pointers.
+	// Src and Dst are addresses. IPv4 addresses are in their IPv6-mapped form. Arrays need no pointers, unlike
+	// netip.Addr.
 	Src, Dst [16]byte
-	// EtherType is the packet's. If it is neither IPv4, IPv6 nor ARP, the other fields are zero.
+	// EtherType is IPv4's, IPv6's or ARP's. For any other value, the other fields are zero.
 	EtherType uint16
 	Proto     uint8
 	// Type and Code are those of an ICMP packet.
 	Type, Code uint8
-	// SrcPort and DstPort are those of a TCP, UDP, UDP-Lite or SCTP packet. They are 0 for a later fragment.
+	// SrcPort and DstPort are those of a TCP, UDP, UDP-Lite or SCTP packet. They are 0 in a later fragment.
 	SrcPort, DstPort uint16
 }
 
-// Source returns the sender's address; the zero Addr if the packet is neither IP nor ARP.
+// Source returns the sender's address. If the packet is neither IP nor ARP, it returns the zero Addr.
 func (f Flow) Source() netip.Addr { return f.addr(f.Src) }
 
-// Destination returns the receiver's address; the zero Addr if the packet is neither IP nor ARP.
+// Destination returns the receiver's address. If the packet is neither IP nor ARP, it returns the zero Addr.
 func (f Flow) Destination() netip.Addr { return f.addr(f.Dst) }
 
 func (f Flow) addr(a [16]byte) netip.Addr {
@@ -57,13 +57,13 @@ func (f Flow) addr(a [16]byte) netip.Addr {
 	return netip.Addr{}
 }
 
-// ICMP reports whether Type and Code have a meaning.
+// ICMP reports whether the packet is an ICMP packet, so that Type and Code are valid.
 func (f Flow) ICMP() bool {
 	return f.EtherType == etherIPv4 && f.Proto == protoICMP || f.EtherType == etherIPv6 && f.Proto == protoICMPv6
 }
 
-// FlowOf reads the headers of a packet that begins with its IP or ARP header. It returns true if the packet has
-// a sender's and a receiver's address.
+// FlowOf reads the headers of a packet. b begins with the IP or ARP header. The result is false if the packet doesn't
+// have both addresses.
 func FlowOf(etherType uint16, b []byte) (Flow, bool) {
 	f := Flow{EtherType: etherType}
 	switch etherType {
@@ -81,18 +81,18 @@ func FlowOf(etherType uint16, b []byte) (Flow, bool) {
 	return f, false
 }
 
-// InTunnel reads the headers of the packet inside a VXLAN packet (RFC 7348, section 5). b begins with the outer
-// IP header. It returns true if the inner packet has both addresses.
+// InTunnel reads the headers of the packet inside a VXLAN packet (RFC 7348, section 5). b begins with the outer IP
+// header. The result is false if the inner packet doesn't have both addresses.
 func InTunnel(etherType uint16, b []byte) (Flow, bool) {
 	outer, ok := FlowOf(etherType, b)
 	if !ok || outer.Proto != protoUDP || outer.DstPort == 0 {
 		return Flow{}, false
 	}
-	size := 40 // without extension headers
+	size := 40 // the length of an IPv6 header without extension headers
 	if etherType == etherIPv4 {
 		size = int(b[0]&15) * 4
 	}
-	const headers, ethernet = 8 + 8, 14 // UDP's and VXLAN's
+	const headers, ethernet = 8 + 8, 14 // headers of UDP and VXLAN, and of Ethernet
 	if len(b) < size+headers+ethernet {
 		return Flow{}, false
 	}

@@ -1,15 +1,17 @@
 //go:build linux
 
-// Package nflog reads the packets that the kernel copies to a netlink log group for rules with the target NFLOG.
+// Package nflog reads the packets that the kernel copies to a netlink log group, for rules with the target NFLOG.
 //
-// The library mdlayher/netlink opens and configures the socket. The messages are read without it: it allocates memory
-// for each message and each attribute (BenchmarkParse). So does florianl/go-nflog.
+// It opens the socket with mdlayher/netlink, but parses the messages itself. That library allocates memory for each
+// message and attribute, and so does florianl/go-nflog (BenchmarkParse).
 //
 // Invariants:
-//   - The package knows nothing of policies, and owns no kernel object that outlives its socket.
-//   - The kernel numbers the packets of a group. So each is read, or is counted as lost when a later one is read.
+//   - The package knows nothing of policies. It owns no kernel object that outlives its socket.
+//   - Each packet is read or counted as lost. A loss is noticed when a later packet is read, because the kernel numbers
+//     a
+//     group's packets.
 //   - Reading a packet copies nothing: a Packet consists of parts of the Reader's buffer.
-//   - A group that another program reads stays with that program (ErrTaken).
+//   - If another program already reads the group, Open returns ErrTaken.
 package nflog
 
 import (
@@ -27,7 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// From include/uapi/linux/netfilter/nfnetlink_log.h.
+// These constants are from include/uapi/linux/netfilter/nfnetlink_log.h.
 const (
 	msgPacket = 0
 	msgConfig = 1
@@ -45,24 +47,24 @@ const (
 )
 
 const (
-	// headers is how many bytes of a packet the kernel copies: enough for an IPv6 header, extension headers,
-	// and a TCP header with all its options.
+	// headers is how many bytes of each packet the kernel copies: enough for an IPv6 header with extension headers, and
+	// a TCP header with all options.
 	headers = 128
-	// messageSize is the size of the kernel's buffer for one message. The kernel needs the buffer and less than a
-	// KiB of its own in one piece, and pieces above eight pages are rare.
+	// messageSize is the kernel's buffer for one message. With less than 1 KiB more, it must be one piece of memory,
+	// and pieces of more than eight pages are rare.
 	messageSize = 31 << 10
-	// perMessage is more packets than a message has room for. So the kernel sends full messages, and wakes the
-	// reader less often.
+	// perMessage is more packets than one message can contain. So the kernel sends full messages, and wakes the reader
+	// less often.
 	perMessage = 1 << 10
-	// collectFor is how long the kernel collects packets before it sends a message that isn't full.
+	// collectFor is how long the kernel waits for more packets before it sends a message that isn't full.
 	collectFor = 100 * time.Millisecond
-	// answersWithin limits how long the kernel may take to answer a configuration.
+	// answersWithin is how long the kernel may take to answer a configuration.
 	answersWithin = 5 * time.Second
-	// socketBuffer has room for the packets of a tenth of a second, at 100,000 packets a second.
+	// socketBuffer has room for the packets of a tenth of a second, at 100,000 packets per second.
 	socketBuffer = 8 << 20
 )
 
-// ErrTaken means that another program reads the group: a group has one reader in a network namespace.
+// ErrTaken means that another program reads the group. In a network namespace, a group has only one reader.
 var ErrTaken = errors.New("another program reads the log group")
 
 // Reader reads the packets of one group. Only one goroutine may call Read.
@@ -70,11 +72,11 @@ type Reader struct {
 	conn *netlink.Conn
 	raw  syscall.RawConn
 	buf  []byte
-	next uint32 // number of the next packet
+	next uint32 // the number that the next packet should have
 }
 
-// Open binds to the group. From then on the kernel copies the first 128 bytes of each packet that a rule logs
-// to the group. The error wraps ErrTaken if another program reads the group.
+// Open starts to read the group. From then on, the kernel copies the first 128 bytes of each packet that a rule logs to
+// the group. If another program reads the group, the error wraps ErrTaken.
 //
 // Equivalent to: tcpdump -i nflog:GROUP --snapshot-length=128
 func Open(group uint16) (*Reader, error) {
@@ -130,8 +132,8 @@ func bind(conn *netlink.Conn, group uint16) (*Reader, error) {
 	return r, nil
 }
 
-// acknowledged waits for the kernel's answer to the configuration. Packets that come before the answer count as
-// lost. The library's Execute would fail on them.
+// acknowledged waits for the kernel's answer to the configuration. It skips packets that come before the answer, which
+// the library's Execute can't do. They count as lost.
 func (r *Reader) acknowledged() error {
 	if err := r.conn.SetReadDeadline(time.Now().Add(answersWithin)); err != nil {
 		return err
@@ -183,8 +185,8 @@ func messagesIn(b []byte) iter.Seq2[uint16, []byte] {
 	}
 }
 
-// readerOf returns the port ID of the netlink socket that reads the group, usually a process ID. It is empty if
-// there is none.
+// readerOf returns the netlink port ID, usually a process ID, of the program that reads the group. It is "" if there is
+// none.
 //
 // Equivalent to: awk '$1 == GROUP { print $2 }' /proc/net/netfilter/nfnetlink_log
 func readerOf(group uint16) string {
@@ -200,28 +202,28 @@ func readerOf(group uint16) string {
 	return ""
 }
 
-// Close gives up the group. It also ends a Read that waits.
+// Close ends the reading of the group. A Read that waits also ends.
 func (r *Reader) Close() error { return r.conn.Close() }
 
-// Read waits for packets until ctx ends, or for at most the duration wait. It calls the function each() for every
-// packet that it reads. A packet is valid only until each() returns.
+// Read waits for packets until ctx ends, but no longer than wait. It calls each for every packet. A packet is valid
+// until each returns.
 //
-// lost is how many packets were lost before the last packet that Read has read. The kernel only numbers packets,
-// so a later loss counts with the next packet.
+// lost is how many packets were lost before the last packet that Read has read. A later loss is counted by the next
+// call, because only the next packet's number shows it.
 func (r *Reader) Read(ctx context.Context, wait time.Duration, each func(*Packet)) (lost uint64, err error) {
 	if err := r.conn.SetReadDeadline(time.Now().Add(wait)); err != nil {
 		return 0, err
 	}
 	defer context.AfterFunc(ctx, func() { _ = r.conn.SetReadDeadline(time.Unix(1, 0)) })()
 	var p Packet
-	// The number of messages is limited, because the caller has other work too.
+	// The number of messages is limited, because the caller also has other work.
 	for first, left := true, socketBuffer/messageSize; left > 0; left-- {
 		b, err := r.receive(first)
 		switch {
 		case errors.Is(err, unix.EAGAIN), errors.Is(err, os.ErrDeadlineExceeded):
 			return lost, nil
 		case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.EINTR):
-			continue // gaps in the packets' numbers show the loss
+			continue // the next packet's number shows how many were lost
 		case err != nil:
 			return lost, fmt.Errorf("read the log group: %w", err)
 		}
@@ -236,7 +238,7 @@ func (r *Reader) packets(b []byte, p *Packet, each func(*Packet)) (lost uint64) 
 		if kind != unix.NFNL_SUBSYS_ULOG<<8|msgPacket || !p.parse(data) {
 			continue
 		}
-		lost += uint64(p.number - r.next) // the numbers begin at 0 and wrap around
+		lost += uint64(p.number - r.next) // numbers begin at 0, and continue with 0 after the highest number
 		r.next = p.number + 1
 		each(p)
 	}

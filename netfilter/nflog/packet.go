@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Attributes of include/uapi/linux/netfilter/nfnetlink_log.h, and the sizes of struct nfgenmsg and struct
+// These are attributes of include/uapi/linux/netfilter/nfnetlink_log.h, and the sizes of struct nfgenmsg and struct
 // nlattr.
 const (
 	attrHeader     = 1
@@ -28,8 +28,8 @@ type Packet struct {
 	Prefix    []byte
 	EtherType uint16
 	Payload   []byte
-	// In and Out are the indexes of the links that the packet came in by and would have left by; 0 for none.
-	// Port is the index of the bridge port that a frame came in by.
+	// In and Out are the indexes of the links by which the packet came in and would have gone out; 0 means none. Port
+	// is the index of the bridge port by which a frame came in.
 	In, Out, Port uint32
 
 	number uint32
