@@ -7,8 +7,7 @@ import (
 	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
-// ConcernsGuard reports whether the change is one of the guard's tables, or of the gate's. Every backend
-// watches them.
+// ConcernsGuard reports whether the change is in a table of the guard or the gate. Both backends watch these tables.
 func ConcernsGuard(c nftnl.Change) bool {
 	switch c.Family {
 	case unix.NFPROTO_BRIDGE:

@@ -41,7 +41,7 @@ func (b *Batch) Add(r *nl.NetlinkRequest, doing string, args ...any) *Step {
 	return s
 }
 
-// MapError returns a function for Step.MapError, which replaces the error from by the error to (nil: no error).
+// MapError returns a function for Step.MapError. The function replaces one error by another, or by nil.
 func MapError(from, to error) func(error) error {
 	return func(err error) error {
 		if errors.Is(err, from) {

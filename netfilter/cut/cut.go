@@ -94,7 +94,7 @@ type walk struct {
 // connection, whose packets would count as established.
 //
 // The rules may change during the walk. The function newest returns an evaluator of the newest rules. If it disagrees
-// with the evaluator by, Walk doesn't change the connection: another walk follows.
+// with the first evaluator, Walk doesn't change the connection: another walk follows.
 func Walk(by Evaluator, newest func() Evaluator) (Result, error) {
 	w := walk{newest: newest}
 	for c, err := range conntrack.All() {

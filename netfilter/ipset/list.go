@@ -26,9 +26,9 @@ func (h *Handle) List(name string) (Set, error) {
 	return s, err
 }
 
-// Each reads the set, and calls each for every entry. The comment is valid until each returns. If each returns false,
-// Each ends without an error. comments is true if the set has room for comments. If there is no such set, the error is
-// ErrNotExist.
+// Each reads the set, and passes every entry to the function each. The comment is valid until that function returns. If
+// the function returns false, Each ends without an error. comments is true if the set has room for comments. If there
+// is no such set, the error is ErrNotExist.
 //
 // Equivalent to: ipset list NAME
 func (h *Handle) Each(name string, each func(e Entry, comment []byte) bool) (s Header, comments bool, err error) {

@@ -351,7 +351,7 @@ func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]strin
 	}
 	after, errAfter := d.counter.Generation()
 	if err == nil && errAfter == nil {
-		d.own.Note(before, after, tables)
+		d.own.Add(before, after, tables)
 	}
 	return nil
 }

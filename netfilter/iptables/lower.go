@@ -194,8 +194,8 @@ type loweredSet struct {
 	whole    bool // true if the set contains all addresses, which ipset stores as two halves
 }
 
-// next lowers the set now. s is the lowered form of an earlier set of this name: only entries that have changed since
-// are lowered. ipset can't store the network /0, so two halves replace it.
+// next returns the lowered form of a set. s is the lowered form of an earlier set of this name: only entries that have
+// changed since are lowered. ipset can't store the network /0, so two halves replace it.
 func (s loweredSet) next(now ruleset.Set) loweredSet {
 	n := loweredSet{now.Kind, now.Entries, now.Entries, hasAll(now)}
 	if n.whole || s.whole || s.kind != now.Kind {

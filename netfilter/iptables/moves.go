@@ -117,7 +117,8 @@ func (d numberChange) when(was, now int) moment {
 	return never
 }
 
-// closes reports whether the class with the number now may deny what the class with the number was allowed.
+// closes reports whether the pod's new class may deny a packet that its old class allowed. was and now are the classes'
+// numbers.
 func (d numberChange) closes(was, now int) bool {
 	return was != now && (!d.known || !within(d.old[was], d.new[now], d.newLines))
 }

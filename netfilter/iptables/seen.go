@@ -136,8 +136,8 @@ var libraryFamilies = [...]nftables.TableFamily{
 	conf.IPv4: nftables.TableFamilyIPv4, conf.IPv6: nftables.TableFamilyIPv6,
 }
 
-// see returns the table's rules by chain, as nf_tables shows them. With a chain as the parameter only, it returns only
-// the rules of this chain.
+// see returns the table's rules by chain, as nf_tables shows them. If a chain's name is given, see returns only the
+// rules of this chain.
 //
 // Equivalent to: nft -a list table ip TABLE; nft -a list chain ip TABLE ONLY (ip6 for IPv6)
 func see(family conf.Family, name string, only ...string) (map[string][]seen, error) {
@@ -246,9 +246,9 @@ func deleteCopies(f conf.Family, name string) error {
 	return nil
 }
 
-// dump calls each with the attributes of every object of the kind in the family's tables. The attributes of limit the
-// list, for example to one table. If the objects change during each of five attempts, dump returns
-// nl.ErrDumpInterrupted.
+// dump lists the objects of the kind in the family's tables, and passes each object's attributes to the function each.
+// The attributes in the parameter of limit the list, for example to one table. If the objects change during each of
+// five attempts, dump returns nl.ErrDumpInterrupted.
 func dump(kind int, family conf.Family, of []*nl.RtAttr, each func(attrs []byte)) error {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|kind, unix.NLM_F_DUMP)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: nfFamilies[family], Version: nl.NFNETLINK_V0})

@@ -53,7 +53,7 @@ func syn(t testing.TB) []byte {
 		&layers.TCP{SrcPort: 40000, DstPort: 5432, SYN: true})
 }
 
-// TestGaps: a gap in the packets' numbers is a loss, also at the end of the range of numbers.
+// TestGaps: a gap in the packets' numbers counts as a loss, also where the numbers begin again with 0.
 func TestGaps(t *testing.T) {
 	r := &Reader{next: 0xfffffffe}
 	var got []uint32
@@ -166,7 +166,7 @@ func TestFlow(t *testing.T) {
 	}
 }
 
-// FuzzPackets: whatever the kernel sends, the reader doesn't panic, and passes on no more bytes than there are.
+// FuzzPackets: whatever the kernel sends, the reader doesn't panic, and passes on no more bytes than it has received.
 func FuzzPackets(f *testing.F) {
 	f.Add(message(f, 0, "weir drop X", etherIPv4, syn(f)))
 	f.Add(append(message(f, 1, "", etherARP, nil), 1, 2, 3))
@@ -181,7 +181,7 @@ func FuzzPackets(f *testing.F) {
 	})
 }
 
-// FuzzFlow: if FlowOf and gopacket can both read a packet, they find the same addresses and the same TCP port.
+// FuzzFlow: if both FlowOf and the library gopacket can read a packet, they return the same addresses and TCP port.
 func FuzzFlow(f *testing.F) {
 	f.Add(true, syn(f))
 	f.Add(false, make([]byte, 60))
@@ -193,7 +193,7 @@ func FuzzFlow(f *testing.F) {
 		got, ok := FlowOf(etherType, b)
 		p := gopacket.NewPacket(b, first, gopacket.DecodeOptions{Lazy: true, NoCopy: true})
 		ip := p.NetworkLayer()
-		if !ok || ip == nil || p.ErrorLayer() != nil { // one of the two can't read the packet
+		if !ok || ip == nil || p.ErrorLayer() != nil { // FlowOf or gopacket can't read the packet
 			return
 		}
 		src, dst := ip.NetworkFlow().Endpoints()
@@ -207,7 +207,7 @@ func FuzzFlow(f *testing.F) {
 	})
 }
 
-// BenchmarkParse reads messages with this package, and with the library mdlayher/netlink.
+// BenchmarkParse compares how fast this package and the library mdlayher/netlink parse messages.
 func BenchmarkParse(b *testing.B) {
 	var all []byte
 	for i := range uint32(perMessage) {

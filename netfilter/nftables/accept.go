@@ -14,11 +14,10 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// In nftables, a later chain of another program can still drop a packet that weir's chains allow. The chain FORWARD of
-// iptables-nft's tables "ip filter" and "ip6 filter" often does: Docker and many operating systems give it the policy
-// DROP. So weir writes rules that accept such packets into this chain, if it exists. If the chain FORWARD of
-// iptables-legacy drops packets, weir writes the same rules there (Driver.Legacy). Other chains that drop such packets
-// are only reported.
+// This file writes weir's rules into the chain FORWARD of iptables-nft's tables "ip filter" and "ip6 filter", if it
+// exists. Docker and many operating systems make this chain drop packets by default, and so also packets that weir's
+// own chains allow. weir's rules there accept these packets. If the chain FORWARD of iptables-legacy drops packets, it
+// gets the same rules (Driver.Legacy). Other chains that drop such packets are only reported.
 
 const forwardChain = "FORWARD"
 
@@ -26,30 +25,30 @@ var filters = [len(conf.Families)]nftnl.Table{
 	conf.IPv4: {Family: unix.NFPROTO_IPV4, Name: "filter"}, conf.IPv6: {Family: unix.NFPROTO_IPV6, Name: "filter"},
 }
 
-// concernsAccept reports whether the change is one of iptables-nft's tables filter, or in their chains FORWARD.
-// Such a change may have removed weir's rules there.
+// concernsAccept reports whether the change is in a chain FORWARD of iptables-nft's tables filter, or of such a table
+// itself. It may have removed weir's rules.
 func concernsAccept(c nftnl.Change) bool {
 	return c.Table == filters[0].Name && (c.Family == unix.NFPROTO_IPV4 || c.Family == unix.NFPROTO_IPV6) &&
 		(c.Chain == "" || c.Chain == forwardChain)
 }
 
-// accepting is what the driver knows of a family's chain FORWARD.
+// accepting is what the driver knows of one family's chain FORWARD.
 type accepting struct {
-	known bool        // the chain has the wanted rules, or doesn't exist
+	known bool        // true if the chain has the wanted rules, or doesn't exist
 	rules []nftnl.Sum // the wanted rules
-	wrote bool        // the driver has written rules there
-	drops []string    // sentences about other programs' chains that drop pods' packets
-	// legacyKnown is true if iptables-legacy's chain FORWARD accepts pods' packets, or legacy says why it doesn't.
-	// legacyWrote is true if the driver has written rules there.
+	wrote bool        // true if the driver has written rules there
+	drops []string    // a sentence for each chain of another program that drops pods' packets
+	// legacyKnown is true if iptables-legacy's chain FORWARD accepts pods' packets, or legacy has the reason why it
+	// doesn't. legacyWrote is true if the driver has written rules there.
 	legacyKnown, legacyWrote bool
 	legacy                   string
 }
 
-// acceptRules returns weir's rules for the chain FORWARD. Its table can't use weir's sets, so each address of a
-// chained pod has two rules.
+// acceptRules returns weir's rules for the chain FORWARD. They can't look up weir's sets, which are in another table.
+// So there are two rules for each address of a chained pod.
 //
-// Equivalent to: iptables-nft -A FORWARD -i weir0 -m comment --comment "weir: …" -j ACCEPT, and the same with
-// -o weir0, -s ADDRESS and -d ADDRESS
+// Equivalent to: iptables-nft -A FORWARD -i weir0 -m comment --comment "weir: …" -j ACCEPT, and the same with -o weir0,
+// -s ADDRESS and -d ADDRESS
 func acceptRules(want *table) (rules []nftnl.Rule) {
 	for _, r := range accepted(want) {
 		r.Action = ruleset.Accept
@@ -65,7 +64,7 @@ func acceptRules(want *table) (rules []nftnl.Rule) {
 	return rules
 }
 
-// accepted returns the conditions of weir's rules for the chain FORWARD.
+// accepted returns which packets the chain FORWARD must accept, as the conditions of rules.
 func accepted(want *table) []ruleset.Rule {
 	rules := []ruleset.Rule{{In: conf.Bridge}, {Out: conf.Bridge}}
 	if chained, ok := want.find(want.family.Set(conf.ChainedSet)); ok {
@@ -76,15 +75,16 @@ func accepted(want *table) []ruleset.Rule {
 	return rules
 }
 
-// shortLink compares a link's name as iptables-nft does. Then iptables-nft can print the rule.
+// shortLink compares a link's name in the form that iptables-nft uses. Otherwise iptables-nft could not print the rule.
 func (s *statement) shortLink(key uint32, name string) {
 	if name != "" {
 		s.e = s.e.Meta(key, 0).Compare(unix.NFT_CMP_EQ, append([]byte(name), 0))
 	}
 }
 
-// keepAccepting puts the rules of the wanted families into the chains FORWARD, and removes weir's other rules
-// there. repaired is true if rules had been lost. An error is only reported, because these rules deny nothing.
+// keepAccepting makes the chains FORWARD have the rules of the wanted families, and none of weir's other rules.
+// repaired is true if rules were missing. If it fails, the error is only reported: without these rules, nothing passes
+// that should not.
 func (d *Driver) keepAccepting(ctx context.Context, want lowered) (repaired bool) {
 	for _, f := range conf.Families {
 		var rules []nftnl.Rule
@@ -117,8 +117,8 @@ func (d *Driver) keepAccepting(ctx context.Context, want lowered) (repaired bool
 	return repaired
 }
 
-// acceptInLegacy puts weir's rules into the chain FORWARD of iptables-legacy, if that drops packets. lost is true if
-// the driver has written rules there before.
+// acceptInLegacy puts weir's rules into the chain FORWARD of iptables-legacy, if this chain drops packets by default.
+// lost is true if earlier rules of the driver were missing.
 func (d *Driver) acceptInLegacy(ctx context.Context, f conf.Family, want *table) (lost bool) {
 	if d.Legacy == nil {
 		return false
@@ -143,15 +143,15 @@ func (d *Driver) forgetAccepting() {
 	}
 }
 
-// forgetLegacy makes the next Apply look at iptables-legacy again. The kernel doesn't tell of changes there.
+// forgetLegacy makes the next Apply check iptables-legacy's rules, whose changes the kernel doesn't report.
 func (d *Driver) forgetLegacy() {
 	for f := range d.accepting {
 		d.accepting[f].legacyKnown = false
 	}
 }
 
-// accept puts weir's rules into the family's chain FORWARD: directly before the rules that refuse everything, or
-// else at the end.
+// accept puts weir's rules into the family's chain FORWARD: before the rules that refuse everything, or else at the
+// end.
 func (d *Driver) accept(f conf.Family, rules []nftnl.Rule) (changed bool, err error) {
 	for range triesOfAChange {
 		var b nftnl.Batch
@@ -175,7 +175,7 @@ func (d *Driver) planAccept(b *nftnl.Batch, f conf.Family, rules []nftnl.Rule) e
 		return err
 	}
 	var own, foreign []nftnl.Listed
-	first := 0 // how many rules of others are before weir's first one
+	first := 0 // how many rules of other programs precede weir's first rule
 	for _, r := range all {
 		if commentOf(r) != netfilter.AcceptComment {
 			foreign = append(foreign, r)
@@ -208,8 +208,8 @@ func (d *Driver) planAccept(b *nftnl.Batch, f conf.Family, rules []nftnl.Rule) e
 	return nil
 }
 
-// droppers returns a sentence for each chain of another program that may drop forwarded packets. It leaves out
-// a chain whose table has a rule about weir0: its owner knows of the pods.
+// droppers returns a sentence for each chain of another program that may drop forwarded packets. It leaves out chains
+// whose table has a rule about weir0, because the owner of the table has thought of the pods.
 func (d *Driver) droppers(f conf.Family) (all []string, err error) {
 	chains, err := d.reader.BaseChains(unix.NF_INET_FORWARD)
 	if err != nil {

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// forward returns the rules of filter FORWARD as iptables-nft prints them, without rules for chained pods.
+// forward returns the rules of filter FORWARD as iptables-nft prints them, except those for chained pods.
 func forward(t *testing.T, program string) []string {
 	t.Helper()
 	return slices.DeleteFunc(strings.Split(strings.TrimSpace(nodetest.Run(t, program, "-S", "FORWARD")), "\n"),
@@ -28,8 +28,8 @@ const (
 	acceptsOut = `-A FORWARD -o weir0 -m comment --comment "` + netfilter.AcceptComment + `" -j ACCEPT`
 )
 
-// TestForwardAcceptsPods: weir's rules in iptables-nft's chain FORWARD come directly before the rules that refuse
-// everything, or else last. weir doesn't make the chain.
+// TestForwardAcceptsPods: weir's rules in iptables-nft's chain FORWARD are before the rules that refuse everything, or
+// else at the end. If the chain is missing, weir doesn't make it.
 func TestForwardAcceptsPods(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -89,7 +89,7 @@ func TestForwardAcceptsPods(t *testing.T) {
 			}
 			r := mustApply(t, d, want, netfilter.All)
 			got := forward(t, program)
-			for i, l := range got { // iptables adds the kind of rejection
+			for i, l := range got { // iptables adds how packets are rejected
 				l, _, _ = strings.Cut(l, " --reject-with")
 				got[i] = l
 			}
@@ -101,7 +101,8 @@ func TestForwardAcceptsPods(t *testing.T) {
 			}
 		}
 		saved := nodetest.Run(t, program+"-save")
-		nodetest.Run(t, "sh", "-c", program+"-restore <<'T'\n"+saved+"T") // now the comments are matches of xtables
+		// After this, comments are written as matches of xtables.
+		nodetest.Run(t, "sh", "-c", program+"-restore <<'T'\n"+saved+"T")
 		mustApply(t, d, want, netfilter.All)
 		if got := forward(t, program); len(got) != 6 || got[2] != acceptsIn || got[3] != acceptsOut {
 			t.Errorf("%s restored:\n%s", program, strings.Join(got, "\n"))
@@ -115,7 +116,7 @@ func TestForwardAcceptsPods(t *testing.T) {
 	}
 }
 
-// TestForwardAcceptsChainedPods: the chain FORWARD has rules for a chained pod's address until the pod ends.
+// TestForwardAcceptsChainedPods: the chain FORWARD has rules for each chained pod's address, until the pod ends.
 func TestForwardAcceptsChainedPods(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -144,8 +145,8 @@ func TestForwardAcceptsChainedPods(t *testing.T) {
 	}
 }
 
-// TestOthersThatDropAreNoted: a note names a chain of another program that drops what weir allows, until the
-// chain accepts pods.
+// TestOthersThatDropAreNoted: a note names the chain of another program that drops packets which weir allows. When the
+// chain accepts pods, the note is gone.
 func TestOthersThatDropAreNoted(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -1,13 +1,13 @@
-// Package nftables is the backend nftables. It owns weir's tables "ip weir" and "ip6 weir" of nf_tables, compares them
-// with a ruleset.Ruleset, and applies the difference: in one transaction, or in several if packets that are on their
-// way could pass a single one (steps.go).
+// Package nftables is the backend nftables. It owns the tables "ip weir" and "ip6 weir" of nf_tables, compares them
+// with a ruleset.Ruleset, and applies the difference. A change that both allows and denies more has several
+// transactions (steps.go).
 //
 // Invariants:
-//   - No transaction of a change allows a packet that both the old and the new state deny, even if it comes between two
-//     look-ups of the packet.
+//   - At no moment of a change does a packet pass that both the old and the new state deny, even if it is on its way
+//     during a transaction.
 //   - Applying a ruleset twice changes nothing.
-//   - In other programs' tables it changes only its own rules in the chain FORWARD of the table filter (accept.go).
-//   - Everything goes over netlink: the package starts no program, and needs none on the node. Only Driver.Legacy may.
+//   - In other programs' tables, the package changes only its own rules in the chain FORWARD of filter (accept.go).
+//   - The package uses netlink, and starts no program. Only the function Driver.Legacy may start programs.
 package nftables
 
 import (
@@ -23,21 +23,21 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Driver applies rulesets to the kernel. Apart from Inspect and Watch, its methods aren't safe for concurrent
-// use.
+// Driver applies rulesets to the kernel. Only Inspect and Watch may be called from several goroutines.
 type Driver struct {
-	// Legacy puts the rules into the chain FORWARD of iptables-legacy if that drops packets, and else removes weir's
-	// rules there. If it can't, problem says how a person can. If Legacy is nil, iptables-legacy isn't looked at.
+	// Legacy puts the rules into the chain FORWARD of iptables-legacy if this chain drops packets. Otherwise it removes
+	// weir's rules there. If it can't write the rules, problem says what a person can do. If Legacy is nil,
+	// iptables-legacy is ignored.
 	Legacy func(ctx context.Context, f conf.Family, rules []ruleset.Rule) (changed bool, problem string, err error)
 
 	reader   *nftnl.Reader
 	sender   nftnl.Sender
 	have     *state
-	settled  *ruleset.Ruleset // what the kernel has, if the last Apply has succeeded
+	settled  *ruleset.Ruleset // the last ruleset, if the kernel has exactly this ruleset; otherwise nil
 	fresh    bool
 	lowering lowering
-	refresh  *refresh // nil if none has begun
-	// knownAt is the generation of nf_tables at which the kernel had exactly the state d.have; 0 if it is
+	refresh  *refresh // a reading of the kernel's state that has begun, or nil
+	// knownAt is the last generation of nf_tables at which the kernel had exactly the state d.have, or 0 if it is
 	// unknown.
 	knownAt   uint32
 	readAt    uint32
@@ -45,10 +45,10 @@ type Driver struct {
 	accepting [len(conf.Families)]accepting
 }
 
-// New returns a driver. It changes nothing.
+// New returns a driver. It doesn't read or change the kernel.
 func New() *Driver { return &Driver{reader: nftnl.NewReader()} }
 
-// Close disconnects. Applied rulesets stay in the kernel.
+// Close ends the driver's connections to the kernel. Rules and sets stay.
 func (d *Driver) Close() {
 	d.reader.Close()
 	d.sender.Close()
@@ -56,13 +56,16 @@ func (d *Driver) Close() {
 
 func (d *Driver) Name() string { return "nftables" }
 
-// triesOfAChange limits the tries of a transaction. The kernel refuses it if another program has changed the
-// tables since they were read.
+// triesOfAChange is how often a transaction is tried. The kernel refuses a transaction if another program has changed
+// the tables since they were read.
 const triesOfAChange = 3
 
-// Apply makes the kernel have the ruleset. After a RefusedError the kernel has what it had before, or a state on the
-// way to the ruleset, and the caller must leave out the refused parts. Before Apply returns another error, it closes
-// the pods if it can read the kernel's rules and they don't check all packets.
+// Apply makes weir's tables in the kernel equal to the ruleset.
+//
+//   - After a RefusedError, the kernel has the old state, or a state between the old and the new. The caller must leave
+//     the
+//     refused parts out of the next ruleset.
+//   - Before it returns another error, Apply closes the pods if the kernel's rules don't check all packets.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
 	var all netfilter.Result
 	if verify == netfilter.Trust {
@@ -111,7 +114,7 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 	}
 }
 
-// joined returns the result of two tries.
+// joined returns the sum of the results of two tries.
 func joined(a, b netfilter.Result) netfilter.Result {
 	if b.Strays = append(a.Strays, b.Strays...); a.Changed {
 		b.Changed, b.Rules, b.Closes, b.Closed = true, a.Rules || b.Rules, a.Closes || b.Closes, nil
@@ -119,7 +122,7 @@ func joined(a, b netfilter.Result) netfilter.Result {
 	return b
 }
 
-// apply commits the transactions from the known state to the ruleset. It returns the last transaction.
+// apply commits the transactions from the known state to the ruleset. p is the plan of the last transaction.
 func (d *Driver) apply(want lowered, alone bool) (r netfilter.Result, p *plan, err error) {
 	for _, f := range conf.Families {
 		if want[f] != nil {
@@ -137,7 +140,8 @@ func (d *Driver) apply(want lowered, alone bool) (r netfilter.Result, p *plan, e
 		}
 		if !p.batch.Empty() {
 			if err := d.commit(&p.batch); err != nil {
-				if !errors.As(err, new(*nftnl.RefusedError)) { // after a RefusedError, the kernel has what it had before
+				// After a RefusedError, the kernel's state hasn't changed.
+				if !errors.As(err, new(*nftnl.RefusedError)) {
 					d.have, d.knownAt = nil, 0
 				}
 				return r, p, err
@@ -156,7 +160,7 @@ func (d *Driver) commit(b *nftnl.Batch) error {
 		return err
 	}
 	after, _ := d.reader.Generation()
-	d.own.Note(before, after, 1)
+	d.own.Add(before, after, 1)
 	if d.knownAt != 0 && d.knownAt == before && after == before+1 {
 		d.knownAt = after
 	} else {
@@ -165,9 +169,9 @@ func (d *Driver) commit(b *nftnl.Batch) error {
 	return nil
 }
 
-// forgetMissing forgets elements that the plan deletes and that the plugin has deleted meanwhile. It returns
-// true if there were any. A full read would also show newer changes of the plugin, and the next try would undo
-// them.
+// forgetMissing finds out which of the elements that the plan deletes are already gone, because the plugin has deleted
+// them. It returns true if there are any. It doesn't read whole sets: it would then see newer elements of the plugin,
+// and the next try would delete them.
 func (d *Driver) forgetMissing(p *plan) (any bool) {
 	found, err := d.reader.Find(p.deletes)
 	if err != nil {
@@ -186,8 +190,8 @@ func (d *Driver) forgetMissing(p *plan) (any bool) {
 	return any
 }
 
-// KeepClosed protects the pods while no ruleset can be compiled yet. If weir's chains are complete, they stay.
-// Otherwise it applies the ruleset closed, without classes, and returns true.
+// KeepClosed protects the pods until a ruleset can be compiled. If weir's chains in the kernel are complete, it changes
+// nothing. Otherwise it applies closed, a ruleset without classes, and returns true.
 func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (changed bool, err error) {
 	if stand, err := d.Stands(ctx, closed); stand || err != nil {
 		return false, err
@@ -196,7 +200,7 @@ func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (change
 	return true, err
 }
 
-// Stands reads the kernel, and reports whether weir's chains are complete for the families of the ruleset.
+// Stands reads the kernel's state, and reports whether weir's chains are complete for the families of the ruleset.
 func (d *Driver) Stands(ctx context.Context, closed ruleset.Ruleset) (bool, error) {
 	if err := d.Read(ctx); err != nil {
 		return false, err
@@ -210,13 +214,14 @@ func (d *Driver) Stands(ctx context.Context, closed ruleset.Ruleset) (bool, erro
 	return true, nil
 }
 
-// PutFirst does nothing: the kernel runs weir's chains at hooks of their own, whatever other programs do.
+// PutFirst does nothing. With nftables, no other program can put rules ahead of weir's: weir's chains have their own
+// hooks.
 func (d *Driver) PutFirst(context.Context, ruleset.Ruleset) error { return nil }
 
-// CleanOtherFlavour does nothing: weir's tables have only one form.
+// CleanOtherFlavour does nothing, because nftables has only one form of rules.
 func (d *Driver) CleanOtherFlavour(context.Context) error { return nil }
 
-// Remove removes weir's tables, and weir's rules in the chains FORWARD. After that, no policy is enforced.
+// Remove removes weir's tables, and weir's rules in the chains FORWARD. Then no policy is enforced any more.
 //
 // Equivalent to: nft delete table ip weir; nft delete table ip6 weir
 func (d *Driver) Remove(ctx context.Context) error {
@@ -226,7 +231,7 @@ func (d *Driver) Remove(ctx context.Context) error {
 		for _, chain := range []string{conf.ForwardChain, conf.InputChain, conf.PostroutingChain} {
 			var b nftnl.Batch
 			b.FlushChain(t, chain)
-			_ = b.Commit() // if the chain isn't there, no packet comes
+			_ = b.Commit() // an error means that the chain doesn't exist
 		}
 	}
 	awaitPackets()
@@ -240,19 +245,19 @@ func (d *Driver) Remove(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// awaitPackets waits for the packets that are between two rules of weir's. A packet keeps the rules that it met
-// first, but looks up elements as they are at the moment. So a packet would be dropped if its pod left the maps
-// while the packet was between the first rule and the look-up.
+// awaitPackets waits for packets that are on their way through weir's rules. A packet meets the rules of the moment of
+// its first rule, but finds the newest elements of sets. So it would be dropped if its pod left the maps before the
+// packet's look-up.
 //
-// The kernel's membarrier waits until all processors have left their read-side critical sections, in which they
-// handle packets (membarrier(2), MEMBARRIER_CMD_GLOBAL).
+// The kernel's membarrier waits until all processors have finished the packets that they are handling (membarrier(2),
+// MEMBARRIER_CMD_GLOBAL).
 func awaitPackets() {
 	const global = 1
 	_, _, _ = unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0)
 }
 
-// closeAll drops all packets of this node's pods, also those of established connections. It is for a kernel that
-// refuses weir's rules while its present rules don't check all packets.
+// closeAll drops all packets of the node's pods, also those of established connections. It is called if the kernel
+// refuses weir's rules, and its present rules don't check all packets.
 //
 // Equivalent to:
 //
@@ -265,7 +270,7 @@ func awaitPackets() {
 //	nft add rule ip weir WEIR-FORWARD iifname weir0 counter drop
 //	nft add rule ip weir WEIR-FORWARD oifname weir0 counter drop
 //
-// WEIR-INPUT gets the same rules except the last. If the kernel refuses the set, its rules are left out.
+// WEIR-INPUT gets the same rules except the last. If the kernel refuses the set, the rules with the set are left out.
 func (d *Driver) closeAll(ctx context.Context, want lowered) error {
 	if d.have == nil {
 		if err := d.Read(ctx); err != nil {
@@ -313,7 +318,7 @@ func closing(f conf.Family, have held, want *table, sets bool) *nftnl.Batch {
 		b.AddChain(t, c.Chain)
 		b.FlushChain(t, c.Name)
 		for _, r := range drops {
-			if r.Out != "" && c.Hook.Number == unix.NF_INET_LOCAL_IN { // nothing leaves there
+			if r.Out != "" && c.Hook.Number == unix.NF_INET_LOCAL_IN { // packets to the node go out by no link
 				continue
 			}
 			r.Action, r.Comment = ruleset.Drop, "weir: the kernel refuses the rules of the policies"

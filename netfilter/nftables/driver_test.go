@@ -36,7 +36,7 @@ func mustApply(t *testing.T, d *Driver, want ruleset.Ruleset, verify netfilter.V
 	return r
 }
 
-// dualStack returns a driver, and the ruleset of policytest.DualStack, which it has applied.
+// dualStack returns a driver that has applied the ruleset of policytest.DualStack, and this ruleset.
 func dualStack(t *testing.T) (*Driver, ruleset.Ruleset) {
 	t.Helper()
 	d, r := driver(t), policy.Compile(policytest.DualStack())
@@ -58,7 +58,7 @@ func TestApply(t *testing.T) {
 	}
 	s := random()
 	layouts := map[nftnl.Layout][len(conf.Families)]bool{}
-	came, went, six := 0, 0, false // how often IPv6 has come and gone; whether it is there
+	came, went, six := 0, 0, false // how often IPv6 was added and removed, and whether it is there now
 	for i := range 60 {
 		want := policytest.Bounds(r).Merge(policy.Compile(s), nil)
 		for f, table := range new(lowering).lower(want) {
@@ -85,7 +85,7 @@ func TestApply(t *testing.T) {
 			t.Fatalf("round %d: applied again by another driver, the ruleset changed something", i)
 		}
 		if s = policytest.Change(r, s); i%5 == 4 {
-			s = random() // a state that has nothing to do with the last
+			s = random() // a random state instead of a change of the last
 		}
 	}
 	for l := nftnl.Address; l <= nftnl.InnerPair; l++ {
@@ -106,8 +106,8 @@ func TestApply(t *testing.T) {
 	}
 }
 
-// TestApplyEntries: if a ruleset differs only in entries of peers' sets, the driver looks at nothing else. It applies
-// any other ruleset whole.
+// TestApplyEntries: if only entries of peers' sets have changed, the driver reads nothing else from the kernel.
+// Otherwise it makes a whole Apply.
 func TestApplyEntries(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -155,7 +155,8 @@ func TestApplyEntries(t *testing.T) {
 	}
 }
 
-// TestDriftBeforeEntries: if a refresh has begun and found missing rules, a change of entries repairs them too.
+// TestDriftBeforeEntries: if a Refresh that hasn't ended finds missing rules, a change of entries also repairs these
+// rules.
 func TestDriftBeforeEntries(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -230,8 +231,8 @@ func TestDriftIsRepaired(t *testing.T) {
 	}
 }
 
-// TestPluginBeside: if the plugin adds and removes pods' addresses between a driver's changes, Apply succeeds
-// and keeps the plugin's addresses.
+// TestPluginBeside: if the plugin adds and deletes pods' addresses between changes of the driver, Apply succeeds, and
+// doesn't undo the plugin's changes.
 func TestPluginBeside(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -285,8 +286,8 @@ func TestPluginBeside(t *testing.T) {
 	}
 }
 
-// TestAuditedClassesStand: KeepClosed leaves chains of audited policies as they are. A chain without the rule
-// that logs counts as damaged.
+// TestAuditedClassesStand: KeepClosed accepts chains with rules of audited policies as complete. If the rule that logs
+// is missing, the chain counts as damaged.
 func TestAuditedClassesStand(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -309,8 +310,8 @@ func TestAuditedClassesStand(t *testing.T) {
 	})
 }
 
-// TestKeepClosed: complete chains stay, also those of another version. If the chains aren't complete, KeepClosed
-// applies the closed ruleset.
+// TestKeepClosed: KeepClosed doesn't change complete chains, even if another version of weir has made them. If chains
+// are not complete, it applies the closed ruleset.
 func TestKeepClosed(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -347,7 +348,7 @@ func TestKeepClosed(t *testing.T) {
 	}
 }
 
-// TestKnows: the driver distinguishes its own changes of rules from other programs' changes.
+// TestKnows: the driver can tell its own changes of rules from other programs' changes.
 func TestKnows(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

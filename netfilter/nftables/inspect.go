@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Inspect compares the kernel's rules for the packets' families with the ruleset's, and looks the packets up in
-// the kernel's sets. It changes nothing, and may run at the same time as all other methods.
+// Inspect compares weir's rules in the kernel with the ruleset, and returns which elements of the kernel's sets the
+// packets match. It changes nothing, and may run at the same time as all other methods.
 //
 // Equivalent to: nft list table ip weir; nft get element ip weir SET { ADDRESS }, for each set and address
 func (d *Driver) Inspect(
@@ -68,7 +68,7 @@ func (h held) wrong(want *table) (wrong []string) {
 func heldBy(want ruleset.Ruleset, l lowered, packets []ruleset.Packet) (ruleset.Ruleset, error) {
 	var questions []nftnl.Question
 	type place struct {
-		set     int // in want.Sets
+		set     int // index in want.Sets
 		element ruleset.Element
 	}
 	var places []place

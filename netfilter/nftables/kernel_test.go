@@ -16,7 +16,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// model is a kernel in memory. It runs first packets of connections through rules in the kernel's form.
+// model is a model of the kernel in memory. It checks first packets of connections with rules in the kernel's form.
 type model struct {
 	of    lowered
 	rules [len(conf.Families)]map[string][][]expression
@@ -43,7 +43,7 @@ func newModel(l lowered) *model {
 	return m
 }
 
-// then returns the model after a transaction to the state.
+// then returns the model after a transaction to the state l.
 func (m *model) then(l lowered) *model {
 	next := newModel(l)
 	for f, table := range l {
@@ -63,8 +63,9 @@ func (m *model) allows(p ruleset.Packet) bool {
 	return yes
 }
 
-// allowsWhile runs the packet while a transaction makes the model later from m: after that many look-ups. The packet
-// meets the rules of m, and its further look-ups find the elements of later. lookups is how many look-ups it made.
+// allowsWhile reports whether a packet passes that is on its way during a transaction. The packet meets the rules of m.
+// After the first look-ups (after is their number), it finds the elements of the model later. lookups is how many
+// look-ups the packet has made.
 func (m *model) allowsWhile(p ruleset.Packet, later *model, after int) (yes bool, lookups int) {
 	f := conf.FamilyOf(p.Dst)
 	hook := uint32(unix.NF_INET_FORWARD)
@@ -111,7 +112,7 @@ func headers(p ruleset.Packet) (network, transport []byte) {
 	default:
 		binary.BigEndian.PutUint16(transport, 40000)
 		binary.BigEndian.PutUint16(transport[2:], p.Port)
-		transport[13] = 0x02 // SYN
+		transport[13] = 0x02 // the flag SYN
 	}
 	return network, transport
 }
@@ -122,16 +123,16 @@ type walk struct {
 	family             conf.Family
 	network, transport []byte
 	registers          [64]byte
-	later              *model // nil if no transaction comes in between
+	later              *model // the model after the transaction; nil if there is none
 	after, lookups     int
 }
 
-// goesOn is no verdict: the packet goes on with the next expression.
+// goesOn stands for no verdict: the next expression is evaluated.
 const goesOn = 1000
 
 func (w *walk) chain(name string) int32 {
 	rules, ok := w.rules[w.family][name]
-	if !ok && w.later == nil { // a new chain has no rules in the packet's generation
+	if !ok && w.later == nil { // a chain of the new generation has no rules for a packet of the old one
 		panic(fmt.Sprintf("there is no chain %s", name))
 	}
 	for _, expressions := range rules {
@@ -162,7 +163,7 @@ func fields(data []byte) map[uint16][]byte {
 type expression struct {
 	name string
 	data map[uint16][]byte
-	// value is what is compared, or a mask. verdict and chain are those of an immediate.
+	// value is the compared value, or the mask. verdict and chain are those of an immediate expression.
 	value   []byte
 	verdict int32
 	chain   string
@@ -266,7 +267,7 @@ func (w *walk) expression(e expression) (int32, string) {
 		return w.lookup(a)
 	case "immediate":
 		return e.verdict, e.chain
-	case "match": // physdev
+	case "match": // the match physdev of xtables
 		return when(string(bytes.TrimRight(a[unix.NFTA_MATCH_INFO][:unix.IFNAMSIZ], "\x00")) == w.InPort)
 	case "counter", "log":
 		return goesOn, ""
@@ -307,7 +308,7 @@ func (w *walk) lookup(a map[uint16][]byte) (int32, string) {
 	name := string(bytes.TrimRight(a[unix.NFTA_LOOKUP_SET], "\x00"))
 	s, ok := w.sets[w.family][name]
 	if w.lookups++; w.later != nil && w.lookups > w.after {
-		if now, found := w.later.sets[w.family][name]; found { // the elements of a deleted set stay for a while
+		if now, found := w.later.sets[w.family][name]; found { // a deleted set keeps its elements for a while
 			s, ok = now, true
 		}
 	}

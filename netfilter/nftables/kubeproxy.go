@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
-// KubeProxy reports whether kube-proxy has a table in nftables.
+// KubeProxy reports whether kube-proxy has tables in nftables.
 //
 // Equivalent to: nft list table ip kube-proxy || nft list table ip6 kube-proxy
 func KubeProxy() (bool, error) {

@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Lacks tries what weir needs of nf_tables, with packets. It returns what the node lacks, with the kernel's words; nil
-// if it lacks nothing.
+// Lacks tries with packets whether the node's nf_tables can do what weir needs. For each need that isn't met, it
+// returns a sentence with the kernel's error.
 func Lacks(context.Context) (all []string) {
 	families := probe.Families()
 	probe.Apart(func() {
@@ -30,7 +30,7 @@ func lacksIn(f conf.Family) (list []string) {
 	t := probe.New(f)
 	defer func() { _ = t.Close() }()
 	at := nftnl.Table{Family: tables[f].Family, Name: conf.TrialSet}
-	endTrial(at) // an agent that was killed may have left it
+	endTrial(at) // removes what a killed agent may have left
 	defer endTrial(at)
 	want := loweredTrial(t)
 	if err := trialBatch(at, want, nil).Commit(); err != nil {
@@ -38,7 +38,7 @@ func lacksIn(f conf.Family) (list []string) {
 	}
 	wrong, err := t.Wrong(func() { endTrial(at) })
 	if err != nil {
-		return nil // the kernel accepts all rules, and more can't be found out
+		return nil // the kernel accepts all rules, so there is no refused rule to find
 	}
 	for _, n := range wrong {
 		list = append(list, n.Name+" (nf_tables accepts them, and they have no effect)")
@@ -52,15 +52,15 @@ func lacksIn(f conf.Family) (list []string) {
 func endTrial(at nftnl.Table) {
 	var b nftnl.Batch
 	b.DeleteTable(at)
-	_ = b.Commit() // usually there is none
+	_ = b.Commit() // usually there is no such table
 }
 
-// loweredTrial returns the trial's table. It adds rules that no packet of the trial can test: about ICMP, and those
-// with pairs of addresses inside of ICMP errors.
+// loweredTrial returns the trial's table. It adds rules about ICMP, which no packet of the trial matches: the kernel
+// must only accept them.
 func loweredTrial(t *probe.Trial) *table {
 	f := t.Family
 	pods := ruleset.Set{Name: f.Set(conf.PodsSet), Kind: ruleset.Addresses, Family: f, Role: ruleset.Attached}
-	pods.Entries = t.Sets[0].Entries // the trial's address, so that the pairs have it twice
+	pods.Entries = t.Sets[0].Entries // the sets of pairs contain this address twice
 	links := ruleset.Set{Name: f.Set(conf.LinksSet), Kind: ruleset.AddressLinks, Family: f, Role: ruleset.Checked}
 	rules := t.Rules()
 	never := []ruleset.Rule{
@@ -81,12 +81,12 @@ func loweredTrial(t *probe.Trial) *table {
 			ruleset.Chain{Family: f, Name: conf.TrialChain, Hook: ruleset.CheckToNode, Rules: rules},
 			ruleset.Chain{Family: f, Name: conf.PostroutingChain, Hook: ruleset.TranslateSource, Rules: t.Masquerades()}),
 	}
-	m := &lowering{lacks: lacks{ports: true, logs: true}} // weir can do without these
+	m := &lowering{lacks: lacks{ports: true, logs: true}} // weir can do without the matches of ports and logs
 	return m.lower(r)[f]
 }
 
 // trialBatch returns the transaction that makes the trial's table. If only isn't nil, the chains have only the rules
-// for which it returns true.
+// for which only returns true.
 func trialBatch(at nftnl.Table, want *table, only func(*rule) bool) *nftnl.Batch {
 	b := &nftnl.Batch{}
 	b.AddTable(at, nftnl.WeirTableComment)
@@ -111,7 +111,7 @@ func trialBatch(at nftnl.Table, want *table, only func(*rule) bool) *nftnl.Batch
 }
 
 // refusedNeeds returns which sets and rules the kernel refuses. The kernel reports only the first refusals of a
-// transaction, so refusedNeeds tries again without the refused rules.
+// transaction, so refusedNeeds tries again without the refused parts.
 func refusedNeeds(at nftnl.Table, want *table, all error) (list []string) {
 	refused := map[any]bool{}
 	for {
@@ -146,8 +146,8 @@ func refusedNeeds(at nftnl.Table, want *table, all error) (list []string) {
 	}
 }
 
-// withoutPorts returns the rule with port 1 instead of its ports. A message must not change with the trial's
-// ports.
+// withoutPorts returns the rule with port 1 instead of its ports, so that a message doesn't depend on the trial's
+// random ports.
 func withoutPorts(r rule) rule {
 	if len(r.Ports) > 0 {
 		r.Ports = []ruleset.PortRange{{First: 1, Last: 1}}

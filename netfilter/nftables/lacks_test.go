@@ -19,12 +19,13 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestLacksNothing: this kernel has all that weir needs. The trial leaves nothing, also in the node's own namespace.
+// TestLacksNothing: the node on which this test runs has everything that weir needs. A trial in the node's own network
+// namespace leaves nothing behind.
 func TestLacksNothing(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	nodetest.Outside(t) // gives the node an address of IPv6
+	nodetest.Outside(t) // gives the node an IPv6 address
 	for _, f := range conf.Families {
 		if lacks := lacksIn(f); len(lacks) > 0 {
 			t.Errorf("%s: the node lacks %q", f, lacks)
@@ -40,12 +41,12 @@ func TestLacksNothing(t *testing.T) {
 	}
 }
 
-// TestRulesWithoutEffect: if the trial's table lacks the rule of one need, the trial names that need.
+// TestRulesWithoutEffect: if the rule of one need is missing in the trial's table, the trial names this need.
 func TestRulesWithoutEffect(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	nodetest.Outside(t) // gives the node an address to masquerade with
+	nodetest.Outside(t) // gives the node an address with which it can masquerade
 	for _, f := range conf.Families {
 		for i := range len(open(t, f).Needs) {
 			p := open(t, f)
@@ -57,7 +58,7 @@ func TestRulesWithoutEffect(t *testing.T) {
 				t.Fatal(err)
 			}
 			wrong, err := p.Wrong(func() { endTrial(at) })
-			if i == 1 { // without this rule, it looks as if other programs dropped the packets
+			if i == 1 { // without the rule of need 1, the trial can't tell the lack from other programs' rules
 				if err == nil {
 					t.Errorf("%s: no error without the rule of %s", f, need.Name)
 				}
@@ -69,13 +70,13 @@ func TestRulesWithoutEffect(t *testing.T) {
 	}
 }
 
-// TestLacksNothingAmongOthersRules: an administrator's rules on the node disturb the packets of a trial there. The
-// trial doesn't take that for a lack.
+// TestLacksNothingAmongOthersRules: rules of an administrator disturb the packets of a trial. The trial must not
+// conclude that the node lacks something.
 func TestLacksNothingAmongOthersRules(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	nodetest.Outside(t) // gives the node an address of IPv6
+	nodetest.Outside(t) // gives the node an IPv6 address
 	nodetest.EachDisturbance(t, "nft", func(t *testing.T) {
 		for _, f := range conf.Families {
 			if lacks := lacksIn(f); len(lacks) > 0 {
@@ -85,9 +86,9 @@ func TestLacksNothingAmongOthersRules(t *testing.T) {
 	})
 }
 
-// TestTrialsTryAllFeatures: the trial has each expression and layout of set that weir's rules use.
+// TestTrialsTryAllFeatures: the trial tries each expression and each layout of sets that weir's rules use.
 func TestTrialsTryAllFeatures(t *testing.T) {
-	without := lacks{ports: true, logs: true} // weir can do without these
+	without := lacks{ports: true, logs: true} // weir can do without the matches of ports and logs
 	for _, f := range conf.Families {
 		tried := featuresOf(loweredTrial(open(t, f)))
 		missing := map[string]string{}
@@ -109,8 +110,8 @@ func TestTrialsTryAllFeatures(t *testing.T) {
 	}
 }
 
-// featuresOf returns the expressions and layouts of sets of the table, each with a rule or set that has it. It leaves
-// out names, and the data that packets are compared with.
+// featuresOf returns the expressions and the sets' layouts that the table uses. The value is a rule or set that uses
+// the feature. Names and compared data are left out.
 func featuresOf(of *table) map[string]string {
 	all := map[string]string{}
 	if of == nil {

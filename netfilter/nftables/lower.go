@@ -14,16 +14,16 @@ import (
 
 type table struct {
 	family conf.Family
-	sets   []set   // in the order of their names
-	chains []chain // in the order of their names
-	// partial is true if the table also keeps its other sets and chains.
+	sets   []set   // sorted by name
+	chains []chain // sorted by name
+	// partial is true if other sets and chains of the kernel's table stay as they are.
 	partial bool
 }
 
-// lowered has a table for each family; nil for a family without rules.
+// lowered has a table for each family, or nil for a family without rules.
 type lowered [len(conf.Families)]*table
 
-// set is a set or map of a table. In a map, an element's comment begins with the verdict (withVerdict).
+// set is a set or map of a table. In a map, the comment of an element begins with its verdict (withVerdict).
 type set struct {
 	nftnl.Set
 	kind        ruleset.SetKind
@@ -37,13 +37,13 @@ type set struct {
 type chain struct {
 	nftnl.Chain
 	rules   []rule
-	written nftnl.Rules // a summary of the rules, to compare with the kernel's
+	written nftnl.Rules // a summary of the rules, to compare them with the kernel's
 	uses    []string
 }
 
-// hooks has the hook of the kernel for each hook of a ruleset. The first two have the priority of the table that the
-// backend iptables uses. So with both backends, a packet meets weir's rules and those of other programs in the same
-// order. The hook AcceptForwarded is missing here, because accept.go writes its rules.
+// hooks has the kernel's hook for each hook of a ruleset. CheckForwarded and CheckToNode have the priority of iptables'
+// table mangle. So with both backends, a packet meets weir's rules and other programs' rules in the same order. The
+// hook AcceptForwarded is missing here, because accept.go writes its rules.
 var hooks = map[ruleset.Hook]nftnl.Hook{
 	ruleset.CheckForwarded:  {Kind: "filter", Number: unix.NF_INET_FORWARD, Priority: -150},
 	ruleset.CheckToNode:     {Kind: "filter", Number: unix.NF_INET_LOCAL_IN, Priority: -150},
@@ -111,7 +111,7 @@ func (m *lowering) lower(r ruleset.Ruleset) (l lowered) {
 	return l
 }
 
-// complete adds the sets and chains that the rules need and the ruleset lacks.
+// complete adds sets and chains that nftables needs, and that the ruleset doesn't have.
 func (m *lowering) complete(last lowering, t *table, ports []ruleset.Set) {
 	t.chains = append(t.chains, chain{
 		Chain: nftnl.Chain{Name: conf.LabelsChain, Comment: "weir: no packet comes here"},
@@ -196,8 +196,8 @@ func (c *chain) sum(f conf.Family) {
 	}
 }
 
-// lowerRules returns the chain's rules, and the sets for their lists of ports. One look-up replaces all rules
-// that send packets to classes. A rule that logs and one that drops the same packets become one.
+// lowerRules returns the chain's rules, and sets for their lists of ports. One look-up takes the place of all rules
+// that lead packets to classes. A rule that logs packets and a rule that drops the same packets become one rule.
 func lowerRules(c ruleset.Chain, classes []class, without lacks) (rules []rule, lists []set) {
 	toClass := map[string]bool{}
 	for _, k := range classes {

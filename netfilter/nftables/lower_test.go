@@ -31,16 +31,17 @@ func (l lowered) text() string {
 	return strings.Join(all, "\n")
 }
 
-// TestGolden compares the lowered rulesets with testdata/NAME.nft; go test ./netfilter/nftables -update writes
-// these files.
+// TestGolden compares the lowered rulesets with testdata/NAME.nft. To write these files: go test ./netfilter/nftables
+// -run Golden -update
 func TestGolden(t *testing.T) {
 	golden.Each(t, "../..", func(t *testing.T, name string, s policy.State) {
 		golden.Compare(t, "testdata/"+name+".nft", new(lowering).lower(policy.Compile(s)).text())
 	})
 }
 
-// TestNftReadsTheGoldenFiles: nft prints each golden file's tables as the file has them, after loading the file
-// and after the backend has written them. nft can't load files with rules for bridge ports.
+// TestNftReadsTheGoldenFiles: nft can load each golden file, and then prints the same tables. It also prints the same
+// tables after the backend has written them. Files with rules for bridge ports are left out, because nft can't load
+// them.
 func TestNftReadsTheGoldenFiles(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -111,7 +112,7 @@ func sorted(text string) string {
 	return strings.Join(all, "\n\n")
 }
 
-// TestWithoutPorts: if the kernel can't match the ports of bridges, no rule for a port allows anything.
+// TestWithoutPorts: if the kernel can't match bridge ports, no rule with a port allows anything.
 func TestWithoutPorts(t *testing.T) {
 	port := func(r ruleset.Rule) ruleset.Rule { r.InPort = "veth1"; return r }
 	c := ruleset.Chain{Name: conf.PortsChain, Rules: []ruleset.Rule{
@@ -130,7 +131,7 @@ func TestWithoutPorts(t *testing.T) {
 	}
 }
 
-// TestSets: Sets returns the sets and maps that the lowering makes.
+// TestSets: Sets returns the same sets and maps that lowering makes.
 func TestSets(t *testing.T) {
 	check := func(name string, s policy.State) {
 		r := policy.Compile(s)

@@ -13,7 +13,7 @@ import (
 
 type class struct {
 	set    string
-	target string // empty for pods that no policy isolates
+	target string // "" for pods that no policy isolates
 	pods   ruleset.Entries
 }
 
@@ -113,7 +113,7 @@ func (m loweredMap) next(classes []class) loweredMap {
 	}
 	for _, e := range changed {
 		now.to = now.to.Without(e)
-		for _, c := range classes { // as in the ruleset, the first set decides
+		for _, c := range classes { // the first set with the pod decides, as in the ruleset
 			if words, ok := c.pods.Get(e); ok {
 				now.to = now.to.With(ruleset.Entry{Element: e, Comment: withVerdict(c.target, comment(words))})
 				break

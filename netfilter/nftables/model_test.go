@@ -23,8 +23,9 @@ var (
 	seed  = flag.Uint64("seed", 0, "compare them on the cluster of that seed only")
 )
 
-// TestLoweredRulesDoWhatTheRulesetMeans: on random clusters, the rules in the kernel's form have the ruleset's
-// verdicts. To replay one cluster: go test ./netfilter/nftables -run TestLoweredRules -seed N
+// TestLoweredRulesDoWhatTheRulesetMeans: on random clusters, the lowered rules allow the same packets as the ruleset.
+//
+// To replay one cluster: go test ./netfilter/nftables -run TestLoweredRules -seed N
 func TestLoweredRulesDoWhatTheRulesetMeans(t *testing.T) {
 	if *seed != 0 {
 		compare(t, new(lowering), *seed)
@@ -65,8 +66,8 @@ func compare(t *testing.T, m *lowering, seed uint64) int {
 	return len(packets)
 }
 
-// TestNoStepOpens: after no transaction of a change does the kernel allow a packet that the states before and after the
-// change both deny. Nor does it during a transaction, when the packet has made only a part of its look-ups.
+// TestNoStepOpens: at no moment of a change does a packet pass that both the old and the new state deny. This also
+// holds for a packet that is on its way during a transaction, and has made only some of its look-ups.
 func TestNoStepOpens(t *testing.T) {
 	several, most := 0, 0
 	for seed := range uint64(35) {
@@ -108,7 +109,8 @@ func TestNoStepOpens(t *testing.T) {
 	t.Logf("%d of 105 changes had several transactions, at most %d", several, most)
 }
 
-// opens reports whether the packet passes during or after the transaction from one model to the other.
+// opens reports whether the packet passes during or after the transaction between the models. lookups is the number of
+// look-ups before the transaction.
 func opens(before, after *model, p ruleset.Packet) (lookups int, yes bool) {
 	for ; ; lookups++ {
 		yes, all := before.allowsWhile(p, after, lookups)
@@ -121,10 +123,10 @@ func opens(before, after *model, p ruleset.Packet) (lookups int, yes bool) {
 	}
 }
 
-// TestTransactions: a change that only allows less or only allows more is one transaction, and so is a change of a
-// single set. Of other changes, the first transaction only allows less.
+// TestTransactions: a change that only allows less, a change that only allows more, and a change of a single set have
+// one transaction. Other changes have several, of which the first only allows less.
 func TestTransactions(t *testing.T) {
-	type entries map[string]string // by set
+	type entries map[string]string // by the name of the set
 	roles := map[string]ruleset.SetRole{
 		"weir-sel-A": ruleset.Peers, "weir-sel-B": ruleset.Peers, conf.ChainedSet: ruleset.Checked,
 	}

@@ -6,15 +6,15 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// applyEntries applies a ruleset that differs from the last one only in entries of peers' sets: most changes are such.
-// Otherwise, or if the kernel refuses the change, done is false, and the whole ruleset must be applied. The result
-// then has the transactions that the kernel has made.
+// applyEntries is a quick Apply for the most frequent change: only entries of peers' sets differ from the last ruleset.
+// After another change, or if the kernel refuses the change, done is false, and the caller must apply the whole
+// ruleset. The result then has the transactions that the kernel has made.
 func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done bool) {
 	want, ok := d.changedEntries(r)
 	if !ok {
 		return result, false
 	}
-	d.settled = nil // until the change is made
+	d.settled = nil // unknown until the change is made
 	result, _, err := d.apply(want, false)
 	if err != nil {
 		return result, false
@@ -23,7 +23,7 @@ func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done 
 	return result, true
 }
 
-// changedEntries returns tables with only the sets that must change.
+// changedEntries returns tables with only those sets that must change.
 func (d *Driver) changedEntries(r ruleset.Ruleset) (want lowered, ok bool) {
 	if d.settled == nil || d.have == nil || d.fresh {
 		return want, false

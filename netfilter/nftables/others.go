@@ -14,7 +14,7 @@ import (
 type others struct {
 	reader *nftnl.Reader
 	table  nftnl.Table
-	chains map[string][]nftnl.Listed // that have been read
+	chains map[string][]nftnl.Listed // chains that have been read
 }
 
 func (o *others) rules(chain string) ([]nftnl.Listed, error) {
@@ -33,9 +33,9 @@ func (o *others) rules(chain string) ([]nftnl.Listed, error) {
 	return rules, nil
 }
 
-// refusesAt returns the index of the rule before which weir's rules belong. It is the first rule that refuses
-// every new connection, or the first of the rules directly before it that refuse one protocol each. Without such
-// a rule, it is the number of rules.
+// refusesAt returns the index in a chain's rules at which weir's rules belong: before the rules at the end that refuse
+// every new connection. Rules directly before them that refuse one protocol count too. Without such rules, it returns
+// the number of rules.
 func (o *others) refusesAt(rules []nftnl.Listed) (int, error) {
 	for i, r := range rules {
 		refuses, err := o.refuses(r, 0)
@@ -81,15 +81,15 @@ func (o *others) refuses(r nftnl.Listed, depth int) (bool, error) {
 	return false, nil
 }
 
-// effect is what another program's rule does, as far as that matters to weir.
+// effect describes a rule of another program, as far as weir needs to know it.
 type effect struct {
 	conditions []match
 	drops      bool
-	ends       bool   // the packet leaves the chain, but isn't dropped
-	chain      string // that the rule leads to
+	ends       bool   // true if the packet leaves the chain, but isn't dropped
+	chain      string // the chain to which the rule leads
 }
 
-// match is an expression of a rule that may keep the rule from matching.
+// match is an expression of a rule that some packets don't match.
 type match struct {
 	name   string
 	fields map[uint16][]byte
@@ -109,7 +109,7 @@ func (e effect) refusesProtocol() bool {
 	switch e.conditions[0].name {
 	case "meta":
 		return number(unix.NFTA_META_KEY) == unix.NFT_META_L4PROTO
-	case "payload": // the protocol's byte in the header of IPv4 or IPv6
+	case "payload": // the byte with the protocol in the header of IPv4 or IPv6
 		at := number(unix.NFTA_PAYLOAD_OFFSET)
 		return number(unix.NFTA_PAYLOAD_BASE) == unix.NFT_PAYLOAD_NETWORK_HEADER &&
 			number(unix.NFTA_PAYLOAD_LEN) == 1 && (at == 9 || at == 6)
@@ -167,8 +167,7 @@ func (e *effect) verdict(immediate map[uint16][]byte) {
 	}
 }
 
-// always reports whether a match of xtables matches every first packet of a connection (struct
-// xt_conntrack_mtinfo3).
+// always reports whether a match of xtables matches every first packet of a connection (struct xt_conntrack_mtinfo3).
 func always(fields map[uint16][]byte) bool {
 	const flagsAt, invertAt, statesAt, states, isNew = 146, 148, 150, 1, 1 << 3
 	info := fields[unix.NFTA_MATCH_INFO]
@@ -182,7 +181,7 @@ func always(fields map[uint16][]byte) bool {
 	return false
 }
 
-// commentOf returns the rule's comment, whether nft or xtables has written it.
+// commentOf returns the rule's comment, which nft and xtables store in different places.
 func commentOf(r nftnl.Listed) string {
 	if r.Comment != "" {
 		return r.Comment

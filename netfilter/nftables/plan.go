@@ -10,16 +10,16 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// plan is a transaction from the kernel's state to another. The order of its parts matters only to the kernel: it
-// refuses to delete what is still used.
+// plan is a transaction from one state of the kernel to another. Its requests are in an order that the kernel accepts:
+// an object can be deleted only when nothing uses it any more.
 type plan struct {
 	batch         nftnl.Batch
 	alone         bool
 	rules, closes bool
 	closed        []netip.Addr
 	only          bool
-	// strays are the addresses in the sets of all pods that have no known attachment. They stay: an attachment
-	// may just have begun.
+	// strays are addresses in the sets of all pods that belong to no known attachment. They are not deleted, because a
+	// new attachment may not be known yet.
 	strays  []netip.Addr
 	deletes []nftnl.Question
 	next    state
@@ -63,7 +63,7 @@ func (p *plan) table(have held, want *table) {
 		have = newHeld()
 	}
 	if !have.exists {
-		have = newHeld() // whatever was in it
+		have = newHeld() // the table is made anew, so its old content doesn't count
 	}
 	next := held{
 		exists: true, sets: make(map[string]heldSet, len(want.sets)),
@@ -101,8 +101,8 @@ func (p *plan) table(have held, want *table) {
 	p.next[f] = next
 }
 
-// mustBeMadeAnew reports whether the table must be deleted first: a chain has another hook or policy than wanted,
-// or a set has another type.
+// mustBeMadeAnew reports whether the table must be deleted first, because a chain has a wrong hook or policy, or a set
+// has a wrong type.
 func (h held) mustBeMadeAnew(want *table) bool {
 	return len(h.misplaced) > 0 || slices.ContainsFunc(want.sets, func(s set) bool {
 		had, ok := h.sets[s.Name]
@@ -167,7 +167,8 @@ func (p *plan) elements(
 	if s.role == ruleset.Attached {
 		for _, e := range strays {
 			next.entries = next.entries.With(e)
-			if _, ok := had.entries.Get(e.Element); !ok { // the table was made anew
+			// The element isn't in the kernel, because the table was made anew.
+			if _, ok := had.entries.Get(e.Element); !ok {
 				adds = append(adds, s.elementOf(e))
 			}
 		}
@@ -193,8 +194,8 @@ func (p *plan) note(role ruleset.SetRole, e ruleset.Element, denies, leaves bool
 
 func target(value string) string { v, _ := verdictIn(value); return v.Chain }
 
-// within reports whether the old chain (was) surely allows no more than the new chain (now). An empty name
-// stands for no chain, which allows everything.
+// within reports whether the old chain (was) certainly allows no more than the new chain (now). An empty name stands
+// for no chain, which allows everything.
 func within(have held, want *table, was, now string) bool {
 	if was == now || now == "" {
 		return true
@@ -251,7 +252,7 @@ func (p *plan) remove(have held, want *table) {
 			p.closes = p.closes || !isClass(name)
 		}
 	}
-	for _, name := range chains { // all are empty now, so none leads to another
+	for _, name := range chains { // all chains are empty now, so none leads to another
 		p.batch.DeleteChain(at, name)
 		p.rules, p.only = true, false
 	}

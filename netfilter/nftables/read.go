@@ -16,9 +16,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Read reads all of weir's state in the kernel, if nf_tables has changed since the last time. The caller must
-// read the endpoint records after Read, so that the records describe each change of the plugin that Read has
-// seen.
+// Read reads weir's tables from the kernel, unless nf_tables hasn't changed since the last time. The caller must read
+// the endpoint records after Read: the records then cover every change by the plugin that Read has seen.
 func (d *Driver) Read(context.Context) error {
 	d.refresh = nil
 	d.forgetLegacy()
@@ -55,7 +54,7 @@ func (d *Driver) Read(context.Context) error {
 	return nil
 }
 
-// Unread reports whether the kernel's state is unknown. If it is, the next Apply reads it.
+// Unread reports whether the kernel's state is unknown. In this case, the next Apply reads it.
 func (d *Driver) Unread() bool { return d.have == nil }
 
 func (d *Driver) look(ctx context.Context, verify netfilter.Verify) error {
@@ -112,7 +111,7 @@ func (d *Driver) readTable(f conf.Family) (h held, err error) {
 	for name, set := range sets {
 		h.sets[name] = heldSet{layout: set.Layout, unknown: !set.Known}
 	}
-	if int(s.Objects) != len(h.chains)+len(h.sets) { // there are chains without rules
+	if int(s.Objects) != len(h.chains)+len(h.sets) { // some chains have no rules
 		names, err := d.reader.Chains(t)
 		if err != nil {
 			return h, err
@@ -150,7 +149,7 @@ func hookOf(chain string) (h nftnl.Hook, ok bool) {
 func (d *Driver) readSets(f conf.Family, h *held, was held) (err error) {
 	for name, s := range h.sets {
 		now, err := d.readSet(f, name, s, was.sets[name])
-		if errors.Is(err, nftnl.ErrNotExist) { // deleted since it was listed
+		if errors.Is(err, nftnl.ErrNotExist) { // the set was deleted after it was listed
 			delete(h.sets, name)
 			continue
 		}
@@ -162,7 +161,7 @@ func (d *Driver) readSets(f conf.Family, h *held, was held) (err error) {
 	return nil
 }
 
-// readSet reads the elements of a set. If they are unchanged, it returns the parameter before, not a copy.
+// readSet reads the elements of a set. If they haven't changed, it returns the parameter before itself and no copy.
 func (d *Driver) readSet(f conf.Family, name string, s, before heldSet) (heldSet, error) {
 	if s.unknown {
 		return s, nil
@@ -191,12 +190,12 @@ func (d *Driver) readSet(f conf.Family, name string, s, before heldSet) (heldSet
 }
 
 type refresh struct {
-	sets []key // that are still to be read
+	sets []key // sets that are still to be read
 }
 
-// Refresh is Read in parts. It calls pause after each part. If pause returns true, Refresh returns false, and the
-// next call continues. Between two calls, the caller may call all other methods. If the kernel's state is unknown
-// or surely unchanged, Refresh has only one part.
+// Refresh reads the kernel's state like Read, but in parts. It calls pause after each part. If pause returns true,
+// Refresh returns false, and the next call continues. In between, the caller may call other methods. If the state is
+// unknown, or certainly unchanged, Refresh needs only one part.
 func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err error) {
 	now, _ := d.reader.Generation()
 	if d.have == nil || d.refresh == nil && d.knownAt != 0 && d.knownAt == now {
@@ -214,7 +213,7 @@ func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err
 	}
 }
 
-// refreshPart reads one set. The first call of a refresh reads the rules and the names of the sets instead.
+// refreshPart reads one set. The first call instead reads the rules, and lists the sets.
 func (d *Driver) refreshPart() (done bool, err error) {
 	if d.refresh == nil {
 		return false, d.beginRefresh()
@@ -227,7 +226,7 @@ func (d *Driver) refreshPart() (done bool, err error) {
 	k := r.sets[0]
 	r.sets = r.sets[1:]
 	before, ok := d.have[k.family].sets[k.name]
-	if !ok { // deleted since it was listed
+	if !ok { // the set was deleted after it was listed
 		return false, nil
 	}
 	now, err := d.readSet(k.family, k.name, heldSet{layout: before.layout, unknown: before.unknown}, before)
@@ -254,8 +253,8 @@ func (d *Driver) beginRefresh() error {
 			r.sets = append(r.sets, key{f, name})
 		}
 	}
-	// The sets of all pods are read last, shortly before the caller reads the records. If a pod ends between the
-	// two readings, its address counts as a stray.
+	// The sets of all pods come last, shortly before the caller reads the endpoint records. If a pod ends in between,
+	// its address counts as a stray.
 	slices.SortFunc(r.sets, func(a, b key) int {
 		return cmp.Or(cmp.Compare(ofAllPods(a), ofAllPods(b)), cmp.Compare(a.name, b.name))
 	})
@@ -270,16 +269,15 @@ func ofAllPods(k key) int {
 	return 0
 }
 
-// Reread reads again which sets contain the addresses. It also reads all sets whose elements have an address and
-// a port or a link. It returns true if a set differs from the driver's memory, because the plugin changes sets too,
-// or if it can't read the sets.
+// Reread reads again which sets contain the addresses, and all sets whose elements have an address with a port or a
+// link. It returns true if a set has changed, because the plugin changes sets too, or if it can't read the sets.
 func (d *Driver) Reread(addrs ...netip.Addr) (changed bool) {
 	if d.have == nil {
-		return false // Apply reads everything
+		return false // the next Apply reads everything
 	}
 	changed, err := d.reread(addrs)
 	if err != nil {
-		d.have, d.knownAt = nil, 0 // Apply reads everything, and returns the error
+		d.have, d.knownAt = nil, 0 // the next Apply reads everything, and returns the error
 		return true
 	}
 	return changed
@@ -290,8 +288,8 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 	for _, f := range conf.Families {
 		for name, s := range d.have[f].sets {
 			switch s.layout {
-			case nftnl.Network, nftnl.Link, nftnl.Port: // they have no pods
-			case nftnl.AddressPort, nftnl.AddressLink: // an address may have many entries
+			case nftnl.Network, nftnl.Link, nftnl.Port: // these sets contain no pods
+			case nftnl.AddressPort, nftnl.AddressLink: // these sets are read as a whole
 				now, err := d.readSet(f, name, heldSet{layout: s.layout}, s)
 				if err != nil {
 					return changed, err
@@ -338,10 +336,9 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 	return changed, nil
 }
 
-// Members returns the addresses of the pods that are in a class, by direction. It reads only the maps.
+// Members returns the addresses of the pods that are in a class, by direction. It reads only maps.
 //
-// Equivalent to: nft list map ip weir weir-in; nft list map ip weir weir-eg (ip6, weir-in6 and weir-eg6 for
-// IPv6)
+// Equivalent to: nft list map ip weir weir-in; nft list map ip weir weir-eg (ip6, weir-in6 and weir-eg6 for IPv6)
 func (d *Driver) Members() (map[ruleset.Direction]map[netip.Addr]bool, error) {
 	members := map[ruleset.Direction]map[netip.Addr]bool{ruleset.Ingress: {}, ruleset.Egress: {}}
 	for direction, name := range map[ruleset.Direction]string{

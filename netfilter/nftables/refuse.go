@@ -13,11 +13,11 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// refusedParts returns the refused parts of the ruleset that can be left out safely. someElement is true if
-// such an element was refused, but the answer doesn't tell which.
+// refusedParts returns the refused parts of the ruleset without which the rest only allows less. someElement is true if
+// such an element was refused, but the kernel hasn't told which.
 func (l lowered) refusedParts(refused *nftnl.RefusedError) (parts ruleset.Refused, someElement bool) {
 	parts = ruleset.Refused{}
-	missing := map[key]bool{} // rules with a missing set are refused too
+	missing := map[key]bool{} // sets without which the kernel also refuses the rules that use them
 	for _, r := range refused.Refusals {
 		if about, ok := r.About.(aSet); ok && about.set.opens {
 			missing[key{about.family, about.set.Name}] = true
@@ -37,7 +37,7 @@ func (l lowered) refusedParts(refused *nftnl.RefusedError) (parts ruleset.Refuse
 			if of := about.About.(elements); of.set.opens {
 				e := entryOf(of.set.Layout, about.Element).Element
 				refusal := ruleset.Refusal{Family: of.family, Set: of.set.Name, Element: e}
-				for _, c := range of.set.classes { // a map's element is an entry of a class set
+				for _, c := range of.set.classes { // an element of a map stands for an entry of a class set
 					if _, ok := c.pods.Get(e); ok {
 						refusal.Set = c.set
 						break
@@ -54,14 +54,15 @@ func (l lowered) refusedParts(refused *nftnl.RefusedError) (parts ruleset.Refuse
 	return parts, someElement
 }
 
-// lacks are expressions that the kernel refuses, and that rules can do without.
+// lacks says which expressions the kernel refuses, of those that weir's rules can do without.
 type lacks struct {
-	ports bool // a match of the ports of bridges (xt_physdev)
-	logs  bool // a copy to a log group (nfnetlink_log)
+	ports bool // the match of bridge ports (xt_physdev)
+	logs  bool // the copy to a log group (nfnetlink_log)
 }
 
-// without makes the lowering leave out an expression that the kernel lacks. It returns false if there is none. A rule
-// may also be refused for another reason, so a trial tells which expression the kernel lacks.
+// without finds out whether rules were refused because the kernel lacks an expression that they can do without. If so,
+// rules are lowered without this expression from now on. A rule may be refused for other reasons, so the expression is
+// tried alone.
 func (m *lowering) without(refused *nftnl.RefusedError) bool {
 	any := func(of func(rule) bool) bool {
 		return slices.ContainsFunc(refused.Refusals, func(r nftnl.Refusal) bool {
@@ -83,11 +84,11 @@ func (m *lowering) without(refused *nftnl.RefusedError) bool {
 	return true
 }
 
-// refuses reports whether the kernel refuses a rule with the expressions in a table without hooks. The transaction
-// removes the table.
+// refuses reports whether the kernel refuses a rule with the expressions. It tries the rule in a table without hooks,
+// which the same transaction deletes.
 //
-// Equivalent to: nft 'add table ip weir-refused; add chain ip weir-refused c; add rule ip weir-refused c
-// EXPRESSIONS; delete table ip weir-refused'
+// Equivalent to: nft 'add table ip weir-refused; add chain ip weir-refused c; add rule ip weir-refused c EXPRESSIONS;
+// delete table ip weir-refused'
 func refuses(e nftnl.Expressions) bool {
 	t := nftnl.Table{Family: unix.NFPROTO_IPV4, Name: tableName + "-refused"}
 	var b nftnl.Batch

@@ -21,15 +21,15 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestRefusals: if the kernel refuses a policy's rule, a set or an entry, an error of Apply names exactly these;
-// entries only once no rule and no set is refused. Without them Apply applies the rest.
+// TestRefusals: if the kernel refuses rules of policies, sets or entries, Apply's error names exactly these. It names
+// entries only when no rule and no set is refused. Without the refused parts, Apply succeeds.
 func TestRefusals(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
 	d, good := dualStack(t)
 	before := listed(t)
-	six := netip.MustParsePrefix("2001:db8::9/128") // no address of an IPv4 set
+	six := netip.MustParsePrefix("2001:db8::9/128") // an IPv6 address, which an IPv4 set can't contain
 	host := netip.MustParsePrefix("203.0.113.9/32")
 	bad := func(name string, entries ...netip.Prefix) ruleset.Set {
 		s := ruleset.Set{Name: name, Kind: ruleset.Addresses, Role: ruleset.Peers, Opens: true}
@@ -108,8 +108,8 @@ func TestAMapsRefusedElementIsItsClass(t *testing.T) {
 	}
 }
 
-// TestRefusedRulesClose: if the kernel refuses a rule that belongs to no policy, the kernel's present rules stay,
-// provided that they check all packets. Otherwise all packets of pods are dropped.
+// TestRefusedRulesClose: the kernel refuses a rule that belongs to no policy. Its present rules stay if they check all
+// packets. Otherwise all packets of pods are dropped.
 func TestRefusedRulesClose(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -145,7 +145,7 @@ func TestRefusedRulesClose(t *testing.T) {
 	mustApply(t, d, good, netfilter.Trust)
 }
 
-// renamed makes the kernel refuse an expression, as if it had none of that name.
+// renamed makes the kernel refuse an expression, as a kernel without this expression would.
 func renamed(t *testing.T, expression string) {
 	t.Helper()
 	named := append(binary.NativeEndian.AppendUint16(nil, uint16(4+len(expression)+1)), 1, 0) // NFTA_EXPR_NAME
@@ -165,8 +165,8 @@ func renamed(t *testing.T, expression string) {
 	})
 }
 
-// TestKernelWithoutLogs: if a kernel can't copy packets to a log group, policies are enforced all the same, and
-// a note says what is missing.
+// TestKernelWithoutLogs: if the kernel can't copy packets to a log group, policies are still enforced. A note says what
+// is missing.
 func TestKernelWithoutLogs(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -175,7 +175,7 @@ func TestKernelWithoutLogs(t *testing.T) {
 	testLacking(t, " log prefix", "modprobe nft_log nfnetlink_log")
 }
 
-// TestKernelWithoutPhysdev: if a kernel can't match the ports of bridges, policies are enforced all the same.
+// TestKernelWithoutPhysdev: if the kernel can't match bridge ports, policies are still enforced.
 func TestKernelWithoutPhysdev(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -207,7 +207,7 @@ func testLacking(t *testing.T, words, note string) {
 			if text := table.String(); strings.Contains(text, words) {
 				t.Errorf("the rules have %q", words)
 			}
-			if i == 0 && !d.have[f].stands(table) { // without a log, chains of audited policies don't
+			if i == 0 && !d.have[f].stands(table) { // without logs, chains of audited policies don't count as complete
 				t.Errorf("the chains of %v don't count as complete", conf.Family(f))
 			}
 		}
@@ -217,8 +217,8 @@ func testLacking(t *testing.T, words, note string) {
 	}
 }
 
-// TestRefusalsForOtherReasons: if the kernel refuses rules only because their table is gone, the next try makes the
-// table and the rules, and they log.
+// TestRefusalsForOtherReasons: the kernel refuses rules only because their table is gone. The next try makes the table
+// and the rules, and these still log.
 func TestRefusalsForOtherReasons(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

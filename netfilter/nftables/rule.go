@@ -17,12 +17,12 @@ import (
 
 type rule struct {
 	ruleset.Rule
-	// Verdicts is the name of a map with verdicts; empty if the rule's Action decides. By is the packet's address
-	// that is looked up in the map.
+	// Verdicts is the name of a map with verdicts; it is empty if Action is the verdict. By is the address of the
+	// packet that is looked up in the map.
 	Verdicts string
 	By       ruleset.Part
-	// Log is the prefix with which the rule logs the packet before it drops it. It is empty if the rule logs
-	// nothing.
+	// Log is the prefix with which the rule logs a packet before it drops the packet. If it is empty, the rule doesn't
+	// log.
 	Log   string
 	Match []condition
 	from  *ruleset.Rule
@@ -33,12 +33,12 @@ func (r rule) byPort() bool {
 }
 
 const (
-	bothEnds ruleset.Part = "source and destination"               // AddressPair
-	innerEnd ruleset.Part = "source, and destination inside of it" // InnerPair
+	bothEnds ruleset.Part = "source and destination"               // for AddressPair
+	innerEnd ruleset.Part = "source, and destination inside of it" // for InnerPair
 )
 
-// labels is an action that writes the label of cut connections. No packet reaches such a rule, but the kernel
-// makes room for labels only while a rule writes one.
+// labels is the action that gives a connection the label of cut connections. No packet meets a rule with it. The rule
+// is there because the kernel makes room for labels only while some rule writes labels.
 const labels ruleset.Action = "label as cut"
 
 type condition struct {
@@ -114,8 +114,8 @@ func (s *statement) addressAt(which uint32) (offset, length uint32) {
 	return 12 + 4*which, 4
 }
 
-// If a network's length is a multiple of 8, address compares only that many bits of the packet's address, as
-// nft does.
+// address compares the packet's address with the network. Like nft, it loads only the network's bytes if the network's
+// length is a multiple of 8 bits.
 func (s *statement) address(word string, which uint32, p netip.Prefix) {
 	if !p.IsValid() {
 		return
@@ -203,7 +203,7 @@ func has(e nftnl.Expressions, mask []byte, not bool) nftnl.Expressions {
 }
 
 func cutLabel() []byte {
-	label := make([]byte, 16) // the kernel has longs, in the machine's byte order
+	label := make([]byte, 16) // the kernel stores labels as longs, in the machine's byte order
 	at := conf.CutLabel / 64 * 8
 	binary.NativeEndian.PutUint64(label[at:at+8], 1<<(conf.CutLabel%64))
 	return label
@@ -225,14 +225,14 @@ func cut(not bool) condition {
 	}}
 }
 
-// untranslated matches packets of connections whose destination wasn't translated. Packets without a connection
-// don't match.
+// untranslated matches packets of connections whose destination wasn't translated. It matches no packet without a
+// connection.
 var untranslated = condition{"ct status ! dnat", func(e nftnl.Expressions) nftnl.Expressions {
 	return has(e.Ct(unix.NFT_CT_STATUS, 0), u32(statusDNAT), true)
 }}
 
-// unconfirmed matches a connection's first packet. The kernel confirms the connection when that packet leaves
-// the last hook.
+// unconfirmed matches a connection's first packet: the kernel confirms the connection when this packet leaves the last
+// hook.
 var unconfirmed = condition{"ct status ! confirmed", func(e nftnl.Expressions) nftnl.Expressions {
 	return has(e.Ct(unix.NFT_CT_STATUS, 0), u32(statusConfirmed), true)
 }}
@@ -270,7 +270,7 @@ func (s *statement) ports(r rule) {
 	if len(r.Ports) == 0 {
 		return
 	}
-	p := r.Ports[0] // the lowering leaves at most one
+	p := r.Ports[0] // the lowering leaves at most one range
 	s.say("%s dport %s", r.Proto, p)
 	s.e = loadPort(s.e, 0)
 	if first := binary.BigEndian.AppendUint16(nil, p.First); p.First == p.Last {
@@ -281,13 +281,13 @@ func (s *statement) ports(r rule) {
 }
 
 func (s *statement) load(by ruleset.Part, proto ruleset.Protocol) {
-	word := "th" // for a rule without a protocol
+	word := "th" // a rule without a protocol
 	if proto != "" {
 		word = string(proto)
 	}
 	source, length := s.addressAt(0)
 	destination, _ := s.addressAt(1)
-	next := int(length / 4) // the register behind an address
+	next := int(length / 4) // the register behind that of the address
 	ip := func(offset uint32, to int) {
 		s.e = s.e.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, offset, length, to)
 	}
@@ -323,7 +323,7 @@ func (s *statement) load(by ruleset.Part, proto ruleset.Protocol) {
 		s.say("%s saddr . %s daddr", s.ip(), s.ip())
 		ip(source, 0)
 		ip(destination, next)
-	case innerEnd: // behind the eight bytes of the ICMP header is the packet that the error is about
+	case innerEnd: // an ICMP error contains another packet, behind the eight bytes of the ICMP header
 		offset := 8 + destination
 		s.say("%s saddr . @th,%d,%d", s.ip(), 8*offset, 8*length)
 		ip(source, 0)
@@ -331,7 +331,7 @@ func (s *statement) load(by ruleset.Part, proto ruleset.Protocol) {
 	}
 }
 
-// sourceLinkOnly is the link that a packet came in by. It is for sets of links without addresses.
+// sourceLinkOnly looks up only the link by which a packet came in. It is for sets of links without addresses.
 const sourceLinkOnly ruleset.Part = "link"
 
 func (s *statement) set(m ruleset.SetMatch, proto ruleset.Protocol) {

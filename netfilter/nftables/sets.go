@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// pairOf has the sets that variants looks up for shapes.
+// pairOf has the sets of pairs that nftables needs for two shapes of packets (variants).
 var pairOf = map[ruleset.Shape]string{ruleset.ToItself: conf.SelfSet, ruleset.HonestICMP: conf.ErrorsSet}
 
 func pairSets(f conf.Family) []set {
@@ -56,7 +56,7 @@ func layoutOf(s ruleset.Set) nftnl.Layout {
 	case ruleset.Ports:
 		return nftnl.Port
 	case ruleset.AddressLinks:
-		if s.Name == s.Family.Set(conf.LinksSet) { // an entry is a link and all addresses
+		if s.Name == s.Family.Set(conf.LinksSet) { // an entry consists of a link and all addresses
 			return nftnl.Link
 		}
 		return nftnl.AddressLink
@@ -78,8 +78,8 @@ var setComments = map[conf.SetKind]string{
 	conf.SetOfNumbers:      "weir: a list of ports",
 }
 
-// next returns the set with entries that nftables can store. Where the layout allows it, next lowers only the
-// entries that have changed since s.
+// next returns the set in a form that nftables can store. s is the form of an earlier set: if possible, only entries
+// that have changed since are lowered.
 func (s loweredSet) next(layout nftnl.Layout, now ruleset.Entries) loweredSet {
 	if s.layout != layout {
 		s = loweredSet{}
@@ -95,7 +95,7 @@ func (s loweredSet) next(layout nftnl.Layout, now ruleset.Entries) loweredSet {
 	case layout == nftnl.Network && nested(now):
 		n.to = outermost(now)
 		return n
-	case layout == nftnl.Network && s.from.Len() != s.to.Len(): // there were networks inside of others
+	case layout == nftnl.Network && s.from.Len() != s.to.Len(): // the earlier set had networks inside of other networks
 		s = loweredSet{}
 	}
 	shared := s.from.Same(s.to)
@@ -127,7 +127,7 @@ func nested(entries ruleset.Entries) bool {
 	return false
 }
 
-// outermost returns the networks without those inside of others. The kernel refuses networks that overlap.
+// outermost leaves out networks that are inside of other networks, because the kernel refuses overlapping networks.
 func outermost(entries ruleset.Entries) ruleset.Entries {
 	var kept []ruleset.Entry
 	for e := range entries.All() {
@@ -187,8 +187,7 @@ func (t *table) find(name string) (set, bool) {
 	return t.sets[i], true
 }
 
-// Sets returns the sets and maps of the ruleset in the kernel, for people. It neither lowers the ruleset nor reads the
-// kernel.
+// Sets returns the sets and maps that the ruleset has in the kernel. It doesn't read the kernel.
 func (*Driver) Sets(r ruleset.Ruleset) (all []netfilter.KernelSet) {
 	for _, s := range r.Sets {
 		if s.Role == ruleset.Members {
@@ -227,7 +226,8 @@ func (*Driver) Sets(r ruleset.Ruleset) (all []netfilter.KernelSet) {
 	return all
 }
 
-// uses returns the sets of ports and of pairs that rules look up, and the sets for the rules' lists of ports.
+// uses returns the sets of ports and of pairs that the rules look up, and the sets that are made of rules' lists of
+// ports.
 func uses(r ruleset.Ruleset) (used map[key]bool, lists map[key]set) {
 	used, lists = map[key]bool{}, map[key]set{}
 	for _, c := range r.Chains {

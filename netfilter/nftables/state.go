@@ -16,10 +16,10 @@ var tables = [len(conf.Families)]nftnl.Table{
 
 type held struct {
 	exists bool
-	off    bool // another program has switched the table off
+	off    bool // true if another program has switched the table off
 	sets   map[string]heldSet
 	chains map[string]nftnl.Rules
-	// misplaced are chains at wrong hooks, or with a policy that drops.
+	// misplaced has chains that are at wrong hooks, or that drop packets by their policy.
 	misplaced []string
 }
 
@@ -38,7 +38,7 @@ type state [len(conf.Families)]held
 
 func newHeld() held { return held{sets: map[string]heldSet{}, chains: map[string]nftnl.Rules{}} }
 
-// share puts the wanted entries into the state where both are equal. Later comparisons then end at once.
+// share makes h and want use the same memory for sets with equal entries, so that later comparisons are quick.
 func (h held) share(want *table) {
 	for _, s := range want.sets {
 		if had, ok := h.sets[s.Name]; ok && !had.entries.Same(s.entries) && had.entries.Equal(s.entries) {
@@ -48,8 +48,8 @@ func (h held) share(want *table) {
 	}
 }
 
-// stands reports whether weir's chains are complete enough to check every packet of a pod. It doesn't compare
-// their rules with the wanted ones, because another version's rules may differ.
+// stands reports whether weir's chains are complete enough to check every packet of a pod. It doesn't compare the rules
+// with the wanted ones, because another version of weir may have made them.
 func (h held) stands(want *table) bool {
 	if !h.exists || h.off || len(h.misplaced) > 0 {
 		return false

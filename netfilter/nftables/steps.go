@@ -8,40 +8,41 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// A packet meets the rules of the generation in which it met its first rule. But each of its look-ups finds the newest
-// elements. So a packet that is on its way during a transaction may meet the old class of its sender and the new class
-// of its receiver, and pass although the old and the new state deny it. It may also find a class whose chain has no
-// rules yet in its generation.
+// This file divides a change into transactions. A packet on its way meets the rules of the moment of its first rule,
+// but its look-ups find the newest elements. So during a transaction, a packet may meet the old class of its sender and
+// the new class of its receiver, and pass although both states deny it. It may also be led to a new chain, and find no
+// rules there.
 //
-// So a change that takes away and gives has several transactions. Each of them only allows less, or only allows more,
-// or changes a single look-up of a packet: one in a map. Sets of peers have several: the policies of both ends may look
-// up the same set. And a class's chain comes before pods move to it.
+// So each transaction only allows less, only allows more, or changes what a single look-up of a packet finds. A map is
+// looked up once for each packet, but a set of peers may be looked up for both ends. A new class's chain is made before
+// pods move to it.
 
-// step says in which of a change's transactions an element changes.
+// step is the part of a change in which an element changes. The parts have this order.
 type step int
 
 const (
 	makes step = iota // makes new sets and chains, which no packet meets yet
-	takes             // allows less
-	moves             // moves pods between classes of which neither allows all that the other allows
-	gives             // allows more
+	takes             // only allows less
+	moves             // moves pods between two classes, of which each allows something that the other denies
+	gives             // only allows more
 )
 
-// change is a change of one family's table.
+// change is a change of one family's table, which is divided into steps.
 type change struct {
 	have    held
 	want    *table
-	steps   map[string]map[ruleset.Element]step // by the set that has the element already, or gets it
-	rules   bool                                // rules of existing chains change
+	steps   map[string]map[ruleset.Element]step // by set and element
+	rules   bool                                // true if rules of existing chains change
 	any     [gives + 1]bool
-	moving  []string // the maps in which pods move
-	sets    bool     // sets change that aren't maps
-	unready bool     // pods move to a chain that isn't there yet
-	// both has chains for pods that must be allowed by their old and by their new class, by these two classes.
+	moving  []string // names of the maps in which pods move
+	sets    bool     // true if sets change, and not only maps
+	unready bool     // true if pods move to a new or changed chain
+	// both has temporary chains for moving pods. Such a chain allows only what the old and the new class both allow.
+	// The key is the chains of these two classes.
 	both map[[2]string]chain
 }
 
-// statesOf returns the states of each family's table after each transaction, and how many transactions there are.
+// statesOf returns the state of each family's table after each transaction, and the number of transactions.
 func statesOf(have state, want lowered) (states [len(conf.Families)][]*table, count int) {
 	count = 1
 	for f, t := range want {
@@ -53,7 +54,7 @@ func statesOf(have state, want lowered) (states [len(conf.Families)][]*table, co
 	return states, count
 }
 
-// nth returns the state of both families after the transaction number i. A family that has fewer keeps its last.
+// nth returns the state of both families after transaction i. A family with fewer transactions stays at its last state.
 func nth(states [len(conf.Families)][]*table, i int) (l lowered) {
 	for f, all := range states {
 		if len(all) > 0 {
@@ -63,10 +64,10 @@ func nth(states [len(conf.Families)][]*table, i int) (l lowered) {
 	return l
 }
 
-// split returns the states of the table after each transaction of the change. The last is the wanted state.
+// split returns the state of the table after each transaction of the change. The last is the wanted state.
 func split(have held, want *table) []*table {
 	if !have.exists || have.off || have.mustBeMadeAnew(want) || have.isOdd() {
-		return []*table{want} // the rules are damaged
+		return []*table{want} // the present rules are damaged, so one transaction replaces them
 	}
 	c := change{have: have, want: want, steps: map[string]map[ruleset.Element]step{}, both: map[[2]string]chain{}}
 	for _, s := range want.sets {
@@ -98,7 +99,7 @@ func (c *change) set(s set, had heldSet) {
 		case s.role == ruleset.Members && d.Had && d.Has:
 			at = c.move(target(d.Was), target(d.Now))
 		case s.role == ruleset.Attached && !d.Has:
-			continue // strays stay
+			continue // strays are not deleted
 		case s.Layout == nftnl.Network && s.role == ruleset.Checked: // decides only about masquerading
 		case s.role == ruleset.Attached, s.role == ruleset.Checked && d.Has, s.role != ruleset.Checked && !d.Has:
 			at = takes
@@ -118,15 +119,15 @@ func (c *change) set(s set, had heldSet) {
 	}
 }
 
-// move returns the step of a pod's move from one class's chain to another's. An empty name stands for no chain, which
-// allows everything.
+// move returns the step in which a pod moves from the chain of one class to that of another. An empty name stands for
+// no chain, which allows everything.
 func (c *change) move(was, now string) step {
 	_, known := c.have.chains[was]
 	switch {
 	case now == was || within(c.have, c.want, was, now):
-		return gives // or nothing but a comment
+		return gives // or only the comment changes
 	case was == "", c.ready(now) && (!known || c.deniesAll(now)):
-		return takes // a new chain has no rules for packets that are on their way, so for them the pod stays open
+		return takes // not for a new chain, in which packets on their way would find no rules and pass
 	case !known:
 		return gives
 	}
@@ -141,7 +142,7 @@ func (c *change) wanted(name string) (chain, bool) {
 	return c.want.chains[i], true
 }
 
-// ready reports whether packets that are on their way meet the chain's rules.
+// ready reports whether packets on their way find the wanted rules in the chain.
 func (c *change) ready(name string) bool {
 	had, ok := c.have.chains[name]
 	k, _ := c.wanted(name)
@@ -162,9 +163,9 @@ func (c *change) states() []*table {
 		return []*table{c.want}
 	}
 	slices.Sort(c.moving)
-	first := 1 // in one of the maps, pods move directly
+	first := 1 // the pods of one map move directly
 	if c.rules {
-		first = 0 // a change of rules counts as such a map
+		first = 0 // not if rules also change
 	}
 	var states []*table
 	if len(c.moving) > first {
@@ -176,7 +177,7 @@ func (c *change) states() []*table {
 	return append(states, c.after(takes), c.after(moves), c.want)
 }
 
-// stage makes the pods of the map move in two steps. In between, packets need the permission of both classes.
+// stage makes the pods of the map move by way of temporary chains, which allow only what both classes allow.
 func (c *change) stage(name string) {
 	s, _ := c.want.find(name)
 	for d := range c.have.sets[name].entries.Diff(s.entries) {
@@ -208,7 +209,7 @@ func (c *change) through(was, now string) chain {
 	return k
 }
 
-// after returns the table as it is after the step. The plan to it removes nothing.
+// after returns the state of the table after the step. Sets and chains that are only in the kernel stay.
 func (c *change) after(last step) *table {
 	t := &table{family: c.want.family, partial: true}
 	for _, s := range c.want.sets {

@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// variants returns rules that together match what the rule matches. nftables can't compare two addresses of a
-// packet, so it needs sets with each pod's address twice.
+// variants returns rules that together match the same packets as the rule. nftables can't compare two addresses of a
+// packet with each other. So such a rule looks up both addresses in a set that has each pod's address twice.
 func variants(r rule, f conf.Family, ports bool) []rule {
 	with := func(track ruleset.Track, sets []ruleset.SetMatch, match ...condition) rule {
 		v := r
@@ -24,7 +24,8 @@ func variants(r rule, f conf.Family, ports bool) []rule {
 		v.Proto = proto
 		return v
 	}
-	proto := [...]ruleset.Protocol{conf.IPv4: ruleset.ICMP, conf.IPv6: ""}[f] // for IPv6: see directly
+	// For IPv6, directly replaces the protocol.
+	proto := [...]ruleset.Protocol{conf.IPv4: ruleset.ICMP, conf.IPv6: ""}[f]
 	self := []ruleset.SetMatch{{Name: f.Set(conf.SelfSet), By: bothEnds}}
 	inner := []ruleset.SetMatch{{Name: f.Set(conf.ErrorsSet), By: innerEnd}}
 	switch {
@@ -76,7 +77,7 @@ func icmpType(words string, op uint32, number byte) condition {
 	}}
 }
 
-// directly matches ICMPv6 packets without an extension header. nft prints nothing for it.
+// directly matches ICMPv6 packets without extension headers. Its text is empty, because nft prints no text for it.
 var directly = condition{"", func(e nftnl.Expressions) nftnl.Expressions {
 	return e.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 6, 1, 0).Compare(unix.NFT_CMP_EQ, []byte{unix.IPPROTO_ICMPV6})
 }}
@@ -85,8 +86,8 @@ var hopLimit = condition{"ip6 hoplimit 255", func(e nftnl.Expressions) nftnl.Exp
 	return e.Payload(unix.NFT_PAYLOAD_NETWORK_HEADER, 7, 1, 0).Compare(unix.NFT_CMP_EQ, []byte{255})
 }}
 
-// noErrors has conditions for each range of ICMP types that are no errors. IPv4's errors are the types 3, 4, 5,
-// 11 and 12.
+// noErrors has conditions for the types of ICMP packets that are not errors. The errors are types 3, 4, 5, 11 and 12 in
+// IPv4.
 var noErrors = [len(conf.Families)][][]condition{
 	conf.IPv4: {
 		{icmpType("icmp type < destination-unreachable", unix.NFT_CMP_LT, 3)},
@@ -102,8 +103,8 @@ var noErrors = [len(conf.Families)][][]condition{
 	}},
 }
 
-// anError matches ICMP errors other than redirects. For a related error, the kernel has compared the receiver
-// with the inner packet's sender (nf_conntrack_inet_error in net/netfilter/nf_conntrack_proto.c).
+// anError matches ICMP errors except redirects. It needn't compare the error's receiver with the inner packet's sender:
+// the kernel has done that (nf_conntrack_inet_error in net/netfilter/nf_conntrack_proto.c).
 var anError = [len(conf.Families)][]condition{
 	conf.IPv4: {icmpType("icmp type != redirect", unix.NFT_CMP_NEQ, 5)},
 	conf.IPv6: {directly, icmpType("icmpv6 type < echo-request", unix.NFT_CMP_LT, 128)},

@@ -11,9 +11,9 @@ import (
 
 func (d *Driver) TellsOfChanges() bool { return true }
 
-// Watch calls heard() for every generation of nf_tables until ctx ends. concerned is true if the change touched
-// one of weir's tables, the guard's and the gate's included, or a chain FORWARD of iptables-nft. Generation 0
-// means that messages were lost. Watch may run at the same time as all other methods.
+// Watch calls heard for every generation (change number) of nf_tables until ctx ends. concerned is true if the change
+// touched a table of weir, of the guard or of the gate, or a chain FORWARD of iptables-nft. Generation 0 means that
+// messages were lost. Watch may run at the same time as all other methods.
 //
 // Equivalent to: nft monitor
 func (d *Driver) Watch(ctx context.Context, heard func(generation uint32, concerned bool)) error {
@@ -28,9 +28,9 @@ func concerns(c nftnl.Change) bool {
 // Generation returns the number of the last change of nf_tables in this network namespace.
 func (d *Driver) Generation() (uint32, error) { return d.reader.Generation() }
 
-// Knows reports whether the generation is no news: the driver has read the tables since, or has made the change
-// itself. Generation 0 is always news. The caller must pass the generations that Watch reported as concerned,
-// in ascending order.
+// Knows reports whether the driver already knows the change with this generation: it made the change itself, or has
+// read the tables since. It returns false for generation 0. The caller must pass the generations that Watch reported as
+// concerned, in ascending order.
 func (d *Driver) Knows(generation uint32) bool {
 	return generation != 0 && ((d.readAt != 0 && int32(generation-d.readAt) <= 0) || d.own.Made(generation))
 }

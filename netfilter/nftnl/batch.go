@@ -9,9 +9,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Batch is a list of requests that the kernel carries out together or not at all. All exported methods except
-// Empty and Commit add requests. Their parameter about is the caller's name for the request. If the kernel
-// refuses the request, it is in Refusal.About.
+// Batch is a transaction: a list of requests, which the kernel carries out together or not at all. All exported methods
+// except Empty and Commit add requests. With the parameter about, the caller names a request. If the kernel refuses the
+// request, Refusal.About has this name.
 //
 // Equivalent to: nft -f FILE
 type Batch struct{ messages []message }
@@ -20,11 +20,11 @@ func (b *Batch) Empty() bool { return len(b.messages) == 0 }
 
 // Refusal says which request the kernel refuses, and why.
 type Refusal struct {
-	About any // nil if the caller has no name for the request
+	About any // the caller's name for the request, or nil
 	Err   error
 }
 
-// RefusedError says which requests of a batch the kernel refuses. The kernel has carried out none of the batch.
+// RefusedError says which requests of a batch the kernel refuses. It has then carried out no request of the batch.
 type RefusedError struct{ Refusals []Refusal }
 
 func (e *RefusedError) Error() string {
@@ -46,26 +46,26 @@ func (b *Batch) request(kind int, t Table, flags uint16, about any, body attrs) 
 	b.add(message{unix.NFNL_SUBSYS_NFTABLES<<8 | uint16(kind), flags, t.Family, body, about})
 }
 
-// Commit sends the requests. After a RefusedError the kernel has carried out none of them. After any other
-// error it may have carried out all of them or none.
+// Commit sends the requests. If it returns a RefusedError, the kernel has carried out no request. After another error,
+// the kernel has carried out either all requests or none.
 func (b *Batch) Commit() error {
 	var s Sender
 	defer s.Close()
 	return s.Commit(b)
 }
 
-// Sender commits batches, one after the other, by one socket. The zero Sender is ready for use. It is not safe for
-// concurrent use.
+// Sender commits batches, one after the other, over the same socket. The zero Sender is ready for use. Only one
+// goroutine may use it.
 //
-// When a socket of netfilter is closed, the kernel first frees what earlier transactions have deleted, and until then
-// no transaction can begin (nft_rcv_nl_event in net/netfilter/nf_tables_api.c). This takes 6 to 30 ms, and a
-// transaction a tenth of a millisecond. So a program that makes many changes keeps its sockets open.
+// A program that makes many changes should keep its Sender open. When a netfilter socket is closed, the kernel first
+// frees everything that earlier transactions have deleted, and no transaction can begin until then (nft_rcv_nl_event in
+// net/netfilter/nf_tables_api.c). This takes 6 to 30 ms, while a transaction takes 0.1 ms.
 type Sender struct {
 	fd   int
 	open bool
 }
 
-// Close closes the socket. The next Commit opens another one.
+// Close closes the socket. A later Commit opens another socket.
 func (s *Sender) Close() {
 	if s.open {
 		_ = unix.Close(s.fd)
@@ -73,7 +73,7 @@ func (s *Sender) Close() {
 	}
 }
 
-// Commit is Batch.Commit by the Sender's socket.
+// Commit sends the batch over the Sender's socket. The errors are those of Batch.Commit.
 func (s *Sender) Commit(b *Batch) (err error) {
 	if b.Empty() {
 		return nil
@@ -86,7 +86,7 @@ func (s *Sender) Commit(b *Batch) (err error) {
 		s.open = true
 	}
 	if err = b.commit(s.fd); err != nil && !errors.As(err, new(*RefusedError)) {
-		s.Close() // there may be answers in it
+		s.Close() // the socket may have more answers, so it can't be used again
 	}
 	return err
 }
@@ -117,10 +117,10 @@ func (b *Batch) serialize() []byte {
 	return message{kind: unix.NFNL_MSG_BATCH_END}.append(all, uint32(len(b.messages)+1))
 }
 
-// makeRoom makes the socket's buffers large enough for the transaction and its answers. In a user namespace of
-// its own, a process can't exceed the kernel's limits of buffers, so makeRoom then keeps to these.
+// makeRoom makes the socket's buffers large enough for the transaction and the kernel's answers. If the process isn't
+// allowed to exceed the kernel's limits of buffers, as in a user namespace, makeRoom stays within them.
 func makeRoom(fd, size, messages int) error {
-	const usual, answer = 64 << 10, 1 << 10 // what the kernel counts for an answer
+	const usual, answer = 64 << 10, 1 << 10 // bytes that the kernel counts for one answer
 	for option, need := range map[[2]int]int{
 		{unix.SO_SNDBUFFORCE, unix.SO_SNDBUF}: size + usual, {unix.SO_RCVBUFFORCE, unix.SO_RCVBUF}: messages*answer + usual,
 	} {
@@ -139,8 +139,8 @@ func makeRoom(fd, size, messages int) error {
 	return unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
 }
 
-// answers reads the kernel's answers, which are in the socket when the send returns. The kernel reports each
-// message that it refuses, and the last message in any case (nfnetlink_rcv_batch in net/netfilter/nfnetlink.c).
+// answers reads the kernel's answers, which are in the socket when the requests have been sent. The kernel answers each
+// request that it refuses, and the last request in any case (nfnetlink_rcv_batch in net/netfilter/nfnetlink.c).
 func (b *Batch) answers(fd int) error {
 	refused := &RefusedError{}
 	answered := false

@@ -14,11 +14,10 @@ type Hook struct {
 type Chain struct {
 	Name    string
 	Comment string
-	Hook    *Hook // nil if packets come only from rules
+	Hook    *Hook // nil if packets come only from rules of other chains
 }
 
-// Types of userdata. A comment is the first type of each kind of object, except sets (libnftnl,
-// include/libnftnl/udata.h).
+// The types of userdata. Comments have type 0, except those of sets (libnftnl, include/libnftnl/udata.h).
 const (
 	commentOfAnObject  byte = 0
 	commentOfASet      byte = 7
@@ -28,13 +27,13 @@ const (
 	flagsOfAnElement   byte = 1
 )
 
-// Attributes that the package unix lacks (include/uapi/linux/netfilter/nf_tables.h).
+// These attributes are missing in the package unix (include/uapi/linux/netfilter/nf_tables.h).
 const (
 	nftaTableUserdata = 6
 	nftaChainUserdata = 12
 )
 
-// AddTable makes the table, or switches it on again.
+// AddTable makes the table. If another program has switched the table off, AddTable switches it on.
 //
 // Equivalent to: nft add table FAMILY TABLE { comment "COMMENT"; }
 func (b *Batch) AddTable(t Table, words string) {
@@ -45,14 +44,14 @@ func (b *Batch) AddTable(t Table, words string) {
 	b.request(unix.NFT_MSG_NEWTABLE, t, unix.NLM_F_CREATE, nil, a)
 }
 
-// DeleteTable deletes the table and all that is in it.
+// DeleteTable deletes the table with everything in it.
 //
 // Equivalent to: nft delete table FAMILY TABLE
 func (b *Batch) DeleteTable(t Table) {
 	b.request(unix.NFT_MSG_DELTABLE, t, 0, nil, attrs{}.text(unix.NFTA_TABLE_NAME, t.Name))
 }
 
-// AddChain makes the chain. If the chain exists at the same hook, only its policy becomes accept again.
+// AddChain makes the chain. If the chain exists at the same hook, AddChain only sets its policy to accept.
 //
 // Equivalent to: nft add chain FAMILY TABLE CHAIN { type KIND hook HOOK priority PRIORITY; policy accept; }
 func (b *Batch) AddChain(t Table, c Chain) {
@@ -77,7 +76,7 @@ func (b *Batch) FlushChain(t Table, chain string) {
 		attrs{}.text(unix.NFTA_RULE_TABLE, t.Name).text(unix.NFTA_RULE_CHAIN, chain))
 }
 
-// DeleteChain deletes the chain, which must be empty. No rule and no element may lead to it.
+// DeleteChain deletes the chain. The chain must be empty, and no rule or element may lead to it.
 //
 // Equivalent to: nft delete chain FAMILY TABLE CHAIN
 func (b *Batch) DeleteChain(t Table, chain string) {

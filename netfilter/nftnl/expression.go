@@ -16,12 +16,13 @@ type Rule struct {
 	Comment     string
 }
 
-// Sum identifies a rule's expressions and comment, in this process only.
+// Sum identifies the expressions and the comment of a rule. It is valid only within this process.
 type Sum uint64
 
 var seed = maphash.MakeSeed()
 
-// Sum returns the rule's Sum. The rule has the same Sum when the kernel prints it. Counts don't matter.
+// Sum returns the rule's Sum. A rule that was read from the kernel has the same Sum as the rule that was written.
+// Values of counters don't matter.
 func (r Rule) Sum() Sum { return sum(r.Expressions, comment(commentOfAnObject, r.Comment)) }
 
 func sum(expressions, data []byte) Sum {
@@ -60,12 +61,12 @@ func sum(expressions, data []byte) Sum {
 			all = append(all, a.value...)
 		}
 	}
-	number(len(all)) // so that the data can't be taken for expressions
+	number(len(all)) // the length separates the expressions from the data
 	return Sum(maphash.Bytes(seed, append(all, data...)))
 }
 
-// Expressions are the expressions of a rule, in the form in which the kernel prints them. Each method appends
-// one. There are sixteen registers of 32 bits.
+// Expressions are the expressions of a rule, in the kernel's form. Each method appends an expression. There are sixteen
+// registers of 32 bits.
 type Expressions []byte
 
 func (e Expressions) add(name string, data attrs) Expressions {
@@ -85,12 +86,12 @@ func register(n int) uint32 {
 
 func value(data []byte) attrs { return attrs{}.put(unix.NFTA_DATA_VALUE, data) }
 
-// Meta loads a property of the packet, such as unix.NFT_META_L4PROTO.
+// Meta loads a property of the packet, such as unix.NFT_META_L4PROTO, into a register.
 func (e Expressions) Meta(key uint32, to int) Expressions {
 	return e.add("meta", attrs{}.number(unix.NFTA_META_KEY, key).number(unix.NFTA_META_DREG, register(to)))
 }
 
-// Ct loads a property of the packet's connection, such as unix.NFT_CT_STATE.
+// Ct loads a property of the packet's connection, such as unix.NFT_CT_STATE, into a register.
 func (e Expressions) Ct(key uint32, to int) Expressions {
 	return e.add("ct", attrs{}.number(unix.NFTA_CT_KEY, key).number(unix.NFTA_CT_DREG, register(to)))
 }
@@ -100,29 +101,29 @@ func (e Expressions) SetCt(key uint32, from int) Expressions {
 	return e.add("ct", attrs{}.number(unix.NFTA_CT_KEY, key).number(unix.NFTA_CT_SREG, register(from)))
 }
 
-// Payload loads bytes of the packet, counted from the beginning of a header such as
+// Payload loads bytes of the packet into a register. The offset counts from a header such as
 // unix.NFT_PAYLOAD_NETWORK_HEADER.
 func (e Expressions) Payload(header uint32, offset, length uint32, to int) Expressions {
 	return e.add("payload", attrs{}.number(unix.NFTA_PAYLOAD_DREG, register(to)).number(unix.NFTA_PAYLOAD_BASE, header).
 		number(unix.NFTA_PAYLOAD_OFFSET, offset).number(unix.NFTA_PAYLOAD_LEN, length))
 }
 
-// Compare ends the rule unless the comparison of the first register with the data is true. The parameter op is,
-// for example, unix.NFT_CMP_EQ.
+// Compare lets the rule continue only if the comparison of the first register with the data is true. op is, for
+// example, unix.NFT_CMP_EQ.
 func (e Expressions) Compare(op uint32, data []byte) Expressions {
 	return e.add("cmp", attrs{}.number(unix.NFTA_CMP_SREG, register(0)).number(unix.NFTA_CMP_OP, op).
 		put(unix.NFTA_CMP_DATA, value(data)))
 }
 
-// And keeps those bits of the first register that the mask has.
+// And clears the bits of the first register that aren't in the mask.
 func (e Expressions) And(mask []byte) Expressions {
 	return e.add("bitwise", attrs{}.number(unix.NFTA_BITWISE_SREG, register(0)).
 		number(unix.NFTA_BITWISE_DREG, register(0)).number(unix.NFTA_BITWISE_LEN, uint32(len(mask))).
 		put(unix.NFTA_BITWISE_MASK, value(mask)).put(unix.NFTA_BITWISE_XOR, value(make([]byte, len(mask)))))
 }
 
-// Lookup ends the rule unless the set contains the first registers' value. If the parameter not is true, Lookup
-// ends the rule if the set contains the value.
+// Lookup lets the rule continue only if the set contains the value of the first registers, or, if not is true, only if
+// the set doesn't contain it.
 func (e Expressions) Lookup(set string, not bool) Expressions {
 	a := attrs{}.text(unix.NFTA_LOOKUP_SET, set).number(unix.NFTA_LOOKUP_SREG, register(0))
 	if not {
@@ -131,8 +132,8 @@ func (e Expressions) Lookup(set string, not bool) Expressions {
 	return e.add("lookup", a)
 }
 
-// LookupVerdict gives the packet the map's verdict for the first registers' value. It ends the rule if the map
-// has none.
+// LookupVerdict looks the value of the first registers up in the map, and gives the packet the map's verdict. If the
+// map doesn't have the value, the rule doesn't match.
 func (e Expressions) LookupVerdict(name string) Expressions {
 	return e.add("lookup", attrs{}.text(unix.NFTA_LOOKUP_SET, name).number(unix.NFTA_LOOKUP_SREG, register(0)).
 		number(unix.NFTA_LOOKUP_DREG, unix.NFT_REG_VERDICT))
@@ -149,7 +150,7 @@ func (e Expressions) Verdict(v Verdict) Expressions {
 		put(unix.NFTA_IMMEDIATE_DATA, v.encode()))
 }
 
-// Counter counts the packets that reach it.
+// Counter counts the packets that match all expressions before it.
 func (e Expressions) Counter() Expressions {
 	none := make([]byte, 8)
 	return e.add("counter", attrs{}.put(unix.NFTA_COUNTER_BYTES, none).put(unix.NFTA_COUNTER_PACKETS, none))
@@ -161,14 +162,14 @@ func (e Expressions) Log(group uint16, prefix string) Expressions {
 		text(unix.NFTA_LOG_PREFIX, prefix))
 }
 
-// Masquerade translates the packet's source to the node's address, with a random port.
+// Masquerade changes the packet's source to the node's address, with a random port.
 func (e Expressions) Masquerade() Expressions {
 	const fullyRandom = 1 << 4 // NF_NAT_RANGE_PROTO_RANDOM_FULLY
 	return e.add("masq", attrs{}.number(unix.NFTA_MASQ_FLAGS, fullyRandom))
 }
 
-// InPort ends the rule unless the packet came in by this port of a bridge. The kernel needs nft_compat and
-// xt_physdev for that.
+// InPort lets the rule continue only if the packet came in by this bridge port. The kernel needs nft_compat and
+// xt_physdev.
 //
 // Equivalent to: iptables -m physdev --physdev-in PORT
 func (e Expressions) InPort(port string) Expressions {
@@ -183,7 +184,8 @@ func (e Expressions) InPort(port string) Expressions {
 		put(unix.NFTA_MATCH_INFO, info))
 }
 
-// Verdict is what becomes of a packet: a code such as unix.NFT_RETURN, and the chain of a jump or goto.
+// Verdict says what happens to a packet: Code is a value such as unix.NFT_RETURN, and Chain is the target of a jump or
+// goto.
 type Verdict struct {
 	Code  int32
 	Chain string

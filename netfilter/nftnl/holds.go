@@ -13,19 +13,18 @@ import (
 	netattrs "github.com/weir-net/weir/internal/attrs"
 )
 
-// Question asks for an element of a set by its key. In a set of networks it asks for the network that contains
-// the address.
+// Question asks for the element of a set with this key. In a set of networks, it asks for the network that contains the
+// address.
 type Question struct {
 	Table Table
 	Set   Set
 	Element
 }
 
-// questionsEach is how many questions one system call asks. The answers must have room in a socket's buffer.
+// questionsEach is how many questions one system call asks. The socket's buffer must have room for the answers.
 const questionsEach = 128
 
-// Find returns the element for each question, in order. It returns nil for an element or set that doesn't
-// exist.
+// Find returns the element for each question, in order. If the element or the set doesn't exist, the result is nil.
 //
 // Equivalent to: nft get element FAMILY TABLE SET { KEY }, for each question
 func (r *Reader) Find(questions []Question) ([]*Element, error) {
@@ -62,7 +61,7 @@ func (r *Reader) Find(questions []Question) ([]*Element, error) {
 	return found, nil
 }
 
-// Find is Reader.Find with a socket of its own.
+// Find answers the questions like Reader.Find, over a socket of its own.
 func Find(questions []Question) ([]*Element, error) {
 	r := NewReader()
 	defer r.Close()
@@ -86,8 +85,8 @@ func (q Question) answer(reply []byte) *Element {
 	return nil
 }
 
-// between returns the network from first up to the address before behind. A zero behind stands for the end of all
-// addresses. ok is false if no single network has exactly these addresses.
+// between returns the network that begins with first and ends before behind. The zero value of behind means the end of
+// all addresses. ok is false if these addresses aren't exactly one network.
 func between(first, behind netip.Addr) (p netip.Prefix, ok bool) {
 	last := netipx.PrefixLastIP(netip.PrefixFrom(first, 0))
 	if behind.IsValid() {

@@ -1,11 +1,11 @@
-// Package nftnl writes and reads tables, chains, rules, sets and maps of nf_tables over netlink. The library
-// github.com/google/nftables doesn't tell which requests of a transaction the kernel refuses, so this package writes
-// the messages itself.
+// Package nftnl writes and reads tables, chains, rules, sets and maps of nf_tables over netlink. It writes the messages
+// itself, because the library github.com/google/nftables doesn't tell which requests of a transaction the kernel
+// refuses.
 //
 // Invariants:
 //   - The package knows nothing of policies.
 //   - The kernel carries out a Batch as a whole or not at all. A RefusedError names the refused requests.
-//   - A list that changes while it is read is read anew, and never counts as a shorter list.
+//   - If a list changes while it is read, it is read again. It never counts as a shorter list.
 //   - The calls of PodSets can be repeated.
 package nftnl
 
@@ -39,7 +39,7 @@ type message struct {
 	kind, flags uint16
 	family      uint8
 	body        attrs
-	about       any // what the caller calls the request
+	about       any // the caller's name for the request
 }
 
 const sizeofGenmsg = 4
@@ -78,8 +78,8 @@ func userdataIn(data []byte, kind byte) []byte {
 	return nil
 }
 
-// MaxComment is the longest comment, in bytes, that nft reads in a file (NFTNL_UDATA_COMMENT_MAXLEN in
-// libnftnl). The kernel stores longer ones.
+// MaxComment is the length in bytes of the longest comment that nft can read from a file (NFTNL_UDATA_COMMENT_MAXLEN in
+// libnftnl).
 const MaxComment = 127
 
 // Comment shortens a text to MaxComment bytes.

@@ -9,22 +9,22 @@ import (
 	netattrs "github.com/weir-net/weir/internal/attrs"
 )
 
-// Attributes that the package unix lacks (include/uapi/linux/netfilter/nf_tables.h).
+// This attribute is missing in the package unix (include/uapi/linux/netfilter/nf_tables.h).
 const nftaTableOwner = 7
 
-// BaseChain is a chain at a hook, of any program.
+// BaseChain is a chain at a hook. It may belong to any program.
 type BaseChain struct {
 	Table
 	Name    string
 	Hook    Hook
-	Accepts bool // the chain accepts what reaches its end
+	Accepts bool // true if the chain accepts packets that reach its end
 }
 
 func (t Table) String() string { return familyNames[t.Family] + " " + t.Name }
 
 var familyNames = map[uint8]string{unix.NFPROTO_IPV4: "ip", unix.NFPROTO_IPV6: "ip6", unix.NFPROTO_INET: "inet"}
 
-// BaseChains returns the chains of all IP tables at the hook, such as unix.NF_INET_FORWARD.
+// BaseChains returns the chains of all tables for IP packets at the hook, such as unix.NF_INET_FORWARD.
 //
 // Equivalent to: nft list chains
 func (r *Reader) BaseChains(hook uint32) (chains []BaseChain, err error) {
@@ -55,8 +55,8 @@ func (r *Reader) BaseChains(hook uint32) (chains []BaseChain, err error) {
 	return chains, nil
 }
 
-// Owner returns the netlink port of the program that owns the table, usually a process ID. It returns 0 if no
-// program has claimed the table.
+// Owner returns the netlink port ID, usually a process ID, of the program that owns the table. It returns 0 if the
+// table has no owner.
 //
 // Equivalent to: nft list table FAMILY TABLE, which shows "flags owner" and the program's name
 func (r *Reader) Owner(t Table) uint32 {
@@ -73,13 +73,13 @@ func (r *Reader) Owner(t Table) uint32 {
 	return 0
 }
 
-// Listed is a rule in the kernel, with the number by which it can be deleted.
+// Listed is a rule in the kernel. Handle is the number by which it can be deleted.
 type Listed struct {
 	Rule
 	Handle uint64
 }
 
-// List returns the rules of the chain in order; ErrNotExist if there is no such chain.
+// List returns the rules of the chain in order. If there is no such chain, the error is ErrNotExist.
 //
 // Equivalent to: nft -a list chain FAMILY TABLE CHAIN
 func (r *Reader) List(t Table, chain string) (rules []Listed, err error) {
@@ -112,7 +112,7 @@ func (r *Reader) List(t Table, chain string) (rules []Listed, err error) {
 	return rules, wrap(err, "list the rules of chain %s", chain)
 }
 
-// InsertRule adds the rule before the one with the handle.
+// InsertRule adds the rule before an existing rule, whose handle is the parameter before.
 //
 // Equivalent to: nft insert rule FAMILY TABLE CHAIN handle HANDLE EXPRESSIONS comment "COMMENT"
 func (b *Batch) InsertRule(t Table, chain string, r Rule, before uint64) {
@@ -129,7 +129,7 @@ func (b *Batch) DeleteRule(t Table, chain string, handle uint64) {
 			put(unix.NFTA_RULE_HANDLE, binary.BigEndian.AppendUint64(nil, handle)))
 }
 
-// Mentions reports whether an expression of one of the table's rules contains the bytes.
+// Mentions reports whether a rule of the table has the bytes in its expressions.
 //
 // Equivalent to: nft list table FAMILY TABLE | grep BYTES
 func (r *Reader) Mentions(t Table, what []byte) (found bool, err error) {
@@ -145,7 +145,7 @@ func (r *Reader) Mentions(t Table, what []byte) (found bool, err error) {
 
 func Text(value []byte) string { return textOf(value) }
 
-// VerdictOf returns the verdict in the data of an immediate expression. ok is false if the data is no verdict.
+// VerdictOf returns the verdict in the data of an immediate expression. ok is false if the data isn't a verdict.
 func VerdictOf(data []byte) (v Verdict, ok bool) {
 	for kind := range netattrs.In(data) {
 		ok = ok || kind == unix.NFTA_DATA_VERDICT

@@ -10,8 +10,8 @@ func TestOwnChanges(t *testing.T) {
 		name          string
 		before, after uint32
 		changes       int
-		heard         []uint32 // generations that change weir's tables, in the order in which the driver hears of them
-		unknown       int      // how many of heard are other programs'
+		heard         []uint32 // generations that change weir's tables, as Watch reports them
+		unknown       int      // how many of these must count as other programs'
 	}{
 		{"all own", 10, 12, 2, []uint32{11, 12}, 0},
 		{"heard of twice", 10, 12, 2, []uint32{11, 11, 12, 12, 11}, 0},
@@ -22,7 +22,7 @@ func TestOwnChanges(t *testing.T) {
 		{"nothing own", 10, 11, 0, []uint32{11}, 1},
 	} {
 		var o OwnChanges
-		o.Note(c.before, c.after, c.changes)
+		o.Add(c.before, c.after, c.changes)
 		unknown := 0
 		for _, g := range c.heard {
 			if !o.Made(g) {

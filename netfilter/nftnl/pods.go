@@ -19,7 +19,7 @@ func WeirTable(f conf.Family) Table {
 	return Table{Family: [...]uint8{conf.IPv4: unix.NFPROTO_IPV4, conf.IPv6: unix.NFPROTO_IPV6}[f], Name: "weir"}
 }
 
-// The comments of weir's tables, and of the sets of all pods.
+// These are the comments of weir's tables and of the sets of all pods.
 const (
 	WeirTableComment = "weir: network policies of this node's pods"
 	PodsComment      = "weir: this node's pods"
@@ -31,13 +31,13 @@ func podsSet(f conf.Family) Set {
 
 func element(a netip.Addr) Element { return Element{Prefix: netip.PrefixFrom(a, a.BitLen())} }
 
-// Name returns the name of the set of all pods of the address's family, for messages.
+// Name returns the name of the set of all pods of the address's family. It is meant for messages.
 func (PodSets) Name(addr netip.Addr) string {
 	return "set " + podsSet(conf.FamilyOf(addr)).Name + " of nftables"
 }
 
-// Deny adds the addresses to the sets of all pods, with the pod's name as the comment. It makes a missing set,
-// because perhaps no agent has run since the node was started.
+// Deny adds the addresses to the sets of all pods, with the pod's name as a comment. It creates missing sets, because
+// the agent may not have run since the node started.
 //
 // Equivalent to: nft add element ip weir weir-pods { ADDR comment "POD" } (ip6 and weir-pods6 for IPv6)
 func (PodSets) Deny(pod string, addrs ...netip.Addr) error {
@@ -63,14 +63,15 @@ func denyBatch(pod string, addrs []netip.Addr, missing bool) *Batch {
 	return b
 }
 
-// Remove takes the addresses out of the sets of all pods.
+// Remove removes the addresses from the sets of all pods.
 //
 // Equivalent to: nft delete element ip weir weir-pods { ADDR } (ip6 and weir-pods6 for IPv6)
 func (PodSets) Remove(addrs ...netip.Addr) error {
 	var errs []error
 	var s Sender
 	defer s.Close()
-	for _, a := range addrs { // each alone, because one missing element would refuse all
+	// A transaction for each address, because the kernel refuses a whole one if an element is missing.
+	for _, a := range addrs {
 		var b Batch
 		b.DeleteElements(WeirTable(conf.FamilyOf(a)), podsSet(conf.FamilyOf(a)), []Element{element(a)})
 		if err := s.Commit(&b); err != nil && !errors.Is(err, unix.ENOENT) {
@@ -80,10 +81,10 @@ func (PodSets) Remove(addrs ...netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// triesOfAPurge is how often Purge tries, if the agent takes addresses out of sets meanwhile.
+// triesOfAPurge is how often Purge tries. A try fails if the agent deletes some of the addresses at the same time.
 const triesOfAPurge = 5
 
-// Purge deletes the addresses from every set and map that has pods.
+// Purge deletes the addresses from all sets and maps that contain pods.
 //
 // Equivalent to, for each set and map (ip6 for IPv6): nft delete element ip weir SET { ADDR }
 func (PodSets) Purge(addrs ...netip.Addr) error {
@@ -126,7 +127,7 @@ func (r *Reader) purge(f conf.Family, addrs []netip.Addr) error {
 		switch {
 		case !s.Known || !conf.KindOfSet(s.Name).MayHavePods():
 		case s.Layout == Network || s.Layout == Link || s.Layout == Port:
-		case s.Layout == AddressPort || s.Layout == AddressLink: // an address may have many elements
+		case s.Layout == AddressPort || s.Layout == AddressLink: // such a set may have several elements of an address
 			found, err := r.elementsOf(t, s.Set, addrs)
 			if err != nil {
 				return err
@@ -161,7 +162,7 @@ func (r *Reader) elementsOf(t Table, s Set, addrs []netip.Addr) (found []Element
 		}
 		return true
 	})
-	if errors.Is(err, ErrNotExist) { // deleted since it was listed
+	if errors.Is(err, ErrNotExist) { // the set was deleted after it was listed
 		return nil, nil
 	}
 	return found, err
@@ -177,7 +178,7 @@ func in(s Set, addr netip.Addr) (bool, error) {
 	return err == nil && found[0] != nil, err
 }
 
-// InUse reports whether a rule looks addresses up in the set of all pods of this address's family.
+// InUse reports whether a rule uses the set of all pods of this address's family.
 //
 // Equivalent to: nft list table ip weir | grep @weir-pods (ip6 and weir-pods6 for IPv6)
 func (PodSets) InUse(addr netip.Addr) (used bool, err error) {
@@ -216,7 +217,7 @@ func looksUp(expressions []byte, set string) (yes bool) {
 	return yes
 }
 
-// Check returns an error that names each address with the sets and maps that lack it.
+// Check returns an error for each address that is missing in the set of all pods, or in one of the maps of classes.
 func (PodSets) Check(addrs ...netip.Addr) error {
 	var errs []error
 	for _, a := range addrs {
@@ -235,10 +236,9 @@ func (PodSets) Check(addrs ...netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-// Addresses returns the addresses in the sets that have only pods of this node.
+// Addresses returns the addresses in the set of all pods and in the maps of classes.
 //
-// Equivalent to: nft list set ip weir weir-pods; nft list map ip weir weir-in; nft list map ip weir weir-eg
-// (ip6 etc.)
+// Equivalent to: nft list set ip weir weir-pods; nft list map ip weir weir-in; nft list map ip weir weir-eg (ip6 etc.)
 func (PodSets) Addresses() (all []netip.Addr, err error) {
 	r := NewReader()
 	defer r.Close()

@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestPodSets runs each method without tables, and with an agent's sets.
+// TestPodSets calls each method first without tables, and then with the sets of an agent.
 func TestPodSets(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -41,7 +41,7 @@ func TestPodSets(t *testing.T) {
 	if all, err := p.Addresses(); len(all) > 0 || err != nil {
 		t.Errorf("addresses: %v, %v", all, err)
 	}
-	for range 2 { // each can be repeated
+	for range 2 { // twice, because each call can be repeated
 		no("deny", p.Deny("x/y", four, six))
 		holds(four, true)
 		holds(six, true)
@@ -92,7 +92,7 @@ func TestPodSets(t *testing.T) {
 	if c := strings.Count(got, "10.88.0.3"); c != strings.Count(before, "10.88.0.3") {
 		t.Errorf("Purge took other addresses:\n%s", got)
 	}
-	if strings.Count(got, "10.88.0.2") != 1 { // the one in weir-net-x stays
+	if strings.Count(got, "10.88.0.2") != 1 { // only the address in weir-net-x is left
 		t.Errorf("Purge left or took an address:\n%s", got)
 	}
 	no("deny", p.Deny("x/y", four, other))
@@ -101,8 +101,8 @@ func TestPodSets(t *testing.T) {
 	holds(other, true)
 }
 
-// TestBatchIsAllOrNothing: if the kernel refuses one request of a batch, it carries out none of them. Commit
-// says which ones were refused.
+// TestBatchIsAllOrNothing: if the kernel refuses one request of a batch, it carries out none. The error of Commit names
+// the refused requests.
 func TestBatchIsAllOrNothing(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -136,7 +136,7 @@ func TestBatchIsAllOrNothing(t *testing.T) {
 	}
 }
 
-// TestLargeSets: a set with more elements than fit into one message can be written and read back.
+// TestLargeSets: a set with too many elements for one message can be written and read back.
 func TestLargeSets(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -18,10 +18,10 @@ import (
 // ErrNotExist means that the kernel has no such table, set or element.
 var ErrNotExist = errors.New("nf_tables has no such object")
 
-// Reader lists what the kernel has. It is not safe for concurrent use.
+// Reader lists tables, chains, rules and sets of the kernel. Only one goroutine may use it.
 type Reader struct{ dumper *batch.Dumper }
 
-// NewReader returns a Reader. The caller closes it.
+// NewReader returns a Reader. The caller must close it.
 func NewReader() *Reader { return &Reader{batch.NewDumper(unix.NETLINK_NETFILTER)} }
 
 func (r *Reader) Close() { r.dumper.Close() }
@@ -33,7 +33,7 @@ func request(kind int, flags int, t Table, body attrs) *nl.NetlinkRequest {
 	return req
 }
 
-// triesOfALists is how often list tries to read a list that changes while it is read.
+// triesOfALists is how often a list is read again if it changes while it is read.
 const triesOfALists = 5
 
 func (r *Reader) list(kind int, t Table, body attrs, again func(), each func(attrs []byte) bool) (err error) {
@@ -90,11 +90,11 @@ func numberOf(value []byte) uint32 {
 }
 
 type TableState struct {
-	Off     bool   // the table has a flag; mostly another program has switched it off, so its rules check no packets
-	Objects uint32 // how many chains, sets and other objects the table has
+	Off     bool   // true if the table has a flag, usually because another program has switched it off
+	Objects uint32 // number of chains, sets and other objects in the table
 }
 
-// Table returns the table's state; ErrNotExist if there is no such table.
+// Table returns the table's state. If there is no such table, the error is ErrNotExist.
 //
 // Equivalent to: nft list table FAMILY TABLE
 func (r *Reader) Table(t Table) (s TableState, err error) {
@@ -121,8 +121,8 @@ func wrap(err error, doing string, args ...any) error {
 	return fmt.Errorf("%s: %w", fmt.Sprintf(doing, args...), err)
 }
 
-// Hook returns the chain's hook; nil if packets come only from rules. accepts is true if the chain accepts what
-// reaches its end.
+// Hook returns the chain's hook, or nil if packets come only from rules of other chains. accepts is true if the chain
+// accepts packets that reach its end.
 //
 // Equivalent to: nft list chain FAMILY TABLE CHAIN
 func (r *Reader) Hook(t Table, chain string) (hook *Hook, accepts bool, err error) {
@@ -162,7 +162,7 @@ func hookIn(answer []byte) (hook *Hook, accepts bool) {
 	return hook, policy == 1
 }
 
-// Chains returns the names of the table's chains, also of empty ones.
+// Chains returns the names of the table's chains, including empty ones.
 //
 // Equivalent to: nft list chains FAMILY
 func (r *Reader) Chains(t Table) (names []string, err error) {
@@ -185,15 +185,16 @@ func (r *Reader) Chains(t Table) (names []string, err error) {
 }
 
 type Rules struct {
-	Sums  []Sum // in order
+	Sums  []Sum // in the order of the rules
 	To    []string
 	Drops bool
-	// Audits is true if the last rule returns every packet, and the rule before it logs for audited policies.
+	// Audits is true if the last two rules are those of audited policies: one that logs, and one that returns every
+	// packet.
 	Audits bool
-	logs   bool // the last rule logs for audited policies
+	logs   bool // true if the last rule logs for audited policies
 }
 
-// Rules returns the rules of each chain of the table, without empty chains.
+// Rules returns the rules of each chain of the table. It leaves out empty chains.
 //
 // Equivalent to: nft list table FAMILY TABLE
 func (r *Reader) Rules(t Table) (chains map[string]Rules, err error) {
@@ -263,8 +264,8 @@ func (c *Rules) add(s Sum, expressions []byte) {
 	c.Audits = logged && returns && others == 0
 }
 
-// Generation returns the number of the last change of nf_tables in this network namespace. It fails if the
-// kernel has no nf_tables.
+// Generation returns the number of the last change of nf_tables in this network namespace. If the kernel has no
+// nf_tables, it returns an error.
 //
 // Equivalent to: nft monitor, which shows the number as "new generation"
 func (r *Reader) Generation() (uint32, error) {
@@ -281,7 +282,7 @@ func (r *Reader) Generation() (uint32, error) {
 	return 0, errors.New(doing + ": the kernel's answer has none")
 }
 
-// Generation is Reader.Generation with a socket of its own.
+// Generation returns the result of Reader.Generation, over a socket of its own.
 func Generation() (uint32, error) {
 	r := NewReader()
 	defer r.Close()

@@ -9,7 +9,7 @@ import (
 	netattrs "github.com/weir-net/weir/internal/attrs"
 )
 
-// Sets returns the sets and maps of the table.
+// Sets returns the sets and maps of the table, by name.
 //
 // Equivalent to: nft list sets FAMILY; nft list maps FAMILY
 func (r *Reader) Sets(t Table) (sets map[string]SetState, err error) {
@@ -24,10 +24,10 @@ func (r *Reader) Sets(t Table) (sets map[string]SetState, err error) {
 	return sets, wrap(err, "list the sets of table %s", t.Name)
 }
 
-// SetState is a set as the kernel has it.
+// SetState is a set that the kernel has.
 type SetState struct {
 	Set
-	Known bool // false if the package has no layout for the set
+	Known bool // false if no Layout describes the set
 }
 
 func parseSet(family uint8, answer []byte) (table string, s SetState) {
@@ -58,9 +58,9 @@ func parseSet(family uint8, answer []byte) (table string, s SetState) {
 	return table, s
 }
 
-// Each calls the function each() for every element of the set, until each() returns false. Before every attempt
-// it calls again(): the reading begins anew if the set changes. odd is true if the layout doesn't allow one of
-// the elements.
+// Each passes every element of the set to the function each, until that function returns false. If the set changes
+// during the reading, Each starts from the beginning. It calls the function again before each attempt. odd is true if
+// the set has an element that its layout doesn't allow.
 //
 // Equivalent to: nft list set FAMILY TABLE SET
 func (r *Reader) Each(t Table, s Set, again func(), each func(Element) bool) (odd bool, err error) {
@@ -104,7 +104,7 @@ func networks(ends []end, each func(Element) bool) (ok bool) {
 		if c := a.Prefix.Addr().Compare(b.Prefix.Addr()); c != 0 || a.last == b.last {
 			return c
 		}
-		if a.last { // where two networks meet, the end of the one comes before the beginning of the other
+		if a.last { // the end of a network precedes the beginning of the next
 			return -1
 		}
 		return 1
@@ -113,12 +113,12 @@ func networks(ends []end, each func(Element) bool) (ok bool) {
 	for i := 0; i < len(ends); i++ {
 		first := ends[i]
 		if first.last {
-			if !first.Prefix.Addr().IsUnspecified() { // nft marks the space before the first network
+			if !first.Prefix.Addr().IsUnspecified() { // nft marks the space before the first network, which is no error
 				ok = false
 			}
 			continue
 		}
-		var behind netip.Addr // none: the network reaches to the last address
+		var behind netip.Addr // without a value, the network reaches to the last address
 		if i+1 < len(ends) && ends[i+1].last {
 			behind = ends[i+1].Prefix.Addr()
 			i++

@@ -14,7 +14,7 @@ import (
 
 type Layout uint8
 
-// The comments in this block are the types of the elements, as nft prints them in a table of IPv4.
+// The comments in this block are the types of the elements, as nft prints them in a table for IPv4.
 const (
 	Address     Layout = iota // ipv4_addr
 	Network                   // ipv4_addr, flags interval
@@ -23,21 +23,21 @@ const (
 	Link                      // ifname
 	Port                      // inet_service
 	Verdicts                  // ipv4_addr : verdict
-	AddressPair               // ipv4_addr . ipv4_addr: an address twice
-	InnerPair                 // ip saddr . @th,192,32: an address, and the same as destination inside an ICMP error
+	AddressPair               // ipv4_addr . ipv4_addr: the same address twice
+	InnerPair                 // ip saddr . @th,192,32: an address, and again as the destination inside an ICMP error
 )
 
-// layouts are nft's names for the layouts, in a table of IPv4.
+// layouts has nft's names for the layouts in a table for IPv4.
 var layouts = [...]string{
 	Address: "ipv4_addr", Network: "ipv4_addr, flags interval", AddressPort: "ipv4_addr . inet_proto . inet_service",
 	AddressLink: "ipv4_addr . ifname", Link: "ifname", Port: "inet_service", Verdicts: "ipv4_addr : verdict",
 	AddressPair: "ipv4_addr . ipv4_addr", InnerPair: "ip saddr . @th,192,32",
 }
 
-// String returns nft's name for the type of the elements, in a table of IPv4.
+// String returns nft's name for the type of the elements in a table for IPv4.
 func (l Layout) String() string { return layouts[l] }
 
-// In returns nft's name for the type of the elements, in a table of the family.
+// In returns nft's name for the type of the elements in a table for the family.
 func (l Layout) In(f conf.Family) string {
 	if f == conf.IPv6 {
 		return inIPv6.Replace(l.String())
@@ -47,15 +47,14 @@ func (l Layout) In(f conf.Family) string {
 
 var inIPv6 = strings.NewReplacer("ipv4_addr", "ipv6_addr", "ip saddr . @th,192,32", "ip6 saddr . @th,256,128")
 
-// Set is a set or map without its elements. Its addresses are of its table's family.
+// Set is a set or map without its elements. The family of its table is the family of its addresses.
 type Set struct {
 	Name    string
 	Layout  Layout
 	Comment string
 }
 
-// Element is an element of a set. Which fields it uses depends on the layout. Elements of Verdicts have a
-// verdict.
+// Element is an element of a set. The set's layout decides which fields are used.
 type Element struct {
 	Prefix  netip.Prefix
 	Proto   uint8
@@ -65,7 +64,8 @@ type Element struct {
 	Comment string
 }
 
-// nft's numbers for the types of keys (nftables, include/datatype.h). A concatenation has six bits for each.
+// These are nft's numbers for types of keys (nftables, include/datatype.h). In the type of a concatenation, each has
+// six bits.
 const (
 	typeInteger = 4
 	typeIPv4    = 7
@@ -117,7 +117,7 @@ func layoutOf(family uint8, kind, length, flags uint32) (Layout, bool) {
 	return 0, false
 }
 
-// AddSet makes the set. The kernel refuses it if a set of that name has other properties.
+// AddSet makes the set. The kernel refuses it if a set of this name has other properties.
 //
 // Equivalent to: nft add set FAMILY TABLE SET { type TYPE; comment "COMMENT"; } (add map for Verdicts)
 func (b *Batch) AddSet(t Table, s Set, about any) {
@@ -150,8 +150,8 @@ func (s Set) userdata(family uint8) []byte {
 	return append(data, comment(commentOfASet, s.Comment)...)
 }
 
-// typeofInnerPair returns "typeof ip saddr . @th,192,32" (for IPv6 "ip6 saddr . @th,256,128") as nft stores it
-// (concat_expr_build_udata, payload_expr_build_udata).
+// typeofInnerPair returns the text "typeof ip saddr . @th,192,32" in the form in which nft stores it with a set (for
+// IPv6 "ip6 saddr . @th,256,128"). See concat_expr_build_udata and payload_expr_build_udata of nftables.
 func typeofInnerPair(family uint8) []byte {
 	u32 := func(n uint32) []byte { return binary.NativeEndian.AppendUint32(nil, n) }
 	list := func(values ...[]byte) (all []byte) {
@@ -177,18 +177,17 @@ func (b *Batch) DeleteSet(t Table, name string) {
 	b.request(unix.NFT_MSG_DELSET, t, 0, nil, attrs{}.text(unix.NFTA_SET_TABLE, t.Name).text(unix.NFTA_SET_NAME, name))
 }
 
-// maxElements is the size of elements, in bytes, after which a message ends. An attribute can't be longer than 64
-// KiB.
+// maxElements limits the elements in one message, in bytes. An attribute can't be longer than 64 KiB.
 const maxElements = 60 << 10
 
-// ElementOf is a Refusal's About if a single element was refused.
+// ElementOf is the value of Refusal.About if the kernel has refused a single element.
 type ElementOf struct {
 	About   any
 	Element Element
 }
 
-// AddElements adds the elements to the set. Networks must not overlap. If alone is true, each element has a
-// request of its own, so a refusal names it (ElementOf).
+// AddElements adds the elements to the set. Networks must not overlap. If alone is true, each element has its own
+// request, so that a refusal names the element (ElementOf).
 //
 // Equivalent to: nft add element FAMILY TABLE SET { KEY comment "COMMENT", … }
 func (b *Batch) AddElements(t Table, s Set, elements []Element, about any, alone bool) {
@@ -201,7 +200,7 @@ func (b *Batch) AddElements(t Table, s Set, elements []Element, about any, alone
 	}
 }
 
-// DeleteElements deletes the elements from the set. All must exist.
+// DeleteElements deletes the elements from the set. All of them must exist.
 //
 // Equivalent to: nft delete element FAMILY TABLE SET { KEY, … }
 func (b *Batch) DeleteElements(t Table, s Set, elements []Element) {
@@ -236,8 +235,8 @@ func (b *Batch) elements(kind int, flags uint16, t Table, s Set, elements []Elem
 	}
 }
 
-// encode returns the element in the kernel's form. A network is two elements: its first address, and the first
-// address behind it, if there is one.
+// encode returns the element in the kernel's form. A network becomes two elements: its first address, and the first
+// address behind the network, if there is one.
 func (l Layout) encode(e Element, whole bool) []attrs {
 	first := attrs{}.put(unix.NFTA_SET_ELEM_KEY, value(l.keyOf(e)))
 	if whole && l == Verdicts {
@@ -253,7 +252,7 @@ func (l Layout) encode(e Element, whole bool) []attrs {
 			flags := attrs{}.number(unix.NFTA_SET_ELEM_FLAGS, unix.NFT_SET_ELEM_INTERVAL_END)
 			all = append(all, flags.put(unix.NFTA_SET_ELEM_KEY, value(end.AsSlice())))
 		} else if whole {
-			data = userdata(data, flagsOfAnElement, []byte{1, 0, 0, 0}) // SET_ELEM_F_INTERVAL_OPEN, for nft
+			data = userdata(data, flagsOfAnElement, []byte{1, 0, 0, 0}) // SET_ELEM_F_INTERVAL_OPEN, which nft needs
 		}
 	}
 	if len(data) > 0 {
@@ -283,8 +282,8 @@ func (l Layout) keyOf(e Element) []byte {
 	return key
 }
 
-// Element returns the element for the key at the beginning of the registers. ok is false if the layout has no
-// such key.
+// Element returns the element whose key is at the beginning of the registers. ok is false if the registers have no
+// valid key of this layout.
 func (l Layout) Element(family uint8, registers []byte) (e Element, ok bool) {
 	_, length, _ := l.key(family)
 	if len(registers) < int(length) {

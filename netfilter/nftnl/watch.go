@@ -12,15 +12,15 @@ import (
 	netattrs "github.com/weir-net/weir/internal/attrs"
 )
 
-// Change is a table, chain or rule that a transaction has changed. Chain is empty for a change of a table.
+// Change is a table, chain or rule that a transaction has changed. If the table itself has changed, Chain is empty.
 type Change struct {
 	Family       uint8
 	Table, Chain string
 }
 
-// Watch calls heard() for every generation of nf_tables until ctx ends. concerned is true if concerns() returns
-// true for one of the transaction's changes. The first call of heard() reports the present generation as
-// concerned. Generation 0 means that messages were lost. New chains and changes of sets are no Changes.
+// Watch calls heard for every generation (change number) of nf_tables until ctx ends. concerned is true if concerns
+// returns true for one of the transaction's changes. The first call has the present generation, as concerned.
+// Generation 0 means that messages were lost. New chains and changes of sets don't count as changes.
 //
 // Equivalent to: nft monitor
 func Watch(ctx context.Context, concerns func(Change) bool, heard func(generation uint32, concerned bool)) error {
@@ -30,9 +30,9 @@ func Watch(ctx context.Context, concerns func(Change) bool, heard func(generatio
 	}
 	stop := context.AfterFunc(ctx, s.Close)
 	defer stop()
-	before, _ := Generation() // 0 without nf_tables
+	before, _ := Generation() // 0 if the kernel has no nf_tables
 	heard(before, true)
-	concerned := false // whether one of the present transaction's changes concerns the caller
+	concerned := false // true if a change of the present transaction concerns the caller
 	for {
 		msgs, _, err := s.Receive()
 		switch {
@@ -73,7 +73,7 @@ func changeIn(m syscall.NetlinkMessage) (c Change, ok bool) {
 	}
 	var table, chain uint16
 	switch m.Header.Type & 0xff {
-	case unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_DELTABLE: // NEWTABLE also when a table is switched off
+	case unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_DELTABLE: // NEWTABLE also tells that a table was switched off
 		table = unix.NFTA_TABLE_NAME
 	case unix.NFT_MSG_DELCHAIN:
 		table, chain = unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME

@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FuzzWatch: no message counts both as a change and as the end of a transaction.
+// FuzzWatch: no message is taken both for a change and for the end of a transaction.
 func FuzzWatch(f *testing.F) {
 	const nft = unix.NFNL_SUBSYS_NFTABLES << 8
 	f.Add(uint16(nft|unix.NFT_MSG_NEWGEN), []byte("\x00\x00\x00\x00\x08\x00\x01\x00\x00\x00\x00\x07"))

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Apart calls do in a new network namespace, which the kernel removes afterwards with all that is in it. Without the
-// right to make one, as in the agent's container, it calls do in the node's own.
+// Apart calls the function do in a new network namespace, which the kernel removes afterwards with everything in it. If
+// the process has no right to make a namespace, as in the agent's container, it calls do in the node's own.
 //
 // Equivalent to: unshare --net sh -c "ip link set lo up; ip address add 192.0.2.1/32 dev lo; …"
 func Apart(do func()) {
@@ -32,7 +32,7 @@ func Apart(do func()) {
 		if lo, err = netlink.LinkByName("lo"); err == nil {
 			err = netlink.LinkSetUp(lo)
 		}
-		if err == nil { // an address of lo's own can't be the source of masqueraded packets
+		if err == nil { // masqueraded packets need a source other than a loopback address
 			addr := &net.IPNet{IP: net.IPv4(192, 0, 2, 1), Mask: net.CIDRMask(32, 32)}
 			err = netlink.AddrAdd(lo, &netlink.Addr{IPNet: addr})
 		}
@@ -42,15 +42,15 @@ func Apart(do func()) {
 		err = errors.Join(err, scratch.Close())
 	}
 	if netns.Set(own) == nil {
-		runtime.UnlockOSThread() // otherwise the thread ends with the goroutine
+		runtime.UnlockOSThread() // a thread that stays locked ends with its goroutine
 	}
 	if err != nil {
 		do()
 	}
 }
 
-// Families returns the families that weir may need on this node. Without an IPv6 address of its own, the node can have
-// no pods with IPv6.
+// Families returns the families that pods of this node may have. Without an IPv6 address, the node can have no pods
+// with IPv6.
 func Families() []conf.Family {
 	addrs, err := net.InterfaceAddrs()
 	six := err != nil || slices.ContainsFunc(addrs, func(a net.Addr) bool {

@@ -25,16 +25,18 @@ func unmapped(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Add
 
 func portOf(c *net.UDPConn) uint16 { return addrOf(c).Port() }
 
-// arrivesWithin is how long a trial waits for packets that should arrive. They arrive within the system call that sends
-// them, unless the processor is very busy.
+// arrivesWithin is how long a trial waits for packets that should arrive. Usually they arrive within the system call
+// that sends them, but the processor may be busy.
 const arrivesWithin = 200 * time.Millisecond
 
 var errOthers = errors.New("packets for trials don't arrive unchanged over the loopback link, whatever the rules are")
 
-// Wrong sends the packets, and returns the needs whose rules don't do what they should. The chains must be in the
-// kernel. If there are such needs, Wrong calls remove, which removes the chains, and sends the packets again. If one of
-// them doesn't arrive unchanged, or not even the packet of the plain rule with a port has arrived, Wrong returns an
-// error. Other programs then drop or change packets over the loopback link, so the trial says nothing about the needs.
+// Wrong sends the packets of all needs, through chains that the caller has put into the kernel. It returns the needs
+// whose rules don't have the right effect.
+//
+// If there are such needs, Wrong calls remove, which must remove the chains, and sends the packets again. If a packet
+// then doesn't arrive unchanged, other programs disturb packets over the loopback link. So nothing can be said of the
+// needs, and Wrong returns an error.
 func (t *Trial) Wrong(remove func()) (wrong []Need, err error) {
 	from, err := t.send()
 	if err != nil {
@@ -64,15 +66,16 @@ func (t *Trial) Wrong(remove func()) (wrong []Need, err error) {
 		if n.answer {
 			source = addrOf(t.receivers[i])
 		}
-		if !from[i].IsValid() || from[i] != source && !n.masquerades { // a connection stays masqueraded
+		// The kernel goes on to masquerade an existing connection.
+		if !from[i].IsValid() || from[i] != source && !n.masquerades {
 			return nil, errOthers
 		}
 	}
 	return wrong, nil
 }
 
-// send sends the packet of each need. It returns the sources under which they arrived; the zero value for a packet that
-// didn't arrive, or that the kernel refused to send.
+// send sends the packet of each need, and returns the sources from which the packets arrived. If a packet didn't
+// arrive, or the kernel refused to send it, the source is the zero value.
 func (t *Trial) send() ([]netip.AddrPort, error) {
 	if t.silent != nil {
 		return nil, t.silent
@@ -82,7 +85,7 @@ func (t *Trial) send() ([]netip.AddrPort, error) {
 	sent := make([]bool, len(t.Needs))
 	for i, n := range t.Needs {
 		_, err := t.sender.WriteToUDPAddrPort([]byte("x"), addrOf(t.receivers[i]))
-		if err == nil && n.answer { // its rule is for the answer, so the packet itself passes all rules
+		if err == nil && n.answer { // the rule is for the answer, so the packet itself must arrive
 			if !arrives(t.receivers[i], deadline).IsValid() {
 				return nil, errOthers
 			}
@@ -99,7 +102,7 @@ func (t *Trial) send() ([]netip.AddrPort, error) {
 			from[i] = arrives(t.receivers[i], deadline)
 		}
 	}
-	for i, n := range t.Needs { // the other packets, which were sent later, have arrived by now
+	for i, n := range t.Needs { // by now, packets that must not arrive would have arrived
 		if n.drops {
 			from[i] = arrives(t.receivers[i], time.Time{})
 		}
@@ -107,9 +110,10 @@ func (t *Trial) send() ([]netip.AddrPort, error) {
 	return from, nil
 }
 
-// arrives returns the source of the next packet; the zero value if none arrives in time.
+// arrives returns the source of the next packet. If none arrives before the deadline, it returns the zero value.
 func arrives(at *net.UDPConn, deadline time.Time) netip.AddrPort {
-	if least := time.Now().Add(time.Millisecond); deadline.Before(least) { // else not even a waiting packet is read
+	// With a past deadline, not even a waiting packet would be read.
+	if least := time.Now().Add(time.Millisecond); deadline.Before(least) {
 		deadline = least
 	}
 	if at.SetReadDeadline(deadline) != nil {

@@ -1,14 +1,13 @@
 // Package probe finds out whether the kernel does what weir's rules need. A backend writes the rules of a Trial, and
-// the Trial sends packets through these rules over the loopback link. So probe also notices a rule that the kernel
-// accepts and never matches. On the node itself, rules of other programs may disturb the packets. Then a Trial only
-// finds out which rules the kernel refuses.
+// the Trial sends packets through them over the loopback link. So it also notices rules that the kernel accepts, but
+// that have no effect.
 //
 // Invariants:
 //   - No Need counts as wrong because of other programs' rules: if packets don't arrive without the trial's rules
-//     either, Wrong returns an error.
-//   - A Trial changes nothing on the node: it only opens sockets, which Close closes.
-//   - The kernel removes the network namespace of Apart with all that is in it. Apart needs no right: without the right
-//     to make a namespace, it uses the node's.
+//     either,
+//     Wrong returns an error.
+//   - A Trial changes nothing on the node. It only opens sockets, which Close closes.
+//   - Apart needs no special right: without the right to make a network namespace, it uses the node's own.
 package probe
 
 import (
@@ -22,40 +21,41 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Trial is a chain of rules for one family, at the hook of packets to the node. The rule of each Need lets the
-// Need's packet pass, or drops it if Need.drops is true. Later rules drop the packets of all Needs.
+// Trial is a chain of rules for one family, at the hook of packets to the node. For each Need, a rule accepts the
+// Need's packet, or drops it if Need.drops is true. Rules at the end drop the packets of all Needs.
 type Trial struct {
 	Family conf.Family
 	Sets   []ruleset.Set
-	// Chains are those to which the rules of Needs lead.
+	// Chains has the chains to which rules of Needs lead.
 	Chains []ruleset.Chain
 	Needs  []Need
-	// Unused are rules that no packet meets. The kernel must accept them.
+	// Unused has rules that no packet meets. The kernel must accept them.
 	Unused []Need
 
 	sender    *net.UDPConn
 	receivers []*net.UDPConn
-	silent    error // why no packets can be sent; nil if they can
+	silent    error // why packets can't be sent, or nil
 }
 
-// Need is something that weir needs of the kernel, with the rule that tests it.
+// Need is a feature that weir needs of the kernel, with a rule that tests the feature.
 type Need struct {
 	Name string
-	Rule ruleset.Rule // it matches the Need's packet
-	// answer is true if the Need's packet is the answer to one that passes. drops is true if it must not arrive.
-	// masquerades is true if it must arrive under another source; its rule is at the hook of packets that leave.
+	Rule ruleset.Rule // matches the Need's packet
+	// If answer is true, the Need's packet is the answer to another packet. If drops is true, it must not arrive. If
+	// masquerades is true, it must arrive from another source, and its rule is at the hook of packets that leave.
 	answer, drops, masquerades bool
 }
 
-// These conditions are for trials alone. They tell that another program's rules disturb the packet of a Need: NOTRACK
-// keeps the kernel from tracking it, and zones of connection tracking make the answer a connection of its own.
+// These conditions are only for trials. They match packets that other programs' rules disturb. Untracked packets have
+// met a rule NOTRACK. With zones of connection tracking, an answer is Unestablished, because it counts as a new
+// connection.
 const (
 	Untracked     ruleset.Track = "untracked"
 	Unestablished ruleset.Track = "unestablished"
 )
 
-// EgressChain and IngressChain look up the class of a packet's source and destination. ClassChain is the chain of the
-// only class.
+// EgressChain looks up the class of a packet's source, and IngressChain that of its destination. ClassChain is the
+// chain of the only class.
 const (
 	EgressChain  = conf.TrialChain + "-EG"
 	IngressChain = conf.TrialChain + "-IN"
@@ -66,8 +66,8 @@ var loopback = [len(conf.Families)]netip.Addr{
 	conf.IPv4: netip.MustParseAddr("127.0.0.1"), conf.IPv6: netip.IPv6Loopback(),
 }
 
-// New returns the Trial for the network namespace of the thread. If it can't open sockets there, the Trial sends no
-// packets. The caller closes it.
+// New returns a Trial for the network namespace of the present thread. If it can't open sockets there, the Trial sends
+// no packets. The caller must close it.
 func New(f conf.Family) *Trial {
 	t := &Trial{Family: f}
 	t.sender, t.silent = listen(f)
@@ -102,7 +102,7 @@ func New(f conf.Family) *Trial {
 		Out: "lo", Sets: slices.Concat(fromPod.Sets, elsewhere.Sets), Action: ruleset.Masquerade,
 	}})
 	t.listen()
-	// These rules and sets contain the ports at which the packets arrive.
+	// The next rules and sets contain ports to which packets are sent, so these ports must be known.
 	i := t.add(Need{Name: "lists of ports"})
 	j := t.add(Need{Name: "sets of ports"})
 	k := t.add(Need{Name: "sets of addresses with ports"})
@@ -119,7 +119,7 @@ func New(f conf.Family) *Trial {
 	return t
 }
 
-// set adds a set with the elements, and returns its name.
+// set adds a set with the elements to the trial, and returns its name.
 func (t *Trial) set(suffix string, kind ruleset.SetKind, elements ...ruleset.Element) string {
 	s := ruleset.Set{
 		Name: t.Family.Set(conf.TrialSet + "-" + suffix), Kind: kind, Family: t.Family, Role: ruleset.Checked,
@@ -148,8 +148,8 @@ func outside(name string, by ruleset.Part) ruleset.Rule {
 
 var suffixes = map[string]string{EgressChain: "eg", IngressChain: "in"}
 
-// classes returns a Need whose rule leads to a chain that looks up the class of an address. The class's chain accepts
-// the packet.
+// classes returns a Need for the look-up of an address's class. Its rule leads to a chain with this look-up. The chain
+// of the class accepts the packet.
 func (t *Trial) classes(name, chain string, by ruleset.Part, pod ruleset.Element) Need {
 	toClass := in(t.set(suffixes[chain], ruleset.Addresses, pod), by)
 	toClass.Action, toClass.To = ruleset.GoTo, ClassChain
@@ -166,7 +166,7 @@ func (t *Trial) classes(name, chain string, by ruleset.Part, pod ruleset.Element
 	return Need{Name: name, Rule: ruleset.Rule{Action: ruleset.Jump, To: chain}}
 }
 
-// unused adds the rules that no packet of the trial can test.
+// unused adds rules that no packet of the trial can test.
 func (t *Trial) unused() {
 	for _, track := range []ruleset.Track{ruleset.Related, ruleset.Cut, ruleset.First} {
 		t.Unused = append(t.Unused, Need{
@@ -188,8 +188,7 @@ func (t *Trial) add(n Need) int {
 	return len(t.Needs) - 1
 }
 
-// listen opens a socket for each Need that has none. It puts the destination port of the Need's packet into the
-// Need's rule.
+// listen opens a socket for each Need that has none yet, and puts the socket's port into the Need's rule.
 func (t *Trial) listen() {
 	for i := len(t.receivers); i < len(t.Needs); i++ {
 		var r *net.UDPConn
@@ -227,7 +226,7 @@ func (t *Trial) port(need int) uint16 {
 	return portOf(t.receivers[need])
 }
 
-// Close closes the sockets.
+// Close closes the trial's sockets.
 func (t *Trial) Close() error {
 	var errs []error
 	for _, c := range append(t.receivers, t.sender) {
@@ -238,8 +237,8 @@ func (t *Trial) Close() error {
 	return errors.Join(errs...)
 }
 
-// Rules returns the rules of the trial's chain: the examples, and after them rules that drop the packets of all Needs
-// at this hook. The rules in between let packets pass that other programs disturb.
+// Rules returns the rules of the trial's chain: the rules of the Needs, rules that accept packets which other programs
+// disturb, and rules that drop the packets of all Needs.
 func (t *Trial) Rules() (all []ruleset.Rule) {
 	all = t.Examples()
 	for _, n := range t.Needs {
@@ -249,7 +248,7 @@ func (t *Trial) Rules() (all []ruleset.Rule) {
 			pass.Track, pass.Action = Unestablished, ruleset.Return
 			all = append(all, pass)
 		}
-		if n.masquerades { // what isn't tracked can't be translated
+		if n.masquerades { // untracked packets can't be translated
 			r.Track = Untracked
 		}
 		all = append(all, r)
@@ -267,8 +266,8 @@ func (t *Trial) Masquerades() (all []ruleset.Rule) {
 	return all
 }
 
-// Examples returns the rules of Needs and of Unused, except those that masquerade. It gives those of Unused a link
-// that doesn't exist, so that no packet matches them.
+// Examples returns the rules of Needs and of Unused, except those that masquerade. Rules of Unused get the name of a
+// link that doesn't exist, so that no packet matches them.
 func (t *Trial) Examples() (all []ruleset.Rule) {
 	for _, n := range t.Needs {
 		if !n.masquerades {
