@@ -49,7 +49,7 @@ type agent struct {
 	reaper    reaper
 	snapshots snapshots
 	status    atomic.Pointer[status]
-	lastRound atomic.Int64 // when the last reconcile began, Unix nanoseconds
+	lastRound atomic.Int64 // when the last reconcile began, in Unix nanoseconds
 	explainer explainer
 	drops     dropLog
 	flows     *flowLog
@@ -74,7 +74,7 @@ type agent struct {
 
 	faults   faults
 	problems problems
-	told     time.Time // when the source told of the oldest change that isn't enforced yet; zero if there is none
+	told     time.Time // when the source reported the oldest change that isn't enforced yet; zero if there is none
 	source   sourceReport
 	repairs  repairs
 	stats    agentapi.Stats
@@ -83,7 +83,7 @@ type agent struct {
 // Run runs the agent until ctx ends or a part of the agent fails. It returns the errors of all parts. Sets and
 // rules stay in the kernel.
 func Run(ctx context.Context, o Options) error {
-	lock, err := Lock() // kept until every goroutine that changes the kernel has ended
+	lock, err := Lock() // held until every goroutine that changes the kernel has ended
 	if err != nil {
 		return err
 	}
@@ -99,7 +99,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	defer links.Close()
 	a := newAgent(o, backend, links)
-	defer func() { a.backend.Close() }() // the loop may have replaced it
+	defer func() { a.backend.Close() }() // the backend at the end; the loop may have replaced the first one
 	if err := a.begin(name, chosen); err != nil {
 		return err
 	}

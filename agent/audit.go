@@ -20,7 +20,7 @@ type auditEvaluator struct {
 }
 
 type wouldDrop struct {
-	policies []string // those that would isolate the pod
+	policies []string // the audited policies that would isolate the pod
 	// local is the pod that the policies would isolate, and peer the other end. Either may be nil.
 	local, peer *policy.Pod
 }

@@ -32,8 +32,8 @@ type auditSums struct {
 	mu          sync.Mutex
 	since       time.Time
 	kinds       map[auditKind]*agentapi.AuditedTraffic
-	room        int               // of all kinds
-	each        map[string]int    // the room of the kinds, by namespace
+	room        int               // the room that all kinds take
+	each        map[string]int    // the room that the kinds of a namespace take, by namespace
 	more        map[string]uint64 // connections for which there was no room, by their policies
 	series      map[auditSeries]uint64
 	unevaluated uint64
@@ -41,7 +41,7 @@ type auditSums struct {
 
 type auditKind struct {
 	direction, policies string // all policies of a kind are in one namespace
-	local, peer         string // AuditedEnd.Kind of each end
+	local, peer         string // the results of AuditedEnd.Kind for the two ends
 	protocol            string
 	port                uint16
 }

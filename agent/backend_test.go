@@ -139,7 +139,7 @@ func TestReconcileAndItsBackend(t *testing.T) {
 	if len(waits.answer) > 0 || a.status.Load().ready {
 		t.Error("the kernel lacks what it should have, and a plugin was answered, or the agent is ready")
 	}
-	reconcile(netfilter.Trust, "Read", "Apply", "CleanOtherFlavour") // after a failure all is read
+	reconcile(netfilter.Trust, "Read", "Apply", "CleanOtherFlavour") // after a failure, the agent reads everything
 	if r := receive(t, waits.answer); r.status != http.StatusOK || r.Ingress != "shop/web" {
 		t.Errorf("the plugin was answered %+v", r)
 	}

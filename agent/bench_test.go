@@ -81,7 +81,7 @@ func large(policies int) (*policy.Objects, map[string]endpoint.Endpoint) {
 func BenchmarkPodEvent(b *testing.B) {
 	for _, policies := range []int{1000, 10000} {
 		b.Run(fmt.Sprintf("pods=5000/policies=%d", policies), func(b *testing.B) {
-			runtime.LockOSThread() // the namespace ends with the thread
+			runtime.LockOSThread() // the kernel removes the namespace when the thread ends
 			ns, err := netns.New()
 			if err != nil {
 				b.Fatal(err)

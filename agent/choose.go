@@ -146,7 +146,7 @@ func (c *chooser) first(ctx context.Context) (name conf.Backend, b Backend, chos
 
 func stands(ctx context.Context, b Backend) bool {
 	s := policy.State{}
-	records, _ := endpoint.List() // a broken record is left out; it could only add a family
+	records, _ := endpoint.List() // a broken record is left out; it could only add a family to the ruleset
 	for _, e := range records {
 		s.Endpoints = append(s.Endpoints, policyEndpoint(e))
 	}
@@ -167,7 +167,7 @@ func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice)
 	c.turn = &a.turn
 	ticker := time.NewTicker(min(a.Resync, max(a.SettleChoice/looks, time.Millisecond)))
 	defer ticker.Stop()
-	var since time.Time // when last became the choice; zero if told's backend is the choice
+	var since time.Time // when last became the choice; zero while the choice is the one that the loop was told
 	var last conf.Backend
 	for {
 		select {

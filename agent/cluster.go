@@ -22,7 +22,7 @@ type clusterView struct {
 	attached   *recordsCopy
 	delta      uint64
 	known      bool
-	lookups    map[string]lookup // by endpoint ID
+	lookups    map[string]lookup // the results of look-ups, by endpoint ID
 	hidden     map[policy.Name][]*policy.Pod
 	workloads  []policy.Workload
 	unenforced []policy.Unenforced

@@ -38,10 +38,10 @@ type cutting struct {
 	// restoring means that the running walk only restores known connections.
 	restoring bool
 	walking   bool
-	results   chan walkResult // has room for one
-	shortest  time.Duration   // shortestPeriod, or less in tests
+	results   chan walkResult // has room for one result, so a walk never waits for the loop
+	shortest  time.Duration   // shortestPeriod, except in tests
 	next      time.Time       // the time before which no walk begins
-	paid      time.Time       // when the periods of all walks so far end; see borrowed
+	paid      time.Time       // the end of the periods of all walks so far; see borrowed
 	pause     *time.Timer
 }
 
@@ -61,7 +61,7 @@ const lazyPeriods = 4
 
 type walkResult struct {
 	cut.Result
-	restore bool // only known connections were looked at
+	restore bool // true if the walk looked only at known connections
 	began   time.Time
 	took    time.Duration
 	err     error

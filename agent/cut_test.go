@@ -231,7 +231,7 @@ func TestKnownConnectionsAreRestoredAtOnce(t *testing.T) {
 		c.afterApply(r, netfilter.Trust, false)
 		s.walk()
 	}
-	stand := func(known int) { // as after a walk
+	stand := func(known int) { // sets the state that a walk leaves
 		w := walkResult{Result: cut.Result{Standing: 2, Known: make([]conntrack.Edit, known)}, began: time.Now()}
 		s.takeWalk(w)
 	}

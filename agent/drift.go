@@ -9,7 +9,7 @@ import (
 // drift collects the kernel's messages about changes of rules. It never waits for the loop, because the kernel
 // drops messages that are not read in time. Any goroutine may use it.
 type drift struct {
-	news chan struct{} // has room for one: the loop must look at generations
+	news chan struct{} // has room for one message: the loop must look at generations
 
 	mu          sync.Mutex
 	generations []uint32      // concerned generations that the loop hasn't looked at yet

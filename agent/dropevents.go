@@ -13,7 +13,7 @@ const maxEventsWaiting = 64
 
 // dropEvents makes Event objects for pods with dropped packets.
 type dropEvents struct {
-	to     PodAnnouncer // nil: no events are made
+	to     PodAnnouncer // nil if no events are made
 	events *drops.Events
 	queue  chan agentapi.PodEvent
 }

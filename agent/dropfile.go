@@ -16,7 +16,7 @@ import (
 const maxDropFile = 16 << 20
 
 type dropFile struct {
-	path   string // empty: nothing is written
+	path   string // empty if no file is written
 	most   int64
 	file   *os.File
 	size   int64
@@ -49,7 +49,7 @@ func (f *dropFile) append(entries []drops.Entry) error {
 			return err
 		}
 	}
-	if f.size > 0 && f.size+int64(lines.Len()) > f.most { // the file may be an earlier agent's
+	if f.size > 0 && f.size+int64(lines.Len()) > f.most { // an earlier agent may have written most of the file
 		f.close()
 		if err := os.Rename(f.path, f.path+".1"); err != nil {
 			return err

@@ -41,7 +41,7 @@ func (c *dropCounts) count(entries []drops.Entry) {
 			c.lost += e.Count
 			continue
 		}
-		if e.Reason == agentapi.ByAudit { // these packets have passed
+		if e.Reason == agentapi.ByAudit { // packets with this reason have passed
 			continue
 		}
 		s := dropSeries{direction: e.Direction, reason: e.Reason}

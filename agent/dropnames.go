@@ -71,7 +71,7 @@ func askLoop[T any](ctx context.Context, a *agent, question event, answer <-chan
 	if !a.send(ctx, question) {
 		return reply, false
 	}
-	select { // the loop answers as soon as it has the question, unless it ends
+	select { // the loop answers at once, unless the agent ends
 	case reply = <-answer:
 		return reply, true
 	case <-ctx.Done():
@@ -94,7 +94,7 @@ type dropView struct {
 	// pods has the names of this node's pods, and nodes those of the Node objects, by address.
 	pods, nodes map[netip.Addr]string
 	chains      map[string]*ruleset.Class // a class of each chain, by the chain's name
-	shared      map[string]bool           // true for a chain that several classes share
+	shared      map[string]bool           // true if several classes share the chain
 	classes     map[podSide]*ruleset.Class
 	ports       map[uint32]string   // pods by the indexes of their ports, as far as they were asked for
 	earlier     map[string][]string // policies of chains that earlier snapshots had

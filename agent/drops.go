@@ -117,7 +117,7 @@ type dropCounter struct {
 	sums  *drops.Sums
 	known podNetworks
 	to    chan<- []drops.Line
-	lines []drops.Line // those that wait until the reporter takes them
+	lines []drops.Line // lines that wait for the reporting goroutine
 }
 
 func newDropCounter(to chan<- []drops.Line) *dropCounter {
@@ -175,7 +175,7 @@ type podNetworks struct {
 	stale bool // load must be called before contains: there may be a newer snapshot
 	pods  map[netip.Addr]bool
 	nodes map[netip.Prefix]bool
-	bits  map[int]bool // the lengths of the prefixes in nodes
+	bits  map[int]bool // the lengths of the prefixes in nodes, as keys
 }
 
 func (n *podNetworks) load(s *snapshot) {

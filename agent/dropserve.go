@@ -38,7 +38,7 @@ func (l *dropLog) serve(ctx context.Context, w http.ResponseWriter, r *http.Requ
 	w.Header().Set("Content-Type", "application/json")
 	out := dropWriter{json: json.NewEncoder(w), conn: http.NewResponseController(w), query: q}
 	if q.Follow {
-		if err := out.write(nil); err != nil { // the client learns that it misses no drop from now on
+		if err := out.write(nil); err != nil { // after this empty value, the client misses no drop
 			return
 		}
 	}
@@ -61,7 +61,7 @@ func (l *dropLog) serve(ctx context.Context, w http.ResponseWriter, r *http.Requ
 		if err := out.write(news.Next(ctx, lifeSign)); err != nil {
 			return
 		}
-		if queues > 0 { // after the first look at the queue, a drop of the ring may still have come to it
+		if queues > 0 { // later batches of the queue have no drop of the ring
 			out.written = nil
 		}
 	}

@@ -87,7 +87,7 @@ func (a *agent) enforcedAnswer(
 	}
 	defer a.explainer.end()
 	if answer.Faults = s.errors(); s.ready {
-		answer.Faults = nil // the kernel has the rules; another part fails
+		answer.Faults = nil // the kernel has the rules, although another part fails
 	} else if len(answer.Faults) == 0 {
 		answer.Faults = []string{"the agent has not applied its rules yet"}
 	}

@@ -23,7 +23,7 @@ var errNotSynced = errors.New("the agent has no good state of the policies yet (
 // reconcile after its deadline at the latest.
 type enrolments struct {
 	waiting []*enrolment
-	done    map[string]bool // by endpoint ID
+	done    map[string]bool // the enrolled endpoints, by endpoint ID
 }
 
 type enrolment struct {
@@ -31,7 +31,7 @@ type enrolment struct {
 	id       string
 	pod      endpoint.Pod // empty until the pod is enrolled
 	deadline time.Time
-	answer   chan answer // has room for one answer, because the plugin may be gone
+	answer   chan answer // has room for one answer, so the loop never waits for a plugin
 }
 
 type answer struct {

@@ -21,7 +21,7 @@ type explainer struct {
 	snapshots *snapshots
 	status    *atomic.Pointer[status]
 	node      string
-	one       chan struct{} // has room for one: the question that is being answered
+	one       chan struct{} // has room for one question: the one that is being answered
 	// An answer with all objects may have a hundred megabytes, so only one is sent at a time.
 	sending chan struct{}
 }
@@ -83,7 +83,7 @@ func (x *explainer) serveObjects(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	c, err := x.cluster(r.Context(), func(*policy.Pod) bool { return true })
-	x.end() // the client may be slow to accept the answer
+	x.end() // end before sending, because the client may be slow
 	if err != nil {
 		refuse(w, http.StatusServiceUnavailable, err)
 		return

@@ -78,7 +78,7 @@ func TestFaultsOfObjects(t *testing.T) {
 	const came, gone = `level=ERROR msg="part of an object`, `level=INFO msg="no longer: part of an object`
 	for i, tc := range []struct {
 		name, kind, object, field string
-		words                     string // of the log
+		words                     string // words that the log line contains
 		fault                     func(*policy.Objects)
 	}{
 		{"a Node without podCIDR", "Node", "new", "spec.podCIDRs", "there is no network", func(o *policy.Objects) {
@@ -452,7 +452,7 @@ func TestMetrics(t *testing.T) {
 	if v, err := r.enrol(endpoint.ID("shop.web", "eth0")); err != nil || v.Egress != "open" {
 		t.Errorf("%+v, %v", v, err)
 	}
-	for _, id := range []string{r.attach("stranger", "10.88.0.3"), "nobody:eth0"} { // no such pod; no such record
+	for _, id := range []string{r.attach("stranger", "10.88.0.3"), "nobody:eth0"} { // an unknown pod; no record
 		if _, err := r.enrol(id); err == nil {
 			t.Errorf("%s was enrolled", id)
 		}

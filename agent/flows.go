@@ -27,7 +27,7 @@ const (
 // flowLog records allowed connections while a recording is ordered. Otherwise the kernel has no rules that log
 // flows. Any goroutine may use it.
 type flowLog struct {
-	wake chan struct{} // has room for one
+	wake chan struct{} // has room for one message: an order has come
 
 	mu           sync.Mutex
 	table        *flowTable
@@ -168,7 +168,7 @@ type recording struct {
 	view    dropView
 	links   []string
 	checked time.Time
-	beyond  uint64 // what the kernel's limit had left out at the last check
+	beyond  uint64 // the packets that the kernel's limit had left out by the last check
 }
 
 func (r *recording) count(p *nflog.Packet) {

@@ -9,9 +9,9 @@ import (
 )
 
 const (
-	maxFlows  = 8192     // the room of all flows
-	labelRoom = 1024     // bytes of labels that take as much room as a flow
-	maxLabels = 32 << 10 // bytes of one pod's labels; larger labels are not kept
+	maxFlows  = 8192     // the room that all flows together may take
+	labelRoom = 1024     // labels of this many bytes take as much room as a flow
+	maxLabels = 32 << 10 // a pod's labels with more bytes are not kept
 )
 
 // flowTable keeps flows. When there is no room, the source whose flows take the most room loses its least recent
@@ -19,7 +19,7 @@ const (
 type flowTable struct {
 	most, room int
 	flows      map[flowKey]*agentapi.Flow
-	by         map[string]*flowsOf // by source
+	by         map[string]*flowsOf // the flows of each source
 	forgotten  uint64
 }
 
@@ -72,7 +72,7 @@ func (t *flowTable) add(f agentapi.Flow) {
 		t.by[key.source].keys[key] = true
 		t.addRoom(key, roomOf(&f))
 	}
-	for len(t.flows) > 1 && t.room > t.most { // a flow takes more room after its labels have become known
+	for len(t.flows) > 1 && t.room > t.most { // a known flow takes more room once its labels are known
 		t.forget()
 	}
 }

@@ -25,7 +25,7 @@ func FuzzEnrol(f *testing.F) {
 	f.Fuzz(func(t *testing.T, body []byte) {
 		a := newAgent(Options{Log: slog.New(slog.DiscardHandler)}, &iptables.Driver{}, netlinksafe.Handle{})
 		done := make(chan struct{})
-		go func() { // the loop, which knows no record
+		go func() { // answer as the loop does; there are no records
 			defer close(done)
 			for e := range a.events {
 				a.handle(e)

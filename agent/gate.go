@@ -13,7 +13,7 @@ import (
 type gate struct {
 	inKernel bool
 	plan     overlay.Plan
-	version  int // of plan (overlayView.version)
+	version  int // the version of plan (overlayView.version)
 	links    []string
 	traffic  overlay.Traffic
 	// generation is nf_tables' generation when the kernel's gate was last right. 0 means unknown.
@@ -32,7 +32,7 @@ func (a *agent) keepGate(verify netfilter.Verify) error {
 	if same && verify != netfilter.All {
 		return nil
 	}
-	generation, err := a.backend.Generation() // before the gate is read, so that a later change has a later number
+	generation, err := a.backend.Generation() // read before the gate, so that a later change has a later number
 	if err != nil {
 		generation = 0
 	}
@@ -52,7 +52,7 @@ func (a *agent) keepGate(verify netfilter.Verify) error {
 		a.stats.Repairs++
 		a.Log.Warn("another program changed the nftables table inet weir-tunnel; weir has restored it")
 	}
-	if renewed { // the counters begin at 0
+	if renewed { // the new table's counters begin at 0
 		traffic = overlay.Traffic{}
 	} else {
 		g.blocked = blocked(a.Node, g.traffic, traffic, g.blocked)
@@ -92,7 +92,7 @@ const fewPackets = 3
 // blocked reports if a host firewall seems to drop tunnel packets. With too few packets it returns was, the earlier
 // result.
 func blocked(o NodeOptions, before, now overlay.Traffic, was []ruleset.Problem) []ruleset.Problem {
-	if now.Accepted < before.Accepted || now.Delivered < before.Delivered { // the table is new and counts from 0
+	if now.Accepted < before.Accepted || now.Delivered < before.Delivered { // a new table counts from 0
 		before = overlay.Traffic{}
 	}
 	switch {

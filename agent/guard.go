@@ -20,7 +20,7 @@ type guardView struct {
 
 // adds remembers the attachments whose ADD has ended.
 type adds struct {
-	ended map[string]time.Time // by ID: when the attachment was created
+	ended map[string]time.Time // when the attachment was created, by its ID
 }
 
 // run reports whether an ADD is making the attachment. It asks the kernel only until the ADD has ended.
@@ -52,7 +52,7 @@ func (a *agent) keepGuard(verify netfilter.Verify) error {
 		return nil
 	}
 	g := &a.kernel.guard
-	generation, err := a.backend.Generation() // before the guard is read, so that a later change has a later number
+	generation, err := a.backend.Generation() // read before the guard, so that a later change has a later number
 	if err != nil {
 		generation = 0
 	}
@@ -63,7 +63,7 @@ func (a *agent) keepGuard(verify netfilter.Verify) error {
 		}
 	}
 	g.generation = 0
-	var attaching map[string]bool // ports that an ADD is making; the ADD adds their entries
+	var attaching map[string]bool // the ports of attachments that an ADD is making; the ADD adds their entries
 	lacked, fell, err := bridge.RepairGuard(func() (all []bridge.Sender, err error) {
 		all, attaching, err = a.senders()
 		g.senders = all
@@ -82,7 +82,7 @@ func (a *agent) keepGuard(verify netfilter.Verify) error {
 			repaired = append(repaired, repair{was, s.Command()})
 		}
 	}
-	if !a.kernel.lastSync.IsZero() { // before the first sync, the guard may never have been made
+	if !a.kernel.lastSync.IsZero() { // before the first sync, the guard may not have been made yet
 		a.countRepairs(bridge.KindGuard, repaired)
 	}
 	return err
@@ -99,7 +99,7 @@ func (a *agent) senders() (all []bridge.Sender, attaching map[string]bool, err e
 	a.kernel.guard.adds.forget(len(records))
 	for _, e := range records {
 		mac, err := net.ParseMAC(e.MAC)
-		if err != nil || e.Chained { // another plugin made the link
+		if err != nil || e.Chained { // weir didn't make the link, or the record has no valid MAC
 			continue
 		}
 		attaching[e.HostIf] = a.kernel.guard.adds.run(e)

@@ -24,7 +24,7 @@ type kernelView struct {
 	// everything.
 	refreshing, refreshed bool
 	left                  []string
-	closed                bool // KeepClosed has succeeded while there is no usable state yet
+	closed                bool // true if KeepClosed has succeeded while there is no usable state yet
 	// lastSync is when the kernel last had everything that it should have. Zero means never.
 	lastSync time.Time
 	earlier  earlierRules
@@ -158,7 +158,7 @@ func (a *agent) takeApplied(p applied, well bool) {
 		a.records.kernelRead()
 	}
 	read := p.verify
-	if a.kernel.refreshing { // the change may undo what the resync has found so far
+	if a.kernel.refreshing { // the change may also repair what the resync has found so far
 		read = netfilter.All
 	}
 	gone := len(p.Closed) > 0 && !slices.ContainsFunc(p.Closed, a.cluster.engine.HasAddress)

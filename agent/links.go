@@ -24,7 +24,7 @@ func (a *agent) bringUpLinks() {
 		if e.Enforcement != conf.Closed || a.links.done[id] || !a.cluster.knows(e) {
 			continue
 		}
-		if e.Chained { // weir never sets a chained attachment's link down
+		if e.Chained { // the other plugin has set the link up
 			a.links.done[id], a.enrolments.done[id] = true, true
 			continue
 		}

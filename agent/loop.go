@@ -59,7 +59,7 @@ func (a *agent) loop(ctx context.Context) error {
 // refresh reads the kernel for a resync. An event in between is handled at once, so nobody waits for the resync.
 func (a *agent) refresh(ctx context.Context) {
 	if !a.cluster.known || !a.records.complete || a.kernel.debt == netfilter.All {
-		return // the reconcile reads everything itself
+		return // then the reconcile reads everything itself
 	}
 	a.kernel.refreshing = true
 	defer func() { a.kernel.refreshing = false }()

@@ -220,7 +220,7 @@ func (c statusCollector) problems(
 	all []agentapi.Problem, gauge func(*prometheus.Desc, int, ...string), gauges func(*prometheus.Desc, map[string]int),
 ) {
 	counts := map[string]int{"NetworkPolicy": 0, "Node": 0, "Pod": 0}
-	named := map[[2]string]bool{} // one field may have several problems
+	named := map[[2]string]bool{} // the fields that have a series; a field may have several problems
 	for _, p := range all {
 		kind, object, _ := strings.Cut(p.Object, " ")
 		counts[kind]++

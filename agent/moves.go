@@ -67,7 +67,7 @@ func (a *agent) watchRules(ctx context.Context) error {
 // the new backend's first ruleset must allow all that the old one's allows.
 func (a *agent) moveIfChosen(ctx context.Context) {
 	m := &a.moving
-	if m.chosen.Backend == m.inUse && m.failed != nil { // the choice has gone back
+	if m.chosen.Backend == m.inUse && m.failed != nil { // the choice is the backend in use again
 		m.failed = nil
 		a.faults.set(partBackend, nil)
 	}
@@ -81,7 +81,7 @@ func (a *agent) moveIfChosen(ctx context.Context) {
 	if m.failed = a.move(ctx); m.failed != nil {
 		m.failed = fmt.Errorf("move to the backend %s, %s: %w", m.chosen.Backend, m.chosen.Reason, m.failed)
 		m.again = time.Now().Add(a.SettleChoice)
-		m.others, a.kernel.debt = 1, netfilter.All // what the new backend has already written must go again
+		m.others, a.kernel.debt = 1, netfilter.All // the next resync removes what the new backend has written
 	} else {
 		a.Log.Info("moved to another backend", "from", from, "to", m.inUse, "because", m.chosen.Reason,
 			"took", time.Since(began))
@@ -112,7 +112,7 @@ func (a *agent) move(ctx context.Context) error {
 	}
 	a.backend.Close()
 	a.use(next, a.moving.chosen.Backend)
-	a.moving.others = 2 // an ADD that had begun before may make a set of the old backend once more
+	a.moving.others = 2 // an ADD that began before the move may make a set of the old backend again
 	a.stats.Moves++
 	a.kernel.refused, a.kernel.left, a.kernel.refreshed, a.kernel.pluginChanged = nil, nil, false, false
 	a.kernel.closed, a.kernel.debt = false, netfilter.All

@@ -19,7 +19,7 @@ func (a *agent) outdated(e endpoint.Endpoint) string {
 	if why := a.misplaced(e); why != "" {
 		return why
 	}
-	if a.Node.Conflist == "" || a.conflist.mtu == 0 { // this agent has written no configuration to compare with
+	if a.Node.Conflist == "" || a.conflist.mtu == 0 { // this agent hasn't written a configuration to compare with
 		return ""
 	}
 	for _, p := range a.cluster.podCIDRs(a.Node.Name) {

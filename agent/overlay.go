@@ -121,7 +121,7 @@ func (a *agent) reportMoves(before, now overlay.Plan) {
 	}
 	type end struct {
 		node   string
-		family conf.Family // of the pods
+		family conf.Family // the family of the node's pods
 	}
 	addresses, moved := map[end]netip.Addr{}, map[string]bool{}
 	for _, p := range before.Remotes {

@@ -22,7 +22,7 @@ type server struct {
 	*cluster
 	pods      map[string]policy.Pod // the pods that Lookup finds, by namespace/name
 	asked     chan string           // the pods that Lookup was called for
-	answers   chan struct{}         // Lookup answers once this is closed
+	answers   chan struct{}         // Lookup answers once this channel is closed
 	published chan map[endpoint.Pod][]netip.Addr
 	awaited   chan endpoint.Pod
 }
@@ -109,7 +109,7 @@ func TestEnrolWithTheAPI(t *testing.T) {
 	o := healthy()
 	o.Pods = append(o.Pods, pod("more", ""))
 	r.tell(o, nil)
-	r.attach("more", "10.88.0.10") // its ADD is running: the record exists, but the plugin hasn't asked to enrol it
+	r.attach("more", "10.88.0.10") // the ADD of this pod is running, and hasn't asked to enrol the pod yet
 	web := r.attach("web", "10.88.0.2")
 	if v, err := r.enrol(web); err != nil || v.Ingress != "shop/web" {
 		t.Errorf("the answer for web is %+v, %v", v, err)
@@ -179,11 +179,11 @@ func TestAPodThatWasFoundStays(t *testing.T) {
 	if v, err := r.enrol(id); err != nil || v.Ingress != "shop/new" {
 		t.Errorf("the answer is %+v, %v", v, err)
 	}
-	for _, older := range []*policy.Objects{shop(before, pod("other", "10.88.1.9")), shop()} { // older than the answer
+	for _, older := range []*policy.Objects{shop(before, pod("other", "10.88.1.9")), shop()} { // older than the look-up
 		r.tell(older, nil)
 		r.wantClass("db-0", "shop/new")
 	}
-	r.tell(shop(named("db-0", "2", "old")), nil) // its label has changed since
+	r.tell(shop(named("db-0", "2", "old")), nil) // the pod's label has changed since the look-up
 	r.wantClass("db-0", "shop/old")
 	r.tell(shop(), nil)
 	r.wantClass("db-0", classClosed)

@@ -12,7 +12,7 @@ import (
 )
 
 type problems struct {
-	all              []ruleset.Problem // sorted; the texts are bounded in length
+	all              []ruleset.Problem // sorted, with shortened texts
 	compiled, others []ruleset.Problem
 	made             time.Time
 }

@@ -26,7 +26,7 @@ func TestManyProblemsAreReportedSeldom(t *testing.T) {
 		time.Sleep(time.Hour)
 		var p problems
 		reports := 0
-		for i := range 100 { // 50 ms apart
+		for i := range 100 { // the calls are 50 ms apart
 			before := len(p.all)
 			wait := p.report(log, list(2*many+i), nil)
 			if len(p.all) != before {

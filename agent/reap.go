@@ -48,10 +48,10 @@ func (a *agent) reap(ctx context.Context) error {
 	}()
 	every := time.NewTicker(reapEvery)
 	defer every.Stop()
-	soon := time.After(0) // for attachments that ended while no agent ran
+	soon := time.After(0) // some attachments may have ended while no agent ran
 	for {
 		select {
-		case err := <-watching: // also when ctx ends
+		case err := <-watching: // the watch has failed, or ctx has ended
 			return err
 		case <-gone:
 			if soon == nil {

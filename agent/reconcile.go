@@ -43,7 +43,7 @@ var steps = []func(*round, context.Context) bool{
 	(*round).answerPlugins,
 	// The plugins have their answers, so no pod's start waits for the remaining steps.
 	(*round).reachNodes,
-	(*round).reportProblems, // again, with the problems that reachNodes has found
+	(*round).reportProblems, // this time with the problems that reachNodes has found
 	(*round).bringUpLinks,
 	// bringUpLinks marks pods as enrolled, so it comes before this step.
 	(*round).publishAddresses,
@@ -122,7 +122,7 @@ func (r *round) concludeKernel(ctx context.Context) bool {
 	if done {
 		r.takeApplied(r.applied, err == nil)
 	} else {
-		r.cutting.demand(true) // a part of the ruleset may be in the kernel
+		r.cutting.demand(true) // the kernel may have a part of the ruleset
 		r.readEarlier()
 	}
 	r.faults.set(partKernel, err)

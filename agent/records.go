@@ -44,7 +44,7 @@ type records struct {
 type recordsCopy struct {
 	endpoints map[string]endpoint.Endpoint
 	list      []endpoint.Endpoint // the values of endpoints, in no order
-	attached  []policy.Endpoint   // the result of records.attached, as policy needs it
+	attached  []policy.Endpoint   // the result of records.attached, in policy's type
 }
 
 func (r *records) copies() *recordsCopy {
@@ -150,7 +150,7 @@ func (r *records) reread(id string) (changed, walk bool) {
 		return true, walk
 	case had == has && reflect.DeepEqual(before, e):
 		return false, walk
-	case !had && !e.Chained && e.Enforcement != conf.Off: // the pod's link is still down; a chained pod's link would be up
+	case !had && !e.Chained && e.Enforcement != conf.Off: // a new pod's link is still down
 		if busy, err := endpoint.Busy(id); busy && err == nil {
 			return false, walk
 		}

@@ -71,7 +71,7 @@ func (s *stepped) hear(verify netfilter.Verify) {
 	s.reconcile(s.Context(), verify)
 	for s.cutting.walking {
 		w := receive(s.T, s.cutting.results)
-		w.took = 0 // the next walk follows at once
+		w.took = 0 // so that the next walk may begin at once
 		s.takeWalk(w)
 	}
 	if err := s.faults.now[partKernel]; err != nil {
@@ -153,7 +153,7 @@ func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 		t.Fatalf("the first pod is in %q, want %q", got, want)
 	}
 	s.del("db-0", "1", "10.88.0.9")
-	s.reconcile(t.Context(), netfilter.Trust) // another event has come
+	s.reconcile(t.Context(), netfilter.Trust) // the agent handles another event
 	s.add("evil", "2", "10.88.0.9")
 	want := []string{"weir-eg shop/evil", "weir-in shop/evil", "weir-po shop/evil"}
 	if got := s.in("10.88.0.9"); !slices.Equal(got, want) {

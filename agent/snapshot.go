@@ -59,7 +59,7 @@ func (a *agent) present() *snapshot {
 		a.cluster.attached = records
 	}
 	engine.SetRefused(a.kernel.refused)
-	if a.kernel.lastSync.IsZero() { // the kernel may have all sets of an earlier agent, and must not lose some of them
+	if a.kernel.lastSync.IsZero() { // the kernel may have all sets of an earlier agent, and must keep them
 		next.compiled = engine.Ruleset()
 	} else {
 		began := time.Now()
@@ -84,7 +84,7 @@ func (s *snapshot) class(d ruleset.Direction, pod string) string {
 		case len(c.Policies) == 0:
 			return classOpen
 		}
-		return excerpt.List(c.Policies, ", ") // Status.Classes has all
+		return excerpt.List(c.Policies, ", ") // the text is shortened; Status.Classes has all policies
 	}
 	return classClosed
 }

@@ -34,7 +34,7 @@ type status struct {
 	backend  string
 	// inUse is the name of the backend, and reason says why it was chosen.
 	inUse, reason string
-	sets          func(ruleset.Ruleset) []netfilter.KernelSet // Backend.Sets
+	sets          func(ruleset.Ruleset) []netfilter.KernelSet // the method Sets of the backend in use
 	endpoints     []endpoint.Endpoint                         // without endpoints whose records are broken
 	earlier       earlierRules
 	stateless     bool

@@ -34,7 +34,7 @@ func TestWhatIsUnknown(t *testing.T) {
 	r.tell(healthy(), nil)
 	r.wantMetrics(map[string]float64{"weir_ready": 1})
 	for _, tc := range []struct {
-		what, unknown, known string // what makes it unknown, and known again
+		what, unknown, known string // unknown is a command after which the agent can't read the part; known undoes it
 		part, says           string
 	}{
 		{

@@ -28,7 +28,7 @@ const (
 // upkeep keeps the node settings (bridge.Properties), beside the loop.
 type upkeep struct {
 	known   atomic.Pointer[nodeKnowledge] // stored by the loop
-	changed chan struct{}                 // has room for one: the node or known may have changed
+	changed chan struct{}                 // has room for one message: the node or known may have changed
 	overlay atomic.Bool                   // weir's tunnel and routes to other nodes may have changed
 	// underlay means that the paths to other nodes may have changed. The next resync looks at them.
 	underlay atomic.Bool
@@ -43,7 +43,7 @@ type upkeep struct {
 type seenNode struct {
 	*bridge.Observed // nil if the node must be observed again
 	at               time.Time
-	heard            uint64 // upkeep.heard from before the observation
+	heard            uint64 // the value of upkeep.heard before the observation
 }
 
 // observeEvery is how often the node is observed even if the kernel has announced no change. The kernel doesn't
@@ -80,7 +80,7 @@ func (a *agent) tellUpkeep() {
 	}
 	before := a.upkeep.known.Swap(k)
 	if before == nil || len(before.endpoints) == 0 {
-		a.upkeep.notify() // the node may have got its first pod, and wasn't checked since
+		a.upkeep.notify() // the node may have its first pod, and hasn't been checked since
 	}
 }
 
@@ -106,7 +106,7 @@ func (u *upkeep) hear(n bridge.News) {
 }
 
 func (a *agent) keepNode(ctx context.Context) error {
-	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE) // the loop has another handle, so it doesn't wait for this one
+	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE) // a handle of its own, so it doesn't wait for the loop
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}
@@ -124,7 +124,7 @@ func (a *agent) keepNode(ctx context.Context) error {
 	var last time.Time
 	for {
 		select {
-		case err := <-watching: // also when ctx ends
+		case err := <-watching: // the watch has failed, or ctx has ended
 			return err
 		case <-a.upkeep.changed:
 			if soon == nil {
@@ -181,7 +181,7 @@ func (u *upkeep) check(links netlinksafe.Handle, k *nodeKnowledge) ([]bridge.Dif
 // observe observes the node. If the kernel has announced no change since the last observation, it returns that one
 // for up to observeEvery.
 func (u *upkeep) observe() seenNode {
-	heard := u.heard.Load() // 0 until the kernel's messages are received
+	heard := u.heard.Load() // 0 until WatchNode receives the kernel's messages
 	if u.seen.Observed != nil && heard != 0 && heard == u.seen.heard && time.Since(u.seen.at) < observeEvery {
 		return u.seen
 	}

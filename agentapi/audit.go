@@ -37,7 +37,7 @@ type AuditedTraffic struct {
 	// Protocol is the protocol above IP, such as tcp, or its number. Port is the destination's port, or 0.
 	Protocol string    `json:"protocol"`
 	Port     uint16    `json:"port,omitempty"`
-	Count    uint64    `json:"count"` // of the packets with which connections begin
+	Count    uint64    `json:"count"` // the number of packets with which connections began
 	First    time.Time `json:"first"`
 	Last     time.Time `json:"last"`
 }

@@ -51,7 +51,7 @@ func TestEnrol(t *testing.T) {
 		name   string
 		answer func(http.ResponseWriter)
 		want   EnrolAnswer
-		err    string // "": none
+		err    string // empty if no error is wanted
 	}{
 		{
 			"enrolled", answer(200, `{"ingress": "ns-1/deny", "egress": "open"}`),
@@ -101,7 +101,7 @@ func TestEnrol(t *testing.T) {
 			if errors.Is(err, ErrNoAgent) {
 				t.Errorf("%v: there is an agent", err)
 			}
-			if tc.name != "half" { // the decoded part of half an answer doesn't matter
+			if tc.name != "half" { // half an answer is an error, so its decoded part doesn't matter
 				if diff := cmp.Diff(tc.want, got); diff != "" {
 					t.Error(diff)
 				}

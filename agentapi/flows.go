@@ -46,7 +46,7 @@ type Flow struct {
 	Source      FlowEnd   `json:"source"`
 	Destination FlowEnd   `json:"destination"`
 	Protocol    string    `json:"protocol"`
-	Port        uint16    `json:"port,omitempty"` // of the destination
+	Port        uint16    `json:"port,omitempty"` // the port of the destination
 	Count       uint64    `json:"count"`
 	First       time.Time `json:"first"`
 	Last        time.Time `json:"last"`

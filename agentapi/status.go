@@ -38,7 +38,7 @@ type Status struct {
 // Problem is an object, or one of its fields, that can't be used as written. The part of a policy that has a problem
 // allows nothing.
 type Problem struct {
-	Object  string `json:"object"` // kind namespace/name
+	Object  string `json:"object"` // the kind, and then the name or namespace/name
 	Field   string `json:"field"`
 	Message string `json:"message"`
 }
@@ -64,7 +64,7 @@ func (u Unenforced) String() string {
 // Class has the pods that the same policies isolate in one direction. Each address family has classes of its own.
 type Class struct {
 	Direction string   `json:"direction"` // ingress or egress
-	Policies  []string `json:"policies"`  // none: no policy isolates the pods
+	Policies  []string `json:"policies"`  // empty if no policy isolates the pods
 	// Audited are the audited policies that would isolate the pods. It is empty if there are Policies.
 	Audited []string `json:"audited,omitempty"`
 	// Set is the set or map in the kernel that has the pods' addresses. The set may also have the addresses of other
@@ -77,7 +77,7 @@ type Class struct {
 // NodeRepair says which node settings of one kind the agent has repaired at once.
 type NodeRepair struct {
 	Time  time.Time `json:"time"`
-	What  string    `json:"what"` // as the label "what" of weir_node_repairs_total
+	What  string    `json:"what"` // one of the values of the label "what" of weir_node_repairs_total
 	Count int       `json:"count"`
 	Was   string    `json:"was"` // the states before the first five of these repairs, in words
 	// Command is the shell command for the first of these repairs.

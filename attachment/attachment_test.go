@@ -162,10 +162,10 @@ func TestReap(t *testing.T) {
 	n.must(ending.Close()) // now the DEL of c2 was killed
 	reap("c2")
 	n.must(os.WriteFile(record("c3", ".json"), []byte("{"), 0o600))
-	reap() // c3's pod still runs
+	reap() // c3's pod still runs, so Reap leaves c3
 	nodetest.Run(t, "ip", "link", "del", "c3")
 	reap("c3")
-	n.must(making.Close()) // the ADD was killed
+	n.must(making.Close()) // now the ADD of c4 was killed
 	reap("c4")
 	n.must(NewNode().End("c1:eth0")) // a late DEL, when Reap has already ended the attachment
 }

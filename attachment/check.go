@@ -21,7 +21,7 @@ import (
 // Expected is what CHECK compares an attachment with, besides its record.
 type Expected struct {
 	Netns  string // path of the pod's network namespace
-	MTU    int    // 0: the MTU of the link's end on the node
+	MTU    int    // 0 stands for the MTU of the link's end on the node
 	Routes []conf.Route
 	// OnNode and InPod are the interfaces of the last result, including those of plugins after weir.
 	OnNode, InPod []bridge.Interface

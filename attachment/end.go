@@ -34,7 +34,7 @@ func (n Node) end(id string) error {
 	x := &ending{id: id, busy: mark.Held()}
 	err := x.begin()
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // DEL removes the record last; begin has removed a link that was left
+		return nil // an earlier DEL has removed the record; begin has removed the link
 	}
 	if err != nil {
 		return err
@@ -77,7 +77,7 @@ func (x *ending) begin() error {
 	case err == nil:
 		x.setRecord(e)
 		x.begun = true
-		if e.Chained { // only the other plugin may delete its port
+		if e.Chained { // the other plugin has to delete the link
 			x.forbidden = true
 			return nil
 		}

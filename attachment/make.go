@@ -39,8 +39,8 @@ type Link struct {
 	// Addresses are the requested addresses, at most one of each family. If none is requested in a family of Ranges,
 	// the attachment gets a free one.
 	Addresses []netip.Addr
-	MAC       net.HardwareAddr // nil: derived from an address
-	MTU       int              // 0: weir0's MTU
+	MAC       net.HardwareAddr // nil means that the MAC is derived from an address
+	MTU       int              // 0 means the MTU of weir0
 	Routes    []conf.Route
 }
 
@@ -48,7 +48,7 @@ type Link struct {
 type Made struct {
 	Record    endpoint.Endpoint
 	BridgeMAC net.HardwareAddr // empty for a chained attachment
-	Routes    []conf.Route     // in the pod; empty for a chained attachment
+	Routes    []conf.Route     // routes in the pod; empty for a chained attachment
 }
 
 type making struct {
@@ -153,7 +153,7 @@ func (m *making) close() {
 func (m *making) undo(cause error) error {
 	if m.enrolment != nil {
 		m.enrolment.cancel()
-		_, _ = m.enrolment.wait() // the answer has no effect any more
+		_, _ = m.enrolment.wait() // the attachment is undone whatever the answer is
 	}
 	if err := m.endUnfinished(&m.record); err != nil {
 		return &LeftoverError{Cause: cause, Err: err}

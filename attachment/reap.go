@@ -94,7 +94,7 @@ func isOver(id string) (bool, error) {
 	case err != nil:
 		return false, err
 	}
-	if e.HostIf == "" { // a chained attachment whose link is unknown
+	if e.HostIf == "" { // weir doesn't know the chained attachment's link, so it can't see that the link is gone
 		return false, nil
 	}
 	// Busy is asked before PortExists: a process that makes the attachment makes the link before it exits.

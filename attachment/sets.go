@@ -138,7 +138,7 @@ func (s podSets) Check(addrs ...netip.Addr) error {
 		}
 		errs = append(errs, err)
 	}
-	return errs[0] // the first error, or the error of a later backend whose rules are in use
+	return errs[0] // the first error, unless rules use the sets of a later backend
 }
 
 func (s podSets) Addresses() (all []netip.Addr, err error) {

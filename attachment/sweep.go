@@ -14,7 +14,7 @@ import (
 type traces struct {
 	ports   []string
 	senders []bridge.Sender
-	denied  []netip.Addr // in sets that hold pods of this node and no other pods
+	denied  []netip.Addr // the addresses in sets that can have only pods of this node
 	owners  map[netip.Addr]string
 }
 
@@ -57,7 +57,7 @@ func (n Node) sweep(valid map[string]bool) error {
 		}
 	}
 	errs = append(errs, bridge.RemoveNeighbours(stale), conntrack.Delete(addrsOf(stale)...))
-	if errors.Join(errs...) == nil { // an address is released when nothing refers to it any more
+	if errors.Join(errs...) == nil { // nothing refers to the addresses any more
 		for _, a := range stale {
 			errs = append(errs, ipam.Release(t.owners[a.Addr], a.Addr))
 		}

@@ -37,7 +37,7 @@ func TestEndTogether(t *testing.T) {
 	}
 	waits := n.waiting("c2")
 	works := endpoint.MarkBusy("c3:eth0")
-	for _, name := range []string{"c3", "c4"} { // c4's DEL was killed
+	for _, name := range []string{"c3", "c4"} { // c3's DEL is running, and c4's DEL was killed
 		n.must(os.Rename(record(name, ".json"), record(name, ".ending")))
 	}
 	n.must(NewNode().End("c1:eth0"))
@@ -45,7 +45,7 @@ func TestEndTogether(t *testing.T) {
 	if list := nodetest.Run(t, "ip", "neigh", "show", "nud", "permanent"); len(list) == 0 {
 		t.Error("the neighbours of running pods are gone")
 	}
-	n.must(NewNode().End("c2:eth0")) // the DEL that waited goes on, and finds nothing to do
+	n.must(NewNode().End("c2:eth0")) // the DEL that has waited finds nothing to do
 	n.must(waits.Close())
 	n.must(works.Close())
 	n.must(NewNode().End("c3:eth0"))

@@ -156,7 +156,7 @@ func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	if link.Type() != "bridge" {
 		return nil, fmt.Errorf("%s is a %s, not a bridge: remove or rename it", Name, link.Type())
 	}
-	if link.Attrs().Group != bridgeGroup { // made by an earlier weir
+	if link.Attrs().Group != bridgeGroup { // an earlier weir has made weir0
 		if err := h.LinkSetGroup(link, bridgeGroup); err != nil {
 			return nil, fmt.Errorf("set the group of %s: %w", Name, err)
 		}

@@ -143,7 +143,7 @@ func TestGuardIsThereBeforeTheFirstEntry(t *testing.T) {
 		t.Errorf("a leftover stays in the guard: %v, %v", ok, err)
 	}
 	nodetest.Run(t, "ip", "netns", "exec", "a", "ping", "-c1", "-w5", "-i0.05", "10.88.0.1")
-	for range 2 { // the second time the sender is in no set
+	for range 2 { // the second time the guard has no entry to delete
 		if err := ForbidSender(p.Sender()); err != nil {
 			t.Fatal(err)
 		}

@@ -60,7 +60,7 @@ func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (hostIf, b
 	switch master.Type() {
 	case "bridge":
 		return peer.Attrs().Name, master.Attrs().Name, nil
-	case "vrf": // a VRF routes
+	case "vrf": // a VRF routes packets, so they pass FORWARD
 		return peer.Attrs().Name, "", nil
 	}
 	return "", "", fmt.Errorf("%s belongs to %s, a %s: %w",

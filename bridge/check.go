@@ -97,8 +97,8 @@ func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr, mtu i
 
 type Interface struct {
 	Name      string
-	MAC       string // empty: any
-	MTU       int    // 0: any
+	MAC       string // empty if any MAC is right
+	MTU       int    // 0 if any MTU is right
 	Addresses []*net.IPNet
 }
 

@@ -28,12 +28,12 @@ const (
 	// A port may send this many fragments a second, and the same number at once. That is enough for 100 datagrams of
 	// 8 KB a second with an MTU of 900 bytes or more.
 	portFragments = 1000
-	portBytes     = 1 << 20 // a second
+	portBytes     = 1 << 20 // bytes a second
 
 	// All ports together may send this much a second beyond their own shares.
 	sharedFragments = 10_000
 	sharedBytes     = 16 << 20
-	sharedAtOnce    = 1000 // fragments
+	sharedAtOnce    = 1000 // fragments at once
 
 	// reassemblyTime is in whole seconds. After this time, the kernel drops an incomplete datagram. One second would be
 	// too short for a pod that waits for the processor between two fragments.

@@ -63,7 +63,7 @@ func parseNeighbour(m []byte) (n neighbourEntry, ok bool) {
 	if len(m) < unix.SizeofNdMsg {
 		return n, false
 	}
-	n.link, n.state = integer(m[4:]), binary.NativeEndian.Uint16(m[8:]) // ndm_ifindex, ndm_state
+	n.link, n.state = integer(m[4:]), binary.NativeEndian.Uint16(m[8:]) // the fields ndm_ifindex and ndm_state
 	for kind, value := range attrs.In(m[unix.SizeofNdMsg:]) {
 		switch kind {
 		case unix.NDA_DST:
@@ -79,7 +79,7 @@ func parseNeighbour(m []byte) (n neighbourEntry, ok bool) {
 func (o *Observed) readNeighbours(link int, family uint8) error {
 	list := request(unix.RTM_GETNEIGH, unix.NLM_F_DUMP, &netlink.Ndmsg{Family: family}, number(unix.NDA_IFINDEX, link))
 	all, err := dump(o.lists, list, func(m []byte) (neighbourEntry, bool) {
-		if len(m) < unix.SizeofNdMsg || integer(m[4:]) != link { // ndm_ifindex
+		if len(m) < unix.SizeofNdMsg || integer(m[4:]) != link { // the field ndm_ifindex
 			return neighbourEntry{}, false
 		}
 		return parseNeighbour(m)
@@ -149,7 +149,7 @@ func (o *Observed) podMTU(port Link) (mtu int, err error) {
 		return true
 	})
 	switch {
-	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EINVAL): // its namespace is being deleted
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EINVAL): // the pod's namespace is being deleted
 		return 0, nil
 	case err != nil:
 		return 0, fmt.Errorf("look up the other end of %s: %w", port.Name, err)

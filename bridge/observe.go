@@ -26,10 +26,10 @@ var ErrUnknown = errors.New("it can't be read")
 // are unknown.
 type Observed struct {
 	Links      map[string]Link
-	Addresses  map[int][]netip.Prefix               // by the link's index
+	Addresses  map[int][]netip.Prefix               // the addresses of each link, by the link's index
 	Fresh      map[netip.Addr]bool                  // addresses that are younger than a second
 	Learned    map[netip.Addr]bool                  // addresses that expire, such as those from router advertisements
-	Neighbours map[int]map[netip.Addr]NeighbourSeen // of weir0, by its index and by address
+	Neighbours map[int]map[netip.Addr]NeighbourSeen // the entries of weir0, by weir0's index and by address
 	// Forwarding has the MACs of the static forwarding entries, by the index of the link.
 	Forwarding map[int]map[string]bool
 	Routes     []RouteSeen
@@ -49,11 +49,11 @@ type Observed struct {
 type Link struct {
 	Name, Kind    string
 	Index, Master int
-	Peer, PeerNS  int // of a pair: the other end's index, and the node's number for the namespace of that end
+	Peer, PeerNS  int // the index of a pair's other end, and the node's number for the namespace of that end
 	MTU           int
 	MAC           net.HardwareAddr
 	Up            bool
-	Running       bool // its operational state is up (RFC 2863, ifOperStatus), so it has a carrier
+	Running       bool // the link has a carrier: its operational state is up (RFC 2863, ifOperStatus)
 	NoARP         bool
 	Bridge        map[uint16]uint16 // options of a bridge, by IFLA_BR_*; only values of at most 16 bits
 	Port          map[uint16]uint16 // options of a bridge's port, by IFLA_BRPORT_*; only values of at most 16 bits

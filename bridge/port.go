@@ -38,12 +38,12 @@ func PortName(id string) string {
 // Port is a veth pair to make: one end on the bridge, the other in the pod.
 type Port struct {
 	HostIf    string
-	IfName    string // in the pod
+	IfName    string // the interface's name in the pod
 	Netns     netns.NsHandle
-	MAC       net.HardwareAddr // of the pod's end
+	MAC       net.HardwareAddr // the MAC of the pod's end
 	Addresses []endpoint.Address
 	Routes    []conf.Route // added to the default routes; a default route among them replaces that of its family
-	Alias     string       // names the pod on the node's end
+	Alias     string       // the alias of the node's end, which names the pod
 }
 
 // Sender returns the MAC and the addresses under which the port may send.

@@ -86,7 +86,7 @@ func (p PortOnBridge) Check(o *Observed) error {
 		}
 	}
 	mtu, err := o.PodMTU(port)
-	if port.MTU < mtu { // larger packets would be dropped
+	if port.MTU < mtu { // the link would drop larger packets of the pod
 		wrong = append(wrong, fmt.Sprintf("has MTU %d, and its other end %d", port.MTU, mtu))
 	}
 	if len(wrong) > 0 {

@@ -64,7 +64,7 @@ func quickOf(has senderKeys, all elements) []nftables.SetElement {
 
 // senderIn returns the MAC and the address in a key of one of the guard's sets, both as in the key.
 func senderIn(set, key string) string {
-	prefix := 16 // the link's name
+	prefix := 16 // the length of a link's name in a key
 	if set == quickSet {
 		prefix = 4
 	}

@@ -57,7 +57,7 @@ const attempts = 3
 func Repair(h netlinksafe.Handle, all []Property) []Difference {
 	var wrong []Difference
 	var tried []int
-	at := map[string]int{} // indices in wrong and tried, by command
+	at := map[string]int{} // the index of each property in wrong and tried, by the property's command
 	for {
 		for i := range wrong {
 			wrong[i].Failed = nil

@@ -79,7 +79,7 @@ func (p Port) addSecondaryRoutes(index int, existing existingRoutes) (routes []c
 			rule.MapError = batch.MapError(unix.EEXIST, nil)
 			routes = append(routes, byAddress)
 			if toGateway := netip.PrefixFrom(a.Gateway, a.Gateway.BitLen()); existing[toGateway] {
-				continue // another interface has the route to this network
+				continue // the pod already has a route to this network by another interface
 			}
 			network := conf.Route{Dst: a.Subnet.Masked(), Gateway: a.Gateway}
 			route := pod.Add(addRoute(index, network), "add the route to %s via %s in the pod", network.Dst, a.Gateway)

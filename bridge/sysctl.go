@@ -14,7 +14,7 @@ import (
 
 // Sysctl is the property that a sysctl of the node's network namespace has a value.
 type Sysctl struct {
-	Key   string // below /proc/sys
+	Key   string // the sysctl's path below /proc/sys
 	Value string
 	Bound Bound
 	Why   string // what the sysctl is for
@@ -156,7 +156,7 @@ func (UplinksAcceptRA) wrongUplinks(o *Observed) (wrong []string, err error) {
 		if err != nil {
 			return nil, fmt.Errorf("accept_ra of %s: %w: %w", l.Name, ErrUnknown, err)
 		}
-		if have == "1" { // 1 has no effect on routers; 0 is the administrator's decision
+		if have == "1" { // on a router, 1 has no effect; 0 is the administrator's decision
 			wrong = append(wrong, l.Name)
 		}
 	}

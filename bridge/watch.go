@@ -52,7 +52,7 @@ func WatchPorts(ctx context.Context, gone func()) error {
 // receiveOnlyDellink drops all messages but RTM_DELLINK: messages about new links would wake the agent while a pod
 // waits for its ADD. The filter reads numbers in network byte order (socket(7), SO_ATTACH_FILTER).
 func receiveOnlyDellink(fd int) error {
-	const offsetOfType = 4 // struct nlmsghdr
+	const offsetOfType = 4 // the offset of nlmsg_type in struct nlmsghdr
 	end := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, unix.RTM_DELLINK))
 	program := []unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: offsetOfType},
@@ -170,12 +170,12 @@ func (l *listener) news(m syscall.NetlinkMessage) News {
 	case unix.RTM_NEWNETCONF:
 		return News{Settings: true}
 	}
-	if len(m.Data) < unix.SizeofRtMsg { // also the size of struct ndmsg
+	if len(m.Data) < unix.SizeofRtMsg { // struct ndmsg has the same size
 		return News{}
 	}
 	switch m.Header.Type {
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-		return l.of(integer(m.Data[4:])) // ndm_ifindex
+		return l.of(integer(m.Data[4:])) // the field ndm_ifindex
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		var n News
 		for kind, value := range attrs.In(m.Data[unix.SizeofRtMsg:]) {
@@ -183,7 +183,7 @@ func (l *listener) news(m syscall.NetlinkMessage) News {
 				n = l.of(integer(value))
 			}
 		}
-		own := m.Data[5] == conf.RouteProtocol // rtm_protocol
+		own := m.Data[5] == conf.RouteProtocol // the field rtm_protocol
 		return News{Settings: n.Settings || own, Overlay: n.Overlay || own, Underlay: !n.Settings && !own}
 	}
 	return News{}
@@ -198,7 +198,7 @@ func (l *listener) newsOfLink(m syscall.NetlinkMessage) News {
 	n := l.of(at.Index)
 	was, known := l.links[at.Index]
 	switch {
-	case m.Data[0] == unix.AF_BRIDGE: // about a bridge's port; the link itself still exists
+	case m.Data[0] == unix.AF_BRIDGE: // the message is about a bridge's port; the link itself still exists
 	case m.Header.Type == unix.RTM_DELLINK:
 		n.Underlay = !n.Settings
 		delete(l.ours, at.Index)
@@ -207,7 +207,7 @@ func (l *listener) newsOfLink(m syscall.NetlinkMessage) News {
 		n.Underlay = !n.Settings && (!known || was != heard(at))
 		l.links[at.Index] = heard(at)
 	}
-	n.Settings = n.Settings || at.Kind == "bridge" // another plugin's, perhaps with pods as ports
+	n.Settings = n.Settings || at.Kind == "bridge" // the bridge may be another plugin's, with pods as ports
 	return n
 }
 

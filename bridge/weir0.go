@@ -57,7 +57,7 @@ func (b WeirBridge) Check(o *Observed) error {
 		return fmt.Errorf("%s is a %s, not a bridge: remove or rename it", Name, br.Kind)
 	}
 	var wrong []string
-	if !br.Up { // the carrier isn't checked: it comes a moment after the port's
+	if !br.Up { // the carrier isn't checked, because it comes a moment after the port's
 		wrong = append(wrong, "is down")
 	}
 	if br.NoARP {
@@ -202,7 +202,7 @@ func (a Address) restore(h netlinksafe.Handle, _ *Observed) error {
 type Route struct {
 	Dst                          netip.Prefix
 	Table, Type, Scope, Protocol int
-	Source                       netip.Addr // source address for the node's own packets; invalid: the kernel chooses
+	Source                       netip.Addr // the source of the node's own packets; if invalid, the kernel chooses it
 }
 
 func (r Route) Kind() Kind { return KindRoute }

@@ -13,7 +13,7 @@ import (
 // MAC (CNI's CONVENTIONS.md, "CNI_ARGS").
 type Args struct {
 	Namespace, Name, UID string
-	IPs                  []netip.Addr // one, or several separated by commas
+	IPs                  []netip.Addr // CNI_ARGS has them with commas between them
 	MAC                  net.HardwareAddr
 }
 

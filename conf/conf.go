@@ -57,9 +57,9 @@ var knownKeys = []string{
 }
 
 const (
-	minMTU  = 68    // RFC 791: every module must forward 68 octets.
-	minMTU6 = 1280  // RFC 8200, section 5: every link must carry that much, else the kernel has no IPv6 on it.
-	maxMTU  = 65535 // the largest IPv4 packet.
+	minMTU  = 68    // RFC 791: each module must forward 68 octets
+	minMTU6 = 1280  // RFC 8200, section 5: a smaller MTU switches IPv6 off on the link
+	maxMTU  = 65535 // the length of the longest IPv4 packet
 )
 
 // MTURange returns the least and the largest MTU of pods' links, in bytes. The parameter six is true if the

@@ -23,7 +23,7 @@ func newRange(subnet, start, end, gateway string) Range {
 func TestParse(t *testing.T) {
 	whole := []Range{newRange("10.88.0.0/24", "10.88.0.1", "10.88.0.254", "10.88.0.1")}
 	for _, tc := range []struct {
-		name, conf string // conf: the keys besides name
+		name, conf string // conf has the keys other than name
 		want       NetConf
 	}{
 		{"defaults", `"ranges": [{"subnet": "10.88.0.0/24"}]`, NetConf{Ranges: whole, Enforcement: Strict}},
@@ -440,7 +440,7 @@ func TestParseArgs(t *testing.T) {
 	for _, tc := range []struct {
 		name, args string
 		want       Args
-		err        string // "": none
+		err        string // empty if no error is wanted
 	}{
 		{"none", "", Args{}, ""},
 		{
@@ -488,7 +488,7 @@ func TestIdentify(t *testing.T) {
 		name, cni string
 		args, id  Args
 		code      uint
-		err       string // "": none
+		err       string // empty if no error is wanted
 	}{
 		{
 			"kubelet's", `{"K8S_POD_NAMESPACE": "x", "K8S_POD_NAME": "y"}`,

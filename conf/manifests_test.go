@@ -83,7 +83,7 @@ func manifests(t *testing.T) map[string][]runtime.Object {
 	strict := serializer.NewCodecFactory(types, serializer.EnableStrict).UniversalDeserializer()
 	all := map[string][]runtime.Object{}
 	err := filepath.WalkDir(".", func(path string, _ fs.DirEntry, err error) error {
-		isRules := strings.HasPrefix(filepath.Base(path), "alerts") // a file of Prometheus
+		isRules := strings.HasPrefix(filepath.Base(path), "alerts") // alerts*.yaml are files of Prometheus
 		if err != nil || filepath.Ext(path) != ".yaml" || isRules {
 			return err
 		}

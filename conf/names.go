@@ -36,7 +36,7 @@ const (
 	LoopbackLogPrefix  = GuardLogPrefix + "-loopback"  // to the node's loopback addresses
 	FragmentsLogPrefix = GuardLogPrefix + "-fragments" // more fragments than the guard accepts
 	DiscoveryLogPrefix = GuardLogPrefix + "-discovery" // neighbour discovery that pods may not send
-	PastLogPrefix      = GuardLogPrefix + "-past"      // from a port to the node's IP stack, past the bridge
+	PastLogPrefix      = GuardLogPrefix + "-past"      // from a port to the node's IP stack without crossing the bridge
 	TunnelLogPrefix    = LogPrefix + "gate-tunnel"     // forged tunnel packets, and packets of pods to the tunnels' port
 	WayLogPrefix       = LogPrefix + "gate-way"        // from a pod's address, but by the wrong link or tunnel
 	// CutLabel is the bit of a connection's label that marks the connection as cut.

@@ -151,7 +151,7 @@ func (r Range) Runs() []netipx.IPRange {
 		b.RemovePrefix(p)
 	}
 	set, err := b.IPSet()
-	if err != nil { // only for a Range that parseRanges didn't return
+	if err != nil { // impossible for a Range that parseRanges has returned
 		return nil
 	}
 	return set.Ranges()

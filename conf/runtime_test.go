@@ -23,8 +23,8 @@ const dual = `"ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.99", "e
 func TestAddresses(t *testing.T) {
 	for _, tc := range []struct {
 		name, conf, args string
-		want             string   // part of the error; "" for none
-		addrs            []string // without an error
+		want             string   // a part of the error; empty if no error is wanted
+		addrs            []string // the wanted addresses if no error is wanted
 		code             uint
 	}{
 		{name: "none"},

@@ -58,11 +58,11 @@ const (
 	SelfChain    = ownChain + "SELF"
 	PortsChain   = ownChain + "PORTS"
 	// These chains log and drop every packet. The log's text names the chain, which tells the reason.
-	CutChain       = ownChain + "CUT"       // of cut connections
-	MidstreamChain = ownChain + "MIDSTREAM" // of TCP connections that connection tracking doesn't know
-	NoPodChain     = ownChain + "NO-POD"    // from or to the bridge, but from or to no pod
-	ForgedChain    = ownChain + "FORGED"    // from a pod's link, but not from the pod's addresses
-	LoopbackChain  = ownChain + "LOOPBACK"  // to the node's loopback addresses
+	CutChain       = ownChain + "CUT"       // packets of cut connections
+	MidstreamChain = ownChain + "MIDSTREAM" // packets of TCP connections that connection tracking doesn't know
+	NoPodChain     = ownChain + "NO-POD"    // packets from or to the bridge whose source or destination is no pod
+	ForgedChain    = ownChain + "FORGED"    // packets that come by a pod's link, but not from the pod's addresses
+	LoopbackChain  = ownChain + "LOOPBACK"  // packets to the node's loopback addresses
 
 	// LabelsChain has one rule, which no packet meets. It makes the kernel keep labels of connections, and only
 	// nftables needs it.
@@ -170,7 +170,7 @@ func OwnSet(name string) bool { return KindOfSet(name) != ForeignSet }
 // SetGroup returns the common beginning of the names of all sets with the same purpose, such as weir-sel. IPv4's and
 // IPv6's sets are in one group.
 func SetGroup(name string) string {
-	parts := strings.SplitN(name, "-", 3) // weir, the purpose, a hash
+	parts := strings.SplitN(name, "-", 3) // the parts are weir, the purpose and a hash
 	group := strings.Join(parts[:min(len(parts), 2)], "-")
 	return strings.TrimSuffix(group, "6") // weir-pods6 is in the group weir-pods
 }

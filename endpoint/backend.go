@@ -24,7 +24,7 @@ func ReadBackend() (conf.Backend, error) {
 	}
 	defer func() { _ = f.Close() }()
 	var name [16]byte
-	n, _ := f.Read(name[:]) // n is 0 if the file is empty
+	n, _ := f.Read(name[:]) // if the file is empty, n is 0
 	switch b := conf.Backend(name[:n]); b {
 	case conf.Iptables, conf.Nftables:
 		return b, nil

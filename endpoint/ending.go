@@ -71,7 +71,7 @@ func IDs() ([]string, error) {
 // Mark is a lock on an attachment's record. It tells other processes that this process makes or ends the attachment.
 // The kernel removes the lock when the process ends.
 type Mark struct {
-	file *os.File // nil if another process has locked the record, or there is none
+	file *os.File // nil if the lock was not possible
 }
 
 // MarkBusy locks the record. Busy reports true until the mark is closed or the process ends. If MarkBusy can't

@@ -64,7 +64,7 @@ func TestRecords(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	must(Remove("a:eth0")) // even the directory is missing
+	must(Remove("a:eth0")) // this succeeds even before the directory exists
 	wantList(t)
 	b, a := newEndpoint("b"), newEndpoint("a")
 	must(b.Save())
@@ -176,7 +176,7 @@ func TestEnding(t *testing.T) {
 			t.Fatalf("save: %v, exists: %v", err, Exists(e.ID()))
 		}
 	}
-	for range 2 { // DEL crashed and is called again
+	for range 2 { // the second time as after a crash of DEL
 		got, err := MarkEnding("a:eth0")
 		if err != nil {
 			t.Fatal(err)

@@ -13,7 +13,7 @@ import (
 // Lister lists the records and remembers them. It reads a file again only if the file has changed, or was younger
 // than settled when it was last read. The zero value has read nothing. A Lister isn't safe for concurrent use.
 type Lister struct {
-	last map[string]listed // by ID
+	last map[string]listed // the records of the last List, by ID
 }
 
 type listed struct {

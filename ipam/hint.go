@@ -24,7 +24,7 @@ const (
 	madeFile = "made"
 
 	blockBits  = 15
-	blockSize  = 1 << blockBits // addresses: a file of 4 KiB
+	blockSize  = 1 << blockBits // this many addresses need a file of 4 KiB
 	blockBytes = blockSize / 8
 )
 
@@ -35,7 +35,7 @@ const (
 // assigned address may have a clear bit, which next corrects. If the bitmaps were damaged, a free address may have a
 // set bit. So pick rebuilds them if next finds no free address and links have changed since the last rebuild.
 type hint struct {
-	readOnly bool // for callers that don't hold endpoint.Lock
+	readOnly bool // true for callers that don't hold endpoint.Lock
 }
 
 func (h hint) ensure() error {
@@ -90,7 +90,7 @@ func (hint) free(r netipx.IPRange) iter.Seq[netip.Addr] {
 
 func firstClear(data []byte, i int) int {
 	for i < blockSize {
-		word := binary.LittleEndian.Uint64(data[i/64*8:]) | (1<<(i%64) - 1) // with the bits before i set
+		word := binary.LittleEndian.Uint64(data[i/64*8:]) | (1<<(i%64) - 1) // the bits before i count as set
 		if free := bits.TrailingZeros64(^word); free < 64 {
 			return i/64*64 + free
 		}
@@ -131,7 +131,7 @@ func change(a netip.Addr, set bool) error {
 	}
 	i := index(a)
 	b := make([]byte, 1)
-	_, _ = f.ReadAt(b, int64(i/8)) // behind the file's end all bits are clear
+	_, _ = f.ReadAt(b, int64(i/8)) // bits beyond the file's end are clear
 	if set {
 		b[0] |= 1 << (i % 8)
 	} else {

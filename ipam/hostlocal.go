@@ -30,7 +30,7 @@ type hostLocal struct {
 	networks []string
 	booted   time.Time
 	used     map[netip.Addr]bool // addresses of all namespaces; nil until they are needed
-	unsure   bool                // not all namespaces could be read
+	unsure   bool                // true if not all namespaces could be read
 	unread   error               // why the files can't be listed; then each address may be in use
 }
 

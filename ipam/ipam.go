@@ -141,7 +141,7 @@ func next(h hint, others *hostLocal, ranges []conf.Range) (endpoint.Address, boo
 	for _, r := range rotate(runs(ranges), lastAssigned(ranges)) {
 		for a := range h.free(r.IPRange) {
 			if _, err := os.Lstat(linkPath(a)); !errors.Is(err, fs.ErrNotExist) {
-				h.mark(a) // its bit is wrong, or the link can't be read
+				h.mark(a) // the bit is wrong, or the link can't be read
 				continue
 			}
 			if others.owner(a) == "" {

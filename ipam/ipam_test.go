@@ -241,7 +241,7 @@ func TestOnlyTheHolderReleases(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	release(t, "a", "10.88.0.2") // nothing is there yet, not even the directory
+	release(t, "a", "10.88.0.2") // even the directory is missing
 	wantHolders(t, map[string]string{})
 	a := assignOne(t, "a", newRange(1, 9))
 	release(t, "b", a)
@@ -369,7 +369,7 @@ func TestParallel(t *testing.T) {
 		return
 	}
 	const pods = 50
-	ranges := []conf.Range{newRange(1, 30), newRange(40, 65)} // 55 addresses
+	ranges := []conf.Range{newRange(1, 30), newRange(40, 65)} // the ranges have 55 addresses
 	locked := func(f func() error) {
 		unlock, err := endpoint.Lock()
 		if err != nil {
@@ -419,7 +419,7 @@ func TestRotate(t *testing.T) {
 		last := netip.Addr{}
 		switch rnd.IntN(4) {
 		case 0: // no address was assigned yet
-		case 1: // out of the ranges, or within them by chance
+		case 1: // an address outside of the ranges, or in one of them by chance
 			last = netip.AddrFrom4([4]byte{10, byte(rnd.IntN(5)), 0, byte(rnd.IntN(256))})
 		default:
 			if len(row) > 0 {

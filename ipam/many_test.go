@@ -146,7 +146,7 @@ func TestTheBitmapsAreOnlyAHint(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	ranges := []conf.Range{newRange(1, 9)} // eight addresses
+	ranges := []conf.Range{newRange(1, 9)} // the range has eight addresses
 	path := blockPath(block(ranges[0].RangeStart))
 	for name, harm := range map[string]func() error{
 		"none":              func() error { return nil },
@@ -202,7 +202,7 @@ func TestKilledAnywhere(t *testing.T) {
 		return
 	}
 	a := netip.MustParseAddr("10.88.0.2")
-	ranges := []conf.Range{newRange(1, 3)} // a and one other address
+	ranges := []conf.Range{newRange(1, 3)} // the address a, and one other address
 	for name, killed := range map[string]func(){
 		"Reserve, before the bit": func() { _ = os.Symlink("killed", linkPath(a)) },
 		"Release, before the link": func() {

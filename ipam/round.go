@@ -77,5 +77,5 @@ func lastAssigned(ranges []conf.Range) netip.Addr {
 	if err != nil {
 		return netip.Addr{}
 	}
-	return addr.WithZone("") // Next would keep the zone
+	return addr.WithZone("") // Addr.Next would keep the zone
 }

@@ -84,7 +84,7 @@ func (o *Overlay) setNeighbours(tunnel int, remotes []Remote, all *Applied, refu
 			continue
 		}
 		if n := p.neighbour(tunnel); !has[entryOf(n.Family, n)] {
-			has[entryOf(n.Family, n)] = true // a node's networks may share an entry
+			has[entryOf(n.Family, n)] = true // several networks of a node may share an entry
 			all.lack(fmt.Sprintf("the neighbour %s of %s (node %s) is missing", p.Via(), conf.Tunnel, p.Node),
 				"ip neigh replace %s lladdr %s dev %s nud permanent", p.Via(), n.HardwareAddr, conf.Tunnel)
 			refused.take(p.Node, n, o.h.NeighSet(&n))

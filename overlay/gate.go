@@ -46,7 +46,7 @@ type gateSet struct {
 	// is an element of its own.
 	interval, concatenated bool
 	elements               []nftables.SetElement
-	words                  []string // the elements in nft's words
+	words                  []string // the elements, as nft writes them
 }
 
 // NewGate returns the gate for the plan. links are the links that other plugins made for pods.
@@ -115,7 +115,7 @@ func networkSet(f conf.Family, name, comment string, networks []netip.Prefix) ga
 		}
 	}
 	all, err := b.IPSet()
-	if err != nil { // impossible: IPSet fails only for an invalid prefix
+	if err != nil { // impossible, because IPSet fails only for an invalid prefix
 		return s
 	}
 	for _, r := range all.Ranges() {

@@ -41,13 +41,13 @@ func monitor(t *testing.T, netns string) func() []string {
 	concerns := func(m syscall.NetlinkMessage) bool {
 		switch m.Header.Type {
 		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
-			return m.Data[5] == conf.RouteProtocol // rtm_protocol
+			return m.Data[5] == conf.RouteProtocol // the field rtm_protocol
 		case unix.RTM_NEWNEIGH:
-			if m.Data[8]&unix.NUD_PERMANENT == 0 { // ndm_state: an entry that the kernel makes by itself
+			if m.Data[8]&unix.NUD_PERMANENT == 0 { // the field ndm_state: the kernel makes such entries by itself
 				return false
 			}
 		}
-		return int(binary.NativeEndian.Uint32(m.Data[4:])) == tunnel // ifi_index, ifa_index, ndm_ifindex
+		return int(binary.NativeEndian.Uint32(m.Data[4:])) == tunnel // the field ifi_index, ifa_index or ndm_ifindex
 	}
 	names := map[uint16]string{
 		unix.RTM_NEWLINK: "RTM_NEWLINK", unix.RTM_DELLINK: "RTM_DELLINK", unix.RTM_NEWADDR: "RTM_NEWADDR",

@@ -71,7 +71,7 @@ func (o *Overlay) Apply(p Plan) (Applied, error) {
 	}
 	err := o.setRoutes(tunnel, p, &all, refused)
 	if made {
-		all.Lacks = all.Lacks[:1] // everything else was gone with the device
+		all.Lacks = all.Lacks[:1] // all other parts are missing because the device was missing
 	}
 	all.Refused = refused.problems()
 	return all, err

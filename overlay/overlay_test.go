@@ -170,7 +170,7 @@ func TestOverlayBetweenSubnets(t *testing.T) {
 	if mtu != 1350 {
 		t.Errorf("MTU %d; want 1350 of 1400", mtu)
 	}
-	const headers = 20 + 8 // IPv4 and UDP
+	const headers = 20 + 8 // the headers of IPv4 and UDP
 	if err := ask(t, "n1", "n2", mtu-headers); err != nil {
 		t.Errorf("a full-size packet doesn't pass: %v", err)
 	}
@@ -248,7 +248,7 @@ func TestOverlayOfBothFamilies(t *testing.T) {
 	}
 	overlays := zones(t)
 	for _, under := range []struct {
-		addresses string // of node I
+		addresses string // the addresses of node I
 		mtu       int
 	}{
 		{"172.20.I.10 2001:db8:I::10", 1350},

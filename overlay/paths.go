@@ -81,7 +81,7 @@ func (r *Routes) path(route netlink.Route) (Path, error) {
 		hops = []*netlink.NexthopInfo{{LinkIndex: route.LinkIndex, Gw: route.Gw, Via: route.Via}}
 	}
 	for _, hop := range hops {
-		if !isZero(hop.Gw) || hop.Via != nil { // Via is a router of the other family
+		if !isZero(hop.Gw) || hop.Via != nil { // Via is a router whose address has the other family
 			p.OnLink = false
 		}
 		link, err := r.link(hop.LinkIndex)
@@ -151,7 +151,7 @@ func (r *Routes) Uplink(local netip.Addr) (Path, error) {
 }
 
 func prefixLength(n *net.IPNet) int {
-	if n == nil { // how some kernels report the default route
+	if n == nil { // some kernels report the default route without a destination
 		return 0
 	}
 	ones, _ := n.Mask.Size()

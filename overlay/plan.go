@@ -189,7 +189,7 @@ type planner struct {
 	Plan
 	self           string
 	paths          Paths
-	macs           map[string]string // node by the MAC of its tunnel's end
+	macs           map[string]string // the nodes, by the MAC of the tunnel's end
 	leastMTU       int               // smallest MTU of all paths to nodes, in bytes
 	leastTunnelMTU int               // smallest MTU of the paths that tunnels take, in bytes
 }
@@ -202,7 +202,7 @@ func (c *planner) report(node, field, format string, args ...any) {
 // add plans how the other node's networks are reached. A network that can't be reached also counts as behind a
 // tunnel, so the gate drops its packets: they are forged.
 func (c *planner) add(n policy.Node) {
-	foreign := 0 // networks of families that this node has none of
+	foreign := 0 // the number of networks of a family in which this node has no network
 	for _, network := range n.PodCIDRs {
 		if c.NodeAddress.IsValid() && !c.gateway(network.Addr()).IsValid() {
 			foreign++

@@ -59,7 +59,7 @@ func TestCompute(t *testing.T) {
 		name     string
 		e        Encapsulation
 		nodes    []policy.Node
-		peers    []string // node, network, address, and "direct" or "tunnel"
+		peers    []string // each peer is a node, a network, an address, and "direct" or "tunnel"
 		problems []string
 	}{
 		{

@@ -17,8 +17,8 @@ import (
 
 // Traffic counts tunnel packets since the gate was made.
 type Traffic struct {
-	Accepted  uint64 // by the gate
-	Delivered uint64 // to the tunnel, behind all firewalls of the host
+	Accepted  uint64 // tunnel packets that the gate has accepted
+	Delivered uint64 // tunnel packets that have passed all firewalls of the host
 }
 
 func gateTable() *nftables.Table {

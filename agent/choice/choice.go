@@ -25,7 +25,7 @@ type Seen struct {
 
 // Choice is a backend, with the reason for it.
 type Choice struct {
-	Backend conf.Backend // empty if neither works
+	Backend conf.Backend // empty if neither backend works
 	Reason  string
 }
 

@@ -10,8 +10,8 @@ import (
 
 // The limits of events. By default an API server keeps an event for an hour, and each event costs the server a write.
 const (
-	maxNoticed = 2048      // kinds of drops that are remembered
-	noticeFor  = time.Hour // how long a kind of drops is remembered after the last of them
+	maxNoticed = 2048      // the number of kinds of drops that are remembered
+	noticeFor  = time.Hour // how long a kind of drops is remembered after its last drop
 	retell     = 5 * time.Minute
 	podBurst   = 5           // notices about one pod at once
 	podEvery   = time.Minute // time until one more notice about the pod

@@ -35,7 +35,7 @@ type Ring struct {
 type kept struct {
 	sender  uint64
 	entries []numbered
-	place   int // in Ring.most
+	place   int // the index in Ring.most
 }
 
 type numbered struct {

@@ -75,19 +75,19 @@ type Sums struct {
 
 type flowKey struct {
 	*Prefix
-	nflog.Flow        // without the source port
-	link       uint32 // the sender's, if Prefix.ByLink is true
+	nflog.Flow        // the source port is 0
+	link       uint32 // the index of the sender's link if Prefix.ByLink is true, otherwise 0
 }
 
 type flow struct {
 	flowKey
 	sender  *sender
-	count   uint64 // since the last line
+	count   uint64 // the packets since the last line
 	first   time.Time
 	port    uint16 // the source port of the first packet
 	next    time.Time
 	packet  []byte
-	waiting bool // is in due
+	waiting bool // true if due contains the flow
 }
 
 type sender struct {
@@ -155,7 +155,7 @@ func (s *Sums) Add(p *nflog.Packet) {
 
 func (s *Sums) begin(f *flow, p *nflog.Packet, port uint16) {
 	f.first, f.port = s.now, port
-	f.packet = append(make([]byte, 0, len(p.Payload)), p.Payload...) // a copy, which a Line keeps
+	f.packet = append(make([]byte, 0, len(p.Payload)), p.Payload...) // a copy, because a Line keeps it
 	if !f.waiting {
 		f.waiting = true
 		s.due = append(s.due, f)
@@ -163,7 +163,7 @@ func (s *Sums) begin(f *flow, p *nflog.Packet, port uint16) {
 }
 
 func (s *Sums) prefix(text []byte) *Prefix {
-	if string(text) == s.last && s.lastOf != nil { // as in a flood
+	if string(text) == s.last && s.lastOf != nil { // in a flood, most packets have the same prefix
 		return s.lastOf
 	}
 	p := s.prefixes[string(text)]
@@ -185,7 +185,7 @@ func (s *Sums) sender(f flowKey) *sender {
 	by := f.Src
 	if f.link != 0 {
 		by = [16]byte{}
-		binary.BigEndian.PutUint32(by[12:], f.link) // differs from the address of every pod
+		binary.BigEndian.PutUint32(by[12:], f.link) // no pod has this address, so a link never shares a pod's account
 	}
 	if from := s.senders[by]; from != nil && !f.Forged {
 		return s.refill(from)
@@ -209,7 +209,7 @@ func (s *Sums) account() *sender {
 }
 
 func (s *Sums) refill(from *sender) *sender {
-	if from.counted != s.now { // At was called since
+	if from.counted != s.now { // time has passed since the last refill
 		from.tokens += max(0, s.now.Sub(from.counted).Seconds()) * perSecond
 		from.tokens, from.counted = min(burst, from.tokens), s.now
 	}

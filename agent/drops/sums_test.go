@@ -140,7 +140,7 @@ func BenchmarkAdd(b *testing.B) {
 			var lines []Line
 			for i := range b.N {
 				s.Add(packet(i))
-				if i%2500 == 0 { // 50,000 a second
+				if i%2500 == 0 { // this is 50,000 packets a second
 					tick(50 * time.Millisecond)
 					lines, _ = s.Lines(lines[:0])
 				}

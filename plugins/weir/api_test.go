@@ -42,7 +42,7 @@ func serveAPI(t *testing.T, manifests string) (stop func()) {
 		w.Header().Set("Content-Type", "application/json")
 		items, ok := lists[filepath.Base(r.URL.Path)]
 		switch q := r.URL.Query(); {
-		case !ok: // a request for one pod or its status: there is none
+		case !ok: // the request is for one pod, and there is none
 			w.WriteHeader(http.StatusNotFound)
 		case q.Has("sendInitialEvents"):
 			w.WriteHeader(http.StatusUnprocessableEntity) // the server can't do this, so the agent lists objects first
@@ -110,7 +110,7 @@ status: {addresses: [{type: InternalIP, address: 192.0.2.2}]}
 	sent := flood(t, client.Netns, server.IP+":9")
 	stop()
 	says("API server: dial tcp", true)
-	other := n.AddPod("ns-2", "other") // the agent knows this pod from before
+	other := n.AddPod("ns-2", "other") // the agent already knew this pod
 	n.Reach(other, server.IP+":80", true)
 	wantRefusal(t, n, nodetest.Args("ns-1", "stranger", ""), "knows no pod ns-1/stranger")
 

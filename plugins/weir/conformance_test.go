@@ -104,7 +104,7 @@ func TestConformanceOfBadCalls(t *testing.T) {
 		env         map[string]string
 		code        uint
 		want        string // words that the error's message contains
-		answers     string // cniVersion of the answer
+		answers     string // the cniVersion of the answer
 	}
 	for verb, v := range verbs {
 		full := container(n, verb, "c1", netns)

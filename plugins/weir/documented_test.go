@@ -16,7 +16,7 @@ const documentedWindows = "../../docs/security-windows.md"
 // path follows in brackets.
 func TestDocumentedTests(t *testing.T) {
 	const root = "../.."
-	packages := map[string][]string{} // the packages of each test
+	packages := map[string][]string{} // the packages that have a test, by the test's name
 	err := filepath.WalkDir(root, func(path string, _ fs.DirEntry, err error) error {
 		if err != nil || !strings.HasSuffix(path, "_test.go") {
 			return err
@@ -117,7 +117,7 @@ func TestDocumentedMessages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	joined := regexp.MustCompile(`" ?\+\s*"`).ReplaceAllString(code.String(), "") // strings of several lines, joined
+	joined := regexp.MustCompile(`" ?\+\s*"`).ReplaceAllString(code.String(), "") // joins strings of several lines
 	table := regexp.MustCompile(`(?m)^\| (?:message|error) \|.*\n\|---.*\n((?:\|.*\n)+)`)
 	logged := regexp.MustCompile(`msg="([^"]+)"`)
 	found := 0
@@ -137,7 +137,7 @@ func TestDocumentedMessages(t *testing.T) {
 			messages = append(messages, m[1])
 		}
 		for _, message := range messages {
-			if message == "`cni plugin not initialized`" { // a message of containerd's
+			if message == "`cni plugin not initialized`" { // this message is containerd's
 				continue
 			}
 			// An ellipsis replaces text that differs. A colon precedes a wrapped error.

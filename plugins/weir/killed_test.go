@@ -31,7 +31,7 @@ type killer struct {
 	rnd    *rand.Rand
 	usual  map[string]time.Duration // how long each verb takes when it isn't killed
 	killed map[string]int
-	made   int // number of containers and namespaces made so far
+	made   int // the number of containers and namespaces made so far
 }
 
 type slot struct {

@@ -32,7 +32,7 @@ func main() {
 }
 
 func run() int {
-	if os.Getenv("CNI_COMMAND") == "" { // a person runs it: stdin may be a terminal
+	if os.Getenv("CNI_COMMAND") == "" { // a person has started the program, and stdin may be a terminal
 		return about(os.Args[1:])
 	}
 	c, err := readCall()

@@ -32,7 +32,7 @@ func TestAConnectionThatIsOver(t *testing.T) {
 	}{
 		{"the server closes it", "TIME_WAIT", func(conn, accepted *net.TCPConn) error {
 			err := accepted.Close()
-			_, _ = conn.Read(make([]byte, 1)) // until the server's FIN has come
+			_, _ = conn.Read(make([]byte, 1)) // wait until the server's FIN has come
 			return errors.Join(err, conn.Close())
 		}},
 		{"the server resets it", "CLOSE ", func(conn, accepted *net.TCPConn) error {

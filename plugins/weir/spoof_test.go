@@ -126,7 +126,7 @@ func packetSocket(t *testing.T, netns, link string) (fd int) {
 		if err != nil {
 			return err
 		}
-		const all = unix.ETH_P_ALL>>8 | unix.ETH_P_ALL&0xff<<8 // in network byte order
+		const all = unix.ETH_P_ALL>>8 | unix.ETH_P_ALL&0xff<<8 // ETH_P_ALL in network byte order
 		if fd, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW, all); err != nil {
 			return err
 		}

@@ -98,7 +98,7 @@ func TestWalkthrough(t *testing.T) {
 	n.Reach(client, server.IP+":80", false)
 	n.Manifest("cluster.yaml", strings.Replace(cluster, "{run: busybox}", "{run: busybox, app: busybox}", 1))
 	n.Reach(client, server.IP+":80", true)
-	n.Reach(other, server.IP+":80", false) // it has the label, but is in another namespace
+	n.Reach(other, server.IP+":80", false) // other has the label, but is in another namespace
 
 	for _, p := range []*nodetest.Pod{server, client, other} {
 		n.DelPod(p)

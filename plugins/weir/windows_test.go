@@ -99,7 +99,7 @@ func TestNothingPassesWhilePodsStartAndEnd(t *testing.T) {
 		netns := nodetest.NewNS(t, "ns-1.busybox")
 		stop := flood(t, netns, server.IP+":9")
 		client := n.AddPod("ns-1", "busybox")
-		n.Eventually("the pod sends", func() error { // then its link is up, and the node has its neighbour entry
+		n.Eventually("the pod sends", func() error { // if the pod sends, its link is up, and the node has its neighbour entry
 			if _, err := nodetest.Get(t, nodetest.Self, client.IP+":80"); err == nil ||
 				!strings.Contains(err.Error(), "refused") {
 				return fmt.Errorf("the node reaches it: %w", err)
@@ -260,7 +260,7 @@ func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 		t.Fatal(err)
 	}
 	n.DelPod(first)
-	second := n.AddPod("ns-2", "other") // it has the label app=busybox, but is in another namespace
+	second := n.AddPod("ns-2", "other") // other has the label app=busybox, but is in another namespace
 	if second.IP != first.IP {
 		t.Fatalf("the second pod has %s, not the first one's %s", second.IP, first.IP)
 	}
@@ -369,7 +369,7 @@ func TestFault6PodsAreEnrolledBeforeTheyStart(t *testing.T) {
 	select {
 	case err := <-added:
 		t.Fatalf("ADD returned before anybody knew the pod: %v", err)
-	case <-time.After(500 * time.Millisecond): // longer than ADD takes
+	case <-time.After(500 * time.Millisecond): // half a second is longer than ADD takes
 	}
 	n.Manifest("cluster.yaml", all)
 	if err := <-added; err != nil {

@@ -34,7 +34,7 @@ func connect(ctx context.Context, in io.Reader, out io.Writer) error {
 	}
 	defer func() { _ = conn.Close() }()
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	go func() { // ends with the process: nothing ends a read of standard input
+	go func() { // ends with the process, because nothing can end a read of standard input
 		if _, err := io.Copy(conn, in); err != nil && !errors.Is(err, net.ErrClosed) {
 			_ = conn.Close()
 		}

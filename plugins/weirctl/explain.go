@@ -73,7 +73,7 @@ func explainCommand() *cobra.Command {
 			}
 			question := explain.Question{From: args[0], To: args[1], Namespace: namespace}
 			if cluster && source.Place == "" {
-				source.Place = "kubernetes" // also on a node with an agent
+				source.Place = "kubernetes" // without --source, even on a node with an agent
 			}
 			e, err := answer(cmd.Context(), &source, question)
 			if kind, _, _ := source.Kind(); err == nil && cluster && kind == client.FromKubernetes {
@@ -195,7 +195,7 @@ func askAgent(
 	switch query.To.Kind {
 	case explain.EndService:
 		find(query.To.Namespace)
-	case explain.EndAddress, explain.EndNode: // a Service's address, or a node with a nodePort
+	case explain.EndAddress, explain.EndNode: // the end is a Service's address, or a node that may have a nodePort
 		find("")
 	}
 	e, err := ask(ctx, question)

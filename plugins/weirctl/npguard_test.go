@@ -45,7 +45,7 @@ func TestPublishedConnectivity(t *testing.T) {
 		dir := filepath.Join(*corpus, "tests", name)
 		text, err := os.ReadFile(f)
 		if _, missing := os.Stat(dir); missing != nil || err != nil {
-			continue // the published output of another command for a part of a case
+			continue // the file has the output of another command, for a part of a case
 		}
 		want, ok := readPublished(string(text))
 		s := client.Source{Place: "dir:" + dir}
@@ -75,7 +75,7 @@ type publishedLine struct {
 }
 
 type publishedEnd struct {
-	name        string // namespace/name
+	name        string // a pod's namespace/name
 	first, last netip.Addr
 }
 

@@ -24,7 +24,7 @@ func podsCommand() *cobra.Command {
 				return err
 			}
 			s, err := client.Status(cmd.Context())
-			pods := []agentapi.PodStatus{} // prints [] for no pods, not null
+			pods := []agentapi.PodStatus{} // an empty list is printed as [], not as null
 			if errors.Is(err, agentapi.ErrNoAgent) {
 				pods, err = recorded()
 			} else if err == nil {

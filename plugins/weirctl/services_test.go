@@ -22,24 +22,24 @@ func TestExplainServices(t *testing.T) {
 	inDirectory(t, manifest)
 	var text strings.Builder
 	for _, question := range []string{
-		"shop/web svc/shop/headless:80",   // nothing translates the port
-		"shop/web svc/shop/headless:5432", // a port that the Service lacks
-		"shop/web svc/shop/headless:sql",  // SRV
+		"shop/web svc/shop/headless:80",   // the Service is headless, so nothing translates the port
+		"shop/web svc/shop/headless:5432", // the Service lacks this port
+		"shop/web svc/shop/headless:sql",  // the Service has this name in an SRV record
 		"shop/web svc/shop/headless",
 		"shop/web svc/shop/headless:http",
 		"shop/web svc/shop/portless",
 		"shop/web svc/shop/portless:5432",
-		"shop/web svc/shop/db", // IPv4 only; one of four pods is ready
+		"shop/web svc/shop/db", // the Service has only IPv4, and one of its four pods is ready
 		"shop/web svc/shop/db:/icmp",
-		"203.0.112.7 203.0.113.6:80", // a forwarding node
-		"world svc/shop/ranges",      // in no ipBlock of any policy
+		"203.0.112.7 203.0.113.6:80", // a node forwards the connection, so the pod may see the node's address
+		"world svc/shop/ranges",      // the sender is in no ipBlock of any policy
 		"203.0.112.7 node/n1:30443",
 		"203.0.112.7 node/n2:30443",
-		"203.0.112.7 10.9.0.1:30444", // n1 forwards
+		"203.0.112.7 10.9.0.1:30444", // the node n1 forwards the connection
 		"203.0.112.7 node/n2:30444",
-		"shop/web svc/shop/local", // no endpoint on the sender's node
+		"shop/web svc/shop/local", // the sender's node has no endpoint
 		"node/n2 svc/shop/local",
-		"203.0.112.7 203.0.113.5:443", // outside of the source ranges
+		"203.0.112.7 203.0.113.5:443", // the sender is outside of loadBalancerSourceRanges
 		"198.51.100.7 203.0.113.5:443",
 		"world 203.0.113.5:443",
 		"world shop/db:5432",  // 2000::/3 has all public IPv6 addresses

@@ -92,7 +92,7 @@ func suggestCommand() *cobra.Command {
 func (f *flowsFlags) recorded(cmd *cobra.Command, file string) (all []agentapi.Flows, err error) {
 	if file == "" {
 		if all, err = f.ask(cmd.Context(), nil); err != nil {
-			return nil, err // without a node's flows, the policies would deny what it has seen
+			return nil, err // without a node's flows, the policies would deny connections of this node
 		}
 	} else {
 		text, err := os.ReadFile(file)
@@ -173,7 +173,7 @@ func endOf(e agentapi.FlowEnd, labels map[string]map[string]string) (suggest.End
 	}
 	var ok bool
 	end.Namespace, end.Name, ok = strings.Cut(e.Pod, "/")
-	if end.Labels == nil { // the agent didn't know the pod yet
+	if end.Labels == nil { // the agent didn't know the pod yet when it recorded the flow
 		if end.Labels, ok = labels[e.Pod]; end.Labels == nil {
 			end.Labels = map[string]string{}
 		}

@@ -116,7 +116,7 @@ func layer(t tree, dirs []string) ([]byte, error) {
 			return nil, err
 		}
 	}
-	err := w.Close() // writes the end
+	err := w.Close() // Close writes the end of the archive
 	return b.Bytes(), err
 }
 

@@ -59,7 +59,7 @@ func complete(t *testing.T) tree {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range needed { // none if the test is static
+	for _, name := range needed { // the list is empty if the test binary is static
 		all[name] = file{mode: 0o755}
 	}
 	for _, family := range []string{"iptables", "ip6tables"} {

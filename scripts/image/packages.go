@@ -16,7 +16,7 @@ import (
 
 type pkg struct {
 	name, version string
-	control       string // as in dpkg's status file
+	control       string // the package's control fields, as in dpkg's status file
 	files         tree
 }
 
@@ -48,7 +48,7 @@ func fetch(names ...string) ([]pkg, error) {
 	}
 	get := []string{"download", "--yes", "-o", "APT::Get::AllowUnauthenticated=false"}
 	if os.Getuid() == 0 {
-		get = append(get, "-o", "APT::Sandbox::User=root") // the directory is root's alone
+		get = append(get, "-o", "APT::Sandbox::User=root") // only root may write to the directory
 	}
 	if _, err := output(dir, "apt-get", append(get, parseDepends(depends)...)...); err != nil {
 		return nil, fmt.Errorf("%w\n(is apt's index old? apt-get update renews it)", err)

@@ -146,7 +146,7 @@ func withCopyrights(all, chosen tree, packages []pkg) (tree, []pkg, error) {
 	}
 	for _, p := range used {
 		name := "usr/share/doc/" + p.name + "/copyright"
-		if doc := all["usr/share/doc/"+p.name]; doc.link != "" { // packages of one source may share the directory
+		if doc := all["usr/share/doc/"+p.name]; doc.link != "" { // packages of one source package may share the directory
 			name = path.Join("usr/share/doc", doc.link, "copyright")
 		}
 		way, err := all.follow(name)

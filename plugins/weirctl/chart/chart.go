@@ -196,7 +196,7 @@ func (v View) named(rows []reach.Row) []row {
 		}
 		return all
 	}
-	all := []row{} // prints [] for no rows, not null
+	all := []row{} // an empty list is printed as [], not as null
 	for _, r := range rows {
 		all = append(all, row{names(r.From), names(r.To), r.Ports, r.Ports.String(), r.Family, v.Services(r)})
 	}

@@ -79,7 +79,7 @@ func quoted(s string) string {
 const (
 	boxWidth, boxHeight = 280, 26
 	gap                 = 12
-	between             = 130 // between two columns
+	between             = 130 // the space between two columns
 	charWidth           = 7
 	margin              = 20
 	titleHeight         = 40
@@ -87,7 +87,7 @@ const (
 
 type picture struct {
 	columns [3][]box
-	edges   [2][][2]int // from each column to the next: the indexes of two boxes
+	edges   [2][][2]int // the edges from each column to the next: the indexes of two boxes
 	index   [3]map[string]int
 }
 
@@ -236,6 +236,6 @@ func shortened(s string, most int) string {
 
 func text(s string) string {
 	var b strings.Builder
-	_ = xml.EscapeText(&b, []byte(OneLine(s))) // a Builder never fails
+	_ = xml.EscapeText(&b, []byte(OneLine(s))) // writing to a strings.Builder never fails
 	return b.String()
 }

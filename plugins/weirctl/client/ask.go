@@ -80,7 +80,7 @@ func errNoAnswer(within time.Duration) error { return fmt.Errorf("no answer with
 
 // Progress is a line on a terminal that says how far a command is.
 type Progress struct {
-	out    io.Writer // nil: print nothing
+	out    io.Writer // nil if nothing is printed
 	last   time.Time
 	length int
 }

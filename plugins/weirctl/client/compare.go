@@ -96,7 +96,7 @@ func differs(a enforced.Answer, want enforced.ShortForm, i int) string {
 	} {
 		if direction.held == "" {
 			if direction.want == "" {
-				continue // closed, as it should be
+				continue // the pod must be closed in this direction, and it is
 			}
 			return fmt.Sprintf("the pod %s is in no %s class, so it is closed", w.Pod, direction.name)
 		}

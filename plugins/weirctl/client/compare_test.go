@@ -68,7 +68,7 @@ func TestLacks(t *testing.T) {
 	for what, c := range map[string]struct {
 		goal   goal
 		change func(*enforced.Answer)
-		want   string // "": enforced
+		want   string // empty if the answer has everything
 	}{
 		"right": {goal{namespace: "ns"}, func(*enforced.Answer) {}, ""},
 		"newer": {goal{namespace: "ns"}, func(a *enforced.Answer) { a.At.Pods = 9 }, ""},

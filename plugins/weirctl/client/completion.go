@@ -58,7 +58,7 @@ func (s *Source) CompleteEnds() cobra.CompletionFunc {
 			}
 		}
 		return all
-	}, cobra.ShellCompDirectiveNoSpace) // a port may follow
+	}, cobra.ShellCompDirectiveNoSpace) // without a space, so that a port may follow
 }
 
 func (s *Source) CompleteNamespaces() cobra.CompletionFunc {

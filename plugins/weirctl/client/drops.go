@@ -45,7 +45,7 @@ func DropLine(d *agentapi.Drop) string {
 		b.WriteString("WOULD DROP: ")
 	}
 	switch {
-	case d.Kind != agentapi.DropMore && destination == "": // neither IP nor ARP
+	case d.Kind != agentapi.DropMore && destination == "": // the packet is neither IP nor ARP
 		b.WriteString(source)
 	case d.Kind != agentapi.DropMore:
 		fmt.Fprintf(&b, "%s -> %s %s", source, destination, strings.TrimSpace(d.Protocol+" "+d.ICMP))
@@ -96,7 +96,7 @@ const (
 // NewPcapWriter writes the file's header.
 func NewPcapWriter(out io.Writer) (*PcapWriter, error) {
 	head := binary.LittleEndian.AppendUint32(nil, 0xa1b2c3d4)
-	head = binary.LittleEndian.AppendUint16(head, 2) // version 2.4
+	head = binary.LittleEndian.AppendUint16(head, 2) // the format's version is 2.4
 	head = binary.LittleEndian.AppendUint16(head, 4)
 	head = binary.LittleEndian.AppendUint64(head, 0) // the times are in UTC
 	head = binary.LittleEndian.AppendUint32(head, snapLength)

@@ -110,7 +110,7 @@ func TestPcap(t *testing.T) {
 		t.Fatal(err)
 	}
 	d := aDrop()
-	for _, packet := range [][]byte{b.Bytes(), nil, {0, 1, 8, 0}} { // a lost packet and ARP are left out
+	for _, packet := range [][]byte{b.Bytes(), nil, {0, 1, 8, 0}} { // nil and ARP aren't written
 		d.Packet = packet
 		if err := w.Write(d); err != nil {
 			t.Fatal(err)

@@ -71,10 +71,10 @@ type follower struct {
 	times   FollowTimes
 	stop    context.CancelCauseFunc
 	running sync.WaitGroup
-	opening chan struct{} // has room for the streams that may be opened at the same time
+	opening chan struct{} // has room for as many streams as may be opened at the same time
 	drops   chan *agentapi.Drop
 
-	mu      sync.Mutex // guards the rest
+	mu      sync.Mutex // guards the fields below
 	nodes   map[string]*nodeFollower
 	told    teller
 	started bool
@@ -100,7 +100,7 @@ const (
 func (f *follower) look(ctx context.Context) {
 	for wait(ctx, f.times.Look, nil) {
 		agents, err := f.Agents(ctx)
-		if err == nil { // without the list, the nodes that are known are followed
+		if err == nil { // if the nodes can't be listed, the known nodes are followed
 			f.update(ctx, agents)
 		}
 	}
@@ -298,7 +298,7 @@ func (f *follower) print(ctx context.Context) {
 		case d := <-f.drops:
 			order.add(d, time.Now())
 			if len(order.drops) > 1 {
-				continue // the timer is running
+				continue // the timer is already running
 			}
 		case <-timer.C:
 		}

@@ -48,7 +48,7 @@ func (c *Cluster) Drops(ctx context.Context, o DropsOfNodes, progress *Progress)
 		if a.Err != nil {
 			away = append(away, a.Node+": "+a.Err.Error())
 		}
-		all = append(all, a.Value...) // what a node has said before it failed counts
+		all = append(all, a.Value...) // drops that a node has sent before it failed count too
 		if len(all) > 2*maxKept {
 			leftOut += cutOldest(&all)
 		}

@@ -42,7 +42,7 @@ func (a *API) Exec(ctx context.Context, c Command, stdin io.Reader, stdout io.Wr
 	if err != nil {
 		return fmt.Errorf("prepare to run a command in a pod: %w", err)
 	}
-	var refused error // the API server's answer to the first attempt, as an error that says why
+	var refused error // why the API server has refused the first attempt
 	executor, err := remotecommand.NewFallbackExecutor(overWebSocket, overSPDY, func(err error) bool {
 		if failure := (*httpstream.UpgradeFailureError)(nil); errors.As(err, &failure) {
 			refused = failure.Cause
@@ -59,7 +59,7 @@ func (a *API) Exec(ctx context.Context, c Command, stdin io.Reader, stdout io.Wr
 		return context.Cause(ctx)
 	}
 	if err != nil && apierrors.ReasonForError(refused) != metav1.StatusReasonUnknown && errs.String() == "" {
-		err = refused // the second attempt's error has only the text
+		err = refused // the error of the second attempt has only the text
 	}
 	return a.execError(c, err, errs.String())
 }

@@ -124,7 +124,7 @@ func (a *API) eachOf(
 type loader struct {
 	*API
 	ctx        context.Context
-	namespaces []string // to be read if the user may not list all
+	namespaces []string // the namespaces to read if the user may not list all
 	explain.Cluster
 	slices []discoveryv1.EndpointSlice
 }

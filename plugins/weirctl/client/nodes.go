@@ -217,7 +217,7 @@ func (c *Cluster) Open(ctx context.Context, of Agent, method, path string, body 
 		return nil, c.away(of, err)
 	}
 	response.Body = &answerBody{response.Body, func(whole bool) {
-		if whole { // the command ends by itself
+		if whole { // the answer was read to its end, so the command ends by itself
 			timeout := time.AfterFunc(endsWithin, cancel)
 			defer timeout.Stop()
 			_, _ = io.Copy(io.Discard, answer)

@@ -202,7 +202,7 @@ func TestAskAllPartly(t *testing.T) {
 	}
 	waiting := &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff", Message: "back-off 5m0s"}
 	f.pods[1].Status.ContainerStatuses[0].State = corev1.ContainerState{Waiting: waiting}
-	f.pods[2].Spec.NodeName = "well" // an older pod of a node that has another one
+	f.pods[2].Spec.NodeName = "well" // an older pod of the node well, which also has a newer one
 	f.pods[2].CreationTimestamp = metav1.NewTime(time.Now().Add(-time.Hour))
 	f.nodes[3].Status.Conditions[0] = corev1.NodeCondition{
 		Type: corev1.NodeReady, Status: corev1.ConditionUnknown, Message: "Kubelet stopped posting node status.",

@@ -56,7 +56,7 @@ func (f *Facts) try(ctx context.Context) {
 	f.tryXT()
 	_ = scratch.Close()
 	if netns.Set(own) == nil {
-		runtime.UnlockOSThread() // otherwise the thread ends with the goroutine
+		runtime.UnlockOSThread() // a locked thread ends with its goroutine
 	}
 }
 

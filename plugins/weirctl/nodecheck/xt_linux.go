@@ -92,7 +92,7 @@ func askLegacy(u xtUse, family int) error {
 		return err
 	}
 	defer func() { _ = unix.Close(socket) }()
-	var question [30]byte // struct xt_get_revision: the name and the revision
+	var question [30]byte // struct xt_get_revision has the name and the revision
 	copy(question[:len(question)-2], u.name)
 	length := uint32(len(question))
 	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(socket), uintptr(level), uintptr(option),

@@ -15,7 +15,7 @@ import (
 type attempt struct {
 	check Name
 	probe.Probe
-	from, to int // numbers of nodes; to is -1 if the attempt is to no node
+	from, to int // the numbers of nodes; to is -1 if the attempt is to no node
 	family   conf.Family
 	hasNone  bool // the attempt has no family
 	expects  string
@@ -69,7 +69,7 @@ func (r *run) open(within time.Duration, world string) []attempt {
 				Probe: probe.Probe{Kind: probe.Connect, To: hostPort(address, servicePort), Within: within},
 				needs: []direct{{from, first, f}},
 			})
-			by := r.works[(i+1)%len(r.works)] // the node whose kube-proxy passes the connection on
+			by := r.works[(i+1)%len(r.works)] // this node's kube-proxy forwards the connection
 			if node := r.internal[by][f]; node.IsValid() && r.nodePort != 0 {
 				all = append(all, attempt{
 					check: NodePort, from: from, to: by, family: f, expects: podName(server, first),

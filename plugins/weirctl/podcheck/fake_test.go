@@ -31,7 +31,7 @@ import (
 type fake struct {
 	mu      sync.Mutex
 	nodes   int
-	objects map[string]runtime.Object // by path
+	objects map[string]runtime.Object // the objects, by their paths
 	made    int
 	starts  func(*corev1.Pod)
 	// broken returns why a probe fails, or "". server is the number of the server's node, or -1.
@@ -211,7 +211,7 @@ func (f *fake) create(w http.ResponseWriter, r *http.Request) {
 }
 
 func (f *fake) exec(w http.ResponseWriter, r *http.Request) {
-	parts := strings.Split(r.URL.Path, "/") // /api/v1/namespaces/NS/pods/client-0/exec
+	parts := strings.Split(r.URL.Path, "/") // the path is /api/v1/namespaces/NS/pods/client-0/exec
 	namespace, name := parts[4], parts[6]
 	from, _ := strconv.Atoi(strings.TrimPrefix(name, client+"-"))
 	if f.runs != nil {

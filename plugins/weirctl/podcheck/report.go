@@ -152,7 +152,7 @@ func where(outcomes, failed []Outcome) string {
 		outcomes = slices.DeleteFunc(slices.Clone(outcomes), func(o Outcome) bool { return o.Family != some })
 	}
 	within := func(o Outcome) bool { return o.From == o.To }
-	if !slices.ContainsFunc(failed, within) { // what works within a node says nothing about packets between nodes
+	if !slices.ContainsFunc(failed, within) { // connections within a node show nothing about packets between nodes
 		outcomes = slices.DeleteFunc(slices.Clone(outcomes), within)
 	}
 	if len(failed) == len(outcomes) {
@@ -163,7 +163,7 @@ func where(outcomes, failed []Outcome) string {
 	}
 	for _, part := range []struct {
 		words  string
-		single bool // the words are about one direction
+		single bool // true if the words are about one direction
 		in     func(o Outcome, node string) bool
 	}{
 		{"from and to %s", false, func(o Outcome, node string) bool { return o.From == node || o.To == node }},
@@ -171,7 +171,7 @@ func where(outcomes, failed []Outcome) string {
 		{"from %s", true, func(o Outcome, node string) bool { return o.From == node }},
 	} {
 		for _, node := range namesOf(failed) {
-			mine := 0 // attempts with this node
+			mine := 0 // the number of attempts with this node
 			for _, o := range outcomes {
 				if part.in(o, node) {
 					mine++

@@ -47,8 +47,8 @@ type run struct {
 	addresses map[string]map[conf.Family]netip.Addr
 	service   map[conf.Family]netip.Addr
 	nodePort  uint16
-	internal  map[int]map[conf.Family]netip.Addr // nodes' own addresses
-	direct    map[direct]bool                    // whether the direct connection works
+	internal  map[int]map[conf.Family]netip.Addr // the InternalIPs of nodes, by the node's number
+	direct    map[direct]bool                    // true if the direct connection works
 	report    *Report
 }
 
@@ -90,7 +90,7 @@ func (c *Check) Run(ctx context.Context) (*Report, error) {
 	stop()
 	running.Wait()
 	c.Progress.Say("removing the namespace %s", r.namespace)
-	left := c.remove(context.WithoutCancel(ctx), r.namespace) // also if the namespace may not exist
+	left := c.remove(context.WithoutCancel(ctx), r.namespace) // remove the namespace even if it may not exist
 	c.Progress.Clear()
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
@@ -264,7 +264,7 @@ type tried struct {
 // results.
 func (c *Check) try(ctx context.Context, r *run, attempts []attempt) ([]tried, error) {
 	results := make([]tried, len(attempts))
-	by := map[int][]int{} // by the client's node
+	by := map[int][]int{} // the indexes of attempts, by the client's node
 	for i, a := range attempts {
 		by[a.from] = append(by[a.from], i)
 	}

@@ -73,7 +73,7 @@ func (c *Check) startPods(ctx context.Context, r *run) (Line, error) {
 }
 
 func (c *Check) started(ctx context.Context, r *run, by map[string]*corev1.Pod, took time.Duration) Line {
-	bad := map[string]string{} // by node
+	bad := map[string]string{} // why a node's pods have not started, by node
 	for i, n := range r.nodes {
 		for _, role := range []string{client, server} {
 			p := by[podName(role, i)]
@@ -124,7 +124,7 @@ func (c *Check) whyNot(ctx context.Context, p *corev1.Pod) string {
 	var list corev1.EventList
 	var last *corev1.Event
 	options := metav1.ListOptions{FieldSelector: "involvedObject.name=" + p.Name}
-	_ = c.List(ctx, events, p.Namespace, options, &list, func() { // without events, the pod's state has to say why
+	_ = c.List(ctx, events, p.Namespace, options, &list, func() { // without events, the pod's state must show the reason
 		for _, e := range list.Items {
 			if e.Type == corev1.EventTypeWarning && e.InvolvedObject.UID == p.UID &&
 				(last == nil || last.LastTimestamp.Before(&e.LastTimestamp)) {

@@ -240,7 +240,7 @@ func echo(packets net.PacketConn) error {
 		if err != nil {
 			return err
 		}
-		_, _ = packets.WriteTo(packet[:n], from) // a lost answer is like a lost packet
+		_, _ = packets.WriteTo(packet[:n], from) // for the sender, a lost answer is like a lost packet
 	}
 }
 
@@ -256,7 +256,7 @@ func accept(listener net.Listener, name string) error {
 			defer func() { _ = conn.Close() }()
 			_ = conn.SetDeadline(time.Now().Add(answersWithin))
 			in := bufio.NewReader(io.LimitReader(conn, maxPacket))
-			for { // the request's header
+			for { // reads the request's header
 				line, err := in.ReadString('\n')
 				if err != nil {
 					return
