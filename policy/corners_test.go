@@ -198,6 +198,12 @@ func TestCorners(t *testing.T) {
 				"10.128.0.0/9]}}]}]}", "web>free:tcp:80", "web>db:tcp:80 8.8.8.8>db:tcp:80",
 		},
 		{
+			"an except that is written as an IPv6 network",
+			"{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [" +
+				"'::ffff:10.0.0.0/104']}}]}]}",
+			"192.0.2.9>db:tcp:1 9.255.255.255>db:tcp:1 11.0.0.0>db:tcp:1", "web>db:tcp:1 10.255.255.255>db:tcp:1",
+		},
+		{
 			"everything", "{podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0}}]}]}",
 			"web>db:tcp:80 0.0.0.1>db:1:0 255.255.255.255>db:udp:1", "",
 		},

@@ -28,8 +28,8 @@ func parseIPBlock(block networkingv1.IPBlock) (prefixes []netip.Prefix, field st
 		if err != nil {
 			return nil, field, fmt.Errorf("%q is no CIDR", s)
 		}
-		if err := notMapped(except); err != nil {
-			return nil, field, err
+		if cidr.Addr().Is4() {
+			except = unmapped(except)
 		}
 		if except.Addr().BitLen() != cidr.Addr().BitLen() || !cidr.Masked().Contains(except.Addr()) ||
 			except.Bits() < cidr.Bits() {
@@ -53,11 +53,19 @@ func parseIPBlock(block networkingv1.IPBlock) (prefixes []netip.Prefix, field st
 // notMapped refuses an IPv4-mapped IPv6 network. No packet has such an address. An API server accepts the network
 // unless its feature StrictIPCIDRValidation is on.
 func notMapped(p netip.Prefix) error {
-	if a := p.Masked().Addr(); a.Is4In6() {
-		return fmt.Errorf("%s is an IPv4 network written as an IPv6 network: write %s", p,
-			netip.PrefixFrom(a.Unmap(), p.Bits()-96))
+	if v4 := unmapped(p); v4 != p {
+		return fmt.Errorf("%s is an IPv4 network written as an IPv6 network: write %s", p, v4)
 	}
 	return nil
+}
+
+// unmapped returns the IPv4 network of an IPv4-mapped IPv6 network, and other networks as they are. An API server
+// accepts a mapped except in an IPv4 network: it then compares the IPv4 addresses.
+func unmapped(p netip.Prefix) netip.Prefix {
+	if a := p.Masked().Addr(); a.Is4In6() {
+		return netip.PrefixFrom(a.Unmap(), p.Bits()-96)
+	}
+	return p
 }
 
 func describeIPBlock(block networkingv1.IPBlock) string {

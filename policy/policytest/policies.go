@@ -122,10 +122,17 @@ func block(r *rand.Rand) *networkingv1.IPBlock {
 	outer := netip.MustParsePrefix(b.CIDR)
 	for _, except := range blocks {
 		inner := netip.MustParsePrefix(except)
-		within := inner.Bits() >= outer.Bits() && outer.Contains(inner.Addr())
-		if (within && r.IntN(4) == 0) || r.IntN(300) == 0 {
-			b.Except = append(b.Except, except)
+		draw := 1
+		if inner.Bits() >= outer.Bits() && outer.Contains(inner.Addr()) {
+			draw = r.IntN(32)
 		}
+		if draw%4 != 0 && r.IntN(300) != 0 {
+			continue
+		}
+		if draw == 0 && inner.Addr().Is4() {
+			except = fmt.Sprintf("::ffff:%s/%d", inner.Addr(), 96+inner.Bits())
+		}
+		b.Except = append(b.Except, except)
 	}
 	return b
 }

@@ -75,7 +75,7 @@ func TestMatrix(t *testing.T) {
 			"IPv4 networks written as IPv6 networks match nothing",
 			[]policy.Pod{pod("a/x", "fd00::1")},
 			[]string{`{metadata: {namespace: a, name: p}, spec: {ingress: [{from: [{ipBlock: {cidr: "::ffff:10.0.0.0/104"}},
-			  {ipBlock: {cidr: "::/0", except: ["::ffff:10.0.0.0/104"]}}]}]}}`},
+			  {ipBlock: {cidr: "::ffff:10.0.0.0/104", except: ["::ffff:10.0.0.0/112"]}}]}]}}`},
 			[]string{"a/x > the world: everything"},
 		},
 		{

@@ -14,6 +14,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/verdict"
 )
 
 type world struct {
@@ -142,18 +143,17 @@ func blocksOf(peers []networkingv1.NetworkPolicyPeer) []netipx.IPRange {
 
 func blockOf(b networkingv1.IPBlock) (*netipx.IPSet, bool) {
 	cidr, err := netip.ParsePrefix(b.CIDR)
-	mapped := func(p netip.Prefix) bool { return p.Masked().Addr().Is4In6() }
-	if err != nil || mapped(cidr) {
+	if err != nil || cidr.Masked().Addr().Is4In6() {
 		return nil, false
 	}
 	var set netipx.IPSetBuilder
 	set.AddPrefix(cidr.Masked())
 	for _, text := range b.Except {
-		except, err := netip.ParsePrefix(text)
-		if err != nil || mapped(except) || except.Bits() < cidr.Bits() || !cidr.Contains(except.Addr()) {
+		except, ok := verdict.ExceptOf(cidr, text)
+		if !ok {
 			return nil, false
 		}
-		set.RemovePrefix(except.Masked())
+		set.RemovePrefix(except)
 	}
 	made, err := set.IPSet()
 	return made, err == nil

@@ -313,7 +313,20 @@ func matchPeer(namespace string, p networkingv1.NetworkPolicyPeer) peerMatch {
 // isMapped reports whether the network is an IPv4 network written as an IPv6 network. No packet has its addresses.
 func isMapped(p netip.Prefix) bool { return p.Masked().Addr().Is4In6() }
 
-// matchBlock matches nothing if a network can't be parsed or is mapped, or an except isn't within the CIDR.
+// ExceptOf returns the network that an except takes out of the CIDR. It returns false if there is none within the CIDR.
+// In an IPv4 CIDR, an IPv4 network written as an IPv6 network counts as that IPv4 network: API servers accept it.
+func ExceptOf(cidr netip.Prefix, text string) (netip.Prefix, bool) {
+	except, err := netip.ParsePrefix(text)
+	if err != nil {
+		return netip.Prefix{}, false
+	}
+	if first := except.Masked().Addr(); cidr.Addr().Is4() && first.Is4In6() {
+		except = netip.PrefixFrom(first.Unmap(), except.Bits()-96)
+	}
+	return except.Masked(), except.Bits() >= cidr.Bits() && cidr.Contains(except.Addr())
+}
+
+// matchBlock matches nothing if a network can't be parsed, the CIDR is mapped, or an except isn't within the CIDR.
 func matchBlock(b networkingv1.IPBlock) peerMatch {
 	cidr, err := netip.ParsePrefix(b.CIDR)
 	if err != nil || isMapped(cidr) {
@@ -321,8 +334,8 @@ func matchBlock(b networkingv1.IPBlock) peerMatch {
 	}
 	var excepts []netip.Prefix
 	for _, text := range b.Except {
-		except, err := netip.ParsePrefix(text)
-		if err != nil || isMapped(except) || except.Bits() < cidr.Bits() || !cidr.Contains(except.Addr()) {
+		except, ok := ExceptOf(cidr, text)
+		if !ok {
 			return nobody
 		}
 		excepts = append(excepts, except)

@@ -272,8 +272,8 @@ func missedBlock(field string, b networkingv1.IPBlock, a netip.Addr) []Miss {
 	}
 	for i, text := range b.Except {
 		m.Field, m.Wants = fmt.Sprintf("%s.except[%d]", field, i), "not "+text
-		except, err := netip.ParsePrefix(text)
-		if err != nil || isMapped(except) || except.Bits() < cidr.Bits() || !cidr.Contains(except.Addr()) {
+		except, ok := ExceptOf(cidr, text)
+		if !ok {
 			m.Kind, m.Change = MissUnreadable, "correct it"
 			m.Why = fmt.Sprintf("%q is no network within %s, so the ipBlock matches nobody", text, b.CIDR)
 			return []Miss{m}

@@ -1,0 +1,77 @@
+package policy
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	networkingv1 "k8s.io/api/networking/v1"
+)
+
+// TestIPBlock: an ipBlock has the networks of its CIDR without those of its excepts. What an API server accepts as an
+// except counts as one, also if it is an IPv4 network written as an IPv6 network.
+func TestIPBlock(t *testing.T) {
+	for _, tc := range []struct {
+		cidr, except string
+		want         string // the networks, or the field with an error
+	}{
+		{"10.0.0.0/8", "", "10.0.0.0/8"},
+		{"10.1.2.3/8", "10.128.7.7/9", "10.0.0.0/9"},
+		{"10.0.0.0/8", "::ffff:10.128.0.0/105", "10.0.0.0/9"},
+		{"10.0.0.0/8", "::ffff:10.0.0.0/104", ""},
+		{"10.0.0.0/8", "::ffff:a80:0/105", "10.0.0.0/9"}, // the same network as in the third line
+		{"10.0.0.0/8", "10.128.0.0/9 ::ffff:10.64.0.0/106", "10.0.0.0/10"},
+		{"0.0.0.0/0", "::ffff:0:0/96", ""},
+		{"10.0.0.0/8", "::ffff:11.0.0.0/112", "ipBlock.except[0]"},
+		{"10.0.0.0/8", "::ffff:10.0.0.0/103", "ipBlock.except[0]"}, // API servers accept it: nothing would be left
+		{"10.0.0.0/8", "::ffff:10.0.0.0/95", "ipBlock.except[0]"},
+		{"10.0.0.0/8", "::ffff:10.0.0.0/8", "ipBlock.except[0]"},
+		{"10.0.0.0/8", "fd00::/16", "ipBlock.except[0]"},
+		{"fd00::/8", "10.0.0.0/8", "ipBlock.except[0]"},
+		{"fd00::/8", "::ffff:10.0.0.0/104", "ipBlock.except[0]"},
+		{"::ffff:0:0/95", "::ffff:0:0/96", "::fffe:0:0/96"}, // no packet has an address of the except
+		{"::ffff:10.0.0.0/104", "", "ipBlock.cidr"},
+		{"::ffff:10.0.0.0/104", "::ffff:10.0.0.0/112", "ipBlock.cidr"},
+	} {
+		block := networkingv1.IPBlock{CIDR: tc.cidr, Except: strings.Fields(tc.except)}
+		prefixes, field, err := parseIPBlock(block)
+		got := make([]string, len(prefixes))
+		for i, p := range prefixes {
+			got[i] = p.String()
+		}
+		if all := strings.Join(got, " ") + field; all != tc.want || (err != nil) != (field != "") {
+			t.Errorf("%s except %q: %q, %v; want %q", tc.cidr, tc.except, all, err, tc.want)
+		}
+		if _, cidr, _ := net.ParseCIDR(tc.cidr); cidr.IP.To4() != nil && field != "ipBlock.cidr" &&
+			slices.ContainsFunc(block.Except, func(s string) bool { return accepts(cidr, s) }) && err != nil {
+			t.Errorf("%s except %q: %v, and an API server accepts it", tc.cidr, tc.except, err)
+		}
+	}
+}
+
+// accepts is what an API server asks of an except (ValidateIPBlock in k8s.io/kubernetes' package
+// apis/networking/validation).
+func accepts(cidr *net.IPNet, except string) bool {
+	_, inner, err := net.ParseCIDR(except)
+	if err != nil {
+		return false
+	}
+	long, bits := inner.Mask.Size()
+	short, _ := cidr.Mask.Size()
+	wider := bits == 128 && long-96 < short // a mapped network: the server compares only the lengths as they are written
+	return cidr.Contains(inner.IP) && short < long && !wider
+}
+
+// TestUnmapped: a mapped network has the same addresses as its IPv4 network.
+func TestUnmapped(t *testing.T) {
+	for in, want := range map[string]string{
+		"::ffff:192.0.2.7/128": "192.0.2.7/32", "::ffff:0:0/96": "0.0.0.0/0", "::ffff:0:0/95": "::ffff:0.0.0.0/95",
+		"192.0.2.0/24": "192.0.2.0/24", "2001:db8::/32": "2001:db8::/32",
+	} {
+		if got := unmapped(netip.MustParsePrefix(in)).String(); got != want {
+			t.Errorf("%s: %s, want %s", in, got, want)
+		}
+	}
+}
