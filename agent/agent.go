@@ -53,8 +53,8 @@ type agent struct {
 	explainer explainer
 	drops     dropLog
 	flows     *flowLog
-	// turn is locked while the loop reads or changes the kernel, and during a trial of a backend. A trial leaves nothing,
-	// so the loop never sees the trial's sets and rules.
+	// turn is locked while the loop reads or changes the kernel, and during a trial of the backend in use. A trial leaves
+	// nothing, so the loop never sees the trial's sets and rules.
 	turn sync.Mutex
 
 	// Only the loop's goroutine may use the other fields.

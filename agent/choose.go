@@ -24,8 +24,8 @@ type chooser struct {
 	// appeared is the backend to which kube-proxy has moved last, as far as the chooser saw it.
 	appeared conf.Backend
 	trials   map[conf.Backend]trial
-	// turn is locked during a trial; nil while no loop runs.
-	turn sync.Locker
+	// turn returns the lock that a trial of the backend holds; nil if none is needed.
+	turn func(conf.Backend) sync.Locker
 }
 
 type trial struct {
@@ -34,7 +34,10 @@ type trial struct {
 }
 
 func newChooser(o Options) *chooser {
-	return &chooser{Options: o, trials: map[conf.Backend]trial{}}
+	return &chooser{
+		Options: o, trials: map[conf.Backend]trial{},
+		turn: func(conf.Backend) sync.Locker { return nil }, // no loop runs yet
+	}
 }
 
 // choose returns the backend that suits the node. previous is the one that was used before; empty if there is none.
@@ -85,23 +88,38 @@ func (c *chooser) choose(ctx context.Context, previous conf.Backend, broken bool
 	return choice.Choose(now, previous), nil
 }
 
-// tryWithin limits a trial, because the loop waits for it, and a program that the trial starts may hang.
+// tryWithin limits a trial, because the loop may wait for it, and a program that the trial starts may hang.
 const tryWithin = 10 * time.Second
 
 // try returns what the node lacks of the features that the backend needs. If worked is true and the trial takes too
 // long, try returns nil: another program may have the lock of xtables.
 func (c *chooser) try(ctx context.Context, b conf.Backend, worked bool) []string {
-	if c.turn != nil {
-		c.turn.Lock()
-		defer c.turn.Unlock()
+	if turn := c.turn(b); turn != nil {
+		turn.Lock()
+		defer turn.Unlock()
 	}
 	ctx, cancel := context.WithTimeout(ctx, tryWithin)
 	defer cancel()
-	lacks := c.kind(b).Lacks(ctx)
+	lacks, err := c.kind(b).Lacks(ctx)
+	if err != nil {
+		c.Log.Warn("a trial of a backend has left a thread in another network namespace; the thread has ended",
+			"backend", b, "error", err)
+	}
 	if worked && ctx.Err() != nil {
 		return nil
 	}
 	return lacks
+}
+
+// turnOf returns the lock for a trial of the backend. Without the right to make a network namespace, a trial makes its
+// sets and rules on the node, and a loop that uses or removes the backend would remove them. A trial of another backend
+// runs beside the loop, so no pod and no policy waits for it.
+func (a *agent) turnOf(b, chosen conf.Backend) sync.Locker {
+	s := a.status.Load()
+	if b == chosen || string(b) == s.inUse || s.cleaning && s.inUse != "" {
+		return &a.turn
+	}
+	return nil
 }
 
 // modeOfKubeProxy asks kube-proxy for its mode, and returns the backend that this mode uses. It returns nothing if
@@ -164,7 +182,7 @@ func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice)
 		<-ctx.Done()
 		return nil
 	}
-	c.turn = &a.turn
+	c.turn = func(b conf.Backend) sync.Locker { return a.turnOf(b, told.Backend) }
 	ticker := time.NewTicker(min(a.Resync, max(a.SettleChoice/looks, time.Millisecond)))
 	defer ticker.Stop()
 	var since time.Time // when last became the choice; zero while the choice is the one that the loop was told

@@ -23,7 +23,9 @@ func (a *agent) loop(ctx context.Context) error {
 			}
 			return nil
 		case e := <-a.events:
-			remaining = a.handleAll(e)
+			a.turn.Lock()
+			remaining = a.handleAll(e) // an enrolment reads sets
+			a.turn.Unlock()
 		case <-a.drift.news:
 			remaining = a.heedDrift()
 		case <-resync.C:

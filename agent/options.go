@@ -56,8 +56,9 @@ type BackendKind struct {
 	New func(context.Context) (Backend, error)
 	// Remove removes the backend's sets and rules from the kernel.
 	Remove func(context.Context) error
-	// Lacks tries the features that the backend needs, and returns what the node lacks; nil if the backend works.
-	Lacks func(context.Context) []string
+	// Lacks tries the features that the backend needs, and returns what the node lacks; nil if the backend works. An
+	// error doesn't concern what the node lacks.
+	Lacks func(context.Context) (lacks []string, err error)
 	// KubeProxy reports whether kube-proxy has rules of this kind.
 	KubeProxy func() (bool, error)
 }

@@ -34,19 +34,21 @@ type status struct {
 	backend  string
 	// inUse is the name of the backend, and reason says why it was chosen.
 	inUse, reason string
-	sets          func(ruleset.Ruleset) []netfilter.KernelSet // the method Sets of the backend in use
-	endpoints     []endpoint.Endpoint                         // without endpoints whose records are broken
-	earlier       earlierRules
-	stateless     bool
-	policies      ordered.Map[string, bool]
-	faults        map[part]error
-	problems      []ruleset.Problem
-	unenforced    []policy.Unenforced
-	files         []agentapi.File
-	nodeFaults    map[bridge.Kind]int
-	repairs       []agentapi.NodeRepair
-	networks      int // pods' networks on other nodes, to which this node has routes
-	stats         agentapi.Stats
+	// cleaning is true while the loop has to remove the sets and rules of other backends.
+	cleaning   bool
+	sets       func(ruleset.Ruleset) []netfilter.KernelSet // the method Sets of the backend in use
+	endpoints  []endpoint.Endpoint                         // without endpoints whose records are broken
+	earlier    earlierRules
+	stateless  bool
+	policies   ordered.Map[string, bool]
+	faults     map[part]error
+	problems   []ruleset.Problem
+	unenforced []policy.Unenforced
+	files      []agentapi.File
+	nodeFaults map[bridge.Kind]int
+	repairs    []agentapi.NodeRepair
+	networks   int // pods' networks on other nodes, to which this node has routes
+	stats      agentapi.Stats
 }
 
 func (a *agent) publishStatus() {
@@ -55,7 +57,7 @@ func (a *agent) publishStatus() {
 		ready: a.cluster.known && !a.kernel.lastSync.IsZero() && a.unknown() == nil &&
 			a.faults.now[partKernel] == nil && a.faults.now[partNode] == nil,
 		lastSync: a.kernel.lastSync, backend: a.backend.Name(), sets: a.backend.Sets,
-		inUse: string(a.moving.inUse), reason: a.moving.chosen.Reason,
+		inUse: string(a.moving.inUse), reason: a.moving.chosen.Reason, cleaning: a.moving.others > 0,
 		endpoints: a.records.copies().list, earlier: a.kernel.earlier,
 		stateless: !a.cluster.known, policies: a.cluster.engine.Policies(),
 		faults: maps.Clone(a.faults.now), problems: a.problems.all, unenforced: a.source.unenforced, files: a.source.files,

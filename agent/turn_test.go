@@ -3,12 +3,17 @@ package agent
 import (
 	"context"
 	"errors"
+	"net/http"
+	"net/netip"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/weir-net/weir/agent/choice"
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/dirwatch"
+	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -27,6 +32,11 @@ func (f *failing) use() {
 	f.uses.Add(-1)
 }
 
+func (f *failing) Reread(...netip.Addr) bool {
+	f.use()
+	return true
+}
+
 func (f *failing) KeepClosed(context.Context, ruleset.Ruleset) (bool, error) {
 	f.use()
 	f.rounds.Add(1)
@@ -39,7 +49,9 @@ func TestTrialsAndTheLoopTakeTurns(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	a, _, _ := remembering(t)
+	a, _, r := remembering(t)
+	id := r.attach("web", "10.88.0.2")
+	a.takeRecords(dirwatch.Change{Lost: true})
 	var uses, together, rounds, trials atomic.Int64
 	b := &failing{uses: &uses, together: &together, rounds: &rounds}
 	a.Resync, a.SettleChoice = time.Millisecond, time.Millisecond
@@ -47,10 +59,10 @@ func TestTrialsAndTheLoopTakeTurns(t *testing.T) {
 		a.Backends = append(a.Backends, BackendKind{
 			Name:      name,
 			KubeProxy: func() (bool, error) { return false, nil },
-			Lacks: func(context.Context) []string {
+			Lacks: func(context.Context) ([]string, error) {
 				b.use()
 				trials.Add(1)
-				return nil
+				return nil, nil
 			},
 		})
 	}
@@ -64,6 +76,8 @@ func TestTrialsAndTheLoopTakeTurns(t *testing.T) {
 	}()
 	deadline := time.After(20 * time.Second)
 	for trials.Load() < 20 || rounds.Load() < 20 {
+		// While a plugin waits, the loop reads the sets that have its pod's addresses.
+		a.send(ctx, enrolRequest{&enrolment{ctx: ctx, id: id, answer: make(chan answer, 1)}})
 		select {
 		case <-deadline:
 			t.Fatalf("%d trials and %d rounds of the loop", trials.Load(), rounds.Load())
@@ -78,5 +92,57 @@ func TestTrialsAndTheLoopTakeTurns(t *testing.T) {
 	}
 	if n := together.Load(); n > 0 {
 		t.Errorf("%d times a trial ran while the loop used the kernel, or the reverse", n)
+	}
+}
+
+// TestNobodyWaitsForATrialOfAnotherBackend: kube-proxy uses iptables, which the node lacks. While a trial of iptables
+// hangs, the loop goes on with nftables, and a plugin gets its answer.
+func TestNobodyWaitsForATrialOfAnotherBackend(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	a, b, r := remembering(t)
+	id := r.attach("web", "10.88.0.2")
+	a.Resync, a.SettleChoice = time.Hour, time.Millisecond
+	trying, end := make(chan struct{}), make(chan struct{})
+	for _, name := range []conf.Backend{conf.Iptables, conf.Nftables} {
+		a.Backends = append(a.Backends, BackendKind{
+			Name:      name,
+			KubeProxy: func() (bool, error) { return name == conf.Iptables, nil },
+			Remove:    func(context.Context) error { return nil },
+			Lacks: func(context.Context) ([]string, error) {
+				if name == conf.Iptables {
+					trying <- struct{}{}
+					<-end
+				}
+				return []string{"ipset"}, nil
+			},
+		})
+	}
+	a.use(b, conf.Nftables)
+	a.takeRecords(dirwatch.Change{Lost: true})
+	a.takeUpdate(policy.Difference(policy.Objects{}, *healthy()), nil)
+	for range 3 { // until the other backend's remains are removed
+		a.reconcile(t.Context(), netfilter.All)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	done := make(chan error, 2)
+	go func() { done <- a.loop(ctx) }()
+	go func() {
+		done <- a.watchChoice(ctx, newChooser(a.Options), choice.Choice{Backend: conf.Nftables})
+	}()
+	receive(t, trying)
+	waits := &enrolment{ctx: ctx, id: id, deadline: time.Now().Add(time.Minute), answer: make(chan answer, 1)}
+	a.send(ctx, enrolRequest{waits})
+	if r := receive(t, waits.answer); r.status != http.StatusOK {
+		t.Errorf("the plugin was answered %+v", r)
+	}
+	cancel()
+	close(end)
+	for range 2 {
+		if err := receive(t, done); err != nil {
+			t.Error(err)
+		}
 	}
 }

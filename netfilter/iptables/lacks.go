@@ -14,21 +14,21 @@ import (
 )
 
 // Lacks tries with packets whether the node's iptables and ipset can do what weir needs. For each need that isn't met,
-// it returns a sentence with the kernel's error.
-func Lacks(ctx context.Context) (all []string) {
-	flavour, err := Detect(ctx)
-	if err != nil {
-		return []string{err.Error()}
+// it returns a sentence with the kernel's error. An error of Lacks says nothing about the needs.
+func Lacks(ctx context.Context) (all []string, err error) {
+	flavour, missing := Detect(ctx)
+	if missing != nil {
+		return []string{missing.Error()}, nil
 	}
 	families := probe.Families()
-	probe.Apart(func() {
+	err = probe.Apart(func() {
 		for _, f := range families {
 			if len(all) == 0 { // both families lack the same, and the search takes time
 				all = lacksIn(ctx, flavour, f)
 			}
 		}
 	})
-	return all
+	return all, err
 }
 
 func lacksIn(ctx context.Context, flavour Flavour, f conf.Family) []string {

@@ -41,8 +41,8 @@ func TestLacksNothing(t *testing.T) {
 		t.Errorf("the trials have left:\n%s", left)
 	}
 	began := time.Now()
-	if lacks := Lacks(t.Context()); lacks != nil {
-		t.Errorf("the node lacks %q", lacks)
+	if lacks, err := Lacks(t.Context()); lacks != nil || err != nil {
+		t.Errorf("the node lacks %q, %v", lacks, err)
 	}
 	t.Logf("a trial took %v", time.Since(began))
 }
@@ -252,4 +252,31 @@ func trialIn(t *testing.T) string {
 	t.Helper()
 	return nodetest.Run(t, "sh", "-c", `(iptables-nft-save; ip6tables-nft-save; iptables-legacy-save
 		ip6tables-legacy-save; ipset list -name) 2>/dev/null | grep -i weir-trial || true`)
+}
+
+// TestTrialsLeaveOtherPackets: while a trial's rules are in the kernel, packets of other programs pass, also to the
+// trial's ports.
+func TestTrialsLeaveOtherPackets(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	outside := nodetest.Outside(t)
+	for _, flavour := range []Flavour{NFT, Legacy} {
+		d := driver(t, flavour)
+		for _, f := range conf.Families {
+			p := probe.New(f)
+			defer func() { _ = p.Close() }()
+			lacks, numbers := d.makeTrialSets(p)
+			if len(lacks) > 0 {
+				t.Fatal(lacks)
+			}
+			if err := d.once(t.Context(), f, trialCommands(p, numbers)); err != nil {
+				t.Fatal(err)
+			}
+			for _, n := range p.Needs {
+				nodetest.StrangersPass(t, outside, f == conf.IPv6, n.Rule.Ports[0].First)
+			}
+			d.endTrial(t.Context(), p)
+		}
+	}
 }

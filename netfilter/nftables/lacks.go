@@ -13,17 +13,17 @@ import (
 )
 
 // Lacks tries with packets whether the node's nf_tables can do what weir needs. For each need that isn't met, it
-// returns a sentence with the kernel's error.
-func Lacks(context.Context) (all []string) {
+// returns a sentence with the kernel's error. An error of Lacks says nothing about the needs.
+func Lacks(context.Context) (all []string, err error) {
 	families := probe.Families()
-	probe.Apart(func() {
+	err = probe.Apart(func() {
 		for _, f := range families {
 			if len(all) == 0 {
 				all = lacksIn(f)
 			}
 		}
 	})
-	return all
+	return all, err
 }
 
 func lacksIn(f conf.Family) (list []string) {

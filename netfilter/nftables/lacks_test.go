@@ -32,8 +32,8 @@ func TestLacksNothing(t *testing.T) {
 		}
 	}
 	began := time.Now()
-	if lacks := Lacks(t.Context()); lacks != nil {
-		t.Errorf("the node lacks %q", lacks)
+	if lacks, err := Lacks(t.Context()); lacks != nil || err != nil {
+		t.Errorf("the node lacks %q, %v", lacks, err)
 	}
 	t.Logf("a trial took %v", time.Since(began))
 	if left := nodetest.Run(t, "nft", "list", "ruleset"); left != "" {
@@ -171,4 +171,23 @@ func open(t *testing.T, f conf.Family) *probe.Trial {
 	p := probe.New(f)
 	t.Cleanup(func() { _ = p.Close() })
 	return p
+}
+
+// TestTrialsLeaveOtherPackets: while a trial's rules are in the kernel, packets of other programs pass, also to the
+// trial's ports.
+func TestTrialsLeaveOtherPackets(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	outside := nodetest.Outside(t)
+	for _, f := range conf.Families {
+		p := open(t, f)
+		at := nftnl.Table{Family: tables[f].Family, Name: conf.TrialSet}
+		if err := trialBatch(at, loweredTrial(p), nil).Commit(); err != nil {
+			t.Fatal(err)
+		}
+		for _, n := range p.Needs {
+			nodetest.StrangersPass(t, outside, f == conf.IPv6, n.Rule.Ports[0].First)
+		}
+	}
 }

@@ -2,6 +2,7 @@ package probe
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"runtime"
@@ -14,39 +15,83 @@ import (
 )
 
 // Apart calls the function do in a new network namespace, which the kernel removes afterwards with everything in it. If
-// the process has no right to make a namespace, as in the agent's container, it calls do in the node's own.
+// the process has no right to make a namespace, as in the agent's container, it calls do in the node's own. After an
+// error, do has run too, and its thread has ended, because the thread couldn't leave the new namespace.
 //
 // Equivalent to: unshare --net sh -c "ip link set lo up; ip address add 192.0.2.1/32 dev lo; …"
-func Apart(do func()) {
-	runtime.LockOSThread()
-	own, err := netns.Get()
-	if err != nil {
-		runtime.UnlockOSThread()
-		do()
-		return
-	}
-	defer func() { _ = own.Close() }()
-	scratch, err := netns.New()
-	if err == nil {
-		var lo netlink.Link
-		if lo, err = netlink.LinkByName("lo"); err == nil {
-			err = netlink.LinkSetUp(lo)
-		}
-		if err == nil { // masqueraded packets need a source other than a loopback address
-			addr := &net.IPNet{IP: net.IPv4(192, 0, 2, 1), Mask: net.CIDRMask(32, 32)}
-			err = netlink.AddrAdd(lo, &netlink.Addr{IPNet: addr})
-		}
-		if err == nil {
+func Apart(do func()) error {
+	ready := false
+	err := inScratch(func() {
+		if ready = setUpLoopback() == nil; ready {
 			do()
 		}
-		err = errors.Join(err, scratch.Close())
-	}
-	if netns.Set(own) == nil {
-		runtime.UnlockOSThread() // a thread that stays locked ends with its goroutine
-	}
-	if err != nil {
+	}, netns.Set)
+	if !ready {
 		do()
 	}
+	if errors.As(err, new(*StuckError)) {
+		return err
+	}
+	return nil
+}
+
+// InScratch calls do in a new network namespace, on a thread of its own. After a StuckError, do has run. After any
+// other error, it hasn't.
+//
+// Equivalent to: unshare --net
+func InScratch(do func()) error { return inScratch(do, netns.Set) }
+
+func inScratch(do func(), enter func(netns.NsHandle) error) error {
+	done := make(chan error)
+	go func() {
+		// Go ends a thread that is still locked when its goroutine ends. No other goroutine may use a thread in the wrong
+		// namespace.
+		runtime.LockOSThread()
+		own, err := netns.Get()
+		if err != nil {
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("open the network namespace: %w", err)
+			return
+		}
+		defer func() { _ = own.Close() }()
+		scratch, err := netns.New()
+		if err != nil { // the thread is still in its own namespace
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("no new network namespace can be made: %w", err)
+			return
+		}
+		do()
+		_ = scratch.Close()
+		if err := enter(own); err != nil {
+			done <- &StuckError{err}
+			return
+		}
+		runtime.UnlockOSThread()
+		done <- nil
+	}()
+	return <-done
+}
+
+// StuckError says that a thread couldn't go back to its network namespace. The thread ends.
+type StuckError struct{ err error }
+
+func (e *StuckError) Error() string {
+	return fmt.Sprintf("a thread can't leave the network namespace of a trial, so it ends: %v", e.err)
+}
+
+func (e *StuckError) Unwrap() error { return e.err }
+
+func setUpLoopback() error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return err
+	}
+	// Masqueraded packets need a source other than a loopback address.
+	addr := &net.IPNet{IP: net.IPv4(192, 0, 2, 1), Mask: net.CIDRMask(32, 32)}
+	return netlink.AddrAdd(lo, &netlink.Addr{IPNet: addr})
 }
 
 // Families returns the families that pods of this node may have. Without an IPv6 address, the node can have no pods

@@ -4,9 +4,9 @@
 //
 // Invariants:
 //   - No Need counts as wrong because of other programs' rules: if packets don't arrive without the trial's rules
-//     either,
-//     Wrong returns an error.
+//     either, Wrong returns an error.
 //   - A Trial changes nothing on the node. It only opens sockets, which Close closes.
+//   - The rules of a Trial drop and translate only packets between the Trial's own sockets.
 //   - Apart needs no special right: without the right to make a network namespace, it uses the node's own.
 package probe
 
@@ -81,10 +81,11 @@ func New(f conf.Family) *Trial {
 	links, noLinks := t.set("l", ruleset.AddressLinks, linked), t.set("m", ruleset.AddressLinks)
 	fromPod, elsewhere := in(addresses, ruleset.Source), outside(noNetworks, ruleset.Destination)
 
-	t.add(Need{Name: "rules that drop packets", drops: true})
+	own := ruleset.Rule{Src: host.Prefix, Dst: host.Prefix}
+	t.add(Need{Name: "rules that drop packets", Rule: own, drops: true})
 	t.add(Need{Name: "rules with ports"})
 	t.add(Need{Name: "rules with links", Rule: ruleset.Rule{In: "lo"}})
-	t.add(Need{Name: "rules with addresses", Rule: ruleset.Rule{Src: host.Prefix, Dst: host.Prefix}})
+	t.add(Need{Name: "rules with addresses", Rule: own})
 	t.add(Need{Name: "rules with comments", Rule: ruleset.Rule{Comment: "weir: a trial"}})
 	t.add(Need{Name: "rules that go to other chains", Rule: ruleset.Rule{Action: ruleset.GoTo, To: ClassChain}})
 	t.add(Need{Name: "sets of addresses", Rule: fromPod})
@@ -99,7 +100,8 @@ func New(f conf.Family) *Trial {
 	t.add(t.classes("classes of senders", EgressChain, ruleset.Source, host))
 	t.add(t.classes("classes of receivers", IngressChain, ruleset.Destination, host))
 	t.add(Need{Name: "rules that masquerade", masquerades: true, Rule: ruleset.Rule{
-		Out: "lo", Sets: slices.Concat(fromPod.Sets, elsewhere.Sets), Action: ruleset.Masquerade,
+		Out: "lo", Src: own.Src, Dst: own.Dst, Sets: slices.Concat(fromPod.Sets, elsewhere.Sets),
+		Action: ruleset.Masquerade,
 	}})
 	t.listen()
 	// The next rules and sets contain ports to which packets are sent, so these ports must be known.
@@ -163,7 +165,8 @@ func (t *Trial) classes(name, chain string, by ruleset.Part, pod ruleset.Element
 			Family: t.Family, Name: ClassChain, Rules: []ruleset.Rule{{Action: ruleset.Accept}},
 		})
 	}
-	return Need{Name: name, Rule: ruleset.Rule{Action: ruleset.Jump, To: chain}}
+	own := pod.Prefix
+	return Need{Name: name, Rule: ruleset.Rule{Src: own, Dst: own, Action: ruleset.Jump, To: chain}}
 }
 
 // unused adds rules that no packet of the trial can test.
@@ -209,8 +212,19 @@ func (t *Trial) listen() {
 			port = t.senderPort()
 		}
 		n.Rule.Ports = []ruleset.PortRange{{First: port, Last: port}}
+		switch {
+		case t.silent == nil:
+		case n.masquerades:
+			n.Rule.Out = noLink
+		default:
+			n.Rule.In = noLink
+		}
 	}
 }
+
+// noLink is the name of a link that doesn't exist, so no packet matches a rule with it. Without sockets of its own, the
+// trial has ports that may be those of another program.
+const noLink = "weir-none"
 
 func (t *Trial) senderPort() uint16 {
 	if t.silent != nil {
@@ -238,11 +252,16 @@ func (t *Trial) Close() error {
 }
 
 // Rules returns the rules of the trial's chain: the rules of the Needs, rules that accept packets which other programs
-// disturb, and rules that drop the packets of all Needs.
+// disturb, and rules that drop the packets of all Needs. Each rule that can drop a packet has the loopback address as
+// its source and destination, because another program may use one of the ports under another address.
 func (t *Trial) Rules() (all []ruleset.Rule) {
 	all = t.Examples()
+	own := netip.PrefixFrom(loopback[t.Family], loopback[t.Family].BitLen())
 	for _, n := range t.Needs {
-		r := ruleset.Rule{Proto: ruleset.UDP, Ports: n.Rule.Ports[:1], Action: ruleset.Drop}
+		r := ruleset.Rule{Proto: ruleset.UDP, Src: own, Dst: own, Ports: n.Rule.Ports[:1], Action: ruleset.Drop}
+		if t.silent != nil {
+			r.In = noLink
+		}
 		if n.answer {
 			pass := r
 			pass.Track, pass.Action = Unestablished, ruleset.Return
@@ -277,7 +296,7 @@ func (t *Trial) Examples() (all []ruleset.Rule) {
 	never := ruleset.Rule{Proto: ruleset.UDP, Src: netip.PrefixFrom(loopback[t.Family], loopback[t.Family].BitLen())}
 	for _, n := range t.Unused {
 		r := n.Rule
-		r.Src, r.In = never.Src, "weir-none"
+		r.Src, r.In = never.Src, noLink
 		if r.Action == "" {
 			r.Action = ruleset.Return
 		}

@@ -3,12 +3,9 @@ package nodecheck
 import (
 	"context"
 	"errors"
-	"fmt"
-	"runtime"
 	"strings"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/bridge"
@@ -16,6 +13,7 @@ import (
 	"github.com/weir-net/weir/netfilter/ipset"
 	"github.com/weir-net/weir/netfilter/nflog"
 	"github.com/weir-net/weir/netfilter/nftables"
+	"github.com/weir-net/weir/netfilter/probe"
 )
 
 // try tries each feature in a new network namespace. The kernel removes the namespace afterwards, with all that is in
@@ -23,20 +21,16 @@ import (
 //
 // Equivalent to: unshare --net
 func (f *Facts) try(ctx context.Context) {
-	runtime.LockOSThread()
-	own, err := netns.Get()
-	if err != nil {
-		runtime.UnlockOSThread()
-		f.NoTrials = fmt.Sprintf("open the network namespace: %s", err)
-		return
+	err := probe.InScratch(func() { f.tryAll(ctx) })
+	switch {
+	case errors.As(err, new(*probe.StuckError)):
+		f.Unread = append(f.Unread, err.Error())
+	case err != nil:
+		f.NoTrials = err.Error()
 	}
-	defer func() { _ = own.Close() }()
-	scratch, err := netns.New()
-	if err != nil {
-		runtime.UnlockOSThread()
-		f.NoTrials = fmt.Sprintf("no new network namespace can be made: %s", err)
-		return
-	}
+}
+
+func (f *Facts) tryAll(ctx context.Context) {
 	for _, t := range []struct {
 		of  Feature
 		try func() error
@@ -54,10 +48,6 @@ func (f *Facts) try(ctx context.Context) {
 		f.tried(t.of, t.try())
 	}
 	f.tryXT()
-	_ = scratch.Close()
-	if netns.Set(own) == nil {
-		runtime.UnlockOSThread() // a locked thread ends with its goroutine
-	}
 }
 
 func (f *Facts) tried(of Feature, err error) {
@@ -133,10 +123,11 @@ func tryMarks() error {
 }
 
 func tryNative(ctx context.Context) error {
-	if lacks := nftables.Lacks(ctx); len(lacks) > 0 {
-		return errors.New(strings.Join(lacks, "; "))
+	lacks, err := nftables.Lacks(ctx)
+	if len(lacks) > 0 {
+		err = errors.Join(errors.New(strings.Join(lacks, "; ")), err)
 	}
-	return nil
+	return err
 }
 
 func tryGuard() error {

@@ -1,0 +1,84 @@
+package probe
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// TestApart: the work runs once, in another network namespace, and afterwards every goroutine is in the node's own.
+func TestApart(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	own, runs := namespace(t), 0
+	if err := Apart(func() {
+		if runs++; namespace(t) == own {
+			t.Error("it ran in the node's namespace")
+		}
+	}); err != nil || runs != 1 {
+		t.Errorf("%d runs: %v", runs, err)
+	}
+	everywhere(t, own)
+}
+
+// TestThreadThatCannotGoBack: a thread that can't leave the new namespace ends, and no goroutine uses it again.
+func TestThreadThatCannotGoBack(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	own, refused, thread := namespace(t), errors.New("no right"), 0
+	err := inScratch(func() { thread = unix.Gettid() }, func(netns.NsHandle) error { return refused })
+	if !errors.As(err, new(*StuckError)) || !errors.Is(err, refused) {
+		t.Errorf("error %v", err)
+	}
+	everywhere(t, own)
+	if thread == os.Getpid() {
+		return // Go can't end a process's first thread, and lets it wait for ever
+	}
+	for began := time.Now(); ; time.Sleep(time.Millisecond) {
+		if _, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", thread)); errors.Is(err, os.ErrNotExist) {
+			break
+		}
+		if time.Since(began) > 10*time.Second {
+			t.Fatalf("thread %d goes on", thread)
+		}
+	}
+}
+
+// everywhere looks at the network namespace of many goroutines, which run at the same time on all of Go's threads.
+func everywhere(t *testing.T, own string) {
+	t.Helper()
+	if here := namespace(t); here != own {
+		t.Errorf("the caller is in %s now, and was in %s", here, own)
+	}
+	var started, ended sync.WaitGroup
+	for range 32 {
+		started.Add(1)
+		ended.Go(func() {
+			started.Done()
+			started.Wait()
+			if here := namespace(t); here != own {
+				t.Errorf("a goroutine is in %s, and the node's is %s", here, own)
+			}
+		})
+	}
+	ended.Wait()
+}
+
+func namespace(t *testing.T) string {
+	t.Helper()
+	link, err := os.Readlink("/proc/thread-self/ns/net")
+	if err != nil {
+		t.Error(err)
+	}
+	return link
+}
