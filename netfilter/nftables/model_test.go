@@ -12,6 +12,9 @@ import (
 	"sync/atomic"
 	"testing"
 
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
@@ -177,5 +180,46 @@ func TestTransactions(t *testing.T) {
 		if p := makePlan(have, want, false); !p.batch.Empty() {
 			t.Errorf("%s: something is left to be done", name)
 		}
+	}
+}
+
+// TestInterruptedChangesStand: after each transaction of a change, weir's chains count as complete. So if the agent is
+// killed between two transactions, the next agent keeps the rules while it doesn't know the policies yet.
+func TestInterruptedChangesStand(t *testing.T) {
+	labelled := func(app string) policy.State {
+		s := policy.State{Endpoints: []policy.Endpoint{{
+			ID: "c:eth0", Pod: policy.PodRef{Namespace: "x", Name: "pod"},
+			Addresses: []policy.Address{{
+				Addr: netip.MustParseAddr("10.88.0.2"), Subnet: netip.MustParsePrefix("10.88.0.0/24"),
+			}},
+		}}}
+		s.Pods = []policy.Pod{{Namespace: "x", Name: "pod", Labels: map[string]string{"app": app}}}
+		for port, app := range map[int]string{80: "a", 90: "b"} {
+			number := intstr.FromInt(port)
+			ports := []networkingv1.NetworkPolicyPort{{Port: &number}}
+			np := policytest.Letting(app, map[string]string{"app": app}, nil, ports...)
+			np.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{Ports: ports}}
+			s.Policies = append(s.Policies, np)
+		}
+		return s
+	}
+	was, now := labelled("a"), labelled("b")
+	have := makePlan(state{}, new(lowering).lower(policy.Compile(was)), false).next
+	want, closed := new(lowering).lower(policy.Compile(now)), new(lowering).lower(policy.Compile(policy.State{}))
+	states, count := statesOf(have, want)
+	staged := 0
+	for i := range count {
+		have = makePlan(have, nth(states, i), false).next
+		for class := range have[conf.IPv4].chains {
+			if strings.Contains(class, "BOTH") {
+				staged++
+			}
+		}
+		if !have[conf.IPv4].stands(closed[conf.IPv4]) {
+			t.Errorf("after transaction %d of %d, the chains don't count as complete", i+1, count)
+		}
+	}
+	if staged == 0 {
+		t.Error("no pod was on its way between two classes")
 	}
 }

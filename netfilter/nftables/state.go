@@ -75,10 +75,23 @@ func (h held) stands(want *table) bool {
 			classes[target(e.Comment)] = true
 		}
 		for class := range classes {
-			if c := h.chains[class]; class != "" && !c.Drops && !c.Audits {
+			if class != "" && !h.decides(class) {
 				return false
 			}
 		}
 	}
 	return true
+}
+
+// decides reports whether the chain ends in a drop, or in the log and return of audited policies. The chain may also
+// go to such a chain: a change that was interrupted leaves pods in such chains (change.through).
+func (h held) decides(chain string) bool {
+	for range maxDepth {
+		c := h.chains[chain]
+		if c.Drops || c.Audits {
+			return true
+		}
+		chain = c.Last
+	}
+	return false
 }

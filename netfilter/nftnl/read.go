@@ -191,7 +191,8 @@ type Rules struct {
 	// Audits is true if the last two rules are those of audited policies: one that logs, and one that returns every
 	// packet.
 	Audits bool
-	logs   bool // true if the last rule logs for audited policies
+	Last   string // the chain to which the last rule sends every packet for good; empty if it sends none
+	logs   bool   // true if the last rule logs for audited policies
 }
 
 // Rules returns the rules of each chain of the table. It leaves out empty chains.
@@ -227,7 +228,7 @@ func (r *Reader) Rules(t Table) (chains map[string]Rules, err error) {
 func (c *Rules) Add(r Rule) { c.add(r.Sum(), r.Expressions) }
 
 func (c *Rules) add(s Sum, expressions []byte) {
-	logged, others, returns := c.logs, 0, false
+	logged, others, returns, goes := c.logs, 0, false, ""
 	c.Sums, c.Drops, c.logs = append(c.Sums, s), false, false
 	for _, e := range netattrs.In(expressions) {
 		var name string
@@ -256,12 +257,18 @@ func (c *Rules) add(s Sum, expressions []byte) {
 		}
 		if v := parseVerdict(data); v.Chain != "" {
 			c.To = append(c.To, v.Chain)
+			if v.Code == unix.NFT_GOTO {
+				goes = v.Chain
+			}
 		} else {
 			c.Drops = to == unix.NFT_REG_VERDICT && v.Code == 0
 			returns = to == unix.NFT_REG_VERDICT && v.Code == unix.NFT_RETURN
 		}
 	}
 	c.Audits = logged && returns && others == 0
+	if c.Last = goes; others > 0 {
+		c.Last = ""
+	}
 }
 
 // Generation returns the number of the last change of nf_tables in this network namespace. If the kernel has no
