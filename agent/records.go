@@ -181,24 +181,52 @@ func (r *records) markBroken(id string, known []endpoint.Address, why error) {
 	r.broken[id], r.closed[id] = errors.Join(why, err), e
 }
 
-// add adds the record. Any other record with the same address is forgotten or becomes broken: otherwise the new pod
-// would also get the old pod's rights.
+// add adds the record. If another record has one of its addresses, only the record counts to which the address is
+// assigned: otherwise the new pod would also get the old pod's rights. If the address is assigned to neither, the added
+// record counts. The other record is forgotten, or becomes broken.
 func (r *records) add(e endpoint.Endpoint) {
 	r.endpoints[e.ID()] = e
-	for id, o := range r.endpoints {
-		if id == e.ID() || !shareAddress(e, o) {
+	owner := ""
+	for id, known := range r.endpoints {
+		if id == e.ID() || !shareAddress(e, known) {
 			continue
 		}
-		delete(r.endpoints, id)
 		o, err := endpoint.Load(id)
+		if err == nil && owns(*o, e) {
+			owner = id
+			if !owns(e, *o) {
+				r.endpoints[id] = *o
+				continue
+			}
+		}
+		delete(r.endpoints, id)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 		case err != nil:
 			r.markBroken(id, nil, err)
 		case shareAddress(e, *o):
-			r.markBroken(id, o.Addresses, fmt.Errorf("endpoint record %s: its address is assigned to %s now", id, e.ID()))
+			r.markBroken(id, o.Addresses, assignedTo(id, e.ID()))
 		}
 	}
+	if owner != "" {
+		delete(r.endpoints, e.ID())
+		r.markBroken(e.ID(), e.Addresses, assignedTo(e.ID(), owner))
+	}
+}
+
+func assignedTo(id, owner string) error {
+	return fmt.Errorf("endpoint record %s: its address is assigned to %s now", id, owner)
+}
+
+// owns reports whether an address of both records is assigned to the first. If that can't be read, it returns true.
+func owns(a, b endpoint.Endpoint) bool {
+	return slices.ContainsFunc(a.Addresses, func(x endpoint.Address) bool {
+		if !slices.ContainsFunc(b.Addresses, func(y endpoint.Address) bool { return x.Addr == y.Addr }) {
+			return false
+		}
+		owner, err := ipam.AssignedTo(x.Addr)
+		return err != nil || owner == a.ID()
+	})
 }
 
 // kernelRead ends churn, unless a DEL runs, which may still change sets.

@@ -1,9 +1,11 @@
 package agent
 
 import (
+	"errors"
 	"log/slog"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/dirwatch"
+	"github.com/weir-net/weir/ipam"
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/ipset"
 	"github.com/weir-net/weir/netfilter/iptables"
@@ -182,6 +185,51 @@ func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 	}
 	if s.faults.now[partRecords] == nil {
 		t.Error("that two have one address is not reported")
+	}
+}
+
+// TestAnAddressOfTwoRecords: if two records have the same address, the one counts to which it is assigned. The other
+// may be newer by a clock that was set back meanwhile, or may have been read later.
+func TestAnAddressOfTwoRecords(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	const address = "10.88.0.9"
+	s := step(t, shop(named("off", "1", "old"), named("strict", "2", "other")))
+	s.hear(netfilter.All)
+	saved := func(name, uid string, created time.Time, enforcement conf.Enforcement) string {
+		t.Helper()
+		e, err := endpoint.Load(s.attachUID(name, uid, address))
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.Created, e.Enforcement, e.Chained, e.HostIf = created, enforcement, true, ""
+		if err := errors.Join(e.Save(), ipam.AssignExternal(e.ID(), netip.MustParseAddr(address))); err != nil {
+			t.Fatal(err)
+		}
+		return e.ID()
+	}
+	off := saved("off", "1", time.Now().Add(time.Hour), conf.Off)
+	s.hear(netfilter.All)
+	strict := saved("strict", "2", time.Now(), conf.Strict) // weir has missed the DEL of the other pod
+	for _, c := range []struct {
+		change dirwatch.Change
+		when   string
+	}{
+		{dirwatch.Change{Lost: true}, "after all were read"},
+		{dirwatch.Change{Names: []string{strict + ".json"}}, "after the new record was read"},
+		{dirwatch.Change{Names: []string{off + ".json"}}, "after the old record was read"},
+	} {
+		s.takeRecords(c.change)
+		s.reconcile(t.Context(), netfilter.Trust)
+		for _, in := range s.in(address) {
+			if !strings.HasSuffix(in, " shop/strict") {
+				t.Errorf("%s, the address is in %q", c.when, in)
+			}
+		}
+		if err := s.faults.now[partRecords]; err == nil || !strings.Contains(err.Error(), off) {
+			t.Errorf("%s, the fault is %v", c.when, err)
+		}
 	}
 }
 
