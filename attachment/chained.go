@@ -3,7 +3,6 @@ package attachment
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"slices"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
@@ -59,8 +58,9 @@ func (m *making) findChained(c *Chained) error {
 	return failed("find the pod's link", err)
 }
 
-// assign writes the record and assigns the addresses to the attachment. If the DEL of an address's earlier
-// attachment was missed, assign takes the address out of all sets. The error may be *ipam.AssignedError.
+// assign writes the record and assigns the addresses to the attachment. It takes them out of all sets: weir may have
+// missed the DEL of an earlier attachment, or an agent may have been killed after it had put an address of an ended pod
+// into a set again. The error may be *ipam.AssignedError.
 func (m *making) assign() error {
 	const step = "assign the pod's addresses"
 	unlock, err := endpoint.Lock()
@@ -71,20 +71,13 @@ func (m *making) assign() error {
 	if m.lock, err = m.record.Begin(); err != nil {
 		return &StepError{step, err}
 	}
-	var inherited []netip.Addr
 	for _, addr := range m.record.Addresses {
-		before, err := ipam.AssignedTo(addr.Addr)
-		if err == nil {
-			err = ipam.AssignExternal(m.record.ID(), addr.Addr)
-		}
-		if err != nil {
+		if err := ipam.AssignExternal(m.record.ID(), addr.Addr); err != nil {
 			return assignError(step, err)
 		}
-		if before != "" {
-			inherited = append(inherited, addr.Addr)
-		}
 	}
-	return failed("take the pod's addresses out of the sets of their last pod", m.Sets.Purge(inherited...))
+	err = m.Sets.Purge(addrsOf(m.record.Addresses)...)
+	return failed("take the pod's addresses out of the sets of their last pod", err)
 }
 
 func (m *making) deleteConnections() error {

@@ -350,6 +350,13 @@ func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 	if !in("weir-pods") {
 		t.Error("the first pod's end has opened the second")
 	}
+	ended(n, "ns-2", "other")
+	// As if an agent had been killed after a change for which it had read the second pod's record before DEL.
+	stale := strings.Fields(nodetest.PutInto("weir-in", first.IP))
+	nodetest.Run(t, stale[0], stale[1:]...)
+	if third := n.AddPod("ns-1", "busybox"); third.IP != first.IP || in("weir-in") || !in("weir-pods") {
+		t.Errorf("the third pod, with %s, is in the class of an ended one", third.IP)
+	}
 }
 
 // TestPolicyThatCantHoldIsRefused: ADD refuses a pod whose packets would bypass the FORWARD hook. It also refuses
