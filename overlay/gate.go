@@ -13,27 +13,22 @@ import (
 	"github.com/weir-net/weir/internal/nft"
 )
 
-// Gate is the nftables table "inet weir-tunnel". It decides which packets count as tunnel packets, and which
-// packets may come from the addresses of pods on other nodes. Both decisions matter because no policy checks the
-// sender again: a host that can send into a tunnel, or from the address of a pod on another node, passes for that
-// pod.
+// Gate is the nftables table "inet weir-tunnel". It checks tunnel packets, and packets from addresses of pods. No
+// policy on the receiving node checks the senders of these packets again, so a host that could send them would pass for
+// a pod.
 //
-// A tunnel packet is UDP to the tunnels' port and to a node's InternalIP.
+// A tunnel packet is a UDP packet to the tunnels' port and to a node's InternalIP:
 //
-//   - It is untracked. So its destination is never translated, and no ICMP error is RELATED to it.
-//   - It is never forwarded, not even if a Service or a hostPort has translated its destination to a node. A node
-//     sends its tunnel packets itself.
-//   - Pods can't send it.
-//   - If it names weir's VNI, the node accepts it only if it comes by the underlay and untranslated. Also, the
-//     sender of the packet inside must be in a network of the node that sent the packet. Other programs may use the
-//     port with other VNIs. The underlay is every link but weir's and pods': a node may use any of its NICs for
-//     tunnel packets.
+//   - It isn't tracked. So its destination is never translated, and no ICMP error is RELATED to it.
+//   - It is never forwarded, and pods can't send it.
+//   - If it has weir's VNI, it must come by the underlay, untranslated. The sender of the packet inside must be in a
+//     network of the node that sent the tunnel packet. Other programs may use the port with other VNIs.
 //
-// Packets from pods' addresses must come by the link or tunnel by which this node reaches these pods:
+// A packet from an address of a pod must come by the link or tunnel by which this node reaches that address:
 //
-//   - A packet that comes out of the tunnel must be from a network whose packets travel in tunnels.
-//   - A packet from such a network must come out of the tunnel.
-//   - A packet from an address of this node's pods must come by the link by which the node reaches that address.
+//   - A packet from a network whose packets travel in tunnels must come out of the tunnel. No other packets may come
+//     out of the tunnel.
+//   - A packet from a network of this node's pods must come by the link to which the route to its source leads.
 type Gate struct {
 	sets   []gateSet
 	chains []gateChain
