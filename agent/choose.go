@@ -135,7 +135,7 @@ func modeOfKubeProxy(ctx context.Context) conf.Backend {
 }
 
 // first returns the choice at the agent's start, and the backend to start with. If only the other backend's rules are
-// complete in the kernel, the agent starts with that one. It moves later, which harms no connection.
+// complete in the kernel, the agent starts with the other backend and moves later, which harms no connection.
 func (c *chooser) first(ctx context.Context) (name conf.Backend, b Backend, chosen choice.Choice, err error) {
 	before, err := endpoint.ReadBackend()
 	if err != nil {

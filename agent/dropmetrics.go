@@ -12,7 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// If a metric has maxDropSeries series, drops of further namespaces and policies count for dropsElsewhere.
+// maxDropSeries is how many series a metric of drops can have. Drops of further namespaces and policies count for
+// dropsElsewhere.
 const maxDropSeries = 500
 
 const dropsElsewhere = "(other)"

@@ -34,7 +34,7 @@ func newDropLog() dropLog {
 	return dropLog{ring: drops.NewRing(), hub: drops.NewHub(), lines: make(chan []drops.Line, 1)}
 }
 
-// watchDrops never returns an error, because an error would end the agent.
+// watchDrops reads dropped packets. It returns nil after every failure, because an error would end the agent.
 func (a *agent) watchDrops(ctx context.Context) error {
 	if a.NoDrops {
 		a.drops.fail("the agent runs with --drops=false")

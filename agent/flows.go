@@ -76,7 +76,8 @@ func (l *flowLog) answer(d time.Duration) agentapi.Flows {
 	}
 }
 
-// watchFlows never returns an error, because an error would end the agent.
+// watchFlows records flows while a recording is ordered. It returns nil after every failure, because an error would
+// end the agent.
 func (a *agent) watchFlows(ctx context.Context) error {
 	if err := flowlog.Remove(); err != nil { // a killed agent may have left its rules
 		a.Log.Warn("rules that log flows may be left", "error", err)

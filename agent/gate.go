@@ -61,7 +61,8 @@ func (a *agent) keepGate(verify netfilter.Verify) error {
 	return nil
 }
 
-// While the nodes aren't known, keepGateClosed makes a gate that accepts no tunnel packets. An existing gate stays.
+// keepGateClosed makes a gate that accepts no tunnel packets, because the nodes aren't known. If there is a gate
+// already, that gate stays.
 func (a *agent) keepGateClosed() error {
 	if a.Node.Name == "" {
 		return nil

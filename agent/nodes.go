@@ -27,7 +27,7 @@ func (n *nodeClaims) settle(node NodeOptions) {
 	})
 }
 
-// There may be thousands of Nodes, so equalNode uses no reflection.
+// equalNode reports whether the Nodes are equal. There may be thousands of Nodes, so it uses no reflection.
 func equalNode(a, b policy.Node) bool {
 	return a.Name == b.Name && a.Created.Equal(b.Created) && slices.Equal(a.Addresses, b.Addresses) &&
 		slices.Equal(a.PodCIDRs, b.PodCIDRs)

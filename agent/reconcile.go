@@ -85,7 +85,7 @@ func (r *round) settleNodes(context.Context) bool {
 	return true
 }
 
-// This step never ends the round: concludeKernel handles its error later.
+// applyRuleset never ends the round: concludeKernel handles its error later.
 func (r *round) applyRuleset(ctx context.Context) bool {
 	r.applied = r.apply(ctx, r.verify)
 	r.verify = r.applied.verify
@@ -104,7 +104,7 @@ func (r *round) reportProblems(context.Context) bool {
 	return true
 }
 
-// This step never ends the round: concludeKernel handles its error later.
+// keepGuardAndGate never ends the round: concludeKernel handles its error later.
 func (r *round) keepGuardAndGate(context.Context) bool {
 	r.guardErr = errors.Join(r.keepGuard(r.verify), r.keepGate(r.verify))
 	return true
@@ -196,7 +196,7 @@ func (r *round) answerPlugins(context.Context) bool {
 	return true
 }
 
-// If the routes and tunnels to other nodes can't be set up, reachNodes asks for another round.
+// reachNodes asks for another round if the routes and tunnels to other nodes can't be set up.
 func (r *round) reachNodes(context.Context) bool {
 	if !r.reach() {
 		r.next = sooner(r.next, retry)

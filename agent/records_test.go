@@ -169,7 +169,7 @@ func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 	if got := s.in("10.88.0.9"); !slices.Equal(got, want) {
 		t.Errorf("after the kernel was read, the second pod is in %q, want %q", got, want)
 	}
-	// If both records are on disk, the later one counts.
+	// If two records on disk have the same address, the later record counts.
 	s.attachUID("db-0", "1", "10.88.0.9")
 	e, err := endpoint.Load(endpoint.ID("shop.evil2", "eth0"))
 	if err != nil {

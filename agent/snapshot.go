@@ -24,7 +24,7 @@ type snapshot struct {
 	lookups  []*policy.Pod
 }
 
-// The loop stores snapshots, and any goroutine may load them. They are never nil.
+// snapshots are stored by the loop, and loaded by any goroutine. They are never nil.
 type snapshots struct {
 	// target is what the kernel has or is about to have. The loop stores it before it changes the kernel.
 	target atomic.Pointer[snapshot]

@@ -97,7 +97,8 @@ func (n Node) Make(r Request, report func(Made) error) (err error) {
 	return report(made)
 }
 
-// Before setLinkUp, no packet passes a link that weir has made. So the agent can enrol the pod while createLink runs.
+// steps returns the steps in their order. Until setLinkUp, no packet passes a link that weir has made. So the agent
+// can enrol the pod while createLink runs.
 func (m *making) steps() []func() error {
 	if m.record.Chained {
 		return m.chainedSteps()

@@ -272,7 +272,7 @@ func MAC(addr netip.Addr) net.HardwareAddr {
 	mac := net.HardwareAddr{0x0a, 0x58, b[12], b[13], b[14], b[15]}
 	if addr.Is6() {
 		h := fnv.New32a()
-		_, _ = h.Write(b[:12]) // never fails
+		_, _ = h.Write(b[:12]) // writing to a hash never fails
 		for i, n := range h.Sum(nil) {
 			mac[2+i] ^= n
 		}

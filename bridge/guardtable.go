@@ -38,7 +38,7 @@ func logIfPossible(commit func(conn *nftables.Conn, logs bool) error) error {
 	return first
 }
 
-// The kernel can't change a chain's hook or a set's type, so the tables are made anew.
+// replaceGuard makes the guard's tables anew, because the kernel can't change a chain's hook or a set's type.
 //
 // Equivalent to: nft -f, with "delete table" for each table before the tables
 func replaceGuard(all elements) error {

@@ -30,7 +30,7 @@ var ErrMACInUse = errors.New("another port or the bridge has this MAC")
 // has 15 characters, the kernel's maximum.
 func PortName(id string) string {
 	h := fnv.New64a()
-	_, _ = h.Write([]byte(id)) // never fails
+	_, _ = h.Write([]byte(id)) // writing to a hash never fails
 	sum := h.Sum64()
 	return fmt.Sprintf("%s%010x", PortPrefix, (sum^sum>>40)&(1<<40-1))
 }
@@ -180,8 +180,9 @@ func SetLinkUp(hostIf string) error {
 // linkWait limits AwaitLink. On a quiet machine the kernel needs less than a millisecond.
 const linkWait = time.Second
 
-// AwaitLink waits until packets pass the pair in both directions, for at most a second. A link that is up drops packets
-// until the kernel's link watch has run (net/core/link_watch.c). Since Linux 6.8 a look-up of the link runs it.
+// AwaitLink waits until packets pass the pair in both directions, for at most a second. A link that is up drops
+// packets until the kernel's link watch has run (net/core/link_watch.c). Since Linux 6.8, looking up the link makes
+// the link watch run.
 //
 // Equivalent to: ip link show HOSTIF; ip link show weir0; ip -n NETNS link show IFNAME
 func AwaitLink(hostIf, ifName string, pod netns.NsHandle) error {

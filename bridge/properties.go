@@ -160,9 +160,9 @@ func sysctlsIPv6() []Property {
 	}
 }
 
-// With br_netfilter, iptables also sees packets on a bridge. kube-proxy's rules may then redirect a packet to
-// another port, and isolated ports refuse it. weir needs no br_netfilter, because the node routes all packets
-// between pods.
+// sysctlsOfBridges keep packets on a bridge from iptables. With br_netfilter, kube-proxy's rules could redirect such
+// a packet to another port, and isolated ports would refuse it. weir needs no br_netfilter, because the node routes
+// all packets between pods.
 func sysctlsOfBridges() []Property {
 	why := "iptables leaves alone what is still being bridged"
 	return []Property{

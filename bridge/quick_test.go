@@ -7,8 +7,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestQuickEntries: the set links4 has an entry for each IPv4 sender whose link exists, and no longer than the
-// sender is allowed. Without it, the sender may still send.
+// TestQuickEntries: the set links4 has an entry for each IPv4 sender whose link exists, as long as the sender is
+// allowed. A sender that lacks its entry in links4 may still send.
 func TestQuickEntries(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -48,7 +48,8 @@ func Compare(all []Property, o *Observed) []Difference {
 	return differ
 }
 
-// Repair restores a property this often at most. Some properties depend on others, or become right a moment later.
+// attempts is how often Repair tries to restore a property. Some properties depend on others, or become right a
+// moment later.
 const attempts = 3
 
 // Repair restores the wrong properties. It goes on if a property can't be restored, and tries each one up to three

@@ -16,7 +16,7 @@ import (
 // ErrRouteExists means that a route of the configuration exists already in the pod, through another interface.
 var ErrRouteExists = errors.New("the pod has such a route out of another interface")
 
-// The routing table of a second interface has this number plus the index of the link.
+// firstSecondaryTable plus the index of the link is the number of a second interface's routing table.
 const firstSecondaryTable = 88_000
 
 type existingRoutes map[netip.Prefix]bool

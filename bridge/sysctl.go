@@ -72,7 +72,8 @@ func (s Sysctl) Check(o *Observed) error {
 
 func (s Sysctl) restore(netlinksafe.Handle, *Observed) error { return writeSysctl(s.Key, s.Value) }
 
-// An unprivileged container has /proc/sys read-only. So conf/weir.yaml mounts the node's /proc/sys/net below /host.
+// sysctlDirs are tried in this order. An unprivileged container has /proc/sys read-only, so conf/weir.yaml mounts the
+// node's /proc/sys/net below /host.
 var sysctlDirs = []string{"/proc/sys/", "/host/proc/sys/"}
 
 // setAll writes only the sysctls that have a wrong value. So it succeeds with a read-only /proc/sys if all values are

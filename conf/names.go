@@ -46,12 +46,12 @@ const (
 	MaxSetEntries = 1 << 20
 )
 
-// Comment returns the text, shortened to MaxComment bytes. Question marks replace the characters for which isChanged
-// returns true.
+// MaxComment is the length in bytes of the longest text that the kernel keeps with a set's entry
+// (IPSET_MAX_COMMENT_SIZE), a rule (xt_comment) or a link (IFALIASZ).
 const MaxComment = 255
 
-// Comment returns the text with question marks for the characters that isChanged names, and shortened to MaxComment
-// bytes.
+// Comment returns the text, shortened to MaxComment bytes. Question marks replace the characters for which isChanged
+// returns true.
 func Comment(text string) string {
 	if strings.ContainsFunc(text, isChanged) {
 		text = strings.Map(func(r rune) rune {

@@ -98,7 +98,7 @@ func ipv4(dstMAC, srcMAC net.HardwareAddr, src, dst netip.Addr) []byte {
 	return frame(dstMAC, srcMAC, unix.ETH_P_IP, append(h, udp...))
 }
 
-// inside is the sender's MAC in the ARP header.
+// arp returns an ARP packet in a frame. The parameter inside is the sender's MAC in the ARP header.
 func arp(srcMAC, inside net.HardwareAddr, src, dst netip.Addr) []byte {
 	b := []byte{0, 1, 8, 0, 6, 4, 0, 1}
 	b = append(append(b, inside...), src.AsSlice()...)

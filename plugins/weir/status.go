@@ -7,8 +7,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// With enforcement strict, status returns an error unless the last heartbeat of an agent is recent. If status returns
-// an error, kubelet marks the node NotReady.
+// status returns an error if enforcement is strict and no agent has a recent heartbeat. kubelet then marks the node
+// NotReady.
 //
 // weir never returns code 51, which says that running pods are limited: without an agent the kernel still enforces
 // its rules. A lack of addresses is no error either, although the specification wants one: the node would become

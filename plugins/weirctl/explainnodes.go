@@ -10,7 +10,7 @@ import (
 	"github.com/weir-net/weir/policy/explain"
 )
 
-// A Service may have endpoints on every node, so an explanation asks at most this many nodes.
+// maxExplained is how many nodes an explanation asks at most. A Service may have endpoints on every node.
 const maxExplained = 16
 
 func addKernels(ctx context.Context, flags *client.NodeFlags, q explain.Question, e *explain.Explanation) {

@@ -80,7 +80,7 @@ func (n *narrow) resolve(c explain.Cluster) (f reach.Filter, notes []string, err
 	return f, notes, err
 }
 
-// check refuses a wrong name in --from or --to. Otherwise it would look like a pod that nobody can reach.
+// check refuses a wrong name in --from or --to. Otherwise nobody would seem to reach a pod of this name.
 func (n *narrow) check(m *reach.Matrix, f reach.Filter) error {
 	for _, end := range []struct {
 		flag, text string

@@ -56,8 +56,8 @@ func (t tree) follow(name string) ([]string, error) {
 	return nil, fmt.Errorf("%s: too many links", strings.Join(way, " -> "))
 }
 
-// The image takes these files from Debian, besides libraries. With etc/protocols, iptables prints protocols by
-// the same names as on the node. Scanners of images read os-release.
+// wanted are the files that the image has from Debian, besides libraries. With etc/protocols, iptables prints
+// protocols by the same names as on the node. Scanners of images read os-release.
 var wanted = []string{
 	"usr/sbin/ip*tables-nft", "usr/sbin/ip*tables-nft-restore", "usr/sbin/ip*tables-nft-save",
 	"usr/sbin/ip*tables-legacy", "usr/sbin/ip*tables-legacy-restore", "usr/sbin/ip*tables-legacy-save",

@@ -17,7 +17,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// AuditPath returns the path of the agent's API that reports on one audited policy, or with an empty name, on all.
+// AuditPath returns the path of the agent's API for a report on one audited policy. If the name is empty, the report
+// is on all audited policies.
 func AuditPath(name string) string {
 	if name == "" {
 		return agentapi.AuditPath
@@ -25,8 +26,8 @@ func AuditPath(name string) string {
 	return agentapi.AuditPath + "?" + url.Values{"policy": {name}}.Encode()
 }
 
-// Audit asks this node's agent what one audited policy would have dropped, or with an empty name, what all of them
-// would have dropped. The error wraps agentapi.ErrNoAgent if there is no agent.
+// Audit asks this node's agent which connections an audited policy would have dropped. If the name is empty, it asks
+// about all audited policies. The error wraps agentapi.ErrNoAgent if there is no agent.
 //
 // Equivalent to: curl --unix-socket /run/weir/agent.sock http://agent/v1/audit?policy=NAMESPACE/NAME (without
 // ?policy=… for an empty name)

@@ -13,7 +13,7 @@ import (
 
 type NodeState string
 
-// If several of these states fit, a node has the first one.
+// The states of a node, the worst first. If several fit, the node has the first of them.
 const (
 	// NodeAway means that the agent doesn't answer.
 	NodeAway NodeState = "no answer"

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/source/manifests"
 )
 
-// If a pod of a file has no address, it gets one from these networks. No host has such an address (RFC 1112,
-// section 4: class E; RFC 6666: discard only).
+// invented are networks from which a pod without an address gets one, if the pod is from a file. No host has an
+// address of these networks (RFC 1112, section 4: class E; RFC 6666: discard only).
 var invented = [...]netip.Prefix{
 	conf.IPv4: netip.MustParsePrefix("240.0.0.0/8"), conf.IPv6: netip.MustParsePrefix("100::/64"),
 }

@@ -278,7 +278,8 @@ func (a *API) Services(ctx context.Context, namespace string) ([]policy.Service,
 	return l.Cluster.Services, nil
 }
 
-// If the user may not list all objects, load reads the loader's namespaces, and Gaps says what is missing.
+// load reads the objects of a resource. If the user may not list all of them, load reads those in the loader's
+// namespaces, and Gaps says what is missing.
 func (l *loader) load(r resource) error {
 	err := r.read(l, r.GroupVersionResource, "")
 	if err == nil || !apierrors.IsForbidden(err) {

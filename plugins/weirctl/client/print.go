@@ -20,7 +20,7 @@ const (
 	JSON Format = "json"
 )
 
-// ParseFormat parses the value of the flag -o. A wrong one is a usage error.
+// ParseFormat parses the value of the flag -o. A wrong value is a usage error.
 func ParseFormat(s string) (Format, error) {
 	if f := Format(s); f == Text || f == JSON {
 		return f, nil

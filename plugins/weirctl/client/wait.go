@@ -36,7 +36,7 @@ type Waited struct {
 }
 
 type Wait struct {
-	Kind string // policy or pod
+	Kind string // "policy" or "pod"
 	Name policy.Name
 	// If Deleted is true, Wait waits until nothing of the deleted policy is enforced any more.
 	Deleted bool

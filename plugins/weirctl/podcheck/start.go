@@ -22,7 +22,8 @@ import (
 // endsAfter is how long pods outlive the time of their check.
 const endsAfter = time.Minute
 
-// A new namespace gets its service account late, and no pod can be made before. So create tries again.
+// create creates the object. It tries again while a new namespace has no service account yet, because no pod can be
+// made before.
 func (c *Check) create(ctx context.Context, namespace string, o runtime.Object) error {
 	for {
 		err := c.Create(ctx, resourceOf(o), namespace, o)
