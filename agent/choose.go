@@ -210,7 +210,8 @@ func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice)
 	}
 }
 
-// neither is the Backend of a node on which no backend works. Most of its methods fail, all for the same reason.
+// neither is the Backend of a node on which no backend works. Apply and most other methods return the reason as an
+// error.
 type neither struct{ reason string }
 
 func (n neither) err() error {

@@ -93,7 +93,7 @@ func (c *cutting) afterApply(r netfilter.Result, verify netfilter.Verify, gone b
 	if opens && (!c.walking || c.restoring) && len(c.known) == c.standing {
 		c.restore, opens = true, false
 	}
-	// While the repaired sets or rules were missing, connections may have begun.
+	// While the repaired sets or rules were missing, forbidden connections may have begun, so a walk is due.
 	repaired := r.Changed && verify == netfilter.All
 	if gone && r.Closes && !repaired {
 		c.due, c.lazy = true, !c.due || c.lazy

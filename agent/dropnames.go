@@ -91,7 +91,7 @@ func (c *clusterView) namesOf(addresses []netip.Addr) map[netip.Addr]string {
 
 type dropView struct {
 	of *snapshot
-	// pods has the names of this node's pods, and nodes those of the Node objects, by address.
+	// pods has the names of this node's pods, and nodes the names of Node objects, each by address.
 	pods, nodes map[netip.Addr]string
 	chains      map[string]*ruleset.Class // a class of each chain, by the chain's name
 	shared      map[string]bool           // true if several classes share the chain
@@ -197,8 +197,8 @@ func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) 
 	return d
 }
 
-// direction returns the direction of packets that a rule for both directions dropped: egress if the sender is a pod
-// of this node, else ingress if the receiver is one, else nothing.
+// direction returns the direction of packets that a rule for both directions dropped. It is egress if the sender is a
+// pod of this node. Otherwise it is ingress if the receiver is a pod of this node, and else empty.
 func (v *dropView) direction(l drops.Line) string {
 	switch {
 	case l.Reason != agentapi.ByWrongLink && v.pods[l.Flow.Source()] != "": // with ByWrongLink, the source is forged

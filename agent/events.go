@@ -33,7 +33,8 @@ type (
 		differences []bridge.Difference
 		err         error
 	}
-	// backendChosen is another choice of the backend, or another reason for the same.
+	// backendChosen says which backend the agent should use, and why. It comes when the backend or the reason has
+	// changed.
 	backendChosen struct{ choice.Choice }
 	straysEvicted struct{}
 	// namesWanted asks for the names of pods. The channel must have room for the answer.

@@ -203,7 +203,7 @@ func (r *recording) countBeyond() (there bool, err error) {
 	return there, err
 }
 
-// flowLinks returns the links by which packets of this node's pods come in: weir0, and those of chained
+// flowLinks returns the links by which packets of this node's pods come in: weir0, and the links of chained
 // attachments.
 func flowLinks(s *snapshot) []string {
 	links := []string{conf.Bridge}

@@ -15,7 +15,7 @@ const (
 )
 
 // flowTable keeps flows. When there is no room, the source whose flows take the most room loses its least recent
-// flow. So a source with many flows doesn't push out those of others.
+// flow. So a source with many flows doesn't push out the flows of other sources.
 type flowTable struct {
 	most, room int
 	flows      map[flowKey]*agentapi.Flow
@@ -52,7 +52,8 @@ func (t *flowTable) add(f agentapi.Flow) {
 		t.addRoom(key, -roomOf(same))
 		same.Count += f.Count
 		same.Last = f.Last
-		// The agent may learn a pod's labels only later, and another pod of the same name may have others.
+		// The agent may learn a pod's labels late, and a new pod of the same name may have other labels. So the newest
+		// labels count.
 		for was, now := range map[*agentapi.FlowEnd]agentapi.FlowEnd{
 			&same.Source: f.Source, &same.Destination: f.Destination,
 		} {

@@ -47,8 +47,8 @@ func (k *kernelView) refuse(refused ruleset.Refused) (news bool) {
 	return news
 }
 
-// changedByAnother reports whether another program has changed the kernel: the agent had to write although it wants
-// the same as before. Changed sets count only if they can't be the plugin's work.
+// changedByAnother reports whether another program has changed the kernel: the agent had to write although its
+// ruleset is the same as before. Changed sets count only if they can't be the plugin's work.
 func (k *kernelView) changedByAnother(before, now ruleset.Ruleset, result netfilter.Result, churn bool) bool {
 	if k.lastSync.IsZero() || !slices.EqualFunc(before.Chains, now.Chains, ruleset.Chain.Equal) {
 		return false

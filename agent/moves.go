@@ -26,7 +26,7 @@ type moving struct {
 	others int
 	// both is true while the plugin denies new pods in both backends.
 	both bool
-	// present is the backend in use, for other goroutines. moved has room for one: present has changed.
+	// present is the backend in use, for other goroutines. A message in moved says that present has changed.
 	present atomic.Pointer[Backend]
 	moved   chan struct{}
 }
@@ -44,7 +44,7 @@ func (a *agent) use(b Backend, name conf.Backend) {
 	}
 }
 
-// watchRules passes the kernel's messages about rules to drift. After a move it watches those of the new backend.
+// watchRules passes the kernel's messages about rules to drift. After a move it watches the rules of the new backend.
 func (a *agent) watchRules(ctx context.Context) error {
 	for {
 		watched, stop := context.WithCancel(ctx)
@@ -63,8 +63,8 @@ func (a *agent) watchRules(ctx context.Context) error {
 	}
 }
 
-// moveIfChosen moves to the chosen backend if another one is in use. It waits until the loop knows the node's state:
-// the new backend's first ruleset must allow all that the old one's allows.
+// moveIfChosen moves to the chosen backend if that isn't in use. It waits until the loop knows the node's state,
+// because the new backend's first ruleset must allow every connection that the old backend's ruleset allows.
 func (a *agent) moveIfChosen(ctx context.Context) {
 	m := &a.moving
 	if m.chosen.Backend == m.inUse && m.failed != nil { // the choice is the backend in use again
@@ -89,9 +89,10 @@ func (a *agent) moveIfChosen(ctx context.Context) {
 	a.faults.set(partBackend, m.failed)
 }
 
-// move applies the ruleset with the chosen backend, and then uses that one. The old backend's rules stay in force, and
-// the next round removes them (cleanOther). Meanwhile, the plugin denies new pods in both backends, and packets must
-// pass the rules of both. If the new backend refuses a part of the ruleset, the old one stays in use.
+// move applies the ruleset with the chosen backend, and then uses that backend. The old backend's rules stay in
+// force, and the next round removes them (cleanOther). Meanwhile, the plugin denies new pods in both backends, and
+// packets must pass the rules of both backends. If the new backend refuses a part of the ruleset, the old backend
+// stays in use.
 func (a *agent) move(ctx context.Context) error {
 	next, err := a.kind(a.moving.chosen.Backend).New(ctx)
 	if err != nil {

@@ -37,7 +37,7 @@ func (o *overlayView) problems() []ruleset.Problem {
 	return slices.Concat(o.plan.Problems, o.refused, o.gate.blocked)
 }
 
-// heedNews takes note of the kernel's changes. Those of the underlay wait for the next resync, because on some
+// heedNews takes note of the kernel's changes. Changes of the underlay wait for the next resync, because on some
 // nodes they come all the time.
 func (a *agent) heedNews(verify netfilter.Verify) {
 	o := &a.overlay
@@ -65,7 +65,8 @@ func (a *agent) planOverlay() {
 	o.plan, o.current, o.moved = plan, true, false
 }
 
-// reach returns false if it must be called again. If the kernel refuses one node's route, the others get theirs.
+// reach returns false if it must be called again. If the kernel refuses the route to one node, the routes to other
+// nodes are still set.
 func (a *agent) reach() bool {
 	if a.Node.Name == "" {
 		return true
@@ -112,7 +113,8 @@ func (a *agent) countLacks(lacks []overlay.Lack) {
 	a.countRepairs(bridge.KindOverlay, all)
 }
 
-// reportMoves logs nodes with a new address. Of many other nodes, it logs the first ones and the number of the rest.
+// reportMoves logs nodes with a new address. If many other nodes have one, it logs a few of them and the number of
+// the rest.
 func (a *agent) reportMoves(before, now overlay.Plan) {
 	if before.NodeAddress.IsValid() && now.NodeAddress.IsValid() && before.NodeAddress != now.NodeAddress {
 		a.Log.Info("this node has another address; its tunnels begin there now",

@@ -178,8 +178,8 @@ func (u *upkeep) check(links netlinksafe.Handle, k *nodeKnowledge) ([]bridge.Dif
 	return u.withoutEnding(bridge.Repair(links, u.properties(k, memory, records, isBusy)), k, memory, records)
 }
 
-// observe observes the node. If the kernel has announced no change since the last observation, it returns that one
-// for up to observeEvery.
+// observe observes the node. While the kernel announces no change, it returns the last observation again, for up to
+// observeEvery.
 func (u *upkeep) observe() seenNode {
 	heard := u.heard.Load() // 0 until WatchNode receives the kernel's messages
 	if u.seen.Observed != nil && heard != 0 && heard == u.seen.heard && time.Since(u.seen.at) < observeEvery {

@@ -193,7 +193,7 @@ func (n Node) detach(x *ending) error {
 }
 
 // addresses returns the addresses that the record names and that are still assigned to this attachment. An earlier
-// DEL may have released the others, and ADD may have assigned them again.
+// DEL may have released an address of the record, and ADD may have assigned it to a new attachment.
 func (x *ending) addresses() ([]endpoint.Address, error) {
 	var own []endpoint.Address
 	for _, a := range x.record.Addresses {

@@ -13,10 +13,10 @@ import (
 // records. The agent calls Reap because some runtimes never call GC.
 func (n Node) Reap() ([]endpoint.Endpoint, error) { return n.endEach(isOver) }
 
-// Collect does the work of CNI's GC. It ends the network's attachments whose IDs aren't in valid, except those that a
-// process is making or ending. If a record is broken, its network is unknown: Collect ends that attachment only if
-// Reap would. Then Collect removes everything that belongs to no attachment. If a step fails, Collect continues with
-// the others. The error is a *StepError.
+// Collect does the work of CNI's GC. It ends the network's attachments whose IDs aren't in valid, except attachments
+// that a process is making or ending. If a record is broken, its network is unknown: Collect ends that attachment
+// only if Reap would. Then Collect removes everything that belongs to no attachment. If a step fails, Collect does
+// the remaining steps. The error is a *StepError.
 func (n Node) Collect(network string, valid map[string]bool) error {
 	_, err := n.endEach(func(id string) (bool, error) {
 		if valid[id] {

@@ -65,8 +65,8 @@ func (n Node) sweep(valid map[string]bool) error {
 	return errors.Join(errs...)
 }
 
-// Evict removes those of the addresses that belong to no attachment from the sets of all pods. It returns the ones
-// that it removed. It takes the node's lock, so no address is assigned meanwhile.
+// Evict removes addresses that belong to no attachment from the sets of all pods. It returns the removed addresses.
+// It takes the node's lock, so no address is assigned meanwhile.
 func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 	unlock, err := endpoint.Lock()
 	if err != nil {

@@ -10,9 +10,9 @@ import (
 	"github.com/weir-net/weir/netfilter/conntrack"
 )
 
-// endWaiting ends x, together with all attachments whose DELs wait for the node's lock or were killed. Many
-// pods that end at once then take little more time than one. The caller must have the node's lock, and must
-// call the returned function later() after it has unlocked.
+// endWaiting ends x, together with all attachments whose DELs wait for the node's lock or were killed. So many pods
+// that end at once take little more time than one pod. The caller must have the node's lock, and must call the
+// returned function later() after it has unlocked.
 func (n Node) endWaiting(x *ending) (later func(), err error) {
 	later = func() {}
 	ids, err := endpoint.Unattended()

@@ -144,7 +144,7 @@ func (g NoLinkLocal) restore(h netlinksafe.Handle, _ *Observed) error {
 // NoAutoconfigured is the property that RemoveAutoconfigured has nothing to remove.
 type NoAutoconfigured struct{}
 
-// Kind is KindAddress, also if only a route is wrong.
+// Kind is KindAddress, even if only a route is wrong.
 func (NoAutoconfigured) Kind() Kind { return KindAddress }
 
 func (NoAutoconfigured) String() string {

@@ -95,7 +95,8 @@ func (b *Bridge) withMTU(mtu int) (*Bridge, error) {
 	return b, DisableBridgeNetfilter()
 }
 
-// readReady returns nil if weir0 is incomplete. A link-local address from an earlier weir counts as incomplete.
+// readReady returns weir0, or nil if weir0 is incomplete. A link-local address from an earlier weir counts as
+// incomplete.
 //
 // Equivalent to: ip link show weir0 up type bridge; ip addr show dev weir0
 func readReady(gateways []netip.Prefix) (*Bridge, error) {

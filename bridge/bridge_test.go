@@ -161,7 +161,7 @@ func TestTheGuardIsRepaired(t *testing.T) {
 	p := Sender{PortName("a"), MAC(netip.MustParseAddr("10.88.0.2")), address("10.88.0.2")}
 	rules := func() string {
 		lines := strings.Split(nodetest.Run(t, "nft", "-s", "list", "ruleset"), "\n")
-		slices.Sort(lines) // the kernel lists chains and sets in the order in which they were made
+		slices.Sort(lines) // sorted, because the kernel lists chains and sets in the order in which they were made
 		return strings.Join(lines, "\n")
 	}
 	if err := AllowSender(p); err != nil {

@@ -168,7 +168,8 @@ func deleteElement(conn *nftables.Conn, set string, e nftables.SetElement) error
 	return nil
 }
 
-// SenderAllowed reports whether the guard has all entries of the sender. Those in quickSet don't count.
+// SenderAllowed reports whether the guard has all entries of the sender. Entries in quickSet don't count, because
+// frames also pass without them.
 func SenderAllowed(s Sender) (bool, error) {
 	conn, err := nftables.New()
 	if err != nil {

@@ -23,7 +23,8 @@ var ErrInterfaceExists = errors.New("the interface exists already")
 
 const loopback = 1
 
-// ErrMACInUse means that another port, or the bridge, has the MAC. Frames for the one would go to the other.
+// ErrMACInUse means that another port, or the bridge, has the MAC. The bridge would send frames for this MAC to only
+// one of them.
 var ErrMACInUse = errors.New("another port or the bridge has this MAC")
 
 // PortName returns the name of an attachment's link on the node: PortPrefix and a hash of the attachment's ID. It

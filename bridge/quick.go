@@ -11,9 +11,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// quickSet is the set in which the guard's first rule looks up most frames. Its key is shorter than that of the
-// other sets, and the kernel doesn't let it grow, so a look-up takes less time. A frame that isn't in it meets the
-// other rules.
+// quickSet is the set in which the guard's first rule looks up most frames. Its key is short, and the kernel doesn't
+// let the set grow, so a look-up takes little time. A frame that isn't in quickSet meets the guard's other rules.
 const quickSet = "links4"
 
 // quickEntries is how many entries the kernel accepts. Beyond it, ports have no entries in quickSet.

@@ -27,7 +27,7 @@ type Sysctl struct {
 
 type Bound int
 
-// The sysctl must be equal to Sysctl.Value, at most as large, or at least as large.
+// A Bound says whether a sysctl must be equal to Sysctl.Value, at most as large, or at least as large.
 const (
 	Exactly Bound = iota
 	AtMost

@@ -71,7 +71,7 @@ func MTURange(six bool) (least, largest int) {
 	return minMTU, maxMTU
 }
 
-// Parse reads and validates the network configuration of a CNI call. Its errors are *types.Error. Those with the
+// Parse reads and validates the network configuration of a CNI call. Its errors are *types.Error. Errors with the
 // codes 2 and 7 name the key:
 //
 //   - code 6: the configuration or prevResult can't be read

@@ -2,7 +2,7 @@ package conf
 
 import "strings"
 
-// Names and numbers that the plugin, the agent and later versions of both must agree on.
+// The plugin and the agent must use the same names and numbers, and so must their later versions.
 const (
 	Bridge = "weir0"
 	// Tunnel is the name of the VXLAN device to other nodes.

@@ -155,8 +155,8 @@ func checkRoutes(routes []Route, ranges []Range) error {
 	return nil
 }
 
-// RoutesOf returns a pod's routes of the family: the given ones, and a default route unless one is given. Routes
-// without ScopeLink lead to the gateway.
+// RoutesOf returns a pod's routes of the family. They are the given routes, and a default route unless one is given.
+// Routes without ScopeLink lead to the gateway.
 func RoutesOf(given []Route, family Family, gateway netip.Addr) []Route {
 	var routes []Route
 	for _, r := range given {

@@ -120,8 +120,8 @@ func (c *NetConf) Addresses(args Args) ([]netip.Addr, error) {
 	return addrs, nil
 }
 
-// HardwareAddr returns the MAC that the runtime requests for the pod; nil if it requests none. runtimeConfig
-// has precedence over args.cni, and both over CNI_ARGS.
+// HardwareAddr returns the MAC that the runtime requests for the pod; nil if it requests none. runtimeConfig has
+// precedence over args.cni, and args.cni over CNI_ARGS.
 func (c *NetConf) HardwareAddr(args Args) net.HardwareAddr {
 	if c.requestedMAC.value != nil {
 		return c.requestedMAC.value

@@ -50,7 +50,7 @@ func LoadAny(id string) (e *Endpoint, ending bool, err error) {
 	return e, true, err
 }
 
-// IDs returns the IDs of all records in order, with those of ending and broken records.
+// IDs returns the IDs of all records in order, including ending and broken records.
 func IDs() ([]string, error) {
 	files, err := os.ReadDir(recordsDir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {

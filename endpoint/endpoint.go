@@ -183,8 +183,8 @@ func (b BrokenRecords) Error() string {
 	return strings.Join(all, "; ")
 }
 
-// List reads the records of all attachments that aren't ending, in the order of their IDs. If some can't be
-// read, it returns the others, and BrokenRecords as the error.
+// List reads the records of all attachments that aren't ending, in the order of their IDs. If records can't be read,
+// List returns the readable ones, and BrokenRecords as the error.
 func List() ([]Endpoint, error) { return (&Lister{}).List() }
 
 // WatchDir returns the directory of records, and makes it if it is missing.

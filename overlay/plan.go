@@ -84,9 +84,9 @@ type Path struct {
 	MTU int
 	// OnLink means that no router is on the way.
 	OnLink bool
-	// Link is the index of the link; 0 if packets may take several.
+	// Link is the index of the link; 0 if packets may take one of several links.
 	Link int
-	// Unfit says why no node can have the address. It is empty if one can.
+	// Unfit says why no node can have the address. It is empty if a node can have the address.
 	Unfit string
 }
 
@@ -128,7 +128,7 @@ type Remote struct {
 	Network netip.Prefix
 	// Direct means that packets travel without the tunnel.
 	Direct bool
-	// Link is the index of the link of direct packets; 0 if they may take several.
+	// Link is the index of the link of direct packets; 0 if they may take one of several links.
 	Link int
 }
 

@@ -16,10 +16,11 @@ type Seen struct {
 	// Nftables is true if kube-proxy has a table in nftables, in either family. Iptables is true if it has chains in
 	// iptables, in either family and flavour. kubelet's chains and Docker's don't count.
 	Nftables, Iptables bool
-	// Newest is the backend that kube-proxy uses now, if kube-proxy's rules are in both. It is empty if nobody knows.
+	// Newest is the backend that kube-proxy uses now, if kube-proxy's rules are in nftables and in iptables. It is empty
+	// if this is unknown.
 	Newest conf.Backend
-	// Lacks returns what the node lacks of the features that the backend needs; nil if the backend works. Choose asks
-	// about the second backend only if the first one doesn't work.
+	// Lacks returns the features that the backend needs and the node lacks; nil if the backend works. Choose tries a
+	// second backend only if the first one doesn't work.
 	Lacks func(conf.Backend) []string
 }
 
@@ -29,8 +30,9 @@ type Choice struct {
 	Reason  string
 }
 
-// Choose returns the backend that kube-proxy uses. If that is unknown, it returns previous, the backend that the node
-// has used before; if previous is empty, a default. If the backend can't be used, Choose returns the other one.
+// Choose returns the backend that kube-proxy uses. If that is unknown, Choose returns previous, the backend that the
+// node has used before. If previous is empty, it returns a default. If the node lacks features of that backend,
+// Choose returns the backend that works.
 func Choose(s Seen, previous conf.Backend) Choice {
 	wanted, why := want(s, previous)
 	for _, b := range [...]conf.Backend{wanted, Other(wanted)} {
@@ -70,8 +72,8 @@ func Other(b conf.Backend) conf.Backend {
 	return conf.Nftables
 }
 
-// Appeared returns the backend to which kube-proxy has moved last, or nothing if that is unknown. before and now are
-// two looks at the node. last is what Appeared returned for the earlier look.
+// Appeared returns the backend to which kube-proxy has moved last; empty if that is unknown. before and now are two
+// looks at the node. last is what Appeared returned for the look before.
 func Appeared(before, now Seen, last conf.Backend) conf.Backend {
 	nftables, iptables := now.Nftables && !before.Nftables, now.Iptables && !before.Iptables
 	switch {

@@ -14,8 +14,8 @@ const (
 	nft  = conf.Nftables
 )
 
-// TestChoose: if the backend that kube-proxy uses works, it is chosen, and otherwise the other one. What the node has
-// used before decides only if it isn't known which one kube-proxy uses.
+// TestChoose: if the backend that kube-proxy uses works, it is chosen. Otherwise Choose returns a backend that works.
+// What the node has used before decides only if kube-proxy's backend is unknown.
 func TestChoose(t *testing.T) {
 	for _, tc := range []struct {
 		name               string
@@ -57,8 +57,8 @@ func TestChoose(t *testing.T) {
 	}
 }
 
-// TestChooseTriesOnlyWhatItMayChoose: if the wanted backend works, Choose doesn't try the other one. A trial costs
-// time, and it changes the kernel for a moment.
+// TestChooseTriesOnlyWhatItMayChoose: if kube-proxy's backend works, Choose doesn't try a second backend. A trial
+// costs time, and it changes the kernel for a moment.
 func TestChooseTriesOnlyWhatItMayChoose(t *testing.T) {
 	var tried []conf.Backend
 	Choose(Seen{Nftables: true, Lacks: func(b conf.Backend) []string {

@@ -7,7 +7,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// TestRing: if a sender has too many entries, it loses its oldest ones, and the others keep all.
+// TestRing: if a sender has too many entries, it loses its oldest entries, and other senders lose none.
 func TestRing(t *testing.T) {
 	r := NewRing()
 	at := time.Unix(1000, 0)

@@ -230,7 +230,7 @@ func (s *Sums) leaveOut(k flowKey, from *sender) {
 	key := restKey{Prefix: k.Prefix, local: k.Src, link: k.link, etherType: k.EtherType, sender: from}
 	switch {
 	case k.link != 0:
-		key.local = [16]byte{} // the addresses are forged
+		key.local = [16]byte{} // the addresses are forged, so they name no pod
 	case k.Direction == ruleset.Ingress:
 		key.local = k.Dst
 	}

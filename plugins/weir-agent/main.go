@@ -196,7 +196,7 @@ func newSource(source, kubeconfig, node string, ignoreBroken bool, log *slog.Log
 	if err != nil {
 		return nil, fmt.Errorf("configure the API client: %w", err)
 	}
-	// An agent sends few requests, but the look-up of a new pod must not wait behind other requests.
+	// These limits are so high that the look-up of a new pod needn't wait behind other requests.
 	config.QPS, config.Burst = 50, 100
 	config.ContentType = runtime.ContentTypeProtobuf
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON

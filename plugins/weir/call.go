@@ -129,8 +129,8 @@ func checkEnvironment(required []string) error {
 	return nil
 }
 
-// isName reports whether s can be a network's name or a container's ID. Both have the same rules (CNI specification
-// 1.1, "Section 1: Plugin configuration objects" and "Section 2: Parameters").
+// isName reports whether s can be a network's name or a container's ID. The CNI specification 1.1 has the same rules
+// for names ("Section 1: Plugin configuration objects") and IDs ("Section 2: Parameters").
 func isName(s string) bool {
 	for i, r := range s {
 		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'

@@ -80,7 +80,8 @@ func (n *narrow) resolve(c explain.Cluster) (f reach.Filter, notes []string, err
 	return f, notes, err
 }
 
-// check refuses a wrong name in --from or --to. Otherwise nobody would seem to reach a pod of this name.
+// check refuses a wrong name in --from or --to. The matrix of such a name would be empty, as if nothing could
+// connect.
 func (n *narrow) check(m *reach.Matrix, f reach.Filter) error {
 	for _, end := range []struct {
 		flag, text string
@@ -241,8 +242,9 @@ func isAudited(np *networkingv1.NetworkPolicy) bool {
 	return audited
 }
 
-// load reads the source's objects. If the user may not list all, it reads only those of two lists of namespaces:
-// namespaces and also. A namespace of the first list must exist.
+// load reads the source's objects. If the user may not list all objects, load reads only those of the namespaces that
+// the two lists name. Namespaces in the parameter namespaces must exist. Namespaces in the parameter also may be
+// missing.
 func load(cmd *cobra.Command, source *client.Source, namespaces, also []string) (explain.Cluster, error) {
 	c, err := source.Load(cmd.Context(), slices.Concat(namespaces, also)...)
 	if err != nil {

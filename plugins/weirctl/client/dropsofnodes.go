@@ -27,8 +27,8 @@ type DropsOfNodes struct {
 // maxKept bounds the drops that Drops prints, over all nodes. It prints the newest. Tests change maxKept.
 var maxKept = 200_000
 
-// Drops prints the drops that the nodes remember, in the order of their times. If a node doesn't answer, it prints
-// the others' drops, names the node and returns an error.
+// Drops prints the drops that the nodes remember, in the order of their times. If a node doesn't answer, Drops prints
+// the drops of the other nodes, names the silent node and returns an error.
 func (c *Cluster) Drops(ctx context.Context, o DropsOfNodes, progress *Progress) error {
 	agents, err := c.Wanted(ctx, o.Nodes)
 	if err != nil {

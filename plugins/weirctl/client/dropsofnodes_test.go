@@ -299,7 +299,7 @@ func TestFollowDrops(t *testing.T) {
 	}
 }
 
-// TestFollowSilentNodes: if a node hangs or falls silent, it is named, and the others' drops still come.
+// TestFollowSilentNodes: a node that hangs or falls silent is named, and the drops of other nodes still come.
 func TestFollowSilentNodes(t *testing.T) {
 	c := newLiveCluster("a", "hangs1", "hangs2", "silent")
 	handle := c.handle

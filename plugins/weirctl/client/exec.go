@@ -87,8 +87,8 @@ func (a *API) execError(c Command, err error, stderr string) error {
 	return fmt.Errorf("run a command in %s/%s: %s", c.Namespace, c.Pod, firstLine(err))
 }
 
-// forbiddenError means that the API server refuses the user's commands in pods or the user's credentials. It would do
-// so for every node.
+// forbiddenError means that the API server refuses the user's commands in pods or the user's credentials, so there is
+// no use in asking another node.
 type forbiddenError struct{ message string }
 
 func (e *forbiddenError) Error() string { return e.message }

@@ -131,7 +131,7 @@ type loader struct {
 
 type resource struct {
 	schema.GroupVersionResource
-	// needed means that nothing can be said without these objects.
+	// needed means that loading fails if these objects can't be read.
 	needed  bool
 	without string
 	read    func(l *loader, r schema.GroupVersionResource, namespace string) error
@@ -250,7 +250,8 @@ func (s *Source) loadKubernetes(ctx context.Context, namespaces []string) (expla
 	return api.Load(ctx, namespaces...)
 }
 
-// Load reads the objects of the cluster. If the user may not list all, it reads those of the namespaces.
+// Load reads the objects of the cluster. If the user may not list all objects, Load reads the objects of these
+// namespaces.
 func (a *API) Load(ctx context.Context, namespaces ...string) (explain.Cluster, error) {
 	slices.Sort(namespaces)
 	l := &loader{API: a, ctx: ctx, namespaces: slices.Compact(namespaces)}

@@ -194,7 +194,7 @@ func TestAskAll(t *testing.T) {
 	}
 }
 
-// TestAskAllPartly: if some nodes can't answer, each has one line with the reason, and the others answer.
+// TestAskAllPartly: a node that can't answer has one line with the reason, and the answers of other nodes still come.
 func TestAskAllPartly(t *testing.T) {
 	f := &fakeCluster{}
 	for _, name := range []string{"well", "crashing", "bare", "away", "old", "dead", "windows", "refusing"} {

@@ -38,7 +38,7 @@ func (f *Facts) refuse(of Feature) {
 	f.Trials[i].Error = "no such file or directory"
 }
 
-// TestNoBackendWorks: if neither backend works, the findings name the modules of both.
+// TestNoBackendWorks: if neither backend works, the findings name the modules of iptables and of nftables.
 func TestNoBackendWorks(t *testing.T) {
 	f := healthy()
 	for _, of := range []Feature{Native, Sets, "iptables-nft match set", "iptables-nft target NFLOG"} {
@@ -60,7 +60,7 @@ func TestNoBackendWorks(t *testing.T) {
 	}
 }
 
-// TestFindings: if a node has a fault, it is found, with a way to mend it.
+// TestFindings: Findings names each fault of a node, and a remedy.
 func TestFindings(t *testing.T) {
 	for _, tc := range []struct {
 		name   string

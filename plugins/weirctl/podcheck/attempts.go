@@ -19,8 +19,7 @@ type attempt struct {
 	family   conf.Family
 	hasNone  bool // the attempt has no family
 	expects  string
-	// needs are direct connections that the attempt depends on. If one of them is broken, the attempt's failure
-	// says nothing new.
+	// needs are direct connections that the attempt depends on. If one of them is broken, the attempt doesn't count.
 	needs []direct
 }
 

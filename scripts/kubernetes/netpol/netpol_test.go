@@ -1,5 +1,5 @@
-// Package netpol_test runs specs of Kubernetes' own end-to-end suite: those about NetworkPolicy. The suite documents
-// them (k8s.io/kubernetes/test/e2e/network/netpol).
+// Package netpol_test runs the specs about NetworkPolicy of Kubernetes' own end-to-end suite
+// (k8s.io/kubernetes/test/e2e/network/netpol).
 package netpol_test
 
 import (
