@@ -10,10 +10,10 @@ import (
 )
 
 type addressBook struct {
-	one  map[netip.Addr]*pod   // an address of one pod
-	more map[netip.Addr][]*pod // an address of several pods
-	// taken is the number of this node's endpoints with each address. If it isn't 0, policy ignores pods
-	// elsewhere with the address: they are old pods that are being deleted.
+	one  map[netip.Addr]*pod   // addresses of exactly one pod
+	more map[netip.Addr][]*pod // addresses of several pods
+	// taken has the number of this node's endpoints with each address. If this number isn't 0, pods elsewhere with the
+	// address don't count: they are old pods that are being deleted.
 	taken map[netip.Addr]int
 }
 
@@ -88,9 +88,9 @@ func (b *addressBook) names(a netip.Addr) (names []string) {
 }
 
 type standing struct {
-	selectors []*live // in the order of their IDs
+	selectors []*live // ordered by ID
 	ports     []portAt
-	of        *Pod // the pod in the entry's comment
+	of        *Pod // the pod that the entry's comment names
 }
 
 type portAt struct {
@@ -130,14 +130,14 @@ func (e *Engine) at(a netip.Addr) (s standing) {
 
 func comment(p *Pod) string { return p.Namespace + "/" + p.Name }
 
-// moving has the changes that aren't settled yet. Sets change only after all pods of a shared address have
-// changed.
+// moving has changes of pods that aren't in the sets yet. settle writes them into the sets, when all pods that share an
+// address have changed.
 type moving struct {
 	addresses map[netip.Addr]standing // which sets had the address before
-	crowds    map[*crowd]bool         // lost their last pod
-	counts    map[*live]bool          // have another count now
+	crowds    map[*crowd]bool         // crowds that have lost their last pod
+	counts    map[*live]bool          // selectors whose number of addresses has changed
 	last      move
-	sets      map[*live]bool // have other entries now
+	sets      map[*live]bool // selectors whose sets have changed
 }
 
 func newMoving() moving {
@@ -175,7 +175,8 @@ func (e *Engine) settle() {
 	empty(&e.moving.crowds)
 }
 
-// empty replaces a large map: clear would leave it large, and slow to iterate.
+// empty removes all elements of a map. A large map is replaced, because clear would keep its memory, and iterating over
+// it would stay slow.
 func empty[K comparable, V any](m *map[K]V) {
 	if len(*m) > 64 {
 		*m = map[K]V{}
@@ -215,7 +216,7 @@ func (e *Engine) movePorts(a netip.Addr, was, now standing) {
 type move struct {
 	was, now ruleset.Entries
 	entry    ruleset.Entry
-	with     bool // the entry was put, else deleted
+	with     bool // true if the entry was put, false if it was deleted
 }
 
 func (e *Engine) put(l *live, a netip.Addr, entry ruleset.Entry) { e.change(l, a, entry, true) }

@@ -8,7 +8,7 @@ import (
 
 type alternatives [][]parsedPolicy
 
-// maybeSuffix marks a policy whose selector depends on an unknown label.
+// maybeSuffix follows a policy's name if the policy's selector depends on a label whose value is unknown.
 const maybeSuffix = " (may select it)"
 
 func isolatingPolicies(d ruleset.Direction, policies []parsedPolicy, pods ...*Pod) alternatives {
@@ -35,11 +35,11 @@ func isolatingPolicies(d ruleset.Direction, policies []parsedPolicy, pods ...*Po
 	return all
 }
 
-// auditedGroup begins the names of groups of audited policies. No policy has this name.
+// auditedGroup is the beginning of the names of groups with audited policies. No policy can have this name.
 const auditedGroup = "audited"
 
-// split returns the enforced policies if there are any, else the audited ones. An audited policy next to an
-// enforced one would only allow more, so it would drop nothing.
+// split returns the enforced policies if there are any, and otherwise the audited ones. If a pod has policies of both
+// kinds, the audited ones could only allow more, and so would drop nothing.
 func (a alternatives) split() (deciding alternatives, audited bool) {
 	enforces := false
 	for _, list := range a {

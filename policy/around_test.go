@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// TestAround: for packets between two addresses, Around's part of the cluster gives the same verdicts as the
-// whole cluster.
+// TestAround: for packets between two addresses, the part of the cluster that Around returns gives the same verdicts as
+// the whole cluster.
 func TestAround(t *testing.T) {
 	denied, wouldDrop := 0, 0
 	for seed := range uint64(100) {
@@ -34,7 +34,7 @@ func TestAround(t *testing.T) {
 				}
 			}
 			for _, p := range policytest.Probes(r, now, 1) {
-				if twice[p.Src] > 1 || twice[p.Dst] > 1 { // the node never has two attachments with one address
+				if twice[p.Src] > 1 || twice[p.Dst] > 1 { // on a real node, no two attachments have the same address
 					continue
 				}
 				packet := verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port}

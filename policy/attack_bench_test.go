@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// hostile has policies by which tenants try to keep a node's agent busy.
+// hostile has policies with which a tenant could keep a node's agent busy.
 var hostile = map[string]func() []*networkingv1.NetworkPolicy{
 	"none": func() []*networkingv1.NetworkPolicy { return nil },
 	"one policy, 900 peers NotIn 100 values": func() []*networkingv1.NetworkPolicy {
@@ -87,8 +87,7 @@ func ipBlock(n int) networkingv1.NetworkPolicyPeer {
 	}
 }
 
-// BenchmarkTenants measures how long a change of one tenant's policy takes while other tenants have hostile
-// policies.
+// BenchmarkTenants measures how long a change of one tenant's policy takes, while other tenants have hostile policies.
 func BenchmarkTenants(b *testing.B) {
 	for name, policies := range hostile {
 		b.Run(name, func(b *testing.B) {

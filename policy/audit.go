@@ -11,17 +11,17 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// AuditAnnotation with the value "true" makes a NetworkPolicy an audited one: it isolates nothing and allows
-// nothing. The agent reports the connections that such a policy would drop.
+// AuditAnnotation with the value "true" makes a NetworkPolicy an audited policy: it isolates nothing and allows
+// nothing, and the agent reports the connections that the policy would drop.
 //
-// It is an annotation, not a label: kustomize and Helm charts often copy labels to all objects, and could so end
-// enforcement.
+// This isn't a label, because kustomize and Helm charts often copy labels to all objects. A copied label could end the
+// enforcement of a policy.
 const AuditAnnotation = "weir.io/audit"
 
 const auditField = "metadata.annotations[" + AuditAnnotation + "]"
 
-// Audited reports whether the policy is an audited one. It returns false and an error if the annotation has a
-// value other than "true" and "false".
+// Audited reports whether the policy is an audited policy. If the annotation has a value other than "true" and "false",
+// it returns false and an error.
 func Audited(np *networkingv1.NetworkPolicy) (bool, error) {
 	switch value, ok := np.Annotations[AuditAnnotation]; {
 	case !ok, value == "false":
@@ -40,8 +40,8 @@ func allAudited(policies []*networkingv1.NetworkPolicy) bool {
 	})
 }
 
-// KeepAudit returns only AuditAnnotation of a policy's annotations, because weir uses no other. It returns nil if the
-// policy doesn't have this annotation.
+// KeepAudit returns the policy's annotations without all those that weir doesn't use. It returns nil if AuditAnnotation
+// is missing.
 func KeepAudit(annotations map[string]string) map[string]string {
 	if value, ok := annotations[AuditAnnotation]; ok {
 		return map[string]string{AuditAnnotation: value}
@@ -49,9 +49,9 @@ func KeepAudit(annotations map[string]string) map[string]string {
 	return nil
 }
 
-// auditClass computes the class of pods that only audited policies would isolate. Its chain drops nothing: it logs
-// the first packet of each connection that these policies would drop. ok is false if the kernel refuses the class set
-// or one of its entries.
+// auditClass computes the class of pods that only audited policies select. The class's chain drops nothing. It logs the
+// first packet of each connection that these policies would drop. ok is false if the kernel refuses the class set or an
+// entry of this set.
 func (l *lowering) auditClass(g *group) (k class, ok bool) {
 	rules := l.agreedRules(g.policies)
 	id := ruleset.Identity(g.key, rules)

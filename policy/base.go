@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// familiesOf returns IPv4, and also IPv6 if one of the node's pods or podCIDRs has an IPv6 address. Rules for both
-// families double the cost of a change. The guard drops IPv6 packets from a port whose pod has no IPv6 address.
+// familiesOf returns IPv4, and also IPv6 if a pod or a podCIDR of the node has an IPv6 address. Without IPv6, a change
+// of rules costs half as much. The guard then drops all IPv6 packets from pods.
 func familiesOf(endpoints []Endpoint, self Node) []conf.Family {
 	six := func(a netip.Addr) bool { return conf.FamilyOf(a) == conf.IPv6 }
 	for _, e := range endpoints {
@@ -25,9 +25,9 @@ func familiesOf(endpoints []Endpoint, self Node) []conf.Family {
 
 type common struct {
 	families  []conf.Family
-	endpoints []Endpoint // in the order of their IDs
+	endpoints []Endpoint // ordered by ID
 	networks  [len(conf.Families)]ruleset.Entries
-	sheet     // of all families
+	sheet     // the sets and chains of all families
 }
 
 func (c *common) compile() {
@@ -49,7 +49,7 @@ func (c *common) base() {
 		Sets: []ruleset.SetMatch{toPods}, Comment: "weir: to a pod: its ingress policies",
 		Action: ruleset.Jump, To: ingress.dispatch,
 	}
-	// Rules that nearly every first packet matches have no comment: the kernel is slow to skip comments.
+	// Rules that nearly every first packet meets have no comment, because the kernel takes time to skip a comment.
 	toBridge := ruleset.Rule{Out: conf.Bridge, Action: ruleset.GoTo, To: ingress.dispatch}
 	c.chain(conf.BridgeChain,
 		ruleset.Rule{
@@ -62,17 +62,18 @@ func (c *common) base() {
 		ahead,
 		[]ruleset.Rule{{In: conf.Bridge, Action: ruleset.GoTo, To: conf.BridgeChain}},
 		other.self, []ruleset.Rule{fromPod, toBridge, toPod})
-	// Here only egress policies are checked. weir checks no packets from the node to its pods, so kubelet's
-	// probes always pass.
+	// Only egress policies are checked for packets to the node. Packets from the node to its pods aren't checked, so
+	// kubelet's probes always pass.
 	c.hook(ruleset.CheckToNode, conf.InputChain, "weir: egress policies hold towards this node too",
 		ahead, []ruleset.Rule{toLoopback(c.family, ruleset.Rule{In: conf.Bridge})}, other.loopback,
 		[]ruleset.Rule{
 			{In: conf.Bridge, Action: ruleset.GoTo, To: egress.dispatch}, fromPod,
 		})
-	// Packets at this hook were checked at an earlier hook. In iptables, a comment names the table of the earlier hook.
+	// A packet has passed weir's check at an earlier hook before it meets these rules. With iptables, the rule's
+	// comment names the table of that hook.
 	c.hook(ruleset.AcceptForwarded, conf.AcceptChain, "weir: no other default drops what policy let through",
 		[]ruleset.Rule{
-			{In: conf.Bridge, Action: ruleset.Accept}, // comparing a link is quicker than a look-up
+			{In: conf.Bridge, Action: ruleset.Accept}, // comparing a link takes less time than a look-up in a set
 			{Out: conf.Bridge, Action: ruleset.Accept},
 			{Sets: []ruleset.SetMatch{fromPods}, Action: ruleset.Accept},
 			{Sets: []ruleset.SetMatch{toPods}, Action: ruleset.Accept},
@@ -85,8 +86,8 @@ func (c *common) base() {
 		}})
 }
 
-// dropChains adds a chain for each of these reasons to drop packets. The chain has two rules, to log and to drop.
-// Other packets meet only one rule, which leads to the chain.
+// dropChains adds a chain for each reason to drop packets. Each chain has two rules: one logs packets, and one drops
+// them. A packet that isn't dropped meets only the rule that leads to the chain, and not both.
 func (c *common) dropChains() {
 	for _, of := range []struct{ name, why string }{
 		{conf.CutChain, "connections cut by a later change of policy"},
@@ -153,12 +154,12 @@ func (c *common) ahead(other links) []ruleset.Rule {
 		[]ruleset.Rule{icmpFromPods, related})
 }
 
-// icmpErrors adds the chain that drops a pod's ICMP errors about packets that the pod didn't get. Connection
-// tracking ignores the sender of an error, so a pod could end others' connections.
+// icmpErrors adds a chain that drops a pod's ICMP errors about packets that the pod didn't get. Otherwise a pod could
+// end connections of other pods: connection tracking doesn't check who sends an error.
 //
-// The rule icmpFromPods leads all ICMP packets of pods to the chain, also those of no known connection: a forged
-// error could shrink the packets of the tunnel. The rule related lets errors about known connections pass, because
-// any router may send them.
+// The rule icmpFromPods leads all ICMP packets of pods to this chain, even if they belong to no known connection: a
+// forged error could reduce the size of the tunnel's packets. The rule related accepts errors about known connections
+// from all other senders, because any router may send them.
 func (c *common) icmpErrors() (icmpFromPods, related ruleset.Rule) {
 	proto := icmp(c.family)
 	c.chain(conf.ErrorsChain, dropRest([]ruleset.Rule{{
@@ -175,8 +176,8 @@ func (c *common) icmpErrors() (icmpFromPods, related ruleset.Rule) {
 	return icmpFromPods, related
 }
 
-// global exempts pods' global IPv6 addresses (2000::/3, RFC 4291) from masquerading. Clusters assign such
-// addresses so that other hosts see them (kops: "CNIs must not masquerade IPv6 addresses").
+// global exempts pods' global IPv6 addresses (2000::/3, RFC 4291) from masquerading, because clusters assign such
+// addresses so that other hosts can see them (kops: "CNIs must not masquerade IPv6 addresses").
 func (c *common) global() []ruleset.Rule {
 	if c.family != conf.IPv6 {
 		return nil

@@ -10,28 +10,28 @@ import (
 const (
 	// maxRules limits the kernel rules of one policy.
 	maxRules = 1 << 10
-	// maxEntries limits the networks and ports in the sets of one policy. A few excepts can cut a block into
-	// many networks.
+	// maxEntries limits the networks and ports in the sets of one policy. A few excepts can divide an ipBlock into many
+	// networks.
 	maxEntries = 1 << 17
-	// maxNodeRules, maxNodeSets and maxNodeEntries limit all policies of a node together. Sets and chains of
-	// classes don't count.
+	// maxNodeRules, maxNodeSets and maxNodeEntries limit all policies of a node together. Sets and chains of classes
+	// don't count.
 	//
-	// The kernel's numbers of sets have 16 bits (ip_set_id_t in include/uapi/linux/netfilter/ipset/ip_set.h).
-	// iptables needs a second to write maxNodeRules rules. The kernel needs ten seconds for maxNodeEntries
-	// entries.
+	// A set's number in the kernel has 16 bits (ip_set_id_t in include/uapi/linux/netfilter/ipset/ip_set.h). iptables
+	// takes a second to write maxNodeRules rules. The kernel takes ten seconds for maxNodeEntries entries.
 	maxNodeRules   = 1 << 15
 	maxNodeSets    = 1 << 13
 	maxNodeEntries = 1 << 20
 	maxPortRules   = 4
-	// portsPerRule is how many ports one kernel rule can match. A range counts as two ports.
+	// portsPerRule is how many ports a rule in the kernel can match. A range counts as two ports.
 	portsPerRule = 15
 	maxProblems  = 50
 )
 
-// maxBulk limits the policies that are parsed at once. A policy with a larger bulk waits for NextUnparsed.
+// maxBulk is the largest bulk of a policy that is parsed at once. Larger policies wait for NextUnparsed.
 var maxBulk = 1 << 6
 
-// bulk counts what makes a policy slow to parse: peers, ports and excepts, and to a lesser degree selectors.
+// bulk estimates how long it takes to parse a policy. It counts peers, ports and excepts, and with less weight
+// selectors.
 func bulk(np *networkingv1.NetworkPolicy) (n int) {
 	add := func(peers []networkingv1.NetworkPolicyPeer, ports []networkingv1.NetworkPolicyPort) {
 		n += len(peers) + len(ports)
@@ -62,7 +62,8 @@ const tooLarge = "with it the policy needs "
 
 type size struct{ rules, entries int }
 
-// bound returns the rule without peers, and reports a problem, if the policy exceeds a bound with the rule.
+// bound returns the rule. If the policy exceeds its limits with this rule, bound returns the rule without peers, so
+// that it allows nothing, and reports a problem.
 func (s *size) bound(r rule, report func(field, format string, args ...any)) rule {
 	with := size{s.rules, s.entries}
 	for _, p := range r.peers {

@@ -47,8 +47,8 @@ spec:
 	return golden.OnNode(objects)
 }
 
-// TestLargePolicies: a part of a policy that exceeds a bound is reported and allows nothing. Other policies aren't
-// affected.
+// TestLargePolicies: a part of a policy that exceeds a limit is reported, and allows nothing. Other policies stay as
+// they are.
 func TestLargePolicies(t *testing.T) {
 	big := map[string]string{"app": "big"}
 	let := func(from []networkingv1.NetworkPolicyPeer,
@@ -79,10 +79,10 @@ func TestLargePolicies(t *testing.T) {
 		name         string
 		policies     []*networkingv1.NetworkPolicy
 		more         []policy.Pod
-		rules        int // of x/big's ingress chain, without its last two rules
+		rules        int // rules of the ingress chain of x/big, without the last two
 		pass, denied string
-		problems     []string // the beginning of each problem; the last may match many
-		of           int      // how many problems there are, if more than in problems
+		problems     []string // beginnings of the problems; the last may match several
+		of           int      // the number of problems, if there are more than in problems
 	}{
 		{
 			name:     "4,000 ports",
@@ -157,7 +157,7 @@ func TestLargePolicies(t *testing.T) {
 		{
 			name:     "more sets than a node has room for",
 			policies: sets,
-			rules:    8192 - 8192/64, // what the namespace sane leaves, rounded down
+			rules:    8192 - 8192/64, // the part that the namespace sane doesn't need, rounded down
 			denied:   "10.88.1.9>big:tcp:1 client>big:tcp:1",
 			more: []policy.Pod{{
 				Namespace: "x",

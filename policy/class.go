@@ -10,11 +10,11 @@ import (
 
 type side struct {
 	direction ruleset.Direction
-	own       ruleset.Part // the part of a packet that has the address of the isolated pod
-	peer      ruleset.Part // the part of a packet that has the peer's address
-	dispatch  string       // the chain that sends a packet to its class
-	chains    string       // the prefix of the names of class chains
-	sets      string       // the prefix of the names of class sets
+	own       ruleset.Part // where a packet has the isolated pod's address
+	peer      ruleset.Part // where a packet has the peer's address
+	dispatch  string       // the chain that leads a packet to its class
+	chains    string       // beginning of the names of class chains
+	sets      string       // beginning of the names of class sets
 }
 
 var (
@@ -31,20 +31,21 @@ var (
 
 type lowered struct {
 	classes [len(sides)][len(conf.Families)][]class
-	// open has the endpoints that only audited policies would isolate, if the kernel refuses their class.
+	// open has endpoints that only audited policies select, and whose class the kernel refuses. They count as not
+	// isolated.
 	open     [len(sides)][len(conf.Families)][]joined
-	supplies []*supply // the sets that the released demands need: see part.released
+	supplies []*supply // sets that the released demands need (part.released)
 	problems complaints
 }
 
 type class struct {
 	ruleset.Class
-	policies int // how many there are
+	policies int // the number of policies
 	key      string
 	// set and chain are nil if the policies allow nothing, or if the kernel refuses the set.
 	set   *ruleset.Set
 	chain *ruleset.Chain
-	enter ruleset.Rule // sends the pods' packets to the chain
+	enter ruleset.Rule // the rule that leads the pods' packets to the chain
 	none  []ruleset.Entry
 }
 
@@ -53,7 +54,7 @@ type lowering struct {
 	*part
 	*side
 	family conf.Family
-	rules  map[rulesOf][]ruleset.Rule // the rules that allow packets
+	rules  map[rulesOf][]ruleset.Rule // rules that allow packets
 	to     *lowered
 }
 
@@ -150,8 +151,9 @@ func (l *lowering) classRules(policies []parsedPolicy) []ruleset.Rule {
 	return rules
 }
 
-// class returns the class "none" if the policies allow nothing, or if the kernel refuses the class set. ok is
-// false if the policies are audited and the kernel refuses the class set or one of its entries.
+// class computes the class of the group's pods. If the policies allow nothing, or the kernel refuses the class set,
+// this is the class "none". ok is false if the policies are audited, and the kernel refuses the class set or an entry
+// of it.
 func (l *lowering) class(g *group) (k class, ok bool) {
 	if g.audited {
 		return l.auditClass(g)
@@ -193,7 +195,7 @@ func (s *side) noneNames(f conf.Family) (set, chain string) {
 	return f.Set(s.sets + conf.NoneClass), s.chains + strings.ToUpper(conf.NoneClass)
 }
 
-// dropRest appends two rules: one logs all packets that reach it, and one drops them.
+// dropRest appends two rules, which log and drop all packets that reach the end of the chain.
 func dropRest(rules []ruleset.Rule, chain, why string) []ruleset.Rule {
 	return append(rules,
 		ruleset.Rule{Comment: "weir: " + why, Action: ruleset.Log, To: conf.LogPrefix + chain},

@@ -14,7 +14,7 @@ import (
 
 type cluster struct {
 	pods        []member
-	in          map[string][]int // by namespace: the indexes of its pods in pods
+	in          map[string][]int // indexes in pods, by namespace
 	endpoints   []joined
 	expected    []*Pod
 	shared      map[netip.Addr][]member
@@ -22,18 +22,18 @@ type cluster struct {
 	ambiguous   []ruleset.Problem
 }
 
-// member has only the addresses that policy uses: those of the pod's endpoint, or those that its Node can
-// assign.
+// member is a pod with the addresses that count: those of its endpoint on this node, or those in its status that its
+// Node can assign.
 type member struct {
 	Pod
 	namespace Namespace
-	here      bool // on this node
+	here      bool // true if the pod is on this node
 	addresses []netip.Addr
 }
 
 type joined struct {
 	Endpoint
-	known bool // the pod is in the source, or enforcement is off
+	known bool // true if the source has the pod, or enforcement is off
 	pods  []*Pod
 }
 
@@ -122,7 +122,7 @@ func index(state State) cluster {
 			believed, problems := places.believed(p)
 			c.disbelieved = append(c.disbelieved, problems...)
 			for _, a := range believed {
-				// A pod that is being deleted may still state an address that now belongs to another pod.
+				// The address may belong to a new pod of this node, while the old pod is still being deleted.
 				if !taken[a] {
 					m.addresses = append(m.addresses, a)
 				}
@@ -173,7 +173,7 @@ func (c cluster) problems() []ruleset.Problem {
 func sharedProblems(a netip.Addr, names []string) (problems []ruleset.Problem) {
 	slices.Sort(names)
 	if names = slices.Compact(names); len(names) < 2 {
-		return nil // one endpoint that may be one of several pods of the same name
+		return nil // it is one endpoint, which may be one of several pods of this name
 	}
 	for i, name := range names {
 		problems = append(problems, ruleset.Problem{
@@ -215,7 +215,7 @@ func (c cluster) agreed(means func(member) bool) func(netip.Addr) bool {
 	}
 }
 
-// SameUID reports whether the two UIDs can belong to the same pod. An empty UID agrees with every UID.
+// SameUID reports whether the two UIDs can belong to the same pod. An empty UID matches every UID.
 func SameUID(source, endpoint string) bool {
 	return source == "" || endpoint == "" || source == endpoint
 }

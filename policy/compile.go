@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Compile turns a state into the ruleset that the kernel should have. It is the specification of weir's
-// enforcement: an Engine gives the same ruleset.
+// Compile returns the ruleset that the kernel should have for the state. It is the specification of what weir enforces:
+// an Engine returns the same ruleset.
 func Compile(state State) ruleset.Ruleset {
 	policies, cluster := parseAll(state.Policies), index(state)
 	c := newCompiler(cluster)
@@ -58,7 +58,7 @@ type namedPort struct {
 	here  bool
 }
 
-// compiler compiles the ruleset of one node. These calls tell it of changes, and compile then computes only what
+// compiler compiles the ruleset of one node. The following methods tell it of changes. Then compile computes only what
 // depends on the changes:
 //
 //	replace      the pods or policies of a namespace have changed
@@ -70,26 +70,26 @@ type compiler struct {
 	refused   ruleset.Refused
 	parts     map[string]*part // by namespace
 	common    common
-	supplies  map[string]*supply // by name: the sets that policies' rules need
-	wanted    amount             // the amount that all demands need, as far as their sets are counted
+	supplies  map[string]*supply // sets that policies' rules need, by name
+	wanted    amount             // the sum that all demands need, without sets that aren't counted yet
 	fit       bool
 	undecided bool
-	division  division // while the node doesn't have room for all
+	division  division // used while the node doesn't have room for all demands
 	uncounted map[*supply]bool
-	stamp     uint64    // counts the new parts
-	unwanted  []*supply // the sets that lost their last demand, or their last granted one; an Engine empties the list
+	stamp     uint64    // the number of parts so far
+	unwanted  []*supply // sets that no demand, or no granted demand, needs any more; an Engine empties this list
 	work      work
 
 	joined   bool
-	junction sheet // what leads to the classes, in all families
+	junction sheet // chains and sets that lead packets to the classes, of all families
 	classes  []ruleset.Class
 	opened   [len(sides)][len(conf.Families)]*opened
 	sets     ordered.List[string, ruleset.Set]
 	chains   ordered.List[chainKey, ruleset.Chain]
 
-	problems   []ruleset.Problem // of all parts, and of pods that no policy isolates; out of date if restated is true
+	problems   []ruleset.Problem // all problems, unless restated is true
 	restated   bool
-	openStated bool // some of the problems are about pods that no policy isolates
+	openStated bool // true if problems are about pods that no policy isolates
 }
 
 func newCompiler(find finder) *compiler {
@@ -119,7 +119,7 @@ func (c *compiler) setCommon(now common) {
 	c.chains.Replace(was.chains, c.common.chains)
 }
 
-// setRefused makes the next compile compute everything again.
+// setRefused tells the compiler which parts of rulesets the kernel refuses. The next compile computes everything.
 func (c *compiler) setRefused(refused ruleset.Refused) {
 	c.refused = refused
 	c.replaceAll()
@@ -144,7 +144,8 @@ func (c *compiler) replace(l *local) {
 	}
 	if len(l.endpoints)+len(l.expected) > 0 {
 		now := c.partOf(l)
-		now.lowered, now.waited, now.begun = was.lowered, was.waited, was.begun // until lower and release replace them
+		// The old values stay until lower and release replace them.
+		now.lowered, now.waited, now.begun = was.lowered, was.waited, was.begun
 		c.parts[l.namespace] = now
 		c.wanted.rules += now.rules
 		c.exchangeWants(was, now)

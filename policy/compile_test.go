@@ -17,7 +17,8 @@ func TestGolden(t *testing.T) {
 	})
 }
 
-// TestVerdicts: the rules and the evaluator both give the verdicts of the table. A packet is FROM>TO:PROTO:PORT.
+// TestVerdicts: the compiled rules and the evaluator both give the verdicts in this table. A packet is written as
+// FROM>TO:PROTO:PORT.
 func TestVerdicts(t *testing.T) {
 	for _, tc := range []struct {
 		file         string
@@ -76,7 +77,7 @@ func TestVerdicts(t *testing.T) {
 	}
 }
 
-// TestChained: packets from chained attachments' addresses (the set weir-chained) aren't masqueraded.
+// TestChained: packets from chained attachments, whose addresses are in the set weir-chained, aren't masqueraded.
 func TestChained(t *testing.T) {
 	chained := policy.Endpoint{
 		ID:          "c:eth0",

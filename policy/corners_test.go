@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// corners has two namespaces. The pods web, db and free have endpoints on this node. The other pods don't.
+// corners has two namespaces. The pods web, db and free have endpoints on this node. All other pods don't.
 const corners = `
 apiVersion: v1
 kind: Namespace
@@ -68,7 +68,7 @@ kind: Pod
 metadata: {name: new, namespace: shop, labels: {app: web}}
 `
 
-// TestCorners: the rules and the evaluator follow networking.k8s.io/v1 in points that are easily misread.
+// TestCorners: the compiled rules and the evaluator follow the API's text in points that are easily misread.
 func TestCorners(t *testing.T) {
 	for _, tc := range []struct {
 		name, spec   string

@@ -16,11 +16,11 @@ import (
 
 type space struct {
 	name     string
-	object   Namespace // zero if the source doesn't have it
+	object   Namespace // the zero value if the source doesn't have the namespace
 	crowds   map[uint64]*crowd
 	policies map[string][]keptPolicy
-	// parsed has the parsed policies, sorted by name. It is nil until policiesIn makes it, and for namespaces
-	// without pods of this node.
+	// parsed has the parsed policies, sorted by name. It is nil until policiesIn fills it. It stays nil if the
+	// namespace has no pods on this node.
 	parsed []parsedPolicy
 }
 
@@ -29,25 +29,27 @@ type keptPolicy struct {
 	parsed *parsedPolicy
 }
 
-// crowd has the pods of one namespace that have equal labels. Selectors are compared with crowds, not with pods.
+// crowd has the pods of a namespace with equal labels. Selectors are compared with crowds instead of single pods, which
+// is faster.
 type crowd struct {
 	*space
 	hash   uint64
-	mark   uint64 // a random number: see live.print
-	next   *crowd // another crowd of the space with the same hash
-	sample *Pod   // any pod with these labels
+	mark   uint64 // a random number; see live.print
+	next   *crowd // another crowd of the namespace with the same hash
+	sample *Pod   // any of the pods, for its labels
 	pods   []*pod
-	count  [len(conf.Families)]int // by family: how many of the pods' addresses count (addressBook.uses)
-	// matches are the live selectors that match the crowd, ordered by ID.
+	count  [len(conf.Families)]int // how many of the pods' addresses count, by family (addressBook.uses)
+	// matches has the live selectors that match the crowd, ordered by ID.
 	matches []*live
-	unswept bool // some of the selectors in matches may be gone
+	unswept bool // true if some selectors in matches may no longer be in use
 }
 
 var seed = maphash.MakeSeed()
 
 func labelHash(p *Pod) (hash uint64) {
 	for k, v := range p.Labels {
-		hash += maphash.Comparable(seed, [2]string{k, v}) // of key and value together: two labels may swap their values
+		// Key and value together, because two labels may swap their values.
+		hash += maphash.Comparable(seed, [2]string{k, v})
 	}
 	for _, k := range p.Unknown {
 		hash += maphash.String(seed, k) * 17
@@ -98,7 +100,7 @@ func (s *space) each() func(func(*crowd) bool) {
 	}
 }
 
-// setPolicies replaces the policies of that name. Policies larger than maxBulk wait for NextUnparsed.
+// setPolicies replaces the policies of this name. Policies larger than maxBulk aren't parsed yet: see NextUnparsed.
 func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) {
 	s, full := e.space(name.Namespace), name.Namespace+"/"+name.Name
 	local := e.isLocal(s.name)
@@ -188,7 +190,7 @@ func (e *Engine) join(p *pod) {
 	e.selectors.countPorts(c, p.Pod, 1)
 }
 
-// leave removes the pod from its crowd. A crowd without pods stays until settle.
+// leave removes the pod from its crowd. If the crowd is now empty, settle removes it later.
 func (e *Engine) leave(p *pod) {
 	c := p.crowd
 	e.selectors.countPorts(c, p.Pod, -1)
@@ -198,7 +200,7 @@ func (e *Engine) leave(p *pod) {
 	c.pods = c.pods[:len(c.pods)-1]
 	if p.crowd = nil; len(c.pods) == 0 {
 		e.moving.crowds[c] = true
-	} else if c.sample == p.Pod { // otherwise the crowd would keep the pod in memory
+	} else if c.sample == p.Pod { // another sample, so that the crowd doesn't keep the pod in memory
 		c.sample = c.pods[0].Pod
 	}
 }

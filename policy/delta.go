@@ -9,25 +9,27 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Name is the namespace and name of an object. An object outside of namespaces has only a name.
+// Name is the namespace and the name of an object. For an object outside of namespaces, Namespace is empty.
 type Name struct{ Namespace, Name string }
 
-// Delta has the objects that have changed since the source's last delta. Nobody may modify the objects in a Delta.
+// Delta has the objects of a source that have changed since the last delta. Nobody may change the objects in it.
 type Delta struct {
-	// Pods has all pods of each changed name. The list is empty if the pod is gone. A directory of manifests
-	// may have several pods of one name.
+	// Pods has all pods with each changed name. If a pod is gone, the list is empty. In a directory of manifests,
+	// several pods may have the same name.
 	Pods map[Name][]*Pod
-	// Policies has all policies of each changed name.
+	// Policies has all policies with each changed name.
 	Policies   map[Name][]*networkingv1.NetworkPolicy
 	Namespaces map[string]*Namespace
 
-	// Each of these four lists is complete, and nil if nothing in the list has changed. Nodes have all their claims.
+	// Each of the following lists is complete, or nil if nothing in it has changed. Nodes have all their claims, also
+	// invalid ones.
 	Nodes      *[]Node
 	Workloads  *[]Workload
 	Problems   *[]ruleset.Problem
 	Unenforced *[]Unenforced
 
-	// Number is how many deltas with changes the source has given so far. It is 0 if the source doesn't count.
+	// Number is the number of the delta. Deltas without changes don't count. It is 0 if the source doesn't number
+	// deltas.
 	Number uint64
 }
 
@@ -37,13 +39,13 @@ func NewDelta() *Delta {
 	}
 }
 
-// Empty reports whether nothing has changed. The Number doesn't count.
+// Empty reports whether the delta has no changes. Number doesn't matter.
 func (d *Delta) Empty() bool {
 	return len(d.Pods)+len(d.Policies)+len(d.Namespaces) == 0 &&
 		d.Nodes == nil && d.Workloads == nil && d.Problems == nil && d.Unenforced == nil
 }
 
-// Difference returns the delta between two states of a source's objects.
+// Difference returns the delta that turns one state of a source's objects into another.
 func Difference(was, now Objects) *Delta {
 	d := NewDelta()
 	for name, pods := range changed(byName(was.Pods, Pod.name), byName(now.Pods, Pod.name)) {

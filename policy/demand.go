@@ -8,15 +8,15 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// demand has the rules and sets that a policy's rule needs for one peer and one group of ports. The chain of each
-// class under the policy gets the rules. The compiler grants the whole demand or nothing.
+// demand has the rules and sets that a policy's rule needs for one peer and one group of ports. The rules are added to
+// the chain of each class that the policy isolates. The compiler grants a whole demand or nothing of it.
 type demand struct {
 	policy  *parsedPolicy
 	side    *side
 	rule    *rule
 	peer    *peer
 	ports   *ports
-	classes int // how many classes are under the policy
+	classes int // how many classes the policy isolates
 	rules   []familyRule
 	sets    []*supply
 }
@@ -30,10 +30,10 @@ func (d *demand) cost() float64 { return float64(d.classes * len(d.rules) * d.po
 
 type ask struct {
 	rules   []rule
-	classes int // how many classes are under the policy
+	classes int // how many classes the policy isolates
 	demands []*demand
-	sets    []*supply // each once
-	cost    float64   // how many kernel rules the demands need
+	sets    []*supply // without duplicates
+	cost    float64   // how many rules in the kernel the demands need
 	stated  complaints
 }
 
@@ -45,8 +45,8 @@ type askKey struct {
 type builder struct {
 	*compiler
 	*part
-	last map[askKey]*ask    // the asks of the namespace's previous part
-	made map[string]*supply // by name: the supplies that the compiler doesn't have yet
+	last map[askKey]*ask    // the asks of the last part for this namespace
+	made map[string]*supply // sets that the compiler doesn't have yet, by name
 }
 
 type isolation struct {
@@ -63,7 +63,7 @@ func isolations(groups [len(sides)][]*group) (all []*isolation) {
 			for _, list := range g.policies {
 				for j := range list {
 					policy := &list[j]
-					if seen[policy.name] { // an earlier alternative of the group has the policy too
+					if seen[policy.name] { // an earlier alternative of the group also has this policy
 						continue
 					}
 					seen[policy.name] = true
@@ -80,8 +80,8 @@ func isolations(groups [len(sides)][]*group) (all []*isolation) {
 	return all
 }
 
-// demand adds the demands of the policies that isolate the groups' pods. Once the demands need more rules or sets
-// than a whole node has room for, it refuses the policies that are left.
+// demand adds the demands of the policies that isolate the groups' pods. If the demands need more rules or sets than a
+// whole node has room for, it refuses the rest of the policies.
 func (b *builder) demand() {
 	room := nodeRoom()
 	b.stamp++
@@ -216,8 +216,8 @@ func (b *builder) peerSet(p *peer, f conf.Family) *supply {
 	return b.supplyFor(s)
 }
 
-// portSet returns the port set's supply, the match for a rule, and words for the rule's comment. The supply is nil
-// if the rule needs no port set. The set of a named port has pairs of a pod's address and its port number.
+// portSet returns the set that the ports need, the rule's match of this set, and words for the rule's comment. set is
+// nil if the ports need no set. The set of a named port contains pods' addresses, each with the number of the port.
 func (b *builder) portSet(s *side, p *ports, f conf.Family) (set *supply, match ruleset.SetMatch, words string) {
 	switch {
 	case p.name != "":
@@ -242,7 +242,7 @@ func namedPortSet(p namedPort, f conf.Family) string {
 	return f.Set(conf.NamedPortSets + ruleset.Hash(key(string(direction), p.name, string(p.proto))))
 }
 
-// roughly rounds up by at most an eighth. Small changes of a set then rarely change which demands are granted.
+// roughly rounds up, by at most an eighth. So a small change of a set rarely changes which demands are granted.
 func roughly(n int) int {
 	step := 1
 	for n/step >= 16 {

@@ -7,7 +7,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Endpoint is one attachment of a pod of this node, as policy sees it: the pod's identity and the addresses.
+// Endpoint is one attachment of a pod of this node, as policy sees it: the pod's identity and the attachment's
+// addresses.
 type Endpoint struct {
 	ID               string
 	Pod              PodRef
@@ -22,12 +23,12 @@ func (e Endpoint) equal(o Endpoint) bool {
 		e.Chained == o.Chained && e.HostIf == o.HostIf && e.BridgeIf == o.BridgeIf
 }
 
-// PodRef names a pod. UID is empty if the runtime gave none.
+// PodRef identifies a pod. UID is empty if the runtime hasn't told it.
 type PodRef struct{ Namespace, Name, UID string }
 
 func (p PodRef) String() string { return p.Namespace + "/" + p.Name }
 
-// Address is an address of an endpoint, with the subnet that it was assigned from.
+// Address is an address of an endpoint, with the subnet from which it was assigned.
 type Address struct {
 	Addr   netip.Addr
 	Subnet netip.Prefix

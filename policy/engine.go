@@ -12,62 +12,61 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Engine compiles the ruleset of one node, and keeps it up to date from deltas. Compile gives the same ruleset
-// for the same state, but perhaps with another order of problems. Most events cost the same in a cluster of any
-// size:
+// Engine compiles the ruleset of one node, and keeps it up to date from deltas. Compile gives the same ruleset for the
+// same state, except for the order of problems. Most events cost the same in a small and in a large cluster:
 //
-//   - If no policy of the node's pods concerns the changed pod, a few look-ups are enough.
+//   - If no policy of the node's pods concerns a changed pod, a few look-ups are enough.
 //   - If a peer changes, entries of sets change.
-//   - If the node's own pods or their policies change, the rules of their namespaces are compiled again.
+//   - If a pod of the node or one of its policies changes, the rules of the namespace are compiled again.
 //
-// An Engine isn't safe for concurrent use. The rulesets that it returns never change.
+// Only one goroutine may use an Engine. The rulesets that it returns never change.
 type Engine struct {
 	node string
 
-	pods     hashed.Map[Name, pod] // the first of each name
+	pods     hashed.Map[Name, pod] // the first pod of each name
 	spaces   map[string]*space
-	crowds   int // the number of crowds in all spaces
+	crowds   int // number of crowds in all spaces
 	unparsed map[Name]float64
-	names    ordered.Map[string, bool] // by the name of each policy, NAMESPACE/NAME: whether it is audited
+	names    ordered.Map[string, bool] // names of policies (NAMESPACE/NAME), and whether each is audited
 	places   places
-	networks [len(conf.Families)]ruleset.Entries // the podCIDRs of all Nodes
+	networks [len(conf.Families)]ruleset.Entries // podCIDRs of all Nodes
 	workload []Workload
 
 	endpoints map[string]Endpoint        // by ID
-	attached  map[Name][]string          // the IDs of a pod's endpoints, in order
-	local     map[string]map[string]bool // by namespace: the IDs of the endpoints
-	expected  map[string]map[*pod]bool   // by namespace: the pods that will run on this node and have no address yet
+	attached  map[Name][]string          // IDs of a pod's endpoints, in order
+	local     map[string]map[string]bool // IDs of endpoints, by namespace
+	expected  map[string]map[*pod]bool   // pods of this node that have no address yet, by namespace
 	refused   ruleset.Refused
 
 	addresses addressBook
 	selectors selectorIndex
 	moving    moving
-	unswept   []*crowd // their matches may have selectors that are gone
+	unswept   []*crowd // crowds whose matches may have selectors that are no longer in use
 	reports   reports
 
 	compiler *compiler
-	touched  map[string]bool // the namespaces that must be compiled again
-	common   bool            // what belongs to no policy must be compiled again
-	stale    bool            // what the kernel refuses, or the size of a set, has changed
+	touched  map[string]bool // namespaces to compile again
+	common   bool            // true if rules and sets that belong to no policy must be compiled again
+	stale    bool            // true if a set's size, or what the kernel refuses, has changed
 	ruleset  ruleset.Ruleset
 }
 
 type pod struct {
 	*Pod
-	next *pod // another pod of the same name; nil if there is none
-	made bool // a workload can have made the pod; the source doesn't have it
+	next *pod // another pod of the same name, or nil
+	made bool // true if the engine made the pod from a workload, because the source has no such pod
 	// crowd is nil if the pod has no addresses of its own.
 	crowd *crowd
-	place int // the index in crowd.pods
+	place int // index in crowd.pods
 	here  bool
-	// addresses are those of the pod's endpoints here. Without endpoints here, they are those of the pod's status
-	// that policy uses (places.believed).
+	// addresses are those of the pod's endpoints on this node. If there are none, they are those addresses of its
+	// status that count (places.believed).
 	addresses []netip.Addr
 }
 
 func (p *pod) key() Name { return p.name() }
 
-// NewEngine returns an engine for the node of that name. The name is empty if it isn't known.
+// NewEngine returns an engine for the node of this name. The name may be empty if it isn't known.
 func NewEngine(node string) *Engine {
 	e := &Engine{
 		node: node, pods: hashed.New((*pod).key), spaces: map[string]*space{}, unparsed: map[Name]float64{},
@@ -81,7 +80,7 @@ func NewEngine(node string) *Engine {
 	return e
 }
 
-// Apply takes the changes of a delta, except those of Nodes and Unenforced. SetNodes takes Nodes.
+// Apply makes the changes of a delta. It ignores Nodes, for which there is SetNodes, and Unenforced.
 func (e *Engine) Apply(d *Delta) {
 	for name, n := range d.Namespaces {
 		e.setNamespace(name, n)
@@ -105,7 +104,7 @@ func (e *Engine) Apply(d *Delta) {
 	e.settle()
 }
 
-// SetRefused takes the parts of rulesets that the node's kernel refuses.
+// SetRefused tells the engine which parts of rulesets the node's kernel refuses. Later rulesets don't have these parts.
 func (e *Engine) SetRefused(r ruleset.Refused) {
 	if !maps.Equal(e.refused, r) {
 		e.refused, e.stale = r, true
@@ -113,7 +112,7 @@ func (e *Engine) SetRefused(r ruleset.Refused) {
 	}
 }
 
-// SetNodes replaces all Nodes. The new Nodes must have only the claims that count (package claims).
+// SetNodes replaces all Nodes. The Nodes must have only valid claims (package claims).
 func (e *Engine) SetNodes(nodes []Node) {
 	was := e.places
 	e.places = newPlaces(State{Objects: Objects{Nodes: nodes}, Node: e.node})
@@ -147,7 +146,7 @@ func (e *Engine) SetNodes(nodes []Node) {
 	e.settle()
 }
 
-// SetEndpoints replaces all attachments on this node.
+// SetEndpoints replaces all attachments of this node.
 func (e *Engine) SetEndpoints(endpoints []Endpoint) {
 	now := make(map[string]Endpoint, len(endpoints))
 	changed := map[Name]bool{}
@@ -177,8 +176,8 @@ func (e *Engine) SetEndpoints(endpoints []Endpoint) {
 			e.withdraw(p)
 		}
 		for _, id := range e.attached[name] {
-			e.take(e.endpoints[id], -1)
-			take(e.local, name.Namespace, id)
+			e.countEndpoint(e.endpoints[id], -1)
+			removeFrom(e.local, name.Namespace, id)
 		}
 		delete(e.attached, name)
 	}
@@ -186,8 +185,8 @@ func (e *Engine) SetEndpoints(endpoints []Endpoint) {
 	for _, id := range slices.Sorted(maps.Keys(now)) {
 		if name := now[id].Pod.name(); changed[name] {
 			e.attached[name] = append(e.attached[name], id)
-			e.take(now[id], 1)
-			give(e.local, name.Namespace, id)
+			e.countEndpoint(now[id], 1)
+			addTo(e.local, name.Namespace, id)
 		}
 	}
 	for name := range changed {
@@ -198,20 +197,20 @@ func (e *Engine) SetEndpoints(endpoints []Endpoint) {
 
 func (p PodRef) name() Name { return Name{p.Namespace, p.Name} }
 
-func give[T comparable](to map[string]map[T]bool, namespace string, v T) {
+func addTo[T comparable](to map[string]map[T]bool, namespace string, v T) {
 	if to[namespace] == nil {
 		to[namespace] = map[T]bool{}
 	}
 	to[namespace][v] = true
 }
 
-func take[T comparable](from map[string]map[T]bool, namespace string, v T) {
+func removeFrom[T comparable](from map[string]map[T]bool, namespace string, v T) {
 	if delete(from[namespace], v); len(from[namespace]) == 0 {
 		delete(from, namespace)
 	}
 }
 
-func (e *Engine) take(of Endpoint, by int) {
+func (e *Engine) countEndpoint(of Endpoint, by int) {
 	for _, a := range of.Addresses {
 		e.touch(a.Addr)
 		e.countFor(a.Addr, -1)
@@ -285,7 +284,7 @@ func (e *Engine) setPods(name Name, pods []*Pod) {
 
 func (e *Engine) withdraw(p *pod) {
 	if e.expected[p.Namespace][p] {
-		take(e.expected, p.Namespace, p)
+		removeFrom(e.expected, p.Namespace, p)
 		e.touched[p.Namespace] = true
 	}
 	e.reports.set(reportOf{pod: p}, nil)
@@ -307,7 +306,7 @@ func (e *Engine) admit(p *pod) {
 	addresses := e.endpointAddresses(name)
 	p.addresses, p.here = addresses, addresses != nil
 	if p.NodeName == e.node && len(p.Addresses) == 0 && e.attached[name] == nil && !p.HostNetwork && !p.Finished {
-		give(e.expected, p.Namespace, p)
+		addTo(e.expected, p.Namespace, p)
 		e.touched[p.Namespace] = true
 	}
 	if p.HostNetwork {
@@ -351,9 +350,9 @@ func (e *Engine) podsOf(of Endpoint) (pods []*Pod) {
 	return pods
 }
 
-// Pods returns the pods of that name that Apply was told of. It leaves out pods that the engine made from workloads.
+// Pods returns the pods of this name that Apply has been given. It leaves out pods that the engine made from workloads.
 func (e *Engine) Pods(name Name) []*Pod { return e.given(name) }
 
-// Policies returns the names of all policies (NAMESPACE/NAME) in order, and whether each is audited. The result
+// Policies returns the names of all policies (NAMESPACE/NAME) in order, and whether each is audited. The returned map
 // never changes.
 func (e *Engine) Policies() ordered.Map[string, bool] { return e.names }

@@ -19,11 +19,11 @@ import (
 
 var sequences = flag.Int("sequences", 200, "how many random sequences of 50 events TestEngineIsCompile tries")
 
-// TestEngineIsCompile: after each random event, the engine gives the same ruleset as Compile, and the engine's
-// indexes are sound. If a sequence fails, the test shortens the sequence before it prints it.
+// TestEngineIsCompile: after each of many random events, the engine gives the same ruleset as Compile, and the engine's
+// indexes are correct. If a sequence of events fails, the test looks for a shorter sequence before it prints it.
 func TestEngineIsCompile(t *testing.T) {
 	events := 0
-	defer policy.SmallRoom(0, 0, 0, 0)() // in the end, restores the room
+	defer policy.SmallRoom(0, 0, 0, 0)() // restores the limits at the end of the test
 	for seed := range uint64(*sequences) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		switch r.IntN(4) {
@@ -64,8 +64,8 @@ func rest(s policy.State) string {
 	return b.String()
 }
 
-// engineDiffers takes an engine through the states. It returns the index of the first state after which something
-// is wrong; -1 if nothing is.
+// engineDiffers takes an engine through the states. It returns the index of the first state after which something is
+// wrong, or -1.
 func engineDiffers(states []policy.State) (step int, difference string) {
 	e := policy.NewEngine(states[len(states)-1].Node)
 	r := rand.New(rand.NewPCG(uint64(len(states)), 2))
@@ -85,7 +85,7 @@ func engineDiffers(states []policy.State) (step int, difference string) {
 		if wrong := e.Unsound(); len(wrong) > 0 {
 			return i, strings.Join(wrong, "\n")
 		}
-		if i%10 == 0 { // printing takes most of the time
+		if i%10 == 0 { // not each time, because printing takes most of the time
 			if said != "" && written(before) != said {
 				return i, "an earlier ruleset has changed"
 			}
@@ -109,7 +109,7 @@ func tell(r *rand.Rand, e *policy.Engine, was, now policy.State) {
 		func() { e.SetRefused(now.Refused) },
 	}
 	r.Shuffle(len(parts), func(i, j int) { parts[i], parts[j] = parts[j], parts[i] })
-	var late *policy.Unparsed // these policies are parsed before later events, and taken after them
+	var late *policy.Unparsed // policies that are parsed before the next events, and given to the engine after them
 	for _, part := range parts {
 		part()
 		switch r.IntN(4) {
@@ -117,7 +117,7 @@ func tell(r *rand.Rand, e *policy.Engine, was, now policy.State) {
 			e.Changed()
 		case 1:
 			e.Ruleset()
-		case 2: // large sets and policies are half made when the next event comes
+		case 2: // the next event comes while large sets and policies are only half made
 			for range 1 + r.IntN(3) {
 				e.SliceOf(float64(1 + r.IntN(4)))
 			}
@@ -136,7 +136,7 @@ func tell(r *rand.Rand, e *policy.Engine, was, now policy.State) {
 	}
 }
 
-// sliced sometimes asks for the ruleset in slices. No slice may allow more than the whole ruleset.
+// sliced sometimes computes the ruleset in slices. No slice may allow more than the whole ruleset.
 func sliced(r *rand.Rand, e *policy.Engine, now policy.State) (wrong string) {
 	if r.IntN(3) > 0 {
 		return ""
@@ -153,7 +153,8 @@ func sliced(r *rand.Rand, e *policy.Engine, now policy.State) (wrong string) {
 		restore := policy.SmallRoom(1<<15, 1<<13, 1<<20, 1<<16)
 		want := policy.Compile(now)
 		restore()
-		if len(now.Refused) > 0 { // what is refused depends on the sets that there are
+		// Can't be compared, because the order of changes decides which sets exist and are refused.
+		if len(now.Refused) > 0 {
 			continue
 		}
 		allows, most := ruleset.NewIndex(got), ruleset.NewIndex(want)
@@ -168,7 +169,7 @@ func sliced(r *rand.Rand, e *policy.Engine, now policy.State) (wrong string) {
 
 func written(r ruleset.Ruleset) string {
 	var b strings.Builder
-	_ = r.Write(&b) // a Builder takes everything
+	_ = r.Write(&b) // a Builder accepts all writes
 	return b.String()
 }
 

@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// SmallRoom replaces the limits, so that random clusters can exceed them. The function restore() brings the old
-// limits back.
+// SmallRoom replaces the limits by lower ones, which random clusters can exceed. The function restore sets the old
+// limits again.
 func SmallRoom(rules, sets, entries float64, inSet int) (restore func()) {
 	room, most, many, piece := nodeRoom, maxSetEntries, maxBulk, maxPiece
 	maxBulk, maxPiece = inSet%4, inSet%3
@@ -178,7 +178,7 @@ func (e *Engine) countPort(all map[*pod]bool, port namedPort) (count [len(conf.F
 	return count
 }
 
-// Remains returns what an engine still has after all objects are gone.
+// Remains returns what an engine still has in memory when all objects are gone.
 func (e *Engine) Remains() string {
 	x, m := &e.selectors, &e.moving
 	sizes := map[string]int{

@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestOthersPayLittle: hostile policies of other tenants add at most half to the allocations for a tenant's new deny
-// policy. Allocations stand for work.
+// TestOthersPayLittle: a tenant adds a policy that denies everything. Hostile policies of other tenants add at most
+// half to the number of allocations for this, which stands for the work.
 func TestOthersPayLittle(t *testing.T) {
 	cost := map[string]float64{}
 	for name, list := range hostile {
@@ -41,8 +41,8 @@ func TestOthersPayLittle(t *testing.T) {
 	}
 }
 
-// TestOneOfManyPolicies: a change of a large policy takes at most three times as much beside 19 other large policies
-// of the tenant as beside one.
+// TestOneOfManyPolicies: the cost of changing one large policy is at most three times as high if the tenant has 20
+// large policies as if it has two.
 func TestOneOfManyPolicies(t *testing.T) {
 	cost := map[int]float64{}
 	for _, many := range []int{2, 20} {
@@ -66,7 +66,7 @@ func TestOneOfManyPolicies(t *testing.T) {
 	}
 }
 
-// TestLargeSetsComeInPieces: a slice makes only a part of a large set. No rule uses the set until it is whole.
+// TestLargeSetsComeInPieces: one slice computes only a part of a large set. No rule uses the set before it is complete.
 func TestLargeSetsComeInPieces(t *testing.T) {
 	const blocks = 8 * policy.SliceWork
 	e, all := city(1000)
@@ -119,7 +119,7 @@ func TestLargeSetsComeInPieces(t *testing.T) {
 	}
 }
 
-// TestLargeSelectorsAreParsedLater: a policy with one large selector counts as a large policy.
+// TestLargeSelectorsAreParsedLater: a policy with a single large selector also counts as large.
 func TestLargeSelectorsAreParsedLater(t *testing.T) {
 	const many = 2000
 	labels, values := map[string]string{}, []string{}
@@ -145,8 +145,8 @@ func TestLargeSelectorsAreParsedLater(t *testing.T) {
 	}
 }
 
-// TestChangingPolicyHoldsUpNoOther: if a large policy always changes before it is parsed, another tenant's
-// larger policy is still parsed.
+// TestChangingPolicyHoldsUpNoOther: one tenant's large policy always changes before it is parsed. A larger policy of
+// another tenant is still parsed.
 func TestChangingPolicyHoldsUpNoOther(t *testing.T) {
 	e, all := city(300)
 	e.Apply(all)
@@ -160,7 +160,7 @@ func TestChangingPolicyHoldsUpNoOther(t *testing.T) {
 		for e.HasSlice() {
 			e.Slice(nil)
 		}
-		if e.TakeParsed(next); e.HasSlice() { // only the policy that doesn't change is taken
+		if e.TakeParsed(next); e.HasSlice() { // the engine takes only the policy that hasn't changed meanwhile
 			return
 		}
 		if i > 20 {
@@ -169,12 +169,14 @@ func TestChangingPolicyHoldsUpNoOther(t *testing.T) {
 	}
 }
 
-// TestAbandonedSetsAreForgotten: if a set that comes in pieces grows too large, the engine keeps no entries for it.
+// TestAbandonedSetsAreForgotten: a set that is computed in pieces becomes too large. The engine then keeps no entries
+// of it.
 func TestAbandonedSetsAreForgotten(t *testing.T) {
 	e, all := city(300)
 	e.Apply(all)
 	e.Ruleset()
-	defer policy.SmallRoom(1<<15, 1<<13, 1<<20, 7)() // maxPiece is 1, so sets with more entries come in pieces
+	// MaxPiece is 1 now, so a set with more entries is computed in pieces.
+	defer policy.SmallRoom(1<<15, 1<<13, 1<<20, 7)()
 	peers := func(first, n int) *policy.Delta {
 		d := policy.NewDelta()
 		for i := range n {

@@ -79,7 +79,7 @@ func faultPod(namespace, name, node, address string) policy.Pod {
 	}
 }
 
-// TestFaults: a faulty object allows no more packets. The problems that are reported name the object and the field.
+// TestFaults: an object with a fault allows no more packets. The reported problems name the object and the field.
 func TestFaults(t *testing.T) {
 	const (
 		pass   = "client>web:tcp:80 web>client:tcp:9 web>free:tcp:80 client>free:tcp:80 192.0.2.9>free:tcp:80"
@@ -87,13 +87,13 @@ func TestFaults(t *testing.T) {
 	)
 	for _, tc := range []struct {
 		name     string
-		more     string        // one more NetworkPolicy, without its kind
+		more     string        // another NetworkPolicy, without its kind
 		nodes    []policy.Node // in addition to self and peer
 		pods     []policy.Pod  // in addition to those of the manifests
 		unread   []ruleset.Problem
-		problems []string // the beginning of each problem
+		problems []string // beginnings of the problems
 		pass     string   // more packets that must pass
-		cut      string   // packets that pass without the fault, and not with it
+		cut      string   // packets that pass only without the fault
 		denied   string   // more packets that must not pass
 	}{
 		{name: "none"},
@@ -188,12 +188,12 @@ func TestFaults(t *testing.T) {
 			denied: "liar>web:tcp:80",
 		},
 		{
-			name:   "a pod of this node that isn't attached", // before ADD or after DEL; it is no fault
+			name:   "a pod of this node that isn't attached", // before ADD or after DEL, so this is no fault
 			pods:   []policy.Pod{faultPod("shop", "double", "self", "10.88.0.9")},
 			denied: "10.88.0.9>web:tcp:80",
 		},
 		{
-			name: "a pod that has its address twice", // such as in both fields of its status
+			name: "a pod that has its address twice", // for example, in both fields of its status
 			pods: []policy.Pod{{
 				Namespace: "lab",
 				Name:      "twice",

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// FuzzPolicy compiles random policies. The rules must give the evaluator's verdicts. They must also drop a packet
-// to weir0 if no pod has its destination.
+// FuzzPolicy compiles random policies. The rules must give the same verdicts as the evaluator. They must also drop
+// packets to weir0 whose destination is no pod.
 func FuzzPolicy(f *testing.F) {
 	for _, s := range []string{
 		`{podSelector: {}, ingress: [{from: [{ipBlock: {cidr: 0.0.0.0/0, except: [10.0.0.0/8, 10.88.0.0/16]}}], ` +

@@ -2,6 +2,6 @@ package policy
 
 import "net/netip"
 
-// HasAddress reports whether a pod has the address, by its endpoint on this node or by its status. Pods with
-// hostNetwork, and addresses that the pod's Node can't assign, don't count.
+// HasAddress reports whether a pod has the address, in its endpoint on this node or in its status. Pods with
+// hostNetwork don't count, and neither do addresses that the pod's Node can't assign.
 func (e *Engine) HasAddress(a netip.Addr) bool { return len(e.addresses.all(a)) > 0 }

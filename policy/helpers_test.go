@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// decides checks that the ruleset allows the packets in the list pass, and drops those in the list denied. Spaces
-// separate packets.
+// decides checks that the ruleset allows the packets in pass, and drops those in denied. Packets are separated by
+// spaces.
 func decides(t *testing.T, r ruleset.Ruleset, s policy.State, pass, denied string) {
 	t.Helper()
 	simulator, err := ruleset.NewSimulator(r)
@@ -29,7 +29,7 @@ func decides(t *testing.T, r ruleset.Ruleset, s policy.State, pass, denied strin
 	}
 }
 
-// evaluates checks the same of the evaluator's verdicts.
+// evaluates checks that the evaluator allows the packets in pass, and denies those in denied.
 func evaluates(t *testing.T, s policy.State, pass, denied string) {
 	t.Helper()
 	evaluator := verdict.New(s)
@@ -44,12 +44,12 @@ func evaluates(t *testing.T, s policy.State, pass, denied string) {
 	}
 }
 
-// packet parses "FROM>TO:PROTO:PORT". FROM and TO are addresses, names of pods, or "node". NAME/6 is a pod's
-// IPv6 address.
+// packet parses "FROM>TO:PROTO:PORT". FROM and TO are addresses, names of pods, or "node". NAME/6 is the IPv6 address
+// of a pod.
 func packet(t testing.TB, state policy.State, s string) ruleset.Packet {
 	t.Helper()
 	from, rest, _ := strings.Cut(s, ">")
-	var parts [3]string // to, proto, port
+	var parts [3]string // TO, PROTO and PORT
 	for i := 2; i > 0; i-- {
 		colon := strings.LastIndex(rest, ":")
 		if colon < 0 {

@@ -16,7 +16,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestIndexOfRulesets: for rulesets of random clusters, an Index gives the same verdicts as a Simulator.
+// TestIndexOfRulesets: for the rulesets of random clusters, an Index gives the same verdicts as a Simulator.
 func TestIndexOfRulesets(t *testing.T) {
 	clusters := 400
 	if testing.Short() {
@@ -67,8 +67,9 @@ func portNumber(i int) networkingv1.NetworkPolicyPort {
 	return networkingv1.NetworkPolicyPort{Port: &port}
 }
 
-// BenchmarkIndex compares an Index with a Simulator for a pod with many policies. Run it as: go test ./policy
-// -run - -bench Index
+// BenchmarkIndex compares an Index with a Simulator for a pod with many policies.
+//
+// Run it as: go test ./policy -run - -bench Index
 func BenchmarkIndex(b *testing.B) {
 	for name, shape := range manyRules {
 		for _, n := range []int{10, 1_000, 10_000} {

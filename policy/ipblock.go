@@ -50,8 +50,8 @@ func parseIPBlock(block networkingv1.IPBlock) (prefixes []netip.Prefix, field st
 	return prefixes, "", nil
 }
 
-// notMapped refuses an IPv4-mapped IPv6 network. No packet has such an address. An API server accepts the network
-// unless its feature StrictIPCIDRValidation is on.
+// notMapped refuses an IPv4-mapped IPv6 network, because no packet has such an address. An API server accepts such
+// networks unless its feature StrictIPCIDRValidation is on.
 func notMapped(p netip.Prefix) error {
 	if v4 := unmapped(p); v4 != p {
 		return fmt.Errorf("%s is an IPv4 network written as an IPv6 network: write %s", p, v4)

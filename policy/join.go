@@ -34,7 +34,7 @@ type junction struct {
 	*compiler
 	*side
 	sheet
-	dispatch []ruleset.Rule // the rules of the chain that sends packets to class chains, in order
+	dispatch []ruleset.Rule // rules of the chain that leads packets to class chains, in order
 	classes  []ruleset.Class
 }
 
@@ -44,10 +44,10 @@ type opened struct {
 	problems []ruleset.Problem
 }
 
-// join adds the chains that send packets to classes, and the classes that all namespaces share.
+// join adds the chains that lead packets to classes, and the classes that all namespaces share.
 //
-// Classes with more policies come first. So, when a policy is added, the transaction with the policy's rules moves
-// all of its pods to their new classes at once.
+// The rules of classes with more policies come first. So when a policy is added, one transaction moves all of the
+// policy's pods to their new classes at the same time.
 func (c *compiler) join() {
 	if c.joined {
 		return
@@ -81,7 +81,7 @@ func (c *compiler) join() {
 }
 
 func (j *junction) compile(isolated []*class, open *opened) {
-	// A TCP packet in the middle of a connection must not begin a connection-tracking entry. Otherwise a server
+	// A TCP packet from the middle of a connection must not create a connection-tracking entry. Otherwise a server
 	// could revive a connection that was cut.
 	j.dispatch = []ruleset.Rule{{
 		Proto: ruleset.TCP, Track: ruleset.Midstream,
@@ -109,8 +109,8 @@ func (j *junction) add(set *ruleset.Set, r ruleset.Rule) {
 	j.dispatch = append(j.dispatch, r)
 }
 
-// none adds the class "none" even without pods. So a new policy that denies everything changes only sets, which
-// is quick.
+// none adds the class "none" even if it has no pods. So a new policy that denies everything only changes sets, which is
+// quicker than changing rules.
 func (j *junction) none(pods []ruleset.Entry) {
 	set, chain := j.noneNames(j.family)
 	j.chain(chain, dropRest(nil, chain, "their policies let nothing through")...)

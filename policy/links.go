@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// LinkOf returns the link of an endpoint. The result is empty if the link is unknown, or if a rule can't match the
-// link's name.
+// LinkOf returns the link of an endpoint. The result is the zero value if the link is unknown, or if no rule can match
+// its name.
 func LinkOf(e Endpoint) ruleset.Link {
 	switch {
 	case !e.Chained:
@@ -25,27 +25,27 @@ func LinkOf(e Endpoint) ruleset.Link {
 	return ruleset.Link{In: e.HostIf}
 }
 
-// odd reports whether iptables may interpret the character in a link's name. For example, a + at the end matches
-// every longer name.
+// odd reports whether iptables may not take the character in a link's name literally. For example, a name that ends in
+// + matches all longer names.
 func odd(r rune) bool {
 	return (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && !strings.ContainsRune("-._@", r)
 }
 
 type links struct {
-	neighbours []ruleset.Rule // allow neighbour discovery, before policies are checked
+	neighbours []ruleset.Rule // accept neighbour discovery, before policies are checked
 	senders    []ruleset.Rule // lead packets with forged sources to the chain that drops them
-	self       []ruleset.Rule // lead packets to their own source to the chain that lets pods reach themselves
+	self       []ruleset.Rule // lead packets from a pod to itself to the chain that accepts them
 	loopback   []ruleset.Rule // drop packets to the node's loopback addresses
 	masquerade []ruleset.Rule // exempt chained pods' packets from masquerading
 }
 
 type chainedPods struct {
-	addresses []ruleset.Entry // the addresses of all chained pods
-	own       []ruleset.Entry // for each link that belongs to one pod: all addresses (0.0.0.0/0 or ::/0) on the link
-	senders   []ruleset.Entry // for each link that belongs to one pod: the pod's addresses on the link
-	ports     []ruleset.Rule  // match packets from a pod's bridge port with the pod's address as source
-	foreign   []ruleset.Rule  // match packets from a pod's bridge port with any source
-	bridges   map[string]bool // the bridges that have pods' links as ports
+	addresses []ruleset.Entry // addresses of all chained pods
+	own       []ruleset.Entry // for each link of a single pod: all addresses (0.0.0.0/0 or ::/0)
+	senders   []ruleset.Entry // for each link of a single pod: the pod's addresses
+	ports     []ruleset.Rule  // match packets from a pod's bridge port, with the pod's address as the source
+	foreign   []ruleset.Rule  // match packets from a pod's bridge port, with any source
+	bridges   map[string]bool // other plugins' bridges with pods' links as ports
 }
 
 func (c *common) chainedPods() chainedPods {
@@ -91,11 +91,11 @@ func (c *common) chainedPods() chainedPods {
 	return p
 }
 
-// links adds the sets and chains for pods with chained attachments, and returns the rules for them.
+// links adds the sets and chains for chained pods, and returns the rules that lead to them.
 //
-// A link that the node routes (ptp) belongs to one pod: packets from the link with another source are forged. A
-// bridge of another plugin has ports of several pods. Each of these ports has rules of its own, because iptables
-// can't match ipset's physdev entries.
+// A link that the node routes, as with the plugin ptp, belongs to one pod, so packets from this link with another
+// source are forged. A bridge of another plugin has several pods as ports. Each of these ports has its own rules,
+// because iptables can't look up bridge ports in a set.
 func (c *common) links(evaluate []ruleset.Rule) links {
 	pods := c.chainedPods()
 	if len(pods.addresses)+len(pods.own) == 0 {
@@ -153,7 +153,7 @@ func (c *common) links(evaluate []ruleset.Rule) links {
 		})
 		r.loopback = append(r.loopback, toLoopback(c.family, ruleset.Rule{In: name}))
 	}
-	// Only chained pods need neighbour discovery: weir's own links have permanent neighbour entries.
+	// Only chained pods need neighbour discovery: on weir's own links, neighbour entries are permanent.
 	if c.family == conf.IPv6 {
 		for _, shape := range []ruleset.Shape{ruleset.Solicitation, ruleset.Advertisement} {
 			r.neighbours = append(r.neighbours, ruleset.Rule{
@@ -170,11 +170,11 @@ var loopback = map[conf.Family]netip.Prefix{
 	conf.IPv4: netip.MustParsePrefix("127.0.0.0/8"), conf.IPv6: netip.MustParsePrefix("::1/128"),
 }
 
-// toLoopback completes r, a rule that matches packets by their links. The result drops packets from these links to
-// the node's loopback addresses. kubelet has a similar rule for IPv4 (KUBE-FIREWALL; CVE-2020-8558).
+// toLoopback returns a rule that drops packets to the node's loopback addresses. r has the rule's condition on links.
+// For IPv4, kubelet has a similar rule (KUBE-FIREWALL; CVE-2020-8558).
 //
-// The kernel itself drops such packets unless route_localnet is set, and portmap sets it for the first hostPort.
-// The rule doesn't match packets that another program translated to loopback.
+// The kernel itself drops such packets unless route_localnet is set. But portmap sets it for the first hostPort. The
+// rule doesn't match packets whose destination another program has translated.
 func toLoopback(f conf.Family, r ruleset.Rule) ruleset.Rule {
 	r.Dst, r.Track, r.Action, r.To = loopback[f], ruleset.Untranslated, ruleset.GoTo, conf.LoopbackChain
 	r.Comment = "weir: no pod reaches the loopback of its node"

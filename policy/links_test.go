@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// TestSelf: an isolated pod reaches itself, however it is attached. Another sender that forges the pod's address
-// doesn't reach the pod.
+// TestSelf: an isolated pod reaches itself, on weir's bridge and behind other plugins. A packet with the forged address
+// of the pod doesn't reach the pod.
 func TestSelf(t *testing.T) {
 	simulator, err := ruleset.NewSimulator(policy.Compile(golden.Load(t, "testdata/other-plugins.yaml")))
 	if err != nil {
@@ -45,7 +45,7 @@ func TestSelf(t *testing.T) {
 	}
 }
 
-// TestSendersOfOtherPlugins: if a link belongs to one pod, packets from it with any other source are dropped.
+// TestSendersOfOtherPlugins: if a link belongs to one pod, packets from it with another source are dropped.
 func TestSendersOfOtherPlugins(t *testing.T) {
 	simulator, err := ruleset.NewSimulator(policy.Compile(golden.Load(t, "testdata/other-plugins.yaml")))
 	if err != nil {
@@ -71,7 +71,7 @@ func TestSendersOfOtherPlugins(t *testing.T) {
 	}
 }
 
-// TestLoopback: no pod reaches the node's loopback, unless a rule of the node has translated the destination to it.
+// TestLoopback: no pod reaches the node's loopback addresses, unless a rule on the node has translated the destination.
 func TestLoopback(t *testing.T) {
 	state := golden.Load(t, "testdata/other-plugins.yaml")
 	state.Policies = nil

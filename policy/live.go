@@ -11,20 +11,20 @@ import (
 
 type live struct {
 	id       uint64
-	selector // empty for a named port
+	selector // empty if this is a named port
 	gone     bool
 	scope    *scope
-	// print is the exclusive or of the marks of all matching crowds. Selectors that match the same crowds have
-	// equal prints.
+	// print is the exclusive or of the marks of all matching crowds. So selectors that match the same crowds have the
+	// same print.
 	print uint64
 	port  namedPort
-	count [len(conf.Families)]int    // by family: how many of the matching pods' addresses count
-	names [len(conf.Families)]string // the names of the sets
+	count [len(conf.Families)]int    // how many of the matching pods' addresses count, by family
+	names [len(conf.Families)]string // names of the sets
 	sets  [len(conf.Families)]liveSet
 }
 
 type liveSet struct {
-	// filled is true once a compile has asked for the entries.
+	// filled is true if the entries have been computed, because a compile needed them.
 	filled  bool
 	entries ruleset.Entries
 }
@@ -32,8 +32,8 @@ type liveSet struct {
 type scope struct {
 	key        string
 	of         selector // the selector without its podSelector
-	selectors  int      // how many live selectors have the scope
-	unanchored []*live  // the live selectors that have no anchors
+	selectors  int      // how many live selectors have this scope
+	unanchored []*live  // live selectors without anchors
 }
 
 func (s *scope) matches(n *space) bool { return s.of.matchesNamespace(n.name, n.object) }
@@ -46,7 +46,8 @@ type selectorIndex struct {
 	scopes  map[string]*scope
 	open    map[*scope]bool
 	byPrint map[uint64]*live
-	// anchored lists selectors by label. A pod that matches has at least one of the selector's anchor labels.
+	// anchored has the selectors with each anchor label. A pod can match a selector only if it has one of its anchors.
+	// So only few selectors are compared with a pod.
 	anchored map[anchor][]*live
 }
 
@@ -108,8 +109,8 @@ func (x *selectorIndex) matching(c *crowd) (matches []*live) {
 
 func ownScope(namespace string) string { return "namespace " + namespace }
 
-// anchors returns labels. Every pod that m matches has at least one of them. If m has no In and no Exists, anchors
-// returns none.
+// anchors returns labels of which each pod that m matches has at least one. If m requires no label (In or Exists),
+// anchors returns nothing.
 func anchors(m matcher) (all []anchor) {
 	var best *requirement
 	for i := range m.requirements {
@@ -170,7 +171,7 @@ func (e *Engine) liveSelector(s selector) *live {
 		for c := range n.each() {
 			if c.sample.matchedBy(s.pods) == yes {
 				l.print ^= c.mark
-				c.matches = append(c.matches, l) // its ID is the highest
+				c.matches = append(c.matches, l) // matches stays sorted, because the new ID is the highest
 				for f := range c.count {
 					l.count[f] += c.count[f]
 				}

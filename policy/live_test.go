@@ -36,8 +36,7 @@ func endpointOf(name string, addrs ...string) Endpoint {
 	return e
 }
 
-// TestSumOfSizes: if the node no longer needs a family, changes of the family's sets don't change the sum of
-// sizes.
+// TestSumOfSizes: if the node no longer needs sets of a family, changes of these sets don't change the sum of sizes.
 func TestSumOfSizes(t *testing.T) {
 	e, d := told(networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{}})
 	e.Apply(d)
@@ -56,8 +55,7 @@ func TestSumOfSizes(t *testing.T) {
 	}
 }
 
-// TestManyNamespaceSelectors: the memory for many namespaceSelectors doesn't grow with the square of their
-// number.
+// TestManyNamespaceSelectors: twice as many namespaceSelectors need about twice the memory, and not four times.
 func TestManyNamespaceSelectors(t *testing.T) {
 	const namespaces, selectors, limit = 500, 800, 500 << 20
 	var peers []networkingv1.NetworkPolicyPeer
@@ -100,8 +98,8 @@ func TestManyNamespaceSelectors(t *testing.T) {
 	}
 }
 
-// TestLabelHash: labels that swap their values have different hashes. Otherwise a tenant could give thousands
-// of crowds one hash.
+// TestLabelHash: two pods have different hashes if two of their labels have swapped values. Otherwise a tenant could
+// make thousands of crowds with the same hash.
 func TestLabelHash(t *testing.T) {
 	a := labelHash(&Pod{Labels: map[string]string{"a": "1", "b": "2"}})
 	if b := labelHash(&Pod{Labels: map[string]string{"b": "1", "a": "2"}}); a == b {

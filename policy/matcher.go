@@ -10,7 +10,7 @@ import (
 
 type matcher struct {
 	requirements []requirement
-	text         string // such as "app=web"; equal selectors have equal texts
+	text         string // such as "app=web"; equal for equal selectors
 }
 
 type requirement struct {
@@ -21,13 +21,13 @@ type requirement struct {
 
 var everything matcher
 
-// newMatcher returns an error if the API server would refuse the selector.
+// newMatcher parses a selector. It returns an error if the API server would refuse the selector.
 func newMatcher(s *metav1.LabelSelector) (matcher, error) {
 	parsed, err := metav1.LabelSelectorAsSelector(s)
 	if err != nil {
 		return matcher{}, err
 	}
-	requirements, _ := parsed.Requirements() // the ignored result is false only if s is nil
+	requirements, _ := parsed.Requirements() // the second result is false only if s is nil
 	m := matcher{text: parsed.String(), requirements: make([]requirement, 0, len(requirements))}
 	for _, p := range requirements {
 		r := requirement{key: p.Key(), op: p.Operator()}
@@ -67,7 +67,7 @@ func (r *requirement) matches(labels map[string]string) bool {
 	return false
 }
 
-// answer says whether a selector matches. It is maybe if an unknown label decides.
+// answer says whether a selector matches. It is maybe if that depends on a label whose value is unknown.
 type answer int
 
 const (
@@ -97,8 +97,8 @@ func (p *Pod) matchedBy(m matcher) answer {
 	return m.ask(p.Labels, nil)
 }
 
-// matchedBy reports whether the selector matches the namespace's labels. If the source doesn't have the
-// namespace, only its name label is known (KEP-2161).
+// matchedBy reports whether the selector matches the namespace's labels. If the source doesn't have the namespace, only
+// the label with its name is known (KEP-2161).
 func (n Namespace) matchedBy(m matcher, name string) answer {
 	switch {
 	case n.Name == "":

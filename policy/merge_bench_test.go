@@ -14,8 +14,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// BenchmarkMerger measures the cost of a change while 1,000 policies isolate one pod. Run it as: go test
-// ./policy -run - -bench Merger
+// BenchmarkMerger measures a change while 1,000 policies isolate one pod.
+//
+// Run it as: go test ./policy -run - -bench Merger
 func BenchmarkMerger(b *testing.B) {
 	const policies = 1000
 	web := map[string]string{"app": "web"}

@@ -6,25 +6,26 @@ import (
 )
 
 const (
-	// hashAlphabet has the characters of hashes and random endings (k8s.io/apimachinery/pkg/util/rand).
+	// hashAlphabet has the characters of hashes and of random endings in pods' names
+	// (k8s.io/apimachinery/pkg/util/rand).
 	hashAlphabet = "bcdfghjklmnpqrstvwxz2456789"
 	digits       = "0123456789"
-	// A generated name is the generateName (cut to maxGenerated characters), followed by randomLength random
-	// characters (k8s.io/apiserver/pkg/storage/names).
+	// A generated name is the generateName, cut to maxGenerated characters, and randomLength random characters
+	// (k8s.io/apiserver/pkg/storage/names).
 	randomLength = 5
 	maxGenerated = 58
-	// maxHash is the greatest length of a pod template's hash: a 32-bit number, with a letter for each decimal
-	// digit (k8s.io/kubernetes/pkg/controller, ComputeHash).
+	// maxHash is the length of the longest hash of a pod template: a 32-bit number with a letter for each decimal digit
+	// (ComputeHash in k8s.io/kubernetes/pkg/controller).
 	maxHash = 10
 )
 
 type named struct {
-	word  string // a Deployment's template hash, the time of a CronJob's job, or a DeploymentConfig's version
-	whole bool   // no characters of the word are missing in the name
-	index string // the index of an indexed job's pod
+	word  string // hash of a Deployment's template, time of a CronJob's job, or version of a DeploymentConfig
+	whole bool   // false if the end of the word is missing in the name
+	index string // index of an indexed job's pod
 }
 
-// read returns the word and the index in a pod's name. ok is false if the workload's pods can't have the name.
+// read returns the word and the index in a pod's name. ok is false if no pod of the workload can have this name.
 func (w Workload) read(name string) (n named, ok bool) {
 	if len(name) <= randomLength {
 		return named{}, false
@@ -33,10 +34,11 @@ func (w Workload) read(name string) (n named, ok bool) {
 	if len(base) > maxGenerated || strings.Trim(random, hashAlphabet) != "" {
 		return named{}, false
 	}
-	cut := len(base) == maxGenerated // a name that has exactly this length without a cut is possible too
+	cut := len(base) == maxGenerated // the name was cut, or has this length anyway
 	switch {
 	case w.Indexed:
-		// podGenerateNameWithIndex (k8s.io/kubernetes/pkg/controller/job) cuts the job's name and keeps the index.
+		// The job controller cuts the job's name, and not the index (podGenerateNameWithIndex in
+		// k8s.io/kubernetes/pkg/controller/job).
 		job, number, ok := cutLast(strings.TrimSuffix(base, "-"))
 		if _, isNumber := ordinal(number); !ok || !isNumber || !strings.HasSuffix(base, "-") {
 			return named{}, false
@@ -63,14 +65,14 @@ func wordAlphabet(kind string) string {
 	return ""
 }
 
-// after returns WORD of a text NAME-WORD. Without an alphabet, the text is NAME alone. If the parameter cut is true,
-// the text may end early, and whole is false if WORD may be incomplete. ok is false for other texts.
+// after returns WORD if the text is NAME-WORD. Without an alphabet, the text must be NAME alone. If cut is true, the
+// end of the text may be missing: whole is false if WORD may be incomplete. ok is false if the text has another form.
 func after(text, name, alphabet string, cut, dash bool) (word string, whole, ok bool) {
 	if alphabet != "" {
 		name += "-"
 	}
 	if cut && len(text) <= len(name) {
-		return "", alphabet == "", strings.HasPrefix(name, text) // the text ends within NAME, before any word
+		return "", alphabet == "", strings.HasPrefix(name, text) // the text ends within NAME
 	}
 	word, ok = strings.CutPrefix(text, name)
 	whole = !cut

@@ -8,12 +8,12 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// places tells which addresses the pods of each node can have. Programs other than kubelet may write a pod's
-// status. If policy believed every status, a node could give its pods the rights of other nodes' pods.
+// places says which addresses the pods of each node can have. Programs other than kubelet may write a pod's status. If
+// policy used all addresses in it, a node could give its own pods the rights of other nodes' pods.
 type places struct {
 	nodes map[string]Node
 	self  string
-	// unknown is true if the state has no Nodes and no name of this node. Policy then uses every address.
+	// unknown is true if the state has neither Nodes nor this node's name. Then all addresses count.
 	unknown bool
 }
 
@@ -25,9 +25,9 @@ func newPlaces(s State) places {
 	return p
 }
 
-// believed returns the addresses that policy uses for a pod without an attachment here. They must be within the
-// podCIDRs of the pod's Node, and outside of this node's. Each other address is a problem, with one exception: a
-// pod of this node may already have an address from this node's podCIDRs. Callers must not change the result.
+// believed returns the addresses that count for a pod without an endpoint on this node. They must be in the podCIDRs of
+// the pod's Node, and in none of this node's. All others are problems, with one exception: a pod of this node may
+// already have an address from this node's podCIDRs. Callers must not change the result.
 func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem) {
 	if w.unknown || len(p.Addresses) == 0 {
 		return p.Addresses, nil
@@ -53,7 +53,7 @@ func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem)
 	own := w.nodes[w.self].PodCIDRs
 	doubted := func(a netip.Addr) bool { return !contains(node.PodCIDRs, a) || contains(own, a) }
 	if !slices.ContainsFunc(p.Addresses, doubted) {
-		return p.Addresses, nil // of nearly all pods, so they need no second copy
+		return p.Addresses, nil // the case of nearly all pods, in which no copy is made
 	}
 	for _, a := range p.Addresses {
 		switch {

@@ -16,13 +16,13 @@ type parsedPolicy struct {
 	name      string // namespace/name
 	namespace string
 	pods      matcher
-	rules     map[ruleset.Direction][]rule // the policy doesn't isolate directions that are absent
-	problems  []ruleset.Problem            // the parts of the policy that can't be parsed
-	audited   bool                         // the policy isolates nothing and allows nothing: see AuditAnnotation
+	rules     map[ruleset.Direction][]rule // no entry for a direction in which the policy doesn't isolate pods
+	problems  []ruleset.Problem            // parts of the policy that can't be parsed
+	audited   bool                         // true if the policy is an audited one (AuditAnnotation)
 }
 
 type rule struct {
-	field string // the rule's field in the policy
+	field string // field of the rule in the policy
 	peers []peer
 	ports []ports
 }
@@ -31,10 +31,10 @@ type peer struct {
 	field    string
 	everyone bool
 	selector *selector
-	networks [len(conf.Families)]ruleset.Entries // by family: the networks of all ipBlocks of the rule
-	set      string                              // the name of the IPv4 set; empty for everyone, and without networks
-	words    string                              // a description of the peer, which comment contains
-	comment  string                              // the comment of the kernel's rules for the peer
+	networks [len(conf.Families)]ruleset.Entries // networks of all ipBlocks of the rule, by family
+	set      string                              // name of the IPv4 set; empty if the peer is everyone, or has no networks
+	words    string                              // description of the peer, for the comment
+	comment  string                              // comment of the peer's rules in the kernel
 }
 
 func (p peer) means(f conf.Family) bool {
@@ -43,7 +43,7 @@ func (p peer) means(f conf.Family) bool {
 
 type parsed struct {
 	in       map[string][]parsedPolicy // by namespace, ordered by name
-	problems []ruleset.Problem         // the parts of the policies that can't be parsed
+	problems []ruleset.Problem         // parts of policies that can't be parsed
 }
 
 func parseAll(list []*networkingv1.NetworkPolicy) parsed {
@@ -61,14 +61,14 @@ func parseAll(list []*networkingv1.NetworkPolicy) parsed {
 
 type reporter func(field, format string, args ...any)
 
-// parse reports each part that it can't parse, up to maxProblems. Such a part never allows more:
+// parse parses a policy. It reports each part that it can't parse, up to maxProblems. Such a part never allows more:
 //
-//   - A wrong podSelector isolates every pod of the namespace, and the policy allows nothing.
-//   - A wrong policyType isolates both directions.
+//   - If the podSelector is wrong, the policy isolates every pod of the namespace, and allows nothing.
+//   - If a policyType is wrong, the policy isolates both directions.
 //   - A wrong peer or port allows nothing.
 func parse(np *networkingv1.NetworkPolicy) parsedPolicy { return parsePolicy(np, true) }
 
-// parseHead parses a policy without its rules: it allows nothing.
+// parseHead parses a policy without its rules, so that it allows nothing.
 func parseHead(np *networkingv1.NetworkPolicy) parsedPolicy { return parsePolicy(np, false) }
 
 func parsePolicy(np *networkingv1.NetworkPolicy, rules bool) parsedPolicy {
@@ -118,8 +118,8 @@ func parsePolicy(np *networkingv1.NetworkPolicy, rules bool) parsedPolicy {
 	return policy
 }
 
-// directions returns the directions in which the policy isolates pods. Without policyTypes, these are ingress, and
-// egress if the policy has egress rules (NetworkPolicySpec.policyTypes).
+// directions returns the directions in which the policy isolates pods. Without policyTypes, a policy isolates ingress,
+// and also egress if it has egress rules (NetworkPolicySpec.policyTypes).
 func directions(spec networkingv1.NetworkPolicySpec, report reporter) []ruleset.Direction {
 	if len(spec.PolicyTypes) == 0 {
 		if len(spec.Egress) > 0 {

@@ -11,31 +11,32 @@ import (
 
 type local struct {
 	namespace string
-	policies  []parsedPolicy // in the order of their names
-	endpoints []joined       // in the order of their IDs
+	policies  []parsedPolicy // ordered by name
+	endpoints []joined       // ordered by ID
 	expected  []*Pod
 }
 
-// part is what the compiler has computed for one namespace. A change of pods or policies makes a new part.
+// part is what the compiler has computed for one namespace. If pods or policies of the namespace change, a new part
+// replaces it.
 type part struct {
 	*local
 	stale   bool
 	groups  [len(sides)][]*group
 	open    [len(sides)][]joined
 	asks    map[askKey]*ask
-	demands []*demand  // those of the asks, in the order of their policies (comparePolicies)
-	wants   []*supply  // the sets that the demands need
-	rules   float64    // how many kernel rules the demands need
-	stated  complaints // the problems with demands that the kernel refuses, or that are too many for a whole node
+	demands []*demand  // demands of the asks, ordered by comparePolicies
+	wants   []*supply  // sets that the demands need
+	rules   float64    // how many rules in the kernel the demands need
+	stated  complaints // problems of demands that the kernel refuses, or that are too many for a whole node
 
 	granted  []*demand
 	decided  complaints // stated, and the problems of demands that aren't granted
-	released []*demand  // the granted demands for which the ruleset has the rules and sets
-	begun    []*supply  // the large sets that the ruleset has in part; no rule uses them yet
-	fresh    bool       // grant hasn't decided yet, or some sets are not counted yet
-	waits    bool       // the last compile left work, because of its limit
-	waited   int        // how many compiles have left work, one after the other
-	changed  bool       // lowered must be computed again
+	released []*demand  // granted demands whose rules and sets are in the ruleset
+	begun    []*supply  // large sets that are only partly in the ruleset; no rule uses them yet
+	fresh    bool       // true until grant has decided, and while sets aren't counted
+	waits    bool       // true if the last compile reached its limit before the work was done
+	waited   int        // how many compiles in a row have left work undone
+	changed  bool       // true if lowered must be computed again
 	lowered  lowered
 }
 
@@ -51,7 +52,7 @@ func (c *compiler) partOf(l *local) *part {
 	return b.part
 }
 
-// comparePolicies puts audited policies last: they never take the room of enforced ones.
+// comparePolicies puts audited policies last, so that they never take room from enforced ones.
 func comparePolicies(a, b *parsedPolicy) int {
 	if a.audited != b.audited {
 		if b.audited {
@@ -77,19 +78,20 @@ func (l *local) groups(s *side) (groups []*group, open []joined) {
 		if audited {
 			names = append([]string{auditedGroup}, names...)
 		}
-		k := strings.Join(names, "\n") // no name contains a newline, and Join is quicker than key
+		k := strings.Join(names, "\n") // unique, because no name contains a newline; quicker than key
 		if byPolicies[k] == nil {
 			byPolicies[k] = &group{key: key(names...), policies: isolating, audited: audited}
 		}
 		return byPolicies[k]
 	}
 	notIsolated := at(alternatives{nil})
-	// Expected pods have classes too. Then enrolling such a pod changes only sets, and ADD is quicker.
+	// Pods that are expected on this node already get classes. So their enrolment changes only sets, and ADD is
+	// quicker.
 	for _, p := range l.expected {
 		at(isolatingPolicies(s.direction, l.policies, p))
 	}
 	for _, e := range l.endpoints {
-		if !e.known { // the pod is closed: it is in no class
+		if !e.known { // the pod is closed, so it is in no class
 			continue
 		}
 		g := notIsolated
@@ -109,7 +111,7 @@ func (l *local) groups(s *side) (groups []*group, open []joined) {
 
 type complaints struct {
 	all  []ruleset.Problem
-	told map[string][]ruleset.Problem // by policy: the problems that were reported already
+	told map[string][]ruleset.Problem // by policy: the problems that were already reported
 }
 
 func (r *complaints) then() complaints { return complaints{slices.Clip(r.all), maps.Clone(r.told)} }

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// PodsAt returns the pods for which policy uses the address, as NAMESPACE/NAME with commas. It returns "" if
+// PodsAt returns the pods for which the address counts, as NAMESPACE/NAME with commas between them. It returns "" if
 // there are none.
 func (e *Engine) PodsAt(a netip.Addr) string {
 	var names []string

@@ -18,9 +18,9 @@ type ports struct {
 	proto   ruleset.Protocol
 	ranges  []ruleset.PortRange
 	name    string
-	numbers []ruleset.PortRange // the numbers in the port set, if they are too many for ranges
-	fields  []string            // the policy's fields that state these ports
-	set     string              // the name of the set of numbers; empty if there is none
+	numbers []ruleset.PortRange // the numbers in the port set, if there are too many for rules
+	fields  []string            // fields of the policy that state these ports
+	set     string              // name of the set of numbers, or ""
 }
 
 const maxFields = 10
@@ -32,8 +32,8 @@ func (p ports) reportFields() []string {
 	return p.fields
 }
 
-// parsePorts groups a rule's ports. An empty list allows all ports. A port that can't be parsed is reported,
-// and allows nothing.
+// parsePorts divides the ports of a rule into groups. An empty list allows all ports. A port that can't be parsed is
+// reported, and allows nothing.
 func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format string, args ...any)) []ports {
 	if len(list) == 0 {
 		return []ports{{}}
@@ -78,11 +78,11 @@ func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format
 	return append(grouped, named...)
 }
 
-// everyPort is the range of a port without the field "port". It begins with 0, which no API object can have.
+// everyPort stands for a port without the field "port". It begins with 0, which no port in a policy can be.
 var everyPort = ruleset.PortRange{First: 0, Last: 65535}
 
 func parseProtocol(p *corev1.Protocol) (ruleset.Protocol, error) {
-	if p == nil { // NetworkPolicyPort: "If not specified, this field defaults to TCP."
+	if p == nil { // the API's default is TCP
 		return ruleset.TCP, nil
 	}
 	switch *p {

@@ -9,16 +9,16 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Ruleset returns the ruleset for all that the engine was told. Unchanged parts share their memory with the
-// last ruleset.
+// Ruleset returns the ruleset for all objects and attachments that the engine has been given. Unchanged parts share
+// their memory with the last ruleset.
 func (e *Engine) Ruleset() ruleset.Ruleset { return e.compile(math.Inf(1), nil) }
 
-// Slice is Ruleset with a limit of work: it stops after a fixed amount, or earlier if over returns true. The next
-// call continues. Until all is done, packets that need the missing sets and rules are dropped. Slice parses no large
+// Slice returns the ruleset after a limited amount of work, or earlier if the function over returns true. The next call
+// continues the work. Until it is done, packets that need missing sets and rules are dropped. Slice doesn't parse large
 // policies: see NextUnparsed.
 func (e *Engine) Slice(over func() bool) ruleset.Ruleset { return e.compile(slice, over) }
 
-// compile begins no more work on new sets once the work is spent, or once over returns true.
+// compile begins no work on new sets when the given amount of work is done, or when the function over returns true.
 func (e *Engine) compile(work float64, over func() bool) ruleset.Ruleset {
 	if math.IsInf(work, 1) {
 		e.parseAll()
@@ -33,7 +33,7 @@ func (e *Engine) compile(work float64, over func() bool) ruleset.Ruleset {
 		}
 	}
 	if math.IsInf(work, 1) {
-		e.parseAll() // of namespaces that have just become local
+		e.parseAll() // policies of namespaces that have only now got pods on this node
 	}
 	if e.common {
 		e.compiler.setCommon(e.commonNow())
@@ -132,7 +132,7 @@ func (e *Engine) countSelected(s selector, f conf.Family) int { return e.liveSel
 
 func (e *Engine) countNamed(p namedPort, f conf.Family) int { return e.livePort(p).count[f] }
 
-// selected computes the entries at the first call. settle then keeps them up to date.
+// selected returns the entries of the selector's set. The first call computes them, and settle keeps them up to date.
 func (e *Engine) selected(s selector, f conf.Family) ruleset.Entries {
 	l := e.liveSelector(s)
 	set := &l.sets[f]
@@ -176,7 +176,7 @@ func (x *selectorIndex) twin(l *live) *live {
 	if o != nil && o != l && o.print == l.print && o.count == l.count && x.byKey[o.key] == o {
 		return o
 	}
-	if len(x.byPrint) > 2*len(x.byKey)+64 { // most are out of date
+	if len(x.byPrint) > 2*len(x.byKey)+64 { // most prints in the map are out of date
 		x.byPrint = map[uint64]*live{}
 	}
 	x.byPrint[l.print] = l

@@ -17,8 +17,8 @@ type selector struct {
 	key        string
 }
 
-// parseSelector parses a peer's selectors. Without a podSelector, all pods match. If it returns an error, field
-// names the field that is wrong.
+// parseSelector parses a peer's selectors. Without a podSelector, all pods match. If it returns an error, field is the
+// wrong field.
 func parseSelector(namespace string, peer networkingv1.NetworkPolicyPeer) (s selector, field string, err error) {
 	if peer.NamespaceSelector == nil {
 		s.namespace = namespace
@@ -42,7 +42,8 @@ func parseSelector(namespace string, peer networkingv1.NetworkPolicyPeer) (s sel
 	return s, "", nil
 }
 
-// matches returns false if the answer depends on an unknown label.
+// matches reports whether the selector certainly matches the pod. If this depends on an unknown label, it returns
+// false.
 func (s selector) matches(ns Namespace, p *Pod) bool {
 	return s.matchesNamespace(p.Namespace, ns) && p.matchedBy(s.pods) == yes
 }
@@ -72,11 +73,11 @@ func (s selector) String() string {
 	return b.String()
 }
 
-// key gives different keys for different lists: each part is a JSON string.
+// key returns a text that is different for different lists: each part is written as a JSON string.
 func key(parts ...string) string {
 	b, err := json.Marshal(parts)
 	if err != nil {
-		panic(err) // a list of strings can always be encoded
+		panic(err) // impossible: a list of strings can always be encoded
 	}
 	return string(b)
 }

@@ -10,33 +10,33 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Service has the parts of a v1 Service that an explanation needs. No ruleset depends on Services: weir checks
-// packets after the translation to a pod's address.
+// Service has the parts of a v1 Service that an explanation needs. Services don't change the ruleset, because weir
+// checks packets after their translation to a pod's address.
 type Service struct {
 	Namespace, Name string
 	Kind            string
 	ClusterIPs      []netip.Addr
-	// Headless is true if the clusterIP is None. Names of the Service then have its endpoints' addresses, and nothing
-	// translates its ports.
+	// Headless is true if the clusterIP is None. The Service's name in DNS then has the addresses of its endpoints, and
+	// its ports aren't translated.
 	Headless bool `json:",omitempty"`
-	// Families are the Service's families. They are nil if they are unknown.
+	// Families has the Service's families. It is nil if they are unknown.
 	Families []conf.Family `json:",omitempty"`
-	// External are the externalIPs, and Balancer are the addresses of the load balancer.
+	// External has the externalIPs, and Balancer the addresses of the load balancer.
 	External []netip.Addr
 	Balancer []netip.Addr `json:",omitempty"`
-	// Ranges are the loadBalancerSourceRanges. If there are none, every sender may use the Balancer's addresses.
+	// Ranges has the loadBalancerSourceRanges. If it is empty, every sender may use the addresses of Balancer.
 	Ranges   []netip.Prefix `json:",omitempty"`
 	Selector map[string]string
 	Ports    []ServicePort
-	// Local is true if the externalTrafficPolicy is Local. Packets from outside then keep their senders'
-	// addresses, and go only to endpoints on the node that receives them.
+	// Local is true if the externalTrafficPolicy is Local. Packets from outside of the cluster then keep their source
+	// address, and go only to endpoints on the node that receives them.
 	Local bool
-	// InternalLocal is true if the internalTrafficPolicy is Local. Packets to the ClusterIPs then go only to
-	// endpoints on the sender's node.
+	// InternalLocal is true if the internalTrafficPolicy is Local. Packets to the ClusterIPs then go only to endpoints
+	// on the sender's node.
 	InternalLocal bool `json:",omitempty"`
 	// Unready is true if pods that aren't ready are also endpoints (publishNotReadyAddresses).
 	Unready bool `json:",omitempty"`
-	// Endpoints are nil if the source has no EndpointSlices.
+	// Endpoints is nil if the source has no EndpointSlices.
 	Endpoints []ServiceEndpoint
 }
 
@@ -52,8 +52,8 @@ func (s Service) Has(a netip.Addr) bool {
 	return slices.Contains(s.ClusterIPs, a) || slices.Contains(s.External, a) || slices.Contains(s.Balancer, a)
 }
 
-// ServicePort is a port of a Service. Target is the number or the name of the pods' port. NodePort is 0 if
-// there is none.
+// ServicePort is a port of a Service. Target is the number or the name of the pods' port. NodePort is 0 if there is
+// none.
 type ServicePort struct {
 	Name     string
 	Proto    ruleset.Protocol
@@ -65,10 +65,10 @@ type ServicePort struct {
 // ServiceEndpoint is an address behind a Service.
 type ServiceEndpoint struct {
 	Address netip.Addr
-	// Node is empty if the endpoint states none.
+	// Node is the node of the address, or empty if it is unknown.
 	Node string `json:",omitempty"`
 	// Ready is true if packets to the Service can go to the address.
 	Ready bool
-	// Ports are the Service's ports by their names, each with its number at this address.
+	// Ports has the Service's ports by name, with their numbers at this address.
 	Ports []NamedPort
 }

@@ -36,16 +36,16 @@ var noRoom = fmt.Sprintf("there is no room for it on this node: the policies of 
 
 type tenant struct {
 	*part
-	demands    []*demand // demands that are not decided yet
+	demands    []*demand // demands that aren't decided yet
 	granted    []*demand
 	reports    complaints
-	usage      amount  // the amount that its granted demands take
+	usage      amount  // how much its granted demands use
 	afterwards float64 // its share of the node if the next demand is granted
-	skipped    float64 // the entries of sets that were counted and had no room
+	skipped    float64 // entries of counted sets for which there was no room
 }
 
-// grant grants all demands if the node has room for them; otherwise divide chooses. A demand is never granted
-// while one of its sets isn't counted, or if one is too large.
+// grant grants all demands if the node has room for them. Otherwise divide decides. A demand is never granted if one of
+// its sets is too large, or hasn't been counted yet.
 func (c *compiler) grant() {
 	was := c.fit
 	if c.fit = c.fits(); !c.fit {
@@ -65,7 +65,7 @@ func (c *compiler) grant() {
 
 func (c *compiler) fits() bool {
 	room, waiting := nodeRoom(), map[string]float64{}
-	if !c.wanted.within(room) { // no need to count the other sets, which may be many
+	if !c.wanted.within(room) { // the rest of the sets, which may be many, needn't be counted
 		return false
 	}
 	for s := range c.uncounted {
@@ -104,16 +104,16 @@ func (t *tenant) decide() {
 
 type division struct {
 	number uint64         // counts the divisions
-	greedy map[*part]bool // the other namespaces, which divide what the modest ones leave
+	greedy map[*part]bool // namespaces that aren't modest: they divide the rest of the room
 	left   amount         // the room that the modest namespaces leave
-	modest []*supply      // the sets of the modest namespaces
-	stale  bool           // the greedy namespaces must divide the rest again
+	modest []*supply      // sets of the modest namespaces
+	stale  bool           // true if the greedy namespaces must divide the rest again
 }
 
-// divide grants demands if the node doesn't have room for all.
+// divide decides which demands are granted if the node doesn't have room for all.
 //
-// Modest namespaces need at most an equal share of the node, and get all their demands. The greedy namespaces
-// divide the rest (divideLeft). The rest is rounded down, so a change of a modest namespace rarely changes it.
+// Modest namespaces need at most an equal share of the node, and all their demands are granted. The greedy namespaces
+// divide the rest (divideLeft). The rest is rounded down, so that a change of a modest namespace rarely changes it.
 func (c *compiler) divide() {
 	modest := c.modest()
 	was := c.division
@@ -164,8 +164,8 @@ func (a amount) without(taken amount) amount {
 	return amount{left(a.rules, taken.rules), left(a.sets, taken.sets), left(a.entries, taken.entries)}
 }
 
-// modest returns the namespaces that need at most 1/n of the node, if n namespaces have demands. A set that k of
-// these namespaces need counts as 1/k of it in each.
+// modest returns the namespaces that need at most 1/n of the node, where n is the number of namespaces with demands. If
+// k of these namespaces need the same set, 1/k of it counts for each.
 func (c *compiler) modest() map[*part]bool {
 	room, n := nodeRoom(), 0
 	for _, p := range c.parts {
@@ -176,7 +176,7 @@ func (c *compiler) modest() map[*part]bool {
 	equal := 1 / float64(max(n, 1))
 	modest := map[*part]bool{}
 	for _, p := range c.parts {
-		if modest[p] = p.rules <= equal*room.rules; !modest[p] { // no need to count its sets, which may be many
+		if modest[p] = p.rules <= equal*room.rules; !modest[p] { // its sets, which may be many, needn't be counted
 			delete(modest, p)
 			continue
 		}
@@ -192,7 +192,7 @@ func (c *compiler) modest() map[*part]bool {
 	few := func(a, b *part) int { return cmp.Compare(len(a.wants), len(b.wants)) }
 	for changed := true; changed; {
 		changed = false
-		for _, p := range slices.SortedFunc(maps.Keys(modest), few) { // the namespaces with few sets come first
+		for _, p := range slices.SortedFunc(maps.Keys(modest), few) { // namespaces with few sets come first
 			if c.share(p, equal, room) <= equal {
 				continue
 			}
@@ -221,9 +221,9 @@ func (c *compiler) share(p *part, enough float64, room amount) float64 {
 	return needs.share(room)
 }
 
-// divideLeft grants demands of the greedy namespaces, one at a time, always to the namespace whose share would
-// then be the smallest. A namespace's share is the largest of its shares of the rules, sets and entries (dominant
-// resource fairness).
+// divideLeft grants demands of the greedy namespaces one by one. The next demand is always granted to the namespace
+// whose share would then be the smallest. A namespace's share is the largest of its shares of rules, sets and entries
+// (dominant resource fairness).
 func (c *compiler) divideLeft() {
 	var all []*tenant
 	for p := range c.division.greedy {
@@ -238,9 +238,9 @@ func (c *compiler) divideLeft() {
 	for len(queue) > 0 {
 		t := queue[0]
 		d, was := t.demands[0], t.afterwards
-		going := c.next(t, taken) // the room and the sets' users may have changed since the last call
+		going := c.next(t, taken) // the room, and which tenants use the sets, may have changed since the last call
 		if going && t.demands[0] == d && t.afterwards <= was {
-			taken = taken.plus(c.take(t, d))
+			taken = taken.plus(c.charge(t, d))
 			t.granted = append(t.granted, d)
 			t.demands = t.demands[1:]
 			going = c.next(t, taken)
@@ -316,7 +316,7 @@ func (s *supply) part(users int) amount {
 	return amount{sets: 1 / float64(users), entries: s.entries / float64(users)}
 }
 
-func (c *compiler) take(t *tenant, d *demand) amount {
+func (c *compiler) charge(t *tenant, d *demand) amount {
 	whole := amount{rules: d.cost()}
 	t.usage.rules += whole.rules
 	for _, s := range d.sets {
@@ -328,7 +328,7 @@ func (c *compiler) take(t *tenant, d *demand) amount {
 		}
 		s.users = append(s.users, t)
 		part := s.part(len(s.users))
-		for _, u := range s.users[:len(s.users)-1] { // the set now counts for less in the other namespaces
+		for _, u := range s.users[:len(s.users)-1] { // the other users' parts of this set become smaller
 			before := s.part(len(s.users) - 1)
 			u.usage.sets -= before.sets - part.sets
 			u.usage.entries -= before.entries - part.entries

@@ -116,8 +116,8 @@ func TestGrant(t *testing.T) {
 	}
 }
 
-// TestGrantIsFair: granted demands never exceed the room. A namespace that needs at most an equal part of it gets
-// everything. The order of the namespaces changes nothing.
+// TestGrantIsFair: the granted demands never need more than the room. All demands of a namespace that needs at most an
+// equal share are granted. The order of the namespaces doesn't matter.
 func TestGrantIsFair(t *testing.T) {
 	limited := 0
 	for seed := range uint64(3000) {
@@ -128,7 +128,7 @@ func TestGrantIsFair(t *testing.T) {
 		for range 1 + r.IntN(40) {
 			w := wish{namespace: string(rune('a' + r.IntN(5))), rules: r.IntN(5)}
 			for range r.IntN(3) {
-				name := strings.Repeat(string(rune('a'+r.IntN(4))), 1+r.IntN(30)) // some wishes share a set
+				name := strings.Repeat(string(rune('a'+r.IntN(4))), 1+r.IntN(30)) // some demands need the same set
 				if r.IntN(2) == 0 {
 					name = fmt.Sprint(w.namespace, len(wishes))
 				}

@@ -7,7 +7,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// supply is a set that demands need. It is counted and filled only when needed: both take long for many pods.
+// supply is a set that demands need. It is counted and filled only when needed, because that takes time if there are
+// many pods.
 type supply struct {
 	ruleset.Set
 	selector *selector
@@ -16,15 +17,15 @@ type supply struct {
 	numbers  []ruleset.PortRange
 
 	counted       bool
-	size          int     // how many entries the set had when it was last counted
+	size          int     // number of entries when the set was last counted
 	entries       float64 // size, rounded up; 0 if the set is too large
-	why           string  // the reason why the set can't exist; empty if it can
-	wanted        []*part // the parts with a demand for the set
+	why           string  // why the set can't exist, or ""
+	wanted        []*part // parts with a demand for the set
 	granting      int     // how many parts have a granted demand for the set
 	beginning     int
 	source        ruleset.Entries
 	users         []*tenant
-	sharing       int // how many of the namespaces that modest considers need the set
+	sharing       int // how many of the namespaces that modest looks at need the set
 	stamp, before uint64
 	modest        uint64 // number of the last division in which a modest namespace needed the set
 }
@@ -125,7 +126,7 @@ func (c *compiler) refill(name string) {
 	if s == nil || s.granting == 0 {
 		return
 	}
-	if c.fill(s); len(c.refused) > 0 { // the parts report the entries that the kernel refuses
+	if c.fill(s); len(c.refused) > 0 { // each part reports the refused entries of its sets
 		for _, p := range s.wanted {
 			p.changed = true
 		}

@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Unparsed has large policies of one name whose rules aren't parsed yet. Until their rules are parsed, the
-// policies isolate their pods and allow nothing.
+// Unparsed has large policies of one name whose rules aren't parsed yet. Until then, the policies isolate their pods
+// and allow nothing.
 type Unparsed struct {
 	name     Name
 	policies []*networkingv1.NetworkPolicy
@@ -18,7 +18,7 @@ type Unparsed struct {
 	parsed   []parsedPolicy
 }
 
-// NextUnparsed returns policies to parse; nil if there are none. The caller must call Parse, and then
+// NextUnparsed returns policies that are to be parsed, or nil if there are none. The caller must call Parse, and then
 // TakeParsed.
 func (e *Engine) NextUnparsed() *Unparsed {
 	if len(e.unparsed) == 0 {
@@ -47,8 +47,8 @@ func (u *Unparsed) Parse() {
 	}
 }
 
-// TakeParsed takes the parsed policies, unless the policies of that name have changed since. In both cases it
-// adds the work to the namespace's: otherwise a policy that changes all the time would always come first.
+// TakeParsed gives the parsed policies to the engine, unless policies of this name have changed meanwhile. In any case,
+// the work counts for the namespace. Otherwise a policy that always changes would always come first.
 func (e *Engine) TakeParsed(u *Unparsed) {
 	e.compiler.work.add(u.name.Namespace, u.effort)
 	if _, ok := e.unparsed[u.name]; !ok || !slices.Equal(e.policiesOf(u.name), u.policies) {

@@ -11,29 +11,30 @@ import (
 )
 
 const (
-	// slice limits the work of one Slice, in set entries: the kernel needs up to ten microseconds for each.
+	// slice limits the work of one Slice. The unit is an entry of a set, for which the kernel needs up to ten
+	// microseconds.
 	slice                               = 1 << 10
 	crowdsPerWork                       = 200
 	dropsPerWork, sweptPerWork, dropped = 20, 1000, 1 << 8
 	bulkPerWork                         = 2
-	// free is the work that a compile may do even if its time is over. So all work ends, and a small policy gets
-	// its sets in one slice.
+	// free is the work that each compile may do even if its time is over. So all work ends some time, and a small
+	// policy gets all its sets in one slice.
 	free = 1 << 6
-	// maxWaits is how many compiles in a row may leave a namespace's work undone. Then the policies that still
-	// wait are reported.
+	// maxWaits is how many compiles in a row may leave work of a namespace undone before the waiting policies are
+	// reported.
 	maxWaits = 10_000
 )
 
-// maxPiece is the number of entries above which compiles make a set in pieces. A demand may have two sets in each
-// family. Beside one that is made in pieces, a slice must have room for the whole of the others.
+// maxPiece is the size above which a set is made in pieces. It is a quarter of a slice, because a demand may have two
+// sets in each family: next to a piece of one set, a slice must have room for the other sets.
 var maxPiece = slice / 4
 
-// work limits what one compile does for new sets. The rest waits for the next compile, and rules without their
-// sets allow nothing. So expensive policies don't hold up other changes.
+// work limits what one compile does for new sets. The next compile continues, and rules without their sets allow
+// nothing until then. So expensive policies don't delay other changes.
 type work struct {
 	limit, left float64
 	over        func() bool
-	spent       bool // something has been done in this compile
+	spent       bool // true if this compile has done some work
 	done        map[string]float64
 }
 
@@ -124,7 +125,8 @@ func newEntries(d *demand, seen map[*supply]bool) (n float64) {
 	for _, s := range d.sets {
 		switch {
 		case s.granting > 0 || seen[s]:
-		case s.source.Len() > 0: // begun, so its size is known exactly: the rounded one may be out of reach
+		// The set is begun, so its exact size is known, and the rounded one may never be reached.
+		case s.source.Len() > 0:
 			n += 1 + float64(s.source.Len()-s.Entries.Len())
 		default:
 			n += 1 + s.entries

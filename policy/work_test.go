@@ -44,8 +44,7 @@ func ruled(r ruleset.Ruleset, name string) (n int) {
 	return n
 }
 
-// TestSmallPoliciesComeWhole: the sets of a small policy are all in the next slice, even if the slice's time is
-// over at once.
+// TestSmallPoliciesComeWhole: the next slice has all sets of a small policy, even if its time is over at once.
 func TestSmallPoliciesComeWhole(t *testing.T) {
 	e, all := city(200)
 	e.Apply(all)
@@ -59,8 +58,7 @@ func TestSmallPoliciesComeWhole(t *testing.T) {
 	}
 }
 
-// TestSmallNamespacesComeFirst: beside a policy that needs many slices, another namespace's policy is in the
-// next slice.
+// TestSmallNamespacesComeFirst: while one policy needs many slices, a policy of another namespace is in the next slice.
 func TestSmallNamespacesComeFirst(t *testing.T) {
 	e, all := city(500)
 	e.Apply(all)
@@ -100,10 +98,11 @@ func TestSmallNamespacesComeFirst(t *testing.T) {
 	}
 }
 
-// TestLargeSetsEnd: a set whose rounded size exceeds its size by more than a slice is made all the same.
+// TestLargeSetsEnd: a set becomes complete even if its rounded size exceeds its size by more than a slice.
 func TestLargeSetsEnd(t *testing.T) {
-	defer policy.SmallRoom(1<<15, 1<<13, 1<<20, 1003)() // maxPiece is 1, so sets with more entries come in pieces
-	e, all := city(200)                                 // 200 is rounded up to 208
+	// MaxPiece is 1 now, so a set with more entries is made in pieces.
+	defer policy.SmallRoom(1<<15, 1<<13, 1<<20, 1003)()
+	e, all := city(200) // 200 is rounded up to 208
 	e.Apply(all)
 	e.Ruleset()
 	e.Apply(policies(hostilePolicy(1, 0, 1, func(int) networkingv1.NetworkPolicyPeer {
@@ -121,7 +120,8 @@ func TestLargeSetsEnd(t *testing.T) {
 	}
 }
 
-// TestLargeSetsBesideOthers: the other set of a rule is made beside a set that comes in pieces, whatever its size.
+// TestLargeSetsBesideOthers: while one set of a rule is made in pieces, the rule's other set is also made, whatever its
+// size.
 func TestLargeSetsBesideOthers(t *testing.T) {
 	port := intstr.FromString("http")
 	np := cityPolicy(1, 0)
@@ -154,7 +154,7 @@ func TestLargeSetsBesideOthers(t *testing.T) {
 	}
 }
 
-// TestLongWaitsAreReported: a policy has a problem if its sets still aren't made after many slices.
+// TestLongWaitsAreReported: if a policy's sets still aren't complete after many slices, the policy has a problem.
 func TestLongWaitsAreReported(t *testing.T) {
 	e, all := city(1000)
 	e.Apply(all)
@@ -167,7 +167,7 @@ func TestLongWaitsAreReported(t *testing.T) {
 	}
 	last, reported := e.SliceOf(100), false
 	for n := 0; n < 20_000 && !reported; n++ {
-		last = e.SliceOf(0) // others have done all the work of this slice
+		last = e.SliceOf(0) // a slice whose work is already done by other namespaces
 		reported = waits(last)
 	}
 	for n := 0; e.Changed(); n++ {

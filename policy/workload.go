@@ -11,19 +11,19 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Workload is an object that makes pods from a template. Only the pattern of the pods' names is known.
+// Workload is an object that makes pods from a template. The names of its pods are not known, only their pattern.
 type Workload struct {
-	// Kind is Deployment, ReplicaSet, ReplicationController, StatefulSet, DaemonSet, Job, CronJob,
-	// DeploymentConfig, or Pod. A workload of kind Pod is a static pod, which kubelet names NAME-NODE.
+	// Kind is Deployment, ReplicaSet, ReplicationController, StatefulSet, DaemonSet, Job, CronJob, DeploymentConfig, or
+	// Pod. The kind Pod means a static pod, which kubelet names NAME-NODE.
 	Kind            string
 	Namespace, Name string
 	// Pod is a pod as the template describes it, without a name.
 	Pod     Pod
 	Start   int
 	Indexed bool
-	// ManualSelector jobs get no labels from the job controller.
+	// ManualSelector is true for a job to whose pods the job controller adds no labels.
 	ManualSelector bool
-	// Owner is the workload that made this one, such as "Deployment web".
+	// Owner is the workload that has made this one, such as "Deployment web".
 	Owner string
 	// Node is the name of the static pod's node.
 	Node string
@@ -31,8 +31,8 @@ type Workload struct {
 
 func (w Workload) String() string { return w.Kind + " " + w.Namespace + "/" + w.Name }
 
-// Make returns the workload's pod of that name; ok is false if its pods can't have the name. A label that the
-// controller adds is in Labels. If the label's value is unknown, its key is in Unknown instead.
+// Make returns the workload's pod of this name. ok is false if no pod of the workload can have the name. Labels that
+// the controller adds are in the pod's Labels, or in Unknown if their values can't be known.
 func (w Workload) Make(name string) (pod Pod, ok bool) {
 	p := w.Pod
 	p.Namespace, p.Name, p.Labels, p.Unknown = w.Namespace, name, maps.Clone(p.Labels), slices.Clone(p.Unknown)
@@ -93,10 +93,10 @@ func (w Workload) Make(name string) (pod Pod, ok bool) {
 	return p, true
 }
 
-// MadeBy returns the different pods of that name that the workloads can have made, and the workload of each. If a
-// workload and its owner can both have made the pod, MadeBy leaves out the owner.
+// MadeBy returns the different pods of this name that the workloads can have made, and the workload of each. If a
+// workload and its owner can both have made the pod, only the workload is returned.
 func MadeBy(workloads []Workload, namespace, name string) (pods []Pod, by []Workload) {
-	owners := map[string]bool{} // the owners of the workloads that can have made the pod
+	owners := map[string]bool{} // owners of the workloads that can have made the pod
 	for _, w := range workloads {
 		if w.Namespace != namespace {
 			continue

@@ -9,7 +9,7 @@ import (
 
 func TestWorkloadsName(t *testing.T) {
 	long := strings.Repeat("a", 60)
-	cut := long[:57] + "-" // 58 letters, the length to which a generateName is cut
+	cut := long[:57] + "-" // 58 characters, the length to which a generateName is cut
 	for _, tc := range []struct {
 		w       Workload
 		yes, no []string
@@ -111,8 +111,8 @@ func TestWorkloadsName(t *testing.T) {
 	}
 }
 
-// TestWorkloadsLabel: if the value of a controller's label follows from the pod's name, the pod has the label.
-// Other labels of controllers are unknown.
+// TestWorkloadsLabel: if the value of a controller's label follows from the pod's name, the pod has the label. Other
+// labels of controllers are unknown.
 func TestWorkloadsLabel(t *testing.T) {
 	long := strings.Repeat("a", 52)
 	for _, tc := range []struct {

@@ -1,11 +1,11 @@
-// Package claims decides which claims of Nodes count. A claim is an address or a network that a Node states as its own.
-// The package reads and changes nothing on the node.
+// Package claims decides which claims of Nodes are valid. A claim is an address or a network that a Node states as its
+// own. The package doesn't read or change the node on which it runs.
 //
 // Invariants:
-//   - No two claims that count overlap, and none has a special address, such as a loopback address.
-//   - The order of the Nodes doesn't matter. Of two Nodes with the same new claim, the older Node's claim counts.
-//   - A claim that counts goes on while its Node makes it, unless its network has an address that this node needs.
-//   - A claim that doesn't count is a problem of its Node.
+//   - Valid claims don't overlap. No valid claim has a special address, such as a loopback address.
+//   - The order of the Nodes doesn't matter. If two Nodes make the same new claim, the older Node's is valid.
+//   - A valid claim stays valid as long as its Node makes it, unless its network has an address that this node needs.
+//   - An invalid claim is a problem of its Node.
 package claims
 
 import (
@@ -20,8 +20,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// special are networks whose addresses don't identify a single host beyond its link (RFC 6890, sections 2.2.2
-// and 2.2.3; RFC 4291, section 2.5.5.2). Nodes can't use them to reach each other or pods.
+// special has networks whose addresses identify no host beyond a link (RFC 6890, sections 2.2.2 and 2.2.3; RFC 4291,
+// section 2.5.5.2). Nodes can't reach each other, or pods, by such addresses.
 var special = []struct {
 	network netip.Prefix
 	what    string
@@ -38,49 +38,48 @@ var special = []struct {
 	{netip.MustParsePrefix("ff00::/8"), "multicast"},
 }
 
-// maxClaims limits how many addresses, and how many networks, of one Node are read. More could fill other
-// nodes' routing tables. Kubernetes gives a Node at most two of each.
+// maxClaims is how many addresses, and how many networks, of one Node are read. Otherwise one Node could fill the
+// routing tables of all nodes. Kubernetes gives a Node at most two of each.
 const maxClaims = 32
 
-// Terms are the inputs of Settle other than the Nodes.
+// Terms has the conditions under which Settle finds a claim valid.
 type Terms struct {
 	// Self is this node's name. It is empty if weir makes no routes or tunnels between nodes.
 	Self string
-	// Within are the networks that all podCIDRs must lie in (--cluster-cidr). If it is empty, every network is
+	// Within has the networks in which every podCIDR must be (--cluster-cidr). If it is empty, every network is
 	// allowed.
 	Within []netip.Prefix
-	// Local are the addresses that this node needs, sorted. Another node's network that contains one of them
-	// doesn't count.
+	// Local has addresses that this node needs, sorted. Another node's network that contains one of them is invalid.
 	Local []UnderlayAddress
-	// Before are the Nodes that Settle returned last.
+	// Before has the Nodes that Settle has returned last.
 	Before []policy.Node
 }
 
-// UnderlayAddress is an underlay address of this node, or of a router on its routes.
+// UnderlayAddress is an address of this node in the underlay, or of a router on this node's routes.
 type UnderlayAddress struct {
 	Address netip.Addr
-	What    string // a description of the address for messages
+	What    string // what the address is, for messages
 }
 
-// Settle decides which claims of Nodes count. It returns the Nodes with these claims, the oldest first, and problems
-// about the other claims. Routes, tunnels and the addresses of other nodes' pods use only claims that count.
-// Otherwise a forged Node could draw the traffic of other nodes, or give one pod the rights of another.
+// Settle decides which claims of Nodes are valid. It returns the Nodes with their valid claims, the oldest Node first,
+// and a problem for each invalid claim. Only valid claims become routes, tunnels and entries of sets. Otherwise a
+// forged Node could redirect other nodes' traffic, or give a pod the rights of another pod.
 //
-// A claim doesn't count if
+// A claim is invalid if
 //
 //   - it is a special address, or a network that contains one
-//   - it overlaps a claim that counts
-//   - it is a network outside of all networks in Within, and Within isn't empty
-//   - it is another node's network that contains an address in Local.
+//   - it overlaps a valid claim
+//   - Within isn't empty, and the claim is a network outside of all networks in Within
+//   - it is another node's network, and contains an address in Local.
 //
-// Of two Nodes that claim the same, the older one wins. A Node without a creation time is the youngest. Of
-// equally old Nodes, Self wins, then the first by name.
+// If two Nodes claim the same, the older Node's claim is valid. A Node without a creation time counts as the youngest.
+// Among Nodes of the same age, Self comes first, and then the order of names decides.
 //
-// A claim that counted before goes on, even if an older Node now makes the same claim: an edited Node must take
-// nothing away. A claim ends if its Node no longer makes it, if its Node is deleted or replaced by a new one, or for
-// the last reason of the list.
+// A claim that was valid before (Before) stays valid, even if an older Node now makes the same claim. So nobody can
+// take a claim away by editing a Node. The claim ends if its Node no longer makes it, if its Node is deleted or
+// replaced, or for the last reason in the list.
 //
-// If Self isn't empty, a Node without an address or a network is a problem too.
+// If Self isn't empty, a Node without an address or without a network is also a problem.
 func Settle(nodes []policy.Node, t Terms) ([]policy.Node, []ruleset.Problem) {
 	self, within := t.Self, t.Within
 	s := settler{exact: map[netip.Prefix]string{}, inside: map[netip.Prefix]claim{}, self: self, local: t.Local}
@@ -90,10 +89,10 @@ func Settle(nodes []policy.Node, t Terms) ([]policy.Node, []ruleset.Problem) {
 	}
 	for _, n := range nodes {
 		for _, a := range n.Addresses {
-			s.note(hostPrefix(a))
+			s.addLength(hostPrefix(a))
 		}
 		for _, p := range n.PodCIDRs {
-			s.note(p)
+			s.addLength(p)
 		}
 	}
 	settled := slices.SortedFunc(slices.Values(nodes), func(a, b policy.Node) int {
@@ -187,10 +186,10 @@ func (c claim) String() string {
 }
 
 type settler struct {
-	four     [33]bool                // the lengths of the IPv4 prefixes that Nodes claim
-	six      [129]bool               // the same for IPv6
-	exact    map[netip.Prefix]string // the claims that count, each with its Node's name
-	inside   map[netip.Prefix]claim  // the networks that contain a claim that counts, each with that claim
+	four     [33]bool                // lengths of the IPv4 prefixes that Nodes claim
+	six      [129]bool               // lengths of the IPv6 prefixes that Nodes claim
+	exact    map[netip.Prefix]string // the valid claims, with their Nodes' names
+	inside   map[netip.Prefix]claim  // networks that contain a valid claim, with this claim
 	goingOn  map[goingOn]bool
 	self     string
 	local    []UnderlayAddress
@@ -219,8 +218,8 @@ func (s *settler) bound(n policy.Node) policy.Node {
 	return n
 }
 
-// goOn keeps the claims that counted before, unless the Node dropped them or something refuses them now. It
-// must run before new claims are looked at: the first claim wins.
+// goOn keeps the claims that were valid before, if their Nodes still make them and nothing speaks against them now. It
+// must run before new claims are checked, because the first of two equal claims is valid.
 func (s *settler) goOn(nodes, before []policy.Node) {
 	s.goingOn = map[goingOn]bool{}
 	was := make(map[string]policy.Node, len(before))
@@ -229,7 +228,7 @@ func (s *settler) goOn(nodes, before []policy.Node) {
 	}
 	for _, n := range nodes {
 		w, ok := was[n.Name]
-		if !ok || !w.Created.Equal(n.Created) { // a new Node, perhaps of an old Node's name
+		if !ok || !w.Created.Equal(n.Created) { // a new Node, even if an old Node had this name
 			continue
 		}
 		for _, a := range n.Addresses {
@@ -263,7 +262,7 @@ func (s *settler) lengths(p netip.Prefix) []bool {
 	return s.six[:]
 }
 
-func (s *settler) note(p netip.Prefix) { s.lengths(p)[p.Bits()] = true }
+func (s *settler) addLength(p netip.Prefix) { s.lengths(p)[p.Bits()] = true }
 
 func (s *settler) refuses(node string, p netip.Prefix) string {
 	for _, x := range special {

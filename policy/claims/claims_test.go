@@ -39,7 +39,7 @@ func TestSettle(t *testing.T) {
 	within := []netip.Prefix{netip.MustParsePrefix("100.96.0.0/11"), netip.MustParsePrefix("fd00:96::/32")}
 	for _, tc := range []struct {
 		addresses, networks string // the claims of a Node
-		kept                string // the claims that count
+		kept                string // the claims that are valid
 		within              []netip.Prefix
 	}{
 		{
@@ -107,11 +107,10 @@ func TestSettle(t *testing.T) {
 	}
 }
 
-// TestSettleOrder: if two Nodes claim the same, the older Node's claim counts, in whatever order the Nodes
-// come.
+// TestSettleOrder: if two Nodes make the same claim, the older Node's is valid, whatever the order of the Nodes.
 func TestSettleOrder(t *testing.T) {
 	for _, tc := range []struct {
-		first, second int // minutes
+		first, second int // minutes of the creation times
 		names         [2]string
 		keeps         int
 	}{
@@ -139,7 +138,8 @@ func TestSettleOrder(t *testing.T) {
 	}
 }
 
-// TestWhatCountedBefore: an edited Node takes nothing away from others, even if it is the oldest.
+// TestWhatCountedBefore: editing a Node doesn't make other Nodes' claims invalid, even if the edited Node is the
+// oldest.
 func TestWhatCountedBefore(t *testing.T) {
 	const address, network = "172.20.1.10", "100.96.1.0/24"
 	victim := claimant("z", 5, address, network)
@@ -148,7 +148,7 @@ func TestWhatCountedBefore(t *testing.T) {
 		minute             int
 		address, network   string
 		victim             policy.Node
-		addresses, podCIDR int // the numbers of the victim's claims that count
+		addresses, podCIDR int // how many claims of the victim are valid
 	}{
 		{1, address, network, victim, 1, 1},
 		{-1, address, network, victim, 1, 1},
@@ -169,7 +169,7 @@ func TestWhatCountedBefore(t *testing.T) {
 	}
 }
 
-// TestOneNodesManyClaims: if one Node makes many claims, only some count, and only some are reported.
+// TestOneNodesManyClaims: if one Node makes many claims, only some are valid, and only some of the others are reported.
 func TestOneNodesManyClaims(t *testing.T) {
 	evil := claimant("evil", 2, "", "")
 	for i := range 10_000 {
@@ -184,7 +184,7 @@ func TestOneNodesManyClaims(t *testing.T) {
 	}
 }
 
-// TestLocalAddresses: another node's network doesn't count if it contains an address that this node needs.
+// TestLocalAddresses: another node's network is invalid if it contains an address that this node needs.
 func TestLocalAddresses(t *testing.T) {
 	var local []UnderlayAddress
 	for _, a := range []string{"172.17.0.1", "172.20.1.1", "2001:db8::1"} {
@@ -208,7 +208,8 @@ func TestLocalAddresses(t *testing.T) {
 	}
 }
 
-// TestSettleAgreesWithComparingAll: Settle agrees with a simple version that compares each claim with all others.
+// TestSettleAgreesWithComparingAll: Settle gives the same result as a simple function that compares each claim with all
+// others.
 func TestSettleAgreesWithComparingAll(t *testing.T) {
 	for seed := range uint64(200) {
 		r := rand.New(rand.NewPCG(seed, 0))

@@ -1,9 +1,9 @@
-// Package enforced describes in a short form what a ruleset enforces for pods. A program can compare the description of
-// a node's ruleset with that of a ruleset that it compiles from the same objects.
+// Package enforced computes a short form of what a ruleset enforces for pods. With it, a program compares a node's
+// ruleset with a ruleset that it has compiled from the same objects.
 //
 // Invariants:
-//   - The package is pure. The same ruleset and endpoints give the same short form, whichever program computes it.
-//   - Sets with the same entries have the same digest. The entries' comments don't matter.
+//   - The package is pure. The same ruleset and endpoints give the same short form in every program.
+//   - Sets with the same entries have the same digest. Comments of entries don't matter.
 //   - A closed pod is in the short form, with an empty class.
 package enforced
 
@@ -22,7 +22,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Position has, for each kind of object, the resourceVersion up to which all changes are enforced.
+// Position has a resourceVersion for each kind of object. All changes up to it are enforced.
 type Position struct {
 	Pods       uint64 `json:"pods"`
 	Namespaces uint64 `json:"namespaces"`
@@ -30,20 +30,21 @@ type Position struct {
 	Policies   uint64 `json:"networkpolicies"`
 }
 
-// Includes reports whether p has all changes that o has.
+// Includes reports whether p includes all changes that o includes.
 func (p Position) Includes(o Position) bool {
 	return p.Pods >= o.Pods && p.Namespaces >= o.Namespaces && p.Nodes >= o.Nodes && p.Policies >= o.Policies
 }
 
 // Question asks an agent what it enforces.
 type Question struct {
-	// At is what must be enforced before the agent answers. The agent waits at most Wait.
+	// At is the position that the agent must have enforced before it answers. The agent waits for it, but at most for
+	// Wait.
 	At   Position      `json:"at"`
 	Wait time.Duration `json:"wait"`
-	// Namespaces limits the question to pods of these namespaces. If it is empty, the question is about all
-	// pods of the node.
+	// Namespaces limits the question to pods of these namespaces. If it is empty, the question is about all pods of the
+	// node.
 	Namespaces []string `json:"namespaces,omitempty"`
-	// Unless Peers is empty, sets in the answer are described by their entries with these addresses only.
+	// Peers, if not empty, limits the description of sets to entries with these addresses.
 	Peers []netip.Addr `json:"peers,omitempty"`
 }
 
@@ -56,41 +57,42 @@ func (q Question) About(endpoints []policy.Endpoint) (about []policy.Endpoint) {
 	return about
 }
 
-// Answer is what an agent enforces. All of it is about one ruleset.
+// Answer is what an agent enforces. All parts are about the same ruleset.
 type Answer struct {
 	Node    string `json:"node"`
 	Version string `json:"version"`
-	// At is the position up to which the ruleset includes all changes. It may include later ones.
+	// At is the position up to which the ruleset includes all changes. It may also include later changes.
 	At Position `json:"at"`
-	// Faults say why the kernel lacks a part of the ruleset, or why the ruleset is old.
+	// Faults say why the kernel lacks a part of the ruleset, or why the ruleset is out of date.
 	Faults []string `json:"faults,omitempty"`
-	// Problems are about faulty parts of policies in the question's namespaces. These parts allow nothing.
+	// Problems are about faulty parts of policies in the question's namespaces. Faulty parts allow nothing.
 	Problems []ruleset.Problem `json:"problems,omitempty"`
-	// Endpoints are the attachments that the ruleset was made for: all of the node, in every namespace.
+	// Endpoints has all attachments of the node, in all namespaces, as they were when the ruleset was compiled.
 	Endpoints []policy.Endpoint `json:"endpoints"`
 	ShortForm ShortForm         `json:"shortForm"`
 }
 
-// ShortForm has the classes of pods, and the contents of the sets of these classes.
+// ShortForm has the classes of pods, and what the sets of these classes contain.
 type ShortForm struct {
 	Pods []Pod `json:"pods"`
-	// Classes has the classes by the names in the fields Ingress and Egress of Pods.
+	// Classes has each class by the name that Pod.Ingress and Pod.Egress use.
 	Classes map[string]Class `json:"classes"`
 }
 
 // Pod is what is enforced for one address of a pod.
 type Pod struct {
-	ID      string     `json:"id"` // the attachment's
+	ID      string     `json:"id"` // the attachment's ID
 	Pod     string     `json:"pod"`
 	Address netip.Addr `json:"address"`
-	// Ingress and Egress name the classes. An empty name means that the pod is closed in that direction.
+	// Ingress and Egress name the pod's classes. If a name is empty, the pod is closed in this direction.
 	Ingress string `json:"ingress"`
 	Egress  string `json:"egress"`
 }
 
-// Class is a class with the contents of its rules' sets. The chain's name identifies the rules.
+// Class is a class with the contents of the sets that its rules look up. The rules themselves are identified by the
+// chain's name.
 type Class struct {
-	Chain    string   `json:"chain,omitempty"` // empty for pods that no policy isolates
+	Chain    string   `json:"chain,omitempty"` // empty if no policy isolates the pods
 	Policies []string `json:"policies"`
 	Audited  []string `json:"audited,omitempty"`
 	Sets     []Set    `json:"sets,omitempty"`
@@ -99,16 +101,16 @@ type Class struct {
 type Set struct {
 	Name    string `json:"name"`
 	Entries int    `json:"entries"`
-	Digest  string `json:"digest"` // a hash of the entries without their comments; empty if there are none
+	Digest  string `json:"digest"` // hash of the entries without comments; empty without entries
 }
 
-// Equal reports whether the classes are for the same policies, with the same rules and sets.
+// Equal reports whether both classes have the same policies, rules and sets.
 func (c Class) Equal(o Class) bool {
 	return c.Chain == o.Chain && slices.Equal(c.Policies, o.Policies) && slices.Equal(c.Sets, o.Sets)
 }
 
-// Of returns what the ruleset enforces for the endpoints. Unless peers is empty, the sets are described by the
-// entries with these addresses only.
+// Of returns what the ruleset enforces for the endpoints. If peers isn't empty, the description of sets has only
+// entries with these addresses.
 func Of(r ruleset.Ruleset, endpoints []policy.Endpoint, peers []netip.Addr) ShortForm {
 	h := shortener{
 		ShortForm: ShortForm{Pods: []Pod{}, Classes: map[string]Class{}}, of: r, peers: peers, sets: map[string]ruleset.Set{},
@@ -196,7 +198,7 @@ func (h *shortener) digest(s ruleset.Set) Set {
 		sum.Write(line)
 	}
 	if out.Entries > 0 {
-		const size = 15 // bytes: 120 bits, and a text without padding
+		const size = 15 // bytes: 120 bits, whose text needs no padding
 		out.Digest = base32.StdEncoding.EncodeToString(sum.Sum(nil)[:size])
 	}
 	return out

@@ -15,7 +15,7 @@ import (
 	"github.com/weir-net/weir/policy/policytest"
 )
 
-// TestOfEngine: Of returns the same for the rulesets of an engine and of Compile.
+// TestOfEngine: Of returns the same for the ruleset of an engine as for the ruleset of Compile.
 func TestOfEngine(t *testing.T) {
 	pods := 0
 	for seed := range uint64(500) {
@@ -36,8 +36,8 @@ func TestOfEngine(t *testing.T) {
 	}
 }
 
-// TestOf: a pod's class changes if its policies, their rules or their peers' addresses change, and not
-// otherwise.
+// TestOf: a pod's class changes if the pod's policies, their rules or their peers' addresses change. Otherwise it stays
+// the same.
 func TestOf(t *testing.T) {
 	pod := func(name, address, node string) policy.Pod {
 		return policy.Pod{

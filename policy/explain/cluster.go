@@ -10,19 +10,19 @@ import (
 type Cluster struct {
 	policy.Objects
 	Endpoints []policy.Endpoint
-	// Node is the node of the agent that gave the cluster. It is empty if the node is unknown, or if no agent
-	// gave the cluster.
+	// Node is the node of the agent that has returned the cluster. It is empty if no agent has, or if the node is
+	// unknown.
 	Node     string
 	Services []policy.Service
-	// Gaps say which objects could not be read, a sentence for each.
+	// Gaps has a sentence for each kind of objects that could not be read.
 	Gaps []string
-	// Own are the addresses of the agent's node.
+	// Own has the addresses of the agent's node.
 	Own []netip.Addr `json:"-"`
-	// Invented are networks from which the source made up addresses for pods.
+	// Invented has networks from which the source made up addresses for pods without addresses.
 	Invented []netip.Prefix
 }
 
-// NoNode is the NodeName of a pod that is on no Node and has an address that the source made up.
+// NoNode is the NodeName of a pod with a made-up address that is on no Node.
 const NoNode = "(none)"
 
 func nodeOf(p *policy.Pod) string {
@@ -32,7 +32,7 @@ func nodeOf(p *policy.Pod) string {
 	return p.NodeName
 }
 
-// podCIDRs leaves out the networks from which the source made up addresses.
+// podCIDRs returns the Node's podCIDRs, without networks of made-up addresses.
 func (c Cluster) podCIDRs(n policy.Node) []netip.Prefix {
 	return slices.DeleteFunc(slices.Clone(n.PodCIDRs), func(p netip.Prefix) bool { return slices.Contains(c.Invented, p) })
 }

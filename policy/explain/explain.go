@@ -2,8 +2,8 @@
 // and which change would allow it.
 //
 // Invariants:
-//   - The package is pure: callers read the objects and print the explanations.
-//   - Package verdict gives the verdicts, without the compiler.
+//   - The package is pure: callers read the objects, and print the explanations.
+//   - The verdicts come from package verdict, and not from the compiler.
 //   - An explanation names the objects that could not be read (Gaps), and the nodes whose kernels could not be read.
 package explain
 
@@ -17,32 +17,32 @@ import (
 
 type Result string
 
-// A path is Allowed or Dropped. A query may also be Mixed or Nothing.
+// Result is Allowed or Dropped for a path. For a query it may also be Mixed or Nothing.
 const (
 	Allowed Result = "allowed"
 	Dropped Result = "dropped"
-	// Mixed means that some paths of a query are allowed, and others are dropped.
+	// Mixed means that some paths of a query are allowed and others are dropped.
 	Mixed Result = "mixed"
 	// Nothing means that the query has no path. The notes say why.
 	Nothing Result = "nothing to reach"
 )
 
-// Explanation is the answer to a query. docs/explain.md documents its JSON; fields are only added.
+// Explanation is the answer to a query. docs/explain.md documents its JSON. Newer versions only add fields.
 type Explanation struct {
 	Query  Query  `json:"query"`
 	Result Result `json:"result"`
-	// Paths are the query's connections: one for each pair of addresses and each port. Pods behind a Service are
-	// one path if they have the same verdicts.
+	// Paths has a connection for each pair of addresses and each port. Pods behind a Service with the same verdicts are
+	// one path.
 	Paths []Path `json:"paths"`
-	// Notes say what matters to the connection besides policy.
+	// Notes say what else matters for the connection, besides policies.
 	Notes []string `json:"notes,omitempty"`
 	// Gaps say which objects could not be read.
 	Gaps []string `json:"gaps,omitempty"`
-	// Source says where the objects came from.
+	// Source says where the objects were read.
 	Source string `json:"source,omitempty"`
 }
 
-// Differs reports whether a path has Differences between a kernel and the policies.
+// Differs reports whether a kernel's state differs from the policies in one of the paths.
 func (e Explanation) Differs() bool {
 	differs := func(k Kernel) bool { return len(k.Differences) > 0 }
 	return slices.ContainsFunc(e.Paths, func(p Path) bool {
@@ -54,12 +54,12 @@ type Path struct {
 	Family string `json:"family"`
 	From   Place  `json:"from"`
 	To     Place  `json:"to"`
-	// Protocol and Port are the destination's, after the translation of a Service's address.
+	// Protocol and Port are those of the destination. For a Service, the port is that of the pod behind the Service.
 	Protocol ruleset.Protocol `json:"protocol"`
 	Port     uint16           `json:"port,omitempty"`
-	// Through is the Service that led to the destination, such as "svc/ns-1/web port 80".
+	// Through is the Service that leads to the destination, such as "svc/ns-1/web port 80".
 	Through string `json:"through,omitempty"`
-	// Alike are further destinations of the Service with the same verdicts.
+	// Alike has other pods behind the Service with the same verdicts.
 	Alike   []string `json:"alike,omitempty"`
 	Result  Result   `json:"result"`
 	Sides   []Side   `json:"sides"`
@@ -77,67 +77,67 @@ type Place struct {
 	HostNetwork bool   `json:"hostNetwork,omitempty"`
 	Here        bool   `json:"here,omitempty"`
 	What        string `json:"what,omitempty"`
-	// Invented is true if the source made up the address, because the pod has none.
+	// Invented is true if the source made up the address because the pod has none.
 	Invented bool `json:"invented,omitempty"`
-	// isNode is true for a node's own address, and isOwn if the node is the agent's. isTunnel is true if the
-	// node sends from the address through the tunnel. isWorld is true if the address stands for the world.
+	// isNode is true for an address of a node, and isOwn if this is the agent's node. isTunnel is true for the address
+	// from which a node sends through the tunnel. isWorld is true if the address stands for all hosts outside of the
+	// cluster.
 	isNode, isOwn, isTunnel, isWorld bool
-	// forwards is true for a node that passes on packets from outside.
+	// forwards is true for a node that forwards packets from outside of the cluster to pods.
 	forwards bool
 }
 
-// Side is the verdict of the policies at one end.
+// Side is the verdict of the policies at one end of a path.
 type Side struct {
 	Direction ruleset.Direction `json:"direction"`
 	Result    Result            `json:"result"`
 	Reason    Reason            `json:"reason"`
 	Pod       string            `json:"pod,omitempty"`
-	// Node is the node whose rules enforce the verdict; empty if the node is unknown.
+	// Node is the node whose rules enforce the verdict, or empty if the node is unknown.
 	Node string `json:"node,omitempty"`
-	// Policies are all policies that isolate the pod in this direction.
+	// Policies has all policies that isolate the pod in this direction.
 	Policies []string `json:"policies"`
-	// Audited are the audited policies that would isolate the pod. They don't change the result.
+	// Audited has the audited policies that would isolate the pod if they were enforced. They don't change the result.
 	Audited []string `json:"audited,omitempty"`
-	// WouldDrop is true if the connection passes and would be dropped if the audited policies were enforced too.
-	// NearestAudited has rules of the audited policies, the nearest first.
+	// WouldDrop is true if the connection passes, and would be dropped if the audited policies were also enforced.
+	// NearestAudited has rules of the audited policies that almost allow it, the nearest first.
 	WouldDrop      bool           `json:"wouldDrop,omitempty"`
 	NearestAudited []verdict.Near `json:"nearestAudited,omitempty"`
-	// OnlyAudited are rules of audited policies that would allow a dropped connection.
+	// OnlyAudited has rules of audited policies that would allow a dropped connection.
 	OnlyAudited []Rule `json:"onlyAudited,omitempty"`
 	Allows      []Rule `json:"allows,omitempty"`
-	// Nearest are rules that don't allow the connection, those with the fewest unmet conditions first.
+	// Nearest has rules that almost allow the connection, those with the fewest unmet conditions first.
 	Nearest []verdict.Near `json:"nearest,omitempty"`
-	// Change says which rule to add, if the policies drop the connection and no rule comes near.
+	// Change says which rule to add, if the policies drop the connection and no rule almost allows it.
 	Change string `json:"change,omitempty"`
 }
 
 type Rule struct {
 	Policy string `json:"policy"`
 	Field  string `json:"field"`          // such as spec.ingress[0]
-	Peer   string `json:"peer,omitempty"` // the field of the peer; empty if the rule is for everyone
-	Port   string `json:"port,omitempty"` // the field of the port; empty if the rule is for every port
+	Peer   string `json:"peer,omitempty"` // field of the peer; empty if the rule allows all peers
+	Port   string `json:"port,omitempty"` // field of the port; empty if the rule allows all ports
 }
 
 type Reason string
 
 const (
-	// Isolated means that policies isolate the pod. One of their rules must allow the connection.
+	// Isolated means that policies isolate the pod, so one of their rules must allow the connection.
 	Isolated Reason = "isolated"
 	// Open means that no policy isolates the pod.
 	Open Reason = "open"
-	// NoPod means that no pod is at this end, so no policy applies.
+	// NoPod means that there is no pod at this end, so no policy applies.
 	NoPod Reason = "noPod"
 	// HostNetwork means that the pod has its node's address. Policies don't apply to such pods.
 	HostNetwork Reason = "hostNetwork"
 	// FromNode means that a node sends to one of its own pods. Such packets aren't checked.
 	FromNode Reason = "fromNode"
-	// Itself means that both ends are the same pod. A pod always reaches itself.
+	// Itself means that a pod sends to itself. Such packets always pass.
 	Itself Reason = "itself"
 	// Off means that enforcement is off for the pod.
 	Off Reason = "off"
 	// Closed means that the agent doesn't know the pod. All new connections of the pod are dropped.
 	Closed Reason = "closed"
-	// Uncertain means that several pods may be at the end. The policies must allow the connection for all of
-	// them.
+	// Uncertain means that several pods may have the address. The policies must allow the connection for all of them.
 	Uncertain Reason = "uncertain"
 )

@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// TestAgreesWithTheEvaluator: on random clusters, explanations and an evaluator of the whole state give the same
-// results. Connections from a node to its own pods are excepted.
+// TestAgreesWithTheEvaluator: on random clusters, an explanation has the same result as the evaluator. Connections from
+// a node to its own pods are left out.
 func TestAgreesWithTheEvaluator(t *testing.T) {
 	results, itself := map[Result]int{}, 0
 	for seed := range uint64(150) {
@@ -57,8 +57,8 @@ func TestAgreesWithTheEvaluator(t *testing.T) {
 	}
 }
 
-// TestConcernsServices: if a query names a Service by its address or nodePort, the pods of the Service's
-// namespace are needed.
+// TestConcernsServices: if a query names a Service by an address or a nodePort, Concerns asks for the pods of the
+// Service's namespace.
 func TestConcernsServices(t *testing.T) {
 	c := Cluster{Services: []policy.Service{{
 		Namespace: "ns-1", Name: "web", Selector: map[string]string{"app": "web"},
@@ -79,7 +79,7 @@ func TestConcernsServices(t *testing.T) {
 	}
 }
 
-// TestConcerns: if an agent gives only the pods that Concerns names, the result is the same.
+// TestConcerns: an explanation is the same if the cluster has only the pods for which Concerns asks.
 func TestConcerns(t *testing.T) {
 	for seed := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, 12))
@@ -96,7 +96,7 @@ func TestConcerns(t *testing.T) {
 			}
 			fewer := c
 			fewer.Pods = nil
-			for range 2 { // as the agent does
+			for range 2 { // twice, as in the agent
 				concerns := q.Concerns(fewer)
 				fewer.Pods = nil
 				for i := range c.Pods {
@@ -113,8 +113,8 @@ func TestConcerns(t *testing.T) {
 	}
 }
 
-// TestKernelAgrees: a kernel with the compiler's sets and rules agrees with the policies. The kernel differs if a
-// class set lacks a pod, or if no rule drops a connection that the policies don't allow.
+// TestKernelAgrees: if a kernel has the compiler's sets and rules, there is no difference. There is a difference if a
+// pod is missing in a class set, or if no rule drops a connection that the policies don't allow.
 func TestKernelAgrees(t *testing.T) {
 	checked, lost := 0, 0
 	for seed := range uint64(150) {
@@ -175,7 +175,7 @@ func TestKernelAgrees(t *testing.T) {
 	}
 }
 
-// opened turns all rules that drop packets into rules that return.
+// opened replaces all rules that drop packets by rules that return.
 func opened(r ruleset.Ruleset) ruleset.Ruleset {
 	r.Chains = slices.Clone(r.Chains)
 	for i := range r.Chains {

@@ -14,7 +14,7 @@ import (
 
 const maxPaths = 100
 
-// A rule with more than fewMisses unmet conditions isn't worth changing: a new rule is better.
+// fewMisses is how many unmet conditions a rule may have to be suggested. With more, it is better to add a new rule.
 const fewMisses = 2
 
 const maxNear = 20
@@ -26,7 +26,7 @@ type explainer struct {
 	Explanation
 }
 
-// Explain answers the query. The error is an *InputError.
+// Explain answers the query. An error is always an *InputError.
 func Explain(c Cluster, q Query) (Explanation, error) {
 	x := explainer{Cluster: &c, Explanation: Explanation{Query: q, Gaps: c.Gaps, Paths: []Path{}}}
 	from, err := c.resolve(q.From)
@@ -87,7 +87,7 @@ type target struct {
 	port    uint16
 	through string
 	notes   []string
-	on      string // the node of a Service's endpoint, if it is known
+	on      string // the node of a Service's endpoint, if known
 }
 
 func (x *explainer) connect(sources []Place, targets []target, in entrance) {
@@ -102,7 +102,7 @@ func (x *explainer) connect(sources []Place, targets []target, in entrance) {
 	for _, f := range conf.Families {
 		for _, s := range sources {
 			for _, t := range targets {
-				within := s.isTunnel && s.Node == t.Node // a node sends nothing through the tunnel to its own pods
+				within := s.isTunnel && s.Node == t.Node // a node doesn't use the tunnel to its own pods
 				if conf.FamilyOf(s.Address) == f && conf.FamilyOf(t.Address) == f && !within && in.passes(s, t) {
 					x.add(x.path(s, t))
 				}
@@ -248,12 +248,13 @@ func (x *explainer) side(d ruleset.Direction, v verdict.Side, p verdict.Packet, 
 	return s
 }
 
-// allow makes the side allowed whatever its policies say, so there is nothing to change.
+// allow makes the side allowed for a reason other than policies, and removes suggestions for changes.
 func (s *Side) allow(why Reason) {
 	s.Result, s.Reason, s.Nearest, s.Change, s.OnlyAudited = Allowed, why, nil, "", nil
 }
 
-// standIn rewrites the misses that are about the peer's address, if the address stands for the world or is made up.
+// standIn rewrites misses about the peer's address, if this address is made up or stands for hosts outside of the
+// cluster.
 func standIn(all []verdict.Near, name string, peer Place) {
 	for _, near := range all {
 		for i := range near.Misses {
@@ -273,7 +274,7 @@ func standIn(all []verdict.Near, name string, peer Place) {
 	}
 }
 
-// needed says which rule to add if no rule comes near.
+// needed says which rule to add if no rule almost allows the connection.
 func (x *explainer) needed(d ruleset.Direction, at, peer Place, p verdict.Packet) string {
 	namespace, _, _ := strings.Cut(at.Pod, "/")
 	what := "for all ports (no other rule allows ICMP)"

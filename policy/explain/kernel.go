@@ -10,7 +10,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Kernel is what the kernel of one node has for a connection.
+// Kernel is what one node's kernel does with a connection.
 type Kernel struct {
 	Node    string        `json:"node,omitempty"`
 	Result  Result        `json:"result,omitempty"`
@@ -18,14 +18,14 @@ type Kernel struct {
 	Sets    []KernelSet   `json:"sets,omitempty"`
 	Chain   string        `json:"chain,omitempty"`
 	Rule    string        `json:"rule,omitempty"`
-	// Differences say where the kernel doesn't do what the policies mean.
+	// Differences says where the kernel doesn't enforce what the policies mean.
 	Differences []string `json:"differences,omitempty"`
-	// Unread says why only the kernel's sets could be compared, and not its rules.
+	// Unread says why only the kernel's sets could be compared, and not the rules.
 	Unread  string `json:"unread,omitempty"`
 	Unknown string `json:"unknown,omitempty"`
 }
 
-// KernelClass is the class that the kernel's sets give a pod. Without a Set, the pod is closed.
+// KernelClass is the class that a pod has in the kernel's sets. If Set is empty, the pod is closed.
 type KernelClass struct {
 	Direction ruleset.Direction `json:"direction"`
 	Pod       string            `json:"pod"`
@@ -43,11 +43,11 @@ type KernelSet struct {
 	For     string     `json:"for,omitempty"`
 }
 
-// View is a node's kernel, and the ruleset that should be in it.
+// View is the state of a node's kernel, with the ruleset that the kernel should have.
 type View struct {
 	Node string
-	// Want is the ruleset that the agent has applied. Have is Want with the kernel's entries for the packets.
-	// Wrong says where the kernel's rules differ.
+	// Want is the ruleset that the agent has applied. Have is the same ruleset, but its sets contain the kernel's
+	// entries, as far as the packets look them up. Wrong says where the kernel's rules differ from Want.
 	Want, Have ruleset.Ruleset
 	Wrong      []string
 	Unread     string
@@ -57,8 +57,8 @@ type View struct {
 
 const elsewhere = conf.Tunnel
 
-// Packet returns the path's first packet as this node's rules check it. ok is false if this node's rules don't
-// check it.
+// Packet returns the path's first packet in the form in which this node's rules check it. ok is false if this node
+// doesn't check the packet.
 func (p *Path) Packet(links map[netip.Addr]ruleset.Link) (packet ruleset.Packet, ok bool) {
 	if (!p.From.Here && !p.To.Here) || p.From.Address == p.To.Address || (p.From.isOwn && !p.From.Here) {
 		return ruleset.Packet{}, false
@@ -78,7 +78,7 @@ func (p *Path) Packet(links map[netip.Addr]ruleset.Link) (packet ruleset.Packet,
 	return packet, true
 }
 
-// AddKernel adds to each path what the kernel has for it. A path that the node doesn't check gets no Kernel.
+// AddKernel adds the kernel's state to each path that the node checks.
 func (e *Explanation) AddKernel(v View) {
 	for i := range e.Paths {
 		p := &e.Paths[i]
@@ -183,7 +183,7 @@ func policiesOf(c *ruleset.Class) string {
 func samePolicies(class, policies []string) bool {
 	plain := make([]string, len(class))
 	for i, name := range class {
-		plain[i], _, _ = strings.Cut(name, " ") // without "(may select it)"
+		plain[i], _, _ = strings.Cut(name, " ") // removes "(may select it)"
 	}
 	want := slices.Clone(policies)
 	slices.Sort(plain)

@@ -6,8 +6,8 @@ import (
 	"strings"
 )
 
-// NearNames returns the names that are nearest to the wanted name, as the end of an error: "; the nearest names are a,
-// b". It returns an empty text if no name is near.
+// NearNames returns the names that are most similar to the wanted name, as the end of an error: "; the nearest names
+// are a, b". If no name is similar, it returns "".
 func NearNames(want string, names []string) string {
 	if near := nearest(want, names); len(near) > 0 {
 		return "; the nearest names are " + strings.Join(near, ", ")
@@ -36,8 +36,8 @@ func nearest(want string, names []string) []string {
 	return all
 }
 
-// distance returns how many characters must change to turn a into b (Levenshtein). If a has three characters or
-// more, and b begins with a, it returns at most 2: a pod's name begins with its Deployment's name.
+// distance returns how many characters must change to turn a into b (Levenshtein). If b begins with a, the distance is
+// at most 2, because a pod's name begins with the name of its Deployment. This holds if a has three characters or more.
 func distance(a, b string) int {
 	if len(a) > 2 && len(b) >= len(a) && b[:len(a)] == a {
 		return min(len(b)-len(a), 2)

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// EnforcedOn returns the nodes whose rules enforce the paths, each once.
+// EnforcedOn returns the nodes whose rules enforce the verdicts of the paths.
 func (e *Explanation) EnforcedOn() (all []string) {
 	for i := range e.Paths {
 		for _, s := range e.Paths[i].Sides {
@@ -22,8 +22,8 @@ func (s Side) enforced() bool {
 	return s.Node != "" && s.Pod != "" && !slices.Contains([]Reason{HostNetwork, NoPod, FromNode, Itself}, s.Reason)
 }
 
-// AddNode adds what the node's kernel has for the paths. The parameter of is the answer of the node's agent to the
-// same query. If that answer has another result, reason or policies for an end on the node, this is a difference.
+// AddNode adds the state of the node's kernel to the paths. of is the explanation that the node's agent has given for
+// the same query. If it has another result, reason or policies for an end on the node, this is added as a difference.
 func (e *Explanation) AddNode(node string, of Explanation) {
 	for i := range e.Paths {
 		p := &e.Paths[i]
@@ -48,7 +48,7 @@ func (e *Explanation) AddNode(node string, of Explanation) {
 	}
 }
 
-// AddUnknown says, in each path that the node enforces, why the node's kernel could not be read.
+// AddUnknown adds the reason why the node's kernel could not be read to each path with an end on the node.
 func (e *Explanation) AddUnknown(node, why string) {
 	for i := range e.Paths {
 		if p := &e.Paths[i]; p.endsOn(node) {

@@ -29,8 +29,8 @@ func agentOf(k Kernel) Explanation {
 	return e
 }
 
-// TestBothNodes: a path has what both ends' kernels have. Differs reports a difference of a kernel, and an agent's
-// answer that disagrees with the explanation.
+// TestBothNodes: a path gets the state of the kernels at both ends. Differs returns true if a kernel differs from the
+// policies, or if an agent's explanation disagrees.
 func TestBothNodes(t *testing.T) {
 	e := acrossNodes()
 	if got := e.EnforcedOn(); !slices.Equal(got, []string{"w1", "w2"}) {
@@ -58,7 +58,7 @@ func TestBothNodes(t *testing.T) {
 		of := agentOf(Kernel{Result: Dropped})
 		change(&of.Paths[0].Sides[1])
 		e = acrossNodes()
-		e.AddNode("w1", of) // the change is about w2's pod
+		e.AddNode("w1", of) // the change concerns w2's pod
 		if e.Differs() {
 			t.Errorf("%s: %+v", name, e.Paths[0].Kernels)
 		}
@@ -75,7 +75,8 @@ func TestBothNodes(t *testing.T) {
 	}
 }
 
-// TestNodesAway: if a node doesn't answer, or its agent doesn't know the connection, its kernel is unknown.
+// TestNodesAway: if a node doesn't answer, or its agent doesn't know the connection, the state of its kernel is
+// unknown.
 func TestNodesAway(t *testing.T) {
 	e := acrossNodes()
 	e.AddUnknown("w1", "the node is not ready")

@@ -82,7 +82,7 @@ func or(a, b string) string {
 	return a
 }
 
-// masqueraded reports whether the sender's node replaces the path's source address with its own.
+// masqueraded reports whether the sender's node replaces the packet's source by its own address.
 func (x *explainer) masqueraded(p *Path) bool {
 	if p.To.Pod != "" && !p.To.HostNetwork {
 		return false
@@ -125,7 +125,7 @@ func (x *explainer) strayPolicies(s Side) {
 		if slices.ContainsFunc(x.in(np.Namespace), func(p *policy.Pod) bool {
 			return !p.HostNetwork && selector.Matches(labels.Set(p.Labels))
 		}) {
-			continue // it has pods of its own
+			continue // the namespace has pods of its own
 		}
 		if said++; said > maxStrays {
 			return
@@ -148,8 +148,8 @@ func (x *explainer) in(namespace string) []*policy.Pod {
 	return x.byNamespace[namespace]
 }
 
-// strays returns policies of other namespaces that would isolate the pod if they were in its namespace. Policies with
-// an empty podSelector are left out.
+// strays returns policies of other namespaces that would isolate the pod if they were in the pod's namespace. Policies
+// with an empty podSelector are left out.
 func (c *Cluster) strays(pod *policy.Pod, d ruleset.Direction) iter.Seq2[*networkingv1.NetworkPolicy, labels.Selector] {
 	return func(yield func(*networkingv1.NetworkPolicy, labels.Selector) bool) {
 		for _, np := range c.Policies {
@@ -157,7 +157,7 @@ func (c *Cluster) strays(pod *policy.Pod, d ruleset.Direction) iter.Seq2[*networ
 			if np.Namespace == pod.Namespace || !isolates(np, d) || len(s.MatchLabels)+len(s.MatchExpressions) == 0 {
 				continue
 			}
-			fits := true // parsing each selector takes too long
+			fits := true // a quick comparison first, because parsing each selector takes too long
 			for key, value := range s.MatchLabels {
 				fits = fits && pod.Labels[key] == value
 			}
@@ -261,7 +261,7 @@ func (x *explainer) worldNotes(from Ref) {
 	}
 }
 
-// inNetwork reports whether the network has the place's address, or is of the other family.
+// inNetwork reports whether the network contains the place's address, or belongs to the other family.
 func inNetwork(network string, p Place) bool {
 	cidr, err := netip.ParsePrefix(network)
 	return err == nil && (cidr.Contains(p.Address) || conf.FamilyOf(cidr.Addr()) != conf.FamilyOf(p.Address))

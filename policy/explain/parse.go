@@ -12,12 +12,12 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// InputError is the error of a wrong question. Its message is one line for the person who asked.
+// InputError says what is wrong with a query. The message is one line.
 type InputError struct{ message string }
 
 func (e *InputError) Error() string { return e.message }
 
-// NewInputError returns an InputError with a message that an agent has sent.
+// NewInputError returns an InputError with a message from an agent.
 func NewInputError(message string) error { return inputError("%s", message) }
 
 func inputError(format string, args ...any) error {
@@ -32,11 +32,11 @@ const (
 	EndNode    EndKind = "node"
 	EndAddress EndKind = "address"
 	EndWorld   EndKind = "world"
-	// EndNamed is a pod or a Service, whichever has the name. Ends are of this kind only until they are resolved.
+	// EndNamed is a pod or a Service, until resolve finds out which of them has the name.
 	EndNamed EndKind = "pod or service"
 )
 
-// Ref names an end of a connection.
+// Ref is an end of a connection as a person names it.
 type Ref struct {
 	Kind      EndKind    `json:"kind"`
 	Namespace string     `json:"namespace,omitempty"`
@@ -44,7 +44,7 @@ type Ref struct {
 	Address   netip.Addr `json:"address,omitzero"`
 }
 
-// String returns the end as a person writes it.
+// String returns the end in the form in which a person writes it.
 func (r Ref) String() string {
 	switch r.Kind {
 	case EndWorld:
@@ -63,7 +63,7 @@ func (r Ref) String() string {
 }
 
 type Port struct {
-	// Number is 0 if the port has a name, or if none is given.
+	// Number is 0 if the port is given by its name, or not at all.
 	Number uint16           `json:"number,omitempty"`
 	Name   string           `json:"name,omitempty"`
 	Proto  ruleset.Protocol `json:"protocol,omitempty"`
@@ -79,8 +79,8 @@ var names = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)
 
 var portNames = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]*[a-z0-9])?$`)
 
-// Parse reads a query from the arguments FROM and TO[:PORT[/PROTO]]. A name without a namespace gets the given
-// namespace, which may be empty. The error is an *InputError.
+// Parse parses the arguments FROM and TO[:PORT[/PROTO]] of a command. Names without a namespace get the given
+// namespace, which may be empty. An error is always an *InputError.
 func Parse(from, to, namespace string) (q Query, err error) {
 	if q.From, err = parseEnd(from, namespace); err != nil {
 		return Query{}, err
@@ -155,7 +155,7 @@ func parseEnd(s, namespace string) (Ref, error) {
 		parts = parts[1:]
 	case kind != EndNamed && len(parts) == 2 && namespace != "":
 		parts = []string{namespace, parts[1]}
-	case kind != EndNamed && len(parts) == 2: // a namespace may have one of these names
+	case kind != EndNamed && len(parts) == 2: // a namespace may have the name of a kind, such as "svc"
 		kind = EndNamed
 	case kind == EndNamed && len(parts) == 1:
 		parts = []string{namespace, parts[0]}

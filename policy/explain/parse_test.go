@@ -36,7 +36,7 @@ func TestParse(t *testing.T) {
 				Port{Number: 80, Proto: ruleset.TCP},
 			},
 		},
-		{"pod/ns-1/a", "pod/b:/icmp", Query{ // pod may be a namespace
+		{"pod/ns-1/a", "pod/b:/icmp", Query{ // "pod" is also a valid name of a namespace
 			Ref{Kind: EndPod, Namespace: "ns-1", Name: "a"}, pod("pod", "b"), Port{Proto: ruleset.ICMP},
 		}},
 		{
@@ -56,7 +56,7 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// TestParseErrors: if an argument is wrong, the error is an InputError that says what is wrong or what to write.
+// TestParseErrors: an InputError says what is wrong with the argument, or what to write instead.
 func TestParseErrors(t *testing.T) {
 	const forms = "an end is NAMESPACE/POD, svc/NAMESPACE/SERVICE, an address, node/NAME or world"
 	for to, want := range map[string]string{
@@ -97,8 +97,8 @@ func TestParseErrors(t *testing.T) {
 	}
 }
 
-// FuzzParse: no argument makes the parser panic, and an error is one printable line. The text of a parsed end names
-// the same end.
+// FuzzParse: whatever the arguments, Parse doesn't panic, and an error is one printable line. If the text of a parsed
+// end is parsed again, it gives the same end.
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{"ns/b:80/udp", "[fd00::1]:80", "node/n", "world", "svc/a/b:x", "10.0.0.1", ":/icmp"} {
 		f.Add("ns/a", s, "")
@@ -116,10 +116,11 @@ func FuzzParse(f *testing.F) {
 		}
 		for _, r := range []Ref{q.From, q.To} {
 			again, err := parseEnd(r.String(), r.Namespace)
-			if r.Kind == EndPod { // its text has no prefix
+			if r.Kind == EndPod { // the text of a pod has no prefix
 				r.Kind = EndNamed
 			}
-			if r.Kind == EndNamed && r.Namespace != "" && again.Kind != EndNamed { // such as the namespace svc
+			// A namespace has the name of a kind, such as svc.
+			if r.Kind == EndNamed && r.Namespace != "" && again.Kind != EndNamed {
 				continue
 			}
 			if err != nil || again != r {

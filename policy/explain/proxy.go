@@ -9,14 +9,14 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// entrance says how a connection comes to a Service. kube-proxy chooses the endpoints by it.
+// entrance is the way by which a connection comes to a Service. kube-proxy's choice of endpoints depends on it.
 type entrance struct {
 	outside bool
-	// address is the destination. It is invalid if the query names the Service.
+	// address is the destination, or invalid if the query names the Service.
 	address netip.Addr
-	// node has the nodePort that is the destination. It is empty without one.
+	// node is the node whose nodePort is the destination, or "".
 	node string
-	// sender is the sender's node, empty if unknown or outside.
+	// sender is the sender's node, or "" if the sender is outside of the cluster or its node is unknown.
 	sender string
 }
 
@@ -25,8 +25,9 @@ func (in entrance) external(s *policy.Service) bool {
 	return in.outside || in.node != "" || in.address.IsValid() && !slices.Contains(s.ClusterIPs, in.address)
 }
 
-// receiver returns the node to which kube-proxy limits the endpoints, with the field that says so; "" without a limit.
-// kube-proxy doesn't limit connections from a node, or from the node's pods, to the node's own nodePorts.
+// receiver returns the node whose endpoints kube-proxy uses, and the field of the Service that demands this. node is ""
+// if kube-proxy may use endpoints on all nodes. This is so for connections from a node, or from its pods, to the node's
+// own nodePorts.
 func (in entrance) receiver(s *policy.Service) (node, field string) {
 	switch {
 	case s.Headless:
@@ -38,9 +39,9 @@ func (in entrance) receiver(s *policy.Service) (node, field string) {
 	return "", ""
 }
 
-// local leaves out the endpoints that kube-proxy doesn't use because they aren't on the receiving node. An endpoint
-// whose node is unknown stays, if the source has no EndpointSlices.
-func (x *explainer) local(s *policy.Service, in entrance, all []target) []target {
+// onReceiver leaves out endpoints that kube-proxy doesn't use because they are on another node than the receiver. If
+// the source has no EndpointSlices, endpoints on unknown nodes stay.
+func (x *explainer) onReceiver(s *policy.Service, in entrance, all []target) []target {
 	node, field := in.receiver(s)
 	if node == "" {
 		if s.InternalLocal && !s.Headless && !in.external(s) {
@@ -65,8 +66,8 @@ func (x *explainer) local(s *policy.Service, in entrance, all []target) []target
 	return near
 }
 
-// inFamilies leaves out the endpoints to which the Service doesn't lead: those of families that the Service lacks, and
-// those of another family than the query's address.
+// inFamilies leaves out endpoints whose family the Service doesn't have, or which isn't the family of the query's
+// address.
 func (x *explainer) inFamilies(s *policy.Service, in entrance, all []target) []target {
 	families := s.Families
 	if in.address.IsValid() {
@@ -84,7 +85,7 @@ func (x *explainer) inFamilies(s *policy.Service, in entrance, all []target) []t
 	return kept
 }
 
-// admitted leaves out the senders whose connections kube-proxy drops because of the loadBalancerSourceRanges.
+// admitted leaves out senders whose connections kube-proxy drops because of loadBalancerSourceRanges.
 func (x *explainer) admitted(s *policy.Service, in entrance, sources []Place) []Place {
 	if len(s.Ranges) == 0 || s.Kind != "LoadBalancer" {
 		return sources
@@ -132,7 +133,8 @@ func listPrefixes(all []netip.Prefix) string {
 	return text
 }
 
-// forwarders are the nodes that pass on packets from outside to pods on other nodes, under their own addresses.
+// forwarders returns the nodes that forward packets from outside of the cluster to pods on other nodes, with their own
+// address as the source.
 func (x *explainer) forwarders(s *policy.Service, in entrance, from Place) []Place {
 	if s.Local || !s.IsExternal() || len(x.Nodes) < 2 {
 		return nil
@@ -155,8 +157,9 @@ func (x *explainer) forwarders(s *policy.Service, in entrance, from Place) []Pla
 	return all
 }
 
-// passes reports whether packets from s can come to t. A node that receives packets for a Service forwards them: to
-// pods of other nodes with its own address as their source, and to its own pods with the sender's.
+// passes reports whether packets from s can come to t. A node that receives packets for a Service forwards them.
+// Packets to pods of other nodes then have this node's address as their source. Packets to its own pods keep the
+// sender's.
 func (in entrance) passes(s Place, t target) bool {
 	if in.node == "" || t.on == "" || !in.outside {
 		return true

@@ -26,8 +26,8 @@ func peersOf(np *networkingv1.NetworkPolicy, d ruleset.Direction) (all []network
 	return all
 }
 
-// about returns the part of the state that decides on packets between the addresses. Evaluating the whole state
-// takes seconds in a large cluster.
+// about returns the part of the state on which verdicts for packets between the addresses depend. In a large cluster,
+// it would take seconds to evaluate the whole state.
 func (c *Cluster) about(addresses map[netip.Addr]bool) policy.State {
 	s := policy.State{Node: c.Node}
 	s.Nodes, s.Workloads = c.Nodes, c.Workloads
@@ -71,9 +71,9 @@ func (c *Cluster) about(addresses map[netip.Addr]bool) policy.State {
 	return s
 }
 
-// Concerns returns a function that reports whether an explanation of the query may need a pod. The Endpoints of c
-// must be complete. An address may be that of a pod of another node: so call Concerns again once c has the pods that
-// the first function asks for.
+// Concerns returns a function that reports whether an explanation of the query may need a pod. c must have all
+// Endpoints. If an address is that of a pod on another node, c may not have this pod yet: call Concerns again when c
+// has the pods that the first function has asked for.
 func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
 	addresses := Addresses(c, q)
 	named := map[policy.Name]bool{}
@@ -82,7 +82,7 @@ func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
 			named[policy.Name{Namespace: e.Pod.Namespace, Name: e.Pod.Name}] = true
 		}
 	}
-	services := map[string]bool{} // the namespaces of the Services among the query's ends
+	services := map[string]bool{} // namespaces of the Services among the query's ends
 	for _, r := range c.ends(q) {
 		if r.Kind == EndService {
 			services[r.Namespace] = true
@@ -109,8 +109,8 @@ func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
 	}
 }
 
-// homes returns the podSelectors of strays of the query's ends, by their namespaces. A stray that selects pods there
-// is none.
+// homes returns podSelectors of policies that could be strays for the query's ends, by the policies' namespaces. The
+// pods that they select there must be known: a policy that selects a pod of its own namespace is no stray.
 func (c *Cluster) homes(q Query) map[string][]labels.Selector {
 	all := map[string][]labels.Selector{}
 	for _, r := range c.ends(q) {
@@ -153,7 +153,7 @@ func (c *Cluster) ends(q Query) (ends []Ref) {
 	return ends
 }
 
-// Addresses returns the known addresses of the query's ends, and of the pods behind Services among them.
+// Addresses returns the known addresses of the query's ends, and of the pods behind Services among the ends.
 func Addresses(c Cluster, q Query) map[netip.Addr]bool {
 	all := map[netip.Addr]bool{}
 	for _, r := range []Ref{q.From, q.To} {

@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// resolve finds the object that r names. If a pod and a Service have the name, it returns the pod. A name without
-// a namespace must be unique.
+// resolve finds the object that r names. If a pod and a Service have this name, it returns the pod. If r has no
+// namespace, only one object may have the name.
 func (c *Cluster) resolve(r Ref) (Ref, error) {
 	switch r.Kind {
 	case EndWorld:
@@ -121,7 +121,7 @@ func unknown(kind string, r Ref, names []string) error {
 		}
 	}
 	near := nearest(want, candidates)
-	if r.Namespace == "" && r.Kind != EndNode { // back to whole names
+	if r.Namespace == "" && r.Kind != EndNode { // look for similar names with their namespaces
 		var whole []string
 		for _, n := range names {
 			if slices.Contains(near, n[strings.LastIndexByte(n, '/')+1:]) && len(whole) < 3 {
@@ -131,7 +131,7 @@ func unknown(kind string, r Ref, names []string) error {
 		near = whole
 	}
 	if len(near) == 0 {
-		// The name may be right, and only the namespace wrong.
+		// The name may be right and its namespace wrong.
 		for _, n := range names {
 			if strings.HasSuffix(n, "/"+r.Name) && len(near) < 3 {
 				near = append(near, n)
@@ -261,8 +261,8 @@ func (c *Cluster) placeOf(a netip.Addr) Place {
 	return p
 }
 
-// nodePlaces returns the node's own addresses. To pods elsewhere, a node sends from its InternalIP, or through
-// the tunnel from the network address of its podCIDR.
+// nodePlaces returns the addresses from which the node sends: its InternalIP, and for the tunnel to other nodes the
+// network address of its podCIDR.
 func (c *Cluster) nodePlaces(name string) (all []Place, err error) {
 	for _, n := range c.Nodes {
 		if n.Name != name {

@@ -75,7 +75,7 @@ func (x *explainer) serviceTargets(to Ref, port Port, in entrance) ([]target, er
 	switch {
 	case s.Kind == "ExternalName":
 		return nil, inputError("%s is only a name for a host outside of the cluster: ask about the host's address", to)
-	case s.Headless && (icmp || port.Number != 0): // every port of the pods, also one that the Service lacks
+	case s.Headless && (icmp || port.Number != 0): // a headless Service leads to every port of its pods
 		ports = []policy.ServicePort{{Proto: port.Proto, Port: port.Number}}
 	case s.Headless && len(s.Ports) == 0:
 		return nil, inputError("%s is headless and has no ports: write the port of its pods, %s:PORT", to, to)
@@ -92,7 +92,7 @@ func (x *explainer) serviceTargets(to Ref, port Port, in entrance) ([]target, er
 		if len(ready) == 0 {
 			x.note("%s", x.noEndpoints(s, p))
 		}
-		ready = x.local(s, in, x.inFamilies(s, in, ready))
+		ready = x.onReceiver(s, in, x.inFamilies(s, in, ready))
 		if more := len(ready) - maxPaths; more > 0 {
 			x.note("%s has %d more endpoints, which are left out", to, more)
 			ready = ready[:maxPaths]
@@ -102,7 +102,7 @@ func (x *explainer) serviceTargets(to Ref, port Port, in entrance) ([]target, er
 	return all, nil
 }
 
-// portsOf returns the Service's ports that the query means: all, if it names none.
+// portsOf returns the Service's ports that the query names, or all ports if it names none.
 func portsOf(s *policy.Service, to Ref, port Port) (ports []policy.ServicePort, err error) {
 	var known []string
 	for _, p := range s.Ports {
@@ -130,7 +130,7 @@ func portForm(p Port) string {
 	return number + "/" + strings.ToUpper(string(p.Proto))
 }
 
-// behind is a ready address behind a Service, and on the node where it is.
+// behind is a ready endpoint of a Service, with its node.
 type behind struct {
 	Place
 	on     string
@@ -169,8 +169,9 @@ func (x *explainer) behind(s *policy.Service) (all []behind) {
 	return all
 }
 
-// endpoints returns the targets of a Service's port. A client of a headless Service finds the pods' addresses in DNS,
-// and, if it asks for a port by its name, also the pods' port (SRV). Otherwise it sends to the port that it knows.
+// endpoints returns the targets of a Service's port. A headless Service is only a name in DNS: a client finds the pods'
+// addresses, and, if it asks for a port's name, the number of the pod's port (SRV record). Otherwise the client itself
+// knows the port.
 func (x *explainer) endpoints(s *policy.Service, p policy.ServicePort, byName bool) (all []target) {
 	seen := map[netip.Addr]bool{}
 	for _, b := range x.behind(s) {

@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// outside are addresses that stand for the world: documentation addresses, then public ones.
+// outside has addresses that can stand for hosts outside of the cluster: addresses for documentation, then public ones.
 var outside = [...][]netip.Addr{
 	conf.IPv4: {
 		netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("198.51.100.1"), netip.MustParseAddr("192.0.2.1"),
@@ -18,7 +18,8 @@ var outside = [...][]netip.Addr{
 	conf.IPv6: {netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2606:4700:4700::1111")},
 }
 
-// public are the networks of hosts outside of clusters, and reserved the parts of them that no such host has.
+// public has the networks of hosts outside of clusters, and reserved the parts of them in which there are no such
+// hosts.
 var (
 	public = [...]netip.Prefix{
 		conf.IPv4: netip.MustParsePrefix("0.0.0.0/0"), conf.IPv6: netip.MustParsePrefix("2000::/3"),
@@ -32,9 +33,9 @@ var (
 	}
 )
 
-// worldPlaces returns one address of each family that is outside of the cluster, and in no cidr and no except of an
-// ipBlock. Networks of ipBlocks that leave no such address don't count, the widest first: 0.0.0.0/0 never counts, and
-// 2000::/3 doesn't count either, because it has all public addresses.
+// worldPlaces returns an address of each family that stands for all hosts outside of the cluster. The address is in no
+// network of an ipBlock. If the ipBlocks leave no such address, the widest networks are ignored first. 0.0.0.0/0 and
+// 2000::/3 are always ignored, because they contain all public addresses.
 func (c *Cluster) worldPlaces() (all []Place) {
 	blocks, own := c.blocks(), c.ownNetworks()
 	for f, candidates := range outside {
@@ -45,7 +46,7 @@ func (c *Cluster) worldPlaces() (all []Place) {
 }
 
 func freeAddress(f conf.Family, candidates []netip.Addr, blocks, own []netip.Prefix) netip.Addr {
-	widest := 0 // networks that are as wide as this, or wider, don't count
+	widest := 0 // networks with this prefix length or a shorter one are ignored
 	counts := func(p netip.Prefix) bool { return p.Bits() > widest }
 	for _, a := range candidates {
 		has := func(p netip.Prefix) bool { return p.Contains(a) }
@@ -75,7 +76,7 @@ func freeAddress(f conf.Family, candidates []netip.Addr, blocks, own []netip.Pre
 			}
 		}
 		first := set.Ranges()[0]
-		if second := first.From().Next(); first.Contains(second) { // the first one may be a network's own address
+		if second := first.From().Next(); first.Contains(second) { // the first address may be the network's own
 			return second
 		}
 		return first.From()
@@ -83,7 +84,7 @@ func freeAddress(f conf.Family, candidates []netip.Addr, blocks, own []netip.Pre
 	return candidates[0]
 }
 
-// ownNetworks are the addresses of the cluster: those of its nodes, pods and Services.
+// ownNetworks returns the cluster's own addresses: those of nodes, pods and Services.
 func (c *Cluster) ownNetworks() (all []netip.Prefix) {
 	add := func(addresses ...netip.Addr) {
 		for _, a := range addresses {

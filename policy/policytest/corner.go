@@ -18,7 +18,7 @@ func corner(r *rand.Rand, s *policy.State) {
 		changePod(r, s, func(p *policy.Pod) { crampAddresses(r, p) })
 	case 2:
 		addEndpoint(r, s)
-	case 3: // another pod of the same name, with another identity
+	case 3: // another pod of the same name with another UID
 		if len(s.Pods) > 0 {
 			p := pick(r, s.Pods)
 			p.Labels, p.UID, p.Addresses = labels(r), pick(r, []string{"", "one", "two", "three"}), []netip.Addr{cramped(r)}
@@ -28,7 +28,7 @@ func corner(r *rand.Rand, s *policy.State) {
 		changePod(r, s, func(p *policy.Pod) { p.HostNetwork = !p.HostNetwork })
 	case 5:
 		emptyNamespace(r, s, pick(r, namespaces))
-	case 6: // endpoints go: all whose first address is of one family, and a third of the others
+	case 6: // removes all endpoints whose first address is of one family, and a third of the others
 		f := pick(r, conf.Families[:])
 		s.Endpoints = slices.DeleteFunc(s.Endpoints, func(e policy.Endpoint) bool {
 			return r.IntN(3) == 0 || len(e.Addresses) > 0 && conf.FamilyOf(e.Addresses[0].Addr) == f

@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// DualStack returns a state in which policies isolate pods of both families. It is always the same.
+// DualStack returns a state in which policies isolate pods of both families. It returns the same state each time.
 func DualStack() policy.State {
 	r := rand.New(rand.NewPCG(5, 1))
 	for {

@@ -9,8 +9,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
-// This file makes large parts of policies. No two of their ports, addresses or selectors can be merged into
-// one.
+// This file makes large parts of policies. No two of their ports, addresses or selectors can be merged into one.
 
 // OddPorts returns the first n odd port numbers.
 func OddPorts(n int) []networkingv1.NetworkPolicyPort {
@@ -22,7 +21,7 @@ func OddPorts(n int) []networkingv1.NetworkPolicyPort {
 	return list
 }
 
-// EvenAddresses returns an ipBlock for each of the first n even addresses from 172.16.0.0 on.
+// EvenAddresses returns an ipBlock for each of n even addresses, beginning with 172.16.0.0.
 func EvenAddresses(n int) []networkingv1.NetworkPolicyPeer {
 	list := make([]networkingv1.NetworkPolicyPeer, n)
 	for i, a := range everyOther(n) {
@@ -31,7 +30,7 @@ func EvenAddresses(n int) []networkingv1.NetworkPolicyPeer {
 	return list
 }
 
-// AllButEven returns one ipBlock of all addresses except those of EvenAddresses.
+// AllButEven returns an ipBlock of all addresses, except the n addresses that EvenAddresses returns.
 func AllButEven(n int) []networkingv1.NetworkPolicyPeer {
 	b := &networkingv1.IPBlock{CIDR: "0.0.0.0/0"}
 	for _, a := range everyOther(n) {
@@ -48,7 +47,7 @@ func everyOther(n int) []string {
 	return all
 }
 
-// Selectors returns n different podSelectors: number=FROM, number=FROM+1, and so on.
+// Selectors returns n podSelectors: number=FROM, number=FROM+1, and so on.
 func Selectors(from, n int) []networkingv1.NetworkPolicyPeer {
 	list := make([]networkingv1.NetworkPolicyPeer, n)
 	for i := range list {
@@ -57,7 +56,7 @@ func Selectors(from, n int) []networkingv1.NetworkPolicyPeer {
 	return list
 }
 
-// Letting returns a policy in namespace x that allows the peers to reach the ports of the selected pods.
+// Letting returns a policy in namespace x that isolates the pods, and allows the peers to reach the ports.
 func Letting(name string, pods map[string]string, from []networkingv1.NetworkPolicyPeer,
 	ports ...networkingv1.NetworkPolicyPort,
 ) *networkingv1.NetworkPolicy {

@@ -6,8 +6,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Bounds returns bounds of ruleset.Merge for a random cluster. Most are small: with the usual bounds, hardly anything
-// of a small cluster would be merged.
+// Bounds returns random limits for ruleset.Merge. Most are small: with the usual limits, hardly anything in a small
+// cluster would be merged.
 func Bounds(r *rand.Rand) ruleset.Bounds {
 	b := ruleset.UsualBounds()
 	switch r.IntN(4) {

@@ -53,7 +53,8 @@ func checked(p ruleset.Packet) bool {
 	return p.Src.BitLen() == p.Dst.BitLen() && p.In != "" && (p.In != uplink.In || p.Out != uplink.In)
 }
 
-// At returns the packets with their links on the state's node. It leaves out packets that weir doesn't check.
+// At returns the packets with the links by which they pass the state's node. It leaves out packets that weir doesn't
+// check.
 func At(s policy.State, packets []ruleset.Packet) []ruleset.Packet {
 	where := interfaces(s)
 	var all []ruleset.Packet
@@ -72,7 +73,8 @@ func At(s policy.State, packets []ruleset.Packet) []ruleset.Packet {
 	return all
 }
 
-// Packets returns first packets between pods, the node and an address outside: those that weir checks on this node.
+// Packets returns all first packets that weir checks on this node, between pods, the node and an address outside of the
+// cluster.
 func Packets(s policy.State) []ruleset.Packet {
 	var all []ruleset.Packet
 	between(interfaces(s), func(p ruleset.Packet) {
@@ -92,8 +94,8 @@ func icmp(dst netip.Addr) ruleset.Protocol {
 	return "58"
 }
 
-// Probes draws packets near the boundaries of policies. Each pair of addresses gets "each" packets, mostly to
-// ports that policies name or to their neighbours.
+// Probes returns random packets near the limits of policies: for each pair of addresses a number of packets (each),
+// mostly to ports that policies name, or to their neighbours.
 func Probes(r *rand.Rand, s policy.State, each int) []ruleset.Packet {
 	where := interfaces(s)
 	for _, text := range blocks {

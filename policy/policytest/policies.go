@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// Policy draws a NetworkPolicy with number i in its name. A small part of the policies have an error.
+// Policy returns a random NetworkPolicy with the number i in its name. A few of these policies have an error.
 func Policy(r *rand.Rand, i int) *networkingv1.NetworkPolicy {
 	np := &networkingv1.NetworkPolicy{
 		ObjectMeta: metav1.ObjectMeta{Namespace: pick(r, namespaces), Name: fmt.Sprint("np", i)},
@@ -70,8 +70,8 @@ func selector(r *rand.Rand) *metav1.LabelSelector {
 	s := &metav1.LabelSelector{}
 	switch r.IntN(10) {
 	case 0, 1:
-		return s // selects all
-	case 2: // a selector whose text is only a key: a bug could take it for the end of another selector's text
+		return s // an empty selector, which selects everything
+	case 2: // a selector that is only a key, like the end of another selector's text
 		s.MatchExpressions = []metav1.LabelSelectorRequirement{{Key: pick(r, keys), Operator: metav1.LabelSelectorOpExists}}
 		return s
 	}
@@ -85,7 +85,7 @@ func selector(r *rand.Rand) *metav1.LabelSelector {
 			req.Values = values[:1+r.IntN(len(values))]
 		}
 		if r.IntN(100) == 0 {
-			req.Operator = "Like" // an operator that the API doesn't have: the rule must allow nothing
+			req.Operator = "Like" // an operator that the API doesn't have, so the rule must allow nothing
 		}
 		s.MatchExpressions = append(s.MatchExpressions, req)
 	}
@@ -164,7 +164,7 @@ func ports(r *rand.Rand) []networkingv1.NetworkPolicyPort {
 		}
 		list = append(list, p)
 	}
-	if r.IntN(40) == 0 { // more ports than one rule of iptables takes, or so many that a set holds them
+	if r.IntN(40) == 0 { // more ports than one rule of iptables can have, or so many that they need a set
 		for i := range pick(r, []int32{20, 80}) {
 			port := intstr.FromInt32(446 + 2*i)
 			list = append(list, networkingv1.NetworkPolicyPort{Port: &port})

@@ -1,5 +1,5 @@
-// Package policytest makes random clusters for tests, and large parts of policies. The clusters are small
-// enough to read when a test fails. Shrink makes a failing cluster smaller.
+// Package policytest makes random clusters and large policies for tests. The clusters are small enough to be read when
+// a test fails. Shrink makes a failing cluster smaller.
 package policytest
 
 import (
@@ -16,16 +16,16 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Addresses are the addresses and networks of one family that random clusters use.
+// Addresses has the addresses and networks of one family in random clusters.
 type Addresses struct {
-	// Outside is an address that is neither this node's nor in a network of pods; Node is this node's own.
+	// Outside is an address outside of the cluster. Node is this node's own address.
 	Outside, Node netip.Addr
-	// Subnet has the addresses of this node's pods, and Elsewhere those of the other node's pods.
+	// Subnet has the addresses of this node's pods, and Elsewhere those of the other node's.
 	Subnet, Elsewhere netip.Prefix
-	both, third       netip.Prefix // both contains Subnet and Elsewhere; third is a network of no node
+	both, third       netip.Prefix // both contains Subnet and Elsewhere; third belongs to no node
 }
 
-// Of has the addresses of each family, by conf.Family.
+// Of has the addresses of each family.
 var Of = [...]Addresses{
 	conf.IPv4: {
 		netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"),
@@ -63,17 +63,17 @@ func stack(r *rand.Rand) []conf.Family {
 	return pick(r, [][]conf.Family{{conf.IPv4}, {conf.IPv6}, {conf.IPv4, conf.IPv6}, {conf.IPv6, conf.IPv4}})
 }
 
-// State draws a cluster of up to three namespaces, eight pods and five policies. Most pods are on this node.
+// State returns a random cluster of up to three namespaces, eight pods and five policies. Most pods are on this node.
 func State(r *rand.Rand) policy.State {
 	var s policy.State
 	families := stack(r)
 	for i, name := range namespaces {
 		if i == 2 && r.IntN(10) == 0 {
-			break // the agent may learn of pods before it learns of their namespace
+			break // an agent may learn of pods before it learns of their namespace
 		}
 		s.Namespaces = append(s.Namespaces, policy.Namespace{Name: name, Labels: labels(r), Unknown: unknown(r)})
 	}
-	if r.IntN(5) > 0 { // else the state has no Nodes, as with a directory of manifests without Nodes
+	if r.IntN(5) > 0 { // without Nodes in one case of five, as in a directory of manifests that has none
 		s.Nodes = nodes(r, families)
 	}
 	if r.IntN(4) > 0 {
@@ -151,7 +151,7 @@ func addPod(r *rand.Rand, s *policy.State, i int, families []conf.Family) {
 		attached = append(attached, policy.Address{Addr: at(network, 2+i), Subnet: network})
 	}
 	p.Ports = named(r)
-	// The status may be out of date: an address may be missing, or belong to another pod by now.
+	// The status may be out of date: it may lack an address, or have one that now belongs to another pod.
 	switch r.IntN(20) {
 	case 0:
 		p.Addresses = nil
@@ -192,7 +192,7 @@ func addPod(r *rand.Rand, s *policy.State, i int, families []conf.Family) {
 		if kind == OnBridge {
 			e.BridgeIf = Bridge
 		}
-		for i, a := range e.Addresses { // as the plugin records them for a chained attachment
+		for i, a := range e.Addresses { // a chained attachment's addresses are recorded in this form
 			e.Addresses[i] = policy.Address{Addr: a.Addr, Subnet: netip.PrefixFrom(a.Addr, a.Addr.BitLen())}
 		}
 	}
@@ -201,7 +201,7 @@ func addPod(r *rand.Rand, s *policy.State, i int, families []conf.Family) {
 
 type Kind int
 
-// A pod is on weir's own bridge, on a link that another plugin made (ptp), or on another plugin's bridge.
+// A pod is on weir's bridge, on a link of another plugin (as ptp makes it), or on another plugin's bridge.
 const (
 	OnWeir Kind = iota
 	OnLink
@@ -233,7 +233,7 @@ func named(r *rand.Rand) []policy.NamedPort {
 	return ports
 }
 
-// Change returns the state after one to six random changes: of labels, policies, pods and Nodes.
+// Change returns the state after one to six random changes of labels, policies, pods and Nodes.
 func Change(r *rand.Rand, old policy.State) policy.State {
 	s := old
 	s.Namespaces, s.Pods = slices.Clone(old.Namespaces), slices.Clone(old.Pods)
@@ -266,7 +266,7 @@ func Change(r *rand.Rand, old policy.State) policy.State {
 			}
 		}
 	}
-	// A cluster never has two policies, pods or endpoints of one name.
+	// In a cluster, no two policies, pods or endpoints have the same name.
 	seen := map[string]bool{}
 	first := func(key string) bool {
 		defer func() { seen[key] = true }()

@@ -14,8 +14,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// Shrink returns a smaller state that still fails. It leaves out one part after another until each part left is
-// needed.
+// Shrink returns a smaller state that still fails. It removes parts until no part can be removed any more.
 func Shrink(s policy.State, fails func(policy.State) bool) policy.State {
 	for {
 		i := slices.IndexFunc(smaller(s), fails)
@@ -103,7 +102,7 @@ func smallerPolicies(np *networkingv1.NetworkPolicy) []*networkingv1.NetworkPoli
 	for _, list := range without(np.Spec.Egress) {
 		with(func(c *networkingv1.NetworkPolicy) { c.Spec.Egress = list })
 	}
-	// The last peer or port of a rule stays: without peers or ports a rule matches all.
+	// The last peer or port of a rule stays, because a rule without peers or ports allows everything.
 	for i, r := range np.Spec.Ingress {
 		for _, list := range fewer(r.From) {
 			with(func(c *networkingv1.NetworkPolicy) { c.Spec.Ingress[i].From = list })
@@ -138,7 +137,7 @@ func fewer[T any](list []T) [][]T {
 	return without(list)
 }
 
-// YAML returns the state as manifests, with its endpoints as comments.
+// YAML returns the state as manifests, with endpoints as comments.
 func YAML(s policy.State) string {
 	var docs []string
 	add := func(o any) {

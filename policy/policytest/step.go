@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Step returns the state after a random event: an object, an attachment or what the kernel refuses changes. Some
-// events are several changes at once.
+// Step returns the state after a random event: objects or attachments change, or what the kernel refuses. Some events
+// change several things at once.
 func Step(r *rand.Rand, old policy.State) policy.State {
 	s := old
 	s.Namespaces, s.Pods = slices.Clone(old.Namespaces), slices.Clone(old.Pods)
@@ -53,13 +53,13 @@ func Step(r *rand.Rand, old policy.State) policy.State {
 				p.UID = pick(r, []string{"", "one", "two"})
 			case 3:
 				p.Unknown = unknown(r)
-			case 4: // another file has the pod too
+			case 4: // another file also has the pod
 				twin := *p
 				twin.Labels = labels(r)
 				s.Pods = append(s.Pods, twin)
 			}
 		})
-	case 10: // a pod that will run here has no address yet
+	case 10: // a pod of this node that has no address yet
 		addPod(r, &s, 20+r.IntN(4), families)
 		changePod(r, &s, func(p *policy.Pod) { p.Addresses = nil })
 	case 11:

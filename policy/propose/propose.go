@@ -2,8 +2,8 @@
 //
 // Invariants:
 //   - The package is pure.
-//   - A policy with the rules allows the connections, except those without a port that a policy can name. Rules returns
-//     these.
+//   - A policy with the rules allows the connections. Rules returns connections separately that a policy's ports can't
+//     name.
 //   - The rules allow each peer only the ports of its own connections.
 package propose
 
@@ -23,7 +23,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Traffic stands for connections that are alike for a policy.
+// Traffic stands for connections that a policy can't tell apart.
 type Traffic struct {
 	Direction ruleset.Direction
 	Namespace string
@@ -32,22 +32,21 @@ type Traffic struct {
 	Port      uint16
 }
 
-// Peer is the other end: pods of a namespace with these labels, or an address if Namespace is empty.
+// Peer is the other end of a connection: pods of a namespace with these labels, or an address if Namespace is empty.
 type Peer struct {
 	Namespace string
 	Labels    map[string]string
 	Address   netip.Addr
 }
 
-// ofOnePod are labels of controllers that differ between the pods of one workload.
+// ofOnePod has labels of controllers that differ between pods of the same workload.
 var ofOnePod = []string{
 	"pod-template-hash", "controller-revision-hash", "pod-template-generation", "statefulset.kubernetes.io/pod-name",
 	"apps.kubernetes.io/pod-index", "controller-uid", "job-name", "batch.kubernetes.io/controller-uid",
 	"batch.kubernetes.io/job-name", "batch.kubernetes.io/job-completion-index",
 }
 
-// Labels returns the labels by which a policy should select the pod. The pods of a workload have these labels
-// in common.
+// Labels returns the labels by which a policy should select the pod: those that all pods of its workload have.
 func Labels(p *policy.Pod) map[string]string {
 	labels := maps.Clone(p.Labels)
 	for _, key := range slices.Concat(ofOnePod, p.Unknown) {
@@ -56,8 +55,8 @@ func Labels(p *policy.Pod) map[string]string {
 	return labels
 }
 
-// Rules returns rules that allow the traffic. The third result has the traffic without a port that a policy can
-// name, such as ICMP: a rule for it would allow everything.
+// Rules returns rules that allow the traffic. left has traffic that a policy's ports can't name, such as ICMP: a rule
+// for it would allow all ports.
 func Rules(traffic []Traffic) (
 	ingress []networkingv1.NetworkPolicyIngressRule, egress []networkingv1.NetworkPolicyEgressRule, left []Traffic,
 ) {

@@ -14,17 +14,17 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// TestRulesAllow: an audited policy with the proposed rules would no longer drop the traffic.
+// TestRulesAllow: with the proposed rules, an audited policy would no longer drop the traffic.
 func TestRulesAllow(t *testing.T) {
 	allowed, left := 0, 0
 	for seed := range uint64(1000) {
 		r := rand.New(rand.NewPCG(seed, 31))
 		s := policytest.State(r)
-		for i := range s.Namespaces { // as the API server does
+		for i := range s.Namespaces { // the API server sets this label
 			s.Namespaces[i].Labels[corev1.LabelMetadataName] = s.Namespaces[i].Name
 		}
 		evaluator := verdict.New(s)
-		traffic := map[string][]propose.Traffic{} // by policy
+		traffic := map[string][]propose.Traffic{} // by the policy's name
 		var packets []verdict.Packet
 		for _, p := range policytest.Probes(r, s, 1) {
 			packet := verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port}

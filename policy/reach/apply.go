@@ -10,16 +10,16 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// Applied says what Apply did with each object.
+// Applied says what Apply has done with each object.
 type Applied struct {
-	// Added, Replaced and Deleted are the names of objects, such as "NetworkPolicy shop/allow-web".
+	// Added, Replaced and Deleted have names of objects, such as "NetworkPolicy shop/allow-web".
 	Added, Replaced, Deleted []string
 	Unused                   []string
 	Missing                  []string
 }
 
-// Apply returns the objects after the file is applied and the named policies are deleted. A pod keeps its
-// addresses and its Node. A workload's pods get its template's labels and ports.
+// Apply returns the objects as they would be after "kubectl apply" of the file and the deletion of the named policies.
+// A pod keeps its addresses and its Node. The pods of a workload get the labels and ports of the workload's template.
 func Apply(o, file policy.Objects, deleted ...policy.Name) (policy.Objects, Applied) {
 	a := applying{Objects: o}
 	a.Policies, a.Namespaces, a.Pods = slices.Clone(o.Policies), slices.Clone(o.Namespaces), slices.Clone(o.Pods)

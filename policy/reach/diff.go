@@ -7,15 +7,15 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// Diff has the connections that differ between two states.
+// Diff is the difference between the possible connections of two states.
 type Diff struct {
 	Before, After *Matrix
 	Opened        []Row
 	Closed        []Row
 }
 
-// Compare returns the connections that are possible in only one of two states. It compares only the pods of the
-// first state.
+// Compare returns the connections that are possible in only one of the two states. It compares only pods of the first
+// state.
 func Compare(before, after policy.State, services []policy.Service) *Diff {
 	u := newUniverse(services, before, after)
 	d := &Diff{Before: u.matrix(0), After: u.matrix(1)}

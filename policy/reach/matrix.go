@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// Reach has the ports on which one party reaches another, by family. The ports of a family are nil if one of the
-// parties has only addresses of the other family.
+// Reach has the ports on which one party reaches another, by family. The ports are nil if one of the parties has no
+// address of the family.
 type Reach [len(conf.Families)]*Ports
 
 type cell [len(conf.Families)]int32
@@ -33,13 +33,13 @@ type rules struct {
 
 type side struct {
 	closed bool
-	either [][]int // for each pod that the end may be and that policies isolate: the numbers of the policies' rules
+	either [][]int // for each isolated pod that the end may be: the numbers of its policies' rules
 }
 
 type class struct {
 	end             partyEnd
 	egress, ingress side
-	peer            bits // the numbers of the rules that allow the ends as peers
+	peer            bits // numbers of the rules that allow the end as a peer
 }
 
 func (u *universe) matrix(state int) *Matrix {
@@ -48,10 +48,10 @@ func (u *universe) matrix(state int) *Matrix {
 	m := &Matrix{Parties: slices.Clone(u.parties), space: u.space, kernel: k}
 	sides := k.isolate(m.Parties)
 	by := map[string]int{}
-	var classOf [len(conf.Families)][]int // by family and the matrix's class: the kernel's class
+	var classOf [len(conf.Families)][]int // the kernel's class for each class of the matrix, by family
 	for i := range u.parties {
 		var of [len(conf.Families)]int
-		key := []byte(m.Parties[i].Kind) // the world doesn't reach the world, so it has classes of its own
+		key := []byte(m.Parties[i].Kind) // the world has its own classes, because it doesn't reach itself
 		for f := range conf.Families {
 			of[f] = k.classOf(f, u.ends[i][state][f], sides[i][f])
 			k.classOfParty[f] = append(k.classOfParty[f], of[f])
@@ -162,7 +162,7 @@ func (k *kernel) classOf(f int, end partyEnd, s sides) int {
 		return -1
 	}
 	c := class{end: end, egress: s.egress, ingress: s.ingress, peer: newBits(len(k.list))}
-	var named []byte // the end's numbers for named ports tell classes apart too
+	var named []byte // ends with different numbers for named ports are in different classes
 	for i, t := range k.list {
 		if t.Means(end.End) {
 			c.peer.set(i)

@@ -18,27 +18,28 @@ import (
 
 type Kind string
 
-// The kinds: pods that no policy can tell apart, or a region of addresses outside of the pods' networks.
+// Pods that no policy can tell apart are one party. So is a region of addresses outside of the pods' networks.
 const (
 	Pods  Kind = "pods"
 	World Kind = "world"
 )
 
-// Party is one side of connections.
+// Party is one end of connections.
 type Party struct {
 	Kind Kind `json:"kind"`
-	// Name is "NAMESPACE/WORKLOAD" of pods, or the networks of a region. It is unique.
+	// Name is "NAMESPACE/WORKLOAD" of pods, or the networks of a region. No two parties have the same name.
 	Name      string         `json:"name"`
 	Namespace string         `json:"namespace,omitempty"`
 	Pods      []string       `json:"pods,omitempty"`
 	Addresses [][]netip.Addr `json:"addresses,omitempty"`
-	// Labels are the labels that all of the pods have. Hashes and other labels of single pods are left out.
+	// Labels has the labels that all of the pods have. Labels that controllers give to single pods are left out.
 	Labels   map[string]string `json:"labels,omitempty"`
 	Networks []netip.Prefix    `json:"networks,omitempty"`
 	Services []ServicePort     `json:"services,omitempty"`
 	Ingress  []string          `json:"ingress,omitempty"`
 	Egress   []string          `json:"egress,omitempty"`
-	// Off says that enforcement is off for the pods. Unknown says that the pod is unknown: all is denied.
+	// Off is true if enforcement is off for the pods. Unknown is true if the pod is unknown, so that everything is
+	// denied.
 	Off     bool `json:"off,omitempty"`
 	Unknown bool `json:"unknown,omitempty"`
 }
@@ -49,16 +50,16 @@ type oneOfEach [len(conf.Families)]partyEnd
 
 type partyEnd struct {
 	verdict.End
-	known bool // the party has addresses of the family, or bare pods
-	bare  bool // pods without addresses
+	known bool // true if the party has addresses of the family, or pods without addresses
+	bare  bool // true for pods without addresses
 }
 
 func endAt(e verdict.End) partyEnd { return partyEnd{End: e, known: true} }
 
 type unit struct {
-	pod       policy.Pod // the pod in the first state; only namespace and name if the pod is unknown
+	pod       policy.Pod // the pod in the first state; for an unknown pod only the namespace and the name
 	addresses oneAddress
-	key       string // differs for units that a policy of any state may tell apart
+	key       string // different if a policy of one of the states may tell the units apart
 	ends      partyEnds
 }
 
@@ -109,7 +110,7 @@ func (u *universe) units() []unit {
 	addresses := map[id]*[len(conf.Families)][]netip.Addr{}
 	pods := map[id]policy.Pod{}
 	var order []id
-	seen := map[id]bool{} // the pods that have an address
+	seen := map[id]bool{} // pods with addresses
 	for _, a := range e.Known() {
 		end := e.At(a)
 		at := id{end.Name(), ""}
@@ -123,7 +124,7 @@ func (u *universe) units() []unit {
 			at.uid = "unknown"
 		case 1:
 			one, at.uid = all[0], "of "+all[0].UID
-		default: // pods that share an address are one unit
+		default: // pods with the same address are one unit
 			var names []string
 			for _, p := range all {
 				names = append(names, p.Name)
@@ -189,7 +190,7 @@ func (u *universe) findEnds(all []unit) {
 
 type facts struct {
 	world  *world
-	labels map[string]bool // the label keys in the policies' podSelectors
+	labels map[string]bool // keys of labels in the policies' podSelectors
 	ports  map[string]bool // names of ports
 }
 
@@ -219,7 +220,7 @@ func newFacts(u *universe) facts {
 	return f
 }
 
-// key differs for units that policies may tell apart, or that belong to different workloads.
+// key returns different texts for units that policies may tell apart, or that belong to different workloads.
 func (f facts) key(u unit) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%q", u.pod.Namespace)
@@ -305,13 +306,14 @@ func workloads(units []unit) string {
 	return strings.Join(names, ", ")
 }
 
-// generated matches names of pods that end in a hash and random characters, in random characters, or in an ordinal.
+// generated matches names that controllers give to pods. They end in a hash and random characters, in random
+// characters, or in a number.
 var generated = regexp.MustCompile(
 	`^(.+?)(-[bcdfghjklmnpqrstvwxz2456789]{6,10}-[bcdfghjklmnpqrstvwxz2456789]{5}` +
 		`|-[bcdfghjklmnpqrstvwxz2456789]{5}|-[0-9]+)$`)
 
-// workload guesses the name of the pod's workload from the pod's name. It returns the pod's name for a single pod
-// that has none of the controllers' labels.
+// workload guesses the name of the pod's workload from the pod's name. For a single pod without labels of controllers,
+// it returns the pod's name.
 func workload(p policy.Pod, several bool) string {
 	made := slices.ContainsFunc(slices.Collect(maps.Keys(p.Labels)), func(key string) bool { return perPod[key] })
 	if m := generated.FindStringSubmatch(p.Name); m != nil && (made || several) {

@@ -18,7 +18,7 @@ type Ports struct {
 	TCP  []ruleset.PortRange `json:"tcp,omitempty"`
 	UDP  []ruleset.PortRange `json:"udp,omitempty"`
 	SCTP []ruleset.PortRange `json:"sctp,omitempty"`
-	// Other stands for all protocols without ports, such as ICMP.
+	// Other is true if all protocols without ports, such as ICMP, are in the set.
 	Other bool `json:"other,omitempty"`
 }
 
@@ -34,7 +34,7 @@ func (p Ports) of(proto ruleset.Protocol) []ruleset.PortRange {
 	return nil
 }
 
-// Contains reports whether the set has the port. For protocols without ports, the port doesn't matter.
+// Contains reports whether the set has the port. If the protocol has no ports, the port doesn't matter.
 func (p Ports) Contains(proto ruleset.Protocol, port uint16) bool {
 	if !slices.Contains(protocols, proto) {
 		return p.Other
@@ -51,7 +51,8 @@ var Every = Ports{TCP: every, UDP: every, SCTP: every, Other: true}
 
 var every = []ruleset.PortRange{{First: 1, Last: 65535}}
 
-// String returns the set in words: "TCP 80, 8000-8080; UDP 53", "everything", "nothing", or "everything but TCP 25".
+// String returns the set in words, such as "TCP 80, 8000-8080; UDP 53", "everything", "nothing" or "everything but TCP
+// 25".
 func (p Ports) String() string {
 	if p.Empty() {
 		return "nothing"
@@ -119,7 +120,7 @@ type atom struct {
 	ruleset.PortRange
 }
 
-// noPorts stands for the protocols without ports: a rule matches all of them or none.
+// noPorts stands for all protocols without ports, because a rule matches all of them or none.
 const noPorts ruleset.Protocol = "1"
 
 type space struct {

@@ -25,7 +25,8 @@ var (
 	seed  = flag.Uint64("seed", 0, "probe the cluster of that seed only")
 )
 
-// TestMatrixIsProbed: on random clusters, the matrix agrees with packets that run through both nodes' rulesets.
+// TestMatrixIsProbed: on random clusters, the matrix agrees with packets that are simulated in both nodes' rulesets.
+//
 // To replay one cluster: go test ./policy/reach -seed N
 func TestMatrixIsProbed(t *testing.T) {
 	first, last := uint64(1), uint64(*cases)
@@ -169,7 +170,7 @@ func newNodes(s policy.State) (*nodes, bool) {
 	for _, a := range evaluator.Known() {
 		pods := evaluator.At(a).Pods()
 		if len(pods) != 1 {
-			return nil, false // on a real node, no two pods have one address
+			return nil, false // on a real node, no two pods have the same address
 		}
 		name := pods[0].NodeName
 		if len(s.Nodes) == 0 {

@@ -1,14 +1,16 @@
-// Package reach computes who can reach whom. A matrix has all connections that the policies allow between pods, and
-// between pods and the world. The package also computes the difference of two matrices.
+// Package reach computes which connections policies allow between pods, and between pods and the world. The result is a
+// matrix. The package also computes the difference of two matrices.
 //
-// No policy can tell the pods of one party apart. A region of the world is inside or outside of each ipBlock as a
-// whole. Where a range of ports in a policy begins or ends, the matrix begins a new range. So one verdict of package
-// verdict holds for all connections between two parties on one range of ports.
+// A matrix is small because it has groups instead of single pods, addresses and ports. Pods that no policy can tell
+// apart are one party. Addresses of the world that no ipBlock separates are one region. Ports are divided only where a
+// range of a policy begins or ends. So one verdict of package verdict holds for each pair of parties and each range of
+// ports.
 //
 // Invariants:
 //   - The package is pure.
-//   - A matrix is exact. It leaves out only connections that no policy decides (from a pod to itself, and from a node
-//     to its own pods) and pods with the host's network.
+//   - A matrix is exact. It leaves out pods with the host's network, and connections on which no policy decides: from a
+//     pod
+//     to itself, and from a node to its own pods.
 //   - Each connection of a matrix is in exactly one of its rows.
 package reach
 
@@ -30,19 +32,19 @@ type Matrix struct {
 	between [][]cell
 }
 
-// Rule is a rule of a policy. Subjects are the parties that the policy isolates in the rule's direction. Peers are
-// the parties that the rule allows.
+// Rule is a rule of a policy. Subjects are the parties that the policy isolates in the rule's direction. Peers are the
+// parties that the rule allows.
 type Rule struct {
 	Policy string `json:"policy"` // namespace/name
-	// Field is the policy's field of the rule, such as "ingress[0]". It is "ingress" or "egress" if the policy
-	// has no rules for that direction.
+	// Field is the rule's field in the policy, such as "ingress[0]". If the policy has no rules for a direction, it is
+	// "ingress" or "egress".
 	Field    string `json:"field"`
 	Subjects []int  `json:"subjects"`
 	Peers    []int  `json:"peers"`
 	Ports    Ports  `json:"ports"`
 }
 
-// New returns the matrix of the state. A party names those of the services that lead to the party's pods.
+// New returns the matrix of the state. Each party lists those of the services that lead to its pods.
 func New(s policy.State, services []policy.Service) *Matrix {
 	u := newUniverse(services, s)
 	return u.matrix(0)
@@ -54,7 +56,7 @@ func (m *Matrix) Between(i, j int) Reach {
 	return m.space.reach(c)
 }
 
-// PartyOf returns the index of the party that has the address; false if none has it.
+// PartyOf returns the index of the party with the address, or false if there is none.
 func (m *Matrix) PartyOf(a netip.Addr) (int, bool) {
 	i := slices.IndexFunc(m.Parties, func(p Party) bool { return p.Has(a) })
 	return i, i >= 0

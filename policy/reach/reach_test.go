@@ -175,8 +175,8 @@ spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr:
 	}
 }
 
-// TestUnknownAndOff: an attachment whose pod is unknown reaches nobody, and nobody reaches it. If enforcement is off
-// for a pod, policies deny the pod nothing.
+// TestUnknownAndOff: an endpoint whose pod is unknown reaches nobody, and nobody reaches it. If enforcement is off for
+// a pod, policies deny nothing to the pod.
 func TestUnknownAndOff(t *testing.T) {
 	attached := func(name, address string, enforcement conf.Enforcement) policy.Endpoint {
 		namespace, pod, _ := strings.Cut(name, "/")
@@ -236,14 +236,15 @@ func TestServices(t *testing.T) {
 		{Service: "a/by-selector", Proto: ruleset.TCP, Port: 80, Targets: []uint16{8080}},
 		{Service: "a/by-selector", Proto: ruleset.UDP, Port: 53, Targets: []uint16{5353}},
 		{Service: "a/by-slices", Proto: ruleset.TCP, Port: 443, Targets: []uint16{8443}},
-		{Service: "a/headless", Proto: ruleset.TCP, Port: 80, Targets: []uint16{80}}, // nothing translates it
+		// The Service's port isn't translated.
+		{Service: "a/headless", Proto: ruleset.TCP, Port: 80, Targets: []uint16{80}},
 	}
 	if diff := cmp.Diff(want, m.Parties[0].Services); diff != "" {
 		t.Error(diff)
 	}
 }
 
-// TestApply: objects of the file replace those of the same name, and policies are deleted by name.
+// TestApply: objects of the file replace objects of the same name, and policies are deleted by name.
 func TestApply(t *testing.T) {
 	before := policy.Objects{
 		Namespaces: []policy.Namespace{{Name: "a", Labels: map[string]string{"team": "x"}}},

@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Row says that each party of From reaches each party of To on the ports.
+// Row says that each party in From reaches each party in To on the ports.
 type Row struct {
 	From   []int  `json:"from"`
 	To     []int  `json:"to"`
@@ -156,16 +156,16 @@ func only(rows []Row, proto ruleset.Protocol, ports ruleset.PortRange) (all []Ro
 	return all
 }
 
-// Filter says which connections to keep. A nil function keeps all. Either must return true for at least one end of a
-// connection.
+// Filter selects connections. Each function, if not nil, must return true for the parties of a connection: From for the
+// sender, To for the receiver, and Either for at least one of them.
 type Filter struct {
 	From, To, Either func(Party) bool
-	// Proto and Ports keep connections on these ports. If Proto is empty, they keep all.
+	// Proto and Ports select connections on these ports. If Proto is empty, all ports are selected.
 	Proto ruleset.Protocol
 	Ports ruleset.PortRange
 }
 
-// Filter returns the connections that the filter keeps. Rows that become alike are joined.
+// Filter returns the connections that the filter selects. Rows that become alike are joined.
 func (m *Matrix) Filter(rows []Row, f Filter) []Row {
 	whether := func(keep func(Party) bool) func(int) bool {
 		return func(i int) bool { return keep == nil || keep(m.Parties[i]) }

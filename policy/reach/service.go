@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// ServicePort is a port of a Service, and the ports of pods that it leads to.
+// ServicePort is a port of a Service, and the ports of pods to which it leads.
 type ServicePort struct {
 	Service string           `json:"service"` // namespace/name
 	Proto   ruleset.Protocol `json:"protocol"`
@@ -28,7 +28,7 @@ func (u *universe) servicesOf(units []unit) (all []ServicePort) {
 				targets = append(targets, targetsOf(s, port, one)...)
 			}
 			if s.Headless && leadsTo(s, units) {
-				targets = []uint16{port.Port} // nothing translates it
+				targets = []uint16{port.Port} // the port of a headless Service isn't translated
 			}
 			slices.Sort(targets)
 			if targets = slices.Compact(targets); len(targets) > 0 {
@@ -39,7 +39,7 @@ func (u *universe) servicesOf(units []unit) (all []ServicePort) {
 	return all
 }
 
-// leadsTo reports whether the headless Service's name has an address of a unit.
+// leadsTo reports whether the headless Service's name in DNS has an address of a unit.
 func leadsTo(s *policy.Service, units []unit) bool {
 	return slices.ContainsFunc(units, func(one unit) bool {
 		if s.Endpoints == nil {

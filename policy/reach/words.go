@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// String returns the party's name, and the number of its pods if there are several.
+// String returns the party's name, and the number of its pods if it has several.
 func (p Party) String() string {
 	if len(p.Pods) > 1 {
 		return fmt.Sprintf("%s (%d pods)", p.Name, len(p.Pods))
@@ -14,8 +14,8 @@ func (p Party) String() string {
 	return p.Name
 }
 
-// Words names the parties in as few words as possible, such as "everyone", "all pods in shop" or "the world".
-// The parameter other has the parties at the other ends.
+// Words returns short names for the parties, such as "everyone", "all pods in shop" or "the world". other has the
+// parties at the other ends of the connections.
 func (m *Matrix) Words(parties, other []int) []string {
 	in := map[int]bool{}
 	for _, i := range parties {
@@ -28,7 +28,7 @@ func (m *Matrix) Words(parties, other []int) []string {
 	all, inNamespace, inWorld := m.split()
 	complete := func(list []int) bool {
 		return len(list) > 0 && !slices.ContainsFunc(list, func(i int) bool {
-			return !in[i] && (i != itself || len(list) < 3) // one other party is named, instead of "all"
+			return !in[i] && (i != itself || len(list) < 3) // if only one other party is missing, it is named instead
 		})
 	}
 	var words []string

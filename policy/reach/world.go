@@ -18,8 +18,8 @@ import (
 )
 
 type world struct {
-	starts [len(conf.Families)][]netip.Addr // the first address of each range, in order
-	marks  [len(conf.Families)][]mark       // the mark of each range
+	starts [len(conf.Families)][]netip.Addr // first address of each range, in order
+	marks  [len(conf.Families)][]mark       // mark of each range
 }
 
 type mark [2]uint64
@@ -168,7 +168,7 @@ func hashOf(ranges []netipx.IPRange) mark {
 	return mark{binary.LittleEndian.Uint64(sum[:]), binary.LittleEndian.Uint64(sum[8:])}
 }
 
-// addRegions adds a party for each region of the world. The addresses of pods and of the Nodes' podCIDRs belong to no
+// addRegions adds a party for each region of the world. Addresses of pods, and of the Nodes' podCIDRs, are in no
 // region.
 func (u *universe) addRegions() {
 	var pods netipx.IPSetBuilder
@@ -200,7 +200,7 @@ func (u *universe) addRegions() {
 	}
 }
 
-// families returns the families of the pods' addresses. Pods without addresses count as IPv4, and also as IPv6 if an
+// families returns the families of the pods' addresses. A pod without addresses counts as IPv4, and also as IPv6 if an
 // ipBlock divides the IPv6 addresses.
 func (u *universe) families() (all []conf.Family) {
 	var used [len(conf.Families)]bool

@@ -2,14 +2,14 @@ package ruleset
 
 import "slices"
 
-// chainPlan has the merges of a chain as if there were room for all.
+// chainPlan has the merges of a chain that would be made if there were room for all.
 type chainPlan struct {
 	chain   Chain
-	sets    map[string]bool // the names of all sets in the rules
+	sets    map[string]bool // names of all sets in the rules
 	merges  []*merge
-	staying []string // the sets of the rules that stay as they are, each once
+	staying []string // sets of rules that aren't merged, without duplicates
 	fit     bool
-	merged  []Rule // the rules with all of the merges; nil if they are not known yet
+	merged  []Rule // the rules after all merges; nil until they are computed
 }
 
 func (b Bounds) plan(c Chain, sets []Set, refused Refused) *chainPlan {

@@ -8,8 +8,8 @@ import (
 type countedSet struct {
 	*mergedSet
 	entries Entries
-	counted map[part]Entries // the entries of each part's set when the part was last counted
-	// shared has the elements that several parts have, with the number of parts for each comment.
+	counted map[part]Entries // entries of each part's set when the part was last counted
+	// shared has the elements that several parts have, and for each comment the number of parts with it.
 	shared map[Element][]tally
 }
 
@@ -18,7 +18,7 @@ type tally struct {
 	parts   int
 }
 
-// sync brings the set up to date with its parts. The function of() returns a set's entries.
+// sync brings the set up to date with its parts. The function of returns a set's entries.
 func (c *countedSet) sync(of func(set string) Entries) {
 	if c.counted == nil {
 		c.fill(of)
@@ -91,8 +91,8 @@ func (c *countedSet) count(p part, now Entries) {
 	}
 }
 
-// give adds by (1 or -1) to the number of parts that have the element with this comment. The set's entry for the
-// element gets the comment that sorts first. If no part has the element any more, the entry is removed.
+// give adds by (1 or -1) to the number of parts that have the element with this comment. The entry's comment becomes
+// the first in alphabetical order. If no part has the element any more, the entry is removed.
 func (c *countedSet) give(e Element, comment string, by int) {
 	tallies, isShared := c.shared[e]
 	if !isShared {

@@ -11,16 +11,16 @@ import (
 
 type decision struct {
 	plans map[chainName]*chainPlan
-	// weights says, for each set, how often its entries are in merged sets. entries and pairs are the (rounded)
-	// sizes of all merged sets together. staying says, for each set, how many chains have a rule for the set itself.
+	// weights has for each set how often its entries are in merged sets. entries and pairs are the sizes of all merged
+	// sets together, rounded up. staying has for each set how many chains have a rule that looks up this set itself.
 	weights        map[string]weight
 	entries, pairs int
 	staying        map[string]int
 	fit            bool
 
 	merges []*merge     // in the order of the chains
-	merged []*mergedSet // in the order of their names
-	// needed has the sets of the merges that were left out: rules still look up these sets.
+	merged []*mergedSet // ordered by name
+	// needed has sets of merges that were left out, so that rules still look up these sets.
 	needed map[string]bool
 }
 
@@ -32,8 +32,8 @@ func (b Bounds) decide(r Ruleset, refused Refused) *decision {
 	return d
 }
 
-// revise plans the chains that have changed since the last decision. If d.fit is false before or after, the
-// caller must decide anew.
+// revise plans the chains that have changed since the last decision. The caller must instead decide anew if d.fit is
+// false before or afterwards.
 func (d *decision) revise(b Bounds, was []Set, r Ruleset, refused Refused) {
 	touched := map[string]bool{}
 	for x, y := range pairs(was, r.Sets) {
@@ -174,11 +174,11 @@ func (d *decision) leaveOut(left func(*merge) bool) {
 	})
 }
 
-// name gives each merged set a name: a hash of its rule's conditions and its first set. So a change of policies
-// rarely changes the name.
+// name gives each merged set a name: a hash of its rule's conditions and its first set. So a change of policies rarely
+// changes the name.
 //
-// A merged set may get the name that another chain's merged set had before. This allows no wrong packet: the set
-// with this name loses entries before the rules change, and gets new ones after that.
+// A merged set may get a name that another chain's merged set had before. No wrong packet is allowed, because a set
+// loses old entries before the rules change, and gets new entries afterwards.
 func (d *decision) name(r Ruleset) {
 	byKey := map[string][]*mergedSet{}
 	for _, m := range d.merges {
@@ -211,7 +211,7 @@ func (d *decision) name(r Ruleset) {
 	slices.SortFunc(d.merged, func(x, y *mergedSet) int { return cmp.Compare(x.name, y.name) })
 	for _, m := range d.merges {
 		if match := &m.rule.Sets[m.peers]; match.Name != m.set.name {
-			m.rule.Sets = slices.Clone(m.rule.Sets) // earlier rulesets have the old list
+			m.rule.Sets = slices.Clone(m.rule.Sets) // a copy, because earlier rulesets have the old list
 			m.rule.Sets[m.peers].Name = m.set.name
 			m.plan.merged = nil
 		}

@@ -6,14 +6,14 @@ import (
 	"github.com/weir-net/weir/internal/ordered"
 )
 
-// Entries are the entries of a set, in the order of Element.Compare, one for each element. They never change:
-// With and Without return new ones that share nearly all memory. The zero value is empty.
+// Entries has the entries of a set, ordered by Element.Compare, with one entry for each element. Entries never change:
+// With and Without return new ones that share most of the memory. The zero value is empty.
 type Entries struct{ of ordered.Map[Element, string] }
 
 var noEntries = ordered.New[Element, string](Element.Compare)
 
-// EntriesOf returns the entries. Of entries with the same element, it keeps the one whose comment sorts first.
-// It may reorder the list.
+// EntriesOf returns the entries of the list. If several have the same element, the one whose comment is first in
+// alphabetical order counts. EntriesOf may reorder the list.
 func EntriesOf(list ...Entry) Entries {
 	return Entries{ordered.From(Element.Compare, func(yield func(Element, string) bool) {
 		for _, e := range Order(list) {
@@ -26,7 +26,7 @@ func EntriesOf(list ...Entry) Entries {
 
 func (e Entries) Len() int { return e.of.Len() }
 
-// Get returns the element's comment. ok is false if no entry has the element.
+// Get returns the element's comment. ok is false if there is no entry with this element.
 func (e Entries) Get(element Element) (comment string, ok bool) { return e.of.Get(element) }
 
 func (e Entries) last(among func(Element) bool) (Element, bool) { return e.of.Last(among) }
@@ -42,7 +42,7 @@ func (e Entries) All() iter.Seq[Entry] {
 	}
 }
 
-// With returns the entries with one more. The added entry replaces an entry with the same element.
+// With returns the entries with another one. It replaces an entry with the same element.
 func (e Entries) With(added Entry) Entries {
 	if e.Len() == 0 {
 		e.of = noEntries
@@ -50,8 +50,8 @@ func (e Entries) With(added Entry) Entries {
 	return Entries{e.of.With(added.Element, added.Comment)}
 }
 
-// Follow brings e up to date with a list. e must have the first entries of the list as it was. The result has the
-// entries of the list as it is now: those up to the last element of e, and the next n.
+// Follow updates an incomplete copy of a list. was is the list of which e has the first entries. The result has the
+// same part of the list now, and the next n entries.
 func (e Entries) Follow(was, now Entries, n int) Entries {
 	last, some := e.last(func(Element) bool { return true })
 	within := func(x Element) bool { return some && x.Compare(last) <= 0 }
@@ -79,14 +79,13 @@ func (e Entries) Follow(was, now Entries, n int) Entries {
 
 func (e Entries) Without(element Element) Entries { return Entries{e.of.Without(element)} }
 
-// Diff yields, in order, the changes that turn e into the parameter now. Memory that both share takes no time.
+// Diff yields, in order, the changes that turn e into now. It skips memory that both share.
 func (e Entries) Diff(now Entries) iter.Seq[ordered.Change[Element, string]] {
 	return e.of.Diff(now.of)
 }
 
-// Equal reports whether the entries and their comments are the same.
+// Equal reports whether the entries and their comments are equal.
 func (e Entries) Equal(o Entries) bool { return e.of.Equal(o.of) }
 
-// Same reports whether the entries share all their memory. It takes no time, and may be false for equal
-// entries.
+// Same reports whether the entries share all their memory. It takes no time, but may return false for equal entries.
 func (e Entries) Same(o Entries) bool { return e.of.Same(o.of) }

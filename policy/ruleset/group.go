@@ -6,23 +6,23 @@ import (
 )
 
 type groups struct {
-	rules []Rule // of the chain
+	rules []Rule // the rules of the chain
 	list  []*group
 }
 
 // group has rules of a chain that differ only in the set of their peers. Their order doesn't matter.
 type group struct {
 	like    Rule // a rule without the name of the peers' set
-	peers   int  // the index of the peers' set in like.Sets
+	peers   int  // index of the peers' set in like.Sets
 	kind    SetKind
-	run     int      // how many rules of the chain before the group's rules have another action than Return
-	rest    string   // restKey of each rule; a group with the other kind of sets can have the same
-	rules   []int    // the indexes of the group's rules in the chain
-	sets    []string // the peers' set of each rule
+	run     int      // how many earlier rules of the chain have another action than Return
+	rest    string   // restKey of the rules; groups with different kinds of sets may have the same
+	rules   []int    // indexes of the group's rules in the chain
+	sets    []string // peers' set of each rule
 	numbers []uint16 // the rules' ports, if entries with these ports can replace the condition on ports
 }
 
-// groups leaves out rules that can't be merged.
+// groups returns the groups of rules in a chain that can be merged.
 func (b Bounds) groups(c Chain, sets map[string]*Set) groups {
 	all := groups{rules: c.Rules}
 	type groupKey struct {
@@ -61,8 +61,7 @@ func (b Bounds) groups(c Chain, sets map[string]*Set) groups {
 	return all
 }
 
-// peersOf returns the index of the set match that a merge may replace. It returns -1 if the rule can't be
-// merged.
+// peersOf returns the index of the set that a merge may replace, or -1 if the rule can't be merged.
 func peersOf(r *Rule, c Chain, sets map[string]*Set) int {
 	if len(r.Policies) == 0 || r.Src.IsValid() || r.Dst.IsValid() || r.In != "" || r.Out != "" || r.InPort != "" ||
 		r.Track != "" || r.Shape != "" {

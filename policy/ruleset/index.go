@@ -6,11 +6,11 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Index evaluates packets as a Simulator does, but its time hardly grows with the number of rules, sets and entries.
-// Only one goroutine may use an Index, because it keeps what it has computed.
+// Index evaluates packets with the same results as a Simulator. But its time hardly depends on the number of rules,
+// sets and entries. Only one goroutine may use an Index, because it remembers what it has computed.
 //
-// Each address has a signature: the sets and networks that contain it. In each chain, a signature leads to a row:
-// the rules that may match, by protocol and port.
+// Each address has a signature: the sets and networks that contain the address. In each chain, a signature leads to a
+// row, which has the rules that may match, by protocol and port.
 type Index struct {
 	hooks   [len(conf.Families)][2]*indexedChain
 	members members
@@ -20,11 +20,11 @@ type indexedChain struct {
 	number int // the chain's number in the Index, from 0
 	rules  []indexedRule
 	pivots [ends]pivots
-	// rest has the rules that no address leads to.
+	// rest has the rules that may match whatever the addresses are.
 	rest *row
 	rows [ends]map[*signature]*row
-	// verdicts keeps verdicts on packets that needed many comparisons. It is nil if the chain leads to other
-	// chains, or looks up sources together with links or ports.
+	// verdicts remembers verdicts that needed many comparisons. It is nil if the chain leads to other chains, or looks
+	// up sources together with links or ports.
 	verdicts map[verdictOf]Action
 }
 
@@ -42,7 +42,8 @@ const (
 	ends
 )
 
-// The first fields of an indexedRule decide on most packets. So most comparisons read only a little memory.
+// indexedRule is a rule in the form in which it is compared. The first fields decide on most packets, so that most
+// comparisons read little memory.
 type indexedRule struct {
 	class       class
 	simple      bool
@@ -59,7 +60,7 @@ type memberMatch struct {
 	group int32 // none if the group contains no address
 	end   end
 	not   bool
-	// exact is not nil if the set's entries have ports or links too.
+	// exact is the set if its entries also have ports or links; otherwise nil.
 	exact *Set
 }
 
@@ -101,7 +102,7 @@ func classOf(p Protocol) class {
 	return otherClass
 }
 
-// NewIndex returns an Index of the ruleset. The ruleset must not change while the Index is in use.
+// NewIndex returns an Index of the ruleset. The ruleset must not change while the Index is used.
 func NewIndex(r Ruleset) *Index {
 	x := &Index{}
 	b := indexer{
@@ -225,7 +226,7 @@ func (b *indexer) rule(r *Rule) indexedRule {
 	return i
 }
 
-// member returns the match for the set. Its group is none if there is no such set, or if a set of this kind can't
+// member returns the match for the set. Its group is none if there is no such set, or if sets of this kind can't
 // contain the part m.By.
 func (b *indexer) member(m SetMatch, set *Set) memberMatch {
 	match := memberMatch{group: none, end: source, not: m.Not}

@@ -45,7 +45,7 @@ func compare(t *testing.T, seed uint64, packets int, verdicts map[bool]int) {
 	last := r.packet()
 	for i := range packets {
 		p := r.packet()
-		if i%3 == 0 { // some packets have the same source and destination as the one before
+		if i%3 == 0 { // some packets have the same source and destination as the packet before
 			p.Src, p.Dst, p.In, p.Out, p.InPort = last.Src, last.Dst, last.In, last.Out, last.InPort
 		}
 		last = p
@@ -59,7 +59,7 @@ func compare(t *testing.T, seed uint64, packets int, verdicts map[bool]int) {
 	}
 }
 
-// randomRules draws rulesets and packets with few addresses, links and ports, so that rules often match.
+// randomRules makes random rulesets and packets. They have few addresses, links and ports, so that rules often match.
 type randomRules struct{ *rand.Rand }
 
 func one[T any](r *randomRules, list ...T) T { return list[r.IntN(len(list))] }
@@ -112,7 +112,7 @@ func (r *randomRules) set(name string) Set {
 	return s
 }
 
-// ruleset draws a ruleset. A chain leads only to later chains, so no packet goes in a circle.
+// ruleset returns a random ruleset. A chain leads only to later chains, so that no packet goes in a circle.
 func (r *randomRules) ruleset() Ruleset {
 	var all Ruleset
 	for i := range 1 + r.IntN(one(r, 3, 30)) {
@@ -145,11 +145,11 @@ var parts = map[SetKind][]Part{
 
 func (r *randomRules) rule(sets []Set, chain, chains int) Rule {
 	rule := Rule{Action: one(r, Drop, Drop, Return, Return, Jump, Jump, GoTo, Log, Accept)}
-	if chain >= chains/2 { // chains that send packets to no other chain
+	if chain >= chains/2 { // a chain that leads to no other chain
 		rule.Action = one(r, Drop, Return, Return, Log)
 	}
 	if rule.Action == Jump || rule.Action == GoTo {
-		rule.To = fmt.Sprint("chain", chain+1+r.IntN(chains-chain)) // the last of these names is of no chain
+		rule.To = fmt.Sprint("chain", chain+1+r.IntN(chains-chain)) // the last of these chains doesn't exist
 	}
 	seldom := func(n int) bool { return r.IntN(n) == 0 }
 	if seldom(8) {
@@ -178,7 +178,7 @@ func (r *randomRules) rule(sets []Set, chain, chains int) Rule {
 	}
 	for range one(r, 0, 0, 1, 1, 1, 1, 2, 3) {
 		m := SetMatch{Name: fmt.Sprint("set", len(sets)), By: one(r, Source, DestinationPort), Not: seldom(6)}
-		if !seldom(20) { // else there is no such set
+		if !seldom(20) { // in one case of 20, the set doesn't exist
 			s := sets[r.IntN(len(sets))]
 			m.Name, m.By = s.Name, one(r, parts[s.Kind]...)
 		}
@@ -215,7 +215,7 @@ func (r *randomRules) packet() Packet {
 	return p
 }
 
-// TestIndexKeepsVerdicts: if an Index keeps the verdict of a packet, a different packet still gets its own.
+// TestIndexKeepsVerdicts: an Index that remembers the verdict on a packet gives a different packet its own verdict.
 func TestIndexKeepsVerdicts(t *testing.T) {
 	allowed := Set{Name: "allowed", Kind: Addresses, Entries: EntriesOf(
 		Entry{Element: Element{Prefix: netip.MustParsePrefix("10.0.0.2/32")}},

@@ -11,13 +11,13 @@ import (
 
 type members struct {
 	groups     []memberGroup
-	entries    int // of all groups, and one more for each group
+	entries    int // number of entries of all groups, and one more for each group
 	found      byAddress[*signature]
 	signatures map[signatureOf]*signature
-	searches   int // how many groups were searched so far
+	searches   int // how many groups have been searched
 	tables     [len(conf.Families)]*memberTable
-	list       []int32 // scratch space for the groups of a signature
-	key        []byte  // scratch space of intern
+	list       []int32 // memory for the groups of a signature
+	key        []byte  // memory for intern
 }
 
 type memberGroup struct {
@@ -25,8 +25,8 @@ type memberGroup struct {
 	network netip.Prefix
 }
 
-// A signature says which groups contain an address: those in the field groups, and those of the signature above,
-// which belongs to the surrounding network. Equal signatures have the same pointer.
+// A signature says which groups contain an address: those in groups, and those of the signature above, which belongs to
+// a network around it. Equal signatures are the same pointer.
 type signature struct {
 	recent [8]struct {
 		chain *indexedChain
@@ -42,7 +42,7 @@ type signatureOf struct {
 	above  *signature
 }
 
-// byAddress is a map by address. For IPv4 it takes half the time of Go's map of netip.Addr.
+// byAddress is a map by address. For IPv4 it is twice as fast as Go's map with netip.Addr as keys.
 type byAddress[V any] struct {
 	four map[uint32]V
 	six  map[[16]byte]V
@@ -91,11 +91,11 @@ func (m *members) add(network netip.Prefix, set *Set) int32 {
 	return int32(len(m.groups) - 1)
 }
 
-// A search of a group takes searchTime times as long as adding an entry to a table.
+// searchTime is how many times as long it takes to search a group as to add an entry to a table.
 const searchTime = 4
 
-// signature searches each group at first. Once the searches have taken as long as making a table would take, it
-// makes the table.
+// signature returns the signature of the address. At first it searches each group. When the searches have taken as long
+// as making a table, it makes the table.
 func (m *members) signature(a netip.Addr) *signature {
 	if t := m.tables[conf.FamilyOf(a)]; t != nil && len(t.sizes) <= few {
 		return t.signature(m, a, a.BitLen())
@@ -165,19 +165,19 @@ func (m *members) table(f conf.Family) *memberTable {
 	return t
 }
 
-// memberTable finds signatures in one family. It has one map for each size of network: few sizes are in use.
+// memberTable finds signatures of one family. It has a map for each size of networks, because only few sizes are used.
 type memberTable struct {
 	family   conf.Family
-	bySize   [129]*byAddress[int32] // by a network's size and its first address: the index in networks
+	bySize   [129]*byAddress[int32] // by the network's size and first address: the index in networks
 	sizes    []int                  // the largest first
 	networks []memberNetwork
 	links    []memberLink
 }
 
 type memberNetwork struct {
-	link      int32      // the index in links of the network's first group; 0 if there is none
-	resolved  bool       // signature is set
-	signature *signature // of addresses that are in no smaller network
+	link      int32      // index in links of the network's first group, or 0
+	resolved  bool       // true if signature is set
+	signature *signature // signature of the addresses that are in no smaller network
 }
 
 type memberLink struct{ group, next int32 }
@@ -203,7 +203,7 @@ func (t *memberTable) add(network netip.Prefix, group int32) {
 		t.bySize[size].set(first, i)
 	}
 	n := &t.networks[i]
-	if n.link != 0 && t.links[n.link].group == group { // the group has the network already, with another link or port
+	if n.link != 0 && t.links[n.link].group == group { // the group already has the network, with another link or port
 		return
 	}
 	t.links = append(t.links, memberLink{group, n.link})
@@ -242,7 +242,7 @@ func first(a netip.Addr, size int) netip.Addr {
 	return p.Addr()
 }
 
-// covering returns the smallest network of the set that contains the address and has at most size bits.
+// covering returns the smallest network of the set that contains the address, among those with at most size bits.
 func (s *Set) covering(a netip.Addr, size int) (netip.Prefix, bool) {
 	for size >= 0 {
 		from := first(a, size)

@@ -2,28 +2,30 @@ package ruleset
 
 import "math/bits"
 
-// Bounds limit what is merged.
+// Bounds limit which sets are merged.
 type Bounds struct {
-	// Sets is how many sets are cheap enough to look up one by one. Classes of pods can share unmerged sets.
+	// Sets is how many sets may be looked up one by one, because that takes little time. Unlike merged sets, these can
+	// be shared by classes of pods.
 	Sets int
-	// Large is the number of entries above which a set is large. Large sets stay unmerged, the largest first, as long
-	// as there are not more than Sets look-ups.
+	// Large is the size above which a set counts as large. Large sets aren't merged, the largest first, as long as
+	// there are no more than Sets look-ups.
 	Large int
-	// Lists is how many lists of ports are cheap to compare one by one.
+	// Lists is how many lists of ports may be compared one by one, because that takes little time.
 	Lists int
 	// ListLen limits lists of ports that are looked up together with an address. Longer lists stay as they are.
 	ListLen int
-	// SetLen limits sets that are merged, because each class of pods gets a copy of the entries. Larger sets stay as
-	// they are.
+	// SetLen limits the size of sets that are merged, because each class of pods gets a copy of their entries. Larger
+	// sets stay as they are.
 	SetLen int
-	// Entries limits the entries of all merged sets together. Each takes some 200 bytes of the kernel's memory.
+	// Entries limits the entries of all merged sets together. Each takes about 200 bytes of the kernel's memory.
 	Entries int
-	// Pairs limits the entries with ports in all merged sets together. When a pod ends, whole sets are read to find
-	// the pod's entries with ports.
+	// Pairs limits the entries with ports in all merged sets together. To delete a pod's entries with ports, whole sets
+	// must be read.
 	Pairs int
 }
 
-// UsualBounds returns the bounds of an agent: at most 25 MB of the kernel's memory, and 1.5 s to write.
+// UsualBounds returns the limits of an agent. With them, merged sets take at most 25 MB of the kernel's memory, and 1.5
+// s to write.
 func UsualBounds() Bounds {
 	return Bounds{Sets: 3, Large: 1 << 8, Lists: 8, ListLen: 16, SetLen: 1 << 12, Entries: 1 << 17, Pairs: 1 << 14}
 }
@@ -38,12 +40,12 @@ func (b Bounds) class(n int) int {
 	return 0
 }
 
-// tooLarge is the class of sets that are not merged.
+// tooLarge is the class of sizes above Bounds.SetLen. Such sets aren't merged.
 const tooLarge = 64
 
-// Merge returns a ruleset that allows the same packets with fewer look-ups in sets. Rules of a chain that
-// differ only in the set of their peers become one rule with a merged set. So a pod under 1,000 policies needs
-// a few look-ups instead of 1,000.
+// Merge returns a ruleset that allows the same packets with fewer look-ups in sets. Rules of a chain that differ only
+// in the set of their peers become one rule with a merged set. So a pod under 1,000 policies needs a few look-ups
+// instead of 1,000.
 //
 //   - Sets are merged if more than Bounds.Sets of them belong to the same protocol and ports.
 //   - Address and port are looked up together if a protocol has more than Bounds.Lists lists of ports.
@@ -53,7 +55,7 @@ const tooLarge = 64
 // Merge is the specification of a Merger.
 func Merge(r Ruleset, refused Refused) Ruleset { return UsualBounds().Merge(r, refused) }
 
-// Merge does the same as the function Merge, with the bounds b.
+// Merge returns the same as the function Merge, but with the bounds b.
 func (b Bounds) Merge(r Ruleset, refused Refused) Ruleset {
 	of := entriesIn(r.Sets)
 	return b.decide(r, refused).apply(r, func(s *mergedSet) Entries {

@@ -6,21 +6,22 @@ import (
 	"slices"
 )
 
-// Merger merges the rulesets of one node, one after the other, with the results of Bounds.Merge. A small change
-// takes little time. A Merger isn't safe for concurrent use. The rulesets that it returns never change.
+// Merger merges the rulesets of one node, one after the other. The results are those of Bounds.Merge, but a small
+// change takes little time. Only one goroutine may use a Merger. The rulesets that it returns never change.
 type Merger struct {
 	bounds   Bounds
-	last     Ruleset // as it was given
+	last     Ruleset // the last ruleset before it was merged
 	refused  Refused
 	decision *decision
-	sets     map[string]*countedSet   // the merged sets, by name
-	users    map[string][]*countedSet // by the name of a set that was merged; nil if it must be made
-	out      Ruleset
+	sets     map[string]*countedSet // merged sets, by name
+	// Merged sets by the name of a set that is merged in them; nil if it must be computed.
+	users map[string][]*countedSet
+	out   Ruleset
 }
 
 func NewMerger(b Bounds) *Merger { return &Merger{bounds: b} }
 
-// Merge returns what Bounds.Merge returns. It is fastest if the ruleset shares its memory with the last one.
+// Merge returns the same as Bounds.Merge. It is fastest if the ruleset shares its memory with the last one.
 func (m *Merger) Merge(r Ruleset, refused Refused) Ruleset {
 	changed, same := changes(m.last.Sets, r.Sets)
 	switch {

@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// TestMerge: a merged random ruleset allows exactly the same packets as before. After each step of a sequence, a
-// Merger gives the same ruleset as Bounds.Merge.
+// TestMerge: a merged random ruleset allows the same packets as the ruleset before. After each step of a sequence, a
+// Merger gives the same result as Bounds.Merge.
 func TestMerge(t *testing.T) {
 	sequences := 300
 	if testing.Short() {
@@ -207,7 +207,7 @@ func (r *randomRules) next(now, merged Ruleset) (Ruleset, Refused) {
 	refused := Refused{}
 	now.Sets = slices.Clone(now.Sets)
 	peers := now.Sets[:len(now.Sets)-1]
-	for range one(r, 0, 1, 1, 1, 4) { // entries come and go
+	for range one(r, 0, 1, 1, 1, 4) { // entries are added and deleted
 		s := &peers[r.IntN(len(peers))]
 		if e := r.entry(s.Kind); r.IntN(2) == 0 {
 			s.Entries = s.Entries.With(e)
@@ -215,7 +215,7 @@ func (r *randomRules) next(now, merged Ruleset) (Ruleset, Refused) {
 			s.Entries = s.Entries.Without(e.Element)
 		}
 	}
-	if r.IntN(4) == 0 { // an address has another pod everywhere
+	if r.IntN(4) == 0 { // an address belongs to another pod in all sets
 		was, is := r.entry(Addresses), one(r, "ns/x", "ns/y")
 		for i := range peers {
 			if _, ok := peers[i].Entries.Get(was.Element); ok {
@@ -223,7 +223,7 @@ func (r *randomRules) next(now, merged Ruleset) (Ruleset, Refused) {
 			}
 		}
 	}
-	if r.IntN(4) == 0 { // a policy comes, goes or changes
+	if r.IntN(4) == 0 { // a policy is added, deleted or changed
 		now.Chains = slices.Clone(now.Chains)
 		c := &now.Chains[1+r.IntN(3)]
 		if c.Rules = slices.Clone(c.Rules); r.IntN(2) == 0 {
@@ -232,7 +232,7 @@ func (r *randomRules) next(now, merged Ruleset) (Ruleset, Refused) {
 			c.Rules = slices.Delete(c.Rules, n-1, n)
 		}
 	}
-	if r.IntN(4) == 0 { // a class comes or goes
+	if r.IntN(4) == 0 { // a class is added or deleted
 		now.Chains = slices.Clone(now.Chains)
 		if extra := now.Chains[4:]; len(extra) > 0 && r.IntN(2) == 0 {
 			i := 4 + r.IntN(len(extra))
@@ -246,7 +246,7 @@ func (r *randomRules) next(now, merged Ruleset) (Ruleset, Refused) {
 		slices.SortFunc(now.Chains[4:], func(a, b Chain) int { return strings.Compare(a.Name, b.Name) })
 		now.Chains = slices.CompactFunc(now.Chains, func(a, b Chain) bool { return a.Name == b.Name })
 	}
-	if r.IntN(10) == 0 { // a set comes or goes
+	if r.IntN(10) == 0 { // a set is added or deleted
 		name := fmt.Sprintf("weir-%02d", r.IntN(13))
 		i, ok := find(now.Sets, name)
 		if !ok {
@@ -256,7 +256,7 @@ func (r *randomRules) next(now, merged Ruleset) (Ruleset, Refused) {
 		}
 		peers = now.Sets[:len(now.Sets)-1]
 	}
-	if r.IntN(10) == 0 { // a set is replaced by one of another kind
+	if r.IntN(10) == 0 { // a set of another kind replaces a set
 		i := r.IntN(len(peers))
 		peers[i] = r.peers(peers[i].Name)
 	}
@@ -268,7 +268,7 @@ func (r *randomRules) next(now, merged Ruleset) (Ruleset, Refused) {
 	return now, refused
 }
 
-// TestMergedShapes: 1,000 rules with a set each become one rule for each port, or one rule that looks up
+// TestMergedShapes: 1,000 rules, each with its own set, become one rule for each port, or one rule that looks up
 // addresses with ports.
 func TestMergedShapes(t *testing.T) {
 	const policies = 1000
@@ -312,14 +312,14 @@ func TestMergedShapes(t *testing.T) {
 	}
 }
 
-// TestLargeSetsStayApart: few sets aren't merged. Of many sets, some large ones stay apart, and the others become
-// one.
+// TestLargeSetsStayApart: a few sets aren't merged. If there are many, some large ones stay as they are, and all others
+// are merged into one.
 func TestLargeSetsStayApart(t *testing.T) {
 	b := UsualBounds()
 	for name, tc := range map[string]struct {
 		sizes []int
 		rules int
-		apart []int // the indexes of the sets that are not merged
+		apart []int // indexes of the sets that aren't merged
 	}{
 		"three":     {[]int{1, 2, 3}, 3, []int{0, 1, 2}},
 		"small":     {[]int{1, b.Large, 3, 4}, 1, nil},

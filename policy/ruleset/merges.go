@@ -11,12 +11,12 @@ import (
 
 type merge struct {
 	plan  *chainPlan
-	chain int   // the index of the chain in the ruleset
-	rules []int // the indexes of the replaced rules in the chain, in order
+	chain int   // index of the chain in the ruleset
+	rules []int // indexes of the replaced rules in the chain, in order
 	rule  Rule
-	peers int // the index of the merged set in rule.Sets
+	peers int // index of the merged set in rule.Sets
 	kind  SetKind
-	parts []part // in order, each once
+	parts []part // in order, without duplicates
 	key   string // a text for the rule's conditions and the first part
 	set   *mergedSet
 }
@@ -28,7 +28,7 @@ type mergedSet struct {
 	parts  []part
 }
 
-// part is a set whose entries a merged set has. With ports, the merged set has each entry with each port.
+// part is a set whose entries are in a merged set. If it has ports, the merged set has each entry with each port.
 type part struct {
 	set   string
 	proto Protocol
@@ -91,7 +91,7 @@ type needs struct {
 	Bounds
 	of     groups
 	sets   map[string]*Set
-	usable map[*group]map[string]bool // of each group, the names of the sets that may still be merged
+	usable map[*group]map[string]bool // for each group, the names of sets that may still be merged
 	fit    bool
 }
 
@@ -159,7 +159,7 @@ func (n *needs) pairsOf(g *group) (sum int) {
 	return sum
 }
 
-// rounded rounds up by at most an eighth. One entry more or less then rarely changes which rules are merged.
+// rounded rounds up, by at most an eighth. So an entry more or less rarely changes which rules are merged.
 func rounded(n int) int {
 	step := 1
 	for n/step >= 16 {

@@ -7,8 +7,8 @@ import (
 
 const maxFields = 3
 
-// Together returns the problems in a short form for people. Problems of one object with the same message become
-// one problem, which names the first fields.
+// Together returns the problems in a short form for people. Problems of one object with the same message become one
+// problem, which names the first fields.
 func Together(problems []Problem) []Problem {
 	type same struct{ object, message string }
 	at := map[same]int{}

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-// TestTogether: problems of one object that differ only in their fields become one, and others stay as they are.
+// TestTogether: problems of one object that differ only in their fields become one. All others stay as they are.
 func TestTogether(t *testing.T) {
 	got := Together([]Problem{
 		{"a", "1", "wrong"},

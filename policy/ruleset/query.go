@@ -6,7 +6,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Allows reports whether the packet passes the hook that checks it. Without a chain at that hook, it passes.
+// Allows reports whether the packet passes the hook that checks it. If there is no chain at this hook, the packet
+// passes.
 func (x *Index) Allows(p Packet) bool {
 	hooks := &x.hooks[conf.FamilyOf(p.Dst)]
 	c := hooks[0]

@@ -4,11 +4,11 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Refusal names a part of a ruleset that a node's kernel refuses, such as a match without a kernel module. Exactly
-// one of Kind, Rule, SetKind and Set names the part; the others are empty.
+// Refusal names a part of a ruleset that a node's kernel refuses, for example because it needs a missing kernel module.
+// Exactly one of Kind, Rule, SetKind and Set names the part. The others are empty.
 type Refusal struct {
 	Family conf.Family
-	// Kind is the name of a Kind: a part that several rules can have.
+	// Kind is the name of a Kind, which several rules can have.
 	Kind string
 	// Rule is the Key of one rule of a policy.
 	Rule    string
@@ -18,17 +18,17 @@ type Refusal struct {
 	Element Element
 }
 
-// Refused are the parts that a node's kernel has refused, each with the reason. Without these parts, the
-// ruleset only drops more.
+// Refused has the parts that a node's kernel has refused, with the reasons. Without these parts, a ruleset only drops
+// more.
 type Refused map[Refusal]string
 
-// Kind is one part of a rule. A kernel without support for it refuses every rule that has it.
+// Kind is a part of a rule. If a kernel doesn't support it, it refuses all rules with this part.
 type Kind struct {
 	Name string
-	Rule Rule // an example that has no other part
+	Rule Rule // an example with no other part
 }
 
-// Kinds returns the parts of a policy's rule: how it matches the peer, and how it matches the port.
+// Kinds returns the parts of a policy's rule: the match of the peer, and the match of the port.
 func (r Rule) Kinds() []Kind {
 	var kinds []Kind
 	example := Rule{Action: Return, Comment: "weir: a trial"}
@@ -52,7 +52,7 @@ func (r Rule) Kinds() []Kind {
 	}
 	switch len(r.Ports) {
 	case 0:
-	case 1: // any number serves as example: the kernel doesn't refuse a port for its number
+	case 1: // the number doesn't matter: the kernel refuses no port for its number
 		portName += ", one port"
 		port.Ports = []PortRange{{1, 1}}
 	default:
@@ -62,10 +62,10 @@ func (r Rule) Kinds() []Kind {
 	return append(kinds, Kind{portName, port})
 }
 
-// ByPort reports whether the kind is a match of ports or of the protocol, rather than of the peer.
+// ByPort reports whether the kind matches ports or the protocol, and not the peer.
 func (k Kind) ByPort() bool { return k.Rule.Proto != "" }
 
-// Set returns why the kernel has refused the set, or its kind. It returns "" if neither is refused.
+// Set returns why the kernel has refused the set or all sets of this kind. It returns "" if it hasn't.
 func (r Refused) Set(f conf.Family, k SetKind, name string) string {
 	if why, ok := r[Refusal{Family: f, SetKind: k}]; ok && k != "" {
 		return why
@@ -73,8 +73,8 @@ func (r Refused) Set(f conf.Family, k SetKind, name string) string {
 	return r[Refusal{Family: f, Set: name}]
 }
 
-// Rule returns why the kernel has refused the rule or a part of it; "" if the kernel hasn't. ports is true if the
-// refused part matches ports or the protocol.
+// Rule returns why the kernel has refused the rule or a part of it, or "" if it hasn't. ports is true if the refused
+// part matches ports or the protocol.
 func (r Refused) Rule(f conf.Family, rule Rule) (why string, ports bool) {
 	if len(r) == 0 {
 		return "", false
@@ -87,7 +87,7 @@ func (r Refused) Rule(f conf.Family, rule Rule) (why string, ports bool) {
 	return r[Refusal{Family: f, Rule: rule.Key()}], false
 }
 
-// Without returns the set without the entries that the kernel refuses. It calls report() for each of them.
+// Without returns the set without the entries that the kernel refuses. It calls report for each of these entries.
 func (r Refused) Without(s Set, report func(e Entry, why string)) Set {
 	if len(r) == 0 {
 		return s

@@ -7,7 +7,7 @@ import (
 
 type pivots struct {
 	list   []pivot
-	sorted bool // by group, then by rule
+	sorted bool // true if sorted by group and rule
 }
 
 type pivot struct{ group, rule int32 }
@@ -32,12 +32,12 @@ func (p *pivots) of(groups []int32) (rules []int32) {
 	return rules
 }
 
-// row has rules that packets may match, in the chain's order. The row above has the rules of the surrounding
-// network.
+// row has rules that packets may match, in the chain's order. The row above has the rules of a network around the
+// address.
 type row struct {
 	above  *row
 	rules  []int32
-	one    [1]int32 // the memory of rules, if there is only one rule
+	one    [1]int32 // memory of rules, if there is only one rule
 	byPort *[classes]*portTable
 }
 
@@ -57,7 +57,7 @@ func (c *indexedChain) row(at end, s *signature) *row {
 	return r
 }
 
-// newRow makes and keeps the row for the signature. If none of the signature's own groups leads to a rule, this is
+// newRow makes the row for the signature, and stores it. If none of the signature's own groups leads to a rule, this is
 // the row of the signature above.
 func (c *indexedChain) newRow(at end, s *signature) *row {
 	r := c.row(at, s.above)
@@ -74,7 +74,7 @@ func (c *indexedChain) newRow(at end, s *signature) *row {
 	return r
 }
 
-// few rules take less time to compare than a look-up.
+// few is how many rules can be compared in the time of a look-up.
 const few = 8
 
 func (r *row) candidates(c *indexedChain, q *query) []int32 {
@@ -93,7 +93,7 @@ func (r *row) candidates(c *indexedChain, q *query) []int32 {
 }
 
 type portTable struct {
-	firsts []uint16 // of each span, the first port, in order; the first span begins with 0
+	firsts []uint16 // first port of each span, in order; the first span begins with 0
 	rules  [][]int32
 }
 
@@ -135,8 +135,8 @@ func newPortTable(c *indexedChain, r *row, of class) *portTable {
 
 const lastPort = 1<<16 - 1
 
-// ranges returns a list of ports. The rule matches no port outside of the list. exact is true if no condition on
-// ports excludes a port in the list.
+// ranges returns a list of ports outside of which the rule matches no packet. exact is true if no condition on ports
+// excludes a port in the list.
 func (r *indexedRule) ranges() (list []PortRange, exact bool) {
 	if len(r.Ports) > 0 {
 		return r.Ports, len(r.ports) == 0
@@ -166,16 +166,16 @@ type portRule struct {
 	decides bool
 }
 
-// fill adds the rules to the spans of their ports. It returns false if the spans would have many more rules
+// fill adds the rules to the spans of their ports. It returns false if the spans together would have many more rules
 // than the row.
 func (t *portTable) fill(rules []portRule) bool {
 	t.rules = make([][]int32, len(t.firsts))
-	// next[i] is i if span i needs more rules, and otherwise the next span that may need some.
+	// next[i] is i if span i needs more rules. Otherwise it is the next span that may need some.
 	next := make([]int, len(t.firsts)+1)
 	for i := range next {
 		next[i] = i
 	}
-	open := func(i int) int { // the first span from i on that needs more rules
+	open := func(i int) int { // returns the first span from i on that needs more rules
 		for next[i] != i {
 			next[i] = next[next[i]]
 			i = next[i]

@@ -14,38 +14,38 @@ import (
 type Rule struct {
 	Src    netip.Prefix
 	Dst    netip.Prefix
-	In     string // the link that the packet came in by
-	Out    string // the link that it leaves by
+	In     string // the link by which the packet came in
+	Out    string // the link by which the packet goes out
 	Proto  Protocol
-	InPort string // the port of a bridge that the packet came in by
+	InPort string // the port of a bridge by which the packet came in
 	Sets   []SetMatch
 	Ports  []PortRange // of the destination; any number of ranges
 	Track  Track
 	Shape  Shape
-	// Comment explains the rule to an operator who lists the kernel's rules.
+	// Comment explains the rule to people who list the kernel's rules.
 	Comment string
 	Action  Action
 	// To is the target chain of Jump and GoTo, or the prefix of Log's messages.
 	To string
-	// Audits is for Log: audited policies would drop the packet in this direction. It is empty if the packet is dropped.
+	// Audits is for rules that log: it is the direction in which audited policies would drop the packet. It is empty if
+	// the packet is really dropped.
 	Audits Direction
-	// Policies are the policies that the rule belongs to, in order. A rule with Policies only allows packets: without
-	// the rule, the ruleset drops more.
+	// Policies has the names of the policies to which the rule belongs, in order. A rule with Policies only allows
+	// packets: without the rule, the ruleset drops more.
 	Policies []string
 }
 
-// SetMatch matches a packet if the set contains the part By of the packet. With Not, the set must not contain
-// it.
+// SetMatch matches a packet if the set contains the part By of the packet. If Not is true, the set must not contain it.
 type SetMatch struct {
 	Name string
 	By   Part
 	Not  bool
 }
 
-// Part is the part of a packet that a rule looks up in a set.
+// Part is a part of a packet that a rule looks up in a set.
 type Part string
 
-// The comments name the kinds of sets that can contain the Part.
+// The comments in this block name the kinds of sets that can contain the part.
 const (
 	Source          Part = "source"               // Addresses, Networks
 	Destination     Part = "destination"          // Addresses, Networks
@@ -59,43 +59,44 @@ func (m SetMatch) ports() bool {
 	return m.By == DestinationPort || m.By == DestinationPair || m.By == SourcePair
 }
 
-// Track matches the state that connection tracking gives a packet.
+// Track matches the state that connection tracking has found for a packet.
 type Track string
 
 const (
-	// Established packets belong to a connection that was allowed and is not cut.
+	// Established packets belong to a connection that was allowed, and is not cut.
 	Established Track = "established"
-	// Cut packets belong to a connection that policies allowed and no longer allow.
+	// Cut packets belong to a connection that policies allowed before, and don't allow any more.
 	Cut Track = "cut"
-	// Related packets are ICMP errors about a connection, or begin an announced connection (FTP's data).
+	// Related packets are ICMP errors about a connection, or begin a connection that another one has announced (FTP's
+	// data).
 	Related Track = "related"
-	// Untranslated packets still have the destination that their sender gave them.
+	// Untranslated packets still have the destination to which their sender has sent them.
 	Untranslated Track = "untranslated"
-	// Midstream packets are TCP packets of an unknown connection that don't begin one. Untracked packets
-	// (NOTRACK) are not among them.
+	// Midstream packets are TCP packets of an unknown connection that don't begin a connection. Untracked packets
+	// (NOTRACK) don't match.
 	Midstream Track = "midstream"
-	// First packets are those that begin a connection, and untracked packets.
+	// First packets begin a connection. Untracked packets also match.
 	First Track = "first"
 )
 
-// Shape matches a combination of values in the packet's headers. A packet that is too short doesn't match, so
-// no rule with a shape may drop packets.
+// Shape matches a combination of values in a packet's headers. A packet that is too short doesn't match. So no rule
+// with a shape may drop packets: short packets would pass.
 type Shape string
 
 const (
 	// ToItself packets have the same address as source and destination.
 	ToItself Shape = "to its own sender"
-	// HonestICMP packets are ICMP packets that are no errors, and honest errors: the error's receiver has sent
-	// the packet that the error is about. Redirects and later fragments don't match.
+	// HonestICMP packets are ICMP packets that are no errors, and errors about a packet that the error's receiver has
+	// really sent to the error's sender. Redirects and later fragments don't match.
 	//
-	// Errors are the types that connection tracking relates to connections. For ICMP these are types 3
-	// (destination unreachable), 4 (source quench), 11 (time exceeded) and 12 (parameter problem). For ICMPv6
-	// they are all types below 128 (RFC 4443, section 2.1).
+	// Errors are the types that connection tracking relates to connections. For ICMP, these are the types 3
+	// (destination unreachable), 4 (source quench), 11 (time exceeded) and 12 (parameter problem). For ICMPv6, they are
+	// all types below 128 (RFC 4443, section 2.1).
 	HonestICMP Shape = "no ICMP error, or one about a packet to its sender"
 	// NoICMPError packets are ICMP packets that are no errors.
 	NoICMPError Shape = "no ICMP error"
-	// Solicitation packets are ICMPv6 neighbour solicitations: a host asks for another's link address. A hop
-	// limit of 255 proves that no router has forwarded them (RFC 4861, section 7.1).
+	// Solicitation packets are ICMPv6 neighbour solicitations, by which a host asks for another host's link address.
+	// Their hop limit must be 255, which shows that no router has forwarded them (RFC 4861, section 7.1).
 	Solicitation Shape = "neighbour solicitation"
 	// Advertisement packets are ICMPv6 neighbour advertisements, which answer solicitations.
 	Advertisement Shape = "neighbour advertisement"
@@ -104,40 +105,40 @@ const (
 // Action is what a rule does with a packet that matches.
 type Action string
 
-// Accept and Drop decide on the packet: no later rule of the hook checks it.
+// Accept and Drop decide on the packet: no later rule of the hook checks the packet.
 const (
 	Accept Action = "accept"
 	Drop   Action = "drop"
-	// Return ends the chain. The packet continues after the last Jump that led to the chain; without a Jump, after
+	// Return ends the chain. The packet continues after the rule with the last Jump. If there was no Jump, it passes
 	// the hook.
 	Return Action = "return"
-	// Jump sends the packet through the chain To. The packet continues after the jump if that chain returns.
+	// Jump leads the packet to the chain To. If that chain returns, the packet continues with the next rule.
 	Jump Action = "jump"
-	// GoTo sends the packet through the chain To. The packet never continues in the rule's own chain.
+	// GoTo leads the packet to the chain To. The packet doesn't come back to the rule's own chain.
 	GoTo Action = "goto"
 	// Log copies the packet to weir's log group (NFLOG). The packet continues with the next rule.
 	Log Action = "log"
-	// Masquerade translates the connection's source address to the node's address.
+	// Masquerade replaces the connection's source address by an address of the node.
 	Masquerade Action = "masquerade"
 )
 
-// Protocol is a protocol above IP, by its lower-case name or its number in decimal; empty for any protocol.
+// Protocol is a protocol above IP: its lower-case name, or its number in decimal. It is empty for all protocols.
 type Protocol string
 
-// The protocols that a NetworkPolicyPort can have.
+// These are the protocols that a NetworkPolicyPort can have.
 const (
 	TCP  Protocol = "tcp"
 	UDP  Protocol = "udp"
 	SCTP Protocol = "sctp"
 )
 
-// The protocols of ICMP errors and of IPv6's neighbour discovery.
+// These are the protocols of ICMP errors and of IPv6's neighbour discovery.
 const (
 	ICMP   Protocol = "icmp"
 	ICMPv6 Protocol = "ipv6-icmp"
 )
 
-// PortRange is the ports from First to Last, both included.
+// PortRange has the ports from First to Last, both included.
 type PortRange struct {
 	First uint16 `json:"first"`
 	Last  uint16 `json:"last"`
@@ -151,20 +152,19 @@ func (p PortRange) String() string {
 	return fmt.Sprintf("%d-%d", p.First, p.Last)
 }
 
-// Equal reports whether the rules are the same, including their comments and policies.
+// Equal reports whether the rules are equal, including their comments and policies.
 func (r Rule) Equal(o Rule) bool {
 	return r.Comment == o.Comment && slices.Equal(r.Policies, o.Policies) && r.SameAs(o)
 }
 
-// SameAs reports whether the rules have the same conditions and actions. Their comments and policies may
-// differ.
+// SameAs reports whether the rules have the same conditions and action. Comments and policies may differ.
 func (r Rule) SameAs(o Rule) bool {
 	return r.Src == o.Src && r.Dst == o.Dst && r.In == o.In && r.Out == o.Out && r.Proto == o.Proto &&
 		r.InPort == o.InPort && slices.Equal(r.Sets, o.Sets) && slices.Equal(r.Ports, o.Ports) && r.Track == o.Track &&
 		r.Shape == o.Shape && r.Action == o.Action && r.To == o.To && r.Audits == o.Audits
 }
 
-// Key returns a text for the rule's conditions and action. Two rules have equal keys only if SameAs is true for
+// Key returns a text for the rule's conditions and action. Two rules have the same key only if SameAs returns true for
 // them.
 func (r Rule) Key() string {
 	var b strings.Builder
@@ -172,7 +172,7 @@ func (r Rule) Key() string {
 	return b.String()
 }
 
-// encode writes lengths before values: so different rules never give equal texts.
+// encode writes the rule as text. It writes the length of each value, so that different rules never have the same text.
 func (r Rule) encode(b *strings.Builder) {
 	b.Grow(128)
 	put := func(field byte, value string) {
@@ -210,8 +210,7 @@ func (r Rule) encode(b *strings.Builder) {
 	put('u', string(r.Audits))
 }
 
-// Identity returns a name for these rules: a hash of the context and the rules, with 16 letters and digits (80
-// bits).
+// Identity returns a name for the rules: a hash of the context and the rules, as 16 letters and digits (80 bits).
 func Identity(context string, rules []Rule) string {
 	var b strings.Builder
 	b.WriteString(context)
@@ -226,7 +225,7 @@ func Identity(context string, rules []Rule) string {
 	return Hash(b.String())
 }
 
-// Hash returns a hash with 16 letters and digits (80 bits): short enough for names of sets and chains.
+// Hash returns a hash of 80 bits as 16 letters and digits. It is short enough for the names of sets and chains.
 func Hash(text string) string {
 	sum := sha256.Sum256([]byte(text))
 	return base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:10])

@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestRules: Equal, Key and Identity notice a change of each field that they don't ignore on purpose.
+// TestRules: Equal, Key and Identity notice a change of each field, except those that they ignore on purpose.
 func TestRules(t *testing.T) {
 	fields := reflect.TypeFor[ruleset.Rule]()
 	none := ruleset.Rule{}
@@ -44,7 +44,7 @@ func TestRules(t *testing.T) {
 	}
 }
 
-// TestKeysDontRunTogether: rules with the same texts, split or ordered differently, have different keys.
+// TestKeysDontRunTogether: rules that have the same texts in different fields or another order have different keys.
 func TestKeysDontRunTogether(t *testing.T) {
 	match := func(name string) ruleset.SetMatch { return ruleset.SetMatch{Name: name, By: ruleset.Source} }
 	rules := []ruleset.Rule{

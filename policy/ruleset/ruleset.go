@@ -1,16 +1,18 @@
-// Package ruleset describes as data what a node's packet filter should enforce: sets, chains of rules, and the
-// hooks where packets enter the chains. A backend, such as netfilter/iptables, writes a ruleset to the kernel. A
-// Simulator runs packets through a ruleset in memory. An Index gives the same verdicts in less time.
+// Package ruleset describes as data what a node's packet filter should enforce: sets, chains of rules, and the hooks
+// where packets enter the chains. A backend, such as netfilter/iptables, writes a ruleset to the kernel. A Simulator
+// runs packets through a ruleset in memory. An Index gives the same verdicts in less time.
 //
 // Invariants:
-//   - The package uses no kernel interface and no package of Kubernetes, and has no side effects.
-//   - A merged ruleset (Merger) has the verdicts of the ruleset that it was made from.
+//   - The package uses neither the kernel nor packages of Kubernetes, and has no side effects.
+//   - A merged ruleset (Merger) gives the same verdicts as the ruleset from which it was made.
 //   - Sets are ordered by name, chains by family and name, entries by Element.Compare.
 //   - A set has addresses of one family, and no IPv4-mapped IPv6 address (::ffff:0:0/96).
-//   - The names of a class's set and chain contain a hash of the policies' rules (Identity). So other rules come
-//     with another set. The classes "none" and "open" need no hash: their rules are always the same.
-//   - Each chain that checks packets ends with a rule that drops the packet, or returns. A packet passes the
-//     hook if the hook's chain returns.
+//   - The names of a class's set and chain contain a hash of the policies' rules (Identity). So if the rules change, a
+//     new
+//     set and a new chain replace the old ones. The classes "none" and "open" need no hash: their rules never change.
+//   - Each chain that checks packets ends with a rule that drops the packet, or returns. A packet passes the hook if
+//     the
+//     hook's chain returns.
 package ruleset
 
 import (
@@ -28,34 +30,34 @@ type Ruleset struct {
 	Problems []Problem
 }
 
-// Hook is a place on a packet's path where the packet enters a chain.
+// Hook is a place on a packet's way where the packet enters a chain.
 type Hook string
 
-// The first two hooks come before the rules of other programs. The others come after them.
+// CheckForwarded and CheckToNode come before the rules of other programs. The other hooks come after them.
 const (
 	// CheckForwarded is the hook of all packets that the node forwards.
 	CheckForwarded Hook = "check forwarded packets"
 	// CheckToNode is the hook of all packets to the node itself.
 	CheckToNode Hook = "check packets to the node"
-	// AcceptForwarded is the hook of forwarded packets that were checked. Its chain accepts packets that other
-	// rules might drop by default.
+	// AcceptForwarded is the hook of forwarded packets that have passed weir's check. Its chain accepts them, so that
+	// other programs' rules don't drop them by default.
 	AcceptForwarded Hook = "accept forwarded packets"
 	// TranslateSource is the hook of the first packets of connections that leave the node.
 	TranslateSource Hook = "translate sources"
 )
 
-// Chain is a list of rules. A packet meets the rules in order. The Action of a rule says what happens if it matches.
+// Chain is a list of rules, which a packet meets in order. The action of a rule says what happens if it matches.
 type Chain struct {
 	Family conf.Family
 	Name   string
-	// Hook is where packets enter the chain. It is empty if only rules of other chains lead there.
+	// Hook is where packets enter the chain. It is empty if packets come only from rules of other chains.
 	Hook    Hook
 	Comment string
 	Rules   []Rule
 }
 
-// Dispatch returns the names of the sets that the chain's rules look up, in order, except those with Not. A pod in
-// several of these sets belongs to the class of the first.
+// Dispatch returns the names of the sets that the chain's rules look up, in order, except those with Not. A pod that is
+// in several of these sets belongs to the class of the first.
 func (c Chain) Dispatch() []string {
 	var names []string
 	for _, r := range c.Rules {
@@ -68,7 +70,7 @@ func (c Chain) Dispatch() []string {
 	return names
 }
 
-// Equal compares all fields of the chains and of their rules.
+// Equal reports whether all fields of the chains and of their rules are equal.
 func (c Chain) Equal(o Chain) bool {
 	return c.Family == o.Family && c.Name == o.Name && c.Hook == o.Hook && c.Comment == o.Comment &&
 		slices.EqualFunc(c.Rules, o.Rules, Rule.Equal)
@@ -81,7 +83,7 @@ func SortChains(chains []Chain) {
 	})
 }
 
-// Has reports whether the ruleset has chains for the family's packets.
+// Has reports whether the ruleset has chains for packets of the family.
 func (r Ruleset) Has(f conf.Family) bool {
 	return slices.ContainsFunc(r.Chains, func(c Chain) bool { return c.Family == f })
 }
@@ -94,10 +96,10 @@ func (r Ruleset) Chain(f conf.Family, name string) (Chain, bool) {
 	return r.Chains[i], true
 }
 
-// Direction is the direction of packets, as seen from the pod that a policy selects.
+// Direction is the direction of packets, seen from the pod that a policy selects.
 type Direction string
 
-// The directions of networking.k8s.io/v1 policyTypes.
+// These are the directions in the policyTypes of networking.k8s.io/v1.
 const (
 	Ingress Direction = "ingress"
 	Egress  Direction = "egress"
@@ -113,15 +115,15 @@ type Class struct {
 	Pods      []string
 }
 
-// Problem describes a part of an object that can't be enforced as written. The packets that it should allow are
+// Problem describes a part of an object that can't be enforced as it is written. Packets that it should allow are
 // dropped.
 type Problem struct {
-	Object  string // kind namespace/name
+	Object  string // KIND NAMESPACE/NAME
 	Field   string
 	Message string
 }
 
-// SameProblems reports whether the lists share their memory. It may be false for equal lists.
+// SameProblems reports whether the lists share their memory. It may return false for equal lists.
 func SameProblems(a, b []Problem) bool { return shared(a, b) }
 
 func (p Problem) String() string { return p.Object + ": " + p.Field + ": " + p.Message }

@@ -12,27 +12,27 @@ import (
 
 type SetKind string
 
-// In Addresses and AddressPorts each prefix is a single address.
+// In sets of the kinds Addresses and AddressPorts, each prefix is a single address.
 const (
 	Addresses    SetKind = "addresses"
 	Networks     SetKind = "networks"
 	AddressPorts SetKind = "addresses with ports"
-	// Ports sets serve both families. Their field Family is IPv4.
+	// Ports sets are used for both families. Their field Family is IPv4.
 	Ports SetKind = "ports"
-	// AddressLinks sets have addresses and networks, each with the link that its packets come in by.
+	// AddressLinks sets have addresses and networks, each with the link by which its packets come in.
 	AddressLinks SetKind = "addresses with links"
 )
 
-// SetRole decides the order in which a set and its rules change. A packet that the old and the new ruleset drop is
+// SetRole decides in which order a set and its rules change. So a packet that both the old and the new ruleset drop is
 // also dropped during the change.
 type SetRole int
 
 const (
-	// Peers sets have entries that rules allow. Old entries go before the rules change, and new ones come
-	// after.
+	// Peers sets have entries that rules allow. Old entries are deleted before the rules change, and new ones are added
+	// afterwards.
 	Peers SetRole = iota
-	// Checked sets have the addresses that the rules check. New entries come before the rules change, and old
-	// ones go after.
+	// Checked sets have addresses whose packets are checked. New entries are added before the rules change, and old
+	// ones are deleted afterwards.
 	Checked
 	// Attached sets are Checked sets with the addresses of this node's attachments.
 	Attached
@@ -45,20 +45,20 @@ type Set struct {
 	Kind   SetKind
 	Family conf.Family // the family of all entries
 	Role   SetRole
-	// Dispatch is the chain with the rule that matches a Members set.
+	// Dispatch is the chain whose rule looks up a Members set.
 	Dispatch string
-	// Opens is true if the set only serves to allow packets. Without the set, the ruleset only drops more.
+	// Opens is true if rules only use the set to allow packets. Without such a set, the ruleset only drops more.
 	Opens   bool
 	Entries Entries
 }
 
-// Entry is an element of a set, with a comment that explains it to an operator.
+// Entry is an element of a set, with a comment for people who list the set.
 type Entry struct {
 	Element
 	Comment string
 }
 
-// Element is an address or network. In AddressPorts sets it also has a port, in AddressLinks sets a link. In
+// Element is an address or a network. In AddressPorts sets it also has a port, and in AddressLinks sets a link. In
 // Ports sets it has only a port.
 type Element struct {
 	Prefix netip.Prefix
@@ -82,17 +82,18 @@ func (e Element) String() string {
 	return e.Prefix.String()
 }
 
-// Compare compares elements by address, size of the network, protocol, port and link.
+// Compare orders elements by address, size of the network, protocol, port and link.
 func (e Element) Compare(o Element) int {
-	if c := e.Prefix.Addr().Compare(o.Prefix.Addr()); c != 0 { // the usual case, and comparing the rest takes longer
+	// The most frequent case first, because comparing the rest takes longer.
+	if c := e.Prefix.Addr().Compare(o.Prefix.Addr()); c != 0 {
 		return c
 	}
 	return cmp.Or(cmp.Compare(e.Prefix.Bits(), o.Prefix.Bits()),
 		cmp.Compare(e.Proto, o.Proto), cmp.Compare(e.Port, o.Port), cmp.Compare(e.Link, o.Link))
 }
 
-// Order sorts the entries as in a Set. Of entries with the same element, it keeps the one whose comment sorts
-// first.
+// Order sorts the entries as in a Set. If several have the same element, it keeps only the one whose comment is first
+// in alphabetical order.
 func Order(entries []Entry) []Entry {
 	slices.SortFunc(entries, func(a, b Entry) int {
 		return cmp.Or(a.Compare(b.Element), cmp.Compare(a.Comment, b.Comment))
@@ -100,8 +101,8 @@ func Order(entries []Entry) []Entry {
 	return slices.CompactFunc(entries, func(a, b Entry) bool { return a.Element == b.Element })
 }
 
-// ChangedPeers returns the sets of peers whose entries differ from those of the earlier ruleset. ok is false if the
-// rulesets differ in anything else. Most changes are changes of peers' sets: pods come and go.
+// ChangedPeers returns the sets of peers whose entries have changed since the earlier ruleset. ok is false if anything
+// else has changed. Most changes concern only sets of peers, because pods are added and deleted.
 func (r Ruleset) ChangedPeers(earlier Ruleset) (changed []Set, ok bool) {
 	if len(r.Sets) != len(earlier.Sets) || !sameChains(r.Chains, earlier.Chains) {
 		return nil, false

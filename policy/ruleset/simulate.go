@@ -9,11 +9,11 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Packet is the first packet of a connection at the hooks that check it. Its destination is already translated,
-// its source is not.
+// Packet is the first packet of a connection at the hooks that check packets. There, its destination has been
+// translated, and its source has not.
 type Packet struct {
-	In, Out  string // links; Out is empty for a packet to the node itself
-	InPort   string // the port of In that the packet came in by, if In is another plugin's bridge
+	In, Out  string // names of links; Out is empty for a packet to the node itself
+	InPort   string // if In is another plugin's bridge, the port of this bridge by which the packet came in
 	Src, Dst netip.Addr
 	Proto    Protocol // a name or a number
 	Port     uint16   // of the destination; 0 for protocols without ports
@@ -21,21 +21,21 @@ type Packet struct {
 	Translated bool
 }
 
-// Link is the link by which an endpoint's packets come in. Port is set if the link is another plugin's bridge:
-// it is the port of that bridge.
+// Link is the link by which an endpoint's packets come in. If it is another plugin's bridge, Port is the port of this
+// bridge.
 type Link struct{ In, Port string }
 
-// Simulator runs packets through a ruleset in memory, with the kernel's results. Without chains for its family,
-// a packet passes.
+// Simulator runs packets through a ruleset in memory, with the same results as the kernel. If there are no chains for
+// the packet's family, the packet passes.
 type Simulator struct {
 	chains map[conf.Family]map[string][]Rule
 	hooks  map[conf.Family]map[Hook][]Rule
 	sets   map[string]*netipx.IPSet
-	ports  map[Element]map[string]bool // for each element with a port: the names of the sets that have it
-	links  map[string][]Element        // for each set with links: its elements
+	ports  map[Element]map[string]bool // names of the sets that contain each element with a port
+	links  map[string][]Element        // elements of each set with links
 }
 
-// NewSimulator returns a Simulator for the ruleset. It returns an error if it can't read an entry of a set.
+// NewSimulator returns a Simulator for the ruleset. It returns an error if a set has an invalid entry.
 func NewSimulator(r Ruleset) (*Simulator, error) {
 	s := &Simulator{
 		chains: map[conf.Family]map[string][]Rule{conf.IPv4: {}, conf.IPv6: {}},
@@ -89,8 +89,7 @@ func (s *Simulator) Audit(p Packet) (passes bool, logged []Direction) {
 	return passes, logged
 }
 
-// run reports whether the packet passes its hook. It calls log, if not nil, with each rule that logs the
-// packet.
+// run reports whether the packet passes its hook. It calls log, if not nil, for each rule that logs the packet.
 func (s *Simulator) run(p Packet, log func(Rule)) bool {
 	hook := CheckForwarded
 	if p.Out == "" {
@@ -144,7 +143,7 @@ func (t Track) matches(p Packet) bool {
 	return t == "" || t == First || t == Untranslated && !p.Translated
 }
 
-// matches reports whether the packet has the shape. A first packet is no ICMP error and no neighbour discovery.
+// matches reports whether the packet has the shape. A first packet is never an ICMP error or neighbour discovery.
 func (s Shape) matches(p Packet) bool {
 	switch s {
 	case "", HonestICMP, NoICMPError:

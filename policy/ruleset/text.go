@@ -8,7 +8,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Write prints the ruleset as text: sets, chains, then problems. policy/testdata has examples.
+// Write writes the ruleset as text: sets, then chains, then problems. policy/testdata has examples.
 func (r Ruleset) Write(w io.Writer) error {
 	var b strings.Builder
 	for _, s := range r.Sets {

@@ -2,14 +2,14 @@ package ruleset
 
 import "github.com/weir-net/weir/conf"
 
-// Step is a rule that a packet matched in a chain.
+// Step is a rule that a packet has matched in a chain.
 type Step struct {
 	Chain string
 	Rule  Rule
 }
 
-// Trace runs the packet through the ruleset as a Simulator does. It returns whether the packet passes, and the
-// matching rules in order.
+// Trace runs the packet through the ruleset like a Simulator. It returns whether the packet passes, and the matching
+// rules in order.
 func (r Ruleset) Trace(p Packet) (passes bool, steps []Step, err error) {
 	s, err := NewSimulator(r)
 	if err != nil {

@@ -1,13 +1,15 @@
 // Package suggest writes NetworkPolicies that allow the TCP, UDP and SCTP connections that were seen.
 //
-// Pods of a namespace with equal labels are a workload, apart from labels that controllers give to single pods. A
-// policy can't tell the pods of a workload apart, so a connection of one pod is allowed for all of them.
+// Pods of a namespace with the same labels are one workload. Labels that controllers give to single pods don't count.
+// If one pod of a workload had a connection, the policies allow it for all pods of the workload, which no policy can
+// tell apart.
 //
 // Invariants:
 //   - The package is pure.
-//   - The policies isolate all pods of the namespace. They allow the connections that were seen, for all pods of their
-//     workloads, and no others.
-//   - Connections that no policy can name are returned.
+//   - The policies isolate all pods of the namespace. They allow only the connections that were seen, for all pods of
+//     their
+//     workloads.
+//   - Connections that a policy can't name are returned separately.
 package suggest
 
 import (
@@ -32,12 +34,12 @@ import (
 type Flow struct {
 	From, To    End
 	Protocol    ruleset.Protocol
-	Port        uint16 // of the destination
+	Port        uint16 // the destination's port
 	Count       uint64
 	First, Last time.Time
 }
 
-// End is an end of a Flow: a pod with the labels that it had during the connections, or an address.
+// End is an end of a Flow: a pod with the labels that it had at the time, or an address.
 type End struct {
 	Namespace, Name string
 	Labels          map[string]string
@@ -59,19 +61,20 @@ func (e End) String() string {
 
 type Suggestion struct {
 	Policy *networkingv1.NetworkPolicy
-	// Ingress has the flows of each ingress rule of the policy. Egress has those of each egress rule.
+	// Ingress and Egress have the flows of each ingress and egress rule of the policy.
 	Ingress, Egress [][]Flow
 }
 
-// Result has the suggested policies, and the flows that no policy can name.
+// Result has the suggested policies, and the flows that policies can't name.
 type Result struct {
 	Suggestions []Suggestion
-	// Left has the namespace's flows without a port, such as ICMP. A policy's ports are of TCP, UDP or SCTP.
+	// Left has the namespace's flows of protocols other than TCP, UDP and SCTP, such as ICMP. A policy's ports can't
+	// name them.
 	Left []Flow
 }
 
-// Policies returns policies for the namespace: one that isolates all of its pods, and one for each workload with
-// flows. Flows also name the workloads of deleted pods, so that no other workload's selector matches them.
+// Policies returns policies for the namespace: one that isolates all of its pods, and one for each workload with flows.
+// Flows may also name workloads whose pods are deleted. No selector of another workload matches such pods.
 func Policies(namespace string, pods []policy.Pod, flows []Flow) Result {
 	s := suggester{namespace: namespace, workloads: map[string][]*workload{}, policies: map[*workload]*rules{}}
 	for i := range pods {
@@ -121,7 +124,7 @@ type suggester struct {
 type rules struct{ ingress, egress map[string]*peer }
 
 type peer struct {
-	workload *workload // nil for an address
+	workload *workload // nil if the end is an address
 	address  netip.Addr
 	flows    map[port][]Flow
 }

@@ -59,8 +59,8 @@ func same(e End) string {
 	return fmt.Sprint(e.Namespace, labels)
 }
 
-// TestExact: the suggested policies allow a connection from or to the namespace if and only if a flow has the
-// same protocol, port, and workloads or addresses.
+// TestExact: the suggested policies allow a connection from or to the namespace if and only if a flow has the same
+// protocol and port, and the same workloads or addresses.
 func TestExact(t *testing.T) {
 	allowed, denied := 0, 0
 	for seed := range uint64(150) {

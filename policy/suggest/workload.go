@@ -89,8 +89,8 @@ func (s *suggester) selector(w *workload) metav1.LabelSelector {
 		}
 		return true
 	}
-	// The first label is chosen even if it excludes no workload: a selector without labels would match all future
-	// pods. Each further label must exclude workloads that are still matched, as many as possible.
+	// The first label is chosen even if it excludes no other workload, because a selector without labels would match
+	// all future pods. Each further label must exclude some of the workloads that still match, as many as possible.
 	keys := w.keys()
 	for first := true; len(keys) > 0; first = false {
 		best, excluded := "", 0

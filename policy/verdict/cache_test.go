@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// TestCacheKeepsNoOldVersions: a Cache keeps the parsed policies of several states, but no earlier versions of a
-// policy.
+// TestCacheKeepsNoOldVersions: a Cache keeps the parsed policies of several states, but of each policy only the last
+// version.
 func TestCacheKeepsNoOldVersions(t *testing.T) {
 	var c Cache
 	version := func(names ...string) (s policy.State) {

@@ -28,20 +28,20 @@ type Evaluator struct {
 type end struct {
 	addr        netip.Addr
 	name        string // namespace/name
-	here        bool   // the pod is on this node
+	here        bool   // true if the pod is on this node
 	enforcement conf.Enforcement
-	pods        []pod // the pods that may be at this end
+	pods        []pod // pods that may be at this end
 }
 
 type pod struct {
 	policy.Pod
 	labels, namespace labels.Set
-	unknown           []string // the keys of the namespace's labels that are unknown
+	unknown           []string // keys of the namespace's labels that are unknown
 	inKnownNamespace  bool
 }
 
-// certainly reports whether the selector surely matches, and whether it may. A requirement on an unknown label
-// may match.
+// certainly reports whether the selector certainly matches, and whether it possibly does. A requirement on an unknown
+// label possibly matches.
 func certainly(s labels.Selector, known labels.Set, unknown func(key string) bool) (certainly, possibly bool) {
 	requirements, selectable := s.Requirements()
 	certainly, possibly = selectable, selectable
@@ -55,8 +55,8 @@ func certainly(s labels.Selector, known labels.Set, unknown func(key string) boo
 
 func (p pod) unknownLabel(key string) bool { return slices.Contains(p.Unknown, key) }
 
-// unknownOfNamespace reports whether the label of the pod's namespace is unknown. Of a namespace that isn't
-// known, only the label with its name is known.
+// unknownOfNamespace reports whether the label of the pod's namespace is unknown. If the namespace itself is unknown,
+// only the label with its name is known.
 func (p pod) unknownOfNamespace(key string) bool {
 	if !p.inKnownNamespace {
 		return key != corev1.LabelMetadataName
@@ -67,16 +67,16 @@ func (p pod) unknownOfNamespace(key string) bool {
 type isolating struct {
 	*networkingv1.NetworkPolicy
 	name    string
-	audited bool // an audited policy: it isolates nothing and allows nothing
+	audited bool // true if the policy is audited, so that it isolates and allows nothing
 	selects func(pod) (certainly, possibly bool)
-	rules   map[ruleset.Direction][]rule // for each direction that the policy isolates
+	rules   map[ruleset.Direction][]rule // rules for each direction that the policy isolates
 }
 
 type rule struct {
 	field string
 	peers []named[peerMatch]
 	ports []named[portMatch]
-	// byName means that one of the ports is a name. Its number depends on the destination.
+	// byName is true if one of the ports is a name. Its number depends on the destination.
 	byName bool
 }
 
@@ -90,21 +90,20 @@ type (
 	portMatch func(proto ruleset.Protocol, port uint16, dst end) bool
 )
 
-// New returns an Evaluator for the state. A part of a policy that can't be parsed allows nothing, and is no
-// error.
+// New returns an Evaluator for the state. It returns no error: parts of policies that can't be parsed allow nothing.
 func New(s policy.State) *Evaluator {
 	return new(Cache).New(s)
 }
 
-// Cache makes Evaluators of states that share policies, and keeps the parsed policies. A policy must not change
-// while the Cache is in use. The zero value is ready to use, by one goroutine.
+// Cache makes Evaluators for several states with the same policies, and remembers the parsed policies. A policy must
+// not change meanwhile. The zero value is ready for use. Only one goroutine may use a Cache.
 type Cache struct {
 	parsed map[string][]isolating // by NAMESPACE/NAME
 }
 
 const maxCached = 1 << 11
 
-// New is like the function New, but doesn't parse a policy again that the Cache still has.
+// New returns an Evaluator for the state. It doesn't parse a policy again that the Cache remembers.
 func (c *Cache) New(s policy.State) *Evaluator {
 	if len(c.parsed) > maxCached || c.parsed == nil {
 		c.parsed = map[string][]isolating{}
@@ -136,9 +135,9 @@ func (e *Evaluator) end(a netip.Addr) end {
 	return end{addr: a}
 }
 
-// ends returns the end at each address of the state. A pod with an attachment on this node has the attachment's
-// addresses. Any other pod has those addresses of its status that its Node can have assigned, unless it has
-// finished or uses its node's network.
+// ends returns the end at each address of the state. If a pod has an endpoint on this node, the endpoint's addresses
+// count. Otherwise the addresses in the pod's status count that its Node can have assigned, unless the pod has finished
+// or uses its node's network.
 func ends(s policy.State, namespaces map[string]policy.Namespace) map[netip.Addr]end {
 	by := map[netip.Addr]end{}
 	attached := map[string]bool{}
@@ -184,9 +183,8 @@ func ends(s policy.State, namespaces map[string]policy.Namespace) map[netip.Addr
 	return by
 }
 
-// assignedBy reports whether the Node of that name can have assigned the address: the address is in the Node's
-// podCIDRs, and in none of this node's. If the state has neither Nodes nor this node's name, every Node can have
-// assigned every address.
+// assignedBy reports whether the Node of this name can have assigned the address: it must be in the Node's podCIDRs,
+// and in none of this node's. If the state has neither Nodes nor this node's name, it returns true.
 func assignedBy(s policy.State, name string, a netip.Addr) bool {
 	if s.Node == "" && len(s.Nodes) == 0 {
 		return true
@@ -212,10 +210,10 @@ func subjects(np *networkingv1.NetworkPolicy) func(pod) (certainly, possibly boo
 	}
 }
 
-// rules returns the rules for each isolated direction. The API says of a policy without policyTypes: "policies
-// that contain an egress section are assumed to affect egress, and all policies (whether or not they contain an
-// ingress section) are assumed to affect ingress". An unknown type isolates both directions. A wrong
-// podSelector leaves no rules.
+// rules returns the rules for each isolated direction. The API says of a policy without policyTypes: "policies that
+// contain an egress section are assumed to affect egress, and all policies (whether or not they contain an ingress
+// section) are assumed to affect ingress". An unknown type isolates both directions. If the podSelector is wrong, there
+// are no rules.
 func rules(np *networkingv1.NetworkPolicy) map[ruleset.Direction][]rule {
 	has := func(t networkingv1.PolicyType) bool { return slices.Contains(np.Spec.PolicyTypes, t) }
 	ingress, egress := has(networkingv1.PolicyTypeIngress), has(networkingv1.PolicyTypeEgress)
@@ -272,7 +270,7 @@ func newRule(
 
 func nobody(end) bool { return false }
 
-// all is false if there are no pods. Several pods may share an address: all of them must match.
+// all reports whether the function so returns true for all pods. It returns false if there are no pods.
 func all(pods []pod, so func(pod) bool) bool {
 	return len(pods) > 0 && !slices.ContainsFunc(pods, func(p pod) bool { return !so(p) })
 }
@@ -310,7 +308,7 @@ func matchPeer(namespace string, p networkingv1.NetworkPolicyPeer) peerMatch {
 	}
 }
 
-// isMapped reports whether the network is an IPv4 network written as an IPv6 network. No packet has its addresses.
+// isMapped reports whether the network is an IPv4 network written as an IPv6 network. No packet has such an address.
 func isMapped(p netip.Prefix) bool { return p.Masked().Addr().Is4In6() }
 
 // ExceptOf returns the network that an except takes out of the CIDR. It returns false if there is none within the CIDR.
@@ -326,7 +324,8 @@ func ExceptOf(cidr netip.Prefix, text string) (netip.Prefix, bool) {
 	return except.Masked(), except.Bits() >= cidr.Bits() && cidr.Contains(except.Addr())
 }
 
-// matchBlock matches nothing if a network can't be parsed, the CIDR is mapped, or an except isn't within the CIDR.
+// matchBlock returns the function that matches an ipBlock. It matches nothing if a network can't be parsed, if the CIDR
+// isMapped, or if an except is outside of the CIDR.
 func matchBlock(b networkingv1.IPBlock) peerMatch {
 	cidr, err := netip.ParsePrefix(b.CIDR)
 	if err != nil || isMapped(cidr) {
@@ -349,9 +348,9 @@ func matchBlock(b networkingv1.IPBlock) peerMatch {
 //
 //   - Without a protocol, the protocol is TCP.
 //   - Without a port, all ports of the protocol match.
-//   - A name matches the port that has this name in the destination pod.
+//   - A name matches the port that has this name in the destination's pod.
 //   - A number with an endPort matches all ports from the number to the endPort.
-//   - An endPort without a number, and a port, range or protocol that can't be, match nothing.
+//   - An endPort without a number matches nothing. An invalid port, range or protocol matches nothing either.
 func matchPort(p networkingv1.NetworkPolicyPort) portMatch {
 	protocol := corev1.ProtocolTCP
 	if p.Protocol != nil {

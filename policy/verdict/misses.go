@@ -20,10 +20,10 @@ import (
 // Miss is a condition of a policy's rule that a packet doesn't meet.
 type Miss struct {
 	Object string `json:"object,omitempty"`
-	// Field is the field of the policy that has the condition, such as spec.ingress[0].from[0].podSelector.
+	// Field is the field of the policy with the condition, such as spec.ingress[0].from[0].podSelector.
 	Field string `json:"field"`
 	Wants string `json:"wants,omitempty"`
-	// Why says why the packet doesn't meet the condition. Change says what would meet it.
+	// Why says why the packet doesn't meet the condition. Change says which change would help.
 	Why    string `json:"why"`
 	Change string `json:"change"`
 	Kind   Kind   `json:"kind"`
@@ -31,14 +31,13 @@ type Miss struct {
 
 type Kind string
 
-// MissUnreadable is a peer or port with an error, so that it matches nothing. The other kinds are named after
-// what doesn't match.
+// MissUnreadable is a peer or port with an error, which matches nothing. The other kinds name what doesn't match.
 const (
 	MissLabel          Kind = "label"
 	MissNamespaceLabel Kind = "namespaceLabel"
 	// MissNamespace: a podSelector without a namespaceSelector selects only pods of the policy's own namespace.
 	MissNamespace Kind = "namespace"
-	// MissNoPod: the peer has a selector, which matches only pods, and the address is of no pod.
+	// MissNoPod: the peer has a selector, which matches only pods, and no pod has the address.
 	MissNoPod      Kind = "noPod"
 	MissBlock      Kind = "ipBlock"
 	MissPort       Kind = "port"
@@ -47,8 +46,8 @@ const (
 	MissUnreadable Kind = "unreadable"
 )
 
-// distance is smallest for conditions about labels, namespaces, ports and protocols. Other conditions need
-// another peer, or a correction of the policy.
+// distance returns how far the packet is from meeting the condition. It is smallest for labels, namespaces, ports and
+// protocols. Other conditions need another peer, or a correction of the policy.
 func (m Miss) distance() int {
 	switch m.Kind {
 	case MissNoPod, MissUnreadable:
@@ -59,7 +58,8 @@ func (m Miss) distance() int {
 	return 1
 }
 
-// Near is a rule that doesn't allow a packet, with the unmet conditions of its nearest peer and nearest port.
+// Near is a rule that doesn't allow a packet, with the conditions that the packet doesn't meet. These are of the
+// nearest peer and the nearest port.
 type Near struct {
 	Policy string `json:"policy"` // namespace/name
 	Field  string `json:"field"`  // such as spec.ingress[0]
@@ -73,8 +73,8 @@ func (n Near) distance() (sum int) {
 	return sum
 }
 
-// Nearest returns rules that don't allow the packet, the nearest first. The rules are of policies that certainly
-// isolate the end in that direction: of audited policies if audited is true, otherwise of enforced ones.
+// Nearest returns rules that don't allow the packet, the nearest first. They belong to policies that certainly isolate
+// the end in this direction: audited policies if audited is true, otherwise enforced ones.
 func (e *Evaluator) Nearest(d ruleset.Direction, p Packet, audited bool) []Near {
 	src, dst := e.end(p.Src), e.end(p.Dst)
 	subject, peer := src, dst
@@ -133,8 +133,8 @@ func rawRules(np *networkingv1.NetworkPolicy, d ruleset.Direction) (all []rawRul
 	return all
 }
 
-// fewest returns the misses of the nearest element. An empty list has none: a rule without peers or ports
-// matches all.
+// fewest returns the misses of the nearest element. For an empty list it returns none, because a rule without peers or
+// ports matches everything.
 func fewest[T any](list []T, misses func(int, T) []Miss) []Miss {
 	var best []Miss
 	for i, one := range list {
@@ -340,7 +340,7 @@ func missedPort(field string, port networkingv1.NetworkPolicyPort, p Packet, dst
 			Change: fmt.Sprintf("add port %d to the rule", p.Port),
 		})
 	}
-	if len(all) == 0 { // the policy's range has a number that no port has, such as 0 or 65536
+	if len(all) == 0 { // the policy's range includes a number that isn't a port, such as 0 or 65536
 		m.Why = fmt.Sprintf("%s is no port, so it matches nothing", number())
 		return []Miss{m}
 	}
@@ -354,7 +354,7 @@ func nameOf(p ruleset.Protocol) string {
 	return strings.ToUpper(string(p))
 }
 
-// missedName returns why a named port doesn't match. Why is empty if it does.
+// missedName returns why a named port doesn't match. If it matches, Why is empty.
 func missedName(field, name string, protocol corev1.Protocol, p Packet, dst end) Miss {
 	m := Miss{Field: field + ".port", Wants: name, Kind: MissNamedPort}
 	if len(dst.pods) == 0 {

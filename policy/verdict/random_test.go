@@ -21,8 +21,9 @@ var (
 	seed  = flag.Uint64("seed", 0, "compare them on the cluster of that seed only")
 )
 
-// TestRulesetsDoWhatPoliciesMean: on random clusters, the compiled rules give the evaluator's verdicts. To
-// replay one cluster: go test ./policy/verdict -seed N
+// TestRulesetsDoWhatPoliciesMean: on random clusters, the compiled rules give the same verdicts as the evaluator.
+//
+// To replay one cluster: go test ./policy/verdict -seed N
 func TestRulesetsDoWhatPoliciesMean(t *testing.T) {
 	if *seed != 0 {
 		compare(t, *seed)
@@ -93,7 +94,7 @@ func difference(s policy.State, b ruleset.Bounds, packets []ruleset.Packet) *rul
 		if dropped := v.Allowed() && !all.Evaluate(v.Packet).Allowed(); dropped != (len(want) > 0) {
 			return true
 		}
-		if uncertain(v) { // docs/audit.md says what is reported of uncertain pods
+		if uncertain(v) { // docs/audit.md says what is reported for uncertain pods
 			return false
 		}
 		want = slices.DeleteFunc(want, func(d ruleset.Direction) bool {

@@ -13,13 +13,13 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// This file exports what a verdict is computed from (ends, isolating policies and their rules), for callers that
-// need the verdicts on many packets.
+// This file exports the parts from which a verdict is computed: ends, isolating policies and their rules. Callers that
+// need verdicts on many packets use them.
 
 // End is one end of connections: an address with its pods, or a pod without an address.
 type End struct{ end end }
 
-// At returns the end with that address. It has no pods if no pod of the state has the address.
+// At returns the end with this address. It has no pods if no pod has the address.
 func (e *Evaluator) At(a netip.Addr) End { return End{e.end(a)} }
 
 // Without returns the end of a pod that has no address. No ipBlock contains this end.
@@ -27,15 +27,15 @@ func (e *Evaluator) Without(p policy.Pod) End {
 	return End{end{name: p.Namespace + "/" + p.Name, pods: []pod{newPod(e.namespaces, p)}}}
 }
 
-// Known returns the addresses at which the state has a pod or an attachment, in order.
+// Known returns, in order, the addresses at which the state has a pod or an attachment.
 func (e *Evaluator) Known() []netip.Addr {
 	return slices.SortedFunc(maps.Keys(e.ends), netip.Addr.Compare)
 }
 
-// Name returns "NAMESPACE/NAME" of the end's pod, or "" if no pod is at the end.
+// Name returns "NAMESPACE/NAME" of the end's pod, or "" if there is no pod.
 func (e End) Name() string { return e.end.name }
 
-// Pods returns the end's pods: several if it is uncertain which pod is there, none if no pod has the address.
+// Pods returns the end's pods. There are several if it is uncertain which pod has the address.
 func (e End) Pods() (all []policy.Pod) {
 	for _, p := range e.end.pods {
 		all = append(all, p.Pod)
@@ -67,29 +67,30 @@ func byName(namespaces []policy.Namespace) map[string]policy.Namespace {
 type Isolation struct {
 	// Closed is true if nothing is allowed, because the pod is unknown.
 	Closed bool
-	// Either has an element for each pod of the end that policies isolate, or one for all its pods if the end
-	// isn't on this node. All elements must allow a packet. If there are none and Closed is false, all packets
+	// Either has an element for each isolated pod that the end may be. If the end isn't on this node, it has one
+	// element for all of them. All elements must allow a packet. If Either is empty and Closed is false, all packets
 	// are allowed.
 	Either []Isolated
 }
 
-// Isolated are the policies that isolate a pod. At least one of the terms must allow a packet.
+// Isolated has the policies that isolate a pod, and the terms of their rules. At least one of the terms must allow a
+// packet.
 type Isolated struct {
 	Policies []string // namespace/name
 	Terms    []Terms
 }
 
-// Terms are the peers and ports of one rule. The rule allows a packet if both match. Two Terms of the same rule
-// are equal (==).
+// Terms are the peers and ports of one rule. The rule allows a packet if a peer and a port match. Two Terms of the same
+// rule are equal (==).
 type Terms struct {
 	Policy string // namespace/name
 	*rule
 }
 
-// Field returns the policy's field of the rule, such as "ingress[0]".
+// Field returns the field of the rule in the policy, such as "ingress[0]".
 func (t Terms) Field() string { return t.field }
 
-// ByName reports whether one of the rule's ports is a name: its number depends on the destination.
+// ByName reports whether one of the rule's ports is a name, so that its number depends on the destination.
 func (t Terms) ByName() bool { return t.byName }
 
 // Means reports whether one of the rule's peers matches the end.
@@ -97,7 +98,7 @@ func (t Terms) Means(peer End) bool {
 	return first(t.peers, func(m peerMatch) bool { return m(peer.end) }) != ""
 }
 
-// Opens reports whether one of the rule's ports matches the protocol and the port number at the destination.
+// Opens reports whether one of the rule's ports matches the protocol and the port at the destination.
 func (t Terms) Opens(proto ruleset.Protocol, port uint16, dst End) bool {
 	return first(t.ports, func(m portMatch) bool { return m(proto, port, dst.end) }) != ""
 }
@@ -126,7 +127,7 @@ func (e *Evaluator) Isolation(d ruleset.Direction, of End) Isolation {
 	return i
 }
 
-// isolated returns the enforced policies that may isolate the pods of an end. Terms come only from policies that
+// isolated returns the enforced policies that may isolate the end's pods. It returns only the terms of policies that
 // certainly select one of the pods.
 func (e *Evaluator) isolated(d ruleset.Direction, pods []pod) (by Isolated, ok bool) {
 	for i := range e.policies {

@@ -9,13 +9,13 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// TestTermsAreTheVerdict: the terms of both ends give the verdicts that Evaluate gives.
+// TestTermsAreTheVerdict: the terms of both ends give the same verdicts as Evaluate.
 func TestTermsAreTheVerdict(t *testing.T) {
 	allowed, denied := 0, 0
 	for seed := range uint64(300) {
 		r := rand.New(rand.NewPCG(seed, 13))
 		s := policytest.State(r)
-		for range r.IntN(4) { // states with pods that share an address, or a name
+		for range r.IntN(4) { // makes states in which pods have the same address or name
 			s = policytest.Step(r, s)
 		}
 		e := verdict.New(s)

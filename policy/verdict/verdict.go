@@ -1,10 +1,10 @@
-// Package verdict evaluates a packet against NetworkPolicies. A verdict names the policies and rules that decided. The
-// package knows policies only: weir also drops packets for other reasons, and it doesn't check packets from a node to
+// Package verdict evaluates a packet against NetworkPolicies. A verdict names the policies and rules that have decided.
+// The package knows only policies. weir also drops packets for other reasons, and doesn't check packets from a node to
 // its own pods.
 //
 // Invariants:
 //   - The package is pure. It follows only the text of networking.k8s.io/v1.
-//   - It shares nothing but the model with the compiler, so tests can compare the two.
+//   - It shares nothing but the model with the compiler, so that tests can compare the two.
 //   - A part of a policy that can't be read allows nothing. A policy whose selector can't be read isolates all pods of
 //     its namespace.
 //   - A pod that a policy may select, because a label is unknown, is isolated. No rule allows anything by such a label.
@@ -25,11 +25,11 @@ type Packet struct {
 	Src   netip.Addr       `json:"source"`
 	Dst   netip.Addr       `json:"destination"`
 	Proto ruleset.Protocol `json:"protocol"`
-	Port  uint16           `json:"port"` // of the destination; 0 for protocols without ports
+	Port  uint16           `json:"port"` // the destination's port; 0 for protocols without ports
 }
 
-// Verdict is the verdict on a packet. The packet passes if the policies at both ends allow it, or if both ends
-// are one address (Self).
+// Verdict is the verdict on a packet. The packet passes if the policies at both ends allow it, or if source and
+// destination are equal (Self).
 type Verdict struct {
 	Packet  Packet `json:"packet"`
 	Self    bool   `json:"self"`
@@ -39,18 +39,19 @@ type Verdict struct {
 
 // Side is the verdict of the policies at one end.
 type Side struct {
-	Pod  string `json:"pod,omitempty"` // namespace/name; empty if no pod is at this end, so no policies apply
+	Pod  string `json:"pod,omitempty"` // namespace/name; empty if there is no pod, so that no policy applies
 	Here bool   `json:"here"`
-	// Unknown is true if the pod is unknown: all is denied. Off is true if enforcement is off for the pod: all
-	// is allowed.
+	// Unknown is true if the pod is unknown, so that everything is denied. Off is true if enforcement is off for the
+	// pod, so that everything is allowed.
 	Unknown bool `json:"unknown"`
 	Off     bool `json:"off"`
-	// Policies isolate the pod in this direction. If there are any, one of their rules must match.
+	// Policies has the policies that isolate the pod in this direction. If there are any, one of their rules must
+	// match.
 	Policies []Policy `json:"policies"`
-	// Audited are the audited policies that would isolate the pod. They don't change the verdict.
+	// Audited has the audited policies that would isolate the pod if they were enforced. They don't change the verdict.
 	Audited []Policy `json:"audited,omitempty"`
-	// Either has the verdict for each pod, if this end is on this node and may be one of several pods. All of
-	// them must allow the packet.
+	// Either has a verdict for each pod, if this end is on this node and may be one of several pods. All of them must
+	// allow the packet.
 	Either []Side `json:"either,omitempty"`
 }
 
@@ -63,8 +64,8 @@ type Policy struct {
 // Rule is the result of a rule. The rule allows the packet if one of its peers and one of its ports match.
 type Rule struct {
 	Field string `json:"field"`
-	Peer  string `json:"peer,omitempty"` // the policy's field of the first peer that matches; empty if none matches
-	Port  string `json:"port,omitempty"` // the same for ports
+	Peer  string `json:"peer,omitempty"` // the field of the first peer that matches, or ""
+	Port  string `json:"port,omitempty"` // the field of the first port that matches, or ""
 }
 
 // Everyone is the peer of a rule without peers, and EveryPort the port of a rule without ports.
@@ -73,14 +74,14 @@ const (
 	EveryPort = "every port"
 )
 
-// Allows reports whether the rule allows the packet: a peer and a port match.
+// Allows reports whether the rule allows the packet, because a peer and a port match.
 func (r Rule) Allows() bool { return r.Peer != "" && r.Port != "" }
 
-// Allowed reports whether the policies at this end allow the packet. If several pods may be at the end, the
-// policies of each must allow it.
+// Allowed reports whether the policies at this end allow the packet. If the end may be one of several pods, the
+// policies of each pod must allow it.
 func (s Side) Allowed() bool { return s.allowedBy(func(o Side) []Policy { return o.Policies }) }
 
-// AllowedByAll reports whether this end would allow the packet if the audited policies were enforced too.
+// AllowedByAll reports whether this end would allow the packet if the audited policies were also enforced.
 func (s Side) AllowedByAll() bool {
 	return s.allowedBy(func(o Side) []Policy { return slices.Concat(o.Policies, o.Audited) })
 }
@@ -97,11 +98,11 @@ func (s Side) allowedBy(policies func(Side) []Policy) bool {
 		slices.ContainsFunc(isolating, func(p Policy) bool { return slices.ContainsFunc(p.Rules, Rule.Allows) })
 }
 
-// Allowed reports whether the packet passes: both ends allow it, or it goes from an address to itself.
+// Allowed reports whether the packet passes: both ends allow it, or source and destination are equal.
 func (v Verdict) Allowed() bool { return v.Self || (v.Egress.Allowed() && v.Ingress.Allowed()) }
 
-// WouldDrop returns the directions in which audited policies would drop the packet if they were enforced. A
-// packet that is dropped anyway has none.
+// WouldDrop returns the directions in which audited policies would drop the packet if they were enforced. If the packet
+// is dropped anyway, it returns none.
 func (v Verdict) WouldDrop() (directions []ruleset.Direction) {
 	if v.Self || !v.Allowed() {
 		return nil
@@ -120,7 +121,7 @@ func (v Verdict) AllowedHere() bool {
 	return v.Self || ((!v.Egress.Here || v.Egress.Allowed()) && (!v.Ingress.Here || v.Ingress.Allowed()))
 }
 
-// String returns the verdict and its reasons as several lines.
+// String returns the verdict and its reasons, in several lines.
 func (v Verdict) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s from %s to %s", v.Packet.Proto, v.Packet.Src, v.Packet.Dst)
@@ -170,7 +171,7 @@ func result(allowed bool) string {
 	return "dropped"
 }
 
-// String returns one line: whether the rule allows the packet, and which part of it matches.
+// String returns one line that says whether the rule allows the packet, and which part of the rule matches.
 func (r Rule) String() string {
 	switch {
 	case r.Allows():
@@ -183,7 +184,7 @@ func (r Rule) String() string {
 	return fmt.Sprintf("%s: %s matches, but no port", r.Field, r.Peer)
 }
 
-// Evaluate returns the verdict on the packet at both ends, whichever nodes they are on.
+// Evaluate returns the verdict on the packet at both ends, on whichever nodes they are.
 func (e *Evaluator) Evaluate(p Packet) Verdict {
 	src, dst := e.end(p.Src), e.end(p.Dst)
 	return Verdict{
@@ -194,10 +195,10 @@ func (e *Evaluator) Evaluate(p Packet) Verdict {
 	}
 }
 
-// side returns the verdict of the policies at one end: "By default, a pod is non-isolated […]; all connections
-// are allowed. A pod is isolated […] if there is any NetworkPolicy that both selects the pod and has [the
-// direction] in its policyTypes". If the pod is isolated, a packet is allowed if one of these policies allows it
-// (kubernetes.io, Network Policies, "The two sorts of pod isolation").
+// side returns the verdict of the policies at one end. It follows "The two sorts of pod isolation" (kubernetes.io,
+// Network Policies): "By default, a pod is non-isolated […]; all connections are allowed. A pod is isolated […] if
+// there is any NetworkPolicy that both selects the pod and has [the direction] in its policyTypes". If the pod is
+// isolated, one of these policies must allow the packet.
 func (e *Evaluator) side(d ruleset.Direction, subject, peer end, p Packet, dst end) Side {
 	s := Side{Pod: subject.name, Here: subject.here, Off: subject.enforcement == conf.Off}
 	s.Unknown = s.Here && len(subject.pods) == 0 && !s.Off
@@ -222,7 +223,7 @@ func (e *Evaluator) side(d ruleset.Direction, subject, peer end, p Packet, dst e
 		if !isolates || !possibly {
 			continue
 		}
-		if !certainly { // it is unknown whether the policy selects the pod, so it isolates the pod and allows nothing
+		if !certainly { // the policy only possibly selects the pod, so it isolates the pod and allows nothing
 			rules = nil
 		}
 		evaluated := Policy{Name: np.name}

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/source/manifests"
 )
 
-// TestString: a verdict's text names the policies, rules, peers and ports that decided it.
+// TestString: the text of a verdict names the policies, rules, peers and ports that have decided.
 func TestString(t *testing.T) {
 	data, err := os.ReadFile("../testdata/named-ports.yaml")
 	if err != nil {

@@ -54,7 +54,7 @@ func BenchmarkPodEvent(b *testing.B) {
 			for i := range 10_000 {
 				add(b, c.mirrors.pods, realisticPod(i, false))
 			}
-			c.take()
+			c.nextDelta()
 			pods := [2]*corev1.Pod{realisticPod(77, false), realisticPod(77, false)}
 			for i := range pods {
 				bc.change(pods[i], i)
@@ -105,7 +105,7 @@ func BenchmarkMemory(b *testing.B) {
 				}
 				replaced := time.Since(at)
 				list = nil
-				c.take()
+				c.nextDelta()
 				b.ReportMetric(float64(live()-before)/pods, "B/pod")
 				b.ReportMetric(float64(streamed-before)/pods, "B/pod-while-streaming")
 				b.ReportMetric(cpu.Seconds(), "s-decoding")
@@ -142,7 +142,7 @@ func BenchmarkCollection(b *testing.B) {
 				add(b, c.mirrors.pods, scale.PodBase{Cluster: of}.At(i, 0))
 			}
 			func() { // a function of its own, so that the delta is garbage when it returns
-				d := c.take()
+				d := c.nextDelta()
 				engine.SetNodes(*d.Nodes)
 				engine.Apply(d)
 			}()

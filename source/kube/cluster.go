@@ -121,7 +121,7 @@ func (c *cluster) complete() bool {
 	return m.pods.listed && m.namespaces.listed && m.nodes.listed && m.policies.listed
 }
 
-func (c *cluster) take() *policy.Delta {
+func (c *cluster) nextDelta() *policy.Delta {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	d := c.pending

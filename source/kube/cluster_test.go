@@ -65,7 +65,7 @@ func began(t testing.TB) *cluster {
 	list(t, c.mirrors.namespaces, false)
 	list(t, c.mirrors.nodes, false)
 	list(t, c.mirrors.policies, false)
-	c.take()
+	c.nextDelta()
 	for len(c.wake) > 0 {
 		<-c.wake
 	}
@@ -135,7 +135,7 @@ func TestPodEvents(t *testing.T) {
 				for len(c.wake) > 0 {
 					<-c.wake
 				}
-				d := c.take()
+				d := c.nextDelta()
 				if d.Empty() == want {
 					t.Errorf("the delta is %+v; want a change: %v", d, want)
 				}
@@ -241,14 +241,14 @@ func TestEventsAreCoalesced(t *testing.T) {
 	}
 	add(t, c.mirrors.pods, named("a", "1"))
 	add(t, c.mirrors.pods, named("b", "1"))
-	first := c.take()
+	first := c.nextDelta()
 	for _, app := range []string{"2", "3", "4"} {
 		add(t, c.mirrors.pods, named("a", app))
 	}
 	remove(t, c.mirrors.pods, named("b", "1"))
 	add(t, c.mirrors.pods, named("c", "1"))
 	remove(t, c.mirrors.pods, named("c", "1"))
-	d := c.take()
+	d := c.nextDelta()
 	a, b := d.Pods[policy.Name{Namespace: "ns", Name: "a"}], d.Pods[policy.Name{Namespace: "ns", Name: "b"}]
 	if len(a) != 1 || a[0].Labels["app"] != "4" || len(b) != 0 || len(d.Pods) != 3 {
 		t.Errorf("the delta is %+v", d.Pods)
@@ -256,7 +256,7 @@ func TestEventsAreCoalesced(t *testing.T) {
 	if was := first.Pods[policy.Name{Namespace: "ns", Name: "a"}]; was[0].Labels["app"] != "1" {
 		t.Error("an earlier delta has changed")
 	}
-	if d := c.take(); !d.Empty() {
+	if d := c.nextDelta(); !d.Empty() {
 		t.Errorf("a second delta has %+v", d)
 	}
 }
@@ -276,10 +276,10 @@ func TestRelist(t *testing.T) {
 			lost.Status = corev1.PodStatus{}
 			c := began(t)
 			list(t, c.mirrors.pods, streaming, pod("kept", "1"), pod("gone", "2"), pod("changed", "3"), pod("lost", "1"))
-			c.take()
+			c.nextDelta()
 			// The labels of some pods equal labels that other pods have lost, so they share memory.
 			list(t, c.mirrors.pods, streaming, pod("changed", "4"), pod("kept", "1"), pod("new", "3"), pod("newer", "2"), lost)
-			d := c.take()
+			d := c.nextDelta()
 			got := map[string]string{}
 			for name, pods := range d.Pods {
 				if got[name.Name] = "gone"; len(pods) == 1 {
@@ -297,7 +297,7 @@ func TestRelist(t *testing.T) {
 				t.Errorf("the pools have %d sets of labels, want 4", n)
 			}
 			list(t, c.mirrors.pods, streaming)
-			if d := c.take(); len(d.Pods) != 5 {
+			if d := c.nextDelta(); len(d.Pods) != 5 {
 				t.Errorf("after an empty list the delta has %v", d.Pods)
 			}
 			wantNothing(t, c)
@@ -310,14 +310,14 @@ func TestRelist(t *testing.T) {
 func TestAListThatEndsEarlyChangesNothing(t *testing.T) {
 	c := began(t)
 	list(t, c.mirrors.pods, true, newPod(same))
-	c.take()
+	c.nextDelta()
 	other := newPod(func(p *corev1.Pod) { p.Name, p.Labels = "b", map[string]string{"app": "b", "x": "y"} })
 	stream(t, c.mirrors.pods, other)
-	if d := c.take(); !d.Empty() || c.pods.known.Len() != 1 {
+	if d := c.nextDelta(); !d.Empty() || c.pods.known.Len() != 1 {
 		t.Errorf("half a list counts: %+v", d)
 	}
 	list(t, c.mirrors.pods, true, newPod(same))
-	if d := c.take(); !d.Empty() {
+	if d := c.nextDelta(); !d.Empty() {
 		t.Errorf("the same list is a change: %+v", d)
 	}
 	if n := len(c.pods.common.labels.values); n != 1 {
@@ -337,30 +337,30 @@ func TestPoliciesStayTheSameObjects(t *testing.T) {
 	all := deltas.NewSum()
 	add(t, c.mirrors.policies, np("a", "1"))
 	add(t, c.mirrors.policies, np("b", "1"))
-	before := all.Add(c.take()).Policies
+	before := all.Add(c.nextDelta()).Policies
 	add(t, c.mirrors.policies, np("a", "2"))
 	list(t, c.mirrors.policies, true, np("a", "3"), np("b", "3"))
-	if d := c.take(); !d.Empty() || c.policies[nameOf(before[0])] != before[0] {
+	if d := c.nextDelta(); !d.Empty() || c.policies[nameOf(before[0])] != before[0] {
 		t.Errorf("another version of the same is a change: %+v", d)
 	}
 	add(t, c.mirrors.policies, np("a", "4", networkingv1.PolicyTypeEgress))
-	after := all.Add(c.take()).Policies
+	after := all.Add(c.nextDelta()).Policies
 	if len(after) != 2 || slices.Contains(before, after[0]) || after[1] != before[1] {
 		t.Errorf("%v, then %v: only the first has changed", before, after)
 	}
 	audited := np("a", "5", networkingv1.PolicyTypeEgress)
 	audited.Annotations = map[string]string{policy.AuditAnnotation: "true", "other": "x"}
 	add(t, c.mirrors.policies, audited)
-	after = all.Add(c.take()).Policies
+	after = all.Add(c.nextDelta()).Policies
 	if is, err := policy.Audited(after[0]); !is || err != nil || len(after[0].Annotations) != 1 {
 		t.Errorf("%+v, %v: want it to be audited, with no other annotation", after[0], err)
 	}
 	remove(t, c.mirrors.policies, np("c", "1"))
-	if d := c.take(); !d.Empty() {
+	if d := c.nextDelta(); !d.Empty() {
 		t.Errorf("the end of a policy that never was is a change: %+v", d)
 	}
 	list(t, c.mirrors.policies, false, np("b", "5"))
-	if after := all.Add(c.take()).Policies; len(after) != 1 || after[0] != before[1] {
+	if after := all.Add(c.nextDelta()).Policies; len(after) != 1 || after[0] != before[1] {
 		t.Errorf("left %v", after)
 	}
 }
@@ -390,7 +390,7 @@ func TestNamespacesAndNodes(t *testing.T) {
 		{func() { remove(t, c.mirrors.namespaces, ns) }, 0, []string{"b"}, 0, true},
 	} {
 		step.event()
-		d := c.take()
+		d := c.nextDelta()
 		o := all.Add(d)
 		var nodes []string
 		for _, n := range o.Nodes {

@@ -135,7 +135,7 @@ func TestDepartingAtRandom(t *testing.T) {
 			}
 			want := spec.policies(now, live, pods)
 			var got []string
-			o := sum.Add(c.take())
+			o := sum.Add(c.nextDelta())
 			for _, p := range o.Policies {
 				got = append(got, p.Namespace+"/"+p.Name)
 			}
@@ -194,7 +194,7 @@ func TestDepartingInLists(t *testing.T) {
 		{func() { list(t, c.mirrors.pods, true) }, 0},
 	} {
 		step.change()
-		if o := sum.Add(c.take()); len(o.Policies) != step.want {
+		if o := sum.Add(c.nextDelta()); len(o.Policies) != step.want {
 			t.Errorf("step %d: the policies are %v, want %d", i, o.Policies, step.want)
 		}
 	}

@@ -96,7 +96,7 @@ func TestDeparting(t *testing.T) {
 				if s.uninhabited {
 					remove(t, c.mirrors.pods, pod)
 				}
-				o := sum.Add(c.take())
+				o := sum.Add(c.nextDelta())
 				var got []string
 				for _, p := range o.Policies {
 					got = append(got, p.Name)

@@ -42,7 +42,7 @@ func TestPosition(t *testing.T) {
 	done(m.policies.Replace(nil, "13"))
 	at := enforced.Position{Pods: 10, Namespaces: 11, Nodes: 12, Policies: 13}
 	want("before the first delta", at, 1, true)
-	if d := c.take(); d.Number != 1 {
+	if d := c.nextDelta(); d.Number != 1 {
 		t.Errorf("the first delta is %d", d.Number)
 	}
 	want("after the first delta", at, 1, true)
@@ -54,7 +54,7 @@ func TestPosition(t *testing.T) {
 	event("1", "20")
 	at.Pods = 20
 	want("after a change that means nothing", at, 1, true)
-	if d := c.take(); !d.Empty() || d.Number != 1 {
+	if d := c.nextDelta(); !d.Empty() || d.Number != 1 {
 		t.Errorf("the delta without changes is %d", d.Number)
 	}
 	event("2", "30")
@@ -62,7 +62,7 @@ func TestPosition(t *testing.T) {
 	want("after a change", at, 2, true)
 	event("2", "31")
 	at.Pods = 31
-	if want("after another that means nothing", at, 2, true); c.take().Number != 2 {
+	if want("after another that means nothing", at, 2, true); c.nextDelta().Number != 2 {
 		t.Error("the delta with the change isn't 2")
 	}
 	want("after its delta", at, 2, true)

@@ -92,7 +92,7 @@ func (s *Source) Run(ctx context.Context, update func(*policy.Delta, error)) err
 		case <-surveyed:
 		case <-c.wake:
 		}
-		d := c.take()
+		d := c.nextDelta()
 		if u := s.unenforced.Load(); u != nil && !slices.Equal(*u, unenforced) {
 			d.Unenforced, unenforced = u, *u
 		}
