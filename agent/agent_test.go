@@ -104,8 +104,7 @@ func (j *journal) String() string {
 
 const healthAddress = "127.0.0.1:6786"
 
-// running is a test with an agent. Both are on a node of their own (nodetest.Isolated), whose Node object is named
-// self.
+// running is a test with an agent, on a node of its own (nodetest.Isolated). The node's Node object is named self.
 type running struct {
 	*testing.T
 	*cluster

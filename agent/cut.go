@@ -46,7 +46,8 @@ type cutting struct {
 }
 
 // A walk's period is twice the walk's duration, and at least shortestPeriod. So in the long run, walks take at most
-// half of the time. A walk may begin up to borrowed times shortestPeriod before the earlier walks' periods end.
+// half of the time. A walk may begin up to borrowed times shortestPeriod early, so that a few changes in a row
+// needn't wait.
 const (
 	shortestPeriod = 500 * time.Millisecond
 	borrowed       = 4

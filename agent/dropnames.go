@@ -17,7 +17,7 @@ import (
 )
 
 const (
-	// namesWait bounds the wait for the loop, which may be busy with a large change.
+	// namesWait bounds how long askLoop waits for the loop, which may be busy with a large change.
 	namesWait   = 300 * time.Millisecond
 	namesAtOnce = 1024
 )

@@ -35,7 +35,7 @@ func (a *agent) bringUpLinks() {
 			a.links.done[id] = true
 			continue
 		}
-		// Without a link, an ADD is running. It will enrol the pod and then bring the link up.
+		// A missing link is no fault: an ADD is running, and will make the link and bring it up.
 		if err := bridge.SetLinkUp(e.HostIf); err == nil {
 			a.links.done[id], a.enrolments.done[id] = true, true
 		} else if !errors.As(err, &netlink.LinkNotFoundError{}) {

@@ -26,7 +26,7 @@ type Options struct {
 	Resync        time.Duration
 	// EnrolWait is how long an enrolment waits for an unknown pod, or for the end of a fault.
 	EnrolWait time.Duration
-	// NoDrops leaves dropped packets to another program.
+	// NoDrops means that the agent doesn't read dropped packets, so another program can read them.
 	NoDrops bool
 	// DropsFile is the file to which dropped packets are written as JSON. If it is empty, they are written nowhere.
 	DropsFile string
@@ -57,7 +57,7 @@ type BackendKind struct {
 	// Remove removes the backend's sets and rules from the kernel.
 	Remove func(context.Context) error
 	// Lacks tries the features that the backend needs, and returns what the node lacks; nil if the backend works. An
-	// error doesn't concern what the node lacks.
+	// error says that the trial has left a thread in another network namespace. lacks is complete even then.
 	Lacks func(context.Context) (lacks []string, err error)
 	// KubeProxy reports whether kube-proxy has rules of this kind.
 	KubeProxy func() (bool, error)

@@ -40,7 +40,7 @@ type records struct {
 	lister endpoint.Lister
 }
 
-// A recordsCopy never changes. Most rounds change no records, so they share it.
+// A recordsCopy never changes. Most rounds change no records, so they share one copy.
 type recordsCopy struct {
 	endpoints map[string]endpoint.Endpoint
 	list      []endpoint.Endpoint // the values of endpoints, in no order
@@ -138,8 +138,8 @@ func (r *records) read(id string) (walk bool) {
 	return walk
 }
 
-// reread reads one record after a message about it. changed is true if the kernel may need a change now. For a new
-// record it rarely is, because the plugin asks to enrol the attachment later.
+// reread reads one record after a message about it. changed is true if the kernel may need a change now. A new record
+// rarely needs one, because the plugin asks to enrol the attachment later.
 func (r *records) reread(id string) (changed, walk bool) {
 	before, had := r.endpoints[id]
 	walk = r.read(id)
@@ -181,9 +181,9 @@ func (r *records) markBroken(id string, known []endpoint.Address, why error) {
 	r.broken[id], r.closed[id] = errors.Join(why, err), e
 }
 
-// add adds the record. If another record has one of its addresses, only the record counts to which the address is
-// assigned: otherwise the new pod would also get the old pod's rights. If the address is assigned to neither, the added
-// record counts. The other record is forgotten, or becomes broken.
+// add adds the record. If another record has one of its addresses, only one record counts: that of the attachment to
+// which the address is assigned. Otherwise the new pod would also get the old pod's rights. If the address is
+// assigned to neither attachment, the added record counts. The other record is forgotten, or becomes broken.
 func (r *records) add(e endpoint.Endpoint) {
 	r.endpoints[e.ID()] = e
 	owner := ""
@@ -229,7 +229,7 @@ func owns(a, b endpoint.Endpoint) bool {
 	})
 }
 
-// kernelRead ends churn, unless a DEL runs, which may still change sets.
+// kernelRead sets churn after the kernel was read: it is true only while a DEL runs, which may still change sets.
 func (r *records) kernelRead() { r.churn = r.ending }
 
 func (r *records) fault() error {

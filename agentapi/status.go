@@ -24,7 +24,7 @@ type Status struct {
 	Files      []File       `json:"files,omitempty"`
 	Pods       []PodStatus  `json:"pods"`
 	Policies   []string     `json:"policies"`
-	// Audited names those of the Policies that have the audit annotation. They isolate nothing.
+	// Audited names the policies of Policies that have the audit annotation. They isolate nothing.
 	Audited []string    `json:"audited"`
 	Classes []Class     `json:"classes"`
 	Sets    []SetStatus `json:"sets"`

@@ -97,7 +97,8 @@ func isOver(id string) (bool, error) {
 	if e.HostIf == "" { // weir doesn't know the chained attachment's link, so it can't see that the link is gone
 		return false, nil
 	}
-	// Busy is asked before PortExists: a process that makes the attachment makes the link before it exits.
+	// Busy is asked before PortExists. A process that makes the attachment makes the link before it exits, so an
+	// attachment that isn't busy and has no link is over.
 	if busy, err := endpoint.Busy(id); busy || err != nil {
 		return false, err
 	}

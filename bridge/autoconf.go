@@ -123,7 +123,7 @@ func (g NoLinkLocal) String() string {
 	return "the kernel gives " + g.Link + " no link-local address"
 }
 
-// Command returns the command that changes the mode. An address that the link already has stays.
+// Command returns the command that changes the mode. The command removes no address that the link already has.
 func (g NoLinkLocal) Command() string { return "ip link set " + g.Link + " addrgenmode none" }
 
 // Check reads the sysctl addr_gen_mode. A missing link is not wrong, and neither is a link without IPv6.

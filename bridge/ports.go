@@ -157,7 +157,7 @@ type ForwardingEntry struct {
 	MAC    net.HardwareAddr
 }
 
-// Kind is KindForwarding. Netlink calls such an entry a neighbour too.
+// Kind is KindForwarding. In netlink's messages, a forwarding entry is a kind of neighbour entry.
 func (f ForwardingEntry) Kind() Kind { return KindForwarding }
 
 func (f ForwardingEntry) String() string {

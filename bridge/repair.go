@@ -11,7 +11,7 @@ import (
 type Property interface {
 	Kind() Kind
 	String() string
-	// Command is the shell command that restores the property. The repair may do more.
+	// Command is the shell command that restores the property. Repair may do more than this command.
 	Command() string
 	// Check returns an error if the property is wrong. The error wraps ErrUnknown if the property couldn't be read.
 	// A missing link counts as wrong only for the property that makes this link.

@@ -76,8 +76,8 @@ type News struct {
 
 var everything = News{Settings: true, Overlay: true, Underlay: true}
 
-// nodeGroups are the messages that WatchNode gets. The kernel announces sysctls of forwarding (NETCONF), but none of
-// weir's other sysctls.
+// nodeGroups are the kernel's groups of messages that WatchNode gets. The kernel announces sysctls of forwarding
+// (NETCONF), but none of weir's other sysctls.
 var nodeGroups = []uint{
 	unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR, unix.RTNLGRP_IPV4_ROUTE,
 	unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_IPV4_NETCONF, unix.RTNLGRP_IPV6_NETCONF, unix.RTNLGRP_IPV4_RULE,

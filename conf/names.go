@@ -71,8 +71,8 @@ func Comment(text string) string {
 // isChanged reports whether the kernel, iptables or a terminal could change the character or act on it.
 func isChanged(r rune) bool { return r < ' ' || r > '~' || r == '"' || r == '\'' || r == '\\' }
 
-// Backend is the name of the backend with which the agent enforces policies on this node. It is empty while
-// that is unknown.
+// Backend is the name of the backend with which the agent enforces policies on this node. It is empty while the
+// backend is unknown.
 type Backend string
 
 const (

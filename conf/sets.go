@@ -6,7 +6,7 @@ import "strings"
 // log. The kernel allows 31 bytes for a set's name and 28 for an iptables chain's, so a name has room for a hash of 16
 // letters. The constants name IPv4's sets; Family.Set turns them into IPv6's.
 
-// Sets with fixed names.
+// These sets have fixed names. The names of all other sets end with a hash.
 const (
 	// PodsSet has the addresses of the node's pods, except pods with enforcement off. The kernel drops packets from and
 	// to these addresses unless a class allows the packets.
@@ -37,7 +37,7 @@ const (
 	SelectorSets   = ownSet + "sel-"
 	BlockSets      = ownSet + "net-"
 	NamedPortSets  = ownSet + "port-"
-	// MergedSets have the entries of several selector sets, and MergedBlockSets those of several block sets.
+	// MergedSets have the entries of several selector sets, and MergedBlockSets the entries of several block sets.
 	MergedSets      = ownSet + "mrg-"
 	MergedBlockSets = BlockSets + "mrg-"
 	NumberSets      = ownSet + "numbers-"
@@ -91,7 +91,7 @@ const (
 	ByNumber = "CLASSES-"
 )
 
-// SetKind is the purpose of a set. No code but KindOfSet reads it from a name.
+// SetKind is the purpose of a set. Only KindOfSet derives the purpose from a set's name.
 type SetKind uint8
 
 const (

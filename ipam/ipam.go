@@ -39,7 +39,7 @@ type Request struct {
 	// Ranges are the ranges to assign from. The pod gets one address of each family, in the order in which the families
 	// first appear.
 	Ranges []conf.Range
-	// Addresses are those that the runtime requests, at most one of each family. A range must contain each.
+	// Addresses are the addresses that the runtime requests, at most one of each family. Each must be in a range.
 	Addresses []netip.Addr
 }
 

@@ -37,8 +37,8 @@ type Gate struct {
 type gateSet struct {
 	name, comment string
 	keyType       nftables.SetDatatype
-	// An interval set holds ranges. If it is concatenated, an element has both ends of its range. Otherwise the end
-	// is an element of its own.
+	// An interval set holds ranges. If the set is concatenated, an element has both ends of its range. Otherwise the end
+	// of a range is an element of its own.
 	interval, concatenated bool
 	elements               []nftables.SetElement
 	words                  []string // the elements, as nft writes them

@@ -113,8 +113,8 @@ func (r *Routes) link(index int) (netlink.Link, error) {
 	return l, nil
 }
 
-// Uplink returns a Path with only an MTU: that of the link with the node's address. Without such a link, or if it
-// is lo, it is the smallest MTU of the default routes.
+// Uplink returns a Path with only an MTU: the MTU of the link with the node's address. If there is no such link, or
+// it is lo, the MTU is the smallest of the default routes' links.
 //
 // Equivalent to: ip addr show to LOCAL; ip route show default
 func (r *Routes) Uplink(local netip.Addr) (Path, error) {
@@ -220,7 +220,7 @@ func UnderlayAddresses(h netlinksafe.Handle) ([]claims.UnderlayAddress, error) {
 		only := &netlink.NexthopInfo{LinkIndex: route.LinkIndex, Gw: route.Gw, Via: route.Via}
 		hops := slices.Concat(route.MultiPath, []*netlink.NexthopInfo{only})
 		for _, hop := range hops {
-			// A next hop inside the destination is a tunnel's end, as in flannel's routes.
+			// A next hop inside the destination is a tunnel's end, as in flannel's routes, and so no router.
 			if prefixLength(route.Dst) > 0 && route.Dst.Contains(hop.Gw) {
 				continue
 			}

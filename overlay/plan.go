@@ -33,7 +33,7 @@ import (
 type Encapsulation string
 
 const (
-	// Always encapsulates all of them. It works wherever nodes reach each other, also with EC2's source/destination
+	// Always encapsulates all packets. It works wherever nodes reach each other, also with EC2's source/destination
 	// check.
 	Always Encapsulation = "always"
 	// CrossSubnet encapsulates packets to pods of nodes in other subnets.
@@ -105,8 +105,8 @@ type Plan struct {
 	NodeAddress netip.Addr
 	Gateways    []netip.Addr
 	Remotes     []Remote
-	// Nodes has the addresses of all nodes, with this one. Networks has the networks of all pods, Own those of this
-	// node's pods. Packets from a network in Tunnelled come only out of tunnels.
+	// Nodes has the addresses of all nodes, including this node. Networks has the networks of all pods, and Own the
+	// networks of this node's pods. Packets from a network in Tunnelled come only out of tunnels.
 	Nodes                    []netip.Addr
 	Networks, Own, Tunnelled []netip.Prefix
 	// MTU is for the pods' links and TunnelMTU for the VXLAN device, in bytes. 0 means unknown.

@@ -1,8 +1,8 @@
-// Package choice decides which backend a node uses. All that was seen of the node is an argument.
+// Package choice decides which backend a node uses. All that it must know about the node is an argument.
 //
 // Invariants:
-//   - If a backend works, it is chosen, even if kube-proxy uses the other one.
-//   - The choice depends only on the arguments, and has its reason with it.
+//   - A backend that works is chosen, even if kube-proxy uses a backend that doesn't work.
+//   - The choice depends only on the arguments, and says its reason.
 package choice
 
 import (

@@ -18,7 +18,7 @@ type Prefix struct {
 	ByLink, Forged bool
 }
 
-// chains has the meanings of the names of chains, and texts those of whole log prefixes. If a meaning has no
+// chains has the meanings of chains' names, and texts the meanings of whole log prefixes. If a meaning has no
 // Direction, the packet's addresses tell the direction.
 var (
 	chains = map[string]Prefix{

@@ -79,7 +79,7 @@ func (r *Ring) dropOldest(of *kept) {
 	delete(r.senders, of.sender)
 }
 
-// size returns a rough number of bytes. Drops share the texts of policies, so these don't count.
+// size returns the drop's size in bytes, roughly. Drops share the texts of policies, so these texts don't count.
 func size(d *agentapi.Drop) int {
 	return 400 + len(d.Packet) + len(d.Source.Pod) + len(d.Destination.Pod) + 16*len(d.Policies)
 }

@@ -7,7 +7,7 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// Exit codes of weirctl.
+// weirctl ends with one of these codes, so that scripts can tell the outcomes apart.
 const (
 	// ExitOK means success. For explain it means that the connection is allowed.
 	ExitOK = 0

@@ -101,7 +101,7 @@ func (a *API) each(ctx context.Context, r schema.GroupVersionResource, namespace
 	return a.eachOf(ctx, r, namespace, metav1.ListOptions{}, into, page)
 }
 
-// eachOf is each for the objects that the options select.
+// eachOf does what each does, for the objects that the options select.
 func (a *API) eachOf(
 	ctx context.Context, r schema.GroupVersionResource, namespace string, options metav1.ListOptions, into list,
 	page func(),

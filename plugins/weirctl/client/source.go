@@ -81,7 +81,7 @@ func (s *Source) Load(ctx context.Context, namespaces ...string) (explain.Cluste
 	return c, nil
 }
 
-// Hints for Hinted. Each names only flags that the command has.
+// Hinted takes one of these hints. A command must choose a hint that names only flags that the command has.
 const (
 	HintSource  = "use --source kubernetes on other machines, or --source dir:PATH for files"
 	HintCluster = "--cluster asks the agents of all nodes"

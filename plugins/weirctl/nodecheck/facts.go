@@ -32,7 +32,7 @@ type Facts struct {
 	Portmap string `json:"portmap,omitempty"`
 	// NoPlugins means that the directory of the CNI plugins is missing, as in the agent's container.
 	NoPlugins bool `json:"noPlugins,omitempty"`
-	// ProxyMode is the mode of kube-proxy. It is empty if none answers.
+	// ProxyMode is the mode of kube-proxy. It is empty if no kube-proxy answers.
 	ProxyMode string `json:"proxyMode,omitempty"`
 	// Agent means that an agent's socket is on the node.
 	Agent  bool     `json:"agent"`

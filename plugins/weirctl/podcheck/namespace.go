@@ -81,7 +81,7 @@ func (c *Check) removeLeftovers(ctx context.Context, seen map[string]leftover) (
 
 func (c *Check) stayAlive(ctx context.Context, namespace string) {
 	for i := 1; wait(ctx, c.Times.Alive); i++ {
-		// After an error, the next round tries again. If all fail, the API server is away for other checks too.
+		// An error doesn't matter. The next round tries again, and while the API server is away, other checks fail too.
 		_ = c.Annotate(ctx, namespaces, "", namespace, [2]string{aliveAnnotation, fmt.Sprint(i)})
 	}
 }

@@ -16,7 +16,7 @@ import (
 
 type Name string
 
-// The checks in their order. A fault in one of them often breaks later ones.
+// The checks, in the order of the report. A fault that breaks one check often breaks later checks.
 const (
 	Nodes      Name = "nodes"
 	Start      Name = "pods start"
