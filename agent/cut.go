@@ -18,8 +18,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// cutting cuts connections that the rules no longer allow, and restores those that they allow again. A walk goes
-// through all connections, which takes a quarter of a second for 200,000. So several changes share a walk.
+// cutting cuts connections that the rules no longer allow, and restores cut connections that the rules allow again. A
+// walk goes through all connections, which takes a quarter of a second for 200,000. So several changes share a walk.
 //
 // Invariants:
 //

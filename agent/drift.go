@@ -12,7 +12,7 @@ type drift struct {
 	news chan struct{} // has room for one message: the loop must look at generations
 
 	mu          sync.Mutex
-	generations []uint32 // generations that concern weir, and that the loop hasn't looked at yet
+	generations []uint32      // generations that concern weir, and that the loop hasn't looked at yet
 	heard       uint32        // the newest generation that the kernel has reported
 	more        chan struct{} // closed when the kernel reports another generation
 }

@@ -188,8 +188,9 @@ func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 	}
 }
 
-// TestAnAddressOfTwoRecords: if two records have the same address, the one counts to which it is assigned. The other
-// may be newer by a clock that was set back meanwhile, or may have been read later.
+// TestAnAddressOfTwoRecords: if two records have the same address, only the record of the attachment to which the
+// address is assigned counts. The other record may be newer by a clock that was set back meanwhile, or may have been
+// read later.
 func TestAnAddressOfTwoRecords(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

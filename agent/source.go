@@ -10,7 +10,8 @@ import (
 	"github.com/weir-net/weir/policy/enforced"
 )
 
-// Source gives the agent the cluster's objects. It may also implement the other interfaces of this file.
+// Source gives the agent the cluster's objects. A Source may also implement further interfaces of this file, such as
+// Lookup.
 type Source interface {
 	// Run calls update with each change of the objects until ctx ends. The first delta that isn't nil means that
 	// the state is usable. The error says what is wrong with the newest state. If Run returns, the agent ends.

@@ -46,7 +46,7 @@ const (
 	defaultMTU = 1500
 )
 
-// Bridge is weir0. MTU is that of new pairs: the requested MTU, or else weir0's.
+// Bridge is weir0. MTU is the MTU of new pairs: the requested MTU, or else weir0's.
 type Bridge struct {
 	Index int
 	MAC   net.HardwareAddr

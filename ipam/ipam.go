@@ -102,9 +102,9 @@ func Assign(id string, want Request, record func([]endpoint.Address) error) erro
 	return nil
 }
 
-// pick returns the requested address that one of the ranges can assign, or else the next free address. It
-// returns an AssignedError if the requested address isn't free, and an ExhaustedError if no address is free.
-// The ranges are all of one family.
+// pick returns the requested address that one of the ranges can assign, or else the next free address. It returns an
+// AssignedError if the requested address isn't free, and an ExhaustedError if no address is free. The ranges must be
+// of one family.
 func pick(h hint, others *hostLocal, ranges []conf.Range, requested []netip.Addr) (endpoint.Address, error) {
 	for _, a := range requested {
 		i := slices.IndexFunc(ranges, func(r conf.Range) bool { return r.CanAssign(a) })

@@ -41,7 +41,7 @@ func (c gateChain) kernel() nft.Chain {
 const (
 	rawPriority    = -300 // after defragmentation (-400), before connection tracking (-200)
 	filterPriority = -160 // before most chains of iptables and other programs
-	lastPriority   = 300 // after the chains of iptables and other programs, to count the packets that they accept
+	lastPriority   = 300  // after the chains of iptables and other programs, to count the packets that they accept
 )
 
 // untracked is NF_CT_STATE_UNTRACKED_BIT (include/uapi/linux/netfilter/nf_conntrack_common.h).

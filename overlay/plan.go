@@ -269,7 +269,7 @@ func (c *planner) route(n policy.Node, network netip.Prefix) (Remote, bool) {
 	other, used := c.macs[mac]
 	own := p.Address.Is6() && c.NodeAddress.IsValid() && mac == MAC(c.NodeAddress).String()
 	if used && other != n.Name || own {
-		// Two IPv6 addresses may have the same MAC, because a MAC is shorter.
+		// Two IPv6 addresses may have the same MAC, because a MAC is shorter than an IPv6 address.
 		c.report(n.Name, "status.addresses",
 			"the tunnel's end at %s has the same MAC as that of node %s; its pods can't be reached",
 			p.Address, cmp.Or(other, c.self))
@@ -295,7 +295,7 @@ func (c *planner) path(node string, from, to netip.Addr) (Path, bool) {
 	return path, true
 }
 
-// setMTUs computes both MTUs from the smallest MTU of the paths to other nodes. If no such path is known, it
+// setMTUs computes MTU and TunnelMTU from the smallest MTU of the paths to other nodes. If no such path is known, it
 // takes the uplink's MTU instead.
 func (c *planner) setMTUs() {
 	if !c.NodeAddress.IsValid() {

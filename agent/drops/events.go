@@ -8,7 +8,8 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// The limits of events. By default an API server keeps an event for an hour, and each event costs the server a write.
+// These limits bound the Event objects. Each costs the API server a write, and by default the server keeps it for an
+// hour.
 const (
 	maxNoticed = 2048      // the number of kinds of drops that are remembered
 	noticeFor  = time.Hour // how long a kind of drops is remembered after its last drop

@@ -40,7 +40,7 @@ import (
 )
 
 // The agent finds a source's interfaces by type assertion. Without these lines, a changed signature would silently
-// switch one off.
+// switch an interface off.
 var (
 	_ agent.Source    = (*kube.Source)(nil)
 	_ agent.Lookup    = (*kube.Source)(nil)

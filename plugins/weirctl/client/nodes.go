@@ -71,7 +71,7 @@ type Agent struct {
 	// Pod is the agent's pod. It is empty if the node has none.
 	Pod   string
 	Image string
-	// Down says why the agent can't be asked. It is empty if it can.
+	// Down says why the agent can't be asked. It is empty if the agent can be asked.
 	Down string
 	// Away says what the API server reports as wrong with the node. It may be empty.
 	Away string
