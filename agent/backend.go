@@ -58,8 +58,8 @@ type Backend interface {
 	// something that changed. Generation 0 means that messages were lost.
 	Watch(ctx context.Context, heard func(generation uint32, concerned bool)) error
 	Generation() (uint32, error)
-	// Knows reports whether this generation is no news, because the backend made the change itself or has read the
-	// rules since. Pass the generations of Watch with concerned true, in ascending order.
+	// Knows reports whether this generation brings no news: the backend made the change itself, or has read the rules
+	// since. Pass the generations of Watch with concerned true, in ascending order.
 	Knows(generation uint32) bool
 
 	// Close disconnects. The rules stay in the kernel.

@@ -15,7 +15,8 @@ import (
 // let the set grow, so a look-up takes little time. A frame that isn't in quickSet meets the guard's other rules.
 const quickSet = "links4"
 
-// quickEntries is how many entries the kernel accepts. Beyond it, ports have no entries in quickSet.
+// quickEntries is how many entries the kernel accepts. Further ports have no entries in quickSet, so their frames
+// take a little longer.
 const quickEntries = 8192
 
 // quickSenders returns quickSet. It sets no flag for concatenations: with that flag, the library doesn't send the
