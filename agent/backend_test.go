@@ -31,6 +31,7 @@ import (
 type memory struct {
 	calls       []string
 	fails       []error
+	late        []error
 	last        ruleset.Ruleset
 	interrupted bool
 }
@@ -95,6 +96,7 @@ func (m *memory) Apply(
 	if len(m.fails) > 0 {
 		err, m.fails = m.fails[0], m.fails[1:]
 	}
+	r.Late, m.late = m.late, nil
 	return r, err
 }
 
@@ -144,6 +146,13 @@ func TestReconcileAndItsBackend(t *testing.T) {
 		t.Errorf("the plugin was answered %+v", r)
 	}
 	reconcile(netfilter.Trust, "Apply")
+
+	failures := a.stats.Failures
+	m.late = []error{errors.New("killed")}
+	reconcile(netfilter.Trust, "Apply")
+	if a.stats.Failures != failures+1 || !a.status.Load().ready {
+		t.Errorf("after a late error: %d failures, before: %d", a.stats.Failures, failures)
+	}
 
 	refusal := ruleset.Refused{ruleset.Refusal{Set: "weir-x"}: "no such type"}
 	m.fails = []error{&netfilter.RefusedError{Refused: refusal}}

@@ -98,6 +98,7 @@ func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied
 		}
 		all.Changed, all.Closes = all.Changed || result.Changed, all.Closes || result.Closes
 		all.Rules = all.Rules || result.Rules
+		all.Late = append(all.Late, result.Late...)
 		all.Left, all.Strays, all.Notes = result.Left, append(all.Strays, result.Strays...), result.Notes
 		var refused *netfilter.RefusedError
 		if !errors.As(err, &refused) {
@@ -151,6 +152,10 @@ func (a *agent) takeApplied(p applied, well bool) {
 			a.stats.Repairs++
 			a.Log.Warn("another program changed weir's sets or rules; weir has restored them")
 		}
+	}
+	for _, err := range p.Late {
+		a.stats.Failures++
+		a.Log.Warn("a program has failed after it changed weir's rules; weir has read the rules again", "error", err)
 	}
 	a.snapshots.enforced.Store(p.snapshot)
 	a.kernel.pluginChanged = false

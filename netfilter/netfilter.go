@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -33,6 +34,16 @@ const (
 // AcceptComment is the comment of weir's rules in the chain FORWARD of the table filter.
 const AcceptComment = "weir: no other default drops what policy let through"
 
+// Accepted returns which packets a chain FORWARD must accept, as the conditions of rules. chained has the addresses of
+// pods behind another plugin's bridge.
+func Accepted(chained ruleset.Entries) []ruleset.Rule {
+	rules := []ruleset.Rule{{In: conf.Bridge}, {Out: conf.Bridge}}
+	for e := range chained.All() {
+		rules = append(rules, ruleset.Rule{Src: e.Prefix}, ruleset.Rule{Dst: e.Prefix})
+	}
+	return rules
+}
+
 type Result struct {
 	// Changed is true if Apply has changed something in the kernel.
 	Changed bool
@@ -48,6 +59,8 @@ type Result struct {
 	Strays []netip.Addr
 	// Notes say what doesn't work although the kernel has the ruleset.
 	Notes []Note
+	// Late has the errors of programs that had made their changes before they failed. The kernel has been read since.
+	Late []error
 }
 
 // KernelSet is a set or map that a backend makes in the kernel.

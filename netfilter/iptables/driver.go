@@ -46,6 +46,10 @@ type Driver struct {
 	// ahead has an iptables-restore process for each family. It is started in advance and waits for commands.
 	ahead [len(conf.Families)]*restorer
 	spent []*restorer // processes that have carried out their commands, but haven't ended
+	// late has the errors of earlier processes of spent. lateTaken are those after which the kernel counts as unread.
+	late      lateErrors
+	lateTaken []error
+	forward   LegacyForward
 	// counter reads the generation of nf_tables.
 	counter *nftnl.Reader
 	// suspects are rules that the kernel has refused before. Before the driver uses them again, it tries them in a
@@ -87,10 +91,17 @@ func (d *Driver) Close() {
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
 	if verify == netfilter.Trust {
 		if r, done, err := d.applyEntries(want); done {
+			r.Notes = d.forward.Notes()
 			return r, err
 		}
 	}
 	r, err := d.apply(ctx, want, verify)
+	if err == nil || errors.As(err, new(*netfilter.UnknownError)) {
+		repaired := d.keepForward(ctx, want)
+		r.Changed, r.Rules = r.Changed || repaired, r.Rules || repaired
+		r.Late, d.lateTaken = d.lateTaken, nil
+	}
+	r.Notes = d.forward.Notes()
 	d.settle(want, r, err)
 	return r, err
 }
@@ -363,7 +374,7 @@ func (d *Driver) restoreFamily(ctx context.Context, f conf.Family, commands stri
 	if !r.waits(d.Flavour) {
 		r.dismiss()
 		var err error
-		if r, err = startRestorer(d.Flavour, f); err != nil {
+		if r, err = startRestorer(d.Flavour, f, lockWait); err != nil {
 			return err
 		}
 	}
@@ -371,17 +382,8 @@ func (d *Driver) restoreFamily(ctx context.Context, f conf.Family, commands stri
 		return err
 	}
 	d.spent = append(d.spent, r)
-	d.ahead[f], _ = startRestorer(d.Flavour, f) // if this fails, the next call starts the process
+	d.ahead[f], _ = startRestorer(d.Flavour, f, lockWait) // if this fails, the next call starts the process
 	return nil
-}
-
-// release lets processes end that have carried out their commands. It is called after the changes of all families,
-// because the kernel delays other changes of nf_tables while such a process ends.
-func (d *Driver) release() {
-	for _, r := range d.spent {
-		r.release()
-	}
-	d.spent = nil
 }
 
 // CleanOtherFlavour removes weir's rules from the flavour of iptables that the node doesn't use. Call it only after an

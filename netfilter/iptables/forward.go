@@ -4,10 +4,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,41 +22,172 @@ import (
 
 const forward = "FORWARD"
 
-// AcceptInLegacy is for nodes with the backend nftables. If the chain FORWARD of iptables-legacy drops packets by
-// default, AcceptInLegacy adds rules that accept pods' packets: before rules that refuse everything, or else at the
-// end. Otherwise it removes such rules. If the programs of iptables-legacy are missing, problem says what a person can
-// do.
+// LegacyForward keeps rules in the chains FORWARD of iptables-legacy, for backends with rules in nf_tables. If such a
+// chain drops packets by default, the rules accept pods' packets: before rules that refuse everything, or else at the
+// end. Otherwise it removes such rules. Only one goroutine may use it.
+//
+// It never waits for the lock of xtables: if another program has the lock, a later Keep tries again.
 //
 // Equivalent to: iptables-legacy -A FORWARD RULE (ip6tables-legacy for IPv6)
-func AcceptInLegacy(ctx context.Context, f conf.Family, rules []ruleset.Rule) (
-	changed bool, problem string, err error,
-) {
-	there, _, err := Legacy.exists(f, "filter")
-	if err != nil || !there {
-		return false, "", err
+type LegacyForward struct {
+	chains [len(conf.Families)]legacyForward
+}
+
+type legacyForward struct {
+	known bool           // true if there is nothing to do before Forget
+	rules []ruleset.Rule // the wanted rules
+	print print          // the fingerprint of the table that had the wanted rules, if it isn't empty
+	wrote bool           // true if rules were written
+	note  string         // why packets are still dropped
+	again time.Time      // after a failure, the earliest time of the next try
+}
+
+// legacyTime limits how long one Keep may run programs. After a failure, Keep waits for legacyPause before it tries
+// again.
+const (
+	legacyTime  = 3 * time.Second
+	legacyPause = time.Second
+)
+
+// Keep does nothing if it knows that the chain has the rules. repaired is true if rules were missing that it had
+// written before. If it fails, Notes has the reason: without these rules, nothing passes that should not.
+func (l *LegacyForward) Keep(ctx context.Context, f conf.Family, rules []ruleset.Rule) (repaired bool) {
+	c := &l.chains[f]
+	same := slices.EqualFunc(c.rules, rules, ruleset.Rule.Equal)
+	if same && (c.known || time.Now().Before(c.again)) {
+		return false
 	}
-	for _, verb := range []string{"-save", "-restore"} {
-		if _, missing := exec.LookPath(Legacy.program(f) + verb); missing != nil {
-			problem, err = legacyProblem(f, len(rules) > 0)
-			return false, problem, err
+	if !same {
+		c.rules, c.print = slices.Clone(rules), ""
+	}
+	changed, err := c.keep(ctx, f)
+	repaired = changed && c.wrote && same
+	c.known, c.wrote = err == nil, c.wrote || changed
+	if err != nil {
+		c.note = fmt.Sprintf("accept packets of pods in chain %s of %s: %v", forward, Legacy.program(f), err)
+		c.again = time.Now().Add(legacyPause)
+	}
+	return repaired
+}
+
+// Forget makes the next Keep compare the table, whose changes the kernel doesn't report.
+func (l *LegacyForward) Forget() {
+	for f := range l.chains {
+		l.chains[f].known = false
+	}
+}
+
+// Notes say which chains still drop pods' packets, and what a person can do.
+func (l *LegacyForward) Notes() (all []netfilter.Note) {
+	for _, c := range l.chains {
+		if c.note != "" {
+			all = append(all, netfilter.Note{About: "host firewall", Message: c.note})
 		}
 	}
+	return all
+}
+
+// Remove removes weir's rules from the chains. It fails if another program has the lock of xtables.
+func (l *LegacyForward) Remove(ctx context.Context) error {
+	var errs []error
+	for _, f := range conf.Families {
+		_, err := (&legacyForward{}).keep(ctx, f)
+		errs = append(errs, err)
+	}
+	*l = LegacyForward{}
+	return errors.Join(errs...)
+}
+
+func (c *legacyForward) keep(ctx context.Context, f conf.Family) (changed bool, err error) {
+	there, _, err := Legacy.exists(f, "filter")
+	if err != nil || !there {
+		c.print, c.note = "", ""
+		return false, err
+	}
+	now, _, err := legacyPrint(f, "filter")
+	if err != nil || now == c.print {
+		return false, err
+	}
+	c.print, c.note = "", ""
+	for _, verb := range []string{"-save", "-restore"} {
+		if _, missing := exec.LookPath(Legacy.program(f) + verb); missing != nil {
+			c.note, err = legacyProblem(f, len(c.rules) > 0)
+			return false, err
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, legacyTime)
+	defer cancel()
 	out, err := Legacy.save(ctx, f, "filter")
 	if err != nil {
-		return false, "", err
+		return false, err
 	}
-	commands := acceptCommands(out, f, rules)
+	commands := acceptCommands(out, f, c.rules)
 	if commands == "" {
-		return false, "", nil
+		c.print = now
+		return false, nil
 	}
-	r, err := startRestorer(Legacy, f)
-	if err == nil {
-		err = r.carryOut(ctx, commands)
+	if err := lockIsFree(); err != nil {
+		return false, err
+	}
+	r, err := startRestorer(Legacy, f, "1")
+	if err != nil {
+		return false, err
+	}
+	err = r.carryOut(ctx, commands)
+	return err == nil, err
+}
+
+// xtablesLock is the file that programs of iptables-legacy lock while they change a table.
+const xtablesLock = "/run/xtables.lock"
+
+// lockIsFree returns an error if another program has the lock of xtables. iptables-legacy-restore can't be told not to
+// wait for it: the least wait is a second.
+//
+// Equivalent to: flock --nonblock /run/xtables.lock true
+func lockIsFree() error {
+	file, err := os.Open(xtablesLock)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
 	}
 	if err != nil {
-		return false, "", fmt.Errorf("accept packets of pods in chain %s of %s: %w", forward, Legacy.program(f), err)
+		return err
 	}
-	return true, "", nil
+	defer func() { _ = file.Close() }() // it also unlocks
+	err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return fmt.Errorf("another program has locked %s (fuser -v %s names it)", xtablesLock, xtablesLock)
+	}
+	return err
+}
+
+// keepForward makes sure that iptables-legacy doesn't drop what the rules in nf_tables allow.
+func (d *Driver) keepForward(ctx context.Context, r ruleset.Ruleset) (repaired bool) {
+	if d.Flavour != NFT {
+		return false
+	}
+	for _, f := range conf.Families {
+		var rules []ruleset.Rule
+		if r.Has(f) {
+			rules = netfilter.Accepted(chainedIn(r, f))
+		}
+		lost := d.forward.Keep(ctx, f, rules)
+		repaired = repaired || lost
+	}
+	return repaired
+}
+
+func chainedIn(r ruleset.Ruleset, f conf.Family) ruleset.Entries {
+	for _, s := range r.Sets {
+		if s.Name == f.Set(conf.ChainedSet) {
+			return s.Entries
+		}
+	}
+	return ruleset.Entries{}
+}
+
+// accepts reports whether a line of iptables-save is one of weir's rules in the chain FORWARD.
+func accepts(line string) bool {
+	return strings.Contains(line, `--comment "`+netfilter.AcceptComment+`" -j ACCEPT`)
 }
 
 // acceptCommands returns commands for iptables-restore that add the rules to the chain FORWARD, and remove weir's old
@@ -62,7 +197,7 @@ func acceptCommands(saved string, f conf.Family, rules []ruleset.Rule) string {
 	var own, foreign, want []string
 	first := 0 // how many rules of other programs precede weir's first rule
 	for _, line := range t.rules[forward] {
-		if !strings.Contains(line, `--comment "`+netfilter.AcceptComment+`" -j ACCEPT`) {
+		if !accepts(line) {
 			foreign = append(foreign, line)
 			continue
 		}

@@ -1,29 +1,40 @@
 package iptables
 
 import (
+	"os"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAcceptInLegacy: the chain FORWARD of iptables-legacy has weir's rules only while it drops packets by default, and
+// TestLegacyForward: the chain FORWARD of iptables-legacy has weir's rules only while it drops packets by default, and
 // they are at the right place.
-func TestAcceptInLegacy(t *testing.T) {
+func TestLegacyForward(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
 	rules := []ruleset.Rule{{In: conf.Bridge}, {Out: conf.Bridge}}
 	for _, f := range conf.Families {
 		program := Legacy.program(f)
+		var l LegacyForward
 		accept := func(wantChanged bool, want ...string) {
 			t.Helper()
 			for _, changes := range []bool{wantChanged, false} {
-				changed, problem, err := AcceptInLegacy(t.Context(), f, rules)
-				if err != nil || problem != "" || changed != changes {
-					t.Errorf("changed %v, want %v, %q: %v", changed, changes, problem, err)
+				before := nodetest.Run(t, program+"-save", "-t", "filter")
+				l.Forget()
+				l.Keep(t.Context(), f, rules)
+				changed := rulesIn(nodetest.Run(t, program+"-save", "-t", "filter")) != rulesIn(before)
+				if notes := l.Notes(); len(notes) > 0 || changed != changes {
+					t.Errorf("changed %v, want %v, %q", changed, changes, notes)
 				}
 			}
 			var got []string
@@ -37,8 +48,8 @@ func TestAcceptInLegacy(t *testing.T) {
 				t.Errorf("%s: FORWARD has %q, want %q", program, got, want)
 			}
 		}
-		if changed, problem, err := AcceptInLegacy(t.Context(), f, rules); changed || problem != "" || err != nil {
-			t.Errorf("without a table: %v, %q, %v", changed, problem, err)
+		if repaired := l.Keep(t.Context(), f, rules); repaired || len(l.Notes()) > 0 {
+			t.Errorf("without a table: %v, %q", repaired, l.Notes())
 		}
 		if there, _, err := Legacy.exists(f, "filter"); there || err != nil {
 			t.Errorf("the table filter of %s was made: %v", program, err)
@@ -56,6 +67,130 @@ func TestAcceptInLegacy(t *testing.T) {
 		accept(true, "-i weir0 own", "-o weir0 own", "-j all")
 		nodetest.RunEach(t, program+" -D FORWARD -j all")
 		accept(true)
+		nodetest.RunEach(t, program+" -P FORWARD DROP")
+		accept(true, "-i weir0 own", "-o weir0 own")
+		nodetest.RunEach(t, program+" -D FORWARD 1")
+		if l.Forget(); !l.Keep(t.Context(), f, rules) {
+			t.Errorf("%s: a lost rule is no repair", program)
+		}
+		if l.Keep(t.Context(), f, rules[:1]) {
+			t.Errorf("%s: other rules are a repair", program)
+		}
+		accept(true, "-i weir0 own", "-o weir0 own")
+		if err := l.Remove(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if all := nodetest.Run(t, program, "-S"); strings.Contains(all, "weir") {
+			t.Errorf("left after Remove:\n%s", all)
+		}
+	}
+}
+
+// rulesIn leaves out the comments of iptables-save, which have the time.
+func rulesIn(saved string) string {
+	return saved[strings.Index(saved, "*"):strings.LastIndex(saved, "#")]
+}
+
+// TestLegacyForwardNeverWaits: while another program has the lock of xtables, Keep doesn't wait for it, says so, and
+// starts no program if the table is as it was. Later it writes the rules.
+func TestLegacyForwardNeverWaits(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	rules := []ruleset.Rule{{In: conf.Bridge}, {Out: conf.Bridge}}
+	var l LegacyForward
+	keep := func() time.Duration {
+		began := time.Now()
+		for _, f := range conf.Families {
+			l.chains[f].again = time.Time{}
+			l.Keep(t.Context(), f, rules)
+		}
+		return time.Since(began)
+	}
+	nodetest.RunEach(t, "iptables-legacy -P FORWARD DROP", "ip6tables-legacy -P FORWARD DROP")
+	lock, err := os.OpenFile(xtablesLock, os.O_RDWR|os.O_CREATE, 0o600)
+	if err == nil {
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if took := keep(); took > legacyTime {
+		t.Errorf("with a foreign lock, Keep takes %v", took)
+	}
+	notes := l.Notes()
+	if len(notes) != 2 || !strings.Contains(notes[0].Message, "another program has locked /run/xtables.lock") {
+		t.Errorf("with a foreign lock, the notes are %q", notes)
+	}
+	if err := lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	keep()
+	if len(l.Notes()) > 0 || strings.Count(nodetest.Run(t, "iptables-legacy", "-S"), "weir0") != 2 {
+		t.Errorf("without the lock: %q", l.Notes())
+	}
+	l.Forget()
+	keep() // it remembers the table that it has written
+	t.Setenv("PATH", t.TempDir())
+	l.Forget()
+	if keep(); len(l.Notes()) > 0 {
+		t.Errorf("nothing has changed, and it needs programs: %q", l.Notes())
+	}
+}
+
+// TestForwardOfLegacyBesideNFT: if the chain FORWARD of iptables-legacy drops packets by default, the driver for
+// iptables-nft accepts pods' packets there, and a chained pod's. weir's rules there don't make the node count as one
+// with iptables-legacy.
+func TestForwardOfLegacyBesideNFT(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	nodetest.RunEach(t, "iptables-legacy -P FORWARD DROP", "ip6tables-legacy -P FORWARD DROP")
+	d := driver(t, NFT)
+	want := policy.Compile(policytest.DualStack())
+	chained := 0
+	for _, f := range conf.Families {
+		chained += chainedIn(want, f).Len()
+	}
+	mustApply(t, d, want, netfilter.All)
+	accepted := func() int {
+		return strings.Count(nodetest.Run(t, "sh", "-c", "iptables-legacy -S FORWARD; ip6tables-legacy -S FORWARD"), comment)
+	}
+	if n := accepted(); n != 4+2*chained {
+		t.Errorf("%d rules accept packets of pods, want %d", n, 4+2*chained)
+	}
+	if f, err := Detect(t.Context()); f != NFT || err != nil {
+		t.Errorf("detected %s, %v", f, err)
+	}
+	nodetest.RunEach(t, "iptables-legacy -F FORWARD")
+	if r := mustApply(t, d, want, netfilter.All); !r.Rules || accepted() != 4+2*chained {
+		t.Errorf("after a loss: %+v, and %d rules", r, accepted())
+	}
+	if r := mustApply(t, d, want, netfilter.All); r.Rules || len(r.Notes) > 0 {
+		t.Errorf("without a loss: %+v", r)
+	}
+	t.Run("without programs", func(t *testing.T) {
+		path := t.TempDir()
+		for _, program := range []string{"iptables-nft-save", "iptables-nft-restore", "ip6tables-nft-save",
+			"ip6tables-nft-restore"} {
+			if err := os.Symlink("/usr/sbin/"+program, path+"/"+program); err != nil {
+				t.Fatal(err)
+			}
+		}
+		nodetest.RunEach(t, "iptables-legacy -F FORWARD", "ip6tables-legacy -F FORWARD")
+		t.Setenv("PATH", path)
+		for _, verify := range []netfilter.Verify{netfilter.All, netfilter.Trust} { // the second one only repeats the notes
+			if r := mustApply(t, d, want, verify); len(r.Notes) != 2 ||
+				!strings.Contains(r.Notes[0].Message, "chain FORWARD of iptables-legacy drops forwarded packets of pods") {
+				t.Errorf("%+v", r)
+			}
+		}
+	})
+	if err := d.Remove(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := accepted(); n > 0 {
+		t.Errorf("%d rules are left after Remove", n)
 	}
 }
 
@@ -68,9 +203,9 @@ func refusal(f conf.Family) string {
 	return "-j REJECT --reject-with icmp-port-unreachable"
 }
 
-// TestAcceptInLegacyWithoutPrograms: if the programs of iptables-legacy are missing, the problem says how a person can
+// TestLegacyForwardWithoutPrograms: if the programs of iptables-legacy are missing, the problem says how a person can
 // accept pods' packets. When the person has done so, there is no problem any more.
-func TestAcceptInLegacyWithoutPrograms(t *testing.T) {
+func TestLegacyForwardWithoutPrograms(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
@@ -87,9 +222,12 @@ func TestAcceptInLegacyWithoutPrograms(t *testing.T) {
 				path := t.TempDir()
 				t.Run("without programs", func(t *testing.T) {
 					t.Setenv("PATH", path)
-					changed, words, err := AcceptInLegacy(t.Context(), f, rules)
-					if problem = words; changed || err != nil {
-						t.Errorf("changed: %v, %v", changed, err)
+					var l LegacyForward
+					if l.Keep(t.Context(), f, rules) {
+						t.Error("it counts as a repair")
+					}
+					for _, n := range l.Notes() {
+						problem += n.Message
 					}
 				})
 				return problem

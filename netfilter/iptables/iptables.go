@@ -93,7 +93,7 @@ func usesNFT() (rules int, hint bool, err error) {
 		}
 		for chain, all := range chains {
 			for _, r := range all {
-				if !ours(chain) && !ours(r.target) {
+				if !ours(chain) && !ours(r.target) && !r.accepts {
 					rules++
 				}
 			}
@@ -115,7 +115,7 @@ func usesLegacy(ctx context.Context) (rules int, hint bool, err error) {
 				for chain, all := range parseSave(out).rules {
 					hint = hint || slices.Contains(hints, chain)
 					for _, r := range all {
-						if !ours(chain) && !split(r).own() {
+						if !ours(chain) && !split(r).own() && !accepts(r) {
 							rules++
 						}
 					}
@@ -230,7 +230,7 @@ func (f Flavour) cleanTable(ctx context.Context, family conf.Family, name string
 	if jumps.Len()+chains.Len() == 0 {
 		return nil
 	}
-	r, err := startRestorer(f, family)
+	r, err := startRestorer(f, family, lockWait)
 	if err != nil {
 		return err
 	}

@@ -133,7 +133,7 @@ func (d *Driver) endTrial(ctx context.Context, t *probe.Trial) {
 }
 
 func (d *Driver) once(ctx context.Context, f conf.Family, commands string) error {
-	r, err := startRestorer(d.Flavour, f)
+	r, err := startRestorer(d.Flavour, f, lockWait)
 	if err != nil {
 		return err
 	}

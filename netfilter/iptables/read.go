@@ -25,8 +25,10 @@ const readTime = 30 * time.Second
 //
 // It is no error if a table can't be read: Apply still writes weir's part of the table, and returns an UnknownError.
 func (d *Driver) Read(ctx context.Context) error {
+	d.heedLate()
 	before := d.have
 	d.have, d.settled, d.refresh = nil, nil, nil
+	d.forward.Forget()
 	if err := d.detect(ctx); err != nil {
 		return err
 	}
@@ -41,7 +43,10 @@ func (d *Driver) Read(ctx context.Context) error {
 }
 
 // Unread reports whether the kernel's state is unknown. In this case, the next Apply reads it.
-func (d *Driver) Unread() bool { return d.have == nil }
+func (d *Driver) Unread() bool {
+	d.heedLate()
+	return d.have == nil
+}
 
 func (d *Driver) look(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) error {
 	for _, f := range conf.Families {

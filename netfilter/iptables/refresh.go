@@ -20,6 +20,10 @@ type refresh struct {
 // Refresh returns false, and the next call continues. In between, the caller may call other methods. If the kernel's
 // state is unknown, Refresh reads it in one part.
 func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err error) {
+	if d.refresh == nil {
+		d.heedLate()
+		d.forward.Forget()
+	}
 	if d.have == nil || d.Flavour == "" {
 		return true, d.Read(ctx)
 	}

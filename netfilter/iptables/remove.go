@@ -13,7 +13,7 @@ import (
 // Remove removes weir's sets, chains and rules from the kernel. Then no policy is enforced any more.
 func (d *Driver) Remove(ctx context.Context) error {
 	d.have = nil
-	if err := errors.Join(NFT.clean(ctx), Legacy.clean(ctx)); err != nil {
+	if err := errors.Join(NFT.clean(ctx), Legacy.clean(ctx), d.forward.Remove(ctx)); err != nil {
 		return err
 	}
 	headers, err := d.sets.Headers()

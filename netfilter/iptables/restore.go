@@ -12,6 +12,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -35,7 +36,7 @@ type restorer struct {
 	err     error         // how the process has ended; valid when ended is closed
 }
 
-func startRestorer(f Flavour, family conf.Family) (*restorer, error) {
+func startRestorer(f Flavour, family conf.Family, lockWait string) (*restorer, error) {
 	// The process outlives this call, so it doesn't end with the caller's context. carryOut limits its time.
 	cmd := exec.CommandContext(context.Background(), f.program(family)+"-restore", "--wait", lockWait, "--noflush")
 	r := &restorer{flavour: f, family: family, cmd: cmd, ended: make(chan struct{})}
@@ -199,6 +200,49 @@ func offending(said, commands string) string {
 
 // release lets the process end, but doesn't wait for its end.
 func (r *restorer) release() { _ = r.stdin.Close() }
+
+// release lets processes end that have carried out their commands. It is called after the changes of all families,
+// because the kernel delays other changes of nf_tables while such a process ends.
+func (d *Driver) release() {
+	for _, r := range d.spent {
+		r.release()
+		go d.late.await(r)
+	}
+	d.spent = nil
+}
+
+// lateErrors has the errors of processes that failed after the kernel had their change. Any goroutine may use it.
+type lateErrors struct {
+	mu  sync.Mutex
+	all []error
+}
+
+// await notes the error of a released process when it ends.
+func (l *lateErrors) await(r *restorer) {
+	<-r.ended
+	if r.err == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all = append(l.all, &restoreError{r.family, strings.Join(r.cmd.Args, " "), r.err, r.output.String(), ""})
+}
+
+func (l *lateErrors) take() []error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	taken := l.all
+	l.all = nil
+	return taken
+}
+
+// heedLate makes the kernel's state unknown if a program has failed after its change. The change may be incomplete.
+func (d *Driver) heedLate() {
+	if late := d.late.take(); len(late) > 0 {
+		d.lateTaken = append(d.lateTaken, late...)
+		d.have, d.settled, d.refresh = nil, nil, nil
+	}
+}
 
 func (r *restorer) dismiss() {
 	if r != nil {

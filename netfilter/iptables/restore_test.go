@@ -11,6 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -101,6 +104,37 @@ func TestChangesAreMade(t *testing.T) {
 				t.Errorf("the program %q: %v", script, r.err)
 			}
 		}
+	}
+}
+
+// TestLateErrors: if a program fails after the kernel has its change, the driver reports the error once, and reads the
+// kernel again.
+func TestLateErrors(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	d := driver(t, NFT)
+	want := policy.Compile(policytest.DualStack())
+	mustApply(t, d, want, netfilter.All)
+	if err := d.restoreFamily(t.Context(), conf.IPv4, "*mangle\n-F WEIR-INGRESS\nCOMMIT\n"); err != nil {
+		t.Fatal(err)
+	}
+	late := d.spent[len(d.spent)-1]
+	if err := late.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	d.release()
+	for began := time.Now(); !d.Unread(); time.Sleep(time.Millisecond) {
+		if time.Since(began) > 10*time.Second {
+			t.Fatal("the kernel's state counts as known after a program has failed")
+		}
+	}
+	if r := mustApply(t, d, want, netfilter.Trust); len(r.Late) != 1 || !r.Rules ||
+		!strings.Contains(r.Late[0].Error(), "iptables-nft-restore") {
+		t.Errorf("%+v", r)
+	}
+	if r := mustApply(t, d, want, netfilter.All); len(r.Late) > 0 || r.Rules || d.Unread() {
+		t.Errorf("the next time: %+v", r)
 	}
 }
 

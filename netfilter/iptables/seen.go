@@ -17,6 +17,7 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/internal/attrs"
+	"github.com/weir-net/weir/netfilter"
 )
 
 // seen is a rule as nf_tables shows it. weir reads rules in this form if iptables-save can't print the table.
@@ -25,7 +26,9 @@ type seen struct {
 	target string
 	audits bool // true if the rule logs what audited policies would drop
 	always bool
-	sum    []byte // hash of the rule without its counters
+	// accepts is true for weir's own rules in filter FORWARD, which the backend nftables writes.
+	accepts bool
+	sum     []byte // hash of the rule without its counters
 }
 
 func (s seen) parts() parts {
@@ -152,6 +155,9 @@ func see(family conf.Family, name string, only ...string) (map[string][]seen, er
 			return
 		}
 		r := readRule(rule[unix.NFTA_RULE_EXPRESSIONS])
+		comment := []byte(netfilter.AcceptComment) // nft has comments in the rule's user data, and xtables in a match
+		r.accepts = bytes.Contains(rule[unix.NFTA_RULE_USERDATA], comment) ||
+			bytes.Contains(rule[unix.NFTA_RULE_EXPRESSIONS], comment)
 		if handle := rule[unix.NFTA_RULE_HANDLE]; len(handle) == 8 {
 			r.handle = binary.BigEndian.Uint64(handle)
 		}

@@ -38,10 +38,6 @@ type accepting struct {
 	rules []nftnl.Sum // the wanted rules
 	wrote bool        // true if the driver has written rules there
 	drops []string    // a sentence for each chain of another program that drops pods' packets
-	// legacyKnown is true if iptables-legacy's chain FORWARD accepts pods' packets, or legacy has the reason why it
-	// doesn't. legacyWrote is true if the driver has written rules there.
-	legacyKnown, legacyWrote bool
-	legacy                   string
 }
 
 // acceptRules returns weir's rules for the chain FORWARD. They can't look up weir's sets, which are in another table.
@@ -66,13 +62,11 @@ func acceptRules(want *table) (rules []nftnl.Rule) {
 
 // accepted returns which packets the chain FORWARD must accept, as the conditions of rules.
 func accepted(want *table) []ruleset.Rule {
-	rules := []ruleset.Rule{{In: conf.Bridge}, {Out: conf.Bridge}}
-	if chained, ok := want.find(want.family.Set(conf.ChainedSet)); ok {
-		for e := range chained.entries.All() {
-			rules = append(rules, ruleset.Rule{Src: e.Prefix}, ruleset.Rule{Dst: e.Prefix})
-		}
+	var chained ruleset.Entries
+	if s, ok := want.find(want.family.Set(conf.ChainedSet)); ok {
+		chained = s.entries
 	}
-	return rules
+	return netfilter.Accepted(chained)
 }
 
 // shortLink compares a link's name in the form that iptables-nft uses. Otherwise iptables-nft could not print the rule.
@@ -89,17 +83,18 @@ func (d *Driver) keepAccepting(ctx context.Context, want lowered) (repaired bool
 	for _, f := range conf.Families {
 		var rules []nftnl.Rule
 		var sums []nftnl.Sum
+		var inLegacy []ruleset.Rule
 		if want[f] != nil {
-			rules = acceptRules(want[f])
+			rules, inLegacy = acceptRules(want[f]), accepted(want[f])
 		}
 		for _, r := range rules {
 			sums = append(sums, r.Sum())
 		}
 		a := &d.accepting[f]
 		same := slices.Equal(a.rules, sums)
-		if !a.legacyKnown || !same {
-			lost := d.acceptInLegacy(ctx, f, want[f])
-			repaired = repaired || lost && same
+		if d.Legacy != nil {
+			lost := d.Legacy.Keep(ctx, f, inLegacy)
+			repaired = repaired || lost
 		}
 		if a.known && same {
 			continue
@@ -117,26 +112,6 @@ func (d *Driver) keepAccepting(ctx context.Context, want lowered) (repaired bool
 	return repaired
 }
 
-// acceptInLegacy puts weir's rules into the chain FORWARD of iptables-legacy, if this chain drops packets by default.
-// lost is true if earlier rules of the driver were missing.
-func (d *Driver) acceptInLegacy(ctx context.Context, f conf.Family, want *table) (lost bool) {
-	if d.Legacy == nil {
-		return false
-	}
-	var rules []ruleset.Rule
-	if want != nil {
-		rules = accepted(want)
-	}
-	a := &d.accepting[f]
-	changed, problem, err := d.Legacy(ctx, f, rules)
-	lost = changed && a.legacyWrote
-	a.legacyKnown, a.legacyWrote, a.legacy = err == nil, a.legacyWrote || changed, problem
-	if err != nil {
-		a.legacy = err.Error()
-	}
-	return lost
-}
-
 func (d *Driver) forgetAccepting() {
 	for f := range d.accepting {
 		d.accepting[f].known = false
@@ -145,8 +120,8 @@ func (d *Driver) forgetAccepting() {
 
 // forgetLegacy makes the next Apply check iptables-legacy's rules, whose changes the kernel doesn't report.
 func (d *Driver) forgetLegacy() {
-	for f := range d.accepting {
-		d.accepting[f].legacyKnown = false
+	if d.Legacy != nil {
+		d.Legacy.Forget()
 	}
 }
 
@@ -260,9 +235,9 @@ func (d *Driver) notes() (all []netfilter.Note) {
 		for _, words := range a.drops {
 			all = append(all, netfilter.Note{About: "host firewall", Message: words})
 		}
-		if a.legacy != "" {
-			all = append(all, netfilter.Note{About: "host firewall", Message: a.legacy})
-		}
+	}
+	if d.Legacy != nil {
+		all = append(all, d.Legacy.Notes()...)
 	}
 	return append(all, d.lowering.lacks.notes()...)
 }
@@ -272,10 +247,9 @@ func (d *Driver) removeAccepting(ctx context.Context) error {
 	for _, f := range conf.Families {
 		_, err := d.accept(f, nil)
 		errs = append(errs, err)
-		if d.Legacy != nil {
-			_, _, err = d.Legacy(ctx, f, nil)
-			errs = append(errs, err)
-		}
+	}
+	if d.Legacy != nil {
+		errs = append(errs, d.Legacy.Remove(ctx))
 	}
 	d.accepting = [len(conf.Families)]accepting{}
 	return errors.Join(errs...)

@@ -25,10 +25,8 @@ import (
 
 // Driver applies rulesets to the kernel. Only Inspect and Watch may be called from several goroutines.
 type Driver struct {
-	// Legacy puts the rules into the chain FORWARD of iptables-legacy if this chain drops packets. Otherwise it removes
-	// weir's rules there. If it can't write the rules, problem says what a person can do. If Legacy is nil,
-	// iptables-legacy is ignored.
-	Legacy func(ctx context.Context, f conf.Family, rules []ruleset.Rule) (changed bool, problem string, err error)
+	// Legacy keeps weir's rules in the chains FORWARD of iptables-legacy. If it is nil, these chains aren't looked at.
+	Legacy LegacyForward
 
 	reader   *nftnl.Reader
 	sender   nftnl.Sender
@@ -43,6 +41,17 @@ type Driver struct {
 	readAt    uint32
 	own       nftnl.OwnChanges
 	accepting [len(conf.Families)]accepting
+}
+
+// LegacyForward keeps rules in the chains FORWARD of iptables-legacy that drop packets by default. The rules accept
+// pods' packets. Keep only looks at a chain after Forget, or if the rules are others than at its last call.
+type LegacyForward interface {
+	// Keep returns true if rules were missing that it had written before.
+	Keep(ctx context.Context, f conf.Family, rules []ruleset.Rule) (repaired bool)
+	Forget()
+	// Notes say which chains still drop pods' packets, and why.
+	Notes() []netfilter.Note
+	Remove(ctx context.Context) error
 }
 
 // New returns a driver. It doesn't read or change the kernel.

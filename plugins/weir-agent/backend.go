@@ -63,7 +63,7 @@ func removeIptables(ctx context.Context) error {
 
 func newNftables() *nftables.Driver {
 	d := nftables.New()
-	d.Legacy = iptables.AcceptInLegacy
+	d.Legacy = &iptables.LegacyForward{}
 	return d
 }
 
