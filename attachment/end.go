@@ -173,6 +173,9 @@ func (n Node) detach(x *ending) error {
 			return err
 		}
 	}
+	if err := x.shut(); err != nil {
+		return err
+	}
 	if err := n.Sets.Purge(addrsOf(addresses)...); err != nil {
 		return err
 	}
@@ -213,6 +216,16 @@ func (x *ending) forbid() error {
 		return bridge.ForbidPort(x.sender.HostIf)
 	}
 	return bridge.ForbidSender(x.sender)
+}
+
+// shut sets another plugin's link down, because no rule checks its packets once the addresses are in no set. The pod
+// may still run: GC ends each attachment that the runtime doesn't list, and DEL may take one interface of several.
+func (x *ending) shut() error {
+	e := x.record
+	if !e.Chained || e.HostIf == "" {
+		return nil
+	}
+	return bridge.ShutPeer(e.Netns, e.HostIf)
 }
 
 func addrsOf(addresses []endpoint.Address) []netip.Addr {

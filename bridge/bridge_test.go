@@ -3,6 +3,8 @@ package bridge
 import (
 	"errors"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -354,5 +356,38 @@ func TestEnsureGoesOn(t *testing.T) {
 	got := nodetest.Run(t, "sh", "-c", "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/weir0/send_redirects")
 	if got != "1\n0\n" {
 		t.Errorf("ip_forward and weir0's send_redirects are %q, want 1 and 0", got)
+	}
+}
+
+// TestShutPeer: a link is set down only if it leads to the given network namespace.
+func TestShutPeer(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	one, other := nodetest.NewNS(t, "one"), nodetest.NewNS(t, "other")
+	file := filepath.Join(t.TempDir(), "netns")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"one", "other"} {
+		nodetest.RunEach(t, "ip link add v"+name+" type veth peer name eth0 netns "+name, "ip link set v"+name+" up")
+	}
+	nodetest.RunEach(t, "ip link add here type veth peer name there", "ip link set here up")
+	up := func(name string) bool { return strings.Contains(nodetest.Run(t, "ip", "link", "show", name), ",UP") }
+	for _, c := range []struct {
+		netns, link string
+		up          bool
+	}{
+		{one, "vother", true}, // the name of a link that is gone may be another pod's by now
+		{other, "here", true},
+		{one + "-gone", "vone", true},
+		{file, "vone", true},
+		{one, "missing", true},
+		{one, "vone", false},
+	} {
+		err := ShutPeer(c.netns, c.link)
+		if err != nil || c.link != "missing" && up(c.link) != c.up {
+			t.Errorf("%s of %s: up: %v, want %v; %v", c.link, c.netns, !c.up, c.up, err)
+		}
 	}
 }

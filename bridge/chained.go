@@ -67,6 +67,44 @@ func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (hostIf, b
 		peer.Attrs().Name, master.Attrs().Name, master.Type(), ErrBypassesForward)
 }
 
+// ShutPeer sets the node's end of an interface down that another plugin made, if it still leads to that network
+// namespace. It returns nil if the namespace or the link is gone, or if another pod's link has the name by now.
+//
+// Equivalent to: ip link set HOSTIF down
+func ShutPeer(netnsPath, hostIf string) error {
+	ns, err := netns.GetFromPath(netnsPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open the pod's namespace %s: %w", netnsPath, err)
+	}
+	defer func() { _ = ns.Close() }()
+	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("open netlink: %w", err)
+	}
+	defer h.Close()
+	id, err := h.GetNetNsIdByFd(int(ns))
+	if errors.Is(err, unix.EINVAL) { // a file is left of the namespace
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("look up the pod's namespace %s: %w", netnsPath, err)
+	}
+	link, err := h.LinkByName(hostIf)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err == nil && id >= 0 && link.Attrs().NetNsID == id {
+		err = h.LinkSetDown(link)
+	}
+	if err != nil {
+		return fmt.Errorf("set link %s down: %w", hostIf, err)
+	}
+	return nil
+}
+
 // EnableBridgeNetfilter makes packets between the ports of another plugin's bridge pass through iptables. It sets
 // the option of this one bridge, because the sysctl would also hold for weir0. Without the module br_netfilter it
 // returns ErrBypassesForward.

@@ -359,6 +359,48 @@ func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 	}
 }
 
+// TestAPodThatRunsOnBehindPtp: if GC or weir's DEL ends the attachment of a pod that runs on, its link is down, because
+// no rule checks the pod's packets any more.
+func TestAPodThatRunsOnBehindPtp(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
+		return
+	}
+	testRunsOnBehind(t, "ptp")
+}
+
+func TestAPodThatRunsOnBehindBridge(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/bridge", "ipam/host-local") {
+		return
+	}
+	testRunsOnBehind(t, "bridge")
+}
+
+func testRunsOnBehind(t *testing.T, other string) {
+	n := newNodeBehind(t, other, nil)
+	n.Manifest("policy.yaml", denyAll)
+	n.StartAgent()
+	for i, verb := range []string{"DEL", "GC"} {
+		pod := n.AddPod("ns-1", []string{"http-echo", "busybox"}[i])
+		n.Serve(pod.Netns, "tcp", ":80")
+		n.ReachFrom(n.Outside, pod.IP+":80", false)
+		records, err := filepath.Glob("/run/weir/endpoints/*:eth0.json")
+		if err != nil || len(records) != 1 {
+			t.Fatal(records, err)
+		}
+		id, _, _ := strings.Cut(filepath.Base(records[0]), ":")
+		env := map[string]string{
+			"CNI_COMMAND": verb, "CNI_CONTAINERID": id, "CNI_NETNS": pod.Netns, "CNI_IFNAME": "eth0", "CNI_PATH": n.Bin,
+		}
+		if code, msg := weir(t, n, env, `{"cniVersion": "1.1.0", "name": "weir", "type": "weir"}`); code != 0 {
+			t.Fatalf("%s: code %d: %s", verb, code, msg)
+		}
+		if _, err := nodetest.Get(t, n.Outside, pod.IP+":80"); err == nil {
+			t.Errorf("after %s, the pod is reached although a policy forbids it", verb)
+		}
+		ended(n, pod.Namespace, pod.Name) // also by the other plugin
+	}
+}
+
 // TestPolicyThatCantHoldIsRefused: ADD refuses a pod whose packets would bypass the FORWARD hook. It also refuses
 // an interface, a prevResult or a configuration with which weir can't enforce policy behind another plugin.
 func TestPolicyThatCantHoldIsRefused(t *testing.T) {
