@@ -28,6 +28,9 @@ type clusterView struct {
 	unenforced []policy.Unenforced
 	nodes      nodeClaims
 	parsing    bool
+	// hurried means that the next reconcile is for events. It leaves large sets to later ones, so that no event waits for
+	// them.
+	hurried bool
 }
 
 // lookup is the source's answer about a pod that wasn't among its objects.

@@ -89,6 +89,7 @@ func (a *agent) handleAll(e event) work {
 		case e := <-a.events:
 			remaining = remaining.and(a.handle(e))
 		default:
+			a.cluster.hurried = remaining.reconcile
 			return remaining
 		}
 	}

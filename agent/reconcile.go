@@ -57,6 +57,7 @@ var steps = []func(*round, context.Context) bool{
 func (a *agent) reconcile(ctx context.Context, verify netfilter.Verify) time.Duration {
 	defer a.publishStatus()
 	defer a.tellUpkeep()
+	defer func() { a.cluster.hurried = false }()
 	if source, ok := a.Source.(Contact); ok {
 		a.faults.set(partAPI, source.Contact())
 	}

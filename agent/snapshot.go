@@ -38,7 +38,7 @@ func (s *snapshots) init() {
 }
 
 // sliceTime bounds the engine's work on new sets in one round. An event may have to wait for this time.
-const sliceTime = 2 * time.Millisecond
+const sliceTime = time.Millisecond
 
 func (a *agent) compile() *snapshot {
 	next := a.present()
@@ -59,9 +59,12 @@ func (a *agent) present() *snapshot {
 		a.cluster.attached = records
 	}
 	engine.SetRefused(a.kernel.refused)
-	if a.kernel.lastSync.IsZero() { // the kernel may have all sets of an earlier agent, and must keep them
+	switch {
+	case a.kernel.lastSync.IsZero(): // the kernel may have all sets of an earlier agent, and must keep them
 		next.compiled = engine.Ruleset()
-	} else {
+	case a.cluster.hurried:
+		next.compiled = engine.Small()
+	default:
 		began := time.Now()
 		next.compiled = engine.Slice(func() bool { return time.Since(began) > sliceTime })
 	}

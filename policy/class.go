@@ -69,7 +69,7 @@ func (c *compiler) lower() {
 		if !p.changed {
 			continue
 		}
-		p.changed = p.waits // if demands wait, the next compile releases more of them
+		p.changed = false
 		l := lowering{compiler: c, part: p, to: &lowered{problems: p.decided.then()}, rules: map[rulesOf][]ruleset.Rule{}}
 		l.collect()
 		l.reportWait()

@@ -235,6 +235,8 @@ func (c cluster) each(s selector, f func(p *member)) {
 
 func (c cluster) effort(*supply) float64 { return 0 }
 
+func (c cluster) look(*supply, int) (looked int, found bool) { return 0, true }
+
 func (c cluster) countSelected(s selector, f conf.Family) (n int) {
 	c.each(s, func(p *member) { n += p.countOf(f) })
 	return n

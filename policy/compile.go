@@ -2,7 +2,6 @@ package policy
 
 import (
 	"cmp"
-	"math"
 	"net/netip"
 	"slices"
 
@@ -46,6 +45,9 @@ func Compile(state State) ruleset.Ruleset {
 
 type finder interface {
 	effort(s *supply) float64
+	// look looks for entries of the set among up to n addresses. It returns the number of these addresses, and whether
+	// all entries are found.
+	look(s *supply, n int) (looked int, found bool)
 	countSelected(s selector, f conf.Family) int
 	selected(s selector, f conf.Family) ruleset.Entries
 	countNamed(p namedPort, f conf.Family) int
@@ -96,7 +98,7 @@ func newCompiler(find finder) *compiler {
 	return &compiler{
 		find: find, parts: map[string]*part{}, supplies: map[string]*supply{}, fit: true, uncounted: map[*supply]bool{},
 		sets: ordered.NewList(func(s *ruleset.Set) string { return s.Name }, cmp.Compare[string]),
-		work: work{left: math.Inf(1)},
+		work: work{counting: unlimited, making: unlimited},
 		chains: ordered.NewList(
 			func(c *ruleset.Chain) chainKey { return chainKey{c.Family, c.Name} },
 			func(a, b chainKey) int { return cmp.Or(cmp.Compare(a.family, b.family), cmp.Compare(a.name, b.name)) }),
@@ -144,8 +146,14 @@ func (c *compiler) replace(l *local) {
 	}
 	if len(l.endpoints)+len(l.expected) > 0 {
 		now := c.partOf(l)
-		// The old values stay until lower and release replace them.
+		// The old values stay until grant, lower and release replace them.
 		now.lowered, now.waited, now.begun = was.lowered, was.waited, was.begun
+		for _, d := range was.granted {
+			if d.of == now {
+				now.granted = append(now.granted, d)
+			}
+		}
+		now.decided, now.regranted = now.stated, true
 		c.parts[l.namespace] = now
 		c.wanted.rules += now.rules
 		c.exchangeWants(was, now)

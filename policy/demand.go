@@ -19,6 +19,8 @@ type demand struct {
 	classes int // how many classes the policy isolates
 	rules   []familyRule
 	sets    []*supply
+	of      *part // the namespace's newest part with the demand
+	made    bool  // true if all sets are in the ruleset
 }
 
 type familyRule struct {
@@ -30,7 +32,8 @@ func (d *demand) cost() float64 { return float64(d.classes * len(d.rules) * d.po
 
 type ask struct {
 	rules   []rule
-	classes int // how many classes the policy isolates
+	refused bool // true if the policies before it leave no room; then there are no demands
+	classes int  // how many classes the policy isolates
 	demands []*demand
 	sets    []*supply // without duplicates
 	cost    float64   // how many rules in the kernel the demands need
@@ -86,17 +89,21 @@ func (b *builder) demand() {
 	room := nodeRoom()
 	b.stamp++
 	for _, i := range isolations(b.groups) {
-		if b.rules > room.rules || float64(len(b.wants)) > room.sets {
-			b.refuseAll(i)
-			continue
-		}
+		refused := b.rules > room.rules || float64(len(b.wants)) > room.sets
 		key, rules := askKey{i.policy.name, i.direction}, i.policy.rules[i.direction]
 		a := b.last[key]
-		if a == nil || a.classes != i.classes || !sameRules(a.rules, rules) {
+		switch {
+		case a != nil && a.refused == refused && a.classes == i.classes && sameRules(a.rules, rules):
+		case refused:
+			a = refuseAll(i)
+		default:
 			a = b.ask(i)
 		}
 		b.asks[key] = a
 		b.demands, b.rules = append(b.demands, a.demands...), b.rules+a.cost
+		for _, d := range a.demands {
+			d.of = b.part
+		}
 		for _, s := range a.sets {
 			if s.stamp != b.stamp {
 				s.stamp, b.wants = b.stamp, append(b.wants, s)
@@ -108,17 +115,19 @@ func (b *builder) demand() {
 
 func sameRules(a, b []rule) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }
 
-func (b *builder) refuseAll(i *isolation) {
-	for _, r := range i.policy.rules[i.direction] {
+func refuseAll(i *isolation) *ask {
+	a := &ask{rules: i.policy.rules[i.direction], classes: i.classes, refused: true}
+	for _, r := range a.rules {
 		for j := range r.peers {
-			if len(b.stated.told[i.policy.name]) >= maxProblems {
-				return
+			if len(a.stated.all) >= maxProblems {
+				return a
 			}
 			if len(r.ports) > 0 {
-				b.stated.report(i.policy, r.peers[j].field, noRoom)
+				a.stated.report(i.policy, r.peers[j].field, noRoom)
 			}
 		}
 	}
+	return a
 }
 
 func (b *builder) ask(i *isolation) *ask {

@@ -119,6 +119,9 @@ func tell(r *rand.Rand, e *policy.Engine, was, now policy.State) {
 			e.Ruleset()
 		case 2: // the next event comes while large sets and policies are only half made
 			for range 1 + r.IntN(3) {
+				if r.IntN(3) == 0 {
+					e.SmallOf(float64(r.IntN(8)))
+				}
 				e.SliceOf(float64(1 + r.IntN(4)))
 			}
 		}
@@ -144,6 +147,9 @@ func sliced(r *rand.Rand, e *policy.Engine, now policy.State) (wrong string) {
 	limit, probe := float64(1+r.IntN(4)), r.IntN(4) == 0
 	for i := 0; e.Changed() && r.IntN(8) > 0; i++ {
 		got := e.SliceOf(limit)
+		if r.IntN(4) == 0 {
+			got = e.SmallOf(2 * limit)
+		}
 		if i > 1000 {
 			return "the slices don't end"
 		}

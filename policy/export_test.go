@@ -13,20 +13,40 @@ import (
 // SmallRoom replaces the limits by lower ones, which random clusters can exceed. The function restore sets the old
 // limits again.
 func SmallRoom(rules, sets, entries float64, inSet int) (restore func()) {
-	room, most, many, piece := nodeRoom, maxSetEntries, maxBulk, maxPiece
-	maxBulk, maxPiece = inSet%4, inSet%3
+	room, most, many := nodeRoom, maxSetEntries, maxBulk
+	maxBulk = inSet % 4
 	nodeRoom, maxSetEntries = func() amount { return amount{rules, sets, entries} }, inSet
-	return func() { nodeRoom, maxSetEntries, maxBulk, maxPiece = room, most, many, piece }
+	return func() { nodeRoom, maxSetEntries, maxBulk = room, most, many }
 }
 
-const SliceWork = slice
+const SliceWork, SmallWork = slice, small
 
 func (e *Engine) SliceOf(work float64) ruleset.Ruleset {
 	if u := e.NextUnparsed(); u != nil {
 		u.Parse()
 		e.TakeParsed(u)
 	}
-	return e.compile(work, nil)
+	return e.compile(work, false, nil)
+}
+
+func (e *Engine) SmallOf(work float64) ruleset.Ruleset { return e.compile(work, true, nil) }
+
+const LooksPerWork, DividedPerWork = looksPerWork, dividedPerWork
+
+// Undone returns how many addresses of large sets nobody has looked at, and how many demands the running division
+// hasn't decided on.
+func (e *Engine) Undone() (addresses, demands int) {
+	for _, l := range e.selectors.byKey {
+		for f := range l.sets {
+			addresses += len(l.sets[f].rest)
+		}
+	}
+	if r := e.compiler.division.running; r != nil {
+		for _, t := range r.all {
+			demands += len(t.demands)
+		}
+	}
+	return addresses, demands
 }
 
 type unsound []string
@@ -147,7 +167,8 @@ func (c *compiler) check(u *unsound) {
 			granting[s]++
 		}
 		u.unless(len(p.begun) == 0, "namespace %s has sets without rules", p.namespace)
-		u.unless(!p.fresh && !p.changed && !p.stale, "namespace %s isn't compiled", p.namespace)
+		compiled := !p.fresh && !p.changed && !p.regranted && !p.stale && len(p.pending) == 0
+		u.unless(compiled, "namespace %s isn't compiled", p.namespace)
 	}
 	for s := range needs {
 		wanted.sets++

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weir-net/weir/policy"
@@ -116,6 +117,103 @@ func TestLargeSetsComeInPieces(t *testing.T) {
 	}
 	if last != blocks || done == 0 {
 		t.Errorf("in the end the set has %d of %d entries and %d rules", last, blocks, done)
+	}
+}
+
+// TestSmallWaitsForNoLargeSet: Small has a denial that came just before, and makes nothing for a tenant with large
+// sets.
+func TestSmallWaitsForNoLargeSet(t *testing.T) {
+	for name, list := range hostile {
+		e, all := city(2000)
+		e.Apply(all)
+		e.Ruleset()
+		e.Apply(policies(list()...))
+		for u := e.NextUnparsed(); u != nil; u = e.NextUnparsed() {
+			u.Parse()
+			e.TakeParsed(u)
+		}
+		for n := 0; e.HasSlice() && n < 20; n++ {
+			was := made(e.SliceOf(policy.SliceWork))
+			if !e.HasSlice() {
+				break
+			}
+			deny := cityPolicy(18, 0)
+			deny.Name, deny.Spec.Ingress, deny.Spec.PodSelector = fmt.Sprint("deny", n), nil, metav1.LabelSelector{}
+			e.Apply(policies(deny))
+			r := e.Small()
+			if !denied(r, "ns18/"+deny.Name) {
+				t.Fatalf("%s: the ruleset after slice %d lacks a denial that came before it", name, n)
+			}
+			if now := made(r); now-was > 2 { // the denied pod's class has other entries
+				t.Errorf("%s: %d entries come with the denial after slice %d", name, now-was, n)
+			}
+			if !e.HasSlice() {
+				t.Errorf("%s: after the denial, nothing is left of the large sets", name)
+			}
+		}
+	}
+}
+
+func made(r ruleset.Ruleset) (entries int) {
+	for _, s := range r.Sets {
+		entries += s.Entries.Len()
+	}
+	return entries
+}
+
+// TestSlicesAreShort: one slice looks at few addresses of a large set, and divides the node's room among few demands.
+func TestSlicesAreShort(t *testing.T) {
+	for name, policies := range map[string]*policy.Delta{
+		"a large set": policies(hostilePolicy(1, 0, 1, func(int) networkingv1.NetworkPolicyPeer {
+			return networkingv1.NetworkPolicyPeer{NamespaceSelector: &metav1.LabelSelector{}}
+		})),
+		"many demands": policies(hostilePolicies(17, 4, 1000, equals)...),
+	} {
+		e, all := city(10 * policy.LooksPerWork * policy.SliceWork)
+		e.Apply(all)
+		e.Ruleset()
+		e.Apply(policies)
+		for u := e.NextUnparsed(); u != nil; u = e.NextUnparsed() {
+			u.Parse()
+			e.TakeParsed(u)
+		}
+		e.SliceOf(0)
+		addresses, demands, slices := 0, 0, 0
+		for n := 0; e.HasSlice(); n++ {
+			if n > 10_000 {
+				t.Fatalf("%s: the slices don't end", name)
+			}
+			a, d := e.Undone()
+			e.SliceOf(policy.SliceWork)
+			nowA, nowD := e.Undone()
+			addresses, demands = max(addresses, a-nowA), max(demands, d-nowD)
+			if a+d > 0 {
+				slices++
+			}
+		}
+		if addresses > policy.LooksPerWork*policy.SliceWork || demands > policy.DividedPerWork*policy.SliceWork {
+			t.Errorf("%s: a slice looks at %d addresses, and decides on %d demands", name, addresses, demands)
+		}
+		if slices < 5 {
+			t.Errorf("%s takes only %d slices", name, slices)
+		}
+	}
+}
+
+// TestRulesComeInGroups: the rules of a large policy come in few groups, because each group rewrites a chain.
+func TestRulesComeInGroups(t *testing.T) {
+	e, all := city(500)
+	e.Apply(all)
+	e.Ruleset()
+	e.Apply(policies(manySets(1, 100)))
+	groups, slices, before := 0, 0, 0
+	for ; e.Changed(); slices++ {
+		if n := ruled(e.SliceOf(policy.SliceWork), "ns1/hostile0"); n != before {
+			groups, before = groups+1, n
+		}
+	}
+	if before != 100 || groups > 8 || slices < 100 {
+		t.Errorf("%d rules come in %d groups, in %d slices", before, groups, slices)
 	}
 }
 

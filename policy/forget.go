@@ -4,17 +4,17 @@ import "slices"
 
 func (e *Engine) dropUnwanted() {
 	c := e.compiler
-	for len(c.unwanted) > 0 && c.work.allows() {
+	for len(c.unwanted) > 0 && c.work.allows(&c.work.making) {
 		some := c.unwanted[:min(len(c.unwanted), dropped)]
-		c.work.left -= float64(len(some)) / dropsPerWork
+		c.work.making.left -= float64(len(some)) / dropsPerWork
 		e.dropSome(some)
 		if c.unwanted = c.unwanted[len(some):]; len(c.unwanted) == 0 {
 			c.unwanted = nil
 		}
 	}
-	for len(e.unswept) > 0 && c.work.allows() {
+	for len(e.unswept) > 0 && c.work.allows(&c.work.making) {
 		last := len(e.unswept) - 1
-		c.work.left -= float64(len(e.unswept[last].matches)) / sweptPerWork
+		c.work.making.left -= float64(len(e.unswept[last].matches)) / sweptPerWork
 		e.unswept[last].sweep()
 		if e.unswept = e.unswept[:last]; last == 0 {
 			e.unswept = nil

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"net/netip"
 	"slices"
 
 	"k8s.io/apimachinery/pkg/selection"
@@ -24,8 +25,9 @@ type live struct {
 }
 
 type liveSet struct {
-	// filled is true if the entries have been computed, because a compile needed them.
+	// filled is true if a compile has needed the entries. rest has the addresses that lookFor still has to look at.
 	filled  bool
+	rest    []netip.Addr
 	entries ruleset.Entries
 }
 

@@ -29,15 +29,19 @@ type part struct {
 	rules   float64    // how many rules in the kernel the demands need
 	stated  complaints // problems of demands that the kernel refuses, or that are too many for a whole node
 
-	granted  []*demand
-	decided  complaints // stated, and the problems of demands that aren't granted
-	released []*demand  // granted demands whose rules and sets are in the ruleset
-	begun    []*supply  // large sets that are only partly in the ruleset; no rule uses them yet
-	fresh    bool       // true until grant has decided, and while sets aren't counted
-	waits    bool       // true if the last compile reached its limit before the work was done
-	waited   int        // how many compiles in a row have left work undone
-	changed  bool       // true if lowered must be computed again
-	lowered  lowered
+	granted   []*demand
+	decided   complaints       // stated, and the problems of demands that aren't granted
+	regranted bool             // true if granted has changed
+	released  []*demand        // granted demands whose rules and sets are in the ruleset
+	pending   []*demand        // granted demands whose sets are still to be made, in order
+	made      int              // how many granted demands have all their sets, but no rules yet
+	begun     map[*supply]bool // sets in the ruleset for these and for the pending demands
+	due       float64          // work of the namespace, done and to be done, at the end of which nothing is pending
+	fresh     bool             // true until grant has decided, and while sets aren't counted
+	waits     bool             // true if the last compile reached its limit before the work was done
+	waited    int              // how many compiles in a row have left work undone
+	changed   bool             // true if lowered must be computed again
+	lowered   lowered
 }
 
 func (c *compiler) partOf(l *local) *part {
@@ -116,7 +120,12 @@ type complaints struct {
 
 func (r *complaints) then() complaints { return complaints{slices.Clip(r.all), maps.Clone(r.told)} }
 
+// add adds problems of the policy that another complaints has.
 func (r *complaints) add(policy *parsedPolicy, all []ruleset.Problem) {
+	if len(all) > 0 && len(r.told[policy.name]) == 0 { // no need to look for equal ones
+		r.tell(policy, all...)
+		return
+	}
 	for _, p := range all {
 		r.report(policy, strings.TrimPrefix(p.Field, "spec."), p.Message)
 	}
@@ -129,12 +138,15 @@ func (r *complaints) report(policy *parsedPolicy, field, why string) {
 	}
 	name := strings.TrimSuffix(policy.name, maybeSuffix)
 	p := ruleset.Problem{Object: "NetworkPolicy " + name, Field: "spec." + field, Message: why}
-	if slices.Contains(told, p) {
-		return
+	if !slices.Contains(told, p) {
+		r.tell(policy, p)
 	}
+}
+
+func (r *complaints) tell(policy *parsedPolicy, all ...ruleset.Problem) {
 	if r.told == nil {
 		r.told = map[string][]ruleset.Problem{}
 	}
-	r.told[policy.name] = append(slices.Clip(told), p)
-	r.all = append(r.all, p)
+	r.told[policy.name] = append(slices.Clip(r.told[policy.name]), all...)
+	r.all = append(r.all, all...)
 }

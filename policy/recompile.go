@@ -3,6 +3,7 @@ package policy
 import (
 	"maps"
 	"math"
+	"net/netip"
 	"slices"
 
 	"github.com/weir-net/weir/conf"
@@ -11,22 +12,26 @@ import (
 
 // Ruleset returns the ruleset for all objects and attachments that the engine has been given. Unchanged parts share
 // their memory with the last ruleset.
-func (e *Engine) Ruleset() ruleset.Ruleset { return e.compile(math.Inf(1), nil) }
+func (e *Engine) Ruleset() ruleset.Ruleset { return e.compile(math.Inf(1), false, nil) }
 
 // Slice returns the ruleset after a limited amount of work, or earlier if the function over returns true. The next call
 // continues the work. Until it is done, packets that need missing sets and rules are dropped. Slice doesn't parse large
 // policies: see NextUnparsed.
-func (e *Engine) Slice(over func() bool) ruleset.Ruleset { return e.compile(slice, over) }
+func (e *Engine) Slice(over func() bool) ruleset.Ruleset { return e.compile(slice, false, over) }
+
+// Small is Slice without large work: it makes sets only for namespaces that need few new entries. So a change that
+// needs no sets, or small ones, waits for no tenant's large sets.
+func (e *Engine) Small() ruleset.Ruleset { return e.compile(small, true, nil) }
 
 // compile begins no work on new sets when the given amount of work is done, or when the function over returns true.
-func (e *Engine) compile(work float64, over func() bool) ruleset.Ruleset {
+func (e *Engine) compile(work float64, small bool, over func() bool) ruleset.Ruleset {
 	if math.IsInf(work, 1) {
 		e.parseAll()
 	}
 	if !e.HasSlice() {
 		return e.ruleset
 	}
-	e.compiler.work.begin(work, over)
+	e.compiler.work.begin(work, small, over)
 	for namespace := range e.touched {
 		if e.isLocal(namespace) {
 			e.policiesIn(namespace)
@@ -132,46 +137,108 @@ func (e *Engine) countSelected(s selector, f conf.Family) int { return e.liveSel
 
 func (e *Engine) countNamed(p namedPort, f conf.Family) int { return e.livePort(p).count[f] }
 
-// selected returns the entries of the selector's set. The first call computes them, and settle keeps them up to date.
 func (e *Engine) selected(s selector, f conf.Family) ruleset.Entries {
-	l := e.liveSelector(s)
+	return e.entriesOf(e.liveSelector(s), f)
+}
+
+func (e *Engine) named(port namedPort, f conf.Family) ruleset.Entries {
+	return e.entriesOf(e.livePort(port), f)
+}
+
+func (e *Engine) entriesOf(l *live, f conf.Family) ruleset.Entries {
+	e.lookFor(l, f, math.MaxInt)
+	return l.sets[f].entries
+}
+
+func (e *Engine) look(s *supply, n int) (looked int, found bool) {
+	switch {
+	case s.selector != nil:
+		return e.lookFor(e.liveSelector(*s.selector), s.Family, n)
+	case s.port != nil:
+		return e.lookFor(e.livePort(*s.port), s.Family, n)
+	}
+	return 0, true
+}
+
+// lookFor continues to find the entries of a live set. The first call notes the addresses of all matching pods, and
+// from then on change keeps the entries up to date. So the entries have an address if it matches when lookFor looks at
+// it, or begins to match later.
+func (e *Engine) lookFor(l *live, f conf.Family, n int) (looked int, found bool) {
 	set := &l.sets[f]
-	if set.filled {
-		return set.entries
+	if !set.filled {
+		set.filled = true
+		if o := e.selectors.twin(l); o != nil && o.sets[f].filled && o.sets[f].rest == nil {
+			set.entries = o.sets[f].entries
+			return 0, true
+		}
+		set.rest = e.addressesOf(l, f)
 	}
-	set.filled = true
-	if o := e.selectors.twin(l); o != nil && o.sets[f].filled {
-		set.entries = o.sets[f].entries
-		return set.entries
-	}
-	var entries []ruleset.Entry
-	for n := range e.within(l.scope) {
-		for c := range n.each() {
-			if _, in := slices.BinarySearchFunc(c.matches, l, byID); in {
-				entries = e.entries(entries, l, c, f)
+	n = min(n, len(set.rest))
+	if looked = n; set.entries.Len() == 0 && n == len(set.rest) { // quicker than one entry after the other
+		var all []ruleset.Entry
+		for _, a := range set.rest {
+			all = e.entriesAt(all, l, a)
+		}
+		set.entries = ruleset.EntriesOf(all...)
+	} else {
+		var some []ruleset.Entry
+		for _, a := range set.rest[:n] {
+			some = e.entriesAt(some[:0], l, a)
+			for _, entry := range some {
+				set.entries = set.entries.With(entry)
 			}
 		}
 	}
-	set.entries = ruleset.EntriesOf(entries...)
-	return set.entries
+	if set.rest = set.rest[n:]; len(set.rest) == 0 {
+		set.rest = nil
+	}
+	return looked, set.rest == nil
 }
 
-func (e *Engine) entries(to []ruleset.Entry, l *live, c *crowd, f conf.Family) []ruleset.Entry {
-	for _, p := range c.pods {
+func (e *Engine) addressesOf(l *live, f conf.Family) (all []netip.Addr) {
+	add := func(p *pod) {
 		for _, a := range p.addresses {
-			if conf.FamilyOf(a) != f {
-				continue
+			if conf.FamilyOf(a) == f {
+				all = append(all, a)
 			}
-			now := e.at(a)
-			if _, in := slices.BinarySearchFunc(now.selectors, l, byID); in {
-				to = append(to, entry(hostPrefix(a), comment(now.of)))
+		}
+	}
+	if l.key == "" {
+		for p := range e.withPort(l) {
+			add(p)
+		}
+		return all
+	}
+	for n := range e.within(l.scope) {
+		for c := range n.each() {
+			if _, in := slices.BinarySearchFunc(c.matches, l, byID); in {
+				for _, p := range c.pods {
+					add(p)
+				}
 			}
+		}
+	}
+	return all
+}
+
+func (e *Engine) entriesAt(to []ruleset.Entry, l *live, a netip.Addr) []ruleset.Entry {
+	now := e.at(a)
+	if _, in := slices.BinarySearchFunc(now.selectors, l, byID); in {
+		to = append(to, entry(hostPrefix(a), comment(now.of)))
+	}
+	for _, at := range now.ports {
+		if at.live == l {
+			to = append(to, namedEntry(a, at.port, comment(now.of)))
 		}
 	}
 	return to
 }
 
+// twin returns a selector that matches the same crowds; nil if none is known.
 func (x *selectorIndex) twin(l *live) *live {
+	if l.key == "" { // a named port
+		return nil
+	}
 	o := x.byPrint[l.print]
 	if o != nil && o != l && o.print == l.print && o.count == l.count && x.byKey[o.key] == o {
 		return o
@@ -181,28 +248,4 @@ func (x *selectorIndex) twin(l *live) *live {
 	}
 	x.byPrint[l.print] = l
 	return nil
-}
-
-func (e *Engine) named(port namedPort, f conf.Family) ruleset.Entries {
-	l := e.livePort(port)
-	set := &l.sets[f]
-	if set.filled {
-		return set.entries
-	}
-	var entries []ruleset.Entry
-	for p := range e.withPort(l) {
-		for _, a := range p.addresses {
-			if conf.FamilyOf(a) != f {
-				continue
-			}
-			now := e.at(a)
-			for _, at := range now.ports {
-				if at.live == l {
-					entries = append(entries, namedEntry(a, at.port, comment(now.of)))
-				}
-			}
-		}
-	}
-	set.filled, set.entries = true, ruleset.EntriesOf(entries...)
-	return set.entries
 }

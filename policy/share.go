@@ -2,7 +2,6 @@ package policy
 
 import (
 	"cmp"
-	"container/heap"
 	"fmt"
 	"maps"
 	"math"
@@ -51,8 +50,9 @@ func (c *compiler) grant() {
 	if c.fit = c.fits(); !c.fit {
 		if c.undecided || was {
 			c.divide()
+			c.undecided = c.uncertain()
 		}
-		c.undecided = c.waiting()
+		c.divideLeft()
 		return
 	}
 	for _, p := range c.parts {
@@ -61,6 +61,16 @@ func (c *compiler) grant() {
 		}
 	}
 	c.undecided, c.division = false, division{number: c.division.number}
+}
+
+// uncertain reports whether grant couldn't count some sets.
+func (c *compiler) uncertain() bool {
+	for _, p := range c.parts {
+		if p.waits {
+			return true
+		}
+	}
+	return false
 }
 
 func (c *compiler) fits() bool {
@@ -72,6 +82,9 @@ func (c *compiler) fits() bool {
 		for _, p := range s.wanted {
 			waiting[p.namespace]++
 		}
+	}
+	for namespace := range waiting {
+		waiting[namespace] += c.work.done[namespace]
 	}
 	for _, namespace := range c.work.order(waiting) {
 		p := c.parts[namespace]
@@ -98,7 +111,7 @@ func (c *compiler) grantAll(p *part) {
 func (t *tenant) decide() {
 	p := t.part
 	same := slices.Equal(p.granted, t.granted) && slices.Equal(p.decided.all, t.reports.all)
-	p.changed = p.changed || p.fresh || !same
+	p.regranted = p.regranted || p.fresh || !same
 	p.granted, p.decided, p.fresh = t.granted, t.reports, p.waits
 }
 
@@ -108,6 +121,9 @@ type division struct {
 	left   amount         // the room that the modest namespaces leave
 	modest []*supply      // sets of the modest namespaces
 	stale  bool           // true if the greedy namespaces must divide the rest again
+	// running is the division of the rest that was begun; nil if the last one is finished. If much has changed since it
+	// began, it is finished all the same: otherwise a namespace that changes all the time would hold up the others.
+	running *dividing
 }
 
 // divide decides which demands are granted if the node doesn't have room for all.
@@ -146,10 +162,9 @@ func (c *compiler) divide() {
 			c.grantAll(p)
 		}
 	}
+	now.stale = was.stale || was.left != now.left || was.greedy == nil || !maps.Equal(was.greedy, now.greedy)
+	now.running = was.running
 	c.division = now
-	if was.stale || was.left != now.left || was.greedy == nil || !maps.Equal(was.greedy, now.greedy) {
-		c.divideLeft()
-	}
 }
 
 func (c *compiler) isGreedy(s *supply, in division) bool {
@@ -221,41 +236,6 @@ func (c *compiler) share(p *part, enough float64, room amount) float64 {
 	return needs.share(room)
 }
 
-// divideLeft grants demands of the greedy namespaces one by one. The next demand is always granted to the namespace
-// whose share would then be the smallest. A namespace's share is the largest of its shares of rules, sets and entries
-// (dominant resource fairness).
-func (c *compiler) divideLeft() {
-	var all []*tenant
-	for p := range c.division.greedy {
-		all = append(all, &tenant{part: p, demands: p.demands, reports: p.stated.then()})
-		for _, s := range p.wants {
-			s.users = nil
-		}
-	}
-	var taken amount
-	queue := tenants(slices.DeleteFunc(slices.Clone(all), func(t *tenant) bool { return !c.next(t, taken) }))
-	heap.Init(&queue)
-	for len(queue) > 0 {
-		t := queue[0]
-		d, was := t.demands[0], t.afterwards
-		going := c.next(t, taken) // the room, and which tenants use the sets, may have changed since the last call
-		if going && t.demands[0] == d && t.afterwards <= was {
-			taken = taken.plus(c.charge(t, d))
-			t.granted = append(t.granted, d)
-			t.demands = t.demands[1:]
-			going = c.next(t, taken)
-		}
-		if going {
-			heap.Fix(&queue, 0)
-		} else {
-			heap.Pop(&queue)
-		}
-	}
-	for _, t := range all {
-		t.decide()
-	}
-}
-
 func (c *compiler) possible(t *tenant, d *demand) (possible, known bool) {
 	for _, s := range d.sets {
 		why, ok := c.count(t.part, s)
@@ -268,91 +248,4 @@ func (c *compiler) possible(t *tenant, d *demand) (possible, known bool) {
 		}
 	}
 	return true, true
-}
-
-func (c *compiler) next(t *tenant, taken amount) bool {
-	room, left := nodeRoom(), c.division.left
-	for ; len(t.demands) > 0; t.demands = t.demands[1:] {
-		d := t.demands[0]
-		whole, part := amount{rules: d.cost()}, amount{rules: d.cost()}
-		for _, s := range d.sets {
-			if c.costs(s) {
-				whole.sets++
-			}
-		}
-		fits := taken.plus(whole).within(left) && t.skipped*float64(len(c.division.greedy)) <= room.entries
-		if fits {
-			switch possible, known := c.possible(t, d); {
-			case !known: // the next compile divides again
-				c.division.stale, t.demands = true, nil
-				return false
-			case !possible:
-				continue
-			}
-		}
-		for _, s := range d.sets {
-			if c.costs(s) {
-				whole.entries += s.entries
-			}
-			if s.modest != c.division.number && !slices.Contains(s.users, t) {
-				part = part.plus(s.part(len(s.users) + 1))
-			}
-		}
-		if fits && taken.plus(whole).within(left) {
-			t.afterwards = t.usage.plus(part).share(room)
-			return true
-		}
-		if fits {
-			t.skipped += whole.entries
-		}
-		t.reports.report(d.policy, d.peer.field, noRoom)
-	}
-	return false
-}
-
-func (c *compiler) costs(s *supply) bool { return len(s.users) == 0 && s.modest != c.division.number }
-
-func (s *supply) part(users int) amount {
-	return amount{sets: 1 / float64(users), entries: s.entries / float64(users)}
-}
-
-func (c *compiler) charge(t *tenant, d *demand) amount {
-	whole := amount{rules: d.cost()}
-	t.usage.rules += whole.rules
-	for _, s := range d.sets {
-		if s.modest == c.division.number || slices.Contains(s.users, t) {
-			continue
-		}
-		if len(s.users) == 0 {
-			whole = whole.plus(s.part(1))
-		}
-		s.users = append(s.users, t)
-		part := s.part(len(s.users))
-		for _, u := range s.users[:len(s.users)-1] { // the other users' parts of this set become smaller
-			before := s.part(len(s.users) - 1)
-			u.usage.sets -= before.sets - part.sets
-			u.usage.entries -= before.entries - part.entries
-		}
-		t.usage = t.usage.plus(part)
-	}
-	return whole
-}
-
-type tenants []*tenant
-
-func (q tenants) Len() int { return len(q) }
-
-func (q tenants) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
-
-func (q tenants) Less(i, j int) bool {
-	return cmp.Or(cmp.Compare(q[i].afterwards, q[j].afterwards), cmp.Compare(q[i].namespace, q[j].namespace)) < 0
-}
-
-func (q *tenants) Push(t any) { *q = append(*q, t.(*tenant)) }
-
-func (q *tenants) Pop() any {
-	last := len(*q) - 1
-	t := (*q)[last]
-	*q = (*q)[:last]
-	return t
 }

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/weir-net/weir/policy/ruleset"
@@ -16,14 +17,17 @@ type supply struct {
 	blocks   ruleset.Entries
 	numbers  []ruleset.PortRange
 
-	counted       bool
-	size          int     // number of entries when the set was last counted
-	entries       float64 // size, rounded up; 0 if the set is too large
-	why           string  // why the set can't exist, or ""
-	wanted        []*part // parts with a demand for the set
-	granting      int     // how many parts have a granted demand for the set
+	counted  bool
+	size     int     // number of entries when the set was last counted
+	entries  float64 // size, rounded up; 0 if the set is too large
+	why      string  // why the set can't exist, or ""
+	wanted   []*part // parts with a demand for the set
+	granting int     // how many parts have a granted demand for the set
+	// beginning is how many parts have begun to make the set before they use it. piece has the set's first entries, and
+	// whole is true once it has all of them. A set that is granted has all its entries.
 	beginning     int
-	source        ruleset.Entries
+	piece         ruleset.Entries
+	whole         bool
 	users         []*tenant
 	sharing       int // how many of the namespaces that modest looks at need the set
 	stamp, before uint64
@@ -57,7 +61,7 @@ func (c *compiler) count(p *part, s *supply) (why string, ok bool) {
 	if s.counted {
 		return s.why, true
 	}
-	if !c.work.spend(p.namespace, c.find.effort(s), true) {
+	if !c.work.spend(&c.work.counting, p.namespace, c.find.effort(s)) {
 		p.waits = true
 		return "", false
 	}
@@ -115,21 +119,39 @@ func (c *compiler) entriesOf(s *supply) ruleset.Entries {
 	return s.blocks
 }
 
-func (c *compiler) fill(s *supply) {
-	s.Entries = c.entriesOf(s)
+// lacks reports whether the ruleset lacks some of the set's entries.
+func (s *supply) lacks() bool { return s.granting == 0 && !s.whole }
+
+// needs returns about how much work the rest of the set is.
+func (s *supply) needs() float64 {
+	if !s.lacks() {
+		return 0
+	}
+	return 1 + max(0, s.entries-float64(s.piece.Len()))
+}
+
+func (c *compiler) fill(s *supply) { c.show(s, c.entriesOf(s)) }
+
+func (c *compiler) show(s *supply, entries ruleset.Entries) {
+	s.Entries = entries
 	s.Set = c.refused.Without(s.Set, func(ruleset.Entry, string) {})
 	c.sets.Put(&s.Set)
 }
 
 func (c *compiler) refill(name string) {
 	s := c.supplies[name]
-	if s == nil || s.granting == 0 {
-		return
-	}
-	if c.fill(s); len(c.refused) > 0 { // each part reports the refused entries of its sets
-		for _, p := range s.wanted {
-			p.changed = true
+	switch {
+	case s == nil:
+	case s.granting > 0:
+		if c.fill(s); len(c.refused) > 0 { // each part reports the refused entries of its sets
+			for _, p := range s.wanted {
+				p.changed = true
+			}
 		}
+	case s.whole:
+		c.putPiece(s, math.MaxInt)
+	case s.piece.Len() > 0:
+		c.putPiece(s, 0)
 	}
 }
 
@@ -141,9 +163,20 @@ func (c *compiler) grantSets(was, now []*supply) {
 	}
 	for _, s := range was {
 		if s.granting--; s.granting == 0 {
-			c.sets.Remove(&s.Set)
-			s.Entries, s.source = ruleset.Entries{}, ruleset.Entries{}
-			c.unwanted = append(c.unwanted, s)
+			if s.beginning > 0 { // for a part that has no rules with the set yet
+				c.putPiece(s, math.MaxInt)
+			}
+			c.drop(s)
 		}
 	}
+}
+
+// drop removes the set from the ruleset if no part needs it any longer.
+func (c *compiler) drop(s *supply) {
+	if s.granting+s.beginning > 0 {
+		return
+	}
+	c.sets.Remove(&s.Set)
+	s.Entries, s.piece, s.whole = ruleset.Entries{}, ruleset.Entries{}, false
+	c.unwanted = append(c.unwanted, s)
 }

@@ -6,17 +6,17 @@ import (
 	"math"
 	"slices"
 	"strings"
-
-	"github.com/weir-net/weir/policy/ruleset"
 )
 
 const (
 	// slice limits the work of one Slice. The unit is an entry of a set, for which the kernel needs up to ten
 	// microseconds.
-	slice                               = 1 << 10
-	crowdsPerWork                       = 200
-	dropsPerWork, sweptPerWork, dropped = 20, 1000, 1 << 8
-	bulkPerWork                         = 2
+	slice = 1 << 8
+	// small limits the work of Small.
+	small = 1 << 6
+	// These say how much of each kind of work counts as one unit.
+	crowdsPerWork, bulkPerWork, looksPerWork, dividedPerWork = 200, 2, 4, 16
+	dropsPerWork, sweptPerWork, dropped                      = 20, 1000, 1 << 8
 	// free is the work that each compile may do even if its time is over. So all work ends some time, and a small
 	// policy gets all its sets in one slice.
 	free = 1 << 6
@@ -25,34 +25,43 @@ const (
 	maxWaits = 10_000
 )
 
-// maxPiece is the size above which a set is made in pieces. It is a quarter of a slice, because a demand may have two
-// sets in each family: next to a piece of one set, a slice must have room for the other sets.
-var maxPiece = slice / 4
-
 // work limits what one compile does for new sets. The next compile continues, and rules without their sets allow
-// nothing until then. So expensive policies don't delay other changes.
+// nothing until then. So expensive policies don't delay other changes. Counting sets and making sets have limits of
+// their own, so neither delays the other.
 type work struct {
-	limit, left float64
-	over        func() bool
-	spent       bool // true if this compile has done some work
-	done        map[string]float64
+	counting, making budget
+	over             func() bool
+	// small is true if only namespaces get sets whose whole need this compile can meet.
+	small bool
+	done  map[string]float64
 }
 
-func (w *work) spend(namespace string, effort float64, any bool) bool {
-	if math.IsInf(w.left, 1) {
+type budget struct{ limit, left float64 }
+
+var unlimited = budget{math.Inf(1), math.Inf(1)}
+
+func (w *work) begin(limit float64, small bool, over func() bool) {
+	b := budget{limit, limit}
+	w.counting, w.making, w.small, w.over = b, b, small, over
+}
+
+func (w *work) unlimited() bool { return math.IsInf(w.making.left, 1) }
+
+func (w *work) allows(b *budget) bool {
+	return b.left > 0 && (b.limit-b.left < free || w.over == nil || !w.over())
+}
+
+// spend returns false, and books nothing, if no more work is allowed. The last work may exceed the limit.
+func (w *work) spend(b *budget, namespace string, effort float64) bool {
+	switch {
+	case w.unlimited():
 		return true
-	}
-	if !w.allows() || !any && w.spent && effort > w.left {
+	case !w.allows(b):
 		return false
 	}
-	w.left -= effort
-	w.spent = true
+	b.left -= effort
 	w.add(namespace, effort)
 	return true
-}
-
-func (w *work) allows() bool {
-	return w.left > 0 && (w.limit-w.left < free || w.over == nil || !w.over())
 }
 
 func (w *work) add(namespace string, effort float64) {
@@ -62,14 +71,11 @@ func (w *work) add(namespace string, effort float64) {
 	w.done[namespace] += effort
 }
 
-func (w *work) order(needed map[string]float64) []string {
-	return slices.SortedFunc(maps.Keys(needed), func(a, b string) int {
-		return cmp.Or(cmp.Compare(w.done[a]+needed[a], w.done[b]+needed[b]), strings.Compare(a, b))
+// order puts namespaces first whose work, past and needed, is little.
+func (w *work) order(sums map[string]float64) []string {
+	return slices.SortedFunc(maps.Keys(sums), func(a, b string) int {
+		return cmp.Or(cmp.Compare(sums[a], sums[b]), strings.Compare(a, b))
 	})
-}
-
-func (w *work) begin(limit float64, over func() bool) {
-	w.limit, w.left, w.over, w.spent = limit, limit, over, false
 }
 
 func (c *compiler) waiting() bool {
@@ -78,93 +84,126 @@ func (c *compiler) waiting() bool {
 			return true
 		}
 	}
-	return false
+	return c.division.stale || c.division.running != nil
 }
 
+// release decides which of the granted demands get their rules, and makes sets for the others.
 func (c *compiler) release() {
-	needed := map[string]float64{}
+	sums := map[string]float64{}
 	for namespace, p := range c.parts {
-		if p.changed {
-			needed[namespace] = 0
-			for _, d := range p.granted {
-				needed[namespace] += newEntries(d, nil)
+		if p.regranted {
+			c.survey(p)
+		}
+		if len(p.pending) > 0 {
+			sums[namespace] = p.due
+		}
+	}
+	for _, namespace := range c.work.order(sums) {
+		p := c.parts[namespace]
+		if !c.work.small || p.due-c.work.done[namespace] <= c.work.making.left {
+			c.makeSets(p)
+		}
+		if len(p.pending) == 0 {
+			p.waited = 0
+			continue
+		}
+		p.waits = true
+		if p.waited++; p.waited == maxWaits {
+			p.changed = true
+		}
+	}
+}
+
+// survey finds out which granted demands have all their sets. It goes through all of them, so release calls it only
+// if others are granted.
+func (c *compiler) survey(p *part) {
+	begun, needed := p.begun, 0.0
+	p.begun, p.pending, p.released, p.made, p.changed, p.regranted = map[*supply]bool{}, nil, nil, 0, true, false
+	for _, d := range p.granted {
+		if d.made = c.work.unlimited() || !slices.ContainsFunc(d.sets, (*supply).lacks); d.made {
+			p.released = append(p.released, d)
+			continue
+		}
+		p.pending = append(p.pending, d)
+		for _, s := range d.sets {
+			if needed += s.needs(); s.beginning > 0 {
+				c.hold(p, s)
 			}
 		}
 	}
-	for _, namespace := range c.work.order(needed) {
-		p := c.parts[namespace]
-		p.released = nil
-		begun := p.begun
-		p.begun = nil
-		seen := map[*supply]bool{}
-		for _, d := range p.granted {
-			if !c.begin(p, d) {
-				p.waits = true
-				continue
-			}
-			if effort := newEntries(d, seen); effort > 0 && !c.work.spend(p.namespace, effort, false) {
-				p.waits = true
-				continue
-			}
-			for _, s := range d.sets {
-				seen[s] = true
-			}
+	p.due = c.work.done[p.namespace] + needed
+	c.abandon(begun)
+}
+
+// makeSets makes the sets of the part's pending demands, one demand after the other. Each new rule rewrites a chain, so
+// the demands get their rules in groups: a group is at least as large as all groups before it.
+func (c *compiler) makeSets(p *part) {
+	for len(p.pending) > 0 {
+		d := p.pending[0]
+		if slices.ContainsFunc(d.sets, func(s *supply) bool { return !c.extend(p, s) }) {
+			break
+		}
+		d.made, p.pending = true, p.pending[1:]
+		p.made++
+	}
+	if p.made == 0 || len(p.pending) > 0 && p.made < len(p.released) {
+		return
+	}
+	p.released, p.made, p.changed = nil, 0, true
+	for _, d := range p.granted {
+		if d.made {
 			p.released = append(p.released, d)
 		}
-		if c.abandon(begun); !p.waits {
-			c.abandon(p.begun)
-			p.begun = nil
-		}
-		if p.waited++; !p.waits {
-			p.waited = 0
-		}
+	}
+	if len(p.pending) == 0 {
+		c.abandon(p.begun)
+		p.begun, p.pending = nil, nil
 	}
 }
 
-func newEntries(d *demand, seen map[*supply]bool) (n float64) {
-	for _, s := range d.sets {
-		switch {
-		case s.granting > 0 || seen[s]:
-		// The set is begun, so its exact size is known, and the rounded one may never be reached.
-		case s.source.Len() > 0:
-			n += 1 + float64(s.source.Len()-s.Entries.Len())
-		default:
-			n += 1 + s.entries
+// extend makes as much of the set as is allowed. It reports whether the ruleset has the whole set.
+func (c *compiler) extend(p *part, s *supply) (whole bool) {
+	for s.lacks() {
+		if c.hold(p, s); c.work.unlimited() {
+			c.putPiece(s, math.MaxInt)
+			return true
+		}
+		if !c.work.allows(&c.work.making) {
+			return false
+		}
+		room := max(1, int(c.work.making.left))
+		looked, found := c.find.look(s, looksPerWork*room)
+		c.work.spend(&c.work.making, p.namespace, float64(looked)/looksPerWork)
+		if found && (looked == 0 || c.work.allows(&c.work.making)) {
+			had := s.piece.Len()
+			c.putPiece(s, room)
+			c.work.spend(&c.work.making, p.namespace, 1+float64(max(0, s.piece.Len()-had)))
 		}
 	}
-	return n
+	return true
 }
 
-func (c *compiler) begin(p *part, d *demand) (whole bool) {
-	if whole = true; len(c.refused) > 0 {
-		return true
+func (c *compiler) putPiece(s *supply, more int) {
+	all := c.entriesOf(s)
+	n := all.UpTo(s.piece)
+	if s.whole = more >= all.Len()-n; s.whole {
+		more = all.Len() - n
 	}
-	for _, s := range d.sets {
-		if s.granting > 0 || s.entries <= float64(maxPiece) || math.IsInf(c.work.left, 1) {
-			continue
-		}
+	s.piece = all.First(n + more)
+	c.show(s, s.piece)
+}
+
+func (c *compiler) hold(p *part, s *supply) {
+	if !p.begun[s] {
+		p.begun[s] = true
 		s.beginning++
-		p.begun = append(p.begun, s)
-		all := c.entriesOf(s)
-		n := max(1, min(all.Len()-s.Entries.Len(), int(c.work.left)))
-		if !c.work.spend(p.namespace, float64(n), true) {
-			whole = false
-			continue
-		}
-		s.Entries, s.source = s.Entries.Follow(s.source, all, n), all
-		c.sets.Put(&s.Set)
-		whole = whole && s.Entries.Len() == all.Len()
 	}
-	return whole
 }
 
-func (c *compiler) abandon(sets []*supply) {
-	for _, s := range sets {
-		if s.beginning--; s.beginning == 0 && s.granting == 0 {
-			c.sets.Remove(&s.Set)
-			s.source, s.Entries = ruleset.Entries{}, ruleset.Entries{}
-			c.unwanted = append(c.unwanted, s)
-		}
+func (c *compiler) abandon(sets map[*supply]bool) {
+	for s := range sets {
+		s.beginning--
+		c.drop(s)
 	}
 }
 
@@ -172,12 +211,9 @@ func (l *lowering) reportWait() {
 	if l.waited < maxWaits {
 		return
 	}
-	released, told := map[*demand]bool{}, map[string]bool{}
-	for _, d := range l.released {
-		released[d] = true
-	}
-	for _, d := range l.demands {
-		if name := d.policy.name; l.waits && !released[d] && !told[name] {
+	told := map[string]bool{}
+	for _, d := range l.pending {
+		if name := d.policy.name; !told[name] {
 			told[name] = true
 			l.to.problems.report(d.policy, d.peer.field, "its sets are large or many, and are not all made yet; "+
 				"what is missing allows nothing yet")

@@ -79,24 +79,40 @@ func (m Map[K, V]) Last(among func(K) bool) (key K, ok bool) {
 	return key, ok
 }
 
+// First returns the map with the first n keys only.
+func (m Map[K, V]) First(n int) Map[K, V] {
+	m.root = m.root.first(n)
+	return m
+}
+
+func (n *node[K, V]) first(many int) *node[K, V] {
+	switch {
+	case n == nil || many <= 0:
+		return nil
+	case many >= n.len():
+		return n
+	case many <= n.left.len():
+		return n.left.first(many)
+	}
+	return n.with(n.left, n.right.first(many-1-n.left.len()))
+}
+
+// Rank returns how many keys are no higher than the given one.
+func (m Map[K, V]) Rank(key K) (rank int) {
+	for n := m.root; n != nil; {
+		if m.compare(n.key, key) > 0 {
+			n = n.left
+			continue
+		}
+		rank += 1 + n.left.len()
+		n = n.right
+	}
+	return rank
+}
+
 // All yields the keys and values, sorted by key.
 func (m Map[K, V]) All() iter.Seq2[K, V] {
 	return func(yield func(K, V) bool) { m.root.all(yield) }
-}
-
-// After yields the keys that are higher than the given key, and their values, sorted by key.
-func (m Map[K, V]) After(key K) iter.Seq2[K, V] {
-	return func(yield func(K, V) bool) { m.after(m.root, key, yield) }
-}
-
-func (m Map[K, V]) after(n *node[K, V], key K, yield func(K, V) bool) bool {
-	switch {
-	case n == nil:
-		return true
-	case m.compare(n.key, key) <= 0:
-		return m.after(n.right, key, yield)
-	}
-	return m.after(n.left, key, yield) && yield(n.key, n.value) && n.right.all(yield)
 }
 
 func (n *node[K, V]) all(yield func(K, V) bool) bool {

@@ -60,11 +60,31 @@ func check(t *testing.T, m Map[int, int], want map[int]int) {
 		}
 		last = k
 	}
-	for _, k := range []int{-1, 20, 60} {
-		behind := maps.Clone(want)
-		maps.DeleteFunc(behind, func(n, _ int) bool { return n <= k })
-		if got := maps.Collect(m.After(k)); !maps.Equal(got, behind) {
-			t.Fatalf("the keys behind %d are %v, want %v", k, got, behind)
+	sorted := slices.Sorted(maps.Keys(want))
+	for _, n := range []int{-1, 0, 1, len(want) / 2, len(want), 60} {
+		first := maps.Clone(want)
+		for _, k := range sorted[min(max(n, 0), len(sorted)):] {
+			delete(first, k)
+		}
+		got := m.First(n)
+		built := From(cmp.Compare, func(yield func(int, int) bool) {
+			for _, k := range slices.Sorted(maps.Keys(first)) {
+				if !yield(k, first[k]) {
+					return
+				}
+			}
+		})
+		if !maps.Equal(maps.Collect(got.All()), first) || !sameShape(got.root, built.root) {
+			t.Fatalf("the first %d keys are %v, want %v", n, maps.Collect(got.All()), first)
+		}
+	}
+	for k := -1; k <= 60; k++ {
+		rank, found := slices.BinarySearch(sorted, k)
+		if found {
+			rank++
+		}
+		if got := m.Rank(k); got != rank {
+			t.Fatalf("%d keys are no higher than %d, not %d", rank, k, got)
 		}
 	}
 	for k := -1; k <= 60; k++ {

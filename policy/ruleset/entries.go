@@ -2,6 +2,7 @@ package ruleset
 
 import (
 	"iter"
+	"net/netip"
 
 	"github.com/weir-net/weir/internal/ordered"
 )
@@ -31,6 +32,12 @@ func (e Entries) Get(element Element) (comment string, ok bool) { return e.of.Ge
 
 func (e Entries) last(among func(Element) bool) (Element, bool) { return e.of.Last(among) }
 
+// HasAddress reports whether an entry is for exactly this address, perhaps with a port or a link.
+func (e Entries) HasAddress(a netip.Addr) bool {
+	last, ok := e.of.Last(func(e Element) bool { return e.Prefix.Addr().Compare(a) <= 0 })
+	return ok && last.Prefix == netip.PrefixFrom(a, a.BitLen())
+}
+
 // All yields the entries in order.
 func (e Entries) All() iter.Seq[Entry] {
 	return func(yield func(Entry) bool) {
@@ -50,31 +57,16 @@ func (e Entries) With(added Entry) Entries {
 	return Entries{e.of.With(added.Element, added.Comment)}
 }
 
-// Follow updates an incomplete copy of a list. was is the list of which e has the first entries. The result has the
-// same part of the list now, and the next n entries.
-func (e Entries) Follow(was, now Entries, n int) Entries {
-	last, some := e.last(func(Element) bool { return true })
-	within := func(x Element) bool { return some && x.Compare(last) <= 0 }
-	for c := range was.Diff(now) {
-		switch {
-		case !within(c.Key):
-		case c.Has:
-			e = e.With(Entry{c.Key, c.Now})
-		default:
-			e = e.Without(c.Key)
-		}
+// First returns the first n entries.
+func (e Entries) First(n int) Entries { return Entries{e.of.First(n)} }
+
+// UpTo returns how many entries come no later than the last one of the parameter o.
+func (e Entries) UpTo(o Entries) int {
+	last, some := o.last(func(Element) bool { return true })
+	if !some {
+		return 0
 	}
-	rest := now.of.All()
-	if some {
-		rest = now.of.After(last)
-	}
-	for element, comment := range rest {
-		if n--; n < 0 {
-			break
-		}
-		e = e.With(Entry{element, comment})
-	}
-	return e
+	return e.of.Rank(last)
 }
 
 func (e Entries) Without(element Element) Entries { return Entries{e.of.Without(element)} }

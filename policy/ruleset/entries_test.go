@@ -3,39 +3,31 @@ package ruleset
 import (
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"testing"
 )
 
-// TestFollow: entries that follow a changing list always have its first entries, and in the end all of them.
-func TestFollow(t *testing.T) {
+// TestPieces: the first entries of a changing list, up to the last one of the piece before and some more, end with the
+// whole list.
+func TestPieces(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	element := func() Element {
 		return Element{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(r.IntN(64))}), 32)}
 	}
 	for range 1000 {
-		var all, some Entries
+		var all, piece Entries
 		for range r.IntN(40) {
 			all = all.With(Entry{element(), "first"})
 		}
-		was := Entries{}
-		for step := 0; ; step++ {
-			some = some.Follow(was, all, 1+r.IntN(5))
-			was = all
-			n := 0
-			for e := range all.All() {
-				comment, ok := some.Get(e.Element)
-				if ok {
-					n++
-				}
-				if n < some.Len() && !ok || ok && comment != e.Comment {
-					t.Fatalf("%v, of the first %d, is missing or wrong: %q", e, some.Len(), comment)
-				}
+		for step := 0; piece.Len() < all.Len(); step++ {
+			before, n := piece, 1+r.IntN(5)
+			piece = all.First(all.UpTo(piece) + n)
+			have := slices.Collect(piece.All())
+			if want := slices.Collect(all.All())[:len(have)]; !slices.Equal(have, want) {
+				t.Fatalf("%v isn't the beginning of %v", have, want)
 			}
-			if n != some.Len() {
-				t.Fatalf("%d entries, of which %d should be there", some.Len(), n)
-			}
-			if some.Len() == all.Len() {
-				break
+			if all.UpTo(before)+n != len(have) && len(have) != all.Len() {
+				t.Fatalf("%d entries after %v", len(have), before)
 			}
 			if step > 200 {
 				t.Fatal("it never ends")
@@ -46,6 +38,27 @@ func TestFollow(t *testing.T) {
 				} else {
 					all = all.Without(e)
 				}
+			}
+		}
+	}
+}
+
+// TestHasAddress compares HasAddress with a look at each entry.
+func TestHasAddress(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 1))
+	for range 200 {
+		var all Entries
+		for range r.IntN(12) {
+			a := netip.AddrFrom4([4]byte{10, 0, 0, byte(r.IntN(16))})
+			all = all.With(Entry{Element{Prefix: netip.PrefixFrom(a, 30+r.IntN(3)), Port: uint16(r.IntN(2))}, ""})
+		}
+		for n := range byte(17) {
+			a, has := netip.AddrFrom4([4]byte{10, 0, 0, n}), false
+			for e := range all.All() {
+				has = has || e.Prefix == netip.PrefixFrom(a, 32)
+			}
+			if all.HasAddress(a) != has {
+				t.Fatalf("%v has %s: %v", slices.Collect(all.All()), a, !has)
 			}
 		}
 	}

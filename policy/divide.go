@@ -1,0 +1,189 @@
+package policy
+
+import (
+	"cmp"
+	"container/heap"
+	"slices"
+)
+
+// dividing is a division of the rest (divideLeft), which may take several compiles.
+type dividing struct {
+	left  amount
+	all   []*tenant
+	begun int // how many of all are in the queue, or need nothing
+	queue tenants
+	taken amount
+}
+
+// divideLeft grants demands of the greedy namespaces one by one. The next demand is always granted to the namespace
+// whose share would then be the smallest. A namespace's share is the largest of its shares of rules, sets and entries
+// (dominant resource fairness). If the work of this compile is done, the next compile continues. Until the division is
+// finished, the namespaces keep what they were granted before.
+func (c *compiler) divideLeft() {
+	for !c.work.small && (c.division.stale || c.division.running != nil) {
+		if c.division.running == nil {
+			c.beginDividing()
+		}
+		if !c.goOnDividing(c.division.running) {
+			return
+		}
+	}
+}
+
+func (c *compiler) beginDividing() {
+	r := &dividing{left: c.division.left}
+	for p := range c.division.greedy {
+		r.all = append(r.all, &tenant{part: p, demands: p.demands, reports: p.stated.then()})
+		for _, s := range p.wants {
+			s.users = nil
+		}
+	}
+	c.division.running, c.division.stale = r, false
+}
+
+func (c *compiler) goOnDividing(r *dividing) (finished bool) {
+	for ; r.begun < len(r.all); r.begun++ {
+		going, known := c.next(r, r.all[r.begun])
+		if !known {
+			return false
+		}
+		if going {
+			r.queue = append(r.queue, r.all[r.begun])
+		}
+	}
+	heap.Init(&r.queue)
+	for len(r.queue) > 0 {
+		t := r.queue[0]
+		d, was := t.demands[0], t.afterwards
+		going, known := c.next(r, t) // the room, and which tenants use the sets, may have changed
+		if going && t.demands[0] == d && t.afterwards <= was {
+			r.taken = r.taken.plus(c.charge(t, d))
+			t.granted = append(t.granted, d)
+			t.demands = t.demands[1:]
+			going, known = c.next(r, t)
+		}
+		switch {
+		case !known:
+			return false
+		case going:
+			heap.Fix(&r.queue, 0)
+		default:
+			heap.Pop(&r.queue)
+		}
+	}
+	c.division.running = nil
+	for _, t := range r.all {
+		switch now := c.parts[t.namespace]; {
+		case !c.division.greedy[now]:
+		case now == t.part:
+			t.decide()
+			now.fresh = false
+		default: // another division decides; until then it keeps no more than this one grants
+			now.keep(t.granted)
+		}
+	}
+	return true
+}
+
+func (p *part) keep(granted []*demand) {
+	kept := make(map[*demand]bool, len(granted))
+	for _, d := range granted {
+		kept[d] = true
+	}
+	p.granted = slices.DeleteFunc(slices.Clone(p.granted), func(d *demand) bool { return !kept[d] })
+	p.regranted = true
+}
+
+// next reports whether the tenant has a next demand for which there is room, and computes t.afterwards. known is
+// false if the work is spent before the answer is known. Then the next call continues.
+func (c *compiler) next(r *dividing, t *tenant) (going, known bool) {
+	room := nodeRoom()
+	if c.parts[t.namespace] != t.part { // another division will decide
+		t.demands = nil
+	}
+	for ; len(t.demands) > 0; t.demands = t.demands[1:] {
+		if !c.work.spend(&c.work.counting, t.namespace, 1./dividedPerWork) {
+			return false, false
+		}
+		d := t.demands[0]
+		whole, part := amount{rules: d.cost()}, amount{rules: d.cost()}
+		for _, s := range d.sets {
+			if c.costs(s) {
+				whole.sets++
+			}
+		}
+		fits := r.taken.plus(whole).within(r.left) && t.skipped*float64(len(r.all)) <= room.entries
+		if fits {
+			switch possible, known := c.possible(t, d); {
+			case !known:
+				return false, false
+			case !possible:
+				continue
+			}
+		}
+		for _, s := range d.sets {
+			if c.costs(s) {
+				whole.entries += s.entries
+			}
+			if s.modest != c.division.number && !slices.Contains(s.users, t) {
+				part = part.plus(s.part(len(s.users) + 1))
+			}
+		}
+		if fits && r.taken.plus(whole).within(r.left) {
+			t.afterwards = t.usage.plus(part).share(room)
+			return true, true
+		}
+		if fits {
+			t.skipped += whole.entries
+		}
+		t.reports.report(d.policy, d.peer.field, noRoom)
+	}
+	return false, true
+}
+
+func (c *compiler) costs(s *supply) bool { return len(s.users) == 0 && s.modest != c.division.number }
+
+func (s *supply) part(users int) amount {
+	return amount{sets: 1 / float64(users), entries: s.entries / float64(users)}
+}
+
+func (c *compiler) charge(t *tenant, d *demand) amount {
+	whole := amount{rules: d.cost()}
+	t.usage.rules += whole.rules
+	for _, s := range d.sets {
+		if s.modest == c.division.number || slices.Contains(s.users, t) {
+			continue
+		}
+		if len(s.users) == 0 {
+			whole = whole.plus(s.part(1))
+		}
+		s.users = append(s.users, t)
+		part := s.part(len(s.users))
+		for _, u := range s.users[:len(s.users)-1] { // the other users' parts of this set become smaller
+			before := s.part(len(s.users) - 1)
+			u.usage.sets -= before.sets - part.sets
+			u.usage.entries -= before.entries - part.entries
+		}
+		t.usage = t.usage.plus(part)
+	}
+	return whole
+}
+
+type tenants []*tenant
+
+func (q tenants) Len() int { return len(q) }
+
+func (q tenants) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
+
+func (q tenants) Less(i, j int) bool {
+	return cmp.Or(cmp.Compare(q[i].afterwards, q[j].afterwards), cmp.Compare(q[i].namespace, q[j].namespace)) < 0
+}
+
+func (q *tenants) Push(t any) { *q = append(*q, t.(*tenant)) }
+
+func (q *tenants) Pop() any {
+	last := len(*q) - 1
+	t := (*q)[last]
+	*q = (*q)[:last]
+	return t
+}
