@@ -72,8 +72,9 @@ func (d *Driver) look(ctx context.Context, want ruleset.Ruleset, verify netfilte
 	return nil
 }
 
-// Reread reads again which sets contain the addresses, and all sets whose entries have a port, a link or a number. It
-// returns true if a set has changed: the plugin changes sets too.
+// Reread reads again which sets contain the addresses. It returns true if a set differs from the driver's memory: the
+// plugin changes sets too. It reads no sets in which the plugin changes nothing: the plugin adds addresses only to the
+// sets of all pods, and deletes addresses wherever they are.
 func (d *Driver) Reread(addrs ...netip.Addr) (changed bool) {
 	if d.have == nil {
 		return false // the next Apply reads everything
@@ -92,10 +93,13 @@ func (d *Driver) Reread(addrs ...netip.Addr) (changed bool) {
 func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 	plain := map[conf.Family][]string{}
 	for name, s := range d.have.sets {
-		switch s.kind {
-		case ruleset.Addresses:
+		switch {
+		case name == s.family.Set(conf.PodsSet):
 			plain[s.family] = append(plain[s.family], name)
-		case ruleset.AddressPorts, ruleset.AddressLinks, numberedPods: // these sets are read as a whole
+		case s.kind == ruleset.Networks || !slices.ContainsFunc(addrs, s.entries.HasAddress):
+		case s.kind == ruleset.Addresses:
+			plain[s.family] = append(plain[s.family], name)
+		default: // an address may have many entries, or a number
 			now, err := d.readSet(name, s)
 			if err != nil {
 				return changed, err

@@ -81,3 +81,43 @@ func TestReadSet(t *testing.T) {
 		}
 	}
 }
+
+// TestRereadReadsLittle: of sets that don't have the address, Reread reads only the set of all pods. So an ADD costs
+// the same on a node with thousands of sets.
+func TestRereadReadsLittle(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	d := driver(t, NFT)
+	pods := conf.IPv4.Set(conf.PodsSet)
+	if err := d.sets.Create(ipset.Header{Name: pods, Type: ipset.HashIP, Family: conf.IPv4}); err != nil {
+		t.Fatal(err)
+	}
+	own, other := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	for _, kind := range []ruleset.SetKind{ruleset.Addresses, ruleset.AddressPorts, ruleset.AddressLinks, numberedPods} {
+		for _, tc := range []struct {
+			has   netip.Addr
+			reads bool
+		}{{own, true}, {other, false}} {
+			e := ruleset.Element{Prefix: netip.PrefixFrom(tc.has, 32)}
+			if kind == ruleset.AddressPorts {
+				e.Proto, e.Port = ruleset.TCP, 80
+			}
+			d.have = &state{sets: map[string]set{
+				pods:         {ruleset.Addresses, conf.IPv4, ruleset.Entries{}},
+				"weir-isn't": {kind, conf.IPv4, ruleset.EntriesOf(ruleset.Entry{Element: e})},
+			}}
+			changed := d.Reread(own)
+			if reads := d.have == nil; reads != tc.reads || changed != reads { // the kernel doesn't have the set
+				t.Errorf("a set of %s with %s is read for %s: %v", kind, tc.has, own, reads)
+			}
+		}
+	}
+	d.have = &state{sets: map[string]set{pods: {ruleset.Addresses, conf.IPv4, ruleset.Entries{}}}}
+	if err := (ipset.PodSets{}).Deny("default/pod", own); err != nil {
+		t.Fatal(err)
+	}
+	if !d.Reread(own) || d.have == nil {
+		t.Error("Reread doesn't see that the plugin has added the address to the set of all pods")
+	}
+}

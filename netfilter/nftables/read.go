@@ -269,8 +269,9 @@ func ofAllPods(k key) int {
 	return 0
 }
 
-// Reread reads again which sets contain the addresses, and all sets whose elements have an address with a port or a
-// link. It returns true if a set has changed, because the plugin changes sets too, or if it can't read the sets.
+// Reread reads again which sets contain the addresses. It returns true if a set differs from the driver's memory,
+// because the plugin changes sets too, or if it can't read the sets. It reads no sets in which the plugin changes
+// nothing: the plugin adds addresses only to the sets of all pods, and deletes addresses wherever they are.
 func (d *Driver) Reread(addrs ...netip.Addr) (changed bool) {
 	if d.have == nil {
 		return false // the next Apply reads everything
@@ -287,9 +288,10 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 	var questions []nftnl.Question
 	for _, f := range conf.Families {
 		for name, s := range d.have[f].sets {
-			switch s.layout {
-			case nftnl.Network, nftnl.Link, nftnl.Port: // these sets contain no pods
-			case nftnl.AddressPort, nftnl.AddressLink: // these sets are read as a whole
+			mayDiffer := name == f.Set(conf.PodsSet) || slices.ContainsFunc(addrs, s.entries.HasAddress)
+			switch {
+			case s.layout == nftnl.Network || !mayDiffer:
+			case s.layout == nftnl.AddressPort || s.layout == nftnl.AddressLink: // an address may have many entries
 				now, err := d.readSet(f, name, heldSet{layout: s.layout}, s)
 				if err != nil {
 					return changed, err
