@@ -10,7 +10,7 @@ import (
 	"unicode/utf8"
 )
 
-// A tab counts as one column, as in golangci-lint's lll.
+// columns is the longest allowed line. A tab counts as one column, as in golangci-lint's lll.
 const columns = 120
 
 // TestColumns: no line of Go, shell, Markdown or YAML has more than 120 columns. golangci-lint checks only Go.
@@ -42,11 +42,11 @@ func kind(f file) string {
 	return ""
 }
 
-// address matches what can't be wrapped: a URL, or the target of a link in Markdown.
+// address matches text that can't be wrapped: a URL, or the target of a link in Markdown.
 var address = regexp.MustCompile(`https?://\S+|\]\([^)]*\)`)
 
-// wide complains of each line that is too long. Tables in Markdown, and addresses in Markdown and YAML, don't
-// count.
+// wide returns a complaint for each line that is too long. Tables in Markdown, and addresses in Markdown and YAML, are
+// left out.
 func wide(files []file) (wrong []string) {
 	for _, f := range files {
 		k := kind(f)

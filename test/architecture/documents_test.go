@@ -36,7 +36,7 @@ func documents(t *testing.T) map[string]string {
 	return pages
 }
 
-// TestDocumentedTargets: if a page names "make TARGET", "make help" lists it.
+// TestDocumentedTargets: each target that a page names as "make TARGET" is in the output of "make help".
 func TestDocumentedTargets(t *testing.T) {
 	help, err := exec.Command("make", "--no-print-directory", "-C", root, "help").Output()
 	if err != nil {

@@ -12,16 +12,16 @@ import (
 
 var (
 	kubernetes = []string{"k8s.io", "sigs.k8s.io"}
-	// These libraries and client-go reach the kernel and the API server.
+	// These libraries, client-go among them, reach the kernel or the API server.
 	drivers = []string{
 		"github.com/vishvananda", "github.com/google/nftables", "github.com/mdlayher", "k8s.io/client-go",
 	}
 )
 
-// The packages in folder must never link the packages that never lists, nor those in folders below them.
+// promises says which packages the packages in a folder never link. Packages below those in never are meant too.
 var promises = []struct {
 	folder, why string
-	except      []string // folders in folder
+	except      []string // folders below folder for which the promise doesn't hold
 	never       []string
 }{
 	{
@@ -45,7 +45,7 @@ var promises = []struct {
 	},
 }
 
-// TestLinks: no package of promises links a package that it must never link.
+// TestLinks: the promises about linked packages hold.
 func TestLinks(t *testing.T) {
 	deps := dependencies(t)
 	for _, p := range promises {
@@ -64,15 +64,15 @@ func TestLinks(t *testing.T) {
 	}
 }
 
-// pure reports whether a package may use no file, no socket and no part of the kernel. Of weir's own packages, it may
+// pure reports whether a package must use no file, no socket and no part of the kernel. Of weir's own packages, it may
 // link only pure ones.
 func pure(pkg string) bool {
 	return !forTests(pkg) && (within(pkg, "policy") || within(pkg, "conf")) ||
 		slices.Contains([]string{"agent/choice", "internal/excerpt", "internal/hashed", "internal/ordered"}, pkg)
 }
 
-// harmless are the packages that a pure package may import directly. Indirectly it may link more: Kubernetes' types
-// link net/http and os.
+// harmless are the packages that a pure package may import directly. Indirectly it may link more packages: Kubernetes'
+// types link net/http and os.
 var harmless = []string{
 	"bytes", "cmp", "container/heap", "crypto/sha256", "encoding/base32", "encoding/binary", "encoding/json", "errors",
 	"fmt", "hash/maphash", "io", "iter", "maps", "math", "math/bits", "math/rand/v2", "net/netip", "reflect", "regexp",
@@ -81,13 +81,12 @@ var harmless = []string{
 	"go4.org/netipx",
 }
 
-// harmlessFolders are folders with harmless packages.
 var harmlessFolders = []string{"k8s.io/api", "k8s.io/apimachinery"}
 
-// A pure package may import net for these names: they have to do with the text of a MAC, and with nothing else of net.
+// A pure package may import net for these names only: they are about the text of a MAC.
 var harmlessOfNet = []string{"HardwareAddr", "ParseMAC"}
 
-// TestPure: if a package is pure, it links only pure packages of weir's own, and no drivers. It imports only harmless
+// TestPure: a pure package links only pure packages of weir's own, and no drivers. It directly imports only harmless
 // packages.
 func TestPure(t *testing.T) {
 	deps := dependencies(t)
@@ -111,7 +110,8 @@ func harmful(f goFile) (wrong []string) {
 	for _, i := range f.ast.Imports {
 		path := imported(i)
 		switch {
-		case strings.HasPrefix(path, module), slices.Contains(harmless, path): // impure reads weir's own
+		// TestPure finds packages of weir's own by their links.
+		case strings.HasPrefix(path, module), slices.Contains(harmless, path):
 		case slices.ContainsFunc(harmlessFolders, func(h string) bool { return within(path, h) }):
 		case path == "net" && i.Name == nil:
 			wrong = append(wrong, harmfulOfNet(f)...)
@@ -176,7 +176,7 @@ var c, err = net.Dial("tcp", "")
 		"conf/a.go:3: conf is pure, and imports net")
 }
 
-// dependencies returns all packages that weir's packages link, directly or indirectly.
+// dependencies returns for each of weir's packages all packages that it links, directly or indirectly.
 func dependencies(t *testing.T) map[string][]string {
 	t.Helper()
 	cmd := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Deps " "}}`, "./...")

@@ -11,7 +11,7 @@ import (
 	"testing"
 )
 
-// floors are the rooms, from the top down. A package imports only packages of its own floor and of lower floors.
+// floors are the rooms, from the top down. A package may import packages of its own floor and of lower floors.
 var floors = [][]string{
 	{"plugins"},
 	{"agent"},
@@ -26,11 +26,10 @@ var floors = [][]string{
 	{"internal"},
 }
 
-// These folders have programs that aren't part of weir. No room imports them.
+// outside has folders with programs that aren't part of weir. No room imports them.
 var outside = []string{"scripts", "test"}
 
-// TestRooms: imports lead to the same floor or down, form no cycle, and never lead from production code to test
-// code.
+// TestRooms: imports lead to the same floor or down, and form no cycle. No production code imports code for tests.
 func TestRooms(t *testing.T) {
 	arrows := imports(production(t, tree(t)))
 	complain(t, upward(arrows))
@@ -75,7 +74,7 @@ func upward(arrows []arrow) (wrong []string) {
 		switch {
 		case forTests(a.to):
 			wrong = append(wrong, fmt.Sprintf("%s: %s imports %s, which is for tests", a.at, a.from, a.to))
-		case !known && slices.Contains(outside, room(a.from)): // the folders in outside may import any package
+		case !known && slices.Contains(outside, room(a.from)): // such a folder may import any package
 		case !known:
 			wrong = append(wrong, fmt.Sprintf("%s: %s is on no floor", a.at, room(a.from)))
 		case !inHouse:
@@ -87,7 +86,7 @@ func upward(arrows []arrow) (wrong []string) {
 	return wrong
 }
 
-// cycles finds cycles between rooms. Within a room, the compiler refuses them.
+// cycles finds cycles between rooms. Cycles between packages are impossible, because the compiler refuses them.
 func cycles(arrows []arrow) (wrong []string) {
 	next := map[string]map[string]bool{}
 	for _, a := range arrows {
@@ -146,7 +145,7 @@ func TestRoomsFindsArrowsThatPointUp(t *testing.T) {
 	}
 }
 
-// TestInvariants: if the table of rooms has a folder, the comments of the folder's packages list their invariants.
+// TestInvariants: each package in the table of rooms (docs/architecture.md) lists its invariants in its comment.
 func TestInvariants(t *testing.T) {
 	files := tree(t)
 	i := slices.IndexFunc(files, func(f file) bool { return f.path == "docs/architecture.md" })

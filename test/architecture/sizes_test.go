@@ -18,7 +18,7 @@ const (
 	parameters    = 6
 )
 
-// TestSizes: no room, package, file or function is larger than the constants allow.
+// TestSizes: no room, package, file or function exceeds the limits above.
 func TestSizes(t *testing.T) {
 	code := production(t, tree(t))
 	rooms, packages := shares(code, func(f goFile) string { return room(f.pkg()) }), shares(code, goFile.pkg)

@@ -1,11 +1,8 @@
-// Package architecture tests what the project promises about its own layout: which rooms a room imports, which
-// packages the plugin and the policy core link, and the lengths of files, functions and lines. It also tests that
-// what the documents name exists. With -v the tests print the figures:
+// Package architecture tests what the project promises about its own structure: which rooms a room imports, which
+// packages are linked, and how long files, functions and lines are. It also tests that targets and files which
+// documents name exist. To print the figures: go test ./test/architecture -v
 //
-//	go test ./test/architecture -v
-//
-// Each rule is a function that returns what is wrong. A second test calls it with made-up input that breaks the
-// rule.
+// Each rule is a function that returns complaints. A second test calls this function with input that breaks the rule.
 package architecture
 
 import (
@@ -27,7 +24,7 @@ const (
 	module = "github.com/weir-net/weir/"
 )
 
-// testOnly are the folders with code for tests in files that aren't named _test.go.
+// testOnly has folders with code for tests in files that aren't named _test.go.
 var testOnly = []string{"test", "internal/packettest", "policy/policytest"}
 
 type file struct {
@@ -105,7 +102,8 @@ func forTests(pkg string) bool {
 	return slices.ContainsFunc(testOnly, func(folder string) bool { return within(pkg, folder) })
 }
 
-// within compares whole elements of the paths: policy/policytest is within policy, and policytest isn't.
+// within reports whether the package is the folder or below it. policy/policytest is within policy, and policytest
+// isn't.
 func within(pkg, folder string) bool { return pkg == folder || strings.HasPrefix(pkg, folder+"/") }
 
 func room(pkg string) string {

@@ -10,13 +10,13 @@ import (
 	"testing"
 )
 
-// backend may have all of iptables' words.
+// backend is the folder that may use all of iptables' words.
 const backend = "netfilter/iptables"
 
 var itsWords = regexp.MustCompile(`-j |--match-set|mangle`)
 
-// TestWordsOfIptables: except for the backend iptables and files of tests, no string and no name has iptables' words.
-// Comments may have them.
+// TestWordsOfIptables: only the backend iptables and tests have iptables' words in strings and names. Comments may have
+// them.
 func TestWordsOfIptables(t *testing.T) {
 	var code []goFile
 	for _, f := range tree(t) {

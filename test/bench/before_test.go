@@ -20,12 +20,12 @@ var (
 	me    = flag.String("me", "now", "which of the two this process is: now or before")
 )
 
-// times has a process's measurements by their subject, such as "ADD weir". Each round adds one measurement to
-// each subject.
+// times has the measurements of a process by their subject, such as "ADD weir". Each round adds one measurement to each
+// subject.
 type times map[string][]time.Duration
 
-// TestTurns adds and deletes pods, in turns with a process that runs another commit's programs. The two processes
-// pass a token through two pipes.
+// TestTurns measures ADD and DEL, in turns with a second process that runs another commit's programs. The processes
+// pass a token to each other through two pipes.
 func TestTurns(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

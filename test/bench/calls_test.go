@@ -12,10 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The functions below make system calls directly. Go's scheduler doesn't know that these block, and wakes no other
-// threads.
+// The functions below make system calls directly, so that Go's scheduler doesn't wake other threads while a call waits.
 
-// idle is how long a worker waits for a packet before it looks whether the client has ended. lost is how long the
+// idle is how long a worker waits for a packet before it checks whether the client has ended. lost is how long the
 // client waits for an answer.
 const (
 	idle = 50 * time.Millisecond
@@ -46,7 +45,7 @@ func call(name string, number uintptr, args ...uintptr) (int, error) {
 		switch errno {
 		case 0:
 			return int(r), nil
-		case unix.EINTR: // Go's scheduler wants to stop the thread, and sends signals until it does
+		case unix.EINTR: // Go's scheduler sends signals to stop the thread, until the thread stops
 			runtime.Gosched()
 		default:
 			return 0, os.NewSyscallError(name, errno)

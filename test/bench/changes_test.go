@@ -19,8 +19,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// The changes of TestChanges. The policy is for the server, and its peer is the pod newcomer. In the other change, the
-// pod newcomer becomes a peer of the last policy.
+// These are the two changes that TestChanges measures. A new policy for the server has the peer newcomer. Or the pod
+// newcomer appears, which is a peer of the last policy.
 const (
 	policyChange = "a policy"
 	podChange    = "a pod elsewhere"
@@ -31,11 +31,12 @@ var (
 	more     = allow{pods: "server", peers: "newcomer", ports: web}
 )
 
-// changer begins or ends one kind of change (the parameter what) on a node. It returns once the kernel has the change.
+// changer begins or ends one kind of change on a node. what is the kind. It returns when the kernel has the change.
 type changer func(what string, begins bool)
 
-// TestChanges prints how long a change takes as a node fills, from the changed object until the kernel has it: with
-// weir's backends, and with the layouts of other engines. API server and agent aren't part of it.
+// TestChanges prints how long a change takes, from the changed object until the kernel has the change, on nodes with
+// more and more policies. It compares weir's backends with the layouts of other programs. API server and agent aren't
+// included.
 func TestChanges(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -58,7 +59,7 @@ func TestChanges(t *testing.T) {
 		}
 	}
 	what := []string{policyChange, podChange}
-	took := map[string][][]time.Duration{} // by the kind of change and the shape: a list for each layout
+	took := map[string][][]time.Duration{} // by kind of change and shape, a list for each layout
 	for range *rounds {
 		for i, s := range all {
 			for _, w := range what {
@@ -88,7 +89,7 @@ func TestChanges(t *testing.T) {
 	}
 }
 
-// byEngine changes a node as the agent does, from deltas.
+// byEngine changes a node from deltas, as the agent does.
 func byEngine(native bool) func(*testing.T, *packetNode, *workload, iptables.Flavour) changer {
 	return func(t *testing.T, n *packetNode, w *workload, flavour iptables.Flavour) changer {
 		b := n.backend(t, native, flavour)
@@ -131,7 +132,7 @@ func podWith(label string) *policy.Delta {
 	return d
 }
 
-// byCommands changes a flat list with a program for each rule, set and entry, as weave-npc does.
+// byCommands changes a flat list of rules. It starts a program for each rule, set and entry, as weave-npc does.
 func byCommands(t *testing.T, n *packetNode, w *workload, flavour iptables.Flavour) changer {
 	n.write(t, flavour, w.flat())
 	return func(what string, begins bool) {
@@ -153,8 +154,8 @@ func byCommands(t *testing.T, n *packetNode, w *workload, flavour iptables.Flavo
 	}
 }
 
-// byTables restores all sets and the whole table filter, as kube-router does for each change. It also reads the table
-// first.
+// byTables reads the table filter, and then restores all sets and the whole table. kube-router does this for each
+// change.
 func byTables(t *testing.T, n *packetNode, w *workload, flavour iptables.Flavour) changer {
 	without, with := *w, *w
 	with.allows = append([]allow{more}, w.allows...)

@@ -1,7 +1,7 @@
 //go:build bench
 
-// Package bench_test compares weir with other plugins and with other packet filters, in runs that take turns. A
-// shared machine is fast at one time and slow at another, so only ratios of times mean something.
+// Package bench_test compares weir with other plugins and other packet filters. The candidates take turns, because a
+// shared machine is sometimes fast and sometimes slow. So only ratios of their times mean something.
 package bench_test
 
 import (
@@ -35,7 +35,7 @@ type contender struct {
 	add, del func(ctx context.Context, pod, netns string) error
 }
 
-// plain replaces plus signs, which names of networks and namespaces may not have.
+// plain replaces plus signs, which aren't allowed in names of networks and namespaces.
 func plain(name string) string { return strings.ReplaceAll(name, "+", "-") }
 
 func plugin(t *testing.T, n *nodetest.Node, name, conf string) contender {
@@ -176,7 +176,7 @@ func TestADD(t *testing.T) {
 	for round := range *rounds + 1 {
 		for _, c := range all {
 			added, deleted := once(t, c)
-			if round > 0 { // the first round makes the bridges
+			if round > 0 { // the first round isn't measured, because it makes the bridges
 				note("ADD", c.name, added)
 				note("DEL", c.name, deleted)
 			}
@@ -211,7 +211,8 @@ func TestADD(t *testing.T) {
 	report(took, all)
 }
 
-// report prints the medians. It also prints the ratio of weir's time to each other plugin's in the same round.
+// report prints the medians of all plugins. It also prints the ratio of weir's time to each other plugin's time in the
+// same round.
 func report(took map[string][]time.Duration, all []contender) {
 	for _, what := range []string{
 		"ADD", "DEL", fmt.Sprintf("ADD-%d-parallel", *parallel),

@@ -12,14 +12,14 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// shape is a node of the curves.
+// shape is a node with certain pods and policies, which is a point of a curve.
 type shape struct {
 	name string
 	w    *workload
 }
 
 // shapes returns nodes with more and more classes, and nodes with more and more policies on one pod. Client and server
-// are pods too, so no node has a single pod.
+// are pods too, so each node has at least two pods.
 func shapes() (all []shape) {
 	for _, n := range []int{1, 10, 50, 250} {
 		all = append(all, shape{fmt.Sprintf("%d pods, %s", n+1, count(n, "class", "classes")), classes(n+1, true, true)})
@@ -41,7 +41,7 @@ func count(n int, one, many string) string {
 	return fmt.Sprintf("%d %s", n, many)
 }
 
-// layout is a column of the curves: what a node of a shape has as rules.
+// layout makes the rules for a node of any shape. It is a column of the printed table.
 type layout struct {
 	name string
 	make func(name string, w *workload) filter
@@ -57,8 +57,8 @@ func layouts() []layout {
 	}
 }
 
-// TestCurves prints how connections and packets get slower as a node fills: with weir's backends, and with the layouts
-// of other engines.
+// TestCurves prints how much slower connections and packets become as a node gets more pods and policies. It compares
+// weir's backends with the layouts of other programs.
 func TestCurves(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -82,7 +82,7 @@ func TestCurves(t *testing.T) {
 		rest := all
 		for _, s := range shapes() {
 			var row []string
-			var took float64 // in µs, on the bare node
+			var took float64 // in µs, on the node without policies
 			for _, c := range rest[:len(layouts())] {
 				pair := c.took[k.name]
 				took = float64(estimate.Median(pair[0]).Nanoseconds()) / 1000
@@ -103,7 +103,7 @@ func printTitles(titles ...string) {
 	printRow(strings.Split(strings.TrimSuffix(strings.Repeat("---,", len(titles)), ","), ",")...)
 }
 
-// printRow prints a row of a table in Markdown, with a word before it by which scripts/bench-curves finds it.
+// printRow prints a row of a table in Markdown. The word at its beginning lets scripts/bench-curves find the row.
 func printRow(cells ...string) { fmt.Printf("curves | %s |\n", strings.Join(cells, " | ")) }
 
 func ratio(list []float64) string {

@@ -17,10 +17,10 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// These are other layouts of the guard's rules. They have only the rules that the measured packets meet, and a rule
-// that drops all other frames. Decision 11 of docs/architecture.md compares them.
+// This file has other possible layouts of the guard's rules, which decision 11 of docs/architecture.md compares. They
+// have only the rules that the measured packets meet, and a rule that drops all other frames.
 
-// guardedPort is what a layout needs to know of a pod's port.
+// guardedPort has the values of a pod's port from which a layout makes rules.
 type guardedPort struct {
 	name string
 	mac  net.HardwareAddr
@@ -35,15 +35,15 @@ func (n *packetNode) guardedPorts() []guardedPort {
 }
 
 const (
-	// usual matches what the guard's first rule matches ahead of its look-up.
+	// usual has the conditions of the guard's first rule, without the look-up of the sender.
 	usual = "meta protocol ip meta pkttype != multicast ip daddr != 127.0.0.0/8 ip frag-off & 0x3fff == 0 "
-	// unusual ends the guard's chain.
+	// unusual has the rules at the end of the guard's chain.
 	unusual = "iifname != \"weirp*\" accept\n meta protocol arp accept\n counter drop"
-	// netdevGroup is the group of links whose frames a chain at the link has checked already.
+	// netdevGroup is the group of links whose frames have already been checked by a chain at the link.
 	netdevGroup = 77
 )
 
-// static compares the whole Ethernet header and the sender, without a look-up.
+// static compares the whole Ethernet header and the sender with fixed values, without a look-up.
 func (p guardedPort) static() string {
 	gateway := bridge.MAC(podSubnet.Addr().Next())
 	return fmt.Sprintf("@ll,0,112 0x%s%s0800 ip frag-off & 0x3fff == 0 ip daddr != 127.0.0.0/8 ip saddr %s accept",
@@ -55,13 +55,13 @@ func inBridge(sets, rules string) string {
 		"\nchain ports { type filter hook prerouting priority -300; policy accept;\n" + rules + "\n}\n}\n"
 }
 
-// pastTable is the table weir-ports of that family.
+// pastTable returns the table weir-ports of the family, which drops packets that have bypassed the bridge.
 func pastTable(family string) string {
 	return "table " + family + " weir-ports {\nchain prerouting { type filter hook prerouting priority -450;\n" +
 		"meta iifgroup 2003134834 accept\niifname \"weirp*\" counter drop\n}\n}\n"
 }
 
-// byName looks up the link's name, the MAC and the address in a set that grows, as the guard did until November 2026.
+// byName looks up the link's name, the MAC and the address in a set that grows. The guard did this until November 2026.
 func byName(n *packetNode) string {
 	set := "set senders4 { typeof iifname . ether saddr . ip saddr; elements = { "
 	for _, p := range n.guardedPorts() {
@@ -70,7 +70,7 @@ func byName(n *packetNode) string {
 	return inBridge(set+"} }", usual+"iifname . ether saddr . ip saddr @senders4 accept\n"+unusual) + pastTable("inet")
 }
 
-// byMap looks up the link's index, which leads to a chain of the port.
+// byMap looks up the index of the link in a map, which leads to the port's own chain.
 func byMap(n *packetNode) string {
 	chains, leads := "", "map ports { typeof iif : verdict; size 8192; elements = { "
 	for _, p := range n.guardedPorts() {
@@ -80,8 +80,8 @@ func byMap(n *packetNode) string {
 	return inBridge(chains+leads+"} }", "iif vmap @ports\n"+unusual) + pastTable("inet")
 }
 
-// atLinks has a chain at the ingress hook of each port. It needs no chain in the bridge, and for IPv4 no weir-ports,
-// because it sees all frames of the port.
+// atLinks has a chain at the ingress hook of each port, which sees all of the port's frames. So no chain in the bridge
+// is needed, and no table weir-ports for IPv4.
 func atLinks(n *packetNode) string {
 	all := "table netdev weir {\n"
 	for _, p := range n.guardedPorts() {
@@ -91,12 +91,12 @@ func atLinks(n *packetNode) string {
 	return all + "}\n" + pastTable("ip6")
 }
 
-// atLinksAndInBridge keeps the chain in the bridge for ports without a chain of their own.
+// atLinksAndInBridge also has the chain in the bridge, for ports without a chain of their own.
 func atLinksAndInBridge(n *packetNode) string {
 	return atLinks(n) + inBridge("", fmt.Sprintf("iifgroup %d accept\n%s", netdevGroup, unusual)) + pastTable("inet")
 }
 
-// withoutLookUp has all conditions of the guard's first rule but the look-up. It guards nothing.
+// withoutLookUp has all conditions of the guard's first rule except the look-up. So it doesn't guard anything.
 func withoutLookUp(*packetNode) string {
 	return inBridge("", usual+"accept\n"+unusual) + pastTable("inet")
 }

@@ -30,8 +30,8 @@ var (
 	profile       = flag.String("perf", "", "file to which perf records the agent while it is measured")
 )
 
-// TestIdle prints how much of a core the agent uses while nothing changes. It also counts changes of routes,
-// permanent neighbours, addresses and links in this time, and during a restart. There should be none.
+// TestIdle prints how much processor time the agent uses while nothing changes. It also counts changes of routes,
+// permanent neighbours, addresses and links, in this time and during a restart. There should be no such changes.
 func TestIdle(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -57,7 +57,7 @@ func TestIdle(t *testing.T) {
 	for i := range *pods {
 		n.AddPod("bench", fmt.Sprint("pod-", i))
 	}
-	time.Sleep(15 * time.Second) // until the work after the pods' starts is over, and one resync
+	time.Sleep(15 * time.Second) // until all pods have started, and one resync is over
 	if *profile != "" {
 		record := exec.Command("perf", "record", "-q", "-g", "-F", "999", "--inherit", "-o", *profile, "-p",
 			strconv.Itoa(n.AgentPID()))
@@ -100,7 +100,7 @@ const service = `:KUBE-SVC-NUMBER - [0:0]
 -A KUBE-SEP-NUMBER-2 -p tcp -m comment --comment "ns-NUMBER/service" -m tcp -j DNAT --to-destination 10.1.0.2:80
 `
 
-// restoreServices writes kube-proxy's rules, and a chain by which weir detects the flavour of iptables.
+// restoreServices writes rules of kube-proxy, and a chain by which weir detects the flavour of iptables.
 func restoreServices(t *testing.T) {
 	t.Helper()
 	var rules strings.Builder
@@ -125,7 +125,7 @@ func cpu(t *testing.T, pid int) time.Duration {
 	}
 	fields := strings.Fields(string(data[strings.LastIndex(string(data), ")")+2:]))
 	ticks := 0
-	for _, f := range fields[11:15] { // utime, stime, cutime, cstime (proc_pid_stat(5)), in hundredths of a second
+	for _, f := range fields[11:15] { // utime, stime, cutime and cstime in hundredths of a second (proc_pid_stat(5))
 		n, err := strconv.Atoi(f)
 		if err != nil {
 			t.Fatal(err)
@@ -135,7 +135,8 @@ func cpu(t *testing.T, pid int) time.Duration {
 	return time.Duration(ticks) * 10 * time.Millisecond
 }
 
-// countChanges ignores neighbours that aren't permanent: the kernel itself looks for these.
+// countChanges counts changes of links, neighbours, addresses and routes. It ignores neighbours that aren't permanent,
+// because the kernel itself changes these.
 func countChanges(t *testing.T) *atomic.Int64 {
 	t.Helper()
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH, unix.RTNLGRP_IPV4_IFADDR,
@@ -153,7 +154,7 @@ func countChanges(t *testing.T) *atomic.Int64 {
 			}
 			for _, m := range msgs {
 				neighbour := m.Header.Type == unix.RTM_NEWNEIGH || m.Header.Type == unix.RTM_DELNEIGH
-				if !neighbour || m.Data[8]&unix.NUD_PERMANENT != 0 { // ndm_state
+				if !neighbour || m.Data[8]&unix.NUD_PERMANENT != 0 { // the field ndm_state
 					count.Add(1)
 				}
 			}

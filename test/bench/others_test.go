@@ -14,8 +14,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// These are other engines' packet filters, by public descriptions of their rules. Everything but the rules is left
-// out. If an engine compares more of a packet, the filter here is faster than the engine.
+// This file has the packet filters of other programs, after public descriptions of their rules. It leaves out
+// everything else that these programs do. If a program also compares more of a packet, it is slower than the filter
+// here.
 
 func (w *workload) sets() string {
 	var b strings.Builder
@@ -73,8 +74,8 @@ func (w *workload) isolated(egress bool) []string {
 	return slices.Sorted(maps.Keys(groups))
 }
 
-// flat is one list of rules for each direction, as weave-npc makes it.
-// https://github.com/weaveworks/weave/blob/master/docs/ipset.md and npc/README.md describe it.
+// flat returns one list of rules for each direction, as weave-npc makes it. See
+// https://github.com/weaveworks/weave/blob/master/docs/ipset.md and npc/README.md there.
 func (w *workload) flat() text {
 	var b strings.Builder
 	b.WriteString("*filter\n:NPC - [0:0]\n:NPC-DEFAULT - [0:0]\n:NPC-INGRESS - [0:0]\n:NPC-EGRESS - [0:0]\n" +
@@ -122,8 +123,8 @@ func (w *workload) flat() text {
 	return text{sets: sets, rules: b.String() + "COMMIT\n"}
 }
 
-// podChains is a chain for each pod and for each policy, as kube-router makes them. A mark says that a policy
-// allows the packet. https://github.com/cloudnativelabs/kube-router/blob/master/docs/how-it-works.md describes it.
+// podChains returns a chain for each pod and each policy, as kube-router makes them. A mark says that a policy has
+// allowed the packet. See https://github.com/cloudnativelabs/kube-router/blob/master/docs/how-it-works.md
 func (w *workload) podChains() text {
 	var chains, rules strings.Builder
 	chains.WriteString("*filter\n:ROUTER-FORWARD - [0:0]\n")
@@ -179,8 +180,8 @@ func addressFlag(egress bool) string {
 	return "d"
 }
 
-// queued hands first packets from and to pods to user space, as kube-network-policies does.
-// https://github.com/kubernetes-sigs/kube-network-policies/blob/main/README.md describes it.
+// queued returns rules that pass first packets from and to pods to a program, as kube-network-policies does. See
+// https://github.com/kubernetes-sigs/kube-network-policies/blob/main/README.md
 func (w *workload) queued() text {
 	sets := "create pods hash:ip\n"
 	for i := range w.local {
@@ -205,8 +206,8 @@ func written(name string, rules func() text) filter {
 	}}
 }
 
-// userSpace stands for engines that check first packets in user space. Here no policies are looked up, so they cost
-// nothing.
+// userSpace stands for programs that check first packets themselves. Here, no policies are looked up, so this is the
+// least that they can cost.
 func userSpace(w *workload) filter {
 	return filter{"first packets in user space", false, func(t *testing.T, n *packetNode, flavour iptables.Flavour) {
 		t.Helper()

@@ -37,14 +37,14 @@ var (
 	serverAddr = localPod(1)
 )
 
-// Each packetNode has its own network namespace and rules, so that measurements can take turns.
+// packetNode is a node for measurements. Each has its own network namespace and rules, so that several can take turns.
 type packetNode struct {
 	path           string // the node's network namespace
-	client, server string // the pods' namespaces
+	client, server string // network namespaces of the pods
 	listener       int    // TCP socket of the server
 	datagrams      int    // UDP socket of the server
-	queue          *queue // verdicts in user space; nil if the rules need none
-	buf            []byte // of the server
+	queue          *queue // gives verdicts in user space; nil if the rules have no queue
+	buf            []byte // the server's buffer
 }
 
 func newPacketNode(t *testing.T, name string, guard bool) *packetNode {
@@ -90,7 +90,8 @@ func newPacketNode(t *testing.T, name string, guard bool) *packetNode {
 	return n
 }
 
-// forgetClosed keeps closed connections out of TIME_WAIT. Otherwise the kernel needs longer to find a free port.
+// forgetClosed makes the kernel forget closed connections at once. With many connections in TIME_WAIT, it would need
+// longer to find a free port.
 //
 // Equivalent to: sysctl net.ipv4.tcp_max_tw_buckets=0
 func forgetClosed() error {
@@ -118,7 +119,7 @@ func (n *packetNode) addPod(b *bridge.Bridge, path string, a endpoint.Address, g
 	return bridge.SetLinkUp(port.HostIf)
 }
 
-// newBareNode returns a node with the rules that every filter has too.
+// newBareNode returns a node with only those rules that each node in the comparison has.
 func newBareNode(t *testing.T, flavour iptables.Flavour, name string, guard bool) *packetNode {
 	t.Helper()
 	n := newPacketNode(t, name, guard)
@@ -132,7 +133,7 @@ type backend interface {
 	Close()
 }
 
-// backend opens weir's backend on the node: nftables, or iptables with that flavour.
+// backend opens weir's backend on the node: nftables if native is true, otherwise iptables with the flavour.
 func (n *packetNode) backend(t *testing.T, native bool, flavour iptables.Flavour) (b backend) {
 	t.Helper()
 	nodetest.In(t, n.path, func() error {
@@ -175,7 +176,7 @@ func (n *packetNode) write(t *testing.T, flavour iptables.Flavour, x text) {
 	}
 }
 
-// run runs a command on the node. It splits the command at spaces: no argument can contain one.
+// run runs a command on the node. It splits the command at spaces, so no argument can contain a space.
 func (n *packetNode) run(t *testing.T, input, command string) {
 	t.Helper()
 	words := strings.Fields(command)

@@ -22,8 +22,8 @@ var (
 	slice = flag.Duration("slice", 20*time.Millisecond, "processor time of one measurement")
 )
 
-// build writes the filter's rules on a node that already has anyNode's rules. guard is true if the node also gets
-// weir's guard.
+// filter is a packet filter to measure. build writes its rules on a node that already has anyNode's rules. guard is
+// true if the node also gets weir's guard.
 type filter struct {
 	name  string
 	guard bool
@@ -79,7 +79,7 @@ func filters() []filter {
 		native("250 pods, no policy", spread(0, 250)),
 		native("250 pods, a class each, both directions", classes(250, true, true)),
 		native("1,000 mixed policies on a pod", mixed(1000)),
-	} { // what the rules take without the guard in the bridge
+	} { // without the guard, to measure the rules alone
 		f.name, f.guard = f.name+", without guard", false
 		all = append(all, f)
 	}
@@ -97,8 +97,8 @@ func filters() []filter {
 	return append(all, guards()...)
 }
 
-// TestPackets compares packet filters by the processor time of connections and packets. Each filter is measured in
-// turns with a node that has only anyNode's rules. The result is the ratio of the two times.
+// TestPackets compares packet filters by the processor time of connections and packets. Each filter takes turns with a
+// node that has only anyNode's rules. The result is the ratio of the two times.
 func TestPackets(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -134,7 +134,7 @@ func comparePackets(t *testing.T, flavour iptables.Flavour) {
 type contestant struct {
 	filter
 	node *packetNode
-	// took has the times of the bare node and of the filter, by the kind of traffic.
+	// took has for each kind of traffic the times of the bare node and of the filter.
 	took map[string]*[2][]time.Duration
 }
 
@@ -148,7 +148,7 @@ func newContestant(t *testing.T, flavour iptables.Flavour, name string, f filter
 // race measures each filter in turns with the bare node.
 func race(t *testing.T, bare *packetNode, all []contestant, kinds []traffic) {
 	t.Helper()
-	// Client, server and queue block their threads without the knowledge of Go's scheduler, so it may use more
+	// Client, server and queue block their threads in system calls that Go's scheduler doesn't know. So it needs more
 	// threads.
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(8))
 	for round := range *rounds {
@@ -158,7 +158,7 @@ func race(t *testing.T, bare *packetNode, all []contestant, kinds []traffic) {
 					c.took[k.name] = &[2][]time.Duration{}
 				}
 				pair := [2]*packetNode{bare, c.node}
-				for i := range pair { // each of the two begins in every other round
+				for i := range pair { // bare node and filter take turns at being first
 					i = (i + round) % 2
 					c.took[k.name][i] = append(c.took[k.name][i], pair[i].measure(t, k, *slice))
 				}

@@ -19,11 +19,11 @@ import (
 var pairs = flag.Int("pairs", 30, "how often an agent with each backend is measured")
 
 const (
-	pause     = 200 * time.Millisecond // before each change, when there is no row of changes
+	pause     = 200 * time.Millisecond // before each change that isn't in a row
 	quiets    = 5                      // rounds of changes with pauses in a turn
-	row       = 20                     // rounds of changes in a row
+	row       = 20                     // rounds of changes in a row, without pauses
 	interval  = 100 * time.Microsecond // between two packets of a flow
-	lastWords = 20 * time.Millisecond  // a flow counts as denied if for so long no packet of it has arrived
+	lastWords = 20 * time.Millisecond  // a flow counts as denied if none of its packets has arrived for this long
 )
 
 const served = `
@@ -48,9 +48,8 @@ metadata: {name: allow, namespace: shop}
 spec: {podSelector: {matchLabels: {app: server}}, policyTypes: [Ingress], ingress: [%s]}
 `
 
-// TestPolicy compares the backends by the time from a changed manifest to the first packet that is treated as the
-// change demands. The backends take turns. Nobody answers the packets, so the kernel checks each as the first of a
-// connection.
+// TestPolicy compares the backends by the time from a changed manifest to the first packet with the new verdict. The
+// backends take turns. Packets get no answers, so the kernel checks each packet as the first of a connection.
 func TestPolicy(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -90,7 +89,7 @@ func TestPolicy(t *testing.T) {
 	}
 }
 
-// flows send packets from the client to the server. Each has a number and a source port of its own.
+// flows sends packets from the client to the server. Each flow has a number and its own source port.
 type flows struct {
 	*nodetest.Node
 	server, client *nodetest.Pod
@@ -98,7 +97,7 @@ type flows struct {
 	mu          sync.Mutex
 	sending     map[int]net.Conn
 	next        int
-	first, last map[int]time.Time // when the first and the last packet that has arrived was sent
+	first, last map[int]time.Time // when the first and the last packet that have arrived were sent
 }
 
 const portA, portB = 1001, 1002
@@ -152,7 +151,7 @@ func (f *flows) receive(conn net.PacketConn) {
 	}
 }
 
-// send begins a flow to the port.
+// send begins a flow to the port, and returns its number.
 func (f *flows) send(port int) (number int) {
 	f.Helper()
 	conn, err := nodetest.Dial(f, f.client.Netns, "udp", net.JoinHostPort(f.server.IP, fmt.Sprint(port)))
@@ -180,7 +179,7 @@ func (f *flows) arrived(number int, times map[int]time.Time) (time.Time, bool) {
 	return at, ok
 }
 
-// awaitFirst returns when the first packet of the flow that arrives was sent.
+// awaitFirst waits until a packet of the flow arrives, and returns when this packet was sent.
 func (f *flows) awaitFirst(number int) time.Time {
 	f.Helper()
 	for began := time.Now(); ; time.Sleep(interval) {
@@ -193,7 +192,7 @@ func (f *flows) awaitFirst(number int) time.Time {
 	}
 }
 
-// awaitLast returns when the last packet of the flow that arrives was sent.
+// awaitLast waits until packets of the flow no longer arrive, and returns when the last packet that arrived was sent.
 func (f *flows) awaitLast(number int) time.Time {
 	f.Helper()
 	for began := time.Now(); ; time.Sleep(interval) {
@@ -223,7 +222,8 @@ func (f *flows) turn() map[string][]float64 {
 	return took
 }
 
-// round lets a policy allow a flow, changes its port twice, and lets it allow nothing.
+// round makes four changes: a policy allows a flow, changes its port twice, and then allows nothing. It calls note for
+// each.
 func (f *flows) round(wait func(), note func(what string, from, to time.Time)) {
 	f.Helper()
 	var flow int

@@ -12,7 +12,7 @@ import (
 
 const queueNumber = 100
 
-// Constants of linux/netfilter/nfnetlink.h (the subsystem) and nfnetlink_queue.h.
+// These constants are from linux/netfilter/nfnetlink.h (the subsystem) and nfnetlink_queue.h.
 const (
 	nfqnlSubsystem  = 3
 	nfqnlMsgVerdict = 1
@@ -25,14 +25,14 @@ const (
 	nfqaPacketHdr   = 1
 )
 
-// The kernel copies this many bytes of each packet to the queue.
+// headersOfPackets is how many bytes of each packet the kernel copies to the queue.
 const headersOfPackets = 128
 
-// queue accepts first packets in user space. A real engine also looks up its policies.
+// queue accepts first packets in user space. A real program would also look up policies.
 type queue struct {
 	fd      int
 	buf     []byte
-	verdict []byte // a message whose last four bytes are the packet's number
+	verdict []byte // a message; its last four bytes are the packet's number
 }
 
 func newQueue() (*queue, error) {
@@ -52,7 +52,7 @@ func newQueue() (*queue, error) {
 			return nil, fmt.Errorf("open queue %d: %w", queueNumber, err)
 		}
 	}
-	accept := append(binary.BigEndian.AppendUint32(nil, 1), 0, 0, 0, 0) // NF_ACCEPT and the number
+	accept := append(binary.BigEndian.AppendUint32(nil, 1), 0, 0, 0, 0) // NF_ACCEPT, and the packet's number
 	q.verdict = message(nfqnlMsgVerdict, nl.NewRtAttr(nfqaVerdictHdr, accept))
 	return q, nil
 }

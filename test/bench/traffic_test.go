@@ -16,7 +16,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// traffic is sent by a client thread to a server thread on the same core.
+// traffic is one kind of measured traffic. A client thread sends it to a server thread on the same core.
 type traffic struct {
 	name   string
 	batch  int
@@ -26,7 +26,7 @@ type traffic struct {
 
 var (
 	connections = traffic{"new connections", 20, (*packetNode).connect, (*packetNode).accept}
-	// Unanswered packets are datagrams of one flow, as to statsd.
+	// Unanswered packets are datagrams of one flow, such as those to statsd.
 	unanswered = traffic{"unanswered UDP packets", 100, datagram(false), (*packetNode).receive}
 	answered   = traffic{"answered UDP packets", 50, datagram(true), (*packetNode).answer}
 	stream     = traffic{"TCP stream", 10, (*packetNode).write64K, (*packetNode).readAll}
@@ -36,8 +36,8 @@ const core = 1
 
 const warmUp = 2
 
-// measure returns the processor time of one repetition. It includes the kernel's forwarding, which happens in the
-// sender's system call.
+// measure returns the processor time of one repetition. It includes the kernel's forwarding, because this happens in
+// the sender's system call.
 func (n *packetNode) measure(t *testing.T, k traffic, atLeast time.Duration) (took time.Duration) {
 	t.Helper()
 	nodetest.In(t, n.path, func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) })
@@ -97,7 +97,7 @@ func pin() (unpin func(), err error) {
 }
 
 type worker struct {
-	clock int32 // of the thread's processor time
+	clock int32 // clock of the thread's processor time
 	done  chan error
 }
 
@@ -132,7 +132,7 @@ func processorTime(workers []*worker) time.Duration {
 
 func clock(id int32) time.Duration {
 	var ts unix.Timespec
-	_ = unix.ClockGettime(id, &ts) // the clock exists as long as its thread
+	_ = unix.ClockGettime(id, &ts) // never fails: the clock exists as long as the thread
 	return time.Duration(ts.Nano())
 }
 
@@ -140,7 +140,7 @@ func webServer() *unix.RawSockaddrInet4 {
 	return &unix.RawSockaddrInet4{Family: unix.AF_INET, Port: 80 << 8, Addr: serverAddr.As4()}
 }
 
-// quiet returns nil for a timeout: the worker then looks whether the client has ended.
+// quiet returns nil for a timeout, so that the worker checks whether the client has ended. It returns any other error.
 func quiet(err error) error {
 	if errors.Is(err, unix.EAGAIN) {
 		return nil

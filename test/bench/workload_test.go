@@ -18,8 +18,8 @@ import (
 )
 
 type workload struct {
-	local  int                     // how many pods the node has
-	groups map[string][]netip.Addr // pods by a label that they all have
+	local  int                     // number of the node's pods
+	groups map[string][]netip.Addr // pods by a label that they have
 	allows []allow
 }
 
@@ -27,7 +27,7 @@ type allow struct {
 	egress      bool
 	pods, peers string // names of groups
 	ports       []portRange
-	blocks      []string // more peers, with ports of their own
+	blocks      []string // more peers, with their own ports
 	blockPorts  []portRange
 }
 
@@ -57,11 +57,11 @@ func (w *workload) other(i int) string {
 	return name
 }
 
-// add must be called last with the policies for the measured traffic, so that they are at the end of lists of
+// add adds policies. The policies for the measured traffic must be added last, so that they are at the end of lists of
 // rules.
 func (w *workload) add(all ...allow) { w.allows = append(w.allows, all...) }
 
-// classes returns a node with a class for each pod. The client is never isolated for ingress, nor the server for
+// classes returns a node with a class for each pod. No policy isolates the client for ingress, or the server for
 // egress.
 func classes(local int, ingress, egress bool) *workload {
 	w := newWorkload(local)
@@ -102,7 +102,7 @@ func (w *workload) permit(ingress, egress bool) {
 	}
 }
 
-// spread returns a node with that many policies. They isolate all pods but the client in turn, so that each of
+// spread returns a node with this number of policies. In turn, they isolate all pods except the client, so that each of
 // these pods has its own class.
 func spread(policies, local int) *workload {
 	w := newWorkload(local)
@@ -135,7 +135,7 @@ func ports(policies int) *workload {
 	return w
 }
 
-// mixed returns a node with policies like those of Red Hat's tests of policies at scale (kube-burner-ocp,
+// mixed returns a node with policies like those in Red Hat's tests of policies at scale (kube-burner-ocp,
 // cmd/config/network-policy/ingress-np.yml).
 func mixed(policies int) *workload {
 	w := newWorkload(10)

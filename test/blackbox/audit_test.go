@@ -51,7 +51,7 @@ metadata: {name: shut, namespace: shop}
 spec: {podSelector: {matchLabels: {app: shut}}, policyTypes: [Ingress]}
 `
 
-// TestAudit: if only an audited policy would drop a connection, it passes and is reported.
+// TestAudit: a connection that only an audited policy would drop passes, and is reported.
 func TestAudit(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -152,8 +152,8 @@ func TestAudit(t *testing.T) {
 	}
 }
 
-// TestAuditSetWithoutAgent: if the annotation is removed while no agent runs, the next agent cuts the connection that
-// the policy doesn't allow. If the annotation is set again, the connection goes on.
+// TestAuditSetWithoutAgent: the audit annotation is removed while no agent runs. The next agent cuts the connection
+// that the policy doesn't allow. When the annotation is set again, the connection continues.
 func TestAuditSetWithoutAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -176,7 +176,7 @@ func TestAuditSetWithoutAgent(t *testing.T) {
 		n.KillAgent()
 		n.Manifest("shop.yaml", enforced)
 		n.StartAgent()
-		if round == 1 { // the killed agent may have changed the rules, and not the connections
+		if round == 1 { // a killed agent may have changed the rules without cutting connections
 			n.KillAgent()
 			n.StartAgent()
 		}
@@ -209,7 +209,7 @@ func unanswered(t *testing.T, from *nodetest.Pod, address string, count int) {
 	}
 	defer func() { _ = conn.Close() }()
 	for range count {
-		_, _ = conn.Write([]byte("x")) // an ICMP error about an earlier packet may come
+		_, _ = conn.Write([]byte("x")) // an error is ignored: it may be an ICMP error about an earlier packet
 	}
 }
 

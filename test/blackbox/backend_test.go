@@ -10,7 +10,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestMovesBetweenBackends: if an agent with another backend takes over, allowed connections go on and denied ones
+// TestMovesBetweenBackends: an agent with the other backend takes over. Allowed connections continue, and denied ones
 // stay denied.
 func TestMovesBetweenBackends(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {

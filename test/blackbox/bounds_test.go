@@ -30,8 +30,8 @@ spec:
   ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]
 `
 
-// TestNamespacesWithManySelectors: if 17 namespaces need more sets than a node has room for, another namespace's
-// policies still work.
+// TestNamespacesWithManySelectors: if 17 namespaces need more sets than a node has room for, policies of another
+// namespace still work.
 func TestNamespacesWithManySelectors(t *testing.T) {
 	testGreedy(t, func(policy int) string {
 		var peers []string
@@ -42,8 +42,8 @@ func TestNamespacesWithManySelectors(t *testing.T) {
 	})
 }
 
-// TestNamespacesWithManyRules: if namespaces need more rules than a node has room for, another namespace's
-// policies still work.
+// TestNamespacesWithManyRules: if namespaces need more rules than a node has room for, policies of another namespace
+// still work.
 func TestNamespacesWithManyRules(t *testing.T) {
 	testGreedy(t, func(policy int) string {
 		var peers, ports []string
@@ -98,7 +98,7 @@ func testGreedy(t *testing.T, spec func(policy int) string) {
 	n.Manifest("small.yaml", small[:strings.LastIndex(small, "---")])
 	n.Reach(client, server.IP+":80", false)
 	var out string
-	// For a moment both files have the policy, and the agent reports this.
+	// For a moment, both files have the policy, and the agent reports this.
 	n.Eventually("the agent is ready, and the namespace that needs little has no problem", func() (err error) {
 		if out, err = n.Ctl("status"); err != nil {
 			return err
@@ -113,7 +113,7 @@ func testGreedy(t *testing.T, spec func(policy int) string) {
 		}
 		return nil
 	})
-	out, err := n.Ctl("status", "-o", "json") // unlike the text, JSON has all problems
+	out, err := n.Ctl("status", "-o", "json") // only the JSON has all problems
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -139,7 +139,8 @@ func testGreedy(t *testing.T, spec func(policy int) string) {
 	if sets := strings.Count(nodetest.Run(t, "ipset", "list", "-name"), "\n"); sets > 10_000 {
 		t.Errorf("the kernel has %d sets", sets)
 	}
-	n.Eventually("the rules can be listed", func() error { // iptables fails while the agent replaces sets
+	// Several tries, because iptables fails while the agent replaces sets.
+	n.Eventually("the rules can be listed", func() error {
 		rules, err := nodetest.ListChecks()
 		if count := strings.Count(rules, "\n"); err == nil && count > 35_000 {
 			t.Errorf("the kernel has %d rules", count)

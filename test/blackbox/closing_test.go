@@ -9,10 +9,10 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAFlushWhileTheKernelRefuses: if the table is flushed and the kernel refuses one of weir's rules, isolated
-// pods are closed.
+// TestAFlushWhileTheKernelRefuses: another program flushes the table, and the kernel refuses one of weir's rules. Then
+// isolated pods are closed.
 func TestAFlushWhileTheKernelRefuses(t *testing.T) {
-	// By words of a rule in iptables: bytes of the rule in a request to nf_tables.
+	// The key is in a rule of iptables. The value has bytes of the same rule's request to nf_tables.
 	for refused, request := range map[string]string{
 		"connlabel": "\x08\x00\x02\x00\x00\x00\x00\x0d", // NFT_CT_LABELS
 		"comment":   "weir: connections that were let through",

@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestConnect: if a request is sent to weirctl connect, it prints the agent's answer, even if its input stays open.
+// TestConnect: weirctl connect passes a request to the agent and prints the answer, even if its input stays open.
 func TestConnect(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -21,7 +21,7 @@ func TestConnect(t *testing.T) {
 	n := nodetest.NewNode(t, nil)
 	connect := func() (string, error) {
 		cmd := exec.CommandContext(t.Context(), filepath.Join(n.Bin, "weirctl"), "connect")
-		in, err := cmd.StdinPipe() // stays open, as kubectl exec's may
+		in, err := cmd.StdinPipe() // this stays open, as the input of kubectl exec may
 		if err != nil {
 			t.Fatal(err)
 		}

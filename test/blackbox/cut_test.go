@@ -18,7 +18,8 @@ metadata: {name: deny, namespace: quiet}
 spec: {podSelector: {}, policyTypes: [Ingress]}
 `
 
-// TestConnectionsThatAreOverAreNotCut: if a policy cuts connections, log and status count only open ones.
+// TestConnectionsThatAreOverAreNotCut: if a policy cuts connections, log and status count only connections that haven't
+// ended.
 func TestConnectionsThatAreOverAreNotCut(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -40,11 +41,12 @@ metadata: {name: client, namespace: quiet}
 	n.Reach(client, server.IP+":80", true)
 	const over = 30
 	for range over {
-		if _, err := nodetest.Get(t, client.Netns, server.IP+":80"); err != nil { // Get closes the connection
+		if _, err := nodetest.Get(t, client.Netns, server.IP+":80"); err != nil { // Get also closes the connection
 			t.Fatal(err)
 		}
 		echoed(t, client, "udp", server.IP+":53")
-		if conn, err := nodetest.Dial(t, client.Netns, "tcp", server.IP+":81"); err == nil { // no server listens there
+		// No server listens on this port.
+		if conn, err := nodetest.Dial(t, client.Netns, "tcp", server.IP+":81"); err == nil {
 			_ = conn.Close()
 		}
 	}
@@ -59,7 +61,7 @@ metadata: {name: client, namespace: quiet}
 			t.Fatal(err)
 		}
 		buf := make([]byte, 100)
-		for { // skip answers to earlier packets
+		for { // skips answers to earlier packets
 			if _, err := lives.Write([]byte("x")); err != nil {
 				return false
 			}

@@ -53,7 +53,7 @@ type followed struct {
 	lines chan *shownDrop
 }
 
-// follow doesn't wait until the agent has the request.
+// follow starts weirctl drops -f. It doesn't wait until the agent has received the request.
 func follow(n *nodetest.Node, args ...string) *followed {
 	n.Helper()
 	cmd := exec.Command(filepath.Join(n.Bin, "weirctl"), append([]string{"drops", "-f", "-o", "json"}, args...)...)
@@ -85,7 +85,7 @@ func follow(n *nodetest.Node, args ...string) *followed {
 	return f
 }
 
-// TestDropsOfTheGuard: if a pod sends under a forged address, weirctl drops and a metric show the drop.
+// TestDropsOfTheGuard: if a pod sends with a forged address, weirctl drops and a metric show the drop.
 func TestDropsOfTheGuard(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -119,7 +119,7 @@ func TestDropsOfTheGuard(t *testing.T) {
 	}
 }
 
-// TestDrops: if a connection is denied, weirctl drops shows its pods and policies.
+// TestDrops: weirctl drops shows a denied connection with its pods and policies.
 func TestDrops(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -14,8 +14,8 @@ func ageless(manifests string) string {
 	return regexp.MustCompile(`, creationTimestamp: "[^"]*"`).ReplaceAllString(manifests, "")
 }
 
-// edited adds the Node a-evil with each of the claims in turn. Every agent must report only a-evil, and pods must
-// reach each other.
+// edited gives the Node a-evil each of the claims in turn. Each time, every agent must report only a-evil, and pods
+// must still reach each other.
 func edited(
 	c *nodetest.Cluster, honest, ownAddress, ownNetwork string, manifest func(addresses, networks string) string,
 	claims [][2]string,
@@ -63,7 +63,8 @@ func edited(
 	}
 }
 
-// TestTheOldestNodeIsEdited: if the oldest Node claims what other Nodes already have, they keep it.
+// TestTheOldestNodeIsEdited: the oldest Node is edited and claims what other Nodes already have. The other Nodes keep
+// it.
 func TestTheOldestNodeIsEdited(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -78,8 +79,8 @@ func TestTheOldestNodeIsEdited(t *testing.T) {
 		})
 }
 
-// TestNodesWithoutAge: if Nodes have no creationTimestamp, and one claims what another already has, the other keeps
-// it.
+// TestNodesWithoutAge checks Nodes without a creationTimestamp. If one claims an address or a network that another
+// already has, the other keeps it.
 func TestNodesWithoutAge(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -92,8 +93,8 @@ func TestNodesWithoutAge(t *testing.T) {
 		[][2]string{{"172.20.2.10 2001:db8:9::10", "100.96.9.0/24"}, {"172.20.9.10 2001:db8:9::10", "100.96.0.0/13"}})
 }
 
-// TestNetworksOfOthersHoldWhatANodeNeeds: if another node's network contains an address that this node needs,
-// this node makes no route to that network.
+// TestNetworksOfOthersHoldWhatANodeNeeds: if another node's network contains an address that this node needs, this node
+// makes no route to this network.
 func TestNetworksOfOthersHoldWhatANodeNeeds(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

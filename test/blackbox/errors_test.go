@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// wrapped puts a script in place of the program. In the script, $real is the program's path. Agents use the
-// backend iptables even if the script makes iptables work badly, except when the tests run with nftables.
+// wrapped replaces the program by a script, in which $real is the program's path. The tests' agents then use the
+// backend iptables even if the script makes it work badly, except when the tests run with nftables.
 func wrapped(t *testing.T, name, script string) {
 	t.Helper()
 	if !nodetest.Nftables() && strings.Contains(name, "tables") {
@@ -37,7 +37,7 @@ kind: Pod
 metadata: {name: web, namespace: shop, labels: {app: web}}
 `
 
-// TestErrorsOfIptablesAreShort: if iptables refuses one line of a long input, log and status show only this line.
+// TestErrorsOfIptablesAreShort: if iptables refuses one line of a long input, log and status quote only this line.
 func TestErrorsOfIptablesAreShort(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -80,7 +80,7 @@ spec: {podSelector: {}, ingress: [{from: [%s]}]}
 	}
 }
 
-// TestFieldsOfAMegabyteAreCut: if an object's field has a megabyte, log and status stay shorter than 32 KB.
+// TestFieldsOfAMegabyteAreCut: even if a field of an object has a megabyte, log and status stay shorter than 32 KB.
 func TestFieldsOfAMegabyteAreCut(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -18,7 +18,7 @@ import (
 
 func dropsFor(n *nodetest.Node, reason string) (all []shownDrop) {
 	n.Helper()
-	// A note on stderr says that no drop matches.
+	// If no drop matches, a note is printed on stderr, which Output doesn't return.
 	text, err := exec.Command(filepath.Join(n.Bin, "weirctl"), "drops", "--reason", reason, "-o", "json").Output()
 	if err != nil {
 		n.Fatal(err)
@@ -33,8 +33,7 @@ func dropsFor(n *nodetest.Node, reason string) (all []shownDrop) {
 	return all
 }
 
-// TestEveryDropShows: weir drops packets for several reasons. For each of them, weirctl drops shows the reason
-// and the sender.
+// TestEveryDropShows: for each reason for which weir drops packets, weirctl drops shows the reason and the sender.
 func TestEveryDropShows(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -63,7 +62,7 @@ func TestEveryDropShows(t *testing.T) {
 	for _, tc := range []struct {
 		reason, netns string
 		frame         []byte
-		want          string // in the output as text
+		want          string // a part of the output
 	}{
 		{"guard", e.Netns, udpFrame(t, mac, gateway, "10.88.0.77", b.IP, 53, nil), "hostile/e (10.88.0.77:40000)"},
 		{"guard", e.Netns, udpFrame(t, mac, gateway, c.IP, b.IP, 54, nil), "the address is that of quiet/c"},

@@ -84,8 +84,8 @@ spec:
 `, team, labels, port)
 }
 
-// TestExplain: explain names the conditions that a connection doesn't meet. The test meets the first of them,
-// again and again, until the connection is allowed.
+// TestExplain: weirctl explain names the conditions that a connection doesn't meet. The test changes objects so that
+// the first condition is met, and repeats this until the connection is allowed.
 func TestExplain(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -114,7 +114,7 @@ func TestExplain(t *testing.T) {
 		if miss.Kind != kind || miss.Why == "" {
 			t.Fatalf("the first condition that isn't met is %+v, want a %s", miss, kind)
 		}
-		switch miss.Object + " " + miss.Wants { // as explain says
+		switch miss.Object + " " + miss.Wants { // makes the change that explain has named
 		case "Namespace web team=a":
 			team = "team: a"
 		case "Pod web/client app=web":
@@ -142,8 +142,7 @@ func TestExplain(t *testing.T) {
 	differs(n, client)
 }
 
-// differs takes the client out of all sets. explain must then exit with code 4, until a resync has repaired the
-// sets.
+// differs removes the client from all sets. explain must then exit with code 4, until a resync has repaired the sets.
 func differs(n *nodetest.Node, client *nodetest.Pod) {
 	n.Helper()
 	takeOut(n, client.IP)
@@ -159,7 +158,7 @@ func differs(n *nodetest.Node, client *nodetest.Pod) {
 	})
 }
 
-// TestExplainErrors: if a question is wrong or no agent runs, explain prints one line with the reason.
+// TestExplainErrors: if the question is wrong, or no agent runs, explain prints one line with the reason.
 func TestExplainErrors(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

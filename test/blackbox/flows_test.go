@@ -13,8 +13,8 @@ import (
 
 func flowTable() bool { return exec.Command("nft", "list", "table", "inet", "weir-flows").Run() == nil }
 
-// TestFlowsAndSuggestions: if flows are recorded, the suggested policies allow exactly what was seen. If the agent is
-// killed, the next one removes the table that logs flows.
+// TestFlowsAndSuggestions: policies that weirctl suggests from recorded flows allow exactly these flows. If the agent
+// is killed, the next agent removes the table that logs flows.
 func TestFlowsAndSuggestions(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -38,8 +38,8 @@ func fromOutside(t *testing.T, n *nodetest.Node) *forgery {
 	}
 }
 
-// neighbour returns the MAC of the pod's gateway. If the pod doesn't know the MAC yet, a packet to the gateway
-// makes the pod ask for it.
+// neighbour returns the MAC of the pod's gateway. If the pod doesn't know it yet, neighbour sends a packet, so that the
+// pod asks for it.
 func neighbour(t *testing.T, name string) net.HardwareAddr {
 	t.Helper()
 	var routes []struct{ Gateway string }
@@ -85,8 +85,8 @@ func (f *forgery) datagram(u udp, payload string) []byte {
 	return nodetest.Frame(f, layersOf(f.ethernet(u.dst.Addr()), u.packet(payload)...)...)
 }
 
-// A kind of ICMP error has a type and a code in each family. The header's second word is info4 in IPv4, and mtu
-// in IPv6.
+// kind is a kind of ICMP error: its type and code in each family, and the second word of its header, which is info4 in
+// IPv4 and mtu in IPv6.
 type kind struct {
 	v4, v6     uint16 // type<<8 | code
 	info4, mtu uint32

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// firstFragment returns a first fragment with size bytes of zeros. In IPv6, an odd id adds destination options
-// before the fragment header.
+// firstFragment returns a first fragment with size zero bytes. In IPv6, an odd id adds destination options before the
+// fragment header.
 func firstFragment(t *testing.T, dstMAC, srcMAC net.HardwareAddr, src, dst string, id, size int) []byte {
 	t.Helper()
 	payload := gopacket.Payload(make([]byte, size))
@@ -34,13 +34,14 @@ func firstFragment(t *testing.T, dstMAC, srcMAC net.HardwareAddr, src, dst strin
 		return nodetest.Frame(t, ethernet(dstMAC, srcMAC, dst), header(src, dst, layers.IPProtocolIPv6Fragment, nil),
 			fragment, payload)
 	}
-	options := gopacket.Payload([]byte{byte(layers.IPProtocolIPv6Fragment), 0, 1, 4, 0, 0, 0, 0}) // RFC 8200: padding
+	// The options consist of padding (RFC 8200).
+	options := gopacket.Payload([]byte{byte(layers.IPProtocolIPv6Fragment), 0, 1, 4, 0, 0, 0, 0})
 	return nodetest.Frame(t, ethernet(dstMAC, srcMAC, dst), header(src, dst, layers.IPProtocolIPv6Destination, nil),
 		options, fragment, payload)
 }
 
-// arrive sends count datagrams of 8 KB to the other pod, at equal intervals. The time from the first to the last
-// is almost spread. It returns how many datagrams arrive.
+// arrive sends datagrams of 8 KB to the other pod at equal intervals, and returns how many arrive. From the first to
+// the last takes almost the time spread.
 func arrive(t *testing.T, from, to *nodetest.Pod, address string, count int, spread time.Duration) int {
 	t.Helper()
 	box := listen(t, to.Netns, "udp", net.JoinHostPort(address, "9999"))
@@ -69,7 +70,7 @@ func arrive(t *testing.T, from, to *nodetest.Pod, address string, count int, spr
 	return len(box.heard(t, silence))
 }
 
-// TestFragmentsOfOnePod: if a pod floods first fragments, all fragmented datagrams of other pods still arrive.
+// TestFragmentsOfOnePod: while one pod floods first fragments, all fragmented datagrams of other pods arrive.
 func TestFragmentsOfOnePod(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

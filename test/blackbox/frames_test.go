@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// silence is how long a test waits for the next packet before it concludes that none comes.
+// silence is how long a test waits for a packet before it concludes that none comes.
 const silence = 300 * time.Millisecond
 
 const denyAll = `
@@ -27,8 +27,8 @@ metadata: {name: deny-all, namespace: hostile}
 spec: {podSelector: {}, policyTypes: [Ingress, Egress]}
 `
 
-// hostileNode returns a node without rp_filter, and three of its pods. A policy denies everything to the first of
-// them.
+// hostileNode returns a node without rp_filter, and three of its pods. A policy denies everything to the first pod,
+// hostile.
 func hostileNode(t *testing.T, conf nodetest.Conf) (n *nodetest.Node, hostile, a, b *nodetest.Pod) {
 	t.Helper()
 	n = nodetest.NewNode(t, conf)
@@ -38,13 +38,13 @@ func hostileNode(t *testing.T, conf nodetest.Conf) (n *nodetest.Node, hostile, a
 	return n, n.AddPod("hostile", "e"), n.AddPod("quiet", "a"), n.AddPod("quiet", "b")
 }
 
-// noReversePath turns off rp_filter, so that a test sees weir's checks alone.
+// noReversePath turns off rp_filter, so that only weir's own checks can drop packets.
 func noReversePath(t *testing.T) {
 	t.Helper()
 	nodetest.Run(t, "sh", "-c", "for f in /proc/sys/net/ipv4/conf/*/rp_filter; do echo 0 >$f; done")
 }
 
-// linkLocal returns a MAC that bridges don't forward (IEEE 802.1D, table 7-10).
+// linkLocal returns a MAC to which bridges don't forward frames (IEEE 802.1D, table 7-10).
 func linkLocal(last byte) net.HardwareAddr { return net.HardwareAddr{1, 0x80, 0xc2, 0, 0, last} }
 
 var lldp = linkLocal(0x0e)
@@ -81,7 +81,7 @@ func (m *mailbox) heard(t *testing.T, quiet time.Duration) []string {
 	}
 }
 
-// TestFramesToLinkLocalMACs: if a frame to a link-local MAC has a forged sender, it reaches no service of the node.
+// TestFramesToLinkLocalMACs: a frame to a link-local MAC with a forged sender reaches no service of the node.
 func TestFramesToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -90,8 +90,8 @@ func TestFramesToLinkLocalMACs(t *testing.T) {
 	reachNoService(t, e, a)
 }
 
-// TestFramesToLinkLocalMACsWithoutAnAgent: if the node never had an agent, a frame to a link-local MAC with a forged
-// sender reaches no service of the node.
+// TestFramesToLinkLocalMACsWithoutAnAgent: a frame to a link-local MAC with a forged sender reaches no service of the
+// node, even if no agent has ever run.
 func TestFramesToLinkLocalMACsWithoutAnAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -102,8 +102,8 @@ func TestFramesToLinkLocalMACsWithoutAnAgent(t *testing.T) {
 	reachNoService(t, e, a)
 }
 
-// reachNoService: if pod e sends frames to link-local MACs, no packet in them reaches a service of the node. An
-// ordinary packet of pod a does.
+// reachNoService checks that no packet that pod e sends to a link-local MAC reaches a service of the node. An ordinary
+// packet of pod a must reach it.
 func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 	t.Helper()
 	service := listen(t, nodetest.Self, "udp", ":9999")
@@ -114,7 +114,7 @@ func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 			say := fmt.Appendf(nil, "%s to 01:80:c2:00:00:%02x", src, last)
 			packet := datagram(src, dst, 9999, say)
 			frames = append(frames, nodetest.Frame(t, layersOf(ethernet(linkLocal(last), mac, dst), packet...)...))
-			// A tag of VLAN 0 sets only a priority. The kernel removes such a tag.
+			// A tag with VLAN ID 0 only sets a priority, and the kernel removes it.
 			tag := &layers.Dot1Q{Type: ethernet(nil, nil, dst).EthernetType}
 			tagged := &layers.Ethernet{DstMAC: linkLocal(last), SrcMAC: mac, EthernetType: layers.EthernetTypeDot1Q}
 			say = append(say, " under a tag"...)
@@ -134,8 +134,8 @@ func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 	}
 }
 
-// TestARPToLinkLocalMACs: if a pod sends ARP requests to link-local MACs, the node neither answers nor learns the
-// sender's MAC.
+// TestARPToLinkLocalMACs: the node doesn't answer ARP requests that a pod sends to link-local MACs, and doesn't learn
+// the sender's MAC from them.
 func TestARPToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -181,8 +181,7 @@ func frags(t *testing.T) (all string) {
 	return all
 }
 
-// TestFragmentsToLinkLocalMACs: if fragments come in frames to link-local MACs, they take none of the node's
-// memory.
+// TestFragmentsToLinkLocalMACs: fragments in frames to link-local MACs take no memory of the node.
 func TestFragmentsToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -204,8 +203,8 @@ func nodesOf(own, other string) string {
 	return nodeManifest("self", 0, own, "10.88.0.0/24") + nodeManifest("other", 0, other, "10.99.0.0/24")
 }
 
-// tunnelNode makes a node with a tunnel to another node. here and there are the MACs of the tunnel's ends: here
-// on this node, there on the other.
+// tunnelNode makes a node with a tunnel to another node. here and there are the MACs of the tunnel's ends on this node
+// and on the other.
 func tunnelNode(t *testing.T, own, other string) (n *nodetest.Node, e, b *nodetest.Pod, here, there net.HardwareAddr) {
 	t.Helper()
 	n = nodetest.NewNode(t, nil)
@@ -230,7 +229,7 @@ func tunnelPacket(t *testing.T, src, dst string, inner []byte) []gopacket.Serial
 	return datagram(src, dst, 4789, vxlan)
 }
 
-// forgesTunnel: if a pod sends tunnel packets in frames to link-local MACs, none arrives.
+// forgesTunnel checks that no tunnel packet arrives that a pod sends to link-local MACs.
 func forgesTunnel(t *testing.T, own, other string) {
 	_, e, b, here, there := tunnelNode(t, own, other)
 	box := listen(t, b.Netns, "udp", ":9999")
@@ -265,7 +264,7 @@ func TestForgedTunnelFramesOverIPv6(t *testing.T) {
 	}
 }
 
-// TestPortsOfAnEarlierWeir: if an earlier weir has attached the pods, the new agent secures their ports.
+// TestPortsOfAnEarlierWeir: the agent also secures the ports of pods that an earlier version of weir has attached.
 func TestPortsOfAnEarlierWeir(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -322,7 +321,7 @@ func TestThePortsTablesAreRepaired(t *testing.T) {
 	}
 }
 
-// TestTheNodesLoopback: if route_localnet is set on weir0, the guard drops pods' packets to 127.0.0.0/8.
+// TestTheNodesLoopback: the guard drops pods' packets to 127.0.0.0/8, even if route_localnet is set on weir0.
 func TestTheNodesLoopback(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -45,7 +45,7 @@ func hungUp(t *testing.T, conn net.Conn, within time.Duration) bool {
 	return err != nil && !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// TestIdleHealthConnectionsEnd: if a connection is idle after an answer, the agent closes it within 20 seconds.
+// TestIdleHealthConnectionsEnd: the agent closes a connection that is idle after an answer, within 20 seconds.
 func TestIdleHealthConnectionsEnd(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -57,8 +57,7 @@ func TestIdleHealthConnectionsEnd(t *testing.T) {
 	}
 }
 
-// TestHealthConnectionsAreBounded: if there are 300 idle connections, the agent keeps at most 64 and still answers
-// kubelet.
+// TestHealthConnectionsAreBounded: of 300 idle connections, the agent keeps at most 64, and still answers kubelet.
 func TestHealthConnectionsAreBounded(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -69,7 +68,7 @@ func TestHealthConnectionsAreBounded(t *testing.T) {
 	for range 300 {
 		all = append(all, asked(t))
 	}
-	asked(t) // this is kubelet's request
+	asked(t) // this stands for kubelet's request
 	open := 0
 	for _, conn := range all {
 		if !hungUp(t, conn, time.Millisecond) {

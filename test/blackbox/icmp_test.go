@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// A policy denies everything to the attacker. The other pods have no policies.
+// tenants has a policy that denies everything to the pod attacker. The other pods have no policies.
 const tenants = `
 apiVersion: v1
 kind: Namespace
@@ -82,8 +82,8 @@ func isolatedBehind(t *testing.T, plugin string) bool {
 	return nodetest.IsolatedWithWeir(t, "main/"+plugin, "ipam/host-local")
 }
 
-// attachedBy makes a node with an agent. Unless plugin is "weir", the named plugin attaches the pods, with weir and
-// portmap after it.
+// attachedBy makes a node with an agent. If plugin isn't "weir", the named plugin attaches the pods, and weir and
+// portmap are chained behind it.
 func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 	t.Helper()
 	n := nodetest.NewNode(t, dualStack)
@@ -95,8 +95,8 @@ func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 		"ip -n outside route add 10.99.0.0/24 via 192.0.2.2", "ip -n outside route add fd00:10:99::/64 via 2001:db8::2",
 		"ip -n outside route add 10.88.0.0/24 via 192.0.2.2", "ip -n outside route add fd00:10:88::/64 via 2001:db8::2",
 	)
-	// Package net finds out only once which families work, by binding to ::1. If it did this in a pod whose
-	// loopback is down, it would find none.
+	// Package net checks only once which families work, by binding to ::1. It must not do this in a pod whose loopback
+	// link is down.
 	l, err := net.Listen("tcp", ":0")
 	if err != nil {
 		t.Fatal(err)
@@ -122,7 +122,7 @@ func dial(t *testing.T, netns, address string) *net.UDPConn {
 
 func speak(conn net.Conn) error {
 	var err error
-	for range 20 { // the machine may be busy
+	for range 20 { // many tries, because the machine may be busy
 		if _, err = conn.Write([]byte("question")); err != nil {
 			return err
 		}
@@ -154,7 +154,7 @@ func heard(s *nodetest.Sniffer, words ...string) []string {
 	return all
 }
 
-// world has the pods. All but the attacker serve UDP port 53, and so does the host outside.
+// world has the pods of the tests. All pods except the attacker, and the host outside, have a server on UDP port 53.
 type world struct {
 	attacker, open, victim, peer *nodetest.Pod
 }
@@ -169,7 +169,7 @@ func newWorld(t *testing.T, plugin string) (*nodetest.Node, world) {
 	for _, p := range []*nodetest.Pod{w.open, w.victim, w.peer} {
 		n.Serve(p.Netns, "udp", ":53")
 	}
-	nodetest.In(t, w.victim.Netns, func() error { // the victim accepts redirects
+	nodetest.In(t, w.victim.Netns, func() error { // makes the victim accept redirects
 		return os.WriteFile("/proc/sys/net/ipv4/conf/all/accept_redirects", []byte("1"), 0o600)
 	})
 	return n, w
@@ -179,8 +179,8 @@ func TestForgedErrors(t *testing.T)             { forgedErrors(t, "weir") }
 func TestForgedErrorsBehindPtp(t *testing.T)    { forgedErrors(t, "ptp") }
 func TestForgedErrorsBehindBridge(t *testing.T) { forgedErrors(t, "bridge") }
 
-// forgedErrors: if a pod sends ICMP errors about packets that it never received, none arrives. Without weir's
-// check they would: connection tracking relates an error to the connection of the packet inside.
+// forgedErrors checks that no ICMP error arrives that a pod sends about packets which it never received. Connection
+// tracking alone would accept such errors, because the packet inside belongs to a known connection.
 func forgedErrors(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -202,7 +202,7 @@ func forgedErrors(t *testing.T, plugin string) {
 					t.Errorf("an error that carries %q came to the victim", got)
 				}
 			}
-			// The error's sender is the other end of the flow, or a router.
+			// The error's sender is the other end of the connection, or a router.
 			router := map[bool]string{false: "192.0.2.77", true: "2001:db8::77"}[about.dst.Addr().Is6()]
 			for _, src := range []string{about.dst.Addr().String(), router} {
 				words := fmt.Sprintf("under the name of %s about %s", src, about.dst)
@@ -221,7 +221,7 @@ func forgedErrors(t *testing.T, plugin string) {
 		if got := heard(atOutside, "secret to the world"); got != nil {
 			t.Errorf("an error that carries %q came to the host outside", got)
 		}
-		// Now an error to the node itself. If the node accepted it, it would send smaller packets outside.
+		// This is an error to the node itself. If the node accepted it, it would send smaller packets.
 		own := dial(t, nodetest.Self, net.JoinHostPort(x.outside, "53"))
 		f.send(x.node, tooBig, flow(own.LocalAddr().String(), own.RemoteAddr().String()), "x")
 		time.Sleep(50 * time.Millisecond)
@@ -237,7 +237,7 @@ func forgedErrors(t *testing.T, plugin string) {
 	}
 }
 
-// TestForgedErrorsInDisguise: if a forged error is behind options or in fragments, it is dropped too.
+// TestForgedErrorsInDisguise: forged errors behind IP options or in fragments are also dropped.
 func TestForgedErrorsInDisguise(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -276,7 +276,7 @@ func TestForgedErrorsInDisguise(t *testing.T) {
 	}
 }
 
-// TestRedirectsOfPods: an ICMP redirect that a pod sends is dropped.
+// TestRedirectsOfPods: ICMP redirects that a pod sends are dropped.
 func TestRedirectsOfPods(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -295,8 +295,8 @@ func TestControlHonestErrors(t *testing.T)             { honestErrors(t, "weir")
 func TestControlHonestErrorsBehindPtp(t *testing.T)    { honestErrors(t, "ptp") }
 func TestControlHonestErrorsBehindBridge(t *testing.T) { honestErrors(t, "bridge") }
 
-// honestErrors: a sender gets the ICMP error of a port without a server, and the error of a router between the
-// ends.
+// honestErrors checks that a sender gets the ICMP error of a port without a server, and the error of a router between
+// the ends.
 func honestErrors(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -336,7 +336,7 @@ func honestErrors(t *testing.T, plugin string) {
 	refused("of a pod, by a host outside", w.victim.Netns, "192.0.2.1:9")
 	refused("of a pod, by a host outside, IPv6", w.victim.Netns, "[2001:db8::1]:9")
 
-	// Now a router between the ends sends an error. The victim has never sent to this router.
+	// Here a router between the ends sends the error. The victim has never sent a packet to this router.
 	for _, x := range []struct{ to, router, node, mtu string }{
 		{"192.0.2.1", "192.0.2.77", "192.0.2.2", "mtu 552"}, {"2001:db8::1", "2001:db8::77", "2001:db8::2", "mtu 1280"},
 	} {
@@ -359,7 +359,7 @@ func honestErrors(t *testing.T, plugin string) {
 	}
 }
 
-// sentAs returns the flow as its destination sees it, after any masquerade.
+// sentAs returns the addresses and ports of a connection as its destination sees them, after masquerading.
 func sentAs(t *testing.T, conn *net.UDPConn, to string) udp {
 	t.Helper()
 	local := conn.LocalAddr().(*net.UDPAddr).AddrPort()

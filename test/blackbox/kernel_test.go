@@ -19,7 +19,7 @@ func podSet() (string, error) {
 	return nodetest.Try("ipset", "list", nodetest.PodSet)
 }
 
-// takeOut takes an IPv4 address out of all of weir's sets.
+// takeOut removes an IPv4 address from all of weir's sets.
 func takeOut(t testing.TB, address string) {
 	t.Helper()
 	sets := []string{nodetest.PodSet, "weir-self", "weir-errors", "weir-in", "weir-eg"}
@@ -28,16 +28,16 @@ func takeOut(t testing.TB, address string) {
 	}
 	for _, set := range sets {
 		command := strings.Fields(nodetest.TakeOutOf(set, address))
-		_, _ = nodetest.Try(command[0], command[1:]...) // most sets don't hold it
+		_, _ = nodetest.Try(command[0], command[1:]...) // fails for sets that don't have the address
 	}
 }
 
-// disturbRules adds another program's rule to a chain that also has weir's rules, and deletes this rule again.
-// The kernel reports both changes to the agent.
+// disturbRules adds another program's rule to a chain that also has weir's rules, and deletes it again. The kernel
+// reports both changes to the agent.
 func disturbRules() {
 	table, place := "mangle", "-A"
 	if nodetest.Nftables() {
-		table, place = "filter", "-I" // weir's rules there stay the last ones
+		table, place = "filter", "-I" // weir's rules in this chain must stay the last ones
 	}
 	rule := []string{"FORWARD", "-s", "203.0.113.1", "-j", "ACCEPT"}
 	for _, verb := range []string{place, "-D"} {
@@ -45,15 +45,15 @@ func disturbRules() {
 	}
 }
 
-// Kinds of requests of nf_tables (enum nf_tables_msg_types).
+// These are kinds of nf_tables' requests (enum nf_tables_msg_types).
 const (
 	newRule    = 6
 	newSet     = 9
 	newElement = 12
 )
 
-// refuseRequests makes nf_tables refuse requests that are of this kind and contain the text, until the file
-// /run/loaded exists. Only programs that start from now on are affected.
+// refuseRequests makes nf_tables refuse requests of this kind that contain the text, until the file /run/loaded exists.
+// It affects only programs that are started afterwards.
 func refuseRequests(t *testing.T, kind byte, with string) {
 	t.Helper()
 	nodetest.EditNetlink(t, true, func(message []byte) unix.Errno {

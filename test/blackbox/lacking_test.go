@@ -12,13 +12,13 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// withoutXtables hides ipset's and xtables' programs from the test's node. If refused isn't 0, the kernel answers
-// requests for ipset and xtables with this error. Otherwise the kernel doesn't know them.
+// withoutXtables hides the programs of ipset and xtables. The kernel then refuses requests for ipset and xtables with
+// the given error. If refused is 0, the kernel doesn't know them.
 func withoutXtables(t *testing.T, refused unix.Errno) {
 	t.Helper()
 	programs := t.TempDir()
 	for _, dir := range filepath.SplitList(os.Getenv("PATH")) {
-		entries, _ := os.ReadDir(dir) // PATH may name a directory that doesn't exist
+		entries, _ := os.ReadDir(dir) // an error is ignored: PATH may name a directory that doesn't exist
 		for _, e := range entries {
 			name := e.Name()
 			if strings.Contains(name, "tables") || strings.HasPrefix(name, "ipset") {
@@ -38,7 +38,7 @@ func withoutXtables(t *testing.T, refused unix.Errno) {
 				return refused
 			}
 			*subsystem = unused
-		case unix.NFNL_SUBSYS_NFTABLES: // attributes of length 10 and 11 with the names of expressions
+		case unix.NFNL_SUBSYS_NFTABLES: // lengths of the attributes with the expressions' names
 			for _, name := range []string{"\x0a\x00\x01\x00match\x00", "\x0b\x00\x01\x00target\x00"} {
 				other := strings.Replace(name, "a", "-", 1)
 				copy(message, bytes.ReplaceAll(message, []byte(name), []byte(other)))
@@ -48,7 +48,7 @@ func withoutXtables(t *testing.T, refused unix.Errno) {
 	})
 }
 
-// TestNodeWithoutXtables: nftables enforces policies on a node that has neither ipset nor xtables.
+// TestNodeWithoutXtables: with nftables, policies are enforced on a node that has neither ipset nor xtables.
 func TestNodeWithoutXtables(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -56,7 +56,7 @@ func TestNodeWithoutXtables(t *testing.T) {
 	nodeWithoutXtables(t, 0)
 }
 
-// TestNodeThatRefusesXtables: nftables enforces policies on a node that refuses to use ipset and xtables.
+// TestNodeThatRefusesXtables: with nftables, policies are enforced on a node whose kernel refuses ipset and xtables.
 func TestNodeThatRefusesXtables(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -67,7 +67,8 @@ func TestNodeThatRefusesXtables(t *testing.T) {
 func nodeWithoutXtables(t *testing.T, refused unix.Errno) {
 	t.Helper()
 	n := nodetest.NewNode(t, dualStack)
-	n.ConfigureList(nodetest.Conf{"type": "weir", "ranges": dualStack["ranges"]}) // without portmap
+	// The configuration has no portmap, which needs xtables.
+	n.ConfigureList(nodetest.Conf{"type": "weir", "ranges": dualStack["ranges"]})
 	withoutXtables(t, refused)
 	n.Manifest("cluster.yaml", isolated)
 	n.SpawnAgent("--source", "dir:"+n.Manifests, "--backend", "nftables")

@@ -1,7 +1,6 @@
-// Package blackbox tests the built programs with real packets: a pod attacks, a part fails, or an object is
-// hostile. It imports none of weir's own packages but nodetest. So it can also test programs of an earlier commit:
-// WEIR_PROGRAMS names a directory of weir, weir-agent and weirctl, and "make blackbox" shows which tests fail with
-// them.
+// Package blackbox tests the built programs with real packets: a pod attacks, a part fails, or an object is hostile. It
+// imports none of weir's own packages except nodetest. So it can also test programs of an earlier commit: the variable
+// WEIR_PROGRAMS names a directory with weir, weir-agent and weirctl. "make blackbox" shows which tests fail with them.
 package blackbox
 
 import (
@@ -14,7 +13,7 @@ import (
 
 func TestMain(m *testing.M) { nodetest.MainAsShipped(m) }
 
-// TestControlImports: of weir's own packages, these tests depend on nodetest alone.
+// TestControlImports: this package imports only nodetest of weir's own packages.
 func TestControlImports(t *testing.T) {
 	out, err := exec.Command("go", "list", "-test", "-deps", ".").Output()
 	if err != nil {

@@ -59,7 +59,8 @@ func put(n *nodetest.Node, name, text string) {
 	}
 }
 
-// closesServer writes each of the files (name, text). Only without the file may the client reach the server.
+// closesServer writes each of the files (name, text) in turn. While a file exists, the client must not reach the
+// server.
 func closesServer(t *testing.T, files [][2]string) {
 	n, server, client, _ := shopNode(t)
 	for _, f := range files {
@@ -73,8 +74,7 @@ func closesServer(t *testing.T, files [][2]string) {
 	}
 }
 
-// TestManifestsAnywhere: if a manifest is hidden, in a subdirectory, or has an upper-case extension, the agent
-// reads it.
+// TestManifestsAnywhere: the agent reads manifests that are hidden, in a subdirectory, or have an upper-case extension.
 func TestManifestsAnywhere(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -87,7 +87,7 @@ func TestManifestsAnywhere(t *testing.T) {
 	})
 }
 
-// TestManifestsWrapped: if an object is inside a list, a template or a stream, the agent finds it.
+// TestManifestsWrapped: the agent finds objects inside of lists, templates and streams.
 func TestManifestsWrapped(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -119,7 +119,7 @@ objects:
 	})
 }
 
-// TestWindowsManifests: if a manifest is UTF-16 with CRLF, as PowerShell writes it, the agent reads it.
+// TestWindowsManifests: the agent reads manifests in UTF-16 with CRLF, as PowerShell writes them.
 func TestWindowsManifests(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -132,7 +132,7 @@ func TestWindowsManifests(t *testing.T) {
 	closesServer(t, [][2]string{{"deny.yaml", utf16}})
 }
 
-// TestFieldsNewerThanWeir: if an object other than a policy has unknown fields, they have no effect.
+// TestFieldsNewerThanWeir: unknown fields of objects other than policies have no effect.
 func TestFieldsNewerThanWeir(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -149,7 +149,7 @@ status: {newerField: {}, podIP: 10.88.0.200}
 	n.AddPod("shop", "server")
 }
 
-// TestFilesThatAreNoManifests: if a file is no manifest, the agent goes on and the status lists the file.
+// TestFilesThatAreNoManifests: a file that is no manifest doesn't stop the agent, and the status lists the file.
 func TestFilesThatAreNoManifests(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -172,8 +172,8 @@ func TestFilesThatAreNoManifests(t *testing.T) {
 	n.Reach(client, server.IP+":80", true)
 }
 
-// TestAFileThatMayHoldAPolicy: if a broken file may contain a policy, the agent isn't ready and no pod starts.
-// With --ignore-broken, the agent starts without the file.
+// TestAFileThatMayHoldAPolicy: if a broken file may contain a policy, the agent isn't ready, and no pod starts. With
+// --ignore-broken, the agent starts without the file.
 func TestAFileThatMayHoldAPolicy(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -208,7 +208,7 @@ func TestAFileThatMayHoldAPolicy(t *testing.T) {
 	n.AddPod("shop", "server")
 }
 
-// TestBadPoliciesClose: if a policy has a bad field, the pods that it selects are closed.
+// TestBadPoliciesClose: if a policy has a wrong field, the pods that it selects are closed.
 func TestBadPoliciesClose(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -242,11 +242,11 @@ func TestBadPoliciesClose(t *testing.T) {
 		n.Manifest("bad.yaml", bad(spec))
 		reach(false, true)
 	}
-	// Now the selector is unknown. The last good version stays in force.
+	// Now the selector can't be read, so the last good version stays in force.
 	n.Manifest("bad.yaml", bad("{podSelector: {matchLabels: {app: server}}}"))
 	reach(false, true)
 	n.Manifest("bad.yaml", bad("{podSelectr: {}, ingress: [{}]}"))
-	n.Manifest("other.yaml", strings.ReplaceAll(denyJSON, "server", "none")) // shows when bad.yaml was read
+	n.Manifest("other.yaml", strings.ReplaceAll(denyJSON, "server", "none")) // shows when the agent has read bad.yaml
 	n.Eventually("the status has the other policy and the problem", func() error {
 		out, err := n.Ctl("status")
 		if err != nil || !strings.Contains(out, "shop/deny") || !strings.Contains(out, "podSelectr") {
@@ -262,7 +262,7 @@ func TestBadPoliciesClose(t *testing.T) {
 	reach(false, false)
 }
 
-// TestNamespacesHaveTheirName: if a namespace has no manifest, it still has the label kubernetes.io/metadata.name.
+// TestNamespacesHaveTheirName: a namespace without a manifest still has the label kubernetes.io/metadata.name.
 func TestNamespacesHaveTheirName(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -295,7 +295,7 @@ spec:
 	server, two, three := n.AddPod("one", "server"), n.AddPod("two", "client"), n.AddPod("three", "client")
 	n.Serve(server.Netns, "tcp", server.IP+":80")
 	n.Reach(two, server.IP+":80", true)
-	n.Reach(three, server.IP+":80", false) // unknown: does the namespace of three have the label team?
+	n.Reach(three, server.IP+":80", false) // it is unknown whether the namespace of three has the label team
 }
 
 // TestTwoFilesWithOneObject: if two files have different versions of a policy, only what both allow is allowed.
@@ -369,7 +369,7 @@ func TestPoliciesThatAreNotEnforced(t *testing.T) {
 	}
 }
 
-// TestOddFiles: if the directory has pipes, sockets, devices or link loops, the agent doesn't hang.
+// TestOddFiles: the agent doesn't hang if the directory has pipes, sockets, devices, or links that form a circle.
 func TestOddFiles(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -405,7 +405,7 @@ func TestOddFiles(t *testing.T) {
 	n.Reach(client, server.IP+":80", true)
 }
 
-// TestALinkThatLeadsNowhere: if a symbolic link leads nowhere, its target may have a policy, so a new agent isn't
+// TestALinkThatLeadsNowhere: the target of a symbolic link doesn't exist. It may have a policy, so a new agent isn't
 // ready.
 func TestALinkThatLeadsNowhere(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
@@ -446,7 +446,7 @@ func TestALinkThatLeadsNowhere(t *testing.T) {
 	n.Reach(client, server.IP+":80", false)
 }
 
-// TestNamesThatPretend: if names have control characters, they forge no lines of the log or of weir's commands.
+// TestNamesThatPretend: names with control characters can't forge lines of the log or of weir's output.
 func TestNamesThatPretend(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -485,7 +485,7 @@ func TestNamesThatPretend(t *testing.T) {
 	}
 }
 
-// TestLargeManifests: if a broken manifest has a megabyte, weir-agent check reads it within 30 seconds.
+// TestLargeManifests: weir-agent check reads a broken manifest of a megabyte within 30 seconds.
 func TestLargeManifests(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -519,7 +519,7 @@ func TestLargeManifests(t *testing.T) {
 	}
 }
 
-// TestCheck: if a file or a policy is broken, "weir-agent check" fails with status 1.
+// TestCheck: if a file or a policy is broken, "weir-agent check" ends with exit code 1.
 func TestCheck(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -558,8 +558,8 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// TestStatusBeforeTheFirstState: if an agent starts with a broken file, the status says that the earlier agent's
-// rules apply.
+// TestStatusBeforeTheFirstState: if an agent starts with a broken file, the status says that the earlier agent's rules
+// are in force.
 func TestStatusBeforeTheFirstState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

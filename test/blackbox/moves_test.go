@@ -20,10 +20,10 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// settle is how long kube-proxy's rules must stay in another backend before the agent moves there too.
+// settle is how long kube-proxy must use the other backend before the agent also moves to it.
 const settle = "100ms"
 
-// movingPods are a server, and three pods to which a policy opens two ports of the server.
+// movingPods has a server, and three pods. A policy allows two ports of the server to them.
 const movingPods = `
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -52,22 +52,22 @@ kind: Pod
 metadata: {name: intruder, namespace: other, labels: {app: client}}
 `
 
-// moves is a node whose agent chooses its backend, under traffic.
+// moves is a node whose agent chooses its backend itself, while connections are made.
 type moves struct {
 	*nodetest.Node
 	server, client   *nodetest.Pod
-	intruder         *nodetest.Pod // its attempts are forbidden
+	intruder         *nodetest.Pod // its connections are forbidden
 	stop             chan struct{}
 	traffic          sync.WaitGroup
-	tried, forbidden atomic.Int64 // how many allowed and how many forbidden attempts were made
+	tried, forbidden atomic.Int64 // how many allowed and forbidden connections were attempted
 	harmed, letIn    atomic.Int64
-	harm             sync.Map // the last failure of each kind of allowed attempts
+	harm             sync.Map // the last failure of each kind of allowed connections
 }
 
 func newMoves(t *testing.T) *moves {
 	m := &moves{Node: nodetest.NewNode(t, nil), stop: make(chan struct{})}
 	m.Manifest("pods.yaml", denyAllIngress+"---"+movingPods)
-	nodetest.RunEach(t, "iptables-nft -P FORWARD DROP") // as Docker does
+	nodetest.RunEach(t, "iptables-nft -P FORWARD DROP") // Docker does this too
 	m.kubeProxy("iptables")
 	m.startAuto()
 	m.uses("iptables")
@@ -85,7 +85,8 @@ func (m *moves) startAuto() {
 	m.SpawnAgent("--source", "dir:"+m.Manifests, "--backend", "auto", "--backend-settle", settle)
 }
 
-// kubeProxy makes the chains or the table that kube-proxy has with the backend, before it removes those of the other.
+// kubeProxy makes the chains or the table that kube-proxy has with the backend. Then it removes those of the other
+// backend.
 func (m *moves) kubeProxy(backend string) {
 	m.Helper()
 	if backend == "nftables" {
@@ -96,7 +97,7 @@ func (m *moves) kubeProxy(backend string) {
 	_, _ = nodetest.Try("nft", "delete", "table", "ip", "kube-proxy")
 }
 
-// uses waits until the agent uses the backend, the plugin knows that, and nothing of the other backend is left.
+// uses waits until the agent uses the backend, the plugin has been told, and nothing of the other backend is left.
 func (m *moves) uses(backend string) {
 	m.Helper()
 	m.Eventually("the node uses "+backend, func() error {
@@ -119,7 +120,7 @@ func (m *moves) uses(backend string) {
 	})
 }
 
-// countArrivals counts what arrives at ports that no policy allows.
+// countArrivals counts packets that arrive at ports which no policy allows.
 func (m *moves) countArrivals() {
 	nodetest.In(m, m.server.Netns, func() error {
 		l, err := net.Listen("tcp", ":81")
@@ -153,11 +154,11 @@ func (m *moves) countArrivals() {
 	})
 }
 
-// answersWithin is long enough for TCP to send a connection's first packet again. repeats counts these packets.
+// answersWithin is long enough for TCP to repeat a connection's first packet. Such repetitions are counted.
 const answersWithin = 5 * time.Second
 
-// repeats returns how often TCP sent a connection's first packet again in the namespace, because the first one
-// was dropped.
+// repeats returns how often TCP has repeated a connection's first packet in the network namespace, because the first
+// one was dropped.
 func (m *moves) repeats(netns string) (n int) {
 	m.Helper()
 	nodetest.In(m, netns, func() error {
@@ -186,7 +187,8 @@ func (m *moves) dial(netns, network, address string) (conn net.Conn, err error) 
 	return conn, err
 }
 
-// start makes 200 new connections per second, a third of them forbidden, and keeps two more connections in use.
+// start begins to make 200 new connections per second, of which a third are forbidden. It also keeps two connections in
+// use.
 func (m *moves) start() {
 	m.Helper()
 	dial := func(network, address string) (net.Conn, error) { return m.dial(m.client.Netns, network, address) }
@@ -261,8 +263,8 @@ func (m *moves) start() {
 	}
 }
 
-// every calls do, as many times per second as each says, until the traffic ends. Only the calls for a long-lived
-// connection wait for each other.
+// every calls do a number of times per second (each), until the traffic ends. Calls don't wait for each other, except
+// those for a long-lived connection.
 func (m *moves) every(what string, each int, forbidden bool, do func() error) {
 	m.traffic.Add(1)
 	go func() {
@@ -299,7 +301,7 @@ func (m *moves) every(what string, each int, forbidden bool, do func() error) {
 	}()
 }
 
-// end ends the traffic and reports what went wrong.
+// end ends the traffic, and reports what went wrong.
 func (m *moves) end() {
 	m.Helper()
 	close(m.stop)
@@ -322,8 +324,8 @@ func (m *moves) end() {
 	m.Logf("%d allowed attempts, %d forbidden", m.tried.Load(), m.forbidden.Load())
 }
 
-// TestMovesWhileTheAgentRuns: kube-proxy changes its mode 20 times. Each time the agent moves to the other backend.
-// Meanwhile pods come and go.
+// TestMovesWhileTheAgentRuns: kube-proxy changes its mode 20 times, and each time the agent moves to the other backend.
+// Meanwhile pods start and end.
 func TestMovesWhileTheAgentRuns(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -383,7 +385,7 @@ func TestKilledWhileItMoves(t *testing.T) {
 			}
 			return err
 		})
-		time.Sleep(time.Duration(rand.IntN(40)) * time.Millisecond) // a random moment
+		time.Sleep(time.Duration(rand.IntN(40)) * time.Millisecond)
 		m.KillAgent()
 		m.startAuto()
 		m.uses(backend)
@@ -391,7 +393,7 @@ func TestKilledWhileItMoves(t *testing.T) {
 	m.end()
 }
 
-// TestChoosesWithoutXtables: on a node without ipset and xtables the agent takes nftables, also if kube-proxy uses
+// TestChoosesWithoutXtables: on a node without ipset and xtables, the agent chooses nftables, even if kube-proxy uses
 // iptables.
 func TestChoosesWithoutXtables(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
@@ -412,8 +414,8 @@ func TestChoosesWithoutXtables(t *testing.T) {
 	})
 }
 
-// TestNoBackendWorks: if no backend works, the agent isn't ready, names what the node lacks, and no pod starts.
-// Once a backend works, the agent takes it without a restart.
+// TestNoBackendWorks: if no backend works, the agent isn't ready, names what the node lacks, and no pod starts. When a
+// backend works, the agent uses it without a restart.
 func TestNoBackendWorks(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

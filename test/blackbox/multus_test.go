@@ -116,7 +116,7 @@ func TestASecondInterface(t *testing.T) {
 	reached(first, true, outside()...)
 }
 
-// TestASecondInterfaceInTheSameNetwork: if a pod has two interfaces in one network, both addresses are reachable.
+// TestASecondInterfaceInTheSameNetwork: if a pod has two interfaces in the same network, both addresses can be reached.
 func TestASecondInterfaceInTheSameNetwork(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -136,8 +136,8 @@ func TestASecondInterfaceInTheSameNetwork(t *testing.T) {
 	}
 }
 
-// TestASecondDefaultRouteThatIsAskedFor: if a second default route has no priority, ADD refuses it.
-// With a priority, ADD accepts it.
+// TestASecondDefaultRouteThatIsAskedFor: ADD refuses a second default route without a priority, and accepts it with a
+// priority.
 func TestASecondDefaultRouteThatIsAskedFor(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// These are the longest names that Kubernetes allows: 63 bytes for a namespace, 253 for a pod or a policy.
+// These names are as long as Kubernetes allows: 63 bytes for a namespace, 253 for a pod or a policy.
 var (
 	longNamespace = strings.Repeat("n", 63)
 	longName      = func(first string) string { return first + strings.Repeat("x", 253-len(first)) }
@@ -46,11 +46,11 @@ spec:
 `, longNamespace, longName("server"), longName("client"), longName("other"), strings.Repeat("t", 63),
 	longName("policy"))
 
-// TestLongestNames: if all names are as long as possible, ADD, CHECK, DEL, policies and the status work.
+// TestLongestNames: ADD, CHECK, DEL, policies and the status work if all names are as long as possible.
 func TestLongestNames(t *testing.T) { testLongestNames(t, nil) }
 
-// TestLongestNamesBehindPtp: if all names are as long as possible and the plugin ptp attaches the pods, ADD, DEL,
-// policies and the status work.
+// TestLongestNamesBehindPtp: if the plugin ptp attaches the pods, ADD, DEL, policies and the status work with names
+// that are as long as possible.
 func TestLongestNamesBehindPtp(t *testing.T) {
 	testLongestNames(t, []nodetest.Conf{
 		{"type": "ptp", "ipam": nodetest.Conf{"type": "host-local", "subnet": "10.88.0.0/24"}},
@@ -100,7 +100,7 @@ func testLongestNames(t *testing.T, plugins []nodetest.Conf) {
 		t.Errorf("weirctl status: %v\n%s", err, out)
 	}
 	for netns, name := range map[string]string{server: "server", client: "client"} {
-		if plugins == nil { // not with ptp: its CHECK needs a result that ADD has cached
+		if plugins == nil { // ptp's CHECK would need a cached result of ADD
 			if out, err := n.CNI("check", netns, nodetest.Args(longNamespace, longName(name), "")); err != nil {
 				t.Errorf("check %s: %v\n%s", name, err, out)
 			}

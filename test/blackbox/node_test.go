@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// repairTime is ten seconds until the resync, and ten for a busy machine.
+// repairTime is ten seconds until the resync, and ten more for a busy machine.
 const repairTime = 10*time.Second + 10*time.Second
 
 const service = "10.96.0.1:80"
@@ -19,7 +19,7 @@ const service = "10.96.0.1:80"
 type keptNode struct {
 	*nodetest.Node
 	client, server *nodetest.Pod
-	ways           [][2]string // a namespace, and an address that it must reach
+	ways           [][2]string // a network namespace, and an address that must be reachable from it
 }
 
 const twoPods = `
@@ -110,12 +110,12 @@ func within(d time.Duration, f func() error) error {
 }
 
 type damage struct {
-	what    string // the label of the metric that counts its repair
-	command string // a line of shell that does the damage
-	mended  string // a line of shell that succeeds and prints something once the damage is repaired
+	what    string // label of the metric that counts the repair
+	command string // a shell command that does the damage
+	mended  string // a shell command that succeeds and prints something when the damage is repaired
 }
 
-// comesBack does each damage. The agent must repair and report it.
+// comesBack does each damage in turn. The agent must repair and report it.
 func (n *keptNode) comesBack(all []damage) {
 	n.Helper()
 	for _, d := range all {
@@ -160,7 +160,7 @@ func (n *keptNode) comesBack(all []damage) {
 	}
 }
 
-// TestNodeSysctlsComeBack: if something resets sysctls, the agent sets them again.
+// TestNodeSysctlsComeBack: if another program changes weir's sysctls, the agent sets them again.
 func TestNodeSysctlsComeBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -180,7 +180,7 @@ func TestNodeSysctlsComeBack(t *testing.T) {
 	n.comesBack(all)
 }
 
-// TestNodeBridgeComesBack: if something changes weir0, its addresses, neighbours or routes, the agent restores
+// TestNodeBridgeComesBack: if another program changes weir0, its addresses, neighbours or routes, the agent restores
 // them.
 func TestNodeBridgeComesBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
@@ -214,7 +214,7 @@ func TestNodeBridgeComesBack(t *testing.T) {
 	})
 }
 
-// TestNodePortsComeBack: if a program changes a pod's port or forwarding entry, the agent undoes it.
+// TestNodePortsComeBack: if another program changes a pod's port or forwarding entry, the agent restores it.
 func TestNodePortsComeBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -246,7 +246,7 @@ func TestNodePortsComeBack(t *testing.T) {
 	})
 }
 
-// TestCheckSeesTheNode: if a shared part of the node is damaged, CHECK of a pod fails and names it.
+// TestCheckSeesTheNode: if a part of the node that all pods need is damaged, CHECK of a pod fails, and names the part.
 func TestCheckSeesTheNode(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -295,7 +295,7 @@ func TestCheckSeesTheNode(t *testing.T) {
 	}
 }
 
-// TestNodeThatCantBeRepaired: if /proc/sys is read-only, the agent isn't ready and repairs everything else.
+// TestNodeThatCantBeRepaired: if /proc/sys is read-only, the agent isn't ready, and repairs everything else.
 func TestNodeThatCantBeRepaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -330,8 +330,8 @@ func TestNodeThatCantBeRepaired(t *testing.T) {
 	}
 }
 
-// TestGuardRepairsAreCounted: if another program flushes parts of the guard, the agent repairs them, and metrics
-// count it.
+// TestGuardRepairsAreCounted: if another program flushes parts of the guard, the agent repairs them, and metrics count
+// the repairs.
 func TestGuardRepairsAreCounted(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -344,7 +344,8 @@ func TestGuardRepairsAreCounted(t *testing.T) {
 	})
 }
 
-// TestGuardThatLooksLikeItself: if a program changes the guard but keeps names and comments, the agent repairs it.
+// TestGuardThatLooksLikeItself: the agent also repairs the guard if another program has changed rules, but kept names
+// and comments.
 func TestGuardThatLooksLikeItself(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -395,7 +396,7 @@ spec: {podCIDR: 10.88.1.0/24, podCIDRs: [10.88.1.0/24]}
 status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
 `
 
-// TestNodeOverlayComesBack: if programs change the tunnel, its routes or its entries, the agent repairs them.
+// TestNodeOverlayComesBack: if another program changes the tunnel, its routes or its entries, the agent repairs them.
 func TestNodeOverlayComesBack(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -10,7 +10,7 @@ import (
 )
 
 // nodeManifest returns the manifest of a Node. addresses are its InternalIPs and networks its podCIDRs, separated by
-// blanks. minute is the minute in which the Node was created.
+// spaces. minute is the minute of its creation.
 func nodeManifest(name string, minute int, addresses, networks string) string {
 	var b strings.Builder
 	fmt.Fprintf(&b,
@@ -30,8 +30,8 @@ func nodeManifest(name string, minute int, addresses, networks string) string {
 	return b.String()
 }
 
-// honestNodes returns the manifests of the Nodes n1, n2 and so on. The first Nodes, as many as shared says, have IPv4
-// addresses in one subnet. Each other Node has a subnet of its own.
+// honestNodes returns the manifests of the Nodes n1, n2 and so on. The IPv4 addresses of the first ones are in the same
+// subnet; shared is their number. Each other Node has its own subnet.
 func honestNodes(size, shared int) string {
 	var b strings.Builder
 	for i := 1; i <= size; i++ {
@@ -74,8 +74,8 @@ var hostileClaims = []struct{ name, addresses, networks string }{
 	},
 }
 
-// TestHostileNode: if one Node claims addresses or networks that aren't its own, every agent reports only this Node,
-// and the pods of the other nodes still reach each other.
+// TestHostileNode: one Node claims addresses or networks of others. Every agent reports only this Node, and the pods of
+// the other nodes still reach each other.
 func TestHostileNode(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -137,7 +137,8 @@ func TestHostileNode(t *testing.T) {
 	}
 }
 
-// shareSubnet joins n1 and n2 by a second link, so that they need no tunnel in the mode crossSubnet.
+// shareSubnet connects n1 and n2 by a second link in a common subnet, so that they need no tunnel in the mode
+// crossSubnet.
 func shareSubnet(c *nodetest.Cluster) {
 	c.Helper()
 	lines := []string{

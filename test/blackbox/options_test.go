@@ -11,16 +11,16 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestHopByHopOptionsToLinkLocalMACs: if a pod sends an unknown IPv6 option under another pod's address, the node's
-// answer doesn't reach the other pod.
+// TestHopByHopOptionsToLinkLocalMACs: a pod sends an unknown IPv6 option with the address of another pod as the sender.
+// The node's answer must not reach the other pod.
 func TestHopByHopOptionsToLinkLocalMACs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
 	_, e, a, _ := hostileNode(t, dualStack)
 	words := []byte("words of a hostile pod")
-	// RFC 8200, section 4.2: if the type of an unknown option begins with the bits 10, the receiver answers with an
-	// ICMP error, even if the packet was multicast.
+	// RFC 8200, section 4.2: if the type of an unknown option begins with the bits 10, the receiver must answer with an
+	// ICMP error, even to a multicast packet.
 	options := append([]byte{byte(layers.IPProtocolNoNextHeader), 0, 0x9e, 4}, make([]byte, 4)...)
 	for _, to := range []net.HardwareAddr{linkLocal(2), linkLocal(3), lldp, linkLocal(0x0f)} {
 		heard := nodetest.Sniff(t, a.Netns, "eth0")

@@ -17,7 +17,7 @@ func nodes(own ...string) string {
 }
 
 // clustered makes a node whose agent writes the runtime's configuration. stale is the same node with an older
-// configuration, which has former's keys.
+// configuration, which has the keys in former.
 func clustered(t *testing.T, former nodetest.Conf, own ...string) (n, stale *nodetest.Node) {
 	t.Helper()
 	stale = nodetest.NewNode(t, former)
@@ -36,7 +36,7 @@ func clustered(t *testing.T, former nodetest.Conf, own ...string) (n, stale *nod
 
 func conflist(n *nodetest.Node) string { return filepath.Join(n.ConfDir, "10-weir.conflist") }
 
-// TestAConfigurationOfAFormerLife: if the configuration is outdated, ADD fails and assigns no address.
+// TestAConfigurationOfAFormerLife: if the configuration is outdated, ADD fails, and assigns no address.
 func TestAConfigurationOfAFormerLife(t *testing.T) {
 	good := []any{nodetest.Conf{"subnet": "10.99.7.0/24"}}
 	for name, tc := range map[string]struct {
@@ -85,7 +85,7 @@ func TestAConfigurationOfAFormerLife(t *testing.T) {
 	}
 }
 
-// TestPodsFromBeforeAChangeOfPodCIDRs: if the podCIDRs change, the running pods can still be reached.
+// TestPodsFromBeforeAChangeOfPodCIDRs: if a Node's podCIDRs change, its running pods can still be reached.
 func TestPodsFromBeforeAChangeOfPodCIDRs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -120,7 +120,7 @@ func TestPodsFromBeforeAChangeOfPodCIDRs(t *testing.T) {
 	n.Reach(b, a.IP+":80", true)
 }
 
-// TestControlAddressesOfAnotherPlugin: a pod that another plugin attaches may have an address outside the node's
+// TestControlAddressesOfAnotherPlugin: if another plugin attaches a pod, the pod's address may be outside of the node's
 // podCIDRs.
 func TestControlAddressesOfAnotherPlugin(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {

@@ -60,8 +60,8 @@ func ip(src, dst netip.Addr, protocol layers.IPProtocol, inside any) gopacket.Se
 	return header(src.String(), dst.String(), protocol, inside)
 }
 
-// header returns the IP header of a packet. inside is the next layer, or nil. If its checksum covers the IP
-// addresses, it gets the addresses from header.
+// header returns the IP header of a packet. inside is the next layer, or nil. If the checksum of inside covers the IP
+// addresses, inside gets these addresses.
 func header(src, dst string, protocol layers.IPProtocol, inside any) gopacket.SerializableLayer {
 	var ip gopacket.SerializableLayer
 	if strings.Contains(dst, ":") {

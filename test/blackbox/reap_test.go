@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestADeletionOnItsWayIsLeftToIt: while DEL of an attachment runs, the agent doesn't clean up the attachment.
+// TestADeletionOnItsWayIsLeftToIt: while DEL of an attachment runs, the agent doesn't clean up this attachment.
 func TestADeletionOnItsWayIsLeftToIt(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -51,7 +51,7 @@ func TestADeletionOnItsWayIsLeftToIt(t *testing.T) {
 	n.Eventually("DEL is stopped, and doesn't get the lock", func() error {
 		states, err := nodetest.Try("sh", "-c", fmt.Sprintf("sed 's/.*) \\(.\\) .*/\\1/' /proc/%d/task/*/stat", plugin))
 		if err != nil {
-			return err // one of the plugin's threads has just ended
+			return err // a thread of the plugin has just ended
 		}
 		if strings.Trim(states, "T\n") != "" {
 			return fmt.Errorf("its threads are in the states %q", states)
@@ -61,7 +61,7 @@ func TestADeletionOnItsWayIsLeftToIt(t *testing.T) {
 	if err := lock.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for i, p := range []*nodetest.Pod{b, c} { // the agent removes p when it looks at the node again
+	for i, p := range []*nodetest.Pod{b, c} { // the agent cleans up p when it looks at the node again
 		nodetest.DelNS(t, p.Netns)
 		n.Eventually("the agent takes away pod "+p.Name, func() error {
 			if got := addresses(t); strings.Contains(got, p.IP) || links() != 1-i {

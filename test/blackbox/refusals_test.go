@@ -10,7 +10,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// twoPolicies has two namespaces with one policy each. %s is the spec of the policy in namespace shop.
+// twoPolicies has two namespaces with one policy each. %s is the spec of the policy in the namespace shop.
 const twoPolicies = `
 apiVersion: v1
 kind: Pod
@@ -44,15 +44,15 @@ spec: %s
 const harmless = "{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}]}]}"
 
 type refusal struct {
-	spec  string // the spec of the policy in namespace shop
-	field string // the field that the agent reports
-	// testRefused calls before, applies spec, calls after, and later mended. From then on, the kernel accepts the
-	// part that it has refused.
+	spec  string // spec of the policy in the namespace shop
+	field string // the field that the agent must report
+	// testRefused calls before, applies spec, and calls after. Later it calls mended, after which the kernel accepts
+	// the refused part.
 	before, after, mended func(*nodetest.Node)
-	opens                 bool // port 1234 is open after mended
-	legacy                bool // the node uses iptables-legacy
-	// With nftables, the kernel refuses requests of this kind that contain these bytes. If rule isn't empty, the
-	// agent reports it instead of field, because the kernel refuses whole rules.
+	opens                 bool // true if port 1234 is open after mended
+	legacy                bool // true if the node uses iptables-legacy
+	// With nftables, the kernel refuses requests of this kind that contain the bytes request. It then refuses a whole
+	// rule: if rule isn't empty, the agent must report it instead of field.
 	kind          byte
 	request, rule string
 }
@@ -60,8 +60,8 @@ type refusal struct {
 const rulesFailed = "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND failed (No such file or directory): " +
 	"rule in chain X"
 
-// lacking makes iptables-restore fail on input that contains the text, until mended is called. says is the error
-// message. With nftables, unless r.legacy is true, nf_tables refuses r.request instead.
+// lacking makes iptables-restore fail with the message says if its input contains the text, until mended is called.
+// With nftables, unless r.legacy is true, nf_tables refuses r.request instead.
 func (r refusal) lacking(text, says string) refusal {
 	if nodetest.Nftables() && !r.legacy {
 		return r.lackingRequest()
@@ -97,7 +97,7 @@ func (r refusal) lackingRequest() refusal {
 	return r
 }
 
-// TestRefusedProtocol: if the kernel refuses an SCTP rule, all other rules apply.
+// TestRefusedProtocol: if the kernel refuses a rule for SCTP, all other rules are applied.
 func TestRefusedProtocol(t *testing.T) {
 	testRefused(t, refusal{
 		spec:  `{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}, {port: 9, protocol: SCTP}]}]}`,
@@ -106,8 +106,8 @@ func TestRefusedProtocol(t *testing.T) {
 	}.lacking("-p sctp", rulesFailed))
 }
 
-// TestRefusedProtocolByLegacy: if iptables-legacy refuses a rule, and names only the line of COMMIT, all other
-// rules apply.
+// TestRefusedProtocolByLegacy: iptables-legacy refuses a rule, and its message names only the line of COMMIT. All other
+// rules are applied.
 func TestRefusedProtocolByLegacy(t *testing.T) {
 	testRefused(t, refusal{
 		spec: `{podSelector: {matchLabels: {app: web}}, ingress: [{ports: [{port: 80}]}],
@@ -116,7 +116,7 @@ func TestRefusedProtocolByLegacy(t *testing.T) {
 	}.lacking("-p sctp", "iptables-restore: line 99 failed"))
 }
 
-// TestRefusedMultiport: if the kernel refuses a rule with several ports, all other rules apply.
+// TestRefusedMultiport: if the kernel refuses a rule with several ports, all other rules are applied.
 func TestRefusedMultiport(t *testing.T) {
 	testRefused(t, refusal{
 		spec: `{podSelector: {matchLabels: {app: web}},
@@ -127,8 +127,7 @@ func TestRefusedMultiport(t *testing.T) {
 	}.lacking("-m multiport", ""))
 }
 
-// TestRefusedRule: if the kernel refuses one of 301 similar rules, the agent reports this rule, and applies the
-// others.
+// TestRefusedRule: if the kernel refuses one of 301 similar rules, the agent reports this rule, and applies all others.
 func TestRefusedRule(t *testing.T) {
 	var rules []string
 	for i := range 300 {
@@ -145,8 +144,8 @@ const someBlocks = `{podSelector: {matchLabels: {app: web}},
 	ingress: [{from: [{ipBlock: {cidr: 10.88.0.0/25}}, {ipBlock: {cidr: 172.16.7.0/24}}],
 		ports: [{port: 1234}]}, {ports: [{port: 80}]}]}`
 
-// TestRefusedSet: if the kernel refuses a set, for example because another program uses a set with this name, the
-// agent reports the policy's field, and applies all other rules.
+// TestRefusedSet: if the kernel refuses a set, for example because another program uses a set of this name, the agent
+// reports the policy's field, and applies all other rules.
 func TestRefusedSet(t *testing.T) {
 	r := refusal{
 		spec: someBlocks, field: "spec.ingress[0].from", opens: true, kind: newSet, request: "weir-net-",
@@ -192,7 +191,8 @@ func TestRefusedEntry(t *testing.T) {
 	}
 	r := refusal{
 		spec: someBlocks, field: "spec.ingress[0].from", after: swap("1"), mended: swap("100"),
-		opens: true, kind: newElement, request: "\x0a\x58\x00\x80", // 10.88.0.128, where 10.88.0.0/25 ends
+		// The request has the bytes of 10.88.0.128, the address after the network 10.88.0.0/25.
+		opens: true, kind: newElement, request: "\x0a\x58\x00\x80",
 	}
 	if nodetest.Nftables() {
 		r = r.lackingRequest()
@@ -209,8 +209,8 @@ func netSet(n *nodetest.Node) (string, error) {
 	return "", fmt.Errorf("there is no set with networks")
 }
 
-// testRefused: if the kernel refuses a part of a policy, the agent reports the policy and the field, and applies
-// everything else.
+// testRefused checks a refused part of a policy: the agent must report the policy and the field, and apply everything
+// else.
 func testRefused(t *testing.T, r refusal) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -264,13 +264,13 @@ func testRefused(t *testing.T, r refusal) {
 	if want := fmt.Sprintf(`object="NetworkPolicy shop/np" field=%s `, r.field); !strings.Contains(log, want) {
 		t.Errorf("the log doesn't tell of the field: %s", want)
 	}
-	time.Sleep(12 * time.Second) // the agent resyncs at least once in this time
+	time.Sleep(12 * time.Second) // at least one resync happens in this time
 	others()
 	more := strings.TrimPrefix(n.AgentLog(), log)
 	if strings.Contains(more, "can't be used as written") || strings.Contains(more, "had changed") {
 		t.Errorf("it is told of at each resync:\n%s", more)
 	}
-	if r.after == nil { // with after, it isn't known which entry the set has no room for
+	if r.after == nil { // with after, it isn't known which entry the kernel refuses
 		n.Reach(shopper, web.IP+":1234", false)
 	}
 	r.mended(n)

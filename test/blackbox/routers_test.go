@@ -35,7 +35,7 @@ func believesNoRouter(t *testing.T) {
 	}
 }
 
-// TestRouterAdvertisements: if a pod sends a router advertisement, the node doesn't accept it.
+// TestRouterAdvertisements: the node accepts no router advertisement from a pod.
 func TestRouterAdvertisements(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -50,8 +50,7 @@ func TestRouterAdvertisements(t *testing.T) {
 	believesNoRouter(t)
 }
 
-// TestRouterAdvertisementsOutOfTheTunnel: if a router advertisement comes out of the tunnel, the node doesn't
-// accept it.
+// TestRouterAdvertisementsOutOfTheTunnel: the node accepts no router advertisement that comes out of the tunnel.
 func TestRouterAdvertisementsOutOfTheTunnel(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -64,8 +63,8 @@ func TestRouterAdvertisementsOutOfTheTunnel(t *testing.T) {
 	believesNoRouter(t)
 }
 
-// unaskedAddresses returns addresses that weir can't have set. weir sets no IPv6 address on pods' ports, and on its
-// other links only unique local ones (fc00::/7).
+// unaskedAddresses returns IPv6 addresses of weir's links that weir can't have set: any address on a pod's port, and
+// addresses other than unique local ones (fc00::/7) on other links.
 func unaskedAddresses(t *testing.T) (all []string) {
 	t.Helper()
 	for line := range strings.Lines(nodetest.Run(t, "ip", "-6", "-o", "addr", "show")) {
@@ -84,7 +83,7 @@ func unaskedAddresses(t *testing.T) (all []string) {
 	return all
 }
 
-// TestNoAddressThatNobodyAskedFor: if no pod has IPv6, the kernel gives weir's links no IPv6 address by itself.
+// TestNoAddressThatNobodyAskedFor: if no pod has IPv6, the kernel gives weir's links no IPv6 addresses by itself.
 func TestNoAddressThatNobodyAskedFor(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -48,7 +48,8 @@ func TestControlPodsReachThemselves(t *testing.T)      { podsReachThemselves(t, 
 func TestPodsReachThemselvesBehindPtp(t *testing.T)    { podsReachThemselves(t, "ptp") }
 func TestPodsReachThemselvesBehindBridge(t *testing.T) { podsReachThemselves(t, "bridge") }
 
-// podsReachThemselves: if a pod's policies allow nothing, it still reaches itself through a Service or a hostPort.
+// podsReachThemselves checks that a pod reaches itself through a Service or a hostPort, even if its policies allow
+// nothing.
 func podsReachThemselves(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -57,7 +58,7 @@ func podsReachThemselves(t *testing.T, plugin string) {
 	server := n.AddPod("shop", "server", hostPort)
 	other := n.AddPod("shop", "other")
 	n.Serve(server.Netns, "tcp", ":80")
-	nodetest.RunEach(t, // as kube-proxy does for a Service
+	nodetest.RunEach(t, // kube-proxy has such rules for a Service
 		"iptables -t nat -I PREROUTING -d 10.96.0.10 -p tcp -j DNAT --to-destination "+server.IP,
 		"iptables -t nat -I POSTROUTING -s "+server.IP+" -d "+server.IP+" -j MASQUERADE",
 		"ip6tables -t nat -I PREROUTING -d fd00:10:96::a -p tcp -j DNAT --to-destination "+server.IP6,
@@ -73,7 +74,8 @@ func TestControlForgedSelf(t *testing.T)             { forgedSelf(t, "weir") }
 func TestControlForgedSelfBehindPtp(t *testing.T)    { forgedSelf(t, "ptp") }
 func TestControlForgedSelfBehindBridge(t *testing.T) { forgedSelf(t, "bridge") }
 
-// forgedSelf: if another pod or host sends to an isolated pod under the pod's own address, the packet doesn't arrive.
+// forgedSelf checks that a packet with an isolated pod's address as both source and destination doesn't reach the pod
+// if another pod or host sends it.
 func forgedSelf(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -101,8 +103,8 @@ func forgedSelf(t *testing.T, plugin string) {
 	}
 }
 
-// TestForgedSendersBehindPtp: if a pod behind ptp sends under an address that isn't its own, the packet reaches
-// neither the node, nor another pod, nor a host outside.
+// TestForgedSendersBehindPtp: a pod behind ptp sends with another address than its own. The packet reaches neither the
+// node, nor another pod, nor a host outside.
 func TestForgedSendersBehindPtp(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -144,7 +146,7 @@ func TestForgedSendersBehindPtp(t *testing.T) {
 	}
 }
 
-// TestNotTracked: if NodeLocal DNSCache turns off connection tracking for its address, pods reach it only if their
+// TestNotTracked: NodeLocal DNSCache turns off connection tracking for its address. Pods still reach it only if their
 // policies allow it.
 func TestNotTracked(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
@@ -183,7 +185,7 @@ spec:
 	n.Reach(resolves, "169.254.20.10:54", false)
 	n.Reach(client, "169.254.20.10:53", false)
 
-	// Without connection tracking between pods, policies apply to each packet in both directions.
+	// Without connection tracking, policies must allow the packets of each direction.
 	nodetest.RunEach(t,
 		"iptables -t raw -A PREROUTING -p tcp -m tcp --dport 80 -j NOTRACK",
 		"iptables -t raw -A PREROUTING -p tcp -m tcp --sport 80 -j NOTRACK",
@@ -209,8 +211,8 @@ func TestLoopbackOfTheNode(t *testing.T)             { loopback(t, "weir") }
 func TestLoopbackOfTheNodeBehindPtp(t *testing.T)    { loopback(t, "ptp") }
 func TestLoopbackOfTheNodeBehindBridge(t *testing.T) { loopback(t, "bridge") }
 
-// loopback: if portmap sets route_localnet, a pod's packets to 127.0.0.0/8 still reach no server of the node. Packets
-// that a DNAT rule leads there do.
+// loopback checks that a pod's packets to 127.0.0.0/8 reach no server of the node, even if portmap has set
+// route_localnet. Packets that a DNAT rule leads there must arrive.
 func loopback(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -266,8 +268,8 @@ func TestForwardThatRefusesAllLegacyBesideNftables(t *testing.T) {
 	forwardThatRefusesAll(t, "legacy")
 }
 
-// forwardThatRefusesAll: if the node's chain FORWARD rejects or drops all packets at its end, those that policies
-// allow still pass. An earlier DROP rule of the chain still applies.
+// forwardThatRefusesAll checks that packets which policies allow pass, although the chain FORWARD refuses all packets
+// at its end. An earlier DROP rule of the chain must still apply.
 func forwardThatRefusesAll(t *testing.T, flavour string) {
 	t.Helper()
 	n := nodetest.NewNode(t, dualStack)
@@ -296,10 +298,10 @@ func forwardThatRefusesAll(t *testing.T, flavour string) {
 		n.ReachFrom(n.Outside, server.IP+":80", true)
 	}
 	reach()
-	// A firewall's own script rewrites the chain while weir runs.
+	// The script of a firewall may write the chain anew while weir runs.
 	nodetest.RunEach(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP", four+" -A FORWARD -j REJECT")
 	reach()
-	// Other scripts have a rule for each protocol, or reject in a chain that also logs.
+	// Other scripts have a rule for each protocol, or reject packets in a chain that also logs.
 	nodetest.RunEach(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP",
 		four+" -A FORWARD -p tcp -j REJECT --reject-with tcp-reset", four+" -A FORWARD -j REJECT")
 	reach()
@@ -308,13 +310,13 @@ func forwardThatRefusesAll(t *testing.T, flavour string) {
 		four+" -A refuse -p tcp -j REJECT --reject-with tcp-reset",
 		four+" -A refuse -j DROP", four+" -A FORWARD -j refuse")
 	reach()
-	// Docker drops by default.
+	// Docker makes the chain drop packets by default.
 	nodetest.RunEach(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP", four+" -P FORWARD DROP",
 		six+" -F FORWARD", six+" -P FORWARD DROP")
 	reach()
 }
 
-// TestGlobalAddressesAreNotMasqueraded: if a pod has a global IPv6 address, hosts outside see this address.
+// TestGlobalAddressesAreNotMasqueraded: hosts outside see a pod's global IPv6 address.
 func TestGlobalAddressesAreNotMasqueraded(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -350,7 +352,7 @@ func TestGlobalAddressesAreNotMasqueraded(t *testing.T) {
 	}
 }
 
-// TestControlIstioAmbient: if Istio's ambient mode translates the source of kubelet's probes, they still reach
+// TestControlIstioAmbient: Istio's ambient mode translates the source of kubelet's probes. The probes still reach
 // isolated pods.
 func TestControlIstioAmbient(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {

@@ -29,8 +29,8 @@ kind: Pod
 metadata: {name: two, namespace: ns-1}
 `
 
-// TestNoAddressIsLeft: if no address is left, ADD refuses the pod, but STATUS succeeds. If STATUS failed, kubelet
-// would have running pods evicted.
+// TestNoAddressIsLeft: if no address is left, ADD refuses the pod, but STATUS succeeds. If STATUS failed, the node
+// would become NotReady, and running pods would be evicted.
 func TestNoAddressIsLeft(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -10,8 +10,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAddsAndDelsAreNobodysTampering: if ADD and DEL change sets during resyncs, the agent doesn't undo these
-// changes.
+// TestAddsAndDelsAreNobodysTampering: the agent doesn't undo changes of sets that ADD and DEL make during a resync.
 func TestAddsAndDelsAreNobodysTampering(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -30,7 +29,7 @@ func TestAddsAndDelsAreNobodysTampering(t *testing.T) {
 	n.StartAgent()
 
 	stop, stopped := make(chan struct{}), make(chan struct{})
-	go func() { // the kernel reports each of these changes, and each makes the agent resync
+	go func() { // the kernel reports each of these changes, which makes the agent resync
 		defer close(stopped)
 		for {
 			select {

@@ -55,8 +55,8 @@ func rpFilter(t *testing.T, netns string, value int) {
 	})
 }
 
-// arrives calls send, and reports whether a datagram then reaches the address. The datagram of control must also
-// arrive, begins with "control", and ends the wait. If control is nil, the wait ends when nothing comes for 300 ms.
+// arrives calls send, and reports whether a datagram reaches the address. control sends a datagram that begins with
+// "control" and must arrive; then the wait ends. If control is nil, the wait ends when nothing arrives for 300 ms.
 func arrives(t *testing.T, netns, address string, send, control func()) bool {
 	t.Helper()
 	var conn *net.UDPConn
@@ -98,7 +98,7 @@ func inTunnel(t *testing.T, vni uint32, inner []byte) []byte {
 	return nodetest.Frame(t, &layers.VXLAN{ValidIDFlag: true, VNI: vni}, gopacket.Payload(inner))
 }
 
-// wire sends a datagram on the router's link to the node with this number. The sender's address (from) may be forged.
+// wire sends a datagram on the router's link to the node. The sender's address (from) may be forged.
 func wire(t *testing.T, node int, from, to string, port int, payload []byte) {
 	t.Helper()
 	mac := func(last byte) net.HardwareAddr { return net.HardwareAddr{2, 0, 0, 0, byte(node), last} }
@@ -123,8 +123,8 @@ func honest(t *testing.T, to string) func() {
 	return func() { wire(t, 2, node1, node2, vxlanPort, inTunnel(t, vni, forged(t, from, to, "control"))) }
 }
 
-// TestForgedRemotePods: if a host between the nodes sends without a tunnel under an address of the pods' networks,
-// nothing arrives.
+// TestForgedRemotePods: packets that a host between the nodes sends without a tunnel, with a source address of the
+// pods' networks, don't arrive.
 func TestForgedRemotePods(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -151,8 +151,8 @@ func TestForgedRemotePods(t *testing.T) {
 	}
 }
 
-// TestForgedInsideTunnels: if the source inside a tunnel packet isn't in the sending node's podCIDRs, the packet is
-// dropped. Tunnel packets of hosts that aren't nodes are dropped too.
+// TestForgedInsideTunnels: a tunnel packet is dropped if the source of the packet inside isn't in the sending node's
+// podCIDRs. Tunnel packets from hosts that aren't nodes are also dropped.
 func TestForgedInsideTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -170,7 +170,7 @@ func TestForgedInsideTunnels(t *testing.T) {
 				t.Errorf("the tunnel of n1 brings packets of %s to %s", from, to)
 			}
 		}
-		// These tunnel packets don't come from another node's address. Under n1's address they would pass.
+		// The senders of these tunnel packets aren't other nodes. The same packets would pass if n1 sent them.
 		if arrives(t, pods[1].Netns, at, func() {
 			inner := map[bool]string{false: "100.96.1.77", true: "fd00:96:1::77"}[strings.Contains(to, ":")]
 			for _, from := range []string{"192.0.2.1", "172.20.1.11", node2} {
@@ -182,8 +182,7 @@ func TestForgedInsideTunnels(t *testing.T) {
 	}
 }
 
-// TestNothingElseOutOfTunnels: if a router advertisement or an ARP request comes out of a tunnel, the node ignores
-// it.
+// TestNothingElseOutOfTunnels: the node ignores router advertisements and ARP requests that come out of a tunnel.
 func TestNothingElseOutOfTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -194,7 +193,7 @@ func TestNothingElseOutOfTunnels(t *testing.T) {
 	n.Run("sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/all/forwarding; ip -6 route del default")
 	n.StartAgent()
 	awaitConflist(c, n)
-	// The link must accept router advertisements here, so that the test would see one that arrives.
+	// The link is made to accept router advertisements, so that the test would notice one that arrives.
 	n.Run("sh", "-c",
 		"ip link set weir-vxlan addrgenmode eui64; ip link set weir-vxlan down; ip link set weir-vxlan up; "+
 			"echo 2 > /proc/sys/net/ipv6/conf/weir-vxlan/accept_ra")
@@ -230,8 +229,8 @@ func TestNothingElseOutOfTunnels(t *testing.T) {
 	}
 }
 
-// TestServiceBeforeTunnels: if a node's DNAT rule leads a packet to a tunnel port, the packet isn't taken for a
-// tunnel packet.
+// TestServiceBeforeTunnels: a packet that a DNAT rule of a node leads to the tunnel port isn't accepted as a tunnel
+// packet.
 func TestServiceBeforeTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -241,7 +240,7 @@ func TestServiceBeforeTunnels(t *testing.T) {
 		rpFilter(t, n.Netns, 0)
 	}
 	n1, n2 := c.Nodes[0], c.Nodes[1]
-	// kube-proxy does this for a Service with an EndpointSlice that names n2.
+	// kube-proxy makes such rules for a Service with an EndpointSlice that names n2.
 	n1.Run("iptables", "-t", "nat", "-A", "PREROUTING", "-p", "udp", "--dport", "30000", "-j", "DNAT", "--to-destination",
 		node2+":4789")
 	n1.Run("iptables", "-t", "nat", "-A", "POSTROUTING", "-p", "udp", "-d", node2, "-o", "eth0", "-j", "MASQUERADE")
@@ -282,7 +281,7 @@ func sendUDP(t *testing.T, netns, to string, payload []byte) {
 	}
 }
 
-// TestTunnelsAreNotTranslated: a DNAT rule for the node's tunnel port doesn't affect tunnel packets.
+// TestTunnelsAreNotTranslated: a DNAT rule for the node's tunnel port doesn't change tunnel packets.
 func TestTunnelsAreNotTranslated(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -307,8 +306,8 @@ func TestTunnelsAreNotTranslated(t *testing.T) {
 	}
 }
 
-// TestTunnelsComeByTheUnderlay: if a pod behind ptp sends a tunnel packet under a node's address, the packet inside
-// is dropped.
+// TestTunnelsComeByTheUnderlay: a pod behind ptp sends a tunnel packet with a node's address as the source. The packet
+// inside is dropped.
 func TestTunnelsComeByTheUnderlay(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "main/bridge", "ipam/host-local") {
 		return
@@ -349,8 +348,8 @@ func TestTunnelsComeByTheUnderlay(t *testing.T) {
 	}
 }
 
-// TestDirectPeersDontComeOutOfTunnels: in the mode crossSubnet, a packet from a node in the same subnet is dropped if
-// it comes out of a tunnel. A packet from a node in another subnet is dropped if it comes without a tunnel.
+// TestDirectPeersDontComeOutOfTunnels: in the mode crossSubnet, packets from a node in the same subnet are dropped if
+// they come out of a tunnel. Packets from a node in another subnet are dropped if they come without a tunnel.
 func TestDirectPeersDontComeOutOfTunnels(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

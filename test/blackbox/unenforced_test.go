@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// apiServer answers an agent. The keys of served are KIND.GROUP/VERSION, and the values are numbers of objects. With
-// -1, the agent may not list the kind.
+// apiServer is a server for an agent. The keys of served are KIND.GROUP/VERSION, and the values are numbers of objects.
+// The value -1 means that the agent may not list the kind.
 func apiServer(t *testing.T, served map[string]int) *httptest.Server {
 	t.Helper()
 	lists := map[string]string{
@@ -28,7 +28,7 @@ func apiServer(t *testing.T, served map[string]int) *httptest.Server {
 		say := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format, args...) }
 		kind, ok := lists[r.URL.Path]
 		switch {
-		case ok && r.URL.Query().Has("sendInitialEvents"): // the server is too old for this parameter
+		case ok && r.URL.Query().Has("sendInitialEvents"): // an old API server refuses this parameter
 			w.WriteHeader(http.StatusBadRequest)
 			say(`{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "BadRequest", "code": 400}`)
 			return
@@ -84,8 +84,8 @@ func apiServer(t *testing.T, served map[string]int) *httptest.Server {
 	return server
 }
 
-// TestPoliciesThatAnAPIServerHas: if the API server may have policies of a kind that weir doesn't enforce, status,
-// log and a metric warn.
+// TestPoliciesThatAnAPIServerHas: if the API server may have policies of a kind that weir doesn't enforce, status, log
+// and a metric warn of them.
 func TestPoliciesThatAnAPIServerHas(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

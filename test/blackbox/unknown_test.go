@@ -64,7 +64,7 @@ func well(n *nodetest.Node) {
 		_, err := n.Ctl("status")
 		return err
 	})
-	// A runtime calls DEL after an ADD that failed.
+	// A runtime calls DEL after a failed ADD.
 	if _, err := n.CNI("del", "/run/netns/x.c", nodetest.Args("x", "c", "")); err != nil {
 		n.Error(err)
 	}
@@ -82,7 +82,7 @@ func stays(n *nodetest.Node, within time.Duration, f func() error) {
 	}
 }
 
-// TestATableThatIptablesCantPrint: if iptables-save fails, the node isn't ready and no pod starts.
+// TestATableThatIptablesCantPrint: if iptables-save fails, the agent isn't ready, and no pod starts.
 func TestATableThatIptablesCantPrint(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -98,7 +98,7 @@ func TestATableThatIptablesCantPrint(t *testing.T) {
 	n.Reach(a, b.IP+":80", false)
 	notReadyFor(n, "nat")
 	refused(n, "nat")
-	stays(n, 2*time.Second, func() error { // the agent tries again meanwhile, and still can't read the table
+	stays(n, 2*time.Second, func() error { // the agent tries again in this time, and still can't read the table
 		if out, err := n.Ctl("status"); err == nil {
 			return fmt.Errorf("the node is ready though its nat table can't be read:\n%s", out)
 		}
@@ -109,8 +109,8 @@ func TestATableThatIptablesCantPrint(t *testing.T) {
 	well(n)
 }
 
-// TestATableThatIptablesCallsIncompatible: if a rule of nft makes iptables-save omit a table, weir doesn't think
-// that the table is empty.
+// TestATableThatIptablesCallsIncompatible: if iptables-save leaves out a table because of a rule of nft, weir doesn't
+// take the table for empty.
 func TestATableThatIptablesCallsIncompatible(t *testing.T) {
 	for family, program := range map[string]string{"ip": "iptables", "ip6": "ip6tables"} {
 		t.Run(program, func(t *testing.T) {
@@ -134,7 +134,7 @@ func TestATableThatIptablesCallsIncompatible(t *testing.T) {
 			}
 			notReadyFor(n, "mangle")
 			refused(n, "mangle")
-			// The agent still repairs changes to weir's own rules, and applies a change of policy.
+			// The agent still repairs weir's own rules, and applies changes of policies.
 			sh(t, "nft insert rule "+forward+" ct state established counter")
 			n.Eventually("weir's rule is first, and there once", func() error {
 				rules := strings.Split(sh(t, "nft list chain "+forward+" 2>/dev/null | grep counter"), "\n")
@@ -177,8 +177,8 @@ func jumps(chain string, want int) error {
 	return nil
 }
 
-// withoutMatch removes a match's library from iptables, so that iptables can't print rules with the match. In a shell
-// line that begins with undo, iptables has the library.
+// withoutMatch removes the library of a match from iptables, so that iptables can't print rules with this match. A
+// shell command that begins with undo has the library.
 func withoutMatch(t *testing.T, match string) (undo string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -188,13 +188,13 @@ func withoutMatch(t *testing.T, match string) (undo string) {
 	return "XTABLES_LIBDIR=" + lib + " "
 }
 
-// TestALegacyTableThatIptablesCantPrint: if iptables-legacy can't print a table, the node isn't ready.
+// TestALegacyTableThatIptablesCantPrint: if iptables-legacy can't print a table, the agent isn't ready.
 func TestALegacyTableThatIptablesCantPrint(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
 	nodetest.AboutIptables(t)
-	sh(t, "iptables-legacy -A INPUT -s 203.0.113.1 -j DROP") // because of this rule, the agent uses iptables-legacy
+	sh(t, "iptables-legacy -A INPUT -s 203.0.113.1 -j DROP") // this rule makes the agent use iptables-legacy
 	undo := withoutMatch(t, "statistic")
 	n, a, b := denied(t)
 	n.Reach(a, b.IP+":80", false)
@@ -218,8 +218,8 @@ func TestALegacyTableThatIptablesCantPrint(t *testing.T) {
 	well(n)
 }
 
-// TestWhichIptablesIsUnknown: if kubelet's chain is in iptables-nft, the agent uses iptables-nft, even if it can't
-// read table nat. If there is no such chain, and iptables-legacy can't print its rules, the node isn't ready.
+// TestWhichIptablesIsUnknown: if kubelet's chain is in iptables-nft, the agent uses iptables-nft, even if it can't read
+// the table nat. Without such a chain, and if iptables-legacy can't print its rules, the agent isn't ready.
 func TestWhichIptablesIsUnknown(t *testing.T) {
 	t.Run("nft", func(t *testing.T) {
 		if !nodetest.IsolatedWithWeir(t) {
@@ -253,7 +253,7 @@ func TestWhichIptablesIsUnknown(t *testing.T) {
 	})
 }
 
-// TestAGuardThatCantBeMadeIsNotForgotten: if the guard can't be written at first, the node isn't ready meanwhile.
+// TestAGuardThatCantBeMadeIsNotForgotten: if the guard can't be written at first, the agent isn't ready until it is.
 func TestAGuardThatCantBeMadeIsNotForgotten(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -280,8 +280,8 @@ func TestAGuardThatCantBeMadeIsNotForgotten(t *testing.T) {
 	})
 }
 
-// TestATableThatIsSwitchedOff: if a program makes a table dormant, the agent switches it on again. The kernel
-// doesn't use a dormant table.
+// TestATableThatIsSwitchedOff: if another program makes a table dormant, so that the kernel doesn't use it, the agent
+// switches it on again.
 func TestATableThatIsSwitchedOff(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -305,7 +305,7 @@ func TestATableThatIsSwitchedOff(t *testing.T) {
 	well(n)
 }
 
-// TestAChainThatHangsElsewhere: if the chain FORWARD is at the wrong hook or priority, the agent puts it back.
+// TestAChainThatHangsElsewhere: if the chain FORWARD is at a wrong hook or priority, the agent moves it back.
 func TestAChainThatHangsElsewhere(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -338,7 +338,7 @@ nft -f /run/forward.nft`)
 		n.Reach(a, b.IP+":80", false)
 		n.Eventually("the node is ready", func() error { _, err := n.Ctl("status"); return err })
 	}
-	// If another program's rule is in the chain, the agent doesn't replace it, and isn't ready.
+	// If the chain has another program's rule, the agent doesn't replace the chain, and isn't ready.
 	sh(t,
 		"nft 'flush chain ip mangle FORWARD; delete chain ip mangle FORWARD; add chain ip mangle FORWARD; "+
 			"add rule ip mangle FORWARD counter'")
@@ -349,8 +349,8 @@ nft -f /run/forward.nft`)
 	n.Reach(a, b.IP+":80", false)
 }
 
-// TestASetThatCantBeRead: if another program's set has a name like weir's sets, and a type that the agent can't read,
-// the node isn't ready.
+// TestASetThatCantBeRead: another program's set has a name like weir's sets, and a type that the agent can't read. Then
+// the agent isn't ready.
 func TestASetThatCantBeRead(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -368,7 +368,8 @@ func TestASetThatCantBeRead(t *testing.T) {
 	well(n)
 }
 
-// TestStoppedAgent: if the agent doesn't answer, no command waits for ever, and none says that nothing has happened.
+// TestStoppedAgent: if the agent doesn't answer, each command ends with an error, and none reports success or an empty
+// result.
 func TestStoppedAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -394,7 +395,7 @@ func TestStoppedAgent(t *testing.T) {
 	asked.Wait()
 }
 
-// TestGapsOfTheAgent: if the agent can't read a manifest, explain and matrix say so, and diff refuses.
+// TestGapsOfTheAgent: if the agent can't read a manifest, explain and matrix say so, and diff refuses to compare.
 func TestGapsOfTheAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

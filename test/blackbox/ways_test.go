@@ -32,7 +32,7 @@ func addressOnLo(c *nodetest.Cluster) {
 	}
 }
 
-// TestMTUFollowsTheRoute: if the route to another node has several next hops, the smallest MTU counts for pods.
+// TestMTUFollowsTheRoute: if the route to another node has several next hops, pods get the smallest MTU of them.
 func TestMTUFollowsTheRoute(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -44,7 +44,7 @@ func TestMTUFollowsTheRoute(t *testing.T) {
 	c.Manifest("pods.yaml", labPods(2))
 	n := c.Nodes[0]
 	n.StartAgent()
-	conflistMTU(c, n, 1350) // the default route's MTU: no other node yet
+	conflistMTU(c, n, 1350) // the MTU of the default route, as long as there is no other node
 	c.Manifest("nodes.yaml", nodes)
 	conflistMTU(c, n, 1350)
 	c.Nodes[1].StartAgent()
@@ -66,8 +66,8 @@ func TestMTUFollowsTheRoute(t *testing.T) {
 	c.Eventually("p1 reaches p2", func() error { _, err := nodetest.Get(t, p1.Netns, p2.IP+":80"); return err })
 }
 
-// TestNextHopOfTheOtherFamily: in the mode crossSubnet, if the route to a node's IPv4 address has an IPv6 next hop,
-// packets to the node's pods take the tunnel.
+// TestNextHopOfTheOtherFamily: in the mode crossSubnet, the route to a node's IPv4 address has an IPv6 next hop.
+// Packets to the node's pods take the tunnel.
 func TestNextHopOfTheOtherFamily(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -95,8 +95,8 @@ func TestNextHopOfTheOtherFamily(t *testing.T) {
 	allReach(c, pods, "crossSubnet")
 }
 
-// TestOverlayPortAndVNI: if another overlay uses weir's default port and VNI, weir works with another port and VNI.
-// No pod can send to weir's port.
+// TestOverlayPortAndVNI: if another overlay uses weir's default port and VNI, weir works with another port and VNI. No
+// pod can send to weir's port.
 func TestOverlayPortAndVNI(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -132,7 +132,7 @@ func TestOverlayPortAndVNI(t *testing.T) {
 	}
 }
 
-// TestAnotherOverlayOnThePort: if another overlay uses weir's port with another VNI, the other overlay still works.
+// TestAnotherOverlayOnThePort: another overlay that uses weir's port with another VNI still works.
 func TestAnotherOverlayOnThePort(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -149,7 +149,7 @@ func TestAnotherOverlayOnThePort(t *testing.T) {
 		func() error { _, err := nodetest.Get(t, nodetest.RouterNS, "10.99.0.1:80"); return err })
 }
 
-// TestAHostFirewallByState: if a host's firewall drops untracked tunnel packets, the status says so.
+// TestAHostFirewallByState: if the host's firewall drops untracked tunnel packets, the status says so.
 func TestAHostFirewallByState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -176,8 +176,8 @@ func TestAHostFirewallByState(t *testing.T) {
 	c.Eventually("the status no longer tells of it", blocked(false))
 }
 
-// TestClusterCIDR: if a Node's network is outside --cluster-cidr, weir makes no route, and the status names the
-// network.
+// TestClusterCIDR: if a Node's network is outside of --cluster-cidr, weir makes no route to it, and the status names
+// it.
 func TestClusterCIDR(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

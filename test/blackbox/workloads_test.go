@@ -46,8 +46,8 @@ spec: {podSelector: {matchLabels: {statefulset.kubernetes.io/pod-name: db-0}},
   ingress: [{from: [{podSelector: {matchLabels: {app: other}}}]}]}
 `
 
-// TestPodsOfWorkloads: if a pod's name fits a workload, the pod gets the workload's labels. A pod whose name fits
-// none is refused.
+// TestPodsOfWorkloads: a pod whose name fits a workload gets the workload's labels. A pod whose name fits no workload
+// is refused.
 func TestPodsOfWorkloads(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -86,8 +86,8 @@ func TestPodsOfWorkloads(t *testing.T) {
 	}
 }
 
-// TestAPodThatFitsTwoWorkloads: if a pod's name fits two workloads, only those connections pass that are allowed with
-// the labels of each workload.
+// TestAPodThatFitsTwoWorkloads: if a pod's name fits two workloads, a connection passes only if it is allowed with the
+// labels of each.
 func TestAPodThatFitsTwoWorkloads(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

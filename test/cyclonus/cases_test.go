@@ -1,5 +1,5 @@
-// Package cyclonus runs weir against all test cases of Cyclonus (github.com/mattfenwick/cyclonus). Cyclonus' code
-// makes the cases and computes each packet's verdict. The cluster is in memory, without an API server.
+// Package cyclonus runs weir against all test cases of Cyclonus (github.com/mattfenwick/cyclonus). Cyclonus' own code
+// makes the cases, and computes the verdict for each packet. The cluster is in memory: there is no API server.
 package cyclonus
 
 import (
@@ -45,7 +45,7 @@ var (
 	protocols  = []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP}
 )
 
-// newWorld returns a cluster with pods a, b and c in each of the namespaces x, y and z.
+// newWorld returns a cluster with the pods a, b and c in each of the namespaces x, y and z.
 func newWorld(t *testing.T, in addresses) *world {
 	t.Helper()
 	logrus.SetOutput(io.Discard)

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// TestModel: for every packet, the verdicts of Cyclonus, of weir's evaluator and of the compiled rules are equal.
+// TestModel: Cyclonus, weir's evaluator and the compiled rules give the same verdict for each packet.
 func TestModel(t *testing.T) {
 	passed, packets, unresolved := 0, 0, 0
 	cases := newWorld(t, ipv4).cases()
@@ -56,8 +56,8 @@ func TestModel(t *testing.T) {
 	fmt.Printf("cyclonus-model: %d/%d\n", passed, len(cases))
 }
 
-// compare says how weir's verdict differs from Cyclonus'. A packet from a pod to itself must be allowed in any case:
-// "a pod cannot block access to itself" (kubernetes.io, Network Policies).
+// compare returns how weir's verdict differs from Cyclonus', or "". A packet from a pod to itself must always be
+// allowed: "a pod cannot block access to itself" (kubernetes.io, Network Policies).
 func compare(v verdict.Verdict, want *probe.JobResult) string {
 	self := want.Job.FromKey == want.Job.ToKey
 	switch {

@@ -16,8 +16,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestPacketsIPv4: if Cyclonus allows a packet of a test case, it arrives. All others are dropped, except those
-// from a pod to itself.
+// TestPacketsIPv4: exactly those IPv4 packets arrive that Cyclonus allows, and packets from a pod to itself.
 func TestPacketsIPv4(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -25,7 +24,7 @@ func TestPacketsIPv4(t *testing.T) {
 	bothBackends(t, "ipv4", ipv4)
 }
 
-// TestPacketsIPv6 is TestPacketsIPv4 over IPv6.
+// TestPacketsIPv6: exactly those IPv6 packets arrive that Cyclonus allows, and packets from a pod to itself.
 func TestPacketsIPv6(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

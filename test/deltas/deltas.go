@@ -1,4 +1,4 @@
-// Package deltas adds up the deltas of a source. Tests can then compare all of the source's objects.
+// Package deltas adds up a source's deltas, so that tests can compare all of the source's objects.
 package deltas
 
 import (
@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// Sum has the objects of a source after all added deltas.
+// Sum has a source's objects after all added deltas.
 type Sum struct {
 	pods       map[policy.Name][]*policy.Pod
 	policies   map[policy.Name][]*networkingv1.NetworkPolicy
@@ -26,8 +26,8 @@ func NewSum() *Sum {
 	}
 }
 
-// Add adds the delta and returns all objects. Pods, policies and namespaces are ordered by name. A nil delta gives
-// nil.
+// Add adds the delta, and returns all objects. Pods, policies and namespaces are ordered by name. For a nil delta, Add
+// returns nil.
 func (s *Sum) Add(d *policy.Delta) *policy.Objects {
 	if d == nil {
 		return nil

@@ -1,4 +1,4 @@
-// Package drops_test floods a node with packets, and checks what weirctl drops and weirctl flows show.
+// Package drops_test floods a node with packets, and checks the output of weirctl drops and weirctl flows.
 package drops_test
 
 import (
@@ -18,14 +18,15 @@ var (
 
 const (
 	within = time.Second
-	// mostTime bounds the agent's processor time for one denied packet: 5 % of a core at 50,000 a second.
+	// mostTime limits the agent's processor time for one denied packet. At 50,000 packets per second, this is 5 % of a
+	// core.
 	mostTime = time.Microsecond
-	// mostMemory bounds the agent's memory, in MiB.
+	// mostMemory limits the agent's memory, in MiB.
 	mostMemory = 120
 )
 
-// TestFlood: if a pod sends 50,000 denied packets a second, another pod's single packet still shows within a
-// second.
+// TestFlood: while one pod sends 50,000 denied packets per second, weirctl drops shows a single packet of another pod
+// within a second.
 func TestFlood(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -65,7 +66,7 @@ func TestFlood(t *testing.T) {
 	if got := memory(t, n.AgentPID()); got > mostMemory {
 		t.Errorf("the agent has %d MiB, at most %d", got, mostMemory)
 	}
-	if err := quiet.send(2); err != nil { // a lost packet shows with the next packet
+	if err := quiet.send(2); err != nil { // if the first packet was lost, the next one shows this
 		t.Fatal(err)
 	}
 	n.Eventually("the lines stand for the packets that were logged", func() error {

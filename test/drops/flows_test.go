@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestFlowsUnderFlood: if a pod floods allowed packets while flows are recorded, another pod's flow still shows.
+// TestFlowsUnderFlood: while one pod floods allowed packets, weirctl flows still shows another pod's flow.
 func TestFlowsUnderFlood(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

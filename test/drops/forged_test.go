@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestFloodOfForgedSenders: if a pod floods packets with a forged sender, another pod's denied packet still shows
-// within a second.
+// TestFloodOfForgedSenders: while one pod floods packets with a forged sender, weirctl drops shows another pod's denied
+// packet within a second.
 func TestFloodOfForgedSenders(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -41,7 +41,7 @@ func TestFloodOfForgedSenders(t *testing.T) {
 		t.Errorf("the slowest packet after %v, %v for each packet", slowest, each)
 	}
 	n.Eventually("the lines stand for the packets that were sent", func() error {
-		if err := quiet.send(2); err != nil { // a lost packet shows with the next packet
+		if err := quiet.send(2); err != nil { // if the first packet was lost, the next one shows this
 			return err
 		}
 		if shown, sent := live.count.Load(), quiet.sent.Load()+flood.sent.Load(); shown+1 < sent || shown > sent {

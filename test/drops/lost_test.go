@@ -11,8 +11,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestLost: if the agent is stopped during a flood, the counts that it reports afterwards add up to all logged
-// packets.
+// TestLost: the agent is stopped during a flood. The counts that it reports afterwards add up to all logged packets.
 func TestLost(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -60,6 +59,8 @@ func TestLost(t *testing.T) {
 	t.Logf("%d packets, %d lost, %d missed", live.count.Load(), live.lost.Load(), live.missed.Load())
 }
 
+// socketDrops returns how many messages the kernel has dropped because sockets of netfilter were full.
+//
 // Equivalent to: awk '$2 == 12 { sum += $9 } END { print sum }' /proc/net/netlink
 func socketDrops(n *node) (drops int) {
 	n.Helper()
@@ -74,7 +75,7 @@ func socketDrops(n *node) (drops int) {
 	return drops
 }
 
-// TestTaken: if another program reads the log group, the agent says why it reads no drops.
+// TestTaken: if another program reads the log group, the agent says why it can't read drops.
 func TestTaken(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

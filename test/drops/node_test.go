@@ -97,8 +97,8 @@ func (n *node) logged() (packets uint64) {
 type reader struct {
 	cmd    *exec.Cmd
 	count  atomic.Uint64 // packets of all lines
-	missed atomic.Uint64 // packets of lines that say MISSED
-	lost   atomic.Uint64 // packets of lines that say LOST
+	missed atomic.Uint64 // packets of lines with MISSED
+	lost   atomic.Uint64 // packets of lines with LOST
 
 	mu   sync.Mutex
 	seen map[uint16]time.Time // when the first line about the quiet pod came, by destination port
@@ -167,7 +167,7 @@ func (r *reader) await(n *node, quiet *sender) {
 	})
 }
 
-// single lets quiet send packets one by one. It returns how long each took to show in a line.
+// single makes quiet send packets one by one. For each, it returns how long it took until a line showed the packet.
 func (r *reader) single(n *node, quiet *sender) (took []time.Duration) {
 	n.Helper()
 	for i := range *rounds {
@@ -217,8 +217,8 @@ func (s *sender) send(port uint16) error {
 	return err
 }
 
-// flood sends packets until end is called. Every second packet goes to port 53, the others to one odd port after the
-// other.
+// flood sends packets until end is called. Every second packet goes to port 53. The other packets go to odd ports in
+// turn.
 func (s *sender) flood(perSecond int) (end func()) {
 	go func() {
 		defer close(s.done)

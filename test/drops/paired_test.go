@@ -15,11 +15,11 @@ import (
 
 var pairs = flag.Int("pairs", 1, "pairs of agents, with and without --drops, to compare")
 
-// mostSlower is the largest ratio that counts as unchanged on a busy machine.
+// mostSlower is the largest ratio that still counts as unchanged on a busy machine.
 const mostSlower = 1.1
 
-// TestPaired compares an agent that reads drops with one that doesn't, by the times of ADD and of policies under a
-// flood.
+// TestPaired compares an agent that reads drops with one that doesn't: how long ADD and changes of policies take during
+// a flood.
 func TestPaired(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -30,7 +30,7 @@ func TestPaired(t *testing.T) {
 	kinds := []struct {
 		what          string
 		measure       func(name string) float64
-		took, quarter [2][]float64 // median and lower quartile of each turn, in ms, without and with drops
+		took, quarter [2][]float64 // median and lower quartile of each turn in ms, without and with drops
 	}{{what: "ADD", measure: n.addPod}, {what: "policy that allows", measure: n.allow}, {
 		what: "policy that denies", measure: func(string) float64 { return n.deny() },
 	}}
@@ -39,7 +39,7 @@ func TestPaired(t *testing.T) {
 	most := 0
 	for pair := range *pairs {
 		for turn := range 2 {
-			with := (pair + turn) % 2 // the agents take turns at being first
+			with := (pair + turn) % 2 // the two agents take turns at being first
 			n.start([][]string{{"--drops=false"}, nil}[with]...)
 			flood := n.sendFrom(n.flood)
 			began, before := time.Now(), processorTime(t, n.AgentPID())
@@ -63,8 +63,8 @@ func TestPaired(t *testing.T) {
 		}
 	}
 	for _, k := range kinds {
-		// Other programs on a busy machine delay the quickest samples the least, so the lower quartile is compared
-		// too.
+		// The lower quartile is compared too, because other programs on a busy machine delay the quickest samples the
+		// least.
 		median, quarter := estimate.Ratios(k.took[1], k.took[0]), estimate.Ratios(k.quarter[1], k.quarter[0])
 		t.Logf("drops-paired: %s: %.1f ms without, %.1f ms with drops, ratio %s; of the lower quartiles %s", k.what,
 			estimate.Median(k.took[0]), estimate.Median(k.took[1]), estimate.Text(median, 3), estimate.Text(quarter, 3))
@@ -100,7 +100,7 @@ metadata: {name: allow, namespace: shop}
 spec: {podSelector: {matchLabels: {app: db}}, ingress: [{ports: [{port: %d, protocol: UDP}]}]}
 `
 
-// allow writes a policy that lets the quiet pod reach db. It returns the milliseconds until the first answer.
+// allow writes a policy by which the quiet pod reaches db. It returns the milliseconds until the first answer.
 func (n *node) allow(string) float64 {
 	n.Helper()
 	conn := n.dialDB()
@@ -114,8 +114,7 @@ func (n *node) allow(string) float64 {
 	return float64(time.Since(began).Microseconds()) / 1000
 }
 
-// deny changes the port in the policy of allow. It returns the milliseconds until the last answer to a new
-// connection.
+// deny changes the port in the policy of allow. It returns the milliseconds until the last answer to a new connection.
 func (n *node) deny() float64 {
 	n.Helper()
 	n.Manifest("allow.yaml", fmt.Sprintf(allow, 8))
@@ -150,7 +149,7 @@ func (n *node) notTooLong(since time.Time, what string, err error) {
 	}
 }
 
-// echoes sends a packet, and waits a millisecond for an answer. The answer may be to an earlier packet.
+// echoes sends a packet, and waits a millisecond for an answer. The answer may also be to an earlier packet.
 func echoes(conn net.Conn) error {
 	_, sent := conn.Write([]byte("x"))
 	if err := conn.SetReadDeadline(time.Now().Add(time.Millisecond)); err != nil {

@@ -1,7 +1,6 @@
 //go:build e2e
 
-// Package e2e_test does on a real cluster (scripts/cluster/up) what users and attackers do. It calls the real
-// kubectl.
+// Package e2e_test does what users and attackers do, on a real cluster (scripts/cluster/up). It runs the real kubectl.
 package e2e_test
 
 import (
@@ -101,7 +100,7 @@ func eventually(t *testing.T, within time.Duration, what string, check func() er
 	}
 }
 
-// namespace also waits for the namespace's service account, without which no pod can be made.
+// namespace makes a namespace, and waits for its service account, without which no pod can be created.
 func namespace(t *testing.T, name string) string {
 	t.Helper()
 	kubectl(t, "create", "namespace", name)
@@ -142,7 +141,8 @@ func workers(t *testing.T) []node {
 	for _, i := range list.Items {
 		n := node{name: i.Metadata.Name}
 		for _, a := range i.Status.Addresses {
-			if a.Type == "InternalIP" && !n.address.IsValid() { // take the first one: a node may have one of each family
+			// The first address, because a node may have one of each family.
+			if a.Type == "InternalIP" && !n.address.IsValid() {
 				n.address = netip.MustParseAddr(a.Address)
 				n.subnet = netip.PrefixFrom(n.address, 24).Masked()
 			}
@@ -152,7 +152,7 @@ func workers(t *testing.T) []node {
 	return all
 }
 
-// apart returns three workers. Only the first two are in one subnet.
+// apart returns three workers. a and neighbour are in the same subnet, and remote is in another.
 func apart(t *testing.T) (a, neighbour, remote node) {
 	t.Helper()
 	all := workers(t)
@@ -167,12 +167,12 @@ func apart(t *testing.T) (a, neighbour, remote node) {
 
 type pod struct {
 	Namespace, Name, Node string
-	Labels                string // "a: b, c: d"
+	Labels                string // as in YAML: "a: b, c: d"
 	Image                 string
-	Command               string // a YAML list; empty for the image's command
-	More                  string // further fields of the container, one a line
-	Once                  bool   // the pod ends by itself
-	Grace                 int    // seconds that it has to end when it is deleted
+	Command               string // a YAML list; empty for the image's own command
+	More                  string // more fields of the container, one on each line
+	Once                  bool   // true if the pod ends by itself
+	Grace                 int    // seconds that the pod has to end after it is deleted
 }
 
 const podManifest = `
@@ -240,7 +240,7 @@ func attempts(t *testing.T, out string) []attempt {
 	return all
 }
 
-// api sends requests through kubectl proxy, because starting kubectl for each would take long.
+// api sends requests through kubectl proxy, because it would take long to start kubectl for each request.
 type api struct {
 	*testing.T
 	client *http.Client

@@ -9,13 +9,13 @@ import (
 	"time"
 )
 
-// TestANamespaceThatIsBeingDeleted: while a namespace is being deleted, its policies stay in force until its pods
-// have ended, even if the policies are deleted first (CVE-2024-7598).
+// TestANamespaceThatIsBeingDeleted: while a namespace is being deleted, its policies stay in force until its pods have
+// ended, even if the policies are deleted first (CVE-2024-7598).
 func TestANamespaceThatIsBeingDeleted(t *testing.T) {
 	ns, others := namespace(t, "departing"), namespace(t, "departing-client")
 	on := workers(t)[0].name
 	start(t,
-		// The pod takes long to end, as a database does.
+		// This pod takes long to end, as a database does.
 		pod{
 			Namespace: ns, Name: "server", Node: on, Labels: "app: server", Image: probe, Grace: 90,
 			Command: `[sh, -c, "trap '' TERM; probe listen :9000 & sleep infinity"]`,
@@ -47,7 +47,7 @@ func TestANamespaceThatIsBeingDeleted(t *testing.T) {
 	})
 
 	kubectl(t, "delete", "namespace", ns, "--wait=false")
-	// Kubernetes before 1.33 deletes the policies first by itself. Later versions usually don't (KEP-5080).
+	// Kubernetes before 1.33 may delete the policies first by itself. Later versions usually don't (KEP-5080).
 	kubectl(t, "-n", ns, "delete", "networkpolicies", "--all")
 	running := func() {
 		t.Helper()

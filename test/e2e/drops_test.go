@@ -19,7 +19,8 @@ import (
 	"github.com/weir-net/weir/source/kube"
 )
 
-// denied starts a server and a client on two nodes, with policies that deny the client. wget tries to connect once.
+// denied starts a server and a client on two nodes, with policies that deny the client. The function wget tries to
+// connect once.
 func denied(t *testing.T, name string) (ns string, client, server node, wget func()) {
 	t.Helper()
 	client, _, server = apart(t)
@@ -76,8 +77,8 @@ func dropEvents(t *testing.T, ns string) (all []podEvent) {
 	return list.Items
 }
 
-// TestDropEvents: if an agent with --drop-events drops many connections to a pod, the pod gets one event. If an event
-// is announced again, its count rises.
+// TestDropEvents: if an agent with --drop-events drops many connections to a pod, the pod gets one event. Further drops
+// increase the event's count.
 func TestDropEvents(t *testing.T) {
 	ns, _, server, wget := denied(t, "drop-events")
 	patch := func(ctx context.Context, strategy, change string) {
@@ -147,7 +148,7 @@ func TestDropEvents(t *testing.T) {
 	}
 }
 
-// TestDropsGoOn: if a node's agent restarts, kubectl weir drops -f says so, and shows the drops of the next agent.
+// TestDropsGoOn: if a node's agent restarts, kubectl weir drops -f says so, and also shows the drops of the next agent.
 func TestDropsGoOn(t *testing.T) {
 	ns, _, server, wget := denied(t, "drops-go-on")
 	drops, said := followDrops(t, "-n", ns)
@@ -180,7 +181,7 @@ func TestDropsGoOn(t *testing.T) {
 	})
 }
 
-// TestExplainWithoutANode: if the server's node is down, kubectl weir explain still prints the policies' verdict and
+// TestExplainWithoutANode: if the server's node is down, kubectl weir explain still prints the policies' verdict, and
 // the verdict of the other node's kernel.
 func TestExplainWithoutANode(t *testing.T) {
 	ns, client, server, _ := denied(t, "explain-away")
@@ -195,7 +196,7 @@ func TestExplainWithoutANode(t *testing.T) {
 		}
 	}
 	t.Cleanup(func() { up(context.WithoutCancel(t.Context())) })
-	for _, known := range []bool{false, true} { // before and after the API server knows that the node is away
+	for _, known := range []bool{false, true} { // before and after the API server notices that the node is down
 		if known {
 			kubectl(t, "wait", "--for=condition=Ready=Unknown", "node/"+server.name, "--timeout=90s")
 		}

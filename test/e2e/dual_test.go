@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// TestBothFamilies: if nodes are dual-stack, pods reach pods, Services and the world over IPv4 and IPv6.
+// TestBothFamilies: on dual-stack nodes, pods reach pods, Services and the world over IPv4 and IPv6.
 func TestBothFamilies(t *testing.T) {
 	if cidrs := nodeCIDRs(t, workers(t)[0].name); len(cidrs) != 2 {
 		if os.Getenv("CI") != "" {

@@ -23,7 +23,7 @@ func TestPolicyLatency(t *testing.T) {
 		Command:   `[probe, listen, ":9000"]`,
 	})
 	api := newAPI(t)
-	// This pod connects by itself: kubectl exec would load the API server.
+	// This pod connects by itself, because kubectl exec would load the API server.
 	start(t, pod{
 		Namespace: ns, Name: "client", Node: a.name, Labels: "app: client", Image: probe, Once: true,
 		Command: `[probe, connect, --every=2ms, --timeout=300ms, --for=40s, "` + podIP(t, ns, "server") + `:9000"]`,
@@ -36,7 +36,7 @@ func TestPolicyLatency(t *testing.T) {
 	var changes []change
 	for range times {
 		for _, open := range []bool{false, true} {
-			time.Sleep(700 * time.Millisecond) // the state before this change must be visible in the attempts
+			time.Sleep(700 * time.Millisecond) // some attempts must come before this change
 			began := time.Now()
 			if open {
 				api.send("DELETE", "/apis/networking.k8s.io/v1/namespaces/"+ns+"/networkpolicies/deny", "")

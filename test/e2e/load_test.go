@@ -21,7 +21,7 @@ spec:
   ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]
 `
 
-// underLoad calls do while two clients open 200 connections a second. The test fails if a connection has the wrong
+// underLoad calls do while two clients open 200 connections per second. The test fails if a connection gets the wrong
 // verdict. The clients connect by themselves, because `kubectl exec` needs the API server.
 func underLoad(t *testing.T, ns string, duration time.Duration, do func()) {
 	t.Helper()
@@ -58,8 +58,8 @@ func underLoad(t *testing.T, ns string, duration time.Duration, do func()) {
 	for _, who := range clients {
 		start(t, pod{
 			Namespace: ns, Name: who, Node: a.name, Labels: "app: " + who, Image: probe, Once: true,
-			// A second SYN means that the first was dropped, so the connection counts as wrong. The friend's
-			// timeout is long, for a busy machine.
+			// A second SYN means that the first one was dropped, so the connection counts as wrong. The timeout of the
+			// client friend is long, because the machine may be busy.
 			Command: fmt.Sprintf(`[probe, connect, --every=20ms, --timeout=%s, --for=%s, "%s:9000", "%s:9000"]`,
 				map[string]string{"friend": "10s", "stranger": "500ms"}[who], duration, podIP(t, ns, "near"), podIP(t, ns, "far")),
 		})
@@ -88,7 +88,7 @@ func TestRollingUpdate(t *testing.T) {
 	})
 }
 
-// TestAPIServerAway: if the API server is away for ten seconds, agents keep enforcing their policies.
+// TestAPIServerAway: if the API server is down for ten seconds, agents still enforce their policies.
 func TestAPIServerAway(t *testing.T) {
 	controlPlanes := strings.Fields(kubectl(t, "get", "nodes", "-l", "node-role.kubernetes.io/control-plane", "-o",
 		"jsonpath={.items[*].metadata.name}"))
@@ -99,7 +99,7 @@ func TestAPIServerAway(t *testing.T) {
 	}
 	underLoad(t, "api-away", 20*time.Second, func() {
 		each("-STOP")
-		time.Sleep(10 * time.Second) // the API servers are away for this long
+		time.Sleep(10 * time.Second) // how long the API servers are down
 		each("-CONT")
 	})
 	ns := namespace(t, "api-back")

@@ -78,7 +78,7 @@ func expand(rows []matrixRow, parties []matrixParty, pods map[string]map[string]
 	return all
 }
 
-// TestMatrixIsTrue: with real packets, exactly those connections succeed that kubectl weir matrix prints. Exactly
+// TestMatrixIsTrue: with real packets, exactly those connections succeed that kubectl weir matrix prints, and exactly
 // those change that kubectl weir diff prints.
 func TestMatrixIsTrue(t *testing.T) {
 	pods := startMatrixPods(t)
@@ -230,7 +230,7 @@ func applied(t *testing.T, pods map[string]map[string]string, policies string) c
 	return all
 }
 
-const policiesEach = 3 // of each namespace
+const policiesEach = 3 // in each namespace
 
 func randomPolicies(r *rand.Rand, pods map[string]map[string]string) string {
 	selector := func() *metav1.LabelSelector {

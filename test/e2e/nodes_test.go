@@ -22,7 +22,8 @@ func reaches(t *testing.T, ns, pod, address string) bool {
 	return attempts(t, out)[0].OK
 }
 
-// TestNodeJoinsAndLeaves: if a node joins, its pods can be reached. If it leaves, other nodes keep nothing of it.
+// TestNodeJoinsAndLeaves: if a node joins the cluster, its pods can be reached. If it leaves, nothing about it is left
+// on other nodes.
 func TestNodeJoinsAndLeaves(t *testing.T) {
 	all := workers(t)
 	name := "w" + strconv.Itoa(len(all)+1)
@@ -159,8 +160,8 @@ metadata: {name: {{.Name}}}
 spec: { {{with .PodCIDR}}podCIDR: {{.}}, podCIDRs: [{{.}}], {{end}}taints: [{key: stray, effect: NoExecute}]}
 `
 
-// TestNodesThatAreWrong: if Nodes are faulty, the status names each, and other nodes' pods still reach each other. If
-// a Node's address changes, the tunnel leads to the new one.
+// TestNodesThatAreWrong: the status names each faulty Node, and other nodes' pods still reach each other. If a Node's
+// address changes, the tunnel leads to the new address.
 func TestNodesThatAreWrong(t *testing.T) {
 	a, _, remote := apart(t)
 	ns := namespace(t, "wrong-nodes")
@@ -169,7 +170,8 @@ func TestNodesThatAreWrong(t *testing.T) {
 	server := podIP(t, ns, "server") + ":9000"
 	taken := kubectl(t, "get", "node", remote.name, "-o", "jsonpath={.spec.podCIDR}")
 	for _, n := range []struct{ Name, PodCIDR, Address, Problem string }{
-		// zz-overlaps claims an older Node's network. At equal age the name decides, so its name sorts last.
+		// zz-overlaps claims the network of an older Node. Its name sorts last, because the order of names decides
+		// between Nodes of the same age.
 		{"zz-overlaps", taken, "10.200.0.250", "overlaps"},
 		{"zz-homeless", "100.127.0.0/24", "", "InternalIP"},
 	} {

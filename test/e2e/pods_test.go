@@ -22,7 +22,7 @@ func TestProbesPass(t *testing.T) {
 		"jsonpath={.status.containerStatuses[0].restartCount}"); n != "0" {
 		t.Errorf("the container was started %s times again", n)
 	}
-	// A refused connection means that nothing listens yet. A dropped packet would be a timeout.
+	// A refused connection only means that the server hasn't started. A dropped packet would be a timeout.
 	failed := kubectl(t, "-n", ns, "get", "events", "--field-selector", "reason=Unhealthy", "-o",
 		"jsonpath={range .items[*]}{.message}{\"\\n\"}{end}")
 	for line := range strings.Lines(failed) {
@@ -32,8 +32,8 @@ func TestProbesPass(t *testing.T) {
 	}
 }
 
-// TestHostPort: if a pod has a hostPort, the world and a pod on another node reach it. If a policy denies all
-// connections, neither does.
+// TestHostPort: the world and a pod on another node reach a pod's hostPort. If a policy denies all connections, neither
+// does.
 func TestHostPort(t *testing.T) {
 	ns := namespace(t, "host-port")
 	a, _, remote := apart(t)
@@ -82,10 +82,10 @@ func TestHostPort(t *testing.T) {
 	}
 }
 
-// TestPodReachesItselfThroughItsService: if policies isolate a pod, it still reaches itself through its Service.
-// The way back needs hairpin mode or masquerading.
+// TestPodReachesItselfThroughItsService: an isolated pod still reaches itself through its Service. The answers need
+// hairpin mode or masquerading.
 func TestPodReachesItselfThroughItsService(t *testing.T) {
-	ns := namespace(t, "ns-1") // the manifest of the Service has this namespace
+	ns := namespace(t, "ns-1") // the namespace in the manifest of the Service
 	start(t, pod{Namespace: ns, Name: "http-echo", Node: workers(t)[0].name, Labels: "app: http-echo", Image: httpEcho})
 	apply(t, service, nil)
 	calls := func() error {
@@ -107,8 +107,8 @@ spec:
 		calls)
 }
 
-// TestPodsReachTheWorldAsTheirNode: a pod reaches a host outside the cluster, though the network between the nodes
-// drops packets without a node's address.
+// TestPodsReachTheWorldAsTheirNode: a pod reaches a host outside of the cluster. The network between the nodes drops
+// packets without a node's address as the source, so weir must masquerade the packets.
 func TestPodsReachTheWorldAsTheirNode(t *testing.T) {
 	ns := namespace(t, "world")
 	start(t,

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// TestFullSizePackets: packets as large as a pod's MTU, which may not be fragmented, reach pods on the same node, in
-// the same subnet and in another subnet, and are answered.
+// TestFullSizePackets: packets as large as a pod's MTU reach pods on the same node, in the same subnet and in another
+// subnet, and are answered. They may not be fragmented.
 func TestFullSizePackets(t *testing.T) {
 	ns := namespace(t, "full-size")
 	a, neighbour, remote := apart(t)
@@ -42,7 +42,7 @@ func TestFullSizePackets(t *testing.T) {
 	}
 }
 
-// TestForgedTunnelPackets: if a host that is no node sends tunnel packets, no node accepts them.
+// TestForgedTunnelPackets: no node accepts tunnel packets from a host that isn't a node.
 func TestForgedTunnelPackets(t *testing.T) {
 	ns := namespace(t, "forged")
 	a, neighbour, remote := apart(t)
@@ -109,7 +109,8 @@ spec:
 	}
 	enter(t, "router", append([]string{"ip", "netns", "exec", "stranger", probeBinary},
 		forge("from-a-stranger", remote.address.String())[1:]...)...)
-	// This packet is accepted, so the test's packets are valid. It is last, so forged ones would have arrived.
+	// This last packet must be accepted. It shows that the packets of this test are valid, and that earlier ones would
+	// have arrived.
 	enter(t, neighbour.name, append([]string{probeBinary}, forge("from-a-node", remote.address.String())[1:]...)...)
 	eventually(t, 10*time.Second, "what a node sends arrives", func() error {
 		if log := kubectl(t, "-n", ns, "logs", "victim"); !strings.Contains(log, "from-a-node") {

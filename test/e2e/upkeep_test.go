@@ -56,7 +56,7 @@ func TestTheNodeIsKept(t *testing.T) {
 		}
 		return nil
 	})
-	// The container that installs the plugin sends no requests to the API server.
+	// The container that installs the plugin needs no access to the API server.
 	out := kubectl(t, "-n", "kube-system", "get", "pods", "-l", "k8s-app=weir", "-o",
 		`jsonpath={range .items[*].spec.initContainers[*].volumeMounts[*]}{.mountPath}{"\n"}{end}`)
 	if strings.Contains(out, "serviceaccount") {

@@ -50,8 +50,8 @@ type seenDrop struct {
 	came                time.Time
 }
 
-// followDrops starts kubectl weir drops -f. drops returns the drops that the command has printed, and said its lines
-// on standard error.
+// followDrops starts kubectl weir drops -f. drops returns the drops that it has printed, and said the lines that it has
+// printed on standard error.
 func followDrops(t *testing.T, args ...string) (drops func() []seenDrop, said func() []string) {
 	t.Helper()
 	ctx, stop := context.WithCancel(t.Context())
@@ -142,8 +142,8 @@ type explained struct {
 	}
 }
 
-// TestDropsAndExplain: if a connection is denied, kubectl weir drops -f shows it within a second, and kubectl weir
-// explain names the same policies.
+// TestDropsAndExplain: kubectl weir drops -f shows a denied connection within a second, and kubectl weir explain names
+// the same policies.
 func TestDropsAndExplain(t *testing.T) {
 	a, _, remote := apart(t)
 	ns := namespace(t, "drops-shown")
@@ -275,7 +275,7 @@ func TestWaitIsNeverEarly(t *testing.T) {
 	var spans []span
 	const settle = 900 * time.Millisecond
 	changes := []struct {
-		what, manifest string // without a manifest, the policy is deleted
+		what, manifest string // an empty manifest means that the policy is deleted
 		allowed        bool
 	}{
 		{"deny", denyAll, false},
@@ -299,15 +299,15 @@ func TestWaitIsNeverEarly(t *testing.T) {
 			weir(t, 0, "wait", "policy", name)
 		}
 		spans = append(spans, span{from: time.Now(), allowed: c.allowed, what: fmt.Sprintf("change %d, %s", i, c.what)})
-		time.Sleep(settle) // how long connections are looked at
+		time.Sleep(settle) // how long connections are made after this change
 	}
 	spans[len(spans)-1].to = time.Now()
 	wrong, tried := 0, 0
 	for _, c := range clients {
 		for _, a := range attempts(t, kubectl(t, "-n", ns, "logs", c.Name)) {
 			for _, s := range spans {
-				// Packets are sent again, so a connection that ends after the next change may have met the new
-				// policies.
+				// This leaves out connections that end after the next change: TCP repeats packets, so they may have met
+				// the new policies.
 				if a.Start.Before(s.from) || a.Start.Add(a.Took).After(s.to) {
 					continue
 				}

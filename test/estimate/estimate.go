@@ -1,5 +1,4 @@
-// Package estimate has the statistics of the benchmarks. Its intervals assume nothing about how times are
-// distributed.
+// Package estimate has the statistics of the benchmarks. Its intervals are valid for any distribution of times.
 package estimate
 
 import (
@@ -15,14 +14,14 @@ func Median[T time.Duration | float64](list []T) T {
 	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
 }
 
-// Quantile returns the value below which this part (0 to 1) of the list lies. The list must not be empty.
+// Quantile returns the value below which the given part (0 to 1) of the list lies. The list must not be empty.
 func Quantile(list []float64, part float64) float64 {
 	sorted := slices.Sorted(slices.Values(list))
 	return sorted[min(int(part*float64(len(sorted))), len(sorted)-1)]
 }
 
-// Ratios divides each value of the first list by the same round's value of the second. The machine's load affects
-// both values, so it cancels out.
+// Ratios divides each value of the first list by the second list's value of the same round. The load of the machine
+// affects both values, so it cancels out.
 func Ratios[T time.Duration | float64](of, to []T) []float64 {
 	all := make([]float64, len(of))
 	for i := range of {
@@ -31,8 +30,8 @@ func Ratios[T time.Duration | float64](of, to []T) []float64 {
 	return all
 }
 
-// Interval returns an interval that contains the true median with a probability of at least 95 %. ok is false if
-// there are too few values.
+// Interval returns an interval that contains the true median with a probability of at least 95 %. ok is false if there
+// are too few values.
 func Interval(list []float64) (low, high float64, ok bool) {
 	rank := IntervalRank(len(list))
 	if rank < 0 {
@@ -52,8 +51,8 @@ func Text(list []float64, digits int) string {
 		len(list))
 }
 
-// IntervalRank returns how many of n sorted values lie below the interval for the true median. As many lie above. The
-// interval follows from the sign test. IntervalRank returns -1 if n is too small.
+// IntervalRank returns how many of n sorted values lie below the interval for the true median. The same number lies
+// above. The interval follows from the sign test. If n is too small, IntervalRank returns -1.
 func IntervalRank(n int) int {
 	rank, sum := -1, 0.0
 	for k := range n {
@@ -66,7 +65,7 @@ func IntervalRank(n int) int {
 	return rank
 }
 
-// logFactorial has no bound: the probability of no heads in 1,100 tosses is too small for a float64.
+// logFactorial returns the logarithm of n!, because n! itself is too large for a float64.
 func logFactorial(n int) float64 {
 	l, _ := math.Lgamma(float64(n) + 1)
 	return l

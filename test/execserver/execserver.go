@@ -1,4 +1,4 @@
-// Package execserver is the API server's side of an exec, for tests.
+// Package execserver answers exec requests as an API server does, for tests.
 package execserver
 
 import (
@@ -10,14 +10,14 @@ import (
 	"k8s.io/streaming/pkg/httpstream/wsstream"
 )
 
-// Serve answers an exec over a WebSocket. run is called as the command, and its error is the command's failure. gone
-// closes when the client leaves.
+// Serve answers an exec request over a WebSocket. It calls run in place of the command. If run returns an error, the
+// command has failed. The channel gone is closed when the client leaves.
 func Serve(
 	w http.ResponseWriter, r *http.Request,
 	run func(command []string, stdin io.Reader, stdout, stderr io.Writer, gone <-chan struct{}) error,
 ) {
 	conn := wsstream.NewConn(map[string]wsstream.ChannelProtocolConfig{"v5.channel.k8s.io": {
-		Binary: true, Channels: []wsstream.ChannelType{ // stdin, stdout, stderr, the result, changes of the terminal's size
+		Binary: true, Channels: []wsstream.ChannelType{ // stdin, stdout, stderr, the result, and the terminal's size
 			wsstream.ReadChannel, wsstream.WriteChannel, wsstream.WriteChannel, wsstream.WriteChannel, wsstream.ReadChannel,
 		},
 	}})

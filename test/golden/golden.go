@@ -34,7 +34,7 @@ func Each(t *testing.T, root string, f func(t *testing.T, name string, state pol
 	}
 }
 
-// Compare compares the text with the golden file. go test -update writes the file.
+// Compare compares the text with the golden file. With the flag -update, it writes the file instead.
 func Compare(t *testing.T, path, got string) {
 	t.Helper()
 	if *update {
@@ -52,7 +52,7 @@ func Compare(t *testing.T, path, got string) {
 	}
 }
 
-// Load reads the file's objects and returns the node's state (OnNode).
+// Load reads the file's objects, and returns the state of the node (OnNode).
 func Load(t testing.TB, path string) policy.State {
 	t.Helper()
 	data, err := os.ReadFile(path)
@@ -62,7 +62,7 @@ func Load(t testing.TB, path string) policy.State {
 	return OnNode(Objects(t, data))
 }
 
-// Objects parses YAML documents. NetworkPolicies aren't validated, so tests can have invalid ones.
+// Objects parses YAML documents. It doesn't validate NetworkPolicies, so that tests can have invalid ones.
 func Objects(t testing.TB, data []byte) policy.Objects {
 	t.Helper()
 	var all policy.Objects
@@ -82,9 +82,9 @@ func Objects(t testing.TB, data []byte) policy.Objects {
 	return all
 }
 
-// OnNode returns the state of a node with these objects. Pods with addresses in 10.88.0.0/24 or fd00:10:88::/64 are
-// on the node. If a pod has the label "attached", another plugin made its interface. The label's value is the name of
-// the node's link (LINK), or of the bridge and its port (BRIDGE.PORT).
+// OnNode returns the state of a node with these objects. Pods with addresses in 10.88.0.0/24 or fd00:10:88::/64 are on
+// the node. A pod with the label "attached" is behind another plugin. The label's value is the name of the node's link
+// (LINK), or of a bridge and its port (BRIDGE.PORT).
 func OnNode(objects policy.Objects) policy.State {
 	state := policy.State{Objects: objects}
 	for _, p := range objects.Pods {

@@ -22,7 +22,7 @@ var (
 	strangeMAC   = net.HardwareAddr{2, 0xde, 0xad, 0, 0, 1}
 )
 
-// linkLocal returns the MAC 01:80:c2:00:00:0X. By IEEE 802.1D no bridge forwards frames to it.
+// linkLocal returns the MAC 01:80:c2:00:00:0X. By IEEE 802.1D, no bridge forwards frames to it.
 func linkLocal(x byte) net.HardwareAddr { return net.HardwareAddr{0x01, 0x80, 0xc2, 0, 0, x} }
 
 type name[T any] struct {
@@ -50,8 +50,8 @@ func everything(t testing.TB, w *world, flows []flow) []*frame {
 	return f.frames
 }
 
-// linkLocalMACs forges frames to link-local MACs. From 01:80:c2:00:00:02 on, the kernel hands them to the IP stack,
-// as received on the port itself, unless group_fwd_mask is set (br_handle_frame).
+// linkLocalMACs forges frames to link-local MACs. From 01:80:c2:00:00:02 on, the kernel passes them to the IP stack as
+// if the port itself had received them, unless group_fwd_mask is set (br_handle_frame).
 func (f *forge) linkLocalMACs() {
 	w := f.w
 	eLocal, portLocal := eui64(w.eMAC), eui64(w.portMAC)
@@ -62,7 +62,7 @@ func (f *forge) linkLocalMACs() {
 		way := eth(to, w.eMAC)
 		put := f.forged
 		if x == 0 {
-			// Without STP the bridge treats this MAC as multicast, so policy applies to E's own packets.
+			// Without STP, the bridge treats this MAC as multicast. So policies decide on E's own packets.
 			put = func(name string, stacks ...stack) { f.own(name, stacks...) }
 		}
 		put("UDP over IPv4 to the gateway, own sender", way, f.udp(w.e4, gateway4))
@@ -117,7 +117,7 @@ func (f *forge) podOf(four, six netip.Addr) netip.Addr {
 	return six
 }
 
-// raw returns a frame of any type. A type below 1536 is a length (IEEE 802.3), and LLC follows.
+// raw returns a frame of any type. A type below 1536 is a length (IEEE 802.3), after which LLC follows.
 func raw(dst, src net.HardwareAddr, kind uint16, parts ...[]byte) stack {
 	h := append(append([]byte{}, dst...), src...)
 	s := stack{gopacket.Payload(append(h, byte(kind>>8), byte(kind)))}
@@ -127,7 +127,7 @@ func raw(dst, src net.HardwareAddr, kind uint16, parts ...[]byte) stack {
 	return s
 }
 
-// eui64 returns the link-local address that a kernel derives from this MAC.
+// eui64 returns the link-local address that the kernel derives from this MAC.
 func eui64(mac net.HardwareAddr) netip.Addr {
 	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]})
 }
@@ -192,7 +192,7 @@ func (f *forge) forgedSenders() {
 			way := eth(w.bridgeMAC, mac.value)
 			for i, from := range senders[family] {
 				if i == 0 && mac.text == "its own MAC" {
-					continue // both are E's own: nothing is forged
+					continue // both are E's own, so nothing is forged
 				}
 				f.forged("UDP to the victim from "+from.text, way, f.udp(from.value, victim))
 				f.forged("UDP to the gateway from "+from.text, way, f.udp(from.value, gateway))
@@ -226,8 +226,8 @@ func (f *forge) otherDestinationMACs() {
 	}
 }
 
-// tags adds frames with tags of IEEE 802.1Q and 802.1ad. The kernel ignores a single tag with VLAN ID 0, so policy
-// applies to E's own packets behind it.
+// tags adds frames with tags of IEEE 802.1Q and 802.1ad. The kernel ignores a single tag with VLAN ID 0, so policies
+// decide on E's own packets with such a tag.
 func (f *forge) tags() {
 	w := f.w
 	tag := func(kind layers.EthernetType, ids ...uint16) (s stack) {
@@ -342,7 +342,7 @@ type flow struct {
 	from, to netip.AddrPort
 }
 
-// converse opens connections of the victim. They stay open, so that E can forge packets about them.
+// converse opens connections of the victim. They stay open, so that E can forge packets that seem to belong to them.
 func (w *world) converse(t testing.TB) (flows []flow) {
 	t.Helper()
 	for i, pair := range []struct {
@@ -386,7 +386,7 @@ func (w *world) converse(t testing.TB) (flows []flow) {
 	return flows
 }
 
-// The first packets on a new link may be lost, so greet sends up to 50 times.
+// greet sends until an answer comes, at most 50 times, because the first packets on a new link may be lost.
 func greet(conn *net.UDPConn) (err error) {
 	for range 50 {
 		if _, err = conn.Write([]byte("hello")); err != nil {

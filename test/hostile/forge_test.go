@@ -14,15 +14,15 @@ import (
 )
 
 // frame is one frame of the hostile pod, or the fragments of one packet. Its number is the index in forge.frames. The
-// payload or a port contains the number, so that the effects can be assigned to the frame.
+// payload or a port contains this number, so that each effect can be assigned to a frame.
 type frame struct {
 	class, name string
-	// own means that the sender is the pod's own MAC and address. Only such frames may reach the node's IP stack,
-	// and policy applies to them.
+	// own is true if the sender is the pod's own MAC and address. Only such frames may reach the node's IP stack, and
+	// policies decide on them.
 	own bool
-	// allowed says why the node may answer the frame. It is empty if the node may not.
+	// allowed says why the node may answer the frame. It is empty if the node must not.
 	allowed string
-	// waits is true for an incomplete packet. The IP stack keeps its fragment.
+	// waits is true for an incomplete packet, whose fragment the IP stack keeps.
 	waits bool
 	asks  netip.Addr
 	data  [][]byte
@@ -65,7 +65,7 @@ func (f *forge) ownName(stacks ...stack) bool {
 	return f.w.has4 // ARP
 }
 
-// own adds a frame under E's own address. If E has none of the family, the frame counts as forged.
+// own adds a frame with E's own address as the sender. If E has no address of the family, the frame counts as forged.
 func (f *forge) own(name string, stacks ...stack) *frame {
 	return f.put(name, f.ownName(stacks...), f.serialize(stacks...))
 }
@@ -97,7 +97,7 @@ func (f *forge) serialize(stacks ...stack) []byte {
 			next = all[i+1].LayerType()
 		}
 		switch l := layer.(type) {
-		case *layers.Ethernet: // many frames share this header, so change a copy
+		case *layers.Ethernet: // change a copy, because many frames share this header
 			h := *l
 			setType(&h.EthernetType, next)
 			all[i] = &h
@@ -200,7 +200,7 @@ func (f *forge) payload(s stack) []byte {
 	return f.serialize(s)[size:]
 }
 
-// fragments returns a UDP packet in two fragments. Each has 24 bytes of the payload, which begin with the marker.
+// fragments returns a UDP packet in two fragments. Each has 24 bytes of the payload, beginning with the marker.
 func (f *forge) fragments(way stack, src, dst netip.Addr) [][]byte {
 	long := append(append(f.marker(), "      "...), append(f.marker(), "      "...)...) // twice 24 bytes
 	whole := f.payload(join([]stack{ipHeader(src, dst), {
@@ -260,12 +260,13 @@ func (f *forge) arp(op uint16, inside net.HardwareAddr, sender, target netip.Add
 	}, gopacket.Payload(f.marker())}
 }
 
-// discovery returns a message of neighbour discovery (RFC 4861). kind is the ICMPv6 type. An option with the marker
-// follows the body.
+// discovery returns a message of neighbour discovery (RFC 4861). kind is the ICMPv6 type. After the body comes an
+// option with the marker.
 func (f *forge) discovery(src, dst netip.Addr, kind uint8, body []byte) stack {
 	h := ipHeader(src, dst)[0].(*layers.IPv6)
 	h.HopLimit = 255
-	option := append([]byte{253, 3}, f.marker()...) // type 253: for experiments (RFC 4727); 3: 24 bytes
+	// Type 253 is for experiments (RFC 4727); the length 3 means 24 bytes.
+	option := append([]byte{253, 3}, f.marker()...)
 	return stack{
 		h,
 		&layers.ICMPv6{TypeCode: layers.CreateICMPv6TypeCode(kind, 0)},

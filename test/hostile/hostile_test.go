@@ -1,17 +1,17 @@
-// Package hostile has a pod send every kind of frame and packet that it can, first on a bridge without weir and then
-// on a bridge with weir. The pod, E, is under a policy that denies all ingress and egress, and has CAP_NET_RAW, which
-// container runtimes give by default.
+// Package hostile makes a pod, E, send every kind of frame and packet that it can: first on a bridge without weir, and
+// then on a bridge with weir. A policy denies E all ingress and egress. E has CAP_NET_RAW, as container runtimes give
+// it by default.
 //
-// The control is the same bridge with the same veth pairs, but without guard, rules and sysctls. There, each frame is
-// classed:
+// The run without weir is the control. It has the same bridge and veth pairs, but no guard, rules and sysctls. There,
+// each frame gets a class:
 //
-//   - A frame is answered, if it makes E, another pod or the host outside receive a packet.
-//   - A frame reaches IP, if the node accepts it for itself, forwards it, or keeps it as a fragment.
-//   - Else the kernel drops the frame even without weir.
+//   - The frame is answered, if it makes E, another pod or the host outside receive a packet.
+//   - The frame reaches IP, if the node accepts or forwards it, or keeps it as a fragment.
+//   - Otherwise the kernel drops the frame even without weir.
 //
-// With weir, no frame that E has no right to send may enter the IP stack, where the kernel makes its own checks. Policy
-// applies to the frames from E's own MAC and address: of these, only the frames with a reason in frame.allowed may be
-// answered. No frame may change what the node or another pod knows of other hosts.
+// With weir, a frame may enter the IP stack only if E has the right to send it, which means from E's own MAC and
+// address. Such a frame may be answered only if frame.allowed has a reason. No frame may change what the node or
+// another pod knows of other hosts.
 package hostile
 
 import (
@@ -96,14 +96,14 @@ func attack(t *testing.T, w *world, rp int, strict bool) map[string]*row {
 		}
 		start = stop
 	}
-	time.Sleep(1500 * time.Millisecond) // after a second, fragments that wait for others have timed out
+	time.Sleep(1500 * time.Millisecond) // until incomplete fragments have timed out, which takes a second
 	o.collect(200 * time.Millisecond)
 	o.note(over, "")
 	end()
 	return classify(t, frames, o, changes, strict)
 }
 
-// sendOne collects the effects after each 20 frames, so that no buffer overflows.
+// sendOne sends the frame. After each 20 frames it collects the effects, so that no buffer overflows.
 func (s *sender) sendOne(t *testing.T, o *observer, f *frame) {
 	t.Helper()
 	s.send(f)
@@ -168,8 +168,8 @@ func classify(t *testing.T, frames []*frame, o *observer, changes map[string][]s
 
 const linkLocalClass = "to 01:80:c2:00:00:"
 
-// report compares the results with docs/hostile-pod.md, which must have each class. If documentedFrames is true,
-// the numbers of frames must be right too.
+// report compares the results with docs/hostile-pod.md, which must have each class. If documentedFrames is true, the
+// page's numbers of frames must also be right.
 func report(t *testing.T, table map[string]*row, documentedFrames bool) {
 	t.Helper()
 	documented, err := os.ReadFile("../../docs/hostile-pod.md")

@@ -25,8 +25,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// hooks make the kernel log the packets that its IP stack takes. The chain "enters" comes after weir's own drops
-// (-450) and before reassembly (-400).
+// hooks makes the kernel log packets that its IP stack receives. The chain "enters" comes after weir's own drops
+// (-450), and before reassembly (-400).
 const hooks = `
 table inet hostile {
   chain enters {
@@ -48,16 +48,16 @@ table arp hostile {
 }
 `
 
-// observer records the effects of frames: packets at the hooks, and frames received on links of pods and of the
-// host outside.
+// observer records the effects of frames: packets at the hooks, and frames that are received on links of pods and of
+// the host outside.
 type observer struct {
 	t      testing.TB
 	w      *world
 	links  map[string]*nodetest.Sniffer // by the place where a frame is seen
 	mu     sync.Mutex
-	seen   map[int]map[string]bool // the effects of each frame, by its number
-	asked  map[netip.Addr]int      // the number of the frame that asks for each address by ARP
-	others map[string]int          // frames that came to E, and belong to none that it sent
+	seen   map[int]map[string]bool // effects of each frame, by the frame's number
+	asked  map[netip.Addr]int      // number of the frame that asks for each address by ARP
+	others map[string]int          // frames that E has received, and that belong to none of its own frames
 }
 
 func observe(t testing.TB, w *world, frames []*frame) (o *observer, end func()) {
@@ -112,7 +112,8 @@ const (
 func (o *observer) listen() (fd int) {
 	o.t.Helper()
 	nodetest.In(o.t, o.w.node, func() error {
-		_ = exec.Command("nft", "delete table inet hostile; delete table arp hostile").Run() // remove the last run's hooks
+		// Removes the hooks of the last run.
+		_ = exec.Command("nft", "delete table inet hostile; delete table arp hostile").Run()
 		cmd := exec.Command("nft", "-f", "-")
 		cmd.Stdin = strings.NewReader(hooks)
 		if out, err := cmd.CombinedOutput(); err != nil {
@@ -235,7 +236,7 @@ func (o *observer) answer(data []byte) (id int, ok bool) {
 	return 0, false
 }
 
-// groups reports whether the frame is about the node's multicast groups. A node sends such frames unasked (RFC 3810).
+// groups reports whether the frame is about the node's multicast groups. A node sends such frames by itself (RFC 3810).
 func groups(data []byte) bool {
 	packet := gopacket.NewPacket(data, layers.LayerTypeEthernet, gopacket.NoCopy)
 	return packet.Layer(layers.LayerTypeMLDv2MulticastListenerReport) != nil || packet.Layer(layers.LayerTypeIGMP) != nil
@@ -259,7 +260,7 @@ func (o *observer) state() []string {
 				o.t.Fatal(err)
 			}
 			for _, n := range neighbours {
-				// Entries for multicast groups and of the host outside don't count.
+				// Entries for multicast groups and for the host outside are left out.
 				if (n.State != unix.NUD_NOARP || family == unix.AF_BRIDGE) && n.HardwareAddr.String() != outsideMAC {
 					all = append(all, fmt.Sprint(where, ": neighbour ", n.LinkIndex, " ", n.IP, " ", n.HardwareAddr))
 				}
@@ -283,7 +284,7 @@ func (o *observer) state() []string {
 		}
 		nodetest.In(o.t, path, func() error {
 			for _, family := range []string{"-4", "-6"} {
-				// The route cache has what the kernel learned from ICMP errors.
+				// The route cache has what the kernel has learned from ICMP errors.
 				out, err := exec.Command("ip", family, "-o", "route", "show", "cache").Output()
 				if err != nil {
 					return err

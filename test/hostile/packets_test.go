@@ -10,7 +10,7 @@ import (
 )
 
 func (f *forge) routerAdvertisement(src netip.Addr) stack {
-	body := []byte{64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0} // hop limit, router for 1800 s
+	body := []byte{64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0} // hop limit, and a router's lifetime of 1800 s
 	prefix := append(
 		[]byte{3, 4, 64, 0xc0, 0, 1, 0x51, 0x80, 0, 0, 0x38, 0x40, 0, 0, 0, 0},
 		netip.MustParseAddr("2001:db8:bad::").AsSlice()...)
@@ -33,7 +33,7 @@ func (f *forge) redirect(src, dst, target, destination netip.Addr) stack {
 	return f.discovery(src, dst, layers.ICMPv6TypeRedirect, body)
 }
 
-// neighbourDiscovery forges messages that must be dropped even from E's own MAC and address.
+// neighbourDiscovery forges messages that must be dropped even if they come from E's own MAC and address.
 func (f *forge) neighbourDiscovery() {
 	w := f.w
 	all := netip.MustParseAddr("ff02::1")
@@ -103,7 +103,7 @@ func (f *forge) neighbourDiscovery() {
 	}
 }
 
-// padding returns an options header of eight bytes, with padding only.
+// padding returns an options header of eight bytes that has only padding.
 func padding(next layers.IPProtocol) []byte { return []byte{byte(next), 0, 1, 4, 0, 0, 0, 0} }
 
 func hopByHop(marker []byte, option byte) []byte {
@@ -132,7 +132,7 @@ func (f *forge) errors(flows []flow) {
 	type about struct {
 		text     string
 		protocol layers.IPProtocol
-		from, to netip.AddrPort // source and destination of the quoted packet
+		from, to netip.AddrPort // source and destination of the packet in the ICMP error
 	}
 	var all []about
 	for _, c := range flows {
@@ -284,7 +284,7 @@ func (f *forge) fragmentClasses() {
 	}
 }
 
-// atomic returns a whole packet. In IPv6 it still has a fragment header (RFC 6946).
+// atomic returns a whole packet. In IPv6 it nevertheless has a fragment header (RFC 6946).
 func (f *forge) atomic(src, dst netip.Addr) []byte {
 	return f.fragment(f.toNode(), src, dst, f.payload(f.udp(src, dst)), 0, false)
 }
@@ -375,7 +375,7 @@ func (f *forge) extensions6() {
 	routeBy := func(kind byte, hops ...netip.Addr) []byte {
 		h := []byte{byte(udp), byte(2 * len(hops)), kind, byte(len(hops)), 0, 0, 0, 0}
 		if kind == 4 {
-			h[4] = byte(len(hops) - 1) // RFC 8754: index of the last entry
+			h[4] = byte(len(hops) - 1) // index of the last entry (RFC 8754)
 		}
 		for _, a := range hops {
 			h = append(h, a.AsSlice()...)
@@ -393,7 +393,7 @@ func (f *forge) extensions6() {
 		text  string
 		next  layers.IPProtocol
 		parts [][]byte
-		// answers means that the kernel may answer such a packet with an ICMPv6 error before it checks policies.
+		// answers is true if the kernel may answer such a packet with an ICMPv6 error before it checks policies.
 		answers bool
 	}{
 		{"hop-by-hop options", hop, [][]byte{padding(udp)}, false},

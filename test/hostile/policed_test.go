@@ -190,7 +190,7 @@ func (f *forge) destinations() {
 	f.begin("other ICMP", "")
 	for kind := range 256 {
 		if kind == 3 || kind == 4 || kind == 5 || kind == 11 || kind == 12 {
-			continue // ICMP errors have a class of their own
+			continue // ICMP errors have their own class
 		}
 		for _, to := range []name[netip.Addr]{{"the gateway", gateway4}, {"the victim", w.victim4}} {
 			f.own(fmt.Sprintf("ICMPv4 type %d to %s", kind, to.text), f.toNode(), ipHeader(w.e4, to.value), stack{
@@ -198,7 +198,7 @@ func (f *forge) destinations() {
 			})
 		}
 		if kind < 5 || kind >= 133 && kind <= 137 {
-			continue // ICMP errors and neighbour discovery have classes of their own
+			continue // ICMP errors and neighbour discovery have their own classes
 		}
 		for _, to := range []name[netip.Addr]{{"the gateway", gateway6}, {"the victim", w.victim6}} {
 			f.own(fmt.Sprintf("ICMPv6 type %d to %s", kind, to.text), f.toNode(), ipHeader(w.e6, to.value), stack{

@@ -22,7 +22,7 @@ const (
 	tcpPort = 7778
 )
 
-// world is a node with the hostile pod E, two other pods and a host outside, which also plays another node. Strings
+// world is a node with the hostile pod E, two other pods, and a host outside that is also the other node. The strings
 // are paths of network namespaces.
 type world struct {
 	node, e, victim, third, outside string
@@ -45,7 +45,7 @@ var (
 
 type families struct{ four, six bool }
 
-// quicken lets new IPv6 addresses be used at once. By default the kernel first looks for duplicates.
+// quicken makes new IPv6 addresses usable at once. By default, the kernel first looks for duplicates.
 func quicken(t testing.TB, path string) {
 	t.Helper()
 	sysctl(t, path, "ipv6/conf/default/accept_dad", "0")
@@ -65,14 +65,15 @@ func (w *world) surroundings(t testing.TB) {
 	}
 	nodetest.RunEach(t,
 		"ip -n "+name+" addr add 192.0.2.3/24 dev eth0",
-		"ip -n "+name+" addr add 2001:db8::3/64 dev eth0 nodad preferred_lft 0", // so it is never chosen as a source
+		// With preferred_lft 0, the address is never chosen as a source.
+		"ip -n "+name+" addr add 2001:db8::3/64 dev eth0 nodad preferred_lft 0",
 		"ip -n "+name+" route add 10.88.0.0/24 via 192.0.2.2",
 		"ip -n "+name+" -6 route add fd00:10:88::/64 via 2001:db8::2",
 	)
 }
 
 // control makes the same bridge and veth pairs as weir, but no guard and no rules. Of weir's sysctls, it sets only
-// forwarding.
+// those for forwarding.
 func control(t testing.TB, fam families, prefix string) *world {
 	t.Helper()
 	w := &world{
@@ -204,7 +205,7 @@ func tunnelMAC(node netip.Addr) net.HardwareAddr {
 	return net.HardwareAddr{0x0e, 0x58, b[0], b[1], b[2], b[3]}
 }
 
-// guarded makes a node with weir. A policy denies E everything. Other pods have no policy.
+// guarded makes a node with weir. A policy denies everything to E. The other pods have no policies.
 func guarded(t testing.TB, fam families) *world {
 	t.Helper()
 	w := &world{has4: fam.four, has6: fam.six, node: nodetest.Self, uplinkMAC: net.HardwareAddr{2, 0, 0, 0, 0, 2}}
@@ -313,10 +314,10 @@ func (w *world) finish(t testing.TB) {
 		}
 		return err
 	})
-	// portmap sets this sysctl with the first hostPort.
+	// portmap sets this sysctl for the first hostPort.
 	w.sysctl(t, "ipv4/conf/weir0/route_localnet", "1")
-	// The kernel's limits for ICMP errors would hide answers. It answers an incomplete packet only after a timeout,
-	// so the timeouts are short.
+	// Without these sysctls, the kernel's limits for ICMP errors would hide answers. It answers an incomplete packet
+	// only after a timeout, so the timeouts are short.
 	w.sysctl(t, "ipv4/icmp_ratelimit", "0")
 	w.sysctl(t, "ipv6/icmp/ratelimit", "0")
 	w.sysctl(t, "ipv4/icmp_msgs_per_sec", "100000")

@@ -12,8 +12,8 @@ import (
 	"testing"
 )
 
-// Cluster is several nodes behind a router. Each node is a network namespace with its own subnet and weir-agent.
-// The nodes share one directory of manifests.
+// Cluster is several nodes behind a router. Each node is a network namespace with its own subnet and weir-agent. All
+// nodes have the same directory of manifests.
 type Cluster struct {
 	testing.TB
 	Bin       string
@@ -21,25 +21,25 @@ type Cluster struct {
 	Nodes     []*ClusterNode
 }
 
-// ClusterNode is the I-th node of a cluster, from 1, with the name nI. Its uplink eth0 has 172.20.I.10/24,
-// 2001:db8:I::10/64, the MAC 02:00:00:00:0I:02 and the MTU 1400. The router's link rI has 172.20.I.1, 2001:db8:I::1
-// and the MAC 02:00:00:00:0I:01.
+// ClusterNode is node I of a cluster, from 1, with the name nI. Its uplink eth0 has the addresses 172.20.I.10/24 and
+// 2001:db8:I::10/64, the MAC 02:00:00:00:0I:02 and the MTU 1400. The router's link rI has 172.20.I.1, 2001:db8:I::1 and
+// the MAC 02:00:00:00:0I:01.
 type ClusterNode struct {
 	Name, Netns string
-	Conflist    string // the conflist that the node's agent writes
+	Conflist    string // path of the CNI configuration that the node's agent writes
 	cluster     *Cluster
-	holder      *exec.Cmd // a process that keeps the mount namespace
+	holder      *exec.Cmd // a process that keeps the node's mount namespace
 	agent       *exec.Cmd
 	log         string
 }
 
 const RouterNS = "/run/netns/router"
 
-// NewCluster makes a cluster with size nodes. The test must run on a node of its own (see Isolated).
+// NewCluster makes a cluster with size nodes. Only tests in which Isolated returned true may call it.
 func NewCluster(t testing.TB, size int) *Cluster {
 	t.Helper()
 	c := &Cluster{TB: t, Bin: os.Getenv(binEnv), Manifests: t.TempDir()}
-	// Network namespaces that are made later then also appear in the /run of the nodes' mount namespaces.
+	// With this mount, network namespaces that are made later also appear in /run on the nodes.
 	if err := syscall.Mount("none", "/run", "", syscall.MS_SHARED, ""); err != nil {
 		t.Fatalf("share /run: %v", err)
 	}
@@ -112,7 +112,7 @@ func (n *ClusterNode) Command(name string, args ...string) *exec.Cmd {
 		append([]string{"--net=" + n.Netns, "--mount=/proc/" + pid + "/ns/mnt", "--", name}, args...)...)
 }
 
-// Run runs a command on the node and returns its output. A failure ends the test.
+// Run runs a command on the node, and returns its output. If the command fails, the test ends.
 func (n *ClusterNode) Run(name string, args ...string) string {
 	n.cluster.Helper()
 	out, err := n.Command(name, args...).CombinedOutput()
@@ -122,7 +122,7 @@ func (n *ClusterNode) Run(name string, args ...string) string {
 	return string(out)
 }
 
-// Ctl runs weirctl on the node, and returns its output, errors included.
+// Ctl runs weirctl on the node, and returns its output, including errors.
 func (n *ClusterNode) Ctl(args ...string) (string, error) {
 	out, err := n.Command(filepath.Join(n.cluster.Bin, "weirctl"), args...).CombinedOutput()
 	return string(out), err
@@ -198,19 +198,19 @@ func (n *ClusterNode) AddPod(namespace, name string) *Pod {
 	return p
 }
 
-// Eventually calls f until it returns nil. After half a minute it fails the test.
+// Eventually calls f until f returns nil. After half a minute, the test fails.
 func (c *Cluster) Eventually(what string, f func() error) {
 	c.Helper()
 	(&Node{TB: c.TB}).Eventually(what, f)
 }
 
-// Serve serves on the address in the namespace, as Node.Serve does.
+// Serve runs a server at the address in the network namespace, like Node.Serve.
 func (c *Cluster) Serve(netns, network, address string) {
 	c.Helper()
 	(&Node{TB: c.TB}).Serve(netns, network, address)
 }
 
-// Manifest writes a manifest in one step. An empty text removes the manifest.
+// Manifest writes a manifest in one step. If the text is empty, it removes the manifest.
 func (c *Cluster) Manifest(name, text string) {
 	c.Helper()
 	(&Node{TB: c.TB, Manifests: c.Manifests}).Manifest(name, text)

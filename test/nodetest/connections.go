@@ -17,17 +17,18 @@ type Entry struct {
 	Src, Dst    netip.Addr
 	Proto       uint8 // unix.IPPROTO_TCP or unix.IPPROTO_UDP
 	Sport, Port uint16
-	State       uint8  // of TCP; enum tcp_conntrack
+	State       uint8  // the TCP state (enum tcp_conntrack)
 	Status      uint32 // Answered, Assured or both
 }
 
-// Bits of an entry's status (enum ip_conntrack_status).
+// These are bits of an entry's status (enum ip_conntrack_status).
 const (
 	Answered = 1 << 1
 	Assured  = 1 << 2
 )
 
-// Fill makes a network namespace for the goroutine's thread, and adds entries to its connection table. It needs root.
+// Fill makes a network namespace for the goroutine's thread, and adds entries to the namespace's connection table. It
+// needs root.
 func Fill(t testing.TB, entries int, entry func(i int) Entry) {
 	t.Helper()
 	runtime.LockOSThread()
@@ -90,7 +91,7 @@ func tuple(kind int, src, dst netip.Addr, proto uint8, sport, dport uint16) *nl.
 	return t
 }
 
-// Dump returns the number of entries of the connection table. It doesn't parse them, so nearly all its time is the
+// Dump returns the number of entries of the connection table. It doesn't parse them, so nearly all of its time is the
 // kernel's.
 func Dump(t testing.TB) (entries int) {
 	t.Helper()
@@ -121,7 +122,7 @@ func Dump(t testing.TB) (entries int) {
 	}
 }
 
-// CPU returns the processor time of the process, the kernel's part included.
+// CPU returns the processor time of the process, including the kernel's part.
 func CPU(t testing.TB) time.Duration {
 	t.Helper()
 	var u unix.Rusage

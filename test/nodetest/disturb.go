@@ -14,7 +14,7 @@ var (
 )
 
 // EachDisturbance runs f in a subtest for each setting of an administrator that disturbs packets over the loopback
-// link. The rules come by the flavour of iptables, such as "nft". Each setting is undone afterwards.
+// link. The rules are written with the flavour of iptables, such as "nft". After each subtest, the setting is undone.
 func EachDisturbance(t *testing.T, flavour string, f func(t *testing.T)) {
 	t.Helper()
 	_, settings, _ := strings.Cut(disturbances, "== ")
@@ -34,7 +34,7 @@ func EachDisturbance(t *testing.T, flavour string, f func(t *testing.T)) {
 	}
 }
 
-// lines leaves out empty lines and comments.
+// lines returns the text's lines, without empty lines and comments.
 func lines(text string) (all []string) {
 	for l := range strings.Lines(text) {
 		if l = strings.TrimSpace(l); l != "" && !strings.HasPrefix(l, "#") {

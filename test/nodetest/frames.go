@@ -13,7 +13,7 @@ import (
 // everyProtocol is ETH_P_ALL in network byte order (packet(7)).
 const everyProtocol = unix.ETH_P_ALL>>8 | unix.ETH_P_ALL&0xff<<8
 
-// Frame builds a frame of the layers, and computes their lengths and checksums.
+// Frame builds a frame from the layers, and computes their lengths and checksums.
 func Frame(t testing.TB, layers ...gopacket.SerializableLayer) []byte {
 	t.Helper()
 	buf := gopacket.NewSerializeBuffer()
@@ -24,15 +24,16 @@ func Frame(t testing.TB, layers ...gopacket.SerializableLayer) []byte {
 	return buf.Bytes()
 }
 
-// SendFrames sends the frames unchanged out of the link. A pod can do this with CAP_NET_RAW, which runtimes give by
-// default.
+// SendFrames sends the frames unchanged out of the link. A pod can do this if it has CAP_NET_RAW, which runtimes give
+// by default.
 func SendFrames(t testing.TB, netns, link string, frames ...[]byte) {
 	t.Helper()
 	fd := packetSocket(t, netns, link)
 	defer func() { _ = unix.Close(fd) }()
 	for _, f := range frames {
 		_, err := unix.Write(fd, f)
-		for errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) { // the queue is full
+		// The queue is full, or a signal has interrupted the call: write again.
+		for errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
 			_, err = unix.Write(fd, f)
 		}
 		if err != nil {
@@ -47,7 +48,7 @@ type Sniffer struct {
 	fd int
 }
 
-// Sniff begins to receive frames of the link. They wait in the socket's buffer for Frames.
+// Sniff begins to receive frames of the link. They wait in the socket's buffer until Frames is called.
 func Sniff(t testing.TB, netns, link string) *Sniffer {
 	t.Helper()
 	s := &Sniffer{t, packetSocket(t, netns, link)}
@@ -55,8 +56,8 @@ func Sniff(t testing.TB, netns, link string) *Sniffer {
 	return s
 }
 
-// Frames returns the frames that left by the link if outgoing is true, and those that came in otherwise. It returns
-// when no frame has come for the time silence.
+// Frames returns the frames that went out by the link if outgoing is true, or those that came in. It returns when no
+// frame has come for the time silence.
 func (s *Sniffer) Frames(outgoing bool, silence time.Duration) [][]byte {
 	s.t.Helper()
 	var all [][]byte

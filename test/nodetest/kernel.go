@@ -8,13 +8,13 @@ import (
 	"testing"
 )
 
-// Most tests run with either backend, which WEIR_BACKEND names. These functions return the names and commands of that
+// WEIR_BACKEND names the backend with which tests run. The functions in this file return the names and commands of this
 // backend.
 
 // Nftables reports whether agents in tests use the backend nftables.
 func Nftables() bool { return os.Getenv(backendEnv) == "nftables" }
 
-// AboutIptables is for a test about iptables' own tables: its agents use the backend iptables in any case.
+// AboutIptables makes a test's agents use the backend iptables. It is for tests about iptables' own tables.
 func AboutIptables(t *testing.T) {
 	t.Helper()
 	t.Setenv(backendEnv, "iptables")
@@ -26,7 +26,7 @@ var (
 	listedElement  = regexp.MustCompile(`(?:"[^"]*"|[^,"\s])(?:"[^"]*"|[^,"])*`)
 )
 
-// ListSets lists weir's sets. Each element is a line that begins with its address.
+// ListSets lists weir's sets. The line of each element begins with the element's address.
 func ListSets() (string, error) {
 	if !Nftables() {
 		return Try("ipset", "list")
@@ -53,7 +53,7 @@ func ListSets() (string, error) {
 //go:embed testdata/flush-checks
 var flushChecks string
 
-// ListChecks lists the rules that check IPv4 packets, and perhaps other rules.
+// ListChecks lists the rules that check IPv4 packets. The list may have other rules too.
 func ListChecks() (string, error) {
 	if Nftables() {
 		return Try("nft", "list", "table", "ip", "weir")
@@ -61,8 +61,8 @@ func ListChecks() (string, error) {
 	return Try("iptables-nft-save")
 }
 
-// FlushChecks is the command after which no rule checks IPv4 packets. Connections are still tracked, because the
-// rules that masquerade stay.
+// FlushChecks returns the command that deletes all rules which check IPv4 packets. Rules that masquerade stay, so that
+// connections are still tracked.
 func FlushChecks() string {
 	if Nftables() {
 		return "nft flush chain ip weir WEIR-FORWARD; flush chain ip weir WEIR-INPUT"
@@ -70,7 +70,7 @@ func FlushChecks() string {
 	return strings.TrimSpace(flushChecks)
 }
 
-// PodSet is the name of the set of the node's IPv4 pods, as weir's messages have it.
+// PodSet is the name of the set of the node's IPv4 pods in weir's messages.
 const PodSet = "weir-pods"
 
 func setIn(set, address string) string {
@@ -80,7 +80,7 @@ func setIn(set, address string) string {
 	return "ip weir " + set
 }
 
-// TakeOutOf is the command that takes an address out of a set of weir's.
+// TakeOutOf returns the command that deletes an address from one of weir's sets.
 func TakeOutOf(set, address string) string {
 	if Nftables() {
 		return "nft delete element " + setIn(set, address) + " { " + address + " }"
@@ -88,8 +88,8 @@ func TakeOutOf(set, address string) string {
 	return "ipset del " + strings.Fields(setIn(set, address))[2] + " " + address
 }
 
-// PutInto is the command that puts an address into a set of weir's. In weir-in and weir-eg, the entry is that of a
-// pod which no policy isolates.
+// PutInto returns the command that adds an address to one of weir's sets. In weir-in and weir-eg, the entry is that of
+// a pod which no policy isolates.
 func PutInto(set, address string) string {
 	class := set == "weir-in" || set == "weir-eg"
 	switch {

@@ -1,5 +1,5 @@
-// Package nodetest gives a test a node of its own: a process in fresh network, mount and PID namespaces with an
-// empty /run and /var/lib. The kernel removes everything in them when the process ends.
+// Package nodetest gives a test its own node: a process in new network, mount and PID namespaces, with an empty /run
+// and /var/lib. When the process ends, the kernel removes everything in these namespaces.
 package nodetest
 
 import (
@@ -28,12 +28,12 @@ const inside = "WEIR_NODETEST"
 // Self is the path of the node's own network namespace.
 const Self = "/run/node.netns"
 
-// Isolated runs the calling test once more on a node of its own and returns false. On that node it returns true:
+// Isolated runs the calling test once more on its own node, and returns false. On that node, it returns true:
 //
 //	func TestX(t *testing.T) {
-//		if !nodetest.Isolated(t) {
-//			return
-//		}
+//	  if !nodetest.Isolated(t) {
+//	    return
+//	  }
 //
 // If the machine can't make such a node, the test fails. It is never skipped.
 func Isolated(t *testing.T) bool {
@@ -49,7 +49,7 @@ func Isolated(t *testing.T) bool {
 			args = append(args, a)
 		}
 	}
-	// The inner process must run out of time first: its output says where it hangs.
+	// The inner process must time out first, because its output shows where it hangs.
 	if deadline, ok := t.Deadline(); ok {
 		args = append(args, fmt.Sprint("-test.timeout=", max(time.Until(deadline)*9/10, time.Second)))
 	}
@@ -64,7 +64,8 @@ func Isolated(t *testing.T) bool {
 		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
 	}
-	// The kernel sends Pdeathsig when the thread that forked ends. So this thread must last as long as the command.
+	// The kernel sends Pdeathsig when the thread that started the process ends. So this thread must stay until the
+	// process ends.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	out, err := cmd.CombinedOutput()
@@ -88,7 +89,7 @@ func setUp(t *testing.T) {
 		{"none", "/", "", syscall.MS_REC | syscall.MS_PRIVATE},
 		{"proc", "/proc", "proc", 0},
 		{"tmpfs", "/run", "tmpfs", 0},
-		{"tmpfs", "/var/lib", "tmpfs", 0}, // CNI plugins keep there what outlives a reboot
+		{"tmpfs", "/var/lib", "tmpfs", 0}, // CNI plugins keep state here that outlives a reboot
 	} {
 		if err := syscall.Mount(m.source, m.target, m.kind, m.flags, ""); err != nil {
 			t.Fatalf("mount %s: %v", m.target, err)
@@ -97,8 +98,8 @@ func setUp(t *testing.T) {
 	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	// Threads move between namespaces in these tests, so /proc/self may have any of them. Self keeps the node's
-	// own.
+	// Self always leads to the node's own network namespace. /proc/self doesn't, because these tests' threads change
+	// their namespaces.
 	if err := os.WriteFile(Self, nil, 0o444); err != nil {
 		t.Fatal(err)
 	}
@@ -114,14 +115,14 @@ func setUp(t *testing.T) {
 	}
 }
 
-// NewNS makes a named network namespace and returns its path.
+// NewNS makes a named network namespace, and returns its path.
 //
 // Equivalent to: ip netns add NAME
 func NewNS(t testing.TB, name string) string {
 	t.Helper()
 	path := filepath.Join("/run/netns", name)
-	// The thread must return to its own namespace. Go doesn't end a process's first thread, which would keep the
-	// new namespace alive.
+	// The thread must return to its own namespace. Go doesn't end the first thread of a process, which would keep the
+	// new namespace in use.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	own, err := netns.Get()
@@ -151,7 +152,7 @@ func DelNS(t testing.TB, path string) {
 	}
 }
 
-// In runs f on a thread in the network namespace at the path. An error of f fails the test.
+// In runs f on a thread in the network namespace at the path. If f returns an error, the test fails.
 func In(t testing.TB, path string, f func() error) {
 	t.Helper()
 	if err := ns.WithNetNSPath(path, func(ns.NetNS) error { return f() }); err != nil {
@@ -159,7 +160,7 @@ func In(t testing.TB, path string, f func() error) {
 	}
 }
 
-// Run runs a command on the node and returns its output. A failure ends the test.
+// Run runs a command on the node, and returns its output. If the command fails, the test ends.
 func Run(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	out, err := Try(name, args...)
@@ -169,8 +170,8 @@ func Run(t testing.TB, name string, args ...string) string {
 	return out
 }
 
-// RunEach runs the commands in order. A failure ends the test. It splits commands at spaces: no argument can
-// contain one.
+// RunEach runs the commands in order. If one fails, the test ends. It splits commands at spaces, so no argument can
+// contain a space.
 func RunEach(t testing.TB, commands ...string) {
 	t.Helper()
 	for _, c := range commands {
@@ -179,7 +180,7 @@ func RunEach(t testing.TB, commands ...string) {
 	}
 }
 
-// Try runs a command and returns its output. The error has the output too.
+// Try runs a command, and returns its output. An error also contains the output.
 func Try(name string, args ...string) (string, error) {
 	out, err := exec.CommandContext(context.Background(), name, args...).CombinedOutput()
 	if err != nil {
@@ -188,8 +189,8 @@ func Try(name string, args ...string) (string, error) {
 	return string(out), nil
 }
 
-// Outside makes a host outside with 192.0.2.1/24 and 2001:db8::1/64, and returns its namespace's path. The node's
-// eth0 has 192.0.2.2/24 and 2001:db8::2/64. The node's default routes lead to this host.
+// Outside makes a host outside of the cluster, and returns the path of its network namespace. The host has 192.0.2.1/24
+// and 2001:db8::1/64. The node's eth0 has 192.0.2.2/24 and 2001:db8::2/64, and its default routes lead to this host.
 func Outside(t testing.TB) string {
 	t.Helper()
 	path := NewNS(t, "outside")
@@ -204,7 +205,7 @@ func Outside(t testing.TB) string {
 		"ip -n outside link set lo up",
 		"ip route add default via 192.0.2.1",
 		"ip -6 route add default via 2001:db8::1",
-		// A new link first looks for duplicate addresses. These entries avoid the wait.
+		// On a new link, IPv6 first looks for duplicate addresses. With these entries, packets needn't wait for that.
 		"ip neigh add 2001:db8::1 lladdr 02:00:00:00:00:01 dev eth0 nud permanent",
 		"ip -n outside neigh add 2001:db8::2 lladdr 02:00:00:00:00:02 dev eth0 nud permanent",
 	)

@@ -17,12 +17,12 @@ import (
 type Pod struct {
 	Namespace, Name string
 	Netns           string
-	IP, IP6         string // the pod's address in each family; empty if it has none
+	IP, IP6         string // the pod's address in each family, or ""
 	Result          string // the plugin's result, as JSON
 }
 
-// CNI runs cnitool with the verb for the network namespace, and returns its stdout. args is the value of CNI_ARGS.
-// env adds variables.
+// CNI runs cnitool with the verb for the network namespace, and returns its standard output. args is the value of
+// CNI_ARGS. env has additional variables.
 func (n *Node) CNI(verb, netns, args string, env ...string) (string, error) {
 	cmd := exec.Command(filepath.Join(n.Bin, "cnitool"), verb, "weir", netns)
 	cmd.Env = append(append(os.Environ(), "CNI_PATH="+n.Bin, "NETCONFPATH="+n.ConfDir, "CNI_ARGS="+args), env...)
@@ -44,7 +44,7 @@ func Args(namespace, name, uid string) string {
 	return args
 }
 
-// AddPod attaches a pod, and makes its network namespace unless it exists. env adds variables.
+// AddPod attaches a pod. If the pod's network namespace doesn't exist, AddPod makes it. env has additional variables.
 func (n *Node) AddPod(namespace, name string, env ...string) *Pod {
 	n.Helper()
 	p, err := n.TryAddPod(namespace, name, env...)
@@ -54,7 +54,7 @@ func (n *Node) AddPod(namespace, name string, env ...string) *Pod {
 	return p
 }
 
-// TryAddPod is AddPod with an error instead of a failed test.
+// TryAddPod attaches a pod like AddPod, but returns an error instead of ending the test.
 func (n *Node) TryAddPod(namespace, name string, env ...string) (*Pod, error) {
 	n.Helper()
 	p := &Pod{Namespace: namespace, Name: name, Netns: filepath.Join("/run/netns", namespace+"."+name)}
@@ -97,8 +97,8 @@ func (n *Node) DelPod(p *Pod) {
 
 const wait = 250 * time.Millisecond
 
-// Serve runs a server in the namespace until the test ends. A TCP server sends "hello" and the client's address.
-// Both TCP and UDP servers echo.
+// Serve runs a server in the network namespace until the test ends. A TCP server sends "hello" and the client's
+// address. TCP and UDP servers echo what they receive.
 func (n *Node) Serve(netns, network, address string) {
 	n.Helper()
 	In(n, netns, func() error {
@@ -156,7 +156,8 @@ func echo(conn net.Conn) {
 	}
 }
 
-// Dial connects from the namespace. It gives up after a quarter of a second, because dropped packets get no answer.
+// Dial connects from the network namespace. It gives up after a quarter of a second, because dropped packets get no
+// answer.
 func Dial(t testing.TB, netns, network, address string) (conn net.Conn, err error) {
 	t.Helper()
 	In(t, netns, func() error {
@@ -166,7 +167,7 @@ func Dial(t testing.TB, netns, network, address string) (conn net.Conn, err erro
 	return conn, err
 }
 
-// Get connects and returns the greeting, which has the client's address as the server sees it.
+// Get connects, and returns the server's greeting. The greeting has the client's address as the server sees it.
 func Get(t testing.TB, netns, address string) (string, error) {
 	t.Helper()
 	conn, err := Dial(t, netns, "tcp", address)
@@ -182,8 +183,8 @@ func Get(t testing.TB, netns, address string) (string, error) {
 	return strings.TrimSpace(string(buf[:k])), err
 }
 
-// Reach waits until the pod can connect to the TCP address, or can't if want is false. After half a minute it fails
-// the test.
+// Reach waits until the pod can connect to the TCP address, or, if want is false, until it can't. After half a minute,
+// the test fails.
 func (n *Node) Reach(from *Pod, address string, want bool) {
 	n.Helper()
 	n.ReachFrom(from.Netns, address, want)
@@ -200,7 +201,7 @@ func (n *Node) ReachFrom(netns, address string, want bool) {
 	})
 }
 
-// Eventually calls f until it returns nil. After half a minute it fails the test.
+// Eventually calls f until f returns nil. After half a minute, the test fails.
 func (n *Node) Eventually(what string, f func() error) {
 	n.Helper()
 	deadline := time.Now().Add(30 * time.Second)

@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Numbers that the package unix lacks (include/uapi/linux/seccomp.h).
+// These numbers are missing in the package unix (include/uapi/linux/seccomp.h).
 const (
 	seccompSetModeFilter = 1
-	// tsync puts the filter on all threads. newListener returns a descriptor that delivers the filtered calls. Both
-	// together need esrch.
+	// tsync applies the filter to all threads. newListener returns a descriptor from which the filtered calls are read.
+	// Together they need esrch.
 	tsync, newListener, esrch = 1 << 0, 1 << 3, 1 << 4
 	retAllow, retErrno        = 0x7fff0000, 0x00050000
 	retUserNotif              = 0x7fc00000
@@ -25,7 +25,7 @@ const (
 	flagContinue              = 1
 )
 
-// call is a system call that waits (struct seccomp_notif).
+// call is a system call that waits for an answer (struct seccomp_notif).
 type call struct {
 	id          uint64
 	pid, flags  uint32
@@ -42,9 +42,9 @@ type answer struct { // struct seccomp_notif_resp
 	flags uint32
 }
 
-// EditNetlink passes each netlink message that this process and its later children send to edit, before the kernel
-// sees it. edit may change the message, but not its length. If edit returns an error, the system call fails with this
-// error. If legacy is false, the kernel also seems to have no tables of iptables-legacy. The effect lasts until the
+// EditNetlink passes each netlink message of this process and its later children to edit, before the kernel receives
+// the message. edit may change the message, but not its length. If edit returns an error, the system call fails with
+// this error. If legacy is false, the kernel also seems to have no tables of iptables-legacy. All this lasts until the
 // process ends.
 func EditNetlink(t testing.TB, legacy bool, edit func(message []byte) unix.Errno) {
 	t.Helper()
@@ -75,21 +75,22 @@ func EditNetlink(t testing.TB, legacy bool, edit func(message []byte) unix.Errno
 			default:
 				panic(fmt.Sprintf("edit the netlink messages of process %d: %v", c.pid, err))
 			}
-			_, _, _ = unix.Syscall(unix.SYS_IOCTL, fd, notifSend, uintptr(unsafe.Pointer(&a))) // fails if it was killed
+			// The call fails if the process was killed, which is no fault of the test.
+			_, _, _ = unix.Syscall(unix.SYS_IOCTL, fd, notifSend, uintptr(unsafe.Pointer(&a)))
 		}
 	}()
 }
 
-// refusal has an error of edit. The process's call fails with it.
+// refusal is an error that edit has returned, and with which the system call fails.
 type refusal struct{ error }
 
 func (r refusal) Unwrap() error { return r.error }
 
-// filterOf returns the seccomp program that hands sendto and sendmsg to EditNetlink. If legacy is false, socket
-// options for the tables of iptables-legacy don't exist (IPT_BASE_CTL in
-// include/uapi/linux/netfilter_ipv4/ip_tables.h, and IP6T_BASE_CTL).
+// filterOf returns a seccomp program that passes sendto and sendmsg to EditNetlink. If legacy is false, the socket
+// options of iptables-legacy's tables don't exist (IPT_BASE_CTL in include/uapi/linux/netfilter_ipv4/ip_tables.h, and
+// IP6T_BASE_CTL).
 func filterOf(legacy bool) (f []unix.SockFilter) {
-	const number, level, option = 0, 24, 32 // in struct seccomp_data
+	const number, level, option = 0, 24, 32 // offsets in struct seccomp_data
 	add := func(code uint16, jt, jf uint8, k uint32) {
 		f = append(f, unix.SockFilter{Code: code, Jt: jt, Jf: jf, K: k})
 	}
@@ -110,14 +111,15 @@ func filterOf(legacy bool) (f []unix.SockFilter) {
 		add(ret, 0, 0, retAllow)
 		add(load, 0, 0, option)
 		add(atLeast, 0, 2, 64)
-		add(atLeast, 1, 0, 66) // of IPv6's options, IPV6_RECVTCLASS has 66
+		add(atLeast, 1, 0, 66) // IPV6_RECVTCLASS, an option of IPv6, has the number 66
 		add(ret, 0, 0, retErrno|uint32(unix.ENOPROTOOPT))
 	}
 	add(ret, 0, 0, retAllow)
 	return f
 }
 
-// each calls edit for each netlink message of the call, and writes changed ones back.
+// each calls edit for each netlink message of the system call. It writes changed messages back into the process's
+// memory.
 func (c *call) each(edit func([]byte) unix.Errno) error {
 	memory, err := os.OpenFile(fmt.Sprintf("/proc/%d/mem", c.pid), os.O_RDWR, 0)
 	if err != nil {
@@ -155,7 +157,7 @@ func (c *call) each(edit func([]byte) unix.Errno) error {
 		for rest := data; len(rest) >= unix.SizeofNlMsghdr; {
 			n := int(binary.NativeEndian.Uint32(rest))
 			if n < unix.SizeofNlMsghdr || n > len(rest) {
-				break // no netlink message
+				break // the data is no netlink message
 			}
 			if errno := edit(rest[:n]); errno != 0 {
 				return refusal{errno}

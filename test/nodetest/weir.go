@@ -56,7 +56,7 @@ var official = struct {
 	built map[string]bool
 }{built: map[string]bool{}}
 
-// buildOfficial builds plugins of github.com/containernetworking/plugins. A name is, for instance, "main/ptp".
+// buildOfficial builds plugins of github.com/containernetworking/plugins, by names such as "main/ptp".
 func buildOfficial(dir string, names []string) error {
 	official.Lock()
 	defer official.Unlock()
@@ -80,7 +80,7 @@ func goBuild(dir string, args ...string) error {
 	return nil
 }
 
-// Main is the TestMain of packages with tests that use a Node. It removes the programs that were built for them.
+// Main is the TestMain of packages with tests that use a Node. It removes the programs that were built for the tests.
 func Main(m *testing.M) {
 	code := m.Run()
 	if os.Getenv(inside) == "" {
@@ -91,7 +91,8 @@ func Main(m *testing.M) {
 	os.Exit(code)
 }
 
-// MainAsShipped is Main, but weir-agent has no race detector, which would make it several times slower.
+// MainAsShipped is like Main, but weir-agent is built without the race detector, which would make it several times
+// slower.
 func MainAsShipped(m *testing.M) {
 	if err := os.Setenv(shippedEnv, "1"); err != nil {
 		panic(err)
@@ -99,7 +100,7 @@ func MainAsShipped(m *testing.M) {
 	Main(m)
 }
 
-// IsolatedWithWeir is Isolated for tests that run weir's programs and the named upstream plugins.
+// IsolatedWithWeir is like Isolated, for tests that run weir's programs and the named plugins of the CNI project.
 func IsolatedWithWeir(t *testing.T, plugins ...string) bool {
 	t.Helper()
 	if os.Getenv(inside) == "" {
@@ -117,19 +118,19 @@ func IsolatedWithWeir(t *testing.T, plugins ...string) bool {
 	return Isolated(t)
 }
 
-// Node is a node with weir installed: a conflist of weir and portmap, a directory of manifests, and a network
-// outside.
+// Node is a node on which weir is installed, with a CNI configuration of weir and portmap, a directory of manifests,
+// and a host outside of the cluster.
 type Node struct {
 	testing.TB
 	Bin       string
 	ConfDir   string
 	Manifests string
-	Outside   string // path of the namespace at the other end of the node's uplink
+	Outside   string // path of the network namespace at the other end of the node's uplink
 	agent     *exec.Cmd
 	agentLog  *os.File
 }
 
-// Conf is a plugin's part of the conflist, or an object in it.
+// Conf is a plugin's part of the CNI configuration, or an object in it.
 type Conf map[string]any
 
 // NewNode installs weir on the test's own node. Keys of conf replace keys of the plugin's configuration.
@@ -140,7 +141,7 @@ func NewNode(t testing.TB, conf Conf) *Node {
 	return n
 }
 
-// Configure writes a conflist of weir and portmap. weir has the range 10.88.0.0/24 unless conf replaces it.
+// Configure writes a CNI configuration of weir and portmap. weir has the range 10.88.0.0/24, unless conf replaces it.
 func (n *Node) Configure(conf Conf) {
 	n.Helper()
 	plugin := Conf{"type": "weir", "ranges": []any{Conf{"subnet": "10.88.0.0/24"}}}
@@ -150,7 +151,7 @@ func (n *Node) Configure(conf Conf) {
 	n.ConfigureList(plugin, Conf{"type": "portmap", "capabilities": Conf{"portMappings": true}})
 }
 
-// ConfigureList writes a conflist of these plugins, in this order.
+// ConfigureList writes a CNI configuration of these plugins, in this order.
 func (n *Node) ConfigureList(plugins ...Conf) {
 	n.Helper()
 	list, err := json.Marshal(Conf{"cniVersion": "1.0.0", "name": "weir", "plugins": plugins})
@@ -162,7 +163,7 @@ func (n *Node) ConfigureList(plugins ...Conf) {
 	}
 }
 
-// StartAgent starts weir-agent and waits until it is ready.
+// StartAgent starts weir-agent, and waits until it is ready.
 func (n *Node) StartAgent() {
 	n.Helper()
 	n.SpawnAgent()
@@ -190,8 +191,8 @@ func withBackend(flags []string) []string {
 	return flags
 }
 
-// SpawnAgent starts weir-agent and doesn't wait. Without flags the agent reads the node's manifests. A data race in
-// it fails the test.
+// SpawnAgent starts weir-agent, and doesn't wait. Without flags, the agent reads the node's manifests. If the agent has
+// a data race, the test fails.
 func (n *Node) SpawnAgent(flags ...string) {
 	n.Helper()
 	if len(flags) == 0 {
@@ -235,7 +236,7 @@ func (n *Node) AgentLog() string {
 // KillAgent ends the agent at once, as a crash does.
 func (n *Node) KillAgent() { n.signal(syscall.SIGKILL) }
 
-// StopAgent ends the agent with SIGTERM, as kubelet does. The exit code must be 0.
+// StopAgent ends the agent with SIGTERM, as kubelet does. The agent's exit code must be 0.
 func (n *Node) StopAgent() { n.signal(syscall.SIGTERM) }
 
 func (n *Node) signal(s os.Signal) {
@@ -254,7 +255,7 @@ func (n *Node) signal(s os.Signal) {
 	}
 }
 
-// Manifest writes a manifest in one step. An empty text removes the manifest.
+// Manifest writes a manifest in one step. If the text is empty, it removes the manifest.
 func (n *Node) Manifest(name, text string) {
 	n.Helper()
 	path := filepath.Join(n.Manifests, name)

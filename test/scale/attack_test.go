@@ -17,9 +17,9 @@ type attacked struct {
 	Memory              memory // at the end of the attack
 }
 
-// attack carries out the attack, and removes it at the end. Before and during the attack, it measures another tenant's
-// ADD, and the time until a new policy denies packets. During the attack, it changes one of the attacker's policies
-// before each measurement.
+// attack carries out the attack, and ends it. Before and during the attack, it measures another tenant's ADD, and the
+// time until a new policy denies packets. During the attack, one of the attacker's policies changes before each
+// measurement.
 func (n *node) attack(a cluster.Attack) attacked {
 	var r attacked
 	measure := func(add, deny *[]float64) {

@@ -12,9 +12,9 @@ import (
 	"github.com/weir-net/weir/test/estimate"
 )
 
-// chart is a picture of curves over the cluster's size. Both axes are logarithmic.
+// chart is a picture with curves over the size of the cluster. Both axes are logarithmic.
 type chart struct {
-	name        string // of the picture's file, without .svg
+	name        string // name of the picture's file, without .svg
 	title, unit string
 	curves      []curve
 }
@@ -22,7 +22,7 @@ type chart struct {
 type curve struct {
 	name   string
 	dashed bool
-	points [][2]float64 // pods, value
+	points [][2]float64 // numbers of pods, and values
 }
 
 func charts(r *runs) []chart {
@@ -71,7 +71,7 @@ const (
 	legendLeft, legendLine, labels = 510, 24, 18
 )
 
-// People who confuse red and green can tell these colours apart (Okabe and Ito).
+// These colours can be told apart even by people who can't distinguish red and green (Okabe and Ito).
 var colours = []string{"#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"}
 
 func (c chart) svg() string {
@@ -115,7 +115,7 @@ func (c chart) svg() string {
 
 type axis struct {
 	low, high float64 // powers of ten
-	from, to  float64 // places in the picture
+	from, to  float64 // positions in the picture
 }
 
 func (c chart) axis(dimension int, from, to float64) axis {
@@ -153,7 +153,7 @@ func escaped(s string) string {
 	return strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;").Replace(s)
 }
 
-// TestChart: a picture is XML with a curve for each row.
+// TestChart: a picture is valid XML, with a curve for each row.
 func TestChart(t *testing.T) {
 	c := chart{"name", "Title", "ms", []curve{
 		{"a -> b", false, [][2]float64{{100, 0.5}, {100000, 2000}}}, {"empty", true, nil},

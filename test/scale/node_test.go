@@ -26,22 +26,22 @@ import (
 	"github.com/weir-net/weir/test/scale/cluster"
 )
 
-// node is the measured node: a real agent with a synthetic API server. It takes orders from the orchestrator over a
+// node is the measured node: a real agent with a synthetic API server. The orchestrator sends it requests over a
 // socket.
 type node struct {
 	*nodetest.Node
 	cluster *cluster.Cluster
 	server  *apiserver.Server
 	stream  *cluster.Stream
-	stop    func() int // ends the stream that runs; nil if none runs
+	stop    func() int // ends the running stream; nil if none runs
 
 	patience time.Duration
 
 	cni     *libcni.CNIConfig
 	network *libcni.NetworkConfigList
-	created int // pods, for their names
+	created int // number of created pods, for their names
 
-	probeServer string // the address and port of the pod that is probed
+	probeServer string // address and port of the probed pod
 	remote      *corev1.Pod
 	arrivals    *arrivals
 }
@@ -109,7 +109,7 @@ func (n *node) answer(r request) any {
 }
 
 func newNode(t *testing.T, pods int) *node {
-	debug.SetGCPercent(400) // the API server's garbage takes less of the machine's time
+	debug.SetGCPercent(400) // so that garbage collection of the API server takes less of the machine's time
 	n := &node{Node: nodetest.NewNode(t, nil), patience: patience}
 	n.cluster = cluster.New(pods, *localFlag, netip.MustParseAddr(selfAddress), netip.MustParseAddr(neighbourAddress))
 	var err error
@@ -122,7 +122,7 @@ func newNode(t *testing.T, pods int) *node {
 	}
 	n.server.Put(cluster.NewNamespace("probes", "team-probes"))
 	n.stream = cluster.NewStream(n.cluster, n.server)
-	// The neighbour is in the same subnet, so packets of its pods come without a tunnel.
+	// The neighbour is in the same subnet, so packets from its pods come without a tunnel.
 	n.remote = cluster.NewPod("probes", "remote", "remote", "uid-of-remote")
 	n.remote.Spec.NodeName = cluster.NodeName(1)
 	cluster.Run(n.remote, cluster.Address(1, 0).String())
@@ -137,10 +137,10 @@ func (n *node) kubeconfig() string { return filepath.Join(n.ConfDir, "kubeconfig
 func (n *node) conflist() string   { return filepath.Join(n.ConfDir, "10-weir.conflist") }
 
 type started struct {
-	// Ready is the time from the agent's start until it is ready, in seconds. AfterLists is its part after the API
-	// server had sent all lists.
+	// Ready is how many seconds the agent takes from its start until it is ready. AfterLists is the part of this time
+	// after the API server had sent all lists.
 	Ready, AfterLists float64
-	Memory            memory // once the agent is ready
+	Memory            memory // when the agent is ready
 	IPTables          string // the flavour of iptables that the agent uses
 }
 
@@ -228,8 +228,8 @@ func (n *node) fill() []float64 {
 	return took
 }
 
-// attach tries again while the plugin refuses the pod. ms is the time of all attempts. If attach gives up, ip is
-// empty.
+// attach attaches the pod, and tries again while the plugin refuses. ms is the time of all attempts. If attach gives
+// up, ip is empty.
 func (n *node) attach(p *corev1.Pod) (path, ip string, ms float64) {
 	path = nodetest.NewNS(n, p.Namespace+"."+p.Name)
 	began := time.Now()
@@ -283,7 +283,7 @@ func runtimeConf(p *corev1.Pod, path string) *libcni.RuntimeConf {
 	}
 }
 
-// adds returns each ADD's time in ms. The API server knows each pod before its ADD.
+// adds returns the time of each ADD in ms. The API server knows each pod before its ADD.
 func (n *node) adds(count int) []float64 {
 	var took []float64
 	for range count {
@@ -327,7 +327,7 @@ func (e *effects) add(allows bool, d time.Duration) {
 	}
 }
 
-// policies measures how long a new or deleted policy takes until packets between two pods show it.
+// policies measures how long it takes until a new or deleted policy has an effect on packets between two pods.
 func (n *node) policies() effects {
 	var e effects
 	client := selects("app", "client")
@@ -377,7 +377,7 @@ func (n *node) peers() effects {
 	return e
 }
 
-// put and remove return the time before the change.
+// put stores the object. It returns the time before the change, and so does remove.
 func (n *node) put(o apiserver.Object) time.Time {
 	at := time.Now()
 	n.server.Put(o)
@@ -390,7 +390,7 @@ func (n *node) remove(o apiserver.Object) time.Time {
 	return at
 }
 
-// background replaces the running stream. A rate of 0 only ends it.
+// background replaces the running stream. If rate is 0, it only ends the running one.
 func (n *node) background(rate float64, parts string) {
 	if n.stop != nil {
 		n.stop()
@@ -405,7 +405,8 @@ func (n *node) background(rate float64, parts string) {
 	}
 }
 
-// toggle creates and deletes a policy in turn, and returns the agent's CPU time. rate is changes a second.
+// toggle creates and deletes a policy in turn, and returns the agent's CPU time. rate is the number of changes per
+// second.
 func (n *node) toggle(rate float64, d time.Duration) cpuUse {
 	ticker := time.NewTicker(time.Duration(float64(time.Second) / rate))
 	defer ticker.Stop()

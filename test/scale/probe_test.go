@@ -12,10 +12,10 @@ import (
 
 const (
 	probeInterval = 250 * time.Microsecond
-	// A packet that is missing for this time counts as dropped. Between two namespaces, packets need microseconds.
+	// late is after how long a packet that hasn't arrived counts as dropped. Packets need only microseconds.
 	late  = 20 * time.Millisecond
 	holds = 100
-	// A probe and an ADD give up after this time, and report it as their result.
+	// patience is after how long a probe or an ADD gives up. This time is then the result.
 	patience, patienceUnderAttack = 2 * time.Minute, 30 * time.Second
 )
 
@@ -52,7 +52,7 @@ func (n *node) listen(netns, address string) *arrivals {
 }
 
 // until makes a change, and returns how long it takes until all packets to the probed pod are allowed, or all are
-// dropped. The UDP packets get no answers, so none belongs to an established connection.
+// dropped. The packets are UDP without answers, so that none belongs to an established connection.
 func (n *node) until(netns, source string, allowed bool, change func() time.Time) time.Duration {
 	n.Helper()
 	var conn net.Conn
@@ -86,8 +86,8 @@ type probe struct {
 	sent []time.Time // by number
 }
 
-// awaitRun sends packets until enough in a row have arrived or, if arrive is false, have been dropped. first is the
-// time at which the first of these packets was sent.
+// awaitRun sends packets until enough in a row have arrived, or, if arrive is false, were dropped. first is when the
+// first of these packets was sent.
 func (p *probe) awaitRun(arrive bool, from int) (first time.Time, ok bool) {
 	p.Helper()
 	deadline := time.Now().Add(p.patience)
@@ -104,7 +104,7 @@ func (p *probe) awaitRun(arrive bool, from int) (first time.Time, ok bool) {
 		_, _ = p.conn.Write(number[:]) // EPERM if a rule drops the packet before it leaves
 		if len(p.sent)%20 == 0 {
 			if _, ok := p.row(arrive, from); ok {
-				time.Sleep(5 * late) // packets may arrive that counted as dropped
+				time.Sleep(5 * late) // waits for packets that count as dropped, but are only late
 				if first, ok := p.row(arrive, from); ok {
 					return p.sent[first], true
 				}
@@ -117,8 +117,8 @@ func (p *probe) awaitRun(arrive bool, from int) (first time.Time, ok bool) {
 	}
 }
 
-// row returns the number of the first packet from which on all have arrived or, if arrive is false, none has. ok is
-// true if these packets are enough. Packets that may still be under way don't count.
+// row returns the number of the first packet from which on all have arrived, or, if arrive is false, none has. ok is
+// true if these are enough packets. Packets that may still be on their way don't count.
 func (p *probe) row(arrive bool, from int) (first int, ok bool) {
 	p.arrivals.mu.Lock()
 	defer p.arrivals.mu.Unlock()
@@ -127,7 +127,7 @@ func (p *probe) row(arrive bool, from int) (first int, ok bool) {
 	for i := len(p.sent) - 1; i >= from; i-- {
 		arrived := p.arrivals.seen[uint64(i)]
 		if !arrived && length == 0 && now.Sub(p.sent[i]) < late {
-			continue // it may still be under way
+			continue // it may still be on its way
 		}
 		if arrived != arrive {
 			break

@@ -22,7 +22,7 @@ import (
 // cpuTime returns the CPU time of a process and its ended children, in seconds.
 func cpuTime(t testing.TB, pid int) float64 {
 	t.Helper()
-	// The clock of a process (clock_getcpuclockid(3)) has nanoseconds, /proc only ticks.
+	// The clock of a process counts nanoseconds (clock_getcpuclockid(3)), and /proc only ticks.
 	var own unix.Timespec
 	if err := unix.ClockGettime(int32(^pid<<3|2), &own); err != nil {
 		t.Fatalf("read the CPU time: %v", err)
@@ -31,9 +31,9 @@ func cpuTime(t testing.TB, pid int) float64 {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The fields after the name in brackets begin with the third. cutime is the 16th, cstime the 17th.
+	// The first field after the name in brackets is the third of the file. cutime is the 16th, and cstime the 17th.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	const tick = 100 // sysconf(_SC_CLK_TCK), on every architecture that Go runs on
+	const tick = 100 // sysconf(_SC_CLK_TCK) on all architectures of Go
 	children := 0.0
 	for _, f := range fields[13:15] {
 		ticks, err := strconv.Atoi(f)
@@ -52,7 +52,7 @@ type cpuUse struct {
 	Decoding float64
 }
 
-// window measures the agent's CPU time. If the request has a rate, a stream and a decoder run meanwhile.
+// window measures the agent's CPU time. If the request has a rate, a stream and a decoder run at the same time.
 func (n *node) window(r request) cpuUse {
 	pid, decoder := n.AgentPID(), 0
 	if r.Rate > 0 {
@@ -124,7 +124,7 @@ func decode(kubeconfig string) error {
 	return errors.New("the watch has ended")
 }
 
-// memory is in MB of 10^6 bytes. Anonymous is the part of RSS that is in no file, and Peak the highest RSS.
+// memory is in MB of 10^6 bytes. Anonymous is the part of RSS that isn't in files, and Peak is the highest RSS.
 type memory struct{ RSS, Anonymous, Peak float64 }
 
 func (n *node) memory() memory {

@@ -67,7 +67,7 @@ func (r *runs) report() string {
 	return b.String()
 }
 
-// perPod says how much memory each further pod takes, from the smallest cluster of at least 1,000 pods to the
+// perPod says how much memory each additional pod takes, between the smallest cluster with at least 1,000 pods and the
 // largest. It returns "" if there is only one such cluster.
 func (r *runs) perPod(agent string) string {
 	sizes, _ := r.columns()
@@ -147,7 +147,7 @@ func (r *runs) compared(agent, to string) string {
 
 func ratio(of, to *run) string {
 	list := slices.DeleteFunc(estimate.Ratios(of.medians(), to.medians()), func(v float64) bool {
-		return math.IsInf(v, 0) || math.IsNaN(v) // nothing was measured to compare with
+		return math.IsInf(v, 0) || math.IsNaN(v) // there is no measurement to compare with
 	})
 	if len(list) == 0 {
 		return ""
@@ -159,7 +159,7 @@ func ratio(of, to *run) string {
 	return text
 }
 
-// slope returns the slope of the row's log-log curve, from 1,000 pods on. With fewer than two such clusters, it
+// slope returns the slope of the row's log-log curve, from 1,000 pods on. If there are fewer than two such clusters, it
 // returns "".
 func (r *runs) slope(agent, row string) string {
 	var xs, ys []float64
@@ -190,8 +190,8 @@ func slope(xs, ys []float64) float64 {
 	return xy / xx
 }
 
-// figure writes a value with three digits, or with all digits before the point if they are more. A value below 1 gets
-// two or three decimals.
+// figure writes a value with three digits, or with more if its whole part is longer. A value below 1 gets two or three
+// decimals.
 func figure(v float64) string {
 	switch a := math.Abs(v); {
 	case v == 0:

@@ -14,7 +14,7 @@ import (
 
 type restarted struct {
 	started
-	// Writes counts the requests that change the kernel, by kind. It is nil if they weren't counted.
+	// Writes is the number of requests that change the kernel, by kind. It is nil if they weren't counted.
 	Writes map[string]int
 }
 
@@ -25,13 +25,13 @@ func (n *node) restart() restarted {
 	return restarted{started: n.start()}
 }
 
-// restartTraced restarts the agent under strace, and counts its writes to the kernel until a resync has passed.
+// restartTraced restarts the agent under strace. Until a resync is over, it counts the agent's writes to the kernel.
 func (n *node) restartTraced() restarted {
 	n.Helper()
 	n.StopAgent()
 	bin, dir := n.Bin, n.TempDir()
 	trace := filepath.Join(dir, "trace")
-	// With -D the agent stays this process's child, and strace is a grandchild.
+	// With -D, the agent stays this process's child, and strace becomes a grandchild.
 	script := fmt.Sprintf("#!/bin/sh\nexec strace -D -f -qq -v "+
 		"-e trace=sendto,sendmsg,sendmmsg,setsockopt -e signal=none -o %s %s \"$@\"\n",
 		trace, filepath.Join(bin, "weir-agent"))
@@ -72,7 +72,7 @@ func countWrites(trace string) (map[string]int, error) {
 	return writes, lines.Err()
 }
 
-// TestCountWrites: only requests that change something count.
+// TestCountWrites: only requests that change something are counted.
 func TestCountWrites(t *testing.T) {
 	trace := filepath.Join(t.TempDir(), "trace")
 	text := `7 sendto(3, [{nlmsg_len=52, nlmsg_type=RTM_NEWROUTE, nlmsg_flags=0}, {rtm_family=AF_INET}], 52, 0) = 52

@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/test/estimate"
 )
 
-// These are the names of the table's rows. A latency is the beginning of several rows' names.
+// These are the names of the table's rows. A name for a latency is the beginning of the names of several rows.
 const (
 	rowReady       = "start to ready, s"
 	rowAfterLists  = "lists have arrived to ready, s"
@@ -59,7 +59,8 @@ func (l latency) attacked(name string) string {
 	return string(l) + ", other tenants, under " + name + ", ms"
 }
 
-// rowAttackMemory and an attack's name make the name of a row: the agent's peak memory until the end of the attack.
+// rowAttackMemory, followed by the name of an attack, is the row with the agent's peak memory until the end of the
+// attack.
 const rowAttackMemory = "peak RSS, MB, under "
 
 type runs struct {
@@ -70,12 +71,12 @@ type runs struct {
 		IPTables string
 	}
 	Mix       string
-	Reference int // the size of the cluster with which the others are compared
+	Reference int // size of the cluster with which others are compared
 	Rates     []float64
 	Runs      []*run
 }
 
-// run has the values of one row, agent and cluster: a list for each round.
+// run has the values of one row for one agent and one cluster: a list for each round.
 type run struct {
 	Agent  string
 	Pods   int
@@ -88,7 +89,7 @@ func (r *runs) prepare(rates []float64, reference int) {
 	r.Rates, r.Reference = rates, reference
 	var u unix.Utsname
 	if err := unix.Uname(&u); err == nil {
-		var major, minor int // the rest of the release names the build, which may name the machine
+		var major, minor int // the rest of the release could name the machine
 		_, _ = fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
 		r.Machine.Kernel = fmt.Sprintf("%d.%d", major, minor)
 	}
@@ -97,7 +98,7 @@ func (r *runs) prepare(rates []float64, reference int) {
 func (r *runs) json() []byte {
 	short := *r
 	short.Runs = nil
-	head, _ := json.Marshal(short) // these types can always be written
+	head, _ := json.Marshal(short) // never fails for these types
 	var b strings.Builder
 	b.Write(head[:len(head)-len(`null}`)])
 	b.WriteString("[\n")

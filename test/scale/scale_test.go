@@ -1,5 +1,6 @@
-// Package scale_test measures what a large cluster costs the agent of one node. The cluster is synthetic: an API server
-// that makes its objects when they are asked for. All else is real: the agent, the plugin, the kernel and the packets.
+// Package scale_test measures what a large cluster costs one node's agent. The cluster is synthetic: an API server
+// makes its objects when they are asked for. Everything else is real: the agent, the plugin, the kernel and the
+// packets.
 package scale_test
 
 import (
@@ -39,7 +40,7 @@ var (
 		"as it can")
 	docsFlag = flag.String("docs", "", "folder of the pages to write tables, curves and measurements into")
 
-	// This test starts its own program once more with these flags: for each node, and to decode pods.
+	// This test starts its own program again with these flags: once for each node, and once to decode pods.
 	socketFlag = flag.String("node-socket", "", "for this test's own use: be a node")
 	nodePods   = flag.Int("node-pods", 0, "for this test's own use: the size of the node's cluster")
 	decodeFlag = flag.String("decode", "", "for this test's own use: a kubeconfig; watch pods and decode them")
@@ -54,7 +55,7 @@ func TestMain(m *testing.M) {
 	nodetest.MainAsShipped(m)
 }
 
-// TestScale measures agents in clusters of several sizes. Without flags it is only a short test.
+// TestScale measures agents in clusters of several sizes. Without flags, it is only a short test.
 func TestScale(t *testing.T) {
 	if *socketFlag != "" {
 		if nodetest.IsolatedWithWeir(t) {
@@ -82,7 +83,7 @@ type orchestrator struct {
 
 type remoteNode struct {
 	t     *testing.T
-	agent string // now or before
+	agent string // "now" or "before"
 	pods  int
 	cmd   *exec.Cmd
 	log   string
@@ -252,7 +253,7 @@ func (o *orchestrator) idle() {
 	}
 }
 
-// settle is how long a stream runs before something is measured.
+// settle is how long a stream runs before a measurement begins.
 const settle = 500 * time.Millisecond
 
 func (o *orchestrator) latencies() {
@@ -302,7 +303,7 @@ func (o *orchestrator) windows() {
 	}
 }
 
-// meaninglessRate is how many events a second are made to measure events that no policy depends on.
+// meaninglessRate is how many events per second are made to measure events on which no policy depends.
 const meaninglessRate = 1000
 
 func (o *orchestrator) window(r *remoteNode, rate float64, mix string) cpuUse {

@@ -1,7 +1,7 @@
 //go:build takeover
 
-// Package takeover_test has today's agent take over a node from the agent of an earlier commit, while packets flow.
-// scripts/blackbox builds the earlier programs and runs this test.
+// Package takeover_test makes today's agent take over a node from an earlier commit's agent, while packets flow.
+// scripts/blackbox builds the earlier programs, and runs this test.
 package takeover_test
 
 import (
@@ -79,11 +79,11 @@ func pods() string {
 		pod("lab", "stranger", "app: stranger", "") + pod("lab", "locked", "app: locked", "")
 }
 
-// TestAfterStop: if kubelet stops the old agent first, today's agent takes over, and all connections go on getting
-// the right verdict.
+// TestAfterStop: kubelet stops the old agent, and today's agent takes over. At all times, all connections get the right
+// verdict.
 func TestAfterStop(t *testing.T) { takeOver(t, (*nodetest.Node).StopAgent) }
 
-// TestAfterKill: if the old agent was killed, today's agent takes over, and all connections go on getting the right
+// TestAfterKill: the old agent is killed, and today's agent takes over. At all times, all connections get the right
 // verdict.
 func TestAfterKill(t *testing.T) { takeOver(t, (*nodetest.Node).KillAgent) }
 
@@ -187,7 +187,7 @@ func attached(t *testing.T, n *nodetest.Node, p *nodetest.Pod) {
 	}
 }
 
-// TCP repeats a SYN after one second, so one dropped SYN fails the attempt.
+// timeout is shorter than the second after which TCP repeats a SYN, so that one dropped SYN fails the attempt.
 const timeout = 900 * time.Millisecond
 
 type traffic struct {
@@ -244,7 +244,7 @@ func (tr *traffic) never(t *testing.T, netns, address string) {
 	})
 }
 
-// keeps checks that one connection continues: each message is answered within five seconds.
+// keeps checks that one connection continues: each message must be answered within five seconds.
 func (tr *traffic) keeps(t *testing.T, netns, address string) {
 	t.Helper()
 	conn, err := dial(t, netns, address, timeout)
@@ -268,7 +268,7 @@ func (tr *traffic) keeps(t *testing.T, netns, address string) {
 		if err == nil && !slices.Equal(answer, message) {
 			err = fmt.Errorf("the answer is %q", answer)
 		}
-		time.Sleep(time.Millisecond) // the pause leaves the machine's cores to the other flows
+		time.Sleep(time.Millisecond) // leaves the cores to the other flows
 		return err
 	})
 }

@@ -1,4 +1,4 @@
-// Package wait tests weirctl wait with agents that follow an API server late.
+// Package wait tests weirctl wait with agents that get changes from the API server late.
 package wait
 
 import (
@@ -49,13 +49,13 @@ type waited struct {
 	pods    map[policy.Name]*nodetest.Pod
 }
 
-// servedPort is the API server's port on the router. late forwards connections from latePort to it.
+// servedPort is the API server's port on the router. The function late forwards connections from latePort to it.
 const (
 	servedPort = 6443
 	latePort   = 6444
 )
 
-// late forwards connections from one address of the router to another. Answers come after the delay.
+// late forwards connections from one address of the router to another. It delays the answers.
 func late(t *testing.T, from, to string, delay time.Duration) {
 	t.Helper()
 	var listener net.Listener
@@ -149,7 +149,7 @@ func newWaited(t *testing.T, size int) *waited {
 	for i, n := range w.Nodes {
 		way := fmt.Sprintf("172.20.%d.1:%d", i+1, latePort)
 		late(t, way, router, time.Duration(i)*100*time.Millisecond)
-		// The server's certificate is for this name.
+		// The server's certificate has this name.
 		text := strings.NewReplacer("cluster: {", "cluster: {tls-server-name: example.com, ", router, way).
 			Replace(string(w.server.Kubeconfig()))
 		kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
@@ -220,7 +220,7 @@ func (w *waited) add(n *nodetest.ClusterNode, namespace, name string, labels map
 	}
 	w.server.Put(pod)
 	p := n.AddPod(namespace, name)
-	w.server.Update(pod, func(o apiserver.Object) { // as kubelet does
+	w.server.Update(pod, func(o apiserver.Object) { // kubelet does this too
 		o.(*corev1.Pod).Status = corev1.PodStatus{Phase: corev1.PodRunning, PodIPs: []corev1.PodIP{{IP: p.IP}}}
 	})
 	w.pods[policy.Name{Namespace: namespace, Name: name}] = p
@@ -243,8 +243,8 @@ func (w *waited) wait(t *testing.T, kind, namespace, name string, deleted bool) 
 	return got
 }
 
-// TestWait: after weirctl wait has returned, the first packet of each connection gets the policies' verdict.
-// WEIR_WAITS is the number of random changes.
+// TestWait: after weirctl wait has returned, the first packet of each connection gets the policies' verdict. The
+// variable WEIR_WAITS is the number of random changes.
 func TestWait(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -313,8 +313,8 @@ func pickName[T any](r *rand.Rand, of map[policy.Name]T) policy.Name {
 	return names[r.IntN(len(names))]
 }
 
-// An allowed connection may take less time (answers) than a client waits before it repeats its first packet. A denied
-// connection must not succeed within notWithin.
+// answers is how long an allowed connection may take. It is less than the time after which a client repeats its first
+// packet. A denied connection must not succeed within notWithin.
 const (
 	answers   = 900 * time.Millisecond
 	notWithin = 250 * time.Millisecond

@@ -1,4 +1,4 @@
-// Command probe runs in pods and on nodes of the end-to-end tests. It sends packets and prints the results.
+// Command probe runs in pods and on nodes in the end-to-end tests. It sends packets, and prints the results.
 package main
 
 import (
@@ -33,17 +33,17 @@ func main() {
 	}
 }
 
-// Attempt is one connection: a line of connect's output.
+// Attempt is an attempt to connect: a line in the output of the command connect.
 type Attempt struct {
 	To            string        `json:"to"`
 	Start         time.Time     `json:"start"`
-	Took          time.Duration `json:"took"` // nanoseconds
+	Took          time.Duration `json:"took"` // in nanoseconds
 	OK            bool          `json:"ok"`
 	Retransmitted int           `json:"retransmitted,omitempty"` // number of segments, including SYNs
 	Error         string        `json:"error,omitempty"`
 }
 
-// connect opens connections at a steady rate, without waiting for earlier ones.
+// connect opens connections at a steady rate. It doesn't wait for earlier connections.
 func connect() *cobra.Command {
 	var every, wait, timeout time.Duration
 	var count int
@@ -101,13 +101,13 @@ func try(address string, timeout time.Duration) (a Attempt) {
 			}
 		})
 	}
-	_ = tcp.SetLinger(0) // close by a reset: connections in TIME_WAIT would use up the ports
+	_ = tcp.SetLinger(0) // closes by a reset, because connections in TIME_WAIT would use up the ports
 	_ = tcp.Close()
 	return a
 }
 
-// listen echoes each datagram and prints its size, sender and beginning. It closes each TCP connection after a line
-// of input.
+// listen echoes each datagram, and prints its size, its sender and its beginning. It closes each TCP connection after a
+// line of input.
 func listen() *cobra.Command {
 	return &cobra.Command{
 		Use:  "listen :PORT",
@@ -188,7 +188,7 @@ func datagram() *cobra.Command {
 	return cmd
 }
 
-// forge builds VXLAN packets itself, as an attacker would who pretends to be a node.
+// forge sends VXLAN packets that it makes itself, as an attacker would who pretends to be a node.
 func forge() *cobra.Command {
 	var mac, from, to, text string
 	var port, count int

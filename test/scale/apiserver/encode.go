@@ -43,7 +43,7 @@ func answer(w http.ResponseWriter, req *http.Request, status int, o runtime.Obje
 	f := negotiate(req.Header.Get("Accept"))
 	w.Header().Set("Content-Type", f.info.MediaType)
 	w.WriteHeader(status)
-	_ = f.info.Serializer.Encode(o, w) // fails only if the client has gone
+	_ = f.info.Serializer.Encode(o, w) // fails only if the client has closed the connection
 }
 
 func fail(w http.ResponseWriter, code int, reason metav1.StatusReason, message string) {
@@ -55,7 +55,7 @@ func fail(w http.ResponseWriter, code int, reason metav1.StatusReason, message s
 	})
 }
 
-// sendList writes the objects one by one, so they are never all in memory.
+// sendList writes the objects one by one, so that they are never all in memory.
 func (f format) sendList(w io.Writer, snap snapshot, sel selector) error {
 	each := func(do func(Object) error) error {
 		for i := range snap.len() {
@@ -99,14 +99,15 @@ type message interface {
 	Marshal() ([]byte, error)
 }
 
-// first and second are the tags of the fields 1 and 2 of a protobuf message, with wire type 2. A list has its
-// metadata in field 1 and its items in field 2.
+// first and second are the tags of the fields 1 and 2 in a protobuf message, with wire type 2. A list has its metadata
+// in field 1, and its items in field 2.
 const (
 	first  = 1<<3 | 2
 	second = 2<<3 | 2
 )
 
-// sendProtobufList makes each object twice, because a list begins with its length.
+// sendProtobufList writes a list in protobuf. It makes each object twice: first to compute the list's length, and then
+// to write the object.
 func sendProtobufList(
 	w io.Writer, k Kind, meta metav1.ListMeta, each func(func(Object) error) error,
 ) error {

@@ -73,7 +73,7 @@ func (s *Server) serveCollection(w http.ResponseWriter, req *http.Request, r *re
 	s.serveList(w, req, r, sel)
 }
 
-// serveList answers a list. As on a real server, a list at resource version 0 is never in pages.
+// serveList answers a request for a list. As on a real server, a list at resource version 0 isn't divided into pages.
 func (s *Server) serveList(w http.ResponseWriter, req *http.Request, r *resource, sel selector) {
 	q := req.URL.Query()
 	s.mu.Lock()
@@ -84,14 +84,14 @@ func (s *Server) serveList(w http.ResponseWriter, req *http.Request, r *resource
 		f := negotiate(req.Header.Get("Accept"))
 		w.Header().Set("Content-Type", f.info.MediaType)
 		w.WriteHeader(http.StatusOK)
-		_ = f.sendList(w, snap, sel) // fails only if the client has gone
+		_ = f.sendList(w, snap, sel) // fails only if the client has closed the connection
 		s.listed(r)
 		return
 	}
 	from := 0
 	meta := metav1.ListMeta{ResourceVersion: fmt.Sprint(snap.version)}
 	if token := q.Get("continue"); token != "" {
-		// The token has the version of the first page. A client's watch from that version has all later changes.
+		// The token has the version of the first page, so that a watch from this version gets all later changes.
 		if _, err := fmt.Sscanf(token, "%d-%s", &from, &meta.ResourceVersion); err != nil {
 			fail(w, http.StatusGone, metav1.StatusReasonExpired, "the continue token is too old")
 			return
@@ -141,12 +141,12 @@ func notFound(w http.ResponseWriter, req *http.Request) {
 	fail(w, http.StatusNotFound, metav1.StatusReasonNotFound, req.URL.Path+" not found")
 }
 
-// servePatch answers a PATCH. A change of the UID is a conflict. A strategic merge patch counts as a JSON merge
+// servePatch answers a PATCH. A change of the UID is a conflict. A strategic merge patch is treated as a JSON merge
 // patch, so lists replace lists.
 func (s *Server) servePatch(w http.ResponseWriter, req *http.Request, r *resource) {
 	patch, err := io.ReadAll(io.LimitReader(req.Body, 3<<20))
 	if err != nil {
-		return // the client has gone
+		return // the client has closed the connection
 	}
 	s.mu.Lock()
 	was := r.get(named(req))
@@ -193,7 +193,7 @@ func patched(was, now Object, patch []byte, kind string) (Object, error) {
 func (s *Server) serveCreate(w http.ResponseWriter, req *http.Request, r *resource) {
 	body, err := io.ReadAll(io.LimitReader(req.Body, 3<<20))
 	if err != nil {
-		return // the client has gone
+		return // the client has closed the connection
 	}
 	decoded, _, err := scheme.Codecs.UniversalDeserializer().Decode(body, nil, r.kind.New())
 	o, ok := decoded.(Object)
@@ -239,7 +239,7 @@ func discovery(mux *http.ServeMux, kinds []Kind) {
 	serve := func(path string, o any) {
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Type", runtime.ContentTypeJSON)
-			_ = json.NewEncoder(w).Encode(o) // fails only if the client has gone
+			_ = json.NewEncoder(w).Encode(o) // fails only if the client has closed the connection
 		})
 	}
 	serve("/api", metav1.APIVersions{

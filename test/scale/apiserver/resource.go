@@ -13,10 +13,10 @@ import (
 
 type resource struct {
 	kind    Kind
-	base    []state // of the Base's objects
+	base    []state // states of the Base's objects
 	objects map[types.NamespacedName]Object
 	log     []*event // the latest events, the oldest first
-	forgot  uint64   // the version of the latest event that the log no longer has
+	forgot  uint64   // version of the latest event that isn't in the log any more
 	watches map[*watch]bool
 	sent    Sent
 }
@@ -24,7 +24,7 @@ type resource struct {
 type state struct {
 	version uint64
 	beat    uint32
-	hidden  bool // the object is deleted, or among resource.objects
+	hidden  bool // true if the object is deleted, or is in resource.objects
 }
 
 func newResource(k Kind) *resource {
@@ -74,7 +74,8 @@ func (r *resource) hide(name types.NamespacedName) {
 	}
 }
 
-// snapshot has a kind's objects at one version. It is small, because objects of the Base are made one by one.
+// snapshot has a kind's objects at one version. It takes little memory, because objects of the Base are made one by
+// one.
 type snapshot struct {
 	kind    Kind
 	version uint64
@@ -82,7 +83,7 @@ type snapshot struct {
 	others  []Object
 }
 
-// The caller must hold the server's lock.
+// snapshot returns the objects as of the version. The caller must hold the server's lock.
 func (r *resource) snapshot(version uint64) snapshot {
 	s := snapshot{kind: r.kind, version: version, base: slices.Clone(r.base)}
 	for _, o := range r.objects {

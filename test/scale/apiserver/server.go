@@ -1,7 +1,7 @@
-// Package apiserver is a synthetic Kubernetes API server for measurements with very large clusters. It answers
-// list, watch, WatchList with bookmarks, get, POST and PATCH, in protobuf and JSON, over TLS. A Base makes most
-// objects only when a client asks for them, so 100,000 pods take a few megabytes. The server has no admission,
-// defaults, authentication or etcd.
+// Package apiserver is a synthetic Kubernetes API server for measurements with very large clusters. It answers list,
+// watch, WatchList with bookmarks, get, POST and PATCH, in protobuf and JSON, over TLS. A Base makes most objects only
+// when a client asks for them, so that 100,000 pods take a few megabytes. The server has no admission, defaults,
+// authentication or etcd.
 package apiserver
 
 import (
@@ -26,8 +26,8 @@ type Object interface {
 // Base makes the objects of one kind that exist from the beginning.
 type Base interface {
 	Len() int
-	// At returns the i-th object, without a resource version. The beat selects contents of the status that no
-	// policy depends on.
+	// At returns the i-th object, without a resource version. beat selects contents of the status on which no policy
+	// depends.
 	At(i int, beat uint32) Object
 	// Find returns the index of the object. ok is false if there is none.
 	Find(name types.NamespacedName) (int, bool)
@@ -57,7 +57,7 @@ func (k Kind) apiVersion() string {
 	return k.Group + "/" + k.Version
 }
 
-// Server is the API server. Any goroutine may call its methods.
+// Server is a synthetic API server. Any goroutine may call its methods.
 type Server struct {
 	http      *httptest.Server
 	resources map[string]*resource // by path and resource
@@ -69,14 +69,14 @@ type Server struct {
 }
 
 type limits struct {
-	log       int           // events of a kind that the server keeps, for watches that begin at an earlier version
-	queue     int           // events that wait for a slow client before its watch is closed
-	bookmarks time.Duration // how often a watch that allows bookmarks gets one
+	log       int           // how many events of a kind the server keeps, for watches that begin at an earlier version
+	queue     int           // how many events may wait for a slow client, before its watch is closed
+	bookmarks time.Duration // how often the server sends bookmarks
 }
 
 const firstVersion = 1000
 
-// New returns a server for these kinds, which listens on an address such as 127.0.0.1:0.
+// New returns a server for these kinds. It listens on an address such as 127.0.0.1:0.
 func New(address string, kinds ...Kind) (*Server, error) {
 	return newServer(address, limits{log: 2_000, queue: 50_000, bookmarks: time.Minute}, kinds)
 }
@@ -114,8 +114,8 @@ func (s *Server) Certificate() []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.http.Certificate().Raw})
 }
 
-// Kubeconfig returns a kubeconfig with the server's URL and certificate, and a user without credentials: the server
-// asks for none.
+// Kubeconfig returns a kubeconfig with the server's URL and certificate. Its user has no credentials, because the
+// server asks for none.
 func (s *Server) Kubeconfig() []byte {
 	return fmt.Appendf(nil, `apiVersion: v1
 kind: Config
@@ -152,8 +152,8 @@ func (s *Server) put(r *resource, o Object) time.Time {
 	return time.Now()
 }
 
-// Update changes the object with the kind and name of like. It returns the time at which the change was queued for
-// all watches, or false if there is no such object.
+// Update changes the object with the kind and name of like. It returns the time at which the change was queued for all
+// watches, or false if there is no such object.
 func (s *Server) Update(like Object, change func(Object)) (time.Time, bool) {
 	r := s.of(like)
 	s.mu.Lock()
@@ -167,8 +167,8 @@ func (s *Server) Update(like Object, change func(Object)) (time.Time, bool) {
 	return s.put(r, now), true
 }
 
-// Beat changes the status of the i-th initial object of like's kind. It does nothing if the object was changed or
-// deleted otherwise.
+// Beat changes the status of the i-th initial object of like's kind. If the object was deleted, or changed in another
+// way, Beat does nothing.
 func (s *Server) Beat(like Object, i int) {
 	r := s.of(like)
 	s.mu.Lock()
@@ -183,8 +183,8 @@ func (s *Server) Beat(like Object, i int) {
 	s.tell(r, &event{version: s.rv, was: was, now: r.at(i)})
 }
 
-// Delete deletes the object with the kind and name of like. It returns the time at which the change was queued for
-// all watches, or false if there is no such object.
+// Delete deletes the object with the kind and name of like. It returns the time at which the change was queued for all
+// watches, or false if there is no such object.
 func (s *Server) Delete(like Object) (time.Time, bool) {
 	r := s.of(like)
 	s.mu.Lock()
@@ -220,17 +220,18 @@ func (s *Server) of(o Object) *resource {
 	panic(fmt.Sprintf("the API server has no kind of type %T", o))
 }
 
-// Sent says what the server has sent of one kind. Changes counts changes of objects, and Watches open watches.
+// Sent says what the server has sent of one kind. Changes is the number of changes of objects, and Watches the number
+// of open watches.
 type Sent struct {
 	Changes int64
-	// Events counts events after the watches' initial ones. Bytes is their size before TLS.
+	// Events is the number of events after the watches' initial ones. Bytes is their size before TLS.
 	Events, Bytes int64
-	// Listed is when the server last wrote the end of a list or of initial events. It may be zero.
+	// Listed is when the server last wrote the end of a list or of initial events, or zero.
 	Listed  time.Time
 	Watches int
 }
 
-// Sent returns the counts by resource.
+// Sent returns for each resource what the server has sent.
 func (s *Server) Sent() map[string]Sent {
 	s.mu.Lock()
 	defer s.mu.Unlock()

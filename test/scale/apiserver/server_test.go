@@ -58,7 +58,7 @@ func next(t *testing.T, w apiwatch.Interface, want apiwatch.EventType) apiwatch.
 	}
 }
 
-// TestBookmarks: if a client asks for initial events, a bookmark ends them.
+// TestBookmarks: if a client asks for initial events, a bookmark marks their end.
 func TestBookmarks(t *testing.T) {
 	s, client := newTestServer(t, limits{log: 10, queue: 10, bookmarks: 20 * time.Millisecond})
 	s.Put(namespace(1))
@@ -87,7 +87,7 @@ func TestBookmarks(t *testing.T) {
 	}
 }
 
-// TestForgets: if a watch needs forgotten events, it is refused.
+// TestForgets: a watch that needs events which the server has forgotten is refused.
 func TestForgets(t *testing.T) {
 	s, client := newTestServer(t, limits{log: 10, queue: 100, bookmarks: time.Minute})
 	for i := range 100 {
@@ -110,7 +110,7 @@ func TestForgets(t *testing.T) {
 	}
 }
 
-// TestSlowClient: if a client doesn't read, its watch ends, and changes don't wait for it.
+// TestSlowClient: if a client doesn't read, its watch ends. Changes don't wait for the client.
 func TestSlowClient(t *testing.T) {
 	s, client := newTestServer(t, limits{log: 10, queue: 2, bookmarks: time.Minute})
 	w, err := client.CoreV1().Namespaces().Watch(t.Context(), metav1.ListOptions{})
@@ -121,7 +121,7 @@ func TestSlowClient(t *testing.T) {
 	big := namespace(1)
 	big.Annotations = map[string]string{"large": strings.Repeat("x", 1<<20)}
 	watches := func() int { return s.Sent()["namespaces"].Watches }
-	for i := 0; i < 1000 && watches() > 0; i++ { // the client's and the kernel's buffers take some of them
+	for i := 0; i < 1000 && watches() > 0; i++ { // the buffers of the client and the kernel have room for some events
 		s.Put(big)
 	}
 	if watches() > 0 {

@@ -15,10 +15,10 @@ import (
 	apiwatch "k8s.io/apimachinery/pkg/watch"
 )
 
-// event is a change of an object. Its frames are made once for all watches, as in a real API server.
+// event is a change of an object. As in a real API server, its encoded frames are made once for all watches.
 type event struct {
 	version  uint64
-	was, now Object // was is nil if the object is new; now is the last state of a deleted object
+	was, now Object // was is nil if the object is new; now is the last state if the object is deleted
 	deleted  bool
 
 	mu     sync.Mutex
@@ -30,7 +30,8 @@ type watch struct {
 	queue    chan *event
 }
 
-// tell queues the event for all watches. A watch with a full queue ends. The caller must hold the lock.
+// tell queues the event for all watches. If the queue of a watch is full, the watch ends. The caller must hold the
+// lock.
 func (s *Server) tell(r *resource, e *event) {
 	r.sent.Changes++
 	r.log = append(r.log, e)
@@ -91,8 +92,8 @@ func (f format) frame(kind apiwatch.EventType, o runtime.Object) ([]byte, error)
 	return frame.Bytes(), nil
 }
 
-// serveWatch sends all objects first if the client asks for them, or gives the version 0 or none. If events after the
-// version are forgotten, it answers 410.
+// serveWatch answers a watch. It first sends all objects if the client asks for them, or if the version is 0 or
+// missing. If events after the version are forgotten, it answers 410.
 func (s *Server) serveWatch(w http.ResponseWriter, req *http.Request, r *resource, sel selector) {
 	f := negotiate(req.Header.Get("Accept"))
 	q := req.URL.Query()
@@ -131,7 +132,7 @@ func (s *Server) serveWatch(w http.ResponseWriter, req *http.Request, r *resourc
 	w.WriteHeader(http.StatusOK)
 	if snap != nil {
 		if err := s.sendInitial(out, f, r, *snap, sel, initial); err != nil {
-			return // the client has gone
+			return // the client has closed the connection
 		}
 	}
 	out.flush()

@@ -8,13 +8,13 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// Attack has one tenant's policies, which are to take much of the agent's time. Each is small enough for the API
-// server.
+// Attack has policies of one tenant that are meant to take much of the agent's time. Each policy is small enough for
+// the API server.
 type Attack struct {
 	Name string
 	// Namespaces is the number of the tenant's namespaces. Each has a pod on the measured node.
 	Namespaces int
-	policies   int // of each namespace
+	policies   int // in each namespace
 	spec       func(policy int) networkingv1.NetworkPolicySpec
 }
 

@@ -2,7 +2,8 @@ package cluster
 
 import "testing"
 
-// TestAttacks: an attack's policies are as large as its name says, and within the API server's 1.5 MB.
+// TestAttacks: the policies of an attack are as large as its name says, and smaller than the API server's limit of 1.5
+// MB.
 func TestAttacks(t *testing.T) {
 	for i, want := range []struct{ policies, peers int }{{1, 900}, {200, 1000}, {4, 1000}, {40, 16_000}} {
 		a := Attacks[i]

@@ -1,11 +1,13 @@
-// Package cluster describes the synthetic cluster of the measurements. Each object is made from its number, always
-// with the same contents.
+// Package cluster describes the synthetic cluster of the measurements. Each object is made from its number, and always
+// has the same contents.
 //
-//   - A cluster has at least 100 namespaces, each with up to 100 pods: ten apps of up to ten pods. Each team
-//     has ten namespaces.
+//   - A cluster has at least 100 namespaces, each with up to 100 pods: ten apps of up to ten pods. Ten namespaces
+//     belong to
+//     each team.
 //   - A namespace has ten policies. Nine select one app each. The tenth isolates all pods of the namespace.
-//   - A node has up to 110 pods. The measured node has the same pods and policies in each cluster that has
-//     enough pods. From 10,000 pods on, its pods also have the same peers.
+//   - A node has up to 110 pods. In all clusters that are large enough, the measured node has the same pods and
+//     policies. From
+//     10,000 pods on, its pods also have the same peers.
 //   - The second node is the measured node's neighbour. It has only pods that a measurement creates.
 package cluster
 
@@ -19,7 +21,8 @@ import (
 )
 
 const (
-	// PoliciesPerNamespace counts one policy for each app but the last, and one for all pods.
+	// PoliciesPerNamespace is the number of policies in a namespace: one for each app but the last, and one for all
+	// pods.
 	PoliciesPerNamespace = 10
 
 	podsPerNamespace  = 100
@@ -29,13 +32,13 @@ const (
 	localNamespaces   = 100
 )
 
-// Cluster is a cluster with a multiple of 100 pods.
+// Cluster is a cluster whose number of pods is a multiple of 100.
 type Cluster struct {
 	Pods int
-	// Self is the measured node's address. Neighbour is that of the second node, in the same subnet.
+	// Self is the address of the measured node. Neighbour is the address of the second node, in the same subnet.
 	Self, Neighbour netip.Addr
 
-	local map[int]int // the place of each of the measured node's pods, by the pod's number
+	local map[int]int // by the pod's number, the place on the node of each of the measured node's pods
 }
 
 // New returns a cluster. local is the number of pods on the measured node, at most 110.
@@ -47,24 +50,24 @@ func New(pods, local int, self, neighbour netip.Addr) *Cluster {
 	return c
 }
 
-// Namespaces returns the number of namespaces. Each has equally many pods.
+// Namespaces returns the number of namespaces. All have the same number of pods.
 func (c *Cluster) Namespaces() int { return c.Pods / c.perNamespace() }
 
 func (c *Cluster) perNamespace() int { return min(podsPerNamespace, c.Pods/localNamespaces) }
 
-// place returns a pod's namespace, and the number in its name. 37 and 100 have no common divisor, so a namespace's
-// pods have different numbers.
+// place returns a pod's namespace, and the number in its name. The numbers in a namespace are all different, because 37
+// and 100 have no common divisor.
 func (c *Cluster) place(pod int) (ns, k int) {
 	ns = pod / c.perNamespace()
 	return ns, (pod%c.perNamespace()*37 + ns*13) % podsPerNamespace
 }
 
-// Nodes returns the number of nodes, with the measured node and its neighbour.
+// Nodes returns the number of nodes, including the measured node and its neighbour.
 func (c *Cluster) Nodes() int { return 2 + (c.Pods+podsPerNode-1)/podsPerNode }
 
 func (c *Cluster) Policies() int { return c.Namespaces() * PoliciesPerNamespace }
 
-// Local returns the numbers of the measured node's pods, by their places on the node.
+// Local returns the numbers of the measured node's pods, ordered by their places on the node.
 func (c *Cluster) Local() []int {
 	all := make([]int, len(c.local))
 	for pod, place := range c.local {
@@ -84,7 +87,7 @@ func podCIDR(node int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(100 + node>>8), byte(node), 0}), 24)
 }
 
-// Address returns the address of a place on a node. Measurements may use the places from 110 to 239.
+// Address returns the address of a place on a node. Measurements may use the places 110 to 239.
 func Address(node, place int) netip.Addr {
 	a := podCIDR(node).Addr().As4()
 	a[3] = byte(place + 10)
@@ -102,15 +105,15 @@ func NamespaceName(ns int) string { return fmt.Sprintf("tenant-%d", ns) }
 
 func podName(k int) string { return fmt.Sprintf("app-%d-5d8c7f9b4-%02d", k/podsPerApp, k) }
 
-// number returns the number after the prefix. ok is false if it isn't from 0 to below-1.
+// number returns the number after the prefix. ok is false if it isn't between 0 and below-1.
 func number(name, prefix string, below int) (int, bool) {
 	text, ok := strings.CutPrefix(name, prefix)
 	n, err := strconv.Atoi(text)
 	return n, ok && err == nil && n >= 0 && n < below
 }
 
-// find returns the number of the object. each is the number of such objects in a namespace. nameOf returns an
-// object's name from its number in the namespace.
+// find returns the number of the object with this name. each is the number of such objects in a namespace. nameOf
+// returns the name of the object with a given number in its namespace.
 func (c *Cluster) find(name types.NamespacedName, each int, nameOf func(int) string) (int, bool) {
 	ns, ok := number(name.Namespace, "tenant-", c.Namespaces())
 	if !ok {

@@ -44,7 +44,7 @@ func serve(t *testing.T, c *Cluster, contentType string) (*apiserver.Server, kub
 	return s, client
 }
 
-// TestReflector: client-go lists all objects and follows each change, in both formats, with WatchList and without.
+// TestReflector: client-go lists all objects and follows each change, in both formats, with and without WatchList.
 func TestReflector(t *testing.T) {
 	for _, contentType := range []string{runtime.ContentTypeProtobuf, runtime.ContentTypeJSON} {
 		for _, watchList := range []bool{true, false} {
@@ -150,7 +150,7 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// TestResume: if a client watches from a list's version, it gets all later events.
+// TestResume: a watch that begins at the version of a list gets all later events.
 func TestResume(t *testing.T) {
 	s, client := serve(t, newCluster(100), runtime.ContentTypeProtobuf)
 	list, err := client.CoreV1().Pods("").List(t.Context(), metav1.ListOptions{Limit: 30})
@@ -192,7 +192,7 @@ func TestDiscovery(t *testing.T) {
 	}
 }
 
-// TestLocal: if the cluster is larger, the measured node has the same pods and policies.
+// TestLocal: in a larger cluster, the measured node has the same pods and policies.
 func TestLocal(t *testing.T) {
 	large := newCluster(100_000)
 	local := large.Local()

@@ -49,7 +49,7 @@ func (b NodeBase) Find(name types.NamespacedName) (int, bool) {
 	return number(name.Name, "node-", b.Nodes())
 }
 
-// At returns a node as kubelet reports it. Each beat adds five minutes to its heartbeat.
+// At returns a node as kubelet reports it. Each beat adds five minutes to the time of the node's heartbeat.
 func (b NodeBase) At(i int, beat uint32) apiserver.Object {
 	address := nodeAddress(i)
 	switch i {
@@ -109,8 +109,8 @@ func (b PolicyBase) Find(name types.NamespacedName) (int, bool) {
 
 func policyName(k int) string { return fmt.Sprintf("policy-%d", k) }
 
-// At returns a policy. A namespace's last policy isolates all pods. Each other policy lets an app receive from two
-// other apps and from an ipBlock. Every third one also isolates the app for egress.
+// At returns a policy. The last policy of a namespace isolates all pods. Each other policy allows an app ingress from
+// two other apps and from an ipBlock. Every third one also isolates the app for egress.
 func (b PolicyBase) At(i int, _ uint32) apiserver.Object {
 	ns, k := i/PoliciesPerNamespace, i%PoliciesPerNamespace
 	p := &networkingv1.NetworkPolicy{

@@ -13,7 +13,7 @@ import (
 	"github.com/weir-net/weir/test/scale/apiserver"
 )
 
-// All objects were created at this time.
+// born is when all objects were created.
 var born = metav1.NewTime(time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC))
 
 type PodBase struct{ *Cluster }
@@ -24,11 +24,12 @@ func (b PodBase) Len() int { return b.Pods }
 func (b PodBase) Find(name types.NamespacedName) (int, bool) {
 	i, ok := b.find(name, podsPerNamespace, podName)
 	ns, k := i/podsPerNamespace, i%podsPerNamespace
-	at := (k - ns*13%podsPerNamespace + podsPerNamespace) * 73 % podsPerNamespace // 37 * 73 = 1, modulo 100
+	// This inverts place, because 37 * 73 = 1 modulo 100.
+	at := (k - ns*13%podsPerNamespace + podsPerNamespace) * 73 % podsPerNamespace
 	return ns*b.perNamespace() + at, ok && at < b.perNamespace()
 }
 
-// At returns a pod. The measured node's pods have no address until the node publishes it.
+// At returns a pod. A pod of the measured node has no address until the node publishes one.
 func (b PodBase) At(i int, beat uint32) apiserver.Object {
 	node, place := b.node(i)
 	ns, k := b.place(i)
@@ -41,7 +42,7 @@ func (b PodBase) At(i int, beat uint32) apiserver.Object {
 	return p
 }
 
-// NewPod returns a pod that doesn't run yet. The caller sets its node. A running pod has about 5 KB as JSON.
+// NewPod returns a pod that doesn't run yet. The caller must set its node. A running pod has about 5 KB as JSON.
 func NewPod(namespace, name, app string, uid types.UID) *corev1.Pod {
 	yes, no := true, false
 	p := &corev1.Pod{
@@ -179,8 +180,8 @@ func run(p *corev1.Pod, address string) {
 // Run fills in the status of a running pod, as kubelet does.
 func Run(p *corev1.Pod, address string) { run(p, address) }
 
-// Beat changes the pod's status in a way that no policy depends on. An odd beat makes a running pod not ready, and an
-// even one ready. Beat 0 changes nothing.
+// Beat changes the pod's status in a way on which no policy depends. An odd beat makes a running pod not ready, and an
+// even one makes it ready. Beat 0 changes nothing.
 func Beat(p *corev1.Pod, beat uint32) {
 	if beat == 0 {
 		return

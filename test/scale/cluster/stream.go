@@ -14,9 +14,9 @@ import (
 	"github.com/weir-net/weir/test/scale/apiserver"
 )
 
-// Mix is the proportion of a stream's kinds of events.
+// Mix has the proportions of the kinds of events in a stream.
 type Mix struct {
-	// Status events change a pod's status in a way that no policy depends on.
+	// Status events change a pod's status in a way on which no policy depends.
 	Status int
 	// Elsewhere events create, start and delete pods that concern no policy of the measured node.
 	Elsewhere int
@@ -108,7 +108,7 @@ func (s *Stream) step(i int, t target, place int) {
 }
 
 func (s *Stream) event(m Mix, n int) {
-	// The multiplier spreads the kinds evenly.
+	// The multiplier spreads the kinds evenly over time.
 	switch k := n * 7919 % (m.Status + m.Elsewhere + m.Here); {
 	case k < m.Status:
 		s.beat()
@@ -139,7 +139,7 @@ func (s *Stream) beat() {
 	})
 }
 
-// Run makes events until ctx ends, and returns their number. rate is events a second.
+// Run makes events until ctx ends, and returns their number. rate is the number of events per second.
 func (s *Stream) Run(ctx context.Context, rate float64, m Mix) int {
 	began := time.Now()
 	for n := 0; ; n++ {
