@@ -28,8 +28,8 @@ type clusterView struct {
 	unenforced []policy.Unenforced
 	nodes      nodeClaims
 	parsing    bool
-	// hurried means that the next reconcile is for events. It leaves large sets to later ones, so that no event waits for
-	// them.
+	// hurried means that the next reconcile is for events. It leaves large sets to later reconciles, so that no event
+	// waits for large sets.
 	hurried bool
 }
 

@@ -242,7 +242,7 @@ func TestALateAnswerIsIgnored(t *testing.T) {
 	api.answers = make(chan struct{})
 	r := startWith(t, api.cluster, Options{Source: api, Resync: 50 * time.Millisecond, EnrolWait: time.Minute})
 	r.tell(shop(), nil)
-	// Before the agent has taken its first report, it looks no pod up.
+	// The agent looks pods up only after it has taken the source's first report, so the test waits for that.
 	r.wantMetrics(map[string]float64{"weir_policies": 2})
 	id, done := r.attachUID("db-0", "2", "10.88.0.9"), make(chan error, 1)
 	go func() {

@@ -218,8 +218,9 @@ func (x *ending) forbid() error {
 	return bridge.ForbidSender(x.sender)
 }
 
-// shut sets another plugin's link down, because no rule checks its packets once the addresses are in no set. The pod
-// may still run: GC ends each attachment that the runtime doesn't list, and DEL may take one interface of several.
+// shut sets the link of a chained attachment down. No rule checks the link's packets once the pod's addresses are in
+// no set, and the pod may still run: GC ends each attachment that the runtime doesn't list, and DEL may take one
+// interface of several.
 func (x *ending) shut() error {
 	e := x.record
 	if !e.Chained || e.HostIf == "" {

@@ -67,8 +67,9 @@ func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (hostIf, b
 		peer.Attrs().Name, master.Attrs().Name, master.Type(), ErrBypassesForward)
 }
 
-// ShutPeer sets the node's end of an interface down that another plugin made, if it still leads to that network
-// namespace. It returns nil if the namespace or the link is gone, or if another pod's link has the name by now.
+// ShutPeer sets the node's end of a pod's interface down, if that end still leads to the pod's namespace. Another
+// plugin made the interface. ShutPeer returns nil if the namespace or the link is gone, or if another pod's link has
+// the name by now.
 //
 // Equivalent to: ip link set HOSTIF down
 func ShutPeer(netnsPath, hostIf string) error {
@@ -86,7 +87,7 @@ func ShutPeer(netnsPath, hostIf string) error {
 	}
 	defer h.Close()
 	id, err := h.GetNetNsIdByFd(int(ns))
-	if errors.Is(err, unix.EINVAL) { // a file is left of the namespace
+	if errors.Is(err, unix.EINVAL) { // the namespace is gone, and only its file is left
 		return nil
 	}
 	if err != nil {

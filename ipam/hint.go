@@ -20,7 +20,7 @@ const (
 	// mapsDir has a file for each block of addresses, with one bit for each address. A block without
 	// assignments so far has no file.
 	mapsDir = endpoint.Dir + "/addresses.maps"
-	// madeFile is the name of an empty file in mapsDir. It was written when the bitmaps were last rebuilt.
+	// madeFile is the name of an empty file in mapsDir. Its time is when the bitmaps were last rebuilt.
 	madeFile = "made"
 
 	blockBits  = 15
@@ -99,8 +99,8 @@ func firstClear(data []byte, i int) int {
 	return blockSize
 }
 
-// mark sets the address's bit, unless h is read-only. A failure only means that next reads the address's link
-// each time.
+// mark sets the address's bit, unless h is read-only. If that fails, the function next reads the address's link each
+// time.
 func (h hint) mark(a netip.Addr) {
 	if !h.readOnly {
 		_ = change(a, true)

@@ -397,7 +397,7 @@ func testRunsOnBehind(t *testing.T, other string) {
 		if _, err := nodetest.Get(t, n.Outside, pod.IP+":80"); err == nil {
 			t.Errorf("after %s, the pod is reached although a policy forbids it", verb)
 		}
-		ended(n, pod.Namespace, pod.Name) // also by the other plugin
+		ended(n, pod.Namespace, pod.Name) // calls the other plugin's DEL too
 	}
 }
 
