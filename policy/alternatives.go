@@ -6,29 +6,74 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-type alternatives [][]parsedPolicy
+type alternatives [][]*parsedPolicy
 
 // maybeSuffix follows a policy's name if the policy's selector depends on a label whose value is unknown.
 const maybeSuffix = " (may select it)"
 
-func isolatingPolicies(d ruleset.Direction, policies []parsedPolicy, pods ...*Pod) alternatives {
+// isolating has the policies of a namespace that isolate pods in one direction.
+type isolating struct {
+	direction ruleset.Direction
+	policies  []*parsedPolicy // in the order of their names
+	// anchored has the indexes of policies by label: a pod that a policy selects has one of the policy's anchors. others
+	// has the indexes of the policies without anchors.
+	anchored map[anchor][]int
+	others   []int
+}
+
+func newIsolating(d ruleset.Direction, policies []parsedPolicy) *isolating {
+	x := &isolating{direction: d, anchored: map[anchor][]int{}}
+	for i := range policies {
+		policy, at := &policies[i], len(x.policies)
+		if _, isolates := policy.rules[d]; !isolates {
+			continue
+		}
+		x.policies = append(x.policies, policy)
+		where := anchors(policy.pods)
+		for _, a := range where {
+			x.anchored[a] = append(x.anchored[a], at)
+		}
+		if len(where) == 0 {
+			x.others = append(x.others, at)
+		}
+	}
+	return x
+}
+
+// candidates returns the indexes, in order, of the policies that may select the pod.
+func (x *isolating) candidates(p *Pod) []int {
+	all := slices.Clone(x.others)
+	if len(p.Unknown) > 0 {
+		all = all[:0]
+		for i := range x.policies {
+			all = append(all, i)
+		}
+		return all
+	}
+	for k, v := range p.Labels {
+		all = append(append(all, x.anchored[anchor{key: k, value: v}]...), x.anchored[anchor{key: k, any: true}]...)
+	}
+	slices.Sort(all)
+	return all
+}
+
+func (x *isolating) of(pods ...*Pod) alternatives {
 	var all alternatives
 	for _, p := range pods {
-		var list []parsedPolicy
-		for _, policy := range policies {
-			if _, isolates := policy.rules[d]; !isolates {
-				continue
-			}
+		var list []*parsedPolicy
+		for _, i := range x.candidates(p) {
+			policy := x.policies[i]
 			switch policy.selects(p) {
 			case yes:
 				list = append(list, policy)
 			case maybe:
-				policy.name += maybeSuffix
-				policy.rules = map[ruleset.Direction][]rule{d: {}}
-				list = append(list, policy)
+				unknown := *policy
+				unknown.name += maybeSuffix
+				unknown.rules = map[ruleset.Direction][]rule{x.direction: {}}
+				list = append(list, &unknown)
 			}
 		}
-		if !slices.ContainsFunc(all, func(o []parsedPolicy) bool { return slices.EqualFunc(o, list, sameName) }) {
+		if !slices.ContainsFunc(all, func(o []*parsedPolicy) bool { return slices.EqualFunc(o, list, sameName) }) {
 			all = append(all, list)
 		}
 	}
@@ -51,20 +96,20 @@ func (a alternatives) split() (deciding alternatives, audited bool) {
 		return a, audited
 	}
 	for _, list := range a {
-		var enforced []parsedPolicy
+		var enforced []*parsedPolicy
 		for i := range list {
 			if !list[i].audited {
 				enforced = append(enforced, list[i])
 			}
 		}
-		if !slices.ContainsFunc(deciding, func(o []parsedPolicy) bool { return slices.EqualFunc(o, enforced, sameName) }) {
+		if !slices.ContainsFunc(deciding, func(o []*parsedPolicy) bool { return slices.EqualFunc(o, enforced, sameName) }) {
 			deciding = append(deciding, enforced)
 		}
 	}
 	return deciding, false
 }
 
-func sameName(a, b parsedPolicy) bool { return a.name == b.name }
+func sameName(a, b *parsedPolicy) bool { return a == b || a.name == b.name }
 
 func (a alternatives) names() []string {
 	var names []string
@@ -79,12 +124,14 @@ func (a alternatives) names() []string {
 	return names
 }
 
+// all returns the name of each policy once.
 func (a alternatives) all() []string {
-	var names []string
+	names := make([]string, 0, a.count())
+	has := make(map[string]bool, a.count())
 	for _, list := range a {
 		for _, policy := range list {
-			if !slices.Contains(names, policy.name) {
-				names = append(names, policy.name)
+			if !has[policy.name] {
+				has[policy.name], names = true, append(names, policy.name)
 			}
 		}
 	}

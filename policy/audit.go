@@ -65,7 +65,7 @@ func (l *lowering) auditClass(g *group) (k class, ok bool) {
 	if why := l.refusesAny(k.Set, g); why != "" {
 		for _, list := range g.policies {
 			for i := range list {
-				l.to.problems.report(&list[i], string(l.direction), refusedByKernel(why)+
+				l.to.problems.report(list[i], string(l.direction), refusedByKernel(why)+
 					"; what this audited policy would drop is not reported")
 			}
 		}

@@ -36,6 +36,19 @@ type lowered struct {
 	open     [len(sides)][len(conf.Families)][]joined
 	supplies []*supply // sets that the released demands need (part.released)
 	problems complaints
+	released map[askKey][]*demand
+	made     map[classKey]madeClass // empty if the kernel refuses anything
+}
+
+type classKey struct {
+	side     *side
+	family   conf.Family
+	policies string // group.key
+}
+
+type madeClass struct {
+	class
+	pods []joined
 }
 
 type class struct {
@@ -54,14 +67,7 @@ type lowering struct {
 	*part
 	*side
 	family conf.Family
-	rules  map[rulesOf][]ruleset.Rule // rules that allow packets
 	to     *lowered
-}
-
-type rulesOf struct {
-	direction ruleset.Direction
-	family    conf.Family
-	policy    string
 }
 
 func (c *compiler) lower() {
@@ -70,14 +76,16 @@ func (c *compiler) lower() {
 			continue
 		}
 		p.changed = false
-		l := lowering{compiler: c, part: p, to: &lowered{problems: p.decided.then()}, rules: map[rulesOf][]ruleset.Rule{}}
+		l := lowering{compiler: c, part: p, to: &lowered{
+			problems: p.decided.then(), released: map[askKey][]*demand{}, made: map[classKey]madeClass{},
+		}}
 		l.collect()
 		l.reportWait()
 		for _, l.family = range c.common.families {
 			for i, s := range sides {
 				l.side = s
 				for _, g := range p.groups[i] {
-					if k, ok := l.class(g); ok {
+					if k, ok := l.classOf(g); ok {
 						l.to.classes[i][l.family] = append(l.to.classes[i][l.family], k)
 					} else {
 						l.to.open[i][l.family] = append(l.to.open[i][l.family], g.pods...)
@@ -101,32 +109,41 @@ func (c *compiler) exchange(p *part, now lowered) {
 			}
 		}
 	}
-	for _, l := range [...]*lowered{&was, &now} {
-		for _, families := range l.classes {
-			for _, classes := range families {
-				for _, k := range classes {
-					switch {
-					case k.set == nil:
-					case l == &was:
-						c.sets.Remove(k.set)
-						c.chains.Remove(k.chain)
-					default:
-						c.sets.Put(k.set)
-						c.chains.Put(k.chain)
-					}
+	before, after := was.chains(), now.chains()
+	for chain, set := range before {
+		if after[chain] == nil {
+			c.sets.Remove(set)
+			c.chains.Remove(chain)
+		}
+	}
+	for chain, set := range after {
+		if before[chain] == nil {
+			c.sets.Put(set)
+			c.chains.Put(chain)
+		}
+	}
+}
+
+// chains returns the classes' chains with their sets.
+func (l *lowered) chains() map[*ruleset.Chain]*ruleset.Set {
+	all := map[*ruleset.Chain]*ruleset.Set{}
+	for _, families := range l.classes {
+		for _, classes := range families {
+			for _, k := range classes {
+				if k.set != nil {
+					all[k.chain] = k.set
 				}
 			}
 		}
 	}
+	return all
 }
 
 func (l *lowering) collect() {
 	seen := map[*supply]bool{}
 	for _, d := range l.released {
-		for _, r := range d.rules {
-			k := rulesOf{d.side.direction, r.family, d.policy.name}
-			l.rules[k] = append(l.rules[k], r.Rule)
-		}
+		k := askKey{d.policy.name, d.side.direction}
+		l.to.released[k] = append(l.to.released[k], d)
 		for _, s := range d.sets {
 			if !seen[s] {
 				seen[s] = true
@@ -143,12 +160,46 @@ func (l *lowering) collect() {
 	}
 }
 
-func (l *lowering) classRules(policies []parsedPolicy) []ruleset.Rule {
+func (l *lowering) classRules(policies []*parsedPolicy) []ruleset.Rule {
 	var rules []ruleset.Rule
 	for _, policy := range policies {
-		rules = append(rules, l.rules[rulesOf{l.direction, l.family, policy.name}]...)
+		for _, d := range l.to.released[askKey{policy.name, l.direction}] {
+			for _, r := range d.rules {
+				if r.family == l.family {
+					rules = append(rules, r.Rule)
+				}
+			}
+		}
 	}
 	return rules
+}
+
+// classOf returns the group's class. If nothing has changed for the group, it is the class of the last ruleset, so that
+// all who compare rulesets see at once that they are the same.
+func (l *lowering) classOf(g *group) (k class, ok bool) {
+	key := classKey{l.side, l.family, g.key}
+	if was, has := l.lowered.made[key]; has && len(l.refused) == 0 && slices.EqualFunc(was.pods, g.pods, sameEndpoint) &&
+		!l.differ(g.policies) {
+		l.to.made[key] = was
+		return was.class, true
+	}
+	if k, ok = l.class(g); ok && len(l.refused) == 0 {
+		l.to.made[key] = madeClass{k, g.pods}
+	}
+	return k, ok
+}
+
+// differ reports whether one of the policies has other rules than in the last ruleset.
+func (l *lowering) differ(a alternatives) bool {
+	for _, policies := range a {
+		for _, policy := range policies {
+			k := askKey{policy.name, l.direction}
+			if !slices.Equal(l.to.released[k], l.lowered.released[k]) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // class computes the class of the group's pods. If the policies allow nothing, or the kernel refuses the class set,
@@ -233,7 +284,7 @@ func (l *lowering) canBe(g *group, set string) bool {
 	}
 	for _, list := range g.policies {
 		for i := range list {
-			l.to.problems.report(&list[i], string(l.direction), refusedByKernel(why)+
+			l.to.problems.report(list[i], string(l.direction), refusedByKernel(why)+
 				"; pods that exactly the same policies isolate are closed")
 		}
 	}

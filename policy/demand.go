@@ -64,8 +64,7 @@ func isolations(groups [len(sides)][]*group) (all []*isolation) {
 		for _, g := range groups[i] {
 			seen := map[string]bool{}
 			for _, list := range g.policies {
-				for j := range list {
-					policy := &list[j]
+				for _, policy := range list {
 					if seen[policy.name] { // an earlier alternative of the group also has this policy
 						continue
 					}

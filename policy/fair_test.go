@@ -2,12 +2,14 @@ package policy_test
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -64,6 +66,47 @@ func TestOneOfManyPolicies(t *testing.T) {
 	}
 	if cost[20] > 3*cost[2] {
 		t.Errorf("a change beside 19 other policies takes %.0f allocations, and beside one %.0f", cost[20], cost[2])
+	}
+}
+
+// TestOneOfManyClasses: if a policy changes one class, the other classes of the namespace keep the memory of their
+// rules. So nobody compares these rules, and the policy costs little.
+func TestOneOfManyClasses(t *testing.T) {
+	const classes = 50
+	e, d := policy.NewEngine("n0"), policy.NewDelta()
+	d.Namespaces["ns"] = &policy.Namespace{Name: "ns"}
+	var endpoints []policy.Endpoint
+	selecting := func(i int, name string) *networkingv1.NetworkPolicy {
+		np := cityPolicy(0, i)
+		np.Namespace, np.Name = "ns", name
+		np.Spec.PodSelector = metav1.LabelSelector{MatchLabels: map[string]string{"pod": fmt.Sprint(i)}}
+		return np
+	}
+	for i := range classes {
+		name, addr := policy.Name{Namespace: "ns", Name: fmt.Sprint("p", i)}, netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})
+		d.Pods[name] = []*policy.Pod{{
+			Namespace: "ns", Name: name.Name, Labels: map[string]string{"pod": fmt.Sprint(i)}, Addresses: []netip.Addr{addr},
+		}}
+		endpoints = append(endpoints, policy.Endpoint{
+			ID: name.Name, Pod: policy.PodRef{Namespace: "ns", Name: name.Name}, Enforcement: conf.Strict,
+			Addresses: []policy.Address{{Addr: addr, Subnet: netip.MustParsePrefix("10.0.0.0/24")}},
+		})
+		d.Policies[policy.Name{Namespace: "ns", Name: name.Name}] = []*networkingv1.NetworkPolicy{selecting(i, name.Name)}
+	}
+	e.SetEndpoints(endpoints)
+	e.Apply(d)
+	before := e.Ruleset()
+	e.Apply(policies(selecting(7, "another")))
+	kept := 0
+	for _, c := range e.Ruleset().Chains {
+		for _, was := range before.Chains {
+			if c.Name == was.Name && c.Hook == "" && len(c.Rules) > 0 && &c.Rules[0] == &was.Rules[0] {
+				kept++
+			}
+		}
+	}
+	if kept < classes-1 {
+		t.Errorf("only %d chains of %d classes kept their memory", kept, classes)
 	}
 }
 

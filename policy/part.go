@@ -88,11 +88,11 @@ func (l *local) groups(s *side) (groups []*group, open []joined) {
 		}
 		return byPolicies[k]
 	}
-	notIsolated := at(alternatives{nil})
+	notIsolated, policies := at(alternatives{nil}), newIsolating(s.direction, l.policies)
 	// Pods that are expected on this node already get classes. So their enrolment changes only sets, and ADD is
 	// quicker.
 	for _, p := range l.expected {
-		at(isolatingPolicies(s.direction, l.policies, p))
+		at(policies.of(p))
 	}
 	for _, e := range l.endpoints {
 		if !e.known { // the pod is closed, so it is in no class
@@ -100,7 +100,7 @@ func (l *local) groups(s *side) (groups []*group, open []joined) {
 		}
 		g := notIsolated
 		if e.Enforcement != conf.Off {
-			g = at(isolatingPolicies(s.direction, l.policies, e.pods...))
+			g = at(policies.of(e.pods...))
 		}
 		g.pods = append(g.pods, e)
 	}

@@ -1,7 +1,6 @@
 package ruleset
 
 import (
-	"cmp"
 	"maps"
 	"slices"
 )
@@ -148,7 +147,15 @@ func (m *Merger) refill(changed []int, r Ruleset) {
 }
 
 func find(sets []Set, name string) (int, bool) {
-	return slices.BinarySearchFunc(sets, name, func(s Set, name string) int { return cmp.Compare(s.Name, name) })
+	first, last := 0, len(sets)
+	for first < last { // slices.BinarySearchFunc would copy a Set for each comparison
+		if middle := (first + last) / 2; sets[middle].Name < name {
+			first = middle + 1
+		} else {
+			last = middle
+		}
+	}
+	return first, first < len(sets) && sets[first].Name == name
 }
 
 func entriesIn(sets []Set) func(name string) Entries {
