@@ -71,10 +71,10 @@ func (b Batch) Do(protocol int, ns netns.NsHandle) (replies [][]byte, err error)
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
 	defer func() { _ = unix.Close(fd) }()
-	return b.do(fd)
+	return b.do(fd, make([]byte, largestReply))
 }
 
-func (b Batch) do(fd int) (replies [][]byte, err error) {
+func (b Batch) do(fd int, buf []byte) (replies [][]byte, err error) {
 	var all []byte
 	for i, st := range b {
 		st.request.Seq = uint32(i)
@@ -88,7 +88,6 @@ func (b Batch) do(fd int) (replies [][]byte, err error) {
 		return nil, fmt.Errorf("%s: %w", b[0].doing, err)
 	}
 	// All replies are in the socket's buffer when Sendto returns, so Recvfrom needn't wait.
-	buf := make([]byte, largestReply)
 	for {
 		n, _, err := unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT)
 		if errors.Is(err, unix.EINTR) {

@@ -75,7 +75,7 @@ func (d *Dumper) Do(b Batch) (replies [][]byte, err error) {
 	if err := d.open(); err != nil {
 		return nil, fmt.Errorf("open netlink: %w", err)
 	}
-	if replies, err = b.do(d.fd); err != nil {
+	if replies, err = b.do(d.fd, d.buf); err != nil {
 		d.Close() // the socket may have more answers, so it can't be used again
 	}
 	return replies, err

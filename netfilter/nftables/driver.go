@@ -157,7 +157,8 @@ func (d *Driver) apply(want lowered, alone bool) (r netfilter.Result, p *plan, e
 			}
 			r.Changed, r.Rules, r.Closes = true, whole.rules, whole.closes
 		}
-		d.fresh, d.have = false, &p.next
+		d.fresh = false
+		d.have.take(p)
 	}
 	r.Closed = whole.closed
 	return r, p, nil

@@ -22,7 +22,21 @@ type plan struct {
 	// new attachment may not be known yet.
 	strays  []netip.Addr
 	deletes []nftnl.Question
-	next    state
+	// next is the state after the plan. A table in adds keeps its other sets and chains.
+	next state
+	adds [len(conf.Families)]bool
+}
+
+// take changes the state to that after the plan.
+func (s *state) take(p *plan) {
+	for f := range s {
+		if now := p.next[f]; p.adds[f] {
+			maps.Copy(s[f].sets, now.sets)
+			maps.Copy(s[f].chains, now.chains)
+		} else {
+			s[f] = now
+		}
+	}
 }
 
 type (
@@ -58,9 +72,10 @@ func (p *plan) table(have held, want *table) {
 	f := want.family
 	at := tables[f]
 	strays := p.straysIn(have, want)
+	p.adds[f] = want.partial && have.exists
 	if have.exists && have.mustBeMadeAnew(want) {
 		p.batch.DeleteTable(at)
-		have = newHeld()
+		have, p.adds[f] = newHeld(), false
 	}
 	if !have.exists {
 		have = newHeld() // the table is made anew, so its old content doesn't count
@@ -68,10 +83,6 @@ func (p *plan) table(have held, want *table) {
 	next := held{
 		exists: true, sets: make(map[string]heldSet, len(want.sets)),
 		chains: make(map[string]nftnl.Rules, len(want.chains)),
-	}
-	if want.partial {
-		maps.Copy(next.sets, have.sets)
-		maps.Copy(next.chains, have.chains)
 	}
 	if !have.exists || have.off {
 		p.batch.AddTable(at, nftnl.WeirTableComment)

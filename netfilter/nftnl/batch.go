@@ -63,6 +63,7 @@ func (b *Batch) Commit() error {
 type Sender struct {
 	fd   int
 	open bool
+	buf  []byte // for answers
 }
 
 // Close closes the socket. A later Commit opens another socket.
@@ -84,14 +85,21 @@ func (s *Sender) Commit(b *Batch) (err error) {
 			return fmt.Errorf("open netlink: %w", err)
 		}
 		s.open = true
+		if err := unix.SetsockoptInt(s.fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1); err != nil {
+			s.Close()
+			return fmt.Errorf("ask nf_tables for short answers: %w", err)
+		}
 	}
-	if err = b.commit(s.fd); err != nil && !errors.As(err, new(*RefusedError)) {
+	if s.buf == nil {
+		s.buf = make([]byte, 64<<10)
+	}
+	if err = b.commit(s.fd, s.buf); err != nil && !errors.As(err, new(*RefusedError)) {
 		s.Close() // the socket may have more answers, so it can't be used again
 	}
 	return err
 }
 
-func (b *Batch) commit(fd int) error {
+func (b *Batch) commit(fd int, buf []byte) error {
 	all := b.serialize()
 	if err := makeRoom(fd, len(all), len(b.messages)); err != nil {
 		return fmt.Errorf("make room for a transaction of nf_tables: %w", err)
@@ -99,7 +107,7 @@ func (b *Batch) commit(fd int) error {
 	if err := unix.Sendto(fd, all, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
 		return fmt.Errorf("send a transaction to nf_tables: %w", err)
 	}
-	return b.answers(fd)
+	return b.answers(fd, buf)
 }
 
 func (b *Batch) serialize() []byte {
@@ -136,15 +144,14 @@ func makeRoom(fd, size, messages int) error {
 			return err
 		}
 	}
-	return unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1)
+	return nil
 }
 
 // answers reads the kernel's answers, which are in the socket when the requests have been sent. The kernel answers each
 // request that it refuses, and the last request in any case (nfnetlink_rcv_batch in net/netfilter/nfnetlink.c).
-func (b *Batch) answers(fd int) error {
+func (b *Batch) answers(fd int, buf []byte) error {
 	refused := &RefusedError{}
 	answered := false
-	buf := make([]byte, 64<<10)
 	for {
 		n, _, err := unix.Recvfrom(fd, buf, unix.MSG_DONTWAIT)
 		switch {
