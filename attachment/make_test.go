@@ -33,8 +33,10 @@ func (o *otherSets) Remove(addrs ...netip.Addr) error {
 	return nil
 }
 
-func (o *otherSets) Purge(addrs ...netip.Addr) error      { return o.Remove(addrs...) }
-func (o *otherSets) Holds(addr netip.Addr) (bool, error)  { return slices.Contains(o.denied, addr), nil }
+func (o *otherSets) Purge(addrs ...netip.Addr) error { return o.Remove(addrs...) }
+func (o *otherSets) Contains(addr netip.Addr) (bool, error) {
+	return slices.Contains(o.denied, addr), nil
+}
 func (o *otherSets) InUse(netip.Addr) (bool, error)       { return o.used, nil }
 func (o *otherSets) Check(...netip.Addr) error            { return nil }
 func (o *otherSets) Addresses() (a []netip.Addr, _ error) { return o.denied, nil }

@@ -38,8 +38,8 @@ type PodSets interface {
 	// Purge takes the addresses out of every set that may have entries of a pod. After Purge, the addresses can be
 	// released: a later pod inherits nothing.
 	Purge(addrs ...netip.Addr) error
-	// Holds reports whether the address is in the set of all pods.
-	Holds(addr netip.Addr) (bool, error)
+	// Contains reports whether the address is in the set of all pods.
+	Contains(addr netip.Addr) (bool, error)
 	// InUse reports whether a rule looks addresses up in the set of all pods of the address's family.
 	InUse(addr netip.Addr) (bool, error)
 	// Check returns an error for each address that isn't in the set of all pods, or that is in no class of a direction.

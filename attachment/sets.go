@@ -100,15 +100,15 @@ func (s podSets) Purge(addrs ...netip.Addr) error {
 	return s.each(func(one PodSets) error { return one.Purge(addrs...) })
 }
 
-func (s podSets) Holds(addr netip.Addr) (held bool, err error) {
+func (s podSets) Contains(addr netip.Addr) (has bool, err error) {
 	err = s.each(func(one PodSets) error {
-		yes, err := one.Holds(addr)
-		if held = held || yes; errors.Is(err, ipset.ErrNotExist) {
+		yes, err := one.Contains(addr)
+		if has = has || yes; errors.Is(err, ipset.ErrNotExist) {
 			return nil
 		}
 		return err
 	})
-	return held, err
+	return has, err
 }
 
 func (s podSets) InUse(addr netip.Addr) (used bool, err error) {

@@ -83,7 +83,7 @@ func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 	}
 	var evicted []netip.Addr
 	for _, a := range addrs {
-		denied, err := n.Sets.Holds(a)
+		denied, err := n.Sets.Contains(a)
 		if err != nil {
 			return nil, err
 		}

@@ -78,10 +78,10 @@ func (PodSets) Purge(addrs ...netip.Addr) error {
 	return h.Purge(addrs...)
 }
 
-// Holds reports whether the address is in the set of all pods. If there is no such set, the error is ErrNotExist.
+// Contains reports whether the address is in the set of all pods. If there is no such set, the error is ErrNotExist.
 //
 // Equivalent to: ipset test weir-pods ADDR (weir-pods6 for IPv6)
-func (PodSets) Holds(addr netip.Addr) (bool, error) {
+func (PodSets) Contains(addr netip.Addr) (bool, error) {
 	set := podsSet(addr)
 	in, err := SetsContaining(addr, []string{set})
 	return in[set], err

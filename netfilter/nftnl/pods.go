@@ -168,10 +168,10 @@ func (r *Reader) elementsOf(t Table, s Set, addrs []netip.Addr) (found []Element
 	return found, err
 }
 
-// Holds reports whether the address is in the set of all pods. It returns false if there is no such set.
+// Contains reports whether the address is in the set of all pods. It returns false if there is no such set.
 //
 // Equivalent to: nft get element ip weir weir-pods { ADDR } (ip6 and weir-pods6 for IPv6)
-func (PodSets) Holds(addr netip.Addr) (bool, error) { return in(podsSet(conf.FamilyOf(addr)), addr) }
+func (PodSets) Contains(addr netip.Addr) (bool, error) { return in(podsSet(conf.FamilyOf(addr)), addr) }
 
 func in(s Set, addr netip.Addr) (bool, error) {
 	found, err := Find([]Question{{WeirTable(conf.FamilyOf(addr)), s, element(addr)}})

@@ -28,7 +28,7 @@ func TestPodSets(t *testing.T) {
 	}
 	holds := func(a netip.Addr, want bool) {
 		t.Helper()
-		if got, err := p.Holds(a); got != want || err != nil {
+		if got, err := p.Contains(a); got != want || err != nil {
 			t.Errorf("holds %s: %v, want %v; %v", a, got, want, err)
 		}
 	}
