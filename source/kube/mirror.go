@@ -189,6 +189,11 @@ func (m *mirror[O, I]) follow(
 			if streams.Load() {
 				return nil, errNoStream
 			}
+			// The reflector's first list may come from the API server's cache, which may be older than the state that the
+			// last agent enforced. A streamed list never is.
+			if o.ResourceVersion == "0" {
+				o.ResourceVersion = ""
+			}
 			return list(ctx, o)
 		},
 	}, client)

@@ -113,6 +113,9 @@ func (s *streams) list(w http.ResponseWriter, r *http.Request, kind runtime.Obje
 	if s.lists.Add(1); !s.unable {
 		s.t.Errorf("the client asks for a list in one piece: %s", r.URL)
 	}
+	if r.URL.Query().Get("resourceVersion") == "0" {
+		s.t.Errorf("the client asks for a list that may be old: %s", r.URL)
+	}
 	lists := map[runtime.Object]runtime.Object{}
 	meta := metav1.ListMeta{ResourceVersion: "5"}
 	switch kind.(type) {
