@@ -40,8 +40,9 @@ func newChooser(o Options) *chooser {
 	}
 }
 
-// choose returns the backend that suits the node. previous is the one that was used before; empty if there is none.
-// broken means that the kernel can't be read or changed, so backends that worked at their last trial are tried again.
+// choose returns the backend that suits the node. previous is the backend that was used before; empty if there is
+// none. broken means that the kernel can't be read or changed, so backends that worked at their last trial are tried
+// again.
 func (c *chooser) choose(ctx context.Context, previous conf.Backend, broken bool) (choice.Choice, error) {
 	if c.Backend != "" {
 		return choice.Choice{Backend: c.Backend, Reason: "the flag --backend demands it"}, nil
@@ -185,7 +186,7 @@ func (a *agent) watchChoice(ctx context.Context, c *chooser, told choice.Choice)
 	c.turn = func(b conf.Backend) sync.Locker { return a.turnOf(b, told.Backend) }
 	ticker := time.NewTicker(min(a.Resync, max(a.SettleChoice/looks, time.Millisecond)))
 	defer ticker.Stop()
-	var since time.Time // when last became the choice; zero while the choice is the one that the loop was told
+	var since time.Time // when last became the choice; zero while the loop knows the choice
 	var last conf.Backend
 	for {
 		select {

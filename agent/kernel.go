@@ -81,7 +81,7 @@ type applied struct {
 	err    error
 }
 
-// done reports whether the kernel has the ruleset. Tables that can't be read don't count.
+// done reports whether the kernel has the ruleset. It ignores tables that can't be read.
 func (p *applied) done() bool { return p.err == nil || p.unknown() }
 
 // unknown reports whether some tables can't be read. All other tables have their rules then.

@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/netfilter"
 )
 
-// moving is the backend in use, and the one that the agent should use.
+// moving is the backend in use, and the backend that the agent should use.
 type moving struct {
 	// inUse is the name of the backend in use; empty if neither works. Only the loop uses it.
 	inUse  conf.Backend
@@ -34,7 +34,7 @@ type moving struct {
 // removeWithin is how long the removal of the unused backends' sets and rules may take.
 const removeWithin = 20 * time.Second
 
-// use makes the backend the one in use. It doesn't change the kernel.
+// use makes b the backend in use. It doesn't change the kernel.
 func (a *agent) use(b Backend, name conf.Backend) {
 	a.backend, a.moving.inUse = b, name
 	a.moving.present.Store(&b)
@@ -176,7 +176,7 @@ func (a *agent) begin(name conf.Backend, chosen choice.Choice) error {
 }
 
 // removeOthers removes the sets and rules of the backends that aren't in use, and then tells the plugin the name of
-// the one in use. This backend's rules must be in force, so that no packet passes unchecked.
+// the backend in use. That backend's rules must be in force, so that no packet passes unchecked.
 func (a *agent) removeOthers(ctx context.Context) error {
 	if a.moving.inUse == "" {
 		return nil

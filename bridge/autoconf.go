@@ -16,7 +16,7 @@ import (
 )
 
 // RemoveAutoconfigured removes the IPv6 addresses and routes that the kernel made by itself on weir's links. It also
-// stops the kernel from making new ones on weir0 and the tunnel. Earlier versions of weir didn't stop the kernel.
+// stops the kernel from making more on weir0 and the tunnel. Earlier versions of weir didn't stop the kernel.
 //
 // Equivalent to, for each LINK of weir:
 //

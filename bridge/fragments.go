@@ -128,8 +128,8 @@ func isFragment6() []expr.Any {
 	}
 }
 
-// reassembly returns the sysctls for fragments of IPv4 and IPv6, and those of connection tracking for IPv6. The
-// kernel may lack some of them.
+// reassembly returns the sysctls for fragments of IPv4 and IPv6, and the sysctls of connection tracking for fragments
+// of IPv6. The kernel may lack some of them.
 //
 // Equivalent to:
 //

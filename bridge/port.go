@@ -213,7 +213,8 @@ func running(ns netns.NsHandle, links ...string) (bool, error) {
 	return err == nil, err
 }
 
-// RemovePort deletes the pair, and the node's neighbour entries for the addresses. Missing ones are no error.
+// RemovePort deletes the pair, and the node's neighbour entries for the addresses. A missing pair or entry is no
+// error.
 //
 // Equivalent to: ip neigh del ADDR dev weir0; ip link del HOSTIF
 func RemovePort(hostIf string, addrs []endpoint.Address) error {

@@ -68,7 +68,8 @@ func deleteTogether(conn *nftables.Conn, all elements) error {
 	return nil
 }
 
-// RemovePorts deletes the ports' pairs and weir0's neighbour entries for the addresses. Missing ones are no error.
+// RemovePorts deletes the ports' pairs and weir0's neighbour entries for the addresses. A missing pair or entry is no
+// error.
 //
 // Equivalent to: ip neigh del ADDR dev weir0; ip link del HOSTIF, for each
 func RemovePorts(hostIfs []string, addrs []endpoint.Address) error {

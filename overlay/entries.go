@@ -41,7 +41,7 @@ func (p Remote) forwarding(tunnel int) netlink.Neigh {
 	}
 }
 
-// setNeighbours makes the tunnel's entries equal to those of the remotes behind it. Multicast entries stay. If
+// setNeighbours makes the tunnel's entries equal to the entries of the remotes behind it. Multicast entries stay. If
 // the kernel refuses a new entry, the error goes to refused.
 //
 // Equivalent to:
@@ -126,7 +126,7 @@ func sameRoute(have, want netlink.Route, tunnel int) bool {
 		have.Type == unix.RTN_UNICAST
 }
 
-// setRoutes makes weir's routes equal to the plan's, and deletes those to the nodes in refused. If the kernel
+// setRoutes makes weir's routes equal to the plan's, and deletes routes to the nodes in refused. If the kernel
 // refuses a new route, the error goes to refused.
 //
 // Equivalent to:

@@ -1,12 +1,12 @@
-// Package drops counts dropped packets of the same kind together, keeps the last of the counts, and hands new ones to
+// Package drops counts dropped packets of the same kind together, keeps the last counts, and hands new counts to
 // clients. Package agent gives it the packets, and finds the names of their senders and receivers.
 //
 // Invariants:
 //   - The memory is bounded, whatever packets come and whatever clients do.
-//   - No count is lost: a packet that isn't shown is counted among those that were left out.
+//   - No count is lost: a packet that isn't shown is counted as left out.
 //   - A slow client delays neither the packets nor other clients. It hears how many packets it has missed.
 //   - A sender gets a limited number of lines a second, so its flood hides no other sender's drops. If there are more
-//     senders than accounts, some share one.
+//     senders than accounts, some senders share an account.
 package drops
 
 import (
@@ -260,8 +260,8 @@ func (s *Sums) leaveOut(k flowKey, from *sender) {
 	from.last, from.lastOf = r, key
 }
 
-// Lines appends the lines that are due to list: a new flow's line at once, later ones after a second. If waiting is
-// true, call Lines again even without new packets.
+// Lines appends the lines that are due to list: a new flow's first line at once, and its later lines after a second.
+// If waiting is true, call Lines again even without new packets.
 func (s *Sums) Lines(list []Line) (lines []Line, waiting bool) {
 	still := s.due[:0]
 	for _, f := range s.due {

@@ -40,8 +40,8 @@ func total(lines []Line) (n uint64) {
 	return n
 }
 
-// TestFirstAtOnce: if packets of one kind come, the first makes a line at once, and those of the next second share
-// a line.
+// TestFirstAtOnce: if packets of one kind come, the first packet makes a line at once, and the packets of the next
+// second share a line.
 func TestFirstAtOnce(t *testing.T) {
 	s, tick := sums()
 	send := func() { s.Add(udp("weir drop WEIR-IN-X", "10.0.0.1", "10.0.0.2", 53)) }

@@ -202,7 +202,8 @@ func TestPage(t *testing.T) {
 	}
 }
 
-// TestTableIsBounded: if a table has too many rows, it says how to see the rest.
+// TestTableIsBounded: if a table has too many rows, its last line counts the further rows, and says how to get a
+// smaller table.
 func TestTableIsBounded(t *testing.T) {
 	v := view("web")
 	v.MaxRows = 1

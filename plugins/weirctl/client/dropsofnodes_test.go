@@ -129,7 +129,7 @@ func TestDropsOfNodes(t *testing.T) {
 	}
 }
 
-// TestDropsOfNodesAreBounded: if there are too many drops, the newest are kept and the others are counted.
+// TestDropsOfNodesAreBounded: if there are too many drops, the newest are kept, and older drops are only counted.
 func TestDropsOfNodesAreBounded(t *testing.T) {
 	defer func(was int) { maxKept = was }(maxKept)
 	maxKept = 5
