@@ -45,8 +45,8 @@ func Compile(state State) ruleset.Ruleset {
 
 type finder interface {
 	effort(s *supply) float64
-	// look looks for entries of the set among up to n addresses. It returns the number of these addresses, and whether
-	// all entries are found.
+	// look looks for entries of the set among up to n addresses. looked is how many addresses it has looked at. found
+	// is true if it has found all entries.
 	look(s *supply, n int) (looked int, found bool)
 	countSelected(s selector, f conf.Family) int
 	selected(s selector, f conf.Family) ruleset.Entries
@@ -89,7 +89,7 @@ type compiler struct {
 	sets     ordered.List[string, ruleset.Set]
 	chains   ordered.List[chainKey, ruleset.Chain]
 
-	problems   []ruleset.Problem // all problems, unless restated is true
+	problems   []ruleset.Problem // all problems; out of date if restated is true
 	restated   bool
 	openStated bool // true if problems are about pods that no policy isolates
 }

@@ -163,8 +163,8 @@ func TestLargeSetsComeInPieces(t *testing.T) {
 	}
 }
 
-// TestSmallWaitsForNoLargeSet: Small has a denial that came just before, and makes nothing for a tenant with large
-// sets.
+// TestSmallWaitsForNoLargeSet: the ruleset of Small has a denial that was just added, while large sets of other tenants
+// are still incomplete. Small adds nothing to these sets.
 func TestSmallWaitsForNoLargeSet(t *testing.T) {
 	for name, list := range hostile {
 		e, all := city(2000)

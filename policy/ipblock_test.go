@@ -21,11 +21,11 @@ func TestIPBlock(t *testing.T) {
 		{"10.1.2.3/8", "10.128.7.7/9", "10.0.0.0/9"},
 		{"10.0.0.0/8", "::ffff:10.128.0.0/105", "10.0.0.0/9"},
 		{"10.0.0.0/8", "::ffff:10.0.0.0/104", ""},
-		{"10.0.0.0/8", "::ffff:a80:0/105", "10.0.0.0/9"}, // the same network as in the third line
+		{"10.0.0.0/8", "::ffff:a80:0/105", "10.0.0.0/9"}, // 10.128.0.0/9, written as an IPv6 network
 		{"10.0.0.0/8", "10.128.0.0/9 ::ffff:10.64.0.0/106", "10.0.0.0/10"},
 		{"0.0.0.0/0", "::ffff:0:0/96", ""},
 		{"10.0.0.0/8", "::ffff:11.0.0.0/112", "ipBlock.except[0]"},
-		{"10.0.0.0/8", "::ffff:10.0.0.0/103", "ipBlock.except[0]"}, // API servers accept it: nothing would be left
+		{"10.0.0.0/8", "::ffff:10.0.0.0/103", "ipBlock.except[0]"}, // it contains the whole CIDR; API servers accept it
 		{"10.0.0.0/8", "::ffff:10.0.0.0/95", "ipBlock.except[0]"},
 		{"10.0.0.0/8", "::ffff:10.0.0.0/8", "ipBlock.except[0]"},
 		{"10.0.0.0/8", "fd00::/16", "ipBlock.except[0]"},

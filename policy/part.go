@@ -30,12 +30,12 @@ type part struct {
 	stated  complaints // problems of demands that the kernel refuses, or that are too many for a whole node
 
 	granted   []*demand
-	decided   complaints       // stated, and the problems of demands that aren't granted
+	decided   complaints       // those of stated, and the problems of demands that aren't granted
 	regranted bool             // true if granted has changed
 	released  []*demand        // granted demands whose rules and sets are in the ruleset
 	pending   []*demand        // granted demands whose sets are still to be made, in order
 	made      int              // how many granted demands have all their sets, but no rules yet
-	begun     map[*supply]bool // sets in the ruleset for these and for the pending demands
+	begun     map[*supply]bool // sets in the ruleset for made and pending demands
 	due       float64          // work of the namespace, done and to be done, at the end of which nothing is pending
 	fresh     bool             // true until grant has decided, and while sets aren't counted
 	waits     bool             // true if the last compile reached its limit before the work was done
@@ -122,7 +122,7 @@ func (r *complaints) then() complaints { return complaints{slices.Clip(r.all), m
 
 // add adds problems of the policy that another complaints has.
 func (r *complaints) add(policy *parsedPolicy, all []ruleset.Problem) {
-	if len(all) > 0 && len(r.told[policy.name]) == 0 { // no need to look for equal ones
+	if len(all) > 0 && len(r.told[policy.name]) == 0 { // the policy has no problems yet, so none can be equal
 		r.tell(policy, all...)
 		return
 	}

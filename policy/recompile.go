@@ -174,7 +174,8 @@ func (e *Engine) lookFor(l *live, f conf.Family, n int) (looked int, found bool)
 		set.rest = e.addressesOf(l, f)
 	}
 	n = min(n, len(set.rest))
-	if looked = n; set.entries.Len() == 0 && n == len(set.rest) { // quicker than one entry after the other
+	// Adding all at once is quicker than one entry after the other.
+	if looked = n; set.entries.Len() == 0 && n == len(set.rest) {
 		var all []ruleset.Entry
 		for _, a := range set.rest {
 			all = e.entriesAt(all, l, a)

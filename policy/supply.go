@@ -23,8 +23,8 @@ type supply struct {
 	why      string  // why the set can't exist, or ""
 	wanted   []*part // parts with a demand for the set
 	granting int     // how many parts have a granted demand for the set
-	// beginning is how many parts have begun to make the set before they use it. piece has the set's first entries, and
-	// whole is true once it has all of them. A set that is granted has all its entries.
+	// beginning is how many parts are making the set, but have no rules with it yet. piece has the entries that are
+	// made so far, and whole is true if these are all. A granted set has all its entries.
 	beginning     int
 	piece         ruleset.Entries
 	whole         bool

@@ -31,7 +31,7 @@ const (
 type work struct {
 	counting, making budget
 	over             func() bool
-	// small is true if only namespaces get sets whose whole need this compile can meet.
+	// small is true if sets are made only for those namespaces whose sets can all be completed in this compile.
 	small bool
 	done  map[string]float64
 }

@@ -76,8 +76,9 @@ const (
 	flagLiberal     = 0x08
 )
 
-// Midstream reports whether the kernel saw no beginning of the TCP connection. Then it is unknown which side opened the
-// connection. The kernel's tcp_new gives such entries these flags (net/netfilter/nf_conntrack_proto_tcp.c).
+// Midstream reports whether the kernel has begun to track the TCP connection in its middle. Such an entry doesn't show
+// which side opened the connection. The kernel's tcp_new gives such entries these flags
+// (net/netfilter/nf_conntrack_proto_tcp.c).
 func (c Connection) Midstream() bool {
 	return c.state.known && c.state.flags&(flagLiberal|flagWindowScale) == flagLiberal
 }

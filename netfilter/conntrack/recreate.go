@@ -10,7 +10,8 @@ import (
 	"github.com/weir-net/weir/internal/attrs"
 )
 
-// maxRecreations is how often recreate tries. A try fails if a packet of the connection makes an entry in between.
+// maxRecreations is how often recreate tries. A try fails if a packet of the connection makes an entry after the
+// deletion.
 const maxRecreations = 100
 
 // recreate deletes the entry and makes it again with the labels. If it only deleted the entry, the server's next packet
@@ -51,7 +52,8 @@ func (c Connection) recreate(labels ...*nl.RtAttr) error {
 //
 // Equivalent to: conntrack -G TUPLE
 func (c Connection) read() (reply []byte, kept []*nl.RtAttr, err error) {
-	// NLM_F_ACK asks for an acknowledgement, which ends the answer: the kernel marks the entry as part of a list.
+	// NLM_F_ACK asks for an acknowledgement. The kernel marks the entry as part of a list, and the acknowledgement ends
+	// this list.
 	req := request(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_ACK, c.family)
 	req.AddData(nl.NewRtAttr(nl.CTA_TUPLE_ORIG|unix.NLA_F_NESTED, c.tuple))
 	msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)

@@ -116,8 +116,8 @@ func chains(set *nftables.Set) []nft.Chain {
 	}
 }
 
-// Beyond returns how many packets were not logged since Make because of the limit. there is false if the table doesn't
-// exist.
+// Beyond returns how many packets were not logged since Make because of the limit. The result there is false if the
+// table doesn't exist.
 //
 // Equivalent to: nft list chain inet weir-flows log
 func Beyond() (packets uint64, there bool, err error) {

@@ -23,8 +23,8 @@ func closings(f conf.Family) [][]string {
 // it only makes sure that the jumps to these chains are first. Otherwise it drops all packets of the node's pods, also
 // those of established connections.
 //
-// The drops are equivalent to these commands, and to the same for WEIR-INPUT in INPUT. If the kernel refuses sets, the
-// rules match the bridge weir0 instead.
+// These drops are equivalent to the following commands, once more with WEIR-INPUT and INPUT. If the kernel refuses
+// sets, the rules match the bridge weir0 instead.
 //
 //	iptables -t mangle -N WEIR-FORWARD; iptables -t mangle -I FORWARD -j WEIR-FORWARD
 //	iptables -t mangle -A WEIR-FORWARD -m set --match-set weir-pods src -j DROP

@@ -46,7 +46,8 @@ type Driver struct {
 	// ahead has an iptables-restore process for each family. It is started in advance and waits for commands.
 	ahead [len(conf.Families)]*restorer
 	spent []*restorer // processes that have carried out their commands, but haven't ended
-	// late has the errors of earlier processes of spent. lateTaken are those after which the kernel counts as unread.
+	// late has the errors of processes that failed after their change. lateTaken has those of them for which the driver
+	// reads the kernel again.
 	late      lateErrors
 	lateTaken []error
 	forward   LegacyForward

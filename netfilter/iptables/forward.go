@@ -22,9 +22,9 @@ import (
 
 const forward = "FORWARD"
 
-// LegacyForward keeps rules in the chains FORWARD of iptables-legacy, for backends with rules in nf_tables. If such a
-// chain drops packets by default, the rules accept pods' packets: before rules that refuse everything, or else at the
-// end. Otherwise it removes such rules. Only one goroutine may use it.
+// LegacyForward keeps rules in the chains FORWARD of iptables-legacy, for backends with rules in nf_tables. While such
+// a chain drops packets by default, the rules accept pods' packets there. They come before rules that refuse
+// everything, or else at the end. Otherwise LegacyForward removes them. Only one goroutine may use it.
 //
 // It never waits for the lock of xtables: if another program has the lock, a later Keep tries again.
 //
@@ -34,9 +34,9 @@ type LegacyForward struct {
 }
 
 type legacyForward struct {
-	known bool           // true if there is nothing to do before Forget
+	known bool           // true if the chain needn't be looked at before Forget
 	rules []ruleset.Rule // the wanted rules
-	print print          // the fingerprint of the table that had the wanted rules, if it isn't empty
+	print print          // fingerprint of the table when it had the wanted rules; empty if unknown
 	wrote bool           // true if rules were written
 	note  string         // why packets are still dropped
 	again time.Time      // after a failure, the earliest time of the next try
@@ -49,8 +49,9 @@ const (
 	legacyPause = time.Second
 )
 
-// Keep does nothing if it knows that the chain has the rules. repaired is true if rules were missing that it had
-// written before. If it fails, Notes has the reason: without these rules, nothing passes that should not.
+// Keep makes sure that the chain has the rules. It does nothing if it knows that they are there. repaired is true if
+// rules that Keep had written before were missing. If Keep fails, Notes has the reason. Packets of pods may then be
+// dropped, but none passes that should not.
 func (l *LegacyForward) Keep(ctx context.Context, f conf.Family, rules []ruleset.Rule) (repaired bool) {
 	c := &l.chains[f]
 	same := slices.EqualFunc(c.rules, rules, ruleset.Rule.Equal)
@@ -140,8 +141,8 @@ func (c *legacyForward) keep(ctx context.Context, f conf.Family) (changed bool, 
 // xtablesLock is the file that programs of iptables-legacy lock while they change a table.
 const xtablesLock = "/run/xtables.lock"
 
-// lockIsFree returns an error if another program has the lock of xtables. iptables-legacy-restore can't be told not to
-// wait for it: the least wait is a second.
+// lockIsFree returns an error if another program has the lock of xtables. iptables-legacy-restore would wait for the
+// lock for at least a second.
 //
 // Equivalent to: flock --nonblock /run/xtables.lock true
 func lockIsFree() error {
@@ -152,7 +153,7 @@ func lockIsFree() error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = file.Close() }() // it also unlocks
+	defer func() { _ = file.Close() }() // closing also unlocks
 	err = unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return fmt.Errorf("another program has locked %s (fuser -v %s names it)", xtablesLock, xtablesLock)

@@ -91,8 +91,8 @@ func rulesIn(saved string) string {
 	return saved[strings.Index(saved, "*"):strings.LastIndex(saved, "#")]
 }
 
-// TestLegacyForwardNeverWaits: while another program has the lock of xtables, Keep doesn't wait for it, says so, and
-// starts no program if the table is as it was. Later it writes the rules.
+// TestLegacyForwardNeverWaits: while another program has the lock of xtables, Keep doesn't wait for it, and a note
+// names the lock. Later Keep writes the rules. If the table hasn't changed since, Keep starts no program.
 func TestLegacyForwardNeverWaits(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -130,7 +130,7 @@ func TestLegacyForwardNeverWaits(t *testing.T) {
 		t.Errorf("without the lock: %q", l.Notes())
 	}
 	l.Forget()
-	keep() // it remembers the table that it has written
+	keep() // Keep remembers the table that it has written
 	t.Setenv("PATH", t.TempDir())
 	l.Forget()
 	if keep(); len(l.Notes()) > 0 {
@@ -139,8 +139,8 @@ func TestLegacyForwardNeverWaits(t *testing.T) {
 }
 
 // TestForwardOfLegacyBesideNFT: if the chain FORWARD of iptables-legacy drops packets by default, the driver for
-// iptables-nft accepts pods' packets there, and a chained pod's. weir's rules there don't make the node count as one
-// with iptables-legacy.
+// iptables-nft adds rules there that accept packets of pods and of chained pods. These rules don't make the node count
+// as one with iptables-legacy.
 func TestForwardOfLegacyBesideNFT(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -179,7 +179,7 @@ func TestForwardOfLegacyBesideNFT(t *testing.T) {
 		}
 		nodetest.RunEach(t, "iptables-legacy -F FORWARD", "ip6tables-legacy -F FORWARD")
 		t.Setenv("PATH", path)
-		for _, verify := range []netfilter.Verify{netfilter.All, netfilter.Trust} { // the second one only repeats the notes
+		for _, verify := range []netfilter.Verify{netfilter.All, netfilter.Trust} { // Trust only repeats the notes
 			if r := mustApply(t, d, want, verify); len(r.Notes) != 2 ||
 				!strings.Contains(r.Notes[0].Message, "chain FORWARD of iptables-legacy drops forwarded packets of pods") {
 				t.Errorf("%+v", r)

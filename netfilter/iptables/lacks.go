@@ -23,7 +23,7 @@ func Lacks(ctx context.Context) (all []string, err error) {
 	families := probe.Families()
 	err = probe.Apart(func() {
 		for _, f := range families {
-			if len(all) == 0 { // both families lack the same, and the search takes time
+			if len(all) == 0 { // one family is enough: both lack the same, and the search takes time
 				all = lacksIn(ctx, flavour, f)
 			}
 		}

@@ -105,7 +105,8 @@ func (m *lowering) lower(r ruleset.Ruleset, n numbers) *lowered {
 		if c.Hook != "" {
 			p := places[c.Hook]
 			comment := c.Comment
-			// Every packet meets jumps other than that for masquerading, and the kernel takes time to skip a comment.
+			// Except for the jump for masquerading, every packet meets the jump, and the kernel takes time to skip a
+			// comment.
 			if c.Hook != ruleset.TranslateSource {
 				comment = ""
 			}
@@ -217,7 +218,7 @@ func (s loweredSet) next(now ruleset.Set) loweredSet {
 			for _, half := range halvesOf(e.Prefix) {
 				n.to = n.to.With(ruleset.Entry{Element: ruleset.Element{Prefix: half}, Comment: e.Comment})
 			}
-		default: // if the ruleset also has a half itself, the comment that sorts first stays
+		default: // the ruleset may also have this half itself: the comment that sorts first stays
 			if was, ok := n.to.Get(e.Element); !ok || !n.whole || e.Comment < was {
 				n.to = n.to.With(e)
 			}

@@ -292,9 +292,9 @@ func jumps(f conf.Family, name string, have table, want *lowered) []string {
 	return commands
 }
 
-// jump returns the commands that put weir's rule into its place in a table that can't be read. It deletes old copies of
-// the rule only if nothing is known of the table: iptables can delete a rule only if it understands all rules before
-// it. Later, deleteCopies deletes copies.
+// jump returns the commands that put weir's jump into its place in a table that iptables-save can't print. If nothing
+// is known of the table, they first delete an old jump. iptables can delete a rule only if it understands all rules
+// before it. So otherwise, deleteCopies deletes old jumps later.
 func (u *unknown) jump(j jump) []string {
 	add := "-A " + j.chain + " " + j.line
 	if j.first {

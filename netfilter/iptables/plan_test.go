@@ -154,7 +154,7 @@ func TestAPodThatIsExpectedChangesSetsOnly(t *testing.T) {
 			}
 		}
 		lastOfFamily := policy.Compile(before).Has(conf.IPv6) != policy.Compile(s).Has(conf.IPv6)
-		// Rules may name the port of a chained pod.
+		// Rules may name the port of a chained pod, so attaching it may change rules.
 		if !known || lastOfFamily || e.Enforcement == conf.Off || e.Chained {
 			continue
 		}

@@ -99,7 +99,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 		case s.kind == ruleset.Networks || !slices.ContainsFunc(addrs, s.entries.HasAddress):
 		case s.kind == ruleset.Addresses:
 			plain[s.family] = append(plain[s.family], name)
-		default: // an address may have many entries, or a number
+		default: // the set may have several entries of an address, or numbers of classes
 			now, err := d.readSet(name, s)
 			if err != nil {
 				return changed, err

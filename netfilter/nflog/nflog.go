@@ -7,9 +7,8 @@
 //
 // Invariants:
 //   - The package knows nothing of policies. It owns no kernel object that outlives its socket.
-//   - Each packet is read or counted as lost. A loss is noticed when a later packet is read, because the kernel numbers
-//     a
-//     group's packets.
+//   - Each packet is read or counted as lost. The kernel numbers a group's packets, so a loss is noticed when a later
+//     packet is read.
 //   - Reading a packet copies nothing: a Packet consists of parts of the Reader's buffer.
 //   - If another program already reads the group, Open returns ErrTaken.
 package nflog
@@ -50,8 +49,8 @@ const (
 	// headers is how many bytes of each packet the kernel copies: enough for an IPv6 header with extension headers, and
 	// a TCP header with all options.
 	headers = 128
-	// messageSize is the kernel's buffer for one message. With less than 1 KiB more, it must be one piece of memory,
-	// and pieces of more than eight pages are rare.
+	// messageSize is the size of the kernel's buffer for one message. The kernel needs one piece of memory for the
+	// buffer and less than 1 KiB more. With 31 KiB, this piece has eight pages. Larger pieces are rarely free.
 	messageSize = 31 << 10
 	// perMessage is more packets than one message can contain. So the kernel sends full messages, and wakes the reader
 	// less often.

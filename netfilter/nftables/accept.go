@@ -77,8 +77,8 @@ func (s *statement) shortLink(key uint32, name string) {
 }
 
 // keepAccepting makes the chains FORWARD have the rules of the wanted families, and none of weir's other rules.
-// repaired is true if rules were missing. If it fails, the error is only reported: without these rules, nothing passes
-// that should not.
+// repaired is true if rules were missing. An error is only reported: without these rules, packets of pods may be
+// dropped, but none passes that should not.
 func (d *Driver) keepAccepting(ctx context.Context, want lowered) (repaired bool) {
 	for _, f := range conf.Families {
 		var rules []nftnl.Rule

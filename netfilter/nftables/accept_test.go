@@ -101,7 +101,7 @@ func TestForwardAcceptsPods(t *testing.T) {
 			}
 		}
 		saved := nodetest.Run(t, program+"-save")
-		// After this, comments are written as matches of xtables.
+		// This restore writes the comments as matches of xtables. The driver must know its rules in this form too.
 		nodetest.Run(t, "sh", "-c", program+"-restore <<'T'\n"+saved+"T")
 		mustApply(t, d, want, netfilter.All)
 		if got := forward(t, program); len(got) != 6 || got[2] != acceptsIn || got[3] != acceptsOut {

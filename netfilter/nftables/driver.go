@@ -72,8 +72,7 @@ const triesOfAChange = 3
 // Apply makes weir's tables in the kernel equal to the ruleset.
 //
 //   - After a RefusedError, the kernel has the old state, or a state between the old and the new. The caller must leave
-//     the
-//     refused parts out of the next ruleset.
+//     the refused parts out of the next ruleset.
 //   - Before it returns another error, Apply closes the pods if the kernel's rules don't check all packets.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
 	var all netfilter.Result

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// refusedParts returns the refused parts of the ruleset without which the rest only allows less. someElement is true if
-// such an element was refused, but the kernel hasn't told which.
+// refusedParts returns those refused parts that the ruleset can do without, because without them it only allows less.
+// someElement is true if such an element was refused, but the kernel hasn't told which.
 func (l lowered) refusedParts(refused *nftnl.RefusedError) (parts ruleset.Refused, someElement bool) {
 	parts = ruleset.Refused{}
 	missing := map[key]bool{} // sets without which the kernel also refuses the rules that use them

@@ -66,7 +66,7 @@ func (t *Trial) Wrong(remove func()) (wrong []Need, err error) {
 		if n.answer {
 			source = addrOf(t.receivers[i])
 		}
-		// The kernel goes on to masquerade an existing connection.
+		// The kernel still masquerades a connection that it has masqueraded before.
 		if !from[i].IsValid() || from[i] != source && !n.masquerades {
 			return nil, errOthers
 		}

@@ -51,7 +51,7 @@ type Terms struct {
 	Within []netip.Prefix
 	// Local has addresses that this node needs, sorted. Another node's network that contains one of them is invalid.
 	Local []UnderlayAddress
-	// Before has the Nodes that Settle has returned last.
+	// Before is the result of the last call of Settle.
 	Before []policy.Node
 }
 
@@ -61,23 +61,23 @@ type UnderlayAddress struct {
 	What    string // what the address is, for messages
 }
 
-// Settle decides which claims of Nodes are valid. It returns the Nodes with their valid claims, the oldest Node first,
-// and a problem for each invalid claim. Only valid claims become routes, tunnels and entries of sets. Otherwise a
-// forged Node could redirect other nodes' traffic, or give a pod the rights of another pod.
+// Settle decides which claims of Nodes are valid. It returns the Nodes with only their valid claims, the oldest Node
+// first, and a problem for each invalid claim. Otherwise a forged Node could redirect other nodes' traffic, or give a
+// pod the rights of another pod.
 //
 // A claim is invalid if
 //
 //   - it is a special address, or a network that contains one
 //   - it overlaps a valid claim
-//   - Within isn't empty, and the claim is a network outside of all networks in Within
+//   - Within isn't empty, and no network in Within contains the claim
 //   - it is another node's network, and contains an address in Local.
 //
 // If two Nodes claim the same, the older Node's claim is valid. A Node without a creation time counts as the youngest.
 // Among Nodes of the same age, Self comes first, and then the order of names decides.
 //
-// A claim that was valid before (Before) stays valid, even if an older Node now makes the same claim. So nobody can
-// take a claim away by editing a Node. The claim ends if its Node no longer makes it, if its Node is deleted or
-// replaced, or for the last reason in the list.
+// A valid claim (Before) stays valid even if an older Node now makes the same claim. So nobody can take a claim away by
+// editing a Node. The claim ends if its Node is deleted, replaced or no longer makes it, or if it contains an address
+// in Local.
 //
 // If Self isn't empty, a Node without an address or without a network is also a problem.
 func Settle(nodes []policy.Node, t Terms) ([]policy.Node, []ruleset.Problem) {

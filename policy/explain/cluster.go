@@ -10,8 +10,8 @@ import (
 type Cluster struct {
 	policy.Objects
 	Endpoints []policy.Endpoint
-	// Node is the node of the agent that has returned the cluster. It is empty if no agent has, or if the node is
-	// unknown.
+	// Node is the name of the agent's node. It is empty if no agent has returned the cluster, or if the agent doesn't
+	// know the name.
 	Node     string
 	Services []policy.Service
 	// Gaps has a sentence for each kind of objects that could not be read.
@@ -22,7 +22,7 @@ type Cluster struct {
 	Invented []netip.Prefix
 }
 
-// NoNode is the NodeName of a pod with a made-up address that is on no Node.
+// NoNode is the NodeName of a pod that is on no Node, and whose address is made up.
 const NoNode = "(none)"
 
 func nodeOf(p *policy.Pod) string {

@@ -96,7 +96,7 @@ func TestConcerns(t *testing.T) {
 			}
 			fewer := c
 			fewer.Pods = nil
-			for range 2 { // twice, as in the agent
+			for range 2 { // a second time with the pods that the first call has asked for, as in the agent
 				concerns := q.Concerns(fewer)
 				fewer.Pods = nil
 				for i := range c.Pods {

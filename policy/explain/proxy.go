@@ -66,8 +66,8 @@ func (x *explainer) onReceiver(s *policy.Service, in entrance, all []target) []t
 	return near
 }
 
-// inFamilies leaves out endpoints whose family the Service doesn't have, or which isn't the family of the query's
-// address.
+// inFamilies keeps only endpoints whose family the Service has. If the query names an address, the endpoint must also
+// have the address's family.
 func (x *explainer) inFamilies(s *policy.Service, in entrance, all []target) []target {
 	families := s.Families
 	if in.address.IsValid() {

@@ -109,8 +109,9 @@ func (q Query) Concerns(c Cluster) func(*policy.Pod) bool {
 	}
 }
 
-// homes returns podSelectors of policies that could be strays for the query's ends, by the policies' namespaces. The
-// pods that they select there must be known: a policy that selects a pod of its own namespace is no stray.
+// homes returns podSelectors of policies that may be strays for the query's ends, by the policies' namespaces. A stray
+// selects no pod of its own namespace. To find out, Concerns must ask for the pods that these podSelectors select
+// there.
 func (c *Cluster) homes(q Query) map[string][]labels.Selector {
 	all := map[string][]labels.Selector{}
 	for _, r := range c.ends(q) {

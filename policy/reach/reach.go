@@ -9,8 +9,7 @@
 // Invariants:
 //   - The package is pure.
 //   - A matrix is exact. It leaves out pods with the host's network, and connections on which no policy decides: from a
-//     pod
-//     to itself, and from a node to its own pods.
+//     pod to itself, and from a node to its own pods.
 //   - Each connection of a matrix is in exactly one of its rows.
 package reach
 

@@ -136,7 +136,7 @@ func blocksOf(peers []networkingv1.NetworkPolicyPeer) []netipx.IPRange {
 	}
 	set, err := all.IPSet()
 	if err != nil {
-		return nil // impossible: it was made of valid sets
+		return nil // impossible: the set was made of valid sets
 	}
 	return set.Ranges()
 }

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestPieces: the first entries of a changing list, up to the last one of the piece before and some more, end with the
-// whole list.
+// TestPieces reads a list in pieces while the list changes. Each piece has the entries up to the last entry of the
+// piece before, and some more. The last piece is the whole list.
 func TestPieces(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	element := func() Element {

@@ -7,7 +7,7 @@ type Bounds struct {
 	// Sets is how many sets may be looked up one by one, because that takes little time. Unlike merged sets, these can
 	// be shared by classes of pods.
 	Sets int
-	// Large is the size above which a set counts as large. Large sets aren't merged, the largest first, as long as
+	// Large is the size above which a set counts as large. The largest of the large sets aren't merged, as long as
 	// there are no more than Sets look-ups.
 	Large int
 	// Lists is how many lists of ports may be compared one by one, because that takes little time.

@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// TestMerge: a merged random ruleset allows the same packets as the ruleset before. After each step of a sequence, a
+// TestMerge: a merged random ruleset allows the same packets as the unmerged one. After each step of a sequence, a
 // Merger gives the same result as Bounds.Merge.
 func TestMerge(t *testing.T) {
 	sequences := 300

@@ -8,11 +8,10 @@
 //   - Sets are ordered by name, chains by family and name, entries by Element.Compare.
 //   - A set has addresses of one family, and no IPv4-mapped IPv6 address (::ffff:0:0/96).
 //   - The names of a class's set and chain contain a hash of the policies' rules (Identity). So if the rules change, a
-//     new
-//     set and a new chain replace the old ones. The classes "none" and "open" need no hash: their rules never change.
+//     new set and a new chain replace the old ones. The classes "none" and "open" need no hash: their rules never
+//     change.
 //   - Each chain that checks packets ends with a rule that drops the packet, or returns. A packet passes the hook if
-//     the
-//     hook's chain returns.
+//     the hook's chain returns.
 package ruleset
 
 import (

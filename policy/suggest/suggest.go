@@ -7,8 +7,7 @@
 // Invariants:
 //   - The package is pure.
 //   - The policies isolate all pods of the namespace. They allow only the connections that were seen, for all pods of
-//     their
-//     workloads.
+//     their workloads.
 //   - Connections that a policy can't name are returned separately.
 package suggest
 

@@ -61,8 +61,7 @@ func (s *Source) AwaitPublished(ctx context.Context, pod endpoint.Pod) {
 //
 //   - The addresses are in the status and not in an annotation: users who may create pods could forge an annotation.
 //   - Kubelet removes the addresses about every ten seconds until the pod's first container has started. The source
-//     writes
-//     them again at once.
+//     writes them again at once.
 //   - The source doesn't write the addresses of a pod without a UID: a newer pod may have the same name.
 func (s *Source) Publish(ctx context.Context, pods map[endpoint.Pod][]netip.Addr) {
 	s.published.mu.Lock()

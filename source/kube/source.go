@@ -8,8 +8,7 @@
 //   - While a namespace is being deleted, its policies stay in force until its pods are gone. If an agent starts during
 //     the deletion, it isolates all pods of the namespace.
 //   - The package writes nothing but addresses and events. A patch of a pod's status contains the pod's UID, so it
-//     never
-//     changes another pod of the same name.
+//     never changes another pod of the same name.
 package kube
 
 import (

@@ -24,12 +24,13 @@ const (
 	surveyRetry = 15 * time.Second
 )
 
-// notSurveyed is the result while no survey has succeeded.
+// notSurveyed is the result until the API server has said which kinds of policies it serves.
 var notSurveyed = []policy.Unenforced{{
 	Where: "which policies of other kinds the cluster has isn't known: the API server doesn't say which kinds it serves",
 }}
 
-// noWatch marks requests that aren't part of a watch. Contact ignores their errors.
+// noWatch is the key of a context whose requests aren't part of a watch. Contact doesn't return errors of such
+// requests.
 type noWatch struct{}
 
 func (s *Source) survey(ctx context.Context, changed func()) {

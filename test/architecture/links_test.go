@@ -18,7 +18,8 @@ var (
 	}
 )
 
-// promises says which packages the packages in a folder never link. Packages below those in never are meant too.
+// promises says which packages the packages in a folder never link. A path in the list never also stands for all
+// packages below it.
 var promises = []struct {
 	folder, why string
 	except      []string // folders below folder for which the promise doesn't hold

@@ -64,7 +64,7 @@ func edited(
 }
 
 // TestTheOldestNodeIsEdited: the oldest Node is edited and claims what other Nodes already have. The other Nodes keep
-// it.
+// their claims.
 func TestTheOldestNodeIsEdited(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

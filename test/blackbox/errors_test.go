@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// wrapped replaces the program by a script, in which $real is the program's path. The tests' agents then use the
-// backend iptables even if the script makes it work badly, except when the tests run with nftables.
+// wrapped replaces the program by a script, in which $real is the program's path. Unless the tests run with nftables,
+// agents then use the backend iptables, even if the script makes iptables work badly.
 func wrapped(t *testing.T, name, script string) {
 	t.Helper()
 	if !nodetest.Nftables() && strings.Contains(name, "tables") {

@@ -38,7 +38,7 @@ func withoutXtables(t *testing.T, refused unix.Errno) {
 				return refused
 			}
 			*subsystem = unused
-		case unix.NFNL_SUBSYS_NFTABLES: // lengths of the attributes with the expressions' names
+		case unix.NFNL_SUBSYS_NFTABLES: // renames the expressions match and target of xtables
 			for _, name := range []string{"\x0a\x00\x01\x00match\x00", "\x0b\x00\x01\x00target\x00"} {
 				other := strings.Replace(name, "a", "-", 1)
 				copy(message, bytes.ReplaceAll(message, []byte(name), []byte(other)))

@@ -19,7 +19,7 @@ const service = "10.96.0.1:80"
 type keptNode struct {
 	*nodetest.Node
 	client, server *nodetest.Pod
-	ways           [][2]string // a network namespace, and an address that must be reachable from it
+	mustReach      [][2]string // pairs of a network namespace, and an address that it must reach
 }
 
 const twoPods = `
@@ -49,7 +49,7 @@ func newKeptNode(t *testing.T) *keptNode {
 	n.Serve(n.Outside, "tcp", "192.0.2.1:80")
 	nodetest.Run(t, "iptables", "-t", "nat", "-A", "PREROUTING", "-d", "10.96.0.1", "-p", "tcp", "--dport", "80",
 		"-j", "DNAT", "--to-destination", n.server.IP+":80")
-	n.ways = [][2]string{
+	n.mustReach = [][2]string{
 		{n.client.Netns, n.server.IP + ":80"},
 		{n.client.Netns, "[" + n.server.IP6 + "]:80"},
 		{n.client.Netns, service},
@@ -65,7 +65,7 @@ func newKeptNode(t *testing.T) *keptNode {
 
 func (n *keptNode) traffic() error {
 	n.Helper()
-	for _, way := range n.ways {
+	for _, way := range n.mustReach {
 		if _, err := nodetest.Get(n, way[0], way[1]); err != nil {
 			return fmt.Errorf("from %s: %w", way[0], err)
 		}
@@ -418,7 +418,7 @@ func TestNodeOverlayComesBack(t *testing.T) {
 		"ip -n outside route add 10.88.0.0/24 via 10.88.0.0 dev vx onlink src 10.88.1.5",
 	)
 	n.Serve(n.Outside, "tcp", "10.88.1.5:80")
-	n.ways = [][2]string{
+	n.mustReach = [][2]string{
 		{n.client.Netns, "10.88.1.5:80"},
 		{nodetest.Self, "10.88.1.5:80"},
 		{n.Outside, n.server.IP + ":80"},

@@ -60,8 +60,8 @@ type refusal struct {
 const rulesFailed = "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND failed (No such file or directory): " +
 	"rule in chain X"
 
-// lacking makes iptables-restore fail with the message says if its input contains the text, until mended is called.
-// With nftables, unless r.legacy is true, nf_tables refuses r.request instead.
+// lacking makes iptables-restore fail if its input contains the text, until mended is called. The program's message is
+// says. With nftables, unless r.legacy is true, nf_tables refuses r.request instead.
 func (r refusal) lacking(text, says string) refusal {
 	if nodetest.Nftables() && !r.legacy {
 		return r.lackingRequest()

@@ -2,12 +2,10 @@
 // has the same contents.
 //
 //   - A cluster has at least 100 namespaces, each with up to 100 pods: ten apps of up to ten pods. Ten namespaces
-//     belong to
-//     each team.
+//     belong to each team.
 //   - A namespace has ten policies. Nine select one app each. The tenth isolates all pods of the namespace.
 //   - A node has up to 110 pods. In all clusters that are large enough, the measured node has the same pods and
-//     policies. From
-//     10,000 pods on, its pods also have the same peers.
+//     policies. From 10,000 pods on, its pods also have the same peers.
 //   - The second node is the measured node's neighbour. It has only pods that a measurement creates.
 package cluster
 
