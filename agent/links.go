@@ -4,7 +4,7 @@ import (
 	"errors"
 	"net"
 
-	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
@@ -38,7 +38,7 @@ func (a *agent) bringUpLinks() {
 		// A missing link is no fault: an ADD is running, and will make the link and bring it up.
 		if err := bridge.SetLinkUp(e.HostIf); err == nil {
 			a.links.done[id], a.enrolments.done[id] = true, true
-		} else if !errors.As(err, &netlink.LinkNotFoundError{}) {
+		} else if !errors.Is(err, unix.ENODEV) {
 			a.Log.Error("a pod stays closed: its link can't be brought up", "pod", e.Pod.String(), "error", err)
 		}
 	}

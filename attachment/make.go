@@ -58,7 +58,7 @@ type making struct {
 	netns     netns.NsHandle
 	mac       net.HardwareAddr
 	bridge    *bridge.Bridge
-	routes    []conf.Route
+	pair      bridge.Pair
 	enrolment *enrolment // nil if no answer of the agent is awaited
 	enrolled  bool       // the agent has enrolled the pod, or enforcement is off
 	lock      io.Closer  // a lock on the record: while it is held, other processes know that Make is running
@@ -90,14 +90,14 @@ func (n Node) Make(r Request, report func(Made) error) (err error) {
 			return err
 		}
 	}
-	made := Made{Record: m.record, Routes: m.routes}
+	made := Made{Record: m.record, Routes: m.pair.Routes}
 	if m.bridge != nil {
 		made.BridgeMAC = m.bridge.MAC
 	}
 	return report(made)
 }
 
-// steps returns the steps in their order. Until setLinkUp, no packet passes a link that weir has made. So the agent
+// steps returns the steps in their order. Until startLink, no packet passes a link that weir has made. So the agent
 // can enrol the pod while createLink runs.
 func (m *making) steps() []func() error {
 	if m.record.Chained {
@@ -111,8 +111,7 @@ func (m *making) steps() []func() error {
 		m.createLink,        // make the veth pair, its end on the node down, and configure the pod's end
 		m.allowSender,       // allow the port, in the guard, to send with its own MAC and addresses
 		m.awaitEnrol,        // wait for the agent's answer
-		m.setLinkUp,         // set the link up if the pod is enrolled; from here packets may pass
-		m.awaitLink,         // wait until packets pass, because the kernel takes a moment
+		m.startLink,         // set the link up if the pod is enrolled, and wait until packets pass
 	}
 }
 
@@ -229,7 +228,7 @@ func (m *making) ensureBridge() error {
 func (m *making) createLink() error {
 	p := m.port()
 	var err error
-	if m.routes, err = m.bridge.AddPort(p); err != nil {
+	if m.pair, err = m.bridge.AddPort(p); err != nil {
 		return &LinkError{IfName: p.IfName, MAC: p.MAC, Err: err}
 	}
 	return nil
@@ -259,16 +258,9 @@ func (m *making) awaitEnrol() error {
 	return nil
 }
 
-func (m *making) setLinkUp() error {
+func (m *making) startLink() error {
 	if !m.enrolled {
 		return nil
 	}
-	return failed("set the pod's link up", bridge.SetLinkUp(m.record.HostIf))
-}
-
-func (m *making) awaitLink() error {
-	if !m.enrolled {
-		return nil
-	}
-	return failed("wait for the pod's link", bridge.AwaitLink(m.record.HostIf, m.record.IfName, m.netns))
+	return failed("set the pod's link up", m.pair.Start())
 }

@@ -12,7 +12,7 @@
 //     and the packet passes the FORWARD hook, where policy is enforced.
 //   - Nothing is resolved or learned: neighbour entries are permanent, and the bridge has a static forwarding entry for
 //     each port.
-//   - A port's link stays down until SetLinkUp.
+//   - A port's link stays down until Pair.Start or SetLinkUp.
 package bridge
 
 import (

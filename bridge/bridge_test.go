@@ -70,10 +70,11 @@ func (n node) pod(name, addr string) Port {
 		HostIf: PortName(name), IfName: "eth0", Netns: ns, MAC: PodMAC(address(addr)),
 		Addresses: address(addr), Alias: "test/" + name,
 	}
-	if _, err := n.b.AddPort(p); err != nil {
+	pair, err := n.b.AddPort(p)
+	if err != nil {
 		n.Fatal(err)
 	}
-	if err := SetLinkUp(p.HostIf); err != nil {
+	if err := pair.Start(); err != nil {
 		n.Fatal(err)
 	}
 	return p

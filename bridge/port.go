@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -50,9 +51,15 @@ type Port struct {
 // Sender returns the MAC and the addresses under which the port may send.
 func (p Port) Sender() Sender { return Sender{p.HostIf, p.MAC, p.Addresses} }
 
-// AddPort makes the pair and configures the pod's end. No packet passes until SetLinkUp. If AddPort fails, it
-// removes what it made. Its errors may wrap ErrInterfaceExists, ErrMACInUse or ErrRouteExists. It returns the
-// routes of the pod's interface. For a pod's second interface, see addSecondaryRoutes.
+// Pair is a veth pair that AddPort has made.
+type Pair struct {
+	Routes []conf.Route // of the pod's interface
+	node   Link         // the end on the node
+}
+
+// AddPort makes the pair and configures the pod's end. No packet passes until Start. If AddPort fails, it removes what
+// it made. Its errors may wrap ErrInterfaceExists, ErrMACInUse or ErrRouteExists. For a pod's second interface, see
+// addSecondaryRoutes.
 //
 // Equivalent to:
 //
@@ -74,9 +81,9 @@ func (p Port) Sender() Sender { return Sender{p.HostIf, p.MAC, p.Addresses} }
 //	ip link set IFNAME addrgenmode none; ip addr add ADDR/128 dev IFNAME nodad; ip link set IFNAME up
 //	ip neigh replace GATEWAY lladdr BRIDGEMAC dev IFNAME nud permanent
 //	ip -6 route add default via GATEWAY dev IFNAME onlink
-func (b *Bridge) AddPort(p Port) (routes []conf.Route, err error) {
+func (b *Bridge) AddPort(p Port) (made Pair, err error) {
 	if bytes.Equal(p.MAC, b.MAC) {
-		return nil, fmt.Errorf("create veth pair %s, %s in the pod, with MAC %s: %w",
+		return made, fmt.Errorf("create veth pair %s, %s in the pod, with MAC %s: %w",
 			p.HostIf, p.IfName, p.MAC, ErrMACInUse)
 	}
 	var pair batch.Batch
@@ -85,41 +92,40 @@ func (b *Bridge) AddPort(p Port) (routes []conf.Route, err error) {
 	pair.Add(getLink(p.HostIf), "look up new link %s", p.HostIf)
 	replies, err := pair.Do(unix.NETLINK_ROUTE, netns.None())
 	if err != nil {
-		return nil, err
+		return made, err
 	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, RemovePort(p.HostIf, p.Addresses))
 		}
 	}()
-	index, peer, err := indices(replies)
-	if err != nil {
-		return nil, fmt.Errorf("look up new link %s: %w", p.HostIf, err)
+	if made.node, err = newLink(replies); err != nil {
+		return made, fmt.Errorf("look up new link %s: %w", p.HostIf, err)
 	}
-	if _, err := b.portBatch(p, index).Do(unix.NETLINK_ROUTE, netns.None()); err != nil {
-		return nil, err
+	if _, err := b.portBatch(p, made.node.Index).Do(unix.NETLINK_ROUTE, netns.None()); err != nil {
+		return made, err
 	}
 	existing := existingRoutes{}
-	if _, err = b.podBatch(p, peer, existing).Do(unix.NETLINK_ROUTE, p.Netns); err != nil {
-		return nil, err
+	if _, err = b.podBatch(p, made.node.Peer, existing).Do(unix.NETLINK_ROUTE, p.Netns); err != nil {
+		return made, err
 	}
-	return p.addSecondaryRoutes(peer, existing)
+	made.Routes, err = p.addSecondaryRoutes(made.node.Peer, existing)
+	return made, err
 }
 
-// indices returns the indices of a pair's ends. The kernel leaves out the peer's index if both are equal.
-func indices(replies [][]byte) (index, peer int, err error) {
-	if len(replies) != 1 || len(replies[0]) < unix.SizeofIfInfomsg {
-		return 0, 0, batch.ErrNoAnswer
+// newLink reads the kernel's answer about a new pair. The kernel leaves out the peer's index if it is the same.
+func newLink(replies [][]byte) (l Link, err error) {
+	if len(replies) != 1 {
+		return l, batch.ErrNoAnswer
 	}
-	link, err := netlink.LinkDeserialize(nil, replies[0])
-	if err != nil {
-		return 0, 0, err
+	l, ok := parseLink(replies[0])
+	if !ok {
+		return l, batch.ErrNoAnswer
 	}
-	index, peer = link.Attrs().Index, link.Attrs().ParentIndex
-	if peer == 0 {
-		peer = index
+	if l.Peer == 0 {
+		l.Peer = l.Index
 	}
-	return index, peer, nil
+	return l, nil
 }
 
 func (b *Bridge) portBatch(p Port, index int) (port batch.Batch) {
@@ -168,7 +174,7 @@ func (b *Bridge) podBatch(p Port, index int, existing existingRoutes) (pod batch
 	return pod
 }
 
-// SetLinkUp sets the node's end of the pair up. Then packets pass.
+// SetLinkUp sets the node's end of the pair up. Then packets pass as soon as the kernel has activated the link.
 //
 // Equivalent to: ip link set HOSTIF up
 func SetLinkUp(hostIf string) error {
@@ -178,39 +184,32 @@ func SetLinkUp(hostIf string) error {
 	return err
 }
 
-// linkWait limits AwaitLink. On a quiet machine the kernel needs less than a millisecond.
+// linkWait limits Start. On a quiet machine the kernel needs less than a millisecond.
 const linkWait = time.Second
 
-// AwaitLink waits until packets pass the pair in both directions, for at most a second. A link that is up drops
-// packets until the kernel's link watch has run (net/core/link_watch.c). Since Linux 6.8, looking up the link makes
-// the link watch run.
+// Start sets the node's end of the pair up. Then it waits until packets pass the pair in both directions, for at most a
+// second. A link that is up drops packets until the kernel's link watch has run (net/core/link_watch.c). Since Linux
+// 6.8, looking up the link makes the link watch run.
 //
-// Equivalent to: ip link show HOSTIF; ip link show weir0; ip -n NETNS link show IFNAME
-func AwaitLink(hostIf, ifName string, pod netns.NsHandle) error {
+// Equivalent to: ip link set HOSTIF up; ip link show HOSTIF; ip link show weir0; ip -n NETNS link show IFNAME
+func (p Pair) Start() error {
+	var start batch.Batch
+	start.Add(linkUp(p.node.Index, ""), "set %s up", p.node.Name)
 	for end := time.Now().Add(linkWait); ; time.Sleep(time.Millisecond) {
-		ours, err := running(netns.None(), hostIf, Name)
-		if err != nil {
+		start.Add(getLink(p.node.Name), "look up link %s", p.node.Name)
+		start.Add(getLink(Name), "look up link %s", Name)
+		start.Add(getPeer(p.node), "look up the pod's end of %s", p.node.Name)
+		links, err := start.Do(unix.NETLINK_ROUTE, netns.None())
+		if err != nil || !slices.ContainsFunc(links, stopped) || time.Now().After(end) {
 			return err
 		}
-		theirs, err := running(pod, ifName)
-		if err != nil || ours && theirs || time.Now().After(end) {
-			return err
-		}
+		start = nil
 	}
 }
 
-func running(ns netns.NsHandle, links ...string) (bool, error) {
-	var get batch.Batch
-	for _, name := range links {
-		get.Add(getLink(name), "look up link %s", name)
-	}
-	replies, err := get.Do(unix.NETLINK_ROUTE, ns)
-	for _, r := range replies {
-		if l, ok := parseLink(r); !ok || !l.Running {
-			return false, err
-		}
-	}
-	return err == nil, err
+func stopped(answer []byte) bool {
+	l, ok := parseLink(answer)
+	return !ok || !l.Running
 }
 
 // RemovePort deletes the pair, and the node's neighbour entries for the addresses. A missing pair or entry is no

@@ -52,7 +52,19 @@ func (b *Bridge) newPair(p Port) *nl.NetlinkRequest {
 
 // Equivalent to: ip link show NAME
 func getLink(name string) *nl.NetlinkRequest {
-	return request(unix.RTM_GETLINK, 0, ifInfo(unix.AF_UNSPEC, 0), attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	return request(unix.RTM_GETLINK, 0, ifInfo(unix.AF_UNSPEC, 0), attr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)),
+		withoutStatistics())
+}
+
+// getPeer looks the pair's other end up by the node's number for the namespace of that end.
+//
+// Equivalent to: ip -n NETNS link show IFNAME
+func getPeer(l Link) *nl.NetlinkRequest {
+	r := request(unix.RTM_GETLINK, 0, ifInfo(unix.AF_UNSPEC, l.Peer), withoutStatistics())
+	if l.PeerNS >= 0 { // else it is in the node's namespace
+		r.AddData(number(unix.IFLA_TARGET_NETNSID, l.PeerNS))
+	}
+	return r
 }
 
 // Equivalent to: ip link del NAME

@@ -96,10 +96,11 @@ func (n *Node) AddPod(name string, addrs ...netip.Addr) {
 		Alias:     name,
 		Addresses: addresses,
 	}
-	if _, err := n.bridge.AddPort(port); err != nil {
+	pair, err := n.bridge.AddPort(port)
+	if err != nil {
 		n.Fatal(err)
 	}
-	if err := bridge.SetLinkUp(port.HostIf); err != nil {
+	if err := pair.Start(); err != nil {
 		n.Fatal(err)
 	}
 	for _, addr := range addrs {

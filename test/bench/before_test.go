@@ -60,6 +60,9 @@ func TestTurns(t *testing.T) {
 	const warmUp = 3
 	for round := range *rounds + warmUp {
 		await()
+		if round%copyEvery == 0 {
+			recopy(t, n.Bin, *programs)
+		}
 		for _, c := range []contender{plugin(t, n, "weir", weirConf), plugin(t, n, "bridge", bridgeConf())} {
 			added, deleted := once(t, c)
 			if round >= warmUp {

@@ -96,10 +96,26 @@ func atLinksAndInBridge(n *packetNode) string {
 	return atLinks(n) + inBridge("", fmt.Sprintf("iifgroup %d accept\n%s", netdevGroup, unusual)) + pastTable("inet")
 }
 
+// byLock locks the ports: the bridge drops a frame with a MAC that has no forwarding entry of its port. The bridge
+// neither logs nor counts that frame. A chain behind the bridge looks the address up.
+func byLock(n *packetNode) string {
+	set := "set senders4 { typeof ether saddr . ip saddr; size 8192; elements = { "
+	for _, p := range n.guardedPorts() {
+		set += fmt.Sprintf("%s . %s, ", p.mac, p.addr)
+	}
+	return "table ip weir-ports {\n" + set + "} }\nchain prerouting { type filter hook prerouting priority -450;\n" +
+		"meta iifgroup != 2003134834 accept\nip daddr != 127.0.0.0/8 ip frag-off & 0x3fff == 0 " +
+		"ether saddr . ip saddr @senders4 accept\ncounter drop\n}\n}\n"
+}
+
 // withoutLookUp has all conditions of the guard's first rule except the look-up. So it doesn't guard anything.
 func withoutLookUp(*packetNode) string {
 	return inBridge("", usual+"accept\n"+unusual) + pastTable("inet")
 }
+
+const locked = "locked ports and a look-up behind the bridge"
+
+var onOff = map[bool]string{true: "on", false: "off"}
 
 func guards() []filter {
 	guard := func(name string, rules func(*packetNode) string) filter {
@@ -109,6 +125,10 @@ func guards() []filter {
 				for _, p := range n.guardedPorts() {
 					set := exec.CommandContext(t.Context(), "ip", "link", "set", p.name, "group", fmt.Sprint(netdevGroup))
 					if out, err := set.CombinedOutput(); err != nil {
+						return fmt.Errorf("%w: %s", err, out)
+					}
+					lock := exec.CommandContext(t.Context(), "bridge", "link", "set", "dev", p.name, "locked", onOff[name == locked])
+					if out, err := lock.CombinedOutput(); err != nil {
 						return fmt.Errorf("%w: %s", err, out)
 					}
 				}
@@ -127,6 +147,7 @@ func guards() []filter {
 		guard("map by index", byMap),
 		guard("chains at links", atLinks),
 		guard("chains at links and a chain in the bridge", atLinksAndInBridge),
+		guard(locked, byLock),
 		guard("without the look-up", withoutLookUp),
 	}
 }

@@ -108,7 +108,8 @@ func (n *packetNode) addPod(b *bridge.Bridge, path string, a endpoint.Address, g
 	port := bridge.Port{
 		HostIf: bridge.PortName(path), IfName: "eth0", Netns: handle, MAC: bridge.PodMAC(addresses), Addresses: addresses,
 	}
-	if _, err := b.AddPort(port); err != nil {
+	pair, err := b.AddPort(port)
+	if err != nil {
 		return err
 	}
 	if guard {
@@ -116,7 +117,7 @@ func (n *packetNode) addPod(b *bridge.Bridge, path string, a endpoint.Address, g
 			return err
 		}
 	}
-	return bridge.SetLinkUp(port.HostIf)
+	return pair.Start()
 }
 
 // newBareNode returns a node with only those rules that each node in the comparison has.
