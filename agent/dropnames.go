@@ -261,18 +261,16 @@ func (v *dropView) policies(d ruleset.Direction, chain, pod string) []string {
 	return nil
 }
 
+// protocolNames has the names of /etc/protocols for the protocols that pods may send.
+var protocolNames = map[uint8]string{
+	1: "icmp", 2: "igmp", 4: "ipencap", 6: "tcp", 17: "udp", 33: "dccp", 41: "ipv6", 46: "rsvp", 47: "gre", 50: "esp",
+	51: "ah", 58: "icmpv6", 88: "eigrp", 89: "ospf", 97: "etherip", 103: "pim", 108: "ipcomp", 112: "vrrp", 115: "l2tp",
+	132: "sctp", 136: "udplite", 137: "mpls-in-ip",
+}
+
 func protocolName(number uint8) string {
-	switch number {
-	case 1:
-		return "icmp"
-	case 6:
-		return "tcp"
-	case 17:
-		return "udp"
-	case 58:
-		return "icmpv6"
-	case 132:
-		return "sctp"
+	if name, ok := protocolNames[number]; ok {
+		return name
 	}
 	return strconv.Itoa(int(number))
 }

@@ -66,3 +66,15 @@ func TestLogErrorLosesNoCount(t *testing.T) {
 		t.Errorf("%d packets at the end", rest)
 	}
 }
+
+// TestProtocolNames: drops name the protocols that pods may send. Other protocols have their numbers.
+func TestProtocolNames(t *testing.T) {
+	for number, want := range map[uint8]string{
+		1: "icmp", 2: "igmp", 6: "tcp", 17: "udp", 47: "gre", 50: "esp", 51: "ah", 58: "icmpv6", 132: "sctp", 136: "udplite",
+		0: "0", 200: "200", 255: "255",
+	} {
+		if got := protocolName(number); got != want {
+			t.Errorf("protocol %d is %q, want %q", number, got, want)
+		}
+	}
+}

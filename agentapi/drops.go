@@ -45,7 +45,7 @@ type Drop struct {
 	Direction   string    `json:"direction,omitempty"`
 	Source      DropEnd   `json:"source,omitzero"`
 	Destination DropEnd   `json:"destination,omitzero"`
-	// Protocol is the protocol above IP, such as tcp, or its number.
+	// Protocol is the protocol above IP, such as tcp or gre, or its number if it has no name here.
 	Protocol string `json:"protocol,omitempty"`
 	// ICMP is an ICMP packet's type and code, as "type 8 code 0".
 	ICMP string `json:"icmp,omitempty"`

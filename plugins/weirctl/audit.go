@@ -59,7 +59,7 @@ func auditCommand() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.DurationVar(&o.since, "since", 0, "leave out connections of which the last is older, such as 24h")
-	flags.StringVarP(&o.output, "output", "o", "text", "text or json")
+	outputFlag(cmd, &o.output, "", "text", "json")
 	flags.BoolVar(&o.cluster, "cluster", isPlugin(), "ask all nodes, through the API server")
 	flags.StringSliceVar(&o.names, "node", nil, "ask these nodes, through the API server")
 	o.nodes.AddFlags(flags)

@@ -54,7 +54,7 @@ func checkCommand() *cobra.Command {
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVarP(&output, "output", "o", "text", "text or json")
+	outputFlag(cmd, &output, "", "text", "json")
 	flags.BoolVar(&cluster, "cluster", isPlugin(), "check the cluster with pods, through the API server")
 	flags.StringSliceVar(&o.names, "node", nil, "with --cluster: check these nodes; default: all, at most --max-nodes")
 	flags.IntVar(&o.maxNodes, "max-nodes", 10, "with --cluster: how many nodes to check; more are chosen at random")

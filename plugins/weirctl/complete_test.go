@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -41,15 +42,64 @@ func TestCompleteNames(t *testing.T) {
 			t.Errorf("%q %q: %q, want %q", tc.args, tc.begin, got, tc.want)
 		}
 	}
-	for name, of := range map[string]*cobra.Command{
-		"drops": dropsCommand(), "check": checkCommand(), "status": statusCommand(), "explain": explainCommand(),
-		"matrix": matrixCommand(), "diff": diffCommand(), "flows": flowsCommand(), "suggest": suggestCommand(),
-		"audit": auditCommand(), "wait": waitCommand(), "dump": dumpCommand(), "pods": podsCommand(),
-	} {
-		for _, flag := range []string{"namespace", "pod", "policy", "node", "from", "to", "delete"} {
+	for _, of := range rootCommand().Commands() {
+		for _, flag := range []string{
+			"namespace", "pod", "policy", "node", "from", "to", "delete", "source", "output", "fail-on", "reason",
+		} {
 			if _, known := of.GetFlagCompletionFunc(flag); of.Flags().Lookup(flag) != nil && !known {
-				t.Errorf("%s --%s isn't completed", name, flag)
+				t.Errorf("%s --%s isn't completed", of.Name(), flag)
 			}
+		}
+	}
+}
+
+// TestCompleteValues: a shell gets the values of flags that have few values. After dir:, it gets directories.
+func TestCompleteValues(t *testing.T) {
+	inDirectory(t, nil)
+	for line, want := range map[string][]string{
+		"explain -o ": {"text", "json", "yaml"}, "matrix -o ": {"text", "json", "html", "svg", "dot"},
+		"drops --output ": {"text", "json"}, "diff --fail-on ": {"any", "closes", "never", "opens"},
+		"drops --reason ": reasonNames(), "matrix --source ": {"agent", "kubernetes", "dir:"},
+		"matrix --source dir:": {"dir:manifests/"}, "matrix --source dir:m": {"dir:manifests/"},
+		"matrix --source dir:x": nil, "suggest --source dir:manifests/": nil,
+	} {
+		root, out := rootCommand(), &strings.Builder{}
+		root.SetOut(out)
+		root.SetErr(io.Discard)
+		root.SetArgs(append([]string{cobra.ShellCompNoDescRequestCmd}, strings.Split(line, " ")...))
+		if err := root.ExecuteContext(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		all := strings.Fields(out.String())
+		if got := all[:len(all)-1]; !slices.Equal(got, want) { // the last line has the directive
+			t.Errorf("%q: %q, want %q", line, got, want)
+		}
+	}
+}
+
+// TestUnknownTopics: help and completion fail if there is no such command or shell.
+func TestUnknownTopics(t *testing.T) {
+	for line, want := range map[string]string{
+		"help": "", "help drops": "", "help completion bash": "", "completion": "", "drops --help": "",
+		"help nope":            `unknown command "nope" for "weirctl": --help lists them`,
+		"help drop":            `unknown command "drop" for "weirctl": did you mean drops or dump?`,
+		"help drops nope":      `unknown command "nope" for "weirctl drops": --help lists them`,
+		"completion nope":      `unknown command "nope" for "weirctl completion": --help lists them`,
+		"completion bsh":       `unknown command "bsh" for "weirctl completion": did you mean bash or fish or zsh?`,
+		"completion bash nope": `weirctl completion bash takes no argument, and got "nope"; see weirctl completion bash ` +
+			"--help",
+	} {
+		root, out := rootCommand(), &strings.Builder{}
+		root.SetOut(out)
+		root.SetErr(io.Discard)
+		root.SetArgs(strings.Fields(line))
+		code, text := client.Code(root.ExecuteContext(t.Context()))
+		wanted := client.ExitOK
+		if want != "" {
+			wanted = client.ExitUsage
+		}
+		if code != wanted || text != want || (out.String() == "") != (want != "") {
+			t.Errorf("%s: %d, %q, and %d bytes of output", line, code, text, out.Len())
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -66,7 +67,8 @@ func diffCommand() *cobra.Command {
 	flags.StringArrayVarP(&f.files, "filename", "f", nil, "file or directory of manifests; - for the standard input")
 	flags.StringArrayVar(&f.deleted, "delete", nil, "NS/NAME of a NetworkPolicy that the change deletes")
 	flags.StringVar(&f.fail, "fail-on", "any", "which changes end with exit code 5: any, opens, closes or never")
-	flags.StringVarP(&f.output, "output", "o", "text", "text or json")
+	client.CompleteWords(cmd, "fail-on", slices.Sorted(maps.Keys(failOn))...)
+	outputFlag(cmd, &f.output, "", "text", "json")
 	f.source.CompleteFlags(cmd)
 	return cmd
 }

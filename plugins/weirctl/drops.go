@@ -15,6 +15,8 @@ import (
 
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/plugins/weirctl/client"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/explain"
 )
 
 const dropsLong = `
@@ -34,7 +36,7 @@ commands in weir's pods, as kubectl exec does. The times are those of the nodes'
 Exit codes:
   0  the drops were shown; with -f, after Ctrl-C
   1  a node has not answered, or no agent could be asked
-  2  the arguments are wrong, or name no node`
+  2  the arguments are wrong or name no node, or no drop matches and there is no such namespace, pod or policy`
 
 const dropsExample = `  weirctl drops -f                                    # as they happen on this node
   weirctl drops --since 5m --pod shop/db --port 5432  # of the last five minutes
@@ -65,6 +67,9 @@ func dropsCommand() *cobra.Command {
 				return err
 			}
 			defer func() { err = errors.Join(err, closeOutput()) }()
+			if o.query.Follow {
+				go o.warnOfUnknown(cmd)
+			}
 			shown := 0
 			counted := func(d *agentapi.Drop) error {
 				shown++
@@ -76,6 +81,9 @@ func dropsCommand() *cobra.Command {
 				err = o.ofThisNode(cmd.Context(), counted)
 			}
 			if err == nil && shown == 0 && !o.query.Follow {
+				if err := o.unknownNames(cmd.Context()); err != nil {
+					return client.Usage(err)
+				}
 				_, _ = fmt.Fprintln(cmd.ErrOrStderr(), "weirctl: note: no drop that the agents remember matches")
 			}
 			return err
@@ -89,9 +97,10 @@ func dropsCommand() *cobra.Command {
 	flags.StringVar(&q.Pod, "pod", "", "only if this pod is the sender or the receiver: its name, or namespace/name")
 	flags.StringVar(&q.Policy, "policy", "", "only if this policy isolates the pod: its name, or namespace/name")
 	flags.StringVar(&q.Reason, "reason", "", "only if dropped for this reason: "+reasons())
+	client.CompleteWords(cmd, "reason", reasonNames()...)
 	flags.Var((*portFlag)(&q.Port), "port", "only packets to this port")
 	flags.BoolVar(&q.Audit, "audit", false, "only packets that passed, and that audited policies would drop")
-	flags.StringVarP(&o.output, "output", "o", "text", "text or json (one value a line)")
+	outputFlag(cmd, &o.output, " (one value a line)", "text", "json")
 	flags.StringVar(&o.pcap, "pcap", "",
 		"write the headers of each line's first packet to this file, for tcpdump; - for stdout")
 	flags.BoolVar(&o.cluster, "cluster", isPlugin(), "show the drops of all nodes, through the API server")
@@ -157,6 +166,55 @@ func reasonNames() (names []string) {
 }
 
 func reasons() string { return strings.Join(reasonNames(), ", ") }
+
+// unknownNames returns an error if the namespace, the pod or the policy of the query doesn't exist now, as far as the
+// source of the objects knows. Drops of pods that have ended are remembered, so an unknown name isn't always wrong.
+func (o *dropsOptions) unknownNames(ctx context.Context) error {
+	q := o.query
+	if q.Namespace+q.Pod+q.Policy == "" {
+		return nil
+	}
+	source := o.nodes.Source
+	if source.Place = "agent"; o.cluster || len(o.names) > 0 {
+		source.Place = "kubernetes"
+	}
+	ctx, cancel := context.WithTimeout(ctx, answersWithin)
+	defer cancel()
+	c, err := source.Load(ctx)
+	if err != nil || len(c.Gaps) > 0 {
+		return nil //nolint:nilerr // whether the names exist is unknown
+	}
+	pods := c.PodNames()
+	if !known(q.Namespace, c, pods) {
+		var all []string
+		for _, n := range c.Namespaces {
+			all = append(all, n.Name)
+		}
+		return fmt.Errorf("there is no namespace %q and no pod in it%s", q.Namespace, explain.NearNames(q.Namespace, all))
+	}
+	if q.Pod != "" {
+		err = explain.CheckName("pod", q.Pod, pods)
+	}
+	if q.Policy != "" && err == nil {
+		err = explain.CheckName("NetworkPolicy", q.Policy, namesOf(c.Policies))
+	}
+	return err
+}
+
+// known reports whether the namespace is empty, exists or has a pod.
+func known(namespace string, c explain.Cluster, pods []string) bool {
+	return namespace == "" ||
+		slices.ContainsFunc(c.Namespaces, func(n policy.Namespace) bool { return n.Name == namespace }) ||
+		slices.ContainsFunc(pods, func(p string) bool { return strings.HasPrefix(p, namespace+"/") })
+}
+
+// warnOfUnknown says which name of the query doesn't exist now. The object may appear later, so the command goes on.
+func (o *dropsOptions) warnOfUnknown(cmd *cobra.Command) {
+	if err := o.unknownNames(cmd.Context()); err != nil {
+		_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "weirctl: note: %s; waiting for drops all the same, in case it appears\n",
+			agentapi.OneLine(err.Error()))
+	}
+}
 
 func (o *dropsOptions) ofThisNode(interrupted context.Context, printDrop func(*agentapi.Drop) error) error {
 	ctx, stop := context.WithCancelCause(interrupted)

@@ -91,7 +91,7 @@ func explainCommand() *cobra.Command {
 			return outcome(e)
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "text", "text, json or yaml")
+	outputFlag(cmd, &output, "", "text", "json", "yaml")
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "",
 		"namespace of names without one; default: any that has the name")
 	cmd.Flags().BoolVar(&cluster, "cluster", isPlugin(), "ask the agents of both ends' nodes, through the API server")

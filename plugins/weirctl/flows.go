@@ -80,7 +80,7 @@ func flowsCommand() *cobra.Command {
 	cmd.Flags().DurationVar(&record, "record", 0, "record flows from now on, for this long, such as 1h; at most 168h")
 	cmd.Flags().BoolVar(&stop, "stop", false, "end the recording")
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only if the sender or the receiver is in this namespace")
-	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	outputFlag(cmd, &output, "", "text", "json")
 	f.nodes.CompleteFlags(cmd)
 	return cmd
 }

@@ -34,6 +34,20 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second Ctrl-C ends weirctl at once
+
+	klog.SetLogger(logr.Discard()) // client-go would log to standard error what a command returns as its error
+	err := rootCommand().ExecuteContext(ctx)
+	code, text := client.Code(err)
+	if errors.Is(err, os.ErrPermission) && os.Geteuid() > 0 && !strings.Contains(text, "as root") {
+		text += ": run weirctl as root"
+	}
+	if text != "" {
+		fmt.Fprintln(os.Stderr, "weirctl:", excerpt.Of(text))
+	}
+	return code
+}
+
+func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use: "weirctl", Short: "Show what weir does on this node", SilenceUsage: true, SilenceErrors: true,
 	}
@@ -58,16 +72,16 @@ func run() int {
 	root.AddCommand(waitCommand(), dumpCommand(), connectCommand())
 	root.AddCommand(checkCommand(), probeCommand())
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return client.Usage(err) })
-	klog.SetLogger(logr.Discard()) // client-go would log to standard error what a command returns as its error
-	err := root.ExecuteContext(ctx)
-	code, text := client.Code(err)
-	if errors.Is(err, os.ErrPermission) && os.Geteuid() > 0 && !strings.Contains(text, "as root") {
-		text += ": run weirctl as root"
-	}
-	if text != "" {
-		fmt.Fprintln(os.Stderr, "weirctl:", excerpt.Of(text))
-	}
-	return code
+	failOnUnknownTopics(root)
+	return root
+}
+
+// outputFlag adds the flag --output. The first word is the default. more is the end of the flag's help.
+func outputFlag(cmd *cobra.Command, output *string, more string, words ...string) {
+	last := len(words) - 1
+	help := strings.Join(words[:last], ", ") + " or " + words[last] + more
+	cmd.Flags().StringVarP(output, "output", "o", words[0], help)
+	client.CompleteWords(cmd, "output", words...)
 }
 
 // interruptible returns a command that ends at Ctrl-C although it reads a pipe or computes. Such a command leaves
@@ -98,6 +112,40 @@ func knownCommand(root *cobra.Command, args []string) error {
 		hint = "did you mean " + strings.Join(near, " or ") + "?"
 	}
 	return client.Usage(fmt.Errorf("unknown command %q for %q: %s", args[0], root.CommandPath(), hint))
+}
+
+// failOnUnknownTopics makes the commands help and completion fail if their argument isn't known. cobra's own succeed.
+func failOnUnknownTopics(root *cobra.Command) {
+	root.InitDefaultHelpCmd()
+	root.InitDefaultCompletionCmd()
+	for _, cmd := range root.Commands() {
+		switch cmd.Name() {
+		case "help":
+			cmd.Run = nil
+			cmd.RunE = func(_ *cobra.Command, args []string) error {
+				topic, rest, err := root.Find(args)
+				if err != nil {
+					return client.Usage(err)
+				}
+				if err := knownCommand(topic, rest); err != nil {
+					return err
+				}
+				topic.InitDefaultHelpFlag()
+				return topic.Help()
+			}
+		case "completion":
+			cmd.Args, cmd.SuggestionsMinimumDistance = cobra.ArbitraryArgs, root.SuggestionsMinimumDistance
+			cmd.RunE = func(cmd *cobra.Command, args []string) error {
+				if len(args) == 0 {
+					return cmd.Help()
+				}
+				return knownCommand(cmd, args)
+			}
+			for _, shell := range cmd.Commands() {
+				shell.Args = client.NoArgs
+			}
+		}
+	}
 }
 
 // isPlugin reports whether kubectl runs weirctl. "kubectl weir" starts a program called kubectl-weir.

@@ -232,7 +232,7 @@ func matrixCommand() *cobra.Command {
 	}
 	source.AddFlags(cmd.Flags())
 	narrow.addFlags(cmd.Flags())
-	cmd.Flags().StringVarP(&output, "output", "o", "text", "text, json, html, svg or dot")
+	outputFlag(cmd, &output, "", "text", "json", "html", "svg", "dot")
 	source.CompleteFlags(cmd)
 	return cmd
 }

@@ -33,7 +33,7 @@ func podsCommand() *cobra.Command {
 			return errors.Join(client.PrintPods(cmd.OutOrStdout(), format, pods), err)
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	outputFlag(cmd, &output, "", "text", "json")
 	return cmd
 }
 

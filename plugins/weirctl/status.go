@@ -50,7 +50,7 @@ func statusCommand() *cobra.Command {
 			return showStatus(cmd, format, s, err)
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	outputFlag(cmd, &output, "", "text", "json")
 	cmd.Flags().BoolVar(&cluster, "cluster", isPlugin(), "ask all nodes, through the API server")
 	cmd.Flags().StringVar(&node, "node", "", "ask this node, through the API server")
 	cmd.Flags().BoolVar(&all, "all", false, "with --cluster: list each node, however well it is")

@@ -83,7 +83,7 @@ func waitCommand() *cobra.Command {
 			return printWait(cmd, format, result, err)
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	outputFlag(cmd, &output, "", "text", "json")
 	cmd.Flags().DurationVar(&timeout, "timeout", time.Minute, "how long to wait")
 	cmd.Flags().BoolVar(&deleted, "deleted", false, "wait until no node enforces the deleted policy any more")
 	nodes.AddFlags(cmd.Flags())

@@ -111,6 +111,22 @@ func matching(r Ref, kind EndKind, names []string) (found []Ref) {
 	return found
 }
 
+// CheckName returns an InputError with the nearest names if none of the names is the wanted one. The kind is a word
+// such as pod. The names have their namespaces, and the wanted name may have one.
+func CheckName(kind, want string, names []string) error {
+	r := Ref{Kind: EndNamed, Name: want}
+	if namespace, name, has := strings.Cut(want, "/"); has {
+		r.Namespace, r.Name = namespace, name
+	}
+	if len(matching(r, EndNamed, names)) > 0 {
+		return nil
+	}
+	return unknown(kind, r, names)
+}
+
+// PodNames returns the names of all pods, with their namespaces.
+func (c *Cluster) PodNames() []string { return c.podNames() }
+
 func unknown(kind string, r Ref, names []string) error {
 	want := r.String()
 	candidates := names

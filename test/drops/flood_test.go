@@ -40,6 +40,12 @@ func TestFlood(t *testing.T) {
 	live.await(n, quiet)
 	began, used, sent := time.Now(), processorTime(t, n.AgentPID()), n.logged()
 	end := flood.flood(*rate)
+	n.Eventually("the flood has begun", func() error {
+		if n.logged() < sent+uint64(*rate)/100 {
+			return fmt.Errorf("not yet")
+		}
+		return nil
+	})
 	slowest, late := time.Duration(0), 0
 	for _, took := range live.single(n, quiet) {
 		slowest = max(slowest, took)
@@ -60,7 +66,7 @@ func TestFlood(t *testing.T) {
 	if late > 0 {
 		t.Errorf("%d of %d single packets were late", late, *rounds)
 	}
-	if each > mostTime {
+	if each > mostTime && used > took/20 { // a slow flood doesn't make up for what the agent does without drops
 		t.Errorf("%v of the agent's time for a denied packet, at most %v", each, mostTime)
 	}
 	if got := memory(t, n.AgentPID()); got > mostMemory {

@@ -37,7 +37,7 @@ func TestFloodOfForgedSenders(t *testing.T) {
 		"for each packet, %.1f %% of a core, %d MiB", flood.sent.Load(), float64(flood.sent.Load())/took.Seconds(), *rounds,
 		slowest.Milliseconds(), float64(each.Nanoseconds())/1000, 100*used.Seconds()/took.Seconds(),
 		memory(t, n.AgentPID()))
-	if slowest > within || each > mostTime {
+	if slowest > within || each > mostTime && used > took/20 {
 		t.Errorf("the slowest packet after %v, %v for each packet", slowest, each)
 	}
 	n.Eventually("the lines stand for the packets that were sent", func() error {

@@ -1,13 +1,17 @@
 package client
 
 import (
+	"cmp"
 	"context"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/explain"
 )
@@ -111,11 +115,35 @@ func (s *Source) CompleteNodes() cobra.CompletionFunc {
 	}, cobra.ShellCompDirectiveDefault)
 }
 
-// CompleteFlags adds completions to the command's flags for namespaces, pods, policies and nodes.
+// CompleteWords makes a shell complete the flag with the words.
+func CompleteWords(cmd *cobra.Command, flag string, words ...string) {
+	_ = cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(words, cobra.ShellCompDirectiveNoFileComp))
+}
+
+// completePlace completes the flag --source. After dir: it completes directories.
+func completePlace(_ *cobra.Command, _ []string, begin string) ([]cobra.Completion, cobra.ShellCompDirective) {
+	path, isDir := strings.CutPrefix(begin, dirPlace)
+	if !isDir {
+		return []cobra.Completion{placeAgent, placeKubernetes, dirPlace},
+			cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+	}
+	parent, _ := filepath.Split(path)
+	entries, _ := os.ReadDir(cmp.Or(parent, "."))
+	var all []cobra.Completion
+	for _, e := range entries {
+		if whole := parent + e.Name(); e.IsDir() && strings.HasPrefix(whole, path) && excerpt.Printable(whole) == whole {
+			all = append(all, dirPlace+whole+"/")
+		}
+	}
+	return all, cobra.ShellCompDirectiveNoFileComp | cobra.ShellCompDirectiveNoSpace
+}
+
+// CompleteFlags adds completions to the command's flags for namespaces, pods, policies, nodes and sources.
 func (s *Source) CompleteFlags(cmd *cobra.Command) {
 	for flag, complete := range map[string]cobra.CompletionFunc{
 		"namespace": s.CompleteNamespaces(), "pod": s.CompletePods(), "policy": s.CompletePolicies(),
 		"node": s.CompleteNodes(), "from": s.CompletePods(), "to": s.CompletePods(), "delete": s.CompletePolicies(),
+		"source": completePlace,
 	} {
 		if cmd.Flags().Lookup(flag) != nil {
 			_ = cmd.RegisterFlagCompletionFunc(flag, complete) // fails only for an unknown flag

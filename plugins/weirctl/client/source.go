@@ -31,6 +31,13 @@ func (s *Source) AddFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&s.Context, "context", "", "context in the kubeconfig; default: the current one")
 }
 
+// Values of Source.Place. A path follows dirPlace.
+const (
+	placeAgent      = "agent"
+	placeKubernetes = "kubernetes"
+	dirPlace        = "dir:"
+)
+
 type Kind string
 
 const (
@@ -41,13 +48,13 @@ const (
 
 // Kind returns the kind of the source, and for FromDirectory the directory's path. A wrong Place is a usage error.
 func (s *Source) Kind() (kind Kind, path string, err error) {
-	path, isDir := strings.CutPrefix(s.Place, "dir:")
+	path, isDir := strings.CutPrefix(s.Place, dirPlace)
 	switch {
 	case isDir && path != "":
 		return FromDirectory, path, nil
-	case s.Place == "agent":
+	case s.Place == placeAgent:
 		return FromAgent, "", nil
-	case s.Place == "kubernetes":
+	case s.Place == placeKubernetes:
 		return FromKubernetes, "", nil
 	case s.Place != "":
 		return "", "", Usage(fmt.Errorf("--source %q: must be agent, kubernetes or dir:PATH", s.Place))
