@@ -22,7 +22,7 @@ var (
 	pageScript []byte
 )
 
-// Ports is an index into pageData.Ports.
+// pageRow is a row of the matrix. Ports is an index into pageData.Ports.
 type pageRow struct {
 	From   []int  `json:"f"`
 	To     []int  `json:"t"`
