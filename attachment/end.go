@@ -79,7 +79,7 @@ func (x *ending) begin() error {
 		x.begun = true
 		if e.Chained { // the other plugin has to delete the link
 			x.forbidden = true
-			return nil
+			return x.shut()
 		}
 		return x.unplug()
 	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, endpoint.ErrBroken):
@@ -220,7 +220,7 @@ func (x *ending) forbid() error {
 
 // shut sets the link of a chained attachment down. No rule checks the link's packets once the pod's addresses are in
 // no set, and the pod may still run: GC ends each attachment that the runtime doesn't list, and DEL may take one
-// interface of several.
+// interface of several. If the link is down already, because begin was called, shut takes little time.
 func (x *ending) shut() error {
 	e := x.record
 	if !e.Chained || e.HostIf == "" {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
@@ -97,7 +98,7 @@ func ShutPeer(netnsPath, hostIf string) error {
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
 		return nil
 	}
-	if err == nil && id >= 0 && link.Attrs().NetNsID == id {
+	if err == nil && id >= 0 && link.Attrs().NetNsID == id && link.Attrs().Flags&net.FlagUp != 0 {
 		err = h.LinkSetDown(link)
 	}
 	if err != nil {
