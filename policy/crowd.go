@@ -22,6 +22,9 @@ type space struct {
 	// parsed has the parsed policies, sorted by name. It is nil until policiesIn fills it. It stays nil if the
 	// namespace has no pods on this node.
 	parsed []parsedPolicy
+	// used and waiting are the efforts of parsing the large policies that parsed already has, and of those that are parsed
+	// but wait for others of the namespace: to use them all takes long, so few become many first.
+	used, waiting float64
 }
 
 type keptPolicy struct {

@@ -260,6 +260,38 @@ func TestRulesComeInGroups(t *testing.T) {
 	}
 }
 
+// TestParsedPoliciesComeInGroups: the namespace of many large policies is compiled only a few times while they are
+// parsed one by one.
+func TestParsedPoliciesComeInGroups(t *testing.T) {
+	const many = 64
+	e, all := city(200)
+	e.Apply(all)
+	e.Ruleset()
+	e.Apply(policies(hostilePolicies(1, many, 70, equals)...))
+	var last ruleset.Ruleset
+	slices := func() (any bool) {
+		for ; e.HasSlice(); any = true {
+			last = e.Slice(nil)
+		}
+		return any
+	}
+	slices()
+	groups := 0
+	for u := e.NextUnparsed(); u != nil; u = e.NextUnparsed() {
+		u.Parse()
+		if e.TakeParsed(u); slices() {
+			groups++
+		}
+	}
+	rules := 0
+	for i := range many {
+		rules += ruled(last, fmt.Sprint("ns0/hostile", i))
+	}
+	if groups < 2 || groups > 10 || rules != many*70 {
+		t.Errorf("%d policies come in %d groups, and have %d rules", many, groups, rules)
+	}
+}
+
 // TestLargeSelectorsAreParsedLater: a policy with a single large selector also counts as large.
 func TestLargeSelectorsAreParsedLater(t *testing.T) {
 	const many = 2000

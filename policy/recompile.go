@@ -167,7 +167,7 @@ func (e *Engine) lookFor(l *live, f conf.Family, n int) (looked int, found bool)
 	set := &l.sets[f]
 	if !set.filled {
 		set.filled = true
-		if o := e.selectors.twin(l); o != nil && o.sets[f].filled && o.sets[f].rest == nil {
+		if o := e.selectors.twin(l, f); o != nil {
 			set.entries = o.sets[f].entries
 			return 0, true
 		}
@@ -235,16 +235,19 @@ func (e *Engine) entriesAt(to []ruleset.Entry, l *live, a netip.Addr) []ruleset.
 	return to
 }
 
-// twin returns a selector that matches the same crowds; nil if none is known.
-func (x *selectorIndex) twin(l *live) *live {
+// twin returns a selector that matches the same crowds, and has all its entries of the family; nil if none is known.
+func (x *selectorIndex) twin(l *live, f conf.Family) *live {
 	if l.key == "" { // a named port
 		return nil
 	}
 	o := x.byPrint[l.print]
-	if o != nil && o != l && o.print == l.print && o.count == l.count && x.byKey[o.key] == o {
-		return o
+	if o != nil && o != l && o.print == l.print && o.count == l.count && x.byKey[o.key] == o && o.sets[f].filled {
+		if o.sets[f].rest == nil {
+			return o
+		}
+		return nil
 	}
-	if len(x.byPrint) > 2*len(x.byKey)+64 { // most prints in the map are out of date
+	if len(x.byPrint) > 2*len(x.byKey)+64 { // most are out of date
 		x.byPrint = map[uint64]*live{}
 	}
 	x.byPrint[l.print] = l

@@ -15,7 +15,7 @@ const (
 	// small limits the work of Small.
 	small = 1 << 6
 	// These say how much of each kind of work counts as one unit.
-	crowdsPerWork, bulkPerWork, looksPerWork, dividedPerWork = 200, 2, 4, 16
+	crowdsPerWork, bulkPerWork, looksPerWork, dividedPerWork = 100, 2, 2, 16
 	dropsPerWork, sweptPerWork, dropped                      = 20, 1000, 1 << 8
 	// free is the work that each compile may do even if its time is over. So all work ends some time, and a small
 	// policy gets all its sets in one slice.
