@@ -31,6 +31,9 @@ type clusterView struct {
 	// hurried means that the next reconcile is for events. It leaves large sets to later reconciles, so that no event
 	// waits for large sets.
 	hurried bool
+	// slices is how many slices in a row have left sets to make, and sliced is when the last one ended.
+	slices int
+	sliced time.Time
 }
 
 // lookup is the source's answer about a pod that wasn't among its objects.

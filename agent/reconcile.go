@@ -20,6 +20,7 @@ type round struct {
 	verify   netfilter.Verify
 	applied  applied
 	guardErr error
+	began    time.Time
 	next     time.Duration
 }
 
@@ -66,8 +67,8 @@ func (a *agent) reconcile(ctx context.Context, verify netfilter.Verify) time.Dur
 	if !a.cluster.known || !a.records.complete {
 		return a.keepClosed(ctx, r.verify)
 	}
-	began := time.Now()
-	defer func() { a.metrics.syncs.Observe(time.Since(began).Seconds()) }()
+	r.began = time.Now()
+	defer func() { a.metrics.syncs.Observe(time.Since(r.began).Seconds()) }()
 	for _, step := range steps {
 		if !step(r, ctx) {
 			break
@@ -237,12 +238,29 @@ func (r *round) retryLeftSets(context.Context) bool {
 	return true
 }
 
-// continueSlices asks for another round if the engine has more sets to make. The round comes at once, after waiting
-// events.
+const (
+	// quickSlices is how many rounds for more sets follow each other at once.
+	quickSlices = 16
+	// mostRest is how long the next slice may wait for rounds for events.
+	mostRest = 100 * time.Millisecond
+)
+
+// continueSlices asks for another round if the engine has more sets to make. Waiting events come before it. The first
+// rounds come at once. Then the loop rests as long as the round took, so events find it busy half as often.
 func (r *round) continueSlices(context.Context) bool {
-	if r.cluster.engine.HasSlice() {
-		r.next = time.Nanosecond
+	c := &r.cluster
+	if !c.engine.HasSlice() {
+		c.slices = 0
+		return true
 	}
+	if !c.hurried {
+		c.slices, c.sliced = c.slices+1, time.Now()
+	}
+	rest := time.Since(r.began)
+	if c.slices <= quickSlices || time.Since(c.sliced) > mostRest {
+		rest = 0
+	}
+	r.next = sooner(r.next, max(rest, time.Nanosecond))
 	return true
 }
 
