@@ -58,7 +58,7 @@ var places = map[ruleset.Hook]place{
 const checks = "mangle"
 
 type lowering struct {
-	sets    map[string]loweredSet
+	sets    []loweredSet // in the order of the ruleset's sets
 	chains  map[chainKey]loweredChain
 	members map[string]loweredMembers // by the name of the set, for sets of kind numberedPods
 }
@@ -76,7 +76,8 @@ func lower(r ruleset.Ruleset) *lowered { return new(lowering).lower(r, numbers{}
 func (m *lowering) lower(r ruleset.Ruleset, n numbers) *lowered {
 	l := &lowered{whole: map[string]bool{}, numbers: n, classes: map[string][]class{}}
 	last := *m
-	m.sets, m.chains = make(map[string]loweredSet, len(r.Sets)), make(map[chainKey]loweredChain, len(r.Chains))
+	m.sets, m.chains = make([]loweredSet, 0, len(r.Sets)), make(map[chainKey]loweredChain, len(r.Chains))
+	l.sets = make([]ruleset.Set, 0, len(r.Sets))
 	m.members = map[string]loweredMembers{}
 	classSets := map[string]ruleset.Set{}
 	for _, s := range r.Sets {
@@ -84,9 +85,15 @@ func (m *lowering) lower(r ruleset.Ruleset, n numbers) *lowered {
 			classSets[s.Name] = s
 			continue
 		}
-		m.sets[s.Name] = last.sets[s.Name]
-		done := m.set(s)
-		if done.whole {
+		for len(last.sets) > 0 && last.sets[0].name < s.Name {
+			last.sets = last.sets[1:]
+		}
+		var done loweredSet
+		if len(last.sets) > 0 && last.sets[0].name == s.Name {
+			done = last.sets[0]
+		}
+		done = done.next(s)
+		if m.sets = append(m.sets, done); done.whole {
 			l.whole[s.Name] = true
 		}
 		s.Entries = done.to
@@ -125,9 +132,13 @@ func (m *lowering) lower(r ruleset.Ruleset, n numbers) *lowered {
 }
 
 func (m *lowering) set(s ruleset.Set) loweredSet {
-	done := m.sets[s.Name].next(s)
-	m.sets[s.Name] = done
-	return done
+	byName := func(l loweredSet, name string) int { return cmp.Compare(l.name, name) }
+	i, ok := slices.BinarySearchFunc(m.sets, s.Name, byName)
+	if !ok {
+		return loweredSet{}.next(s)
+	}
+	m.sets[i] = m.sets[i].next(s)
+	return m.sets[i]
 }
 
 type loweredChain struct {
@@ -190,6 +201,7 @@ func (l *lowered) check(f conf.Family, name string) chain {
 }
 
 type loweredSet struct {
+	name     string
 	kind     ruleset.SetKind
 	from, to ruleset.Entries
 	whole    bool // true if the set contains all addresses, which ipset stores as two halves
@@ -198,7 +210,10 @@ type loweredSet struct {
 // next returns the lowered form of a set. s is the lowered form of an earlier set of this name: only entries that have
 // changed since are lowered. ipset can't store the network /0, so two halves replace it.
 func (s loweredSet) next(now ruleset.Set) loweredSet {
-	n := loweredSet{now.Kind, now.Entries, now.Entries, hasAll(now)}
+	if s.name == now.Name && s.kind == now.Kind && s.from.Same(now.Entries) {
+		return s
+	}
+	n := loweredSet{now.Name, now.Kind, now.Entries, now.Entries, hasAll(now)}
 	if n.whole || s.whole || s.kind != now.Kind {
 		s = loweredSet{}
 	}

@@ -70,7 +70,7 @@ func makePlan(have state, want *lowered) plan {
 	var p plan
 	ended := endedIn(have, want)
 	closing := func(c change) bool { return c.del && !ended[c.Prefix.Addr()] }
-	wanted := map[string]bool{}
+	known := 0
 	type dispatched struct {
 		family conf.Family
 		chain  string
@@ -78,8 +78,10 @@ func makePlan(have state, want *lowered) plan {
 	byDispatch := map[dispatched][]ruleset.Set{}
 	var numbered [len(conf.Families)][]ruleset.Set
 	for _, s := range want.sets {
-		wanted[s.Name] = true
 		old, ok := have.sets[s.Name]
+		if ok {
+			known++
+		}
 		// A set of another type must be made anew: the kernel refuses to create a set whose name exists with another
 		// type.
 		if ok = ok && old.kind == s.Kind && old.family == s.Family; !ok {
@@ -94,7 +96,7 @@ func makePlan(have state, want *lowered) plan {
 			byDispatch[d] = append(byDispatch[d], s)
 			continue
 		}
-		if !ok {
+		if !ok || old.entries.Same(s.Entries) {
 			continue
 		}
 		adds, dels := diff(old, s)
@@ -115,10 +117,8 @@ func makePlan(have state, want *lowered) plan {
 		p.before, p.after = append(p.before, before...), append(p.after, after...)
 		p.closes = p.closes || slices.ContainsFunc(slices.Concat(before, after), closing)
 	}
-	for _, name := range slices.Sorted(maps.Keys(have.sets)) {
-		if !wanted[name] {
-			p.destroy = append(p.destroy, name)
-		}
+	if known < len(have.sets) {
+		p.destroy = unwanted(have, want)
 	}
 	for _, f := range conf.Families {
 		changes := false // true if rules that check packets change
@@ -139,6 +139,20 @@ func makePlan(have state, want *lowered) plan {
 	}
 	p.closes = p.closes || p.restores()
 	return p
+}
+
+func unwanted(have state, want *lowered) (names []string) {
+	wanted := make(map[string]bool, len(want.sets))
+	for _, s := range want.sets {
+		wanted[s.Name] = true
+	}
+	for name := range have.sets {
+		if !wanted[name] {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 func endedIn(have state, want *lowered) map[netip.Addr]bool {
