@@ -82,7 +82,7 @@ func (l *local) groups(s *side) (groups []*group, open []joined) {
 		if audited {
 			names = append([]string{auditedGroup}, names...)
 		}
-		k := strings.Join(names, "\n") // unique, because no name contains a newline; quicker than key
+		k := strings.Join(names, "\n") // unique, because no name contains a newline; faster to compute than key
 		if byPolicies[k] == nil {
 			byPolicies[k] = &group{key: key(names...), policies: isolating, audited: audited}
 		}

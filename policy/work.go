@@ -136,7 +136,7 @@ func (c *compiler) survey(p *part) {
 }
 
 // makeSets makes the sets of the part's pending demands, one demand after the other. Each new rule rewrites a chain, so
-// the demands get their rules in groups: a group is at least as large as all groups before it.
+// the demands get their rules in groups: a group is at least as large as all groups before it together.
 func (c *compiler) makeSets(p *part) {
 	for len(p.pending) > 0 {
 		d := p.pending[0]

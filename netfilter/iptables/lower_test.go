@@ -68,8 +68,8 @@ func listed(l *lowered, problems []ruleset.Problem) string {
 	return b.String()
 }
 
-// TestLimits: entries that ipset doesn't support are replaced by others. If the kernel refuses such an entry, the
-// refusal names the ruleset's original entry.
+// TestLimits: lowering replaces entries that ipset doesn't support by entries with the same meaning. If the kernel
+// refuses such an entry, the refusal names the ruleset's original entry.
 func TestLimits(t *testing.T) {
 	entry := func(p, words string) ruleset.Entry {
 		return ruleset.Entry{Element: ruleset.Element{Prefix: netip.MustParsePrefix(p)}, Comment: words}

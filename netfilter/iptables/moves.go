@@ -101,8 +101,8 @@ func numbersBefore(have state, f conf.Family, s ruleset.Set, want *lowered) numb
 	return d
 }
 
-// when returns the moment at which a pod's number may change. If possible, it chooses a moment at which the pod is
-// never closed.
+// when returns the moment at which a pod's number may change. If possible, it chooses a moment such that the pod is in
+// a class at all times.
 func (d numberChange) when(was, now int) moment {
 	isEarly := d.known && within(d.old[now], d.old[was], d.oldLines)
 	isLate := within(d.new[was], d.new[now], d.newLines)

@@ -228,17 +228,17 @@ func (l *lateErrors) await(r *restorer) {
 	l.all = append(l.all, &restoreError{r.family, strings.Join(r.cmd.Args, " "), r.err, r.output.String(), ""})
 }
 
-func (l *lateErrors) take() []error {
+func (l *lateErrors) drain() []error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	taken := l.all
+	all := l.all
 	l.all = nil
-	return taken
+	return all
 }
 
 // heedLate makes the kernel's state unknown if a program has failed after its change. The change may be incomplete.
 func (d *Driver) heedLate() {
-	if late := d.late.take(); len(late) > 0 {
+	if late := d.late.drain(); len(late) > 0 {
 		d.lateTaken = append(d.lateTaken, late...)
 		d.have, d.settled, d.refresh = nil, nil, nil
 	}

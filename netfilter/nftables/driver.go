@@ -157,7 +157,7 @@ func (d *Driver) apply(want lowered, alone bool) (r netfilter.Result, p *plan, e
 			r.Changed, r.Rules, r.Closes = true, whole.rules, whole.closes
 		}
 		d.fresh = false
-		d.have.take(p)
+		d.have.advance(p)
 	}
 	r.Closed = whole.closed
 	return r, p, nil

@@ -101,7 +101,7 @@ func TestNoStepOpens(t *testing.T) {
 						t.Fatalf("seed %d: %+v passes transaction %d of %d after %d look-ups", seed, packet, i+1, count, step)
 					}
 				}
-				have.take(p)
+				have.advance(p)
 				kernel = after
 			}
 			if p := makePlan(have, want, false); !p.batch.Empty() {
@@ -163,7 +163,7 @@ func TestTransactions(t *testing.T) {
 		var between []string
 		for i := range count {
 			p := makePlan(have, nth(states, i), false)
-			if have.take(p); i < count-1 && !p.batch.Empty() {
+			if have.advance(p); i < count-1 && !p.batch.Empty() {
 				for set := range roles {
 					for e := range have[conf.IPv4].sets[set].entries.All() {
 						between = append(between, set+" "+e.Prefix.Addr().String())
@@ -210,7 +210,7 @@ func TestInterruptedChangesStand(t *testing.T) {
 	states, count := statesOf(have, want)
 	staged := 0
 	for i := range count {
-		have.take(makePlan(have, nth(states, i), false))
+		have.advance(makePlan(have, nth(states, i), false))
 		for class := range have[conf.IPv4].chains {
 			if strings.Contains(class, "BOTH") {
 				staged++

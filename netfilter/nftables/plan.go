@@ -27,8 +27,8 @@ type plan struct {
 	adds [len(conf.Families)]bool
 }
 
-// take changes the state to that after the plan.
-func (s *state) take(p *plan) {
+// advance makes s the state after the plan.
+func (s *state) advance(p *plan) {
 	for f := range s {
 		if now := p.next[f]; p.adds[f] {
 			maps.Copy(s[f].sets, now.sets)

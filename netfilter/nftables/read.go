@@ -161,7 +161,8 @@ func (d *Driver) readSets(f conf.Family, h *held, was held) (err error) {
 	return nil
 }
 
-// readSet reads the elements of a set. If they haven't changed, it returns the parameter before itself and no copy.
+// readSet reads the elements of a set. If they equal those of the last known state (before), it returns before, and no
+// copy.
 func (d *Driver) readSet(f conf.Family, name string, s, before heldSet) (heldSet, error) {
 	if s.unknown {
 		return s, nil

@@ -22,27 +22,27 @@ func (s Side) enforced() bool {
 	return s.Node != "" && s.Pod != "" && !slices.Contains([]Reason{HostNetwork, NoPod, FromNode, Itself}, s.Reason)
 }
 
-// AddNode adds the state of the node's kernel to the paths. of is the explanation that the node's agent has given for
-// the same query. If it has another result, reason or policies for an end on the node, this is added as a difference.
-func (e *Explanation) AddNode(node string, of Explanation) {
+// AddNode adds the state of the node's kernel to the paths. other is the explanation that the node's agent has given
+// for the same query. If it has another result, reason or policies for an end on the node, AddNode adds a difference.
+func (e *Explanation) AddNode(node string, other Explanation) {
 	for i := range e.Paths {
 		p := &e.Paths[i]
 		if !p.endsOn(node) {
 			continue
 		}
-		at := slices.IndexFunc(of.Paths, func(o Path) bool {
+		at := slices.IndexFunc(other.Paths, func(o Path) bool {
 			return o.From.Address == p.From.Address && o.To.Address == p.To.Address && o.Protocol == p.Protocol &&
 				o.Port == p.Port
 		})
 		switch {
 		case at < 0:
 			p.Kernels = append(p.Kernels, Kernel{Node: node, Unknown: "the agent of this node knows no such connection"})
-		case of.Paths[at].Kernel == nil:
+		case other.Paths[at].Kernel == nil:
 			p.Kernels = append(p.Kernels, Kernel{Node: node, Unknown: "the agent of this node says nothing about its kernel"})
 		default:
-			k := *of.Paths[at].Kernel
+			k := *other.Paths[at].Kernel
 			k.Node = node
-			k.Differences = append(slices.Clone(k.Differences), p.disagreements(node, of.Paths[at])...)
+			k.Differences = append(slices.Clone(k.Differences), p.disagreements(node, other.Paths[at])...)
 			p.Kernels = append(p.Kernels, k)
 		}
 	}

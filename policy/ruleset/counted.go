@@ -18,10 +18,10 @@ type tally struct {
 	parts   int
 }
 
-// sync brings the set up to date with its parts. The function of returns a set's entries.
-func (c *countedSet) sync(of func(set string) Entries) {
+// sync brings the set up to date with its parts. entriesOf returns the entries of a part's set.
+func (c *countedSet) sync(entriesOf func(set string) Entries) {
 	if c.counted == nil {
-		c.fill(of)
+		c.fill(entriesOf)
 		return
 	}
 	is := make(map[part]bool, len(c.parts))
@@ -35,7 +35,7 @@ func (c *countedSet) sync(of func(set string) Entries) {
 		}
 	}
 	for _, p := range c.parts {
-		c.count(p, of(p.set))
+		c.count(p, entriesOf(p.set))
 	}
 }
 
@@ -46,11 +46,11 @@ func (c *countedSet) syncWith(set string, now Entries) {
 	}
 }
 
-func (c *countedSet) fill(of func(set string) Entries) {
+func (c *countedSet) fill(entriesOf func(set string) Entries) {
 	c.counted, c.shared = make(map[part]Entries, len(c.parts)), map[Element][]tally{}
 	var all []Entry
 	for _, p := range c.parts {
-		c.counted[p] = of(p.set)
+		c.counted[p] = entriesOf(p.set)
 		for e := range c.counted[p].All() {
 			all = p.add(all, e)
 		}
@@ -82,18 +82,18 @@ func (c *countedSet) count(p part, now Entries) {
 	for d := range was.Diff(now) {
 		for _, e := range p.add(elements[:0], Entry{Element: d.Key}) {
 			if d.Had {
-				c.give(e.Element, d.Was, -1)
+				c.adjust(e.Element, d.Was, -1)
 			}
 			if d.Has {
-				c.give(e.Element, d.Now, 1)
+				c.adjust(e.Element, d.Now, 1)
 			}
 		}
 	}
 }
 
-// give adds by (1 or -1) to the number of parts that have the element with this comment. The entry's comment becomes
+// adjust adds by (1 or -1) to the number of parts that have the element with this comment. The entry's comment becomes
 // the first in alphabetical order. If no part has the element any more, the entry is removed.
-func (c *countedSet) give(e Element, comment string, by int) {
+func (c *countedSet) adjust(e Element, comment string, by int) {
 	tallies, isShared := c.shared[e]
 	if !isShared {
 		if has, ok := c.entries.Get(e); ok {

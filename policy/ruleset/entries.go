@@ -60,7 +60,7 @@ func (e Entries) With(added Entry) Entries {
 // First returns the first n entries.
 func (e Entries) First(n int) Entries { return Entries{e.of.First(n)} }
 
-// UpTo returns how many entries come no later than the last one of the parameter o.
+// UpTo returns how many of the entries come no later than the last entry of o.
 func (e Entries) UpTo(o Entries) int {
 	last, some := o.last(func(Element) bool { return true })
 	if !some {

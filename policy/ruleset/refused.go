@@ -8,7 +8,7 @@ import (
 // Exactly one of Kind, Rule, SetKind and Set names the part. The others are empty.
 type Refusal struct {
 	Family conf.Family
-	// Kind is the name of a Kind, which several rules can have.
+	// Kind is the name of a Kind: a part that several rules can have.
 	Kind string
 	// Rule is the Key of one rule of a policy.
 	Rule    string

@@ -270,9 +270,9 @@ func newRule(
 
 func nobody(end) bool { return false }
 
-// all reports whether the function so returns true for all pods. It returns false if there are no pods.
-func all(pods []pod, so func(pod) bool) bool {
-	return len(pods) > 0 && !slices.ContainsFunc(pods, func(p pod) bool { return !so(p) })
+// all reports whether matches returns true for all pods. It returns false if there are no pods.
+func all(pods []pod, matches func(pod) bool) bool {
+	return len(pods) > 0 && !slices.ContainsFunc(pods, func(p pod) bool { return !matches(p) })
 }
 
 func matchPeer(namespace string, p networkingv1.NetworkPolicyPeer) peerMatch {

@@ -84,7 +84,7 @@ var harmless = []string{
 
 var harmlessFolders = []string{"k8s.io/api", "k8s.io/apimachinery"}
 
-// A pure package may import net for these names only: they are about the text of a MAC.
+// harmlessOfNet has what a pure package may use of the package net: the parts that read and write a MAC as text.
 var harmlessOfNet = []string{"HardwareAddr", "ParseMAC"}
 
 // TestPure: a pure package links only pure packages of weir's own, and no drivers. It directly imports only harmless

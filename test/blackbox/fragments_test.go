@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// firstFragment returns a first fragment with size zero bytes. In IPv6, an odd id adds destination options before the
-// fragment header.
+// firstFragment returns the first fragment of a packet. Its payload has size bytes, which are all 0. In IPv6, an odd id
+// adds destination options before the fragment header.
 func firstFragment(t *testing.T, dstMAC, srcMAC net.HardwareAddr, src, dst string, id, size int) []byte {
 	t.Helper()
 	payload := gopacket.Payload(make([]byte, size))

@@ -202,7 +202,7 @@ func (m *moves) start() {
 		_, err := conn.Read(make([]byte, 64))
 		return err
 	}
-	m.every("TCP", 60, false, func() error {
+	m.keepCalling("TCP", 60, false, func() error {
 		conn, err := dial("tcp", m.server.IP+":80")
 		if err != nil {
 			return err
@@ -210,7 +210,7 @@ func (m *moves) start() {
 		defer func() { _ = conn.Close() }()
 		return echo(conn)
 	})
-	m.every("UDP", 50, false, func() error {
+	m.keepCalling("UDP", 50, false, func() error {
 		conn, err := dial("udp", m.server.IP+":53")
 		if err != nil {
 			return err
@@ -218,7 +218,7 @@ func (m *moves) start() {
 		defer func() { _ = conn.Close() }()
 		return echo(conn)
 	})
-	m.every("masqueraded TCP", 20, false, func() error {
+	m.keepCalling("masqueraded TCP", 20, false, func() error {
 		conn, err := dial("tcp", "192.0.2.1:80")
 		if err != nil {
 			return err
@@ -233,7 +233,7 @@ func (m *moves) start() {
 		}
 		return nil
 	})
-	m.every("forbidden TCP", 35, true, func() error {
+	m.keepCalling("forbidden TCP", 35, true, func() error {
 		var conn net.Conn
 		var err error
 		nodetest.In(m, m.intruder.Netns, func() error {
@@ -245,7 +245,7 @@ func (m *moves) start() {
 		}
 		return nil
 	})
-	m.every("forbidden UDP", 35, true, func() error {
+	m.keepCalling("forbidden UDP", 35, true, func() error {
 		conn, err := m.dial(m.intruder.Netns, "udp", m.server.IP+":54")
 		if err == nil {
 			_, err = conn.Write([]byte("x"))
@@ -259,17 +259,17 @@ func (m *moves) start() {
 			m.Fatal(err)
 		}
 		m.Cleanup(func() { _ = conn.Close() })
-		m.every("long-lived "+at[0], 20, false, func() error { return echo(conn) })
+		m.keepCalling("long-lived "+at[0], 20, false, func() error { return echo(conn) })
 	}
 }
 
-// every calls do a number of times per second (each), until the traffic ends. Calls don't wait for each other, except
-// those for a long-lived connection.
-func (m *moves) every(what string, each int, forbidden bool, do func() error) {
+// keepCalling calls the function attempt at this rate per second, until the traffic ends. Calls don't wait for each
+// other, except those for a long-lived connection.
+func (m *moves) keepCalling(what string, rate int, forbidden bool, attempt func() error) {
 	m.traffic.Add(1)
 	go func() {
 		defer m.traffic.Done()
-		ticker := time.NewTicker(time.Second / time.Duration(each))
+		ticker := time.NewTicker(time.Second / time.Duration(rate))
 		defer ticker.Stop()
 		for {
 			select {
@@ -277,8 +277,8 @@ func (m *moves) every(what string, each int, forbidden bool, do func() error) {
 				return
 			case <-ticker.C:
 			}
-			attempt := func() {
-				err := do()
+			count := func() {
+				err := attempt()
 				if forbidden {
 					m.forbidden.Add(1)
 					return
@@ -289,13 +289,13 @@ func (m *moves) every(what string, each int, forbidden bool, do func() error) {
 				}
 			}
 			if strings.HasPrefix(what, "long-lived") {
-				attempt()
+				count()
 				continue
 			}
 			m.traffic.Add(1)
 			go func() {
 				defer m.traffic.Done()
-				attempt()
+				count()
 			}()
 		}
 	}()

@@ -21,8 +21,8 @@ spec:
   ingress: [{from: [{podSelector: {matchLabels: {app: friend}}}]}]
 `
 
-// underLoad calls do while two clients open 200 connections per second. The test fails if a connection gets the wrong
-// verdict. The clients connect by themselves, because `kubectl exec` needs the API server.
+// underLoad calls the function do while two clients open 200 connections per second. The test fails if a connection
+// gets the wrong verdict. The clients connect by themselves, because `kubectl exec` needs the API server.
 func underLoad(t *testing.T, ns string, duration time.Duration, do func()) {
 	t.Helper()
 	a, _, remote := apart(t)
