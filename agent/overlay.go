@@ -14,7 +14,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-const overlayEvery = time.Minute
+// overlayEvery is how often the routes and tunnels to other nodes are read even if the kernel has announced no change.
+// The kernel announces every change that they depend on, so this is only a precaution.
+const overlayEvery = 10 * time.Minute
 
 // overlayView has the routes and tunnels to pods on other nodes. There may be thousands, so they are read only after a
 // change or after overlayEvery.
