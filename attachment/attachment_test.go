@@ -302,3 +302,44 @@ func TestEndOfABrokenRecord(t *testing.T) {
 	n.must(NewNode().End("c3:eth0"))
 	n.want("ended", map[string][]string{})
 }
+
+// earlySets notes which addresses PurgeEarly got, and whether the link existed before and after.
+type earlySets struct {
+	podSets
+	link          string
+	addrs         []netip.Addr
+	before, after bool
+}
+
+func (s *earlySets) PurgeEarly(addrs ...netip.Addr) (later func()) {
+	s.addrs = append(s.addrs, addrs...)
+	s.before, _ = bridge.PortExists(s.link)
+	return func() { s.after, _ = bridge.PortExists(s.link) }
+}
+
+// TestSetsBeforeTheLink: DEL takes the addresses out of sets before it deletes the link, but only addresses that no
+// other process can release. Another attachment may have got such an address by then.
+func TestSetsBeforeTheLink(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := newNode(t)
+	for name, own := range map[string]bool{"c1": true, "c2": false, "c3": false} {
+		e := n.add(name, "weir")
+		a := e.Addresses[0].Addr
+		if name == "c2" {
+			n.must(ipam.Release(e.ID(), a))
+			n.must(ipam.AssignExternal("c5:eth0", a))
+		}
+		sets := &earlySets{link: e.HostIf}
+		x := &ending{id: e.ID(), busy: name != "c3"} // the DEL of c3 isn't the only one
+		n.must((Node{Sets: sets}).begin(x))
+		if got := slices.Contains(sets.addrs, a); got != own {
+			t.Errorf("%s: took the address out of sets early: %v, want %v", name, got, own)
+		}
+		if !sets.before || sets.after {
+			t.Errorf("%s: the link existed before: %v, after: %v", name, sets.before, sets.after)
+		}
+		n.must(NewNode().End(e.ID()))
+	}
+}

@@ -32,7 +32,7 @@ func (n Node) end(id string) error {
 	mark := endpoint.MarkBusy(id)
 	defer func() { _ = mark.Close() }()
 	x := &ending{id: id, busy: mark.Held()}
-	err := x.begin()
+	err := n.begin(x)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // an earlier DEL has removed the record; begin has removed the link
 	}
@@ -57,7 +57,7 @@ func (n Node) endUnfinished(e *endpoint.Endpoint) error {
 	mark := endpoint.MarkBusy(e.ID())
 	defer func() { _ = mark.Close() }()
 	x := &ending{id: e.ID(), busy: mark.Held()}
-	if err := x.begin(); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := n.begin(x); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	unlock, err := endpoint.Lock()
@@ -71,7 +71,7 @@ func (n Node) endUnfinished(e *endpoint.Endpoint) error {
 
 // begin does the slowest steps, which need no lock. It marks the record as ending, so that the agent puts the
 // addresses into no more sets. Then it deletes the link, unless another plugin made it.
-func (x *ending) begin() error {
+func (n Node) begin(x *ending) error {
 	e, err := endpoint.MarkEnding(x.id)
 	switch {
 	case err == nil:
@@ -81,7 +81,7 @@ func (x *ending) begin() error {
 			x.forbidden = true
 			return x.shut()
 		}
-		return x.unplug()
+		return n.unplug(x)
 	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, endpoint.ErrBroken):
 		return err
 	}
@@ -94,21 +94,26 @@ func (x *ending) begin() error {
 	return nil
 }
 
-// unplug deletes the link. If no other attachment is ending, it also takes the sender out of the guard. It deletes
-// the neighbour entries only if no other process can release the addresses meanwhile.
-func (x *ending) unplug() (err error) {
-	neighbours := x.record.Addresses
+// unplug deletes the link. If no other attachment is ending, it also takes the sender out of the guard. It takes the
+// addresses out of the sets and deletes the neighbour entries only if no other process can release the addresses
+// meanwhile.
+//
+// Once the addresses are in no set, the rules drop the first packets from and to them, because weir0 is their link. So
+// the sets may come before the link.
+func (n Node) unplug(x *ending) (err error) {
+	own := x.record.Addresses
 	for _, a := range x.record.Addresses {
 		if owner, err := ipam.AssignedTo(a.Addr); err != nil || owner != x.id || !x.busy {
-			neighbours = nil
+			own = nil
 		}
 	}
 	if x.forbidden = !endpoint.OthersEnding(x.id); x.forbidden {
-		err = bridge.Unplug(x.sender, neighbours)
+		defer n.Sets.PurgeEarly(addrsOf(own)...)()
+		err = bridge.Unplug(x.sender, own)
 	} else {
-		err = bridge.RemovePort(x.sender.HostIf, neighbours)
+		err = bridge.RemovePort(x.sender.HostIf, own)
 	}
-	x.unplugged = err == nil && len(neighbours) > 0
+	x.unplugged = err == nil && len(own) > 0
 	return err
 }
 

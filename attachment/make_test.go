@@ -34,6 +34,7 @@ func (o *otherSets) Remove(addrs ...netip.Addr) error {
 }
 
 func (o *otherSets) Purge(addrs ...netip.Addr) error { return o.Remove(addrs...) }
+func (o *otherSets) PurgeEarly(...netip.Addr) func() { return func() {} }
 func (o *otherSets) Contains(addr netip.Addr) (bool, error) {
 	return slices.Contains(o.denied, addr), nil
 }

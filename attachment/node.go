@@ -38,6 +38,9 @@ type PodSets interface {
 	// Purge takes the addresses out of every set that may have entries of a pod. After Purge, the addresses can be
 	// released: a later pod inherits nothing.
 	Purge(addrs ...netip.Addr) error
+	// PurgeEarly may take the addresses out of these sets, before their link is deleted. It is for addresses that no
+	// other process can release. The caller must call later() once the link is deleted, and must then call Purge.
+	PurgeEarly(addrs ...netip.Addr) (later func())
 	// Contains reports whether the address is in the set of all pods.
 	Contains(addr netip.Addr) (bool, error)
 	// InUse reports whether a rule looks addresses up in the set of all pods of the address's family.

@@ -100,6 +100,19 @@ func (s podSets) Purge(addrs ...netip.Addr) error {
 	return s.each(func(one PodSets) error { return one.Purge(addrs...) })
 }
 
+func (s podSets) PurgeEarly(addrs ...netip.Addr) (later func()) {
+	used, _ := s.used()
+	var all []func()
+	for _, one := range used {
+		all = append(all, one.PurgeEarly(addrs...))
+	}
+	return func() {
+		for _, later := range all {
+			later()
+		}
+	}
+}
+
 func (s podSets) Contains(addr netip.Addr) (has bool, err error) {
 	err = s.each(func(one PodSets) error {
 		yes, err := one.Contains(addr)

@@ -78,6 +78,9 @@ func (PodSets) Purge(addrs ...netip.Addr) error {
 	return h.Purge(addrs...)
 }
 
+// PurgeEarly does nothing, because Purge doesn't wait for the kernel.
+func (PodSets) PurgeEarly(...netip.Addr) (later func()) { return func() {} }
+
 // Contains reports whether the address is in the set of all pods. If there is no such set, the error is ErrNotExist.
 //
 // Equivalent to: ipset test weir-pods ADDR (weir-pods6 for IPv6)

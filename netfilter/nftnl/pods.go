@@ -88,8 +88,25 @@ const triesOfAPurge = 5
 //
 // Equivalent to, for each set and map (ip6 for IPv6): nft delete element ip weir SET { ADDR }
 func (PodSets) Purge(addrs ...netip.Addr) error {
-	r := NewReader()
+	r, s := NewReader(), &Sender{}
 	defer r.Close()
+	defer s.Close()
+	return purge(r, s, addrs)
+}
+
+// PurgeEarly is Purge for a process that then deletes the pod's link, and purges again. The caller must call later()
+// after it has deleted the link. Only then are the sockets closed: the kernel has freed the elements by then, so the
+// wait that Sender describes is over. Errors don't count, because Purge finds what is left.
+func (PodSets) PurgeEarly(addrs ...netip.Addr) (later func()) {
+	r, s := NewReader(), &Sender{}
+	_ = purge(r, s, addrs)
+	return func() {
+		s.Close()
+		r.Close()
+	}
+}
+
+func purge(r *Reader, s *Sender, addrs []netip.Addr) error {
 	var errs []error
 	for _, f := range conf.Families {
 		var own []netip.Addr
@@ -100,7 +117,7 @@ func (PodSets) Purge(addrs ...netip.Addr) error {
 		}
 		var err error
 		for range triesOfAPurge {
-			if err = r.purge(f, own); !errors.Is(err, unix.ENOENT) {
+			if err = r.purge(s, f, own); !errors.Is(err, unix.ENOENT) {
 				break
 			}
 		}
@@ -109,7 +126,7 @@ func (PodSets) Purge(addrs ...netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-func (r *Reader) purge(f conf.Family, addrs []netip.Addr) error {
+func (r *Reader) purge(with *Sender, f conf.Family, addrs []netip.Addr) error {
 	if len(addrs) == 0 {
 		return nil
 	}
@@ -148,7 +165,7 @@ func (r *Reader) purge(f conf.Family, addrs []netip.Addr) error {
 			b.DeleteElements(t, q.Set, []Element{*found[i]})
 		}
 	}
-	return b.Commit()
+	return with.Commit(&b)
 }
 
 func (r *Reader) elementsOf(t Table, s Set, addrs []netip.Addr) (found []Element, err error) {
