@@ -81,11 +81,11 @@ func TestCompleteValues(t *testing.T) {
 func TestUnknownTopics(t *testing.T) {
 	for line, want := range map[string]string{
 		"help": "", "help drops": "", "help completion bash": "", "completion": "", "drops --help": "",
-		"help nope":            `unknown command "nope" for "weirctl": --help lists them`,
-		"help drop":            `unknown command "drop" for "weirctl": did you mean drops or dump?`,
-		"help drops nope":      `unknown command "nope" for "weirctl drops": --help lists them`,
-		"completion nope":      `unknown command "nope" for "weirctl completion": --help lists them`,
-		"completion bsh":       `unknown command "bsh" for "weirctl completion": did you mean bash or fish or zsh?`,
+		"help nope":       `unknown command "nope" for "weirctl": --help lists them`,
+		"help drop":       `unknown command "drop" for "weirctl": did you mean drops or dump?`,
+		"help drops nope": `unknown command "nope" for "weirctl drops": --help lists them`,
+		"completion nope": `unknown command "nope" for "weirctl completion": --help lists them`,
+		"completion bsh":  `unknown command "bsh" for "weirctl completion": did you mean bash or fish or zsh?`,
 		"completion bash nope": `weirctl completion bash takes no argument, and got "nope"; see weirctl completion bash ` +
 			"--help",
 	} {

@@ -99,7 +99,7 @@ func (f *diffFlags) run(cmd *cobra.Command) error {
 	if err := onlyDeleted(deleted, file.Policies); err != nil {
 		return err
 	}
-	c, err := load(cmd, &f.source, f.narrow.namespaces, namespacesOf(file, deleted))
+	c, unknown, err := load(cmd, &f.source, f.narrow.namespaces, namespacesOf(file, deleted))
 	if err != nil {
 		return err
 	}
@@ -127,7 +127,7 @@ func (f *diffFlags) run(cmd *cobra.Command) error {
 		View:   chart.View{Matrix: d.After, Title: f.narrow.title(), MaxRows: f.narrow.rows},
 		Opened: d.Opened, Closed: d.Closed, Applied: applied,
 	}
-	change.Notes = slices.Concat(more, notes(c, d.After))
+	change.Notes = slices.Concat(unknown, more, notes(c, d.After))
 	for _, p := range ruleset.Together(file.Problems) {
 		change.Notes = append(change.Notes, p.String())
 	}

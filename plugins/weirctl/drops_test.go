@@ -69,16 +69,7 @@ func TestDropsOfUnknownNames(t *testing.T) {
 	mux.HandleFunc(agentapi.ObjectsPath, func(w http.ResponseWriter, _ *http.Request) {
 		_ = json.NewEncoder(w).Encode(c)
 	})
-	if err := os.MkdirAll(filepath.Dir(agentapi.Socket), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	l, err := net.Listen("unix", agentapi.Socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: time.Minute}
-	go func() { _ = server.Serve(l) }()
-	defer func() { _ = server.Close() }()
+	actAsAgent(t, mux)
 	ask := func(ctx context.Context, args string, out io.Writer) (int, string) {
 		cmd := dropsCommand()
 		cmd.SilenceErrors, cmd.SilenceUsage = true, true
@@ -125,6 +116,21 @@ func TestDropsOfUnknownNames(t *testing.T) {
 	if code, text := ask(ctx, "-f --pod shop/web", lines); code != client.ExitOK || ctx.Err() == nil {
 		t.Errorf("-f: %d, %s", code, text)
 	}
+}
+
+// actAsAgent serves the agent's socket until the test ends.
+func actAsAgent(t *testing.T, handler http.Handler) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(agentapi.Socket), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", agentapi.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: time.Minute}
+	go func() { _ = server.Serve(l) }()
+	t.Cleanup(func() { _ = server.Close() })
 }
 
 // lineWriter calls found when a write has the text.

@@ -202,7 +202,7 @@ func matrixCommand() *cobra.Command {
 			if _, err := narrow.filter(); err != nil {
 				return err
 			}
-			c, err := load(cmd, &source, narrow.namespaces, nil)
+			c, unknown, err := load(cmd, &source, narrow.namespaces, nil)
 			if err != nil {
 				return err
 			}
@@ -214,7 +214,8 @@ func matrixCommand() *cobra.Command {
 			if err := narrow.check(m, filter); err != nil {
 				return err
 			}
-			v := chart.View{Matrix: m, Title: narrow.title(), MaxRows: narrow.rows, Notes: append(more, notes(c, m)...)}
+			v := chart.View{Matrix: m, Title: narrow.title(), MaxRows: narrow.rows}
+			v.Notes = slices.Concat(unknown, more, notes(c, m))
 			v.Rows = m.Filter(m.Rows(), filter)
 			var audited []string
 			for _, np := range c.Policies {
@@ -244,11 +245,22 @@ func isAudited(np *networkingv1.NetworkPolicy) bool {
 
 // load reads the source's objects. If the user may not list all objects, load reads only those of the namespaces that
 // the two lists name. Namespaces in the parameter namespaces must exist. Namespaces in the parameter also may be
-// missing.
-func load(cmd *cobra.Command, source *client.Source, namespaces, also []string) (explain.Cluster, error) {
-	c, err := source.Load(cmd.Context(), slices.Concat(namespaces, also)...)
+// missing. An agent that watches the API server knows no Services, so load looks them up itself. If it can't, the notes
+// say so.
+func load(
+	cmd *cobra.Command, source *client.Source, namespaces, also []string,
+) (c explain.Cluster, notes []string, err error) {
+	c, err = source.Load(cmd.Context(), slices.Concat(namespaces, also)...)
 	if err != nil {
-		return c, err
+		return c, nil, err
+	}
+	if kind, _, err := source.Kind(); err == nil && kind == client.FromAgent && c.Node != "" && len(c.Services) == 0 {
+		var failed error
+		if c.Services, failed = findServices(cmd.Context(), source, ""); failed != nil {
+			notes = append(notes, "no Service is shown: "+failed.Error())
+		} else if len(c.Services) == 0 {
+			notes = append(notes, "no Service is shown, because the agent knows none: use --source kubernetes")
+		}
 	}
 	for _, n := range namespaces {
 		known := slices.ContainsFunc(c.Namespaces, func(o policy.Namespace) bool { return o.Name == n }) ||
@@ -258,10 +270,11 @@ func load(cmd *cobra.Command, source *client.Source, namespaces, also []string) 
 			for _, o := range c.Namespaces {
 				all = append(all, o.Name)
 			}
-			return c, client.Usage(fmt.Errorf("there is no namespace %q and no pod in it%s", n, explain.NearNames(n, all)))
+			return c, nil, client.Usage(fmt.Errorf("there is no namespace %q and no pod in it%s", n,
+				explain.NearNames(n, all)))
 		}
 	}
-	return c, nil
+	return c, notes, nil
 }
 
 func notes(c explain.Cluster, m *reach.Matrix) (notes []string) {

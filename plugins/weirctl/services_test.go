@@ -1,12 +1,22 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/weir-net/weir/plugins/weirctl/client"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/explain"
 	"github.com/weir-net/weir/test/golden"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // TestExplainServices: an explanation knows which endpoints kube-proxy and DNS lead to, and what kube-proxy drops.
@@ -55,4 +65,84 @@ func TestExplainServices(t *testing.T) {
 		t.Errorf("docs/explain.md doesn't show\n%s%v", first, err)
 	}
 	golden.Compare(t, here+"/testdata/services/explain.txt", text.String())
+}
+
+// TestServicesOfAKubeAgent: an agent that watches the API server knows no Services. matrix and diff then ask the API
+// server for them, or say that no Service is shown.
+func TestServicesOfAKubeAgent(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	c := explain.Cluster{Node: "n1", Objects: policy.Objects{
+		Pods: []policy.Pod{{
+			Namespace: "shop", Name: "db", NodeName: "n2", Labels: map[string]string{"app": "db"},
+			Addresses: []netip.Addr{netip.MustParseAddr("10.0.1.2")},
+		}},
+		Nodes: []policy.Node{{Name: "n2", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.1.0/24")}}},
+	}}
+	actAsAgent(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(w).Encode(c) }))
+	forbidden := false
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		switch {
+		case forbidden:
+			w.WriteHeader(http.StatusForbidden)
+			_, _ = io.WriteString(w, `{"kind": "Status", "apiVersion": "v1", "reason": "Forbidden", "code": 403}`)
+		case strings.HasSuffix(r.URL.Path, "/services"):
+			_, _ = io.WriteString(w, `{"kind": "ServiceList", "apiVersion": "v1", "metadata": {}, "items": [
+				{"metadata": {"name": "db", "namespace": "shop"}, "spec": {"clusterIP": "10.96.0.10", "selector": {"app": "db"},
+				 "ports": [{"port": 80, "targetPort": 5432}]}},
+				{"metadata": {"name": "portless", "namespace": "shop"},
+				 "spec": {"clusterIP": "None", "selector": {"app": "db"}}}]}`)
+		default:
+			_, _ = io.WriteString(w, `{"kind": "EndpointSliceList", "apiVersion": "discovery.k8s.io/v1", "items": [
+				{"metadata": {"name": "db-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "db"}},
+				 "addressType": "IPv4", "endpoints": [{"addresses": ["10.0.1.2"]}], "ports": [{"port": 5432, "protocol": "TCP"}]},
+				{"metadata": {"name": "portless-1", "namespace": "shop", "labels": {"kubernetes.io/service-name": "portless"}},
+				 "addressType": "IPv4", "endpoints": [{"addresses": ["10.0.1.2"]}]}]}`)
+		}
+	}))
+	defer server.Close()
+	dir := t.TempDir()
+	kubeconfig, policies := filepath.Join(dir, "kubeconfig"), filepath.Join(dir, "new.yaml")
+	for path, text := range map[string]string{
+		kubeconfig: "{clusters: [{name: c, cluster: {server: '" + server.URL + "'}}], contexts: [{name: c, context: " +
+			"{cluster: c}}], current-context: c}",
+		policies: "{kind: NetworkPolicy, apiVersion: networking.k8s.io/v1, metadata: {name: db, namespace: shop}, spec: " +
+			"{podSelector: {}, ingress: [{ports: [{port: 5432}]}]}}",
+	} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run := func(args string) string {
+		root, out := rootCommand(), &strings.Builder{}
+		root.SetOut(out)
+		root.SetErr(out)
+		root.SetArgs(strings.Fields(args))
+		if code, text := client.Code(root.ExecuteContext(t.Context())); code == client.ExitError {
+			t.Errorf("%s: %s", args, text)
+		}
+		return out.String()
+	}
+	const matrix = "matrix --source agent"
+	t.Setenv("KUBECONFIG", kubeconfig)
+	for args, want := range map[string]string{
+		matrix: "  shop/db:80, shop/portless\n", "diff --source agent -f " + policies: "  shop/portless\n",
+	} {
+		if out := run(args); !strings.Contains(out, want) || strings.Contains(out, "no Service") {
+			t.Errorf("%s:\n%s", args, out)
+		}
+	}
+	if out := run(matrix + " --to 10.96.0.10"); !strings.Contains(out, "shop/db") || strings.Contains(out, "note") {
+		t.Errorf("--to, with the address of a Service:\n%s", out)
+	}
+	forbidden = true
+	if out := run(matrix); !strings.Contains(out, "note: no Service is shown: ") {
+		t.Errorf("if the API server forbids it:\n%s", out)
+	}
+	t.Setenv("KUBECONFIG", filepath.Join(dir, "none"))
+	if out := run(matrix); !strings.Contains(out, "note: no Service is shown, because the agent knows none") {
+		t.Errorf("without an API server:\n%s", out)
+	}
 }

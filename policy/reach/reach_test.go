@@ -230,6 +230,13 @@ func TestServices(t *testing.T) {
 	services = append(services, policy.Service{
 		Namespace: "a", Name: "headless", Headless: true, Selector: services[0].Selector,
 		Ports: []policy.ServicePort{{Proto: ruleset.TCP, Port: 80, Target: intstr.FromInt32(8080)}},
+	}, policy.Service{
+		Namespace: "a", Name: "portless", Headless: true, Selector: services[0].Selector,
+	}, policy.Service{
+		Namespace: "a", Name: "portless-slices", Headless: true,
+		Endpoints: []policy.ServiceEndpoint{{Address: web.Addresses[0]}},
+	}, policy.Service{
+		Namespace: "a", Name: "portless-elsewhere", Headless: true, Selector: map[string]string{"app": "db"},
 	})
 	m := reach.New(policy.State{Objects: policy.Objects{Pods: []policy.Pod{web}}}, services)
 	want := []reach.ServicePort{
@@ -238,6 +245,8 @@ func TestServices(t *testing.T) {
 		{Service: "a/by-slices", Proto: ruleset.TCP, Port: 443, Targets: []uint16{8443}},
 		// The Service's port isn't translated.
 		{Service: "a/headless", Proto: ruleset.TCP, Port: 80, Targets: []uint16{80}},
+		{Service: "a/portless"},
+		{Service: "a/portless-slices"},
 	}
 	if diff := cmp.Diff(want, m.Parties[0].Services); diff != "" {
 		t.Error(diff)

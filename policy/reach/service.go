@@ -11,17 +11,29 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// ServicePort is a port of a Service, and the ports of pods to which it leads.
+// ServicePort is a port of a Service, and the ports of pods to which it leads. For a headless Service without ports,
+// only Service is set: its name in DNS leads to every port of its pods.
 type ServicePort struct {
 	Service string           `json:"service"` // namespace/name
-	Proto   ruleset.Protocol `json:"protocol"`
-	Port    uint16           `json:"port"`
-	Targets []uint16         `json:"targets"`
+	Proto   ruleset.Protocol `json:"protocol,omitempty"`
+	Port    uint16           `json:"port,omitempty"`
+	Targets []uint16         `json:"targets,omitempty"`
+}
+
+// LeadsTo reports whether the Service leads to one of the ports.
+func (s ServicePort) LeadsTo(ports Ports) bool {
+	if s.Port == 0 {
+		return true
+	}
+	return slices.ContainsFunc(s.Targets, func(target uint16) bool { return ports.Contains(s.Proto, target) })
 }
 
 func (u *universe) servicesOf(units []unit) (all []ServicePort) {
 	for i := range u.services {
 		s := &u.services[i]
+		if s.Headless && len(s.Ports) == 0 && leadsTo(s, units) {
+			all = append(all, ServicePort{Service: s.String()})
+		}
 		for _, port := range s.Ports {
 			var targets []uint16
 			for _, one := range units {

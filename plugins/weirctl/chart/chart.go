@@ -163,7 +163,7 @@ func (v View) more(out io.Writer, rows int) error {
 func (v View) Services(r reach.Row) (names []string) {
 	for _, i := range r.To {
 		for _, s := range v.Parties[i].Services {
-			if slices.ContainsFunc(s.Targets, func(target uint16) bool { return r.Ports.Contains(s.Proto, target) }) {
+			if s.LeadsTo(r.Ports) {
 				names = append(names, serviceName(s))
 			}
 		}
@@ -173,6 +173,9 @@ func (v View) Services(r reach.Row) (names []string) {
 }
 
 func serviceName(s reach.ServicePort) string {
+	if s.Port == 0 {
+		return s.Service
+	}
 	name := fmt.Sprintf("%s:%d", s.Service, s.Port)
 	if s.Proto != ruleset.TCP {
 		name += "/" + string(s.Proto)

@@ -88,7 +88,8 @@ document.addEventListener("DOMContentLoaded", () => {
     add("Labels", Object.entries(p.labels || {}).map(([k, v]) => `${k}=${v}`));
     add("Isolated in ingress by", p.ingress);
     add("Isolated in egress by", p.egress);
-    add("Services", (p.services || []).map((s) => `${s.service}:${s.port} → ${s.protocol.toUpperCase()} ${s.targets.join(", ")}`));
+    add("Services", (p.services || []).map((s) => s.port
+      ? `${s.service}:${s.port} → ${s.protocol.toUpperCase()} ${s.targets.join(", ")}` : `${s.service} → every port`));
     const pods = (p.pods || []).map((n, i) => `${n} ${(p.addresses[i] || []).join(", ")}`);
     add("Pods", pods.length > 50 ? [...pods.slice(0, 50), `and ${pods.length - 50} more`] : pods);
     add("Networks", p.networks);
