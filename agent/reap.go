@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"time"
 
@@ -19,9 +20,10 @@ const (
 type reaper struct {
 	// strays has addresses that are in weir-pods, the sets of all pods, but belong to no pod.
 	strays chan []netip.Addr
+	failed string // the error of the last eviction, which is logged once
 }
 
-func newReaper() reaper { return reaper{make(chan []netip.Addr, 1)} }
+func newReaper() reaper { return reaper{strays: make(chan []netip.Addr, 1), failed: fmt.Sprint(nil)} }
 
 func (r *reaper) offer(strays []netip.Addr) {
 	if len(strays) == 0 {
@@ -83,8 +85,10 @@ func (a *agent) reapOnce() {
 
 func (a *agent) evict(ctx context.Context, strays []netip.Addr) {
 	evicted, err := attachment.NewNode().Evict(strays)
-	if err != nil {
-		a.Log.Error("addresses of no pod can't be removed from the sets of all pods; the agent tries again", "error", err)
+	if text := fmt.Sprint(err); text != a.reaper.failed {
+		if a.reaper.failed = text; err != nil {
+			a.Log.Error("addresses of no pod can't be removed from the sets of all pods; the agent tries again", "error", err)
+		}
 	}
 	if len(evicted) == 0 {
 		return

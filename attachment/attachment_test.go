@@ -195,7 +195,8 @@ func TestCollect(t *testing.T) {
 	n.want("with nothing valid", map[string][]string{})
 }
 
-// TestEvict: Evict removes an address only if it is in the set of all pods and belongs to no attachment.
+// TestEvict: Evict removes an address only if it is in the set of all pods, belongs to no attachment, and is in no
+// network namespace. Collect leaves addresses of namespaces too.
 func TestEvict(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -212,6 +213,16 @@ func TestEvict(t *testing.T) {
 		t.Errorf("the stray is in the set: %v, %v", in, err)
 	}
 	n.want("evicted", map[string][]string{"c1": whole})
+	nodetest.NewNS(t, "pod")
+	nodetest.RunEach(t, "ip -n pod address add "+over.String()+"/32 dev lo")
+	n.must(ipset.Apply(ipset.Change{Set: conf.PodsSet, Entry: ipset.Entry{Prefix: netip.PrefixFrom(over, 32)}}))
+	if evicted, err := NewNode().Evict([]netip.Addr{over}); err == nil || len(evicted) > 0 {
+		t.Errorf("a namespace has the address, and it was evicted: %v, %v", evicted, err)
+	}
+	n.must(NewNode().Collect("weir", map[string]bool{"c1:eth0": true}))
+	if in, err := n.sets.Has(conf.PodsSet, over); !in || err != nil {
+		t.Errorf("the address is in the set: %v, %v", in, err)
+	}
 }
 
 // TestLostRecords: Collect removes all traces without a record, except those of attachments that the runtime

@@ -2,6 +2,7 @@ package attachment
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 
@@ -49,7 +50,10 @@ func (n Node) sweep(valid map[string]bool) error {
 			errs = append(errs, bridge.ForbidSender(s))
 		}
 	}
-	stale := r.stale(t)
+	stale, _, err := abandoned(r.stale(t))
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
 	errs = append(errs, n.Sets.Purge(addrsOf(stale)...))
 	for _, name := range t.ports {
 		if !r.ports[name] {
@@ -66,7 +70,8 @@ func (n Node) sweep(valid map[string]bool) error {
 }
 
 // Evict removes addresses that belong to no attachment from the sets of all pods. It returns the removed addresses.
-// It takes the node's lock, so no address is assigned meanwhile.
+// It takes the node's lock, so no address is assigned meanwhile. If a pod may still have an address, because a network
+// namespace has it, the address stays, and Evict returns an error.
 func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 	unlock, err := endpoint.Lock()
 	if err != nil {
@@ -81,7 +86,7 @@ func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 	if err != nil {
 		return nil, err
 	}
-	var evicted []netip.Addr
+	var strays []endpoint.Address
 	for _, a := range addrs {
 		denied, err := n.Sets.Contains(a)
 		if err != nil {
@@ -91,9 +96,39 @@ func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 		if owners[a] != "" || r.addrs[a] || !denied {
 			continue
 		}
-		evicted = append(evicted, a)
+		strays = append(strays, endpoint.Address{Addr: a})
 	}
-	return evicted, n.Sets.Remove(evicted...)
+	gone, inUse, err := abandoned(strays)
+	if len(inUse) > 0 {
+		err = fmt.Errorf("network namespaces have the addresses %v, which no record has: their pods stay closed",
+			addrsOf(inUse))
+	}
+	evicted := addrsOf(gone)
+	return evicted, errors.Join(err, n.Sets.Remove(evicted...))
+}
+
+// abandoned leaves out the addresses that pods behind other plugins may still have: no rule would check the packets of
+// such a pod any more. Packets of links that weir made are checked by the link.
+func abandoned(addrs []endpoint.Address) (gone, inUse []endpoint.Address, err error) {
+	if len(addrs) == 0 {
+		return nil, nil, nil
+	}
+	used, err := ipam.UsedAddresses()
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, a := range addrs {
+		own, err := bridge.HasNeighbour([]endpoint.Address{a})
+		switch {
+		case err != nil:
+			return nil, nil, err
+		case used[a.Addr] && !own:
+			inUse = append(inUse, a)
+		default:
+			gone = append(gone, a)
+		}
+	}
+	return gone, inUse, nil
 }
 
 func (r recorded) stale(t traces) []endpoint.Address {

@@ -401,6 +401,46 @@ func testRunsOnBehind(t *testing.T, other string) {
 	}
 }
 
+// TestLostRecordsBehindPtp: if the records of running pods are lost, the agent and GC leave the pods closed.
+func TestLostRecordsBehindPtp(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
+		return
+	}
+	n := newNodeBehind(t, "ptp", nil)
+	n.StartAgent()
+	server := n.AddPod("ns-1", "http-echo")
+	n.Serve(server.Netns, "tcp", ":80")
+	n.ReachFrom(n.Outside, server.IP+":80", true)
+	nodetest.Run(t, "sh", "-c", "rm /run/weir/endpoints/* /run/weir/addresses/*")
+	closed := func(when string) {
+		t.Helper()
+		if _, err := nodetest.Get(t, n.Outside, server.IP+":80"); err == nil {
+			t.Errorf("%s, a pod without a record is reached", when)
+		}
+	}
+	n.Eventually("the agent reports the pod", func() error {
+		if !strings.Contains(n.AgentLog(), "their pods stay closed") {
+			return errors.New("it doesn't")
+		}
+		return nil
+	})
+	closed("after the agent has looked for addresses of no pod")
+	env := map[string]string{
+		"CNI_COMMAND": "GC", "CNI_CONTAINERID": "x", "CNI_NETNS": server.Netns, "CNI_IFNAME": "eth0", "CNI_PATH": n.Bin,
+	}
+	if code, msg := weir(t, n, env, `{"cniVersion": "1.1.0", "name": "weir", "type": "weir"}`); code != 0 {
+		t.Fatalf("GC: code %d: %s", code, msg)
+	}
+	closed("after GC")
+	nodetest.Run(t, "ip", "-n", "ns-1.http-echo", "link", "del", "eth0")
+	n.Eventually("the address is taken out once no namespace has it", func() error {
+		if out, err := nodetest.ListSets(); err != nil || strings.Contains(out, server.IP+" ") {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+}
+
 // TestPolicyThatCantHoldIsRefused: ADD refuses a pod whose packets would bypass the FORWARD hook. It also refuses
 // an interface, a prevResult or a configuration with which weir can't enforce policy behind another plugin.
 func TestPolicyThatCantHoldIsRefused(t *testing.T) {
