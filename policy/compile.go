@@ -79,7 +79,7 @@ type compiler struct {
 	division  division // used while the node doesn't have room for all demands
 	uncounted map[*supply]bool
 	stamp     uint64    // the number of parts so far
-	unwanted  []*supply // sets that no demand, or no granted demand, needs any more; an Engine empties this list
+	unwanted  []*supply // sets that demands, or granted demands, no longer need; an Engine empties this list
 	work      work
 
 	joined   bool

@@ -22,8 +22,8 @@ type space struct {
 	// parsed has the parsed policies, sorted by name. It is nil until policiesIn fills it. It stays nil if the
 	// namespace has no pods on this node.
 	parsed []parsedPolicy
-	// used and waiting are the efforts of parsing the large policies that parsed already has, and of those that are parsed
-	// but wait for others of the namespace: to use them all takes long, so few become many first.
+	// used and waiting are efforts of parsing large policies: used is that of the policies that are in the list parsed,
+	// and waiting that of parsed policies that aren't in the list yet (TakeParsed).
 	used, waiting float64
 }
 

@@ -260,8 +260,8 @@ func TestRulesComeInGroups(t *testing.T) {
 	}
 }
 
-// TestParsedPoliciesComeInGroups: the namespace of many large policies is compiled only a few times while they are
-// parsed one by one.
+// TestParsedPoliciesComeInGroups: while many large policies of a namespace are parsed one by one, the namespace is
+// compiled only a few times.
 func TestParsedPoliciesComeInGroups(t *testing.T) {
 	const many = 64
 	e, all := city(200)

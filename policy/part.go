@@ -120,7 +120,7 @@ type complaints struct {
 
 func (r *complaints) then() complaints { return complaints{slices.Clip(r.all), maps.Clone(r.told)} }
 
-// add adds problems of the policy that another complaints has.
+// add adds the problems of the policy from another value of complaints.
 func (r *complaints) add(policy *parsedPolicy, all []ruleset.Problem) {
 	if len(all) > 0 && len(r.told[policy.name]) == 0 { // the policy has no problems yet, so none can be equal
 		r.tell(policy, all...)

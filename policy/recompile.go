@@ -235,7 +235,8 @@ func (e *Engine) entriesAt(to []ruleset.Entry, l *live, a netip.Addr) []ruleset.
 	return to
 }
 
-// twin returns a selector that matches the same crowds, and has all its entries of the family; nil if none is known.
+// twin returns a selector that matches the same crowds, and whose entries of the family are complete. It returns nil if
+// none is known.
 func (x *selectorIndex) twin(l *live, f conf.Family) *live {
 	if l.key == "" { // a named port
 		return nil
@@ -247,7 +248,7 @@ func (x *selectorIndex) twin(l *live, f conf.Family) *live {
 		}
 		return nil
 	}
-	if len(x.byPrint) > 2*len(x.byKey)+64 { // most are out of date
+	if len(x.byPrint) > 2*len(x.byKey)+64 { // most prints in the map are out of date
 		x.byPrint = map[uint64]*live{}
 	}
 	x.byPrint[l.print] = l

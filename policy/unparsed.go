@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// mostWaiting limits the effort of parsing the policies that become rules together: 1,000 peers take 2 ms.
+// mostWaiting is the effort at which parsed policies no longer wait for others of their namespace (TakeParsed).
 const mostWaiting = 1 << 10
 
 // Unparsed has large policies of one name whose rules aren't parsed yet. Until then, the policies isolate their pods
@@ -51,9 +51,10 @@ func (u *Unparsed) Parse() {
 }
 
 // TakeParsed gives the parsed policies to the engine, unless policies of this name have changed meanwhile. In any case,
-// the work counts for the namespace. Otherwise a policy that always changes would always come first. The namespace is
-// compiled again only if its newly parsed policies are at least as large as those parsed before, or very large, or if
-// no policy of the namespace is left to parse.
+// the work counts for the namespace. Otherwise a policy that always changes would always come first.
+//
+// Compiling a namespace takes long, so its parsed policies wait for each other. They are compiled when they are as
+// large as those before, when they are very large, or when no policy of the namespace is left to parse.
 func (e *Engine) TakeParsed(u *Unparsed) {
 	e.compiler.work.add(u.name.Namespace, u.effort)
 	if _, ok := e.unparsed[u.name]; !ok || !slices.Equal(e.policiesOf(u.name), u.policies) {

@@ -79,7 +79,7 @@ func counters(t *testing.T, flavour iptables.Flavour, mark string) (packets, rul
 	return packets, rules
 }
 
-// TestAPodsOwnMark: a pod gets no further if it sends its packets with a mark (SO_MARK).
+// TestAPodsOwnMark: the mark that a pod sets on its packets (SO_MARK) doesn't change which of them arrive.
 func TestAPodsOwnMark(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

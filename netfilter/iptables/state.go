@@ -64,8 +64,8 @@ type written struct {
 	sum   string
 }
 
-// tablesUsed has the tables in the order in which weir changes them. mangle comes first, because it drops packets, and
-// filter accepts packets.
+// tablesUsed has the tables in the order in which weir changes them. mangle, whose rules drop packets, comes before
+// filter, whose rules accept packets.
 var tablesUsed = []string{"mangle", "filter", "nat"}
 
 // stands reports whether weir's chains in mangle are complete enough to check every packet of a pod. It doesn't compare

@@ -41,7 +41,7 @@ func TestLacksNothing(t *testing.T) {
 	}
 }
 
-// TestRulesWithoutEffect: if the rule of one need is missing in the trial's table, the trial names this need.
+// TestRulesWithoutEffect: if the rule that tests a Need is missing in the trial's table, the trial names this Need.
 func TestRulesWithoutEffect(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -91,7 +91,7 @@ func (m *members) add(network netip.Prefix, set *Set) int32 {
 	return int32(len(m.groups) - 1)
 }
 
-// searchTime is how long it takes to search a group, compared with adding an entry to a table.
+// searchTime is the time for searching one group. The unit is the time for adding one entry to a table.
 const searchTime = 4
 
 // signature returns the signature of the address. At first it searches each group. When the searches have taken as long

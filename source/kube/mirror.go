@@ -189,8 +189,8 @@ func (m *mirror[O, I]) follow(
 			if streams.Load() {
 				return nil, errNoStream
 			}
-			// The reflector's first list may come from the API server's cache, which may be older than the state that the
-			// last agent enforced. A streamed list never is.
+			// With version 0, the list would come from the API server's cache. The cache may be older than the state that
+			// the last agent enforced. A streamed list is never older.
 			if o.ResourceVersion == "0" {
 				o.ResourceVersion = ""
 			}

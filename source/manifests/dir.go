@@ -135,7 +135,7 @@ func (d *Dir) Files() []agentapi.File {
 }
 
 // dropGone removes files that have been missing or empty for graceTime, and their objects. A broken link is instead
-// marked as unreadable. The caller must call dropGone again when the channel again has a message; nil means never.
+// marked as unreadable. The caller must repeat the call when the returned channel has a message; nil means never.
 func (d *Dir) dropGone(now time.Time) (changed bool, again <-chan time.Time) {
 	var next time.Duration
 	for name, f := range d.files {

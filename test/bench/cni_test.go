@@ -123,8 +123,8 @@ func once(t *testing.T, c contender) (add, del time.Duration) {
 }
 
 // recopy replaces each short-lived program by a copy of itself. The kernel keeps a file in pages of different sizes, so
-// one copy of a program can start a tenth faster than another copy. With many copies, this chance doesn't decide a
-// ratio.
+// one copy of a program can start a tenth faster than another copy. With many copies, chance doesn't decide the
+// ratios.
 func recopy(t *testing.T, dirs ...string) {
 	t.Helper()
 	for _, dir := range dirs {

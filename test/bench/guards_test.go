@@ -96,8 +96,8 @@ func atLinksAndInBridge(n *packetNode) string {
 	return atLinks(n) + inBridge("", fmt.Sprintf("iifgroup %d accept\n%s", netdevGroup, unusual)) + pastTable("inet")
 }
 
-// byLock locks the ports: the bridge drops a frame with a MAC that has no forwarding entry of its port. The bridge
-// neither logs nor counts that frame. A chain behind the bridge looks the address up.
+// byLock locks the ports: the bridge drops a frame unless the sender's MAC has a forwarding entry of the port. The
+// bridge neither logs nor counts the dropped frames. A chain behind the bridge looks the address up.
 func byLock(n *packetNode) string {
 	set := "set senders4 { typeof ether saddr . ip saddr; size 8192; elements = { "
 	for _, p := range n.guardedPorts() {
