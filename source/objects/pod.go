@@ -66,9 +66,11 @@ func hostPorts(spec *corev1.PodSpec) iter.Seq[policy.HostPort] {
 		for c := range portContainers(spec) {
 			for i := range c.Ports {
 				port := &c.Ports[i]
+				if spec.HostNetwork || port.HostPort < 1 || port.HostPort > 65535 || !valid(port) {
+					continue
+				}
 				at, ok := address(port.HostIP)
-				if spec.HostNetwork || port.HostPort < 1 || port.HostPort > 65535 || !valid(port) ||
-					!ok && port.HostIP != "" && port.HostIP != "0.0.0.0" && port.HostIP != "::" {
+				if !ok && port.HostIP != "" && port.HostIP != "0.0.0.0" && port.HostIP != "::" {
 					continue
 				}
 				h := policy.HostPort{

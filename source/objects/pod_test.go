@@ -73,8 +73,17 @@ func TestIsPod(t *testing.T) {
 	if alike < 10 {
 		t.Errorf("only %d pairs of pods are alike", alike)
 	}
-	known, _ := Pod(randomPod(r))
-	pod := randomPod(r)
+	pod := &corev1.Pod{
+		Spec: corev1.PodSpec{Containers: []corev1.Container{{Ports: []corev1.ContainerPort{
+			{Name: "http", ContainerPort: 80, Protocol: corev1.ProtocolTCP},
+			{ContainerPort: 443, HostPort: 8443, HostIP: "192.0.2.1", Protocol: corev1.ProtocolTCP},
+		}}}},
+		Status: corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}}},
+	}
+	known, _ := Pod(pod)
+	if !IsPod(&known, pod) {
+		t.Errorf("%+v isn't %+v", pod, known)
+	}
 	if n := testing.AllocsPerRun(100, func() { IsPod(&known, pod) }); n > 0 {
 		t.Errorf("IsPod allocates %v times", n)
 	}
