@@ -84,13 +84,19 @@ func TestCurves(t *testing.T) {
 			var row []string
 			var took float64 // in µs, on the node without policies
 			for _, c := range rest[:len(layouts())] {
-				pair := c.took[k.name]
-				took = float64(estimate.Median(pair[0]).Nanoseconds()) / 1000
-				row = append(row, ratio(estimate.Ratios(pair[0], pair[1])))
+				cell, pair := "not measured", c.took[k.name]
+				if len(pair[0]) > 0 {
+					took = float64(estimate.Median(pair[0]).Nanoseconds()) / 1000
+					cell = ratio(estimate.Ratios(pair[0], pair[1]))
+				}
+				row = append(row, cell+c.lacks(k))
 			}
 			rest = rest[len(layouts()):]
 			absolute := fmt.Sprintf("%.1f µs", took)
-			if k.name == connections.name {
+			switch {
+			case took == 0:
+				absolute = "not measured"
+			case k.name == connections.name:
 				absolute = count(int(1e6/took), "", "a second")
 			}
 			printRow(append([]string{k.name, s.name, absolute}, row...)...)

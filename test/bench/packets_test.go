@@ -124,9 +124,12 @@ func comparePackets(t *testing.T, flavour iptables.Flavour) {
 	race(t, base, all, kinds)
 	for _, k := range kinds {
 		for _, c := range all {
-			pair := c.took[k.name]
-			fmt.Printf("packets %s, %s, %s: %s, %.2f us\n", flavour, k.name, c.name,
-				estimate.Text(estimate.Ratios(pair[0], pair[1]), 3), float64(estimate.Median(pair[1]).Nanoseconds())/1000)
+			text, pair := "not measured", c.took[k.name]
+			if len(pair[1]) > 0 {
+				text = fmt.Sprintf("%s, %.2f us", estimate.Text(estimate.Ratios(pair[0], pair[1]), 3),
+					float64(estimate.Median(pair[1]).Nanoseconds())/1000)
+			}
+			fmt.Printf("packets %s, %s, %s: %s\n", flavour, k.name, c.name, text+c.lacks(k))
 		}
 	}
 }
@@ -134,15 +137,27 @@ func comparePackets(t *testing.T, flavour iptables.Flavour) {
 type contestant struct {
 	filter
 	node *packetNode
-	// took has for each kind of traffic the times of the bare node and of the filter.
+	// took has for each kind of traffic the times of the bare node and of the filter. A round that could not be measured
+	// has neither.
 	took map[string]*[2][]time.Duration
+	// failed has for each kind of traffic the errors of the rounds that could not be measured.
+	failed map[string][]error
+}
+
+// lacks says how many rounds could not be measured, and the last error. It is empty if there are none.
+func (c contestant) lacks(k traffic) string {
+	all := c.failed[k.name]
+	if len(all) == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" (%d rounds could not be measured: %v)", len(all), all[len(all)-1])
 }
 
 func newContestant(t *testing.T, flavour iptables.Flavour, name string, f filter) contestant {
 	t.Helper()
 	n := newBareNode(t, flavour, name, f.guard)
 	f.build(t, n, flavour)
-	return contestant{f, n, map[string]*[2][]time.Duration{}}
+	return contestant{f, n, map[string]*[2][]time.Duration{}, map[string][]error{}}
 }
 
 // race measures each filter in turns with the bare node.
@@ -157,12 +172,36 @@ func race(t *testing.T, bare *packetNode, all []contestant, kinds []traffic) {
 				if c.took[k.name] == nil {
 					c.took[k.name] = &[2][]time.Duration{}
 				}
-				pair := [2]*packetNode{bare, c.node}
-				for i := range pair { // bare node and filter take turns at being first
-					i = (i + round) % 2
-					c.took[k.name][i] = append(c.took[k.name][i], pair[i].measure(t, k, *slice))
+				took, err := measureBoth(t, [2]*packetNode{bare, c.node}, k, round)
+				for i := range took {
+					if err == nil {
+						c.took[k.name][i] = append(c.took[k.name][i], took[i])
+					}
+				}
+				if err != nil {
+					c.failed[k.name] = append(c.failed[k.name], err)
 				}
 			}
 		}
 	}
+}
+
+const triesOfARound = 3
+
+// measureBoth measures the two nodes in turns. Each of the two begins in every other round. If one measurement fails,
+// it measures both again.
+func measureBoth(t *testing.T, pair [2]*packetNode, k traffic, round int) (took [2]time.Duration, err error) {
+	t.Helper()
+	for range triesOfARound {
+		for i := range pair {
+			i = (i + round) % 2
+			if took[i], err = pair[i].measure(t, k, *slice); err != nil {
+				break
+			}
+		}
+		if err == nil {
+			break
+		}
+	}
+	return took, err
 }

@@ -36,9 +36,9 @@ const core = 1
 
 const warmUp = 2
 
-// measure returns the processor time of one repetition. It includes the kernel's forwarding, because this happens in
-// the sender's system call.
-func (n *packetNode) measure(t *testing.T, k traffic, atLeast time.Duration) (took time.Duration) {
+// measure returns the processor time of one repetition. It includes the kernel's forwarding, which happens in the
+// sender's system call. On a very busy machine it may fail, because a packet is lost.
+func (n *packetNode) measure(t *testing.T, k traffic, atLeast time.Duration) (took time.Duration, err error) {
 	t.Helper()
 	nodetest.In(t, n.path, func() error { return netlink.ConntrackTableFlush(netlink.ConntrackTable) })
 	var clientEnded, ended atomic.Bool
@@ -47,38 +47,47 @@ func (n *packetNode) measure(t *testing.T, k traffic, atLeast time.Duration) (to
 		others = append(others, work(&ended, n.queue.accept))
 	}
 	nodetest.In(t, n.client, func() error {
-		unpin, err := pin()
-		if err != nil {
-			return err
-		}
-		defer unpin()
-		once, end, err := k.client(n)
-		if err != nil {
-			return err
-		}
-		var began time.Duration
-		batches := -warmUp
-		for ; batches <= 0 || processorTime(others)-began < atLeast; batches++ {
-			if batches == 0 {
-				began = processorTime(others)
-			}
-			for range k.batch {
-				if err := once(); err != nil {
-					return fmt.Errorf("%s: %w", k.name, err)
-				}
-			}
-		}
-		took = (processorTime(others) - began) / time.Duration(batches*k.batch)
-		clientEnded.Store(true)
-		return end()
+		took, err = n.send(k, atLeast, others, &clientEnded)
+		return nil
 	})
 	ended.Store(true)
 	for _, w := range others {
-		if err := <-w.done; err != nil {
-			t.Fatalf("%s: server: %v", k.name, err)
+		if failed := <-w.done; failed != nil {
+			err = errors.Join(err, fmt.Errorf("%s: server: %w", k.name, failed))
 		}
 	}
-	return took
+	return took, err
+}
+
+func (n *packetNode) send(
+	k traffic, atLeast time.Duration, others []*worker, ended *atomic.Bool,
+) (took time.Duration, err error) {
+	defer ended.Store(true)
+	unpin, err := pin()
+	if err != nil {
+		return 0, err
+	}
+	defer unpin()
+	once, end, err := k.client(n)
+	if err != nil {
+		return 0, err
+	}
+	var began time.Duration
+	batches := -warmUp
+	for ; batches <= 0 || processorTime(others)-began < atLeast; batches++ {
+		if batches == 0 {
+			began = processorTime(others)
+		}
+		for range k.batch {
+			if err := once(); err != nil {
+				ended.Store(true)
+				return 0, errors.Join(fmt.Errorf("%s: %w", k.name, err), end())
+			}
+		}
+	}
+	took = (processorTime(others) - began) / time.Duration(batches*k.batch)
+	ended.Store(true)
+	return took, end()
 }
 
 // pin keeps the calling goroutine on its thread, and the thread on the core.
