@@ -87,7 +87,7 @@ func (c *common) base() {
 }
 
 // dropChains adds a chain for each reason to drop packets. Each chain has two rules: one logs packets, and one drops
-// them. A packet that isn't dropped meets only the rule that leads to the chain, and not both.
+// them. A packet that isn't dropped meets neither of the two, but only the rule that leads to the chain.
 func (c *common) dropChains() {
 	for _, of := range []struct{ name, why string }{
 		{conf.CutChain, "connections cut by a later change of policy"},

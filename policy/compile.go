@@ -91,7 +91,7 @@ type compiler struct {
 
 	problems   []ruleset.Problem // all problems; out of date if restated is true
 	restated   bool
-	openStated bool // true if problems are about pods that no policy isolates
+	openStated bool // true if some of problems are about pods that no policy isolates
 }
 
 func newCompiler(find finder) *compiler {

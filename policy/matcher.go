@@ -98,7 +98,7 @@ func (p *Pod) matchedBy(m matcher) answer {
 }
 
 // matchedBy reports whether the selector matches the namespace's labels. If the source doesn't have the namespace, only
-// the label with its name is known (KEP-2161).
+// its label kubernetes.io/metadata.name is known (KEP-2161).
 func (n Namespace) matchedBy(m matcher, name string) answer {
 	switch {
 	case n.Name == "":

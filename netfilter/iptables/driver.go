@@ -288,8 +288,8 @@ func (d *Driver) changeRules(ctx context.Context, p plan) error {
 	return nil
 }
 
-// prepare creates the plan's new sets, and tries new rules that are suspects. For parts that the kernel refuses, it
-// returns a RefusedError.
+// prepare creates the plan's new sets, and tries new rules that the kernel has refused before (suspects). For parts
+// that the kernel refuses, it returns a RefusedError.
 func (d *Driver) prepare(ctx context.Context, p plan, have state, want *lowered) error {
 	refused := ruleset.Refused{}
 	for _, s := range p.create {

@@ -58,7 +58,7 @@ func TestBothNodes(t *testing.T) {
 		of := agentOf(Kernel{Result: Dropped})
 		change(&of.Paths[0].Sides[1])
 		e = acrossNodes()
-		e.AddNode("w1", of) // the change concerns w2's pod
+		e.AddNode("w1", of) // only the end on w2 has changed
 		if e.Differs() {
 			t.Errorf("%s: %+v", name, e.Paths[0].Kernels)
 		}

@@ -56,7 +56,7 @@ func certainly(s labels.Selector, known labels.Set, unknown func(key string) boo
 func (p pod) unknownLabel(key string) bool { return slices.Contains(p.Unknown, key) }
 
 // unknownOfNamespace reports whether the label of the pod's namespace is unknown. If the namespace itself is unknown,
-// only the label with its name is known.
+// only its label kubernetes.io/metadata.name is known.
 func (p pod) unknownOfNamespace(key string) bool {
 	if !p.inKnownNamespace {
 		return key != corev1.LabelMetadataName

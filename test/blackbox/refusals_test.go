@@ -51,8 +51,8 @@ type refusal struct {
 	before, after, mended func(*nodetest.Node)
 	opens                 bool // true if port 1234 is open after mended
 	legacy                bool // true if the node uses iptables-legacy
-	// With nftables, the kernel refuses requests of this kind that contain the bytes request. It then refuses a whole
-	// rule: if rule isn't empty, the agent must report it instead of field.
+	// With nftables, the kernel refuses each request that has this kind and contains the bytes of request. If rule isn't
+	// empty, the kernel then refuses more than field, and the agent must report rule instead.
 	kind          byte
 	request, rule string
 }
@@ -60,8 +60,8 @@ type refusal struct {
 const rulesFailed = "iptables-restore v1.8.9 (nf_tables): line $n: RULE_APPEND failed (No such file or directory): " +
 	"rule in chain X"
 
-// lacking makes iptables-restore fail if its input contains the text, until mended is called. The program's message is
-// says. With nftables, unless r.legacy is true, nf_tables refuses r.request instead.
+// lacking makes iptables-restore fail if its input contains the text, until mended is called. The program then prints
+// the message in says. With nftables, unless r.legacy is true, nf_tables refuses r.request instead.
 func (r refusal) lacking(text, says string) refusal {
 	if nodetest.Nftables() && !r.legacy {
 		return r.lackingRequest()
