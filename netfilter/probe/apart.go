@@ -10,6 +10,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
 )
@@ -54,14 +55,13 @@ func inScratch(do func(), enter func(netns.NsHandle) error) error {
 			return
 		}
 		defer func() { _ = own.Close() }()
-		scratch, err := netns.New()
-		if err != nil { // the thread is still in its own namespace
+		// netns.New would also open the new namespace, and after an error of that the thread would be there.
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			runtime.UnlockOSThread()
 			done <- fmt.Errorf("no new network namespace can be made: %w", err)
 			return
 		}
 		do()
-		_ = scratch.Close()
 		if err := enter(own); err != nil {
 			done <- &StuckError{err}
 			return

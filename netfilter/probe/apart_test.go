@@ -54,6 +54,36 @@ func TestThreadThatCannotGoBack(t *testing.T) {
 	}
 }
 
+// TestNoFileForTheNamespace: if the process has no free file descriptor for the new namespace, no goroutine stays there.
+func TestNoFileForTheNamespace(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	own := namespace(t)
+	free, err := unix.Open("/dev/null", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = unix.Close(free)
+	var before unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &before); err != nil {
+		t.Fatal(err)
+	}
+	few := before
+	few.Cur = uint64(free) + 1 // only for the present namespace
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &few); err != nil {
+		t.Fatal(err)
+	}
+	err = InScratch(func() {})
+	if restored := unix.Setrlimit(unix.RLIMIT_NOFILE, &before); restored != nil {
+		t.Fatal(restored)
+	}
+	everywhere(t, own)
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 // everywhere looks at the network namespace of many goroutines, which run at the same time on all of Go's threads.
 func everywhere(t *testing.T, own string) {
 	t.Helper()
