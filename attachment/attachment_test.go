@@ -1,6 +1,7 @@
 package attachment
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -168,6 +169,33 @@ func TestReap(t *testing.T) {
 	n.must(making.Close()) // now the ADD of c4 was killed
 	reap("c4")
 	n.must(NewNode().End("c1:eth0")) // a late DEL, when Reap has already ended the attachment
+}
+
+// TestReapAPodThatRunsOn: if DEL of a chained attachment is killed, and the pod runs on, Reap sets the pod's link down.
+// The agent can't see the pod's network namespace.
+func TestReapAPodThatRunsOn(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	newNode(t)
+	nodetest.RunEach(t, "ip link add vpod type veth peer name eth0", "ip link set vpod up")
+	link, err := net.InterfaceByName("vpod")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &endpoint.Endpoint{
+		ContainerID: "c1", IfName: "eth0", Network: "weir", Enforcement: conf.Strict, Netns: "/run/netns/unseen",
+		Chained: true, HostIf: link.Name, HostIndex: link.Index,
+	}
+	if err := errors.Join(e.Save(), os.Rename(record("c1", ".json"), record("c1", ".ending"))); err != nil {
+		t.Fatal(err)
+	}
+	if ended, err := NewNode().Reap(); err != nil || len(ended) != 1 {
+		t.Fatalf("%d ended: %v", len(ended), err)
+	}
+	if link, err := net.InterfaceByName("vpod"); err != nil || link.Flags&net.FlagUp != 0 {
+		t.Errorf("the pod's link is up: %v", err)
+	}
 }
 
 func TestCollect(t *testing.T) {

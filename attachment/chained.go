@@ -48,7 +48,8 @@ func (m *making) findChained(c *Chained) error {
 		return &StepError{"open netlink", err}
 	}
 	defer links.Close()
-	e.HostIf, e.BridgeIf, err = bridge.FindPeer(links, m.netns, e.IfName)
+	peer, err := bridge.FindPeer(links, m.netns, e.IfName)
+	e.HostIf, e.HostIndex, e.BridgeIf = peer.Name, peer.Index, peer.Bridge
 	if err == nil && e.BridgeIf != "" {
 		err = bridge.EnableBridgeNetfilter(links, e.BridgeIf)
 	}

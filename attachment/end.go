@@ -231,7 +231,7 @@ func (x *ending) shut() error {
 	if !e.Chained || e.HostIf == "" {
 		return nil
 	}
-	return bridge.ShutPeer(e.Netns, e.HostIf)
+	return bridge.ShutPeer(e.HostIf, e.HostIndex, e.Netns)
 }
 
 func addrsOf(addresses []endpoint.Address) []netip.Addr {

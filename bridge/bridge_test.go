@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -360,7 +361,8 @@ func TestEnsureGoesOn(t *testing.T) {
 	}
 }
 
-// TestShutPeer: a link is set down only if it leads to the given network namespace.
+// TestShutPeer: a link is set down only if it has the given index. If no index is given, it is set down only if it
+// leads to the given network namespace.
 func TestShutPeer(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -375,18 +377,30 @@ func TestShutPeer(t *testing.T) {
 	}
 	nodetest.RunEach(t, "ip link add here type veth peer name there", "ip link set here up")
 	up := func(name string) bool { return strings.Contains(nodetest.Run(t, "ip", "link", "show", name), ",UP") }
+	index := func(name string) int {
+		link, err := net.InterfaceByName(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return link.Index
+	}
 	for _, c := range []struct {
-		netns, link string
-		up          bool
+		link  string
+		index int
+		netns string
+		up    bool
 	}{
-		{one, "vother", true}, // the name of a link that is gone may be another pod's by now
-		{other, "here", true},
-		{one + "-gone", "vone", true},
-		{file, "vone", true},
-		{one, "missing", true},
-		{one, "vone", false},
+		{"vother", 0, one, true}, // the name of a link that is gone may be another pod's by now
+		{"here", 0, other, true},
+		{"vone", 0, one + "-gone", true},
+		{"vone", 0, file, true},
+		{"missing", 0, one, true},
+		{"missing", 1, one, true},
+		{"vone", 0, one, false},
+		{"vother", index("vone"), other, true},
+		{"vother", index("vother"), one + "-gone", false}, // the agent can't see the pod's namespace
 	} {
-		err := ShutPeer(c.netns, c.link)
+		err := ShutPeer(c.link, c.index, c.netns)
 		if err != nil || c.link != "missing" && up(c.link) != c.up {
 			t.Errorf("%s of %s: up: %v, want %v; %v", c.link, c.netns, !c.up, c.up, err)
 		}

@@ -19,92 +19,114 @@ import (
 // ErrBypassesForward means that a pod's packets bypass the FORWARD hook, so no policy can be enforced on them.
 var ErrBypassesForward = errors.New("policy can't be enforced on its packets")
 
-// FindPeer finds the node's end of an interface that another plugin made. bridgeIf is the bridge of which hostIf is
-// a port. bridgeIf is empty if the node routes the pod's packets. FindPeer returns ErrBypassesForward if the
-// interface isn't a veth pair that ends on the node, or if that end belongs to a device other than a bridge or a
-// VRF.
+// Peer is the node's end of an interface that another plugin made.
+type Peer struct {
+	Name   string
+	Index  int
+	Bridge string // the bridge of which the link is a port; empty if the node routes the pod's packets
+}
+
+// FindPeer finds the node's end of an interface that another plugin made. It returns ErrBypassesForward if the
+// interface isn't a veth pair that ends on the node, or if that end belongs to a device other than a bridge or a VRF.
 //
 // Equivalent to: ip -n NETNS -d link show IFNAME; ip -d link show PEER
-func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (hostIf, bridgeIf string, err error) {
+func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (Peer, error) {
 	pod, err := netlinksafe.NewHandleAt(ns, unix.NETLINK_ROUTE)
 	if err != nil {
-		return "", "", fmt.Errorf("open netlink in the pod's namespace: %w", err)
+		return Peer{}, fmt.Errorf("open netlink in the pod's namespace: %w", err)
 	}
 	defer pod.Close()
 	inside, err := pod.LinkByName(ifName)
 	if err != nil {
-		return "", "", fmt.Errorf("look up %s in the pod: %w", ifName, err)
+		return Peer{}, fmt.Errorf("look up %s in the pod: %w", ifName, err)
 	}
 	if inside.Type() != "veth" {
-		return "", "", fmt.Errorf("%s in the pod is of type %s, not a veth that ends on the node: %w",
+		return Peer{}, fmt.Errorf("%s in the pod is of type %s, not a veth that ends on the node: %w",
 			ifName, inside.Type(), ErrBypassesForward)
 	}
 	id, err := h.GetNetNsIdByFd(int(ns))
 	if err != nil {
-		return "", "", fmt.Errorf("look up the pod's namespace: %w", err)
+		return Peer{}, fmt.Errorf("look up the pod's namespace: %w", err)
 	}
 	peer, err := h.LinkByIndex(inside.Attrs().ParentIndex)
 	if err != nil && !errors.As(err, &netlink.LinkNotFoundError{}) {
-		return "", "", fmt.Errorf("look up the peer of %s: %w", ifName, err)
+		return Peer{}, fmt.Errorf("look up the peer of %s: %w", ifName, err)
 	}
 	if err != nil || peer.Type() != "veth" || peer.Attrs().NetNsID != id ||
 		peer.Attrs().ParentIndex != inside.Attrs().Index {
-		return "", "", fmt.Errorf("%s in the pod is a veth that doesn't end on the node: %w", ifName, ErrBypassesForward)
+		return Peer{}, fmt.Errorf("%s in the pod is a veth that doesn't end on the node: %w", ifName, ErrBypassesForward)
 	}
+	found := Peer{Name: peer.Attrs().Name, Index: peer.Attrs().Index}
 	if peer.Attrs().MasterIndex == 0 {
-		return peer.Attrs().Name, "", nil
+		return found, nil
 	}
 	master, err := h.LinkByIndex(peer.Attrs().MasterIndex)
 	if err != nil {
-		return "", "", fmt.Errorf("look up the master of %s: %w", peer.Attrs().Name, err)
+		return Peer{}, fmt.Errorf("look up the master of %s: %w", peer.Attrs().Name, err)
 	}
 	switch master.Type() {
 	case "bridge":
-		return peer.Attrs().Name, master.Attrs().Name, nil
+		found.Bridge = master.Attrs().Name
+		return found, nil
 	case "vrf": // a VRF routes packets, so they pass FORWARD
-		return peer.Attrs().Name, "", nil
+		return found, nil
 	}
-	return "", "", fmt.Errorf("%s belongs to %s, a %s: %w",
+	return Peer{}, fmt.Errorf("%s belongs to %s, a %s: %w",
 		peer.Attrs().Name, master.Attrs().Name, master.Type(), ErrBypassesForward)
 }
 
-// ShutPeer sets the node's end of a pod's interface down, if that end still leads to the pod's namespace. Another
-// plugin made the interface. ShutPeer returns nil if the namespace or the link is gone, or if another pod's link has
-// the name by now.
+// ShutPeer sets the node's end of a pod's interface down. Another plugin made the interface. ShutPeer returns nil if
+// the link is gone, or if another link has the name by now. index is the link's index, which no later link gets. If
+// index is 0, ShutPeer compares the namespace to which the link leads. The agent can't do this in its container,
+// because it doesn't see the pods' namespaces there.
 //
 // Equivalent to: ip link set HOSTIF down
-func ShutPeer(netnsPath, hostIf string) error {
-	ns, err := netns.GetFromPath(netnsPath)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("open the pod's namespace %s: %w", netnsPath, err)
-	}
-	defer func() { _ = ns.Close() }()
+func ShutPeer(hostIf string, index int, netnsPath string) error {
 	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}
 	defer h.Close()
-	id, err := h.GetNetNsIdByFd(int(ns))
-	if errors.Is(err, unix.EINVAL) { // the namespace is gone, and only its file is left
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("look up the pod's namespace %s: %w", netnsPath, err)
-	}
 	link, err := h.LinkByName(hostIf)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
 		return nil
 	}
-	if err == nil && id >= 0 && link.Attrs().NetNsID == id && link.Attrs().Flags&net.FlagUp != 0 {
-		err = h.LinkSetDown(link)
-	}
 	if err != nil {
+		return fmt.Errorf("look up link %s: %w", hostIf, err)
+	}
+	same := link.Attrs().Index == index
+	if index == 0 {
+		if same, err = leadsTo(h, link, netnsPath); err != nil {
+			return err
+		}
+	}
+	if !same || link.Attrs().Flags&net.FlagUp == 0 {
+		return nil
+	}
+	if err := h.LinkSetDown(link); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("set link %s down: %w", hostIf, err)
 	}
 	return nil
+}
+
+// leadsTo reports whether the link's other end is in the network namespace. It returns false if the namespace is gone.
+func leadsTo(h netlinksafe.Handle, link netlink.Link, netnsPath string) (bool, error) {
+	ns, err := netns.GetFromPath(netnsPath)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("open the pod's namespace %s: %w", netnsPath, err)
+	}
+	defer func() { _ = ns.Close() }()
+	id, err := h.GetNetNsIdByFd(int(ns))
+	if errors.Is(err, unix.EINVAL) { // the namespace is gone, and only its file is left
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look up the pod's namespace %s: %w", netnsPath, err)
+	}
+	return id >= 0 && link.Attrs().NetNsID == id, nil
 }
 
 // EnableBridgeNetfilter makes packets between the ports of another plugin's bridge pass through iptables. It sets

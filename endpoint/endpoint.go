@@ -56,9 +56,10 @@ type Endpoint struct {
 	HostIf      string           `json:"hostInterface"`
 	Enforcement conf.Enforcement `json:"enforcement"`
 	Created     time.Time        `json:"created"`
-	// Chained means that another plugin made the interface. HostIf is then that plugin's link on the node.
-	// HostIf and MAC are empty if they are unknown.
-	Chained bool `json:"chained,omitempty"`
+	// Chained means that another plugin made the interface. HostIf is then that plugin's link on the node, and
+	// HostIndex its index. HostIf and MAC are empty, and HostIndex is 0, if they are unknown.
+	Chained   bool `json:"chained,omitempty"`
+	HostIndex int  `json:"hostInterfaceIndex,omitempty"`
 	// MTU is the configured MTU of the pod's link in bytes. It is 0 if the configuration has none, and nil if
 	// the configuration is unknown.
 	MTU *int `json:"mtu,omitempty"`

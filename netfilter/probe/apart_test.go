@@ -54,7 +54,8 @@ func TestThreadThatCannotGoBack(t *testing.T) {
 	}
 }
 
-// TestNoFileForTheNamespace: if the process has no free file descriptor for the new namespace, no goroutine stays there.
+// TestNoFileForTheNamespace: if the process has no free file descriptor for the new namespace, no goroutine stays
+// there.
 func TestNoFileForTheNamespace(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

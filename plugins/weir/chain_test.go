@@ -379,10 +379,11 @@ func testRunsOnBehind(t *testing.T, other string) {
 	n := newNodeBehind(t, other, nil)
 	n.Manifest("policy.yaml", denyAll)
 	n.StartAgent()
-	for i, verb := range []string{"DEL", "GC"} {
-		pod := n.AddPod("ns-1", []string{"http-echo", "busybox"}[i])
-		n.Serve(pod.Netns, "tcp", ":80")
-		n.ReachFrom(n.Outside, pod.IP+":80", false)
+	for i, verb := range []string{"DEL", "GC", "GC"} {
+		pod := n.AddPod("ns-1", []string{"http-echo", "busybox", "http-echo"}[i])
+		port, unseen := fmt.Sprint(":", 80+i), i == 2
+		n.Serve(pod.Netns, "tcp", port)
+		n.ReachFrom(n.Outside, pod.IP+port, false)
 		records, err := filepath.Glob("/run/weir/endpoints/*:eth0.json")
 		if err != nil || len(records) != 1 {
 			t.Fatal(records, err)
@@ -391,10 +392,13 @@ func testRunsOnBehind(t *testing.T, other string) {
 		env := map[string]string{
 			"CNI_COMMAND": verb, "CNI_CONTAINERID": id, "CNI_NETNS": pod.Netns, "CNI_IFNAME": "eth0", "CNI_PATH": n.Bin,
 		}
+		if unseen { // as in the agent's container, which doesn't have the path of the pod's namespace
+			nodetest.Run(t, "sed", "-i", `s|"netns":"|&/unseen|`, records[0])
+		}
 		if code, msg := weir(t, n, env, `{"cniVersion": "1.1.0", "name": "weir", "type": "weir"}`); code != 0 {
 			t.Fatalf("%s: code %d: %s", verb, code, msg)
 		}
-		if _, err := nodetest.Get(t, n.Outside, pod.IP+":80"); err == nil {
+		if _, err := nodetest.Get(t, n.Outside, pod.IP+port); err == nil {
 			t.Errorf("after %s, the pod is reached although a policy forbids it", verb)
 		}
 		ended(n, pod.Namespace, pod.Name) // calls the other plugin's DEL too
