@@ -2,6 +2,9 @@ package policy_test
 
 import (
 	"fmt"
+	"runtime"
+	"slices"
+	"syscall"
 	"testing"
 	"time"
 
@@ -9,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // hostile has policies with which a tenant could keep a node's agent busy.
@@ -113,4 +117,67 @@ func BenchmarkTenants(b *testing.B) {
 			b.ReportMetric(float64(attack.Milliseconds()), "ms/attack")
 		})
 	}
+}
+
+// BenchmarkSlices measures the CPU time of each step while hostile policies come: of slices, of rounds for a parsed
+// policy, and of rounds for another tenant's denial. Each step includes the merging of sets. It reports the average
+// step, and the slowest of a hundred.
+func BenchmarkSlices(b *testing.B) {
+	for name, list := range hostile {
+		b.Run(name, func(b *testing.B) {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			times := map[string][]float64{"slice": nil, "parsed": nil, "denial": nil}
+			for range b.N {
+				e, all := city(10_000)
+				m := ruleset.NewMerger(ruleset.UsualBounds())
+				e.Apply(all)
+				m.Merge(e.Ruleset(), nil)
+				step := func(kind string, f func() ruleset.Ruleset) {
+					began := threadTime(b)
+					m.Merge(f(), nil)
+					times[kind] = append(times[kind], float64(threadTime(b)-began)/1e6)
+				}
+				deny := cityPolicy(18, 0)
+				deny.Name, deny.Spec.Ingress = "deny", nil
+				there, gone := policies(deny), policies(deny)
+				gone.Policies[policy.Name{Namespace: deny.Namespace, Name: deny.Name}] = nil
+				e.Apply(policies(list()...))
+				for n := 0; e.Changed() || n < 100; n++ {
+					if u := e.NextUnparsed(); u != nil && n%3 == 0 {
+						u.Parse()
+						step("parsed", func() ruleset.Ruleset { e.TakeParsed(u); return e.Small() })
+					}
+					began := time.Now()
+					step("slice", func() ruleset.Ruleset {
+						return e.Slice(func() bool { return time.Since(began) > time.Millisecond })
+					})
+					if n%5 == 0 {
+						step("denial", func() ruleset.Ruleset { e.Apply([]*policy.Delta{there, gone}[n/5%2]); return e.Small() })
+					}
+				}
+			}
+			for kind, all := range times {
+				sum := 0.0
+				for _, t := range all {
+					sum += t
+				}
+				if slices.Sort(all); len(all) > 0 {
+					b.ReportMetric(sum/float64(len(all)), kind+"-ms")
+					b.ReportMetric(all[len(all)*99/100], kind+"-p99-ms")
+				}
+			}
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+func threadTime(b *testing.B) int64 {
+	b.Helper()
+	var u syscall.Rusage
+	const thread = 1 // RUSAGE_THREAD
+	if err := syscall.Getrusage(thread, &u); err != nil {
+		b.Fatal(err)
+	}
+	return u.Utime.Nano() + u.Stime.Nano()
 }

@@ -56,12 +56,18 @@ func (c *compiler) grant() {
 		return
 	}
 	for _, p := range c.parts {
-		if p.fresh || c.undecided || !was {
+		switch {
+		case c.undecided || !was || p.fresh && !c.later(p):
 			c.grantAll(p)
+		case p.fresh:
+			p.waits = true
 		}
 	}
 	c.undecided, c.division = false, division{number: c.division.number}
 }
+
+// later reports whether it is left to another compile to count the sets of the part.
+func (c *compiler) later(p *part) bool { return c.work.small && !p.regranted }
 
 // uncertain reports whether grant couldn't count some sets.
 func (c *compiler) uncertain() bool {
@@ -80,7 +86,9 @@ func (c *compiler) fits() bool {
 	}
 	for s := range c.uncounted {
 		for _, p := range s.wanted {
-			waiting[p.namespace]++
+			if !c.later(p) {
+				waiting[p.namespace]++
+			}
 		}
 	}
 	for namespace := range waiting {
