@@ -106,10 +106,14 @@ func (c *legacyForward) keep(ctx context.Context, f conf.Family) (changed bool, 
 		return false, err
 	}
 	now, _, err := legacyPrint(f, "filter")
-	if err != nil || now == c.print {
+	if err != nil {
 		return false, err
 	}
-	c.print, c.note = "", ""
+	c.note = ""
+	if now == c.print {
+		return false, nil
+	}
+	c.print = ""
 	for _, verb := range []string{"-save", "-restore"} {
 		if _, missing := exec.LookPath(Legacy.program(f) + verb); missing != nil {
 			c.note, err = legacyProblem(f, len(c.rules) > 0)

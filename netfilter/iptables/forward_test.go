@@ -131,6 +131,11 @@ func TestLegacyForwardNeverWaits(t *testing.T) {
 	}
 	l.Forget()
 	keep() // Keep remembers the table that it has written
+	l.Forget()
+	l.chains[conf.IPv4].note = "the table could not be read"
+	if keep(); len(l.Notes()) > 0 {
+		t.Errorf("the table can be read again, and is as before: %q", l.Notes())
+	}
 	t.Setenv("PATH", t.TempDir())
 	l.Forget()
 	if keep(); len(l.Notes()) > 0 {
