@@ -176,8 +176,10 @@ func TestForwardOfLegacyBesideNFT(t *testing.T) {
 	}
 	t.Run("without programs", func(t *testing.T) {
 		path := t.TempDir()
-		for _, program := range []string{"iptables-nft-save", "iptables-nft-restore", "ip6tables-nft-save",
-			"ip6tables-nft-restore"} {
+		for _, program := range []string{
+			"iptables-nft-save", "iptables-nft-restore", "ip6tables-nft-save",
+			"ip6tables-nft-restore",
+		} {
 			if err := os.Symlink("/usr/sbin/"+program, path+"/"+program); err != nil {
 				t.Fatal(err)
 			}

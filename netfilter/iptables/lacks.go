@@ -18,7 +18,7 @@ import (
 func Lacks(ctx context.Context) (all []string, err error) {
 	flavour, missing := Detect(ctx)
 	if missing != nil {
-		return []string{missing.Error()}, nil
+		return []string{missing.Error()}, nil //nolint:nilerr // the error says what the node lacks
 	}
 	families := probe.Families()
 	err = probe.Apart(func() {
