@@ -47,6 +47,12 @@ func TestExplainServices(t *testing.T) {
 		"203.0.112.7 node/n2:30443",
 		"203.0.112.7 10.9.0.1:30444", // the node n1 forwards the connection
 		"203.0.112.7 node/n2:30444",
+		"shop/web node/n2:30444",   // web's node sends the packet under its own address
+		"shop/web node/n2:30443",   // the same, and n2 passes it on only to its own pods
+		"shop/picky node/n2:30444", // picky's egress policy allows db, and not node n2
+		"shop/web 10.9.0.1:30444",  // kube-proxy on web's own node translates the nodePort before weir checks the packet
+		"node/n1 node/n2:30444",
+		"shop/floating node/n2:30444", // it is unknown on which node the pod is
 		"shop/web svc/shop/local", // the sender's node has no endpoint
 		"node/n2 svc/shop/local",
 		"203.0.112.7 203.0.113.5:443", // the sender is outside of loadBalancerSourceRanges

@@ -71,8 +71,11 @@ func Explain(c Cluster, q Query) (Explanation, error) {
 		reaches := func(p Place) bool {
 			return !in.address.IsValid() || conf.FamilyOf(in.address) == conf.FamilyOf(p.Address)
 		}
-		if i := slices.IndexFunc(sources, reaches); in.outside && i >= 0 {
+		switch i := slices.IndexFunc(sources, reaches); {
+		case in.outside && i >= 0:
 			sources = append(sources, x.forwarders(s, in, sources[i])...)
+		case !in.outside && in.node != "":
+			sources = x.throughNode(s, in, sources)
 		}
 	}
 	x.connect(sources, targets, in)

@@ -157,12 +157,95 @@ func (x *explainer) forwarders(s *policy.Service, in entrance, from Place) []Pla
 	return all
 }
 
+// foreign reports whether the connection comes to a node's nodePort from outside of the node.
+func (in entrance) foreign() bool { return in.node != "" && (in.outside || in.sender != in.node) }
+
 // passes reports whether packets from s can come to t. A node that receives packets for a Service forwards them.
 // Packets to pods of other nodes then have this node's address as their source. Packets to its own pods keep the
 // sender's.
 func (in entrance) passes(s Place, t target) bool {
-	if in.node == "" || t.on == "" || !in.outside {
+	switch {
+	case in.node == "" || t.on == "":
 		return true
+	case s.forwards:
+		return t.on != in.node
 	}
-	return s.forwards == (t.on != in.node)
+	return !in.foreign() || t.on == in.node
+}
+
+// throughNode is for connections from the cluster to a node's nodePort. It returns the places that the Service's pods
+// can see as the sender. If a pod on another node is the sender, throughNode adds the paths to the node itself, which
+// the pod's egress policies decide on: the sender's node doesn't translate the nodePort of another node.
+func (x *explainer) throughNode(s *policy.Service, in entrance, sources []Place) []Place {
+	var seen []Place
+	for _, from := range sources {
+		unreachable := in.address.IsValid() && conf.FamilyOf(in.address) != conf.FamilyOf(from.Address)
+		if unreachable || from.isTunnel && in.foreign() {
+			continue // nodes send to each other's addresses without the tunnel
+		}
+		isPod := from.Pod != "" && !from.HostNetwork
+		switch {
+		case isPod && in.foreign():
+			seen = append(seen, x.fromOtherNode(s, in, from)...)
+		case isPod && !s.Local && x.hasOthers(s, in):
+			x.note("kube-proxy on node %s sends connections to its nodePorts under an address of the node if the pod is on "+
+				"another node (externalTrafficPolicy: Cluster). The ingress policies of that pod then decide on the node's "+
+				"address. Only the egress policies of %s decide on the pod's own address", in.node, from.Pod)
+			seen = append(seen, from)
+		default:
+			seen = append(seen, from)
+		}
+		if isPod || in.foreign() {
+			for _, by := range x.forwarders(s, in, from) {
+				if !slices.Contains(seen, by) {
+					seen = append(seen, by)
+				}
+			}
+		}
+	}
+	return seen
+}
+
+// hasOthers reports whether a ready endpoint of the Service is on another node than the one with the nodePort.
+func (x *explainer) hasOthers(s *policy.Service, in entrance) bool {
+	return slices.ContainsFunc(x.behind(s), func(b behind) bool { return b.on != in.node })
+}
+
+func (x *explainer) fromOtherNode(s *policy.Service, in entrance, from Place) []Place {
+	at := func(node string) []Place {
+		all, err := x.places(Ref{Kind: EndNode, Name: node})
+		if err != nil {
+			return nil
+		}
+		return slices.DeleteFunc(slices.Clone(all), func(o Place) bool {
+			return o.isTunnel || conf.FamilyOf(o.Address) != conf.FamilyOf(from.Address)
+		})
+	}
+	receivers := slices.DeleteFunc(at(in.node), func(o Place) bool {
+		return in.address.IsValid() && o.Address != in.address
+	})
+	if len(receivers) == 0 {
+		return nil
+	}
+	to := target{Place: receivers[0], proto: x.Query.Port.Proto, port: x.Query.Port.Number}
+	x.connect([]Place{from}, []target{to}, entrance{})
+	x.note("kube-proxy on the node of %s doesn't translate the nodePort of another node: the egress policies of %s "+
+		"decide on port %d of node %s, and the ingress policies of the pods of svc/%s decide on what node %s passes on",
+		from.Pod, from.Pod, to.port, in.node, s, in.node)
+	if !x.masqueraded(&Path{From: from, To: to.Place}) {
+		return []Place{from}
+	}
+	senders, what := at(in.sender), "node "+in.sender
+	if len(senders) == 0 {
+		x.note("weir masquerades packets from pods to nodes, and it is unknown which address the node of %s has. So the "+
+			"answer for the ingress policies of the pods of svc/%s is about another node", from.Pod, s)
+		what = "stands for the unknown node of " + from.Pod
+		if i := slices.IndexFunc(x.Nodes, func(n policy.Node) bool { return n.Name != in.node }); i >= 0 {
+			senders = at(x.Nodes[i].Name)
+		}
+	}
+	for i := range senders {
+		senders[i].What = fmt.Sprintf("%s, which sends the packets of %s under its own address", what, from.Pod)
+	}
+	return senders
 }
