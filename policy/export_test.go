@@ -33,6 +33,9 @@ func (e *Engine) SmallOf(work float64) ruleset.Ruleset { return e.compile(work, 
 
 const LooksPerWork, DividedPerWork = looksPerWork, dividedPerWork
 
+// Uncounted returns how many sets aren't counted.
+func (e *Engine) Uncounted() int { return len(e.compiler.uncounted) }
+
 // Undone returns how many addresses of large sets nobody has looked at, and how many demands the running division
 // hasn't decided on.
 func (e *Engine) Undone() (addresses, demands int) {

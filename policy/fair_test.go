@@ -182,8 +182,12 @@ func TestSmallWaitsForNoLargeSet(t *testing.T) {
 			}
 			deny := cityPolicy(18, 0)
 			deny.Name, deny.Spec.Ingress, deny.Spec.PodSelector = fmt.Sprint("deny", n), nil, metav1.LabelSelector{}
+			uncounted := e.Uncounted()
 			e.Apply(policies(deny))
 			r := e.Small()
+			if counted := uncounted - e.Uncounted(); counted > 0 {
+				t.Errorf("%s: %d sets are counted for the denial after slice %d", name, counted, n)
+			}
 			if !denied(r, "ns18/"+deny.Name) {
 				t.Fatalf("%s: the ruleset after slice %d lacks a denial that came before it", name, n)
 			}
