@@ -59,12 +59,12 @@ type making struct {
 	mac       net.HardwareAddr
 	bridge    *bridge.Bridge
 	pair      bridge.Pair
-	enrolment *enrolment // nil if no answer of the agent is awaited
+	call      *enrolCall // nil if no answer of the agent is awaited
 	enrolled  bool       // the agent has enrolled the pod, or enforcement is off
 	lock      io.Closer  // a lock on the record: while it is held, other processes know that Make is running
 }
 
-type enrolment struct {
+type enrolCall struct {
 	wait   func() (agentapi.EnrolAnswer, error)
 	cancel context.CancelFunc
 }
@@ -151,9 +151,9 @@ func (m *making) close() {
 
 // undo undoes all steps, as DEL would. It returns the cause, in a *LeftoverError if a step could not be undone.
 func (m *making) undo(cause error) error {
-	if m.enrolment != nil {
-		m.enrolment.cancel()
-		_, _ = m.enrolment.wait() // the attachment is undone whatever the answer is
+	if m.call != nil {
+		m.call.cancel()
+		_, _ = m.call.wait() // the attachment is undone whatever the answer is
 	}
 	if err := m.endUnfinished(&m.record); err != nil {
 		return &LeftoverError{Cause: cause, Err: err}
@@ -206,7 +206,7 @@ func (m *making) startEnrol() error {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), enrolTimeout)
-	m.enrolment = &enrolment{wait: agentapi.Enrol(ctx, m.record.ID()), cancel: cancel}
+	m.call = &enrolCall{wait: agentapi.Enrol(ctx, m.record.ID()), cancel: cancel}
 	return nil
 }
 
@@ -237,12 +237,12 @@ func (m *making) createLink() error {
 // awaitEnrol waits for the agent's answer. With enforcement "closed" the pod may start without an agent: it
 // stays closed until an agent enrols it.
 func (m *making) awaitEnrol() error {
-	if m.enrolment == nil {
+	if m.call == nil {
 		m.enrolled = true
 		return nil
 	}
-	e := m.enrolment
-	m.enrolment = nil
+	e := m.call
+	m.call = nil
 	defer e.cancel()
 	_, err := e.wait()
 	switch {

@@ -146,7 +146,7 @@ func (a alternatives) count() int {
 	return n
 }
 
-func (l *lowering) agreedRules(a alternatives) []ruleset.Rule {
+func (l *classifier) agreedRules(a alternatives) []ruleset.Rule {
 	var agreed []ruleset.Rule
 	first := true
 	for _, policies := range a {

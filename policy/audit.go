@@ -52,7 +52,7 @@ func KeepAudit(annotations map[string]string) map[string]string {
 // auditClass computes the class of pods that only audited policies select. The class's chain drops nothing. It logs the
 // first packet of each connection that these policies would drop. ok is false if the kernel refuses the class set or an
 // entry of this set.
-func (l *lowering) auditClass(g *group) (k class, ok bool) {
+func (l *classifier) auditClass(g *group) (k class, ok bool) {
 	rules := l.agreedRules(g.policies)
 	id := ruleset.Identity(g.key, rules)
 	k = class{
@@ -81,7 +81,7 @@ func (l *lowering) auditClass(g *group) (k class, ok bool) {
 	return k, true
 }
 
-func (l *lowering) refusesAny(set string, g *group) (why string) {
+func (l *classifier) refusesAny(set string, g *group) (why string) {
 	if why = l.refused.Set(l.family, "", set); why != "" || len(l.refused) == 0 {
 		return why
 	}

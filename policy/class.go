@@ -29,7 +29,7 @@ var (
 	sides = [...]*side{&egress, &ingress}
 )
 
-type lowered struct {
+type classified struct {
 	classes [len(sides)][len(conf.Families)][]class
 	// open has endpoints that only audited policies select, and whose class the kernel refuses. They count as not
 	// isolated.
@@ -62,21 +62,21 @@ type class struct {
 	none  []ruleset.Entry
 }
 
-type lowering struct {
+type classifier struct {
 	*compiler
 	*part
 	*side
 	family conf.Family
-	to     *lowered
+	to     *classified
 }
 
-func (c *compiler) lower() {
+func (c *compiler) classify() {
 	for _, p := range c.parts {
 		if !p.changed {
 			continue
 		}
 		p.changed = false
-		l := lowering{compiler: c, part: p, to: &lowered{
+		l := classifier{compiler: c, part: p, to: &classified{
 			problems: p.decided.then(), released: map[askKey][]*demand{}, made: map[classKey]madeClass{},
 		}}
 		l.collect()
@@ -97,9 +97,9 @@ func (c *compiler) lower() {
 	}
 }
 
-func (c *compiler) exchange(p *part, now lowered) {
-	was := p.lowered
-	p.lowered, c.joined = now, false
+func (c *compiler) exchange(p *part, now classified) {
+	was := p.classified
+	p.classified, c.joined = now, false
 	c.restated = c.restated || !slices.Equal(was.problems.all, now.problems.all)
 	c.grantSets(was.supplies, now.supplies)
 	for i := range sides {
@@ -125,7 +125,7 @@ func (c *compiler) exchange(p *part, now lowered) {
 }
 
 // chains returns the classes' chains with their sets.
-func (l *lowered) chains() map[*ruleset.Chain]*ruleset.Set {
+func (l *classified) chains() map[*ruleset.Chain]*ruleset.Set {
 	all := map[*ruleset.Chain]*ruleset.Set{}
 	for _, families := range l.classes {
 		for _, classes := range families {
@@ -139,7 +139,7 @@ func (l *lowered) chains() map[*ruleset.Chain]*ruleset.Set {
 	return all
 }
 
-func (l *lowering) collect() {
+func (l *classifier) collect() {
 	seen := map[*supply]bool{}
 	for _, d := range l.released {
 		k := askKey{d.policy.name, d.side.direction}
@@ -160,7 +160,7 @@ func (l *lowering) collect() {
 	}
 }
 
-func (l *lowering) classRules(policies []*parsedPolicy) []ruleset.Rule {
+func (l *classifier) classRules(policies []*parsedPolicy) []ruleset.Rule {
 	var rules []ruleset.Rule
 	for _, policy := range policies {
 		for _, d := range l.to.released[askKey{policy.name, l.direction}] {
@@ -176,9 +176,9 @@ func (l *lowering) classRules(policies []*parsedPolicy) []ruleset.Rule {
 
 // classOf returns the group's class. If nothing has changed for the group, it returns the class of the last ruleset.
 // The two classes then share their memory, and comparing them takes no time.
-func (l *lowering) classOf(g *group) (k class, ok bool) {
+func (l *classifier) classOf(g *group) (k class, ok bool) {
 	key := classKey{l.side, l.family, g.key}
-	if was, has := l.lowered.made[key]; has && len(l.refused) == 0 && slices.EqualFunc(was.pods, g.pods, sameEndpoint) &&
+	if was, has := l.classified.made[key]; has && len(l.refused) == 0 && slices.EqualFunc(was.pods, g.pods, sameEndpoint) &&
 		!l.differ(g.policies) {
 		l.to.made[key] = was
 		return was.class, true
@@ -190,11 +190,11 @@ func (l *lowering) classOf(g *group) (k class, ok bool) {
 }
 
 // differ reports whether one of the policies has other rules than in the last ruleset.
-func (l *lowering) differ(a alternatives) bool {
+func (l *classifier) differ(a alternatives) bool {
 	for _, policies := range a {
 		for _, policy := range policies {
 			k := askKey{policy.name, l.direction}
-			if !slices.Equal(l.to.released[k], l.lowered.released[k]) {
+			if !slices.Equal(l.to.released[k], l.classified.released[k]) {
 				return true
 			}
 		}
@@ -205,7 +205,7 @@ func (l *lowering) differ(a alternatives) bool {
 // class computes the class of the group's pods. If the policies allow nothing, or the kernel refuses the class set,
 // this is the class "none". ok is false if the policies are audited, and the kernel refuses the class set or an entry
 // of it.
-func (l *lowering) class(g *group) (k class, ok bool) {
+func (l *classifier) class(g *group) (k class, ok bool) {
 	if g.audited {
 		return l.auditClass(g)
 	}
@@ -227,7 +227,7 @@ func (l *lowering) class(g *group) (k class, ok bool) {
 	return k, true
 }
 
-func (l *lowering) fill(k *class, g *group, rules []ruleset.Rule) {
+func (l *classifier) fill(k *class, g *group, rules []ruleset.Rule) {
 	var entries []ruleset.Entry
 	entries, k.Pods = l.members(g.pods, l.family, k.Set, &l.to.problems.all)
 	k.chain = &ruleset.Chain{Family: l.family, Name: k.Chain, Rules: rules}
@@ -277,7 +277,7 @@ func (c *compiler) members(
 	return entries, pods
 }
 
-func (l *lowering) canBe(g *group, set string) bool {
+func (l *classifier) canBe(g *group, set string) bool {
 	why := l.refused.Set(l.family, "", set)
 	if why == "" {
 		return true

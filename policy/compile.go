@@ -146,8 +146,8 @@ func (c *compiler) replace(l *local) {
 	}
 	if len(l.endpoints)+len(l.expected) > 0 {
 		now := c.partOf(l)
-		// The old values stay until grant, lower and release replace them.
-		now.lowered, now.waited, now.begun = was.lowered, was.waited, was.begun
+		// The old values stay until grant, release and classify replace them.
+		now.classified, now.waited, now.begun = was.classified, was.waited, was.begun
 		for _, d := range was.granted {
 			if d.of == now {
 				now.granted = append(now.granted, d)
@@ -159,7 +159,7 @@ func (c *compiler) replace(l *local) {
 		c.exchangeWants(was, now)
 	} else if had {
 		delete(c.parts, l.namespace)
-		c.exchange(was, lowered{})
+		c.exchange(was, classified{})
 		c.abandon(was.begun)
 	}
 	for i := range sides {
@@ -201,7 +201,7 @@ func (c *compiler) compile() (r ruleset.Ruleset) {
 	}
 	c.grant()
 	c.release()
-	c.lower()
+	c.classify()
 	c.join()
 	r.Problems = c.problemsNow()
 	r.Sets, r.Chains, r.Classes = c.sets.All(), c.chains.All(), c.classes
@@ -222,7 +222,7 @@ func (c *compiler) problemsNow() []ruleset.Problem {
 	}
 	c.openStated = len(c.problems) > 0
 	for _, p := range c.parts {
-		c.problems = append(c.problems, p.lowered.problems.all...)
+		c.problems = append(c.problems, p.classified.problems.all...)
 	}
 	return c.problems
 }

@@ -166,7 +166,7 @@ func (c *compiler) check(u *unsound) {
 		for _, s := range p.wants {
 			needs[s]++
 		}
-		for _, s := range p.lowered.supplies {
+		for _, s := range p.classified.supplies {
 			granting[s]++
 		}
 		u.unless(len(p.begun) == 0, "namespace %s has sets without rules", p.namespace)

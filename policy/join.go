@@ -58,7 +58,7 @@ func (c *compiler) join() {
 		for i, s := range sides {
 			var isolated []*class
 			for _, p := range c.parts {
-				classes := p.lowered.classes[i][f]
+				classes := p.classified.classes[i][f]
 				for j := range classes {
 					isolated = append(isolated, &classes[j])
 				}
@@ -137,7 +137,7 @@ func (c *compiler) openClass(side int, f conf.Family) *opened {
 	o := opened{Class: ruleset.Class{Direction: s.direction, Policies: []string{}, Set: f.Set(s.sets + conf.OpenClass)}}
 	var pods []joined
 	for _, p := range c.parts {
-		pods = append(append(pods, p.open[side]...), p.lowered.open[side][f]...)
+		pods = append(append(pods, p.open[side]...), p.classified.open[side][f]...)
 	}
 	slices.SortFunc(pods, func(a, b joined) int { return cmp.Compare(a.ID, b.ID) })
 	var entries []ruleset.Entry

@@ -29,19 +29,19 @@ type part struct {
 	rules   float64    // how many rules in the kernel the demands need
 	stated  complaints // problems of demands that the kernel refuses, or that are too many for a whole node
 
-	granted   []*demand
-	decided   complaints       // those of stated, and the problems of demands that aren't granted
-	regranted bool             // true if granted has changed
-	released  []*demand        // granted demands whose rules and sets are in the ruleset
-	pending   []*demand        // granted demands whose sets are still to be made, in order
-	made      int              // how many granted demands have all their sets, but no rules yet
-	begun     map[*supply]bool // sets in the ruleset for made and pending demands
-	due       float64          // work of the namespace, done and to be done, at the end of which nothing is pending
-	fresh     bool             // true until grant has decided, and while sets aren't counted
-	waits     bool             // true if the last compile reached its limit before the work was done
-	waited    int              // how many compiles in a row have left work undone
-	changed   bool             // true if lowered must be computed again
-	lowered   lowered
+	granted    []*demand
+	decided    complaints       // those of stated, and the problems of demands that aren't granted
+	regranted  bool             // true if granted has changed
+	released   []*demand        // granted demands whose rules and sets are in the ruleset
+	pending    []*demand        // granted demands whose sets are still to be made, in order
+	made       int              // how many granted demands have all their sets, but no rules yet
+	begun      map[*supply]bool // sets in the ruleset for made and pending demands
+	due        float64          // work of the namespace, done and to be done, at the end of which nothing is pending
+	fresh      bool             // true until grant has decided, and while sets aren't counted
+	waits      bool             // true if the last compile reached its limit before the work was done
+	waited     int              // how many compiles in a row have left work undone
+	changed    bool             // true if classified must be computed again
+	classified classified
 }
 
 func (c *compiler) partOf(l *local) *part {

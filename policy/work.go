@@ -207,7 +207,7 @@ func (c *compiler) abandon(sets map[*supply]bool) {
 	}
 }
 
-func (l *lowering) reportWait() {
+func (l *classifier) reportWait() {
 	if l.waited < maxWaits {
 		return
 	}
