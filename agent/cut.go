@@ -41,16 +41,17 @@ type cutting struct {
 	results   chan walkResult // has room for one result, so a walk never waits for the loop
 	shortest  time.Duration   // shortestPeriod, except in tests
 	next      time.Time       // the time before which no walk begins
-	paid      time.Time       // the end of the periods of all walks so far; see borrowed
+	paid      time.Time       // the end of the periods of all walks so far; see earlyPeriods
 	pause     *time.Timer
 }
 
-// A walk's period is twice the walk's duration, and at least shortestPeriod. So in the long run, walks take at most
-// half of the time. A walk may begin up to borrowed times shortestPeriod early, so that a few changes in a row
-// needn't wait.
+// A walk's period is twice the walk's duration, and at least shortestPeriod. The periods follow one another, so in the
+// long run walks take at most half of the time. So that a few changes in a row needn't wait, a walk may begin before
+// its own period: at the beginning of the period before it, or earlyPeriods times shortestPeriod before the end of that
+// period, whichever is earlier.
 const (
 	shortestPeriod = 500 * time.Millisecond
-	borrowed       = 4
+	earlyPeriods   = 4
 )
 
 // restoresPerPeriod bounds how often known connections are restored in a shortestPeriod.
@@ -188,7 +189,7 @@ func (c *cutting) pay(w walkResult) {
 		c.next = w.began
 	}
 	c.paid = c.next.Add(max(c.shortest, 2*w.took))
-	if soon := c.paid.Add(-borrowed * c.shortest); soon.Before(c.next) {
+	if soon := c.paid.Add(-earlyPeriods * c.shortest); soon.Before(c.next) {
 		c.next = soon
 	}
 }

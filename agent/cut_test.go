@@ -184,7 +184,7 @@ func TestChangesShareAWalk(t *testing.T) {
 	want("ten changes while a walk runs", true, true)
 	s.takeWalk(receive(s.T, s.cutting.results))
 	want("the walk has ended", true, false)
-	for range borrowed - 1 {
+	for range earlyPeriods - 1 {
 		change()
 		s.takeWalk(receive(s.T, s.cutting.results))
 		want("a few walks have ended", true, false)

@@ -87,13 +87,14 @@ func (a *agent) evict(ctx context.Context, strays []netip.Addr) {
 	evicted, err := attachment.NewNode().Evict(strays)
 	if text := fmt.Sprint(err); text != a.reaper.failed {
 		if a.reaper.failed = text; err != nil {
-			a.Log.Error("addresses of no pod can't be removed from the sets of all pods; the agent tries again", "error", err)
+			a.Log.Error("addresses that belong to no pod can't be removed from the sets of all pods; the agent tries again",
+				"error", err)
 		}
 	}
 	if len(evicted) == 0 {
 		return
 	}
-	a.Log.Warn("another program added addresses of no pod to the sets of all pods; weir has removed them",
+	a.Log.Warn("another program added addresses that belong to no pod to the sets of all pods; weir has removed them",
 		"addresses", evicted)
 	a.send(ctx, straysEvicted{})
 }

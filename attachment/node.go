@@ -32,8 +32,8 @@ type PodSets interface {
 	// Deny puts the addresses into the sets of all pods, and makes missing sets. The parameter pod is the
 	// comment beside each address.
 	Deny(pod string, addrs ...netip.Addr) error
-	// Remove takes the addresses out of the sets of all pods, and out of no other set. It is for addresses of no pod,
-	// which another program has put there.
+	// Remove takes the addresses out of the sets of all pods, and out of no other set. It is for addresses that belong
+	// to no pod, which another program has put there.
 	Remove(addrs ...netip.Addr) error
 	// Purge takes the addresses out of every set that may have entries of a pod. After Purge, the addresses can be
 	// released: a later pod inherits nothing.

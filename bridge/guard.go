@@ -55,7 +55,8 @@ type senderKeys map[string]map[string]bool
 // elements has elements of the guard's sets, by the name of the set.
 type elements map[string][]nftables.SetElement
 
-// elements returns the sender's elements in senders4 and senders6. An element in quickSet only saves time.
+// elements returns the sender's elements in senders4 and senders6. It leaves out the element in quickSet, because that
+// element only saves time: without it, the port may send as well.
 func (s Sender) elements() elements {
 	all := elements{}
 	for _, a := range s.Addresses {

@@ -29,6 +29,7 @@ var (
 	sides = [...]*side{&egress, &ingress}
 )
 
+// classified has the classes of one namespace, and what they need.
 type classified struct {
 	classes [len(sides)][len(conf.Families)][]class
 	// open has endpoints that only audited policies select, and whose class the kernel refuses. They count as not
@@ -62,6 +63,7 @@ type class struct {
 	none  []ruleset.Entry
 }
 
+// classifier makes the classes of one namespace from its granted demands.
 type classifier struct {
 	*compiler
 	*part
@@ -178,8 +180,8 @@ func (l *classifier) classRules(policies []*parsedPolicy) []ruleset.Rule {
 // The two classes then share their memory, and comparing them takes no time.
 func (l *classifier) classOf(g *group) (k class, ok bool) {
 	key := classKey{l.side, l.family, g.key}
-	if was, has := l.classified.made[key]; has && len(l.refused) == 0 && slices.EqualFunc(was.pods, g.pods, sameEndpoint) &&
-		!l.differ(g.policies) {
+	if was, has := l.classified.made[key]; has && len(l.refused) == 0 &&
+		slices.EqualFunc(was.pods, g.pods, sameEndpoint) && !l.differ(g.policies) {
 		l.to.made[key] = was
 		return was.class, true
 	}

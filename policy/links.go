@@ -91,7 +91,8 @@ func (c *common) chainedPods() chainedPods {
 	return p
 }
 
-// links adds the sets and chains for chained pods, and returns the rules that lead to them.
+// links adds the sets and chains for chained pods. It returns the rules that use them, and IPv6's rules for neighbour
+// discovery.
 //
 // A link that the node routes, as with the plugin ptp, belongs to one pod, so packets from this link with another
 // source are forged. A bridge of another plugin has several pods as ports. Each of these ports has its own rules,

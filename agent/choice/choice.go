@@ -32,7 +32,7 @@ type Choice struct {
 
 // Choose returns the backend that kube-proxy uses. If that is unknown, Choose returns previous, the backend that the
 // node has used before. If previous is empty, it returns a default. If the node lacks features of that backend,
-// Choose returns the backend that works.
+// Choose returns the other one. If the node lacks features of both, the result has no backend.
 func Choose(s Seen, previous conf.Backend) Choice {
 	wanted, why := want(s, previous)
 	for _, b := range [...]conf.Backend{wanted, Other(wanted)} {

@@ -7,7 +7,8 @@
 //     during a transaction.
 //   - Applying a ruleset twice changes nothing.
 //   - In other programs' tables, the package changes only its own rules in the chain FORWARD of filter (accept.go).
-//   - The package uses netlink, and starts no program. Only the function Driver.Legacy may start programs.
+//     Driver.Legacy does the same in iptables-legacy's tables.
+//   - The package uses netlink, and starts no program. Only an implementation of LegacyForward may start programs.
 package nftables
 
 import (

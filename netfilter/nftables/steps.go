@@ -21,10 +21,10 @@ import (
 type step int
 
 const (
-	makes step = iota // makes new sets and chains, which no packet meets yet
-	takes             // only allows less
-	moves             // moves pods between two classes, of which each allows something that the other denies
-	gives             // only allows more
+	makesNew   step = iota // makes new sets and chains, which no packet meets yet
+	allowsLess             // only allows less
+	movesPods              // moves pods between two classes, of which each allows something that the other denies
+	allowsMore             // only allows more
 )
 
 // change is a change of one family's table, which is divided into steps.
@@ -33,7 +33,7 @@ type change struct {
 	want    *table
 	steps   map[string]map[ruleset.Element]step // by set and element
 	rules   bool                                // true if rules of existing chains change
-	any     [gives + 1]bool
+	any     [allowsMore + 1]bool
 	moving  []string // names of the maps in which pods move
 	sets    bool     // true if sets change, and not only maps
 	unready bool     // true if pods move to a new or changed chain
@@ -94,7 +94,7 @@ func (h held) isOdd() bool {
 func (c *change) set(s set, had heldSet) {
 	steps := map[ruleset.Element]step{}
 	for d := range had.entries.Diff(s.entries) {
-		at := gives
+		at := allowsMore
 		switch {
 		case s.role == ruleset.Members && d.Had && d.Has:
 			at = c.move(target(d.Was), target(d.Now))
@@ -102,13 +102,13 @@ func (c *change) set(s set, had heldSet) {
 			continue // strays are not deleted
 		case s.Layout == nftnl.Network && s.role == ruleset.Checked: // decides only about masquerading
 		case s.role == ruleset.Attached, s.role == ruleset.Checked && d.Has, s.role != ruleset.Checked && !d.Has:
-			at = takes
+			at = allowsLess
 		}
-		if s.role == ruleset.Members && d.Has && at >= moves {
+		if s.role == ruleset.Members && d.Has && at >= movesPods {
 			c.unready = c.unready || !c.ready(target(d.Now))
 		}
 		c.any[at] = true
-		if at == moves && !slices.Contains(c.moving, s.Name) {
+		if at == movesPods && !slices.Contains(c.moving, s.Name) {
 			c.moving = append(c.moving, s.Name)
 		}
 		steps[d.Key] = at
@@ -125,13 +125,15 @@ func (c *change) move(was, now string) step {
 	_, known := c.have.chains[was]
 	switch {
 	case now == was || within(c.have, c.want, was, now):
-		return gives // or only the comment changes
-	case was == "", c.ready(now) && (!known || c.deniesAll(now)):
-		return takes // not for a new chain, in which packets on their way would find no rules and pass
+		return allowsMore // or only the comment changes
+	case was == "": // packets on their way find no rules in a new chain, and pass, but the old state allows them too
+		return allowsLess
+	case c.ready(now) && (!known || c.deniesAll(now)):
+		return allowsLess
 	case !known:
-		return gives
+		return allowsMore
 	}
-	return moves
+	return movesPods
 }
 
 func (c *change) wanted(name string) (chain, bool) {
@@ -155,10 +157,10 @@ func (c *change) deniesAll(name string) bool {
 }
 
 func (c *change) states() []*table {
-	alone := len(c.steps) <= 1 && !c.sets || !c.any[moves] && (!c.any[takes] || !c.any[gives])
+	alone := len(c.steps) <= 1 && !c.sets || !c.any[movesPods] && (!c.any[allowsLess] || !c.any[allowsMore])
 	if alone && (!c.rules || len(c.steps) == 0) {
 		if c.unready {
-			return []*table{c.after(makes), c.want}
+			return []*table{c.after(makesNew), c.want}
 		}
 		return []*table{c.want}
 	}
@@ -172,16 +174,16 @@ func (c *change) states() []*table {
 		for _, name := range c.moving[first:] {
 			c.stage(name)
 		}
-		states = append(states, c.after(makes))
+		states = append(states, c.after(makesNew))
 	}
-	return append(states, c.after(takes), c.after(moves), c.want)
+	return append(states, c.after(allowsLess), c.after(movesPods), c.want)
 }
 
 // stage makes the pods of the map move by way of temporary chains, which allow only what both classes allow.
 func (c *change) stage(name string) {
 	s, _ := c.want.find(name)
 	for d := range c.have.sets[name].entries.Diff(s.entries) {
-		if c.steps[name][d.Key] == moves {
+		if c.steps[name][d.Key] == movesPods {
 			c.through(target(d.Was), target(d.Now))
 		}
 	}
@@ -219,7 +221,7 @@ func (c *change) after(last step) *table {
 		t.sets = append(t.sets, s)
 	}
 	for _, k := range c.want.chains {
-		if _, ok := c.have.chains[k.Name]; !ok || last >= takes {
+		if _, ok := c.have.chains[k.Name]; !ok || last >= allowsLess {
 			t.chains = append(t.chains, k)
 		}
 	}
@@ -237,8 +239,8 @@ func (c *change) entries(s set, had heldSet, last step) ruleset.Entries {
 	for d := range had.entries.Diff(s.entries) {
 		at, ok := steps[d.Key]
 		k, staged := c.both[[2]string{target(d.Was), target(d.Now)}]
-		switch staged = staged && at == moves && s.role == ruleset.Members; {
-		case !ok || at > last && !staged, staged && last < takes:
+		switch staged = staged && at == movesPods && s.role == ruleset.Members; {
+		case !ok || at > last && !staged, staged && last < allowsLess:
 		case staged:
 			_, words := verdictIn(d.Now)
 			all = all.With(ruleset.Entry{Element: d.Key, Comment: withVerdict(k.Name, words)})

@@ -59,14 +59,14 @@ func parseSet(family uint8, answer []byte) (table string, s SetState) {
 }
 
 // Each passes every element of the set to the function each, until that function returns false. If the set changes
-// during the reading, Each starts from the beginning. It calls the function again before each attempt. odd is true if
-// the set has an element that its layout doesn't allow.
+// during the reading, Each starts from the beginning. Each calls begin before each attempt, the first one included. odd
+// is true if the set has an element that its layout doesn't allow.
 //
 // Equivalent to: nft list set FAMILY TABLE SET
-func (r *Reader) Each(t Table, s Set, again func(), each func(Element) bool) (odd bool, err error) {
+func (r *Reader) Each(t Table, s Set, begin func(), each func(Element) bool) (odd bool, err error) {
 	body := attrs{}.text(unix.NFTA_SET_ELEM_LIST_TABLE, t.Name).text(unix.NFTA_SET_ELEM_LIST_SET, s.Name)
 	var ends []end
-	start := func() { odd, ends = false, nil; again() }
+	start := func() { odd, ends = false, nil; begin() }
 	err = r.list(unix.NFT_MSG_GETSETELEM, t, body, start, func(answer []byte) bool {
 		for kind, list := range netattrs.In(answer) {
 			if kind != unix.NFTA_SET_ELEM_LIST_ELEMENTS {

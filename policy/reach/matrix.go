@@ -36,6 +36,7 @@ type side struct {
 	either [][]int // for each isolated pod that the end may be: the numbers of its policies' rules
 }
 
+// class is the ends that no rule of a policy tells apart. It is not a class of the ruleset.
 type class struct {
 	end             partyEnd
 	egress, ingress side
@@ -162,7 +163,7 @@ func (k *kernel) classOf(f int, end partyEnd, s sides) int {
 		return -1
 	}
 	c := class{end: end, egress: s.egress, ingress: s.ingress, peer: newBits(len(k.list))}
-	var named []byte // ends with different numbers for named ports are in different classes
+	var named []byte // the numbers of named ports: two ends with different numbers must not be in one class
 	for i, t := range k.list {
 		if t.Means(end.End) {
 			c.peer.set(i)

@@ -9,7 +9,8 @@ type countedSet struct {
 	*mergedSet
 	entries Entries
 	counted map[part]Entries // entries of each part's set when the part was last counted
-	// shared has the elements that several parts have, and for each comment the number of parts with it.
+	// shared has the elements that several of the merged set's parts have. For each comment of an element, it has the
+	// number of parts with this comment.
 	shared map[Element][]tally
 }
 

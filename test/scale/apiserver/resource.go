@@ -74,8 +74,8 @@ func (r *resource) hide(name types.NamespacedName) {
 	}
 }
 
-// snapshot has a kind's objects at one version. It takes little memory, because objects of the Base are made one by
-// one.
+// snapshot has a kind's objects at one version. It takes little memory: of objects that Kind.Base makes, it has only
+// the states, and the method at makes such an object when a client reads it.
 type snapshot struct {
 	kind    Kind
 	version uint64
