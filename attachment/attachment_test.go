@@ -242,7 +242,8 @@ func TestEvict(t *testing.T) {
 	}
 	n.want("evicted", map[string][]string{"c1": whole})
 	nodetest.NewNS(t, "pod")
-	nodetest.RunEach(t, "ip -n pod address add "+over.String()+"/32 dev lo")
+	nodetest.RunEach(t, "ip link add vpod type veth peer name eth0 netns pod",
+		"ip -n pod address add "+over.String()+"/32 dev eth0")
 	n.must(ipset.Apply(ipset.Change{Set: conf.PodsSet, Entry: ipset.Entry{Prefix: netip.PrefixFrom(over, 32)}}))
 	if evicted, err := NewNode().Evict([]netip.Addr{over}); err == nil || len(evicted) > 0 {
 		t.Errorf("a namespace has the address, and it was evicted: %v, %v", evicted, err)

@@ -113,7 +113,7 @@ func abandoned(addrs []endpoint.Address) (gone, inUse []endpoint.Address, err er
 	if len(addrs) == 0 {
 		return nil, nil, nil
 	}
-	used, err := ipam.UsedAddresses()
+	used, err := bridge.PodAddresses()
 	if err != nil {
 		return nil, nil, err
 	}

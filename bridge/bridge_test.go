@@ -406,3 +406,30 @@ func TestShutPeer(t *testing.T) {
 		}
 	}
 }
+
+// TestPodAddresses: the addresses of a pod are found by its link, although its network namespace is mounted nowhere, as
+// in the agent's container. The node's own addresses don't count.
+func TestPodAddresses(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	path := nodetest.NewNS(t, "pod")
+	nodetest.RunEach(t, "ip link add vpod type veth peer name eth0 netns pod", "ip link set vpod up",
+		"ip address add 192.0.2.1/32 dev vpod", "ip -n pod link set eth0 up", "ip -n pod address add 192.0.2.2/32 dev eth0",
+		"ip -n pod address add 2001:db8::2/128 dev eth0 nodad")
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ns.Close() }()
+	nodetest.RunEach(t, "umount --lazy "+path)
+	all, err := PodAddresses()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for addr, want := range map[string]bool{"192.0.2.1": false, "192.0.2.2": true, "2001:db8::2": true} {
+		if all[netip.MustParseAddr(addr)] != want {
+			t.Errorf("%s: %v, want %v: %v", addr, !want, want, all)
+		}
+	}
+}

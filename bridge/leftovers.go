@@ -11,9 +11,12 @@ import (
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/internal/attrs"
+	"github.com/weir-net/weir/netfilter/batch"
 )
 
 // Ports returns the names of the pods' links on the node.
@@ -51,6 +54,57 @@ func HasNeighbour(addrs []endpoint.Address) (bool, error) {
 		return n.State == netlink.NUD_PERMANENT &&
 			slices.ContainsFunc(addrs, func(a endpoint.Address) bool { return a.Addr == known.Unmap() })
 	}), nil
+}
+
+// PodAddresses returns the addresses in all network namespaces to which a link of the node leads. It asks for them by
+// the node's numbers for the namespaces. So it also works in the agent's container, which has neither the namespaces'
+// paths nor the right to enter them.
+//
+// Equivalent to, for each namespace: ip -n NETNS address show
+func PodAddresses() (map[netip.Addr]bool, error) {
+	lists := batch.NewStrictDumper(unix.NETLINK_ROUTE)
+	defer lists.Close()
+	links, err := dump(lists, request(unix.RTM_GETLINK, unix.NLM_F_DUMP, ifInfo(unix.AF_UNSPEC, 0), withoutStatistics()),
+		parseLink)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	all, asked := map[netip.Addr]bool{}, map[int]bool{-1: true} // -1 is the node's own namespace
+	for _, l := range links {
+		if asked[l.PeerNS] {
+			continue
+		}
+		asked[l.PeerNS] = true
+		answers, err := dump(lists, getAddressesIn(l.PeerNS), func(m []byte) (elsewhere, ok bool) {
+			return addAddresses(m, all), true
+		})
+		if err == nil && slices.Contains(answers, false) {
+			err = fmt.Errorf("the kernel has listed the node's own: %w", batch.ErrNoAnswer)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list the addresses in the namespace to which link %s leads: %w", l.Name, err)
+		}
+	}
+	return all, nil
+}
+
+// addAddresses adds an interface's address, and the address of its other end if there is one. elsewhere is true if the
+// interface is in another namespace than the node's.
+func addAddresses(m []byte, to map[netip.Addr]bool) (elsewhere bool) {
+	if len(m) < unix.SizeofIfAddrmsg {
+		return false
+	}
+	for kind, value := range attrs.In(m[unix.SizeofIfAddrmsg:]) {
+		switch kind {
+		case unix.IFA_ADDRESS, unix.IFA_LOCAL:
+			if addr, ok := netip.AddrFromSlice(value); ok {
+				to[addr] = true
+			}
+		case unix.IFA_TARGET_NETNSID:
+			elsewhere = true
+		}
+	}
+	return elsewhere
 }
 
 // Senders returns one Sender for each entry of the sets senders4 and senders6.

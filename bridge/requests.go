@@ -156,6 +156,12 @@ func listAddresses() *nl.NetlinkRequest {
 	return request(unix.RTM_GETADDR, unix.NLM_F_DUMP, nl.NewIfAddrmsg(unix.AF_UNSPEC))
 }
 
+// Equivalent to: ip -n NETNS address show, for the namespace with this number
+func getAddressesIn(namespace int) *nl.NetlinkRequest {
+	return request(unix.RTM_GETADDR, unix.NLM_F_DUMP, nl.NewIfAddrmsg(unix.AF_UNSPEC),
+		number(unix.IFA_TARGET_NETNSID, namespace))
+}
+
 func addressesOf(index int, replies [][]byte) map[netip.Prefix]bool {
 	all := map[netip.Prefix]bool{}
 	for _, r := range replies {

@@ -67,7 +67,7 @@ func (h *hostLocal) owner(a netip.Addr) string {
 		}
 		if h.used == nil {
 			var err error
-			h.used, err = UsedAddresses()
+			h.used, err = usedAddresses()
 			h.unsure = err != nil
 		}
 		if h.unsure || h.used[a] || time.Since(info.ModTime()) < settleTime {

@@ -16,12 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// UsedAddresses returns the addresses in all network namespaces of the node except the node's own namespace.
+// usedAddresses returns the addresses in all network namespaces of the node except the node's own namespace.
 //
 // Equivalent to: for pid in $(lsns -n -t net -o PID); do nsenter -t $pid -n ip addr; done
 //
 // These commands list the node's own namespace too. A namespace that is only mounted needs nsenter --net=PATH.
-func UsedAddresses() (map[netip.Addr]bool, error) {
+func usedAddresses() (map[netip.Addr]bool, error) {
 	paths, err := namespaces()
 	if err != nil {
 		return nil, err

@@ -13,12 +13,17 @@ import (
 // message, so its memory doesn't grow with the list. Only one goroutine may use it.
 type Dumper struct {
 	protocol int
+	strict   bool
 	fd       int // the open socket, or -1
 	buf      []byte
 }
 
 // NewDumper returns a Dumper for one protocol of netlink(7), such as NETLINK_ROUTE. The caller must call Close.
 func NewDumper(protocol int) *Dumper { return &Dumper{protocol: protocol, fd: -1} }
+
+// NewStrictDumper returns a Dumper with which the kernel refuses requests that have unknown attributes. Otherwise it
+// ignores all attributes of some requests (NETLINK_GET_STRICT_CHK, since Linux 4.20).
+func NewStrictDumper(protocol int) *Dumper { return &Dumper{protocol: protocol, strict: true, fd: -1} }
 
 // Close closes the socket. A later Dump opens another socket.
 func (d *Dumper) Close() {
@@ -93,7 +98,11 @@ func (d *Dumper) open() (err error) {
 		d.fd = -1
 		return err
 	}
-	if err = unix.SetsockoptTimeval(d.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &nl.SocketTimeoutTv); err != nil {
+	err = unix.SetsockoptTimeval(d.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &nl.SocketTimeoutTv)
+	if err == nil && d.strict {
+		err = unix.SetsockoptInt(d.fd, unix.SOL_NETLINK, unix.NETLINK_GET_STRICT_CHK, 1)
+	}
+	if err != nil {
 		d.Close()
 	}
 	return err
