@@ -150,7 +150,12 @@ func Remove() error {
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
-	conn.DelTable(table())
+	t := table()
+	tables, err := conn.ListTablesOfFamily(t.Family)
+	if err == nil && !slices.ContainsFunc(tables, func(have *nftables.Table) bool { return have.Name == t.Name }) {
+		return nil // a start of the agent with nothing to change writes nothing
+	}
+	conn.DelTable(t)
 	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("delete nftables table inet %s: %w", conf.FlowTable, err)
 	}
