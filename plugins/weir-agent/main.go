@@ -131,6 +131,7 @@ func runCommand() *cobra.Command {
 				return err
 			}
 			o.NoDrops = !drops
+			go newCollector().run(cmd.Context())
 			return agent.Run(cmd.Context(), o)
 		},
 	}
