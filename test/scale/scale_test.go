@@ -32,6 +32,7 @@ var (
 	roundsFlag   = flag.Int("rounds", 1, "how often each latency is measured; the clusters take turns")
 	windowsFlag  = flag.Int("windows", 1, "how often CPU time is measured; the clusters take turns")
 	secondsFlag  = flag.Float64("seconds", 1, "how long CPU time is measured each time")
+	idleFlag     = flag.Float64("idle", 3, "how many seconds the CPU time of the idle agents is measured, of all at once")
 	restartsFlag = flag.Int("restarts", 1, "how often each agent is restarted")
 	beforeFlag   = flag.String("before", "", "directory with weir, weir-agent and weirctl of another commit, which take "+
 		"turns with today's")
@@ -244,7 +245,7 @@ func (o *orchestrator) idle() {
 		var wg sync.WaitGroup
 		use := make([]cpuUse, len(o.nodes))
 		for i, r := range o.nodes {
-			wg.Go(func() { use[i] = ask[cpuUse](r, request{Do: "cpu", Seconds: 3 * *secondsFlag}) })
+			wg.Go(func() { use[i] = ask[cpuUse](r, request{Do: "cpu", Seconds: *idleFlag}) })
 		}
 		wg.Wait()
 		for i, r := range o.nodes {
