@@ -53,7 +53,7 @@ func TestExplainServices(t *testing.T) {
 		"shop/web 10.9.0.1:30444",  // kube-proxy on web's own node translates the nodePort before weir checks the packet
 		"node/n1 node/n2:30444",
 		"shop/floating node/n2:30444", // it is unknown on which node the pod is
-		"shop/web svc/shop/local", // the sender's node has no endpoint
+		"shop/web svc/shop/local",     // the sender's node has no endpoint
 		"node/n2 svc/shop/local",
 		"203.0.112.7 203.0.113.5:443", // the sender is outside of loadBalancerSourceRanges
 		"198.51.100.7 203.0.113.5:443",
