@@ -163,8 +163,8 @@ func auditedEnd(e agentapi.DropEnd, p *policy.Pod) agentapi.AuditedEnd {
 	return end
 }
 
-// report returns the kinds of connections that the named policy would drop. An empty name means all policies. A kind
-// for which still returns false is forgotten.
+// report returns the kinds of connections that the named policy would drop. An empty name means all policies. It
+// forgets a kind for which the function still returns false.
 func (s *auditSums) report(name string, still func(*agentapi.AuditedTraffic) bool) agentapi.AuditReport {
 	all := s.copyKinds()
 	var ended []auditKind

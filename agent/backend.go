@@ -21,8 +21,8 @@ type Backend interface {
 	// Read reads weir's state in the kernel. The caller must read the endpoint records afterwards and then compile.
 	// In another order, Apply might undo changes of the plugin.
 	Read(ctx context.Context) error
-	// Refresh reads like Read, but in parts. It stops after a part if pause returns true, and then done is false.
-	// The next Refresh goes on with the next part.
+	// Refresh reads like Read, but in parts. It stops after a part if the function pause returns true, and then done is
+	// false. The next Refresh goes on with the next part.
 	Refresh(ctx context.Context, pause func() bool) (done bool, err error)
 	// Unread reports whether the kernel's state is unknown. If it is, the next Apply reads it.
 	Unread() bool
@@ -54,7 +54,7 @@ type Backend interface {
 	// Inspect compares the kernel's state for these packets with the ruleset. It changes nothing.
 	Inspect(ctx context.Context, want ruleset.Ruleset, packets []ruleset.Packet) (netfilter.Inspection, error)
 
-	// Watch calls heard for each new generation of the rules until ctx ends. concerned is true if weir uses
+	// Watch calls the function heard for each new generation of the rules until ctx ends. concerned is true if weir uses
 	// something that changed. Generation 0 means that messages were lost.
 	Watch(ctx context.Context, heard func(generation uint32, concerned bool)) error
 	Generation() (uint32, error)

@@ -141,8 +141,8 @@ func (a *agent) bring(
 	return a.backend.Apply(ctx, want, verify)
 }
 
-// takeApplied notes what was applied. It counts a repair only if well is true and there was no fault: otherwise the
-// change may be the agent's own.
+// takeApplied notes what was applied. It counts a repair only if there was no fault and the parameter well is true:
+// otherwise the change may be the agent's own.
 func (a *agent) takeApplied(p applied, well bool) {
 	if p.Changed {
 		a.stats.Changes++

@@ -13,8 +13,8 @@ import (
 // Source gives the agent the cluster's objects. A Source may also implement further interfaces of this file, such as
 // Lookup.
 type Source interface {
-	// Run calls update with each change of the objects until ctx ends. The first delta that isn't nil means that
-	// the state is usable. The error says what is wrong with the newest state. If Run returns, the agent ends.
+	// Run passes each change of the objects to the function update until ctx ends. The first delta that isn't nil means
+	// that the state is usable. The error says what is wrong with the newest state. If Run returns, the agent ends.
 	Run(ctx context.Context, update func(*policy.Delta, error)) error
 }
 

@@ -226,7 +226,7 @@ func (u *upkeep) withoutEnding(
 	return found, errors.Join(errs...)
 }
 
-// properties returns the wanted node settings. It leaves out pods for which busy returns true.
+// properties returns the wanted node settings. It leaves out pods for which the function busy returns true.
 func (u *upkeep) properties(
 	k *nodeKnowledge, memory uint64, records []endpoint.Endpoint, busy func(endpoint.Endpoint) bool,
 ) []bridge.Property {

@@ -104,9 +104,9 @@ func (q *Question) failed(err error) error {
 	return fmt.Errorf("%s: %w", q.what, err)
 }
 
-// Enrol asks the agent to enrol the endpoint. The caller must call wait once: wait waits until the kernel enforces
-// the pod's policies. The error of wait wraps ErrNoAgent if there is no agent, and ErrOutdated if another try is
-// useless.
+// Enrol asks the agent to enrol the endpoint. The caller must call the returned function wait once: it returns when the
+// kernel enforces the pod's policies. The error of wait wraps ErrNoAgent if there is no agent, and ErrOutdated if
+// another try is useless.
 func Enrol(ctx context.Context, id string) (wait func() (EnrolAnswer, error)) {
 	body, err := json.Marshal(EnrolRequest{ID: id})
 	var question *Question

@@ -211,9 +211,9 @@ func named(objects, name string) bool {
 	return false
 }
 
-// Drops asks the agent for drops, and calls each for every drop until each returns false. With q.Follow, an idle
-// agent sends a sign of life every 15 seconds: Drops then calls each with nil. The error wraps ErrNoAgent if there is
-// no agent. The end of ctx is an error.
+// Drops asks the agent for drops, and passes every drop to the function each, until that function returns false. With
+// q.Follow, an idle agent sends a sign of life every 15 seconds: Drops then passes nil. The error wraps ErrNoAgent if
+// there is no agent. The end of ctx is an error.
 //
 // Equivalent to, with q.Follow: curl -N --unix-socket /run/weir/agent.sock 'http://agent/v1/drops?follow=true'
 func Drops(ctx context.Context, q DropsQuery, each func(*Drop) bool) error {

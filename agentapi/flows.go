@@ -14,8 +14,8 @@ type FlowsOrder struct {
 	For time.Duration `json:"for"`
 }
 
-// FlowsQuery returns the path and query for the flows of the last since: flows that were seen in this time. If since
-// is 0, the query is for all flows.
+// FlowsQuery returns the path and query for the flows that were seen within the duration since, up to now. If since is
+// 0, the query is for all flows.
 func FlowsQuery(since time.Duration) string {
 	if since == 0 {
 		return FlowsPath

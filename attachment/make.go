@@ -69,11 +69,12 @@ type enrolCall struct {
 	cancel context.CancelFunc
 }
 
-// Make makes an attachment, and then calls report. If a step or report fails, Make undoes all steps.
+// Make makes an attachment, and then calls the function report. If a step or that function fails, Make undoes all
+// steps.
 //
-// Errors are *ExistsError, *NetnsError, *LinkError, *EnrolError, *NoRuleError, bridge.ErrBypassesForward,
-// ipam's *ExhaustedError and *AssignedError, and report's own. A *StepError is any other failure of the kernel
-// or the disk. A *LeftoverError wraps one of these if a step could not be undone.
+// Errors are *ExistsError, *NetnsError, *LinkError, *EnrolError, *NoRuleError, bridge.ErrBypassesForward, ipam's
+// *ExhaustedError and *AssignedError, and the errors of the function report. A *StepError is any other failure of the
+// kernel or the disk. A *LeftoverError wraps one of these if a step could not be undone.
 func (n Node) Make(r Request, report func(Made) error) (err error) {
 	m, err := n.prepare(r)
 	if err != nil {

@@ -13,10 +13,10 @@ import (
 // records. The agent calls Reap because some runtimes never call GC.
 func (n Node) Reap() ([]endpoint.Endpoint, error) { return n.endEach(isOver) }
 
-// Collect does the work of CNI's GC. It ends the network's attachments whose IDs aren't in valid, except attachments
-// that a process is making or ending. If a record is broken, its network is unknown: Collect ends that attachment
-// only if Reap would. Then Collect removes everything that belongs to no attachment. If a step fails, Collect does
-// the remaining steps. The error is a *StepError.
+// Collect does the work of CNI's GC. It ends the network's attachments whose IDs aren't keys of valid, except those
+// that a process is making or ending. If a record is broken, its network is unknown: Collect ends that attachment only
+// if Reap would. Then Collect removes everything that belongs to no attachment. If a step fails, Collect does the
+// remaining steps. The error is a *StepError.
 func (n Node) Collect(network string, valid map[string]bool) error {
 	_, err := n.endEach(func(id string) (bool, error) {
 		if valid[id] {
@@ -35,8 +35,8 @@ func (n Node) Collect(network string, valid map[string]bool) error {
 	return failed("collect what is left of attachments", errors.Join(err, n.sweep(valid)))
 }
 
-// endEach ends the attachments for which ended returns true. It asks ended again under the node's lock, because
-// meanwhile the ID may belong to a new attachment.
+// endEach ends the attachments for which the function ended returns true. It calls that function a second time under
+// the node's lock, because meanwhile the ID may belong to a new attachment.
 func (n Node) endEach(ended func(id string) (bool, error)) (done []endpoint.Endpoint, err error) {
 	ids, err := endpoint.IDs()
 	if err != nil {

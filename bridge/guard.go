@@ -232,8 +232,8 @@ func senderKey(hostIf string, mac net.HardwareAddr, addr netip.Addr) []byte {
 // senders that the guard lacked. damaged is true if the rules were wrong or couldn't be read. If the sets or the
 // senders can't be read, it repairs only the rules and returns the error.
 //
-// RepairGuard reads the sets before it calls current, which reads the records. A port's record exists longer than its
-// entries, so an entry without a record is a leftover.
+// RepairGuard reads the sets before it calls the function current, which reads the records. A port's record exists
+// longer than its entries, so an entry without a record is a leftover.
 func RepairGuard(current func() ([]Sender, error)) (missing []Sender, damaged bool, err error) {
 	conn, err := nftables.New()
 	if err != nil {

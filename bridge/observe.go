@@ -270,8 +270,8 @@ func (o *Observed) isMissing(name string) bool {
 	return o.links == nil && !ok
 }
 
-// link returns the link, and false if the link is missing. If reads has an error, or the links couldn't be read, link
-// returns an error that wraps ErrUnknown.
+// link returns the link, and false if the link is missing. If the field reads has an error, or the links couldn't be
+// read, link returns an error that wraps ErrUnknown.
 func (o *Observed) link(name string, reads ...error) (Link, bool, error) {
 	if err := errors.Join(append(reads, o.links)...); err != nil {
 		return Link{}, false, fmt.Errorf("%s: %w: %w", name, ErrUnknown, err)

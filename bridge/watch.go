@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/internal/attrs"
 )
 
-// WatchPorts calls gone after a pod's link was deleted, or may have been. It returns when ctx ends, or with an
-// error if it can't listen to the kernel.
+// WatchPorts calls the function gone after a pod's link was deleted, or may have been. It returns when ctx ends, or
+// with an error if it can't listen to the kernel.
 //
 // Equivalent to: ip monitor link | grep "Deleted .* weirp"
 func WatchPorts(ctx context.Context, gone func()) error {
@@ -84,9 +84,9 @@ var nodeGroups = []uint{
 	unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_NEXTHOP,
 }
 
-// WatchNode calls changed after node settings or paths to other nodes have changed, or may have. weir's own changes
-// count too. Its first call, with all news, comes at once. WatchNode returns when ctx ends, or with an error if it
-// can't listen to the kernel.
+// WatchNode calls the function changed after node settings or paths to other nodes have changed, or may have. weir's
+// own changes count too. Its first call, with all news, comes at once. WatchNode returns when ctx ends, or with an
+// error if it can't listen to the kernel.
 //
 // Equivalent to: ip monitor link address neigh route rule nexthop netconf
 func WatchNode(ctx context.Context, changed func(News)) error {

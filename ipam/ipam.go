@@ -57,8 +57,8 @@ func (e *AssignedError) Error() string {
 // it has assigned none. It returns an AssignedError if a requested address isn't free, an ExhaustedError if a
 // family has no free address, or another error. The caller must have endpoint.Lock.
 //
-// Before Assign assigns the addresses, it calls record, which writes them into the endpoint record. After a
-// crash, that record says which attachment the addresses belong to.
+// Before Assign assigns the addresses, it calls the function record, which writes them into the endpoint record. After
+// a crash, the endpoint record says which attachment the addresses belong to.
 //
 // Addresses are assigned round-robin. So a released address stays free for as long as possible, and old
 // connections to it can end.

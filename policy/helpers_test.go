@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// decides checks that the ruleset allows the packets in pass, and drops those in denied. Packets are separated by
-// spaces.
+// decides checks that the ruleset allows the packets in the text pass, and drops those in the text denied. Packets are
+// separated by spaces.
 func decides(t *testing.T, r ruleset.Ruleset, s policy.State, pass, denied string) {
 	t.Helper()
 	simulator, err := ruleset.NewSimulator(r)
@@ -29,7 +29,7 @@ func decides(t *testing.T, r ruleset.Ruleset, s policy.State, pass, denied strin
 	}
 }
 
-// evaluates checks that the evaluator allows the packets in pass, and denies those in denied.
+// evaluates checks that the evaluator allows the packets in the text pass, and denies those in the text denied.
 func evaluates(t *testing.T, s policy.State, pass, denied string) {
 	t.Helper()
 	evaluator := verdict.New(s)

@@ -72,8 +72,9 @@ func Other(b conf.Backend) conf.Backend {
 	return conf.Nftables
 }
 
-// Appeared returns the backend to which kube-proxy has moved last; empty if that is unknown. before and now are two
-// looks at the node. last is what Appeared returned for the look before.
+// Appeared returns the backend to which kube-proxy has moved last; empty if that is unknown. The parameter before is
+// the earlier of two looks at the node, and the parameter now is the later one. The parameter last is what the call
+// before this one returned.
 func Appeared(before, now Seen, last conf.Backend) conf.Backend {
 	nftables, iptables := now.Nftables && !before.Nftables, now.Iptables && !before.Iptables
 	switch {

@@ -18,8 +18,8 @@ type Prefix struct {
 	ByLink, Forged bool
 }
 
-// chains has the meanings of chains' names, and texts the meanings of whole log prefixes. If a meaning has no
-// Direction, the packet's addresses tell the direction.
+// The map chains has the meanings of chains' names, and the map texts has the meanings of whole log prefixes. If a
+// meaning has no Direction, the packet's addresses tell the direction.
 var (
 	chains = map[string]Prefix{
 		conf.IngressChain:   {Direction: ruleset.Ingress, Reason: agentapi.ByClosed},

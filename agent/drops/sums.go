@@ -260,8 +260,8 @@ func (s *Sums) leaveOut(k flowKey, from *sender) {
 	from.last, from.lastOf = r, key
 }
 
-// Lines appends the lines that are due to list: a new flow's first line at once, and its later lines after a second.
-// If waiting is true, call Lines again even without new packets.
+// Lines appends to the parameter list the lines that are due: a new flow's first line at once, and its later lines
+// after a second. If waiting is true, call Lines again even without new packets.
 func (s *Sums) Lines(list []Line) (lines []Line, waiting bool) {
 	still := s.due[:0]
 	for _, f := range s.due {

@@ -5,8 +5,8 @@ import (
 	"iter"
 )
 
-// From returns a map of the pairs, which must be sorted by compare. If several pairs have the same key, the first
-// counts. From is faster than calling With for each pair.
+// From returns a map of the pairs, which must be in the order of the function compare. If several pairs have the same
+// key, the first counts. From is faster than calling With for each pair.
 func From[K comparable, V comparable](compare func(a, b K) int, sorted iter.Seq2[K, V]) Map[K, V] {
 	m := New[K, V](compare)
 	var spine []*node[K, V] // nodes on the way from the root to the highest key

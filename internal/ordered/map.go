@@ -66,8 +66,8 @@ func (m Map[K, V]) Get(key K) (value V, ok bool) {
 	return value, false
 }
 
-// Last returns the last key for which among returns true. ok is false if there is none. For sorted keys, among must
-// return true up to some key, and false after it.
+// Last returns the last key for which the function among returns true. ok is false if there is none. For sorted keys,
+// that function must return true up to some key, and false after it.
 func (m Map[K, V]) Last(among func(K) bool) (key K, ok bool) {
 	for n := m.root; n != nil; {
 		if among(n.key) {

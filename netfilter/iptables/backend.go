@@ -9,9 +9,9 @@ func (d *Driver) Name() string { return string(d.Flavour) }
 // kernel doesn't report changes of legacy tables.
 func (d *Driver) TellsOfChanges() bool { return d.Flavour == NFT }
 
-// Watch calls heard for every generation (change number) of nf_tables until ctx ends. concerned is true if the change
-// touched a table, chain or rule that weir uses. The first call has the present generation. Generation 0 means that
-// messages were lost. Watch may run at the same time as all other methods.
+// Watch calls the function heard for every generation (change number) of nf_tables until ctx ends. concerned is true if
+// the change touched a table, chain or rule that weir uses. The first call has the present generation. Generation 0
+// means that messages were lost. Watch may run at the same time as all other methods.
 //
 // Equivalent to: nft monitor
 func (d *Driver) Watch(ctx context.Context, heard func(generation uint32, concerned bool)) error {

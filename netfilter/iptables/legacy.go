@@ -178,9 +178,9 @@ func (e legacyEntry) jumps() (offset uint32, ok bool) {
 	return uint32(verdict), e.target[nameOfTarget] == 0 && verdict >= 0
 }
 
-// print returns the fingerprint of the table's rules. If few is true, it covers only the chain POSTROUTING and weir's
-// own chains. It covers the names of jumps' chains, and not their offsets, because other programs' rules change the
-// offsets.
+// print returns the fingerprint of the table's rules. If the parameter few is true, it covers only the chain
+// POSTROUTING and weir's own chains. It covers the names of jumps' chains, and not their offsets, because other
+// programs' rules change the offsets.
 func (t *legacyTable) print(few bool) (print, error) {
 	builtin := map[uint32]string{} // names of the built-in chains, by the offset of their first entry
 	for i, offset := range t.Hooks {

@@ -16,9 +16,9 @@ type refresh struct {
 	tables []conf.Family
 }
 
-// Refresh reads the kernel's state like Read, but in parts. It calls pause after each part. If pause returns true,
-// Refresh returns false, and the next call continues. In between, the caller may call other methods. If the kernel's
-// state is unknown, Refresh reads it in one part.
+// Refresh reads the kernel's state like Read, but in parts. It calls the function pause after each part. If that
+// function returns true, Refresh returns false, and the next call continues. In between, the caller may call other
+// methods. If the kernel's state is unknown, Refresh reads it in one part.
 func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err error) {
 	if d.refresh == nil {
 		d.heedLate()

@@ -225,8 +225,9 @@ func (t *trial) namespaces(rules []ruleset.Rule) {
 	})
 }
 
-// bisect tries groups of items to find those that try refuses alone, and calls tell for each. trials limits the calls
-// of try (0: no limit). At the limit, it calls tell for all items of the refused groups that are left.
+// bisect tries groups of items to find the items that the function try refuses even alone. It calls the function tell
+// for each such item. trials limits the calls of the function try (0: no limit). At the limit, bisect calls the
+// function tell for all items of the refused groups that are left.
 func bisect[T any](items []T, trials int, try func([]T) error, tell func(T, error)) {
 	type group struct {
 		items []T

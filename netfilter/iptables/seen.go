@@ -253,12 +253,12 @@ func deleteCopies(f conf.Family, name string) error {
 }
 
 // dump lists the objects of the kind in the family's tables, and passes each object's attributes to the function each.
-// The attributes in only limit the list, for example to one table. If the objects change during each of five attempts,
-// dump returns nl.ErrDumpInterrupted.
-func dump(kind int, family conf.Family, only []*nl.RtAttr, each func(attrs []byte)) error {
+// The filters limit the list, for example to one table. If the objects change during each of five attempts, dump
+// returns nl.ErrDumpInterrupted.
+func dump(kind int, family conf.Family, filters []*nl.RtAttr, each func(attrs []byte)) error {
 	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|kind, unix.NLM_F_DUMP)
 	req.AddData(&nl.Nfgenmsg{NfgenFamily: nfFamilies[family], Version: nl.NFNETLINK_V0})
-	for _, attr := range only {
+	for _, attr := range filters {
 		req.AddData(attr)
 	}
 	var err error

@@ -204,8 +204,8 @@ func readerOf(group uint16) string {
 // Close ends the reading of the group. A Read that waits also ends.
 func (r *Reader) Close() error { return r.conn.Close() }
 
-// Read waits for packets until ctx ends, but no longer than wait. It passes every packet to the function each. A packet
-// is valid until that function returns.
+// Read waits for packets until ctx ends, but no longer than the duration wait. It passes every packet to the function
+// each. A packet is valid until that function returns.
 //
 // lost is how many packets were lost before the last packet that Read has read. A later loss is counted by the next
 // call, because only the next packet's number shows it.

@@ -85,9 +85,9 @@ func loweredTrial(t *probe.Trial) *table {
 	return m.lower(r)[f]
 }
 
-// trialBatch returns the transaction that makes the trial's table. If only isn't nil, the chains have only the rules
-// for which only returns true.
-func trialBatch(at nftnl.Table, want *table, only func(*rule) bool) *nftnl.Batch {
+// trialBatch returns the transaction that makes the trial's table. The chains have all rules, or, if the function
+// chosen isn't nil, those for which it returns true.
+func trialBatch(at nftnl.Table, want *table, chosen func(*rule) bool) *nftnl.Batch {
 	b := &nftnl.Batch{}
 	b.AddTable(at, nftnl.WeirTableComment)
 	for _, c := range want.chains {
@@ -100,7 +100,7 @@ func trialBatch(at nftnl.Table, want *table, only func(*rule) bool) *nftnl.Batch
 	for _, c := range want.chains {
 		for i := range c.rules {
 			r := &c.rules[i]
-			if only != nil && !only(r) {
+			if chosen != nil && !chosen(r) {
 				continue
 			}
 			written, _ := r.write(want.family)

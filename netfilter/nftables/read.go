@@ -161,8 +161,8 @@ func (d *Driver) readSets(f conf.Family, h *held, was held) (err error) {
 	return nil
 }
 
-// readSet reads the elements of a set. If they equal those of the last known state (before), it returns before, and no
-// copy.
+// readSet reads the elements of a set. If they equal those of the last known state, it returns that state (the
+// parameter before), and no copy.
 func (d *Driver) readSet(f conf.Family, name string, s, before heldSet) (heldSet, error) {
 	if s.unknown {
 		return s, nil
@@ -194,9 +194,9 @@ type refresh struct {
 	sets []key // sets that are still to be read
 }
 
-// Refresh reads the kernel's state like Read, but in parts. It calls pause after each part. If pause returns true,
-// Refresh returns false, and the next call continues. In between, the caller may call other methods. If the state is
-// unknown, or certainly unchanged, Refresh needs only one part.
+// Refresh reads the kernel's state like Read, but in parts. It calls the function pause after each part. If that
+// function returns true, Refresh returns false, and the next call continues. In between, the caller may call other
+// methods. If the state is unknown, or certainly unchanged, Refresh needs only one part.
 func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err error) {
 	now, _ := d.reader.Generation()
 	if d.have == nil || d.refresh == nil && d.knownAt != 0 && d.knownAt == now {

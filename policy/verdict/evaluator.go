@@ -270,7 +270,7 @@ func newRule(
 
 func nobody(end) bool { return false }
 
-// all reports whether matches returns true for all pods. It returns false if there are no pods.
+// all reports whether the function matches returns true for all pods. It returns false if there are no pods.
 func all(pods []pod, matches func(pod) bool) bool {
 	return len(pods) > 0 && !slices.ContainsFunc(pods, func(p pod) bool { return !matches(p) })
 }

@@ -48,8 +48,8 @@ type Source struct {
 	recorder   record.EventRecorder
 }
 
-// Run watches until ctx ends. It calls update with the first delta when all objects have been listed, and with further
-// deltas after changes. While the API server doesn't answer, Run goes on trying, and Contact returns the error.
+// Run watches until ctx ends. It passes the first delta to the function update when all objects have been listed, and
+// further deltas after changes. While the API server doesn't answer, Run goes on trying, and Contact returns the error.
 func (s *Source) Run(ctx context.Context, update func(*policy.Delta, error)) error {
 	c := newCluster()
 	s.published.mu.Lock()

@@ -49,9 +49,10 @@ const recheckTime = 10 * time.Millisecond
 // link's target outside of the directory, and those that another machine makes.
 const relistInterval = 10 * time.Second
 
-// Run reads all files, and then each file that changes, until ctx ends. It calls update once at the start and after
-// each change. The error for update names the files and parts that can't be read. The delta is nil as long as Dir can't
-// start (see IgnoreBroken). Run returns an error if it can't list or watch the directory.
+// Run reads all files, and then each file that changes, until ctx ends. It calls the function update once at the start
+// and after each change. The error that it passes to that function names the files and parts that can't be read. The
+// delta is nil as long as Dir can't start (see IgnoreBroken). Run returns an error if it can't list or watch the
+// directory.
 func (d *Dir) Run(ctx context.Context, update func(*policy.Delta, error)) error {
 	w, err := dirwatch.NewTree(d.Path)
 	if err != nil {

@@ -55,8 +55,9 @@ func rpFilter(t *testing.T, netns string, value int) {
 	})
 }
 
-// arrives calls send, and reports whether a datagram reaches the address. control sends a datagram that begins with
-// "control" and must arrive; then the wait ends. If control is nil, the wait ends when nothing arrives for 300 ms.
+// arrives calls the function send, and reports whether a datagram reaches the address. control sends a datagram that
+// begins with "control" and must arrive; then the wait ends. If control is nil, the wait ends when nothing arrives for
+// 300 ms.
 func arrives(t *testing.T, netns, address string, send, control func()) bool {
 	t.Helper()
 	var conn *net.UDPConn

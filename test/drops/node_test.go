@@ -217,8 +217,8 @@ func (s *sender) send(port uint16) error {
 	return err
 }
 
-// flood sends packets until end is called. Every second packet goes to port 53. The other packets go to odd ports in
-// turn.
+// flood sends packets until the returned function end is called. Every second packet goes to port 53. The other packets
+// go to odd ports in turn.
 func (s *sender) flood(perSecond int) (end func()) {
 	go func() {
 		defer close(s.done)

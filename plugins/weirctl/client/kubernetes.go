@@ -94,7 +94,8 @@ type list interface {
 	metav1.ListInterface
 }
 
-// each reads a list page by page into the parameter into, and calls page after each. An empty namespace means all.
+// each reads a list in pieces. It puts each piece into the parameter named into, in place of the piece before, and then
+// calls the function page. An empty namespace means all.
 //
 // Equivalent to: kubectl get RESOURCE --namespace NAMESPACE --chunk-size 500 (or --all-namespaces)
 func (a *API) each(ctx context.Context, r schema.GroupVersionResource, namespace string, into list, page func()) error {

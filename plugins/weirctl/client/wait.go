@@ -138,7 +138,8 @@ func (w Wait) goal(x *expected, result *Waited, first bool) (*goal, error) {
 	return &goal{pod: &pod}, nil
 }
 
-// askPending removes from pending the nodes that lack nothing. It records in result what each other node lacks.
+// askPending removes the nodes that lack nothing from the map pending. It writes into the parameter result what each
+// other node lacks.
 func (c *Cluster) askPending(
 	ctx context.Context, w Wait, g goal, x *expected, pending map[string]bool, result *Waited,
 ) error {

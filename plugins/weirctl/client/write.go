@@ -54,7 +54,8 @@ func (a *API) Get(
 		Name(name).Do(ctx).Into(into)
 }
 
-// List reads a list page by page into the parameter into, and calls page after each. The error is one line.
+// List reads a list in pieces. It puts each piece into the parameter named into, in place of the piece before, and then
+// calls the function page. The error is one line.
 //
 // Equivalent to: kubectl get --namespace NAMESPACE --selector LABELS --field-selector FIELDS RESOURCE
 func (a *API) List(

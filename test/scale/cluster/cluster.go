@@ -103,7 +103,8 @@ func NamespaceName(ns int) string { return fmt.Sprintf("tenant-%d", ns) }
 
 func podName(k int) string { return fmt.Sprintf("app-%d-5d8c7f9b4-%02d", k/podsPerApp, k) }
 
-// number returns the number after the prefix. ok is false if it isn't between 0 and below-1.
+// number returns the number after the prefix. ok is false unless the number is at least 0 and smaller than the
+// parameter below.
 func number(name, prefix string, below int) (int, bool) {
 	text, ok := strings.CutPrefix(name, prefix)
 	n, err := strconv.Atoi(text)
