@@ -7,8 +7,8 @@
 //   - Other programs' sets, chains and rules stay as they are, with two exceptions: the package replaces a set of
 //     another program that has the name of one of weir's, and a built-in chain at a wrong hook that has no rules of
 //     other programs.
-//   - The names of weir's sets and chains begin with weir- or WEIR-. In other chains, weir's rules jump to weir's chains
-//     or have weir's comment.
+//   - The names of weir's sets and chains begin with weir- or WEIR-. In other chains, weir's rules jump to weir's
+//     chains or have weir's comment.
 //   - A table that can't be read is unknown: weir's rules are written there all the same, and the error says so.
 package iptables
 
