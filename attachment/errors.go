@@ -9,7 +9,8 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// StepError says that a step has failed because of the kernel or the disk.
+// StepError says which step has failed. Err is an error of the kernel or the disk. From Node.Check, it says which part
+// of the attachment is missing or wrong.
 type StepError struct {
 	Step string // such as "reserve addresses"
 	Err  error

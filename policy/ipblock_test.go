@@ -31,7 +31,8 @@ func TestIPBlock(t *testing.T) {
 		{"10.0.0.0/8", "fd00::/16", "ipBlock.except[0]"},
 		{"fd00::/8", "10.0.0.0/8", "ipBlock.except[0]"},
 		{"fd00::/8", "::ffff:10.0.0.0/104", "ipBlock.except[0]"},
-		{"::ffff:0:0/95", "::ffff:0:0/96", "::fffe:0:0/96"}, // no packet has an address of the except
+		// The except has all IPv4-mapped addresses. No packet has such an address, so the except changes nothing.
+		{"::ffff:0:0/95", "::ffff:0:0/96", "::fffe:0:0/96"},
 		{"::ffff:10.0.0.0/104", "", "ipBlock.cidr"},
 		{"::ffff:10.0.0.0/104", "::ffff:10.0.0.0/112", "ipBlock.cidr"},
 	} {

@@ -10,7 +10,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Backend writes rulesets to the kernel, and removes them.
+// Backend is the part of the backends that tests with real packets use.
 type Backend interface {
 	Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error)
 	Remove(ctx context.Context) error

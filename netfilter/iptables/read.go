@@ -237,7 +237,8 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 }
 
 // readText reads a table as iptables-save prints it. If that fails, the table is unknown, and has only the rules that
-// nf_tables shows. With iptables-legacy it then has no rules.
+// nf_tables shows. With iptables-legacy it then has no rules. A table isn't unknown if weir needs no rules of its
+// family, and nf_tables shows no chain of weir's.
 func (d *Driver) readText(ctx context.Context, f conf.Family, name string, before *state) table {
 	there, dormant, err := d.Flavour.exists(f, name)
 	if err == nil && !there {

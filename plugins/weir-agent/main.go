@@ -159,7 +159,7 @@ func runCommand() *cobra.Command {
 	flags.StringVar(&o.Node.Name, "node-name", os.Getenv("NODE_NAME"),
 		"this node's name; with a name, the agent keeps the routes and tunnels to pods on other nodes")
 	flags.StringVar(&encapsulation, "encapsulation", string(overlay.Always),
-		"which packets between nodes travel in VXLAN: always, crossSubnet (those to another subnet) or never")
+		"which packets to pods on other nodes travel in VXLAN: always, crossSubnet (to nodes in another subnet) or never")
 	flags.Uint16Var(&o.Node.Overlay.Port, "overlay-port", conf.OverlayPort,
 		"UDP port of the tunnels between nodes, the same on all of them")
 	flags.Uint32Var(&o.Node.Overlay.VNI, "overlay-vni", conf.OverlayVNI,

@@ -112,7 +112,7 @@ const (
 func (o *observer) listen() (fd int) {
 	o.t.Helper()
 	nodetest.In(o.t, o.w.node, func() error {
-		// Removes the hooks of the last run.
+		// The hooks of an earlier attack may still exist.
 		_ = exec.Command("nft", "delete table inet hostile; delete table arp hostile").Run()
 		cmd := exec.Command("nft", "-f", "-")
 		cmd.Stdin = strings.NewReader(hooks)

@@ -11,7 +11,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestRead: if a kernel has everything, all trials succeed and leave nothing.
+// TestRead: if a kernel has everything that weir needs, all trials succeed and leave nothing.
 func TestRead(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
