@@ -42,7 +42,7 @@ func (p Remote) forwarding(tunnel int) netlink.Neigh {
 }
 
 // setNeighbours makes the tunnel's entries equal to the entries of the remotes behind it. Multicast entries stay. If
-// the kernel refuses a new entry, the error goes to refused.
+// the kernel refuses a new entry, the error goes to the parameter refused.
 //
 // Equivalent to:
 //
@@ -118,16 +118,16 @@ func (p Remote) route(tunnel int, plan Plan) netlink.Route {
 	return r
 }
 
-// sameRoute compares the kernel's route with the wanted one. If want names no link, the route may use any link except
-// the tunnel.
+// sameRoute compares the kernel's route with the wanted one. If the wanted one names no link, the kernel's route may
+// use any link except the tunnel.
 func sameRoute(have, want netlink.Route, tunnel int) bool {
 	link := have.LinkIndex == want.LinkIndex || want.LinkIndex == 0 && have.LinkIndex != tunnel
 	return link && have.Gw.Equal(want.Gw) && have.Src.Equal(want.Src) && have.MTU == 0 && len(have.MultiPath) == 0 &&
 		have.Type == unix.RTN_UNICAST
 }
 
-// setRoutes makes weir's routes equal to the plan's, and deletes routes to the nodes in refused. If the kernel
-// refuses a new route, the error goes to refused.
+// setRoutes makes weir's routes equal to the plan's, and deletes routes to the nodes that the parameter refused has. If
+// the kernel refuses a new route, the error goes to that parameter.
 //
 // Equivalent to:
 //

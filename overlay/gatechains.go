@@ -212,8 +212,8 @@ func ofFamily(f conf.Family) match {
 	return is("meta nfproto ipv4", load, []byte{unix.NFPROTO_IPV4})
 }
 
-// address matches packets whose address is in the set. The parameter field is "saddr" or "daddr". If not is true,
-// address matches packets whose address isn't in the set.
+// address matches packets whose address is in the set. The parameter field is "saddr" or "daddr". If the parameter not
+// is true, address matches packets whose address isn't in the set.
 func address(f conf.Family, field, set string, not bool) match {
 	protocol := map[conf.Family]string{conf.IPv4: "ip", conf.IPv6: "ip6"}[f]
 	unequal := ""

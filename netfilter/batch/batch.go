@@ -33,8 +33,8 @@ type Step struct {
 	MapError func(error) error
 }
 
-// Add appends the request, which must not have the flag NLM_F_ACK. Errors describe the request by doing and args, as in
-// fmt.Sprintf.
+// Add appends the request, which must not have the flag NLM_F_ACK. Errors describe the request by a text: the format is
+// the parameter doing, with the parameters args, as in fmt.Sprintf.
 func (b *Batch) Add(r *nl.NetlinkRequest, doing string, args ...any) *Step {
 	s := &Step{request: r, doing: fmt.Sprintf(doing, args...)}
 	*b = append(*b, s)

@@ -122,8 +122,8 @@ func (e Expressions) And(mask []byte) Expressions {
 		put(unix.NFTA_BITWISE_MASK, value(mask)).put(unix.NFTA_BITWISE_XOR, value(make([]byte, len(mask)))))
 }
 
-// Lookup lets the rule continue only if the set contains the value of the first registers, or, if not is true, only if
-// the set doesn't contain it.
+// Lookup lets the rule continue only if the set contains the value of the first registers. If the parameter not is
+// true, the rule continues only if the set doesn't contain the value.
 func (e Expressions) Lookup(set string, not bool) Expressions {
 	a := attrs{}.text(unix.NFTA_LOOKUP_SET, set).number(unix.NFTA_LOOKUP_SREG, register(0))
 	if not {

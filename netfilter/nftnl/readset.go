@@ -59,8 +59,8 @@ func parseSet(family uint8, answer []byte) (table string, s SetState) {
 }
 
 // Each passes every element of the set to the function each, until that function returns false. If the set changes
-// during the reading, Each starts from the beginning. Each calls begin before each attempt, the first one included. odd
-// is true if the set has an element that its layout doesn't allow.
+// during the reading, Each starts from the beginning. Each calls the function begin before each attempt, the first one
+// included. odd is true if the set has an element that its layout doesn't allow.
 //
 // Equivalent to: nft list set FAMILY TABLE SET
 func (r *Reader) Each(t Table, s Set, begin func(), each func(Element) bool) (odd bool, err error) {

@@ -186,8 +186,8 @@ type ElementOf struct {
 	Element Element
 }
 
-// AddElements adds the elements to the set. Networks must not overlap. If alone is true, each element has its own
-// request, so that a refusal names the element (ElementOf).
+// AddElements adds the elements to the set. Networks must not overlap. If the parameter alone is true, each element has
+// its own request, so that a refusal names the element (ElementOf).
 //
 // Equivalent to: nft add element FAMILY TABLE SET { KEY comment "COMMENT", … }
 func (b *Batch) AddElements(t Table, s Set, elements []Element, about any, alone bool) {

@@ -16,8 +16,9 @@ import (
 )
 
 // Apart calls the function do in a new network namespace, which the kernel removes afterwards with everything in it. If
-// the process has no right to make a namespace, as in the agent's container, it calls do in the node's own. After an
-// error, do has run too, and its thread has ended, because the thread couldn't leave the new namespace.
+// the process has no right to make a namespace, as in the agent's container, it calls the function in the node's own.
+// After an error, the function has run too, and its thread has ended, because the thread couldn't leave the new
+// namespace.
 //
 // Equivalent to: unshare --net sh -c "ip link set lo up; ip address add 192.0.2.1/32 dev lo; …"
 func Apart(do func()) error {
@@ -36,8 +37,8 @@ func Apart(do func()) error {
 	return nil
 }
 
-// InScratch calls do in a new network namespace, on a thread of its own. After a StuckError, do has run. After any
-// other error, it hasn't.
+// InScratch calls the function do in a new network namespace, on a thread of its own. After a StuckError, the function
+// has run. After any other error, the function hasn't run.
 //
 // Equivalent to: unshare --net
 func InScratch(do func()) error { return inScratch(do, netns.Set) }

@@ -34,9 +34,9 @@ var errOthers = errors.New("packets for trials don't arrive unchanged over the l
 // Wrong sends the packets of all needs, through chains that the caller has put into the kernel. It returns the needs
 // whose rules don't have the right effect.
 //
-// If there are such needs, Wrong calls remove, which must remove the chains, and sends the packets again. If a packet
-// then doesn't arrive unchanged, other programs disturb packets over the loopback link. So nothing can be said of the
-// needs, and Wrong returns an error.
+// If there are such needs, Wrong calls the function remove, which must remove the chains. Then Wrong sends the packets
+// again. If a packet then doesn't arrive unchanged, other programs disturb packets over the loopback link. So nothing
+// can be said of the needs, and Wrong returns an error.
 func (t *Trial) Wrong(remove func()) (wrong []Need, err error) {
 	from, err := t.send()
 	if err != nil {

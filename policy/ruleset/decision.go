@@ -44,7 +44,7 @@ func (d *decision) revise(b Bounds, was []Set, r Ruleset, refused Refused) {
 		if y != nil {
 			name, after = y.Name, y.Entries.Len()
 		}
-		if x == nil || y == nil || !x.like(y) || b.class(before) != b.class(after) {
+		if x == nil || y == nil || !x.like(y) || b.sizeClass(before) != b.sizeClass(after) {
 			touched[name] = true
 		}
 		w, by := d.weights[name], rounded(after)-rounded(before)

@@ -30,7 +30,9 @@ func UsualBounds() Bounds {
 	return Bounds{Sets: 3, Large: 1 << 8, Lists: 8, ListLen: 16, SetLen: 1 << 12, Entries: 1 << 17, Pairs: 1 << 14}
 }
 
-func (b Bounds) class(n int) int {
+// sizeClass returns 0 for a set that isn't large, tooLarge for a set that isn't merged, and otherwise a number that
+// grows with the set's size.
+func (b Bounds) sizeClass(n int) int {
 	switch {
 	case n > b.SetLen:
 		return tooLarge
@@ -40,7 +42,7 @@ func (b Bounds) class(n int) int {
 	return 0
 }
 
-// tooLarge is the class of sizes above Bounds.SetLen. Such sets aren't merged.
+// tooLarge is the size class of sets larger than Bounds.SetLen. Such sets aren't merged.
 const tooLarge = 64
 
 // Merge returns a ruleset that allows the same packets with fewer look-ups in sets. Rules of a chain that differ only

@@ -65,7 +65,7 @@ func (m *Merger) outgrown(changed []int, r Ruleset) bool {
 	for _, i := range changed {
 		was, now := m.last.Sets[i].Entries.Len(), r.Sets[i].Entries.Len()
 		by := rounded(now) - rounded(was)
-		if m.bounds.class(was) != m.bounds.class(now) || by != 0 && !d.fit {
+		if m.bounds.sizeClass(was) != m.bounds.sizeClass(now) || by != 0 && !d.fit {
 			return true
 		}
 		w := d.weights[r.Sets[i].Name]

@@ -100,7 +100,7 @@ func newNeeds(b Bounds, of groups, sets map[string]*Set) *needs {
 	for _, g := range of.list {
 		usable := map[string]bool{}
 		for _, name := range g.sets {
-			if n.class(name) != tooLarge {
+			if n.sizeClass(name) != tooLarge {
 				usable[name] = true
 			}
 		}
@@ -109,7 +109,7 @@ func newNeeds(b Bounds, of groups, sets map[string]*Set) *needs {
 	return n
 }
 
-func (n *needs) class(name string) int { return n.Bounds.class(n.sets[name].Entries.Len()) }
+func (n *needs) sizeClass(name string) int { return n.Bounds.sizeClass(n.sets[name].Entries.Len()) }
 
 func (n *needs) keepLarge() {
 	byRest := map[string][]*group{}
@@ -128,7 +128,7 @@ func (n *needs) keepLarge() {
 				if seen[name] {
 					continue
 				}
-				switch seen[name] = true; n.class(name) {
+				switch seen[name] = true; n.sizeClass(name) {
 				case 0:
 				case tooLarge:
 					lookUps, room = lookUps+1, room-1
@@ -143,7 +143,7 @@ func (n *needs) keepLarge() {
 			}
 			continue
 		}
-		slices.SortFunc(large, func(x, y string) int { return cmp.Or(n.class(y)-n.class(x), cmp.Compare(x, y)) })
+		slices.SortFunc(large, func(x, y string) int { return cmp.Or(n.sizeClass(y)-n.sizeClass(x), cmp.Compare(x, y)) })
 		for _, name := range large[:min(max(room, 0), len(large))] {
 			for _, g := range kinds {
 				delete(n.usable[g], name)

@@ -23,8 +23,9 @@ type Answer[T any] struct {
 	Err   error
 }
 
-// AskAll calls ask for all agents, o.Parallel of them at a time. It passes the answers to the function each, one at a
-// time. If an agent doesn't answer, its Answer has the reason. If the user may not ask, AskAll ends with that error.
+// AskAll calls the function ask for all agents, o.Parallel of them at a time. It passes the answers to the function
+// each, one at a time. If an agent doesn't answer, its Answer has the reason. If the user may not ask, AskAll ends with
+// that error.
 func AskAll[T any](
 	ctx context.Context, agents []Agent, o AskOptions, ask func(context.Context, Agent) (T, error), each func(Answer[T]),
 ) error {

@@ -44,7 +44,7 @@ type AuditOfNodes struct {
 	kinds    map[string]int
 }
 
-// Add adds the report of one node, without the connections that were last seen before the time in since.
+// Add adds the report of one node, without the connections that were last seen before the given time.
 func (a *AuditOfNodes) Add(r agentapi.AuditReport, since time.Time) {
 	a.Nodes++
 	if a.kinds == nil {
