@@ -31,9 +31,11 @@ func charts(r *runs) []chart {
 		rate = r.Rates[0]
 	}
 	return []chart{
-		{"scale-latency", "Time of an ADD, and from a change until it is enforced, median", "ms",
+		{
+			"scale-latency", "Time of an ADD, and from a change until it is enforced, median", "ms",
 			r.curves(rowADD.under(0), rowADD.under(rate),
-			rowPolicy.under(0), rowPolicy.under(rate), rowPeer.under(rate))},
+				rowPolicy.under(0), rowPolicy.under(rate), rowPeer.under(rate)),
+		},
 		{"scale-cpu", "CPU time of the agent", "% of a core", r.curves(rowCPU.under(rate), rowDecoding.under(rate), rowToggle,
 			rowIdle)},
 		{"scale-memory", "Memory of the agent", "MB", r.curves(rowPeak, rowRSS, rowAnonymous)},
