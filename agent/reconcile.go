@@ -139,7 +139,7 @@ func (r *round) concludeKernel(ctx context.Context) bool {
 	}
 	r.stats.Failures++
 	r.kernel.debt = netfilter.All
-	if r.guardErr == nil && r.applied.unknown() { // each reconcile reads unknown tables in any case
+	if r.guardErr == nil && r.applied.unknown() { // each reconcile reads unknown tables, whatever the debt is
 		r.kernel.debt = netfilter.Trust
 	}
 	if done {

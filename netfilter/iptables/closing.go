@@ -32,7 +32,7 @@ func closings(f conf.Family) [][]string {
 func (d *Driver) closeAll(ctx context.Context, have state, want *lowered) error {
 	for _, f := range conf.Families {
 		mangle := have.tables[f][checks]
-		if !want.has(f) || mangle.unknown != nil { // PutFirst handles a table that can't be read
+		if !want.has(f) || mangle.unknown != nil { // no rules are wanted, or PutFirst handles the table that can't be read
 			continue
 		}
 		attempts := [][]string{nil}

@@ -181,7 +181,7 @@ func (s state) after(p plan, want *lowered, left []string) state {
 		}
 		for name, t := range s.tables[f] {
 			unchanged := !strings.Contains("\n"+p.restore[f], "\n*"+name+"\n")
-			if t.unknown != nil || unchanged { // a table that can't be read stays unknown
+			if t.unknown != nil || unchanged { // the rules are as they were; a table that can't be read stays unknown
 				next.tables[f][name] = t
 			}
 		}

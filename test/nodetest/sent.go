@@ -69,7 +69,7 @@ func EditNetlink(t testing.TB, legacy bool, edit func(message []byte) unix.Errno
 			err := c.each(edit)
 			var refused unix.Errno
 			switch {
-			case err == nil, errors.Is(err, os.ErrNotExist): // the process was killed
+			case err == nil, errors.Is(err, os.ErrNotExist): // ErrNotExist: the process was killed
 			case errors.As(err, &refusal{}) && errors.As(err, &refused):
 				a.err, a.flags = -int32(refused), 0
 			default:

@@ -62,7 +62,7 @@ func (f *Facts) readSysctls() {
 		switch {
 		case err == nil:
 			f.Sysctls[name] = strings.TrimSpace(string(value))
-		case !errors.Is(err, fs.ErrNotExist): // a sysctl is missing until its module is loaded
+		case !errors.Is(err, fs.ErrNotExist): // ErrNotExist is no fault: the sysctl's module isn't loaded
 			f.unread(name, err)
 		}
 	}
