@@ -101,6 +101,9 @@ func join(list string, blocks []block) peer {
 		for i, e := range all {
 			f := conf.FamilyOf(e.Prefix.Addr())
 			parts[i], by[f] = e.Prefix.String(), append(by[f], e)
+			if e.Comment != parts[i] { // so that each set has the comments of its own blocks, whoever came first
+				parts[i] += " " + e.Comment
+			}
 		}
 		for f := range by {
 			p.networks[f] = ruleset.EntriesOf(by[f]...)

@@ -52,6 +52,25 @@ func TestIPBlock(t *testing.T) {
 	}
 }
 
+// TestEqualNetworks: two ipBlocks with the same networks and different texts have a set each. Otherwise the comments of
+// the set would depend on the policy that came first.
+func TestEqualNetworks(t *testing.T) {
+	set := func(cidr string, except ...string) string {
+		b := networkingv1.IPBlock{CIDR: cidr, Except: except}
+		prefixes, _, err := parseIPBlock(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return join("from", []block{{field: "from[0]", words: describeIPBlock(b), prefixes: prefixes}}).set
+	}
+	if a, b := set("10.0.0.0/9"), set("10.0.0.0/8", "10.128.0.0/9"); a == b {
+		t.Errorf("both have the set %s", a)
+	}
+	if a, b := set("10.0.0.0/9"), set("10.0.0.0/9"); a != b {
+		t.Errorf("equal blocks have the sets %s and %s", a, b)
+	}
+}
+
 // accepts is what an API server asks of an except (ValidateIPBlock in k8s.io/kubernetes' package
 // apis/networking/validation).
 func accepts(cidr *net.IPNet, except string) bool {

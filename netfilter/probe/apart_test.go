@@ -91,9 +91,10 @@ func everywhere(t *testing.T, own string) {
 	if here := namespace(t); here != own {
 		t.Errorf("the caller is in %s now, and was in %s", here, own)
 	}
+	const goroutines = 32
 	var started, ended sync.WaitGroup
-	for range 32 {
-		started.Add(1)
+	started.Add(goroutines)
+	for range goroutines {
 		ended.Go(func() {
 			started.Done()
 			started.Wait()

@@ -25,9 +25,13 @@ func unmapped(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Add
 
 func portOf(c *net.UDPConn) uint16 { return addrOf(c).Port() }
 
-// arrivesWithin is how long a trial waits for packets that should arrive. Usually they arrive within the system call
-// that sends them, but the processor may be busy.
-const arrivesWithin = 200 * time.Millisecond
+// A trial waits for packets that should arrive: for the time soon, and then, with other packets, for the time late.
+// Usually a packet arrives within the system call that sends it. If the processor is busy, a packet can take longer,
+// and an impatient trial would name features that the kernel has.
+const (
+	soon = 200 * time.Millisecond
+	late = time.Second
+)
 
 var errOthers = errors.New("packets for trials don't arrive unchanged over the loopback link, whatever the rules are")
 
@@ -38,27 +42,20 @@ var errOthers = errors.New("packets for trials don't arrive unchanged over the l
 // again. If a packet then doesn't arrive unchanged, other programs disturb packets over the loopback link. So nothing
 // can be said of the needs, and Wrong returns an error.
 func (t *Trial) Wrong(remove func()) (wrong []Need, err error) {
-	from, err := t.send()
+	for _, wait := range []time.Duration{soon, late} {
+		if wrong, err = t.wrongWithin(wait); err == nil && len(wrong) == 0 {
+			return nil, nil
+		}
+	}
 	if err != nil {
 		return nil, err
-	}
-	for i, n := range t.Needs {
-		arrived := from[i].IsValid()
-		switch {
-		case n.drops && arrived, !n.drops && !n.masquerades && !arrived:
-			wrong = append(wrong, n)
-		case n.masquerades && arrived && from[i] == addrOf(t.sender):
-			wrong = append(wrong, n)
-		}
 	}
 	if slices.ContainsFunc(wrong, func(n Need) bool { return n.Name == t.Needs[1].Name }) {
 		return nil, errOthers
 	}
-	if len(wrong) == 0 {
-		return nil, nil
-	}
 	remove()
-	if from, err = t.send(); err != nil {
+	from, err := t.send(late)
+	if err != nil {
 		return nil, err
 	}
 	for i, n := range t.Needs {
@@ -74,13 +71,33 @@ func (t *Trial) Wrong(remove func()) (wrong []Need, err error) {
 	return wrong, nil
 }
 
+func (t *Trial) wrongWithin(wait time.Duration) (wrong []Need, err error) {
+	from, err := t.send(wait)
+	if err != nil {
+		return nil, err
+	}
+	for i, n := range t.Needs {
+		arrived := from[i].IsValid()
+		switch {
+		case n.drops && arrived, !n.drops && !n.masquerades && !arrived:
+			wrong = append(wrong, n)
+		case n.masquerades && arrived && from[i] == addrOf(t.sender):
+			wrong = append(wrong, n)
+		}
+	}
+	return wrong, nil
+}
+
 // send sends the packet of each need, and returns the sources from which the packets arrived. If a packet didn't
-// arrive, or the kernel refused to send it, the source is the zero value.
-func (t *Trial) send() ([]netip.AddrPort, error) {
+// arrive in time, or the kernel refused to send it, the source is the zero value.
+func (t *Trial) send(wait time.Duration) ([]netip.AddrPort, error) {
 	if t.silent != nil {
 		return nil, t.silent
 	}
-	deadline := time.Now().Add(arrivesWithin)
+	if wait == late {
+		t.drain()
+	}
+	deadline := time.Now().Add(wait)
 	from := make([]netip.AddrPort, len(t.Needs))
 	sent := make([]bool, len(t.Needs))
 	for i, n := range t.Needs {
@@ -108,6 +125,14 @@ func (t *Trial) send() ([]netip.AddrPort, error) {
 		}
 	}
 	return from, nil
+}
+
+// drain reads packets that came too late, so that they don't count as packets that are sent next.
+func (t *Trial) drain() {
+	for _, c := range append(slices.Clone(t.receivers), t.sender) {
+		for arrives(c, time.Time{}).IsValid() {
+		}
+	}
 }
 
 // arrives returns the source of the next packet. If none arrives before the deadline, it returns the zero value.

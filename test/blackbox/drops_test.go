@@ -154,8 +154,11 @@ func TestDrops(t *testing.T) {
 	}
 	t.Log(text)
 	const none = "weirctl: note: no drop that the agents remember matches\n"
-	if text, err := n.Ctl("drops", "--namespace", "other"); err != nil || text != none {
-		t.Errorf("another namespace: %v\n%s", err, text)
+	if text, err := n.Ctl("drops", "--port", "1"); err != nil || text != none {
+		t.Errorf("another port: %v\n%s", err, text)
+	}
+	if text, err := n.Ctl("drops", "--namespace", "other"); err == nil || !strings.Contains(err.Error()+text, `"other"`) {
+		t.Errorf("an unknown namespace: %v\n%s", err, text)
 	}
 	select {
 	case d := <-others.lines:
