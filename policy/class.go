@@ -63,6 +63,9 @@ type class struct {
 	none  []ruleset.Entry
 }
 
+// isolates returns 1 if a policy isolates the pods, and 0 if all of their policies are only audited.
+func (k *class) isolates() int { return min(len(k.Policies), 1) }
+
 // classifier makes the classes of one namespace from its granted demands.
 type classifier struct {
 	*compiler

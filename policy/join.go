@@ -64,7 +64,8 @@ func (c *compiler) join() {
 				}
 			}
 			slices.SortFunc(isolated, func(a, b *class) int {
-				return cmp.Or(cmp.Compare(b.policies, a.policies), cmp.Compare(a.key, b.key))
+				return cmp.Or(cmp.Compare(b.isolates(), a.isolates()), cmp.Compare(b.policies, a.policies),
+					cmp.Compare(a.key, b.key))
 			})
 			if c.opened[i][f] == nil {
 				c.opened[i][f] = c.openClass(i, f)
@@ -90,11 +91,15 @@ func (j *junction) compile(isolated []*class, open *opened) {
 	var allowNothing []ruleset.Entry
 	for _, k := range isolated {
 		allowNothing = append(allowNothing, k.none...)
+	}
+	// If two attachments have one address, the first of the rules decides. So the strictest rule comes first, and rules of
+	// classes under audited policies alone come last.
+	j.none(allowNothing)
+	for _, k := range isolated {
 		if j.classes = append(j.classes, k.Class); k.set != nil {
 			j.dispatch = append(j.dispatch, k.enter)
 		}
 	}
-	j.none(allowNothing)
 	j.add(open.set, ruleset.Rule{
 		Action: ruleset.Return, Comment: fmt.Sprintf("weir: pods under no %s policy", j.direction),
 	})

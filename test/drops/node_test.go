@@ -82,7 +82,12 @@ func (n *node) logged() (packets uint64) {
 	counter := `counter packets (\d+) bytes \d+ log prefix`
 	rules, err := nodetest.Try("nft", "list", "table", "ip", "weir")
 	if err != nil {
-		rules, counter = nodetest.Run(n, "iptables-save", "-c", "-t", "mangle"), `(?m)^\[(\d+):\d+\] .* -j NFLOG`
+		// Warnings on standard error would come in the middle of a rule.
+		out, err := exec.CommandContext(n.Context(), "iptables-save", "-c", "-t", "mangle").Output()
+		if err != nil {
+			n.Fatal(err)
+		}
+		rules, counter = string(out), `(?m)^\[(\d+):\d+\] .* -j NFLOG`
 	}
 	for _, m := range regexp.MustCompile(counter).FindAllStringSubmatch(rules, -1) {
 		k, err := strconv.ParseUint(m[1], 10, 64)
