@@ -161,7 +161,7 @@ func (c *compiler) makeSets(p *part) {
 	}
 }
 
-// extend makes as much of the set as is allowed. It reports whether the ruleset has the whole set.
+// extend makes as much of the set as the work of this compile allows. It reports whether the ruleset has the whole set.
 func (c *compiler) extend(p *part, s *supply) (whole bool) {
 	for s.lacks() {
 		if c.hold(p, s); c.work.unlimited() {

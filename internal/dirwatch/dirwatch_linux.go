@@ -152,8 +152,8 @@ func (w *Watcher) decode(b []byte) (Change, error) {
 	return c, nil
 }
 
-// isUnfinished reports whether another event will follow the event that the name was created: the writer of a new file
-// will close it, or the file is already deleted.
+// isUnfinished reports whether the kernel will announce another event for a file that was just created. It will if a
+// writer still has the file open, or if the file is already deleted.
 func (w *Watcher) isUnfinished(dir, name string) bool {
 	info, err := os.Lstat(filepath.Join(w.dir, dir, name))
 	if err != nil {

@@ -223,15 +223,7 @@ func TestKilledTrial(t *testing.T) {
 			},
 		} {
 			for _, f := range conf.Families {
-				p := probe.New(f)
-				defer func() { _ = p.Close() }()
-				lacks, numbers := d.makeTrialSets(p)
-				if len(lacks) > 0 {
-					t.Fatal(lacks)
-				}
-				if err := d.once(t.Context(), f, trialCommands(p, numbers)); err != nil {
-					t.Fatal(err)
-				}
+				begunTrial(t, d, f)
 			}
 			remove()
 			for range 100 { // several times, because only an Apply that has nothing else to do destroys sets
@@ -264,19 +256,26 @@ func TestTrialsLeaveOtherPackets(t *testing.T) {
 	for _, flavour := range []Flavour{NFT, Legacy} {
 		d := driver(t, flavour)
 		for _, f := range conf.Families {
-			p := probe.New(f)
-			defer func() { _ = p.Close() }()
-			lacks, numbers := d.makeTrialSets(p)
-			if len(lacks) > 0 {
-				t.Fatal(lacks)
-			}
-			if err := d.once(t.Context(), f, trialCommands(p, numbers)); err != nil {
-				t.Fatal(err)
-			}
+			p := begunTrial(t, d, f)
 			for _, n := range p.Needs {
 				nodetest.StrangersPass(t, outside, f == conf.IPv6, n.Rule.Ports[0].First)
 			}
 			d.endTrial(t.Context(), p)
 		}
 	}
+}
+
+// begunTrial puts the sets and rules of a trial into the kernel.
+func begunTrial(t *testing.T, d *Driver, f conf.Family) *probe.Trial {
+	t.Helper()
+	p := probe.New(f)
+	t.Cleanup(func() { _ = p.Close() })
+	lacks, numbers := d.makeTrialSets(p)
+	if len(lacks) > 0 {
+		t.Fatal(lacks)
+	}
+	if err := d.once(t.Context(), f, trialCommands(p, numbers)); err != nil {
+		t.Fatal(err)
+	}
+	return p
 }

@@ -24,9 +24,9 @@ var trialDispatches = map[string]dispatch{
 // trialCommands returns the commands that make the trial's chains, and lead packets of the loopback link into these
 // chains. With numbers, the class sets have numbers of classes.
 //
-// Equivalent to: iptables -t mangle -N WEIR-TRIAL; iptables -t mangle -A WEIR-TRIAL RULE…; iptables -t mangle -I INPUT
-// -i lo -j WEIR-TRIAL; iptables -t nat -N WEIR-TRIAL; iptables -t nat -A WEIR-TRIAL -p udp --dport PORT -j MASQUERADE
-// --random-fully; iptables -t nat -I POSTROUTING -o lo -j WEIR-TRIAL
+// Equivalent to: iptables -t mangle -N WEIR-TRIAL; iptables -t mangle -A WEIR-TRIAL RULE…; iptables -t mangle -I
+// INPUT -i lo -j WEIR-TRIAL; iptables -t nat -N WEIR-TRIAL; iptables -t nat -A WEIR-TRIAL -p udp --dport PORT
+// -j MASQUERADE --random-fully; iptables -t nat -I POSTROUTING -o lo -j WEIR-TRIAL
 func trialCommands(t *probe.Trial, numbers bool) string {
 	main := chain{name: conf.TrialChain}
 	for _, r := range append(t.Rules(), unusedRules(t.Family)...) {

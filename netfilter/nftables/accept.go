@@ -43,8 +43,8 @@ type accepting struct {
 // acceptRules returns weir's rules for the chain FORWARD. They can't look up weir's sets, which are in another table.
 // So there are two rules for each address of a chained pod.
 //
-// Equivalent to: iptables-nft -A FORWARD -i weir0 -m comment --comment "weir: …" -j ACCEPT, and the same with -o weir0,
-// -s ADDRESS and -d ADDRESS
+// Equivalent to: iptables-nft -A FORWARD -i weir0 -m comment --comment "weir: …" -j ACCEPT, and the same with -o
+// weir0, -s ADDRESS and -d ADDRESS
 func acceptRules(want *table) (rules []nftnl.Rule) {
 	for _, r := range accepted(want) {
 		r.Action = ruleset.Accept

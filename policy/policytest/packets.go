@@ -94,8 +94,8 @@ func icmp(dst netip.Addr) ruleset.Protocol {
 	return "58"
 }
 
-// Probes returns random packets near the limits of policies: for each pair of addresses a number of packets (each),
-// mostly to ports that policies name, or to their neighbours.
+// Probes returns random packets near the limits of policies. The parameter each is the number of packets for each pair
+// of addresses. Most of the packets go to a port that a policy names, or to the port next to it.
 func Probes(r *rand.Rand, s policy.State, each int) []ruleset.Packet {
 	where := interfaces(s)
 	for _, text := range blocks {
