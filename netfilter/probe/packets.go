@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weir-net/weir/conf"
 )
 
@@ -135,18 +137,41 @@ func (t *Trial) drain() {
 	}
 }
 
-// arrives returns the source of the next packet. If none arrives before the deadline, it returns the zero value.
+// arrives returns the source of the next packet. If none arrives before the deadline, it returns the zero value. It
+// also finds a packet that already waits, however late the scheduler lets this goroutine run: after its deadline, a
+// connection of package net returns an error without a look at its socket.
 func arrives(at *net.UDPConn, deadline time.Time) netip.AddrPort {
-	// With a past deadline, not even a waiting packet would be read.
-	if least := time.Now().Add(time.Millisecond); deadline.Before(least) {
-		deadline = least
+	if from := waiting(at); from.IsValid() || !time.Now().Before(deadline) {
+		return from
 	}
 	if at.SetReadDeadline(deadline) != nil {
 		return netip.AddrPort{}
 	}
 	n, from, err := at.ReadFromUDPAddrPort(make([]byte, 8))
 	if err != nil || n == 0 {
-		return netip.AddrPort{}
+		return waiting(at)
 	}
 	return unmapped(from)
+}
+
+// waiting returns the source of a packet that has already arrived, or the zero value. It ignores the connection's
+// deadline.
+func waiting(at *net.UDPConn) (from netip.AddrPort) {
+	raw, err := at.SyscallConn()
+	if err != nil {
+		return from
+	}
+	_ = raw.Control(func(fd uintptr) {
+		n, source, err := unix.Recvfrom(int(fd), make([]byte, 8), unix.MSG_DONTWAIT)
+		if err != nil || n == 0 {
+			return
+		}
+		switch s := source.(type) {
+		case *unix.SockaddrInet4:
+			from = netip.AddrPortFrom(netip.AddrFrom4(s.Addr), uint16(s.Port))
+		case *unix.SockaddrInet6:
+			from = unmapped(netip.AddrPortFrom(netip.AddrFrom16(s.Addr), uint16(s.Port)))
+		}
+	})
+	return from
 }

@@ -2,6 +2,7 @@ package probe
 
 import (
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -48,5 +49,28 @@ func TestOnlyOwnPacketsAreDropped(t *testing.T) {
 			t.Error("the trial has sockets although the process may open none")
 		}
 		check(p)
+	}
+}
+
+// TestPacketThatWaits: a packet that has already arrived is found, even if the deadline has passed by now.
+func TestPacketThatWaits(t *testing.T) {
+	for _, f := range conf.Families {
+		trial := New(f)
+		if trial.silent != nil {
+			t.Fatal(trial.silent)
+		}
+		at := trial.receivers[0]
+		if from := arrives(at, time.Unix(1, 0)); from.IsValid() {
+			t.Errorf("%s: a packet from %s before any was sent", f, from)
+		}
+		if _, err := trial.sender.WriteToUDPAddrPort([]byte("x"), addrOf(at)); err != nil {
+			t.Fatal(err)
+		}
+		if from, sender := arrives(at, time.Unix(1, 0)), addrOf(trial.sender); from != sender {
+			t.Errorf("%s: a packet from %v instead of %s", f, from, sender)
+		}
+		if err := trial.Close(); err != nil {
+			t.Error(err)
+		}
 	}
 }
