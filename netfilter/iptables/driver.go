@@ -48,12 +48,11 @@ type Driver struct {
 	own    nftnl.OwnChanges
 	// ahead has an iptables-restore process for each family. It is started in advance and waits for commands.
 	ahead [len(conf.Families)]*restorer
-	spent []*restorer // processes that have carried out their commands, but haven't ended
-	// late has the errors of processes that failed after their change. lateTaken has those of them for which the driver
-	// reads the kernel again.
-	late      lateErrors
-	lateTaken []error
-	forward   LegacyForward
+	spent []*restorer // processes that have carried out their commands, and wait for release
+	// released has processes that may end. late has the errors of those that failed, until Apply reports them.
+	released []*restorer
+	late     []error
+	forward  LegacyForward
 	// counter reads the generation of nf_tables.
 	counter *nftnl.Reader
 	// suspects are rules that the kernel has refused before. Before the driver uses them again, it tries them in a
@@ -103,7 +102,7 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 	if err == nil || errors.As(err, new(*netfilter.UnknownError)) {
 		repaired := d.keepForward(ctx, want)
 		r.Changed, r.Rules = r.Changed || repaired, r.Rules || repaired
-		r.Late, d.lateTaken = d.lateTaken, nil
+		r.Late, d.late = d.late, nil
 	}
 	r.Notes = d.forward.Notes()
 	d.settle(want, r, err)
@@ -375,7 +374,7 @@ func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]strin
 func (d *Driver) restoreFamily(ctx context.Context, f conf.Family, commands string) error {
 	r := d.ahead[f]
 	d.ahead[f] = nil
-	if !r.waits(d.Flavour) {
+	if r == nil || r.flavour != d.Flavour || !r.runs() {
 		r.dismiss()
 		var err error
 		if r, err = startRestorer(d.Flavour, f, lockWait); err != nil {

@@ -12,7 +12,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -97,10 +96,7 @@ func comments() []byte {
 	return bytes.Repeat([]byte("#"+strings.Repeat(" ", line-2)+"\n"), (2*os.Getpagesize()+buffer)/line+2)
 }
 
-func (r *restorer) waits(f Flavour) bool {
-	if r == nil || r.flavour != f {
-		return false
-	}
+func (r *restorer) runs() bool {
 	select {
 	case <-r.ended:
 		return false
@@ -206,42 +202,23 @@ func (r *restorer) release() { _ = r.stdin.Close() }
 func (d *Driver) release() {
 	for _, r := range d.spent {
 		r.release()
-		go d.late.await(r)
 	}
-	d.spent = nil
+	d.released, d.spent = append(d.released, d.spent...), nil
 }
 
-// lateErrors has the errors of processes that failed after the kernel had their change. Any goroutine may use it.
-type lateErrors struct {
-	mu  sync.Mutex
-	all []error
-}
-
-// await notes the error of a released process when it ends.
-func (l *lateErrors) await(r *restorer) {
-	<-r.ended
-	if r.err == nil {
-		return
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.all = append(l.all, &restoreError{r.family, strings.Join(r.cmd.Args, " "), r.err, r.output.String(), ""})
-}
-
-func (l *lateErrors) drain() []error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	all := l.all
-	l.all = nil
-	return all
-}
-
-// heedLate makes the kernel's state unknown if a program has failed after its change. The change may be incomplete.
+// heedLate makes the kernel's state unknown if a released process has failed. Its change may be incomplete.
 func (d *Driver) heedLate() {
-	if late := d.late.drain(); len(late) > 0 {
-		d.lateTaken = append(d.lateTaken, late...)
-		d.have, d.settled, d.refresh = nil, nil, nil
+	var running []*restorer
+	for _, r := range d.released {
+		switch {
+		case r.runs():
+			running = append(running, r)
+		case r.err != nil:
+			d.late = append(d.late, &restoreError{r.family, strings.Join(r.cmd.Args, " "), r.err, r.output.String(), ""})
+			d.have, d.settled, d.refresh = nil, nil, nil
+		}
 	}
+	d.released = running
 }
 
 func (r *restorer) dismiss() {

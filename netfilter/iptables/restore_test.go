@@ -33,7 +33,7 @@ func TestRestorers(t *testing.T) {
 			t.Fatal(err)
 		}
 		waiting := d.ahead[conf.IPv4]
-		if !waiting.waits(f) {
+		if !waiting.runs() {
 			t.Fatal("no program was started ahead")
 		}
 		nodetest.Run(t, "iptables-"+string(f), "-w", "1", "-t", "mangle", "-N", "SOMEBODY")
