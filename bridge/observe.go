@@ -139,7 +139,7 @@ func parseLink(m []byte) (l Link, ok bool) {
 	for kind, value := range attrs.In(m[unix.SizeofIfInfomsg:]) {
 		switch kind {
 		case unix.IFLA_IFNAME:
-			l.Name = text(value)
+			l.Name = attrs.Text(value)
 		case unix.IFLA_ADDRESS:
 			l.MAC = bytes.Clone(value)
 		case unix.IFLA_MTU:
@@ -156,7 +156,7 @@ func parseLink(m []byte) (l Link, ok bool) {
 			for kind, value := range attrs.In(value) {
 				switch kind {
 				case nl.IFLA_INFO_KIND:
-					l.Kind = text(value)
+					l.Kind = attrs.Text(value)
 				case nl.IFLA_INFO_DATA:
 					l.Bridge = smallNumbers(value)
 				case nl.IFLA_INFO_SLAVE_DATA:
@@ -186,8 +186,6 @@ func smallNumbers(data []byte) map[uint16]uint16 {
 	}
 	return all
 }
-
-func text(b []byte) string { return strings.TrimRight(string(b), "\x00") }
 
 func integer(b []byte) int {
 	if len(b) < 4 {

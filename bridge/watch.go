@@ -239,7 +239,7 @@ func isPortRemoval(m syscall.NetlinkMessage) bool {
 	}
 	for kind, value := range attrs.In(m.Data[unix.SizeofIfInfomsg:]) {
 		if kind == unix.IFLA_IFNAME {
-			return strings.HasPrefix(text(value), PortPrefix)
+			return strings.HasPrefix(attrs.Text(value), PortPrefix)
 		}
 	}
 	return false

@@ -7,8 +7,10 @@
 package attrs
 
 import (
+	"bytes"
 	"encoding/binary"
 	"iter"
+	"maps"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,3 +32,9 @@ func In(data []byte) iter.Seq2[uint16, []byte] {
 		}
 	}
 }
+
+// Map returns the attributes in the data by their types. Of several attributes of one type, it has the last.
+func Map(data []byte) map[uint16][]byte { return maps.Collect(In(data)) }
+
+// Text returns the value of an attribute as a text, without the zero bytes at its end.
+func Text(value []byte) string { return string(bytes.TrimRight(value, "\x00")) }

@@ -129,8 +129,8 @@ func featuresOf(of *table) map[string]string {
 		for i := range c.rules {
 			written, words := c.rules[i].write(of.family)
 			for _, one := range attrs.In(written.Expressions) {
-				e := fieldsOf(one)
-				name, fields := nftnl.Text(e[unix.NFTA_EXPR_NAME]), fieldsOf(e[unix.NFTA_EXPR_DATA])
+				e := attrs.Map(one)
+				name, fields := attrs.Text(e[unix.NFTA_EXPR_NAME]), attrs.Map(e[unix.NFTA_EXPR_DATA])
 				all[feature(name, fields, layouts)] = words
 			}
 		}
@@ -155,7 +155,7 @@ func feature(name string, fields map[uint16][]byte, layouts map[string]string) s
 	case "cmp":
 		return fmt.Sprintf("cmp %d", number(unix.NFTA_CMP_OP))
 	case "lookup":
-		return fmt.Sprintf("lookup in %s, for a verdict: %v, inverted: %v", layouts[nftnl.Text(fields[unix.NFTA_LOOKUP_SET])],
+		return fmt.Sprintf("lookup in %s, for a verdict: %v, inverted: %v", layouts[attrs.Text(fields[unix.NFTA_LOOKUP_SET])],
 			fields[unix.NFTA_LOOKUP_DREG] != nil, number(unix.NFTA_LOOKUP_FLAGS))
 	case "immediate":
 		v, ok := nftnl.VerdictOf(fields[unix.NFTA_IMMEDIATE_DATA])

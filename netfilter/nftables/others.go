@@ -117,18 +117,10 @@ func (e effect) refusesProtocol() bool {
 	return false
 }
 
-func fieldsOf(data []byte) map[uint16][]byte {
-	all := map[uint16][]byte{}
-	for kind, value := range attrs.In(data) {
-		all[kind] = value
-	}
-	return all
-}
-
 func effectOf(expressions []byte) (e effect) {
 	for _, one := range attrs.In(expressions) {
-		f := fieldsOf(one)
-		name, f := nftnl.Text(f[unix.NFTA_EXPR_NAME]), fieldsOf(f[unix.NFTA_EXPR_DATA])
+		f := attrs.Map(one)
+		name, f := attrs.Text(f[unix.NFTA_EXPR_NAME]), attrs.Map(f[unix.NFTA_EXPR_DATA])
 		switch name {
 		case "counter", "log":
 		case "reject":
@@ -136,7 +128,7 @@ func effectOf(expressions []byte) (e effect) {
 		case "immediate":
 			e.verdict(f)
 		case "target":
-			switch nftnl.Text(f[unix.NFTA_TARGET_NAME]) {
+			switch attrs.Text(f[unix.NFTA_TARGET_NAME]) {
 			case "REJECT", "DROP":
 				e.drops = true
 			case "LOG", "NFLOG", "ULOG":
@@ -171,7 +163,7 @@ func (e *effect) verdict(immediate map[uint16][]byte) {
 func always(fields map[uint16][]byte) bool {
 	const flagsAt, invertAt, statesAt, states, isNew = 146, 148, 150, 1, 1 << 3
 	info := fields[unix.NFTA_MATCH_INFO]
-	switch nftnl.Text(fields[unix.NFTA_MATCH_NAME]) {
+	switch attrs.Text(fields[unix.NFTA_MATCH_NAME]) {
 	case "comment":
 		return true
 	case "conntrack":
@@ -187,12 +179,12 @@ func commentOf(r nftnl.Listed) string {
 		return r.Comment
 	}
 	for _, one := range attrs.In(r.Expressions) {
-		f := fieldsOf(one)
-		if nftnl.Text(f[unix.NFTA_EXPR_NAME]) != "match" {
+		f := attrs.Map(one)
+		if attrs.Text(f[unix.NFTA_EXPR_NAME]) != "match" {
 			continue
 		}
-		if f = fieldsOf(f[unix.NFTA_EXPR_DATA]); nftnl.Text(f[unix.NFTA_MATCH_NAME]) == "comment" {
-			return nftnl.Text(f[unix.NFTA_MATCH_INFO])
+		if f = attrs.Map(f[unix.NFTA_EXPR_DATA]); attrs.Text(f[unix.NFTA_MATCH_NAME]) == "comment" {
+			return attrs.Text(f[unix.NFTA_MATCH_INFO])
 		}
 	}
 	return ""

@@ -100,7 +100,7 @@ func (d *Driver) readTable(f conf.Family) (h held, err error) {
 	if err != nil {
 		return h, err
 	}
-	h.exists, h.off = true, s.Off
+	h.exists, h.off = true, s.Flags != 0
 	if h.chains, err = d.reader.Rules(t); err != nil {
 		return h, err
 	}

@@ -16,7 +16,7 @@ var tables = [len(conf.Families)]nftnl.Table{
 
 type held struct {
 	exists bool
-	off    bool // true if another program has switched the table off
+	off    bool // true if the table has a flag, usually because another program has switched it off
 	sets   map[string]heldSet
 	chains map[string]nftnl.Rules
 	// misplaced has chains that are at wrong hooks, or that drop packets by their policy.

@@ -209,7 +209,7 @@ func parseVerdict(data []byte) (v Verdict) {
 			case kind == unix.NFTA_VERDICT_CODE && len(value) == 4:
 				v.Code = int32(binary.BigEndian.Uint32(value))
 			case kind == unix.NFTA_VERDICT_CHAIN:
-				v.Chain = string(bytes.TrimRight(value, "\x00"))
+				v.Chain = netattrs.Text(value)
 			}
 		}
 	}

@@ -3,6 +3,7 @@ package nftnl
 import (
 	"bytes"
 	"encoding/binary"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -36,9 +37,9 @@ func (r *Reader) BaseChains(hook uint32) (chains []BaseChain, err error) {
 			for kind, value := range netattrs.In(answer) {
 				switch kind {
 				case unix.NFTA_CHAIN_TABLE:
-					c.Table.Name = textOf(value)
+					c.Table.Name = netattrs.Text(value)
 				case unix.NFTA_CHAIN_NAME:
-					c.Name = textOf(value)
+					c.Name = netattrs.Text(value)
 				}
 			}
 			if h != nil && h.Number == hook {
@@ -88,28 +89,48 @@ func (r *Reader) List(t Table, chain string) (rules []Listed, err error) {
 	}
 	body := attrs{}.text(unix.NFTA_RULE_TABLE, t.Name).text(unix.NFTA_RULE_CHAIN, chain)
 	err = r.list(unix.NFT_MSG_GETRULE, t, body, func() { rules = nil }, func(answer []byte) bool {
-		var one Listed
-		in := ""
-		for kind, value := range netattrs.In(answer) {
-			switch kind {
-			case unix.NFTA_RULE_CHAIN:
-				in = textOf(value)
-			case unix.NFTA_RULE_HANDLE:
-				if len(value) == 8 {
-					one.Handle = binary.BigEndian.Uint64(value)
-				}
-			case unix.NFTA_RULE_EXPRESSIONS:
-				one.Expressions = append([]byte(nil), value...)
-			case unix.NFTA_RULE_USERDATA:
-				one.Comment = textOf(userdataIn(value, commentOfAnObject))
-			}
-		}
-		if in == chain {
+		if table, in, one := parseListed(answer); table == t.Name && in == chain {
+			one.Expressions = slices.Clone(one.Expressions)
 			rules = append(rules, one)
 		}
 		return true
 	})
 	return rules, wrap(err, "list the rules of chain %s", chain)
+}
+
+// EachRule passes the rules of all chains of the table to the function each. It calls the function begin first, and
+// again if the rules change meanwhile: then it starts anew. Expressions are valid until the function each returns.
+//
+// Equivalent to: nft -a list table FAMILY TABLE
+func (r *Reader) EachRule(t Table, begin func(), each func(chain string, rule Listed)) error {
+	body := attrs{}.text(unix.NFTA_RULE_TABLE, t.Name)
+	err := r.list(unix.NFT_MSG_GETRULE, t, body, begin, func(answer []byte) bool {
+		if table, chain, one := parseListed(answer); table == t.Name {
+			each(chain, one)
+		}
+		return true
+	})
+	return wrap(err, "list the rules of table %s", t.Name)
+}
+
+func parseListed(answer []byte) (table, chain string, rule Listed) {
+	for kind, value := range netattrs.In(answer) {
+		switch kind {
+		case unix.NFTA_RULE_TABLE:
+			table = netattrs.Text(value)
+		case unix.NFTA_RULE_CHAIN:
+			chain = netattrs.Text(value)
+		case unix.NFTA_RULE_HANDLE:
+			if len(value) == 8 {
+				rule.Handle = binary.BigEndian.Uint64(value)
+			}
+		case unix.NFTA_RULE_EXPRESSIONS:
+			rule.Expressions = value
+		case unix.NFTA_RULE_USERDATA:
+			rule.Comment = netattrs.Text(userdataIn(value, commentOfAnObject))
+		}
+	}
+	return table, chain, rule
 }
 
 // InsertRule adds the rule before an existing rule, whose handle is the parameter before.
@@ -142,8 +163,6 @@ func (r *Reader) Mentions(t Table, what []byte) (found bool, err error) {
 	})
 	return found, wrap(err, "list the rules of table %s", t.Name)
 }
-
-func Text(value []byte) string { return textOf(value) }
 
 // VerdictOf returns the verdict in the data of an immediate expression. ok is false if the data isn't a verdict.
 func VerdictOf(data []byte) (v Verdict, ok bool) {

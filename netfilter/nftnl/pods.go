@@ -223,10 +223,10 @@ func looksUp(expressions []byte, set string) (yes bool) {
 		for kind, value := range netattrs.In(e) {
 			switch kind {
 			case unix.NFTA_EXPR_NAME:
-				name = textOf(value)
+				name = netattrs.Text(value)
 			case unix.NFTA_EXPR_DATA:
 				for kind, value := range netattrs.In(value) {
-					yes = yes || name == "lookup" && kind == unix.NFTA_LOOKUP_SET && textOf(value) == set
+					yes = yes || name == "lookup" && kind == unix.NFTA_LOOKUP_SET && netattrs.Text(value) == set
 				}
 			}
 		}

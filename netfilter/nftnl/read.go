@@ -80,8 +80,6 @@ func (r *Reader) get(kind int, t Table, body attrs, doing string, args ...any) (
 	return nil, fmt.Errorf("%s: the kernel's answer is empty", fmt.Sprintf(doing, args...))
 }
 
-func textOf(value []byte) string { return string(bytes.TrimRight(value, "\x00")) }
-
 func numberOf(value []byte) uint32 {
 	if len(value) != 4 {
 		return 0
@@ -90,9 +88,13 @@ func numberOf(value []byte) uint32 {
 }
 
 type TableState struct {
-	Off     bool   // true if the table has a flag, usually because another program has switched it off
+	Flags   uint32 // such as Dormant
 	Objects uint32 // number of chains, sets and other objects in the table
 }
+
+// Dormant is the flag of a table that a program has switched off (NFT_TABLE_F_DORMANT in
+// include/uapi/linux/netfilter/nf_tables.h).
+const Dormant = 1
 
 // Table returns the table's state. If there is no such table, the error is ErrNotExist.
 //
@@ -106,7 +108,7 @@ func (r *Reader) Table(t Table) (s TableState, err error) {
 	for kind, value := range netattrs.In(answer) {
 		switch kind {
 		case unix.NFTA_TABLE_FLAGS:
-			s.Off = numberOf(value) != 0
+			s.Flags = numberOf(value)
 		case unix.NFTA_TABLE_USE:
 			s.Objects = numberOf(value)
 		}
@@ -141,7 +143,7 @@ func hookIn(answer []byte) (hook *Hook, accepts bool) {
 	for a, value := range netattrs.In(answer) {
 		switch a {
 		case unix.NFTA_CHAIN_TYPE:
-			kind = textOf(value)
+			kind = netattrs.Text(value)
 		case unix.NFTA_CHAIN_POLICY:
 			policy = numberOf(value)
 		case unix.NFTA_CHAIN_HOOK:
@@ -171,9 +173,9 @@ func (r *Reader) Chains(t Table) (names []string, err error) {
 		for kind, value := range netattrs.In(answer) {
 			switch kind {
 			case unix.NFTA_CHAIN_TABLE:
-				table = textOf(value)
+				table = netattrs.Text(value)
 			case unix.NFTA_CHAIN_NAME:
-				name = textOf(value)
+				name = netattrs.Text(value)
 			}
 		}
 		if table == t.Name {
@@ -206,9 +208,9 @@ func (r *Reader) Rules(t Table) (chains map[string]Rules, err error) {
 		for kind, value := range netattrs.In(answer) {
 			switch kind {
 			case unix.NFTA_RULE_TABLE:
-				table = textOf(value)
+				table = netattrs.Text(value)
 			case unix.NFTA_RULE_CHAIN:
-				chain = textOf(value)
+				chain = netattrs.Text(value)
 			case unix.NFTA_RULE_EXPRESSIONS:
 				expressions = value
 			case unix.NFTA_RULE_USERDATA:
@@ -236,7 +238,7 @@ func (c *Rules) add(s Sum, expressions []byte) {
 		for kind, value := range netattrs.In(e) {
 			switch kind {
 			case unix.NFTA_EXPR_NAME:
-				name = textOf(value)
+				name = netattrs.Text(value)
 			case unix.NFTA_EXPR_DATA:
 				immediate = value
 			}

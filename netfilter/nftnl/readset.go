@@ -36,9 +36,9 @@ func parseSet(family uint8, answer []byte) (table string, s SetState) {
 	for a, value := range netattrs.In(answer) {
 		switch a {
 		case unix.NFTA_SET_TABLE:
-			table = textOf(value)
+			table = netattrs.Text(value)
 		case unix.NFTA_SET_NAME:
-			s.Name = textOf(value)
+			s.Name = netattrs.Text(value)
 		case unix.NFTA_SET_FLAGS:
 			flags = numberOf(value)
 		case unix.NFTA_SET_KEY_TYPE:
@@ -48,7 +48,7 @@ func parseSet(family uint8, answer []byte) (table string, s SetState) {
 		case unix.NFTA_SET_DATA_TYPE:
 			data = numberOf(value)
 		case unix.NFTA_SET_USERDATA:
-			s.Comment = textOf(userdataIn(value, commentOfASet))
+			s.Comment = netattrs.Text(userdataIn(value, commentOfASet))
 		}
 	}
 	s.Layout, s.Known = layoutOf(family, kind, length, flags)
@@ -151,7 +151,7 @@ func (l Layout) element(family uint8, data []byte) (e Element, last, ok bool) {
 			last = numberOf(value)&unix.NFT_SET_ELEM_INTERVAL_END != 0
 			ok = ok && numberOf(value)&^unix.NFT_SET_ELEM_INTERVAL_END == 0
 		case unix.NFTA_SET_ELEM_USERDATA:
-			words = textOf(userdataIn(value, commentOfAnObject))
+			words = netattrs.Text(userdataIn(value, commentOfAnObject))
 		}
 	}
 	e.Verdict, e.Comment = verdict, words

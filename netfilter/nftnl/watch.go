@@ -86,9 +86,9 @@ func changeIn(m syscall.NetlinkMessage) (c Change, ok bool) {
 	for kind, value := range netattrs.In(m.Data[sizeofGenmsg:]) {
 		switch kind {
 		case table:
-			c.Table = textOf(value)
+			c.Table = netattrs.Text(value)
 		case chain:
-			c.Chain = textOf(value)
+			c.Chain = netattrs.Text(value)
 		}
 	}
 	return c, true
