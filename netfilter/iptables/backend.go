@@ -1,6 +1,10 @@
 package iptables
 
-import "context"
+import (
+	"context"
+
+	"github.com/weir-net/weir/netfilter/nftnl"
+)
 
 // Name returns the flavour of iptables that the node uses. It returns "" until the flavour is known.
 func (d *Driver) Name() string { return string(d.Flavour) }
@@ -15,13 +19,13 @@ func (d *Driver) TellsOfChanges() bool { return d.Flavour == NFT }
 //
 // Equivalent to: nft monitor
 func (d *Driver) Watch(ctx context.Context, heard func(generation uint32, concerned bool)) error {
-	return watch(ctx, heard)
+	return nftnl.Watch(ctx, concerns, heard)
 }
 
 // Generation returns the number of the last change of nf_tables in this network namespace.
 //
 // Equivalent to: nft monitor, which shows the number as "new generation"
-func (d *Driver) Generation() (uint32, error) { return generation() }
+func (d *Driver) Generation() (uint32, error) { return d.reader.Generation() }
 
 // Knows reports whether the driver already knows the change with this generation: it made the change itself, or has
 // read the tables since. It returns false for generation 0. The caller must pass the generations that Watch reported as

@@ -53,8 +53,7 @@ type Driver struct {
 	released []*restorer
 	late     []error
 	forward  LegacyForward
-	// counter reads the generation of nf_tables.
-	counter *nftnl.Reader
+	reader   *nftnl.Reader // stays open, because the kernel may wait when a netfilter socket is closed (nftnl.Sender)
 	// suspects are rules that the kernel has refused before. Before the driver uses them again, it tries them in a
 	// chain that no packet enters.
 	suspects map[ruleset.Refusal]bool
@@ -73,7 +72,7 @@ func New(ctx context.Context) (*Driver, error) {
 }
 
 func newDriver(sets *ipset.Handle) *Driver {
-	return &Driver{sets: sets, suspects: map[ruleset.Refusal]bool{}, counter: nftnl.NewReader()}
+	return &Driver{sets: sets, suspects: map[ruleset.Refusal]bool{}, reader: nftnl.NewReader()}
 }
 
 // Close ends the driver's connections to the kernel. Rules and sets stay.
@@ -81,7 +80,7 @@ func (d *Driver) Close() {
 	for _, r := range d.ahead {
 		r.dismiss()
 	}
-	d.counter.Close()
+	d.reader.Close()
 	d.sets.Close()
 }
 
@@ -135,7 +134,7 @@ func (d *Driver) apply(ctx context.Context, rules ruleset.Ruleset, verify netfil
 	have := *d.have
 	var refused ruleset.Refused
 	if !p.empty() {
-		before, _ := d.counter.Generation()
+		before, _ := d.reader.Generation()
 		if err := d.prepare(ctx, p, have, want); err != nil {
 			if !errors.As(err, new(*netfilter.RefusedError)) { // a RefusedError leaves the kernel's state known
 				d.have = nil
@@ -153,7 +152,7 @@ func (d *Driver) apply(ctx context.Context, rules ruleset.Ruleset, verify netfil
 		if err != nil {
 			return r, err
 		}
-		if err := have.see(want, p, before); err != nil {
+		if err := d.rereadUnknown(have, want, p, before); err != nil {
 			return r, err
 		}
 	}
@@ -262,7 +261,7 @@ func (d *Driver) putFirst(ctx context.Context, want *lowered) (stand bool, err e
 		if len(why) == 0 || commands == "" {
 			continue
 		}
-		if err := deleteCopies(conf.Family(f), checks); err != nil {
+		if err := deleteCopies(d.reader, conf.Family(f), checks); err != nil {
 			return true, err
 		}
 	}
@@ -352,7 +351,7 @@ func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]strin
 		return nil
 	}
 	defer d.release()
-	before, err := d.counter.Generation() // fails if the kernel has no nf_tables
+	before, err := d.reader.Generation() // fails if the kernel has no nf_tables
 	tables := 0
 	for _, f := range conf.Families {
 		if commands[f] == "" {
@@ -363,7 +362,7 @@ func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]strin
 		}
 		tables += strings.Count(commands[f], "COMMIT\n")
 	}
-	after, errAfter := d.counter.Generation()
+	after, errAfter := d.reader.Generation()
 	if err == nil && errAfter == nil {
 		d.own.Add(before, after, tables)
 	}

@@ -207,10 +207,11 @@ func TestKnows(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
+	d := driver(t, NFT)
 	ctx, cancel := context.WithCancel(t.Context())
 	generations, done := make(chan uint32, 100), make(chan error, 1)
 	go func() {
-		done <- watch(ctx, func(g uint32, concerned bool) {
+		done <- d.Watch(ctx, func(g uint32, concerned bool) {
 			if concerned {
 				generations <- g
 			}
@@ -222,14 +223,13 @@ func TestKnows(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	d := driver(t, NFT)
 	// told returns the generations that Watch has reported since the last call.
 	told := func() (all []uint32) {
 		t.Helper()
 		for {
 			nodetest.Run(t, "iptables-nft", "-t", "mangle", "-A", "FORWARD", "-j", "ACCEPT")
 			nodetest.Run(t, "iptables-nft", "-t", "mangle", "-D", "FORWARD", "-j", "ACCEPT")
-			last, err := generation()
+			last, err := d.Generation()
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -269,7 +269,7 @@ func TestKnows(t *testing.T) {
 	want := policy.Compile(s)
 	mustApply(t, d, want, netfilter.Trust)
 	nodetest.Run(t, "iptables-nft", "-t", "mangle", "-F", "WEIR-FORWARD")
-	flushed, err := generation()
+	flushed, err := d.Generation()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -289,7 +289,7 @@ func TestKnows(t *testing.T) {
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 	d.ahead[conf.IPv4].dismiss() // ends the process that was started in advance, before the script existed
-	before, err := generation()
+	before, err := d.Generation()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -298,7 +298,7 @@ func TestKnows(t *testing.T) {
 	other.Chains[i].Rules = append(other.Chains[i].Rules,
 		ruleset.Rule{In: "lo", Comment: "weir: one rule more", Action: ruleset.Return})
 	mustApply(t, d, other, netfilter.Trust)
-	last, err := generation()
+	last, err := d.Generation()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/attrs"
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -36,7 +37,7 @@ type LegacyForward struct {
 type legacyForward struct {
 	known bool           // true if the chain needn't be looked at before Forget
 	rules []ruleset.Rule // the wanted rules
-	print print          // fingerprint of the table when it had the wanted rules; empty if unknown
+	print fingerprint    // fingerprint of the table when it had the wanted rules; empty if unknown
 	wrote bool           // true if rules were written
 	note  string         // why packets are still dropped
 	again time.Time      // after a failure, the earliest time of the next try
@@ -100,7 +101,7 @@ func (l *LegacyForward) Remove(ctx context.Context) error {
 }
 
 func (c *legacyForward) keep(ctx context.Context, f conf.Family) (changed bool, err error) {
-	there, _, err := Legacy.exists(f, "filter")
+	there, err := legacyExists(f, "filter")
 	if err != nil || !there {
 		c.print, c.note = "", ""
 		return false, err
@@ -272,7 +273,7 @@ func (t *legacyTable) refuses(hook int) (bool, error) {
 }
 
 func (e legacyEntry) refuses() bool {
-	name := text(e.target[nameOfTarget : sizeofTarget-1])
+	name := attrs.Text(e.target[nameOfTarget : sizeofTarget-1])
 	verdict := int32(binary.NativeEndian.Uint32(e.target[sizeofTarget:]))
 	return name == "REJECT" || name == "" && verdict == legacyDrop
 }
@@ -285,7 +286,7 @@ func (e legacyEntry) always() bool {
 		if len(rest) >= sizeofMatch {
 			size = int(binary.NativeEndian.Uint16(rest))
 		}
-		if size < sizeofMatch || size > len(rest) || text(rest[nameOfTarget:sizeofMatch-1]) != "comment" {
+		if size < sizeofMatch || size > len(rest) || attrs.Text(rest[nameOfTarget:sizeofMatch-1]) != "comment" {
 			return false
 		}
 		rest = rest[size:]

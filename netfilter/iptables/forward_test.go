@@ -51,7 +51,7 @@ func TestLegacyForward(t *testing.T) {
 		if repaired := l.Keep(t.Context(), f, rules); repaired || len(l.Notes()) > 0 {
 			t.Errorf("without a table: %v, %q", repaired, l.Notes())
 		}
-		if there, _, err := Legacy.exists(f, "filter"); there || err != nil {
+		if there, err := legacyExists(f, "filter"); there || err != nil {
 			t.Errorf("the table filter of %s was made: %v", program, err)
 		}
 		nodetest.RunEach(t, program+" -A FORWARD -o docker0 -j ACCEPT")

@@ -1,64 +1,50 @@
 package iptables
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
 
-	"github.com/google/nftables"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
-type hook struct {
-	kind     string
-	number   uint32
-	priority int32
-}
-
-var hooks = map[string]map[string]hook{
-	"mangle": {"FORWARD": {"filter", unix.NF_INET_FORWARD, -150}, "INPUT": {"filter", unix.NF_INET_LOCAL_IN, -150}},
-	"filter": {"FORWARD": {"filter", unix.NF_INET_FORWARD, 0}},
-	"nat":    {"POSTROUTING": {"nat", unix.NF_INET_POST_ROUTING, 100}},
+var hooks = map[string]map[string]nftnl.Hook{
+	"mangle": {
+		"FORWARD": {Kind: "filter", Number: unix.NF_INET_FORWARD, Priority: -150},
+		"INPUT":   {Kind: "filter", Number: unix.NF_INET_LOCAL_IN, Priority: -150},
+	},
+	"filter": {"FORWARD": {Kind: "filter", Number: unix.NF_INET_FORWARD, Priority: 0}},
+	"nat":    {"POSTROUTING": {Kind: "nat", Number: unix.NF_INET_POST_ROUTING, Priority: 100}},
 }
 
 // misplaced returns the table's built-in chains that are at a wrong hook, which iptables doesn't show.
 //
 // Equivalent to: nft list chain ip TABLE CHAIN | grep 'type .* hook' (ip6 for IPv6)
-func misplaced(family conf.Family, name string) (found []string, err error) {
+func misplaced(r *nftnl.Reader, f conf.Family, name string) (found []string, err error) {
 	for _, chain := range builtin[name] {
-		attrs, err := get(unix.NFT_MSG_GETCHAIN, family, nl.NewRtAttr(unix.NFTA_CHAIN_TABLE, nl.ZeroTerminated(name)),
-			nl.NewRtAttr(unix.NFTA_CHAIN_NAME, nl.ZeroTerminated(chain)))
+		hook, _, err := r.Hook(tableOf(f, name), chain)
 		switch {
-		case errors.Is(err, unix.ENOENT):
+		case errors.Is(err, nftnl.ErrNotExist):
 		case err != nil:
-			return nil, fmt.Errorf("look up chain %s of table %s: %w", chain, name, err)
-		case readHook(attrs) != hooks[name][chain]:
+			return nil, err
+		case hook == nil || *hook != hooks[name][chain]:
 			found = append(found, chain)
 		}
 	}
 	return found, nil
 }
 
-func readHook(chain map[uint16][]byte) (h hook) {
-	at := attributes(chain[unix.NFTA_CHAIN_HOOK])
-	number, priority := at[unix.NFTA_HOOK_HOOKNUM], at[unix.NFTA_HOOK_PRIORITY]
-	if len(number) == 4 && len(priority) == 4 {
-		h = hook{text(chain[unix.NFTA_CHAIN_TYPE]), binary.BigEndian.Uint32(number), int32(binary.BigEndian.Uint32(priority))}
-	}
-	return h
-}
-
-func others(family conf.Family, name string, chains []string) error {
-	rules, err := see(family, name)
+// refuseOthers returns an error if one of the chains has rules of other programs.
+func refuseOthers(r *nftnl.Reader, f conf.Family, name string, chains []string) error {
+	rules, err := see(r, f, name)
 	if err != nil {
 		return err
 	}
 	for _, chain := range chains {
-		if slices.ContainsFunc(rules[chain], func(r seen) bool { return !ours(r.target) }) {
+		if slices.ContainsFunc(rules[chain], func(r seen) bool { return !conf.OwnChain(r.target) }) {
 			return fmt.Errorf("its chain %s hangs at another hook than iptables' own, or at none, "+
 				"and has others' rules: delete it", chain)
 		}
@@ -71,16 +57,12 @@ func others(family conf.Family, name string, chains []string) error {
 //
 // Equivalent to: nft flush chain ip TABLE CHAIN; nft delete chain ip TABLE CHAIN (ip6 for IPv6)
 func deleteChains(f conf.Family, name string, chains []string) error {
-	conn, err := nftables.New()
-	if err != nil {
-		return fmt.Errorf("open nftables: %w", err)
-	}
-	table := &nftables.Table{Name: name, Family: libraryFamilies[f]}
+	var b nftnl.Batch
 	for _, chain := range chains {
-		conn.FlushChain(&nftables.Chain{Name: chain, Table: table})
-		conn.DelChain(&nftables.Chain{Name: chain, Table: table})
+		b.FlushChain(tableOf(f, name), chain)
+		b.DeleteChain(tableOf(f, name), chain)
 	}
-	if err := conn.Flush(); err != nil {
+	if err := b.Commit(); err != nil {
 		return fmt.Errorf("delete chains %v of table %s, which hang at other hooks than iptables' own: %w", chains, name, err)
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
 // Flavour is a variant of iptables: legacy has its rules in x_tables, and nft in nf_tables. The kernel checks packets
@@ -77,23 +78,26 @@ var hints = []string{"KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"}
 //
 // Equivalent to: nft list chains ip; iptables-nft-save | grep -v WEIR | grep -c ^-A
 func usesNFT() (rules int, hint bool, err error) {
-	err = dump(unix.NFT_MSG_GETCHAIN, conf.IPv4, nil, func(attrs []byte) {
-		hint = hint || slices.Contains(hints, text(attributes(attrs)[unix.NFTA_CHAIN_NAME]))
-	})
-	if errors.Is(err, unix.EINVAL) { // the kernel has no nf_tables
-		return 0, false, nil
-	}
-	if err != nil {
-		return 0, false, fmt.Errorf("list the chains of nf_tables: %w", err)
-	}
+	r := nftnl.NewReader()
+	defer r.Close()
 	for _, name := range tablesUsed {
-		chains, err := see(conf.IPv4, name)
+		for _, chain := range hints {
+			switch _, _, err := r.Hook(tableOf(conf.IPv4, name), chain); {
+			case errors.Is(err, unix.EINVAL): // the kernel has no nf_tables
+				return 0, false, nil
+			case err == nil:
+				hint = true
+			case !errors.Is(err, nftnl.ErrNotExist):
+				return 0, hint, err
+			}
+		}
+		chains, err := see(r, conf.IPv4, name)
 		if err != nil {
 			return 0, hint, err
 		}
 		for chain, all := range chains {
 			for _, r := range all {
-				if !ours(chain) && !ours(r.target) && !r.accepts {
+				if !conf.OwnChain(chain) && !conf.OwnChain(r.target) && !r.accepts {
 					rules++
 				}
 			}
@@ -108,14 +112,14 @@ func usesNFT() (rules int, hint bool, err error) {
 func usesLegacy(ctx context.Context) (rules int, hint bool, err error) {
 	var errs []error
 	for _, name := range tablesUsed {
-		there, _, err := Legacy.exists(conf.IPv4, name)
+		there, err := legacyExists(conf.IPv4, name)
 		if err == nil && there {
 			var out string
 			if out, err = Legacy.save(ctx, conf.IPv4, name); err == nil {
 				for chain, all := range parseSave(out).rules {
 					hint = hint || slices.Contains(hints, chain)
 					for _, r := range all {
-						if !ours(chain) && !split(r).own() && !accepts(r) {
+						if !conf.OwnChain(chain) && !split(r).own() && !accepts(r) {
 							rules++
 						}
 					}
@@ -192,17 +196,14 @@ func (f Flavour) hasOwn(family conf.Family, name string) (bool, error) {
 // the programs of iptables may be missing, or may be unable to print some rules.
 func (f Flavour) chains(family conf.Family, name string) (names []string, err error) {
 	if f == Legacy {
-		if there, _, err := f.exists(family, name); err != nil || !there {
+		if there, err := legacyExists(family, name); err != nil || !there {
 			return nil, err
 		}
 		return legacyChains(family, name)
 	}
-	err = dump(unix.NFT_MSG_GETCHAIN, family, nil, func(attrs []byte) {
-		if c := attributes(attrs); text(c[unix.NFTA_CHAIN_TABLE]) == name {
-			names = append(names, text(c[unix.NFTA_CHAIN_NAME]))
-		}
-	})
-	if errors.Is(err, unix.EINVAL) { // the kernel has no nf_tables
+	r := nftnl.NewReader()
+	defer r.Close()
+	if names, err = r.Chains(tableOf(family, name)); errors.Is(err, unix.EINVAL) { // the kernel has no nf_tables
 		return nil, nil
 	}
 	return names, err

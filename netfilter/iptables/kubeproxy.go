@@ -5,10 +5,10 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
 // kubeProxyChain is a chain that kube-proxy has in the table nat in its modes iptables and ipvs. In other modes,
@@ -20,15 +20,16 @@ const kubeProxyChain = "KUBE-SERVICES"
 // Equivalent to: iptables-nft -t nat -n -L KUBE-SERVICES, and likewise with iptables-legacy, ip6tables-nft and
 // ip6tables-legacy
 func KubeProxy() (bool, error) {
+	r := nftnl.NewReader()
+	defer r.Close()
 	for _, f := range conf.Families {
 		// This asks for one chain instead of a list, because kube-proxy may have tens of thousands of chains.
-		_, err := get(unix.NFT_MSG_GETCHAIN, f, nl.NewRtAttr(unix.NFTA_CHAIN_TABLE, nl.ZeroTerminated("nat")),
-			nl.NewRtAttr(unix.NFTA_CHAIN_NAME, nl.ZeroTerminated(kubeProxyChain)))
+		_, _, err := r.Hook(tableOf(f, "nat"), kubeProxyChain)
 		if err == nil {
 			return true, nil
 		}
-		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) { // EINVAL: the kernel has no nf_tables
-			return false, fmt.Errorf("look up chain %s of table nat: %w", kubeProxyChain, err)
+		if !errors.Is(err, nftnl.ErrNotExist) && !errors.Is(err, unix.EINVAL) { // EINVAL: the kernel has no nf_tables
+			return false, err
 		}
 		chains, err := Legacy.chains(f, "nat")
 		if there := slices.Contains(chains, kubeProxyChain); there || err != nil {

@@ -6,20 +6,40 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
 	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/attrs"
 )
+
+// legacyExists reports whether the kernel has the table in iptables-legacy.
+//
+// Equivalent to: grep '^TABLE$' /proc/net/ip_tables_names (ip6_tables_names for IPv6)
+func legacyExists(f conf.Family, name string) (bool, error) {
+	path := [...]string{conf.IPv4: "ip_tables_names", conf.IPv6: "ip6_tables_names"}[f]
+	names, err := os.ReadFile("/proc/thread-self/net/" + path)
+	if errors.Is(err, fs.ErrNotExist) { // the kernel has no legacy tables
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("list the tables of iptables-legacy: %w", err)
+	}
+	return slices.Contains(strings.Fields(string(names)), name), nil
+}
 
 // legacyPrint returns the table's fingerprint. It reads the table in the kernel's own form, which takes milliseconds
 // for 4,000 Services. iptables-save would take seconds.
-func legacyPrint(family conf.Family, name string) (print, legacyInfo, error) {
+func legacyPrint(family conf.Family, name string) (fingerprint, legacyInfo, error) {
 	t, err := readLegacy(family, name)
 	if err == nil {
-		var p print
+		var p fingerprint
 		if p, err = t.print(name == "nat"); err == nil {
 			return p, t.legacyInfo, nil
 		}
@@ -86,7 +106,7 @@ const natEvery = time.Minute
 
 type natSeen struct {
 	legacyInfo
-	print print
+	print fingerprint
 	when  time.Time
 }
 
@@ -165,10 +185,10 @@ const (
 )
 
 func (e legacyEntry) begins() (chain string, ok bool) {
-	if text(e.target[nameOfTarget:sizeofTarget-1]) != "ERROR" {
+	if attrs.Text(e.target[nameOfTarget:sizeofTarget-1]) != "ERROR" {
 		return "", false
 	}
-	return text(e.target[sizeofTarget:]), true
+	return attrs.Text(e.target[sizeofTarget:]), true
 }
 
 // jumps returns the offset of the next entry that the kernel compares: the following one, or the beginning of another
@@ -181,7 +201,7 @@ func (e legacyEntry) jumps() (offset uint32, ok bool) {
 // print returns the fingerprint of the table's rules. If the parameter few is true, it covers only the chain
 // POSTROUTING and weir's own chains. It covers the names of jumps' chains, and not their offsets, because other
 // programs' rules change the offsets.
-func (t *legacyTable) print(few bool) (print, error) {
+func (t *legacyTable) print(few bool) (fingerprint, error) {
 	builtin := map[uint32]string{} // names of the built-in chains, by the offset of their first entry
 	for i, offset := range t.Hooks {
 		if t.Valid&(1<<i) != 0 {
@@ -206,7 +226,7 @@ func (t *legacyTable) print(few bool) (print, error) {
 		} else if name, ok := builtin[offset]; ok {
 			chain = name
 		}
-		if !few || chain == postrouting || ours(chain) {
+		if !few || chain == postrouting || conf.OwnChain(chain) {
 			all = append(all, placed{e, chain})
 		}
 		offset = e.next
@@ -215,7 +235,7 @@ func (t *legacyTable) print(few bool) (print, error) {
 	for _, e := range all {
 		e.print(h, e.chain, chains)
 	}
-	return print(h.Sum(nil)), nil
+	return fingerprint(h.Sum(nil)), nil
 }
 
 func (e legacyEntry) print(h io.Writer, chain string, chains map[uint32]string) {

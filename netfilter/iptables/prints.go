@@ -7,21 +7,19 @@ import (
 	"slices"
 	"time"
 
-	"github.com/vishvananda/netlink/nl"
-	"golang.org/x/sys/unix"
-
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
-// print is a fingerprint of a table's rules. While it stays the same, the slow iptables-save isn't needed. In nat it
+// fingerprint is a hash of a table's rules. While it stays the same, the slow iptables-save isn't needed. In nat it
 // covers only POSTROUTING and weir's own chains, because Services may have tens of thousands of rules there. An empty
 // print means unknown.
-type print string
+type fingerprint string
 
-func (d *Driver) print(f conf.Family, name string, was table) (print, error) {
+func (d *Driver) print(f conf.Family, name string, was table) (fingerprint, error) {
 	switch {
 	case d.Flavour == NFT:
-		return nftPrint(f, name, was.own())
+		return nftPrint(d.reader, f, name, was.own())
 	case name != "nat":
 		now, _, err := legacyPrint(f, name)
 		return now, err
@@ -38,39 +36,36 @@ func (d *Driver) print(f conf.Family, name string, was table) (print, error) {
 // nftPrint computes the fingerprint from the rules in nf_tables. own has weir's known chains in the table.
 //
 // Equivalent to: nft list table ip TABLE; in nat: nft list chain ip nat CHAIN (ip6 for IPv6)
-func nftPrint(family conf.Family, name string, own []string) (print, error) {
+func nftPrint(r *nftnl.Reader, f conf.Family, name string, own []string) (fingerprint, error) {
 	h := sha256.New()
-	away, err := misplaced(family, name)
+	away, err := misplaced(r, f, name)
 	if err != nil {
 		return "", err
 	}
 	_, _ = fmt.Fprintln(h, away)
-	add := func(only ...string) error {
-		chains, err := see(family, name, only...)
-		if err != nil {
-			return err
-		}
-		for _, chain := range slices.Sorted(maps.Keys(chains)) {
-			_, _ = fmt.Fprintf(h, "%s %d %s", chain, len(chains[chain]), sum(chains[chain]))
-		}
-		return nil
-	}
+	add := func(chain string, rules []seen) { _, _ = fmt.Fprintf(h, "%s %d %s", chain, len(rules), sum(rules)) }
 	if name == "nat" {
 		for _, chain := range slices.Concat(builtin[name], own) {
-			if err := add(chain); err != nil {
+			rules, err := seeChain(r, f, name, chain)
+			if err != nil {
 				return "", err
 			}
+			add(chain, rules)
 		}
-		return print(h.Sum(nil)), nil
+		return fingerprint(h.Sum(nil)), nil
 	}
 	// The number of the table's chains is included, because a new empty chain adds no rule.
-	table, err := get(unix.NFT_MSG_GETTABLE, family, nl.NewRtAttr(unix.NFTA_TABLE_NAME, nl.ZeroTerminated(name)))
+	table, err := r.Table(tableOf(f, name))
 	if err != nil {
 		return "", err
 	}
-	_, _ = h.Write(table[unix.NFTA_TABLE_USE])
-	if err := add(); err != nil {
+	_, _ = fmt.Fprintln(h, table.Objects)
+	chains, err := see(r, f, name)
+	if err != nil {
 		return "", err
 	}
-	return print(h.Sum(nil)), nil
+	for _, chain := range slices.Sorted(maps.Keys(chains)) {
+		add(chain, chains[chain])
+	}
+	return fingerprint(h.Sum(nil)), nil
 }

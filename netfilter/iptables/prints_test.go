@@ -38,7 +38,7 @@ func TestPrint(t *testing.T) {
 				}
 				nodetest.Run(t, program, words...)
 			}
-			prints := func() (all [3]print) {
+			prints := func() (all [3]fingerprint) {
 				t.Helper()
 				for i, table := range tablesUsed {
 					var err error

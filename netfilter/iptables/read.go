@@ -135,7 +135,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 func (d *Driver) read(ctx context.Context, before *state) (state, error) {
 	s := state{sets: map[string]set{}}
 	d.readAt, d.own = 0, nftnl.OwnChanges{}
-	readAt, _ := generation() // 0 if the kernel has no nf_tables
+	readAt, _ := d.reader.Generation() // 0 if the kernel has no nf_tables
 	headers, err := d.sets.Headers()
 	if err != nil {
 		return s, err
@@ -209,15 +209,15 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 	if before != nil {
 		was = before.tables[f][name]
 	}
-	at, _ := generation() // 0 if the generation is unknown
+	at, _ := d.reader.Generation() // 0 if the generation is unknown
 	if d.Flavour == NFT && at != 0 && was.at == at {
 		return was
 	}
-	there, dormant, err := d.Flavour.exists(f, name)
+	there, dormant, err := d.Flavour.exists(d.reader, f, name)
 	if err == nil && !there {
 		return withBuiltin(name, parseSave(""))
 	}
-	var now print
+	var now fingerprint
 	if err == nil && !dormant {
 		now, _ = d.print(f, name, was) // without a fingerprint, the table is read as text
 	}
@@ -240,7 +240,7 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 // nf_tables shows. With iptables-legacy it then has no rules. A table isn't unknown if weir needs no rules of its
 // family, and nf_tables shows no chain of weir's.
 func (d *Driver) readText(ctx context.Context, f conf.Family, name string, before *state) table {
-	there, dormant, err := d.Flavour.exists(f, name)
+	there, dormant, err := d.Flavour.exists(d.reader, f, name)
 	if err == nil && !there {
 		return withBuiltin(name, parseSave(""))
 	}
@@ -251,8 +251,8 @@ func (d *Driver) readText(ctx context.Context, f conf.Family, name string, befor
 	var away []string
 	if d.Flavour == NFT {
 		var errAway error
-		if away, errAway = misplaced(f, name); errAway == nil && len(away) > 0 {
-			errAway = others(f, name, away)
+		if away, errAway = misplaced(d.reader, f, name); errAway == nil && len(away) > 0 {
+			errAway = refuseOthers(d.reader, f, name, away)
 		}
 		if errAway != nil {
 			away = nil
@@ -270,10 +270,10 @@ func (d *Driver) readText(ctx context.Context, f conf.Family, name string, befor
 		u.written = before.tables[f][name].unknown.written
 	}
 	if d.Flavour == NFT {
-		if u.seen, err = see(f, name); err != nil {
+		if u.seen, err = see(d.reader, f, name); err != nil {
 			u.why = errors.Join(u.why, err)
 		}
-		if err == nil && !d.wanted[f] && !slices.ContainsFunc(slices.Collect(maps.Keys(u.seen)), ours) {
+		if err == nil && !d.wanted[f] && !slices.ContainsFunc(slices.Collect(maps.Keys(u.seen)), conf.OwnChain) {
 			return table{rules: map[string][]string{}} // weir has no rules in this table, and needs none
 		}
 	}
@@ -286,7 +286,7 @@ func (d *Driver) readText(ctx context.Context, f conf.Family, name string, befor
 
 func (t table) own() (chains []string) {
 	for chain := range t.rules {
-		if ours(chain) {
+		if conf.OwnChain(chain) {
 			chains = append(chains, chain)
 		}
 	}
@@ -298,12 +298,10 @@ func (t table) own() (chains []string) {
 // such chains for each Service.
 func (t table) forgetOthers() {
 	maps.DeleteFunc(t.rules, func(chain string, rules []string) bool {
-		return !ours(chain) && !slices.Contains(builtin["nat"], chain) &&
+		return !conf.OwnChain(chain) && !slices.Contains(builtin["nat"], chain) &&
 			!slices.ContainsFunc(rules, func(r string) bool { return split(r).own() })
 	})
 }
-
-func ours(chain string) bool { return conf.OwnChain(chain) }
 
 // read reads a table that exists. If iptables-save doesn't print the whole table, the error quotes the beginning of the
 // output.

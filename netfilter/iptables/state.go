@@ -40,7 +40,7 @@ func (t tables) unknown() (why []error) {
 
 type table struct {
 	// print is the fingerprint that the table had shortly before it was read.
-	print print
+	print fingerprint
 	// at is the last generation of nf_tables at which the table had these rules, or 0 if it is unknown.
 	at      uint32
 	rules   map[string][]string
@@ -193,21 +193,21 @@ func (s state) after(p plan, want *lowered, left []string) state {
 	return next
 }
 
-// see reads the tables again that iptables can't print, and deletes copies of weir's rules. before is the generation of
-// nf_tables before the plan was carried out. If only the plan has changed nf_tables since, see stores how nf_tables
-// shows weir's chains.
-func (s state) see(want *lowered, p plan, before uint32) error {
+// rereadUnknown reads the tables again that iptables can't print, and deletes copies of weir's rules. before is the
+// generation of nf_tables before the plan was carried out. If only the plan has changed nf_tables since, rereadUnknown
+// stores how nf_tables shows weir's chains.
+func (d *Driver) rereadUnknown(s state, want *lowered, p plan, before uint32) error {
 	commits := strings.Count(strings.Join(p.restore[:], ""), "COMMIT\n")
 	for _, f := range conf.Families {
 		for name, t := range s.tables[f] {
 			if t.unknown == nil || t.unknown.seen == nil {
 				continue
 			}
-			chains, err := see(f, name)
+			chains, err := see(d.reader, f, name)
 			if err != nil {
 				return err
 			}
-			after, err := generation()
+			after, err := d.reader.Generation()
 			if err != nil {
 				return err
 			}
@@ -221,7 +221,7 @@ func (s state) see(want *lowered, p plan, before uint32) error {
 				}
 			}
 			s.tables[f][name] = table{unknown: u, dormant: t.dormant}
-			if err := deleteCopies(f, name); err != nil {
+			if err := deleteCopies(d.reader, f, name); err != nil {
 				return err
 			}
 		}

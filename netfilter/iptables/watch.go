@@ -1,7 +1,6 @@
 package iptables
 
 import (
-	"context"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -10,12 +9,6 @@ import (
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/nftnl"
 )
-
-func watch(ctx context.Context, heard func(generation uint32, concerned bool)) error {
-	return nftnl.Watch(ctx, concerns, heard)
-}
-
-func generation() (uint32, error) { return nftnl.Generation() }
 
 // concerns reports whether the change is of a table, chain or rule of weir, or of the guard.
 func concerns(c nftnl.Change) bool {
