@@ -13,7 +13,8 @@ const (
 	PodsSet     = ownSet + "pods"
 	NetworksSet = ownSet + "networks"
 	ChainedSet  = ownSet + "chained"
-	// LinksSet has the links that another plugin made for one pod each.
+	// LinksSet has the links that another plugin made for one pod each. With iptables and many such links, further sets
+	// follow, whose names end in a number: weir-links-02 (weir-links6-02 for IPv6).
 	LinksSet = ownSet + "links"
 	// SendersSet has the addresses of the pods on the links of LinksSet, each with the pod's link.
 	SendersSet = ownSet + "senders"
@@ -137,6 +138,8 @@ var hashedSets = []struct {
 	{MergedSets, SetOfMerged},
 	{NumberSets, SetOfNumbers},
 	{TrialSet + "-", SetOfTrials},
+	{LinksSet + "-", SetOfLinks},
+	{LinksSet + "6-", SetOfLinks},
 }
 
 // KindOfSet returns the purpose of the set with this name, of either family.

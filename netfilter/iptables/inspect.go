@@ -56,8 +56,10 @@ func (d *Driver) Inspect(
 	var missing map[string]bool
 	held.Ruleset, missing, err = k.heldBy(want, packets)
 	for _, s := range want.Sets {
-		if missing[s.Name] {
-			held.Wrong = append(held.Wrong, fmt.Sprintf("the set %s is missing", s.Name))
+		for _, part := range partsOf(s) {
+			if missing[part.Name] {
+				held.Wrong = append(held.Wrong, fmt.Sprintf("the set %s is missing", part.Name))
+			}
 		}
 	}
 	return held, err
@@ -145,8 +147,12 @@ func (k inspected) heldBy(want ruleset.Ruleset, packets []ruleset.Packet) (rules
 			if has {
 				entries[i] = append(entries[i], ruleset.Entry{Element: e})
 			}
-			if !known {
-				questions = append(questions, ipset.Question{Set: s.Name, Entry: entryOf(ruleset.Entry{Element: e}, s.Name)})
+			for _, part := range partsOf(s) {
+				if known {
+					continue
+				}
+				entry := entryOf(ruleset.Entry{Element: e}, part.Name)
+				questions = append(questions, ipset.Question{Set: part.Name, Entry: entry})
 				at = append(at, i)
 			}
 		}

@@ -79,25 +79,17 @@ func (m *lowering) lower(r ruleset.Ruleset, n numbers) *lowered {
 	m.sets, m.chains = make([]loweredSet, 0, len(r.Sets)), make(map[chainKey]loweredChain, len(r.Chains))
 	l.sets = make([]ruleset.Set, 0, len(r.Sets))
 	m.members = map[string]loweredMembers{}
-	classSets := map[string]ruleset.Set{}
+	classSets, inParts := map[string]ruleset.Set{}, divided{}
 	for _, s := range r.Sets {
 		if n[s.Family] != nil && s.Role == ruleset.Members {
 			classSets[s.Name] = s
 			continue
 		}
-		for len(last.sets) > 0 && last.sets[0].name < s.Name {
-			last.sets = last.sets[1:]
+		all := partsOf(s)
+		inParts.add(s, all)
+		for _, s := range all {
+			l.addSet(m, &last, s)
 		}
-		var done loweredSet
-		if len(last.sets) > 0 && last.sets[0].name == s.Name {
-			done = last.sets[0]
-		}
-		done = done.next(s)
-		if m.sets = append(m.sets, done); done.whole {
-			l.whole[s.Name] = true
-		}
-		s.Entries = done.to
-		l.sets = append(l.sets, s)
 	}
 	for _, c := range r.Chains {
 		var classes []class
@@ -107,7 +99,7 @@ func (m *lowering) lower(r ruleset.Ruleset, n numbers) *lowered {
 			l.classes[l.sets[len(l.sets)-1].Name] = classes
 		}
 		key := chainKey{c.Family, c.Name}
-		at := lowerChain(c, classes, n[c.Family], last.chains[key])
+		at := lowerChain(c, classes, n[c.Family], inParts, last.chains[key])
 		m.chains[key] = at
 		if c.Hook != "" {
 			p := places[c.Hook]
@@ -131,6 +123,24 @@ func (m *lowering) lower(r ruleset.Ruleset, n numbers) *lowered {
 	return l
 }
 
+// addSet lowers a set. The sets must come in the order of their names. It removes the sets before s from the list
+// last.sets.
+func (l *lowered) addSet(m, last *lowering, s ruleset.Set) {
+	for len(last.sets) > 0 && last.sets[0].name < s.Name {
+		last.sets = last.sets[1:]
+	}
+	var done loweredSet
+	if len(last.sets) > 0 && last.sets[0].name == s.Name {
+		done = last.sets[0]
+	}
+	done = done.next(s)
+	if m.sets = append(m.sets, done); done.whole {
+		l.whole[s.Name] = true
+	}
+	s.Entries = done.to
+	l.sets = append(l.sets, s)
+}
+
 func (m *lowering) set(s ruleset.Set) loweredSet {
 	byName := func(l loweredSet, name string) int { return cmp.Compare(l.name, name) }
 	i, ok := slices.BinarySearchFunc(m.sets, s.Name, byName)
@@ -145,24 +155,28 @@ type loweredChain struct {
 	rules   []ruleset.Rule
 	numbers *numbering // the numbers of classes, if this is a dispatch chain; otherwise nil
 	around  bool       // true if the family has numbers of classes
+	parts   int        // how many parts of divided sets the rules look up
 	chains  []chain
 }
 
-func lowerChain(c ruleset.Chain, classes []class, numbers map[string]*numbering, before loweredChain) loweredChain {
+func lowerChain(
+	c ruleset.Chain, classes []class, numbers map[string]*numbering, inParts divided, before loweredChain,
+) loweredChain {
 	table := checks
 	if c.Hook != "" {
 		table = places[c.Hook].table
 	}
-	now := loweredChain{c.Rules, numbers[c.Name], numbers != nil, nil}
+	now := loweredChain{c.Rules, numbers[c.Name], numbers != nil, inParts.usedBy(c.Rules), nil}
 	if len(before.chains) > 0 && before.chains[0].table == table && before.numbers == now.numbers &&
-		before.around == now.around && slices.EqualFunc(before.rules, c.Rules, ruleset.Rule.Equal) {
+		before.around == now.around && before.parts == now.parts &&
+		slices.EqualFunc(before.rules, c.Rules, ruleset.Rule.Equal) {
 		return before
 	}
 	if now.numbers != nil {
 		now.chains = lowerDispatch(dispatches[c.Name], c, classes, now.numbers)
 		return now
 	}
-	one := func(rule ruleset.Rule) []string {
+	one := func(rule ruleset.Rule) (lines []string) {
 		switch {
 		case rule.Track == ruleset.Established || c.Hook == ruleset.AcceptForwarded && len(rule.Sets) == 0:
 			// The rule has no comment, because the kernel takes time to skip a comment, and nearly every packet meets
@@ -171,7 +185,10 @@ func lowerChain(c ruleset.Chain, classes []class, numbers map[string]*numbering,
 		case c.Hook == ruleset.AcceptForwarded:
 			rule.Comment = "weir: judged in the " + checks + " table"
 		}
-		return lowerRule(rule, c.Family)
+		for _, r := range inParts.rules(rule) {
+			lines = append(lines, lowerRule(r, c.Family)...)
+		}
+		return lines
 	}
 	at := chain{family: c.Family, table: table, name: c.Name, rules: c.Rules, dispatch: c.Dispatch()}
 	if numbers != nil {

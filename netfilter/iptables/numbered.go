@@ -107,11 +107,13 @@ func (d *Driver) Sets(r ruleset.Ruleset) (all []netfilter.KernelSet) {
 		if byNumber(s) {
 			continue
 		}
-		n := s.Entries.Len()
-		if hasAll(s) {
-			n = loweredSet{}.next(s).to.Len()
+		for _, s := range partsOf(s) {
+			n := s.Entries.Len()
+			if hasAll(s) {
+				n = loweredSet{}.next(s).to.Len()
+			}
+			all = append(all, netfilter.KernelSet{Name: s.Name, Type: setType(s.Kind), Entries: n})
 		}
-		all = append(all, netfilter.KernelSet{Name: s.Name, Type: setType(s.Kind), Entries: n})
 	}
 	return all
 }
