@@ -49,7 +49,7 @@ func TestAround(t *testing.T) {
 				wouldDrop += len(want.WouldDrop())
 			}
 			was = now
-			next := policytest.Step(r, now)
+			next := policytest.Step(r, now, policy.Compile)
 			next.Node = now.Node
 			now = next
 		}

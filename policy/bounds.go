@@ -27,8 +27,14 @@ const (
 	maxProblems  = 50
 )
 
-// maxBulk is the largest bulk of a policy that is parsed at once. Larger policies wait for NextUnparsed.
-var maxBulk = 1 << 6
+// limits limit how much the policies of a node need. Tests have lower limits, which random clusters can exceed.
+type limits struct {
+	node       amount // what all policies of the node may need together
+	setEntries int    // entries of one set
+	bulk       int    // the largest bulk of a policy that is parsed at once; larger policies wait for NextUnparsed
+}
+
+var usualLimits = limits{amount{maxNodeRules, maxNodeSets, maxNodeEntries}, conf.MaxSetEntries, 1 << 6}
 
 // bulk estimates how long it takes to parse a policy. It counts peers, ports and excepts, and with less weight
 // selectors.

@@ -12,9 +12,11 @@ import (
 
 // Compile returns the ruleset that the kernel should have for the state. It is the specification of what weir enforces:
 // an Engine returns the same ruleset.
-func Compile(state State) ruleset.Ruleset {
+func Compile(state State) ruleset.Ruleset { return usualLimits.compile(state) }
+
+func (l limits) compile(state State) ruleset.Ruleset {
 	policies, cluster := parseAll(state.Policies), index(state)
-	c := newCompiler(cluster)
+	c := newCompiler(cluster, l)
 	c.refused = state.Refused
 	c.setCommon(common{
 		families:  familiesOf(state.Endpoints, newPlaces(state).nodes[state.Node]),
@@ -69,6 +71,7 @@ type namedPort struct {
 //	setRefused   the kernel refuses something else; compile then computes everything
 type compiler struct {
 	find      finder
+	limits    limits
 	refused   ruleset.Refused
 	parts     map[string]*part // by namespace
 	common    common
@@ -94,9 +97,10 @@ type compiler struct {
 	openStated bool // true if some of problems are about pods that no policy isolates
 }
 
-func newCompiler(find finder) *compiler {
+func newCompiler(find finder, l limits) *compiler {
 	return &compiler{
-		find: find, parts: map[string]*part{}, supplies: map[string]*supply{}, fit: true, uncounted: map[*supply]bool{},
+		find: find, limits: l, fit: true,
+		parts: map[string]*part{}, supplies: map[string]*supply{}, uncounted: map[*supply]bool{},
 		sets: ordered.NewList(func(s *ruleset.Set) string { return s.Name }, cmp.Compare[string]),
 		work: work{counting: unlimited, making: unlimited},
 		chains: ordered.NewList(

@@ -103,7 +103,7 @@ func (s *space) each() func(func(*crowd) bool) {
 	}
 }
 
-// setPolicies replaces the policies of this name. Policies larger than maxBulk aren't parsed yet: see NextUnparsed.
+// setPolicies replaces the policies of this name. Policies larger than limits.bulk aren't parsed yet: see NextUnparsed.
 func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) {
 	s, full := e.space(name.Namespace), name.Namespace+"/"+name.Name
 	local := e.isLocal(s.name)
@@ -111,7 +111,7 @@ func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) 
 	var kept []keptPolicy
 	delete(e.unparsed, name)
 	for _, np := range policies {
-		if kept = append(kept, keptPolicy{NetworkPolicy: np}); bulk(np) > maxBulk {
+		if kept = append(kept, keptPolicy{NetworkPolicy: np}); bulk(np) > e.compiler.limits.bulk {
 			e.unparsed[name] += parseEffort(np)
 			continue
 		}
@@ -144,7 +144,7 @@ func (e *Engine) policiesIn(namespace string) []parsedPolicy {
 			np := &policies[i]
 			if np.parsed == nil {
 				var p parsedPolicy
-				if name := (Name{np.Namespace, np.Name}); bulk(np.NetworkPolicy) > maxBulk {
+				if name := (Name{np.Namespace, np.Name}); bulk(np.NetworkPolicy) > e.compiler.limits.bulk {
 					p = parseHead(np.NetworkPolicy)
 					e.unparsed[name] += parseEffort(np.NetworkPolicy)
 				} else {

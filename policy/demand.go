@@ -85,7 +85,7 @@ func isolations(groups [len(sides)][]*group) (all []*isolation) {
 // demand adds the demands of the policies that isolate the groups' pods. If the demands need more rules or sets than a
 // whole node has room for, it refuses the rest of the policies.
 func (b *builder) demand() {
-	room := nodeRoom()
+	room := b.limits.node
 	b.stamp++
 	for _, i := range isolations(b.groups) {
 		refused := b.rules > room.rules || float64(len(b.wants)) > room.sets

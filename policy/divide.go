@@ -97,7 +97,7 @@ func (p *part) keep(granted []*demand) {
 // next reports whether the tenant has a next demand for which there is room, and computes t.afterwards. known is
 // false if the work is spent before the answer is known. Then the next call continues.
 func (c *compiler) next(r *dividing, t *tenant) (going, known bool) {
-	room := nodeRoom()
+	room := c.limits.node
 	if c.parts[t.namespace] != t.part { // another division will decide
 		t.demands = nil
 	}

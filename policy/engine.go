@@ -76,7 +76,7 @@ func NewEngine(node string) *Engine {
 		addresses: newAddressBook(), selectors: newSelectorIndex(), moving: newMoving(),
 	}
 	e.places = newPlaces(State{Node: node})
-	e.compiler = newCompiler(e)
+	e.compiler = newCompiler(e, usualLimits)
 	return e
 }
 

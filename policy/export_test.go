@@ -10,14 +10,16 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// SmallRoom replaces the limits by lower ones, which random clusters can exceed. The function restore sets the old
-// limits again.
-func SmallRoom(rules, sets, entries float64, inSet int) (restore func()) {
-	room, most, many := nodeRoom, maxSetEntries, maxBulk
-	maxBulk = inSet % 4
-	nodeRoom, maxSetEntries = func() amount { return amount{rules, sets, entries} }, inSet
-	return func() { nodeRoom, maxSetEntries, maxBulk = room, most, many }
+type Limits limits
+
+// LimitsOf returns limits for a node's policies and for a set. They can be so low that random clusters exceed them.
+func LimitsOf(rules, sets, entries float64, inSet int) Limits {
+	return Limits{amount{rules, sets, entries}, inSet, inSet % 4}
 }
+
+func (l Limits) Compile(s State) ruleset.Ruleset { return limits(l).compile(s) }
+
+func (e *Engine) SetLimits(l Limits) { e.compiler.limits = limits(l) }
 
 const SliceWork, SmallWork = slice, small
 

@@ -352,8 +352,7 @@ func TestAbandonedSetsAreForgotten(t *testing.T) {
 	e, all := city(300)
 	e.Apply(all)
 	e.Ruleset()
-	// MaxPiece is 1 now, so a set with more entries is computed in pieces.
-	defer policy.SmallRoom(1<<15, 1<<13, 1<<20, 7)()
+	e.SetLimits(policy.LimitsOf(1<<15, 1<<13, 1<<20, 7))
 	peers := func(first, n int) *policy.Delta {
 		d := policy.NewDelta()
 		for i := range n {

@@ -6,8 +6,6 @@ import (
 	"maps"
 	"math"
 	"slices"
-
-	"github.com/weir-net/weir/conf"
 )
 
 type amount struct{ rules, sets, entries float64 }
@@ -23,10 +21,6 @@ func (a amount) within(room amount) bool {
 func (a amount) share(room amount) float64 {
 	return max(a.rules/room.rules, a.sets/room.sets, a.entries/room.entries)
 }
-
-var nodeRoom = func() amount { return amount{maxNodeRules, maxNodeSets, maxNodeEntries} }
-
-var maxSetEntries = conf.MaxSetEntries
 
 var noRoom = fmt.Sprintf("there is no room for it on this node: the policies of its pods "+
 	"would be more than %d rules of the kernel's, "+
@@ -80,7 +74,7 @@ func (c *compiler) uncertain() bool {
 }
 
 func (c *compiler) fits() bool {
-	room, waiting := nodeRoom(), map[string]float64{}
+	room, waiting := c.limits.node, map[string]float64{}
 	if !c.wanted.within(room) { // the rest of the sets, which may be many, needn't be counted
 		return false
 	}
@@ -164,7 +158,7 @@ func (c *compiler) divide() {
 	for _, s := range was.modest {
 		was.stale = was.stale || s.modest != now.number && c.isGreedy(s, was)
 	}
-	now.left = nodeRoom().without(taken)
+	now.left = c.limits.node.without(taken)
 	for p := range modest {
 		if p.fresh || c.undecided || was.greedy == nil || was.greedy[p] {
 			c.grantAll(p)
@@ -190,7 +184,7 @@ func (a amount) without(taken amount) amount {
 // modest returns the namespaces that need at most 1/n of the node, where n is the number of namespaces with demands. If
 // k of these namespaces need the same set, 1/k of it counts for each.
 func (c *compiler) modest() map[*part]bool {
-	room, n := nodeRoom(), 0
+	room, n := c.limits.node, 0
 	for _, p := range c.parts {
 		if len(p.demands) > 0 {
 			n++

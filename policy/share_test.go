@@ -18,10 +18,7 @@ type wish struct {
 }
 
 func granted(room amount, wishes []wish) []bool {
-	most := nodeRoom
-	nodeRoom = func() amount { return room }
-	defer func() { nodeRoom = most }()
-	c := newCompiler(sizes{})
+	c := newCompiler(sizes{}, limits{node: room, setEntries: conf.MaxSetEntries})
 	var all []*demand
 	for _, w := range wishes {
 		p := c.parts[w.namespace]

@@ -67,7 +67,7 @@ func (c *compiler) count(p *part, s *supply) (why string, ok bool) {
 	}
 	s.counted = true
 	delete(c.uncounted, s)
-	s.resize(c.sizeOf(s))
+	c.resize(s, c.sizeOf(s))
 	c.wanted.entries += s.entries
 	return s.why, true
 }
@@ -84,10 +84,10 @@ func (c *compiler) sizeOf(s *supply) int {
 	return s.blocks.Len()
 }
 
-func (s *supply) resize(n int) {
-	if s.size, s.entries, s.why = n, float64(roughly(n)), ""; n > maxSetEntries {
+func (c *compiler) resize(s *supply, n int) {
+	if s.size, s.entries, s.why = n, float64(roughly(n)), ""; n > c.limits.setEntries {
 		s.entries = 0
-		s.why = fmt.Sprintf("matches %d addresses, and a set can have %d; it allows nothing", n, maxSetEntries)
+		s.why = fmt.Sprintf("matches %d addresses, and a set can have %d; it allows nothing", n, c.limits.setEntries)
 	}
 }
 
@@ -97,9 +97,9 @@ func (c *compiler) resized(name string, n int) bool {
 		return false
 	}
 	entries, why := s.entries, s.why
-	s.resize(n)
+	c.resize(s, n)
 	c.wanted.entries += s.entries - entries
-	if s.why == why && (s.entries == entries || c.fit && c.wanted.within(nodeRoom())) {
+	if s.why == why && (s.entries == entries || c.fit && c.wanted.within(c.limits.node)) {
 		return false
 	}
 	c.undecided = true

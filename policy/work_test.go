@@ -100,9 +100,8 @@ func TestSmallNamespacesComeFirst(t *testing.T) {
 
 // TestLargeSetsEnd: a set becomes complete even if its rounded size exceeds its size by more than a slice.
 func TestLargeSetsEnd(t *testing.T) {
-	// MaxPiece is 1 now, so a set with more entries is made in pieces.
-	defer policy.SmallRoom(1<<15, 1<<13, 1<<20, 1003)()
 	e, all := city(200) // 200 is rounded up to 208
+	e.SetLimits(policy.LimitsOf(1<<15, 1<<13, 1<<20, 1003))
 	e.Apply(all)
 	e.Ruleset()
 	e.Apply(policies(hostilePolicy(1, 0, 1, func(int) networkingv1.NetworkPolicyPeer {

@@ -14,8 +14,8 @@ import (
 )
 
 // Step returns the state after a random event: objects or attachments change, or what the kernel refuses. Some events
-// change several things at once.
-func Step(r *rand.Rand, old policy.State) policy.State {
+// change several things at once. The kernel refuses sets, and entries of them, that the function compile returns.
+func Step(r *rand.Rand, old policy.State, compile func(policy.State) ruleset.Ruleset) policy.State {
 	s := old
 	s.Namespaces, s.Pods = slices.Clone(old.Namespaces), slices.Clone(old.Pods)
 	s.Policies, s.Endpoints = slices.Clone(old.Policies), slices.Clone(old.Endpoints)
@@ -71,7 +71,7 @@ func Step(r *rand.Rand, old policy.State) policy.State {
 	case 13:
 		s.Workloads = workloads(r)
 	case 14:
-		s.Refused = refusals(r, s)
+		s.Refused = refusals(r, s, compile)
 	case 15:
 		s.Policies = append(s.Policies, Policy(r, 10+r.IntN(10)))
 	}
@@ -142,7 +142,7 @@ func workloads(r *rand.Rand) (all []policy.Workload) {
 	return all
 }
 
-func refusals(r *rand.Rand, s policy.State) ruleset.Refused {
+func refusals(r *rand.Rand, s policy.State, compile func(policy.State) ruleset.Ruleset) ruleset.Refused {
 	if r.IntN(2) == 0 {
 		return nil
 	}
@@ -150,7 +150,7 @@ func refusals(r *rand.Rand, s policy.State) ruleset.Refused {
 	if refused == nil {
 		refused = ruleset.Refused{}
 	}
-	for _, set := range policy.Compile(s).Sets {
+	for _, set := range compile(s).Sets {
 		if !set.Opens || r.IntN(3) > 0 {
 			continue
 		}

@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"testing"
 
+	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
@@ -16,7 +17,7 @@ func TestTermsAreTheVerdict(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 13))
 		s := policytest.State(r)
 		for range r.IntN(4) { // makes states in which pods have the same address or name
-			s = policytest.Step(r, s)
+			s = policytest.Step(r, s, policy.Compile)
 		}
 		e := verdict.New(s)
 		for _, p := range policytest.Probes(r, s, 2) {
