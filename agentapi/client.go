@@ -74,6 +74,7 @@ func Ask(ctx context.Context, method, path string, body []byte) (*Question, erro
 		return nil, fmt.Errorf("%w: %w", ErrNoAgent, err)
 	}
 	q := &Question{what: method + " " + path, ctx: ctx, conn: conn}
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })() // an agent may not read
 	head := fmt.Sprintf("%s HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", q.what, len(body))
 	if _, err := conn.Write(append([]byte(head), body...)); err != nil {
 		return nil, errors.Join(q.failed(err), conn.Close())

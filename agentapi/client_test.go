@@ -43,6 +43,36 @@ func listen(t *testing.T, h http.HandlerFunc) (closeIt func()) {
 	}
 }
 
+// TestAskNoReader: a question ends with its context, even if it is large and the agent doesn't read it.
+func TestAskNoReader(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	if err := os.MkdirAll(endpoint.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() {
+		_, err := Ask(ctx, "POST", ExplainPath, make([]byte, 8<<20))
+		done <- err
+	}()
+	select {
+	case err := <-done:
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("got %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the question outlives its context")
+	}
+}
+
 func TestEnrol(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
