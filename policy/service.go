@@ -69,6 +69,9 @@ type ServiceEndpoint struct {
 	Node string `json:",omitempty"`
 	// Ready is true if packets to the Service can go to the address.
 	Ready bool
+	// Ending is true if the address isn't ready because its pod is ending, and still serves. kube-proxy uses such
+	// addresses if it can use no ready one.
+	Ending bool `json:",omitempty"`
 	// Ports has the Service's ports by name, with their numbers at this address.
 	Ports []NamedPort
 }

@@ -52,6 +52,12 @@ func TestExplainServices(t *testing.T) {
 		"shop/picky node/n2:30444", // picky's egress policy allows db, and not node n2
 		"shop/web 10.9.0.1:30444",  // kube-proxy on web's own node translates the nodePort before weir checks the packet
 		"node/n1 node/n2:30444",
+		"shop/web node/n2:8080",   // the same with a hostPort: web's node sends the packet under its own address
+		"shop/picky node/n2:8080", // picky's egress policy decides on node n2
+		"shop/db node/n2:8080",    // the client is on the node with the hostPort
+		"node/n1 node/n2:8080",
+		"shop/host shop/front:22",     // host uses the network of n1, which sends through the tunnel under another address
+		"shop/host 203.0.113.9:22",    // the tunnel leads to pods only
 		"shop/floating node/n2:30444", // it is unknown on which node the pod is
 		"shop/web svc/shop/local",     // the sender's node has no endpoint
 		"node/n2 svc/shop/local",

@@ -4,6 +4,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/weir-net/weir/policy"
@@ -109,6 +110,54 @@ func TestConcerns(t *testing.T) {
 			if err != nil || got.Paths[0].Result != want.Paths[0].Result {
 				t.Fatalf("seed %d: %+v: %v\ngot  %+v\nwant %+v", seed, p, err, got, want)
 			}
+		}
+	}
+}
+
+// TestEndingEndpoints: kube-proxy uses endpoints that are ending and still serve if no endpoint is ready. With a
+// traffic policy Local, only endpoints of the receiving node count. DNS has no such endpoints.
+func TestEndingEndpoints(t *testing.T) {
+	at := func(a, node string, ready, ending bool) policy.ServiceEndpoint {
+		return policy.ServiceEndpoint{
+			Address: netip.MustParseAddr(a), Node: node, Ready: ready, Ending: ending,
+			Ports: []policy.NamedPort{{Proto: ruleset.TCP, Number: 8080}},
+		}
+	}
+	ended, ending, ready := at("10.0.1.1", "n1", false, false), at("10.0.1.2", "n1", false, true), at("10.0.2.2", "n2", true, false)
+	for _, tc := range []struct {
+		endpoints       []policy.ServiceEndpoint
+		local, headless bool
+		want            string
+	}{
+		{[]policy.ServiceEndpoint{ended}, false, false, ""},
+		{[]policy.ServiceEndpoint{ended, ending}, false, false, "10.0.1.2"},
+		{[]policy.ServiceEndpoint{ending, ready}, false, false, "10.0.2.2"},
+		{[]policy.ServiceEndpoint{ending, ready}, true, false, "10.0.1.2"},
+		{[]policy.ServiceEndpoint{ending, ready}, false, true, "10.0.2.2"},
+		{[]policy.ServiceEndpoint{ending}, false, true, ""},
+	} {
+		c := Cluster{Services: []policy.Service{{
+			Namespace: "ns-1", Name: "web", InternalLocal: tc.local, Headless: tc.headless, Endpoints: tc.endpoints,
+			Ports: []policy.ServicePort{{Proto: ruleset.TCP, Port: 80}},
+		}}}
+		c.Nodes = []policy.Node{{Name: "n1", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.1.0/24")}}}
+		c.Pods = []policy.Pod{{
+			Namespace: "ns-1", Name: "client", NodeName: "n1", Addresses: []netip.Addr{netip.MustParseAddr("10.0.1.9")},
+		}}
+		q, err := Parse("ns-1/client", "svc/ns-1/web:80", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := Explain(c, q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, p := range e.Paths {
+			got = append(append(got, p.To.Address.String()), p.Alike...)
+		}
+		if strings.Join(got, " ") != tc.want {
+			t.Errorf("%+v: got %q, want %q; notes %q", tc, got, tc.want, e.Notes)
 		}
 	}
 }

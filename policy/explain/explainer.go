@@ -44,7 +44,7 @@ func Explain(c Cluster, q Query) (Explanation, error) {
 		return Explanation{}, inputError("%s: a Service sends nothing itself; name one of its pods", from)
 	}
 	x.Query.From, x.Query.To = from, to
-	sources, err := c.places(from)
+	sources, err := c.senders(from)
 	if err != nil {
 		return Explanation{}, err
 	}
@@ -61,6 +61,9 @@ func Explain(c Cluster, q Query) (Explanation, error) {
 		x.note("port %d of node %s is a hostPort of %s/%s: portmap translates it to the pod's port %d before weir checks "+
 			"the packet", h.Port, pod.NodeName, pod.Namespace, pod.Name, h.Target)
 		to, q.Port = Ref{Kind: EndPod, Namespace: pod.Namespace, Name: pod.Name}, Port{Number: h.Target, Proto: h.Proto}
+		if in.node = pod.NodeName; in.foreign() && !in.outside {
+			sources = x.toHostPort(in, sources, to)
+		}
 	}
 	targets, err := x.targets(to, q.Port, in)
 	if err != nil {
@@ -91,6 +94,7 @@ type target struct {
 	through string
 	notes   []string
 	on      string // the node of a Service's endpoint, if known
+	ending  bool   // true for an endpoint that kube-proxy uses only if it can use no ready one
 }
 
 func (x *explainer) connect(sources []Place, targets []target, in entrance) {
@@ -105,8 +109,7 @@ func (x *explainer) connect(sources []Place, targets []target, in entrance) {
 	for _, f := range conf.Families {
 		for _, s := range sources {
 			for _, t := range targets {
-				within := s.isTunnel && s.Node == t.Node // a node doesn't use the tunnel to its own pods
-				if conf.FamilyOf(s.Address) == f && conf.FamilyOf(t.Address) == f && !within && in.passes(s, t) {
+				if conf.FamilyOf(s.Address) == f && conf.FamilyOf(t.Address) == f && s.uses(t.Place) && in.passes(s, t) {
 					x.add(x.path(s, t))
 				}
 			}
@@ -115,6 +118,12 @@ func (x *explainer) connect(sources []Place, targets []target, in entrance) {
 	if len(x.Paths) == 0 && len(sources) > 0 && len(targets) > 0 {
 		x.Notes = append(x.Notes, fmt.Sprintf("%s and %s have no address of the same family", x.Query.From, x.Query.To))
 	}
+}
+
+// uses reports whether packets to t can have the address as their source. Only packets to pods of other nodes travel
+// through the tunnel.
+func (p Place) uses(t Place) bool {
+	return !p.isTunnel || t.Pod != "" && !t.HostNetwork && t.Node != p.Node
 }
 
 func (x *explainer) add(p Path) {

@@ -186,7 +186,8 @@ func (x *explainer) throughNode(s *policy.Service, in entrance, sources []Place)
 		isPod := from.Pod != "" && !from.HostNetwork
 		switch {
 		case isPod && in.foreign():
-			seen = append(seen, x.fromOtherNode(s, in, from)...)
+			kubeProxy := door{"kube-proxy", "nodePort", "the pods of svc/" + s.String()}
+			seen = append(seen, x.fromOtherNode(kubeProxy, in, from)...)
 		case isPod && !s.Local && x.hasOthers(s, in):
 			x.note("kube-proxy on node %s sends connections to its nodePorts under an address of the node if the pod is on "+
 				"another node (externalTrafficPolicy: Cluster). The ingress policies of that pod then decide on the node's "+
@@ -208,10 +209,28 @@ func (x *explainer) throughNode(s *policy.Service, in entrance, sources []Place)
 
 // hasOthers reports whether a ready endpoint of the Service is on another node than the one with the nodePort.
 func (x *explainer) hasOthers(s *policy.Service, in entrance) bool {
-	return slices.ContainsFunc(x.behind(s), func(b behind) bool { return b.on != in.node })
+	return slices.ContainsFunc(x.behind(s), func(b behind) bool { return !b.ending && b.on != in.node })
 }
 
-func (x *explainer) fromOtherNode(s *policy.Service, in entrance, from Place) []Place {
+// toHostPort is for connections from other nodes of the cluster to a node's hostPort. It returns the places that the
+// pod with the hostPort can see as the sender. If a pod is the sender, toHostPort adds the paths to the node itself.
+func (x *explainer) toHostPort(in entrance, sources []Place, pod Ref) (seen []Place) {
+	for _, from := range sources {
+		switch {
+		case in.address.IsValid() && conf.FamilyOf(in.address) != conf.FamilyOf(from.Address), from.isTunnel:
+		case from.Pod != "" && !from.HostNetwork:
+			seen = append(seen, x.fromOtherNode(door{"portmap", "hostPort", pod.String()}, in, from)...)
+		default:
+			seen = append(seen, from)
+		}
+	}
+	return seen
+}
+
+// door is a port of a node that leads to pods.
+type door struct{ by, kind, to string }
+
+func (x *explainer) fromOtherNode(to door, in entrance, from Place) []Place {
 	at := func(node string) []Place {
 		all, err := x.places(Ref{Kind: EndNode, Name: node})
 		if err != nil {
@@ -227,18 +246,18 @@ func (x *explainer) fromOtherNode(s *policy.Service, in entrance, from Place) []
 	if len(receivers) == 0 {
 		return nil
 	}
-	to := target{Place: receivers[0], proto: x.Query.Port.Proto, port: x.Query.Port.Number}
-	x.connect([]Place{from}, []target{to}, entrance{})
-	x.note("kube-proxy on the node of %s doesn't translate the nodePort of another node: the egress policies of %s "+
-		"decide on port %d of node %s, and the ingress policies of the pods of svc/%s decide on what node %s passes on",
-		from.Pod, from.Pod, to.port, in.node, s, in.node)
-	if !x.masqueraded(&Path{From: from, To: to.Place}) {
+	node := target{Place: receivers[0], proto: x.Query.Port.Proto, port: x.Query.Port.Number}
+	x.connect([]Place{from}, []target{node}, entrance{})
+	x.note("%s on the node of %s doesn't translate the %s of another node: the egress policies of %s decide on port %d of "+
+		"node %s, and the ingress policies of %s decide on what node %s passes on",
+		to.by, from.Pod, to.kind, from.Pod, node.port, in.node, to.to, in.node)
+	if !x.masqueraded(&Path{From: from, To: node.Place}) {
 		return []Place{from}
 	}
 	senders, what := at(in.sender), "node "+in.sender
 	if len(senders) == 0 {
 		x.note("weir masquerades packets from pods to nodes, and it is unknown which address the node of %s has. So the "+
-			"answer for the ingress policies of the pods of svc/%s is about another node", from.Pod, s)
+			"answer for the ingress policies of %s is about another node", from.Pod, to.to)
 		what = "stands for the unknown node of " + from.Pod
 		if i := slices.IndexFunc(x.Nodes, func(n policy.Node) bool { return n.Name != in.node }); i >= 0 {
 			senders = at(x.Nodes[i].Name)

@@ -179,6 +179,26 @@ func (c *Cluster) pods(namespace, name string) (all []*policy.Pod) {
 	return all
 }
 
+// senders returns the addresses from which the end sends. A pod that uses its node's network sends as its node does.
+func (c *Cluster) senders(r Ref) ([]Place, error) {
+	all, err := c.places(r)
+	if err != nil || r.Kind != EndPod || !all[0].HostNetwork {
+		return all, err
+	}
+	node, err := c.nodePlaces(all[0].Node)
+	if err != nil {
+		return all, nil //nolint:nilerr // the Node is unknown, and the pod's own addresses aren't
+	}
+	for _, p := range node {
+		if p.isTunnel {
+			p.Pod, p.HostNetwork = all[0].Pod, true
+			p.What = "under which its node " + p.Node + " sends through the tunnel"
+			all = append(all, p)
+		}
+	}
+	return all, nil
+}
+
 func (c *Cluster) places(r Ref) ([]Place, error) {
 	switch r.Kind {
 	case EndAddress:

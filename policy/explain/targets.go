@@ -92,7 +92,7 @@ func (x *explainer) serviceTargets(to Ref, port Port, in entrance) ([]target, er
 		if len(ready) == 0 {
 			x.note("%s", x.noEndpoints(s, p))
 		}
-		ready = x.onReceiver(s, in, x.inFamilies(s, in, ready))
+		ready = x.best(s, p, x.onReceiver(s, in, x.inFamilies(s, in, ready)))
 		if more := len(ready) - maxPaths; more > 0 {
 			x.note("%s has %d more endpoints, which are left out", to, more)
 			ready = ready[:maxPaths]
@@ -100,6 +100,17 @@ func (x *explainer) serviceTargets(to Ref, port Port, in entrance) ([]target, er
 		all = append(all, ready...)
 	}
 	return all, nil
+}
+
+// best returns the endpoints that are ready. If none is ready, it returns those that are ending and still serve.
+func (x *explainer) best(s *policy.Service, p policy.ServicePort, all []target) []target {
+	ready := slices.DeleteFunc(slices.Clone(all), func(t target) bool { return t.ending })
+	if len(ready) > 0 || len(all) == 0 {
+		return ready
+	}
+	x.note("svc/%s port %d has no ready endpoint that fits, so kube-proxy uses those that are ending and still serve", s,
+		p.Port)
+	return all
 }
 
 // portsOf returns the Service's ports that the query names, or all ports if it names none.
@@ -130,20 +141,21 @@ func portForm(p Port) string {
 	return number + "/" + strings.ToUpper(string(p.Proto))
 }
 
-// behind is a ready endpoint of a Service, with its node.
+// behind is an endpoint of a Service to which packets can go, with its node.
 type behind struct {
 	Place
 	on     string
+	ending bool
 	number func(policy.ServicePort) (uint16, bool)
 }
 
 func (x *explainer) behind(s *policy.Service) (all []behind) {
 	for _, e := range s.Endpoints {
-		if !e.Ready {
+		if !e.Ready && (!e.Ending || s.Headless) {
 			continue
 		}
 		place := x.placeOf(e.Address)
-		all = append(all, behind{place, or(e.Node, place.Node), func(p policy.ServicePort) (uint16, bool) {
+		all = append(all, behind{place, or(e.Node, place.Node), e.Ending, func(p policy.ServicePort) (uint16, bool) {
 			i := slices.IndexFunc(e.Ports, func(n policy.NamedPort) bool { return n.Name == p.Name && n.Proto == p.Proto })
 			if i < 0 {
 				return 0, false
@@ -163,7 +175,8 @@ func (x *explainer) behind(s *policy.Service) (all []behind) {
 			continue
 		}
 		for _, place := range places {
-			all = append(all, behind{place, place.Node, func(p policy.ServicePort) (uint16, bool) { return targetNumber(o, p) }})
+			number := func(p policy.ServicePort) (uint16, bool) { return targetNumber(o, p) }
+			all = append(all, behind{Place: place, on: place.Node, number: number})
 		}
 	}
 	return all
@@ -176,7 +189,8 @@ func (x *explainer) endpoints(s *policy.Service, p policy.ServicePort, byName bo
 	seen := map[netip.Addr]bool{}
 	for _, b := range x.behind(s) {
 		number, ok := b.number(p)
-		t := target{Place: b.Place, on: b.on, proto: p.Proto, port: number, through: fmt.Sprintf("svc/%s port %d", s, p.Port)}
+		t := target{Place: b.Place, on: b.on, ending: b.ending, proto: p.Proto, port: number}
+		t.through = fmt.Sprintf("svc/%s port %d", s, p.Port)
 		switch {
 		case s.Headless:
 			if seen[b.Address] || byName && !ok {

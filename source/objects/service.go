@@ -77,7 +77,7 @@ func families(stated []corev1.IPFamily, clusterIPs []netip.Addr) (all []conf.Fam
 }
 
 // AddSlice adds the endpoints of an EndpointSlice to the Service. As the API says, an endpoint without the condition
-// ready is ready.
+// ready is ready, and one without the condition serving serves.
 func AddSlice(s *policy.Service, o *discoveryv1.EndpointSlice) {
 	if s.Endpoints == nil {
 		s.Endpoints = []policy.ServiceEndpoint{}
@@ -97,15 +97,25 @@ func AddSlice(s *policy.Service, o *discoveryv1.EndpointSlice) {
 		ports = append(ports, port)
 	}
 	for _, e := range o.Endpoints {
-		ready := e.Conditions.Ready == nil || *e.Conditions.Ready
+		ready, serving := is(e.Conditions.Ready, true), is(e.Conditions.Serving, true)
+		ending := !ready && serving && is(e.Conditions.Terminating, false)
 		node := ""
 		if e.NodeName != nil {
 			node = *e.NodeName
 		}
 		for _, a := range addresses(e.Addresses) {
-			s.Endpoints = append(s.Endpoints, policy.ServiceEndpoint{Address: a, Node: node, Ready: ready, Ports: ports})
+			s.Endpoints = append(s.Endpoints, policy.ServiceEndpoint{
+				Address: a, Node: node, Ready: ready, Ending: ending, Ports: ports,
+			})
 		}
 	}
+}
+
+func is(condition *bool, otherwise bool) bool {
+	if condition == nil {
+		return otherwise
+	}
+	return *condition
 }
 
 func addresses(texts []string) (all []netip.Addr) {
