@@ -9,6 +9,7 @@ import (
 	"github.com/weir-net/weir/plugins/weirctl/client"
 	"github.com/weir-net/weir/policy/explain"
 	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/policy/verdict"
 )
 
 func explanationLines(p *client.Printer, e explain.Explanation) {
@@ -67,7 +68,7 @@ func pathLines(p *client.Printer, path explain.Path, before []explain.Path) {
 	}
 	for _, o := range before {
 		if o.From.Pod == path.From.Pod && o.To.Pod == path.To.Pod && reflect.DeepEqual(o.Sides, path.Sides) {
-			p.Line("  for the same reasons as from ", o.From.Address.String(), " to ", o.To.Address.String())
+			p.Line("  for the same reasons as from ", addressOf(o.From), " to ", addressOf(o.To))
 			allKernelLines(p, path)
 			return
 		}
@@ -85,10 +86,20 @@ func listed(names []string) string {
 	return strings.Join(names, ", ")
 }
 
+// addressOf returns the place's address, or the pod's name if the address is made up.
+func addressOf(p explain.Place) string {
+	if p.Invented {
+		return p.Pod
+	}
+	return p.Address.String()
+}
+
 func place(p explain.Place) string {
 	switch {
 	case p.Invented:
 		return p.Pod
+	case p.Pod != "" && p.What != "":
+		return fmt.Sprintf("%s (%s, %s)", p.Pod, p.Address, p.What)
 	case p.Pod != "" && p.Node != "":
 		return fmt.Sprintf("%s (%s, on %s)", p.Pod, p.Address, p.Node)
 	case p.Pod != "":
@@ -123,17 +134,30 @@ func sideLines(p *client.Printer, s explain.Side) {
 	}
 	near := s.Nearest[0]
 	p.Line("    nearest rule: NetworkPolicy ", near.Policy, " ", near.Field)
-	for _, m := range near.Misses {
-		p.Line("      ", m.Why)
-		if s.Change == "" {
-			p.Line("      to allow it: ", m.Change)
-		}
-	}
+	missLines(p, "      ", near.Misses, s.Change == "")
 	if s.Change != "" {
 		p.Line("    to allow it: ", s.Change)
 	}
 	if more := len(s.Nearest) - 1; more > 0 {
 		p.Line("    ", fmt.Sprint(more), " more rules don't allow it either (-o json lists them)")
+	}
+}
+
+// missLines prints the conditions that a connection doesn't meet and, if changes is true, the changes that together
+// allow it.
+func missLines(p *client.Printer, indent string, misses []verdict.Miss, changes bool) {
+	said := map[string]bool{}
+	for _, m := range misses {
+		p.Line(indent, m.Why)
+		if !changes || said[m.Change] {
+			continue
+		}
+		begin := "to allow it: "
+		if len(said) > 0 {
+			begin = "and also: "
+		}
+		p.Line(indent, begin, m.Change)
+		said[m.Change] = true
 	}
 }
 
@@ -151,10 +175,7 @@ func auditLines(p *client.Printer, s explain.Side) {
 		}
 		near := s.NearestAudited[0]
 		p.Line("      nearest rule: NetworkPolicy ", near.Policy, " ", near.Field)
-		for _, m := range near.Misses {
-			p.Line("        ", m.Why)
-			p.Line("        to allow it: ", m.Change)
-		}
+		missLines(p, "        ", near.Misses, true)
 	case len(s.OnlyAudited) > 0:
 		for _, r := range s.OnlyAudited {
 			p.Line("    only the audited policy ", r.Policy, " would allow it: ", r.Field, matched(r))

@@ -123,7 +123,8 @@ func TestEndingEndpoints(t *testing.T) {
 			Ports: []policy.NamedPort{{Proto: ruleset.TCP, Number: 8080}},
 		}
 	}
-	ended, ending, ready := at("10.0.1.1", "n1", false, false), at("10.0.1.2", "n1", false, true), at("10.0.2.2", "n2", true, false)
+	ended, ending := at("10.0.1.1", "n1", false, false), at("10.0.1.2", "n1", false, true)
+	ready := at("10.0.2.2", "n2", true, false)
 	for _, tc := range []struct {
 		endpoints       []policy.ServiceEndpoint
 		local, headless bool

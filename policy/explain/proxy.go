@@ -248,8 +248,8 @@ func (x *explainer) fromOtherNode(to door, in entrance, from Place) []Place {
 	}
 	node := target{Place: receivers[0], proto: x.Query.Port.Proto, port: x.Query.Port.Number}
 	x.connect([]Place{from}, []target{node}, entrance{})
-	x.note("%s on the node of %s doesn't translate the %s of another node: the egress policies of %s decide on port %d of "+
-		"node %s, and the ingress policies of %s decide on what node %s passes on",
+	x.note("%s on the node of %s doesn't translate the %s of another node: the egress policies of %s decide on port %d "+
+		"of node %s, and the ingress policies of %s decide on what node %s passes on",
 		to.by, from.Pod, to.kind, from.Pod, node.port, in.node, to.to, in.node)
 	if !x.masqueraded(&Path{From: from, To: node.Place}) {
 		return []Place{from}

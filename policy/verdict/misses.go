@@ -11,9 +11,7 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/util/intstr"
 
-	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -204,12 +202,15 @@ func missedSelectors(
 			Wants: "a pod in namespace " + namespace,
 			Why: fmt.Sprintf("pod %s/%s is in namespace %s, but a podSelector without a namespaceSelector selects only pods in "+
 				"the policy's own namespace, %s", o.Namespace, o.Name, o.Namespace, namespace),
-			Change: fmt.Sprintf("add a namespaceSelector with %s: %s to %s", corev1.LabelMetadataName, o.Namespace, field),
+			Change: addPeer(field, o.Namespace),
 		})
 	}
 	for _, r := range missedLabels(namespaces, o.namespace, o.unknownOfNamespace) {
 		m := labelMiss("namespace", o.Namespace, field+".namespaceSelector", r, o.namespace, o.unknownOfNamespace)
 		m.Object, m.Kind = "Namespace "+o.Namespace, MissNamespaceLabel
+		if r.Key() == corev1.LabelMetadataName { // the API server sets this label to the namespace's name
+			m.Change = addPeer(field, o.Namespace)
+		}
 		all = append(all, m)
 	}
 	for _, r := range missedLabels(pods, o.labels, o.unknownLabel) {
@@ -218,6 +219,13 @@ func missedSelectors(
 		all = append(all, m)
 	}
 	return all
+}
+
+// addPeer returns the change that makes a rule match pods of another namespace. A change of the peer itself would end
+// what the peer matches now.
+func addPeer(field, namespace string) string {
+	return fmt.Sprintf("add a peer like %s to the rule, with a namespaceSelector with %s: %s", field,
+		corev1.LabelMetadataName, namespace)
 }
 
 func missedLabels(s labels.Selector, known labels.Set, unknown func(string) bool) (all []labels.Requirement) {
@@ -267,7 +275,7 @@ func missedBlock(field string, b networkingv1.IPBlock, a netip.Addr) []Miss {
 		return []Miss{m}
 	case !cidr.Contains(a):
 		m.Why = fmt.Sprintf("%s isn't in %s", a, b.CIDR)
-		m.Change = fmt.Sprintf("use a network that contains %s", a)
+		m.Change = fmt.Sprintf("add an ipBlock with %s to the rule", a)
 		return []Miss{m}
 	}
 	for i, text := range b.Except {
@@ -284,101 +292,4 @@ func missedBlock(field string, b networkingv1.IPBlock, a netip.Addr) []Miss {
 		}
 	}
 	return nil
-}
-
-func missedPort(field string, port networkingv1.NetworkPolicyPort, p Packet, dst end) []Miss {
-	if matchPort(port)(p.Proto, p.Port, dst) {
-		return nil
-	}
-	protocol := corev1.ProtocolTCP
-	if port.Protocol != nil {
-		protocol = *port.Protocol
-	}
-	m := Miss{Field: field, Kind: MissUnreadable, Change: "correct " + field}
-	number := func() string {
-		if port.EndPort != nil {
-			return fmt.Sprintf("%d-%d", port.Port.IntVal, *port.EndPort)
-		}
-		return port.Port.String()
-	}
-	switch {
-	case !slices.Contains([]corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP}, protocol):
-		m.Why = fmt.Sprintf("%q is no protocol of a port, so it matches nothing", protocol)
-		return []Miss{m}
-	case port.EndPort != nil && (port.Port == nil || port.Port.Type == intstr.String):
-		m.Why = "an endPort needs a port with a number, so it matches nothing"
-		return []Miss{m}
-	}
-	if p.Port == 0 {
-		m.Field, m.Wants, m.Kind = field+".protocol", string(protocol), MissProtocol
-		m.Why = fmt.Sprintf("the connection is %s, and a rule with ports allows only TCP, UDP and SCTP", nameOf(p.Proto))
-		m.Change = "add a rule without ports"
-		return []Miss{m}
-	}
-	var all []Miss
-	if !strings.EqualFold(string(p.Proto), string(protocol)) {
-		why := fmt.Sprintf("the connection is %s, and %s allows %s", nameOf(p.Proto), field, protocol)
-		if port.Protocol == nil {
-			why += ", because a port without a protocol means TCP"
-		}
-		all = append(all, Miss{
-			Field: field + ".protocol", Wants: string(protocol), Kind: MissProtocol, Why: why,
-			Change: fmt.Sprintf("add a port with protocol: %s to the rule", nameOf(p.Proto)),
-		})
-	}
-	switch {
-	case port.Port == nil:
-	case port.Port.Type == intstr.String:
-		if named := missedName(field, port.Port.StrVal, protocol, p, dst); named.Why != "" {
-			all = append(all, named)
-		}
-	case int32(p.Port) < port.Port.IntVal || (port.EndPort == nil && int32(p.Port) != port.Port.IntVal) ||
-		(port.EndPort != nil && int32(p.Port) > *port.EndPort):
-		all = append(all, Miss{
-			Field: field + ".port", Wants: number(), Kind: MissPort,
-			Why:    fmt.Sprintf("the connection goes to port %d, and %s allows %s", p.Port, field, number()),
-			Change: fmt.Sprintf("add port %d to the rule", p.Port),
-		})
-	}
-	if len(all) == 0 { // the policy's range includes a number that isn't a port, such as 0 or 65536
-		m.Why = fmt.Sprintf("%s is no port, so it matches nothing", number())
-		return []Miss{m}
-	}
-	return all
-}
-
-func nameOf(p ruleset.Protocol) string {
-	if p == ruleset.ICMPv6 {
-		return "ICMPv6"
-	}
-	return strings.ToUpper(string(p))
-}
-
-// missedName returns why a named port doesn't match. If it matches, Why is empty.
-func missedName(field, name string, protocol corev1.Protocol, p Packet, dst end) Miss {
-	m := Miss{Field: field + ".port", Wants: name, Kind: MissNamedPort}
-	if len(dst.pods) == 0 {
-		m.Why = fmt.Sprintf("%s is the address of no pod, and only pods have named ports", dst.addr)
-		m.Change = fmt.Sprintf("use the number %d", p.Port)
-		return m
-	}
-	for _, o := range dst.pods {
-		i := slices.IndexFunc(o.Ports, func(n policy.NamedPort) bool {
-			return n.Name == name && strings.EqualFold(string(n.Proto), string(protocol))
-		})
-		m.Object = "Pod " + o.Namespace + "/" + o.Name
-		switch {
-		case i < 0:
-			m.Why = fmt.Sprintf("pod %s/%s has no %s port named %s", o.Namespace, o.Name, protocol, name)
-			m.Change = fmt.Sprintf("name the container's port %d %s, or use the number", p.Port, name)
-			return m
-		case o.Ports[i].Number != p.Port:
-			m.Why = fmt.Sprintf("the connection goes to port %d, and port %s of pod %s/%s is %d",
-				p.Port, name, o.Namespace, o.Name, o.Ports[i].Number)
-			m.Change = fmt.Sprintf("add port %d to the rule", p.Port)
-			return m
-		}
-	}
-	m.Object = ""
-	return m
 }
