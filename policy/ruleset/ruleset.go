@@ -15,7 +15,6 @@
 package ruleset
 
 import (
-	"cmp"
 	"slices"
 
 	"github.com/weir-net/weir/conf"
@@ -73,13 +72,6 @@ func (c Chain) Dispatch() []string {
 func (c Chain) Equal(o Chain) bool {
 	return c.Family == o.Family && c.Name == o.Name && c.Hook == o.Hook && c.Comment == o.Comment &&
 		slices.EqualFunc(c.Rules, o.Rules, Rule.Equal)
-}
-
-// SortChains sorts chains by family and name, as in a Ruleset.
-func SortChains(chains []Chain) {
-	slices.SortFunc(chains, func(a, b Chain) int {
-		return cmp.Or(cmp.Compare(a.Family, b.Family), cmp.Compare(a.Name, b.Name))
-	})
 }
 
 // Has reports whether the ruleset has chains for packets of the family.

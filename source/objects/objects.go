@@ -9,7 +9,6 @@
 package objects
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -38,15 +37,6 @@ type reader struct {
 func (r *reader) report(field, format string, args ...any) {
 	message := fmt.Sprintf(format, args...)
 	r.problems = append(r.problems, ruleset.Problem{Object: r.object, Field: field, Message: message})
-}
-
-// Error joins the problems into one error, which names the fields but not the object. Without problems it is nil.
-func Error(problems []ruleset.Problem) error {
-	var errs []error
-	for _, p := range problems {
-		errs = append(errs, errors.New(p.Field+": "+p.Message))
-	}
-	return errors.Join(errs...)
 }
 
 // Node converts a node, and returns the problems of fields that can't be read. The returned addresses and networks are
