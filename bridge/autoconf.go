@@ -158,7 +158,7 @@ func (NoAutoconfigured) Command() string { return "ip -6 addr flush dev " + Name
 // Check names each autoconfigured IPv6 address and route of weir's links.
 func (NoAutoconfigured) Check(o *Observed) error {
 	if err := errors.Join(o.links, o.addresses, o.routes); err != nil {
-		return fmt.Errorf("IPv6 addresses of weir's links: %w: %w", ErrUnknown, err)
+		return fmt.Errorf("IPv6 addresses of weir's links: %w: %w", errUnknown, err)
 	}
 	var wrong []string
 	for name, l := range o.Links {

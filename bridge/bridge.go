@@ -75,7 +75,7 @@ func Ensure(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	return b.withMTU(mtu)
 }
 
-// FindReady returns weir0 if it is complete, and otherwise nil. It also calls DisableBridgeNetfilter. After an error
+// FindReady returns weir0 if it is complete, and otherwise nil. It also calls disableBridgeNetfilter. After an error
 // it returns nil: Ensure, which the caller calls then, reports the error. FindReady needs no lock.
 func FindReady(mtu int, gateways []netip.Prefix) *Bridge {
 	b, err := readReady(gateways)
@@ -92,7 +92,7 @@ func (b *Bridge) withMTU(mtu int) (*Bridge, error) {
 	if mtu != 0 {
 		b.MTU = mtu
 	}
-	return b, DisableBridgeNetfilter()
+	return b, disableBridgeNetfilter()
 }
 
 // readReady returns weir0, or nil if weir0 is incomplete. A link-local address from an earlier weir counts as
@@ -236,11 +236,11 @@ func create(h netlinksafe.Handle, mtu int, mac net.HardwareAddr) (netlink.Link, 
 	return link, nil
 }
 
-// DisableBridgeNetfilter keeps iptables from frames on bridges. Otherwise pods can't reach a Service with a pod on
+// disableBridgeNetfilter keeps iptables from frames on bridges. Otherwise pods can't reach a Service with a pod on
 // the same node (see sysctlsOfBridges).
 //
 // Equivalent to: sysctl net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0
-func DisableBridgeNetfilter() error { return setAll(sysctlsOfBridges()) }
+func disableBridgeNetfilter() error { return setAll(sysctlsOfBridges()) }
 
 // underlayMTU returns the MTU of the link with the default route, IPv4's if there is one. Without any default route
 // it returns 1500.

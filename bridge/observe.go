@@ -19,8 +19,8 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// ErrUnknown means that a property couldn't be read. Such a property counts neither as right nor as wrong.
-var ErrUnknown = errors.New("it can't be read")
+// errUnknown means that a property couldn't be read. Such a property counts neither as right nor as wrong.
+var errUnknown = errors.New("it can't be read")
 
 // Observed is the kernel's state as Observe has read it. If a part couldn't be read, the properties that need it
 // are unknown.
@@ -115,7 +115,7 @@ func (o *Observed) Lasts() bool {
 			return false
 		}
 	}
-	return o.ReadError() == nil
+	return o.readError() == nil
 }
 
 // Close frees the socket. After that, PodMTU doesn't work.
@@ -255,10 +255,10 @@ func parseRoute(m []byte) (r RouteSeen, ok bool) {
 	return r, at.Flags&unix.RTM_F_CLONED == 0
 }
 
-// ReadError returns an error that wraps ErrUnknown if a part couldn't be read.
-func (o *Observed) ReadError() error {
+// readError returns an error that wraps errUnknown if a part couldn't be read.
+func (o *Observed) readError() error {
 	if err := errors.Join(o.links, o.addresses, o.neighbours, o.forwarding, o.routes); err != nil {
-		return fmt.Errorf("%w: %w", ErrUnknown, err)
+		return fmt.Errorf("%w: %w", errUnknown, err)
 	}
 	return nil
 }
@@ -269,10 +269,10 @@ func (o *Observed) isMissing(name string) bool {
 }
 
 // link returns the link, and false if the link is missing. If the field reads has an error, or the links couldn't be
-// read, link returns an error that wraps ErrUnknown.
+// read, link returns an error that wraps errUnknown.
 func (o *Observed) link(name string, reads ...error) (Link, bool, error) {
 	if err := errors.Join(append(reads, o.links)...); err != nil {
-		return Link{}, false, fmt.Errorf("%s: %w: %w", name, ErrUnknown, err)
+		return Link{}, false, fmt.Errorf("%s: %w: %w", name, errUnknown, err)
 	}
 	l, ok := o.Links[name]
 	return l, ok, nil

@@ -93,7 +93,7 @@ func (p PortOnBridge) Check(o *Observed) error {
 		return fmt.Errorf("port %s %s", p.HostIf, strings.Join(wrong, ", "))
 	}
 	if err != nil {
-		return fmt.Errorf("MTU of the other end of %s: %w: %w", p.HostIf, ErrUnknown, err)
+		return fmt.Errorf("MTU of the other end of %s: %w: %w", p.HostIf, errUnknown, err)
 	}
 	return nil
 }

@@ -13,7 +13,7 @@ type Property interface {
 	String() string
 	// Command is the shell command that restores the property. Repair may do more than this command.
 	Command() string
-	// Check returns an error if the property is wrong. The error wraps ErrUnknown if the property couldn't be read.
+	// Check returns an error if the property is wrong. The error wraps errUnknown if the property couldn't be read.
 	// A missing link counts as wrong only for the property that makes this link.
 	Check(o *Observed) error
 	// restore makes the property right. o may be older than the repairs of earlier properties.
@@ -29,7 +29,7 @@ type Difference struct {
 	Failed error
 }
 
-func (d Difference) Unknown() bool { return errors.Is(d.Was, ErrUnknown) }
+func (d Difference) Unknown() bool { return errors.Is(d.Was, errUnknown) }
 
 func (d Difference) Error() string {
 	if d.Failed != nil && !errors.Is(d.Failed, d.Was) {

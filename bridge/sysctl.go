@@ -63,7 +63,7 @@ func (s Sysctl) Check(o *Observed) error {
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%s isn't there", s.name())
 	case err != nil:
-		return fmt.Errorf("%s: %w: %w", s.name(), ErrUnknown, err)
+		return fmt.Errorf("%s: %w: %w", s.name(), errUnknown, err)
 	case !s.satisfiedBy(have):
 		return fmt.Errorf("%s is %s", s.name(), have)
 	}
@@ -141,7 +141,7 @@ func (UplinksAcceptRA) Command() string {
 
 func (UplinksAcceptRA) wrongUplinks(o *Observed) (wrong []string, err error) {
 	if err := errors.Join(o.routes, o.links); err != nil {
-		return nil, fmt.Errorf("routes from router advertisements: %w: %w", ErrUnknown, err)
+		return nil, fmt.Errorf("routes from router advertisements: %w: %w", errUnknown, err)
 	}
 	seen := map[int]bool{}
 	for _, r := range o.Routes {
@@ -155,7 +155,7 @@ func (UplinksAcceptRA) wrongUplinks(o *Observed) (wrong []string, err error) {
 		}
 		have, err := o.Sysctl("net/ipv6/conf/" + l.Name + "/accept_ra")
 		if err != nil {
-			return nil, fmt.Errorf("accept_ra of %s: %w: %w", l.Name, ErrUnknown, err)
+			return nil, fmt.Errorf("accept_ra of %s: %w: %w", l.Name, errUnknown, err)
 		}
 		if have == "1" { // on a router, 1 has no effect; 0 is the administrator's decision
 			wrong = append(wrong, l.Name)

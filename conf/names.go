@@ -46,11 +46,11 @@ const (
 	MaxSetEntries = 1 << 20
 )
 
-// MaxComment is the length in bytes of the longest text that the kernel keeps with a set's entry
+// maxComment is the length in bytes of the longest text that the kernel keeps with a set's entry
 // (IPSET_MAX_COMMENT_SIZE), a rule (xt_comment) or a link (IFALIASZ).
-const MaxComment = 255
+const maxComment = 255
 
-// Comment returns the text, shortened to MaxComment bytes. Question marks replace the characters for which isChanged
+// Comment returns the text, shortened to maxComment bytes. Question marks replace the characters for which isChanged
 // returns true.
 func Comment(text string) string {
 	if strings.ContainsFunc(text, isChanged) {
@@ -61,9 +61,9 @@ func Comment(text string) string {
 			return r
 		}, text)
 	}
-	if len(text) > MaxComment {
+	if len(text) > maxComment {
 		const end = " ..."
-		text = text[:MaxComment-len(end)] + end
+		text = text[:maxComment-len(end)] + end
 	}
 	return text
 }

@@ -26,9 +26,9 @@ func entryOf(family int, n netlink.Neigh) entry {
 func (p Remote) neighbour(tunnel int) netlink.Neigh {
 	n := netlink.Neigh{
 		LinkIndex: tunnel, Family: netlink.FAMILY_V4, State: netlink.NUD_PERMANENT,
-		IP: p.Via().AsSlice(), HardwareAddr: MAC(p.Address),
+		IP: p.via().AsSlice(), HardwareAddr: MAC(p.Address),
 	}
-	if p.Via().Is6() {
+	if p.via().Is6() {
 		n.Family = netlink.FAMILY_V6
 	}
 	return n
@@ -85,8 +85,8 @@ func (o *Overlay) setNeighbours(tunnel int, remotes []Remote, all *Applied, refu
 		}
 		if n := p.neighbour(tunnel); !has[entryOf(n.Family, n)] {
 			has[entryOf(n.Family, n)] = true // several networks of a node may share an entry
-			all.lack(fmt.Sprintf("the neighbour %s of %s (node %s) is missing", p.Via(), conf.Tunnel, p.Node),
-				"ip neigh replace %s lladdr %s dev %s nud permanent", p.Via(), n.HardwareAddr, conf.Tunnel)
+			all.lack(fmt.Sprintf("the neighbour %s of %s (node %s) is missing", p.via(), conf.Tunnel, p.Node),
+				"ip neigh replace %s lladdr %s dev %s nud permanent", p.via(), n.HardwareAddr, conf.Tunnel)
 			refused.take(p.Node, n, o.h.NeighSet(&n))
 		}
 		if n := p.forwarding(tunnel); !has[entryOf(n.Family, n)] {
@@ -112,7 +112,7 @@ func (p Remote) route(tunnel int, plan Plan) netlink.Route {
 		Protocol: conf.RouteProtocol, Gw: p.Address.AsSlice(), LinkIndex: p.Link,
 	}
 	if !p.Direct {
-		r.Gw, r.LinkIndex, r.Flags = p.Via().AsSlice(), tunnel, int(netlink.FLAG_ONLINK)
+		r.Gw, r.LinkIndex, r.Flags = p.via().AsSlice(), tunnel, int(netlink.FLAG_ONLINK)
 		r.Src = plan.gateway(network).AsSlice()
 	}
 	return r
@@ -176,7 +176,7 @@ func (p Remote) command() string {
 	if p.Direct {
 		return fmt.Sprintf("ip route replace %s via %s proto %d", p.Network, p.Address, conf.RouteProtocol)
 	}
-	return fmt.Sprintf("ip route replace %s via %s dev %s onlink proto %d", p.Network, p.Via(), conf.Tunnel,
+	return fmt.Sprintf("ip route replace %s via %s dev %s onlink proto %d", p.Network, p.via(), conf.Tunnel,
 		conf.RouteProtocol)
 }
 

@@ -132,10 +132,10 @@ type Remote struct {
 	Link int
 }
 
-// Via returns the next hop of the network's route through the tunnel: an address of the tunnel's far end. For IPv4
+// via returns the next hop of the network's route through the tunnel: an address of the tunnel's far end. For IPv4
 // it is the network's first address. For IPv6 it is a link-local address made from the MAC, because the kernel
 // refuses a next hop to which another route leads.
-func (p Remote) Via() netip.Addr {
+func (p Remote) via() netip.Addr {
 	if p.Network.Addr().Is4() {
 		return p.Network.Addr()
 	}

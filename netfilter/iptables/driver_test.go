@@ -174,7 +174,7 @@ func TestFlavour(t *testing.T) {
 	}
 	want := func(f Flavour) {
 		t.Helper()
-		if got, err := Detect(t.Context()); got != f || err != nil {
+		if got, err := detectFlavour(t.Context()); got != f || err != nil {
 			t.Errorf("detected %q, %v; want %q", got, err, f)
 		}
 	}
@@ -197,7 +197,7 @@ func TestFlavour(t *testing.T) {
 	if err := os.Setenv("PATH", ""); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Detect(t.Context()); err == nil || !strings.Contains(err.Error(), "iptables") {
+	if _, err := detectFlavour(t.Context()); err == nil || !strings.Contains(err.Error(), "iptables") {
 		t.Errorf("without iptables: %v", err)
 	}
 }

@@ -164,7 +164,7 @@ func TestForwardOfLegacyBesideNFT(t *testing.T) {
 	if n := accepted(); n != 4+2*chained {
 		t.Errorf("%d rules accept packets of pods, want %d", n, 4+2*chained)
 	}
-	if f, err := Detect(t.Context()); f != NFT || err != nil {
+	if f, err := detectFlavour(t.Context()); f != NFT || err != nil {
 		t.Errorf("detected %s, %v", f, err)
 	}
 	nodetest.RunEach(t, "iptables-legacy -F FORWARD")

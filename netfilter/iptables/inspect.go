@@ -14,7 +14,7 @@ import (
 
 func (d *Driver) detect(ctx context.Context) (err error) {
 	if d.Flavour == "" {
-		d.Flavour, err = Detect(ctx)
+		d.Flavour, err = detectFlavour(ctx)
 	}
 	if f := d.Flavour; f != "" && d.detected.Load() == nil {
 		d.detected.Store(&f)

@@ -35,11 +35,11 @@ func (f Flavour) other() Flavour {
 
 const lockWait = "10"
 
-// Detect returns the flavour that the node uses: the one with chains of kubelet (KEP-3178), or else the one with more
+// detectFlavour returns the flavour that the node uses: the one with chains of kubelet (KEP-3178), or else the one with more
 // rules of other programs, or else NFT. It returns an error if rules can't be read, or if iptables-save or
 // iptables-restore is missing.
-func Detect(ctx context.Context) (Flavour, error) {
-	used, err := detect(ctx)
+func detectFlavour(ctx context.Context) (Flavour, error) {
+	used, err := usedFlavour(ctx)
 	if err == nil {
 		for _, program := range []string{used.program(conf.IPv4) + "-save", used.program(conf.IPv4) + "-restore"} {
 			if _, missing := exec.LookPath(program); missing != nil {
@@ -53,7 +53,7 @@ func Detect(ctx context.Context) (Flavour, error) {
 	return used, nil
 }
 
-func detect(ctx context.Context) (Flavour, error) {
+func usedFlavour(ctx context.Context) (Flavour, error) {
 	nft, hint, err := usesNFT()
 	if hint || err != nil {
 		return NFT, err

@@ -16,7 +16,7 @@ import (
 // Lacks tries with packets whether the node's iptables and ipset can do what weir needs. For each need that isn't met,
 // it returns a sentence with the kernel's error. An error of Lacks says nothing about the needs.
 func Lacks(ctx context.Context) (all []string, err error) {
-	flavour, missing := Detect(ctx)
+	flavour, missing := detectFlavour(ctx)
 	if missing != nil {
 		return []string{missing.Error()}, nil //nolint:nilerr // the error says what the node lacks
 	}

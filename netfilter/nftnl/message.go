@@ -78,15 +78,15 @@ func userdataIn(data []byte, kind byte) []byte {
 	return nil
 }
 
-// MaxComment is the length in bytes of the longest comment that nft can read from a file (NFTNL_UDATA_COMMENT_MAXLEN in
+// maxComment is the length in bytes of the longest comment that nft can read from a file (NFTNL_UDATA_COMMENT_MAXLEN in
 // libnftnl).
-const MaxComment = 127
+const maxComment = 127
 
-// Comment shortens a text to MaxComment bytes.
+// Comment shortens a text to maxComment bytes.
 func Comment(text string) string {
 	const end = " ..."
-	if len(text) > MaxComment {
-		return text[:MaxComment-len(end)] + end
+	if len(text) > maxComment {
+		return text[:maxComment-len(end)] + end
 	}
 	return text
 }

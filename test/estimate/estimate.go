@@ -33,7 +33,7 @@ func Ratios[T time.Duration | float64](of, to []T) []float64 {
 // Interval returns an interval that contains the true median with a probability of at least 95 %. ok is false if there
 // are too few values.
 func Interval(list []float64) (low, high float64, ok bool) {
-	rank := IntervalRank(len(list))
+	rank := intervalRank(len(list))
 	if rank < 0 {
 		return 0, 0, false
 	}
@@ -51,9 +51,9 @@ func Text(list []float64, digits int) string {
 		len(list))
 }
 
-// IntervalRank returns how many of n sorted values lie below the interval for the true median. The same number lies
-// above. The interval follows from the sign test. If n is too small, IntervalRank returns -1.
-func IntervalRank(n int) int {
+// intervalRank returns how many of n sorted values lie below the interval for the true median. The same number lies
+// above. The interval follows from the sign test. If n is too small, intervalRank returns -1.
+func intervalRank(n int) int {
 	rank, sum := -1, 0.0
 	for k := range n {
 		sum += math.Exp(logFactorial(n) - logFactorial(k) - logFactorial(n-k) - float64(n)*math.Ln2)

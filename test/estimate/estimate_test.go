@@ -6,7 +6,7 @@ func TestIntervalRank(t *testing.T) {
 	// The ranks up to 40 are from Conover, Practical Nonparametric Statistics, and from tables of the sign test. The
 	// larger ranks were computed from binomial coefficients with whole numbers.
 	for n, want := range map[int]int{5: -1, 6: 0, 10: 1, 20: 5, 30: 9, 40: 13, 1200: 565, 5000: 2430} {
-		if got := IntervalRank(n); got != want {
+		if got := intervalRank(n); got != want {
 			t.Errorf("of %d: %d, want %d", n, got, want)
 		}
 	}

@@ -12,9 +12,9 @@ import (
 	"golang.org/x/term"
 )
 
-// DefaultParallel is how many nodes are asked at the same time. Each exec costs the API server, kubelet and the
+// defaultParallel is how many nodes are asked at the same time. Each exec costs the API server, kubelet and the
 // runtime some milliseconds.
-const DefaultParallel = 32
+const defaultParallel = 32
 
 // Answer is the answer of one node's agent, or the reason why there is none.
 type Answer[T any] struct {

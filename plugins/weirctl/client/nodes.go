@@ -47,7 +47,7 @@ func (f *NodeFlags) AddFlags(flags *pflag.FlagSet) {
 	flags.StringVar(&f.Kubeconfig, "kubeconfig", "", "kubeconfig file for the API server; default: as kubectl finds it")
 	flags.StringVar(&f.Context, "context", "", "context in the kubeconfig; default: the current one")
 	flags.StringVar(&f.Namespace, "weir-namespace", AgentNamespace, "the namespace of weir's pods")
-	flags.IntVar(&f.Parallel, "parallel", DefaultParallel, "how many nodes to ask at the same time")
+	flags.IntVar(&f.Parallel, "parallel", defaultParallel, "how many nodes to ask at the same time")
 }
 
 // Cluster returns the cluster of the flags. It sends nothing.
