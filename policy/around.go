@@ -3,6 +3,7 @@ package policy
 import (
 	"net/netip"
 	"slices"
+	"strings"
 )
 
 // Around returns the objects on which the verdict for packets between the addresses depends. The caller must not change
@@ -54,4 +55,19 @@ func (e *Engine) Around(addresses []netip.Addr) State {
 		}
 	}
 	return s
+}
+
+// HasAddress reports whether a pod has the address, in its endpoint on this node or in its status. Pods with
+// hostNetwork don't count, and neither do addresses that the pod's Node can't assign.
+func (e *Engine) HasAddress(a netip.Addr) bool { return len(e.addresses.all(a)) > 0 }
+
+// PodsAt returns the pods for which the address counts, as NAMESPACE/NAME with commas between them. It returns "" if
+// there are none.
+func (e *Engine) PodsAt(a netip.Addr) string {
+	var names []string
+	for _, p := range e.addresses.users(a) {
+		names = append(names, comment(p.Pod))
+	}
+	slices.Sort(names)
+	return strings.Join(names, ",")
 }

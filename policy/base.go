@@ -37,8 +37,8 @@ func (c *common) compile() {
 }
 
 // base adds the chains that all pods share. The rules for first packets lead to the chains egress.dispatch and
-// ingress.dispatch, which join fills (join.go). The backend iptables lets some of these rules lead to other chains,
-// WEIR-EGRESS-LAST and WEIR-INGRESS-LAST: see lowerAround in netfilter/iptables/tree.go.
+// ingress.dispatch, which compileDispatch fills (dispatch.go). The backend iptables lets some of these rules lead to
+// other chains, WEIR-EGRESS-LAST and WEIR-INGRESS-LAST: see lowerAround in netfilter/iptables/tree.go.
 func (c *common) base() {
 	c.podSets()
 	c.dropChains()

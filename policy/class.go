@@ -34,11 +34,11 @@ type classified struct {
 	classes [len(sides)][len(conf.Families)][]class
 	// open has endpoints that only audited policies select, and whose class the kernel refuses. They count as not
 	// isolated.
-	open     [len(sides)][len(conf.Families)][]joined
+	open     [len(sides)][len(conf.Families)][]localEndpoint
 	supplies []*supply // sets that the released demands need (part.released)
-	problems complaints
+	problems problemList
 	released map[askKey][]*demand
-	made     map[classKey]madeClass // empty if the kernel refuses anything
+	reusable map[classKey]reusableClass // empty if the kernel refuses anything
 }
 
 type classKey struct {
@@ -47,9 +47,9 @@ type classKey struct {
 	policies string // group.key
 }
 
-type madeClass struct {
+type reusableClass struct {
 	class
-	pods []joined
+	pods []localEndpoint
 }
 
 type class struct {
@@ -82,7 +82,7 @@ func (c *compiler) classify() {
 		}
 		p.changed = false
 		l := classifier{compiler: c, part: p, to: &classified{
-			problems: p.decided.then(), released: map[askKey][]*demand{}, made: map[classKey]madeClass{},
+			problems: p.decided.then(), released: map[askKey][]*demand{}, reusable: map[classKey]reusableClass{},
 		}}
 		l.collect()
 		l.reportWait()
@@ -104,13 +104,13 @@ func (c *compiler) classify() {
 
 func (c *compiler) exchange(p *part, now classified) {
 	was := p.classified
-	p.classified, c.joined = now, false
+	p.classified, c.dispatched = now, false
 	c.restated = c.restated || !slices.Equal(was.problems.all, now.problems.all)
 	c.grantSets(was.supplies, now.supplies)
 	for i := range sides {
 		for f := range conf.Families {
 			if len(was.open[i][f])+len(now.open[i][f]) > 0 {
-				c.opened[i][f] = nil
+				c.openClasses[i][f] = nil
 			}
 		}
 	}
@@ -183,13 +183,13 @@ func (l *classifier) classRules(policies []*parsedPolicy) []ruleset.Rule {
 // The two classes then share their memory, and comparing them takes no time.
 func (l *classifier) classOf(g *group) (k class, ok bool) {
 	key := classKey{l.side, l.family, g.key}
-	if was, has := l.classified.made[key]; has && len(l.refused) == 0 &&
+	if was, has := l.classified.reusable[key]; has && len(l.refused) == 0 &&
 		slices.EqualFunc(was.pods, g.pods, sameEndpoint) && !l.differ(g.policies) {
-		l.to.made[key] = was
+		l.to.reusable[key] = was
 		return was.class, true
 	}
 	if k, ok = l.class(g); ok && len(l.refused) == 0 {
-		l.to.made[key] = madeClass{k, g.pods}
+		l.to.reusable[key] = reusableClass{k, g.pods}
 	}
 	return k, ok
 }
@@ -259,7 +259,7 @@ func dropRest(rules []ruleset.Rule, chain, why string) []ruleset.Rule {
 }
 
 func (c *compiler) members(
-	of []joined, f conf.Family, set string, problems *[]ruleset.Problem,
+	of []localEndpoint, f conf.Family, set string, problems *[]ruleset.Problem,
 ) (entries []ruleset.Entry, pods []string) {
 	for _, e := range of {
 		in := false

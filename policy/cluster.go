@@ -15,7 +15,7 @@ import (
 type cluster struct {
 	pods        []member
 	in          map[string][]int // indexes in pods, by namespace
-	endpoints   []joined
+	endpoints   []localEndpoint
 	expected    []*Pod
 	shared      map[netip.Addr][]member
 	disbelieved []ruleset.Problem
@@ -31,15 +31,15 @@ type member struct {
 	addresses []netip.Addr
 }
 
-type joined struct {
+type localEndpoint struct {
 	Endpoint
 	known bool // true if the source has the pod, or enforcement is off
 	pods  []*Pod
 }
 
-func sameEndpoint(a, b joined) bool { return a.equal(b.Endpoint) }
+func sameEndpoint(a, b localEndpoint) bool { return a.equal(b.Endpoint) }
 
-func (l joined) of(f conf.Family) []netip.Addr {
+func (l localEndpoint) of(f conf.Family) []netip.Addr {
 	var addrs []netip.Addr
 	for _, a := range l.Addresses {
 		if conf.FamilyOf(a.Addr) == f {
@@ -98,7 +98,7 @@ func index(state State) cluster {
 	byID := func(a, b Endpoint) int { return cmp.Compare(a.ID, b.ID) }
 	for _, e := range slices.SortedFunc(slices.Values(state.Endpoints), byID) {
 		k := name{e.Pod.Namespace, e.Pod.Name}
-		l := joined{Endpoint: e}
+		l := localEndpoint{Endpoint: e}
 		for _, pod := range pods[k] {
 			if SameUID(pod.UID, e.Pod.UID) {
 				l.pods = append(l.pods, &pod)

@@ -85,12 +85,12 @@ type compiler struct {
 	unwanted  []*supply // sets that demands, or granted demands, no longer need; an Engine empties this list
 	work      work
 
-	joined   bool
-	junction sheet // chains and sets that lead packets to the classes, of all families
-	classes  []ruleset.Class
-	opened   [len(sides)][len(conf.Families)]*opened
-	sets     ordered.List[string, ruleset.Set]
-	chains   ordered.List[chainKey, ruleset.Chain]
+	dispatched  bool
+	dispatchers sheet // chains and sets that lead packets to the classes, of all families
+	classes     []ruleset.Class
+	openClasses [len(sides)][len(conf.Families)]*openClass
+	sets        ordered.List[string, ruleset.Set]
+	chains      ordered.List[chainKey, ruleset.Chain]
 
 	problems   []ruleset.Problem // all problems; out of date if restated is true
 	restated   bool
@@ -140,7 +140,7 @@ func (c *compiler) replaceAll() {
 	for _, p := range c.parts {
 		p.stale, p.asks = true, nil
 	}
-	c.joined, c.restated, c.opened = false, true, [len(sides)][len(conf.Families)]*opened{}
+	c.dispatched, c.restated, c.openClasses = false, true, [len(sides)][len(conf.Families)]*openClass{}
 }
 
 func (c *compiler) replace(l *local) {
@@ -168,7 +168,7 @@ func (c *compiler) replace(l *local) {
 	}
 	for i := range sides {
 		if now := c.parts[l.namespace]; now == nil || !slices.EqualFunc(was.open[i], now.open[i], sameEndpoint) {
-			c.opened[i] = [len(conf.Families)]*opened{}
+			c.openClasses[i] = [len(conf.Families)]*openClass{}
 		}
 	}
 	c.wanted.rules -= was.rules
@@ -206,7 +206,7 @@ func (c *compiler) compile() (r ruleset.Ruleset) {
 	c.grant()
 	c.release()
 	c.classify()
-	c.join()
+	c.compileDispatch()
 	r.Problems = c.problemsNow()
 	r.Sets, r.Chains, r.Classes = c.sets.All(), c.chains.All(), c.classes
 	return r
@@ -217,7 +217,7 @@ func (c *compiler) problemsNow() []ruleset.Problem {
 		return c.problems
 	}
 	c.problems, c.restated = nil, false
-	for _, families := range c.opened {
+	for _, families := range c.openClasses {
 		for _, o := range families {
 			if o != nil {
 				c.problems = append(c.problems, o.problems...)

@@ -173,7 +173,7 @@ func (e *Engine) forgetPolicies(namespace string) {
 	e.dropSpace(s)
 }
 
-func (e *Engine) join(p *pod) {
+func (e *Engine) joinCrowd(p *pod) {
 	s, hash := e.space(p.Namespace), labelHash(p.Pod)
 	c := s.crowds[hash]
 	for c != nil && (!maps.Equal(c.sample.Labels, p.Labels) || !slices.Equal(c.sample.Unknown, p.Unknown)) {
@@ -193,8 +193,8 @@ func (e *Engine) join(p *pod) {
 	e.selectors.countPorts(c, p.Pod, 1)
 }
 
-// leave removes the pod from its crowd. If the crowd is now empty, settle removes it later.
-func (e *Engine) leave(p *pod) {
+// leaveCrowd removes the pod from its crowd. If the crowd is now empty, settle removes it later.
+func (e *Engine) leaveCrowd(p *pod) {
 	c := p.crowd
 	e.selectors.countPorts(c, p.Pod, -1)
 	last := c.pods[len(c.pods)-1]

@@ -37,7 +37,7 @@ type ask struct {
 	demands []*demand
 	sets    []*supply // without duplicates
 	cost    float64   // how many rules in the kernel the demands need
-	stated  complaints
+	stated  problemList
 }
 
 type askKey struct {
@@ -48,8 +48,8 @@ type askKey struct {
 type builder struct {
 	*compiler
 	*part
-	last map[askKey]*ask    // the asks of the last part for this namespace
-	made map[string]*supply // sets that the compiler doesn't have yet, by name
+	last    map[askKey]*ask    // the asks of the last part for this namespace
+	created map[string]*supply // sets that the compiler doesn't have yet, by name
 }
 
 type isolation struct {
@@ -155,7 +155,7 @@ func (b *builder) ask(i *isolation) *ask {
 	return a
 }
 
-func (b *builder) complete(d *demand, stated *complaints) bool {
+func (b *builder) complete(d *demand, stated *problemList) bool {
 	for _, f := range b.common.families {
 		if !d.peer.means(f) {
 			continue
@@ -197,7 +197,7 @@ func (b *builder) complete(d *demand, stated *complaints) bool {
 	return len(d.rules) > 0
 }
 
-func (r *complaints) reportPorts(d *demand, why string) {
+func (r *problemList) reportPorts(d *demand, why string) {
 	for _, field := range d.ports.reportFields() {
 		r.report(d.policy, d.rule.field+"."+field, why)
 	}
@@ -207,11 +207,11 @@ func (b *builder) supplyFor(s supply) *supply {
 	if known := b.supplies[s.Name]; known != nil {
 		return known
 	}
-	if b.made[s.Name] == nil {
+	if b.created[s.Name] == nil {
 		s.Opens = true
-		b.made[s.Name] = &s
+		b.created[s.Name] = &s
 	}
-	return b.made[s.Name]
+	return b.created[s.Name]
 }
 
 func (b *builder) peerSet(p *peer, f conf.Family) *supply {

@@ -53,8 +53,8 @@ type Engine struct {
 
 type pod struct {
 	*Pod
-	next *pod // another pod of the same name, or nil
-	made bool // true if the engine made the pod from a workload, because the source has no such pod
+	next         *pod // another pod of the same name, or nil
+	fromWorkload bool // true if the engine made the pod from a workload, because the source has no such pod
 	// crowd is nil if the pod has no addresses of its own.
 	crowd *crowd
 	place int // index in crowd.pods
@@ -233,7 +233,7 @@ func (e *Engine) countFor(a netip.Addr, by int) {
 
 func (e *Engine) given(name Name) (pods []*Pod) {
 	for p := e.pods.Get(name); p != nil; p = p.next {
-		if !p.made {
+		if !p.fromWorkload {
 			pods = append(pods, p.Pod)
 		}
 	}
@@ -246,8 +246,8 @@ func (e *Engine) setPods(name Name, pods []*Pod) {
 	}
 	local := e.attached[name] != nil
 	var by []Workload
-	made := local && len(pods) == 0
-	if made {
+	fromWorkload := local && len(pods) == 0
+	if fromWorkload {
 		var all []Pod
 		all, by = MadeBy(e.workload, name.Namespace, name.Name)
 		for i := range all {
@@ -265,7 +265,7 @@ func (e *Engine) setPods(name Name, pods []*Pod) {
 	e.pods.Delete(name)
 	var first, last *pod
 	for _, p := range pods {
-		if next := (&pod{Pod: p, made: made}); first == nil {
+		if next := (&pod{Pod: p, fromWorkload: fromWorkload}); first == nil {
 			first, last = next, next
 		} else {
 			last.next, last = next, next
@@ -298,7 +298,7 @@ func (e *Engine) withdraw(p *pod) {
 	for _, a := range p.addresses {
 		e.addresses.remove(a, p)
 	}
-	e.leave(p)
+	e.leaveCrowd(p)
 }
 
 func (e *Engine) admit(p *pod) {
@@ -320,7 +320,7 @@ func (e *Engine) admit(p *pod) {
 	if len(p.addresses) == 0 {
 		return
 	}
-	e.join(p)
+	e.joinCrowd(p)
 	for _, a := range p.addresses {
 		e.touch(a)
 		e.addresses.add(a, p)

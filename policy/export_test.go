@@ -119,7 +119,7 @@ func (e *Engine) Unsound() []string {
 	}
 	e.compiler.check(&u)
 	for of := range e.reports.by {
-		fresh := of.pod == nil || of.pod.made || slices.Contains(e.given(of.pod.name()), of.pod.Pod)
+		fresh := of.pod == nil || of.pod.fromWorkload || slices.Contains(e.given(of.pod.name()), of.pod.Pod)
 		u.unless(fresh, "a report of an old pod")
 		u.unless(!of.shared.IsValid() || len(e.addresses.more[of.shared]) > 1, "a report of an old address")
 	}

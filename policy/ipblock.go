@@ -81,7 +81,7 @@ type block struct {
 	prefixes []netip.Prefix
 }
 
-func join(list string, blocks []block) peer {
+func blockPeer(list string, blocks []block) peer {
 	p := peer{field: blocks[0].field}
 	if len(blocks) > 1 {
 		p.field = list

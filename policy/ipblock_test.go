@@ -61,7 +61,7 @@ func TestEqualNetworks(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return join("from", []block{{field: "from[0]", words: describeIPBlock(b), prefixes: prefixes}}).set
+		return blockPeer("from", []block{{field: "from[0]", words: describeIPBlock(b), prefixes: prefixes}}).set
 	}
 	if a, b := set("10.0.0.0/9"), set("10.0.0.0/8", "10.128.0.0/9"); a == b {
 		t.Errorf("both have the set %s", a)

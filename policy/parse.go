@@ -180,7 +180,7 @@ func parseRule(
 		r.peers = append(r.peers, p)
 	}
 	if len(blocks) > 0 {
-		r.peers = append(r.peers, join(field+"."+verb, blocks))
+		r.peers = append(r.peers, blockPeer(field+"."+verb, blocks))
 	}
 	return r
 }

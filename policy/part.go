@@ -11,8 +11,8 @@ import (
 
 type local struct {
 	namespace string
-	policies  []parsedPolicy // ordered by name
-	endpoints []joined       // ordered by ID
+	policies  []parsedPolicy  // ordered by name
+	endpoints []localEndpoint // ordered by ID
 	expected  []*Pod
 }
 
@@ -22,15 +22,15 @@ type part struct {
 	*local
 	stale   bool
 	groups  [len(sides)][]*group
-	open    [len(sides)][]joined
+	open    [len(sides)][]localEndpoint
 	asks    map[askKey]*ask
-	demands []*demand  // demands of the asks, ordered by comparePolicies
-	wants   []*supply  // sets that the demands need
-	rules   float64    // how many rules in the kernel the demands need
-	stated  complaints // problems of demands that the kernel refuses, or that are too many for a whole node
+	demands []*demand   // demands of the asks, ordered by comparePolicies
+	wants   []*supply   // sets that the demands need
+	rules   float64     // how many rules in the kernel the demands need
+	stated  problemList // problems of demands that the kernel refuses, or that are too many for a whole node
 
 	granted    []*demand
-	decided    complaints       // those of stated, and the problems of demands that aren't granted
+	decided    problemList      // those of stated, and the problems of demands that aren't granted
 	regranted  bool             // true if granted has changed
 	released   []*demand        // granted demands whose rules and sets are in the ruleset
 	pending    []*demand        // granted demands whose sets are still to be made, in order
@@ -45,7 +45,7 @@ type part struct {
 }
 
 func (c *compiler) partOf(l *local) *part {
-	b := builder{compiler: c, part: &part{local: l, fresh: true, asks: map[askKey]*ask{}}, made: map[string]*supply{}}
+	b := builder{compiler: c, part: &part{local: l, fresh: true, asks: map[askKey]*ask{}}, created: map[string]*supply{}}
 	if was := c.parts[l.namespace]; was != nil {
 		b.last = was.asks
 	}
@@ -71,10 +71,10 @@ type group struct {
 	key      string
 	policies alternatives
 	audited  bool
-	pods     []joined
+	pods     []localEndpoint
 }
 
-func (l *local) groups(s *side) (groups []*group, open []joined) {
+func (l *local) groups(s *side) (groups []*group, open []localEndpoint) {
 	byPolicies := map[string]*group{}
 	at := func(all alternatives) *group {
 		isolating, audited := all.split()
@@ -113,17 +113,20 @@ func (l *local) groups(s *side) (groups []*group, open []joined) {
 	return groups, notIsolated.pods
 }
 
-type complaints struct {
-	all  []ruleset.Problem
-	told map[string][]ruleset.Problem // by policy: the problems that were already reported
+// problemList has the problems of a namespace's policies: of each policy at most maxProblems, and no problem twice.
+type problemList struct {
+	all      []ruleset.Problem
+	byPolicy map[string][]ruleset.Problem // by the name of the policy
 }
 
-func (r *complaints) then() complaints { return complaints{slices.Clip(r.all), maps.Clone(r.told)} }
+func (r *problemList) then() problemList {
+	return problemList{slices.Clip(r.all), maps.Clone(r.byPolicy)}
+}
 
-// add adds the problems of the policy from another value of complaints.
-func (r *complaints) add(policy *parsedPolicy, all []ruleset.Problem) {
-	if len(all) > 0 && len(r.told[policy.name]) == 0 { // the policy has no problems yet, so none can be equal
-		r.tell(policy, all...)
+// add adds the problems of the policy from another list.
+func (r *problemList) add(policy *parsedPolicy, all []ruleset.Problem) {
+	if len(all) > 0 && len(r.byPolicy[policy.name]) == 0 { // the policy has no problems yet, so none can be equal
+		r.append(policy, all...)
 		return
 	}
 	for _, p := range all {
@@ -131,22 +134,22 @@ func (r *complaints) add(policy *parsedPolicy, all []ruleset.Problem) {
 	}
 }
 
-func (r *complaints) report(policy *parsedPolicy, field, why string) {
-	told := r.told[policy.name]
-	if len(told) >= maxProblems {
+func (r *problemList) report(policy *parsedPolicy, field, why string) {
+	reported := r.byPolicy[policy.name]
+	if len(reported) >= maxProblems {
 		return
 	}
 	name := strings.TrimSuffix(policy.name, maybeSuffix)
 	p := ruleset.Problem{Object: "NetworkPolicy " + name, Field: "spec." + field, Message: why}
-	if !slices.Contains(told, p) {
-		r.tell(policy, p)
+	if !slices.Contains(reported, p) {
+		r.append(policy, p)
 	}
 }
 
-func (r *complaints) tell(policy *parsedPolicy, all ...ruleset.Problem) {
-	if r.told == nil {
-		r.told = map[string][]ruleset.Problem{}
+func (r *problemList) append(policy *parsedPolicy, all ...ruleset.Problem) {
+	if r.byPolicy == nil {
+		r.byPolicy = map[string][]ruleset.Problem{}
 	}
-	r.told[policy.name] = append(slices.Clip(r.told[policy.name]), all...)
+	r.byPolicy[policy.name] = append(slices.Clip(r.byPolicy[policy.name]), all...)
 	r.all = append(r.all, all...)
 }

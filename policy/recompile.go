@@ -107,7 +107,7 @@ func (e *Engine) commonNow() common {
 func (e *Engine) localNow(namespace string) *local {
 	l := &local{namespace: namespace}
 	for _, id := range slices.Sorted(maps.Keys(e.local[namespace])) {
-		of := joined{Endpoint: e.endpoints[id], pods: e.podsOf(e.endpoints[id])}
+		of := localEndpoint{Endpoint: e.endpoints[id], pods: e.podsOf(e.endpoints[id])}
 		of.known = len(of.pods) > 0 || of.Enforcement == conf.Off
 		l.endpoints = append(l.endpoints, of)
 	}

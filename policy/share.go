@@ -31,7 +31,7 @@ type tenant struct {
 	*part
 	demands    []*demand // demands that aren't decided yet
 	granted    []*demand
-	reports    complaints
+	reports    problemList
 	usage      amount  // how much its granted demands use
 	afterwards float64 // its share of the node if the next demand is granted
 	skipped    float64 // entries of counted sets for which there was no room

@@ -30,7 +30,7 @@ func (s *sheet) set(set ruleset.Set) {
 	s.sets = append(s.sets, &set)
 }
 
-type junction struct {
+type dispatcher struct {
 	*compiler
 	*side
 	sheet
@@ -38,22 +38,22 @@ type junction struct {
 	classes  []ruleset.Class
 }
 
-type opened struct {
+type openClass struct {
 	ruleset.Class
 	set      *ruleset.Set
 	problems []ruleset.Problem
 }
 
-// join adds the chains that lead packets to classes, and the classes that all namespaces share.
+// compileDispatch adds the chains that lead packets to classes, and the classes that all namespaces share.
 //
 // The rules of classes with more policies come first. So when a policy is added, one transaction moves all of the
 // policy's pods to their new classes at the same time.
-func (c *compiler) join() {
-	if c.joined {
+func (c *compiler) compileDispatch() {
+	if c.dispatched {
 		return
 	}
-	was := c.junction
-	c.junction, c.classes, c.joined = sheet{}, nil, true
+	was := c.dispatchers
+	c.dispatchers, c.classes, c.dispatched = sheet{}, nil, true
 	for _, f := range c.common.families {
 		for i, s := range sides {
 			var isolated []*class
@@ -67,24 +67,24 @@ func (c *compiler) join() {
 				return cmp.Or(cmp.Compare(b.isolates(), a.isolates()), cmp.Compare(b.policies, a.policies),
 					cmp.Compare(a.key, b.key))
 			})
-			if c.opened[i][f] == nil {
-				c.opened[i][f] = c.openClass(i, f)
+			if c.openClasses[i][f] == nil {
+				c.openClasses[i][f] = c.makeOpenClass(i, f)
 			}
-			j := junction{compiler: c, side: s, sheet: sheet{family: f}}
-			j.compile(isolated, c.opened[i][f])
-			c.junction.sets = append(c.junction.sets, j.sheet.sets...)
-			c.junction.chains = append(c.junction.chains, j.sheet.chains...)
-			c.classes = append(c.classes, j.classes...)
+			d := dispatcher{compiler: c, side: s, sheet: sheet{family: f}}
+			d.compile(isolated, c.openClasses[i][f])
+			c.dispatchers.sets = append(c.dispatchers.sets, d.sheet.sets...)
+			c.dispatchers.chains = append(c.dispatchers.chains, d.sheet.chains...)
+			c.classes = append(c.classes, d.classes...)
 		}
 	}
-	c.sets.Replace(was.sets, c.junction.sets)
-	c.chains.Replace(was.chains, c.junction.chains)
+	c.sets.Replace(was.sets, c.dispatchers.sets)
+	c.chains.Replace(was.chains, c.dispatchers.chains)
 }
 
-func (j *junction) compile(isolated []*class, open *opened) {
+func (d *dispatcher) compile(isolated []*class, open *openClass) {
 	// A TCP packet from the middle of a connection must not create a connection-tracking entry. Otherwise a server
 	// could revive a connection that was cut.
-	j.dispatch = []ruleset.Rule{{
+	d.dispatch = []ruleset.Rule{{
 		Proto: ruleset.TCP, Track: ruleset.Midstream,
 		Comment: "weir: a TCP connection begins with its first packet", Action: ruleset.GoTo, To: conf.MidstreamChain,
 	}}
@@ -94,42 +94,42 @@ func (j *junction) compile(isolated []*class, open *opened) {
 	}
 	// If two attachments have one address, the first of the rules decides. So the strictest rule comes first, and rules of
 	// classes under audited policies alone come last.
-	j.none(allowNothing)
+	d.none(allowNothing)
 	for _, k := range isolated {
-		if j.classes = append(j.classes, k.Class); k.set != nil {
-			j.dispatch = append(j.dispatch, k.enter)
+		if d.classes = append(d.classes, k.Class); k.set != nil {
+			d.dispatch = append(d.dispatch, k.enter)
 		}
 	}
-	j.add(open.set, ruleset.Rule{
-		Action: ruleset.Return, Comment: fmt.Sprintf("weir: pods under no %s policy", j.direction),
+	d.add(open.set, ruleset.Rule{
+		Action: ruleset.Return, Comment: fmt.Sprintf("weir: pods under no %s policy", d.direction),
 	})
-	j.classes = append(j.classes, open.Class)
-	j.dispatch = append(j.dispatch, j.stranger())
-	j.chain(j.side.dispatch, dropRest(j.dispatch, j.side.dispatch, "pods that were not judged yet")...)
+	d.classes = append(d.classes, open.Class)
+	d.dispatch = append(d.dispatch, d.stranger())
+	d.chain(d.side.dispatch, dropRest(d.dispatch, d.side.dispatch, "pods that were not judged yet")...)
 }
 
-func (j *junction) add(set *ruleset.Set, r ruleset.Rule) {
-	j.sheet.sets = append(j.sheet.sets, set)
-	r.Sets = []ruleset.SetMatch{{Name: set.Name, By: j.own}}
-	j.dispatch = append(j.dispatch, r)
+func (d *dispatcher) add(set *ruleset.Set, r ruleset.Rule) {
+	d.sheet.sets = append(d.sheet.sets, set)
+	r.Sets = []ruleset.SetMatch{{Name: set.Name, By: d.own}}
+	d.dispatch = append(d.dispatch, r)
 }
 
 // none adds the class "none" even if it has no pods. So a new policy that denies everything only changes sets, which is
 // quicker than changing rules.
-func (j *junction) none(pods []ruleset.Entry) {
-	set, chain := j.noneNames(j.family)
-	j.chain(chain, dropRest(nil, chain, "their policies let nothing through")...)
-	j.add(j.classSet(j.family, set, pods), ruleset.Rule{
+func (d *dispatcher) none(pods []ruleset.Entry) {
+	set, chain := d.noneNames(d.family)
+	d.chain(chain, dropRest(nil, chain, "their policies let nothing through")...)
+	d.add(d.classSet(d.family, set, pods), ruleset.Rule{
 		Action: ruleset.GoTo, To: chain, Comment: "weir: pods whose policies let nothing through",
 	})
 }
 
-func (j *junction) stranger() ruleset.Rule {
+func (d *dispatcher) stranger() ruleset.Rule {
 	r := ruleset.Rule{
-		Sets:   []ruleset.SetMatch{{Name: j.family.Set(conf.PodsSet), By: j.own, Not: true}},
+		Sets:   []ruleset.SetMatch{{Name: d.family.Set(conf.PodsSet), By: d.own, Not: true}},
 		Action: ruleset.GoTo, To: conf.NoPodChain,
 	}
-	if j.direction == ruleset.Egress {
+	if d.direction == ruleset.Egress {
 		r.In, r.Comment = conf.Bridge, "weir: from the bridge, but from no pod"
 	} else {
 		r.Out, r.Comment = conf.Bridge, "weir: to the bridge, but to no pod"
@@ -137,14 +137,14 @@ func (j *junction) stranger() ruleset.Rule {
 	return r
 }
 
-func (c *compiler) openClass(side int, f conf.Family) *opened {
+func (c *compiler) makeOpenClass(side int, f conf.Family) *openClass {
 	s := sides[side]
-	o := opened{Class: ruleset.Class{Direction: s.direction, Policies: []string{}, Set: f.Set(s.sets + conf.OpenClass)}}
-	var pods []joined
+	o := openClass{Class: ruleset.Class{Direction: s.direction, Policies: []string{}, Set: f.Set(s.sets + conf.OpenClass)}}
+	var pods []localEndpoint
 	for _, p := range c.parts {
 		pods = append(append(pods, p.open[side]...), p.classified.open[side][f]...)
 	}
-	slices.SortFunc(pods, func(a, b joined) int { return cmp.Compare(a.ID, b.ID) })
+	slices.SortFunc(pods, func(a, b localEndpoint) int { return cmp.Compare(a.ID, b.ID) })
 	var entries []ruleset.Entry
 	entries, o.Pods = c.members(pods, f, o.Set, &o.problems)
 	c.restated = c.restated || len(o.problems) > 0 || c.openStated
