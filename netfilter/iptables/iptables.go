@@ -35,8 +35,8 @@ func (f Flavour) other() Flavour {
 
 const lockWait = "10"
 
-// detectFlavour returns the flavour that the node uses: the one with chains of kubelet (KEP-3178), or else the one with more
-// rules of other programs, or else NFT. It returns an error if rules can't be read, or if iptables-save or
+// detectFlavour returns the flavour that the node uses: the one with chains of kubelet (KEP-3178), or else the one with
+// more rules of other programs, or else NFT. It returns an error if rules can't be read, or if iptables-save or
 // iptables-restore is missing.
 func detectFlavour(ctx context.Context) (Flavour, error) {
 	used, err := usedFlavour(ctx)
