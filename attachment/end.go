@@ -13,14 +13,15 @@ import (
 	"github.com/weir-net/weir/netfilter/conntrack"
 )
 
+// ending is an attachment that is being ended, and what is done already.
 type ending struct {
 	id        string
 	record    *endpoint.Endpoint
 	sender    bridge.Sender
-	busy      bool
-	begun     bool
-	forbidden bool
-	unplugged bool
+	busy      bool // true if this process has locked the record (endpoint.MarkBusy)
+	begun     bool // true if begin has marked the record as ending
+	forbidden bool // true if the guard has no entry of the port any more
+	unplugged bool // true if the link and the neighbour entries are deleted
 }
 
 // End removes the attachment with this ID. It returns nil if there is no record. If the record is broken, End removes
@@ -70,28 +71,27 @@ func (n Node) endUnfinished(e *endpoint.Endpoint) error {
 }
 
 // begin does the slowest steps, which need no lock. It marks the record as ending, so that the agent puts the
-// addresses into no more sets. Then it deletes the link, unless another plugin made it.
+// addresses into no more sets. Then it deletes the link, unless another plugin made it. If there is no record, it also
+// deletes the link, and returns fs.ErrNotExist.
 func (n Node) begin(x *ending) error {
 	e, err := endpoint.MarkEnding(x.id)
+	missing, broken := errors.Is(err, fs.ErrNotExist), errors.Is(err, endpoint.ErrBroken)
 	switch {
-	case err == nil:
-		x.setRecord(e)
-		x.begun = true
-		if e.Chained { // the other plugin has to delete the link
-			x.forbidden = true
-			return x.shut()
+	case missing || broken:
+		if failed := bridge.RemoveLink(bridge.PortName(x.id)); failed != nil || broken {
+			return failed
 		}
-		return n.unplug(x)
-	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, endpoint.ErrBroken):
+		return err
+	case err != nil:
 		return err
 	}
-	if err := bridge.RemoveLink(bridge.PortName(x.id)); err != nil {
-		return err
+	x.setRecord(e)
+	x.begun = true
+	if e.Chained { // the other plugin has to delete the link
+		x.forbidden = true
+		return x.shut()
 	}
-	if errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+	return n.unplug(x)
 }
 
 // unplug deletes the link. If no other attachment is ending, it also takes the sender out of the guard. It takes the

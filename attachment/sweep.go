@@ -50,7 +50,7 @@ func (n Node) sweep(valid map[string]bool) error {
 			errs = append(errs, bridge.ForbidSender(s))
 		}
 	}
-	stale, _, err := abandoned(r.stale(t))
+	stale, _, err := sortByUse(r.stale(t))
 	if err != nil {
 		return errors.Join(append(errs, err)...)
 	}
@@ -98,7 +98,7 @@ func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 		}
 		strays = append(strays, endpoint.Address{Addr: a})
 	}
-	gone, inUse, err := abandoned(strays)
+	gone, inUse, err := sortByUse(strays)
 	if len(inUse) > 0 {
 		err = fmt.Errorf("network namespaces have the addresses %v, which no record has: their pods stay closed",
 			addrsOf(inUse))
@@ -107,9 +107,10 @@ func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 	return evicted, errors.Join(err, n.Sets.Remove(evicted...))
 }
 
-// abandoned leaves out the addresses that pods behind other plugins may still have: no rule would check the packets of
-// such a pod any more. Packets of links that weir made are checked by the link.
-func abandoned(addrs []endpoint.Address) (gone, inUse []endpoint.Address, err error) {
+// sortByUse returns the addresses that no pod has any more, and those that pods behind other plugins may still have.
+// The latter must stay in the sets: otherwise no rule would check the packets of such a pod. Packets of links that weir
+// made are checked by the link.
+func sortByUse(addrs []endpoint.Address) (gone, inUse []endpoint.Address, err error) {
 	if len(addrs) == 0 {
 		return nil, nil, nil
 	}
