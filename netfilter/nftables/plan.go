@@ -13,15 +13,19 @@ import (
 // plan is a transaction from one state of the kernel to another. Its requests are in an order that the kernel accepts:
 // an object can be deleted only when nothing uses it any more.
 type plan struct {
-	batch         nftnl.Batch
-	alone         bool
-	rules, closes bool
-	closed        []netip.Addr
-	only          bool
+	batch nftnl.Batch
+	// alone is true if each new element has a request of its own, so that a refusal names the element.
+	alone bool
+	rules bool // true if rules change
+	// closes is true if the new state may deny an established connection that the old state allows.
+	closes bool
+	// closed has addresses that leave sets of peers. It is nil unless the plan does nothing else (onlyCloses).
+	closed     []netip.Addr
+	onlyCloses bool
 	// strays are addresses in the sets of all pods that belong to no known attachment. They are not deleted, because a
 	// new attachment may not be known yet.
 	strays  []netip.Addr
-	deletes []nftnl.Question
+	deletes []nftnl.Question // the elements that the plan deletes
 	// next is the state after the plan. A table in adds keeps its other sets and chains.
 	next state
 	adds [len(conf.Families)]bool
@@ -39,6 +43,7 @@ func (s *state) advance(p *plan) {
 	}
 }
 
+// These types say what a request of the transaction is about. So a refusal of the kernel names a part of the tables.
 type (
 	aSet struct {
 		family conf.Family
@@ -52,17 +57,17 @@ type (
 )
 
 func makePlan(have state, want lowered, alone bool) *plan {
-	p := &plan{alone: alone, only: true, next: have}
+	p := &plan{alone: alone, onlyCloses: true, next: have}
 	for _, f := range conf.Families {
 		switch {
 		case want[f] != nil:
 			p.table(have[f], want[f])
 		case have[f].exists:
 			p.batch.DeleteTable(tables[f])
-			p.next[f], p.rules, p.closes, p.only = newHeld(), true, true, false
+			p.next[f], p.rules, p.closes, p.onlyCloses = newHeld(), true, true, false
 		}
 	}
-	if !p.only {
+	if !p.onlyCloses {
 		p.closed = nil
 	}
 	return p
@@ -86,7 +91,7 @@ func (p *plan) table(have held, want *table) {
 	}
 	if !have.exists || have.off {
 		p.batch.AddTable(at, nftnl.WeirTableComment)
-		p.rules, p.closes, p.only = true, true, false
+		p.rules, p.closes, p.onlyCloses = true, true, false
 	}
 	for _, s := range want.sets {
 		if _, ok := have.sets[s.Name]; !ok {
@@ -98,9 +103,8 @@ func (p *plan) table(have held, want *table) {
 			p.batch.AddChain(at, c.Chain)
 		}
 	}
-	ended := endedIn(have, want)
 	for _, s := range want.sets {
-		next.sets[s.Name] = p.elements(have, want, s, strays, ended)
+		next.sets[s.Name] = p.elements(have, want, s, strays)
 	}
 	for _, c := range want.chains {
 		next.chains[c.Name] = c.written
@@ -135,28 +139,14 @@ func (p *plan) straysIn(have held, want *table) (strays []ruleset.Entry) {
 	return strays
 }
 
-func endedIn(have held, want *table) map[netip.Addr]bool {
-	ended := map[netip.Addr]bool{}
-	if pods, ok := want.find(want.family.Set(conf.PodsSet)); ok {
-		for d := range have.sets[pods.Name].entries.Diff(pods.entries) {
-			if !d.Has {
-				ended[d.Key.Prefix.Addr()] = true
-			}
-		}
-	}
-	return ended
-}
-
-func (p *plan) elements(
-	have held, want *table, s set, strays []ruleset.Entry, ended map[netip.Addr]bool,
-) heldSet {
+func (p *plan) elements(have held, want *table, s set, strays []ruleset.Entry) heldSet {
 	at := tables[want.family]
 	had := have.sets[s.Name]
 	next := heldSet{layout: s.Layout, entries: s.entries}
 	var adds, dels []nftnl.Element
 	if had.odd {
 		p.batch.FlushSet(at, s.Name)
-		p.closes, p.only = true, false
+		p.closes, p.onlyCloses = true, false
 		had.entries = ruleset.Entries{}
 	}
 	for d := range had.entries.Diff(s.entries) {
@@ -173,7 +163,7 @@ func (p *plan) elements(
 		if s.role == ruleset.Members {
 			denies = d.Had && (!d.Has || !within(have, want, target(d.Was), target(d.Now)))
 		}
-		p.note(s.role, d.Key, denies && !ended[d.Key.Prefix.Addr()], d.Had && !d.Has)
+		p.note(s.role, d.Key, denies && !slices.Contains(p.strays, d.Key.Prefix.Addr()), d.Had && !d.Has)
 	}
 	if s.role == ruleset.Attached {
 		for _, e := range strays {
@@ -195,9 +185,9 @@ func (p *plan) elements(
 func (p *plan) note(role ruleset.SetRole, e ruleset.Element, denies, leaves bool) {
 	switch {
 	case role == ruleset.Members:
-		p.only, p.closes = false, p.closes || denies
+		p.onlyCloses, p.closes = false, p.closes || denies
 	case role != ruleset.Peers || !leaves || !e.Prefix.IsValid() || !e.Prefix.IsSingleIP():
-		p.only, p.closes = false, p.closes || role == ruleset.Peers && denies
+		p.onlyCloses, p.closes = false, p.closes || role == ruleset.Peers && denies
 	default:
 		p.closes, p.closed = p.closes || denies, append(p.closed, e.Prefix.Addr())
 	}
@@ -236,7 +226,7 @@ func (p *plan) chain(have held, f conf.Family, c chain) {
 	if exists && slices.Equal(had.Sums, c.written.Sums) {
 		return
 	}
-	p.rules, p.only = true, false
+	p.rules, p.onlyCloses = true, false
 	p.closes = p.closes || exists || !isClass(c.Name)
 	if len(had.Sums) > 0 {
 		p.batch.FlushChain(tables[f], c.Name)
@@ -265,7 +255,7 @@ func (p *plan) remove(have held, want *table) {
 	}
 	for _, name := range chains { // all chains are empty now, so none leads to another
 		p.batch.DeleteChain(at, name)
-		p.rules, p.only = true, false
+		p.rules, p.onlyCloses = true, false
 	}
 	for name := range have.sets {
 		if _, ok := want.find(name); !ok {

@@ -25,8 +25,8 @@ type held struct {
 
 type heldSet struct {
 	layout  nftnl.Layout
-	unknown bool
-	odd     bool
+	unknown bool // true if the set has none of the layouts, so it isn't weir's
+	odd     bool // true if the set has an element that its layout doesn't allow; entries lacks the element
 	entries ruleset.Entries
 }
 
