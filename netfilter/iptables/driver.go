@@ -38,8 +38,8 @@ type Driver struct {
 	refresh  *refresh // a reading of the kernel's state that has begun, or nil
 	fresh    bool
 	lowering lowering
-	// numbered has for each family whether the node supports numbers of classes.
-	numbered [len(conf.Families)]support
+	// support says for each family whether the node supports numbers of classes.
+	support  [len(conf.Families)]support
 	byNumber [len(conf.Families)]atomic.Bool // true if the last ruleset was written with numbers of classes
 	wanted   [len(conf.Families)]bool
 	nat      [len(conf.Families)]natSeen
@@ -298,7 +298,7 @@ func (d *Driver) prepare(ctx context.Context, p plan, have state, want *lowered)
 		if _, ok := have.sets[s.Name]; ok {
 			foreign = d.destroyForeign(s.Name)
 		}
-		made, err := d.make(s, refused)
+		made, err := d.makeSet(s, refused)
 		if err != nil {
 			return errors.Join(foreign, err)
 		}

@@ -39,7 +39,7 @@ func misplaced(r *nftnl.Reader, f conf.Family, name string) (found []string, err
 
 // refuseOthers returns an error if one of the chains has rules of other programs.
 func refuseOthers(r *nftnl.Reader, f conf.Family, name string, chains []string) error {
-	rules, err := see(r, f, name)
+	rules, err := rulesOf(r, f, name)
 	if err != nil {
 		return err
 	}

@@ -109,7 +109,7 @@ func (k inspected) hasClass(s ruleset.Set, e ruleset.Element) (has, known bool) 
 	numbered := s.Family.Set(dispatches[s.Dispatch].set)
 	text, in := k.have.sets[numbered].entries.Get(e)
 	if n := k.have.tables[s.Family][checks].numbers[s.Dispatch]; in && n != nil {
-		number, _ := unnumbered(text)
+		number, _ := splitNumber(text)
 		for _, c := range k.want.classes[numbered] {
 			has = has || c.set == s.Name && c.target == n.leaves[number]
 		}

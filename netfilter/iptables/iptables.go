@@ -91,7 +91,7 @@ func usesNFT() (rules int, hint bool, err error) {
 				return 0, hint, err
 			}
 		}
-		chains, err := see(r, conf.IPv4, name)
+		chains, err := rulesOf(r, conf.IPv4, name)
 		if err != nil {
 			return 0, hint, err
 		}

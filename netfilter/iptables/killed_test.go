@@ -116,7 +116,7 @@ func (m *model) tamper(r *rand.Rand) (done []string) {
 		for e := range s.entries.All() {
 			switch r.IntN(4) {
 			case 0:
-				e.Comment = numbered(r.IntN(7), "x")
+				e.Comment = withNumber(r.IntN(7), "x")
 				s.entries = s.entries.With(e)
 			case 1:
 				s.entries = s.entries.Without(e.Element)
@@ -125,7 +125,7 @@ func (m *model) tamper(r *rand.Rand) (done []string) {
 		a := netip.AddrFrom4([4]byte{10, 88, 0, byte(r.IntN(20))})
 		if s.family == conf.IPv4 {
 			e := ruleset.Element{Prefix: netip.PrefixFrom(a, a.BitLen())}
-			s.entries = s.entries.With(ruleset.Entry{Element: e, Comment: numbered(r.IntN(7), "x")})
+			s.entries = s.entries.With(ruleset.Entry{Element: e, Comment: withNumber(r.IntN(7), "x")})
 		}
 		m.sets[name] = s
 	}

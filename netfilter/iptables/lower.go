@@ -95,7 +95,7 @@ func (m *lowering) lower(r ruleset.Ruleset, n numbers) *lowered {
 		var classes []class
 		if n[c.Family][c.Name] != nil {
 			classes = classesOf(c, classSets)
-			l.sets = append(l.sets, m.numbered(last, c, classes, n[c.Family][c.Name]))
+			l.sets = append(l.sets, m.memberSet(last, c, classes, n[c.Family][c.Name]))
 			l.classes[l.sets[len(l.sets)-1].Name] = classes
 		}
 		key := chainKey{c.Family, c.Name}

@@ -15,7 +15,7 @@ type loweredMembers struct {
 	to      ruleset.Entries
 }
 
-func (m *lowering) numbered(last lowering, c ruleset.Chain, classes []class, n *numbering) ruleset.Set {
+func (m *lowering) memberSet(last lowering, c ruleset.Chain, classes []class, n *numbering) ruleset.Set {
 	name := c.Family.Set(dispatches[c.Name].set)
 	done := last.members[name].next(classes, n)
 	m.members[name] = done
@@ -58,7 +58,7 @@ func (s loweredMembers) next(classes []class, n *numbering) loweredMembers {
 			now.to = now.to.Without(e)
 		} else {
 			comment, _ := c.pods.Get(e)
-			now.to = now.to.With(ruleset.Entry{Element: e, Comment: numbered(n.of[c.target], conf.Comment(comment))})
+			now.to = now.to.With(ruleset.Entry{Element: e, Comment: withNumber(n.of[c.target], conf.Comment(comment))})
 		}
 	}
 	return now
@@ -66,29 +66,29 @@ func (s loweredMembers) next(classes []class, n *numbering) loweredMembers {
 
 func entryOf(e ruleset.Entry, set string) ipset.Entry {
 	all := ipset.Entry{Prefix: e.Prefix, Proto: string(e.Proto), Port: e.Port, Link: e.Link, Comment: e.Comment}
-	if bit, ok := numbersIn(set); ok && e.Comment != "" {
+	if bit, ok := directionBit(set); ok && e.Comment != "" {
 		var number int
-		number, all.Comment = unnumbered(e.Comment)
+		number, all.Comment = splitNumber(e.Comment)
 		all.Mark = ipset.Mark{Value: (bit | uint32(number)) << markShift, Mask: markField}
 	}
 	return all
 }
 
 func commentOf(e ipset.Entry, set string) string {
-	bit, ok := numbersIn(set)
+	bit, ok := directionBit(set)
 	if !ok {
 		return e.Comment
 	}
 	value, foreign := e.Mark.Value>>markShift, e.Mark.Value&^markField
 	// weir has not written this mark, so the entry gets a number that no class has.
 	if e.Mark.Mask != markField || foreign != 0 || value&toPod != bit {
-		return numbered(0, e.Comment)
+		return withNumber(0, e.Comment)
 	}
-	return numbered(int(value&^toPod), e.Comment)
+	return withNumber(int(value&^toPod), e.Comment)
 }
 
 func isComment(text string, e ipset.Entry, comment []byte, set string) bool {
-	if _, ok := numbersIn(set); !ok {
+	if _, ok := directionBit(set); !ok {
 		return text == string(comment)
 	}
 	e.Comment = string(comment)
@@ -118,7 +118,7 @@ func (d *Driver) Sets(r ruleset.Ruleset) (all []netfilter.KernelSet) {
 	return all
 }
 
-func numbersIn(set string) (bit uint32, ok bool) {
+func directionBit(set string) (bit uint32, ok bool) {
 	// Quick exit: this function is called for each entry, and the name of nearly every set is longer.
 	if len(set) > len(conf.IngressMap)+1 {
 		return 0, false

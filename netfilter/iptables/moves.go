@@ -45,8 +45,8 @@ func renumber(have state, f conf.Family, sets []ruleset.Set, want *lowered, rule
 				all.after = append(all.after, add)
 				continue
 			}
-			was, _ := unnumbered(c.Was)
-			now, _ := unnumbered(c.Now)
+			was, _ := splitNumber(c.Was)
+			now, _ := splitNumber(c.Now)
 			all.closes = all.closes || d.closes(was, now)
 			switch d.when(was, now) {
 			case early:

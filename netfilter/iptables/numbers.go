@@ -183,7 +183,7 @@ func (a *assignment) holders() map[int][]ruleset.Element {
 	if a.held == nil {
 		a.held = map[int][]ruleset.Element{}
 		for e := range a.members.All() {
-			n, _ := unnumbered(e.Comment)
+			n, _ := splitNumber(e.Comment)
 			a.held[n] = append(a.held[n], e.Element)
 		}
 	}
@@ -259,9 +259,9 @@ func finder(classes []class) func(ruleset.Element) *class {
 	}
 }
 
-func numbered(number int, comment string) string { return strconv.Itoa(number) + " " + comment }
+func withNumber(number int, comment string) string { return strconv.Itoa(number) + " " + comment }
 
-func unnumbered(text string) (number int, comment string) {
+func splitNumber(text string) (number int, comment string) {
 	head, comment, _ := strings.Cut(text, " ")
 	number, _ = strconv.Atoi(head)
 	return number, comment
@@ -274,7 +274,7 @@ func numberingOf(rules map[string][]string, chain string) *numbering {
 			continue
 		}
 		for _, l := range lines {
-			if n, ok := numberIn(l); ok && n&toPod == d.bit && n != d.bit {
+			if n, ok := markIn(l); ok && n&toPod == d.bit && n != d.bit {
 				number := int(n &^ toPod)
 				all.leaves[number] = split(l).target
 				all.former[number] = strings.Contains(l, formerComment)
@@ -284,7 +284,7 @@ func numberingOf(rules map[string][]string, chain string) *numbering {
 	return all
 }
 
-func numberIn(line string) (uint32, bool) {
+func markIn(line string) (uint32, bool) {
 	rest, ok := strings.CutPrefix(line, "-m mark --mark 0x")
 	value, rest, _ := strings.Cut(rest, "/")
 	mask, _, _ := strings.Cut(rest, " ")

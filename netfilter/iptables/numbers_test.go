@@ -79,7 +79,7 @@ func both(a, b ruleset.Ruleset) ruleset.Ruleset {
 
 func inShort(changes []change) (all []string) {
 	for _, c := range changes {
-		number, _ := unnumbered(c.Comment)
+		number, _ := splitNumber(c.Comment)
 		words := fmt.Sprint(c.set, " ", c.Element, " ", number)
 		if c.del {
 			words = fmt.Sprint("-", c.set, " ", c.Element)
@@ -180,7 +180,7 @@ func TestNumbersAreNotReused(t *testing.T) {
 	first := numberOf("WEIR-EG-80")
 	for i, addr := range []string{"10.0.0.2", "10.0.0.3"} {
 		e := ruleset.Element{Prefix: netip.MustParsePrefix(addr + "/32")}
-		s.entries = s.entries.With(ruleset.Entry{Element: e, Comment: numbered(first+i, "ns/ended")})
+		s.entries = s.entries.With(ruleset.Entry{Element: e, Comment: withNumber(first+i, "ns/ended")})
 	}
 	have.sets[conf.EgressMap] = s
 	l := lowerOnto(have, oneDirection("egress", pods{"10.0.0.1": "WEIR-EG-80"}))
@@ -245,7 +245,7 @@ func TestTree(t *testing.T) {
 	}
 	s := m.sets[conf.EgressMap]
 	for n := range toPod {
-		e := ruleset.Entry{Element: ruleset.Element{Prefix: netip.MustParsePrefix("10.1.0.1/32")}, Comment: numbered(n, "")}
+		e := ruleset.Entry{Element: ruleset.Element{Prefix: netip.MustParsePrefix("10.1.0.1/32")}, Comment: withNumber(n, "")}
 		s.entries = s.entries.With(e)
 		m.sets[conf.EgressMap] = s
 		if got := m.allows(packet("10.1.0.1", 9)); got != (n == openClass || lead(m.state, n) == "WEIR-EG-9") {
@@ -388,7 +388,7 @@ func TestARefusedNumberCloses(t *testing.T) {
 // kernel would write these bits into packets.
 func TestForeignBitsAreDrift(t *testing.T) {
 	at := ruleset.Element{Prefix: netip.MustParsePrefix("10.0.0.1/32")}
-	e := ruleset.Entry{Element: at, Comment: numbered(3, "ns/a")}
+	e := ruleset.Entry{Element: at, Comment: withNumber(3, "ns/a")}
 	for _, set := range []string{conf.IngressMap, conf.EgressMap} {
 		there := entryOf(e, set)
 		if got := commentOf(there, set); got != e.Comment {
@@ -418,7 +418,7 @@ func TestManyClasses(t *testing.T) {
 			was = append(was, class{set: fmt.Sprint("was", i), target: fmt.Sprint("WAS", i), pods: pod})
 			now = append(now, class{set: fmt.Sprint("now", i), target: fmt.Sprint("NOW", i), pods: pod})
 			old.leaves[i+2] = was[i].target
-			members = append(members, ruleset.Entry{Element: e, Comment: numbered(i+2, "ns/pod")})
+			members = append(members, ruleset.Entry{Element: e, Comment: withNumber(i+2, "ns/pod")})
 		}
 		all := ruleset.EntriesOf(members...)
 		for range 5 {

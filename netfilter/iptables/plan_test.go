@@ -90,7 +90,7 @@ func TestNoStepOpens(t *testing.T) {
 func steps(p plan) (inOneStep, all int) {
 	adds, dels := map[string]bool{}, map[string]bool{}
 	for _, c := range slices.Concat(p.before, p.across, p.after) {
-		if _, ok := numbersIn(c.set); !ok {
+		if _, ok := directionBit(c.set); !ok {
 			continue
 		}
 		key := c.set + c.String()

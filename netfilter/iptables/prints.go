@@ -46,7 +46,7 @@ func nftPrint(r *nftnl.Reader, f conf.Family, name string, own []string) (finger
 	add := func(chain string, rules []seen) { _, _ = fmt.Fprintf(h, "%s %d %s", chain, len(rules), sum(rules)) }
 	if name == "nat" {
 		for _, chain := range slices.Concat(builtin[name], own) {
-			rules, err := seeChain(r, f, name, chain)
+			rules, err := rulesOfChain(r, f, name, chain)
 			if err != nil {
 				return "", err
 			}
@@ -60,7 +60,7 @@ func nftPrint(r *nftnl.Reader, f conf.Family, name string, own []string) (finger
 		return "", err
 	}
 	_, _ = fmt.Fprintln(h, table.Objects)
-	chains, err := see(r, f, name)
+	chains, err := rulesOf(r, f, name)
 	if err != nil {
 		return "", err
 	}

@@ -270,7 +270,7 @@ func (d *Driver) readText(ctx context.Context, f conf.Family, name string, befor
 		u.written = before.tables[f][name].unknown.written
 	}
 	if d.Flavour == NFT {
-		if u.seen, err = see(d.reader, f, name); err != nil {
+		if u.seen, err = rulesOf(d.reader, f, name); err != nil {
 			u.why = errors.Join(u.why, err)
 		}
 		if err == nil && !d.wanted[f] && !slices.ContainsFunc(slices.Collect(maps.Keys(u.seen)), conf.OwnChain) {

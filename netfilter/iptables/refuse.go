@@ -15,7 +15,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-func (d *Driver) make(s ruleset.Set, refused ruleset.Refused) (*set, error) {
+func (d *Driver) makeSet(s ruleset.Set, refused ruleset.Refused) (*set, error) {
 	header := headerOf(s)
 	if err := d.sets.Create(header); err != nil {
 		if !s.Opens || s.Kind == numberedPods {
@@ -81,7 +81,7 @@ func changeSets(changes []change, want *lowered, refused ruleset.Refused) error 
 		}
 		refusal := ruleset.Refusal{Family: s.Family, Set: s.Name, Element: element(r.Entry)}
 		refused[refusal] = because(fmt.Sprintf("%s in the set %s", refusal.Element, s.Name), r.Err)
-		if _, ok := numbersIn(r.Set); ok {
+		if _, ok := directionBit(r.Set); ok {
 			closed = append(closed, ipset.Change{Set: r.Set, Entry: r.Entry, Delete: true})
 		}
 	}

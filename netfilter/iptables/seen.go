@@ -110,18 +110,18 @@ func (t tables) wake(f conf.Family) (any bool, err error) {
 	return any, nil
 }
 
-// see returns the table's rules by chain, as nf_tables shows them.
+// rulesOf returns the table's rules by chain, as nf_tables shows them.
 //
 // Equivalent to: nft -a list table ip TABLE (ip6 for IPv6)
-func see(r *nftnl.Reader, f conf.Family, name string) (chains map[string][]seen, err error) {
+func rulesOf(r *nftnl.Reader, f conf.Family, name string) (chains map[string][]seen, err error) {
 	err = r.EachRule(tableOf(f, name), func() { chains = map[string][]seen{} }, func(chain string, rule nftnl.Listed) {
 		chains[chain] = append(chains[chain], readRule(rule))
 	})
 	return chains, err
 }
 
-// seeChain returns the chain's rules, as nf_tables shows them. It returns nil if there is no such chain.
-func seeChain(r *nftnl.Reader, f conf.Family, name, chain string) (rules []seen, err error) {
+// rulesOfChain returns the chain's rules, as nf_tables shows them. It returns nil if there is no such chain.
+func rulesOfChain(r *nftnl.Reader, f conf.Family, name, chain string) (rules []seen, err error) {
 	listed, err := r.List(tableOf(f, name), chain)
 	if errors.Is(err, nftnl.ErrNotExist) {
 		return nil, nil
@@ -180,7 +180,7 @@ func targetOf(immediate []byte) string {
 //
 // Equivalent to: nft delete rule ip TABLE CHAIN handle HANDLE (ip6 for IPv6)
 func deleteCopies(r *nftnl.Reader, f conf.Family, name string) error {
-	chains, err := see(r, f, name)
+	chains, err := rulesOf(r, f, name)
 	if err != nil {
 		return err
 	}

@@ -203,7 +203,7 @@ func (d *Driver) rereadUnknown(s state, want *lowered, p plan, before uint32) er
 			if t.unknown == nil || t.unknown.seen == nil {
 				continue
 			}
-			chains, err := see(d.reader, f, name)
+			chains, err := rulesOf(d.reader, f, name)
 			if err != nil {
 				return err
 			}

@@ -43,16 +43,16 @@ func (d *Driver) lower(ctx context.Context, r ruleset.Ruleset) *lowered {
 func (d *Driver) supports(ctx context.Context, f conf.Family) bool {
 	for _, at := range dispatches {
 		if d.have.sets[f.Set(at.set)].kind == numberedPods {
-			d.numbered[f] = supported
+			d.support[f] = supported
 		}
 	}
-	if d.numbered[f] != untried {
-		return d.numbered[f] == supported
+	if d.support[f] != untried {
+		return d.support[f] == supported
 	}
 	trial := ipset.Header{Name: conf.TrialSet, Type: ipset.HashIP, Family: f, Marks: true}
 	if d.sets.Create(trial) != nil {
 		if trial.Marks = false; d.tryType(trial) == nil {
-			d.numbered[f] = unsupported
+			d.support[f] = unsupported
 		}
 		return false // if the kernel refuses all sets, the next Apply tries again
 	}
@@ -62,14 +62,14 @@ func (d *Driver) supports(ctx context.Context, f conf.Family) bool {
 	}
 	switch {
 	case d.tryLines(ctx, f, rules) == nil:
-		d.numbered[f] = supported
+		d.support[f] = supported
 	case d.tryLines(ctx, f, nil) == nil:
-		d.numbered[f] = unsupported
+		d.support[f] = unsupported
 	}
 	waiting, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	_ = d.destroyUnused(waiting, conf.TrialSet) // if that fails, the next resync destroys the set
-	return d.numbered[f] == supported
+	return d.support[f] == supported
 }
 
 // numbers returns the numbers of the family's classes, by dispatch chain. If there are more classes than numbers, it
