@@ -113,26 +113,24 @@ func (s podSets) PurgeEarly(addrs ...netip.Addr) (later func()) {
 	}
 }
 
-func (s podSets) Contains(addr netip.Addr) (has bool, err error) {
-	err = s.each(func(one PodSets) error {
-		yes, err := one.Contains(addr)
-		if has = has || yes; errors.Is(err, ipset.ErrNotExist) {
-			return nil
-		}
-		return err
-	})
-	return has, err
+func (s podSets) Contains(addr netip.Addr) (bool, error) {
+	return s.any(func(one PodSets) (bool, error) { return one.Contains(addr) })
 }
 
-func (s podSets) InUse(addr netip.Addr) (used bool, err error) {
+func (s podSets) InUse(addr netip.Addr) (bool, error) {
+	return s.any(func(one PodSets) (bool, error) { return one.InUse(addr) })
+}
+
+// any reports whether the question is true for the sets of a backend. Missing sets count as no.
+func (s podSets) any(question func(PodSets) (bool, error)) (any bool, err error) {
 	err = s.each(func(one PodSets) error {
-		yes, err := one.InUse(addr)
-		if used = used || yes; errors.Is(err, ipset.ErrNotExist) {
+		yes, err := question(one)
+		if any = any || yes; errors.Is(err, ipset.ErrNotExist) {
 			return nil
 		}
 		return err
 	})
-	return used, err
+	return any, err
 }
 
 func (s podSets) Check(addrs ...netip.Addr) error {

@@ -27,9 +27,5 @@ func (d *Driver) Watch(ctx context.Context, heard func(generation uint32, concer
 // Equivalent to: nft monitor, which shows the number as "new generation"
 func (d *Driver) Generation() (uint32, error) { return d.reader.Generation() }
 
-// Knows reports whether the driver already knows the change with this generation: it made the change itself, or has
-// read the tables since. It returns false for generation 0. The caller must pass the generations that Watch reported as
-// concerned, in ascending order.
-func (d *Driver) Knows(generation uint32) bool {
-	return generation != 0 && ((d.readAt != 0 && int32(generation-d.readAt) <= 0) || d.own.Made(generation))
-}
+// Knows reports whether the driver already knows the change with this generation (nftnl.KnownChanges).
+func (d *Driver) Knows(generation uint32) bool { return d.known.Has(generation) }

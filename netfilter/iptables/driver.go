@@ -43,9 +43,7 @@ type Driver struct {
 	byNumber [len(conf.Families)]atomic.Bool // true if the last ruleset was written with numbers of classes
 	wanted   [len(conf.Families)]bool
 	nat      [len(conf.Families)]natSeen
-	// readAt is the generation of nf_tables at which the tables were last read, or 0 if it is unknown.
-	readAt uint32
-	own    nftnl.OwnChanges
+	known    nftnl.KnownChanges
 	// ahead has an iptables-restore process for each family. It is started in advance and waits for commands.
 	ahead [len(conf.Families)]*restorer
 	spent []*restorer // processes that have carried out their commands, and wait for release
@@ -364,7 +362,7 @@ func (d *Driver) restore(ctx context.Context, commands [len(conf.Families)]strin
 	}
 	after, errAfter := d.reader.Generation()
 	if err == nil && errAfter == nil {
-		d.own.Add(before, after, tables)
+		d.known.Add(before, after, tables)
 	}
 	return nil
 }

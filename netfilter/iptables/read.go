@@ -134,7 +134,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 // read reads weir's sets and rules from the kernel. before is the last known state, or nil.
 func (d *Driver) read(ctx context.Context, before *state) (state, error) {
 	s := state{sets: map[string]set{}}
-	d.readAt, d.own = 0, nftnl.OwnChanges{}
+	d.known = nftnl.KnownChanges{}
 	readAt, _ := d.reader.Generation() // 0 if the kernel has no nf_tables
 	headers, err := d.sets.Headers()
 	if err != nil {
@@ -157,7 +157,7 @@ func (d *Driver) read(ctx context.Context, before *state) (state, error) {
 	for _, f := range conf.Families {
 		s.tables[f] = d.tablesNow(ctx, f, before)
 	}
-	d.readAt = readAt
+	d.known.ReadAt = readAt
 	return s, nil
 }
 

@@ -116,7 +116,7 @@ func (d *Driver) refreshSet(name string) error {
 func (d *Driver) refreshTables(ctx context.Context, f conf.Family) {
 	readAt, _ := d.reader.Generation() // 0 if the generation is unknown
 	if f == conf.Families[0] {
-		d.readAt, d.own = readAt, nftnl.OwnChanges{}
+		d.known = nftnl.KnownChanges{ReadAt: readAt}
 	}
 	before := d.have.tables[f]
 	d.have.tables[f] = d.tablesNow(ctx, f, d.have)

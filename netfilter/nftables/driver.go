@@ -39,8 +39,7 @@ type Driver struct {
 	// knownAt is the last generation of nf_tables at which the kernel had exactly the state d.have, or 0 if it is
 	// unknown.
 	knownAt   uint32
-	readAt    uint32
-	own       nftnl.OwnChanges
+	known     nftnl.KnownChanges
 	accepting [len(conf.Families)]accepting
 }
 
@@ -170,7 +169,7 @@ func (d *Driver) commit(b *nftnl.Batch) error {
 		return err
 	}
 	after, _ := d.reader.Generation()
-	d.own.Add(before, after, 1)
+	d.known.Add(before, after, 1)
 	if d.knownAt != 0 && d.knownAt == before && after == before+1 {
 		d.knownAt = after
 	} else {

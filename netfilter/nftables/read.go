@@ -29,7 +29,7 @@ func (d *Driver) Read(context.Context) error {
 	before := d.have
 	d.have, d.knownAt = nil, 0
 	d.forgetAccepting()
-	d.readAt, d.own = now, nftnl.OwnChanges{}
+	d.known = nftnl.KnownChanges{ReadAt: now}
 	var next state
 	for _, f := range conf.Families {
 		var was held
@@ -242,8 +242,8 @@ func (d *Driver) refreshPart() (done bool, err error) {
 
 func (d *Driver) beginRefresh() error {
 	r := &refresh{}
-	d.readAt, _ = d.reader.Generation()
-	d.own, d.knownAt, d.settled = nftnl.OwnChanges{}, 0, nil
+	now, _ := d.reader.Generation() // 0 if the generation is unknown
+	d.known, d.knownAt, d.settled = nftnl.KnownChanges{ReadAt: now}, 0, nil
 	d.forgetAccepting()
 	d.forgetLegacy()
 	for _, f := range conf.Families {

@@ -5,7 +5,7 @@ import (
 	"testing"
 )
 
-func TestOwnChanges(t *testing.T) {
+func TestKnownChanges(t *testing.T) {
 	for _, c := range []struct {
 		name          string
 		before, after uint32
@@ -21,11 +21,11 @@ func TestOwnChanges(t *testing.T) {
 		{"counted around", math.MaxUint32, 1, 2, []uint32{0, 1, 2}, 1},
 		{"nothing own", 10, 11, 0, []uint32{11}, 1},
 	} {
-		var o OwnChanges
-		o.Add(c.before, c.after, c.changes)
+		var k KnownChanges
+		k.Add(c.before, c.after, c.changes)
 		unknown := 0
 		for _, g := range c.heard {
-			if !o.Made(g) {
+			if !k.made(g) {
 				unknown++
 			}
 		}
