@@ -165,6 +165,14 @@ func apart(t *testing.T) (a, neighbour, remote node) {
 	return a, all[i+1], all[j]
 }
 
+// atEachDistance runs a subtest for a client and a server on one node, in one subnet, and in two subnets.
+func atEachDistance(t *testing.T, test func(t *testing.T, client, server node)) {
+	first, neighbour, remote := apart(t)
+	t.Run("same node", func(t *testing.T) { test(t, first, first) })
+	t.Run("same subnet", func(t *testing.T) { test(t, first, neighbour) })
+	t.Run("other subnet", func(t *testing.T) { test(t, first, remote) })
+}
+
 type pod struct {
 	Namespace, Name, Node string
 	Labels                string // as in YAML: "a: b, c: d"
@@ -173,6 +181,14 @@ type pod struct {
 	More                  string // more fields of the container, one on each line
 	Once                  bool   // true if the pod ends by itself
 	Grace                 int    // seconds that the pod has to end after it is deleted
+}
+
+// listener is a pod with the label app: server, which accepts connections to port 9000.
+func listener(namespace, name string, on node) pod {
+	return pod{
+		Namespace: namespace, Name: name, Node: on.name, Labels: "app: server", Image: probe,
+		Command: `[probe, listen, ":9000"]`,
+	}
 }
 
 const podManifest = `

@@ -26,10 +26,7 @@ func denied(t *testing.T, name string) (ns string, client, server node, wget fun
 	client, _, server = apart(t)
 	ns = namespace(t, name)
 	start(t,
-		pod{
-			Namespace: ns, Name: "server", Node: server.name, Labels: "app: server", Image: probe,
-			Command: `[probe, listen, ":9000"]`,
-		},
+		listener(ns, "server", server),
 		pod{Namespace: ns, Name: "client", Node: client.name, Labels: "app: client", Image: busybox, Command: idle})
 	apply(t, twoDenies, ns)
 	for _, p := range []string{"deny-all", "only-friends"} {

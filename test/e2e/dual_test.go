@@ -20,13 +20,7 @@ func TestBothFamilies(t *testing.T) {
 		}
 		t.Skip("the cluster's nodes have pod networks of one family: ", cidrs)
 	}
-	first, neighbour, remote := apart(t)
-	for _, c := range []struct {
-		name           string
-		client, server node
-	}{{"same node", first, first}, {"same subnet", first, neighbour}, {"other subnet", first, remote}} {
-		t.Run(c.name, func(t *testing.T) { bothFamilies(t, c.client, c.server) })
-	}
+	atEachDistance(t, bothFamilies)
 }
 
 func nodeCIDRs(t *testing.T, name string) (cidrs []string) {
@@ -74,14 +68,7 @@ spec:
 func bothFamilies(t *testing.T, client, server node) {
 	ns := namespace(t, "families")
 	start(t,
-		pod{
-			Namespace: ns,
-			Name:      "server",
-			Node:      server.name,
-			Labels:    "app: server",
-			Image:     probe,
-			Command:   `[probe, listen, ":9000"]`,
-		},
+		listener(ns, "server", server),
 		pod{Namespace: ns, Name: "client", Node: client.name, Labels: "app: client", Image: probe, Command: idle})
 	apply(t, dualService, ns)
 	ips := podIPs(t, ns, "server")

@@ -14,14 +14,7 @@ func TestPolicyLatency(t *testing.T) {
 	const times = 20
 	ns := namespace(t, "latency")
 	a, _, remote := apart(t)
-	start(t, pod{
-		Namespace: ns,
-		Name:      "server",
-		Node:      remote.name,
-		Labels:    "app: server",
-		Image:     probe,
-		Command:   `[probe, listen, ":9000"]`,
-	})
+	start(t, listener(ns, "server", remote))
 	api := newAPI(t)
 	// This pod connects by itself, because kubectl exec would load the API server.
 	start(t, pod{

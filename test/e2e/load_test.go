@@ -28,22 +28,8 @@ func underLoad(t *testing.T, ns string, duration time.Duration, do func()) {
 	a, _, remote := apart(t)
 	namespace(t, ns)
 	start(t,
-		pod{
-			Namespace: ns,
-			Name:      "near",
-			Node:      a.name,
-			Labels:    "app: server",
-			Image:     probe,
-			Command:   `[probe, listen, ":9000"]`,
-		},
-		pod{
-			Namespace: ns,
-			Name:      "far",
-			Node:      remote.name,
-			Labels:    "app: server",
-			Image:     probe,
-			Command:   `[probe, listen, ":9000"]`,
-		})
+		listener(ns, "near", a),
+		listener(ns, "far", remote))
 	apply(t, labelled, ns)
 	for _, n := range []node{a, remote} {
 		eventually(t, 10*time.Second, "the policy is known on "+n.name, func() error {
@@ -129,14 +115,7 @@ func TestFirstConnection(t *testing.T) {
 	a, _, remote := apart(t)
 	first := func(t *testing.T, ns string) (clean, late, failed int, slowest time.Duration) {
 		namespace(t, ns)
-		start(t, pod{
-			Namespace: ns,
-			Name:      "server",
-			Node:      remote.name,
-			Labels:    "app: server",
-			Image:     probe,
-			Command:   `[probe, listen, ":9000"]`,
-		})
+		start(t, listener(ns, "server", remote))
 		apply(t, labelled, ns)
 		server := podIP(t, ns, "server") + ":9000"
 		var manifests strings.Builder

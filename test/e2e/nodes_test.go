@@ -81,14 +81,7 @@ func TestNodeJoinsAndLeaves(t *testing.T) {
 func startServer(t *testing.T, ns string, server, clients node) {
 	t.Helper()
 	start(t,
-		pod{
-			Namespace: ns,
-			Name:      "server",
-			Node:      server.name,
-			Labels:    "app: server",
-			Image:     probe,
-			Command:   `[probe, listen, ":9000"]`,
-		},
+		listener(ns, "server", server),
 		pod{Namespace: ns, Name: "friend", Node: clients.name, Labels: "app: friend", Image: probe, Command: idle},
 		pod{Namespace: ns, Name: "stranger", Node: clients.name, Labels: "app: stranger", Image: probe, Command: idle})
 }

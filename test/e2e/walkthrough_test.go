@@ -13,13 +13,7 @@ import (
 // left on the nodes.
 func TestWalkthrough(t *testing.T) {
 	kubectl(t, "-n", "kube-system", "rollout", "status", "ds/weir", "--timeout=120s")
-	first, neighbour, remote := apart(t)
-	for _, c := range []struct {
-		name           string
-		client, server node
-	}{{"same node", first, first}, {"same subnet", first, neighbour}, {"other subnet", first, remote}} {
-		t.Run(c.name, func(t *testing.T) { walkthrough(t, c.client, c.server) })
-	}
+	atEachDistance(t, walkthrough)
 }
 
 const service = `

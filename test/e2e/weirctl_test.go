@@ -148,10 +148,7 @@ func TestDropsAndExplain(t *testing.T) {
 	a, _, remote := apart(t)
 	ns := namespace(t, "drops-shown")
 	start(t,
-		pod{
-			Namespace: ns, Name: "server", Node: remote.name, Labels: "app: server", Image: probe,
-			Command: `[probe, listen, ":9000"]`,
-		},
+		listener(ns, "server", remote),
 		pod{Namespace: ns, Name: "client", Node: a.name, Labels: "app: client", Image: busybox, Command: idle})
 	apply(t, twoDenies, ns)
 	policies := []string{ns + "/deny-all", ns + "/only-friends"}
