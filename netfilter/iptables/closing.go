@@ -2,34 +2,54 @@ package iptables
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// closings returns two lists of rules, to be tried in order. The first drops all packets of pods. The second drops all
-// packets that pass weir's bridge, and works even if the kernel refuses sets.
-func closings(f conf.Family) [][]string {
-	set := f.Set(conf.PodsSet)
-	return [][]string{
-		{"-m set --match-set " + set + " src -j DROP", "-m set --match-set " + set + " dst -j DROP"},
-		{"-i " + conf.Bridge + " -j DROP", "-o " + conf.Bridge + " -j DROP"},
+// closings returns lists of rules, to be tried in order. Each drops all packets of pods. The last one works even if the
+// kernel refuses sets. The first one also covers pods that are only in the set of all pods. It is left out if another
+// program has made a set of this name: while weir's rules used that set, the agent could not replace it.
+func closings(f conf.Family, have state, want *lowered) [][]string {
+	pods, chained := f.Set(conf.PodsSet), ruleset.Entries{}
+	for _, s := range want.sets {
+		if s.Name == f.Set(conf.ChainedSet) {
+			chained = s.Entries
+		}
 	}
+	var drops []string
+	for _, r := range netfilter.Accepted(chained) {
+		r.Action = ruleset.Drop
+		drops = append(drops, ruleText(r, f))
+	}
+	if have.sets[pods].kind != ruleset.Addresses {
+		return [][]string{drops}
+	}
+	bySet := []string{"-m set --match-set " + pods + " src -j DROP", "-m set --match-set " + pods + " dst -j DROP"}
+	return [][]string{append(bySet, drops...), drops}
 }
 
 // closeAll closes the node's pods if the kernel refuses weir's rules. If weir's chains that drop packets are complete,
 // it only makes sure that the jumps to these chains are first. Otherwise it drops all packets of the node's pods, also
 // those of established connections.
 //
-// These drops are equivalent to the following commands, once more with WEIR-INPUT and INPUT. If the kernel refuses
-// sets, the rules match the bridge weir0 instead.
+// These drops are equivalent to the following commands, once more with WEIR-INPUT and INPUT. ADDRESS is that of a pod
+// behind another plugin. If the kernel refuses sets, the rules with the set are left out.
 //
 //	iptables -t mangle -N WEIR-FORWARD; iptables -t mangle -I FORWARD -j WEIR-FORWARD
 //	iptables -t mangle -A WEIR-FORWARD -m set --match-set weir-pods src -j DROP
 //	iptables -t mangle -A WEIR-FORWARD -m set --match-set weir-pods dst -j DROP
+//	iptables -t mangle -A WEIR-FORWARD -i weir0 -j DROP
+//	iptables -t mangle -A WEIR-FORWARD -o weir0 -j DROP
+//	iptables -t mangle -A WEIR-FORWARD -s ADDRESS -j DROP
+//	iptables -t mangle -A WEIR-FORWARD -d ADDRESS -j DROP
 func (d *Driver) closeAll(ctx context.Context, have state, want *lowered) error {
+	var errs []error
 	for _, f := range conf.Families {
 		mangle := have.tables[f][checks]
 		if !want.has(f) || mangle.unknown != nil { // no rules are wanted, or PutFirst handles the table that can't be read
@@ -37,7 +57,7 @@ func (d *Driver) closeAll(ctx context.Context, have state, want *lowered) error 
 		}
 		attempts := [][]string{nil}
 		if !mangle.stands(f, want) {
-			attempts = closings(f)
+			attempts = closings(f, have, want)
 		}
 		var err error
 		for _, drops := range attempts {
@@ -46,10 +66,10 @@ func (d *Driver) closeAll(ctx context.Context, have state, want *lowered) error 
 			}
 		}
 		if err != nil {
-			return fmt.Errorf("close all pods: %w", err)
+			errs = append(errs, fmt.Errorf("close all pods: %w", err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func closing(f conf.Family, mangle table, want *lowered, drops []string) (commands [len(conf.Families)]string) {

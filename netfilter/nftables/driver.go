@@ -278,8 +278,11 @@ func awaitPackets() {
 //	nft add rule ip weir WEIR-FORWARD ip daddr @weir-pods counter drop
 //	nft add rule ip weir WEIR-FORWARD iifname weir0 counter drop
 //	nft add rule ip weir WEIR-FORWARD oifname weir0 counter drop
+//	nft add rule ip weir WEIR-FORWARD ip saddr ADDRESS counter drop
+//	nft add rule ip weir WEIR-FORWARD ip daddr ADDRESS counter drop
 //
-// WEIR-INPUT gets the same rules except the last. If the kernel refuses the set, the rules with the set are left out.
+// ADDRESS is that of a pod behind another plugin. WEIR-INPUT gets the same rules except the one with oifname. If the
+// kernel refuses the set, the rules with the set are left out.
 func (d *Driver) closeAll(ctx context.Context, want lowered) error {
 	if d.have == nil {
 		if err := d.Read(ctx); err != nil {
@@ -319,7 +322,9 @@ func closing(f conf.Family, have held, want *table, sets bool) *nftnl.Batch {
 			drops = append(drops, rule{Rule: ruleset.Rule{Sets: []ruleset.SetMatch{{Name: pods.Name, By: by}}}})
 		}
 	}
-	drops = append(drops, rule{Rule: ruleset.Rule{In: conf.Bridge}}, rule{Rule: ruleset.Rule{Out: conf.Bridge}})
+	for _, r := range accepted(want) { // the conditions of all packets of pods
+		drops = append(drops, rule{Rule: r})
+	}
 	for _, c := range want.chains {
 		if c.Hook == nil || c.Hook.Kind != "filter" {
 			continue

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -345,6 +346,34 @@ func TestKeepClosed(t *testing.T) {
 		"flush chain ip weir " + class, "add rule ip weir WEIR-EGRESS return", "add table ip weir { flags dormant; }",
 	} {
 		keep(true, drift)
+	}
+}
+
+// TestClosingWithoutSets: the rules that close all pods also drop packets of pods behind other plugins if the kernel
+// refuses the set of all pods.
+func TestClosingWithoutSets(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	s := policytest.DualStack()
+	for i := range s.Endpoints {
+		s.Endpoints[i].Chained, s.Endpoints[i].HostIf = true, fmt.Sprint("veth", i)
+	}
+	want := new(lowering).lower(policy.Compile(s))
+	for _, f := range conf.Families {
+		if err := closing(f, newHeld(), want[f], false).Commit(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rules := listed(t)
+	for _, e := range s.Endpoints {
+		for _, a := range e.Addresses {
+			for _, by := range []string{"saddr", "daddr"} {
+				if condition := by + " " + a.Addr.String() + " "; !strings.Contains(rules, condition) {
+					t.Errorf("no rule has %q:\n%s", condition, rules)
+				}
+			}
+		}
 	}
 }
 
