@@ -49,7 +49,7 @@ type agent struct {
 	reaper    reaper
 	snapshots snapshots
 	status    atomic.Pointer[status]
-	lastRound atomic.Int64 // when the last reconcile began, in Unix nanoseconds
+	lastRound atomic.Pointer[time.Time] // when the last reconcile began
 	explainer explainer
 	drops     dropLog
 	flows     *flowLog
@@ -171,7 +171,7 @@ func newAgent(o Options, backend Backend, links netlinksafe.Handle) *agent {
 		at, s, ok, err := a.enforcedNow()
 		return at, ok && s.ready && err == nil
 	}})
-	a.lastRound.Store(time.Now().UnixNano())
+	a.beginRound()
 	a.publishStatus()
 	return a
 }

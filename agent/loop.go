@@ -47,7 +47,7 @@ func (a *agent) loop(ctx context.Context) error {
 		if !remaining.reconcile {
 			continue
 		}
-		a.lastRound.Store(time.Now().UnixNano())
+		a.beginRound()
 		again.Stop()
 		a.turn.Lock()
 		next := a.reconcile(ctx, remaining.verify)
@@ -56,6 +56,12 @@ func (a *agent) loop(ctx context.Context) error {
 			again.Reset(next)
 		}
 	}
+}
+
+// beginRound notes the time for serveHealth. A time.Time from time.Now doesn't follow changes of the node's clock.
+func (a *agent) beginRound() {
+	now := time.Now()
+	a.lastRound.Store(&now)
 }
 
 // refresh reads the kernel for a resync. An event in between is handled at once, so nobody waits for the resync.
@@ -80,7 +86,7 @@ func (a *agent) refresh(ctx context.Context) {
 			return
 		}
 		if w := a.handleAll(next); w.reconcile {
-			a.lastRound.Store(time.Now().UnixNano())
+			a.beginRound()
 			a.reconcile(ctx, w.verify)
 		}
 		a.parseNext(ctx)

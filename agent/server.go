@@ -135,7 +135,7 @@ func (s *servers) add(l net.Listener, server *http.Server) {
 // serveHealth reports only whether the loop runs. kubelet restarts an unhealthy agent, and a restart mends only a
 // hanging loop.
 func (a *agent) serveHealth(w http.ResponseWriter, _ *http.Request) {
-	since := time.Since(time.Unix(0, a.lastRound.Load()))
+	since := time.Since(*a.lastRound.Load())
 	if since > 3*a.Resync+time.Minute {
 		why := fmt.Sprintf("the agent has not reconciled for %s", since.Round(time.Second))
 		http.Error(w, why, http.StatusServiceUnavailable)

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
-	"time"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netns"
@@ -106,15 +105,14 @@ func checkInterfaces(links netlinksafe.Handle, fd netns.NsHandle, want Expected)
 
 // CheckAgent returns nil if the heartbeat file says that an agent was ready within agentapi.BeatLasts. The
 // error is *NoAgentError or *StepError.
-func CheckAgent(now time.Time) error {
-	beat, err := agentapi.LastBeat()
-	if err != nil {
+func CheckAgent() error {
+	since, ever, err := agentapi.SinceBeat()
+	switch {
+	case err != nil:
 		return &StepError{"status", err}
-	}
-	if beat.IsZero() {
+	case !ever:
 		return &NoAgentError{}
-	}
-	if since := now.Sub(beat); since > agentapi.BeatLasts {
+	case since > agentapi.BeatLasts:
 		return &NoAgentError{For: since}
 	}
 	return nil

@@ -1,8 +1,6 @@
 package main
 
 import (
-	"time"
-
 	"github.com/weir-net/weir/attachment"
 	"github.com/weir-net/weir/conf"
 )
@@ -18,5 +16,5 @@ func status(args *call) error {
 	if err != nil || c.Enforcement != conf.Strict {
 		return err
 	}
-	return cniError(attachment.CheckAgent(time.Now()))
+	return cniError(attachment.CheckAgent())
 }

@@ -2,14 +2,17 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"slices"
 	"testing"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
+	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/attachment"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -39,19 +42,14 @@ func TestStatus(t *testing.T) {
 	want("with an agent", "strict", 0)
 	n.KillAgent()
 	want("just without an agent", "strict", 0)
-	long := time.Now().Add(-agentapi.BeatLasts - time.Second)
-	if err := os.Chtimes("/run/weir/heartbeat", long, long); err != nil {
-		t.Fatal(err)
-	}
+	beatAgo(t, agentapi.BeatLasts+time.Second)
 	want("long without an agent", "strict", types.ErrPluginNotAvailable)
 	n.StartAgent()
 	want("with an agent again", "strict", 0)
-	if err := os.Chtimes("/run/weir/heartbeat", long, long); err != nil {
-		t.Fatal(err)
-	}
+	beatAgo(t, agentapi.BeatLasts)
 	n.Eventually("the agent renews its heartbeat", func() error {
-		if beat, err := agentapi.LastBeat(); err != nil || beat.Equal(long) {
-			return errors.New("it is of old")
+		if since, ever, err := agentapi.SinceBeat(); err != nil || !ever || since >= agentapi.BeatLasts {
+			return fmt.Errorf("it is %s old (%v, %v)", since, ever, err)
 		}
 		return nil
 	})
@@ -68,6 +66,59 @@ func TestStatus(t *testing.T) {
 	want("with no IPv4 address left", "off", 0) // if STATUS failed, kubelet would have the running pods evicted
 	must(0, invoke(t, n, container(n, "DEL", "c1", one), conf("off")))
 	must(0, invoke(t, n, container(n, "ADD", "c2", two), conf("off")))
+}
+
+// beatAgo makes the heartbeat this old.
+func beatAgo(t *testing.T, ago time.Duration) {
+	t.Helper()
+	var now unix.Timespec
+	err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now)
+	if err == nil {
+		err = os.WriteFile("/run/weir/heartbeat", fmt.Appendf(nil, "%020d", now.Nano()-ago.Nanoseconds()), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestHeartbeat: a heartbeat counts for a minute, whatever happens to the node's clock. An empty heartbeat, of an
+// earlier version, counts from the modification time of the file.
+func TestHeartbeat(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	const file = "/run/weir/heartbeat"
+	check := func(counts bool, when string) {
+		t.Helper()
+		if err := attachment.CheckAgent(); (err == nil) != counts {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	must := func(errs ...error) {
+		t.Helper()
+		if err := errors.Join(errs...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check(false, "none")
+	must(os.MkdirAll(endpoint.Dir, 0o700), os.WriteFile(file, nil, 0o600))
+	check(true, "of an earlier version")
+	long := time.Now().Add(-agentapi.BeatLasts - time.Second)
+	must(os.Chtimes(file, long, long))
+	check(false, "an old one of an earlier version")
+	must(agentapi.Beat())
+	check(true, "a new one")
+	for _, clock := range []time.Duration{-time.Hour, time.Hour} { // as if the clock had been set since
+		at := time.Now().Add(clock)
+		must(os.Chtimes(file, at, at))
+		check(true, "a new one, and then the clock was set")
+		beatAgo(t, agentapi.BeatLasts+time.Second)
+		must(os.Chtimes(file, at, at))
+		check(false, "an old one, and then the clock was set")
+		must(agentapi.Beat())
+	}
+	beatAgo(t, -time.Minute)
+	check(false, "one of an earlier boot")
 }
 
 // TestStatusIsCheap: at least half of the calls of STATUS take less than a millisecond. containerd calls STATUS every
