@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/weir-net/weir/conf"
 )
@@ -32,16 +33,21 @@ func ReadBackend() (conf.Backend, error) {
 	return "", nil
 }
 
-// WriteBackend writes the backend's name for ReadBackend. The agent writes "" while it changes its backend.
+// writeWithin is how long WriteBackend waits for the node's lock. The agent's loop waits for WriteBackend, and policies
+// wait for the loop.
+const writeWithin = time.Second
+
+// WriteBackend writes the backend's name for ReadBackend. The agent writes "" while it changes its backend. If another
+// process has the node's lock for a second, WriteBackend returns an error, and the caller tries again later.
 //
 // Equivalent to: echo -n NAME >/run/weir/lock
 func WriteBackend(b conf.Backend) error {
 	if now, err := ReadBackend(); err == nil && now == b {
 		return nil
 	}
-	unlock, err := Lock()
+	unlock, err := lockWithin(writeWithin)
 	if err != nil {
-		return err
+		return fmt.Errorf("write which backend the agent uses: %w", err)
 	}
 	defer unlock()
 	// The file is written in place, because other processes wait for its lock. ReadBackend takes a partly written name

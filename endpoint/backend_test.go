@@ -3,7 +3,9 @@ package endpoint
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/test/nodetest"
@@ -39,5 +41,31 @@ func TestBackend(t *testing.T) {
 			t.Fatal(err)
 		}
 		read("")
+	}
+}
+
+// TestWriteBackendWaitsForASecond: if a process never unlocks the node's lock, WriteBackend fails. It succeeds when the
+// lock is free again.
+func TestWriteBackendWaitsForASecond(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	unlock := mustLock(t)
+	done := make(chan error, 1)
+	go func() { done <- WriteBackend(conf.Nftables) }()
+	select {
+	case err := <-done:
+		if err == nil || !strings.Contains(err.Error(), Dir+"/lock") {
+			t.Errorf("%v; want an error that names the lock", err)
+		}
+	case <-time.After(20 * writeWithin):
+		t.Fatal("it waits for ever")
+	}
+	unlock()
+	if err := WriteBackend(conf.Nftables); err != nil {
+		t.Error(err)
+	}
+	if b, err := ReadBackend(); b != conf.Nftables || err != nil {
+		t.Errorf("%q, %v", b, err)
 	}
 }

@@ -23,6 +23,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/weir-net/weir/conf"
@@ -202,6 +203,29 @@ func WatchDir() (string, error) {
 //
 // Equivalent to: flock /run/weir/lock COMMAND
 func Lock() (unlock func(), err error) {
+	return lock(func(f *os.File) error { return flock(f, lockEx) })
+}
+
+// lockWithin is Lock with a time limit, for callers that others wait for.
+//
+// Equivalent to: flock --timeout LIMIT /run/weir/lock COMMAND
+func lockWithin(limit time.Duration) (unlock func(), err error) {
+	return lock(func(f *os.File) error {
+		every := time.NewTicker(limit / 100) // flock has no timeout of its own
+		defer every.Stop()
+		for end := time.Now().Add(limit); ; <-every.C {
+			err := flock(f, lockEx|lockNb)
+			if !errors.Is(err, syscall.EWOULDBLOCK) {
+				return err
+			}
+			if time.Now().After(end) {
+				return fmt.Errorf("another process has had the lock for %s (fuser -v %s names it): %w", limit, f.Name(), err)
+			}
+		}
+	})
+}
+
+func lock(take func(*os.File) error) (unlock func(), err error) {
 	if err := os.MkdirAll(Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make %s: %w", Dir, err)
 	}
@@ -209,7 +233,7 @@ func Lock() (unlock func(), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("open the lock: %w", err)
 	}
-	if err := flock(f, lockEx); err != nil {
+	if err := take(f); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
 	}
 	return func() { _ = f.Close() }, nil

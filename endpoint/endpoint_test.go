@@ -257,7 +257,7 @@ func TestIDOfFile(t *testing.T) {
 	}
 }
 
-func lock(t *testing.T) (unlock func()) {
+func mustLock(t *testing.T) (unlock func()) {
 	t.Helper()
 	unlock, err := Lock()
 	if err != nil {
@@ -290,7 +290,7 @@ func TestLockExcludes(t *testing.T) {
 	}
 	wg.Wait()
 
-	unlock := lock(t)
+	unlock := mustLock(t)
 	if out, err := exec.Command("flock", "-n", Dir+"/lock", "true").CombinedOutput(); err == nil {
 		t.Errorf("another process has the lock too: %s", out)
 	}
@@ -302,7 +302,7 @@ func TestLockEndsWithItsProcess(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
-	lock(t)()
+	mustLock(t)()
 	// With -o, the command that flock runs doesn't inherit the lock.
 	cmd := exec.Command("flock", "-o", Dir+"/lock", "sh", "-c", "echo locked; exec sleep infinity")
 	out, err := cmd.StdoutPipe()
