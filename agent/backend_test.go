@@ -19,7 +19,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/weir-net/weir/agent/choice"
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy"
@@ -278,5 +280,24 @@ func TestLeftoversRefusePods(t *testing.T) {
 	}
 	if a.moving.both = true; a.unknown() == nil {
 		t.Error("pods are enrolled that the other backend's rules drop")
+	}
+}
+
+// TestBegin: the plugin denies new pods in both backends unless it knows the name of the agent's backend already. If no
+// backend works, it doesn't go on with the name that an earlier agent has written.
+func TestBegin(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	for _, tc := range []struct{ before, name, after conf.Backend }{
+		{"", conf.Iptables, ""}, {conf.Iptables, conf.Iptables, conf.Iptables}, {conf.Iptables, conf.Nftables, ""},
+		{conf.Iptables, "", ""}, {conf.Nftables, "", ""}, {"", "", ""},
+	} {
+		a, _, _ := remembering(t)
+		err := errors.Join(endpoint.WriteBackend(tc.before), a.begin(tc.name, choice.Choice{Backend: tc.name}))
+		after, readErr := endpoint.ReadBackend()
+		if err = errors.Join(err, readErr); err != nil || after != tc.after || a.moving.both != (tc.before != tc.name) {
+			t.Errorf("from %q with %q: %q, both: %v, %v; want %q", tc.before, tc.name, after, a.moving.both, err, tc.after)
+		}
 	}
 }

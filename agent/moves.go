@@ -160,13 +160,11 @@ func (o Options) kind(name conf.Backend) BackendKind {
 }
 
 // begin sets the backend to start with, and the choice. If the plugin knows another backend's name so far, it denies
-// new pods in both backends from now on. The kernel must not have been changed yet.
+// new pods in both backends from now on, also if no backend works: the agent may use either of them later. The kernel
+// must not have been changed yet.
 func (a *agent) begin(name conf.Backend, chosen choice.Choice) error {
 	a.moving.inUse, a.moving.chosen = name, chosen
 	a.publishStatus()
-	if name == "" {
-		return nil
-	}
 	before, err := endpoint.ReadBackend()
 	if err != nil || before == name {
 		return err
