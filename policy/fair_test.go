@@ -8,6 +8,7 @@ import (
 
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
@@ -160,6 +161,68 @@ func TestLargeSetsComeInPieces(t *testing.T) {
 	}
 	if last != blocks || done == 0 {
 		t.Errorf("in the end the set has %d of %d entries and %d rules", last, blocks, done)
+	}
+}
+
+// TestSetsOfOthersComeInPieces: a policy needs a set that another namespace has made meanwhile, and its rules wait for
+// more sets. When the other namespace's policy is deleted, no slice has to make the whole set again.
+func TestSetsOfOthersComeInPieces(t *testing.T) {
+	e, all := city(1000)
+	for _, p := range all.Pods {
+		p[0].Ports = []policy.NamedPort{{Name: "http", Proto: ruleset.TCP, Number: 80}}
+	}
+	e.Apply(all)
+	egress := func(ns int, name string, rules ...networkingv1.NetworkPolicyEgressRule) *networkingv1.NetworkPolicy {
+		np := cityPolicy(ns, 0)
+		np.Name, np.Spec.PodSelector, np.Spec.Ingress = name, metav1.LabelSelector{}, nil
+		np.Spec.PolicyTypes, np.Spec.Egress = []networkingv1.PolicyType{"Egress"}, rules
+		return np
+	}
+	small := networkingv1.NetworkPolicyEgressRule{}
+	for i := range 10 { // rules that come later come in groups of this size
+		app := map[string]string{"app": fmt.Sprint("a", i)}
+		small.To = append(small.To, networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: app}})
+	}
+	e.Apply(policies(egress(1, "few", small), egress(2, "few", small)))
+	e.Ruleset()
+	port := intstr.FromString("http")
+	named := []networkingv1.NetworkPolicyPort{{Port: &port}}
+	many := func(n int) networkingv1.NetworkPolicyEgressRule {
+		return networkingv1.NetworkPolicyEgressRule{To: manySets(1, n).Spec.Ingress[0].From}
+	}
+	both := networkingv1.NetworkPolicyEgressRule{To: manySets(2, 1).Spec.Ingress[0].From, Ports: named}
+	e.Apply(policies(egress(1, "many", networkingv1.NetworkPolicyEgressRule{Ports: named}, many(6)),
+		egress(2, "many", both, many(8))))
+	last, most := 0, 0
+	for n := 0; e.Changed(); n++ {
+		now := 0
+		for _, s := range e.SliceOf(policy.SliceWork).Sets {
+			if s.Kind == ruleset.AddressPorts {
+				now = s.Entries.Len()
+			}
+		}
+		if now-last > policy.SliceWork {
+			t.Errorf("slice %d has %d entries more", n, now-last)
+		}
+		last, most = now, max(most, now)
+		switch n {
+		case 5: // the first namespace has made the set; with more work to do, it now comes after the second one
+			e.Apply(policies(egress(1, "more", many(30))))
+		case 10: // the second namespace has made its own set for the rule
+			gone := policy.NewDelta()
+			for _, name := range []string{"many", "more"} {
+				gone.Policies[policy.Name{Namespace: "ns1", Name: name}] = nil
+			}
+			e.Apply(gone)
+		case 200:
+			t.Fatal("the slices don't end")
+		}
+	}
+	if last != most || most < 2*policy.SliceWork {
+		t.Errorf("in the end the set has %d of %d entries", last, most)
+	}
+	for _, wrong := range e.Unsound() {
+		t.Error(wrong)
 	}
 }
 

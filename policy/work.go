@@ -162,9 +162,12 @@ func (c *compiler) makeSets(p *part) {
 }
 
 // extend makes as much of the set as the work of this compile allows. It reports whether the ruleset has the whole set.
+// Another part may have made the set. The part p holds it all the same, so that the ruleset keeps it when the other part
+// no longer needs it.
 func (c *compiler) extend(p *part, s *supply) (whole bool) {
+	c.hold(p, s)
 	for s.lacks() {
-		if c.hold(p, s); c.work.unlimited() {
+		if c.work.unlimited() {
 			c.putPiece(s, math.MaxInt)
 			return true
 		}
