@@ -290,8 +290,12 @@ func TestBegin(t *testing.T) {
 		return
 	}
 	for _, tc := range []struct{ before, name, after conf.Backend }{
-		{"", conf.Iptables, ""}, {conf.Iptables, conf.Iptables, conf.Iptables}, {conf.Iptables, conf.Nftables, ""},
-		{conf.Iptables, "", ""}, {conf.Nftables, "", ""}, {"", "", ""},
+		{"", conf.Iptables, ""},
+		{conf.Iptables, conf.Iptables, conf.Iptables},
+		{conf.Iptables, conf.Nftables, ""},
+		{conf.Iptables, "", ""},
+		{conf.Nftables, "", ""},
+		{"", "", ""},
 	} {
 		a, _, _ := remembering(t)
 		err := errors.Join(endpoint.WriteBackend(tc.before), a.begin(tc.name, choice.Choice{Backend: tc.name}))

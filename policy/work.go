@@ -162,8 +162,8 @@ func (c *compiler) makeSets(p *part) {
 }
 
 // extend makes as much of the set as the work of this compile allows. It reports whether the ruleset has the whole set.
-// Another part may have made the set. The part p holds it all the same, so that the ruleset keeps it when the other part
-// no longer needs it.
+// Another part may have made the set. The part p holds it all the same, so that the ruleset keeps it when the other
+// part no longer needs it.
 func (c *compiler) extend(p *part, s *supply) (whole bool) {
 	c.hold(p, s)
 	for s.lacks() {
