@@ -9,7 +9,6 @@ import (
 	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
-	"github.com/weir-net/weir/test/nodetest"
 )
 
 var (
@@ -21,17 +20,20 @@ var (
 // With each backend, exactly those packets must arrive that the policies allow. Clusters take turns between
 // iptables-legacy and iptables-nft.
 func TestBackendsAgree(t *testing.T) {
-	if !nodetest.Isolated(t) {
-		return
-	}
-	n := randomNode(t)
+	onNodes(t, func(t *testing.T, n *Node, p part) { backendsAgree(t, n, p.of(*firstState, uint64(*states))) })
+}
+
+func backendsAgree(t *testing.T, n *Node, all span) {
+	t.Helper()
 	const block = 20 // how many states run with one backend before the next backend has its turn
-	sent, last := 0, *firstState+uint64(*states)-1
-	for from, i := *firstState, 0; from <= last && !t.Failed(); from, i = from+block, i+1 {
+	sent, to := 0, uint64(0)
+	for from := all.first; from < all.end && !t.Failed(); from = to {
+		number := (from + block - 1) / block // seeds from 1 to 20 are block 1
+		to = min(all.end, number*block+1)
 		arrived := map[uint64][]bool{}
-		for _, name := range []Name{Names[i%2], Nftables} {
+		for _, name := range []Name{Names[(number+1)%2], Nftables} {
 			n.Use(name)
-			for seed := from; seed <= min(from+block-1, last); seed++ {
+			for seed := from; seed < to; seed++ {
 				headers, expect, got := n.arrivals(seed)
 				for j, h := range headers {
 					if got[j] != expect[j] || arrived[seed] != nil && got[j] != arrived[seed][j] {
@@ -46,7 +48,7 @@ func TestBackendsAgree(t *testing.T) {
 			}
 		}
 	}
-	fmt.Printf("random-backends: %d states, %d packets through each of both backends, 0 differences\n", *states, sent)
+	fmt.Printf("random-backends: %d states, %d packets through each of both backends, 0 differences\n", all.len(), sent)
 }
 
 // arrivals enforces the policies of a random cluster and sends packets between its pods. For each packet, it returns

@@ -28,8 +28,7 @@ const (
 
 var Names = []Name{IptablesLegacy, IptablesNFT, Nftables}
 
-// Open returns the backend of that name. It is closed at the end of the test.
-func Open(t testing.TB, name Name) Backend {
+func open(t testing.TB, name Name) Backend {
 	t.Helper()
 	var b Backend
 	switch name {
@@ -45,7 +44,6 @@ func Open(t testing.TB, name Name) Backend {
 		}
 		b = d
 	}
-	t.Cleanup(b.Close)
 	return b
 }
 
@@ -53,7 +51,8 @@ func Open(t testing.TB, name Name) Backend {
 func (n *Node) Use(name Name) {
 	n.Helper()
 	n.Remove()
-	n.Backend, n.Writer = Open(n, name), name
+	n.Backend.Close()
+	n.Backend, n.Writer = open(n, name), name
 }
 
 func (n *Node) Remove() {

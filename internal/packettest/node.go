@@ -46,7 +46,7 @@ func NewNode(t testing.TB, networks []endpoint.Address, ports ...uint16) *Node {
 	t.Helper()
 	n := &Node{
 		TB:       t,
-		Backend:  Open(t, IptablesNFT),
+		Backend:  open(t, IptablesNFT),
 		Writer:   IptablesNFT,
 		Bounds:   ruleset.UsualBounds(),
 		Ports:    ports,
@@ -55,6 +55,7 @@ func NewNode(t testing.TB, networks []endpoint.Address, ports ...uint16) *Node {
 		hosts:    map[netip.Addr]*host{},
 		bridged:  map[string][]neighbour{},
 	}
+	t.Cleanup(func() { n.Backend.Close() })
 	var err error
 	if n.bridge, err = bridge.Ensure(0, bridge.Gateways(networks)); err != nil {
 		t.Fatal(err)

@@ -20,6 +20,7 @@ import (
 var (
 	clusters = flag.Int("clusters", 20, "between the pods of how many random clusters packets are sent")
 	seed     = flag.Uint64("seed", 0, "only of the cluster of that seed")
+	nodes    = flag.Int("nodes", 1, "on how many nodes random clusters run; as many at once as -parallel allows")
 )
 
 // TestRandomClusters sends packets between the pods of random clusters. Exactly those packets must arrive that the
@@ -27,31 +28,60 @@ var (
 //
 // To replay one cluster with all backends: go test ./internal/packettest -run TestRandomClusters -seed N
 func TestRandomClusters(t *testing.T) {
-	if !nodetest.Isolated(t) {
-		return
-	}
-	n := randomNode(t)
-	sent := 0
+	onNodes(t, randomClusters)
+}
+
+func randomClusters(t *testing.T, n *Node, p part) {
+	t.Helper()
+	sent, tried := 0, 0
 	for i, name := range Names {
 		n.Use(name)
-		first, last := uint64(1+i**clusters/len(Names)), uint64((i+1)**clusters/len(Names))
+		first, last := i**clusters/len(Names), (i+1)**clusters/len(Names)
+		all := p.of(uint64(first+1), uint64(last-first))
 		if *seed != 0 {
 			n.Enforce(randomState(*seed - 1))
-			first, last = *seed, *seed
+			all = span{*seed, *seed + 1}
 		}
-		for s := first; s <= last && !t.Failed(); s++ {
+		for s := all.first; s < all.end && !t.Failed(); s++ {
 			sent += compare(t, n, s)
 		}
+		tried += all.len()
 	}
 	t.Logf("%d packets", sent)
 	if !t.Failed() {
-		fmt.Printf("random-packets: %d clusters, 0 differences\n", *clusters)
-		fmt.Printf("random-audit: %d would-drops between the pods of %d clusters, 0 differences\n", wouldDrops, *clusters)
+		fmt.Printf("random-packets: %d clusters, 0 differences\n", tried)
+		fmt.Printf("random-audit: %d would-drops between the pods of %d clusters, 0 differences\n", wouldDrops, tried)
 	}
-	if *clusters >= 20 && wouldDrops < *clusters {
+	if tried >= 20 && wouldDrops < tried {
 		t.Errorf("audited policies would have dropped only %d packets", wouldDrops)
 	}
 }
+
+// onNodes calls the function try on each of several nodes. Each node gets a part of the work.
+func onNodes(t *testing.T, try func(t *testing.T, n *Node, p part)) {
+	t.Helper()
+	for i := range uint64(*nodes) {
+		t.Run(fmt.Sprint("node ", i), func(t *testing.T) {
+			if nodetest.Isolated(t) {
+				try(t, randomNode(t), part{i, uint64(*nodes)})
+			}
+		})
+	}
+}
+
+// part is one of several parts of the work. The parts are numbered from 0.
+type part struct{ number, parts uint64 }
+
+// of returns the part's seeds, out of the count seeds from first on. These are seeds in a row, because a node enforces
+// each state after another one.
+func (p part) of(first, count uint64) span {
+	return span{first + count*p.number/p.parts, first + count*(p.number+1)/p.parts}
+}
+
+// span has the seeds from first to the one before end.
+type span struct{ first, end uint64 }
+
+func (s span) len() int { return int(s.end - s.first) }
 
 var wouldDrops int
 

@@ -13,7 +13,6 @@ import (
 	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/reach"
 	"github.com/weir-net/weir/policy/verdict"
-	"github.com/weir-net/weir/test/nodetest"
 )
 
 var matrices = flag.Int("matrices", 10, "the matrices of how many random clusters are compared with packets")
@@ -23,16 +22,17 @@ var matrices = flag.Int("matrices", 10, "the matrices of how many random cluster
 //
 // To replay one cluster: go test ./internal/packettest -run TestRandomMatrices -seed N
 func TestRandomMatrices(t *testing.T) {
-	if !nodetest.Isolated(t) {
-		return
-	}
-	n := randomNode(t)
-	first, last := uint64(1), uint64(*matrices)
+	onNodes(t, randomMatrices)
+}
+
+func randomMatrices(t *testing.T, n *Node, p part) {
+	t.Helper()
+	all := p.of(1, uint64(*matrices))
 	if *seed != 0 {
-		first, last = *seed, *seed
+		all = span{*seed, *seed + 1}
 	}
 	sent, changed := 0, 0
-	for s := first; s <= last && !t.Failed(); s++ {
+	for s := all.first; s < all.end && !t.Failed(); s++ {
 		n.Use(Names[s%uint64(len(Names))])
 		packets, moved := compareMatrices(n, s)
 		sent, changed = sent+packets, changed+moved
@@ -41,7 +41,7 @@ func TestRandomMatrices(t *testing.T) {
 		if changed == 0 {
 			t.Fatal("no packet's fate changed: the test tests nothing")
 		}
-		fmt.Printf("reach-packets: %d clusters, %d packets, %d of them changed, 0 differences\n", *matrices, sent, changed)
+		fmt.Printf("reach-packets: %d clusters, %d packets, %d of them changed, 0 differences\n", all.len(), sent, changed)
 	}
 }
 
