@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestClosesWithoutThePodsSet: another program flushes weir's chains, and empties or destroys the set of all pods, while
-// the kernel refuses one of weir's sets. Then no packet of a pod passes, whoever made the pod's link.
+// TestClosesWithoutThePodsSet: another program flushes weir's chains, and empties or destroys the set of all pods,
+// while the kernel refuses one of weir's sets. Then no packet of a pod passes, whoever made the pod's link.
 func TestClosesWithoutThePodsSet(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
