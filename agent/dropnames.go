@@ -121,7 +121,7 @@ func (v *dropView) load(s *snapshot) {
 			v.earlier[chain] = c.Policies
 		}
 	}
-	if v.of == nil || len(v.of.nodes) != len(s.nodes) || len(s.nodes) > 0 && &v.of.nodes[0] != &s.nodes[0] {
+	if v.of == nil || !v.of.sharesNodes(s) {
 		v.nodes = map[netip.Addr]string{}
 		for _, n := range s.nodes {
 			for _, a := range n.Addresses {

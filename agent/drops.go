@@ -189,7 +189,7 @@ func (n *podNetworks) load(s *snapshot) {
 			n.pods[a.Addr] = true
 		}
 	}
-	if n.of == nil || len(n.of.nodes) != len(s.nodes) || len(s.nodes) > 0 && &n.of.nodes[0] != &s.nodes[0] {
+	if n.of == nil || !n.of.sharesNodes(s) {
 		n.nodes, n.bits = map[netip.Prefix]bool{}, map[int]bool{}
 		for _, node := range s.nodes {
 			for _, p := range node.PodCIDRs {

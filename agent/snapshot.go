@@ -24,6 +24,12 @@ type snapshot struct {
 	lookups  []*policy.Pod
 }
 
+// sharesNodes reports whether the snapshots have the same list of Nodes. It compares no Nodes, because there may be
+// thousands.
+func (s *snapshot) sharesNodes(o *snapshot) bool {
+	return len(s.nodes) == len(o.nodes) && (len(s.nodes) == 0 || &s.nodes[0] == &o.nodes[0])
+}
+
 // snapshots are stored by the loop, and loaded by any goroutine. They are never nil.
 type snapshots struct {
 	// target is what the kernel has or is about to have. The loop stores it before it changes the kernel.

@@ -55,6 +55,7 @@ var places = map[ruleset.Hook]place{
 	ruleset.TranslateSource: {"nat", "POSTROUTING", false},
 }
 
+// checks is the table whose chains drop packets.
 const checks = "mangle"
 
 type lowering struct {

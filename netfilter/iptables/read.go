@@ -64,7 +64,7 @@ func (d *Driver) look(ctx context.Context, want ruleset.Ruleset, verify netfilte
 			continue
 		}
 		for _, name := range tablesUsed {
-			if d.have.tables[f][name].unknown != nil || (holds && verify == netfilter.Rules && name == "mangle") {
+			if d.have.tables[f][name].unknown != nil || (holds && verify == netfilter.Rules && name == checks) {
 				d.have.tables[f][name] = d.readTable(ctx, f, name, d.have)
 			}
 		}
