@@ -37,7 +37,7 @@ type classified struct {
 	open     [len(sides)][len(conf.Families)][]localEndpoint
 	supplies []*supply // sets that the released demands need (part.released)
 	problems problemList
-	released map[askKey][]*demand
+	released map[askKey][]*demand       // part.released, by policy and direction
 	reusable map[classKey]reusableClass // empty if the kernel refuses anything
 }
 
@@ -102,6 +102,7 @@ func (c *compiler) classify() {
 	}
 }
 
+// exchange replaces the part's classes, with their sets and chains in the ruleset.
 func (c *compiler) exchange(p *part, now classified) {
 	was := p.classified
 	p.classified, c.dispatched = now, false
@@ -144,6 +145,7 @@ func (l *classified) chains() map[*ruleset.Chain]*ruleset.Set {
 	return all
 }
 
+// collect sorts the released demands by policy, lists their sets, and reports entries that the kernel refuses.
 func (l *classifier) collect() {
 	seen := map[*supply]bool{}
 	for _, d := range l.released {

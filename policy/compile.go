@@ -81,7 +81,7 @@ type compiler struct {
 	undecided bool
 	division  division // used while the node doesn't have room for all demands
 	uncounted map[*supply]bool
-	stamp     uint64    // the number of parts so far
+	stamp     uint64    // the number of parts so far (supply.stamp)
 	unwanted  []*supply // sets that demands, or granted demands, no longer need; an Engine empties this list
 	work      work
 
@@ -179,6 +179,7 @@ func (c *compiler) replace(l *local) {
 	c.undecided = c.undecided || !c.fit
 }
 
+// exchangeWants puts now in the place of was, in the lists of the parts that need each set. now is the newest part.
 func (c *compiler) exchangeWants(was, now *part) {
 	for _, s := range was.wants {
 		s.before = c.stamp

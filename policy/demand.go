@@ -30,6 +30,8 @@ type familyRule struct {
 
 func (d *demand) cost() float64 { return float64(d.classes * len(d.rules) * d.ports.rules()) }
 
+// ask has the demands of one policy in one direction. A new part of the namespace uses it again if the policy's rules
+// and the number of classes are the same.
 type ask struct {
 	rules   []rule
 	refused bool // true if the policies before it leave no room; then there are no demands
@@ -155,6 +157,8 @@ func (b *builder) ask(i *isolation) *ask {
 	return a
 }
 
+// complete adds the demand's rules and sets of each family. It returns false if the kernel refuses one of them, which
+// it reports, or if no family needs any.
 func (b *builder) complete(d *demand, stated *problemList) bool {
 	for _, f := range b.common.families {
 		if !d.peer.means(f) {

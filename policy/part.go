@@ -9,6 +9,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
+// local is what the compiler needs of one namespace with pods of this node.
 type local struct {
 	namespace string
 	policies  []parsedPolicy  // ordered by name
@@ -67,6 +68,8 @@ func comparePolicies(a, b *parsedPolicy) int {
 	return strings.Compare(a.name, b.name)
 }
 
+// group has pods of a namespace that the same policies isolate in one direction. classify makes the group's class of
+// each family.
 type group struct {
 	key      string
 	policies alternatives

@@ -22,16 +22,18 @@ type supply struct {
 	entries  float64 // size, rounded up; 0 if the set is too large
 	why      string  // why the set can't exist, or ""
 	wanted   []*part // parts with a demand for the set
-	granting int     // how many parts have a granted demand for the set
+	granting int     // how many parts have rules with the set (classified.supplies)
 	// beginning is how many parts are making the set, but have no rules with it yet. piece has the entries that are
-	// made so far, and whole is true if these are all. A granted set has all its entries.
-	beginning     int
-	piece         ruleset.Entries
-	whole         bool
-	users         []*tenant
-	sharing       int // how many of the namespaces that modest looks at need the set
+	// made so far, and whole is true if these are all. A set with rules has all its entries.
+	beginning int
+	piece     ruleset.Entries
+	whole     bool
+	users     []*tenant // tenants with granted demands for the set, in a division
+	sharing   int       // how many of the namespaces that modest looks at need the set
+	modest    uint64    // number of the last division in which a modest namespace needed the set
+	// stamp is the number of the newest part that needs the set. before is the number of the newest part that has
+	// replaced a part that needs it. So exchangeWants can compare the sets of two parts without maps.
 	stamp, before uint64
-	modest        uint64 // number of the last division in which a modest namespace needed the set
 }
 
 func (c *compiler) want(s *supply, p *part) {
@@ -57,6 +59,8 @@ func (c *compiler) unwant(s *supply, p *part) {
 	c.unwanted = append(c.unwanted, s)
 }
 
+// count counts the set's entries, unless they are counted already. why says why the set can't exist, or is empty. ok is
+// false if this compile may do no more work for the part. Then the next compile counts.
 func (c *compiler) count(p *part, s *supply) (why string, ok bool) {
 	if s.counted {
 		return s.why, true
@@ -91,6 +95,7 @@ func (c *compiler) resize(s *supply, n int) {
 	}
 }
 
+// resized tells the compiler that the set now has n entries. It returns true if compile may grant other demands now.
 func (c *compiler) resized(name string, n int) bool {
 	s := c.supplies[name]
 	if s == nil || !s.counted || s.size == n {
@@ -138,6 +143,7 @@ func (c *compiler) show(s *supply, entries ruleset.Entries) {
 	c.sets.Put(&s.Set)
 }
 
+// refill tells the compiler that the entries of the set have changed.
 func (c *compiler) refill(name string) {
 	s := c.supplies[name]
 	switch {
@@ -155,6 +161,7 @@ func (c *compiler) refill(name string) {
 	}
 }
 
+// grantSets replaces a part's sets with rules. New ones get all their entries.
 func (c *compiler) grantSets(was, now []*supply) {
 	for _, s := range now {
 		if s.granting++; s.granting == 1 {
