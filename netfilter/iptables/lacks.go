@@ -91,7 +91,7 @@ func (d *Driver) refusedNeeds(ctx context.Context, t *probe.Trial, all error) (l
 		for _, i := range some {
 			lines = append(lines, lowerRule(rules[i], t.Family)...)
 		}
-		err := d.once(ctx, t.Family, tryCommands(lines))
+		err := d.once(ctx, t.Family, tryCommands(checks, lines))
 		if ctx.Err() != nil {
 			return nil //nolint:nilerr // it says nothing about the rules
 		}
@@ -113,7 +113,7 @@ func (d *Driver) refusedNeeds(ctx context.Context, t *probe.Trial, all error) (l
 	if ctx.Err() != nil {
 		return append(lacks, "and perhaps more")
 	}
-	if err := d.once(ctx, t.Family, masquerades(t, "")); err != nil {
+	if err := d.once(ctx, t.Family, tryCommands("nat", masquerades(t))); err != nil {
 		lacks = append(lacks, d.Flavour.program(t.Family)+" rules that masquerade: "+reason(err))
 	}
 	if len(lacks) == 0 {

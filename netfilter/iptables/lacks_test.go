@@ -105,6 +105,25 @@ func TestLacks(t *testing.T) {
 	}
 }
 
+// TestTriesReachTheKernel: a rule that only the kernel refuses is refused in a trial, and the trial leaves nothing.
+func TestTriesReachTheKernel(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	for _, flavour := range []Flavour{NFT, Legacy} {
+		d := driver(t, flavour)
+		for rule, refused := range map[string]bool{"-j RETURN": false, "-j MASQUERADE": true} { // only nat masquerades
+			err := d.once(t.Context(), conf.IPv4, tryCommands(checks, []string{rule}))
+			if (err != nil) != refused {
+				t.Errorf("%s %s: %v", flavour, rule, err)
+			}
+		}
+		if left, err := flavour.trialChains(conf.IPv4, checks); len(left) > 0 || err != nil {
+			t.Errorf("%s: left %v, %v", flavour, left, err)
+		}
+	}
+}
+
 // TestLacksNothingAmongOthersRules: rules of an administrator disturb the packets of a trial. The trial must not
 // conclude that the node lacks something.
 func TestLacksNothingAmongOthersRules(t *testing.T) {

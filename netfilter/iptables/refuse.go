@@ -277,18 +277,7 @@ func (d *Driver) tryLines(ctx context.Context, f conf.Family, lines []string) er
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	var b strings.Builder
-	head := "*" + checks + "\n:" + conf.TrialChain + " - [0:0]\n"
-	b.WriteString(head)
-	for _, l := range lines {
-		fmt.Fprintf(&b, "-A %s %s\n", conf.TrialChain, l)
-	}
-	b.WriteString("COMMIT\n")
 	var commands [len(conf.Families)]string
-	commands[f] = b.String()
-	if err := d.restore(ctx, commands); err != nil {
-		return err
-	}
-	commands[f] = head + "-X " + conf.TrialChain + "\nCOMMIT\n"
+	commands[f] = tryCommands(checks, lines)
 	return d.restore(ctx, commands)
 }

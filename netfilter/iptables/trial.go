@@ -55,7 +55,7 @@ func trialCommands(t *probe.Trial, numbers bool) string {
 		}
 	}
 	return "*" + checks + "\n" + heads.String() + rules.String() + "-I INPUT " + trialJumps[checks] + "\nCOMMIT\n" +
-		masquerades(t, "-I POSTROUTING "+trialJumps["nat"]+"\n")
+		makeTrialChain("nat", masquerades(t)) + "-I POSTROUTING " + trialJumps["nat"] + "\nCOMMIT\n"
 }
 
 // trialDispatch lowers the chain like a real dispatch chain with one class.
@@ -73,26 +73,28 @@ var trialJumps = map[string]string{
 	checks: "-i lo -j " + conf.TrialChain, "nat": "-o lo -j " + conf.TrialChain,
 }
 
-// masquerades returns the commands that try weir's rule in the table nat. Without a jump, no packet enters the chain,
-// and the commands delete the chain again.
-func masquerades(t *probe.Trial, jump string) string {
-	commands := "*nat\n:" + conf.TrialChain + " - [0:0]\n"
+// masquerades returns the rules that the trial has in the table nat.
+func masquerades(t *probe.Trial) (lines []string) {
 	for _, r := range t.Masquerades() {
-		commands += "-A " + conf.TrialChain + " " + ruleText(r, t.Family) + "\n"
+		lines = append(lines, ruleText(r, t.Family))
 	}
-	if jump == "" {
-		jump = "-F " + conf.TrialChain + "\n-X " + conf.TrialChain + "\n"
-	}
-	return commands + jump + "COMMIT\n"
+	return lines
 }
 
-// tryCommands returns commands that make a chain of the lines and delete it again. No packet enters the chain.
-func tryCommands(lines []string) string {
-	head := "*" + checks + "\n:" + conf.TrialChain + " - [0:0]\n"
+// makeTrialChain returns commands that make the chain WEIR-TRIAL in the table. They lack the COMMIT.
+func makeTrialChain(table string, lines []string) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "*%s\n:%s - [0:0]\n", table, conf.TrialChain)
 	for _, line := range lines {
-		head += "-A " + conf.TrialChain + " " + line + "\n"
+		fmt.Fprintf(&b, "-A %s %s\n", conf.TrialChain, line)
 	}
-	return head + "-F " + conf.TrialChain + "\n-X " + conf.TrialChain + "\nCOMMIT\n"
+	return b.String()
+}
+
+// tryCommands returns commands that make a chain of the lines and delete it again. No packet enters the chain. These
+// are two transactions: in one, iptables-legacy would give the kernel no rule.
+func tryCommands(table string, lines []string) string {
+	return makeTrialChain(table, lines) + "COMMIT\n" + makeTrialChain(table, nil) + "-X " + conf.TrialChain + "\nCOMMIT\n"
 }
 
 // unusedRules are rules that only the backend iptables needs. The trial only checks that the kernel accepts them: none
