@@ -138,7 +138,9 @@ func sideLines(p *client.Printer, s explain.Side) {
 	if s.Change != "" {
 		p.Line("    to allow it: ", s.Change)
 	}
-	if more := len(s.Nearest) - 1; more > 0 {
+	if more := len(s.Nearest) - 1; more == 1 {
+		p.Line("    1 more rule doesn't allow it either (-o json lists it)")
+	} else if more > 1 {
 		p.Line("    ", fmt.Sprint(more), " more rules don't allow it either (-o json lists them)")
 	}
 }
@@ -216,6 +218,8 @@ func reason(s explain.Side) string {
 		return "no policy isolates the pod in this direction"
 	case explain.HostNetwork:
 		return "the pod uses its node's network, so no policy applies"
+	case explain.Vacant:
+		return "no pod has this address, so its node drops the packets"
 	case explain.NoPod:
 		return "no pod is at this end, so no policy applies"
 	case explain.FromNode:

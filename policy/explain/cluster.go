@@ -37,6 +37,16 @@ func (c Cluster) podCIDRs(n policy.Node) []netip.Prefix {
 	return slices.DeleteFunc(slices.Clone(n.PodCIDRs), func(p netip.Prefix) bool { return slices.Contains(c.Invented, p) })
 }
 
+// isComplete reports whether all pods are known, with their addresses. An agent knows only the pods of a query.
+func (c Cluster) isComplete() bool { return c.Node == "" && len(c.Gaps)+len(c.Invented) == 0 }
+
+// isOurs reports whether the address is in the network of pods of the agent's node.
+func (c Cluster) isOurs(a netip.Addr) bool {
+	return slices.ContainsFunc(c.Endpoints, func(e policy.Endpoint) bool {
+		return slices.ContainsFunc(e.Addresses, func(own policy.Address) bool { return own.Subnet.Contains(a) })
+	})
+}
+
 // State returns the part of the cluster that the compiler and the evaluator need.
 func (c Cluster) State() policy.State {
 	return policy.State{Objects: c.Objects, Endpoints: c.Endpoints, Node: c.Node}

@@ -85,6 +85,8 @@ type Place struct {
 	isNode, isOwn, isTunnel, isWorld bool
 	// forwards is true for a node that forwards packets from outside of the cluster to pods.
 	forwards bool
+	// isVacant is true for an address in the pods' network of a node that no pod has. The node is Node.
+	isVacant bool
 }
 
 // Side is the verdict of the policies at one end of a path.
@@ -126,6 +128,9 @@ const (
 	Isolated Reason = "isolated"
 	// Open means that no policy isolates the pod.
 	Open Reason = "open"
+	// Vacant means that the address is in the pods' network of a node, and that no pod has it. The node drops the
+	// packets.
+	Vacant Reason = "vacant"
 	// NoPod means that there is no pod at this end, so no policy applies.
 	NoPod Reason = "noPod"
 	// HostNetwork means that the pod has its node's address. Policies don't apply to such pods.

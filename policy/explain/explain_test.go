@@ -14,7 +14,7 @@ import (
 )
 
 // TestAgreesWithTheEvaluator: on random clusters, an explanation has the same result as the evaluator. Connections from
-// a node to its own pods are left out.
+// a node to its own pods, and addresses in the pods' network that no pod has, are left out.
 func TestAgreesWithTheEvaluator(t *testing.T) {
 	results, itself := map[Result]int{}, 0
 	for seed := range uint64(150) {
@@ -36,7 +36,11 @@ func TestAgreesWithTheEvaluator(t *testing.T) {
 			}
 			path := e.Paths[0]
 			v := whole.Evaluate(verdict.Packet{Src: p.Src, Dst: p.Dst, Proto: p.Proto, Port: p.Port})
-			if fromNode := path.Sides[1].Reason == FromNode; !fromNode && (path.Result == Allowed) != v.Allowed() {
+			vacant := path.Sides[0].Reason == Vacant || path.Sides[1].Reason == Vacant
+			if vacant && (path.Result == Allowed || path.From.Pod != "" && path.To.Pod != "") {
+				t.Fatalf("seed %d: %+v", seed, path)
+			}
+			if path.Sides[1].Reason != FromNode && !vacant && (path.Result == Allowed) != v.Allowed() {
 				t.Fatalf("seed %d: %+v\nexplained: %+v\nevaluated:\n%s", seed, p, path, v)
 			}
 			for _, s := range path.Sides {
@@ -166,7 +170,7 @@ func TestEndingEndpoints(t *testing.T) {
 // TestKernelAgrees: if a kernel has the compiler's sets and rules, there is no difference. There is a difference if a
 // pod is missing in a class set, or if no rule drops a connection that the policies don't allow.
 func TestKernelAgrees(t *testing.T) {
-	checked, lost := 0, 0
+	checked, lost, vacant := 0, 0, 0
 	for seed := range uint64(150) {
 		r := rand.New(rand.NewPCG(seed, 13))
 		state := policytest.State(r)
@@ -203,6 +207,9 @@ func TestKernelAgrees(t *testing.T) {
 				t.Fatalf("seed %d: %s to %s port %d: %q %s\n%+v", seed, p.Src, p.Dst, q.Port.Number, k.Differences, k.Unknown,
 					e.Paths[0])
 			}
+			if e.Paths[0].Sides[1].Reason == Vacant && e.Paths[0].Sides[0].Result == Allowed {
+				vacant++
+			}
 			if k.Result == Dropped {
 				tampered := view
 				tampered.Have = opened(want)
@@ -220,8 +227,8 @@ func TestKernelAgrees(t *testing.T) {
 			}
 		}
 	}
-	if checked < 500 || lost < 100 {
-		t.Errorf("only %d packets checked, and %d with a lost class", checked, lost)
+	if checked < 500 || lost < 100 || vacant < 5 {
+		t.Errorf("only %d packets checked, %d with a lost class, and %d to an address that no pod has", checked, lost, vacant)
 	}
 }
 

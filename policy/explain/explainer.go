@@ -237,6 +237,9 @@ func (x *explainer) side(d ruleset.Direction, v verdict.Side, p verdict.Packet, 
 		s.Reason = Isolated
 	case v.Pod == "" && at.HostNetwork:
 		s.Reason, s.Pod = HostNetwork, at.Pod
+	case v.Pod == "" && at.isVacant:
+		s.Result, s.Reason = Dropped, Vacant
+		return s
 	case v.Pod == "":
 		s.Reason = NoPod
 	default:

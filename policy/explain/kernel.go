@@ -72,8 +72,11 @@ func (p *Path) Packet(links map[netip.Addr]ruleset.Link) (packet ruleset.Packet,
 	if out, ok := links[p.To.Address]; ok && out.In != "" {
 		packet.Out = out.In
 	}
-	if p.To.isOwn {
+	switch {
+	case p.To.isOwn:
 		packet.Out = ""
+	case p.To.isVacant:
+		packet.Out = conf.Bridge
 	}
 	return packet, true
 }
@@ -123,7 +126,7 @@ func (p *Path) compare(v View, packet ruleset.Packet) error {
 	k.Differences, k.Unread = append(k.Differences, v.Wrong...), v.Unread
 	want := Allowed
 	for i, end := range []Place{p.From, p.To} {
-		if end.Here && p.Sides[i].Result == Dropped {
+		if (end.Here || p.Sides[i].Reason == Vacant && i > 0) && p.Sides[i].Result == Dropped {
 			want = Dropped
 		}
 	}
@@ -244,8 +247,9 @@ func (p *Path) compareSets(v View, c KernelClass, packet ruleset.Packet) {
 				p.Kernel.Differences = append(p.Kernel.Differences,
 					fmt.Sprintf("the kernel's set %s %s %s, and should not", m.Name, words[held], a))
 			}
-			if len(p.Kernel.Sets) < maxSets {
-				p.Kernel.Sets = append(p.Kernel.Sets, KernelSet{Name: m.Name, Address: a, Has: held, For: r.Comment})
+			set := KernelSet{Name: m.Name, Address: a, Has: held, For: r.Comment}
+			if len(p.Kernel.Sets) < maxSets && !slices.Contains(p.Kernel.Sets, set) {
+				p.Kernel.Sets = append(p.Kernel.Sets, set)
 			}
 		}
 	}

@@ -84,7 +84,7 @@ func or(a, b string) string {
 
 // masqueraded reports whether the sender's node replaces the packet's source by its own address.
 func (x *explainer) masqueraded(p *Path) bool {
-	if p.To.Pod != "" && !p.To.HostNetwork {
+	if p.To.Pod != "" && !p.To.HostNetwork || x.isOurs(p.To.Address) {
 		return false
 	}
 	for _, n := range x.Nodes {
@@ -239,7 +239,11 @@ func (x *explainer) worldNotes(from Ref) {
 				if peer.IPBlock == nil {
 					continue
 				}
-				if !inNetwork(peer.IPBlock.CIDR, world) {
+				cidr, err := netip.ParsePrefix(peer.IPBlock.CIDR)
+				if err != nil || conf.FamilyOf(cidr.Addr()) != conf.FamilyOf(world.Address) {
+					continue
+				}
+				if !cidr.Contains(world.Address) {
 					blocks = append(blocks, peer.IPBlock.CIDR)
 					continue
 				}
@@ -259,10 +263,4 @@ func (x *explainer) worldNotes(from Ref) {
 				side.Pod, strings.Join(blocks, ", "), more)
 		}
 	}
-}
-
-// inNetwork reports whether the network contains the place's address, or belongs to the other family.
-func inNetwork(network string, p Place) bool {
-	cidr, err := netip.ParsePrefix(network)
-	return err == nil && (cidr.Contains(p.Address) || conf.FamilyOf(cidr.Addr()) != conf.FamilyOf(p.Address))
 }
