@@ -127,6 +127,9 @@ func (v *dropView) load(s *snapshot) {
 			for _, a := range n.Addresses {
 				v.nodes[a] = n.Name
 			}
+			for _, p := range n.PodCIDRs { // the node's addresses on the tunnel and on the bridge
+				v.nodes[p.Addr()], v.nodes[p.Addr().Next()] = n.Name, n.Name
+			}
 		}
 	}
 	v.of, v.pods, v.ports = s, map[netip.Addr]string{}, map[uint32]string{}

@@ -4,14 +4,18 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/agent/drops"
+	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/netfilter/nflog"
+	"github.com/weir-net/weir/policy"
 )
 
 var errLogGone = errors.New("the log is gone")
@@ -75,6 +79,31 @@ func TestProtocolNames(t *testing.T) {
 	} {
 		if got := protocolName(number); got != want {
 			t.Errorf("protocol %d is %q, want %q", number, got, want)
+		}
+	}
+}
+
+// TestNodesOfDrops: a drop names the node that has an address, also if it is the node's address in the pods' network.
+func TestNodesOfDrops(t *testing.T) {
+	var view dropView
+	view.load(&snapshot{nodes: []policy.Node{{
+		Name: "n1", Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")},
+		PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.1.0/24"), netip.MustParsePrefix("fd00:1::/64")},
+	}}})
+	for address, want := range map[string]string{
+		"192.0.2.1": "n1", "10.0.1.0": "n1", "10.0.1.1": "n1", "fd00:1::": "n1", "fd00:1::1": "n1",
+		"192.0.2.2": "", "10.0.1.2": "", "10.0.2.0": "", "fd00:1::2": "",
+	} {
+		source := netip.MustParseAddr(address)
+		etherType := uint16(unix.ETH_P_IP)
+		if source.Is6() {
+			etherType = unix.ETH_P_IPV6
+		}
+		line := drops.Line{
+			Kind: agentapi.DropShown, Prefix: &drops.Prefix{}, Flow: nflog.Flow{Src: source.As16(), EtherType: etherType},
+		}
+		if got := view.drop(line, nil, "n2").Source.Node; got != want {
+			t.Errorf("%s: node %q, want %q", address, got, want)
 		}
 	}
 }

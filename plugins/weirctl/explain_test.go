@@ -178,7 +178,7 @@ func TestHostNetworkWithoutNode(t *testing.T) {
 func TestICMP(t *testing.T) {
 	inDirectory(t, []byte(nodePort))
 	out, code, message := runExplain(t, "203.0.113.7", "shop/web:/icmp", "--source", "dir:manifests")
-	if code != client.ExitDropped || !strings.Contains(out, "a rule without ports") || strings.Contains(out, "port 0") {
+	if code != client.ExitDropped || !strings.Contains(out, "and without ports") || strings.Contains(out, "port 0") {
 		t.Errorf("exit code %d, %s\n%s", code, message, out)
 	}
 }

@@ -247,6 +247,7 @@ func sourceLine(e explain.Explanation) string {
 			}
 		}
 	}
+	slices.Sort(nodes)
 	from := "From " + strings.TrimSuffix(e.Source, ".")
 	switch {
 	case !asked:

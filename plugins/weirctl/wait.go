@@ -131,6 +131,10 @@ func printWait(cmd *cobra.Command, format client.Format, r client.Waited, err er
 		_, err := fmt.Fprintf(cmd.OutOrStdout(), "%s %s on %d nodes\n", object, version, len(r.Nodes))
 		return err
 	}
+	if why := r.Missing[client.NoNode]; why != "" {
+		return client.Exit(client.ExitTimeout, fmt.Errorf("%s is %w: %s (kubectl -n %s describe pod %s)", object,
+			client.ErrTimeout, why, r.Namespace, r.Name))
+	}
 	for _, node := range slices.Sorted(maps.Keys(r.Missing)) {
 		if format == client.Text {
 			if err := client.PrintLine(cmd.OutOrStdout(), node+": "+r.Missing[node]); err != nil {

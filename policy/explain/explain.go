@@ -85,8 +85,9 @@ type Place struct {
 	isNode, isOwn, isTunnel, isWorld bool
 	// forwards is true for a node that forwards packets from outside of the cluster to pods.
 	forwards bool
-	// isVacant is true for an address in the pods' network of a node that no pod has. The node is Node.
-	isVacant bool
+	// isUnused is true for an address in the pods' network of a node (Node) that no known pod has. isVacant is true if it
+	// is also certain that no other pod has the address.
+	isUnused, isVacant bool
 }
 
 // Side is the verdict of the policies at one end of a path.

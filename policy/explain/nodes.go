@@ -36,14 +36,14 @@ func (e *Explanation) AddNode(node string, other Explanation) {
 		})
 		switch {
 		case at < 0:
-			p.Kernels = append(p.Kernels, Kernel{Node: node, Unknown: "the agent of this node knows no such connection"})
+			p.addKernel(Kernel{Node: node, Unknown: "the agent of this node knows no such connection"})
 		case other.Paths[at].Kernel == nil:
-			p.Kernels = append(p.Kernels, Kernel{Node: node, Unknown: "the agent of this node says nothing about its kernel"})
+			p.addKernel(Kernel{Node: node, Unknown: "the agent of this node says nothing about its kernel"})
 		default:
 			k := *other.Paths[at].Kernel
 			k.Node = node
 			k.Differences = append(slices.Clone(k.Differences), p.disagreements(node, other.Paths[at])...)
-			p.Kernels = append(p.Kernels, k)
+			p.addKernel(k)
 		}
 	}
 }
@@ -52,9 +52,15 @@ func (e *Explanation) AddNode(node string, other Explanation) {
 func (e *Explanation) AddUnknown(node, why string) {
 	for i := range e.Paths {
 		if p := &e.Paths[i]; p.endsOn(node) {
-			p.Kernels = append(p.Kernels, Kernel{Node: node, Unknown: why})
+			p.addKernel(Kernel{Node: node, Unknown: why})
 		}
 	}
+}
+
+// addKernel keeps the kernels in the order of their nodes, because the agents answer in any order.
+func (p *Path) addKernel(k Kernel) {
+	i, _ := slices.BinarySearchFunc(p.Kernels, k, func(a, b Kernel) int { return strings.Compare(a.Node, b.Node) })
+	p.Kernels = slices.Insert(p.Kernels, i, k)
 }
 
 func (p *Path) endsOn(node string) bool {

@@ -49,6 +49,10 @@ func (x *explainer) pathNotes(p *Path) {
 				"the node's", end.Pod, end.Node)
 		}
 	}
+	if p.To.isUnused && !p.To.isVacant {
+		x.note("no pod is known to have the address %s in the pods' network of node %s. If no pod has it, this node drops "+
+			"the packets, whatever the policies are", p.To.Address, p.To.Node)
+	}
 	ingress := p.Sides[1]
 	switch {
 	case p.From.isNode && ingress.Reason == FromNode:

@@ -288,12 +288,13 @@ func (c *Cluster) placeOf(a netip.Addr) Place {
 			}
 			if cidr.Contains(a) {
 				p.Node, p.What = n.Name, fmt.Sprintf("in the pods' network of node %s, but of no pod", n.Name)
-				p.isVacant = c.isComplete()
+				p.isUnused, p.isVacant = true, c.isComplete()
 			}
 		}
 	}
 	if c.isOurs(a) {
-		return Place{Address: a, Node: c.Node, What: "in the pods' network of this node, but of no pod", isVacant: true}
+		what := "in the pods' network of this node, but of no pod"
+		return Place{Address: a, Node: c.Node, What: what, isUnused: true, isVacant: true}
 	}
 	if p.What == "" && len(c.Nodes) > 0 {
 		p.What = "outside of the pods' networks"

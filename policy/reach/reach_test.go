@@ -136,6 +136,20 @@ spec:
 			},
 		},
 		{
+			"all addresses but those of a block with an except",
+			[]policy.Pod{pod("a/x", "10.0.0.1")},
+			[]string{`
+metadata: {namespace: a, name: some}
+spec:
+  podSelector: {}
+  egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8, except: [10.88.0.0/24]}}], ports: [{port: 80}]}, {ports: [{port: 53}]}]
+  policyTypes: [Ingress, Egress]`},
+			[]string{
+				"a/x > 0.0.0.0/0 (except 10.0.0.0/8 (except 10.88.0.0/24)): TCP 53",
+				"a/x > 10.0.0.0/8 (except 10.88.0.0/24): TCP 53, 80",
+			},
+		},
+		{
 			"few words for many parties",
 			[]policy.Pod{
 				pod("a/one", "10.0.0.1", "app=1"), pod("a/two", "10.0.0.2", "app=2"), pod("b/one", "10.0.0.3", "app=1"),

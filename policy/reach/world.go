@@ -220,8 +220,18 @@ func (u *universe) families() (all []conf.Family) {
 
 const maxNetworks = 3
 
+// maxNested is how many exceptions from exceptions a region's name may have.
+const maxNested = 3
+
 // nameOf returns the networks of the addresses, or one network with exceptions if that is shorter.
 func nameOf(addresses *netipx.IPSet) string {
+	text, _ := naming(addresses, maxNested)
+	return text
+}
+
+// naming returns a name of the addresses, and how many networks it needs. An ipBlock with an except, such as 10.0.0.0/8
+// without 10.1.0.0/16, is the shortest exception from 0.0.0.0/0 if it is named as it is in the policy.
+func naming(addresses *netipx.IPSet, nested int) (text string, networks int) {
 	own, ranges := addresses.Prefixes(), addresses.Ranges()
 	around := enclosing(ranges[0].From(), ranges[len(ranges)-1].To())
 	var rest netipx.IPSetBuilder
@@ -229,12 +239,15 @@ func nameOf(addresses *netipx.IPSet) string {
 	rest.RemoveSet(addresses)
 	others, err := rest.IPSet()
 	switch {
-	case err != nil, len(others.Prefixes()) >= len(own):
-		return listed(own)
+	case err != nil, nested == 0:
 	case len(others.Prefixes()) == 0:
-		return around.String()
+		return around.String(), 1
+	default:
+		if except, n := naming(others, nested-1); n < len(own) {
+			return around.String() + " (except " + except + ")", n + 1
+		}
 	}
-	return around.String() + " (except " + nameOf(others) + ")"
+	return listed(own), len(own)
 }
 
 func enclosing(a, b netip.Addr) netip.Prefix {

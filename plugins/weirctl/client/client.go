@@ -11,6 +11,7 @@ package client
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
@@ -18,7 +19,8 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-const answersWithin = 10 * time.Second
+// answersWithin is the time for an answer of this node's agent. Tests change it.
+var answersWithin = 10 * time.Second
 
 // Status asks this node's agent for its status. The error wraps agentapi.ErrNoAgent if there is no agent.
 //
@@ -44,15 +46,21 @@ func Post(ctx context.Context, path string, question, into any) error {
 }
 
 func ask(ctx context.Context, method, path string, body []byte, into any) error {
-	ctx, cancel := context.WithTimeout(ctx, answersWithin)
+	limited, cancel := context.WithTimeout(ctx, answersWithin)
 	defer cancel()
-	question, err := agentapi.Ask(ctx, method, path, body)
-	if err != nil {
+	failed := func(err error) error {
+		if limited.Err() != nil && ctx.Err() == nil && !errors.Is(err, agentapi.ErrNoAgent) {
+			return fmt.Errorf("the agent on this node has not answered within %s: its log may say why", answersWithin)
+		}
 		return fmt.Errorf("ask the agent: %w", err)
+	}
+	question, err := agentapi.Ask(limited, method, path, body)
+	if err != nil {
+		return failed(err)
 	}
 	status, answer, err := question.Answer()
 	if err != nil {
-		return fmt.Errorf("ask the agent: %w", err)
+		return failed(err)
 	}
 	if status != http.StatusOK {
 		return refusal(status, answer)

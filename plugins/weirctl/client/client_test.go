@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // TestBuildsElsewhere: weirctl also builds for macOS and Windows.
@@ -22,6 +25,32 @@ func TestBuildsElsewhere(t *testing.T) {
 		build.Env = append(os.Environ(), "GOOS="+system, "CGO_ENABLED=0")
 		if out, err := build.CombinedOutput(); err != nil {
 			t.Errorf("%s: %v\n%s", system, err, out)
+		}
+	}
+}
+
+// TestStoppedAgent: the error about an agent that doesn't answer says so, and how long weirctl has waited.
+func TestStoppedAgent(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	defer func(was time.Duration) { answersWithin = was }(answersWithin)
+	answersWithin = 100 * time.Millisecond
+	if err := os.MkdirAll(filepath.Dir(agentapi.Socket), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.Listen("unix", agentapi.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	for name, ask := range map[string]func() error{
+		"GET":  func() error { return Get(t.Context(), agentapi.StatusPath, nil) },
+		"POST": func() error { return Post(t.Context(), agentapi.ExplainPath, make([]byte, 8<<20), nil) },
+	} {
+		err := ask()
+		if err == nil || errors.Is(err, agentapi.ErrNoAgent) || !strings.Contains(err.Error(), "not answered within 100ms") {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -35,6 +35,9 @@ type Waited struct {
 	Missing map[string]string `json:"missing,omitempty"`
 }
 
+// NoNode is the key of Waited.Missing for a reason that is about the pod itself.
+const NoNode = "-"
+
 type Wait struct {
 	Kind string // "policy" or "pod"
 	Name policy.Name
@@ -128,10 +131,10 @@ func (w Wait) goal(x *expected, result *Waited, first bool) (*goal, error) {
 	}
 	result.UID = pod.UID
 	if pod.NodeName == "" || len(pod.Addresses) == 0 {
-		result.Missing["-"] = "the pod has no node or no address yet"
+		result.Missing[NoNode] = "the pod has no node or no address yet"
 		return nil, nil //nolint:nilnil // documented
 	}
-	delete(result.Missing, "-")
+	delete(result.Missing, NoNode)
 	if first {
 		result.ResourceVersion = pod.version
 	}
