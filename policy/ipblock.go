@@ -20,6 +20,9 @@ func parseIPBlock(block networkingv1.IPBlock) (prefixes []netip.Prefix, field st
 	if err := notMapped(cidr); err != nil {
 		return nil, "ipBlock.cidr", err
 	}
+	if len(block.Except) == 0 {
+		return []netip.Prefix{cidr.Masked()}, "", nil
+	}
 	var b netipx.IPSetBuilder
 	b.AddPrefix(cidr.Masked())
 	for i, s := range block.Except {
@@ -87,7 +90,7 @@ func blockPeer(list string, blocks []block) peer {
 		p.field = list
 	}
 	words := make([]string, len(blocks))
-	var all []ruleset.Entry
+	all := make([]ruleset.Entry, 0, len(blocks))
 	for i, b := range blocks {
 		words[i] = b.words
 		for _, prefix := range b.prefixes {

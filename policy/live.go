@@ -130,7 +130,7 @@ func anchors(m matcher) (all []anchor) {
 	case best.op == selection.Exists:
 		return []anchor{{key: best.key, any: true}}
 	}
-	for v := range best.values {
+	for _, v := range best.values {
 		all = append(all, anchor{key: best.key, value: v})
 	}
 	return all

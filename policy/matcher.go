@@ -1,11 +1,15 @@
 package policy
 
 import (
+	"cmp"
+	"fmt"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/selection"
+	"k8s.io/apimachinery/pkg/util/validation"
 )
 
 type matcher struct {
@@ -15,37 +19,96 @@ type matcher struct {
 
 type requirement struct {
 	key    string
-	op     selection.Operator
-	values map[string]bool
+	op     selection.Operator // In, NotIn, Exists or DoesNotExist
+	values []string           // in order, without duplicates
 }
 
 var everything matcher
 
 // newMatcher parses a selector. It returns an error if the API server would refuse the selector.
 func newMatcher(s *metav1.LabelSelector) (matcher, error) {
-	parsed, err := metav1.LabelSelectorAsSelector(s)
-	if err != nil {
-		return matcher{}, err
+	if !plain(s) {
+		if _, err := metav1.LabelSelectorAsSelector(s); err != nil {
+			return matcher{}, err
+		}
 	}
-	requirements, _ := parsed.Requirements() // the second result is false only if s is nil
-	m := matcher{text: parsed.String(), requirements: make([]requirement, 0, len(requirements))}
-	for _, p := range requirements {
-		r := requirement{key: p.Key(), op: p.Operator()}
-		if r.op == selection.Equals || r.op == selection.DoubleEquals {
-			r.op = selection.In
-		}
-		if r.op == selection.NotEquals {
-			r.op = selection.NotIn
-		}
-		if r.op == selection.In || r.op == selection.NotIn {
-			r.values = make(map[string]bool, p.Values().Len())
-			for v := range p.Values() {
-				r.values[v] = true
-			}
-		}
-		m.requirements = append(m.requirements, r)
+	type read struct {
+		requirement
+		text string
 	}
+	all := make([]read, 0, len(s.MatchLabels)+len(s.MatchExpressions))
+	for k, v := range s.MatchLabels {
+		all = append(all, read{requirement{k, selection.In, []string{v}}, k + "=" + v})
+	}
+	for _, e := range s.MatchExpressions {
+		r, text := newRequirement(e)
+		all = append(all, read{r, text})
+	}
+	slices.SortStableFunc(all, func(a, b read) int { return cmp.Compare(a.key, b.key) })
+	m := matcher{requirements: make([]requirement, len(all))}
+	texts := make([]string, len(all))
+	for i, r := range all {
+		m.requirements[i], texts[i] = r.requirement, r.text
+	}
+	m.text = strings.Join(texts, ",")
 	return m, nil
+}
+
+func newRequirement(e metav1.LabelSelectorRequirement) (r requirement, text string) {
+	switch e.Operator {
+	case metav1.LabelSelectorOpExists:
+		return requirement{e.Key, selection.Exists, nil}, e.Key
+	case metav1.LabelSelectorOpDoesNotExist:
+		return requirement{e.Key, selection.DoesNotExist, nil}, "!" + e.Key
+	}
+	op := selection.In
+	if e.Operator == metav1.LabelSelectorOpNotIn {
+		op = selection.NotIn
+	}
+	values := slices.Sorted(slices.Values(e.Values))
+	text = fmt.Sprintf("%s %s (%s)", e.Key, op, strings.Join(values, ","))
+	return requirement{e.Key, op, slices.Compact(values)}, text
+}
+
+// plain reports whether the selector is certainly valid. It is much faster than LabelSelectorAsSelector, which compares
+// each value with a regular expression.
+func plain(s *metav1.LabelSelector) bool {
+	for k, v := range s.MatchLabels {
+		if !plainName(k) || v != "" && !plainName(v) {
+			return false
+		}
+	}
+	for _, e := range s.MatchExpressions {
+		switch e.Operator {
+		case metav1.LabelSelectorOpExists, metav1.LabelSelectorOpDoesNotExist:
+			if len(e.Values) > 0 {
+				return false
+			}
+		case metav1.LabelSelectorOpIn, metav1.LabelSelectorOpNotIn:
+			if len(e.Values) == 0 {
+				return false
+			}
+		default:
+			return false
+		}
+		if !plainName(e.Key) || slices.ContainsFunc(e.Values, func(v string) bool { return v != "" && !plainName(v) }) {
+			return false
+		}
+	}
+	return true
+}
+
+func plainName(s string) bool {
+	outer := func(c byte) bool { return '0' <= c && c <= '9' || 'A' <= c && c <= 'Z' || 'a' <= c && c <= 'z' }
+	if len(s) == 0 || len(s) > validation.LabelValueMaxLength || !outer(s[0]) || !outer(s[len(s)-1]) {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; !outer(c) && c != '-' && c != '_' && c != '.' {
+			return false
+		}
+	}
+	return true
 }
 
 func (m matcher) String() string { return m.text }
@@ -56,15 +119,20 @@ func (r *requirement) matches(labels map[string]string) bool {
 	value, ok := labels[r.key]
 	switch r.op {
 	case selection.In:
-		return ok && r.values[value]
+		return ok && r.has(value)
 	case selection.NotIn:
-		return !ok || !r.values[value]
+		return !ok || !r.has(value)
 	case selection.Exists:
 		return ok
 	case selection.DoesNotExist:
 		return !ok
 	}
 	return false
+}
+
+func (r *requirement) has(value string) bool {
+	_, has := slices.BinarySearch(r.values, value)
+	return has
 }
 
 // answer says whether a selector matches. It is maybe if that depends on a label whose value is unknown.

@@ -151,7 +151,14 @@ func parseRule(
 	if len(peers) == 0 {
 		r.peers = []peer{{field: field, everyone: true, words: "everyone"}}
 	}
-	var blocks []block
+	selectors := 0
+	for _, np := range peers {
+		if np.IPBlock == nil {
+			selectors++
+		}
+	}
+	r.peers = slices.Grow(r.peers, selectors)
+	blocks := make([]block, 0, len(peers)-selectors)
 	for i, np := range peers {
 		p := peer{field: fmt.Sprintf("%s.%s[%d]", field, verb, i)}
 		var wrong string
