@@ -128,10 +128,13 @@ func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) 
 		e.names = e.names.With(full, allAudited(policies))
 	}
 	if local {
-		s.parsed, e.touched[s.name] = nil, true
+		e.touchPolicies(s)
 	}
 	e.dropSpace(s)
 }
+
+// touchPolicies notes that policies of the namespace have changed. If the namespace is large, its compile can wait.
+func (e *Engine) touchPolicies(s *space) { s.parsed, e.touched[s.name] = nil, e.touched[s.name] }
 
 func (e *Engine) policiesIn(namespace string) []parsedPolicy {
 	s := e.space(namespace)

@@ -45,7 +45,7 @@ type Engine struct {
 	reports   reports
 
 	compiler *compiler
-	touched  map[string]bool // namespaces to compile again
+	touched  map[string]bool // namespaces to compile again, and whether that can't wait (compiler.due)
 	common   bool            // true if rules and sets that belong to no policy must be compiled again
 	stale    bool            // true if a set's size, or what the kernel refuses, has changed
 	ruleset  ruleset.Ruleset

@@ -19,8 +19,9 @@ func (e *Engine) Ruleset() ruleset.Ruleset { return e.compile(math.Inf(1), false
 // policies: see NextUnparsed.
 func (e *Engine) Slice(over func() bool) ruleset.Ruleset { return e.compile(slice, false, over) }
 
-// Small is Slice without large work: it makes sets only for namespaces that need few new entries. So a change that
-// needs no sets, or small ones, waits for no tenant's large sets.
+// Small is Slice without large work: it makes sets only for namespaces that need few new entries, and leaves changes of
+// policies in large namespaces to Slice. So a change that needs no sets, or small ones, waits for no other tenant's
+// large policies.
 func (e *Engine) Small() ruleset.Ruleset { return e.compile(small, true, nil) }
 
 // compile begins no work on new sets when the given amount of work is done, or when the function over returns true.
@@ -32,7 +33,8 @@ func (e *Engine) compile(work float64, small bool, over func() bool) ruleset.Rul
 		return e.ruleset
 	}
 	e.compiler.work.begin(work, small, over)
-	for namespace := range e.touched {
+	namespaces := e.compiler.due(e.touched)
+	for _, namespace := range namespaces {
 		if e.isLocal(namespace) {
 			e.policiesIn(namespace)
 		}
@@ -43,7 +45,7 @@ func (e *Engine) compile(work float64, small bool, over func() bool) ruleset.Rul
 	if e.common {
 		e.compiler.setCommon(e.commonNow())
 	}
-	for namespace := range e.touched {
+	for _, namespace := range namespaces {
 		e.compiler.replace(e.localNow(namespace))
 	}
 	for l := range e.moving.sets {
@@ -60,12 +62,12 @@ func (e *Engine) compile(work float64, small bool, over func() bool) ruleset.Rul
 	} else {
 		e.ruleset.Problems = slices.Concat(e.ruleset.Problems, e.reports.all())
 	}
-	for namespace := range e.touched {
+	for _, namespace := range namespaces {
 		e.forgetPolicies(namespace)
+		delete(e.touched, namespace)
 	}
-	empty(&e.touched)
 	e.dropUnwanted()
-	if len(e.unparsed) == 0 && !e.compiler.waiting() {
+	if len(e.unparsed)+len(e.touched) == 0 && !e.compiler.waiting() {
 		e.compiler.work.done = nil
 	}
 	e.common, e.stale, e.reports.changed = false, false, false
