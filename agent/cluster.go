@@ -27,7 +27,7 @@ type clusterView struct {
 	workloads  []policy.Workload
 	unenforced []policy.Unenforced
 	nodes      nodeClaims
-	parsing    bool
+	parsing    bool // true while a goroutine parses a large policy, and while it rests afterwards
 	// hurried means that the next reconcile is for events. It leaves large sets to later reconciles, so that no event
 	// waits for large sets.
 	hurried bool
@@ -175,7 +175,6 @@ func (a *agent) takeUpdate(d *policy.Delta, err error) work {
 }
 
 func (a *agent) takeParsed(p *policy.Unparsed) work {
-	a.cluster.parsing = false
 	a.cluster.engine.TakeParsed(p)
 	if a.cluster.engine.HasSlice() {
 		return work{reconcile: true}

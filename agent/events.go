@@ -27,6 +27,7 @@ type (
 		lookup
 	}
 	policyParsed struct{ *policy.Unparsed }
+	parserRested struct{}
 	// overlayChanged means that the tunnel or weir's routes to other nodes may have changed.
 	overlayChanged struct{}
 	nodeChecked    struct {
@@ -55,6 +56,7 @@ func (recordsChanged) isEvent() {}
 func (enrolRequest) isEvent()   {}
 func (podLookedUp) isEvent()    {}
 func (policyParsed) isEvent()   {}
+func (parserRested) isEvent()   {}
 func (overlayChanged) isEvent() {}
 func (nodeChecked) isEvent()    {}
 func (backendChosen) isEvent()  {}
@@ -113,6 +115,8 @@ func (a *agent) handle(e event) work {
 		return work{reconcile: true}
 	case policyParsed:
 		return a.takeParsed(e.Unparsed)
+	case parserRested:
+		a.cluster.parsing = false
 	case overlayChanged:
 		return work{reconcile: true}
 	case nodeChecked:

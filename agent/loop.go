@@ -93,7 +93,8 @@ func (a *agent) refresh(ctx context.Context) {
 	}
 }
 
-// parseNext parses one large policy at a time, beside the loop. The result comes as an event (policyParsed).
+// parseNext parses one large policy at a time, beside the loop. The result comes as an event (policyParsed). The next
+// policy is parsed after a rest (restAfter).
 func (a *agent) parseNext(ctx context.Context) {
 	if a.cluster.parsing {
 		return
@@ -104,8 +105,15 @@ func (a *agent) parseNext(ctx context.Context) {
 	}
 	a.cluster.parsing = true
 	go func() {
+		began := time.Now()
 		next.Parse()
+		rest := restAfter(time.Since(began))
 		a.send(ctx, policyParsed{next})
+		select {
+		case <-time.After(rest):
+			a.send(ctx, parserRested{})
+		case <-ctx.Done():
+		}
 	}()
 }
 

@@ -245,8 +245,12 @@ const (
 	mostRest = 100 * time.Millisecond
 )
 
+// restAfter returns how long to rest after work for large policies that took this long. So events rarely have to wait
+// for this work, or for a processor.
+func restAfter(took time.Duration) time.Duration { return min(3*took, mostRest) }
+
 // continueSlices asks for another round if the engine has more sets to make. Waiting events come before it. The first
-// rounds come at once. Then the loop rests as long as the round took, so events find it busy half as often.
+// rounds come at once. Then the loop rests after each round.
 func (r *round) continueSlices(context.Context) bool {
 	c := &r.cluster
 	if !c.engine.HasSlice() {
@@ -256,7 +260,7 @@ func (r *round) continueSlices(context.Context) bool {
 	if !c.hurried {
 		c.slices, c.sliced = c.slices+1, time.Now()
 	}
-	rest := time.Since(r.began)
+	rest := restAfter(time.Since(r.began))
 	if c.slices <= quickSlices || time.Since(c.sliced) > mostRest {
 		rest = 0
 	}
