@@ -3,12 +3,11 @@ package nftables
 import (
 	"flag"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"net/netip"
-	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -34,17 +33,13 @@ func TestLoweredRulesDoWhatTheRulesetMeans(t *testing.T) {
 		compare(t, new(lowering), *seed)
 		return
 	}
-	var next, packets atomic.Int64
-	var wait sync.WaitGroup
-	for range runtime.GOMAXPROCS(0) {
-		wait.Go(func() {
-			var m lowering
-			for i := next.Add(1); int(i) <= *cases && !t.Failed(); i = next.Add(1) {
-				packets.Add(int64(compare(t, &m, uint64(i))))
-			}
-		})
-	}
-	wait.Wait()
+	var packets atomic.Int64
+	policytest.OnAllProcessors(t, 1, *cases, func(seeds iter.Seq[uint64]) {
+		var m lowering
+		for seed := range seeds {
+			packets.Add(int64(compare(t, &m, seed)))
+		}
+	})
 	if !t.Failed() {
 		fmt.Printf("oracle-nftables: %d cases, %d packets, 0 differences\n", *cases, packets.Load())
 	}

@@ -3,12 +3,11 @@ package reach_test
 import (
 	"flag"
 	"fmt"
+	"iter"
 	"math/rand/v2"
 	"net/netip"
 	"reflect"
-	"runtime"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -29,27 +28,21 @@ var (
 //
 // To replay one cluster: go test ./policy/reach -seed N
 func TestMatrixIsProbed(t *testing.T) {
-	first, last := uint64(1), uint64(*cases)
+	first, count := uint64(1), *cases
 	if *seed != 0 {
-		first, last = *seed, *seed
+		first, count = *seed, 1
 	}
-	var next atomic.Uint64
 	var probed, changed, left atomic.Int64
-	next.Store(first - 1)
-	var wait sync.WaitGroup
-	for range runtime.GOMAXPROCS(0) {
-		wait.Go(func() {
-			for s := next.Add(1); s <= last && !t.Failed(); s = next.Add(1) {
-				packets, moved, ok := probe(t, s)
-				probed.Add(int64(packets))
-				changed.Add(int64(moved))
-				if !ok {
-					left.Add(1)
-				}
+	policytest.OnAllProcessors(t, first, count, func(seeds iter.Seq[uint64]) {
+		for seed := range seeds {
+			packets, moved, ok := probe(t, seed)
+			probed.Add(int64(packets))
+			changed.Add(int64(moved))
+			if !ok {
+				left.Add(1)
 			}
-		})
-	}
-	wait.Wait()
+		}
+	})
 	if t.Failed() || *seed != 0 {
 		return
 	}

@@ -3,10 +3,9 @@ package verdict_test
 import (
 	"flag"
 	"fmt"
+	"iter"
 	"math/rand/v2"
-	"runtime"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -29,16 +28,11 @@ func TestRulesetsDoWhatPoliciesMean(t *testing.T) {
 		compare(t, *seed)
 		return
 	}
-	var next atomic.Int64
-	var wait sync.WaitGroup
-	for range runtime.GOMAXPROCS(0) {
-		wait.Go(func() {
-			for i := next.Add(1); int(i) <= *cases && !t.Failed(); i = next.Add(1) {
-				compare(t, uint64(i))
-			}
-		})
-	}
-	wait.Wait()
+	policytest.OnAllProcessors(t, 1, *cases, func(seeds iter.Seq[uint64]) {
+		for seed := range seeds {
+			compare(t, seed)
+		}
+	})
 	if !t.Failed() {
 		fmt.Printf("oracle-random: %d cases, 0 differences\n", *cases)
 		fmt.Printf("oracle-audit: %d would-drops of audited policies in %d cases, 0 differences\n", wouldDrops.Load(), *cases)
