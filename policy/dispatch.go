@@ -84,10 +84,11 @@ func (c *compiler) compileDispatch() {
 func (d *dispatcher) compile(isolated []*class, open *openClass) {
 	// A TCP packet from the middle of a connection must not create a connection-tracking entry. Otherwise a server
 	// could revive a connection that was cut.
-	d.dispatch = []ruleset.Rule{{
+	const common = 6 // rules of every such chain: this one, none, open, stranger and dropRest
+	d.dispatch = append(make([]ruleset.Rule, 0, common+len(isolated)), ruleset.Rule{
 		Proto: ruleset.TCP, Track: ruleset.Midstream,
 		Comment: "weir: a TCP connection begins with its first packet", Action: ruleset.GoTo, To: conf.MidstreamChain,
-	}}
+	})
 	var allowNothing []ruleset.Entry
 	for _, k := range isolated {
 		allowNothing = append(allowNothing, k.none...)

@@ -14,7 +14,7 @@ func (r Ruleset) Write(w io.Writer) error {
 	for _, s := range r.Sets {
 		fmt.Fprintf(&b, "set %s: %s%s\n", s.Name, ofFamily(s.Family), s.Kind)
 		for e := range s.Entries.All() {
-			fmt.Fprintf(&b, "  %s%s\n", e.Element, remark(e.Comment))
+			b.WriteString("  " + e.Element.String() + remark(e.Comment) + "\n")
 		}
 	}
 	for _, c := range r.Chains {
@@ -23,7 +23,7 @@ func (r Ruleset) Write(w io.Writer) error {
 			fmt.Fprintf(&b, "  hook: %s%s\n", c.Hook, remark(c.Comment))
 		}
 		for _, rule := range c.Rules {
-			fmt.Fprintf(&b, "  %s\n", rule)
+			b.WriteString("  " + rule.String() + "\n")
 		}
 	}
 	for _, p := range r.Problems {
@@ -36,21 +36,21 @@ func (r Ruleset) Write(w io.Writer) error {
 // String returns the rule as "CONDITION, CONDITION: ACTION # COMMENT".
 func (r Rule) String() string {
 	var conditions []string
-	add := func(format string, args ...any) { conditions = append(conditions, fmt.Sprintf(format, args...)) }
+	add := func(condition string) { conditions = append(conditions, condition) }
 	if r.Src.IsValid() {
-		add("source %s", r.Src)
+		add("source " + r.Src.String())
 	}
 	if r.Dst.IsValid() {
-		add("destination %s", r.Dst)
+		add("destination " + r.Dst.String())
 	}
 	for _, link := range []struct{ where, name string }{{"in", r.In}, {"out", r.Out}, {"in port", r.InPort}} {
 		if link.name != "" {
-			add("%s %s", link.where, link.name)
+			add(link.where + " " + link.name)
 		}
 	}
 	for _, word := range []string{string(r.Proto), string(r.Track), string(r.Shape)} {
 		if word != "" {
-			add("%s", word)
+			add(word)
 		}
 	}
 	for _, m := range r.Sets {
@@ -58,10 +58,10 @@ func (r Rule) String() string {
 		if m.Not {
 			in = "not in"
 		}
-		add("%s %s %s", m.By, in, m.Name)
+		add(string(m.By) + " " + in + " " + m.Name)
 	}
 	if len(r.Ports) > 0 {
-		add("port %s", strings.Trim(fmt.Sprint(r.Ports), "[]"))
+		add("port " + strings.Trim(fmt.Sprint(r.Ports), "[]"))
 	}
 	all := strings.Join(conditions, ", ")
 	if all == "" {
