@@ -83,8 +83,9 @@ type Place struct {
 	// from which a node sends through the tunnel. isWorld is true if the address stands for all hosts outside of the
 	// cluster.
 	isNode, isOwn, isTunnel, isWorld bool
-	// forwards is true for a node that forwards packets from outside of the cluster to pods.
-	forwards bool
+	// forwards is true for a node that forwards packets from outside of the cluster to pods. isAnyNode is true if the
+	// address stands for the addresses of several nodes.
+	forwards, isAnyNode bool
 	// isUnused is true for an address in the pods' network of a node (Node) that no known pod has. isVacant is true if it
 	// is also certain that no other pod has the address.
 	isUnused, isVacant bool

@@ -1,11 +1,15 @@
 package explain
 
 import (
+	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
@@ -115,6 +119,59 @@ func TestConcerns(t *testing.T) {
 				t.Fatalf("seed %d: %+v: %v\ngot  %+v\nwant %+v", seed, p, err, got, want)
 			}
 		}
+	}
+}
+
+// TestOwnHostPort: an agent without Kubernetes knows neither its node's name nor those of its pods' nodes. A hostPort
+// at the node's own address leads to a pod with an attachment.
+func TestOwnHostPort(t *testing.T) {
+	node, elsewhere := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.9")
+	c := Cluster{Own: []netip.Addr{node}}
+	for i, name := range []string{"away", "client", "server"} {
+		pod := policy.Pod{Namespace: "ns-1", Name: name}
+		if name != "client" {
+			pod.HostPorts = []policy.HostPort{{Proto: ruleset.TCP, Port: 80, Target: 8080}}
+		}
+		c.Pods = append(c.Pods, pod)
+		if name != "away" {
+			c.Endpoints = append(c.Endpoints, policy.Endpoint{
+				Pod:       policy.PodRef{Namespace: "ns-1", Name: name},
+				Addresses: []policy.Address{{Addr: netip.AddrFrom4([4]byte{10, 0, 0, byte(2 + i)})}},
+			})
+		}
+	}
+	for to, want := range map[Ref]string{
+		{Kind: EndAddress, Address: node}: "ns-1/server 8080", {Kind: EndAddress, Address: elsewhere}: " 80",
+	} {
+		q := Query{
+			From: Ref{Kind: EndPod, Namespace: "ns-1", Name: "client"}, To: to, Port: Port{Number: 80, Proto: ruleset.TCP},
+		}
+		e, err := Explain(c, q)
+		if err != nil || len(e.Paths) != 1 {
+			t.Fatalf("%v: %+v", err, e)
+		}
+		if got := fmt.Sprint(e.Paths[0].To.Pod, " ", e.Paths[0].Port); got != want {
+			t.Errorf("%s: got %q, want %q", to, got, want)
+		}
+	}
+}
+
+// TestWorldNeedsANetwork: what would allow connections from the world doesn't name the address that stands for it.
+func TestWorldNeedsANetwork(t *testing.T) {
+	c := Cluster{}
+	c.Pods = []policy.Pod{{Namespace: "ns-1", Name: "web", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.2")}}}
+	c.Policies = []*networkingv1.NetworkPolicy{{ObjectMeta: metav1.ObjectMeta{Namespace: "ns-1", Name: "deny"}}}
+	q, err := Parse("world", "ns-1/web:80", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := Explain(c, q)
+	if err != nil || len(e.Paths) != 1 {
+		t.Fatalf("%v: %+v", err, e)
+	}
+	change := e.Paths[0].Sides[1].Change
+	if !strings.Contains(change, "from the network of these hosts for TCP port 80") {
+		t.Errorf("%q", change)
 	}
 }
 

@@ -58,8 +58,8 @@ func Explain(c Cluster, q Query) (Explanation, error) {
 		to, q.Port = Ref{Kind: EndService, Namespace: s.Namespace, Name: s.Name}, Port{Number: p.Port, Proto: p.Proto}
 		in.node = or(x.Query.To.Name, c.placeOf(in.address).Node)
 	} else if pod, h := c.hostPort(to, q.Port); pod != nil {
-		x.note("port %d of node %s is a hostPort of %s/%s: portmap translates it to the pod's port %d before weir checks "+
-			"the packet", h.Port, pod.NodeName, pod.Namespace, pod.Name, h.Target)
+		x.note("port %d of %s is a hostPort of %s/%s: portmap translates it to the pod's port %d before weir checks the "+
+			"packet", h.Port, or(before("node ", pod.NodeName), "this node"), pod.Namespace, pod.Name, h.Target)
 		to, q.Port = Ref{Kind: EndPod, Namespace: pod.Namespace, Name: pod.Name}, Port{Number: h.Target, Proto: h.Proto}
 		if in.node = pod.NodeName; in.foreign() && !in.outside {
 			sources = x.toHostPort(in, sources, to)
@@ -281,6 +281,8 @@ func standIn(all []verdict.Near, name string, peer Place) {
 			case peer.isWorld && m.Kind == verdict.MissBlock:
 				m.Why = fmt.Sprintf("hosts outside of the cluster need not be in %s", m.Wants)
 				m.Change = "ask about the address of one of these hosts, or add their network to the rule"
+			case peer.isAnyNode && (m.Kind == verdict.MissNoPod || m.Kind == verdict.MissBlock):
+				m.Change = fmt.Sprintf("add ipBlocks with such an address of each node, here %s, to the rule", peer.Address)
 			case peer.Invented && m.Kind == verdict.MissBlock:
 				m.Why = fmt.Sprintf("the source has no address of %s, so it is unknown whether %s contains it", name, m.Wants)
 				m.Change = "select the pod by its labels: pods' addresses change"
@@ -297,8 +299,15 @@ func (x *explainer) needed(d ruleset.Direction, at, peer Place, p verdict.Packet
 		what = fmt.Sprintf("for %s port %d", strings.ToUpper(string(p.Proto)), p.Port)
 	}
 	preposition := map[ruleset.Direction]string{ruleset.Ingress: "from", ruleset.Egress: "to"}[d]
+	end := x.label(peer)
+	switch {
+	case peer.isWorld:
+		end = "the network of these hosts"
+	case peer.isAnyNode:
+		end = fmt.Sprintf("such an address of each node, here %s,", peer.Address)
+	}
 	return fmt.Sprintf("add an %s rule %s %s %s to one of these policies, or to a new policy in namespace %s that "+
-		"selects %s", d, preposition, x.label(peer), what, namespace, at.Pod)
+		"selects %s", d, preposition, end, what, namespace, at.Pod)
 }
 
 func ruleOf(name string, r verdict.Rule) Rule {

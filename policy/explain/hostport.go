@@ -8,24 +8,32 @@ import (
 )
 
 func (c *Cluster) hostPort(to Ref, port Port) (*policy.Pod, policy.HostPort) {
-	node, at := to.Name, netip.Addr{}
+	node, at, own := to.Name, netip.Addr{}, false
 	if to.Kind == EndAddress {
 		if p := c.placeOf(to.Address); p.isNode && !p.isTunnel {
-			node, at = p.Node, to.Address
+			node, at, own = p.Node, to.Address, p.isOwn
 		}
 	} else if to.Kind != EndNode {
 		return nil, policy.HostPort{}
 	}
-	if node == "" || port.Number == 0 {
+	if node == "" && !own || port.Number == 0 {
 		return nil, policy.HostPort{}
 	}
 	for i := range c.Pods {
 		p := &c.Pods[i]
-		if n := slices.IndexFunc(p.HostPorts, leadsFrom(at, port)); n >= 0 && p.NodeName == node && !p.Finished {
+		// A pod of a manifest has no node, and an agent without Kubernetes may not know its own node's name.
+		on := node != "" && p.NodeName == node || own && p.NodeName == "" && c.isHere(p)
+		if n := slices.IndexFunc(p.HostPorts, leadsFrom(at, port)); n >= 0 && on && !p.Finished {
 			return p, p.HostPorts[n]
 		}
 	}
 	return nil, policy.HostPort{}
+}
+
+func (c *Cluster) isHere(p *policy.Pod) bool {
+	return slices.ContainsFunc(c.Endpoints, func(e policy.Endpoint) bool {
+		return e.Pod.Namespace == p.Namespace && e.Pod.Name == p.Name
+	})
 }
 
 func leadsFrom(at netip.Addr, port Port) func(policy.HostPort) bool {

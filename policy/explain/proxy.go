@@ -139,10 +139,10 @@ func (x *explainer) forwarders(s *policy.Service, in entrance, from Place) []Pla
 	if s.Local || !s.IsExternal() || len(x.Nodes) < 2 {
 		return nil
 	}
-	of := x.Nodes[0]
+	of, isAny := x.Nodes[0], true
 	what := "stands for the node that receives the packet, if it isn't the pod's own node"
 	if i := slices.IndexFunc(x.Nodes, func(n policy.Node) bool { return n.Name == in.node }); i >= 0 {
-		of = x.Nodes[i]
+		of, isAny = x.Nodes[i], false
 		what = fmt.Sprintf("node %s, which receives the packet and passes it on", in.node)
 	}
 	var all []Place
@@ -151,7 +151,7 @@ func (x *explainer) forwarders(s *policy.Service, in entrance, from Place) []Pla
 		f := conf.FamilyOf(cidr.Addr())
 		if !seen[f] && (f == conf.FamilyOf(from.Address) || from.isWorld && !in.address.IsValid()) {
 			seen[f] = true
-			all = append(all, Place{Address: cidr.Addr(), What: what, isNode: true, forwards: true})
+			all = append(all, Place{Address: cidr.Addr(), What: what, isNode: true, forwards: true, isAnyNode: isAny})
 		}
 	}
 	return all
@@ -255,7 +255,8 @@ func (x *explainer) fromOtherNode(to door, in entrance, from Place) []Place {
 		return []Place{from}
 	}
 	senders, what := at(in.sender), "node "+in.sender
-	if len(senders) == 0 {
+	isAny := len(senders) == 0
+	if isAny {
 		x.note("weir masquerades packets from pods to nodes, and it is unknown which address the node of %s has. So the "+
 			"answer for the ingress policies of %s is about another node", from.Pod, to.to)
 		what = "stands for the unknown node of " + from.Pod
@@ -265,6 +266,7 @@ func (x *explainer) fromOtherNode(to door, in entrance, from Place) []Place {
 	}
 	for i := range senders {
 		senders[i].What = fmt.Sprintf("%s, which sends the packets of %s under its own address", what, from.Pod)
+		senders[i].isAnyNode = isAny
 	}
 	return senders
 }
