@@ -35,9 +35,9 @@ type classified struct {
 	// open has endpoints that only audited policies select, and whose class the kernel refuses. They count as not
 	// isolated.
 	open     [len(sides)][len(conf.Families)][]localEndpoint
-	supplies []*supply // sets that the released demands need (part.released)
+	supplies []*supply // sets that the placed demands need (part.placed)
 	problems problemList
-	released map[askKey][]*demand       // part.released, by policy and direction
+	placed   map[askKey][]*demand       // part.placed, by policy and direction
 	reusable map[classKey]reusableClass // empty if the kernel refuses anything
 }
 
@@ -82,7 +82,7 @@ func (c *compiler) classify() {
 		}
 		p.changed = false
 		l := classifier{compiler: c, part: p, to: &classified{
-			problems: p.decided.then(), released: map[askKey][]*demand{}, reusable: map[classKey]reusableClass{},
+			problems: p.decided.clone(), placed: map[askKey][]*demand{}, reusable: map[classKey]reusableClass{},
 		}}
 		l.collect()
 		l.reportWait()
@@ -145,12 +145,12 @@ func (l *classified) chains() map[*ruleset.Chain]*ruleset.Set {
 	return all
 }
 
-// collect sorts the released demands by policy, lists their sets, and reports entries that the kernel refuses.
+// collect sorts the placed demands by policy, lists their sets, and reports entries that the kernel refuses.
 func (l *classifier) collect() {
 	seen := map[*supply]bool{}
-	for _, d := range l.released {
+	for _, d := range l.placed {
 		k := askKey{d.policy.name, d.side.direction}
-		l.to.released[k] = append(l.to.released[k], d)
+		l.to.placed[k] = append(l.to.placed[k], d)
 		for _, s := range d.sets {
 			if !seen[s] {
 				seen[s] = true
@@ -170,7 +170,7 @@ func (l *classifier) collect() {
 func (l *classifier) classRules(policies []*parsedPolicy) []ruleset.Rule {
 	var rules []ruleset.Rule
 	for _, policy := range policies {
-		for _, d := range l.to.released[askKey{policy.name, l.direction}] {
+		for _, d := range l.to.placed[askKey{policy.name, l.direction}] {
 			for _, r := range d.rules {
 				if r.family == l.family {
 					rules = append(rules, r.Rule)
@@ -201,7 +201,7 @@ func (l *classifier) differ(a alternatives) bool {
 	for _, policies := range a {
 		for _, policy := range policies {
 			k := askKey{policy.name, l.direction}
-			if !slices.Equal(l.to.released[k], l.classified.released[k]) {
+			if !slices.Equal(l.to.placed[k], l.classified.placed[k]) {
 				return true
 			}
 		}

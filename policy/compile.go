@@ -130,7 +130,7 @@ func (c *compiler) setRefused(refused ruleset.Refused) {
 	c.refused = refused
 	c.replaceAll()
 	for _, s := range c.supplies {
-		if s.granting > 0 {
+		if s.inRules > 0 {
 			c.fill(s)
 		}
 	}
@@ -150,8 +150,8 @@ func (c *compiler) replace(l *local) {
 	}
 	if len(l.endpoints)+len(l.expected) > 0 {
 		now := c.partOf(l)
-		// The old values stay until grant, release and classify replace them.
-		now.classified, now.waited, now.begun = was.classified, was.waited, was.begun
+		// The old values stay until grant, makeSets and classify replace them.
+		now.classified, now.waited, now.making = was.classified, was.waited, was.making
 		for _, d := range was.granted {
 			if d.of == now {
 				now.granted = append(now.granted, d)
@@ -164,7 +164,7 @@ func (c *compiler) replace(l *local) {
 	} else if had {
 		delete(c.parts, l.namespace)
 		c.exchange(was, classified{})
-		c.abandon(was.begun)
+		c.abandon(was.making)
 	}
 	for i := range sides {
 		if now := c.parts[l.namespace]; now == nil || !slices.EqualFunc(was.open[i], now.open[i], sameEndpoint) {
@@ -200,12 +200,12 @@ func (c *compiler) exchangeWants(was, now *part) {
 
 func (c *compiler) compile() (r ruleset.Ruleset) {
 	for _, p := range c.parts {
-		if p.waits = false; p.stale {
+		if p.unfinished = false; p.stale {
 			c.replace(p.local)
 		}
 	}
 	c.grant()
-	c.release()
+	c.makeSets()
 	c.classify()
 	c.compileDispatch()
 	r.Problems = c.problemsNow()

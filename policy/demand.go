@@ -20,7 +20,7 @@ type demand struct {
 	rules   []familyRule
 	sets    []*supply
 	of      *part // the namespace's newest part with the demand
-	made    bool  // true if all sets are in the ruleset
+	ready   bool  // true if all sets are in the ruleset
 }
 
 type familyRule struct {

@@ -33,9 +33,9 @@ func (c *compiler) divideLeft() {
 func (c *compiler) beginDividing() {
 	r := &dividing{left: c.division.left}
 	for p := range c.division.greedy {
-		r.all = append(r.all, &tenant{part: p, demands: p.demands, reports: p.stated.then()})
+		r.all = append(r.all, &tenant{part: p, demands: p.demands, problems: p.stated.clone()})
 		for _, s := range p.wants {
-			s.users = nil
+			s.tenants = nil
 		}
 	}
 	c.division.running, c.division.stale = r, false
@@ -77,7 +77,7 @@ func (c *compiler) goOnDividing(r *dividing) (finished bool) {
 		case !c.division.greedy[now]:
 		case now == t.part:
 			t.decide()
-			now.fresh = false
+			now.undecided = false
 		default: // another division decides; until then it keeps no more than this one grants
 			now.keep(t.granted)
 		}
@@ -125,8 +125,8 @@ func (c *compiler) next(r *dividing, t *tenant) (going, known bool) {
 			if c.costs(s) {
 				whole.entries += s.entries
 			}
-			if s.modest != c.division.number && !slices.Contains(s.users, t) {
-				part = part.plus(s.part(len(s.users) + 1))
+			if s.modest != c.division.number && !slices.Contains(s.tenants, t) {
+				part = part.plus(s.part(len(s.tenants) + 1))
 			}
 		}
 		if fits && r.taken.plus(whole).within(r.left) {
@@ -136,12 +136,12 @@ func (c *compiler) next(r *dividing, t *tenant) (going, known bool) {
 		if fits {
 			t.skipped += whole.entries
 		}
-		t.reports.report(d.policy, d.peer.field, noRoom)
+		t.problems.report(d.policy, d.peer.field, noRoom)
 	}
 	return false, true
 }
 
-func (c *compiler) costs(s *supply) bool { return len(s.users) == 0 && s.modest != c.division.number }
+func (c *compiler) costs(s *supply) bool { return len(s.tenants) == 0 && s.modest != c.division.number }
 
 func (s *supply) part(users int) amount {
 	return amount{sets: 1 / float64(users), entries: s.entries / float64(users)}
@@ -151,16 +151,16 @@ func (c *compiler) charge(t *tenant, d *demand) amount {
 	whole := amount{rules: d.cost()}
 	t.usage.rules += whole.rules
 	for _, s := range d.sets {
-		if s.modest == c.division.number || slices.Contains(s.users, t) {
+		if s.modest == c.division.number || slices.Contains(s.tenants, t) {
 			continue
 		}
-		if len(s.users) == 0 {
+		if len(s.tenants) == 0 {
 			whole = whole.plus(s.part(1))
 		}
-		s.users = append(s.users, t)
-		part := s.part(len(s.users))
-		for _, u := range s.users[:len(s.users)-1] { // the other users' parts of this set become smaller
-			before := s.part(len(s.users) - 1)
+		s.tenants = append(s.tenants, t)
+		part := s.part(len(s.tenants))
+		for _, u := range s.tenants[:len(s.tenants)-1] { // the other tenants' parts of this set become smaller
+			before := s.part(len(s.tenants) - 1)
 			u.usage.sets -= before.sets - part.sets
 			u.usage.entries -= before.entries - part.entries
 		}

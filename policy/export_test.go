@@ -21,7 +21,7 @@ func (l Limits) Compile(s State) ruleset.Ruleset { return limits(l).compile(s) }
 
 func (e *Engine) SetLimits(l Limits) { e.compiler.limits = limits(l) }
 
-const SliceWork, SmallWork = slice, small
+const SliceWork, SmallWork = sliceWork, smallWork
 
 func (e *Engine) SliceOf(work float64) ruleset.Ruleset {
 	if u := e.NextUnparsed(); u != nil {
@@ -100,7 +100,7 @@ func (e *Engine) Unsound() []string {
 		for f, name := range l.names {
 			s := e.compiler.supplies[name]
 			u.unless(s == nil || !s.counted || s.size == l.count[f], "the compiler has another count of %s", l.selector)
-			u.unless(!l.sets[f].filled || s != nil && s.granting > 0, "%s has entries that nobody needs", l.selector)
+			u.unless(!l.sets[f].filled || s != nil && s.inRules > 0, "%s has entries that nobody needs", l.selector)
 		}
 		u.unless(count == l.count, "%s has count %v, not %v", l.selector, l.count, count)
 	}
@@ -162,23 +162,23 @@ func (e *Engine) checkSpaces(u *unsound, all map[*pod]bool) {
 
 func (c *compiler) check(u *unsound) {
 	var wanted amount
-	needs, granting := map[*supply]int{}, map[*supply]int{}
+	needs, inRules := map[*supply]int{}, map[*supply]int{}
 	for _, p := range c.parts {
 		wanted.rules += p.rules
 		for _, s := range p.wants {
 			needs[s]++
 		}
 		for _, s := range p.classified.supplies {
-			granting[s]++
+			inRules[s]++
 		}
-		u.unless(len(p.begun) == 0, "namespace %s has sets without rules", p.namespace)
-		compiled := !p.fresh && !p.changed && !p.regranted && !p.stale && len(p.pending) == 0
+		u.unless(len(p.making) == 0, "namespace %s has sets without rules", p.namespace)
+		compiled := !p.undecided && !p.changed && !p.regranted && !p.stale && len(p.pending) == 0
 		u.unless(compiled, "namespace %s isn't compiled", p.namespace)
 	}
 	for s := range needs {
 		wanted.sets++
 		wanted.entries += s.entries
-		u.unless(c.supplies[s.Name] == s && s.granting == granting[s], "set %s is out of place", s.Name)
+		u.unless(c.supplies[s.Name] == s && s.inRules == inRules[s], "set %s is out of place", s.Name)
 		u.unless(c.uncounted[s] == !s.counted, "set %s is counted or isn't", s.Name)
 	}
 	u.unless(len(needs) == len(c.supplies), "old sets")

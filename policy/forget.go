@@ -5,7 +5,7 @@ import "slices"
 func (e *Engine) dropUnwanted() {
 	c := e.compiler
 	for len(c.unwanted) > 0 && c.work.allows(&c.work.making) {
-		some := c.unwanted[:min(len(c.unwanted), dropped)]
+		some := c.unwanted[:min(len(c.unwanted), dropsAtOnce)]
 		c.work.making.left -= float64(len(some)) / dropsPerWork
 		e.dropSome(some)
 		if c.unwanted = c.unwanted[len(some):]; len(c.unwanted) == 0 {
@@ -32,7 +32,7 @@ func (e *Engine) dropSome(unwanted []*supply) {
 		needed := false
 		for f, name := range l.names {
 			now := e.compiler.supplies[name]
-			if needed = needed || now != nil; now == nil || now.granting+now.beginning == 0 {
+			if needed = needed || now != nil; now == nil || now.inRules+now.makers == 0 {
 				l.sets[f] = liveSet{}
 			}
 		}

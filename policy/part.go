@@ -30,23 +30,26 @@ type part struct {
 	rules   float64     // how many rules in the kernel the demands need
 	stated  problemList // problems of demands that the kernel refuses, or that are too many for a whole node
 
+	// The states of a demand are granted, pending, ready and placed (docs/architecture.md, From a policy to its rules).
 	granted    []*demand
 	decided    problemList      // those of stated, and the problems of demands that aren't granted
 	regranted  bool             // true if granted has changed
-	released   []*demand        // granted demands whose rules and sets are in the ruleset
 	pending    []*demand        // granted demands whose sets are still to be made, in order
-	made       int              // how many granted demands have all their sets, but no rules yet
-	begun      map[*supply]bool // sets in the ruleset for made and pending demands
+	ready      int              // how many granted demands have all their sets, but no rules yet
+	placed     []*demand        // granted demands whose rules and sets are in the ruleset
+	making     map[*supply]bool // sets in the ruleset for ready and pending demands
 	due        float64          // work of the namespace, done and to be done, at the end of which nothing is pending
-	fresh      bool             // true until grant has decided, and while sets aren't counted
-	waits      bool             // true if the last compile reached its limit before the work was done
+	undecided  bool             // true until grant has decided, and while sets aren't counted
+	unfinished bool             // true if the last compile reached its limit before the work was done
 	waited     int              // how many compiles in a row have left work undone
 	changed    bool             // true if classified must be computed again
 	classified classified
 }
 
 func (c *compiler) partOf(l *local) *part {
-	b := builder{compiler: c, part: &part{local: l, fresh: true, asks: map[askKey]*ask{}}, created: map[string]*supply{}}
+	b := builder{
+		compiler: c, part: &part{local: l, undecided: true, asks: map[askKey]*ask{}}, created: map[string]*supply{},
+	}
 	if was := c.parts[l.namespace]; was != nil {
 		b.last = was.asks
 	}
@@ -122,7 +125,7 @@ type problemList struct {
 	byPolicy map[string][]ruleset.Problem // by the name of the policy
 }
 
-func (r *problemList) then() problemList {
+func (r *problemList) clone() problemList {
 	return problemList{slices.Clip(r.all), maps.Clone(r.byPolicy)}
 }
 

@@ -17,12 +17,12 @@ func (e *Engine) Ruleset() ruleset.Ruleset { return e.compile(math.Inf(1), false
 // Slice returns the ruleset after a limited amount of work, or earlier if the function over returns true. The next call
 // continues the work. Until it is done, packets that need missing sets and rules are dropped. Slice doesn't parse large
 // policies: see NextUnparsed.
-func (e *Engine) Slice(over func() bool) ruleset.Ruleset { return e.compile(slice, false, over) }
+func (e *Engine) Slice(over func() bool) ruleset.Ruleset { return e.compile(sliceWork, false, over) }
 
 // Small is Slice without large work: it makes sets only for namespaces that need few new entries, and leaves changes of
 // policies in large namespaces to Slice. So a change that needs no sets, or small ones, waits for no other tenant's
 // large policies.
-func (e *Engine) Small() ruleset.Ruleset { return e.compile(small, true, nil) }
+func (e *Engine) Small() ruleset.Ruleset { return e.compile(smallWork, true, nil) }
 
 // compile begins no work on new sets when the given amount of work is done, or when the function over returns true.
 func (e *Engine) compile(work float64, small bool, over func() bool) ruleset.Ruleset {

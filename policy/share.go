@@ -31,7 +31,7 @@ type tenant struct {
 	*part
 	demands    []*demand // demands that aren't decided yet
 	granted    []*demand
-	reports    problemList
+	problems   problemList
 	usage      amount  // how much its granted demands use
 	afterwards float64 // its share of the node if the next demand is granted
 	skipped    float64 // entries of counted sets for which there was no room
@@ -51,22 +51,22 @@ func (c *compiler) grant() {
 	}
 	for _, p := range c.parts {
 		switch {
-		case c.undecided || !was || p.fresh && !c.later(p):
+		case c.undecided || !was || p.undecided && !c.countsLater(p):
 			c.grantAll(p)
-		case p.fresh:
-			p.waits = true
+		case p.undecided:
+			p.unfinished = true
 		}
 	}
 	c.undecided, c.division = false, division{number: c.division.number}
 }
 
-// later reports whether it is left to another compile to count the sets of the part.
-func (c *compiler) later(p *part) bool { return c.work.small && !p.regranted }
+// countsLater reports whether it is left to another compile to count the sets of the part.
+func (c *compiler) countsLater(p *part) bool { return c.work.small && !p.regranted }
 
 // uncertain reports whether grant couldn't count some sets.
 func (c *compiler) uncertain() bool {
 	for _, p := range c.parts {
-		if p.waits {
+		if p.unfinished {
 			return true
 		}
 	}
@@ -80,7 +80,7 @@ func (c *compiler) fits() bool {
 	}
 	for s := range c.uncounted {
 		for _, p := range s.wanted {
-			if !c.later(p) {
+			if !c.countsLater(p) {
 				waiting[p.namespace]++
 			}
 		}
@@ -101,7 +101,7 @@ func (c *compiler) fits() bool {
 }
 
 func (c *compiler) grantAll(p *part) {
-	t := tenant{part: p, reports: p.stated.then()}
+	t := tenant{part: p, problems: p.stated.clone()}
 	for _, d := range p.demands {
 		if possible, _ := c.possible(&t, d); possible {
 			t.granted = append(t.granted, d)
@@ -112,9 +112,9 @@ func (c *compiler) grantAll(p *part) {
 
 func (t *tenant) decide() {
 	p := t.part
-	same := slices.Equal(p.granted, t.granted) && slices.Equal(p.decided.all, t.reports.all)
-	p.regranted = p.regranted || p.fresh || !same
-	p.granted, p.decided, p.fresh = t.granted, t.reports, p.waits
+	same := slices.Equal(p.granted, t.granted) && slices.Equal(p.decided.all, t.problems.all)
+	p.regranted = p.regranted || p.undecided || !same
+	p.granted, p.decided, p.undecided = t.granted, t.problems, p.unfinished
 }
 
 type division struct {
@@ -148,7 +148,7 @@ func (c *compiler) divide() {
 				continue
 			}
 			if s.modest != was.number {
-				was.stale = was.stale || c.isGreedy(s, was)
+				was.stale = was.stale || c.neededByGreedy(s, was)
 			}
 			s.modest, now.modest = now.number, append(now.modest, s)
 			taken.sets++
@@ -156,11 +156,11 @@ func (c *compiler) divide() {
 		}
 	}
 	for _, s := range was.modest {
-		was.stale = was.stale || s.modest != now.number && c.isGreedy(s, was)
+		was.stale = was.stale || s.modest != now.number && c.neededByGreedy(s, was)
 	}
 	now.left = c.limits.node.without(taken)
 	for p := range modest {
-		if p.fresh || c.undecided || was.greedy == nil || was.greedy[p] {
+		if p.undecided || c.undecided || was.greedy == nil || was.greedy[p] {
 			c.grantAll(p)
 		}
 	}
@@ -169,7 +169,7 @@ func (c *compiler) divide() {
 	c.division = now
 }
 
-func (c *compiler) isGreedy(s *supply, in division) bool {
+func (c *compiler) neededByGreedy(s *supply, in division) bool {
 	return slices.ContainsFunc(s.wanted, func(p *part) bool { return in.greedy[p] })
 }
 
@@ -245,7 +245,7 @@ func (c *compiler) possible(t *tenant, d *demand) (possible, known bool) {
 			return false, false
 		}
 		if why != "" {
-			t.reports.report(d.policy, d.field(s), why)
+			t.problems.report(d.policy, d.field(s), why)
 			return false, true
 		}
 	}

@@ -23,7 +23,7 @@ func granted(room amount, wishes []wish) []bool {
 	for _, w := range wishes {
 		p := c.parts[w.namespace]
 		if p == nil {
-			p = &part{local: &local{namespace: w.namespace}, fresh: true}
+			p = &part{local: &local{namespace: w.namespace}, undecided: true}
 			c.parts[w.namespace] = p
 		}
 		d := &demand{

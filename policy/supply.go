@@ -17,20 +17,20 @@ type supply struct {
 	blocks   ruleset.Entries
 	numbers  []ruleset.PortRange
 
-	counted  bool
-	size     int     // number of entries when the set was last counted
-	entries  float64 // size, rounded up; 0 if the set is too large
-	why      string  // why the set can't exist, or ""
-	wanted   []*part // parts with a demand for the set
-	granting int     // how many parts have rules with the set (classified.supplies)
-	// beginning is how many parts are making the set, but have no rules with it yet. piece has the entries that are
-	// made so far, and whole is true if these are all. A set with rules has all its entries.
-	beginning int
-	piece     ruleset.Entries
-	whole     bool
-	users     []*tenant // tenants with granted demands for the set, in a division
-	sharing   int       // how many of the namespaces that modest looks at need the set
-	modest    uint64    // number of the last division in which a modest namespace needed the set
+	counted bool
+	size    int     // number of entries when the set was last counted
+	entries float64 // size, rounded up; 0 if the set is too large
+	why     string  // why the set can't exist, or ""
+	wanted  []*part // parts with a demand for the set
+	inRules int     // how many parts have rules with the set (classified.supplies)
+	// makers is how many parts are making the set, but have no rules with it yet. piece has the entries that are made so
+	// far, and whole is true if these are all. A set with rules has all its entries.
+	makers  int
+	piece   ruleset.Entries
+	whole   bool
+	tenants []*tenant // those with granted demands for the set, in a division
+	sharing int       // how many of the namespaces that modest looks at need the set
+	modest  uint64    // number of the last division in which a modest namespace needed the set
 	// stamp is the number of the newest part that needs the set. before is the number of the newest part that has
 	// replaced a part that needs it. So exchangeWants can compare the sets of two parts without maps.
 	stamp, before uint64
@@ -66,7 +66,7 @@ func (c *compiler) count(p *part, s *supply) (why string, ok bool) {
 		return s.why, true
 	}
 	if !c.work.spend(&c.work.counting, p.namespace, c.find.effort(s)) {
-		p.waits = true
+		p.unfinished = true
 		return "", false
 	}
 	s.counted = true
@@ -108,7 +108,7 @@ func (c *compiler) resized(name string, n int) bool {
 		return false
 	}
 	c.undecided = true
-	c.division.stale = c.division.stale || c.isGreedy(s, c.division)
+	c.division.stale = c.division.stale || c.neededByGreedy(s, c.division)
 	return true
 }
 
@@ -125,7 +125,7 @@ func (c *compiler) entriesOf(s *supply) ruleset.Entries {
 }
 
 // lacks reports whether the ruleset lacks some of the set's entries.
-func (s *supply) lacks() bool { return s.granting == 0 && !s.whole }
+func (s *supply) lacks() bool { return s.inRules == 0 && !s.whole }
 
 // needs returns about how much work the rest of the set is.
 func (s *supply) needs() float64 {
@@ -148,7 +148,7 @@ func (c *compiler) refill(name string) {
 	s := c.supplies[name]
 	switch {
 	case s == nil:
-	case s.granting > 0:
+	case s.inRules > 0:
 		if c.fill(s); len(c.refused) > 0 { // each part reports the refused entries of its sets
 			for _, p := range s.wanted {
 				p.changed = true
@@ -164,13 +164,13 @@ func (c *compiler) refill(name string) {
 // grantSets replaces a part's sets with rules. New ones get all their entries.
 func (c *compiler) grantSets(was, now []*supply) {
 	for _, s := range now {
-		if s.granting++; s.granting == 1 {
+		if s.inRules++; s.inRules == 1 {
 			c.fill(s)
 		}
 	}
 	for _, s := range was {
-		if s.granting--; s.granting == 0 {
-			if s.beginning > 0 { // for a part that has no rules with the set yet
+		if s.inRules--; s.inRules == 0 {
+			if s.makers > 0 { // for a part that has no rules with the set yet
 				c.putPiece(s, math.MaxInt)
 			}
 			c.drop(s)
@@ -180,7 +180,7 @@ func (c *compiler) grantSets(was, now []*supply) {
 
 // drop removes the set from the ruleset if no part needs it any longer.
 func (c *compiler) drop(s *supply) {
-	if s.granting+s.beginning > 0 {
+	if s.inRules+s.makers > 0 {
 		return
 	}
 	c.sets.Remove(&s.Set)

@@ -9,14 +9,18 @@ import (
 )
 
 const (
-	// slice limits the work of one Slice. The unit is an entry of a set, for which the kernel needs up to ten
+	// sliceWork limits the work of one Slice. The unit is an entry of a set, for which the kernel needs up to ten
 	// microseconds.
-	slice = 1 << 8
-	// small limits the work of Small.
-	small = 1 << 6
-	// These say how much of each kind of work counts as one unit.
+	sliceWork = 1 << 8
+	// smallWork limits the work of Small.
+	smallWork = 1 << 6
+	// These say how many things count as one unit of work: crowds that are compared with a new selector, peers and ports
+	// that are parsed (bulk), addresses that are looked at for a set (looks), demands that are divided, sets that are
+	// dropped, selectors of crowds that are swept, and demands of a namespace that is compiled again.
 	crowdsPerWork, bulkPerWork, looksPerWork, dividedPerWork = 100, 2, 2, 16
-	dropsPerWork, sweptPerWork, dropped, demandsPerWork      = 20, 1000, 1 << 8, 20
+	dropsPerWork, sweptPerWork, demandsPerWork               = 20, 1000, 20
+	// dropsAtOnce is how many unneeded sets are dropped before the limit of work is looked at again.
+	dropsAtOnce = 1 << 8
 	// free is the work that each compile may do even if its time is over. So all work ends some time, and a small
 	// policy gets all its sets in one slice.
 	free = 1 << 6
@@ -100,15 +104,15 @@ func (c *compiler) due(touched map[string]bool) (namespaces []string) {
 
 func (c *compiler) waiting() bool {
 	for _, p := range c.parts {
-		if p.waits {
+		if p.unfinished {
 			return true
 		}
 	}
 	return c.division.stale || c.division.running != nil
 }
 
-// release decides which of the granted demands get their rules, and makes sets for the others.
-func (c *compiler) release() {
+// makeSets decides which of the granted demands get their rules, and makes sets for the others.
+func (c *compiler) makeSets() {
 	sums := map[string]float64{}
 	for namespace, p := range c.parts {
 		if p.regranted {
@@ -121,63 +125,63 @@ func (c *compiler) release() {
 	for _, namespace := range c.work.order(sums) {
 		p := c.parts[namespace]
 		if !c.work.small || p.due-c.work.done[namespace] <= c.work.making.left {
-			c.makeSets(p)
+			c.makeSetsOf(p)
 		}
 		if len(p.pending) == 0 {
 			p.waited = 0
 			continue
 		}
-		p.waits = true
+		p.unfinished = true
 		if p.waited++; p.waited == maxWaits {
 			p.changed = true
 		}
 	}
 }
 
-// survey finds out which granted demands have all their sets. It goes through all of them, so release calls it only
+// survey finds out which granted demands have all their sets. It goes through all of them, so makeSets calls it only
 // if others are granted.
 func (c *compiler) survey(p *part) {
-	begun, needed := p.begun, 0.0
-	p.begun, p.pending, p.released, p.made, p.changed, p.regranted = map[*supply]bool{}, nil, nil, 0, true, false
+	before, needed := p.making, 0.0
+	p.making, p.pending, p.placed, p.ready, p.changed, p.regranted = map[*supply]bool{}, nil, nil, 0, true, false
 	for _, d := range p.granted {
-		if d.made = c.work.unlimited() || !slices.ContainsFunc(d.sets, (*supply).lacks); d.made {
-			p.released = append(p.released, d)
+		if d.ready = c.work.unlimited() || !slices.ContainsFunc(d.sets, (*supply).lacks); d.ready {
+			p.placed = append(p.placed, d)
 			continue
 		}
 		p.pending = append(p.pending, d)
 		for _, s := range d.sets {
-			if needed += s.needs(); s.beginning > 0 {
+			if needed += s.needs(); s.makers > 0 {
 				c.hold(p, s)
 			}
 		}
 	}
 	p.due = c.work.done[p.namespace] + needed
-	c.abandon(begun)
+	c.abandon(before)
 }
 
-// makeSets makes the sets of the part's pending demands, one demand after the other. Each new rule rewrites a chain, so
-// the demands get their rules in groups: a group is at least as large as all groups before it together.
-func (c *compiler) makeSets(p *part) {
+// makeSetsOf makes the sets of the part's pending demands, one demand after the other. Each new rule rewrites a chain,
+// so the demands get their rules in groups: a group is at least as large as all groups before it together.
+func (c *compiler) makeSetsOf(p *part) {
 	for len(p.pending) > 0 {
 		d := p.pending[0]
 		if slices.ContainsFunc(d.sets, func(s *supply) bool { return !c.extend(p, s) }) {
 			break
 		}
-		d.made, p.pending = true, p.pending[1:]
-		p.made++
+		d.ready, p.pending = true, p.pending[1:]
+		p.ready++
 	}
-	if p.made == 0 || len(p.pending) > 0 && p.made < len(p.released) {
+	if p.ready == 0 || len(p.pending) > 0 && p.ready < len(p.placed) {
 		return
 	}
-	p.released, p.made, p.changed = nil, 0, true
+	p.placed, p.ready, p.changed = nil, 0, true
 	for _, d := range p.granted {
-		if d.made {
-			p.released = append(p.released, d)
+		if d.ready {
+			p.placed = append(p.placed, d)
 		}
 	}
 	if len(p.pending) == 0 {
-		c.abandon(p.begun)
-		p.begun, p.pending = nil, nil
+		c.abandon(p.making)
+		p.making, p.pending = nil, nil
 	}
 }
 
@@ -217,15 +221,15 @@ func (c *compiler) putPiece(s *supply, more int) {
 }
 
 func (c *compiler) hold(p *part, s *supply) {
-	if !p.begun[s] {
-		p.begun[s] = true
-		s.beginning++
+	if !p.making[s] {
+		p.making[s] = true
+		s.makers++
 	}
 }
 
 func (c *compiler) abandon(sets map[*supply]bool) {
 	for s := range sets {
-		s.beginning--
+		s.makers--
 		c.drop(s)
 	}
 }
