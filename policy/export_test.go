@@ -213,7 +213,7 @@ func (e *Engine) Remains() string {
 		"parts":    len(e.compiler.parts), "supplies": len(e.compiler.supplies),
 		"endpoints": len(e.endpoints), "attached": len(e.attached), "expected": len(e.expected),
 		"one": len(e.addresses.one), "more": len(e.addresses.more), "taken": len(e.addresses.taken),
-		"selectors": len(x.byKey), "ports": len(x.byPort), "scopes": len(x.scopes), "open": len(x.open),
+		"selectors": len(x.byKey), "ports": len(x.byPort), "scopes": len(x.scopes), "open scopes": len(x.openScopes),
 		"anchored": len(x.anchored), "port crowds": len(x.crowds), "reports": len(e.reports.by),
 		"moving": len(m.addresses) + len(m.counts) + len(m.crowds) + len(m.sets),
 	}

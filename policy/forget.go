@@ -60,7 +60,7 @@ func (e *Engine) dropSome(unwanted []*supply) {
 	}
 	for s := range scopes {
 		if s.unanchored = slices.DeleteFunc(s.unanchored, isGone); len(s.unanchored) == 0 {
-			delete(x.open, s)
+			delete(x.openScopes, s)
 		}
 		for n := range e.within(s) {
 			for c := range n.each() {

@@ -41,13 +41,14 @@ type scope struct {
 func (s *scope) matches(n *space) bool { return s.of.matchesNamespace(n.name, n.object) }
 
 type selectorIndex struct {
-	last    uint64 // the ID of the newest selector or named port
-	byKey   map[string]*live
-	byPort  map[portKey]*portSets
-	crowds  map[portKey]map[*crowd]int
-	scopes  map[string]*scope
-	open    map[*scope]bool
-	byPrint map[uint64]*live
+	last   uint64 // the ID of the newest selector or named port
+	byKey  map[string]*live
+	byPort map[portKey]*portSets
+	crowds map[portKey]map[*crowd]int
+	scopes map[string]*scope
+	// openScopes has the scopes of several namespaces that have selectors without anchors.
+	openScopes map[*scope]bool
+	byPrint    map[uint64]*live
 	// anchored has the selectors with each anchor label. A pod can match a selector only if it has one of its anchors.
 	// So only few selectors are compared with a pod.
 	anchored map[anchor][]*live
@@ -68,7 +69,7 @@ type portSets struct{ anywhere, here []*live }
 func newSelectorIndex() selectorIndex {
 	return selectorIndex{
 		byKey: map[string]*live{}, byPort: map[portKey]*portSets{}, scopes: map[string]*scope{},
-		open: map[*scope]bool{}, anchored: map[anchor][]*live{}, crowds: map[portKey]map[*crowd]int{},
+		openScopes: map[*scope]bool{}, anchored: map[anchor][]*live{}, crowds: map[portKey]map[*crowd]int{},
 		byPrint: map[uint64]*live{},
 	}
 }
@@ -102,7 +103,7 @@ func (x *selectorIndex) matching(c *crowd) (matches []*live) {
 	if own := x.scopes[ownScope(c.name)]; own != nil {
 		consider(own.unanchored)
 	}
-	for s := range x.open {
+	for s := range x.openScopes {
 		consider(s.unanchored)
 	}
 	slices.SortFunc(matches, byID)
@@ -166,7 +167,7 @@ func (e *Engine) liveSelector(s selector) *live {
 	if where == nil {
 		l.scope.unanchored = append(l.scope.unanchored, l)
 		if l.scope.of.namespaces != nil {
-			x.open[l.scope] = true
+			x.openScopes[l.scope] = true
 		}
 	}
 	for n := range e.within(l.scope) {

@@ -77,8 +77,15 @@ func (e *Engine) compile(work float64, small bool, over func() bool) ruleset.Rul
 // Changed reports whether Ruleset may return another ruleset than the last time.
 func (e *Engine) Changed() bool { return e.HasSlice() || len(e.unparsed) > 0 }
 
-// HasSlice reports whether Slice may return another ruleset than the last time.
+// HasSlice reports whether Slice may return another ruleset than the last time. The compiler decides that by the sizes
+// of the sets, so HasSlice first tells it those that have changed.
 func (e *Engine) HasSlice() bool {
+	e.tellSizes()
+	return e.stale || e.common || len(e.touched) > 0 || e.reports.changed || len(e.moving.sets) > 0 ||
+		e.compiler.waiting() || len(e.compiler.unwanted)+len(e.unswept) > 0
+}
+
+func (e *Engine) tellSizes() {
 	for l := range e.moving.counts {
 		if l.gone {
 			continue
@@ -88,8 +95,6 @@ func (e *Engine) HasSlice() bool {
 		}
 	}
 	empty(&e.moving.counts)
-	return e.stale || e.common || len(e.touched) > 0 || e.reports.changed || len(e.moving.sets) > 0 ||
-		e.compiler.waiting() || len(e.compiler.unwanted)+len(e.unswept) > 0
 }
 
 func (e *Engine) isLocal(namespace string) bool {
