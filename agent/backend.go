@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -26,6 +27,8 @@ type Backend interface {
 	Refresh(ctx context.Context, pause func() bool) (done bool, err error)
 	// Unread reports whether the kernel's state is unknown. If it is, the next Apply reads it.
 	Unread() bool
+	// HasPods reports whether the family's set of all pods may have addresses. The loop must call it before each Apply.
+	HasPods(f conf.Family) bool
 	// Reread reads which sets contain the addresses. It returns true if the plugin may have changed sets: a set differs
 	// from the backend's memory, or can't be read.
 	Reread(addrs ...netip.Addr) (changed bool)

@@ -35,6 +35,7 @@ type memory struct {
 	fails       []error
 	late        []error
 	last        ruleset.Ruleset
+	pods6       bool
 	interrupted bool
 }
 
@@ -45,6 +46,7 @@ func (m *memory) call(name string) { m.calls = append(m.calls, name) }
 func (m *memory) Name() string                                          { return "memory" }
 func (m *memory) Sets(ruleset.Ruleset) []netfilter.KernelSet            { return nil }
 func (m *memory) TellsOfChanges() bool                                  { return false }
+func (m *memory) HasPods(conf.Family) bool                              { return m.pods6 }
 func (m *memory) Unread() bool                                          { return false }
 func (m *memory) Reread(...netip.Addr) bool                             { return false }
 func (m *memory) Knows(uint32) bool                                     { return true }
@@ -280,6 +282,23 @@ func TestLeftoversRefusePods(t *testing.T) {
 	}
 	if a.moving.both = true; a.unknown() == nil {
 		t.Error("pods are enrolled that the other backend's rules drop")
+	}
+}
+
+// TestStraysOfIPv6KeepItsRules: while the kernel has IPv6 addresses of pods, the ruleset has rules for IPv6, even if no
+// record has such an address: a pod behind another plugin may have lost its record.
+func TestStraysOfIPv6KeepItsRules(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	a, m, _ := remembering(t)
+	a.takeRecords(dirwatch.Change{Lost: true})
+	a.takeUpdate(policy.Difference(policy.Objects{}, *healthy()), nil)
+	for _, has := range []bool{false, true, true, false} {
+		m.pods6 = has
+		if a.reconcile(t.Context(), netfilter.All); m.last.Has(conf.IPv6) != has {
+			t.Errorf("the kernel has IPv6 pods: %v, and the ruleset has rules for IPv6: %v", has, m.last.Has(conf.IPv6))
+		}
 	}
 }
 

@@ -225,6 +225,7 @@ func (neither) Name() string                               { return "" }
 func (neither) Sets(ruleset.Ruleset) []netfilter.KernelSet { return nil }
 func (neither) TellsOfChanges() bool                       { return false }
 func (neither) Unread() bool                               { return true }
+func (neither) HasPods(conf.Family) bool                   { return false }
 func (neither) Reread(...netip.Addr) bool                  { return false }
 func (neither) Knows(uint32) bool                          { return true }
 func (neither) Close()                                     {}

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/policy/ruleset"
@@ -90,6 +91,7 @@ func (p *applied) unknown() bool { return errors.As(p.err, new(*netfilter.Unknow
 func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied) {
 	for {
 		read, readErr := a.readKernel(ctx, verify)
+		a.cluster.engine.SetStrays6(a.backend.HasPods(conf.IPv6))
 		s := a.compile()
 		result, err := a.bring(ctx, readErr, s.ruleset, read)
 		all.snapshot, all.verify, all.err = s, max(all.verify, read), err

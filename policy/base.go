@@ -8,9 +8,12 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// familiesOf returns IPv4, and also IPv6 if a pod or a podCIDR of the node has an IPv6 address. Without IPv6, a change
-// of rules costs half as much. The guard then drops all IPv6 packets from pods.
-func familiesOf(endpoints []Endpoint, self Node) []conf.Family {
+// familiesOf returns IPv4, and also IPv6 if a pod or a podCIDR of the node has an IPv6 address, or if the kernel has
+// strays of IPv6. Without IPv6, a change of rules costs half as much. The guard then drops all IPv6 packets from pods.
+func familiesOf(endpoints []Endpoint, self Node, strays bool) []conf.Family {
+	if strays {
+		return conf.Families[:]
+	}
 	six := func(a netip.Addr) bool { return conf.FamilyOf(a) == conf.IPv6 }
 	for _, e := range endpoints {
 		if slices.ContainsFunc(e.Addresses, func(a Address) bool { return six(a.Addr) }) {

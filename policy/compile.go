@@ -19,7 +19,7 @@ func (l limits) compile(state State) ruleset.Ruleset {
 	c := newCompiler(cluster, l)
 	c.refused = state.Refused
 	c.setCommon(common{
-		families:  familiesOf(state.Endpoints, newPlaces(state).nodes[state.Node]),
+		families:  familiesOf(state.Endpoints, newPlaces(state).nodes[state.Node], state.Strays6),
 		endpoints: cluster.attachments(), networks: nodeNetworks(state.Nodes),
 	})
 	in := map[string]*local{}

@@ -37,6 +37,7 @@ type Engine struct {
 	local     map[string]map[string]bool // IDs of endpoints, by namespace
 	expected  map[string]map[*pod]bool   // pods of this node that have no address yet, by namespace
 	refused   ruleset.Refused
+	strays6   bool
 
 	addresses addressBook
 	selectors selectorIndex
@@ -109,6 +110,13 @@ func (e *Engine) SetRefused(r ruleset.Refused) {
 	if !maps.Equal(e.refused, r) {
 		e.refused, e.stale = r, true
 		e.compiler.setRefused(r)
+	}
+}
+
+// SetStrays6 sets State.Strays6.
+func (e *Engine) SetStrays6(strays bool) {
+	if e.strays6 != strays {
+		e.strays6, e.common = strays, true
 	}
 }
 

@@ -25,6 +25,9 @@ type State struct {
 	Endpoints []Endpoint
 	Node      string
 	Refused   ruleset.Refused
+	// Strays6 is true if the kernel has IPv6 addresses of pods that may have no endpoint. A pod behind another plugin may
+	// have lost its record: then only rules for IPv6 deny its packets.
+	Strays6 bool
 }
 
 type Objects struct {

@@ -107,7 +107,7 @@ func (e *Engine) commonNow() common {
 		endpoints = append(endpoints, e.endpoints[id])
 	}
 	return common{
-		families: familiesOf(endpoints, e.places.nodes[e.node]), endpoints: endpoints, networks: e.networks,
+		families: familiesOf(endpoints, e.places.nodes[e.node], e.strays6), endpoints: endpoints, networks: e.networks,
 	}
 }
 

@@ -37,6 +37,7 @@ type Driver struct {
 	left     []string
 	refresh  *refresh // a reading of the kernel's state that has begun, or nil
 	fresh    bool
+	pods     [len(conf.Families)]bool // see HasPods
 	lowering lowering
 	// support says for each family whether the node supports numbers of classes.
 	support  [len(conf.Families)]support

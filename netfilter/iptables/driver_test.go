@@ -461,3 +461,46 @@ func TestWithoutIP6tables(t *testing.T) {
 		}
 	}
 }
+
+// TestHasPods: HasPods tells whether the set of all pods has had entries since it was last read, in one part or in
+// several.
+func TestHasPods(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	d := driver(t, NFT)
+	mustApply(t, d, policy.Compile(policy.State{}), netfilter.All)
+	for _, tc := range []struct {
+		change string
+		has    bool
+	}{
+		{"ipset create weir-pods6 hash:ip family inet6", false},
+		{"ipset add weir-pods6 fd00::1", true},
+		{"ipset add weir-pods6 fd00::2", true},
+		{"ipset flush weir-pods6", false},
+		{"ipset add weir-pods6 fd00::3", true},
+		{"ipset destroy weir-pods6", false},
+	} {
+		nodetest.Run(t, "sh", "-c", tc.change)
+		other := driver(t, NFT)
+		if err := other.Read(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if done, err := d.Refresh(t.Context(), func() bool { return false }); err != nil || !done {
+			t.Fatal(done, err)
+		}
+		for _, d := range []*Driver{d, other} {
+			if d.HasPods(conf.IPv6) != tc.has {
+				t.Errorf("after %q: %v, want %v", tc.change, d.pods, tc.has)
+			}
+		}
+	}
+	// Apply doesn't delete entries that belong to no pod, even if a pod had them before.
+	mustApply(t, d, policy.Compile(policytest.DualStack()), netfilter.All)
+	for range 3 {
+		if !d.HasPods(conf.IPv6) {
+			t.Error("the set has pods, and HasPods says that it hasn't")
+		}
+		mustApply(t, d, policy.Compile(policy.State{Strays6: true}), netfilter.Trust)
+	}
+}

@@ -48,6 +48,13 @@ func (d *Driver) Unread() bool {
 	return d.have == nil
 }
 
+// HasPods reports whether the family's set of all pods may have entries: it had some when it was last read, or has got
+// some since. Deletions count only when the set is read again, because Apply doesn't delete strays.
+func (d *Driver) HasPods(f conf.Family) bool {
+	d.pods[f] = d.pods[f] || d.have != nil && d.have.sets[f.Set(conf.PodsSet)].entries.Len() > 0
+	return d.pods[f]
+}
+
 func (d *Driver) look(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) error {
 	for _, f := range conf.Families {
 		d.wanted[f] = want.Has(f)
@@ -155,6 +162,7 @@ func (d *Driver) read(ctx context.Context, before *state) (state, error) {
 		s.sets[h.Name] = got
 	}
 	for _, f := range conf.Families {
+		d.pods[f] = s.sets[f.Set(conf.PodsSet)].entries.Len() > 0
 		s.tables[f] = d.tablesNow(ctx, f, before)
 	}
 	d.known.ReadAt = readAt

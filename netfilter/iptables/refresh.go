@@ -79,6 +79,9 @@ func (d *Driver) beginRefresh() (*refresh, error) {
 			d.settled = nil
 		}
 	}
+	for _, f := range conf.Families {
+		d.pods[f] = d.pods[f] && exists[f.Set(conf.PodsSet)]
+	}
 	// The sets of all pods come last, shortly before the caller reads the endpoint records. If a pod ends in between,
 	// its address counts as a stray.
 	slices.SortStableFunc(r.sets, func(a, b string) int { return cmp.Compare(ofAllPods(a), ofAllPods(b)) })
@@ -97,6 +100,9 @@ func ofAllPods(name string) int {
 func (d *Driver) refreshSet(name string) error {
 	before, had := d.have.sets[name]
 	now, err := d.readSet(name, before)
+	if name == now.family.Set(conf.PodsSet) {
+		d.pods[now.family] = now.entries.Len() > 0
+	}
 	switch {
 	case errors.Is(err, ipset.ErrNotExist): // the set was destroyed after it was listed
 		delete(d.have.sets, name)

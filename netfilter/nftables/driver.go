@@ -34,6 +34,7 @@ type Driver struct {
 	have     *state
 	settled  *ruleset.Ruleset // the last ruleset, if the kernel has exactly this ruleset; otherwise nil
 	fresh    bool
+	pods     [len(conf.Families)]bool // see HasPods
 	lowering lowering
 	refresh  *refresh // a reading of the kernel's state that has begun, or nil
 	// knownAt is the last generation of nf_tables at which the kernel had exactly the state d.have, or 0 if it is

@@ -434,3 +434,45 @@ func TestKnows(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestHasPods: HasPods tells whether the set of all pods has had elements since it was last read, in one part or in
+// several.
+func TestHasPods(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	d := driver(t)
+	mustApply(t, d, policy.Compile(policy.State{}), netfilter.All)
+	for _, tc := range []struct {
+		change string
+		has    bool
+	}{
+		{"add table ip6 weir; add set ip6 weir weir-pods6 { type ipv6_addr; }", false},
+		{"add element ip6 weir weir-pods6 { fd00::1 }", true},
+		{"flush set ip6 weir weir-pods6", false},
+		{"add element ip6 weir weir-pods6 { fd00::3 }", true},
+		{"delete table ip6 weir", false},
+	} {
+		nodetest.Run(t, "nft", tc.change)
+		other := driver(t)
+		if err := other.Read(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if done, err := d.Refresh(t.Context(), func() bool { return false }); err != nil || !done {
+			t.Fatal(done, err)
+		}
+		for _, d := range []*Driver{d, other} {
+			if d.HasPods(conf.IPv6) != tc.has {
+				t.Errorf("after %q: %v, want %v", tc.change, d.pods, tc.has)
+			}
+		}
+	}
+	// Apply doesn't delete entries that belong to no pod, even if a pod had them before.
+	mustApply(t, d, policy.Compile(policytest.DualStack()), netfilter.All)
+	for range 3 {
+		if !d.HasPods(conf.IPv6) {
+			t.Error("the set has pods, and HasPods says that it hasn't")
+		}
+		mustApply(t, d, policy.Compile(policy.State{Strays6: true}), netfilter.Trust)
+	}
+}

@@ -48,6 +48,7 @@ func (d *Driver) Read(context.Context) error {
 		next[f] = h
 	}
 	d.have, d.fresh = &next, true
+	d.notePods()
 	if after, _ := d.reader.Generation(); after == now {
 		d.knownAt = now
 	}
@@ -56,6 +57,13 @@ func (d *Driver) Read(context.Context) error {
 
 // Unread reports whether the kernel's state is unknown. In this case, the next Apply reads it.
 func (d *Driver) Unread() bool { return d.have == nil }
+
+// HasPods reports whether the family's set of all pods may have elements: it had some when it was last read, or has got
+// some since.
+func (d *Driver) HasPods(f conf.Family) bool {
+	d.pods[f] = d.pods[f] || d.have != nil && d.have[f].sets[f.Set(conf.PodsSet)].entries.Len() > 0
+	return d.pods[f]
+}
 
 func (d *Driver) look(ctx context.Context, verify netfilter.Verify) error {
 	if d.have == nil || verify == netfilter.All {
@@ -72,6 +80,12 @@ func (d *Driver) look(ctx context.Context, verify netfilter.Verify) error {
 		}
 	}
 	return nil
+}
+
+func (d *Driver) notePods() {
+	for _, f := range conf.Families {
+		d.pods[f] = d.have[f].sets[f.Set(conf.PodsSet)].entries.Len() > 0
+	}
 }
 
 func (d *Driver) rereadRules(f conf.Family) error {
@@ -222,6 +236,7 @@ func (d *Driver) refreshPart() (done bool, err error) {
 	r := d.refresh
 	if len(r.sets) == 0 {
 		d.refresh, d.fresh = nil, true
+		d.notePods()
 		return true, nil
 	}
 	k := r.sets[0]

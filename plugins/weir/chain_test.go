@@ -410,16 +410,22 @@ func TestLostRecordsBehindPtp(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
 	}
-	n := newNodeBehind(t, "ptp", nil)
+	n := newNodeBehindDualStack(t, "ptp")
 	n.StartAgent()
-	server := n.AddPod("ns-1", "http-echo")
-	n.Serve(server.Netns, "tcp", ":80")
+	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
+	n.Serve(server.Netns, "tcp4", ":80")
+	n.Serve(server.Netns, "tcp6", ":80")
 	n.ReachFrom(n.Outside, server.IP+":80", true)
+	n.Reach(client, "["+server.IP6+"]:80", true)
 	nodetest.Run(t, "sh", "-c", "rm /run/weir/endpoints/* /run/weir/addresses/*")
 	closed := func(when string) {
 		t.Helper()
 		if _, err := nodetest.Get(t, n.Outside, server.IP+":80"); err == nil {
 			t.Errorf("%s, a pod without a record is reached", when)
+		}
+		// No pod with a record has an IPv6 address any more, but the rules for IPv6 must stay.
+		if _, err := nodetest.Get(t, client.Netns, "["+server.IP6+"]:80"); err == nil {
+			t.Errorf("%s, a pod without a record is reached by IPv6", when)
 		}
 	}
 	n.Eventually("the agent reports the pod", func() error {
@@ -666,7 +672,8 @@ func TestBehindBridgeDualStack(t *testing.T) {
 	testBehindDualStack(t, "bridge")
 }
 
-func testBehindDualStack(t *testing.T, other string) {
+func newNodeBehindDualStack(t *testing.T, other string) *nodetest.Node {
+	t.Helper()
 	n := newNodeBehind(t, other, nil)
 	ahead := maps.Clone(others[other])
 	ahead["ipam"] = nodetest.Conf{
@@ -675,6 +682,11 @@ func testBehindDualStack(t *testing.T, other string) {
 		"routes": []any{nodetest.Conf{"dst": "0.0.0.0/0"}, nodetest.Conf{"dst": "::/0"}},
 	}
 	n.ConfigureList(ahead, nodetest.Conf{"type": "weir"})
+	return n
+}
+
+func testBehindDualStack(t *testing.T, other string) {
+	n := newNodeBehindDualStack(t, other)
 	n.StartAgent()
 	server, client, stranger := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox"), n.AddPod("ns-2", "other")
 	n.Serve(server.Netns, "tcp4", ":80")
