@@ -17,10 +17,10 @@ type attacked struct {
 	Memory              memory // at the end of the attack
 }
 
-// attack carries out the attack, and ends it. Before and during the attack, it measures another tenant's ADD, and the
-// time until a new policy denies packets. During the attack, one of the attacker's policies changes before each
-// measurement.
-func (n *node) attack(a cluster.Attack) attacked {
+// attack carries out the attack, and ends it. Before and during the attack, it measures so many times another tenant's
+// ADD, and the time until a new policy denies packets. During the attack, one of the attacker's policies changes before
+// each measurement.
+func (n *node) attack(a cluster.Attack, rounds int) attacked {
 	var r attacked
 	measure := func(add, deny *[]float64) {
 		*add = append(*add, n.adds(1)...)
@@ -31,7 +31,7 @@ func (n *node) attack(a cluster.Attack) attacked {
 	}
 	n.patience = patienceUnderAttack
 	defer func() { n.patience = patience }()
-	for range attackRounds {
+	for range rounds {
 		measure(&r.ADD, &r.Deny)
 	}
 	var pods []*corev1.Pod
@@ -51,7 +51,7 @@ func (n *node) attack(a cluster.Attack) attacked {
 		}
 	}
 	changed := a.Policies(0)[0]
-	for i := range attackRounds {
+	for i := range rounds {
 		changed.Spec.PodSelector.MatchLabels = map[string]string{"app": []string{"attacker", "none"}[i%2]}
 		n.server.Put(changed)
 		measure(&r.ADDUnder, &r.DenyUnder)
@@ -71,5 +71,3 @@ func (n *node) attack(a cluster.Attack) attacked {
 	}
 	return r
 }
-
-const attackRounds = 3

@@ -49,6 +49,7 @@ type node struct {
 type request struct {
 	Do      string
 	N       int
+	Rounds  int
 	Rate    float64
 	Mix     string
 	Seconds float64
@@ -100,7 +101,7 @@ func (n *node) answer(r request) any {
 	case "peer":
 		return n.peers()
 	case "attack":
-		return n.attack(cluster.Attacks[r.N])
+		return n.attack(cluster.Attacks[r.N], r.Rounds)
 	case "toggle":
 		return n.toggle(r.Rate, time.Duration(r.Seconds*float64(time.Second)))
 	}

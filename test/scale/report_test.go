@@ -1,6 +1,7 @@
 package scale_test
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -26,15 +27,6 @@ func (r *runs) rows() []string {
 	}
 	all = append(all, rowMeaningless, rowBeyond, rowToggle, rowIdle, rowRSS, rowAnonymous, rowPeak, rowRSSEnd, rowPeakEnd,
 		rowReady, rowAfterLists, rowFill, rowWrites, rowBytes)
-	for _, l := range []latency{rowADD, rowPolicyDeny} {
-		all = append(all, l.attacked(""))
-		for _, a := range cluster.Attacks {
-			all = append(all, l.attacked(a.Name))
-		}
-	}
-	for _, a := range cluster.Attacks {
-		all = append(all, rowAttackMemory+a.Name)
-	}
 	return slices.DeleteFunc(all, func(row string) bool {
 		return !slices.ContainsFunc(r.Runs, func(x *run) bool { return x.Row == row })
 	})
@@ -42,7 +34,7 @@ func (r *runs) rows() []string {
 
 func (r *runs) growing() []string {
 	return slices.DeleteFunc(r.rows(), func(row string) bool {
-		return slices.Contains([]string{rowWrites, rowBytes, rowBeyond, rowFill}, row) || strings.Contains(row, ", under ")
+		return slices.Contains([]string{rowWrites, rowBytes, rowBeyond, rowFill}, row)
 	})
 }
 
@@ -63,6 +55,38 @@ func (r *runs) report() string {
 	if len(agents) > 1 {
 		fmt.Fprintf(&b, "The ratio of the agent %s to the agent %s:\n\n%s\n", agents[1], agents[0],
 			r.compared(agents[1], agents[0]))
+	}
+	return b.String()
+}
+
+// attacks returns a table for each agent and cluster: the medians during each attack, and their ratios to those without
+// an attack.
+func (r *runs) attacks() string {
+	var b strings.Builder
+	sizes, agents := r.columns()
+	fmt.Fprintf(&b, "Measured on %d cores, Linux %s, %s, iptables %s. Medians.\n\n", r.Machine.CPUs, r.Machine.Kernel,
+		r.Machine.Go, r.Machine.IPTables)
+	for _, pods := range sizes {
+		for _, agent := range agents {
+			if len(sizes)*len(agents) > 1 {
+				fmt.Fprintf(&b, "%s pods, the agent %s:\n\n", thousands(pods), agent)
+			}
+			b.WriteString("| one tenant's policies | ADD of another tenant, ms | ratio | denial of another tenant, ms | ratio " +
+				"| peak RSS, MB |\n|---|---|---|---|---|---|\n")
+			for _, a := range append([]cluster.Attack{{}}, cluster.Attacks...) {
+				fmt.Fprintf(&b, "| %s |", cmp.Or(a.Name, "none"))
+				for _, l := range []latency{rowADD, rowPolicyDeny} {
+					ms, of := r.median(agent, pods, l.attacked(a.Name)), r.median(agent, pods, l.attacked(""))
+					fmt.Fprintf(&b, " %s | %s |", figure(ms), figure(ms/of))
+				}
+				peak := ""
+				if a.Name != "" {
+					peak = figure(r.median(agent, pods, rowAttackMemory+a.Name))
+				}
+				fmt.Fprintf(&b, " %s |\n", peak)
+			}
+			b.WriteString("\n")
+		}
 	}
 	return b.String()
 }
@@ -217,18 +241,24 @@ func thousands(n int) string {
 	return s
 }
 
+// marks is the command that writes a part of the page.
+type marks string
+
 const (
-	beginMark = "<!-- scripts/bench-scale writes what follows -->\n"
-	endMark   = "<!-- scripts/bench-scale wrote what precedes -->\n"
+	sizeMarks   marks = "scripts/bench-scale"
+	attackMarks marks = "scripts/bench-scale -attacks"
 )
 
-func between(page, text string) (string, error) {
-	before, rest, ok := strings.Cut(page, beginMark)
-	_, after, closed := strings.Cut(rest, endMark)
+func (m marks) begin() string { return "<!-- " + string(m) + " writes what follows -->\n" }
+func (m marks) end() string   { return "<!-- " + string(m) + " wrote what precedes -->\n" }
+
+func (m marks) between(page, text string) (string, error) {
+	before, rest, ok := strings.Cut(page, m.begin())
+	_, after, closed := strings.Cut(rest, m.end())
 	if !ok || !closed {
 		return "", errors.New("the marks of the benchmark are missing")
 	}
-	return before + beginMark + "\n" + text + endMark + after, nil
+	return before + m.begin() + "\n" + text + m.end() + after, nil
 }
 
 // TestReport compares figures, slopes, ratios and the page with the expected texts.
@@ -263,14 +293,32 @@ func TestReport(t *testing.T) {
 			t.Errorf("a line of a page is too long: %s", line)
 		}
 	}
-	page, err := between("a\n"+beginMark+"old\n"+endMark+"b\n", "new\n")
-	if want := "a\n" + beginMark + "\nnew\n" + endMark + "b\n"; err != nil || page != want {
+	begin, end := sizeMarks.begin(), sizeMarks.end()
+	page, err := sizeMarks.between("a\n"+begin+"old\n"+end+"b\n", "new\n")
+	if want := "a\n" + begin + "\nnew\n" + end + "b\n"; err != nil || page != want {
 		t.Errorf("%q, %v", page, err)
 	}
-	if _, err := between("a", "b"); err == nil {
+	if _, err := sizeMarks.between("a", "b"); err == nil {
 		t.Error("a page without marks is written")
 	}
 	if text := string(r.json()); strings.Count(text, "\n") != 14 {
+		t.Errorf("%s", text)
+	}
+}
+
+// TestAttacks compares the table of attacks with the expected text.
+func TestAttacks(t *testing.T) {
+	r := &runs{}
+	for _, l := range []latency{rowADD, rowPolicyDeny} {
+		r.note("now", 100, l.attacked(""), []float64{10, 20, 30})
+		for _, a := range cluster.Attacks {
+			r.note("now", 100, l.attacked(a.Name), []float64{30, 35, 40})
+			r.note("now", 100, rowAttackMemory+a.Name, []float64{123})
+		}
+	}
+	want := "| none | 20.0 | 1.00 | 20.0 | 1.00 |  |\n" +
+		"| one policy of 900 peers, each NotIn 100 values | 35.0 | 1.75 | 35.0 | 1.75 | 123 |\n"
+	if text := r.attacks(); !strings.Contains(text, want) {
 		t.Errorf("%s", text)
 	}
 }

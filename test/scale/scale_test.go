@@ -37,8 +37,8 @@ var (
 	beforeFlag   = flag.String("before", "", "directory with weir, weir-agent and weirctl of another commit, which take "+
 		"turns with today's")
 	writesFlag = flag.Bool("writes", false, "count the agent's writes to the kernel during a restart; needs strace")
-	attackFlag = flag.Bool("attacks", false, "measure how long other tenants wait while a tenant has as large policies "+
-		"as it can")
+	attackFlag = flag.Int("attacks", 0, "only measure, so many times for each attack, how long other tenants wait "+
+		"while a tenant has as large policies as it can")
 	docsFlag = flag.String("docs", "", "folder of the pages to write tables, curves and measurements into")
 
 	// This test starts its own program again with these flags: once for each node, and once to decode pods.
@@ -67,11 +67,16 @@ func TestScale(t *testing.T) {
 	o := &orchestrator{T: t, runs: &runs{}}
 	o.prepare()
 	o.startAll()
+	if *attackFlag > 0 {
+		o.attacks()
+		fmt.Print(o.runs.attacks())
+		o.writePage(attackMarks, o.runs.attacks())
+		return
+	}
 	o.restarts()
 	o.idle()
 	o.latencies()
 	o.windows()
-	o.attacks()
 	o.finish()
 }
 
@@ -316,12 +321,9 @@ func (o *orchestrator) window(r *remoteNode, rate float64, mix string) cpuUse {
 }
 
 func (o *orchestrator) attacks() {
-	if !*attackFlag {
-		return
-	}
 	for i, a := range cluster.Attacks {
 		o.turn(i, func(r *remoteNode) {
-			s := ask[attacked](r, request{Do: "attack", N: i})
+			s := ask[attacked](r, request{Do: "attack", N: i, Rounds: *attackFlag})
 			o.note(r, rowADD.attacked(""), s.ADD...)
 			o.note(r, rowPolicyDeny.attacked(""), s.Deny...)
 			o.note(r, rowADD.attacked(a.Name), s.ADDUnder...)
@@ -347,17 +349,25 @@ func (o *orchestrator) finish() {
 			o.write(filepath.Join(*docsFlag, "pictures", c.name+".svg"), []byte(c.svg()))
 			pictures += fmt.Sprintf("![%s](pictures/%s.svg)\n\n", c.title, c.name)
 		}
-		page := filepath.Join(*docsFlag, "benchmarks.md")
-		text, err := os.ReadFile(page)
-		if err != nil {
-			o.Fatal(err)
-		}
-		written, err := between(string(text), pictures+o.runs.report())
-		if err != nil {
-			o.Fatalf("%s: %v", page, err)
-		}
-		o.write(page, []byte(written))
+		o.writePage(sizeMarks, pictures+o.runs.report())
 	}
+}
+
+func (o *orchestrator) writePage(m marks, part string) {
+	o.Helper()
+	if *docsFlag == "" {
+		return
+	}
+	page := filepath.Join(*docsFlag, "benchmarks.md")
+	text, err := os.ReadFile(page)
+	if err != nil {
+		o.Fatal(err)
+	}
+	written, err := m.between(string(text), part)
+	if err != nil {
+		o.Fatalf("%s: %v", page, err)
+	}
+	o.write(page, []byte(written))
 }
 
 func (o *orchestrator) write(path string, data []byte) {
