@@ -51,7 +51,7 @@ func open(t testing.TB, name Name) Backend {
 func (n *Node) Use(name Name) {
 	n.Helper()
 	n.Remove()
-	n.Backend.Close()
+	n.Close()
 	n.Backend, n.Writer = open(n, name), name
 }
 

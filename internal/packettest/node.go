@@ -55,7 +55,7 @@ func NewNode(t testing.TB, networks []endpoint.Address, ports ...uint16) *Node {
 		hosts:    map[netip.Addr]*host{},
 		bridged:  map[string][]neighbour{},
 	}
-	t.Cleanup(func() { n.Backend.Close() })
+	t.Cleanup(func() { n.Close() })
 	var err error
 	if n.bridge, err = bridge.Ensure(0, bridge.Gateways(networks)); err != nil {
 		t.Fatal(err)
