@@ -134,7 +134,12 @@ func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) 
 }
 
 // touchPolicies notes that policies of the namespace have changed. If the namespace is large, its compile can wait.
-func (e *Engine) touchPolicies(s *space) { s.parsed, e.touched[s.name] = nil, e.touched[s.name] }
+func (e *Engine) touchPolicies(s *space) {
+	s.parsed = nil
+	if _, ok := e.touched[s.name]; !ok {
+		e.touched[s.name] = false
+	}
+}
 
 func (e *Engine) policiesIn(namespace string) []parsedPolicy {
 	s := e.space(namespace)
