@@ -105,7 +105,8 @@ var (
 	movesDesc = desc("weir_backend_moves_total", "Moves from one backend to another.")
 	infoDesc  = desc("weir_info", "Always 1; the label says which iptables the node uses.", "iptables")
 
-	lastSyncDesc = desc("weir_last_sync_timestamp_seconds", "When the kernel last had all that it should, Unix time.")
+	lastSyncDesc = desc("weir_last_sync_timestamp_seconds", "Unix time of the agent's last round without an error of "+
+		"sets, rules, guard and gate.")
 
 	faultDesc    = desc("weir_fault", "1 while this part of the agent or of the node doesn't work.", "part")
 	problemsDesc = desc("weir_problems", "Parts of objects that can't be used as written, by kind of object.", "kind")

@@ -148,7 +148,7 @@ type NoAutoconfigured struct{}
 func (NoAutoconfigured) Kind() Kind { return KindAddress }
 
 func (NoAutoconfigured) String() string {
-	return "weir's links have no IPv6 address or route that nobody asked for"
+	return "weir's links have no IPv6 addresses or routes that weir didn't set"
 }
 
 // Command returns the command for the usual case: it deletes weir0's link-local addresses. The repair also deletes

@@ -29,7 +29,8 @@ func (p PortOnBridge) String() string {
 	if p.Up {
 		up = "up, "
 	}
-	return fmt.Sprintf("%s is %san isolated port of %s, and takes what the pod sends", p.HostIf, up, Name)
+	return fmt.Sprintf("%s is %san isolated port of %s, and accepts the pod's frames (state forwarding)",
+		p.HostIf, up, Name)
 }
 
 // Command returns the command that restores what Check compares, except the MTU and the port's state.
@@ -125,7 +126,7 @@ func (p PortOnBridge) restore(h netlinksafe.Handle, o *Observed) error {
 	return err
 }
 
-// setForwardingState lets the bridge pass on what the port sends. The kernel refuses it while the port has no
+// setForwardingState lets the bridge forward the port's frames. The kernel refuses it while the port has no
 // carrier.
 //
 // Equivalent to: bridge link set dev HOSTIF state 3
@@ -134,7 +135,7 @@ func setForwardingState(port Link) error {
 	flags.AddRtAttr(nl.IFLA_BRPORT_STATE, []byte{forwardingState})
 	set := request(unix.RTM_SETLINK, 0, ifInfo(unix.AF_BRIDGE, port.Index), flags)
 	var fix batch.Batch
-	fix.Add(set, "have %s pass on what port %s sends", Name, port.Name)
+	fix.Add(set, "set port %s of %s to forwarding", port.Name, Name)
 	_, err := fix.Do(unix.NETLINK_ROUTE, netns.None())
 	return err
 }
@@ -161,7 +162,7 @@ type ForwardingEntry struct {
 func (f ForwardingEntry) Kind() Kind { return KindForwarding }
 
 func (f ForwardingEntry) String() string {
-	return fmt.Sprintf("%s sends what is for %s to port %s", Name, f.MAC, f.HostIf)
+	return fmt.Sprintf("%s forwards frames to MAC %s to port %s", Name, f.MAC, f.HostIf)
 }
 
 // Command returns the command that adds the entry, or replaces one for the same MAC.
@@ -239,7 +240,7 @@ type FilteredBridge struct{ Name string }
 func (b FilteredBridge) Kind() Kind { return KindBridge }
 
 func (b FilteredBridge) String() string {
-	return "what bridge " + b.Name + " passes on between its ports goes through iptables"
+	return "iptables checks packets between the ports of bridge " + b.Name
 }
 
 // Command returns the command that sets the options. They have no effect without the module br_netfilter.

@@ -65,7 +65,7 @@ func Properties(k Knowledge) []Property {
 	for _, link := range []string{Name, conf.Tunnel} {
 		all = append(all, NoLinkLocal{link}, Sysctl{
 			Key: "net/ipv6/conf/" + link + "/accept_ra", Value: "0", Link: link, IfThere: true,
-			Why: link + " takes no router's advertisements",
+			Why: link + " ignores router advertisements",
 		})
 	}
 	for _, name := range k.Filtered {
@@ -164,7 +164,7 @@ func sysctlsIPv6() []Property {
 // a packet to another port, and isolated ports would refuse it. weir needs no br_netfilter, because the node routes
 // all packets between pods.
 func sysctlsOfBridges() []Property {
-	why := "iptables leaves alone what is still being bridged"
+	why := "iptables doesn't check bridged frames"
 	return []Property{
 		Sysctl{Key: "net/bridge/bridge-nf-call-iptables", Value: "0", IfThere: true, Why: why},
 		Sysctl{Key: "net/bridge/bridge-nf-call-ip6tables", Value: "0", IfThere: true, Why: why},

@@ -75,7 +75,8 @@ func (p Port) addSecondaryRoutes(index int, existing existingRoutes) (routes []c
 			byAddress := conf.Route{Dst: r.Dst, Gateway: a.Gateway, Table: &table}
 			request := addRoute(index, byAddress)
 			pod.Add(onLink(request), "add the route to %s via %s to table %d in the pod", r.Dst, a.Gateway, table)
-			rule := pod.Add(addRule(a.Addr, table), "have table %d asked for what the pod sends as %s", table, a.Addr)
+			rule := pod.Add(addRule(a.Addr, table), "add the rule that packets from %s use table %d in the pod",
+				a.Addr, table)
 			rule.MapError = batch.MapError(unix.EEXIST, nil)
 			routes = append(routes, byAddress)
 			if toGateway := netip.PrefixFrom(a.Gateway, a.Gateway.BitLen()); existing[toGateway] {

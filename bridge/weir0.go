@@ -26,7 +26,7 @@ type WeirBridge struct {
 
 func (b WeirBridge) Kind() Kind { return KindBridge }
 
-func (b WeirBridge) String() string { return Name + " is there, up, and passes on what its ports send" }
+func (b WeirBridge) String() string { return Name + " exists, is up, and forwards its ports' frames" }
 
 var bridgeOptions = []struct {
 	kind  uint16
@@ -209,7 +209,7 @@ func (r Route) Kind() Kind { return KindRoute }
 
 func (r Route) String() string {
 	if r.Type == unix.RTN_LOCAL {
-		return fmt.Sprintf("the node takes what is for %s", r.Dst.Addr())
+		return fmt.Sprintf("the node accepts packets to its address %s", r.Dst.Addr())
 	}
 	return fmt.Sprintf("the route to %s by %s", r.Dst, Name)
 }

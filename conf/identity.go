@@ -51,7 +51,7 @@ func (c *NetConf) Identify(args Args) (Args, error) {
 	if c.Enforcement != Off && (args.Namespace == "" || args.Name == "") {
 		return args, types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf(
 			"the runtime doesn't say which pod this is: K8S_POD_NAMESPACE is %q and K8S_POD_NAME %q in CNI_ARGS, and "+
-				"policy goes by them (enforcement is %q); write both into args.cni of the network configuration, or as the "+
+				"policies need both (enforcement is %q); write both into args.cni of the network configuration, or as the "+
 				"labels %s and %s into args.cni.labels",
 			args.Namespace, args.Name, c.Enforcement, namespaceLabel, nameLabel),
 			"kubelet's runtimes pass both; podman passes the name alone, nerdctl neither; "+

@@ -174,8 +174,8 @@ func (c *NetConf) checkChained() error {
 		set bool
 	}{{"ranges", len(c.Ranges) > 0}, {"routes", len(c.Routes) > 0}, {"mtu", c.MTU != 0}} {
 		if k.set {
-			return types.NewError(types.ErrInvalidNetworkConfig, k.key+": weir stands behind another plugin "+
-				"(there is a prevResult) and only enforces policy there: leave "+k.key+" out, or put weir first", "")
+			return types.NewError(types.ErrInvalidNetworkConfig, k.key+": weir comes after another plugin in the "+
+				"list (there is a prevResult) and only enforces policy there: leave "+k.key+" out, or put weir first", "")
 		}
 	}
 	return nil

@@ -38,8 +38,8 @@ const LooksPerWork, DividedPerWork = looksPerWork, dividedPerWork
 // Uncounted returns how many sets aren't counted.
 func (e *Engine) Uncounted() int { return len(e.compiler.uncounted) }
 
-// Undone returns how many addresses of large sets nobody has looked at, and how many demands the running division
-// hasn't decided on.
+// Undone returns how many addresses the engine has yet to compare with selectors of large sets, and on how many
+// demands the running division of the node's capacity has yet to decide.
 func (e *Engine) Undone() (addresses, demands int) {
 	for _, l := range e.selectors.byKey {
 		for f := range l.sets {

@@ -40,9 +40,9 @@ type links struct {
 }
 
 type chainedPods struct {
-	addresses []ruleset.Entry // addresses of all chained pods
-	own       []ruleset.Entry // for each link of a single pod: all addresses (0.0.0.0/0 or ::/0)
-	senders   []ruleset.Entry // for each link of a single pod: the pod's addresses
+	addresses []ruleset.Entry // entries of the set weir-chained: the addresses of all chained pods
+	own       []ruleset.Entry // entries of weir-links: for each link of a single pod: all addresses (0.0.0.0/0 or ::/0)
+	senders   []ruleset.Entry // entries of weir-senders: for each link of a single pod: the pod's addresses
 	ports     []ruleset.Rule  // match packets from a pod's bridge port, with the pod's address as the source
 	foreign   []ruleset.Rule  // match packets from a pod's bridge port, with any source
 	bridges   map[string]bool // other plugins' bridges with pods' links as ports

@@ -173,7 +173,8 @@ func parseRule(
 				continue
 			}
 		case np.PodSelector == nil && np.NamespaceSelector == nil:
-			wrong, err = "podSelector", fmt.Errorf("is missing, as are namespaceSelector and ipBlock; nobody is meant")
+			wrong = "podSelector"
+			err = fmt.Errorf("is missing, and so are namespaceSelector and ipBlock; the peer matches nothing")
 		default:
 			var s selector
 			if s, wrong, err = parseSelector(namespace, np); err == nil {

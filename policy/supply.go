@@ -170,7 +170,9 @@ func (c *compiler) grantSets(was, now []*supply) {
 	}
 	for _, s := range was {
 		if s.inRules--; s.inRules == 0 {
-			if s.makers > 0 { // for a part that has no rules with the set yet
+			// If another part is still making the set, it has no rules with the set yet: show it the entries that are
+			// already there.
+			if s.makers > 0 {
 				c.putPiece(s, math.MaxInt)
 			}
 			c.drop(s)

@@ -243,7 +243,7 @@ func (l *classifier) reportWait() {
 		if name := d.policy.name; !told[name] {
 			told[name] = true
 			l.to.problems.report(d.policy, d.peer.field, "its sets are large or many, and are not all made yet; "+
-				"what is missing allows nothing yet")
+				"rules with missing sets allow nothing yet")
 		}
 	}
 }

@@ -139,5 +139,6 @@ func noteOf(d *agentapi.Drop) string {
 	source.Port = 0 // each connection has another source port
 	note := agentapi.OneLine(fmt.Sprintf("dropped %s from %s to %s: %s",
 		strings.TrimSpace(strings.ToUpper(d.Protocol)+" "+d.ICMP), source, d.Destination, why))
-	return strings.ToValidUTF8(note[:min(len(note), maxNote)], "") // a character cut in half would become three bytes
+	// Without a character that is cut in half: JSON would replace it by three bytes, and the note would be too long.
+	return strings.ToValidUTF8(note[:min(len(note), maxNote)], "")
 }

@@ -41,9 +41,9 @@ type chain struct {
 	uses    []string
 }
 
-// hooks has the kernel's hook for each hook of a ruleset. CheckForwarded and CheckToNode have the priority of iptables'
-// table mangle. So with both backends, a packet meets weir's rules and other programs' rules in the same order. The
-// hook AcceptForwarded is missing here, because accept.go writes its rules.
+// hooks has the kernel's hook for each hook of a ruleset. CheckForwarded and CheckToNode have priority -150, as
+// have iptables' rules for these hooks. So with both backends, a packet meets weir's rules and other programs' rules in
+// the same order. The hook AcceptForwarded is missing here, because accept.go writes its rules.
 var hooks = map[ruleset.Hook]nftnl.Hook{
 	ruleset.CheckForwarded:  {Kind: "filter", Number: unix.NF_INET_FORWARD, Priority: -150},
 	ruleset.CheckToNode:     {Kind: "filter", Number: unix.NF_INET_LOCAL_IN, Priority: -150},

@@ -1,10 +1,10 @@
-// Command weir-agent is the node's reconciler: with run it keeps the kernel's sets and rules as the NetworkPolicies
-// require. With other commands it checks manifests, installs the CNI plugin, and removes weir from the node.
+// Command weir-agent is the node's reconciler: with run it keeps the kernel's sets and rules equal to the
+// NetworkPolicies. With other commands it checks manifests, installs the CNI plugin, and removes weir from the node.
 //
 // Invariants:
 //   - The command decides nothing about policies: it reads flags, and connects the parts.
 //   - Only one agent runs on a node, and cleanup refuses to run beside it.
-//   - What is enforced stays enforced when the agent stops.
+//   - The policies stay enforced when the agent stops.
 //   - cleanup removes weir's links before the rules, so no pod on weir0 has a link without rules.
 package main
 
@@ -106,8 +106,8 @@ func runCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "run",
 		Short: "Enforce NetworkPolicies on this node until SIGTERM",
-		Long: "Keeps the kernel's sets and rules as the NetworkPolicies demand, until SIGTERM. Sets and rules stay in the\n" +
-			"kernel when the agent stops: what is enforced stays enforced.",
+		Long: "Keeps the kernel's sets and rules equal to the NetworkPolicies, until SIGTERM. Sets and rules stay in the\n" +
+			"kernel when the agent stops, so the policies stay enforced.",
 		Example: "  weir-agent run --node-name node-1                 # policies from the Kubernetes API\n" +
 			"  weir-agent run --source dir:/etc/weir/manifests   # policies from files",
 		Args: cobra.NoArgs,

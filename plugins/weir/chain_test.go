@@ -495,7 +495,7 @@ func TestPolicyThatCantHoldIsRefused(t *testing.T) {
 			ips:    "10.99.0.9/24",
 			beside: `"ranges": [{"subnet": "10.88.0.0/24"}], `,
 			code:   7,
-			words:  "ranges: weir stands behind another plugin",
+			words:  "ranges: weir comes after another plugin in the list",
 		},
 		{setUp: "ip link add out type veth peer name eth0 netns pod", ips: "10.99.0.9/24", code: 0, words: "/run/netns/pod"},
 	} {

@@ -17,7 +17,7 @@ const (
 	strictDetails = "enforcement is strict: no pod starts unless weir-agent has put it into its class"
 	freeDetails   = "it is free again when the pod that has it is deleted"
 	routesDetails = "give the routes of a pod's second network a priority of their own, or leave them out: without a " +
-		"default route among them, what the pod sends under this network's address leaves by it"
+		"default route among them, packets from this network's address leave by this interface"
 )
 
 func refuse(code uint, format string, args ...any) error {

@@ -150,7 +150,7 @@ func missedPeer(namespace, field string, p networkingv1.NetworkPolicyPeer, e end
 	}
 	unreadable := func(field string, why any) []Miss {
 		return []Miss{{
-			Field: field, Kind: MissUnreadable, Why: fmt.Sprintf("%v, so it matches nobody", why), Change: "correct " + field,
+			Field: field, Kind: MissUnreadable, Why: fmt.Sprintf("%v, so it matches nothing", why), Change: "correct " + field,
 		}}
 	}
 	switch {
@@ -271,7 +271,7 @@ func missedBlock(field string, b networkingv1.IPBlock, a netip.Addr) []Miss {
 	cidr, err := netip.ParsePrefix(b.CIDR)
 	switch {
 	case err != nil || isMapped(cidr):
-		m.Kind, m.Why, m.Change = MissUnreadable, fmt.Sprintf("%q is no network, so it matches nobody", b.CIDR), "correct it"
+		m.Kind, m.Why, m.Change = MissUnreadable, fmt.Sprintf("%q is no network, so it matches nothing", b.CIDR), "correct it"
 		return []Miss{m}
 	case !cidr.Contains(a):
 		m.Why = fmt.Sprintf("%s isn't in %s", a, b.CIDR)
@@ -283,7 +283,7 @@ func missedBlock(field string, b networkingv1.IPBlock, a netip.Addr) []Miss {
 		except, ok := ExceptOf(cidr, text)
 		if !ok {
 			m.Kind, m.Change = MissUnreadable, "correct it"
-			m.Why = fmt.Sprintf("%q is no network within %s, so the ipBlock matches nobody", text, b.CIDR)
+			m.Why = fmt.Sprintf("%q is no network within %s, so the ipBlock matches nothing", text, b.CIDR)
 			return []Miss{m}
 		}
 		if except.Contains(a) {

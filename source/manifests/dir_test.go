@@ -178,7 +178,7 @@ func TestDirKnowsNothingWhileAFileMayHoldAPolicy(t *testing.T) {
 	s.want("-", "b.yaml: document 1") // c.yaml's error is gone, because its earlier objects are known
 	s.write("b.yaml", pod("b", "two"))
 	s.want("Pod default/a app=two, Pod default/b app=two, Pod default/c app=one", "c.yaml: document 1",
-		"what it said before stays in force")
+		"its last readable content stays in force")
 	s.write("d.yaml", broken) // a new broken file: the known objects stay in force, and the error is reported
 	s.want("Pod default/a app=two, Pod default/b app=two, Pod default/c app=one", "d.yaml: document 1",
 		"has never been readable")

@@ -28,7 +28,7 @@ func (f *file) errors(name string) []error {
 	for _, u := range f.unparsed {
 		switch {
 		case f.seen:
-			say(u.where, u.err, "what it said before stays in force")
+			say(u.where, u.err, "its last readable content stays in force")
 		case u.mayHoldPolicy:
 			say(u.where, u.err, "it may contain a policy, and has never been readable")
 		default:
@@ -61,7 +61,7 @@ func (e *entry) effect() string {
 	case e.differs && e.node != nil:
 		return "the first in the order of the files' names counts"
 	case e.differs:
-		return "what all versions agree on counts"
+		return "only the content that all versions share counts"
 	case (e.damage == denying || e.damage == noSelector) && e.audited():
 		return "it is audited as a policy that allows nothing"
 	case e.damage == denying:
@@ -98,7 +98,7 @@ func (f *file) report(name string) agentapi.File {
 	for _, u := range f.unparsed {
 		why := u.err.Error()
 		if f.seen {
-			why += "; what it said before stays in force"
+			why += "; its last readable content stays in force"
 		}
 		out.Objects = append(out.Objects, agentapi.FileObject{Where: u.where, State: agentapi.FileUnreadable, Why: why})
 	}

@@ -91,7 +91,7 @@ func lineOf(check Name, outcomes []Outcome, hint string) Line {
 		}
 	}
 	if len(outcomes) == 0 {
-		return Line{check, Skipped, "what it needs is broken, or there is only one node"}
+		return Line{check, Skipped, "a check that this one needs has failed, or there is only one node"}
 	}
 	if len(failed) == 0 {
 		return Line{check, OK, counted(outcomes)}
