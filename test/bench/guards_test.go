@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// This file has other possible layouts of the guard's rules, which decision 11 of docs/architecture.md compares. They
+// This file has other possible layouts of the guard's rules, which docs/benchmarks.md compares. They
 // have only the rules that the measured packets meet, and a rule that drops all other frames.
 
 // guardedPort has the values of a pod's port from which a layout makes rules.
