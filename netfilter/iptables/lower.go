@@ -33,8 +33,8 @@ type chain struct {
 	dispatch    []string       // the sets that the rules look up, in order
 }
 
-// jump is a rule in a built-in chain that leads to one of weir's chains. If first is false, the jump must still precede
-// the rules that refuse all new connections (refusesAt).
+// jump is a rule in a built-in chain that leads to one of weir's chains. In filter FORWARD, where first is false, the
+// jump must be directly ahead of the rules that refuse all new connections (refusesAt), or else the last rule.
 type jump struct {
 	family       conf.Family
 	table, chain string

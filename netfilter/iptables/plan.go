@@ -345,7 +345,8 @@ func jumpsIn(f conf.Family, name, chain string, t table, want *lowered) []string
 			wanted, first = append(wanted, j.line), j.first
 		}
 	}
-	placed := last <= end
+	// In filter FORWARD, rules that other programs have added behind the jump must apply to pods' packets too.
+	placed := name != "filter" || last == end
 	if first {
 		placed = len(have) > 0 && have[0] == wanted[0]
 	}

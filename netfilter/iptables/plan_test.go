@@ -346,8 +346,8 @@ func TestRestoreTouchesOnlyWhatDiffers(t *testing.T) {
 	}
 }
 
-// TestAcceptsAheadOfWhatRefusesAll: if filter FORWARD ends with rules that refuse everything, weir's jump is put before
-// these rules.
+// TestAcceptsAheadOfWhatRefusesAll: if filter FORWARD ends with rules that refuse everything, weir's jump is put
+// directly before these rules. Otherwise it is the last rule, so that other programs' rules apply to pods' packets.
 func TestAcceptsAheadOfWhatRefusesAll(t *testing.T) {
 	want := policy.Compile(policy.State{})
 	const jump = "-j WEIR-ACCEPT"
@@ -366,7 +366,9 @@ func TestAcceptsAheadOfWhatRefusesAll(t *testing.T) {
 		"ends in REJECT, with a word": {[]string{`-m comment --comment end -j REJECT`}, nil, "-I FORWARD 1 " + jump},
 		"behind the REJECT":           {[]string{drop, reject, jump}, nil, "-I FORWARD 2 " + jump},
 		"ahead of the REJECT":         {[]string{drop, jump, reject}, nil, ""},
-		"ahead of somebody's rules":   {[]string{jump, drop, reject}, nil, ""},
+		"ahead of somebody's rules":   {[]string{jump, drop, reject}, nil, "-I FORWARD 2 " + jump},
+		"ahead of the last rule":      {[]string{jump, drop}, nil, "-A FORWARD " + jump},
+		"the last rule":               {[]string{drop, jump}, nil, ""},
 		"twice":                       {[]string{jump, reject, jump}, nil, "-I FORWARD 1 " + jump},
 		"refuses some":                {[]string{"-i eth0 -j REJECT"}, nil, "-A FORWARD " + jump},
 		"accepts all":                 {[]string{"-j ACCEPT"}, nil, "-A FORWARD " + jump},
