@@ -74,10 +74,11 @@ type agent struct {
 
 	faults   faults
 	problems problems
-	told     time.Time // when the source reported the oldest change that isn't enforced yet; zero if there is none
-	source   sourceReport
-	repairs  repairs
-	stats    agentapi.Stats
+	// oldestChange is when the source reported the oldest change that isn't enforced yet. It is zero if there is none.
+	oldestChange time.Time
+	source       sourceReport
+	repairs      repairs
+	stats        agentapi.Stats
 }
 
 // Run runs the agent until ctx ends or a part of the agent fails. It returns the errors of all parts. Sets and

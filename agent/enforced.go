@@ -94,8 +94,8 @@ func (a *agent) enforcedAnswer(
 	answer.Endpoints = s.enforced.endpoints
 	about := func(namespace string) bool { return len(q.Namespaces) == 0 || slices.Contains(q.Namespaces, namespace) }
 	for _, p := range s.problems {
-		namespace, _, _ := strings.Cut(strings.TrimPrefix(p.Object, "NetworkPolicy "), "/")
-		if strings.HasPrefix(p.Object, "NetworkPolicy ") && about(namespace) {
+		name, ok := p.Policy()
+		if namespace, _, _ := strings.Cut(name, "/"); ok && about(namespace) {
 			answer.Problems = append(answer.Problems, p)
 		}
 	}

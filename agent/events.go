@@ -101,8 +101,8 @@ func (a *agent) handle(e event) work {
 	switch e := e.(type) {
 	case sourceUpdate:
 		remaining := a.takeUpdate(e.Delta, e.err)
-		if e.Delta != nil && remaining.reconcile && a.told.IsZero() {
-			a.told = e.told
+		if e.Delta != nil && remaining.reconcile && a.oldestChange.IsZero() {
+			a.oldestChange = e.told
 		}
 		return remaining
 	case recordsChanged:

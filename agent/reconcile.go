@@ -130,9 +130,9 @@ func (r *round) concludeKernel(ctx context.Context) bool {
 	r.faults.set(partKernel, err)
 	if err == nil {
 		r.kernel.lastSync, r.kernel.debt = time.Now(), netfilter.Trust
-		if !r.told.IsZero() && !r.cluster.engine.Changed() {
-			r.metrics.delays.Observe(time.Since(r.told).Seconds())
-			r.told = time.Time{}
+		if !r.oldestChange.IsZero() && !r.cluster.engine.Changed() {
+			r.metrics.delays.Observe(time.Since(r.oldestChange).Seconds())
+			r.oldestChange = time.Time{}
 		}
 		r.cleanOther(ctx)
 		return true

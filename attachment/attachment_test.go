@@ -157,7 +157,7 @@ func TestReap(t *testing.T) {
 	reap()
 	nodetest.Run(t, "ip", "link", "del", "c1") // the kernel deletes the link when the pod's namespace ends
 	reap("c1")
-	ending := endpoint.MarkBusy("c2:eth0")
+	ending := endpoint.LockBusy("c2:eth0")
 	n.must(os.Rename(record("c2", ".json"), record("c2", ".ending"))) // a running DEL
 	reap()
 	n.must(ending.Close()) // now the DEL of c2 was killed

@@ -18,7 +18,7 @@ type ending struct {
 	id        string
 	record    *endpoint.Endpoint
 	sender    bridge.Sender
-	busy      bool // true if this process has locked the record (endpoint.MarkBusy)
+	busy      bool // true if this process has locked the record (endpoint.LockBusy)
 	begun     bool // true if begin has marked the record as ending
 	forbidden bool // true if the guard has no entry of the port any more
 	unplugged bool // true if the link and the neighbour entries are deleted
@@ -29,10 +29,10 @@ type ending struct {
 func (n Node) End(id string) error { return failed("delete", n.end(id)) }
 
 func (n Node) end(id string) error {
-	// While this mark exists, Reap leaves the attachment alone.
-	mark := endpoint.MarkBusy(id)
-	defer func() { _ = mark.Close() }()
-	x := &ending{id: id, busy: mark.Held()}
+	// While this lock exists, Reap leaves the attachment alone.
+	busy := endpoint.LockBusy(id)
+	defer func() { _ = busy.Close() }()
+	x := &ending{id: id, busy: busy.Locked()}
 	err := n.begin(x)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // an earlier DEL has removed the record; begin has removed the link
@@ -41,7 +41,7 @@ func (n Node) end(id string) error {
 		return err
 	}
 	if x.begun {
-		mark.Wait()
+		busy.Wait()
 	}
 	unlock, err := endpoint.Lock()
 	if err != nil {
@@ -55,9 +55,9 @@ func (n Node) end(id string) error {
 
 // endUnfinished removes an attachment that Make could not finish. The record may not be on disk yet.
 func (n Node) endUnfinished(e *endpoint.Endpoint) error {
-	mark := endpoint.MarkBusy(e.ID())
-	defer func() { _ = mark.Close() }()
-	x := &ending{id: e.ID(), busy: mark.Held()}
+	busy := endpoint.LockBusy(e.ID())
+	defer func() { _ = busy.Close() }()
+	x := &ending{id: e.ID(), busy: busy.Locked()}
 	if err := n.begin(x); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

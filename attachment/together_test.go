@@ -15,14 +15,14 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-func (n *node) waiting(container string) (mark endpoint.Mark) {
+func (n *node) waiting(container string) (busy endpoint.BusyLock) {
 	n.Helper()
 	id := endpoint.ID(container, "eth0")
-	mark = endpoint.MarkBusy(id)
+	busy = endpoint.LockBusy(id)
 	n.must(os.Rename(record(container, ".json"), record(container, ".ending")))
 	n.must(bridge.RemoveLink(bridge.PortName(id)))
-	mark.Wait()
-	return mark
+	busy.Wait()
+	return busy
 }
 
 // TestEndTogether: a DEL that gets the node's lock also ends the attachments whose DELs wait for the lock or
@@ -36,7 +36,7 @@ func TestEndTogether(t *testing.T) {
 		n.add(name, "weir")
 	}
 	waits := n.waiting("c2")
-	works := endpoint.MarkBusy("c3:eth0")
+	works := endpoint.LockBusy("c3:eth0")
 	for _, name := range []string{"c3", "c4"} { // c3's DEL is running, and c4's DEL was killed
 		n.must(os.Rename(record(name, ".json"), record(name, ".ending")))
 	}
@@ -60,10 +60,10 @@ func TestReapLeavesWaitingDELs(t *testing.T) {
 	}
 	n := newNode(t)
 	n.add("c1", "weir")
-	mark := n.waiting("c1")
+	busy := n.waiting("c1")
 	for _, killed := range []bool{false, true} {
 		if killed {
-			n.must(mark.Close())
+			n.must(busy.Close())
 		}
 		ended, err := NewNode().Reap()
 		if want := map[bool]int{false: 0, true: 1}[killed]; err != nil || len(ended) != want {
@@ -96,7 +96,7 @@ func TestEndTogetherInOrder(t *testing.T) {
 	for _, name := range []string{"c1", "c2", "c3"} {
 		n.add(name, "weir")
 	}
-	marks := []endpoint.Mark{n.waiting("c1"), n.waiting("c2")}
+	locks := []endpoint.BusyLock{n.waiting("c1"), n.waiting("c2")}
 	purged := 0
 	look := func(addrs []netip.Addr) {
 		senders, err := bridge.Senders()
@@ -122,7 +122,7 @@ func TestEndTogetherInOrder(t *testing.T) {
 	if purged != 3 {
 		t.Errorf("at most %d addresses left the sets together, want 3", purged)
 	}
-	for _, m := range marks {
+	for _, m := range locks {
 		n.must(m.Close())
 	}
 }
@@ -137,7 +137,7 @@ func TestEndTogetherWithDamagedRecord(t *testing.T) {
 	for _, name := range []string{"c1", "c2", "c3"} {
 		n.add(name, "weir")
 	}
-	mark, other := n.waiting("c1"), n.waiting("c2")
+	busy, other := n.waiting("c1"), n.waiting("c2")
 	x := &ending{id: "c1:eth0", busy: true}
 	e, err := endpoint.MarkEnding(x.id)
 	n.must(err)
@@ -152,7 +152,7 @@ func TestEndTogetherWithDamagedRecord(t *testing.T) {
 	n.must(err)
 	n.must(NewNode().End("c2:eth0"))
 	n.want("c1 and c2 ended", map[string][]string{"c3": whole})
-	n.must(mark.Close())
+	n.must(busy.Close())
 	n.must(other.Close())
 }
 

@@ -68,46 +68,46 @@ func IDs() ([]string, error) {
 	return slices.Compact(ids), nil
 }
 
-// Mark is a lock on an attachment's record. It tells other processes that this process makes or ends the attachment.
-// The kernel removes the lock when the process ends.
-type Mark struct {
+// BusyLock is a lock on an attachment's record. It tells other processes that this process makes or ends the
+// attachment. The kernel removes the lock when the process ends.
+type BusyLock struct {
 	file *os.File // nil if the lock was not possible
 }
 
-// MarkBusy locks the record. Busy reports true until the mark is closed or the process ends. If MarkBusy can't
-// open or lock the record, the mark has no effect.
+// LockBusy locks the record. Busy reports true until the lock is closed or the process ends. If LockBusy can't
+// open or lock the record, the BusyLock has no effect.
 //
 // Equivalent to: flock --nonblock RECORD COMMAND
-func MarkBusy(id string) Mark {
+func LockBusy(id string) BusyLock {
 	f, err := openRecord(id)
 	if err != nil {
-		return Mark{}
+		return BusyLock{}
 	}
 	if err := flock(f, lockEx|lockNb); err != nil {
 		_ = f.Close()
-		return Mark{}
+		return BusyLock{}
 	}
-	return Mark{f}
+	return BusyLock{f}
 }
 
-// Held reports whether this process has locked the record.
-func (m Mark) Held() bool { return m.file != nil }
+// Locked reports whether this process has locked the record.
+func (l BusyLock) Locked() bool { return l.file != nil }
 
 // Wait turns the lock into a shared lock, before the process waits for the node's lock. From then on, a process that
 // has the node's lock may end the attachment in its place.
 //
 // Equivalent to: flock --shared RECORD COMMAND
-func (m Mark) Wait() {
-	if m.file != nil {
-		_ = flock(m.file, lockSh) // if this fails, the lock stays exclusive, and no other process ends the attachment
+func (l BusyLock) Wait() {
+	if l.file != nil {
+		_ = flock(l.file, lockSh) // if this fails, the lock stays exclusive, and no other process ends the attachment
 	}
 }
 
-func (m Mark) Close() error {
-	if m.file == nil {
+func (l BusyLock) Close() error {
+	if l.file == nil {
 		return nil
 	}
-	return m.file.Close()
+	return l.file.Close()
 }
 
 // Unattended returns the IDs of ending attachments whose processes wait for the node's lock, or were killed. A
@@ -139,7 +139,7 @@ func OthersEnding(id string) bool {
 	})
 }
 
-// Busy reports whether a process is making or ending the attachment. A process that has called Mark.Wait doesn't
+// Busy reports whether a process is making or ending the attachment. A process that has called BusyLock.Wait doesn't
 // count.
 //
 // Equivalent to: ! flock --nonblock --shared RECORD true

@@ -61,20 +61,20 @@ func (b *addressBook) all(a netip.Addr) []*pod {
 	return nil
 }
 
-func (b *addressBook) uses(p *pod, a netip.Addr) bool { return p.here || b.taken[a] == 0 }
+func (b *addressBook) uses(p *pod, a netip.Addr) bool { return p.local || b.taken[a] == 0 }
 
 func (b *addressBook) users(a netip.Addr) []*pod {
 	all := b.all(a)
 	if b.taken[a] == 0 {
 		return all
 	}
-	var here []*pod
+	var local []*pod
 	for _, p := range all {
-		if p.here {
-			here = append(here, p)
+		if p.local {
+			local = append(local, p)
 		}
 	}
-	return here
+	return local
 }
 
 func (b *addressBook) names(a netip.Addr) (names []string) {
@@ -117,7 +117,7 @@ func (e *Engine) at(a netip.Addr) (s standing) {
 		s.selectors = both
 	}
 	for _, port := range users[0].Ports {
-		sets := e.selectors.ports(port, users[0].here)
+		sets := e.selectors.ports(port, users[0].local)
 		if len(sets) == 0 || slices.ContainsFunc(users, func(p *pod) bool { return !slices.Contains(p.Ports, port) }) {
 			continue
 		}

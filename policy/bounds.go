@@ -65,13 +65,11 @@ func bulk(np *networkingv1.NetworkPolicy) (n int) {
 	return n
 }
 
-const tooLarge = "with it the policy needs "
-
 type size struct{ rules, entries int }
 
 // bound returns the rule. If the policy exceeds its limits with this rule, bound returns the rule without peers, so
 // that it allows nothing, and reports a problem.
-func (s *size) bound(r rule, report func(field, format string, args ...any)) rule {
+func (s *size) bound(r rule, report reporter) rule {
 	with := size{s.rules, s.entries}
 	for _, p := range r.peers {
 		with.entries += p.networks[conf.IPv4].Len() + p.networks[conf.IPv6].Len()
@@ -83,11 +81,11 @@ func (s *size) bound(r rule, report func(field, format string, args ...any)) rul
 	switch {
 	case with.rules > maxRules:
 		report("spec."+r.field,
-			tooLarge+"%d rules in the kernel, and the limit is %d; it allows nothing. Write it as several policies",
-			with.rules, maxRules)
+			"with it the policy needs %d rules in the kernel, and the limit is %d; it allows nothing. "+
+				"Write it as several policies", with.rules, maxRules)
 	case with.entries > maxEntries:
-		report("spec."+r.field, tooLarge+"%d networks and ports, and the limit is %d; it allows nothing", with.entries,
-			maxEntries)
+		report("spec."+r.field, "with it the policy needs %d networks and ports, and the limit is %d; it allows nothing",
+			with.entries, maxEntries)
 	default:
 		*s = with
 		return r

@@ -199,6 +199,20 @@ func TestLargePolicies(t *testing.T) {
 	}
 }
 
+// TestInvalid: an API server accepts a policy that is too large for weir, and a wrong annotation of weir. It refuses a
+// peer without a selector or ipBlock.
+func TestInvalid(t *testing.T) {
+	np := policytest.Letting("big", nil, append(policytest.Selectors(0, 1025), networkingv1.NetworkPolicyPeer{}))
+	np.Annotations = map[string]string{policy.AuditAnnotation: "maybe"}
+	if all := policy.Validate(np); len(all) != 3 {
+		t.Errorf("%d problems: %v", len(all), all)
+	}
+	invalid := policy.Invalid(np)
+	if len(invalid) != 1 || invalid[0].Field != "spec.ingress[0].from[1025].podSelector" {
+		t.Errorf("an API server would refuse: %v", invalid)
+	}
+}
+
 func namedPorts(n int) []networkingv1.NetworkPolicyPort {
 	list := make([]networkingv1.NetworkPolicyPort, n)
 	for i := range list {

@@ -27,7 +27,7 @@ type cluster struct {
 type member struct {
 	Pod
 	namespace Namespace
-	here      bool // true if the pod is on this node
+	local     bool // true if the pod is on this node
 	addresses []netip.Addr
 }
 
@@ -117,8 +117,8 @@ func index(state State) cluster {
 	places := newPlaces(state)
 	for _, p := range state.Pods {
 		m := member{Pod: p, namespace: namespaces[p.Namespace], addresses: addresses[name{p.Namespace, p.Name}]}
-		m.here = m.addresses != nil
-		if !m.here && !p.Finished && !p.HostNetwork {
+		m.local = m.addresses != nil
+		if !m.local && !p.Finished && !p.HostNetwork {
 			believed, problems := places.believed(p)
 			c.disbelieved = append(c.disbelieved, problems...)
 			for _, a := range believed {
@@ -268,7 +268,7 @@ func (c cluster) eachNamed(named namedPort, f func(p *member, port NamedPort)) {
 	for i := range c.pods {
 		p := &c.pods[i]
 		for _, port := range p.Ports {
-			if port.Name == named.name && port.Proto == named.proto && (p.here || !named.here) {
+			if port.Name == named.name && port.Proto == named.proto && (p.local || !named.local) {
 				f(p, port)
 			}
 		}

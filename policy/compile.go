@@ -59,7 +59,7 @@ type finder interface {
 type namedPort struct {
 	name  string
 	proto ruleset.Protocol
-	here  bool
+	local bool
 }
 
 // compiler compiles the ruleset of one node. The following methods tell it of changes. Then compile computes only what
@@ -79,7 +79,7 @@ type compiler struct {
 	wanted    amount             // the sum that all demands need, without sets that aren't counted yet
 	fit       bool
 	undecided bool
-	division  division // used while the node doesn't have room for all demands
+	division  division // used while the node doesn't have the capacity for all demands
 	uncounted map[*supply]bool
 	stamp     uint64    // the number of parts so far (supply.stamp)
 	unwanted  []*supply // sets that demands, or granted demands, no longer need; an Engine empties this list

@@ -252,7 +252,7 @@ func (e *Engine) count(p *pod, a netip.Addr, by int) {
 		e.moving.counts[l] = true
 	}
 	for _, port := range p.Ports {
-		for _, l := range e.selectors.ports(port, p.here) {
+		for _, l := range e.selectors.ports(port, p.local) {
 			l.count[f] += by
 			e.moving.counts[l] = true
 		}

@@ -34,7 +34,7 @@ func (d *demand) cost() float64 { return float64(d.classes * len(d.rules) * d.po
 // and the number of classes are the same.
 type ask struct {
 	rules   []rule
-	refused bool // true if the policies before it leave no room; then there are no demands
+	refused bool // true if the policies before it leave no capacity; then there are no demands
 	classes int  // how many classes the policy isolates
 	demands []*demand
 	sets    []*supply // without duplicates
@@ -85,7 +85,7 @@ func isolations(groups [len(sides)][]*group) (all []*isolation) {
 }
 
 // demand adds the demands of the policies that isolate the groups' pods. If the demands need more rules or sets than a
-// whole node has room for, it refuses the rest of the policies.
+// whole node has capacity for, it refuses the rest of the policies.
 func (b *builder) demand() {
 	room := b.limits.node
 	b.stamp++
@@ -248,7 +248,7 @@ func (b *builder) portSet(s *side, p *ports, f conf.Family) (set *supply, match 
 
 func namedPortSet(p namedPort, f conf.Family) string {
 	direction := ruleset.Egress
-	if p.here {
+	if p.local {
 		direction = ruleset.Ingress
 	}
 	return f.Set(conf.NamedPortSets + ruleset.Hash(key(string(direction), p.name, string(p.proto))))

@@ -55,7 +55,7 @@ func (c *compiler) goOnDividing(r *dividing) (finished bool) {
 	for len(r.queue) > 0 {
 		t := r.queue[0]
 		d, was := t.demands[0], t.afterwards
-		going, known := c.next(r, t) // the room, and which tenants use the sets, may have changed
+		going, known := c.next(r, t) // the capacity, and which tenants use the sets, may have changed
 		if going && t.demands[0] == d && t.afterwards <= was {
 			r.taken = r.taken.plus(c.charge(t, d))
 			t.granted = append(t.granted, d)
@@ -94,7 +94,7 @@ func (p *part) keep(granted []*demand) {
 	p.regranted = true
 }
 
-// next reports whether the tenant has a next demand for which there is room, and computes t.afterwards. known is
+// next reports whether the tenant has a next demand that fits, and computes t.afterwards. known is
 // false if the work is spent before the answer is known. Then the next call continues.
 func (c *compiler) next(r *dividing, t *tenant) (going, known bool) {
 	room := c.limits.node

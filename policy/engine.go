@@ -58,8 +58,8 @@ type pod struct {
 	fromWorkload bool // true if the engine made the pod from a workload, because the source has no such pod
 	// crowd is nil if the pod has no addresses of its own.
 	crowd *crowd
-	place int // index in crowd.pods
-	here  bool
+	place int  // index in crowd.pods
+	local bool // true if the pod is on this node
 	// addresses are those of the pod's endpoints on this node. If there are none, they are those addresses of its
 	// status that count (places.believed).
 	addresses []netip.Addr
@@ -144,7 +144,7 @@ func (e *Engine) SetNodes(nodes []Node) {
 	all := changed[e.node] || was.unknown != e.places.unknown
 	for _, first := range e.pods.All() {
 		for p := first; p != nil; p = p.next {
-			if len(p.Addresses) > 0 && (all || changed[p.NodeName]) && !p.here {
+			if len(p.Addresses) > 0 && (all || changed[p.NodeName]) && !p.local {
 				e.withdraw(p)
 				e.admit(p)
 			}
@@ -312,7 +312,7 @@ func (e *Engine) withdraw(p *pod) {
 func (e *Engine) admit(p *pod) {
 	name := p.name()
 	addresses := e.endpointAddresses(name)
-	p.addresses, p.here = addresses, addresses != nil
+	p.addresses, p.local = addresses, addresses != nil
 	if p.NodeName == e.node && len(p.Addresses) == 0 && e.attached[name] == nil && !p.HostNetwork && !p.Finished {
 		addTo(e.expected, p.Namespace, p)
 		e.touched[p.Namespace] = true
@@ -320,7 +320,7 @@ func (e *Engine) admit(p *pod) {
 	if p.HostNetwork {
 		return
 	}
-	if !p.here && !p.Finished {
+	if !p.local && !p.Finished {
 		var problems []ruleset.Problem
 		p.addresses, problems = e.places.believed(*p.Pod)
 		e.reports.set(reportOf{pod: p}, problems)

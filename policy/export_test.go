@@ -112,7 +112,7 @@ func (e *Engine) Unsound() []string {
 		u.unless(len(lives) == anchored[a], "old selectors at %v", a)
 	}
 	for _, sets := range e.selectors.byPort {
-		for _, l := range sets.here {
+		for _, l := range sets.local {
 			count := e.countPort(all, l.port)
 			u.unless(count == l.count, "port %v has count %v, not %v", l.port, l.count, count)
 		}
@@ -188,7 +188,7 @@ func (c *compiler) check(u *unsound) {
 
 func (e *Engine) countPod(count *[len(conf.Families)]int, p *pod) {
 	for _, a := range p.addresses {
-		if p.here || e.addresses.taken[a] == 0 {
+		if p.local || e.addresses.taken[a] == 0 {
 			count[conf.FamilyOf(a)]++
 		}
 	}
@@ -197,7 +197,7 @@ func (e *Engine) countPod(count *[len(conf.Families)]int, p *pod) {
 func (e *Engine) countPort(all map[*pod]bool, port namedPort) (count [len(conf.Families)]int) {
 	for p := range all {
 		has := func(o NamedPort) bool { return o.Name == port.name && o.Proto == port.proto }
-		if (p.here || !port.here) && slices.ContainsFunc(p.Ports, has) {
+		if (p.local || !port.local) && slices.ContainsFunc(p.Ports, has) {
 			e.countPod(&count, p)
 		}
 	}

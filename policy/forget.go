@@ -88,7 +88,7 @@ func (x *selectorIndex) of(s *supply) *live {
 	case s.selector != nil:
 		return x.byKey[s.selector.key]
 	case s.port != nil && x.byPort[portKey{s.port.name, s.port.proto}] != nil:
-		for _, l := range x.byPort[portKey{s.port.name, s.port.proto}].here {
+		for _, l := range x.byPort[portKey{s.port.name, s.port.proto}].local {
 			if l.port == *s.port {
 				return l
 			}
@@ -102,7 +102,7 @@ func (x *selectorIndex) dropPort(l *live) {
 	key := portKey{l.port.name, l.port.proto}
 	sets := x.byPort[key]
 	sets.anywhere = slices.DeleteFunc(slices.Clone(sets.anywhere), same)
-	if sets.here = slices.DeleteFunc(slices.Clone(sets.here), same); len(sets.here) == 0 {
+	if sets.local = slices.DeleteFunc(slices.Clone(sets.local), same); len(sets.local) == 0 {
 		delete(x.byPort, key)
 	}
 }

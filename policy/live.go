@@ -64,7 +64,7 @@ type portKey struct {
 	proto ruleset.Protocol
 }
 
-type portSets struct{ anywhere, here []*live }
+type portSets struct{ anywhere, local []*live }
 
 func newSelectorIndex() selectorIndex {
 	return selectorIndex{
@@ -137,13 +137,13 @@ func anchors(m matcher) (all []anchor) {
 	return all
 }
 
-func (x *selectorIndex) ports(p NamedPort, here bool) []*live {
+func (x *selectorIndex) ports(p NamedPort, local bool) []*live {
 	sets := x.byPort[portKey{p.Name, p.Proto}]
 	switch {
 	case sets == nil:
 		return nil
-	case here:
-		return sets.here
+	case local:
+		return sets.local
 	}
 	return sets.anywhere
 }
@@ -235,7 +235,7 @@ func (e *Engine) livePort(p namedPort) *live {
 		sets = &portSets{}
 		e.selectors.byPort[key] = sets
 	}
-	for _, l := range sets.here {
+	for _, l := range sets.local {
 		if l.port == p {
 			return l
 		}
@@ -244,8 +244,8 @@ func (e *Engine) livePort(p namedPort) *live {
 	for f := range l.names {
 		l.names[f] = namedPortSet(p, conf.Family(f))
 	}
-	sets.here = append(slices.Clip(sets.here), l)
-	if !p.here {
+	sets.local = append(slices.Clip(sets.local), l)
+	if !p.local {
 		sets.anywhere = append(slices.Clip(sets.anywhere), l)
 	}
 	for p := range e.withPort(l) {
@@ -262,10 +262,10 @@ func (e *Engine) withPort(l *live) func(func(*pod) bool) {
 	is := func(o NamedPort) bool { return o.Name == l.port.name && o.Proto == l.port.proto }
 	has := func(p *pod) bool { return slices.ContainsFunc(p.Ports, is) }
 	return func(yield func(*pod) bool) {
-		if l.port.here {
+		if l.port.local {
 			for name := range e.attached {
 				for p := e.pods.Get(name); p != nil; p = p.next {
-					if p.here && p.crowd != nil && has(p) && !yield(p) {
+					if p.local && p.crowd != nil && has(p) && !yield(p) {
 						return
 					}
 				}

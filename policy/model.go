@@ -5,8 +5,8 @@
 //   - The package is pure: it uses no netlink, no client of the Kubernetes API and no files.
 //   - The same state gives the same ruleset. An Engine whose work is done has the ruleset that Compile would return.
 //   - A part of a policy that can't be compiled allows nothing, and is reported with its object and field.
-//   - If a node has no room for all demands, each namespace keeps its share. A demand without room allows nothing, and
-//     is reported.
+//   - If a node lacks capacity for all demands, each namespace keeps its share. A demand that doesn't fit allows
+//     nothing, and is reported.
 package policy
 
 import (

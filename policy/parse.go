@@ -18,6 +18,7 @@ type parsedPolicy struct {
 	pods      matcher
 	rules     map[ruleset.Direction][]rule // no entry for a direction in which the policy doesn't isolate pods
 	problems  []ruleset.Problem            // parts of the policy that can't be parsed
+	invalid   []ruleset.Problem            // those of problems for which an API server would refuse the policy
 	audited   bool                         // true if the policy is an audited one (AuditAnnotation)
 }
 
@@ -75,16 +76,19 @@ func parsePolicy(np *networkingv1.NetworkPolicy, rules bool) parsedPolicy {
 	policy := parsedPolicy{
 		name: np.Namespace + "/" + np.Name, namespace: np.Namespace, rules: map[ruleset.Direction][]rule{},
 	}
-	report := func(field, format string, args ...any) {
+	own := func(field, format string, args ...any) { // for what only weir refuses
 		if len(policy.problems) < maxProblems {
-			policy.problems = append(policy.problems, ruleset.Problem{
-				Object: "NetworkPolicy " + policy.name, Field: field, Message: fmt.Sprintf(format, args...),
-			})
+			policy.problems = append(policy.problems, ruleset.ProblemOfPolicy(policy.name, field, fmt.Sprintf(format, args...)))
 		}
+	}
+	report := func(field, format string, args ...any) {
+		before := len(policy.problems)
+		own(field, format, args...)
+		policy.invalid = append(policy.invalid, policy.problems[before:]...)
 	}
 	var err error
 	if policy.audited, err = Audited(np); err != nil {
-		report(auditField, "%v", err)
+		own(auditField, "%v", err)
 	}
 	if policy.pods, err = newMatcher(&np.Spec.PodSelector); err != nil {
 		report("spec.podSelector", "%v; every pod in namespace %s is isolated, and the policy allows nothing",
@@ -103,7 +107,7 @@ func parsePolicy(np *networkingv1.NetworkPolicy, rules bool) parsedPolicy {
 			p := &r.peers[i]
 			p.comment = fmt.Sprintf("weir: %s %s: %s", policy.name, p.field, p.words)
 		}
-		policy.rules[d] = append(policy.rules[d], size.bound(r, report))
+		policy.rules[d] = append(policy.rules[d], size.bound(r, own))
 	}
 	if _, ok := policy.rules[ruleset.Ingress]; ok {
 		for i, r := range np.Spec.Ingress {

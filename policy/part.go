@@ -60,7 +60,7 @@ func (c *compiler) partOf(l *local) *part {
 	return b.part
 }
 
-// comparePolicies puts audited policies last, so that they never take room from enforced ones.
+// comparePolicies puts audited policies last, so that they never take capacity from enforced ones.
 func comparePolicies(a, b *parsedPolicy) int {
 	if a.audited != b.audited {
 		if b.audited {
@@ -146,7 +146,7 @@ func (r *problemList) report(policy *parsedPolicy, field, why string) {
 		return
 	}
 	name := strings.TrimSuffix(policy.name, maybeSuffix)
-	p := ruleset.Problem{Object: "NetworkPolicy " + name, Field: "spec." + field, Message: why}
+	p := ruleset.ProblemOfPolicy(name, "spec."+field, why)
 	if !slices.Contains(reported, p) {
 		r.append(policy, p)
 	}

@@ -34,10 +34,10 @@ type tenant struct {
 	problems   problemList
 	usage      amount  // how much its granted demands use
 	afterwards float64 // its share of the node if the next demand is granted
-	skipped    float64 // entries of counted sets for which there was no room
+	skipped    float64 // entries of counted sets for which there was no capacity
 }
 
-// grant grants all demands if the node has room for them. Otherwise divide decides. A demand is never granted if one of
+// grant grants all demands if the node has the capacity. Otherwise divide decides. A demand is never granted if one of
 // its sets is too large, or hasn't been counted yet.
 func (c *compiler) grant() {
 	was := c.fit
@@ -119,8 +119,8 @@ func (t *tenant) decide() {
 
 type division struct {
 	number uint64         // counts the divisions
-	greedy map[*part]bool // namespaces that aren't modest: they divide the rest of the room
-	left   amount         // the room that the modest namespaces leave
+	greedy map[*part]bool // namespaces that aren't modest: they divide the rest of the capacity
+	left   amount         // the capacity that the modest namespaces leave
 	modest []*supply      // sets of the modest namespaces
 	stale  bool           // true if the greedy namespaces must divide the rest again
 	// running is the division of the rest that was begun; nil if the last one is finished. If much has changed since it
@@ -128,7 +128,7 @@ type division struct {
 	running *dividing
 }
 
-// divide decides which demands are granted if the node doesn't have room for all.
+// divide decides which demands are granted if the node doesn't have the capacity for all.
 //
 // Modest namespaces need at most an equal share of the node, and all their demands are granted. The greedy namespaces
 // divide the rest (divideLeft). The rest is rounded down, so that a change of a modest namespace rarely changes it.

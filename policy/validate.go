@@ -1,9 +1,6 @@
 package policy
 
 import (
-	"slices"
-	"strings"
-
 	networkingv1 "k8s.io/api/networking/v1"
 
 	"github.com/weir-net/weir/policy/ruleset"
@@ -15,8 +12,4 @@ func Validate(np *networkingv1.NetworkPolicy) []ruleset.Problem {
 }
 
 // Invalid returns the problems for which an API server would refuse the policy.
-func Invalid(np *networkingv1.NetworkPolicy) []ruleset.Problem {
-	return slices.DeleteFunc(Validate(np), func(p ruleset.Problem) bool {
-		return strings.HasPrefix(p.Message, tooLarge) || p.Field == auditField
-	})
-}
+func Invalid(np *networkingv1.NetworkPolicy) []ruleset.Problem { return parse(np).invalid }

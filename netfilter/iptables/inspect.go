@@ -157,11 +157,11 @@ func (k inspected) heldBy(want ruleset.Ruleset, packets []ruleset.Packet) (rules
 			}
 		}
 	}
-	holds, missing, err := ipset.Holds(questions)
+	contains, missing, err := ipset.Contains(questions)
 	if err != nil {
 		return ruleset.Ruleset{}, nil, err
 	}
-	for q, yes := range holds {
+	for q, yes := range contains {
 		if yes {
 			entries[at[q]] = append(entries[at[q]], ruleset.Entry{Element: element(questions[q].Entry)})
 		}

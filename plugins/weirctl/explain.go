@@ -144,7 +144,7 @@ func answer(ctx context.Context, source *client.Source, question explain.Questio
 	}
 	e, err := explain.Explain(c, query)
 	if input := (*explain.InputError)(nil); errors.As(err, &input) {
-		err = maybeHidden(err, query, c.Gaps)
+		err = maybeHidden(input, query, c.Gaps)
 	}
 	if e.Source = "the API server"; kind == client.FromDirectory {
 		e.Source = "the files in " + filepath.Clean(path)
@@ -157,13 +157,13 @@ func answer(ctx context.Context, source *client.Source, question explain.Questio
 
 // maybeHidden adds to err that the missing end may be among objects that the user may not read. If there are no such
 // objects, it returns err.
-func maybeHidden(err error, q explain.Query, gaps []string) error {
+func maybeHidden(err *explain.InputError, q explain.Query, gaps []string) error {
 	among := map[explain.EndKind]string{
 		explain.EndService: " services", explain.EndNamed: " services", explain.EndNode: " nodes",
 	}
 	for _, end := range [...]explain.Ref{q.From, q.To} {
 		objects := among[end.Kind]
-		if objects == "" || !isMissing(err, end) {
+		if objects == "" || !err.Misses(end) {
 			continue
 		}
 		for _, gap := range gaps {
@@ -175,12 +175,6 @@ func maybeHidden(err error, q explain.Query, gaps []string) error {
 		}
 	}
 	return err
-}
-
-// isMissing reports whether err says that there is no such end. Its text is: there is no KIND NAME; REMARKS
-func isMissing(err error, end explain.Ref) bool {
-	text, _, _ := strings.Cut(err.Error(), ";")
-	return strings.HasPrefix(text, "there is no ") && strings.HasSuffix(text, " "+end.String())
 }
 
 // askAgent asks this node's agent. An agent that watches the API server doesn't know Services, so askAgent looks them

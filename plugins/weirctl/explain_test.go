@@ -14,6 +14,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/weir-net/weir/plugins/weirctl/client"
+	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/explain"
 	"github.com/weir-net/weir/test/golden"
 )
@@ -275,27 +276,30 @@ func TestMaybeHidden(t *testing.T) {
 	gaps := []string{"you may not read services, so weirctl doesn't know which pods Services lead to"}
 	listed := []string{"you may list services only in a, shop, so those of other namespaces are missing"}
 	for _, tc := range []struct {
-		to, message string
-		gaps        []string
-		hidden      bool
+		to       string
+		services []policy.Service
+		gaps     []string
+		hidden   bool
 	}{
-		{"svc/shop/b:80", "there is no Service svc/shop/b", gaps, true},
-		{"shop/b:80", "there is no pod shop/b", gaps, true},
-		{"svc/shop/b:80", "there is no Service svc/shop/b", nil, false},
-		{"svc/shop/b:80", "there is no Service svc/shop/b; the nearest names are svc/shop/c", gaps, true},
-		{"svc/shop/b:80", "there is no Service svc/shop/b", listed, false},
-		{"svc/b/b:80", "there is no Service svc/b/b", listed, true},
-		{"svc/shop/b:80", "there is no pod a/b", gaps, false},
-		{"node/n1:80", "there is no node node/n1", listed, false},
-		{"node/n1:80", "there is no node node/n1", gaps, false},
-		{"10.0.0.9:80", "there is no pod with it", gaps, false},
-		{"svc/shop/b:81", "svc/shop/b has no port 81/TCP; it has 80/TCP", gaps, false},
+		{"svc/shop/b:80", nil, gaps, true},
+		{"shop/b:80", nil, gaps, true},
+		{"svc/shop/b:80", nil, nil, false},
+		{"svc/shop/b:80", []policy.Service{{Namespace: "shop", Name: "c"}}, gaps, true}, // the error has more text
+		{"svc/shop/b:80", nil, listed, false},
+		{"svc/b/b:80", nil, listed, true},
+		{"node/n1:80", nil, listed, false},
+		{"node/n1:80", nil, gaps, false},
+		{"svc/shop/b:81", []policy.Service{{Namespace: "shop", Name: "b"}}, gaps, false}, // it has no ports
 	} {
 		q, err := explain.Parse("10.0.0.1", tc.to, "")
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = maybeHidden(explain.NewInputError(tc.message), q, tc.gaps)
+		input := (*explain.InputError)(nil)
+		if _, err = explain.Explain(explain.Cluster{Services: tc.services}, q); !errors.As(err, &input) {
+			t.Fatalf("%s: %v", tc.to, err)
+		}
+		err = maybeHidden(input, q, tc.gaps)
 		wrong := errors.As(err, new(*explain.InputError))
 		if wrong == tc.hidden || tc.hidden && !strings.HasSuffix(err.Error(), "or it can't be seen: "+tc.gaps[0]) {
 			t.Errorf("%s: %v", tc.to, err)

@@ -195,7 +195,7 @@ func (x *explainer) problemNotes(p *Path) {
 		}
 		for _, problem := range ruleset.Together(x.Problems) {
 			for _, name := range p.Sides[i].Policies {
-				if problem.Object == "NetworkPolicy "+name {
+				if of, ok := problem.Policy(); ok && of == name {
 					x.note("%s", problem)
 				}
 			}

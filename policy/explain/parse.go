@@ -13,15 +13,21 @@ import (
 )
 
 // InputError says what is wrong with a query. The message is one line.
-type InputError struct{ message string }
+type InputError struct {
+	message string
+	missing string // the end that doesn't exist, as the query names it; empty for other errors
+}
 
 func (e *InputError) Error() string { return e.message }
+
+// Misses reports whether the error says that this end of the query doesn't exist.
+func (e *InputError) Misses(end Ref) bool { return e.missing == end.String() }
 
 // NewInputError returns an InputError with a message from an agent.
 func NewInputError(message string) error { return inputError("%s", message) }
 
-func inputError(format string, args ...any) error {
-	return &InputError{strings.ReplaceAll(excerpt.Of(fmt.Sprintf(format, args...)), "\n", " ")}
+func inputError(format string, args ...any) *InputError {
+	return &InputError{message: strings.ReplaceAll(excerpt.Of(fmt.Sprintf(format, args...)), "\n", " ")}
 }
 
 type EndKind string

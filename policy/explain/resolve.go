@@ -154,10 +154,12 @@ func unknown(kind string, r Ref, names []string) error {
 			}
 		}
 	}
-	if len(near) == 0 {
-		return inputError("there is no %s %s", kind, want)
+	err := inputError("there is no %s %s", kind, want)
+	if len(near) > 0 {
+		err = inputError("there is no %s %s; the nearest names are %s", kind, want, strings.Join(near, ", "))
 	}
-	return inputError("there is no %s %s; the nearest names are %s", kind, want, strings.Join(near, ", "))
+	err.missing = want
+	return err
 }
 
 func (c *Cluster) service(r Ref) *policy.Service {

@@ -16,6 +16,7 @@ package ruleset
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/weir-net/weir/conf"
 )
@@ -113,6 +114,16 @@ type Problem struct {
 	Field   string
 	Message string
 }
+
+const policyKind = "NetworkPolicy "
+
+// ProblemOfPolicy returns a problem of a NetworkPolicy. The policy's name is NAMESPACE/NAME.
+func ProblemOfPolicy(policy, field, message string) Problem {
+	return Problem{Object: policyKind + policy, Field: field, Message: message}
+}
+
+// Policy returns the name of the policy, NAMESPACE/NAME. ok is false if the object isn't a NetworkPolicy.
+func (p Problem) Policy() (name string, ok bool) { return strings.CutPrefix(p.Object, policyKind) }
 
 // SameProblems reports whether the lists share their memory. It may return false for equal lists.
 func SameProblems(a, b []Problem) bool { return shared(a, b) }

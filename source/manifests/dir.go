@@ -240,7 +240,7 @@ func (d *Dir) setUnreadable(name string, err error) (changed bool) {
 		d.files[name] = f
 	}
 	was := f.unparsed
-	f.update(content{unparsed: []unparsed{{err: err, mayHoldPolicy: !errors.Is(err, dirwatch.ErrNoFile)}}})
+	f.update(content{unparsed: []unparsed{{err: err, mayContainPolicy: !errors.Is(err, dirwatch.ErrNoFile)}}})
 	return len(was) != 1 || was[0].err.Error() != err.Error()
 }
 

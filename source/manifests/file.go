@@ -71,7 +71,7 @@ func (f *file) update(c content) {
 
 func (f *file) mayHidePolicy() bool {
 	for _, u := range f.unparsed {
-		if u.mayHoldPolicy && !f.seen {
+		if u.mayContainPolicy && !f.seen {
 			return true
 		}
 	}

@@ -91,9 +91,9 @@ func (e *entry) leaveOut(c ...complaint) {
 }
 
 type unparsed struct {
-	where         string
-	err           error
-	mayHoldPolicy bool
+	where            string
+	err              error
+	mayContainPolicy bool
 }
 
 type content struct {
@@ -107,7 +107,7 @@ func parse(data []byte) content {
 	var c content
 	for _, d := range documents(data) {
 		if d.err != nil {
-			c.unparsed = append(c.unparsed, unparsed{d.where, d.err, d.mayHoldPolicy})
+			c.unparsed = append(c.unparsed, unparsed{d.where, d.err, d.mayContainPolicy})
 			continue
 		}
 		o := object{where: d.where, duplicates: d.duplicates}

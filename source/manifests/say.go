@@ -29,7 +29,7 @@ func (f *file) errors(name string) []error {
 		switch {
 		case f.seen:
 			say(u.where, u.err, "its last readable content stays in force")
-		case u.mayHoldPolicy:
+		case u.mayContainPolicy:
 			say(u.where, u.err, "it may contain a policy, and has never been readable")
 		default:
 			say(u.where, u.err, "it contains no policy, and is left out")

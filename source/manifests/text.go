@@ -15,11 +15,11 @@ import (
 )
 
 type document struct {
-	where         string // such as "document 2"
-	json          []byte // nil if the document can't be parsed
-	duplicates    []string
-	err           error
-	mayHoldPolicy bool
+	where            string // such as "document 2"
+	json             []byte // nil if the document can't be parsed
+	duplicates       []string
+	err              error
+	mayContainPolicy bool
 }
 
 func documents(data []byte) []document {
@@ -48,7 +48,7 @@ func documents(data []byte) []document {
 			d.err = errors.New("it is one text, in which a kind is named") // such as JSON behind a line with //
 		}
 		if d.err != nil {
-			d.json, d.mayHoldPolicy = nil, mayHoldPolicy(text)
+			d.json, d.mayContainPolicy = nil, mayContainPolicy(text)
 		}
 		all = append(all, d)
 	}
@@ -149,9 +149,9 @@ func checkSingle(doc []byte) error {
 
 var anyKind = regexp.MustCompile(`(?i)\bkind["']?[ \t]*:[ \t]*["']?([\w.{]*)`)
 
-// mayHoldPolicy reports whether a text that can't be parsed may have a policy. It returns false only if the text names
-// kinds, and none of them can contain a policy.
-func mayHoldPolicy(text []byte) bool {
+// mayContainPolicy reports whether a text that can't be parsed may have a policy. It returns false only if the text
+// names kinds, and none of them can contain a policy.
+func mayContainPolicy(text []byte) bool {
 	kinds := anyKind.FindAllSubmatch(text, -1)
 	for _, k := range kinds {
 		if !harmlessKinds[string(k[1])] {

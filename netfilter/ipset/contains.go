@@ -18,26 +18,26 @@ type Question struct {
 	Entry
 }
 
-// Holds answers the questions in order, with few system calls. missing has the sets that don't exist.
+// Contains answers the questions in order, with few system calls. missing has the sets that don't exist.
 //
 // Equivalent to: ipset test SET ENTRY, for each question
-func Holds(questions []Question) (holds []bool, missing map[string]bool, err error) {
+func Contains(questions []Question) (contains []bool, missing map[string]bool, err error) {
 	missing = map[string]bool{}
 	for some := range slices.Chunk(questions, batchSize) {
 		var b batch.Batch
-		first := len(holds)
+		first := len(contains)
 		for i, q := range some {
-			holds = append(holds, true)
+			contains = append(contains, true)
 			test := b.Add(request(nl.IPSET_CMD_TEST, q.Set, q.Entry), "test %s in ipset %s", q.Entry, q.Set)
 			test.MapError = func(err error) error {
 				err = mapError(err)
-				notHeld := errors.Is(err, nl.IPSetError(nl.IPSET_ERR_EXIST))
+				lacks := errors.Is(err, nl.IPSetError(nl.IPSET_ERR_EXIST))
 				gone := errors.Is(err, ErrNotExist)
 				if gone {
 					missing[q.Set] = true
 				}
-				if notHeld || gone {
-					holds[first+i] = false
+				if lacks || gone {
+					contains[first+i] = false
 					return nil
 				}
 				return err
@@ -47,5 +47,5 @@ func Holds(questions []Question) (holds []bool, missing map[string]bool, err err
 			return nil, nil, fmt.Errorf("ask which ipsets have an address: %w", err)
 		}
 	}
-	return holds, missing, nil
+	return contains, missing, nil
 }
