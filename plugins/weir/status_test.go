@@ -49,7 +49,7 @@ func TestStatus(t *testing.T) {
 	beatAgo(t, agentapi.BeatLasts)
 	n.Eventually("the agent renews its heartbeat", func() error {
 		if since, ever, err := agentapi.SinceBeat(); err != nil || !ever || since >= agentapi.BeatLasts {
-			return fmt.Errorf("it is %s old (%v, %v)", since, ever, err)
+			return fmt.Errorf("it is %s old (ever: %t): %w", since, ever, err)
 		}
 		return nil
 	})

@@ -14,7 +14,7 @@ func (r Ruleset) Write(w io.Writer) error {
 	for _, s := range r.Sets {
 		fmt.Fprintf(&b, "set %s: %s%s\n", s.Name, ofFamily(s.Family), s.Kind)
 		for e := range s.Entries.All() {
-			b.WriteString("  " + e.Element.String() + remark(e.Comment) + "\n")
+			b.WriteString("  " + e.String() + remark(e.Comment) + "\n")
 		}
 	}
 	for _, c := range r.Chains {
