@@ -32,10 +32,9 @@ type limits struct {
 	node       amount // what all policies of the node may need together
 	setEntries int    // entries of one set
 	bulk       int    // the largest bulk of a policy that is parsed at once; larger policies wait for NextUnparsed
-	light      int    // demands of a namespace that is compiled with each change of its policies; others can wait (due)
 }
 
-var usualLimits = limits{amount{maxNodeRules, maxNodeSets, maxNodeEntries}, conf.MaxSetEntries, 1 << 6, 1 << 10}
+var usualLimits = limits{amount{maxNodeRules, maxNodeSets, maxNodeEntries}, conf.MaxSetEntries, 1 << 6}
 
 // bulk estimates how long it takes to parse a policy. It counts peers, ports and excepts, and with less weight
 // selectors.

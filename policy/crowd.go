@@ -128,17 +128,9 @@ func (e *Engine) setPolicies(name Name, policies []*networkingv1.NetworkPolicy) 
 		e.names = e.names.With(full, allAudited(policies))
 	}
 	if local {
-		e.touchPolicies(s)
+		s.parsed, e.touched[s.name] = nil, true
 	}
 	e.dropSpace(s)
-}
-
-// touchPolicies notes that policies of the namespace have changed. If the namespace is large, its compile can wait.
-func (e *Engine) touchPolicies(s *space) {
-	s.parsed = nil
-	if _, ok := e.touched[s.name]; !ok {
-		e.touched[s.name] = false
-	}
 }
 
 func (e *Engine) policiesIn(namespace string) []parsedPolicy {

@@ -46,7 +46,7 @@ type Engine struct {
 	reports   reports
 
 	compiler *compiler
-	touched  map[string]bool // namespaces to compile again, and whether that can't wait (compiler.due)
+	touched  map[string]bool // namespaces to compile again
 	common   bool            // true if rules and sets that belong to no policy must be compiled again
 	stale    bool            // true if a set's size, or what the kernel refuses, has changed
 	ruleset  ruleset.Ruleset

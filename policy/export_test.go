@@ -14,7 +14,7 @@ type Limits limits
 
 // LimitsOf returns limits for a node's policies and for a set. They can be so low that random clusters exceed them.
 func LimitsOf(rules, sets, entries float64, inSet int) Limits {
-	return Limits{amount{rules, sets, entries}, inSet, inSet % 4, inSet % 3}
+	return Limits{amount{rules, sets, entries}, inSet, inSet % 4}
 }
 
 func (l Limits) Compile(s State) ruleset.Ruleset { return limits(l).compile(s) }

@@ -271,39 +271,6 @@ func made(r ruleset.Ruleset) (entries int) {
 	return entries
 }
 
-// TestLargeNamespacesWait: changes of policies in namespaces with many demands wait for slices, and each slice compiles
-// one of these namespaces. Changes of other namespaces' policies, and of pods, don't wait.
-func TestLargeNamespacesWait(t *testing.T) {
-	e, all := city(500)
-	e.Apply(all)
-	e.Apply(policies(hostilePolicies(3, 2, 1000, equals)...))
-	e.Ruleset()
-	for ns := range 5 {
-		deny := cityPolicy(ns, 0)
-		deny.Name, deny.Spec.Ingress, deny.Spec.PodSelector = "deny", nil, metav1.LabelSelector{}
-		e.Apply(policies(deny))
-	}
-	pod := cityPod(2, 0, 0)
-	pod.Labels["app"] = "a9"
-	e.Apply(one(pod))
-	expect := func(r ruleset.Ruleset, when string, want int, names ...string) {
-		n := 0
-		for _, name := range names {
-			if denied(r, name) {
-				n++
-			}
-		}
-		if n != want {
-			t.Errorf("%s: %d of the policies %q have pods, want %d", when, n, names, want)
-		}
-	}
-	r := e.Small()
-	expect(r, "at once", 4, "ns2/np9", "ns2/deny", "ns3/deny", "ns4/deny")
-	expect(r, "at once", 0, "ns0/deny", "ns1/deny")
-	expect(e.Slice(nil), "after a slice", 1, "ns0/deny", "ns1/deny")
-	expect(e.Slice(nil), "after two slices", 2, "ns0/deny", "ns1/deny")
-}
-
 // TestSlicesAreShort: one slice looks at few addresses of a large set, and divides the node's room among few demands.
 func TestSlicesAreShort(t *testing.T) {
 	for name, policies := range map[string]*policy.Delta{

@@ -19,9 +19,8 @@ func (e *Engine) Ruleset() ruleset.Ruleset { return e.compile(math.Inf(1), false
 // policies: see NextUnparsed.
 func (e *Engine) Slice(over func() bool) ruleset.Ruleset { return e.compile(sliceWork, false, over) }
 
-// Small is Slice without large work: it makes sets only for namespaces that need few new entries, and leaves changes of
-// policies in large namespaces to Slice. So a change that needs no sets, or small ones, waits for no other tenant's
-// large policies.
+// Small is Slice without large work: it makes sets only for namespaces that need few new entries. So a change that
+// needs no sets, or small ones, waits for no tenant's large sets.
 func (e *Engine) Small() ruleset.Ruleset { return e.compile(smallWork, true, nil) }
 
 // compile begins no work on new sets when the given amount of work is done, or when the function over returns true.
@@ -33,8 +32,7 @@ func (e *Engine) compile(work float64, small bool, over func() bool) ruleset.Rul
 		return e.ruleset
 	}
 	e.compiler.work.begin(work, small, over)
-	namespaces := e.compiler.due(e.touched)
-	for _, namespace := range namespaces {
+	for namespace := range e.touched {
 		if e.isLocal(namespace) {
 			e.policiesIn(namespace)
 		}
@@ -45,7 +43,7 @@ func (e *Engine) compile(work float64, small bool, over func() bool) ruleset.Rul
 	if e.common {
 		e.compiler.setCommon(e.commonNow())
 	}
-	for _, namespace := range namespaces {
+	for namespace := range e.touched {
 		e.compiler.replace(e.localNow(namespace))
 	}
 	for l := range e.moving.sets {
@@ -62,12 +60,12 @@ func (e *Engine) compile(work float64, small bool, over func() bool) ruleset.Rul
 	} else {
 		e.ruleset.Problems = slices.Concat(e.ruleset.Problems, e.reports.all())
 	}
-	for _, namespace := range namespaces {
+	for namespace := range e.touched {
 		e.forgetPolicies(namespace)
-		delete(e.touched, namespace)
 	}
+	empty(&e.touched)
 	e.dropUnwanted()
-	if len(e.unparsed)+len(e.touched) == 0 && !e.compiler.waiting() {
+	if len(e.unparsed) == 0 && !e.compiler.waiting() {
 		e.compiler.work.done = nil
 	}
 	e.common, e.stale, e.reports.changed = false, false, false

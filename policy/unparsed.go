@@ -70,7 +70,7 @@ func (e *Engine) TakeParsed(u *Unparsed) {
 	}
 	e.reports.set(reportOf{policy: u.name}, problems)
 	if s.waiting += u.effort; local && (s.waiting >= min(s.used, mostWaiting) || !e.hasUnparsed(s.name)) {
-		e.touchPolicies(s)
+		s.parsed, e.touched[s.name] = nil, true
 		s.used, s.waiting = s.used+s.waiting, 0
 	}
 	if !e.hasUnparsed(s.name) {

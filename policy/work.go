@@ -16,9 +16,9 @@ const (
 	smallWork = 1 << 6
 	// These say how many things count as one unit of work: crowds that are compared with a new selector, peers and ports
 	// that are parsed (bulk), addresses that are looked at for a set (looks), demands that are divided, sets that are
-	// dropped, selectors of crowds that are swept, and demands of a namespace that is compiled again.
+	// dropped, and selectors of crowds that are swept.
 	crowdsPerWork, bulkPerWork, looksPerWork, dividedPerWork = 100, 2, 2, 16
-	dropsPerWork, sweptPerWork, demandsPerWork               = 20, 1000, 20
+	dropsPerWork, sweptPerWork                               = 20, 1000
 	// dropsAtOnce is how many unneeded sets are dropped before the limit of work is looked at again.
 	dropsAtOnce = 1 << 8
 	// free is the work that each compile may do even if its time is over. So all work ends some time, and a small
@@ -80,26 +80,6 @@ func (w *work) order(sums map[string]float64) []string {
 	return slices.SortedFunc(maps.Keys(sums), func(a, b string) int {
 		return cmp.Or(cmp.Compare(sums[a], sums[b]), strings.Compare(a, b))
 	})
-}
-
-// due returns the namespaces that are to be compiled again now. A large namespace takes long: if it can wait, Small
-// leaves it to a slice, and a slice compiles one such namespace. In touched, namespaces that can't wait have the value
-// true.
-func (c *compiler) due(touched map[string]bool) (namespaces []string) {
-	large := map[string]float64{}
-	for namespace, urgent := range touched {
-		if p := c.parts[namespace]; urgent || p == nil || len(p.demands) <= c.limits.light || c.work.unlimited() {
-			namespaces = append(namespaces, namespace)
-		} else {
-			large[namespace] = c.work.done[namespace] + float64(len(p.demands))/demandsPerWork
-		}
-	}
-	if len(large) > 0 && !c.work.small {
-		first := c.work.order(large)[0]
-		c.work.add(first, large[first]-c.work.done[first])
-		namespaces = append(namespaces, first)
-	}
-	return namespaces
 }
 
 func (c *compiler) waiting() bool {
