@@ -163,9 +163,9 @@ func TestForAdd(t *testing.T) {
 		{`"ranges": []`, "ranges is missing", false},
 		{`"ranges": null`, "ranges is missing", false},
 		{prev + `"enforcement": "closed"`, "", true},
-		{prev + dual, "ranges: weir stands behind", true},
-		{prev + `"routes": [{"dst": "10.0.0.0/8"}]`, "routes: weir stands behind", true},
-		{prev + `"mtu": 1400`, "mtu: weir stands behind", true},
+		{prev + dual, "ranges: weir comes after", true},
+		{prev + `"routes": [{"dst": "10.0.0.0/8"}]`, "routes: weir comes after", true},
+		{prev + `"mtu": 1400`, "mtu: weir comes after", true},
 	} {
 		chained, err := parse(t, tc.conf).ForAdd()
 		if tc.want != "" {
