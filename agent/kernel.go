@@ -162,7 +162,7 @@ func (a *agent) takeApplied(p applied, well bool) {
 	a.snapshots.enforced.Store(p.snapshot)
 	a.kernel.pluginChanged = false
 	if p.verify == netfilter.All {
-		a.records.kernelRead()
+		a.records.kernelRead(a.enrolments.done)
 	}
 	read := p.verify
 	if a.kernel.refreshing { // the change may also repair what the resync has found so far

@@ -32,10 +32,12 @@ type records struct {
 	// complete is true once the directory was read. Before that, no pod counts as gone.
 	complete bool
 	stale    bool
-	// churn means that attachments have begun or ended since the last read of the kernel, so the plugin may have
-	// changed sets.
+	// churn means that attachments have begun or ended since the last read of the kernel, or do so now. So the plugin
+	// may have changed sets.
 	churn  bool
 	ending bool
+	// making has the new records whose ADD may still change sets.
+	making map[string]bool
 	copied *recordsCopy
 	lister endpoint.Lister
 }
@@ -61,6 +63,7 @@ func (r *records) copies() *recordsCopy {
 func newRecords() records {
 	return records{
 		endpoints: map[string]endpoint.Endpoint{}, broken: endpoint.BrokenRecords{}, closed: map[string]endpoint.Endpoint{},
+		making: map[string]bool{},
 	}
 }
 
@@ -106,8 +109,12 @@ func (r *records) readAll() (walk bool, err error) {
 	for id, why := range broken {
 		r.markBroken(id, before[id].Addresses, why)
 	}
-	same := func(x, y endpoint.Endpoint) bool { return reflect.DeepEqual(x, y) }
-	r.churn = r.churn || r.ending || !maps.EqualFunc(before, r.endpoints, same)
+	r.churn = r.churn || r.ending || len(before) != len(r.endpoints)
+	for id, e := range r.endpoints {
+		if known, ok := before[id]; !ok || !reflect.DeepEqual(known, e) {
+			r.churn, r.making[id] = true, true
+		}
+	}
 	return walk, nil
 }
 
@@ -144,11 +151,14 @@ func (r *records) reread(id string) (changed, walk bool) {
 	before, had := r.endpoints[id]
 	walk = r.read(id)
 	e, has := r.endpoints[id]
-	r.churn = r.churn || had != has
+	same := had == has && reflect.DeepEqual(before, e)
+	if r.churn = r.churn || !same; has && !same {
+		r.making[id] = true
+	}
 	switch {
 	case walk || r.broken[id] != nil: // the record was broken, or is broken now
 		return true, walk
-	case had == has && reflect.DeepEqual(before, e):
+	case same:
 		return false, walk
 	case !had && !e.Chained && e.Enforcement != conf.Off: // a new pod's link is still down
 		if busy, err := endpoint.Busy(id); busy && err == nil {
@@ -229,8 +239,16 @@ func owns(a, b endpoint.Endpoint) bool {
 	})
 }
 
-// kernelRead sets churn after the kernel was read: it is true only while a DEL runs, which may still change sets.
-func (r *records) kernelRead() { r.churn = r.ending }
+// kernelRead sets churn after the kernel was read: it is true only while an ADD or DEL runs, which may still change
+// sets. For example, the ADD of a chained pod takes its addresses out of all sets, and the agent may have put them
+// there a moment before, when it read the new record. An enrolled attachment's ADD changes no sets any more.
+func (r *records) kernelRead(enrolled map[string]bool) {
+	maps.DeleteFunc(r.making, func(id string, _ bool) bool {
+		busy, err := endpoint.Busy(id)
+		return enrolled[id] || !busy && err == nil
+	})
+	r.churn = r.ending || len(r.making) > 0
+}
 
 func (r *records) fault() error {
 	if len(r.broken) == 0 {

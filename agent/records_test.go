@@ -307,3 +307,36 @@ func TestRecordsThatAreNotRead(t *testing.T) {
 		t.Errorf("%v; the new pod is in %q", s.faults.now[partRecords], s.in("10.88.0.3"))
 	}
 }
+
+// TestSetsThatAnAddChanges: while an ADD runs, it may take its pod out of the sets. That is no other program's change.
+func TestSetsThatAnAddChanges(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	s := stepWeb(t)
+	const address = "10.88.0.9"
+	purge := func() {
+		t.Helper()
+		if err := s.sets.Purge(netip.MustParseAddr(address)); err != nil {
+			t.Fatal(err)
+		}
+		s.hear(netfilter.All)
+		if len(s.in(address)) == 0 {
+			t.Error("the agent hasn't put the pod into the sets again")
+		}
+	}
+	s.attach("db", address)
+	s.hear(netfilter.All) // reads the new record, and puts the pod into the sets
+	purge()
+	if s.stats.Repairs != 0 {
+		t.Errorf("%d repairs while the ADD runs", s.stats.Repairs)
+	}
+	for id := range s.records.endpoints {
+		s.enrolments.done[id] = true
+	}
+	s.hear(netfilter.All)
+	purge()
+	if s.stats.Repairs != 1 {
+		t.Errorf("%d repairs after the ADD has ended, want 1", s.stats.Repairs)
+	}
+}
