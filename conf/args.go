@@ -1,12 +1,9 @@
 package conf
 
 import (
-	"fmt"
 	"net"
 	"net/netip"
 	"strings"
-
-	"github.com/containernetworking/cni/pkg/types"
 )
 
 // Args are the CNI_ARGS that weir reads: the pod's identity, as containerd gives it, and the requested addresses and
@@ -17,8 +14,8 @@ type Args struct {
 	MAC                  net.HardwareAddr
 }
 
-// ParseArgs reads CNI_ARGS, "KEY=VALUE;KEY=VALUE". It ignores keys that weir doesn't know. It returns a
-// *types.Error with code 4 if a pair has no "=", or a value is wrong.
+// ParseArgs reads CNI_ARGS, "KEY=VALUE;KEY=VALUE". It ignores keys that weir doesn't know. It returns an *Error if a
+// pair has no "=", or a value is wrong.
 func ParseArgs(s string) (Args, error) {
 	var a Args
 	for pair := range strings.SplitSeq(s, ";") {
@@ -63,10 +60,6 @@ func ParseArgs(s string) (Args, error) {
 		}
 	}
 	return a, nil
-}
-
-func invalidArgs(format string, args ...any) error {
-	return types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_ARGS: "+fmt.Sprintf(format, args...), "")
 }
 
 // isUnsafe reports whether the character is unsafe in a file name, a set's comment or a log line. Names of

@@ -11,7 +11,6 @@ package conf
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -71,16 +70,12 @@ func MTURange(six bool) (least, largest int) {
 	return minMTU, maxMTU
 }
 
-// Parse reads and validates the network configuration of a CNI call. Its errors are *types.Error. Errors with the
-// codes 2 and 7 name the key:
-//
-//   - code 6: the configuration or prevResult can't be read
-//   - code 2: a key is unknown
-//   - code 7: a key is missing, or its value is wrong
+// Parse reads and validates the network configuration of a CNI call. Its errors are *Error. Errors about a key name the
+// key.
 func Parse(data []byte) (*NetConf, error) {
 	var raw map[string]json.RawMessage
 	if err := json.Unmarshal(data, &raw); err != nil {
-		return nil, types.NewError(types.ErrDecodingFailure, "the network configuration is no JSON object", err.Error())
+		return nil, notDecoded("the network configuration is no JSON object", err)
 	}
 	if err := checkKeys("", raw, knownKeys); err != nil {
 		return nil, err
@@ -113,7 +108,7 @@ func Parse(data []byte) (*NetConf, error) {
 	}
 	if c.RawPrevResult != nil {
 		if err := version.ParsePrevResult(&c.NetConf); err != nil {
-			return nil, types.NewError(types.ErrDecodingFailure, "prevResult can't be read", err.Error())
+			return nil, notDecoded("prevResult can't be read", err)
 		}
 	}
 	return c, nil
@@ -121,7 +116,7 @@ func Parse(data []byte) (*NetConf, error) {
 
 func (c *NetConf) validate() error {
 	if c.Name == "" {
-		return types.NewError(types.ErrInvalidNetworkConfig, "name is missing", "a network configuration needs a name")
+		return missing("name", "a network configuration needs a name")
 	}
 	if err := checkDisjoint(c.Ranges); err != nil {
 		return err
@@ -157,28 +152,6 @@ func checkKeys(path string, raw map[string]json.RawMessage, known []string) erro
 		return nil
 	}
 	slices.Sort(keys)
-	return keyError(types.ErrUnsupportedField, path+keys[0], string(raw[keys[0]]),
+	return keyError(UnknownKey, path+keys[0], string(raw[keys[0]]),
 		"is no key of weir's; known are "+strings.Join(known, ", "))
-}
-
-func invalid(key, value, why string) error {
-	return keyError(types.ErrInvalidNetworkConfig, key, value, why)
-}
-
-// keyError returns an error with the code, the key, the first 80 bytes of the key's value, and the reason.
-func keyError(code uint, key, value, why string) error {
-	if len(value) > 80 {
-		value = value[:80] + "…"
-	}
-	return types.NewError(code, fmt.Sprintf("%s: %s %s", key, value, why), "")
-}
-
-func decodeError(raw map[string]json.RawMessage, err error) error {
-	var wrong *json.UnmarshalTypeError
-	if errors.As(err, &wrong) {
-		key := strings.TrimPrefix(wrong.Field, "NetConf.") // the embedded struct's name comes first
-		top, _, _ := strings.Cut(key, ".")
-		return invalid(key, string(raw[top]), "must be of type "+wrong.Type.String())
-	}
-	return types.NewError(types.ErrDecodingFailure, "the network configuration can't be read", err.Error())
 }

@@ -143,276 +143,307 @@ func TestParseTakesTheRuntimesKeys(t *testing.T) {
 	}
 }
 
-// TestParseRefuses: if a configuration is wrong, Parse returns an error with CNI's code and a message that says what
-// is wrong.
+// TestParseRefuses: if a configuration is wrong, Parse returns an error of the right kind, with a message that says
+// what is wrong.
 func TestParseRefuses(t *testing.T) {
 	const ranges = `"ranges": [{"subnet": "10.88.0.0/24"}]`
 	for _, tc := range []struct {
 		name, conf string
-		code       uint
+		kind       ErrorKind
 		want       string
 	}{
-		{"nothing", ``, 6, "no JSON object"},
-		{"half", `{"ranges": [`, 6, "no JSON object"},
-		{"list", `[]`, 6, "no JSON object"},
-		{"two objects", `{} {}`, 6, "no JSON object"},
-		{"null", `null`, 7, "name is missing"},
-		{"no name", `{` + ranges + `}`, 7, "name is missing"},
-		{"name of a wrong type", `{"name": 5, ` + ranges + `}`, 7, "name: 5"},
-		{"cniVersion of a wrong type", `{"name": "n", "cniVersion": [1], ` + ranges + `}`, 7, "cniVersion: [1]"},
-		{"dns of a wrong type", `{"name": "n", "dns": "8.8.8.8", ` + ranges + `}`, 7, `dns: "8.8.8.8"`},
-		{"unknown key", `{"name": "n", "rangs": 1, ` + ranges + `}`, 2, "rangs: 1"},
-		{"first of the unknown keys", `{"name": "n", "b": 1, "a": "2", ` + ranges + `}`, 2, `a: "2"`},
-		{"key in capitals", `{"name": "n", "MTU": 1400, ` + ranges + `}`, 2, "MTU: 1400"},
+		{"nothing", ``, NotDecoded, "no JSON object"},
+		{"half", `{"ranges": [`, NotDecoded, "no JSON object"},
+		{"list", `[]`, NotDecoded, "no JSON object"},
+		{"two objects", `{} {}`, NotDecoded, "no JSON object"},
+		{"null", `null`, WrongValue, "name is missing"},
+		{"no name", `{` + ranges + `}`, WrongValue, "name is missing"},
+		{"name of a wrong type", `{"name": 5, ` + ranges + `}`, WrongValue, "name: 5"},
+		{"cniVersion of a wrong type", `{"name": "n", "cniVersion": [1], ` + ranges + `}`, WrongValue, "cniVersion: [1]"},
+		{"dns of a wrong type", `{"name": "n", "dns": "8.8.8.8", ` + ranges + `}`, WrongValue, `dns: "8.8.8.8"`},
+		{"unknown key", `{"name": "n", "rangs": 1, ` + ranges + `}`, UnknownKey, "rangs: 1"},
+		{"first of the unknown keys", `{"name": "n", "b": 1, "a": "2", ` + ranges + `}`, UnknownKey, `a: "2"`},
+		{"key in capitals", `{"name": "n", "MTU": 1400, ` + ranges + `}`, UnknownKey, "MTU: 1400"},
 		{
 			"long value", `{"name": "n", "x": "` + strings.Repeat("y", 1000) + `", ` + ranges + `}`,
-			2, `x: "` + strings.Repeat("y", 79) + "…",
+			UnknownKey, `x: "` + strings.Repeat("y", 79) + "…",
 		},
 		{
-			"ranges of a wrong type", `{"name": "n", "ranges": {"subnet": "10.88.0.0/24"}}`, 7,
+			"long value with a character at the cut", `{"name": "n", "x": "` + strings.Repeat("y", 78) + `éz", ` + ranges + `}`,
+			UnknownKey, `x: "` + strings.Repeat("y", 78) + "… is no key",
+		},
+		{
+			"ranges of a wrong type", `{"name": "n", "ranges": {"subnet": "10.88.0.0/24"}}`, WrongValue,
 			`ranges: {"subnet": "10.88.0.0/24"}`,
 		},
-		{"range of a wrong type", `{"name": "n", "ranges": ["10.88.0.0/24"]}`, 7, `ranges[0]: "10.88.0.0/24"`},
+		{"range of a wrong type", `{"name": "n", "ranges": ["10.88.0.0/24"]}`, WrongValue, `ranges[0]: "10.88.0.0/24"`},
 		{
-			"unknown key in a range", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24"}, {"start": "x"}]}`, 2,
+			"unknown key in a range", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24"}, {"start": "x"}]}`, UnknownKey,
 			`ranges[1].start: "x"`,
 		},
-		{"no subnet", `{"name": "n", "ranges": [{}]}`, 7, "ranges[0].subnet is missing"},
-		{"empty subnet", `{"name": "n", "ranges": [{"subnet": ""}]}`, 7, "ranges[0].subnet is missing"},
-		{"null range", `{"name": "n", "ranges": [null]}`, 7, "ranges[0].subnet is missing"},
-		{"subnet of a wrong type", `{"name": "n", "ranges": [{"subnet": 10}]}`, 7, "ranges[0].subnet: 10 "},
-		{"no prefix length", `{"name": "n", "ranges": [{"subnet": "10.88.0.0"}]}`, 7, `ranges[0].subnet: "10.88.0.0"`},
-		{"bad prefix length", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/33"}]}`, 7, `ranges[0].subnet: "10.88.0.0/33"`},
+		{"no subnet", `{"name": "n", "ranges": [{}]}`, WrongValue, "ranges[0].subnet is missing"},
+		{"empty subnet", `{"name": "n", "ranges": [{"subnet": ""}]}`, WrongValue, "ranges[0].subnet is missing"},
+		{"null range", `{"name": "n", "ranges": [null]}`, WrongValue, "ranges[0].subnet is missing"},
+		{"subnet of a wrong type", `{"name": "n", "ranges": [{"subnet": 10}]}`, WrongValue, "ranges[0].subnet: 10 "},
 		{
-			"host bits", `{"name": "n", "ranges": [{"subnet": "10.88.0.7/24"}]}`,
-			7, "ranges[0].subnet: 10.88.0.7/24 has host bits set; did you mean 10.88.0.0/24",
+			"no prefix length", `{"name": "n", "ranges": [{"subnet": "10.88.0.0"}]}`,
+			WrongValue, `ranges[0].subnet: "10.88.0.0"`,
 		},
 		{
-			"link-local IPv6", `{"name": "n", "ranges": [{"subnet": "fe80::/64"}]}`, 7,
+			"bad prefix length", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/33"}]}`,
+			WrongValue, `ranges[0].subnet: "10.88.0.0/33"`,
+		},
+		{
+			"host bits", `{"name": "n", "ranges": [{"subnet": "10.88.0.7/24"}]}`,
+			WrongValue, "ranges[0].subnet: 10.88.0.7/24 has host bits set; did you mean 10.88.0.0/24",
+		},
+		{
+			"link-local IPv6", `{"name": "n", "ranges": [{"subnet": "fe80::/64"}]}`, WrongValue,
 			"ranges[0].subnet: fe80::/64 can't be routed",
 		},
 		{
 			"IPv6 multicast", `{"name": "n", "ranges": [{"subnet": "ff05::/64"}]}`,
-			7, "ranges[0].subnet: ff05::/64 can't be routed",
+			WrongValue, "ranges[0].subnet: ff05::/64 can't be routed",
 		},
-		{"all of IPv6", `{"name": "n", "ranges": [{"subnet": "::/0"}]}`, 7, "ranges[0].subnet: ::/0 can't be routed"},
 		{
-			"IPv6 host bits", `{"name": "n", "ranges": [{"subnet": "fd00::1/64"}]}`, 7,
+			"all of IPv6", `{"name": "n", "ranges": [{"subnet": "::/0"}]}`,
+			WrongValue, "ranges[0].subnet: ::/0 can't be routed",
+		},
+		{
+			"IPv6 host bits", `{"name": "n", "ranges": [{"subnet": "fd00::1/64"}]}`, WrongValue,
 			"ranges[0].subnet: fd00::1/64 has host bits set; did you mean fd00::/64",
 		},
 		{
 			"no room for a pod in IPv6", `{"name": "n", "ranges": [{"subnet": "fd00::/127"}]}`,
-			7, "ranges[0].subnet: fd00::/127 is too small",
+			WrongValue, "ranges[0].subnet: fd00::/127 is too small",
 		},
 		{
-			"any router's address as gateway", `{"name": "n", "ranges": [{"subnet": "fd00::/64", "gateway": "fd00::"}]}`, 7,
-			"ranges[0].gateway: fd00:: is outside",
+			"any router's address as gateway", `{"name": "n", "ranges": [{"subnet": "fd00::/64", "gateway": "fd00::"}]}`,
+			WrongValue, "ranges[0].gateway: fd00:: is outside",
 		},
 		{
 			"IPv4 gateway in IPv6", `{"name": "n", "ranges": [{"subnet": "fd00::/64", "gateway": "10.88.0.1"}]}`,
-			7, "ranges[0].gateway: 10.88.0.1 is outside",
+			WrongValue, "ranges[0].gateway: 10.88.0.1 is outside",
 		},
 		{
-			"address with a zone", `{"name": "n", "ranges": [{"subnet": "fd00::/64", "rangeEnd": "fd00::5%eth0"}]}`, 7,
+			"address with a zone", `{"name": "n", "ranges": [{"subnet": "fd00::/64", "rangeEnd": "fd00::5%eth0"}]}`, WrongValue,
 			"ranges[0].rangeEnd: fd00::5%eth0",
 		},
 		{
 			"same IPv6 subnet twice",
 			`{"name": "n", "ranges": [{"subnet": "fd00::/64"}, {"subnet": "10.88.0.0/24"}, {"subnet": "fd00::/64"}]}`,
-			7, "ranges[2].rangeStart: fd00::1 overlaps ranges[0]",
+			WrongValue, "ranges[2].rangeStart: fd00::1 overlaps ranges[0]",
 		},
-		{"an MTU that has no IPv6", `{"name": "n", "mtu": 1279, "ranges": [{"subnet": "fd00::/64"}]}`, 7, "mtu: 1279 "},
 		{
-			"IPv4 in IPv6", `{"name": "n", "ranges": [{"subnet": "::ffff:10.88.0.0/120"}]}`, 7,
+			"an MTU that has no IPv6", `{"name": "n", "mtu": 1279, "ranges": [{"subnet": "fd00::/64"}]}`,
+			WrongValue, "mtu: 1279 ",
+		},
+		{
+			"IPv4 in IPv6", `{"name": "n", "ranges": [{"subnet": "::ffff:10.88.0.0/120"}]}`, WrongValue,
 			"ranges[0].subnet: ::ffff:10.88.0.0/120",
 		},
-		{"no room for a pod", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/31"}]}`, 7, "ranges[0].subnet: 10.88.0.0/31"},
-		{"no room at all", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/32"}]}`, 7, "ranges[0].subnet: 10.88.0.0/32"},
 		{
-			"bad gateway", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "gw"}]}`,
-			7, `ranges[0].gateway: "gw"`,
+			"no room for a pod", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/31"}]}`,
+			WrongValue, "ranges[0].subnet: 10.88.0.0/31",
 		},
 		{
-			"gateway with a length", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "10.88.0.1/24"}]}`, 7,
-			`ranges[0].gateway: "10.88.0.1/24"`,
+			"no room at all", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/32"}]}`,
+			WrongValue, "ranges[0].subnet: 10.88.0.0/32",
+		},
+		{
+			"bad gateway", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "gw"}]}`,
+			WrongValue, `ranges[0].gateway: "gw"`,
+		},
+		{
+			"gateway with a length", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "10.88.0.1/24"}]}`,
+			WrongValue, `ranges[0].gateway: "10.88.0.1/24"`,
 		},
 		{
 			"gateway elsewhere", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "10.89.0.1"}]}`,
-			7, "ranges[0].gateway: 10.89.0.1",
+			WrongValue, "ranges[0].gateway: 10.89.0.1",
 		},
 		{
 			"gateway of another family", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "::ffff:10.88.0.1"}]}`,
-			7, "ranges[0].gateway: ::ffff:10.88.0.1",
+			WrongValue, "ranges[0].gateway: ::ffff:10.88.0.1",
 		},
 		{
-			"network as gateway", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "10.88.0.0"}]}`, 7,
+			"network as gateway", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "10.88.0.0"}]}`, WrongValue,
 			"ranges[0].gateway: 10.88.0.0 ",
 		},
 		{
 			"broadcast as gateway", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "gateway": "10.88.0.255"}]}`,
-			7, "ranges[0].gateway: 10.88.0.255",
+			WrongValue, "ranges[0].gateway: 10.88.0.255",
 		},
 		{
-			"network as start", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.0"}]}`, 7,
+			"network as start", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.0"}]}`, WrongValue,
 			"ranges[0].rangeStart: 10.88.0.0 ",
 		},
 		{
-			"broadcast as end", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.255"}]}`, 7,
+			"broadcast as end", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.255"}]}`, WrongValue,
 			"ranges[0].rangeEnd: 10.88.0.255",
 		},
 		{
-			"start of a wrong type", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeStart": 5}]}`, 7,
+			"start of a wrong type", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeStart": 5}]}`, WrongValue,
 			"ranges[0].rangeStart: 5 ",
 		},
 		{
 			"upside down",
-			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.9", "rangeEnd": "10.88.0.8"}]}`, 7,
-			"ranges[0].rangeEnd: 10.88.0.8",
+			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.9", "rangeEnd": "10.88.0.8"}]}`,
+			WrongValue, "ranges[0].rangeEnd: 10.88.0.8",
 		},
 		{
 			"same subnet twice", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24"}, {"subnet": "10.88.0.0/24"}]}`,
-			7, "ranges[1].rangeStart: 10.88.0.1 overlaps ranges[0]",
+			WrongValue, "ranges[1].rangeStart: 10.88.0.1 overlaps ranges[0]",
 		},
 		{
 			"one address in two ranges",
 			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", ` +
-				`"rangeStart": "10.88.0.9"}]}`, 7,
+				`"rangeStart": "10.88.0.9"}]}`, WrongValue,
 			"ranges[1].rangeStart: 10.88.0.9 overlaps ranges[0]",
 		},
 		{
 			"range within a range",
 			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24"}, {"subnet": "10.88.0.0/24", "rangeStart": "10.88.0.9", ` +
-				`"rangeEnd": "10.88.0.9"}]}`, 7,
+				`"rangeEnd": "10.88.0.9"}]}`, WrongValue,
 			"ranges[1].rangeStart: 10.88.0.9 overlaps ranges[0]",
 		},
 		{
 			"subnet within a subnet",
-			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/16"}, {"subnet": "10.99.0.0/24"}, {"subnet": "10.88.3.0/24"}]}`, 7,
-			"ranges[2].subnet: 10.88.3.0/24 overlaps ranges[0]",
+			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/16"}, {"subnet": "10.99.0.0/24"}, {"subnet": "10.88.3.0/24"}]}`,
+			WrongValue, "ranges[2].subnet: 10.88.3.0/24 overlaps ranges[0]",
 		},
 		{
 			"two gateways in one subnet",
 			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.9"}, {"subnet": "10.88.0.0/24", ` +
-				`"rangeStart": "10.88.0.10", "gateway": "10.88.0.2"}]}`, 7,
+				`"rangeStart": "10.88.0.10", "gateway": "10.88.0.2"}]}`, WrongValue,
 			"ranges[1].subnet: 10.88.0.0/24 overlaps ranges[0] (10.88.0.0/24, gateway 10.88.0.1)",
 		},
-		{"small mtu", `{"name": "n", "mtu": 67, ` + ranges + `}`, 7, "mtu: 67 "},
-		{"large mtu", `{"name": "n", "mtu": 65536, ` + ranges + `}`, 7, "mtu: 65536 "},
-		{"negative mtu", `{"name": "n", "mtu": -1, ` + ranges + `}`, 7, "mtu: -1 "},
-		{"mtu of a wrong type", `{"name": "n", "mtu": "big", ` + ranges + `}`, 7, `mtu: "big"`},
-		{"half an mtu", `{"name": "n", "mtu": 1400.5, ` + ranges + `}`, 7, "mtu: 1400.5 "},
-		{"unknown enforcement", `{"name": "n", "enforcement": "lax", ` + ranges + `}`, 7, "enforcement: lax "},
-		{"enforcement in capitals", `{"name": "n", "enforcement": "Strict", ` + ranges + `}`, 7, "enforcement: Strict "},
-		{"enforcement of a wrong type", `{"name": "n", "enforcement": true, ` + ranges + `}`, 7, "enforcement: true "},
+		{"small mtu", `{"name": "n", "mtu": 67, ` + ranges + `}`, WrongValue, "mtu: 67 "},
+		{"large mtu", `{"name": "n", "mtu": 65536, ` + ranges + `}`, WrongValue, "mtu: 65536 "},
+		{"negative mtu", `{"name": "n", "mtu": -1, ` + ranges + `}`, WrongValue, "mtu: -1 "},
+		{"mtu of a wrong type", `{"name": "n", "mtu": "big", ` + ranges + `}`, WrongValue, `mtu: "big"`},
+		{"half an mtu", `{"name": "n", "mtu": 1400.5, ` + ranges + `}`, WrongValue, "mtu: 1400.5 "},
+		{"unknown enforcement", `{"name": "n", "enforcement": "lax", ` + ranges + `}`, WrongValue, "enforcement: lax "},
+		{
+			"enforcement in capitals", `{"name": "n", "enforcement": "Strict", ` + ranges + `}`,
+			WrongValue, "enforcement: Strict ",
+		},
+		{
+			"enforcement of a wrong type", `{"name": "n", "enforcement": true, ` + ranges + `}`,
+			WrongValue, "enforcement: true ",
+		},
 		{
 			"exclude of a wrong type", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "exclude": "10.88.0.9"}]}`,
-			7, `ranges[0].exclude: "10.88.0.9" must be a list`,
+			WrongValue, `ranges[0].exclude: "10.88.0.9" must be a list`,
 		},
 		{
 			"exclude that is no CIDR",
-			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "exclude": ["10.88.0.8/29", "x"]}]}`, 7,
+			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "exclude": ["10.88.0.8/29", "x"]}]}`, WrongValue,
 			`ranges[0].exclude[1]: "x" is no CIDR`,
 		},
 		{
 			"exclude with host bits", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "exclude": ["10.88.0.9/29"]}]}`,
-			7, "ranges[0].exclude[0]: 10.88.0.9/29 has host bits set; did you mean 10.88.0.8/29",
+			WrongValue, "ranges[0].exclude[0]: 10.88.0.9/29 has host bits set; did you mean 10.88.0.8/29",
 		},
 		{
 			"exclude elsewhere", `{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "exclude": ["10.89.0.0/29"]}]}`,
-			7, "ranges[0].exclude[0]: 10.89.0.0/29 is outside",
+			WrongValue, "ranges[0].exclude[0]: 10.89.0.0/29 is outside",
 		},
 		{
 			"all excluded",
-			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.7", "exclude": ["10.88.0.0/29"]}]}`, 7,
-			"leaves no address",
+			`{"name": "n", "ranges": [{"subnet": "10.88.0.0/24", "rangeEnd": "10.88.0.7", "exclude": ["10.88.0.0/29"]}]}`,
+			WrongValue, "leaves no address",
 		},
 		{
-			"routes of a wrong type", `{"name": "n", "routes": {"dst": "10.0.0.0/8"}, ` + ranges + `}`, 7,
+			"routes of a wrong type", `{"name": "n", "routes": {"dst": "10.0.0.0/8"}, ` + ranges + `}`, WrongValue,
 			`routes: {"dst": "10.0.0.0/8"} must be a list`,
 		},
 		{
 			"unknown key in a route", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "via": "10.88.0.1"}], ` + ranges + `}`,
-			2, `routes[0].via: "10.88.0.1"`,
+			UnknownKey, `routes[0].via: "10.88.0.1"`,
 		},
-		{"route to nowhere", `{"name": "n", "routes": [{"mtu": 1400}], ` + ranges + `}`, 7, "routes[0].dst is missing"},
 		{
-			"route with host bits", `{"name": "n", "routes": [{"dst": "10.0.0.1/8"}], ` + ranges + `}`, 7,
+			"route to nowhere", `{"name": "n", "routes": [{"mtu": 1400}], ` + ranges + `}`,
+			WrongValue, "routes[0].dst is missing",
+		},
+		{
+			"route with host bits", `{"name": "n", "routes": [{"dst": "10.0.0.1/8"}], ` + ranges + `}`, WrongValue,
 			"routes[0].dst: 10.0.0.1/8 has host bits set; did you mean 10.0.0.0/8",
 		},
 		{
-			"route of another family", `{"name": "n", "routes": [{"dst": "fd00::/8"}], ` + ranges + `}`, 7,
+			"route of another family", `{"name": "n", "routes": [{"dst": "fd00::/8"}], ` + ranges + `}`, WrongValue,
 			"routes[0].dst: fd00::/8 is IPv6",
 		},
 		{
 			"route via another pod", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "gw": "10.88.0.9"}], ` + ranges + `}`,
-			7, "routes[0].gw: 10.88.0.9 can't be reached",
+			WrongValue, "routes[0].gw: 10.88.0.9 can't be reached",
 		},
 		{
 			"route twice",
 			`{"name": "n", "routes": [{"dst": "10.0.0.0/8"}, {"dst": "10.0.0.0/8", "mtu": 1400, "table": 254}], ` + ranges +
-				`}`, 7, "routes[1].dst: 10.0.0.0/8 is that of routes[0]",
+				`}`, WrongValue, "routes[1].dst: 10.0.0.0/8 is that of routes[0]",
 		},
 		{
-			"small route mtu", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "mtu": 67}], ` + ranges + `}`, 7,
+			"small route mtu", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "mtu": 67}], ` + ranges + `}`, WrongValue,
 			"routes[0].mtu: 67 must be",
 		},
 		{
 			"route advmss of a wrong type", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "advmss": "x"}], ` + ranges + `}`,
-			7, `routes[0].advmss: "x" is no number`,
+			WrongValue, `routes[0].advmss: "x" is no number`,
 		},
 		{
-			"negative priority", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "priority": -1}], ` + ranges + `}`, 7,
+			"negative priority", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "priority": -1}], ` + ranges + `}`, WrongValue,
 			"routes[0].priority: -1 must be",
 		},
 		{
-			"negative table", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "table": -1}], ` + ranges + `}`, 7,
+			"negative table", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "table": -1}], ` + ranges + `}`, WrongValue,
 			"routes[0].table: -1 must be",
 		},
 		{
-			"unknown scope", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "scope": 200}], ` + ranges + `}`, 7,
+			"unknown scope", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "scope": 200}], ` + ranges + `}`, WrongValue,
 			"routes[0].scope: 200 must be",
 		},
 		{"on-link via a gateway", `{"name": "n", "routes": [{"dst": "10.0.0.0/8", "gw": "10.88.0.1", "scope": 253}], ` +
-			ranges + `}`, 7, "routes[0].gw: 10.88.0.1 can't be"},
+			ranges + `}`, WrongValue, "routes[0].gw: 10.88.0.1 can't be"},
 		{
-			"requested address that is none", `{"name": "n", "runtimeConfig": {"ips": ["10.88.0.300"]}, ` + ranges + `}`, 7,
-			`runtimeConfig.ips[0]: "10.88.0.300" is no IP`,
+			"requested address that is none", `{"name": "n", "runtimeConfig": {"ips": ["10.88.0.300"]}, ` + ranges + `}`,
+			WrongValue, `runtimeConfig.ips[0]: "10.88.0.300" is no IP`,
 		},
 		{
-			"requested addresses of a wrong type", `{"name": "n", "runtimeConfig": {"ips": "10.88.0.3"}, ` + ranges + `}`, 7,
-			`runtimeConfig: {"ips": "10.88.0.3"}`,
+			"requested addresses of a wrong type", `{"name": "n", "runtimeConfig": {"ips": "10.88.0.3"}, ` + ranges + `}`,
+			WrongValue, `runtimeConfig: {"ips": "10.88.0.3"}`,
 		},
 		{
-			"requested in args", `{"name": "n", "args": {"cni": {"ips": ["10.88.0.3", ""]}}, ` + ranges + `}`, 7,
+			"requested in args", `{"name": "n", "args": {"cni": {"ips": ["10.88.0.3", ""]}}, ` + ranges + `}`, WrongValue,
 			`args.cni.ips[1]: "" is no IP`,
 		},
-		{"args of a wrong type", `{"name": "n", "args": {"cni": 5}, ` + ranges + `}`, 7, `args: {"cni": 5}`},
+		{"args of a wrong type", `{"name": "n", "args": {"cni": 5}, ` + ranges + `}`, WrongValue, `args: {"cni": 5}`},
 		{
 			"MAC that is none", `{"name": "n", "runtimeConfig": {"mac": "x"}, ` + ranges + `}`,
-			7, `runtimeConfig.mac: "x" is no MAC`,
+			WrongValue, `runtimeConfig.mac: "x" is no MAC`,
 		},
 		{
-			"MAC of a group", `{"name": "n", "args": {"cni": {"mac": "01:00:5e:00:00:01"}}, ` + ranges + `}`, 7,
+			"MAC of a group", `{"name": "n", "args": {"cni": {"mac": "01:00:5e:00:00:01"}}, ` + ranges + `}`, WrongValue,
 			`args.cni.mac: "01:00:5e:00:00:01" is no MAC`,
 		},
 		{
 			"MAC of zeros", `{"name": "n", "runtimeConfig": {"mac": "00:00:00:00:00:00"}, ` + ranges + `}`,
-			7, `runtimeConfig.mac: "00:00:00:00:00:00" is no MAC`,
+			WrongValue, `runtimeConfig.mac: "00:00:00:00:00:00" is no MAC`,
 		},
 		{
-			"long MAC", `{"name": "n", "runtimeConfig": {"mac": "02:00:00:00:00:00:00:01"}, ` + ranges + `}`, 7,
+			"long MAC", `{"name": "n", "runtimeConfig": {"mac": "02:00:00:00:00:00:00:01"}, ` + ranges + `}`, WrongValue,
 			`runtimeConfig.mac: "02:00:00:00:00:00:00:01" is no MAC`,
 		},
 		{
 			"runtime's range",
-			`{"name": "n", "runtimeConfig": {"ipRanges": [[{"subnet": "10.88.0.0/24"}], [{"subnet": "10.1.0.1/24"}]]}}`, 7,
-			"runtimeConfig.ipRanges[1][0].subnet: 10.1.0.1/24 has host bits",
+			`{"name": "n", "runtimeConfig": {"ipRanges": [[{"subnet": "10.88.0.0/24"}], [{"subnet": "10.1.0.1/24"}]]}}`,
+			WrongValue, "runtimeConfig.ipRanges[1][0].subnet: 10.1.0.1/24 has host bits",
 		},
 		{"unreadable prevResult", `{"name": "n", "cniVersion": "1.0.0", "prevResult": {"ips": [{"address": "x"}]}, ` +
-			ranges + `}`, 6, "prevResult"},
+			ranges + `}`, NotDecoded, "prevResult"},
 		{
 			"prevResult of no version", `{"name": "n", "cniVersion": "9.0.0", "prevResult": {}, ` + ranges + `}`,
-			6, "prevResult",
+			NotDecoded, "prevResult",
 		},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -420,19 +451,19 @@ func TestParseRefuses(t *testing.T) {
 			if c != nil {
 				t.Errorf("beside the error: %+v", c)
 			}
-			wantError(t, err, tc.code, tc.want)
+			wantError(t, err, tc.kind, tc.want)
 		})
 	}
 }
 
-func wantError(t *testing.T, err error, code uint, words string) {
+func wantError(t *testing.T, err error, kind ErrorKind, words string) {
 	t.Helper()
-	var e *types.Error
+	var e *Error
 	if !errors.As(err, &e) {
-		t.Fatalf("%v (%T), want a *types.Error", err, err)
+		t.Fatalf("%v (%T), want an *Error", err, err)
 	}
-	if e.Code != code || !strings.HasPrefix(e.Msg, words) && !strings.Contains(e.Msg, " "+words) {
-		t.Errorf("code %d: %s; want code %d with %q", e.Code, e.Msg, code, words)
+	if e.Kind != kind || !strings.HasPrefix(e.Message, words) && !strings.Contains(e.Message, " "+words) {
+		t.Errorf("kind %d: %s; want kind %d with %q", e.Kind, e.Message, kind, words)
 	}
 }
 
@@ -470,7 +501,7 @@ func TestParseArgs(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			got, err := ParseArgs(tc.args)
 			if tc.err != "" {
-				wantError(t, err, types.ErrInvalidEnvironmentVariables, tc.err)
+				wantError(t, err, WrongVariable, tc.err)
 			} else if err != nil {
 				t.Error(err)
 			}
@@ -487,7 +518,7 @@ func TestIdentify(t *testing.T) {
 	for _, tc := range []struct {
 		name, cni string
 		args, id  Args
-		code      uint
+		kind      ErrorKind
 		err       string // empty if no error is wanted
 	}{
 		{
@@ -520,21 +551,21 @@ func TestIdentify(t *testing.T) {
 			0, "",
 		},
 		{"others' labels", `{"labels": 1}`, Args{Namespace: "ns-1", Name: "a"}, Args{Namespace: "ns-1", Name: "a"}, 0, ""},
-		{"nothing", `{}`, Args{}, Args{}, 4, "the runtime doesn't say which pod this is"},
-		{"half of it", `{"K8S_POD_NAME": "a"}`, Args{}, Args{}, 4, "args.cni of the network configuration"},
-		{"no labels", `{"labels": ["a"]}`, Args{}, Args{}, 7, "args.cni.labels: "},
+		{"nothing", `{}`, Args{}, Args{}, WrongVariable, "the runtime doesn't say which pod this is"},
+		{"half of it", `{"K8S_POD_NAME": "a"}`, Args{}, Args{}, WrongVariable, "args.cni of the network configuration"},
+		{"no labels", `{"labels": ["a"]}`, Args{}, Args{}, WrongValue, "args.cni.labels: "},
 		{
 			"a path", `{"K8S_POD_NAMESPACE": "../x", "K8S_POD_NAME": "a"}`,
 			Args{},
 			Args{},
-			7,
+			WrongValue,
 			`args.cni.K8S_POD_NAMESPACE: "../x"`,
 		},
 		{
 			"a bad label", `{"labels": {"io.kubernetes.pod.namespace": "a b"}}`,
 			Args{},
 			Args{},
-			7,
+			WrongValue,
 			`args.cni.labels: io.kubernetes.pod.namespace: "a b"`,
 		},
 	} {
@@ -545,7 +576,7 @@ func TestIdentify(t *testing.T) {
 			}
 			got, err := c.Identify(tc.args)
 			if tc.err != "" {
-				wantError(t, err, tc.code, tc.err)
+				wantError(t, err, tc.kind, tc.err)
 				return
 			}
 			if diff := cmp.Diff(tc.id, got); err != nil || diff != "" {
@@ -585,10 +616,9 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := Parse(data)
 		if err != nil {
-			var e *types.Error
-			if !errors.As(err, &e) || e.Code != types.ErrUnsupportedField && e.Code != types.ErrDecodingFailure &&
-				e.Code != types.ErrInvalidNetworkConfig || e.Msg == "" {
-				t.Fatalf("%#v, want a *types.Error of code 2, 6 or 7 with a message", err)
+			var e *Error
+			if !errors.As(err, &e) || e.Kind == WrongVariable || e.Message == "" {
+				t.Fatalf("%#v, want an *Error about the configuration, with a message", err)
 			}
 			return
 		}
@@ -633,9 +663,9 @@ func FuzzParseArgs(f *testing.F) {
 	f.Fuzz(func(t *testing.T, s string) {
 		a, err := ParseArgs(s)
 		if err != nil {
-			var e *types.Error
-			if !errors.As(err, &e) || e.Code != types.ErrInvalidEnvironmentVariables {
-				t.Fatalf("%#v, want a *types.Error of code 4", err)
+			var e *Error
+			if !errors.As(err, &e) || e.Kind != WrongVariable {
+				t.Fatalf("%#v, want an *Error about a variable", err)
 			}
 			return
 		}

@@ -4,8 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
-
-	"github.com/containernetworking/cni/pkg/types"
 )
 
 // The labels with which the Container Runtime Interface identifies a pod's containers (k8s.io/kubelet,
@@ -23,8 +21,8 @@ const (
 func (c *NetConf) Identify(args Args) (Args, error) {
 	cni := c.identity
 	labels, err := readLabels(cni.Labels)
-	missing := args.Namespace == "" || args.Name == ""
-	if err != nil && missing && (cni.Namespace == "" || cni.Name == "") {
+	lacks := args.Namespace == "" || args.Name == ""
+	if err != nil && lacks && (cni.Namespace == "" || cni.Name == "") {
 		return args, invalid("args.cni.labels", string(cni.Labels), err.Error())
 	}
 	for _, f := range []struct {
@@ -49,13 +47,15 @@ func (c *NetConf) Identify(args Args) (Args, error) {
 		*f.into = value
 	}
 	if c.Enforcement != Off && (args.Namespace == "" || args.Name == "") {
-		return args, types.NewError(types.ErrInvalidEnvironmentVariables, fmt.Sprintf(
-			"the runtime doesn't say which pod this is: K8S_POD_NAMESPACE is %q and K8S_POD_NAME %q in CNI_ARGS, and "+
-				"policies need both (enforcement is %q); write both into args.cni of the network configuration, or as the "+
-				"labels %s and %s into args.cni.labels",
-			args.Namespace, args.Name, c.Enforcement, namespaceLabel, nameLabel),
-			"kubelet's runtimes pass both; podman passes the name alone, nerdctl neither; "+
-				"with enforcement off there is no policy")
+		return args, &Error{
+			Kind: WrongVariable,
+			Message: fmt.Sprintf("the runtime doesn't say which pod this is: K8S_POD_NAMESPACE is %q and K8S_POD_NAME %q in "+
+				"CNI_ARGS, and policies need both (enforcement is %q); write both into args.cni of the network configuration, "+
+				"or as the labels %s and %s into args.cni.labels",
+				args.Namespace, args.Name, c.Enforcement, namespaceLabel, nameLabel),
+			Details: "kubelet's runtimes pass both; podman passes the name alone, nerdctl neither; " +
+				"with enforcement off there is no policy",
+		}
 	}
 	return args, nil
 }

@@ -6,7 +6,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"github.com/containernetworking/cni/pkg/types"
 	"go4.org/netipx"
 )
 
@@ -65,8 +64,7 @@ func parseRanges(key string, list []json.RawMessage) ([]Range, error) {
 
 func (r *Range) complete(path string) error {
 	if !r.Subnet.IsValid() {
-		return types.NewError(types.ErrInvalidNetworkConfig, path+".subnet is missing",
-			"each range needs a subnet, for instance 10.88.0.0/24")
+		return missing(path+".subnet", "each range needs a subnet, for instance 10.88.0.0/24")
 	}
 	if r.Subnet != r.Subnet.Masked() {
 		return invalid(path+".subnet", r.Subnet.String(), "has host bits set; did you mean "+r.Subnet.Masked().String()+"?")

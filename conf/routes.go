@@ -7,8 +7,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-
-	"github.com/containernetworking/cni/pkg/types"
 )
 
 // Route is a configured route of a pod (CNI specification 1.1, "Success": routes).
@@ -92,8 +90,7 @@ func parseRoutes(data json.RawMessage) ([]Route, error) {
 
 func (r Route) validate(path string) error {
 	if !r.Dst.IsValid() {
-		return types.NewError(types.ErrInvalidNetworkConfig, path+".dst is missing",
-			"each route needs a dst, for instance 10.0.0.0/8")
+		return missing(path+".dst", "each route needs a dst, for instance 10.0.0.0/8")
 	}
 	if r.Dst != r.Dst.Masked() || r.Dst.Addr().Is4In6() {
 		network := netip.PrefixFrom(r.Dst.Masked().Addr().Unmap(), r.Dst.Bits())

@@ -7,8 +7,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-
-	"github.com/containernetworking/cni/pkg/types"
 )
 
 // runtimeConfig has the values that a runtime passes for the conflist's capabilities (CNI's CONVENTIONS.md, "Dynamic
@@ -174,8 +172,8 @@ func (c *NetConf) checkChained() error {
 		set bool
 	}{{"ranges", len(c.Ranges) > 0}, {"routes", len(c.Routes) > 0}, {"mtu", c.MTU != 0}} {
 		if k.set {
-			return types.NewError(types.ErrInvalidNetworkConfig, k.key+": weir comes after another plugin in the "+
-				"list (there is a prevResult) and only enforces policy there: leave "+k.key+" out, or put weir first", "")
+			return &Error{Kind: WrongValue, Message: k.key + ": weir comes after another plugin in the list (there is a " +
+				"prevResult) and only enforces policy there: leave " + k.key + " out, or put weir first"}
 		}
 	}
 	return nil
@@ -189,9 +187,8 @@ func (c *NetConf) ForAdd() (chained bool, err error) {
 		return true, c.checkChained()
 	}
 	if len(c.Ranges) == 0 {
-		return false, types.NewError(types.ErrInvalidNetworkConfig, "ranges is missing",
-			`at least one range is needed, for instance [{"subnet": "10.88.0.0/24"}], `+
-				`unless weir stands behind the plugin that makes the interface`)
+		return false, missing("ranges", `at least one range is needed, for instance [{"subnet": "10.88.0.0/24"}], `+
+			`unless weir stands behind the plugin that makes the interface`)
 	}
 	return false, nil
 }

@@ -25,7 +25,7 @@ func TestAddresses(t *testing.T) {
 		name, conf, args string
 		want             string   // a part of the error; empty if no error is wanted
 		addrs            []string // the wanted addresses if no error is wanted
-		code             uint
+		kind             ErrorKind
 	}{
 		{name: "none"},
 		{name: "capability", conf: `"runtimeConfig": {"ips": ["10.88.0.5/24"]}, `, addrs: []string{"10.88.0.5"}},
@@ -56,31 +56,31 @@ func TestAddresses(t *testing.T) {
 		{name: "empty", conf: `"args": {"cni": {"ips": null}}, "runtimeConfig": {"ips": []}, `, args: "IP=;MAC="},
 		{
 			name: "two of a family", conf: `"args": {"cni": {"ips": ["10.88.0.5"]}}, "runtimeConfig": {"ips": ["10.88.0.6"]}, `,
-			code: 7, want: "runtimeConfig.ips[0]: 10.88.0.6 and args.cni.ips[0] 10.88.0.5",
+			kind: WrongValue, want: "runtimeConfig.ips[0]: 10.88.0.6 and args.cni.ips[0] 10.88.0.5",
 		},
-		{name: "in no range", args: "IP=10.89.0.5", code: 7, want: "CNI_ARGS: IP: 10.89.0.5 is in no range"},
+		{name: "in no range", args: "IP=10.89.0.5", kind: WrongValue, want: "CNI_ARGS: IP: 10.89.0.5 is in no range"},
 		{
 			name: "behind the range's end",
 			conf: `"runtimeConfig": {"ips": ["10.88.0.100"]}, `,
-			code: 7,
+			kind: WrongValue,
 			want: "runtimeConfig.ips[0]: 10.88.0.100 is in no range",
 		},
 		{
 			name: "gateway",
 			conf: `"runtimeConfig": {"ips": ["10.88.0.1"]}, `,
-			code: 7,
+			kind: WrongValue,
 			want: "runtimeConfig.ips[0]: 10.88.0.1 is in no range, or a gateway",
 		},
 		{
 			name: "excluded",
 			conf: `"args": {"cni": {"ips": ["10.88.0.15"]}}, `,
-			code: 7,
+			kind: WrongValue,
 			want: "args.cni.ips[0]: 10.88.0.15 is in no range, or a gateway, or excluded: 10.88.0.0/24 (10.88.0.1 to " +
 				"10.88.0.99 without [10.88.0.8/29 10.88.0.20/32])",
 		},
-		{name: "excluded alone", args: "IP=10.88.0.20", code: 7, want: "CNI_ARGS: IP: 10.88.0.20"},
-		{name: "no address", args: "IP=10.88.0", code: 4, want: `CNI_ARGS: IP="10.88.0"`},
-		{name: "zone", args: "IP=fd00:10:88::5%eth0", code: 4, want: `CNI_ARGS: IP="fd00:10:88::5%eth0"`},
+		{name: "excluded alone", args: "IP=10.88.0.20", kind: WrongValue, want: "CNI_ARGS: IP: 10.88.0.20"},
+		{name: "no address", args: "IP=10.88.0", kind: WrongVariable, want: `CNI_ARGS: IP="10.88.0"`},
+		{name: "zone", args: "IP=fd00:10:88::5%eth0", kind: WrongVariable, want: `CNI_ARGS: IP="fd00:10:88::5%eth0"`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			c := parse(t, tc.conf+dual)
@@ -90,7 +90,7 @@ func TestAddresses(t *testing.T) {
 				addrs, err = c.Addresses(args)
 			}
 			if tc.want != "" {
-				wantError(t, err, tc.code, tc.want)
+				wantError(t, err, tc.kind, tc.want)
 				return
 			}
 			if err != nil {
@@ -125,7 +125,7 @@ func TestHardwareAddr(t *testing.T) {
 		}
 	}
 	_, err := ParseArgs("MAC=ff:ff:ff:ff:ff:ff")
-	wantError(t, err, types.ErrInvalidEnvironmentVariables, `CNI_ARGS: MAC="ff:ff:ff:ff:ff:ff"`)
+	wantError(t, err, WrongVariable, `CNI_ARGS: MAC="ff:ff:ff:ff:ff:ff"`)
 }
 
 func TestTheRuntimesRangesAndDNS(t *testing.T) {
@@ -169,7 +169,7 @@ func TestForAdd(t *testing.T) {
 	} {
 		chained, err := parse(t, tc.conf).ForAdd()
 		if tc.want != "" {
-			wantError(t, err, types.ErrInvalidNetworkConfig, tc.want)
+			wantError(t, err, WrongValue, tc.want)
 		} else if err != nil || chained != tc.chained {
 			t.Errorf("%s: %v, %v", tc.conf, chained, err)
 		}

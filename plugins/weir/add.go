@@ -16,12 +16,12 @@ func add(args *call) error {
 	if err != nil {
 		return err
 	}
-	return cniError(attachment.NewNode().Make(r, func(made attachment.Made) error {
+	return attachment.NewNode().Make(r, func(made attachment.Made) error {
 		if r.Chained != nil {
 			return types.PrintResult(c.PrevResult, c.CNIVersion)
 		}
 		return types.PrintResult(result(made, c.DNS), c.CNIVersion)
-	}))
+	})
 }
 
 func parseAdd(args *call) (*conf.NetConf, attachment.Request, error) {

@@ -22,7 +22,7 @@ func check(args *call) error {
 	}
 	e, err := attachment.Load(args.id())
 	if err != nil {
-		return cniError(err)
+		return err
 	}
 	prev, err := readPrevResult(c.PrevResult)
 	if err != nil {
@@ -37,5 +37,5 @@ func check(args *call) error {
 	if err != nil {
 		return err
 	}
-	return cniError(attachment.NewNode().Check(e, want))
+	return attachment.NewNode().Check(e, want)
 }

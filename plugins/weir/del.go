@@ -16,5 +16,5 @@ func del(args *call) error {
 	if err != nil {
 		return badID(err)
 	}
-	return cniError(attachment.NewNode().End(args.id()))
+	return attachment.NewNode().End(args.id())
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/attachment"
 	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/ipam"
 )
 
@@ -20,20 +21,26 @@ const (
 		"default route among them, packets from this network's address leave by this interface"
 )
 
-func refuse(code uint, format string, args ...any) error {
+func refuse(code uint, format string, args ...any) *types.Error {
 	return types.NewError(code, fmt.Sprintf(format, args...), "")
 }
 
-// cniError chooses the CNI code of an error of package attachment. No other code chooses one for these errors. An error
-// in the call itself, such as a wrong key or a missing prevResult, has its code where the call is read: package conf,
-// and this package's check.go, gc.go and prevresult.go.
+var inputCodes = map[conf.ErrorKind]uint{
+	conf.NotDecoded: types.ErrDecodingFailure, conf.UnknownKey: types.ErrUnsupportedField,
+	conf.WrongValue: types.ErrInvalidNetworkConfig, conf.WrongVariable: types.ErrInvalidEnvironmentVariables,
+}
+
+// cniError chooses the CNI code of an error of the packages conf and attachment. No other code chooses one for these
+// errors. An error of this package, such as a missing prevResult, has its code already.
 //
-//   - 3, 4 and 7: the runtime or the configuration has passed something wrong.
+//   - 2, 3, 4, 6 and 7: the runtime or the configuration has passed something wrong.
 //   - 11 ("try again later"): an address, a MAC, weir's rules or the agent is not available now.
 //   - 50: STATUS has found no agent.
 //   - 5 (I/O): the kernel or the disk has refused a step.
-func cniError(err error) error {
+func cniError(err error) *types.Error {
 	var (
+		cni       *types.Error
+		input     *conf.Error
 		left      *attachment.LeftoverError
 		exists    *attachment.ExistsError
 		noRecord  *attachment.NoRecordError
@@ -44,15 +51,16 @@ func cniError(err error) error {
 		noAgent   *attachment.NoAgentError
 		exhausted *ipam.ExhaustedError
 		other     *ipam.AssignedError
-		cni       *types.Error
 	)
 	switch {
-	case err == nil:
-		return nil
 	case errors.As(err, &left):
-		if errors.As(cniError(left.Cause), &cni) {
-			return types.NewError(cni.Code, cni.Msg, fmt.Sprintf("%s; left behind until DEL: %v", cni.Details, left.Err))
-		}
+		cause := cniError(left.Cause)
+		return types.NewError(cause.Code, cause.Msg,
+			fmt.Sprintf("%s; left behind until DEL: %v", cause.Details, left.Err))
+	case errors.As(err, &cni):
+		return cni
+	case errors.As(err, &input):
+		return types.NewError(inputCodes[input.Kind], input.Message, input.Details)
 	case errors.As(err, &exists):
 		return refuse(types.ErrInvalidEnvironmentVariables, "CNI_CONTAINERID, CNI_IFNAME: %v", exists)
 	case errors.As(err, &netns):
@@ -81,7 +89,7 @@ func cniError(err error) error {
 
 // linkError returns the CNI error for an interface that could not be made. If a key of the configuration or a
 // variable is the cause, the message begins with its name.
-func linkError(e *attachment.LinkError) error {
+func linkError(e *attachment.LinkError) *types.Error {
 	switch {
 	case errors.Is(e.Err, bridge.ErrRouteExists):
 		return types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("routes: %v", e.Err), routesDetails)

@@ -14,6 +14,7 @@ import (
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/attachment"
 	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/ipam"
 )
 
@@ -95,15 +96,17 @@ func TestErrors(t *testing.T) {
 			types.Error{Code: 11, Msg: held.Error(), Details: freeDetails + "; left behind until DEL: no space left on device"},
 		},
 		{errors.New("stdout is closed"), types.Error{Code: 5, Msg: "stdout is closed"}},
+		{refuse(7, "prevResult is missing"), types.Error{Code: 7, Msg: "prevResult is missing"}},
+		{
+			&conf.Error{Kind: conf.NotDecoded, Message: "no JSON", Details: "at 5"},
+			types.Error{Code: 6, Msg: "no JSON", Details: "at 5"},
+		},
+		{&conf.Error{Kind: conf.UnknownKey, Message: "x"}, types.Error{Code: 2, Msg: "x"}},
+		{&conf.Error{Kind: conf.WrongValue, Message: "mtu"}, types.Error{Code: 7, Msg: "mtu"}},
+		{&conf.Error{Kind: conf.WrongVariable, Message: "CNI_ARGS"}, types.Error{Code: 4, Msg: "CNI_ARGS"}},
 	} {
-		var got *types.Error
-		if !errors.As(cniError(errors.Join(tc.err)), &got) {
-			t.Errorf("%v: no CNI error", tc.err)
-		} else if diff := cmp.Diff(tc.want, *got); diff != "" {
+		if diff := cmp.Diff(tc.want, *cniError(errors.Join(tc.err))); diff != "" {
 			t.Errorf("%v: %s", tc.err, diff)
 		}
-	}
-	if err := cniError(nil); err != nil {
-		t.Errorf("no error: %v", err)
 	}
 }

@@ -33,5 +33,5 @@ func gc(args *call) error {
 		}
 		valid[id] = true
 	}
-	return cniError(attachment.NewNode().Collect(c.Name, valid))
+	return attachment.NewNode().Collect(c.Name, valid)
 }

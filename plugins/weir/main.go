@@ -10,7 +10,6 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -42,9 +41,7 @@ func run() int {
 	if err == nil {
 		return 0
 	}
-	e := types.NewError(types.ErrIOFailure, err.Error(), "")
-	_ = errors.As(err, &e)
-	printError(e, c.spoken())
+	printError(cniError(err), c.spoken())
 	return 1
 }
 

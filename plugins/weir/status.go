@@ -16,5 +16,5 @@ func status(args *call) error {
 	if err != nil || c.Enforcement != conf.Strict {
 		return err
 	}
-	return cniError(attachment.CheckAgent())
+	return attachment.CheckAgent()
 }
