@@ -6,6 +6,7 @@
 //   - Each call can be repeated: it is no error if an entry is gone.
 //   - If an entry can't be parsed, the list ends with an error, and doesn't count as complete.
 //   - Forget deletes only the listed entry, and never a later one with the same addresses and ports.
+//   - Entries of all zones are listed, marked and deleted. Another program may have chosen a connection's zone.
 package conntrack
 
 import (
@@ -28,9 +29,10 @@ type Connection struct {
 	Assured bool
 	// Translated means that Src sent to another address or port than Dst and Port, for instance to a Service.
 	Translated bool
-	// family and tuple identify the entry in requests to the kernel.
+	// family, tuple and zone identify the entry in requests to the kernel.
 	family uint8
 	tuple  []byte
+	zone   zone
 	id     [4]byte // differs between the entry and a later entry with the same tuple
 	state  tcpState
 }
@@ -41,12 +43,24 @@ type tcpState struct {
 	known bool  // true if the kernel has told the flags
 }
 
+// zone is the entry's zone of connection tracking, as the kernel writes it (big-endian). The default zone is 0. If only
+// one direction of the connection is in a zone, the tuple of that direction has the zone, and this field is 0.
+type zone [2]byte
+
 const labelBytes = 16
+
+// key returns the attributes that identify the entry.
+func (c Connection) key() []*nl.RtAttr {
+	key := []*nl.RtAttr{nl.NewRtAttr(nl.CTA_TUPLE_ORIG|unix.NLA_F_NESTED, c.tuple)}
+	if c.zone != (zone{}) {
+		key = append(key, nl.NewRtAttr(nl.CTA_ZONE, c.zone[:]))
+	}
+	return key
+}
 
 func (c Connection) send(operation int, attrs ...*nl.RtAttr) error {
 	req := request(operation, unix.NLM_F_ACK, c.family)
-	req.AddData(nl.NewRtAttr(nl.CTA_TUPLE_ORIG|unix.NLA_F_NESTED, c.tuple))
-	for _, a := range attrs {
+	for _, a := range append(c.key(), attrs...) {
 		req.AddData(a)
 	}
 	_, err := req.Execute(unix.NETLINK_NETFILTER, 0)

@@ -53,6 +53,8 @@ func TestForget(t *testing.T) {
 			"-p tcp -s 10.88.0.2 -d 10.99.0.1 -r 10.88.0.2 -q 10.88.0.1 --sport 4002 --dport 80 --reply-port-src 80 " +
 				"--reply-port-dst 4002 --state TIME_WAIT -t 7000",
 			"-p icmpv6 -s fd00:10:88::2 -d 2001:db8::1 --icmpv6-type 128 --icmpv6-code 0 --icmpv6-id 7 -t 7000",
+			"-w 5 -p udp -s 10.88.0.2 -d 10.88.0.3 --sport 4000 --dport 53 -t 7000",
+			"-w 5 -p udp -s fd00:10:88::2 -d fd00:10:88::3 --sport 4000 --dport 53 -t 7000",
 		}, keep...) {
 			nodetest.Run(t, "conntrack", append([]string{"-I"}, strings.Fields(entry)...)...)
 		}

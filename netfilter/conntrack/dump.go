@@ -69,6 +69,8 @@ func parse(msg []byte) (c Connection, ok bool) {
 				status := binary.BigEndian.Uint32(value)
 				c.Assured, c.Translated = status&assured != 0, status&dstNAT != 0
 			}
+		case nl.CTA_ZONE:
+			copy(c.zone[:], value)
 		case nl.CTA_ID:
 			copy(c.id[:], value)
 		case ctaLabels:

@@ -38,7 +38,7 @@ func Apply(edits []Edit) []error {
 	var b batch.Batch
 	for _, e := range edits {
 		req := request(e.kernelOperation(), 0, e.family)
-		for _, a := range e.attributes() {
+		for _, a := range append(e.key(), e.attributes()...) {
 			req.AddData(a)
 		}
 		b.Add(req, "edit an entry").MapError = batch.MapError(unix.ENOENT, nil)
@@ -57,9 +57,9 @@ func Apply(edits []Edit) []error {
 // such a connection, apply deletes the entry and makes it again with room.
 func (e Edit) apply() error {
 	attrs := e.attributes()
-	err := e.send(e.kernelOperation(), attrs[1:]...)
+	err := e.send(e.kernelOperation(), attrs...)
 	if e.Operation == Cut && errors.Is(err, unix.ENOSPC) {
-		err = e.recreate(attrs[1:]...)
+		err = e.recreate(attrs...)
 	}
 	if errors.Is(err, unix.ENOENT) { // the entry is gone
 		return nil
@@ -74,14 +74,13 @@ func (e Edit) kernelOperation() int {
 	return nl.IPCTNL_MSG_CT_NEW
 }
 
-// attributes returns the request's attributes. A request to delete contains the entry's ID, so that the kernel deletes
-// no later entry with the same tuple.
+// attributes returns the request's attributes behind the entry's key. A request to delete contains the entry's ID, so
+// that the kernel deletes no later entry with the same key.
 //
-// Equivalent to: conntrack -U TUPLE --label-add 127 (or --label-del); conntrack -D TUPLE, if the entry has the ID
+// Equivalent to: conntrack -U KEY --label-add 127 (or --label-del); conntrack -D KEY, if the entry has the ID
 func (e Edit) attributes() []*nl.RtAttr {
-	attrs := []*nl.RtAttr{nl.NewRtAttr(nl.CTA_TUPLE_ORIG|unix.NLA_F_NESTED, e.tuple)}
 	if e.Operation == Forget {
-		return append(attrs, nl.NewRtAttr(nl.CTA_ID, e.id[:]))
+		return []*nl.RtAttr{nl.NewRtAttr(nl.CTA_ID, e.id[:])}
 	}
 	mask := make([]byte, labelBytes)
 	mask[conf.CutLabel/8] |= 1 << (conf.CutLabel % 8)
@@ -89,5 +88,5 @@ func (e Edit) attributes() []*nl.RtAttr {
 	if e.Operation == Cut {
 		copy(value, mask)
 	}
-	return append(attrs, nl.NewRtAttr(ctaLabels, value), nl.NewRtAttr(ctaLabelsMask, mask))
+	return []*nl.RtAttr{nl.NewRtAttr(ctaLabels, value), nl.NewRtAttr(ctaLabelsMask, mask)}
 }

@@ -3,6 +3,7 @@ package conntrack
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -17,7 +18,7 @@ const maxRecreations = 100
 // recreate deletes the entry and makes it again with the labels. If it only deleted the entry, the server's next packet
 // would begin a new connection in the opposite direction. The new entry doesn't translate addresses.
 //
-// Equivalent to: conntrack -D TUPLE; conntrack -I TUPLE -r REPLY -t TIMEOUT -u ASSURED,SEEN_REPLY -l 127
+// Equivalent to: conntrack -D KEY; conntrack -I KEY -r REPLY -t TIMEOUT -u ASSURED,SEEN_REPLY -l 127
 func (c Connection) recreate(labels ...*nl.RtAttr) error {
 	reply, kept, err := c.read()
 	if err != nil {
@@ -25,15 +26,14 @@ func (c Connection) recreate(labels ...*nl.RtAttr) error {
 	}
 	for range maxRecreations {
 		for _, tuple := range [][]byte{c.tuple, reply} { // a packet may have made a new entry in either direction
-			err := Connection{family: c.family, tuple: tuple}.send(nl.IPCTNL_MSG_CT_DELETE)
+			err := Connection{family: c.family, tuple: tuple, zone: c.zone}.send(nl.IPCTNL_MSG_CT_DELETE)
 			if err != nil && !errors.Is(err, unix.ENOENT) {
 				return fmt.Errorf("delete: %w", err)
 			}
 		}
 		req := request(nl.IPCTNL_MSG_CT_NEW, unix.NLM_F_ACK|unix.NLM_F_CREATE|unix.NLM_F_EXCL, c.family)
-		req.AddData(nl.NewRtAttr(nl.CTA_TUPLE_ORIG|unix.NLA_F_NESTED, c.tuple))
 		req.AddData(nl.NewRtAttr(nl.CTA_TUPLE_REPLY|unix.NLA_F_NESTED, reply))
-		for _, a := range append(kept, labels...) {
+		for _, a := range slices.Concat(c.key(), kept, labels) {
 			req.AddData(a)
 		}
 		if _, err = req.Execute(unix.NETLINK_NETFILTER, 0); !errors.Is(err, unix.EEXIST) {
@@ -50,12 +50,14 @@ func (c Connection) recreate(labels ...*nl.RtAttr) error {
 // read returns what is needed to make the entry again: the tuple of the replies, the old entry's timeout, a TCP state
 // and a status.
 //
-// Equivalent to: conntrack -G TUPLE
+// Equivalent to: conntrack -G KEY
 func (c Connection) read() (reply []byte, kept []*nl.RtAttr, err error) {
 	// NLM_F_ACK asks for an acknowledgement. The kernel marks the entry as part of a list, and the acknowledgement ends
 	// this list.
 	req := request(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_ACK, c.family)
-	req.AddData(nl.NewRtAttr(nl.CTA_TUPLE_ORIG|unix.NLA_F_NESTED, c.tuple))
+	for _, a := range c.key() {
+		req.AddData(a)
+	}
 	msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)
 	if err != nil {
 		return nil, nil, fmt.Errorf("read: %w", err)

@@ -33,6 +33,7 @@ func TestEntriesWithoutRoomForLabels(t *testing.T) {
 		"-p udp -s fd00:10:88::2 -d fd00:10:88::3 --sport 4000 --dport 53 -u SEEN_REPLY,ASSURED -t 7000",
 		"-p icmpv6 -s fd00:10:88::2 -d fd00:10:88::3 --icmpv6-type 128 --icmpv6-code 0 --icmpv6-id 7 " +
 			"-u SEEN_REPLY,ASSURED -t 7000",
+		"-w 5 -p udp -s 10.88.0.2 -d 10.88.0.3 --sport 4000 --dport 53 -u SEEN_REPLY,ASSURED -t 7000",
 	} {
 		nodetest.Run(t, "conntrack", append([]string{"-I"}, strings.Fields(entry)...)...)
 	}
@@ -73,8 +74,8 @@ func TestEntriesWithoutRoomForLabels(t *testing.T) {
 		return of
 	}
 	nodetest.Run(t, "iptables", "-A", "FORWARD", "-m", "connlabel", "--label", "127", "-j", "DROP")
-	if n := cut(true); n != 9 {
-		t.Errorf("%d of 9 connections are cut", n)
+	if n := cut(true); n != 10 {
+		t.Errorf("%d of 10 connections are cut", n)
 	}
 	if diff := cmp.Diff(before, listing(t)); diff != "" {
 		t.Errorf("cut: %s", diff)
