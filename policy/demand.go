@@ -124,7 +124,7 @@ func refuseAll(i *isolation) *ask {
 				return a
 			}
 			if len(r.ports) > 0 {
-				a.stated.report(i.policy, r.peers[j].field, noRoom)
+				a.stated.report(i.policy, r.peers[j].field, noCapacity)
 			}
 		}
 	}

@@ -136,7 +136,7 @@ func (c *compiler) next(r *dividing, t *tenant) (going, known bool) {
 		if fits {
 			t.skipped += whole.entries
 		}
-		t.problems.report(d.policy, d.peer.field, noRoom)
+		t.problems.report(d.policy, d.peer.field, noCapacity)
 	}
 	return false, true
 }

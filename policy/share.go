@@ -22,10 +22,9 @@ func (a amount) share(room amount) float64 {
 	return max(a.rules/room.rules, a.sets/room.sets, a.entries/room.entries)
 }
 
-var noRoom = fmt.Sprintf("there is no room for it on this node: the policies of its pods "+
-	"would be more than %d rules of the kernel's, "+
-	"%d sets, or %d addresses, networks and ports in them, and this namespace has used its equal share; it allows nothing",
-	maxNodeRules, maxNodeSets, maxNodeEntries)
+var noCapacity = fmt.Sprintf("this node has no capacity for it: the policies of its pods would need more than %d "+
+	"rules of the kernel, %d sets, or %d addresses, networks and ports in them, and this namespace has used its equal "+
+	"share; it allows nothing", maxNodeRules, maxNodeSets, maxNodeEntries)
 
 type tenant struct {
 	*part

@@ -218,7 +218,7 @@ func gaps(f agentapi.Flows) (notes []string) {
 		notes = append(notes, fmt.Sprintf("%s%d packets belong to no flow that is known", of, f.Unknown))
 	}
 	if f.Forgotten > 0 {
-		notes = append(notes, fmt.Sprintf("%s%d older flows made room for newer ones", of, f.Forgotten))
+		notes = append(notes, fmt.Sprintf("%s%d older flows were forgotten, because newer ones came", of, f.Forgotten))
 	}
 	return notes
 }
