@@ -3,11 +3,10 @@ package verdict
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 
-	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
@@ -25,6 +24,26 @@ type Miss struct {
 	Why    string `json:"why"`
 	Change string `json:"change"`
 	Kind   Kind   `json:"kind"`
+	// Label is the change of the object's label, if Change is one.
+	Label LabelChange `json:"-"`
+}
+
+// LabelChange gives a label a value, or removes it. Without a key it changes nothing.
+type LabelChange struct {
+	Key, Value string
+	Remove     bool
+}
+
+// Apply returns the labels with the change.
+func (c LabelChange) Apply(labels map[string]string) map[string]string {
+	changed := maps.Clone(labels)
+	if changed == nil {
+		changed = map[string]string{}
+	}
+	if changed[c.Key] = c.Value; c.Remove {
+		delete(changed, c.Key)
+	}
+	return changed
 }
 
 type Kind string
@@ -157,7 +176,11 @@ func missedPeer(namespace, field string, p networkingv1.NetworkPolicyPeer, e end
 	case p.IPBlock != nil && (p.PodSelector != nil || p.NamespaceSelector != nil):
 		return unreadable(field, "it has both an ipBlock and a selector")
 	case p.IPBlock != nil:
-		return missedBlock(field+".ipBlock", *p.IPBlock, e.addr)
+		all := missedBlock(field+".ipBlock", *p.IPBlock, e.addr)
+		if len(e.pods) > 0 && all[0].Kind == MissBlock {
+			all[0].Change = addPod(e.pods[0])
+		}
+		return all
 	case p.PodSelector == nil && p.NamespaceSelector == nil:
 		return unreadable(field, "it has no selector and no ipBlock")
 	}
@@ -191,79 +214,6 @@ func missedPeer(namespace, field string, p networkingv1.NetworkPolicyPeer, e end
 		}
 	}
 	return all
-}
-
-func missedSelectors(
-	namespace, field string, p networkingv1.NetworkPolicyPeer, o pod, namespaces, pods labels.Selector,
-) (all []Miss) {
-	if p.NamespaceSelector == nil && o.Namespace != namespace {
-		all = append(all, Miss{
-			Object: "Pod " + o.Namespace + "/" + o.Name, Field: field, Kind: MissNamespace,
-			Wants: "a pod in namespace " + namespace,
-			Why: fmt.Sprintf("pod %s/%s is in namespace %s, but a podSelector without a namespaceSelector selects only pods in "+
-				"the policy's own namespace, %s", o.Namespace, o.Name, o.Namespace, namespace),
-			Change: addPeer(field, o.Namespace),
-		})
-	}
-	for _, r := range missedLabels(namespaces, o.namespace, o.unknownOfNamespace) {
-		m := labelMiss("namespace", o.Namespace, field+".namespaceSelector", r, o.namespace, o.unknownOfNamespace)
-		m.Object, m.Kind = "Namespace "+o.Namespace, MissNamespaceLabel
-		if r.Key() == corev1.LabelMetadataName { // the API server sets this label to the namespace's name
-			m.Change = addPeer(field, o.Namespace)
-		}
-		all = append(all, m)
-	}
-	for _, r := range missedLabels(pods, o.labels, o.unknownLabel) {
-		m := labelMiss("pod", o.Namespace+"/"+o.Name, field+".podSelector", r, o.labels, o.unknownLabel)
-		m.Object, m.Kind = "Pod "+o.Namespace+"/"+o.Name, MissLabel
-		all = append(all, m)
-	}
-	return all
-}
-
-// addPeer returns the change that makes a rule match pods of another namespace. A change of the peer itself would end
-// what the peer matches now.
-func addPeer(field, namespace string) string {
-	return fmt.Sprintf("add a peer like %s to the rule, with a namespaceSelector with %s: %s", field,
-		corev1.LabelMetadataName, namespace)
-}
-
-func missedLabels(s labels.Selector, known labels.Set, unknown func(string) bool) (all []labels.Requirement) {
-	requirements, _ := s.Requirements()
-	for _, r := range requirements {
-		if !r.Matches(known) || unknown(r.Key()) {
-			all = append(all, r)
-		}
-	}
-	return all
-}
-
-func labelMiss(kind, name, field string, r labels.Requirement, known labels.Set, unknown func(string) bool) Miss {
-	m := Miss{Field: field, Wants: r.String()}
-	value, has := known[r.Key()]
-	values := r.Values().UnsortedList()
-	slices.Sort(values)
-	switch {
-	case unknown(r.Key()):
-		m.Why = fmt.Sprintf("it is unknown whether %s %s has the label %s", kind, name, r.Key())
-		m.Change = fmt.Sprintf("let weir read the labels of %s %s", kind, name)
-		return m
-	case has && r.Operator() == "!", len(values) > 0 && strings.HasPrefix(string(r.Operator()), "not"),
-		r.Operator() == "!=":
-		m.Why = fmt.Sprintf("%s %s has label %s=%s, which %s excludes (%s)", kind, name, r.Key(), value, field, r.String())
-		m.Change = fmt.Sprintf("remove label %s from %s %s", r.Key(), kind, name)
-		return m
-	}
-	want := r.Key()
-	if len(values) > 0 {
-		want += "=" + values[0]
-	}
-	m.Why = fmt.Sprintf("%s %s lacks label %s, which %s asks for", kind, name, m.Wants, field)
-	if has {
-		m.Why = fmt.Sprintf("%s %s has label %s=%s, but %s asks for %s", kind, name, r.Key(), value, field, m.Wants)
-	}
-	m.Change = fmt.Sprintf("give %s %s the label %s", kind, name, want)
-	return m
 }
 
 func missedBlock(field string, b networkingv1.IPBlock, a netip.Addr) []Miss {

@@ -1,0 +1,136 @@
+package verdict
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	"k8s.io/apimachinery/pkg/labels"
+)
+
+func missedSelectors(
+	namespace, field string, p networkingv1.NetworkPolicyPeer, o pod, namespaces, pods labels.Selector,
+) (all []Miss) {
+	if p.NamespaceSelector == nil && o.Namespace != namespace {
+		all = append(all, Miss{
+			Object: "Pod " + o.Namespace + "/" + o.Name, Field: field, Kind: MissNamespace,
+			Wants: "a pod in namespace " + namespace,
+			Why: fmt.Sprintf("pod %s/%s is in namespace %s, but a podSelector without a namespaceSelector selects only pods in "+
+				"the policy's own namespace, %s", o.Namespace, o.Name, o.Namespace, namespace),
+			Change: addPeer(field, o.Namespace),
+		})
+	}
+	l := labelled{"namespace", o.Namespace, o.namespace, o.unknownOfNamespace}
+	for _, m := range l.misses(field+".namespaceSelector", namespaces) {
+		m.Object = "Namespace " + o.Namespace
+		if m.Kind == MissLabel {
+			m.Kind = MissNamespaceLabel
+		}
+		if m.key == corev1.LabelMetadataName { // the API server sets this label to the namespace's name
+			m.Change = addPeer(field, o.Namespace)
+		}
+		all = append(all, m.Miss)
+	}
+	l = labelled{"pod", o.Namespace + "/" + o.Name, o.labels, o.unknownLabel}
+	for _, m := range l.misses(field+".podSelector", pods) {
+		m.Object = "Pod " + o.Namespace + "/" + o.Name
+		all = append(all, m.Miss)
+	}
+	return all
+}
+
+// addPeer returns the change that makes a rule match pods of another namespace. A change of the peer itself would end
+// what the peer matches now.
+func addPeer(field, namespace string) string {
+	return fmt.Sprintf("add a peer like %s to the rule, with a namespaceSelector with %s: %s", field,
+		corev1.LabelMetadataName, namespace)
+}
+
+// addPod returns the change that makes a rule match the pod. An ipBlock would match only until the pod has another
+// address.
+func addPod(o pod) string {
+	return fmt.Sprintf("add a peer for pod %s/%s to the rule, with a namespaceSelector with %s: %s and a podSelector "+
+		"with labels of the pod", o.Namespace, o.Name, corev1.LabelMetadataName, o.Namespace)
+}
+
+// labelled is a pod or a namespace, with its labels.
+type labelled struct {
+	kind, name string
+	labels     labels.Set
+	unknown    func(key string) bool
+}
+
+type labelMiss struct {
+	Miss
+	key string
+}
+
+func (l labelled) misses(field string, s labels.Selector) (all []labelMiss) {
+	requirements, _ := s.Requirements()
+	for _, r := range requirements {
+		if r.Matches(l.labels) && !l.unknown(r.Key()) {
+			continue
+		}
+		m := l.miss(field, r)
+		if !l.unknown(r.Key()) {
+			l.mend(&m, field, r.Key(), requirements)
+		}
+		all = append(all, labelMiss{m, r.Key()})
+	}
+	return all
+}
+
+func (l labelled) miss(field string, r labels.Requirement) Miss {
+	m := Miss{Field: field, Wants: r.String(), Kind: MissLabel}
+	value, has := l.labels[r.Key()]
+	excludes := has && (r.Operator() == "!" || strings.HasPrefix(string(r.Operator()), "not") || r.Operator() == "!=")
+	switch {
+	case l.unknown(r.Key()):
+		m.Why = fmt.Sprintf("it is unknown whether %s %s has the label %s", l.kind, l.name, r.Key())
+		m.Change = fmt.Sprintf("let weir read the labels of %s %s", l.kind, l.name)
+	case excludes:
+		m.Why = fmt.Sprintf("%s %s has label %s=%s, which %s excludes (%s)", l.kind, l.name, r.Key(), value, field, m.Wants)
+	case has:
+		m.Why = fmt.Sprintf("%s %s has label %s=%s, but %s asks for %s", l.kind, l.name, r.Key(), value, field, m.Wants)
+	default:
+		m.Why = fmt.Sprintf("%s %s lacks label %s, which %s asks for", l.kind, l.name, m.Wants, field)
+	}
+	return m
+}
+
+// mend names the change of the label that meets all requirements on it. If they contradict each other, the miss becomes
+// one of an unreadable peer, because the selector matches nothing.
+func (l labelled) mend(m *Miss, field, key string, all labels.Requirements) {
+	var values []string
+	for _, r := range all {
+		if r.Key() == key {
+			values = append(values, r.Values().UnsortedList()...)
+		}
+	}
+	slices.Sort(values)
+	fits := func(set labels.Set) bool {
+		return !slices.ContainsFunc(all, func(r labels.Requirement) bool { return r.Key() == key && !r.Matches(set) })
+	}
+	_, has := l.labels[key]
+	i := slices.IndexFunc(values, func(v string) bool { return fits(labels.Set{key: v}) })
+	m.Label.Key = key
+	switch other := "no value of " + strings.Join(values, ""); {
+	case i >= 0:
+		m.Label.Value = values[i]
+		m.Change = fmt.Sprintf("give %s %s the label %s=%s", l.kind, l.name, key, values[i])
+	case has && fits(labels.Set{}):
+		m.Label.Remove = true
+		m.Change = fmt.Sprintf("remove label %s from %s %s", key, l.kind, l.name)
+	case !has && fits(labels.Set{key: ""}):
+		m.Change = fmt.Sprintf("give %s %s the label %s", l.kind, l.name, key)
+	case fits(labels.Set{key: other}):
+		m.Label.Value = other
+		m.Change = fmt.Sprintf("give label %s of %s %s another value", key, l.kind, l.name)
+	default:
+		m.Label = LabelChange{}
+		m.Kind, m.Change = MissUnreadable, "correct "+field
+		m.Why = fmt.Sprintf("no %s meets all conditions of %s on the label %s, so it matches nothing", l.kind, field, key)
+	}
+}
