@@ -219,6 +219,9 @@ func reason(s explain.Side) string {
 	case explain.HostNetwork:
 		return "the pod uses its node's network, so no policy applies"
 	case explain.Vacant:
+		if s.Direction == ruleset.Egress {
+			return "no pod has this address, so no pod sends from it"
+		}
 		return "no pod has this address, so its node drops the packets"
 	case explain.NoPod:
 		return "no pod is at this end, so no policy applies"

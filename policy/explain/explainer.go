@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
@@ -14,14 +13,11 @@ import (
 
 const maxPaths = 100
 
-// fewMisses is how many unmet conditions a rule may have to be suggested. With more, it is better to add a new rule.
-const fewMisses = 2
-
-const maxNear = 20
-
 type explainer struct {
 	*Cluster
 	evaluator   *verdict.Evaluator
+	evaluators  verdict.Cache
+	state       policy.State // the state of the evaluator
 	byNamespace map[string][]*policy.Pod
 	Explanation
 }
@@ -105,7 +101,8 @@ func (x *explainer) connect(sources []Place, targets []target, in entrance) {
 	for _, t := range targets {
 		addresses[t.Address] = true
 	}
-	x.evaluator = verdict.New(x.about(addresses))
+	x.state = x.about(addresses)
+	x.evaluator = x.evaluators.New(x.state)
 	for _, f := range conf.Families {
 		for _, s := range sources {
 			for _, t := range targets {
@@ -192,15 +189,11 @@ func (x *explainer) audit(s *Side, v verdict.Side, p verdict.Packet, peer Place)
 	}
 }
 
-func (x *explainer) nearest(d ruleset.Direction, p verdict.Packet, peer Place, audited bool) []verdict.Near {
-	near := x.evaluator.Nearest(d, p, audited)
-	near = near[:min(len(near), maxNear)]
-	standIn(near, x.label(peer), peer)
-	return near
-}
-
 func (x *explainer) side(d ruleset.Direction, v verdict.Side, p verdict.Packet, at, peer Place) Side {
 	s := Side{Direction: d, Result: Dropped, Pod: v.Pod, Node: at.Node, Policies: []string{}}
+	if slices.Contains(x.owners(at.Address), at.Pod) {
+		s.Pod = at.Pod
+	}
 	for _, one := range append([]verdict.Side{v}, v.Either...) {
 		for _, np := range one.Policies {
 			if !slices.Contains(s.Policies, np.Name) {
@@ -256,8 +249,8 @@ func (x *explainer) side(d ruleset.Direction, v verdict.Side, p verdict.Packet, 
 	if s.Result == Dropped && s.Reason != Closed {
 		s.Allows = nil
 		s.Nearest = x.nearest(d, p, peer, false)
-		if len(s.Nearest) == 0 || len(s.Nearest[0].Misses) > fewMisses {
-			s.Change = x.needed(d, at, peer, p)
+		if len(s.Nearest) == 0 || len(s.Nearest[0].Misses) > fewMisses || x.isolatesToo(s.Nearest[0], d, p) {
+			s.Change = x.needed(s, at, peer, p)
 		}
 	}
 	return s
@@ -266,48 +259,6 @@ func (x *explainer) side(d ruleset.Direction, v verdict.Side, p verdict.Packet, 
 // allow makes the side allowed for a reason other than policies, and removes suggestions for changes.
 func (s *Side) allow(why Reason) {
 	s.Result, s.Reason, s.Nearest, s.Change, s.OnlyAudited = Allowed, why, nil, "", nil
-}
-
-// standIn rewrites misses about the peer's address, if this address is made up or stands for hosts outside of the
-// cluster.
-func standIn(all []verdict.Near, name string, peer Place) {
-	for _, near := range all {
-		for i := range near.Misses {
-			m := &near.Misses[i]
-			switch {
-			case peer.isWorld && m.Kind == verdict.MissNoPod:
-				m.Why = "hosts outside of the cluster are no pods, and selectors match only pods"
-				m.Change = "add an ipBlock with the network of these hosts to the rule"
-			case peer.isWorld && m.Kind == verdict.MissBlock:
-				m.Why = fmt.Sprintf("hosts outside of the cluster need not be in %s", m.Wants)
-				m.Change = "ask about the address of one of these hosts, or add their network to the rule"
-			case peer.isAnyNode && (m.Kind == verdict.MissNoPod || m.Kind == verdict.MissBlock):
-				m.Change = fmt.Sprintf("add ipBlocks with such an address of each node, here %s, to the rule", peer.Address)
-			case peer.Invented && m.Kind == verdict.MissBlock:
-				m.Why = fmt.Sprintf("the source has no address of %s, so it is unknown whether %s contains it", name, m.Wants)
-				m.Change = "select the pod by its labels: pods' addresses change"
-			}
-		}
-	}
-}
-
-// needed says which rule to add if no rule almost allows the connection.
-func (x *explainer) needed(d ruleset.Direction, at, peer Place, p verdict.Packet) string {
-	namespace, _, _ := strings.Cut(at.Pod, "/")
-	what := "for all ports (no other rule allows ICMP)"
-	if p.Port != 0 {
-		what = fmt.Sprintf("for %s port %d", strings.ToUpper(string(p.Proto)), p.Port)
-	}
-	preposition := map[ruleset.Direction]string{ruleset.Ingress: "from", ruleset.Egress: "to"}[d]
-	end := x.label(peer)
-	switch {
-	case peer.isWorld:
-		end = "the network of these hosts"
-	case peer.isAnyNode:
-		end = fmt.Sprintf("such an address of each node, here %s,", peer.Address)
-	}
-	return fmt.Sprintf("add an %s rule %s %s %s to one of these policies, or to a new policy in namespace %s that "+
-		"selects %s", d, preposition, end, what, namespace, at.Pod)
 }
 
 func ruleOf(name string, r verdict.Rule) Rule {

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -88,8 +89,9 @@ func or(a, b string) string {
 
 // masqueraded reports whether the sender's node replaces the packet's source by its own address.
 func (x *explainer) masqueraded(p *Path) bool {
-	if p.To.Pod != "" && !p.To.HostNetwork || x.isOurs(p.To.Address) {
-		return false
+	onNode := p.To.isOwn || p.To.isNode && p.To.Node != "" && p.To.Node == p.From.Node
+	if p.To.Pod != "" && !p.To.HostNetwork || x.isOurs(p.To.Address) || onNode {
+		return false // no packet to the sender's own node is masqueraded, because it doesn't leave the node
 	}
 	for _, n := range x.Nodes {
 		for _, cidr := range n.PodCIDRs {
@@ -187,8 +189,28 @@ func isolates(np *networkingv1.NetworkPolicy, d ruleset.Direction) bool {
 	return slices.Contains(np.Spec.PolicyTypes, want)
 }
 
+// owners returns the names of the pods that have the address for the policies. Of several pods, each counts.
+func (x *explainer) owners(a netip.Addr) (names []string) {
+	for _, o := range x.evaluator.At(a).Pods() {
+		names = append(names, o.Namespace+"/"+o.Name)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+func (x *explainer) ownerNotes(end Place) {
+	switch names := x.owners(end.Address); {
+	case len(names) > 1:
+		x.note("%s is the address of several pods: %s. Policies that select any of them isolate it, and a selector must "+
+			"match all of them. If one of them has ended, its status is outdated", end.Address, excerpt.List(names, ", "))
+	case len(names) == 1 && end.Pod != "" && !end.HostNetwork && names[0] != end.Pod:
+		x.note("%s states the address %s, but %s has it: the policies of %s decide", end.Pod, end.Address, names[0], names[0])
+	}
+}
+
 func (x *explainer) problemNotes(p *Path) {
 	for i, end := range []Place{p.From, p.To} {
+		x.ownerNotes(end)
 		if end.Pod != "" && !end.HostNetwork && p.Sides[i].Pod == "" && p.Sides[i].Reason == NoPod {
 			x.note("%s isn't within the podCIDRs of %s's Node %s, so weir doesn't believe that it is the pod's address: no "+
 				"policy applies to it, and no selector matches it", end.Address, end.Pod, or(end.Node, "(unknown)"))

@@ -125,6 +125,8 @@ func cutPort(s string) (end, port string, has bool, err error) {
 	return end, port, has, nil
 }
 
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
 const endForms = "an end is NAMESPACE/POD, svc/NAMESPACE/SERVICE, an address, node/NAME or world"
 
 func parseEnd(s, namespace string) (Ref, error) {
@@ -135,7 +137,7 @@ func parseEnd(s, namespace string) (Ref, error) {
 		if a.Unmap().IsLoopback() {
 			return Ref{}, inputError("%q is a loopback address: packets to it never leave the pod or the node", s)
 		}
-		if a = a.Unmap(); a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() {
+		if a = a.Unmap(); a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || a == broadcast {
 			return Ref{}, inputError("%q is not the address of one host", s)
 		}
 		return Ref{Kind: EndAddress, Address: a}, nil
@@ -172,6 +174,9 @@ func parseEnd(s, namespace string) (Ref, error) {
 	if !names.MatchString(parts[1]) || (parts[0] != "" && !names.MatchString(parts[0])) ||
 		(parts[0] == "" && strings.Contains(s, "/") && kind != EndNode) {
 		return Ref{}, inputError("%q is no name: %s", s, endForms)
+	}
+	if _, err := netip.ParsePrefix(parts[0] + "/" + parts[1]); err == nil {
+		return Ref{}, inputError("%q is a network: name one address of it", s)
 	}
 	return Ref{Kind: kind, Namespace: parts[0], Name: parts[1]}, nil
 }

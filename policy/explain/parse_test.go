@@ -87,7 +87,10 @@ func TestParseErrors(t *testing.T) {
 		"0.0.0.0:80":   `"0.0.0.0" is not the address of one host`,
 		"fe80::1%eth0": `"fe80::1%eth0" is not the address of one host`,
 		"224.0.0.1":    `"224.0.0.1" is not the address of one host`,
-		"ns/\x1b[2Jb":  `"ns/\x1b[2Jb" is no name: ` + forms,
+
+		"255.255.255.255:67/udp": `"255.255.255.255" is not the address of one host`,
+		"10.0.0.0/8":             `"10.0.0.0/8" is a network: name one address of it`,
+		"ns/\x1b[2Jb":            `"ns/\x1b[2Jb" is no name: ` + forms,
 	} {
 		_, err := Parse("ns/a", to, "")
 		var input *InputError

@@ -1,0 +1,189 @@
+package explain
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
+)
+
+func selecting(app string) *metav1.LabelSelector {
+	return &metav1.LabelSelector{MatchLabels: map[string]string{"app": app}}
+}
+
+// isolatingApp returns a policy that isolates the pods of an app in one direction, and allows the pods of another app.
+func isolatingApp(name, app string, d networkingv1.PolicyType, peer string) *networkingv1.NetworkPolicy {
+	np := &networkingv1.NetworkPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: name}}
+	np.Spec.PodSelector, np.Spec.PolicyTypes = *selecting(app), []networkingv1.PolicyType{d}
+	peers := []networkingv1.NetworkPolicyPeer{{PodSelector: selecting(peer)}}
+	switch {
+	case peer == "":
+	case d == networkingv1.PolicyTypeEgress:
+		np.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: peers}}
+	default:
+		np.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: peers}}
+	}
+	return np
+}
+
+func shopPod(namespace, app, address string) policy.Pod {
+	return policy.Pod{
+		Namespace: namespace, Name: app, NodeName: "n1", Labels: map[string]string{"app": app},
+		Addresses: []netip.Addr{netip.MustParseAddr(address)},
+	}
+}
+
+func ask(t *testing.T, c Cluster, from, to string) Explanation {
+	t.Helper()
+	q, err := Parse(from, to, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := Explain(c, q)
+	if err != nil || len(e.Paths) == 0 {
+		t.Fatalf("%v: %+v", err, e)
+	}
+	return e
+}
+
+// TestAdviceOfLabels: the advice isn't a label with which another policy would isolate the sender.
+func TestAdviceOfLabels(t *testing.T) {
+	for _, isolates := range []bool{false, true} {
+		c := Cluster{}
+		c.Pods = []policy.Pod{shopPod("shop", "web", "10.0.0.2"), shopPod("shop", "db", "10.0.0.3")}
+		c.Policies = []*networkingv1.NetworkPolicy{isolatingApp("db", "db", networkingv1.PolicyTypeIngress, "api")}
+		if isolates {
+			c.Policies = append(c.Policies, isolatingApp("api", "api", networkingv1.PolicyTypeEgress, ""))
+		}
+		side := ask(t, c, "shop/web", "shop/db:80").Paths[0].Sides[1]
+		if m := side.Nearest[0].Misses; len(m) != 1 || m[0].Change != "give pod shop/web the label app=api" {
+			t.Fatalf("%+v", m)
+		}
+		if (side.Change != "") != isolates {
+			t.Errorf("app=api isolates the pod: %v, and the advice is %q", isolates, side.Change)
+		}
+	}
+}
+
+// TestAdviceOfFaultyPolicies: no rule helps in a policy none of whose rules counts because of an error.
+func TestAdviceOfFaultyPolicies(t *testing.T) {
+	const rule = "add an ingress rule from shop/web for TCP port 80 to "
+	for _, tc := range []struct {
+		field string
+		sound []string
+		want  string
+	}{
+		{"metadata.annotations.weir.io/audit", nil, rule + "one of these policies, or to a new policy"},
+		{"spec.podSelector", nil, "correct NetworkPolicy shop/faulty, as the notes say, or " + rule + "a new policy"},
+		{"spec.podSelector", []string{"a", "b"}, rule + "NetworkPolicy shop/a or shop/b, or to a new policy"},
+	} {
+		c := Cluster{}
+		c.Pods = []policy.Pod{shopPod("shop", "web", "10.0.0.2"), shopPod("shop", "db", "10.0.0.3")}
+		for _, name := range append(tc.sound, "faulty") {
+			c.Policies = append(c.Policies, isolatingApp(name, "db", networkingv1.PolicyTypeIngress, ""))
+		}
+		c.Problems = []ruleset.Problem{ruleset.ProblemOfPolicy("shop/faulty", tc.field, "why")}
+		change := ask(t, c, "shop/web", "shop/db:80").Paths[0].Sides[1].Change
+		if !strings.HasPrefix(change, tc.want) || (tc.sound != nil) != strings.Contains(change, "No rule of shop/faulty") {
+			t.Errorf("%s, %q: %q", tc.field, tc.sound, change)
+		}
+	}
+}
+
+// TestAddressOfSeveralPods: if several pods state an address, a note names them. The advice isn't about one of them.
+func TestAddressOfSeveralPods(t *testing.T) {
+	c := Cluster{}
+	c.Pods = []policy.Pod{
+		shopPod("shop", "api", "10.0.0.2"), shopPod("ops", "old", "10.0.0.2"), shopPod("shop", "db", "10.0.0.3"),
+	}
+	c.Policies = []*networkingv1.NetworkPolicy{isolatingApp("db", "db", networkingv1.PolicyTypeIngress, "api")}
+	e := ask(t, c, "shop/api", "shop/db:80")
+	sides := e.Paths[0].Sides
+	if sides[0].Pod != "shop/api" || sides[1].Result != Dropped {
+		t.Errorf("%+v", sides)
+	}
+	if !strings.Contains(strings.Join(e.Notes, " "), "10.0.0.2 is the address of several pods: ops/old, shop/api") {
+		t.Errorf("%q", e.Notes)
+	}
+	for _, m := range sides[1].Nearest[0].Misses {
+		if !strings.HasPrefix(m.Change, "find out which pod has 10.0.0.2") {
+			t.Errorf("%+v", m)
+		}
+	}
+}
+
+// TestClosedPeer: the advice for a connection from a closed pod isn't an ipBlock with the pod's address.
+func TestClosedPeer(t *testing.T) {
+	c := Cluster{}
+	c.Pods = []policy.Pod{shopPod("shop", "db", "10.0.0.3")}
+	c.Policies = []*networkingv1.NetworkPolicy{isolatingApp("db", "db", networkingv1.PolicyTypeIngress, "api")}
+	c.Endpoints = []policy.Endpoint{{
+		Pod:       policy.PodRef{Namespace: "shop", Name: "closed"},
+		Addresses: []policy.Address{{Addr: netip.MustParseAddr("10.0.0.2")}},
+	}}
+	m := ask(t, c, "shop/closed", "shop/db:80").Paths[0].Sides[1].Nearest[0].Misses[0]
+	if !strings.Contains(m.Why, "pod shop/closed is closed") || strings.Contains(m.Change, "ipBlock") {
+		t.Errorf("%+v", m)
+	}
+}
+
+// TestWorldOfAnotherFamily: no host with an IPv6 address is in an IPv4 network.
+func TestWorldOfAnotherFamily(t *testing.T) {
+	c := Cluster{}
+	c.Pods = []policy.Pod{shopPod("shop", "db", "10.0.0.3")}
+	c.Pods[0].Addresses = append(c.Pods[0].Addresses, netip.MustParseAddr("fd00::3"))
+	np := isolatingApp("db", "db", networkingv1.PolicyTypeEgress, "api")
+	np.Spec.Egress[0].To[0] = networkingv1.NetworkPolicyPeer{IPBlock: &networkingv1.IPBlock{CIDR: "0.0.0.0/0"}}
+	c.Policies = []*networkingv1.NetworkPolicy{np}
+	paths := ask(t, c, "shop/db", "world:80").Paths
+	if len(paths) != 2 || paths[0].Result != Allowed || paths[1].Result != Dropped {
+		t.Fatalf("%+v", paths)
+	}
+	got := paths[1].Sides[0].Nearest[0].Misses[0]
+	if got.Why != "the connection is IPv6, and 0.0.0.0/0 is not" || !strings.Contains(got.Change, "the IPv6 network of") {
+		t.Errorf("%+v", got)
+	}
+}
+
+// TestMasqueraded: a node masquerades packets to other nodes, and none to itself.
+func TestMasqueraded(t *testing.T) {
+	c := Cluster{}
+	c.Pods = []policy.Pod{shopPod("shop", "db", "10.0.0.3")}
+	for i := range 2 {
+		c.Nodes = append(c.Nodes, policy.Node{
+			Name: fmt.Sprintf("n%d", i+1), Addresses: []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})},
+			PodCIDRs: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(i), 0}), 24)},
+		})
+	}
+	c.Pods = append(c.Pods, policy.Pod{
+		Namespace: "shop", Name: "hosted", NodeName: "n1", HostNetwork: true, Addresses: c.Nodes[0].Addresses,
+	})
+	agent := c
+	agent.Nodes, agent.Own = nil, c.Nodes[0].Addresses
+	agent.Endpoints = []policy.Endpoint{{
+		Pod: policy.PodRef{Namespace: "shop", Name: "db"}, Enforcement: conf.Strict,
+		Addresses: []policy.Address{{Addr: c.Pods[0].Addresses[0]}},
+	}}
+	for _, tc := range []struct {
+		of   Cluster
+		to   string
+		want bool
+	}{
+		{c, "192.0.2.1:22", false}, {c, "192.0.2.2:22", true}, {c, "shop/hosted:22", false}, {c, "198.51.100.1:22", true},
+		{agent, "192.0.2.1:22", false}, {agent, "192.0.2.2:22", true},
+	} {
+		e := ask(t, tc.of, "shop/db", tc.to)
+		got := slices.ContainsFunc(e.Notes, func(n string) bool { return strings.Contains(n, "weir masquerades") })
+		if got != tc.want {
+			t.Errorf("%s: masqueraded: %v, want %v; notes %q", tc.to, got, tc.want, e.Notes)
+		}
+	}
+}
