@@ -116,7 +116,7 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	context.AfterFunc(ctx, func() { _ = watcher.Close() })
-	servers, err := a.listen(ctx)
+	servers, err := a.listen(ctx, lock)
 	if err != nil {
 		return err
 	}

@@ -126,6 +126,7 @@ func (a *agent) heedDrift() work {
 
 func (a *agent) prepareResync(ctx context.Context) {
 	a.retryRecords()
+	a.keepBackendName()
 	a.kernel.refused = nil // the kernel may accept these parts now: a module was loaded, or there is room again
 	a.reportShortage(ctx)
 }

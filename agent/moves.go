@@ -193,3 +193,19 @@ func (a *agent) removeOthers(ctx context.Context) error {
 	a.moving.both = a.moving.both && err != nil
 	return err
 }
+
+// keepBackendName checks that the plugin still reads the name of the backend in use. Another program may have removed
+// the file: then the plugin denies new pods in both backends. So the next rounds remove the sets that the plugin has
+// made in the other backend, and then write the name (removeOthers).
+func (a *agent) keepBackendName() {
+	if a.moving.inUse == "" || a.moving.others > 0 {
+		return
+	}
+	name, err := endpoint.ReadBackend()
+	if err == nil && name == a.moving.inUse {
+		return
+	}
+	a.Log.Warn("another program changed or removed the file with the backend's name; the agent writes the name again",
+		"name", name, "error", err)
+	a.moving.both, a.moving.others = true, 2 // 2 for the same reason as in move
+}

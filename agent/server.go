@@ -4,17 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"net"
 	"net/http"
-	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/weir-net/weir/agentapi"
-	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/version"
 )
 
@@ -38,47 +32,11 @@ func (s *servers) close() {
 	s.stop = nil
 }
 
-// lockWait limits the wait for the agent's lock. A killed agent's threads and children may hold it a moment longer.
-const lockWait = 2 * time.Second
-
-// Lock takes the agent's lock, so that only one agent runs. It returns an error if another process has the lock for
-// two seconds. The kernel releases the lock when the process ends.
-//
-// Equivalent to: flock --timeout 2 /run/weir/agent.lock COMMAND
-func Lock() (io.Closer, error) {
-	if err := os.MkdirAll(endpoint.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make %s: %w", endpoint.Dir, err)
-	}
-	lock, err := os.OpenFile(endpoint.Dir+"/agent.lock", os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open the agent's lock: %w", err)
-	}
-	for end := time.Now().Add(lockWait); ; time.Sleep(10 * time.Millisecond) { // flock has no timeout of its own
-		err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return lock, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end) {
-			_ = lock.Close()
-			return nil, fmt.Errorf("another weir-agent runs on this node (it has locked %s): %w", lock.Name(), err)
-		}
-	}
-}
-
-func (a *agent) listen(ctx context.Context) (*servers, error) {
+func (a *agent) listen(ctx context.Context, lock *HeldLock) (*servers, error) {
 	s := &servers{}
-	if err := os.Remove(agentapi.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		s.close()
-		return nil, fmt.Errorf("remove the last agent's socket: %w", err)
-	}
-	socket, err := (&net.ListenConfig{}).Listen(ctx, "unix", agentapi.Socket)
+	socket, err := listenSocket(ctx)
 	if err != nil {
-		s.close()
-		return nil, fmt.Errorf("listen for the plugin: %w", err)
-	}
-	if err := os.Chmod(agentapi.Socket, 0o600); err != nil {
-		s.close()
-		return nil, fmt.Errorf("protect the agent's socket: %w", err)
+		return nil, err
 	}
 	api := http.NewServeMux()
 	api.HandleFunc("POST "+agentapi.EnrolPath, a.serveEnrol)
@@ -97,6 +55,7 @@ func (a *agent) listen(ctx context.Context) (*servers, error) {
 	api.HandleFunc("GET "+agentapi.FlowsPath, a.serveFlows)
 	api.HandleFunc("POST "+agentapi.FlowsPath, a.serveFlows)
 	s.add(socket, &http.Server{Handler: api, ReadHeaderTimeout: headerTimeout})
+	s.serve = append(s.serve, func() error { return a.keepPlaces(ctx, lock, socket) })
 	if a.HealthAddress == "" {
 		return s, nil
 	}

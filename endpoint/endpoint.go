@@ -229,12 +229,29 @@ func lock(take func(*os.File) error) (unlock func(), err error) {
 	if err := os.MkdirAll(Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make %s: %w", Dir, err)
 	}
-	f, err := os.OpenFile(filepath.Join(Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	for {
+		f, err := os.OpenFile(filepath.Join(Dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("open the lock: %w", err)
+		}
+		if err := take(f); err != nil {
+			return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
+		}
+		if InPlace(f) {
+			return func() { _ = f.Close() }, nil
+		}
+		_ = f.Close() // another program has removed the file: this lock excludes nobody
+	}
+}
+
+// InPlace reports whether the path that f was opened with still leads to f.
+//
+// Equivalent to: test PATH -ef /proc/self/fd/NUMBER
+func InPlace(f *os.File) bool {
+	open, err := f.Stat()
 	if err != nil {
-		return nil, fmt.Errorf("open the lock: %w", err)
+		return false
 	}
-	if err := take(f); err != nil {
-		return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
-	}
-	return func() { _ = f.Close() }, nil
+	there, err := os.Stat(f.Name())
+	return err == nil && os.SameFile(open, there)
 }

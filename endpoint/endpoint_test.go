@@ -344,3 +344,26 @@ func TestLockEndsWithItsProcess(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestLockOfARemovedFile: if the lock's file is removed while Lock waits, Lock locks the new file, as later callers do.
+func TestLockOfARemovedFile(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	tries := 0
+	unlock, err := lock(func(f *os.File) error {
+		if tries++; tries == 1 {
+			if err := os.Remove(f.Name()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return flock(f, lockEx)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	if locked, err := tryLock(Dir+"/lock", lockEx); !locked || err != nil || tries != 2 {
+		t.Errorf("after %d tries: another process finds the file locked: %v, %v", tries, locked, err)
+	}
+}

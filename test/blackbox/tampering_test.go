@@ -1,7 +1,10 @@
 package blackbox
 
 import (
+	"errors"
 	"fmt"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -102,5 +105,84 @@ func watchMember(t *testing.T, pod string, ended <-chan struct{}) {
 			return
 		}
 		was = was || (err == nil && is)
+	}
+}
+
+// TestRemovedFiles: another program removes all files directly in /run/weir. No pod starts until the agent has made the
+// files again, and the policies stay in force. Then the other program also removes the directories: the agent ends, and
+// the pods that lose their records are closed.
+func TestRemovedFiles(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	n.Manifest("pods.yaml", pods("quiet", "closed", "late")+"---\n"+pods("other", "client", "open", "new")+
+		"---"+denyAllIngress)
+	n.StartAgent()
+	client, closed, open := n.AddPod("other", "client"), n.AddPod("quiet", "closed"), n.AddPod("other", "open")
+	for _, p := range []*nodetest.Pod{closed, open} {
+		n.Serve(p.Netns, "tcp", p.IP+":80")
+	}
+	files := func() string {
+		return nodetest.Run(t, "sh", "-c", "cd /run/weir; find . -maxdepth 1 -type f -o -type s | sort")
+	}
+	sets := func() string {
+		t.Helper()
+		return nodetest.Run(t, "sh", "-c", "ipset list -n; nft list tables")
+	}
+	var name string
+	n.Eventually("the agent has written the backend's name", func() error {
+		if name = nodetest.Run(t, "cat", "/run/weir/lock"); name == "" {
+			return errors.New("it is empty")
+		}
+		return nil
+	})
+	before, setsBefore := files(), sets()
+
+	nodetest.Run(t, "sh", "-c", "rm -f /run/weir/* 2>/dev/null || :")
+	if _, err := n.TryAddPod("quiet", "late"); err == nil {
+		t.Error("a pod starts without the agent's socket")
+	}
+	n.Reach(client, closed.IP+":80", false)
+	n.Reach(client, open.IP+":80", true)
+	n.Eventually("the agent has made its files again", func() error {
+		if now := files(); now != before {
+			return fmt.Errorf("%s\nwant %s", now, before)
+		}
+		if now := nodetest.Run(t, "cat", "/run/weir/lock"); now != name {
+			return fmt.Errorf("the backend's name is %q, want %q", now, name)
+		}
+		_, err := n.Ctl("status")
+		return err
+	})
+	if now := sets(); now != setsBefore {
+		t.Errorf("the plugin's sets in the other backend are left:\n%s\nwant\n%s", now, setsBefore)
+	}
+	// Like a second agent, cleanup needs the agent's lock.
+	out, err := exec.Command(filepath.Join(n.Bin, "weir-agent"), "cleanup").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "another weir-agent runs on this node") {
+		t.Errorf("beside the agent: %v: %s", err, out)
+	}
+	late, added := n.AddPod("quiet", "late"), n.AddPod("other", "new")
+	n.Serve(late.Netns, "tcp", late.IP+":80")
+	n.Serve(added.Netns, "tcp", added.IP+":80")
+	for _, p := range []*nodetest.Pod{closed, late} {
+		n.Reach(client, p.IP+":80", false)
+	}
+	for _, p := range []*nodetest.Pod{open, added} {
+		n.Reach(client, p.IP+":80", true)
+	}
+
+	nodetest.Run(t, "sh", "-c", "rm -rf /run/weir/*")
+	n.Eventually("the agent has ended", func() error {
+		if !strings.Contains(n.AgentLog(), "the directory is gone") {
+			return errors.New(n.AgentLog())
+		}
+		return nil
+	})
+	n.KillAgent()
+	n.StartAgent()
+	for _, p := range []*nodetest.Pod{closed, open} { // the new agent doesn't know them
+		n.Reach(client, p.IP+":80", false)
 	}
 }

@@ -1,0 +1,178 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/endpoint"
+)
+
+// keepPlaces checks at each resync that the agent's lock and socket are in their places, because another program may
+// have emptied /run/weir. It makes a missing file again. If that fails, or if another agent has the lock, it returns an
+// error, and the agent ends.
+func (a *agent) keepPlaces(ctx context.Context, lock *HeldLock, socket *socket) error {
+	resync := time.NewTicker(a.Resync)
+	defer resync.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-resync.C:
+		}
+		// The lock comes first: if another agent has it, the socket in that place is the other agent's.
+		for _, keep := range []func(context.Context) (made string, err error){lock.keep, socket.keep} {
+			made, err := keep(ctx)
+			if err != nil {
+				return err
+			}
+			if made != "" {
+				a.Log.Warn("another program removed a file of the agent; the agent has made it again", "file", made)
+			}
+		}
+	}
+}
+
+const lockFile = endpoint.Dir + "/agent.lock"
+
+// lockWait limits the wait for the agent's lock. A killed agent's threads and children may hold it a moment longer.
+const lockWait = 2 * time.Second
+
+// HeldLock is the agent's lock while this process has it.
+type HeldLock struct{ file *os.File }
+
+// Close unlocks the agent's lock.
+func (l *HeldLock) Close() error { return l.file.Close() }
+
+// Lock takes the agent's lock, so that only one agent runs. It returns an error if another process has the lock for
+// two seconds. The kernel releases the lock when the process ends.
+//
+// Equivalent to: flock --timeout 2 /run/weir/agent.lock COMMAND
+func Lock() (*HeldLock, error) {
+	if err := os.MkdirAll(endpoint.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make %s: %w", endpoint.Dir, err)
+	}
+	for end := time.Now().Add(lockWait); ; time.Sleep(10 * time.Millisecond) { // flock has no timeout of its own
+		lock, err := os.OpenFile(lockFile, os.O_CREATE|os.O_RDWR, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("open the agent's lock: %w", err)
+		}
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil && endpoint.InPlace(lock) {
+			return &HeldLock{lock}, nil
+		}
+		_ = lock.Close()
+		if err != nil && (!errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end)) {
+			return nil, fmt.Errorf("another weir-agent runs on this node (it has locked %s): %w", lockFile, err)
+		}
+	}
+}
+
+// keep takes the lock again if its file isn't in its place any more: otherwise a second agent could run. It returns the
+// path of a file that it has made.
+func (l *HeldLock) keep(context.Context) (made string, err error) {
+	if endpoint.InPlace(l.file) {
+		return "", nil
+	}
+	again, err := Lock()
+	if err != nil {
+		return "", err
+	}
+	_ = l.file.Close()
+	l.file = again.file
+	return lockFile, nil
+}
+
+// socket listens on the agent's socket. If the file is removed, keep makes it again.
+type socket struct {
+	mu       sync.Mutex
+	listener net.Listener
+	file     fs.FileInfo
+	closed   bool
+}
+
+// listenSocket listens on the agent's socket. It replaces the socket of the last agent.
+//
+// Equivalent to: socat UNIX-LISTEN:/run/weir/agent.sock,unlink-early,mode=600 -
+func listenSocket(ctx context.Context) (*socket, error) {
+	s := &socket{}
+	return s, s.listen(ctx)
+}
+
+func (s *socket) listen(ctx context.Context) error {
+	if err := os.Remove(agentapi.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("remove the last agent's socket: %w", err)
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", agentapi.Socket)
+	if err != nil {
+		return fmt.Errorf("listen for the plugin: %w", err)
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false) // by then, the file may be another agent's
+	if err = os.Chmod(agentapi.Socket, 0o600); err == nil {
+		s.file, err = os.Lstat(agentapi.Socket)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("protect the agent's socket: %w", err), l.Close())
+	}
+	s.listener = l
+	return nil
+}
+
+func (s *socket) inPlace() bool {
+	there, err := os.Lstat(agentapi.Socket)
+	return err == nil && os.SameFile(s.file, there)
+}
+
+// keep listens on a new file if the file isn't in its place any more. It returns the path of a file that it has made.
+func (s *socket) keep(ctx context.Context) (made string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || s.inPlace() {
+		return "", nil
+	}
+	before := s.listener
+	if err := s.listen(ctx); err != nil {
+		return "", err
+	}
+	_ = before.Close()
+	return agentapi.Socket, nil
+}
+
+func (s *socket) current() net.Listener {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.listener
+}
+
+// Accept waits for a connection, also if keep replaces the listener meanwhile.
+func (s *socket) Accept() (net.Conn, error) {
+	for {
+		l := s.current()
+		conn, err := l.Accept()
+		if err == nil || s.current() == l {
+			return conn, err
+		}
+	}
+}
+
+// Close ends Accept, and removes the socket's file, unless another agent has made a new one.
+func (s *socket) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed && s.inPlace() {
+		_ = os.Remove(agentapi.Socket)
+	}
+	s.closed = true
+	return s.listener.Close()
+}
+
+// Addr returns the address of the socket.
+func (s *socket) Addr() net.Addr { return s.current().Addr() }
