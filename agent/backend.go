@@ -44,9 +44,10 @@ type Backend interface {
 	// PutFirst puts weir's jumps before the rules of other programs, and changes nothing else. The agent calls it when
 	// the kernel's state can't be read.
 	PutFirst(ctx context.Context, want ruleset.Ruleset) error
-	// KeepClosed protects the pods while no ruleset can be compiled yet. If weir's chains are complete, it only puts
-	// their jumps first. Otherwise it returns true, and applies the ruleset closed, in which no pod is in a class.
-	KeepClosed(ctx context.Context, closed ruleset.Ruleset) (changed bool, err error)
+	// KeepClosed protects the pods while no ruleset can be compiled yet. If a family's chains are complete, it only puts
+	// their jumps first. To the other families it applies the ruleset closed, in which no pod is in a class. It returns
+	// these families.
+	KeepClosed(ctx context.Context, closed ruleset.Ruleset) (fell []conf.Family, err error)
 	// Stands reads the kernel, and reports whether weir's chains are complete for the families of the ruleset. It
 	// changes nothing.
 	Stands(ctx context.Context, closed ruleset.Ruleset) (bool, error)

@@ -87,9 +87,9 @@ func (m *memory) PutFirst(context.Context, ruleset.Ruleset) error {
 	return nil
 }
 
-func (m *memory) KeepClosed(context.Context, ruleset.Ruleset) (bool, error) {
+func (m *memory) KeepClosed(context.Context, ruleset.Ruleset) ([]conf.Family, error) {
 	m.call("KeepClosed")
-	return false, nil
+	return nil, nil
 }
 
 func (m *memory) Apply(

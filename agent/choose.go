@@ -242,7 +242,9 @@ func (n neither) Apply(context.Context, ruleset.Ruleset, netfilter.Verify) (netf
 	return netfilter.Result{}, n.err()
 }
 
-func (n neither) KeepClosed(context.Context, ruleset.Ruleset) (bool, error) { return false, n.err() }
+func (n neither) KeepClosed(context.Context, ruleset.Ruleset) ([]conf.Family, error) {
+	return nil, n.err()
+}
 
 func (n neither) Stands(context.Context, ruleset.Ruleset) (bool, error) { return false, n.err() }
 

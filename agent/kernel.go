@@ -190,13 +190,13 @@ func (r *round) cleanOther(ctx context.Context) {
 	}
 }
 
-// keepClosed replaces reconcile while there is no usable state. Complete rules of an earlier agent stay. Otherwise
-// the pods are closed.
+// keepClosed replaces reconcile while there is no usable state. In each family, complete rules of an earlier agent
+// stay. Otherwise the pods are closed in that family.
 func (a *agent) keepClosed(ctx context.Context, verify netfilter.Verify) time.Duration {
 	if verify != netfilter.All && a.kernel.closed {
 		return a.answer(errNotSynced)
 	}
-	closed, err := a.backend.KeepClosed(ctx, a.present().ruleset)
+	fell, err := a.backend.KeepClosed(ctx, a.present().ruleset)
 	err = errors.Join(err, a.keepGuard(verify), a.keepGateClosed())
 	if ctx.Err() != nil {
 		return 0
@@ -208,9 +208,9 @@ func (a *agent) keepClosed(ctx context.Context, verify netfilter.Verify) time.Du
 		a.stats.Failures++
 		return sooner(a.answer(errors.Join(errNotSynced, err)), retry)
 	}
-	if closed {
-		a.Log.Warn("weir's rules were missing or incomplete, and there is no good state of the policies yet: " +
-			"the pods of this node are closed")
+	if len(fell) > 0 {
+		a.Log.Warn("weir's rules were missing or incomplete, and there is no good state of the policies yet: "+
+			"the pods of this node are closed in these families", "families", fell)
 	}
 	return a.answer(errNotSynced)
 }

@@ -37,10 +37,10 @@ func (f *failing) Reread(...netip.Addr) bool {
 	return true
 }
 
-func (f *failing) KeepClosed(context.Context, ruleset.Ruleset) (bool, error) {
+func (f *failing) KeepClosed(context.Context, ruleset.Ruleset) ([]conf.Family, error) {
 	f.use()
 	f.rounds.Add(1)
-	return false, errors.New("no room")
+	return nil, errors.New("no room")
 }
 
 // TestTrialsAndTheLoopTakeTurns: during a lasting fault of the kernel, the backend in use is tried again and again. No

@@ -12,6 +12,107 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
+// KeepClosed protects the pods until a ruleset can be compiled. If a family's chains in the kernel are complete, it
+// only makes sure that the jumps to them are first. To the other families it applies closed, a ruleset without classes.
+// It returns these families.
+func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (fell []conf.Family, err error) {
+	if err := d.detect(ctx); err != nil {
+		return nil, err
+	}
+	fell, err = d.putFirst(ctx, lower(closed))
+	if len(fell) > 0 {
+		_, applying := d.apply(ctx, closed, netfilter.All, fell)
+		_ = d.keepForward(ctx, closed)
+		err = errors.Join(err, applying)
+	}
+	return fell, err
+}
+
+// Stands reports whether the chains that drop packets are complete in the kernel, for the families of the ruleset. It
+// ignores whether the jumps to these chains exist.
+func (d *Driver) Stands(ctx context.Context, closed ruleset.Ruleset) (bool, error) {
+	if err := d.detect(ctx); err != nil {
+		return false, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, readTime)
+	defer cancel()
+	want := lower(closed)
+	for _, f := range conf.Families {
+		if want.has(f) && !d.readTable(ctx, f, checks, d.have).stands(f, want) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// PutFirst puts the jumps to weir's chains first in the built-in chains of the table mangle. It works even if the table
+// can't be read. It does nothing while the flavour is unknown, and nothing in a family whose chains are known to be
+// incomplete.
+func (d *Driver) PutFirst(ctx context.Context, want ruleset.Ruleset) error {
+	if d.Flavour == "" {
+		return nil
+	}
+	_, err := d.putFirst(ctx, lower(want))
+	return err
+}
+
+// putFirst returns the families whose chains are incomplete.
+func (d *Driver) putFirst(ctx context.Context, want *lowered) (fell []conf.Family, err error) {
+	var p plan
+	var why []error
+	reading, cancel := context.WithTimeout(ctx, readTime)
+	defer cancel()
+	for _, f := range conf.Families {
+		d.wanted[f] = want.has(f)
+		if !d.wanted[f] {
+			continue
+		}
+		read := tables{checks: d.readTable(reading, f, checks, d.have)}
+		if _, err := read.wake(f); err != nil {
+			return nil, err
+		}
+		mangle := read[checks]
+		hidden := false
+		if u := mangle.unknown; u != nil {
+			why = append(why, u.why)
+			hidden = u.seen == nil
+		}
+		if !hidden && !mangle.stands(f, want) {
+			fell = append(fell, f)
+			continue
+		}
+		places := jumps(f, checks, mangle, want)
+		if len(places) == 0 {
+			continue
+		}
+		d.have = nil
+		commands := "*" + checks + "\n" + strings.Join(places, "\n") + "\nCOMMIT\n"
+		if hidden {
+			p.blind = append(p.blind, blind{f, commands})
+		} else {
+			p.restore[f] = commands
+		}
+	}
+	if err := d.changeRules(ctx, p); err != nil {
+		for _, b := range p.blind { // it isn't known whether the chains are complete
+			fell = append(fell, b.family)
+		}
+		return fell, err
+	}
+	for f, commands := range p.restore {
+		if len(why) == 0 || commands == "" {
+			continue
+		}
+		if err := deleteCopies(d.reader, conf.Family(f), checks); err != nil {
+			return fell, err
+		}
+	}
+	if len(why) > 0 {
+		return fell, &netfilter.UnknownError{Why: why}
+	}
+	return fell, nil
+}
+
 // closings returns lists of rules, to be tried in order. Each drops all packets of pods. The last one works even if the
 // kernel refuses sets. The first one also covers pods that are only in the set of all pods. It is left out if another
 // program has made a set of this name: while weir's rules used that set, the agent could not replace it.

@@ -96,7 +96,7 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 			return r, err
 		}
 	}
-	r, err := d.apply(ctx, want, verify)
+	r, err := d.apply(ctx, want, verify, conf.Families[:])
 	if err == nil || errors.As(err, new(*netfilter.UnknownError)) {
 		repaired := d.keepForward(ctx, want)
 		r.Changed, r.Rules = r.Changed || repaired, r.Rules || repaired
@@ -107,7 +107,9 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 	return r, err
 }
 
-func (d *Driver) apply(ctx context.Context, rules ruleset.Ruleset, verify netfilter.Verify) (
+// apply changes only these families' sets and rules. If these aren't all families, the kernel's state is unknown
+// afterwards.
+func (d *Driver) apply(ctx context.Context, rules ruleset.Ruleset, verify netfilter.Verify, families []conf.Family) (
 	r netfilter.Result, err error,
 ) {
 	d.settled = nil
@@ -122,15 +124,18 @@ func (d *Driver) apply(ctx context.Context, rules ruleset.Ruleset, verify netfil
 		r.Rules = r.Rules || woken
 	}
 	r.Changed, r.Closes = r.Rules, r.Rules
-	want := d.lower(ctx, rules)
-	p := makePlan(*d.have, want)
+	want, have := d.lower(ctx, rules), *d.have
+	part := len(families) < len(conf.Families)
+	if part {
+		want, have = want.only(families), have.only(families, want)
+	}
+	p := makePlan(have, want)
 	if d.fresh {
 		for _, c := range p.strays {
 			r.Strays = append(r.Strays, c.Prefix.Addr())
 		}
 	}
 	d.fresh = false
-	have := *d.have
 	var refused ruleset.Refused
 	if !p.empty() {
 		before, _ := d.reader.Generation()
@@ -161,7 +166,9 @@ func (d *Driver) apply(ctx context.Context, rules ruleset.Ruleset, verify netfil
 		held.entries = held.entries.Without(e.Element)
 		next.sets[e.Set] = held
 	}
-	d.have = &next
+	if d.have = &next; part {
+		d.have = nil
+	}
 	if len(refused) > 0 {
 		return r, &netfilter.RefusedError{Refused: want.raise(refused)}
 	}
@@ -173,101 +180,6 @@ func (d *Driver) apply(ctx context.Context, rules ruleset.Ruleset, verify netfil
 		err = &netfilter.UnknownError{Why: why}
 	}
 	return r, err
-}
-
-// KeepClosed protects the pods until a ruleset can be compiled. If weir's chains in the kernel are complete, it only
-// makes sure that the jumps to them are first. Otherwise it applies closed, a ruleset without classes, and returns
-// true.
-func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (bool, error) {
-	if err := d.detect(ctx); err != nil {
-		return false, err
-	}
-	want := lower(closed)
-	stand, err := d.putFirst(ctx, want)
-	if !stand {
-		_, err := d.Apply(ctx, closed, netfilter.All)
-		return true, err
-	}
-	return false, err
-}
-
-// Stands reports whether the chains that drop packets are complete in the kernel, for the families of the ruleset. It
-// ignores whether the jumps to these chains exist.
-func (d *Driver) Stands(ctx context.Context, closed ruleset.Ruleset) (bool, error) {
-	if err := d.detect(ctx); err != nil {
-		return false, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, readTime)
-	defer cancel()
-	want := lower(closed)
-	for _, f := range conf.Families {
-		if want.has(f) && !d.readTable(ctx, f, checks, d.have).stands(f, want) {
-			return false, nil
-		}
-	}
-	return true, nil
-}
-
-// PutFirst puts the jumps to weir's chains first in the built-in chains of the table mangle. It works even if the table
-// can't be read. It does nothing while the flavour is unknown, or if weir's chains are known to be incomplete.
-func (d *Driver) PutFirst(ctx context.Context, want ruleset.Ruleset) error {
-	if d.Flavour == "" {
-		return nil
-	}
-	_, err := d.putFirst(ctx, lower(want))
-	return err
-}
-
-func (d *Driver) putFirst(ctx context.Context, want *lowered) (stand bool, err error) {
-	var p plan
-	var why []error
-	reading, cancel := context.WithTimeout(ctx, readTime)
-	defer cancel()
-	for _, f := range conf.Families {
-		d.wanted[f] = want.has(f)
-		if !d.wanted[f] {
-			continue
-		}
-		read := tables{checks: d.readTable(reading, f, checks, d.have)}
-		if _, err := read.wake(f); err != nil {
-			return true, err
-		}
-		mangle := read[checks]
-		hidden := false
-		if u := mangle.unknown; u != nil {
-			why = append(why, u.why)
-			hidden = u.seen == nil
-		}
-		if !hidden && !mangle.stands(f, want) {
-			return false, nil
-		}
-		places := jumps(f, checks, mangle, want)
-		if len(places) == 0 {
-			continue
-		}
-		d.have = nil
-		commands := "*" + checks + "\n" + strings.Join(places, "\n") + "\nCOMMIT\n"
-		if hidden {
-			p.blind = append(p.blind, blind{f, commands})
-		} else {
-			p.restore[f] = commands
-		}
-	}
-	if err := d.changeRules(ctx, p); err != nil {
-		return len(p.blind) == 0, err
-	}
-	for f, commands := range p.restore {
-		if len(why) == 0 || commands == "" {
-			continue
-		}
-		if err := deleteCopies(d.reader, conf.Family(f), checks); err != nil {
-			return true, err
-		}
-	}
-	if len(why) > 0 {
-		return true, &netfilter.UnknownError{Why: why}
-	}
-	return true, nil
 }
 
 // changeRules carries out the plan's commands. In a table that can't be read, it first tries to delete weir's rules, so

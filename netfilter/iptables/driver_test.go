@@ -155,17 +155,34 @@ func TestDriftIsRepaired(t *testing.T) {
 }
 
 func listing(t *testing.T) string {
-	var lines []string
-	for line := range strings.Lines(nodetest.Run(t, "iptables-save") + nodetest.Run(t, "ip6tables-save")) {
-		if strings.HasPrefix(line, "-A") || strings.HasPrefix(line, ":WEIR") {
-			lines = append(lines, strings.Split(line, " [")[0])
+	all := listings(t)
+	return all[conf.IPv4] + all[conf.IPv6]
+}
+
+// listings returns the rules and sets of each family.
+func listings(t *testing.T) (all [len(conf.Families)]string) {
+	for f, program := range []string{"iptables-save", "ip6tables-save"} {
+		for line := range strings.Lines(nodetest.Run(t, program)) {
+			if strings.HasPrefix(line, "-A") || strings.HasPrefix(line, ":WEIR") {
+				all[f] += strings.Split(line, " [")[0]
+			}
 		}
 	}
-	sets, err := exec.Command("sh", "-c", "ipset save | sort | sed 's/ initval [^ ]*//; s/ hashsize [^ ]*//'").Output()
+	sets, err := exec.Command("sh", "-c", "ipset save | sort -r | sed 's/ initval [^ ]*//; s/ hashsize [^ ]*//'").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return strings.Join(lines, "") + string(sets)
+	inet6 := map[string]bool{} // the lines "create" precede the lines "add"
+	for line := range strings.Lines(string(sets)) {
+		name := strings.Fields(line)[1]
+		inet6[name] = inet6[name] || strings.Contains(line, " family inet6 ")
+		f := conf.IPv4
+		if inet6[name] {
+			f = conf.IPv6
+		}
+		all[f] += line
+	}
+	return all
 }
 
 func TestFlavour(t *testing.T) {
@@ -313,8 +330,8 @@ func TestKnows(t *testing.T) {
 	}
 }
 
-// TestKeepClosed: if weir's chains are complete, KeepClosed doesn't change them. If a part is missing, it applies the
-// ruleset without classes.
+// TestKeepClosed: if a family's chains are complete, KeepClosed doesn't change them. To a family with a missing part,
+// it applies the ruleset without classes.
 func TestKeepClosed(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -326,36 +343,38 @@ func TestKeepClosed(t *testing.T) {
 		return c.Chain != "" && strings.HasSuffix(c.Set, "6") && len(c.Set) == len("weir-in-")+17
 	})]
 	mustApply(t, driver(t, NFT), want, netfilter.All)
-	whole := listing(t)
+	whole := listings(t)
 	mustApply(t, driver(t, NFT), closed, netfilter.All)
-	shut := listing(t)
-	if whole == shut {
+	shut := listings(t)
+	if whole[conf.IPv4] == shut[conf.IPv4] || whole[conf.IPv6] == shut[conf.IPv6] {
 		t.Fatal("the state has nobody in a class")
 	}
-	for drift, stays := range map[string]bool{
-		"true": true,
-		"iptables -t mangle -I FORWARD 1 -j ACCEPT": true, // weir's rule is no longer first
-		"iptables -t mangle -F FORWARD":             true,
+	v4, v6 := []conf.Family{conf.IPv4}, []conf.Family{conf.IPv6}
+	for drift, falls := range map[string][]conf.Family{ // falls are the families that fall
+		"true": nil,
+		"iptables -t mangle -I FORWARD 1 -j ACCEPT": nil, // weir's rule is no longer first
+		"iptables -t mangle -F FORWARD":             nil,
 		// Other rules in a class's chain don't count: an older version may have made them.
-		"iptables -t mangle -I " + class.Chain + " -j RETURN": true,
-		"iptables -t mangle -F":                               false,
-		"iptables -t mangle -F WEIR-FORWARD":                  false,
-		"iptables -t mangle -F WEIR-INPUT":                    false,
-		"iptables -t mangle -F WEIR-ERRORS":                   false,
-		"iptables -t mangle -F WEIR-INGRESS":                  false,
-		"iptables -t mangle -F " + class.Chain:                false,
-		"nft flush ruleset":                                   false,
-		"ip6tables -t mangle -I FORWARD 1 -j ACCEPT":          true,
-		"ip6tables -t mangle -F INPUT":                        true,
-		"ip6tables -t mangle -F":                              false,
-		"ip6tables -t mangle -F WEIR-EGRESS":                  false,
-		"ip6tables -t mangle -F " + class6.Chain:              false,
+		"iptables -t mangle -I " + class.Chain + " -j RETURN": nil,
+		"iptables -t mangle -F":                               v4,
+		"iptables -t mangle -F WEIR-FORWARD":                  v4,
+		"iptables -t mangle -F WEIR-INPUT":                    v4,
+		"iptables -t mangle -F WEIR-ERRORS":                   v4,
+		"iptables -t mangle -F WEIR-INGRESS":                  v4,
+		"iptables -t mangle -F " + class.Chain:                v4,
+		"nft flush ruleset":                                   conf.Families[:],
+		"ip6tables -t mangle -I FORWARD 1 -j ACCEPT":          nil,
+		"ip6tables -t mangle -F INPUT":                        nil,
+		"ip6tables -t mangle -F":                              v6,
+		"ip6tables -t mangle -F WEIR-EGRESS":                  v6,
+		"ip6tables -t mangle -F " + class6.Chain:              v6,
 	} {
 		mustApply(t, driver(t, NFT), want, netfilter.All)
 		f := strings.Fields(drift)
 		nodetest.Run(t, f[0], f[1:]...)
-		if changed, err := driver(t, NFT).KeepClosed(t.Context(), closed); err != nil || changed == stays {
-			t.Errorf("after %q: closed: %v, %v; want %v", drift, changed, err, !stays)
+		d := driver(t, NFT)
+		if fell, err := d.KeepClosed(t.Context(), closed); err != nil || !slices.Equal(fell, falls) {
+			t.Errorf("after %q: closed in %v, %v; want %v", drift, fell, err, falls)
 		}
 		for _, program := range []string{"iptables", "ip6tables"} {
 			f := nodetest.Run(t, program, "-t", "mangle", "-S", "FORWARD")
@@ -367,8 +386,15 @@ func TestKeepClosed(t *testing.T) {
 				_ = exec.Command(program, append([]string{"-t", "mangle", "-D"}, strings.Fields(undo)...)...).Run()
 			}
 		}
-		if got := listing(t); (got == whole) != stays || (got == shut) == stays {
-			t.Errorf("after %q:\n%s", drift, got)
+		got := listings(t)
+		for _, f := range conf.Families {
+			if should := map[bool]string{true: shut[f], false: whole[f]}[slices.Contains(falls, f)]; got[f] != should {
+				t.Errorf("after %q, %s:\n%s\nwant\n%s", drift, f, got[f], should)
+			}
+		}
+		mustApply(t, d, want, netfilter.Trust)
+		if listings(t) != whole {
+			t.Errorf("after %q, the driver doesn't restore the rules:\n%s", drift, listing(t))
 		}
 	}
 }
@@ -388,9 +414,9 @@ func TestKeepClosedAfterAnUpgrade(t *testing.T) {
 	if strings.Contains(before, "WEIR-ERRORS") || !strings.Contains(before, "WEIR-INGRESS") {
 		t.Fatalf("not the rules of an earlier version:\n%s", before)
 	}
-	changed, err := driver(t, NFT).KeepClosed(t.Context(), policy.Compile(policy.State{Endpoints: s.Endpoints}))
-	if err != nil || changed || listing(t) != before {
-		t.Errorf("closed: %v, %v:\n%s", changed, err, listing(t))
+	fell, err := driver(t, NFT).KeepClosed(t.Context(), policy.Compile(policy.State{Endpoints: s.Endpoints}))
+	if err != nil || len(fell) > 0 || listing(t) != before {
+		t.Errorf("closed in %v, %v:\n%s", fell, err, listing(t))
 	}
 }
 

@@ -205,6 +205,30 @@ func lowerChain(
 
 func inOrder(table string) int { return slices.Index(tablesUsed, table) }
 
+// only returns the sets, chains and jumps of these families.
+func (l *lowered) only(families []conf.Family) *lowered {
+	part := *l
+	part.sets, part.chains, part.jumps = nil, nil, nil
+	for _, f := range families {
+		for _, s := range l.sets {
+			if s.Family == f {
+				part.sets = append(part.sets, s)
+			}
+		}
+		for _, c := range l.chains {
+			if c.family == f {
+				part.chains = append(part.chains, c)
+			}
+		}
+		for _, j := range l.jumps {
+			if j.family == f {
+				part.jumps = append(part.jumps, j)
+			}
+		}
+	}
+	return &part
+}
+
 func (l *lowered) has(f conf.Family) bool {
 	return slices.ContainsFunc(l.chains, func(c chain) bool { return c.family == f })
 }

@@ -15,6 +15,28 @@ type state struct {
 
 type tables map[string]table
 
+// only returns the state of these families. A set that has the name of a wanted set counts to the wanted set's family.
+func (s state) only(families []conf.Family, want *lowered) state {
+	of := map[string]conf.Family{}
+	for _, w := range want.sets {
+		of[w.Name] = w.Family
+	}
+	part := state{sets: map[string]set{}}
+	for name, held := range s.sets {
+		f, wanted := of[name]
+		if !wanted {
+			f = held.family
+		}
+		if slices.Contains(families, f) {
+			part.sets[name] = held
+		}
+	}
+	for _, f := range families {
+		part.tables[f] = s.tables[f]
+	}
+	return part
+}
+
 func (t tables) holds() bool {
 	for _, name := range tablesUsed {
 		if t[name].unknown != nil {

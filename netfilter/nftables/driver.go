@@ -84,13 +84,21 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 		}
 		all = r
 	}
+	return d.applyTo(ctx, want, verify, conf.Families[:], all)
+}
+
+// applyTo changes only these families' tables. all is the result so far.
+func (d *Driver) applyTo(
+	ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify, families []conf.Family, all netfilter.Result,
+) (netfilter.Result, error) {
 	d.settled = nil
 	if err := d.look(ctx, verify); err != nil {
 		return all, err
 	}
-	l := d.lowering.lower(want)
+	whole := d.lowering.lower(want)
 	alone := false
 	for try := 1; ; try++ {
+		l := whole.only(families)
 		r, p, err := d.apply(l, alone)
 		all = joined(all, r)
 		r = all
@@ -99,15 +107,17 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 			if err != nil {
 				return r, errors.Join(err, d.closeAll(ctx, l))
 			}
-			repaired := d.keepAccepting(ctx, l)
+			repaired := d.keepAccepting(ctx, whole)
 			r.Changed, r.Rules, r.Notes = r.Changed || repaired, r.Rules || repaired, d.notes()
-			d.settled = &want
+			if len(families) == len(conf.Families) {
+				d.settled = &want
+			}
 			return r, nil
 		}
 		parts, someElement := l.refusedParts(refused)
 		switch {
 		case d.lowering.without(refused):
-			l = d.lowering.lower(want)
+			whole = d.lowering.lower(want)
 		case len(parts) > 0:
 			return r, &netfilter.RefusedError{Refused: parts}
 		case someElement && !alone:
@@ -200,28 +210,33 @@ func (d *Driver) forgetMissing(p *plan) (any bool) {
 	return any
 }
 
-// KeepClosed protects the pods until a ruleset can be compiled. If weir's chains in the kernel are complete, it changes
-// nothing. Otherwise it applies closed, a ruleset without classes, and returns true.
-func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (changed bool, err error) {
-	if stand, err := d.Stands(ctx, closed); stand || err != nil {
-		return false, err
+// KeepClosed protects the pods until a ruleset can be compiled. It doesn't change a family's chains if they are
+// complete. To the other families it applies closed, a ruleset without classes. It returns these families.
+func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (fell []conf.Family, err error) {
+	if fell, err = d.incomplete(ctx, closed); len(fell) == 0 {
+		return nil, err
 	}
-	_, err = d.Apply(ctx, closed, netfilter.Trust)
-	return true, err
+	_, err = d.applyTo(ctx, closed, netfilter.Trust, fell, netfilter.Result{})
+	return fell, err
 }
 
 // Stands reads the kernel's state, and reports whether weir's chains are complete for the families of the ruleset.
 func (d *Driver) Stands(ctx context.Context, closed ruleset.Ruleset) (bool, error) {
+	fell, err := d.incomplete(ctx, closed)
+	return len(fell) == 0 && err == nil, err
+}
+
+func (d *Driver) incomplete(ctx context.Context, closed ruleset.Ruleset) (fell []conf.Family, err error) {
 	if err := d.Read(ctx); err != nil {
-		return false, err
+		return nil, err
 	}
 	want := new(lowering).lower(closed)
 	for _, f := range conf.Families {
 		if want[f] != nil && !d.have[f].stands(want[f]) {
-			return false, nil
+			fell = append(fell, f)
 		}
 	}
-	return true, nil
+	return fell, nil
 }
 
 // PutFirst does nothing. With nftables, no other program can put rules ahead of weir's: weir's chains have their own
@@ -294,7 +309,7 @@ func (d *Driver) closeAll(ctx context.Context, want lowered) error {
 	d.have, d.knownAt = nil, 0
 	var errs []error
 	for _, f := range conf.Families {
-		if want[f] == nil || have[f].stands(want[f]) {
+		if want[f] == nil || want[f].stays() || have[f].stands(want[f]) {
 			continue
 		}
 		err := closing(f, have[f], want[f], true).Commit()

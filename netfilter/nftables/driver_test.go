@@ -300,52 +300,81 @@ func TestAuditedClassesStand(t *testing.T) {
 		want, closed := policy.Compile(s), policy.Compile(policy.State{})
 		audited := want.Classes[slices.IndexFunc(want.Classes, func(c ruleset.Class) bool { return len(c.Audited) > 0 })]
 		mustApply(t, driver(t), want, netfilter.All)
-		if changed, err := driver(t).KeepClosed(t.Context(), closed); err != nil || changed {
-			t.Errorf("changed: %v, %v", changed, err)
+		if fell, err := driver(t).KeepClosed(t.Context(), closed); err != nil || len(fell) > 0 {
+			t.Errorf("closed in %v, %v", fell, err)
 		}
 		nodetest.Run(t, "nft", "flush chain ip weir "+audited.Chain)
 		nodetest.Run(t, "nft", "add rule ip weir "+audited.Chain+" return")
-		if changed, err := driver(t).KeepClosed(t.Context(), closed); err != nil || !changed {
-			t.Errorf("after the rule that logs is gone: changed: %v, %v", changed, err)
+		if fell, err := driver(t).KeepClosed(t.Context(), closed); err != nil || len(fell) == 0 {
+			t.Errorf("after the rule that logs is gone: closed in %v, %v", fell, err)
 		}
 	})
 }
 
-// TestKeepClosed: KeepClosed doesn't change complete chains, even if another version of weir has made them. If chains
-// are not complete, it applies the closed ruleset.
+// TestKeepClosed: KeepClosed doesn't change a family's chains if they are complete, even if another version of weir has
+// made them. To a family whose chains are not complete, it applies the closed ruleset. It also keeps the chains of a
+// family that the closed ruleset lacks: records may have been lost.
 func TestKeepClosed(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
+	s := policytest.DualStack()
+	full, closed := policy.Compile(s), policy.Compile(policy.State{Endpoints: s.Endpoints})
+	mustApply(t, driver(t), closed, netfilter.All)
+	shut := listings(t)
 	d := driver(t)
-	full, closed := policy.Compile(policytest.DualStack()), policy.Compile(policy.State{})
-	keep := func(changes bool, after string) {
-		t.Helper()
-		before := listed(t)
-		if after != "" {
-			nodetest.Run(t, "nft", after)
-		}
-		changed, err := driver(t).KeepClosed(t.Context(), closed)
-		if err != nil || changed != changes {
-			t.Errorf("after %q: changed: %v, want %v; %v", after, changed, changes, err)
-		}
-		if !changes && after == "" && listed(t) != before {
-			t.Errorf("after %q:\n%s", after, listed(t))
-		}
-		mustApply(t, d, full, netfilter.All)
+	mustApply(t, d, full, netfilter.All)
+	whole := listings(t)
+	if whole[conf.IPv4] == shut[conf.IPv4] || whole[conf.IPv6] == shut[conf.IPv6] {
+		t.Fatal("the state has nobody in a class")
 	}
-	keep(true, "")
-	keep(false, "")
-	keep(false, `insert rule ip weir WEIR-INPUT ip saddr 192.0.2.1 return`)
+	keep := func(closed ruleset.Ruleset, after string, falls ...conf.Family) {
+		t.Helper()
+		nodetest.Run(t, "nft", cmp.Or(after, "list tables"))
+		before, d := listings(t), driver(t)
+		fell, err := d.KeepClosed(t.Context(), closed)
+		if err != nil || !slices.Equal(fell, falls) {
+			t.Errorf("after %q: closed in %v, want %v; %v", after, fell, falls, err)
+		}
+		for f, now := range listings(t) {
+			if slices.Contains(falls, conf.Family(f)) {
+				before[f] = shut[f]
+			}
+			if now != before[f] {
+				t.Errorf("after %q, %s:\n%s\nwant\n%s", after, conf.Family(f), now, before[f])
+			}
+		}
+		mustApply(t, d, full, netfilter.Trust)
+		if listings(t) != whole {
+			t.Errorf("after %q, the driver doesn't restore the rules:\n%s", after, listed(t))
+		}
+	}
+	keep(closed, "")
+	keep(closed, `insert rule ip weir WEIR-INPUT ip saddr 192.0.2.1 return`)
+	keep(closed, "flush ruleset", conf.IPv4, conf.IPv6)
 	class := ""
 	for e := range d.have[conf.IPv4].sets[conf.IngressMap].entries.All() {
 		class = cmp.Or(class, target(e.Comment))
 	}
 	for _, drift := range []string{
-		"flush ruleset", "flush chain ip weir WEIR-FORWARD", "flush chain ip weir WEIR-INGRESS",
-		"flush chain ip weir " + class, "add rule ip weir WEIR-EGRESS return", "add table ip weir { flags dormant; }",
+		"flush chain TABLE WEIR-FORWARD", "flush chain TABLE WEIR-INGRESS", "add rule TABLE WEIR-EGRESS return",
+		"add table TABLE { flags dormant; }", "delete table TABLE",
 	} {
-		keep(true, drift)
+		for f, table := range []string{"ip weir", "ip6 weir"} {
+			keep(closed, strings.ReplaceAll(drift, "TABLE", table), conf.Family(f))
+		}
+	}
+	keep(closed, "flush chain ip weir "+class, conf.IPv4)
+	only4 := policy.Compile(policy.State{})
+	if only4.Has(conf.IPv6) {
+		t.Fatal("a ruleset without IPv6 pods has chains for IPv6")
+	}
+	if _, err := driver(t).KeepClosed(t.Context(), only4); err != nil || listings(t) != whole {
+		t.Errorf("without records: %v:\n%s", err, listed(t))
+	}
+	nodetest.Run(t, "nft", "flush chain ip weir WEIR-INGRESS")
+	if _, err := driver(t).KeepClosed(t.Context(), only4); err != nil || listings(t)[conf.IPv6] != whole[conf.IPv6] {
+		t.Errorf("without records: %v:\n%s", err, listed(t))
 	}
 }
 

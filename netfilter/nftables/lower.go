@@ -20,8 +20,21 @@ type table struct {
 	partial bool
 }
 
+// stays reports whether the whole of the kernel's table stays as it is.
+func (t *table) stays() bool { return t.partial && len(t.sets)+len(t.chains) == 0 }
+
 // lowered has a table for each family, or nil for a family without rules.
 type lowered [len(conf.Families)]*table
+
+// only returns the tables of these families. The other families' tables stay as they are.
+func (l lowered) only(families []conf.Family) lowered {
+	for f := range l {
+		if !slices.Contains(families, conf.Family(f)) {
+			l[f] = &table{family: conf.Family(f), partial: true}
+		}
+	}
+	return l
+}
 
 // set is a set or map of a table. In a map, the comment of an element begins with its verdict (withVerdict).
 type set struct {

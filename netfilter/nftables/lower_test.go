@@ -80,14 +80,20 @@ func TestNftReadsTheGoldenFiles(t *testing.T) {
 
 func listed(t *testing.T) string {
 	t.Helper()
-	var all []string
+	all := listings(t)
+	return strings.Join(slices.DeleteFunc(all[:], func(table string) bool { return table == "" }), "\n")
+}
+
+// listings returns the list of each family's table.
+func listings(t *testing.T) (all [len(conf.Families)]string) {
+	t.Helper()
 	for _, f := range conf.Families {
 		out, err := exec.Command("nft", "--stateless", "list", "table", (&statement{family: f}).ip(), tableName).Output()
 		if err == nil {
-			all = append(all, string(out))
+			all[f] = strings.ReplaceAll(unwrapped(string(out)), "priority mangle;", "priority -150;")
 		}
 	}
-	return strings.ReplaceAll(unwrapped(strings.Join(all, "\n")), "priority mangle;", "priority -150;")
+	return all
 }
 
 var (

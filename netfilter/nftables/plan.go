@@ -60,6 +60,7 @@ func makePlan(have state, want lowered, alone bool) *plan {
 	p := &plan{alone: alone, onlyCloses: true, next: have}
 	for _, f := range conf.Families {
 		switch {
+		case want[f] != nil && want[f].stays():
 		case want[f] != nil:
 			p.table(have[f], want[f])
 		case have[f].exists:
