@@ -22,6 +22,7 @@ type ending struct {
 	begun     bool // true if begin has marked the record as ending
 	forbidden bool // true if the guard has no entry of the port any more
 	unplugged bool // true if the link and the neighbour entries are deleted
+	salvaged  bool // true if the record is broken, so that it isn't known whether another plugin made the link
 }
 
 // End removes the attachment with this ID. It returns nil if there is no record. If the record is broken, End removes
@@ -138,11 +139,11 @@ func (x *ending) setRecord(e *endpoint.Endpoint) {
 // have the node's lock.
 func (n Node) endLocked(x *ending) (*endpoint.Endpoint, error) {
 	e, err := endpoint.MarkEnding(x.id)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return nil, nil
-	case errors.Is(err, endpoint.ErrBroken):
+	if x.salvaged = errors.Is(err, endpoint.ErrBroken); x.salvaged {
 		e, err = salvage(x.id)
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
 	}
 	if err != nil {
 		return nil, err
@@ -226,8 +227,17 @@ func (x *ending) forbid() error {
 // shut sets the link of a chained attachment down. No rule checks the link's packets once the pod's addresses are in
 // no set, and the pod may still run: GC ends each attachment that the runtime doesn't list, and DEL may take one
 // interface of several. If the link is down already, because begin was called, shut takes little time.
+//
+// If the record is broken, the link is found by the attachment's addresses, unless they are addresses of weir's links.
 func (x *ending) shut() error {
 	e := x.record
+	if x.salvaged {
+		own, err := bridge.HasNeighbour(e.Addresses)
+		if own || err != nil {
+			return err
+		}
+		return bridge.ShutPeersOf(e.Addresses)
+	}
 	if !e.Chained || e.HostIf == "" {
 		return nil
 	}

@@ -123,7 +123,7 @@ func sortByUse(addrs []endpoint.Address) (gone, inUse []endpoint.Address, err er
 		switch {
 		case err != nil:
 			return nil, nil, err
-		case used[a.Addr] && !own:
+		case len(used[a.Addr]) > 0 && !own:
 			inUse = append(inUse, a)
 		default:
 			gone = append(gone, a)

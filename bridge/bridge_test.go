@@ -407,16 +407,18 @@ func TestShutPeer(t *testing.T) {
 	}
 }
 
-// TestPodAddresses: the addresses of a pod are found by its link, although its network namespace is mounted nowhere, as
-// in the agent's container. The node's own addresses don't count.
+// TestPodAddresses: the addresses of a pod are found by its links, although its network namespace is mounted nowhere,
+// as in the agent's container. With each address comes the link that leads to it. The node's own addresses don't count.
 func TestPodAddresses(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
 	}
 	path := nodetest.NewNS(t, "pod")
-	nodetest.RunEach(t, "ip link add vpod type veth peer name eth0 netns pod", "ip link set vpod up",
+	nodetest.RunEach(t, "ip link add vother type veth peer name eth1 netns pod",
+		"ip link add vpod type veth peer name eth0 netns pod", "ip link set vpod up",
 		"ip address add 192.0.2.1/32 dev vpod", "ip -n pod link set eth0 up", "ip -n pod address add 192.0.2.2/32 dev eth0",
-		"ip -n pod address add 2001:db8::2/128 dev eth0 nodad")
+		"ip -n pod address add 2001:db8::2/128 dev eth0 nodad", "ip -n pod address add 192.0.2.3/32 dev eth1",
+		"ip -n pod address add 192.0.2.4/32 dev lo")
 	ns, err := netns.GetFromPath(path)
 	if err != nil {
 		t.Fatal(err)
@@ -427,9 +429,17 @@ func TestPodAddresses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for addr, want := range map[string]bool{"192.0.2.1": false, "192.0.2.2": true, "2001:db8::2": true} {
-		if all[netip.MustParseAddr(addr)] != want {
-			t.Errorf("%s: %v, want %v: %v", addr, !want, want, all)
+	for addr, want := range map[string][]string{
+		"192.0.2.1": nil, "192.0.2.2": {"vpod"}, "2001:db8::2": {"vpod"}, "192.0.2.3": {"vother"},
+		"192.0.2.4": {"vother", "vpod"},
+	} {
+		var links []string
+		for _, p := range all[netip.MustParseAddr(addr)] {
+			links = append(links, p.Name)
+		}
+		slices.Sort(links)
+		if links = slices.Compact(links); !slices.Equal(links, want) {
+			t.Errorf("%s: %v, want %v: %v", addr, links, want, all)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"strings"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
@@ -13,6 +14,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/attrs"
 )
 
@@ -105,6 +107,29 @@ func ShutPeer(hostIf string, index int, netnsPath string) error {
 	}
 	if err := h.LinkSetDown(link); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("set link %s down: %w", hostIf, err)
+	}
+	return nil
+}
+
+// ShutPeersOf does what ShutPeer does, for the links that lead to these addresses, except weir's own links. It is for
+// pods whose links aren't known.
+func ShutPeersOf(addrs []endpoint.Address) error {
+	if len(addrs) == 0 {
+		return nil
+	}
+	all, err := PodAddresses()
+	if err != nil {
+		return err
+	}
+	for _, a := range addrs {
+		for _, p := range all[a.Addr] {
+			if strings.HasPrefix(p.Name, PortPrefix) {
+				continue
+			}
+			if err := ShutPeer(p.Name, p.Index, ""); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

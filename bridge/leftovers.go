@@ -11,6 +11,7 @@ import (
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
@@ -58,10 +59,11 @@ func HasNeighbour(addrs []endpoint.Address) (bool, error) {
 
 // PodAddresses returns the addresses in all network namespaces to which a link of the node leads. It asks for them by
 // the node's numbers for the namespaces. So it also works in the agent's container, which has neither the namespaces'
-// paths nor the right to enter them.
+// paths nor the right to enter them. With each address it returns the links that lead to the address's interface. If
+// there are none, it returns all links to the namespace.
 //
 // Equivalent to, for each namespace: ip -n NETNS address show
-func PodAddresses() (map[netip.Addr]bool, error) {
+func PodAddresses() (map[netip.Addr][]Peer, error) {
 	lists := batch.NewStrictDumper(unix.NETLINK_ROUTE)
 	defer lists.Close()
 	links, err := dump(lists, request(unix.RTM_GETLINK, unix.NLM_F_DUMP, ifInfo(unix.AF_UNSPEC, 0), withoutStatistics()),
@@ -69,20 +71,22 @@ func PodAddresses() (map[netip.Addr]bool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
-	all, asked := map[netip.Addr]bool{}, map[int]bool{-1: true} // -1 is the node's own namespace
+	leading := map[int][]Link{} // by the namespace to which they lead
 	for _, l := range links {
-		if asked[l.PeerNS] {
-			continue
+		if l.PeerNS >= 0 { // -1 is the node's own namespace
+			leading[l.PeerNS] = append(leading[l.PeerNS], l)
 		}
-		asked[l.PeerNS] = true
-		answers, err := dump(lists, getAddressesIn(l.PeerNS), func(m []byte) (elsewhere, ok bool) {
-			return addAddresses(m, all), true
+	}
+	all := map[netip.Addr][]Peer{}
+	for namespace, links := range leading {
+		answers, err := dump(lists, getAddressesIn(namespace), func(m []byte) (elsewhere, ok bool) {
+			return addAddresses(m, links, all), true
 		})
 		if err == nil && slices.Contains(answers, false) {
 			err = fmt.Errorf("the kernel has listed the node's own: %w", batch.ErrNoAnswer)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("list the addresses in the namespace to which link %s leads: %w", l.Name, err)
+			return nil, fmt.Errorf("list the addresses in the namespace to which link %s leads: %w", links[0].Name, err)
 		}
 	}
 	return all, nil
@@ -90,15 +94,21 @@ func PodAddresses() (map[netip.Addr]bool, error) {
 
 // addAddresses adds an interface's address, and the address of its other end if there is one. elsewhere is true if the
 // interface is in another namespace than the node's.
-func addAddresses(m []byte, to map[netip.Addr]bool) (elsewhere bool) {
+func addAddresses(m []byte, links []Link, to map[netip.Addr][]Peer) (elsewhere bool) {
 	if len(m) < unix.SizeofIfAddrmsg {
 		return false
+	}
+	index := int(nl.DeserializeIfAddrmsg(m).Index)
+	if i := slices.IndexFunc(links, func(l Link) bool { return l.Peer == index }); i >= 0 {
+		links = links[i : i+1]
 	}
 	for kind, value := range attrs.In(m[unix.SizeofIfAddrmsg:]) {
 		switch kind {
 		case unix.IFA_ADDRESS, unix.IFA_LOCAL:
 			if addr, ok := netip.AddrFromSlice(value); ok {
-				to[addr] = true
+				for _, l := range links {
+					to[addr] = append(to[addr], Peer{Name: l.Name, Index: l.Index})
+				}
 			}
 		case unix.IFA_TARGET_NETNSID:
 			elsewhere = true

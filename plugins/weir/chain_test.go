@@ -360,7 +360,7 @@ func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 }
 
 // TestAPodThatRunsOnBehindPtp: if GC or weir's DEL ends the attachment of a pod that runs on, its link is down, because
-// no rule checks the pod's packets any more.
+// no rule checks the pod's packets any more. The same is true for DEL with a damaged record.
 func TestAPodThatRunsOnBehindPtp(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return
@@ -379,9 +379,14 @@ func testRunsOnBehind(t *testing.T, other string) {
 	n := newNodeBehind(t, other, nil)
 	n.Manifest("policy.yaml", denyAll)
 	n.StartAgent()
-	for i, verb := range []string{"DEL", "GC", "GC"} {
-		pod := n.AddPod("ns-1", []string{"http-echo", "busybox", "http-echo"}[i])
-		port, unseen := fmt.Sprint(":", 80+i), i == 2
+	for i, c := range []struct{ verb, pod, record string }{
+		{"DEL", "http-echo", ""},
+		{"GC", "busybox", ""},
+		// As in the agent's container, which doesn't have the path of the pod's namespace.
+		{"GC", "http-echo", `sed -i 's|"netns":"|&/unseen|' `},
+		{"DEL", "busybox", "echo { >"},
+	} {
+		pod, port := n.AddPod("ns-1", c.pod), fmt.Sprint(":", 80+i)
 		n.Serve(pod.Netns, "tcp", port)
 		n.ReachFrom(n.Outside, pod.IP+port, false)
 		records, err := filepath.Glob("/run/weir/endpoints/*:eth0.json")
@@ -390,16 +395,19 @@ func testRunsOnBehind(t *testing.T, other string) {
 		}
 		id, _, _ := strings.Cut(filepath.Base(records[0]), ":")
 		env := map[string]string{
-			"CNI_COMMAND": verb, "CNI_CONTAINERID": id, "CNI_NETNS": pod.Netns, "CNI_IFNAME": "eth0", "CNI_PATH": n.Bin,
+			"CNI_COMMAND": c.verb, "CNI_CONTAINERID": id, "CNI_NETNS": pod.Netns, "CNI_IFNAME": "eth0", "CNI_PATH": n.Bin,
 		}
-		if unseen { // as in the agent's container, which doesn't have the path of the pod's namespace
-			nodetest.Run(t, "sed", "-i", `s|"netns":"|&/unseen|`, records[0])
+		if c.record != "" {
+			nodetest.Run(t, "sh", "-c", c.record+records[0])
 		}
 		if code, msg := weir(t, n, env, `{"cniVersion": "1.1.0", "name": "weir", "type": "weir"}`); code != 0 {
-			t.Fatalf("%s: code %d: %s", verb, code, msg)
+			t.Fatalf("%s: code %d: %s", c.verb, code, msg)
 		}
 		if _, err := nodetest.Get(t, n.Outside, pod.IP+port); err == nil {
-			t.Errorf("after %s, the pod is reached although a policy forbids it", verb)
+			t.Errorf("after %s with the record %q, the pod is reached although a policy forbids it", c.verb, c.record)
+		}
+		if out := nodetest.Run(t, "sh", "-c", "cd /run/weir; find endpoints addresses -mindepth 1"); out != "" {
+			t.Errorf("after %s with the record %q, these files are left: %s", c.verb, c.record, out)
 		}
 		ended(n, pod.Namespace, pod.Name) // calls the other plugin's DEL too
 	}
