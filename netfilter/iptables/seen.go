@@ -140,14 +140,12 @@ func readRule(rule nftnl.Listed) seen {
 			bytes.Contains(rule.Expressions, []byte(netfilter.AcceptComment)),
 	}
 	h := sha256.New()
-	for _, value := range attrs.In(rule.Expressions) {
-		e := attrs.Map(value)
-		name, data := attrs.Text(e[unix.NFTA_EXPR_NAME]), e[unix.NFTA_EXPR_DATA]
-		if name == "counter" {
+	for name, data := range rule.Expressions.All() {
+		if string(name) == "counter" {
 			continue
 		}
 		_, _ = fmt.Fprintf(h, "%s %d %s", name, len(data), data)
-		switch name {
+		switch string(name) {
 		case "immediate":
 			r.target = targetOf(data)
 		case "match":
@@ -163,8 +161,7 @@ func readRule(rule nftnl.Listed) seen {
 }
 
 func targetOf(immediate []byte) string {
-	v, ok := nftnl.VerdictOf(attrs.Map(immediate)[unix.NFTA_IMMEDIATE_DATA])
-	switch {
+	switch v, ok := nftnl.VerdictIn(immediate); {
 	case !ok || v.Chain != "":
 		return v.Chain
 	case v.Code == 0: // NF_DROP

@@ -152,14 +152,6 @@ func (w *walk) chain(name string) int32 {
 	return unix.NFT_RETURN
 }
 
-func fields(data []byte) map[uint16][]byte {
-	all := map[uint16][]byte{}
-	for kind, value := range attrs.In(data) {
-		all[kind] = value
-	}
-	return all
-}
-
 type expression struct {
 	name string
 	data map[uint16][]byte
@@ -171,20 +163,20 @@ type expression struct {
 
 func expressionsIn(rule []byte) (all []expression) {
 	for _, one := range attrs.In(rule) {
-		e := fields(one)
-		name := string(bytes.TrimRight(e[unix.NFTA_EXPR_NAME], "\x00"))
-		x := expression{name: name, data: fields(e[unix.NFTA_EXPR_DATA])}
+		e := attrs.Map(one)
+		name := attrs.Text(e[unix.NFTA_EXPR_NAME])
+		x := expression{name: name, data: attrs.Map(e[unix.NFTA_EXPR_DATA])}
 		switch name {
 		case "cmp":
 			x.value = dataIn(x.data[unix.NFTA_CMP_DATA])
 		case "bitwise":
 			x.value = dataIn(x.data[unix.NFTA_BITWISE_MASK])
 		case "immediate":
-			v := fields(fields(x.data[unix.NFTA_IMMEDIATE_DATA])[unix.NFTA_DATA_VERDICT])
+			v := attrs.Map(attrs.Map(x.data[unix.NFTA_IMMEDIATE_DATA])[unix.NFTA_DATA_VERDICT])
 			if code := v[unix.NFTA_VERDICT_CODE]; code != nil {
 				x.verdict = int32(number(code))
 			}
-			x.chain = string(bytes.TrimRight(v[unix.NFTA_VERDICT_CHAIN], "\x00"))
+			x.chain = attrs.Text(v[unix.NFTA_VERDICT_CHAIN])
 		}
 		all = append(all, x)
 	}
@@ -209,7 +201,7 @@ func at(register []byte) int {
 	return int(number(register)-unix.NFT_REG32_00) * 4
 }
 
-func dataIn(value []byte) []byte { return fields(value)[unix.NFTA_DATA_VALUE] }
+func dataIn(value []byte) []byte { return attrs.Map(value)[unix.NFTA_DATA_VALUE] }
 
 func (w *walk) load(register, value []byte) (int32, string) {
 	to := w.registers[at(register):]

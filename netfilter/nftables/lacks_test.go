@@ -128,17 +128,16 @@ func featuresOf(of *table) map[string]string {
 		}
 		for i := range c.rules {
 			written, words := c.rules[i].write(of.family)
-			for _, one := range attrs.In(written.Expressions) {
-				e := attrs.Map(one)
-				name, fields := attrs.Text(e[unix.NFTA_EXPR_NAME]), attrs.Map(e[unix.NFTA_EXPR_DATA])
-				all[feature(name, fields, layouts)] = words
+			for name, values := range written.Expressions.All() {
+				all[feature(string(name), values, layouts)] = words
 			}
 		}
 	}
 	return all
 }
 
-func feature(name string, fields map[uint16][]byte, layouts map[string]string) string {
+func feature(name string, values []byte, layouts map[string]string) string {
+	fields := attrs.Map(values)
 	number := func(kind uint16) uint32 {
 		if v := fields[kind]; len(v) == 4 {
 			return binary.BigEndian.Uint32(v)
@@ -158,7 +157,7 @@ func feature(name string, fields map[uint16][]byte, layouts map[string]string) s
 		return fmt.Sprintf("lookup in %s, for a verdict: %v, inverted: %v", layouts[attrs.Text(fields[unix.NFTA_LOOKUP_SET])],
 			fields[unix.NFTA_LOOKUP_DREG] != nil, number(unix.NFTA_LOOKUP_FLAGS))
 	case "immediate":
-		v, ok := nftnl.VerdictOf(fields[unix.NFTA_IMMEDIATE_DATA])
+		v, ok := nftnl.VerdictIn(values)
 		return fmt.Sprintf("immediate, verdict: %v %d", ok, v.Code)
 	case "masq":
 		return fmt.Sprintf("masq with flags %d", number(unix.NFTA_MASQ_FLAGS))

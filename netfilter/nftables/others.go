@@ -117,16 +117,15 @@ func (e effect) refusesProtocol() bool {
 	return false
 }
 
-func effectOf(expressions []byte) (e effect) {
-	for _, one := range attrs.In(expressions) {
-		f := attrs.Map(one)
-		name, f := attrs.Text(f[unix.NFTA_EXPR_NAME]), attrs.Map(f[unix.NFTA_EXPR_DATA])
-		switch name {
+func effectOf(expressions nftnl.Expressions) (e effect) {
+	for name, values := range expressions.All() {
+		f := attrs.Map(values)
+		switch string(name) {
 		case "counter", "log":
 		case "reject":
 			e.drops = true
 		case "immediate":
-			e.verdict(f)
+			e.verdict(values)
 		case "target":
 			switch attrs.Text(f[unix.NFTA_TARGET_NAME]) {
 			case "REJECT", "DROP":
@@ -137,18 +136,17 @@ func effectOf(expressions []byte) (e effect) {
 			}
 		case "match":
 			if !always(f) {
-				e.conditions = append(e.conditions, match{name, f})
+				e.conditions = append(e.conditions, match{string(name), f})
 			}
 		default:
-			e.conditions = append(e.conditions, match{name, f})
+			e.conditions = append(e.conditions, match{string(name), f})
 		}
 	}
 	return e
 }
 
-func (e *effect) verdict(immediate map[uint16][]byte) {
-	v, ok := nftnl.VerdictOf(immediate[unix.NFTA_IMMEDIATE_DATA])
-	switch {
+func (e *effect) verdict(immediate []byte) {
+	switch v, ok := nftnl.VerdictIn(immediate); {
 	case !ok:
 	case v.Chain != "":
 		e.chain = v.Chain
@@ -178,12 +176,8 @@ func commentOf(r nftnl.Listed) string {
 	if r.Comment != "" {
 		return r.Comment
 	}
-	for _, one := range attrs.In(r.Expressions) {
-		f := attrs.Map(one)
-		if attrs.Text(f[unix.NFTA_EXPR_NAME]) != "match" {
-			continue
-		}
-		if f = attrs.Map(f[unix.NFTA_EXPR_DATA]); attrs.Text(f[unix.NFTA_MATCH_NAME]) == "comment" {
+	for name, values := range r.Expressions.All() {
+		if f := attrs.Map(values); string(name) == "match" && attrs.Text(f[unix.NFTA_MATCH_NAME]) == "comment" {
 			return attrs.Text(f[unix.NFTA_MATCH_INFO])
 		}
 	}
@@ -196,8 +190,8 @@ var knownTables = map[string]string{
 }
 
 func (d *Driver) ownerOf(t nftnl.Table) string {
-	if id := d.reader.Owner(t); id != 0 {
-		return fmt.Sprintf("the process with the netlink port %d", id)
+	if s, err := d.reader.Table(t); err == nil && s.Owner != 0 {
+		return fmt.Sprintf("the process with the netlink port %d", s.Owner)
 	}
 	if name, ok := knownTables[t.Name]; ok {
 		return name

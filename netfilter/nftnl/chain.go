@@ -30,6 +30,7 @@ const (
 // These attributes are missing in the package unix (include/uapi/linux/netfilter/nf_tables.h).
 const (
 	nftaTableUserdata = 6
+	nftaTableOwner    = 7
 	nftaChainUserdata = 12
 )
 

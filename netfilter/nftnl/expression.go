@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"hash/maphash"
+	"iter"
 	"slices"
 
 	"golang.org/x/sys/unix"
@@ -12,7 +13,7 @@ import (
 )
 
 type Rule struct {
-	Expressions []byte
+	Expressions Expressions
 	Comment     string
 }
 
@@ -25,19 +26,10 @@ var seed = maphash.MakeSeed()
 // Values of counters don't matter.
 func (r Rule) Sum() Sum { return sum(r.Expressions, comment(commentOfAnObject, r.Comment)) }
 
-func sum(expressions, data []byte) Sum {
+func sum(expressions Expressions, userdata []byte) Sum {
 	var all []byte
 	number := func(n int) { all = binary.BigEndian.AppendUint32(all, uint32(n)) }
-	for _, e := range netattrs.In(expressions) {
-		var name, values []byte
-		for kind, value := range netattrs.In(e) {
-			switch kind {
-			case unix.NFTA_EXPR_NAME:
-				name = bytes.TrimRight(value, "\x00")
-			case unix.NFTA_EXPR_DATA:
-				values = value
-			}
-		}
+	for name, values := range expressions.All() {
 		number(len(name))
 		all = append(all, name...)
 		if string(name) == "counter" {
@@ -61,13 +53,33 @@ func sum(expressions, data []byte) Sum {
 			all = append(all, a.value...)
 		}
 	}
-	number(len(all)) // the length separates the expressions from the data
-	return Sum(maphash.Bytes(seed, append(all, data...)))
+	number(len(all)) // the length separates the expressions from the user data
+	return Sum(maphash.Bytes(seed, append(all, userdata...)))
 }
 
 // Expressions are the expressions of a rule, in the kernel's form. Each method appends an expression. There are sixteen
 // registers of 32 bits.
 type Expressions []byte
+
+// All yields the name and the attributes of each expression.
+func (e Expressions) All() iter.Seq2[[]byte, []byte] {
+	return func(yield func(name, values []byte) bool) {
+		for _, one := range netattrs.In(e) {
+			var name, values []byte
+			for kind, value := range netattrs.In(one) {
+				switch kind {
+				case unix.NFTA_EXPR_NAME:
+					name = bytes.TrimRight(value, "\x00")
+				case unix.NFTA_EXPR_DATA:
+					values = value
+				}
+			}
+			if !yield(name, values) {
+				return
+			}
+		}
+	}
+}
 
 func (e Expressions) add(name string, data attrs) Expressions {
 	one := attrs{}.text(unix.NFTA_EXPR_NAME, name)
@@ -199,11 +211,23 @@ func (v Verdict) encode() attrs {
 	return attrs{}.put(unix.NFTA_DATA_VERDICT, a)
 }
 
-func parseVerdict(data []byte) (v Verdict) {
+// VerdictIn returns the verdict in the attributes of an expression "immediate". ok is false if the expression loads
+// other data.
+func VerdictIn(immediate []byte) (v Verdict, ok bool) {
+	for kind, value := range netattrs.In(immediate) {
+		if kind == unix.NFTA_IMMEDIATE_DATA {
+			v, ok = parseVerdict(value)
+		}
+	}
+	return v, ok
+}
+
+func parseVerdict(data []byte) (v Verdict, ok bool) {
 	for kind, value := range netattrs.In(data) {
 		if kind != unix.NFTA_DATA_VERDICT {
 			continue
 		}
+		ok = true
 		for kind, value := range netattrs.In(value) {
 			switch {
 			case kind == unix.NFTA_VERDICT_CODE && len(value) == 4:
@@ -213,5 +237,5 @@ func parseVerdict(data []byte) (v Verdict) {
 			}
 		}
 	}
-	return v
+	return v, ok
 }

@@ -10,9 +10,6 @@ import (
 	netattrs "github.com/weir-net/weir/internal/attrs"
 )
 
-// This attribute is missing in the package unix (include/uapi/linux/netfilter/nf_tables.h).
-const nftaTableOwner = 7
-
 // BaseChain is a chain at a hook. It may belong to any program.
 type BaseChain struct {
 	Table
@@ -32,19 +29,9 @@ func (r *Reader) BaseChains(hook uint32) (chains []BaseChain, err error) {
 	for _, family := range []uint8{unix.NFPROTO_INET, unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {
 		var found []BaseChain
 		err := r.list(unix.NFT_MSG_GETCHAIN, Table{Family: family}, nil, func() { found = nil }, func(answer []byte) bool {
-			c := BaseChain{Table: Table{Family: family}}
-			h, accepts := hookIn(answer)
-			for kind, value := range netattrs.In(answer) {
-				switch kind {
-				case unix.NFTA_CHAIN_TABLE:
-					c.Table.Name = netattrs.Text(value)
-				case unix.NFTA_CHAIN_NAME:
-					c.Name = netattrs.Text(value)
-				}
-			}
-			if h != nil && h.Number == hook {
-				c.Hook, c.Accepts = *h, accepts
-				found = append(found, c)
+			if h, accepts := hookIn(answer); h != nil && h.Number == hook {
+				table, name := chainIn(answer)
+				found = append(found, BaseChain{Table{family, table}, name, *h, accepts})
 			}
 			return true
 		})
@@ -54,24 +41,6 @@ func (r *Reader) BaseChains(hook uint32) (chains []BaseChain, err error) {
 		chains = append(chains, found...)
 	}
 	return chains, nil
-}
-
-// Owner returns the netlink port ID, usually a process ID, of the program that owns the table. It returns 0 if the
-// table has no owner.
-//
-// Equivalent to: nft list table FAMILY TABLE, which shows "flags owner" and the program's name
-func (r *Reader) Owner(t Table) uint32 {
-	answer, err := r.get(unix.NFT_MSG_GETTABLE, t, attrs{}.text(unix.NFTA_TABLE_NAME, t.Name),
-		"look up table %s of nf_tables", t.Name)
-	if err != nil {
-		return 0
-	}
-	for kind, value := range netattrs.In(answer) {
-		if kind == nftaTableOwner {
-			return numberOf(value)
-		}
-	}
-	return 0
 }
 
 // Listed is a rule in the kernel. Handle is the number by which it can be deleted.
@@ -87,15 +56,13 @@ func (r *Reader) List(t Table, chain string) (rules []Listed, err error) {
 	if _, _, err := r.Hook(t, chain); err != nil {
 		return nil, err
 	}
-	body := attrs{}.text(unix.NFTA_RULE_TABLE, t.Name).text(unix.NFTA_RULE_CHAIN, chain)
-	err = r.list(unix.NFT_MSG_GETRULE, t, body, func() { rules = nil }, func(answer []byte) bool {
-		if table, in, one := parseListed(answer); table == t.Name && in == chain {
-			one.Expressions = slices.Clone(one.Expressions)
-			rules = append(rules, one)
-		}
+	err = r.dumpRules(t, chain, func() { rules = nil }, func(heard heardRule) bool {
+		one := heard.listed()
+		one.Expressions = slices.Clone(one.Expressions)
+		rules = append(rules, one)
 		return true
 	})
-	return rules, wrap(err, "list the rules of chain %s", chain)
+	return rules, err
 }
 
 // EachRule passes the rules of all chains of the table to the function each. It calls the function begin first, and
@@ -103,34 +70,15 @@ func (r *Reader) List(t Table, chain string) (rules []Listed, err error) {
 //
 // Equivalent to: nft -a list table FAMILY TABLE
 func (r *Reader) EachRule(t Table, begin func(), each func(chain string, rule Listed)) error {
-	body := attrs{}.text(unix.NFTA_RULE_TABLE, t.Name)
-	err := r.list(unix.NFT_MSG_GETRULE, t, body, begin, func(answer []byte) bool {
-		if table, chain, one := parseListed(answer); table == t.Name {
-			each(chain, one)
-		}
+	return r.dumpRules(t, "", begin, func(heard heardRule) bool {
+		each(heard.chain, heard.listed())
 		return true
 	})
-	return wrap(err, "list the rules of table %s", t.Name)
 }
 
-func parseListed(answer []byte) (table, chain string, rule Listed) {
-	for kind, value := range netattrs.In(answer) {
-		switch kind {
-		case unix.NFTA_RULE_TABLE:
-			table = netattrs.Text(value)
-		case unix.NFTA_RULE_CHAIN:
-			chain = netattrs.Text(value)
-		case unix.NFTA_RULE_HANDLE:
-			if len(value) == 8 {
-				rule.Handle = binary.BigEndian.Uint64(value)
-			}
-		case unix.NFTA_RULE_EXPRESSIONS:
-			rule.Expressions = value
-		case unix.NFTA_RULE_USERDATA:
-			rule.Comment = netattrs.Text(userdataIn(value, commentOfAnObject))
-		}
-	}
-	return table, chain, rule
+func (r heardRule) listed() Listed {
+	words := netattrs.Text(userdataIn(r.userdata, commentOfAnObject))
+	return Listed{Rule{r.expressions, words}, r.handle}
 }
 
 // InsertRule adds the rule before an existing rule, whose handle is the parameter before.
@@ -154,20 +102,9 @@ func (b *Batch) DeleteRule(t Table, chain string, handle uint64) {
 //
 // Equivalent to: nft list table FAMILY TABLE | grep BYTES
 func (r *Reader) Mentions(t Table, what []byte) (found bool, err error) {
-	body := attrs{}.text(unix.NFTA_RULE_TABLE, t.Name)
-	err = r.list(unix.NFT_MSG_GETRULE, t, body, func() { found = false }, func(answer []byte) bool {
-		for kind, value := range netattrs.In(answer) {
-			found = found || kind == unix.NFTA_RULE_EXPRESSIONS && bytes.Contains(value, what)
-		}
+	err = r.dumpRules(t, "", func() { found = false }, func(heard heardRule) bool {
+		found = bytes.Contains(heard.expressions, what)
 		return !found
 	})
-	return found, wrap(err, "list the rules of table %s", t.Name)
-}
-
-// VerdictOf returns the verdict in the data of an immediate expression. ok is false if the data isn't a verdict.
-func VerdictOf(data []byte) (v Verdict, ok bool) {
-	for kind := range netattrs.In(data) {
-		ok = ok || kind == unix.NFTA_DATA_VERDICT
-	}
-	return parseVerdict(data), ok
+	return found, err
 }

@@ -202,13 +202,8 @@ func (PodSets) InUse(addr netip.Addr) (used bool, err error) {
 	r := NewReader()
 	defer r.Close()
 	t, name := WeirTable(conf.FamilyOf(addr)), podsSet(conf.FamilyOf(addr)).Name
-	body := attrs{}.text(unix.NFTA_RULE_TABLE, t.Name)
-	err = r.list(unix.NFT_MSG_GETRULE, t, body, func() { used = false }, func(answer []byte) bool {
-		for kind, value := range netattrs.In(answer) {
-			if kind == unix.NFTA_RULE_EXPRESSIONS {
-				used = used || looksUp(value, name)
-			}
-		}
+	err = r.dumpRules(t, "", func() { used = false }, func(heard heardRule) bool {
+		used = heard.expressions.lookUp(name)
 		return !used
 	})
 	if errors.Is(err, ErrNotExist) {
@@ -217,21 +212,18 @@ func (PodSets) InUse(addr netip.Addr) (used bool, err error) {
 	return used, wrap(err, "look for rules with set %s", name)
 }
 
-func looksUp(expressions []byte, set string) (yes bool) {
-	for _, e := range netattrs.In(expressions) {
-		name := ""
-		for kind, value := range netattrs.In(e) {
-			switch kind {
-			case unix.NFTA_EXPR_NAME:
-				name = netattrs.Text(value)
-			case unix.NFTA_EXPR_DATA:
-				for kind, value := range netattrs.In(value) {
-					yes = yes || name == "lookup" && kind == unix.NFTA_LOOKUP_SET && netattrs.Text(value) == set
-				}
+func (e Expressions) lookUp(set string) bool {
+	for name, values := range e.All() {
+		if string(name) != "lookup" {
+			continue
+		}
+		for kind, value := range netattrs.In(values) {
+			if kind == unix.NFTA_LOOKUP_SET && netattrs.Text(value) == set {
+				return true
 			}
 		}
 	}
-	return yes
+	return false
 }
 
 // Check returns an error for each address that is missing in the set of all pods, or in one of the maps of classes.

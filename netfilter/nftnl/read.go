@@ -90,6 +90,8 @@ func numberOf(value []byte) uint32 {
 type TableState struct {
 	Flags   uint32 // such as Dormant
 	Objects uint32 // number of chains, sets and other objects in the table
+	// Owner is the netlink port ID, usually a process ID, of the program that owns the table, or 0 if none owns it.
+	Owner uint32
 }
 
 // Dormant is the flag of a table that a program has switched off (NFT_TABLE_F_DORMANT in
@@ -111,6 +113,8 @@ func (r *Reader) Table(t Table) (s TableState, err error) {
 			s.Flags = numberOf(value)
 		case unix.NFTA_TABLE_USE:
 			s.Objects = numberOf(value)
+		case nftaTableOwner:
+			s.Owner = numberOf(value)
 		}
 	}
 	return s, nil
@@ -169,21 +173,24 @@ func hookIn(answer []byte) (hook *Hook, accepts bool) {
 // Equivalent to: nft list chains FAMILY
 func (r *Reader) Chains(t Table) (names []string, err error) {
 	err = r.list(unix.NFT_MSG_GETCHAIN, t, nil, func() { names = nil }, func(answer []byte) bool {
-		table, name := "", ""
-		for kind, value := range netattrs.In(answer) {
-			switch kind {
-			case unix.NFTA_CHAIN_TABLE:
-				table = netattrs.Text(value)
-			case unix.NFTA_CHAIN_NAME:
-				name = netattrs.Text(value)
-			}
-		}
-		if table == t.Name {
+		if table, name := chainIn(answer); table == t.Name {
 			names = append(names, name)
 		}
 		return true
 	})
 	return names, wrap(err, "list the chains of nf_tables")
+}
+
+func chainIn(answer []byte) (table, name string) {
+	for kind, value := range netattrs.In(answer) {
+		switch kind {
+		case unix.NFTA_CHAIN_TABLE:
+			table = netattrs.Text(value)
+		case unix.NFTA_CHAIN_NAME:
+			name = netattrs.Text(value)
+		}
+	}
+	return table, name
 }
 
 type Rules struct {
@@ -201,70 +208,76 @@ type Rules struct {
 //
 // Equivalent to: nft list table FAMILY TABLE
 func (r *Reader) Rules(t Table) (chains map[string]Rules, err error) {
-	body := attrs{}.text(unix.NFTA_RULE_TABLE, t.Name)
-	err = r.list(unix.NFT_MSG_GETRULE, t, body, func() { chains = map[string]Rules{} }, func(answer []byte) bool {
-		var chain, table string
-		var expressions, data []byte
-		for kind, value := range netattrs.In(answer) {
-			switch kind {
-			case unix.NFTA_RULE_TABLE:
-				table = netattrs.Text(value)
-			case unix.NFTA_RULE_CHAIN:
-				chain = netattrs.Text(value)
-			case unix.NFTA_RULE_EXPRESSIONS:
-				expressions = value
-			case unix.NFTA_RULE_USERDATA:
-				data = value
-			}
-		}
-		if table == t.Name {
-			c := chains[chain]
-			c.add(sum(expressions, data), expressions)
-			chains[chain] = c
-		}
+	err = r.dumpRules(t, "", func() { chains = map[string]Rules{} }, func(heard heardRule) bool {
+		c := chains[heard.chain]
+		c.add(sum(heard.expressions, heard.userdata), heard.expressions)
+		chains[heard.chain] = c
 		return true
 	})
-	return chains, wrap(err, "list the rules of table %s", t.Name)
+	return chains, err
+}
+
+// heardRule is a rule in a message of the kernel. Its slices are parts of the message.
+type heardRule struct {
+	table, chain string
+	handle       uint64
+	expressions  Expressions
+	userdata     []byte
+}
+
+func ruleIn(answer []byte) (r heardRule) {
+	for kind, value := range netattrs.In(answer) {
+		switch kind {
+		case unix.NFTA_RULE_TABLE:
+			r.table = netattrs.Text(value)
+		case unix.NFTA_RULE_CHAIN:
+			r.chain = netattrs.Text(value)
+		case unix.NFTA_RULE_HANDLE:
+			if len(value) == 8 {
+				r.handle = binary.BigEndian.Uint64(value)
+			}
+		case unix.NFTA_RULE_EXPRESSIONS:
+			r.expressions = value
+		case unix.NFTA_RULE_USERDATA:
+			r.userdata = value
+		}
+	}
+	return r
+}
+
+// dumpRules passes the rules of the chain to the function each, until that function returns false. An empty name stands
+// for all chains of the table. dumpRules calls the function begin before each attempt.
+func (r *Reader) dumpRules(t Table, chain string, begin func(), each func(heardRule) bool) error {
+	body, of := attrs{}.text(unix.NFTA_RULE_TABLE, t.Name), "table "+t.Name
+	if chain != "" {
+		body, of = body.text(unix.NFTA_RULE_CHAIN, chain), "chain "+chain
+	}
+	err := r.list(unix.NFT_MSG_GETRULE, t, body, begin, func(answer []byte) bool {
+		heard := ruleIn(answer)
+		return heard.table != t.Name || chain != "" && heard.chain != chain || each(heard)
+	})
+	return wrap(err, "list the rules of %s", of)
 }
 
 func (c *Rules) Add(r Rule) { c.add(r.Sum(), r.Expressions) }
 
-func (c *Rules) add(s Sum, expressions []byte) {
+func (c *Rules) add(s Sum, expressions Expressions) {
 	logged, others, returns, goes := c.logs, 0, false, ""
 	c.Sums, c.Drops, c.logs = append(c.Sums, s), false, false
-	for _, e := range netattrs.In(expressions) {
-		var name string
-		var immediate []byte
-		for kind, value := range netattrs.In(e) {
-			switch kind {
-			case unix.NFTA_EXPR_NAME:
-				name = netattrs.Text(value)
-			case unix.NFTA_EXPR_DATA:
-				immediate = value
-			}
-		}
-		if name != "immediate" {
-			c.logs = c.logs || name == "log" && bytes.Contains(immediate, []byte(conf.AuditLogPrefix))
+	for name, values := range expressions.All() {
+		if string(name) != "immediate" {
+			c.logs = c.logs || string(name) == "log" && bytes.Contains(values, []byte(conf.AuditLogPrefix))
 			others++
 			continue
 		}
-		to, data := uint32(1), []byte(nil)
-		for kind, value := range netattrs.In(immediate) {
-			switch kind {
-			case unix.NFTA_IMMEDIATE_DREG:
-				to = numberOf(value)
-			case unix.NFTA_IMMEDIATE_DATA:
-				data = value
-			}
-		}
-		if v := parseVerdict(data); v.Chain != "" {
+		switch v, ok := VerdictIn(values); {
+		case v.Chain == "":
+			c.Drops, returns = ok && v.Code == 0, ok && v.Code == unix.NFT_RETURN
+		case v.Code == unix.NFT_GOTO:
+			goes = v.Chain
+			fallthrough
+		default:
 			c.To = append(c.To, v.Chain)
-			if v.Code == unix.NFT_GOTO {
-				goes = v.Chain
-			}
-		} else {
-			c.Drops = to == unix.NFT_REG_VERDICT && v.Code == 0
-			returns = to == unix.NFT_REG_VERDICT && v.Code == unix.NFT_RETURN
 		}
 	}
 	c.Audits = logged && returns && others == 0

@@ -146,7 +146,7 @@ func (l Layout) element(family uint8, data []byte) (e Element, last, ok bool) {
 		case unix.NFTA_SET_ELEM_KEY:
 			e, ok = l.parse(family, valueIn(value))
 		case unix.NFTA_SET_ELEM_DATA:
-			verdict = parseVerdict(value)
+			verdict, _ = parseVerdict(value)
 		case unix.NFTA_SET_ELEM_FLAGS:
 			last = numberOf(value)&unix.NFT_SET_ELEM_INTERVAL_END != 0
 			ok = ok && numberOf(value)&^unix.NFT_SET_ELEM_INTERVAL_END == 0
