@@ -55,29 +55,12 @@ func (s set) print(b *strings.Builder, f conf.Family) {
 }
 
 func (s set) typeText(f conf.Family) string {
-	address := "ipv4_addr"
-	if f == conf.IPv6 {
-		address = "ipv6_addr"
+	word := "type "
+	if s.Layout == nftnl.InnerPair { // nft has no type for a part of a header
+		word = "typeof "
 	}
-	switch s.Layout {
-	case nftnl.AddressPort:
-		return "type " + address + " . inet_proto . inet_service"
-	case nftnl.AddressLink:
-		return "type " + address + " . ifname"
-	case nftnl.Link:
-		return "type ifname"
-	case nftnl.Port:
-		return "type inet_service"
-	case nftnl.Verdicts:
-		return "type " + address + " : verdict"
-	case nftnl.AddressPair:
-		return "type " + address + " . " + address
-	case nftnl.InnerPair:
-		text := &statement{family: f}
-		text.load(innerEnd, "")
-		return "typeof " + text.words[0]
-	}
-	return "type " + address
+	elements, _, _ := strings.Cut(s.Layout.In(f), ", ") // print adds the flags
+	return word + elements
 }
 
 func (s set) elementText(e nftnl.Element) string {
