@@ -1,14 +1,19 @@
 package packettest
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"math/rand/v2"
 	"testing"
 
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/verdict"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 var (
@@ -73,3 +78,74 @@ func (n *Node) arrivals(seed uint64) (headers []verdict.Packet, expect, arrived 
 
 // mostOfAState is how many packets are sent at most in one cluster, so that there is time for many clusters.
 const mostOfAState = 200
+
+// TestHasPods: with each backend, HasPods tells whether the set of all pods has had entries since it was last read, in
+// one part or in several.
+func TestHasPods(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	type backend interface {
+		Backend
+		Read(ctx context.Context) error
+		Refresh(ctx context.Context, pause func() bool) (done bool, err error)
+		HasPods(f conf.Family) bool
+	}
+	opened := func(name Name) backend { return open(t, name).(backend) }
+	type change struct {
+		command string
+		has     bool
+	}
+	for name, changes := range map[Name][]change{
+		IptablesNFT: {
+			{"ipset create weir-pods6 hash:ip family inet6", false},
+			{"ipset add weir-pods6 fd00::1", true},
+			{"ipset add weir-pods6 fd00::2", true},
+			{"ipset flush weir-pods6", false},
+			{"ipset add weir-pods6 fd00::3", true},
+			{"ipset destroy weir-pods6", false},
+		},
+		Nftables: {
+			{"nft 'add table ip6 weir; add set ip6 weir weir-pods6 { type ipv6_addr; }'", false},
+			{"nft 'add element ip6 weir weir-pods6 { fd00::1 }'", true},
+			{"nft flush set ip6 weir weir-pods6", false},
+			{"nft 'add element ip6 weir weir-pods6 { fd00::3 }'", true},
+			{"nft delete table ip6 weir", false},
+		},
+	} {
+		b := opened(name)
+		apply := func(s policy.State, verify netfilter.Verify) {
+			t.Helper()
+			if _, err := b.Apply(t.Context(), policy.Compile(s), verify); err != nil {
+				t.Fatal(name, err)
+			}
+		}
+		apply(policy.State{}, netfilter.All)
+		for _, c := range changes {
+			nodetest.Run(t, "sh", "-c", c.command)
+			other := opened(name)
+			if err := other.Read(t.Context()); err != nil {
+				t.Fatal(name, err)
+			}
+			if done, err := b.Refresh(t.Context(), func() bool { return false }); err != nil || !done {
+				t.Fatal(name, done, err)
+			}
+			if got, read := b.HasPods(conf.IPv6), other.HasPods(conf.IPv6); got != c.has || read != c.has {
+				t.Errorf("%s, after %q: %v in parts and %v in one part, want %v", name, c.command, got, read, c.has)
+			}
+			other.Close()
+		}
+		// Apply doesn't delete entries that belong to no pod, even if a pod had them before.
+		apply(policytest.DualStack(), netfilter.All)
+		for range 3 {
+			if !b.HasPods(conf.IPv6) {
+				t.Errorf("%s: the set has pods, and HasPods says that it hasn't", name)
+			}
+			apply(policy.State{Strays6: true}, netfilter.Trust)
+		}
+		if err := b.Remove(t.Context()); err != nil {
+			t.Error(name, err)
+		}
+		b.Close()
+	}
+}
