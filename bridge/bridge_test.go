@@ -443,3 +443,28 @@ func TestPodAddresses(t *testing.T) {
 		}
 	}
 }
+
+// TestNetfilterEnabled: a bridge's packets count as checked only if the bridge has the options of both families.
+func TestNetfilterEnabled(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	nodetest.Run(t, "ip", "link", "add", "br0", "type", "bridge")
+	for _, c := range []struct {
+		options string
+		on      bool
+	}{
+		{"nf_call_iptables 0 nf_call_ip6tables 0", false},
+		{"nf_call_iptables 1", false},
+		{"nf_call_ip6tables 1", true},
+		{"nf_call_iptables 0", false},
+	} {
+		nodetest.RunEach(t, "ip link set br0 type bridge "+c.options)
+		if on, err := NetfilterEnabled("br0"); on != c.on || err != nil {
+			t.Errorf("after %s: %v, want %v; %v", c.options, on, c.on, err)
+		}
+	}
+	if on, err := NetfilterEnabled("missing"); on || err == nil {
+		t.Errorf("a missing bridge: %v, %v", on, err)
+	}
+}

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/endpoint"
-	"github.com/weir-net/weir/internal/attrs"
+	"github.com/weir-net/weir/netfilter/batch"
 )
 
 // ErrBypassesForward means that a pod's packets bypass the FORWARD hook, so no policy can be enforced on them.
@@ -188,34 +188,20 @@ func EnableBridgeNetfilter(h netlinksafe.Handle, name string) error {
 //
 // Equivalent to: ip -d link show BRIDGE | grep 'nf_call_iptables 1 nf_call_ip6tables 1'
 func NetfilterEnabled(name string) (bool, error) {
-	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, unix.NLM_F_ACK)
-	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
-	msgs, err := req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK)
+	var look batch.Batch
+	look.Add(getLink(name), "look up bridge %s", name)
+	replies, err := look.Do(unix.NETLINK_ROUTE, netns.None())
+	if err != nil {
+		return false, err
+	}
+	l, err := linkIn(replies)
 	if err != nil {
 		return false, fmt.Errorf("look up bridge %s: %w", name, err)
 	}
-	for _, m := range msgs {
-		if len(m) < unix.SizeofIfInfomsg {
-			continue
-		}
-		set := map[uint16]byte{}
-		for kind, value := range attrs.In(m[unix.SizeofIfInfomsg:]) {
-			if kind != unix.IFLA_LINKINFO {
-				continue
-			}
-			for kind, value := range attrs.In(value) {
-				if kind != nl.IFLA_INFO_DATA {
-					continue
-				}
-				for kind, value := range attrs.In(value) {
-					if len(value) == 1 {
-						set[kind] = value[0]
-					}
-				}
-			}
-		}
-		return set[nl.IFLA_BR_NF_CALL_IPTABLES] == 1 && set[nl.IFLA_BR_NF_CALL_IP6TABLES] == 1, nil
-	}
-	return false, nil
+	return l.filtered(), nil
+}
+
+// filtered reports whether packets between the bridge's ports pass through iptables, if br_netfilter is loaded.
+func (l Link) filtered() bool {
+	return l.Bridge[nl.IFLA_BR_NF_CALL_IPTABLES] == 1 && l.Bridge[nl.IFLA_BR_NF_CALL_IP6TABLES] == 1
 }

@@ -114,16 +114,22 @@ func (b *Bridge) AddPort(p Port) (made Pair, err error) {
 }
 
 // newLink reads the kernel's answer about a new pair. The kernel leaves out the peer's index if it is the same.
-func newLink(replies [][]byte) (l Link, err error) {
-	if len(replies) != 1 {
-		return l, batch.ErrNoAnswer
-	}
-	l, ok := parseLink(replies[0])
-	if !ok {
-		return l, batch.ErrNoAnswer
-	}
+func newLink(replies [][]byte) (Link, error) {
+	l, err := linkIn(replies)
 	if l.Peer == 0 {
 		l.Peer = l.Index
+	}
+	return l, err
+}
+
+// linkIn reads the kernel's answer to a question about one link.
+func linkIn(replies [][]byte) (l Link, err error) {
+	ok := false
+	if len(replies) == 1 {
+		l, ok = parseLink(replies[0])
+	}
+	if !ok {
+		return l, batch.ErrNoAnswer
 	}
 	return l, nil
 }

@@ -258,7 +258,7 @@ func (b FilteredBridge) Check(o *Observed) error {
 	if _, err := o.Sysctl("net/bridge/bridge-nf-call-iptables"); err != nil {
 		return fmt.Errorf("bridge %s passes packets between pods on without iptables (br_netfilter): %w", b.Name, err)
 	}
-	if br.Bridge[nl.IFLA_BR_NF_CALL_IPTABLES] != 1 || br.Bridge[nl.IFLA_BR_NF_CALL_IP6TABLES] != 1 {
+	if !br.filtered() {
 		return fmt.Errorf("bridge %s passes packets between pods on without iptables (nf_call_iptables)", b.Name)
 	}
 	return nil

@@ -88,9 +88,6 @@ const (
 const (
 	fragmentsChain = "fragments"
 	sharedChain    = "shared"
-)
-
-const (
 	forgedChain    = "forged"
 	discoveryChain = "discovery"
 )

@@ -234,13 +234,6 @@ func (l *listener) newsOfAddress(m syscall.NetlinkMessage) News {
 }
 
 func isPortRemoval(m syscall.NetlinkMessage) bool {
-	if m.Header.Type != unix.RTM_DELLINK || len(m.Data) < unix.SizeofIfInfomsg {
-		return false
-	}
-	for kind, value := range attrs.In(m.Data[unix.SizeofIfInfomsg:]) {
-		if kind == unix.IFLA_IFNAME {
-			return strings.HasPrefix(attrs.Text(value), PortPrefix)
-		}
-	}
-	return false
+	l, ok := parseLink(m.Data)
+	return ok && m.Header.Type == unix.RTM_DELLINK && strings.HasPrefix(l.Name, PortPrefix)
 }
