@@ -444,6 +444,21 @@ func TestPodAddresses(t *testing.T) {
 	}
 }
 
+// TestFailedWatches: a watch that fails closes its socket.
+func TestFailedWatches(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	for name, watch := range map[string]func() error{
+		"ports": func() error { return WatchPorts(t.Context(), func() {}) },
+		"node":  func() error { return WatchNode(t.Context(), func(News) {}) },
+	} {
+		if err := nodetest.FailedWatch(t, unix.NETLINK_ROUTE, watch); err == nil {
+			t.Errorf("the watch of the %s has ended without an error", name)
+		}
+	}
+}
+
 // TestNetfilterEnabled: a bridge's packets count as checked only if the bridge has the options of both families.
 func TestNetfilterEnabled(t *testing.T) {
 	if !nodetest.Isolated(t) {

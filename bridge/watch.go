@@ -26,8 +26,8 @@ func WatchPorts(ctx context.Context, gone func()) error {
 	if err != nil {
 		return fmt.Errorf("watch links: %w", err)
 	}
-	stop := context.AfterFunc(ctx, s.Close)
-	defer stop()
+	defer s.Close()
+	defer context.AfterFunc(ctx, s.Close)()
 	if err := receiveOnlyDellink(s.GetFd()); err != nil {
 		return fmt.Errorf("watch links: %w", err)
 	}
@@ -94,8 +94,8 @@ func WatchNode(ctx context.Context, changed func(News)) error {
 	if err != nil {
 		return fmt.Errorf("watch the node: %w", err)
 	}
-	stop := context.AfterFunc(ctx, s.Close)
-	defer stop()
+	defer s.Close()
+	defer context.AfterFunc(ctx, s.Close)()
 	o := nothingObserved()
 	err = o.readLinks()
 	o.Close()

@@ -28,8 +28,8 @@ func Watch(ctx context.Context, concerns func(Change) bool, heard func(generatio
 	if err != nil {
 		return fmt.Errorf("watch the rules: %w", err)
 	}
-	stop := context.AfterFunc(ctx, s.Close)
-	defer stop()
+	defer s.Close()
+	defer context.AfterFunc(ctx, s.Close)()
 	before, _ := Generation() // 0 if the kernel has no nf_tables
 	heard(before, true)
 	concerned := false // true if a change of the present transaction concerns the caller
