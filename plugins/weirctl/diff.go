@@ -16,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 
+	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/plugins/weirctl/chart"
 	"github.com/weir-net/weir/plugins/weirctl/client"
 	"github.com/weir-net/weir/policy"
@@ -130,6 +131,9 @@ func (f *diffFlags) run(cmd *cobra.Command) error {
 	change.Notes = slices.Concat(unknown, more, notes(c, d.After))
 	for _, p := range ruleset.Together(file.Problems) {
 		change.Notes = append(change.Notes, p.String())
+	}
+	for _, u := range file.Unenforced {
+		change.Notes = append(change.Notes, u.String())
 	}
 	change.Notes = append(change.Notes, idle(file.Policies, after.Pods)...)
 	change.Notes = append(change.Notes, flips(before.Policies, after.Policies)...)
@@ -282,7 +286,11 @@ func readFiles(paths []string, stdin io.Reader) (policy.Objects, error) {
 		return objects, fmt.Errorf("read the change: %s", strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
 	if len(paths) > 0 && objects.Empty() {
-		return objects, fmt.Errorf("-f %s: there is no object that policies depend on", strings.Join(paths, ", "))
+		why := []string{"there is no object that policies depend on"}
+		for _, u := range objects.Unenforced {
+			why = append(why, u.String())
+		}
+		return objects, fmt.Errorf("-f %s: %s", strings.Join(paths, ", "), chart.OneLine(excerpt.List(why, "; ")))
 	}
 	return objects, nil
 }

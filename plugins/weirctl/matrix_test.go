@@ -162,6 +162,25 @@ func TestIdlePolicy(t *testing.T) {
 	}
 }
 
+// TestDiffNamesUnenforcedPolicies: diff names policies of kinds that weir doesn't enforce.
+func TestDiffNamesUnenforcedPolicies(t *testing.T) {
+	const cluster = "{kind: ClusterNetworkPolicy, apiVersion: policy.networking.k8s.io/v1alpha2, metadata: {name: c}}"
+	const isNotEnforced = "ClusterNetworkPolicy.policy.networking.k8s.io is a kind of policy that weir doesn't enforce: " +
+		"ClusterNetworkPolicy c"
+	for _, tc := range []struct {
+		text, want string
+		code       int
+	}{
+		{wider + "\n---\n" + cluster, "weirctl: note: " + isNotEnforced + "\n", client.ExitChanges},
+		{cluster, "-f -: there is no object that policies depend on; " + isNotEnforced, client.ExitError},
+	} {
+		_, errs, code := execute(t, diffCommand(), tc.text, "-f", "-")
+		if code != tc.code || errs != tc.want {
+			t.Errorf("%s: %d, %q\nwant %q", tc.text, code, errs, tc.want)
+		}
+	}
+}
+
 // TestAuditedPolicies: if a policy becomes audited, diff says what that opens. matrix names audited policies.
 func TestAuditedPolicies(t *testing.T) {
 	audited := strings.Replace(shop, "metadata: {name: db, namespace: shop}\nspec:\n  podSelector",

@@ -124,13 +124,12 @@ func (u *universe) units() []unit {
 			at.uid = "unknown"
 		case 1:
 			one, at.uid = all[0], "of "+all[0].UID
-		default: // pods with the same address are one unit
-			var names []string
-			for _, p := range all {
-				names = append(names, p.Name)
-			}
+		default: // pods with the same address are one unit, and so are several versions of one pod
 			one = all[0]
-			one.Name, at.uid = strings.Join(names, " or "), "at "+a.String()
+			names := anyOf(all)
+			if one.Name, at.uid = names, "at "+a.String(); names == all[0].Name {
+				at.uid = "of several versions"
+			}
 		}
 		if addresses[at] == nil {
 			addresses[at] = &[len(conf.Families)][]netip.Addr{}
@@ -159,6 +158,21 @@ func (u *universe) units() []unit {
 	}
 	u.findEnds(all)
 	return all
+}
+
+// anyOf returns the pods' names. A name has its namespace if this isn't the first pod's.
+func anyOf(pods []policy.Pod) string {
+	var names []string
+	for _, p := range pods {
+		name := p.Name
+		if p.Namespace != pods[0].Namespace {
+			name = p.Namespace + "/" + name
+		}
+		if !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, " or ")
 }
 
 func (u *universe) findEnds(all []unit) {

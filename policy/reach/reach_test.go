@@ -191,6 +191,27 @@ spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr:
 
 // TestUnknownAndOff: an endpoint whose pod is unknown reaches nobody, and nobody reaches it. If enforcement is off for
 // a pod, policies deny nothing to the pod.
+// TestNamesOfOneAddress: pods of several namespaces with one address are named with their namespaces. Several versions
+// of one pod have the pod's name.
+func TestNamesOfOneAddress(t *testing.T) {
+	s := policy.State{}
+	s.Pods = []policy.Pod{
+		pod("a/x", "10.0.0.1"), pod("b/y", "10.0.0.1"), pod("a/z", "10.0.0.1"),
+		pod("a/v", "10.0.0.2", "fd00::2", "app=one"), pod("a/v", "10.0.0.2", "fd00::2", "app=two"),
+	}
+	deny := networkPolicy(t, "metadata: {namespace: a, name: p}\nspec: {podSelector: {matchLabels: {app: one}}}")
+	s.Policies = []*networkingv1.NetworkPolicy{deny}
+	var names []string
+	for _, p := range reach.New(s, nil).Parties {
+		if p.Kind == reach.Pods {
+			names = append(names, p.Name)
+		}
+	}
+	if diff := cmp.Diff([]string{"a/v", "a/x or b/y or z"}, names); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestUnknownAndOff(t *testing.T) {
 	attached := func(name, address string, enforcement conf.Enforcement) policy.Endpoint {
 		namespace, pod, _ := strings.Cut(name, "/")

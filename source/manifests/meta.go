@@ -15,6 +15,7 @@ import (
 
 type meta struct {
 	name, namespace                        string
+	isStated                               bool // true if the object states its namespace
 	labels                                 map[string]string
 	unknown                                []string // keys of labels whose values can't be read
 	wrongName, wrongNamespace, wrongLabels []complaint
@@ -116,7 +117,7 @@ func (m *meta) readNamespace(raw stdjson.RawMessage, path string, o object, unkn
 		return
 	}
 	if namespace != "" {
-		m.namespace = namespace
+		m.namespace, m.isStated = namespace, true
 	}
 	if msgs := validation.IsDNS1123Label(m.namespace); len(msgs) > 0 {
 		m.wrongNamespace = []complaint{{field, fmt.Sprintf("%q: %s", m.namespace, strings.Join(msgs, "; "))}}

@@ -156,7 +156,10 @@ func (c *content) add(o object) {
 		c.addWorkload(o)
 	case objects.IsPolicy(o.group(), o.kind):
 		m := o.readMeta(o.raw["metadata"], true)
-		e := entry{where: o.where, object: o.kind + " " + m.namespace + "/" + m.name}
+		e := entry{where: o.where, object: o.kind + " " + m.name}
+		if m.isStated { // some of these kinds have no namespace
+			e.object = o.kind + " " + m.namespace + "/" + m.name
+		}
 		e.unenforced = &policy.Unenforced{Kind: printable(o.kind + "." + o.group()), Where: printable(e.object), Count: 1}
 		c.entries = append(c.entries, e)
 	default:
