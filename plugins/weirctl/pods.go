@@ -16,7 +16,7 @@ func podsCommand() *cobra.Command {
 		Use:   "pods",
 		Short: "Show the pods that weir attached on this node: container, addresses, link, policies, since when",
 		Long: "Shows the pods that weir attached on this node, with container, addresses, link, MAC, and the policies\n" +
-			"that isolate them. Without an agent it shows their endpoint records, and ? for policies.",
+			"that isolate them. If no agent answers, it shows their endpoint records, and ? for policies.",
 		Args: client.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			format, err := client.ParseFormat(output)
@@ -24,13 +24,17 @@ func podsCommand() *cobra.Command {
 				return err
 			}
 			s, err := client.Status(cmd.Context())
-			pods := []agentapi.PodStatus{} // an empty list is printed as [], not as null
-			if errors.Is(err, agentapi.ErrNoAgent) {
-				pods, err = recorded()
-			} else if err == nil {
-				pods = s.Pods
+			if err == nil {
+				return client.PrintPods(cmd.OutOrStdout(), format, s.Pods)
 			}
-			return errors.Join(client.PrintPods(cmd.OutOrStdout(), format, pods), err)
+			pods, unread := recorded()
+			if errors.Is(err, agentapi.ErrNoAgent) {
+				err = nil
+			}
+			if unread != nil && len(pods) == 0 { // an empty list would say that there are no pods
+				return errors.Join(err, unread)
+			}
+			return errors.Join(client.PrintPods(cmd.OutOrStdout(), format, pods), err, unread)
 		},
 	}
 	outputFlag(cmd, &output, "", "text", "json")
@@ -39,7 +43,7 @@ func podsCommand() *cobra.Command {
 
 func recorded() ([]agentapi.PodStatus, error) {
 	endpoints, err := endpoint.List()
-	pods := []agentapi.PodStatus{}
+	pods := []agentapi.PodStatus{} // an empty list is printed as [], not as null
 	for _, e := range endpoints {
 		p := agentapi.PodOf(e)
 		p.Ingress, p.Egress = "?", "?"

@@ -12,7 +12,7 @@ import (
 )
 
 const statusLong = `Shows what is enforced on this node: faults (ERROR), problems, policies, pods, classes and sets.
-It fails if the node isn't ready. Without an agent it shows the sets that the kernel still enforces, and fails.
+It fails if the node isn't ready. If no agent answers, it shows the sets that the kernel still enforces, and fails.
 
 With --cluster it asks the agents of all nodes through the API server, and shows the worst node first. It fails if a
 node isn't ready or doesn't answer. With --node it shows what is enforced on that node. Both need the right to run
@@ -44,7 +44,7 @@ func statusCommand() *cobra.Command {
 				return clusterStatus(cmd, &nodes, format, all)
 			}
 			s, err := client.Status(cmd.Context())
-			if errors.Is(err, agentapi.ErrNoAgent) {
+			if err != nil && cmd.Context().Err() == nil {
 				s, err = fromKernel(err)
 			}
 			return showStatus(cmd, format, s, err)

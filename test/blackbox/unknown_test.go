@@ -392,6 +392,16 @@ func TestStoppedAgent(t *testing.T) {
 			}
 		})
 	}
+	for question, what := range map[string]string{"pods": "x/b", "pods -o json": `"x/b"`, "status": "weir-pods"} {
+		asked.Go(func() { // these also know what the files and the kernel have
+			cmd := exec.CommandContext(t.Context(), filepath.Join(n.Bin, "weirctl"), strings.Fields(question)...)
+			out, err := cmd.CombinedOutput()
+			if cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), what) ||
+				!strings.Contains(string(out), "has not answered within") {
+				t.Errorf("weirctl %s: %v, want %s\n%s", question, err, what, out)
+			}
+		})
+	}
 	asked.Wait()
 }
 
