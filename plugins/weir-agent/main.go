@@ -76,7 +76,7 @@ func run() int {
 		_, err := fmt.Fprintln(cmd.OutOrStdout(), version.Of("weir-agent"))
 		return err
 	}
-	root.AddCommand(runCommand(), checkCommand(), installCommand(), cleanupCommand())
+	root.AddCommand(runCommand(), checkCommand(), installCommand(), cleanupCommand(), waitCommand())
 	if err := root.ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "weir-agent:", err)
 		return 1
@@ -245,4 +245,12 @@ func cleanupCommand() *cobra.Command {
 	cmd.Flags().StringVar(&conflist, "conflist", "",
 		"network configuration that run wrote; it is removed first, so that the runtime starts no more pods with weir")
 	return cmd
+}
+
+// waitCommand is for conf/cleanup.yaml, whose pods stay after the cleanup. So the nodes need no further image.
+func waitCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "wait", Short: "Wait until SIGTERM", Hidden: true, Args: cobra.NoArgs,
+		Run: func(cmd *cobra.Command, _ []string) { <-cmd.Context().Done() },
+	}
 }
