@@ -2,8 +2,13 @@ package agent
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/weir-net/weir/conf"
 )
@@ -13,7 +18,7 @@ type conflist struct {
 }
 
 // writeConflist writes the runtime's network configuration once this node's address and MTU are known. Without that
-// file, the runtime starts no pod.
+// file, the runtime starts no pod. Plugins that other programs have appended stay.
 func (a *agent) writeConflist() error {
 	plan := a.overlay.plan
 	if a.Node.Conflist == "" || !plan.NodeAddress.IsValid() || plan.MTU == 0 {
@@ -24,8 +29,11 @@ func (a *agent) writeConflist() error {
 		return err
 	}
 	a.conflist.mtu = plan.MTU
-	if have, err := os.ReadFile(a.Node.Conflist); err == nil && bytes.Equal(have, want) {
-		return nil
+	have, err := os.ReadFile(a.Node.Conflist)
+	if err == nil {
+		if want, err = conf.WithAppended(want, have); err != nil || bytes.Equal(have, want) {
+			return err
+		}
 	}
 	tmp := a.Node.Conflist + ".tmp" // runtimes don't read files with this ending
 	if err := os.WriteFile(tmp, want, 0o600); err != nil {
@@ -35,5 +43,50 @@ func (a *agent) writeConflist() error {
 		return fmt.Errorf("write the network configuration: %w", err)
 	}
 	a.Log.Info("the runtime may start pods: its network configuration is written", "path", a.Node.Conflist)
+	a.checkRuntime()
+	return nil
+}
+
+// checkRuntime reports a fault if the runtime uses another network's configuration. It looks once the agent has written
+// its own, because on a node that is switched to weir the other network's file may go later.
+func (a *agent) checkRuntime() {
+	if a.conflist.mtu != 0 {
+		a.faults.set(partRuntime, overtaken(a.Node.Conflist))
+	}
+}
+
+// overtaken returns an error if the runtime uses another configuration than the file own. The runtime uses the first
+// file in the order of their names. A file that is no configuration doesn't count, because no runtime starts a pod by
+// it.
+func overtaken(own string) error {
+	dir, name := filepath.Split(own)
+	files, err := os.ReadDir(dir) // sorted by name
+	if err != nil {
+		return fmt.Errorf("find out which network configuration the runtime uses: %w", err)
+	}
+	for _, f := range files {
+		if f.Name() >= name {
+			return nil
+		}
+		if f.IsDir() || !slices.Contains(conf.ConfigurationSuffixes, filepath.Ext(f.Name())) {
+			continue
+		}
+		data, err := os.ReadFile(filepath.Join(dir, f.Name()))
+		if errors.Is(err, fs.ErrNotExist) { // it was removed just now
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("find out which network configuration the runtime uses: %w", err)
+		}
+		plugins, err := conf.Plugins(data)
+		switch {
+		case err != nil:
+		case conf.LeadsToWeir(data, name):
+			return nil
+		default:
+			return fmt.Errorf("the runtime uses %s (%s), because its name comes before %s: "+
+				"no policy is enforced on new pods; remove the file", f.Name(), strings.Join(plugins, ", "), name)
+		}
+	}
 	return nil
 }

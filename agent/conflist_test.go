@@ -4,7 +4,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/google/go-cmp/cmp"
@@ -16,29 +18,39 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestConflist: if a write fails, the runtime still finds either the whole configuration or none.
-func TestConflist(t *testing.T) {
-	if !nodetest.Isolated(t) {
-		return
-	}
+// newConflistAgent returns an agent whose plan is made, and which writes no file until the test calls it.
+func newConflistAgent(t *testing.T) *agent {
+	t.Helper()
 	nodetest.Outside(t)
 	driver, err := iptables.New(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer driver.Close()
+	t.Cleanup(func() { driver.Close() })
 	links, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer links.Close()
-	path := filepath.Join(t.TempDir(), "10-weir.conflist")
+	t.Cleanup(links.Close)
 	a := newAgent(Options{
-		Log:  slog.New(slog.DiscardHandler),
-		Node: NodeOptions{Name: "self", Overlay: overlay.Options{Encapsulation: overlay.Always}, Conflist: path},
+		Log: slog.New(slog.DiscardHandler),
+		Node: NodeOptions{
+			Name: "self", Overlay: overlay.Options{Encapsulation: overlay.Always},
+			Conflist: filepath.Join(t.TempDir(), "10-weir.conflist"),
+		},
 	}, driver, links)
 	a.takeUpdate(policy.Difference(policy.Objects{}, *healthy()), nil)
 	a.planOverlay()
+	return a
+}
+
+// TestConflist: if a write fails, the runtime still finds either the whole configuration or none.
+func TestConflist(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	a := newConflistAgent(t)
+	path := a.Node.Conflist
 	configurations := func() []string { // the files that libcni (ConfFiles) takes for configurations
 		var names []string
 		for _, ext := range []string{".conf", ".conflist", ".json"} {
@@ -74,5 +86,94 @@ func TestConflist(t *testing.T) {
 		if diff := cmp.Diff([]string{"10-weir.conflist"}, configurations()); diff != "" {
 			t.Error(diff)
 		}
+	}
+}
+
+// TestConflistOfOthers: a file of another network that the runtime would use is a fault until it is gone. Files that
+// the runtime doesn't use, and files that lead to weir, are none.
+func TestConflistOfOthers(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	a := newConflistAgent(t)
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(filepath.Dir(a.Node.Conflist), name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const flannel = `{"name": "cbr0", "plugins": [{"type": "flannel"}, {"type": "portmap"}]}`
+	write("10-flannel.conflist", flannel)
+	a.checkRuntime()
+	if err := a.faults.now[partRuntime]; err != nil {
+		t.Errorf("before the agent has written its configuration: %v", err)
+	}
+	if err := a.writeConflist(); err != nil {
+		t.Fatal(err)
+	}
+	a.kernel.lastSync = time.Now() // nothing else keeps the agent from being ready
+	for _, tc := range []struct{ name, text, says string }{
+		{"10-flannel.conflist", flannel, "10-flannel.conflist (flannel, portmap)"},
+		{"00-ptp.conf", `{"name": "p", "type": "ptp"}`, "00-ptp.conf (ptp)"},
+		{"10-flannel.conflist.bak", flannel, ""},
+		{"87-podman-bridge.conflist", `{"name": "podman", "plugins": [{"type": "bridge"}]}`, ""},
+		{"00-empty.conflist", "", ""},
+		{"00-multus.conf", `{"name": "m", "type": "multus", "clusterNetwork": "weir"}`, ""},
+	} {
+		write(tc.name, tc.text)
+		a.checkRuntime()
+		switch err := a.faults.now[partRuntime]; {
+		case tc.says == "" && err != nil:
+			t.Errorf("%s: %v", tc.name, err)
+		case tc.says != "" && (err == nil || !strings.Contains(err.Error(), tc.says)):
+			t.Errorf("%s: got %v, want an error with %q", tc.name, err, tc.says)
+		}
+		if a.publishStatus(); a.status.Load().ready != (tc.says == "") {
+			t.Errorf("%s: the agent is ready: %v", tc.name, a.status.Load().ready)
+		}
+		if err := os.Remove(filepath.Join(filepath.Dir(a.Node.Conflist), tc.name)); err != nil {
+			t.Fatal(err)
+		}
+		if a.checkRuntime(); a.faults.now[partRuntime] != nil {
+			t.Errorf("%s is gone: %v", tc.name, a.faults.now[partRuntime])
+		}
+	}
+}
+
+// TestConflistStays: what another program has appended isn't taken away, and stays when weir's own part changes.
+func TestConflistStays(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	a := newConflistAgent(t)
+	if err := a.writeConflist(); err != nil {
+		t.Fatal(err)
+	}
+	read := func() string {
+		t.Helper()
+		data, err := os.ReadFile(a.Node.Conflist)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(data)
+	}
+	appended := strings.Replace(read(), `"plugins": [`, `"plugins":[`, 1)
+	end := strings.LastIndex(appended, "]")
+	appended = appended[:end] + `, {"type": "istio-cni"}` + appended[end:]
+	if err := os.WriteFile(a.Node.Conflist, []byte(appended), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.writeConflist(); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(appended, read()); diff != "" {
+		t.Errorf("the agent has written although weir's part is right: %s", diff)
+	}
+	a.overlay.plan.MTU--
+	if err := a.writeConflist(); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(); got == appended || !strings.Contains(got, "istio-cni") {
+		t.Errorf("with another MTU: %s", got)
 	}
 }

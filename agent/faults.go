@@ -20,6 +20,7 @@ const (
 	partNodes       part = "nodes"
 	partNode        part = "node"
 	partAddresses   part = "addresses"
+	partRuntime     part = "runtime"
 )
 
 var parts = map[part]struct{ name, meaning string }{
@@ -28,7 +29,10 @@ var parts = map[part]struct{ name, meaning string }{
 	partRecords:   {"endpoint records", "endpoint records can't be read; their pods stay closed"},
 	partAddresses: {"addresses", "no address is left for a new pod of this node; running pods are not affected"},
 	partNode:      {"this node", "some node settings can't be read or repaired"},
-	partNodes:     {"other nodes", "routes or tunnels to other nodes can't be set up or checked"},
+	partRuntime: {
+		"runtime", "the runtime uses another network's configuration, so no policy is enforced on new pods",
+	},
+	partNodes: {"other nodes", "routes or tunnels to other nodes can't be set up or checked"},
 	partKernel: {
 		"kernel", "weir's sets or rules can't be applied or read; those in the kernel stay in force, and no pod is enrolled",
 	},

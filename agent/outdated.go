@@ -19,6 +19,9 @@ func (a *agent) outdated(e endpoint.Endpoint) string {
 	if why := a.misplaced(e); why != "" {
 		return why
 	}
+	if a.homeless() {
+		return fmt.Sprintf("this node, %s, has no podCIDR that counts", a.Node.Name)
+	}
 	if a.Node.Conflist == "" || a.conflist.mtu == 0 { // this agent hasn't written a configuration to compare with
 		return ""
 	}
@@ -36,6 +39,12 @@ func (a *agent) outdated(e endpoint.Endpoint) string {
 		return fmt.Sprintf("enforcement is %q, and %q on this node", e.Enforcement, conf.Strict)
 	}
 	return ""
+}
+
+// homeless reports whether this node's pods can have no address, although the agent writes the runtime's configuration.
+// A configuration from before may be left, if the Node was deleted and has registered again.
+func (a *agent) homeless() bool {
+	return a.Node.Conflist != "" && a.Node.Name != "" && len(a.cluster.podCIDRs(a.Node.Name)) == 0
 }
 
 func (a *agent) misplaced(e endpoint.Endpoint) string {
@@ -60,6 +69,10 @@ func primary(e endpoint.Endpoint) bool {
 func (a *agent) whyOutdated(what string) string {
 	if a.Node.Conflist == "" {
 		return what + ": the network configuration is out of date; correct its ranges"
+	}
+	if a.homeless() {
+		return fmt.Sprintf("%s: the network configuration %s is out of date, and weir replaces it once the Node has one",
+			what, a.Node.Conflist)
 	}
 	if err := a.faults.now[partNodes]; err != nil {
 		return fmt.Sprintf("%s: the network configuration %s is out of date, and can't be replaced: %v",

@@ -55,7 +55,7 @@ func (a *agent) publishStatus() {
 	a.status.Store(&status{
 		enforced: a.snapshots.enforced.Load(), delta: a.snapshots.enforced.Load().delta,
 		ready: a.cluster.known && !a.kernel.lastSync.IsZero() && a.unknown() == nil &&
-			a.faults.now[partKernel] == nil && a.faults.now[partNode] == nil,
+			a.faults.now[partKernel] == nil && a.faults.now[partNode] == nil && a.faults.now[partRuntime] == nil,
 		lastSync: a.kernel.lastSync, backend: a.backend.Name(), sets: a.backend.Sets,
 		inUse: string(a.moving.inUse), reason: a.moving.chosen.Reason, cleaning: a.moving.others > 0,
 		endpoints: a.records.copies().list, earlier: a.kernel.earlier,

@@ -2,8 +2,12 @@ package conf
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
 )
 
 // Network is the name of the network in Conflist.
@@ -41,4 +45,120 @@ func Conflist(networks []netip.Prefix, mtu int, enforcement Enforcement) ([]byte
 		return nil, fmt.Errorf("encode the conflist: %w", err)
 	}
 	return append(data, '\n'), nil
+}
+
+// listed is a network configuration list, or the configuration of a single plugin.
+type listed struct {
+	Type    string            `json:"type"`
+	Plugins []json.RawMessage `json:"plugins"`
+}
+
+func typeOf(plugin json.RawMessage) string {
+	var p struct {
+		Type string `json:"type"`
+	}
+	if json.Unmarshal(plugin, &p) != nil {
+		return ""
+	}
+	return p.Type
+}
+
+// WithAppended returns the list want, which Conflist has returned, with the plugins that other programs have appended
+// to the list have: Istio's and Linkerd's agents append plugins of their own. If both lists then mean the same, it
+// returns have.
+func WithAppended(want, have []byte) ([]byte, error) {
+	if added := appended(have); len(added) > 0 {
+		var list map[string]json.RawMessage
+		var plugins []json.RawMessage
+		err := json.Unmarshal(want, &list)
+		if err == nil {
+			err = json.Unmarshal(list["plugins"], &plugins)
+		}
+		if err == nil {
+			list["plugins"], err = json.Marshal(append(plugins, added...))
+		}
+		if err == nil {
+			want, err = json.MarshalIndent(list, "", "  ")
+		}
+		if err != nil {
+			return nil, fmt.Errorf("append the plugins of other programs to the conflist: %w", err)
+		}
+		want = append(want, '\n')
+	}
+	if sameJSON(want, have) {
+		return have, nil
+	}
+	return want, nil
+}
+
+// appended returns the plugins behind weir that aren't weir's own. A list that can't be decoded has none.
+func appended(list []byte) []json.RawMessage {
+	var l listed
+	if json.Unmarshal(list, &l) != nil {
+		return nil
+	}
+	first := slices.IndexFunc(l.Plugins, func(p json.RawMessage) bool { return typeOf(p) == "weir" })
+	if first < 0 {
+		return nil
+	}
+	return slices.DeleteFunc(l.Plugins[first:], func(p json.RawMessage) bool {
+		return slices.Contains([]string{"", "weir", "portmap"}, typeOf(p))
+	})
+}
+
+func sameJSON(a, b []byte) bool {
+	var x, y any
+	return json.Unmarshal(a, &x) == nil && json.Unmarshal(b, &y) == nil && reflect.DeepEqual(x, y)
+}
+
+// ConfigurationSuffixes are the suffixes of the files that runtimes read (libcni, ConfFiles).
+var ConfigurationSuffixes = []string{".conf", ".conflist", ".json"}
+
+// Plugins returns the types of the plugins of a network configuration. If data is no configuration, it returns an
+// error.
+func Plugins(data []byte) ([]string, error) {
+	var list listed
+	if err := json.Unmarshal(data, &list); err != nil {
+		return nil, err
+	}
+	var types []string
+	for _, p := range list.Plugins {
+		types = append(types, typeOf(p))
+	}
+	if list.Type != "" {
+		types = append(types, list.Type)
+	}
+	if len(types) == 0 {
+		return nil, errors.New("it names no plugin")
+	}
+	return types, nil
+}
+
+// LeadsToWeir reports whether a runtime with this network configuration starts pods with weir. file is the name of
+// weir's own file. A configuration leads to weir if weir is one of its plugins or a plugin's delegate, or if it names
+// weir's network or file. Multus finds its delegates in other ways too, so its configuration always counts.
+func LeadsToWeir(data []byte, file string) bool {
+	var all any
+	types, err := Plugins(data)
+	if err != nil || json.Unmarshal(data, &all) != nil {
+		return false
+	}
+	isMultus := func(t string) bool { return strings.HasPrefix(t, "multus") }
+	return slices.ContainsFunc(types, isMultus) || leadsTo(all, file)
+}
+
+func leadsTo(value any, file string) bool {
+	switch v := value.(type) {
+	case string:
+		return v == Network || v == file || strings.HasSuffix(v, "/"+file)
+	case []any:
+		return slices.ContainsFunc(v, func(e any) bool { return leadsTo(e, file) })
+	case map[string]any:
+		for _, e := range v {
+			if leadsTo(e, file) {
+				return true
+			}
+		}
+	}
+	return false
 }

@@ -85,6 +85,38 @@ func TestAConfigurationOfAFormerLife(t *testing.T) {
 	}
 }
 
+// TestAConfigurationWithoutAPodCIDR: while the Node has no podCIDR, for example because it was deleted and has
+// registered again, no pod starts by the configuration of its former life: another node may have that podCIDR now.
+func TestAConfigurationWithoutAPodCIDR(t *testing.T) {
+	for name, nodes := range map[string]string{
+		"none": nodes(),
+		"of another node": nodeManifest("self", 1, "192.0.2.2", "10.88.0.0/24") +
+			nodeManifest("other", 0, "192.0.2.1", "10.88.0.0/24"),
+		"no Node": nodeManifest("other", 0, "192.0.2.1", "10.99.0.0/24"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			if !nodetest.IsolatedWithWeir(t) {
+				return
+			}
+			n := nodetest.NewNode(t, nil)
+			n.Manifest("pods.yaml", pods("x", "a"))
+			n.Manifest("nodes.yaml", nodes)
+			n.SpawnAgent("--source", "dir:"+n.Manifests, "--node-name", "self", "--conflist", conflist(n))
+			n.Eventually("the agent is ready", func() error {
+				_, err := n.Ctl("status")
+				return err
+			})
+			p, err := n.TryAddPod("x", "a")
+			if err == nil || !strings.Contains(err.Error(), "no podCIDR") {
+				t.Fatalf("a pod with address %s is let in, or the error doesn't say why: %v", p.IP, err)
+			}
+			if held := addresses(t); held != "" {
+				t.Errorf("what was refused holds addresses: %s", held)
+			}
+		})
+	}
+}
+
 // TestPodsFromBeforeAChangeOfPodCIDRs: if a Node's podCIDRs change, its running pods can still be reached.
 func TestPodsFromBeforeAChangeOfPodCIDRs(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {

@@ -66,7 +66,9 @@ type Conflist struct {
 	// Name is the network's name. Plugins are the types of its plugins.
 	Name    string   `json:"name,omitempty"`
 	Plugins []string `json:"plugins,omitempty"`
-	Error   string   `json:"error,omitempty"`
+	// Weir means that a runtime with this configuration starts pods with weir.
+	Weir  bool   `json:"weir,omitempty"`
+	Error string `json:"error,omitempty"`
 }
 
 type VXLAN struct {

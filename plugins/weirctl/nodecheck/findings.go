@@ -191,7 +191,7 @@ func conntrack(f Facts) []Finding {
 }
 
 func conflists(f Facts) (all []Finding) {
-	isWeir := func(c Conflist) bool { return slices.Contains(c.Plugins, "weir") }
+	isWeir := func(c Conflist) bool { return c.Weir }
 	i := slices.IndexFunc(f.Conflists, isWeir)
 	for n, c := range f.Conflists {
 		switch {

@@ -19,8 +19,10 @@ func healthy() Facts {
 			"net.ipv4.ip_forward": "1", "net.ipv6.conf.all.forwarding": "1", "net.bridge.bridge-nf-call-iptables": "0",
 			"net.netfilter.nf_conntrack_max": "262144", "net.netfilter.nf_conntrack_count": "99",
 		},
-		Conflists: []Conflist{{File: "10-weir.conflist", Name: "weir", Plugins: []string{"weir", "portmap"}}},
-		Links:     []string{"lo", "eth0", "weir0", "weir-vxlan", "weirp0"}, Chains: []string{"KUBE-SERVICES", "WEIR-FORWARD"},
+		Conflists: []Conflist{
+			{File: "10-weir.conflist", Name: "weir", Plugins: []string{"weir", "portmap"}, Weir: true},
+		},
+		Links: []string{"lo", "eth0", "weir0", "weir-vxlan", "weirp0"}, Chains: []string{"KUBE-SERVICES", "WEIR-FORWARD"},
 		Tables: []string{"ip nat", "bridge weir"}, VXLANs: []VXLAN{{"weir-vxlan", 4789, 88}}, NFT: true, Portmap: "1.9.0",
 		ProxyMode: "iptables", Agent: true,
 	}

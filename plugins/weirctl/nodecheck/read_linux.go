@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/internal/kubeproxy"
 )
 
@@ -81,7 +82,7 @@ func (f *Facts) readConflists() {
 		}
 		f.unread(dir, err)
 		for _, file := range files {
-			if slices.Contains([]string{".conf", ".conflist", ".json"}, filepath.Ext(file.Name())) {
+			if slices.Contains(conf.ConfigurationSuffixes, filepath.Ext(file.Name())) {
 				f.Conflists = append(f.Conflists, readConflist(dir, file.Name()))
 			}
 		}
@@ -92,24 +93,16 @@ func (f *Facts) readConflists() {
 func readConflist(dir, name string) Conflist {
 	c := Conflist{File: name}
 	text, err := os.ReadFile(filepath.Join(dir, name))
-	var list struct {
-		Name, Type string
-		Plugins    []struct{ Type string }
-	}
 	if err == nil {
-		err = json.Unmarshal(text, &list)
+		c.Plugins, err = conf.Plugins(text)
 	}
 	if err != nil {
 		c.Error = err.Error()
 		return c
 	}
-	c.Name = list.Name
-	for _, p := range list.Plugins {
-		c.Plugins = append(c.Plugins, p.Type)
-	}
-	if list.Type != "" {
-		c.Plugins = append(c.Plugins, list.Type)
-	}
+	var list struct{ Name string }
+	_ = json.Unmarshal(text, &list) // Plugins has decoded the text
+	c.Name, c.Weir = list.Name, conf.LeadsToWeir(text, "10-weir.conflist")
 	return c
 }
 
