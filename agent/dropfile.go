@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -59,11 +60,15 @@ func (f *dropFile) append(entries []drops.Entry) error {
 		}
 	}
 	n, err := f.file.Write(lines.Bytes())
-	f.size += int64(n)
 	if err != nil {
+		if n > 0 { // otherwise the next line would begin behind a part of this one, and neither could be read
+			err = errors.Join(err, f.file.Truncate(f.size))
+		}
 		f.close() // the next attempt opens the file again
+		return err
 	}
-	return err
+	f.size += int64(n)
+	return nil
 }
 
 func (f *dropFile) open() error {

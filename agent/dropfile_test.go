@@ -12,6 +12,7 @@ import (
 
 	"github.com/weir-net/weir/agent/drops"
 	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // TestDropFile: if the file is full, it becomes FILE.1 and a new one begins.
@@ -69,5 +70,46 @@ func TestDropFile(t *testing.T) {
 	write(2)
 	if got := bytes.Count(log.Bytes(), []byte("\n")); got != 1 {
 		t.Errorf("%d lines in the log:\n%s", got, log)
+	}
+}
+
+// TestDropFileOnAFullDisk: if only a part of the drops fits on the disk, no part of them stays in the file.
+func TestDropFileOnAFullDisk(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	dir := t.TempDir()
+	nodetest.Run(t, "mount", "-t", "tmpfs", "-o", "size=8k", "drops", dir)
+	t.Cleanup(func() { nodetest.Run(t, "umount", dir) })
+	log := slog.New(slog.DiscardHandler)
+	f := &dropFile{path: filepath.Join(dir, "drops"), most: maxDropFile}
+	defer f.close()
+	write := func(count int) {
+		entries := make([]drops.Entry, count)
+		for i := range entries {
+			entries[i].Drop = &agentapi.Drop{Kind: agentapi.DropShown, Count: 7}
+		}
+		f.write(entries, log)
+	}
+	write(1)
+	write(1000)
+	if !f.failed {
+		t.Error("no error on a full disk")
+	}
+	write(1)
+	data, err := os.ReadFile(f.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := 0
+	for line := range bytes.Lines(data) {
+		var d agentapi.Drop
+		if err := json.Unmarshal(line, &d); err != nil || d.Count != 7 {
+			t.Errorf("%v: %.100q", err, line)
+		}
+		lines++
+	}
+	if lines != 2 {
+		t.Errorf("%d lines, want 2", lines)
 	}
 }
