@@ -50,12 +50,18 @@ func (r *Reader) Find(questions []Question) ([]*Element, error) {
 			return nil, err
 		}
 		for i, q := range some {
-			if !has[i] || len(replies) == 0 {
+			if !has[i] {
 				found = append(found, nil)
 				continue
 			}
-			found = append(found, q.answer(replies[0]))
-			replies = replies[1:]
+			if len(replies) == 0 {
+				return nil, q.unknown(batch.ErrNoAnswer)
+			}
+			e, err := q.answer(replies[0])
+			if err != nil {
+				return nil, err
+			}
+			found, replies = append(found, e), replies[1:]
 		}
 	}
 	return found, nil
@@ -68,21 +74,24 @@ func Find(questions []Question) ([]*Element, error) {
 	return r.Find(questions)
 }
 
-func (q Question) answer(reply []byte) *Element {
-	if len(reply) < sizeofGenmsg {
-		return nil
-	}
-	for kind, list := range netattrs.In(reply[sizeofGenmsg:]) {
+// answer returns the element in the kernel's reply. If it finds none, the element is unknown and not absent: for an
+// absent element, the kernel sends an error.
+func (q Question) answer(reply []byte) (*Element, error) {
+	for kind, list := range netattrs.In(reply[min(sizeofGenmsg, len(reply)):]) {
 		if kind != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
 			continue
 		}
 		for _, one := range netattrs.In(list) {
 			if e, last, ok := q.Set.Layout.element(q.Table.Family, one); ok && !last {
-				return &e
+				return &e, nil
 			}
 		}
 	}
-	return nil
+	return nil, q.unknown(errors.New("the kernel's answer can't be understood"))
+}
+
+func (q Question) unknown(err error) error {
+	return wrap(err, "look up an element of set %s", q.Set.Name)
 }
 
 // between returns the network that begins with first and ends before behind. The zero value of behind means the end of

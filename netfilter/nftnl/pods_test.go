@@ -182,3 +182,48 @@ func TestLargeSets(t *testing.T) {
 		r.Close()
 	}
 }
+
+// TestUnknownAnswers: an answer without an element that the layout allows doesn't count as an absent element.
+func TestUnknownAnswers(t *testing.T) {
+	addr := netip.MustParseAddr("10.88.0.2")
+	q := Question{WeirTable(conf.IPv4), podsSet(conf.IPv4), element(addr)}
+	reply := func(key []byte) []byte {
+		one := attrs{}.put(unix.NFTA_SET_ELEM_KEY, value(key))
+		list := attrs{}.put(unix.NFTA_SET_ELEM_LIST_ELEMENTS, attrs{}.put(unix.NFTA_LIST_ELEM, one))
+		return append(make([]byte, sizeofGenmsg), list...)
+	}
+	if e, err := q.answer(reply(addr.AsSlice())); err != nil || e == nil || e.Prefix.Addr() != addr {
+		t.Errorf("%v, %v", e, err)
+	}
+	for name, answer := range map[string][]byte{
+		"empty": nil, "no element": make([]byte, sizeofGenmsg), "a key that is too long": reply(make([]byte, 16)),
+	} {
+		if e, err := q.answer(answer); err == nil {
+			t.Errorf("%s: %v, and no error", name, e)
+		}
+	}
+}
+
+// TestFindNetworks: an address in a network is found with the network. Other addresses are absent, and no error.
+func TestFindNetworks(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	nodetest.Run(t, "nft", `table ip weir {
+		set weir-net-x { type ipv4_addr; flags interval; elements = { 10.1.0.0/24, 10.1.2.0/24, 255.255.255.0/24 } }
+	}`)
+	s := Set{Name: "weir-net-x", Layout: Network}
+	for addr, want := range map[string]string{
+		"0.0.0.0": "", "10.0.255.255": "", "10.1.0.0": "10.1.0.0", "10.1.0.255": "10.1.0.0", "10.1.1.0": "", "10.1.1.255": "",
+		"10.1.2.7": "10.1.2.0", "10.1.3.0": "", "255.255.254.255": "", "255.255.255.255": "255.255.255.0",
+	} {
+		found, err := Find([]Question{{WeirTable(conf.IPv4), s, element(netip.MustParseAddr(addr))}})
+		got := ""
+		if err == nil && found[0] != nil {
+			got = found[0].Prefix.Addr().String()
+		}
+		if got != want || err != nil {
+			t.Errorf("%s: in network %q, want %q; %v", addr, got, want, err)
+		}
+	}
+}
