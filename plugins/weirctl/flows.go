@@ -175,10 +175,15 @@ func printFlows(out io.Writer, format client.Format, all []agentapi.Flows, names
 		all[i].Flows = flows
 	}
 	if format == client.JSON {
-		return excerpt.WriteJSON(out, "", all)
+		if err := excerpt.WriteJSON(out, "", all); err != nil {
+			return err
+		}
 	}
-	if !recorded {
+	switch {
+	case !recorded:
 		return errNothingRecorded
+	case format == client.JSON:
+		return nil
 	}
 	w := tabwriter.NewWriter(out, 0, 8, 2, ' ', 0)
 	line := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) } // Flush reports errors

@@ -1,14 +1,18 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/plugins/weirctl/client"
 )
 
@@ -93,5 +97,22 @@ func TestSuggestBadInput(t *testing.T) {
 	const note = "no flows of 1 pods of the namespace, on nodes that were not asked or have not recorded: n2\n"
 	if !strings.Contains(out, note) {
 		t.Errorf("no %q in\n%s", note, out)
+	}
+}
+
+// TestNothingRecorded: if nothing was recorded, flows fails in each format. In JSON it shows this all the same.
+func TestNothingRecorded(t *testing.T) {
+	for _, format := range []client.Format{client.Text, client.JSON} {
+		var out bytes.Buffer
+		if err := printFlows(&out, format, []agentapi.Flows{{}}, ""); !errors.Is(err, errNothingRecorded) {
+			t.Errorf("%s: %v", format, err)
+		}
+		if format == client.JSON && !json.Valid(out.Bytes()) {
+			t.Errorf("no JSON: %s", out.Bytes())
+		}
+	}
+	recorded := []agentapi.Flows{{Since: time.Now()}}
+	if err := printFlows(io.Discard, client.JSON, recorded, ""); err != nil {
+		t.Errorf("after a recording without flows: %v", err)
 	}
 }
