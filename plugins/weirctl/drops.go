@@ -15,7 +15,6 @@ import (
 
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/plugins/weirctl/client"
-	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/explain"
 )
 
@@ -184,16 +183,11 @@ func (o *dropsOptions) unknownNames(ctx context.Context) error {
 	if err != nil || len(c.Gaps) > 0 {
 		return nil //nolint:nilerr // whether the names exist is unknown
 	}
-	pods := c.PodNames()
-	if !known(q.Namespace, c, pods) {
-		var all []string
-		for _, n := range c.Namespaces {
-			all = append(all, n.Name)
-		}
-		return fmt.Errorf("there is no namespace %q and no pod in it%s", q.Namespace, explain.NearNames(q.Namespace, all))
+	if q.Namespace != "" {
+		err = checkNamespace(c, q.Namespace)
 	}
-	if q.Pod != "" {
-		err = explain.CheckName("pod", q.Pod, pods)
+	if q.Pod != "" && err == nil {
+		err = explain.CheckName("pod", q.Pod, c.PodNames())
 	}
 	if q.Policy != "" && err == nil {
 		err = explain.CheckName("NetworkPolicy", q.Policy, namesOf(c.Policies))
@@ -201,11 +195,17 @@ func (o *dropsOptions) unknownNames(ctx context.Context) error {
 	return err
 }
 
-// known reports whether the namespace is empty, exists or has a pod.
-func known(namespace string, c explain.Cluster, pods []string) bool {
-	return namespace == "" ||
-		slices.ContainsFunc(c.Namespaces, func(n policy.Namespace) bool { return n.Name == namespace }) ||
-		slices.ContainsFunc(pods, func(p string) bool { return strings.HasPrefix(p, namespace+"/") })
+// checkNamespace returns an error with the nearest names if the namespace doesn't exist and has no pod.
+func checkNamespace(c explain.Cluster, namespace string) error {
+	var all []string
+	for _, n := range c.Namespaces {
+		all = append(all, n.Name)
+	}
+	inside := func(pod string) bool { return strings.HasPrefix(pod, namespace+"/") }
+	if slices.Contains(all, namespace) || slices.ContainsFunc(c.PodNames(), inside) {
+		return nil
+	}
+	return fmt.Errorf("there is no namespace %q and no pod in it%s", namespace, explain.NearNames(namespace, all))
 }
 
 // warnOfUnknown says which name of the query doesn't exist now. The object may appear later, so the command goes on.

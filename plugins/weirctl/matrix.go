@@ -263,15 +263,8 @@ func load(
 		}
 	}
 	for _, n := range namespaces {
-		known := slices.ContainsFunc(c.Namespaces, func(o policy.Namespace) bool { return o.Name == n }) ||
-			slices.ContainsFunc(c.Pods, func(p policy.Pod) bool { return p.Namespace == n })
-		if !known {
-			var all []string
-			for _, o := range c.Namespaces {
-				all = append(all, o.Name)
-			}
-			return c, nil, client.Usage(fmt.Errorf("there is no namespace %q and no pod in it%s", n,
-				explain.NearNames(n, all)))
+		if err := checkNamespace(c, n); err != nil {
+			return c, nil, client.Usage(err)
 		}
 	}
 	return c, notes, nil
