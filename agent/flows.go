@@ -44,7 +44,8 @@ func (l *flowLog) order(d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := time.Now()
-	if d > 0 && !l.recording { // a new recording begins with an empty table
+	ordered := l.recording || now.Before(l.until) // a recording that has failed is tried again
+	if d > 0 && !ordered {                        // a new recording begins with an empty table
 		l.table, l.since, l.unknown = newFlowTable(), now, 0
 	}
 	l.until, l.why = now.Add(d), ""

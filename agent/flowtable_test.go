@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -91,5 +92,26 @@ func TestFlowTableBoundsLabels(t *testing.T) {
 	}
 	if room != 0 {
 		t.Errorf("the sources' room differs from the table's by %d", room)
+	}
+}
+
+// TestFlowsOfAFailedRecording: an order keeps the flows of a recording that has failed and will be tried again. Only
+// after the end of a recording, an order begins with an empty table.
+func TestFlowsOfAFailedRecording(t *testing.T) {
+	l := newFlowLog()
+	l.order(time.Hour)
+	l.recording = true
+	now := time.Now()
+	l.table.add(agentapi.Flow{Protocol: "tcp", Port: 80, Count: 1, First: now, Last: now})
+	l.ended(errors.New("no memory"))
+	l.order(2 * time.Hour)
+	if n := len(l.answer(0).Flows); n != 1 {
+		t.Errorf("%d flows after the failure, want 1", n)
+	}
+	l.order(0)
+	l.ended(nil)
+	l.order(time.Hour)
+	if n := len(l.answer(0).Flows); n != 0 {
+		t.Errorf("%d flows in a new recording", n)
 	}
 }
