@@ -12,16 +12,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-func (d *Driver) detect(ctx context.Context) (err error) {
-	if d.Flavour == "" {
-		d.Flavour, err = detectFlavour(ctx)
-	}
-	if f := d.Flavour; f != "" && d.detected.Load() == nil {
-		d.detected.Store(&f)
-	}
-	return err
-}
-
 // Inspect compares weir's rules in the kernel with the ruleset, and returns which elements of its sets the packets
 // could match. It changes nothing, and may run at the same time as all other methods.
 //

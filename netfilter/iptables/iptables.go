@@ -35,6 +35,17 @@ func (f Flavour) other() Flavour {
 
 const lockWait = "10"
 
+// detect finds out the flavour, unless it is known.
+func (d *Driver) detect(ctx context.Context) (err error) {
+	if d.Flavour == "" {
+		d.Flavour, err = detectFlavour(ctx)
+	}
+	if f := d.Flavour; f != "" && d.detected.Load() == nil {
+		d.detected.Store(&f)
+	}
+	return err
+}
+
 // detectFlavour returns the flavour that the node uses: the one with chains of kubelet (KEP-3178), or else the one with
 // more rules of other programs, or else NFT. It returns an error if rules can't be read, or if iptables-save or
 // iptables-restore is missing.
