@@ -242,8 +242,8 @@ func (a *agent) serveAudit(ctx context.Context, w http.ResponseWriter, r *http.R
 	writeJSON(w, http.StatusOK, report)
 }
 
-// stillDropped reports whether today's policies would drop the connection. If one of its pods is gone, nobody can
-// know, so stillDropped returns true.
+// stillDropped reports whether today's policies would drop the connection. If one of its pods is gone,
+// this is unknown, and stillDropped returns true.
 func stillDropped(by *verdict.Evaluator, s policy.State, t *agentapi.AuditedTraffic) bool {
 	for _, e := range [...]*agentapi.AuditedEnd{&t.Pod, &t.Peer} {
 		now := podAt(s, e.Address)

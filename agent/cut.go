@@ -58,7 +58,7 @@ const (
 const restoresPerPeriod = 10
 
 // If only pods have ended, the next walk begins no earlier than lazyPeriods times shortestPeriod after the last one
-// began. In a large cluster pods end all the time, and nobody sends from their addresses.
+// began. In a large cluster pods end all the time, and no packets come from their addresses.
 const lazyPeriods = 4
 
 type walkResult struct {

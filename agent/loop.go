@@ -64,7 +64,7 @@ func (a *agent) beginRound() {
 	a.lastRound.Store(&now)
 }
 
-// refresh reads the kernel for a resync. An event in between is handled at once, so nobody waits for the resync.
+// refresh reads the kernel for a resync. An event in between is handled at once, so no pod and no policy waits for it.
 func (a *agent) refresh(ctx context.Context) {
 	if !a.cluster.known || !a.records.complete || a.kernel.debt == netfilter.All {
 		return // then the reconcile reads everything itself

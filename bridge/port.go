@@ -22,6 +22,7 @@ import (
 // ErrInterfaceExists means that the pod already has an interface of this name.
 var ErrInterfaceExists = errors.New("the interface exists already")
 
+// loopback is the index of the link lo in each network namespace.
 const loopback = 1
 
 // ErrMACInUse means that another port, or the bridge, has the MAC. The bridge would send frames for this MAC to only

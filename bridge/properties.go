@@ -47,13 +47,15 @@ func PodOf(e endpoint.Endpoint) (Pod, bool) {
 	return Pod{HostIf: e.HostIf, MAC: mac, Addresses: e.Addresses}, err == nil && !e.Chained
 }
 
+// Knowledge is what the wanted node settings depend on.
 type Knowledge struct {
 	Pods []Pod
 	// MAC is weir0's earlier MAC, or nil if it is unknown.
 	MAC net.HardwareAddr
 	// Tunnels are the families whose packets between pods of different nodes need the tunnel.
 	Tunnels []conf.Family
-	Memory  uint64
+	// Memory is the size of the node's memory in bytes.
+	Memory uint64
 	// Filtered are the bridges of other plugins whose packets must pass through iptables.
 	Filtered []string
 }

@@ -28,6 +28,7 @@ const (
 	Trust Verify = iota
 	// Rules reads the tables whose chains drop packets. It doesn't read sets, so it is quick.
 	Rules
+	// All reads everything.
 	All
 )
 
@@ -51,7 +52,8 @@ type Result struct {
 	Closes bool
 	// Closed has the addresses that were deleted from sets of peers, if nothing else has changed. Otherwise it is nil.
 	Closed []netip.Addr
-	Rules  bool
+	// Rules is true if Apply has changed rules, and not only sets.
+	Rules bool
 	// Left has unneeded sets that still exist. Destroying a set may take milliseconds, so it is left to an Apply that
 	// has nothing else to do.
 	Left []string

@@ -1,5 +1,5 @@
 // Package batch sends several netlink requests with one system call (Batch), and reads long lists without keeping them
-// in memory (Dumper). It makes ADD faster, whose time mostly goes to system calls and new memory.
+// in memory (Dumper). This makes ADD faster, because system calls and new memory take most of its time.
 //
 // Invariants:
 //   - Do succeeds only if the kernel has acknowledged the last request, and has reported no error except those that

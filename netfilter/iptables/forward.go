@@ -72,7 +72,7 @@ func (l *LegacyForward) Keep(ctx context.Context, f conf.Family, rules []ruleset
 	return repaired
 }
 
-// Forget makes the next Keep compare the table, whose changes the kernel doesn't report.
+// Forget makes the next Keep compare the table: the kernel reports no changes of it.
 func (l *LegacyForward) Forget() {
 	for f := range l.chains {
 		l.chains[f].known = false

@@ -118,7 +118,7 @@ func (d *Driver) forgetAccepting() {
 	}
 }
 
-// forgetLegacy makes the next Apply check iptables-legacy's rules, whose changes the kernel doesn't report.
+// forgetLegacy makes the next Apply check iptables-legacy's rules: the kernel reports no changes of these.
 func (d *Driver) forgetLegacy() {
 	if d.Legacy != nil {
 		d.Legacy.Forget()

@@ -51,7 +51,7 @@ type chain struct {
 	nftnl.Chain
 	rules   []rule
 	written nftnl.Rules // a summary of the rules, to compare them with the kernel's
-	uses    []string
+	uses    []string    // sets of ports and of pairs that the rules look up
 }
 
 // hooks has the kernel's hook for each hook of a ruleset. CheckForwarded and CheckToNode have priority -150, as

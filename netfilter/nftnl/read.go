@@ -193,10 +193,11 @@ func chainIn(answer []byte) (table, name string) {
 	return table, name
 }
 
+// Rules describes the rules of a chain.
 type Rules struct {
-	Sums  []Sum // in the order of the rules
-	To    []string
-	Drops bool
+	Sums  []Sum    // in the order of the rules
+	To    []string // the chains to which the rules lead
+	Drops bool     // true if the last rule drops the packets that match it
 	// Audits is true if the last two rules are those of audited policies: one that logs, and one that returns every
 	// packet.
 	Audits bool
