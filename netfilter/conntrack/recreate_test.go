@@ -44,11 +44,7 @@ func TestEntriesWithoutRoomForLabels(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = l.Close() }()
-	conn, err := nodetest.Dial(t, nodetest.Self, "tcp", "127.0.0.1:80")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = conn.Close() }()
+	nodetest.Connect(t, nodetest.Self, "tcp", "127.0.0.1:80")
 	before := listing(t)
 	cut := func(on bool) (of int) {
 		t.Helper()

@@ -21,11 +21,7 @@ func TestTranslated(t *testing.T) {
 	defer func() { _ = l.Close() }()
 	want := map[int]bool{} // the wanted value of Translated, by the client's port
 	for address, translated := range map[string]bool{"127.0.0.1:80": false, "127.0.0.1:81": true} {
-		conn, err := nodetest.Dial(t, nodetest.Self, "tcp", address)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = conn.Close() }()
+		conn := nodetest.Connect(t, nodetest.Self, "tcp", address)
 		want[conn.LocalAddr().(*net.TCPAddr).Port] = translated
 	}
 	seen := 0

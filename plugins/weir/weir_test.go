@@ -79,6 +79,17 @@ func newNode(t *testing.T, conf nodetest.Conf) *nodetest.Node {
 	return n
 }
 
+// applied waits until the status has the words. The agent renews its status after it has changed the kernel.
+func applied(n *nodetest.Node, words string) {
+	n.Helper()
+	n.Eventually("the status has "+words, func() error {
+		if out, err := n.Ctl("status"); err != nil || !strings.Contains(out, words) {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+}
+
 func TestWalkthrough(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -217,28 +228,29 @@ func TestEgressPolicyHoldsTowardsTheNodeAndTheWorld(t *testing.T) {
 	n.Manifest("policy.yaml", egressOnly)
 	for addr := range where {
 		n.Reach(client, addr+":80", false)
-		n.Eventually("UDP 53 of "+addr, func() error { return askUDP(t, client.Netns, addr+":53") })
+		n.Eventually("UDP 53 of "+addr, func() error { return askUDP(t, client.Netns, addr+":53", time.Second) })
 	}
-	n.Reach(server, client.IP+":81", false) // ingress is open: the connection is refused, as no server listens
-	if _, err := nodetest.Dial(t, server.Netns, "tcp", client.IP+":81"); err == nil ||
-		!strings.Contains(err.Error(), "refused") {
-		t.Errorf("ingress of a pod under an egress policy: %v, want connection refused", err)
-	}
+	// Ingress is open, and the connection is refused, as no server listens.
+	n.Eventually("a pod under an egress policy refuses a connection", func() error {
+		if _, err := nodetest.Dial(t, server.Netns, "tcp", client.IP+":81"); err == nil ||
+			!strings.Contains(err.Error(), "refused") {
+			return fmt.Errorf("got %w", err)
+		}
+		return nil
+	})
 }
 
-func askUDP(t testing.TB, netns, address string) error {
-	conn, err := nodetest.Dial(t, netns, "udp", address)
-	if err != nil {
-		return err
-	}
+// askUDP sends one datagram, and waits for the answer.
+func askUDP(t testing.TB, netns, address string, wait time.Duration) error {
+	conn := nodetest.Connect(t, netns, "udp", address)
 	defer func() { _ = conn.Close() }()
 	if _, err := conn.Write([]byte("ping")); err != nil {
 		return err
 	}
-	if err := conn.SetReadDeadline(time.Now().Add(250 * time.Millisecond)); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(wait)); err != nil {
 		return err
 	}
-	_, err = conn.Read(make([]byte, 10))
+	_, err := conn.Read(make([]byte, 10))
 	return err
 }
 
@@ -278,9 +290,7 @@ func TestForeignDropPolicyDoesNotHurtPods(t *testing.T) {
 	nodetest.Run(t, "iptables", "-P", "FORWARD", "DROP")
 	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
 	n.Serve(server.Netns, "tcp", ":80")
-	if _, err := nodetest.Get(t, client.Netns, server.IP+":80"); err != nil {
-		t.Errorf("with policy DROP in filter FORWARD: %v", err)
-	}
+	nodetest.Greeting(t, client.Netns, server.IP+":80")
 }
 
 func TestOpenConnectionsAreCut(t *testing.T) {
@@ -290,19 +300,9 @@ func TestOpenConnectionsAreCut(t *testing.T) {
 	n := newNode(t, nil)
 	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
 	n.Serve(server.Netns, "tcp", ":80")
-	conn, err := nodetest.Dial(t, client.Netns, "tcp", server.IP+":80")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = conn.Close() }()
-	kubelet, err := nodetest.Dial(t, nodetest.Self, "tcp", server.IP+":80")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = kubelet.Close() }()
-	if err := exchange(conn); err != nil {
-		t.Fatal(err)
-	}
+	conn := nodetest.Connect(t, client.Netns, "tcp", server.IP+":80")
+	kubelet := nodetest.Connect(t, nodetest.Self, "tcp", server.IP+":80")
+	n.Eventually("the connection works", func() error { return exchange(conn) })
 	n.Manifest("policy.yaml", denyAll)
 	n.Eventually("the connection is cut", func() error {
 		if exchange(conn) == nil {
@@ -310,9 +310,7 @@ func TestOpenConnectionsAreCut(t *testing.T) {
 		}
 		return nil
 	})
-	if err := exchange(kubelet); err != nil {
-		t.Errorf("the node's own connection was cut: %v", err)
-	}
+	n.Eventually("the node's own connection isn't cut", func() error { return exchange(kubelet) })
 	// TCP repeats the dropped packets, so the connection continues without the policy.
 	n.Manifest("policy.yaml", "")
 	n.Eventually("the connection goes on", func() error { return exchange(conn) })
@@ -346,6 +344,7 @@ func TestEnforcementOutlivesTheAgent(t *testing.T) {
 	n.Serve(server.Netns, "tcp", ":80")
 	n.Serve(client.Netns, "tcp", ":80")
 	n.Manifest("policy.yaml", denyAll)
+	applied(n, "ns-1/deny-all-by-default")
 	n.Reach(client, server.IP+":80", false)
 	rules := rulesNow(t)
 
@@ -466,9 +465,7 @@ func TestParallel(t *testing.T) {
 		}
 		n.Serve(added[0].Netns, "tcp", ":80")
 		for _, p := range added[1:] {
-			if _, err := nodetest.Get(t, p.Netns, added[0].IP+":80"); err != nil {
-				t.Errorf("round %d: %s reaches %s: %v", round, p.Name, added[0].IP, err)
-			}
+			nodetest.Greeting(t, p.Netns, added[0].IP+":80")
 		}
 		for _, p := range added {
 			wg.Add(1)
@@ -501,7 +498,7 @@ func TestNewPodsSendAtOnce(t *testing.T) {
 	n.Serve(n.Outside, "udp", ":53")
 	for i := range 50 {
 		p := n.AddPod("ns-1", "busybox")
-		if err := askUDP(t, p.Netns, "192.0.2.1:53"); err != nil {
+		if err := askUDP(t, p.Netns, "192.0.2.1:53", 10*time.Second); err != nil {
 			t.Errorf("pod %d: %v", i, err)
 		}
 		if _, err := n.CNI("del", p.Netns, nodetest.Args("ns-1", "busybox", "")); err != nil {
@@ -530,7 +527,7 @@ func TestDelNeedsNothing(t *testing.T) {
 		return of
 	}
 	n.Serve(n.Outside, "udp", ":53")
-	if err := askUDP(t, p.Netns, "192.0.2.1:53"); err != nil || flows() == 0 {
+	if err := askUDP(t, p.Netns, "192.0.2.1:53", 10*time.Second); err != nil || flows() == 0 {
 		t.Fatalf("%v, %d connections of the pod's", err, flows())
 	}
 	n.KillAgent()

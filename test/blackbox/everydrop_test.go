@@ -121,11 +121,7 @@ func TestEveryDropShows(t *testing.T) {
 	})
 	t.Run("cut", func(t *testing.T) {
 		n.Serve(b.Netns, "tcp", ":80")
-		conn, err := nodetest.Dial(t, c.Netns, "tcp", net.JoinHostPort(b.IP, "80"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = conn.Close() }()
+		conn := nodetest.Connect(t, c.Netns, "tcp", net.JoinHostPort(b.IP, "80"))
 		n.Manifest("deny.yaml", denyAllIngress)
 		n.Eventually("packets of the cut connection show", func() error {
 			_, _ = conn.Write([]byte("x"))

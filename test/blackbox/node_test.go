@@ -134,7 +134,7 @@ func (n *keptNode) comesBack(all []damage) {
 			return // the next damage would fail for the same reason
 		}
 		n.Logf("%s: put right after %s", d.command, time.Since(began).Round(10*time.Millisecond))
-		if err := within(2*time.Second, func() error {
+		if err := within(repairTime, func() error {
 			if now := metric(n, `weir_node_repairs_total{what="`+d.what+`"}`); now <= counted {
 				return fmt.Errorf("weir_node_repairs_total{what=%q} is %v", d.what, now)
 			}
@@ -142,7 +142,7 @@ func (n *keptNode) comesBack(all []damage) {
 		}); err != nil {
 			n.Errorf("%s: not counted: %v", d.command, err)
 		}
-		if err := within(2*time.Second, func() error {
+		if err := within(repairTime, func() error {
 			out, err := n.Ctl("status")
 			if err == nil && (!strings.Contains(out, "REPAIRED: ") || !strings.Contains(out, " "+d.what+": ")) {
 				return fmt.Errorf("it says nothing of the repair:\n%s", out)

@@ -356,8 +356,8 @@ func TestGlobalAddressesAreNotMasqueraded(t *testing.T) {
 				}
 				return nil
 			})
-			if got, err := nodetest.Get(t, other.Netns, "192.0.2.1:80"); got != "hello 192.0.2.2" {
-				t.Errorf("IPv4: got %q, %v", got, err)
+			if got := nodetest.Greeting(t, other.Netns, "192.0.2.1:80"); got != "hello 192.0.2.2" {
+				t.Errorf("IPv4: got %q", got)
 			}
 		})
 	}
