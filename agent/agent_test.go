@@ -148,13 +148,13 @@ func startWith(t *testing.T, c *cluster, o Options) *running {
 
 func (r *running) eventually(what string, f func() error) {
 	r.Helper()
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		err := f()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			r.Fatalf("%s: not within 10 s: %v", what, err)
+			r.Fatalf("%s: not within a minute: %v", what, err)
 		}
 	}
 }
@@ -174,7 +174,7 @@ func (r *running) tell(o *policy.Objects, err error) {
 	r.Helper()
 	select {
 	case r.updates <- update{o, err}:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		r.Fatal("the agent doesn't listen to its source")
 	}
 }

@@ -93,8 +93,8 @@ func (s *server) wantPublished(t *testing.T, want map[string]string) {
 		if !maps.Equal(have, want) {
 			t.Errorf("other nodes are told %v, want %v", have, want)
 		}
-	case <-time.After(10 * time.Second):
-		t.Errorf("nothing was published within 10 s, want %v", want)
+	case <-time.After(time.Minute):
+		t.Errorf("nothing was published within a minute, want %v", want)
 	}
 }
 

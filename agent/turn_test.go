@@ -74,7 +74,7 @@ func TestTrialsAndTheLoopTakeTurns(t *testing.T) {
 	go func() {
 		done <- a.watchChoice(ctx, newChooser(a.Options), choice.Choice{Backend: conf.Iptables})
 	}()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	for trials.Load() < 20 || rounds.Load() < 20 {
 		// While a plugin waits, the loop reads the sets that have its pod's addresses.
 		a.send(ctx, enrolRequest{&enrolment{ctx: ctx, id: id, answer: make(chan answer, 1)}})

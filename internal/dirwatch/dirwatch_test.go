@@ -26,7 +26,7 @@ func watch(t *testing.T) (*Watcher, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	late := time.AfterFunc(10*time.Second, func() { _ = w.Close() })
+	late := time.AfterFunc(time.Minute, func() { _ = w.Close() })
 	t.Cleanup(func() {
 		if late.Stop() {
 			_ = w.Close()
@@ -171,7 +171,7 @@ func TestTree(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	late := time.AfterFunc(10*time.Second, func() { _ = w.Close() })
+	late := time.AfterFunc(time.Minute, func() { _ = w.Close() })
 	defer late.Stop()
 	if err := w.Watch(map[string]bool{"a": true, "a/b": true}); err != nil {
 		t.Fatal(err)

@@ -250,7 +250,7 @@ func TestKnows(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			timeout := time.After(5 * time.Second)
+			timeout := time.After(time.Minute)
 			for {
 				select {
 				case g := <-generations:

@@ -48,7 +48,7 @@ func TestThreadThatCannotGoBack(t *testing.T) {
 		if _, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", thread)); errors.Is(err, os.ErrNotExist) {
 			break
 		}
-		if time.Since(began) > 10*time.Second {
+		if time.Since(began) > time.Minute {
 			t.Fatalf("thread %d goes on", thread)
 		}
 	}

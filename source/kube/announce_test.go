@@ -32,7 +32,7 @@ func TestAnnounce(t *testing.T) {
 		return errors.New("there is no such event")
 	}
 	var err error
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		if err = find(); err == nil {
 			return
 		}

@@ -52,7 +52,7 @@ func TestStreams(t *testing.T) {
 				if slices.Equal(got, pods) {
 					return
 				}
-			case <-time.After(10 * time.Second):
+			case <-time.After(time.Minute):
 				t.Fatalf("%s: the pods are %q, want %q", what, got, pods)
 			}
 		}
