@@ -216,7 +216,7 @@ func greeting(conn net.Conn, within time.Duration) (string, error) {
 }
 
 // Reach waits until the pod can connect to the TCP address. If want is false, it waits until two attempts in a row
-// have failed, because on a busy machine one may fail although its packets pass. After half a minute, the test fails.
+// have failed, because on a busy machine one may fail although its packets pass. After a minute, the test fails.
 func (n *Node) Reach(from *Pod, address string, want bool) {
 	n.Helper()
 	n.ReachFrom(from.Netns, address, want)
@@ -237,17 +237,17 @@ func (n *Node) ReachFrom(netns, address string, want bool) {
 	})
 }
 
-// Eventually calls f until f returns nil. After half a minute, the test fails.
+// Eventually calls f until f returns nil. After a minute, the test fails.
 func (n *Node) Eventually(what string, f func() error) {
 	n.Helper()
-	deadline := time.Now().Add(30 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		err := f()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			n.Fatalf("%s: not within half a minute: %v", what, err)
+			n.Fatalf("%s: not within a minute: %v", what, err)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
