@@ -13,6 +13,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -81,7 +82,9 @@ func (e Entry) String() string {
 type Set struct {
 	Header
 	Comments bool // true if the set has room for comments
-	Entries  []Entry
+	// Print is a hash of all that the kernel lists of the set. Lists of one Handle with the same hash are equal.
+	Print   uint64
+	Entries []Entry
 }
 
 // Header has the properties with which a set was created, but not its entries.
@@ -109,6 +112,7 @@ var families = map[uint8]conf.Family{unix.AF_INET: conf.IPv4, unix.AF_INET6: con
 type Handle struct {
 	h     *netlink.Handle
 	lists *batch.Dumper
+	seed  maphash.Seed // for Set.Print
 }
 
 func New() (*Handle, error) {
@@ -116,7 +120,7 @@ func New() (*Handle, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open netlink for ipsets: %w", err)
 	}
-	return &Handle{h, batch.NewDumper(unix.NETLINK_NETFILTER)}, nil
+	return &Handle{h, batch.NewDumper(unix.NETLINK_NETFILTER), maphash.MakeSeed()}, nil
 }
 
 func (h *Handle) Close() {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
+	"hash/maphash"
 	"net/netip"
 
 	"github.com/vishvananda/netlink/nl"
@@ -16,26 +17,57 @@ import (
 //
 // Equivalent to: ipset list NAME
 func (h *Handle) List(name string) (Set, error) {
-	var s Set
-	var err error
-	s.Header, s.Comments, err = h.Each(name, func(e Entry, comment []byte) bool {
+	var entries []Entry
+	s, err := h.Each(name, func(e Entry, comment []byte) bool {
 		e.Comment = string(comment)
-		s.Entries = append(s.Entries, e)
+		entries = append(entries, e)
 		return true
 	})
+	s.Entries = entries
 	return s, err
 }
 
-// Each reads the set, and passes every entry to the function each. The comment is valid until that function returns. If
-// the function returns false, Each ends without an error. comments is true if the set has room for comments. If there
-// is no such set, the error is ErrNotExist.
+// Print returns the value that List has in Set.Print, in a small part of List's time. If there is no such set, the
+// error is ErrNotExist.
+//
+// Equivalent to: ipset list NAME | sha256sum
+func (h *Handle) Print(name string) (uint64, error) {
+	hash := h.newHash()
+	err := h.lists.Dump(listRequest(name), func(msg []byte) bool {
+		for kind, value := range attrs.In(msg[min(nl.SizeofNfgenmsg, len(msg)):]) {
+			addTo(hash, kind, value)
+		}
+		return true
+	})
+	return hash.Sum64(), wrap(err, "list ipset %s", name)
+}
+
+func (h *Handle) newHash() *maphash.Hash {
+	var hash maphash.Hash
+	hash.SetSeed(h.seed)
+	return &hash
+}
+
+// addTo adds an attribute of a message to the hash. The kernel divides one list into messages in different ways, so the
+// hash leaves out the attributes that each message repeats.
+func addTo(hash *maphash.Hash, kind uint16, value []byte) {
+	if kind != nl.IPSET_ATTR_PROTOCOL && kind != nl.IPSET_ATTR_SETNAME {
+		_, _ = hash.Write(value)
+	}
+}
+
+// Each reads the set, and passes every entry to the function each instead of storing it in Set.Entries. The comment is
+// valid until that function returns. If the function returns false, Each ends without an error, and Set.Print covers
+// only a part of the list. If there is no such set, the error is ErrNotExist.
 //
 // Equivalent to: ipset list NAME
-func (h *Handle) Each(name string, each func(e Entry, comment []byte) bool) (s Header, comments bool, err error) {
+func (h *Handle) Each(name string, each func(e Entry, comment []byte) bool) (s Set, err error) {
 	s.Name = name
 	var broken error
+	hash := h.newHash()
 	err = h.lists.Dump(listRequest(name), func(msg []byte) bool {
 		for kind, value := range attrs.In(msg[min(nl.SizeofNfgenmsg, len(msg)):]) {
+			addTo(hash, kind, value)
 			switch kind {
 			case nl.IPSET_ATTR_TYPENAME:
 				if s.Type != text(value) {
@@ -47,7 +79,7 @@ func (h *Handle) Each(name string, each func(e Entry, comment []byte) bool) (s H
 				}
 			case nl.IPSET_ATTR_DATA:
 				flags := flagsOf(value)
-				comments = comments || flags&nl.IPSET_FLAG_WITH_COMMENT != 0
+				s.Comments = s.Comments || flags&nl.IPSET_FLAG_WITH_COMMENT != 0
 				s.Marks = s.Marks || flags&nl.IPSET_FLAG_WITH_SKBINFO != 0
 			case nl.IPSET_ATTR_ADT:
 				for _, data := range attrs.In(value) {
@@ -63,10 +95,11 @@ func (h *Handle) Each(name string, each func(e Entry, comment []byte) bool) (s H
 		}
 		return true
 	})
+	s.Print = hash.Sum64()
 	if err != nil {
-		return s, comments, wrap(err, "list ipset %s", name)
+		return s, wrap(err, "list ipset %s", name)
 	}
-	return s, comments, broken
+	return s, broken
 }
 
 func listRequest(name string) *nl.NetlinkRequest {

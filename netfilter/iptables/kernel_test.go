@@ -34,7 +34,7 @@ func newModel(t testing.TB) *model {
 
 func (m *model) plan(p plan, after func(step string)) {
 	for _, s := range p.create {
-		m.sets[s.Name] = set{s.Kind, s.Family, s.Entries}
+		m.sets[s.Name] = set{kind: s.Kind, family: s.Family, entries: s.Entries}
 	}
 	after("create")
 	for i, c := range slices.Concat(p.before, p.across) {

@@ -188,16 +188,23 @@ func (d *Driver) readTables(ctx context.Context, f conf.Family, before *state) t
 	return all
 }
 
+// readSet reads a set. If the kernel lists the set as at its last reading, readSet doesn't look at the entries.
 func (d *Driver) readSet(name string, before set) (set, error) {
+	if before.reading != nil {
+		if now, err := d.sets.Print(name); err == nil && now == before.reading.print {
+			return before.reading.set(), nil
+		}
+	}
 	n, same := 0, true
-	h, _, err := d.sets.Each(name, func(e ipset.Entry, comment []byte) bool {
+	s, err := d.sets.Each(name, func(e ipset.Entry, comment []byte) bool {
 		was, ok := before.entries.Get(element(e))
 		n++
 		same = ok && isComment(was, e, comment, name)
 		return same
 	})
-	if err == nil && same && n == before.entries.Len() && kindOf(h) == before.kind && h.Family == before.family {
-		return before, nil
+	if err == nil && same && n == before.entries.Len() && kindOf(s.Header) == before.kind &&
+		s.Family == before.family {
+		return newReading(s.Print, before).set(), nil
 	}
 	got, err := d.sets.List(name)
 	if err != nil {
@@ -207,7 +214,8 @@ func (d *Driver) readSet(name string, before set) (set, error) {
 	for i, e := range got.Entries {
 		entries[i] = ruleset.Entry{Element: element(e), Comment: commentOf(e, name)}
 	}
-	return set{kindOf(got.Header), got.Family, ruleset.EntriesOf(entries...)}, nil
+	now := set{kind: kindOf(got.Header), family: got.Family, entries: ruleset.EntriesOf(entries...)}
+	return newReading(got.Print, now).set(), nil
 }
 
 // readTable reads one table, unless it certainly hasn't changed. Tables are read one by one, because iptables-save may

@@ -29,7 +29,7 @@ func (d *Driver) makeSet(s ruleset.Set, refused ruleset.Refused) (*set, error) {
 		}
 		return nil, nil
 	}
-	made := &set{s.Kind, s.Family, s.Entries}
+	made := &set{kind: s.Kind, family: s.Family, entries: s.Entries}
 	changes := make([]change, 0, s.Entries.Len())
 	for e := range s.Entries.All() {
 		changes = append(changes, change{set: s.Name, Entry: e})

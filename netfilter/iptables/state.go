@@ -185,6 +185,25 @@ type set struct {
 	kind    ruleset.SetKind
 	family  conf.Family
 	entries ruleset.Entries
+	reading *reading // an earlier reading, or nil
+}
+
+// reading is what a set was whenever the kernel's list of the set has this print (ipset.Set.Print). So it stays true
+// after changes of the set.
+type reading struct {
+	print uint64
+	was   set
+}
+
+func newReading(print uint64, was set) *reading {
+	was.reading = nil // so that no chain of readings grows
+	return &reading{print, was}
+}
+
+func (r *reading) set() set {
+	s := r.was
+	s.reading = r
+	return s
 }
 
 // after returns the state of the kernel after the plan has made it equal to want. left has unneeded sets that still
@@ -192,7 +211,7 @@ type set struct {
 func (s state) after(p plan, want *lowered, left []string) state {
 	next := state{sets: make(map[string]set, len(want.sets))}
 	for _, w := range want.sets {
-		next.sets[w.Name] = set{w.Kind, w.Family, w.Entries}
+		next.sets[w.Name] = set{w.Kind, w.Family, w.Entries, s.sets[w.Name].reading}
 	}
 	for _, name := range left {
 		next.sets[name] = s.sets[name]
