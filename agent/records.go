@@ -102,6 +102,7 @@ func (r *records) readAll() (walk bool, err error) {
 	maps.Copy(before, r.closed)
 	r.endpoints, r.closed = map[string]endpoint.Endpoint{}, map[string]endpoint.Endpoint{}
 	r.broken = endpoint.BrokenRecords{}
+	all = slices.Clone(all) // the lister keeps its order
 	slices.SortFunc(all, func(a, b endpoint.Endpoint) int { return a.Created.Compare(b.Created) })
 	for _, e := range all {
 		r.add(e)

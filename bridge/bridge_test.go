@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -403,6 +404,28 @@ func TestShutPeer(t *testing.T) {
 		err := ShutPeer(c.link, c.index, c.netns)
 		if err != nil || c.link != "missing" && up(c.link) != c.up {
 			t.Errorf("%s of %s: up: %v, want %v; %v", c.link, c.netns, !c.up, c.up, err)
+		}
+	}
+}
+
+// TestPortExists: the answer makes little garbage, because the agent asks for each pod again and again.
+func TestPortExists(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	nodetest.Run(t, "ip", "link", "add", "weirp0", "type", "veth", "peer", "name", "weirp1")
+	for name, want := range map[string]bool{"weirp0": true, "weirp2": false} {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		const times = 100
+		for range times {
+			if exists, err := PortExists(name); exists != want || err != nil {
+				t.Fatalf("%s: %v, %v", name, exists, err)
+			}
+		}
+		runtime.ReadMemStats(&after)
+		if each := (after.TotalAlloc - before.TotalAlloc) / times; each > 1000 {
+			t.Errorf("%s: an answer makes %d bytes of garbage", name, each)
 		}
 	}
 }

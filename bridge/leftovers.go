@@ -42,11 +42,11 @@ func Ports() ([]string, error) {
 //
 // Equivalent to: ip neigh show ADDR dev weir0 nud permanent
 func HasNeighbour(addrs []endpoint.Address) (bool, error) {
-	link, err := lookUp(Name)
-	if link == nil || err != nil {
+	index, err := indexOf(Name)
+	if index == 0 || err != nil {
 		return false, err
 	}
-	all, err := netlink.NeighList(link.Attrs().Index, netlink.FAMILY_ALL)
+	all, err := netlink.NeighList(index, netlink.FAMILY_ALL)
 	if err != nil {
 		return false, fmt.Errorf("list neighbours on %s: %w", Name, err)
 	}
@@ -172,6 +172,6 @@ func ForbidPort(hostIf string) error {
 //
 // Equivalent to: ip link show HOSTIF
 func PortExists(hostIf string) (bool, error) {
-	link, err := lookUp(hostIf)
-	return link != nil, err
+	index, err := indexOf(hostIf)
+	return index != 0, err
 }

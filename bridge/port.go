@@ -293,26 +293,6 @@ func indexOf(name string) (int, error) {
 	return int(r.Uint32()), nil
 }
 
-func lookUp(name string) (netlink.Link, error) {
-	var look batch.Batch
-	look.Add(getLink(name), "look up %s", name)
-	replies, err := look.Do(unix.NETLINK_ROUTE, netns.None())
-	if errors.Is(err, unix.ENODEV) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	if len(replies) != 1 {
-		return nil, fmt.Errorf("look up %s: %w", name, batch.ErrNoAnswer)
-	}
-	link, err := netlink.LinkDeserialize(nil, replies[0])
-	if err != nil {
-		return nil, fmt.Errorf("look up %s: %w", name, err)
-	}
-	return link, nil
-}
-
 // RemoveAll deletes the pairs of all pods, then the bridge. A pair without the bridge would still connect its pod
 // with the node.
 //

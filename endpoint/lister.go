@@ -14,6 +14,7 @@ import (
 // than settled when it was last read. The zero value has read nothing. A Lister isn't safe for concurrent use.
 type Lister struct {
 	last map[string]listed // the records of the last List, by ID
+	all  []Endpoint        // the last result of List
 }
 
 type listed struct {
@@ -25,7 +26,8 @@ type listed struct {
 // be coarse, so two changes in quick succession may leave the same time.
 const settled = time.Second
 
-// List does the same as the function List. Callers must not change the records' addresses.
+// List does the same as the function List. Callers must not change the result, because List returns it again while no
+// file changes.
 func (l *Lister) List() ([]Endpoint, error) {
 	entries, err := os.ReadDir(recordsDir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -41,6 +43,9 @@ func (l *Lister) List() ([]Endpoint, error) {
 		}
 	}
 	slices.Sort(ids)
+	if l.unchanged(ids) {
+		return l.all, nil
+	}
 	now := make(map[string]listed, len(ids))
 	all := make([]Endpoint, 0, len(ids))
 	broken := BrokenRecords{}
@@ -57,11 +62,31 @@ func (l *Lister) List() ([]Endpoint, error) {
 			}
 		}
 	}
-	l.last = now
+	l.last, l.all = now, all
 	if len(broken) > 0 {
 		return all, broken
 	}
 	return all, nil
+}
+
+// unchanged reports whether the records with these IDs are exactly the last result.
+func (l *Lister) unchanged(ids []string) bool {
+	if len(ids) != len(l.last) || len(ids) != len(l.all) {
+		return false
+	}
+	return !slices.ContainsFunc(ids, func(id string) bool {
+		was, ok := l.last[id]
+		if !ok {
+			return true
+		}
+		file, err := os.Lstat(path(id))
+		return err != nil || !was.is(file)
+	})
+}
+
+// is reports whether the file is certainly the one from which the record was read.
+func (l listed) is(file fs.FileInfo) bool {
+	return os.SameFile(l.file, file) && l.file.Size() == file.Size() && l.file.ModTime().Equal(file.ModTime())
 }
 
 // load returns the record of the attachment id. listed.file is nil if the record must be read again the next time.
@@ -70,8 +95,7 @@ func (l *Lister) load(id string) (listed, error) {
 	if err != nil {
 		return listed{}, fmt.Errorf("read endpoint record: %w", err)
 	}
-	if was, ok := l.last[id]; ok && os.SameFile(was.file, file) &&
-		was.file.Size() == file.Size() && was.file.ModTime().Equal(file.ModTime()) {
+	if was, ok := l.last[id]; ok && was.is(file) {
 		return was, nil
 	}
 	e, err := Load(id)

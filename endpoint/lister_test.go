@@ -62,6 +62,13 @@ func TestLister(t *testing.T) {
 	old("a", time.Hour)
 	want("two records", "10.88.0.2", "10.88.0.3")
 	want("nothing has changed", "10.88.0.2", "10.88.0.3")
+	old("b", time.Hour)
+	want("another record has another time", "10.88.0.2", "10.88.0.3")
+	first, err1 := l.List()
+	again, err2 := l.List()
+	if err := errors.Join(err1, err2); err != nil || len(first) != 2 || &first[0] != &again[0] {
+		t.Errorf("List makes a new list although nothing has changed: %v", err)
+	}
 	save("a", "10.88.0.4") // Save replaces the file
 	want("a record was replaced", "10.88.0.4", "10.88.0.3")
 	old("a", time.Hour)
