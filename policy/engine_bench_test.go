@@ -144,3 +144,45 @@ func BenchmarkEngine(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkEqualPeers changes the labels of a pod elsewhere, so that the engine must match the pod with the peers of
+// all policies of a local pod. All policies have one and the same peer.
+func BenchmarkEqualPeers(b *testing.B) {
+	values := make([]string, 100)
+	for i := range values {
+		values[i] = fmt.Sprint("v", i)
+	}
+	for _, policies := range []int{1, 1000} {
+		b.Run(fmt.Sprintf("policies=%d", policies), func(b *testing.B) {
+			e, d := city(1000)
+			for i := range policies {
+				np := cityPolicy(3, 0)
+				np.Name = fmt.Sprint("equal", i)
+				np.Spec.Ingress[0].From = []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{
+					MatchExpressions: []metav1.LabelSelectorRequirement{
+						{Key: "color", Operator: metav1.LabelSelectorOpNotIn, Values: values},
+					},
+				}}}
+				d.Policies[policy.Name{Namespace: np.Namespace, Name: np.Name}] = []*networkingv1.NetworkPolicy{np}
+			}
+			e.Apply(d)
+			paint := func(i int) (entries int) {
+				p := cityPod(3, 51, 5)
+				p.Addresses[0] = netip.MustParseAddr("10.0.5.252")   // no other pod has it
+				p.Labels["color"] = fmt.Sprint("v", i%2*100+i/2%100) // not a peer and a peer in turn
+				e.Apply(one(p))
+				for _, s := range e.Ruleset().Sets {
+					entries += s.Entries.Len()
+				}
+				return entries
+			}
+			if paint(0)+1 != paint(1) {
+				b.Fatal("the label doesn't decide whether the pod is a peer")
+			}
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				paint(i)
+			}
+		})
+	}
+}

@@ -131,7 +131,7 @@ func BenchmarkCollection(b *testing.B) {
 		b.Run(fmt.Sprintf("%d pods", pods), func(b *testing.B) {
 			before := live()
 			c, engine := began(b), policy.NewEngine("node-0")
-			of := scale.New(pods, 0, netip.MustParseAddr("172.20.0.1"), netip.MustParseAddr("172.20.0.2"))
+			of := scale.New(pods, 0, 100, netip.MustParseAddr("172.20.0.1"), netip.MustParseAddr("172.20.0.2"))
 			for i := range (scale.NodeBase{Cluster: of}).Len() {
 				add(b, c.mirrors.nodes, scale.NodeBase{Cluster: of}.At(i, 0))
 			}

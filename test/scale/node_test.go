@@ -112,7 +112,8 @@ func (n *node) answer(r request) any {
 func newNode(t *testing.T, pods int) *node {
 	debug.SetGCPercent(400) // so that garbage collection of the API server takes less of the machine's time
 	n := &node{Node: nodetest.NewNode(t, nil), patience: patience}
-	n.cluster = cluster.New(pods, *localFlag, netip.MustParseAddr(selfAddress), netip.MustParseAddr(neighbourAddress))
+	n.cluster = cluster.New(pods, *localFlag, *namespacesFlag, netip.MustParseAddr(selfAddress),
+		netip.MustParseAddr(neighbourAddress))
 	var err error
 	if n.server, err = n.cluster.Serve("127.0.0.1:6443"); err != nil {
 		t.Fatal(err)

@@ -25,7 +25,9 @@ import (
 var (
 	podsFlag = flag.String("pods", "100,1000", "sizes of the clusters, in pods; the first is the one that others are "+
 		"compared with")
-	localFlag = flag.Int("local", 10, "pods of the measured node, at most 110; three more are for the probes")
+	localFlag      = flag.Int("local", 10, "pods of the measured node, at most 110; three more are for the probes")
+	namespacesFlag = flag.Int("namespaces", 100, "over how many namespaces the measured node's pods are spread; with 10, "+
+		"the node's pods have the same peers in all clusters from 1,000 pods on")
 	ratesFlag = flag.String("rates", "100", "streams of so many pod events a second, besides an idle cluster")
 	mixFlag   = flag.String("mix", "50:40:10", "parts of a stream's events: changes of a status that mean nothing to "+
 		"policy, pods that concern other nodes only, and pods that concern the measured node")
@@ -110,6 +112,9 @@ func (o *orchestrator) prepare() {
 		if pods%100 != 0 || pods < 100 {
 			o.Fatalf("-pods %d: must be a multiple of 100", pods)
 		}
+		if *namespacesFlag < 1 || 100%*namespacesFlag != 0 {
+			o.Fatalf("-namespaces %d: must divide 100", *namespacesFlag)
+		}
 		for _, a := range agents {
 			o.nodes = append(o.nodes, &remoteNode{t: o.T, agent: a, pods: pods})
 		}
@@ -149,7 +154,7 @@ func (r *remoteNode) launch(dir string) {
 	}
 	r.cmd = exec.Command("/proc/self/exe", "-test.run=^TestScale$", "-test.v", "-test.count=1", "-test.timeout=24h",
 		"-node-socket", socket, "-node-pods", strconv.Itoa(r.pods),
-		"-local", strconv.Itoa(*localFlag))
+		"-local", strconv.Itoa(*localFlag), "-namespaces", strconv.Itoa(*namespacesFlag))
 	r.cmd.Env = os.Environ()
 	if r.agent == "before" {
 		r.cmd.Env = append(r.cmd.Env, "WEIR_PROGRAMS="+*beforeFlag)

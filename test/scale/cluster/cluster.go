@@ -1,11 +1,11 @@
 // Package cluster describes the synthetic cluster of the measurements. Each object is made from its number, and always
 // has the same contents.
 //
-//   - A cluster has at least 100 namespaces, each with up to 100 pods: ten apps of up to ten pods. Ten namespaces
-//     belong to each team.
+//   - A namespace has up to 100 pods: ten apps of up to ten pods. Ten namespaces belong to each team.
 //   - A namespace has ten policies. Nine select one app each. The tenth isolates all pods of the namespace.
-//   - A node has up to 110 pods. In all clusters that are large enough, the measured node has the same pods and
-//     policies. From 10,000 pods on, its pods also have the same peers.
+//   - A node has up to 110 pods. The measured node's pods are spread over the first namespaces, whose number is given.
+//     In all clusters that are large enough, the measured node has the same pods and policies. As soon as these
+//     namespaces have 100 pods each, the node's pods also have the same peers.
 //   - The second node is the measured node's neighbour. It has only pods that a measurement creates.
 package cluster
 
@@ -27,7 +27,6 @@ const (
 	podsPerApp        = 10
 	namespacesPerTeam = 10
 	podsPerNode       = 110
-	localNamespaces   = 100
 )
 
 // Cluster is a cluster whose number of pods is a multiple of 100.
@@ -36,14 +35,16 @@ type Cluster struct {
 	// Self is the address of the measured node. Neighbour is the address of the second node, in the same subnet.
 	Self, Neighbour netip.Addr
 
-	local map[int]int // by the pod's number, the place on the node of each of the measured node's pods
+	localNamespaces int
+	local           map[int]int // by the pod's number, the place on the node of each of the measured node's pods
 }
 
-// New returns a cluster. local is the number of pods on the measured node, at most 110.
-func New(pods, local int, self, neighbour netip.Addr) *Cluster {
-	c := &Cluster{Pods: pods, Self: self, Neighbour: neighbour, local: map[int]int{}}
+// New returns a cluster. local is the number of pods on the measured node, at most 110. They are spread over so many
+// namespaces, which must divide the number of pods.
+func New(pods, local, namespaces int, self, neighbour netip.Addr) *Cluster {
+	c := &Cluster{Pods: pods, Self: self, Neighbour: neighbour, localNamespaces: namespaces, local: map[int]int{}}
 	for i := range min(local, podsPerNode, pods) {
-		c.local[i%localNamespaces*c.perNamespace()+i/localNamespaces] = i
+		c.local[i%namespaces*c.perNamespace()+i/namespaces] = i
 	}
 	return c
 }
@@ -51,7 +52,7 @@ func New(pods, local int, self, neighbour netip.Addr) *Cluster {
 // Namespaces returns the number of namespaces. All have the same number of pods.
 func (c *Cluster) Namespaces() int { return c.Pods / c.perNamespace() }
 
-func (c *Cluster) perNamespace() int { return min(podsPerNamespace, c.Pods/localNamespaces) }
+func (c *Cluster) perNamespace() int { return min(podsPerNamespace, c.Pods/c.localNamespaces) }
 
 // place returns a pod's namespace, and the number in its name. The numbers in a namespace are all different, because 37
 // and 100 have no common divisor.

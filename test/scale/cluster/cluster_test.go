@@ -22,7 +22,7 @@ import (
 )
 
 func newCluster(pods int) *Cluster {
-	return New(pods, 110, netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.1"))
+	return New(pods, 110, 100, netip.MustParseAddr("192.0.2.2"), netip.MustParseAddr("192.0.2.1"))
 }
 
 func serve(t *testing.T, c *Cluster, contentType string) (*apiserver.Server, kubernetes.Interface) {
