@@ -194,7 +194,8 @@ func printSuggestions(out io.Writer, r suggest.Result, notes []string) error {
 		comment("NOTE: %s", excerpt.Of(n))
 	}
 	for _, f := range r.Left {
-		comment("NOTE: no policy can name this: %s", evidence(f))
+		comment("NOTE: only a rule without ports can allow this, and it allows all ports, so these policies drop it: %s",
+			evidence(f))
 	}
 	for _, s := range r.Suggestions {
 		b.WriteString("---\n")
@@ -230,8 +231,12 @@ func evidence(f suggest.Flow) string {
 	if last := f.Last.UTC().Format("2006-01-02 15:04"); last != times {
 		times += " to " + last
 	}
-	return fmt.Sprintf("%s to %s, %s%s, %d times, %s UTC", f.From, f.To, strings.ToUpper(string(f.Protocol)), port,
-		f.Count, strings.TrimSpace(times))
+	count := "once"
+	if f.Count != 1 {
+		count = fmt.Sprint(f.Count, " times")
+	}
+	return fmt.Sprintf("%s to %s, %s%s, %s, %s UTC", f.From, f.To, strings.ToUpper(string(f.Protocol)), port, count,
+		strings.TrimSpace(times))
 }
 
 func policyYAML(np *networkingv1.NetworkPolicy) ([]byte, error) {

@@ -14,6 +14,8 @@ import (
 
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/plugins/weirctl/client"
+	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/policy/suggest"
 )
 
 // flowsOfAPod has flows whose names have control characters and words of YAML.
@@ -42,6 +44,21 @@ func TestInterrupted(t *testing.T) {
 	time.AfterFunc(10*time.Millisecond, stop)
 	if err := cmd.ExecuteContext(ctx); !errors.Is(err, errInterrupted) {
 		t.Errorf("diff: %v", err)
+	}
+}
+
+// TestSuggestionsNameWhatTheyDrop: a note says that the policies drop flows without ports, and which rule allows them.
+func TestSuggestionsNameWhatTheyDrop(t *testing.T) {
+	f := suggest.Flow{Protocol: ruleset.ICMP, Count: 1, First: time.Unix(0, 0), Last: time.Unix(0, 0)}
+	f.From.Namespace, f.From.Name, f.To.Namespace, f.To.Name = "shop", "web", "shop", "db"
+	var b strings.Builder
+	if err := printSuggestions(&b, suggest.Result{Left: []suggest.Flow{f}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	want := "# NOTE: only a rule without ports can allow this, and it allows all ports, so these policies drop it: " +
+		"shop/web to shop/db, ICMP, once, 1970-01-01 00:00 UTC\n"
+	if _, got, _ := strings.Cut(b.String(), "\n"); got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
 

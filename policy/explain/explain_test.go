@@ -156,6 +156,16 @@ func TestOwnHostPort(t *testing.T) {
 	}
 }
 
+// TestPortNameAtAddress: the name of a port is also known if the query names the pod by its address.
+func TestPortNameAtAddress(t *testing.T) {
+	c := Cluster{}
+	c.Pods = []policy.Pod{shopPod("shop", "web", "10.0.0.2"), shopPod("shop", "db", "10.0.0.3")}
+	c.Pods[1].Ports = []policy.NamedPort{{Name: "pg", Proto: ruleset.TCP, Number: 5432}}
+	if p := ask(t, c, "shop/web", "10.0.0.3:pg").Paths[0]; p.Port != 5432 || p.To.Pod != "shop/db" {
+		t.Errorf("%+v", p)
+	}
+}
+
 // TestWorldNeedsANetwork: what would allow connections from the world doesn't name the address that stands for it.
 func TestWorldNeedsANetwork(t *testing.T) {
 	c := Cluster{}

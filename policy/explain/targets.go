@@ -44,7 +44,11 @@ func (x *explainer) ports(to Ref, port Port) ([]policy.NamedPort, error) {
 	}
 	var named []policy.NamedPort
 	var known []string
-	for _, p := range x.pods(to.Namespace, to.Name) {
+	namespace, name := to.Namespace, to.Name
+	if to.Kind == EndAddress {
+		namespace, name, _ = strings.Cut(x.placeOf(to.Address).Pod, "/")
+	}
+	for _, p := range x.pods(namespace, name) {
 		for _, n := range p.Ports {
 			known = append(known, fmt.Sprintf("%s (%d/%s)", n.Name, n.Number, strings.ToUpper(string(n.Proto))))
 			if port.Name == "" || (n.Name == port.Name && n.Proto == port.Proto) {
