@@ -187,3 +187,20 @@ func TestMasqueraded(t *testing.T) {
 		}
 	}
 }
+
+// TestOtherAttachments: an answer names the addresses of a pod's other attachments.
+func TestOtherAttachments(t *testing.T) {
+	c := Cluster{}
+	c.Pods = []policy.Pod{shopPod("shop", "web", "10.0.0.2"), shopPod("shop", "db", "10.0.0.3")}
+	for _, list := range [][]string{{"10.0.0.3", "fd00::3"}, {"10.0.1.3", "fd00:1::3"}} {
+		e := policy.Endpoint{Pod: policy.PodRef{Namespace: "shop", Name: "db"}, Enforcement: conf.Strict}
+		for _, a := range list {
+			e.Addresses = append(e.Addresses, policy.Address{Addr: netip.MustParseAddr(a)})
+		}
+		c.Endpoints = append(c.Endpoints, e)
+	}
+	notes := strings.Join(ask(t, c, "shop/web", "shop/db:80").Notes, "\n")
+	if notes != "shop/db also has 10.0.1.3, which this answer leaves out: ask about the address instead of the pod" {
+		t.Errorf("%q", notes)
+	}
+}

@@ -35,8 +35,32 @@ func (x *explainer) notes(from, to Ref) {
 	if from.Kind == EndWorld || to.Kind == EndWorld {
 		x.worldNotes(from)
 	}
+	x.otherAddresses(from)
+	x.otherAddresses(to)
 	for _, u := range x.Unenforced {
 		x.note("%s", u.String())
+	}
+}
+
+// otherAddresses names addresses of the end's other attachments. The answer is about one address of each family.
+func (x *explainer) otherAddresses(end Ref) {
+	if end.Kind != EndPod {
+		return
+	}
+	var others []string
+	for _, e := range x.Endpoints {
+		for _, a := range e.Addresses {
+			sameFamily := func(p Path) bool { return p.Family == conf.FamilyOf(a.Addr).String() }
+			answered := func(p Path) bool { return p.From.Address == a.Addr || p.To.Address == a.Addr }
+			isOf := e.Pod.Namespace == end.Namespace && e.Pod.Name == end.Name
+			if isOf && slices.ContainsFunc(x.Paths, sameFamily) && !slices.ContainsFunc(x.Paths, answered) {
+				others = append(others, a.Addr.String())
+			}
+		}
+	}
+	if len(others) > 0 {
+		x.note("%s also has %s, which this answer leaves out: ask about the address instead of the pod", end,
+			strings.Join(others, " and "))
 	}
 }
 

@@ -212,6 +212,21 @@ func TestNamesOfOneAddress(t *testing.T) {
 	}
 }
 
+// TestCount: a pod with several attachments counts once.
+func TestCount(t *testing.T) {
+	s := policy.State{}
+	s.Pods = []policy.Pod{pod("a/x")}
+	for _, a := range []string{"10.0.0.1", "10.0.1.1"} {
+		s.Endpoints = append(s.Endpoints, policy.Endpoint{
+			Pod: policy.PodRef{Namespace: "a", Name: "x"}, Addresses: []policy.Address{{Addr: netip.MustParseAddr(a)}},
+		})
+	}
+	p := reach.New(s, nil).Parties[0]
+	if p.String() != "a/x" || len(p.Addresses) != 2 {
+		t.Errorf("%s: %+v", p, p)
+	}
+}
+
 func TestUnknownAndOff(t *testing.T) {
 	attached := func(name, address string, enforcement conf.Enforcement) policy.Endpoint {
 		namespace, pod, _ := strings.Cut(name, "/")

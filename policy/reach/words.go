@@ -8,11 +8,14 @@ import (
 
 // String returns the party's name, and the number of its pods if it has several.
 func (p Party) String() string {
-	if len(p.Pods) > 1 {
-		return fmt.Sprintf("%s (%d pods)", p.Name, len(p.Pods))
+	if n := p.Count(); n > 1 {
+		return fmt.Sprintf("%s (%d pods)", p.Name, n)
 	}
 	return p.Name
 }
+
+// Count returns the number of the party's pods. A pod with several attachments is in Pods for each of them.
+func (p Party) Count() int { return len(slices.Compact(slices.Sorted(slices.Values(p.Pods)))) }
 
 // Words returns short names for the parties, such as "everyone", "all pods in shop" or "the world". other has the
 // parties at the other ends of the connections.

@@ -56,7 +56,7 @@ func Table(out io.Writer, v View) error {
 			continue
 		}
 		groups++
-		pods += len(p.Pods)
+		pods += p.Count()
 	}
 	_, err := fmt.Fprintf(out, "%s: %s in %s, the world in %s, %s\n\n", OneLine(v.Title), count(pods, "pod"),
 		count(groups, "group"), count(regions, "region"), plural(len(v.Policies), "policy", "policies"))

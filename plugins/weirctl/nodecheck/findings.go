@@ -221,7 +221,7 @@ func conflists(f Facts) (all []Finding) {
 	if i < 0 && f.Agent {
 		all = append(all, Finding{
 			Broken, "no file in /etc/cni/net.d names weir, although an agent runs",
-			"see the agent's log: it writes the file once it is ready (--conflist)",
+			"see the agent's log: with --conflist it writes the file once it is ready; without, write the file yourself",
 		})
 	}
 	return all
