@@ -97,13 +97,20 @@ func isOver(id string) (bool, error) {
 	if e.HostIf == "" { // weir doesn't know the chained attachment's link, so it can't see that the link is gone
 		return false, nil
 	}
-	// Busy is asked before PortExists. A process that makes the attachment makes the link before it exits, so an
+	// Busy is asked before linkExists. A process that makes the attachment makes the link before it exits, so an
 	// attachment that isn't busy and has no link is over.
 	if busy, err := endpoint.Busy(id); busy || err != nil {
 		return false, err
 	}
-	exists, err := bridge.PortExists(e.HostIf)
+	exists, err := linkExists(e)
 	return !exists, err
+}
+
+func linkExists(e *endpoint.Endpoint) (bool, error) {
+	if e.Chained {
+		return bridge.PeerExists(e.HostIf, e.HostIndex)
+	}
+	return bridge.PortExists(e.HostIf)
 }
 
 func ignoreNotExist(err error) error {

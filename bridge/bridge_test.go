@@ -362,7 +362,7 @@ func TestEnsureGoesOn(t *testing.T) {
 	}
 }
 
-// TestShutPeer: a link is set down only if it has the given index. If no index is given, it is set down only if it
+// TestShutPeer: a link is found by its index, whatever its name is. If no index is given, it is set down only if it
 // leads to the given network namespace.
 func TestShutPeer(t *testing.T) {
 	if !nodetest.Isolated(t) {
@@ -373,7 +373,8 @@ func TestShutPeer(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"one", "other"} {
+	nodetest.NewNS(t, "renamed")
+	for _, name := range []string{"one", "other", "renamed"} {
 		nodetest.RunEach(t, "ip link add v"+name+" type veth peer name eth0 netns "+name, "ip link set v"+name+" up")
 	}
 	nodetest.RunEach(t, "ip link add here type veth peer name there", "ip link set here up")
@@ -399,9 +400,13 @@ func TestShutPeer(t *testing.T) {
 		{"missing", 1, one, true},
 		{"vone", 0, one, false},
 		{"vother", index("vone"), other, true},
+		{"renamed", index("vrenamed"), one, false},
 		{"vother", index("vother"), one + "-gone", false}, // the agent can't see the pod's namespace
 	} {
 		err := ShutPeer(c.link, c.index, c.netns)
+		if c.link == "renamed" {
+			c.link = "vrenamed"
+		}
 		if err != nil || c.link != "missing" && up(c.link) != c.up {
 			t.Errorf("%s of %s: up: %v, want %v; %v", c.link, c.netns, !c.up, c.up, err)
 		}

@@ -78,9 +78,9 @@ func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (Peer, err
 }
 
 // ShutPeer sets the node's end of a pod's interface down. Another plugin made the interface. ShutPeer returns nil if
-// the link is gone, or if another link has the name by now. index is the link's index, which no later link gets. If
-// index is 0, ShutPeer compares the namespace to which the link leads. The agent can't do this in its container,
-// because it doesn't see the pods' namespaces there.
+// the link is gone. It finds the link by its index, which no later link gets, because another program may have renamed
+// the link. If index is 0, ShutPeer finds the link by its name, and compares the namespace to which the link leads. The
+// agent can't do this in its container, because it doesn't see the pods' namespaces there.
 //
 // Equivalent to: ip link set HOSTIF down
 func ShutPeer(hostIf string, index int, netnsPath string) error {
@@ -89,14 +89,11 @@ func ShutPeer(hostIf string, index int, netnsPath string) error {
 		return fmt.Errorf("open netlink: %w", err)
 	}
 	defer h.Close()
-	link, err := h.LinkByName(hostIf)
-	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return nil
+	link, err := peerLink(h, hostIf, index)
+	if link == nil || err != nil {
+		return err
 	}
-	if err != nil {
-		return fmt.Errorf("look up link %s: %w", hostIf, err)
-	}
-	same := link.Attrs().Index == index
+	same := true
 	if index == 0 {
 		if same, err = leadsTo(h, link, netnsPath); err != nil {
 			return err
@@ -106,7 +103,7 @@ func ShutPeer(hostIf string, index int, netnsPath string) error {
 		return nil
 	}
 	if err := h.LinkSetDown(link); err != nil && !errors.Is(err, unix.ENODEV) {
-		return fmt.Errorf("set link %s down: %w", hostIf, err)
+		return fmt.Errorf("set link %s down: %w", link.Attrs().Name, err)
 	}
 	return nil
 }
@@ -132,6 +129,34 @@ func ShutPeersOf(addrs []endpoint.Address) error {
 		}
 	}
 	return nil
+}
+
+// PeerExists reports whether the node has the link that another plugin made for a pod. The kernel deletes the link
+// together with the pod's network namespace. index is the link's index, or 0 if it isn't known.
+func PeerExists(hostIf string, index int) (bool, error) {
+	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return false, fmt.Errorf("open netlink: %w", err)
+	}
+	defer h.Close()
+	link, err := peerLink(h, hostIf, index)
+	return link != nil, err
+}
+
+// peerLink finds the link by its index, or by its name if the index is 0. It returns nil if the link is gone.
+func peerLink(h netlinksafe.Handle, hostIf string, index int) (link netlink.Link, err error) {
+	if index == 0 {
+		link, err = h.LinkByName(hostIf)
+	} else {
+		link, err = h.LinkByIndex(index)
+	}
+	if errors.As(err, &netlink.LinkNotFoundError{}) || err == nil && link.Type() != "veth" {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up link %s: %w", hostIf, err)
+	}
+	return link, nil
 }
 
 // leadsTo reports whether the link's other end is in the network namespace. It returns false if the namespace is gone.
