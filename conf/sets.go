@@ -58,6 +58,8 @@ const (
 	ErrorsChain  = ownChain + "ERRORS"
 	SelfChain    = ownChain + "SELF"
 	PortsChain   = ownChain + "PORTS"
+	// LinkLocalChain drops pods' packets from and to link-local addresses on another plugin's bridge. IPv6 only.
+	LinkLocalChain = ownChain + "LINK-LOCAL"
 	// These chains log and drop every packet. The log's text names the chain, which tells the reason.
 	CutChain       = ownChain + "CUT"       // packets of cut connections
 	MidstreamChain = ownChain + "MIDSTREAM" // packets of TCP connections that connection tracking doesn't know

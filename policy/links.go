@@ -46,10 +46,14 @@ type chainedPods struct {
 	ports     []ruleset.Rule  // match packets from a pod's bridge port, with the pod's address as the source
 	foreign   []ruleset.Rule  // match packets from a pod's bridge port, with any source
 	bridges   map[string]bool // other plugins' bridges with pods' links as ports
+	// linkLocal matches packets from a pod's bridge port, also if the pod has no address of the family. onBridges are
+	// the bridges of these ports.
+	linkLocal []ruleset.Rule
+	onBridges map[string]bool
 }
 
 func (c *common) chainedPods() chainedPods {
-	p := chainedPods{bridges: map[string]bool{}}
+	p := chainedPods{bridges: map[string]bool{}, onBridges: map[string]bool{}}
 	for _, e := range c.endpoints {
 		if !e.Chained {
 			continue
@@ -73,6 +77,13 @@ func (c *common) chainedPods() chainedPods {
 					ruleset.Entry{Element: ruleset.Element{Prefix: address, Link: link.In}, Comment: words})
 			}
 		}
+		if link.Port != "" {
+			p.onBridges[link.In] = true
+			p.linkLocal = append(p.linkLocal, ruleset.Rule{
+				InPort: link.Port, Comment: "weir: " + words + " from or to a link-local address",
+				Action: ruleset.GoTo, To: conf.ForgedChain,
+			})
+		}
 		switch {
 		case link.Port != "" && has:
 			p.bridges[link.In] = true
@@ -87,7 +98,9 @@ func (c *common) chainedPods() chainedPods {
 		}
 	}
 	slices.SortFunc(p.ports, func(a, b ruleset.Rule) int { return a.Src.Addr().Compare(b.Src.Addr()) })
-	slices.SortFunc(p.foreign, func(a, b ruleset.Rule) int { return cmp.Compare(a.InPort, b.InPort) })
+	for _, rules := range [][]ruleset.Rule{p.foreign, p.linkLocal} {
+		slices.SortFunc(rules, func(a, b ruleset.Rule) int { return cmp.Compare(a.InPort, b.InPort) })
+	}
 	return p
 }
 
@@ -156,6 +169,7 @@ func (c *common) links(evaluate []ruleset.Rule) links {
 	}
 	// Only chained pods need neighbour discovery: on weir's own links, neighbour entries are permanent.
 	if c.family == conf.IPv6 {
+		r.senders = append(r.senders, c.linkLocal(pods)...)
 		for _, shape := range []ruleset.Shape{ruleset.Solicitation, ruleset.Advertisement} {
 			r.neighbours = append(r.neighbours, ruleset.Rule{
 				Proto: ruleset.ICMPv6, Shape: shape, Comment: "weir: hosts on one link find each other", Action: ruleset.Return,
@@ -163,6 +177,32 @@ func (c *common) links(evaluate []ruleset.Rule) links {
 		}
 	}
 	return r
+}
+
+var (
+	linkLocal = netip.MustParsePrefix("fe80::/10")
+	multicast = netip.MustParsePrefix("ff00::/8")
+)
+
+// linkLocal adds the chain that drops packets of bridge ports' pods from and to link-local addresses, and returns the
+// rules that lead to it. Each pod has such an address, and the set of all pods doesn't have it. So no policy would be
+// enforced on these packets, neither the sender's nor the receiver's. Neighbour discovery has been accepted before.
+// Multicast passes, because a network's switches and routers need pods' reports of multicast listeners.
+func (c *common) linkLocal(pods chainedPods) (rules []ruleset.Rule) {
+	if len(pods.linkLocal) == 0 {
+		return nil
+	}
+	c.chain(conf.LinkLocalChain, slices.Concat([]ruleset.Rule{{
+		Dst: multicast, Comment: "weir: multicast", Action: ruleset.Return,
+	}}, pods.linkLocal)...)
+	for _, name := range slices.Sorted(maps.Keys(pods.onBridges)) {
+		for _, r := range []ruleset.Rule{{Src: linkLocal}, {Dst: linkLocal}} {
+			r.In, r.Comment = name, "weir: link-local, on a bridge of pods"
+			r.Action, r.To = ruleset.Jump, conf.LinkLocalChain
+			rules = append(rules, r)
+		}
+	}
+	return rules
 }
 
 var unspecified = map[conf.Family]netip.Addr{conf.IPv4: netip.IPv4Unspecified(), conf.IPv6: netip.IPv6Unspecified()}
