@@ -35,16 +35,27 @@ func (a *agent) writeConflist() error {
 			return err
 		}
 	}
-	tmp := a.Node.Conflist + ".tmp" // runtimes don't read files with this ending
-	if err := os.WriteFile(tmp, want, 0o600); err != nil {
-		return fmt.Errorf("write the network configuration: %w", err)
-	}
-	if err := os.Rename(tmp, a.Node.Conflist); err != nil {
+	if err := replaceFile(a.Node.Conflist, want); err != nil {
 		return fmt.Errorf("write the network configuration: %w", err)
 	}
 	a.Log.Info("the runtime may start pods: its network configuration is written", "path", a.Node.Conflist)
 	a.checkRuntime()
 	return nil
+}
+
+// replaceFile replaces the file in one step. If the node loses power, the file has either its old or its new contents.
+// An empty file would lose the plugins that other programs have appended.
+func replaceFile(path string, data []byte) error {
+	tmp := path + ".tmp" // runtimes don't read files with this ending
+	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(tmp, path)
 }
 
 // checkRuntime reports a fault if the runtime uses another network's configuration. It looks once the agent has written
