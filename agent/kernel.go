@@ -211,7 +211,7 @@ func (a *agent) keepClosed(ctx context.Context, verify netfilter.Verify) time.Du
 	}
 	if len(fell) > 0 {
 		a.Log.Warn("weir's rules were missing or incomplete, and there is no good state of the policies yet: "+
-			"the pods of this node are closed in these families", "families", fmt.Sprint(fell))
+			"the pods of this node are closed in these families", "families", fmt.Sprintf("%v", fell))
 	}
 	return a.answer(errNotSynced)
 }
