@@ -117,11 +117,7 @@ func (o *auditOptions) collect(ctx context.Context, name string, sum *client.Aud
 		}
 		return nil, client.Hinted(err, client.HintNode)
 	}
-	cluster, err := o.nodes.Cluster()
-	if err != nil {
-		return nil, err
-	}
-	agents, err := cluster.Agents(ctx)
+	cluster, agents, err := o.nodes.Agents(ctx)
 	if err != nil {
 		return nil, err
 	}

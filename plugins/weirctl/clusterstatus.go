@@ -16,11 +16,7 @@ import (
 const answersWithin = 15 * time.Second
 
 func clusterStatus(cmd *cobra.Command, flags *client.NodeFlags, format client.Format, all bool) error {
-	cluster, err := flags.Cluster()
-	if err != nil {
-		return err
-	}
-	agents, err := cluster.Agents(cmd.Context())
+	cluster, agents, err := flags.Agents(cmd.Context())
 	if err != nil {
 		return err
 	}
@@ -52,11 +48,7 @@ func clusterStatus(cmd *cobra.Command, flags *client.NodeFlags, format client.Fo
 }
 
 func nodeStatus(ctx context.Context, flags *client.NodeFlags, node string) (*agentapi.Status, error) {
-	cluster, err := flags.Cluster()
-	if err != nil {
-		return nil, err
-	}
-	agents, err := cluster.Agents(ctx)
+	cluster, agents, err := flags.Agents(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -22,12 +22,7 @@ func addKernels(ctx context.Context, flags *client.NodeFlags, q explain.Question
 		e.Notes = append(e.Notes, "the kernels of the ends' nodes were not asked: "+err.Error())
 	}
 	flags.Parallel = maxExplained
-	cluster, err := flags.Cluster()
-	if err != nil {
-		note(err)
-		return
-	}
-	all, err := cluster.Agents(ctx)
+	cluster, all, err := flags.Agents(ctx)
 	if err != nil {
 		note(err)
 		return

@@ -105,11 +105,7 @@ func (f *flowsFlags) ask(ctx context.Context, order *agentapi.FlowsOrder) ([]age
 		}
 		return []agentapi.Flows{one}, nil
 	}
-	cluster, err := f.nodes.Cluster()
-	if err != nil {
-		return nil, err
-	}
-	agents, err := cluster.Agents(ctx)
+	cluster, agents, err := f.nodes.Agents(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -66,6 +66,16 @@ func (f *NodeFlags) Cluster() (*Cluster, error) {
 	return &Cluster{api, f.Namespace}, nil
 }
 
+// Agents returns the cluster, and the agents that Cluster.Agents finds.
+func (f *NodeFlags) Agents(ctx context.Context) (*Cluster, []Agent, error) {
+	cluster, err := f.Cluster()
+	if err != nil {
+		return nil, nil, err
+	}
+	agents, err := cluster.Agents(ctx)
+	return cluster, agents, err
+}
+
 type Agent struct {
 	Node string
 	// Pod is the agent's pod. It is empty if the node has none.
