@@ -268,8 +268,9 @@ func TestFaultsOfParts(t *testing.T) {
 	r.wantMetrics(map[string]float64{"weir_ready": 1, `weir_endpoints{direction="ingress",state="isolated"}`: 1})
 	record := filepath.Join("/run/weir/endpoints", "broken:eth0.json")
 	live(t, "broken:eth0", "weirx")
-	write := func(text string) {
-		if err := os.WriteFile(record, []byte(text), 0o600); err != nil {
+	write := func(text string) { // in one step, or the agent could also report the fault of an empty record
+		const ready = "/run/record"
+		if err := errors.Join(os.WriteFile(ready, []byte(text), 0o600), os.Rename(ready, record)); err != nil {
 			t.Fatal(err)
 		}
 	}
