@@ -75,22 +75,29 @@ func forSeveral(all []verdict.Near, peer Place) {
 // isolatesToo reports whether the connection would be dropped at its other end after the changes of labels that the
 // rule's misses name, because policies would then isolate the other end's pod.
 func (x *explainer) isolatesToo(near verdict.Near, d ruleset.Direction, p verdict.Packet) bool {
-	changed := x.state
-	changed.Pods = slices.Clone(changed.Pods)
+	v := x.evaluator.Evaluate(p)
+	at, of, direction, was := p.Dst, p.Src, ruleset.Egress, v.Egress
+	if d == ruleset.Egress {
+		at, of, direction, was = p.Src, p.Dst, ruleset.Ingress, v.Ingress
+	}
+	pods := x.evaluator.At(of).Pods()
+	if !was.Allowed() || was.Off || len(pods) != 1 {
+		return false
+	}
 	for _, m := range near.Misses {
-		for i := range changed.Pods {
-			if o := &changed.Pods[i]; m.Label.Key != "" && m.Object == "Pod "+o.Namespace+"/"+o.Name {
-				o.Labels = m.Label.Apply(o.Labels)
-			}
+		if m.Label.Key != "" && m.Object == "Pod "+pods[0].Namespace+"/"+pods[0].Name {
+			pods[0].Labels = m.Label.Apply(pods[0].Labels)
 		}
 	}
-	otherEnd := func(v verdict.Verdict) bool {
-		if d == ruleset.Egress {
-			return v.Ingress.Allowed()
-		}
-		return v.Egress.Allowed()
+	changed, peer := x.evaluator.Without(pods[0]), x.evaluator.At(at)
+	dst := peer
+	if d == ruleset.Egress {
+		dst = changed
 	}
-	return otherEnd(x.evaluator.Evaluate(p)) && !otherEnd(x.evaluators.New(changed).Evaluate(p))
+	allows := func(t verdict.Terms) bool { return t.Means(peer) && t.Opens(p.Proto, p.Port, dst) }
+	return slices.ContainsFunc(x.evaluator.Isolation(direction, changed).Either, func(i verdict.Isolated) bool {
+		return !slices.ContainsFunc(i.Terms, allows)
+	})
 }
 
 // needed says which rule to add if no rule almost allows the connection.

@@ -2,6 +2,7 @@ package explain
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -12,7 +13,9 @@ import (
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/ruleset"
+	"github.com/weir-net/weir/policy/verdict"
 )
 
 func selecting(app string) *metav1.LabelSelector {
@@ -69,6 +72,72 @@ func TestAdviceOfLabels(t *testing.T) {
 		}
 		if (side.Change != "") != isolates {
 			t.Errorf("app=api isolates the pod: %v, and the advice is %q", isolates, side.Change)
+		}
+	}
+}
+
+// TestFollowedAdvice: on random clusters, a connection that one end drops is allowed after the pod at the other end has
+// the labels that the explanation names.
+func TestFollowedAdvice(t *testing.T) {
+	followed, other := 0, 0
+	for seed := range uint64(300) {
+		r := rand.New(rand.NewPCG(seed, 13))
+		state := policytest.State(r)
+		for _, p := range policytest.Probes(r, state, 2) {
+			q := Query{
+				From: Ref{Kind: EndAddress, Address: p.Src}, To: Ref{Kind: EndAddress, Address: p.Dst},
+				Port: Port{Number: p.Port, Proto: p.Proto},
+			}
+			c := Cluster{Objects: state.Objects, Endpoints: state.Endpoints, Node: state.Node}
+			e, err := Explain(c, q)
+			if err != nil || p.Port == 0 {
+				continue
+			}
+			sides := e.Paths[0].Sides
+			dropped := slices.IndexFunc(sides, func(s Side) bool { return s.Result == Dropped })
+			if dropped < 0 || sides[1-dropped].Result == Dropped || len(sides[dropped].Nearest) == 0 {
+				continue
+			}
+			misses := sides[dropped].Nearest[0].Misses
+			noLabel := func(m verdict.Miss) bool { return m.Kind != verdict.MissLabel || m.Label.Key == "" }
+			if slices.ContainsFunc(misses, noLabel) {
+				continue
+			}
+			if sides[dropped].Change != "" {
+				other++
+				continue
+			}
+			c.Pods = slices.Clone(c.Pods)
+			for i := range c.Pods {
+				for _, m := range misses {
+					if m.Object == "Pod "+c.Pods[i].Namespace+"/"+c.Pods[i].Name {
+						c.Pods[i].Labels = m.Label.Apply(c.Pods[i].Labels)
+					}
+				}
+			}
+			if after, err := Explain(c, q); err != nil || after.Result != Allowed {
+				t.Fatalf("seed %d: %+v: still %s after %+v: %v\n%+v", seed, p, after.Result, misses, err, after.Paths)
+			}
+			followed++
+		}
+	}
+	if followed < 30 || other < 5 {
+		t.Errorf("followed %d pieces of advice, and %d others were no labels", followed, other)
+	}
+}
+
+// TestAdviceOfReceiversLabels: the same for a label of the receiver, unless the policy allows the connection.
+func TestAdviceOfReceiversLabels(t *testing.T) {
+	for _, allowed := range []string{"", "web"} {
+		c := Cluster{}
+		c.Pods = []policy.Pod{shopPod("shop", "web", "10.0.0.2"), shopPod("shop", "db", "10.0.0.3")}
+		c.Policies = []*networkingv1.NetworkPolicy{
+			isolatingApp("web", "web", networkingv1.PolicyTypeEgress, "api"),
+			isolatingApp("api", "api", networkingv1.PolicyTypeIngress, allowed),
+		}
+		side := ask(t, c, "shop/web", "shop/db:80").Paths[0].Sides[0]
+		if (side.Change != "") != (allowed == "") {
+			t.Errorf("the policy of app=api allows %q, and the advice is %q", allowed, side.Change)
 		}
 	}
 }
@@ -177,8 +246,12 @@ func TestMasqueraded(t *testing.T) {
 		to   string
 		want bool
 	}{
-		{c, "192.0.2.1:22", false}, {c, "192.0.2.2:22", true}, {c, "shop/hosted:22", false}, {c, "198.51.100.1:22", true},
-		{agent, "192.0.2.1:22", false}, {agent, "192.0.2.2:22", true},
+		{c, "192.0.2.1:22", false},
+		{c, "192.0.2.2:22", true},
+		{c, "shop/hosted:22", false},
+		{c, "198.51.100.1:22", true},
+		{agent, "192.0.2.1:22", false},
+		{agent, "192.0.2.2:22", true},
 	} {
 		e := ask(t, tc.of, "shop/db", tc.to)
 		got := slices.ContainsFunc(e.Notes, func(n string) bool { return strings.Contains(n, "weir masquerades") })

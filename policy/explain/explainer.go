@@ -16,8 +16,6 @@ const maxPaths = 100
 type explainer struct {
 	*Cluster
 	evaluator   *verdict.Evaluator
-	evaluators  verdict.Cache
-	state       policy.State // the state of the evaluator
 	byNamespace map[string][]*policy.Pod
 	Explanation
 }
@@ -101,8 +99,7 @@ func (x *explainer) connect(sources []Place, targets []target, in entrance) {
 	for _, t := range targets {
 		addresses[t.Address] = true
 	}
-	x.state = x.about(addresses)
-	x.evaluator = x.evaluators.New(x.state)
+	x.evaluator = verdict.New(x.about(addresses))
 	for _, f := range conf.Families {
 		for _, s := range sources {
 			for _, t := range targets {
