@@ -125,7 +125,7 @@ func live() uint64 {
 }
 
 // BenchmarkCollection measures a garbage collection of what an agent keeps of a cluster: the source's copy and
-// the engine's indexes. Go collects at least every two minutes, so an idle agent pays for it too.
+// the engine's indexes. An idle agent pays for it too, because each resync makes some garbage.
 func BenchmarkCollection(b *testing.B) {
 	for _, pods := range []int{1000, 100_000} {
 		b.Run(fmt.Sprintf("%d pods", pods), func(b *testing.B) {
