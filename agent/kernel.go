@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/weir-net/weir/attachment"
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/netfilter"
@@ -124,7 +125,12 @@ func (a *agent) readKernel(ctx context.Context, verify netfilter.Verify) (netfil
 		return verify, nil
 	}
 	var err error
-	if !a.kernel.refreshed {
+	if a.moving.both {
+		// Then Read finds these addresses in the sets of the backend in use, before the other sets are removed.
+		a.kernel.refreshed = false
+		err = attachment.NewNode().DenyLost()
+	}
+	if err == nil && !a.kernel.refreshed {
 		err = a.backend.Read(ctx)
 	}
 	a.kernel.refreshed = false

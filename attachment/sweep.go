@@ -107,6 +107,33 @@ func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 	return evicted, errors.Join(err, n.Sets.Remove(evicted...))
 }
 
+// DenyLost puts addresses that are in a backend's sets of pods, and that belong to no attachment, into the sets of all
+// pods of each backend that may be in use. The agent calls it before it removes a backend's sets: only these sets close
+// a pod behind another plugin if its record is lost. If an attachment ends meanwhile, its address may be added again,
+// and Evict removes it later.
+func (n Node) DenyLost() error {
+	denied, err := n.Sets.Addresses()
+	if err != nil {
+		return err
+	}
+	owners, err := ipam.Assignments()
+	if err != nil {
+		return err
+	}
+	r, err := readRecords(owners, nil)
+	if err != nil {
+		return err
+	}
+	var lost []netip.Addr
+	for _, a := range r.stale(traces{denied: denied}) {
+		lost = append(lost, a.Addr)
+	}
+	if len(lost) == 0 {
+		return nil
+	}
+	return n.Sets.Deny("unknown", lost...)
+}
+
 // sortByUse returns the addresses that no pod has any more, and those that pods behind other plugins may still have.
 // The latter must stay in the sets: otherwise no rule would check the packets of such a pod. Packets of links that weir
 // made are checked by the link.

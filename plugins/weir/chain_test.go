@@ -459,6 +459,44 @@ func TestLostRecordsBehindPtp(t *testing.T) {
 	})
 }
 
+// TestMovesWithLostRecords: if the records of running pods are lost, the pods stay closed when the agent moves to the
+// other backend, and back. The agent doesn't know the address of such a pod, and removes the old backend's sets.
+func TestMovesWithLostRecords(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
+		return
+	}
+	n := newNodeBehindDualStack(t, "ptp")
+	start := func(backend string) {
+		t.Helper()
+		n.SpawnAgent("--source", "dir:"+n.Manifests, "--backend", backend)
+		n.Eventually("the agent uses "+backend+", and has removed the other backend's sets", func() error {
+			name, err := os.ReadFile("/run/weir/lock")
+			if string(name) != backend {
+				return fmt.Errorf("%s: %w", name, err)
+			}
+			_, err = n.Ctl("status")
+			return err
+		})
+	}
+	start("iptables")
+	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
+	n.Serve(server.Netns, "tcp4", ":80")
+	n.Serve(server.Netns, "tcp6", ":80")
+	n.ReachFrom(n.Outside, server.IP+":80", true)
+	n.Reach(client, "["+server.IP6+"]:80", true)
+	nodetest.Run(t, "sh", "-c", "rm /run/weir/endpoints/* /run/weir/addresses/*")
+	for _, backend := range []string{"nftables", "iptables"} {
+		n.StopAgent()
+		start(backend)
+		if _, err := nodetest.Get(t, n.Outside, server.IP+":80"); err == nil {
+			t.Errorf("with %s, a pod without a record is reached", backend)
+		}
+		if _, err := nodetest.Get(t, client.Netns, "["+server.IP6+"]:80"); err == nil {
+			t.Errorf("with %s, a pod without a record is reached by IPv6", backend)
+		}
+	}
+}
+
 // TestPolicyThatCantHoldIsRefused: ADD refuses a pod whose packets would bypass the FORWARD hook. It also refuses
 // an interface, a prevResult or a configuration with which weir can't enforce policy behind another plugin.
 func TestPolicyThatCantHoldIsRefused(t *testing.T) {
