@@ -61,7 +61,7 @@ func newMetrics(status func() *status) *metrics {
 	}
 	m.nodeRepairs = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "weir_node_repairs_total", Help: "Changes of other programs to node settings that were undone, by kind.",
-	}, []string{"what"})
+	}, []string{"kind"})
 	for _, kind := range bridge.Kinds {
 		m.nodeRepairs.WithLabelValues(string(kind))
 	}
@@ -99,7 +99,7 @@ func desc(name, help string, labels ...string) *prometheus.Desc {
 
 var (
 	readyDesc   = desc("weir_ready", "1 if the kernel has the rules of the policies, and the node settings are right.")
-	nodeDesc    = desc("weir_node_faults", "Node settings that can't be read or repaired, by kind.", "what")
+	nodeDesc    = desc("weir_node_faults", "Node settings that can't be read or repaired, by kind.", "kind")
 	backendDesc = desc("weir_backend", "Always 1; the labels say which backend enforces the policies, and why it was "+
 		"chosen. Without a backend, none works on this node.", "backend", "reason")
 	movesDesc = desc("weir_backend_moves_total", "Moves from one backend to another.")

@@ -37,11 +37,11 @@ func (a *agent) countRepairs(kind bridge.Kind, repaired []repair) {
 		was = append(was, fmt.Sprintf("and %d more", more))
 	}
 	r := agentapi.NodeRepair{
-		Time: time.Now(), What: string(kind), Count: len(repaired),
+		Time: time.Now(), Kind: string(kind), Count: len(repaired),
 		Was: strings.Join(was, ", "), Command: repaired[0].command,
 	}
 	a.repairs.last = append(a.repairs.last, r)
 	a.repairs.last = a.repairs.last[max(0, len(a.repairs.last)-keptRepairs):]
 	a.Log.Warn("another program changed node settings of weir; weir has restored them",
-		"what", r.What, "count", r.Count, "was", r.Was, "command", r.Command)
+		"kind", r.Kind, "count", r.Count, "was", r.Was, "command", r.Command)
 }

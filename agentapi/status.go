@@ -77,7 +77,7 @@ type Class struct {
 // NodeRepair says which node settings of one kind the agent has repaired at once.
 type NodeRepair struct {
 	Time  time.Time `json:"time"`
-	What  string    `json:"what"` // one of the values of the label "what" of weir_node_repairs_total
+	Kind  string    `json:"kind"` // one of the values of the label "kind" of weir_node_repairs_total
 	Count int       `json:"count"`
 	Was   string    `json:"was"` // the states before the first five of these repairs, in words
 	// Command is the shell command for the first of these repairs.

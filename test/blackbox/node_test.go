@@ -110,7 +110,7 @@ func within(d time.Duration, f func() error) error {
 }
 
 type damage struct {
-	what    string // label of the metric that counts the repair
+	kind    string // label of the metric that counts the repair
 	command string // a shell command that does the damage
 	mended  string // a shell command that succeeds and prints something when the damage is repaired
 }
@@ -119,7 +119,7 @@ type damage struct {
 func (n *keptNode) comesBack(all []damage) {
 	n.Helper()
 	for _, d := range all {
-		counted := metric(n, `weir_node_repairs_total{what="`+d.what+`"}`)
+		counted := metric(n, `weir_node_repairs_total{kind="`+d.kind+`"}`)
 		nodetest.Run(n, "sh", "-c", d.command)
 		began := time.Now()
 		err := within(repairTime, func() error {
@@ -135,8 +135,8 @@ func (n *keptNode) comesBack(all []damage) {
 		}
 		n.Logf("%s: put right after %s", d.command, time.Since(began).Round(10*time.Millisecond))
 		if err := within(repairTime, func() error {
-			if now := metric(n, `weir_node_repairs_total{what="`+d.what+`"}`); now <= counted {
-				return fmt.Errorf("weir_node_repairs_total{what=%q} is %v", d.what, now)
+			if now := metric(n, `weir_node_repairs_total{kind="`+d.kind+`"}`); now <= counted {
+				return fmt.Errorf("weir_node_repairs_total{kind=%q} is %v", d.kind, now)
 			}
 			return nil
 		}); err != nil {
@@ -144,7 +144,7 @@ func (n *keptNode) comesBack(all []damage) {
 		}
 		if err := within(repairTime, func() error {
 			out, err := n.Ctl("status")
-			if err == nil && (!strings.Contains(out, "REPAIRED: ") || !strings.Contains(out, " "+d.what+": ")) {
+			if err == nil && (!strings.Contains(out, "REPAIRED: ") || !strings.Contains(out, " "+d.kind+": ")) {
 				return fmt.Errorf("it says nothing of the repair:\n%s", out)
 			}
 			return err
@@ -321,8 +321,8 @@ func TestNodeThatCantBeRepaired(t *testing.T) {
 	if v := metric(t, `weir_fault{part="node"}`); v != 1 {
 		t.Errorf("weir_fault{part=\"node\"} is %v", v)
 	}
-	if v := metric(t, `weir_node_faults{what="sysctl"}`); v != 1 {
-		t.Errorf("weir_node_faults{what=\"sysctl\"} is %v", v)
+	if v := metric(t, `weir_node_faults{kind="sysctl"}`); v != 1 {
+		t.Errorf("weir_node_faults{kind=\"sysctl\"} is %v", v)
 	}
 	nodetest.Run(t, "umount", "/proc/sys")
 	if err := within(repairTime, func() error { _, err := n.Ctl("status"); return err }); err != nil {

@@ -148,7 +148,7 @@ func TestTablesEscape(t *testing.T) {
 		Problems: []agentapi.Problem{{Object: bad, Field: bad, Message: bad}}, Pods: pods, LastSync: time.Now(),
 		Classes:     []agentapi.Class{{Chain: bad, Policies: []string{bad}}, {Audited: []string{bad}}},
 		Sets:        []agentapi.SetStatus{{Name: bad, Type: bad}},
-		NodeRepairs: []agentapi.NodeRepair{{What: bad, Was: bad, Command: bad}},
+		NodeRepairs: []agentapi.NodeRepair{{Kind: bad, Was: bad, Command: bad}},
 	}
 	b := &bytes.Buffer{}
 	if err := errors.Join(PrintStatus(b, Text, s), PrintPods(b, Text, pods)); err != nil ||

@@ -115,7 +115,7 @@ func statusLines(line printLine, s *agentapi.Status) {
 		line("node repairs:\t%d since start, the last of them:", s.Stats.NodeRepairs)
 	}
 	for _, r := range s.NodeRepairs {
-		line("REPAIRED:\t%s %s: %s (%s)", r.Time.Format(time.RFC3339), r.What, r.Was, r.Command)
+		line("REPAIRED:\t%s %s: %s (%s)", r.Time.Format(time.RFC3339), r.Kind, r.Was, r.Command)
 	}
 	line("policies:\t%s", excerpt.List(s.Policies, ", "))
 	if len(s.Audited) > 0 {
