@@ -63,7 +63,10 @@ type Knowledge struct {
 // Properties returns the node settings of weir, in the order in which they must be made. ADD makes most of them,
 // CHECK verifies them, and the agent repairs them. Package overlay has further settings.
 func Properties(k Knowledge) []Property {
-	all := append(reassembly(k.Memory), NoAutoconfigured{})
+	all := append(reassembly(k.Memory), NoAutoconfigured{}, Sysctl{
+		// While such a packet passes FORWARD, its destination is the node, and not yet the next stop of its route.
+		Key: "net/ipv4/conf/all/accept_source_route", Value: "0", Why: "no packet chooses its own route past the policies",
+	})
 	for _, link := range []string{Name, conf.Tunnel} {
 		all = append(all, NoLinkLocal{link}, Sysctl{
 			Key: "net/ipv6/conf/" + link + "/accept_ra", Value: "0", Link: link, IfThere: true,

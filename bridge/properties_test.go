@@ -85,7 +85,8 @@ func TestProperties(t *testing.T) {
 		"sysctl -w net.ipv6.ip6frag_time=2", "sysctl -w net.ipv6.ip6frag_high_thresh=1048576",
 		"sysctl -w net.netfilter.nf_conntrack_frag6_timeout=2",
 		"sysctl -w net.netfilter.nf_conntrack_frag6_high_thresh=1048576",
-		"ip -6 addr flush dev weir0 scope link", "ip link set weir0 addrgenmode none",
+		"ip -6 addr flush dev weir0 scope link", "sysctl -w net.ipv4.conf.all.accept_source_route=0",
+		"ip link set weir0 addrgenmode none",
 		"sysctl -w net.ipv6.conf.weir0.accept_ra=0",
 		"ip link set weir-vxlan addrgenmode none", "sysctl -w net.ipv6.conf.weir-vxlan.accept_ra=0",
 	}

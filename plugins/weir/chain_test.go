@@ -836,3 +836,69 @@ func nothingUnderSolicitations(t *testing.T, from, to *nodetest.Pod) {
 		}
 	}
 }
+
+// TestSourceRoutes: while the node accepts source routes, a packet reaches a pod behind ptp that a policy isolates: at
+// the FORWARD hook the packet's destination is still the node. The agent sets the sysctl to 0.
+func TestSourceRoutes(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
+		return
+	}
+	n := newNodeBehind(t, "ptp", nil)
+	n.Manifest("policy.yaml", denyAll)
+	n.StartAgent()
+	pod := n.AddPod("ns-1", "http-echo")
+	const sysctl = "/proc/sys/net/ipv4/conf/all/accept_source_route"
+	accept := func() error {
+		ofLink := strings.Replace(sysctl, "all", "eth0", 1) // a packet needs both settings
+		return errors.Join(os.WriteFile(ofLink, []byte("1"), 0o600), os.WriteFile(sysctl, []byte("1"), 0o600))
+	}
+	var server, client net.PacketConn
+	nodetest.In(t, pod.Netns, func() (err error) { // a new namespace has the node's settings
+		server, err = net.ListenPacket("udp4", ":80")
+		return errors.Join(err, accept())
+	})
+	nodetest.In(t, n.Outside, func() (err error) {
+		client, err = net.ListenPacket("udp4", ":0")
+		return err
+	})
+	defer func() { _ = errors.Join(server.Close(), client.Close()) }()
+	arrives := func() error {
+		if _, err := client.WriteTo([]byte("x"), &net.UDPAddr{IP: net.ParseIP(pod.IP), Port: 80}); err != nil {
+			t.Fatal(err)
+		}
+		if err := server.SetReadDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		_, _, err := server.ReadFrom(make([]byte, 1))
+		return err
+	}
+	if err := arrives(); err == nil {
+		t.Error("the pod gets a packet without a source route")
+	}
+	raw, err := client.(*net.UDPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	route := string([]byte{0x83, 7, 4, 192, 0, 2, 2, 0}) // a loose source route by the node
+	outer := raw.Control(func(fd uintptr) {
+		err = unix.SetsockoptString(int(fd), unix.IPPROTO_IP, unix.IP_OPTIONS, route)
+	})
+	if err := errors.Join(outer, err); err != nil {
+		t.Fatal(err)
+	}
+	if err := arrives(); err == nil {
+		t.Error("the pod gets a packet with a source route, although the node doesn't accept it")
+	}
+	n.Eventually("a packet with a source route arrives while the node accepts it", func() error {
+		return errors.Join(accept(), arrives())
+	})
+	n.Eventually("the agent has set the sysctl to 0", func() error {
+		if now, err := os.ReadFile(sysctl); err != nil || string(now) != "0\n" {
+			return fmt.Errorf("it is %q: %w", now, err)
+		}
+		return nil
+	})
+	if err := arrives(); err == nil {
+		t.Error("the pod gets a packet with a source route after the repair")
+	}
+}

@@ -159,6 +159,12 @@ func forwarding(f Facts) (all []Finding) {
 			"sysctl -w net.ipv6.conf.all.disable_ipv6=0, if pods have IPv6 addresses",
 		})
 	}
+	if f.Sysctls["net.ipv4.conf.all.accept_source_route"] == "1" {
+		all = append(all, Finding{
+			Broken, "net.ipv4.conf.all.accept_source_route is 1: packets with source routes may go round the policies",
+			"sysctl -w net.ipv4.conf.all.accept_source_route=0, and remove the other value from /etc/sysctl.d",
+		})
+	}
 	if f.Sysctls["net.ipv4.conf.all.rp_filter"] == "1" {
 		all = append(all, Finding{
 			Warning, "net.ipv4.conf.all.rp_filter is 1 (strict): on a node with several uplinks, packets may be dropped",
@@ -166,7 +172,7 @@ func forwarding(f Facts) (all []Finding) {
 		})
 	}
 	if len(all) == 0 && len(f.Sysctls) > 0 {
-		all = finding(OK, "", "the sysctls for forwarding, bridges and reverse paths are as weir needs them")
+		all = finding(OK, "", "the sysctls for forwarding, bridges, source routes and reverse paths are as weir needs them")
 	}
 	return all
 }

@@ -113,6 +113,10 @@ func TestFindings(t *testing.T) {
 			[]string{"warning", "IPv6 is switched off", "disable_ipv6=0"},
 		},
 		{
+			"source routes", func(f *Facts) { f.Sysctls["net.ipv4.conf.all.accept_source_route"] = "1" },
+			[]string{"BROKEN", "accept_source_route is 1", "accept_source_route=0"},
+		},
+		{
 			"rp_filter", func(f *Facts) { f.Sysctls["net.ipv4.conf.all.rp_filter"] = "1" },
 			[]string{"warning", "rp_filter is 1", "rp_filter=2"},
 		},

@@ -57,6 +57,7 @@ func (f *Facts) readSysctls() {
 	for _, name := range []string{
 		"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding", "net.ipv6.conf.all.disable_ipv6",
 		"net.bridge.bridge-nf-call-iptables", "net.bridge.bridge-nf-call-ip6tables", "net.ipv4.conf.all.rp_filter",
+		"net.ipv4.conf.all.accept_source_route",
 		"net.netfilter.nf_conntrack_max", "net.netfilter.nf_conntrack_count",
 	} {
 		value, err := os.ReadFile("/proc/sys/" + strings.ReplaceAll(name, ".", "/"))
