@@ -511,3 +511,29 @@ func TestNetfilterEnabled(t *testing.T) {
 		t.Errorf("a missing bridge: %v, %v", on, err)
 	}
 }
+
+// TestFindPeerOfANewLink: FindPeer finds the node's end of a link before the node has a number for the pod's namespace.
+// The kernel gives a namespace its number when it first describes a link that leads there.
+func TestFindPeerOfANewLink(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	path := nodetest.NewNS(t, "pod")
+	nodetest.RunEach(t, "ip -n pod link add eth0 type veth peer name vpod netns "+strconv.Itoa(os.Getpid()))
+	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ns.Close() }()
+	if id, err := h.GetNetNsIdByFd(int(ns)); id != -1 || err != nil {
+		t.Fatalf("the namespace has the number %d already; %v", id, err)
+	}
+	if peer, err := FindPeer(h, ns, "eth0"); err != nil || peer.Name != "vpod" {
+		t.Errorf("%+v, %v", peer, err)
+	}
+}

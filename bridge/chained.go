@@ -46,15 +46,17 @@ func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (Peer, err
 		return Peer{}, fmt.Errorf("%s in the pod is of type %s, not a veth that ends on the node: %w",
 			ifName, inside.Type(), ErrBypassesForward)
 	}
+	peer, missing := h.LinkByIndex(inside.Attrs().ParentIndex)
+	if missing != nil && !errors.As(missing, &netlink.LinkNotFoundError{}) {
+		return Peer{}, fmt.Errorf("look up the peer of %s: %w", ifName, missing)
+	}
+	// The node's number for the namespace is looked up after the link: the kernel gives a namespace its number when it
+	// first describes a link that leads there.
 	id, err := h.GetNetNsIdByFd(int(ns))
 	if err != nil {
 		return Peer{}, fmt.Errorf("look up the pod's namespace: %w", err)
 	}
-	peer, err := h.LinkByIndex(inside.Attrs().ParentIndex)
-	if err != nil && !errors.As(err, &netlink.LinkNotFoundError{}) {
-		return Peer{}, fmt.Errorf("look up the peer of %s: %w", ifName, err)
-	}
-	if err != nil || peer.Type() != "veth" || peer.Attrs().NetNsID != id ||
+	if missing != nil || id < 0 || peer.Type() != "veth" || peer.Attrs().NetNsID != id ||
 		peer.Attrs().ParentIndex != inside.Attrs().Index {
 		return Peer{}, fmt.Errorf("%s in the pod is a veth that doesn't end on the node: %w", ifName, ErrBypassesForward)
 	}
