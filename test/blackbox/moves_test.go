@@ -7,8 +7,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
-	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -157,27 +155,6 @@ func (m *moves) countArrivals() {
 // answersWithin is long enough for TCP to repeat a connection's first packet. Such repetitions are counted.
 const answersWithin = 5 * time.Second
 
-// repeats returns how often TCP has repeated a connection's first packet in the network namespace, because the first
-// one was dropped.
-func (m *moves) repeats(netns string) (n int) {
-	m.Helper()
-	nodetest.In(m, netns, func() error {
-		data, err := os.ReadFile("/proc/thread-self/net/netstat")
-		var names []string
-		for line := range strings.Lines(string(data)) {
-			f := strings.Fields(line)
-			i := slices.Index(names, "TCPSynRetrans")
-			if i > 0 && i < len(f) {
-				n, err = strconv.Atoi(f[i])
-				return err
-			}
-			names = f
-		}
-		return errors.Join(err, errors.New("no TCPSynRetrans"))
-	})
-	return n
-}
-
 func (m *moves) dial(netns, network, address string) (conn net.Conn, err error) {
 	m.Helper()
 	nodetest.In(m, netns, func() error {
@@ -316,7 +293,7 @@ func (m *moves) end() {
 	if n := m.letIn.Load(); n > 0 {
 		m.Errorf("%d of %d forbidden connections were let through", n, m.forbidden.Load())
 	}
-	if n := m.repeats(m.client.Netns); n > 0 {
+	if n := nodetest.RepeatedSYNs(m, m.client.Netns); n > 0 {
 		dropped, err := m.Ctl("drops", "--port", "80")
 		m.Errorf("%d first packets of allowed connections were dropped; the agent remembers of port 80: %v\n%s", n, err,
 			dropped)

@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -204,6 +206,27 @@ func Greeting(t testing.TB, netns, address string) string {
 		t.Fatalf("the greeting of %s: %v", address, err)
 	}
 	return text
+}
+
+// RepeatedSYNs returns how often TCP has repeated a connection's first packet in the network namespace, because the
+// first one was dropped.
+func RepeatedSYNs(t testing.TB, netns string) (n int) {
+	t.Helper()
+	In(t, netns, func() error {
+		data, err := os.ReadFile("/proc/thread-self/net/netstat")
+		var names []string
+		for line := range strings.Lines(string(data)) {
+			f := strings.Fields(line)
+			i := slices.Index(names, "TCPSynRetrans")
+			if i > 0 && i < len(f) {
+				n, err = strconv.Atoi(f[i])
+				return err
+			}
+			names = f
+		}
+		return errors.Join(err, errors.New("no TCPSynRetrans"))
+	})
+	return n
 }
 
 func greeting(conn net.Conn, within time.Duration) (string, error) {
