@@ -341,8 +341,13 @@ func TestWithoutNumbers(t *testing.T) {
 		t.Helper()
 		t.Setenv("PATH", path)
 		mustApply(t, driver(t, NFT), want, netfilter.All)
-		if got := mustApply(t, driver(t, NFT), want, netfilter.All); got.Changed {
+		d := driver(t, NFT)
+		got := mustApply(t, d, want, netfilter.All)
+		if got.Changed {
 			t.Error("another driver changes something")
+		}
+		for len(got.Left) > 0 { // on a slow machine, an Apply may leave sets for the next one
+			got = mustApply(t, d, want, netfilter.Trust)
 		}
 		t.Setenv("PATH", os.Getenv("PATH"))
 		return nodetest.Run(t, "ipset", "list", "-name")
