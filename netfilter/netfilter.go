@@ -3,8 +3,7 @@
 //
 // Invariants:
 //   - The package itself neither reads nor changes the kernel.
-//   - It never counts as success if the kernel refuses a part (RefusedError), or if a table can't be read
-//     (UnknownError).
+//   - A refusal by the kernel (RefusedError) and a table that can't be read (UnknownError) never count as success.
 package netfilter
 
 import (
@@ -73,8 +72,9 @@ type KernelSet struct {
 	Classes []string
 }
 
-// AddClass adds the entries of the class set to the set or map of the given name, which takes the place of all class
-// sets of a direction.
+// AddClass counts the entries of a class set as entries of the set or map with the given name. If that set or map is
+// missing in the list all, AddClass appends it. In the kernel, the set or map takes the place of all class sets of a
+// direction.
 func AddClass(all []KernelSet, name, kind string, class ruleset.Set) []KernelSet {
 	i := slices.IndexFunc(all, func(k KernelSet) bool { return k.Name == name })
 	if i < 0 {
@@ -91,7 +91,7 @@ type Note struct {
 	Message string
 }
 
-// Inspection is what the kernel has of a ruleset, as far as it concerns some packets.
+// Inspection says which parts of a ruleset the kernel has. It covers only the parts that concern some packets.
 type Inspection struct {
 	// Ruleset has the chains of the compiled ruleset. Its sets contain only entries that are in the kernel and that
 	// rules could look up for the packets.
@@ -102,7 +102,7 @@ type Inspection struct {
 	Unread string
 }
 
-// UnknownError says which tables could not be read. The backend has written its rules there all the same.
+// UnknownError says which tables could not be read. The backend has written its rules to these tables all the same.
 type UnknownError struct{ Why []error }
 
 func (e *UnknownError) Error() string {
@@ -110,7 +110,7 @@ func (e *UnknownError) Error() string {
 }
 
 // RefusedError says that the kernel refuses parts of a ruleset. Connections that need these parts are denied. The
-// caller must leave them out of the next ruleset.
+// caller must leave these parts out of the next ruleset.
 type RefusedError struct{ Refused ruleset.Refused }
 
 func (e *RefusedError) Error() string {
