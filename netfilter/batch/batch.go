@@ -4,7 +4,7 @@
 // Invariants:
 //   - Do succeeds only if the kernel has acknowledged the last request, and has reported no error except those that
 //     MapError ignores.
-//   - If a list changes while it is read, that is an error: the list never counts as a shorter one.
+//   - If a list changes while it is read, the reading fails. A part of a list never counts as the whole list.
 //   - The memory of a Dumper doesn't grow with the list.
 //   - A thread that can't return to its own network namespace runs no other goroutine.
 package batch
@@ -33,8 +33,8 @@ type Step struct {
 	MapError func(error) error
 }
 
-// Add appends the request, which must not have the flag NLM_F_ACK. Errors describe the request by a text: the format is
-// the parameter doing, with the parameters args, as in fmt.Sprintf.
+// Add appends the request, which must not have the flag NLM_F_ACK. Errors about the request begin with a text: doing is
+// its format, and args are its parameters, as in fmt.Sprintf.
 func (b *Batch) Add(r *nl.NetlinkRequest, doing string, args ...any) *Step {
 	s := &Step{request: r, doing: fmt.Sprintf(doing, args...)}
 	*b = append(*b, s)

@@ -21,8 +21,8 @@ type Dumper struct {
 // NewDumper returns a Dumper for one protocol of netlink(7), such as NETLINK_ROUTE. The caller must call Close.
 func NewDumper(protocol int) *Dumper { return &Dumper{protocol: protocol, fd: -1} }
 
-// NewStrictDumper returns a Dumper with which the kernel refuses requests that have unknown attributes. Otherwise it
-// ignores all attributes of some requests (NETLINK_GET_STRICT_CHK, since Linux 4.20).
+// NewStrictDumper returns a Dumper with the option NETLINK_GET_STRICT_CHK (since Linux 4.20): the kernel refuses
+// requests with unknown attributes. Without this option, the kernel ignores all attributes of some requests.
 func NewStrictDumper(protocol int) *Dumper { return &Dumper{protocol: protocol, strict: true, fd: -1} }
 
 // Close closes the socket. A later Dump opens another socket.
