@@ -14,10 +14,11 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// This file writes weir's rules into the chain FORWARD of iptables-nft's tables "ip filter" and "ip6 filter", if it
-// exists. Docker and many operating systems make this chain drop packets by default, and so also packets that weir's
-// own chains allow. weir's rules there accept these packets. If the chain FORWARD of iptables-legacy drops packets, it
-// gets the same rules (Driver.Legacy). Other chains that drop such packets are only reported.
+// This file writes weir's rules into the chain FORWARD of iptables-nft's tables "ip filter" and "ip6 filter", if the
+// chain exists. Docker and many operating systems make this chain drop packets by default. So the chain would also drop
+// packets that weir's own chains allow. weir's rules in the chain accept these packets. If the chain FORWARD of
+// iptables-legacy drops packets, it gets the same rules (Driver.Legacy). Other chains that drop such packets are only
+// reported.
 
 const forwardChain = "FORWARD"
 
@@ -25,8 +26,8 @@ var filters = [len(conf.Families)]nftnl.Table{
 	conf.IPv4: {Family: unix.NFPROTO_IPV4, Name: "filter"}, conf.IPv6: {Family: unix.NFPROTO_IPV6, Name: "filter"},
 }
 
-// concernsAccept reports whether the change is in a chain FORWARD of iptables-nft's tables filter, or of such a table
-// itself. It may have removed weir's rules.
+// concernsAccept reports whether the change is in a chain FORWARD of iptables-nft's tables filter, or is a change of
+// such a table itself. Such a change may have removed weir's rules.
 func concernsAccept(c nftnl.Change) bool {
 	return c.Table == filters[0].Name && (c.Family == unix.NFPROTO_IPV4 || c.Family == unix.NFPROTO_IPV6) &&
 		(c.Chain == "" || c.Chain == forwardChain)
@@ -36,12 +37,12 @@ func concernsAccept(c nftnl.Change) bool {
 type accepting struct {
 	known bool        // true if the chain has the wanted rules, or doesn't exist
 	rules []nftnl.Sum // the wanted rules
-	wrote bool        // true if the driver has written rules there
+	wrote bool        // true if the driver has changed weir's rules in the chain
 	drops []string    // a sentence for each chain of another program that drops pods' packets
 }
 
-// acceptRules returns weir's rules for the chain FORWARD. They can't look up weir's sets, which are in another table.
-// So there are two rules for each address of a chained pod.
+// acceptRules returns weir's rules for the chain FORWARD. The rules can't look up weir's sets, because these are in
+// another table. So there are two rules for each address of a chained pod.
 //
 // Equivalent to: iptables-nft -A FORWARD -i weir0 -m comment --comment "weir: …" -j ACCEPT, and the same with -o
 // weir0, -s ADDRESS and -d ADDRESS
@@ -76,9 +77,9 @@ func (s *statement) shortLink(key uint32, name string) {
 	}
 }
 
-// keepAccepting makes the chains FORWARD have the rules of the wanted families, and none of weir's other rules.
-// repaired is true if rules were missing. An error is only reported: without these rules, packets of pods may be
-// dropped, but none passes that should not.
+// keepAccepting gives each wanted family's chain FORWARD weir's rules, and deletes weir's other rules there. repaired
+// is true if rules that the driver had written before were missing. Errors appear only in the notes: without these
+// rules, the chain may drop pods' packets, but no packet passes that the policies deny.
 func (d *Driver) keepAccepting(ctx context.Context, want lowered) (repaired bool) {
 	for _, f := range conf.Families {
 		var rules []nftnl.Rule
@@ -125,8 +126,8 @@ func (d *Driver) forgetLegacy() {
 	}
 }
 
-// accept puts weir's rules into the family's chain FORWARD: before the rules that refuse everything, or else at the
-// end.
+// accept puts weir's rules into the family's chain FORWARD: before the rules that refuse everything, or at the end if
+// there are no such rules.
 func (d *Driver) accept(f conf.Family, rules []nftnl.Rule) (changed bool, err error) {
 	for range triesOfAChange {
 		var b nftnl.Batch
@@ -184,7 +185,7 @@ func (d *Driver) planAccept(b *nftnl.Batch, f conf.Family, rules []nftnl.Rule) e
 }
 
 // droppers returns a sentence for each chain of another program that may drop forwarded packets. It leaves out chains
-// whose table has a rule about weir0, because the owner of the table has thought of the pods.
+// whose table has a rule about weir0, because the table's owner has already decided about pods' packets.
 func (d *Driver) droppers(f conf.Family) (all []string, err error) {
 	chains, err := d.reader.BaseChains(unix.NF_INET_FORWARD)
 	if err != nil {

@@ -3,8 +3,8 @@
 // transactions (steps.go).
 //
 // Invariants:
-//   - At no moment of a change does a packet pass that both the old and the new state deny, even if it is on its way
-//     during a transaction.
+//   - A packet that both the old and the new state deny never passes during a change. This also holds for a packet that
+//     is on its way during a transaction.
 //   - Applying a ruleset twice changes nothing.
 //   - In other programs' tables, the package changes only its own rules in the chain FORWARD of filter (accept.go).
 //     Driver.Legacy does the same in iptables-legacy's tables.
@@ -26,7 +26,8 @@ import (
 
 // Driver applies rulesets to the kernel. Only Inspect and Watch may be called from several goroutines.
 type Driver struct {
-	// Legacy keeps weir's rules in the chains FORWARD of iptables-legacy. If it is nil, these chains aren't looked at.
+	// Legacy keeps weir's rules in the chains FORWARD of iptables-legacy. If Legacy is nil, the driver doesn't look at
+	// these chains.
 	Legacy LegacyForward
 
 	reader   *nftnl.Reader
@@ -45,9 +46,9 @@ type Driver struct {
 }
 
 // LegacyForward keeps rules in the chains FORWARD of iptables-legacy that drop packets by default. The rules accept
-// pods' packets. Keep only looks at a chain after Forget, or if the rules are others than at its last call.
+// pods' packets. Keep looks at a chain only after Forget, or if the rules differ from those of its last call.
 type LegacyForward interface {
-	// Keep returns true if rules were missing that it had written before.
+	// Keep returns true if rules that it had written before were missing.
 	Keep(ctx context.Context, f conf.Family, rules []ruleset.Rule) (repaired bool)
 	Forget()
 	// Notes say which chains still drop pods' packets, and why.
@@ -87,7 +88,7 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 	return d.applyTo(ctx, want, verify, conf.Families[:], all)
 }
 
-// applyTo changes only these families' tables. all is the result so far.
+// applyTo changes only the tables of families. all is the result so far.
 func (d *Driver) applyTo(
 	ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify, families []conf.Family, all netfilter.Result,
 ) (netfilter.Result, error) {
@@ -189,8 +190,8 @@ func (d *Driver) commit(b *nftnl.Batch) error {
 	return nil
 }
 
-// forgetMissing finds out which of the elements that the plan deletes are already gone, because the plugin has deleted
-// them. It returns true if there are any. It doesn't read whole sets: it would then see newer elements of the plugin,
+// forgetMissing looks up the elements that the plan deletes, and forgets those that the plugin has already deleted. It
+// returns true if there are such elements. It doesn't read whole sets: it would then see newer elements of the plugin,
 // and the next try would delete them.
 func (d *Driver) forgetMissing(p *plan) (any bool) {
 	found, err := d.reader.Find(p.deletes)
@@ -211,7 +212,8 @@ func (d *Driver) forgetMissing(p *plan) (any bool) {
 }
 
 // KeepClosed protects the pods until a ruleset can be compiled. It doesn't change a family's chains if they are
-// complete. To the other families it applies closed, a ruleset without classes. It returns these families.
+// complete. To families with incomplete chains, it applies closed, a ruleset without classes. It returns the families
+// with incomplete chains.
 func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (fell []conf.Family, err error) {
 	if fell, err = d.incomplete(ctx, closed); len(fell) == 0 {
 		return nil, err
@@ -270,9 +272,9 @@ func (d *Driver) Remove(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// awaitPackets waits for packets that are on their way through weir's rules. A packet meets the rules of the moment of
-// its first rule, but finds the newest elements of sets. So it would be dropped if its pod left the maps before the
-// packet's look-up.
+// awaitPackets waits for packets that are on their way through weir's rules. A packet meets the rules that existed when
+// it met its first rule, but finds the newest elements of sets. So the rules would drop the packet if its pod left the
+// maps before the packet's look-up.
 //
 // The kernel's membarrier waits until all processors have finished the packets that they are handling (membarrier(2),
 // MEMBARRIER_CMD_GLOBAL).
@@ -281,8 +283,8 @@ func awaitPackets() {
 	_, _, _ = unix.Syscall(unix.SYS_MEMBARRIER, global, 0, 0)
 }
 
-// closeAll drops all packets of the node's pods, also those of established connections. It is called if the kernel
-// refuses weir's rules, and its present rules don't check all packets.
+// closeAll is called if a ruleset could not be applied. In each family whose rules in the kernel don't check all
+// packets, it drops all packets of the node's pods, also those of established connections.
 //
 // Equivalent to:
 //
@@ -297,8 +299,8 @@ func awaitPackets() {
 //	nft add rule ip weir WEIR-FORWARD ip saddr ADDRESS counter drop
 //	nft add rule ip weir WEIR-FORWARD ip daddr ADDRESS counter drop
 //
-// ADDRESS is that of a pod behind another plugin. WEIR-INPUT gets the same rules except the one with oifname. If the
-// kernel refuses the set, the rules with the set are left out.
+// The set has the addresses of all pods. The rules with an ADDRESS are for pods behind another plugin. WEIR-INPUT gets
+// the same rules except the one with oifname. If the kernel refuses the set, the rules with the set are left out.
 func (d *Driver) closeAll(ctx context.Context, want lowered) error {
 	if d.have == nil {
 		if err := d.Read(ctx); err != nil {

@@ -378,8 +378,8 @@ func TestKeepClosed(t *testing.T) {
 	}
 }
 
-// TestClosingWithoutSets: the rules that close all pods also drop packets of pods behind other plugins if the kernel
-// refuses the set of all pods.
+// TestClosingWithoutSets: if the kernel refuses the set of all pods, the rules that close all pods still drop packets
+// of pods behind other plugins.
 func TestClosingWithoutSets(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -63,9 +63,9 @@ func (m *model) allows(p ruleset.Packet) bool {
 	return yes
 }
 
-// allowsWhile reports whether a packet passes that is on its way during a transaction. The packet meets the rules of m.
-// After the first look-ups (after is their number), it finds the elements of the model later. lookups is how many
-// look-ups the packet has made.
+// allowsWhile reports whether a packet that is on its way during a transaction passes. The packet meets the rules of m.
+// Its first look-ups find the elements of m; after is the number of these look-ups. All later look-ups find the
+// elements of the model later. lookups is the number of look-ups that the packet has made.
 func (m *model) allowsWhile(p ruleset.Packet, later *model, after int) (yes bool, lookups int) {
 	f := conf.FamilyOf(p.Dst)
 	hook := uint32(unix.NF_INET_FORWARD)
@@ -132,7 +132,7 @@ const goesOn = 1000
 
 func (w *walk) chain(name string) int32 {
 	rules, ok := w.rules[w.family][name]
-	if !ok && w.later == nil { // a chain of the new generation has no rules for a packet of the old one
+	if !ok && w.later == nil { // the transaction makes the chain, so the packet finds no rules in it
 		panic(fmt.Sprintf("there is no chain %s", name))
 	}
 	for _, expressions := range rules {

@@ -13,7 +13,7 @@ import (
 )
 
 // Lacks tries with packets whether the node's nf_tables can do what weir needs. For each need that isn't met, it
-// returns a sentence with the kernel's error. An error of Lacks says nothing about the needs.
+// returns a sentence with the kernel's error. If Lacks itself returns an error, that says nothing about the needs.
 func Lacks(context.Context) (all []string, err error) {
 	families := probe.Families()
 	err = probe.Apart(func() {
@@ -38,7 +38,7 @@ func lacksIn(f conf.Family) (list []string) {
 	}
 	wrong, err := t.Wrong(func() { endTrial(at) })
 	if err != nil {
-		return nil // the kernel accepts all rules, so there is no refused rule to find
+		return nil // the packets prove nothing, and the kernel has accepted all rules
 	}
 	for _, n := range wrong {
 		list = append(list, n.Name+" (nf_tables accepts them, and they have no effect)")
@@ -81,7 +81,7 @@ func loweredTrial(t *probe.Trial) *table {
 			ruleset.Chain{Family: f, Name: conf.TrialChain, Hook: ruleset.CheckToNode, Rules: rules},
 			ruleset.Chain{Family: f, Name: conf.PostroutingChain, Hook: ruleset.TranslateSource, Rules: t.Masquerades()}),
 	}
-	m := &lowering{lacks: lacks{ports: true, logs: true}} // weir can do without the matches of ports and logs
+	m := &lowering{lacks: lacks{ports: true, logs: true}} // weir can do without matches of bridge ports, and without logs
 	return m.lower(r)[f]
 }
 

@@ -88,7 +88,7 @@ func TestLacksNothingAmongOthersRules(t *testing.T) {
 
 // TestTrialsTryAllFeatures: the trial tries each expression and each layout of sets that weir's rules use.
 func TestTrialsTryAllFeatures(t *testing.T) {
-	without := lacks{ports: true, logs: true} // weir can do without the matches of ports and logs
+	without := lacks{ports: true, logs: true} // weir can do without matches of bridge ports, and without logs
 	for _, f := range conf.Families {
 		tried := featuresOf(loweredTrial(open(t, f)))
 		missing := map[string]string{}

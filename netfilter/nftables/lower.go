@@ -36,7 +36,7 @@ func (l lowered) only(families []conf.Family) lowered {
 	return l
 }
 
-// set is a set or map of a table. In a map, the comment of an element begins with its verdict (withVerdict).
+// set is a set or map of a table. In a map, the comment of an entry begins with the entry's verdict (withVerdict).
 type set struct {
 	nftnl.Set
 	kind        ruleset.SetKind
@@ -54,9 +54,9 @@ type chain struct {
 	uses    []string    // sets of ports and of pairs that the rules look up
 }
 
-// hooks has the kernel's hook for each hook of a ruleset. CheckForwarded and CheckToNode have priority -150, as
-// have iptables' rules for these hooks. So with both backends, a packet meets weir's rules and other programs' rules in
-// the same order. The hook AcceptForwarded is missing here, because accept.go writes its rules.
+// hooks has the kernel's hook for each hook of a ruleset. CheckForwarded and CheckToNode have priority -150, like
+// iptables' table mangle. So with both backends, a packet meets weir's rules and other programs' rules in the same
+// order. The hook AcceptForwarded is missing here, because accept.go writes the rules for it.
 var hooks = map[ruleset.Hook]nftnl.Hook{
 	ruleset.CheckForwarded:  {Kind: "filter", Number: unix.NF_INET_FORWARD, Priority: -150},
 	ruleset.CheckToNode:     {Kind: "filter", Number: unix.NF_INET_LOCAL_IN, Priority: -150},

@@ -64,8 +64,8 @@ func compare(t *testing.T, m *lowering, seed uint64) int {
 	return len(packets)
 }
 
-// TestNoStepOpens: at no moment of a change does a packet pass that both the old and the new state deny. This also
-// holds for a packet that is on its way during a transaction, and has made only some of its look-ups.
+// TestNoStepOpens: a packet that both the old and the new state deny never passes during a change. This also holds for
+// a packet that is on its way during a transaction, and has made only some of its look-ups.
 func TestNoStepOpens(t *testing.T) {
 	several, most := 0, 0
 	for seed := range uint64(35) {
@@ -123,7 +123,7 @@ func opens(before, after *model, p ruleset.Packet) (lookups int, yes bool) {
 }
 
 // TestTransactions: a change that only allows less, a change that only allows more, and a change of a single set have
-// one transaction. Other changes have several, of which the first only allows less.
+// one transaction. Other changes have several transactions, and the first one only allows less.
 func TestTransactions(t *testing.T) {
 	type entries map[string]string // by the name of the set
 	roles := map[string]ruleset.SetRole{

@@ -8,7 +8,7 @@ import (
 
 // applyEntries is a quick Apply for the most frequent change: only entries of peers' sets differ from the last ruleset.
 // After another change, or if the kernel refuses the change, done is false, and the caller must apply the whole
-// ruleset. The result then has the transactions that the kernel has made.
+// ruleset. In this case, the result covers the transactions that the kernel has made.
 func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done bool) {
 	want, ok := d.changedEntries(r)
 	if !ok {
@@ -23,7 +23,8 @@ func (d *Driver) applyEntries(r ruleset.Ruleset) (result netfilter.Result, done 
 	return result, true
 }
 
-// changedEntries returns tables with only those sets that must change.
+// changedEntries returns tables with only those sets that must change. ok is false if applyEntries can't make the
+// change.
 func (d *Driver) changedEntries(r ruleset.Ruleset) (want lowered, ok bool) {
 	if d.settled == nil || d.have == nil || d.fresh {
 		return want, false

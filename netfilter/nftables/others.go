@@ -33,9 +33,9 @@ func (o *others) rules(chain string) ([]nftnl.Listed, error) {
 	return rules, nil
 }
 
-// refusesAt returns the index in a chain's rules at which weir's rules belong: before the rules at the end that refuse
-// every new connection. Rules directly before them that refuse one protocol count too. Without such rules, it returns
-// the number of rules.
+// refusesAt returns the index at which weir's rules belong among a chain's rules: before the first rule that refuses
+// every new connection. If rules directly before it each refuse all packets of one protocol, weir's rules belong before
+// these too. If no rule refuses every new connection, refusesAt returns the number of rules.
 func (o *others) refusesAt(rules []nftnl.Listed) (int, error) {
 	for i, r := range rules {
 		refuses, err := o.refuses(r, 0)

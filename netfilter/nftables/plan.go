@@ -26,7 +26,8 @@ type plan struct {
 	// new attachment may not be known yet.
 	strays  []netip.Addr
 	deletes []nftnl.Question // the elements that the plan deletes
-	// next is the state after the plan. A table in adds keeps its other sets and chains.
+	// next is the state after the plan. adds is true for a family whose table also keeps the sets and chains that next
+	// lacks.
 	next state
 	adds [len(conf.Families)]bool
 }
@@ -43,7 +44,8 @@ func (s *state) advance(p *plan) {
 	}
 }
 
-// These types say what a request of the transaction is about. So a refusal of the kernel names a part of the tables.
+// These types say what a request of the transaction is about. With them, a refusal by the kernel names the refused
+// part.
 type (
 	aSet struct {
 		family conf.Family

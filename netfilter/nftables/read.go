@@ -16,8 +16,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Read reads weir's tables from the kernel, unless nf_tables hasn't changed since the last time. The caller must read
-// the endpoint records after Read: the records then cover every change by the plugin that Read has seen.
+// Read reads weir's tables from the kernel. If nf_tables hasn't changed since they were last read, Read keeps the known
+// state. The caller must read the endpoint records after Read: the records then cover every change by the plugin that
+// Read has seen.
 func (d *Driver) Read(context.Context) error {
 	d.refresh = nil
 	d.forgetLegacy()
@@ -285,9 +286,9 @@ func ofAllPods(k key) int {
 	return 0
 }
 
-// Reread reads again which sets contain the addresses. It returns true if a set differs from the driver's memory,
-// because the plugin changes sets too, or if it can't read the sets. It reads no sets in which the plugin changes
-// nothing: the plugin adds addresses only to the sets of all pods, and deletes addresses wherever they are.
+// Reread reads again which sets contain the addresses. The plugin may have added or deleted them. Reread returns true
+// if a set differs from the driver's memory, or if a set can't be read. It reads only sets that the plugin may have
+// changed: the plugin adds addresses to the sets of all pods only, and deletes addresses from every set that has them.
 func (d *Driver) Reread(addrs ...netip.Addr) (changed bool) {
 	if d.have == nil {
 		return false // the next Apply reads everything

@@ -13,11 +13,11 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// refusedParts returns those refused parts that the ruleset can do without, because without them it only allows less.
-// someElement is true if such an element was refused, but the kernel hasn't told which.
+// refusedParts returns the refused parts that may be missing: a ruleset that lacks them allows less, and never more.
+// someElement is true if the kernel refused elements of a set that opens (ruleset.Set.Opens), and didn't name them.
 func (l lowered) refusedParts(refused *nftnl.RefusedError) (parts ruleset.Refused, someElement bool) {
 	parts = ruleset.Refused{}
-	missing := map[key]bool{} // sets without which the kernel also refuses the rules that use them
+	missing := map[key]bool{} // refused sets. The kernel also refuses rules that use them, even good ones
 	for _, r := range refused.Refusals {
 		if about, ok := r.About.(aSet); ok && about.set.opens {
 			missing[key{about.family, about.set.Name}] = true
@@ -54,15 +54,15 @@ func (l lowered) refusedParts(refused *nftnl.RefusedError) (parts ruleset.Refuse
 	return parts, someElement
 }
 
-// lacks says which expressions the kernel refuses, of those that weir's rules can do without.
+// lacks says which expressions the kernel refuses. It has only expressions that weir's rules can do without.
 type lacks struct {
 	ports bool // the match of bridge ports (xt_physdev)
 	logs  bool // the copy to a log group (nfnetlink_log)
 }
 
-// without finds out whether rules were refused because the kernel lacks an expression that they can do without. If so,
-// rules are lowered without this expression from now on. A rule may be refused for other reasons, so the expression is
-// tried alone.
+// without finds out whether the kernel refused rules because it lacks an expression that weir's rules can do without.
+// If so, without returns true, and m lowers rules without this expression from now on. The kernel may have refused a
+// rule for another reason, so without tries the expression alone.
 func (m *lowering) without(refused *nftnl.RefusedError) bool {
 	any := func(of func(rule) bool) bool {
 		return slices.ContainsFunc(refused.Refusals, func(r nftnl.Refusal) bool {

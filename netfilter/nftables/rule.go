@@ -17,11 +17,11 @@ import (
 
 type rule struct {
 	ruleset.Rule
-	// Verdicts is the name of a map with verdicts; it is empty if Action is the verdict. By is the address of the
-	// packet that is looked up in the map.
+	// Verdicts is the name of the map in which the rule looks up the verdict. By is the part of the packet that the rule
+	// looks up there. If Verdicts is empty, Action is the verdict.
 	Verdicts string
 	By       ruleset.Part
-	// Log is the prefix with which the rule logs a packet before it drops the packet. If it is empty, the rule doesn't
+	// Log is the prefix with which the rule logs a packet before it drops the packet. If Log is empty, the rule doesn't
 	// log.
 	Log   string
 	Match []condition
@@ -37,8 +37,8 @@ const (
 	innerEnd ruleset.Part = "source, and destination inside of it" // for InnerPair
 )
 
-// labels is the action that gives a connection the label of cut connections. No packet meets a rule with it. The rule
-// is there because the kernel makes room for labels only while some rule writes labels.
+// labels is the action that gives a connection the label of cut connections. No packet meets the rule with this action.
+// The rule exists because the kernel makes room for labels only while some rule writes labels.
 const labels ruleset.Action = "label as cut"
 
 type condition struct {

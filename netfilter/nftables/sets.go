@@ -12,7 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// pairOf has the sets of pairs that nftables needs for two shapes of packets (variants).
+// pairOf has, for each shape that compares two addresses of a packet, the set in which nftables looks up the pair (see
+// the function variants).
 var pairOf = map[ruleset.Shape]string{ruleset.ToItself: conf.SelfSet, ruleset.HonestICMP: conf.ErrorsSet}
 
 func pairSets(f conf.Family) []set {
@@ -56,7 +57,7 @@ func layoutOf(s ruleset.Set) nftnl.Layout {
 	case ruleset.Ports:
 		return nftnl.Port
 	case ruleset.AddressLinks:
-		if s.Name == s.Family.Set(conf.LinksSet) { // an entry consists of a link and all addresses
+		if s.Name == s.Family.Set(conf.LinksSet) { // each entry has a link and the network of all addresses
 			return nftnl.Link
 		}
 		return nftnl.AddressLink
@@ -78,8 +79,8 @@ var setComments = map[conf.SetKind]string{
 	conf.SetOfNumbers:      "weir: a list of ports",
 }
 
-// next returns the set in a form that nftables can store. s is the form of an earlier set: if possible, only entries
-// that have changed since are lowered.
+// next returns the entries in a form that nftables can store. s has the form of earlier entries. If possible, next
+// lowers only the entries that have changed since.
 func (s loweredSet) next(layout nftnl.Layout, now ruleset.Entries) loweredSet {
 	if s.layout != layout {
 		s = loweredSet{}
@@ -226,8 +227,8 @@ func (*Driver) Sets(r ruleset.Ruleset) (all []netfilter.KernelSet) {
 	return all
 }
 
-// uses returns the sets of ports and of pairs that the rules look up, and the sets that are made of rules' lists of
-// ports.
+// uses returns two kinds of sets. used has the sets of ports and of pairs that the rules look up. lists has the sets
+// that the lowering makes of the rules' lists of ports.
 func uses(r ruleset.Ruleset) (used map[key]bool, lists map[key]set) {
 	used, lists = map[key]bool{}, map[key]set{}
 	for _, c := range r.Chains {

@@ -25,7 +25,7 @@ type held struct {
 
 type heldSet struct {
 	layout  nftnl.Layout
-	unknown bool // true if the set has none of the layouts, so it isn't weir's
+	unknown bool // true if the set has none of weir's layouts, so it isn't weir's
 	odd     bool // true if the set has an element that its layout doesn't allow; entries lacks the element
 	entries ruleset.Entries
 }
@@ -83,8 +83,9 @@ func (h held) stands(want *table) bool {
 	return true
 }
 
-// decides reports whether the chain ends in a drop, or in the log and return of audited policies. The chain may also
-// go to such a chain: a change that was interrupted leaves pods in such chains (change.through).
+// decides reports whether the chain ends in a drop, or in the log and return of audited policies. It also returns true
+// if the chain's last rule goes to such a chain: an interrupted change leaves pods in temporary chains of this form
+// (change.through).
 func (h held) decides(chain string) bool {
 	for range maxDepth {
 		c := h.chains[chain]

@@ -8,14 +8,14 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// This file divides a change into transactions. A packet on its way meets the rules of the moment of its first rule,
-// but its look-ups find the newest elements. So during a transaction, a packet may meet the old class of its sender and
-// the new class of its receiver, and pass although both states deny it. It may also be led to a new chain, and find no
-// rules there.
+// This file divides a change into transactions. A packet on its way meets the rules that existed when it met its first
+// rule, but its look-ups find the newest elements. So during a transaction, a packet may meet the old class of its
+// sender and the new class of its receiver, and pass although both states deny it. A look-up may also lead the packet
+// to a new chain, in which it finds no rules.
 //
-// So each transaction only allows less, only allows more, or changes what a single look-up of a packet finds. A map is
-// looked up once for each packet, but a set of peers may be looked up for both ends. A new class's chain is made before
-// pods move to it.
+// So each transaction only allows less, only allows more, or changes what a single look-up of a packet finds. A packet
+// is looked up once in a map, but perhaps twice in a set of peers: for its source and for its destination. A new
+// class's chain is made before pods move to it.
 
 // step is the part of a change in which an element changes. The parts have this order.
 type step int
@@ -23,11 +23,11 @@ type step int
 const (
 	makesNew   step = iota // makes new sets and chains, which no packet meets yet
 	allowsLess             // only allows less
-	movesPods              // moves pods between two classes, of which each allows something that the other denies
+	movesPods              // moves pods between two classes; each class allows something that the other one denies
 	allowsMore             // only allows more
 )
 
-// change is a change of one family's table, which is divided into steps.
+// change is a change of one family's table. It says in which step each element changes.
 type change struct {
 	have    held
 	want    *table
@@ -37,8 +37,8 @@ type change struct {
 	moving  []string // names of the maps in which pods move
 	sets    bool     // true if sets change, and not only maps
 	unready bool     // true if pods move to a new or changed chain
-	// both has temporary chains for moving pods. Such a chain allows only what the old and the new class both allow.
-	// The key is the chains of these two classes.
+	// both has temporary chains for moving pods. Such a chain allows only what the old and the new class both allow. The
+	// key has the names of these two classes' chains, the old one first.
 	both map[[2]string]chain
 }
 

@@ -11,7 +11,8 @@ import (
 )
 
 // variants returns rules that together match the same packets as the rule. nftables can't compare two addresses of a
-// packet with each other. So such a rule looks up both addresses in a set that has each pod's address twice.
+// packet with each other. If the rule compares two addresses, its variant looks them up as a pair, in a set that has
+// each pod's address twice.
 func variants(r rule, f conf.Family, ports bool) []rule {
 	with := func(track ruleset.Track, sets []ruleset.SetMatch, match ...condition) rule {
 		v := r
