@@ -58,8 +58,8 @@ func (b *Batch) Commit() error {
 // goroutine may use it.
 //
 // A program that makes many changes should keep its Sender open. When a netfilter socket is closed, the kernel first
-// frees everything that earlier transactions have deleted, and no transaction can begin until then (nft_rcv_nl_event in
-// net/netfilter/nf_tables_api.c). This takes 6 to 30 ms, while a transaction takes 0.1 ms.
+// frees the objects that earlier transactions have deleted, and no transaction can begin until then (nft_rcv_nl_event
+// in net/netfilter/nf_tables_api.c). This takes 6 to 30 ms, while a transaction takes 0.1 ms.
 type Sender struct {
 	fd   int
 	open bool
@@ -128,7 +128,7 @@ func (b *Batch) serialize() []byte {
 // makeRoom makes the socket's buffers large enough for the transaction and the kernel's answers. If the process isn't
 // allowed to exceed the kernel's limits of buffers, as in a user namespace, makeRoom stays within them.
 func makeRoom(fd, size, messages int) error {
-	const usual, answer = 64 << 10, 1 << 10 // bytes that the kernel counts for one answer
+	const usual, answer = 64 << 10, 1 << 10 // answer: the bytes that the kernel counts for one answer
 	for option, need := range map[[2]int]int{
 		{unix.SO_SNDBUFFORCE, unix.SO_SNDBUF}: size + usual, {unix.SO_RCVBUFFORCE, unix.SO_RCVBUF}: messages*answer + usual,
 	} {

@@ -57,8 +57,8 @@ func sum(expressions Expressions, userdata []byte) Sum {
 	return Sum(maphash.Bytes(seed, append(all, userdata...)))
 }
 
-// Expressions are the expressions of a rule, in the kernel's form. Each method appends an expression. There are sixteen
-// registers of 32 bits.
+// Expressions are the expressions of a rule, in the kernel's form. Each exported method except All appends an
+// expression. Registers have the numbers 0 to 15, and each has 32 bits.
 type Expressions []byte
 
 // All yields the name and the attributes of each expression.

@@ -74,8 +74,8 @@ func Find(questions []Question) ([]*Element, error) {
 	return r.Find(questions)
 }
 
-// answer returns the element in the kernel's reply. If it finds none, the element is unknown and not absent: for an
-// absent element, the kernel sends an error.
+// answer returns the element in the kernel's reply. If the reply has no valid element, answer returns an error: the
+// element is unknown, and doesn't count as absent. For an absent element, the kernel would send an error.
 func (q Question) answer(reply []byte) (*Element, error) {
 	for kind, list := range netattrs.In(reply[min(sizeofGenmsg, len(reply)):]) {
 		if kind != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
@@ -94,8 +94,8 @@ func (q Question) unknown(err error) error {
 	return wrap(err, "look up an element of set %s", q.Set.Name)
 }
 
-// between returns the network that begins with first and ends before behind. The zero value of behind means the end of
-// all addresses. ok is false if these addresses aren't exactly one network.
+// between returns the network from the address first to the address before behind. The zero value of behind means the
+// end of all addresses. ok is false if these addresses aren't exactly one network.
 func between(first, behind netip.Addr) (p netip.Prefix, ok bool) {
 	last := netipx.PrefixLastIP(netip.PrefixFrom(first, 0))
 	if behind.IsValid() {

@@ -6,8 +6,8 @@ import "slices"
 // has read the tables since.
 //
 // The kernel doesn't say who made a generation, so KnownChanges counts: after the driver has made three changes, the
-// next three generations count as the driver's. If one of them was another program's, a generation of the driver's is
-// left over. It counts as another program's, so the driver reads everything again.
+// next three generations count as the driver's. If another program made one of these three, one of the driver's own
+// generations is left over. This one then counts as another program's, so the driver reads everything again.
 type KnownChanges struct {
 	// ReadAt is the generation at which the tables were last read, or 0 if it is unknown. After a reading, a driver
 	// replaces its KnownChanges by one with this field alone.

@@ -65,8 +65,8 @@ func (r *Reader) List(t Table, chain string) (rules []Listed, err error) {
 	return rules, err
 }
 
-// EachRule passes the rules of all chains of the table to the function each. It calls the function begin first, and
-// again if the rules change meanwhile: then it starts anew. Expressions are valid until the function each returns.
+// EachRule passes the rules of all chains of the table to the function each. It calls the function begin first. If the
+// rules change meanwhile, it calls begin again, and starts anew. Expressions are valid until the function each returns.
 //
 // Equivalent to: nft -a list table FAMILY TABLE
 func (r *Reader) EachRule(t Table, begin func(), each func(chain string, rule Listed)) error {
@@ -98,7 +98,7 @@ func (b *Batch) DeleteRule(t Table, chain string, handle uint64) {
 			put(unix.NFTA_RULE_HANDLE, binary.BigEndian.AppendUint64(nil, handle)))
 }
 
-// Mentions reports whether a rule of the table has the bytes in its expressions.
+// Mentions reports whether the expressions of any rule of the table contain the bytes.
 //
 // Equivalent to: nft list table FAMILY TABLE | grep BYTES
 func (r *Reader) Mentions(t Table, what []byte) (found bool, err error) {

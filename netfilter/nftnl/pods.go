@@ -70,7 +70,7 @@ func (PodSets) Remove(addrs ...netip.Addr) error {
 	var errs []error
 	var s Sender
 	defer s.Close()
-	// A transaction for each address, because the kernel refuses a whole one if an element is missing.
+	// Each address has its own transaction, because the kernel refuses a whole transaction if an element is missing.
 	for _, a := range addrs {
 		var b Batch
 		b.DeleteElements(WeirTable(conf.FamilyOf(a)), podsSet(conf.FamilyOf(a)), []Element{element(a)})
@@ -94,9 +94,10 @@ func (PodSets) Purge(addrs ...netip.Addr) error {
 	return purge(r, s, addrs)
 }
 
-// PurgeEarly is Purge for a process that then deletes the pod's link, and purges again. The caller must call later()
-// after it has deleted the link. Only then are the sockets closed: the kernel has freed the elements by then, so the
-// wait that Sender describes is over. Errors don't count, because Purge finds what is left.
+// PurgeEarly deletes the addresses like Purge, but doesn't wait until the kernel has freed the elements. It is for a
+// process that then deletes the pod's link, and after that calls Purge. The caller must call the function later after
+// it has deleted the link. That function closes the sockets. By then the kernel has freed the elements, so the wait
+// that Sender describes is over. PurgeEarly ignores errors, because Purge deletes the addresses that are left.
 func (PodSets) PurgeEarly(addrs ...netip.Addr) (later func()) {
 	r, s := NewReader(), &Sender{}
 	_ = purge(r, s, addrs)
@@ -144,7 +145,7 @@ func (r *Reader) purge(with *Sender, f conf.Family, addrs []netip.Addr) error {
 		switch {
 		case !s.Known || !conf.KindOfSet(s.Name).MayHavePods():
 		case s.Layout == Network || s.Layout == Link || s.Layout == Port:
-		case s.Layout == AddressPort || s.Layout == AddressLink: // such a set may have several elements of an address
+		case s.Layout == AddressPort || s.Layout == AddressLink: // such a set may have several elements for one address
 			found, err := r.elementsOf(t, s.Set, addrs)
 			if err != nil {
 				return err

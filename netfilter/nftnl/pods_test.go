@@ -183,7 +183,8 @@ func TestLargeSets(t *testing.T) {
 	}
 }
 
-// TestUnknownAnswers: an answer without an element that the layout allows doesn't count as an absent element.
+// TestUnknownAnswers: if the kernel's answer has no element that the layout allows, the method answer returns an error.
+// The element doesn't count as absent.
 func TestUnknownAnswers(t *testing.T) {
 	addr := netip.MustParseAddr("10.88.0.2")
 	q := Question{WeirTable(conf.IPv4), podsSet(conf.IPv4), element(addr)}
@@ -204,7 +205,8 @@ func TestUnknownAnswers(t *testing.T) {
 	}
 }
 
-// TestFindNetworks: an address in a network is found with the network. Other addresses are absent, and no error.
+// TestFindNetworks: an address in a network is found with the network. For other addresses, Find returns nil and no
+// error.
 func TestFindNetworks(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

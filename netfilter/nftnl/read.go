@@ -33,7 +33,7 @@ func request(kind int, flags int, t Table, body attrs) *nl.NetlinkRequest {
 	return req
 }
 
-// triesOfALists is how often a list is read again if it changes while it is read.
+// triesOfALists is how often a list is read at most. If a list changes while it is read, it is read again.
 const triesOfALists = 5
 
 func (r *Reader) list(kind int, t Table, body attrs, again func(), each func(attrs []byte) bool) (err error) {
@@ -201,7 +201,7 @@ type Rules struct {
 	// Audits is true if the last two rules are those of audited policies: one that logs, and one that returns every
 	// packet.
 	Audits bool
-	Last   string // the chain to which the last rule sends every packet for good; empty if it sends none
+	Last   string // the chain to which the last rule goes with every packet (goto), or empty
 	logs   bool   // true if the last rule logs for audited policies
 }
 

@@ -64,8 +64,8 @@ type Element struct {
 	Comment string
 }
 
-// These are nft's numbers for types of keys (nftables, include/datatype.h). In the type of a concatenation, each has
-// six bits.
+// These are nft's numbers for types of keys (nftables, include/datatype.h). In the type of a concatenation, each number
+// has six bits.
 const (
 	typeInteger = 4
 	typeIPv4    = 7
@@ -117,7 +117,7 @@ func layoutOf(family uint8, kind, length, flags uint32) (Layout, bool) {
 	return 0, false
 }
 
-// AddSet makes the set. The kernel refuses it if a set of this name has other properties.
+// AddSet makes the set. If a set of this name has other properties, the kernel refuses the request.
 //
 // Equivalent to: nft add set FAMILY TABLE SET { type TYPE; comment "COMMENT"; } (add map for Verdicts)
 func (b *Batch) AddSet(t Table, s Set, about any) {
@@ -236,7 +236,7 @@ func (b *Batch) elements(kind int, flags uint16, t Table, s Set, elements []Elem
 }
 
 // encode returns the element in the kernel's form. A network becomes two elements: its first address, and the first
-// address behind the network, if there is one.
+// address behind the network, if there is one. If whole is false, the elements have only keys, as for a deletion.
 func (l Layout) encode(e Element, whole bool) []attrs {
 	first := attrs{}.put(unix.NFTA_SET_ELEM_KEY, value(l.keyOf(e)))
 	if whole && l == Verdicts {
