@@ -31,7 +31,8 @@ func Apply(changes ...Change) error { return apply(changes, mapError) }
 // batchSize is how many changes fit into a socket's buffer for sending (net.core.wmem_default).
 const batchSize = 256
 
-// Refused is a change that the kernel has refused, with the reason. A change to a missing set isn't one: see ApplyEach.
+// Refused is a change that the kernel has refused, with the reason. A change of a missing set doesn't count as refused:
+// see ApplyEach.
 type Refused struct {
 	Change
 	Err error

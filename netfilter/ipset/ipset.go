@@ -63,7 +63,7 @@ type Entry struct {
 	Comment string
 }
 
-// Mark is written into the mark of a packet by a rule with the target SET: Value into the bits of Mask.
+// Mark is what a rule with the target SET writes into the mark of a packet: it writes Value into the bits of Mask.
 type Mark struct{ Value, Mask uint32 }
 
 func (e Entry) String() string {
@@ -82,7 +82,8 @@ func (e Entry) String() string {
 type Set struct {
 	Header
 	Comments bool // true if the set has room for comments
-	// Print is a hash of all that the kernel lists of the set. Lists of one Handle with the same hash are equal.
+	// Print is a hash of all that the kernel lists of the set. If two lists that one Handle has read have the same hash,
+	// they are equal.
 	Print   uint64
 	Entries []Entry
 }

@@ -78,7 +78,8 @@ func (PodSets) Purge(addrs ...netip.Addr) error {
 	return h.Purge(addrs...)
 }
 
-// PurgeEarly does nothing, because Purge doesn't wait for the kernel.
+// PurgeEarly does nothing. With nftables it saves a wait for the kernel (see nftnl.PodSets), and Purge of ipsets has no
+// such wait.
 func (PodSets) PurgeEarly(...netip.Addr) (later func()) { return func() {} }
 
 // Contains reports whether the address is in the set of all pods. If there is no such set, the error is ErrNotExist.
@@ -103,8 +104,8 @@ func (PodSets) InUse(addr netip.Addr) (bool, error) {
 	return h.InUse(podsSet(addr))
 }
 
-// Check returns an error for each address that isn't in the set of all pods, and for each that is in no class of
-// ingress or of egress.
+// Check returns an error for each address that is missing in the set of all pods, that is in no class for ingress, or
+// that is in no class for egress.
 func (PodSets) Check(addrs ...netip.Addr) error {
 	h, err := New()
 	if err != nil {
