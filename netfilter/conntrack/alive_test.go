@@ -7,7 +7,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAlive: a connection is alive if the kernel has marked it as assured, and it hasn't ended.
+// TestAlive: a connection is alive if the kernel has marked it as assured, and the connection hasn't ended.
 func TestAlive(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -91,8 +91,8 @@ const (
 )
 
 // Midstream reports whether the kernel has begun to track the TCP connection in its middle. Such an entry doesn't show
-// which side opened the connection. The kernel's tcp_new gives such entries these flags
-// (net/netfilter/nf_conntrack_proto_tcp.c).
+// which side opened the connection. The kernel's function tcp_new gives such an entry the flag BE_LIBERAL, and not the
+// flag WINDOW_SCALE (net/netfilter/nf_conntrack_proto_tcp.c).
 func (c Connection) Midstream() bool {
 	return c.state.known && c.state.flags&(flagLiberal|flagWindowScale) == flagLiberal
 }

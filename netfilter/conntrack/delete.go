@@ -33,7 +33,7 @@ const (
 //   - Linux 5.8 and later: the kernel lists an address's connections, and Delete deletes each
 //   - older kernels: the kernel lists all connections
 //
-// For IPv6, the kernel always lists all connections. Its filter for IPv6 addresses matches the wrong ones
+// For IPv6, the kernel always lists all connections. The kernel's filter for IPv6 addresses matches wrong addresses
 // (ctnetlink_filter_match_tuple in net/netfilter/nf_conntrack_netlink.c; seen on 6.18).
 //
 // Equivalent to: conntrack -D -s ADDR; conntrack -D -r ADDR, for each address

@@ -37,7 +37,7 @@ func dump(family uint8, filter ...*nl.RtAttr) iter.Seq2[Connection, error] {
 			}
 			return more
 		})
-		// Policies may deny the connections that can't be parsed, so the caller must know of them.
+		// Policies may deny the connections that can't be parsed, so the caller must hear of these connections.
 		if err == nil && unread > 0 {
 			err = fmt.Errorf("%d of them can't be understood", unread)
 		}

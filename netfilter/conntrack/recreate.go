@@ -43,17 +43,17 @@ func (c Connection) recreate(labels ...*nl.RtAttr) error {
 	if err != nil {
 		return fmt.Errorf("make anew: %w", err)
 	}
-	// This sets the labels once more, because only now the kernel reports if the new entry has no room for labels.
+	// This sets the labels once more: only this request fails if the new entry has no room for labels.
 	return c.send(nl.IPCTNL_MSG_CT_NEW, labels...)
 }
 
-// read returns what is needed to make the entry again: the tuple of the replies, the old entry's timeout, a TCP state
-// and a status.
+// read returns what is needed to make the entry again: the tuple of the replies, the old entry's timeout, the
+// protocol's state (for TCP, see looseTCP) and a status.
 //
 // Equivalent to: conntrack -G KEY
 func (c Connection) read() (reply []byte, kept []*nl.RtAttr, err error) {
-	// NLM_F_ACK asks for an acknowledgement. The kernel marks the entry as part of a list, and the acknowledgement ends
-	// this list.
+	// The kernel marks the entry as part of a list. NLM_F_ACK asks for an acknowledgement, which ends this list, so that
+	// Execute returns.
 	req := request(nl.IPCTNL_MSG_CT_GET, unix.NLM_F_ACK, c.family)
 	for _, a := range c.key() {
 		req.AddData(a)
