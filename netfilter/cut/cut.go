@@ -93,8 +93,8 @@ type walk struct {
 // If a denied TCP connection has ended, Walk deletes its entry. Otherwise the kernel could reuse the entry for a new
 // connection, whose packets would count as established.
 //
-// The rules may change during the walk. The function newest returns an evaluator of the newest rules. If it disagrees
-// with the first evaluator, Walk doesn't change the connection: another walk follows.
+// The rules may change during the walk. The function newest returns an evaluator of the newest rules. If that evaluator
+// disagrees with the first one, Walk doesn't change the connection: another walk follows.
 func Walk(by Evaluator, newest func() Evaluator) (Result, error) {
 	w := walk{newest: newest}
 	for c, err := range conntrack.All() {
@@ -118,8 +118,8 @@ func Walk(by Evaluator, newest func() Evaluator) (Result, error) {
 	return w.end()
 }
 
-// Restore restores the known cut connections that the newest rules allow. It takes the place of Walk if known has all
-// cut connections, and the rules have only come to allow more.
+// Restore restores the known cut connections that the newest rules allow. It can replace Walk if known has all cut
+// connections, and the rules allow no less than before.
 func Restore(known []conntrack.Edit, newest func() Evaluator) (Result, error) {
 	w := walk{newest: newest}
 	w.Standing = len(known)
@@ -215,8 +215,8 @@ func (w *walk) count(e *conntrack.Edit) {
 	}
 }
 
-// packet returns the connection's first packet as the FORWARD hook sees it, or the INPUT hook if the node itself is the
-// destination.
+// packet returns the connection's first packet as the hook FORWARD sees it. If the node itself is the destination, the
+// packet is as the hook INPUT sees it.
 func packet(c *conntrack.Connection, src, dst place) ruleset.Packet {
 	p := ruleset.Packet{Src: c.Src, Dst: c.Dst, Port: c.Port, In: "-", Out: "-", Translated: c.Translated}
 	p.Proto = protocol(c.Proto)

@@ -100,7 +100,7 @@ func TestWalk(t *testing.T) {
 	for _, tc := range []struct {
 		name       string
 		by, newest []uint16
-		want       Result // Examples are compared only if connections are restored
+		want       Result // Examples are compared only if Walk restores connections
 		examples   int
 		entries    string
 		restore    bool // calls Restore instead of Walk
