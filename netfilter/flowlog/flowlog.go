@@ -116,7 +116,7 @@ func chains(set *nftables.Set) []nft.Chain {
 	}
 }
 
-// Beyond returns how many packets were not logged since Make because of the limit. The result there is false if the
+// Beyond returns how many packets since Make were not logged because of the limit. The result there is false if the
 // table doesn't exist.
 //
 // Equivalent to: nft list chain inet weir-flows log
@@ -153,7 +153,7 @@ func Remove() error {
 	t := table()
 	tables, err := conn.ListTablesOfFamily(t.Family)
 	if err == nil && !slices.ContainsFunc(tables, func(have *nftables.Table) bool { return have.Name == t.Name }) {
-		return nil // a start of the agent with nothing to change writes nothing
+		return nil // so an agent that starts writes nothing if nothing must change
 	}
 	conn.DelTable(t)
 	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
