@@ -11,7 +11,8 @@ const (
 	etherIPv6 = 0x86dd
 )
 
-// The constants are protocols whose headers FlowOf reads, IPv6's extension headers, and how many of these it skips.
+// These are the protocols whose headers FlowOf reads, the extension headers of IPv6, and the number of extension
+// headers that FlowOf skips at most.
 const (
 	protoICMP     = 1
 	protoTCP      = 6
@@ -27,7 +28,8 @@ const (
 	maxExtHeaders = 8
 )
 
-// Flow says who sends a packet to whom, as far as the packet's headers say it. It is comparable.
+// Flow has the addresses, protocol and ports of a packet, as far as the packet's headers have them. Flows can be keys
+// of a map.
 type Flow struct {
 	// Src and Dst are addresses. IPv4 addresses are in their IPv6-mapped form. Arrays need no pointers, unlike
 	// netip.Addr.
@@ -62,8 +64,8 @@ func (f Flow) ICMP() bool {
 	return f.EtherType == etherIPv4 && f.Proto == protoICMP || f.EtherType == etherIPv6 && f.Proto == protoICMPv6
 }
 
-// FlowOf reads the headers of a packet. b begins with the IP or ARP header. The result is false if the packet doesn't
-// have both addresses.
+// FlowOf reads the headers of a packet. b begins with the IP or ARP header. The result is true if the packet has both
+// addresses.
 func FlowOf(etherType uint16, b []byte) (Flow, bool) {
 	f := Flow{EtherType: etherType}
 	switch etherType {
@@ -82,7 +84,7 @@ func FlowOf(etherType uint16, b []byte) (Flow, bool) {
 }
 
 // InTunnel reads the headers of the packet inside a VXLAN packet (RFC 7348, section 5). b begins with the outer IP
-// header. The result is false if the inner packet doesn't have both addresses.
+// header. The result is true if the inner packet has both addresses.
 func InTunnel(etherType uint16, b []byte) (Flow, bool) {
 	outer, ok := FlowOf(etherType, b)
 	if !ok || outer.Proto != protoUDP || outer.DstPort == 0 {

@@ -131,8 +131,8 @@ func bind(conn *netlink.Conn, group uint16) (*Reader, error) {
 	return r, nil
 }
 
-// acknowledged waits for the kernel's answer to the configuration. It skips packets that come before the answer, which
-// the library's Execute can't do. They count as lost.
+// acknowledged waits for the kernel's answer to the configuration. The packets that come before the answer count as
+// lost. The library's Execute can't skip such packets.
 func (r *Reader) acknowledged() error {
 	if err := r.conn.SetReadDeadline(time.Now().Add(answersWithin)); err != nil {
 		return err
@@ -184,8 +184,8 @@ func messagesIn(b []byte) iter.Seq2[uint16, []byte] {
 	}
 }
 
-// readerOf returns the netlink port ID, usually a process ID, of the program that reads the group. It is "" if there is
-// none.
+// readerOf returns the netlink port ID, usually a process ID, of the program that reads the group. The result is "" if
+// no program is known to read the group.
 //
 // Equivalent to: awk '$1 == GROUP { print $2 }' /proc/net/netfilter/nfnetlink_log
 func readerOf(group uint16) string {
