@@ -16,9 +16,9 @@ import (
 )
 
 // Apart calls the function do in a new network namespace, which the kernel removes afterwards with everything in it. If
-// the process has no right to make a namespace, as in the agent's container, it calls the function in the node's own.
-// After an error, the function has run too, and its thread has ended, because the thread couldn't leave the new
-// namespace.
+// Apart can't make a namespace, it calls the function in the node's own: the agent's container, for example, has no
+// right to make one. Apart returns an error only if a thread couldn't leave the new namespace. In this case too, the
+// function has run. The thread ends.
 //
 // Equivalent to: unshare --net sh -c "ip link set lo up; ip address add 192.0.2.1/32 dev lo; …"
 func Apart(do func()) error {
@@ -56,7 +56,7 @@ func inScratch(do func(), enter func(netns.NsHandle) error) error {
 			return
 		}
 		defer func() { _ = own.Close() }()
-		// netns.New would also open the new namespace, and after an error of that the thread would be there.
+		// netns.New would also open the new namespace. If that failed, the thread would stay in the new namespace.
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			runtime.UnlockOSThread()
 			done <- fmt.Errorf("no new network namespace can be made: %w", err)

@@ -14,7 +14,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestApart: the work runs once, in another network namespace, and afterwards every goroutine is in the node's own.
+// TestApart: the work runs once, in another network namespace, and afterwards every goroutine is in the node's own
+// namespace.
 func TestApart(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -54,8 +55,8 @@ func TestThreadThatCannotGoBack(t *testing.T) {
 	}
 }
 
-// TestNoFileForTheNamespace: if the process has no free file descriptor for the new namespace, no goroutine stays
-// there.
+// TestNoFileForTheNamespace: if the process has no free file descriptor for the new namespace, no goroutine stays in
+// that namespace.
 func TestNoFileForTheNamespace(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -28,8 +28,8 @@ func unmapped(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Add
 func portOf(c *net.UDPConn) uint16 { return addrOf(c).Port() }
 
 // A trial waits for packets that should arrive: for the time soon, and then, with other packets, for the time late.
-// Usually a packet arrives within the system call that sends it. If the processor is busy, a packet can take longer,
-// and an impatient trial would name features that the kernel has.
+// Usually a packet arrives within the system call that sends it. If the processor is busy, a packet can take longer. An
+// impatient trial would then report features as missing that the kernel has.
 const (
 	soon = 200 * time.Millisecond
 	late = time.Second
@@ -41,8 +41,8 @@ var errOthers = errors.New("packets for trials don't arrive unchanged over the l
 // whose rules don't have the right effect.
 //
 // If there are such needs, Wrong calls the function remove, which must remove the chains. Then Wrong sends the packets
-// again. If a packet then doesn't arrive unchanged, other programs disturb packets over the loopback link. So nothing
-// can be said of the needs, and Wrong returns an error.
+// again. If a packet then doesn't arrive unchanged, other programs disturb packets over the loopback link. Nothing is
+// known about the needs then, so Wrong returns an error.
 func (t *Trial) Wrong(remove func()) (wrong []Need, err error) {
 	for _, wait := range []time.Duration{soon, late} {
 		if wrong, err = t.wrongWithin(wait); err == nil && len(wrong) == 0 {
@@ -137,9 +137,9 @@ func (t *Trial) drain() {
 	}
 }
 
-// arrives returns the source of the next packet. If none arrives before the deadline, it returns the zero value. It
-// also finds a packet that already waits, however late the scheduler lets this goroutine run: after its deadline, a
-// connection of package net returns an error without a look at its socket.
+// arrives returns the source of the next packet. If no packet arrives before the deadline, it returns the zero value.
+// The scheduler may let this goroutine run only after the deadline, so arrives then still looks for a packet in the
+// socket. A connection of package net doesn't: after its deadline, it returns an error without a look at its socket.
 func arrives(at *net.UDPConn, deadline time.Time) netip.AddrPort {
 	if from := waiting(at); from.IsValid() || !time.Now().Before(deadline) {
 		return from

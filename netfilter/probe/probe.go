@@ -1,10 +1,10 @@
 // Package probe finds out whether the kernel does what weir's rules need. A backend writes the rules of a Trial, and
-// the Trial sends packets through them over the loopback link. So it also notices rules that the kernel accepts, but
-// that have no effect.
+// the Trial sends packets through them over the loopback link. So the Trial also notices rules that the kernel accepts,
+// but that have no effect.
 //
 // Invariants:
-//   - No Need counts as wrong because of other programs' rules: if packets don't arrive without the trial's rules
-//     either, Wrong returns an error.
+//   - Other programs' rules never make a Need count as wrong: if packets are missing even without the trial's rules,
+//     Wrong returns an error.
 //   - A Trial changes nothing on the node. It only opens sockets, which Close closes.
 //   - The rules of a Trial drop and translate only packets between the Trial's own sockets.
 //   - Apart needs no special right: without the right to make a network namespace, it uses the node's own.
@@ -46,9 +46,9 @@ type Need struct {
 	answer, drops, masquerades bool
 }
 
-// These conditions are only for trials. They match packets that other programs' rules disturb. Untracked packets have
-// met a rule NOTRACK. With zones of connection tracking, an answer is Unestablished, because it counts as a new
-// connection.
+// These conditions are only for trials. They match packets that other programs' rules disturb. Untracked matches
+// packets that have met a rule NOTRACK. Unestablished matches an answer that doesn't count as part of its connection:
+// with zones of connection tracking, it counts as a new connection.
 const (
 	Untracked     ruleset.Track = "untracked"
 	Unestablished ruleset.Track = "unestablished"
@@ -222,8 +222,8 @@ func (t *Trial) listen() {
 	}
 }
 
-// noLink is the name of a link that doesn't exist, so no packet matches a rule with it. Without sockets of its own, the
-// trial has ports that may be those of another program.
+// noLink is the name of a link that doesn't exist, so no packet matches a rule with it. If the trial has no sockets,
+// its rules have this link, because another program may use their ports.
 const noLink = "weir-none"
 
 func (t *Trial) senderPort() uint16 {
