@@ -94,8 +94,8 @@ func everything(t *testing.T) (paths []string) {
 	return paths
 }
 
-// unknownPaths complains of each word in backquotes or blocks that looks like a path of the project, but isn't
-// the path of a file or folder.
+// unknownPaths complains of each word in backquotes or code blocks that looks like a path of the project, if no file or
+// folder has this path.
 func unknownPaths(name, text string, paths []string) (wrong []string) {
 	for _, span := range regexp.MustCompile("`[^`\n]+`|(?m)^ {4,}.*$").FindAllString(text, -1) {
 		for word := range strings.FieldsSeq(strings.Trim(span, "`")) {

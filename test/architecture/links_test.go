@@ -84,7 +84,7 @@ var harmless = []string{
 
 var harmlessFolders = []string{"k8s.io/api", "k8s.io/apimachinery"}
 
-// harmlessOfNet has what a pure package may use of the package net: the parts that read and write a MAC as text.
+// harmlessOfNet has the names of the package net that a pure package may use. They read and write a MAC as text.
 var harmlessOfNet = []string{"HardwareAddr", "ParseMAC"}
 
 // TestPure: a pure package links only pure packages of weir's own, and no drivers. It directly imports only harmless

@@ -1,6 +1,6 @@
 // Package architecture tests what the project promises about its own structure: which rooms a room imports, which
-// packages are linked, and how long files, functions and lines are. It also tests that targets and files which
-// documents name exist. To print the figures: go test ./test/architecture -v
+// packages are linked, and how long files, functions and lines are. It also tests that each target and each file that a
+// document names exists. To print the sizes and the imports: go test ./test/architecture -v
 //
 // Each rule is a function that returns complaints. A second test calls this function with input that breaks the rule.
 package architecture
