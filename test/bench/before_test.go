@@ -20,7 +20,7 @@ var (
 	me    = flag.String("me", "now", "which of the two this process is: now or before")
 )
 
-// times has the measurements of a process by their subject, such as "ADD weir". Each round adds one measurement to each
+// times has a process's measurements, by subject ("ADD weir", for example). Each round adds one measurement to each
 // subject.
 type times map[string][]time.Duration
 

@@ -19,8 +19,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// These are the two changes that TestChanges measures. A new policy for the server has the peer newcomer. Or the pod
-// newcomer appears, which is a peer of the last policy.
+// TestChanges measures two changes. In the first, a new policy allows connections from the pod newcomer to the server.
+// In the second, the pod newcomer becomes a peer of the last policy.
 const (
 	policyChange = "a policy"
 	podChange    = "a pod elsewhere"
@@ -31,7 +31,8 @@ var (
 	more     = allow{pods: "server", peers: "newcomer", ports: web}
 )
 
-// changer begins or ends one kind of change on a node. what is the kind. It returns when the kernel has the change.
+// changer makes or undoes a change on a node, and returns when the kernel has the change. what is policyChange or
+// podChange.
 type changer func(what string, begins bool)
 
 // TestChanges prints how long a change takes, from the changed object until the kernel has the change, on nodes with
@@ -154,7 +155,7 @@ func byCommands(t *testing.T, n *packetNode, w *workload, flavour iptables.Flavo
 	}
 }
 
-// byTables reads the table filter, and then restores all sets and the whole table. kube-router does this for each
+// byTables restores all sets, reads the table filter, and restores the whole table. kube-router does this for each
 // change.
 func byTables(t *testing.T, n *packetNode, w *workload, flavour iptables.Flavour) changer {
 	without, with := *w, *w

@@ -12,7 +12,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// shape is a node with certain pods and policies, which is a point of a curve.
+// shape is one point of a curve: a node with certain pods and policies.
 type shape struct {
 	name string
 	w    *workload

@@ -17,8 +17,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// This file has other possible layouts of the guard's rules, which docs/benchmarks.md compares. They
-// have only the rules that the measured packets meet, and a rule that drops all other frames.
+// This file has other layouts of the guard's rules. docs/benchmarks.md compares them with the guard. Each layout has
+// only the rules that the measured packets meet, and a rule that drops all other frames.
 
 // guardedPort has the values of a pod's port from which a layout makes rules.
 type guardedPort struct {
@@ -61,7 +61,8 @@ func pastTable(family string) string {
 		"meta iifgroup 2003134834 accept\niifname \"weirp*\" counter drop\n}\n}\n"
 }
 
-// byName looks up the link's name, the MAC and the address in a set that grows. The guard did this until November 2026.
+// byName looks up the link's name, the MAC and the address in a set without a fixed size. The guard did this until
+// November 2026.
 func byName(n *packetNode) string {
 	set := "set senders4 { typeof iifname . ether saddr . ip saddr; elements = { "
 	for _, p := range n.guardedPorts() {

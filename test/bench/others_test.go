@@ -14,9 +14,9 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// This file has the packet filters of other programs, after public descriptions of their rules. It leaves out
-// everything else that these programs do. If a program also compares more of a packet, it is slower than the filter
-// here.
+// This file has the packet filters of other programs. They follow public descriptions of these programs' rules, and
+// leave out everything else that the programs do. A program that also compares more of a packet is slower than its
+// filter here.
 
 func (w *workload) sets() string {
 	var b strings.Builder
@@ -180,8 +180,8 @@ func addressFlag(egress bool) string {
 	return "d"
 }
 
-// queued returns rules that pass first packets from and to pods to a program, as kube-network-policies does. See
-// https://github.com/kubernetes-sigs/kube-network-policies/blob/main/README.md
+// queued returns rules that send the first packets of pods' connections to a program, as kube-network-policies does.
+// See https://github.com/kubernetes-sigs/kube-network-policies/blob/main/README.md
 func (w *workload) queued() text {
 	sets := "create pods hash:ip\n"
 	for i := range w.local {

@@ -188,8 +188,8 @@ func race(t *testing.T, bare *packetNode, all []contestant, kinds []traffic) {
 
 const triesOfARound = 3
 
-// measureBoth measures the two nodes in turns. Each of the two begins in every other round. If one measurement fails,
-// it measures both again.
+// measureBoth measures one node after the other. In every other round, the second node comes first. If a measurement
+// fails, measureBoth measures both nodes again, at most triesOfARound times in all.
 func measureBoth(t *testing.T, pair [2]*packetNode, k traffic, round int) (took [2]time.Duration, err error) {
 	t.Helper()
 	for range triesOfARound {

@@ -97,7 +97,7 @@ type flows struct {
 	mu          sync.Mutex
 	sending     map[int]net.Conn
 	next        int
-	first, last map[int]time.Time // when the first and the last packet that have arrived were sent
+	first, last map[int]time.Time // when the packets that arrived first and last were sent, by the flow's number
 }
 
 const portA, portB = 1001, 1002
@@ -179,7 +179,7 @@ func (f *flows) arrived(number int, times map[int]time.Time) (time.Time, bool) {
 	return at, ok
 }
 
-// awaitFirst waits until a packet of the flow arrives, and returns when this packet was sent.
+// awaitFirst waits until a packet of the flow arrives. It returns the time at which this packet was sent.
 func (f *flows) awaitFirst(number int) time.Time {
 	f.Helper()
 	for began := time.Now(); ; time.Sleep(interval) {
@@ -192,7 +192,8 @@ func (f *flows) awaitFirst(number int) time.Time {
 	}
 }
 
-// awaitLast waits until packets of the flow no longer arrive, and returns when the last packet that arrived was sent.
+// awaitLast waits until packets of the flow no longer arrive. It returns the time at which the last packet that arrived
+// was sent.
 func (f *flows) awaitLast(number int) time.Time {
 	f.Helper()
 	for began := time.Now(); ; time.Sleep(interval) {
@@ -222,8 +223,8 @@ func (f *flows) turn() map[string][]float64 {
 	return took
 }
 
-// round makes four changes: a policy allows a flow, changes its port twice, and then allows nothing. It calls note for
-// each.
+// round makes four changes: a policy allows a flow, changes its port twice, and then allows nothing. A change of the
+// port allows one flow and denies another. round calls note for each flow that a change allows or denies.
 func (f *flows) round(wait func(), note func(what string, from, to time.Time)) {
 	f.Helper()
 	var flow int

@@ -1,6 +1,6 @@
-// Command floor is the least that every plugin must do, to compare plugins with. "add" makes a veth pair, gives the
-// pod's end an address, and makes a route on the node and one in the pod. "del" deletes the veth pair. It reads no
-// configuration, stores nothing and checks nothing.
+// Command floor does only what every plugin must do. Benchmarks compare plugins with it. "add" makes a veth pair, gives
+// the pod's end an address, and makes a route on the node and one in the pod. "del" deletes the veth pair. floor reads
+// no configuration, stores nothing and checks nothing.
 //
 //	floor add NETNS IFNAME HOSTIF ADDRESS GATEWAY
 //	floor del HOSTIF
