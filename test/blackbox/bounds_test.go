@@ -30,7 +30,7 @@ spec:
   ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]
 `
 
-// TestNamespacesWithManySelectors: if 17 namespaces need more sets than a node has room for, policies of another
+// TestNamespacesWithManySelectors: if 17 namespaces need more sets than a node has capacity for, policies of another
 // namespace still work.
 func TestNamespacesWithManySelectors(t *testing.T) {
 	testGreedy(t, func(policy int) string {
@@ -42,8 +42,8 @@ func TestNamespacesWithManySelectors(t *testing.T) {
 	})
 }
 
-// TestNamespacesWithManyRules: if namespaces need more rules than a node has room for, policies of another namespace
-// still work.
+// TestNamespacesWithManyRules: if 17 namespaces need more rules than a node has capacity for, policies of another
+// namespace still work.
 func TestNamespacesWithManyRules(t *testing.T) {
 	testGreedy(t, func(policy int) string {
 		var peers, ports []string

@@ -12,7 +12,8 @@ import (
 // TestAFlushWhileTheKernelRefuses: another program flushes the table, and the kernel refuses one of weir's rules. Then
 // isolated pods are closed.
 func TestAFlushWhileTheKernelRefuses(t *testing.T) {
-	// The key is in a rule of iptables. The value has bytes of the same rule's request to nf_tables.
+	// The key is a part of the text of a rule for iptables. The value has bytes of the nf_tables request for the same
+	// rule.
 	for refused, request := range map[string]string{
 		"connlabel": "\x08\x00\x02\x00\x00\x00\x00\x0d", // NFT_CT_LABELS
 		"comment":   "weir: connections that were let through",

@@ -63,8 +63,8 @@ func edited(
 	}
 }
 
-// TestTheOldestNodeIsEdited: the oldest Node is edited and claims what other Nodes already have. The other Nodes keep
-// their claims.
+// TestTheOldestNodeIsEdited: the oldest Node is edited, and claims networks or addresses of other Nodes. The other
+// Nodes keep their claims.
 func TestTheOldestNodeIsEdited(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -79,8 +79,8 @@ func TestTheOldestNodeIsEdited(t *testing.T) {
 		})
 }
 
-// TestNodesWithoutAge checks Nodes without a creationTimestamp. If one claims an address or a network that another
-// already has, the other keeps it.
+// TestNodesWithoutAge: Nodes have no creationTimestamp. If one of them claims an address or a network that another Node
+// already has, the other Node keeps its claim.
 func TestNodesWithoutAge(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

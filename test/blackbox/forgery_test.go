@@ -38,8 +38,8 @@ func fromOutside(t *testing.T, n *nodetest.Node) *forgery {
 	}
 }
 
-// neighbour returns the MAC of the pod's gateway. If the pod doesn't know it yet, neighbour sends a packet, so that the
-// pod asks for it.
+// neighbour returns the MAC of the pod's gateway. If the pod doesn't know this MAC yet, neighbour sends a packet, so
+// that the pod asks for the MAC.
 func neighbour(t *testing.T, name string) net.HardwareAddr {
 	t.Helper()
 	var routes []struct{ Gateway string }

@@ -81,7 +81,7 @@ func (m *mailbox) heard(t *testing.T, quiet time.Duration) []string {
 	}
 }
 
-// awaited is like heard, for datagrams of which at least one must arrive. It waits for the first one for ten seconds.
+// awaited is like heard, but at least one datagram must arrive. awaited waits up to ten seconds for the first one.
 func (m *mailbox) awaited(t *testing.T) []string {
 	t.Helper()
 	buf := make([]byte, 64<<10)
@@ -116,8 +116,8 @@ func TestFramesToLinkLocalMACsWithoutAnAgent(t *testing.T) {
 	reachNoService(t, e, a)
 }
 
-// reachNoService checks that no packet that pod e sends to a link-local MAC reaches a service of the node. An ordinary
-// packet of pod a must reach it.
+// reachNoService checks that pod e reaches no service of the node with packets to link-local MACs. An ordinary packet
+// of pod a must reach the service.
 func reachNoService(t *testing.T, e, a *nodetest.Pod) {
 	t.Helper()
 	service := listen(t, nodetest.Self, "udp", ":9999")
@@ -243,7 +243,7 @@ func tunnelPacket(t *testing.T, src, dst string, inner []byte) []gopacket.Serial
 	return datagram(src, dst, 4789, vxlan)
 }
 
-// forgesTunnel checks that no tunnel packet arrives that a pod sends to link-local MACs.
+// forgesTunnel checks that a pod's tunnel packets to link-local MACs don't arrive.
 func forgesTunnel(t *testing.T, own, other string) {
 	_, e, b, here, there := tunnelNode(t, own, other)
 	box := listen(t, b.Netns, "udp", ":9999")

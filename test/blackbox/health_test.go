@@ -38,7 +38,7 @@ func asked(t *testing.T) net.Conn {
 	return conn
 }
 
-// isOpen reports whether the other end has not closed the connection so far.
+// isOpen reports whether the connection is still open. It is false if the other end has closed it.
 func isOpen(t *testing.T, conn net.Conn) bool {
 	t.Helper()
 	raw, err := conn.(*net.TCPConn).SyscallConn()
@@ -63,7 +63,7 @@ func hungUp(t *testing.T, conn net.Conn, within time.Duration) bool {
 	return err != nil && !errors.Is(err, os.ErrDeadlineExceeded)
 }
 
-// TestIdleHealthConnectionsEnd: the agent closes a connection that is idle after an answer, within 20 seconds.
+// TestIdleHealthConnectionsEnd: if a connection is idle after an answer, the agent closes it within 20 seconds.
 func TestIdleHealthConnectionsEnd(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

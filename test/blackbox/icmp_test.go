@@ -95,8 +95,8 @@ func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 		"ip -n outside route add 10.99.0.0/24 via 192.0.2.2", "ip -n outside route add fd00:10:99::/64 via 2001:db8::2",
 		"ip -n outside route add 10.88.0.0/24 via 192.0.2.2", "ip -n outside route add fd00:10:88::/64 via 2001:db8::2",
 	)
-	// Package net checks only once which families work, by binding to ::1. It must not do this in a pod whose loopback
-	// link is down.
+	// Package net checks only once which families work, by binding to ::1. This call makes net check here, because
+	// the check would fail in a pod whose loopback link is down.
 	l, err := net.Listen("tcp", ":0")
 	if err != nil {
 		t.Fatal(err)
@@ -179,8 +179,8 @@ func TestForgedErrors(t *testing.T)             { forgedErrors(t, "weir") }
 func TestForgedErrorsBehindPtp(t *testing.T)    { forgedErrors(t, "ptp") }
 func TestForgedErrorsBehindBridge(t *testing.T) { forgedErrors(t, "bridge") }
 
-// forgedErrors checks that no ICMP error arrives that a pod sends about packets which it never received. Connection
-// tracking alone would accept such errors, because the packet inside belongs to a known connection.
+// forgedErrors checks that ICMP errors don't arrive if their sender is a pod that never received the packet in the
+// error. Connection tracking alone would accept such errors, because that packet belongs to a known connection.
 func forgedErrors(t *testing.T, plugin string) {
 	if !isolatedBehind(t, plugin) {
 		return
@@ -221,7 +221,7 @@ func forgedErrors(t *testing.T, plugin string) {
 		if got := heard(atOutside, "secret to the world"); got != nil {
 			t.Errorf("an error that carries %q came to the host outside", got)
 		}
-		// This is an error to the node itself. If the node accepted it, it would send smaller packets.
+		// This is an error to the node itself. If the node accepted the error, the node would send smaller packets.
 		own := dial(t, nodetest.Self, net.JoinHostPort(x.outside, "53"))
 		f.send(x.node, tooBig, flow(own.LocalAddr().String(), own.RemoteAddr().String()), "x")
 		time.Sleep(50 * time.Millisecond)

@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// withoutXtables hides the programs of ipset and xtables. The kernel then refuses requests for ipset and xtables with
-// the given error. If refused is 0, the kernel doesn't know them.
+// withoutXtables hides the programs of ipset and xtables, and makes the kernel refuse their requests with the error
+// refused. If refused is 0, the kernel instead seems to lack ipset and xtables.
 func withoutXtables(t *testing.T, refused unix.Errno) {
 	t.Helper()
 	programs := t.TempDir()

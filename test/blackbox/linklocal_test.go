@@ -56,8 +56,8 @@ func TestLinkLocalWithoutIPv6Pods(t *testing.T) {
 	n.Reach(other, linkLocalOf(n, server.Netns, "eth0"), false)
 }
 
-// linkLocalOf waits until the link has a link-local address that the kernel has checked. It returns the address of a
-// server's port there, as pods write it.
+// linkLocalOf waits until the link has a link-local address that the kernel has checked. It returns this address with
+// the zone eth0 and the port 80, as a client in a pod writes it.
 func linkLocalOf(n *nodetest.Node, netns, link string) (address string) {
 	n.Eventually("a link-local address of "+link, func() error {
 		for line := range strings.Lines(nodetest.Run(n, "nsenter", "--net="+netns,

@@ -242,7 +242,7 @@ func TestBadPoliciesClose(t *testing.T) {
 		n.Manifest("bad.yaml", bad(spec))
 		reach(false, true)
 	}
-	// Now the selector can't be read, so the last good version stays in force.
+	// A good version comes first. In the next version, the selector can't be read, so the good version stays in force.
 	n.Manifest("bad.yaml", bad("{podSelector: {matchLabels: {app: server}}}"))
 	reach(false, true)
 	n.Manifest("bad.yaml", bad("{podSelectr: {}, ingress: [{}]}"))
@@ -298,7 +298,8 @@ spec:
 	n.Reach(three, server.IP+":80", false) // it is unknown whether the namespace of three has the label team
 }
 
-// TestTwoFilesWithOneObject: if two files have different versions of a policy, only what both allow is allowed.
+// TestTwoFilesWithOneObject: if two files have different versions of a policy, a connection passes only if both
+// versions allow it.
 func TestTwoFilesWithOneObject(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -405,8 +406,8 @@ func TestOddFiles(t *testing.T) {
 	n.Reach(client, server.IP+":80", true)
 }
 
-// TestALinkThatLeadsNowhere: the target of a symbolic link doesn't exist. It may have a policy, so a new agent isn't
-// ready.
+// TestALinkThatLeadsNowhere: the target of a symbolic link doesn't exist. The missing file may have a policy, so a
+// new agent isn't ready. A running agent keeps the policy that the file had.
 func TestALinkThatLeadsNowhere(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

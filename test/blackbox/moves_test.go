@@ -21,7 +21,7 @@ import (
 // settle is how long kube-proxy must use the other backend before the agent also moves to it.
 const settle = "100ms"
 
-// movingPods has a server, and three pods. A policy allows two ports of the server to them.
+// movingPods has a server and three other pods. A policy allows the three pods two ports of the server.
 const movingPods = `
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
@@ -54,7 +54,7 @@ metadata: {name: intruder, namespace: other, labels: {app: client}}
 type moves struct {
 	*nodetest.Node
 	server, client   *nodetest.Pod
-	intruder         *nodetest.Pod // its connections are forbidden
+	intruder         *nodetest.Pod // connects only to ports that no policy allows
 	stop             chan struct{}
 	traffic          sync.WaitGroup
 	tried, forbidden atomic.Int64 // how many allowed and forbidden connections were attempted
@@ -152,7 +152,8 @@ func (m *moves) countArrivals() {
 	})
 }
 
-// answersWithin is long enough for TCP to repeat a connection's first packet. Such repetitions are counted.
+// answersWithin is long enough for TCP to repeat a connection's first packet. The function end reports repeated packets
+// as failures.
 const answersWithin = 5 * time.Second
 
 func (m *moves) dial(netns, network, address string) (conn net.Conn, err error) {
@@ -164,8 +165,8 @@ func (m *moves) dial(netns, network, address string) (conn net.Conn, err error) 
 	return conn, err
 }
 
-// start begins to make 200 new connections per second, of which a third are forbidden. It also keeps two connections in
-// use.
+// start begins to make 200 new connections per second. About a third of them are forbidden. It also keeps two
+// connections in use.
 func (m *moves) start() {
 	m.Helper()
 	dial := func(network, address string) (net.Conn, error) { return m.dial(m.client.Netns, network, address) }
@@ -240,8 +241,8 @@ func (m *moves) start() {
 	}
 }
 
-// keepCalling calls the function attempt at this rate per second, until the traffic ends. Calls don't wait for each
-// other, except those for a long-lived connection.
+// keepCalling calls the function attempt until the traffic ends. rate is the number of calls per second. Calls don't
+// wait for each other, except those for a long-lived connection.
 func (m *moves) keepCalling(what string, rate int, forbidden bool, attempt func() error) {
 	m.traffic.Add(1)
 	go func() {

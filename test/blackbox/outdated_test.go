@@ -85,8 +85,9 @@ func TestAConfigurationOfAFormerLife(t *testing.T) {
 	}
 }
 
-// TestAConfigurationWithoutAPodCIDR: while the Node has no podCIDR, for example because it was deleted and has
-// registered again, no pod starts by the configuration of its former life: another node may have that podCIDR now.
+// TestAConfigurationWithoutAPodCIDR: while the Node has no podCIDR of its own, no pod starts with the old
+// configuration. This happens, for example, after a Node was deleted and has registered again. Another node may have
+// its old podCIDR.
 func TestAConfigurationWithoutAPodCIDR(t *testing.T) {
 	for name, nodes := range map[string]string{
 		"none": nodes(),

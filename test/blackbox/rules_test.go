@@ -258,8 +258,8 @@ func TestForwardThatRefusesAllLegacy(t *testing.T) {
 	forwardThatRefusesAll(t, "legacy")
 }
 
-// TestForwardThatRefusesAllLegacyBesideNftables: with the backend nftables, packets that policies allow pass although
-// the chain FORWARD of iptables-legacy refuses all packets at its end.
+// TestForwardThatRefusesAllLegacyBesideNftables: with the backend nftables, packets pass if policies allow them, even
+// if the chain FORWARD of iptables-legacy refuses all packets at its end.
 func TestForwardThatRefusesAllLegacyBesideNftables(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -268,7 +268,7 @@ func TestForwardThatRefusesAllLegacyBesideNftables(t *testing.T) {
 	forwardThatRefusesAll(t, "legacy")
 }
 
-// forwardThatRefusesAll checks that packets which policies allow pass, although the chain FORWARD refuses all packets
+// forwardThatRefusesAll checks that packets pass if policies allow them, even if the chain FORWARD refuses all packets
 // at its end. An earlier DROP rule of the chain must still apply.
 func forwardThatRefusesAll(t *testing.T, flavour string) {
 	t.Helper()

@@ -182,7 +182,7 @@ func TestRemovedFiles(t *testing.T) {
 	})
 	n.KillAgent()
 	n.StartAgent()
-	for _, p := range []*nodetest.Pod{closed, open} { // the new agent doesn't know them
+	for _, p := range []*nodetest.Pod{closed, open} { // their records are lost, so both are closed
 		n.Reach(client, p.IP+":80", false)
 	}
 }

@@ -55,9 +55,9 @@ func rpFilter(t *testing.T, netns string, value int) {
 	})
 }
 
-// arrives calls the function send, and reports whether a datagram reaches the address. control sends a datagram that
-// begins with "control" and must arrive; then the wait ends. If control is nil, the wait ends when nothing arrives for
-// 300 ms. control is called again after such a silence, because the machine may be busy.
+// arrives calls the function send, and reports whether a datagram reaches the address. The function control sends a
+// datagram that begins with "control". The wait ends when this datagram arrives. If nothing arrives for 300 ms, arrives
+// calls control again, because the machine may be busy. If control is nil, the wait ends after 300 ms of silence.
 func arrives(t *testing.T, netns, address string, send, control func()) bool {
 	t.Helper()
 	var conn *net.UDPConn
@@ -126,8 +126,8 @@ func honest(t *testing.T, to string) func() {
 	return func() { wire(t, 2, node1, node2, vxlanPort, inTunnel(t, vni, forged(t, from, to, "control"))) }
 }
 
-// TestForgedRemotePods: packets that a host between the nodes sends without a tunnel, with a source address of the
-// pods' networks, don't arrive.
+// TestForgedRemotePods: a host between the nodes sends packets without a tunnel, with source addresses from the pods'
+// networks. The packets don't arrive.
 func TestForgedRemotePods(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

@@ -219,7 +219,7 @@ func TestALegacyTableThatIptablesCantPrint(t *testing.T) {
 }
 
 // TestWhichIptablesIsUnknown: if kubelet's chain is in iptables-nft, the agent uses iptables-nft, even if it can't read
-// the table nat. Without such a chain, and if iptables-legacy can't print its rules, the agent isn't ready.
+// the table nat. If there is no such chain, and iptables-legacy can't print its rules, the agent isn't ready.
 func TestWhichIptablesIsUnknown(t *testing.T) {
 	t.Run("nft", func(t *testing.T) {
 		if !nodetest.IsolatedWithWeir(t) {
@@ -253,7 +253,8 @@ func TestWhichIptablesIsUnknown(t *testing.T) {
 	})
 }
 
-// TestAGuardThatCantBeMadeIsNotForgotten: if the guard can't be written at first, the agent isn't ready until it is.
+// TestAGuardThatCantBeMadeIsNotForgotten: if the guard can't be written at first, the agent isn't ready until the guard
+// is written.
 func TestAGuardThatCantBeMadeIsNotForgotten(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -393,7 +394,7 @@ func TestStoppedAgent(t *testing.T) {
 		})
 	}
 	for question, what := range map[string]string{"pods": "x/b", "pods -o json": `"x/b"`, "status": "weir-pods"} {
-		asked.Go(func() { // these also know what the files and the kernel have
+		asked.Go(func() { // these commands still print what they read from files and the kernel
 			cmd := exec.CommandContext(t.Context(), filepath.Join(n.Bin, "weirctl"), strings.Fields(question)...)
 			out, err := cmd.CombinedOutput()
 			if cmd.ProcessState.ExitCode() != 1 || !strings.Contains(string(out), what) ||

@@ -95,8 +95,8 @@ func TestNextHopOfTheOtherFamily(t *testing.T) {
 	allReach(c, pods, "crossSubnet")
 }
 
-// TestOverlayPortAndVNI: if another overlay uses weir's default port and VNI, weir works with another port and VNI. No
-// pod can send to weir's port.
+// TestOverlayPortAndVNI: if another overlay uses weir's default port and VNI, weir works with another port and VNI.
+// Pods can't send to the port that weir uses.
 func TestOverlayPortAndVNI(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
