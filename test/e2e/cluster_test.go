@@ -100,7 +100,7 @@ func eventually(t *testing.T, within time.Duration, what string, check func() er
 	}
 }
 
-// namespace makes a namespace, and waits for its service account, without which no pod can be created.
+// namespace makes a namespace, and waits for its service account. No pod can be created before that.
 func namespace(t *testing.T, name string) string {
 	t.Helper()
 	kubectl(t, "create", "namespace", name)

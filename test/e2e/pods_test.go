@@ -33,7 +33,7 @@ func TestProbesPass(t *testing.T) {
 }
 
 // TestHostPort: the world and a pod on another node reach a pod's hostPort. If a policy denies all connections, neither
-// does.
+// of the two reaches it.
 func TestHostPort(t *testing.T) {
 	ns := namespace(t, "host-port")
 	a, _, remote := apart(t)

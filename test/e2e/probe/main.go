@@ -188,7 +188,7 @@ func datagram() *cobra.Command {
 	return cmd
 }
 
-// forge sends VXLAN packets that it makes itself, as an attacker would who pretends to be a node.
+// forge sends forged VXLAN packets, like an attacker that pretends to be a node.
 func forge() *cobra.Command {
 	var mac, from, to, text string
 	var port, count int
