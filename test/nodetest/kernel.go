@@ -70,7 +70,7 @@ func FlushChecks() string {
 	return strings.TrimSpace(flushChecks)
 }
 
-// PodSet is the name of the set of the node's IPv4 pods in weir's messages.
+// PodSet is the name of the set with the IPv4 addresses of the node's pods. Both backends use this name.
 const PodSet = "weir-pods"
 
 func setIn(set, address string) string {
@@ -88,8 +88,8 @@ func TakeOutOf(set, address string) string {
 	return "ipset del " + strings.Fields(setIn(set, address))[2] + " " + address
 }
 
-// PutInto returns the command that adds an address to one of weir's sets. In weir-in and weir-eg, the entry is that of
-// a pod which no policy isolates.
+// PutInto returns the command that adds an address to one of weir's sets. In weir-in and weir-eg, the entry is like
+// that of a pod that no policy isolates.
 func PutInto(set, address string) string {
 	class := set == "weir-in" || set == "weir-eg"
 	switch {

@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FailedWatch calls the function watch, which must listen to netlink messages of the protocol, and sends it a message
-// that no kernel sends. It returns the error of the function watch, and fails the test if that function leaves its
-// socket open. The test must call Isolated first.
+// FailedWatch calls the function watch, which must listen to netlink messages of the protocol. FailedWatch sends watch
+// a message that is too short, and returns the error of watch. If watch leaves its socket open, the test fails. The
+// test must call Isolated first.
 func FailedWatch(t *testing.T, protocol int, watch func() error) error {
 	t.Helper()
 	before := openFiles(t)
@@ -73,7 +73,7 @@ func sendShort(t *testing.T, protocol int, port uint32) {
 		t.Fatal(err)
 	}
 	defer func() { _ = unix.Close(fd) }()
-	header := binary.NativeEndian.AppendUint16(make([]byte, 4), unix.RTM_DELLINK) // bridge.WatchPorts hears no others
+	header := binary.NativeEndian.AppendUint16(make([]byte, 4), unix.RTM_DELLINK) // bridge.WatchPorts ignores other types
 	to := &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Pid: port}
 	_ = unix.Sendto(fd, header, 0, to) // fails if the socket is closed meanwhile
 }

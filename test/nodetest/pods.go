@@ -158,7 +158,7 @@ func echo(conn net.Conn) {
 	}
 }
 
-// patience is how long Connect and Greeting wait on a busy machine.
+// patience is how long Connect and Greeting wait. It is long enough for a busy machine.
 const patience = 10 * time.Second
 
 // Dial connects from the network namespace. It gives up after a quarter of a second, because dropped packets get no
@@ -172,8 +172,8 @@ func Dial(t testing.TB, netns, network, address string) (conn net.Conn, err erro
 	return conn, err
 }
 
-// Connect connects from the network namespace. If that takes more than ten seconds, the test ends. The test closes the
-// connection when it ends.
+// Connect connects from the network namespace. If that takes more than ten seconds, the test fails. At the end of the
+// test, the connection is closed.
 func Connect(t testing.TB, netns, network, address string) (conn net.Conn) {
 	t.Helper()
 	In(t, netns, func() (err error) {

@@ -16,7 +16,7 @@ import (
 const (
 	seccompSetModeFilter = 1
 	// tsync applies the filter to all threads. newListener returns a descriptor from which the filtered calls are read.
-	// Together they need esrch.
+	// The kernel accepts both flags together only with esrch.
 	tsync, newListener, esrch = 1 << 0, 1 << 3, 1 << 4
 	retAllow, retErrno        = 0x7fff0000, 0x00050000
 	retUserNotif              = 0x7fc00000
@@ -81,7 +81,7 @@ func EditNetlink(t testing.TB, legacy bool, edit func(message []byte) unix.Errno
 	}()
 }
 
-// refusal is an error that edit has returned, and with which the system call fails.
+// refusal is an error that edit has returned. The system call fails with this error.
 type refusal struct{ error }
 
 func (r refusal) Unwrap() error { return r.error }
