@@ -17,9 +17,9 @@ type attacked struct {
 	Memory              memory // at the end of the attack
 }
 
-// attack carries out the attack, and ends it. Before and during the attack, it measures so many times another tenant's
-// ADD, and the time until a new policy denies packets. During the attack, one of the attacker's policies changes before
-// each measurement.
+// attack carries out the attack, and ends it. It measures another tenant's ADD, and the time until a new policy of that
+// tenant denies packets. rounds is the number of measurements before the attack, and again during it. During the
+// attack, one of the attacker's policies changes before each measurement.
 func (n *node) attack(a cluster.Attack, rounds int) attacked {
 	var r attacked
 	measure := func(add, deny *[]float64) {

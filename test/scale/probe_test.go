@@ -12,10 +12,11 @@ import (
 
 const (
 	probeInterval = 250 * time.Microsecond
-	// late is after how long a packet that hasn't arrived counts as dropped. Packets need only microseconds.
+	// A packet that hasn't arrived after the time late counts as dropped. Packets need only microseconds. A change counts
+	// as enforced if holds packets in a row have arrived, or were dropped.
 	late  = 20 * time.Millisecond
 	holds = 100
-	// patience is after how long a probe or an ADD gives up. This time is then the result.
+	// patience is how long a probe or an ADD may take. After this time it gives up, and the time is the result.
 	patience, patienceUnderAttack = 2 * time.Minute, 30 * time.Second
 )
 
@@ -86,8 +87,8 @@ type probe struct {
 	sent []time.Time // by number
 }
 
-// awaitRun sends packets until enough in a row have arrived, or, if arrive is false, were dropped. first is when the
-// first of these packets was sent.
+// awaitRun sends packets until holds packets in a row have arrived. If arrive is false, the packets must be dropped
+// instead. first is the time at which the first packet of this row was sent.
 func (p *probe) awaitRun(arrive bool, from int) (first time.Time, ok bool) {
 	p.Helper()
 	deadline := time.Now().Add(p.patience)
@@ -117,8 +118,9 @@ func (p *probe) awaitRun(arrive bool, from int) (first time.Time, ok bool) {
 	}
 }
 
-// row returns the number of the first packet from which on all have arrived, or, if arrive is false, none has. ok is
-// true if these are enough packets. Packets that may still be on their way don't count.
+// row finds the longest row of packets, up to the last one, that have all arrived. If arrive is false, none of them may
+// have arrived. first is the number of the row's first packet. ok is true if the row has at least holds packets. The
+// last packets don't count while they may still be on their way.
 func (p *probe) row(arrive bool, from int) (first int, ok bool) {
 	p.arrivals.mu.Lock()
 	defer p.arrivals.mu.Unlock()

@@ -3,9 +3,9 @@
 //
 //   - A namespace has up to 100 pods: ten apps of up to ten pods. Ten namespaces belong to each team.
 //   - A namespace has ten policies. Nine select one app each. The tenth isolates all pods of the namespace.
-//   - A node has up to 110 pods. The measured node's pods are spread over the first namespaces, whose number is given.
-//     In all clusters that are large enough, the measured node has the same pods and policies. As soon as these
-//     namespaces have 100 pods each, the node's pods also have the same peers.
+//   - A node has up to 110 pods. The measured node's pods are spread over the first namespaces. New gets the number of
+//     these namespaces. In all clusters that are large enough, the measured node has the same pods and policies. If
+//     these namespaces have 100 pods each, the node's pods also have the same peers.
 //   - The second node is the measured node's neighbour. It has only pods that a measurement creates.
 package cluster
 
@@ -36,11 +36,11 @@ type Cluster struct {
 	Self, Neighbour netip.Addr
 
 	localNamespaces int
-	local           map[int]int // by the pod's number, the place on the node of each of the measured node's pods
+	local           map[int]int // the measured node's pods: the place on the node, by the pod's number
 }
 
-// New returns a cluster. local is the number of pods on the measured node, at most 110. They are spread over so many
-// namespaces, which must divide the number of pods.
+// New returns a cluster. local is the number of pods on the measured node, at most 110. namespaces is the number of
+// namespaces that have these pods. pods must be a multiple of namespaces.
 func New(pods, local, namespaces int, self, neighbour netip.Addr) *Cluster {
 	c := &Cluster{Pods: pods, Self: self, Neighbour: neighbour, localNamespaces: namespaces, local: map[int]int{}}
 	for i := range min(local, podsPerNode, pods) {
@@ -104,8 +104,8 @@ func NamespaceName(ns int) string { return fmt.Sprintf("tenant-%d", ns) }
 
 func podName(k int) string { return fmt.Sprintf("app-%d-5d8c7f9b4-%02d", k/podsPerApp, k) }
 
-// number returns the number after the prefix. ok is false unless the number is at least 0 and smaller than the
-// parameter below.
+// number returns the number after the prefix. The second result is true if the name has the prefix, and the number is
+// at least 0 and smaller than the parameter below.
 func number(name, prefix string, below int) (int, bool) {
 	text, ok := strings.CutPrefix(name, prefix)
 	n, err := strconv.Atoi(text)
