@@ -16,7 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestPacketsIPv4: exactly those IPv4 packets arrive that Cyclonus allows, and packets from a pod to itself.
+// TestPacketsIPv4: an IPv4 packet arrives if Cyclonus allows it, or if a pod sends it to itself. No other packet
+// arrives.
 func TestPacketsIPv4(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -24,7 +25,8 @@ func TestPacketsIPv4(t *testing.T) {
 	bothBackends(t, "ipv4", ipv4)
 }
 
-// TestPacketsIPv6: exactly those IPv6 packets arrive that Cyclonus allows, and packets from a pod to itself.
+// TestPacketsIPv6: an IPv6 packet arrives if Cyclonus allows it, or if a pod sends it to itself. No other packet
+// arrives.
 func TestPacketsIPv6(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

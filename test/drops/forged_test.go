@@ -41,7 +41,7 @@ func TestFloodOfForgedSenders(t *testing.T) {
 		t.Errorf("the slowest packet after %v, %v for each packet", slowest, each)
 	}
 	n.Eventually("the lines stand for the packets that were sent", func() error {
-		if err := quiet.send(2); err != nil { // if the first packet was lost, the next one shows this
+		if err := quiet.send(2); err != nil { // the agent notices lost packets when a later one arrives
 			return err
 		}
 		if shown, sent := live.count.Load(), quiet.sent.Load()+flood.sent.Load(); shown+1 < sent || shown > sent {

@@ -83,7 +83,7 @@ func Objects(t testing.TB, data []byte) policy.Objects {
 }
 
 // OnNode returns the state of a node with these objects. Pods with addresses in 10.88.0.0/24 or fd00:10:88::/64 are on
-// the node. A pod with the label "attached" is behind another plugin. The label's value is the name of the node's link
+// the node. A pod with the label "attached" has a chained attachment. The label's value is the name of the node's link
 // (LINK), or of a bridge and its port (BRIDGE.PORT).
 func OnNode(objects policy.Objects) policy.State {
 	state := policy.State{Objects: objects}

@@ -316,8 +316,8 @@ func (w *world) finish(t testing.TB) {
 	})
 	// portmap sets this sysctl for the first hostPort.
 	w.sysctl(t, "ipv4/conf/weir0/route_localnet", "1")
-	// Without these sysctls, the kernel's limits for ICMP errors would hide answers. It answers an incomplete packet
-	// only after a timeout, so the timeouts are short.
+	// Without these sysctls, the kernel's limits for ICMP errors would hide answers. The kernel answers an incomplete
+	// packet only after a timeout, so the timeouts are short.
 	w.sysctl(t, "ipv4/icmp_ratelimit", "0")
 	w.sysctl(t, "ipv6/icmp/ratelimit", "0")
 	w.sysctl(t, "ipv4/icmp_msgs_per_sec", "100000")

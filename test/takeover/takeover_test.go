@@ -223,7 +223,7 @@ func dial(t *testing.T, netns, address string, timeout time.Duration) (conn net.
 	return conn, err
 }
 
-// connects opens connections. Each must be established with its first packet.
+// connects opens connections. Each must be established by its first SYN, because timeout ends before TCP repeats a SYN.
 func (tr *traffic) connects(t *testing.T, netns, address string) {
 	tr.runs(t, filepath.Base(netns)+" connects to "+address, func() error {
 		conn, err := dial(t, netns, address, timeout)
