@@ -73,8 +73,8 @@ func Other(b conf.Backend) conf.Backend {
 }
 
 // Appeared returns the backend to which kube-proxy has moved last; empty if that is unknown. The parameter before is
-// the earlier of two looks at the node, and the parameter now is the later one. The parameter last is what the call
-// before this one returned.
+// the earlier of two looks at the node, and the parameter now is the later one. The parameter last is the result of the
+// previous call.
 func Appeared(before, now Seen, last conf.Backend) conf.Backend {
 	nftables, iptables := now.Nftables && !before.Nftables, now.Iptables && !before.Iptables
 	switch {

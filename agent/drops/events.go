@@ -139,6 +139,7 @@ func noteOf(d *agentapi.Drop) string {
 	source.Port = 0 // each connection has another source port
 	note := agentapi.OneLine(fmt.Sprintf("dropped %s from %s to %s: %s",
 		strings.TrimSpace(strings.ToUpper(d.Protocol)+" "+d.ICMP), source, d.Destination, why))
-	// Without a character that is cut in half: JSON would replace it by three bytes, and the note would be too long.
+	// The cut may leave a part of a character. JSON would replace that part by three bytes, and the note would be too
+	// long. So the part is removed.
 	return strings.ToValidUTF8(note[:min(len(note), maxNote)], "")
 }

@@ -16,7 +16,7 @@ func entries(n int, port uint16) (all []Entry) {
 	return all
 }
 
-// TestHub: if a reader doesn't read, nobody waits for it, and it learns how many packets it has missed.
+// TestHub: if a reader doesn't read, the hub doesn't wait for it. The reader learns how many packets it has missed.
 func TestHub(t *testing.T) {
 	h := NewHub()
 	all, some := h.Subscribe(agentapi.DropsQuery{}), h.Subscribe(agentapi.DropsQuery{Port: 80})

@@ -14,12 +14,12 @@ type Prefix struct {
 	Chain     string
 	Direction ruleset.Direction
 	Reason    string
-	// ByLink means that only the packet's link tells its sender. Forged means that nothing tells its sender.
+	// ByLink means that only the packet's link identifies the sender. Forged means that nothing identifies the sender.
 	ByLink, Forged bool
 }
 
 // The map chains has the meanings of chains' names, and the map texts has the meanings of whole log prefixes. If a
-// meaning has no Direction, the packet's addresses tell the direction.
+// meaning has no Direction, package agent finds the direction by the packet's addresses.
 var (
 	chains = map[string]Prefix{
 		conf.IngressChain:   {Direction: ruleset.Ingress, Reason: agentapi.ByClosed},

@@ -30,7 +30,7 @@ const (
 	// Each pod or link has an account of its own, up to maxSenders. All further senders share some accounts.
 	maxSenders = 8192
 	shared     = 256
-	// Once there are maxRests accounts of left-out packets, further ones are counted by rule alone.
+	// Once there are maxRests lines of left-out packets, further left-out packets are counted by log prefix alone.
 	maxRests    = 1024
 	maxPrefixes = 4096
 	repeatAfter = time.Second
@@ -42,14 +42,14 @@ type Line struct {
 	Time  time.Time
 	Count uint64
 	*Prefix
-	// Flow has the packets' addresses and ports. For DropMore it has at most two addresses: that of the pod whose
-	// policies dropped the packets, and that of the sending pod.
+	// Flow has the packets' addresses and ports. For DropMore it has no ports, and often only one address or none: the
+	// receiver's if an ingress rule dropped the packets, and the sender's if it is a pod with an account of its own.
 	Flow nflog.Flow
 	// Port is the index of the pod's link if Prefix.ByLink is true, otherwise 0.
 	Port uint32
 	// Packet is the beginning of the first packet.
 	Packet []byte
-	// Sender is the number of the sender's account.
+	// Sender is the number of the sender's account. Ring shares its room among these numbers.
 	Sender uint64
 }
 
@@ -178,9 +178,9 @@ func (s *Sums) prefix(text []byte) *Prefix {
 	return p
 }
 
-// sender returns the account for the sender of the flow's packets. If the flow has a link, its address is forged, so
-// the link identifies the sender. Otherwise the source address does. Addresses of no pod share accounts. If there is
-// no room for more accounts, further senders share accounts too.
+// sender returns the account for the sender of the flow's packets. If the flow has a link, the link identifies the
+// sender, because the source address may be forged. Otherwise the source address identifies the sender. Addresses of no
+// pod share accounts. If there is no room for more accounts, further senders share accounts too.
 func (s *Sums) sender(f flowKey) *sender {
 	by := f.Src
 	if f.link != 0 {
