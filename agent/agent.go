@@ -13,10 +13,10 @@
 //   - A plugin hears that its pod is enrolled only after the kernel enforces the policies on the pod. While the
 //     kernel, the records or the connections can't be read, no pod is enrolled.
 //   - What can't be read is unknown, neither empty nor unchanged: the loop keeps the earlier result and tries again.
-//   - Nothing is flushed first: a new agent takes over the sets, rules and routes of an earlier one.
+//   - A new agent flushes nothing: it takes over the sets, rules and routes of the earlier agent.
 //
-// The plugin changes the kernel too. It adds a new pod's addresses to the set of all pods, removes an ended pod's
-// addresses from all of weir's sets of pods, and allows a new pod's port, in the guard, to send.
+// The plugin changes the kernel too. It adds a new pod's addresses to the set of all pods, and the pod's senders to the
+// guard, so that the pod may send. It removes an ended pod's addresses from all of weir's sets of pods.
 package agent
 
 import (
@@ -53,8 +53,8 @@ type agent struct {
 	explainer explainer
 	drops     dropLog
 	flows     *flowLog
-	// turn is locked while the loop reads or changes the kernel, and during a trial of the backend in use. A trial leaves
-	// nothing, so the loop never sees the trial's sets and rules.
+	// turn is locked while the loop reads or changes the kernel. It is also locked during the trial of a backend that the
+	// loop may use or remove (see turnOf), so the loop never sees the trial's sets and rules.
 	turn sync.Mutex
 
 	// Only the loop's goroutine may use the other fields.

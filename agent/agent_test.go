@@ -279,7 +279,7 @@ func (r *running) attachUID(name, uid, address string) string {
 			Gateway: netip.MustParseAddr("10.88.0.1"),
 		}},
 	}
-	making, err := e.Begin() // no link is made: without a running ADD, the agent would take the attachment for ended
+	making, err := e.Begin() // a running ADD: without it the pod would count as ended, because it has no link
 	if err != nil {
 		r.Fatal(err)
 	}

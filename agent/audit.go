@@ -25,8 +25,8 @@ type wouldDrop struct {
 	local, peer *policy.Pod
 }
 
-// only leaves out the lines that the kernel logged for audited policies although these policies would not drop the
-// packets. If the agent can't evaluate a line, only leaves it out too, and counts its packets as unevaluated.
+// only returns the lines without the needless lines of audited policies: the kernel also logs packets that these
+// policies would not drop. A line that the agent can't evaluate is left out too, and its packets count as unevaluated.
 func (e *auditEvaluator) only(ctx context.Context, a *agent, lines []drops.Line) []drops.Line {
 	e.found = nil
 	isAudit := func(l drops.Line) bool { return l.Prefix != nil && l.Reason == agentapi.ByAudit }
@@ -96,7 +96,8 @@ func evaluateAudited(by *verdict.Evaluator, state policy.State, l drops.Line) (w
 	return w, true
 }
 
-// podAt returns nil unless exactly one pod has the address. Pods of the host network don't count.
+// podAt returns the pod that has the address. If no pod has it, or several pods have it, podAt returns nil. Pods of the
+// host network don't count.
 func podAt(s policy.State, a netip.Addr) *policy.Pod {
 	var found *policy.Pod
 	for i := range s.Pods {

@@ -23,7 +23,7 @@ import (
 
 const (
 	// The kinds of connections have a limited room: maxAudited for all kinds together, and maxAuditedEach for the kinds
-	// of one namespace. A kind with few labels takes 1.
+	// of one namespace. A kind takes 1, and 1 more for each labelRoom bytes of its policies and labels.
 	maxAudited     = 8192
 	maxAuditedEach = 1024
 )
@@ -163,8 +163,8 @@ func auditedEnd(e agentapi.DropEnd, p *policy.Pod) agentapi.AuditedEnd {
 	return end
 }
 
-// report returns the kinds of connections that the named policy would drop. An empty name means all policies. It
-// forgets a kind for which the function still returns false.
+// report returns the kinds of connections that the named policy would drop. An empty name means all policies. If the
+// function in the parameter still returns false for a kind, report forgets the kind.
 func (s *auditSums) report(name string, still func(*agentapi.AuditedTraffic) bool) agentapi.AuditReport {
 	all := s.copyKinds()
 	var ended []auditKind
@@ -242,8 +242,8 @@ func (a *agent) serveAudit(ctx context.Context, w http.ResponseWriter, r *http.R
 	writeJSON(w, http.StatusOK, report)
 }
 
-// stillDropped reports whether today's policies would drop the connection. If one of its pods is gone,
-// this is unknown, and stillDropped returns true.
+// stillDropped reports whether today's policies would drop the connection. If one of its pods is gone, that is unknown,
+// and stillDropped returns true.
 func stillDropped(by *verdict.Evaluator, s policy.State, t *agentapi.AuditedTraffic) bool {
 	for _, e := range [...]*agentapi.AuditedEnd{&t.Pod, &t.Peer} {
 		now := podAt(s, e.Address)

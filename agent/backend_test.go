@@ -302,8 +302,8 @@ func TestStraysOfIPv6KeepItsRules(t *testing.T) {
 	}
 }
 
-// TestBegin: the plugin denies new pods in both backends unless it knows the name of the agent's backend already. If no
-// backend works, it doesn't go on with the name that an earlier agent has written.
+// TestBegin: if the plugin already reads the name of the agent's backend, begin keeps the name. Otherwise begin removes
+// the name that an earlier agent wrote, even if no backend works, and the plugin denies new pods in both backends.
 func TestBegin(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

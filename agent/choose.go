@@ -92,8 +92,8 @@ func (c *chooser) choose(ctx context.Context, previous conf.Backend, broken bool
 // tryWithin limits a trial, because the loop may wait for it, and a program that the trial starts may hang.
 const tryWithin = 10 * time.Second
 
-// try returns what the node lacks of the features that the backend needs. If worked is true and the trial takes too
-// long, try returns nil: another program may have the lock of xtables.
+// try returns the features that the backend needs and the node lacks. If worked is true and the trial takes too long,
+// try returns nil: the backend may still work, and only wait for another program that has the lock of xtables.
 func (c *chooser) try(ctx context.Context, b conf.Backend, worked bool) []string {
 	if turn := c.turn(b); turn != nil {
 		turn.Lock()
@@ -112,9 +112,9 @@ func (c *chooser) try(ctx context.Context, b conf.Backend, worked bool) []string
 	return lacks
 }
 
-// turnOf returns the lock for a trial of the backend. Without the right to make a network namespace, a trial makes its
-// sets and rules on the node, and a loop that uses or removes the backend would remove them. A trial of another backend
-// runs beside the loop, so no pod and no policy waits for it.
+// turnOf returns the lock for a trial of the backend; nil if the trial may run beside the loop, so that no pod and no
+// policy waits for it. Without the right to make a network namespace, a trial makes its sets and rules on the node. If
+// the loop uses or removes this backend, it would remove them, so such a trial needs the lock.
 func (a *agent) turnOf(b, chosen conf.Backend) sync.Locker {
 	s := a.status.Load()
 	if b == chosen || string(b) == s.inUse || s.cleaning && s.inUse != "" {

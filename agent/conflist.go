@@ -58,8 +58,8 @@ func replaceFile(path string, data []byte) error {
 	return os.Rename(tmp, path)
 }
 
-// checkRuntime reports a fault if the runtime uses another network's configuration. It looks once the agent has written
-// its own, because on a node that is switched to weir the other network's file may go later.
+// checkRuntime reports a fault if the runtime uses another network's configuration. Until the agent has written its own
+// configuration, that is no fault: a node that is being switched to weir may still have the other network's file.
 func (a *agent) checkRuntime() {
 	if a.conflist.mtu != 0 {
 		a.faults.set(partRuntime, overtaken(a.Node.Conflist))

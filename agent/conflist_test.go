@@ -18,7 +18,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// newConflistAgent returns an agent whose plan is made, and which writes no file until the test calls it.
+// newConflistAgent returns an agent that has a plan. The agent doesn't run: it writes the file when the test calls
+// writeConflist.
 func newConflistAgent(t *testing.T) *agent {
 	t.Helper()
 	nodetest.Outside(t)

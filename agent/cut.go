@@ -46,9 +46,9 @@ type cutting struct {
 }
 
 // A walk's period is twice the walk's duration, and at least shortestPeriod. The periods follow one another, so in the
-// long run walks take at most half of the time. So that a few changes in a row needn't wait, a walk may begin before
-// its own period: at the beginning of the period before it, or earlyPeriods times shortestPeriod before the end of that
-// period, whichever is earlier.
+// long run walks take at most half of the time. So that a few changes in a row needn't wait, the next walk may begin
+// before the last walk's period ends: at the beginning of that period, or earlyPeriods times shortestPeriod before its
+// end, whichever is earlier.
 const (
 	shortestPeriod = 500 * time.Millisecond
 	earlyPeriods   = 4
@@ -88,8 +88,8 @@ func (s *snapshot) links() map[netip.Addr]ruleset.Link {
 }
 
 // afterApply makes a walk due if the applied change may concern a connection. If it is enough to restore known
-// connections, only that becomes due. A change that only allows more concerns no connection, unless connections are
-// cut or a walk runs. gone is true if only the addresses of ended pods may do less now.
+// connections, only that becomes due. If a change only allows more, it concerns a connection only while connections are
+// cut or a walk runs. gone is true if the change closes only addresses of ended pods.
 func (c *cutting) afterApply(r netfilter.Result, verify netfilter.Verify, gone bool) {
 	opens := r.Changed && !gone && (c.standing > 0 || c.walking)
 	if opens && (!c.walking || c.restoring) && len(c.known) == c.standing {
@@ -110,8 +110,8 @@ func (c *cutting) demand(yes bool) {
 	}
 }
 
-// walk starts a walk if one is due, or restores known connections, or sets the pause if it is too early. The kernel
-// must already have the target's rules.
+// walk starts the walk that is due, or else the restoring that is due. If it is too early, walk sets the pause instead.
+// The kernel must already have the target's rules.
 func (a *agent) walk() {
 	c := &a.cutting
 	if c.walking {
@@ -160,7 +160,7 @@ func (a *agent) endPause() {
 }
 
 // takeWalk takes a walk's result. After a failed walk, no pod is enrolled until another walk succeeds. reconcile is
-// true if this walk is the first that succeeds, because pods may be enrolled again.
+// true if this is that other walk: pods may be enrolled again.
 func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	defer a.publishStatus()
 	c := &a.cutting
@@ -220,7 +220,8 @@ func (a *agent) listed(connections []cut.Example, more int) string {
 	return strings.Join(list, ", ")
 }
 
-// walkConnections leaves a connection alone if a newer target has another verdict on it: the next walk decides.
+// walkConnections leaves a connection alone if a newer target has another verdict on the connection. The next walk then
+// decides on it.
 func walkConnections(by *snapshot, target *atomic.Pointer[snapshot]) (cut.Result, error) {
 	evaluator, newest, err := evaluators(by, target)
 	if err != nil {

@@ -19,8 +19,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestConnectionsAreWalkedWhereSomethingIsToBeFound: if a change can neither cut nor restore a connection, the
-// agent doesn't walk.
+// TestConnectionsAreWalkedWhereSomethingIsToBeFound: the agent starts a walk only after a change that may cut or
+// restore a connection.
 func TestConnectionsAreWalkedWhereSomethingIsToBeFound(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -147,7 +147,8 @@ func TestAWalkIsOvertaken(t *testing.T) {
 	}
 }
 
-// TestChangesShareAWalk: if changes come close together, they share a walk.
+// TestChangesShareAWalk: all changes during a walk, or during the pause after it, make only one more walk due. A few
+// walks may follow one another without a pause.
 func TestChangesShareAWalk(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

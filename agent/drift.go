@@ -44,10 +44,11 @@ func (d *drift) take() []uint32 {
 	return taken
 }
 
+// hearing limits the wait for the kernel's messages about changes that are already made.
 const hearing = 20 * time.Millisecond
 
-// none reports whether it is certain that no other program has changed weir's rules. It returns false if there isn't
-// time to find out.
+// none reports whether it is certain that no other program has changed weir's rules. It returns false if the kernel's
+// messages about the changes so far don't come in time.
 func (d *drift) none(ctx context.Context, backend Backend) bool {
 	now, err := backend.Generation()
 	if err != nil {

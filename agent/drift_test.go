@@ -47,8 +47,8 @@ func TestOwnChangesAreNotReadAgain(t *testing.T) {
 		})
 	}
 	flush()
-	// The tables must be read once for this flush. Two more reads may come from the first flush, if it was announced
-	// late.
+	// The tables must be read once for this flush. If the kernel announced the first flush late, that flush may cause two
+	// more reads.
 	if n := reads() - before; n < 1 || n > 3 {
 		t.Errorf("with %d changes of the agent's own the tables were read %d times, want once, for the flush", changes, n)
 	}

@@ -17,8 +17,8 @@ var errNoPosition = errors.New("this agent doesn't know which resourceVersions i
 	"server, or has not read all of its objects yet")
 
 const (
-	// An answer looks every enforcedLook, for at most longestEnforcedWait, whether the question's versions are enforced.
-	// No event tells it: most changes of objects never reach the loop.
+	// serveEnforced looks every enforcedLook, for at most longestEnforcedWait, whether the question's versions are
+	// enforced. It can't wait for an event instead, because most changes of objects cause none in the loop.
 	longestEnforcedWait = 10 * time.Second
 	enforcedLook        = 10 * time.Millisecond
 )

@@ -61,7 +61,7 @@ func inKernel(t *testing.T) error {
 	return errors.Join(errs...)
 }
 
-// TestFaultsOfObjects: if an object has a fault, it is logged once at its beginning and once at its end.
+// TestFaultsOfObjects: if an object has a problem, the agent logs it once when it begins and once when it ends.
 func TestFaultsOfObjects(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -211,7 +211,7 @@ func TestANodeThatChangesItsAddress(t *testing.T) {
 	}
 
 	// The API server reports this node's new address before the node has it. Then the node gets it.
-	both := healthy() // the agent owns the objects that it was given
+	both := healthy() // new objects, because the agent owns those that the test has passed to it
 	both.Nodes = []policy.Node{node("self", "192.0.2.22", "10.88.0.0/24"), moved.Nodes[1]}
 	r.tell(both, nil)
 	r.wantMetrics(map[string]float64{`weir_fault{part="nodes"}`: 1, "weir_ready": 1, moves: 1})

@@ -14,8 +14,8 @@ const (
 	maxLabels = 32 << 10 // a pod's labels with more bytes are not kept
 )
 
-// flowTable keeps flows. When there is no room, the source whose flows take the most room loses its least recent
-// flow. So a source with many flows doesn't push out the flows of other sources.
+// flowTable keeps flows, and the room of each flow's source (a pod or an address). When there is no room, the source
+// that takes the most room loses its least recent flow. So a source with many flows pushes out only its own.
 type flowTable struct {
 	most, room int
 	flows      map[flowKey]*agentapi.Flow

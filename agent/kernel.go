@@ -126,7 +126,8 @@ func (a *agent) readKernel(ctx context.Context, verify netfilter.Verify) (netfil
 	}
 	var err error
 	if a.moving.both {
-		// Then Read finds these addresses in the sets of the backend in use, before the other sets are removed.
+		// DenyLost adds each backend's strays to the other backend's sets. So Read finds them in the sets of the backend
+		// in use, before the other backend's sets are removed.
 		a.kernel.refreshed = false
 		err = attachment.NewNode().DenyLost()
 	}
@@ -181,8 +182,8 @@ func (a *agent) takeApplied(p applied, well bool) {
 }
 
 // cleanOther removes weir's rules from the flavour and backend that the node doesn't use. It tries again at each
-// resync until it succeeds. After a move it must succeed twice: an ADD that had begun before may make a set once
-// more.
+// resync until it succeeds. After a move it must succeed twice: an ADD that began before the move may make a set of the
+// old backend again.
 func (r *round) cleanOther(ctx context.Context) {
 	if r.moving.others == 0 || r.verify != netfilter.All {
 		return

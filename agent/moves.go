@@ -159,9 +159,9 @@ func (o Options) kind(name conf.Backend) BackendKind {
 	}}
 }
 
-// begin sets the backend to start with, and the choice. If the plugin knows another backend's name so far, it denies
-// new pods in both backends from now on, also if no backend works: the agent may use either of them later. The kernel
-// must not have been changed yet.
+// begin sets the backend to start with, and the choice. If the plugin doesn't read this backend's name yet, begin makes
+// the plugin deny new pods in both backends. It does so even if no backend works: the agent may use either of them
+// later. Call begin before the first change of the kernel.
 func (a *agent) begin(name conf.Backend, chosen choice.Choice) error {
 	a.moving.inUse, a.moving.chosen = name, chosen
 	a.publishStatus()

@@ -41,8 +41,8 @@ func (a *agent) outdated(e endpoint.Endpoint) string {
 	return ""
 }
 
-// homeless reports whether this node's pods can have no address, although the agent writes the runtime's configuration.
-// A configuration from before may be left, if the Node was deleted and has registered again.
+// homeless reports whether the node has no podCIDR for its pods, although the agent writes the runtime's configuration.
+// If the Node was deleted and has registered again, an old configuration may be left.
 func (a *agent) homeless() bool {
 	return a.Node.Conflist != "" && a.Node.Name != "" && len(a.cluster.podCIDRs(a.Node.Name)) == 0
 }

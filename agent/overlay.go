@@ -19,7 +19,7 @@ import (
 const overlayEvery = 10 * time.Minute
 
 // overlayView has the routes and tunnels to pods on other nodes. There may be thousands, so they are read only after a
-// change or after overlayEvery.
+// change or an error, after overlayEvery, and at each resync while the kernel refuses one of them.
 type overlayView struct {
 	current bool
 	// moved means that the node's addresses or paths may have changed since plan was made.
@@ -82,8 +82,8 @@ func (a *agent) reach() bool {
 	return err == nil
 }
 
-// applyOverlay applies the plan, unless nothing can have changed. It counts the parts that another program has
-// removed.
+// applyOverlay applies the plan if the plan or the kernel may have changed. It counts the parts that another program
+// has removed.
 func (a *agent) applyOverlay() error {
 	o := &a.overlay
 	same := o.version == o.applied

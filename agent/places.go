@@ -60,7 +60,7 @@ func Lock() (*HeldLock, error) {
 	if err := os.MkdirAll(endpoint.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make %s: %w", endpoint.Dir, err)
 	}
-	for end := time.Now().Add(lockWait); ; time.Sleep(10 * time.Millisecond) { // flock has no timeout of its own
+	for end := time.Now().Add(lockWait); ; time.Sleep(10 * time.Millisecond) { // the system call flock has no timeout
 		lock, err := os.OpenFile(lockFile, os.O_CREATE|os.O_RDWR, 0o600)
 		if err != nil {
 			return nil, fmt.Errorf("open the agent's lock: %w", err)
@@ -152,7 +152,7 @@ func (s *socket) current() net.Listener {
 	return s.listener
 }
 
-// Accept waits for a connection, also if keep replaces the listener meanwhile.
+// Accept waits for a connection. It goes on waiting if keep replaces the listener meanwhile.
 func (s *socket) Accept() (net.Conn, error) {
 	for {
 		l := s.current()
@@ -163,7 +163,7 @@ func (s *socket) Accept() (net.Conn, error) {
 	}
 }
 
-// Close ends Accept, and removes the socket's file, unless another agent has made a new one.
+// Close ends Accept, and removes the socket's file. It doesn't remove a file that another agent has made in its place.
 func (s *socket) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -15,7 +15,7 @@ const (
 	// kubelet reports the addresses of this interface as the pod's (defaultIfName of containerd's CRI plugin).
 	podInterface = "eth0"
 	// publishWait bounds how long an ADD waits for the publication. If the ADD didn't wait, other nodes might drop the
-	// pod's first packet, and TCP sends it again only after a second.
+	// pod's first packet. TCP would send the packet again only after a second.
 	publishWait = time.Second
 )
 

@@ -18,7 +18,7 @@ const (
 )
 
 type reaper struct {
-	// strays has addresses that are in weir-pods, the sets of all pods, but belong to no pod.
+	// strays has addresses that are in weir-pods, the sets of all pods, but belong to no attachment.
 	strays chan []netip.Addr
 	failed string // the error of the last eviction, which is logged once
 }
@@ -35,8 +35,7 @@ func (r *reaper) offer(strays []netip.Addr) {
 	}
 }
 
-// reap ends the attachments of pods that are gone without a DEL. containerd never calls GC, so the agent must do
-// it.
+// reap ends the attachments of pods that are gone without a DEL. containerd never calls GC, which would also do this.
 func (a *agent) reap(ctx context.Context) error {
 	gone := make(chan struct{}, 1)
 	watching := make(chan error, 1)

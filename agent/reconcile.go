@@ -11,7 +11,8 @@ import (
 
 const retry = time.Second
 
-// destroyLater is the time until the next round goes on destroying sets. Each round does it for at most 20 ms.
+// destroyLater is the time until the next round goes on destroying sets. Destroying an ipset may take milliseconds, so
+// a round destroys only a part of many sets.
 const destroyLater = retry / 10
 
 type round struct {
@@ -239,9 +240,9 @@ func (r *round) retryLeftSets(context.Context) bool {
 }
 
 const (
-	// quickSlices is how many rounds for more sets follow each other at once.
+	// quickSlices is how many rounds for more sets follow one another without a rest.
 	quickSlices = 16
-	// mostRest is how long the next slice may wait for rounds for events.
+	// mostRest is the longest rest. If rounds for events have put off the next slice for longer, it comes without a rest.
 	mostRest = 100 * time.Millisecond
 )
 
@@ -249,8 +250,8 @@ const (
 // for this work, or for a processor.
 func restAfter(took time.Duration) time.Duration { return min(3*took, mostRest) }
 
-// continueSlices asks for another round if the engine has more sets to make. Waiting events come before it. The first
-// rounds come at once. Then the loop rests after each round.
+// continueSlices asks for another round if the engine has more sets to make. The loop handles waiting events before
+// that round. After quickSlices such rounds, the loop rests before each further one.
 func (r *round) continueSlices(context.Context) bool {
 	c := &r.cluster
 	if !c.engine.HasSlice() {

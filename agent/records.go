@@ -240,9 +240,9 @@ func owns(a, b endpoint.Endpoint) bool {
 	})
 }
 
-// kernelRead sets churn after the kernel was read: it is true only while an ADD or DEL runs, which may still change
-// sets. For example, the ADD of a chained pod takes its addresses out of all sets, and the agent may have put them
-// there a moment before, when it read the new record. An enrolled attachment's ADD changes no sets any more.
+// kernelRead sets churn after the kernel was read. From then on, churn is true only while an ADD or DEL runs that may
+// still change sets. For example, the agent puts a chained pod's addresses into the sets when it reads the new record,
+// and the pod's ADD may take them out a moment later. Once an attachment is enrolled, its ADD changes no sets any more.
 func (r *records) kernelRead(enrolled map[string]bool) {
 	maps.DeleteFunc(r.making, func(id string, _ bool) bool {
 		busy, err := endpoint.Busy(id)

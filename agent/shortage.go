@@ -6,8 +6,8 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// reportShortage reports a shortage of addresses in the agent's status. The plugin's STATUS doesn't fail: otherwise
-// the node would become not ready and lose its running pods.
+// reportShortage reports a shortage of addresses in the agent's status. The plugin's STATUS doesn't report it, because
+// then the node would become not ready and lose its running pods.
 func (a *agent) reportShortage(ctx context.Context) {
 	shortage, err := ipam.Shortage()
 	if shortage != nil {

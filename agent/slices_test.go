@@ -68,8 +68,8 @@ func TestEventsGetNoLargeSets(t *testing.T) {
 	}
 }
 
-// TestSlicesRest: many slices in a row take at most a quarter of the loop's time. Rounds for events don't hold them up
-// for ever.
+// TestSlicesRest: many slices in a row take at most a quarter of the loop's time. Rounds for events put off the next
+// slice only for a limited time.
 func TestSlicesRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := &agent{}

@@ -32,7 +32,7 @@ func (s *snapshot) sharesNodes(o *snapshot) bool {
 
 // snapshots are stored by the loop, and loaded by any goroutine. They are never nil.
 type snapshots struct {
-	// target is what the kernel has or is about to have. The loop stores it before it changes the kernel.
+	// target is what the kernel has or is about to have. The loop stores target before it changes the kernel.
 	target atomic.Pointer[snapshot]
 	// enforced was last applied to the kernel. It is older than target while the kernel can't be changed.
 	enforced atomic.Pointer[snapshot]

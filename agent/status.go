@@ -155,7 +155,8 @@ func (s *status) class(d ruleset.Direction, e endpoint.Endpoint) string {
 
 func (e *earlierRules) has(d ruleset.Direction, addr netip.Addr) bool { return e.members[d][addr] }
 
-// gaps returns the faults because of which the agent may lack objects, or have old versions of them. s may be nil.
+// gaps returns the faults of the source and of the API server. With such a fault, the agent may lack objects or have
+// old versions of them. s may be nil.
 func (s *status) gaps() (gaps []string) {
 	if s == nil {
 		return nil

@@ -47,7 +47,8 @@ type seenNode struct {
 }
 
 // observeEvery is how often the node is observed even if the kernel has announced no change. The kernel doesn't
-// announce changes of most sysctls, which check therefore reads each time, nor of the MTUs of pods' ends.
+// announce changes of the MTUs of pods' ends. It doesn't announce changes of most sysctls either, but each check reads
+// the sysctls.
 const observeEvery = time.Minute
 
 func newUpkeep() upkeep { return upkeep{changed: make(chan struct{}, 1)} }
@@ -91,7 +92,7 @@ func (u *upkeep) notify() {
 	}
 }
 
-// hear asks for a check of the node, unless only the underlay has changed.
+// hear asks for a check of the node. If only the underlay has changed, it asks for none.
 func (u *upkeep) hear(n bridge.News) {
 	u.heard.Add(1)
 	if n.Overlay {
