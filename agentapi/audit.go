@@ -48,7 +48,7 @@ type AuditedEnd struct {
 	// Labels are the labels that the pods of the workload have in common. Labels such as job-name, which a controller
 	// sets anew for each pod or Job, are left out.
 	Labels map[string]string `json:"labels,omitempty"`
-	// Name is the name of one of the pods. It is empty unless exactly one pod has the address.
+	// Name is the name of one of the pods. It is empty if no pod has the address, or if several pods have it.
 	Name string `json:"name,omitempty"`
 	// Node is the name of the node that has the address.
 	Node    string     `json:"node,omitempty"`

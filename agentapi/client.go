@@ -3,8 +3,8 @@
 //
 // Invariants:
 //   - A pod counts as enrolled only if the agent has answered with the status 200.
-//   - Nobody waits longer for an answer than the context of the request allows.
-//   - A heartbeat that can't be read is an error. Only a missing file means that no agent was well since the boot.
+//   - No caller waits longer for an answer than the context of the request allows.
+//   - A heartbeat that can't be read is an error: it doesn't count as a missing heartbeat.
 //   - The package changes no file but the heartbeat, and no part of the kernel.
 package agentapi
 
@@ -74,7 +74,7 @@ func Ask(ctx context.Context, method, path string, body []byte) (*Question, erro
 		return nil, fmt.Errorf("%w: %w", ErrNoAgent, err)
 	}
 	q := &Question{what: method + " " + path, ctx: ctx, conn: conn}
-	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })() // an agent may not read
+	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })() // a hanging agent reads nothing
 	head := fmt.Sprintf("%s HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n", q.what, len(body))
 	if _, err := conn.Write(append([]byte(head), body...)); err != nil {
 		return nil, errors.Join(q.failed(err), conn.Close())

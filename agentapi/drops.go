@@ -25,7 +25,7 @@ type DropKind string
 const (
 	// DropShown counts packets of one sender to one address and port.
 	DropShown DropKind = "drop"
-	// DropMore counts packets that aren't shown, because their sender had too many destinations.
+	// DropMore counts packets that aren't shown, because their sender had too many destinations, or all senders together.
 	DropMore DropKind = "more"
 	// DropLost counts packets that the agent missed, because it read from the kernel too slowly.
 	DropLost DropKind = "lost"
@@ -54,8 +54,8 @@ type Drop struct {
 	// Policies isolate the pod in this direction. With ByAudit they are audited and would isolate it.
 	Policies []string `json:"policies,omitempty"`
 	Detail   string   `json:"detail,omitempty"`
-	// Packet is the beginning of the first packet, from its IP header on. It is empty unless the client asks for
-	// it.
+	// Packet is the beginning of the first packet, from its IP header on. It is empty if the client hasn't asked for it
+	// (DropsQuery.Packets).
 	Packet []byte `json:"packet,omitempty"`
 }
 
@@ -105,7 +105,7 @@ func (d *Drop) Local() (DropEnd, bool) {
 
 // DropsQuery selects drops for GET /v1/drops. The zero value selects all drops that the agent remembers.
 type DropsQuery struct {
-	// Since selects drops that are at most this old. 0 means all.
+	// Since selects drops that are at most this old. 0 means all remembered drops; with Follow, none of them.
 	Since time.Duration
 	// Follow asks for new drops too, until the client closes the connection.
 	Follow  bool

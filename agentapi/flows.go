@@ -30,7 +30,7 @@ type Flows struct {
 	// be in the future.
 	Since time.Time `json:"since,omitzero"`
 	Until time.Time `json:"until,omitzero"`
-	// Why says why the agent can't record although a recording is ordered. It is empty if the agent records.
+	// Recording is true while the agent records. If it can't record although a recording is ordered, Why is the reason.
 	Recording bool   `json:"recording"`
 	Why       string `json:"why,omitempty"`
 	// Unknown counts packets that are in no flow, for instance because the agent read too slowly.
@@ -56,7 +56,7 @@ type Flow struct {
 type FlowEnd struct {
 	// Pod is namespace/name. If several pods may have the address, commas separate them.
 	Pod string `json:"pod,omitempty"`
-	// Labels are nil unless exactly one pod has the address.
+	// Labels are nil if no pod has the address, or if several pods may have it.
 	Labels map[string]string `json:"labels,omitempty"`
 	// Node is the name of the node that has the address.
 	Node    string     `json:"node,omitempty"`

@@ -36,7 +36,7 @@ func Beat() error {
 	if err != nil {
 		return fmt.Errorf("renew the agent's heartbeat: %w", err)
 	}
-	// The file is written in place, and the number always has 20 digits, so a reader never finds an empty file.
+	// The number always has 20 digits, and replaces the earlier number in place. So a renewal never leaves the file empty.
 	_, err = f.WriteAt(fmt.Appendf(nil, "%020d", now), 0)
 	if err = errors.Join(err, f.Close()); err != nil {
 		return fmt.Errorf("renew the agent's heartbeat: %w", err)
@@ -44,7 +44,7 @@ func Beat() error {
 	return nil
 }
 
-// SinceBeat returns how long ago an agent was last well. ever is false if no agent was since the boot.
+// SinceBeat returns how long ago an agent was last well. ever is false if no agent has been well since the boot.
 func SinceBeat() (since time.Duration, ever bool, err error) {
 	text, err := os.ReadFile(heartbeat)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -62,7 +62,7 @@ func SinceBeat() (since time.Duration, ever bool, err error) {
 		return sinceChange()
 	}
 	since = now - time.Duration(beat)
-	return since, since >= 0, nil // a later time than now is of an earlier boot
+	return since, since >= 0, nil // a time in the future comes from an earlier boot
 }
 
 // sinceChange returns how long ago the file was changed. An agent of an earlier version leaves the file empty.

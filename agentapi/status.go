@@ -65,7 +65,7 @@ func (u Unenforced) String() string {
 type Class struct {
 	Direction string   `json:"direction"` // ingress or egress
 	Policies  []string `json:"policies"`  // empty if no policy isolates the pods
-	// Audited are the audited policies that would isolate the pods. It is empty if there are Policies.
+	// Audited are the audited policies that would isolate the pods. It is empty if policies isolate the pods.
 	Audited []string `json:"audited,omitempty"`
 	// Set is the set or map in the kernel that has the pods' addresses. The set may also have the addresses of other
 	// classes.
