@@ -124,8 +124,8 @@ func live() uint64 {
 	return m.HeapAlloc
 }
 
-// BenchmarkCollection measures a garbage collection of what an agent keeps of a cluster: the source's copy and
-// the engine's indexes. An idle agent pays for it too, because each resync makes some garbage.
+// BenchmarkCollection measures a garbage collection while an agent keeps a cluster: the source's copy and the engine's
+// indexes. An idle agent collects garbage too, because each resync makes some.
 func BenchmarkCollection(b *testing.B) {
 	for _, pods := range []int{1000, 100_000} {
 		b.Run(fmt.Sprintf("%d pods", pods), func(b *testing.B) {
@@ -141,7 +141,7 @@ func BenchmarkCollection(b *testing.B) {
 			for i := range pods {
 				add(b, c.mirrors.pods, scale.PodBase{Cluster: of}.At(i, 0))
 			}
-			func() { // a function of its own, so that the delta is garbage when it returns
+			func() { // a function of its own, so that the delta is garbage when the function returns
 				d := c.nextDelta()
 				engine.SetNodes(*d.Nodes)
 				engine.Apply(d)

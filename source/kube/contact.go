@@ -15,9 +15,8 @@ type contact struct {
 	errs map[string]error // the key is the path of the watch's requests
 }
 
-// Transport wraps the HTTP transport of the client (rest.Config.Wrap). It records whether the API server answers the
-// watches' requests, which Contact returns. It also removes fields that policy doesn't need from events of pods and
-// nodes.
+// Transport wraps the HTTP transport of the client (rest.Config.Wrap). For Contact, it records whether the API server
+// answers the watches' requests. It also removes fields that policy doesn't need from events of pods and nodes.
 func (s *Source) Transport(next http.RoundTripper) http.RoundTripper {
 	return roundTripper(func(r *http.Request) (*http.Response, error) {
 		resp, err := next.RoundTrip(r)

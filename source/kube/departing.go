@@ -25,7 +25,7 @@ const unknownPolicy = "(unknown: the namespace is being deleted)"
 // its pods are gone.
 //
 // An agent that starts during the deletion can't know the policies that were deleted before. It isolates all pods of
-// such a namespace, in both directions.
+// such a namespace, in both directions. It does the same if it hears of a deletion within maxWatchLag after its start.
 type departing struct {
 	namespaces map[string]*departure
 	// recent has policies that were deleted within maxWatchLag, by namespace and name.

@@ -30,7 +30,7 @@ type mirror[O object, I any] struct {
 	replaced func()
 	after    func(*policy.Name)
 	listed   bool
-	// position is a resourceVersion: the mirror has all changes up to it. It is 0 if the resourceVersion isn't a
+	// position is the resourceVersion up to which the mirror has all changes. It is 0 if the resourceVersion isn't a
 	// number.
 	position uint64
 }
@@ -200,8 +200,8 @@ func (m *mirror[O, I]) follow(
 	cache.NewReflectorWithOptions(lw, of, m, cache.ReflectorOptions{Name: "weir"}).RunWithContext(ctx)
 }
 
-// errNoStream is returned instead of a whole list if the API server can stream lists, so that the reflector tries to
-// stream again. A whole list of 100,000 pods would need 2 GB of memory.
+// errNoStream replaces a whole list if the API server can stream lists. It makes the reflector try to stream again. A
+// whole list of 100,000 pods would need 2 GB of memory.
 var errNoStream = errors.New("the API server streams lists, but the last stream has failed")
 
 func lister[L runtime.Object](list func(context.Context, metav1.ListOptions) (L, error)) cache.ListWithContextFunc {

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/agentapi"
 )
 
-// maxEventNames limits how many events the source remembers to count repetitions. When the limit is reached, it forgets
-// all of them.
+// maxEventNames limits how many events the source remembers, to count their repetitions. At the limit, the source
+// forgets all of them.
 const maxEventNames = 4096
 
 // AnnounceOnPod makes a warning event on the pod. If there is an event with the same key, it only updates that event's

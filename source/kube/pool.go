@@ -13,8 +13,8 @@ import (
 type pool[T any] struct {
 	hash  func(T) uint64
 	equal func(a, b T) bool
-	// own, if not nil, returns the copy of a new value that the pool keeps. free, if not nil, is called when the pool
-	// removes a copy.
+	// own copies a new value, and the pool keeps the copy. If own is nil, the pool keeps the value itself. If free isn't
+	// nil, the pool calls free when it removes a value.
 	own    func(T) T
 	free   func(T)
 	values map[uint64]*pooled[T]

@@ -44,7 +44,7 @@ func (p *published) markDone(pod endpoint.Pod) {
 }
 
 // AwaitPublished waits until the API server has the pod's addresses, until writing them has failed, or until ctx ends.
-// It returns early only if the caller also passes the pod to Publish.
+// The caller must also pass the pod to Publish: otherwise AwaitPublished always waits until ctx ends.
 func (s *Source) AwaitPublished(ctx context.Context, pod endpoint.Pod) {
 	s.published.mu.Lock()
 	done := s.published.doneChannel(pod)
@@ -56,8 +56,8 @@ func (s *Source) AwaitPublished(ctx context.Context, pod endpoint.Pod) {
 }
 
 // Publish writes the addresses of this node's pods into the pods' status, seconds before kubelet does. So agents on
-// other nodes know a pod before its first packet arrives. Publish doesn't wait for the API server. pods must have all
-// pods to publish: Publish forgets pods that it lacks.
+// other nodes know a pod before its first packet arrives. Publish doesn't wait for the API server. The parameter pods
+// must have all pods to publish: Publish forgets all other pods.
 //
 //   - The addresses are in the status and not in an annotation: users who may create pods could forge an annotation.
 //   - Kubelet removes the addresses about every ten seconds until the pod's first container has started. The source
@@ -97,8 +97,8 @@ func (s *Source) seeAll(ctx context.Context) {
 	}
 }
 
-// write starts to write the pod's addresses, unless its status has all of them. It doesn't try again after a failure:
-// kubelet writes the addresses some seconds later. The caller must hold the lock s.published.mu.
+// write starts to write the pod's addresses if the pod's status lacks one of them. After a failure it doesn't try
+// again: kubelet writes the addresses some seconds later. The caller must hold the lock s.published.mu.
 func (s *Source) write(ctx context.Context, p endpoint.Pod) {
 	addrs, ok := s.published.addresses[p]
 	if !ok || p.UID == "" || s.published.cluster == nil {

@@ -91,8 +91,8 @@ func (p *publishing) hasIP(name, ip string) bool {
 	return slices.ContainsFunc(pods.Items, func(o corev1.Pod) bool { return o.Name == name && o.Status.PodIP == ip })
 }
 
-// wantNone checks that the source has written nothing. It publishes the address of another pod: if the next patch is
-// for this pod, there was none before.
+// wantNone checks that the source has written nothing. It publishes the address of another pod, the pod b. If the first
+// patch is for b, there was no other patch before.
 func (p *publishing) wantNone() {
 	p.Helper()
 	p.source.Publish(p.Context(), addresses("ns-1", "b", "two", "100.96.1.99"))

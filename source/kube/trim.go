@@ -70,7 +70,7 @@ type trimmer struct {
 	in    *bufio.Reader
 	what  *kept
 	frame []byte
-	out   []byte // bytes for the client, which has read them up to at
+	out   []byte // bytes for the client; it has already read out[:at]
 	at    int
 	whole bool // passes the rest of the stream on unchanged
 }

@@ -194,8 +194,8 @@ func TestTrimNodes(t *testing.T) {
 	}
 }
 
-// TestTrimLeavesTheRestAlone: the trimmer passes on unchanged what isn't a watch on pods or nodes, and streams that it
-// can't parse.
+// TestTrimLeavesTheRestAlone: if a response is no watch on pods or nodes, or can't be parsed, the trimmer passes it on
+// unchanged.
 func TestTrimLeavesTheRestAlone(t *testing.T) {
 	stream := encodeEvents(t, watch.Event{Type: watch.Added, Object: realisticPod(1, false)})
 	const pods = "/api/v1/pods?watch=true"
@@ -226,8 +226,8 @@ func TestTrimLeavesTheRestAlone(t *testing.T) {
 	}
 }
 
-// TestTrimAnything: if bytes of a frame are random, the trimmer doesn't panic or return an error, and the frame doesn't
-// become longer.
+// TestTrimAnything: if some bytes of a frame are random, the trimmer neither panics nor returns an error, and the frame
+// doesn't become longer.
 func TestTrimAnything(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	stream := encodeEvents(t, watch.Event{Type: watch.Added, Object: realisticPod(1, true)})

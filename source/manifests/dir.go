@@ -135,8 +135,9 @@ func (d *Dir) Files() []agentapi.File {
 	return nil
 }
 
-// dropGone removes files that have been missing or empty for graceTime, and their objects. A broken link is instead
-// marked as unreadable. The caller must repeat the call when the returned channel has a message; nil means never.
+// dropGone removes files that have been missing or empty for graceTime, and their objects. It doesn't remove a broken
+// link, but marks the link as unreadable. When the returned channel has a message, the caller must call dropGone again.
+// The channel is nil if no call is needed.
 func (d *Dir) dropGone(now time.Time) (changed bool, again <-chan time.Time) {
 	var next time.Duration
 	for name, f := range d.files {

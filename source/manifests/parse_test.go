@@ -107,7 +107,7 @@ status: {phase: Running, podIP: 10.88.0.9, podIPs: [{ip: 10.88.0.2}, {ip: "fd00:
 				strings.Replace(goodPolicy, "deny", "also", 1) + "---\n" + goodPod,
 			policy.Objects{Pods: pod.Pods, Policies: policies("deny", "also").Policies},
 		},
-		// Objects of kinds that weir doesn't use cause no error, even if they have faults.
+		// Objects of kinds that weir doesn't use cause no error, even if they contain mistakes.
 		{"other kinds", "apiVersion: v1\nkind: Service\nmetadata: {name: NO}\nspeck: 1\n---\n" + goodPod +
 			"---\napiVersion: apps/v1\nkind: ControllerRevision\nspec: {template: {kind: NetworkPolicy}}\n---\n" +
 			"apiVersion: networking.k8s.io/v1\nkind: Ingress\n", pod},

@@ -133,8 +133,8 @@ func splitJSON(text []byte) (objects [][]byte, ok bool) {
 	}
 }
 
-// checkSingle returns an error unless the text is exactly one YAML document: yaml.YAMLToJSON would ignore a second one.
-// If there is no document, the error is io.EOF.
+// checkSingle returns an error if the text has a second YAML document, because yaml.YAMLToJSON would ignore it. If the
+// text has no document, the error is io.EOF.
 func checkSingle(doc []byte) error {
 	d := goyaml.NewDecoder(bytes.NewReader(doc))
 	var ignored any

@@ -2,8 +2,8 @@ package objects
 
 import "strings"
 
-// policyKinds has kinds of network policies of other programs. The key is the end of their API group. Kinds with
-// NetworkPolicy in the name needn't be here.
+// policyKinds has kinds of network policies of other programs. A key is the end of the kinds' API group. Kinds with
+// NetworkPolicy in their names needn't be here.
 var policyKinds = map[string][]string{
 	"cilium.io":                        {"CiliumEgressGatewayPolicy", "CiliumLocalRedirectPolicy"},
 	"k8s.ovn.org":                      {"EgressFirewall"},
