@@ -92,7 +92,7 @@ func (r *runs) attacks() string {
 }
 
 // perPod says how much memory each additional pod takes, between the smallest cluster with at least 1,000 pods and the
-// largest. It returns "" if there is only one such cluster.
+// largest. It returns "" if there are fewer than two such clusters.
 func (r *runs) perPod(agent string) string {
 	sizes, _ := r.columns()
 	sizes = slices.DeleteFunc(slices.Sorted(slices.Values(sizes)), func(s int) bool {

@@ -69,8 +69,8 @@ type Server struct {
 }
 
 type limits struct {
-	log       int           // how many events of a kind the server keeps, for watches that begin at an earlier version
-	queue     int           // how many events may wait for a slow client, before its watch is closed
+	log       int           // how many events of a kind the server keeps at least, for watches from an earlier version
+	queue     int           // how many events may wait for a slow client; with more, the client's watch ends
 	bookmarks time.Duration // how often the server sends bookmarks
 }
 

@@ -55,7 +55,7 @@ func (c *Cluster) Namespaces() int { return c.Pods / c.perNamespace() }
 func (c *Cluster) perNamespace() int { return min(podsPerNamespace, c.Pods/c.localNamespaces) }
 
 // place returns a pod's namespace, and the number in its name. The numbers in a namespace are all different, because 37
-// and 100 have no common divisor.
+// and podsPerNamespace (100) have no common divisor.
 func (c *Cluster) place(pod int) (ns, k int) {
 	ns = pod / c.perNamespace()
 	return ns, (pod%c.perNamespace()*37 + ns*13) % podsPerNamespace
@@ -112,8 +112,8 @@ func number(name, prefix string, below int) (int, bool) {
 	return n, ok && err == nil && n >= 0 && n < below
 }
 
-// find returns the number of the object with this name. each is the number of such objects in a namespace. nameOf
-// returns the name of the object with a given number in its namespace.
+// find returns each times the number of the object's namespace, plus the object's number in the namespace. This last
+// number is less than each. nameOf returns the object's name for it.
 func (c *Cluster) find(name types.NamespacedName, each int, nameOf func(int) string) (int, bool) {
 	ns, ok := number(name.Namespace, "tenant-", c.Namespaces())
 	if !ok {
