@@ -22,7 +22,7 @@ type frame struct {
 	own bool
 	// allowed says why the node may answer the frame. It is empty if the node must not.
 	allowed string
-	// waits is true for an incomplete packet, whose fragment the IP stack keeps.
+	// waits is true for a fragment of an incomplete packet. The IP stack keeps such a fragment.
 	waits bool
 	asks  netip.Addr
 	data  [][]byte
