@@ -224,7 +224,7 @@ func TestCollect(t *testing.T) {
 }
 
 // TestEvict: Evict removes an address only if it is in the set of all pods, belongs to no attachment, and is in no
-// network namespace. Collect leaves addresses of namespaces too.
+// network namespace. Collect, too, leaves an address in the set if a network namespace has it.
 func TestEvict(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -357,8 +357,8 @@ func (s *earlySets) PurgeEarly(addrs ...netip.Addr) (later func()) {
 	return func() { s.after, _ = bridge.PortExists(s.link) }
 }
 
-// TestSetsBeforeTheLink: DEL takes the addresses out of sets before it deletes the link, but only addresses that no
-// other process can release. Another attachment may have got such an address by then.
+// TestSetsBeforeTheLink: before DEL deletes the link, it takes an address out of the sets if no other process can
+// release the address. If another process can, another attachment may already have the address.
 func TestSetsBeforeTheLink(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -372,7 +372,7 @@ func TestSetsBeforeTheLink(t *testing.T) {
 			n.must(ipam.AssignExternal("c5:eth0", a))
 		}
 		sets := &earlySets{link: e.HostIf}
-		x := &ending{id: e.ID(), busy: name != "c3"} // the DEL of c3 isn't the only one
+		x := &ending{id: e.ID(), busy: name != "c3"} // another process is ending c3 too
 		n.must((Node{Sets: sets}).begin(x))
 		if got := slices.Contains(sets.addrs, a); got != own {
 			t.Errorf("%s: took the address out of sets early: %v, want %v", name, got, own)

@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/netfilter/conntrack"
 )
 
-// Behind another plugin weir makes no interface, and the pod's link is already up. Until the pod is enrolled,
-// only the set of all pods denies its connections.
+// If weir is chained behind another plugin, that plugin has made the interface, and the pod's link is already up. Until
+// the agent has enrolled the pod, only the set of all pods denies the pod's connections.
 
 // Chained describes an interface that another plugin has made.
 type Chained struct {
@@ -34,9 +34,9 @@ func (m *making) chainedSteps() []func() error {
 	}
 }
 
-// findChained finds the pod's link on the node, unless enforcement is off. If the link is a port of a bridge, it
-// makes the bridge's packets pass the FORWARD hook. It returns bridge.ErrBypassesForward if the link's packets can't
-// pass that hook.
+// findChained finds the pod's link on the node, unless enforcement is off. If the link is a port of a bridge,
+// findChained makes the bridge's packets pass the FORWARD hook. It returns bridge.ErrBypassesForward if the link's
+// packets can't pass that hook.
 func (m *making) findChained(c *Chained) error {
 	e := &m.record
 	e.Addresses, e.MAC = c.Addresses, c.MAC
@@ -59,9 +59,9 @@ func (m *making) findChained(c *Chained) error {
 	return failed("find the pod's link", err)
 }
 
-// assign writes the record and assigns the addresses to the attachment. It takes them out of all sets: weir may have
-// missed the DEL of an earlier attachment, or an agent may have been killed after it had put an address of an ended pod
-// into a set again. The error may be *ipam.AssignedError.
+// assign writes the record, assigns the addresses to the attachment, and takes the addresses out of all sets. Sets may
+// still have them: weir may have missed the DEL of an earlier attachment, or an agent may have put an address of an
+// ended pod into a set again before it was killed. The error may be *ipam.AssignedError.
 func (m *making) assign() error {
 	const step = "assign the pod's addresses"
 	unlock, err := endpoint.Lock()
@@ -85,8 +85,8 @@ func (m *making) deleteConnections() error {
 	return failed("delete the connections of the pod's addresses", conntrack.Delete(addrsOf(m.record.Addresses)...))
 }
 
-// checkDenied returns a *NoRuleError unless a rule is known to deny the pod's connections until it is enrolled.
-// Before the node's first agent there is no such rule.
+// checkDenied returns nil if rules deny the pod's connections until an agent enrols the pod. It returns a *NoRuleError
+// if there are no such rules, as before the node's first agent, or if the rules can't be read.
 func (m *making) checkDenied(noAgent error) error {
 	for _, addr := range m.record.Addresses {
 		if used, err := m.Sets.InUse(addr.Addr); err != nil || !used {

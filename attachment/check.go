@@ -17,7 +17,7 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// Expected is what CHECK compares an attachment with, besides its record.
+// Expected has the values that CHECK compares with the attachment, in addition to those in its record.
 type Expected struct {
 	Netns  string // path of the pod's network namespace
 	MTU    int    // 0 stands for the MTU of the link's end on the node
@@ -38,8 +38,8 @@ func Load(id string) (*endpoint.Endpoint, error) {
 }
 
 // Check returns a *StepError that names each part of the attachment that is missing or changed. It returns a
-// *NetnsError if want.Netns is no network namespace. Check finds out whether the pod is in any class. Only the agent
-// knows the right class.
+// *NetnsError if want.Netns is no network namespace. Check accepts any class of the pod, because only the agent knows
+// the right one.
 func (n Node) Check(e *endpoint.Endpoint, want Expected) error {
 	fd, err := openNetns(want.Netns)
 	if err != nil {

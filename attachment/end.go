@@ -22,7 +22,7 @@ type ending struct {
 	begun     bool // true if begin has marked the record as ending
 	forbidden bool // true if the guard has no entry of the port any more
 	unplugged bool // true if the link and the neighbour entries are deleted
-	salvaged  bool // true if the record is broken, so that it isn't known whether another plugin made the link
+	salvaged  bool // true if the record is broken: it isn't known whether weir or another plugin made the link
 }
 
 // End removes the attachment with this ID. It returns nil if there is no record. If the record is broken, End removes
@@ -71,9 +71,9 @@ func (n Node) endUnfinished(e *endpoint.Endpoint) error {
 	return n.detach(x)
 }
 
-// begin does the slowest steps, which need no lock. It marks the record as ending, so that the agent puts the
-// addresses into no more sets. Then it deletes the link, unless another plugin made it. If there is no record, it also
-// deletes the link, and returns fs.ErrNotExist.
+// begin does the slowest steps, which don't need the node's lock. It marks the record as ending, so that the agent puts
+// the addresses into no more sets. Then it deletes the link. If another plugin made the link, begin sets it down
+// instead. If there is no record, begin deletes weir's link all the same, and returns fs.ErrNotExist.
 func (n Node) begin(x *ending) error {
 	e, err := endpoint.MarkEnding(x.id)
 	missing, broken := errors.Is(err, fs.ErrNotExist), errors.Is(err, endpoint.ErrBroken)
@@ -95,12 +95,12 @@ func (n Node) begin(x *ending) error {
 	return n.unplug(x)
 }
 
-// unplug deletes the link. If no other attachment is ending, it also takes the sender out of the guard. It takes the
-// addresses out of the sets and deletes the neighbour entries only if no other process can release the addresses
-// meanwhile.
+// unplug deletes the link. If no other process can release the addresses meanwhile, unplug also deletes their neighbour
+// entries. If no other attachment is ending, unplug takes the sender out of the guard too, and, under the same
+// condition, the addresses out of the sets. If others are ending, detachAll does this for all of them together.
 //
-// Once the addresses are in no set, the rules drop the first packets from and to them, because weir0 is their link. So
-// the sets may come before the link.
+// The addresses may leave the sets before the link is deleted: on weir0, the rules drop a connection's first packet if
+// it is from or to an address in no set.
 func (n Node) unplug(x *ending) (err error) {
 	own := x.record.Addresses
 	for _, a := range x.record.Addresses {
@@ -135,7 +135,7 @@ func (x *ending) setRecord(e *endpoint.Endpoint) {
 	}
 }
 
-// endLocked does the steps that begin hasn't done. It returns the record; nil if there is none. The caller must
+// endLocked does the steps that begin hasn't done. It returns the record, or nil if there is none. The caller must
 // have the node's lock.
 func (n Node) endLocked(x *ending) (*endpoint.Endpoint, error) {
 	e, err := endpoint.MarkEnding(x.id)
@@ -167,8 +167,8 @@ func salvage(id string) (*endpoint.Endpoint, error) {
 	return e, nil
 }
 
-// detach removes everything that the attachment has, the record last. It releases the addresses only when nothing
-// else but the record refers to them. The caller must have the node's lock.
+// detach removes everything that the attachment has, the record last. It releases the addresses only when nothing but
+// the record refers to them. The caller must have the node's lock.
 func (n Node) detach(x *ending) error {
 	addresses, err := x.addresses()
 	if err != nil {
@@ -201,8 +201,8 @@ func (n Node) detach(x *ending) error {
 	return endpoint.Remove(x.id)
 }
 
-// addresses returns the addresses that the record names and that are still assigned to this attachment. An earlier
-// DEL may have released an address of the record, and ADD may have assigned it to a new attachment.
+// addresses returns the record's addresses, except those that are assigned to another attachment. An earlier DEL may
+// have released an address of the record, and ADD may have assigned that address to a new attachment.
 func (x *ending) addresses() ([]endpoint.Address, error) {
 	var own []endpoint.Address
 	for _, a := range x.record.Addresses {
@@ -224,11 +224,12 @@ func (x *ending) forbid() error {
 	return bridge.ForbidSender(x.sender)
 }
 
-// shut sets the link of a chained attachment down. No rule checks the link's packets once the pod's addresses are in
-// no set, and the pod may still run: GC ends each attachment that the runtime doesn't list, and DEL may take one
-// interface of several. If the link is down already, because begin was called, shut takes little time.
+// shut sets the link of a chained attachment down. Once the pod's addresses are in no set, no rule checks the link's
+// packets. The pod may still be running: GC ends each attachment that the runtime doesn't list, and DEL may remove one
+// of the pod's interfaces. If begin has set the link down already, shut takes little time.
 //
-// If the record is broken, the link is found by the attachment's addresses, unless they are addresses of weir's links.
+// If the record is broken, shut finds the link by the attachment's addresses. It does nothing if one of them has a
+// neighbour entry on weir0, because the link is then weir's own.
 func (x *ending) shut() error {
 	e := x.record
 	if x.salvaged {

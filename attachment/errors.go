@@ -9,8 +9,8 @@ import (
 	"github.com/weir-net/weir/ipam"
 )
 
-// StepError says which step has failed. Err is an error of the kernel or the disk. From Node.Check, it says which part
-// of the attachment is missing or wrong.
+// StepError says which step has failed. Err is an error of the kernel or the disk. In a StepError of Node.Check, Err
+// says which parts of the attachment are missing or wrong.
 type StepError struct {
 	Step string // such as "reserve addresses"
 	Err  error

@@ -20,16 +20,16 @@ import (
 // enrolTimeout limits the wait for the agent's answer. kubelet itself waits minutes for a sandbox.
 const enrolTimeout = 30 * time.Second
 
-// Request describes the attachment to make: with an interface of weir's (Link), or of another plugin's (Chained).
+// Request describes the attachment to make. weir makes its interface (Link), or another plugin has made it (Chained).
 type Request struct {
 	ContainerID, IfName string // ContainerID and IfName together are the attachment's ID
 	Network             string
 	Netns               string // path of the pod's network namespace
 	Pod                 endpoint.Pod
 	Enforcement         conf.Enforcement
-	// Link is the interface that weir makes. It is used if Chained is nil.
+	// Link is used if Chained is nil.
 	Link Link
-	// Chained is the interface that another plugin has made; nil if weir makes it.
+	// Chained is nil if weir makes the interface.
 	Chained *Chained
 }
 
@@ -98,8 +98,8 @@ func (n Node) Make(r Request, report func(Made) error) (err error) {
 	return report(made)
 }
 
-// steps returns the steps in their order. Until startLink, no packet passes a link that weir has made. So the agent
-// can enrol the pod while createLink runs.
+// steps returns the steps, in the order in which Make does them. No packet passes a link of weir's before startLink, so
+// the agent can enrol the pod while createLink runs.
 func (m *making) steps() []func() error {
 	if m.record.Chained {
 		return m.chainedSteps()

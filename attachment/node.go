@@ -9,8 +9,8 @@
 //     process is killed, Reap, GC or a second DEL removes the rest.
 //   - Unless enforcement is off, packets pass a link that weir made only after the agent has enrolled the pod.
 //   - An address is released only after the guard forbids the port to send, and no set has the address.
-//   - Addresses are assigned and released, and records are removed, under the node's lock. A DEL with the lock
-//     also ends the attachments whose DELs wait for it.
+//   - Addresses are assigned and released, and records are removed, under the node's lock. A DEL that has the lock
+//     also ends the attachments whose DELs wait for the lock.
 package attachment
 
 import "net/netip"
@@ -23,29 +23,30 @@ type Node struct {
 // NewNode returns the node that the process runs on, with the sets of the agent's backend.
 func NewNode() Node { return Node{Sets: podSets{}} }
 
-// PodSets are the packet filter's sets of this node's pods. Packets of a pod in the set of all pods are dropped
-// unless the pod's class allows them. Each backend of the packet filter has an implementation. All methods can
-// be repeated.
+// PodSets are the packet filter's sets of this node's pods. New connections of a pod in the set of all pods are dropped
+// unless the pod's classes allow them. Each backend has an implementation of PodSets. All methods can be repeated.
 type PodSets interface {
 	// Name returns the name of the set of all pods of the address's family, for messages.
 	Name(addr netip.Addr) string
 	// Deny puts the addresses into the sets of all pods, and makes missing sets. The parameter pod is the
 	// comment beside each address.
 	Deny(pod string, addrs ...netip.Addr) error
-	// Remove takes the addresses out of the sets of all pods, and out of no other set. It is for addresses that belong
-	// to no pod, which another program has put there.
+	// Remove takes the addresses out of the sets of all pods, and out of no other set. It is for strays: addresses in
+	// these sets that belong to no attachment.
 	Remove(addrs ...netip.Addr) error
 	// Purge takes the addresses out of every set that may have entries of a pod. After Purge, the addresses can be
 	// released: a later pod inherits nothing.
 	Purge(addrs ...netip.Addr) error
-	// PurgeEarly may take the addresses out of these sets, before their link is deleted. It is for addresses that no
-	// other process can release. The caller must call later() once the link is deleted, and must then call Purge.
+	// PurgeEarly may do the work of Purge before the pod's link is deleted, if that saves time. The caller must make
+	// sure that no other process can release the addresses. It must call later() once the link is deleted, and must
+	// then call Purge.
 	PurgeEarly(addrs ...netip.Addr) (later func())
 	// Contains reports whether the address is in the set of all pods.
 	Contains(addr netip.Addr) (bool, error)
 	// InUse reports whether a rule looks addresses up in the set of all pods of the address's family.
 	InUse(addr netip.Addr) (bool, error)
-	// Check returns an error for each address that isn't in the set of all pods, or that is in no class of a direction.
+	// Check returns an error for each address that isn't in the set of all pods, or that is in no ingress class or in
+	// no egress class.
 	Check(addrs ...netip.Addr) error
 	// Addresses returns the addresses in all sets that can have only pods of this node.
 	Addresses() ([]netip.Addr, error)

@@ -36,7 +36,7 @@ func (n Node) Collect(network string, valid map[string]bool) error {
 }
 
 // endEach ends the attachments for which the function ended returns true. It calls that function a second time under
-// the node's lock, because meanwhile the ID may belong to a new attachment.
+// the node's lock, because the ID may meanwhile belong to a new attachment.
 func (n Node) endEach(ended func(id string) (bool, error)) (done []endpoint.Endpoint, err error) {
 	ids, err := endpoint.IDs()
 	if err != nil {

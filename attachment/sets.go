@@ -73,8 +73,8 @@ func (s podSets) Name(addr netip.Addr) (name string) {
 	return name
 }
 
-// triesOfADeny is how often Deny tries. A try fails if the agent destroys a set meanwhile, because the agent is
-// changing its backend.
+// triesOfADeny is how often Deny tries. A try fails if the agent destroys a set meanwhile: it does so when it changes
+// its backend.
 const triesOfADeny = 5
 
 func (s podSets) Deny(pod string, addrs ...netip.Addr) (err error) {
@@ -121,7 +121,8 @@ func (s podSets) InUse(addr netip.Addr) (bool, error) {
 	return s.any(func(one PodSets) (bool, error) { return one.InUse(addr) })
 }
 
-// any reports whether the question is true for the sets of a backend. Missing sets count as no.
+// any reports whether the answer to the question is true for the sets of at least one backend. For missing sets, the
+// answer is false.
 func (s podSets) any(question func(PodSets) (bool, error)) (any bool, err error) {
 	err = s.each(func(one PodSets) error {
 		yes, err := question(one)

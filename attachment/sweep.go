@@ -107,10 +107,10 @@ func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 	return evicted, errors.Join(err, n.Sets.Remove(evicted...))
 }
 
-// DenyLost puts addresses that are in a backend's sets of pods, and that belong to no attachment, into the sets of all
-// pods of each backend that may be in use. The agent calls it before it removes a backend's sets: only these sets close
-// a pod behind another plugin if its record is lost. If an attachment ends meanwhile, its address may be added again,
-// and Evict removes it later.
+// DenyLost finds the addresses in the backends' sets of pods that belong to no attachment. It puts them into the sets
+// of all pods of each backend that may be in use. The agent calls DenyLost before it removes a backend's sets: if the
+// record of a pod behind another plugin is lost, only these sets keep the pod closed. If an attachment ends meanwhile,
+// DenyLost may add its address again, and Evict removes the address later.
 func (n Node) DenyLost() error {
 	denied, err := n.Sets.Addresses()
 	if err != nil {
@@ -134,9 +134,9 @@ func (n Node) DenyLost() error {
 	return n.Sets.Deny("unknown", lost...)
 }
 
-// sortByUse returns the addresses that no pod has any more, and those that pods behind other plugins may still have.
-// The latter must stay in the sets: otherwise no rule would check the packets of such a pod. Packets of links that weir
-// made are checked by the link.
+// sortByUse divides the addresses. inUse are those that pods behind other plugins may still have: they must stay in the
+// sets, because otherwise no rule would check these pods' packets. gone are all others. They may leave the sets: rules
+// find the packets of weir's own links by the link.
 func sortByUse(addrs []endpoint.Address) (gone, inUse []endpoint.Address, err error) {
 	if len(addrs) == 0 {
 		return nil, nil, nil

@@ -10,9 +10,9 @@ import (
 	"github.com/weir-net/weir/netfilter/conntrack"
 )
 
-// endWaiting ends x, together with all attachments whose DELs wait for the node's lock or were killed. So many pods
-// that end at once take little more time than one pod. The caller must have the node's lock, and must call the
-// returned function later() after it has unlocked.
+// endWaiting ends x, together with all attachments whose DELs wait for the node's lock or were killed. In this way, to
+// end many pods at once takes little more time than to end one. The caller must have the node's lock, and must call
+// the returned function later() after it has unlocked.
 func (n Node) endWaiting(x *ending) (later func(), err error) {
 	later = func() {}
 	ids, err := endpoint.Unattended()
@@ -35,8 +35,8 @@ func (n Node) endWaiting(x *ending) (later func(), err error) {
 	return later, err
 }
 
-// detachAll does what detach does, for all attachments: each step for all of them before the next step. The caller
-// must have the node's lock, and must call the returned function later() after it has unlocked.
+// detachAll does what detach does, for many attachments. It does each step for all of them before the next step.
+// The caller must have the node's lock, and must call the returned function later() after it has unlocked.
 func (n Node) detachAll(all []*ending) (later func(), err error) {
 	var ports []string
 	var addresses []endpoint.Address
