@@ -33,8 +33,8 @@ func ReadBackend() (conf.Backend, error) {
 	return "", nil
 }
 
-// writeWithin is how long WriteBackend waits for the node's lock. The agent's loop waits for WriteBackend, and policies
-// wait for the loop.
+// writeWithin is how long WriteBackend waits for the node's lock. The wait must be short: meanwhile the agent's loop
+// stands still, and enforces no changed policies.
 const writeWithin = time.Second
 
 // WriteBackend writes the backend's name for ReadBackend. The agent writes "" while it changes its backend. If another

@@ -3,7 +3,7 @@
 //
 //   - /run/weir/endpoints/ID.json: the record of an attachment
 //   - /run/weir/endpoints/ID.ending: the same record while the attachment is being deleted
-//   - /run/weir/lock: the node's lock
+//   - /run/weir/lock: the node's lock. Its content is the name of the agent's backend (see ReadBackend).
 //
 // Invariants:
 //   - A record is whole: it is written beside the directory and renamed into it.
@@ -96,7 +96,7 @@ func path(id string) string { return filepath.Join(recordsDir, id+suffix) }
 func endingPath(id string) string { return filepath.Join(recordsDir, id+endingSuffix) }
 
 // Save writes the record. After a crash the file has either the whole new record or the whole old one. The
-// caller must have Lock.
+// caller must have the node's lock.
 func (e *Endpoint) Save() error {
 	making, err := e.Begin()
 	if err != nil {
@@ -211,7 +211,7 @@ func Lock() (unlock func(), err error) {
 // Equivalent to: flock --timeout LIMIT /run/weir/lock COMMAND
 func lockWithin(limit time.Duration) (unlock func(), err error) {
 	return lock(func(f *os.File) error {
-		every := time.NewTicker(limit / 100) // flock has no timeout of its own
+		every := time.NewTicker(limit / 100) // the system call flock has no timeout
 		defer every.Stop()
 		for end := time.Now().Add(limit); ; <-every.C {
 			err := flock(f, lockEx|lockNb)
@@ -240,7 +240,7 @@ func lock(take func(*os.File) error) (unlock func(), err error) {
 		if InPlace(f) {
 			return func() { _ = f.Close() }, nil
 		}
-		_ = f.Close() // another program has removed the file: this lock excludes nobody
+		_ = f.Close() // another program has removed the file: this lock excludes no other process
 	}
 }
 

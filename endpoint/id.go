@@ -20,7 +20,7 @@ func CheckID(id string) error {
 	return nil
 }
 
-// ErrTooLong is what CheckID's error wraps if the ID has more than maxID bytes.
+// ErrTooLong means that an ID has more than maxID bytes.
 var ErrTooLong = errors.New("the endpoint ID is too long")
 
 // maxID is the length of the longest ID in bytes. A file's name has at most 255 bytes (NAME_MAX), endingSuffix

@@ -10,8 +10,9 @@ import (
 	"time"
 )
 
-// Lister lists the records and remembers them. It reads a file again only if the file has changed, or was younger
-// than settled when it was last read. The zero value has read nothing. A Lister isn't safe for concurrent use.
+// Lister lists the records and remembers them. It reads a file again only if the file has changed, or if the last
+// change was less than a second old (settled) when the file was read. The zero value has read nothing. A Lister isn't
+// safe for concurrent use.
 type Lister struct {
 	last map[string]listed // the records of the last List, by ID
 	all  []Endpoint        // the last result of List
@@ -84,7 +85,7 @@ func (l *Lister) unchanged(ids []string) bool {
 	})
 }
 
-// is reports whether the file is certainly the one from which the record was read.
+// is reports whether the record was read from this file, and the file has not changed since.
 func (l listed) is(file fs.FileInfo) bool {
 	return os.SameFile(l.file, file) && l.file.Size() == file.Size() && l.file.ModTime().Equal(file.ModTime())
 }
