@@ -1,11 +1,12 @@
-// Package bridge connects pods to the node. It makes, checks and repairs everything over netlink, except sysctls. It
-// owns:
+// Package bridge connects pods to the node. It owns:
 //
 //   - the Linux bridge weir0 with its addresses and routes
 //   - a veth pair for each pod: one end, weirp..., is a port of weir0, the other is the pod's interface
 //   - the addresses, routes and neighbour entries of that interface
 //   - the guard: nftables tables that keep a pod from sending from another pod's addresses
 //   - the sysctls that all of these need
+//
+// It makes, checks and repairs all of these over netlink. Only for sysctls it uses files below /proc/sys.
 //
 // Invariants:
 //   - The ports are isolated, so pods exchange no frames through the bridge. The node routes each packet between pods,
@@ -39,8 +40,8 @@ const (
 	// guard treats every link with this prefix as a pod's.
 	PortPrefix = "weirp"
 
-	// bridgeGroup is the number of weir0's link group, in which no other link is: the letters "weir". The guard
-	// recognizes weir0 by this number.
+	// bridgeGroup is the number of weir0's link group: the letters "weir" as bytes. No other link is in this group, so
+	// the guard recognizes weir0 by it.
 	bridgeGroup = 0x77656972
 
 	defaultMTU = 1500
@@ -53,8 +54,8 @@ type Bridge struct {
 	MTU   int
 }
 
-// Ensure returns weir0. It makes what is missing of the bridge, its addresses and sysctls. With mtu 0, a new bridge
-// gets the MTU of the link with the default route. The caller must hold endpoint.Lock.
+// Ensure returns weir0. It makes the bridge, its addresses and its sysctls, as far as they are missing. With mtu 0, a
+// new bridge gets the MTU of the link with the default route. The caller must hold endpoint.Lock.
 //
 // Equivalent to:
 //
@@ -76,7 +77,7 @@ func Ensure(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 }
 
 // FindReady returns weir0 if it is complete, and otherwise nil. It also calls disableBridgeNetfilter. After an error
-// it returns nil: Ensure, which the caller calls then, reports the error. FindReady needs no lock.
+// it returns nil too: the caller then calls Ensure, and Ensure reports the error. FindReady needs no lock.
 func FindReady(mtu int, gateways []netip.Prefix) *Bridge {
 	b, err := readReady(gateways)
 	if err == nil && b != nil {
@@ -95,8 +96,8 @@ func (b *Bridge) withMTU(mtu int) (*Bridge, error) {
 	return b, disableBridgeNetfilter()
 }
 
-// readReady returns weir0, or nil if weir0 is incomplete. A link-local address from an earlier weir counts as
-// incomplete.
+// readReady returns weir0, or nil if weir0 is incomplete. With a link-local address, which earlier versions of weir
+// left there, weir0 counts as incomplete.
 //
 // Equivalent to: ip link show weir0 up type bridge; ip addr show dev weir0
 func readReady(gateways []netip.Prefix) (*Bridge, error) {
@@ -157,7 +158,7 @@ func build(mtu int, gateways []netip.Prefix) (*Bridge, error) {
 	if link.Type() != "bridge" {
 		return nil, fmt.Errorf("%s is a %s, not a bridge: remove or rename it", Name, link.Type())
 	}
-	if link.Attrs().Group != bridgeGroup { // an earlier weir has made weir0
+	if link.Attrs().Group != bridgeGroup { // an earlier version of weir has made weir0
 		if err := h.LinkSetGroup(link, bridgeGroup); err != nil {
 			return nil, fmt.Errorf("set the group of %s: %w", Name, err)
 		}
@@ -236,14 +237,14 @@ func create(h netlinksafe.Handle, mtu int, mac net.HardwareAddr) (netlink.Link, 
 	return link, nil
 }
 
-// disableBridgeNetfilter keeps iptables from frames on bridges. Otherwise pods can't reach a Service with a pod on
+// disableBridgeNetfilter keeps frames on bridges out of iptables. Otherwise pods can't reach a Service with a pod on
 // the same node (see sysctlsOfBridges).
 //
 // Equivalent to: sysctl net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0
 func disableBridgeNetfilter() error { return setAll(sysctlsOfBridges()) }
 
-// underlayMTU returns the MTU of the link with the default route, IPv4's if there is one. Without any default route
-// it returns 1500.
+// underlayMTU returns the MTU of the link with IPv4's default route, or else with IPv6's. Without a default route it
+// returns 1500.
 //
 // Equivalent to: ip route show default; ip -6 route show default
 func underlayMTU(h netlinksafe.Handle) (int, error) {

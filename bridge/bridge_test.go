@@ -362,8 +362,8 @@ func TestEnsureGoesOn(t *testing.T) {
 	}
 }
 
-// TestShutPeer: a link is found by its index, whatever its name is. If no index is given, it is set down only if it
-// leads to the given network namespace.
+// TestShutPeer: ShutPeer finds a link by its index, whatever the link's name is. If no index is given, ShutPeer sets
+// the link down only if it leads to the given network namespace.
 func TestShutPeer(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

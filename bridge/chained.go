@@ -80,9 +80,9 @@ func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (Peer, err
 }
 
 // ShutPeer sets the node's end of a pod's interface down. Another plugin made the interface. ShutPeer returns nil if
-// the link is gone. It finds the link by its index, which no later link gets, because another program may have renamed
-// the link. If index is 0, ShutPeer finds the link by its name, and compares the namespace to which the link leads. The
-// agent can't do this in its container, because it doesn't see the pods' namespaces there.
+// the link is gone. It finds the link by its index, because another program may have renamed the link. No later link
+// gets the same index. If index is 0, ShutPeer finds the link by its name, and sets it down only if it leads to the
+// namespace netnsPath. The agent can't check this in its container, where it doesn't see the pods' namespaces.
 //
 // Equivalent to: ip link set HOSTIF down
 func ShutPeer(hostIf string, index int, netnsPath string) error {

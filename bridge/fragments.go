@@ -18,8 +18,8 @@ import (
 // family. There an incomplete datagram stays for 30 seconds (IPv6: 60). So a pod that sends a few thousand incomplete
 // datagrams would fill the memory, and the kernel would drop all other pods' fragments. Two measures prevent this:
 //
-//   - The guard limits the fragments that each port sends. Beyond its own share, a port may use the shared part,
-//     which the other ports leave over.
+//   - The guard limits the fragments that each port sends. Beyond its own share, a port may send as much of the shared
+//     part as the other ports leave.
 //   - weir enlarges the memory, and shortens the stay of incomplete datagrams (see reassembly).
 //
 // The guard doesn't limit fragments that come from other hosts. Other nodes reassemble the fragments of their own

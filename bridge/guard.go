@@ -75,7 +75,6 @@ func (s Sender) allElements() elements {
 	return all
 }
 
-// senderSets returns senders4, senders6 and quickSet, by name.
 func senderSets() map[string]*nftables.Set {
 	return map[string]*nftables.Set{
 		guardSets[conf.IPv4]: sendersSet(conf.IPv4), guardSets[conf.IPv6]: sendersSet(conf.IPv6), quickSet: quickSenders(),
@@ -83,8 +82,8 @@ func senderSets() map[string]*nftables.Set {
 }
 
 // AllowSender lets the port send from this MAC and these addresses. It makes the guard if there is none, or if an
-// earlier weir made it without quickSet. The port's link should exist already: an entry in quickSet needs the link's
-// index.
+// earlier version of weir made it without quickSet. The port's link should exist already: an entry in quickSet needs
+// the link's index.
 //
 // Equivalent to: nft add element bridge weir senders4 { HOSTIF . MAC . ADDR } (senders6 for IPv6 addresses)
 func AllowSender(s Sender) error {
@@ -141,8 +140,8 @@ func Unplug(s Sender, neighbours []endpoint.Address) error {
 	return errors.Join(s.deleteElements(conn), RemovePort(s.HostIf, neighbours))
 }
 
-// deleteElements deletes the sender's entries from all sets of the guard. If the link is gone, its index is unknown.
-// Then it deletes the entries in quickSet with the sender's MAC and one of its addresses.
+// deleteElements deletes the sender's entries from all sets of the guard. If the link is gone, the link's index is
+// unknown. deleteElements then deletes the entries in quickSet that have the sender's MAC and one of its addresses.
 func (s Sender) deleteElements(conn *nftables.Conn) error {
 	all := s.allElements()
 	if len(all[quickSet]) == 0 && len(all[guardSets[conf.IPv4]]) > 0 {

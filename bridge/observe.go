@@ -106,9 +106,9 @@ func nothingObserved() *Observed {
 	return o
 }
 
-// Lasts reports whether the state stays true until the kernel announces a change. It doesn't if a part couldn't be
-// read, or if an address is younger than a second: the kernel may still add its routes. Sysctls, and the MTUs of
-// pods' ends, may change without an announcement.
+// Lasts reports whether the state stays true until the kernel announces a change. It returns false if a part couldn't
+// be read, or if an address is younger than a second, because the kernel may still add the address's routes. The answer
+// doesn't cover sysctls and the MTUs of pods' ends: they may change without an announcement.
 func (o *Observed) Lasts() bool {
 	for _, fresh := range o.Fresh {
 		if fresh {

@@ -126,7 +126,7 @@ func (p PortOnBridge) restore(h netlinksafe.Handle, o *Observed) error {
 	return err
 }
 
-// setForwardingState lets the bridge forward the port's frames. The kernel refuses it while the port has no
+// setForwardingState lets the bridge forward the port's frames. The kernel refuses the request while the port has no
 // carrier.
 //
 // Equivalent to: bridge link set dev HOSTIF state 3

@@ -64,7 +64,8 @@ type Knowledge struct {
 // CHECK verifies them, and the agent repairs them. Package overlay has further settings.
 func Properties(k Knowledge) []Property {
 	all := append(reassembly(k.Memory), NoAutoconfigured{}, Sysctl{
-		// While such a packet passes FORWARD, its destination is the node, and not yet the next stop of its route.
+		// While a packet with a source route passes FORWARD, its destination is the node, and not yet the next stop of
+		// the source route.
 		Key: "net/ipv4/conf/all/accept_source_route", Value: "0", Why: "no packet chooses its own route past the policies",
 	})
 	for _, link := range []string{Name, conf.Tunnel} {
@@ -165,9 +166,9 @@ func sysctlsIPv6() []Property {
 	}
 }
 
-// sysctlsOfBridges keep packets on a bridge from iptables. With br_netfilter, kube-proxy's rules could redirect such
-// a packet to another port, and isolated ports would refuse it. weir needs no br_netfilter, because the node routes
-// all packets between pods.
+// sysctlsOfBridges keep packets on a bridge out of iptables. With br_netfilter, kube-proxy's rules could redirect such
+// a packet to another port. The bridge would then drop it, because the ports are isolated. weir needs no br_netfilter,
+// because the node routes all packets between pods.
 func sysctlsOfBridges() []Property {
 	why := "iptables doesn't check bridged frames"
 	return []Property{

@@ -15,7 +15,7 @@ import (
 // let the set grow, so a look-up takes little time. A frame that isn't in quickSet meets the guard's other rules.
 const quickSet = "links4"
 
-// quickEntries is how many entries the kernel accepts. Further ports have no entries in quickSet, so their frames
+// quickEntries is how many entries quickSet can have. Further ports have no entries in quickSet, so their frames
 // take a little longer.
 const quickEntries = 8192
 
@@ -51,7 +51,7 @@ func (s Sender) quick() []nftables.SetElement {
 	return all
 }
 
-// quickOf returns the keys of quickSet that have the MAC and the address of one of the elements.
+// quickOf returns the elements of quickSet whose MAC and address are those of one of the elements in all.
 func quickOf(has senderKeys, all elements) []nftables.SetElement {
 	senders := map[string]bool{}
 	for _, e := range all[guardSets[conf.IPv4]] {
@@ -62,7 +62,7 @@ func quickOf(has senderKeys, all elements) []nftables.SetElement {
 	})
 }
 
-// senderIn returns the MAC and the address in a key of one of the guard's sets, both as in the key.
+// senderIn returns the bytes of the MAC and the address in a key of one of the guard's sets.
 func senderIn(set, key string) string {
 	prefix := 16 // the length of a link's name in a key
 	if set == quickSet {

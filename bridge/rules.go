@@ -169,8 +169,8 @@ func forgedRules() []nft.Rule {
 //   - The first rule accepts nearly all frames of pods, and so saves the time of the other rules. It accepts no frame
 //     that a later rule drops or limits. It skips multicast, because the MACs that are for bridges are multicast.
 //   - portmap sets route_localnet on weir0, and then the kernel routes packets to loopback addresses.
-//   - Pods need no neighbour discovery, because their neighbour entries are permanent. The guard can't check such a
-//     message: the address that it is about is inside.
+//   - Pods need no neighbour discovery, because their neighbour entries are permanent. The guard can't check messages
+//     of neighbour discovery: the address that such a message announces is inside the message.
 //   - If a pod has no IPv6 address, senders6 has no element for its port, so the pod can't send IPv6.
 func portRules(sets map[string]*nftables.Set) []nft.Rule {
 	set4, set6 := sets[guardSets[conf.IPv4]], sets[guardSets[conf.IPv6]]

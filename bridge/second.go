@@ -35,7 +35,7 @@ func (t existingRoutes) tolerate(r conf.Route) func(error) error {
 }
 
 // refuse returns a function for Step.MapError. The function returns ErrRouteExists if another interface has the
-// route, or the route to its gateway.
+// route r, or the route to r's gateway.
 func (t existingRoutes) refuse(r conf.Route) func(error) error {
 	return func(err error) error {
 		byAnother := r.Gateway.IsValid() && t[netip.PrefixFrom(r.Gateway, r.Gateway.BitLen())]
@@ -53,9 +53,9 @@ func hasDefault(given []conf.Route, a endpoint.Address) bool {
 }
 
 // addSecondaryRoutes returns the routes of the interface. If the pod's default route already leads out of another
-// interface, this is a second interface, as Multus adds them. A second interface gets a route to its network instead
-// of a default route. It also gets a table with a default route for packets from its own address, because the guard
-// allows this address on no other port.
+// interface, this is a second interface, as Multus adds them. addSecondaryRoutes adds a route to a second interface's
+// network, which replaces its default route. It also adds a table with a default route for packets from the interface's
+// own address, because the guard allows this address on no other port.
 //
 // Equivalent to, in the pod:
 //

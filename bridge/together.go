@@ -15,7 +15,7 @@ import (
 )
 
 // ForbidPorts removes all entries of the ports from the guard's sets. The caller must call the returned function
-// later(). It closes the connection, and waits until the kernel no longer uses the entries.
+// later(), which closes the connection to nftables, and waits until the kernel no longer uses the entries.
 //
 // Equivalent to: nft delete element bridge weir senders4 { HOSTIF . MAC . ADDR, … } (senders6 for IPv6 addresses)
 func ForbidPorts(hostIfs []string) (later func(), err error) {
@@ -44,8 +44,8 @@ func ForbidPorts(hostIfs []string) (later func(), err error) {
 	return later, nil
 }
 
-// deleteTogether deletes the elements in one transaction. An absent element fails the whole transaction: then it
-// deletes each element in one of its own.
+// deleteTogether deletes the elements in one transaction. If an element is absent, the kernel refuses the whole
+// transaction. deleteTogether then deletes each element in a transaction of its own.
 func deleteTogether(conn *nftables.Conn, all elements) error {
 	for name, list := range all {
 		if len(list) == 0 {
