@@ -42,7 +42,7 @@ func (p Remote) forwarding(tunnel int) netlink.Neigh {
 }
 
 // setNeighbours makes the tunnel's entries equal to the entries of the remotes behind it. Multicast entries stay. If
-// the kernel refuses a new entry, the error goes to the parameter refused.
+// the kernel refuses a new entry, setNeighbours adds the node and the error to refused.
 //
 // Equivalent to:
 //
@@ -126,8 +126,8 @@ func sameRoute(have, want netlink.Route, tunnel int) bool {
 		have.Type == unix.RTN_UNICAST
 }
 
-// setRoutes makes weir's routes equal to the plan's, and deletes routes to the nodes that the parameter refused has. If
-// the kernel refuses a new route, the error goes to that parameter.
+// setRoutes makes weir's routes equal to the plan's. But it deletes the routes to nodes in refused, because the kernel
+// has refused their entries. If the kernel refuses a new route, setRoutes adds the node and the error to refused.
 //
 // Equivalent to:
 //

@@ -13,9 +13,9 @@ import (
 	"github.com/weir-net/weir/internal/nft"
 )
 
-// Gate is the nftables table "inet weir-tunnel". It checks tunnel packets, and packets from addresses of pods. No
-// policy on the receiving node checks the senders of these packets again, so a host that could send them would pass for
-// a pod.
+// Gate is the nftables table "inet weir-tunnel". It checks tunnel packets, and packets from addresses of pods. Policies
+// on the receiving node trust the source address of such a packet. So a host that could send packets from a pod's
+// address would pass for that pod.
 //
 // A tunnel packet is a UDP packet to the tunnels' port and to a node's InternalIP:
 //
@@ -28,7 +28,8 @@ import (
 //
 //   - A packet from a network whose packets travel in tunnels must come out of the tunnel. No other packets may come
 //     out of the tunnel.
-//   - A packet from a network of this node's pods must come by the link to which the route to its source leads.
+//   - A packet from a network of this node's pods must come by weir0, or by the link to which the route to its source
+//     leads.
 type Gate struct {
 	sets   []gateSet
 	chains []gateChain

@@ -225,8 +225,8 @@ func address(f conf.Family, field, set string, not bool) match {
 }
 
 // fromSender matches a tunnel packet if its outer and its inner source address together are an element of the
-// senders' set. The packet inside must be of the family inner. Its Ethernet header begins 16 bytes behind the
-// beginning of the UDP header (RFC 7348, section 5).
+// senders' set. The packet inside must be of the family inner. The inner Ethernet header begins 16 bytes after the
+// beginning of the UDP header: 8 bytes of UDP, and 8 of VXLAN (RFC 7348, section 5).
 func fromSender(outer, inner conf.Family) match {
 	ethertype, at, length, words := uint16(unix.ETH_P_IP), uint32(30+12), uint32(4), "@th,224,16 0x0800"
 	if inner == conf.IPv6 {

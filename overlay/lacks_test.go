@@ -43,7 +43,7 @@ func monitor(t *testing.T, netns string) func() []string {
 		case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 			return m.Data[5] == conf.RouteProtocol // the field rtm_protocol
 		case unix.RTM_NEWNEIGH:
-			if m.Data[8]&unix.NUD_PERMANENT == 0 { // the field ndm_state: the kernel makes such entries by itself
+			if m.Data[8]&unix.NUD_PERMANENT == 0 { // the field ndm_state; entries that aren't permanent are the kernel's
 				return false
 			}
 		}

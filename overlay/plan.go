@@ -159,7 +159,7 @@ func MAC(node netip.Addr) net.HardwareAddr {
 //
 //   - All tunnels have one family: that of this node's first address.
 //   - Packets without a tunnel need an address of their own family at the other node.
-//   - A Node without an address or a network has no Remote until it has one.
+//   - A Node that lacks an address or a network has no Remote until it has both.
 //   - A network of a family in which this node has no network has no Remote.
 func Compute(self string, o Options, nodes []policy.Node, paths Paths) Plan {
 	c := planner{Plan: Plan{Options: o}, self: self, paths: paths, macs: map[string]string{}}
@@ -200,7 +200,7 @@ func (c *planner) report(node, field, format string, args ...any) {
 }
 
 // add plans how the other node's networks are reached. A network that can't be reached also counts as behind a
-// tunnel, so the gate drops its packets: they are forged.
+// tunnel. So the gate drops all packets from this network: they are forged.
 func (c *planner) add(n policy.Node) {
 	foreign := 0 // the number of networks of a family in which this node has no network
 	for _, network := range n.PodCIDRs {

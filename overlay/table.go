@@ -183,8 +183,8 @@ func (g Gate) updateElements(conn *nftables.Conn, have gateElements) error {
 		changed = true
 		set := s.kernel()
 		if s.interval && !s.concatenated {
-			// A range is two elements in such a set, and could lose one of them. The set is small, so it is filled
-			// anew.
+			// In such a set a range is two elements, and single changes could leave a range with only one of them.
+			// The set is small, so all its elements are replaced.
 			conn.FlushSet(set)
 			stale, missing = nil, s.elements
 		}
