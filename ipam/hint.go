@@ -28,8 +28,8 @@ const (
 	blockBytes = blockSize / 8
 )
 
-// hint has one bit for each address: it is set if the address is probably assigned. With the bits, next doesn't read
-// every link.
+// hint has one bit for each address. The bit is set if the address is probably assigned. So the function next needn't
+// read the links of all assigned addresses.
 //
 // A link is made before its bit is set, and a bit is cleared before its link is removed. So after a crash, an
 // assigned address may have a clear bit, which next corrects. If the bitmaps were damaged, a free address may have a
@@ -99,8 +99,8 @@ func firstClear(data []byte, i int) int {
 	return blockSize
 }
 
-// mark sets the address's bit, unless h is read-only. If that fails, the function next reads the address's link each
-// time.
+// mark sets the address's bit, unless h is read-only. If that fails, the bit stays clear, and the function next reads
+// the address's link each time.
 func (h hint) mark(a netip.Addr) {
 	if !h.readOnly {
 		_ = change(a, true)

@@ -20,8 +20,8 @@ const hostLocalDir = "/var/lib/cni/networks"
 // settleTime is how long a file of host-local may exist before the pod has its address.
 const settleTime = time.Minute
 
-// hostLocal finds addresses from host-local that pods still use. A node that changes to weir keeps its pods, but the
-// runtime then calls only weir. So host-local's files stay, even after a reboot.
+// hostLocal finds addresses from host-local that pods still use. A node that changes to weir keeps its pods. When such
+// a pod ends, the runtime calls weir and not host-local, so host-local's file stays, even after a reboot.
 //
 //   - An address with a file is in use if a network namespace of the node has the address, or if the file is
 //     younger than settleTime.
@@ -30,7 +30,7 @@ type hostLocal struct {
 	networks []string
 	booted   time.Time
 	used     map[netip.Addr]bool // addresses of all namespaces; nil until they are needed
-	unsure   bool                // true if not all namespaces could be read
+	unsure   bool                // true if a namespace could not be read
 	unread   error               // why the files can't be listed; then each address may be in use
 }
 

@@ -13,8 +13,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestAddressesThatHostLocalGave: weir doesn't assign an address that host-local gave a running pod, or that it has
-// just given to a new one.
+// TestAddressesThatHostLocalGave: weir doesn't assign an address that host-local gave to a pod, if the pod is running
+// or is just being started.
 func TestAddressesThatHostLocalGave(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

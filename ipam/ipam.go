@@ -157,9 +157,9 @@ func next(h hint, others *hostLocal, ranges []conf.Range) (endpoint.Address, boo
 //
 // The address may still be assigned to another attachment:
 //
-//   - If that attachment has no record, or another plugin gave it the address too, weir has missed its DEL.
-//     AssignExternal then releases the address first.
-//   - If weir gave that attachment the address, or its record can't be read, AssignExternal returns an
+//   - If that attachment is ending or has no record, AssignExternal releases the address first. The same holds if
+//     another plugin gave that attachment the address: weir has then missed the attachment's DEL.
+//   - If weir gave that attachment the address, or the attachment's record can't be read, AssignExternal returns an
 //     AssignedError: two pods would have the same address.
 func AssignExternal(id string, addr netip.Addr) error {
 	if err := os.MkdirAll(addressesDir, 0o700); err != nil {

@@ -216,7 +216,7 @@ func TestBothFamilies(t *testing.T) {
 	}
 }
 
-// TestAllAddressesOrNone: if one address of a request can't be assigned, its other address is released.
+// TestAllAddressesOrNone: if one address of a request can't be assigned, the request's other address is released.
 func TestAllAddressesOrNone(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

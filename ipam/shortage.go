@@ -62,9 +62,9 @@ func recordShortage(ranges []conf.Range) {
 	}
 }
 
-// Shortage returns the error of the last pod that found no free address, as long as the ranges still have none.
-// Otherwise it removes shortageFile and returns nil. It takes no lock. With damaged bitmaps, it may report a shortage
-// until the next ADD rebuilds them.
+// Shortage returns the error of the last pod that found no free address, as long as the ranges still have no free
+// address. Otherwise it removes shortageFile and returns nil. It takes no lock. If the bitmaps are damaged, Shortage
+// may report a shortage that doesn't exist, until the next ADD rebuilds the bitmaps.
 func Shortage() (*ExhaustedError, error) {
 	data, err := os.ReadFile(shortageFile)
 	if errors.Is(err, fs.ErrNotExist) {
