@@ -3,11 +3,11 @@
 // has the manifests that people install.
 //
 // Invariants:
-//   - The package reads no file and makes no call of the kernel.
+//   - The package reads no file and doesn't call the kernel.
 //   - Parse accepts no unknown key and no wrong value. The same configuration always gives the same error.
 //   - An error about a call is an *Error and has no CNI code: plugins/weir chooses the code by the error's kind.
-//   - No other code reads the purpose of a set from the beginning of its name. If the purpose of one of weir's sets is
-//     unknown, the set counts as one that may have pods.
+//   - Only this package derives a set's purpose from the set's name. If the purpose of one of weir's sets is unknown,
+//     the set counts as one that may have pods.
 package conf
 
 import (

@@ -63,9 +63,9 @@ func typeOf(plugin json.RawMessage) string {
 	return p.Type
 }
 
-// WithAppended returns the list want, which Conflist has returned, with the plugins that other programs have appended
-// to the list have: Istio's and Linkerd's agents append plugins of their own. If both lists then mean the same, it
-// returns have.
+// WithAppended adds the plugins that other programs have appended to the list have to the list want, and returns the
+// new list. want is a result of Conflist. Istio's and Linkerd's agents, for instance, append plugins of their own. If
+// the new list means the same as have, WithAppended returns have.
 func WithAppended(want, have []byte) ([]byte, error) {
 	if added := appended(have); len(added) > 0 {
 		var list map[string]json.RawMessage
@@ -91,7 +91,8 @@ func WithAppended(want, have []byte) ([]byte, error) {
 	return want, nil
 }
 
-// appended returns the plugins behind weir that aren't weir's own. A list that can't be decoded has none.
+// appended returns the plugins after weir in the list, except weir and portmap, which Conflist writes itself. A list
+// that can't be decoded has none.
 func appended(list []byte) []json.RawMessage {
 	var l listed
 	if json.Unmarshal(list, &l) != nil {

@@ -8,8 +8,8 @@ import "strings"
 
 // These sets have fixed names. The names of all other sets end with a hash.
 const (
-	// PodsSet has the addresses of the node's pods, except pods with enforcement off. The kernel drops packets from and
-	// to these addresses unless a class allows the packets.
+	// PodsSet has the addresses of the node's pods, except pods with enforcement off. The kernel drops new connections
+	// from and to these addresses unless the pods' classes allow the connections.
 	PodsSet     = ownSet + "pods"
 	NetworksSet = ownSet + "networks"
 	ChainedSet  = ownSet + "chained"
@@ -22,8 +22,8 @@ const (
 	// replace the class sets if the kernel can look numbers up.
 	IngressMap = ownSet + "in"
 	EgressMap  = ownSet + "eg"
-	// SelfSet and ErrorsSet have each address of PodsSet twice. Only nftables needs them: it can't compare two
-	// addresses of a packet.
+	// SelfSet and ErrorsSet have pairs: each address of PodsSet with itself. Only nftables needs them, because it can't
+	// compare two addresses of a packet with each other.
 	SelfSet   = ownSet + "self"
 	ErrorsSet = ownSet + "errors"
 	// TrialSet is made and destroyed again, to find out which kinds of sets the kernel supports.
@@ -106,7 +106,7 @@ const (
 	SetOfChained
 	SetOfLinks
 	SetOfSenders
-	// SetOfIngress has pods of ingress classes, and SetOfEgress of egress classes: one class, or all of them.
+	// SetOfIngress has the pods of one ingress class, or of all ingress classes. SetOfEgress has those of egress classes.
 	SetOfIngress
 	SetOfEgress
 	SetOfSelves
