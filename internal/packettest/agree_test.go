@@ -22,7 +22,7 @@ var (
 )
 
 // TestBackendsAgree sends the same packets through the rules of iptables and of nftables, in the same random clusters.
-// With each backend, exactly those packets must arrive that the policies allow. Clusters take turns between
+// With each backend, the packets that the policies allow must arrive, and no others. Clusters take turns between
 // iptables-legacy and iptables-nft.
 func TestBackendsAgree(t *testing.T) {
 	onNodes(t, func(t *testing.T, n *Node, p part) { backendsAgree(t, n, p.of(*firstState, uint64(*states))) })
@@ -79,8 +79,8 @@ func (n *Node) arrivals(seed uint64) (headers []verdict.Packet, expect, arrived 
 // mostOfAState is how many packets are sent at most in one cluster, so that there is time for many clusters.
 const mostOfAState = 200
 
-// TestHasPods: with each backend, HasPods tells whether the set of all pods has had entries since it was last read, in
-// one part or in several.
+// TestHasPods: with each backend, HasPods reports whether the set of all pods has entries, whether the set was read in
+// one part (Read) or in several (Refresh).
 func TestHasPods(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -23,8 +23,8 @@ var (
 	nodes    = flag.Int("nodes", 1, "on how many nodes random clusters run; as many at once as -parallel allows")
 )
 
-// TestRandomClusters sends packets between the pods of random clusters. Exactly those packets must arrive that the
-// evaluator allows, and exactly those must be logged that audited policies would drop.
+// TestRandomClusters sends packets between the pods of random clusters. The packets that the evaluator allows must
+// arrive, and no others. The packets that audited policies would drop must be logged, and no others.
 //
 // To replay one cluster with all backends: go test ./internal/packettest -run TestRandomClusters -seed N
 func TestRandomClusters(t *testing.T) {
@@ -72,8 +72,8 @@ func onNodes(t *testing.T, try func(t *testing.T, n *Node, p part)) {
 // part is one of several parts of the work. The parts are numbered from 0.
 type part struct{ number, parts uint64 }
 
-// of returns the part's seeds, out of the count seeds from first on. These are seeds in a row, because a node enforces
-// each state after another one.
+// of returns the part's seeds. All parts together have count seeds, beginning with first. A part's seeds are
+// consecutive, so a node enforces the states of consecutive seeds one after the other.
 func (p part) of(first, count uint64) span {
 	return span{first + count*p.number/p.parts, first + count*(p.number+1)/p.parts}
 }
@@ -147,8 +147,8 @@ func compare(t *testing.T, n *Node, seed uint64) (sent int) {
 	return len(packets)
 }
 
-// probes leaves out the packets that Send can't send. Hosts with both addresses must exist, and for TCP and UDP a
-// server on the port.
+// probes leaves out the packets that Send can't send. Send needs a host at each of the packet's two addresses, and for
+// TCP and UDP a server on the port.
 func probes(n *Node, s policy.State, packets []ruleset.Packet) []ruleset.Packet {
 	attached := func(a netip.Addr) bool {
 		if !policytest.Of[conf.FamilyOf(a)].Subnet.Contains(a) {

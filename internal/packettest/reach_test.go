@@ -17,8 +17,8 @@ import (
 
 var matrices = flag.Int("matrices", 10, "the matrices of how many random clusters are compared with packets")
 
-// TestRandomMatrices sends packets in random clusters, before and after a change. Exactly those packets must arrive
-// that the matrix before and the matrix after the change allow. The difference of the matrices must match, too.
+// TestRandomMatrices sends packets in random clusters, before and after a change. Each time, the packets that the
+// matrix allows must arrive, and no others. The difference of the two matrices must match the packets, too.
 //
 // To replay one cluster: go test ./internal/packettest -run TestRandomMatrices -seed N
 func TestRandomMatrices(t *testing.T) {
