@@ -19,7 +19,8 @@ const calm = time.Minute
 // collection takes 0.3 s of processor time.
 //
 // Go has no setting for this, but without GOGC it collects only when the memory comes near the memory limit. So the
-// collector replaces GOGC by a limit at which GOGC would have collected. The next collection ends this.
+// collector replaces GOGC by a limit at which GOGC would have collected. After the next collection, GOGC and the old
+// limit are in force again.
 type collector struct {
 	mu       sync.Mutex
 	percent  int   // GOGC

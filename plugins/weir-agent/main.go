@@ -247,7 +247,8 @@ func cleanupCommand() *cobra.Command {
 	return cmd
 }
 
-// waitCommand is for conf/cleanup.yaml, whose pods stay after the cleanup. So the nodes need no further image.
+// waitCommand is for conf/cleanup.yaml, whose pods stay after the cleanup. With this command, the pods need no image
+// but weir's.
 func waitCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "wait", Short: "Wait until SIGTERM", Hidden: true, Args: cobra.NoArgs,

@@ -351,7 +351,7 @@ func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 		t.Error("the first pod's end has opened the second")
 	}
 	ended(n, "ns-2", "other")
-	// As if an agent had been killed after a change for which it had read the second pod's record before DEL.
+	// As if an agent had read the second pod's record before DEL, changed the sets after DEL, and then been killed.
 	stale := strings.Fields(nodetest.PutInto("weir-in", first.IP))
 	nodetest.Run(t, stale[0], stale[1:]...)
 	if third := n.AddPod("ns-1", "busybox"); third.IP != first.IP || in("weir-in") || !in("weir-pods") {
@@ -359,8 +359,8 @@ func TestAnAddressThatAnotherPluginGivesAgain(t *testing.T) {
 	}
 }
 
-// TestAPodThatRunsOnBehindPtp: if GC or weir's DEL ends the attachment of a pod that runs on, its link is down, because
-// no rule checks the pod's packets any more. The same is true for DEL with a damaged record.
+// TestAPodThatRunsOnBehindPtp: if GC or weir's DEL ends the attachment of a pod that runs on, the pod's link is down,
+// because no rule checks the pod's packets any more. The same is true for DEL with a damaged record.
 func TestAPodThatRunsOnBehindPtp(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
 		return

@@ -88,7 +88,7 @@ func cniError(err error) *types.Error {
 }
 
 // linkError returns the CNI error for an interface that could not be made. If a key of the configuration or a
-// variable is the cause, the message begins with its name.
+// variable is the cause, the message begins with the name of that key or variable.
 func linkError(e *attachment.LinkError) *types.Error {
 	switch {
 	case errors.Is(e.Err, bridge.ErrRouteExists):

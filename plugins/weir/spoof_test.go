@@ -115,8 +115,8 @@ func tagged(f []byte) []byte {
 // quiet is how long a test waits for a frame before it concludes that none comes.
 const quiet = 100 * time.Millisecond
 
-// passes sends the frame, and reports whether it comes out of the node's link. If it must, passes waits for it for ten
-// seconds.
+// passes sends the frame, and reports whether the frame comes out of the node's link. If must is true, passes waits for
+// the frame for up to ten seconds.
 func passes(t *testing.T, netns, out string, f []byte, must bool) bool {
 	t.Helper()
 	fd := packetSocket(t, nodetest.Self, out)
@@ -151,7 +151,7 @@ func send(t *testing.T, netns string, f []byte) {
 	}
 }
 
-// seen reports whether a frame with the marker comes, until none comes for this time.
+// seen reports whether a frame with the marker comes. It stops waiting when no frame has come for the given time.
 func seen(t *testing.T, fd int, wait time.Duration) bool {
 	t.Helper()
 	timeout := unix.NsecToTimeval(wait.Nanoseconds())

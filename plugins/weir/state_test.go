@@ -58,7 +58,7 @@ func TestHostState(t *testing.T) {
 	}
 	n.StopAgent()
 	without := pods()
-	got.Ingress, got.Egress = "?", "?" // without an agent, nobody knows the pod's classes
+	got.Ingress, got.Egress = "?", "?" // without an agent, the pod's classes are unknown
 	if !slices.Equal(without.Addresses, got.Addresses) || without.Ingress != "?" || without.HostIf != got.HostIf {
 		t.Errorf("without an agent: %+v, want %+v", without, got)
 	}

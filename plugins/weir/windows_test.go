@@ -420,8 +420,8 @@ func TestACutConnectionThatIsForgotten(t *testing.T) {
 	}
 }
 
-// TestAFlushIsClosedWithoutAState: if rules are flushed before or while an agent runs that can't read the policies,
-// the agent closes the pods.
+// TestAFlushIsClosedWithoutAState: an agent that can't read the policies closes the pods if rules were flushed, before
+// the agent started or while it runs.
 func TestAFlushIsClosedWithoutAState(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return

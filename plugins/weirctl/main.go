@@ -84,8 +84,8 @@ func outputFlag(cmd *cobra.Command, output *string, more string, words ...string
 	client.CompleteWords(cmd, "output", words...)
 }
 
-// interruptible returns a command that ends at Ctrl-C although it reads a pipe or computes. Such a command leaves
-// nothing behind.
+// interruptible returns a command that ends at Ctrl-C even while it reads a pipe or computes. It is for commands that
+// can be abandoned at any moment and leave nothing behind.
 func interruptible(run func(*cobra.Command, []string) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		done := make(chan error, 1)

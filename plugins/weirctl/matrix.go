@@ -243,10 +243,9 @@ func isAudited(np *networkingv1.NetworkPolicy) bool {
 	return audited
 }
 
-// load reads the source's objects. If the user may not list all objects, load reads only those of the namespaces that
-// the two lists name. Namespaces in the parameter namespaces must exist. Namespaces in the parameter also may be
-// missing. An agent that watches the API server knows no Services, so load looks them up itself. If it can't, the notes
-// say so.
+// load reads the source's objects. If the user may not list all objects, load reads only the objects of the namespaces
+// in the two lists. Those in the list namespaces must exist; those in the list "also" may be missing. An agent that
+// watches the API server knows no Services, so load looks them up itself. If load can't, the notes say so.
 func load(
 	cmd *cobra.Command, source *client.Source, namespaces, also []string,
 ) (c explain.Cluster, notes []string, err error) {

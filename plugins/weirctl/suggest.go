@@ -145,8 +145,8 @@ func seenFlows(recorded []agentapi.Flows, pods []policy.Pod) (flows []suggest.Fl
 	return flows, notes
 }
 
-// notRecorded names the nodes that have pods of the namespace and no recorded flows. The suggested policies deny what
-// these pods need.
+// notRecorded names the nodes that have pods of the namespace and no recorded flows. The suggested policies would deny
+// connections that these pods need.
 func notRecorded(namespace string, recorded []agentapi.Flows, pods []policy.Pod) (notes []string) {
 	nodes := map[string]bool{"": true, explain.NoNode: true} // a pod of a manifest may have no node
 	for _, f := range recorded {

@@ -1,5 +1,5 @@
-// Package client asks agents: this node's over its socket, other nodes' through the API server. It also reads objects
-// from the API server or from files, and prints answers.
+// Package client asks agents: this node's agent over the agent's socket, and other nodes' agents through the API
+// server. It also reads objects from the API server or from files, and prints answers.
 //
 // Invariants:
 //   - The package needs nothing of Linux, so it also builds for macOS and Windows.

@@ -104,7 +104,8 @@ func (c *Cluster) Wanted(ctx context.Context, nodes []string) ([]Agent, error) {
 	return some, nil
 }
 
-// readDrops passes every drop to the function each, whose error ends the reading. A nil drop is a sign of life.
+// readDrops passes every drop to the function each. If that function returns an error, readDrops ends with it. For a
+// sign of life, the drop is nil.
 func (c *Cluster) readDrops(
 	ctx context.Context, of Agent, q agentapi.DropsQuery, each func(*agentapi.Drop) error,
 ) error {

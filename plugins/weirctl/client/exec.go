@@ -96,7 +96,7 @@ func (e *forbiddenError) Error() string { return e.message }
 // IsForbidden reports whether the API server has refused to run a command in a pod for this user.
 func IsForbidden(err error) bool { return errors.As(err, new(*forbiddenError)) }
 
-// bounded keeps only the first bytes (most is their number), and reports all bytes as written.
+// bounded is a writer that reports all bytes as written, but keeps only the first ones, up to the number most.
 type bounded struct {
 	mu   sync.Mutex
 	most int

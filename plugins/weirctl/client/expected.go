@@ -65,7 +65,7 @@ func raise(at *uint64, o metav1.Object) error {
 	return nil
 }
 
-// all passes every object of the resource to the function each, and returns its first error.
+// all passes every object of the resource to the function each, and returns the first error of that function.
 func all[T any, L list](
 	ctx context.Context, a *API, resource resourceList[T, L], into L, each func(*T) error,
 ) (err error) {

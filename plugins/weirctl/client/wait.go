@@ -141,8 +141,8 @@ func (w Wait) goal(x *expected, result *Waited, first bool) (*goal, error) {
 	return &goal{pod: &pod}, nil
 }
 
-// askPending removes the nodes that lack nothing from the map pending. It writes into the parameter result what each
-// other node lacks.
+// askPending asks the nodes in the map pending. It removes each node that lacks nothing from the map, and writes into
+// result what the other nodes lack.
 func (c *Cluster) askPending(
 	ctx context.Context, w Wait, g goal, x *expected, pending map[string]bool, result *Waited,
 ) error {

@@ -295,7 +295,7 @@ func (c *Check) try(ctx context.Context, r *run, attempts []attempt) ([]tried, e
 	return results, context.Cause(ctx)
 }
 
-// probesWithin is added to the time of the probes.
+// probesWithin is the time that the exec in the pod may take, in addition to the time of the probes.
 const probesWithin = 20 * time.Second
 
 func (c *Check) runIn(ctx context.Context, namespace, pod string, probes []probe.Probe) ([]probe.Result, error) {

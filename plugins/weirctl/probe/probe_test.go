@@ -23,7 +23,7 @@ func TestRun(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = silent.Close() }()
-	other, err := net.Listen("tcp", "127.0.0.1:0") // the kernel accepts connections, and nobody answers
+	other, err := net.Listen("tcp", "127.0.0.1:0") // the kernel accepts connections, and no program answers
 	if err != nil {
 		t.Fatal(err)
 	}
