@@ -1,6 +1,5 @@
-// Command image builds weir's container image from the programs in bin/ and Debian's packages of iptables,
-// without Docker and without a privilege. The same commit, programs and packages give the same image, bit for
-// bit.
+// Command image builds weir's container image from the programs in bin/ and Debian's packages of iptables. It needs
+// neither Docker nor privileges. The same commit, programs and packages give the same image, bit for bit.
 package main
 
 import (
