@@ -38,7 +38,7 @@ var special = []struct {
 	{netip.MustParsePrefix("ff00::/8"), "multicast"},
 }
 
-// maxClaims is how many addresses, and how many networks, of one Node are read. Otherwise one Node could fill the
+// maxClaims is how many addresses of one Node are read, and how many networks. Otherwise one Node could fill the
 // routing tables of all nodes. Kubernetes gives a Node at most two of each.
 const maxClaims = 32
 
@@ -72,12 +72,12 @@ type UnderlayAddress struct {
 //   - Within isn't empty, and no network in Within contains the claim
 //   - it is another node's network, and contains an address in Local.
 //
-// If two Nodes claim the same, the older Node's claim is valid. A Node without a creation time counts as the youngest.
-// Among Nodes of the same age, Self comes first, and then the order of names decides.
+// If two Nodes make the same new claim, the older Node's claim is valid. A Node without a creation time counts as the
+// youngest. Among Nodes of the same age, Self comes first, and then the order of names decides.
 //
-// A valid claim (Before) stays valid even if an older Node now makes the same claim. So nobody can take a claim away by
-// editing a Node. The claim ends if its Node is deleted, replaced or no longer makes it, or if it contains an address
-// in Local.
+// A valid claim (Before) stays valid even if an older Node now makes the same claim. So an edit of one Node can't end
+// the claim of another Node. The claim ends if its Node is deleted, is replaced, or no longer makes the claim. The
+// claim of another node's network also ends if the network now contains an address in Local.
 //
 // If Self isn't empty, a Node without an address or without a network is also a problem.
 func Settle(nodes []policy.Node, t Terms) ([]policy.Node, []ruleset.Problem) {
@@ -189,7 +189,7 @@ type settler struct {
 	four     [33]bool                // lengths of the IPv4 prefixes that Nodes claim
 	six      [129]bool               // lengths of the IPv6 prefixes that Nodes claim
 	exact    map[netip.Prefix]string // the valid claims, with their Nodes' names
-	inside   map[netip.Prefix]claim  // networks that contain a valid claim, with this claim
+	inside   map[netip.Prefix]claim  // networks that contain a valid claim, with the first such claim
 	goingOn  map[goingOn]bool
 	self     string
 	local    []UnderlayAddress
@@ -218,8 +218,8 @@ func (s *settler) bound(n policy.Node) policy.Node {
 	return n
 }
 
-// goOn keeps the claims that were valid before, if their Nodes still make them and nothing speaks against them now. It
-// must run before new claims are checked, because the first of two equal claims is valid.
+// goOn keeps the claims that were valid before, if their Nodes still make them and Settle's conditions don't make them
+// invalid now. It must run before new claims are checked, because the claim that is kept first wins.
 func (s *settler) goOn(nodes, before []policy.Node) {
 	s.goingOn = map[goingOn]bool{}
 	was := make(map[string]policy.Node, len(before))

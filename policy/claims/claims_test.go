@@ -138,7 +138,7 @@ func TestSettleOrder(t *testing.T) {
 	}
 }
 
-// TestWhatCountedBefore: editing a Node doesn't make other Nodes' claims invalid, even if the edited Node is the
+// TestWhatCountedBefore: if a Node is edited, the claims of other Nodes stay valid, even if the edited Node is the
 // oldest.
 func TestWhatCountedBefore(t *testing.T) {
 	const address, network = "172.20.1.10", "100.96.1.0/24"
@@ -169,7 +169,7 @@ func TestWhatCountedBefore(t *testing.T) {
 	}
 }
 
-// TestOneNodesManyClaims: if one Node makes many claims, only some are valid, and only some of the others are reported.
+// TestOneNodesManyClaims: if one Node makes many claims, only some of them can be valid, and only some are reported.
 func TestOneNodesManyClaims(t *testing.T) {
 	evil := claimant("evil", 2, "", "")
 	for i := range 10_000 {
