@@ -22,7 +22,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Position has a resourceVersion for each kind of object. All changes up to it are enforced.
+// Position has a resourceVersion for each kind of object. The agent has enforced all changes up to these versions.
 type Position struct {
 	Pods       uint64 `json:"pods"`
 	Namespaces uint64 `json:"namespaces"`
@@ -44,7 +44,7 @@ type Question struct {
 	// Namespaces limits the question to pods of these namespaces. If it is empty, the question is about all pods of the
 	// node.
 	Namespaces []string `json:"namespaces,omitempty"`
-	// Peers, if not empty, limits the description of sets to entries with these addresses.
+	// Peers limits the description of sets to entries with these addresses. If it is empty, all entries are described.
 	Peers []netip.Addr `json:"peers,omitempty"`
 }
 
@@ -101,7 +101,7 @@ type Class struct {
 type Set struct {
 	Name    string `json:"name"`
 	Entries int    `json:"entries"`
-	Digest  string `json:"digest"` // hash of the entries without comments; empty without entries
+	Digest  string `json:"digest"` // hash of the entries without comments; empty if there are no entries
 }
 
 // Equal reports whether both classes have the same policies, rules and sets.
@@ -198,7 +198,7 @@ func (h *shortener) digest(s ruleset.Set) Set {
 		sum.Write(line)
 	}
 	if out.Entries > 0 {
-		const size = 15 // bytes: 120 bits, whose text needs no padding
+		const size = 15 // bytes; in base32, 120 bits need no padding
 		out.Digest = base32.StdEncoding.EncodeToString(sum.Sum(nil)[:size])
 	}
 	return out
