@@ -14,7 +14,8 @@ import (
 	"github.com/weir-net/weir/policy/verdict"
 )
 
-// fewMisses is how many unmet conditions a rule may have to be suggested. With more, it is better to add a new rule.
+// fewMisses is how many conditions of the nearest rule a connection may miss. If it misses more, the advice is a new
+// rule.
 const fewMisses = 2
 
 const maxNear = 20
@@ -72,8 +73,9 @@ func forSeveral(all []verdict.Near, peer Place) {
 	}
 }
 
-// isolatesToo reports whether the connection would be dropped at its other end after the changes of labels that the
-// rule's misses name, because policies would then isolate the other end's pod.
+// isolatesToo reports whether the advice of near would only move the drop to the connection's other end. This happens
+// if the pod there gets the labels that the misses name, policies then isolate the pod, and these policies don't allow
+// the connection.
 func (x *explainer) isolatesToo(near verdict.Near, d ruleset.Direction, p verdict.Packet) bool {
 	v := x.evaluator.Evaluate(p)
 	at, of, direction, was := p.Dst, p.Src, ruleset.Egress, v.Egress
@@ -128,8 +130,8 @@ func (x *explainer) needed(s Side, at, peer Place, p verdict.Packet) string {
 		excerpt.List(sound, " or "), another, excerpt.List(faulty, ", "))
 }
 
-// withoutFaults divides the policies into those without errors, and those none of whose rules counts because of an
-// error.
+// withoutFaults divides the policies into sound and faulty ones. No rule of a faulty policy counts, because the policy
+// has an error.
 func (x *explainer) withoutFaults(policies []string) (sound, faulty []string) {
 	for _, name := range policies {
 		is := func(np *networkingv1.NetworkPolicy) bool {

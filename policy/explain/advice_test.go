@@ -57,7 +57,8 @@ func ask(t *testing.T, c Cluster, from, to string) Explanation {
 	return e
 }
 
-// TestAdviceOfLabels: the advice isn't a label with which another policy would isolate the sender.
+// TestAdviceOfLabels: a label would make the nearest rule allow the connection. If another policy would then isolate
+// the sender, the advice is a new rule.
 func TestAdviceOfLabels(t *testing.T) {
 	for _, isolates := range []bool{false, true} {
 		c := Cluster{}
@@ -76,8 +77,8 @@ func TestAdviceOfLabels(t *testing.T) {
 	}
 }
 
-// TestFollowedAdvice: on random clusters, a connection that one end drops is allowed after the pod at the other end has
-// the labels that the explanation names.
+// TestFollowedAdvice runs on random clusters. If one end drops a connection, the explanation may name labels for the
+// pod at the other end. With these labels, the connection is allowed.
 func TestFollowedAdvice(t *testing.T) {
 	followed, other := 0, 0
 	for seed := range uint64(300) {
@@ -126,7 +127,8 @@ func TestFollowedAdvice(t *testing.T) {
 	}
 }
 
-// TestAdviceOfReceiversLabels: the same for a label of the receiver, unless the policy allows the connection.
+// TestAdviceOfReceiversLabels: a label of the receiver would make the nearest rule allow the connection. If another
+// policy would then isolate the receiver and not allow the connection, the advice is a new rule.
 func TestAdviceOfReceiversLabels(t *testing.T) {
 	for _, allowed := range []string{"", "web"} {
 		c := Cluster{}
@@ -142,7 +144,8 @@ func TestAdviceOfReceiversLabels(t *testing.T) {
 	}
 }
 
-// TestAdviceOfFaultyPolicies: no rule helps in a policy none of whose rules counts because of an error.
+// TestAdviceOfFaultyPolicies: if an error keeps all rules of a policy from counting, the advice isn't a rule in this
+// policy.
 func TestAdviceOfFaultyPolicies(t *testing.T) {
 	const rule = "add an ingress rule from shop/web for TCP port 80 to "
 	for _, tc := range []struct {
@@ -204,7 +207,8 @@ func TestClosedPeer(t *testing.T) {
 	}
 }
 
-// TestWorldOfAnotherFamily: no host with an IPv6 address is in an IPv4 network.
+// TestWorldOfAnotherFamily: a policy allows all IPv4 addresses. The explanation says why this allows no IPv6 connection
+// to the world.
 func TestWorldOfAnotherFamily(t *testing.T) {
 	c := Cluster{}
 	c.Pods = []policy.Pod{shopPod("shop", "db", "10.0.0.3")}
@@ -222,7 +226,7 @@ func TestWorldOfAnotherFamily(t *testing.T) {
 	}
 }
 
-// TestMasqueraded: a node masquerades packets to other nodes, and none to itself.
+// TestMasqueraded: a node masquerades its pods' packets to other nodes and to the world, but not to itself.
 func TestMasqueraded(t *testing.T) {
 	c := Cluster{}
 	c.Pods = []policy.Pod{shopPod("shop", "db", "10.0.0.3")}

@@ -86,8 +86,8 @@ type Place struct {
 	// forwards is true for a node that forwards packets from outside of the cluster to pods. isAnyNode is true if the
 	// address stands for the addresses of several nodes.
 	forwards, isAnyNode bool
-	// isUnused is true for an address in the pods' network of a node (Node) that no known pod has. isVacant is true if it
-	// is also certain that no other pod has the address.
+	// isUnused is true if the address is in the pods' network of the node Node, and no known pod has the address. isVacant
+	// is true if it is also certain that no unknown pod has the address.
 	isUnused, isVacant bool
 }
 
@@ -104,13 +104,13 @@ type Side struct {
 	// Audited has the audited policies that would isolate the pod if they were enforced. They don't change the result.
 	Audited []string `json:"audited,omitempty"`
 	// WouldDrop is true if the connection passes, and would be dropped if the audited policies were also enforced.
-	// NearestAudited has rules of the audited policies that almost allow it, the nearest first.
+	// NearestAudited has rules of the audited policies that almost allow the connection, the nearest first.
 	WouldDrop      bool           `json:"wouldDrop,omitempty"`
 	NearestAudited []verdict.Near `json:"nearestAudited,omitempty"`
 	// OnlyAudited has rules of audited policies that would allow a dropped connection.
 	OnlyAudited []Rule `json:"onlyAudited,omitempty"`
 	Allows      []Rule `json:"allows,omitempty"`
-	// Nearest has rules that almost allow the connection, those with the fewest unmet conditions first.
+	// Nearest has rules that almost allow the connection. The rules with the fewest unmet conditions come first.
 	Nearest []verdict.Near `json:"nearest,omitempty"`
 	// Change says which rule to add, if the policies drop the connection and no rule almost allows it.
 	Change string `json:"change,omitempty"`

@@ -88,7 +88,7 @@ func TestConcernsServices(t *testing.T) {
 	}
 }
 
-// TestConcerns: an explanation is the same if the cluster has only the pods for which Concerns asks.
+// TestConcerns: an explanation has the same result if the cluster has only the pods for which Concerns asks.
 func TestConcerns(t *testing.T) {
 	for seed := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, 12))
@@ -166,7 +166,8 @@ func TestPortNameAtAddress(t *testing.T) {
 	}
 }
 
-// TestWorldNeedsANetwork: what would allow connections from the world doesn't name the address that stands for it.
+// TestWorldNeedsANetwork: for a dropped connection from the world, Change doesn't name the address that stands for the
+// world, because a rule needs the network of the hosts.
 func TestWorldNeedsANetwork(t *testing.T) {
 	c := Cluster{}
 	c.Pods = []policy.Pod{{Namespace: "ns-1", Name: "web", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.2")}}}
@@ -185,8 +186,8 @@ func TestWorldNeedsANetwork(t *testing.T) {
 	}
 }
 
-// TestEndingEndpoints: kube-proxy uses endpoints that are ending and still serve if no endpoint is ready. With a
-// traffic policy Local, only endpoints of the receiving node count. DNS has no such endpoints.
+// TestEndingEndpoints: if no endpoint is ready, kube-proxy uses endpoints that are ending and still serve. With a
+// traffic policy Local, only endpoints of the receiving node count. DNS has no ending endpoints.
 func TestEndingEndpoints(t *testing.T) {
 	at := func(a, node string, ready, ending bool) policy.ServiceEndpoint {
 		return policy.ServiceEndpoint{

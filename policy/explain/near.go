@@ -36,8 +36,8 @@ func nearest(want string, names []string) []string {
 	return all
 }
 
-// distance returns how many characters must change to turn a into b (Levenshtein). If b begins with a, the distance is
-// at most 2, because a pod's name begins with the name of its Deployment. This holds if a has three characters or more.
+// distance returns the Levenshtein distance from a to b. If a has three characters or more, and b begins with a, the
+// result is at most 2. So the name of a Deployment finds the names of its pods.
 func distance(a, b string) int {
 	if len(a) > 2 && len(b) >= len(a) && b[:len(a)] == a {
 		return min(len(b)-len(a), 2)

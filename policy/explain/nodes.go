@@ -23,7 +23,8 @@ func (s Side) enforced() bool {
 }
 
 // AddNode adds the state of the node's kernel to the paths. other is the explanation that the node's agent has given
-// for the same query. If it has another result, reason or policies for an end on the node, AddNode adds a difference.
+// for the same query. If other has another result, another reason or other policies for an end on the node, AddNode
+// adds a difference.
 func (e *Explanation) AddNode(node string, other Explanation) {
 	for i := range e.Paths {
 		p := &e.Paths[i]

@@ -42,7 +42,8 @@ func (x *explainer) notes(from, to Ref) {
 	}
 }
 
-// otherAddresses names addresses of the end's other attachments. The answer is about one address of each family.
+// otherAddresses adds a note with the addresses of the pod's other attachments. The answer is about one address of each
+// family.
 func (x *explainer) otherAddresses(end Ref) {
 	if end.Kind != EndPod {
 		return
@@ -115,7 +116,7 @@ func or(a, b string) string {
 func (x *explainer) masqueraded(p *Path) bool {
 	onNode := p.To.isOwn || p.To.isNode && p.To.Node != "" && p.To.Node == p.From.Node
 	if p.To.Pod != "" && !p.To.HostNetwork || x.isOurs(p.To.Address) || onNode {
-		return false // no packet to the sender's own node is masqueraded, because it doesn't leave the node
+		return false // packets to pods keep their source, and packets to the sender's own node don't leave it
 	}
 	for _, n := range x.Nodes {
 		for _, cidr := range n.PodCIDRs {
@@ -213,7 +214,7 @@ func isolates(np *networkingv1.NetworkPolicy, d ruleset.Direction) bool {
 	return slices.Contains(np.Spec.PolicyTypes, want)
 }
 
-// owners returns the names of the pods that have the address for the policies. Of several pods, each counts.
+// owners returns the names of all pods for which the policies use the address.
 func (x *explainer) owners(a netip.Addr) (names []string) {
 	for _, o := range x.evaluator.At(a).Pods() {
 		names = append(names, o.Namespace+"/"+o.Name)

@@ -122,7 +122,7 @@ func FuzzParse(f *testing.F) {
 			if r.Kind == EndPod { // the text of a pod has no prefix
 				r.Kind = EndNamed
 			}
-			// A namespace has the name of a kind, such as svc.
+			// The namespace has the name of a kind, such as svc, so the text means an end of that kind.
 			if r.Kind == EndNamed && r.Namespace != "" && again.Kind != EndNamed {
 				continue
 			}

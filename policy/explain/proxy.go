@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// entrance is the way by which a connection comes to a Service. kube-proxy's choice of endpoints depends on it.
+// entrance says how a connection comes to a Service. kube-proxy's choice of endpoints depends on it.
 type entrance struct {
 	outside bool
 	// address is the destination, or invalid if the query names the Service.
@@ -26,8 +26,8 @@ func (in entrance) external(s *policy.Service) bool {
 }
 
 // receiver returns the node whose endpoints kube-proxy uses, and the field of the Service that demands this. node is ""
-// if kube-proxy may use endpoints on all nodes. This is so for connections from a node, or from its pods, to the node's
-// own nodePorts.
+// if kube-proxy may use endpoints on all nodes. It is always "" for connections from a node, or from its pods, to the
+// node's own nodePorts.
 func (in entrance) receiver(s *policy.Service) (node, field string) {
 	switch {
 	case s.Headless:
@@ -39,8 +39,8 @@ func (in entrance) receiver(s *policy.Service) (node, field string) {
 	return "", ""
 }
 
-// onReceiver leaves out endpoints that kube-proxy doesn't use because they are on another node than the receiver. If
-// the source has no EndpointSlices, endpoints on unknown nodes stay.
+// onReceiver leaves out endpoints on other nodes than the receiver, if kube-proxy uses only the receiver's endpoints.
+// If the source has no EndpointSlices, endpoints on unknown nodes stay.
 func (x *explainer) onReceiver(s *policy.Service, in entrance, all []target) []target {
 	node, field := in.receiver(s)
 	if node == "" {
@@ -160,9 +160,9 @@ func (x *explainer) forwarders(s *policy.Service, in entrance, from Place) []Pla
 // foreign reports whether the connection comes to a node's nodePort from outside of the node.
 func (in entrance) foreign() bool { return in.node != "" && (in.outside || in.sender != in.node) }
 
-// passes reports whether packets from s can come to t. A node that receives packets for a Service forwards them.
-// Packets to pods of other nodes then have this node's address as their source. Packets to its own pods keep the
-// sender's.
+// passes reports whether packets from s can come to t. A node that receives packets for a Service forwards them. If the
+// node forwards a packet to a pod of another node, the packet's source becomes an address of the node. Packets to the
+// node's own pods keep their source.
 func (in entrance) passes(s Place, t target) bool {
 	switch {
 	case in.node == "" || t.on == "":
@@ -174,8 +174,9 @@ func (in entrance) passes(s Place, t target) bool {
 }
 
 // throughNode is for connections from the cluster to a node's nodePort. It returns the places that the Service's pods
-// can see as the sender. If a pod on another node is the sender, throughNode adds the paths to the node itself, which
-// the pod's egress policies decide on: the sender's node doesn't translate the nodePort of another node.
+// can see as the sender. If a pod on another node is the sender, throughNode adds the paths to the node itself. The
+// pod's egress policies decide on these paths, because the sender's node doesn't translate the nodePort of another
+// node.
 func (x *explainer) throughNode(s *policy.Service, in entrance, sources []Place) []Place {
 	var seen []Place
 	for _, from := range sources {

@@ -106,7 +106,8 @@ func (x *explainer) serviceTargets(to Ref, port Port, in entrance) ([]target, er
 	return all, nil
 }
 
-// best returns the endpoints that are ready. If none is ready, it returns those that are ending and still serve.
+// best returns the endpoints that are ready. If none is ready, it returns the endpoints that are ending and still
+// serve.
 func (x *explainer) best(s *policy.Service, p policy.ServicePort, all []target) []target {
 	ready := slices.DeleteFunc(slices.Clone(all), func(t target) bool { return t.ending })
 	if len(ready) > 0 || len(all) == 0 {
@@ -186,9 +187,9 @@ func (x *explainer) behind(s *policy.Service) (all []behind) {
 	return all
 }
 
-// endpoints returns the targets of a Service's port. A headless Service is only a name in DNS: a client finds the pods'
-// addresses, and, if it asks for a port's name, the number of the pod's port (SRV record). Otherwise the client itself
-// knows the port.
+// endpoints returns the targets of a Service's port. A headless Service is only a name in DNS: it gives a client the
+// pods' addresses. If the client asks for a port by name (SRV record), it also gets the number of the pod's port.
+// Otherwise the client must know the port.
 func (x *explainer) endpoints(s *policy.Service, p policy.ServicePort, byName bool) (all []target) {
 	seen := map[netip.Addr]bool{}
 	for _, b := range x.behind(s) {

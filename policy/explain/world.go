@@ -18,8 +18,7 @@ var outside = [...][]netip.Addr{
 	conf.IPv6: {netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("2606:4700:4700::1111")},
 }
 
-// public has the networks of hosts outside of clusters, and reserved the parts of them in which there are no such
-// hosts.
+// public has the networks of hosts outside of clusters. reserved has the parts of these networks without such hosts.
 var (
 	public = [...]netip.Prefix{
 		conf.IPv4: netip.MustParsePrefix("0.0.0.0/0"), conf.IPv6: netip.MustParsePrefix("2000::/3"),
