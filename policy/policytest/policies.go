@@ -71,7 +71,7 @@ func selector(r *rand.Rand) *metav1.LabelSelector {
 	switch r.IntN(10) {
 	case 0, 1:
 		return s // an empty selector, which selects everything
-	case 2: // a selector that is only a key, like the end of another selector's text
+	case 2: // a selector with only a key; its text may also be the end of another selector's text
 		s.MatchExpressions = []metav1.LabelSelectorRequirement{{Key: pick(r, keys), Operator: metav1.LabelSelectorOpExists}}
 		return s
 	}

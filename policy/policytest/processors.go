@@ -13,7 +13,7 @@ import (
 // on, each seed once. They get no further seeds when the test has failed. With -v, the log shows how far the test is.
 func OnAllProcessors(t *testing.T, first uint64, count int, try func(seeds iter.Seq[uint64])) {
 	t.Helper()
-	const logged = 1000 // every so many seeds
+	const logged = 1000 // the log gets a line after each so many seeds
 	// Random clusters need little memory, so the collection of garbage would begin all the time. That would take a third
 	// of the test's time.
 	defer debug.SetGCPercent(debug.SetGCPercent(800))

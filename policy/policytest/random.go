@@ -25,7 +25,7 @@ type Addresses struct {
 	both, third       netip.Prefix // both contains Subnet and Elsewhere; third belongs to no node
 }
 
-// Of has the addresses of each family.
+// Of has the addresses of random clusters, by family.
 var Of = [...]Addresses{
 	conf.IPv4: {
 		netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2"),

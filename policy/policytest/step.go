@@ -13,8 +13,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Step returns the state after a random event: objects or attachments change, or what the kernel refuses. Some events
-// change several things at once. The kernel refuses sets, and entries of them, that the function compile returns.
+// Step returns the state after a random event. Objects or attachments change, or the kernel begins or ceases to refuse
+// parts. Some events change several things at once. The kernel refuses only sets of the ruleset that the function
+// compile returns, and entries of these sets.
 func Step(r *rand.Rand, old policy.State, compile func(policy.State) ruleset.Ruleset) policy.State {
 	s := old
 	s.Namespaces, s.Pods = slices.Clone(old.Namespaces), slices.Clone(old.Pods)
