@@ -2,8 +2,8 @@
 //
 // Invariants:
 //   - The package is pure.
-//   - A policy with the rules allows the connections. Rules returns connections separately that a policy's ports can't
-//     name.
+//   - A policy with the rules allows the connections. Some connections can't be named by a policy's ports: Rules
+//     returns them separately.
 //   - The rules allow each peer only the ports of its own connections.
 package propose
 
@@ -39,7 +39,7 @@ type Peer struct {
 	Address   netip.Addr
 }
 
-// ofOnePod has labels of controllers that differ between pods of the same workload.
+// ofOnePod has labels that controllers set, with different values for pods of the same workload.
 var ofOnePod = []string{
 	"pod-template-hash", "controller-revision-hash", "pod-template-generation", "statefulset.kubernetes.io/pod-name",
 	"apps.kubernetes.io/pod-index", "controller-uid", "job-name", "batch.kubernetes.io/controller-uid",
