@@ -33,10 +33,10 @@ type rules struct {
 
 type side struct {
 	closed bool
-	either [][]int // for each isolated pod that the end may be: the numbers of its policies' rules
+	either [][]int // for each isolated pod that the end may be: numbers of the rules of the pod's policies
 }
 
-// class is the ends that no rule of a policy tells apart. It is not a class of the ruleset.
+// class has the ends that no rule of a policy tells apart. It is not a class of the ruleset.
 type class struct {
 	end             partyEnd
 	egress, ingress side

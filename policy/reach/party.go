@@ -18,7 +18,8 @@ import (
 
 type Kind string
 
-// Pods that no policy can tell apart are one party. So is a region of addresses outside of the pods' networks.
+// A party of the kind Pods has pods that no policy can tell apart. A party of the kind World has a region of addresses
+// outside of the pods' networks.
 const (
 	Pods  Kind = "pods"
 	World Kind = "world"
@@ -50,16 +51,16 @@ type oneOfEach [len(conf.Families)]partyEnd
 
 type partyEnd struct {
 	verdict.End
-	known bool // true if the party has addresses of the family, or pods without addresses
+	known bool // true if the party has addresses of the family, or if its pods have no addresses
 	bare  bool // true for pods without addresses
 }
 
 func endAt(e verdict.End) partyEnd { return partyEnd{End: e, known: true} }
 
 type unit struct {
-	pod       policy.Pod // the pod in the first state; for an unknown pod only the namespace and the name
+	pod       policy.Pod // the pod in the first state; of an unknown pod only the namespace and the name
 	addresses oneAddress
-	key       string // different if a policy of one of the states may tell the units apart
+	key       string // two units have different keys if a policy of one of the states may tell them apart
 	ends      partyEnds
 }
 

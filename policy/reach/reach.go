@@ -31,8 +31,8 @@ type Matrix struct {
 	between [][]cell
 }
 
-// Rule is a rule of a policy. Subjects are the parties that the policy isolates in the rule's direction. Peers are the
-// parties that the rule allows.
+// Rule says what a rule of a policy means for the parties. Subjects are the parties that the policy isolates in the
+// rule's direction. Peers are the parties that the rule allows.
 type Rule struct {
 	Policy string `json:"policy"` // namespace/name
 	// Field is the rule's field in the policy, such as "ingress[0]". If the policy has no rules for a direction, it is
@@ -55,7 +55,7 @@ func (m *Matrix) Between(i, j int) Reach {
 	return m.space.reach(c)
 }
 
-// PartyOf returns the index of the party with the address, or false if there is none.
+// PartyOf returns the index of the party with the address. It returns false if there is no such party.
 func (m *Matrix) PartyOf(a netip.Addr) (int, bool) {
 	i := slices.IndexFunc(m.Parties, func(p Party) bool { return p.Has(a) })
 	return i, i >= 0

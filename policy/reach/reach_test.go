@@ -189,10 +189,8 @@ spec: {podSelector: {matchLabels: {app: db}}, ingress: [{from: [{ipBlock: {cidr:
 	}
 }
 
-// TestUnknownAndOff: an endpoint whose pod is unknown reaches nobody, and nobody reaches it. If enforcement is off for
-// a pod, policies deny nothing to the pod.
-// TestNamesOfOneAddress: pods of several namespaces with one address are named with their namespaces. Several versions
-// of one pod have the pod's name.
+// TestNamesOfOneAddress: if pods of several namespaces have one address, their names have the namespaces. Several
+// versions of one pod have the pod's name.
 func TestNamesOfOneAddress(t *testing.T) {
 	s := policy.State{}
 	s.Pods = []policy.Pod{
@@ -227,6 +225,8 @@ func TestCount(t *testing.T) {
 	}
 }
 
+// TestUnknownAndOff: no connection from or to an endpoint with an unknown pod is possible. If enforcement is off for a
+// pod, no policy isolates the pod.
 func TestUnknownAndOff(t *testing.T) {
 	attached := func(name, address string, enforcement conf.Enforcement) policy.Endpoint {
 		namespace, pod, _ := strings.Cut(name, "/")
@@ -303,7 +303,7 @@ func TestServices(t *testing.T) {
 	}
 }
 
-// TestApply: objects of the file replace objects of the same name, and policies are deleted by name.
+// TestApply: objects of the file replace objects of the same name. Policies are deleted by name.
 func TestApply(t *testing.T) {
 	before := policy.Objects{
 		Namespaces: []policy.Namespace{{Name: "a", Labels: map[string]string{"team": "x"}}},

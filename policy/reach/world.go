@@ -220,7 +220,7 @@ func (u *universe) families() (all []conf.Family) {
 
 const maxNetworks = 3
 
-// maxNested is how many exceptions from exceptions a region's name may have.
+// maxNested is how many levels of exceptions a region's name may have.
 const maxNested = 3
 
 // nameOf returns the networks of the addresses, or one network with exceptions if that is shorter.
@@ -229,8 +229,9 @@ func nameOf(addresses *netipx.IPSet) string {
 	return text
 }
 
-// naming returns a name of the addresses, and how many networks it needs. An ipBlock with an except, such as 10.0.0.0/8
-// without 10.1.0.0/16, is the shortest exception from 0.0.0.0/0 if it is named as it is in the policy.
+// naming returns a name of the addresses, and how many networks are in the name. An exception may have exceptions of
+// its own. For example, the addresses outside of an ipBlock 10.0.0.0/8 with the except 10.1.0.0/16 have a short name:
+// "0.0.0.0/0 (except 10.0.0.0/8 (except 10.1.0.0/16))".
 func naming(addresses *netipx.IPSet, nested int) (text string, networks int) {
 	own, ranges := addresses.Prefixes(), addresses.Ranges()
 	around := enclosing(ranges[0].From(), ranges[len(ranges)-1].To())
