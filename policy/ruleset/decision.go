@@ -11,8 +11,8 @@ import (
 
 type decision struct {
 	plans map[chainName]*chainPlan
-	// weights has for each set how often its entries are in merged sets. entries and pairs are the sizes of all merged
-	// sets together, rounded up. staying has for each set how many chains have a rule that looks up this set itself.
+	// weights has for each set how often its entries are in merged sets. entries and pairs are the sums of the sizes of
+	// all merged sets, rounded up. staying has for each set how many chains have a rule that looks up this set itself.
 	weights        map[string]weight
 	entries, pairs int
 	staying        map[string]int
@@ -32,8 +32,8 @@ func (b Bounds) decide(r Ruleset, refused Refused) *decision {
 	return d
 }
 
-// revise plans the chains that have changed since the last decision. The caller must instead decide anew if d.fit is
-// false before or afterwards.
+// revise plans the chains that have changed since the last decision. The result counts only if d.fit is true before and
+// after. Otherwise the caller must call decide.
 func (d *decision) revise(b Bounds, was []Set, r Ruleset, refused Refused) {
 	touched := map[string]bool{}
 	for x, y := range pairs(was, r.Sets) {
@@ -174,8 +174,8 @@ func (d *decision) leaveOut(left func(*merge) bool) {
 	})
 }
 
-// name gives each merged set a name: a hash of its rule's conditions and its first set. So a change of policies rarely
-// changes the name.
+// name gives each merged set a name. The name has a hash of the rule's conditions and the first set. So a change of
+// policies rarely changes the name.
 //
 // A merged set may get a name that another chain's merged set had before. No wrong packet is allowed, because a set
 // loses old entries before the rules change, and gets new entries afterwards.

@@ -13,8 +13,8 @@ type Entries struct{ of ordered.Map[Element, string] }
 
 var noEntries = ordered.New[Element, string](Element.Compare)
 
-// EntriesOf returns the entries of the list. If several have the same element, the one whose comment is first in
-// alphabetical order counts. EntriesOf may reorder the list.
+// EntriesOf returns the entries of the list. If several entries have the same element, only the one counts whose
+// comment is first in alphabetical order. EntriesOf may reorder the list.
 func EntriesOf(list ...Entry) Entries {
 	return Entries{ordered.From(Element.Compare, func(yield func(Element, string) bool) {
 		for _, e := range Order(list) {
@@ -49,7 +49,7 @@ func (e Entries) All() iter.Seq[Entry] {
 	}
 }
 
-// With returns the entries with another one. It replaces an entry with the same element.
+// With returns the entries and the added one. The added entry replaces an entry with the same element.
 func (e Entries) With(added Entry) Entries {
 	if e.Len() == 0 {
 		e.of = noEntries
@@ -71,7 +71,7 @@ func (e Entries) UpTo(o Entries) int {
 
 func (e Entries) Without(element Element) Entries { return Entries{e.of.Without(element)} }
 
-// Diff yields, in order, the changes that turn e into now. It skips memory that both share.
+// Diff yields, in order, the changes that turn e into now. It skips memory that e and now share.
 func (e Entries) Diff(now Entries) iter.Seq[ordered.Change[Element, string]] {
 	return e.of.Diff(now.of)
 }

@@ -16,7 +16,7 @@ type group struct {
 	peers   int  // index of the peers' set in like.Sets
 	kind    SetKind
 	run     int      // how many earlier rules of the chain have another action than Return
-	rest    string   // restKey of the rules; groups with different kinds of sets may have the same
+	rest    string   // restKey of the rules; groups with sets of different kinds may have the same rest
 	rules   []int    // indexes of the group's rules in the chain
 	sets    []string // peers' set of each rule
 	numbers []uint16 // the rules' ports, if entries with these ports can replace the condition on ports

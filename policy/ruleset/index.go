@@ -6,8 +6,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// Index evaluates packets with the same results as a Simulator. But its time hardly depends on the number of rules,
-// sets and entries. Only one goroutine may use an Index, because it remembers what it has computed.
+// Index evaluates packets with the same results as a Simulator, but in a time that hardly depends on the number of
+// rules, sets and entries. Only one goroutine may use an Index, because it remembers what it has computed.
 //
 // Each address has a signature: the sets and networks that contain the address. In each chain, a signature leads to a
 // row, which has the rules that may match, by protocol and port.
@@ -20,7 +20,7 @@ type indexedChain struct {
 	number int // the chain's number in the Index, from 0
 	rules  []indexedRule
 	pivots [ends]pivots
-	// rest has the rules that may match whatever the addresses are.
+	// rest has the rules that may match packets with any addresses.
 	rest *row
 	rows [ends]map[*signature]*row
 	// verdicts remembers verdicts that needed many comparisons. It is nil if the chain leads to other chains, or looks

@@ -25,8 +25,8 @@ type memberGroup struct {
 	network netip.Prefix
 }
 
-// A signature says which groups contain an address: those in the field groups, and those of the signature above, which
-// belongs to a network around it. Equal signatures are the same pointer.
+// A signature says which groups contain an address: the groups in its own list, and the groups of the signature above.
+// The signature above belongs to a network around the address. Equal signatures are the same pointer.
 type signature struct {
 	recent [8]struct {
 		chain *indexedChain

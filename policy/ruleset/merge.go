@@ -2,13 +2,13 @@ package ruleset
 
 import "math/bits"
 
-// Bounds limit which sets are merged.
+// Bounds has the limits within which sets are merged.
 type Bounds struct {
-	// Sets is how many sets may be looked up one by one, because that takes little time. Unlike merged sets, these can
-	// be shared by classes of pods.
+	// Sets is how many sets may be looked up one by one, because so few look-ups take little time. Unlike merged sets,
+	// single sets are shared by classes of pods.
 	Sets int
-	// Large is the size above which a set counts as large. The largest of the large sets aren't merged, as long as
-	// there are no more than Sets look-ups.
+	// Large is the size above which a set counts as large. The largest of the large sets are not merged, if there are then
+	// no more than Sets look-ups.
 	Large int
 	// Lists is how many lists of ports may be compared one by one, because that takes little time.
 	Lists int
@@ -19,8 +19,8 @@ type Bounds struct {
 	SetLen int
 	// Entries limits the entries of all merged sets together. Each takes about 200 bytes of the kernel's memory.
 	Entries int
-	// Pairs limits the entries with ports in all merged sets together. To delete a pod's entries with ports, whole sets
-	// must be read.
+	// Pairs limits the entries with ports in all merged sets together, because deleting a pod's entries with ports
+	// requires reading whole sets.
 	Pairs int
 }
 
@@ -49,7 +49,7 @@ const tooLarge = 64
 // in the set of their peers become one rule with a merged set. So a pod under 1,000 policies needs a few look-ups
 // instead of 1,000.
 //
-//   - Sets are merged if more than Bounds.Sets of them belong to the same protocol and ports.
+//   - Sets are merged if rules with the same protocol and ports have more than Bounds.Sets sets.
 //   - Address and port are looked up together if a protocol has more than Bounds.Lists lists of ports.
 //   - If there isn't room for all merged sets, the smallest come first.
 //   - Merged sets and rules that the kernel has refused are left out.

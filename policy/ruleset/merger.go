@@ -13,7 +13,7 @@ type Merger struct {
 	refused  Refused
 	decision *decision
 	sets     map[string]*countedSet // merged sets, by name
-	// Merged sets by the name of a set that is merged in them; nil if it must be computed.
+	// users has the merged sets by the name of a set that is merged in them. It is nil if it must be computed.
 	users map[string][]*countedSet
 	out   Ruleset
 }

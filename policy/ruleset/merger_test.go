@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// TestMerge: a merged random ruleset allows the same packets as the unmerged one. After each step of a sequence, a
-// Merger gives the same result as Bounds.Merge.
+// TestMerge: a merged random ruleset allows the same packets as the unmerged one. At each step of a sequence, a Merger
+// gives the same result as Bounds.Merge.
 func TestMerge(t *testing.T) {
 	sequences := 300
 	if testing.Short() {
@@ -312,8 +312,8 @@ func TestMergedShapes(t *testing.T) {
 	}
 }
 
-// TestLargeSetsStayApart: a few sets aren't merged. If there are many, some large ones stay as they are, and all others
-// are merged into one.
+// TestLargeSetsStayApart: a few sets aren't merged. Of many sets, some large ones stay as they are, and all others are
+// merged into one.
 func TestLargeSetsStayApart(t *testing.T) {
 	b := UsualBounds()
 	for name, tc := range map[string]struct {

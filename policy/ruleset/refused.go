@@ -22,7 +22,7 @@ type Refusal struct {
 // more.
 type Refused map[Refusal]string
 
-// Kind is a part of a rule. If a kernel doesn't support it, it refuses all rules with this part.
+// Kind is a part of a rule. A kernel that doesn't support the part refuses all rules with it.
 type Kind struct {
 	Name string
 	Rule Rule // an example with no other part
@@ -65,7 +65,8 @@ func (r Rule) Kinds() []Kind {
 // ByPort reports whether the kind matches ports or the protocol, and not the peer.
 func (k Kind) ByPort() bool { return k.Rule.Proto != "" }
 
-// Set returns why the kernel has refused the set or all sets of this kind. It returns "" if it hasn't.
+// Set returns why the kernel has refused this set, or all sets of this kind. It returns "" if the kernel has refused
+// neither.
 func (r Refused) Set(f conf.Family, k SetKind, name string) string {
 	if why, ok := r[Refusal{Family: f, SetKind: k}]; ok && k != "" {
 		return why
@@ -73,8 +74,8 @@ func (r Refused) Set(f conf.Family, k SetKind, name string) string {
 	return r[Refusal{Family: f, Set: name}]
 }
 
-// Rule returns why the kernel has refused the rule or a part of it, or "" if it hasn't. ports is true if the refused
-// part matches ports or the protocol.
+// Rule returns why the kernel has refused the rule or a part of it. It returns "" if the kernel has refused neither.
+// ports is true if the refused part matches ports or the protocol.
 func (r Refused) Rule(f conf.Family, rule Rule) (why string, ports bool) {
 	if len(r) == 0 {
 		return "", false

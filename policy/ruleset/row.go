@@ -32,7 +32,7 @@ func (p *pivots) of(groups []int32) (rules []int32) {
 	return rules
 }
 
-// row has rules that packets may match, in the chain's order. The row above has the rules of a network around the
+// row has rules that packets may match, in the order of the chain. The row above has the rules for a network around the
 // address.
 type row struct {
 	above  *row
@@ -57,8 +57,8 @@ func (c *indexedChain) row(at end, s *signature) *row {
 	return r
 }
 
-// newRow makes the row for the signature, and stores it. If none of the signature's own groups leads to a rule, this is
-// the row of the signature above.
+// newRow makes the row for the signature, and stores it. If none of the signature's own groups leads to a rule, newRow
+// stores the row of the signature above.
 func (c *indexedChain) newRow(at end, s *signature) *row {
 	r := c.row(at, s.above)
 	if rules := c.pivots[at].of(s.groups); len(rules) > 0 {
@@ -135,8 +135,8 @@ func newPortTable(c *indexedChain, r *row, of class) *portTable {
 
 const lastPort = 1<<16 - 1
 
-// ranges returns a list of ports outside of which the rule matches no packet. exact is true if no condition on ports
-// excludes a port in the list.
+// ranges returns a list of ports. The rule matches no packet to a port outside of the list. exact is true if no
+// condition on ports excludes a port in the list.
 func (r *indexedRule) ranges() (list []PortRange, exact bool) {
 	if len(r.Ports) > 0 {
 		return r.Ports, len(r.ports) == 0

@@ -27,7 +27,7 @@ type Rule struct {
 	Action  Action
 	// To is the target chain of Jump and GoTo, or the prefix of Log's messages.
 	To string
-	// Audits is for rules that log: it is the direction in which audited policies would drop the packet. It is empty if
+	// Audits is for rules that log. It is the direction in which audited policies would drop the packet. It is empty if
 	// the packet is really dropped.
 	Audits Direction
 	// Policies has the names of the policies to which the rule belongs, in order. A rule with Policies only allows
@@ -67,8 +67,8 @@ const (
 	Established Track = "established"
 	// Cut packets belong to a connection that policies allowed before, and don't allow any more.
 	Cut Track = "cut"
-	// Related packets are ICMP errors about a connection, or begin a connection that another one has announced (FTP's
-	// data).
+	// Related packets are ICMP errors about a connection. They are also the first packets of a connection that another
+	// connection has announced (FTP's data).
 	Related Track = "related"
 	// Untranslated packets still have the destination to which their sender has sent them.
 	Untranslated Track = "untranslated"
@@ -86,8 +86,8 @@ type Shape string
 const (
 	// ToItself packets have the same address as source and destination.
 	ToItself Shape = "to its own sender"
-	// HonestICMP packets are ICMP packets that are no errors, and errors about a packet that the error's receiver has
-	// really sent to the error's sender. Redirects and later fragments don't match.
+	// HonestICMP packets are ICMP packets that are no errors, and ICMP errors about a packet that the error's receiver has
+	// really sent to the error's sender. Redirects don't match, and later fragments don't match.
 	//
 	// Errors are the types that connection tracking relates to connections. For ICMP, these are the types 3
 	// (destination unreachable), 4 (source quench), 11 (time exceeded) and 12 (parameter problem). For ICMPv6, they are

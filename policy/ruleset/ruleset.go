@@ -45,7 +45,8 @@ const (
 	TranslateSource Hook = "translate sources"
 )
 
-// Chain is a list of rules, which a packet meets in order. The action of a rule says what happens if it matches.
+// Chain is a list of rules, which a packet meets in order. If a rule matches the packet, the rule's action says what
+// happens to the packet.
 type Chain struct {
 	Family conf.Family
 	Name   string
@@ -55,8 +56,8 @@ type Chain struct {
 	Rules   []Rule
 }
 
-// Dispatch returns the names of the sets that the chain's rules look up, in order, except those with Not. A pod that is
-// in several of these sets belongs to the class of the first.
+// Dispatch returns the names of the sets that the chain's rules look up, in order. It leaves out matches with Not. A
+// pod that is in several of these sets belongs to the class of the first one.
 func (c Chain) Dispatch() []string {
 	var names []string
 	for _, r := range c.Rules {

@@ -36,7 +36,7 @@ const (
 	Checked
 	// Attached sets are Checked sets with the addresses of this node's attachments.
 	Attached
-	// Members sets are class sets. A pod changes its class in one step, or is in no class in between.
+	// Members sets are class sets. When a pod changes its class, it moves in one step, or it is in no class for a moment.
 	Members
 )
 
@@ -84,7 +84,7 @@ func (e Element) String() string {
 
 // Compare orders elements by address, size of the network, protocol, port and link.
 func (e Element) Compare(o Element) int {
-	// The most frequent case first, because comparing the rest takes longer.
+	// The most frequent case comes first, because comparing the rest takes longer.
 	if c := e.Prefix.Addr().Compare(o.Prefix.Addr()); c != 0 {
 		return c
 	}
@@ -92,8 +92,8 @@ func (e Element) Compare(o Element) int {
 		cmp.Compare(e.Proto, o.Proto), cmp.Compare(e.Port, o.Port), cmp.Compare(e.Link, o.Link))
 }
 
-// Order sorts the entries as in a Set. If several have the same element, it keeps only the one whose comment is first
-// in alphabetical order.
+// Order sorts the entries as in a Set. If several entries have the same element, Order keeps only the one whose comment
+// is first in alphabetical order.
 func Order(entries []Entry) []Entry {
 	slices.SortFunc(entries, func(a, b Entry) int {
 		return cmp.Or(a.Compare(b.Element), cmp.Compare(a.Comment, b.Comment))
@@ -102,7 +102,7 @@ func Order(entries []Entry) []Entry {
 }
 
 // ChangedPeers returns the sets of peers whose entries have changed since the earlier ruleset. ok is false if anything
-// else has changed. Most changes concern only sets of peers, because pods are added and deleted.
+// else has changed. Most changes are pods that come or go, and these change only sets of peers.
 func (r Ruleset) ChangedPeers(earlier Ruleset) (changed []Set, ok bool) {
 	if len(r.Sets) != len(earlier.Sets) || !sameChains(r.Chains, earlier.Chains) {
 		return nil, false

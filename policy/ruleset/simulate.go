@@ -89,8 +89,8 @@ func (s *Simulator) Audit(p Packet) (passes bool, logged []Direction) {
 	return passes, logged
 }
 
-// run reports whether the packet passes its hook. It calls the function log, unless it is nil, for each rule that logs
-// the packet.
+// run reports whether the packet passes its hook. It calls the function log for each rule that logs the packet. log may
+// be nil.
 func (s *Simulator) run(p Packet, log func(Rule)) bool {
 	hook := CheckForwarded
 	if p.Out == "" {
