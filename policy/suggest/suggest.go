@@ -1,8 +1,8 @@
 // Package suggest writes NetworkPolicies that allow the TCP, UDP and SCTP connections that were seen.
 //
 // Pods of a namespace with the same labels are one workload. Labels that controllers give to single pods don't count.
-// If one pod of a workload had a connection, the policies allow it for all pods of the workload, which no policy can
-// tell apart.
+// No policy can tell the pods of a workload apart. So if one pod of a workload had a connection, the policies allow it
+// for all pods of the workload.
 //
 // Invariants:
 //   - The package is pure.
@@ -73,7 +73,7 @@ type Result struct {
 }
 
 // Policies returns policies for the namespace: one that isolates all of its pods, and one for each workload with flows.
-// Flows may also name workloads whose pods are deleted. No selector of another workload matches such pods.
+// Flows may also name workloads whose pods are deleted. The selectors of the other workloads don't match such pods.
 func Policies(namespace string, pods []policy.Pod, flows []Flow) Result {
 	s := suggester{namespace: namespace, workloads: map[string][]*workload{}, policies: map[*workload]*rules{}}
 	for i := range pods {

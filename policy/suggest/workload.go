@@ -89,8 +89,9 @@ func (s *suggester) selector(w *workload) metav1.LabelSelector {
 		}
 		return true
 	}
-	// The first label is chosen even if it excludes no other workload, because a selector without labels would match
-	// all future pods. Each further label must exclude some of the workloads that still match, as many as possible.
+	// The first label is chosen even if it excludes no other workload, because a selector without labels would match all
+	// future pods. Each further label must exclude workloads that the chosen labels still match. The label that excludes
+	// most of them is chosen.
 	keys := w.keys()
 	for first := true; len(keys) > 0; first = false {
 		best, excluded := "", 0
