@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/policy"
 )
 
-// TestCacheKeepsNoOldVersions: a Cache keeps the parsed policies of several states, but of each policy only the last
-// version.
+// TestCacheKeepsNoOldVersions: a Cache keeps the parsed policies of several states. It keeps only the last version of
+// each policy.
 func TestCacheKeepsNoOldVersions(t *testing.T) {
 	var c Cache
 	version := func(names ...string) (s policy.State) {

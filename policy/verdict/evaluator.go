@@ -67,7 +67,7 @@ func (p pod) unknownOfNamespace(key string) bool {
 type isolating struct {
 	*networkingv1.NetworkPolicy
 	name    string
-	audited bool // true if the policy is audited, so that it isolates and allows nothing
+	audited bool // true for an audited policy, which isolates and allows nothing
 	selects func(pod) (certainly, possibly bool)
 	rules   map[ruleset.Direction][]rule // rules for each direction that the policy isolates
 }
@@ -136,8 +136,8 @@ func (e *Evaluator) end(a netip.Addr) end {
 }
 
 // ends returns the end at each address of the state. If a pod has an endpoint on this node, the endpoint's addresses
-// count. Otherwise the addresses in the pod's status count that its Node can have assigned, unless the pod has finished
-// or uses its node's network.
+// count. Otherwise those addresses in the pod's status count that its Node can have assigned. They don't count if the
+// pod has finished, or uses its node's network.
 func ends(s policy.State, namespaces map[string]policy.Namespace) map[netip.Addr]end {
 	by := map[netip.Addr]end{}
 	attached := map[string]bool{}
@@ -311,8 +311,9 @@ func matchPeer(namespace string, p networkingv1.NetworkPolicyPeer) peerMatch {
 // isMapped reports whether the network is an IPv4 network written as an IPv6 network. No packet has such an address.
 func isMapped(p netip.Prefix) bool { return p.Masked().Addr().Is4In6() }
 
-// ExceptOf returns the network that an except takes out of the CIDR. It returns false if there is none within the CIDR.
-// In an IPv4 CIDR, an IPv4 network written as an IPv6 network counts as that IPv4 network: API servers accept it.
+// ExceptOf returns the network that an except takes out of the CIDR. It returns false if the text is no network within
+// the CIDR. In an IPv4 CIDR, an IPv4 network written as an IPv6 network counts as that IPv4 network, because API
+// servers accept it.
 func ExceptOf(cidr netip.Prefix, text string) (netip.Prefix, bool) {
 	except, err := netip.ParsePrefix(text)
 	if err != nil {
@@ -324,8 +325,8 @@ func ExceptOf(cidr netip.Prefix, text string) (netip.Prefix, bool) {
 	return except.Masked(), except.Bits() >= cidr.Bits() && cidr.Contains(except.Addr())
 }
 
-// matchBlock returns the function that matches an ipBlock. It matches nothing if a network can't be parsed, if the CIDR
-// isMapped, or if an except is outside of the CIDR.
+// matchBlock returns the function that matches an ipBlock. The function matches nothing if a network can't be parsed,
+// if the CIDR is an IPv4 network written as an IPv6 network, or if an except is outside of the CIDR.
 func matchBlock(b networkingv1.IPBlock) peerMatch {
 	cidr, err := netip.ParsePrefix(b.CIDR)
 	if err != nil || isMapped(cidr) {

@@ -41,8 +41,8 @@ func missedSelectors(
 	return all
 }
 
-// addPeer returns the change that makes a rule match pods of another namespace. A change of the peer itself would end
-// what the peer matches now.
+// addPeer returns the change that makes a rule match pods of another namespace. It is a new peer, because a changed
+// peer would no longer match the pods that it matches now.
 func addPeer(field, namespace string) string {
 	return fmt.Sprintf("add a peer like %s to the rule, with a namespaceSelector with %s: %s", field,
 		corev1.LabelMetadataName, namespace)
@@ -100,8 +100,8 @@ func (l labelled) miss(field string, r labels.Requirement) Miss {
 	return m
 }
 
-// mend names the change of the label that meets all requirements on it. If they contradict each other, the miss becomes
-// one of an unreadable peer, because the selector matches nothing.
+// mend writes into m the change of the label that meets all requirements on this label. If the requirements contradict
+// each other, the selector matches nothing, and no value of the label helps. m then gets the kind MissUnreadable.
 func (l labelled) mend(m *Miss, field, key string, all labels.Requirements) {
 	var values []string
 	for _, r := range all {

@@ -48,7 +48,8 @@ func (c LabelChange) Apply(labels map[string]string) map[string]string {
 
 type Kind string
 
-// MissUnreadable is a peer or port with an error, which matches nothing. The other kinds name what doesn't match.
+// MissUnreadable is a peer or port with an error, which matches nothing. The other kinds name the part that doesn't
+// match.
 const (
 	MissLabel          Kind = "label"
 	MissNamespaceLabel Kind = "namespaceLabel"
@@ -75,8 +76,8 @@ func (m Miss) distance() int {
 	return 1
 }
 
-// Near is a rule that doesn't allow a packet, with the conditions that the packet doesn't meet. These are of the
-// nearest peer and the nearest port.
+// Near is a rule that doesn't allow a packet. Misses has the conditions of the nearest peer and the nearest port that
+// the packet doesn't meet.
 type Near struct {
 	Policy string `json:"policy"` // namespace/name
 	Field  string `json:"field"`  // such as spec.ingress[0]
@@ -90,8 +91,8 @@ func (n Near) distance() (sum int) {
 	return sum
 }
 
-// Nearest returns rules that don't allow the packet, the nearest first. They belong to policies that certainly isolate
-// the end in this direction: audited policies if audited is true, otherwise enforced ones.
+// Nearest returns rules that don't allow the packet, the nearest first. They are rules of policies that certainly
+// isolate the end in this direction: of audited policies if audited is true, otherwise of enforced policies.
 func (e *Evaluator) Nearest(d ruleset.Direction, p Packet, audited bool) []Near {
 	src, dst := e.end(p.Src), e.end(p.Dst)
 	subject, peer := src, dst

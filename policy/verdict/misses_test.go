@@ -65,8 +65,8 @@ func TestNearest(t *testing.T) {
 	}
 }
 
-// TestAdvice: a rule allows the packet after the changes that its misses name, and every packet that the rule has
-// allowed before.
+// TestAdvice: after the changes that a rule's misses name, the rule allows the packet. If these are only changes of the
+// policy, the rule still allows the packets that it allowed before.
 func TestAdvice(t *testing.T) {
 	followed := map[string]int{}
 	for seed := range uint64(400) {

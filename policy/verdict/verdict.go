@@ -61,7 +61,8 @@ type Policy struct {
 	Rules []Rule `json:"rules"`
 }
 
-// Rule is the result of a rule. The rule allows the packet if one of its peers and one of its ports match.
+// Rule is the result of one rule of a policy. The rule allows the packet if one of its peers and one of its ports
+// match.
 type Rule struct {
 	Field string `json:"field"`
 	Peer  string `json:"peer,omitempty"` // the field of the first peer that matches, or ""
@@ -223,7 +224,7 @@ func (e *Evaluator) side(d ruleset.Direction, subject, peer end, p Packet, dst e
 		if !isolates || !possibly {
 			continue
 		}
-		if !certainly { // the policy only possibly selects the pod, so it isolates the pod and allows nothing
+		if !certainly { // the policy may select the pod, so it isolates the pod and allows nothing
 			rules = nil
 		}
 		evaluated := Policy{Name: np.name}
