@@ -12,8 +12,8 @@ import (
 type addressBook struct {
 	one  map[netip.Addr]*pod   // addresses of exactly one pod
 	more map[netip.Addr][]*pod // addresses of several pods
-	// taken has the number of this node's endpoints with each address. If this number isn't 0, pods elsewhere with the
-	// address don't count: they are old pods that are being deleted.
+	// taken has the number of this node's endpoints with each address. If this number isn't 0, the address counts only for
+	// pods with an endpoint on this node. Other pods with the address are old pods that are being deleted.
 	taken map[netip.Addr]int
 }
 
@@ -130,8 +130,8 @@ func (e *Engine) at(a netip.Addr) (s standing) {
 
 func comment(p *Pod) string { return p.Namespace + "/" + p.Name }
 
-// moving has changes of pods that aren't in the sets yet. settle writes them into the sets, when all pods that share an
-// address have changed.
+// moving has the changes that settle has yet to write into the sets. settle runs at the end of a delta, and in a large
+// delta also after each 4,096 addresses. So if an address moves from one pod to another, the sets change once.
 type moving struct {
 	addresses map[netip.Addr]standing // which sets had the address before
 	crowds    map[*crowd]bool         // crowds that have lost their last pod

@@ -15,8 +15,8 @@ const maybeSuffix = " (may select it)"
 type isolating struct {
 	direction ruleset.Direction
 	policies  []*parsedPolicy // in the order of their names
-	// anchored has the indexes of policies by label: a pod that a policy selects has one of the policy's anchors. others
-	// has the indexes of the policies without anchors.
+	// anchored has the indexes of policies, by anchor. Each pod that a policy selects has one of the policy's anchors.
+	// others has the indexes of the policies without anchors.
 	anchored map[anchor][]int
 	others   []int
 }

@@ -58,7 +58,7 @@ func (e *Engine) Around(addresses []netip.Addr) State {
 }
 
 // HasAddress reports whether a pod has the address, in its endpoint on this node or in its status. Pods with
-// hostNetwork don't count, and neither do addresses that the pod's Node can't assign.
+// hostNetwork don't count. Addresses that the pod's Node can't assign don't count either.
 func (e *Engine) HasAddress(a netip.Addr) bool { return len(e.addresses.all(a)) > 0 }
 
 // PodsAt returns the pods for which the address counts, as NAMESPACE/NAME with commas between them. It returns "" if

@@ -40,8 +40,8 @@ func allAudited(policies []*networkingv1.NetworkPolicy) bool {
 	})
 }
 
-// KeepAudit returns the policy's annotations without all those that weir doesn't use. It returns nil if AuditAnnotation
-// is missing.
+// KeepAudit returns only AuditAnnotation, because weir uses no other annotation of a policy. It returns nil if
+// AuditAnnotation is missing.
 func KeepAudit(annotations map[string]string) map[string]string {
 	if value, ok := annotations[AuditAnnotation]; ok {
 		return map[string]string{AuditAnnotation: value}

@@ -8,8 +8,9 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// familiesOf returns IPv4, and also IPv6 if a pod or a podCIDR of the node has an IPv6 address, or if the kernel has
-// strays of IPv6. Without IPv6, a change of rules costs half as much. The guard then drops all IPv6 packets from pods.
+// familiesOf returns IPv4. It also returns IPv6 if a pod or a podCIDR of the node has an IPv6 address, or if strays is
+// true (State.Strays6). Without IPv6, a change of rules costs half as much, and the guard drops all IPv6 packets from
+// pods.
 func familiesOf(endpoints []Endpoint, self Node, strays bool) []conf.Family {
 	if strays {
 		return conf.Families[:]
@@ -93,7 +94,7 @@ func (c *common) base() {
 }
 
 // dropChains adds a chain for each reason to drop packets. Each chain has two rules: one logs packets, and one drops
-// them. A packet that isn't dropped meets neither of the two, but only the rule that leads to the chain.
+// them. So a packet that passes meets only the rule that leads to the chain, and not two rules for each reason.
 func (c *common) dropChains() {
 	for _, of := range []struct{ name, why string }{
 		{conf.CutChain, "connections cut by a later change of policy"},
@@ -163,9 +164,9 @@ func (c *common) ahead(other links) []ruleset.Rule {
 // icmpErrors adds a chain that drops a pod's ICMP errors about packets that the pod didn't get. Otherwise a pod could
 // end connections of other pods: connection tracking doesn't check who sends an error.
 //
-// The rule icmpFromPods leads all ICMP packets of pods to this chain, even if they belong to no known connection: a
-// forged error could reduce the size of the tunnel's packets. The rule related accepts errors about known connections
-// from all other senders, because any router may send them.
+// The rule icmpFromPods leads all ICMP packets of pods to this chain, even if they belong to no known connection.
+// Otherwise a pod could forge an error that makes the node send smaller packets through the tunnel. The rule related
+// accepts errors about known connections from all other senders, because any router may send them.
 func (c *common) icmpErrors() (icmpFromPods, related ruleset.Rule) {
 	proto := icmp(c.family)
 	c.chain(conf.ErrorsChain, dropRest([]ruleset.Rule{{

@@ -16,8 +16,9 @@ const (
 	// maxNodeRules, maxNodeSets and maxNodeEntries limit all policies of a node together. Sets and chains of classes
 	// don't count.
 	//
-	// A set's number in the kernel has 16 bits (ip_set_id_t in include/uapi/linux/netfilter/ipset/ip_set.h). iptables
-	// takes a second to write maxNodeRules rules. The kernel takes ten seconds for maxNodeEntries entries.
+	// A set's number in the kernel has 16 bits (ip_set_id_t in include/uapi/linux/netfilter/ipset/ip_set.h), so all
+	// programs together can have 65,536 sets. iptables takes a second to write maxNodeRules rules. The kernel takes ten
+	// seconds for maxNodeEntries entries.
 	maxNodeRules   = 1 << 15
 	maxNodeSets    = 1 << 13
 	maxNodeEntries = 1 << 20
@@ -66,8 +67,8 @@ func bulk(np *networkingv1.NetworkPolicy) (n int) {
 
 type size struct{ rules, entries int }
 
-// bound returns the rule. If the policy exceeds its limits with this rule, bound returns the rule without peers, so
-// that it allows nothing, and reports a problem.
+// bound returns the rule. If the policy exceeds a limit with this rule, bound reports a problem, and returns the rule
+// without peers. Such a rule allows nothing.
 func (s *size) bound(r rule, report reporter) rule {
 	with := size{s.rules, s.entries}
 	for _, p := range r.peers {

@@ -79,7 +79,7 @@ func TestLargePolicies(t *testing.T) {
 		name         string
 		policies     []*networkingv1.NetworkPolicy
 		more         []policy.Pod
-		rules        int // rules of the ingress chain of x/big, without the last two
+		rules        int // rules of the ingress chain of x/big, without the two that log and drop
 		pass, denied string
 		problems     []string // beginnings of the problems; the last may match several
 		of           int      // the number of problems, if there are more than in problems

@@ -182,7 +182,7 @@ func (l *classifier) classRules(policies []*parsedPolicy) []ruleset.Rule {
 }
 
 // classOf returns the group's class. If nothing has changed for the group, it returns the class of the last ruleset.
-// The two classes then share their memory, and comparing them takes no time.
+// The last and the new ruleset then share the class's memory, and comparing its rules takes no time.
 func (l *classifier) classOf(g *group) (k class, ok bool) {
 	key := classKey{l.side, l.family, g.key}
 	if was, has := l.classified.reusable[key]; has && len(l.refused) == 0 &&
@@ -196,7 +196,7 @@ func (l *classifier) classOf(g *group) (k class, ok bool) {
 	return k, ok
 }
 
-// differ reports whether one of the policies has other rules than in the last ruleset.
+// differ reports whether other demands of one of the policies are placed than in the last ruleset.
 func (l *classifier) differ(a alternatives) bool {
 	for _, policies := range a {
 		for _, policy := range policies {
@@ -209,9 +209,9 @@ func (l *classifier) differ(a alternatives) bool {
 	return false
 }
 
-// class computes the class of the group's pods. If the policies allow nothing, or the kernel refuses the class set,
-// this is the class "none". ok is false if the policies are audited, and the kernel refuses the class set or an entry
-// of it.
+// class computes the class of the group's pods. If the policies allow nothing, or the kernel refuses the class set, it
+// returns the class "none". ok is false if the policies are audited, and the kernel refuses the class set or an entry
+// of this set.
 func (l *classifier) class(g *group) (k class, ok bool) {
 	if g.audited {
 		return l.auditClass(g)

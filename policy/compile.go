@@ -179,7 +179,8 @@ func (c *compiler) replace(l *local) {
 	c.undecided = c.undecided || !c.fit
 }
 
-// exchangeWants puts now in the place of was, in the lists of the parts that need each set. now is the newest part.
+// exchangeWants replaces the part was by the part now in the lists supply.wanted. now is the newest part of a
+// namespace, or an empty part if the namespace has no part any more.
 func (c *compiler) exchangeWants(was, now *part) {
 	for _, s := range was.wants {
 		s.before = c.stamp

@@ -22,8 +22,8 @@ type space struct {
 	// parsed has the parsed policies, sorted by name. It is nil until policiesIn fills it. It stays nil if the
 	// namespace has no pods on this node.
 	parsed []parsedPolicy
-	// used and waiting are efforts of parsing large policies: used is that of the policies that are in the list parsed,
-	// and waiting that of parsed policies that aren't in the list yet (TakeParsed).
+	// used and waiting are sums of the effort of parsing large policies (TakeParsed). used counts the policies that are in
+	// the list parsed. waiting counts parsed policies that aren't in this list yet.
 	used, waiting float64
 }
 
@@ -51,7 +51,7 @@ var seed = maphash.MakeSeed()
 
 func labelHash(p *Pod) (hash uint64) {
 	for k, v := range p.Labels {
-		// Key and value together, because two labels may swap their values.
+		// The hash is of key and value together, because two labels may swap their values.
 		hash += maphash.Comparable(seed, [2]string{k, v})
 	}
 	for _, k := range p.Unknown {

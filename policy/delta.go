@@ -12,7 +12,7 @@ import (
 // Name is the namespace and the name of an object. For an object outside of namespaces, Namespace is empty.
 type Name struct{ Namespace, Name string }
 
-// Delta has the objects of a source that have changed since the last delta. Nobody may change the objects in it.
+// Delta has the objects of a source that have changed since the last delta. The objects in it must not be changed.
 type Delta struct {
 	// Pods has all pods with each changed name. If a pod is gone, the list is empty. In a directory of manifests,
 	// several pods may have the same name.
@@ -28,8 +28,8 @@ type Delta struct {
 	Problems   *[]ruleset.Problem
 	Unenforced *[]Unenforced
 
-	// Number is the number of the delta. Deltas without changes don't count. It is 0 if the source doesn't number
-	// deltas.
+	// Number is how many deltas with changes the source has made so far. The first delta always counts. Number is 0 if the
+	// source doesn't number deltas.
 	Number uint64
 }
 

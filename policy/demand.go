@@ -157,8 +157,8 @@ func (b *builder) ask(i *isolation) *ask {
 	return a
 }
 
-// complete adds the demand's rules and sets of each family. It returns false if the kernel refuses one of them, which
-// it reports, or if no family needs any.
+// complete adds the demand's rules and sets of each family. It returns false if the kernel refuses one of them, or if
+// no family needs any. It reports what the kernel refuses.
 func (b *builder) complete(d *demand, stated *problemList) bool {
 	for _, f := range b.common.families {
 		if !d.peer.means(f) {

@@ -84,7 +84,7 @@ func (c *compiler) compileDispatch() {
 func (d *dispatcher) compile(isolated []*class, open *openClass) {
 	// A TCP packet from the middle of a connection must not create a connection-tracking entry. Otherwise a server
 	// could revive a connection that was cut.
-	const common = 6 // rules of every such chain: this one, none, open, stranger and dropRest
+	const common = 6 // rules of each dispatch chain: midstream, none, open, stranger, and two of dropRest
 	d.dispatch = append(make([]ruleset.Rule, 0, common+len(isolated)), ruleset.Rule{
 		Proto: ruleset.TCP, Track: ruleset.Midstream,
 		Comment: "weir: a TCP connection begins with its first packet", Action: ruleset.GoTo, To: conf.MidstreamChain,
@@ -93,8 +93,8 @@ func (d *dispatcher) compile(isolated []*class, open *openClass) {
 	for _, k := range isolated {
 		allowNothing = append(allowNothing, k.none...)
 	}
-	// If two attachments have one address, the first of the rules decides. So the strictest rule comes first, and rules of
-	// classes under audited policies alone come last.
+	// If two attachments have one address, the first rule that matches decides. So the strictest rule comes first. Rules
+	// of classes that only audited policies select come last.
 	d.none(allowNothing)
 	for _, k := range isolated {
 		if d.classes = append(d.classes, k.Class); k.set != nil {

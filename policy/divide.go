@@ -10,7 +10,7 @@ import (
 type dividing struct {
 	left  amount
 	all   []*tenant
-	begun int // how many of all are in the queue, or need nothing
+	begun int // how many tenants of the list all are in the queue, or need nothing
 	queue tenants
 	taken amount
 }
@@ -78,7 +78,7 @@ func (c *compiler) goOnDividing(r *dividing) (finished bool) {
 		case now == t.part:
 			t.decide()
 			now.undecided = false
-		default: // another division decides; until then it keeps no more than this one grants
+		default: // a newer part: the next division decides; until then the part keeps only what this one grants
 			now.keep(t.granted)
 		}
 	}
@@ -94,8 +94,8 @@ func (p *part) keep(granted []*demand) {
 	p.regranted = true
 }
 
-// next reports whether the tenant has a next demand that fits, and computes t.afterwards. known is
-// false if the work is spent before the answer is known. Then the next call continues.
+// next reports whether the tenant has a next demand that fits, and computes t.afterwards. known is false if the work is
+// spent before the answer is known. The next call then continues.
 func (c *compiler) next(r *dividing, t *tenant) (going, known bool) {
 	room := c.limits.node
 	if c.parts[t.namespace] != t.part { // another division will decide

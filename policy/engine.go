@@ -81,7 +81,7 @@ func NewEngine(node string) *Engine {
 	return e
 }
 
-// Apply makes the changes of a delta. It ignores Nodes, for which there is SetNodes, and Unenforced.
+// Apply makes the changes of a delta. It ignores Nodes (see SetNodes) and Unenforced.
 func (e *Engine) Apply(d *Delta) {
 	for name, n := range d.Namespaces {
 		e.setNamespace(name, n)
@@ -113,7 +113,7 @@ func (e *Engine) SetRefused(r ruleset.Refused) {
 	}
 }
 
-// SetStrays6 sets State.Strays6.
+// SetStrays6 tells the engine whether the kernel has IPv6 addresses of pods that may have no endpoint (State.Strays6).
 func (e *Engine) SetStrays6(strays bool) {
 	if e.strays6 != strays {
 		e.strays6, e.common = strays, true

@@ -145,8 +145,8 @@ func BenchmarkEngine(b *testing.B) {
 	}
 }
 
-// BenchmarkEqualPeers changes the labels of a pod elsewhere, so that the engine must match the pod with the peers of
-// all policies of a local pod. All policies have one and the same peer.
+// BenchmarkEqualPeers changes the labels of another node's pod. The engine must then match the pod with the peers of
+// all policies of a pod of this node. All these policies have the same peer.
 func BenchmarkEqualPeers(b *testing.B) {
 	values := make([]string, 100)
 	for i := range values {
@@ -169,7 +169,7 @@ func BenchmarkEqualPeers(b *testing.B) {
 			paint := func(i int) (entries int) {
 				p := cityPod(3, 51, 5)
 				p.Addresses[0] = netip.MustParseAddr("10.0.5.252")   // no other pod has it
-				p.Labels["color"] = fmt.Sprint("v", i%2*100+i/2%100) // not a peer and a peer in turn
+				p.Labels["color"] = fmt.Sprint("v", i%2*100+i/2%100) // a peer in odd rounds only
 				e.Apply(one(p))
 				for _, s := range e.Ruleset().Sets {
 					entries += s.Entries.Len()

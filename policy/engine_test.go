@@ -122,7 +122,7 @@ func tell(r *rand.Rand, e *policy.Engine, was, now policy.State) {
 		func() { e.SetRefused(now.Refused) },
 	}
 	r.Shuffle(len(parts), func(i, j int) { parts[i], parts[j] = parts[j], parts[i] })
-	var late *policy.Unparsed // policies that are parsed before the next events, and given to the engine after them
+	var late *policy.Unparsed // policies that are parsed before other events, and given to the engine after them
 	for _, part := range parts {
 		part()
 		switch r.IntN(4) {
@@ -170,7 +170,7 @@ func sliced(r *rand.Rand, e *policy.Engine, now policy.State) (wrong string) {
 			continue
 		}
 		want := highLimits.Compile(now)
-		// Can't be compared, because the order of changes decides which sets exist and are refused.
+		// With refusals, the slice can't be compared: the order of changes decides which sets exist and are refused.
 		if len(now.Refused) > 0 {
 			continue
 		}

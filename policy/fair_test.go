@@ -15,8 +15,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// TestOthersPayLittle: a tenant adds a policy that denies everything. Hostile policies of other tenants add at most
-// half to the number of allocations for this, which stands for the work.
+// TestOthersPayLittle: a tenant adds a policy that denies everything. If other tenants have hostile policies, the work
+// for this is at most 1.5 times as much. The number of allocations stands for the work.
 func TestOthersPayLittle(t *testing.T) {
 	cost := map[string]float64{}
 	for name, list := range hostile {
@@ -45,8 +45,8 @@ func TestOthersPayLittle(t *testing.T) {
 	}
 }
 
-// TestOneOfManyPolicies: the cost of changing one large policy is at most three times as high if the tenant has 20
-// large policies as if it has two.
+// TestOneOfManyPolicies: a tenant changes one large policy. With 20 large policies, the change costs at most three
+// times as much as with two.
 func TestOneOfManyPolicies(t *testing.T) {
 	cost := map[int]float64{}
 	for _, many := range []int{2, 20} {
@@ -71,7 +71,7 @@ func TestOneOfManyPolicies(t *testing.T) {
 }
 
 // TestOneOfManyClasses: if a policy changes one class, the other classes of the namespace keep the memory of their
-// rules. So nobody compares these rules, and the policy costs little.
+// rules. So these rules needn't be compared, and the policy costs little.
 func TestOneOfManyClasses(t *testing.T) {
 	const classes = 50
 	e, d := policy.NewEngine("n0"), policy.NewDelta()
@@ -164,8 +164,9 @@ func TestLargeSetsComeInPieces(t *testing.T) {
 	}
 }
 
-// TestSetsOfOthersComeInPieces: a policy needs a set that another namespace has made meanwhile, and its rules wait for
-// more sets. When the other namespace's policy is deleted, no slice has to make the whole set again.
+// TestSetsOfOthersComeInPieces: the policies of two namespaces need the same set, and the first namespace makes it. The
+// first namespace's policies are deleted while the second namespace's rules still wait for more sets. No slice then has
+// to make the whole set again.
 func TestSetsOfOthersComeInPieces(t *testing.T) {
 	e, all := city(1000)
 	for _, p := range all.Pods {
@@ -179,7 +180,7 @@ func TestSetsOfOthersComeInPieces(t *testing.T) {
 		return np
 	}
 	small := networkingv1.NetworkPolicyEgressRule{}
-	for i := range 10 { // rules that come later come in groups of this size
+	for i := range 10 { // so later groups have at least 10 rules: a group is at least as large as all before it
 		app := map[string]string{"app": fmt.Sprint("a", i)}
 		small.To = append(small.To, networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchLabels: app}})
 	}
@@ -206,7 +207,7 @@ func TestSetsOfOthersComeInPieces(t *testing.T) {
 		}
 		last, most = now, max(most, now)
 		switch n {
-		case 5: // the first namespace has made the set; with more work to do, it now comes after the second one
+		case 5: // the first namespace has made the set; with more work, it now comes after the second one
 			e.Apply(policies(egress(1, "more", many(30))))
 		case 10: // the second namespace has made its own set for the rule
 			gone := policy.NewDelta()
@@ -254,7 +255,7 @@ func TestSmallWaitsForNoLargeSet(t *testing.T) {
 			if !denied(r, "ns18/"+deny.Name) {
 				t.Fatalf("%s: the ruleset after slice %d lacks a denial that came before it", name, n)
 			}
-			if now := made(r); now-was > 2 { // the denied pod's class has other entries
+			if now := made(r); now-was > 2 { // the denial itself adds entries to class sets
 				t.Errorf("%s: %d entries come with the denial after slice %d", name, now-was, n)
 			}
 			if !e.HasSlice() {
@@ -271,7 +272,8 @@ func made(r ruleset.Ruleset) (entries int) {
 	return entries
 }
 
-// TestSlicesAreShort: one slice looks at few addresses of a large set, and divides the node's room among few demands.
+// TestSlicesAreShort: one slice looks at few addresses of a large set, and decides on few demands when the node's
+// capacity is divided.
 func TestSlicesAreShort(t *testing.T) {
 	for name, policies := range map[string]*policy.Delta{
 		"a large set": policies(hostilePolicy(1, 0, 1, func(int) networkingv1.NetworkPolicyPeer {
@@ -409,8 +411,8 @@ func TestChangingPolicyHoldsUpNoOther(t *testing.T) {
 	}
 }
 
-// TestAbandonedSetsAreForgotten: a set that is computed in pieces becomes too large. The engine then keeps no entries
-// of it.
+// TestAbandonedSetsAreForgotten: a set becomes too large while it is made in pieces. The engine then keeps none of its
+// entries.
 func TestAbandonedSetsAreForgotten(t *testing.T) {
 	e, all := city(300)
 	e.Apply(all)

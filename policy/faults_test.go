@@ -79,7 +79,8 @@ func faultPod(namespace, name, node, address string) policy.Pod {
 	}
 }
 
-// TestFaults: an object with a fault allows no more packets. The reported problems name the object and the field.
+// TestFaults: an object with an error never makes the rules allow additional packets. The reported problems name the
+// object and the field.
 func TestFaults(t *testing.T) {
 	const (
 		pass   = "client>web:tcp:80 web>client:tcp:9 web>free:tcp:80 client>free:tcp:80 192.0.2.9>free:tcp:80"
@@ -93,7 +94,7 @@ func TestFaults(t *testing.T) {
 		unread   []ruleset.Problem
 		problems []string // beginnings of the problems
 		pass     string   // more packets that must pass
-		cut      string   // packets that pass only without the fault
+		cut      string   // packets that must not pass, and pass without the error
 		denied   string   // more packets that must not pass
 	}{
 		{name: "none"},
@@ -188,7 +189,7 @@ func TestFaults(t *testing.T) {
 			denied: "liar>web:tcp:80",
 		},
 		{
-			name:   "a pod of this node that isn't attached", // before ADD or after DEL, so this is no fault
+			name:   "a pod of this node that isn't attached", // this is no error: ADD is still to come, or DEL was before
 			pods:   []policy.Pod{faultPod("shop", "double", "self", "10.88.0.9")},
 			denied: "10.88.0.9>web:tcp:80",
 		},

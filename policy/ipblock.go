@@ -104,7 +104,7 @@ func blockPeer(list string, blocks []block) peer {
 		for i, e := range all {
 			f := conf.FamilyOf(e.Prefix.Addr())
 			parts[i], by[f] = e.Prefix.String(), append(by[f], e)
-			if e.Comment != parts[i] { // so that each set has the comments of its own blocks, whoever came first
+			if e.Comment != parts[i] { // so that ipBlocks with other descriptions have a set of their own
 				parts[i] += " " + e.Comment
 			}
 		}

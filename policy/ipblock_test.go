@@ -10,8 +10,9 @@ import (
 	networkingv1 "k8s.io/api/networking/v1"
 )
 
-// TestIPBlock: an ipBlock has the networks of its CIDR without those of its excepts. What an API server accepts as an
-// except counts as one, also if it is an IPv4 network written as an IPv6 network.
+// TestIPBlock: an ipBlock has the networks of its CIDR without those of its excepts. In an IPv4 CIDR, API servers and
+// weir accept an except that is an IPv4 network written as an IPv6 network. But weir refuses an except that is wider
+// than the CIDR.
 func TestIPBlock(t *testing.T) {
 	for _, tc := range []struct {
 		cidr, except string
@@ -25,7 +26,7 @@ func TestIPBlock(t *testing.T) {
 		{"10.0.0.0/8", "10.128.0.0/9 ::ffff:10.64.0.0/106", "10.0.0.0/10"},
 		{"0.0.0.0/0", "::ffff:0:0/96", ""},
 		{"10.0.0.0/8", "::ffff:11.0.0.0/112", "ipBlock.except[0]"},
-		{"10.0.0.0/8", "::ffff:10.0.0.0/103", "ipBlock.except[0]"}, // it contains the whole CIDR; API servers accept it
+		{"10.0.0.0/8", "::ffff:10.0.0.0/103", "ipBlock.except[0]"}, // it is wider than the CIDR; API servers accept it
 		{"10.0.0.0/8", "::ffff:10.0.0.0/95", "ipBlock.except[0]"},
 		{"10.0.0.0/8", "::ffff:10.0.0.0/8", "ipBlock.except[0]"},
 		{"10.0.0.0/8", "fd00::/16", "ipBlock.except[0]"},
@@ -71,8 +72,8 @@ func TestEqualNetworks(t *testing.T) {
 	}
 }
 
-// accepts is what an API server asks of an except (ValidateIPBlock in k8s.io/kubernetes' package
-// apis/networking/validation).
+// accepts reports whether an API server accepts the except, and the except isn't wider than cidr. The server's checks
+// are in ValidateIPBlock (k8s.io/kubernetes, package apis/networking/validation).
 func accepts(cidr *net.IPNet, except string) bool {
 	_, inner, err := net.ParseCIDR(except)
 	if err != nil {
@@ -80,7 +81,9 @@ func accepts(cidr *net.IPNet, except string) bool {
 	}
 	long, bits := inner.Mask.Size()
 	short, _ := cidr.Mask.Size()
-	wider := bits == 128 && long-96 < short // a mapped network: the server compares only the lengths as they are written
+	// A mapped except can be wider than cidr. The server accepts it, because it compares the lengths as they are written
+	// (for example, 120 with 30).
+	wider := bits == 128 && long-96 < short
 	return cidr.Contains(inner.IP) && short < long && !wider
 }
 

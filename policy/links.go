@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// LinkOf returns the link of an endpoint. The result is the zero value if the link is unknown, or if no rule can match
-// its name.
+// LinkOf returns the link of an endpoint. The result is the zero value if the link is unknown, or if iptables may not
+// take the link's name literally.
 func LinkOf(e Endpoint) ruleset.Link {
 	switch {
 	case !e.Chained:
@@ -46,8 +46,8 @@ type chainedPods struct {
 	ports     []ruleset.Rule  // match packets from a pod's bridge port, with the pod's address as the source
 	foreign   []ruleset.Rule  // match packets from a pod's bridge port, with any source
 	bridges   map[string]bool // other plugins' bridges with pods' links as ports
-	// linkLocal matches packets from a pod's bridge port, also if the pod has no address of the family. onBridges are
-	// the bridges of these ports.
+	// linkLocal matches packets from a pod's bridge port, even if the pod has no address of the family. onBridges has the
+	// bridges of these ports.
 	linkLocal []ruleset.Rule
 	onBridges map[string]bool
 }
@@ -107,9 +107,9 @@ func (c *common) chainedPods() chainedPods {
 // links adds the sets and chains for chained pods. It returns the rules that use them, and IPv6's rules for neighbour
 // discovery.
 //
-// A link that the node routes, as with the plugin ptp, belongs to one pod, so packets from this link with another
-// source are forged. A bridge of another plugin has several pods as ports. Each of these ports has its own rules,
-// because iptables can't look up bridge ports in a set.
+// A link that the node routes, as with the plugin ptp, belongs to one pod. So a packet from this link is forged if its
+// source isn't an address of the pod. A bridge of another plugin has several pods as ports. Each of these ports has its
+// own rules, because iptables can't look up bridge ports in a set.
 func (c *common) links(evaluate []ruleset.Rule) links {
 	pods := c.chainedPods()
 	if len(pods.addresses)+len(pods.own) == 0 {
@@ -184,10 +184,11 @@ var (
 	multicast = netip.MustParsePrefix("ff00::/8")
 )
 
-// linkLocal adds the chain that drops packets of bridge ports' pods from and to link-local addresses, and returns the
-// rules that lead to it. Each pod has such an address, and the set of all pods doesn't have it. So no policy would be
-// enforced on these packets, neither the sender's nor the receiver's. Neighbour discovery has been accepted before.
-// Multicast passes, because a network's switches and routers need pods' reports of multicast listeners.
+// linkLocal adds the chain that drops link-local packets of pods on other plugins' bridges, and returns the rules that
+// lead to the chain. Each pod has a link-local address, but the set of all pods doesn't have it. So without this chain,
+// no policy of the sender or the receiver would be enforced on these packets. Rules before this chain have accepted
+// neighbour discovery. Multicast passes, because a network's switches and routers need pods' reports of multicast
+// listeners.
 func (c *common) linkLocal(pods chainedPods) (rules []ruleset.Rule) {
 	if len(pods.linkLocal) == 0 {
 		return nil

@@ -10,8 +10,8 @@ import (
 	"github.com/weir-net/weir/test/golden"
 )
 
-// TestSelf: an isolated pod reaches itself, on weir's bridge and behind other plugins. A packet with the forged address
-// of the pod doesn't reach the pod.
+// TestSelf: an isolated pod reaches itself, on weir's bridge and behind other plugins. A packet that another pod or
+// host sends with the pod's address as its source doesn't reach the pod.
 func TestSelf(t *testing.T) {
 	simulator, err := ruleset.NewSimulator(policy.Compile(golden.Load(t, "testdata/other-plugins.yaml")))
 	if err != nil {
@@ -71,7 +71,8 @@ func TestSendersOfOtherPlugins(t *testing.T) {
 	}
 }
 
-// TestLoopback: no pod reaches the node's loopback addresses, unless a rule on the node has translated the destination.
+// TestLoopback: packets from pods to the node's loopback addresses are dropped. But a packet passes if a rule on the
+// node has translated its destination.
 func TestLoopback(t *testing.T) {
 	state := golden.Load(t, "testdata/other-plugins.yaml")
 	state.Policies = nil

@@ -12,7 +12,7 @@ import (
 
 type live struct {
 	id       uint64
-	selector // empty if this is a named port
+	selector // the zero value if this is a named port
 	gone     bool
 	scope    *scope
 	// print is the exclusive or of the marks of all matching crowds. So selectors that match the same crowds have the
@@ -25,7 +25,7 @@ type live struct {
 }
 
 type liveSet struct {
-	// filled is true if a compile has needed the entries. rest has the addresses that lookFor still has to look at.
+	// filled is true once a compile has needed the entries. rest has the addresses that lookFor still has to look at.
 	filled  bool
 	rest    []netip.Addr
 	entries ruleset.Entries
@@ -46,11 +46,11 @@ type selectorIndex struct {
 	byPort map[portKey]*portSets
 	crowds map[portKey]map[*crowd]int
 	scopes map[string]*scope
-	// openScopes has the scopes of several namespaces that have selectors without anchors.
+	// openScopes has scopes with a namespaceSelector. Each of them has selectors without anchors.
 	openScopes map[*scope]bool
 	byPrint    map[uint64]*live
-	// anchored has the selectors with each anchor label. A pod can match a selector only if it has one of its anchors.
-	// So only few selectors are compared with a pod.
+	// anchored has the selectors by anchor. Each pod that a selector matches has one of the selector's anchors. So a crowd
+	// is compared only with selectors that have an anchor among the crowd's labels, and with selectors without anchors.
 	anchored map[anchor][]*live
 }
 
@@ -112,8 +112,8 @@ func (x *selectorIndex) matching(c *crowd) (matches []*live) {
 
 func ownScope(namespace string) string { return "namespace " + namespace }
 
-// anchors returns labels of which each pod that m matches has at least one. If m requires no label (In or Exists),
-// anchors returns nothing.
+// anchors returns labels. Each pod that m matches has at least one of them. If m has no requirement with In or Exists,
+// anchors returns nil.
 func anchors(m matcher) (all []anchor) {
 	var best *requirement
 	for i := range m.requirements {

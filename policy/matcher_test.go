@@ -9,8 +9,8 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// TestMatcher compares random selectors, of which most are wrong, with those of the API's own library: whether they are
-// valid, their texts, and what they match.
+// TestMatcher compares newMatcher with the API's own library on random selectors, of which most are invalid. Both must
+// accept the same selectors, and give them the same text. The selectors must match the same labels.
 func TestMatcher(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	pick := func(list ...string) string { return list[r.IntN(len(list))] }

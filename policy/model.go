@@ -45,7 +45,7 @@ type Objects struct {
 }
 
 // Unenforced stands for policies of a kind that weir doesn't enforce. Kind includes the group, such as
-// CiliumNetworkPolicy.cilium.io. It is empty if it is unknown which kinds there are.
+// CiliumNetworkPolicy.cilium.io. Kind is empty if it is unknown which kinds there are.
 type Unenforced struct {
 	Kind  string
 	Where string
@@ -79,19 +79,19 @@ type Node struct {
 type Namespace struct {
 	Name   string
 	Labels map[string]string
-	// Unknown has the keys of labels of which it is unknown whether they exist, or which value they have.
+	// Unknown has the keys of labels that may exist with any value, or be missing.
 	Unknown []string
 }
 
 // Pod has the parts of a v1 Pod that policy needs.
 type Pod struct {
 	Namespace, Name string
-	// UID is empty if the source doesn't have it. The pod then matches every endpoint of the same name.
+	// UID is empty if the source doesn't have it. The pod then matches every endpoint with the same namespace and name.
 	UID    string
 	Labels map[string]string
-	// Unknown has the keys of labels of which it is unknown whether they exist, or which value they have. If a policy's
-	// podSelector depends on such a label, the policy isolates the pod and allows nothing. If a peer's selector depends
-	// on such a label, the pod doesn't match.
+	// Unknown has the keys of labels that may exist with any value, or be missing. If a policy's podSelector depends on
+	// such a label, the policy isolates the pod and allows nothing. If a peer's selector depends on such a label, the pod
+	// doesn't match.
 	Unknown []string
 	Ports   []NamedPort
 	// HostPorts has ports of the pod's node that lead to the pod. They don't change the ruleset, because weir checks

@@ -25,9 +25,10 @@ func newPlaces(s State) places {
 	return p
 }
 
-// believed returns the addresses that count for a pod without an endpoint on this node. They must be in the podCIDRs of
-// the pod's Node, and in none of this node's. All others are problems, with one exception: a pod of this node may
-// already have an address from this node's podCIDRs. Callers must not change the result.
+// believed returns the addresses that count for a pod without an endpoint on this node. They are in the podCIDRs of the
+// pod's Node, and in none of this node's podCIDRs. Each other address is a problem, with one exception: if the pod is
+// on this node, an address in this node's podCIDRs doesn't count, but is no problem. Callers must not change the
+// result.
 func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem) {
 	if w.unknown || len(p.Addresses) == 0 {
 		return p.Addresses, nil
@@ -53,7 +54,7 @@ func (w places) believed(p Pod) (addrs []netip.Addr, problems []ruleset.Problem)
 	own := w.nodes[w.self].PodCIDRs
 	doubted := func(a netip.Addr) bool { return !contains(node.PodCIDRs, a) || contains(own, a) }
 	if !slices.ContainsFunc(p.Addresses, doubted) {
-		return p.Addresses, nil // the case of nearly all pods, in which no copy is made
+		return p.Addresses, nil // this is so for nearly all pods, and needs no copy
 	}
 	for _, a := range p.Addresses {
 		switch {

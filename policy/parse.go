@@ -76,7 +76,7 @@ func parsePolicy(np *networkingv1.NetworkPolicy, rules bool) parsedPolicy {
 	policy := parsedPolicy{
 		name: np.Namespace + "/" + np.Name, namespace: np.Namespace, rules: map[ruleset.Direction][]rule{},
 	}
-	own := func(field, format string, args ...any) { // for what only weir refuses
+	own := func(field, format string, args ...any) { // for parts that an API server accepts, and weir refuses
 		if len(policy.problems) < maxProblems {
 			policy.problems = append(policy.problems, ruleset.ProblemOfPolicy(policy.name, field, fmt.Sprintf(format, args...)))
 		}

@@ -9,7 +9,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// local is what the compiler needs of one namespace with pods of this node.
+// local has what the compiler needs to know about one namespace with pods of this node.
 type local struct {
 	namespace string
 	policies  []parsedPolicy  // ordered by name
@@ -17,7 +17,7 @@ type local struct {
 	expected  []*Pod
 }
 
-// part is what the compiler has computed for one namespace. If pods or policies of the namespace change, a new part
+// part has what the compiler has computed for one namespace. If pods or policies of the namespace change, a new part
 // replaces it.
 type part struct {
 	*local
@@ -38,8 +38,8 @@ type part struct {
 	ready      int              // how many granted demands have all their sets, but no rules yet
 	placed     []*demand        // granted demands whose rules and sets are in the ruleset
 	making     map[*supply]bool // sets in the ruleset for ready and pending demands
-	due        float64          // work of the namespace, done and to be done, at the end of which nothing is pending
-	undecided  bool             // true until grant has decided, and while sets aren't counted
+	due        float64          // the namespace's work so far, and the work until nothing is pending
+	undecided  bool             // true until grant has decided on all demands; some sets may have to be counted first
 	unfinished bool             // true if the last compile reached its limit before the work was done
 	waited     int              // how many compiles in a row have left work undone
 	changed    bool             // true if classified must be computed again
@@ -119,7 +119,8 @@ func (l *local) groups(s *side) (groups []*group, open []localEndpoint) {
 	return groups, notIsolated.pods
 }
 
-// problemList has the problems of a namespace's policies: of each policy at most maxProblems, and no problem twice.
+// problemList has the problems of a namespace's policies. It has at most maxProblems of each policy, and no problem
+// twice.
 type problemList struct {
 	all      []ruleset.Problem
 	byPolicy map[string][]ruleset.Problem // by the name of the policy
@@ -129,9 +130,9 @@ func (r *problemList) clone() problemList {
 	return problemList{slices.Clip(r.all), maps.Clone(r.byPolicy)}
 }
 
-// add adds the problems of the policy from another list.
+// add adds the problems in the list all, which are problems of the policy. It leaves out those that r already has.
 func (r *problemList) add(policy *parsedPolicy, all []ruleset.Problem) {
-	if len(all) > 0 && len(r.byPolicy[policy.name]) == 0 { // the policy has no problems yet, so none can be equal
+	if len(all) > 0 && len(r.byPolicy[policy.name]) == 0 { // the policy has no problems yet, so none is a duplicate
 		r.append(policy, all...)
 		return
 	}

@@ -78,7 +78,7 @@ func parsePorts(list []networkingv1.NetworkPolicyPort, report func(field, format
 	return append(grouped, named...)
 }
 
-// everyPort stands for a port without the field "port". It begins with 0, which no port in a policy can be.
+// everyPort stands for a port without the field "port". It begins with 0, because no port in a policy is 0.
 var everyPort = ruleset.PortRange{First: 0, Last: 65535}
 
 func parseProtocol(p *corev1.Protocol) (ruleset.Protocol, error) {

@@ -20,7 +20,7 @@ func (e *Engine) Ruleset() ruleset.Ruleset { return e.compile(math.Inf(1), false
 func (e *Engine) Slice(over func() bool) ruleset.Ruleset { return e.compile(sliceWork, false, over) }
 
 // Small is Slice without large work: it makes sets only for namespaces that need few new entries. So a change that
-// needs no sets, or small ones, waits for no tenant's large sets.
+// needs no sets, or only small ones, never waits for large sets of other namespaces.
 func (e *Engine) Small() ruleset.Ruleset { return e.compile(smallWork, true, nil) }
 
 // compile begins no work on new sets when the given amount of work is done, or when the function over returns true.
@@ -75,8 +75,8 @@ func (e *Engine) compile(work float64, small bool, over func() bool) ruleset.Rul
 // Changed reports whether Ruleset may return another ruleset than the last time.
 func (e *Engine) Changed() bool { return e.HasSlice() || len(e.unparsed) > 0 }
 
-// HasSlice reports whether Slice may return another ruleset than the last time. The compiler decides that by the sizes
-// of the sets, so HasSlice first tells it those that have changed.
+// HasSlice reports whether Slice may return another ruleset than the last time. It first tells the compiler the changed
+// sizes of sets, because they can change which demands are granted.
 func (e *Engine) HasSlice() bool {
 	e.tellSizes()
 	return e.stale || e.common || len(e.touched) > 0 || e.reports.changed || len(e.moving.sets) > 0 ||
@@ -165,9 +165,9 @@ func (e *Engine) look(s *supply, n int) (looked int, found bool) {
 	return 0, true
 }
 
-// lookFor continues to find the entries of a live set. The first call notes the addresses of all matching pods, and
-// from then on change keeps the entries up to date. So the entries have an address if it matches when lookFor looks at
-// it, or begins to match later.
+// lookFor continues to find the entries of a live set. The first call notes the addresses of all matching pods. From
+// then on, the method change keeps the entries up to date. So an address gets an entry if it matches when lookFor looks
+// at it, or when it begins to match later.
 func (e *Engine) lookFor(l *live, f conf.Family, n int) (looked int, found bool) {
 	set := &l.sets[f]
 	if !set.filled {
@@ -179,7 +179,7 @@ func (e *Engine) lookFor(l *live, f conf.Family, n int) (looked int, found bool)
 		set.rest = e.addressesOf(l, f)
 	}
 	n = min(n, len(set.rest))
-	// Adding all at once is quicker than one entry after the other.
+	// It is quicker to make all entries at once than to add one after the other.
 	if looked = n; set.entries.Len() == 0 && n == len(set.rest) {
 		var all []ruleset.Entry
 		for _, a := range set.rest {

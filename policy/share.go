@@ -59,7 +59,7 @@ func (c *compiler) grant() {
 	c.undecided, c.division = false, division{number: c.division.number}
 }
 
-// countsLater reports whether it is left to another compile to count the sets of the part.
+// countsLater reports whether this compile leaves it to a later one to count the part's sets.
 func (c *compiler) countsLater(p *part) bool { return c.work.small && !p.regranted }
 
 // uncertain reports whether grant couldn't count some sets.
@@ -74,7 +74,7 @@ func (c *compiler) uncertain() bool {
 
 func (c *compiler) fits() bool {
 	room, waiting := c.limits.node, map[string]float64{}
-	if !c.wanted.within(room) { // the rest of the sets, which may be many, needn't be counted
+	if !c.wanted.within(room) { // the sets that aren't counted yet may be many, and needn't be counted
 		return false
 	}
 	for s := range c.uncounted {
@@ -122,15 +122,15 @@ type division struct {
 	left   amount         // the capacity that the modest namespaces leave
 	modest []*supply      // sets of the modest namespaces
 	stale  bool           // true if the greedy namespaces must divide the rest again
-	// running is the division of the rest that was begun; nil if the last one is finished. If much has changed since it
-	// began, it is finished all the same: otherwise a namespace that changes all the time would hold up the others.
+	// running is the division of the rest that has begun. It is nil if the last one is finished. A division is finished
+	// even if much has changed since it began. Otherwise a namespace that changes all the time would hold up the others.
 	running *dividing
 }
 
 // divide decides which demands are granted if the node doesn't have the capacity for all.
 //
 // Modest namespaces need at most an equal share of the node, and all their demands are granted. The greedy namespaces
-// divide the rest (divideLeft). The rest is rounded down, so that a change of a modest namespace rarely changes it.
+// divide the rest (divideLeft). The rest is rounded down, so that a change in a modest namespace rarely changes it.
 func (c *compiler) divide() {
 	modest := c.modest()
 	was := c.division
@@ -181,7 +181,7 @@ func (a amount) without(taken amount) amount {
 }
 
 // modest returns the namespaces that need at most 1/n of the node, where n is the number of namespaces with demands. If
-// k of these namespaces need the same set, 1/k of it counts for each.
+// k of these namespaces need the same set, each of them is charged 1/k of the set.
 func (c *compiler) modest() map[*part]bool {
 	room, n := c.limits.node, 0
 	for _, p := range c.parts {
@@ -192,7 +192,7 @@ func (c *compiler) modest() map[*part]bool {
 	equal := 1 / float64(max(n, 1))
 	modest := map[*part]bool{}
 	for _, p := range c.parts {
-		if modest[p] = p.rules <= equal*room.rules; !modest[p] { // its sets, which may be many, needn't be counted
+		if modest[p] = p.rules <= equal*room.rules; !modest[p] { // its sets may be many, and needn't be counted
 			delete(modest, p)
 			continue
 		}

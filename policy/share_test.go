@@ -113,8 +113,8 @@ func TestGrant(t *testing.T) {
 	}
 }
 
-// TestGrantIsFair: the granted demands never need more than the room. All demands of a namespace that needs at most an
-// equal share are granted. The order of the namespaces doesn't matter.
+// TestGrantIsFair: the granted demands never need more than the capacity. All demands of a namespace that needs at most
+// an equal share are granted. The order of the namespaces doesn't matter.
 func TestGrantIsFair(t *testing.T) {
 	limited := 0
 	for seed := range uint64(3000) {

@@ -8,8 +8,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// supply is a set that demands need. It is counted and filled only when needed, because that takes time if there are
-// many pods.
+// supply is a set that demands need. With many pods, it takes time to count and to fill it, so this is done only when
+// needed.
 type supply struct {
 	ruleset.Set
 	selector *selector
@@ -24,15 +24,15 @@ type supply struct {
 	wanted  []*part // parts with a demand for the set
 	inRules int     // how many parts have rules with the set (classified.supplies)
 	// makers is how many parts are making the set, but have no rules with it yet. piece has the entries that are made so
-	// far, and whole is true if these are all. A set with rules has all its entries.
+	// far. whole is true if piece has all entries. A set with rules has all its entries.
 	makers  int
 	piece   ruleset.Entries
 	whole   bool
-	tenants []*tenant // those with granted demands for the set, in a division
-	sharing int       // how many of the namespaces that modest looks at need the set
+	tenants []*tenant // tenants with granted demands for the set, in a division
+	sharing int       // how many namespaces need the set, of those that modest still counts as modest
 	modest  uint64    // number of the last division in which a modest namespace needed the set
-	// stamp is the number of the newest part that needs the set. before is the number of the newest part that has
-	// replaced a part that needs it. So exchangeWants can compare the sets of two parts without maps.
+	// stamp is the number of the newest part that needs the set. before is the number of the newest part that has replaced
+	// a part that needed the set. With them, exchangeWants compares the sets of two parts without maps.
 	stamp, before uint64
 }
 
@@ -59,8 +59,8 @@ func (c *compiler) unwant(s *supply, p *part) {
 	c.unwanted = append(c.unwanted, s)
 }
 
-// count counts the set's entries, unless they are counted already. why says why the set can't exist, or is empty. ok is
-// false if this compile may do no more work for the part. Then the next compile counts.
+// count counts the set's entries if they aren't counted yet. why is the reason why the set can't exist, or "". ok is
+// false if this compile may do no more work. A later compile then counts.
 func (c *compiler) count(p *part, s *supply) (why string, ok bool) {
 	if s.counted {
 		return s.why, true
@@ -127,7 +127,7 @@ func (c *compiler) entriesOf(s *supply) ruleset.Entries {
 // lacks reports whether the ruleset lacks some of the set's entries.
 func (s *supply) lacks() bool { return s.inRules == 0 && !s.whole }
 
-// needs returns about how much work the rest of the set is.
+// needs estimates the work for the entries that the ruleset lacks.
 func (s *supply) needs() float64 {
 	if !s.lacks() {
 		return 0
@@ -143,7 +143,7 @@ func (c *compiler) show(s *supply, entries ruleset.Entries) {
 	c.sets.Put(&s.Set)
 }
 
-// refill tells the compiler that the entries of the set have changed.
+// refill tells the compiler that the set's entries have changed.
 func (c *compiler) refill(name string) {
 	s := c.supplies[name]
 	switch {
@@ -161,7 +161,7 @@ func (c *compiler) refill(name string) {
 	}
 }
 
-// grantSets replaces a part's sets with rules. New ones get all their entries.
+// grantSets replaces the list of sets that the rules of a part use. A set that rules begin to use gets all its entries.
 func (c *compiler) grantSets(was, now []*supply) {
 	for _, s := range now {
 		if s.inRules++; s.inRules == 1 {
@@ -170,8 +170,8 @@ func (c *compiler) grantSets(was, now []*supply) {
 	}
 	for _, s := range was {
 		if s.inRules--; s.inRules == 0 {
-			// If another part is still making the set, it has no rules with the set yet: show it the entries that are
-			// already there.
+			// No rule uses the set any longer. If another part is making the set for its own rules, the set keeps all the
+			// entries that it has in the ruleset.
 			if s.makers > 0 {
 				c.putPiece(s, math.MaxInt)
 			}

@@ -50,11 +50,12 @@ func (u *Unparsed) Parse() {
 	}
 }
 
-// TakeParsed gives the parsed policies to the engine, unless policies of this name have changed meanwhile. In any case,
-// the work counts for the namespace. Otherwise a policy that always changes would always come first.
+// TakeParsed gives the parsed policies to the engine, unless policies of this name have changed meanwhile. Even then,
+// the work counts for the namespace. Otherwise a policy that always changes would always be parsed first.
 //
-// Compiling a namespace takes long, so its parsed policies wait for each other. They are compiled when they are as
-// large as those before, when they are very large, or when no policy of the namespace is left to parse.
+// Compiling a namespace takes long, so its parsed policies wait for each other. They are compiled if their effort is at
+// least that of all policies compiled before, or at least mostWaiting, or if no policy of the namespace is left to
+// parse.
 func (e *Engine) TakeParsed(u *Unparsed) {
 	e.compiler.work.add(u.name.Namespace, u.effort)
 	if _, ok := e.unparsed[u.name]; !ok || !slices.Equal(e.policiesOf(u.name), u.policies) {

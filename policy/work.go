@@ -19,10 +19,10 @@ const (
 	// dropped, and selectors of crowds that are swept.
 	crowdsPerWork, bulkPerWork, looksPerWork, dividedPerWork = 100, 2, 2, 16
 	dropsPerWork, sweptPerWork                               = 20, 1000
-	// dropsAtOnce is how many unneeded sets are dropped before the limit of work is looked at again.
+	// dropsAtOnce is how many unneeded sets are dropped before the limit of work is checked again.
 	dropsAtOnce = 1 << 8
-	// free is the work that each compile may do even if its time is over. So all work ends some time, and a small
-	// policy gets all its sets in one slice.
+	// free is the work that each compile may do even if its time is over. So all work ends after a number of compiles, and
+	// a small policy gets all its sets in one slice.
 	free = 1 << 6
 	// maxWaits is how many compiles in a row may leave work of a namespace undone before the waiting policies are
 	// reported.
@@ -55,7 +55,8 @@ func (w *work) allows(b *budget) bool {
 	return b.left > 0 && (b.limit-b.left < free || w.over == nil || !w.over())
 }
 
-// spend returns false, and books nothing, if no more work is allowed. The last work may exceed the limit.
+// spend adds the effort to the work done for the namespace. If this compile may do no more work, spend adds nothing and
+// returns false. The last work may exceed the limit.
 func (w *work) spend(b *budget, namespace string, effort float64) bool {
 	switch {
 	case w.unlimited():
@@ -75,7 +76,7 @@ func (w *work) add(namespace string, effort float64) {
 	w.done[namespace] += effort
 }
 
-// order puts namespaces first whose work, past and needed, is little.
+// order sorts the namespaces by the sum of their past and needed work. The smallest sum comes first.
 func (w *work) order(sums map[string]float64) []string {
 	return slices.SortedFunc(maps.Keys(sums), func(a, b string) int {
 		return cmp.Or(cmp.Compare(sums[a], sums[b]), strings.Compare(a, b))
@@ -118,8 +119,8 @@ func (c *compiler) makeSets() {
 	}
 }
 
-// survey finds out which granted demands have all their sets. It goes through all of them, so makeSets calls it only
-// if others are granted.
+// survey finds out which granted demands have all their sets. It goes through all granted demands, so makeSets calls it
+// only after other demands were granted.
 func (c *compiler) survey(p *part) {
 	before, needed := p.making, 0.0
 	p.making, p.pending, p.placed, p.ready, p.changed, p.regranted = map[*supply]bool{}, nil, nil, 0, true, false
@@ -140,7 +141,7 @@ func (c *compiler) survey(p *part) {
 }
 
 // makeSetsOf makes the sets of the part's pending demands, one demand after the other. Each new rule rewrites a chain,
-// so the demands get their rules in groups: a group is at least as large as all groups before it together.
+// so the demands get their rules in groups. A group is at least as large as all groups before it together.
 func (c *compiler) makeSetsOf(p *part) {
 	for len(p.pending) > 0 {
 		d := p.pending[0]
@@ -166,8 +167,8 @@ func (c *compiler) makeSetsOf(p *part) {
 }
 
 // extend makes as much of the set as the work of this compile allows. It reports whether the ruleset has the whole set.
-// Another part may have made the set. The part p holds it all the same, so that the ruleset keeps it when the other
-// part no longer needs it.
+// If another part has made the set, p holds it too: the ruleset then keeps the set when the other part no longer needs
+// it.
 func (c *compiler) extend(p *part, s *supply) (whole bool) {
 	c.hold(p, s)
 	for s.lacks() {

@@ -44,7 +44,7 @@ func ruled(r ruleset.Ruleset, name string) (n int) {
 	return n
 }
 
-// TestSmallPoliciesComeWhole: the next slice has all sets of a small policy, even if its time is over at once.
+// TestSmallPoliciesComeWhole: the next slice has all sets of a small policy, even if the slice's time is over at once.
 func TestSmallPoliciesComeWhole(t *testing.T) {
 	e, all := city(200)
 	e.Apply(all)
@@ -119,8 +119,8 @@ func TestLargeSetsEnd(t *testing.T) {
 	}
 }
 
-// TestLargeSetsBesideOthers: while one set of a rule is made in pieces, the rule's other set is also made, whatever its
-// size.
+// TestLargeSetsBesideOthers: a rule needs two sets. While one set is made in pieces, the other set is made too,
+// whatever its size is.
 func TestLargeSetsBesideOthers(t *testing.T) {
 	port := intstr.FromString("http")
 	np := cityPolicy(1, 0)
@@ -166,7 +166,7 @@ func TestLongWaitsAreReported(t *testing.T) {
 	}
 	last, reported := e.SliceOf(100), false
 	for n := 0; n < 20_000 && !reported; n++ {
-		last = e.SliceOf(0) // a slice whose work is already done by other namespaces
+		last = e.SliceOf(0) // a slice in which other namespaces have already done all the work
 		reported = waits(last)
 	}
 	for n := 0; e.Changed(); n++ {

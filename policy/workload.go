@@ -17,11 +17,12 @@ type Workload struct {
 	// Pod. The kind Pod means a static pod, which kubelet names NAME-NODE.
 	Kind            string
 	Namespace, Name string
-	// Pod is a pod as the template describes it, without a name.
+	// Pod is a pod as the template describes it. It has no name.
 	Pod     Pod
 	Start   int
 	Indexed bool
-	// ManualSelector is true for a job to whose pods the job controller adds no labels.
+	// ManualSelector is true for a job with spec.manualSelector. The job controller adds no labels to the pods of such a
+	// job.
 	ManualSelector bool
 	// Owner is the workload that has made this one, such as "Deployment web".
 	Owner string
