@@ -90,8 +90,8 @@ func TestConflist(t *testing.T) {
 	}
 }
 
-// TestConflistOfOthers: a file of another network that the runtime would use is a fault until it is gone. Files that
-// the runtime doesn't use, and files that lead to weir, are none.
+// TestConflistOfOthers: if the runtime would use another network's file, that is a fault until the file is gone. Files
+// that the runtime doesn't use, and files that lead to weir, are no fault.
 func TestConflistOfOthers(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -141,7 +141,7 @@ func TestConflistOfOthers(t *testing.T) {
 	}
 }
 
-// TestConflistStays: what another program has appended isn't taken away, and stays when weir's own part changes.
+// TestConflistStays: plugins that another program has appended stay in the file, even if weir's own part changes.
 func TestConflistStays(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -104,7 +104,8 @@ func (a *agent) move(ctx context.Context) error {
 	if err != nil {
 		next.Close()
 		if a.moving.inUse != "" && a.faults.now[partKernel] == nil {
-			// A failed Apply may have closed all pods. The old backend's rules are in force, so they may open again.
+			// A failed Apply may have closed all pods in the new backend. The old backend's rules are in force, so the new
+		// backend's rules may go.
 			removing, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeWithin)
 			defer cancel()
 			err = errors.Join(err, a.kind(a.moving.chosen.Backend).Remove(removing))

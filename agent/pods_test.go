@@ -173,7 +173,8 @@ func TestAPodThatWasFoundStays(t *testing.T) {
 	r := startWith(t, api.cluster, Options{Source: api, Resync: 50 * time.Millisecond, EnrolWait: time.Minute})
 	before := named("db-0", "1", "old")
 	r.tell(shop(before), nil)
-	// The agent must take this report first: after the lookup's answer, a report would end the lookup.
+	// The agent must take this report before the look-up begins. Otherwise the report's pod would be a new namesake, and
+	// would end the look-up.
 	r.wantMetrics(map[string]float64{"weir_policies": 2})
 	id := r.attachUID("db-0", "2", "10.88.0.9")
 	if v, err := r.enrol(id); err != nil || v.Ingress != "shop/new" {

@@ -66,7 +66,7 @@ type Positioner interface {
 
 // Viewer is a Source that can show its objects at any time.
 type Viewer interface {
-	// View returns the present objects and Services, with the pods that keep accepts. Any goroutine may call it.
-	// The caller must not change the results.
+	// View returns the present objects and Services. It leaves out pods for which the function keep returns false. Any
+	// goroutine may call it. The caller must not change the results.
 	View(ctx context.Context, keep func(*policy.Pod) bool) (policy.Objects, []policy.Service, error)
 }

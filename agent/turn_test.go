@@ -18,7 +18,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// failing is a Backend that can't write to the kernel. In uses it counts the calls and trials under way.
+// failing is a Backend that can't write to the kernel. uses is the number of calls and trials that run now.
 type failing struct {
 	memory
 	uses, together, rounds *atomic.Int64

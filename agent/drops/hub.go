@@ -51,7 +51,8 @@ func (s *Subscription) Close() {
 	delete(s.hub.readers, s)
 }
 
-// Publish queues the drops for their readers. If a queue is full, they count as missed.
+// Publish queues the drops for their readers. If a reader's queue is full, the reader misses the drops, and Publish
+// counts their packets.
 func (h *Hub) Publish(entries []Entry) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -74,8 +75,8 @@ func (h *Hub) Publish(entries []Entry) {
 	}
 }
 
-// Next waits for drops and returns all that are queued. The last one may count missed packets. It returns none if
-// wait is over or ctx ends.
+// Next waits for drops and returns all that are queued. The last one may count missed packets. If wait is over or ctx
+// ends, Next may return none.
 func (s *Subscription) Next(ctx context.Context, wait time.Duration) []*agentapi.Drop {
 	timeout := time.NewTimer(wait)
 	defer timeout.Stop()
