@@ -93,13 +93,13 @@ type PodStatus struct {
 	MAC         string    `json:"mac"`
 	HostIf      string    `json:"hostInterface"`
 	Since       time.Time `json:"since"`
-	// Ingress and Egress name the policies that isolate the pod; of a long list they have only the first ten. If no
-	// policy isolates the pod, they have one of the values below.
+	// Ingress and Egress name the policies that isolate the pod; of a long list they have only the first ten. If the
+	// agent knows of no such policy, they have one of the values below.
 	Ingress string `json:"ingress"`
 	Egress  string `json:"egress"`
 }
 
-// Values of PodStatus.Ingress and PodStatus.Egress if no policy isolates the pod.
+// Values of PodStatus.Ingress and PodStatus.Egress if the agent knows of no policy that isolates the pod.
 const (
 	ClassOpen   = "open"   // no policy isolates the pod
 	ClassClosed = "closed" // the pod is in no class
