@@ -77,7 +77,7 @@ func families(stated []corev1.IPFamily, clusterIPs []netip.Addr) (all []conf.Fam
 }
 
 // AddSlice adds the endpoints of an EndpointSlice to the Service. As the API says, an endpoint without the condition
-// ready is ready, and one without the condition serving serves.
+// ready counts as ready, and an endpoint without the condition serving counts as serving.
 func AddSlice(s *policy.Service, o *discoveryv1.EndpointSlice) {
 	if s.Endpoints == nil {
 		s.Endpoints = []policy.ServiceEndpoint{}
