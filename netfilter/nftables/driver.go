@@ -24,7 +24,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Driver applies rulesets to the kernel. Only Inspect and Watch may be called from several goroutines.
+// Driver applies rulesets to the kernel. Only Inspect, Watch and Sets may be called from several goroutines.
 type Driver struct {
 	// Legacy keeps weir's rules in the chains FORWARD of iptables-legacy. If Legacy is nil, the driver doesn't look at
 	// these chains.
