@@ -13,8 +13,8 @@ import (
 )
 
 // KeepClosed protects the pods until a ruleset can be compiled. If a family's chains in the kernel are complete, it
-// only makes sure that the jumps to them are first. To the other families it applies closed, a ruleset without classes.
-// It returns these families.
+// only makes sure that the jumps to them are first. To families with incomplete chains, it applies closed, a ruleset
+// without classes. It returns the families with incomplete chains.
 func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (fell []conf.Family, err error) {
 	if err := d.detect(ctx); err != nil {
 		return nil, err
@@ -113,9 +113,10 @@ func (d *Driver) putFirst(ctx context.Context, want *lowered) (fell []conf.Famil
 	return fell, nil
 }
 
-// closings returns lists of rules, to be tried in order. Each drops all packets of pods. The last one works even if the
-// kernel refuses sets. The first one also covers pods that are only in the set of all pods. It is left out if another
-// program has made a set of this name: while weir's rules used that set, the agent could not replace it.
+// closings returns lists of rules, to be tried in order. Each list drops all packets of pods. The last list works even
+// if the kernel refuses sets. If there are two lists, the first one also drops packets of pods that only the set of all
+// pods has. The first list is left out if this set is missing, or if another program has made it: while weir's rules
+// used a foreign set, the agent could not replace it.
 func closings(f conf.Family, have state, want *lowered) [][]string {
 	pods, chained := f.Set(conf.PodsSet), ruleset.Entries{}
 	for _, s := range want.sets {
@@ -135,12 +136,12 @@ func closings(f conf.Family, have state, want *lowered) [][]string {
 	return [][]string{append(bySet, drops...), drops}
 }
 
-// closeAll closes the node's pods if the kernel refuses weir's rules. If weir's chains that drop packets are complete,
-// it only makes sure that the jumps to these chains are first. Otherwise it drops all packets of the node's pods, also
-// those of established connections.
+// closeAll is called if a ruleset could not be applied. If a family's chains that drop packets are complete, closeAll
+// only makes sure that the jumps to these chains are first. Otherwise it drops all packets of the node's pods in this
+// family, also those of established connections.
 //
-// These drops are equivalent to the following commands, once more with WEIR-INPUT and INPUT. ADDRESS is that of a pod
-// behind another plugin. If the kernel refuses sets, the rules with the set are left out.
+// The drops are equivalent to the following commands, and to the same commands with WEIR-INPUT and INPUT. ADDRESS is
+// the address of a pod behind another plugin. If the kernel refuses sets, the rules with the set are left out.
 //
 //	iptables -t mangle -N WEIR-FORWARD; iptables -t mangle -I FORWARD -j WEIR-FORWARD
 //	iptables -t mangle -A WEIR-FORWARD -m set --match-set weir-pods src -j DROP

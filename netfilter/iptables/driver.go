@@ -9,7 +9,8 @@
 //     other programs.
 //   - The names of weir's sets and chains begin with weir- or WEIR-. In other chains, weir's rules jump to weir's
 //     chains or have weir's comment.
-//   - A table that can't be read is unknown: weir's rules are written there all the same, and the error says so.
+//   - A table that can't be read is unknown. weir's rules are written to this table all the same, and the error says
+//     so.
 package iptables
 
 import (
@@ -26,7 +27,7 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Driver applies rulesets to the kernel. Only one goroutine may use it.
+// Driver applies rulesets to the kernel. Only Inspect, Watch and Sets may be called from several goroutines.
 type Driver struct {
 	Flavour  Flavour
 	detected atomic.Pointer[Flavour]
@@ -45,7 +46,7 @@ type Driver struct {
 	wanted   [len(conf.Families)]bool
 	nat      [len(conf.Families)]natSeen
 	known    nftnl.KnownChanges
-	// ahead has an iptables-restore process for each family. It is started in advance and waits for commands.
+	// ahead has an iptables-restore process for each family. The process is started in advance, and waits for commands.
 	ahead [len(conf.Families)]*restorer
 	spent []*restorer // processes that have carried out their commands, and wait for release
 	// released has processes that may end. late has the errors of those that failed, until Apply reports them.
@@ -86,7 +87,7 @@ func (d *Driver) Close() {
 // Apply makes the kernel's rules and sets equal to the ruleset. At no moment does the kernel allow a packet that both
 // the old and the new state deny.
 //
-//   - After an UnknownError, some tables can't be read. weir's rules were written there too.
+//   - An UnknownError says that some tables can't be read. weir's rules were written to these tables all the same.
 //   - After a RefusedError, the caller must leave the refused parts out of the next ruleset.
 //   - After any other error, the next Apply continues.
 func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilter.Verify) (netfilter.Result, error) {
@@ -107,7 +108,7 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 	return r, err
 }
 
-// apply changes only these families' sets and rules. If these aren't all families, the kernel's state is unknown
+// apply changes only the sets and rules of families. If a family isn't among them, the kernel's state is unknown
 // afterwards.
 func (d *Driver) apply(ctx context.Context, rules ruleset.Ruleset, verify netfilter.Verify, families []conf.Family) (
 	r netfilter.Result, err error,

@@ -298,7 +298,7 @@ func TestKnows(t *testing.T) {
 		t.Error("it doesn't know a change that it has read")
 	}
 
-	// In this program, another program's change comes in the middle of the driver's own change.
+	// This script also makes a change of another program, while the driver waits for its own change.
 	dir := t.TempDir()
 	script := "#!/bin/sh\nPATH=${PATH#*:}\niptables-nft-restore \"$@\" && iptables-nft -t mangle -F WEIR-INPUT\n"
 	if err := os.WriteFile(dir+"/iptables-nft-restore", []byte(script), 0o700); err != nil {
@@ -330,8 +330,8 @@ func TestKnows(t *testing.T) {
 	}
 }
 
-// TestKeepClosed: if a family's chains are complete, KeepClosed doesn't change them. To a family with a missing part,
-// it applies the ruleset without classes.
+// TestKeepClosed: if a family's chains are complete, KeepClosed doesn't change them. If a part of a family's chains is
+// missing, KeepClosed applies the ruleset without classes to this family.
 func TestKeepClosed(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -350,7 +350,7 @@ func TestKeepClosed(t *testing.T) {
 		t.Fatal("the state has nobody in a class")
 	}
 	v4, v6 := []conf.Family{conf.IPv4}, []conf.Family{conf.IPv6}
-	for drift, falls := range map[string][]conf.Family{ // falls are the families that fall
+	for drift, falls := range map[string][]conf.Family{ // falls has the families to which KeepClosed applies the ruleset
 		"true": nil,
 		"iptables -t mangle -I FORWARD 1 -j ACCEPT": nil, // weir's rule is no longer first
 		"iptables -t mangle -F FORWARD":             nil,
@@ -399,7 +399,7 @@ func TestKeepClosed(t *testing.T) {
 	}
 }
 
-// TestKeepClosedAfterAnUpgrade: KeepClosed leaves the rules of an older version, which has fewer chains, as they are.
+// TestKeepClosedAfterAnUpgrade: KeepClosed keeps the rules of an older version that has fewer chains.
 func TestKeepClosedAfterAnUpgrade(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -420,8 +420,8 @@ func TestKeepClosedAfterAnUpgrade(t *testing.T) {
 	}
 }
 
-// TestWithoutIP6tables: on a node without IPv6 pods, the driver never runs ip6tables. With IPv6 pods, an error names
-// ip6tables if it fails.
+// TestWithoutIP6tables: on a node without IPv6 pods, the driver never runs ip6tables. If ip6tables fails on a node with
+// IPv6 pods, the error names ip6tables.
 func TestWithoutIP6tables(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -455,7 +455,7 @@ func TestWithoutIP6tables(t *testing.T) {
 		t.Error(err)
 	}
 	if asked, err := os.ReadFile(dir + "/asked"); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("ip6tables was asked, though the kernel has no table of its (%v):\n%s", err, asked)
+		t.Errorf("ip6tables was asked, though the kernel has none of its tables (%v):\n%s", err, asked)
 	}
 	if _, err := d.Apply(t.Context(), policy.Compile(dual), netfilter.Trust); err == nil ||
 		!strings.Contains(err.Error(), "ip6tables") {
@@ -468,10 +468,10 @@ func TestWithoutIP6tables(t *testing.T) {
 	t.Setenv("PATH", path)
 	nodetest.Run(t, "ip6tables", "-t", "mangle", "-A", "FORWARD", "-j", "ACCEPT")
 	d = driver(t, NFT)
-	for range 2 { // IPv6 is added and removed twice
+	for range 2 { // IPv6 is added, removed, and added again
 		mustApply(t, d, policy.Compile(four), netfilter.Trust)
 		if out := nodetest.Run(t, "ip6tables-save"); strings.Contains(out, "WEIR") {
-			t.Errorf("rules for IPv6 that nobody needs:\n%s", out)
+			t.Errorf("needless rules for IPv6:\n%s", out)
 		}
 		mustApply(t, d, policy.Compile(dual), netfilter.Trust)
 		out := nodetest.Run(t, "ip6tables", "-t", "mangle", "-S", "FORWARD")

@@ -24,8 +24,9 @@ import (
 const forward = "FORWARD"
 
 // LegacyForward keeps rules in the chains FORWARD of iptables-legacy, for backends with rules in nf_tables. While such
-// a chain drops packets by default, the rules accept pods' packets there. They come before rules that refuse
-// everything, or else at the end. Otherwise LegacyForward removes them. Only one goroutine may use it.
+// a chain drops packets by default, the rules accept pods' packets there. A chain drops packets by default if its
+// policy is DROP, or if a rule refuses everything. The rules come before the rule that refuses everything, or else at
+// the end. If the chain drops nothing by default, LegacyForward removes its rules. Only one goroutine may use it.
 //
 // It never waits for the lock of xtables: if another program has the lock, a later Keep tries again.
 //
@@ -38,7 +39,7 @@ type legacyForward struct {
 	known bool           // true if the chain needn't be looked at before Forget
 	rules []ruleset.Rule // the wanted rules
 	print fingerprint    // fingerprint of the table when it had the wanted rules; empty if unknown
-	wrote bool           // true if rules were written
+	wrote bool           // true if Keep has changed weir's rules in the chain
 	note  string         // why packets are still dropped
 	again time.Time      // after a failure, the earliest time of the next try
 }
@@ -50,9 +51,9 @@ const (
 	legacyPause = time.Second
 )
 
-// Keep makes sure that the chain has the rules. It does nothing if it knows that they are there. repaired is true if
-// rules that Keep had written before were missing. If Keep fails, Notes has the reason. Packets of pods may then be
-// dropped, but none passes that should not.
+// Keep makes sure that the chain has the rules, if the chain drops packets by default. It does nothing if it knows that
+// this is so. repaired is true if rules that Keep had written before were missing. If Keep fails, Notes has the reason.
+// The chain may then drop pods' packets, but no packet passes that the policies deny.
 func (l *LegacyForward) Keep(ctx context.Context, f conf.Family, rules []ruleset.Rule) (repaired bool) {
 	c := &l.chains[f]
 	same := slices.EqualFunc(c.rules, rules, ruleset.Rule.Equal)
@@ -72,7 +73,7 @@ func (l *LegacyForward) Keep(ctx context.Context, f conf.Family, rules []ruleset
 	return repaired
 }
 
-// Forget makes the next Keep compare the table: the kernel reports no changes of it.
+// Forget makes the next Keep look at its table again. The kernel reports no changes of these tables.
 func (l *LegacyForward) Forget() {
 	for f := range l.chains {
 		l.chains[f].known = false
@@ -166,7 +167,7 @@ func lockIsFree() error {
 	return err
 }
 
-// keepForward makes sure that iptables-legacy doesn't drop what the rules in nf_tables allow.
+// keepForward makes sure that iptables-legacy doesn't drop packets of pods that the rules in nf_tables allow.
 func (d *Driver) keepForward(ctx context.Context, r ruleset.Ruleset) (repaired bool) {
 	if d.Flavour != NFT {
 		return false
@@ -197,7 +198,8 @@ func accepts(line string) bool {
 }
 
 // acceptCommands returns commands for iptables-restore that add the rules to the chain FORWARD, and remove weir's old
-// rules there. saved is the output of iptables-save. The result is empty if the chain already has the rules.
+// rules there. If the chain drops no packets by default, the commands only remove weir's rules. saved is the output of
+// iptables-save. The result is empty if nothing must change.
 func acceptCommands(saved string, f conf.Family, rules []ruleset.Rule) string {
 	t := parseSave(saved)
 	var own, foreign, want []string

@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// TestLegacyForward: the chain FORWARD of iptables-legacy has weir's rules only while it drops packets by default, and
-// they are at the right place.
+// TestLegacyForward: the chain FORWARD of iptables-legacy has weir's rules only while it drops packets by default. The
+// rules are at the right place.
 func TestLegacyForward(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -92,7 +92,8 @@ func rulesIn(saved string) string {
 }
 
 // TestLegacyForwardNeverWaits: while another program has the lock of xtables, Keep doesn't wait for it, and a note
-// names the lock. Later Keep writes the rules. If the table hasn't changed since, Keep starts no program.
+// names the lock. When the lock is free, Keep writes the rules. If the table hasn't changed since, Keep starts no
+// program.
 func TestLegacyForwardNeverWaits(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

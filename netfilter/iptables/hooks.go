@@ -20,7 +20,7 @@ var hooks = map[string]map[string]nftnl.Hook{
 	"nat":    {"POSTROUTING": {Kind: "nat", Number: unix.NF_INET_POST_ROUTING, Priority: 100}},
 }
 
-// misplaced returns the table's built-in chains that are at a wrong hook, which iptables doesn't show.
+// misplaced returns the table's built-in chains that are at a wrong hook. iptables doesn't show the hook.
 //
 // Equivalent to: nft list chain ip TABLE CHAIN | grep 'type .* hook' (ip6 for IPv6)
 func misplaced(r *nftnl.Reader, f conf.Family, name string) (found []string, err error) {

@@ -12,8 +12,8 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// Inspect compares weir's rules in the kernel with the ruleset, and returns which elements of its sets the packets
-// could match. It changes nothing, and may run at the same time as all other methods.
+// Inspect compares weir's rules in the kernel with the ruleset, and returns which elements of the ruleset's sets the
+// packets could match. It changes nothing, and may run at the same time as all other methods.
 //
 // Equivalent to: iptables-save -t mangle; ipset test SET ENTRY, for each set and each packet
 func (d *Driver) Inspect(

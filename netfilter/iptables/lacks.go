@@ -14,7 +14,7 @@ import (
 )
 
 // Lacks tries with packets whether the node's iptables and ipset can do what weir needs. For each need that isn't met,
-// it returns a sentence with the kernel's error. An error of Lacks says nothing about the needs.
+// it returns a sentence with the kernel's error. If Lacks itself returns an error, that says nothing about the needs.
 func Lacks(ctx context.Context) (all []string, err error) {
 	flavour, missing := detectFlavour(ctx)
 	if missing != nil {
@@ -56,7 +56,7 @@ func lacksIn(ctx context.Context, flavour Flavour, f conf.Family) []string {
 	}
 	wrong, err := t.Wrong(func() { d.removeTrial(ctx, f) })
 	if err != nil {
-		return nil // the kernel accepts all rules, so there is no refused rule to find
+		return nil // the packets prove nothing, and the kernel has accepted all rules
 	}
 	for _, n := range wrong {
 		lacks = append(lacks, fmt.Sprintf("%s (%s accepts them, and they have no effect)", n.Name, flavour.program(f)))
@@ -75,7 +75,7 @@ func (d *Driver) refusedNeeds(ctx context.Context, t *probe.Trial, all error) (l
 	ctx, cancel := context.WithTimeout(ctx, searchTime)
 	defer cancel()
 	rules := slices.DeleteFunc(append(t.Examples(), unusedRules(t.Family)...), func(r ruleset.Rule) bool {
-		// Leave out rules that lead to a chain, because the trial has no other chain.
+		// This leaves out rules that lead to a chain, because tryCommands makes no other chain.
 		return r.Action == ruleset.Jump || r.Action == ruleset.GoTo
 	})
 	why := make([]error, len(rules))

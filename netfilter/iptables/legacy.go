@@ -199,8 +199,8 @@ func (e legacyEntry) jumps() (offset uint32, ok bool) {
 }
 
 // print returns the fingerprint of the table's rules. If the parameter few is true, it covers only the chain
-// POSTROUTING and weir's own chains. It covers the names of jumps' chains, and not their offsets, because other
-// programs' rules change the offsets.
+// POSTROUTING and weir's own chains. For a jump, the fingerprint covers the name of the chain and not its offset,
+// because other programs' rules change the offsets.
 func (t *legacyTable) print(few bool) (fingerprint, error) {
 	builtin := map[uint32]string{} // names of the built-in chains, by the offset of their first entry
 	for i, offset := range t.Hooks {

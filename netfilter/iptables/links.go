@@ -8,9 +8,10 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-// linksEach is how many links a set may have for one network. Once such a set has had 64 of them, the kernel may accept
-// no more, even if others are deleted (AHASH_MAX_TUNED in net/netfilter/ipset/ip_set_hash_gen.h). A change adds new
-// links before it deletes old ones, so for a moment a set may have twice as many as it should.
+// linksEach is how many links a set may have for one network. Once a set has had 64 links for one network, the kernel
+// may accept no more links for it, even if others were deleted (AHASH_MAX_TUNED in
+// net/netfilter/ipset/ip_set_hash_gen.h). A change adds new links before it deletes old ones, so for a moment a set may
+// have twice linksEach.
 const linksEach = 30
 
 // partsOf divides a set that has more links for one network than the kernel accepts. It returns other sets as they are.
@@ -66,7 +67,8 @@ func (d divided) usedBy(rules []ruleset.Rule) (n int) {
 	return n
 }
 
-// rules returns the rules that look up the parts of a divided set in its place. Rules have at most one such set.
+// rules returns the rules that take the place of r: they look up the parts of a divided set instead of the set. A rule
+// has at most one divided set.
 func (d divided) rules(r ruleset.Rule) []ruleset.Rule {
 	i := slices.IndexFunc(r.Sets, func(m ruleset.SetMatch) bool { return len(d[m.Name]) > 0 })
 	if i < 0 {

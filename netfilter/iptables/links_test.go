@@ -14,7 +14,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// routedPods returns a state with pods from the first number to the last, whose links ptp has made.
+// routedPods returns a state with one pod for each number from first to last. The plugin ptp has made the pods' links.
 func routedPods(first, last int) (s policy.State) {
 	for i := first; i <= last; i++ {
 		e := policy.Endpoint{
@@ -30,8 +30,8 @@ func routedPods(first, last int) (s policy.State) {
 	return s
 }
 
-// TestManyRoutedPods: a node can have more pods behind ptp than the kernel accepts links in one set, and they may come
-// and go in any number at once.
+// TestManyRoutedPods: a node can have more pods behind ptp than the kernel accepts links in one set, and any number of
+// these pods may come or go at once.
 func TestManyRoutedPods(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -53,7 +53,7 @@ func TestNoStepLetsRoutedPodsForge(t *testing.T) {
 	for round := range 6 {
 		first := 1 + r.IntN(150)
 		s := routedPods(first, first+r.IntN(100))
-		for _, e := range s.Endpoints { // without a pod of the source, the endpoints would be closed
+		for _, e := range s.Endpoints { // without Pod objects, the endpoints would be closed
 			s.Pods = append(s.Pods, policy.Pod{Namespace: e.Pod.Namespace, Name: e.Pod.Name})
 		}
 		want := policy.Compile(s)

@@ -19,7 +19,7 @@ type lowered struct {
 	// whole has the names of sets that contain all addresses (/0). ipset needs two entries to express /0.
 	whole   map[string]bool
 	numbers numbers
-	// classes has for each set of numbered pods the classes whose pods it contains.
+	// classes has for each set of numbered pods the classes whose pods the set contains.
 	classes map[string][]class
 }
 
@@ -33,8 +33,9 @@ type chain struct {
 	dispatch    []string       // the sets that the rules look up, in order
 }
 
-// jump is a rule in a built-in chain that leads to one of weir's chains. In filter FORWARD, where first is false, the
-// jump must be directly ahead of the rules that refuse all new connections (refusesAt), or else the last rule.
+// jump is a rule in a built-in chain that leads to one of weir's chains. If first is true, the jump must be the first
+// rule of its chain. In filter FORWARD, first is false: there, the jump must be directly before the rules that refuse
+// all new connections (refusesAt), or the last rule if there are no such rules.
 type jump struct {
 	family       conf.Family
 	table, chain string
@@ -105,8 +106,8 @@ func (m *lowering) lower(r ruleset.Ruleset, n numbers) *lowered {
 		if c.Hook != "" {
 			p := places[c.Hook]
 			comment := c.Comment
-			// Except for the jump for masquerading, every packet meets the jump, and the kernel takes time to skip a
-			// comment.
+			// Only the jump for masquerading has a comment, because only first packets meet it. All packets meet the other
+			// jumps, and the kernel takes time to skip a comment.
 			if c.Hook != ruleset.TranslateSource {
 				comment = ""
 			}
@@ -124,8 +125,8 @@ func (m *lowering) lower(r ruleset.Ruleset, n numbers) *lowered {
 	return l
 }
 
-// addSet lowers a set. The sets must come in the order of their names. It removes the sets before s from the list
-// last.sets.
+// addSet lowers the set s. It removes the sets whose names precede the name of s from the list last.sets, so the sets
+// must be added in the order of their names.
 func (l *lowered) addSet(m, last *lowering, s ruleset.Set) {
 	for len(last.sets) > 0 && last.sets[0].name < s.Name {
 		last.sets = last.sets[1:]
@@ -249,8 +250,8 @@ type loweredSet struct {
 	whole    bool // true if the set contains all addresses, which ipset stores as two halves
 }
 
-// next returns the lowered form of a set. s is the lowered form of an earlier set of this name: only entries that have
-// changed since are lowered. ipset can't store the network /0, so two halves replace it.
+// next returns the lowered form of a set. s is the lowered form of an earlier set of this name. If possible, next
+// lowers only the entries that have changed since. ipset can't store the network /0, so two halves replace it.
 func (s loweredSet) next(now ruleset.Set) loweredSet {
 	if s.name == now.Name && s.kind == now.Kind && s.from.Same(now.Entries) {
 		return s

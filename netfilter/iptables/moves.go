@@ -11,9 +11,10 @@ import (
 // renumbering has the changes of pods' numbers in one family's sets: before the change of rules, and after it.
 //
 // A packet between two pods is checked by a class of each. If both pods changed their classes one after the other, a
-// packet could pass that neither the old nor the new state allows. So each pod's number changes at a moment at which
-// the pod's class allows no more than its old class, or no more than its new one. If there is no such moment, the pod
-// is in no class while the rules change. The list across has the exceptions: a number that changes directly.
+// packet could pass that neither the old nor the new state allows. So a pod's number changes before the rules if, by
+// the old rules, its new class allows no more than its old class. It changes after the rules if, by the new rules, its
+// old class allows no more than its new class. If neither is so, the pod is in no class while the rules change. The
+// list across has the exceptions: numbers that change directly.
 type renumbering struct {
 	before, after []change
 	across        []change
@@ -60,8 +61,8 @@ func renumber(have state, f conf.Family, sets []ruleset.Set, want *lowered, rule
 		}
 	}
 	for _, c := range crossings {
-		// Only one of the two classes of a packet changes, so no packet can meet the old state of one pod and the new
-		// state of another.
+		// If only one of the two classes of a packet changes, no packet can meet the old state of one pod and the new state
+		// of another.
 		if !rules && (len(moving) == 1 || len(directions) == 1) {
 			all.across = append(all.across, c.add)
 		} else {
@@ -161,8 +162,8 @@ type openClasses struct {
 	before, after map[string]bool
 }
 
-// mayBeInBoth reports whether a pod may be in both class sets while the rules change, because the rules of neither set
-// drop packets.
+// mayBeInBoth reports whether a pod may be in both class sets while the rules change. This is so if the rules of
+// neither set drop packets.
 func (o *openClasses) mayBeInBoth(from, to string) bool {
 	if from == "" || to == "" {
 		return false

@@ -24,7 +24,7 @@ func TestApplyEntries(t *testing.T) {
 	d := driver(t, NFT)
 	r := rand.New(rand.NewPCG(9, 9))
 	var now ruleset.Ruleset
-	var pool []ruleset.Set // sets of peers, of which the test changes entries
+	var pool []ruleset.Set // sets of peers whose entries the test changes
 	for len(pool) < 5 {
 		now = policy.Compile(policytest.State(r))
 		pool = slices.DeleteFunc(slices.Clone(now.Sets), func(s ruleset.Set) bool {

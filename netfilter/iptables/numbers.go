@@ -168,7 +168,8 @@ func (a *assignment) keep() {
 		if n <= openClass || n > maxNumber || target == "" {
 			continue
 		}
-		// A number without pods is dropped, unless that would be the only change of rules.
+		// A number without pods is dropped if its class has another number. If the classes are the same as before, a former
+		// number stays, because to drop it would be the only change of rules.
 		if len(held[n]) == 0 && a.of[target] != 0 && (!same || !a.was.former[n]) {
 			continue
 		}

@@ -7,9 +7,10 @@ import (
 	"github.com/weir-net/weir/conf"
 )
 
-// refusesAt returns the index in a chain's rules at which weir's jump belongs: before the rules at the end that refuse
-// every new connection. Many operating systems end filter FORWARD with such rules. Rules directly before them that
-// refuse all packets of one protocol count too. Without such rules, refusesAt returns the number of rules.
+// refusesAt returns the index at which weir's jump belongs among a chain's rules: before the first rule that refuses
+// every new connection. Many operating systems end filter FORWARD with such a rule. If rules directly before it each
+// refuse all packets of one protocol, weir's jump belongs before these too. If no rule refuses every new connection,
+// refusesAt returns the number of rules.
 func (t table) refusesAt(rules []string) int {
 	for i, l := range rules {
 		if !t.refuses(l, 0) {
@@ -23,7 +24,7 @@ func (t table) refusesAt(rules []string) int {
 	return len(rules)
 }
 
-// maxDepth is how many jumps are followed, because chains may form a circle.
+// maxDepth is how many jumps are followed at most: chains may form a circle.
 const maxDepth = 8
 
 func (t table) refuses(rule string, depth int) bool {

@@ -198,8 +198,8 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 		adds, dels := diff(held, s)
 		for _, c := range adds {
 			from := old[c.Element]
-			// The rule of the old class precedes the rule of the new class, and the change of rules removes it. So the
-			// pod changes its class at this moment.
+			// The old class's rule precedes the new class's rule, and the change of rules removes the old class's rule. So the
+			// pod changes its class with the change of rules.
 			atOnce := from != "" && !slices.Contains(newOrder, from) &&
 				slices.Index(oldOrder, from) < slices.Index(oldOrder, s.Name)
 			if atOnce || from == s.Name || open.mayBeInBoth(from, s.Name) {
@@ -211,8 +211,8 @@ func moves(have state, f conf.Family, chain string, sets []ruleset.Set, want *lo
 		for _, c := range dels {
 			to := target[c.Element]
 			_, toExists := have.sets[to]
-			// The rule of the new class precedes the rule of the old class, and the change of rules adds it. So the pod
-			// changes its class at this moment.
+			// The new class's rule precedes the old class's rule, and the change of rules adds the new class's rule. So the pod
+			// changes its class with the change of rules.
 			atOnce := !unknown && to != "" && !toExists && slices.Index(newOrder, to) < slices.Index(newOrder, s.Name)
 			if atOnce || s.Name == old[c.Element] && open.mayBeInBoth(s.Name, to) {
 				after = append(after, c)
@@ -235,8 +235,8 @@ func diff(have set, want ruleset.Set) (adds, dels []change) {
 	return adds, dels
 }
 
-// restoreTable returns the commands for one table, or "" if nothing must change. If the table can't be read, it deletes
-// no chains.
+// restoreTable returns the commands for one table, or "" if nothing must change. If the table can't be read, the
+// commands delete no chains.
 func restoreTable(f conf.Family, name string, have table, want *lowered) string {
 	var chains, rules, drop []string
 	wanted := map[string]bool{}
@@ -306,9 +306,9 @@ func jumps(f conf.Family, name string, have table, want *lowered) []string {
 	return commands
 }
 
-// jump returns the commands that put weir's jump into its place in a table that iptables-save can't print. If nothing
-// is known of the table, they first delete an old jump. iptables can delete a rule only if it understands all rules
-// before it. So otherwise, deleteCopies deletes old jumps later.
+// jump returns the commands that put weir's jump into its place in a table that iptables-save can't print. If nf_tables
+// doesn't show the table's rules either, the commands first delete an old jump. Otherwise deleteCopies deletes old
+// jumps later, because iptables can delete a rule only if it understands all rules before it.
 func (u *unknown) jump(j jump) []string {
 	add := "-A " + j.chain + " " + j.line
 	if j.first {

@@ -13,7 +13,7 @@ import (
 
 // fingerprint is a hash of a table's rules. While it stays the same, the slow iptables-save isn't needed. In nat it
 // covers only POSTROUTING and weir's own chains, because Services may have tens of thousands of rules there. An empty
-// print means unknown.
+// fingerprint means that the fingerprint is unknown.
 type fingerprint string
 
 func (d *Driver) print(f conf.Family, name string, was table) (fingerprint, error) {

@@ -20,7 +20,7 @@ const (
 		"32 0 0 16,7 0 0 0,32 0 0 32,29 0 5 0,32 0 0 20,7 0 0 0,32 0 0 36,29 0 1 0,6 0 0 65535,6 0 0 0"
 
 	// honestIPv4 matches ICMP packets that are not errors, and ICMP errors whose inner packet went from the error's
-	// receiver to the error's sender. It never matches redirects and later fragments. In the program, P means that the
+	// receiver to the error's sender. It never matches redirects or later fragments. In the program, P means that the
 	// packet matches, N that it doesn't, and E is the check of an error.
 	//
 	//	ldh [6]; jset #0x1fff, N; ldx 4*([0]&0xf); ldb [x + 0]

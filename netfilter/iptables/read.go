@@ -79,9 +79,9 @@ func (d *Driver) look(ctx context.Context, want ruleset.Ruleset, verify netfilte
 	return nil
 }
 
-// Reread reads again which sets contain the addresses. It returns true if a set differs from the driver's memory: the
-// plugin changes sets too. It reads no sets in which the plugin changes nothing: the plugin adds addresses only to the
-// sets of all pods, and deletes addresses wherever they are.
+// Reread reads again which sets contain the addresses. The plugin may have added or deleted them. Reread returns true
+// if a set differs from the driver's memory, or if a set can't be read. It reads only sets that the plugin may have
+// changed: the plugin adds addresses to the sets of all pods only, and deletes addresses from every set that has them.
 func (d *Driver) Reread(addrs ...netip.Addr) (changed bool) {
 	if d.have == nil {
 		return false // the next Apply reads everything
@@ -106,7 +106,7 @@ func (d *Driver) reread(addrs []netip.Addr) (changed bool, err error) {
 		case s.kind == ruleset.Networks || !slices.ContainsFunc(addrs, s.entries.HasAddress):
 		case s.kind == ruleset.Addresses:
 			plain[s.family] = append(plain[s.family], name)
-		default: // the set may have several entries of an address, or numbers of classes
+		default: // the set may have several entries for one address, or numbers of classes
 			now, err := d.readSet(name, s)
 			if err != nil {
 				return changed, err
@@ -218,8 +218,8 @@ func (d *Driver) readSet(name string, before set) (set, error) {
 	return newReading(got.Print, now).set(), nil
 }
 
-// readTable reads one table, unless it certainly hasn't changed. Tables are read one by one, because iptables-save may
-// fail for one table only.
+// readTable reads one table. If the table certainly hasn't changed, readTable returns the known state. Tables are read
+// one by one, because iptables-save may fail for one table only.
 func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, before *state) table {
 	var was table
 	if before != nil {
@@ -244,7 +244,8 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 	t := d.readText(ctx, f, name, before)
 	if t.unknown == nil && !t.dormant && len(t.misplaced) == 0 {
 		t.print, t.at = now, at
-		// The fingerprint covers the chains that weir had before. If weir has others now, it is unknown.
+		// The fingerprint covers the chains that weir had before. If weir has other chains now, the table's fingerprint is
+		// unknown.
 		if name == "nat" && d.Flavour == NFT && !slices.Equal(t.own(), was.own()) {
 			t.print, t.at = "", 0
 		}
@@ -253,8 +254,8 @@ func (d *Driver) readTable(ctx context.Context, f conf.Family, name string, befo
 }
 
 // readText reads a table as iptables-save prints it. If that fails, the table is unknown, and has only the rules that
-// nf_tables shows. With iptables-legacy it then has no rules. A table isn't unknown if weir needs no rules of its
-// family, and nf_tables shows no chain of weir's.
+// nf_tables shows. With iptables-legacy, it then has no rules. There is one exception: if weir needs no rules of the
+// family, and nf_tables shows no chain of weir's, the table counts as empty.
 func (d *Driver) readText(ctx context.Context, f conf.Family, name string, before *state) table {
 	there, dormant, err := d.Flavour.exists(d.reader, f, name)
 	if err == nil && !there {

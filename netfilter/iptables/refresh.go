@@ -117,8 +117,8 @@ func (d *Driver) refreshSet(name string) error {
 	return nil
 }
 
-// refreshTables reads a family's tables. Before it reads the first family's, it stores the generation of nf_tables, and
-// forgets the driver's earlier changes.
+// refreshTables reads a family's tables. Before it reads the first family's tables, it stores the generation of
+// nf_tables, and forgets the driver's earlier changes.
 func (d *Driver) refreshTables(ctx context.Context, f conf.Family) {
 	readAt, _ := d.reader.Generation() // 0 if the generation is unknown
 	if f == conf.Families[0] {

@@ -54,8 +54,9 @@ func (d *Driver) tryType(h ipset.Header) error {
 	return d.sets.Destroy(h.Name)
 }
 
-// changeSets makes the changes. If the kernel refuses a pod's new number, changeSets deletes the pod's entry, because
-// the old number may allow more.
+// changeSets makes the changes. If the kernel refuses a new entry of a set that opens, changeSets adds the entry to
+// refused, and returns no error for it. If the kernel refuses a pod's new number, changeSets deletes the pod's entry,
+// because the old number may allow more.
 func changeSets(changes []change, want *lowered, refused ruleset.Refused) error {
 	all := make([]ipset.Change, len(changes))
 	for i, c := range changes {
@@ -143,7 +144,8 @@ const (
 	// trialTime limits the search for refused rules. If the time is over, rules that no trial has accepted count as
 	// refused.
 	trialTime = 10 * time.Second
-	// trialsEach limits the trials for the rules of one namespace.
+	// trialsEach limits the trials for the rules of one namespace. After that, all rules of the groups that are still
+	// refused count as refused.
 	trialsEach = 64
 	// maxSuspects limits the remembered refusals. If there are more, all of them are forgotten.
 	maxSuspects = 1 << 15
@@ -204,8 +206,8 @@ func (t *trial) kinds(rules []ruleset.Rule) {
 	})
 }
 
-// namespaces adds the refused rules to t.refused. The number of trials for each namespace is limited. If it is too
-// small, some good rules of the namespace count as refused too.
+// namespaces adds the refused rules to t.refused. The number of trials for each namespace is limited. If the limit is
+// too small, some good rules of the namespace count as refused too.
 func (t *trial) namespaces(rules []ruleset.Rule) {
 	by := map[string][]ruleset.Rule{}
 	for _, r := range rules {

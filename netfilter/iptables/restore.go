@@ -36,7 +36,7 @@ type restorer struct {
 }
 
 func startRestorer(f Flavour, family conf.Family, lockWait string) (*restorer, error) {
-	// The process outlives this call, so it doesn't end with the caller's context. carryOut limits its time.
+	// The process outlives this call, so it doesn't end with the caller's context. The method change limits its time.
 	cmd := exec.CommandContext(context.Background(), f.program(family)+"-restore", "--wait", lockWait, "--noflush")
 	r := &restorer{flavour: f, family: family, cmd: cmd, ended: make(chan struct{})}
 	r.cmd.Stderr = &r.output
@@ -88,9 +88,9 @@ func (r *restorer) readsItself() bool {
 	return err == nil && filepath.Base(program) == "xtables-nft-multi"
 }
 
-// comments are lines that iptables-restore ignores. They are too long for the buffers of the pipe, of the C library and
-// of the program together. iptables-restore 1.8.4 reads 64 KiB and one more line before it carries out the first
-// command.
+// comments returns lines that iptables-restore ignores (see change). They are too long for the buffers of the pipe, of
+// the C library and of the program together. iptables-restore 1.8.4 reads 64 KiB and one more line before it carries
+// out the first command.
 func comments() []byte {
 	const line, buffer = 1 << 10, 1 << 16
 	return bytes.Repeat([]byte("#"+strings.Repeat(" ", line-2)+"\n"), (2*os.Getpagesize()+buffer)/line+2)
@@ -113,12 +113,12 @@ func (r *restorer) carryOut(ctx context.Context, commands string) error {
 	return err
 }
 
-// change makes the process carry out the commands. It returns as soon as the kernel has the change. Then
-// iptables-nft-restore still runs for tens of milliseconds, because the kernel frees the deleted rules when the program
-// closes its socket.
+// change makes the process carry out the commands. With iptables-nft's own program, it returns as soon as the kernel
+// has the change. The program then still runs for tens of milliseconds, because the kernel frees the deleted rules when
+// the program closes its socket. With any other program, change waits for the process to end.
 //
-// After the commands, change sends comments. When the program has read them, it has carried out the commands. It then
-// waits for release.
+// After the commands, change sends comments. When iptables-nft's program has read the comments, it has carried out the
+// commands. The program then waits for release.
 func (r *restorer) change(ctx context.Context, commands string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -197,8 +197,8 @@ func offending(said, commands string) string {
 // release lets the process end, but doesn't wait for its end.
 func (r *restorer) release() { _ = r.stdin.Close() }
 
-// release lets processes end that have carried out their commands. It is called after the changes of all families,
-// because the kernel delays other changes of nf_tables while such a process ends.
+// release lets the processes end that have carried out their commands. It is called only after the changes of all
+// families, because the kernel delays other changes of nf_tables while such a process ends.
 func (d *Driver) release() {
 	for _, r := range d.spent {
 		r.release()

@@ -15,7 +15,8 @@ type state struct {
 
 type tables map[string]table
 
-// only returns the state of these families. A set that has the name of a wanted set counts to the wanted set's family.
+// only returns the state of these families. A set that has the name of a wanted set counts as one of the wanted set's
+// family.
 func (s state) only(families []conf.Family, want *lowered) state {
 	of := map[string]conf.Family{}
 	for _, w := range want.sets {
@@ -188,8 +189,8 @@ type set struct {
 	reading *reading // an earlier reading, or nil
 }
 
-// reading is what a set was whenever the kernel's list of the set has this print (ipset.Set.Print). So it stays true
-// after changes of the set.
+// reading says what a set contains if the kernel's list of the set has this hash (ipset.Set.Print). It stays true after
+// changes of the set, because a changed set has another hash.
 type reading struct {
 	print uint64
 	was   set

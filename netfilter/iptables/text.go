@@ -111,7 +111,7 @@ func ruleText(r ruleset.Rule, f conf.Family) string {
 		t.add(matchText(m), " ", m.Name, " ", flags[m.By])
 	}
 	if r.Comment != "" {
-		// A space at the end, so that iptables-save quotes the comment.
+		// weir's comments contain spaces, so iptables-save prints them in quotes too.
 		t.add(`-m comment --comment "`, conf.Comment(r.Comment), `"`)
 	}
 	t.target(r)

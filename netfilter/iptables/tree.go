@@ -30,7 +30,7 @@ func (d dispatch) clears() string {
 // lowerDispatch returns three kinds of chains: the dispatch chain, which looks up the number of the pod's class; the
 // chain that jumps to the dispatch chain and then clears the mark; and the chains of the tree.
 //
-// Equivalent to, for three classes, of which number 1 has the pods that no policy isolates (after the rule of clears):
+// Number 1 is that of the pods that no policy isolates. For three classes, and after the rule of clears, equivalent to:
 //
 //	iptables -t mangle -A WEIR-EGRESS -j SET --map-set weir-eg src --map-mark
 //	iptables -t mangle -A WEIR-EGRESS -m mark --mark 0x10000/0x1fff0000 -j RETURN

@@ -22,7 +22,7 @@ var trialDispatches = map[string]dispatch{
 }
 
 // trialCommands returns the commands that make the trial's chains, and lead packets of the loopback link into these
-// chains. With numbers, the class sets have numbers of classes.
+// chains. If numbers is true, the class sets have numbers of classes.
 //
 // Equivalent to: iptables -t mangle -N WEIR-TRIAL; iptables -t mangle -A WEIR-TRIAL RULE…; iptables -t mangle -I
 // INPUT -i lo -j WEIR-TRIAL; iptables -t nat -N WEIR-TRIAL; iptables -t nat -A WEIR-TRIAL -p udp --dport PORT
@@ -91,8 +91,9 @@ func makeTrialChain(table string, lines []string) string {
 	return b.String()
 }
 
-// tryCommands returns commands that make a chain of the lines and delete it again. No packet enters the chain. These
-// are two transactions: in one, iptables-legacy would give the kernel no rule.
+// tryCommands returns commands that make a chain of the lines and delete it again. No packet enters the chain. The
+// commands are two transactions. In a single one, iptables-legacy would delete the rules before it passes them to the
+// kernel.
 func tryCommands(table string, lines []string) string {
 	return makeTrialChain(table, lines) + "COMMIT\n" + makeTrialChain(table, nil) + "-X " + conf.TrialChain + "\nCOMMIT\n"
 }
@@ -149,7 +150,7 @@ func (d *Driver) makeTrialSets(t *probe.Trial) (lacks []string, numbers bool) {
 // removeTrial removes the chains of a trial, and the jumps to them.
 //
 // Equivalent to: iptables -t mangle -D INPUT -i lo -j WEIR-TRIAL; iptables -t mangle -F WEIR-TRIAL; iptables -t mangle
-// -X WEIR-TRIAL; and the same for its other chains, and for POSTROUTING of the table nat
+// -X WEIR-TRIAL; and the same for the trial's other chains, and for POSTROUTING of the table nat
 func (d *Driver) removeTrial(ctx context.Context, f conf.Family) {
 	for table, jump := range map[string]string{checks: "-D INPUT ", "nat": "-D POSTROUTING "} {
 		chains, err := d.Flavour.trialChains(f, table)

@@ -10,7 +10,8 @@ import (
 	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
-// concerns reports whether the change is of a table, chain or rule of weir, or of the guard.
+// concerns reports whether the change is in a table of the guard or the gate, in a chain of weir's, or in a built-in
+// chain in which weir has rules. A change of one of iptables' tables itself counts too.
 func concerns(c nftnl.Change) bool {
 	if netfilter.ConcernsGuard(c) {
 		return true
