@@ -4,7 +4,8 @@
 // Invariants:
 //   - Valid claims don't overlap. No valid claim has a special address, such as a loopback address.
 //   - The order of the Nodes doesn't matter. If two Nodes make the same new claim, the older Node's is valid.
-//   - A valid claim stays valid as long as its Node makes it, unless its network has an address that this node needs.
+//   - A valid claim stays valid as long as its Node makes it. The only exception is another node's network that now has
+//     an address that this node needs.
 //   - An invalid claim is a problem of its Node.
 package claims
 
@@ -62,14 +63,14 @@ type UnderlayAddress struct {
 }
 
 // Settle decides which claims of Nodes are valid. It returns the Nodes with only their valid claims, the oldest Node
-// first, and a problem for each invalid claim. Otherwise a forged Node could redirect other nodes' traffic, or give a
-// pod the rights of another pod.
+// first, and a problem for each invalid claim. If all claims were valid, a forged Node could redirect other nodes'
+// traffic, or give a pod the rights of another pod.
 //
 // A claim is invalid if
 //
 //   - it is a special address, or a network that contains one
 //   - it overlaps a valid claim
-//   - Within isn't empty, and no network in Within contains the claim
+//   - it is a network, Within isn't empty, and no network in Within contains it
 //   - it is another node's network, and contains an address in Local.
 //
 // If two Nodes make the same new claim, the older Node's claim is valid. A Node without a creation time counts as the
@@ -79,7 +80,7 @@ type UnderlayAddress struct {
 // the claim of another Node. The claim ends if its Node is deleted, is replaced, or no longer makes the claim. The
 // claim of another node's network also ends if the network now contains an address in Local.
 //
-// If Self isn't empty, a Node without an address or without a network is also a problem.
+// If Self isn't empty, Settle also returns a problem for a Node without an address or without a network.
 func Settle(nodes []policy.Node, t Terms) ([]policy.Node, []ruleset.Problem) {
 	self, within := t.Self, t.Within
 	s := settler{exact: map[netip.Prefix]string{}, inside: map[netip.Prefix]claim{}, self: self, local: t.Local}
