@@ -109,8 +109,8 @@ func (c Class) Equal(o Class) bool {
 	return c.Chain == o.Chain && slices.Equal(c.Policies, o.Policies) && slices.Equal(c.Sets, o.Sets)
 }
 
-// Of returns what the ruleset enforces for the endpoints. If peers isn't empty, the description of sets has only
-// entries with these addresses.
+// Of returns what the ruleset enforces for the endpoints. If peers isn't empty, the sets are described with only those
+// entries that have one of these addresses.
 func Of(r ruleset.Ruleset, endpoints []policy.Endpoint, peers []netip.Addr) ShortForm {
 	h := shortener{
 		ShortForm: ShortForm{Pods: []Pod{}, Classes: map[string]Class{}}, of: r, peers: peers, sets: map[string]ruleset.Set{},
