@@ -31,8 +31,8 @@ const (
 type Explanation struct {
 	Query  Query  `json:"query"`
 	Result Result `json:"result"`
-	// Paths has a connection for each pair of addresses and each port. Pods behind a Service with the same verdicts are
-	// one path.
+	// Paths has a connection for each pair of addresses and each port. If pods behind a Service have the same verdicts,
+	// they are one path.
 	Paths []Path `json:"paths"`
 	// Notes say what else matters for the connection, besides policies.
 	Notes []string `json:"notes,omitempty"`
@@ -59,7 +59,7 @@ type Path struct {
 	Port     uint16           `json:"port,omitempty"`
 	// Through is the Service that leads to the destination, such as "svc/ns-1/web port 80".
 	Through string `json:"through,omitempty"`
-	// Alike has other pods behind the Service with the same verdicts.
+	// Alike has other pods behind the Service that have the same verdicts.
 	Alike   []string `json:"alike,omitempty"`
 	Result  Result   `json:"result"`
 	Sides   []Side   `json:"sides"`
