@@ -17,15 +17,15 @@ type Bounds struct {
 	// SetLen limits the size of sets that are merged, because each class of pods gets a copy of their entries. Larger
 	// sets stay as they are.
 	SetLen int
-	// Entries limits the entries of all merged sets together. Each takes about 200 bytes of the kernel's memory.
+	// Entries limits the entries of all merged sets together. Each entry takes about 200 bytes of the kernel's memory.
 	Entries int
 	// Pairs limits the entries with ports in all merged sets together, because deleting a pod's entries with ports
 	// requires reading whole sets.
 	Pairs int
 }
 
-// UsualBounds returns the limits of an agent. With them, merged sets take at most 25 MB of the kernel's memory, and 1.5
-// s to write.
+// UsualBounds returns the limits of an agent. With them, merged sets take at most 25 MB of the kernel's memory. Writing
+// them takes at most 1.5 seconds.
 func UsualBounds() Bounds {
 	return Bounds{Sets: 3, Large: 1 << 8, Lists: 8, ListLen: 16, SetLen: 1 << 12, Entries: 1 << 17, Pairs: 1 << 14}
 }

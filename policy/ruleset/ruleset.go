@@ -108,8 +108,8 @@ type Class struct {
 	Pods      []string
 }
 
-// Problem describes a part of an object that can't be enforced as it is written. Packets that it should allow are
-// dropped.
+// Problem describes a part of an object that can't be enforced as it is written. Packets that this part should allow
+// are dropped.
 type Problem struct {
 	Object  string // KIND NAMESPACE/NAME
 	Field   string

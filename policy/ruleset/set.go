@@ -102,7 +102,7 @@ func Order(entries []Entry) []Entry {
 }
 
 // ChangedPeers returns the sets of peers whose entries have changed since the earlier ruleset. ok is false if anything
-// else has changed. Most changes are pods that come or go, and these change only sets of peers.
+// else has changed. Most changes concern only sets of peers, because pods come and go.
 func (r Ruleset) ChangedPeers(earlier Ruleset) (changed []Set, ok bool) {
 	if len(r.Sets) != len(earlier.Sets) || !sameChains(r.Chains, earlier.Chains) {
 		return nil, false

@@ -21,7 +21,7 @@ type Packet struct {
 	Translated bool
 }
 
-// Link is the link by which an endpoint's packets come in. If it is another plugin's bridge, Port is the port of this
+// Link is the link by which an endpoint's packets come in. If In is another plugin's bridge, Port is the port of this
 // bridge.
 type Link struct{ In, Port string }
 
