@@ -7,7 +7,8 @@
 //   - It shares nothing but the model with the compiler, so that tests can compare the two.
 //   - A part of a policy that can't be read allows nothing. A policy whose selector can't be read isolates all pods of
 //     its namespace.
-//   - A pod that a policy may select, because a label is unknown, is isolated. No rule allows anything by such a label.
+//   - If it depends on an unknown label whether a policy selects a pod, the policy isolates the pod and allows nothing.
+//     An unknown label never makes a peer match.
 package verdict
 
 import (
