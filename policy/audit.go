@@ -14,8 +14,8 @@ import (
 // AuditAnnotation with the value "true" makes a NetworkPolicy an audited policy: it isolates nothing and allows
 // nothing, and the agent reports the connections that the policy would drop.
 //
-// This isn't a label, because kustomize and Helm charts often copy labels to all objects. A copied label could end the
-// enforcement of a policy.
+// It is an annotation and not a label, because kustomize and Helm charts often copy labels to all objects. A copied
+// label could end the enforcement of a policy.
 const AuditAnnotation = "weir.io/audit"
 
 const auditField = "metadata.annotations[" + AuditAnnotation + "]"

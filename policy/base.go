@@ -76,8 +76,8 @@ func (c *common) base() {
 		[]ruleset.Rule{
 			{In: conf.Bridge, Action: ruleset.GoTo, To: egress.dispatch}, fromPod,
 		})
-	// A packet has passed weir's check at an earlier hook before it meets these rules. With iptables, the rule's
-	// comment names the table of that hook.
+	// A packet has passed weir's check at an earlier hook before it meets these rules. With iptables, the comments of the
+	// rules with sets name the table of that hook.
 	c.hook(ruleset.AcceptForwarded, conf.AcceptChain, "weir: no other default drops what policy let through",
 		[]ruleset.Rule{
 			{In: conf.Bridge, Action: ruleset.Accept}, // comparing a link takes less time than a look-up in a set

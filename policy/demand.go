@@ -84,8 +84,8 @@ func isolations(groups [len(sides)][]*group) (all []*isolation) {
 	return all
 }
 
-// demand adds the demands of the policies that isolate the groups' pods. If the demands need more rules or sets than a
-// whole node has capacity for, it refuses the rest of the policies.
+// demand adds the demands of the policies that isolate the groups' pods. If these demands need more rules or sets than
+// a whole node has capacity for, demand refuses the rest of the policies.
 func (b *builder) demand() {
 	room := b.limits.node
 	b.stamp++
