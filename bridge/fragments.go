@@ -14,9 +14,10 @@ import (
 	"github.com/weir-net/weir/internal/nft"
 )
 
-// The kernel reassembles fragmented datagrams before policy is checked, in one memory for all pods: 4 MiB for each
-// family. There an incomplete datagram stays for 30 seconds (IPv6: 60). So a pod that sends a few thousand incomplete
-// datagrams would fill the memory, and the kernel would drop all other pods' fragments. Two measures prevent this:
+// The kernel reassembles fragmented datagrams before policy is checked, in one memory for all pods. By default, the
+// memory has 4 MiB for each family, and an incomplete datagram stays there for 30 seconds (IPv6: 60). So a pod that
+// sends a few thousand incomplete datagrams would fill the memory, and the kernel would drop all other pods' fragments.
+// Two measures prevent this:
 //
 //   - The guard limits the fragments that each port sends. Beyond its own share, a port may send as much of the shared
 //     part as the other ports leave.
@@ -26,7 +27,7 @@ import (
 // pods. Another host would need 100,000 large fragments a second to fill the memory.
 const (
 	// A port may send this many fragments a second, and the same number at once. That is enough for 100 datagrams of
-	// 8 KB a second with an MTU of 900 bytes or more.
+	// 8 KB a second: with an MTU of 900 bytes or more, each has at most ten fragments.
 	portFragments = 1000
 	portBytes     = 1 << 20 // bytes a second
 
@@ -38,9 +39,9 @@ const (
 	// reassemblyTime is in whole seconds. After this time, the kernel drops an incomplete datagram. One second would be
 	// too short for a pod that waits for the processor between two fragments.
 	reassemblyTime = 2
-	// reassemblyMemory is in bytes, for each family. In reassemblyTime, a port's own share takes less than 8 MiB, and
-	// the shared part less than 96 MiB. So the memory is enough for 50 pods that flood at the same time. The kernel
-	// allocates it only for fragments that exist.
+	// reassemblyMemory is in bytes, for each family. In reassemblyTime, the fragments of a port's own share take less
+	// than 8 MiB, and those of the shared part less than 96 MiB. So the memory is enough for 50 pods that flood at the
+	// same time (50 * 8 + 96 MiB). The kernel allocates it only for fragments that exist.
 	reassemblyMemory = 512 << 20
 	// memoryPart limits reassemblyMemory to this part of the node's memory: an eighth.
 	memoryPart = 8

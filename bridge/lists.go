@@ -16,8 +16,8 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// dump reads a list from the kernel, and parses each message. If the list changes meanwhile, dump reads it again,
-// five times at most. The function parse must not keep parts of a message, because the next one overwrites it.
+// dump reads a list from the kernel, and parses each message. If the list changes meanwhile, dump reads it again, up to
+// five times in all. The function parse must not keep parts of a message, because the next message overwrites it.
 func dump[T any](
 	lists *batch.Dumper, list *nl.NetlinkRequest, parse func(message []byte) (T, bool),
 ) (all []T, err error) {

@@ -35,8 +35,8 @@ type Observed struct {
 	Routes     []RouteSeen
 	// Sysctl reads a sysctl by its path below /proc/sys.
 	Sysctl func(key string) (string, error)
-	// PodMTU reads the MTU of the pod's end of a pair, once. It returns 0 if that end is gone or its namespace is
-	// unknown.
+	// PodMTU returns the MTU of the pod's end of a pair. It asks the kernel once for each pair. It returns 0 if the
+	// pod's end is gone, or if the namespace of that end is unknown.
 	PodMTU func(port Link) (int, error)
 
 	links, addresses, neighbours, forwarding, routes error
@@ -268,8 +268,8 @@ func (o *Observed) isMissing(name string) bool {
 	return o.links == nil && !ok
 }
 
-// link returns the link, and false if the link is missing. If the field reads has an error, or the links couldn't be
-// read, link returns an error that wraps errUnknown.
+// link returns the link, and false if the link is missing. reads are the errors of other lists that the caller needs.
+// If one of them isn't nil, or if the links couldn't be read, link returns an error that wraps errUnknown.
 func (o *Observed) link(name string, reads ...error) (Link, bool, error) {
 	if err := errors.Join(append(reads, o.links)...); err != nil {
 		return Link{}, false, fmt.Errorf("%s: %w: %w", name, errUnknown, err)

@@ -114,7 +114,8 @@ func (b *Bridge) AddPort(p Port) (made Pair, err error) {
 	return made, err
 }
 
-// newLink reads the kernel's answer about a new pair. The kernel leaves out the peer's index if it is the same.
+// newLink reads the kernel's answer about a new pair. If both ends have the same index, the kernel leaves out the
+// peer's.
 func newLink(replies [][]byte) (Link, error) {
 	l, err := linkIn(replies)
 	if l.Peer == 0 {

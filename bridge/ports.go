@@ -158,7 +158,7 @@ type ForwardingEntry struct {
 	MAC    net.HardwareAddr
 }
 
-// Kind is KindForwarding. In netlink's messages, a forwarding entry is a kind of neighbour entry.
+// Kind is KindForwarding and not KindNeighbour, although netlink has the same messages for both.
 func (f ForwardingEntry) Kind() Kind { return KindForwarding }
 
 func (f ForwardingEntry) String() string {
