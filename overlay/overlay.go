@@ -27,8 +27,8 @@ func New(h netlinksafe.Handle) *Overlay { return &Overlay{h} }
 
 // Applied says what Apply had to write, and what the kernel refused.
 type Applied struct {
-	// Lacks are the parts of the plan that Apply found missing or wrong. If there was no VXLAN device, Lacks has only
-	// the device: the addresses, neighbours and routes of a device need it.
+	// Lacks are the parts of the plan that Apply found missing or wrong. If Apply had to make the VXLAN device, Lacks
+	// has only the device: its addresses, neighbours and routes were missing for the same reason.
 	Lacks []Lack
 	// Refused has a problem for each node whose route or entry the kernel refuses.
 	Refused []ruleset.Problem
