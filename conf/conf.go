@@ -41,7 +41,8 @@ type NetConf struct {
 	Ranges []Range `json:"-"`
 	// Routes are the routes that pods get. RoutesOf adds the default route.
 	Routes []Route `json:"-"`
-	// MTU is the MTU of the pods' links in bytes. 0 means the MTU of the link with the node's default route.
+	// MTU is the MTU of the pods' links in bytes. 0 means weir0's MTU. A new weir0 gets the MTU of the link with the
+	// node's default route.
 	MTU         int         `json:"mtu,omitempty"`
 	Enforcement Enforcement `json:"enforcement,omitempty"`
 
