@@ -118,7 +118,7 @@ func outcome(e explain.Explanation) error {
 	return nil
 }
 
-// servicesWithin is short, because a node with an agent may have no API server.
+// servicesWithin is short, because a node with an agent may not reach an API server.
 const (
 	loadsWithin    = time.Minute
 	servicesWithin = 3 * time.Second

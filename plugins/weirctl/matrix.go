@@ -61,8 +61,8 @@ func (n *narrow) filter() (f reach.Filter, err error) {
 	return f, nil
 }
 
-// resolve replaces a Service's address by the Service's name, because no pod has the address. The notes name addresses
-// that may be of Services that the source doesn't know.
+// resolve replaces a Service's address by the Service's name, because no pod has the address. If the source knows no
+// Services, the notes name each address that may be a Service's.
 func (n *narrow) resolve(c explain.Cluster) (f reach.Filter, notes []string, err error) {
 	for _, text := range []*string{&n.from, &n.to} {
 		a, err := netip.ParseAddr(*text)

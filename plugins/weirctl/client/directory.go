@@ -13,14 +13,14 @@ import (
 	"github.com/weir-net/weir/source/manifests"
 )
 
-// invented are networks from which a pod without an address gets one, if the pod is from a file. No host has an
-// address of these networks (RFC 1112, section 4: class E; RFC 6666: discard only).
+// invented are the networks of made-up addresses: a pod from a file gets one if its manifest has no address. No host
+// has an address of these networks (RFC 1112, section 4: class E; RFC 6666: discard only).
 var invented = [...]netip.Prefix{
 	conf.IPv4: netip.MustParsePrefix("240.0.0.0/8"), conf.IPv6: netip.MustParsePrefix("100::/64"),
 }
 
-// loadDirectory reads manifests. Each workload counts as one pod. If only some files can't be read, that is no error:
-// Gaps says so.
+// loadDirectory reads manifests. Each workload counts as one pod. Unreadable files are an error only if no object could
+// be read. Otherwise Gaps names the first of them.
 func loadDirectory(ctx context.Context, path string) (explain.Cluster, error) {
 	d := &manifests.Dir{Path: path, IgnoreBroken: true}
 	_, err := d.Check()

@@ -24,7 +24,8 @@ const (
 	Yellow = "33"
 )
 
-// Printer prints lines for people. It removes control characters, so that objects' names can't act on a terminal.
+// Printer prints lines for people. It prints question marks in place of unprintable characters, so that objects' names
+// can't act on a terminal.
 type Printer struct {
 	out    io.Writer
 	styled bool
