@@ -116,6 +116,10 @@ func TestConflistOfOthers(t *testing.T) {
 	for _, tc := range []struct{ name, text, says string }{
 		{"10-flannel.conflist", flannel, "10-flannel.conflist (flannel, portmap)"},
 		{"00-ptp.conf", `{"name": "p", "type": "ptp"}`, "00-ptp.conf (ptp)"},
+		{
+			"00-multus.conf", `{"type": "multus-shim", "clusterNetwork": "/host/etc/cni/net.d/10-flannel.conflist"}`,
+			"00-multus.conf (multus-shim)",
+		},
 		{"10-flannel.conflist.bak", flannel, ""},
 		{"87-podman-bridge.conflist", `{"name": "podman", "plugins": [{"type": "bridge"}]}`, ""},
 		{"00-empty.conflist", "", ""},

@@ -137,7 +137,8 @@ func Plugins(data []byte) ([]string, error) {
 
 // LeadsToWeir reports whether a runtime with this network configuration starts pods with weir. file is the name of
 // weir's own file. A configuration leads to weir if weir is one of its plugins or a plugin's delegate, or if it names
-// weir's network or file. Multus finds its delegates in other ways too, so its configuration always counts.
+// weir's network or file. Multus can also look up the cluster's network in the API server, which this function can't
+// read. So Multus's configuration also counts if it neither embeds a network nor names a file.
 func LeadsToWeir(data []byte, file string) bool {
 	var all any
 	types, err := Plugins(data)
@@ -145,7 +146,18 @@ func LeadsToWeir(data []byte, file string) bool {
 		return false
 	}
 	isMultus := func(t string) bool { return strings.HasPrefix(t, "multus") }
-	return slices.ContainsFunc(types, isMultus) || leadsTo(all, file)
+	return leadsTo(all, file) || slices.ContainsFunc(types, isMultus) && !namesNetwork(all)
+}
+
+// namesNetwork reports whether Multus's configuration embeds the cluster's network, or names that network's file.
+func namesNetwork(config any) bool {
+	c, _ := config.(map[string]any)
+	delegates, _ := c["delegates"].([]any)
+	network, _ := c["clusterNetwork"].(string)
+	plugins, _ := c["plugins"].([]any)
+	isSuffix := func(suffix string) bool { return strings.HasSuffix(network, suffix) }
+	return len(delegates) > 0 || slices.ContainsFunc(ConfigurationSuffixes, isSuffix) ||
+		slices.ContainsFunc(plugins, namesNetwork)
 }
 
 func leadsTo(value any, file string) bool {

@@ -83,20 +83,24 @@ func TestWithAppended(t *testing.T) {
 func TestLeadsToWeir(t *testing.T) {
 	const own = "10-weir.conflist"
 	for text, want := range map[string]bool{
-		conflistOf(t, "10.88.1.0/24", 1450):                                                                 true,
-		`{"name": "n", "plugins": [{"type": "ptp"}, {"type": "weir"}]}`:                                     true,
-		`{"name": "n", "type": "weir"}`:                                                                     true,
-		`{"name": "m", "type": "multus", "delegates": [{"name": "weir"}]}`:                                  true,
-		`{"name": "m", "type": "multus-shim"}`:                                                              true,
-		`{"name": "m", "type": "meta", "clusterNetwork": "/host/etc/cni/net.d/10-weir.conflist"}`:           true,
-		`{"name": "m", "type": "meta", "delegates": [{"plugins": [{"type": "weir"}, {"type":"portmap"}]}]}`: true,
-		`{"name": "cbr0", "plugins": [{"type": "flannel"}, {"type": "portmap"}]}`:                           false,
-		`{"name": "kindnet", "plugins": [{"type": "ptp"}, {"type": "portmap"}]}`:                            false,
-		`{"name": "weave", "plugins": [{"name": "weave", "type": "weave-net"}, {"type": "portmap"}]}`:       false,
-		`{"name": "x", "plugins": []}`:                                                                      false,
-		`{"name": "weir"}`:                                                                                  false,
-		`{`:                                                                                                 false,
-		``:                                                                                                  false,
+		conflistOf(t, "10.88.1.0/24", 1450):                                                                  true,
+		`{"name": "n", "plugins": [{"type": "ptp"}, {"type": "weir"}]}`:                                      true,
+		`{"name": "n", "type": "weir"}`:                                                                      true,
+		`{"name": "m", "type": "multus", "delegates": [{"name": "weir"}]}`:                                   true,
+		`{"name": "m", "type": "multus-shim"}`:                                                               true,
+		`{"name": "m", "type": "meta", "clusterNetwork": "/host/etc/cni/net.d/10-weir.conflist"}`:            true,
+		`{"name": "m", "type": "meta", "delegates": [{"plugins": [{"type": "weir"}, {"type":"portmap"}]}]}`:  true,
+		`{"name": "m", "type": "multus", "clusterNetwork": "default", "delegates": []}`:                      true,
+		`{"name": "m", "type": "multus", "delegates": [{"name": "cbr0", "plugins": [{"type": "flannel"}]}]}`: false,
+		`{"name": "m", "type": "multus-shim", "clusterNetwork": "/host/etc/cni/net.d/10-flannel.conflist"}`:  false,
+		`{"name": "m", "plugins": [{"type": "multus", "clusterNetwork": "/etc/cni/net.d/99-flannel.conf"}]}`: false,
+		`{"name": "cbr0", "plugins": [{"type": "flannel"}, {"type": "portmap"}]}`:                            false,
+		`{"name": "kindnet", "plugins": [{"type": "ptp"}, {"type": "portmap"}]}`:                             false,
+		`{"name": "weave", "plugins": [{"name": "weave", "type": "weave-net"}, {"type": "portmap"}]}`:        false,
+		`{"name": "x", "plugins": []}`:                                                                       false,
+		`{"name": "weir"}`:                                                                                   false,
+		`{`:                                                                                                  false,
+		``:                                                                                                   false,
 	} {
 		if got := LeadsToWeir([]byte(text), own); got != want {
 			t.Errorf("%s: %v, want %v", text, got, want)
