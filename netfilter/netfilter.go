@@ -85,7 +85,8 @@ func AddClass(all []KernelSet, name, kind string, class ruleset.Set) []KernelSet
 	return all
 }
 
-// Note says what on the node disturbs weir's rules, such as another program's rules.
+// Note says what doesn't work, and why: for example, another program's rules drop packets, or the kernel lacks a
+// module.
 type Note struct {
 	About   string // such as "host firewall"
 	Message string
