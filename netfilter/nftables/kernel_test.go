@@ -127,7 +127,7 @@ type walk struct {
 	after, lookups     int
 }
 
-// goesOn stands for no verdict: the next expression is evaluated.
+// goesOn stands for no verdict: the walk continues with the next expression.
 const goesOn = 1000
 
 func (w *walk) chain(name string) int32 {

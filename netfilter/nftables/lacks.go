@@ -55,8 +55,8 @@ func endTrial(at nftnl.Table) {
 	_ = b.Commit() // usually there is no such table
 }
 
-// loweredTrial returns the trial's table. It adds rules about ICMP, which no packet of the trial matches: the kernel
-// must only accept them.
+// loweredTrial returns the trial's table. It adds rules that no packet of the trial matches, for example about ICMP:
+// the kernel must only accept these rules.
 func loweredTrial(t *probe.Trial) *table {
 	f := t.Family
 	pods := ruleset.Set{Name: f.Set(conf.PodsSet), Kind: ruleset.Addresses, Family: f, Role: ruleset.Attached}
@@ -85,8 +85,8 @@ func loweredTrial(t *probe.Trial) *table {
 	return m.lower(r)[f]
 }
 
-// trialBatch returns the transaction that makes the trial's table. The chains have all rules, or, if the function
-// chosen isn't nil, those for which it returns true.
+// trialBatch returns the transaction that makes the trial's table. If the function chosen is nil, the chains have all
+// rules. Otherwise they have the rules for which chosen returns true.
 func trialBatch(at nftnl.Table, want *table, chosen func(*rule) bool) *nftnl.Batch {
 	b := &nftnl.Batch{}
 	b.AddTable(at, nftnl.WeirTableComment)

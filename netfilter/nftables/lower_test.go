@@ -40,8 +40,8 @@ func TestGolden(t *testing.T) {
 }
 
 // TestNftReadsTheGoldenFiles: nft can load each golden file, and then prints the same tables. It also prints the same
-// tables after the backend has written them. Files with rules for bridge ports are left out, because nft can't load
-// them.
+// tables after the backend has written them. Only the backend writes the tables with rules for bridge ports, because
+// nft can't load such rules.
 func TestNftReadsTheGoldenFiles(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

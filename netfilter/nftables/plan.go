@@ -19,7 +19,7 @@ type plan struct {
 	rules bool // true if rules change
 	// closes is true if the new state may deny an established connection that the old state allows.
 	closes bool
-	// closed has addresses that leave sets of peers. It is nil unless the plan does nothing else (onlyCloses).
+	// closed has the addresses that leave sets of peers, if the plan does nothing else (onlyCloses). Otherwise it is nil.
 	closed     []netip.Addr
 	onlyCloses bool
 	// strays are addresses in the sets of all pods that belong to no known attachment. They are not deleted, because a

@@ -210,8 +210,8 @@ type refresh struct {
 }
 
 // Refresh reads the kernel's state like Read, but in parts. It calls the function pause after each part. If that
-// function returns true, Refresh returns false, and the next call continues. In between, the caller may call other
-// methods. If the state is unknown, or certainly unchanged, Refresh needs only one part.
+// function returns true, Refresh returns with done false. The next call continues. In between, the caller may call
+// other methods. If the state is unknown, or certainly unchanged, Refresh needs only one part.
 func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err error) {
 	now, _ := d.reader.Generation()
 	if d.have == nil || d.refresh == nil && d.knownAt != 0 && d.knownAt == now {

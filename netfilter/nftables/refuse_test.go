@@ -108,8 +108,8 @@ func TestAMapsRefusedElementIsItsClass(t *testing.T) {
 	}
 }
 
-// TestRefusedRulesClose: the kernel refuses a rule that belongs to no policy. Its present rules stay if they check all
-// packets. Otherwise all packets of pods are dropped.
+// TestRefusedRulesClose: the kernel refuses a rule that belongs to no policy. The rules that the kernel has stay if
+// they check all packets. Otherwise all packets of pods are dropped.
 func TestRefusedRulesClose(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
