@@ -94,7 +94,7 @@ func TestAuditingDropsNothing(t *testing.T) {
 }
 
 // TestAuditedClassesStand: KeepClosed accepts chains with rules of audited policies as complete. If the rule that logs
-// is missing before the last rule, the chain counts as damaged.
+// is missing, the chain counts as damaged.
 func TestAuditedClassesStand(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -36,7 +36,7 @@ type LegacyForward struct {
 }
 
 type legacyForward struct {
-	known bool           // true if the chain needn't be looked at before Forget
+	known bool           // true if Keep needn't look at the chain before the next Forget
 	rules []ruleset.Rule // the wanted rules
 	print fingerprint    // fingerprint of the table when it had the wanted rules; empty if unknown
 	wrote bool           // true if Keep has changed weir's rules in the chain

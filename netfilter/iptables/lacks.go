@@ -93,7 +93,7 @@ func (d *Driver) refusedNeeds(ctx context.Context, t *probe.Trial, all error) (l
 		}
 		err := d.once(ctx, t.Family, tryCommands(checks, lines))
 		if ctx.Err() != nil {
-			return nil //nolint:nilerr // it says nothing about the rules
+			return nil //nolint:nilerr // an error after the end of ctx says nothing about the rules
 		}
 		return err
 	}, func(i int, err error) { why[i] = err })

@@ -18,7 +18,7 @@ import (
 )
 
 // TestPrint: in mangle and filter, each change of a rule or chain changes the fingerprint. In nat, only changes in
-// POSTROUTING and in weir's chains do. Counters of rules never change it.
+// POSTROUTING and in weir's chains change the fingerprint. Counters of rules never change it.
 func TestPrint(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

@@ -17,8 +17,8 @@ type refresh struct {
 }
 
 // Refresh reads the kernel's state like Read, but in parts. It calls the function pause after each part. If that
-// function returns true, Refresh returns false, and the next call continues. In between, the caller may call other
-// methods. If the kernel's state is unknown, Refresh reads it in one part.
+// function returns true, Refresh returns with done false. The next call continues. In between, the caller may call
+// other methods. If the kernel's state is unknown, Refresh reads it in one part.
 func (d *Driver) Refresh(ctx context.Context, pause func() bool) (done bool, err error) {
 	if d.refresh == nil {
 		d.heedLate()

@@ -81,8 +81,8 @@ func shrink(pipe *os.File) error {
 	}), err)
 }
 
-// readsItself reports whether the process is iptables' own program. A script of the same name may read commands early,
-// and pass them on later.
+// readsItself reports whether the process is iptables-nft's own program. A script of the same name may read commands
+// early, and pass them on later.
 func (r *restorer) readsItself() bool {
 	program, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", r.cmd.Process.Pid))
 	return err == nil && filepath.Base(program) == "xtables-nft-multi"
@@ -206,7 +206,8 @@ func (d *Driver) release() {
 	d.released, d.spent = append(d.released, d.spent...), nil
 }
 
-// heedLate makes the kernel's state unknown if a released process has failed. Its change may be incomplete.
+// heedLate looks for released processes that have failed. It keeps their errors for Apply, and makes the kernel's state
+// unknown, because their changes may be incomplete.
 func (d *Driver) heedLate() {
 	var running []*restorer
 	for _, r := range d.released {

@@ -79,8 +79,8 @@ func wake(f conf.Family, name string) error {
 	return nil
 }
 
-// wake makes sure that packets pass the family's tables: it switches on tables, and deletes built-in chains at wrong
-// hooks.
+// wake makes sure that packets meet the rules of the family's tables: it switches tables on, and deletes built-in
+// chains at wrong hooks.
 func (t tables) wake(f conf.Family) (any bool, err error) {
 	for _, name := range tablesUsed {
 		this := t[name]
