@@ -170,7 +170,7 @@ func salvage(id string) (*endpoint.Endpoint, error) {
 // detach removes everything that the attachment has, the record last. It releases the addresses only when nothing but
 // the record refers to them. The caller must have the node's lock.
 func (n Node) detach(x *ending) error {
-	addresses, err := x.addresses()
+	addresses, err := stillAssigned(x.record)
 	if err != nil {
 		return err
 	}
@@ -201,16 +201,16 @@ func (n Node) detach(x *ending) error {
 	return endpoint.Remove(x.id)
 }
 
-// addresses returns the record's addresses, except those that are assigned to another attachment. An earlier DEL may
-// have released an address of the record, and ADD may have assigned that address to a new attachment.
-func (x *ending) addresses() ([]endpoint.Address, error) {
+// stillAssigned returns the record's addresses, except those that are assigned to another attachment. An earlier DEL
+// may have released an address of the record, and ADD may have assigned that address to a new attachment.
+func stillAssigned(e *endpoint.Endpoint) ([]endpoint.Address, error) {
 	var own []endpoint.Address
-	for _, a := range x.record.Addresses {
+	for _, a := range e.Addresses {
 		owner, err := ipam.AssignedTo(a.Addr)
 		if err != nil {
 			return nil, err
 		}
-		if owner == "" || owner == x.id {
+		if owner == "" || owner == e.ID() {
 			own = append(own, a)
 		}
 	}
@@ -242,7 +242,11 @@ func (x *ending) shut() error {
 	if !e.Chained || e.HostIf == "" {
 		return nil
 	}
-	return bridge.ShutPeer(e.HostIf, e.HostIndex, e.Netns)
+	own, err := stillAssigned(e)
+	if err != nil {
+		return err
+	}
+	return bridge.ShutPeer(e.HostIf, e.HostIndex, e.Netns, own)
 }
 
 func addrsOf(addresses []endpoint.Address) []netip.Addr {

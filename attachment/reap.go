@@ -107,10 +107,14 @@ func isOver(id string) (bool, error) {
 }
 
 func linkExists(e *endpoint.Endpoint) (bool, error) {
-	if e.Chained {
-		return bridge.PeerExists(e.HostIf, e.HostIndex)
+	if !e.Chained {
+		return bridge.PortExists(e.HostIf)
 	}
-	return bridge.PortExists(e.HostIf)
+	own, err := stillAssigned(e)
+	if err != nil {
+		return false, err
+	}
+	return bridge.PeerExists(e.HostIf, e.HostIndex, own)
 }
 
 func ignoreNotExist(err error) error {

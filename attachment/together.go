@@ -42,7 +42,7 @@ func (n Node) detachAll(all []*ending) (later func(), err error) {
 	var addresses []endpoint.Address
 	own := map[string][]endpoint.Address{}
 	for _, x := range all {
-		if own[x.id], err = x.addresses(); err == nil {
+		if own[x.id], err = stillAssigned(x.record); err == nil {
 			err = x.shut()
 		}
 		if err != nil {

@@ -362,8 +362,8 @@ func TestEnsureGoesOn(t *testing.T) {
 	}
 }
 
-// TestShutPeer: ShutPeer finds a link by its index, whatever the link's name is. If no index is given, ShutPeer sets
-// the link down only if it leads to the given network namespace.
+// TestShutPeer: ShutPeer and PeerExists find a link by its index. If the link has another name, it must lead to one of
+// the given addresses. If no index is given, ShutPeer sets the link down only if it leads to the given namespace.
 func TestShutPeer(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return
@@ -374,8 +374,10 @@ func TestShutPeer(t *testing.T) {
 		t.Fatal(err)
 	}
 	nodetest.NewNS(t, "renamed")
+	addrs := map[string]string{"one": "192.0.2.1", "other": "192.0.2.2", "renamed": "192.0.2.3"}
 	for _, name := range []string{"one", "other", "renamed"} {
-		nodetest.RunEach(t, "ip link add v"+name+" type veth peer name eth0 netns "+name, "ip link set v"+name+" up")
+		nodetest.RunEach(t, "ip link add v"+name+" type veth peer name eth0 netns "+name, "ip link set v"+name+" up",
+			"ip -n "+name+" address add "+addrs[name]+"/32 dev eth0")
 	}
 	nodetest.RunEach(t, "ip link add here type veth peer name there", "ip link set here up")
 	up := func(name string) bool { return strings.Contains(nodetest.Run(t, "ip", "link", "show", name), ",UP") }
@@ -387,28 +389,30 @@ func TestShutPeer(t *testing.T) {
 		return link.Index
 	}
 	for _, c := range []struct {
-		link  string
-		index int
-		netns string
-		up    bool
+		link       string // the link's name now
+		name       string // the recorded name
+		index      int
+		netns, pod string
+		exists, up bool
 	}{
-		{"vother", 0, one, true}, // the name of a link that is gone may be another pod's by now
-		{"here", 0, other, true},
-		{"vone", 0, one + "-gone", true},
-		{"vone", 0, file, true},
-		{"missing", 0, one, true},
-		{"missing", 1, one, true},
-		{"vone", 0, one, false},
-		{"vother", index("vone"), other, true},
-		{"renamed", index("vrenamed"), one, false},
-		{"vother", index("vother"), one + "-gone", false}, // the agent can't see the pod's namespace
+		{"vother", "vother", 0, one, "one", true, true}, // the name of a link that is gone may be another pod's by now
+		{"here", "here", 0, other, "other", true, true},
+		{"vone", "vone", 0, one + "-gone", "one", true, true},
+		{"vone", "vone", 0, file, "one", true, true},
+		{"vone", "missing", 0, one, "one", false, true},
+		{"vone", "missing", 1, one, "one", false, true},
+		{"vone", "vone", 0, one, "one", true, false},
+		{"vrenamed", "was", index("vrenamed"), one, "other", false, true}, // the index is another pod's by now
+		{"vrenamed", "was", index("vrenamed"), one, "renamed", true, false},
+		{"vother", "vother", index("vother"), one + "-gone", "other", true, false}, // the agent can't see the namespace
 	} {
-		err := ShutPeer(c.link, c.index, c.netns)
-		if c.link == "renamed" {
-			c.link = "vrenamed"
+		has := []endpoint.Address{{Addr: netip.MustParseAddr(addrs[c.pod])}}
+		exists, err := PeerExists(c.name, c.index, has)
+		if err = errors.Join(err, ShutPeer(c.name, c.index, c.netns, has)); err != nil {
+			t.Fatal(err)
 		}
-		if err != nil || c.link != "missing" && up(c.link) != c.up {
-			t.Errorf("%s of %s: up: %v, want %v; %v", c.link, c.netns, !c.up, c.up, err)
+		if exists != c.exists || up(c.link) != c.up {
+			t.Errorf("%s of %s: exists: %v, want %v; up: %v, want %v", c.name, c.netns, exists, c.exists, !c.up, c.up)
 		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
@@ -80,18 +81,17 @@ func FindPeer(h netlinksafe.Handle, ns netns.NsHandle, ifName string) (Peer, err
 }
 
 // ShutPeer sets the node's end of a pod's interface down. Another plugin made the interface. ShutPeer returns nil if
-// the link is gone. It finds the link by its index, because another program may have renamed the link. No later link
-// gets the same index. If index is 0, ShutPeer finds the link by its name, and sets it down only if it leads to the
-// namespace netnsPath. The agent can't check this in its container, where it doesn't see the pods' namespaces.
+// the link is gone. It finds the link as peerLink does. If index is 0, ShutPeer sets the link down only if it leads to
+// the namespace netnsPath. The agent can't check this in its container, where it doesn't see the pods' namespaces.
 //
 // Equivalent to: ip link set HOSTIF down
-func ShutPeer(hostIf string, index int, netnsPath string) error {
+func ShutPeer(hostIf string, index int, netnsPath string, addrs []endpoint.Address) error {
 	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}
 	defer h.Close()
-	link, err := peerLink(h, hostIf, index)
+	link, err := peerLink(h, hostIf, index, addrs)
 	if link == nil || err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func ShutPeersOf(addrs []endpoint.Address) error {
 			if strings.HasPrefix(p.Name, PortPrefix) {
 				continue
 			}
-			if err := ShutPeer(p.Name, p.Index, ""); err != nil {
+			if err := ShutPeer(p.Name, p.Index, "", addrs); err != nil {
 				return err
 			}
 		}
@@ -135,18 +135,22 @@ func ShutPeersOf(addrs []endpoint.Address) error {
 
 // PeerExists reports whether the node has the link that another plugin made for a pod. The kernel deletes the link
 // together with the pod's network namespace. index is the link's index, or 0 if it isn't known.
-func PeerExists(hostIf string, index int) (bool, error) {
+func PeerExists(hostIf string, index int, addrs []endpoint.Address) (bool, error) {
 	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return false, fmt.Errorf("open netlink: %w", err)
 	}
 	defer h.Close()
-	link, err := peerLink(h, hostIf, index)
+	link, err := peerLink(h, hostIf, index, addrs)
 	return link != nil, err
 }
 
-// peerLink finds the link by its index, or by its name if the index is 0. It returns nil if the link is gone.
-func peerLink(h netlinksafe.Handle, hostIf string, index int) (link netlink.Link, err error) {
+// peerLink finds the link by its index, because another program may have renamed the link. If the index is 0, peerLink
+// finds the link by its name. It returns nil if the link is gone.
+//
+// A link with another name must lead to one of the addresses. Otherwise it is a later pod's link: a link that comes
+// from another network namespace keeps its index if the index is free on the node.
+func peerLink(h netlinksafe.Handle, hostIf string, index int, addrs []endpoint.Address) (link netlink.Link, err error) {
 	if index == 0 {
 		link, err = h.LinkByName(hostIf)
 	} else {
@@ -158,7 +162,19 @@ func peerLink(h netlinksafe.Handle, hostIf string, index int) (link netlink.Link
 	if err != nil {
 		return nil, fmt.Errorf("look up link %s: %w", hostIf, err)
 	}
-	return link, nil
+	if index == 0 || link.Attrs().Name == hostIf {
+		return link, nil
+	}
+	all, err := PodAddresses()
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range addrs {
+		if slices.ContainsFunc(all[a.Addr], func(p Peer) bool { return p.Index == index }) {
+			return link, nil
+		}
+	}
+	return nil, nil
 }
 
 // leadsTo reports whether the link's other end is in the network namespace. It returns false if the namespace is gone.

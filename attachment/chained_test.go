@@ -1,0 +1,46 @@
+package attachment
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"testing"
+
+	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/ipam"
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// TestReapAfterAnIndexCameBack: if a pod behind another plugin is gone, and another pod's link has the link's index
+// again, Reap ends the attachment and leaves the other link up. The other pod may even have the address.
+func TestReapAfterAnIndexCameBack(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := newNode(t)
+	nodetest.NewNS(t, "pod")
+	// The kernel keeps a free index if a plugin makes the pair in the pod's namespace.
+	nodetest.RunEach(t, "ip -n pod link add vpod index 77 type veth peer name eth0", "ip -n pod link set vpod netns 1",
+		"ip link set vpod up", "ip -n pod address add 192.0.2.1/32 dev eth0")
+	addr := netip.MustParseAddr("192.0.2.1")
+	save := func(container, link string) {
+		n.must((&endpoint.Endpoint{
+			ContainerID: container, IfName: "eth0", Network: "weir", Enforcement: conf.Strict, Netns: "/run/netns/unseen",
+			Chained: true, HostIf: link, HostIndex: 77,
+			Addresses: []endpoint.Address{{Addr: addr, Subnet: netip.PrefixFrom(addr, 32)}},
+		}).Save())
+	}
+	save("c2", "vpod")
+	n.must(ipam.AssignExternal("c2:eth0", addr))
+	for _, suffix := range []string{".json", ".ending"} {
+		save("c1", "gone")
+		n.must(os.Rename(record("c1", ".json"), record("c1", suffix)))
+		if ended, err := NewNode().Reap(); err != nil || len(ended) != 1 || ended[0].ContainerID != "c1" {
+			t.Errorf("c1%s: ended: %v, %v", suffix, ended, err)
+		}
+		if link, err := net.InterfaceByName("vpod"); err != nil || link.Flags&net.FlagUp == 0 {
+			t.Errorf("c1%s: the other pod's link is down: %v", suffix, err)
+		}
+	}
+}
