@@ -11,13 +11,14 @@ import (
 	"github.com/weir-net/weir/endpoint"
 )
 
-// links has the links that the agent need not bring up any more. If a pod with enforcement "closed" starts while no
-// agent runs, its link stays down until an agent brings it up.
+// links has the links of pods with enforcement "closed", by endpoint ID. If such a pod starts while no agent runs, its
+// link stays down until an agent brings it up.
 type links struct {
-	done map[string]bool
+	done map[string]bool   // the links that the agent need not bring up any more
+	down map[string]string // why the agent leaves links down
 }
 
-func newLinks() links { return links{done: map[string]bool{}} }
+func newLinks() links { return links{done: map[string]bool{}, down: map[string]string{}} }
 
 func (a *agent) bringUpLinks() {
 	for id, e := range a.records.endpoints {
@@ -29,12 +30,15 @@ func (a *agent) bringUpLinks() {
 			continue
 		}
 		// A running pod may have an address from before a change of the Node's podCIDRs. Its link stays up.
-		if why := a.misplaced(e); why != "" && !a.isUp(e) {
-			a.Log.Error("a pod stays closed: the network configuration that it was made by is out of date",
-				"pod", e.Pod.String(), "problem", why)
-			a.links.done[id] = true
+		if why := a.foreign(e); why != "" && (a.links.down[id] != "" || !a.isUp(e)) {
+			if a.links.down[id] != why {
+				a.Log.Error("a pod stays closed: the network configuration that it was made by is out of date",
+					"pod", e.Pod.String(), "problem", why)
+			}
+			a.links.down[id] = why
 			continue
 		}
+		delete(a.links.down, id)
 		// A missing link is no fault: an ADD is running, and will make the link and bring it up.
 		if err := bridge.SetLinkUp(e.HostIf); err == nil {
 			a.links.done[id], a.enrolments.done[id] = true, true

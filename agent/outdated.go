@@ -16,11 +16,8 @@ func (a *agent) outdated(e endpoint.Endpoint) string {
 	if !primary(e) {
 		return ""
 	}
-	if why := a.misplaced(e); why != "" {
+	if why := a.foreign(e); why != "" {
 		return why
-	}
-	if a.homeless() {
-		return fmt.Sprintf("this node, %s, has no podCIDR that counts", a.Node.Name)
 	}
 	if a.Node.Conflist == "" || a.conflist.mtu == 0 { // this agent hasn't written a configuration to compare with
 		return ""
@@ -39,6 +36,14 @@ func (a *agent) outdated(e endpoint.Endpoint) string {
 		return fmt.Sprintf("enforcement is %q, and %q on this node", e.Enforcement, conf.Strict)
 	}
 	return ""
+}
+
+// foreign returns why another node may have the attachment's address, or "".
+func (a *agent) foreign(e endpoint.Endpoint) string {
+	if primary(e) && a.homeless() {
+		return fmt.Sprintf("this node, %s, has no podCIDR that counts", a.Node.Name)
+	}
+	return a.misplaced(e)
 }
 
 // homeless reports whether the node has no podCIDR for its pods, although the agent writes the runtime's configuration.

@@ -297,6 +297,7 @@ func (a *agent) takeRecords(c dirwatch.Change) work {
 	for _, of := range []map[string]bool{a.links.done, a.enrolments.done} {
 		maps.DeleteFunc(of, func(id string, _ bool) bool { _, ok := a.records.endpoints[id]; return !ok })
 	}
+	maps.DeleteFunc(a.links.down, func(id, _ string) bool { _, ok := a.records.endpoints[id]; return !ok })
 	a.cluster.dropLookups(a.records.endpoints)
 	if err == nil {
 		err = a.records.fault()

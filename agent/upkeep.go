@@ -56,6 +56,7 @@ func newUpkeep() upkeep { return upkeep{changed: make(chan struct{}, 1)} }
 type nodeKnowledge struct {
 	endpoints map[string]endpoint.Endpoint
 	classes   []ruleset.Class // the classes of the enforced snapshot
+	up        map[string]bool // links.done
 	tunnels   []conf.Family
 }
 
@@ -75,6 +76,7 @@ func (a *agent) tellUpkeep() {
 	}
 	k := &nodeKnowledge{
 		endpoints: a.records.copies().endpoints, classes: a.snapshots.enforced.Load().ruleset.Classes,
+		up: maps.Clone(a.links.done),
 	}
 	for _, gw := range a.overlay.plan.Gateways {
 		k.tunnels = append(k.tunnels, conf.FamilyOf(gw))
@@ -242,7 +244,8 @@ func (u *upkeep) properties(
 		if !ok || busy(e) {
 			continue
 		}
-		pod.Up = enrolled[e.Pod.String()]
+		// bringUpLinks decides when the links of pods with enforcement "closed" come up.
+		pod.Up = enrolled[e.Pod.String()] && (e.Enforcement != conf.Closed || k.up[e.ID()])
 		known.Pods = append(known.Pods, pod)
 	}
 	return bridge.Properties(known)
