@@ -112,7 +112,9 @@ func (c *common) chainedPods() chainedPods {
 // own rules, because iptables can't look up bridge ports in a set.
 func (c *common) links(evaluate []ruleset.Rule) links {
 	pods := c.chainedPods()
-	if len(pods.addresses)+len(pods.own) == 0 {
+	// Pods on a bridge have link-local addresses also if no chained pod has another IPv6 address.
+	onlyLinkLocal := c.family == conf.IPv6 && len(pods.linkLocal) > 0
+	if len(pods.addresses)+len(pods.own) == 0 && !onlyLinkLocal {
 		return links{}
 	}
 	chainedSet, linksSet := c.family.Set(conf.ChainedSet), c.family.Set(conf.LinksSet)

@@ -2,6 +2,7 @@ package policy_test
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/weir-net/weir/conf"
@@ -68,6 +69,35 @@ func TestSendersOfOtherPlugins(t *testing.T) {
 				t.Errorf("%+v passes", p)
 			}
 		}
+	}
+}
+
+// TestLinkLocalOfIPv4Pods: pods on another plugin's bridge don't reach each other by link-local addresses, also if none
+// of them has an IPv6 address, and only other pods of the node have one.
+func TestLinkLocalOfIPv4Pods(t *testing.T) {
+	var state policy.State
+	for _, e := range golden.Load(t, "testdata/other-plugins.yaml").Endpoints {
+		if e.Chained && e.BridgeIf == "" {
+			continue // a routed pod
+		}
+		if e.Chained {
+			e.Addresses = slices.DeleteFunc(e.Addresses, func(a policy.Address) bool { return a.Addr.Is6() })
+		}
+		state.Endpoints = append(state.Endpoints, e)
+	}
+	simulator, err := ruleset.NewSimulator(policy.Compile(state))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := ruleset.Packet{
+		In: "cni0", InPort: "veth2", Out: "cni0", Src: netip.MustParseAddr("fe80::2"), Dst: netip.MustParseAddr("fe80::3"),
+		Proto: ruleset.TCP, Port: 80,
+	}
+	if simulator.Allows(p) {
+		t.Errorf("%+v passes", p)
+	}
+	if p.Dst = netip.MustParseAddr("ff02::16"); !simulator.Allows(p) {
+		t.Errorf("%+v doesn't pass", p)
 	}
 }
 

@@ -22,7 +22,7 @@ func (d *Driver) KeepClosed(ctx context.Context, closed ruleset.Ruleset) (fell [
 	fell, err = d.putFirst(ctx, lower(closed))
 	if len(fell) > 0 {
 		_, applying := d.apply(ctx, closed, netfilter.All, fell)
-		_ = d.keepForward(ctx, closed)
+		_ = d.keepForward(ctx, closed, fell)
 		err = errors.Join(err, applying)
 	}
 	return fell, err
@@ -59,7 +59,12 @@ func (d *Driver) PutFirst(ctx context.Context, want ruleset.Ruleset) error {
 // putFirst returns the families whose chains are incomplete.
 func (d *Driver) putFirst(ctx context.Context, want *lowered) (fell []conf.Family, err error) {
 	var p plan
-	var why []error
+	var why, failed []error
+	defer func() {
+		if len(failed) > 0 {
+			err = errors.Join(append(failed, err)...)
+		}
+	}()
 	reading, cancel := context.WithTimeout(ctx, readTime)
 	defer cancel()
 	for _, f := range conf.Families {
@@ -69,7 +74,8 @@ func (d *Driver) putFirst(ctx context.Context, want *lowered) (fell []conf.Famil
 		}
 		read := tables{checks: d.readTable(reading, f, checks, d.have)}
 		if _, err := read.wake(f); err != nil {
-			return nil, err
+			failed = append(failed, err)
+			continue
 		}
 		mangle := read[checks]
 		hidden := false

@@ -99,7 +99,7 @@ func (d *Driver) Apply(ctx context.Context, want ruleset.Ruleset, verify netfilt
 	}
 	r, err := d.apply(ctx, want, verify, conf.Families[:])
 	if err == nil || errors.As(err, new(*netfilter.UnknownError)) {
-		repaired := d.keepForward(ctx, want)
+		repaired := d.keepForward(ctx, want, conf.Families[:])
 		r.Changed, r.Rules = r.Changed || repaired, r.Rules || repaired
 		r.Late, d.late = d.late, nil
 	}
@@ -117,7 +117,7 @@ func (d *Driver) apply(ctx context.Context, rules ruleset.Ruleset, verify netfil
 	if err := d.look(ctx, rules, verify); err != nil {
 		return r, err
 	}
-	for _, f := range conf.Families {
+	for _, f := range families {
 		woken, err := d.have.tables[f].wake(f)
 		if err != nil {
 			return r, err

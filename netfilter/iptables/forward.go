@@ -167,12 +167,13 @@ func lockIsFree() error {
 	return err
 }
 
-// keepForward makes sure that iptables-legacy doesn't drop packets of pods that the rules in nf_tables allow.
-func (d *Driver) keepForward(ctx context.Context, r ruleset.Ruleset) (repaired bool) {
+// keepForward makes sure that iptables-legacy doesn't drop packets of these families that the rules in nf_tables
+// allow.
+func (d *Driver) keepForward(ctx context.Context, r ruleset.Ruleset, families []conf.Family) (repaired bool) {
 	if d.Flavour != NFT {
 		return false
 	}
-	for _, f := range conf.Families {
+	for _, f := range families {
 		var rules []ruleset.Rule
 		if r.Has(f) {
 			rules = netfilter.Accepted(chainedIn(r, f))

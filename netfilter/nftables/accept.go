@@ -77,11 +77,12 @@ func (s *statement) shortLink(key uint32, name string) {
 	}
 }
 
-// keepAccepting gives each wanted family's chain FORWARD weir's rules, and deletes weir's other rules there. repaired
-// is true if rules that the driver had written before were missing. Errors appear only in the notes: without these
-// rules, the chain may drop pods' packets, but no packet passes that the policies deny.
-func (d *Driver) keepAccepting(ctx context.Context, want lowered) (repaired bool) {
-	for _, f := range conf.Families {
+// keepAccepting gives the chain FORWARD of each of these families weir's rules, if the family is wanted, and deletes
+// weir's other rules there. repaired is true if rules that the driver had written before were missing. Errors appear
+// only in the notes: without these rules, the chain may drop pods' packets, but no packet passes that the policies
+// deny.
+func (d *Driver) keepAccepting(ctx context.Context, want lowered, families []conf.Family) (repaired bool) {
+	for _, f := range families {
 		var rules []nftnl.Rule
 		var sums []nftnl.Sum
 		var inLegacy []ruleset.Rule

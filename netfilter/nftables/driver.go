@@ -108,7 +108,7 @@ func (d *Driver) applyTo(
 			if err != nil {
 				return r, errors.Join(err, d.closeAll(ctx, l))
 			}
-			repaired := d.keepAccepting(ctx, whole)
+			repaired := d.keepAccepting(ctx, whole, families)
 			r.Changed, r.Rules, r.Notes = r.Changed || repaired, r.Rules || repaired, d.notes()
 			if len(families) == len(conf.Families) {
 				d.settled = &want

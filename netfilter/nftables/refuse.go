@@ -106,8 +106,8 @@ func (l lacks) notes() (all []netfilter.Note) {
 		all = append(all, netfilter.Note{About: "kernel", Message: message + "; then restart the agent"})
 	}
 	if l.ports {
-		add("nftables refuses to match ports of bridges, so ICMP of pods behind another plugin's bridge is dropped: " +
-			"modprobe nft_compat xt_physdev")
+		add("nftables refuses to match ports of bridges, so ICMP packets of pods behind another plugin's bridge, and all " +
+			"link-local IPv6 packets on that bridge, are dropped: modprobe nft_compat xt_physdev")
 	}
 	if l.logs {
 		add("nftables refuses to log, so policies are enforced, but no dropped packet is reported: " +

@@ -156,6 +156,39 @@ func TestOwnHostPort(t *testing.T) {
 	}
 }
 
+// TestHostPortOfTheAgentsNode: a pod of another node reaches a hostPort of the agent's node under its node's address.
+// So rules for the pod's labels don't allow the connection.
+func TestHostPortOfTheAgentsNode(t *testing.T) {
+	here, there := netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+	c := Cluster{Node: "here", Own: []netip.Addr{here}}
+	c.Nodes = []policy.Node{
+		{Name: "here", Addresses: []netip.Addr{here}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.1.0/24")}},
+		{Name: "there", Addresses: []netip.Addr{there}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.2.0/24")}},
+	}
+	server, client := shopPod("shop", "server", "10.0.1.2"), shopPod("shop", "client", "10.0.2.2")
+	server.NodeName, client.NodeName = "here", "there"
+	server.HostPorts = []policy.HostPort{{Proto: ruleset.TCP, Port: 3080, Target: 80}}
+	c.Pods = []policy.Pod{server, client}
+	c.Endpoints = []policy.Endpoint{{
+		Pod: policy.PodRef{Namespace: "shop", Name: "server"}, Addresses: []policy.Address{{Addr: server.Addresses[0]}},
+	}}
+	for _, label := range []string{"client", "other"} {
+		c.Policies = []*networkingv1.NetworkPolicy{{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "server"},
+			Spec: networkingv1.NetworkPolicySpec{Ingress: []networkingv1.NetworkPolicyIngressRule{{
+				From: []networkingv1.NetworkPolicyPeer{{
+					PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": label}},
+				}},
+			}}},
+		}}
+		e := ask(t, c, "shop/client", "node/here:3080")
+		last := e.Paths[len(e.Paths)-1]
+		if last.To.Pod != "shop/server" || last.Result != Dropped {
+			t.Errorf("a rule for %s: %+v", label, last)
+		}
+	}
+}
+
 // TestPortNameAtAddress: the name of a port is also known if the query names the pod by its address.
 func TestPortNameAtAddress(t *testing.T) {
 	c := Cluster{}

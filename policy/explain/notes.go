@@ -114,7 +114,7 @@ func or(a, b string) string {
 
 // masqueraded reports whether the sender's node replaces the packet's source by its own address.
 func (x *explainer) masqueraded(p *Path) bool {
-	onNode := p.To.isOwn || p.To.isNode && p.To.Node != "" && p.To.Node == p.From.Node
+	onNode := p.To.isOwn && p.From.Here || p.To.isNode && p.To.Node != "" && p.To.Node == p.From.Node
 	if p.To.Pod != "" && !p.To.HostNetwork || x.isOurs(p.To.Address) || onNode {
 		return false // packets to pods keep their source, and packets to the sender's own node don't leave it
 	}

@@ -35,6 +35,24 @@ func TestLinkLocalBehindBridge(t *testing.T) {
 	}
 }
 
+// TestLinkLocalOfStrangers: an unknown host on another plugin's bridge reaches an isolated pod by the pod's link-local
+// address, and not by the pod's other address. docs/security-windows.md names this window.
+func TestLinkLocalOfStrangers(t *testing.T) {
+	if !isolatedBehind(t, "bridge") {
+		return
+	}
+	n := attachedBy(t, "bridge", isolated)
+	server := n.AddPod("shop", "server")
+	n.Serve(server.Netns, "tcp6", ":80")
+	stranger := nodetest.NewNS(t, "stranger")
+	nodetest.RunEach(t,
+		"ip link add stranger type veth peer name eth0 netns stranger", "ip link set stranger master cni0 up",
+		"ip -n stranger address add fd00:10:99::77/64 dev eth0 nodad", "ip -n stranger link set eth0 up",
+	)
+	n.ReachFrom(stranger, linkLocalOf(n, server.Netns, "eth0"), true)
+	n.ReachFrom(stranger, "["+server.IP6+"]:80", false)
+}
+
 // TestLinkLocalWithoutIPv6Pods: if no pod of the node has an IPv6 address, pods on another plugin's bridge reach each
 // other by link-local addresses, until the rule that docs/security-windows.md names prevents it.
 func TestLinkLocalWithoutIPv6Pods(t *testing.T) {
