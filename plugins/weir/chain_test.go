@@ -862,15 +862,21 @@ func TestSourceRoutes(t *testing.T) {
 		return err
 	})
 	defer func() { _ = errors.Join(server.Close(), client.Close()) }()
+	var number byte
 	arrives := func() error {
-		if _, err := client.WriteTo([]byte("x"), &net.UDPAddr{IP: net.ParseIP(pod.IP), Port: 80}); err != nil {
+		number++ // a late packet of an earlier try has another number
+		if _, err := client.WriteTo([]byte{number}, &net.UDPAddr{IP: net.ParseIP(pod.IP), Port: 80}); err != nil {
 			t.Fatal(err)
 		}
 		if err := server.SetReadDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
 			t.Fatal(err)
 		}
-		_, _, err := server.ReadFrom(make([]byte, 1))
-		return err
+		for got := []byte{number - 1}; got[0] != number; {
+			if _, _, err := server.ReadFrom(got); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	if err := arrives(); err == nil {
 		t.Error("the pod gets a packet without a source route")
