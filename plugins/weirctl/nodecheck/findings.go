@@ -153,15 +153,16 @@ func forwarding(f Facts) (all []Finding) {
 		mend := fmt.Sprintf("sysctl -w %s=%s, and remove the other value from /etc/sysctl.d", s.name, s.want)
 		all = append(all, Finding{severity, fmt.Sprintf("%s is %s: %s", s.name, have, s.why), mend})
 	}
-	if f.Sysctls["net.ipv6.conf.all.disable_ipv6"] == "1" {
+	if have := f.Sysctls["net.ipv6.conf.all.disable_ipv6"]; isOn(have) {
 		all = append(all, Finding{
-			Warning, "IPv6 is switched off on the node (net.ipv6.conf.all.disable_ipv6 is 1)",
+			Warning, "IPv6 is switched off on the node (net.ipv6.conf.all.disable_ipv6 is " + have + ")",
 			"sysctl -w net.ipv6.conf.all.disable_ipv6=0, if pods have IPv6 addresses",
 		})
 	}
-	if f.Sysctls["net.ipv4.conf.all.accept_source_route"] == "1" {
+	if have := f.Sysctls["net.ipv4.conf.all.accept_source_route"]; isOn(have) {
 		all = append(all, Finding{
-			Broken, "net.ipv4.conf.all.accept_source_route is 1: packets with source routes may go round the policies",
+			Broken,
+			"net.ipv4.conf.all.accept_source_route is " + have + ": packets with source routes may go round the policies",
 			"sysctl -w net.ipv4.conf.all.accept_source_route=0, and remove the other value from /etc/sysctl.d",
 		})
 	}
@@ -176,6 +177,9 @@ func forwarding(f Facts) (all []Finding) {
 	}
 	return all
 }
+
+// isOn reports whether the kernel takes the value of a switch as on. Each number but 0 counts as on.
+func isOn(value string) bool { return value != "" && value != "0" }
 
 func conntrack(f Facts) []Finding {
 	most, err := strconv.Atoi(f.Sysctls["net.netfilter.nf_conntrack_max"])

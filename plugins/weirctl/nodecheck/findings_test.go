@@ -113,8 +113,21 @@ func TestFindings(t *testing.T) {
 			[]string{"warning", "IPv6 is switched off", "disable_ipv6=0"},
 		},
 		{
+			"IPv6 off with another number", func(f *Facts) { f.Sysctls["net.ipv6.conf.all.disable_ipv6"] = "2" },
+			[]string{"warning", "IPv6 is switched off", "disable_ipv6 is 2"},
+		},
+		{
+			"IPv6 and no source routes", func(f *Facts) {
+				f.Sysctls["net.ipv6.conf.all.disable_ipv6"], f.Sysctls["net.ipv4.conf.all.accept_source_route"] = "0", "0"
+			}, nil,
+		},
+		{
 			"source routes", func(f *Facts) { f.Sysctls["net.ipv4.conf.all.accept_source_route"] = "1" },
 			[]string{"BROKEN", "accept_source_route is 1", "accept_source_route=0"},
+		},
+		{
+			"source routes with another number", func(f *Facts) { f.Sysctls["net.ipv4.conf.all.accept_source_route"] = "2" },
+			[]string{"BROKEN", "accept_source_route is 2", "accept_source_route=0"},
 		},
 		{
 			"rp_filter", func(f *Facts) { f.Sysctls["net.ipv4.conf.all.rp_filter"] = "1" },
