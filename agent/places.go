@@ -18,7 +18,7 @@ import (
 
 // keepPlaces checks at each resync that the agent's lock and socket are in their places, because another program may
 // have emptied /run/weir. It makes a missing file again. If that fails, or if another agent has the lock, it returns an
-// error, and the agent ends.
+// error, and the agent ends. While it is unknown whether a file is in its place, the agent goes on and tries again.
 func (a *agent) keepPlaces(ctx context.Context, lock *HeldLock, socket *socket) error {
 	resync := time.NewTicker(a.Resync)
 	defer resync.Stop()
@@ -31,6 +31,10 @@ func (a *agent) keepPlaces(ctx context.Context, lock *HeldLock, socket *socket) 
 		// The lock comes first: if another agent has it, the socket in that place is the other agent's.
 		for _, keep := range []func(context.Context) (made string, err error){lock.keep, socket.keep} {
 			made, err := keep(ctx)
+			if errors.Is(err, errUnseen) {
+				a.Log.Warn("can't look for a file of the agent; the agent tries again at the next resync", "error", err)
+				break
+			}
 			if err != nil {
 				return err
 			}
@@ -40,6 +44,9 @@ func (a *agent) keepPlaces(ctx context.Context, lock *HeldLock, socket *socket) 
 		}
 	}
 }
+
+// errUnseen means that it is unknown whether a file of the agent is in its place.
+var errUnseen = errors.New("look for a file of the agent")
 
 const lockFile = endpoint.Dir + "/agent.lock"
 
@@ -66,10 +73,14 @@ func Lock() (*HeldLock, error) {
 			return nil, fmt.Errorf("open the agent's lock: %w", err)
 		}
 		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil && endpoint.InPlace(lock) {
+		inPlace, unseen := endpoint.InPlace(lock)
+		if err == nil && unseen == nil && inPlace {
 			return &HeldLock{lock}, nil
 		}
 		_ = lock.Close()
+		if unseen != nil {
+			return nil, fmt.Errorf("%w: %w", errUnseen, unseen)
+		}
 		if err != nil && (!errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(end)) {
 			return nil, fmt.Errorf("another weir-agent runs on this node (it has locked %s): %w", lockFile, err)
 		}
@@ -79,7 +90,11 @@ func Lock() (*HeldLock, error) {
 // keep takes the lock again if its file isn't in its place any more: otherwise a second agent could run. It returns the
 // path of a file that it has made.
 func (l *HeldLock) keep(context.Context) (made string, err error) {
-	if endpoint.InPlace(l.file) {
+	inPlace, err := endpoint.InPlace(l.file)
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", errUnseen, err)
+	}
+	if inPlace {
 		return "", nil
 	}
 	again, err := Lock()
@@ -126,16 +141,26 @@ func (s *socket) listen(ctx context.Context) error {
 	return nil
 }
 
-func (s *socket) inPlace() bool {
+func (s *socket) inPlace() (bool, error) {
 	there, err := os.Lstat(agentapi.Socket)
-	return err == nil && os.SameFile(s.file, there)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && os.SameFile(s.file, there), err
 }
 
 // keep listens on a new file if the file isn't in its place any more. It returns the path of a file that it has made.
 func (s *socket) keep(ctx context.Context) (made string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed || s.inPlace() {
+	if s.closed {
+		return "", nil
+	}
+	inPlace, err := s.inPlace()
+	if err != nil {
+		return "", fmt.Errorf("%w: %w", errUnseen, err)
+	}
+	if inPlace {
 		return "", nil
 	}
 	before := s.listener
@@ -167,7 +192,7 @@ func (s *socket) Accept() (net.Conn, error) {
 func (s *socket) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.closed && s.inPlace() {
+	if inPlace, _ := s.inPlace(); inPlace && !s.closed {
 		_ = os.Remove(agentapi.Socket)
 	}
 	s.closed = true

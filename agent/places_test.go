@@ -1,12 +1,17 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"strings"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/endpoint"
@@ -48,6 +53,91 @@ func TestKeepLock(t *testing.T) {
 	if _, err := first.keep(t.Context()); err == nil || !strings.Contains(err.Error(), "another weir-agent runs") {
 		t.Errorf("beside a second agent: %v", err)
 	}
+}
+
+// TestUnseenPlaces: if the agent can't look for its files, it goes on and tries again at the next resync. It keeps its
+// lock and its socket meanwhile.
+func TestUnseenPlaces(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	lock, err := Lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket, err := listenSocket(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	logged := make(chan string)
+	a := &agent{Options: Options{
+		Resync: time.Millisecond, Log: slog.New(slog.NewTextHandler(lines{t.Context(), logged}, nil)),
+	}}
+	ctx, end := context.WithCancel(t.Context())
+	kept := make(chan error)
+	go func() { kept <- a.keepPlaces(ctx, lock, socket) }()
+	// wait returns once the agent has logged this.
+	wait := func(want string) {
+		t.Helper()
+		for {
+			select {
+			case line := <-logged:
+				if strings.Contains(line, want) {
+					return
+				}
+			case err := <-kept:
+				t.Fatalf("the agent ends, and hasn't logged %q: %v", want, err)
+			}
+		}
+	}
+
+	const link = endpoint.Dir + ".link"
+	if err := os.Symlink(endpoint.Dir, link); err != nil {
+		t.Fatal(err)
+	}
+	exchange := func() {
+		t.Helper()
+		if err := unix.Renameat2(unix.AT_FDCWD, endpoint.Dir, unix.AT_FDCWD, link, unix.RENAME_EXCHANGE); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exchange() // now the directory's path leads to itself, and each look-up below it fails
+	for range 2 {
+		wait("can't look for a file of the agent")
+	}
+	exchange()
+	if _, err := Lock(); err == nil || !strings.Contains(err.Error(), "another weir-agent runs") {
+		t.Errorf("the agent has lost its lock: %v", err)
+	}
+	if conn, err := net.Dial("unix", agentapi.Socket); err != nil {
+		t.Errorf("the agent has lost its socket: %v", err)
+	} else {
+		_ = conn.Close()
+	}
+	for _, file := range []string{lockFile, agentapi.Socket} {
+		if err := os.Remove(file); err != nil {
+			t.Fatal(err)
+		}
+		wait("file=" + file)
+	}
+	end()
+	if err := <-kept; err != nil {
+		t.Error(err)
+	}
+}
+
+// lines is a writer that hands each line to a channel.
+type lines struct {
+	ctx context.Context
+	to  chan<- string
+}
+
+func (l lines) Write(line []byte) (int, error) {
+	select {
+	case l.to <- string(line):
+	case <-l.ctx.Done():
+	}
+	return len(line), nil
 }
 
 // TestKeepSocket: if the agent's socket was removed, Accept goes on with a new socket. Close removes the socket, but

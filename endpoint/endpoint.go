@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"net"
 	"net/netip"
@@ -237,21 +238,28 @@ func lock(take func(*os.File) error) (unlock func(), err error) {
 		if err := take(f); err != nil {
 			return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
 		}
-		if InPlace(f) {
+		inPlace, err := InPlace(f)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("look for the lock: %w", err), f.Close())
+		}
+		if inPlace {
 			return func() { _ = f.Close() }, nil
 		}
 		_ = f.Close() // another program has removed the file: this lock excludes no other process
 	}
 }
 
-// InPlace reports whether the path that f was opened with still leads to f.
+// InPlace reports whether the path that f was opened with still leads to f. After an error, this is unknown.
 //
 // Equivalent to: test PATH -ef /proc/self/fd/NUMBER
-func InPlace(f *os.File) bool {
+func InPlace(f *os.File) (bool, error) {
 	open, err := f.Stat()
 	if err != nil {
-		return false
+		return false, err
 	}
 	there, err := os.Stat(f.Name())
-	return err == nil && os.SameFile(open, there)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && os.SameFile(open, there), err
 }
