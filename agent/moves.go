@@ -105,7 +105,7 @@ func (a *agent) move(ctx context.Context) error {
 		next.Close()
 		if a.moving.inUse != "" && a.faults.now[partKernel] == nil {
 			// A failed Apply may have closed all pods in the new backend. The old backend's rules are in force, so the new
-		// backend's rules may go.
+			// backend's rules may go.
 			removing, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeWithin)
 			defer cancel()
 			err = errors.Join(err, a.kind(a.moving.chosen.Backend).Remove(removing))
