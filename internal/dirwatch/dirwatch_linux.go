@@ -152,8 +152,9 @@ func (w *Watcher) decode(b []byte) (Change, error) {
 	return c, nil
 }
 
-// isUnfinished reports whether the kernel will announce another event for a file that was just created. It will if a
-// writer still has the file open, or if the file is already deleted.
+// isUnfinished reports whether the kernel will announce another event for a file that was just created. It will for a
+// regular file with one link, because the writer will close the file, and for a file that is already deleted. It won't
+// for a hard link.
 func (w *Watcher) isUnfinished(dir, name string) bool {
 	info, err := os.Lstat(filepath.Join(w.dir, dir, name))
 	if err != nil {
