@@ -60,7 +60,8 @@ blackbox: BEFORE ?= 5a06764
 blackbox: ## the black-box tests with the programs of BEFORE=5a06764, which must fail, and with today's
 	@scripts/blackbox $(BEFORE)
 
-# Every measurement with fewer rounds than its own target takes. Its cluster has only a synthetic API server.
+# Each measurement takes fewer rounds here than with its own target. Only bench-scale has a cluster, which has a
+# synthetic API server.
 bench: ## all measurements that need no cluster, in short: ADD, packets, changes, floods, large clusters
 	@scripts/bench-cni -rounds 10 -bursts 1
 	@scripts/bench-curves -rounds 6 -slice 5ms
