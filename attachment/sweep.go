@@ -1,10 +1,12 @@
 package attachment
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/endpoint"
@@ -107,11 +109,24 @@ func (n Node) Evict(addrs []netip.Addr) ([]netip.Addr, error) {
 	return evicted, errors.Join(err, n.Sets.Remove(evicted...))
 }
 
-// DenyLost finds the addresses in the backends' sets of pods that belong to no attachment. It puts them into the sets
-// of all pods of each backend that may be in use. The agent calls DenyLost before it removes a backend's sets: if the
-// record of a pod behind another plugin is lost, only these sets keep the pod closed. If an attachment ends meanwhile,
-// DenyLost may add its address again, and Evict removes the address later.
+// lostWithin is how long DenyLost waits for the node's lock. The wait must be short: meanwhile the agent's loop stands
+// still.
+const lostWithin = time.Second
+
+// DenyLost finds the addresses in the backends' sets of pods that no readable record has, or only the record of an
+// attachment that is ending. It puts them into the sets of all pods of each backend that may be in use. The agent calls
+// DenyLost before it removes a backend's sets: the agent's ruleset has no such address, so only these sets keep a pod
+// behind another plugin closed until its link is down.
+//
+// DenyLost takes the node's lock, so no address ends and goes to another pod meanwhile. If another process has the lock
+// for lostWithin, DenyLost returns an error, and the caller tries again later. When an attachment ends, the end takes
+// the address out of the sets again. Evict removes the addresses of pods without records.
 func (n Node) DenyLost() error {
+	unlock, err := endpoint.LockWithin(lostWithin)
+	if err != nil {
+		return fmt.Errorf("keep pods without records closed: %w", err)
+	}
+	defer unlock()
 	denied, err := n.Sets.Addresses()
 	if err != nil {
 		return err
@@ -120,18 +135,34 @@ func (n Node) DenyLost() error {
 	if err != nil {
 		return err
 	}
-	r, err := readRecords(owners, nil)
+	ids, err := endpoint.IDs()
 	if err != nil {
 		return err
 	}
-	var lost []netip.Addr
-	for _, a := range r.stale(traces{denied: denied}) {
-		lost = append(lost, a.Addr)
+	attached, pods := map[netip.Addr]bool{}, map[netip.Addr]string{}
+	for a, owner := range owners { // for broken records, the agent's ruleset has the same comments
+		pods[a] = endpoint.Pod{Namespace: "unknown", Name: owner}.String()
 	}
-	if len(lost) == 0 {
-		return nil
+	for _, id := range ids {
+		e, ending, err := endpoint.LoadAny(id)
+		if err != nil { // it isn't known which addresses the record has, so they stay denied
+			continue
+		}
+		for _, a := range e.Addresses {
+			attached[a.Addr], pods[a.Addr] = attached[a.Addr] || !ending, e.Pod.String()
+		}
 	}
-	return n.Sets.Deny("unknown", lost...)
+	lost := map[string][]netip.Addr{} // by the comment beside the addresses
+	for _, a := range denied {
+		if pod := cmp.Or(pods[a], "unknown"); !attached[a] && !slices.Contains(lost[pod], a) {
+			lost[pod] = append(lost[pod], a)
+		}
+	}
+	var errs []error
+	for pod, addrs := range lost {
+		errs = append(errs, n.Sets.Deny(pod, addrs...))
+	}
+	return errors.Join(errs...)
 }
 
 // sortByUse divides the addresses. inUse are those that pods behind other plugins may still have: they must stay in the

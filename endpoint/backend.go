@@ -45,7 +45,7 @@ func WriteBackend(b conf.Backend) error {
 	if now, err := ReadBackend(); err == nil && now == b {
 		return nil
 	}
-	unlock, err := lockWithin(writeWithin)
+	unlock, err := LockWithin(writeWithin)
 	if err != nil {
 		return fmt.Errorf("write which backend the agent uses: %w", err)
 	}

@@ -207,10 +207,10 @@ func Lock() (unlock func(), err error) {
 	return lock(func(f *os.File) error { return flock(f, lockEx) })
 }
 
-// lockWithin is Lock with a time limit, for callers that others wait for.
+// LockWithin is Lock with a time limit, for callers that others wait for.
 //
 // Equivalent to: flock --timeout LIMIT /run/weir/lock COMMAND
-func lockWithin(limit time.Duration) (unlock func(), err error) {
+func LockWithin(limit time.Duration) (unlock func(), err error) {
 	return lock(func(f *os.File) error {
 		every := time.NewTicker(limit / 100) // the system call flock has no timeout
 		defer every.Stop()
