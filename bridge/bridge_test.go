@@ -439,6 +439,31 @@ func TestPortExists(t *testing.T) {
 	}
 }
 
+// TestPodAddressesDuringACleanup: PodAddresses skips namespaces that the kernel is deleting. The kernel still lists the
+// links that lead there.
+func TestPodAddressesDuringACleanup(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	addr := netip.MustParseAddr("192.0.2.1")
+	nodetest.NewNS(t, "pod")
+	nodetest.RunEach(t, "ip link add vpod type veth peer name eth0 netns pod",
+		"ip -n pod address add "+addr.String()+"/32 dev eth0")
+	for range 10 {
+		var gone []string
+		for _, name := range []string{"one", "two", "three"} { // the kernel deletes the second after the first
+			gone = append(gone, nodetest.NewNS(t, name))
+			nodetest.RunEach(t, "ip link add type veth peer name eth0 netns "+name)
+		}
+		for _, path := range gone {
+			nodetest.DelNS(t, path)
+		}
+		if all, err := PodAddresses(); err != nil || len(all[addr]) == 0 {
+			t.Fatalf("%v, %v", all, err)
+		}
+	}
+}
+
 // TestPodAddresses: the addresses of a pod are found by its links, although its network namespace is mounted nowhere,
 // as in the agent's container. With each address comes the link that leads to it. The node's own addresses don't count.
 func TestPodAddresses(t *testing.T) {

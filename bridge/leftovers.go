@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -60,7 +61,7 @@ func HasNeighbour(addrs []endpoint.Address) (bool, error) {
 // PodAddresses returns the addresses in all network namespaces to which a link of the node leads. It asks for them by
 // the node's numbers for the namespaces. So it also works in the agent's container, which has neither the namespaces'
 // paths nor the right to enter them. With each address it returns the links that lead to the address's interface. If
-// there are none, it returns all links to the namespace.
+// there are none, it returns all links to the namespace. It skips namespaces that the kernel is deleting.
 //
 // Equivalent to, for each namespace: ip -n NETNS address show
 func PodAddresses() (map[netip.Addr][]Peer, error) {
@@ -82,6 +83,9 @@ func PodAddresses() (map[netip.Addr][]Peer, error) {
 		answers, err := dump(lists, getAddressesIn(namespace), func(m []byte) (elsewhere, ok bool) {
 			return addAddresses(m, links, all), true
 		})
+		if errors.Is(err, unix.EINVAL) && isOver(lists, namespace) {
+			continue
+		}
 		if err == nil && slices.Contains(answers, false) {
 			err = fmt.Errorf("the kernel has listed the node's own: %w", batch.ErrNoAnswer)
 		}
@@ -90,6 +94,12 @@ func PodAddresses() (map[netip.Addr][]Peer, error) {
 		}
 	}
 	return all, nil
+}
+
+// isOver reports whether the namespace is gone, or being deleted: then no process is in it. The kernel still lists the
+// links that lead there for a while, and knows no namespace with their number.
+func isOver(lists *batch.Dumper, namespace int) bool {
+	return errors.Is(lists.Dump(getNamespace(namespace), func([]byte) bool { return true }), unix.ENOENT)
 }
 
 // addAddresses adds an interface's address, and the address of its other end if there is one. elsewhere is true if the

@@ -162,6 +162,11 @@ func getAddressesIn(namespace int) *nl.NetlinkRequest {
 		number(unix.IFA_TARGET_NETNSID, namespace))
 }
 
+// Equivalent to: ip netns list-id nsid NUMBER
+func getNamespace(namespace int) *nl.NetlinkRequest {
+	return request(unix.RTM_GETNSID, unix.NLM_F_ACK, nl.NewRtGenMsg(), number(netlink.NETNSA_NSID, namespace))
+}
+
 func addressesOf(index int, replies [][]byte) map[netip.Prefix]bool {
 	all := map[netip.Prefix]bool{}
 	for _, r := range replies {
