@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"errors"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -423,7 +424,11 @@ func TestPortExists(t *testing.T) {
 		return
 	}
 	nodetest.Run(t, "ip", "link", "add", "weirp0", "type", "veth", "peer", "name", "weirp1")
-	for name, want := range map[string]bool{"weirp0": true, "weirp2": false} {
+	nodetest.Run(t, "ip", "link", "set", "lo", "mtu", "60") // too small for IPv4
+	if _, err := os.Stat("/proc/sys/net/ipv4/conf/lo"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("lo has settings of IPv4: %v", err)
+	}
+	for name, want := range map[string]bool{"weirp0": true, "weirp2": false, "lo": true} {
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		const times = 100

@@ -274,7 +274,8 @@ func addNeighbourDeletions(b *batch.Batch, addrs []endpoint.Address) error {
 }
 
 // indexOf returns the link's index, or 0 if there is no such link. Unlike netlink, it doesn't wait while the kernel
-// deletes other links.
+// deletes other links. The socket is bound first, because that fails at once if the link doesn't exist. For such a
+// link, the ioctl alone may run modprobe and wait for it (dev_load in net/core/dev_ioctl.c).
 func indexOf(name string) (int, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -282,6 +283,9 @@ func indexOf(name string) (int, error) {
 	}
 	defer func() { _ = unix.Close(fd) }()
 	r, err := unix.NewIfreq(name)
+	if err == nil {
+		err = unix.BindToDevice(fd, name)
+	}
 	if err == nil {
 		err = unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, r)
 	}
