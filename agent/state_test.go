@@ -62,8 +62,8 @@ func TestClusterViewJoinsLookups(t *testing.T) {
 	want("after the endpoint's end", 0)
 }
 
-// TestClusterViewReplacesLookups: if a pod is made anew faster than the source reports it, the last looked-up pod
-// counts.
+// TestClusterViewReplacesLookups: if a pod is deleted and made again before the source reports it, the pod that was
+// looked up last counts.
 func TestClusterViewReplacesLookups(t *testing.T) {
 	for _, ids := range [][]string{{"a", "b"}, {"b", "a"}} {
 		c, endpoints := newClusterView("self"), map[string]endpoint.Endpoint{}

@@ -39,7 +39,7 @@ func Ports() ([]string, error) {
 }
 
 // HasNeighbour reports whether weir0 has a permanent neighbour entry for one of the addresses. Only weir makes such
-// entries, so the link of such a pod is weir's.
+// entries, and only for pods on weir0. So an address with an entry belongs to a pod whose link weir has made.
 //
 // Equivalent to: ip neigh show ADDR dev weir0 nud permanent
 func HasNeighbour(addrs []endpoint.Address) (bool, error) {

@@ -46,7 +46,8 @@ func TestSelf(t *testing.T) {
 	}
 }
 
-// TestSendersOfOtherPlugins: if a link belongs to one pod, packets from it with another source are dropped.
+// TestSendersOfOtherPlugins: if a link belongs to one pod, packets from the link with a source that isn't the pod's are
+// dropped.
 func TestSendersOfOtherPlugins(t *testing.T) {
 	simulator, err := ruleset.NewSimulator(policy.Compile(golden.Load(t, "testdata/other-plugins.yaml")))
 	if err != nil {

@@ -106,7 +106,8 @@ const (
 	stateClose    = 8
 )
 
-// Over reports whether both sides have ended the TCP connection. The kernel keeps such an entry for up to two minutes.
+// Over reports whether the TCP connection has ended: both sides have sent FIN, or one side has sent RST. By default,
+// the kernel keeps the entry of such a connection for at most two minutes.
 func (c Connection) Over() bool {
 	return c.state.state == stateLastAck || c.state.state == stateTimeWait || c.state.state == stateClose
 }

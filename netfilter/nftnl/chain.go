@@ -55,6 +55,7 @@ func (b *Batch) DeleteTable(t Table) {
 // AddChain makes the chain. If the chain exists at the same hook, AddChain only sets its policy to accept.
 //
 // Equivalent to: nft add chain FAMILY TABLE CHAIN { type KIND hook HOOK priority PRIORITY; policy accept; }
+// Without a hook: nft add chain FAMILY TABLE CHAIN
 func (b *Batch) AddChain(t Table, c Chain) {
 	const accept = 1 // NF_ACCEPT
 	a := attrs{}.text(unix.NFTA_CHAIN_TABLE, t.Name).text(unix.NFTA_CHAIN_NAME, c.Name)

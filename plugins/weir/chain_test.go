@@ -382,7 +382,7 @@ func testRunsOnBehind(t *testing.T, other string) {
 	for i, c := range []struct{ verb, pod, record string }{
 		{"DEL", "http-echo", ""},
 		{"GC", "busybox", ""},
-		// As in the agent's container, which doesn't have the path of the pod's namespace.
+		// The record names a path that doesn't exist here, as in the agent's container.
 		{"GC", "http-echo", `sed -i 's|"netns":"|&/unseen|' `},
 		{"DEL", "busybox", "echo { >"},
 	} {

@@ -92,7 +92,7 @@ func (c *countedSet) count(p part, now Entries) {
 	}
 }
 
-// adjust adds by (1 or -1) to the number of parts that have the element with this comment. The entry's comment becomes
+// adjust changes the number of parts that have the element with this comment, by 1 or -1. The entry's comment becomes
 // the first in alphabetical order. If no part has the element any more, the entry is removed.
 func (c *countedSet) adjust(e Element, comment string, by int) {
 	tallies, isShared := c.shared[e]

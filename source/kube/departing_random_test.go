@@ -175,8 +175,8 @@ func TestDepartingForgets(t *testing.T) {
 	}
 }
 
-// TestDepartingInLists: the watches miss all events of a namespace's deletion, and only new lists lack the objects. The
-// policy still stays in force until the pod is gone.
+// TestDepartingInLists: the watches miss all events of a namespace's deletion. So the source learns only from new lists
+// that the objects are gone. The policy still stays in force until the pod is gone.
 func TestDepartingInLists(t *testing.T) {
 	c, sum := began(t), deltas.NewSum()
 	c.departing.started = time.Now().Add(-time.Hour)

@@ -92,7 +92,7 @@ func TestNoAddressIsLeft(t *testing.T) {
 }
 
 func metrics() (string, error) {
-	resp, err := http.Get("http://127.0.0.1:6786/metrics") //nolint:noctx // of a test's own agent
+	resp, err := http.Get("http://127.0.0.1:6786/metrics") //nolint:noctx // the test's own agent answers at once
 	if err != nil {
 		return "", err
 	}

@@ -90,7 +90,8 @@ func (c *Check) Run(ctx context.Context) (*Report, error) {
 	stop()
 	running.Wait()
 	c.Progress.Say("removing the namespace %s", r.namespace)
-	left := c.remove(context.WithoutCancel(ctx), r.namespace) // remove the namespace even if it may not exist
+	// The namespace is removed also after Ctrl-C. It may exist even if its creation got no answer.
+	left := c.remove(context.WithoutCancel(ctx), r.namespace)
 	c.Progress.Clear()
 	if err != nil && ctx.Err() != nil {
 		err = context.Cause(ctx)
