@@ -80,15 +80,18 @@ func (a *agent) readEarlier() {
 type applied struct {
 	*snapshot
 	netfilter.Result
-	verify netfilter.Verify
-	err    error
+	verify  netfilter.Verify
+	err     error
+	readErr error // if the kernel could not be read, nothing was applied
 }
 
 // done reports whether the kernel has the ruleset. It ignores tables that can't be read.
 func (p *applied) done() bool { return p.err == nil || p.unknown() }
 
 // unknown reports whether some tables can't be read. All other tables have their rules then.
-func (p *applied) unknown() bool { return errors.As(p.err, new(*netfilter.UnknownError)) }
+func (p *applied) unknown() bool {
+	return p.readErr == nil && errors.As(p.err, new(*netfilter.UnknownError))
+}
 
 func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied) {
 	for {
@@ -96,7 +99,7 @@ func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied
 		a.cluster.engine.SetStrays6(a.backend.HasPods(conf.IPv6))
 		s := a.compile()
 		result, err := a.bring(ctx, readErr, s.ruleset, read)
-		all.snapshot, all.verify, all.err = s, max(all.verify, read), err
+		all.snapshot, all.verify, all.err, all.readErr = s, max(all.verify, read), err, readErr
 		if all.Closed = result.Closed; all.Changed {
 			all.Closed = nil
 		}
@@ -129,9 +132,9 @@ func (a *agent) readKernel(ctx context.Context, verify netfilter.Verify) (netfil
 		// DenyLost adds each backend's strays to the other backend's sets. So Read finds them in the sets of the backend
 		// in use, before the other backend's sets are removed.
 		a.kernel.refreshed = false
-		err = attachment.NewNode().DenyLost()
+		a.moving.lost = attachment.NewNode().DenyLost()
 	}
-	if err == nil && !a.kernel.refreshed {
+	if !a.kernel.refreshed {
 		err = a.backend.Read(ctx)
 	}
 	a.kernel.refreshed = false
@@ -186,6 +189,11 @@ func (a *agent) takeApplied(p applied, well bool) {
 // old backend again.
 func (r *round) cleanOther(ctx context.Context) {
 	if r.moving.others == 0 || r.verify != netfilter.All {
+		return
+	}
+	if err := r.moving.lost; r.moving.both && err != nil {
+		r.faults.set(partLeftovers, err)
+		r.kernel.debt, r.next = netfilter.All, sooner(r.next, retry)
 		return
 	}
 	err := errors.Join(r.backend.CleanOtherFlavour(ctx), r.removeOthers(ctx))

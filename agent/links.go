@@ -4,6 +4,7 @@ import (
 	"errors"
 	"net"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/bridge"
@@ -30,13 +31,15 @@ func (a *agent) bringUpLinks() {
 			continue
 		}
 		// A running pod may have an address from before a change of the Node's podCIDRs. Its link stays up.
-		if why := a.foreign(e); why != "" && (a.links.down[id] != "" || !a.isUp(e)) {
-			if a.links.down[id] != why {
-				a.Log.Error("a pod stays closed: the network configuration that it was made by is out of date",
-					"pod", e.Pod.String(), "problem", why)
+		if why := a.foreign(e); why != "" {
+			up, err := a.isUp(e)
+			if err != nil {
+				continue // the next round looks again
 			}
-			a.links.down[id] = why
-			continue
+			if a.links.down[id] != "" || !up {
+				a.keepDown(id, e, why)
+				continue
+			}
 		}
 		delete(a.links.down, id)
 		// A missing link is no fault: an ADD is running, and will make the link and bring it up.
@@ -48,7 +51,19 @@ func (a *agent) bringUpLinks() {
 	}
 }
 
-func (a *agent) isUp(e endpoint.Endpoint) bool {
+func (a *agent) keepDown(id string, e endpoint.Endpoint, why string) {
+	if a.links.down[id] != why {
+		a.Log.Error("a pod stays closed: the network configuration that it was made by is out of date",
+			"pod", e.Pod.String(), "problem", why)
+	}
+	a.links.down[id] = why
+}
+
+// isUp reports whether the pod's link is up. A missing link counts as down.
+func (a *agent) isUp(e endpoint.Endpoint) (bool, error) {
 	link, err := a.netlink.LinkByName(e.HostIf)
-	return err == nil && link.Attrs().Flags&net.FlagUp != 0
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return false, nil
+	}
+	return err == nil && link.Attrs().Flags&net.FlagUp != 0, err
 }

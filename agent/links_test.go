@@ -67,8 +67,9 @@ func TestLinksOfMisplacedPodsStayDown(t *testing.T) {
 			want := func(when string, up bool) {
 				t.Helper()
 				for _, step := range []func(){func() { s.hear(netfilter.All) }, s.repair} {
-					if step(); s.isUp(e) != up {
-						t.Errorf("%s: the link is up: %v", when, !up)
+					step()
+					if is, err := s.isUp(e); is != up || err != nil {
+						t.Errorf("%s: the link is up: %v, %v", when, is, err)
 					}
 				}
 			}
@@ -77,8 +78,9 @@ func TestLinksOfMisplacedPodsStayDown(t *testing.T) {
 			s.know(healthy())
 			want("the Node has the address", true)
 			nodetest.Run(t, "ip", "link", "set", e.HostIf, "down")
-			if s.repair(); !s.isUp(e) {
-				t.Error("another program has set the link down, and it wasn't set up again")
+			s.repair()
+			if up, err := s.isUp(e); !up || err != nil {
+				t.Errorf("another program has set the link down, and it wasn't set up again: %v", err)
 			}
 		})
 	}

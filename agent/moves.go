@@ -26,6 +26,8 @@ type moving struct {
 	others int
 	// both is true while the plugin denies new pods in both backends.
 	both bool
+	// lost is the error of the last DenyLost. As long as there is one, the other backend's sets stay.
+	lost error
 	// present is the backend in use, for other goroutines. A message in moved says that present has changed.
 	present atomic.Pointer[Backend]
 	moved   chan struct{}

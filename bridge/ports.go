@@ -116,7 +116,7 @@ func (p PortOnBridge) restore(h netlinksafe.Handle, o *Observed) error {
 	if mtu, err := o.PodMTU(port); err == nil && port.MTU < mtu {
 		fix.Add(setMTU(port.Index, mtu), "give %s the MTU %d", p.HostIf, mtu)
 	}
-	if p.Up {
+	if p.Up || port.Up { // a port that was up must not stay down after this repair
 		fix.Add(linkUp(port.Index, ""), "set %s up", p.HostIf)
 	}
 	_, err = fix.Do(unix.NETLINK_ROUTE, netns.None())

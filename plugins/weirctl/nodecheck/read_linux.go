@@ -82,29 +82,37 @@ func (f *Facts) readConflists() {
 			continue
 		}
 		f.unread(dir, err)
+		var texts [][]byte
 		for _, file := range files {
 			if slices.Contains(conf.ConfigurationSuffixes, filepath.Ext(file.Name())) {
-				f.Conflists = append(f.Conflists, readConflist(dir, file.Name()))
+				c, text := readConflist(dir, file.Name())
+				f.Conflists, texts = append(f.Conflists, c), append(texts, text)
 			}
+		}
+		for i, text := range texts { // Multus may name another file that leads to weir
+			c := &f.Conflists[i]
+			c.Weir = c.Weir || c.Error == "" && slices.ContainsFunc(f.Conflists, func(o Conflist) bool {
+				return o.Weir && conf.LeadsToWeir(text, o.File)
+			})
 		}
 		return
 	}
 }
 
-func readConflist(dir, name string) Conflist {
-	c := Conflist{File: name}
+func readConflist(dir, name string) (c Conflist, text []byte) {
+	c.File = name
 	text, err := os.ReadFile(filepath.Join(dir, name))
 	if err == nil {
 		c.Plugins, err = conf.Plugins(text)
 	}
 	if err != nil {
 		c.Error = err.Error()
-		return c
+		return c, nil
 	}
 	var list struct{ Name string }
 	_ = json.Unmarshal(text, &list) // Plugins has decoded the text
 	c.Name, c.Weir = list.Name, conf.LeadsToWeir(text, "10-weir.conflist")
-	return c
+	return c, text
 }
 
 func (f *Facts) readLinks() {

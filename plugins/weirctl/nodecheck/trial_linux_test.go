@@ -1,6 +1,9 @@
 package nodecheck
 
 import (
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -72,5 +75,34 @@ func TestReadAll(t *testing.T) {
 		if !strings.Contains(all.String(), want) {
 			t.Errorf("%q lacks %q", all.String(), want)
 		}
+	}
+}
+
+// TestMultusNamesAnotherFile: Multus's file leads to weir if it names another file in which weir is chained.
+func TestMultusNamesAnotherFile(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	const dir = "/etc/cni/net.d"
+	nodetest.RunEach(t, "mount -t tmpfs tmpfs /etc", "mkdir -p "+dir)
+	const multus = `{"name": "multus", "type": "multus-shim", "clusterNetwork": "` + dir + `/`
+	for name, text := range map[string]string{
+		"00-multus.conf":      multus + `10-calico.conflist"}`,
+		"05-multus.conf":      multus + `20-flannel.conflist"}`,
+		"10-calico.conflist":  `{"name": "calico", "plugins": [{"type": "calico"}, {"type": "weir"}]}`,
+		"20-flannel.conflist": `{"name": "flannel", "plugins": [{"type": "flannel"}]}`,
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var f Facts
+	f.readConflists()
+	var lead []bool
+	for _, c := range f.Conflists {
+		lead = append(lead, c.Weir)
+	}
+	if want := []bool{true, false, true, false}; !slices.Equal(lead, want) {
+		t.Errorf("%+v: got %v, want %v", f.Conflists, lead, want)
 	}
 }
