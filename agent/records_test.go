@@ -340,3 +340,30 @@ func TestSetsThatAnAddChanges(t *testing.T) {
 		t.Errorf("%d repairs after the ADD has ended, want 1", s.stats.Repairs)
 	}
 }
+
+// TestMoveWhileTheNodeIsLocked: while another process has the node's lock, a move removes nothing of the other backend,
+// but changes still reach the kernel.
+func TestMoveWhileTheNodeIsLocked(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	s := stepWeb(t)
+	unlock, err := endpoint.Lock()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.moving.both, s.moving.others = true, 2
+	s.attach("db", "10.88.0.9")
+	s.hear(netfilter.All)
+	if len(s.in("10.88.0.9")) == 0 {
+		t.Error("the new pod is in no set")
+	}
+	if s.faults.now[partLeftovers] == nil || s.moving.others != 2 {
+		t.Errorf("fault %v, %d removals are due", s.faults.now[partLeftovers], s.moving.others)
+	}
+	unlock()
+	s.hear(netfilter.All)
+	if err := s.faults.now[partLeftovers]; err != nil || s.moving.others != 1 {
+		t.Errorf("once the node is unlocked: fault %v, %d removals are due", err, s.moving.others)
+	}
+}
