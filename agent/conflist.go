@@ -66,9 +66,8 @@ func (a *agent) checkRuntime() {
 	}
 }
 
-// overtaken returns an error if the runtime uses another configuration than the file own. The runtime uses the first
-// file in the order of their names. A file that is no configuration doesn't count, because no runtime starts a pod by
-// it.
+// overtaken returns an error if the runtime doesn't use weir's network configuration, which has the path own. Of the
+// network configurations in a directory, the runtime uses the one whose name sorts first.
 func overtaken(own string) error {
 	dir, name := filepath.Split(own)
 	files, err := os.ReadDir(dir) // sorted by name

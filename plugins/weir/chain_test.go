@@ -413,6 +413,18 @@ func testRunsOnBehind(t *testing.T, other string) {
 	}
 }
 
+// reachedPods adds a server and a client. It returns once the outside reaches the server by IPv4, and the client by
+// IPv6.
+func reachedPods(t *testing.T, n *nodetest.Node) (server, client *nodetest.Pod) {
+	t.Helper()
+	server, client = n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
+	n.Serve(server.Netns, "tcp4", ":80")
+	n.Serve(server.Netns, "tcp6", ":80")
+	n.ReachFrom(n.Outside, server.IP+":80", true)
+	n.Reach(client, "["+server.IP6+"]:80", true)
+	return server, client
+}
+
 // TestLostRecordsBehindPtp: if the records of running pods are lost, the agent and GC leave the pods closed.
 func TestLostRecordsBehindPtp(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t, "main/ptp", "ipam/host-local") {
@@ -420,11 +432,7 @@ func TestLostRecordsBehindPtp(t *testing.T) {
 	}
 	n := newNodeBehindDualStack(t, "ptp")
 	n.StartAgent()
-	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
-	n.Serve(server.Netns, "tcp4", ":80")
-	n.Serve(server.Netns, "tcp6", ":80")
-	n.ReachFrom(n.Outside, server.IP+":80", true)
-	n.Reach(client, "["+server.IP6+"]:80", true)
+	server, client := reachedPods(t, n)
 	nodetest.Run(t, "sh", "-c", "rm /run/weir/endpoints/* /run/weir/addresses/*")
 	closed := func(when string) {
 		t.Helper()
@@ -479,11 +487,7 @@ func TestMovesWithLostRecords(t *testing.T) {
 		})
 	}
 	start("iptables")
-	server, client := n.AddPod("ns-1", "http-echo"), n.AddPod("ns-1", "busybox")
-	n.Serve(server.Netns, "tcp4", ":80")
-	n.Serve(server.Netns, "tcp6", ":80")
-	n.ReachFrom(n.Outside, server.IP+":80", true)
-	n.Reach(client, "["+server.IP6+"]:80", true)
+	server, client := reachedPods(t, n)
 	nodetest.Run(t, "sh", "-c", "rm /run/weir/endpoints/* /run/weir/addresses/*")
 	for _, backend := range []string{"nftables", "iptables"} {
 		n.StopAgent()
