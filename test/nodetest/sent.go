@@ -22,6 +22,7 @@ const (
 	retUserNotif              = 0x7fc00000
 	notifRecv                 = 0xc0502100 // SECCOMP_IOCTL_NOTIF_RECV
 	notifSend                 = 0xc0182101 // SECCOMP_IOCTL_NOTIF_SEND
+	notifIDValid              = 0x40082102 // SECCOMP_IOCTL_NOTIF_ID_VALID
 	flagContinue              = 1
 )
 
@@ -69,7 +70,7 @@ func EditNetlink(t testing.TB, legacy bool, edit func(message []byte) unix.Errno
 			err := c.each(edit)
 			var refused unix.Errno
 			switch {
-			case err == nil, errors.Is(err, os.ErrNotExist): // ErrNotExist: the process was killed
+			case err == nil, !c.waits(fd): // the call doesn't wait any more if the process was killed
 			case errors.As(err, &refusal{}) && errors.As(err, &refused):
 				a.err, a.flags = -int32(refused), 0
 			default:
@@ -79,6 +80,13 @@ func EditNetlink(t testing.TB, legacy bool, edit func(message []byte) unix.Errno
 			_, _, _ = unix.Syscall(unix.SYS_IOCTL, fd, notifSend, uintptr(unsafe.Pointer(&a)))
 		}
 	}()
+}
+
+// waits reports whether the system call still waits for an answer. While a process is killed, reading its memory fails
+// with various errors.
+func (c *call) waits(fd uintptr) bool {
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, notifIDValid, uintptr(unsafe.Pointer(&c.id)))
+	return errno == 0
 }
 
 // refusal is an error that edit has returned. The system call fails with this error.
