@@ -244,14 +244,7 @@ func TestEgressPolicyHoldsTowardsTheNodeAndTheWorld(t *testing.T) {
 func askUDP(t testing.TB, netns, address string, wait time.Duration) error {
 	conn := nodetest.Connect(t, netns, "udp", address)
 	defer func() { _ = conn.Close() }()
-	if _, err := conn.Write([]byte("ping")); err != nil {
-		return err
-	}
-	if err := conn.SetReadDeadline(time.Now().Add(wait)); err != nil {
-		return err
-	}
-	_, err := conn.Read(make([]byte, 10))
-	return err
+	return nodetest.Answers(conn, wait)
 }
 
 func TestAStrangersAcceptLetsNothingThrough(t *testing.T) {
@@ -316,24 +309,7 @@ func TestOpenConnectionsAreCut(t *testing.T) {
 	n.Eventually("the connection goes on", func() error { return exchange(conn) })
 }
 
-func exchange(conn net.Conn) error {
-	if _, err := conn.Write([]byte("x")); err != nil {
-		return err
-	}
-	if err := conn.SetReadDeadline(time.Now().Add(250 * time.Millisecond)); err != nil {
-		return err
-	}
-	buf := make([]byte, 100)
-	for {
-		k, err := conn.Read(buf)
-		if err != nil {
-			return err
-		}
-		if strings.Contains(string(buf[:k]), "x") {
-			return nil
-		}
-	}
-}
+func exchange(conn net.Conn) error { return nodetest.Answers(conn, 250*time.Millisecond) }
 
 func TestEnforcementOutlivesTheAgent(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {

@@ -239,13 +239,7 @@ func TestAnAddressThatChangesHandsBringsNothingAlong(t *testing.T) {
 				return nil
 			}
 			defer func() { _ = conn.Close() }()
-			if _, err = conn.Write([]byte("x")); err != nil {
-				return nil
-			}
-			if err = conn.SetReadDeadline(time.Now().Add(250 * time.Millisecond)); err != nil {
-				return nil
-			}
-			_, err = conn.Read(make([]byte, 10))
+			err = nodetest.Answers(conn, 250*time.Millisecond)
 			return nil
 		})
 		return err
@@ -344,7 +338,7 @@ func TestFault6PodsAreEnrolledBeforeTheyStart(t *testing.T) {
 		t.Error("the first connection of a new pod passes that no policy allows")
 	}
 	// The agent knows of the pod only from the plugin's request to enrol it.
-	nodetest.NewNS(t, "ns-1.busybox")
+	sent := nodetest.SYNs(t, nodetest.NewNS(t, "ns-1.busybox"), "output", "")
 	added := make(chan error, 1)
 	var client *nodetest.Pod
 	go func() {
@@ -367,9 +361,10 @@ func TestFault6PodsAreEnrolledBeforeTheyStart(t *testing.T) {
 	if err := <-added; err != nil {
 		t.Fatal(err)
 	}
+	arrived := nodetest.SYNs(t, server.Netns, "prerouting", "ip saddr "+client.IP)
 	nodetest.Greeting(t, client.Netns, server.IP+":80")
-	if n := nodetest.RepeatedSYNs(t, client.Netns); n > 0 {
-		t.Errorf("%d packets of a new pod's first connection were dropped", n)
+	if sent, arrived := sent(), arrived(); sent != arrived || sent == 0 {
+		t.Errorf("%d first packets of a new pod's first connection were sent, and %d arrived", sent, arrived)
 	}
 }
 

@@ -223,13 +223,4 @@ func opened(t *testing.T, from *nodetest.Pod, address string) net.Conn {
 	return conn
 }
 
-func answers(conn net.Conn) bool {
-	if conn.SetDeadline(time.Now().Add(300*time.Millisecond)) != nil {
-		return false
-	}
-	if _, err := conn.Write([]byte("x")); err != nil {
-		return false
-	}
-	_, err := conn.Read(make([]byte, 1))
-	return err == nil
-}
+func answers(conn net.Conn) bool { return nodetest.Answers(conn, 300*time.Millisecond) == nil }

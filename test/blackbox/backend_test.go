@@ -53,16 +53,7 @@ metadata: {name: open, namespace: other}
 	defer func() { _ = conn.Close() }()
 	flows := func() {
 		t.Helper()
-		n.Eventually("the connection goes on", func() error {
-			if err := conn.SetDeadline(time.Now().Add(time.Second)); err != nil {
-				return err
-			}
-			if _, err := conn.Write([]byte("x")); err != nil {
-				return err
-			}
-			_, err := conn.Read(make([]byte, 8))
-			return err
-		})
+		n.Eventually("the connection goes on", func() error { return nodetest.Answers(conn, time.Second) })
 	}
 	stop, passed := make(chan struct{}), make(chan int)
 	go func() {

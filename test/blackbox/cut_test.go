@@ -2,7 +2,6 @@ package blackbox
 
 import (
 	"fmt"
-	"net"
 	"regexp"
 	"strings"
 	"testing"
@@ -49,28 +48,7 @@ metadata: {name: client, namespace: quiet}
 		}
 	}
 	lives := nodetest.Connect(t, client.Netns, "tcp", server.IP+":80")
-	tries := 0
-	flows := func() bool {
-		t.Helper()
-		tries++
-		if err := lives.SetDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
-			t.Fatal(err)
-		}
-		// The answer to an earlier try may still come, or wait in the socket, so each try asks for another answer.
-		question := fmt.Sprintf("<%d>", tries)
-		if _, err := lives.Write([]byte(question)); err != nil {
-			return false
-		}
-		buf := make([]byte, 100)
-		for answers := ""; !strings.Contains(answers, question); {
-			k, err := lives.Read(buf)
-			if err != nil {
-				return false
-			}
-			answers += string(buf[:k])
-		}
-		return true
-	}
+	flows := func() bool { return nodetest.Answers(lives, 300*time.Millisecond) == nil }
 	goesOn := func() {
 		t.Helper()
 		n.Eventually("the connection that is open carries packets", func() error {
@@ -116,18 +94,7 @@ func echoed(t *testing.T, from *nodetest.Pod, network, address string) {
 	t.Helper()
 	conn := nodetest.Connect(t, from.Netns, network, address)
 	defer func() { _ = conn.Close() }()
-	if err := exchange(conn); err != nil {
+	if err := nodetest.Answers(conn, 10*time.Second); err != nil {
 		t.Fatal(err)
 	}
-}
-
-func exchange(conn net.Conn) error {
-	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
-		return err
-	}
-	if _, err := conn.Write([]byte("question")); err != nil {
-		return err
-	}
-	_, err := conn.Read(make([]byte, 100))
-	return err
 }

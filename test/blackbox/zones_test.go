@@ -42,7 +42,7 @@ func connectionsInAZone(t *testing.T, n *nodetest.Node, zone string) {
 				return err
 			})
 			defer func() { _ = conn.Close() }()
-			if err := exchange(conn); err != nil {
+			if err := nodetest.Answers(conn, 10*time.Second); err != nil {
 				t.Fatalf("%s: %v", conn.RemoteAddr(), err)
 			}
 			conns = append(conns, conn)
@@ -53,12 +53,7 @@ func connectionsInAZone(t *testing.T, n *nodetest.Node, zone string) {
 		for _, conn := range conns {
 			to := conn.RemoteAddr()
 			n.Eventually(fmt.Sprintf("%s: packets to %s %s pass: %v", zone, to.Network(), to, want), func() error {
-				_ = conn.SetDeadline(time.Now().Add(300 * time.Millisecond))
-				_, err := conn.Write([]byte("question"))
-				if err == nil {
-					_, err = conn.Read(make([]byte, 100))
-				}
-				if (err == nil) != want {
+				if err := nodetest.Answers(conn, 300*time.Millisecond); (err == nil) != want {
 					return fmt.Errorf("%w", err)
 				}
 				return nil

@@ -4,12 +4,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -208,25 +207,49 @@ func Greeting(t testing.TB, netns, address string) string {
 	return text
 }
 
-// RepeatedSYNs returns how often TCP has repeated a connection's first packet in the network namespace, because the
-// first one was dropped.
-func RepeatedSYNs(t testing.TB, netns string) (n int) {
-	t.Helper()
-	In(t, netns, func() error {
-		data, err := os.ReadFile("/proc/thread-self/net/netstat")
-		var names []string
-		for line := range strings.Lines(string(data)) {
-			f := strings.Fields(line)
-			i := slices.Index(names, "TCPSynRetrans")
-			if i > 0 && i < len(f) {
-				n, err = strconv.Atoi(f[i])
-				return err
-			}
-			names = f
+// Answers sends a question that wasn't sent before to a server of Serve, and waits for the answer. An answer to an
+// earlier question may still come, or wait in the socket, and doesn't count.
+func Answers(conn net.Conn, within time.Duration) error {
+	if err := conn.SetDeadline(time.Now().Add(within)); err != nil {
+		return err
+	}
+	question := fmt.Sprintf("<%016x>", rand.Uint64())
+	if _, err := conn.Write([]byte(question)); err != nil {
+		return err
+	}
+	buf := make([]byte, 1024)
+	for answers := ""; !strings.Contains(answers, question); {
+		k, err := conn.Read(buf)
+		if err != nil {
+			return err
 		}
-		return errors.Join(err, errors.New("no TCPSynRetrans"))
-	})
-	return n
+		answers += string(buf[:k])
+	}
+	return nil
+}
+
+// SYNs begins to count the first packets of TCP connections over IPv4 that pass the hook of nftables in the network
+// namespace. match is a condition in the words of nft, or empty. The returned function returns their number. TCP may
+// repeat a first packet although it was not dropped, if the answer comes late. So a packet was dropped only if fewer
+// packets have arrived than were sent.
+func SYNs(t testing.TB, netns, hook, match string) (count func() int) {
+	t.Helper()
+	nft := func(command string) string {
+		t.Helper()
+		return Run(t, "nsenter", "--net="+netns, "nft", command)
+	}
+	chain := "ip syns " + hook
+	nft("add table ip syns; add chain " + chain + " { type filter hook " + hook + " priority 0; }; add rule " + chain +
+		" " + match + " tcp flags & (syn | ack) == syn counter")
+	return func() (n int) {
+		t.Helper()
+		list := nft("list chain " + chain)
+		_, packets, _ := strings.Cut(list, "counter packets ")
+		if _, err := fmt.Sscan(packets, &n); err != nil {
+			t.Fatalf("count SYNs: %v:\n%s", err, list)
+		}
+		return n
+	}
 }
 
 func greeting(conn net.Conn, within time.Duration) (string, error) {

@@ -4,6 +4,7 @@ package wait
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -23,6 +24,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -47,6 +51,7 @@ type waited struct {
 	server  *apiserver.Server
 	cluster *client.Cluster
 	pods    map[policy.Name]*nodetest.Pod
+	heard   map[policy.Name]*nodetest.Sniffer // what comes to each pod
 }
 
 // servedPort is the API server's port on the router. The function late forwards connections from latePort to it.
@@ -115,7 +120,10 @@ func forwardLate(client, server net.Conn, delay time.Duration) {
 // newWaited makes a cluster. Each node gets the API server's answers 100 ms later than the node before it.
 func newWaited(t *testing.T, size int) *waited {
 	t.Helper()
-	w := &waited{Cluster: nodetest.NewCluster(t, size), pods: map[policy.Name]*nodetest.Pod{}}
+	w := &waited{
+		Cluster: nodetest.NewCluster(t, size), pods: map[policy.Name]*nodetest.Pod{},
+		heard: map[policy.Name]*nodetest.Sniffer{},
+	}
 	router := fmt.Sprintf("172.20.1.1:%d", servedPort)
 	nodetest.Run(t, "ip", "-n", "router", "link", "set", "lo", "up")
 	nodetest.In(t, nodetest.RouterNS, func() (err error) {
@@ -224,6 +232,7 @@ func (w *waited) add(n *nodetest.ClusterNode, namespace, name string, labels map
 		o.(*corev1.Pod).Status = corev1.PodStatus{Phase: corev1.PodRunning, PodIPs: []corev1.PodIP{{IP: p.IP}}}
 	})
 	w.pods[policy.Name{Namespace: namespace, Name: name}] = p
+	w.heard[policy.Name{Namespace: namespace, Name: name}] = nodetest.Sniff(w, p.Netns, "eth0")
 	for _, port := range []string{":80", ":81"} {
 		w.Serve(p.Netns, "tcp", p.IP+port)
 	}
@@ -313,12 +322,50 @@ func pickName[T any](r *rand.Rand, of map[policy.Name]T) policy.Name {
 	return names[r.IntN(len(names))]
 }
 
-// answers is how long an allowed connection may take. It is less than the time after which a client repeats its first
-// packet. A denied connection must not succeed within notWithin.
+// answers is how long an allowed connection may take on a busy machine. Until then the client repeats its first packet,
+// so probe looks whether the first one has arrived. A denied connection must not succeed within notWithin.
 const (
-	answers   = 900 * time.Millisecond
+	answers   = 20 * time.Second
 	notWithin = 250 * time.Millisecond
 )
+
+// repeated is a connection of which the client has sent the first packet several times.
+type repeated struct {
+	from, to policy.Name
+	src      netip.AddrPort
+	sent     int
+}
+
+// repeats returns how often TCP has repeated packets of the connection.
+func repeats(conn net.Conn) (n int, err error) {
+	raw, err := conn.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var info *unix.TCPInfo
+	outer := raw.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) })
+	if err = errors.Join(outer, err); err != nil {
+		return 0, err
+	}
+	return int(info.Total_retrans), nil
+}
+
+// arrived returns how many first packets of connections have come to each pod since the last call, by their source.
+func (w *waited) arrived() map[policy.Name]map[netip.AddrPort]int {
+	all := map[policy.Name]map[netip.AddrPort]int{}
+	for name, s := range w.heard {
+		all[name] = map[netip.AddrPort]int{}
+		for _, frame := range s.Frames(false, 0) {
+			p := gopacket.NewPacket(frame, layers.LayerTypeEthernet, gopacket.Default)
+			ip, ok := p.NetworkLayer().(*layers.IPv4)
+			if tcp, is := p.TransportLayer().(*layers.TCP); ok && is && tcp.SYN && !tcp.ACK {
+				src, _ := netip.AddrFromSlice(ip.SrcIP.To4())
+				all[name][netip.AddrPortFrom(src, uint16(tcp.SrcPort))]++
+			}
+		}
+	}
+	return all
+}
 
 func (w *waited) probe(
 	t *testing.T, r *rand.Rand, policies map[policy.Name]*networkingv1.NetworkPolicy,
@@ -339,7 +386,9 @@ func (w *waited) probe(
 	}
 	s.Policies = slices.Collect(maps.Values(policies))
 	evaluator := verdict.New(s)
+	w.arrived() // forgets what came before
 	var mu sync.Mutex
+	var more []repeated
 	var probing sync.WaitGroup
 	for from, a := range w.pods {
 		for to, b := range w.pods {
@@ -356,22 +405,35 @@ func (w *waited) probe(
 					within = answers
 				}
 				var err error
+				one := repeated{from: from, to: to, sent: 1}
 				nodetest.In(t, a.Netns, func() error {
 					var conn net.Conn
-					if conn, err = net.DialTimeout("tcp", fmt.Sprintf("%s:%d", b.IP, port), within); err == nil {
-						_ = conn.Close()
+					if conn, err = net.DialTimeout("tcp", fmt.Sprintf("%s:%d", b.IP, port), within); err != nil {
+						return nil
 					}
-					return nil
+					defer func() { _ = conn.Close() }()
+					again, unknown := repeats(conn)
+					one.src, one.sent = netip.MustParseAddrPort(conn.LocalAddr().String()), 1+again
+					return unknown
 				})
-				if (err == nil) != v.Allowed() {
-					mu.Lock()
-					defer mu.Unlock()
+				mu.Lock()
+				defer mu.Unlock()
+				switch {
+				case (err == nil) != v.Allowed():
 					wrong = append(wrong, fmt.Sprintf("%v to %v port %d: %v, want %v", from, to, port, err, v))
+				case one.sent > 1:
+					more = append(more, one)
 				}
 			})
 		}
 	}
 	probing.Wait()
+	arrived := w.arrived()
+	for _, one := range more {
+		if came := arrived[one.to][one.src]; came < one.sent {
+			wrong = append(wrong, fmt.Sprintf("%v to %v: of %d first packets %d arrived", one.from, one.to, one.sent, came))
+		}
+	}
 	return wrong
 }
 
