@@ -1,8 +1,11 @@
 package overlay
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -67,9 +70,20 @@ func zones(t *testing.T) map[string]*Overlay {
 	return all
 }
 
+// ask sends a datagram of this size. It returns nil if the datagram arrives.
 func ask(t *testing.T, from, to string, size int) error {
 	t.Helper()
 	return askOver(t, conf.IPv4, from, to, size)
+}
+
+// tried calls f once. If f must return nil, tried calls f again for up to ten seconds: a new link may drop the first
+// packets, and a busy machine may deliver packets late.
+func tried(must bool, f func() error) error {
+	err := f()
+	for end := time.Now().Add(10 * time.Second); must && err != nil && time.Now().Before(end); {
+		err = f()
+	}
+	return err
 }
 
 func pod(f conf.Family, node string) netip.AddrPort {
@@ -86,8 +100,10 @@ func askOver(t *testing.T, f conf.Family, from, to string, size int) error {
 			return err
 		}
 		defer func() { _ = server.Close() }()
+		sent := make([]byte, size)
+		binary.BigEndian.PutUint64(sent, rand.Uint64()) // a late datagram of an earlier call has another number
 		nodetest.In(t, "/run/netns/"+from, func() error {
-			result = send(f, from, to, size)
+			result = send(f, from, to, sent)
 			return nil
 		})
 		if result != nil {
@@ -96,17 +112,22 @@ func askOver(t *testing.T, f conf.Family, from, to string, size int) error {
 		if result = server.SetReadDeadline(time.Now().Add(500 * time.Millisecond)); result != nil {
 			return nil
 		}
-		_, addr, err := server.ReadFromUDPAddrPort(make([]byte, 2000))
-		result = err
-		if err == nil && addr.Addr() != pod(f, from).Addr() {
-			result = fmt.Errorf("it came from %s", addr)
+		for came := make([]byte, 2000); ; {
+			k, addr, err := server.ReadFromUDPAddrPort(came)
+			switch {
+			case err == nil && !bytes.Equal(came[:k], sent):
+				continue
+			case err == nil && addr.Addr() != pod(f, from).Addr():
+				err = fmt.Errorf("it came from %s", addr)
+			}
+			result = err
+			return nil
 		}
-		return nil
 	})
 	return result
 }
 
-func send(f conf.Family, from, to string, size int) error {
+func send(f conf.Family, from, to string, data []byte) error {
 	conn, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(pod(f, from).Addr(), 0)),
 		net.UDPAddrFromAddrPort(pod(f, to)))
 	if err != nil {
@@ -131,7 +152,7 @@ func send(f conf.Family, from, to string, size int) error {
 	if err != nil {
 		return err
 	}
-	_, err = conn.Write(make([]byte, size))
+	_, err = conn.Write(data)
 	return err
 }
 
@@ -156,7 +177,7 @@ func TestOverlayBetweenSubnets(t *testing.T) {
 	}
 	reach := func(from, to string, want bool) {
 		t.Helper()
-		if err := ask(t, from, to, 100); (err == nil) != want {
+		if err := tried(want, func() error { return ask(t, from, to, 100) }); (err == nil) != want {
 			t.Errorf("%s to %s: %v, want %v", from, to, err, want)
 		}
 	}
@@ -171,7 +192,7 @@ func TestOverlayBetweenSubnets(t *testing.T) {
 		t.Errorf("MTU %d; want 1350 of 1400", mtu)
 	}
 	const headers = 20 + 8 // the headers of IPv4 and UDP
-	if err := ask(t, "n1", "n2", mtu-headers); err != nil {
+	if err := tried(true, func() error { return ask(t, "n1", "n2", mtu-headers) }); err != nil {
 		t.Errorf("a full-size packet doesn't pass: %v", err)
 	}
 	if err := ask(t, "n1", "n2", mtu-headers+1); err == nil {
@@ -232,7 +253,7 @@ func TestWhatTheKernelRefuses(t *testing.T) {
 			}
 		}
 	}
-	if err := ask(t, "n1", "n2", 100); err != nil {
+	if err := tried(true, func() error { return ask(t, "n1", "n2", 100) }); err != nil {
 		t.Errorf("n1 doesn't reach n2: %v", err)
 	}
 	out := nodetest.Run(t, "ip", "-n", "n1", "route", "show", "10.5.0.0/24")
@@ -273,17 +294,15 @@ func TestOverlayOfBothFamilies(t *testing.T) {
 				for _, pair := range []string{"n1 n2", "n2 n1", "n1 n3", "n3 n2"} {
 					from, to, _ := strings.Cut(pair, " ")
 					want := len(nodes) == 3 || !strings.Contains(pair, "n3")
-					err := askOver(t, f, from, to, 100)
-					for tries := 0; tries < 3 && want && err != nil; tries++ { // try again, because the machine may be busy
-						err = askOver(t, f, from, to, 100)
-					}
+					err := tried(want, func() error { return askOver(t, f, from, to, 100) })
 					if (err == nil) != want {
 						t.Errorf("%s over %s, %s to %s: %v, want %v", f, under.addresses, from, to, err, want)
 					}
 				}
 				headers := map[conf.Family]int{conf.IPv4: 20 + 8, conf.IPv6: 40 + 8}[f]
 				for more, want := range []bool{true, false} {
-					if err := askOver(t, f, "n1", "n2", under.mtu-headers+more); (err == nil) != want {
+					err := tried(want, func() error { return askOver(t, f, "n1", "n2", under.mtu-headers+more) })
+					if (err == nil) != want {
 						t.Errorf("%s over %s: a packet of %d bytes: %v", f, under.addresses, under.mtu+more, err)
 					}
 				}
@@ -350,11 +369,7 @@ func TestDirectRoutesOfBothFamilies(t *testing.T) {
 		}
 		for _, f := range conf.Families {
 			// A link may need a second to become ready for IPv6.
-			err := askOver(t, f, "n1", "n2", 100)
-			for end := time.Now().Add(5 * time.Second); err != nil && time.Now().Before(end); {
-				err = askOver(t, f, "n1", "n2", 100)
-			}
-			if err != nil {
+			if err := tried(true, func() error { return askOver(t, f, "n1", "n2", 100) }); err != nil {
 				t.Errorf("%s, %s: %v", e, f, err)
 			}
 		}

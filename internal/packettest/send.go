@@ -14,7 +14,7 @@ import (
 
 const (
 	// late is how long Send waits at most for packets that should arrive.
-	late = 3 * time.Second
+	late = 20 * time.Second
 	// silence is how long Send waits after the last arrival, for packets that should not arrive. This is long enough,
 	// because the kernel delivers a packet within the system call that sends it.
 	silence = 30 * time.Millisecond

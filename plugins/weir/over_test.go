@@ -47,8 +47,9 @@ func TestAConnectionThatIsOver(t *testing.T) {
 		}},
 	} {
 		port := 40_000 + i
-		dial := func() (conn net.Conn, err error) {
-			d := net.Dialer{LocalAddr: &net.TCPAddr{Port: port}, Timeout: time.Second, Control: reuseAddress}
+		// If dial gave up too early, the next connection that the server accepts might be the one that dial gave up.
+		dial := func(within time.Duration) (conn net.Conn, err error) {
+			d := net.Dialer{LocalAddr: &net.TCPAddr{Port: port}, Timeout: within, Control: reuseAddress}
 			nodetest.In(t, client.Netns, func() error {
 				conn, err = d.Dial("tcp4", server.IP+":80")
 				return nil
@@ -65,7 +66,7 @@ func TestAConnectionThatIsOver(t *testing.T) {
 		n.Manifest("policy.yaml", "# none\n")
 		for range 2 { // without a policy, the client may use the port again
 			var conn net.Conn
-			n.Eventually(tc.name+": the client connects", func() (err error) { conn, err = dial(); return err })
+			n.Eventually(tc.name+": the client connects", func() (err error) { conn, err = dial(30 * time.Second); return err })
 			accepted, err := l.Accept()
 			if err == nil {
 				err = tc.end(conn.(*net.TCPConn), accepted.(*net.TCPConn))
@@ -87,7 +88,7 @@ func TestAConnectionThatIsOver(t *testing.T) {
 			}
 			return nil
 		})
-		if conn, err := dial(); err == nil {
+		if conn, err := dial(time.Second); err == nil {
 			_ = conn.Close()
 			t.Errorf("%s: the client connects by its old port, although a policy forbids it", tc.name)
 		}

@@ -11,8 +11,8 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-// repairTime is ten seconds until the resync, and ten more for a busy machine.
-const repairTime = 10*time.Second + 10*time.Second
+// repairTime is ten seconds until the resync, and fifty more for a busy machine.
+const repairTime = 10*time.Second + 50*time.Second
 
 const service = "10.96.0.1:80"
 
@@ -151,8 +151,14 @@ func (n *keptNode) comesBack(all []damage) {
 		}); err != nil {
 			n.Errorf("%s: weirctl status: %v", d.command, err)
 		}
-		if out, err := n.CNI("check", n.server.Netns, nodetest.Args("ns", "server", "")); err != nil {
-			n.Errorf("%s: CHECK after the repair: %v%s", d.command, err, out)
+		if err := within(repairTime, func() error { // the damage may have several parts, which are repaired in turn
+			out, err := n.CNI("check", n.server.Netns, nodetest.Args("ns", "server", ""))
+			if err != nil {
+				err = fmt.Errorf("%w%s", err, out)
+			}
+			return err
+		}); err != nil {
+			n.Errorf("%s: CHECK after the repair: %v", d.command, err)
 		}
 	}
 	if !strings.Contains(n.AgentLog(), "another program changed node settings of weir") {

@@ -198,7 +198,7 @@ func (n *ClusterNode) AddPod(namespace, name string) *Pod {
 	return p
 }
 
-// Eventually calls f until f returns nil. After a minute, the test fails.
+// Eventually calls f until f returns nil. After three minutes, the test fails.
 func (c *Cluster) Eventually(what string, f func() error) {
 	c.Helper()
 	(&Node{TB: c.TB}).Eventually(what, f)

@@ -262,7 +262,7 @@ func greeting(conn net.Conn, within time.Duration) (string, error) {
 }
 
 // Reach waits until the pod can connect to the TCP address. If want is false, it waits until two attempts in a row
-// have failed, because on a busy machine one may fail although its packets pass. After a minute, the test fails.
+// have failed, because on a busy machine one may fail although its packets pass. After three minutes, the test fails.
 func (n *Node) Reach(from *Pod, address string, want bool) {
 	n.Helper()
 	n.ReachFrom(from.Netns, address, want)
@@ -283,17 +283,20 @@ func (n *Node) ReachFrom(netns, address string, want bool) {
 	})
 }
 
-// Eventually calls f until f returns nil. After a minute, the test fails.
+// atLast is how long Eventually waits. It is long enough for a machine that is twenty times slower than usual ones.
+const atLast = 3 * time.Minute
+
+// Eventually calls f until f returns nil. After three minutes, the test fails.
 func (n *Node) Eventually(what string, f func() error) {
 	n.Helper()
-	deadline := time.Now().Add(time.Minute)
+	deadline := time.Now().Add(atLast)
 	for {
 		err := f()
 		if err == nil {
 			return
 		}
 		if time.Now().After(deadline) {
-			n.Fatalf("%s: not within a minute: %v", what, err)
+			n.Fatalf("%s: not within %v: %v", what, atLast, err)
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
