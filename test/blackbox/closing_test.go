@@ -52,12 +52,7 @@ exit 1`, refused))
 		}
 		return nil
 	})
-	n.Eventually("the pods are closed", func() error {
-		if _, err := nodetest.Get(t, client.Netns, web.IP+":80"); err == nil {
-			return errors.New("the client reaches the server, which a policy isolates")
-		}
-		return nil
-	})
+	n.Reach(client, web.IP+":80", false)
 	for range 10 {
 		if _, err := nodetest.Get(t, client.Netns, web.IP+":80"); err == nil {
 			t.Fatal("the pods opened again")

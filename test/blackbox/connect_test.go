@@ -3,6 +3,7 @@ package blackbox
 import (
 	"bufio"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"os/exec"
@@ -36,24 +37,27 @@ func TestConnect(t *testing.T) {
 	n.Manifest("pods.yaml", twoPods)
 	n.StartAgent()
 	n.AddPod("ns", "client")
-	out, err := connect()
-	if err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	answer, err := http.ReadResponse(bufio.NewReader(strings.NewReader(out)), nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = answer.Body.Close() }()
-	var s struct {
-		Version            string
-		Ready              bool
-		Pods, Closed, Sets int
-	}
-	if err := json.NewDecoder(answer.Body).Decode(&s); err != nil {
-		t.Fatal(err)
-	}
-	if !s.Ready || s.Pods != 1 || s.Closed != 0 || s.Sets == 0 || !strings.HasPrefix(s.Version, "weir-agent: commit") {
-		t.Errorf("%+v", s)
-	}
+	// The agent answers the plugin before it renews its status.
+	n.Eventually("the summary has the pod", func() error {
+		out, err := connect()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		answer, err := http.ReadResponse(bufio.NewReader(strings.NewReader(out)), nil)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = answer.Body.Close() }()
+		var s struct {
+			Version            string
+			Ready              bool
+			Pods, Closed, Sets int
+		}
+		err = json.NewDecoder(answer.Body).Decode(&s)
+		if err != nil || !s.Ready || s.Pods != 1 || s.Closed != 0 || s.Sets == 0 ||
+			!strings.HasPrefix(s.Version, "weir-agent: commit") {
+			return fmt.Errorf("%w: %+v", err, s)
+		}
+		return nil
+	})
 }

@@ -244,6 +244,13 @@ func TestBadPoliciesClose(t *testing.T) {
 	}
 	// A good version comes first. In the next version, the selector can't be read, so the good version stays in force.
 	n.Manifest("bad.yaml", bad("{podSelector: {matchLabels: {app: server}}}"))
+	n.Eventually("the agent has read the good version", func() error {
+		out, err := n.Ctl("status")
+		if err == nil && strings.Contains(out, "newField") {
+			err = errors.New(out)
+		}
+		return err
+	})
 	reach(false, true)
 	n.Manifest("bad.yaml", bad("{podSelectr: {}, ingress: [{}]}"))
 	n.Manifest("other.yaml", strings.ReplaceAll(denyJSON, "server", "none")) // shows when the agent has read bad.yaml

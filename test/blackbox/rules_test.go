@@ -274,7 +274,7 @@ func forwardThatRefusesAll(t *testing.T, flavour string) {
 	t.Helper()
 	n := nodetest.NewNode(t, dualStack)
 	nodetest.Run(t, "ip", "-n", "outside", "route", "add", "10.88.0.0/24", "via", "192.0.2.2")
-	four, six := "iptables-"+flavour, "ip6tables-"+flavour
+	four, six := "iptables-"+flavour+" -w", "ip6tables-"+flavour+" -w" // the agent may have locked the tables
 	nodetest.RunEach(t,
 		four+" -A FORWARD -p tcp --dport 8081 -j DROP",
 		four+" -A FORWARD -j REJECT --reject-with icmp-host-prohibited",
@@ -302,9 +302,9 @@ func forwardThatRefusesAll(t *testing.T, flavour string) {
 	nodetest.RunEach(t, four+" -F FORWARD", four+" -A FORWARD -p tcp --dport 8081 -j DROP", four+" -A FORWARD -j REJECT")
 	reach()
 	if flavour == "nft" { // the kernel doesn't report changes of legacy tables, so weir is slower than any script
-		nodetest.Run(t, four, "-F", "FORWARD")
+		nodetest.RunEach(t, four+" -F FORWARD")
 		n.Eventually("weir's rules are back before a slow script has added its own", func() error {
-			if rules := nodetest.Run(t, four, "-S", "FORWARD"); !strings.Contains(strings.ToLower(rules), "weir") {
+			if rules := nodetest.Run(t, "iptables-nft", "-S", "FORWARD"); !strings.Contains(strings.ToLower(rules), "weir") {
 				return fmt.Errorf("the chain has %s", rules)
 			}
 			return nil

@@ -11,6 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -165,10 +167,19 @@ func TestRemovedFiles(t *testing.T) {
 	n.Eventually("the agent has deleted all that it doesn't need", func() error { return unneeded(n, name) })
 	before, setsBefore := files(), sets()
 
+	// The agent looks for its files every ten seconds. It is stopped, so that it doesn't make them again before ADD.
+	signal := func(s unix.Signal) {
+		t.Helper()
+		if err := unix.Kill(n.AgentPID(), s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	signal(unix.SIGSTOP)
 	nodetest.Run(t, "sh", "-c", "rm -f /run/weir/* 2>/dev/null || :")
 	if _, err := n.TryAddPod("quiet", "late"); err == nil {
 		t.Error("a pod starts without the agent's socket")
 	}
+	signal(unix.SIGCONT)
 	n.Reach(client, closed.IP+":80", false)
 	n.Reach(client, open.IP+":80", true)
 	n.Eventually("the agent has made its files again", func() error {

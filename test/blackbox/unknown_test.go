@@ -202,19 +202,19 @@ func TestALegacyTableThatIptablesCantPrint(t *testing.T) {
 		t.Fatalf("weir's rules aren't in iptables-legacy:\n%s", out)
 	}
 	const rule = "FORWARD -m statistic --mode random --probability 0.5"
-	sh(t, undo+"iptables-legacy -t mangle -A "+rule)
-	sh(t, undo+"iptables-legacy -t mangle -D FORWARD 1")
+	sh(t, undo+"iptables-legacy -w -t mangle -A "+rule)
+	sh(t, undo+"iptables-legacy -w -t mangle -D FORWARD 1")
 	n.Reach(a, b.IP+":80", false)
 	notReadyFor(n, "mangle")
 	refused(n, "mangle")
 	stays(n, 3*time.Second, func() error {
-		if out := sh(t, undo+"iptables-legacy -t mangle -S FORWARD"); strings.Count(out, "-j WEIR-FORWARD") > 1 {
+		if out := sh(t, undo+"iptables-legacy -w -t mangle -S FORWARD"); strings.Count(out, "-j WEIR-FORWARD") > 1 {
 			return fmt.Errorf("weir's rule is there more than once:\n%s", out)
 		}
 		return nil
 	})
 	n.Reach(a, b.IP+":80", false)
-	sh(t, undo+"iptables-legacy -t mangle -D "+rule)
+	sh(t, undo+"iptables-legacy -w -t mangle -D "+rule)
 	well(n)
 }
 
@@ -248,7 +248,7 @@ func TestWhichIptablesIsUnknown(t *testing.T) {
 		n.SpawnAgent()
 		notReadyFor(n, "which iptables")
 		refused(n, "which iptables")
-		sh(t, undo+"iptables-legacy -F INPUT")
+		sh(t, undo+"iptables-legacy -w -F INPUT")
 		well(n)
 	})
 }
