@@ -72,15 +72,7 @@ func TestFlood(t *testing.T) {
 	if got := memory(t, n.AgentPID()); got > mostMemory {
 		t.Errorf("the agent has %d MiB, at most %d", got, mostMemory)
 	}
-	if err := quiet.send(2); err != nil { // the agent notices lost packets when a later one arrives
-		t.Fatal(err)
-	}
-	n.Eventually("the lines stand for the packets that were logged", func() error {
-		if shown, logged := live.count.Load(), n.logged(); shown != logged {
-			return fmt.Errorf("%d packets in lines, %d were logged", shown, logged)
-		}
-		return nil
-	})
+	n.agree(live, quiet)
 	if _, err := n.Ctl("status"); err != nil {
 		t.Error(err)
 	}

@@ -99,6 +99,26 @@ func (n *node) logged() (packets uint64) {
 	return packets
 }
 
+// agree waits until the reader's lines stand for the packets that were logged. The agent notices lost packets when a
+// later one arrives, and the later one may be lost too. So agree sends a packet from time to time.
+func (n *node) agree(r *reader, sender *sender) {
+	n.Helper()
+	var sent time.Time
+	n.Eventually("the lines stand for the packets that were logged", func() error {
+		if time.Since(sent) > 5*time.Second { // longer than a line may take
+			if err := sender.send(1); err != nil {
+				return err
+			}
+			sent = time.Now()
+		}
+		if shown, logged := r.count.Load(), n.logged(); shown != logged {
+			return fmt.Errorf("%d packets in lines, %d of them lost, %d missed; %d were logged", shown, r.lost.Load(),
+				r.missed.Load(), logged)
+		}
+		return nil
+	})
+}
+
 type reader struct {
 	cmd    *exec.Cmd
 	count  atomic.Uint64 // packets of all lines
