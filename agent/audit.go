@@ -15,8 +15,9 @@ import (
 // auditEvaluator finds the connections that audited policies would drop. The kernel can't find them: a node's rules
 // are only about the node's own pods, and policies at the other end may drop the connection anyway.
 type auditEvaluator struct {
-	cache verdict.Cache
-	found map[int]wouldDrop
+	cache    verdict.Cache
+	networks podNetworks
+	found    map[int]wouldDrop
 }
 
 type wouldDrop struct {
@@ -27,7 +28,7 @@ type wouldDrop struct {
 
 // only returns the lines without the needless lines of audited policies: the kernel also logs packets that these
 // policies would not drop. A line that the agent can't evaluate is left out too, and its packets count as unevaluated.
-func (e *auditEvaluator) only(ctx context.Context, a *agent, lines []drops.Line) []drops.Line {
+func (e *auditEvaluator) only(ctx context.Context, a *agent, v *dropView, lines []drops.Line) []drops.Line {
 	e.found = nil
 	isAudit := func(l drops.Line) bool { return l.Prefix != nil && l.Reason == agentapi.ByAudit }
 	if !slices.ContainsFunc(lines, isAudit) {
@@ -39,6 +40,7 @@ func (e *auditEvaluator) only(ctx context.Context, a *agent, lines []drops.Line)
 	var evaluator *verdict.Evaluator
 	if known {
 		evaluator = e.cache.New(state)
+		e.networks.load(v.of)
 	}
 	var rest []drops.Line
 	for _, l := range lines {
@@ -46,7 +48,7 @@ func (e *auditEvaluator) only(ctx context.Context, a *agent, lines []drops.Line)
 			rest = append(rest, l)
 			continue
 		}
-		if !known || l.Kind != agentapi.DropShown {
+		if !known || l.Kind != agentapi.DropShown || e.lacksPod(evaluator, v, l) {
 			a.metrics.audits.leaveOut(l.Count)
 			continue
 		}
@@ -56,6 +58,15 @@ func (e *auditEvaluator) only(ctx context.Context, a *agent, lines []drops.Line)
 		}
 	}
 	return rest
+}
+
+// lacksPod reports whether one of the line's addresses is that of an unknown pod: it is in the pods' networks, and no
+// pod has it. The pod may have ended since the packet, and a proposed rule must not name its address: another pod may
+// get the address.
+func (e *auditEvaluator) lacksPod(by *verdict.Evaluator, v *dropView, l drops.Line) bool {
+	return slices.ContainsFunc([]netip.Addr{l.Flow.Source(), l.Flow.Destination()}, func(a netip.Addr) bool {
+		return a.IsValid() && e.networks.contains(a) && v.nodes[a] == "" && len(by.At(a).Pods()) == 0
+	})
 }
 
 func addressesOf(lines []drops.Line, of func(drops.Line) bool) (addresses []netip.Addr) {

@@ -181,3 +181,23 @@ func TestAuditSumsBoundLabels(t *testing.T) {
 		}
 	}
 }
+
+// TestAuditWithoutAPod: if a pod has ended since its packet, the agent can't evaluate the line. Addresses of nodes, and
+// of hosts outside of the pods' networks, belong to no pod.
+func TestAuditWithoutAPod(t *testing.T) {
+	at := netip.MustParseAddr
+	s := &snapshot{nodes: []policy.Node{{Name: "n1", PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.0.1.0/24")}}}}
+	state := policy.State{Objects: policy.Objects{Nodes: s.nodes, Pods: []policy.Pod{{
+		Namespace: "shop", Name: "db", NodeName: "n1", Addresses: []netip.Addr{at("10.0.1.2")},
+	}}}}
+	var view dropView
+	view.load(s)
+	var e auditEvaluator
+	e.networks.load(s)
+	for peer, want := range map[string]bool{"10.0.1.3": true, "10.0.1.2": false, "10.0.1.1": false, "192.0.2.1": false} {
+		line := drops.Line{Flow: flowOf(ruleset.Packet{Src: at(peer), Dst: at("10.0.1.2"), Proto: ruleset.TCP, Port: 80})}
+		if got := e.lacksPod(verdict.New(state), &view, line); got != want {
+			t.Errorf("%s: %v", peer, got)
+		}
+	}
+}

@@ -263,7 +263,7 @@ var (
 		"by direction, namespace of the pod, and the audited policies that would isolate it.",
 		"direction", "namespace", "policy")
 	unevaluatedDesc = desc("weir_audit_unevaluated_total", "Connections that the rules of audited policies logged, and "+
-		"that the agent could not evaluate: too many came at once, or the agent's loop was busy.")
+		"that the agent could not evaluate: too many came at once, a pod had ended, or the agent's loop was busy.")
 )
 
 func (s *auditSums) Describe(ch chan<- *prometheus.Desc) {

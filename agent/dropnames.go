@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"time"
 
@@ -37,7 +38,7 @@ func (a *agent) reportDrops(ctx context.Context) {
 	}
 	for lines := range a.drops.lines {
 		view.load(a.snapshots.target.Load())
-		lines = audits.only(ctx, a, lines)
+		lines = audits.only(ctx, a, &view, lines)
 		names := a.names(ctx, view.unknown(lines))
 		entries := make([]drops.Entry, len(lines))
 		for i, l := range lines {
@@ -97,7 +98,39 @@ type dropView struct {
 	shared      map[string]bool           // true if several classes share the chain
 	classes     map[podSide]*ruleset.Class
 	ports       map[uint32]string   // pods by the indexes of their ports, as far as they were asked for
-	earlier     map[string][]string // policies of chains that earlier snapshots had
+	earlier     map[string][]string // policies of chains that earlier snapshots had; for a shared chain, "CHAIN POD"
+	lately      map[netip.Addr]latePod
+}
+
+// latePod is the pod that a line has named at an address, and the time of that line's report.
+type latePod struct {
+	name string
+	at   time.Time
+}
+
+const (
+	// lateFor is the time for which a pod that has ended is still named. A line about its last packets comes a second
+	// after the packets, and a busy agent needs more time.
+	lateFor = 10 * time.Second
+	maxLate = 1024
+)
+
+// podAt returns the pod's name. The parameter pod is the name that is known for the address, or "". In this case, podAt
+// returns the name that an earlier line has given, unless that is too long ago: the pod may have ended since its
+// packets.
+func (v *dropView) podAt(a netip.Addr, pod string) string {
+	now := time.Now()
+	if pod == "" {
+		if late, ok := v.lately[a]; ok && now.Sub(late.at) < lateFor {
+			return late.name
+		}
+		return ""
+	}
+	if len(v.lately) >= maxLate || v.lately == nil {
+		v.lately = map[netip.Addr]latePod{}
+	}
+	v.lately[a] = latePod{pod, now}
+	return pod
 }
 
 type podSide struct {
@@ -170,6 +203,8 @@ func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) 
 		Source:      agentapi.DropEnd{Address: l.Flow.Source(), Port: l.Flow.SrcPort},
 		Destination: agentapi.DropEnd{Address: l.Flow.Destination(), Port: l.Flow.DstPort},
 	}
+	// Only lines with these reasons are about packets between the pods that had the addresses.
+	between := slices.Contains([]string{agentapi.ByPolicy, agentapi.ByAudit, agentapi.ByClosed}, l.Reason)
 	for _, end := range [...]*agentapi.DropEnd{&d.Source, &d.Destination} {
 		if !end.Address.IsValid() || end.Address.IsUnspecified() {
 			*end = agentapi.DropEnd{Port: end.Port}
@@ -178,6 +213,9 @@ func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) 
 		end.Pod, end.Node = v.pods[end.Address], v.nodes[end.Address]
 		if end.Pod == "" {
 			end.Pod = names[end.Address]
+		}
+		if between && end.Node == "" {
+			end.Pod = v.podAt(end.Address, end.Pod)
 		}
 	}
 	if l.Port != 0 {
@@ -250,7 +288,8 @@ func (v *dropView) podBehind(index uint32) string {
 }
 
 // policies returns the policies of the chain's class, also if only an earlier snapshot has the chain. If several
-// classes share the chain, or no snapshot has it, policies returns the policies that isolate the pod now.
+// classes share the chain, or no snapshot has it, policies returns the policies that isolate the pod now. If the pod
+// has ended, it returns those of an earlier line about the pod and the chain.
 func (v *dropView) policies(d ruleset.Direction, chain, pod string) []string {
 	if c := v.chains[chain]; c != nil && !v.shared[chain] {
 		return c.Policies
@@ -259,9 +298,12 @@ func (v *dropView) policies(d ruleset.Direction, chain, pod string) []string {
 		return all
 	}
 	if c := v.classes[podSide{d, pod}]; c != nil {
+		if len(v.earlier) < maxEarlier {
+			v.earlier[chain+" "+pod] = c.Policies
+		}
 		return c.Policies
 	}
-	return nil
+	return v.earlier[chain+" "+pod]
 }
 
 // protocolNames has the names of /etc/protocols for the protocols that pods may send.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -13,9 +14,11 @@ import (
 
 	"github.com/weir-net/weir/agent/drops"
 	"github.com/weir-net/weir/agentapi"
+	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/netfilter/nflog"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 var errLogGone = errors.New("the log is gone")
@@ -105,5 +108,45 @@ func TestNodesOfDrops(t *testing.T) {
 		if got := view.drop(line, nil, "n2").Source.Node; got != want {
 			t.Errorf("%s: node %q, want %q", address, got, want)
 		}
+	}
+}
+
+// TestDropsOfEndedPods: a line about the last packets of a pod comes when the pod has ended. The line still has the
+// pod's name and policies, if an earlier line had them shortly before.
+func TestDropsOfEndedPods(t *testing.T) {
+	job := netip.MustParseAddr("10.88.0.3")
+	const chain = conf.EgressClassChains + "NONE"
+	running := &snapshot{
+		endpoints: []policy.Endpoint{{
+			Pod: policy.PodRef{Namespace: "shop", Name: "job"}, Addresses: []policy.Address{{Addr: job}},
+		}},
+		ruleset: ruleset.Ruleset{Classes: []ruleset.Class{{
+			Direction: ruleset.Egress, Chain: chain, Pods: []string{"shop/job"}, Policies: []string{"shop/deny"},
+		}}},
+	}
+	line := func(reason string) drops.Line {
+		return drops.Line{
+			Kind: agentapi.DropShown, Prefix: &drops.Prefix{Direction: ruleset.Egress, Reason: reason, Chain: chain},
+			Flow: nflog.Flow{Src: job.As16(), EtherType: unix.ETH_P_IP},
+		}
+	}
+	var view dropView
+	said := func(reason string) string {
+		d := view.drop(line(reason), nil, "n1")
+		return d.Source.Pod + " " + strings.Join(d.Policies, ",")
+	}
+	view.load(running)
+	for range 2 {
+		if got := said(agentapi.ByPolicy); got != "shop/job shop/deny" {
+			t.Errorf("%q", got)
+		}
+		view.load(&snapshot{}) // the pod has ended
+	}
+	if got := said(agentapi.ByNoPod); got != " " {
+		t.Errorf("no pod has the address, and the drop names %q", got)
+	}
+	view.lately[job] = latePod{"shop/job", time.Now().Add(-lateFor)}
+	if got := said(agentapi.ByPolicy); got != " " {
+		t.Errorf("long after the pod's end: %q", got)
 	}
 }

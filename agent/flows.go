@@ -259,6 +259,9 @@ func (r *recording) end(address netip.Addr, state policy.State) agentapi.FlowEnd
 	if end.Pod == "" {
 		end.Pod = strings.Join(slices.Compact(names), ",")
 	}
+	if end.Node == "" {
+		end.Pod = r.view.podAt(address, end.Pod)
+	}
 	if len(found) == 1 {
 		if end.Labels = found[0].Labels; end.Labels == nil {
 			end.Labels = map[string]string{}
