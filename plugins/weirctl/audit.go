@@ -58,7 +58,7 @@ func auditCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd, strings.Join(args, "")) },
 	}
 	flags := cmd.Flags()
-	flags.DurationVar(&o.since, "since", 0, "leave out connections of which the last is older, such as 24h")
+	flags.Var((*spanFlag)(&o.since), "since", "leave out connections of which the last is older, such as 24h")
 	outputFlag(cmd, &o.output, "", "text", "json")
 	flags.BoolVar(&o.cluster, "cluster", isPlugin(), "ask all nodes, through the API server")
 	flags.StringSliceVar(&o.names, "node", nil, "ask these nodes, through the API server")
@@ -81,9 +81,6 @@ func (o *auditOptions) run(cmd *cobra.Command, name string) error {
 	namespace, rest, _ := strings.Cut(name, "/")
 	if name != "" && (namespace == "" || rest == "" || strings.Contains(rest, "/")) {
 		return client.Usage(fmt.Errorf("%q: must be NAMESPACE/NAME of a NetworkPolicy", name))
-	}
-	if o.since < 0 {
-		return client.Usage(fmt.Errorf("--since %s: must not be negative", o.since))
 	}
 	var sum client.AuditOfNodes
 	away, err := o.collect(cmd.Context(), name, &sum)

@@ -16,14 +16,13 @@ func TestAuditBadInput(t *testing.T) {
 	}{
 		{[]string{"db"}, client.ExitUsage, `"db": must be NAMESPACE/NAME`},
 		{[]string{"shop/"}, client.ExitUsage, "must be NAMESPACE/NAME"},
-		{[]string{"shop/db", "--since", "-1s"}, client.ExitUsage, "must not be negative"},
+		{[]string{"shop/db", "--since", "0"}, client.ExitUsage, "must be a length of time above 0"},
 		{[]string{"-o", "xml"}, client.ExitUsage, "must be text or json"},
 		{[]string{"shop/db", "shop/web"}, client.ExitUsage, "audit takes one policy, NAMESPACE/NAME, and got 2"},
 		{[]string{"shop/db"}, client.ExitError, "--cluster asks the agents of all nodes"},
 	} {
-		cmd := auditCommand()
-		cmd.SilenceErrors, cmd.SilenceUsage = true, true
-		cmd.SetArgs(tc.args)
+		cmd := rootCommand()
+		cmd.SetArgs(append([]string{"audit"}, tc.args...))
 		code, text := client.Code(cmd.ExecuteContext(t.Context()))
 		if code != tc.code || !strings.Contains(text, tc.want) || strings.Contains(text, "\n") {
 			t.Errorf("%q: %d, %q", tc.args, code, text)

@@ -90,7 +90,7 @@ func dropsCommand() *cobra.Command {
 	}
 	flags, q := cmd.Flags(), &o.query
 	flags.BoolVarP(&q.Follow, "follow", "f", false, "show drops as they happen, until Ctrl-C")
-	flags.DurationVar(&q.Since, "since", 0,
+	flags.Var((*spanFlag)(&q.Since), "since",
 		"show drops that are not older, such as 5m; default: all that the agent remembers, and with -f none of them")
 	flags.StringVarP(&q.Namespace, "namespace", "n", "", "only if the sender or the receiver is in this namespace")
 	flags.StringVar(&q.Pod, "pod", "", "only if this pod is the sender or the receiver: its name, or namespace/name")
@@ -115,7 +115,7 @@ type portFlag uint16
 func (p *portFlag) Set(text string) error {
 	port, err := strconv.ParseUint(text, 10, 16)
 	if err != nil || port == 0 {
-		return errors.New("must be a port from 1 to 65535")
+		return errors.New("must be a port from 1 to 65535, without a protocol")
 	}
 	*p = portFlag(port)
 	return nil
@@ -133,9 +133,6 @@ func (o *dropsOptions) printer(cmd *cobra.Command) (func(*agentapi.Drop) error, 
 	}
 	if r := o.query.Reason; r != "" && !slices.Contains(reasonNames(), r) {
 		return nil, nil, client.Usage(fmt.Errorf("--reason %s: must be one of %s", r, reasons()))
-	}
-	if o.query.Since < 0 {
-		return nil, nil, client.Usage(fmt.Errorf("--since %s: must not be negative", o.query.Since))
 	}
 	printDrop, closeOutput := client.DropPrinter(cmd.OutOrStdout(), format), func() error { return nil }
 	if o.query.Packets = o.pcap != ""; o.query.Packets {

@@ -30,12 +30,13 @@ func TestDropsBadInput(t *testing.T) {
 		want string
 	}{
 		{"-o xml", client.ExitUsage, "-o xml: must be text or json"},
-		{"--since -5m", client.ExitUsage, "--since -5m0s: must not be negative"},
+		{"--since -5m", client.ExitUsage, `"-5m" for "--since" flag: must be a length of time above 0, such as 5m or 24h`},
+		{"--since 0s", client.ExitUsage, `"0s" for "--since" flag: must be a length of time above 0`},
+		{"--port 53/udp", client.ExitUsage, `"53/udp" for "--port" flag: must be a port from 1 to 65535, without a protocol`},
 		{"", client.ExitError, "asks the agent of the node that it runs on"},
 	} {
-		cmd := dropsCommand()
-		cmd.SilenceErrors, cmd.SilenceUsage = true, true
-		cmd.SetArgs(strings.Fields(tc.args))
+		cmd := rootCommand()
+		cmd.SetArgs(append([]string{"drops"}, strings.Fields(tc.args)...))
 		code, text := client.Code(cmd.ExecuteContext(t.Context()))
 		if code != tc.code || !strings.Contains(text, tc.want) || strings.Contains(text, "\n") {
 			t.Errorf("%s: %d, %q", tc.args, code, text)

@@ -57,8 +57,6 @@ func flowsCommand() *cobra.Command {
 			switch {
 			case err != nil:
 				return err
-			case f.since < 0 || record < 0:
-				return client.Usage(errors.New("--since and --record must not be negative"))
 			case stop && record > 0:
 				return client.Usage(errors.New("--record and --stop exclude each other"))
 			}
@@ -77,7 +75,7 @@ func flowsCommand() *cobra.Command {
 		},
 	}
 	f.addFlags(cmd)
-	cmd.Flags().DurationVar(&record, "record", 0, "record flows from now on, for this long, such as 1h; at most 168h")
+	cmd.Flags().Var((*spanFlag)(&record), "record", "record flows from now on, for this long, such as 1h; at most 168h")
 	cmd.Flags().BoolVar(&stop, "stop", false, "end the recording")
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only if the sender or the receiver is in this namespace")
 	outputFlag(cmd, &output, "", "text", "json")
@@ -86,7 +84,7 @@ func flowsCommand() *cobra.Command {
 }
 
 func (f *flowsFlags) addFlags(cmd *cobra.Command) {
-	cmd.Flags().DurationVar(&f.since, "since", 0, "flows that were seen within this time, such as 1h; default: all")
+	cmd.Flags().Var((*spanFlag)(&f.since), "since", "flows that were seen within this time, such as 1h; default: all")
 	cmd.Flags().BoolVar(&f.cluster, "cluster", isPlugin(), "ask all nodes, through the API server")
 	f.nodes.AddFlags(cmd.Flags())
 }

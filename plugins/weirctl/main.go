@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/spf13/cobra"
@@ -83,6 +84,29 @@ func outputFlag(cmd *cobra.Command, output *string, more string, words ...string
 	cmd.Flags().StringVarP(output, "output", "o", words[0], help)
 	client.CompleteWords(cmd, "output", words...)
 }
+
+// spanFlag is a length of time. 0 means that the flag is missing.
+type spanFlag time.Duration
+
+// Set accepts lengths of time that are longer than 0.
+func (s *spanFlag) Set(text string) error {
+	span, err := time.ParseDuration(text)
+	if err != nil || span <= 0 {
+		return errors.New("must be a length of time above 0, such as 5m or 24h")
+	}
+	*s = spanFlag(span)
+	return nil
+}
+
+func (s *spanFlag) String() string {
+	if *s == 0 {
+		return "" // the help then states no default
+	}
+	return time.Duration(*s).String()
+}
+
+// Type is the value's name in the help.
+func (s *spanFlag) Type() string { return "duration" }
 
 // interruptible returns a command that ends at Ctrl-C even while it reads a pipe or computes. It is for commands that
 // can be abandoned at any moment and leave nothing behind.

@@ -55,8 +55,6 @@ func suggestCommand() *cobra.Command {
 			switch {
 			case namespace == "":
 				return client.Usage(errors.New("name the namespace: -n NAMESPACE"))
-			case f.since < 0:
-				return client.Usage(fmt.Errorf("--since %s: must not be negative", f.since))
 			case f.since > 0 && file != "":
 				return client.Usage(errors.New("--since and --flows exclude each other: weirctl flows --since 1h -o json writes " +
 					"only the newer flows"))

@@ -80,11 +80,10 @@ func TestSuggestBadInput(t *testing.T) {
 		}
 	}
 	run := func(args ...string) (code int, message, out string) {
-		cmd := suggestCommand()
+		cmd := rootCommand()
 		var b strings.Builder
-		cmd.SilenceErrors, cmd.SilenceUsage = true, true
 		cmd.SetOut(&b)
-		cmd.SetArgs(append(args, "--source", "dir:"+dir))
+		cmd.SetArgs(append(append([]string{"suggest"}, args...), "--source", "dir:"+dir))
 		code, message = client.Code(cmd.ExecuteContext(t.Context()))
 		return code, message, b.String()
 	}
@@ -94,7 +93,7 @@ func TestSuggestBadInput(t *testing.T) {
 		want string
 	}{
 		{nil, client.ExitUsage, "name the namespace"},
-		{[]string{"-n", "shop", "--since", "-1s"}, client.ExitUsage, "must not be negative"},
+		{[]string{"-n", "shop", "--since", "-1s"}, client.ExitUsage, "must be a length of time above 0"},
 		{[]string{"-n", "shop", "--flows", "gone.json"}, client.ExitUsage, "--flows gone.json: there is no such file"},
 		{[]string{"-n", "shop", "--since", "1h", "--flows", flows}, client.ExitUsage, "exclude each other"},
 		{[]string{"-n", "lab", "--flows", flows}, client.ExitUsage, "neither pods nor flows"},

@@ -204,7 +204,7 @@ func parsePort(s string) (Port, error) {
 		return Port{}, inputError("%q: ICMP has no ports: write :/icmp", ":"+s)
 	case errors.Is(err, strconv.ErrRange), err == nil && (n < 1 || n > 65535):
 		return Port{}, inputError("port %s is out of range: 1 to 65535", number)
-	case err == nil:
+	case err == nil && number[0] != '+':
 		p.Number = uint16(n)
 	case len(number) > 15 || !portNames.MatchString(number):
 		return Port{}, inputError("%q is no port: write a number from 1 to 65535, or the name of a port", number)

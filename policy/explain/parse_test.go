@@ -75,6 +75,7 @@ func TestParseErrors(t *testing.T) {
 		"ns/b:/udp":                 `":/udp": a port must follow the colon`,
 		"ns/b:80/tpc":               `protocol "tpc": must be TCP, UDP, SCTP or ICMP`,
 		"ns/b:80/icmp":              `":80/icmp": ICMP has no ports: write :/icmp`,
+		"ns/b:+80":                  `"+80" is no port: write a number from 1 to 65535, or the name of a port`,
 		"ns/b:HTTP":                 `"HTTP" is no port: write a number from 1 to 65535, or the name of a port`,
 		"[fd00::1":                  `"[fd00::1": write an IPv6 address with a port as [ADDRESS]:PORT`,
 		"[fd00::1]80":               `"[fd00::1]80": write an IPv6 address with a port as [ADDRESS]:PORT`,
