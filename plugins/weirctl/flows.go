@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -125,6 +126,7 @@ func (f *flowsFlags) ask(ctx context.Context, order *agentapi.FlowsOrder) ([]age
 			a.Value.Node = a.Node
 			all = append(all, a.Value)
 		})
+	slices.SortFunc(all, func(a, b agentapi.Flows) int { return strings.Compare(a.Node, b.Node) })
 	if err == nil && len(failed) > 0 {
 		err = fmt.Errorf("%d of %d nodes have not answered: %s", len(failed), len(agents), strings.Join(failed, "; "))
 	}
@@ -187,7 +189,7 @@ func printFlows(out io.Writer, format client.Format, all []agentapi.Flows, names
 			to := agentapi.DropEnd{
 				Pod: f.Destination.Pod, Node: f.Destination.Node, Address: f.Destination.Address, Port: f.Port,
 			}
-			line("%s\t%d\t%s\t%s\t%s\t%s", f.Last.Local().Format(time.TimeOnly), f.Count, agentapi.OneLine(f.Source.String()),
+			line("%s\t%d\t%s\t%s\t%s\t%s", f.Last.Local().Format(time.DateTime), f.Count, agentapi.OneLine(f.Source.String()),
 				agentapi.OneLine(to.String()), agentapi.OneLine(f.Protocol), agentapi.OneLine(n.Node))
 		}
 	}

@@ -116,7 +116,8 @@ func TestSuggestBadInput(t *testing.T) {
 	}
 }
 
-// TestNothingRecorded: if nothing was recorded, flows fails in each format. In JSON it shows this all the same.
+// TestNothingRecorded: if nothing was recorded, flows fails in each format. In JSON it shows this all the same. The
+// text has the date of each flow.
 func TestNothingRecorded(t *testing.T) {
 	for _, format := range []client.Format{client.Text, client.JSON} {
 		var out bytes.Buffer
@@ -126,6 +127,13 @@ func TestNothingRecorded(t *testing.T) {
 		if format == client.JSON && !json.Valid(out.Bytes()) {
 			t.Errorf("no JSON: %s", out.Bytes())
 		}
+	}
+	var out bytes.Buffer
+	at := time.Date(2026, time.March, 1, 3, 4, 5, 0, time.Local)
+	days := []agentapi.Flows{{Since: at, Flows: []agentapi.Flow{{Last: at}}}}
+	err := printFlows(&out, client.Text, days, "")
+	if err != nil || !strings.Contains(out.String(), "2026-03-01 03:04:05") {
+		t.Errorf("a recording can take a week, so a flow needs its date: %v\n%s", err, &out)
 	}
 	recorded := []agentapi.Flows{{Since: time.Now()}}
 	if err := printFlows(io.Discard, client.JSON, recorded, ""); err != nil {
