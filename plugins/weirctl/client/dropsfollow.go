@@ -272,7 +272,8 @@ func (n *nodeFollower) isNew(d *agentapi.Drop, now time.Time) bool {
 	if d.Kind == agentapi.DropMissed {
 		return true
 	}
-	key := fmt.Sprint(d.Time.UnixNano(), d.Kind, d.Count, d.Source, d.Destination, d.Protocol, d.Chain, d.Direction)
+	key := fmt.Sprint(d.Time.UnixNano(), d.Kind, d.Count, d.Source, d.Destination, d.Protocol, d.ICMP, d.Chain,
+		d.Direction, d.Reason)
 	if _, known := n.recent[key]; known {
 		return false
 	}

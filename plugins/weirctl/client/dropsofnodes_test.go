@@ -379,3 +379,17 @@ func TestDropOrder(t *testing.T) {
 		}
 	}
 }
+
+// TestDropsThatDifferInTheirReason: two drops that differ only in their reason or in the type of an ICMP packet are
+// both new. The same drop from the node's next stream is not.
+func TestDropsThatDifferInTheirReason(t *testing.T) {
+	n := nodeFollower{recent: map[string]time.Time{}}
+	guard := agentapi.Drop{Kind: agentapi.DropMore, Count: 1, Reason: agentapi.ByGuard}
+	discovery, echo := guard, guard
+	discovery.Reason, echo.ICMP = agentapi.ByDiscovery, "type 8 code 0"
+	for i, d := range []agentapi.Drop{guard, discovery, echo, guard} {
+		if n.isNew(&d, time.Now()) != (i < 3) {
+			t.Errorf("drop %d: %+v", i, d)
+		}
+	}
+}
