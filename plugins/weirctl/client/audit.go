@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	networkingv1 "k8s.io/api/networking/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/weir-net/weir/agentapi"
@@ -41,7 +42,10 @@ type AuditOfNodes struct {
 	Nodes int `json:"nodes"`
 	// Troubles name nodes with incomplete reports, and the reasons.
 	Troubles []string `json:"troubles,omitempty"`
-	kinds    map[string]int
+	// Rules would allow the connections if they were added to the policy, except for protocols that no rule with ports
+	// can allow. They are nil in a report on all policies.
+	Rules *AuditRules `json:"rules,omitempty"`
+	kinds map[string]int
 }
 
 // Add adds the report of one node, without the connections that were last seen before the given time.
@@ -83,12 +87,25 @@ func (a *AuditOfNodes) Add(r agentapi.AuditReport, since time.Time) {
 	}
 }
 
+// AuditRules are rules for an audited policy.
+type AuditRules struct {
+	Ingress []networkingv1.NetworkPolicyIngressRule `json:"ingress,omitempty"`
+	Egress  []networkingv1.NetworkPolicyEgressRule  `json:"egress,omitempty"`
+	// Broad is true if one of the rules selects all pods of a namespace, because a pod has no labels.
+	Broad bool `json:"broad,omitempty"`
+	// Without has protocols without ports. Only a rule without ports can allow them.
+	Without []string `json:"protocolsWithoutPorts,omitempty"`
+}
+
 func (a *AuditOfNodes) Knows(name string) bool { return slices.Contains(a.Audited, name) }
 
 // PrintAudit prints the would-drops of one policy, with rules that would allow them. Without a name, it lists the
 // audited policies. As JSON, it prints the whole report, with and without a name.
 func PrintAudit(out io.Writer, f Format, a *AuditOfNodes, name string) error {
 	slices.SortFunc(a.Dropped, agentapi.CompareAudited)
+	if name != "" && len(a.Dropped) > 0 {
+		a.Rules = rulesFor(a.Dropped, name)
+	}
 	switch {
 	case f == JSON:
 		return printJSON(out, a)
@@ -98,10 +115,10 @@ func PrintAudit(out io.Writer, f Format, a *AuditOfNodes, name string) error {
 	if err := printTable(out, func(line printLine) { auditTraffic(line, a, name) }); err != nil {
 		return err
 	}
-	if len(a.Dropped) == 0 {
+	if a.Rules == nil {
 		return nil
 	}
-	text, err := rulesText(a.Dropped, name)
+	text, err := rulesText(a.Rules, name)
 	if err == nil {
 		_, err = io.WriteString(out, text)
 	}
@@ -145,7 +162,7 @@ func auditLimits(line printLine, a *AuditOfNodes) {
 		line("%d more connections are not listed: there are too many different ones.", a.More)
 	}
 	if a.Unevaluated > 0 {
-		line("%d connections could not be evaluated: too many came at once, or the agent was busy. "+
+		line("%d connections could not be evaluated: too many came at once, a pod had ended, or the agent was busy.\n"+
 			"Some of them may be would-drops.", a.Unevaluated)
 	}
 	for _, t := range a.Troubles {
@@ -175,28 +192,38 @@ func auditTraffic(line printLine, a *AuditOfNodes, name string) {
 	auditLimits(line, a)
 }
 
-func rulesText(all []agentapi.AuditedTraffic, name string) (string, error) {
+func rulesFor(all []agentapi.AuditedTraffic, name string) *AuditRules {
 	namespace, _, _ := strings.Cut(name, "/")
 	var traffic []propose.Traffic
-	broad := false
+	var r AuditRules
 	for _, t := range all {
 		peer := propose.Peer{Address: t.Peer.Address}
 		if t.Peer.Name != "" {
 			peer = propose.Peer{Namespace: t.Peer.Namespace, Labels: t.Peer.Labels}
-			broad = broad || len(t.Peer.Labels) == 0
+			r.Broad = r.Broad || len(t.Peer.Labels) == 0
 		}
 		traffic = append(traffic, propose.Traffic{
 			Direction: ruleset.Direction(t.Direction), Namespace: namespace, Peer: peer,
 			Protocol: ruleset.Protocol(t.Protocol), Port: t.Port,
 		})
 	}
-	ingress, egress, left := propose.Rules(traffic)
-	spec := map[string]any{}
-	if len(ingress) > 0 {
-		spec["ingress"] = ingress
+	var left []propose.Traffic
+	r.Ingress, r.Egress, left = propose.Rules(traffic)
+	for _, t := range left {
+		r.Without = append(r.Without, string(t.Protocol))
 	}
-	if len(egress) > 0 {
-		spec["egress"] = egress
+	slices.Sort(r.Without)
+	r.Without = slices.Compact(r.Without)
+	return &r
+}
+
+func rulesText(r *AuditRules, name string) (string, error) {
+	spec := map[string]any{}
+	if len(r.Ingress) > 0 {
+		spec["ingress"] = r.Ingress
+	}
+	if len(r.Egress) > 0 {
+		spec["egress"] = r.Egress
 	}
 	var b strings.Builder
 	if len(spec) > 0 {
@@ -207,16 +234,12 @@ func rulesText(all []agentapi.AuditedTraffic, name string) (string, error) {
 		fmt.Fprintf(&b, "\n# These rules, added to %s, allow all of that. Remove those that you don't want.\n%s",
 			agentapi.OneLine(name), excerpt.Printable(string(text)))
 	}
-	if broad {
+	if r.Broad {
 		b.WriteString("# A pod without labels can't be told from others: its rule selects all pods of its namespace.\n")
 	}
-	var without []string
-	for _, t := range left {
-		without = append(without, string(t.Protocol))
-	}
-	if slices.Sort(without); len(without) > 0 {
+	if len(r.Without) > 0 {
 		fmt.Fprintf(&b, "# No port of a policy can be of %s: only a rule without ports allows that, and it allows all "+
-			"ports.\n", agentapi.OneLine(excerpt.List(slices.Compact(without), ", ")))
+			"ports.\n", agentapi.OneLine(excerpt.List(r.Without, ", ")))
 	}
 	return b.String(), nil
 }

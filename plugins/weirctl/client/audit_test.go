@@ -54,7 +54,8 @@ ingress    shop/db-0  192.0.2.9     icmp      1      `+clock+`  `+clock+`
 ingress    shop/db-0  tools/backup  tcp 5432  1      `+clock+`  `+clock+`
 
 Counted since `+later+`.
-7 connections could not be evaluated: too many came at once, or the agent was busy. Some of them may be would-drops.
+7 connections could not be evaluated: too many came at once, a pod had ended, or the agent was busy.
+Some of them may be would-drops.
 No packets are read: n2: no group
 
 # These rules, added to shop/db, allow all of that. Remove those that you don't want.
@@ -85,6 +86,15 @@ spec:
 		t.Error(diff)
 	}
 	b.Reset()
+	if err := PrintAudit(b, JSON, &sum, "shop/db"); err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []string{`"cidr": "192.0.2.9/32"`, `"app": "backup"`, `"protocolsWithoutPorts": [`} {
+		if _, rules, _ := strings.Cut(b.String(), `"rules": {`); !strings.Contains(rules, part) {
+			t.Errorf("the JSON doesn't have the rules of the text: no %s in\n%s", part, b)
+		}
+	}
+	b.Reset()
 	if err := PrintAudit(b, Text, &sum, ""); err != nil {
 		t.Fatal(err)
 	}
@@ -93,7 +103,8 @@ shop/db   10 connections  4      `+later+`
 shop/new  0 connections   0      -
 
 Counted since `+later+`.
-7 connections could not be evaluated: too many came at once, or the agent was busy. Some of them may be would-drops.
+7 connections could not be evaluated: too many came at once, a pod had ended, or the agent was busy.
+Some of them may be would-drops.
 No packets are read: n2: no group
 `, b.String()); diff != "" {
 		t.Error(diff)
