@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -181,6 +182,26 @@ func TestICMP(t *testing.T) {
 	out, code, message := runExplain(t, "203.0.113.7", "shop/web:/icmp", "--source", "dir:manifests")
 	if code != client.ExitDropped || !strings.Contains(out, "and without ports") || strings.Contains(out, "port 0") {
 		t.Errorf("exit code %d, %s\n%s", code, message, out)
+	}
+}
+
+// TestManyPolicies: of very many policies or rules, the text names some, and says how many there are more.
+func TestManyPolicies(t *testing.T) {
+	var manifest strings.Builder
+	manifest.WriteString(nodePort)
+	for i := range 1000 {
+		fmt.Fprintf(&manifest, "---\n{kind: NetworkPolicy, apiVersion: networking.k8s.io/v1, metadata: {name: p%d, "+
+			"namespace: shop}, spec: {podSelector: {}, ingress: [{ports: [{port: 9090}]}]}}\n", i)
+	}
+	inDirectory(t, []byte(manifest.String()))
+	for port, want := range map[string]string{
+		"80":   "991 more NetworkPolicies isolate it too (-o json lists them)",
+		"9090": "990 more rules allow it too (-o json lists them)",
+	} {
+		out, _, message := runExplain(t, "203.0.113.7", "shop/web:"+port, "--source", "dir:manifests")
+		if strings.Count(out, "\n") > 60 || !strings.Contains(out, want) {
+			t.Errorf("port %s: %s\n%s", port, message, out)
+		}
 	}
 }
 

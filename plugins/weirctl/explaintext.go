@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/plugins/weirctl/client"
 	"github.com/weir-net/weir/policy/explain"
 	"github.com/weir-net/weir/policy/ruleset"
@@ -116,15 +117,18 @@ func sideLines(p *client.Printer, s explain.Side) {
 		of = " of " + s.Pod
 	}
 	p.Line("  ", string(s.Direction), of, ": ", result(s.Result), ", ", reason(s))
+	var policies, allows []string
 	for _, name := range s.Policies {
-		p.Line("    NetworkPolicy ", name)
+		policies = append(policies, "NetworkPolicy "+name)
 	}
+	listLines(p, policies, "NetworkPolicies isolate it too")
 	auditLines(p, s)
 	for _, r := range s.Allows {
 		if s.Result == explain.Allowed {
-			p.Line("    allowed by ", r.Policy, " ", r.Field, matched(r))
+			allows = append(allows, "allowed by "+r.Policy+" "+r.Field+matched(r))
 		}
 	}
+	listLines(p, allows, "rules allow it too")
 	if len(s.Nearest) == 0 {
 		if s.Change != "" {
 			p.Line("    no rule of these policies allows anything ", preposition(s.Direction), " other ends")
@@ -142,6 +146,20 @@ func sideLines(p *client.Printer, s explain.Side) {
 		p.Line("    1 more rule doesn't allow it either (-o json lists it)")
 	} else if more > 1 {
 		p.Line("    ", fmt.Sprint(more), " more rules don't allow it either (-o json lists them)")
+	}
+}
+
+// listLines prints the lines of a list. Of a long list, it prints the first lines and the number of the rest.
+func listLines(p *client.Printer, lines []string, rest string) {
+	shown := lines
+	if len(lines) > excerpt.Named+1 {
+		shown = lines[:excerpt.Named]
+	}
+	for _, l := range shown {
+		p.Line("    ", l)
+	}
+	if more := len(lines) - len(shown); more > 0 {
+		p.Line("    ", fmt.Sprint(more), " more ", rest, " (-o json lists them)")
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -169,18 +170,18 @@ func (p *Path) compareClass(v View, s Side, end Place) {
 			end.Pod, s.Direction, policiesOf(held)))
 	case held != nil && s.Reason == Isolated && !samePolicies(held.Policies, s.Policies):
 		k.Differences = append(k.Differences, fmt.Sprintf("the kernel has %s in the %s class of %s, and it is isolated by %s",
-			end.Pod, s.Direction, policiesOf(held), strings.Join(s.Policies, ", ")))
+			end.Pod, s.Direction, policiesOf(held), excerpt.List(s.Policies, ", ")))
 	}
 }
 
 func policiesOf(c *ruleset.Class) string {
 	switch {
 	case len(c.Audited) > 0:
-		return "pods that only audited policies would isolate: " + strings.Join(c.Audited, ", ")
+		return "pods that only audited policies would isolate: " + excerpt.List(c.Audited, ", ")
 	case len(c.Policies) == 0:
 		return "pods that no policy isolates"
 	}
-	return strings.Join(c.Policies, ", ")
+	return excerpt.List(c.Policies, ", ")
 }
 
 func samePolicies(class, policies []string) bool {

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+
+	"github.com/weir-net/weir/internal/excerpt"
 )
 
 // EnforcedOn returns the nodes whose rules enforce the verdicts of the paths.
@@ -87,7 +89,7 @@ func (s Side) because() string {
 	if len(s.Policies) == 0 {
 		return string(s.Reason)
 	}
-	return string(s.Reason) + " by " + strings.Join(s.Policies, ", ")
+	return string(s.Reason) + " by " + excerpt.List(s.Policies, ", ")
 }
 
 func sameNames(a, b []string) bool {
