@@ -24,6 +24,9 @@ type Service struct {
 	// External has the externalIPs, and Balancer the addresses of the load balancer.
 	External []netip.Addr
 	Balancer []netip.Addr `json:",omitempty"`
+	// Proxied has the addresses of a load balancer with ipMode: Proxy. kube-proxy doesn't translate them, so connections
+	// from the cluster go to the load balancer.
+	Proxied []netip.Addr `json:",omitempty"`
 	// Ranges has the loadBalancerSourceRanges. If it is empty, every sender may use the addresses of Balancer.
 	Ranges   []netip.Prefix `json:",omitempty"`
 	Selector map[string]string
@@ -47,7 +50,7 @@ func (s Service) IsExternal() bool {
 	return s.Kind == "NodePort" || s.Kind == "LoadBalancer" || len(s.External) > 0
 }
 
-// Has reports whether the address is one of the Service's own.
+// Has reports whether kube-proxy translates connections to the address for the Service.
 func (s Service) Has(a netip.Addr) bool {
 	return slices.Contains(s.ClusterIPs, a) || slices.Contains(s.External, a) || slices.Contains(s.Balancer, a)
 }

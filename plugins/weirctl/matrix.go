@@ -61,7 +61,8 @@ func (n *narrow) filter() (f reach.Filter, err error) {
 	return f, nil
 }
 
-// resolve replaces a Service's address by the Service's name, because no pod has the address. If the source knows no
+// resolve replaces a Service's address by the Service's name, because no pod has the address. An address that several
+// Services share is a usage error. An address of a node stays, and a note names its Services. If the source knows no
 // Services, the notes name each address that may be a Service's.
 func (n *narrow) resolve(c explain.Cluster) (f reach.Filter, notes []string, err error) {
 	for _, text := range []*string{&n.from, &n.to} {
@@ -69,9 +70,22 @@ func (n *narrow) resolve(c explain.Cluster) (f reach.Filter, notes []string, err
 		if err != nil {
 			continue
 		}
-		if i := slices.IndexFunc(c.Services, func(s policy.Service) bool { return s.Has(a.Unmap()) }); i >= 0 {
-			*text = c.Services[i].String()
-		} else if c.Node != "" && len(c.Services) == 0 {
+		var names []string
+		for _, s := range c.Services {
+			if s.Has(a.Unmap()) {
+				names = append(names, s.String())
+			}
+		}
+		isNode := func(n policy.Node) bool { return slices.Contains(n.Addresses, a.Unmap()) }
+		switch services := excerpt.List(names, ", "); {
+		case len(names) > 0 && slices.ContainsFunc(c.Nodes, isNode):
+			notes = append(notes, fmt.Sprintf("%s is an address of a node, and also leads to %s: ask about a Service by its "+
+				"name", a, services))
+		case len(names) == 1:
+			*text = names[0]
+		case len(names) > 1:
+			return f, nil, client.Usage(fmt.Errorf("%s is the address of several Services: name one of %s", a, services))
+		case c.Node != "" && len(c.Services) == 0:
 			notes = append(notes, fmt.Sprintf("the agent knows no Services, so %s may be the address of one: ask with "+
 				"--source kubernetes", a))
 		}

@@ -64,6 +64,16 @@ func TestExplainServices(t *testing.T) {
 		"203.0.112.7 203.0.113.5:443", // the sender is outside of loadBalancerSourceRanges
 		"198.51.100.7 203.0.113.5:443",
 		"world 203.0.113.5:443",
+		"shop/web 203.0.113.6:80", // kube-proxy on web's own node translates the externalIP, and masquerades
+		"shop/floating 203.0.113.6:80",
+		"shop/web 203.0.113.6:8443", // another Service has the same externalIP
+		"shop/web 203.0.113.6:81",
+		"shop/web 203.0.113.6",
+		"shop/web 10.9.0.2:22", // no Service has this port, so the packet goes to the node with the address
+		"shop/web 10.9.0.2:8443",
+		"10.9.0.2 shop/db:5432",      // the sender is a node, although a Service also has the address
+		"shop/picky 203.0.113.8:443", // kube-proxy doesn't translate an address with ipMode: Proxy
+		"198.51.100.7 203.0.113.8:443",
 		"world shop/db:5432",  // 2000::/3 has all public IPv6 addresses
 		"shop/db shop/web:80", // a policy in another namespace than default
 	} {
@@ -156,5 +166,29 @@ func TestServicesOfAKubeAgent(t *testing.T) {
 	t.Setenv("KUBECONFIG", filepath.Join(dir, "none"))
 	if out := run(matrix); !strings.Contains(out, "note: no Service is shown, because the agent knows none") {
 		t.Errorf("without an API server:\n%s", out)
+	}
+}
+
+// TestAddressesOfServices: matrix takes a Service's address for the Service. It refuses an address of several Services,
+// and takes an address of a node for the node.
+func TestAddressesOfServices(t *testing.T) {
+	at := netip.MustParseAddr
+	shared, node := at("203.0.113.6"), at("10.9.0.1")
+	c := explain.Cluster{Services: []policy.Service{
+		{Namespace: "shop", Name: "a", ClusterIPs: []netip.Addr{at("10.96.0.1")}, External: []netip.Addr{shared, node}},
+		{Namespace: "shop", Name: "b", External: []netip.Addr{shared}},
+	}}
+	c.Nodes = []policy.Node{{Name: "n1", Addresses: []netip.Addr{node}}}
+	for to, want := range map[string]string{
+		"10.96.0.1":   "shop/a [] <nil>",
+		"203.0.113.6": "203.0.113.6 [] 203.0.113.6 is the address of several Services: name one of shop/a, shop/b",
+		"10.9.0.1": "10.9.0.1 [10.9.0.1 is an address of a node, and also leads to shop/a: ask about a Service by its " +
+			"name] <nil>",
+	} {
+		n := narrow{to: to}
+		_, notes, err := n.resolve(c)
+		if got := fmt.Sprint(n.to, " ", notes, " ", err); got != want {
+			t.Errorf("%s:\ngot  %s\nwant %s", to, got, want)
+		}
 	}
 }

@@ -356,3 +356,23 @@ func without(r ruleset.Ruleset, set string) ruleset.Ruleset {
 	}
 	return r
 }
+
+// TestChainedPodIsNotMasqueraded: weir doesn't masquerade the packets of a chained attachment, so no note says so.
+func TestChainedPodIsNotMasqueraded(t *testing.T) {
+	for _, chained := range []bool{false, true} {
+		pod := netip.MustParseAddr("10.0.0.2")
+		c := Cluster{Objects: policy.Objects{Pods: []policy.Pod{{Namespace: "ns-1", Name: "a"}}}}
+		c.Endpoints = []policy.Endpoint{{
+			Pod: policy.PodRef{Namespace: "ns-1", Name: "a"}, Chained: chained,
+			Addresses: []policy.Address{{Addr: pod, Subnet: netip.PrefixFrom(pod, 32)}},
+		}}
+		q, err := Parse("ns-1/a", "203.0.113.1:80", "")
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, err := Explain(c, q)
+		if says := strings.Contains(strings.Join(e.Notes, "\n"), "weir masquerades"); err != nil || says == chained {
+			t.Errorf("chained: %v, %v, %q", chained, err, e.Notes)
+		}
+	}
+}

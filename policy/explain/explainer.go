@@ -27,7 +27,7 @@ func Explain(c Cluster, q Query) (Explanation, error) {
 	if err != nil {
 		return Explanation{}, err
 	}
-	to, err := c.resolve(q.To)
+	to, err := c.resolveTo(q.To, q.Port, from)
 	if err != nil {
 		return Explanation{}, err
 	}
@@ -42,7 +42,7 @@ func Explain(c Cluster, q Query) (Explanation, error) {
 	if err != nil {
 		return Explanation{}, err
 	}
-	in := entrance{address: to.Address, outside: from.Kind == EndWorld || (from.Kind == EndAddress && x.outside(from))}
+	in := entrance{address: to.Address, outside: c.outside(from)}
 	if !in.outside {
 		in.sender = sources[0].Node
 	}
@@ -71,7 +71,8 @@ func Explain(c Cluster, q Query) (Explanation, error) {
 		switch i := slices.IndexFunc(sources, reaches); {
 		case in.outside && i >= 0:
 			sources = append(sources, x.forwarders(s, in, sources[i])...)
-		case !in.outside && in.node != "":
+		case !in.outside && in.external(s):
+			in.node = or(in.node, in.sender) // kube-proxy on the sender's node translates an address that is no node's
 			sources = x.throughNode(s, in, sources)
 		}
 	}

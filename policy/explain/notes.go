@@ -32,6 +32,13 @@ func (x *explainer) notes(from, to Ref) {
 	} else if to.Kind == EndPod && s != nil {
 		x.note("there is also a Service of this name: ask about svc/%s", s)
 	}
+	for _, s := range x.Services {
+		if to.Kind == EndAddress && slices.Contains(s.Proxied, to.Address) {
+			x.note("%s is an address of the load balancer of svc/%s, with ipMode: Proxy. kube-proxy doesn't translate it, so "+
+				"the egress policies of the sender decide on it, and the ingress policies of the Service's pods decide on an "+
+				"address of the load balancer", to.Address, s)
+		}
+	}
 	if from.Kind == EndWorld || to.Kind == EndWorld {
 		x.worldNotes(from)
 	}
@@ -112,8 +119,14 @@ func or(a, b string) string {
 	return a
 }
 
-// masqueraded reports whether the sender's node replaces the packet's source by its own address.
+// masqueraded reports whether weir on the sender's node replaces the packet's source by the node's own address. weir
+// leaves the packets of chained attachments to the other plugin.
 func (x *explainer) masqueraded(p *Path) bool {
+	if slices.ContainsFunc(x.Endpoints, func(e policy.Endpoint) bool {
+		return e.Chained && slices.ContainsFunc(e.Addresses, func(a policy.Address) bool { return a.Addr == p.From.Address })
+	}) {
+		return false
+	}
 	onNode := p.To.isOwn && p.From.Here || p.To.isNode && p.To.Node != "" && p.To.Node == p.From.Node
 	if p.To.Pod != "" && !p.To.HostNetwork || x.isOurs(p.To.Address) || onNode {
 		return false // packets to pods keep their source, and packets to the sender's own node don't leave it
@@ -251,9 +264,8 @@ func (x *explainer) problemNotes(p *Path) {
 }
 
 func (x *explainer) serviceNotes(from Ref, s *policy.Service) {
-	outside := from.Kind == EndWorld || (from.Kind == EndAddress && x.outside(from))
 	switch {
-	case !outside:
+	case !x.outside(from):
 	case !s.IsExternal():
 		x.note("svc/%s has the type ClusterIP, so nothing outside of the cluster reaches it: what comes through an ingress "+
 			"controller comes from the controller's pods", s)
@@ -265,11 +277,6 @@ func (x *explainer) serviceNotes(from Ref, s *policy.Service) {
 			"sends it under its own address, so an ipBlock with the clients' network doesn't match it. "+
 			"externalTrafficPolicy: Local keeps the clients' addresses", s)
 	}
-}
-
-func (x *explainer) outside(r Ref) bool {
-	p := x.placeOf(r.Address)
-	return p.Pod == "" && p.Node == ""
 }
 
 func (x *explainer) worldNotes(from Ref) {

@@ -14,7 +14,8 @@ type entrance struct {
 	outside bool
 	// address is the destination, or invalid if the query names the Service.
 	address netip.Addr
-	// node is the node whose nodePort is the destination, or "".
+	// node is the node whose nodePort or hostPort is the destination, or "". For an externalIP or a load balancer's
+	// address, it is the sender's node.
 	node string
 	// sender is the sender's node, or "" if the sender is outside of the cluster or its node is unknown.
 	sender string
@@ -173,10 +174,10 @@ func (in entrance) passes(s Place, t target) bool {
 	return !in.foreign() || t.on == in.node
 }
 
-// throughNode is for connections from the cluster to a node's nodePort. It returns the places that the Service's pods
-// can see as the sender. If a pod on another node is the sender, throughNode adds the paths to the node itself. The
-// pod's egress policies decide on these paths, because the sender's node doesn't translate the nodePort of another
-// node.
+// throughNode is for connections from the cluster to a node's nodePort, to an externalIP or to a load balancer's
+// address. It returns the places that the Service's pods can see as the sender. If the nodePort is that of another node
+// than the sending pod's, throughNode adds the paths to the node itself. The pod's egress policies decide on these
+// paths, because the sender's node doesn't translate the nodePort of another node.
 func (x *explainer) throughNode(s *policy.Service, in entrance, sources []Place) []Place {
 	var seen []Place
 	for _, from := range sources {
@@ -190,9 +191,10 @@ func (x *explainer) throughNode(s *policy.Service, in entrance, sources []Place)
 			kubeProxy := door{"kube-proxy", "nodePort", "the pods of svc/" + s.String()}
 			seen = append(seen, x.fromOtherNode(kubeProxy, in, from)...)
 		case isPod && !s.Local && x.hasOthers(s, in):
-			x.note("kube-proxy on node %s sends connections to its nodePorts under an address of the node if the pod is on "+
-				"another node (externalTrafficPolicy: Cluster). The ingress policies of that pod then decide on the node's "+
-				"address. Only the egress policies of %s decide on the pod's own address", in.node, from.Pod)
+			x.note("kube-proxy on %s sends connections to nodePorts, externalIPs and load balancers' addresses under an "+
+				"address of the node if the pod is on another node (externalTrafficPolicy: Cluster). The ingress policies of "+
+				"that pod then decide on the node's address. Only the egress policies of %s decide on the pod's own address",
+				or(before("node ", in.node), "the sender's node"), from.Pod)
 			seen = append(seen, from)
 		default:
 			seen = append(seen, from)

@@ -139,10 +139,11 @@ func (c *Cluster) homes(q Query) map[string][]labels.Selector {
 }
 
 func (c *Cluster) ends(q Query) (ends []Ref) {
-	if from, err := c.resolve(q.From); err == nil {
+	from, err := c.resolve(q.From)
+	if err == nil {
 		ends = append(ends, from)
 	}
-	if to, err := c.resolve(q.To); err == nil {
+	if to, err := c.resolveTo(q.To, q.Port, from); err == nil {
 		ends = append(ends, to)
 		if s, _ := c.nodePort(to, q.Port); s != nil {
 			ends = append(ends, Ref{Kind: EndService, Namespace: s.Namespace, Name: s.Name})

@@ -7,7 +7,9 @@ import (
 	"strings"
 
 	"github.com/weir-net/weir/conf"
+	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 // resolve finds the object that r names. If a pod and a Service have this name, it returns the pod. If r has no
@@ -17,7 +19,13 @@ func (c *Cluster) resolve(r Ref) (Ref, error) {
 	case EndWorld:
 		return r, nil
 	case EndAddress:
-		return c.resolveAddress(r), nil
+		if p := c.placeOf(r.Address); p.isNode || p.Pod != "" {
+			return r, nil
+		}
+		if all := c.servicesAt(r.Address, Ref{}); len(all) > 0 {
+			return refTo(all[0], r.Address), nil
+		}
+		return r, nil
 	case EndNode:
 		if !slices.ContainsFunc(c.Nodes, func(n policy.Node) bool { return n.Name == r.Name }) {
 			var all []string
@@ -51,13 +59,56 @@ func (c *Cluster) resolve(r Ref) (Ref, error) {
 	return Ref{}, unknown("pod", r, slices.Concat(pods, prefixed("svc/", services)))
 }
 
-func (c *Cluster) resolveAddress(r Ref) Ref {
-	for _, s := range c.Services {
-		if s.Has(r.Address) {
-			return Ref{Kind: EndService, Namespace: s.Namespace, Name: s.Name, Address: r.Address}
+// resolveTo finds the object to which connections from the end "from" to r and the port lead. Several Services may
+// share an address, each with ports of its own. An address of a node may also be an externalIP, or a load balancer's
+// address: on ports of no Service it then leads to the node.
+func (c *Cluster) resolveTo(r Ref, port Port, from Ref) (Ref, error) {
+	if r.Kind != EndAddress {
+		return c.resolve(r)
+	}
+	all := c.servicesAt(r.Address, from)
+	var names []string
+	for _, s := range all {
+		if slices.ContainsFunc(s.Ports, port.isOf) {
+			return refTo(s, r.Address), nil
+		}
+		names = append(names, "svc/"+s.String())
+	}
+	switch {
+	case len(all) == 0, port != Port{} && c.placeOf(r.Address).isNode:
+		return r, nil
+	case len(all) == 1 || port.Proto == ruleset.ICMP:
+		return refTo(all[0], r.Address), nil
+	case port == Port{}:
+		return r, inputError("%s is the address of several Services, %s: name one of them, or a port", r,
+			excerpt.List(names, ", "))
+	}
+	return r, inputError("%s is the address of several Services, %s, and none of them has port %s", r,
+		excerpt.List(names, ", "), portForm(port))
+}
+
+func refTo(s *policy.Service, a netip.Addr) Ref {
+	return Ref{Kind: EndService, Namespace: s.Namespace, Name: s.Name, Address: a}
+}
+
+// servicesAt returns the Services to which connections from the end to the address lead.
+func (c *Cluster) servicesAt(a netip.Addr, from Ref) (all []*policy.Service) {
+	outside := c.outside(from)
+	for i := range c.Services {
+		if s := &c.Services[i]; s.Has(a) || outside && slices.Contains(s.Proxied, a) {
+			all = append(all, s)
 		}
 	}
-	return r
+	return all
+}
+
+// outside reports whether the end is outside of the cluster.
+func (c *Cluster) outside(r Ref) bool {
+	if r.Kind != EndAddress {
+		return r.Kind == EndWorld
+	}
+	p := c.placeOf(r.Address)
+	return p.Pod == "" && p.Node == ""
 }
 
 func (c *Cluster) nodePort(to Ref, port Port) (*policy.Service, policy.ServicePort) {

@@ -128,7 +128,7 @@ func portsOf(s *policy.Service, to Ref, port Port) (ports []policy.ServicePort, 
 		}
 		known = append(known, form)
 		none := port.Number == 0 && port.Name == ""
-		if none || (p.Proto == port.Proto && (p.Port == port.Number || (p.Name != "" && p.Name == port.Name))) {
+		if none || port.isOf(p) {
 			ports = append(ports, p)
 		}
 	}
@@ -136,6 +136,11 @@ func portsOf(s *policy.Service, to Ref, port Port) (ports []policy.ServicePort, 
 		err = inputError("%s has no port %s; it has %s", to, portForm(port), strings.Join(known, ", "))
 	}
 	return ports, err
+}
+
+// isOf reports whether the port is the Service's port of this number or name.
+func (p Port) isOf(s policy.ServicePort) bool {
+	return s.Proto == p.Proto && (s.Port == p.Number || s.Name != "" && s.Name == p.Name)
 }
 
 func portForm(p Port) string {

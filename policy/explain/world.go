@@ -107,7 +107,7 @@ func (c *Cluster) ownNetworks() (all []netip.Prefix) {
 	}
 	for i := range c.Services {
 		s := &c.Services[i]
-		add(slices.Concat(s.ClusterIPs, s.External, s.Balancer)...)
+		add(slices.Concat(s.ClusterIPs, s.External, s.Balancer, s.Proxied)...)
 	}
 	return all
 }

@@ -34,7 +34,11 @@ func Service(o *corev1.Service) policy.Service {
 	s.Headless = s.Headless || slices.Contains(clusterIPs, corev1.ClusterIPNone)
 	s.ClusterIPs, s.External = addresses(clusterIPs), addresses(o.Spec.ExternalIPs)
 	for _, i := range o.Status.LoadBalancer.Ingress {
-		s.Balancer = append(s.Balancer, addresses([]string{i.IP})...)
+		to := &s.Balancer
+		if i.IPMode != nil && *i.IPMode == corev1.LoadBalancerIPModeProxy {
+			to = &s.Proxied
+		}
+		*to = append(*to, addresses([]string{i.IP})...)
 	}
 	for _, text := range o.Spec.LoadBalancerSourceRanges {
 		if p, err := netip.ParsePrefix(strings.TrimSpace(text)); err == nil {
