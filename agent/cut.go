@@ -24,9 +24,13 @@ import (
 // Invariants:
 //
 //   - At most one walk runs. While one runs, walking is true.
-//   - If due and restore are false and no walk runs, all connections are as the rules require.
+//   - If due, restore and held are false and no walk runs, all connections are as the rules require.
 type cutting struct {
-	due      bool
+	due bool
+	// held means that another program held packets when the last walk began. Earlier rules may have allowed such a
+	// packet. Its connection gets into the table only when the program lets the packet go on, so the walk may have missed
+	// the connection. So further walks follow, until one begins while no packet is held.
+	held     bool
 	lazy     bool
 	last     time.Time // when the last walk began
 	standing int       // how many connections were cut when the last walk ended
@@ -64,6 +68,7 @@ const lazyPeriods = 4
 type walkResult struct {
 	cut.Result
 	restore bool // true if the walk looked only at known connections
+	held    bool // see cutting
 	began   time.Time
 	took    time.Duration
 	err     error
@@ -128,8 +133,9 @@ func (a *agent) walk() {
 		if wait = next.Sub(began); wait <= 0 {
 			c.due, c.lazy, c.restore, c.walking, c.last = false, false, false, true, began
 			go func() {
+				held := conntrack.Held() // a packet that goes on from here is in the table before the walk reads it
 				walk, err := walkConnections(by, &a.snapshots.target)
-				c.results <- walkResult{walk, false, began, time.Since(began), err}
+				c.results <- walkResult{walk, false, held, began, time.Since(began), err}
 			}()
 			return
 		}
@@ -141,7 +147,7 @@ func (a *agent) walk() {
 			c.restore, c.walking, c.restoring, c.restored = false, true, true, began
 			go func() {
 				walk, err := restoreConnections(known, by, &a.snapshots.target)
-				c.results <- walkResult{walk, true, began, time.Since(began), err}
+				c.results <- walkResult{walk, true, false, began, time.Since(began), err}
 			}()
 			return
 		}
@@ -167,6 +173,8 @@ func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	c.walking, c.restoring, c.standing, c.known = false, false, w.Standing, w.Known
 	if !w.restore {
 		c.pay(w)
+		c.demand(w.held && !c.held) // most programs hold a packet for a moment only; for the others, see prepareResync
+		c.held = w.held
 	}
 	a.stats.Cut += w.Cut
 	if n := w.Cut + w.Restored; n > 0 {

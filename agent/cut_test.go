@@ -212,6 +212,38 @@ func TestChangesShareAWalk(t *testing.T) {
 	want("the kernel has a fault", false, true)
 }
 
+// TestHeldPackets: while another program holds packets, a walk may miss their connections. So more walks follow: one at
+// once, and one at each resync, until a walk begins while no packet is held.
+func TestHeldPackets(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	s := stepWeb(t)
+	s.cutting.due = false
+	for i, tc := range []struct {
+		held, restore, soon, resync bool
+	}{
+		{false, false, false, false},
+		{true, false, true, true},
+		{true, false, false, true},
+		{false, true, false, true}, // only known connections were restored
+		{false, false, false, false},
+		{true, false, true, true},
+	} {
+		s.cutting.next, s.cutting.paid = time.Now().Add(time.Hour), time.Now().Add(time.Hour) // so that no walk begins
+		s.takeWalk(walkResult{held: tc.held, restore: tc.restore})
+		if s.cutting.due != tc.soon {
+			t.Errorf("walk %d: another is due: %v, want %v", i, s.cutting.due, tc.soon)
+		}
+		s.cutting.due = false
+		s.prepareResync(t.Context())
+		if s.cutting.due != tc.resync {
+			t.Errorf("walk %d: another is due at the resync: %v, want %v", i, s.cutting.due, tc.resync)
+		}
+		s.cutting.due = false
+	}
+}
+
 // TestKnownConnectionsAreRestoredAtOnce: a change that allows a cut connection again needs no walk, unless too many
 // connections are cut.
 func TestKnownConnectionsAreRestoredAtOnce(t *testing.T) {

@@ -130,4 +130,5 @@ func (a *agent) prepareResync(ctx context.Context) {
 	a.kernel.refused = nil // the kernel may accept these parts now: a module was loaded, or there is room again
 	a.reportShortage(ctx)
 	a.checkRuntime()
+	a.cutting.demand(a.cutting.held)
 }

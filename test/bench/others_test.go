@@ -11,7 +11,6 @@ import (
 	"testing"
 
 	"github.com/weir-net/weir/netfilter/iptables"
-	"github.com/weir-net/weir/test/nodetest"
 )
 
 // This file has the packet filters of other programs. They follow public descriptions of these programs' rules, and
@@ -212,9 +211,6 @@ func userSpace(w *workload) filter {
 	return filter{"first packets in user space", false, func(t *testing.T, n *packetNode, flavour iptables.Flavour) {
 		t.Helper()
 		n.write(t, flavour, w.queued())
-		nodetest.In(t, n.path, func() (err error) {
-			n.queue, err = newQueue()
-			return err
-		})
+		n.queue = newQueue(t, n.path)
 	}}
 }

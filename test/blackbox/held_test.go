@@ -1,0 +1,70 @@
+package blackbox
+
+import (
+	"fmt"
+	"net"
+	"regexp"
+	"testing"
+	"time"
+
+	"github.com/weir-net/weir/test/nodetest"
+)
+
+// TestHeldPackets: another program's rule with the target NFQUEUE holds the first packet of a connection, behind weir's
+// rules. Then a policy forbids the connection, and the program lets the packet go on. The connection is cut.
+func TestHeldPackets(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, dualStack)
+	n.Manifest("pods.yaml", pods("quiet", "server", "client"))
+	n.StartAgent()
+	server, client := n.AddPod("quiet", "server"), n.AddPod("quiet", "client")
+	n.Serve(server.Netns, "udp", ":53")
+	for _, iptables := range []string{"iptables", "ip6tables"} {
+		nodetest.RunEach(t, iptables+" -t mangle -I POSTROUTING -p udp --dport 53 -m conntrack --ctstate NEW "+
+			"-j NFQUEUE --queue-num 7")
+	}
+	line := regexp.MustCompile(`(?m)^quiet/server .*quiet/deny`)
+	holds := func(want bool) {
+		t.Helper()
+		n.Eventually(fmt.Sprintf("the policy isolates the server: %v", want), func() error {
+			status, err := n.Ctl("status")
+			if err == nil && line.MatchString(status) != want {
+				err = fmt.Errorf("it doesn't:\n%s", status)
+			}
+			return err
+		})
+	}
+	queue := nodetest.OpenQueue(t, nodetest.Self, 7, 0)
+	for i, address := range []string{server.IP + ":53", "[" + server.IP6 + "]:53"} {
+		conn := nodetest.Connect(t, client.Netns, "udp", address)
+		_, err := conn.Write([]byte("question"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		packet := queue.Next(t)
+		n.Manifest("deny.yaml", denyAllIngress)
+		holds(true)
+		time.Sleep(2 * time.Second) // so that the walks that follow the change come before the packet
+		queue.Accept(t, packet)
+		buf := make([]byte, 100)
+		if err := conn.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Read(buf); err != nil {
+			t.Fatalf("%s: the held packet gets no answer: %v", address, err)
+		}
+		n.Eventually(fmt.Sprintf("connection %d to %s is cut", i+1, address), func() error { return silent(conn) })
+		n.Manifest("deny.yaml", "")
+		holds(false)
+	}
+}
+
+// silent returns an error if the connection's server answers.
+func silent(conn net.Conn) error {
+	if nodetest.Answers(conn, 300*time.Millisecond) == nil {
+		return fmt.Errorf("the server answers")
+	}
+	return nil
+}
