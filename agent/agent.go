@@ -71,6 +71,7 @@ type agent struct {
 	cutting    cutting
 	conflist   conflist
 	heartbeat  heartbeat
+	table      tableWatch
 
 	faults   faults
 	problems problems

@@ -21,6 +21,8 @@ const (
 	partNode        part = "node"
 	partAddresses   part = "addresses"
 	partRuntime     part = "runtime"
+	partHeartbeat   part = "heartbeat"
+	partTable       part = "table"
 )
 
 var parts = map[part]struct{ name, meaning string }{
@@ -31,6 +33,11 @@ var parts = map[part]struct{ name, meaning string }{
 	partNode:      {"this node", "some node settings can't be read or repaired"},
 	partRuntime: {
 		"runtime", "the runtime uses another network's configuration, so no policy is enforced on new pods",
+	},
+	partHeartbeat: {"heartbeat", "the heartbeat can't be written; the plugin will report that no agent runs"},
+	partTable: {
+		"connection table",
+		"the connection table is full, or its load can't be read; a full table makes the kernel drop all new connections",
 	},
 	partNodes: {"other nodes", "routes or tunnels to other nodes can't be set up or checked"},
 	partKernel: {

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -17,6 +18,8 @@ import (
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/endpoint"
+	"github.com/weir-net/weir/netfilter"
+	"github.com/weir-net/weir/netfilter/conntrack"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/policytest"
 	"github.com/weir-net/weir/policy/ruleset"
@@ -526,4 +529,54 @@ func TestAFieldWithSeveralProblemsIsNamedOnce(t *testing.T) {
 		`weir_problem_info{field="spec.podCIDRs",kind="Node",object="two"}`:        1,
 		`weir_problem_info{field="status.podIPs",kind="Pod",object="shop/double"}`: 1,
 	})
+}
+
+// TestHeartbeatThatCantBeWritten: while the agent can't renew its heartbeat, its status says so, because the plugin
+// will take the node for one without an agent. Policies are enforced all the same.
+func TestHeartbeatThatCantBeWritten(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	s := stepWeb(t)
+	const file = endpoint.Dir + "/heartbeat"
+	beat := func() error {
+		s.heartbeat.last = time.Time{}
+		s.reconcile(t.Context(), netfilter.Trust)
+		return s.status.Load().faults[partHeartbeat]
+	}
+	if err := errors.Join(beat(), os.Remove(file), os.Mkdir(file, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if err := beat(); err == nil || !s.status.Load().ready {
+		t.Errorf("the heartbeat can't be written: the fault is %v, ready: %v", err, s.status.Load().ready)
+	}
+	if err := os.Remove(file); err != nil {
+		t.Fatal(err)
+	}
+	if err := beat(); err != nil {
+		t.Errorf("the heartbeat can be written again: %v", err)
+	}
+}
+
+// TestFullTable: the connection table counts as full if it has no room now, or if the kernel has made room since the
+// last look.
+func TestFullTable(t *testing.T) {
+	var w tableWatch
+	for i, tc := range []struct {
+		load conntrack.Load
+		full bool
+	}{
+		{conntrack.Load{Entries: 9, Most: 10, Evicted: 7}, false}, // evicted before the agent's start
+		{conntrack.Load{Entries: 9, Most: 10, Evicted: 7}, false},
+		{conntrack.Load{Entries: 9, Most: 10, Evicted: 8}, true},
+		{conntrack.Load{Entries: 9, Most: 10, Evicted: 8}, false},
+		{conntrack.Load{Entries: 10, Most: 10, Evicted: 8}, true},
+		{conntrack.Load{Entries: 1, Most: 10, Evicted: 8}, false},
+		{conntrack.Load{Entries: 11, Most: 10, Evicted: 8}, true}, // the limit was lowered
+		{conntrack.Load{}, false},                                 // no connection tracking
+	} {
+		if err := w.note(tc.load); (err != nil) != tc.full {
+			t.Errorf("look %d: %v, want full: %v", i, err, tc.full)
+		}
+	}
 }

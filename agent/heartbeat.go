@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"log/slog"
 	"time"
 
 	"github.com/weir-net/weir/agentapi"
@@ -14,13 +13,13 @@ type heartbeat struct {
 
 // renew may be called only if the kernel has everything that it should have. After an error the heartbeat stays
 // due.
-func (h *heartbeat) renew(log *slog.Logger) {
+func (h *heartbeat) renew() error {
 	if time.Since(h.last) < agentapi.BeatEvery {
-		return
+		return nil
 	}
 	if err := agentapi.Beat(); err != nil {
-		log.Error("the heartbeat can't be written; the plugin will report that no agent runs", "error", err)
-		return
+		return err
 	}
 	h.last = time.Now()
+	return nil
 }

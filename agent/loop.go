@@ -131,4 +131,5 @@ func (a *agent) prepareResync(ctx context.Context) {
 	a.reportShortage(ctx)
 	a.checkRuntime()
 	a.cutting.demand(a.cutting.held)
+	a.faults.set(partTable, a.table.full())
 }

@@ -175,7 +175,7 @@ func (a *agent) unknown() error {
 }
 
 func (r *round) renewHeartbeat(context.Context) bool {
-	r.heartbeat.renew(r.Log)
+	r.faults.set(partHeartbeat, r.heartbeat.renew())
 	return true
 }
 

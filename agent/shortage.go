@@ -2,8 +2,10 @@ package agent
 
 import (
 	"context"
+	"fmt"
 
 	"github.com/weir-net/weir/ipam"
+	"github.com/weir-net/weir/netfilter/conntrack"
 )
 
 // reportShortage reports a shortage of addresses in the agent's status. The plugin's STATUS doesn't report it, because
@@ -18,4 +20,32 @@ func (a *agent) reportShortage(ctx context.Context) {
 	if announcer, ok := a.Source.(Announcer); ok && begins {
 		announcer.Announce(ctx, "NoPodAddresses", shortage.Error()+"; "+shortage.Remedy())
 	}
+}
+
+// tableWatch looks whether the kernel's connection table is full. The kernel then drops packets before weir's rules, so
+// neither weirctl drops nor weirctl explain shows them.
+type tableWatch struct {
+	last conntrack.Load
+	seen bool
+}
+
+// full returns an error if the connection table is full, or has been full since the last call. If the load can't be
+// read, full returns that error.
+func (w *tableWatch) full() error {
+	now, err := conntrack.ReadLoad()
+	if err != nil {
+		return err
+	}
+	return w.note(now)
+}
+
+func (w *tableWatch) note(now conntrack.Load) error {
+	full := now.Most > 0 && now.Entries >= now.Most || w.seen && now.Evicted > w.last.Evicted
+	w.last, w.seen = now, true
+	if !full {
+		return nil
+	}
+	// The text has no number that changes, because the agent logs each new text of a fault.
+	return fmt.Errorf("all %d entries are in use; conntrack -L shows which pods use them, and "+
+		"sysctl -w net.netfilter.nf_conntrack_max=%d makes room", now.Most, 4*now.Most)
 }

@@ -5,9 +5,6 @@ import (
 	"fmt"
 	"math"
 	"net/netip"
-	"os"
-	"strconv"
-	"strings"
 
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
@@ -68,11 +65,7 @@ const listedForAPass = 4000
 //
 // Equivalent to: sysctl net.netfilter.nf_conntrack_count
 func entries() int {
-	text, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_count")
-	if err != nil {
-		return math.MaxInt
-	}
-	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	n, err := readNumber("/proc/sys/net/netfilter/nf_conntrack_count")
 	if err != nil {
 		return math.MaxInt
 	}

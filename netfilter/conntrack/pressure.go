@@ -3,8 +3,12 @@ package conntrack
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
+	"slices"
+	"strconv"
+	"strings"
 )
 
 // Held reports whether another program holds packets that rules with the target NFQUEUE have sent to it. If such a
@@ -29,4 +33,70 @@ func held(queues []byte) bool {
 		}
 	}
 	return false
+}
+
+// Load says how full the connection table is.
+type Load struct {
+	Entries, Most int
+	// Evicted is how many entries the kernel has deleted so far to make room for new ones. It does so only if the table
+	// is full, and it deletes no assured connection.
+	Evicted uint64
+}
+
+// ReadLoad returns the load of the connection table. Without connection tracking, it returns the zero Load.
+//
+// Equivalent to: sysctl net.netfilter.nf_conntrack_count net.netfilter.nf_conntrack_max; conntrack -S
+func ReadLoad() (l Load, err error) {
+	for file, value := range map[string]*int{"nf_conntrack_count": &l.Entries, "nf_conntrack_max": &l.Most} {
+		*value, err = readNumber("/proc/sys/net/netfilter/" + file)
+		if errors.Is(err, fs.ErrNotExist) {
+			return Load{}, nil
+		}
+		if err != nil {
+			return Load{}, fmt.Errorf("read the load of the connection table: %w", err)
+		}
+	}
+	text, err := os.ReadFile("/proc/thread-self/net/stat/nf_conntrack")
+	if errors.Is(err, fs.ErrNotExist) { // a kernel without CONFIG_NF_CONNTRACK_PROCFS
+		return l, nil
+	}
+	if err == nil {
+		l.Evicted, err = evicted(string(text))
+	}
+	if err != nil {
+		return Load{}, fmt.Errorf("read the load of the connection table: %w", err)
+	}
+	return l, nil
+}
+
+// evicted returns the sum of the column early_drop. The text has a line of column names, and then a line of hexadecimal
+// numbers for each processor.
+func evicted(text string) (sum uint64, err error) {
+	column := -1
+	for line := range strings.Lines(text) {
+		f := strings.Fields(line)
+		if column < 0 {
+			if column = slices.Index(f, "early_drop"); column < 0 {
+				return 0, errors.New("there is no column early_drop")
+			}
+			continue
+		}
+		if column >= len(f) {
+			return 0, fmt.Errorf("the line %q is too short", line)
+		}
+		n, err := strconv.ParseUint(f[column], 16, 64)
+		if err != nil {
+			return 0, err
+		}
+		sum += n
+	}
+	return sum, nil
+}
+
+func readNumber(path string) (int, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.Atoi(strings.TrimSpace(string(text)))
 }

@@ -19,3 +19,31 @@ func TestHeld(t *testing.T) {
 		}
 	}
 }
+
+func TestEvicted(t *testing.T) {
+	const names = "entries  clashres found insert_failed drop early_drop icmp_error\n"
+	for _, tc := range []struct {
+		text string
+		want uint64
+		ok   bool
+	}{
+		{names + "00000001  00000000 00000000 00000000 00000002 0000000a 00000000\n" +
+			"00000001  00000000 00000000 00000000 00000002 00000010 00000000\n", 26, true},
+		{names, 0, true},
+		{names + "00000001  00000000\n", 0, false},
+		{names + "00000001  00000000 00000000 00000000 00000002 x 00000000\n", 0, false},
+		{"entries found\n00000001 00000000\n", 0, false},
+	} {
+		if got, err := evicted(tc.text); got != tc.want || (err == nil) != tc.ok {
+			t.Errorf("%q: %d, %v; want %d", tc.text, got, err, tc.want)
+		}
+	}
+}
+
+// TestReadLoad: the load of this node can be read.
+func TestReadLoad(t *testing.T) {
+	l, err := ReadLoad()
+	if err != nil || l.Entries > l.Most {
+		t.Errorf("%+v, %v", l, err)
+	}
+}
