@@ -45,9 +45,32 @@ func newHostLocal() *hostLocal {
 	}
 	var up unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &up); err == nil {
-		h.booted = time.Now().Add(-time.Duration(up.Nano()))
+		h.booted = earlier(time.Now().Add(-time.Duration(up.Nano())), birthOf("/run"))
 	}
 	return h
+}
+
+// earlier returns the earlier of two times at which the node may have started. They differ if the clock was set since
+// the node's start: one is the clock's time now, less the time since the start, and the other the clock's time at the
+// start. With the earlier one, no file since the start counts as older. It returns computed if noted is unknown.
+func earlier(computed, noted time.Time) time.Time {
+	if noted.IsZero() || computed.Before(noted) {
+		return computed
+	}
+	return noted
+}
+
+// birthOf returns the time when the file was made, by the clock of that time. A reboot makes /run anew. It returns the
+// zero time if the file system doesn't know the time.
+//
+// Equivalent to: stat -c %W PATH
+func birthOf(path string) time.Time {
+	var s unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, path, unix.AT_STATX_SYNC_AS_STAT, unix.STATX_BTIME, &s)
+	if err != nil || s.Mask&unix.STATX_BTIME == 0 {
+		return time.Time{}
+	}
+	return time.Unix(s.Btime.Sec, int64(s.Btime.Nsec))
 }
 
 // owner returns a text that names the user of the address; empty if the address isn't in use. In doubt, the

@@ -70,3 +70,44 @@ func TestAddressesThatHostLocalGave(t *testing.T) {
 		t.Error("host-local holds the only address, but the ranges aren't full")
 	}
 }
+
+// TestTheClockWasSet: files of host-local from before the node's start don't count, and all later files count, even if
+// the clock was set since the start.
+func TestTheClockWasSet(t *testing.T) {
+	now := time.Date(2026, 11, 29, 12, 0, 0, 0, time.UTC)
+	const up = 10 * time.Minute
+	for _, tc := range []struct {
+		name        string
+		set         time.Duration // by how much the clock was set forward since the start
+		file        time.Duration // when the file was written, from the start
+		beforeStart bool
+	}{
+		{"the clock was right", 0, time.Minute, false},
+		{"the clock was right, an old file", 0, -time.Minute, true},
+		{"the clock was set forward", 24 * time.Hour, time.Minute, false},
+		{"the clock was set forward, an old file", 24 * time.Hour, -time.Minute, true},
+		{"the clock was set back", -time.Hour, time.Minute, false},
+		{"the clock was set back, an old file", -time.Hour, -2 * time.Hour, true},
+	} {
+		start := now.Add(-up - tc.set) // by the clock of that time
+		booted := earlier(now.Add(-up), start)
+		if got := start.Add(tc.file).Before(booted); got != tc.beforeStart {
+			t.Errorf("%s: the file counts as from before the start: %v", tc.name, got)
+		}
+	}
+	if booted := earlier(now, time.Time{}); booted != now {
+		t.Errorf("the file system knows no time: %v", booted)
+	}
+}
+
+// TestBirthOf: the time of /run, which decides on files of host-local, can be read.
+func TestBirthOf(t *testing.T) {
+	dir := t.TempDir()
+	before := time.Now().Add(-time.Minute)
+	if at := birthOf(dir); !at.IsZero() && (at.Before(before) || at.After(time.Now().Add(time.Second))) {
+		t.Errorf("a directory that was made just now is from %v", at)
+	}
+	if at := birthOf(filepath.Join(dir, "none")); !at.IsZero() {
+		t.Errorf("a file that isn't there is from %v", at)
+	}
+}
