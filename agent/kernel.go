@@ -29,10 +29,11 @@ type kernelView struct {
 	left                  []string
 	closed                bool // true if KeepClosed has succeeded while there is no usable state yet
 	// lastSync is when the kernel last had everything that it should have. Zero means never.
-	lastSync time.Time
-	earlier  earlierRules
-	guard    guardView
-	notes    []ruleset.Problem // the backend's notes after the last successful apply
+	lastSync  time.Time
+	earlier   earlierRules
+	guard     guardView
+	linkLocal linkLocalView
+	notes     []ruleset.Problem // the backend's notes after the last successful apply
 }
 
 func (k *kernelView) refuse(refused ruleset.Refused) (news bool) {
@@ -213,7 +214,7 @@ func (a *agent) keepClosed(ctx context.Context, verify netfilter.Verify) time.Du
 		return a.answer(errNotSynced)
 	}
 	fell, err := a.backend.KeepClosed(ctx, a.present().ruleset)
-	err = errors.Join(err, a.keepGuard(verify), a.keepGateClosed())
+	err = errors.Join(err, a.keepGuard(verify), a.keepLinkLocal(verify), a.keepGateClosed())
 	if ctx.Err() != nil {
 		return 0
 	}

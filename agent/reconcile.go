@@ -109,7 +109,7 @@ func (r *round) reportProblems(context.Context) bool {
 
 // keepGuardAndGate never ends the round: concludeKernel handles its error later.
 func (r *round) keepGuardAndGate(context.Context) bool {
-	r.guardErr = errors.Join(r.keepGuard(r.verify), r.keepGate(r.verify))
+	r.guardErr = errors.Join(r.keepGuard(r.verify), r.keepLinkLocal(r.verify), r.keepGate(r.verify))
 	return true
 }
 

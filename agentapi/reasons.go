@@ -34,6 +34,9 @@ const (
 	ByTunnel = "tunnel"
 	// ByWrongLink means that a packet came in on another link or tunnel than the one that leads to its source.
 	ByWrongLink = "wrong-link"
+	// ByLinkLocal means that a pod on another plugin's bridge has sent a packet from or to an IPv6 link-local address, or
+	// that a host on the bridge has sent a packet to the pod's link-local address.
+	ByLinkLocal = "link-local"
 	// ByOther means that a rule of another program or version logged the packet.
 	ByOther = "other"
 )
@@ -55,6 +58,7 @@ var Reasons = []struct{ Reason, Meaning string }{
 	{ByPast, "it would reach the node's IP stack past the bridge"},
 	{ByTunnel, "a tunnel packet that does not come from a node, or names no pod of that node"},
 	{ByWrongLink, "not by the link or the tunnel that leads to the pod with this address"},
+	{ByLinkLocal, "no pod may use link-local addresses on another plugin's bridge"},
 	{ByOther, "a rule of another program"},
 }
 

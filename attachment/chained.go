@@ -96,6 +96,15 @@ func (m *making) checkDenied(noAgent error) error {
 	return nil
 }
 
+// stayClosed is for a pod that starts without an agent. It returns nil if no packets of the pod pass until an agent
+// enrols it. The set of all pods doesn't have the pod's link-local address.
+func (m *making) stayClosed(noAgent error) error {
+	if err := m.checkDenied(noAgent); err != nil || m.record.BridgeIf == "" {
+		return err
+	}
+	return failed("close the pod's link-local address", bridge.AddLinkLocalPorts([]uint32{uint32(m.record.HostIndex)}))
+}
+
 func checkChained(e *endpoint.Endpoint, prevResult []endpoint.Address) error {
 	var errs []error
 	same := func(a, b endpoint.Address) bool { return a.Addr == b.Addr }

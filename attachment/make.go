@@ -254,7 +254,7 @@ func (m *making) awaitEnrol() error {
 		// An outdated configuration stays outdated, so waiting for an agent doesn't help.
 		return &EnrolError{Err: err}
 	case m.record.Chained:
-		return m.checkDenied(err)
+		return m.stayClosed(err)
 	}
 	return nil
 }

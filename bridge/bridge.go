@@ -4,6 +4,7 @@
 //   - a veth pair for each pod: one end, weirp..., is a port of weir0, the other is the pod's interface
 //   - the addresses, routes and neighbour entries of that interface
 //   - the guard: nftables tables that keep a pod from sending from another pod's addresses
+//   - the nftables table for link-local addresses of pods on other plugins' bridges
 //   - the sysctls that all of these need
 //
 // It makes, checks and repairs all of these over netlink. Only for sysctls it uses files below /proc/sys.

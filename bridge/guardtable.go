@@ -110,21 +110,28 @@ func guardIntact(conn *nftables.Conn) (bool, error) {
 
 func sameTable(a, b *nftables.Table) bool { return a.Name == b.Name && a.Family == b.Family }
 
-// RemoveGuard deletes the guard. A missing guard is no error.
+// RemoveGuard deletes the guard and the table for link-local addresses. Missing tables are no error.
 //
-// Equivalent to: nft delete table bridge weir; nft delete table inet weir-ports; nft delete table arp weir-ports
+// Equivalent to: nft delete table bridge weir; nft delete table inet weir-ports; nft delete table arp weir-ports;
+// nft delete table bridge weir-link-local
 func RemoveGuard() error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("open nftables: %w", err)
 	}
 	var errs []error
-	for _, t := range guardTables() {
-		// Each table is deleted in a transaction of its own, because an absent table fails its whole transaction.
-		conn.DelTable(t)
-		if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
-			errs = append(errs, fmt.Errorf("delete the guard's table %s: %w", t.Name, err))
-		}
+	for _, t := range append(guardTables(), linkLocalTable()) {
+		errs = append(errs, removeTable(conn, t))
 	}
 	return errors.Join(errs...)
+}
+
+// removeTable deletes the table in a transaction of its own, because an absent table fails its whole transaction. An
+// absent table is no error.
+func removeTable(conn *nftables.Conn, t *nftables.Table) error {
+	conn.DelTable(t)
+	if err := conn.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("delete nftables table %s: %w", t.Name, err)
+	}
+	return nil
 }

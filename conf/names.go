@@ -11,6 +11,9 @@ const (
 	// inet and arp, that check packets from pods' ports.
 	GuardTable = "weir"
 	PortsTable = "weir-ports"
+	// LinkLocalTable is the nftables table of the bridge family that drops packets from and to link-local addresses of
+	// pods on other plugins' bridges.
+	LinkLocalTable = "weir-link-local"
 	// TunnelTable is the gate: the nftables table of the inet family that checks tunnel packets.
 	TunnelTable = "weir-tunnel"
 	// OverlayPort is the default UDP port of the tunnels: VXLAN's own (RFC 7348, section 5).
@@ -30,7 +33,7 @@ const (
 	// rule's chain follows.
 	AuditLogPrefix = "weir audit "
 	// GuardLogPrefix is the log text for frames with a forged address. The next five texts are for the guard's other
-	// rules, and the last two for the gate's rules.
+	// rules, and the two after them for the gate's rules.
 	GuardLogPrefix     = LogPrefix + "guard"
 	ReservedLogPrefix  = GuardLogPrefix + "-reserved"  // to a MAC that is reserved for bridges
 	LoopbackLogPrefix  = GuardLogPrefix + "-loopback"  // to the node's loopback addresses
@@ -39,6 +42,10 @@ const (
 	PastLogPrefix      = GuardLogPrefix + "-past"      // from a port to the node's IP stack without crossing the bridge
 	TunnelLogPrefix    = LogPrefix + "gate-tunnel"     // forged tunnel packets, and packets of pods to the tunnels' port
 	WayLogPrefix       = LogPrefix + "gate-way"        // from a pod's address, but by the wrong link or tunnel
+	// LinkLocalLogPrefix is the log text for packets from pods in the table LinkLocalTable, and LinkLocalInLogPrefix for
+	// packets to pods.
+	LinkLocalLogPrefix   = LogPrefix + "link-local"
+	LinkLocalInLogPrefix = LinkLocalLogPrefix + "-in"
 	// CutLabel is the bit of a connection's label that marks the connection as cut.
 	CutLabel = 127
 	// MaxSetEntries is the largest number of entries of one of weir's ipsets (maxelem). The kernel allocates

@@ -7,11 +7,12 @@ import (
 	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
-// ConcernsGuard reports whether the change is in a table of the guard or the gate. Both backends watch these tables.
+// ConcernsGuard reports whether the change is in a table of the guard or the gate, or in the table for link-local
+// addresses. Both backends watch these tables.
 func ConcernsGuard(c nftnl.Change) bool {
 	switch c.Family {
 	case unix.NFPROTO_BRIDGE:
-		return c.Table == conf.GuardTable
+		return c.Table == conf.GuardTable || c.Table == conf.LinkLocalTable
 	case unix.NFPROTO_INET, unix.NFPROTO_ARP:
 		return c.Table == conf.PortsTable || c.Table == conf.TunnelTable
 	}

@@ -40,6 +40,9 @@ var (
 		conf.PastLogPrefix:      {Direction: ruleset.Egress, Reason: agentapi.ByPast, ByLink: true},
 		conf.TunnelLogPrefix:    {Reason: agentapi.ByTunnel, Forged: true},
 		conf.WayLogPrefix:       {Reason: agentapi.ByWrongLink, Forged: true},
+
+		conf.LinkLocalLogPrefix:   {Direction: ruleset.Egress, Reason: agentapi.ByLinkLocal, ByLink: true},
+		conf.LinkLocalInLogPrefix: {Direction: ruleset.Ingress, Reason: agentapi.ByLinkLocal},
 	}
 )
 

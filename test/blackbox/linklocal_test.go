@@ -2,8 +2,10 @@ package blackbox
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -22,39 +24,49 @@ func TestLinkLocalBehindBridge(t *testing.T) {
 	toServer, toOther := linkLocalOf(n, server.Netns, "eth0"), linkLocalOf(n, other.Netns, "eth0")
 	toNode := linkLocalOf(n, nodetest.Self, "cni0")
 	n.Reach(other, "[fd00:10:99::1]:80", true) // the gateway, which is found by neighbour discovery
-	for _, x := range []struct {
-		from    *nodetest.Pod
-		address string
-	}{{other, toServer}, {client, toOther}, {client, toNode}, {server, toNode}} {
-		for range 3 {
-			if _, err := nodetest.Get(t, x.from.Netns, x.address); err == nil {
-				t.Errorf("%s reaches %s", x.from.Name, x.address)
-				break
-			}
-		}
-	}
+	reachesNone(t, other.Netns, toServer)
+	reachesNone(t, client.Netns, toOther, toNode)
+	reachesNone(t, server.Netns, toNode)
 }
 
-// TestLinkLocalOfStrangers: an unknown host on another plugin's bridge reaches an isolated pod by the pod's link-local
-// address, and not by the pod's other address. docs/security-windows.md names this window.
+// TestLinkLocalOfStrangers: an unknown host on another plugin's bridge reaches no pod by the pod's link-local address,
+// and no pod reaches the host. They find each other by neighbour discovery. Policies apply to their other addresses.
 func TestLinkLocalOfStrangers(t *testing.T) {
 	if !isolatedBehind(t, "bridge") {
 		return
 	}
 	n := attachedBy(t, "bridge", isolated)
-	server := n.AddPod("shop", "server")
-	n.Serve(server.Netns, "tcp6", ":80")
-	stranger := nodetest.NewNS(t, "stranger")
-	nodetest.RunEach(t,
-		"ip link add stranger type veth peer name eth0 netns stranger", "ip link set stranger master cni0 up",
-		"ip -n stranger address add fd00:10:99::77/64 dev eth0 nodad", "ip -n stranger link set eth0 up",
-	)
-	n.ReachFrom(stranger, linkLocalOf(n, server.Netns, "eth0"), true)
+	server, other := n.AddPod("shop", "server"), n.AddPod("shop", "other")
+	stranger := newStranger(t)
+	for _, netns := range []string{server.Netns, other.Netns, stranger, nodetest.Self} {
+		n.Serve(netns, "tcp6", ":80")
+	}
+	n.ReachFrom(stranger, "["+other.IP6+"]:80", true)
 	n.ReachFrom(stranger, "["+server.IP6+"]:80", false)
+	n.ReachFrom(stranger, linkLocalOf(n, nodetest.Self, "cni0"), true) // weir doesn't check an unknown host's egress
+	toServer, toStranger := linkLocalOf(n, server.Netns, "eth0"), linkLocalOf(n, stranger, "eth0")
+	reachesNone(t, stranger, toServer, linkLocalOf(n, other.Netns, "eth0"))
+	reachesNone(t, server.Netns, toStranger)
+	reachesNone(t, other.Netns, toStranger)
+	found := nodetest.Run(t, "ip", "-n", "stranger", "-6", "neigh")
+	if !strings.Contains(found, hostOf(toServer)+" dev eth0 lladdr") {
+		t.Errorf("the host doesn't find the pod %s by neighbour discovery:\n%s", toServer, found)
+	}
+	for _, want := range []string{"ingress  [" + hostOf(toStranger), "egress   shop/other"} {
+		n.Eventually("the drop shows", func() error { return shows(n, "link-local", want) })
+	}
 }
 
-// TestLinkLocalWithoutIPv6Pods: if no pod of the node has an IPv6 address, pods on another plugin's bridge reach each
-// other by link-local addresses, until the rule that docs/security-windows.md names prevents it.
+func TestLinkLocalOfTheNode(t *testing.T) {
+	if !isolatedBehind(t, "bridge") {
+		return
+	}
+	n := attachedBy(t, "bridge", isolated)
+	linkLocalOfTheNode(t, n)
+}
+
+// TestLinkLocalWithoutIPv6Pods: if no pod of the node has an IPv6 address, pods on another plugin's bridge don't reach
+// each other, or the node, by link-local addresses.
 func TestLinkLocalWithoutIPv6Pods(t *testing.T) {
 	if !isolatedBehind(t, "bridge") {
 		return
@@ -67,11 +79,197 @@ func TestLinkLocalWithoutIPv6Pods(t *testing.T) {
 	}, nodetest.Conf{"type": "weir"})
 	n.Manifest("cluster.yaml", isolated)
 	n.StartAgent()
+	linkLocalOfTheNode(t, n)
+}
+
+// linkLocalOfTheNode checks that the node reaches its pods by their link-local addresses, and gets answers, and that
+// the pods reach neither the node nor each other.
+func linkLocalOfTheNode(t *testing.T, n *nodetest.Node) {
+	t.Helper()
 	server, other := n.AddPod("shop", "server"), n.AddPod("shop", "other")
-	n.Serve(server.Netns, "tcp6", ":80")
-	n.Reach(other, linkLocalOf(n, server.Netns, "eth0"), true)
-	nodetest.RunEach(t, "ip6tables -I FORWARD -i cni0 -o cni0 -j DROP")
-	n.Reach(other, linkLocalOf(n, server.Netns, "eth0"), false)
+	for _, netns := range []string{server.Netns, other.Netns, nodetest.Self} {
+		n.Serve(netns, "tcp6", ":80")
+		n.Serve(netns, "udp6", ":80")
+	}
+	toNode, toServer := linkLocalOf(n, nodetest.Self, "cni0"), linkLocalOf(n, server.Netns, "eth0")
+	fromNode := strings.Replace(toServer, "eth0", "cni0", 1)
+	n.ReachFrom(nodetest.Self, fromNode, true)
+	_ = dial(t, nodetest.Self, fromNode)
+	nodetest.Run(t, "ping", "-6", "-c1", "-w5", "-i0.05", hostOf(toServer)+"%cni0")
+	for _, pod := range []*nodetest.Pod{server, other} {
+		reachesNone(t, pod.Netns, toNode)
+		for _, to := range []string{toNode, toServer} {
+			out, err := nodetest.Try("nsenter", "--net="+pod.Netns, "ping", "-6", "-c2", "-W1", hostOf(to)+"%eth0")
+			if err == nil && (pod != server || to != toServer) {
+				t.Errorf("%s pings %s:\n%s", pod.Name, to, out)
+			}
+		}
+	}
+	reachesNone(t, other.Netns, toServer)
+	reachesNone(t, server.Netns, linkLocalOf(n, other.Netns, "eth0"))
+	conn, err := nodetest.Dial(t, other.Netns, "udp", toNode)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	if err := speak(conn); err == nil {
+		t.Error("a pod reaches the node over UDP")
+	}
+}
+
+// TestLinkLocalOfClosedPods: link-local addresses of a pod that started without an agent, and of a pod with a damaged
+// record, reach nothing.
+func TestLinkLocalOfClosedPods(t *testing.T) {
+	if !isolatedBehind(t, "bridge") {
+		return
+	}
+	n := attachedBy(t, "bridge", isolated)
+	n.ConfigureList(otherPlugins["bridge"], nodetest.Conf{"type": "weir", "enforcement": "closed"})
+	n.AddPod("shop", "other") // from now on, the kernel has the rules for IPv6 that ADD needs
+	n.KillAgent()
+	server := n.AddPod("shop", "server")
+	stranger := newStranger(t)
+	for _, netns := range []string{server.Netns, nodetest.Self, stranger} {
+		n.Serve(netns, "tcp6", ":80")
+	}
+	toNode, toServer := linkLocalOf(n, nodetest.Self, "cni0"), linkLocalOf(n, server.Netns, "eth0")
+	closed := func() {
+		t.Helper()
+		reachesNone(t, stranger, toServer)
+		reachesNone(t, server.Netns, toNode, linkLocalOf(n, stranger, "eth0"))
+	}
+	closed()
+	n.StartAgent()
+	n.ReachFrom(nodetest.Self, "["+server.IP6+"]:80", true)
+	closed()
+	nodetest.Run(t, "sh", "-c", "for f in /run/weir/endpoints/*.json; do echo '{' >$f; done")
+	n.Eventually("the agent reports the damaged record", func() error {
+		if text, err := n.Ctl("status"); !strings.Contains(text, "endpoint record") {
+			return fmt.Errorf("%w\n%s", err, text)
+		}
+		return nil
+	})
+	nodetest.Run(t, "nft", "delete table bridge weir-link-local")
+	n.Eventually("the table has the pod's port again", func() error {
+		out, err := nodetest.Try("nft", "list", "table", "bridge", "weir-link-local")
+		if strings.Count(out, "veth") != 2 {
+			return fmt.Errorf("%w\n%s", err, out)
+		}
+		return nil
+	})
+	closed()
+}
+
+// TestTheLinkLocalTableIsKept: the agent repairs the table, takes it over after a restart, and deletes it after the
+// last pod on another plugin's bridge has ended.
+func TestTheLinkLocalTableIsKept(t *testing.T) {
+	if !isolatedBehind(t, "bridge") {
+		return
+	}
+	n := attachedBy(t, "bridge", isolated)
+	const table = "bridge weir-link-local"
+	tables := func() string { return nodetest.Run(t, "nft", "list", "tables") }
+	if got := tables(); strings.Contains(got, table) {
+		t.Errorf("without a pod on another plugin's bridge:\n%s", got)
+	}
+	server, other := n.AddPod("shop", "server"), n.AddPod("shop", "other")
+	sorted := func() string {
+		out, _ := nodetest.Try("nft", "-s", "list", "table", "bridge", "weir-link-local")
+		lines := strings.Split(out, "\n")
+		slices.Sort(lines)
+		return strings.Join(lines, "\n")
+	}
+	whole := sorted()
+	if strings.Count(whole, "veth") != 2 {
+		t.Errorf("the table lacks a port:\n%s", whole)
+	}
+	for _, c := range []string{
+		"delete table " + table, "flush chain " + table + " between", "flush chain " + table + " input",
+		"flush set " + table + " ports", "add rule " + table + " output counter", "flush ruleset",
+		"delete table " + table + "; add table " + table + "; add set " + table + " ports { type ipv4_addr; }",
+	} {
+		nodetest.Run(t, "nft", c)
+		n.Eventually("the table is there again after: nft "+c, func() error {
+			if got := sorted(); got != whole {
+				return fmt.Errorf("got\n%s\nwant\n%s", got, whole)
+			}
+			return nil
+		})
+	}
+	n.StopAgent()
+	if got := sorted(); got != whole {
+		t.Errorf("without an agent:\n%s\nwant\n%s", got, whole)
+	}
+	n.StartAgent()
+	if got := sorted(); got != whole {
+		t.Errorf("after a restart:\n%s\nwant\n%s", got, whole)
+	}
+	for _, pod := range []*nodetest.Pod{server, other} {
+		n.DelPod(pod)
+	}
+	n.Eventually("no pod is left, and no table", func() error {
+		if got := tables(); strings.Contains(got, table) {
+			return fmt.Errorf("got\n%s", got)
+		}
+		return nil
+	})
+}
+
+// TestMulticastOfStrangers: multicast packets of an unknown host on another plugin's bridge reach an isolated pod.
+// docs/security-windows.md names this window.
+func TestMulticastOfStrangers(t *testing.T) {
+	if !isolatedBehind(t, "bridge") {
+		return
+	}
+	n := attachedBy(t, "bridge", isolated)
+	server := n.AddPod("shop", "server")
+	stranger := newStranger(t)
+	nodetest.RunEach(t, "ip -n stranger address add 10.99.0.77/24 dev eth0",
+		"ip -n stranger route add 224.0.0.0/4 dev eth0")
+	linkLocalOf(n, stranger, "eth0")
+	for network, address := range map[string]string{"udp4": "224.0.0.1:5353", "udp6": "[ff02::1%eth0]:5353"} {
+		inbox := listen(t, server.Netns, network, ":5353")
+		conn, err := nodetest.Dial(t, stranger, network, address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Write([]byte(network)); err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.Close()
+		if got := inbox.heard(t, 2*time.Second); len(got) == 0 {
+			t.Errorf("%s: the pod hears nothing", address)
+		}
+	}
+}
+
+// newStranger adds a host to the bridge that weir doesn't know.
+func newStranger(t *testing.T) (netns string) {
+	t.Helper()
+	stranger := nodetest.NewNS(t, "stranger")
+	nodetest.RunEach(t,
+		"ip link add stranger type veth peer name eth0 netns stranger", "ip link set stranger master cni0 up",
+		"ip -n stranger address add fd00:10:99::77/64 dev eth0 nodad", "ip -n stranger link set eth0 up",
+	)
+	return stranger
+}
+
+func reachesNone(t testing.TB, netns string, addresses ...string) {
+	t.Helper()
+	for _, address := range addresses {
+		for range 3 {
+			if _, err := nodetest.Get(t, netns, address); err == nil {
+				t.Errorf("%s reaches %s", netns, address)
+				break
+			}
+		}
+	}
+}
+
+// hostOf returns the address without the zone and the port.
+func hostOf(address string) string {
+	host, _, _ := strings.Cut(strings.Trim(address, "["), "%")
+	return host
 }
 
 // linkLocalOf waits until the link has a link-local address that the kernel has checked. It returns this address with

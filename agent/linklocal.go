@@ -1,0 +1,77 @@
+package agent
+
+import (
+	"slices"
+
+	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/netfilter"
+)
+
+// linkLocalView is the table "bridge weir-link-local" as the agent last applied it.
+type linkLocalView struct {
+	known bool     // false if the kernel's table may differ
+	ports []uint32 // the indexes of the ports of pods on other plugins' bridges, sorted
+	// generation is nf_tables' generation when the kernel's table was last right. 0 means unknown.
+	generation uint32
+}
+
+// keepLinkLocal adds new pods' ports to the table in each round. At a resync it repairs the table, or deletes it if no
+// port is left. After an error, no pod is enrolled.
+func (a *agent) keepLinkLocal(verify netfilter.Verify) error {
+	v := &a.kernel.linkLocal
+	ports, err := bridge.LinkLocalPorts(a.records.endpoints)
+	if err != nil {
+		return err
+	}
+	if !v.known || verify == netfilter.All {
+		return a.repairLinkLocal(ports)
+	}
+	added := slices.DeleteFunc(ports, func(p uint32) bool { return slices.Contains(v.ports, p) })
+	if len(added) == 0 {
+		return nil
+	}
+	if err := bridge.AddLinkLocalPorts(added); err != nil {
+		v.known = false
+		return err
+	}
+	v.ports, v.generation = slices.Concat(v.ports, added), 0
+	return nil
+}
+
+// repairLinkLocal brings the table to these ports and those of pods with damaged records. It deletes other ports,
+// unless a record couldn't be read or an attachment is ending: its pod may still run.
+func (a *agent) repairLinkLocal(ports []uint32) error {
+	v, r := &a.kernel.linkLocal, &a.records
+	for _, e := range r.closed {
+		more, err := bridge.LinkLocalPortsAt(e.Addresses)
+		if err != nil {
+			return err
+		}
+		ports = append(ports, more...)
+	}
+	slices.Sort(ports)
+	ports = slices.Compact(ports)
+	generation, err := a.backend.Generation() // read before the table, so that a later change has a later number
+	if err != nil {
+		generation = 0
+	}
+	if v.known && generation != 0 && generation == v.generation && slices.Equal(ports, v.ports) {
+		return nil
+	}
+	keep := !r.complete || r.stale || r.ending || len(r.broken) > 0
+	before := v.ports
+	v.known = false
+	lacked, damaged, err := bridge.KeepLinkLocal(ports, keep)
+	if err != nil {
+		return err
+	}
+	lost := slices.ContainsFunc(lacked, func(p uint32) bool { return slices.Contains(before, p) })
+	if lost || damaged && len(before) > 0 {
+		a.countRepairs(bridge.KindGuard, []repair{{"nftables table bridge weir-link-local was changed", "weir-agent run"}})
+	}
+	if keep { // the next resync deletes the other ports
+		generation = 0
+	}
+	*v = linkLocalView{known: true, ports: ports, generation: generation}
+	return nil
+}
