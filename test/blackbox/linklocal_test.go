@@ -46,6 +46,18 @@ func TestLinkLocalOfStrangers(t *testing.T) {
 	n.ReachFrom(stranger, linkLocalOf(n, nodetest.Self, "cni0"), true) // weir doesn't check an unknown host's egress
 	toServer, toStranger := linkLocalOf(n, server.Netns, "eth0"), linkLocalOf(n, stranger, "eth0")
 	reachesNone(t, stranger, toServer, linkLocalOf(n, other.Netns, "eth0"))
+	inbox := listen(t, server.Netns, "udp6", ":80")
+	conn, err := nodetest.Dial(t, stranger, "udp", toServer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	if _, err := conn.Write([]byte("from the stranger")); err != nil {
+		t.Fatal(err)
+	}
+	if got := inbox.heard(t, time.Second); len(got) > 0 {
+		t.Errorf("the pod hears %q", got)
+	}
 	reachesNone(t, server.Netns, toStranger)
 	reachesNone(t, other.Netns, toStranger)
 	found := nodetest.Run(t, "ip", "-n", "stranger", "-6", "neigh")
