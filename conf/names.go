@@ -26,6 +26,13 @@ const (
 	// LogGroup is the netlink log group of packets that weir drops, or that audited policies would drop. Only
 	// one program can read a group: the agent.
 	LogGroup = 88
+	// FlowTable is the nftables table of the inet family with the rules that log allowed first packets. It
+	// exists only while an agent records flows.
+	FlowTable = "weir-flows"
+	// FlowGroup is the netlink log group to which FlowTable's rules copy packets.
+	FlowGroup = 89
+	// FlowLogPrefix is the text that FlowTable's rules add to a packet.
+	FlowLogPrefix = "weir flow"
 	// LogPrefix begins the log text of each rule that drops packets. The name of the rule's chain follows, except in
 	// the guard's and the gate's rules (below).
 	LogPrefix = "weir drop "
