@@ -9,9 +9,8 @@ import (
 	"strings"
 )
 
-// MarkEnding marks the attachment as being deleted, and returns its record. From this call on the agent adds
-// the endpoint to no set. It returns fs.ErrNotExist if there is no record, and ErrBroken if the record can't be
-// understood.
+// MarkEnding marks the attachment as ending, and returns its record. From this call on the agent adds the endpoint to
+// no set. It returns fs.ErrNotExist if there is no record, and ErrBroken if the record can't be understood.
 func MarkEnding(id string) (*Endpoint, error) {
 	if err := os.Rename(path(id), endingPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("mark endpoint record %s as ending: %w", id, err)

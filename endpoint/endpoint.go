@@ -2,7 +2,7 @@
 // is removed when its attachment ends. The agent and weirctl read records. The files:
 //
 //   - /run/weir/endpoints/ID.json: the record of an attachment
-//   - /run/weir/endpoints/ID.ending: the same record while the attachment is being deleted
+//   - /run/weir/endpoints/ID.ending: the same record while the attachment is being ended
 //   - /run/weir/lock: the node's lock. Its content is the name of the agent's backend (see ReadBackend).
 //
 // Invariants:
