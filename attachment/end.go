@@ -79,7 +79,7 @@ func (n Node) begin(x *ending) error {
 	missing, broken := errors.Is(err, fs.ErrNotExist), errors.Is(err, endpoint.ErrBroken)
 	switch {
 	case missing || broken:
-		if failed := bridge.RemoveLink(bridge.PortName(x.id)); failed != nil || broken {
+		if failed := bridge.RemovePort(bridge.PortName(x.id), nil); failed != nil || broken {
 			return failed
 		}
 		return err

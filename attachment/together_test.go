@@ -20,7 +20,7 @@ func (n *node) waiting(container string) (busy endpoint.BusyLock) {
 	id := endpoint.ID(container, "eth0")
 	busy = endpoint.LockBusy(id)
 	n.must(os.Rename(record(container, ".json"), record(container, ".ending")))
-	n.must(bridge.RemoveLink(bridge.PortName(id)))
+	n.must(bridge.RemovePort(bridge.PortName(id), nil))
 	busy.Wait()
 	return busy
 }

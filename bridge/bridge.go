@@ -194,15 +194,11 @@ func ensureIPv4(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", Name, err)
 	}
-	has := map[string]bool{}
-	for _, a := range addrs {
-		has[a.IPNet.String()] = true
-	}
 	for _, gw := range gateways {
-		if has[gw.String()] {
+		if hasAddress(addrs, ipNet(gw)) {
 			continue
 		}
-		if err := forwardIPv4(); err != nil {
+		if err := setAll(sysctlsIPv4()); err != nil {
 			return err
 		}
 		if err := h.AddrReplace(link, &netlink.Addr{IPNet: ipNet(gw)}); err != nil {
@@ -211,8 +207,6 @@ func ensureIPv4(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 	}
 	return nil
 }
-
-func forwardIPv4() error { return setAll(sysctlsIPv4()) }
 
 func create(h netlinksafe.Handle, mtu int, mac net.HardwareAddr) (netlink.Link, error) {
 	if mtu == 0 {

@@ -1,9 +1,11 @@
 package bridge
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -90,7 +92,7 @@ func checkPod(pod netlinksafe.Handle, p Port, gatewayMAC net.HardwareAddr, mtu i
 			errs = append(errs, fmt.Errorf("%s lacks address %s", name, a.Addr))
 		}
 		errs = append(errs, checkRoutes(pod, index, conf.RoutesOf(p.Routes, conf.FamilyOf(a.Addr), a.Gateway)))
-		errs = append(errs, hasNeighbour(pod, index, neighbour(index, a.Gateway, gatewayMAC), "in the pod"))
+		errs = append(errs, checkNeighbour(pod, index, a.Gateway, gatewayMAC))
 	}
 	return errors.Join(errs...)
 }
@@ -139,15 +141,15 @@ func hasAddress(addrs []netlink.Addr, want *net.IPNet) bool {
 	return slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return a.IPNet.String() == want.String() })
 }
 
-func hasNeighbour(h netlinksafe.Handle, index int, want *netlink.Neigh, where string) error {
-	all, err := h.NeighList(index, want.Family)
+func checkNeighbour(pod netlinksafe.Handle, index int, addr netip.Addr, mac net.HardwareAddr) error {
+	all, err := pod.NeighList(index, int(familyOf(addr)))
 	if err != nil {
-		return fmt.Errorf("neighbours %s: %w", where, err)
+		return fmt.Errorf("neighbours in the pod: %w", err)
 	}
 	for _, n := range all {
-		if n.IP.Equal(want.IP) && n.HardwareAddr.String() == want.HardwareAddr.String() && n.State == netlink.NUD_PERMANENT {
+		if n.IP.Equal(addr.AsSlice()) && bytes.Equal(n.HardwareAddr, mac) && n.State == netlink.NUD_PERMANENT {
 			return nil
 		}
 	}
-	return fmt.Errorf("the permanent neighbour %s with MAC %s is missing %s", want.IP, want.HardwareAddr, where)
+	return fmt.Errorf("the permanent neighbour %s with MAC %s is missing in the pod", addr, mac)
 }

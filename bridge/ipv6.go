@@ -30,12 +30,8 @@ func ensureIPv6(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 	if err != nil {
 		return fmt.Errorf("list IPv6 addresses of %s: %w", Name, err)
 	}
-	has := map[string]bool{}
-	for _, a := range addrs {
-		has[a.IPNet.String()] = true
-	}
 	for _, gw := range gateways {
-		if has[hostNet(gw.Addr()).String()] {
+		if hasAddress(addrs, hostNet(gw.Addr())) {
 			continue
 		}
 		if err := forwardIPv6(h); err != nil {

@@ -67,10 +67,9 @@ func HasNeighbour(addrs []endpoint.Address) (bool, error) {
 func PodAddresses() (map[netip.Addr][]Peer, error) {
 	lists := batch.NewStrictDumper(unix.NETLINK_ROUTE)
 	defer lists.Close()
-	links, err := dump(lists, request(unix.RTM_GETLINK, unix.NLM_F_DUMP, ifInfo(unix.AF_UNSPEC, 0), withoutStatistics()),
-		parseLink)
+	links, err := allLinks(lists)
 	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
+		return nil, err
 	}
 	leading := map[int][]Link{} // by the namespace to which they lead
 	for _, l := range links {

@@ -40,16 +40,21 @@ func dump[T any](
 // linux/rtnetlink.h).
 func withoutStatistics() *nl.RtAttr { return number(unix.IFLA_EXT_MASK, 1<<3) }
 
-func (o *Observed) readLinks() error {
-	all, err := dump(o.lists, request(unix.RTM_GETLINK, unix.NLM_F_DUMP, ifInfo(unix.AF_UNSPEC, 0), withoutStatistics()),
-		parseLink)
+func allLinks(lists *batch.Dumper) ([]Link, error) {
+	list := request(unix.RTM_GETLINK, unix.NLM_F_DUMP, ifInfo(unix.AF_UNSPEC, 0), withoutStatistics())
+	all, err := dump(lists, list, parseLink)
 	if err != nil {
-		return fmt.Errorf("list links: %w", err)
+		return nil, fmt.Errorf("list links: %w", err)
 	}
+	return all, nil
+}
+
+func (o *Observed) readLinks() error {
+	all, err := allLinks(o.lists)
 	for _, l := range all {
 		o.Links[l.Name] = l
 	}
-	return nil
+	return err
 }
 
 type neighbourEntry struct {
@@ -140,8 +145,8 @@ func (o *Observed) podMTU(port Link) (mtu int, err error) {
 	}
 	// The answer about one link has no end mark as a list has. The acknowledgement tells Dump that the answer is
 	// whole.
-	get := request(unix.RTM_GETLINK, unix.NLM_F_ACK, ifInfo(unix.AF_UNSPEC, port.Peer),
-		number(unix.IFLA_TARGET_NETNSID, port.PeerNS), withoutStatistics())
+	get := getPeer(port)
+	get.Flags |= unix.NLM_F_ACK
 	err = o.lists.Dump(get, func(m []byte) bool {
 		if l, ok := parseLink(m); ok {
 			mtu = l.MTU

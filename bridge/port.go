@@ -10,7 +10,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
@@ -234,18 +233,6 @@ func RemovePort(hostIf string, addrs []endpoint.Address) error {
 	return err
 }
 
-// RemoveLink deletes only the pair. A missing pair is no error.
-//
-// Equivalent to: ip link del HOSTIF
-func RemoveLink(hostIf string) error {
-	var del batch.Batch
-	del.Add(delLink(hostIf), "delete link %s", hostIf)
-	if _, err := del.Do(unix.NETLINK_ROUTE, netns.None()); err != nil && !errors.Is(err, unix.ENODEV) {
-		return err
-	}
-	return nil
-}
-
 // RemoveNeighbours deletes the node's neighbour entries for the addresses. Missing entries are no error.
 //
 // Equivalent to: ip neigh del ADDR dev weir0
@@ -308,19 +295,9 @@ func RemoveAll() error {
 		return err
 	}
 	for _, name := range append(ports, Name) {
-		if err := RemoveLink(name); err != nil {
+		if err := RemovePort(name, nil); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func neighbour(index int, addr netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
-	family := netlink.FAMILY_V4
-	if addr.Is6() {
-		family = netlink.FAMILY_V6
-	}
-	return &netlink.Neigh{
-		LinkIndex: index, Family: family, State: netlink.NUD_PERMANENT, IP: addr.AsSlice(), HardwareAddr: mac,
-	}
 }

@@ -66,7 +66,7 @@ func TestQuickEntries(t *testing.T) {
 		}
 		quick(p.HostIf)
 		if strings.HasSuffix(name, "link") {
-			if err := RemoveLink(p.HostIf); err != nil {
+			if err := RemovePort(p.HostIf, nil); err != nil {
 				t.Fatal(err)
 			}
 		}

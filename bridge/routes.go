@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
@@ -17,21 +18,14 @@ import (
 func checkRoutes(pod netlinksafe.Handle, index int, routes []conf.Route) error {
 	var errs []error
 	for _, r := range routes {
-		family := netlink.FAMILY_V4
-		if r.Dst.Addr().Is6() {
-			family = netlink.FAMILY_V6
-		}
-		have, err := pod.RouteListFiltered(family, &netlink.Route{LinkIndex: index, Table: unix.RT_TABLE_UNSPEC},
+		inAnyTable := &netlink.Route{LinkIndex: index, Table: unix.RT_TABLE_UNSPEC}
+		have, err := pod.RouteListFiltered(int(familyOf(r.Dst.Addr())), inAnyTable,
 			netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
 		if err != nil {
 			return fmt.Errorf("routes in the pod: %w", err)
 		}
-		has := false
-		for _, h := range have {
-			has = has || matchesRoute(h, r)
-		}
 		switch {
-		case has:
+		case slices.ContainsFunc(have, func(h netlink.Route) bool { return matchesRoute(h, r) }):
 		case r.IsDefault():
 			errs = append(errs, fmt.Errorf("the pod lacks the default route via %s", r.Gateway))
 		default:

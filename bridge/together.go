@@ -79,7 +79,7 @@ func RemovePorts(hostIfs []string, addrs []endpoint.Address) error {
 			return err
 		}
 		if index != 0 {
-			if err := RemoveLink(name); err != nil {
+			if err := RemovePort(name, nil); err != nil {
 				return err
 			}
 		}
