@@ -22,10 +22,7 @@ import (
 	"github.com/weir-net/weir/test/nodetest"
 )
 
-type node struct {
-	*testing.T
-	sets *ipset.Handle
-}
+type node struct{ *testing.T }
 
 func newNode(t *testing.T) *node {
 	t.Helper()
@@ -33,13 +30,14 @@ func newNode(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer sets.Close()
 	for _, set := range []string{conf.PodsSet, conf.IngressClasses + "x", "weir-sel-x"} {
 		if err := sets.Create(ipset.Header{Name: set, Type: ipset.HashIP}); err != nil {
 			t.Fatal(err)
 		}
 	}
 	nodetest.Run(t, "ip", "link", "add", bridge.Name, "type", "bridge")
-	return &node{t, sets}
+	return &node{t}
 }
 
 func (n *node) must(err error) {
@@ -237,7 +235,7 @@ func TestEvict(t *testing.T) {
 	if err != nil || !slices.Equal(evicted, []netip.Addr{stray}) {
 		t.Errorf("evicted: %v, %v", evicted, err)
 	}
-	if in, err := n.sets.Has(conf.PodsSet, stray); in || err != nil {
+	if in, err := ipset.Has(conf.PodsSet, stray); in || err != nil {
 		t.Errorf("the stray is in the set: %v, %v", in, err)
 	}
 	n.want("evicted", map[string][]string{"c1": whole})
@@ -249,7 +247,7 @@ func TestEvict(t *testing.T) {
 		t.Errorf("a namespace has the address, and it was evicted: %v, %v", evicted, err)
 	}
 	n.must(NewNode().Collect("weir", map[string]bool{"c1:eth0": true}))
-	if in, err := n.sets.Has(conf.PodsSet, over); !in || err != nil {
+	if in, err := ipset.Has(conf.PodsSet, over); !in || err != nil {
 		t.Errorf("the address is in the set: %v, %v", in, err)
 	}
 }
@@ -275,7 +273,7 @@ func TestLostRecords(t *testing.T) {
 	if neighbours := nodetest.Run(t, "ip", "neigh", "show", "nud", "permanent"); neighbours != "" {
 		t.Errorf("neighbours left: %s", neighbours)
 	}
-	if in, err := n.sets.Has("weir-sel-x", stranger.Prefix.Addr()); err != nil || !in {
+	if in, err := ipset.Has("weir-sel-x", stranger.Prefix.Addr()); err != nil || !in {
 		t.Errorf("%v: a pod of another node was taken out of its set", err)
 	}
 }

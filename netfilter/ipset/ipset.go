@@ -10,7 +10,6 @@
 package ipset
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -158,7 +157,7 @@ func (h *Handle) Create(s Header) error {
 // Has reports whether the address is in the set. If there is no such set, the error is ErrNotExist.
 //
 // Equivalent to: ipset test NAME ADDR
-func (h *Handle) Has(name string, a netip.Addr) (bool, error) {
+func Has(name string, a netip.Addr) (bool, error) {
 	in, err := SetsContaining(a, []string{name})
 	return in[name], err
 }
@@ -201,12 +200,11 @@ func parseHeader(msg []byte) (s Header, ok bool) {
 		return Header{}, false
 	}
 	for kind, value := range attrs.In(msg[nl.SizeofNfgenmsg:]) {
-		text, _, _ := bytes.Cut(value, []byte{0})
 		switch kind {
 		case nl.IPSET_ATTR_SETNAME:
-			s.Name = string(text)
+			s.Name = text(value)
 		case nl.IPSET_ATTR_TYPENAME:
-			s.Type = string(text)
+			s.Type = text(value)
 		case nl.IPSET_ATTR_FAMILY:
 			if len(value) == 1 {
 				s.Family = families[value[0]]

@@ -103,7 +103,7 @@ func TestSets(t *testing.T) {
 	if diff := cmp.Diff(want, got, prefixes, hash, byText); diff != "" {
 		t.Errorf("weir-numbers-x: %s", diff)
 	}
-	if in, err := h.Has("weir-pods", pod.Addr()); !in || err != nil {
+	if in, err := Has("weir-pods", pod.Addr()); !in || err != nil {
 		t.Errorf("10.88.0.2 in weir-pods: %v, %v", in, err)
 	}
 	shown := nodetest.Run(t, "ipset", "list")
@@ -118,7 +118,7 @@ func TestSets(t *testing.T) {
 	for range 2 {
 		must(h.Purge(pod.Addr()))
 	}
-	if in, err := h.Has("weir-pods", pod.Addr()); in || err != nil {
+	if in, err := Has("weir-pods", pod.Addr()); in || err != nil {
 		t.Errorf("10.88.0.2 in weir-pods after Purge: %v, %v", in, err)
 	}
 	if got, err := h.List("weir-networks"); err != nil || len(got.Entries) != 2 {
@@ -214,7 +214,7 @@ func TestBothFamilies(t *testing.T) {
 			}
 		}
 	}
-	if in, err := h.Has("weir-pods6", other[conf.IPv6].Addr()); !in || err != nil {
+	if in, err := Has("weir-pods6", other[conf.IPv6].Addr()); !in || err != nil {
 		t.Errorf("fd00:10:88::3 in weir-pods6: %v, %v", in, err)
 	}
 }

@@ -86,9 +86,7 @@ func (PodSets) PurgeEarly(...netip.Addr) (later func()) { return func() {} }
 //
 // Equivalent to: ipset test weir-pods ADDR (weir-pods6 for IPv6)
 func (PodSets) Contains(addr netip.Addr) (bool, error) {
-	set := podsSet(addr)
-	in, err := SetsContaining(addr, []string{set})
-	return in[set], err
+	return Has(podsSet(addr), addr)
 }
 
 // InUse reports whether a rule uses the set of all pods of this address's family. If there is no such set, the error is
@@ -118,14 +116,14 @@ func (PodSets) Check(addrs ...netip.Addr) error {
 	}
 	var errs []error
 	for _, a := range addrs {
-		if in, err := h.Has(podsSet(a), a); err != nil || !in {
+		if in, err := Has(podsSet(a), a); err != nil || !in {
 			errs = append(errs, errors.Join(fmt.Errorf("%s is not in ipset %s", a, podsSet(a)), err))
 		}
 		for _, of := range []struct {
 			name string
 			kind conf.SetKind
 		}{{conf.IngressMap, conf.SetOfIngress}, {conf.EgressMap, conf.SetOfEgress}} {
-			if in, err := h.inClass(headers, of.kind, a); err != nil || !in {
+			if in, err := inClass(headers, of.kind, a); err != nil || !in {
 				errs = append(errs, errors.Join(fmt.Errorf(
 					"%s is in no class (ipset %s): its new connections are dropped until weir-agent enrols the pod",
 					a, of.name), err))
@@ -135,13 +133,13 @@ func (PodSets) Check(addrs ...netip.Addr) error {
 	return errors.Join(errs...)
 }
 
-func (h *Handle) inClass(headers []Header, kind conf.SetKind, addr netip.Addr) (bool, error) {
+func inClass(headers []Header, kind conf.SetKind, addr netip.Addr) (bool, error) {
 	for _, s := range headers {
 		if s.Family != conf.FamilyOf(addr) || conf.KindOfSet(s.Name) != kind {
 			continue
 		}
 		// ErrNotExist means that the set was deleted after it was listed, so the address isn't in it.
-		if in, err := h.Has(s.Name, addr); in || err != nil && !errors.Is(err, ErrNotExist) {
+		if in, err := Has(s.Name, addr); in || err != nil && !errors.Is(err, ErrNotExist) {
 			return in, err
 		}
 	}
