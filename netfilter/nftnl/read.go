@@ -33,11 +33,11 @@ func request(kind int, flags int, t Table, body attrs) *nl.NetlinkRequest {
 	return req
 }
 
-// triesOfALists is how often a list is read at most. If a list changes while it is read, it is read again.
-const triesOfALists = 5
+// triesOfAList is how often a list is read at most. If a list changes while it is read, it is read again.
+const triesOfAList = 5
 
 func (r *Reader) list(kind int, t Table, body attrs, again func(), each func(attrs []byte) bool) (err error) {
-	for range triesOfALists {
+	for range triesOfAList {
 		again()
 		err = r.dumper.Dump(request(kind, unix.NLM_F_DUMP, t, body), func(msg []byte) bool {
 			return len(msg) < sizeofGenmsg || each(msg[sizeofGenmsg:])
