@@ -36,7 +36,8 @@ func (e *auditEvaluator) only(ctx context.Context, a *agent, v *dropView, lines 
 	}
 	e.found = map[int]wouldDrop{}
 	answer := make(chan policy.State, 1)
-	state, known := askLoop(ctx, a, stateWanted{addressesOf(lines, isAudit), answer}, answer)
+	audits := slices.DeleteFunc(slices.Clone(lines), func(l drops.Line) bool { return !isAudit(l) })
+	state, known := askLoop(ctx, a, stateWanted{addressesOf(audits), answer}, answer)
 	var evaluator *verdict.Evaluator
 	if known {
 		evaluator = e.cache.New(state)
@@ -69,11 +70,11 @@ func (e *auditEvaluator) lacksPod(by *verdict.Evaluator, v *dropView, l drops.Li
 	})
 }
 
-func addressesOf(lines []drops.Line, of func(drops.Line) bool) (addresses []netip.Addr) {
+func addressesOf(lines []drops.Line) (addresses []netip.Addr) {
 	seen := map[netip.Addr]bool{}
 	for _, l := range lines {
 		for _, a := range [...]netip.Addr{l.Flow.Source(), l.Flow.Destination()} {
-			if of(l) && a.IsValid() && !seen[a] {
+			if a.IsValid() && !seen[a] {
 				seen[a] = true
 				addresses = append(addresses, a)
 			}

@@ -12,8 +12,8 @@ import (
 // Backend writes rulesets to the kernel. It remembers what it last read or wrote. Any goroutine may call Sets, Watch
 // and Inspect. Only the loop may call the other methods.
 type Backend interface {
-	// Name returns the name of the tool that writes the rules. It is empty while the tool is unknown.
-	Name() string
+	// Tool returns the name of the tool that writes the rules. It is empty while the tool is unknown.
+	Tool() string
 	// Sets returns the sets and maps that the kernel has for the last ruleset.
 	Sets(last ruleset.Ruleset) []netfilter.KernelSet
 	// TellsOfChanges reports whether Watch hears of every change of the rules, by any program.

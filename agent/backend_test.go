@@ -43,7 +43,7 @@ var _ Backend = (*memory)(nil)
 
 func (m *memory) call(name string) { m.calls = append(m.calls, name) }
 
-func (m *memory) Name() string                                          { return "memory" }
+func (m *memory) Tool() string                                          { return "memory" }
 func (m *memory) Sets(ruleset.Ruleset) []netfilter.KernelSet            { return nil }
 func (m *memory) TellsOfChanges() bool                                  { return false }
 func (m *memory) HasPods(conf.Family) bool                              { return m.pods6 }

@@ -221,7 +221,7 @@ func (n neither) err() error {
 		"lacks a program; the agent tries again each minute")
 }
 
-func (neither) Name() string                               { return "" }
+func (neither) Tool() string                               { return "" }
 func (neither) Sets(ruleset.Ruleset) []netfilter.KernelSet { return nil }
 func (neither) TellsOfChanges() bool                       { return false }
 func (neither) Unread() bool                               { return true }

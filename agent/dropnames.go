@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -172,9 +173,10 @@ func (v *dropView) load(s *snapshot) {
 			v.pods[a.Addr] = e.Pod.String()
 		}
 	}
+	none := strings.ToUpper(conf.NoneClass)
 	for i := range s.ruleset.Classes {
 		c := &s.ruleset.Classes[i]
-		v.shared[c.Chain] = c.Chain == conf.IngressClassChains+"NONE" || c.Chain == conf.EgressClassChains+"NONE"
+		v.shared[c.Chain] = c.Chain == conf.IngressClassChains+none || c.Chain == conf.EgressClassChains+none
 		v.chains[c.Chain] = c
 		for _, p := range c.Pods {
 			v.classes[podSide{c.Direction, p}] = c
@@ -182,18 +184,9 @@ func (v *dropView) load(s *snapshot) {
 	}
 }
 
-func (v *dropView) unknown(lines []drops.Line) (addresses []netip.Addr) {
-	seen := map[netip.Addr]bool{}
-	for _, l := range lines {
-		for _, a := range [...]netip.Addr{l.Flow.Source(), l.Flow.Destination()} {
-			if !a.IsValid() || seen[a] || v.pods[a] != "" || v.nodes[a] != "" || len(addresses) >= namesAtOnce {
-				continue
-			}
-			seen[a] = true
-			addresses = append(addresses, a)
-		}
-	}
-	return addresses
+func (v *dropView) unknown(lines []drops.Line) []netip.Addr {
+	all := slices.DeleteFunc(addressesOf(lines), func(a netip.Addr) bool { return v.pods[a] != "" || v.nodes[a] != "" })
+	return all[:min(len(all), namesAtOnce)]
 }
 
 func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) *agentapi.Drop {

@@ -224,8 +224,7 @@ func (r *recording) addFlows(ctx context.Context, lines []drops.Line) {
 	}
 	r.view.load(r.snapshots.target.Load())
 	answer := make(chan policy.State, 1)
-	all := func(drops.Line) bool { return true }
-	state, _ := askLoop(ctx, r.agent, stateWanted{addressesOf(lines, all), answer}, answer)
+	state, _ := askLoop(ctx, r.agent, stateWanted{addressesOf(lines), answer}, answer)
 	r.flows.mu.Lock()
 	defer r.flows.mu.Unlock()
 	for _, l := range lines {

@@ -234,21 +234,22 @@ func (c statusCollector) problems(
 }
 
 func (c statusCollector) endpoints(pods []agentapi.PodStatus, gauge func(*prometheus.Desc, int, ...string)) {
+	states := []string{agentapi.ClassOpen, agentapi.ClassClosed, agentapi.ClassBefore, agentapi.ClassUnknown}
 	counts := map[ruleset.Direction]map[string]int{ruleset.Ingress: {}, ruleset.Egress: {}}
 	for _, p := range pods {
 		for d, class := range map[ruleset.Direction]string{ruleset.Ingress: p.Ingress, ruleset.Egress: p.Egress} {
 			switch {
 			case strings.HasPrefix(class, agentapi.ClassAudited):
-				class = classOpen
-			case !slices.Contains([]string{classOpen, classClosed, classBefore, classUnknown}, class):
+				class = agentapi.ClassOpen
+			case !slices.Contains(states, class):
 				class = "isolated"
 			}
 			counts[d][class]++
 		}
 	}
-	for d, states := range counts {
-		for _, state := range []string{classOpen, "isolated", classClosed, classBefore, classUnknown} {
-			gauge(endpointsDesc, states[state], string(d), state)
+	for d, count := range counts {
+		for _, state := range append(states, "isolated") {
+			gauge(endpointsDesc, count[state], string(d), state)
 		}
 	}
 }

@@ -187,14 +187,14 @@ func TestAPodThatWasFoundStays(t *testing.T) {
 	r.tell(shop(named("db-0", "2", "old")), nil) // the pod's label has changed since the look-up
 	r.wantClass("db-0", "shop/old")
 	r.tell(shop(), nil)
-	r.wantClass("db-0", classClosed)
+	r.wantClass("db-0", agentapi.ClassClosed)
 
 	if _, err := r.enrol(id); err != nil {
 		t.Error(err)
 	}
 	r.wantClass("db-0", "shop/new")
 	r.tell(shop(named("db-0", "3", "old")), nil)
-	r.wantClass("db-0", classClosed)
+	r.wantClass("db-0", agentapi.ClassClosed)
 
 	r.tell(shop(), nil)
 	if _, err := r.enrol(id); err != nil {
@@ -206,7 +206,7 @@ func TestAPodThatWasFoundStays(t *testing.T) {
 	}
 	r.wantMetrics(map[string]float64{`weir_set_entries{kind="weir-pods"}`: 0})
 	r.attachUID("db-0", "2", "10.88.0.9")
-	r.wantClass("db-0", classClosed)
+	r.wantClass("db-0", agentapi.ClassClosed)
 }
 
 // TestLookupAfterTheFirstReport: if a pod comes before the source's first report and isn't in it, the agent looks the

@@ -15,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/internal/dirwatch"
@@ -162,7 +163,7 @@ func TestFault7AnAddressWhoseOldRecordWasNotHeardOf(t *testing.T) {
 	if got := s.in("10.88.0.9"); !slices.Equal(got, want) {
 		t.Errorf("the second pod is in %q, want %q", got, want)
 	}
-	if class := s.snapshots.enforced.Load().class(ruleset.Ingress, "shop/evil"); class != classOpen {
+	if class := s.snapshots.enforced.Load().class(ruleset.Ingress, "shop/evil"); class != agentapi.ClassOpen {
 		t.Errorf("the second pod is in class %s", class)
 	}
 	s.hear(netfilter.All)

@@ -91,11 +91,11 @@ func (s *snapshot) class(d ruleset.Direction, pod string) string {
 		case len(c.Audited) > 0:
 			return agentapi.ClassAudited + excerpt.List(c.Audited, ", ")
 		case len(c.Policies) == 0:
-			return classOpen
+			return agentapi.ClassOpen
 		}
 		return excerpt.List(c.Policies, ", ") // the text is shortened; Status.Classes has all policies
 	}
-	return classClosed
+	return agentapi.ClassClosed
 }
 
 func policyEndpoint(e endpoint.Endpoint) policy.Endpoint {

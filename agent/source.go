@@ -38,6 +38,7 @@ type Contact interface {
 	Contact() error
 }
 
+// Files is a Source that reads files.
 type Files interface {
 	// Files returns the result of reading each file. Any goroutine may call it. The caller must not change the
 	// result.

@@ -16,13 +16,6 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
-const (
-	classOpen    = agentapi.ClassOpen
-	classClosed  = agentapi.ClassClosed
-	classBefore  = agentapi.ClassBefore
-	classUnknown = agentapi.ClassUnknown
-)
-
 // A status is the source of all reports. It never changes, so reports needn't wait for the loop.
 type status struct {
 	enforced *snapshot
@@ -31,7 +24,7 @@ type status struct {
 	delta    uint64
 	ready    bool
 	lastSync time.Time
-	backend  string
+	tool     string // the result of the backend's method Tool
 	// inUse is the name of the backend, and reason says why it was chosen.
 	inUse, reason string
 	// cleaning is true while the loop has to remove the sets and rules of other backends.
@@ -56,7 +49,7 @@ func (a *agent) publishStatus() {
 		enforced: a.snapshots.enforced.Load(), delta: a.snapshots.enforced.Load().delta,
 		ready: a.cluster.known && !a.kernel.lastSync.IsZero() && a.unknown() == nil &&
 			a.faults.now[partKernel] == nil && a.faults.now[partNode] == nil && a.faults.now[partRuntime] == nil,
-		lastSync: a.kernel.lastSync, backend: a.backend.Name(), sets: a.backend.Sets,
+		lastSync: a.kernel.lastSync, tool: a.backend.Tool(), sets: a.backend.Sets,
 		inUse: string(a.moving.inUse), reason: a.moving.chosen.Reason, cleaning: a.moving.others > 0,
 		endpoints: a.records.copies().list, earlier: a.kernel.earlier,
 		stateless: !a.cluster.known, policies: a.cluster.engine.Policies(),
@@ -86,7 +79,7 @@ func (a *agent) report() agentapi.Status {
 
 func (s *status) report() agentapi.Status {
 	r := agentapi.Status{
-		Ready: s.ready, LastSync: s.lastSync, IPTables: s.backend, Backend: s.inUse, BackendReason: s.reason, Stats: s.stats,
+		Ready: s.ready, LastSync: s.lastSync, IPTables: s.tool, Backend: s.inUse, BackendReason: s.reason, Stats: s.stats,
 		Errors: s.errors(), Pods: []agentapi.PodStatus{}, Policies: []string{}, Audited: []string{},
 		Sets: []agentapi.SetStatus{}, Problems: []agentapi.Problem{}, Classes: []agentapi.Class{},
 		Unenforced: []agentapi.Unenforced{}, Files: s.files, NodeRepairs: s.repairs,
@@ -146,11 +139,11 @@ func (s *status) class(d ruleset.Direction, e endpoint.Endpoint) string {
 	case len(s.enforced.ruleset.Sets) > 0: // this agent has applied a ruleset of its own
 		return s.enforced.class(d, e.Pod.String())
 	case !s.earlier.read || s.earlier.members == nil:
-		return classUnknown
+		return agentapi.ClassUnknown
 	case slices.ContainsFunc(e.Addresses, func(a endpoint.Address) bool { return s.earlier.has(d, a.Addr) }):
-		return classBefore
+		return agentapi.ClassBefore
 	}
-	return classClosed
+	return agentapi.ClassClosed
 }
 
 func (e *earlierRules) has(d ruleset.Direction, addr netip.Addr) bool { return e.members[d][addr] }

@@ -6,8 +6,8 @@ import (
 	"github.com/weir-net/weir/netfilter/nftnl"
 )
 
-// Name returns the flavour of iptables that the node uses. It returns "" until the flavour is known.
-func (d *Driver) Name() string { return string(d.Flavour) }
+// Tool returns the flavour of iptables that the node uses. It returns "" until the flavour is known.
+func (d *Driver) Tool() string { return string(d.Flavour) }
 
 // TellsOfChanges reports whether Watch hears of every change of rules. It is false with iptables-legacy, because the
 // kernel doesn't report changes of legacy tables.

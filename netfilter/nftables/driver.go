@@ -65,7 +65,7 @@ func (d *Driver) Close() {
 	d.sender.Close()
 }
 
-func (d *Driver) Name() string { return "nftables" }
+func (d *Driver) Tool() string { return "nftables" }
 
 // triesOfAChange is how often a transaction is tried. The kernel refuses a transaction if another program has changed
 // the tables since they were read.
