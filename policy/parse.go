@@ -60,6 +60,14 @@ func parseAll(list []*networkingv1.NetworkPolicy) parsed {
 	return p
 }
 
+// Validate returns a problem for each part of the policy that can't be enforced as it is written.
+func Validate(np *networkingv1.NetworkPolicy) []ruleset.Problem {
+	return parse(np).problems
+}
+
+// Invalid returns the problems for which an API server would refuse the policy.
+func Invalid(np *networkingv1.NetworkPolicy) []ruleset.Problem { return parse(np).invalid }
+
 type reporter func(field, format string, args ...any)
 
 // parse parses a policy. It reports each part that it can't parse, up to maxProblems. Such a part never allows more:
