@@ -109,8 +109,7 @@ func (r Ruleset) ChangedPeers(earlier Ruleset) (changed []Set, ok bool) {
 	}
 	for i, s := range r.Sets {
 		was := earlier.Sets[i]
-		if s.Name != was.Name || s.Kind != was.Kind || s.Family != was.Family || s.Role != was.Role || s.Opens != was.Opens ||
-			s.Dispatch != was.Dispatch {
+		if !s.like(&was) {
 			return nil, false
 		}
 		if s.Entries.Same(was.Entries) {
@@ -125,5 +124,5 @@ func (r Ruleset) ChangedPeers(earlier Ruleset) (changed []Set, ok bool) {
 }
 
 func sameChains(a, b []Chain) bool {
-	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0] || slices.EqualFunc(a, b, Chain.Equal))
+	return shared(a, b) || slices.EqualFunc(a, b, Chain.Equal)
 }

@@ -28,8 +28,8 @@ type Link struct{ In, Port string }
 // Simulator runs packets through a ruleset in memory, with the same results as the kernel. If there are no chains for
 // the packet's family, the packet passes.
 type Simulator struct {
-	chains map[conf.Family]map[string][]Rule
-	hooks  map[conf.Family]map[Hook][]Rule
+	chains map[conf.Family]map[string]Chain
+	hooks  map[conf.Family]map[Hook]Chain
 	sets   map[string]*netipx.IPSet
 	ports  map[Element]map[string]bool // names of the sets that contain each element with a port
 	links  map[string][]Element        // elements of each set with links
@@ -38,14 +38,14 @@ type Simulator struct {
 // NewSimulator returns a Simulator for the ruleset. It returns an error if a set has an invalid entry.
 func NewSimulator(r Ruleset) (*Simulator, error) {
 	s := &Simulator{
-		chains: map[conf.Family]map[string][]Rule{conf.IPv4: {}, conf.IPv6: {}},
-		hooks:  map[conf.Family]map[Hook][]Rule{conf.IPv4: {}, conf.IPv6: {}},
+		chains: map[conf.Family]map[string]Chain{conf.IPv4: {}, conf.IPv6: {}},
+		hooks:  map[conf.Family]map[Hook]Chain{conf.IPv4: {}, conf.IPv6: {}},
 		sets:   map[string]*netipx.IPSet{}, ports: map[Element]map[string]bool{}, links: map[string][]Element{},
 	}
 	for _, c := range r.Chains {
-		s.chains[c.Family][c.Name] = c.Rules
+		s.chains[c.Family][c.Name] = c
 		if c.Hook != "" {
-			s.hooks[c.Family][c.Hook] = c.Rules
+			s.hooks[c.Family][c.Hook] = c
 		}
 	}
 	for _, set := range r.Sets {
@@ -81,7 +81,7 @@ func (s *Simulator) Allows(p Packet) bool { return s.run(p, nil) }
 
 // Audit reports whether the packet passes, and in which directions audited policies log it.
 func (s *Simulator) Audit(p Packet) (passes bool, logged []Direction) {
-	passes = s.run(p, func(r Rule) {
+	passes = s.run(p, func(_ Chain, r Rule) {
 		if r.Audits != "" {
 			logged = append(logged, r.Audits)
 		}
@@ -89,34 +89,50 @@ func (s *Simulator) Audit(p Packet) (passes bool, logged []Direction) {
 	return passes, logged
 }
 
-// run reports whether the packet passes its hook. It calls the function log for each rule that logs the packet. log may
-// be nil.
-func (s *Simulator) run(p Packet, log func(Rule)) bool {
+// Step is a rule that a packet has matched in a chain.
+type Step struct {
+	Chain string
+	Rule  Rule
+}
+
+// Trace runs the packet through the ruleset like a Simulator. It returns whether the packet passes, and the matching
+// rules in order.
+func (r Ruleset) Trace(p Packet) (passes bool, steps []Step, err error) {
+	s, err := NewSimulator(r)
+	if err != nil {
+		return false, nil, err
+	}
+	passes = s.run(p, func(c Chain, r Rule) { steps = append(steps, Step{c.Name, r}) })
+	return passes, steps, nil
+}
+
+// run reports whether the packet passes its hook. It calls the function matched for each rule that matches the packet.
+// matched may be nil.
+func (s *Simulator) run(p Packet, matched func(Chain, Rule)) bool {
 	hook := CheckForwarded
 	if p.Out == "" {
 		hook = CheckToNode
 	}
-	return s.walk(s.hooks[conf.FamilyOf(p.Dst)][hook], p, log) != Drop
+	return s.walk(s.hooks[conf.FamilyOf(p.Dst)][hook], p, matched) != Drop
 }
 
-func (s *Simulator) walk(rules []Rule, p Packet, log func(Rule)) Action {
+func (s *Simulator) walk(c Chain, p Packet, matched func(Chain, Rule)) Action {
 	chains := s.chains[conf.FamilyOf(p.Dst)]
-	for _, r := range rules {
+	for _, r := range c.Rules {
 		if !s.matches(r, p) {
 			continue
+		}
+		if matched != nil {
+			matched(c, r)
 		}
 		switch r.Action {
 		case Drop, Return:
 			return r.Action
 		case GoTo:
-			return s.walk(chains[r.To], p, log)
+			return s.walk(chains[r.To], p, matched)
 		case Jump:
-			if s.walk(chains[r.To], p, log) == Drop {
+			if s.walk(chains[r.To], p, matched) == Drop {
 				return Drop
-			}
-		case Log:
-			if log != nil {
-				log(r)
 			}
 		}
 	}
