@@ -72,6 +72,15 @@ type isolating struct {
 	rules   map[ruleset.Direction][]rule // rules for each direction that the policy isolates
 }
 
+// selectsOneOf reports whether the policy certainly selects one of the pods, and whether it possibly does.
+func (p *isolating) selectsOneOf(pods []pod) (certainly, possibly bool) {
+	for _, o := range pods {
+		is, may := p.selects(o)
+		certainly, possibly = certainly || is, possibly || may
+	}
+	return certainly, possibly
+}
+
 type rule struct {
 	field string
 	peers []named[peerMatch]
@@ -353,10 +362,7 @@ func matchBlock(b networkingv1.IPBlock) peerMatch {
 //   - A number with an endPort matches all ports from the number to the endPort.
 //   - An endPort without a number matches nothing. An invalid port, range or protocol matches nothing either.
 func matchPort(p networkingv1.NetworkPolicyPort) portMatch {
-	protocol := corev1.ProtocolTCP
-	if p.Protocol != nil {
-		protocol = *p.Protocol
-	}
+	protocol, known := protocolOf(p)
 	var isPort func(port uint16, dst end) bool
 	switch {
 	case p.Port == nil && p.EndPort == nil:
@@ -379,8 +385,16 @@ func matchPort(p networkingv1.NetworkPolicyPort) portMatch {
 		valid := 1 <= from && from <= to && to <= 65535
 		isPort = func(port uint16, _ end) bool { return valid && from <= int32(port) && int32(port) <= to }
 	}
-	known := slices.Contains([]corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP}, protocol)
 	return func(proto ruleset.Protocol, port uint16, dst end) bool {
 		return known && strings.EqualFold(string(proto), string(protocol)) && isPort(port, dst)
 	}
+}
+
+// protocolOf returns the protocol of a policy's port. It returns false if a port can't have the protocol.
+func protocolOf(p networkingv1.NetworkPolicyPort) (protocol corev1.Protocol, known bool) {
+	if p.Protocol == nil {
+		return corev1.ProtocolTCP, true
+	}
+	all := []corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP}
+	return *p.Protocol, slices.Contains(all, *p.Protocol)
 }

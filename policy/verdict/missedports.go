@@ -17,10 +17,7 @@ func missedPort(field string, port networkingv1.NetworkPolicyPort, p Packet, dst
 	if matchPort(port)(p.Proto, p.Port, dst) {
 		return nil
 	}
-	protocol := corev1.ProtocolTCP
-	if port.Protocol != nil {
-		protocol = *port.Protocol
-	}
+	protocol, known := protocolOf(port)
 	m := Miss{Field: field, Kind: MissUnreadable, Change: "correct " + field}
 	number := func() string {
 		if port.EndPort != nil {
@@ -29,7 +26,7 @@ func missedPort(field string, port networkingv1.NetworkPolicyPort, p Packet, dst
 		return port.Port.String()
 	}
 	switch {
-	case !slices.Contains([]corev1.Protocol{corev1.ProtocolTCP, corev1.ProtocolUDP, corev1.ProtocolSCTP}, protocol):
+	case !known:
 		m.Why = fmt.Sprintf("%q is no protocol of a port, so it matches nothing", protocol)
 		return []Miss{m}
 	case port.EndPort != nil && (port.Port == nil || port.Port.Type == intstr.String):

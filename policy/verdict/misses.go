@@ -101,7 +101,10 @@ func (e *Evaluator) Nearest(d ruleset.Direction, p Packet, audited bool) []Near 
 	}
 	var all []Near
 	for _, np := range e.policies {
-		if len(np.rules[d]) == 0 || np.audited != audited || !np.selectsSurely(subject) {
+		if len(np.rules[d]) == 0 || np.audited != audited {
+			continue
+		}
+		if certainly, _ := np.selectsOneOf(subject.pods); !certainly {
 			continue
 		}
 		verb, word, list := "from", "ingress", rawRules(np.NetworkPolicy, d)
@@ -124,13 +127,6 @@ func (e *Evaluator) Nearest(d ruleset.Direction, p Packet, audited bool) []Near 
 	}
 	slices.SortStableFunc(all, func(a, b Near) int { return cmp.Compare(a.distance(), b.distance()) })
 	return all
-}
-
-func (p isolating) selectsSurely(subject end) bool {
-	return slices.ContainsFunc(subject.pods, func(o pod) bool {
-		surely, _ := p.selects(o)
-		return surely
-	})
 }
 
 type rawRule struct {

@@ -133,11 +133,7 @@ func (e *Evaluator) isolated(d ruleset.Direction, pods []pod) (by Isolated, ok b
 	for i := range e.policies {
 		np := &e.policies[i]
 		rules, isolates := np.rules[d]
-		certainly, possibly := false, false
-		for _, o := range pods {
-			is, may := np.selects(o)
-			certainly, possibly = certainly || is, possibly || may
-		}
+		certainly, possibly := np.selectsOneOf(pods)
 		if !isolates || !possibly || np.audited {
 			continue
 		}

@@ -217,11 +217,7 @@ func (e *Evaluator) side(d ruleset.Direction, subject, peer end, p Packet, dst e
 	}
 	for _, np := range e.policies {
 		rules, isolates := np.rules[d]
-		certainly, possibly := false, false
-		for _, o := range subject.pods {
-			is, may := np.selects(o)
-			certainly, possibly = certainly || is, possibly || may
-		}
+		certainly, possibly := np.selectsOneOf(subject.pods)
 		if !isolates || !possibly {
 			continue
 		}
