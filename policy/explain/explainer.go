@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -50,10 +51,10 @@ func Explain(c Cluster, q Query) (Explanation, error) {
 		x.note("port %d of a node is a nodePort of svc/%s: kube-proxy passes on what comes there to the Service's pods",
 			q.Port.Number, s)
 		to, q.Port = Ref{Kind: EndService, Namespace: s.Namespace, Name: s.Name}, Port{Number: p.Port, Proto: p.Proto}
-		in.node = or(x.Query.To.Name, c.placeOf(in.address).Node)
+		in.node = cmp.Or(x.Query.To.Name, c.placeOf(in.address).Node)
 	} else if pod, h := c.hostPort(to, q.Port); pod != nil {
 		x.note("port %d of %s is a hostPort of %s/%s: portmap translates it to the pod's port %d before weir checks the "+
-			"packet", h.Port, or(before("node ", pod.NodeName), "this node"), pod.Namespace, pod.Name, h.Target)
+			"packet", h.Port, cmp.Or(before("node ", pod.NodeName), "this node"), pod.Namespace, pod.Name, h.Target)
 		to, q.Port = Ref{Kind: EndPod, Namespace: pod.Namespace, Name: pod.Name}, Port{Number: h.Target, Proto: h.Proto}
 		if in.node = pod.NodeName; in.foreign() && !in.outside {
 			sources = x.toHostPort(in, sources, to)
@@ -72,7 +73,7 @@ func Explain(c Cluster, q Query) (Explanation, error) {
 		case in.outside && i >= 0:
 			sources = append(sources, x.forwarders(s, in, sources[i])...)
 		case !in.outside && in.external(s):
-			in.node = or(in.node, in.sender) // kube-proxy on the sender's node translates an address that is no node's
+			in.node = cmp.Or(in.node, in.sender) // kube-proxy on the sender's node translates an address that is no node's
 			sources = x.throughNode(s, in, sources)
 		}
 	}

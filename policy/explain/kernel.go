@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -112,7 +113,7 @@ func (p *Path) unchecked() string {
 	slices.Sort(nodes)
 	where := strings.Join(slices.Compact(nodes), " and ")
 	return "neither end is a pod of this node, so its kernel wasn't asked: it is enforced on " +
-		or(where, "the pods' nodes")
+		cmp.Or(where, "the pods' nodes")
 }
 
 func (p *Path) compare(v View, packet ruleset.Packet) error {
@@ -189,10 +190,7 @@ func samePolicies(class, policies []string) bool {
 	for i, name := range class {
 		plain[i], _, _ = strings.Cut(name, " ") // removes "(may select it)"
 	}
-	want := slices.Clone(policies)
-	slices.Sort(plain)
-	slices.Sort(want)
-	return slices.Equal(plain, want)
+	return sameNames(plain, policies)
 }
 
 func classOf(r ruleset.Ruleset, d ruleset.Direction, of Place) (found *ruleset.Class) {

@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"cmp"
 	"fmt"
 	"iter"
 	"net/netip"
@@ -110,13 +111,6 @@ func before(prefix, text string) string {
 		return ""
 	}
 	return prefix + text
-}
-
-func or(a, b string) string {
-	if a == "" {
-		return b
-	}
-	return a
 }
 
 // masqueraded reports whether weir on the sender's node replaces the packet's source by the node's own address. weir
@@ -251,7 +245,7 @@ func (x *explainer) problemNotes(p *Path) {
 		x.ownerNotes(end)
 		if end.Pod != "" && !end.HostNetwork && p.Sides[i].Pod == "" && p.Sides[i].Reason == NoPod {
 			x.note("%s isn't within the podCIDRs of %s's Node %s, so weir doesn't believe that it is the pod's address: no "+
-				"policy applies to it, and no selector matches it", end.Address, end.Pod, or(end.Node, "(unknown)"))
+				"policy applies to it, and no selector matches it", end.Address, end.Pod, cmp.Or(end.Node, "(unknown)"))
 		}
 		for _, problem := range ruleset.Together(x.Problems) {
 			for _, name := range p.Sides[i].Policies {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/weir-net/weir/internal/excerpt"
+	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -79,6 +80,14 @@ type Query struct {
 	From Ref  `json:"from"`
 	To   Ref  `json:"to"`
 	Port Port `json:"port"`
+}
+
+// Question is what weirctl asks an agent: the arguments of Parse, and Services that the agent doesn't know.
+type Question struct {
+	From      string           `json:"from"`
+	To        string           `json:"to"`
+	Namespace string           `json:"namespace,omitempty"`
+	Services  []policy.Service `json:"services,omitempty"`
 }
 
 var names = regexp.MustCompile(`^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$`)

@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -194,7 +195,7 @@ func (x *explainer) throughNode(s *policy.Service, in entrance, sources []Place)
 			x.note("kube-proxy on %s sends connections to nodePorts, externalIPs and load balancers' addresses under an "+
 				"address of the node if the pod is on another node (externalTrafficPolicy: Cluster). The ingress policies of "+
 				"that pod then decide on the node's address. Only the egress policies of %s decide on the pod's own address",
-				or(before("node ", in.node), "the sender's node"), from.Pod)
+				cmp.Or(before("node ", in.node), "the sender's node"), from.Pod)
 			seen = append(seen, from)
 		default:
 			seen = append(seen, from)

@@ -37,7 +37,7 @@ func (c *Cluster) resolve(r Ref) (Ref, error) {
 		return r, nil
 	}
 	var found []Ref
-	pods, services := c.podNames(), c.serviceNames()
+	pods, services := c.PodNames(), c.serviceNames()
 	if r.Kind != EndService {
 		found = append(found, matching(r, EndPod, pods)...)
 	}
@@ -125,7 +125,8 @@ func (c *Cluster) nodePort(to Ref, port Port) (*policy.Service, policy.ServicePo
 	return nil, policy.ServicePort{}
 }
 
-func (c *Cluster) podNames() []string {
+// PodNames returns the names of all pods, with their namespaces.
+func (c *Cluster) PodNames() []string {
 	var all []string
 	for i := range c.Pods {
 		all = append(all, c.Pods[i].Namespace+"/"+c.Pods[i].Name)
@@ -174,9 +175,6 @@ func CheckName(kind, want string, names []string) error {
 	}
 	return unknown(kind, r, names)
 }
-
-// PodNames returns the names of all pods, with their namespaces.
-func (c *Cluster) PodNames() []string { return c.podNames() }
 
 func unknown(kind string, r Ref, names []string) error {
 	want := r.String()

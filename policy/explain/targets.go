@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -165,7 +166,7 @@ func (x *explainer) behind(s *policy.Service) (all []behind) {
 			continue
 		}
 		place := x.placeOf(e.Address)
-		all = append(all, behind{place, or(e.Node, place.Node), e.Ending, func(p policy.ServicePort) (uint16, bool) {
+		all = append(all, behind{place, cmp.Or(e.Node, place.Node), e.Ending, func(p policy.ServicePort) (uint16, bool) {
 			i := slices.IndexFunc(e.Ports, func(n policy.NamedPort) bool { return n.Name == p.Name && n.Proto == p.Proto })
 			if i < 0 {
 				return 0, false
