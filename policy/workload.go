@@ -11,6 +11,16 @@ import (
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
+var ofOnePod = map[string]bool{
+	"pod-template-hash": true, "controller-revision-hash": true, "pod-template-generation": true,
+	"statefulset.kubernetes.io/pod-name": true, "apps.kubernetes.io/pod-index": true, "controller-uid": true,
+	"batch.kubernetes.io/controller-uid": true, "job-name": true, "batch.kubernetes.io/job-name": true,
+	"batch.kubernetes.io/job-completion-index": true, "rollouts-pod-template-hash": true,
+}
+
+// IsOfOnePod reports whether controllers set the label, with different values for pods of the same workload.
+func IsOfOnePod(label string) bool { return ofOnePod[label] }
+
 // Workload is an object that makes pods from a template. The names of its pods are not known, only their pattern.
 type Workload struct {
 	// Kind is Deployment, ReplicaSet, ReplicationController, StatefulSet, DaemonSet, Job, CronJob, DeploymentConfig, or

@@ -39,19 +39,10 @@ type Peer struct {
 	Address   netip.Addr
 }
 
-// ofOnePod has labels that controllers set, with different values for pods of the same workload.
-var ofOnePod = []string{
-	"pod-template-hash", "controller-revision-hash", "pod-template-generation", "statefulset.kubernetes.io/pod-name",
-	"apps.kubernetes.io/pod-index", "controller-uid", "job-name", "batch.kubernetes.io/controller-uid",
-	"batch.kubernetes.io/job-name", "batch.kubernetes.io/job-completion-index",
-}
-
 // Labels returns the labels by which a policy should select the pod: those that all pods of its workload have.
 func Labels(p *policy.Pod) map[string]string {
 	labels := maps.Clone(p.Labels)
-	for _, key := range slices.Concat(ofOnePod, p.Unknown) {
-		delete(labels, key)
-	}
+	maps.DeleteFunc(labels, func(key, _ string) bool { return policy.IsOfOnePod(key) || slices.Contains(p.Unknown, key) })
 	return labels
 }
 

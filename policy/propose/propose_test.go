@@ -1,6 +1,7 @@
 package propose_test
 
 import (
+	"maps"
 	"math/rand/v2"
 	"strings"
 	"testing"
@@ -95,4 +96,14 @@ func peerOf(s policy.State, v verdict.Verdict, d ruleset.Direction) propose.Peer
 		}
 	}
 	return propose.Peer{Address: address}
+}
+
+// TestLabels: policies select by no label that controllers set on single pods, and by no unknown label.
+func TestLabels(t *testing.T) {
+	p := &policy.Pod{
+		Labels: map[string]string{"app": "db", "rollouts-pod-template-hash": "5d8c7f9b4", "x": "1"}, Unknown: []string{"x"},
+	}
+	if got := propose.Labels(p); !maps.Equal(got, map[string]string{"app": "db"}) {
+		t.Errorf("got %v, want only app", got)
+	}
 }

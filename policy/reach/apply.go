@@ -14,8 +14,9 @@ import (
 type Applied struct {
 	// Added, Replaced and Deleted have names of objects, such as "NetworkPolicy shop/allow-web".
 	Added, Replaced, Deleted []string
-	Unused                   []string
-	Missing                  []string
+	// Unused has pods and workloads of the file for which there are no pods. Missing has policies to delete that don't
+	// exist.
+	Unused, Missing []string
 }
 
 // Apply returns the objects as they would be after "kubectl apply" of the file and the deletion of the named policies.
@@ -132,7 +133,7 @@ func (a *applying) replaceTemplate(w policy.Workload) {
 			labels = map[string]string{}
 		}
 		for key, value := range o.Labels {
-			if _, templated := labels[key]; !templated && perPod[key] {
+			if _, templated := labels[key]; !templated && policy.IsOfOnePod(key) {
 				labels[key] = value
 			}
 		}

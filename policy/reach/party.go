@@ -66,13 +66,6 @@ type unit struct {
 
 type oneAddress [len(conf.Families)]netip.Addr
 
-var perPod = map[string]bool{
-	"pod-template-hash": true, "controller-revision-hash": true, "pod-template-generation": true,
-	"statefulset.kubernetes.io/pod-name": true, "apps.kubernetes.io/pod-index": true, "controller-uid": true,
-	"batch.kubernetes.io/controller-uid": true, "job-name": true, "batch.kubernetes.io/job-name": true,
-	"batch.kubernetes.io/job-completion-index": true, "rollouts-pod-template-hash": true,
-}
-
 func (u *universe) addPods() {
 	facts := newFacts(u)
 	by := map[string][]unit{}
@@ -265,7 +258,7 @@ func (f facts) key(u unit) string {
 func (f facts) writePod(b *strings.Builder, p policy.Pod, workload bool) {
 	fmt.Fprintf(b, "%q", p.Namespace)
 	for _, k := range slices.Sorted(maps.Keys(p.Labels)) {
-		if f.labels[k] || workload && !perPod[k] {
+		if f.labels[k] || workload && !policy.IsOfOnePod(k) {
 			fmt.Fprintf(b, "%q=%q,", k, p.Labels[k])
 		}
 	}
@@ -295,7 +288,7 @@ func (u *universe) party(units []unit) Party {
 			}
 		}
 		p.Addresses = append(p.Addresses, addresses)
-		maps.DeleteFunc(labels, func(k, v string) bool { return one.pod.Labels[k] != v || perPod[k] })
+		maps.DeleteFunc(labels, func(k, v string) bool { return one.pod.Labels[k] != v || policy.IsOfOnePod(k) })
 	}
 	p.Labels = labels
 	for _, end := range first.ends[0] {
@@ -330,7 +323,7 @@ var generated = regexp.MustCompile(
 // workload guesses the name of the pod's workload from the pod's name. For a single pod without labels of controllers,
 // it returns the pod's name.
 func workload(p policy.Pod, several bool) string {
-	made := slices.ContainsFunc(slices.Collect(maps.Keys(p.Labels)), func(key string) bool { return perPod[key] })
+	made := slices.ContainsFunc(slices.Collect(maps.Keys(p.Labels)), policy.IsOfOnePod)
 	if m := generated.FindStringSubmatch(p.Name); m != nil && (made || several) {
 		return m[1]
 	}

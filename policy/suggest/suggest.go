@@ -26,6 +26,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/propose"
 	"github.com/weir-net/weir/policy/ruleset"
 )
 
@@ -78,13 +79,13 @@ func Policies(namespace string, pods []policy.Pod, flows []Flow) Result {
 	s := suggester{namespace: namespace, workloads: map[string][]*workload{}, policies: map[*workload]*rules{}}
 	for i := range pods {
 		if p := &pods[i]; !p.HostNetwork && !p.Finished {
-			s.workload(p.Namespace, labelsOf(p))
+			s.workload(p.Namespace, propose.Labels(p))
 		}
 	}
 	for _, f := range flows {
 		for _, e := range [...]End{f.From, f.To} {
 			if e.isPod() {
-				s.workload(e.Namespace, labelsOf(&policy.Pod{Labels: e.Labels}))
+				s.workload(e.Namespace, propose.Labels(&policy.Pod{Labels: e.Labels}))
 			}
 		}
 	}
@@ -171,7 +172,7 @@ func (s *suggester) of(e End) *workload {
 	if !e.isPod() {
 		return nil
 	}
-	return s.workload(e.Namespace, labelsOf(&policy.Pod{Labels: e.Labels}))
+	return s.workload(e.Namespace, propose.Labels(&policy.Pod{Labels: e.Labels}))
 }
 
 func (s *suggester) suggestions() (all []Suggestion) {

@@ -7,17 +7,12 @@ import (
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-
-	"github.com/weir-net/weir/policy"
-	"github.com/weir-net/weir/policy/propose"
 )
 
 type workload struct {
 	namespace string
 	labels    map[string]string
 }
-
-func labelsOf(p *policy.Pod) map[string]string { return propose.Labels(p) }
 
 func (s *suggester) workload(namespace string, labels map[string]string) *workload {
 	for _, w := range s.workloads[namespace] {
