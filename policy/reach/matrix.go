@@ -44,12 +44,12 @@ type class struct {
 }
 
 func (u *universe) matrix(state int) *Matrix {
-	k := &kernel{universe: u, evaluator: u.evaluators[state], state: state}
+	k := &classifier{universe: u, evaluator: u.evaluators[state], state: state}
 	k.number = map[verdict.Terms]int{}
-	m := &Matrix{Parties: slices.Clone(u.parties), space: u.space, kernel: k}
+	m := &Matrix{Parties: slices.Clone(u.parties), space: u.space, classifier: k}
 	sides := k.isolate(m.Parties)
 	by := map[string]int{}
-	var classOf [len(conf.Families)][]int // the kernel's class for each class of the matrix, by family
+	var classOf [len(conf.Families)][]int // the classifier's class for each class of the matrix, by family
 	for i := range u.parties {
 		var of [len(conf.Families)]int
 		key := []byte(m.Parties[i].Kind) // the world has its own classes, because it doesn't reach itself
@@ -89,7 +89,8 @@ func (u *universe) matrix(state int) *Matrix {
 	return m
 }
 
-type kernel struct {
+// classifier divides the ends of one state into classes.
+type classifier struct {
 	*universe
 	evaluator *verdict.Evaluator
 	state     int
@@ -101,7 +102,7 @@ type kernel struct {
 
 type sides struct{ egress, ingress side }
 
-func (k *kernel) isolate(parties []Party) [][len(conf.Families)]sides {
+func (k *classifier) isolate(parties []Party) [][len(conf.Families)]sides {
 	all := make([][len(conf.Families)]sides, len(parties))
 	for i := range parties {
 		p := &parties[i]
@@ -129,7 +130,7 @@ func (k *kernel) isolate(parties []Party) [][len(conf.Families)]sides {
 	return all
 }
 
-func (k *kernel) side(i verdict.Isolation, names *[]string) side {
+func (k *classifier) side(i verdict.Isolation, names *[]string) side {
 	s := side{closed: i.Closed}
 	for _, one := range i.Either {
 		*names = append(*names, one.Policies...)
@@ -148,7 +149,7 @@ func (k *kernel) side(i verdict.Isolation, names *[]string) side {
 	return s
 }
 
-func (k *kernel) portsOf(t verdict.Terms, dst verdict.End) bits {
+func (k *classifier) portsOf(t verdict.Terms, dst verdict.End) bits {
 	b := k.space.none()
 	for i, a := range k.space.atoms {
 		if t.Opens(a.proto, a.First, dst) {
@@ -158,7 +159,7 @@ func (k *kernel) portsOf(t verdict.Terms, dst verdict.End) bits {
 	return b
 }
 
-func (k *kernel) classOf(f int, end partyEnd, s sides) int {
+func (k *classifier) classOf(f int, end partyEnd, s sides) int {
 	if !end.known {
 		return -1
 	}
@@ -205,7 +206,7 @@ func (s side) appendTo(key []byte) []byte {
 	return key
 }
 
-func (k *kernel) between(f int) [][]int {
+func (k *classifier) between(f int) [][]int {
 	classes := k.classes[f]
 	all := make([][]int, len(classes))
 	for i := range all {
@@ -230,7 +231,7 @@ func (k *kernel) between(f int) [][]int {
 	return all
 }
 
-func (k *kernel) narrow(allowed bits, s side, peer *class, ports []bits) {
+func (k *classifier) narrow(allowed bits, s side, peer *class, ports []bits) {
 	if s.closed {
 		allowed.minus(k.space.full())
 	}

@@ -23,12 +23,12 @@ import (
 
 // Matrix says on which ports each party can reach each other party.
 type Matrix struct {
-	Parties []Party
-	space   *space
-	kernel  *kernel
-	classes []int
-	members [][]int // the parties of each class
-	between [][]cell
+	Parties    []Party
+	space      *space
+	classifier *classifier
+	classes    []int
+	members    [][]int // the parties of each class
+	between    [][]cell
 }
 
 // Rule says what a rule of a policy means for the parties. Subjects are the parties that the policy isolates in the

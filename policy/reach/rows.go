@@ -1,6 +1,7 @@
 package reach
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"slices"
@@ -64,7 +65,7 @@ func (m *Matrix) rows(at func(i, j int) cell) []Row {
 			continue
 		}
 		slices.SortFunc(lines, func(a, b line) int { return int(a.ports-b.ports)*4 + int(a.family-b.family) })
-		key := []byte(m.Parties[m.members[j][0]].Kind + m.namespace(j))
+		key := []byte(string(m.Parties[m.members[j][0]].Kind) + m.namespace(j))
 		for _, l := range lines {
 			key = binary.AppendVarint(binary.AppendVarint(append(key, 0), int64(l.ports)), int64(l.family))
 			key = append(key, from[l].key()...)
@@ -91,27 +92,18 @@ func (m *Matrix) rows(at func(i, j int) cell) []Row {
 	return rows
 }
 
-func (m *Matrix) namespace(class int) Kind {
+func (m *Matrix) namespace(class int) string {
 	first := m.Parties[m.members[class][0]].Namespace
 	for _, i := range m.members[class] {
 		if m.Parties[i].Namespace != first {
 			return ""
 		}
 	}
-	return Kind(first)
+	return first
 }
 
 func compareRows(a, b Row) int {
-	if c := slices.Compare(a.To, b.To); c != 0 {
-		return c
-	}
-	if c := slices.Compare(a.From, b.From); c != 0 {
-		return c
-	}
-	if a.Family != b.Family {
-		return slices.Compare([]byte(a.Family), []byte(b.Family))
-	}
-	return 0
+	return cmp.Or(slices.Compare(a.To, b.To), slices.Compare(a.From, b.From), cmp.Compare(a.Family, b.Family))
 }
 
 func (m *Matrix) vacuous(i, j int) bool {

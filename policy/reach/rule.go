@@ -11,7 +11,7 @@ import (
 
 // Rules returns the rules of all policies that isolate a party, ordered by the policies' names.
 func (m *Matrix) Rules() (all []Rule) {
-	k, parties := m.kernel, m.Parties
+	k, parties := m.classifier, m.Parties
 	subjects := map[[2]string][]int{} // by policy and direction
 	for i, p := range parties {
 		for _, name := range p.Ingress {
@@ -60,7 +60,7 @@ func (m *Matrix) Rules() (all []Rule) {
 	return all
 }
 
-func (k *kernel) means(rule, party int) bool {
+func (k *classifier) means(rule, party int) bool {
 	for f := range conf.Families {
 		if c := k.classOfParty[f][party]; c >= 0 && k.classes[f][c].peer.has(rule) {
 			return true
