@@ -6,7 +6,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -202,16 +201,5 @@ func valid(port *corev1.ContainerPort) bool {
 }
 
 func namedPort(port *corev1.ContainerPort) policy.NamedPort {
-	n := policy.NamedPort{Name: port.Name, Number: uint16(port.ContainerPort)}
-	switch port.Protocol {
-	case corev1.ProtocolTCP, "": // the API's default is TCP
-		n.Proto = ruleset.TCP
-	case corev1.ProtocolUDP:
-		n.Proto = ruleset.UDP
-	case corev1.ProtocolSCTP:
-		n.Proto = ruleset.SCTP
-	default:
-		n.Proto = ruleset.Protocol(strings.ToLower(string(port.Protocol)))
-	}
-	return n
+	return policy.NamedPort{Name: port.Name, Number: uint16(port.ContainerPort), Proto: protocol(port.Protocol)}
 }

@@ -131,9 +131,15 @@ func addresses(texts []string) (all []netip.Addr) {
 	return all
 }
 
+// protocol allocates nothing for the protocols of ports, because IsPod calls it for each pod of the cluster.
 func protocol(p corev1.Protocol) ruleset.Protocol {
-	if p == "" {
+	switch p {
+	case corev1.ProtocolTCP, "": // the API's default is TCP
 		return ruleset.TCP
+	case corev1.ProtocolUDP:
+		return ruleset.UDP
+	case corev1.ProtocolSCTP:
+		return ruleset.SCTP
 	}
 	return ruleset.Protocol(strings.ToLower(string(p)))
 }
