@@ -10,7 +10,8 @@
 //   - Each packet is read or counted as lost. The kernel numbers a group's packets, so a loss is noticed when a later
 //     packet is read.
 //   - Reading a packet copies nothing: a Packet consists of parts of the Reader's buffer.
-//   - If another program already reads the group, Open returns ErrTaken.
+//   - If another program already reads the group, Open returns an error. In a network namespace, a group has only one
+//     reader.
 package nflog
 
 import (
@@ -63,9 +64,6 @@ const (
 	socketBuffer = 8 << 20
 )
 
-// ErrTaken means that another program reads the group. In a network namespace, a group has only one reader.
-var ErrTaken = errors.New("another program reads the log group")
-
 // Reader reads the packets of one group. Only one goroutine may call Read.
 type Reader struct {
 	conn *netlink.Conn
@@ -75,7 +73,7 @@ type Reader struct {
 }
 
 // Open starts to read the group. From then on, the kernel copies the first 128 bytes of each packet that a rule logs to
-// the group. If another program reads the group, the error wraps ErrTaken.
+// the group.
 //
 // Equivalent to: tcpdump -i nflog:GROUP --snapshot-length=128
 func Open(group uint16) (*Reader, error) {
@@ -122,7 +120,8 @@ func bind(conn *netlink.Conn, group uint16) (*Reader, error) {
 	err = r.acknowledged()
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EBUSY) {
 		if pid := readerOf(group); pid != "" {
-			return nil, fmt.Errorf("%w (the reader's port number, mostly its process ID: %s): %w", ErrTaken, pid, err)
+			return nil, fmt.Errorf("another program reads the log group (the reader's port number, mostly its process ID: %s): "+
+				"%w", pid, err)
 		}
 	}
 	if err != nil {
