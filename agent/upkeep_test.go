@@ -34,11 +34,7 @@ func TestRepairBesideDEL(t *testing.T) {
 				Addr: netip.MustParseAddr(address), Subnet: netip.MustParsePrefix("10.88.0.0/24"),
 			}},
 		}
-		making, err := e.Begin()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := making.Close(); err != nil {
+		if err := e.Save(); err != nil {
 			t.Fatal(err)
 		}
 		return e
@@ -47,15 +43,18 @@ func TestRepairBesideDEL(t *testing.T) {
 	if _, err := endpoint.MarkEnding(records[0].ID()); err != nil {
 		t.Fatal(err)
 	}
+	u := newUpkeep()
+	never := func(endpoint.Endpoint) bool { return false }
 	var restored []bridge.Difference
 	for _, e := range records {
 		addr := e.Addresses[0].Addr
 		nodetest.Run(t, "ip", "neigh", "add", addr.String(), "lladdr", mac.String(), "dev", bridge.Name, "nud", "permanent")
-		restored = append(restored, bridge.Difference{
-			Property: bridge.Neighbour{Addr: addr, MAC: mac, HostIf: e.HostIf}, Was: net.ErrClosed,
-		})
+		for _, p := range u.properties(&nodeKnowledge{}, 1<<30, []endpoint.Endpoint{e}, never) {
+			if p.Kind() == bridge.KindNeighbour {
+				restored = append(restored, bridge.Difference{Property: p, Was: net.ErrClosed})
+			}
+		}
 	}
-	u := newUpkeep()
 	staying := restored[1].Property.Command()
 	reported, err := u.withoutEnding(restored, &nodeKnowledge{}, 1<<30, records)
 	if err != nil {

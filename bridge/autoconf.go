@@ -113,27 +113,27 @@ func isAutoconfigured(link string, a netlink.Addr) bool {
 	return strings.HasPrefix(link, PortPrefix) || a.IP.IsLinkLocalUnicast() || a.Flags&unix.IFA_F_PERMANENT == 0
 }
 
-// NoLinkLocal is the property that the kernel makes no link-local address for the link.
-type NoLinkLocal struct{ Link string }
+// noLinkLocalAddress is the property that the kernel makes no link-local address for the link.
+type noLinkLocalAddress struct{ Link string }
 
 // Kind is KindSysctl, because the kernel shows the mode as the sysctl addr_gen_mode.
-func (NoLinkLocal) Kind() Kind { return KindSysctl }
+func (noLinkLocalAddress) Kind() Kind { return KindSysctl }
 
-func (g NoLinkLocal) String() string {
+func (g noLinkLocalAddress) String() string {
 	return "the kernel gives " + g.Link + " no link-local address"
 }
 
 // Command returns the command that changes the mode. The command removes no address that the link already has.
-func (g NoLinkLocal) Command() string { return "ip link set " + g.Link + " addrgenmode none" }
+func (g noLinkLocalAddress) Command() string { return "ip link set " + g.Link + " addrgenmode none" }
 
 // Check reads the sysctl addr_gen_mode. A missing link is not wrong, and neither is a link without IPv6.
-func (g NoLinkLocal) Check(o *Observed) error {
-	return Sysctl{
+func (g noLinkLocalAddress) Check(o *Observed) error {
+	return sysctl{
 		Key: "net/ipv6/conf/" + g.Link + "/addr_gen_mode", Value: strconv.Itoa(addrGenModeNone), Link: g.Link, IfThere: true,
 	}.Check(o)
 }
 
-func (g NoLinkLocal) restore(h netlinksafe.Handle, _ *Observed) error {
+func (g noLinkLocalAddress) restore(h netlinksafe.Handle, _ *Observed) error {
 	link, err := h.LinkByName(g.Link)
 	if err != nil {
 		return fmt.Errorf("look up %s: %w", g.Link, err)
@@ -141,22 +141,22 @@ func (g NoLinkLocal) restore(h netlinksafe.Handle, _ *Observed) error {
 	return disableLinkLocal(h, link)
 }
 
-// NoAutoconfigured is the property that RemoveAutoconfigured has nothing to remove.
-type NoAutoconfigured struct{}
+// noAutoconfigured is the property that RemoveAutoconfigured has nothing to remove.
+type noAutoconfigured struct{}
 
 // Kind is KindAddress, even if only a route is wrong.
-func (NoAutoconfigured) Kind() Kind { return KindAddress }
+func (noAutoconfigured) Kind() Kind { return KindAddress }
 
-func (NoAutoconfigured) String() string {
+func (noAutoconfigured) String() string {
 	return "weir's links have no IPv6 addresses or routes that weir didn't set"
 }
 
 // Command returns the command for the usual case: it deletes weir0's link-local addresses. The repair also deletes
 // other addresses, and routes.
-func (NoAutoconfigured) Command() string { return "ip -6 addr flush dev " + Name + " scope link" }
+func (noAutoconfigured) Command() string { return "ip -6 addr flush dev " + Name + " scope link" }
 
 // Check names each autoconfigured IPv6 address and route of weir's links.
-func (NoAutoconfigured) Check(o *Observed) error {
+func (noAutoconfigured) Check(o *Observed) error {
 	if err := errors.Join(o.links, o.addresses, o.routes); err != nil {
 		return fmt.Errorf("IPv6 addresses of weir's links: %w: %w", errUnknown, err)
 	}
@@ -186,6 +186,6 @@ func (NoAutoconfigured) Check(o *Observed) error {
 	return nil
 }
 
-func (NoAutoconfigured) restore(h netlinksafe.Handle, _ *Observed) error {
+func (noAutoconfigured) restore(h netlinksafe.Handle, _ *Observed) error {
 	return RemoveAutoconfigured(h)
 }

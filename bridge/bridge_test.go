@@ -275,13 +275,13 @@ func TestReassembly(t *testing.T) {
 	const gib = 1 << 30
 	for node, want := range map[uint64]int64{gib: gib / 8, 4 * gib: gib / 2, 64 * gib: gib / 2} {
 		for _, b := range reassembly(node) {
-			s := b.(Sysctl)
+			s := b.(sysctl)
 			holds := func(have int64) bool { return s.satisfiedBy(strconv.FormatInt(have, 10)) }
-			if s.Bound == AtLeast &&
+			if s.Bound == atLeast &&
 				(s.Value != strconv.FormatInt(want, 10) || holds(want-1) || !holds(want) || !holds(want+1)) {
 				t.Errorf("with %d bytes: %v", node, b)
 			}
-			if s.Bound == AtMost && (s.Value != "2" || holds(3) || !holds(2) || !holds(1)) {
+			if s.Bound == atMost && (s.Value != "2" || holds(3) || !holds(2) || !holds(1)) {
 				t.Errorf("a bound on time: %v", b)
 			}
 		}

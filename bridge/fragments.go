@@ -147,8 +147,8 @@ func reassembly(nodeMemory uint64) []Property {
 		{"ipv6/ip6frag_time", "ipv6/ip6frag_high_thresh"},
 		{"netfilter/nf_conntrack_frag6_timeout", "netfilter/nf_conntrack_frag6_high_thresh"},
 	} {
-		all = append(all, Sysctl{Key: "net/" + family.time, Value: seconds, Bound: AtMost, IfThere: true, Why: why},
-			Sysctl{Key: "net/" + family.memory, Value: memory, Bound: AtLeast, IfThere: true, Why: why})
+		all = append(all, sysctl{Key: "net/" + family.time, Value: seconds, Bound: atMost, IfThere: true, Why: why},
+			sysctl{Key: "net/" + family.memory, Value: memory, Bound: atLeast, IfThere: true, Why: why})
 	}
 	return all
 }

@@ -49,14 +49,14 @@ func ensureIPv6(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 }
 
 // forwardIPv6 makes the node a router. A router ignores router advertisements unless accept_ra is 2 (see
-// UplinksAcceptRA).
+// uplinksAcceptRA).
 //
 // Equivalent to: sysctl net.ipv6.conf.UPLINK.accept_ra=2 net.ipv6.conf.all.forwarding=1
 func forwardIPv6(h netlinksafe.Handle) error {
 	o := nothingObserved()
 	defer o.Close()
 	o.links, o.routes = o.readLinks(), o.readRoutes(unix.AF_INET6)
-	if err := (UplinksAcceptRA{}).restore(h, o); err != nil {
+	if err := (uplinksAcceptRA{}).restore(h, o); err != nil {
 		return err
 	}
 	return explainNoIPv6(setAll(sysctlsIPv6()), "on the node")

@@ -93,11 +93,11 @@ func (o *Observed) readNeighbours(link int, family uint8) error {
 		return fmt.Errorf("list neighbours: %w", err)
 	}
 	if o.Neighbours[link] == nil {
-		o.Neighbours[link] = map[netip.Addr]NeighbourSeen{}
+		o.Neighbours[link] = map[netip.Addr]neighbourSeen{}
 	}
 	for _, n := range all {
 		if n.addr.IsValid() {
-			o.Neighbours[link][n.addr.Unmap()] = NeighbourSeen{n.mac, n.state == netlink.NUD_PERMANENT}
+			o.Neighbours[link][n.addr.Unmap()] = neighbourSeen{n.mac, n.state == netlink.NUD_PERMANENT}
 		}
 	}
 	return nil
@@ -125,7 +125,7 @@ func (o *Observed) readForwarding(bridge int) error {
 // readRoutes leaves out weir's routes to other nodes' pods: there may be thousands, and package overlay reads them.
 func (o *Observed) readRoutes(family uint8) error {
 	list := request(unix.RTM_GETROUTE, unix.NLM_F_DUMP, &nl.RtMsg{RtMsg: unix.RtMsg{Family: family}})
-	all, err := dump(o.lists, list, func(m []byte) (RouteSeen, bool) {
+	all, err := dump(o.lists, list, func(m []byte) (routeSeen, bool) {
 		r, ok := parseRoute(m)
 		return r, ok && r.Protocol != conf.RouteProtocol
 	})

@@ -29,10 +29,10 @@ type Observed struct {
 	Addresses  map[int][]netip.Prefix               // the addresses of each link, by the link's index
 	Fresh      map[netip.Addr]bool                  // addresses that are younger than a second
 	Learned    map[netip.Addr]bool                  // addresses that expire, such as those from router advertisements
-	Neighbours map[int]map[netip.Addr]NeighbourSeen // the entries of weir0, by weir0's index and by address
+	Neighbours map[int]map[netip.Addr]neighbourSeen // the entries of weir0, by weir0's index and by address
 	// Forwarding has the MACs of the static forwarding entries, by the index of the link.
 	Forwarding map[int]map[string]bool
-	Routes     []RouteSeen
+	Routes     []routeSeen
 	// Sysctl reads a sysctl by its path below /proc/sys.
 	Sysctl func(key string) (string, error)
 	// PodMTU returns the MTU of the pod's end of a pair. It asks the kernel once for each pair. It returns 0 if the
@@ -59,13 +59,13 @@ type Link struct {
 	Port          map[uint16]uint16 // options of a bridge's port, by IFLA_BRPORT_*; only values of at most 16 bits
 }
 
-type NeighbourSeen struct {
+type neighbourSeen struct {
 	MAC       string
 	Permanent bool
 }
 
-// RouteSeen is a route, with the link by which it leaves.
-type RouteSeen struct {
+// routeSeen is a route, with the link by which it leaves.
+type routeSeen struct {
 	Link, Table, Type int
 	Dst               netip.Prefix
 	Protocol          int
@@ -99,7 +99,7 @@ func nothingObserved() *Observed {
 	o := &Observed{
 		Links: map[string]Link{}, Addresses: map[int][]netip.Prefix{},
 		Fresh: map[netip.Addr]bool{}, Learned: map[netip.Addr]bool{},
-		Neighbours: map[int]map[netip.Addr]NeighbourSeen{},
+		Neighbours: map[int]map[netip.Addr]neighbourSeen{},
 		Forwarding: map[int]map[string]bool{}, Sysctl: readSysctl, lists: batch.NewDumper(unix.NETLINK_ROUTE),
 	}
 	o.mtus, o.PodMTU = map[int]int{}, o.podMTU
@@ -229,12 +229,12 @@ func createdAt(m []byte) time.Duration {
 	return 0
 }
 
-func parseRoute(m []byte) (r RouteSeen, ok bool) {
+func parseRoute(m []byte) (r routeSeen, ok bool) {
 	if len(m) < unix.SizeofRtMsg {
 		return r, false
 	}
 	at := nl.DeserializeRtMsg(m)
-	r = RouteSeen{Table: int(at.Table), Type: int(at.Type), Protocol: int(at.Protocol)}
+	r = routeSeen{Table: int(at.Table), Type: int(at.Type), Protocol: int(at.Protocol)}
 	address := netip.IPv4Unspecified()
 	if at.Family == unix.AF_INET6 {
 		address = netip.IPv6Unspecified()

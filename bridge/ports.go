@@ -15,16 +15,16 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// PortOnBridge is the property that a pod's link is an isolated port of weir0, and that its MTU isn't smaller than
+// portOnBridge is the property that a pod's link is an isolated port of weir0, and that its MTU isn't smaller than
 // that of the pod's end. A missing link is not wrong: the kernel deletes the link with the pod's network namespace.
-type PortOnBridge struct {
+type portOnBridge struct {
 	HostIf string
 	Up     bool
 }
 
-func (p PortOnBridge) Kind() Kind { return KindPort }
+func (p portOnBridge) Kind() Kind { return KindPort }
 
-func (p PortOnBridge) String() string {
+func (p portOnBridge) String() string {
 	up := ""
 	if p.Up {
 		up = "up, "
@@ -34,7 +34,7 @@ func (p PortOnBridge) String() string {
 }
 
 // Command returns the command that restores what Check compares, except the MTU and the port's state.
-func (p PortOnBridge) Command() string {
+func (p portOnBridge) Command() string {
 	up := ""
 	if p.Up {
 		up = " up"
@@ -61,7 +61,7 @@ var portFlags = []struct {
 }
 
 // Check names all that is wrong with the port. If the port's link or weir0 is missing, nothing is wrong here.
-func (p PortOnBridge) Check(o *Observed) error {
+func (p portOnBridge) Check(o *Observed) error {
 	port, ok, err := o.link(p.HostIf)
 	if err != nil || !ok {
 		return err
@@ -99,7 +99,7 @@ func (p PortOnBridge) Check(o *Observed) error {
 	return nil
 }
 
-func (p PortOnBridge) restore(h netlinksafe.Handle, o *Observed) error {
+func (p portOnBridge) restore(h netlinksafe.Handle, o *Observed) error {
 	port := o.Links[p.HostIf]
 	br, err := h.LinkByName(Name)
 	if err != nil {
@@ -152,26 +152,26 @@ func linkDown(index int) *nl.NetlinkRequest {
 	return request(unix.RTM_SETLINK, 0, m)
 }
 
-// ForwardingEntry is the property that the bridge has a static forwarding entry for a pod's MAC.
-type ForwardingEntry struct {
+// forwardingEntry is the property that the bridge has a static forwarding entry for a pod's MAC.
+type forwardingEntry struct {
 	HostIf string
 	MAC    net.HardwareAddr
 }
 
 // Kind is KindForwarding and not KindNeighbour, although netlink has the same messages for both.
-func (f ForwardingEntry) Kind() Kind { return KindForwarding }
+func (f forwardingEntry) Kind() Kind { return KindForwarding }
 
-func (f ForwardingEntry) String() string {
+func (f forwardingEntry) String() string {
 	return fmt.Sprintf("%s forwards frames to MAC %s to port %s", Name, f.MAC, f.HostIf)
 }
 
 // Command returns the command that adds the entry, or replaces one for the same MAC.
-func (f ForwardingEntry) Command() string {
+func (f forwardingEntry) Command() string {
 	return fmt.Sprintf("bridge fdb replace %s dev %s master static", f.MAC, f.HostIf)
 }
 
 // Check looks for the entry. If the port's link or weir0 is missing, nothing is wrong here.
-func (f ForwardingEntry) Check(o *Observed) error {
+func (f forwardingEntry) Check(o *Observed) error {
 	port, ok, err := o.link(f.HostIf, o.forwarding)
 	if err != nil || !ok || o.isMissing(Name) {
 		return err
@@ -182,7 +182,7 @@ func (f ForwardingEntry) Check(o *Observed) error {
 	return nil
 }
 
-func (f ForwardingEntry) restore(_ netlinksafe.Handle, o *Observed) error {
+func (f forwardingEntry) restore(_ netlinksafe.Handle, o *Observed) error {
 	r := addForwarding(o.Links[f.HostIf].Index, f.MAC)
 	r.Flags = r.Flags&^unix.NLM_F_EXCL | unix.NLM_F_REPLACE
 	var fix batch.Batch
@@ -191,27 +191,27 @@ func (f ForwardingEntry) restore(_ netlinksafe.Handle, o *Observed) error {
 	return err
 }
 
-// Neighbour is the property that weir0 has a permanent neighbour entry for a pod's address. So the node needs no
+// neighbour is the property that weir0 has a permanent neighbour entry for a pod's address. So the node needs no
 // ARP and no neighbour discovery.
-type Neighbour struct {
+type neighbour struct {
 	Addr   netip.Addr
 	MAC    net.HardwareAddr
 	HostIf string // the pod's link on the node; if it is missing, the entry isn't checked
 }
 
-func (n Neighbour) Kind() Kind { return KindNeighbour }
+func (n neighbour) Kind() Kind { return KindNeighbour }
 
-func (n Neighbour) String() string {
+func (n neighbour) String() string {
 	return fmt.Sprintf("the node knows the MAC %s of %s", n.MAC, n.Addr)
 }
 
 // Command returns the command that adds the entry, or replaces one for the same address.
-func (n Neighbour) Command() string {
+func (n neighbour) Command() string {
 	return fmt.Sprintf("ip neigh replace %s lladdr %s dev %s nud permanent", n.Addr, n.MAC, Name)
 }
 
 // Check looks for the entry. If weir0 or the pod's link is missing, nothing is wrong here.
-func (n Neighbour) Check(o *Observed) error {
+func (n neighbour) Check(o *Observed) error {
 	br, ok, err := o.link(Name, o.neighbours)
 	if err != nil || !ok || o.isMissing(n.HostIf) {
 		return err
@@ -222,7 +222,7 @@ func (n Neighbour) Check(o *Observed) error {
 	return nil
 }
 
-func (n Neighbour) restore(h netlinksafe.Handle, _ *Observed) error {
+func (n neighbour) restore(h netlinksafe.Handle, _ *Observed) error {
 	link, err := h.LinkByName(Name)
 	if err != nil {
 		return fmt.Errorf("look up %s: %w", Name, err)
@@ -233,23 +233,23 @@ func (n Neighbour) restore(h netlinksafe.Handle, _ *Observed) error {
 	return err
 }
 
-// FilteredBridge is the property that packets between ports of another plugin's bridge pass through iptables.
+// filteredBridge is the property that packets between ports of another plugin's bridge pass through iptables.
 // Otherwise they bypass policy.
-type FilteredBridge struct{ Name string }
+type filteredBridge struct{ Name string }
 
-func (b FilteredBridge) Kind() Kind { return KindBridge }
+func (b filteredBridge) Kind() Kind { return KindBridge }
 
-func (b FilteredBridge) String() string {
+func (b filteredBridge) String() string {
 	return "iptables checks packets between the ports of bridge " + b.Name
 }
 
 // Command returns the command that sets the options. They have no effect without the module br_netfilter.
-func (b FilteredBridge) Command() string {
+func (b filteredBridge) Command() string {
 	return "ip link set " + b.Name + " type bridge nf_call_iptables 1 nf_call_ip6tables 1"
 }
 
 // Check reads the bridge's options. It also fails without the module br_netfilter. A missing bridge is not wrong.
-func (b FilteredBridge) Check(o *Observed) error {
+func (b filteredBridge) Check(o *Observed) error {
 	br, ok, err := o.link(b.Name)
 	if err != nil || !ok { // without the bridge its pods are gone too
 		return err
@@ -264,7 +264,7 @@ func (b FilteredBridge) Check(o *Observed) error {
 	return nil
 }
 
-func (b FilteredBridge) restore(h netlinksafe.Handle, _ *Observed) error {
+func (b filteredBridge) restore(h netlinksafe.Handle, _ *Observed) error {
 	err := EnableBridgeNetfilter(h, b.Name)
 	if errors.Is(err, unix.ENODEV) {
 		return nil

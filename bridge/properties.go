@@ -63,36 +63,36 @@ type Knowledge struct {
 // Properties returns the node settings of weir, in the order in which they must be made. ADD makes most of them,
 // CHECK verifies them, and the agent repairs them. Package overlay has further settings.
 func Properties(k Knowledge) []Property {
-	all := append(reassembly(k.Memory), NoAutoconfigured{}, Sysctl{
+	all := append(reassembly(k.Memory), noAutoconfigured{}, sysctl{
 		// While a packet with a source route passes FORWARD, its destination is the node, and not yet the next stop of
 		// the source route.
 		Key: "net/ipv4/conf/all/accept_source_route", Value: "0", Why: "no packet chooses its own route past the policies",
 	})
 	for _, link := range []string{Name, conf.Tunnel} {
-		all = append(all, NoLinkLocal{link}, Sysctl{
+		all = append(all, noLinkLocalAddress{link}, sysctl{
 			Key: "net/ipv6/conf/" + link + "/accept_ra", Value: "0", Link: link, IfThere: true,
 			Why: link + " ignores router advertisements",
 		})
 	}
 	for _, name := range k.Filtered {
-		all = append(all, FilteredBridge{name})
+		all = append(all, filteredBridge{name})
 	}
 	gateways := k.gateways()
 	if len(gateways) == 0 {
 		return all
 	}
 	four, six := len(ofFamily(conf.IPv4, gateways)) > 0, len(ofFamily(conf.IPv6, gateways)) > 0
-	all = append(all, WeirBridge{MACs: k.macs(gateways)})
+	all = append(all, weirBridge{MACs: k.macs(gateways)})
 	if four {
 		all = append(all, sysctlsIPv4()...)
 	}
 	if six {
 		// The agent switches IPv6 on. ADD doesn't: it fails if IPv6 is off.
-		all = append(all, Sysctl{
+		all = append(all, sysctl{
 			Key: "net/ipv6/conf/" + Name + "/disable_ipv6", Value: "0", Link: Name, Why: "there is IPv6 on " + Name,
 		})
 		all = append(all, sysctlsIPv6()...)
-		all = append(all, UplinksAcceptRA{})
+		all = append(all, uplinksAcceptRA{})
 	}
 	for _, f := range k.Tunnels {
 		if f == conf.IPv4 {
@@ -101,13 +101,13 @@ func Properties(k Knowledge) []Property {
 	}
 	all = append(all, sysctlsOfBridges()...)
 	for _, gw := range gateways {
-		all = append(all, Address{gw})
+		all = append(all, gatewayAddress{gw})
 		all = append(all, routesOf(gw)...)
 	}
 	for _, p := range k.Pods {
-		all = append(all, PortOnBridge{p.HostIf, p.Up}, ForwardingEntry{p.HostIf, p.MAC})
+		all = append(all, portOnBridge{p.HostIf, p.Up}, forwardingEntry{p.HostIf, p.MAC})
 		for _, a := range p.Addresses {
-			all = append(all, Neighbour{a.Addr, p.MAC, p.HostIf})
+			all = append(all, neighbour{a.Addr, p.MAC, p.HostIf})
 		}
 	}
 	return all
@@ -142,19 +142,19 @@ func (k Knowledge) macs(gateways []netip.Prefix) []net.HardwareAddr {
 func sysctlsIPv4() []Property {
 	const noRedirects = "the node tells no pod to speak to another directly"
 	return []Property{
-		Sysctl{Key: "net/ipv4/ip_forward", Value: "1", Why: "the node forwards IPv4"},
+		sysctl{Key: "net/ipv4/ip_forward", Value: "1", Why: "the node forwards IPv4"},
 		forwardingIPv4(Name),
 		// Packets between pods leave by the link on which they came, so the kernel would send redirects. Pods can't
 		// follow these, because ports are isolated. Redirects are off only if both sysctls are 0.
-		Sysctl{Key: "net/ipv4/conf/all/send_redirects", Value: "0", Why: noRedirects},
-		Sysctl{Key: "net/ipv4/conf/" + Name + "/send_redirects", Value: "0", Link: Name, Why: noRedirects},
+		sysctl{Key: "net/ipv4/conf/all/send_redirects", Value: "0", Why: noRedirects},
+		sysctl{Key: "net/ipv4/conf/" + Name + "/send_redirects", Value: "0", Link: Name, Why: noRedirects},
 	}
 }
 
 // forwardingIPv4 returns the sysctl of a single link. ip_forward sets it for all links, but another program can unset
 // it for one.
 func forwardingIPv4(link string) Property {
-	return Sysctl{
+	return sysctl{
 		Key: "net/ipv4/conf/" + link + "/forwarding", Value: "1", Link: link,
 		Why: "the node forwards IPv4 that comes by " + link,
 	}
@@ -162,7 +162,7 @@ func forwardingIPv4(link string) Property {
 
 func sysctlsIPv6() []Property {
 	return []Property{
-		Sysctl{Key: "net/ipv6/conf/all/forwarding", Value: "1", Why: "the node forwards IPv6"},
+		sysctl{Key: "net/ipv6/conf/all/forwarding", Value: "1", Why: "the node forwards IPv6"},
 	}
 }
 
@@ -172,18 +172,18 @@ func sysctlsIPv6() []Property {
 func sysctlsOfBridges() []Property {
 	why := "iptables doesn't check bridged frames"
 	return []Property{
-		Sysctl{Key: "net/bridge/bridge-nf-call-iptables", Value: "0", IfThere: true, Why: why},
-		Sysctl{Key: "net/bridge/bridge-nf-call-ip6tables", Value: "0", IfThere: true, Why: why},
+		sysctl{Key: "net/bridge/bridge-nf-call-iptables", Value: "0", IfThere: true, Why: why},
+		sysctl{Key: "net/bridge/bridge-nf-call-ip6tables", Value: "0", IfThere: true, Why: why},
 	}
 }
 
 func routesOf(gw netip.Prefix) []Property {
 	address := netip.PrefixFrom(gw.Addr(), gw.Addr().BitLen())
-	local := Route{
+	local := routeToBridge{
 		Dst: address, Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL,
 		Scope: unix.RT_SCOPE_HOST, Protocol: unix.RTPROT_KERNEL, Source: gw.Addr(),
 	}
-	subnet := Route{
+	subnet := routeToBridge{
 		Dst: gw.Masked(), Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST,
 		Scope: unix.RT_SCOPE_LINK, Protocol: unix.RTPROT_KERNEL, Source: gw.Addr(),
 	}

@@ -162,11 +162,11 @@ func whole() *Observed {
 			},
 		},
 		Addresses: map[int][]netip.Prefix{br: {netip.MustParsePrefix("10.88.0.1/24"), netip.MustParsePrefix("fd00::1/128")}},
-		Neighbours: map[int]map[netip.Addr]NeighbourSeen{br: {
+		Neighbours: map[int]map[netip.Addr]neighbourSeen{br: {
 			p.Addresses[0].Addr: {p.MAC.String(), true}, p.Addresses[1].Addr: {p.MAC.String(), true},
 		}},
 		Forwarding: map[int]map[string]bool{port: {p.MAC.String(): true}},
-		Routes: []RouteSeen{
+		Routes: []routeSeen{
 			{Link: br, Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST, Dst: netip.MustParsePrefix("10.88.0.0/24")},
 			{Link: br, Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL, Dst: netip.MustParsePrefix("10.88.0.1/32")},
 			{Link: br, Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST, Dst: netip.MustParsePrefix("fd00::/64")},
@@ -174,7 +174,7 @@ func whole() *Observed {
 		},
 		Sysctl: func(key string) (string, error) {
 			for _, p := range Properties(Knowledge{Pods: []Pod{dualPod()}}) {
-				if s, ok := p.(Sysctl); ok && s.Key == key {
+				if s, ok := p.(sysctl); ok && s.Key == key {
 					return s.Value, nil
 				}
 			}
@@ -265,11 +265,11 @@ func TestCompare(t *testing.T) {
 			false,
 		},
 		{"another's neighbour", func(o *Observed) {
-			o.Neighbours[1][netip.MustParseAddr("10.88.0.2")] = NeighbourSeen{"02:00:00:00:00:09", true}
+			o.Neighbours[1][netip.MustParseAddr("10.88.0.2")] = neighbourSeen{"02:00:00:00:00:09", true}
 		}, "neighbour 10.88.0.2", false},
 		{"router", func(o *Observed) {
 			edit(o, "eth0", func(l *Link) { l.Name, l.Index = "eth0", 9 })
-			o.Routes = append(o.Routes, RouteSeen{Link: 9, Protocol: unix.RTPROT_RA, Dst: netip.MustParsePrefix("::/0")})
+			o.Routes = append(o.Routes, routeSeen{Link: 9, Protocol: unix.RTPROT_RA, Dst: netip.MustParsePrefix("::/0")})
 			as := o.Sysctl
 			o.Sysctl = func(k string) (string, error) {
 				if k == "net/ipv6/conf/eth0/accept_ra" {

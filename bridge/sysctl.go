@@ -12,11 +12,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Sysctl is the property that a sysctl of the node's network namespace has a value.
-type Sysctl struct {
+// sysctl is the property that a sysctl of the node's network namespace has a value.
+type sysctl struct {
 	Key   string // the sysctl's path below /proc/sys
 	Value string
-	Bound Bound
+	Bound bound
 	Why   string // what the sysctl is for
 	// Link is the link that the sysctl belongs to. It is empty for a sysctl of the node. If the link is missing, the
 	// sysctl isn't checked.
@@ -25,34 +25,34 @@ type Sysctl struct {
 	IfThere bool
 }
 
-type Bound int
+type bound int
 
-// A Bound says whether a sysctl must be equal to Sysctl.Value, at most as large, or at least as large.
+// A bound says whether a sysctl must be equal to sysctl.Value, at most as large, or at least as large.
 const (
-	Exactly Bound = iota
-	AtMost
-	AtLeast
+	exactly bound = iota
+	atMost
+	atLeast
 )
 
-func (s Sysctl) satisfiedBy(have string) bool {
-	if s.Bound == Exactly || have == s.Value {
+func (s sysctl) satisfiedBy(have string) bool {
+	if s.Bound == exactly || have == s.Value {
 		return have == s.Value
 	}
 	n, err := strconv.ParseInt(have, 10, 64)
 	limit, wrong := strconv.ParseInt(s.Value, 10, 64)
-	return err == nil && wrong == nil && (n < limit) == (s.Bound == AtMost)
+	return err == nil && wrong == nil && (n < limit) == (s.Bound == atMost)
 }
 
-func (s Sysctl) Kind() Kind { return KindSysctl }
+func (s sysctl) Kind() Kind { return KindSysctl }
 
-func (s Sysctl) String() string { return s.Why }
+func (s sysctl) String() string { return s.Why }
 
-func (s Sysctl) name() string { return strings.ReplaceAll(s.Key, "/", ".") }
+func (s sysctl) name() string { return strings.ReplaceAll(s.Key, "/", ".") }
 
 // Command returns the command that sets the sysctl to Value. Bound may allow other values too.
-func (s Sysctl) Command() string { return "sysctl -w " + s.name() + "=" + s.Value }
+func (s sysctl) Command() string { return "sysctl -w " + s.name() + "=" + s.Value }
 
-func (s Sysctl) Check(o *Observed) error {
+func (s sysctl) Check(o *Observed) error {
 	if s.Link != "" && o.isMissing(s.Link) {
 		return nil
 	}
@@ -70,7 +70,7 @@ func (s Sysctl) Check(o *Observed) error {
 	return nil
 }
 
-func (s Sysctl) restore(netlinksafe.Handle, *Observed) error { return writeSysctl(s.Key, s.Value) }
+func (s sysctl) restore(netlinksafe.Handle, *Observed) error { return writeSysctl(s.Key, s.Value) }
 
 // sysctlDirs are tried in this order. An unprivileged container has /proc/sys read-only, so conf/weir.yaml mounts the
 // node's /proc/sys/net below /host.
@@ -83,7 +83,7 @@ var sysctlDirs = []string{"/proc/sys/", "/host/proc/sys/"}
 func setAll(all []Property) error {
 	var errs []error
 	for _, p := range all {
-		s, ok := p.(Sysctl)
+		s, ok := p.(sysctl)
 		if !ok {
 			continue
 		}
@@ -124,22 +124,22 @@ func writeSysctl(key, value string) error {
 	return fmt.Errorf("set sysctl %s=%s: %w", strings.ReplaceAll(key, "/", "."), value, first)
 }
 
-// UplinksAcceptRA is the property that links with routes from router advertisements accept further advertisements. A
+// uplinksAcceptRA is the property that links with routes from router advertisements accept further advertisements. A
 // node that forwards packets ignores advertisements unless accept_ra is 2, and its default route would expire.
-type UplinksAcceptRA struct{}
+type uplinksAcceptRA struct{}
 
-func (UplinksAcceptRA) Kind() Kind { return KindSysctl }
+func (uplinksAcceptRA) Kind() Kind { return KindSysctl }
 
-func (UplinksAcceptRA) String() string {
+func (uplinksAcceptRA) String() string {
 	return "the node goes on listening to the router that its default route is from"
 }
 
 // Command returns a command with UPLINK in place of each wrong link.
-func (UplinksAcceptRA) Command() string {
+func (uplinksAcceptRA) Command() string {
 	return "sysctl -w net.ipv6.conf.UPLINK.accept_ra=2"
 }
 
-func (UplinksAcceptRA) wrongUplinks(o *Observed) (wrong []string, err error) {
+func (uplinksAcceptRA) wrongUplinks(o *Observed) (wrong []string, err error) {
 	if err := errors.Join(o.routes, o.links); err != nil {
 		return nil, fmt.Errorf("routes from router advertisements: %w: %w", errUnknown, err)
 	}
@@ -166,7 +166,7 @@ func (UplinksAcceptRA) wrongUplinks(o *Observed) (wrong []string, err error) {
 
 // Check names the links that have routes from router advertisements, and accept_ra 1. With accept_ra 0 a link is not
 // wrong: the administrator chose it.
-func (l UplinksAcceptRA) Check(o *Observed) error {
+func (l uplinksAcceptRA) Check(o *Observed) error {
 	wrong, err := l.wrongUplinks(o)
 	if err == nil && len(wrong) > 0 {
 		err = fmt.Errorf("accept_ra is 1 on %s", strings.Join(wrong, ", "))
@@ -174,7 +174,7 @@ func (l UplinksAcceptRA) Check(o *Observed) error {
 	return err
 }
 
-func (l UplinksAcceptRA) restore(_ netlinksafe.Handle, o *Observed) error {
+func (l uplinksAcceptRA) restore(_ netlinksafe.Handle, o *Observed) error {
 	wrong, err := l.wrongUplinks(o)
 	for _, name := range wrong {
 		err = errors.Join(err, writeSysctl("net/ipv6/conf/"+name+"/accept_ra", "2"))

@@ -18,15 +18,15 @@ import (
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
-// WeirBridge is the property that weir0 exists, is up, answers ARP, and has the right MAC, MTU and options.
-type WeirBridge struct {
+// weirBridge is the property that weir0 exists, is up, answers ARP, and has the right MAC, MTU and options.
+type weirBridge struct {
 	// MACs are the MACs that weir0 may have. The repair sets the first.
 	MACs []net.HardwareAddr
 }
 
-func (b WeirBridge) Kind() Kind { return KindBridge }
+func (b weirBridge) Kind() Kind { return KindBridge }
 
-func (b WeirBridge) String() string { return Name + " exists, is up, and forwards its ports' frames" }
+func (b weirBridge) String() string { return Name + " exists, is up, and forwards its ports' frames" }
 
 var bridgeOptions = []struct {
 	kind  uint16
@@ -39,13 +39,13 @@ var bridgeOptions = []struct {
 }
 
 // Command returns the command that restores all that Check compares, except the MTU, which follows from the ports.
-func (b WeirBridge) Command() string {
+func (b weirBridge) Command() string {
 	return fmt.Sprintf("ip link add %[1]s type bridge; ip link set %[1]s address %[2]s arp on up "+
 		"type bridge mcast_snooping 0 stp_state 0 vlan_filtering 0", Name, b.MACs[0])
 }
 
 // Check returns one error that names everything that is wrong with weir0.
-func (b WeirBridge) Check(o *Observed) error {
+func (b weirBridge) Check(o *Observed) error {
 	br, ok, err := o.link(Name)
 	if err != nil {
 		return err
@@ -82,7 +82,7 @@ func (b WeirBridge) Check(o *Observed) error {
 
 // acceptsMAC reports whether weir0's MAC is right: one of b.MACs, or the one that MAC makes from an address of
 // weir0.
-func (b WeirBridge) acceptsMAC(o *Observed, br Link) bool {
+func (b weirBridge) acceptsMAC(o *Observed, br Link) bool {
 	if slices.ContainsFunc(b.MACs, func(m net.HardwareAddr) bool { return bytes.Equal(m, br.MAC) }) {
 		return true
 	}
@@ -106,7 +106,7 @@ func portsMTU(o *Observed, br Link) int {
 	return least
 }
 
-func (b WeirBridge) restore(h netlinksafe.Handle, o *Observed) error {
+func (b weirBridge) restore(h netlinksafe.Handle, o *Observed) error {
 	br, ok := o.Links[Name]
 	if !ok {
 		link, err := create(h, 0, b.MACs[0])
@@ -152,17 +152,17 @@ func setOption(index, option int, value uint16) *nl.NetlinkRequest {
 	return request(unix.RTM_NEWLINK, 0, ifInfo(unix.AF_UNSPEC, index), info)
 }
 
-// Address is the property that weir0 has a gateway's address.
-type Address struct{ Gateway netip.Prefix }
+// gatewayAddress is the property that weir0 has a gateway's address.
+type gatewayAddress struct{ Gateway netip.Prefix }
 
-func (a Address) Kind() Kind { return KindAddress }
+func (a gatewayAddress) Kind() Kind { return KindAddress }
 
-func (a Address) String() string {
+func (a gatewayAddress) String() string {
 	return fmt.Sprintf("%s has the gateway's address %s", Name, bridgeAddress(a.Gateway))
 }
 
 // Command returns the command that adds the address. IPv6 skips the check for duplicate addresses.
-func (a Address) Command() string {
+func (a gatewayAddress) Command() string {
 	nodad := ""
 	if a.Gateway.Addr().Is6() {
 		nodad = " nodad"
@@ -171,7 +171,7 @@ func (a Address) Command() string {
 }
 
 // Check looks for the address, unless weir0 is missing.
-func (a Address) Check(o *Observed) error {
+func (a gatewayAddress) Check(o *Observed) error {
 	br, ok, err := o.link(Name, o.addresses)
 	if err != nil || !ok {
 		return err
@@ -182,7 +182,7 @@ func (a Address) Check(o *Observed) error {
 	return nil
 }
 
-func (a Address) restore(h netlinksafe.Handle, _ *Observed) error {
+func (a gatewayAddress) restore(h netlinksafe.Handle, _ *Observed) error {
 	link, err := h.LinkByName(Name)
 	if err != nil {
 		return fmt.Errorf("look up %s: %w", Name, err)
@@ -198,16 +198,16 @@ func (a Address) restore(h netlinksafe.Handle, _ *Observed) error {
 	return nil
 }
 
-// Route is the property that a route leads to weir0.
-type Route struct {
+// routeToBridge is the property that a route leads to weir0.
+type routeToBridge struct {
 	Dst                          netip.Prefix
 	Table, Type, Scope, Protocol int
 	Source                       netip.Addr // the source of the node's own packets; if invalid, the kernel chooses it
 }
 
-func (r Route) Kind() Kind { return KindRoute }
+func (r routeToBridge) Kind() Kind { return KindRoute }
 
-func (r Route) String() string {
+func (r routeToBridge) String() string {
 	if r.Type == unix.RTN_LOCAL {
 		return fmt.Sprintf("the node accepts packets to its address %s", r.Dst.Addr())
 	}
@@ -215,7 +215,7 @@ func (r Route) String() string {
 }
 
 // Command returns the command that adds the route, or replaces one to the same destination.
-func (r Route) Command() string {
+func (r routeToBridge) Command() string {
 	if r.Type == unix.RTN_LOCAL {
 		return fmt.Sprintf("ip route replace local %s dev %s table local", r.Dst.Addr(), Name)
 	}
@@ -227,7 +227,7 @@ func (r Route) Command() string {
 }
 
 // Check looks for the route in its table, unless weir0 is missing.
-func (r Route) Check(o *Observed) error {
+func (r routeToBridge) Check(o *Observed) error {
 	br, ok, err := o.link(Name, o.routes)
 	if err != nil || !ok {
 		return err
@@ -248,7 +248,7 @@ func (r Route) Check(o *Observed) error {
 	return fmt.Errorf("the route to %s by %s is missing", r.Dst, Name)
 }
 
-func (r Route) restore(h netlinksafe.Handle, _ *Observed) error {
+func (r routeToBridge) restore(h netlinksafe.Handle, _ *Observed) error {
 	link, err := h.LinkByName(Name)
 	if err != nil {
 		return fmt.Errorf("look up %s: %w", Name, err)
