@@ -114,17 +114,13 @@ func (o *auditOptions) collect(ctx context.Context, name string, sum *client.Aud
 		}
 		return nil, client.Hinted(err, client.HintNode)
 	}
-	cluster, agents, err := o.nodes.Agents(ctx)
+	cluster, err := o.nodes.Cluster()
 	if err != nil {
 		return nil, err
 	}
-	for _, node := range o.names {
-		if _, err := client.Find(agents, node); err != nil {
-			return nil, err
-		}
-	}
-	if len(o.names) > 0 {
-		agents = slices.DeleteFunc(agents, func(a client.Agent) bool { return !slices.Contains(o.names, a.Node) })
+	agents, err := cluster.Wanted(ctx, o.names)
+	if err != nil {
+		return nil, err
 	}
 	progress, asked := client.NewProgress(os.Stderr), 0
 	err = client.AskAll(ctx, agents, client.AskOptions{Parallel: o.nodes.Parallel, Within: answersWithin},

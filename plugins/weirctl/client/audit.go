@@ -108,7 +108,7 @@ func PrintAudit(out io.Writer, f Format, a *AuditOfNodes, name string) error {
 	}
 	switch {
 	case f == JSON:
-		return printJSON(out, a)
+		return PrintJSON(out, a)
 	case name == "":
 		return printTable(out, func(line printLine) { auditSummary(line, a) })
 	}

@@ -120,7 +120,7 @@ const maxWell = 20
 // PrintClusterStatus prints the nodes' states. As text, it lists at most maxWell healthy nodes, unless all is true.
 func PrintClusterStatus(out io.Writer, f Format, s *ClusterStatus, all bool) error {
 	if f == JSON {
-		return printJSON(out, s)
+		return PrintJSON(out, s)
 	}
 	return printTable(out, func(line printLine) {
 		line("%d nodes: %s; %d pods: %d isolated, %d closed", s.Asked, s.Counts(), s.Pods, s.Isolated, s.Closed)

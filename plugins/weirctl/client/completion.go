@@ -65,7 +65,7 @@ func (s *Source) CompleteEnds() cobra.CompletionFunc {
 	}, cobra.ShellCompDirectiveNoSpace) // without a space, so that a port may follow
 }
 
-func (s *Source) CompleteNamespaces() cobra.CompletionFunc {
+func (s *Source) completeNamespaces() cobra.CompletionFunc {
 	return s.completion(func(c explain.Cluster) (all []string) {
 		for _, n := range c.Namespaces {
 			all = append(all, n.Name)
@@ -141,7 +141,7 @@ func completePlace(_ *cobra.Command, _ []string, begin string) ([]cobra.Completi
 // CompleteFlags adds completions to the command's flags for namespaces, pods, policies, nodes and sources.
 func (s *Source) CompleteFlags(cmd *cobra.Command) {
 	for flag, complete := range map[string]cobra.CompletionFunc{
-		"namespace": s.CompleteNamespaces(), "pod": s.CompletePods(), "policy": s.CompletePolicies(),
+		"namespace": s.completeNamespaces(), "pod": s.CompletePods(), "policy": s.CompletePolicies(),
 		"node": s.CompleteNodes(), "from": s.CompletePods(), "to": s.CompletePods(), "delete": s.CompletePolicies(),
 		"source": completePlace,
 	} {

@@ -17,14 +17,14 @@ func DropPrinter(out io.Writer, f Format) func(*agentapi.Drop) error {
 		return func(d *agentapi.Drop) error { return excerpt.WriteJSON(out, "", d) }
 	}
 	return func(d *agentapi.Drop) error {
-		_, err := fmt.Fprintln(out, agentapi.OneLine(DropLine(d)))
+		_, err := fmt.Fprintln(out, agentapi.OneLine(dropLine(d)))
 		return err
 	}
 }
 
-// DropLine returns the drop as text. Names in it may have control characters, so pass it through agentapi.OneLine
+// dropLine returns the drop as text. Names in it may have control characters, so pass it through agentapi.OneLine
 // before printing.
-func DropLine(d *agentapi.Drop) string {
+func dropLine(d *agentapi.Drop) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s  %5dx  ", d.Time.Local().Format("2006-01-02 15:04:05.000"), d.Count)
 	node := ""

@@ -61,7 +61,7 @@ func TestDropLine(t *testing.T) {
 		},
 	} {
 		want := time.Unix(1e9, 5e8).Format("2006-01-02 15:04:05.000") + "      3x  " + tc.want
-		if diff := cmp.Diff(want, DropLine(tc.d)); diff != "" {
+		if diff := cmp.Diff(want, dropLine(tc.d)); diff != "" {
 			t.Error(diff)
 		}
 	}

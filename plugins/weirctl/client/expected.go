@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/claims"
@@ -63,6 +64,11 @@ func raise(at *uint64, o metav1.Object) error {
 	}
 	*at = max(*at, version)
 	return nil
+}
+
+type resourceList[T any, L list] struct {
+	of    schema.GroupVersionResource
+	items func(L) []T
 }
 
 // all passes every object of the resource to the function each, and returns the first error of that function.

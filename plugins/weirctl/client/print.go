@@ -31,7 +31,7 @@ func ParseFormat(s string) (Format, error) {
 // PrintStatus prints the status. The text has problems, faults, and tables of pods, classes and sets.
 func PrintStatus(out io.Writer, f Format, s *agentapi.Status) error {
 	if f == JSON {
-		return printJSON(out, s)
+		return PrintJSON(out, s)
 	}
 	return printTable(out, func(line printLine) { statusLines(line, s) })
 }
@@ -39,12 +39,12 @@ func PrintStatus(out io.Writer, f Format, s *agentapi.Status) error {
 // PrintPods prints the pods, as text one a line.
 func PrintPods(out io.Writer, f Format, pods []agentapi.PodStatus) error {
 	if f == JSON {
-		return printJSON(out, pods)
+		return PrintJSON(out, pods)
 	}
 	return printTable(out, func(line printLine) { podLines(line, pods) })
 }
 
-func printJSON(out io.Writer, v any) error { return excerpt.WriteJSON(out, "  ", v) }
+func PrintJSON(out io.Writer, v any) error { return excerpt.WriteJSON(out, "  ", v) }
 
 type printLine func(format string, args ...any)
 
@@ -159,8 +159,6 @@ func problemTexts(of []agentapi.Problem) (lines []string) {
 	}
 	return lines
 }
-
-func PrintJSON(out io.Writer, v any) error { return printJSON(out, v) }
 
 // PrintLine prints a text from outside weirctl safely, as one line.
 func PrintLine(out io.Writer, text string) error {

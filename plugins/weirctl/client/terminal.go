@@ -110,7 +110,7 @@ func (p *Printer) Err() error { return p.err }
 // question marks.
 func PrintObject(out io.Writer, f Format, v any) error {
 	if f != YAML {
-		return printJSON(out, v)
+		return PrintJSON(out, v)
 	}
 	text, err := json.Marshal(v)
 	if err == nil {

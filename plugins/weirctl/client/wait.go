@@ -9,17 +9,10 @@ import (
 	"slices"
 	"time"
 
-	"k8s.io/apimachinery/pkg/runtime/schema"
-
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/policy"
 	"github.com/weir-net/weir/policy/enforced"
 )
-
-type resourceList[T any, L list] struct {
-	of    schema.GroupVersionResource
-	items func(L) []T
-}
 
 type Waited struct {
 	Kind            string `json:"kind"`
