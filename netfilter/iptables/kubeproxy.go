@@ -1,11 +1,8 @@
 package iptables
 
 import (
-	"errors"
 	"fmt"
 	"slices"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter/nftnl"
@@ -28,7 +25,7 @@ func KubeProxy() (bool, error) {
 		if err == nil {
 			return true, nil
 		}
-		if !errors.Is(err, nftnl.ErrNotExist) && !errors.Is(err, unix.EINVAL) { // EINVAL: the kernel has no nf_tables
+		if !nftnl.IsMissing(err) {
 			return false, err
 		}
 		chains, err := Legacy.chains(f, "nat")

@@ -61,7 +61,7 @@ func (f Flavour) exists(r *nftnl.Reader, family conf.Family, name string) (there
 		return there, false, err
 	}
 	s, err := r.Table(tableOf(family, name))
-	if errors.Is(err, nftnl.ErrNotExist) || errors.Is(err, unix.EINVAL) { // EINVAL: the kernel has no nf_tables
+	if nftnl.IsMissing(err) {
 		return false, false, nil
 	}
 	return err == nil, s.Flags&nftnl.Dormant != 0, err

@@ -112,7 +112,7 @@ func unusedRules(f conf.Family) []ruleset.Rule {
 			ruleset.Rule{Proto: proto, Shape: ruleset.Advertisement, Action: ruleset.Return})
 	}
 	for i := range all {
-		all[i].In = "weir-none"
+		all[i].In = probe.NoLink
 	}
 	return all
 }

@@ -145,7 +145,7 @@ func (d *Driver) accept(f conf.Family, rules []nftnl.Rule) (changed bool, err er
 func (d *Driver) planAccept(b *nftnl.Batch, f conf.Family, rules []nftnl.Rule) error {
 	o := &others{reader: d.reader, table: filters[f]}
 	all, err := d.reader.List(filters[f], forwardChain)
-	if errors.Is(err, nftnl.ErrNotExist) || errors.Is(err, unix.EINVAL) { // EINVAL: the kernel has no nf_tables
+	if nftnl.IsMissing(err) {
 		return nil
 	}
 	if err != nil {

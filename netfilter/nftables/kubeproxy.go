@@ -1,8 +1,6 @@
 package nftables
 
 import (
-	"errors"
-
 	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/netfilter/nftnl"
@@ -18,9 +16,7 @@ func KubeProxy() (bool, error) {
 		switch _, err := r.Table(nftnl.Table{Family: family, Name: "kube-proxy"}); {
 		case err == nil:
 			return true, nil
-		case errors.Is(err, unix.EINVAL): // the kernel has no nf_tables
-			return false, nil
-		case !errors.Is(err, nftnl.ErrNotExist):
+		case !nftnl.IsMissing(err):
 			return false, err
 		}
 	}

@@ -72,7 +72,7 @@ func loweredTrial(t *probe.Trial) *table {
 		never = append(never, ruleset.Rule{Shape: ruleset.Solicitation}, ruleset.Rule{Shape: ruleset.Advertisement})
 	}
 	for _, r := range never {
-		r.In, r.Action = "weir-none", ruleset.Return
+		r.In, r.Action = probe.NoLink, ruleset.Return
 		rules = append(rules, r)
 	}
 	r := ruleset.Ruleset{

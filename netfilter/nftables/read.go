@@ -8,8 +8,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter"
 	"github.com/weir-net/weir/netfilter/nftnl"
@@ -109,7 +107,7 @@ func (d *Driver) rereadRules(f conf.Family) error {
 func (d *Driver) readTable(f conf.Family) (h held, err error) {
 	h, t := newHeld(), tables[f]
 	s, err := d.reader.Table(t)
-	if errors.Is(err, nftnl.ErrNotExist) || errors.Is(err, unix.EINVAL) { // EINVAL: the kernel has no nf_tables
+	if nftnl.IsMissing(err) {
 		return h, nil
 	}
 	if err != nil {

@@ -133,7 +133,7 @@ func (r *Reader) purge(with *Sender, f conf.Family, addrs []netip.Addr) error {
 	}
 	t := WeirTable(f)
 	sets, err := r.Sets(t)
-	if errors.Is(err, ErrNotExist) || errors.Is(err, unix.EINVAL) { // EINVAL: the kernel has no nf_tables
+	if IsMissing(err) {
 		return nil
 	}
 	if err != nil {
@@ -261,7 +261,7 @@ func (PodSets) Addresses() (all []netip.Addr, err error) {
 				some = append(some, e.Prefix.Addr())
 				return true
 			})
-			if err != nil && !errors.Is(err, ErrNotExist) && !errors.Is(err, unix.EINVAL) {
+			if err != nil && !IsMissing(err) {
 				return nil, err
 			}
 			all = append(all, some...)

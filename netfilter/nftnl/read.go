@@ -18,6 +18,9 @@ import (
 // ErrNotExist means that the kernel has no such table, set or element.
 var ErrNotExist = errors.New("nf_tables has no such object")
 
+// IsMissing reports whether the error means that the kernel has no such object, or no nf_tables at all (EINVAL).
+func IsMissing(err error) bool { return errors.Is(err, ErrNotExist) || errors.Is(err, unix.EINVAL) }
+
 // Reader lists tables, chains, rules and sets of the kernel. Only one goroutine may use it.
 type Reader struct{ dumper *batch.Dumper }
 

@@ -215,16 +215,16 @@ func (t *Trial) listen() {
 		switch {
 		case t.silent == nil:
 		case n.masquerades:
-			n.Rule.Out = noLink
+			n.Rule.Out = NoLink
 		default:
-			n.Rule.In = noLink
+			n.Rule.In = NoLink
 		}
 	}
 }
 
-// noLink is the name of a link that doesn't exist, so no packet matches a rule with it. If the trial has no sockets,
+// NoLink is the name of a link that doesn't exist, so no packet matches a rule with it. If the trial has no sockets,
 // its rules have this link, because another program may use their ports.
-const noLink = "weir-none"
+const NoLink = "weir-none"
 
 func (t *Trial) senderPort() uint16 {
 	if t.silent != nil {
@@ -260,7 +260,7 @@ func (t *Trial) Rules() (all []ruleset.Rule) {
 	for _, n := range t.Needs {
 		r := ruleset.Rule{Proto: ruleset.UDP, Src: own, Dst: own, Ports: n.Rule.Ports[:1], Action: ruleset.Drop}
 		if t.silent != nil {
-			r.In = noLink
+			r.In = NoLink
 		}
 		if n.answer {
 			pass := r
@@ -296,7 +296,7 @@ func (t *Trial) Examples() (all []ruleset.Rule) {
 	never := ruleset.Rule{Proto: ruleset.UDP, Src: netip.PrefixFrom(loopback[t.Family], loopback[t.Family].BitLen())}
 	for _, n := range t.Unused {
 		r := n.Rule
-		r.Src, r.In = never.Src, noLink
+		r.Src, r.In = never.Src, NoLink
 		if r.Action == "" {
 			r.Action = ruleset.Return
 		}

@@ -24,7 +24,7 @@ func TestOnlyOwnPacketsAreDropped(t *testing.T) {
 			case r.Action == ruleset.Return, r.Action == ruleset.GoTo && r.To == ClassChain: // the class accepts all packets
 			case r.Src.Addr() != own || r.Dst.Addr() != own || !r.Src.IsSingleIP() || !r.Dst.IsSingleIP():
 				t.Errorf("%s: the rule %v matches packets of other programs", p.Family, r)
-			case p.silent != nil && r.In != noLink && r.Out != noLink:
+			case p.silent != nil && r.In != NoLink && r.Out != NoLink:
 				t.Errorf("%s: without sockets, the rule %v matches packets of other programs", p.Family, r)
 			}
 		}

@@ -5,8 +5,6 @@ import (
 	"maps"
 	"slices"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/netfilter/ipset"
@@ -55,7 +53,7 @@ func nativeSets() (all []agentapi.SetStatus, err error) {
 	for _, f := range conf.Families {
 		t := nftnl.WeirTable(f)
 		sets, err := r.Sets(t)
-		if errors.Is(err, nftnl.ErrNotExist) || errors.Is(err, unix.EINVAL) { // EINVAL: the kernel has no nf_tables
+		if nftnl.IsMissing(err) {
 			continue
 		}
 		if err != nil {
