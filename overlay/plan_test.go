@@ -51,6 +51,14 @@ func (p paths) To(_, to netip.Addr) (Path, error) {
 
 func (p paths) Uplink(netip.Addr) (Path, error) { return Path{MTU: 1400}, nil }
 
+func peersOf(p Plan) (peers []string) {
+	for _, r := range p.Remotes {
+		how := map[bool]string{true: "direct", false: "tunnel"}[r.Direct]
+		peers = append(peers, strings.Join([]string{r.Node, r.Network.String(), r.Address.String(), how}, " "))
+	}
+	return peers
+}
+
 func TestCompute(t *testing.T) {
 	self := node("self", "172.20.1.10", "100.96.1.0/24")
 	near, far := node("near", "172.20.1.11", "100.96.2.0/24"), node("far", "172.20.2.12", "100.96.3.0/24")
@@ -143,12 +151,7 @@ func TestCompute(t *testing.T) {
 			settled, problems := claims.Settle(tc.nodes, claims.Terms{Self: "self"})
 			plan := Compute("self", options(tc.e), settled, subnet)
 			plan.Problems = append(plan.Problems, problems...)
-			var peers []string
-			for _, p := range plan.Remotes {
-				how := map[bool]string{true: "direct", false: "tunnel"}[p.Direct]
-				peers = append(peers, strings.Join([]string{p.Node, p.Network.String(), p.Address.String(), how}, " "))
-			}
-			if diff := cmp.Diff(tc.peers, peers); diff != "" {
+			if diff := cmp.Diff(tc.peers, peersOf(plan)); diff != "" {
 				t.Errorf("peers: %s", diff)
 			}
 			if len(plan.Problems) != len(tc.problems) {
@@ -214,12 +217,7 @@ func TestComputeBothFamilies(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			plan := Compute("self", options(tc.e),
 				[]policy.Node{far, half, near, node("self", tc.self, "fd00:96:1::/64", "100.96.1.0/24", "fd00:96:9::/64")}, subnets)
-			var peers []string
-			for _, p := range plan.Remotes {
-				how := map[bool]string{true: "direct", false: "tunnel"}[p.Direct]
-				peers = append(peers, strings.Join([]string{p.Node, p.Network.String(), p.Address.String(), how}, " "))
-			}
-			if diff := cmp.Diff(tc.peers, peers); diff != "" {
+			if diff := cmp.Diff(tc.peers, peersOf(plan)); diff != "" {
 				t.Errorf("peers: %s", diff)
 			}
 			if len(plan.Problems) != len(tc.problems) || len(tc.problems) > 0 &&
