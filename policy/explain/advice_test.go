@@ -281,3 +281,24 @@ func TestOtherAttachments(t *testing.T) {
 		t.Errorf("%q", notes)
 	}
 }
+
+// TestAdviceOfExcepts: for an address in an except, the advice is an ipBlock with the address. A narrower except would
+// also allow other hosts.
+func TestAdviceOfExcepts(t *testing.T) {
+	np := isolatingApp("db", "db", networkingv1.PolicyTypeIngress, "")
+	np.Spec.Ingress = []networkingv1.NetworkPolicyIngressRule{{From: []networkingv1.NetworkPolicyPeer{{
+		IPBlock: &networkingv1.IPBlock{CIDR: "0.0.0.0/0", Except: []string{"0.0.0.0/1", "128.0.0.0/1"}},
+	}}}}
+	var c Cluster
+	c.Pods = []policy.Pod{shopPod("shop", "db", "10.0.0.2")}
+	c.Policies = []*networkingv1.NetworkPolicy{np}
+	for from, want := range map[string]string{
+		"192.0.2.7": "add an ipBlock with 192.0.2.7 to the rule",
+		"world":     "add an ipBlock with the network of these hosts to the rule",
+	} {
+		near := ask(t, c, from, "shop/db:80").Paths[0].Sides[1].Nearest
+		if len(near) != 1 || len(near[0].Misses) != 1 || near[0].Misses[0].Change != want {
+			t.Errorf("%s: %+v", from, near)
+		}
+	}
+}

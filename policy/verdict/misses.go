@@ -234,7 +234,9 @@ func missedBlock(field string, b networkingv1.IPBlock, a netip.Addr) []Miss {
 			return []Miss{m}
 		}
 		if except.Contains(a) {
-			m.Why, m.Change = fmt.Sprintf("%s is in %s, which is excepted", a, text), "remove or narrow the except"
+			// A narrower except would also allow other hosts.
+			m.Why = fmt.Sprintf("%s is in %s, which is excepted", a, text)
+			m.Change = fmt.Sprintf("add an ipBlock with %s to the rule", a)
 			return []Miss{m}
 		}
 	}
