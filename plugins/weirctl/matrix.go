@@ -76,9 +76,13 @@ func (n *narrow) resolve(c explain.Cluster) (f reach.Filter, notes []string, err
 				names = append(names, s.String())
 			}
 		}
-		isNode := func(n policy.Node) bool { return slices.Contains(n.Addresses, a.Unmap()) }
+		isNode := slices.ContainsFunc(c.Nodes, func(n policy.Node) bool { return slices.Contains(n.Addresses, a.Unmap()) })
+		if isNode && text == &n.from {
+			notes = append(notes, fmt.Sprintf("packets from the node with %s to its own pods aren't checked, and the rows "+
+				"don't show them", a))
+		}
 		switch services := excerpt.List(names, ", "); {
-		case len(names) > 0 && slices.ContainsFunc(c.Nodes, isNode):
+		case len(names) > 0 && isNode:
 			notes = append(notes, fmt.Sprintf("%s is an address of a node, and also leads to %s: ask about a Service by its "+
 				"name", a, services))
 		case len(names) == 1:

@@ -191,4 +191,8 @@ func TestAddressesOfServices(t *testing.T) {
 			t.Errorf("%s:\ngot  %s\nwant %s", to, got, want)
 		}
 	}
+	n := narrow{from: "10.9.0.1"}
+	if _, notes, err := n.resolve(c); err != nil || !strings.Contains(strings.Join(notes, " "), "aren't checked") {
+		t.Errorf("from a node: %q, %v", notes, err)
+	}
 }
