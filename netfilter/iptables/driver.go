@@ -300,8 +300,13 @@ func (d *Driver) restoreFamily(ctx context.Context, f conf.Family, commands stri
 	return nil
 }
 
-// CleanOtherFlavour removes weir's rules from the flavour of iptables that the node doesn't use. Call it only after an
-// Apply, so that weir's rules are always in force.
+// CleanOtherFlavour removes weir's rules from the flavour of iptables that the node doesn't use. With iptables-legacy,
+// it also removes the rules of LegacyForward, which weir's jump in the same chain makes unnecessary. Call it only after
+// an Apply, so that weir's rules are always in force.
 func (d *Driver) CleanOtherFlavour(ctx context.Context) error {
-	return d.Flavour.other().clean(ctx)
+	err := d.Flavour.other().clean(ctx)
+	if d.Flavour == Legacy {
+		err = errors.Join(err, d.forward.Remove(ctx))
+	}
+	return err
 }

@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"errors"
 	"os"
 	"strings"
 	"testing"
@@ -77,11 +78,17 @@ func TestLegacyForward(t *testing.T) {
 			t.Errorf("%s: other rules are a repair", program)
 		}
 		accept(true, "-i weir0 own", "-o weir0 own")
-		if err := l.Remove(t.Context()); err != nil {
+		d := driver(t, NFT)
+		if err := errors.Join(d.Remove(t.Context()), d.CleanOtherFlavour(t.Context())); err != nil {
+			t.Error(err)
+		}
+		accept(false, "-i weir0 own", "-o weir0 own") // the other backend keeps them too
+		d.Flavour = Legacy
+		if err := d.CleanOtherFlavour(t.Context()); err != nil {
 			t.Error(err)
 		}
 		if all := nodetest.Run(t, program, "-S"); strings.Contains(all, "weir") {
-			t.Errorf("left after Remove:\n%s", all)
+			t.Errorf("left after CleanOtherFlavour:\n%s", all)
 		}
 	}
 }

@@ -10,10 +10,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Remove removes weir's sets, chains and rules from the kernel. Then no policy is enforced any more.
+// Remove removes weir's sets, chains and rules from the kernel. Then the backend enforces no policy any more. Remove
+// leaves the rules of LegacyForward alone, because the backend that the node uses instead has the same rules.
 func (d *Driver) Remove(ctx context.Context) error {
 	d.have = nil
-	if err := errors.Join(NFT.clean(ctx), Legacy.clean(ctx), d.forward.Remove(ctx)); err != nil {
+	if err := errors.Join(NFT.clean(ctx), Legacy.clean(ctx)); err != nil {
 		return err
 	}
 	headers, err := d.sets.Headers()

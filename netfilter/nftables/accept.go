@@ -244,14 +244,11 @@ func (d *Driver) notes() (all []netfilter.Note) {
 	return append(all, d.lowering.lacks.notes()...)
 }
 
-func (d *Driver) removeAccepting(ctx context.Context) error {
+func (d *Driver) removeAccepting() error {
 	var errs []error
 	for _, f := range conf.Families {
 		_, err := d.accept(f, nil)
 		errs = append(errs, err)
-	}
-	if d.Legacy != nil {
-		errs = append(errs, d.Legacy.Remove(ctx))
 	}
 	d.accepting = [len(conf.Families)]accepting{}
 	return errors.Join(errs...)

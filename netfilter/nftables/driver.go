@@ -53,7 +53,6 @@ type LegacyForward interface {
 	Forget()
 	// Notes say which chains still drop pods' packets, and why.
 	Notes() []netfilter.Note
-	Remove(ctx context.Context) error
 }
 
 // New returns a driver. It doesn't read or change the kernel.
@@ -248,12 +247,14 @@ func (d *Driver) PutFirst(context.Context, ruleset.Ruleset) error { return nil }
 // CleanOtherFlavour does nothing, because nftables has only one form of rules.
 func (d *Driver) CleanOtherFlavour(context.Context) error { return nil }
 
-// Remove removes weir's tables, and weir's rules in the chains FORWARD. Then no policy is enforced any more.
+// Remove removes weir's tables, what a killed agent may have left of a trial, and weir's rules in the chains FORWARD of
+// iptables-nft. Then the backend enforces no policy any more. Remove leaves Legacy's rules alone, because the backend
+// that the node uses instead has the same rules.
 //
 // Equivalent to: nft delete table ip weir; nft delete table ip6 weir
-func (d *Driver) Remove(ctx context.Context) error {
+func (d *Driver) Remove(context.Context) error {
 	d.have, d.knownAt = nil, 0
-	errs := []error{d.removeAccepting(ctx)}
+	errs := []error{d.removeAccepting()}
 	for _, t := range tables {
 		for _, chain := range []string{conf.ForwardChain, conf.InputChain, conf.PostroutingChain} {
 			var b nftnl.Batch
@@ -268,6 +269,7 @@ func (d *Driver) Remove(ctx context.Context) error {
 		if err := b.Commit(); err != nil && !errors.Is(err, unix.ENOENT) {
 			errs = append(errs, fmt.Errorf("remove table %s: %w", t.Name, err))
 		}
+		endTrial(trialTable(t.Family))
 	}
 	return errors.Join(errs...)
 }

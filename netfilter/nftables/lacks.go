@@ -29,7 +29,7 @@ func Lacks(context.Context) (all []string, err error) {
 func lacksIn(f conf.Family) (list []string) {
 	t := probe.New(f)
 	defer func() { _ = t.Close() }()
-	at := nftnl.Table{Family: tables[f].Family, Name: conf.TrialSet}
+	at := trialTable(tables[f].Family)
 	endTrial(at) // removes what a killed agent may have left
 	defer endTrial(at)
 	want := loweredTrial(t)
@@ -45,6 +45,8 @@ func lacksIn(f conf.Family) (list []string) {
 	}
 	return list
 }
+
+func trialTable(family uint8) nftnl.Table { return nftnl.Table{Family: family, Name: conf.TrialSet} }
 
 // endTrial removes the table of a trial.
 //

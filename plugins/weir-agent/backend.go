@@ -68,7 +68,7 @@ func newNftables() *nftables.Driver {
 }
 
 func removeNftables(ctx context.Context) error {
-	d := newNftables()
+	d := nftables.New()
 	defer d.Close()
 	err := d.Remove(ctx)
 	if errors.Is(err, unix.EINVAL) {

@@ -34,6 +34,7 @@ import (
 	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/internal/version"
 	"github.com/weir-net/weir/netfilter/flowlog"
+	"github.com/weir-net/weir/netfilter/iptables"
 	"github.com/weir-net/weir/overlay"
 	"github.com/weir-net/weir/source/kube"
 	"github.com/weir-net/weir/source/manifests"
@@ -239,7 +240,8 @@ func cleanupCommand() *cobra.Command {
 			if err := errors.Join(overlay.New(links).Remove(), bridge.RemoveGuard(), flowlog.Remove()); err != nil {
 				return err
 			}
-			return errors.Join(removeIptables(cmd.Context()), removeNftables(cmd.Context()))
+			return errors.Join(removeIptables(cmd.Context()), removeNftables(cmd.Context()),
+				(&iptables.LegacyForward{}).Remove(cmd.Context()))
 		},
 	}
 	cmd.Flags().StringVar(&conflist, "conflist", "",

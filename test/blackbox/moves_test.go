@@ -67,7 +67,7 @@ type moves struct {
 func newMoves(t *testing.T) *moves {
 	m := &moves{Node: nodetest.NewNode(t, nil), stop: make(chan struct{})}
 	m.Manifest("pods.yaml", denyAllIngress+"---"+movingPods)
-	nodetest.RunEach(t, "iptables-nft -P FORWARD DROP") // Docker does this too
+	nodetest.RunEach(t, "iptables-nft -P FORWARD DROP", "iptables-legacy -P FORWARD DROP") // Docker does one of these
 	m.kubeProxy("iptables")
 	m.startAuto()
 	m.uses("iptables")
