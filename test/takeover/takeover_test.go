@@ -1,23 +1,22 @@
 //go:build takeover
 
-// Package takeover_test makes today's agent take over a node from an earlier commit's agent, while packets flow.
-// scripts/blackbox builds the earlier programs, and runs this test.
+// Package takeover_test makes today's version take over a node from an earlier commit's version, then the earlier
+// version from today's, and then today's again, while packets flow. scripts/blackbox builds the earlier programs, and
+// runs these tests.
 package takeover_test
 
 import (
 	"errors"
 	"flag"
 	"fmt"
-	"io"
-	"net"
+	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"slices"
+	"regexp"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/weir-net/weir/test/nodetest"
 )
@@ -50,7 +49,7 @@ spec:
     # With these peers, today's agent merges the sets.
     - {podSelector: {matchLabels: {app: nobody}}}
     - {namespaceSelector: {matchLabels: {team: nobody}}}
-    ports: [{port: web}, {port: 8000, endPort: 8010}]
+    ports: [{port: web}, {port: 8000, endPort: 8010}, {port: 53, protocol: UDP}]
   - from: [{ipBlock: {cidr: 192.0.2.0/24, except: [192.0.2.128/25]}}]
   egress: []
 ---
@@ -60,243 +59,244 @@ metadata: {name: locked, namespace: lab}
 spec: {podSelector: {matchLabels: {app: locked}}, policyTypes: [Ingress, Egress]}
 `
 
-const allowAll = `---
+const denyStranger = `
 apiVersion: networking.k8s.io/v1
 kind: NetworkPolicy
-metadata: {name: all, namespace: shop}
-spec: {podSelector: {matchLabels: {app: server}}, ingress: [{}]}
+metadata: {name: stranger, namespace: lab}
+spec: {podSelector: {matchLabels: {app: stranger}}, policyTypes: [Ingress]}
 `
 
-func pod(namespace, name, labels, more string) string {
-	return fmt.Sprintf("---\napiVersion: v1\nkind: Pod\nmetadata: {name: %s, namespace: %s, labels: {%s}}\n%s", name,
-		namespace, labels, more)
+func pod(namespace, name, app, more string) string {
+	return fmt.Sprintf("---\napiVersion: v1\nkind: Pod\nmetadata: {name: %s, namespace: %s, labels: {app: %s}}\n%s", name,
+		namespace, app, more)
 }
 
 func pods() string {
-	return pod("shop", "server", "app: server",
+	all := pod("shop", "server", "server",
 		"spec: {containers: [{name: c, ports: [{name: web, containerPort: 80}]}]}\n") +
-		pod("shop", "client", "app: client", "") + pod("shop", "late", "app: late", "") +
-		pod("lab", "stranger", "app: stranger", "") + pod("lab", "locked", "app: locked", "")
+		pod("shop", "client", "client", "") + pod("shop", "guest", "late", "") +
+		pod("lab", "stranger", "stranger", "") + pod("lab", "locked", "locked", "")
+	for i := range mostVersions {
+		all += pod("shop", lateName(i), "late", "")
+	}
+	return all
 }
 
-// TestAfterStop: kubelet stops the old agent, and today's agent takes over. At all times, all connections get the right
-// verdict.
-func TestAfterStop(t *testing.T) { takeOver(t, (*nodetest.Node).StopAgent) }
+// mostVersions is the largest number of versions that follow one another in a test.
+const mostVersions = 5
 
-// TestAfterKill: the old agent is killed, and today's agent takes over. At all times, all connections get the right
-// verdict.
-func TestAfterKill(t *testing.T) { takeOver(t, (*nodetest.Node).KillAgent) }
+func lateName(i int) string { return fmt.Sprintf("late-%d", i) }
 
-func takeOver(t *testing.T, end func(*nodetest.Node)) {
+// The kubelet stops an agent (Stop), or the agent is killed (Kill), and the other version takes over the node. At all
+// times, all packets get the right verdict.
+func TestStopWithIptables(t *testing.T) { takeOver(t, "iptables", (*nodetest.Node).StopAgent) }
+func TestKillWithIptables(t *testing.T) { takeOver(t, "iptables", (*nodetest.Node).KillAgent) }
+func TestStopWithNftables(t *testing.T) { takeOver(t, "nftables", (*nodetest.Node).StopAgent) }
+func TestKillWithNftables(t *testing.T) { takeOver(t, "nftables", (*nodetest.Node).KillAgent) }
+
+func takeOver(t *testing.T, backend string, end func(*nodetest.Node)) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
 	}
-	n := nodetest.NewNode(t, nodetest.Conf{
+	n := newNode(t, backend)
+	for i, v := range n.versions() {
+		if i > 0 {
+			n.replace(v, end)
+		} else {
+			n.begin(v)
+		}
+		n.use(i, v)
+	}
+	n.traffic.stop(t)
+	n.deletePods()
+}
+
+// version is a version of weir, with the flags of its agent.
+type version struct {
+	name, programs string
+	flags          []string
+	backend        string // that the agent should use; empty if the version knows only iptables
+}
+
+type node struct {
+	*nodetest.Node
+	today, backend                   string
+	server, client, stranger, locked *nodetest.Pod
+	attached                         []*nodetest.Pod // by any of the versions
+	traffic                          traffic
+	wrong                            atomic.Int64 // datagrams that have arrived although no policy allows them
+}
+
+func newNode(t *testing.T, backend string) *node {
+	n := &node{backend: backend, Node: nodetest.NewNode(t, nodetest.Conf{
 		"ranges": []any{nodetest.Conf{"subnet": "10.88.0.0/24"}, nodetest.Conf{"subnet": "fd00:10:88::/64"}},
-	})
-	today := n.Bin
-	n.Bin = t.TempDir()
+	})}
+	t.Cleanup(n.traffic.end)
+	n.today, n.Bin = n.Bin, t.TempDir()
 	for _, name := range []string{"cnitool", "portmap"} {
-		link(t, filepath.Join(today, name), filepath.Join(n.Bin, name))
+		n.link(filepath.Join(n.today, name), filepath.Join(n.Bin, name))
 	}
-	install(t, *before, n.Bin)
 	nodetest.Run(t, "ip", "-n", "outside", "route", "add", "10.88.0.0/24", "via", "192.0.2.2")
+	if backend == "nftables" {
+		nodetest.Run(t, "nft", "add", "table", "ip", "kube-proxy")
+	}
 	n.Manifest("policies.yaml", policies+pods())
-	n.StartAgent()
-	server, client := n.AddPod("shop", "server"), n.AddPod("shop", "client")
-	stranger, locked := n.AddPod("lab", "stranger"), n.AddPod("lab", "locked")
-	n.Serve(server.Netns, "tcp", ":80")
-	n.Serve(server.Netns, "tcp", ":8005")
-	n.Serve(stranger.Netns, "tcp", ":80")
-	n.Reach(client, server.IP+":80", true)
-	n.Reach(stranger, server.IP+":80", false)
+	return n
+}
 
-	var traffic traffic
-	for _, host := range []string{server.IP, "[" + server.IP6 + "]"} {
-		traffic.keeps(t, client.Netns, host+":80")
-		traffic.connects(t, client.Netns, host+":80")
-		traffic.connects(t, client.Netns, host+":8005")
-		traffic.never(t, stranger.Netns, host+":80")
-		traffic.never(t, locked.Netns, host+":80")
+// versions returns the versions in the order in which they use the node. If the earlier version doesn't know the
+// backend, today's agent moves back to iptables before the earlier version comes back, as docs/installing.md says.
+func (n *node) versions() []version {
+	help, err := exec.Command(filepath.Join(*before, "weir-agent"), "run", "--help").CombinedOutput()
+	if err != nil {
+		n.Fatalf("weir-agent run --help: %v: %s", err, help)
 	}
-	traffic.never(t, locked.Netns, stranger.IP+":80")
-	traffic.never(t, server.Netns, "["+stranger.IP6+"]:80")
-	traffic.connects(t, n.Outside, server.IP+":80")
-	for _, p := range []*nodetest.Pod{server, client, stranger, locked} {
-		attached(t, n, p)
+	earlier := version{name: "the earlier version", programs: *before}
+	today := version{name: "today's version", programs: n.today, backend: n.backend}
+	if strings.Contains(string(help), "--backend") {
+		earlier.backend = n.backend
 	}
+	if n.backend == "iptables" || earlier.backend != "" {
+		return []version{earlier, today, earlier, today}
+	}
+	back := today
+	back.name, back.backend, back.flags = "today's version on its way back", "iptables", []string{"--backend=iptables"}
+	return []version{earlier, today, back, earlier, today}
+}
 
-	traffic.waitForMore(t)
-	install(t, today, n.Bin)
-	end(n)
-	traffic.waitForMore(t)
-	n.StartAgent()
-	traffic.waitForMore(t)
-	for _, p := range []*nodetest.Pod{server, client, stranger, locked} {
-		attached(t, n, p)
+// begin starts the first version, attaches pods, and starts the traffic between them.
+func (n *node) begin(v version) {
+	n.install(v)
+	n.start(v)
+	add := func(namespace, name string) *nodetest.Pod {
+		p := n.AddPod(namespace, name)
+		n.attached = append(n.attached, p)
+		return p
 	}
-	late := n.AddPod("shop", "late")
-	n.Reach(late, server.IP+":80", true)
-	n.Reach(late, "["+server.IP6+"]:80", true)
-	n.DelPod(late)
-	traffic.waitForMore(t)
-	traffic.stop(t)
+	n.server, n.client = add("shop", "server"), add("shop", "client")
+	n.stranger, n.locked = add("lab", "stranger"), add("lab", "locked")
+	n.Serve(n.server.Netns, "tcp", ":80")
+	n.Serve(n.server.Netns, "tcp", ":8005")
+	n.Serve(n.stranger.Netns, "tcp", ":80")
+	n.traffic.echoes(n, n.server.Netns, ":53", n.isWrong)
+	n.Reach(n.client, n.server.IP+":80", true)
+	n.Reach(n.stranger, n.server.IP+":80", false)
 
-	n.Manifest("policies.yaml", policies+allowAll+pods())
-	n.Reach(stranger, server.IP+":80", true)
-	n.Manifest("policies.yaml", policies+pods())
-	n.Reach(stranger, "["+server.IP6+"]:80", false)
-	n.Reach(client, "["+server.IP6+"]:80", true)
-	for _, p := range []*nodetest.Pod{server, client, stranger, locked} { // the earlier plugin has attached these pods
+	n.traffic.mayReach(n, n.client, n.server)
+	for _, host := range []string{n.server.IP, "[" + n.server.IP6 + "]"} {
+		n.traffic.keeps(n, n.client.Netns, "tcp", host+":80")
+		n.traffic.keeps(n, n.client.Netns, "udp", host+":53")
+		n.traffic.connects(n, n.client.Netns, host+":8005")
+		for _, p := range []*nodetest.Pod{n.stranger, n.locked} {
+			n.traffic.never(n, p.Netns, host+":80")
+			n.traffic.sends(n, p.Netns, host+":53")
+		}
+	}
+	n.traffic.never(n, n.locked.Netns, n.stranger.IP+":80")
+	n.traffic.never(n, n.server.Netns, "["+n.stranger.IP6+"]:80")
+	n.traffic.connects(n, n.Outside, n.server.IP+":80")
+}
+
+// isWrong reports whether no policy allows datagrams from this address to the server.
+func (n *node) isWrong(from netip.Addr) bool {
+	for _, p := range []*nodetest.Pod{n.stranger, n.locked} {
+		if from.String() == p.IP || from.String() == p.IP6 {
+			n.wrong.Add(1)
+			return true
+		}
+	}
+	return false
+}
+
+// replace replaces the present version. Meanwhile the new version's plugin deletes a pod of the old version.
+func (n *node) replace(v version, end func(*nodetest.Node)) {
+	guest := n.AddPod("shop", "guest")
+	n.traffic.waitForMore(n)
+	n.install(v)
+	end(n.Node)
+	n.DelPod(guest)
+	n.traffic.waitForMore(n)
+	n.start(v)
+	n.traffic.waitForMore(n)
+}
+
+// use attaches another pod, changes a policy, and looks for wrong verdicts since the last call.
+func (n *node) use(i int, v version) {
+	for _, p := range n.attached { // most of them were attached by other versions
+		if out, err := n.CNI("check", p.Netns, nodetest.Args(p.Namespace, p.Name, "")); err != nil {
+			n.Errorf("%s: CHECK %s/%s: %v %s", v.name, p.Namespace, p.Name, err, out)
+		}
+	}
+	late := n.AddPod("shop", lateName(i))
+	n.attached = append(n.attached, late)
+	// The earlier version's ADD may return before the pod's first packets pass.
+	n.Reach(late, n.server.IP+":80", true)
+	n.Reach(late, "["+n.server.IP6+"]:80", true)
+	n.traffic.mayReach(n, late, n.server)
+	n.traffic.never(n, n.locked.Netns, late.IP+":80")
+	n.Manifest("stranger.yaml", denyStranger)
+	n.Reach(n.client, n.stranger.IP+":80", false)
+	n.Reach(late, "["+n.stranger.IP6+"]:80", false)
+	n.Manifest("stranger.yaml", "")
+	n.Reach(n.client, n.stranger.IP+":80", true)
+	n.Reach(late, "["+n.stranger.IP6+"]:80", true)
+	n.traffic.waitForMore(n)
+
+	if wrong := n.wrong.Swap(0); wrong > 0 {
+		n.Errorf("%s: %d datagrams have arrived that no policy allows", v.name, wrong)
+	}
+	if n.Failed() {
+		n.FailNow()
+	}
+}
+
+func (n *node) deletePods() {
+	for _, p := range n.attached {
 		n.DelPod(p)
 	}
 	n.Eventually("nothing is left of the pods", func() error {
-		out, err := nodetest.Try("sh", "-c", "ipset list; ip -o link; ls /run/weir/endpoints")
-		for _, p := range []*nodetest.Pod{server, client, stranger, locked} {
-			if strings.Contains(out, p.IP+" ") || strings.Contains(out, p.IP6+" ") {
-				err = errors.Join(err, fmt.Errorf("%s is left:\n%s", p.Name, out))
+		out, err := nodetest.Try("sh", "-c", "ipset list; nft list ruleset; ip -o link; ls /run/weir/endpoints")
+		for _, p := range n.attached {
+			for _, ip := range []string{p.IP, p.IP6} {
+				if regexp.MustCompile(regexp.QuoteMeta(ip) + `([^0-9a-f:]|$)`).MatchString(out) {
+					err = errors.Join(err, fmt.Errorf("%s of %s is left:\n%s", ip, p.Name, out))
+				}
 			}
+		}
+		return err
+	})
+}
+
+func (n *node) start(v version) {
+	n.SpawnAgent(append([]string{"--source", "dir:" + n.Manifests}, v.flags...)...)
+	n.Eventually(v.name+" is ready", func() error {
+		_, err := n.Ctl("status")
+		if err != nil || v.backend == "" {
+			return err
+		}
+		name, err := os.ReadFile("/run/weir/lock")
+		if err == nil && string(name) != v.backend {
+			err = fmt.Errorf("the plugin is told %q, want %q", name, v.backend)
 		}
 		return err
 	})
 }
 
 // install replaces each program in one step, as an update does.
-func install(t *testing.T, from, to string) {
-	t.Helper()
+func (n *node) install(v version) {
+	n.Helper()
 	for _, name := range programs {
-		program, err := filepath.Abs(filepath.Join(from, name))
+		program, err := filepath.Abs(filepath.Join(v.programs, name))
 		if err != nil {
-			t.Fatal(err)
+			n.Fatal(err)
 		}
-		link(t, program, filepath.Join(to, name))
+		n.link(program, filepath.Join(n.Bin, name))
 	}
 }
 
-func link(t *testing.T, program, to string) {
-	t.Helper()
+func (n *node) link(program, to string) {
+	n.Helper()
 	if err := errors.Join(os.Symlink(program, to+".new"), os.Rename(to+".new", to)); err != nil {
-		t.Fatal(err)
+		n.Fatal(err)
 	}
-}
-
-func attached(t *testing.T, n *nodetest.Node, p *nodetest.Pod) {
-	t.Helper()
-	if out, err := n.CNI("check", p.Netns, nodetest.Args(p.Namespace, p.Name, "")); err != nil {
-		t.Errorf("CHECK %s/%s: %v %s", p.Namespace, p.Name, err, out)
-	}
-}
-
-// timeout is shorter than the second after which TCP repeats a SYN, so that one dropped SYN fails the attempt.
-const timeout = 900 * time.Millisecond
-
-type traffic struct {
-	flows []*flow
-	wg    sync.WaitGroup
-	over  atomic.Bool
-}
-
-type flow struct {
-	name     string
-	attempts atomic.Int64
-}
-
-func (tr *traffic) runs(t *testing.T, name string, attempt func() error) {
-	f := &flow{name: name}
-	tr.flows = append(tr.flows, f)
-	tr.wg.Go(func() {
-		for !tr.over.Load() {
-			if err := attempt(); err != nil {
-				t.Errorf("%s: attempt %d: %v", name, f.attempts.Load(), err)
-				return
-			}
-			f.attempts.Add(1)
-		}
-	})
-}
-
-func dial(t *testing.T, netns, address string, timeout time.Duration) (conn net.Conn, err error) {
-	nodetest.In(t, netns, func() error {
-		conn, err = net.DialTimeout("tcp", address, timeout)
-		return nil
-	})
-	return conn, err
-}
-
-// connects opens connections. Each must be established by its first SYN, because timeout ends before TCP repeats a SYN.
-func (tr *traffic) connects(t *testing.T, netns, address string) {
-	tr.runs(t, filepath.Base(netns)+" connects to "+address, func() error {
-		conn, err := dial(t, netns, address, timeout)
-		if err != nil {
-			return err
-		}
-		return conn.Close()
-	})
-}
-
-func (tr *traffic) never(t *testing.T, netns, address string) {
-	tr.runs(t, filepath.Base(netns)+" never connects to "+address, func() error {
-		conn, err := dial(t, netns, address, 30*time.Millisecond)
-		if err != nil {
-			return nil //nolint:nilerr // no connection may be established, so an error is right
-		}
-		return errors.Join(errors.New("it is connected"), conn.Close())
-	})
-}
-
-// keeps checks that one connection continues: each message must be answered within five seconds.
-func (tr *traffic) keeps(t *testing.T, netns, address string) {
-	t.Helper()
-	conn, err := dial(t, netns, address, timeout)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = conn.Close() })
-	greeting := make([]byte, 100)
-	if _, err := conn.Read(greeting); err != nil {
-		t.Fatal(err)
-	}
-	message, answer := []byte("packets of one connection"), make([]byte, 25)
-	tr.runs(t, filepath.Base(netns)+" stays connected to "+address, func() error {
-		if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
-			return err
-		}
-		if _, err := conn.Write(message); err != nil {
-			return err
-		}
-		_, err := io.ReadFull(conn, answer)
-		if err == nil && !slices.Equal(answer, message) {
-			err = fmt.Errorf("the answer is %q", answer)
-		}
-		time.Sleep(time.Millisecond) // leaves the cores to the other flows
-		return err
-	})
-}
-
-func (tr *traffic) waitForMore(t *testing.T) {
-	t.Helper()
-	was := make([]int64, len(tr.flows))
-	for i, f := range tr.flows {
-		was[i] = f.attempts.Load()
-	}
-	deadline := time.Now().Add(time.Minute)
-	for i, f := range tr.flows {
-		for f.attempts.Load() < was[i]+20 {
-			if time.Now().After(deadline) {
-				t.Fatalf("%s: no attempts any more", f.name)
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
-	}
-}
-
-func (tr *traffic) stop(t *testing.T) {
-	t.Helper()
-	tr.over.Store(true)
-	tr.wg.Wait()
-	var all int64
-	for _, f := range tr.flows {
-		all += f.attempts.Load()
-	}
-	t.Logf("%d flows, %d attempts", len(tr.flows), all)
 }
