@@ -190,8 +190,8 @@ func TestNothingToDo(t *testing.T) {
 	}
 }
 
-// reported waits until the kernel has sent a message of the type. The kernel reports a new IPv6 address when a worker of
-// its own has put the address into use, which may be after the request has been answered.
+// reported waits until the kernel has sent a message of the type. The kernel reports a new IPv6 address when one of its
+// workers has put the address into use, which may be after the request has been answered.
 func reported(t *testing.T, heard func() []string, message string) {
 	t.Helper()
 	for deadline := time.Now().Add(10 * time.Second); !slices.Contains(heard(), message); {
