@@ -29,7 +29,7 @@ func newIsolating(d ruleset.Direction, policies []parsedPolicy) *isolating {
 			continue
 		}
 		x.policies = append(x.policies, policy)
-		where := anchors(policy.pods)
+		where := anchoring(policy.pods, x.anchored).anchors()
 		for _, a := range where {
 			x.anchored[a] = append(x.anchored[a], at)
 		}

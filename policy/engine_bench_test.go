@@ -186,3 +186,80 @@ func BenchmarkEqualPeers(b *testing.B) {
 		})
 	}
 }
+
+// similar has peers whose selectors differ in one requirement. In some cases the selectors have another requirement, or
+// their namespaceSelector, in common.
+var similar = map[string]func(i int) networkingv1.NetworkPolicyPeer{
+	"equal NotIn, other NotIn": func(i int) networkingv1.NetworkPolicyPeer {
+		return expressions(notOneOf("color", 0, 100), notOneOf("app", i, 100))
+	},
+	"equal In, other In": func(i int) networkingv1.NetworkPolicyPeer {
+		return networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{
+			MatchLabels: map[string]string{"app": "a1", "size": fmt.Sprint("s", i)},
+		}}
+	},
+	"equal In, other NotIn": func(i int) networkingv1.NetworkPolicyPeer {
+		peer := expressions(notOneOf("color", 0, 100), notOneOf("size", i, 100))
+		peer.PodSelector.MatchLabels = map[string]string{"app": "a1"}
+		return peer
+	},
+	"equal namespaceSelector, other NotIn": func(i int) networkingv1.NetworkPolicyPeer {
+		peer := expressions(notOneOf("app", i, 100))
+		peer.NamespaceSelector = expressions(notOneOf("team", 0, 100)).PodSelector
+		return peer
+	},
+	"other NotIn": func(i int) networkingv1.NetworkPolicyPeer {
+		peer := expressions(notOneOf("color", i, 98))
+		values := &peer.PodSelector.MatchExpressions[0].Values
+		*values = append(*values, "v0-1", "v0-2")
+		return peer
+	},
+	"other NotIn, all match": func(i int) networkingv1.NetworkPolicyPeer { return expressions(notOneOf("size", i, 100)) },
+	"other In": func(i int) networkingv1.NetworkPolicyPeer {
+		return networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{
+			MatchLabels: map[string]string{"size": fmt.Sprint("s", i)},
+		}}
+	},
+}
+
+func expressions(all ...metav1.LabelSelectorRequirement) networkingv1.NetworkPolicyPeer {
+	return networkingv1.NetworkPolicyPeer{PodSelector: &metav1.LabelSelector{MatchExpressions: all}}
+}
+
+func notOneOf(key string, i, values int) metav1.LabelSelectorRequirement {
+	r := metav1.LabelSelectorRequirement{Key: key, Operator: metav1.LabelSelectorOpNotIn}
+	for v := range values {
+		r.Values = append(r.Values, fmt.Sprintf("v%d-%d", i, v))
+	}
+	return r
+}
+
+// BenchmarkSimilarPeers changes the labels of another node's pod. The engine must then match the pod with the peers of
+// 1,000 policies of a pod of this node. In all cases but one, no peer matches.
+func BenchmarkSimilarPeers(b *testing.B) {
+	for name, peer := range similar {
+		b.Run(name, func(b *testing.B) {
+			e, d := city(1000)
+			d.Namespaces["ns3"].Labels["team"] = "v0-1"
+			for i := range 1000 {
+				np := cityPolicy(3, 0)
+				np.Name = fmt.Sprint("similar", i)
+				np.Spec.Ingress[0].From = []networkingv1.NetworkPolicyPeer{peer(i)}
+				d.Policies[policy.Name{Namespace: np.Namespace, Name: np.Name}] = []*networkingv1.NetworkPolicy{np}
+			}
+			e.Apply(d)
+			paint := func(i int) {
+				p := cityPod(3, 51, 5)
+				p.Addresses[0] = netip.MustParseAddr("10.0.5.252") // no other pod has it
+				p.Labels["color"] = fmt.Sprint("v0-", 1+i%2)
+				e.Apply(one(p))
+				e.Ruleset()
+			}
+			paint(1) // some peers have matched the pod until now
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				paint(i)
+			}
+		})
+	}
+}

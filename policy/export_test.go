@@ -76,10 +76,13 @@ func (e *Engine) Unsound() []string {
 	}
 	u.unless(len(e.moving.addresses)+len(e.moving.crowds)+len(e.unswept) == 0, "not settled")
 	e.checkSpaces(&u, all)
-	scopes, anchored := map[*scope]int{}, map[anchor]int{}
+	scopes, anchored, shared := map[*scope]int{}, map[anchor]int{}, map[*liveRequirement]int{}
 	for _, l := range e.selectors.byKey {
 		scopes[l.scope]++
-		for _, a := range anchors(l.pods) {
+		for _, r := range l.requirements {
+			shared[r]++
+		}
+		for _, a := range l.anchor.anchors() {
 			anchored[a]++
 		}
 		var count [len(conf.Families)]int
@@ -111,6 +114,10 @@ func (e *Engine) Unsound() []string {
 	for a, lives := range e.selectors.anchored {
 		u.unless(len(lives) == anchored[a], "old selectors at %v", a)
 	}
+	for r, n := range shared {
+		u.unless(r.selectors == n && e.selectors.requirements[r.text] == r, "%s has %d selectors", r.text, r.selectors)
+	}
+	u.unless(len(shared) == len(e.selectors.requirements), "old requirements")
 	for _, sets := range e.selectors.byPort {
 		for _, l := range sets.local {
 			count := e.countPort(all, l.port)
@@ -215,7 +222,8 @@ func (e *Engine) Remains() string {
 		"one": len(e.addresses.one), "more": len(e.addresses.more), "taken": len(e.addresses.taken),
 		"selectors": len(x.byKey), "ports": len(x.byPort), "scopes": len(x.scopes), "open scopes": len(x.openScopes),
 		"anchored": len(x.anchored), "port crowds": len(x.crowds), "reports": len(e.reports.by),
-		"moving": len(m.addresses) + len(m.counts) + len(m.crowds) + len(m.sets),
+		"requirements": len(x.requirements),
+		"moving":       len(m.addresses) + len(m.counts) + len(m.crowds) + len(m.sets),
 	}
 	maps.DeleteFunc(sizes, func(_ string, n int) bool { return n == 0 })
 	if len(sizes) == 0 {

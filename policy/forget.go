@@ -52,7 +52,8 @@ func (e *Engine) dropSome(unwanted []*supply) {
 		}
 		scopes[l.scope] = true
 		l.scope.selectors--
-		for _, a := range anchors(l.pods) {
+		x.unshare(l.requirements)
+		for _, a := range l.anchor.anchors() {
 			if x.anchored[a] = slices.DeleteFunc(x.anchored[a], isGone); len(x.anchored[a]) == 0 {
 				delete(x.anchored, a)
 			}

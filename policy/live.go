@@ -4,8 +4,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"k8s.io/apimachinery/pkg/selection"
-
 	"github.com/weir-net/weir/conf"
 	"github.com/weir-net/weir/policy/ruleset"
 )
@@ -15,6 +13,9 @@ type live struct {
 	selector // the zero value if this is a named port
 	gone     bool
 	scope    *scope
+	// requirements are those of the podSelector. Those that most other live selectors share come first.
+	requirements []*liveRequirement
+	anchor       *requirement // the selector is in the index at the anchors of this requirement; nil if it has no anchors
 	// print is the exclusive or of the marks of all matching crowds. So selectors that match the same crowds have the
 	// same print.
 	print uint64
@@ -36,6 +37,7 @@ type scope struct {
 	of         selector // the selector without its podSelector
 	selectors  int      // how many live selectors have this scope
 	unanchored []*live  // live selectors without anchors
+	asked
 }
 
 func (s *scope) matches(n *space) bool { return s.of.matchesNamespace(n.name, n.object) }
@@ -45,18 +47,16 @@ type selectorIndex struct {
 	byKey  map[string]*live
 	byPort map[portKey]*portSets
 	crowds map[portKey]map[*crowd]int
-	scopes map[string]*scope
+	round  uint64 // counts the crowds that matching has compared with selectors
+	// requirements has the requirements of all live selectors, by text.
+	requirements map[string]*liveRequirement
+	scopes       map[string]*scope
 	// openScopes has scopes with a namespaceSelector. Each of them has selectors without anchors.
 	openScopes map[*scope]bool
 	byPrint    map[uint64]*live
 	// anchored has the selectors by anchor. Each pod that a selector matches has one of the selector's anchors. So a crowd
 	// is compared only with selectors that have an anchor among the crowd's labels, and with selectors without anchors.
 	anchored map[anchor][]*live
-}
-
-type anchor struct {
-	key, value string
-	any        bool
 }
 
 type portKey struct {
@@ -70,7 +70,7 @@ func newSelectorIndex() selectorIndex {
 	return selectorIndex{
 		byKey: map[string]*live{}, byPort: map[portKey]*portSets{}, scopes: map[string]*scope{},
 		openScopes: map[*scope]bool{}, anchored: map[anchor][]*live{}, crowds: map[portKey]map[*crowd]int{},
-		byPrint: map[uint64]*live{},
+		byPrint: map[uint64]*live{}, requirements: map[string]*liveRequirement{},
 	}
 }
 
@@ -89,9 +89,10 @@ func (x *selectorIndex) tellApart(name string, a, b Namespace) bool {
 }
 
 func (x *selectorIndex) matching(c *crowd) (matches []*live) {
+	x.round++
 	consider := func(list []*live) {
 		for _, l := range list {
-			if c.sample.matchedBy(l.pods) == yes && l.scope.matches(c.space) {
+			if x.meets(c, l.requirements) && x.in(l.scope, c) {
 				matches = append(matches, l)
 			}
 		}
@@ -104,38 +105,22 @@ func (x *selectorIndex) matching(c *crowd) (matches []*live) {
 		consider(own.unanchored)
 	}
 	for s := range x.openScopes {
-		consider(s.unanchored)
+		if x.in(s, c) {
+			consider(s.unanchored)
+		}
 	}
 	slices.SortFunc(matches, byID)
 	return matches
 }
 
-func ownScope(namespace string) string { return "namespace " + namespace }
-
-// anchors returns labels. Each pod that m matches has at least one of them. If m has no requirement with In or Exists,
-// anchors returns nil.
-func anchors(m matcher) (all []anchor) {
-	var best *requirement
-	for i := range m.requirements {
-		r := &m.requirements[i]
-		switch {
-		case r.op == selection.In && (best == nil || best.op != selection.In || len(r.values) < len(best.values)):
-			best = r
-		case r.op == selection.Exists && best == nil:
-			best = r
-		}
+func (x *selectorIndex) in(s *scope, c *crowd) bool {
+	if s.round != x.round {
+		s.asked = asked{x.round, s.matches(c.space)}
 	}
-	switch {
-	case best == nil:
-		return nil
-	case best.op == selection.Exists:
-		return []anchor{{key: best.key, any: true}}
-	}
-	for _, v := range best.values {
-		all = append(all, anchor{key: best.key, value: v})
-	}
-	return all
+	return s.met
 }
+
+func ownScope(namespace string) string { return "namespace " + namespace }
 
 func (x *selectorIndex) ports(p NamedPort, local bool) []*live {
 	sets := x.byPort[portKey{p.Name, p.Proto}]
@@ -160,11 +145,12 @@ func (e *Engine) liveSelector(s selector) *live {
 	x.byKey[s.key] = l
 	l.scope = e.scopeOf(s)
 	l.scope.selectors++
-	where := anchors(s.pods)
-	for _, a := range where {
+	l.requirements = x.share(s.pods)
+	l.anchor = anchoring(s.pods, x.anchored)
+	for _, a := range l.anchor.anchors() {
 		x.anchored[a] = append(x.anchored[a], l)
 	}
-	if where == nil {
+	if l.anchor == nil {
 		l.scope.unanchored = append(l.scope.unanchored, l)
 		if l.scope.of.namespaces != nil {
 			x.openScopes[l.scope] = true

@@ -2,7 +2,6 @@ package policy
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -17,12 +16,6 @@ type matcher struct {
 	text         string // such as "app=web"; equal for equal selectors
 }
 
-type requirement struct {
-	key    string
-	op     selection.Operator // In, NotIn, Exists or DoesNotExist
-	values []string           // in order, without duplicates
-}
-
 var everything matcher
 
 // newMatcher parses a selector. It returns an error if the API server would refuse the selector.
@@ -32,42 +25,19 @@ func newMatcher(s *metav1.LabelSelector) (matcher, error) {
 			return matcher{}, err
 		}
 	}
-	type read struct {
-		requirement
-		text string
-	}
-	all := make([]read, 0, len(s.MatchLabels)+len(s.MatchExpressions))
+	all := make([]requirement, 0, len(s.MatchLabels)+len(s.MatchExpressions))
 	for k, v := range s.MatchLabels {
-		all = append(all, read{requirement{k, selection.In, []string{v}}, k + "=" + v})
+		all = append(all, requirement{k, selection.In, []string{v}, k + "=" + v})
 	}
 	for _, e := range s.MatchExpressions {
-		r, text := newRequirement(e)
-		all = append(all, read{r, text})
+		all = append(all, newRequirement(e))
 	}
-	slices.SortStableFunc(all, func(a, b read) int { return cmp.Compare(a.key, b.key) })
-	m := matcher{requirements: make([]requirement, len(all))}
+	slices.SortStableFunc(all, func(a, b requirement) int { return cmp.Compare(a.key, b.key) })
 	texts := make([]string, len(all))
 	for i, r := range all {
-		m.requirements[i], texts[i] = r.requirement, r.text
+		texts[i] = r.text
 	}
-	m.text = strings.Join(texts, ",")
-	return m, nil
-}
-
-func newRequirement(e metav1.LabelSelectorRequirement) (r requirement, text string) {
-	switch e.Operator {
-	case metav1.LabelSelectorOpExists:
-		return requirement{e.Key, selection.Exists, nil}, e.Key
-	case metav1.LabelSelectorOpDoesNotExist:
-		return requirement{e.Key, selection.DoesNotExist, nil}, "!" + e.Key
-	}
-	op := selection.In
-	if e.Operator == metav1.LabelSelectorOpNotIn {
-		op = selection.NotIn
-	}
-	values := slices.Sorted(slices.Values(e.Values))
-	text = fmt.Sprintf("%s %s (%s)", e.Key, op, strings.Join(values, ","))
-	return requirement{e.Key, op, slices.Compact(values)}, text
+	return matcher{requirements: all, text: strings.Join(texts, ",")}, nil
 }
 
 // plain reports whether the selector is certainly valid. It is much faster than LabelSelectorAsSelector, which compares
@@ -114,26 +84,6 @@ func plainName(s string) bool {
 func (m matcher) String() string { return m.text }
 
 func (m matcher) Empty() bool { return len(m.requirements) == 0 }
-
-func (r *requirement) matches(labels map[string]string) bool {
-	value, ok := labels[r.key]
-	switch r.op {
-	case selection.In:
-		return ok && r.has(value)
-	case selection.NotIn:
-		return !ok || !r.has(value)
-	case selection.Exists:
-		return ok
-	case selection.DoesNotExist:
-		return !ok
-	}
-	return false
-}
-
-func (r *requirement) has(value string) bool {
-	_, has := slices.BinarySearch(r.values, value)
-	return has
-}
 
 // answer says whether a selector matches. It is maybe if that depends on a label whose value is unknown.
 type answer int

@@ -1,0 +1,149 @@
+package policy
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/selection"
+)
+
+type requirement struct {
+	key    string
+	op     selection.Operator // In, NotIn, Exists or DoesNotExist
+	values []string           // in order, without duplicates
+	text   string             // such as "app=web"; equal for equal requirements
+}
+
+func newRequirement(e metav1.LabelSelectorRequirement) requirement {
+	switch e.Operator {
+	case metav1.LabelSelectorOpExists:
+		return requirement{e.Key, selection.Exists, nil, e.Key}
+	case metav1.LabelSelectorOpDoesNotExist:
+		return requirement{e.Key, selection.DoesNotExist, nil, "!" + e.Key}
+	}
+	op := selection.In
+	if e.Operator == metav1.LabelSelectorOpNotIn {
+		op = selection.NotIn
+	}
+	values := slices.Sorted(slices.Values(e.Values))
+	text := fmt.Sprintf("%s %s (%s)", e.Key, op, strings.Join(values, ","))
+	return requirement{e.Key, op, slices.Compact(values), text}
+}
+
+func (r *requirement) matches(labels map[string]string) bool {
+	value, ok := labels[r.key]
+	switch r.op {
+	case selection.In:
+		return ok && r.has(value)
+	case selection.NotIn:
+		return !ok || !r.has(value)
+	case selection.Exists:
+		return ok
+	case selection.DoesNotExist:
+		return !ok
+	}
+	return false
+}
+
+func (r *requirement) has(value string) bool {
+	_, has := slices.BinarySearch(r.values, value)
+	return has
+}
+
+// meets reports whether the pod certainly meets the requirement.
+func (p *Pod) meets(r *requirement) bool {
+	return !slices.Contains(p.Unknown, r.key) && r.matches(p.Labels)
+}
+
+type anchor struct {
+	key, value string
+	any        bool
+}
+
+// anchoring returns the requirement of m whose anchors, in an index, are to lead to m. If m has no requirement with In
+// or Exists, anchoring returns nil. Of requirements with equally many anchors, it prefers the one whose anchors lead to
+// fewer others.
+func anchoring[T any](m matcher, index map[anchor][]T) (best *requirement) {
+	others := func(r *requirement) (n int) {
+		for _, a := range r.anchors() {
+			n += len(index[a])
+		}
+		return n
+	}
+	for i := range m.requirements {
+		r := &m.requirements[i]
+		switch {
+		case r.op != selection.In && r.op != selection.Exists:
+		case best == nil, r.op == selection.In && best.op == selection.Exists:
+			best = r
+		case r.op != best.op || len(r.values) > len(best.values):
+		case len(r.values) < len(best.values) || others(r) < others(best):
+			best = r
+		}
+	}
+	return best
+}
+
+// anchors returns labels. Each pod that meets a requirement with In or Exists has at least one of the labels.
+func (r *requirement) anchors() (all []anchor) {
+	switch {
+	case r == nil:
+		return nil
+	case r.op == selection.Exists:
+		return []anchor{{key: r.key, any: true}}
+	}
+	for _, v := range r.values {
+		all = append(all, anchor{key: r.key, value: v})
+	}
+	return all
+}
+
+// liveRequirement is a requirement of one or more live selectors. The selectors share it, so matching evaluates it at
+// most once for a crowd.
+type liveRequirement struct {
+	requirement
+	selectors int // how many live selectors have the requirement
+	asked
+}
+
+// asked has an answer that is valid for one crowd.
+type asked struct {
+	round uint64 // selectorIndex.round when the answer was found
+	met   bool
+}
+
+func (x *selectorIndex) share(m matcher) []*liveRequirement {
+	all := make([]*liveRequirement, len(m.requirements))
+	for i, r := range m.requirements {
+		if x.requirements[r.text] == nil {
+			x.requirements[r.text] = &liveRequirement{requirement: r}
+		}
+		all[i] = x.requirements[r.text]
+		all[i].selectors++
+	}
+	slices.SortStableFunc(all, func(a, b *liveRequirement) int { return cmp.Compare(b.selectors, a.selectors) })
+	return all
+}
+
+func (x *selectorIndex) unshare(all []*liveRequirement) {
+	for _, r := range all {
+		if r.selectors--; r.selectors == 0 {
+			delete(x.requirements, r.text)
+		}
+	}
+}
+
+func (x *selectorIndex) meets(c *crowd, all []*liveRequirement) bool {
+	for _, r := range all {
+		if r.round != x.round {
+			r.asked = asked{x.round, c.sample.meets(&r.requirement)}
+		}
+		if !r.met {
+			return false
+		}
+	}
+	return true
+}
