@@ -252,7 +252,8 @@ func parseRoute(m []byte) (r routeSeen, ok bool) {
 		}
 	}
 	r.Dst = netip.PrefixFrom(address, int(at.Dst_len))
-	return r, at.Flags&unix.RTM_F_CLONED == 0
+	// A route with a TOS is for some packets only.
+	return r, at.Flags&unix.RTM_F_CLONED == 0 && at.Tos == 0
 }
 
 // readError returns an error that wraps errUnknown if a part couldn't be read.

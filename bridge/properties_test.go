@@ -193,6 +193,21 @@ func edit(o *Observed, name string, f func(*Link)) {
 	o.Links[name] = l
 }
 
+// TestLaterRoutes: routes of other programs that the kernel doesn't use don't matter: routes behind weir's, and routes
+// in other tables.
+func TestLaterRoutes(t *testing.T) {
+	o := whole()
+	dst := netip.MustParsePrefix("10.88.0.0/24")
+	o.Routes = append(o.Routes, routeSeen{Link: 9, Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST, Dst: dst})
+	o.Routes = append([]routeSeen{
+		{Link: 9, Table: 100, Type: unix.RTN_UNICAST, Dst: dst},
+		{Link: 9, Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL, Dst: netip.MustParsePrefix("10.88.0.1/32")},
+	}, o.Routes...)
+	if got := Compare(Properties(Knowledge{Pods: []Pod{dualPod()}}), o); len(got) > 0 {
+		t.Errorf("%v", got)
+	}
+}
+
 // TestCompare: if one thing is wrong, Compare names it and nothing else.
 func TestCompare(t *testing.T) {
 	broken := errors.New("the kernel is busy")
@@ -264,6 +279,17 @@ func TestCompare(t *testing.T) {
 			"neighbour", func(o *Observed) { delete(o.Neighbours[1], netip.MustParseAddr("fd00::2")) }, "neighbour fd00::2",
 			false,
 		},
+		{"another's route", func(o *Observed) {
+			edit(o, "cni0", func(l *Link) { l.Name, l.Index = "cni0", 9 })
+			o.Routes = append([]routeSeen{{
+				Link: 9, Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST, Dst: netip.MustParsePrefix("10.88.0.0/24"),
+			}}, o.Routes...)
+		}, "by weir0 isn't used: another route to it comes first: it leads to cni0", false},
+		{"another's blackhole", func(o *Observed) {
+			o.Routes = append([]routeSeen{{
+				Table: unix.RT_TABLE_MAIN, Type: unix.RTN_BLACKHOLE, Dst: netip.MustParsePrefix("fd00::/64"),
+			}}, o.Routes...)
+		}, "the route to fd00::/64 by weir0 isn't used", false},
 		{"another's neighbour", func(o *Observed) {
 			o.Neighbours[1][netip.MustParseAddr("10.88.0.2")] = neighbourSeen{"02:00:00:00:00:09", true}
 		}, "neighbour 10.88.0.2", false},

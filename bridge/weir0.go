@@ -226,17 +226,27 @@ func (r routeToBridge) Command() string {
 	return fmt.Sprintf("ip route replace %s dev %s%s", r.Dst, Name, source)
 }
 
-// Check looks for the route in its table, unless weir0 is missing.
+// Check looks for the route in its table, unless weir0 is missing. If another route to the same destination comes
+// first, the kernel doesn't use weir's route. For example, the bridge of an earlier pod network has the same subnet.
 func (r routeToBridge) Check(o *Observed) error {
 	br, ok, err := o.link(Name, o.routes)
 	if err != nil || !ok {
 		return err
 	}
-	for _, have := range o.Routes {
+	ahead := -1
+	for i, have := range o.Routes { // the kernel lists routes to one destination in the order in which it uses them
+		if have.Dst != r.Dst || have.Table != r.Table {
+			continue
+		}
 		// In older kernels IPv6's local routes leave by lo.
 		leads := have.Link == br.Index || r.Type == unix.RTN_LOCAL && r.Dst.Addr().Is6()
-		if have.Dst == r.Dst && have.Table == r.Table && have.Type == r.Type && leads {
+		switch {
+		case have.Type == r.Type && leads && ahead >= 0:
+			return fmt.Errorf("the route to %s by %s isn't used: %w: %s", r.Dst, Name, errAhead, o.whose(o.Routes[ahead]))
+		case have.Type == r.Type && leads:
 			return nil
+		case r.Type != unix.RTN_LOCAL && ahead < 0:
+			ahead = i
 		}
 	}
 	if r.Type == unix.RTN_LOCAL && o.Fresh[r.Dst.Addr()] {
@@ -248,7 +258,23 @@ func (r routeToBridge) Check(o *Observed) error {
 	return fmt.Errorf("the route to %s by %s is missing", r.Dst, Name)
 }
 
-func (r routeToBridge) restore(h netlinksafe.Handle, _ *Observed) error {
+// errAhead means that another program's route to the same destination comes first. restore leaves both routes alone,
+// because pods of another network may still need the first one.
+var errAhead = errors.New("another route to it comes first")
+
+func (o *Observed) whose(r routeSeen) string {
+	for name, l := range o.Links {
+		if l.Index == r.Link {
+			return fmt.Sprintf("it leads to %s, so remove that link or its address", name)
+		}
+	}
+	return "ip route show " + r.Dst.String()
+}
+
+func (r routeToBridge) restore(h netlinksafe.Handle, o *Observed) error {
+	if err := r.Check(o); errors.Is(err, errAhead) {
+		return err
+	}
 	link, err := h.LinkByName(Name)
 	if err != nil {
 		return fmt.Errorf("look up %s: %w", Name, err)

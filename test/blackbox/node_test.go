@@ -448,3 +448,31 @@ func TestNodeOverlayComesBack(t *testing.T) {
 		},
 	})
 }
+
+// TestAnotherNetworksSubnet: the bridge of an earlier pod network, such as Flannel's cni0, has the same subnet as
+// weir0, and its route comes first. weirctl status names the bridge, and all is well once the bridge is gone.
+func TestAnotherNetworksSubnet(t *testing.T) {
+	if !nodetest.IsolatedWithWeir(t) {
+		return
+	}
+	n := nodetest.NewNode(t, nil)
+	nodetest.RunEach(t, "ip link add cni0 type bridge", "ip addr add 10.88.0.1/24 dev cni0", "ip link set cni0 up")
+	n.Manifest("pods.yaml", pods("quiet", "server", "client"))
+	n.StartAgent()
+	server, client := n.AddPod("quiet", "server"), n.AddPod("quiet", "client")
+	n.Serve(server.Netns, "tcp", ":80")
+	const says = "the route to 10.88.0.0/24 by weir0 isn't used: another route to it comes first: it leads to cni0"
+	n.Eventually("weirctl status names cni0", func() error {
+		out, err := n.Ctl("status")
+		if err == nil || !strings.Contains(out, says) {
+			return fmt.Errorf("it doesn't: %w\n%s", err, out)
+		}
+		return nil
+	})
+	nodetest.RunEach(t, "ip link del cni0")
+	n.Reach(client, server.IP+":80", true)
+	n.Eventually("the agent is ready", func() error {
+		_, err := n.Ctl("status")
+		return err
+	})
+}
