@@ -41,7 +41,7 @@ metadata: {name: client, namespace: quiet}
 	const over = 30
 	for range over {
 		nodetest.Greeting(t, client.Netns, server.IP+":80") // Greeting also closes the connection
-		echoed(t, client, "udp", server.IP+":53")
+		echoed(n, client, "udp", server.IP+":53")
 		// No server listens on this port.
 		if conn, err := nodetest.Dial(t, client.Netns, "tcp", server.IP+":81"); err == nil {
 			_ = conn.Close()
@@ -90,11 +90,9 @@ metadata: {name: client, namespace: quiet}
 	}
 }
 
-func echoed(t *testing.T, from *nodetest.Pod, network, address string) {
-	t.Helper()
-	conn := nodetest.Connect(t, from.Netns, network, address)
+func echoed(n *nodetest.Node, from *nodetest.Pod, network, address string) {
+	n.Helper()
+	conn := nodetest.Connect(n, from.Netns, network, address)
 	defer func() { _ = conn.Close() }()
-	if err := nodetest.Answers(conn, 10*time.Second); err != nil {
-		t.Fatal(err)
-	}
+	n.Eventually("an answer over "+network+" from "+address, func() error { return nodetest.Answers(conn, time.Second) })
 }
