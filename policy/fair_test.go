@@ -3,6 +3,7 @@ package policy_test
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -290,7 +291,7 @@ func TestSlicesAreShort(t *testing.T) {
 			e.TakeParsed(u)
 		}
 		e.SliceOf(0)
-		addresses, demands, slices := 0, 0, 0
+		addresses, demands, steps := 0, 0, 0
 		for n := 0; e.HasSlice(); n++ {
 			if n > 10_000 {
 				t.Fatalf("%s: the slices don't end", name)
@@ -300,16 +301,28 @@ func TestSlicesAreShort(t *testing.T) {
 			nowA, nowD := e.Undone()
 			addresses, demands = max(addresses, a-nowA), max(demands, d-nowD)
 			if a+d > 0 {
-				slices++
+				steps++
 			}
 		}
 		if addresses > policy.LooksPerWork*policy.SliceWork || demands > policy.DividedPerWork*policy.SliceWork {
 			t.Errorf("%s: a slice looks at %d addresses, and decides on %d demands", name, addresses, demands)
 		}
-		if slices < 5 {
-			t.Errorf("%s takes only %d slices", name, slices)
+		if steps < 5 {
+			t.Errorf("%s takes only %d slices", name, steps)
+		}
+		whole, all := city(10 * policy.LooksPerWork * policy.SliceWork)
+		whole.Apply(all)
+		whole.Apply(policies)
+		if !sameSets(e.Ruleset(), whole.Ruleset()) {
+			t.Errorf("%s: in slices, other sets are made than at once", name)
 		}
 	}
+}
+
+func sameSets(a, b ruleset.Ruleset) bool {
+	return slices.EqualFunc(a.Sets, b.Sets, func(a, b ruleset.Set) bool {
+		return a.Name == b.Name && a.Entries.Equal(b.Entries)
+	})
 }
 
 // TestRulesComeInGroups: the rules of a large policy come in few groups, because each group rewrites a chain.

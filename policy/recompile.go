@@ -170,7 +170,8 @@ func (e *Engine) look(s *supply, n int) (looked int, found bool) {
 // at it, or when it begins to match later.
 func (e *Engine) lookFor(l *live, f conf.Family, n int) (looked int, found bool) {
 	set := &l.sets[f]
-	if !set.filled {
+	first := !set.filled
+	if first {
 		set.filled = true
 		if o := e.selectors.twin(l, f); o != nil {
 			set.entries = o.sets[f].entries
@@ -178,28 +179,29 @@ func (e *Engine) lookFor(l *live, f conf.Family, n int) (looked int, found bool)
 		}
 		set.rest = e.addressesOf(l, f)
 	}
-	n = min(n, len(set.rest))
-	// It is quicker to make all entries at once than to add one after the other.
-	if looked = n; set.entries.Len() == 0 && n == len(set.rest) {
-		var all []ruleset.Entry
-		for _, a := range set.rest {
-			all = e.entriesAt(all, l, a)
+	if n < len(set.rest) {
+		// Adding entries of neighbouring addresses takes less time. But sorting takes time too, so only the next part of
+		// the addresses is sorted.
+		part := (len(set.rest)-1)%sortedAtOnce + 1
+		if first || part == sortedAtOnce {
+			slices.SortFunc(set.rest[:part], netip.Addr.Compare)
 		}
-		set.entries = ruleset.EntriesOf(all...)
-	} else {
-		var some []ruleset.Entry
-		for _, a := range set.rest[:n] {
-			some = e.entriesAt(some[:0], l, a)
-			for _, entry := range some {
-				set.entries = set.entries.With(entry)
-			}
-		}
+		n = min(n, part)
 	}
-	if set.rest = set.rest[n:]; len(set.rest) == 0 {
+	looked = min(n, len(set.rest))
+	some := make([]ruleset.Entry, 0, looked)
+	for _, a := range set.rest[:looked] {
+		some = e.entriesAt(some, l, a)
+	}
+	set.entries = set.entries.WithAll(some...)
+	if set.rest = set.rest[looked:]; len(set.rest) == 0 {
 		set.rest = nil
 	}
 	return looked, set.rest == nil
 }
+
+// sortedAtOnce is how many addresses lookFor sorts at once.
+const sortedAtOnce = 1 << 12
 
 func (e *Engine) addressesOf(l *live, f conf.Family) (all []netip.Addr) {
 	add := func(p *pod) {

@@ -43,8 +43,28 @@ func TestMap(t *testing.T) {
 			if !built.Equal(v.Map) || !sameShape(built.root, v.root) {
 				t.Fatalf("seed %d: %v was built in another shape", seed, v.want)
 			}
-			checkDiff(t, v.Map, versions[r.IntN(len(versions))].Map)
+			other := versions[r.IntN(len(versions))]
+			checkDiff(t, v.Map, other.Map)
+			if r.IntN(4) == 0 {
+				checkUnion(t, v.Map, other.Map)
+			}
 		}
+	}
+}
+
+func checkUnion(t *testing.T, m, more Map[int, int]) {
+	t.Helper()
+	want, one := maps.Collect(m.All()), m
+	for k, v := range more.All() {
+		want[k], one = v, one.With(k, v)
+	}
+	got := m.WithAll(more)
+	check(t, got, want)
+	if !sameShape(got.root, one.root) {
+		t.Fatalf("the union of %v and %v has another shape", m, more)
+	}
+	if same := m.WithAll(m.First(5)); !same.Same(m) {
+		t.Fatalf("with its own first keys, %v is copied", m)
 	}
 }
 

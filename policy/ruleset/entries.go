@@ -57,6 +57,11 @@ func (e Entries) With(added Entry) Entries {
 	return Entries{e.of.With(added.Element, added.Comment)}
 }
 
+// WithAll returns the entries and the added ones, as With does for each of them. It may reorder the list.
+func (e Entries) WithAll(added ...Entry) Entries {
+	return Entries{e.of.WithAll(EntriesOf(added...).of)}
+}
+
 // First returns the first n entries.
 func (e Entries) First(n int) Entries { return Entries{e.of.First(n)} }
 
