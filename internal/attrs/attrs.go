@@ -1,5 +1,5 @@
-// Package attrs reads netlink attributes. The netlink library's own function, nl.ParseAttributes, is slow: it starts a
-// goroutine for each list.
+// Package attrs reads and writes netlink attributes. The netlink library's own function for reading, nl.ParseAttributes,
+// is slow: it starts a goroutine for each list.
 //
 // Invariants:
 //   - A value is a part of the given data. Nothing is copied.
@@ -31,6 +31,33 @@ func In(data []byte) iter.Seq2[uint16, []byte] {
 			data = data[min(aligned, len(data)):]
 		}
 	}
+}
+
+// Append appends an attribute.
+func Append(to []byte, kind uint16, value ...byte) []byte {
+	return pad(append(header(to, kind, len(value)), value...), len(value))
+}
+
+// AppendText appends an attribute with a text and a zero byte.
+func AppendText(to []byte, kind uint16, text string) []byte {
+	return pad(append(append(header(to, kind, len(text)+1), text...), 0), len(text)+1)
+}
+
+// Nest appends an attribute that contains the attributes which the function within appends.
+func Nest(to []byte, kind uint16, within func(to []byte) []byte) []byte {
+	start := len(to)
+	to = within(header(to, kind|unix.NLA_F_NESTED, 0))
+	binary.NativeEndian.PutUint16(to[start:], uint16(len(to)-start))
+	return to
+}
+
+func header(to []byte, kind uint16, length int) []byte {
+	to = binary.NativeEndian.AppendUint16(to, uint16(sizeofHeader+length))
+	return binary.NativeEndian.AppendUint16(to, kind)
+}
+
+func pad(to []byte, length int) []byte {
+	return append(to, make([]byte, -length&(unix.NLA_ALIGNTO-1))...)
 }
 
 // Map returns the attributes in the data by their types. Of several attributes of one type, it has the last.

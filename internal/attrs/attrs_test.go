@@ -40,6 +40,20 @@ func TestIn(t *testing.T) {
 	}
 }
 
+// TestAppend compares appended attributes with those of the netlink library.
+func TestAppend(t *testing.T) {
+	want := nl.NewRtAttr(7|unix.NLA_F_NESTED, nil)
+	want.AddRtAttr(1, []byte{1, 2, 3})
+	want.AddRtAttr(2|unix.NLA_F_NESTED, nil).AddRtAttr(3, nl.ZeroTerminated("text"))
+	got := Nest([]byte("before"), 7, func(to []byte) []byte {
+		to = Append(to, 1, 1, 2, 3)
+		return Nest(to, 2, func(to []byte) []byte { return AppendText(to, 3, "text") })
+	})
+	if diff := cmp.Diff(append([]byte("before"), want.Serialize()...), got); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // FuzzIn: whatever the data, In doesn't panic, and yields no more bytes than the data has.
 func FuzzIn(f *testing.F) {
 	f.Add([]byte{8, 0, 1, 0, 1, 2, 3, 4})

@@ -28,18 +28,22 @@ type Batch []*Step
 
 type Step struct {
 	request *nl.NetlinkRequest
-	doing   string
+	format  string // with args, what the request does
+	args    []any
 	// MapError, if not nil, replaces the kernel's error. It returns nil to ignore the error.
 	MapError func(error) error
 }
 
 // Add appends the request, which must not have the flag NLM_F_ACK. Errors about the request begin with a text: doing is
-// its format, and args are its parameters, as in fmt.Sprintf.
+// its format, and args are its parameters, as in fmt.Sprintf. The text is made only after an error, so args must not
+// change until then.
 func (b *Batch) Add(r *nl.NetlinkRequest, doing string, args ...any) *Step {
-	s := &Step{request: r, doing: fmt.Sprintf(doing, args...)}
+	s := &Step{request: r, format: doing, args: args}
 	*b = append(*b, s)
 	return s
 }
+
+func (s *Step) doing() string { return fmt.Sprintf(s.format, s.args...) }
 
 // MapError returns a function for Step.MapError. The function replaces one error by another, or by nil.
 func MapError(from, to error) func(error) error {
@@ -85,7 +89,7 @@ func (b Batch) do(fd int, buf []byte) (replies [][]byte, err error) {
 		all = append(append(all, msg...), make([]byte, -len(msg)&(unix.NLMSG_ALIGNTO-1))...)
 	}
 	if err := unix.Sendto(fd, all, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return nil, fmt.Errorf("%s: %w", b[0].doing, err)
+		return nil, fmt.Errorf("%s: %w", b[0].doing(), err)
 	}
 	// All replies are in the socket's buffer when Sendto returns, so Recvfrom needn't wait.
 	for {
@@ -94,16 +98,16 @@ func (b Batch) do(fd int, buf []byte) (replies [][]byte, err error) {
 			continue
 		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w: %w", b[0].doing, ErrNoAnswer, err)
+			return nil, fmt.Errorf("%s: %w: %w", b[0].doing(), ErrNoAnswer, err)
 		}
 		msgs, err := syscall.ParseNetlinkMessage(buf[:n])
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", b[0].doing, err)
+			return nil, fmt.Errorf("%s: %w", b[0].doing(), err)
 		}
 		for _, m := range msgs {
 			switch {
 			case m.Header.Flags&unix.NLM_F_DUMP_INTR != 0:
-				return nil, fmt.Errorf("%s: %w", b[len(b)-1].doing, errChanged)
+				return nil, fmt.Errorf("%s: %w", b[len(b)-1].doing(), errChanged)
 			case m.Header.Type != unix.NLMSG_ERROR && m.Header.Type != unix.NLMSG_DONE:
 				replies = append(replies, append([]byte(nil), m.Data...))
 				continue
@@ -162,5 +166,5 @@ func (b Batch) failed(m syscall.NetlinkMessage) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%s: %w", st.doing, err)
+	return fmt.Errorf("%s: %w", st.doing(), err)
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/weir-net/weir/internal/attrs"
 	"github.com/weir-net/weir/netfilter/batch"
 )
 
@@ -47,13 +48,13 @@ func ApplyEach(changes ...Change) (refused []Refused, err error) {
 	const answered = 64
 	for some := range slices.Chunk(changes, answered) {
 		var b batch.Batch
-		for _, c := range some {
-			r, doing := c.request()
-			b.Add(r, "%s", doing).MapError = func(err error) error {
+		for i := range some {
+			c := &some[i]
+			b.Add(c.request(), "%s", c).MapError = func(err error) error {
 				if err = mapError(err); errors.Is(err, ErrNotExist) {
 					return err
 				}
-				refused = append(refused, Refused{c, err})
+				refused = append(refused, Refused{*c, err})
 				return nil
 			}
 		}
@@ -63,20 +64,26 @@ func ApplyEach(changes ...Change) (refused []Refused, err error) {
 	return refused, errors.Join(errs...)
 }
 
-func (c Change) request() (r *nl.NetlinkRequest, doing string) {
+func (c *Change) request() *nl.NetlinkRequest {
 	if c.Delete {
-		return request(nl.IPSET_CMD_DEL, c.Set, c.Entry), fmt.Sprintf("delete %s from ipset %s", c.Entry, c.Set)
+		return request(nl.IPSET_CMD_DEL, c.Set, c.Entry)
 	}
-	return request(nl.IPSET_CMD_ADD, c.Set, c.Entry), fmt.Sprintf("add %s to ipset %s", c.Entry, c.Set)
+	return request(nl.IPSET_CMD_ADD, c.Set, c.Entry)
+}
+
+func (c *Change) String() string {
+	if c.Delete {
+		return fmt.Sprintf("delete %s from ipset %s", c.Entry, c.Set)
+	}
+	return fmt.Sprintf("add %s to ipset %s", c.Entry, c.Set)
 }
 
 func apply(changes []Change, means func(error) error) error {
 	var errs []error
 	for some := range slices.Chunk(changes, batchSize) {
 		var b batch.Batch
-		for _, c := range some {
-			r, doing := c.request()
-			b.Add(r, "%s", doing).MapError = means
+		for i := range some {
+			b.Add(some[i].request(), "%s", &some[i]).MapError = means
 		}
 		_, err := b.Do(unix.NETLINK_NETFILTER, netns.None())
 		errs = append(errs, err)
@@ -123,44 +130,49 @@ func mapError(err error) error {
 }
 
 // request returns the netlink request for a command on one entry. The netlink library's own requests can't be used for
-// bitmap:port sets: they contain a protocol, which such sets refuse since Linux 5.2.
+// bitmap:port sets: they contain a protocol, which such sets refuse since Linux 5.2. And they take many times the
+// memory, because each attribute is an object.
 func request(command int, name string, e Entry) *nl.NetlinkRequest {
-	data := nl.NewRtAttr(nl.IPSET_ATTR_DATA|int(nl.NLA_F_NESTED), nil)
-	number := func() {
-		data.AddRtAttr(int(nl.IPSET_ATTR_PORT|nl.NLA_F_NET_BYTEORDER), binary.BigEndian.AppendUint16(nil, e.Port))
-	}
-	if !e.Prefix.IsValid() {
-		number()
-	} else {
-		kind := nl.IPSET_ATTR_IPADDR_IPV4
-		if e.Prefix.Addr().Is6() {
-			kind = nl.IPSET_ATTR_IPADDR_IPV6
-		}
-		ip := data.AddRtAttr(nl.IPSET_ATTR_IP|int(nl.NLA_F_NESTED), nil)
-		ip.AddRtAttr(kind|int(nl.NLA_F_NET_BYTEORDER), e.Prefix.Addr().AsSlice())
-		if !e.Prefix.IsSingleIP() {
-			data.AddRtAttr(nl.IPSET_ATTR_CIDR, nl.Uint8Attr(uint8(e.Prefix.Bits())))
-		}
-		if e.Link != "" {
-			data.AddRtAttr(nl.IPSET_ATTR_IFACE, nl.ZeroTerminated(e.Link))
-		}
-		if e.Port != 0 {
-			data.AddRtAttr(nl.IPSET_ATTR_PROTO, nl.Uint8Attr(protocols[e.Proto]))
-			number()
-		}
-		if e.Comment != "" && command == nl.IPSET_CMD_ADD {
-			data.AddRtAttr(nl.IPSET_ATTR_COMMENT, nl.ZeroTerminated(e.Comment))
-		}
-		if e.Mark.Mask != 0 && command == nl.IPSET_CMD_ADD {
-			data.AddRtAttr(int(nl.IPSET_ATTR_SKBMARK|nl.NLA_F_NET_BYTEORDER), e.Mark.encode())
-		}
-	}
+	body := make([]byte, 0, 128)
+	body = append(body, unix.AF_UNSPEC, nl.NFNETLINK_V0, 0, 0)
+	body = attrs.Append(body, nl.IPSET_ATTR_PROTOCOL, nl.IPSET_PROTOCOL)
+	body = attrs.AppendText(body, nl.IPSET_ATTR_SETNAME, name)
+	body = attrs.Nest(body, nl.IPSET_ATTR_DATA, func(body []byte) []byte { return e.append(body, command) })
 	r := nl.NewNetlinkRequest(command|unix.NFNL_SUBSYS_IPSET<<8, 0)
-	r.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
-	r.AddData(nl.NewRtAttr(nl.IPSET_ATTR_PROTOCOL, nl.Uint8Attr(nl.IPSET_PROTOCOL)))
-	r.AddData(nl.NewRtAttr(nl.IPSET_ATTR_SETNAME, nl.ZeroTerminated(name)))
-	r.AddData(data)
+	r.RawData = body
 	return r
+}
+
+func (e *Entry) append(to []byte, command int) []byte {
+	const inOrder = unix.NLA_F_NET_BYTEORDER
+	if !e.Prefix.IsValid() {
+		return attrs.Append(to, nl.IPSET_ATTR_PORT|inOrder, byte(e.Port>>8), byte(e.Port))
+	}
+	to = attrs.Nest(to, nl.IPSET_ATTR_IP, func(to []byte) []byte {
+		if a := e.Prefix.Addr(); a.Is4() {
+			four := a.As4()
+			return attrs.Append(to, nl.IPSET_ATTR_IPADDR_IPV4|inOrder, four[:]...)
+		}
+		six := e.Prefix.Addr().As16()
+		return attrs.Append(to, nl.IPSET_ATTR_IPADDR_IPV6|inOrder, six[:]...)
+	})
+	if !e.Prefix.IsSingleIP() {
+		to = attrs.Append(to, nl.IPSET_ATTR_CIDR, uint8(e.Prefix.Bits()))
+	}
+	if e.Link != "" {
+		to = attrs.AppendText(to, nl.IPSET_ATTR_IFACE, e.Link)
+	}
+	if e.Port != 0 {
+		to = attrs.Append(to, nl.IPSET_ATTR_PROTO, protocols[e.Proto])
+		to = attrs.Append(to, nl.IPSET_ATTR_PORT|inOrder, byte(e.Port>>8), byte(e.Port))
+	}
+	if e.Comment != "" && command == nl.IPSET_CMD_ADD {
+		to = attrs.AppendText(to, nl.IPSET_ATTR_COMMENT, e.Comment)
+	}
+	if e.Mark.Mask != 0 && command == nl.IPSET_CMD_ADD {
+		to = attrs.Append(to, nl.IPSET_ATTR_SKBMARK|inOrder, e.Mark.encode()...)
+	}
+	return to
 }
 
 func (m Mark) encode() []byte {

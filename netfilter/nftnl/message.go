@@ -13,6 +13,8 @@ import (
 	"encoding/binary"
 
 	"golang.org/x/sys/unix"
+
+	netattrs "github.com/weir-net/weir/internal/attrs"
 )
 
 type Table struct {
@@ -22,12 +24,7 @@ type Table struct {
 
 type attrs []byte
 
-func (a attrs) put(kind uint16, value []byte) attrs {
-	a = binary.NativeEndian.AppendUint16(a, uint16(4+len(value)))
-	a = binary.NativeEndian.AppendUint16(a, kind)
-	a = append(a, value...)
-	return append(a, make([]byte, -len(value)&(unix.NLA_ALIGNTO-1))...)
-}
+func (a attrs) put(kind uint16, value []byte) attrs { return netattrs.Append(a, kind, value...) }
 
 func (a attrs) text(kind uint16, value string) attrs { return a.put(kind, append([]byte(value), 0)) }
 
