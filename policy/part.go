@@ -52,6 +52,7 @@ func (c *compiler) partOf(l *local) *part {
 	}
 	if was := c.parts[l.namespace]; was != nil {
 		b.last = was.asks
+		b.demands, b.wants = make([]*demand, 0, len(was.demands)), make([]*supply, 0, len(was.wants))
 	}
 	for i, s := range sides {
 		b.groups[i], b.open[i] = l.groups(s)
@@ -133,7 +134,8 @@ func (r *problemList) clone() problemList {
 // add adds the problems in the list all, which are problems of the policy. It leaves out those that r already has.
 func (r *problemList) add(policy *parsedPolicy, all []ruleset.Problem) {
 	if len(all) > 0 && len(r.byPolicy[policy.name]) == 0 { // the policy has no problems yet, so none is a duplicate
-		r.append(policy, all...)
+		r.set(policy, slices.Clip(all))
+		r.all = append(r.all, all...)
 		return
 	}
 	for _, p := range all {
@@ -153,10 +155,14 @@ func (r *problemList) report(policy *parsedPolicy, field, why string) {
 	}
 }
 
-func (r *problemList) append(policy *parsedPolicy, all ...ruleset.Problem) {
+func (r *problemList) append(policy *parsedPolicy, p ruleset.Problem) {
+	r.set(policy, append(slices.Clip(r.byPolicy[policy.name]), p))
+	r.all = append(r.all, p)
+}
+
+func (r *problemList) set(policy *parsedPolicy, all []ruleset.Problem) {
 	if r.byPolicy == nil {
 		r.byPolicy = map[string][]ruleset.Problem{}
 	}
-	r.byPolicy[policy.name] = append(slices.Clip(r.byPolicy[policy.name]), all...)
-	r.all = append(r.all, all...)
+	r.byPolicy[policy.name] = all
 }
