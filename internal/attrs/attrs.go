@@ -1,5 +1,5 @@
-// Package attrs reads and writes netlink attributes. The netlink library's own function for reading, nl.ParseAttributes,
-// is slow: it starts a goroutine for each list.
+// Package attrs reads and writes netlink attributes. The netlink library's function for reading, nl.ParseAttributes, is
+// slow: it starts a goroutine for each list.
 //
 // Invariants:
 //   - A value is a part of the given data. Nothing is copied.
