@@ -79,16 +79,11 @@ func describeIPBlock(block networkingv1.IPBlock) string {
 }
 
 type block struct {
-	field    string
 	words    string
 	prefixes []netip.Prefix
 }
 
-func blockPeer(list string, blocks []block) peer {
-	p := peer{field: blocks[0].field}
-	if len(blocks) > 1 {
-		p.field = list
-	}
+func (p *parser) blockPeer(field string, blocks []block) peer {
 	words := make([]string, len(blocks))
 	all := make([]ruleset.Entry, 0, len(blocks))
 	for i, b := range blocks {
@@ -97,23 +92,29 @@ func blockPeer(list string, blocks []block) peer {
 			all = append(all, entry(prefix, b.words))
 		}
 	}
-	all, p.words = ruleset.Order(all), few(words)
-	if len(all) > 0 {
-		parts := make([]string, len(all))
-		var by [len(conf.Families)][]ruleset.Entry
-		for i, e := range all {
-			f := conf.FamilyOf(e.Prefix.Addr())
-			parts[i], by[f] = e.Prefix.String(), append(by[f], e)
-			if e.Comment != parts[i] { // so that ipBlocks with other descriptions have a set of their own
-				parts[i] += " " + e.Comment
-			}
-		}
-		for f := range by {
-			p.networks[f] = ruleset.EntriesOf(by[f]...)
-		}
-		p.set = conf.BlockSets + ruleset.Hash(key(parts...))
+	result := peer{field: field, comment: p.comment(field, few(words))}
+	if all = ruleset.Order(all); len(all) == 0 {
+		return result
 	}
-	return p
+	// The text is that of the function key. Neither networks nor descriptions need escapes in JSON.
+	text, four := append(p.text[:0], '['), 0
+	for _, e := range all {
+		text = append(text, '"')
+		start := len(text)
+		text = e.Prefix.AppendTo(text)
+		if e.Comment != string(text[start:]) { // so that ipBlocks with other descriptions have a set of their own
+			text = append(append(text, ' '), e.Comment...)
+		}
+		text = append(text, `",`...)
+		if conf.FamilyOf(e.Prefix.Addr()) == conf.IPv4 { // these come first
+			four++
+		}
+	}
+	text[len(text)-1] = ']'
+	result.set, p.text = conf.BlockSets+ruleset.Hash(text), text
+	result.networks[conf.IPv4] = ruleset.EntriesOf(all[:four]...)
+	result.networks[conf.IPv6] = ruleset.EntriesOf(all[four:]...)
+	return result
 }
 
 func few(list []string) string {

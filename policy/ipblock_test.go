@@ -62,7 +62,8 @@ func TestEqualNetworks(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return blockPeer("from", []block{{field: "from[0]", words: describeIPBlock(b), prefixes: prefixes}}).set
+		p := parser{}
+		return p.blockPeer("from[0]", []block{{words: describeIPBlock(b), prefixes: prefixes}}).set
 	}
 	if a, b := set("10.0.0.0/9"), set("10.0.0.0/8", "10.128.0.0/9"); a == b {
 		t.Errorf("both have the set %s", a)

@@ -140,7 +140,7 @@ func (e *Engine) liveSelector(s selector) *live {
 	}
 	l := &live{id: x.id(), selector: s}
 	for f := range l.names {
-		l.names[f] = conf.Family(f).Set(conf.SelectorSets + ruleset.Hash(s.key))
+		l.names[f] = conf.Family(f).Set(conf.SelectorSets + s.key)
 	}
 	x.byKey[s.key] = l
 	l.scope = e.scopeOf(s)

@@ -25,6 +25,9 @@ func newMatcher(s *metav1.LabelSelector) (matcher, error) {
 			return matcher{}, err
 		}
 	}
+	if len(s.MatchLabels)+len(s.MatchExpressions) == 0 {
+		return everything, nil
+	}
 	all := make([]requirement, 0, len(s.MatchLabels)+len(s.MatchExpressions))
 	for k, v := range s.MatchLabels {
 		all = append(all, requirement{k, selection.In, []string{v}, k + "=" + v})
@@ -82,6 +85,8 @@ func plainName(s string) bool {
 }
 
 func (m matcher) String() string { return m.text }
+
+func (m matcher) appendTo(text []byte) []byte { return append(text, m.text...) }
 
 func (m matcher) Empty() bool { return len(m.requirements) == 0 }
 

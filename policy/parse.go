@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	networkingv1 "k8s.io/api/networking/v1"
@@ -34,7 +35,6 @@ type peer struct {
 	selector *selector
 	networks [len(conf.Families)]ruleset.Entries // networks of all ipBlocks of the rule, by family
 	set      string                              // name of the IPv4 set; empty if the peer is everyone, or has no networks
-	words    string                              // description of the peer, for the comment
 	comment  string                              // comment of the peer's rules in the kernel
 }
 
@@ -110,21 +110,16 @@ func parsePolicy(np *networkingv1.NetworkPolicy, rules bool) parsedPolicy {
 		return policy
 	}
 	var size size
-	add := func(d ruleset.Direction, r rule) {
-		for i := range r.peers {
-			p := &r.peers[i]
-			p.comment = fmt.Sprintf("weir: %s %s: %s", policy.name, p.field, p.words)
-		}
-		policy.rules[d] = append(policy.rules[d], size.bound(r, own))
-	}
+	p := parser{policy: policy.name, namespace: np.Namespace, report: report}
+	add := func(d ruleset.Direction, r rule) { policy.rules[d] = append(policy.rules[d], size.bound(r, own)) }
 	if _, ok := policy.rules[ruleset.Ingress]; ok {
 		for i, r := range np.Spec.Ingress {
-			add(ruleset.Ingress, parseRule(np.Namespace, fmt.Sprintf("ingress[%d]", i), "from", r.From, r.Ports, report))
+			add(ruleset.Ingress, p.rule(fmt.Sprintf("ingress[%d]", i), "from", r.From, r.Ports))
 		}
 	}
 	if _, ok := policy.rules[ruleset.Egress]; ok {
 		for i, r := range np.Spec.Egress {
-			add(ruleset.Egress, parseRule(np.Namespace, fmt.Sprintf("egress[%d]", i), "to", r.To, r.Ports, report))
+			add(ruleset.Egress, p.rule(fmt.Sprintf("egress[%d]", i), "to", r.To, r.Ports))
 		}
 	}
 	return policy
@@ -154,25 +149,33 @@ func directions(spec networkingv1.NetworkPolicySpec, report reporter) []ruleset.
 	return ds
 }
 
-func parseRule(
-	namespace, field, verb string, peers []networkingv1.NetworkPolicyPeer, list []networkingv1.NetworkPolicyPort,
-	report reporter,
+// parser parses the rules of one policy.
+type parser struct {
+	policy    string // NAMESPACE/NAME
+	namespace string
+	report    reporter
+	text      []byte // memory for the texts of selectors, used again for each peer
+}
+
+func (p *parser) rule(
+	field, verb string, peers []networkingv1.NetworkPolicyPeer, list []networkingv1.NetworkPolicyPort,
 ) rule {
 	r := rule{field: field}
-	r.ports = parsePorts(list, func(f, format string, args ...any) { report("spec."+field+"."+f, format, args...) })
+	r.ports = parsePorts(list, func(f, format string, args ...any) { p.report("spec."+field+"."+f, format, args...) })
 	if len(peers) == 0 {
-		r.peers = []peer{{field: field, everyone: true, words: "everyone"}}
+		r.peers = []peer{{field: field, everyone: true, comment: p.comment(field, "everyone")}}
 	}
 	selectors := 0
-	for _, np := range peers {
-		if np.IPBlock == nil {
+	for i := range peers {
+		if peers[i].IPBlock == nil {
 			selectors++
 		}
 	}
-	r.peers = slices.Grow(r.peers, selectors)
-	blocks := make([]block, 0, len(peers)-selectors)
-	for i, np := range peers {
-		p := peer{field: fmt.Sprintf("%s.%s[%d]", field, verb, i)}
+	r.peers = slices.Grow(r.peers, selectors+min(len(peers)-selectors, 1))
+	blocks, first := make([]block, 0, len(peers)-selectors), 0
+	at := func(i int) string { return field + "." + verb + "[" + strconv.Itoa(i) + "]" }
+	for i := range peers {
+		np := &peers[i]
 		var wrong string
 		var err error
 		switch {
@@ -180,27 +183,41 @@ func parseRule(
 			wrong, err = "ipBlock", fmt.Errorf("must stand alone, without podSelector and namespaceSelector")
 		case np.IPBlock != nil:
 			var prefixes []netip.Prefix
-			if prefixes, wrong, err = parseIPBlock(*np.IPBlock); err == nil {
-				blocks = append(blocks, block{p.field, describeIPBlock(*np.IPBlock), prefixes})
-				continue
+			if prefixes, wrong, err = parseIPBlock(*np.IPBlock); err != nil {
+				break
 			}
+			if len(blocks) == 0 {
+				first = i
+			}
+			blocks = append(blocks, block{describeIPBlock(*np.IPBlock), prefixes})
 		case np.PodSelector == nil && np.NamespaceSelector == nil:
 			wrong = "podSelector"
 			err = fmt.Errorf("is missing, and so are namespaceSelector and ipBlock; the peer matches nothing")
 		default:
 			var s selector
-			if s, wrong, err = parseSelector(namespace, np); err == nil {
-				p.selector, p.set, p.words = &s, conf.SelectorSets+ruleset.Hash(s.key), s.String()
+			if s, wrong, err = p.selector(np); err == nil {
+				r.peers = append(r.peers, p.selectorPeer(at(i), s))
 			}
 		}
 		if err != nil {
-			report("spec."+p.field+"."+wrong, "%v", err)
-			continue
+			p.report("spec."+at(i)+"."+wrong, "%v", err)
 		}
-		r.peers = append(r.peers, p)
 	}
-	if len(blocks) > 0 {
-		r.peers = append(r.peers, blockPeer(field+"."+verb, blocks))
+	switch len(blocks) {
+	case 0:
+	case 1:
+		r.peers = append(r.peers, p.blockPeer(at(first), blocks))
+	default:
+		r.peers = append(r.peers, p.blockPeer(field+"."+verb, blocks))
 	}
 	return r
+}
+
+func (p *parser) selectorPeer(field string, s selector) peer {
+	p.text = s.appendTo(p.text[:0])
+	return peer{field: field, selector: &s, set: conf.SelectorSets + s.key, comment: p.comment(field, string(p.text))}
+}
+
+func (p *parser) comment(field, words string) string {
+	return "weir: " + p.policy + " " + field + ": " + words
 }

@@ -2,7 +2,6 @@ package policy
 
 import (
 	"cmp"
-	"fmt"
 	"slices"
 	"strings"
 
@@ -28,9 +27,31 @@ func newRequirement(e metav1.LabelSelectorRequirement) requirement {
 	if e.Operator == metav1.LabelSelectorOpNotIn {
 		op = selection.NotIn
 	}
-	values := slices.Sorted(slices.Values(e.Values))
-	text := fmt.Sprintf("%s %s (%s)", e.Key, op, strings.Join(values, ","))
-	return requirement{e.Key, op, slices.Compact(values), text}
+	values := e.Values // which must not change from now on
+	if !slices.IsSorted(values) {
+		values = slices.Sorted(slices.Values(values))
+	}
+	var text strings.Builder
+	text.Grow(len(e.Key) + len(op) + len(values)*(1+len(values[0])) + 4)
+	text.WriteString(e.Key + " " + string(op) + " (")
+	for i, v := range values {
+		if i > 0 {
+			text.WriteByte(',')
+		}
+		text.WriteString(v)
+	}
+	text.WriteByte(')')
+	return requirement{e.Key, op, distinct(values), text.String()}
+}
+
+// distinct returns the values, which must be in order, without duplicates. It doesn't change the list.
+func distinct(values []string) []string {
+	for i := 1; i < len(values); i++ {
+		if values[i] == values[i-1] {
+			return slices.Compact(slices.Clone(values))
+		}
+	}
+	return values
 }
 
 func (r *requirement) matches(labels map[string]string) bool {

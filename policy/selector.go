@@ -2,11 +2,11 @@ package policy
 
 import (
 	"encoding/json"
-	"fmt"
 	"net/netip"
-	"strings"
 
 	networkingv1 "k8s.io/api/networking/v1"
+
+	"github.com/weir-net/weir/policy/ruleset"
 )
 
 type selector struct {
@@ -14,32 +14,42 @@ type selector struct {
 	namespace  string
 	namespaces *matcher
 	pods       matcher
-	key        string
+	key        string // a hash, equal for equal selectors
 }
 
-// parseSelector parses a peer's selectors. Without a podSelector, all pods match. If it returns an error, field is the
-// wrong field.
-func parseSelector(namespace string, peer networkingv1.NetworkPolicyPeer) (s selector, field string, err error) {
+// selector parses a peer's selectors. Without a podSelector, all pods match. If it returns an error, field is the wrong
+// field.
+func (p *parser) selector(peer *networkingv1.NetworkPolicyPeer) (s selector, field string, err error) {
 	if peer.NamespaceSelector == nil {
-		s.namespace = namespace
+		s.namespace = p.namespace
 	} else {
 		namespaces, err := newMatcher(peer.NamespaceSelector)
 		if err != nil {
 			return selector{}, "namespaceSelector", err
 		}
-		s.namespaces = &namespaces
+		if s.namespaces = &everything; !namespaces.Empty() {
+			own := namespaces
+			s.namespaces = &own
+		}
 	}
 	if peer.PodSelector != nil {
 		if s.pods, err = newMatcher(peer.PodSelector); err != nil {
 			return selector{}, "podSelector", err
 		}
 	}
-	inNamespaces := ""
-	if s.namespaces != nil {
-		inNamespaces = "selector " + s.namespaces.String()
-	}
-	s.key = key("selector", s.namespace, inNamespaces, s.pods.String())
+	p.text = s.appendKey(p.text[:0])
+	s.key = ruleset.Hash(p.text)
 	return s, "", nil
+}
+
+// appendKey appends the result of the function key for the selector's parts. Labels need no escapes in JSON.
+func (s selector) appendKey(text []byte) []byte {
+	namespace := key("selector", s.namespace)
+	text = append(append(text, namespace[:len(namespace)-1]...), `,"`...)
+	if s.namespaces != nil {
+		text = s.namespaces.appendTo(append(text, "selector "...))
+	}
+	return append(s.pods.appendTo(append(text, `","`...)), `"]`...)
 }
 
 // matches reports whether the selector certainly matches the pod. If this depends on an unknown label, it returns
@@ -55,22 +65,21 @@ func (s selector) matchesNamespace(name string, ns Namespace) bool {
 	return ns.matchedBy(*s.namespaces, name) == yes
 }
 
-func (s selector) String() string {
-	var b strings.Builder
+func (s selector) String() string { return string(s.appendTo(nil)) }
+
+func (s selector) appendTo(text []byte) []byte {
 	if s.pods.Empty() {
-		b.WriteString("all pods")
+		text = append(text, "all pods"...)
 	} else {
-		fmt.Fprintf(&b, "pods with %s", s.pods)
+		text = s.pods.appendTo(append(text, "pods with "...))
 	}
 	switch {
 	case s.namespaces == nil:
-		fmt.Fprintf(&b, " in namespace %s", s.namespace)
+		return append(append(text, " in namespace "...), s.namespace...)
 	case s.namespaces.Empty():
-		b.WriteString(" in all namespaces")
-	default:
-		fmt.Fprintf(&b, " in namespaces with %s", s.namespaces)
+		return append(text, " in all namespaces"...)
 	}
-	return b.String()
+	return s.namespaces.appendTo(append(text, " in namespaces with "...))
 }
 
 // key returns a text that is different for different lists: each part is written as a JSON string.

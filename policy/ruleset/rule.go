@@ -226,7 +226,7 @@ func Identity(context string, rules []Rule) string {
 }
 
 // Hash returns a hash of 80 bits as 16 letters and digits. It is short enough for the names of sets and chains.
-func Hash(text string) string {
+func Hash[T string | []byte](text T) string {
 	sum := sha256.Sum256([]byte(text))
 	return base32.StdEncoding.WithPadding(base32.NoPadding).EncodeToString(sum[:10])
 }
