@@ -33,6 +33,7 @@ import (
 //	    ip6 daddr fe80::/10 goto between
 //	  }
 //	  chain between {
+//	    meta l4proto ipv6-icmp icmpv6 type 134 iif @ports log prefix "weir drop link-local" group 88 counter drop
 //	    ip6 daddr ff00::/8 accept
 //	    meta l4proto ipv6-icmp icmpv6 type 135-136 ip6 hoplimit 255 accept
 //	    iif @ports log prefix "weir drop link-local" group 88 counter drop
@@ -47,6 +48,7 @@ import (
 //	  }
 //	  chain to-node {
 //	    iif != @ports accept
+//	    meta l4proto ipv6-icmp icmpv6 type 134 log prefix "weir drop link-local" group 88 counter drop
 //	    ip6 daddr ff00::/8 accept
 //	    meta l4proto ipv6-icmp icmpv6 type 135-136 ip6 hoplimit 255 accept
 //	    meta l4proto ipv6-icmp icmpv6 type 129 accept
@@ -90,7 +92,8 @@ func askedSet() *nftables.Set {
 
 // linkLocalChains returns the table's chains. Reasons for some rules:
 //
-//   - Multicast passes, because switches and routers need pods' reports of multicast listeners.
+//   - Multicast passes, because switches and routers need pods' reports of multicast listeners. But no pod may become
+//     the router of the node or of other pods.
 //   - Others' neighbour discovery passes, because a router on the bridge may send pods router advertisements.
 //   - Packets from link-local addresses to pods' other addresses pass, because policies are enforced on these packets.
 //   - Packets from the node to its pods always pass. The bridge family doesn't track connections, so a pod's answers
@@ -98,7 +101,7 @@ func askedSet() *nftables.Set {
 func linkLocalChains(ports, asked *nftables.Set) []nft.Chain {
 	table := linkLocalTable()
 	accept := nft.Verdict(expr.VerdictAccept, "")
-	const neighbours = "weir: hosts on one link find each other"
+	const neighbours, router = "weir: hosts on one link find each other", "weir: a router advertisement of a pod"
 	other := rule("weir: not IPv6",
 		nft.Compare(nft.LoadMeta(expr.MetaKeyPROTOCOL, unix.NFT_REG_1), expr.CmpOpNeq, []byte{0x86, 0xdd}), accept)
 	linkLocal := func(to string) []nft.Rule {
@@ -110,6 +113,8 @@ func linkLocalChains(ports, asked *nftables.Set) []nft.Chain {
 	}
 	return []nft.Chain{
 		{Chain: &nftables.Chain{Name: betweenChain, Table: table}, Rules: []nft.Rule{
+			rule(router, icmpv6(), discoveryType(134, 134), onPort(expr.MetaKeyIIF, ports, false),
+				logDrop(conf.LinkLocalLogPrefix)),
 			rule("weir: multicast", toMulticast(), accept),
 			rule(neighbours, discovery(135, 136), accept),
 			rule("weir: from a pod, from or to a link-local address", onPort(expr.MetaKeyIIF, ports, false),
@@ -120,6 +125,7 @@ func linkLocalChains(ports, asked *nftables.Set) []nft.Chain {
 		}},
 		{Chain: &nftables.Chain{Name: toNodeChain, Table: table}, Rules: []nft.Rule{
 			rule("weir: not from a pod", onPort(expr.MetaKeyIIF, ports, true), accept),
+			rule(router, icmpv6(), discoveryType(134, 134), logDrop(conf.LinkLocalLogPrefix)),
 			rule("weir: multicast", toMulticast(), accept),
 			rule(neighbours, discovery(135, 136), accept),
 			rule("weir: a pod's answer to a ping", icmpv6(), discoveryType(129, 129), accept),

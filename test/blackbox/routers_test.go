@@ -1,6 +1,7 @@
 package blackbox
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"strings"
@@ -48,6 +49,37 @@ func TestRouterAdvertisements(t *testing.T) {
 	nodetest.SendFrames(t, e.Netns, "eth0",
 		nodetest.Frame(t, advertisement(net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}, mac)...))
 	believesNoRouter(t)
+}
+
+// TestRouterAdvertisementsBehindBridge: no pod on another plugin's bridge becomes the router of other pods. A router on
+// the bridge that weir doesn't know may do so.
+func TestRouterAdvertisementsBehindBridge(t *testing.T) {
+	if !isolatedBehind(t, "bridge") {
+		return
+	}
+	n := attachedBy(t, "bridge", isolated)
+	server, other, stranger := n.AddPod("shop", "server"), n.AddPod("shop", "other"), newStranger(t)
+	linkLocalOf(n, other.Netns, "eth0")
+	advertise := func(netns string) string {
+		t.Helper()
+		all := net.HardwareAddr{0x33, 0x33, 0, 0, 0, 1}
+		nodetest.SendFrames(t, netns, "eth0", nodetest.Frame(t, advertisement(all, macOf(t, netns, "eth0"))...))
+		time.Sleep(silence)
+		return nodetest.Run(t, "nsenter", "--net="+other.Netns, "ip", "-6", "route", "show", "proto", "ra")
+	}
+	for range 3 {
+		if got := advertise(server.Netns); got != "" {
+			t.Fatalf("a pod is another pod's router:\n%s", got)
+		}
+	}
+	believesNoRouter(t)
+	n.Eventually("the drop shows", func() error { return shows(n, "link-local", "icmpv6 type 134") })
+	n.Eventually("the unknown router is the pod's router", func() error {
+		if advertise(stranger) == "" {
+			return errors.New("it isn't")
+		}
+		return nil
+	})
 }
 
 // TestRouterAdvertisementsOutOfTheTunnel: the node accepts no router advertisement that comes out of the tunnel.
