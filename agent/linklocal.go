@@ -4,6 +4,7 @@ import (
 	"slices"
 
 	"github.com/weir-net/weir/bridge"
+	"github.com/weir-net/weir/endpoint"
 	"github.com/weir-net/weir/netfilter"
 )
 
@@ -42,13 +43,15 @@ func (a *agent) keepLinkLocal(verify netfilter.Verify) error {
 // unless a record couldn't be read or an attachment is ending: its pod may still run.
 func (a *agent) repairLinkLocal(ports []uint32) error {
 	v, r := &a.kernel.linkLocal, &a.records
+	var damaged []endpoint.Address
 	for _, e := range r.closed {
-		more, err := bridge.LinkLocalPortsAt(e.Addresses)
-		if err != nil {
-			return err
-		}
-		ports = append(ports, more...)
+		damaged = append(damaged, e.Addresses...)
 	}
+	more, err := bridge.LinkLocalPortsAt(damaged) // one call, because it reads the addresses of all pods
+	if err != nil {
+		return err
+	}
+	ports = append(ports, more...)
 	slices.Sort(ports)
 	ports = slices.Compact(ports)
 	generation, err := a.backend.Generation() // read before the table, so that a later change has a later number
@@ -61,12 +64,12 @@ func (a *agent) repairLinkLocal(ports []uint32) error {
 	keep := !r.complete || r.stale || r.ending || len(r.broken) > 0
 	before := v.ports
 	v.known = false
-	lacked, damaged, err := bridge.KeepLinkLocal(ports, keep)
+	lacked, changed, err := bridge.KeepLinkLocal(ports, keep)
 	if err != nil {
 		return err
 	}
 	lost := slices.ContainsFunc(lacked, func(p uint32) bool { return slices.Contains(before, p) })
-	if lost || damaged && len(before) > 0 {
+	if lost || changed && len(before) > 0 {
 		a.countRepairs(bridge.KindGuard, []repair{{"nftables table bridge weir-link-local was changed", "weir-agent run"}})
 	}
 	if keep { // the next resync deletes the other ports
