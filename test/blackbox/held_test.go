@@ -61,9 +61,9 @@ func TestHeldPackets(t *testing.T) {
 	}
 }
 
-// silent returns an error if the connection's server answers.
+// silent returns an error if the connection's server answers, also if the answer is late on a busy machine.
 func silent(conn net.Conn) error {
-	if nodetest.Answers(conn, 300*time.Millisecond) == nil {
+	if nodetest.Answers(conn, 3*time.Second) == nil {
 		return fmt.Errorf("the server answers")
 	}
 	return nil
