@@ -97,7 +97,8 @@ func (p *parser) blockPeer(field string, blocks []block) peer {
 		return result
 	}
 	// The text is that of the function key. Neither networks nor descriptions need escapes in JSON.
-	text, four := append(p.text[:0], '['), 0
+	text, four := p.text[:0], 0
+	text = append(text, '[')
 	for _, e := range all {
 		text = append(text, '"')
 		start := len(text)
