@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"slices"
 
 	"github.com/weir-net/weir/bridge"
@@ -40,17 +41,15 @@ func (a *agent) keepLinkLocal(verify netfilter.Verify) error {
 }
 
 // repairLinkLocal brings the table to these ports and those of pods with damaged records. It deletes other ports,
-// unless a record couldn't be read or an attachment is ending: its pod may still run.
+// unless a record couldn't be read or an attachment is ending: its pod may still run. If the addresses of pods can't be
+// read, it repairs the other ports and returns an error.
 func (a *agent) repairLinkLocal(ports []uint32) error {
 	v, r := &a.kernel.linkLocal, &a.records
 	var damaged []endpoint.Address
 	for _, e := range r.closed {
 		damaged = append(damaged, e.Addresses...)
 	}
-	more, err := bridge.LinkLocalPortsAt(damaged) // one call, because it reads the addresses of all pods
-	if err != nil {
-		return err
-	}
+	more, unread := bridge.LinkLocalPortsAt(damaged) // one call, because it reads the addresses of all pods
 	ports = append(ports, more...)
 	slices.Sort(ports)
 	ports = slices.Compact(ports)
@@ -59,14 +58,14 @@ func (a *agent) repairLinkLocal(ports []uint32) error {
 		generation = 0
 	}
 	if v.known && generation != 0 && generation == v.generation && slices.Equal(ports, v.ports) {
-		return nil
+		return unread
 	}
-	keep := !r.complete || r.stale || r.ending || len(r.broken) > 0
+	keep := !r.complete || r.stale || r.ending || len(r.broken) > 0 || unread != nil
 	before := v.ports
 	v.known = false
 	lacked, changed, err := bridge.KeepLinkLocal(ports, keep)
 	if err != nil {
-		return err
+		return errors.Join(unread, err)
 	}
 	lost := slices.ContainsFunc(lacked, func(p uint32) bool { return slices.Contains(before, p) })
 	if lost || changed && len(before) > 0 {
@@ -76,5 +75,5 @@ func (a *agent) repairLinkLocal(ports []uint32) error {
 		generation = 0
 	}
 	*v = linkLocalView{known: true, ports: ports, generation: generation}
-	return nil
+	return unread
 }
