@@ -61,9 +61,9 @@ func (e *auditEvaluator) only(ctx context.Context, a *agent, v *dropView, lines 
 	return rest
 }
 
-// lacksPod reports whether one of the line's addresses is that of an unknown pod: it is in the pods' networks, and no
-// pod has it. The pod may have ended since the packet, and a proposed rule must not name its address: another pod may
-// get the address.
+// lacksPod reports whether one of the line's addresses is in the pods' networks but belongs to no known pod. The pod
+// may have ended since the packet. A proposed rule must not name such an address, because another pod may get the
+// address.
 func (e *auditEvaluator) lacksPod(by *verdict.Evaluator, v *dropView, l drops.Line) bool {
 	return slices.ContainsFunc([]netip.Addr{l.Flow.Source(), l.Flow.Destination()}, func(a netip.Addr) bool {
 		return a.IsValid() && e.networks.contains(a) && v.nodes[a] == "" && len(by.At(a).Pods()) == 0

@@ -28,8 +28,8 @@ import (
 type cutting struct {
 	due bool
 	// held means that another program held packets when the last walk began. Earlier rules may have allowed such a
-	// packet. Its connection gets into the table only when the program lets the packet go on, so the walk may have missed
-	// the connection. So further walks follow, until one begins while no packet is held.
+	// packet. The kernel adds the packet's connection to the table only when the program lets the packet go on, so the
+	// walk may have missed the connection. Further walks follow until a walk begins while no packet is held.
 	held     bool
 	lazy     bool
 	last     time.Time // when the last walk began
@@ -133,7 +133,7 @@ func (a *agent) walk() {
 		if wait = next.Sub(began); wait <= 0 {
 			c.due, c.lazy, c.restore, c.walking, c.last = false, false, false, true, began
 			go func() {
-				held := conntrack.Held() // a packet that goes on from here is in the table before the walk reads it
+				held := conntrack.Held() // before the walk, because packets may go on while the walk reads the table
 				walk, err := walkConnections(by, &a.snapshots.target)
 				c.results <- walkResult{walk, false, held, began, time.Since(began), err}
 			}()

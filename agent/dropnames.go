@@ -103,7 +103,7 @@ type dropView struct {
 	lately      map[netip.Addr]latePod
 }
 
-// latePod is the pod that a line has named at an address, and the time of that line's report.
+// latePod is the name of a pod in a reported line, and the time of the report.
 type latePod struct {
 	name string
 	at   time.Time
@@ -116,9 +116,8 @@ const (
 	maxLate = 1024
 )
 
-// podAt returns the pod's name. The parameter pod is the name that is known for the address, or "". In this case, podAt
-// returns the name that an earlier line has given, unless that is too long ago: the pod may have ended since its
-// packets.
+// podAt returns the name of the pod with the address. The parameter pod is the name that is known now. If it is "", the
+// pod may have ended since its packets. Then podAt returns the name from a line of the last ten seconds.
 func (v *dropView) podAt(a netip.Addr, pod string) string {
 	now := time.Now()
 	if pod == "" {
@@ -196,7 +195,7 @@ func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) 
 		Source:      agentapi.DropEnd{Address: l.Flow.Source(), Port: l.Flow.SrcPort},
 		Destination: agentapi.DropEnd{Address: l.Flow.Destination(), Port: l.Flow.DstPort},
 	}
-	// Only lines with these reasons are about packets between the pods that had the addresses.
+	// With these reasons, both ends really have these addresses. With others, an address may be forged.
 	between := slices.Contains([]string{agentapi.ByPolicy, agentapi.ByAudit, agentapi.ByClosed}, l.Reason)
 	for _, end := range [...]*agentapi.DropEnd{&d.Source, &d.Destination} {
 		if !end.Address.IsValid() || end.Address.IsUnspecified() {

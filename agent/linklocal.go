@@ -40,16 +40,16 @@ func (a *agent) keepLinkLocal(verify netfilter.Verify) error {
 	return nil
 }
 
-// repairLinkLocal brings the table to these ports and those of pods with damaged records. It deletes other ports,
-// unless a record couldn't be read or an attachment is ending: its pod may still run. If the addresses of pods can't be
-// read, it repairs the other ports and returns an error.
+// repairLinkLocal makes the table have these ports, and the ports of pods with damaged records. It deletes other ports.
+// But if a record couldn't be read, or if an attachment is ending, it deletes no port: the pod may still run. If the
+// addresses of pods can't be read, it repairs the given ports, deletes no port either, and returns an error.
 func (a *agent) repairLinkLocal(ports []uint32) error {
 	v, r := &a.kernel.linkLocal, &a.records
 	var damaged []endpoint.Address
 	for _, e := range r.closed {
 		damaged = append(damaged, e.Addresses...)
 	}
-	more, unread := bridge.LinkLocalPortsAt(damaged) // one call, because it reads the addresses of all pods
+	more, unread := bridge.LinkLocalPortsAt(damaged) // one call for all, because a call reads every pod's addresses
 	ports = append(ports, more...)
 	slices.Sort(ports)
 	ports = slices.Compact(ports)

@@ -97,7 +97,8 @@ func (m *making) checkDenied(noAgent error) error {
 }
 
 // stayClosed is for a pod that starts without an agent. It returns nil if no packets of the pod pass until an agent
-// enrols it. The set of all pods doesn't have the pod's link-local address.
+// enrols the pod. The set of all pods doesn't have the pod's link-local address. So if the pod is on another plugin's
+// bridge, stayClosed adds the pod's port to the table for link-local addresses.
 func (m *making) stayClosed(noAgent error) error {
 	if err := m.checkDenied(noAgent); err != nil || m.record.BridgeIf == "" {
 		return err

@@ -71,7 +71,8 @@ const (
 	toNodeChain  = "to-node"
 )
 
-// askedFor is how long a pod may answer a UDP packet of the node. Connection tracking remembers flows for as long.
+// askedFor is how long a pod may answer a UDP packet of the node. Connection tracking remembers a UDP flow for at most
+// two minutes (nf_conntrack_udp_timeout_stream).
 const askedFor = 3 * time.Minute
 
 func portsSet() *nftables.Set {
@@ -80,8 +81,7 @@ func portsSet() *nftables.Set {
 	}
 }
 
-// askedSet returns the set of the UDP flows from the node to pods. Without the flag for concatenations, the library
-// sends the size.
+// askedSet returns the set of the UDP flows from the node to pods.
 func askedSet() *nftables.Set {
 	return &nftables.Set{
 		Table: linkLocalTable(), Name: "asked", Dynamic: true, HasTimeout: true, Timeout: askedFor, Size: 65535,
@@ -208,8 +208,8 @@ func flow(node, pod, nodePort, podPort uint32) []expr.Any {
 	}
 }
 
-// LinkLocalPorts returns the indexes of the endpoints' ports on other plugins' bridges, sorted. It looks the index up
-// if an earlier version of weir wrote the record. It leaves out ports whose links are gone.
+// LinkLocalPorts returns the indexes of the endpoints' ports on other plugins' bridges, sorted. Records of earlier
+// versions of weir have no index, so it looks the index up. It leaves out ports whose links are gone.
 func LinkLocalPorts(endpoints map[string]endpoint.Endpoint) ([]uint32, error) {
 	var ports []uint32
 	for _, e := range endpoints {
@@ -323,8 +323,8 @@ func KeepLinkLocal(ports []uint32, keep bool) (lacked []uint32, damaged bool, er
 	return lacked, !intact, err
 }
 
-// readLinkLocal returns the ports in the table's set. intact is true if the table has its sets, chains and rules. Rules
-// may lack the log.
+// readLinkLocal returns the ports in the table's set. intact is true if the table has its sets, chains and rules, even
+// if the rules don't log.
 //
 // Equivalent to: nft list table bridge weir-link-local
 func readLinkLocal(conn *nftables.Conn) (has []uint32, exists, intact bool, err error) {

@@ -11,8 +11,8 @@ import (
 
 var linkLocalPorts = regexp.MustCompile(`elements = \{ ([^}]*) \}`)
 
-// TestKeepLinkLocal: KeepLinkLocal brings the table to the wanted ports, reports what it lacked, and then finds nothing
-// to do.
+// TestKeepLinkLocal: KeepLinkLocal gives the table the wanted ports, reports the ports that the table lacked, and then
+// finds nothing to do.
 func TestKeepLinkLocal(t *testing.T) {
 	if !nodetest.Isolated(t) {
 		return

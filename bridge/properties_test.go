@@ -193,8 +193,7 @@ func edit(o *Observed, name string, f func(*Link)) {
 	o.Links[name] = l
 }
 
-// TestLaterRoutes: routes of other programs that the kernel doesn't use don't matter: routes behind weir's, and routes
-// in other tables.
+// TestLaterRoutes: other programs' routes don't matter if they come after weir's routes, or are in other tables.
 func TestLaterRoutes(t *testing.T) {
 	o := whole()
 	dst := netip.MustParsePrefix("10.88.0.0/24")

@@ -49,8 +49,8 @@ const (
 	PastLogPrefix      = GuardLogPrefix + "-past"      // from a port to the node's IP stack without crossing the bridge
 	TunnelLogPrefix    = LogPrefix + "gate-tunnel"     // forged tunnel packets, and packets of pods to the tunnels' port
 	WayLogPrefix       = LogPrefix + "gate-way"        // from a pod's address, but by the wrong link or tunnel
-	// LinkLocalLogPrefix is the log text for packets from pods in the table LinkLocalTable, and LinkLocalInLogPrefix for
-	// packets to pods.
+	// LinkLocalLogPrefix is the text that LinkLocalTable's rules add to packets from pods. LinkLocalInLogPrefix is the
+	// text for packets to pods.
 	LinkLocalLogPrefix   = LogPrefix + "link-local"
 	LinkLocalInLogPrefix = LinkLocalLogPrefix + "-in"
 	// CutLabel is the bit of a connection's label that marks the connection as cut.

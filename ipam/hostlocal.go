@@ -50,9 +50,10 @@ func newHostLocal() *hostLocal {
 	return h
 }
 
-// earlier returns the earlier of two times at which the node may have started. They differ if the clock was set since
-// the node's start: one is the clock's time now, less the time since the start, and the other the clock's time at the
-// start. With the earlier one, no file since the start counts as older. It returns computed if noted is unknown.
+// earlier returns the earlier of two times of the node's start. computed is the clock's time now, less the time since
+// the start. noted is the clock's time at the start. The two times differ if the clock was set since the start. If
+// the clock was set once, no file from after the start is older than the earlier time. If noted is unknown, earlier
+// returns computed.
 func earlier(computed, noted time.Time) time.Time {
 	if noted.IsZero() || computed.Before(noted) {
 		return computed
@@ -60,8 +61,8 @@ func earlier(computed, noted time.Time) time.Time {
 	return noted
 }
 
-// birthOf returns the time when the file was made, by the clock of that time. A reboot makes /run anew. It returns the
-// zero time if the file system doesn't know the time.
+// birthOf returns the time when the file was made, by the clock of that time. For /run, this is the time of the node's
+// start. If the file system doesn't know the time, birthOf returns the zero time.
 //
 // Equivalent to: stat -c %W PATH
 func birthOf(path string) time.Time {

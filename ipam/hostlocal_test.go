@@ -78,8 +78,8 @@ func TestTheClockWasSet(t *testing.T) {
 	const up = 10 * time.Minute
 	for _, tc := range []struct {
 		name        string
-		set         time.Duration // by how much the clock was set forward since the start
-		file        time.Duration // when the file was written, from the start
+		set         time.Duration // how far the clock was set forward since the start
+		file        time.Duration // how long after the start the file was written
 		beforeStart bool
 	}{
 		{"the clock was right", 0, time.Minute, false},

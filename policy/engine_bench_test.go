@@ -187,8 +187,8 @@ func BenchmarkEqualPeers(b *testing.B) {
 	}
 }
 
-// similar has peers whose selectors differ in one requirement. In some cases the selectors have another requirement, or
-// their namespaceSelector, in common.
+// similar has functions that return peers. The selectors of a function's peers differ in one requirement. In some cases
+// the selectors have another requirement, or their namespaceSelector, in common.
 var similar = map[string]func(i int) networkingv1.NetworkPolicyPeer{
 	"equal NotIn, other NotIn": func(i int) networkingv1.NetworkPolicyPeer {
 		return expressions(notOneOf("color", 0, 100), notOneOf("app", i, 100))
@@ -255,7 +255,7 @@ func BenchmarkSimilarPeers(b *testing.B) {
 				e.Apply(one(p))
 				e.Ruleset()
 			}
-			paint(1) // some peers have matched the pod until now
+			paint(1) // in some cases, peers match the pod while it has no color
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
 				paint(i)

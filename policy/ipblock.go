@@ -96,18 +96,19 @@ func (p *parser) blockPeer(field string, blocks []block) peer {
 	if all = ruleset.Order(all); len(all) == 0 {
 		return result
 	}
-	// The text is that of the function key. Neither networks nor descriptions need escapes in JSON.
+	// The text is the result of the function key, but needs less memory. Networks and descriptions need no escapes in
+	// JSON.
 	text, four := p.text[:0], 0
 	text = append(text, '[')
 	for _, e := range all {
 		text = append(text, '"')
 		start := len(text)
 		text = e.Prefix.AppendTo(text)
-		if e.Comment != string(text[start:]) { // so that ipBlocks with other descriptions have a set of their own
+		if e.Comment != string(text[start:]) { // ipBlocks with other descriptions have another set
 			text = append(append(text, ' '), e.Comment...)
 		}
 		text = append(text, `",`...)
-		if conf.FamilyOf(e.Prefix.Addr()) == conf.IPv4 { // these come first
+		if conf.FamilyOf(e.Prefix.Addr()) == conf.IPv4 { // the networks of IPv4 come first
 			four++
 		}
 	}

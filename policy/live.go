@@ -13,9 +13,9 @@ type live struct {
 	selector // the zero value if this is a named port
 	gone     bool
 	scope    *scope
-	// requirements are those of the podSelector. Those that most other live selectors share come first.
+	// requirements has the podSelector's requirements. The requirements that most live selectors share come first.
 	requirements []*liveRequirement
-	anchor       *requirement // the selector is in the index at the anchors of this requirement; nil if it has no anchors
+	anchor       *requirement // the index has the selector at this requirement's anchors; nil without anchors
 	// print is the exclusive or of the marks of all matching crowds. So selectors that match the same crowds have the
 	// same print.
 	print uint64

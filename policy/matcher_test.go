@@ -14,7 +14,7 @@ import (
 
 // TestMatcher compares newMatcher with the API's own library on random selectors, of which most are invalid. Both must
 // accept the same selectors, and give them the same text. The selectors must match the same labels. The key of a peer
-// is made of these texts.
+// consists of these texts.
 func TestMatcher(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
 	pick := func(list ...string) string { return list[r.IntN(len(list))] }

@@ -180,7 +180,7 @@ func (e *Engine) lookFor(l *live, f conf.Family, n int) (looked int, found bool)
 		set.rest = e.addressesOf(l, f)
 	}
 	if n < len(set.rest) {
-		// Adding entries of neighbouring addresses takes less time. But sorting takes time too, so only the next part of
+		// Entries are added faster if their addresses are neighbours. But sorting takes time too, so only the next part of
 		// the addresses is sorted.
 		part := (len(set.rest)-1)%sortedAtOnce + 1
 		if first || part == sortedAtOnce {

@@ -27,7 +27,7 @@ func newRequirement(e metav1.LabelSelectorRequirement) requirement {
 	if e.Operator == metav1.LabelSelectorOpNotIn {
 		op = selection.NotIn
 	}
-	values := e.Values // which must not change from now on
+	values := e.Values // the list must not change from now on
 	if !slices.IsSorted(values) {
 		values = slices.Sorted(slices.Values(values))
 	}
@@ -44,7 +44,7 @@ func newRequirement(e metav1.LabelSelectorRequirement) requirement {
 	return requirement{e.Key, op, distinct(values), text.String()}
 }
 
-// distinct returns the values, which must be in order, without duplicates. It doesn't change the list.
+// distinct returns the values without duplicates. The values must be in order. distinct doesn't change the list.
 func distinct(values []string) []string {
 	for i := 1; i < len(values); i++ {
 		if values[i] == values[i-1] {
@@ -84,9 +84,8 @@ type anchor struct {
 	any        bool
 }
 
-// anchoring returns the requirement of m whose anchors, in an index, are to lead to m. If m has no requirement with In
-// or Exists, anchoring returns nil. Of requirements with equally many anchors, it prefers the one whose anchors lead to
-// fewer others.
+// anchoring returns the requirement of m at whose anchors the index is to have m. It prefers In to Exists, then fewer
+// values, and then anchors at which the index has less. It returns nil if m has no requirement with In or Exists.
 func anchoring[T any](m matcher, index map[anchor][]T) (best *requirement) {
 	others := func(r *requirement) (n int) {
 		for _, a := range r.anchors() {
@@ -122,8 +121,8 @@ func (r *requirement) anchors() (all []anchor) {
 	return all
 }
 
-// liveRequirement is a requirement of one or more live selectors. The selectors share it, so matching evaluates it at
-// most once for a crowd.
+// liveRequirement is a requirement that one or more live selectors share. So matching evaluates the requirement at most
+// once for a crowd.
 type liveRequirement struct {
 	requirement
 	selectors int // how many live selectors have the requirement

@@ -208,7 +208,7 @@ func (m Map[K, V]) insert(n, leaf *node[K, V]) *node[K, V] {
 	return n.with(n.left, m.insert(n.right, leaf))
 }
 
-// union returns a tree with the keys of both trees. If both have a key, it gets the value that it has in more.
+// union returns a tree with the keys of both trees. If both trees have a key, the result has the value from more.
 func (m Map[K, V]) union(n, more *node[K, V]) *node[K, V] {
 	switch {
 	case n == nil:

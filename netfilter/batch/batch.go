@@ -28,7 +28,7 @@ type Batch []*Step
 
 type Step struct {
 	request *nl.NetlinkRequest
-	format  string // with args, what the request does
+	format  string // format and args say what the request does
 	args    []any
 	// MapError, if not nil, replaces the kernel's error. It returns nil to ignore the error.
 	MapError func(error) error

@@ -11,7 +11,7 @@ import (
 )
 
 // Remove removes weir's sets, chains and rules from the kernel. Then the backend enforces no policy any more. Remove
-// leaves the rules of LegacyForward alone, because the backend that the node uses instead has the same rules.
+// leaves the rules of LegacyForward alone, because the backend that the node uses instead keeps the same rules.
 func (d *Driver) Remove(ctx context.Context) error {
 	d.have = nil
 	if err := errors.Join(NFT.clean(ctx), Legacy.clean(ctx)); err != nil {

@@ -247,9 +247,9 @@ func (d *Driver) PutFirst(context.Context, ruleset.Ruleset) error { return nil }
 // CleanOtherFlavour does nothing, because nftables has only one form of rules.
 func (d *Driver) CleanOtherFlavour(context.Context) error { return nil }
 
-// Remove removes weir's tables, what a killed agent may have left of a trial, and weir's rules in the chains FORWARD of
-// iptables-nft. Then the backend enforces no policy any more. Remove leaves Legacy's rules alone, because the backend
-// that the node uses instead has the same rules.
+// Remove removes weir's tables, the tables that a killed agent may have left of a trial, and weir's rules in the chains
+// FORWARD of iptables-nft. Then the backend enforces no policy any more. Remove leaves the rules in iptables-legacy
+// alone, because the backend that the node uses instead keeps the same rules.
 //
 // Equivalent to: nft delete table ip weir; nft delete table ip6 weir
 func (d *Driver) Remove(context.Context) error {

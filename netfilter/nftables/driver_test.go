@@ -98,7 +98,7 @@ func TestApply(t *testing.T) {
 		t.Errorf("IPv6 has come %d times and gone %d times only", came, went)
 	}
 	nodetest.RunEach(t, "nft add table ip somebody",
-		"nft add table ip weir-trial", "nft add table ip6 weir-trial") // as an agent leaves them that is killed in a trial
+		"nft add table ip weir-trial", "nft add table ip6 weir-trial") // an agent that is killed in a trial leaves these
 	if err := d.Remove(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -222,8 +222,8 @@ func (t *Trial) listen() {
 	}
 }
 
-// NoLink is the name of a link that doesn't exist, so no packet matches a rule with it. If the trial has no sockets,
-// its rules have this link, because another program may use their ports.
+// NoLink is the name of a link that doesn't exist, so no packet matches a rule with NoLink. If the trial has no
+// sockets, its rules have NoLink, because another program may use the rules' ports.
 const NoLink = "weir-none"
 
 func (t *Trial) senderPort() uint16 {

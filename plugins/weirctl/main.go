@@ -105,7 +105,7 @@ func (s *spanFlag) String() string {
 	return time.Duration(*s).String()
 }
 
-// Type is the value's name in the help.
+// Type returns the value's name in the help.
 func (s *spanFlag) Type() string { return "duration" }
 
 // interruptible returns a command that ends at Ctrl-C even while it reads a pipe or computes. It is for commands that

@@ -44,7 +44,7 @@ func standIn(all []verdict.Near, name string, peer Place) {
 			case peer.isWorld && m.Kind == verdict.MissNoPod:
 				m.Why = "hosts outside of the cluster are no pods, and selectors match only pods"
 				m.Change = "add an ipBlock with the network of these hosts to the rule"
-			case peer.isWorld && m.Kind == verdict.MissBlock && err != nil: // an except, and not a network
+			case peer.isWorld && m.Kind == verdict.MissBlock && err != nil: // m.Wants names an except
 				m.Change = "add an ipBlock with the network of these hosts to the rule"
 			case peer.isWorld && m.Kind == verdict.MissBlock:
 				m.Why = fmt.Sprintf("hosts outside of the cluster need not be in %s", m.Wants)

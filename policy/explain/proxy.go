@@ -176,8 +176,8 @@ func (in entrance) passes(s Place, t target) bool {
 }
 
 // throughNode is for connections from the cluster to a node's nodePort, to an externalIP or to a load balancer's
-// address. It returns the places that the Service's pods can see as the sender. If the nodePort is that of another node
-// than the sending pod's, throughNode adds the paths to the node itself. The pod's egress policies decide on these
+// address. It returns the places that the Service's pods can see as the sender. If the sender is a pod on another node
+// than the nodePort's, throughNode adds the paths to the nodePort's node. The sender's egress policies decide on these
 // paths, because the sender's node doesn't translate the nodePort of another node.
 func (x *explainer) throughNode(s *policy.Service, in entrance, sources []Place) []Place {
 	var seen []Place

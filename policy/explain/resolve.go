@@ -59,9 +59,9 @@ func (c *Cluster) resolve(r Ref) (Ref, error) {
 	return Ref{}, unknown("pod", r, slices.Concat(pods, prefixed("svc/", services)))
 }
 
-// resolveTo finds the object to which connections from the end "from" to r and the port lead. Several Services may
+// resolveTo returns the object to which connections from the end "from" to r and the port lead. Several Services may
 // share an address, each with ports of its own. An address of a node may also be an externalIP, or a load balancer's
-// address: on ports of no Service it then leads to the node.
+// address. Then it leads to the node if no Service has the port.
 func (c *Cluster) resolveTo(r Ref, port Port, from Ref) (Ref, error) {
 	if r.Kind != EndAddress {
 		return c.resolve(r)
@@ -91,7 +91,7 @@ func refTo(s *policy.Service, a netip.Addr) Ref {
 	return Ref{Kind: EndService, Namespace: s.Namespace, Name: s.Name, Address: a}
 }
 
-// servicesAt returns the Services to which connections from the end to the address lead.
+// servicesAt returns the Services to which connections from the end "from" to the address lead.
 func (c *Cluster) servicesAt(a netip.Addr, from Ref) (all []*policy.Service) {
 	outside := c.outside(from)
 	for i := range c.Services {

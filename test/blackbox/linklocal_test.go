@@ -255,7 +255,7 @@ func TestMulticastOfStrangers(t *testing.T) {
 	}
 }
 
-// newStranger adds a host to the bridge that weir doesn't know.
+// newStranger adds a host that weir doesn't know to the bridge cni0.
 func newStranger(t *testing.T) (netns string) {
 	t.Helper()
 	stranger := nodetest.NewNS(t, "stranger")

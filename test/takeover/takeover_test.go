@@ -115,14 +115,14 @@ func takeOver(t *testing.T, backend string, end func(*nodetest.Node)) {
 type version struct {
 	name, programs string
 	flags          []string
-	backend        string // that the agent should use; empty if the version knows only iptables
+	backend        string // the backend that the agent should use; empty if the version knows only iptables
 }
 
 type node struct {
 	*nodetest.Node
 	today, backend                   string
 	server, client, stranger, locked *nodetest.Pod
-	attached                         []*nodetest.Pod // by any of the versions
+	attached                         []*nodetest.Pod // the pods that any version has attached
 	traffic                          traffic
 	wrong                            atomic.Int64 // datagrams that have arrived although no policy allows them
 }

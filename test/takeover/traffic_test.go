@@ -19,7 +19,7 @@ import (
 )
 
 // patience is how long an allowed packet's answer may take on a busy machine. TCP repeats a dropped packet within this
-// time, but nobody repeats a datagram. So datagrams show that not even one packet was dropped.
+// time, but no program repeats a datagram. So datagrams show that not even one packet was dropped.
 const patience = 10 * time.Second
 
 // pause is the time between two attempts of a flow. It leaves the cores to other flows, and keeps the number of

@@ -51,7 +51,7 @@ type waited struct {
 	server  *apiserver.Server
 	cluster *client.Cluster
 	pods    map[policy.Name]*nodetest.Pod
-	heard   map[policy.Name]*nodetest.Sniffer // what comes to each pod
+	heard   map[policy.Name]*nodetest.Sniffer // the packets that come to each pod
 }
 
 // servedPort is the API server's port on the router. The function late forwards connections from latePort to it.
@@ -322,14 +322,14 @@ func pickName[T any](r *rand.Rand, of map[policy.Name]T) policy.Name {
 	return names[r.IntN(len(names))]
 }
 
-// answers is how long an allowed connection may take on a busy machine. Until then the client repeats its first packet,
-// so probe looks whether the first one has arrived. A denied connection must not succeed within notWithin.
+// answers is how long an allowed connection may take on a busy machine. Meanwhile the client repeats its first packet.
+// So probe looks whether all of these packets have arrived. A denied connection must not succeed within notWithin.
 const (
 	answers   = 20 * time.Second
 	notWithin = 250 * time.Millisecond
 )
 
-// repeated is a connection of which the client has sent the first packet several times.
+// repeated is a connection whose first packet the client has sent several times.
 type repeated struct {
 	from, to policy.Name
 	src      netip.AddrPort
@@ -386,7 +386,7 @@ func (w *waited) probe(
 	}
 	s.Policies = slices.Collect(maps.Values(policies))
 	evaluator := verdict.New(s)
-	w.arrived() // forgets what came before
+	w.arrived() // forgets earlier packets
 	var mu sync.Mutex
 	var more []repeated
 	var probing sync.WaitGroup

@@ -42,8 +42,8 @@ type AuditOfNodes struct {
 	Nodes int `json:"nodes"`
 	// Troubles name nodes with incomplete reports, and the reasons.
 	Troubles []string `json:"troubles,omitempty"`
-	// Rules would allow the connections if they were added to the policy, except for protocols that no rule with ports
-	// can allow. They are nil in a report on all policies.
+	// Rules has the rules that would allow the connections if the policy had them. The connections of protocols without
+	// ports are left out: no rule with ports can allow them. Rules is nil in a report on all policies.
 	Rules *AuditRules `json:"rules,omitempty"`
 	kinds map[string]int
 }

@@ -222,7 +222,7 @@ func TestLeftovers(t *testing.T) {
 		f.objects["/api/v1/namespaces/"+name] = n
 	}
 	requests := 0
-	f.forbids = func(*http.Request) bool { // the running check gives a sign of life before each request of the other
+	f.forbids = func(*http.Request) bool { // the running check gives a sign of life before each request of this check
 		requests++
 		running := f.objects["/api/v1/namespaces/running"].(metav1.Object)
 		running.SetAnnotations(map[string]string{aliveAnnotation: fmt.Sprint(requests)})
