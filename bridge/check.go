@@ -144,7 +144,7 @@ func hasAddress(addrs []netlink.Addr, want *net.IPNet) bool {
 func checkNeighbour(pod netlinksafe.Handle, index int, addr netip.Addr, mac net.HardwareAddr) error {
 	all, err := pod.NeighList(index, int(familyOf(addr)))
 	if err != nil {
-		return fmt.Errorf("neighbours in the pod: %w", err)
+		return fmt.Errorf("list the neighbours in the pod: %w", err)
 	}
 	for _, n := range all {
 		if n.IP.Equal(addr.AsSlice()) && bytes.Equal(n.HardwareAddr, mac) && n.State == netlink.NUD_PERMANENT {

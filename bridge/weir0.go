@@ -268,7 +268,7 @@ func (o *Observed) whose(r routeSeen) string {
 			return fmt.Sprintf("it leads to %s, so remove that link or its address", name)
 		}
 	}
-	return "ip route show " + r.Dst.String()
+	return "see it with: ip route show " + r.Dst.String()
 }
 
 func (r routeToBridge) restore(h netlinksafe.Handle, o *Observed) error {
