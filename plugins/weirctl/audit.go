@@ -58,7 +58,7 @@ func auditCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error { return o.run(cmd, strings.Join(args, "")) },
 	}
 	flags := cmd.Flags()
-	flags.Var((*spanFlag)(&o.since), "since", "leave out connections that were last seen longer ago than this, such as 24h")
+	flags.Var((*spanFlag)(&o.since), "since", "leave out connections that were last seen longer ago, such as 24h")
 	outputFlag(cmd, &o.output, "", "text", "json")
 	flags.BoolVar(&o.cluster, "cluster", isPlugin(), "ask all nodes, through the API server")
 	flags.StringSliceVar(&o.names, "node", nil, "ask these nodes, through the API server")

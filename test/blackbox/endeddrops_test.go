@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/test/nodetest"
 )
 
@@ -27,6 +26,12 @@ metadata: {name: deny, namespace: shop}
 spec: {podSelector: {matchLabels: {app: job}}, policyTypes: [Egress]}
 `
 
+// drop is a line of weirctl drops -o json.
+type drop struct {
+	Source   struct{ Pod string }
+	Policies []string
+}
+
 // TestDropsOfAnEndedPod: the drops of a pod that has ended name the pod and its policies, also those that were counted
 // after its end.
 func TestDropsOfAnEndedPod(t *testing.T) {
@@ -37,13 +42,13 @@ func TestDropsOfAnEndedPod(t *testing.T) {
 	n.Manifest("shop.yaml", deniedJob)
 	n.StartAgent()
 	db, job := n.AddPod("shop", "db"), n.AddPod("shop", "job")
-	drops := func() (all []agentapi.Drop) {
+	drops := func() (all []drop) {
 		text, err := n.Ctl("drops", "-o", "json")
 		if err != nil {
 			t.Fatal(err)
 		}
 		for values := json.NewDecoder(strings.NewReader(text)); ; {
-			var d agentapi.Drop
+			var d drop
 			if values.Decode(&d) != nil { // the end, or the note that no drop matches
 				return all
 			}
