@@ -195,7 +195,8 @@ func (v *dropView) drop(l drops.Line, names map[netip.Addr]string, node string) 
 		Source:      agentapi.DropEnd{Address: l.Flow.Source(), Port: l.Flow.SrcPort},
 		Destination: agentapi.DropEnd{Address: l.Flow.Destination(), Port: l.Flow.DstPort},
 	}
-	// With these reasons, both ends really have these addresses. With others, an address may be forged.
+	// Lines with these reasons are about packets whose addresses are those of their sender and receiver. In a line with
+	// another reason, the sender may have forged its address, so an earlier line's name for the address may be wrong.
 	between := slices.Contains([]string{agentapi.ByPolicy, agentapi.ByAudit, agentapi.ByClosed}, l.Reason)
 	for _, end := range [...]*agentapi.DropEnd{&d.Source, &d.Destination} {
 		if !end.Address.IsValid() || end.Address.IsUnspecified() {

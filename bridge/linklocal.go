@@ -23,6 +23,10 @@ import (
 // pods' ports. Only the bridge family sees the port by which a packet goes out. The node has the table only while it
 // has pods on another plugin's bridge.
 //
+// The ICMPv6 types 133 to 137 are neighbour discovery: router solicitation (133) and advertisement (134), neighbour
+// solicitation (135) and advertisement (136), and redirect (137). The hop limit 255 shows that no router has forwarded
+// the packet.
+//
 //	table bridge weir-link-local {
 //	  set ports { typeof oif }
 //	  set asked { typeof ip6 saddr . ip6 daddr . udp sport . udp dport; size 65535; flags dynamic,timeout; timeout 3m }
@@ -169,7 +173,8 @@ func toMulticast() []expr.Any {
 	return nft.Equal(nft.LoadPayload(expr.PayloadBaseNetworkHeader, destinationOffset, 1, unix.NFT_REG_1), []byte{0xff})
 }
 
-// discovery matches messages of neighbour discovery that no router has forwarded.
+// discovery matches ICMPv6 packets with a type from first to last and the hop limit 255. Each router lowers the hop
+// limit, so these packets come from a host of the same link (RFC 4861, section 7.1).
 func discovery(first, last byte) []expr.Any {
 	notForwarded := nft.Equal(nft.LoadPayload(expr.PayloadBaseNetworkHeader, 7, 1, unix.NFT_REG_1), []byte{255})
 	return nft.Join(icmpv6(), discoveryType(first, last), notForwarded)
@@ -197,8 +202,9 @@ func isTCPAnswer() []expr.Any {
 	}
 }
 
-// flow puts the addresses and ports of a UDP packet into the registers: first the node's address, then the pod's, the
-// node's port and the pod's. Its parameters are offsets in the headers.
+// flow loads the key of the set "asked" from a UDP packet: the node's address, the pod's address, the node's port and
+// the pod's port. The parameters are the offsets of these fields in the packet's headers, in bytes. They depend on
+// whether the node or the pod has sent the packet.
 func flow(node, pod, nodePort, podPort uint32) []expr.Any {
 	return []expr.Any{
 		nft.LoadPayload(expr.PayloadBaseNetworkHeader, node, 16, unix.NFT_REG_1),
@@ -251,7 +257,8 @@ func LinkLocalPortsAt(addrs []endpoint.Address) (ports []uint32, err error) {
 	return ports, nil
 }
 
-// AddLinkLocalPorts adds the ports to the table "bridge weir-link-local". It makes the table if there is none.
+// AddLinkLocalPorts makes the kernel check the link-local packets of these ports of bridges. It adds the indexes of the
+// ports' links to the table "bridge weir-link-local". If there is no such table, it makes the table.
 //
 // Equivalent to: nft add element bridge weir-link-local ports { PORT }
 func AddLinkLocalPorts(ports []uint32) error {
@@ -323,8 +330,9 @@ func KeepLinkLocal(ports []uint32, keep bool) (lacked []uint32, damaged bool, er
 	return lacked, !intact, err
 }
 
-// readLinkLocal returns the ports in the table's set. intact is true if the table has its sets, chains and rules, even
-// if the rules don't log.
+// readLinkLocal reads the table "bridge weir-link-local", and returns the ports in its set "ports". exists is false if
+// there is no such table. intact is true if the table has all of its sets, chains and rules. Rules without a log count
+// as intact, because some kernels can't log frames of a bridge.
 //
 // Equivalent to: nft list table bridge weir-link-local
 func readLinkLocal(conn *nftables.Conn) (has []uint32, exists, intact bool, err error) {

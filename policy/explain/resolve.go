@@ -59,9 +59,10 @@ func (c *Cluster) resolve(r Ref) (Ref, error) {
 	return Ref{}, unknown("pod", r, slices.Concat(pods, prefixed("svc/", services)))
 }
 
-// resolveTo returns the object to which connections from the end "from" to r and the port lead. Several Services may
-// share an address, each with ports of its own. An address of a node may also be an externalIP, or a load balancer's
-// address. Then it leads to the node if no Service has the port.
+// resolveTo returns the object that a connection reaches, such as a pod or a Service. The connection comes from the
+// object "from", and goes to the name or address r and to the port. Several Services may share an address, and each has
+// its own ports. An address of a node may also be an address of Services. If none of these Services has the port, the
+// connection reaches the node.
 func (c *Cluster) resolveTo(r Ref, port Port, from Ref) (Ref, error) {
 	if r.Kind != EndAddress {
 		return c.resolve(r)
