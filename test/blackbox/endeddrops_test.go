@@ -1,10 +1,8 @@
 package blackbox
 
 import (
-	"encoding/json"
 	"fmt"
 	"net"
-	"strings"
 	"testing"
 	"time"
 
@@ -26,12 +24,6 @@ metadata: {name: deny, namespace: shop}
 spec: {podSelector: {matchLabels: {app: job}}, policyTypes: [Egress]}
 `
 
-// drop is a line of weirctl drops -o json.
-type drop struct {
-	Source   struct{ Pod string }
-	Policies []string
-}
-
 // TestDropsOfAnEndedPod: the drops of a pod that has ended name the pod and its policies, also those that were counted
 // after its end.
 func TestDropsOfAnEndedPod(t *testing.T) {
@@ -42,19 +34,7 @@ func TestDropsOfAnEndedPod(t *testing.T) {
 	n.Manifest("shop.yaml", deniedJob)
 	n.StartAgent()
 	db, job := n.AddPod("shop", "db"), n.AddPod("shop", "job")
-	drops := func() (all []drop) {
-		text, err := n.Ctl("drops", "-o", "json")
-		if err != nil {
-			t.Fatal(err)
-		}
-		for values := json.NewDecoder(strings.NewReader(text)); ; {
-			var d drop
-			if values.Decode(&d) != nil { // the end, or the note that no drop matches
-				return all
-			}
-			all = append(all, d)
-		}
-	}
+	drops := func() []shownDrop { return dropsFor(n, "policy") }
 	send := func() {
 		nodetest.In(t, job.Netns, func() error {
 			conn, err := net.Dial("udp", db.IP+":53")
