@@ -242,7 +242,7 @@ func owns(a, b endpoint.Endpoint) bool {
 
 // kernelRead sets churn after the kernel was read. From then on, churn is true only while an ADD or DEL runs that may
 // still change sets. For example, the agent puts a chained pod's addresses into the sets when it reads the new record,
-// and the pod's ADD may take them out a moment later. Once an attachment is enrolled, its ADD changes no sets any more.
+// and an ADD that fails takes them out again. Once an attachment is enrolled, its ADD changes no sets any more.
 func (r *records) kernelRead(enrolled map[string]bool) {
 	maps.DeleteFunc(r.making, func(id string, _ bool) bool {
 		busy, err := endpoint.Busy(id)

@@ -59,9 +59,10 @@ func (m *making) findChained(c *Chained) error {
 	return failed("find the pod's link", err)
 }
 
-// assign writes the record, assigns the addresses to the attachment, and takes the addresses out of all sets. Sets may
+// assign takes the addresses out of all sets, writes the record, and assigns the addresses to the attachment. Sets may
 // still have them: weir may have missed the DEL of an earlier attachment, or an agent may have put an address of an
-// ended pod into a set again before it was killed. The error may be *ipam.AssignedError.
+// ended pod into a set again before it was killed. Once the record is written, the agent puts the addresses into the
+// set of all pods, so from then on assign must not take them out. The error may be *ipam.AssignedError.
 func (m *making) assign() error {
 	const step = "assign the pod's addresses"
 	unlock, err := endpoint.Lock()
@@ -69,16 +70,24 @@ func (m *making) assign() error {
 		return &StepError{step, err}
 	}
 	defer unlock()
-	if m.lock, err = m.record.Begin(); err != nil {
-		return &StepError{step, err}
-	}
-	for _, addr := range m.record.Addresses {
-		if err := ipam.AssignExternal(m.record.ID(), addr.Addr); err != nil {
+	addrs := addrsOf(m.record.Addresses)
+	for _, addr := range addrs {
+		if err := ipam.CheckExternal(m.record.ID(), addr); err != nil {
 			return assignError(step, err)
 		}
 	}
-	err = m.Sets.Purge(addrsOf(m.record.Addresses)...)
-	return failed("take the pod's addresses out of the sets of their last pod", err)
+	if err := m.Sets.Purge(addrs...); err != nil {
+		return failed("take the pod's addresses out of the sets of their last pod", err)
+	}
+	if m.lock, err = m.record.Begin(); err != nil {
+		return &StepError{step, err}
+	}
+	for _, addr := range addrs {
+		if err := ipam.AssignExternal(m.record.ID(), addr); err != nil {
+			return assignError(step, err)
+		}
+	}
+	return nil
 }
 
 func (m *making) deleteConnections() error {

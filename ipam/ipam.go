@@ -152,15 +152,9 @@ func next(h hint, others *hostLocal, ranges []conf.Range) (endpoint.Address, boo
 	return endpoint.Address{}, false
 }
 
-// AssignExternal assigns the attachment id an address that another plugin gave the pod. The caller must have
-// endpoint.Lock.
-//
-// The address may still be assigned to another attachment:
-//
-//   - If that attachment is ending or has no record, AssignExternal releases the address first. The same holds if
-//     another plugin gave that attachment the address: weir has then missed the attachment's DEL.
-//   - If weir gave that attachment the address, or the attachment's record can't be read, AssignExternal returns an
-//     AssignedError: two pods would have the same address.
+// AssignExternal assigns the attachment id an address that another plugin gave the pod. If the address is still
+// assigned to another attachment, AssignExternal releases it first. The error may be CheckExternal's. The caller must
+// have endpoint.Lock.
 func AssignExternal(id string, addr netip.Addr) error {
 	if err := os.MkdirAll(addressesDir, 0o700); err != nil {
 		return fmt.Errorf("make %s: %w", addressesDir, err)
@@ -169,20 +163,37 @@ func AssignExternal(id string, addr netip.Addr) error {
 	if err := h.ensure(); err != nil {
 		return err
 	}
-	owner, err := AssignedTo(addr)
+	owner, err := replaceable(id, addr)
 	if err != nil || owner == id {
 		return err
 	}
 	if owner != "" {
-		e, err := endpoint.Load(owner)
-		if gone := errors.Is(err, fs.ErrNotExist); !gone && (err != nil || !e.Chained) {
-			return &AssignedError{Addr: addr, Owner: owner}
-		}
 		if err := Release(owner, addr); err != nil {
 			return err
 		}
 	}
 	return assign(h, id, addr)
+}
+
+// CheckExternal returns an *AssignedError if AssignExternal can't assign the address, because two pods would have it:
+// weir gave it to another attachment, or that attachment's record can't be read. The caller must have endpoint.Lock.
+func CheckExternal(id string, addr netip.Addr) error {
+	_, err := replaceable(id, addr)
+	return err
+}
+
+// replaceable returns the attachment to which the address is assigned, or "". If that attachment isn't id, then id may
+// replace it: it is ending or has no record, or another plugin gave it the address, and weir has missed its DEL.
+func replaceable(id string, addr netip.Addr) (owner string, err error) {
+	owner, err = AssignedTo(addr)
+	if err != nil || owner == "" || owner == id {
+		return owner, err
+	}
+	e, err := endpoint.Load(owner)
+	if gone := errors.Is(err, fs.ErrNotExist); !gone && (err != nil || !e.Chained) {
+		return "", &AssignedError{Addr: addr, Owner: owner}
+	}
+	return owner, nil
 }
 
 // assign makes the address's link, then sets its bit. A crash in between leaves an assigned address with a
