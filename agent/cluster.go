@@ -81,8 +81,8 @@ func (c *clusterView) addLookup(id string, l lookup, endpoints map[string]endpoi
 	c.dropLookups(endpoints)
 }
 
-// dropLookups forgets the look-ups of ended endpoints. It also forgets a look-up when the source's pod of this name
-// is no longer the namesake.
+// dropLookups forgets the look-ups of ended endpoints. It also forgets a look-up when the source has reported a pod of
+// the same name that it didn't have when the agent asked (lookup.namesake).
 func (c *clusterView) dropLookups(endpoints map[string]endpoint.Endpoint) {
 	for id, l := range c.lookups {
 		name := policy.Name{Namespace: l.pod.Namespace, Name: l.pod.Name}

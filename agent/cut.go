@@ -166,7 +166,7 @@ func (a *agent) endPause() {
 }
 
 // takeWalk takes a walk's result. After a failed walk, no pod is enrolled until another walk succeeds. reconcile is
-// true if this is that other walk: pods may be enrolled again.
+// true if this walk is the first to succeed after a failed one. The next reconcile may then enrol pods again.
 func (a *agent) takeWalk(w walkResult) (reconcile bool) {
 	defer a.publishStatus()
 	c := &a.cutting
@@ -249,7 +249,8 @@ func restoreConnections(
 	return cut.Restore(known, newest)
 }
 
-// evaluators returns an evaluator with the snapshot's rules, and a function that returns one with the newest target's.
+// evaluators returns an evaluator with the snapshot's rules, and a function that returns an evaluator with the rules of
+// the newest target.
 func evaluators(by *snapshot, target *atomic.Pointer[snapshot]) (cut.Evaluator, func() cut.Evaluator, error) {
 	own, err := ownAddresses()
 	if err != nil {

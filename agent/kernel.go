@@ -112,8 +112,8 @@ func (a *agent) apply(ctx context.Context, verify netfilter.Verify) (all applied
 		if !errors.As(err, &refused) {
 			return all
 		}
-		// A running walk may have left alone connections on which the refused target disagreed (walkConnections). So
-		// another walk is due.
+		// A running walk leaves a connection alone if the newest target has another verdict on it (walkConnections). The
+		// kernel has refused this target, so another walk is due.
 		a.cutting.demand(a.cutting.walking)
 		if !a.kernel.refuse(refused.Refused) {
 			return all
@@ -177,7 +177,7 @@ func (a *agent) takeApplied(p applied, well bool) {
 		a.records.kernelRead(a.enrolments.done)
 	}
 	read := p.verify
-	if a.kernel.refreshing { // the change may also repair what the resync has found so far
+	if a.kernel.refreshing { // the change may also be a repair, of sets or rules that the resync has already read
 		read = netfilter.All
 	}
 	gone := len(p.Closed) > 0 && !slices.ContainsFunc(p.Closed, a.cluster.engine.HasAddress)

@@ -256,7 +256,8 @@ func TestALateAnswerIsIgnored(t *testing.T) {
 		t.Error(err)
 	}
 	close(api.answers)
-	if _, err := r.enrol(r.attachUID("db-1", "3", "10.88.0.10")); err != nil { // this lookup's answer comes after db-0's
+	// The agent looks up db-1 only now. So when db-1 is enrolled, the late answer for db-0 has come.
+	if _, err := r.enrol(r.attachUID("db-1", "3", "10.88.0.10")); err != nil {
 		t.Error(err)
 	}
 	r.wantClass("db-0", "shop/new")

@@ -60,8 +60,8 @@ type PodAnnouncer interface {
 
 // Positioner is a Source that numbers its deltas and knows how far its watches have come.
 type Positioner interface {
-	// Position returns the position of the watches, and the delta that contains all changes up to it. ok is false
-	// if the position isn't known. Any goroutine may call it.
+	// Position returns the position of the watches, and the number of the delta with the last change up to this
+	// position. ok is false if the position isn't known. Any goroutine may call it.
 	Position() (at enforced.Position, delta uint64, ok bool)
 }
 

@@ -29,7 +29,7 @@ func TestKeepLinkLocal(t *testing.T) {
 	a, b, c := index("port1"), index("port2"), index("port3")
 	const between = "chain bridge weir-link-local between"
 	for i, step := range []struct {
-		command string // nft's, before the step
+		command string // a command of nft that runs before the step
 		want    []uint32
 		keep    bool
 		lacked  []uint32

@@ -113,8 +113,8 @@ func (b *Bridge) AddPort(p Port) (made Pair, err error) {
 	return made, err
 }
 
-// newLink reads the kernel's answer about a new pair. If both ends have the same index, the kernel leaves out the
-// peer's.
+// newLink reads the kernel's answer about a new pair. If both ends have the same index, the answer has the index only
+// once.
 func newLink(replies [][]byte) (Link, error) {
 	l, err := linkIn(replies)
 	if l.Peer == 0 {
@@ -260,9 +260,9 @@ func addNeighbourDeletions(b *batch.Batch, addrs []endpoint.Address) error {
 	return nil
 }
 
-// indexOf returns the link's index, or 0 if there is no such link. Unlike netlink, it doesn't wait while the kernel
-// deletes other links. The socket is bound first, because that fails at once if the link doesn't exist. For such a
-// link, the ioctl alone may run modprobe and wait for it (dev_load in net/core/dev_ioctl.c).
+// indexOf returns the link's index, or 0 if the link doesn't exist. Unlike netlink, it doesn't wait while the kernel
+// deletes other links. It first binds a socket to the link, because binding fails at once if the link is missing. The
+// ioctl for a missing link may run modprobe, and wait for modprobe's end (dev_load in net/core/dev_ioctl.c).
 func indexOf(name string) (int, error) {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {

@@ -60,7 +60,8 @@ var portFlags = []struct {
 	{nl.IFLA_BRPORT_GROUP_FWD_MASK, "group_fwd_mask", linkLocalMACs},
 }
 
-// Check names all that is wrong with the port. If the port's link or weir0 is missing, nothing is wrong here.
+// Check names everything that is wrong with the port. It returns nil if the port's link is missing, or if weir0 is
+// missing, which weirBridge.Check reports.
 func (p portOnBridge) Check(o *Observed) error {
 	port, ok, err := o.link(p.HostIf)
 	if err != nil || !ok {
@@ -170,7 +171,7 @@ func (f forwardingEntry) Command() string {
 	return fmt.Sprintf("bridge fdb replace %s dev %s master static", f.MAC, f.HostIf)
 }
 
-// Check looks for the entry. If the port's link or weir0 is missing, nothing is wrong here.
+// Check looks for the entry. It returns nil if the port's link or weir0 is missing.
 func (f forwardingEntry) Check(o *Observed) error {
 	port, ok, err := o.link(f.HostIf, o.forwarding)
 	if err != nil || !ok || o.isMissing(Name) {
@@ -210,7 +211,7 @@ func (n neighbour) Command() string {
 	return fmt.Sprintf("ip neigh replace %s lladdr %s dev %s nud permanent", n.Addr, n.MAC, Name)
 }
 
-// Check looks for the entry. If weir0 or the pod's link is missing, nothing is wrong here.
+// Check looks for the entry. It returns nil if weir0 or the pod's link is missing.
 func (n neighbour) Check(o *Observed) error {
 	br, ok, err := o.link(Name, o.neighbours)
 	if err != nil || !ok || o.isMissing(n.HostIf) {

@@ -24,7 +24,8 @@ func FamilyOf(a netip.Addr) Family {
 
 func (f Family) String() string { return [...]string{"IPv4", "IPv6"}[f] }
 
-// Set returns the name of the family's set from the name of IPv4's: weir-pods gives weir-pods6 for IPv6.
+// Set returns the name of a set of this family. name is the name of the set for IPv4. For IPv6, weir-pods becomes
+// weir-pods6.
 func (f Family) Set(name string) string {
 	if f == IPv6 {
 		return name + "6"

@@ -31,7 +31,7 @@ const (
 	FlowTable = "weir-flows"
 	// FlowGroup is the netlink log group to which FlowTable's rules copy packets.
 	FlowGroup = 89
-	// FlowLogPrefix is the text that FlowTable's rules add to a packet.
+	// FlowLogPrefix is the log text of FlowTable's rules.
 	FlowLogPrefix = "weir flow"
 	// LogPrefix begins the log text of each rule that drops packets. The name of the rule's chain follows, except in
 	// the guard's and the gate's rules (below).
@@ -49,8 +49,8 @@ const (
 	PastLogPrefix      = GuardLogPrefix + "-past"      // from a port to the node's IP stack without crossing the bridge
 	TunnelLogPrefix    = LogPrefix + "gate-tunnel"     // forged tunnel packets, and packets of pods to the tunnels' port
 	WayLogPrefix       = LogPrefix + "gate-way"        // from a pod's address, but by the wrong link or tunnel
-	// LinkLocalLogPrefix is the text that LinkLocalTable's rules add to packets from pods. LinkLocalInLogPrefix is the
-	// text for packets to pods.
+	// LinkLocalLogPrefix is the log text of LinkLocalTable's rules for packets from pods. LinkLocalInLogPrefix is the
+	// log text of its rules for packets to pods.
 	LinkLocalLogPrefix   = LogPrefix + "link-local"
 	LinkLocalInLogPrefix = LinkLocalLogPrefix + "-in"
 	// CutLabel is the bit of a connection's label that marks the connection as cut.

@@ -4,7 +4,7 @@ import "strings"
 
 // This file has all names of weir's sets and chains, except those in the tables of the guard, the gate and the flow
 // log. The kernel allows 31 bytes for a set's name and 28 for an iptables chain's, so a name has room for a hash of 16
-// letters. The constants name IPv4's sets; Family.Set turns them into IPv6's.
+// letters. The constants are the names of the sets for IPv4. Family.Set returns the names for IPv6.
 
 // These sets have fixed names. The names of all other sets end with a hash.
 const (

@@ -153,8 +153,8 @@ func next(h hint, others *hostLocal, ranges []conf.Range) (endpoint.Address, boo
 }
 
 // AssignExternal assigns the attachment id an address that another plugin gave the pod. If the address is still
-// assigned to another attachment, AssignExternal releases it first. The error may be CheckExternal's. The caller must
-// have endpoint.Lock.
+// assigned to another attachment, AssignExternal releases it first. It may return an error of CheckExternal. The caller
+// must have endpoint.Lock.
 func AssignExternal(id string, addr netip.Addr) error {
 	if err := os.MkdirAll(addressesDir, 0o700); err != nil {
 		return fmt.Errorf("make %s: %w", addressesDir, err)
@@ -183,7 +183,8 @@ func CheckExternal(id string, addr netip.Addr) error {
 }
 
 // replaceable returns the attachment to which the address is assigned, or "". If that attachment isn't id, then id may
-// replace it: it is ending or has no record, or another plugin gave it the address, and weir has missed its DEL.
+// replace it: that attachment has no record, or is ending. Or another plugin gave it the address, and weir has missed
+// its DEL.
 func replaceable(id string, addr netip.Addr) (owner string, err error) {
 	owner, err = AssignedTo(addr)
 	if err != nil || owner == "" || owner == id {

@@ -13,7 +13,7 @@ import (
 
 type matcher struct {
 	requirements []requirement
-	text         string // such as "app=web"; equal for equal selectors
+	text         string // such as "app=web"; selectors with the same text are equal
 }
 
 var everything matcher

@@ -13,7 +13,7 @@ type requirement struct {
 	key    string
 	op     selection.Operator // In, NotIn, Exists or DoesNotExist
 	values []string           // in order, without duplicates
-	text   string             // such as "app=web"; equal for equal requirements
+	text   string             // such as "app=web"; requirements with the same text are equal
 }
 
 func newRequirement(e metav1.LabelSelectorRequirement) requirement {
@@ -84,8 +84,9 @@ type anchor struct {
 	any        bool
 }
 
-// anchoring returns the requirement of m at whose anchors the index is to have m. It prefers In to Exists, then fewer
-// values, and then anchors at which the index has less. It returns nil if m has no requirement with In or Exists.
+// anchoring chooses one requirement of m. The index then stores m at the anchors of this requirement. anchoring prefers
+// In to Exists, then fewer values, and then anchors with fewer entries in the index. It returns nil if m has no
+// requirement with In or Exists.
 func anchoring[T any](m matcher, index map[anchor][]T) (best *requirement) {
 	others := func(r *requirement) (n int) {
 		for _, a := range r.anchors() {

@@ -14,7 +14,7 @@ type selector struct {
 	namespace  string
 	namespaces *matcher
 	pods       matcher
-	key        string // a hash, equal for equal selectors
+	key        string // a hash of the selectors as text; selectors with the same key are equal
 }
 
 // selector parses a peer's selectors. Without a podSelector, all pods match. If it returns an error, field is the wrong

@@ -52,8 +52,8 @@ const (
 )
 
 // Keep makes sure that the chain has the rules, if the chain drops packets by default. It does nothing if it knows that
-// this is so. repaired is true if rules that Keep had written before were missing. If Keep fails, Notes has the reason.
-// The chain may then drop pods' packets, but no packet passes that the policies deny.
+// the chain already is as it should be. repaired is true if rules that Keep had written before were missing. If Keep
+// fails, Notes has the reason. The chain may then drop pods' packets, but no packet passes that the policies deny.
 func (l *LegacyForward) Keep(ctx context.Context, f conf.Family, rules []ruleset.Rule) (repaired bool) {
 	c := &l.chains[f]
 	same := slices.EqualFunc(c.rules, rules, ruleset.Rule.Equal)

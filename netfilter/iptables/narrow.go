@@ -77,6 +77,6 @@ func (d *Driver) changedEntries(r ruleset.Ruleset) (changed []ruleset.Set, ok bo
 		return nil, false
 	}
 	changed, ok = r.ChangedPeers(*d.settled)
-	// Without a change, a whole Apply is better, because it destroys unneeded sets.
+	// If no entry has changed and unneeded sets are left, a whole Apply is better, because it destroys these sets.
 	return changed, ok && (len(changed) > 0 || len(d.left) == 0)
 }

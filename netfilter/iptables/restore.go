@@ -171,11 +171,12 @@ func (o *output) Write(p []byte) (int, error) {
 
 func (o *output) String() string { return excerpt.Of(strings.TrimSpace(o.kept.String())) }
 
-// lineNumber finds the number of the wrong line in the output of iptables-restore, such as "line 2 failed", "Error
-// occurred at line: 2" or "line 2: RULE_APPEND failed".
+// lineNumber finds a line number in a message of iptables-restore, such as "line 2 failed", "Error occurred at line: 2"
+// or "line 2: RULE_APPEND failed". It is the number of a line of the commands.
 var lineNumber = regexp.MustCompile(`\bline:? (\d+)`)
 
-// offending returns an excerpt of the line of the commands whose number is in the program's output.
+// offending returns an excerpt of one line of the commands: the line whose number the program has named in its output
+// (said). It returns "" if said has no number.
 func offending(said, commands string) string {
 	m := lineNumber.FindStringSubmatch(said)
 	if m == nil {

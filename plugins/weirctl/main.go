@@ -138,7 +138,8 @@ func knownCommand(root *cobra.Command, args []string) error {
 	return client.Usage(fmt.Errorf("unknown command %q for %q: %s", args[0], root.CommandPath(), hint))
 }
 
-// failOnUnknownTopics makes the commands help and completion fail if their argument isn't known. cobra's own succeed.
+// failOnUnknownTopics makes the commands help and completion fail if their argument isn't known. As cobra makes these
+// commands, they would succeed.
 func failOnUnknownTopics(root *cobra.Command) {
 	root.InitDefaultHelpCmd()
 	root.InitDefaultCompletionCmd()

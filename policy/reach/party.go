@@ -154,7 +154,8 @@ func (u *universe) units() []unit {
 	return all
 }
 
-// anyOf returns the pods' names. A name has its namespace if this isn't the first pod's.
+// anyOf returns the pods' names, with "or" between them. A name includes the pod's namespace only if the first pod is
+// in another namespace.
 func anyOf(pods []policy.Pod) string {
 	var names []string
 	for _, p := range pods {

@@ -144,7 +144,8 @@ type contestant struct {
 	failed map[string][]error
 }
 
-// lacks says how many rounds could not be measured, and the last error. It is empty if there are none.
+// lacks returns a text with the number of rounds that could not be measured, and with the last error. It returns "" if
+// all rounds were measured.
 func (c contestant) lacks(k traffic) string {
 	all := c.failed[k.name]
 	if len(all) == 0 {

@@ -50,8 +50,8 @@ func everything(t testing.TB, w *world, flows []flow) []*frame {
 	return f.frames
 }
 
-// linkLocalMACs forges frames to link-local MACs. From 01:80:c2:00:00:02 on, the kernel passes them to the IP stack as
-// if the port itself had received them, unless group_fwd_mask is set (br_handle_frame).
+// linkLocalMACs forges frames to link-local MACs. If group_fwd_mask is 0, frames to 01:80:c2:00:00:02 and higher don't
+// cross the bridge: the kernel hands them to the IP stack as received on the port (br_handle_frame).
 func (f *forge) linkLocalMACs() {
 	w := f.w
 	eLocal, portLocal := eui64(w.eMAC), eui64(w.portMAC)

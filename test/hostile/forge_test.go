@@ -20,7 +20,7 @@ type frame struct {
 	// own is true if the sender is the pod's own MAC and address. Only such frames may reach the node's IP stack, and
 	// policies decide on them.
 	own bool
-	// allowed says why the node may answer the frame. It is empty if the node must not.
+	// allowed says why the node may answer the frame. It is empty if the node must not answer the frame.
 	allowed string
 	// waits is true for a fragment of an incomplete packet. The IP stack keeps such a fragment.
 	waits bool

@@ -57,7 +57,7 @@ type observer struct {
 	mu     sync.Mutex
 	seen   map[int]map[string]bool // effects of each frame, by the frame's number
 	asked  map[netip.Addr]int      // number of the frame that asks for each address by ARP
-	others map[string]int          // how many frames E received that no frame of its own caused, by their contents
+	others map[string]int          // frames that E received and that no frame of E caused: their number, by content
 }
 
 func observe(t testing.TB, w *world, frames []*frame) (o *observer, end func()) {

@@ -241,7 +241,8 @@ func thousands(n int) string {
 	return s
 }
 
-// marks is the command that writes a part of the page.
+// marks is a command that writes a part of docs/benchmarks.md. Two lines with its name mark the begin and the end of
+// the part.
 type marks string
 
 const (
@@ -261,7 +262,8 @@ func (m marks) between(page, text string) (string, error) {
 	return before + m.begin() + "\n" + text + m.end() + after, nil
 }
 
-// TestReport compares figures, slopes, ratios and the page with the expected texts.
+// TestReport: for known measurements, the report has the expected figures, ratios and slopes, and no line that is too
+// long for docs. A new report replaces only the text between the marks of the page.
 func TestReport(t *testing.T) {
 	for v, want := range map[float64]string{
 		0: "0", 0.0123: "0.012", 1.234: "1.23", 12.34: "12.3", 123.4: "123", 12345.6: "12,346", -1234567: "-1,234,567",

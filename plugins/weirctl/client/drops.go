@@ -105,7 +105,8 @@ func NewPcapWriter(out io.Writer) (*PcapWriter, error) {
 	return &PcapWriter{out}, err
 }
 
-// Write writes the drop's first packet, if the drop has one and it is IP.
+// Write writes the drop's first packet. It writes nothing if the drop has no packet, or if the packet isn't IP or is
+// too large.
 func (w *PcapWriter) Write(d *agentapi.Drop) error {
 	if len(d.Packet) == 0 || len(d.Packet) > snapLength/2 {
 		return nil

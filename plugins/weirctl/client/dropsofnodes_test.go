@@ -356,8 +356,8 @@ func TestFollowEnds(t *testing.T) {
 	}
 }
 
-// TestDropOrder: if drops come within the window, they are ordered. A node's clock that is ahead makes no drop wait
-// longer.
+// TestDropOrder: drops that come within the window are ordered by their times. If the clock of a node is ahead, no drop
+// waits longer for that.
 func TestDropOrder(t *testing.T) {
 	o := dropOrder{window: 100}
 	now := time.Unix(1e9, 0)

@@ -47,8 +47,8 @@ func (c *Check) policyPhases(ctx context.Context, r *run) error {
 	return nil
 }
 
-// policyPhase tries until the allowed connections succeed and no others, or until the time Applies is over. It leaves
-// out connections that failed without policies.
+// policyPhase tries the connections until exactly the allowed ones succeed, or until the time Applies is over. It
+// leaves out connections that failed without policies.
 func (c *Check) policyPhase(ctx context.Context, r *run, p phase) (Line, error) {
 	var attempts []attempt
 	for _, a := range r.connections(c.Times.Denied) {
@@ -83,7 +83,8 @@ func (c *Check) policyPhase(ctx context.Context, r *run, p phase) (Line, error) 
 	}
 }
 
-// policyOutcome expects a timeout if no policy allows the connection. Any other failure has another cause.
+// policyOutcome expects success if the policies allow the connection, and otherwise a timeout. Policies cause no other
+// failure, so any other failure counts as wrong.
 func (r *run) policyOutcome(a attempt, t tried, allowed bool) Outcome {
 	o := r.outcome(a, t)
 	switch {
