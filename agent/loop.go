@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/weir-net/weir/internal/dirwatch"
 	"github.com/weir-net/weir/netfilter"
 )
 
@@ -86,6 +87,9 @@ func (a *agent) refresh(ctx context.Context) {
 			return
 		}
 		if w := a.handleAll(next); w.reconcile {
+			// A pod may have ended before the agent read a set, and the message about its record may not have come yet. With
+			// the old records, the agent would put the pod's addresses into the set again.
+			a.takeRecords(dirwatch.Change{Lost: true})
 			a.beginRound()
 			a.reconcile(ctx, w.verify)
 		}
