@@ -104,6 +104,10 @@ func attachedBy(t *testing.T, plugin, manifests string) *nodetest.Node {
 	_ = l.Close()
 	n.Manifest("cluster.yaml", manifests)
 	n.StartAgent()
+	n.Eventually("the agent reads drops", func() error {
+		_, err := n.Ctl("drops")
+		return err
+	})
 	return n
 }
 
@@ -214,6 +218,9 @@ func forgedErrors(t *testing.T, plugin string) {
 			if ended(conn) {
 				t.Errorf("an error has ended the flow to %s", about.dst)
 			}
+		}
+		if err := speak(toOutside); err != nil { // the kernel forgets a flow that has been silent for long
+			t.Fatal(err)
 		}
 		seen := sentAs(t, toOutside, x.outside)
 		answer := udp{seen.dst, seen.src}

@@ -307,9 +307,10 @@ func TestNodeThatCantBeRepaired(t *testing.T) {
 		return
 	}
 	n := newKeptNode(t)
-	nodetest.Run(t, "sh", "-c",
-		"sysctl -w net.ipv4.conf.weir0.send_redirects=1; mount --bind -o ro /proc/sys /proc/sys; "+
-			"mount -o remount,bind,ro /proc/sys")
+	// The sysctl is written by another mount after /proc/sys is read-only. Otherwise the agent may set it again before.
+	nodetest.Run(t, "sh", "-c", "set -e; mkdir /run/proc; mount -t proc proc /run/proc; "+
+		"mount --bind -o ro /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys; "+
+		"echo 1 >/run/proc/sys/net/ipv4/conf/weir0/send_redirects")
 	nodetest.Run(t, "ip", "addr", "flush", "dev", "weir0")
 	if err := within(repairTime, n.traffic); err != nil {
 		t.Errorf("the addresses weren't put right beside what can't be: %v", err)
