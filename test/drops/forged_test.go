@@ -5,7 +5,6 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,26 +25,20 @@ func TestFloodOfForgedSenders(t *testing.T) {
 		t.Fatal(err)
 	}
 	live.await(n, quiet)
-	began, used := time.Now(), processorTime(t, n.AgentPID())
+	c := n.cost()
 	end := flood.flood(*rate)
-	slowest := slices.Max(live.single(n, quiet))
+	singles := live.single(n, quiet)
 	end()
-	took := time.Since(began)
-	used = processorTime(t, n.AgentPID()) - used
-	each := used / time.Duration(max(flood.sent.Load(), 1))
-	t.Logf("drops-forged: %d packets, %.0f a second; the slowest of %d single packets shows after %d ms; agent: %.2f µs "+
-		"for each packet, %.1f %% of a core, %d MiB", flood.sent.Load(), float64(flood.sent.Load())/took.Seconds(), *rounds,
-		slowest.Milliseconds(), float64(each.Nanoseconds())/1000, 100*used.Seconds()/took.Seconds(),
-		memory(t, n.AgentPID()))
-	if slowest > within || each > mostTime && used > took/20 {
-		t.Errorf("the slowest packet after %v, %v for each packet", slowest, each)
+	c.end()
+	sent := flood.sent.Load()
+	t.Logf("drops-forged: %d packets, %.0f a second; the slowest of %d single packets shows after %d ms; agent: %s", sent,
+		float64(sent)/c.took.Seconds(), *rounds, slices.Max(singles).Milliseconds(), c.text(sent))
+	if late(singles) > *rounds/mostLate || c.tooMuch(sent) {
+		t.Errorf("%d of %d single packets were late; agent: %s", late(singles), *rounds, c.text(sent))
 	}
-	n.Eventually("the lines stand for the packets that were sent", func() error {
-		if err := quiet.send(2); err != nil { // the agent notices lost packets when a later one arrives
-			return err
-		}
-		if shown, sent := live.count.Load(), quiet.sent.Load()+flood.sent.Load(); shown+1 < sent || shown > sent {
-			return fmt.Errorf("%d packets in lines, %d were sent", shown, sent)
+	n.stands(live, quiet, func(shown uint64) error {
+		if sent := quiet.sent.Load() + flood.sent.Load(); shown+1 < sent || shown > sent {
+			return fmt.Errorf("%d were sent", sent)
 		}
 		return nil
 	})

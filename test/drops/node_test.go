@@ -99,21 +99,33 @@ func (n *node) logged() (packets uint64) {
 	return packets
 }
 
-// agree waits until the reader's lines stand for the packets that were logged. The agent notices lost packets when a
-// later one arrives, and the later one may be lost too. So agree sends a packet from time to time.
+// agree waits until the reader's lines stand for the packets that were logged.
 func (n *node) agree(r *reader, sender *sender) {
 	n.Helper()
+	n.stands(r, sender, func(shown uint64) error {
+		if logged := n.logged(); shown != logged {
+			return fmt.Errorf("%d were logged", logged)
+		}
+		return nil
+	})
+}
+
+// stands waits until the function right returns nil for the number of packets that the reader's lines stand for. The
+// agent notices lost packets when a later one arrives, and the later one may be lost too. So stands sends a packet from
+// time to time.
+func (n *node) stands(r *reader, sender *sender, right func(shown uint64) error) {
+	n.Helper()
 	var sent time.Time
-	n.Eventually("the lines stand for the packets that were logged", func() error {
+	n.Eventually("the lines stand for all packets", func() error {
 		if time.Since(sent) > 5*time.Second { // longer than a line may take
 			if err := sender.send(1); err != nil {
 				return err
 			}
 			sent = time.Now()
 		}
-		if shown, logged := r.count.Load(), n.logged(); shown != logged {
-			return fmt.Errorf("%d packets in lines, %d of them lost, %d missed; %d were logged", shown, r.lost.Load(),
-				r.missed.Load(), logged)
+		shown := r.count.Load()
+		if err := right(shown); err != nil {
+			return fmt.Errorf("%d packets in lines, %d of them lost, %d missed: %w", shown, r.lost.Load(), r.missed.Load(), err)
 		}
 		return nil
 	})
