@@ -493,7 +493,7 @@ func TestNamesThatPretend(t *testing.T) {
 	}
 }
 
-// TestLargeManifests: weir-agent check reads a broken manifest of a megabyte within 30 seconds.
+// TestLargeManifests: weir-agent check reads a broken manifest of a megabyte in 30 seconds of processor time.
 func TestLargeManifests(t *testing.T) {
 	if !nodetest.IsolatedWithWeir(t) {
 		return
@@ -516,14 +516,15 @@ func TestLargeManifests(t *testing.T) {
 		"one field": denyJSON[:len(denyJSON)-1] + `, "` + strings.Repeat(`x\n`, size/3) + `": 1}`,
 	} {
 		n.Manifest("large.yaml", text)
-		start := time.Now()
-		ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-		out, _ := exec.CommandContext(ctx, filepath.Join(n.Bin, "weir-agent"), "check", "dir:"+n.Manifests).CombinedOutput()
-		late := ctx.Err()
-		if cancel(); late != nil || !strings.Contains(string(out), "large.yaml") {
-			t.Errorf("%s: not read after %s: %.200s", what, time.Since(start), out)
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+		check := exec.CommandContext(ctx, filepath.Join(n.Bin, "weir-agent"), "check", "dir:"+n.Manifests)
+		out, _ := check.CombinedOutput()
+		cancel()
+		took := check.ProcessState.UserTime() + check.ProcessState.SystemTime()
+		if took > 30*time.Second || !strings.Contains(string(out), "large.yaml") {
+			t.Errorf("%s: not read in %s: %.200s", what, took, out)
 		}
-		t.Logf("%s: %s", what, time.Since(start))
+		t.Logf("%s: %s", what, took)
 	}
 }
 
