@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"net/netip"
@@ -569,5 +570,44 @@ func TestFindPeerOfANewLink(t *testing.T) {
 	}
 	if peer, err := FindPeer(h, ns, "eth0"); err != nil || peer.Name != "vpod" {
 		t.Errorf("%+v, %v", peer, err)
+	}
+}
+
+// TestOthersRoutesStay: if other links have routes to weir0's subnets, weir adds its routes without replacing theirs,
+// and reports the routes that come before weir's.
+func TestOthersRoutesStay(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	const list = "{ ip -4 route show table all; ip -6 route show; } | grep '88.*%s' | sed 's/ linkdown//'"
+	routes := func(link string) string { return nodetest.Run(t, "sh", "-c", fmt.Sprintf(list, link)) }
+	nodetest.RunEach(t, "ip link add cni0 type bridge", "ip link set cni0 up", "ip address add 10.88.0.1/24 dev cni0",
+		"ip -6 route add fd00:10:88::/64 dev cni0")
+	ofCni0 := routes("cni0")
+	n := newNodeFor(t, "10.88.0.2 fd00:10:88::2")
+	p := n.pod("a", "10.88.0.2 fd00:10:88::2")
+	ofWeir0 := routes(Name)
+	if got := routes("cni0"); got != ofCni0 {
+		t.Errorf("ADD has changed the routes of cni0:\n%s, which were\n%s", got, ofCni0)
+	}
+	nodetest.RunEach(t, "ip route del 10.88.0.0/24 dev weir0", "ip -6 route del fd00:10:88::/64 dev weir0",
+		"ip route del local 10.88.0.1 dev weir0 table local")
+	for _, gw := range Gateways(p.Addresses) {
+		for _, r := range routesOf(gw) {
+			if err := r.restore(n.h, &Observed{}); err != nil {
+				t.Errorf("%s: %v", r, err)
+			}
+		}
+	}
+	all := Properties(Knowledge{Pods: []Pod{{p.HostIf, p.MAC, p.Addresses, true}}})
+	ahead := slices.DeleteFunc(Repair(n.h, all), func(d Difference) bool { return !errors.Is(d.Failed, errAhead) })
+	if len(ahead) != 2 {
+		t.Errorf("%v", ahead)
+	}
+	if got := routes(Name); got != ofWeir0 {
+		t.Errorf("weir0 has the routes\n%s, and had\n%s", got, ofWeir0)
+	}
+	if got := routes("cni0"); got != ofCni0 {
+		t.Errorf("the repair has changed the routes of cni0:\n%s, which were\n%s", got, ofCni0)
 	}
 }

@@ -24,7 +24,7 @@ const addrGenModeNone = 1
 // Equivalent to:
 //
 //	sysctl net.ipv6.conf.all.forwarding=1
-//	ip -6 route replace SUBNET dev weir0; ip addr add GATEWAY/128 dev weir0 nodad
+//	ip -6 route append SUBNET dev weir0; ip addr add GATEWAY/128 dev weir0 nodad
 func ensureIPv6(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix) error {
 	addrs, err := h.AddrList(link, netlink.FAMILY_V6)
 	if err != nil {
@@ -38,8 +38,8 @@ func ensureIPv6(h netlinksafe.Handle, link netlink.Link, gateways []netip.Prefix
 			return err
 		}
 		route := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: ipNet(gw.Masked())}
-		if err := h.RouteReplace(route); err != nil {
-			return explainNoIPv6(fmt.Errorf("add the route to %s on %s: %w", gw.Masked(), Name, err), "on the node")
+		if err := appendRoute(h, route); err != nil {
+			return err
 		}
 		if err := h.AddrReplace(link, &netlink.Addr{IPNet: hostNet(gw.Addr()), Flags: unix.IFA_F_NODAD}); err != nil {
 			return explainNoIPv6(fmt.Errorf("add gateway address %s to %s: %w", gw.Addr(), Name, err), "on the node")

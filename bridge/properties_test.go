@@ -55,12 +55,12 @@ func TestProperties(t *testing.T) {
 		"sysctl -w net.bridge.bridge-nf-call-ip6tables=0",
 	}
 	gateway4 := []string{
-		"ip addr replace 10.88.0.1/24 dev weir0", "ip route replace 10.88.0.0/24 dev weir0 src 10.88.0.1",
-		"ip route replace local 10.88.0.1 dev weir0 table local",
+		"ip addr replace 10.88.0.1/24 dev weir0", "ip route append 10.88.0.0/24 dev weir0 src 10.88.0.1",
+		"ip route append local 10.88.0.1 dev weir0 table local",
 	}
 	gateway6 := []string{
-		"ip addr replace fd00::1/128 dev weir0 nodad", "ip route replace fd00::/64 dev weir0",
-		"ip route replace local fd00::1 dev weir0 table local",
+		"ip addr replace fd00::1/128 dev weir0 nodad", "ip route append fd00::/64 dev weir0",
+		"ip route append local fd00::1 dev weir0 table local",
 	}
 	port := []string{
 		"ip link set weirp1 master weir0 up; bridge link set dev weirp1 isolated on learning off flood off mcast_flood " +

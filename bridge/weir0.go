@@ -214,16 +214,16 @@ func (r routeToBridge) String() string {
 	return fmt.Sprintf("the route to %s by %s", r.Dst, Name)
 }
 
-// Command returns the command that adds the route, or replaces one to the same destination.
+// Command returns the command that adds the route behind other routes to the same destination.
 func (r routeToBridge) Command() string {
 	if r.Type == unix.RTN_LOCAL {
-		return fmt.Sprintf("ip route replace local %s dev %s table local", r.Dst.Addr(), Name)
+		return fmt.Sprintf("ip route append local %s dev %s table local", r.Dst.Addr(), Name)
 	}
 	source := ""
 	if r.Source.IsValid() {
 		source = " src " + r.Source.String()
 	}
-	return fmt.Sprintf("ip route replace %s dev %s%s", r.Dst, Name, source)
+	return fmt.Sprintf("ip route append %s dev %s%s", r.Dst, Name, source)
 }
 
 // Check looks for the route in its table, unless weir0 is missing. If another route to the same destination comes
@@ -286,8 +286,15 @@ func (r routeToBridge) restore(h netlinksafe.Handle, o *Observed) error {
 	if r.Source.IsValid() {
 		route.Src = r.Source.AsSlice()
 	}
-	if err := h.RouteReplace(route); err != nil {
-		return explainNoIPv6(fmt.Errorf("add the route to %s on %s: %w", r.Dst, Name, err), "on the node")
+	return appendRoute(h, route)
+}
+
+// appendRoute adds a route to weir0. Other programs' routes to the same destination stay.
+//
+// Equivalent to: ip route append DST dev weir0
+func appendRoute(h netlinksafe.Handle, route *netlink.Route) error {
+	if err := h.RouteAppend(route); err != nil && !errors.Is(err, unix.EEXIST) {
+		return explainNoIPv6(fmt.Errorf("add the route to %s on %s: %w", route.Dst, Name, err), "on the node")
 	}
 	return nil
 }
