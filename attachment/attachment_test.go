@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/weir-net/weir/bridge"
 	"github.com/weir-net/weir/conf"
@@ -380,4 +381,31 @@ func TestSetsBeforeTheLink(t *testing.T) {
 		}
 		n.must(NewNode().End(e.ID()))
 	}
+}
+
+// TestEndOnAReadOnlyDisk: if /run/weir can't be made or written, End of an attachment that was never made succeeds, and
+// End of an attachment with a record fails.
+func TestEndOnAReadOnlyDisk(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	n := newNode(t)
+	nodetest.Run(t, "mount", "-t", "tmpfs", "-o", "ro", "none", "/run")
+	n.must(NewNode().End("never:eth0"))
+	nodetest.Run(t, "umount", "/run")
+	n.add("c1", "weir")
+	n.add("c2", "weir")
+	n.must(os.Rename(record("c2", ".json"), record("c2", ".ending")))
+	nodetest.RunEach(t, "mount --bind /run/weir /run/weir", "mount -o remount,bind,ro /run/weir")
+	n.must(NewNode().End("never:eth0"))
+	for _, id := range []string{"c1:eth0", "c2:eth0"} {
+		if err := NewNode().End(id); !errors.Is(err, unix.EROFS) {
+			t.Errorf("%s: %v", id, err)
+		}
+	}
+	nodetest.Run(t, "umount", "/run/weir")
+	for _, id := range []string{"c1:eth0", "c2:eth0"} {
+		n.must(NewNode().End(id))
+	}
+	n.want("on a disk that can be written", map[string][]string{})
 }

@@ -12,8 +12,11 @@ import (
 // MarkEnding marks the attachment as ending, and returns its record. From this call on the agent adds the endpoint to
 // no set. It returns fs.ErrNotExist if there is no record, and ErrBroken if the record can't be understood.
 func MarkEnding(id string) (*Endpoint, error) {
-	if err := os.Rename(path(id), endingPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("mark endpoint record %s as ending: %w", id, err)
+	if err := os.Rename(path(id), endingPath(id)); err != nil {
+		// On a read-only file system, the error of Rename doesn't say whether there is a record.
+		if _, unread := os.Lstat(path(id)); !errors.Is(unread, fs.ErrNotExist) {
+			return nil, fmt.Errorf("mark endpoint record %s as ending: %w", id, err)
+		}
 	}
 	return load(endingPath(id), id)
 }
