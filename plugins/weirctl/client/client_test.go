@@ -136,6 +136,23 @@ func TestLongLists(t *testing.T) {
 	}
 }
 
+// TestLastSync: the status of a node and that of the cluster say how long ago the last sync was, also after days. If
+// the clock was set back, they print no negative time.
+func TestLastSync(t *testing.T) {
+	for since, want := range map[time.Duration]string{
+		49*time.Hour + 30*time.Minute: "2d1h ago", -time.Hour: "in the future",
+	} {
+		at := time.Now().Add(-since)
+		cluster, text := NewClusterStatus(1), &strings.Builder{}
+		cluster.Add(Answer[*agentapi.Summary]{Agent{Node: "n1"}, &agentapi.Summary{Ready: true, LastSync: at}, nil})
+		err := errors.Join(PrintStatus(text, Text, &agentapi.Status{LastSync: at}),
+			PrintClusterStatus(text, Text, cluster, false))
+		if err != nil || strings.Count(text.String(), want) != 2 || strings.Contains(text.String(), "(-") {
+			t.Errorf("%s: %v\n%s", since, err, text)
+		}
+	}
+}
+
 // TestTablesEscape: if an agent's texts have control characters, they don't reach the terminal.
 func TestTablesEscape(t *testing.T) {
 	const bad = "x\x1b[2J\u009b\r\u202ey"

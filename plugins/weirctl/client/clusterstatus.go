@@ -141,7 +141,7 @@ func PrintClusterStatus(out io.Writer, f Format, s *ClusterStatus, all bool) err
 				continue
 			}
 			if !v.LastSync.IsZero() {
-				sync = v.LastSync.Local().Format("15:04:05")
+				sync = ago(v.LastSync)
 			}
 			line("%s\t%s\t%d\t%d\t%d\t%d\t%s\t%s", n.Node, n.State, v.Pods, v.Isolated, v.Closed, v.Policies, sync,
 				agentapi.OneLine(n.Why))

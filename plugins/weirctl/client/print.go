@@ -8,6 +8,8 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"k8s.io/apimachinery/pkg/util/duration"
+
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/internal/excerpt"
 	"github.com/weir-net/weir/policy/ruleset"
@@ -78,6 +80,16 @@ func podLines(line printLine, pods []agentapi.PodStatus) {
 	}
 }
 
+// ago returns how long ago the time was, in kubectl's units, such as "2d3h ago". A node's clock may differ from this
+// computer's, and a clock may have been set back. So a time may be in the future.
+func ago(t time.Time) string {
+	since := time.Since(t)
+	if since <= -2*time.Second { // HumanDuration returns <invalid>
+		return "in the future"
+	}
+	return duration.HumanDuration(since) + " ago"
+}
+
 const maxProblems = 50
 
 func statusLines(line printLine, s *agentapi.Status) {
@@ -86,12 +98,11 @@ func statusLines(line printLine, s *agentapi.Status) {
 		line("backend:\t%s, because %s", cmp.Or(s.Backend, "none"), agentapi.OneLine(s.BackendReason))
 	}
 	if !s.LastSync.IsZero() {
-		ago := time.Since(s.LastSync).Round(time.Millisecond)
 		backend := "iptables-" + s.IPTables
 		if s.IPTables == "nftables" {
 			backend = s.IPTables
 		}
-		line("last sync:\t%s (%s ago), %s", s.LastSync.Format(time.RFC3339), ago, backend)
+		line("last sync:\t%s (%s), %s", s.LastSync.Format(time.RFC3339), ago(s.LastSync), backend)
 		line("since start:\t%d changes, %d failures, %d repairs, %d connections cut",
 			s.Stats.Changes, s.Stats.Failures, s.Stats.Repairs, s.Stats.Cut)
 	}
