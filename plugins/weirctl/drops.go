@@ -80,7 +80,7 @@ func dropsCommand() *cobra.Command {
 				err = o.ofThisNode(cmd.Context(), counted)
 			}
 			if err == nil && shown == 0 && !o.query.Follow {
-				if err := o.unknownNames(cmd.Context()); err != nil {
+				if err := o.checkNames(cmd.Context()); err != nil {
 					return client.Usage(err)
 				}
 				_, _ = fmt.Fprintln(cmd.ErrOrStderr(), "weirctl: note: no drop that the agents remember matches")
@@ -163,15 +163,18 @@ func reasonNames() (names []string) {
 
 func reasons() string { return strings.Join(reasonNames(), ", ") }
 
-// unknownNames returns an error if the namespace, the pod or the policy of the query doesn't exist now, as far as the
-// source of the objects knows. Drops of pods that have ended are remembered, so an unknown name isn't always wrong.
-func (o *dropsOptions) unknownNames(ctx context.Context) error {
-	q := o.query
+func (o *dropsOptions) checkNames(ctx context.Context) error {
+	return checkNames(ctx, o.nodes.Source, o.cluster || len(o.names) > 0, o.query)
+}
+
+// checkNames returns an error if the namespace, the pod or the policy of the query doesn't exist now, as far as the
+// agent knows, or with cluster the API server. Drops and flows of pods that have ended are remembered, so an unknown
+// name isn't always wrong.
+func checkNames(ctx context.Context, source client.Source, cluster bool, q agentapi.DropsQuery) error {
 	if q.Namespace+q.Pod+q.Policy == "" {
 		return nil
 	}
-	source := o.nodes.Source
-	if source.Place = "agent"; o.cluster || len(o.names) > 0 {
+	if source.Place = "agent"; cluster {
 		source.Place = "kubernetes"
 	}
 	ctx, cancel := context.WithTimeout(ctx, answersWithin)
@@ -207,7 +210,7 @@ func checkNamespace(c explain.Cluster, namespace string) error {
 
 // warnOfUnknown says which name of the query doesn't exist now. The object may appear later, so the command goes on.
 func (o *dropsOptions) warnOfUnknown(cmd *cobra.Command) {
-	if err := o.unknownNames(cmd.Context()); err != nil {
+	if err := o.checkNames(cmd.Context()); err != nil {
 		_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "weirctl: note: %s; waiting for drops all the same, in case it appears\n",
 			agentapi.OneLine(err.Error()))
 	}

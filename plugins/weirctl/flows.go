@@ -29,7 +29,7 @@ As kubectl weir, or with --cluster, the command is about all nodes.
 Exit codes:
   0  the flows were shown
   1  a node has not answered, no agent could be asked, or nothing was recorded
-  2  the arguments are wrong`
+  2  the arguments are wrong, or no flow matches and there is no such namespace`
 
 const flowsExample = `  weirctl flows --record 1h                 # record on this node for an hour
   weirctl flows                             # what was seen
@@ -72,7 +72,18 @@ func flowsCommand() *cobra.Command {
 			if order != nil && format == client.Text {
 				return errors.Join(printRecording(cmd.OutOrStdout(), all), err)
 			}
-			return errors.Join(printFlows(cmd.OutOrStdout(), format, all, namespace), err)
+			shown := keepNamespace(all, namespace)
+			if shown == 0 && order == nil && err == nil {
+				query := agentapi.DropsQuery{Namespace: namespace}
+				if err := checkNames(cmd.Context(), f.nodes.Source, f.cluster, query); err != nil {
+					return client.Usage(err)
+				}
+			}
+			err = errors.Join(printFlows(cmd.OutOrStdout(), format, all), err)
+			if shown == 0 && err == nil {
+				_, _ = fmt.Fprintln(cmd.ErrOrStderr(), "weirctl: note: no recorded flow matches")
+			}
+			return err
 		},
 	}
 	f.addFlags(cmd)
@@ -158,18 +169,20 @@ func printRecording(out io.Writer, all []agentapi.Flows) error {
 
 var errNothingRecorded = errors.New("no flows were recorded: weirctl flows --record 1h records them for an hour")
 
-func printFlows(out io.Writer, format client.Format, all []agentapi.Flows, namespace string) error {
-	recorded := false
+// keepNamespace deletes the flows that aren't from or to the namespace, unless namespace is empty. It returns how many
+// flows are left.
+func keepNamespace(all []agentapi.Flows, namespace string) (left int) {
 	for i := range all {
-		recorded = recorded || !all[i].Since.IsZero()
-		flows := all[i].Flows[:0]
-		for _, f := range all[i].Flows {
-			if namespace == "" || inNamespace(f.Source, namespace) || inNamespace(f.Destination, namespace) {
-				flows = append(flows, f)
-			}
-		}
-		all[i].Flows = flows
+		all[i].Flows = slices.DeleteFunc(all[i].Flows, func(f agentapi.Flow) bool {
+			return namespace != "" && !inNamespace(f.Source, namespace) && !inNamespace(f.Destination, namespace)
+		})
+		left += len(all[i].Flows)
 	}
+	return left
+}
+
+func printFlows(out io.Writer, format client.Format, all []agentapi.Flows) error {
+	recorded := slices.ContainsFunc(all, func(f agentapi.Flows) bool { return !f.Since.IsZero() })
 	if format == client.JSON {
 		if err := excerpt.WriteJSON(out, "", all); err != nil {
 			return err

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -14,8 +15,11 @@ import (
 
 	"github.com/weir-net/weir/agentapi"
 	"github.com/weir-net/weir/plugins/weirctl/client"
+	"github.com/weir-net/weir/policy"
+	"github.com/weir-net/weir/policy/explain"
 	"github.com/weir-net/weir/policy/ruleset"
 	"github.com/weir-net/weir/policy/suggest"
+	"github.com/weir-net/weir/test/nodetest"
 )
 
 // flowsOfAPod has flows whose names have control characters and words of YAML.
@@ -121,7 +125,7 @@ func TestSuggestBadInput(t *testing.T) {
 func TestNothingRecorded(t *testing.T) {
 	for _, format := range []client.Format{client.Text, client.JSON} {
 		var out bytes.Buffer
-		if err := printFlows(&out, format, []agentapi.Flows{{}}, ""); !errors.Is(err, errNothingRecorded) {
+		if err := printFlows(&out, format, []agentapi.Flows{{}}); !errors.Is(err, errNothingRecorded) {
 			t.Errorf("%s: %v", format, err)
 		}
 		if format == client.JSON && !json.Valid(out.Bytes()) {
@@ -131,12 +135,57 @@ func TestNothingRecorded(t *testing.T) {
 	var out bytes.Buffer
 	at := time.Date(2026, time.March, 1, 3, 4, 5, 0, time.Local)
 	days := []agentapi.Flows{{Since: at, Flows: []agentapi.Flow{{Last: at}}}}
-	err := printFlows(&out, client.Text, days, "")
+	err := printFlows(&out, client.Text, days)
 	if err != nil || !strings.Contains(out.String(), "2026-03-01 03:04:05") {
 		t.Errorf("a recording can take a week, so a flow needs its date: %v\n%s", err, &out)
 	}
 	recorded := []agentapi.Flows{{Since: time.Now()}}
-	if err := printFlows(io.Discard, client.JSON, recorded, ""); err != nil {
+	if err := printFlows(io.Discard, client.JSON, recorded); err != nil {
 		t.Errorf("after a recording without flows: %v", err)
 	}
+}
+
+// TestFlowsOfUnknownNamespaces: if no flow matches, and the namespace doesn't exist, flows fails with the nearest
+// names, as drops does.
+func TestFlowsOfUnknownNamespaces(t *testing.T) {
+	if !nodetest.Isolated(t) {
+		return
+	}
+	recorded := agentapi.Flows{Since: time.Now(), Flows: []agentapi.Flow{{Source: agentapi.FlowEnd{Pod: "gone/web"}}}}
+	c := explain.Cluster{Objects: policy.Objects{
+		Pods:       []policy.Pod{{Namespace: "lab", Name: "db"}},
+		Namespaces: []policy.Namespace{{Name: "shop"}},
+	}}
+	mux := http.NewServeMux()
+	mux.HandleFunc(agentapi.FlowsPath, func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(recorded)
+	})
+	mux.HandleFunc(agentapi.ObjectsPath, func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(c)
+	})
+	actAsAgent(t, mux)
+	const nothing = "weirctl: note: no recorded flow matches"
+	ask := func(args string, code int, says string) {
+		t.Helper()
+		var out strings.Builder
+		cmd := flowsCommand()
+		cmd.SilenceErrors, cmd.SilenceUsage = true, true
+		cmd.SetOut(io.Discard)
+		cmd.SetErr(&out)
+		cmd.SetArgs(strings.Fields(args))
+		got, text := client.Code(cmd.ExecuteContext(t.Context()))
+		if said := strings.TrimSpace(out.String() + text); got != code || said != says {
+			t.Errorf("%s: %d, %q", args, got, said)
+		}
+	}
+	ask("", client.ExitOK, "")
+	ask("-n gone", client.ExitOK, "")
+	ask("-n lab", client.ExitOK, nothing)
+	ask("-n shop -o json", client.ExitOK, nothing)
+	ask("-n shp", client.ExitUsage, `there is no namespace "shp" and no pod in it; the nearest names are shop`)
+	ask("-n shp --record 1h -o json", client.ExitOK, nothing)
+	c.Gaps = []string{"namespaces could not be listed"}
+	ask("-n shp", client.ExitOK, nothing)
+	c.Gaps, recorded = nil, agentapi.Flows{}
+	ask("-n shop", client.ExitError, errNothingRecorded.Error())
 }
